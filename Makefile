@@ -1,0 +1,49 @@
+# One command sets everything up: a virtual environment in the checkout, nothing outside it.
+PYTHON ?= python3
+BIN := .venv/bin
+READY := .venv/.ready
+DATA ?=
+DEMO := demo
+
+.PHONY: help demo test check bench docs format clean
+.DELETE_ON_ERROR:
+
+help:
+	@echo "make demo [DATA=folder]  train, evaluate and compare two small networks; prints the path of the report"
+	@echo "make test                everything: format, lint, types, import contracts, tests"
+	@echo "make check               the quick part of it, as pre-commit calls it"
+	@echo "make bench               measure speed; writes results/benchmarks/"
+	@echo "make docs                write the generated pages of docs/ anew"
+	@echo "make clean               remove the virtual environment and what the demo made"
+
+$(READY): pyproject.toml constraints.txt
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and "Python 3.11 or newer is needed, this is " + sys.version.split()[0] + "; choose one: make PYTHON=python3.12 ...")'
+	$(PYTHON) -m venv .venv
+	$(BIN)/python -m pip install --quiet --upgrade 'pip>=24'
+	$(BIN)/python -m pip install --quiet --constraint constraints.txt --editable '.[dev]'
+	@touch $@
+
+check: $(READY)
+	$(BIN)/ruff format --check src tests benchmarks
+	$(BIN)/ruff check src tests benchmarks
+	$(BIN)/mypy
+	$(BIN)/lint-imports --no-cache
+
+test: check
+	$(BIN)/python -m pytest -n 2 --dist loadfile
+
+demo: $(READY)
+	$(BIN)/python -m pneumoscope.demo $(if $(DATA),--data '$(DATA)') --out $(DEMO)
+
+bench: $(READY)
+	$(BIN)/python benchmarks/training.py --out results/benchmarks
+
+docs: $(READY)
+	$(BIN)/python docs/generate.py
+
+format: $(READY)
+	$(BIN)/ruff format src tests benchmarks docs
+	$(BIN)/ruff check --fix src tests benchmarks docs
+
+clean:
+	rm -rf .venv $(DEMO)

@@ -1,0 +1,176 @@
+"""The card of a bundle: everything that must be known to score with a network and to judge what it says.
+
+A bundle is a folder of two files, `network.onnx` and `card.json`. The network takes grey levels (uint8, shape (n, size, size)) made by
+`radiograph.prepare` and gives logits (float32, shape (n,)); the rest is on the card. To change the format: raise `FORMAT`, keep a
+bundle of the old one under `tests/bundle/`, and say in `read_bundle` what becomes of it.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from pathlib import Path
+from typing import Any, Literal
+
+from pydantic import BaseModel, ConfigDict, Field, ValidationError
+
+from pneumoscope.errors import BundleError
+from pneumoscope.radiograph.prepare import PREPARE_VERSION, Preparation
+
+__all__ = [
+    "CARD_FILE",
+    "FORMAT",
+    "NETWORK_FILE",
+    "Calibration",
+    "Card",
+    "OperatingPoint",
+    "Parity",
+    "read_bundle",
+    "short_hash",
+]
+
+FORMAT = 1
+CARD_FILE = "card.json"
+NETWORK_FILE = "network.onnx"
+
+
+class _Part(BaseModel):
+    model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
+
+
+class OperatingPoint(_Part):
+    """A threshold and how it came about.
+
+    Attributes:
+        threshold: on the score (sigmoid of the logit, before calibration), 0 to 1; a film at or above it is called pneumonia.
+        rule: in words: "highest Youden index on 782 validation films".
+        chosen_on: "validation" where films decided it, "fixed" where none did.
+    """
+
+    threshold: float = Field(ge=0, le=1)
+    rule: str
+    chosen_on: Literal["fixed", "validation"]
+
+
+class Calibration(_Part):
+    """Probability = sigmoid(slope x logit + intercept).
+
+    Attributes:
+        method: "platt" (both fitted on validation films) or "none" (1 and 0).
+        n: validation films that it was fitted on.
+    """
+
+    slope: float = Field(gt=0)
+    intercept: float
+    method: Literal["platt", "none"]
+    n: int = Field(ge=0)
+
+
+class Parity(_Part):
+    """How far the exported network is from the trained one.
+
+    Attributes:
+        films: compared at export.
+        largest: absolute difference of logits.
+    """
+
+    films: int
+    largest: float
+
+
+class Card(_Part):
+    """What stands in `card.json`.
+
+    Attributes:
+        name: of the run that made it.
+        network: name in the registry of networks.
+        parameters: trainable ones.
+        onnx_sha256, onnx_bytes: of the network file.
+        preparation: how a film becomes its input.
+        points: operating points by name: "half" (0.5), "best", "sensitive".
+        recipe: what trained it, as data.
+        seed: of the run.
+        manifest_sha256: of the films, labels, patients and splits it was trained with.
+        split_by: how validation films were set apart: "patient", "block", "image" or "given".
+        counts: films by split and label.
+        seen: films that decided anything, by split ("train", "validation"): `short_hash` of each, sorted.
+        best_epoch: counted from 1.
+        machine: processor, operating system, versions.
+    """
+
+    format: int = FORMAT
+    name: str
+    network: str
+    parameters: int
+    version: str
+    created: str
+    onnx_sha256: str
+    onnx_bytes: int
+    labels: tuple[str, str] = ("NORMAL", "PNEUMONIA")
+    preparation: Preparation
+    calibration: Calibration
+    points: dict[str, OperatingPoint]
+    parity: Parity
+    recipe: dict[str, Any]
+    seed: int
+    manifest_sha256: str
+    split_by: str
+    counts: dict[str, dict[str, int]]
+    seen: dict[str, list[str]]
+    best_epoch: int
+    machine: dict[str, str]
+
+    def to_json(self) -> str:
+        """The card as written to disk."""
+        return json.dumps(self.model_dump(mode="json"), indent=1, ensure_ascii=False) + "\n"
+
+
+def short_hash(sha256: str) -> str:
+    """The first 16 hexadecimal digits: 64 bits, enough to tell films apart."""
+    return sha256[:16]
+
+
+def read_bundle(folder: Path) -> tuple[Card, bytes]:
+    """Read a bundle and check it before it is used.
+
+    Args:
+        folder: with `card.json` and `network.onnx`.
+    Returns:
+        The card and the network file's bytes, whose size and hash are those on the card.
+    Raises:
+        BundleError: a file is missing, the card is malformed or of a newer format, the films are prepared in another way than
+            here, or the network is not the one that the card describes.
+    """
+    try:
+        text = (folder / CARD_FILE).read_text(encoding="utf-8")
+        network = (folder / NETWORK_FILE).read_bytes()
+    except (OSError, UnicodeDecodeError) as error:
+        raise BundleError(
+            f"{str(folder)!r} is no bundle: {error}",
+            advice=f"A bundle is a folder with {CARD_FILE} and {NETWORK_FILE}; a finished run has one in RUN/bundle",
+        ) from error
+    try:
+        data = json.loads(text)
+        found = data.get("format") if isinstance(data, dict) else None
+        if isinstance(found, int) and found > FORMAT:
+            raise BundleError(
+                f"{str(folder)!r} has format {found}; this version reads up to {FORMAT}",
+                advice="Upgrade: pip install -U pneumoscope",
+            )
+        card = Card.model_validate(data)
+    except (json.JSONDecodeError, ValidationError) as error:
+        first = error.errors()[0] if isinstance(error, ValidationError) else None
+        why = f"{'.'.join(map(str, first['loc']))}: {first['msg']}" if first else str(error)
+        raise BundleError(f"{str(folder / CARD_FILE)!r} is malformed: {why}", advice="Export it again") from error
+    if card.preparation.version != PREPARE_VERSION:
+        raise BundleError(
+            f"{str(folder)!r} expects films prepared by version {card.preparation.version}, here it is {PREPARE_VERSION}",
+            advice="Train and export it again with this version",
+        )
+    if len(network) != card.onnx_bytes or hashlib.sha256(network).hexdigest() != card.onnx_sha256:
+        raise BundleError(
+            f"{str(folder / NETWORK_FILE)!r} is not the network that its card describes"
+            f" ({len(network)} bytes, expected {card.onnx_bytes}, or another hash)",
+            advice="It was altered or cut short: copy the bundle again",
+        )
+    return card, network

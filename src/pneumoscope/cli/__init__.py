@@ -1,0 +1,100 @@
+"""The command line: each verb parses, calls the function of its name, and prints. No number is computed here.
+
+Nothing heavy is imported until a verb runs, so that `pneumoscope --help` answers at once.
+"""
+
+from __future__ import annotations
+
+import os
+import sys
+import traceback
+from importlib import import_module
+
+import click
+
+from pneumoscope import __version__
+from pneumoscope.errors import MissingExtraError, PneumoscopeError
+
+__all__ = ["VERBS", "cli", "main"]
+
+# In the order in which a person meets them.
+VERBS = (
+    "phantom",
+    "fetch",
+    "audit",
+    "split",
+    "recipes",
+    "models",
+    "train",
+    "evaluate",
+    "compare",
+    "reproduce",
+    "export",
+)
+_EXTRAS = {
+    "train": ("torch", "torchvision", "lightning", "timm", "onnx", "onnxscript", "tensorboard", "safetensors"),
+    "evaluate": ("scipy", "sklearn", "matplotlib", "jinja2", "imagehash"),
+}
+
+
+class _Verbs(click.Group):
+    """Lists verbs in the order of `VERBS`, and imports a verb's file when it is needed."""
+
+    def list_commands(self, ctx: click.Context) -> list[str]:
+        return list(VERBS)
+
+    def get_command(self, ctx: click.Context, cmd_name: str) -> click.Command | None:
+        if cmd_name not in VERBS:
+            return None
+        command: click.Command = import_module(f"pneumoscope.cli.{cmd_name}").command
+        return command
+
+
+@click.group(cls=_Verbs, context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 110})
+@click.version_option(__version__, prog_name="pneumoscope")
+@click.option("--debug", is_flag=True, help="Show the traceback of an error.")
+@click.pass_context
+def cli(ctx: click.Context, debug: bool) -> None:
+    """Identify pneumonia on chest radiographs, and defend every number.
+
+    Try it without any film:  pneumoscope phantom films  then  pneumoscope train phantom-quick --data films --out run
+    """
+    ctx.obj = {"debug": debug}
+
+
+def main(arguments: list[str] | None = None) -> None:
+    """Run one command and exit: 0 done, 1 our fault, 2 the caller's, 3 some inputs failed and the others were done."""
+    given = sys.argv[1:] if arguments is None else arguments
+    debug = "--debug" in given[: next((i for i, word in enumerate(given) if word in VERBS), len(given))]
+    try:
+        status = cli.main(args=given, prog_name="pneumoscope", standalone_mode=False)
+        sys.exit(status if isinstance(status, int) else 0)
+    except click.ClickException as error:
+        error.show()
+        sys.exit(error.exit_code)
+    except (click.Abort, KeyboardInterrupt):
+        click.echo("stopped", err=True)
+        sys.exit(130)
+    except BrokenPipeError:
+        # Whoever read our output has gone; Python would complain once more when it flushes at exit.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        sys.exit(0)
+    except Exception as error:
+        if debug:
+            traceback.print_exc()
+        told = _told(error)
+        click.echo(f"error: {told}", err=True)
+        sys.exit(told.exit_status)
+
+
+def _told(error: Exception) -> PneumoscopeError:
+    """What a person is told of an exception."""
+    if isinstance(error, PneumoscopeError):
+        return error
+    if isinstance(error, ModuleNotFoundError) and error.name:
+        for extra, modules in _EXTRAS.items():
+            if error.name.partition(".")[0] in modules:
+                return MissingExtraError(extra, "this command", error.name)
+    return PneumoscopeError(
+        f"{type(error).__name__}: {error}", advice="This is a fault of ours; show where with: pneumoscope --debug ..."
+    )

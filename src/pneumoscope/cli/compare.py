@@ -1,0 +1,43 @@
+"""`pneumoscope compare`: finished runs side by side, and what may be said of them."""
+
+from __future__ import annotations
+
+import shlex
+from pathlib import Path
+
+import click
+
+__all__ = ["command"]
+
+
+@click.command("compare")
+@click.argument("runs", metavar="RUN...", nargs=-1, required=True, type=click.Path(path_type=Path))
+@click.option("--published", is_flag=True, help="Set the report's six rows beside ours, converted, with the erratum.")
+@click.option("--point", default="half", show_default=True, help="Operating point of the threshold metrics.")
+@click.option("--out", required=True, type=click.Path(path_type=Path), help="Folder of the results.")
+@click.option("--json", "as_json", is_flag=True, help="Print one JSON document.")
+def command(runs: tuple[Path, ...], published: bool, point: str, out: Path, as_json: bool) -> None:
+    """Compare runs that were evaluated on the same test films.
+
+    Writes comparison.json, comparison.csv and report.html into --out. Needs no weights: run.json, epochs.csv,
+    recipe.toml and evaluation/ of each run are enough.
+    """
+    from pneumoscope.evaluation.compare import compare
+    from pneumoscope.report.comparison_page import write_comparison_page
+    from pneumoscope.results import to_json
+
+    options = ["--published"] * published + (["--point", point] if point != "half" else [])
+    line = shlex.join(["pneumoscope", "compare", *map(str, runs), *options, "--out", str(out)])
+    comparison = compare(runs, published=published, point=point, out=out, command=line)
+    page = write_comparison_page(comparison, runs, out / "report.html")
+    if as_json:
+        click.echo(to_json(comparison), nl=False)
+        click.echo(str(page), err=True)
+        return
+    for sentence in comparison.sentences:
+        click.echo(sentence)
+    for row in comparison.published or ():
+        click.echo(row.sentence)
+    if comparison.erratum:
+        click.echo(f"Erratum: {comparison.erratum}")
+    click.echo(str(page))

@@ -1,0 +1,113 @@
+"""`pneumoscope evaluate`: how well a run or bundle does on labelled films."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import click
+
+from pneumoscope.cli.progress import film_progress
+
+if TYPE_CHECKING:
+    from rich.console import Console
+    from rich.table import Table
+
+    from pneumoscope.results import Evaluation, Interval
+
+__all__ = ["command"]
+
+
+@click.command("evaluate")
+@click.argument("target", metavar="RUN|BUNDLE", type=click.Path(path_type=Path))
+@click.option("--data", required=True, type=click.Path(path_type=Path), help="Folder, manifest CSV or archive.")
+@click.option("--split", default="test", show_default=True, help="train, validation or test.")
+@click.option(
+    "--points", default="half,best,sensitive", show_default=True, help="Operating points, separated by commas."
+)
+@click.option("--out", type=click.Path(path_type=Path), help="Folder of the results.  [default: RUN/evaluation/SPLIT]")
+@click.option(
+    "--ledger",
+    type=click.Path(path_type=Path),
+    help="Where looks at test films are written down.  [default: results/test-ledger.jsonl, or PNEUMOSCOPE_LEDGER]",
+)
+@click.option("--seed", default=0, show_default=True, help="Of the bootstraps.")
+@click.option("--json", "as_json", is_flag=True, help="Print one JSON document.")
+def command(
+    target: Path,
+    data: Path,
+    split: str,
+    points: str,
+    out: Path | None,
+    ledger: Path | None,
+    seed: int,
+    as_json: bool,
+) -> None:
+    """Judge RUN or BUNDLE on labelled films, every number with its interval.
+
+    Thresholds come from the bundle and are never chosen on the films judged. Each look at test films is written to the
+    test ledger before its result is shown.
+    """
+    from rich.console import Console
+
+    from pneumoscope.evaluation.evaluate import evaluate
+    from pneumoscope.results import to_json
+
+    with film_progress("scoring films") as progress:
+        evaluation, _ = evaluate(
+            target,
+            data,
+            split=split,
+            points=tuple(name.strip() for name in points.split(",")),
+            out=out,
+            ledger=ledger,
+            seed=seed,
+            progress=progress,
+        )
+    if as_json:
+        click.echo(to_json(evaluation), nl=False)
+    else:
+        _show(evaluation, Console())
+
+
+def _show(evaluation: Evaluation, console: Console) -> None:
+    counts = ", ".join(f"{n} {label}" for label, n in evaluation.counts.items())
+    console.print(
+        f"{evaluation.name} on {evaluation.n} {evaluation.split} films ({counts}; {evaluation.patients} patients)",
+        highlight=False,
+    )
+    console.print(_table("any threshold", evaluation.metrics, evaluation.auroc_by_etiology, "AUROC"))
+    for name, point in evaluation.points.items():
+        console.print(_table(f"{name}: threshold {point.threshold:.4g}", point.metrics, point.by_etiology, "correct"))
+        found = point.confusion
+        console.print(
+            f"  {point.rule}; called pneumonia: {found.tp} of {found.tp + found.fn} PNEUMONIA,"
+            f" {found.fp} of {found.fp + found.tn} NORMAL",
+            highlight=False,
+        )
+    if evaluation.look is not None:
+        console.print(f"look {evaluation.look} at these test films", highlight=False)
+    console.print(evaluation.notice, style="dim", highlight=False)
+
+
+def _table(title: str, metrics: Mapping[str, Interval], by_etiology: Mapping[str, Interval], noun: str) -> Table:
+    from rich.table import Table
+
+    table = Table(title=title, title_justify="left")
+    for heading in ("", "value", "95% interval", "n", "method"):
+        table.add_column(heading)
+    for name, interval in metrics.items():
+        table.add_row(name.replace("_", " "), *_cells(interval))
+    for name, interval in by_etiology.items():
+        table.add_row(f"{noun}, {name}", *_cells(interval))
+    return table
+
+
+def _cells(interval: Interval) -> tuple[str, str, str, str]:
+    if interval.value is None:
+        return "-", interval.reason, str(interval.n), interval.method
+    ends = interval.reason
+    if interval.low is not None and interval.high is not None:
+        ends = f"{interval.low:.3f} to {interval.high:.3f}"
+    return f"{interval.value:.3f}", ends, str(interval.n), interval.method

@@ -1,0 +1,21 @@
+"""`pneumoscope export`."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import click
+
+
+@click.command(name="export")
+@click.argument("run", type=click.Path(path_type=Path))
+@click.option("--out", type=click.Path(path_type=Path), required=True, help="Folder of the bundle; must not exist.")
+def command(run: Path, out: Path) -> None:
+    """Copy the bundle of a finished run to where it is used, checked on the way.
+
+    A bundle is two files: network.onnx and card.json. Scoring with it needs neither PyTorch nor the run.
+    """
+    from pneumoscope.bundle.copy import copy_bundle
+
+    card = copy_bundle(run / "bundle" if (run / "bundle").is_dir() else run, out)
+    click.echo(f"{out}: {card.network}, {card.onnx_bytes / 1e6:.1f} MB, SHA-256 {card.onnx_sha256[:16]}")

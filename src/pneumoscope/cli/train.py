@@ -1,0 +1,69 @@
+"""`pneumoscope train`."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Literal
+
+import click
+
+
+@click.command(name="train")
+@click.argument("recipe")
+@click.option(
+    "--data",
+    type=click.Path(path_type=Path),
+    required=True,
+    help="Folder, CSV or .npz of labelled films, or a manifest.",
+)
+@click.option("--out", type=click.Path(path_type=Path), required=True, help="The run's folder.")
+@click.option("--set", "overrides", multiple=True, metavar="KEY=VALUE", help="Change a field: --set training.epochs=3")
+@click.option("--resume", is_flag=True, help="Go on with the run in --out from its last whole epoch.")
+@click.option("--accelerator", type=click.Choice(["auto", "cpu", "gpu"]), default="auto", show_default=True)
+@click.option("--devices", type=click.IntRange(min=0), default=0, help="On each node; by default one CPU or every GPU.")
+@click.option(
+    "--nodes", type=click.IntRange(min=1), default=1, show_default=True, help="Machines, each started by torchrun."
+)
+@click.option("--json", "as_json", is_flag=True, help="Print what came of the run as one JSON document.")
+def command(
+    recipe: str,
+    data: Path,
+    out: Path,
+    overrides: tuple[str, ...],
+    resume: bool,
+    accelerator: Literal["auto", "cpu", "gpu"],
+    devices: int,
+    nodes: int,
+    as_json: bool,
+) -> None:
+    """Train a network by a recipe, and write its bundle.
+
+    RECIPE is a name (see `pneumoscope recipes`) or a TOML file. Films that are not split yet are split as the recipe says.
+    A run that was killed goes on with --resume and ends with the same weights.
+
+    Example:  pneumoscope train alexnet-adam --data chest_xray --out runs/alexnet-adam
+    """
+    from pneumoscope.cli.progress import film_progress
+    from pneumoscope.training.fit import Devices, train
+    from pneumoscope.training.recipe import read_recipe
+
+    with film_progress("preparing films") as progress:
+        result = train(
+            read_recipe(recipe, overrides),
+            data,
+            out,
+            resume=resume,
+            devices=Devices(accelerator, devices, nodes),
+            progress=progress,
+        )
+    if as_json:
+        click.echo(json.dumps(result, indent=2))
+        return
+    click.echo(
+        f"{result['name']}: best epoch {result['best_epoch']} of {result['epochs']},"
+        f" validation accuracy {result['best_validation_accuracy']:.4f}, {result['seconds'] / 60:.1f} min"
+    )
+    click.echo(f"bundle  {out / 'bundle'}")
+    click.echo(f"curves  {out / 'curves.svg'}")
+    click.echo(f"next    pneumoscope evaluate {out} --data {data}")

@@ -1,0 +1,182 @@
+"""Films decoded and prepared once, kept in one file that later runs map into memory.
+
+The file's name is a hash of what is in it: the content of the films, the preparation and its version. It gets that name only when
+it is complete and its checksum is written, so a file that was half written is never taken for a whole one; one that was
+damaged later fails the checksum and is made anew.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import hashlib
+import json
+import os
+import tempfile
+import zlib
+from collections.abc import Callable, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+
+import numpy as np
+import numpy.typing as npt
+
+from pneumoscope.dataset.contents import Progress, read_film
+from pneumoscope.dataset.manifest import Film
+from pneumoscope.errors import StorageError, UnreadableFilmError
+from pneumoscope.radiograph.prepare import Preparation, prepare
+
+__all__ = ["PreparedFilms", "cache_folder", "keep_array", "kept_array", "prepare_films"]
+
+_THREADS = min(8, os.cpu_count() or 1)
+_CHUNK = 256
+Pixels = npt.NDArray[np.uint8]
+
+
+@dataclasses.dataclass(frozen=True)
+class PreparedFilms:
+    """Prepared films in the order asked for.
+
+    Attributes:
+        pixels: grey levels, shape (distinct films, size, size), mapped from disk and read-only.
+        rows: for each film asked for, its row in `pixels`.
+        key: of the cache file.
+    """
+
+    pixels: Pixels
+    rows: npt.NDArray[np.int64]
+    key: str
+
+
+def cache_folder() -> Path:
+    """Where caches are kept: PNEUMOSCOPE_CACHE, else `pneumoscope` in the user's cache folder (XDG_CACHE_HOME)."""
+    if os.environ.get("PNEUMOSCOPE_CACHE"):
+        return Path(os.environ["PNEUMOSCOPE_CACHE"])
+    base = os.environ.get("XDG_CACHE_HOME")
+    return (Path(base) if base else Path.home() / ".cache") / "pneumoscope"
+
+
+def prepare_films(
+    root: Path, films: Sequence[Film], preparation: Preparation, progress: Progress | None = None
+) -> PreparedFilms:
+    """Every film as a network takes it, from the cache where it is there.
+
+    Args:
+        root: the manifest's root.
+        films: in any order; the same content is prepared and kept once.
+        preparation: crop and size.
+        progress: called with (films done, films in all) while the cache is made.
+    Raises:
+        UnreadableFilmError: a film cannot be decoded.
+        StorageError: the cache cannot be written.
+    """
+    distinct = {film.sha256: film for film in films}
+    order = sorted(distinct)
+    described = json.dumps(preparation.model_dump(mode="json"), sort_keys=True)
+    key = hashlib.sha256("\n".join([described, *order]).encode()).hexdigest()[:32]
+    shape = (len(order), preparation.size, preparation.size)
+    name = f"films-{key}"
+    pixels = kept_array(name, shape, np.uint8)
+    if pixels is None:
+        ordered = [distinct[sha256] for sha256 in order]
+        keep_array(name, shape, np.uint8, lambda target: _decode_into(target, root, ordered, preparation, progress))
+        pixels = kept_array(name, shape, np.uint8)
+        if pixels is None:
+            raise StorageError(
+                f"the cache {str(cache_folder() / name)!r} was written and cannot be read back",
+                advice="Set PNEUMOSCOPE_CACHE to a folder on a healthy disk",
+            )
+    position = {sha256: row for row, sha256 in enumerate(order)}
+    return PreparedFilms(pixels, np.array([position[film.sha256] for film in films], dtype=np.int64), key)
+
+
+def _decode_into(
+    target: npt.NDArray[np.uint8],
+    root: Path,
+    films: Sequence[Film],
+    preparation: Preparation,
+    progress: Progress | None,
+) -> None:
+    def one(film: Film) -> Pixels | UnreadableFilmError:
+        try:
+            return prepare(read_film(root, film), preparation)
+        except UnreadableFilmError as error:
+            return error
+
+    failed: list[UnreadableFilmError] = []
+    with ThreadPoolExecutor(_THREADS) as pool:
+        for start in range(0, len(films), _CHUNK):
+            for row, made in enumerate(pool.map(one, films[start : start + _CHUNK]), start):
+                if isinstance(made, UnreadableFilmError):
+                    failed.append(made)
+                else:
+                    target[row] = made
+            if progress:
+                progress(min(start + _CHUNK, len(films)), len(films))
+    if failed:
+        more = f" (and {len(failed) - 1} more films)" if len(failed) > 1 else ""
+        raise UnreadableFilmError(
+            failed[0].path,
+            f"{failed[0].why}{more}",
+            advice="List them all with: pneumoscope audit DATA; then remove them",
+        )
+
+
+# --- a file with a checksum ------------------------------------------------------------------------------------------
+
+
+def kept_array(name: str, shape: tuple[int, ...], dtype: npt.DTypeLike) -> npt.NDArray[np.generic] | None:
+    """An array that `keep_array` kept, mapped read-only; None where there is none or it is damaged."""
+    path = cache_folder() / name
+    size = int(np.prod(shape)) * np.dtype(dtype).itemsize
+    try:
+        if path.stat().st_size != size + 4:
+            return None
+        array = np.memmap(path, dtype=dtype, mode="r", shape=shape)
+        with path.open("rb") as file:
+            file.seek(size)
+            stated = int.from_bytes(file.read(4), "little")
+    except (OSError, ValueError):
+        return None
+    return array if _checksum(array) == stated else None
+
+
+def keep_array(
+    name: str, shape: tuple[int, ...], dtype: npt.DTypeLike, fill: Callable[[npt.NDArray[np.generic]], None]
+) -> None:
+    """Write an array and its checksum under a temporary name, then give it its own in one step.
+
+    Args:
+        fill: writes the whole array in place.
+    Raises:
+        StorageError: the disk is full or cannot be written; nothing is left behind.
+    """
+    folder = cache_folder()
+    temporary: Path | None = None
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        handle, made = tempfile.mkstemp(prefix=f".{name}-", dir=folder)
+        temporary = Path(made)
+        size = int(np.prod(shape)) * np.dtype(dtype).itemsize
+        with os.fdopen(handle, "r+b") as file:
+            # Reserves the blocks now: a disk that fills up behind a memory map kills the process instead of raising.
+            os.posix_fallocate(file.fileno(), 0, size + 4)
+            array = np.memmap(file, dtype=dtype, mode="r+", shape=shape)
+            fill(array)
+            array.flush()
+            file.seek(size)
+            file.write(_checksum(array).to_bytes(4, "little"))
+            file.flush()
+            os.fsync(file.fileno())
+        temporary.replace(folder / name)
+    except OSError as error:
+        raise StorageError(
+            f"cannot write the cache in {str(folder)!r}: {error.strerror or error}",
+            advice="Free some space, or set PNEUMOSCOPE_CACHE to another folder",
+        ) from error
+    finally:
+        if temporary is not None:
+            temporary.unlink(missing_ok=True)
+
+
+def _checksum(array: npt.NDArray[np.generic]) -> int:
+    return zlib.crc32(memoryview(np.ascontiguousarray(array)).cast("B"))

@@ -1,0 +1,205 @@
+"""Sets finished runs side by side on the same test films. Needs their result files, and no weights."""
+
+from __future__ import annotations
+
+import csv
+import dataclasses
+import datetime
+import io
+from collections import Counter
+from collections.abc import Sequence
+from pathlib import Path
+
+import numpy as np
+
+from pneumoscope import __version__
+from pneumoscope.dataset.manifest import films_sha256
+from pneumoscope.errors import RunError, UnknownNameError, UsageError
+from pneumoscope.evaluation.measure import positives
+from pneumoscope.evaluation.pairs import JudgedRun, findings, paired_tests
+from pneumoscope.evaluation.published import ERRATUM, published_rows
+from pneumoscope.evaluation.records import (
+    COMPARISON_FILE,
+    EVALUATION_FILE,
+    PREDICTIONS_FILE,
+    RUN_FILE,
+    RunRecord,
+    read_evaluation,
+    read_predictions,
+    read_run,
+)
+from pneumoscope.results import Comparison, Evaluation, Interval, RunSummary, ScoredFilm, to_json
+from pneumoscope.storage import write_atomically
+
+__all__ = ["COMPARISON_TABLE", "compare"]
+
+COMPARISON_TABLE = "comparison.csv"
+
+
+@dataclasses.dataclass(frozen=True)
+class _Run:
+    """The result files of one run; films in the order that all runs share."""
+
+    folder: Path
+    record: RunRecord
+    evaluation: Evaluation
+    films: tuple[ScoredFilm, ...]
+
+
+def compare(
+    runs: Sequence[Path], *, published: bool = False, point: str = "half", out: Path | None = None, command: str = ""
+) -> Comparison:
+    """Compare runs that were evaluated on the same test films.
+
+    Args:
+        runs: run folders with `run.json` and `evaluation/test/`.
+        published: set the report's six rows beside ours.
+        point: operating point of the threshold metrics and of McNemar's test.
+        out: where comparison.json and comparison.csv are written; nowhere where None.
+        command: what was run, for the record.
+    Raises:
+        UsageError: no run.
+        RunError: a file is missing or malformed, two runs have one name, or they were judged on other films.
+        UnknownNameError: a run was not evaluated at this operating point.
+        StorageError: the results cannot be written.
+    """
+    if not runs:
+        raise UsageError("there is no run to compare", advice="Name run folders: pneumoscope compare RUN... --out DIR")
+    read = [_read(folder, point) for folder in runs]
+    _refuse_others(read)
+    films = read[0].films
+    labels, patients = positives(films), [film.patient for film in films]
+    judged = [
+        JudgedRun(
+            run.record.name,
+            _called(run.films, run.evaluation.points[point].threshold) == labels,
+            np.array([film.logit for film in run.films]),
+        )
+        for run in read
+    ]
+    pairs = paired_tests(judged, labels, patients)
+    rows = tuple(_summary(run.record, run.evaluation, point) for run in read)
+    first = read[0].evaluation
+    comparison = Comparison(
+        films={
+            "sha256": first.films_sha256,
+            "n": first.n,
+            "patients": first.patients,
+            "counts": dict(first.counts),
+        },
+        point=point,
+        runs=rows,
+        pairs=pairs,
+        sentences=(*findings([row.name for row in rows], [row.test["accuracy"] for row in rows], pairs), *_looks(read)),
+        published=published_rows({row.name: row for row in rows}, first.counts) if published else None,
+        erratum=ERRATUM if published else "",
+        command=command,
+        created=datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
+        version=__version__,
+    )
+    if out is not None:
+        write_atomically(out / COMPARISON_TABLE, _table(comparison))
+        write_atomically(out / COMPARISON_FILE, to_json(comparison))
+    return comparison
+
+
+def _read(folder: Path, point: str) -> _Run:
+    record = read_run(folder / RUN_FILE)
+    results = folder / "evaluation" / "test"
+    if not (results / EVALUATION_FILE).is_file():
+        raise RunError(
+            f"run {str(folder)!r} has not been evaluated on test films (no {str(results / EVALUATION_FILE)!r})",
+            advice=f"Do: pneumoscope evaluate {folder} --data DATA",
+        )
+    evaluation = read_evaluation(results / EVALUATION_FILE)
+    if point not in evaluation.points:
+        raise UnknownNameError(f"operating point in {str(results / EVALUATION_FILE)!r}", point, evaluation.points)
+    films = read_predictions(results / PREDICTIONS_FILE)
+    judged = evaluation.points[point]
+    correct = int(np.count_nonzero(_called(films, judged.threshold) == positives(films)))
+    if (
+        films_sha256([film.sha256 for film in films]) != evaluation.films_sha256
+        or correct != judged.confusion.tp + judged.confusion.tn
+    ):
+        raise RunError(
+            f"{EVALUATION_FILE} and {PREDICTIONS_FILE} in {str(results)!r} are not of one evaluation",
+            advice=f"Do it again: pneumoscope evaluate {folder} --data DATA",
+        )
+    # Content, and the path only among films of the same bytes: the folder above them may have another name elsewhere.
+    ordered = tuple(sorted(films, key=lambda film: (film.sha256, film.path)))
+    return _Run(folder, record, evaluation, ordered)
+
+
+def _called(films: Sequence[ScoredFilm], threshold: float) -> np.ndarray[tuple[int], np.dtype[np.bool_]]:
+    return np.array([film.score for film in films]) >= threshold
+
+
+def _refuse_others(runs: Sequence[_Run]) -> None:
+    """Names must differ; films, labels and patients must not."""
+    name, times = Counter(run.record.name for run in runs).most_common(1)[0]
+    if times > 1:
+        where = ", ".join(str(run.folder) for run in runs if run.record.name == name)
+        raise RunError(
+            f"{times} runs are called {name!r} ({where})",
+            advice="A comparison speaks of runs by name: give each its own by the recipe's field name",
+        )
+    first = runs[0]
+    for run in runs[1:]:
+        if run.evaluation.films_sha256 != first.evaluation.films_sha256:
+            raise RunError(
+                f"run {run.record.name!r} was judged on other films than {first.record.name!r}"
+                f" ({run.evaluation.n} and {first.evaluation.n}, hashes {run.evaluation.films_sha256[:12]} and"
+                f" {first.evaluation.films_sha256[:12]})",
+                advice="Evaluate both on the same data",
+            )
+        for film, same in zip(run.films, first.films, strict=True):
+            if (film.label, film.patient) != (same.label, same.patient):
+                raise RunError(
+                    f"film {film.path!r} is {film.label} of patient {film.patient!r} in {run.record.name!r}"
+                    f" and {same.label} of patient {same.patient!r} in {first.record.name!r}",
+                    advice="Evaluate both on the same data",
+                )
+
+
+def _summary(record: RunRecord, evaluation: Evaluation, point: str) -> RunSummary:
+    judged = evaluation.points[point]
+    return RunSummary(
+        name=record.name,
+        network=record.network,
+        optimizer=record.optimizer,
+        batch=record.batch,
+        image_size=record.image_size,
+        epochs=record.epochs,
+        seed=record.seed,
+        device=record.device,
+        weights=record.weights,
+        average_train_accuracy=record.average_train_accuracy,
+        average_validation_accuracy=record.average_validation_accuracy,
+        best_epoch=record.best_epoch,
+        seconds=record.seconds,
+        test={"n": evaluation.n, **judged.metrics, **evaluation.metrics},
+        confusion=judged.confusion,
+    )
+
+
+def _looks(runs: Sequence[_Run]) -> tuple[str, ...]:
+    """Said only where there were more looks than runs: something may have been chosen by looking."""
+    looks = max(run.evaluation.look or 0 for run in runs)
+    if looks <= len(runs):
+        return ()
+    return (
+        f"The test ledger held {looks} looks at these films for the {len(runs)} compared here: what was chosen after a"
+        " look is judged too kindly.",
+    )
+
+
+def _table(comparison: Comparison) -> str:
+    """A row a run and metric, for spreadsheets."""
+    out = io.StringIO()
+    writer = csv.writer(out, lineterminator="\n")
+    writer.writerow(["run", "metric", "value", "low", "high", "method", "n"])
+    for run in comparison.runs:
+        for metric, found in run.test.items():
+            if isinstance(found, Interval):
+                writer.writerow([run.name, metric, found.value, found.low, found.high, found.method, found.n])
+    return out.getvalue()

@@ -1,0 +1,141 @@
+"""Which films a bundle is judged on, and the refusals that keep the judgement honest."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path, PurePosixPath
+
+from pneumoscope.bundle.card import Card, short_hash
+from pneumoscope.dataset.layouts import SPLIT_FOLDERS, load_manifest
+from pneumoscope.dataset.manifest import LABELS, Film, Manifest
+from pneumoscope.errors import DatasetError, ThresholdError, UsageError
+from pneumoscope.radiograph.decode import EXTENSIONS
+
+__all__ = ["choose_films", "refuse_chosen_thresholds", "refuse_seen", "unreadable_error"]
+
+_JUDGED = ("train", "validation", "test")
+_SHOWN = 5
+
+
+def choose_films(data: Path, split: str, run_manifest: Path | None) -> tuple[Path, tuple[Film, ...]]:
+    """The films of one split, with content hashes.
+
+    The test split is the data's own. Train and validation are what the run made of the data: they come from a manifest
+    file, or from the run's own `manifest.csv` where `data` is a folder or an archive.
+
+    Args:
+        data: a folder, a manifest CSV or an archive.
+        split: "train", "validation" or "test".
+        run_manifest: `RUN/manifest.csv`; None where a bundle alone is judged.
+    Returns:
+        The folder that paths are relative to, and the films.
+    Raises:
+        UsageError: no such split, or train or validation without a manifest.
+        DatasetError: an empty split, one class only, films that cannot be opened, or films of the run that are not
+            there.
+    """
+    if split not in _JUDGED:
+        raise UsageError(f"there is no split {split!r} to judge", advice=f"Known: {', '.join(_JUDGED)}")
+    manifest = load_manifest(data)
+    if split != "test" and data.suffix.lower() != ".csv":
+        films = _of_run(manifest, split, run_manifest, data)
+    else:
+        _refuse_unreadable(manifest, data, split)
+        films = manifest.split(split)
+    if not films:
+        found = ", ".join(f"{name or 'no split'} {sum(n.values())}" for name, n in manifest.counts().items())
+        raise DatasetError(
+            f"{str(data)!r} has no film in the split {split!r} (films: {found})", advice="Name another with --split"
+        )
+    missing = [label for label in LABELS if not any(film.label == label for film in films)]
+    if missing:
+        raise DatasetError(
+            f"the {len(films)} films of the split {split!r} have one label only: there is no {missing[0]}",
+            advice="An evaluation needs both; to score films without labels use: pneumoscope predict",
+        )
+    return manifest.root, films
+
+
+def _of_run(manifest: Manifest, split: str, run_manifest: Path | None, data: Path) -> tuple[Film, ...]:
+    """The films that the run put into the split, found again by path and content."""
+    if run_manifest is None or not run_manifest.is_file():
+        raise UsageError(
+            f"which films of {str(data)!r} are {split} is not known: {str(run_manifest or 'a bundle')!r} does not say",
+            advice="Give the manifest that it was trained with as --data, or a run folder that has its manifest.csv",
+        )
+    text = run_manifest.read_text(encoding="utf-8")
+    wanted = Manifest.from_csv(text, manifest.root, str(run_manifest)).split(split)
+    here = {(film.path, film.sha256) for film in manifest}
+    gone = [film.path for film in wanted if (film.path, film.sha256) not in here]
+    if gone:
+        raise DatasetError(
+            f"{len(gone)} of the {len(wanted)} {split} films of {str(run_manifest)!r} are not in {str(data)!r}"
+            f" with the same content; the first: {gone[0]}",
+            advice="Give the data that the run was trained on",
+        )
+    return wanted
+
+
+def _refuse_unreadable(manifest: Manifest, data: Path, split: str) -> None:
+    """Films of the split that could not be opened while listing. Litter, and files of other splits, are no concern."""
+    splits: dict[str, str] = {}
+    if data.suffix.lower() == ".csv":
+        text = data.read_text(encoding="utf-8-sig")
+        splits = {film.path: film.split for film in Manifest.from_csv(text, manifest.root, str(data))}
+    found = []
+    for path, why in manifest.unreadable:
+        name = PurePosixPath(path)
+        own = splits.get(path, SPLIT_FOLDERS.get(name.parts[0].lower(), ""))
+        if own == split and name.suffix.lower() in EXTENSIONS and not name.name.startswith("."):
+            found.append((path, why))
+    if found:
+        raise unreadable_error(found, split)
+
+
+def unreadable_error(found: Sequence[tuple[str, str]], split: str) -> DatasetError:
+    """Films that should have been judged and cannot be read. They are never left out in silence: n would be a lie.
+
+    Args:
+        found: (path, why), at least one.
+        split: that they are of.
+    """
+    shown = "; ".join(f"{path}: {why}" for path, why in found[:_SHOWN])
+    more = f"; and {len(found) - _SHOWN} more" if len(found) > _SHOWN else ""
+    return DatasetError(
+        f"{len(found)} {split} films cannot be read ({shown}{more})",
+        advice="Mend them, or list the films to judge without them in a manifest CSV and give that as --data",
+    )
+
+
+def refuse_seen(films: Sequence[Film], card: Card) -> None:
+    """Refuse test films that decided anything in training, by content.
+
+    Raises:
+        DatasetError: how many, where from, and the first path.
+    """
+    for split in ("train", "validation"):
+        known = set(card.seen.get(split, ()))
+        shared = [film.path for film in films if short_hash(film.sha256) in known]
+        if shared:
+            raise DatasetError(
+                f"{len(shared)} of {len(films)} test films were {split} films of {card.name!r}, by content; the first:"
+                f" {shared[0]}",
+                advice="Give other test films, or train on a manifest that keeps these out: pneumoscope split DATA",
+            )
+
+
+def refuse_chosen_thresholds(films: Sequence[Film], card: Card, points: Sequence[str]) -> None:
+    """Refuse to judge a threshold on films that chose it.
+
+    Raises:
+        ThresholdError: the first such operating point, and how many of the films chose it.
+    """
+    known = set(card.seen.get("validation", ()))
+    shared = sum(short_hash(film.sha256) in known for film in films)
+    chosen = [name for name in points if card.points[name].chosen_on == "validation"]
+    if shared and chosen:
+        raise ThresholdError(
+            f"the operating point {chosen[0]!r} was chosen on {shared} of these {len(films)} films"
+            " and cannot be judged by them",
+            advice="Judge a fixed threshold (--points half), or another split",
+        )

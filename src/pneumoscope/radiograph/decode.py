@@ -1,0 +1,143 @@
+"""From a file or bytes to grey pixels, or an error that says why not. Nothing is guessed and nothing is repaired.
+
+A stranger's file may be empty, cut short, enormous, animated, or not an image at all; the size is read from the header
+and refused before any pixel is decoded.
+"""
+
+from __future__ import annotations
+
+import io
+import struct
+import warnings
+from pathlib import Path
+
+import numpy as np
+import numpy.typing as npt
+from PIL import ExifTags, Image, TiffImagePlugin, UnidentifiedImageError
+
+from pneumoscope.errors import UnreadableFilmError
+from pneumoscope.radiograph.film import MAX_PIXELS, Radiograph
+
+__all__ = ["EXTENSIONS", "MAX_BYTES", "MAX_PIXELS", "Radiograph", "decode"]
+
+EXTENSIONS = frozenset({".jpg", ".jpeg", ".png", ".tif", ".tiff", ".bmp", ".webp", ".dcm"})
+# Room for `MAX_PIXELS` in 32 bits each, uncompressed: no radiograph is larger, and reading must end somewhere.
+MAX_BYTES = 4 * MAX_PIXELS
+_FORMATS = ("JPEG", "PNG", "TIFF", "BMP", "WEBP")
+_DICOM_MAGIC = b"DICM"
+# What undoes each orientation of EXIF. Pillow's own `exif_transpose` also rewrites the EXIF data, and fails where that
+# is damaged elsewhere.
+_TURNS = {
+    2: Image.Transpose.FLIP_LEFT_RIGHT,
+    3: Image.Transpose.ROTATE_180,
+    4: Image.Transpose.FLIP_TOP_BOTTOM,
+    5: Image.Transpose.TRANSPOSE,
+    6: Image.Transpose.ROTATE_270,
+    7: Image.Transpose.TRANSVERSE,
+    8: Image.Transpose.ROTATE_90,
+}
+_TOO_LARGE = f"it is more than {MAX_PIXELS:,} pixels"
+
+
+def decode(source: Path | bytes, *, name: str = "") -> Radiograph:
+    """Read one radiograph as 8-bit grey.
+
+    The content says what a file is, not its extension. Colour is converted by ITU-R 601 luma (Pillow's "L"), what is
+    transparent is laid on black, and 12- or 16-bit grey is scaled so that the greatest storable value becomes 255. An
+    orientation in the file's EXIF data is honoured, so that the film comes out as a viewer shows it.
+
+    Args:
+        source: a file, or its bytes.
+        name: what to call it in messages; the path where empty.
+    Returns:
+        The film, never resized; its pixels are read-only.
+    Raises:
+        UnreadableFilmError: no such file, empty, not an image, cut short, larger than `MAX_PIXELS` or `MAX_BYTES`, more
+            than one frame, or pixels whose black and white are not known (32 bits, floating point); for DICOM also what
+            `decode_dicom` refuses.
+    """
+    name = name or (str(source) if isinstance(source, Path) else "bytes")
+    data = source if isinstance(source, bytes) else _read(source, name)
+    if not data:
+        raise UnreadableFilmError(name, "the file is empty (0 bytes)")
+    if data[128:132] == _DICOM_MAGIC:
+        from pneumoscope.radiograph.dicom import decode_dicom
+
+        return decode_dicom(data, name)
+    # Pillow warns about what it tolerates, such as a damaged EXIF block. The worst that a race between threads can do
+    # to the list of filters is to lose a warning of the other thread.
+    with warnings.catch_warnings(action="ignore"):
+        return _decode_image(data, name)
+
+
+def _read(path: Path, name: str) -> bytes:
+    try:
+        size = path.stat().st_size
+        if size > MAX_BYTES:
+            raise UnreadableFilmError(name, f"{size:,} bytes is more than {MAX_BYTES:,}; no radiograph is that large")
+        return path.read_bytes()
+    except OSError as error:
+        raise UnreadableFilmError(name, error.strerror or type(error).__name__) from error
+
+
+def _decode_image(data: bytes, name: str) -> Radiograph:
+    try:
+        image = Image.open(io.BytesIO(data), formats=_FORMATS)
+        frames = getattr(image, "n_frames", 1)
+    except UnidentifiedImageError as error:
+        raise UnreadableFilmError(
+            name, f"not an image ({len(data)} bytes)", advice=f"Known: {', '.join(_FORMATS)}, DICOM"
+        ) from error
+    except Image.DecompressionBombError as error:
+        raise UnreadableFilmError(name, _TOO_LARGE, advice="Resize it first") from error
+    except Exception as error:  # a stranger's bytes can make a parser fail in any way
+        raise UnreadableFilmError(name, f"the header cannot be read ({_words(error)})") from error
+    with image:
+        if image.width * image.height > MAX_PIXELS:
+            raise UnreadableFilmError(name, f"{_TOO_LARGE} ({image.width} x {image.height})", advice="Resize it first")
+        if frames > 1:
+            raise UnreadableFilmError(name, f"it has {frames} frames; a radiograph is one", advice="Extract one frame")
+        mode, kind = image.mode, image.format or ""
+        if mode in {"I", "F"}:
+            raise UnreadableFilmError(
+                name, f"black and white are not known in pixels of mode {mode!r}", advice="Save it as 8- or 16-bit grey"
+            )
+        try:
+            pixels = _grey(_upright(image))
+        except Exception as error:  # as above
+            raise UnreadableFilmError(name, f"the pixels cannot be decoded ({_words(error)})") from error
+    pixels.flags.writeable = False
+    return Radiograph(pixels, name, kind, mode)
+
+
+def _words(error: Exception) -> str:
+    return str(error) or type(error).__name__
+
+
+def _upright(image: Image.Image) -> Image.Image:
+    """The decoded image, turned as its EXIF data says; as it is stored where that data cannot be read."""
+    image.load()
+    try:
+        turn = _TURNS.get(image.getexif().get(ExifTags.Base.Orientation, 1))
+    except (SyntaxError, struct.error):
+        return image
+    return image if turn is None else image.transpose(turn)
+
+
+def _grey(image: Image.Image) -> npt.NDArray[np.uint8]:
+    if image.mode.startswith("I;16"):  # Pillow's own conversion to "L" would clip at 255
+        return _grey_16(image)
+    if image.mode in {"RGBA", "LA", "PA"} or "transparency" in image.info:
+        ground = Image.new("RGBA", image.size, "black")
+        image = Image.alpha_composite(ground, image.convert("RGBA"))
+    return np.asarray(image.convert("L"), dtype=np.uint8)
+
+
+def _grey_16(image: Image.Image) -> npt.NDArray[np.uint8]:
+    """16-bit grey as 8-bit; what TIFF says of the depth and of which end is white, Pillow leaves to its caller."""
+    tags = image.tag_v2 if isinstance(image, TiffImagePlugin.TiffImageFile) else {}
+    bits = tags.get(TiffImagePlugin.BITSPERSAMPLE, (16,))[0]
+    white_is_zero = tags.get(TiffImagePlugin.PHOTOMETRIC_INTERPRETATION, 1) == 0
+    deep = np.asarray(image).astype(np.float32)
+    grey: npt.NDArray[np.uint8] = np.clip(np.rint(deep / ((2**bits - 1) / 255)), 0, 255).astype(np.uint8)
+    return 255 - grey if white_is_zero else grey

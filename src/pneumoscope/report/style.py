@@ -1,0 +1,138 @@
+"""One look for every figure: the colours of runs, the type and the grid, without touching matplotlib's global state.
+
+Figures are drawn in the light colours; a page or a standalone SVG maps each of them to its dark twin by style sheet, so
+that a figure copied out of either is still a valid picture. A run keeps its colour and its dash in every figure.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import warnings
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any
+
+import matplotlib
+from matplotlib.axes import Axes
+from matplotlib.backends.backend_svg import FigureCanvasSVG
+from matplotlib.figure import Figure
+
+__all__ = ["COLOURS", "RUN_SLOTS", "RunStyle", "drawing", "new_figure", "run_style", "short", "show_grid"]
+
+# name: (light, dark). The light value is what is drawn; no two are equal, so that a style sheet can tell them apart.
+# The runs' colours stay apart for the three common kinds of colour blindness (tests/report/test_style.py measures it).
+COLOURS = {
+    "ink": ("#1c1e21", "#e8e9ec"),
+    "muted": ("#5b6270", "#a5acb8"),
+    "grid": ("#e4e6ea", "#30343c"),
+    "surface": ("#ffffff", "#17191d"),
+    "run-0": ("#1f58d6", "#4a82f5"),
+    "run-1": ("#e76b05", "#fb8a2e"),
+    "run-2": ("#0a7c58", "#58d6a3"),
+    "run-3": ("#89217f", "#df7dd6"),
+    "run-4": ("#7e5a14", "#e6d97e"),
+    "run-5": ("#2298d3", "#c9e2f3"),
+    "run-6": ("#741a1d", "#d6423f"),
+    "run-7": ("#7a8194", "#7f858c"),
+}
+RUN_SLOTS = 8
+_DASHES: tuple[tuple[float, ...], ...] = ((), (5.0, 1.6), (1.4, 1.4), (6.0, 1.6, 1.4, 1.6))
+_LONGEST_NAME = 20
+
+_RC: Any = {
+    # Text stays text: small files, selectable, drawn in the reader's own font.
+    "svg.fonttype": "none",
+    "svg.hashsalt": "pneumoscope",
+    # A run may be called "$x$": it is a name, not a formula.
+    "text.parse_math": False,
+    "text.usetex": False,
+    "font.family": "sans-serif",
+    "font.sans-serif": ["DejaVu Sans"],
+    "font.size": 10.5,
+    "axes.titlesize": 11,
+    "axes.titleweight": "bold",
+    "axes.titlelocation": "left",
+    "axes.titlepad": 8,
+    "axes.labelsize": 10.5,
+    "axes.labelcolor": COLOURS["muted"][0],
+    "axes.titlecolor": COLOURS["ink"][0],
+    "axes.edgecolor": COLOURS["muted"][0],
+    "axes.facecolor": "none",
+    "axes.linewidth": 0.8,
+    "axes.spines.top": False,
+    "axes.spines.right": False,
+    "axes.axisbelow": True,
+    "axes.unicode_minus": True,
+    "xtick.color": COLOURS["muted"][0],
+    "ytick.color": COLOURS["muted"][0],
+    "xtick.labelsize": 10,
+    "ytick.labelsize": 10,
+    "xtick.major.size": 3,
+    "ytick.major.size": 3,
+    "grid.color": COLOURS["grid"][0],
+    "grid.linewidth": 0.8,
+    "lines.linewidth": 1.6,
+    "lines.solid_capstyle": "round",
+    "text.color": COLOURS["ink"][0],
+    "figure.facecolor": "none",
+    "savefig.facecolor": "none",
+    "path.simplify": True,
+}
+
+
+@dataclasses.dataclass(frozen=True, slots=True)
+class RunStyle:
+    """How one run looks in every figure.
+
+    Attributes:
+        name: the key in `COLOURS`.
+        colour: its light value, as drawn.
+        dash: lengths of dashes and gaps in line widths; empty for a solid line.
+    """
+
+    name: str
+    colour: str
+    dash: tuple[float, ...]
+
+    @property
+    def line(self) -> str | tuple[float, tuple[float, ...]]:
+        """The dash as matplotlib's `linestyle`."""
+        return (0, self.dash) if self.dash else "-"
+
+
+def run_style(index: int) -> RunStyle:
+    """Colour and dash of the run at this place of a comparison; the first 32 pairs differ."""
+    name = f"run-{index % RUN_SLOTS}"
+    return RunStyle(name, COLOURS[name][0], _DASHES[(index + index // RUN_SLOTS) % len(_DASHES)])
+
+
+def short(name: str) -> str:
+    """A run's name, cut where a figure has no room for it; the tables beside it show the whole."""
+    return name if len(name) <= _LONGEST_NAME else name[: _LONGEST_NAME - 1] + "…"
+
+
+@contextmanager
+def drawing() -> Iterator[None]:
+    """Draw and save inside this block: the look holds in it and nowhere else."""
+    with matplotlib.rc_context(_RC), warnings.catch_warnings():
+        # Text is measured with the bundled font and drawn by the browser: a letter that the former lacks is no fault.
+        warnings.filterwarnings("ignore", message="Glyph .* missing from font")
+        yield
+
+
+def new_figure(width: float, height: float) -> Figure:
+    """An empty figure without pyplot.
+
+    Args:
+        width, height: in SVG units, which are CSS pixels where the figure is shown at its own size.
+    """
+    figure = Figure(figsize=(width / 72, height / 72), dpi=72, layout="constrained")
+    FigureCanvasSVG(figure)
+    figure.get_layout_engine().set(w_pad=4 / 72, h_pad=4 / 72)  # type: ignore[union-attr,call-arg]
+    return figure
+
+
+def show_grid(axes: Axes, axis: str = "both") -> None:
+    """Hairlines behind the data, and no tick marks where they end."""
+    axes.grid(True, axis=axis)  # type: ignore[arg-type]
+    axes.tick_params(length=0)

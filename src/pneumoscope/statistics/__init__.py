@@ -1,0 +1,1 @@
+"""Numbers about predictions: numpy arrays in, floats and intervals out. Each formula names its source."""

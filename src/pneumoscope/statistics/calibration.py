@@ -1,0 +1,197 @@
+"""Do probabilities mean what they say? And the two numbers that make them do so."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Sequence
+
+import numpy as np
+import numpy.typing as npt
+from scipy import optimize, special
+
+from pneumoscope.errors import UndefinedMetricError
+from pneumoscope.results import Interval
+from pneumoscope.statistics.inputs import BoolArray, FloatArray, IntArray, checked
+from pneumoscope.statistics.intervals import RESAMPLES, patient_bootstrap, wilson
+
+__all__ = [
+    "BINS",
+    "ReliabilityBin",
+    "brier",
+    "calibration_error_interval",
+    "expected_calibration_error",
+    "fit_platt",
+    "reliability",
+    "weighted_brier",
+    "weighted_calibration_error",
+]
+
+BINS = 15
+# The smallest slope: a network whose logits say nothing, or the opposite, gets one probability for every film.
+_LEAST_SLOPE = 1e-6
+
+
+@dataclasses.dataclass(frozen=True, slots=True)
+class ReliabilityBin:
+    """Films of similar probability.
+
+    Attributes:
+        low, high: lowest and highest probability in the bin.
+        probability: their mean.
+        observed: share of pneumonia among them, with Wilson's interval.
+    """
+
+    low: float
+    high: float
+    probability: float
+    observed: Interval
+
+
+def _probabilities(probabilities: npt.ArrayLike, labels: npt.ArrayLike) -> tuple[FloatArray, BoolArray]:
+    p, y = checked(probabilities, labels)
+    if p.min() < 0 or p.max() > 1:
+        raise UndefinedMetricError(f"probabilities run from {p.min():g} to {p.max():g}, not within 0 to 1")
+    return p, y
+
+
+def _bins(probabilities: FloatArray, bins: int) -> IntArray:
+    """The bin of each film, numbered from 0 without gaps: equally many films a bin, equal probabilities together."""
+    edges = np.unique(np.quantile(probabilities, np.arange(1, bins) / bins, method="inverted_cdf"))
+    return np.asarray(np.unique(np.searchsorted(edges, probabilities), return_inverse=True)[1], dtype=np.int64)
+
+
+def weighted_brier(probabilities: FloatArray, labels: BoolArray, weights: FloatArray) -> FloatArray:
+    """Brier score of each weighting of the films, for `intervals.patient_bootstrap`: (n,), (n,), (r, n) -> (r,)."""
+    return np.asarray(weights @ np.square(probabilities - labels) / weights.sum(axis=1))
+
+
+def weighted_calibration_error(probabilities: FloatArray, labels: BoolArray, weights: FloatArray) -> FloatArray:
+    """Expected calibration error of each weighting, in the bins of the unweighted films: (n,), (n,), (r, n) -> (r,)."""
+    places = _bins(probabilities, BINS)
+    gaps = np.zeros((len(places), int(places.max()) + 1))
+    gaps[np.arange(len(places)), places] = probabilities - labels
+    return np.asarray(np.abs(weights @ gaps).sum(axis=1) / weights.sum(axis=1))
+
+
+def brier(probabilities: npt.ArrayLike, labels: npt.ArrayLike) -> float:
+    """Mean squared distance of probability and truth: 0 is perfect, 0.25 is a coin.
+
+    Raises:
+        UndefinedMetricError: no film, or a probability outside 0 to 1.
+    Source: Brier 1950, Mon Weather Rev 78:1.
+    """
+    p, y = _probabilities(probabilities, labels)
+    return float(weighted_brier(p, y, np.ones((1, len(p))))[0])
+
+
+def expected_calibration_error(probabilities: npt.ArrayLike, labels: npt.ArrayLike) -> float:
+    """Mean distance of probability and observed share over 15 bins of equally many films.
+
+    Bins of equal width would leave most of them almost empty, since networks say 0.99 far oftener than 0.5. Equal
+    probabilities are never parted, so there can be fewer bins. The number is above 0 even for a perfect calibration, by
+    about 0.02 at 600 films.
+
+    Raises:
+        UndefinedMetricError: no film, or a probability outside 0 to 1.
+    Source: Naeini 2015, AAAI 29:2901; 15 bins by Guo 2017, ICML 70:1321; equal mass by Nixon 2019, CVPR Workshops.
+    """
+    p, y = _probabilities(probabilities, labels)
+    return float(weighted_calibration_error(p, y, np.ones((1, len(p))))[0])
+
+
+def calibration_error_interval(
+    probabilities: npt.ArrayLike,
+    labels: npt.ArrayLike,
+    patients: Sequence[str] | None,
+    *,
+    resamples: int = RESAMPLES,
+    level: float = 0.95,
+    seed: int = 0,
+) -> Interval:
+    """Expected calibration error with an interval that a perfectly calibrated network can be inside of.
+
+    Noise can only add to this number, and drawing films again adds it a second time: a percentile interval lies above
+    the truth. So the percentile interval of `intervals.patient_bootstrap` is reflected at the value (the basic
+    bootstrap), and its low end is 0 where labels drawn from the probabilities themselves give as large a value in more
+    than 1 - level of draws.
+
+    In simulations of 624 films it holds the truth in 87 to 95% of data sets, the percentile interval in 0 to 91%.
+
+    Raises:
+        UndefinedMetricError: no film, or a probability outside 0 to 1.
+    Source: Davison & Hinkley 1997, section 5.2 (basic); Bröcker & Smith 2007, Weather Forecast 22:651 (labels drawn).
+    """
+    p, y = _probabilities(probabilities, labels)
+    drawn = patient_bootstrap(weighted_calibration_error, p, y, patients, resamples=resamples, level=level, seed=seed)
+    if drawn.value is None or drawn.low is None or drawn.high is None:
+        return drawn
+    low, high = max(0.0, 2 * drawn.value - drawn.high), max(drawn.value, 2 * drawn.value - drawn.low)
+    if drawn.value <= _largest_if_calibrated(p, level, resamples, seed):
+        low = 0.0
+    return dataclasses.replace(drawn, low=min(low, drawn.value), high=min(1.0, high), method="patient bootstrap, basic")
+
+
+def _largest_if_calibrated(probabilities: FloatArray, level: float, resamples: int, seed: int) -> float:
+    """The calibration error that a perfect calibration stays below in a share of `level` of data sets like this one."""
+    random = np.random.default_rng(seed)
+    places = _bins(probabilities, BINS)
+    found = []
+    for _ in range(resamples):
+        gaps = np.bincount(places, probabilities - (random.random(len(places)) < probabilities))
+        found.append(np.abs(gaps).sum() / len(places))
+    return float(np.quantile(found, level))
+
+
+def reliability(probabilities: npt.ArrayLike, labels: npt.ArrayLike, bins: int = BINS) -> tuple[ReliabilityBin, ...]:
+    """The bins of `expected_calibration_error`, from the lowest probability up.
+
+    Raises:
+        UndefinedMetricError: no film, or a probability outside 0 to 1.
+    """
+    p, y = _probabilities(probabilities, labels)
+    places = _bins(p, bins)
+    found = []
+    for place in range(int(places.max()) + 1):
+        inside = places == place
+        observed = wilson(int(y[inside].sum()), int(inside.sum()))
+        found.append(ReliabilityBin(float(p[inside].min()), float(p[inside].max()), float(p[inside].mean()), observed))
+    return tuple(found)
+
+
+def fit_platt(logits: npt.ArrayLike, labels: npt.ArrayLike) -> tuple[float, float]:
+    """Slope and intercept with which sigmoid(slope x logit + intercept) is a probability.
+
+    Maximum likelihood against Platt's smoothed targets, (N+ + 1) / (N+ + 2) and 1 / (N- + 2), which keep both numbers
+    finite where the films are separated perfectly. The slope stays positive: calibration must not change which film
+    ranks higher.
+
+    Args:
+        logits: of validation films, unbounded, shape (n,).
+        labels: True where pneumonia is present, shape (n,).
+    Raises:
+        UndefinedMetricError: a class has no film, or a logit is not finite.
+    Source: Platt 1999, Advances in Large Margin Classifiers; Lin, Lin & Weng 2007, Mach Learn 68:267.
+    """
+    x, y = checked(logits, labels)
+    positives, negatives = int(y.sum()), int((~y).sum())
+    if not positives or not negatives:
+        raise UndefinedMetricError(
+            f"calibration needs both classes; here are {negatives} NORMAL and {positives} PNEUMONIA"
+        )
+    target = np.where(y, (positives + 1) / (positives + 2), 1 / (negatives + 2))
+    # The search runs on logits of unit size around 0: as found they may be hundreds, and it would stop too early.
+    centre, scale = float(x.mean()), float(x.std()) or 1.0
+    unit = (x - centre) / scale
+
+    def loss(parameters: FloatArray) -> tuple[float, FloatArray]:
+        z = parameters[0] * unit + parameters[1]
+        residual = special.expit(z) - target
+        value = np.logaddexp(0.0, z) - target * z
+        return float(value.mean()), np.array([(residual * unit).mean(), residual.mean()])
+
+    start = np.array([1.0, special.logit(target.mean())])
+    bounds = [(_LEAST_SLOPE * scale, None), (None, None)]
+    options = {"ftol": 0.0, "gtol": 1e-10, "maxiter": 1000}
+    found = optimize.minimize(loss, start, jac=True, method="L-BFGS-B", bounds=bounds, options=options)
+    slope = max(float(found.x[0]) / scale, _LEAST_SLOPE)
+    return slope, float(found.x[1]) - slope * centre

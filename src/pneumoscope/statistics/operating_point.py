@@ -1,0 +1,60 @@
+"""Where to cut the score. Chosen on validation films only; a film at or above the threshold is called pneumonia."""
+
+from __future__ import annotations
+
+import math
+
+import numpy as np
+import numpy.typing as npt
+
+from pneumoscope.errors import UndefinedMetricError
+from pneumoscope.statistics.inputs import checked
+from pneumoscope.statistics.roc import roc_curve
+
+__all__ = ["at_sensitivity", "best"]
+
+
+def best(scores: npt.ArrayLike, labels: npt.ArrayLike) -> float:
+    """The threshold with the highest Youden index (sensitivity + specificity - 1).
+
+    It lies midway between the lowest score called pneumonia and the next below it. Of equally good ones the lowest is
+    taken, the one that misses fewest pneumonias; a network that ranks no better than chance so calls every film
+    pneumonia.
+
+    Args:
+        scores: of validation films, 0 to 1, shape (n,).
+        labels: True where pneumonia is present, shape (n,).
+    Raises:
+        UndefinedMetricError: a class has no film.
+    Source: Youden 1950, Cancer 3:32.
+    """
+    wrong, right, thresholds = roc_curve(scores, labels)
+    youden = right - wrong
+    # Equal indices can differ in their last bit; films are fewer than 1e9, so true differences are larger than this.
+    place = int(np.flatnonzero(youden >= youden.max() - 1e-12)[-1])
+    upper = float(thresholds[max(place, 1)])
+    if place in (0, len(thresholds) - 1):
+        return upper
+    lower = float(thresholds[place + 1])
+    middle = lower + (upper - lower) / 2
+    return middle if lower < middle else upper
+
+
+def at_sensitivity(scores: npt.ArrayLike, labels: npt.ArrayLike, sensitivity: float = 0.99) -> float:
+    """The largest threshold with at least this sensitivity: the score of the last pneumonia that must be found.
+
+    Args:
+        scores: of validation films, 0 to 1, shape (n,).
+        labels: True where pneumonia is present, shape (n,).
+        sensitivity: above 0, up to 1.
+    Raises:
+        UndefinedMetricError: there is no pneumonia, or the sensitivity is outside its range.
+    """
+    x, y = checked(scores, labels)
+    if not 0 < sensitivity <= 1:
+        raise UndefinedMetricError(f"a sensitivity of {sensitivity} is not above 0 and up to 1")
+    if not y.any():
+        raise UndefinedMetricError("a threshold by sensitivity needs a pneumonia; there is none")
+    positive = np.sort(x[y])[::-1]
+    needed = max(1, math.ceil(sensitivity * len(positive) - 1e-9))  # 0.07 x 100 is 7.000000000000001
+    return float(positive[needed - 1])

@@ -1,0 +1,161 @@
+"""The LightningModule: loss, the figures of an epoch, and what a checkpoint must remember to go on as if nothing had happened."""
+
+from __future__ import annotations
+
+import time
+from typing import Any
+
+import lightning.pytorch as pl
+import torch
+import torch.nn.functional as F
+from lightning.pytorch.utilities.types import OptimizerLRSchedulerConfig
+from torch import Tensor
+from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
+
+from pneumoscope.errors import DivergedError
+from pneumoscope.networks.network import Network
+from pneumoscope.statistics.roc import auroc
+from pneumoscope.training.films import Batch, derive_seed
+from pneumoscope.training.history import Epoch
+from pneumoscope.training.optimizers import make_optimizer, make_schedule
+from pneumoscope.training.recipe import Recipe
+
+__all__ = ["Classifier"]
+
+
+class Classifier(pl.LightningModule):
+    """One network in training.
+
+    Args:
+        recipe: what to do.
+        network: with its starting weights.
+        weights: of the loss for (NORMAL, PNEUMONIA).
+        steps_an_epoch: training steps of every epoch.
+        on_features: True where batches hold the features of frozen convolutions, not films.
+    """
+
+    def __init__(
+        self, recipe: Recipe, network: Network, weights: tuple[float, float], steps_an_epoch: int, *, on_features: bool
+    ) -> None:
+        super().__init__()
+        self.recipe, self.network, self.on_features = recipe, network, on_features
+        self._label_weights, self._steps_an_epoch = weights, steps_an_epoch
+        ema = recipe.training.ema
+        # Held by Lightning as a submodule, so that it is in every checkpoint.
+        self.average = AveragedModel(network, multi_avg_fn=get_ema_multi_avg_fn(ema), use_buffers=True) if ema else None
+        self.history: list[Epoch] = []
+        self._sums: Tensor | None = None
+        self._validated: list[tuple[Tensor, Tensor, Tensor]] = []
+        self._started = 0.0
+
+    @property
+    def kept(self) -> Network:
+        """The network that is validated and kept: the mean of the weights where the recipe has one."""
+        if self.average is None:
+            return self.network
+        module: Network = self.average.module
+        return module
+
+    def configure_optimizers(self) -> OptimizerLRSchedulerConfig:
+        """By the recipe; the schedule moves a step at a time."""
+        choice = self.recipe.optimizer
+        if self.on_features:
+            for parameter in self.network.convolutions():
+                parameter.requires_grad_(False)
+        optimizer = make_optimizer(choice, self.network.parameters())
+        steps = self._steps_an_epoch * self.recipe.training.epochs
+        schedule = make_schedule(choice, optimizer, steps, self._steps_an_epoch)
+        return {"optimizer": optimizer, "lr_scheduler": {"scheduler": schedule, "interval": "step"}}
+
+    def on_train_epoch_start(self) -> None:
+        """Draw dropout from (seed, epoch, device): an interrupted epoch is repeated with the same numbers."""
+        torch.manual_seed(derive_seed(self.recipe.training.seed, self.current_epoch, self.global_rank, 3))
+        self._sums = torch.zeros(3, device=self.device)
+        self._started = time.monotonic()
+
+    def training_step(self, batch: Batch, _: int) -> Tensor:
+        """One step; its films count towards the epoch's training loss and accuracy as they were seen, as Keras counts."""
+        logits = self._logits(self.network, batch.films)
+        smoothing = self.recipe.training.label_smoothing
+        targets = batch.labels * (1 - smoothing) + 0.5 * smoothing
+        normal, pneumonia = self._label_weights
+        weights = torch.where(batch.labels > 0, pneumonia, normal)
+        loss = F.binary_cross_entropy_with_logits(logits, targets, weight=weights)
+        if not torch.isfinite(loss):
+            raise DivergedError(
+                f"the loss is {loss.item()} in epoch {self.current_epoch + 1} of run {self.recipe.name!r}",
+                advice=f"Lower optimizer.learning_rate (it is {self.recipe.optimizer.learning_rate:g}) or set optimizer.clip;"
+                " the checkpoint of the epoch before is kept",
+            )
+        correct = ((logits > 0) == (batch.labels > 0)).sum()
+        count = len(batch.labels)
+        self._sums += torch.stack([loss.detach() * count, correct, torch.full_like(loss.detach(), count)])
+        return loss
+
+    def on_train_batch_end(self, *_: Any) -> None:
+        """Move the mean of the weights."""
+        if self.average is not None:
+            self.average.update_parameters(self.network)
+
+    def on_validation_epoch_start(self) -> None:
+        """Take the first device's batch statistics everywhere: each device has gathered its own."""
+        self._validated = []
+        if self.trainer.world_size > 1:
+            for buffer in self.kept.buffers():
+                torch.distributed.broadcast(buffer, src=0)
+
+    def validation_step(self, batch: Batch, _: int) -> None:
+        """Collect logits."""
+        self._validated.append((self._logits(self.kept, batch.films).float(), batch.labels, batch.places))
+
+    def on_validation_epoch_end(self) -> None:
+        """Loss, accuracy at 0.5 and AUROC over all validation films, each counted once; then close the epoch."""
+        columns = [torch.cat(column) for column in zip(*self._validated, strict=True)]
+        logits, labels, places = (self._from_all(column).reshape(-1) for column in columns)
+        order = torch.argsort(places, stable=True)
+        places, logits, labels = places[order], logits[order], labels[order]
+        once = torch.cat([places.new_ones(1, dtype=torch.bool), places[1:] != places[:-1]])
+        logits, labels = logits[once], labels[once]
+        self._close_epoch(
+            F.binary_cross_entropy_with_logits(logits, labels).item(),
+            ((logits > 0) == (labels > 0)).double().mean().item(),
+            auroc(logits.double().cpu().numpy(), labels.cpu().numpy() > 0) if torch.isfinite(logits).all() else None,
+        )
+
+    def _close_epoch(self, loss: float, accuracy: float, area: float | None) -> None:
+        # Validation is the last thing of an epoch, so its training figures are whole by now.
+        if self._sums is None:
+            raise RuntimeError("validation outside an epoch")
+        total = self._from_all(self._sums).reshape(-1, 3).sum(dim=0).tolist()
+        row = Epoch(
+            epoch=self.current_epoch + 1,
+            train_loss=total[0] / total[2],
+            train_accuracy=total[1] / total[2],
+            validation_loss=loss,
+            validation_accuracy=accuracy,
+            validation_auroc=area,
+            learning_rate=self.trainer.optimizers[0].param_groups[0]["lr"],
+            seconds=time.monotonic() - self._started,
+        )
+        self.history.append(row)
+        if self.logger is not None:
+            figures = {key: value for key, value in row._asdict().items() if key != "epoch" and value is not None}
+            self.logger.log_metrics(figures, step=row.epoch)
+
+    def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        """Remember the history."""
+        checkpoint["history"] = [row._asdict() for row in self.history]
+
+    def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        """Take up the history."""
+        self.history = [Epoch(**row) for row in checkpoint["history"]]
+
+    def _logits(self, network: Network, films: Tensor) -> Tensor:
+        logits: Tensor = network.classify(films).squeeze(1) if self.on_features else network(films)
+        return logits.float()
+
+    def _from_all(self, own: Tensor) -> Tensor:
+        if self.trainer.world_size == 1:
+            return own
+        gathered: Tensor = self.all_gather(own)  # type: ignore[assignment]
+        return gathered

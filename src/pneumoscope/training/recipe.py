@@ -1,0 +1,253 @@
+"""A recipe: everything that decides what a run makes, as validated data. TOML in, the same TOML saved in the run folder."""
+
+from __future__ import annotations
+
+import difflib
+import tomllib
+from collections.abc import Iterable, Mapping
+from importlib.resources import files
+from pathlib import Path
+from typing import Any, Literal
+
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+
+from pneumoscope.errors import RecipeError, UnknownNameError
+from pneumoscope.radiograph.prepare import Crop, Preparation
+
+__all__ = ["Augmentation", "Data", "NetworkChoice", "Optimizer", "Recipe", "Training", "read_recipe", "shipped"]
+
+
+class _Table(BaseModel):
+    model_config = ConfigDict(frozen=True, extra="forbid", use_attribute_docstrings=True, allow_inf_nan=False)
+
+
+class NetworkChoice(_Table):
+    """[network]: what is trained and from where."""
+
+    name: str
+    """In `pneumoscope models`, or any other network of timm's."""
+    weights: str = "none"
+    """"none", "imagenet", or the path of a file with tensors alone."""
+    freeze: Literal["nothing", "convolutions"] = "nothing"
+    """"convolutions" holds them still: their features are computed once and the rest trains on those."""
+    image_size: int = Field(default=224, ge=32, le=1024)
+    """Side of the square film, pixels."""
+    crop: Crop = "squash"
+    """"squash" stretches the film to the square; "centre" cuts the central square of the short side first."""
+    keep_fc8: bool = False
+    """AlexNet's literal stack: its 1,000-way layer stays below the head."""
+    dropout: float = Field(default=0.0, ge=0, lt=1)
+    """Before the last layer of a timm network."""
+
+
+class Data(_Table):
+    """[data]: how films that are not split yet are split; ignored for a manifest."""
+
+    by: Literal["patient", "block", "image", "given"] = "patient"
+    """"patient" keeps patients whole, "block" takes contiguous ids, "image" is the report's, "given" takes the data's own."""
+    validation: float = Field(default=0.15, gt=0, lt=0.9)
+    """Share of the training films set apart for validation."""
+
+
+class Optimizer(_Table):
+    """[optimizer]: how weights move. Defaults are Keras's where the report is silent."""
+
+    name: Literal["sgd", "rmsprop", "adam", "adamw"] = "adam"
+    learning_rate: float = Field(default=0.001, gt=0, le=10)
+    momentum: float = Field(default=0.0, ge=0, lt=1)
+    """Of sgd."""
+    decay: float = Field(default=0.9, gt=0, lt=1)
+    """Of rmsprop's running mean of squares."""
+    beta1: float = Field(default=0.9, ge=0, lt=1)
+    """Of adam; the report prints 0.09, a misprint."""
+    beta2: float = Field(default=0.999, ge=0, lt=1)
+    epsilon: float = Field(default=1e-7, gt=0, le=1)
+    """Of rmsprop (inside the root) and adam (outside)."""
+    weight_decay: float = Field(default=0.0, ge=0, le=1)
+    schedule: Literal["constant", "cosine"] = "constant"
+    """"cosine" falls to zero at the end of the last epoch."""
+    warmup_epochs: float = Field(default=0.0, ge=0)
+    """A linear rise from zero at the start."""
+    clip: float = Field(default=0.0, ge=0)
+    """Largest norm of the gradient; 0 does not clip."""
+
+
+class Training(_Table):
+    """[training]: how long, how much at once, and what is kept."""
+
+    epochs: int = Field(default=15, ge=1, le=10_000)
+    batch: int = Field(default=64, ge=2, le=65_536)
+    """Films a step, over all devices together."""
+    seed: int = Field(default=0, ge=0, lt=2**31)
+    select: Literal["accuracy", "auroc", "loss"] = "accuracy"
+    """The epoch kept is the one whose validation figure is best; the earlier one at a tie."""
+    precision: Literal["auto", "32", "bf16"] = "auto"
+    """"auto" is bf16 where the processor or GPU computes in it, 32 elsewhere."""
+    label_smoothing: float = Field(default=0.0, ge=0, lt=1)
+    class_weights: Literal["none", "balanced"] = "none"
+    """"balanced" weighs each label by the inverse of its share."""
+    ema: float = Field(default=0.0, ge=0, lt=1)
+    """Decay a step of an exponential mean of the weights, which is then what is validated and kept; 0 has none."""
+
+
+class Augmentation(_Table):
+    """[augmentation]: what a training film may look like instead. All off by default, as in the report."""
+
+    flip: bool = False
+    """Left and right, half of the time."""
+    rotation: float = Field(default=0.0, ge=0, le=45)
+    """Degrees to either side."""
+    translation: float = Field(default=0.0, ge=0, le=0.5)
+    """Share of the side, in either direction."""
+    scale: float = Field(default=0.0, ge=0, lt=1)
+    """A crop of 1 - scale to 1 of the area is stretched to the square."""
+    aspect: float = Field(default=0.0, ge=0, lt=1)
+    """The crop's aspect ratio moves within 1 - aspect and its inverse."""
+    brightness: float = Field(default=0.0, ge=0, lt=1)
+    contrast: float = Field(default=0.0, ge=0, lt=1)
+    gamma: float = Field(default=0.0, ge=0, lt=1)
+    blur: float = Field(default=0.0, ge=0, le=5)
+    """Largest deviation of a Gaussian blur, pixels."""
+    noise: float = Field(default=0.0, ge=0, le=0.5)
+    """Largest deviation of added noise, share of the grey range."""
+
+    @property
+    def any(self) -> bool:
+        """True where a training film may differ from the film on disk."""
+        return any(bool(value) for value in self.model_dump().values())
+
+
+class Recipe(_Table):
+    """One recipe.
+
+    Attributes:
+        name: of the run, letters, digits, "-" and "_".
+        about: one line for a person who chooses.
+    """
+
+    name: str = Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9_-]{0,63}$")
+    about: str = ""
+    network: NetworkChoice
+    data: Data = Data()
+    optimizer: Optimizer = Optimizer()
+    training: Training = Training()
+    augmentation: Augmentation = Augmentation()
+
+    @model_validator(mode="after")
+    def _possible(self) -> Recipe:
+        if self.network.freeze == "convolutions" and self.augmentation.any:
+            raise ValueError(
+                "network.freeze: features of frozen convolutions are computed once, so films cannot be augmented:"
+                " set it to nothing or leave [augmentation] out"
+            )
+        if self.optimizer.warmup_epochs >= self.training.epochs:
+            raise ValueError(
+                f"optimizer.warmup_epochs: {self.optimizer.warmup_epochs} leaves nothing of {self.training.epochs} epochs"
+            )
+        return self
+
+    @property
+    def preparation(self) -> Preparation:
+        """How films become the network's input."""
+        return Preparation(size=self.network.image_size, crop=self.network.crop)
+
+    def to_toml(self) -> str:
+        """The recipe with every field, as TOML that `read_recipe` reads back to an equal recipe."""
+        lines = [f"name = {_toml(self.name)}", f"about = {_toml(self.about)}"]
+        for table, fields in self.model_dump(mode="json").items():
+            if isinstance(fields, dict):
+                lines += ["", f"[{table}]", *(f"{key} = {_toml(value)}" for key, value in fields.items())]
+        return "\n".join(lines) + "\n"
+
+
+def _toml(value: object) -> str:
+    if isinstance(value, bool):
+        return "true" if value else "false"
+    if isinstance(value, str):
+        escaped = "".join(
+            f"\\{char}" if char in '"\\' else char if char.isprintable() else f"\\u{ord(char):04x}" for char in value
+        )
+        return f'"{escaped}"'
+    return repr(value)
+
+
+def shipped() -> dict[str, str]:
+    """The recipes inside the package: {name: TOML text}, sorted by name."""
+    folder = files("pneumoscope.recipes")
+    found = {item.name.removesuffix(".toml"): item for item in folder.iterdir() if item.name.endswith(".toml")}
+    return {name: found[name].read_text(encoding="utf-8") for name in sorted(found)}
+
+
+def read_recipe(source: str, overrides: Iterable[str] = ()) -> Recipe:
+    """A recipe by name or from a file, with single fields overridden.
+
+    Args:
+        source: the name of a shipped recipe, or the path of a TOML file.
+        overrides: "training.epochs=3" each; the value is read as TOML, and as a plain string where that fails.
+    Raises:
+        UnknownNameError: neither a shipped recipe nor a file.
+        RecipeError: no TOML, an unknown field (the nearest is named), or a value that is not possible.
+    """
+    recipes = shipped()
+    if source in recipes:
+        text, where = recipes[source], f"recipe {source}"
+    elif Path(source).is_file():
+        text, where = Path(source).read_text(encoding="utf-8"), source
+    else:
+        raise UnknownNameError("recipe", source, recipes, advice="List them with: pneumoscope recipes; or give a file")
+    try:
+        data = tomllib.loads(text)
+    except tomllib.TOMLDecodeError as error:
+        raise RecipeError(f"{where} is not TOML: {error}") from error
+    for override in overrides:
+        _override(data, override)
+    return check(data, where)
+
+
+def check(data: Mapping[str, Any], where: str) -> Recipe:
+    """Data as a recipe.
+
+    Raises:
+        RecipeError: naming the field, what it was, and the nearest valid field where it is unknown.
+    """
+    try:
+        return Recipe.model_validate(data)
+    except ValidationError as error:
+        first = error.errors()[0]
+        field = ".".join(str(part) for part in first["loc"]) or "recipe"
+        if first["type"] == "extra_forbidden":
+            near = difflib.get_close_matches(field, _fields(), n=1, cutoff=0.5)
+            hint = f"Did you mean {near[0]!r}?" if near else f"Known: {', '.join(_fields())}"
+            raise RecipeError(f"{where}: there is no field {field!r}", advice=hint) from error
+        if first["type"] == "value_error":
+            raise RecipeError(f"{where}: {first['msg'].removeprefix('Value error, ')}") from error
+        found = "" if first["type"] == "missing" else f" (it is {first['input']!r})"
+        raise RecipeError(f"{where}: {field}: {first['msg']}{found}") from error
+
+
+def _fields() -> list[str]:
+    names = []
+    for name, field in Recipe.model_fields.items():
+        kind = field.annotation
+        if isinstance(kind, type) and issubclass(kind, BaseModel):
+            names += [f"{name}.{inner}" for inner in kind.model_fields]
+        else:
+            names.append(name)
+    return names
+
+
+def _override(data: dict[str, Any], override: str) -> None:
+    key, equals, value = override.partition("=")
+    if not equals or not key:
+        raise RecipeError(f"--set {override!r} is not key=value", advice="Example: --set training.epochs=3")
+    try:
+        parsed = tomllib.loads(f"value = {value}")["value"]
+    except tomllib.TOMLDecodeError:
+        parsed = value
+    *tables, last = key.strip().split(".")
+    place = data
+    for table in tables:
+        place = place.setdefault(table, {})
+        if not isinstance(place, dict):
+            raise RecipeError(f"--set {override!r}: {table!r} is a value, not a table")
+    place[last] = parsed

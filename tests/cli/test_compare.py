@@ -1,0 +1,68 @@
+import json
+
+import pytest
+from click.testing import CliRunner
+
+from pneumoscope.cli import main
+from pneumoscope.cli.compare import command
+from pneumoscope.evaluation.evaluate import evaluate
+
+
+@pytest.fixture
+def runs(maker):
+    films = maker.films(normal=20, pneumonia=30)
+    found = [maker.run("alexnet-adam"), maker.run("other", gain=-0.05)]
+    for run in found:
+        evaluate(run, films)
+    return found
+
+
+def invoke(*arguments):
+    return CliRunner().invoke(command, [str(argument) for argument in arguments])
+
+
+def test_sentences_files_and_the_page(runs, tmp_path):
+    out = tmp_path / "out"
+    result = invoke(*runs, "--out", out)
+    assert result.exit_code == 0, result.output
+    data = json.loads((out / "comparison.json").read_text())
+    *sentences, page = result.stdout.splitlines()
+    assert sentences == data["sentences"]
+    assert sentences[0].startswith("alexnet-adam beats other: accuracy +")
+    assert page == str(out / "report.html")
+    html = (out / "report.html").read_text()
+    assert "alexnet-adam" in html
+    assert "http://" not in html.replace("http://www.w3.org/", "")
+    assert (out / "comparison.csv").is_file()
+
+
+def test_json_is_one_document_and_the_file(runs, tmp_path):
+    out = tmp_path / "out"
+    result = invoke(*runs, "--published", "--point", "sensitive", "--out", out, "--json")
+    assert result.exit_code == 0, result.output
+    data = json.loads(result.stdout)
+    assert data == json.loads((out / "comparison.json").read_text())
+    assert data["point"] == "sensitive"
+    assert data["command"] == (f"pneumoscope compare {runs[0]} {runs[1]} --published --point sensitive --out {out}")
+
+
+def test_the_report_stands_beside_ours(runs, tmp_path):
+    result = invoke(*runs, "--published", "--out", tmp_path / "out")
+    assert "alexnet-adam: ours was judged on 20 NORMAL and 30 PNEUMONIA films" in result.stdout
+    assert "vgg19-adam: not among these runs." in result.stdout
+    assert "Erratum: The report's column" in result.stdout
+
+
+def test_a_run_without_evaluation_exits_with_2(maker, tmp_path, capsys):
+    run = maker.run("lonely")
+    with pytest.raises(SystemExit) as stop:
+        main(["compare", str(run), "--out", str(tmp_path / "out")])
+    assert stop.value.code == 2
+    assert f"pneumoscope evaluate {run} --data DATA" in capsys.readouterr().err
+    assert not (tmp_path / "out").exists()
+
+
+def test_a_run_must_be_named(tmp_path):
+    result = invoke("--out", tmp_path)
+    assert result.exit_code == 2
+    assert "RUN..." in result.stderr

@@ -1,0 +1,82 @@
+import json
+
+import pytest
+from click.testing import CliRunner
+
+from pneumoscope.bundle.card import short_hash
+from pneumoscope.cli import main
+from pneumoscope.cli.evaluate import command
+from pneumoscope.dataset.layouts import load_manifest
+from pneumoscope.evaluation.records import read_evaluation
+
+
+def invoke(*arguments):
+    return CliRunner().invoke(command, [str(argument) for argument in arguments], env={"COLUMNS": "120"})
+
+
+def test_json_is_one_document_and_the_file(maker):
+    run = maker.run()
+    result = invoke(run, "--data", maker.films(), "--json")
+    assert result.exit_code == 0, result.output
+    data = json.loads(result.stdout)
+    assert data["n"] == 32
+    assert data == json.loads((run / "evaluation" / "test" / "evaluation.json").read_text())
+
+
+def test_the_tables_show_every_number_with_its_interval(maker):
+    run = maker.run()
+    result = invoke(run, "--data", maker.films())
+    evaluation = read_evaluation(run / "evaluation" / "test" / "evaluation.json")
+    assert "grey on 32 test films (12 NORMAL, 20 PNEUMONIA; 16 patients)" in result.stdout
+    shown = [*evaluation.metrics.values(), *evaluation.auroc_by_etiology.values()]
+    for point in evaluation.points.values():
+        shown += [*point.metrics.values(), *point.by_etiology.values()]
+        cells = point.confusion
+        assert f"{point.rule}; called pneumonia: {cells.tp} of 20 PNEUMONIA, {cells.fp} of 12 NORMAL" in result.stdout
+    for interval in shown:
+        assert f"{interval.value:.3f}" in result.stdout
+        assert f"{interval.low:.3f} to {interval.high:.3f}" in result.stdout
+    assert "look 1 at these test films" in result.stdout
+    assert "Not a medical device" in result.stdout
+
+
+def test_an_undefined_number_says_why(maker):
+    """A network that calls every film pneumonia."""
+    result = invoke(maker.run(gain=1e-6), "--data", maker.films(), "--points", "best")
+    assert result.exit_code == 0
+    assert "every film is called pneumonia" in result.stdout
+
+
+def test_options_reach_the_library(maker, tmp_path):
+    out, ledger = tmp_path / "out", tmp_path / "looks.jsonl"
+    options = ["--points", "half, best", "--out", out, "--ledger", ledger, "--seed", 5]
+    result = invoke(maker.run(), "--data", maker.films(), *options)
+    assert result.exit_code == 0, result.output
+    evaluation = read_evaluation(out / "evaluation.json")
+    assert list(evaluation.points) == ["half", "best"]
+    assert evaluation.points["half"].metrics["mcc"].seed == 5
+    assert json.loads(ledger.read_text())["look"] == 1
+
+
+def test_the_split_reaches_the_library(maker, tmp_path):
+    """Validation films chose two of the thresholds: refused, and judged at the fixed one."""
+    films = maker.films(split="train")
+    manifest = films / "split.csv"
+    manifest.write_text(maker.manifest(films, "validation"))
+    chosen = [short_hash(film.sha256) for film in load_manifest(manifest).split("validation")]
+    run = maker.run(seen={"validation": chosen})
+    refused = invoke(run, "--data", manifest, "--split", "validation")
+    assert "chosen on 16 of these 16 films" in str(refused.exception)
+    result = invoke(run, "--data", manifest, "--split", "validation", "--points", "half")
+    assert result.exit_code == 0, result.output
+    assert "16 validation films" in result.stdout
+    assert "look" not in result.stdout
+
+
+def test_a_refusal_exits_with_2_and_says_what_to_do(maker, capsys):
+    with pytest.raises(SystemExit) as stop:
+        main(["evaluate", str(maker.run()), "--data", str(maker.films(split="train"))])
+    assert stop.value.code == 2
+    told = capsys.readouterr()
+    assert told.out == ""
+    assert "no film in the split 'test' (films: train 32)" in told.err

@@ -1,0 +1,159 @@
+"""Films, bundles and runs that are real but tiny: PNG films of noise, an ONNX network that takes their mean grey."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from pneumoscope.bundle.card import Calibration, Card, OperatingPoint, Parity
+from pneumoscope.dataset.layouts import load_manifest
+from pneumoscope.radiograph.prepare import Preparation
+
+SIZE = 16
+POINTS = {
+    "half": OperatingPoint(threshold=0.5, rule="fixed", chosen_on="fixed"),
+    "best": OperatingPoint(threshold=0.4, rule="highest Youden index on 8 validation films", chosen_on="validation"),
+    "sensitive": OperatingPoint(threshold=0.2, rule="sensitivity 0.99 on 8 validation films", chosen_on="validation"),
+}
+
+
+class Maker:
+    """Makes what a test of evaluation needs, below one folder."""
+
+    def __init__(self, root: Path) -> None:
+        self.root = root
+
+    def films(self, name: str = "films", *, split: str = "test", normal: int = 12, pneumonia: int = 20, seed: int = 0):
+        """A split in the public set's layout and names. Pneumonias tend to be lighter; a patient has two films."""
+        random = np.random.default_rng(seed)
+        for label, count, grey in (("NORMAL", normal, 105), ("PNEUMONIA", pneumonia, 145)):
+            folder = self.root / name / split / label
+            folder.mkdir(parents=True, exist_ok=True)
+            for place in range(count):
+                patient = 100 * seed + place // 2
+                kind = "bacteria" if patient % 2 else "virus"
+                stem = f"IM-{patient:04d}-{place:04d}" if label == "NORMAL" else f"person{patient}_{kind}_{place}"
+                level = np.clip(random.normal(grey, 30), 20, 235)
+                pixels = np.clip(random.normal(level, 10, (SIZE, SIZE)), 0, 255).astype(np.uint8)
+                Image.fromarray(pixels).save(folder / f"{stem}.png")
+        return self.root / name
+
+    def bundle(
+        self,
+        folder: Path,
+        *,
+        name: str = "grey",
+        gain: float = 0.05,
+        seen: Mapping[str, Sequence[str]] | None = None,
+        points: Mapping[str, OperatingPoint] = POINTS,
+    ) -> Path:
+        """logit = gain x (mean grey level - 125); a gain of 0 knows nothing."""
+        onnx = mean_grey_network(gain)
+        card = Card(
+            name=name,
+            network="mean-grey",
+            parameters=2,
+            version="0.1.0",
+            created="2026-01-02T03:04:05+00:00",
+            onnx_sha256=hashlib.sha256(onnx).hexdigest(),
+            onnx_bytes=len(onnx),
+            preparation=Preparation(size=SIZE),
+            calibration=Calibration(slope=0.8, intercept=0.1, method="platt", n=8),
+            points=dict(points),
+            parity=Parity(films=8, largest=0.0),
+            recipe={"name": name},
+            seed=0,
+            manifest_sha256="0" * 64,
+            split_by="patient",
+            counts={},
+            seen={"train": [], "validation": [], **{split: list(hashes) for split, hashes in (seen or {}).items()}},
+            best_epoch=1,
+            machine={},
+        )
+        folder.mkdir(parents=True)
+        (folder / "network.onnx").write_bytes(onnx)
+        (folder / "card.json").write_text(card.to_json())
+        return folder
+
+    def run(self, name: str = "grey", **bundle: Any) -> Path:
+        """A finished run: run.json, recipe.toml, epochs.csv and a bundle."""
+        folder = self.root / "runs" / name
+        self.bundle(folder / "bundle", name=name, **bundle)
+        (folder / "recipe.toml").write_text(f'name = "{name}"\n')
+        (folder / "epochs.csv").write_text(
+            "epoch,train_loss,train_accuracy,validation_loss,validation_accuracy,learning_rate,seconds\n"
+            "1,0.6,0.7,0.6,0.72,0.001,2.0\n2,0.5,0.8,0.55,0.78,0.001,2.0\n"
+        )
+        record = {
+            "schema": 1,
+            "name": name,
+            "state": "finished",
+            "recipe": {"name": name},
+            "seed": 0,
+            "device": "cpu",
+            "network": "mean-grey",
+            "optimizer": "adam",
+            "batch": 64,
+            "image_size": SIZE,
+            "epochs": 2,
+            "weights": "none",
+            "best_epoch": 2,
+            "average_train_accuracy": 0.75,
+            "average_validation_accuracy": 0.75,
+            "seconds": 4.0,
+        }
+        (folder / "run.json").write_text(json.dumps(record))
+        return folder
+
+    def manifest(self, films: Path, split: str, *, share: int = 2) -> str:
+        """A manifest of the films with every `share`-th put into another split."""
+        found = load_manifest(films)
+        rows = found.to_csv().splitlines()
+        return "\n".join(
+            [*rows[:2], *(turned(row, split) if i % share == 0 else row for i, row in enumerate(rows[2:]))]
+        )
+
+
+def turned(row: str, split: str) -> str:
+    *before, _, sha256 = row.split(",")
+    return ",".join([*before, split, sha256])
+
+
+def mean_grey_network(gain: float) -> bytes:
+    """The smallest network of our format: uint8 films in, float32 logits out."""
+    from onnx import TensorProto, helper
+
+    nodes = [
+        helper.make_node("Cast", ["film"], ["grey"], to=TensorProto.FLOAT),
+        helper.make_node("ReduceMean", ["grey", "axes"], ["mean"], keepdims=0),
+        helper.make_node("Sub", ["mean", "middle"], ["centred"]),
+        helper.make_node("Mul", ["centred", "gain"], ["logit"]),
+    ]
+    constants = [
+        helper.make_tensor("axes", TensorProto.INT64, [2], [1, 2]),
+        helper.make_tensor("middle", TensorProto.FLOAT, [], [125.0]),
+        helper.make_tensor("gain", TensorProto.FLOAT, [], [gain]),
+    ]
+    graph = helper.make_graph(
+        nodes,
+        "mean-grey",
+        [helper.make_tensor_value_info("film", TensorProto.UINT8, ["n", SIZE, SIZE])],
+        [helper.make_tensor_value_info("logit", TensorProto.FLOAT, ["n"])],
+        constants,
+    )
+    model = helper.make_model(graph, opset_imports=[helper.make_opsetid("", 18)], ir_version=10)
+    return model.SerializeToString()
+
+
+@pytest.fixture
+def maker(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Maker:
+    """Makes films, bundles and runs; the ledger of this test lies in its own folder."""
+    monkeypatch.setenv("PNEUMOSCOPE_LEDGER", str(tmp_path / "ledger.jsonl"))
+    return Maker(tmp_path)

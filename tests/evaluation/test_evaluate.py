@@ -1,0 +1,208 @@
+"""The whole way from PNG films through ONNX Runtime to files on disk, against numbers worked out from the pixels."""
+
+import csv
+import json
+import os
+from pathlib import Path
+
+import numpy as np
+import pytest
+from PIL import Image
+from scipy.special import expit
+from sklearn import metrics
+
+from pneumoscope.bundle.card import short_hash
+from pneumoscope.dataset.layouts import load_manifest
+from pneumoscope.errors import BundleError, DatasetError, RunError, StorageError, UnknownNameError
+from pneumoscope.evaluation.evaluate import evaluate
+from pneumoscope.evaluation.records import read_evaluation, read_predictions
+
+
+def expected(films: Path, gain: float = 0.05) -> tuple[np.ndarray, np.ndarray]:
+    """Logits and labels from the pixels alone, sorted by path."""
+    paths = sorted((films / "test").rglob("*.png"))
+    grey = np.array([np.asarray(Image.open(path), dtype=np.float64).mean() for path in paths])
+    return gain * (grey - 125), np.array([path.parent.name == "PNEUMONIA" for path in paths])
+
+
+def test_a_run_is_judged_and_written(maker):
+    films, run = maker.films(), maker.run()
+    evaluation, scored = evaluate(run, films)
+    logits, labels = expected(films)
+    assert [film.logit for film in scored] == pytest.approx(logits, abs=1e-4)
+    assert [film.score for film in scored] == pytest.approx(expit(logits), abs=1e-5)
+    assert [film.probability for film in scored] == pytest.approx(expit(0.8 * logits + 0.1), abs=1e-5)
+    assert evaluation.metrics["auroc"].value == pytest.approx(metrics.roc_auc_score(labels, logits))
+    assert evaluation.metrics["auprc"].value == pytest.approx(metrics.average_precision_score(labels, logits))
+    loss = metrics.brier_score_loss(labels, expit(0.8 * logits + 0.1))
+    assert evaluation.metrics["brier"].value == pytest.approx(loss, abs=1e-6)
+    for name, threshold in (("half", 0.5), ("best", 0.4), ("sensitive", 0.2)):
+        called = expit(logits) >= threshold
+        point = evaluation.points[name]
+        assert point.metrics["accuracy"].value == pytest.approx((called == labels).mean())
+        assert point.metrics["mcc"].value == pytest.approx(metrics.matthews_corrcoef(labels, called))
+        tn, fp, fn, tp = metrics.confusion_matrix(labels, called).ravel()
+        cells = point.confusion
+        assert (cells.tn, cells.fp, cells.fn, cells.tp) == (tn, fp, fn, tp)
+    assert (evaluation.n, evaluation.patients, evaluation.counts) == (32, 16, {"NORMAL": 12, "PNEUMONIA": 20})
+    assert evaluation.look == 1
+    assert evaluation.name == "grey"
+
+
+def test_what_is_written_is_what_is_returned(maker):
+    run = maker.run()
+    evaluation, scored = evaluate(run, maker.films())
+    folder = run / "evaluation" / "test"
+    assert sorted(path.name for path in folder.iterdir()) == ["evaluation.json", "predictions.csv"]
+    assert read_evaluation(folder / "evaluation.json") == evaluation
+    assert read_predictions(folder / "predictions.csv") == scored
+    rows = list(csv.DictReader((folder / "predictions.csv").read_text().splitlines()))
+    assert rows[0]["path"].startswith("test/NORMAL/IM-0000")
+    assert len(rows) == 32
+
+
+def test_etiology_is_judged_apart(maker):
+    films = maker.films()
+    evaluation, scored = evaluate(maker.run(), films)
+    for etiology in ("bacteria", "virus"):
+        chosen = [film for film in scored if film.etiology in ("normal", etiology)]
+        labels = [film.label == "PNEUMONIA" for film in chosen]
+        area = metrics.roc_auc_score(labels, [film.logit for film in chosen])
+        assert evaluation.auroc_by_etiology[etiology].value == pytest.approx(area)
+        called = [film.score >= 0.5 for film in scored if film.etiology == etiology]
+        assert evaluation.points["half"].by_etiology[etiology].value == pytest.approx(np.mean(called))
+    assert evaluation.points["half"].by_etiology["normal"] == evaluation.points["half"].metrics["specificity"]
+
+
+def test_a_bundle_alone_is_judged_and_writes_only_where_told(maker, tmp_path):
+    films, bundle = maker.films(), maker.bundle(tmp_path / "shipped")
+    evaluation, _ = evaluate(bundle, films)
+    assert sorted(path.name for path in bundle.iterdir()) == ["card.json", "network.onnx"]
+    again, _ = evaluate(bundle, films, out=tmp_path / "out", points=["half"])
+    assert read_evaluation(tmp_path / "out" / "evaluation.json") == again
+    assert list(again.points) == ["half"]
+    assert (evaluation.look, again.look) == (1, 2)
+
+
+def test_the_seed_decides_the_bootstraps(maker):
+    films, run = maker.films(), maker.run()
+    first, second, other = (evaluate(run, films, seed=seed)[0] for seed in (3, 3, 4))
+    assert first.points == second.points
+    assert first.points["half"].metrics["f1"].seed == 3
+    assert first.points["half"].metrics["f1"] != other.points["half"].metrics["f1"]
+
+
+def test_progress_counts_films(maker):
+    calls = []
+    evaluate(maker.run(), maker.films(), progress=lambda done, total: calls.append((done, total)))
+    assert calls == [(done, 32) for done in range(1, 33)]
+
+
+def test_many_films_keep_their_order(maker):
+    """More films than are decoded ahead, and than one batch holds."""
+    films = maker.films(normal=75, pneumonia=76)
+    _, scored = evaluate(maker.run(), films, points=["half"])
+    assert [film.logit for film in scored] == pytest.approx(expected(films)[0], abs=1e-4)
+
+
+def test_an_unknown_operating_point_is_named(maker):
+    with pytest.raises(UnknownNameError, match=r"no operating point 'bets'. Did you mean 'best'"):
+        evaluate(maker.run(), maker.films(), points=["half", "bets"])
+
+
+def test_an_unfinished_run_is_refused(maker):
+    run = maker.run()
+    for file in (run / "bundle").iterdir():
+        file.unlink()
+    (run / "bundle").rmdir()
+    with pytest.raises(RunError, match=r"has no bundle: it is not finished.*--resume"):
+        evaluate(run, maker.films())
+
+
+def test_a_folder_that_is_neither_is_refused(maker, tmp_path):
+    with pytest.raises(BundleError, match="is no bundle"):
+        evaluate(tmp_path / "nowhere", maker.films())
+
+
+@pytest.mark.parametrize("split", ["train", "validation"])
+def test_test_films_that_were_seen_are_refused_by_content(maker, split):
+    films = maker.films()
+    known = [short_hash(film.sha256) for film in load_manifest(films).films[5:8]]
+    run = maker.run(seen={split: known})
+    with pytest.raises(
+        DatasetError, match=rf"3 of 32 test films were {split} films of 'grey'.*the first: test/NORMAL/IM-0002"
+    ):
+        evaluate(run, films)
+    assert not (run / "evaluation").exists()
+    assert not Path(os.environ["PNEUMOSCOPE_LEDGER"]).exists()
+
+
+def test_unreadable_films_are_listed_and_never_left_out(maker):
+    films, run = maker.films(), maker.run()
+    paths = sorted((films / "test" / "NORMAL").iterdir())
+    paths[1].write_bytes(b"no image at all")
+    paths[4].write_bytes(paths[4].read_bytes()[:100])
+    with pytest.raises(
+        DatasetError, match=rf"^2 test films cannot be read \(test/NORMAL/{paths[1].name}: not an image"
+    ) as error:
+        evaluate(run, films)
+    assert paths[4].name in error.value.message
+    assert not (run / "evaluation").exists()
+    assert not Path(os.environ["PNEUMOSCOPE_LEDGER"]).exists()
+
+
+def test_no_result_without_its_line_in_the_ledger(maker, tmp_path):
+    films, run = maker.films(), maker.run()
+    (tmp_path / "file").write_text("")
+    with pytest.raises(StorageError, match="cannot write the test ledger"):
+        evaluate(run, films, ledger=tmp_path / "file" / "ledger.jsonl")
+    assert not (run / "evaluation").exists()
+
+
+def test_the_ledger_is_written_before_the_result(maker, tmp_path):
+    """Where the result cannot be written the look has still happened."""
+    (tmp_path / "file").write_text("")
+    with pytest.raises(StorageError, match="cannot write"):
+        evaluate(maker.run(), maker.films(), out=tmp_path / "file" / "out")
+    line = json.loads(Path(os.environ["PNEUMOSCOPE_LEDGER"]).read_text())
+    assert line["look"] == 1
+
+
+def test_what_the_ledger_says(maker):
+    films = maker.films()
+    evaluation, _ = evaluate(maker.run(), films)
+    (line,) = map(json.loads, Path(os.environ["PNEUMOSCOPE_LEDGER"]).read_text().splitlines())
+    assert line["bundle_sha256"] == evaluation.bundle_sha256
+    assert line["films_sha256"] == evaluation.films_sha256
+    assert (line["n"], line["split"], line["recipe"], line["name"], line["look"]) == (32, "test", "grey", "grey", 1)
+    assert line["metrics"]["auroc"] == evaluation.metrics["auroc"].value
+    assert line["points"]["best"]["threshold"] == 0.4
+    assert line["points"]["half"]["accuracy"] == evaluation.points["half"].metrics["accuracy"].value
+    assert line["when"] == evaluation.created
+
+
+def test_other_splits_leave_no_line(maker):
+    films = maker.films(split="val")
+    maker.films(split="test", seed=1)
+    run = maker.run()
+    (run / "manifest.csv").write_text(load_manifest(films).to_csv())
+    evaluation, _ = evaluate(run, films, split="validation", points=["half"])
+    assert evaluation.look is None
+    assert not Path(os.environ["PNEUMOSCOPE_LEDGER"]).exists()
+    assert (run / "evaluation" / "validation" / "evaluation.json").is_file()
+
+
+@pytest.mark.real_data
+@pytest.mark.skipif("PNEUMOSCOPE_DATA" not in os.environ, reason="PNEUMOSCOPE_DATA is unset")
+def test_the_official_test_split(maker):
+    """The mean grey level alone on the 624 official test films: counts and etiologies are those of the set."""
+    evaluation, _ = evaluate(maker.run(), Path(os.environ["PNEUMOSCOPE_DATA"]))
+    assert evaluation.counts == {"NORMAL": 234, "PNEUMONIA": 390}
+    half = evaluation.points["half"]
+    assert {name: interval.n for name, interval in half.by_etiology.items()} == {
+        "normal": 234,
+        "bacteria": 242,
+        "virus": 148,
+    }
+    assert evaluation.patients < 624
+    assert 0.4 < evaluation.metrics["auroc"].value < 0.9

@@ -1,0 +1,94 @@
+"""The ledger under several processes, a full disk and a damaged line."""
+
+import errno
+import json
+import os
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+
+from pneumoscope.errors import StorageError
+from pneumoscope.evaluation.ledger import default_ledger, write_look
+
+
+def test_looks_are_counted_by_films(tmp_path):
+    ledger = tmp_path / "results" / "test-ledger.jsonl"
+    looks = [write_look(ledger, {"films_sha256": films, "name": "x"}) for films in ("a", "b", "a", "a")]
+    assert looks == [1, 1, 2, 3]
+    lines = [json.loads(line) for line in ledger.read_text().splitlines()]
+    assert [line["look"] for line in lines] == looks
+    assert lines[2] == {"films_sha256": "a", "name": "x", "look": 2}
+
+
+def test_where_the_ledger_is(monkeypatch):
+    monkeypatch.delenv("PNEUMOSCOPE_LEDGER", raising=False)
+    assert default_ledger() == Path("results/test-ledger.jsonl")
+    monkeypatch.setenv("PNEUMOSCOPE_LEDGER", "elsewhere.jsonl")
+    assert default_ledger() == Path("elsewhere.jsonl")
+
+
+WRITER = """
+import sys
+from pathlib import Path
+from pneumoscope.evaluation.ledger import write_look
+go = Path(sys.argv[1])
+while not go.exists():
+    pass
+for number in range(40):
+    write_look(Path(sys.argv[2]), {"films_sha256": "same", "who": sys.argv[3], "number": number, "pad": "x" * 5000})
+"""
+
+
+def test_processes_that_write_at_once_lose_and_tear_nothing(tmp_path):
+    ledger, go = tmp_path / "ledger.jsonl", tmp_path / "go"
+    writers = [subprocess.Popen([sys.executable, "-c", WRITER, str(go), str(ledger), who]) for who in "abc"]
+    time.sleep(0.5)
+    go.touch()
+    assert [writer.wait(60) for writer in writers] == [0, 0, 0]
+    lines = [json.loads(line) for line in ledger.read_text().splitlines()]
+    assert [line["look"] for line in lines] == list(range(1, 121))
+    assert sorted((line["who"], line["number"]) for line in lines) == [(w, n) for w in "abc" for n in range(40)]
+
+
+@pytest.mark.parametrize(
+    ("damage", "number"),
+    [("not json\n", 2), ('{"films_sha256": "a"', 2), ('{"name": "x"}\n', 2), ("[1]\n", 2), ("\n", 2)],
+)
+def test_a_malformed_line_is_named_and_nothing_is_added(tmp_path, damage, number):
+    ledger = tmp_path / "ledger.jsonl"
+    write_look(ledger, {"films_sha256": "a"})
+    before = ledger.read_text() + damage
+    ledger.write_text(before)
+    with pytest.raises(StorageError, match=rf"ledger.jsonl', line {number} is malformed"):
+        write_look(ledger, {"films_sha256": "a"})
+    assert ledger.read_text() == before
+
+
+def test_a_line_cut_short_is_taken_back(tmp_path, monkeypatch):
+    ledger = tmp_path / "ledger.jsonl"
+    write_look(ledger, {"films_sha256": "a"})
+    before = ledger.read_bytes()
+    whole = os.write
+    monkeypatch.setattr(os, "write", lambda handle, data: whole(handle, data[:10]))
+    with pytest.raises(StorageError, match="10 of 33 bytes written"):
+        write_look(ledger, {"films_sha256": "a"})
+    assert ledger.read_bytes() == before
+
+
+def test_a_place_that_cannot_be_written_is_named(tmp_path):
+    (tmp_path / "file").write_text("")
+    with pytest.raises(StorageError, match=r"cannot write the test ledger .*file/ledger.jsonl.*--ledger FILE"):
+        write_look(tmp_path / "file" / "ledger.jsonl", {"films_sha256": "a"})
+
+
+def test_a_full_disk_is_told(tmp_path, monkeypatch):
+    def full(handle, data):
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+    monkeypatch.setattr(os, "write", full)
+    with pytest.raises(StorageError, match=r"cannot write the test ledger .*: No space left on device"):
+        write_look(tmp_path / "ledger.jsonl", {"films_sha256": "a"})
+    assert (tmp_path / "ledger.jsonl").read_bytes() == b""

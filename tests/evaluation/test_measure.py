@@ -1,0 +1,61 @@
+"""Numbers of hand-made films; that they are written and read as here is checked in test_evaluate."""
+
+import pytest
+
+from pneumoscope.bundle.card import OperatingPoint
+from pneumoscope.evaluation.measure import etiology_aurocs, judge_point, positives, ranking_metrics
+from pneumoscope.results import Confusion, ScoredFilm
+
+
+def film(label, etiology, logit, score, patient=""):
+    return ScoredFilm("x.png", "0" * 64, patient, label, etiology, logit, score, score)
+
+
+FILMS = [
+    film("NORMAL", "normal", -2.0, 0.1, "a"),
+    film("NORMAL", "normal", 0.0, 0.5, "b"),
+    film("PNEUMONIA", "bacteria", 2.0, 0.9, "c"),
+    film("PNEUMONIA", "bacteria", 1.0, 0.7, "c"),
+    film("PNEUMONIA", "virus", -1.0, 0.3, "d"),
+    film("PNEUMONIA", "", 3.0, 0.95, "e"),
+]
+HALF = OperatingPoint(threshold=0.5, rule="fixed", chosen_on="fixed")
+
+
+def test_a_film_at_the_threshold_is_called_pneumonia():
+    found = judge_point(FILMS, HALF, seed=0)
+    assert found.confusion == Confusion(tp=3, fn=1, tn=1, fp=1)
+    assert (found.threshold, found.rule) == (0.5, "fixed")
+
+
+def test_etiologies_by_hand():
+    found = judge_point(FILMS, HALF, seed=0).by_etiology
+    assert {name: (interval.value, interval.n) for name, interval in found.items()} == {
+        "normal": (0.5, 2),
+        "bacteria": (1.0, 2),
+        "virus": (0.0, 1),
+    }
+
+
+def test_aurocs_by_hand():
+    """Bacteria win all pairs; the virus film wins one of two; the film of unknown etiology is in neither."""
+    found = etiology_aurocs(FILMS)
+    assert {name: interval.value for name, interval in found.items()} == {"bacteria": 1.0, "virus": 0.5}
+    assert ranking_metrics(FILMS, seed=0)["auroc"].value == pytest.approx(7 / 8)
+
+
+def test_an_etiology_without_films_is_left_out():
+    assert list(etiology_aurocs(FILMS[:4])) == ["bacteria"]
+    assert "virus" not in judge_point(FILMS[:4], HALF, seed=0).by_etiology
+
+
+def test_positives():
+    assert positives(FILMS).tolist() == [False, False, True, True, True, True]
+
+
+def test_metrics_that_need_no_threshold():
+    found = ranking_metrics(FILMS, seed=7)
+    assert list(found) == ["auroc", "auprc", "brier", "expected_calibration_error"]
+    squares = [0.1**2, 0.5**2, 0.1**2, 0.3**2, 0.7**2, 0.05**2]
+    assert found["brier"].value == pytest.approx(sum(squares) / 6)
+    assert found["brier"].seed == 7

@@ -1,0 +1,118 @@
+import dataclasses
+import json
+
+import pytest
+
+from pneumoscope.errors import RunError
+from pneumoscope.evaluation.compare import compare
+from pneumoscope.evaluation.evaluate import evaluate
+from pneumoscope.evaluation.records import (
+    predictions_csv,
+    read_comparison,
+    read_evaluation,
+    read_predictions,
+    read_run,
+)
+from pneumoscope.results import ScoredFilm
+
+FILM = ScoredFilm("a,b.png", "ab" * 32, "bacteria-1", "PNEUMONIA", "bacteria", 1 / 3, 0.1 + 0.2, 1.0)
+
+
+def test_predictions_come_back_to_the_last_digit(tmp_path):
+    films = (FILM, dataclasses.replace(FILM, path="c.png", logit=-1e-300, label="NORMAL", etiology="", patient=""))
+    (tmp_path / "p.csv").write_text(predictions_csv(films))
+    assert read_predictions(tmp_path / "p.csv") == films
+
+
+@pytest.mark.parametrize(
+    ("old", "new", "message"),
+    [
+        ("sha256", "hash", "has no column 'sha256'"),
+        ("PNEUMONIA", "COVID", r"row 1: label is 'COVID', not one of NORMAL, PNEUMONIA"),
+        ("0.3333333333333333", "much", "row 1: could not convert string to float: 'much'"),
+        ("0.3333333333333333", "nan", "row 1: a number is not finite"),
+        (",1.0", "", "row 1: float"),
+    ],
+)
+def test_malformed_predictions_name_the_row(tmp_path, old, new, message):
+    (tmp_path / "p.csv").write_text(predictions_csv([FILM]).replace(old, new, 1))
+    with pytest.raises(RunError, match=message):
+        read_predictions(tmp_path / "p.csv")
+
+
+def test_a_missing_file_says_how_to_make_it(tmp_path):
+    with pytest.raises(RunError, match=r"cannot read .*p.csv': No such file.*pneumoscope evaluate"):
+        read_predictions(tmp_path / "p.csv")
+
+
+@pytest.fixture
+def evaluation_file(maker):
+    run = maker.run()
+    evaluate(run, maker.films(), points=["half"])
+    return run / "evaluation" / "test" / "evaluation.json"
+
+
+def changed(file, change):
+    data = json.loads(file.read_text())
+    change(data)
+    file.write_text(json.dumps(data))
+    return file
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        (lambda d: d.update(schema=2), "has schema 2; this version reads 1"),
+        (lambda d: d.pop("schema"), "has schema None"),
+        (lambda d: d.pop("n"), "is malformed: n: "),
+        (lambda d: d.update(n="32"), "is malformed: n: "),
+        (lambda d: d["metrics"]["auroc"].update(value="high"), "is malformed: metrics.auroc.value: "),
+        (lambda d: d["points"]["half"].pop("confusion"), "is malformed: points.half.confusion: "),
+        (lambda d: d["metrics"]["auroc"].update(value=float("nan")), "is not JSON: NaN is no number"),
+    ],
+)
+def test_evaluations_are_read_strictly(evaluation_file, change, message):
+    with pytest.raises(RunError, match=message):
+        read_evaluation(changed(evaluation_file, change))
+
+
+def test_what_is_no_json_object_is_refused(tmp_path):
+    (tmp_path / "e.json").write_text("[1]")
+    with pytest.raises(RunError, match="has schema None"):
+        read_evaluation(tmp_path / "e.json")
+    (tmp_path / "e.json").write_text("{")
+    with pytest.raises(RunError, match="is not JSON"):
+        read_evaluation(tmp_path / "e.json")
+    (tmp_path / "e.json").write_bytes(b"\xff\xfe")
+    with pytest.raises(RunError, match="cannot read"):
+        read_evaluation(tmp_path / "e.json")
+
+
+def test_an_unfinished_run_is_refused(maker):
+    file = changed(maker.run() / "run.json", lambda d: d.update(state="running"))
+    with pytest.raises(RunError, match=r"run 'grey' is 'running', not finished.*--resume"):
+        read_run(file)
+
+
+def test_a_run_without_averages_is_malformed(maker):
+    file = changed(maker.run() / "run.json", lambda d: d.pop("average_train_accuracy"))
+    with pytest.raises(RunError, match="average_train_accuracy: Field required"):
+        read_run(file)
+
+
+def test_a_comparison_comes_back_whole(maker):
+    films = maker.films()
+    runs = [maker.run("one"), maker.run("two", gain=-0.01)]
+    for run in runs:
+        evaluate(run, films, points=["half"])
+    comparison = compare(runs, published=True, out=maker.root / "out", command="what was run")
+    assert read_comparison(maker.root / "out" / "comparison.json") == comparison
+
+
+def test_a_comparison_with_a_damaged_metric_is_refused(maker):
+    run = maker.run()
+    evaluate(run, maker.films(), points=["half"])
+    compare([run], out=maker.root / "out")
+    file = changed(maker.root / "out" / "comparison.json", lambda d: d["runs"][0]["test"]["auroc"].pop("method"))
+    with pytest.raises(RunError, match=r"run 'grey': method: (Missing|Field) required"):
+        read_comparison(file)

@@ -1,0 +1,137 @@
+"""The crop and the resize, against Pillow, numpy and the public data set's own small copies."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable
+from pathlib import Path
+from typing import Literal
+
+import numpy as np
+import numpy.typing as npt
+import pydantic
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from PIL import Image
+
+from pneumoscope.radiograph.chest import draw
+from pneumoscope.radiograph.decode import Radiograph, decode
+from pneumoscope.radiograph.prepare import PREPARE_VERSION, Preparation, prepare
+
+
+def film(pixels: npt.NDArray[np.uint8]) -> Radiograph:
+    return Radiograph(pixels, "film", "PNG", "L")
+
+
+def noise(height: int, width: int, seed: int = 0) -> npt.NDArray[np.uint8]:
+    return np.random.default_rng(seed).integers(0, 256, (height, width), dtype=np.uint8)
+
+
+crops = st.sampled_from(["squash", "centre"])
+sides = st.integers(1, 300)
+
+
+@settings(max_examples=60, deadline=None)
+@given(sides, sides, st.integers(16, 256), crops)
+def test_any_film_becomes_the_square(height: int, width: int, size: int, crop: Literal["squash", "centre"]) -> None:
+    prepared = prepare(film(noise(height, width)), Preparation(size=size, crop=crop))
+    assert prepared.shape == (size, size)
+    assert prepared.dtype == np.uint8
+
+
+@settings(max_examples=60, deadline=None)
+@given(sides, sides, st.integers(0, 255), crops)
+def test_a_constant_film_stays_constant(height: int, width: int, level: int, crop: Literal["squash", "centre"]) -> None:
+    prepared = prepare(film(np.full((height, width), level, np.uint8)), Preparation(size=64, crop=crop))
+    assert np.all(prepared == level)
+
+
+@settings(max_examples=60, deadline=None)
+@given(sides, sides, st.integers(0, 99))
+def test_the_mirrored_film_gives_the_mirrored_input(height: int, width: int, seed: int) -> None:
+    pixels, preparation = noise(height, width, seed), Preparation(size=64)
+    straight = prepare(film(pixels), preparation)
+    mirrored = prepare(film(np.ascontiguousarray(np.fliplr(pixels))), preparation)
+    assert np.abs(np.fliplr(straight).astype(int) - mirrored).max() <= 1
+
+
+def test_squash_averages_what_it_shrinks() -> None:
+    # Halving, a pixel takes weights 1, 3, 3, 1 over 8 from the four that it covers (a triangle two output pixels wide).
+    row = np.array([0, 0, 80, 160, 240, 0, 0, 0] * 4, dtype=np.uint8)
+    prepared = prepare(film(np.tile(row, (32, 1))), Preparation(size=16))
+    # (1 * 0 + 3 * 80 + 3 * 160 + 1 * 240) / 8 = 120, (1 * 160 + 3 * 240) / 8 = 110
+    assert prepared[8, 1:3].tolist() == [120, 110]
+
+
+@pytest.mark.parametrize(("height", "width"), [(100, 180), (180, 100), (224, 301)])
+def test_centre_is_the_square_that_numpy_cuts(height: int, width: int) -> None:
+    pixels, side = noise(height, width), min(height, width)
+    top, left = (height - side) // 2, (width - side) // 2
+    cut = np.ascontiguousarray(pixels[top : top + side, left : left + side])
+    centre = prepare(film(pixels), Preparation(size=96, crop="centre"))
+    assert np.array_equal(centre, prepare(film(cut), Preparation(size=96)))
+    assert not np.array_equal(centre, prepare(film(pixels), Preparation(size=96)))
+
+
+def test_centre_without_a_resize_is_the_cut_itself() -> None:
+    pixels = noise(64, 100)
+    assert np.array_equal(prepare(film(pixels), Preparation(size=64, crop="centre")), pixels[:, 18:82])
+
+
+@pytest.mark.parametrize("crop", ["squash", "centre"])
+@pytest.mark.parametrize("side", [64, 100])
+def test_the_result_is_never_a_view_of_the_film(crop: Literal["squash", "centre"], side: int) -> None:
+    pixels = noise(side, side)
+    before = pixels.copy()
+    prepared = prepare(film(pixels), Preparation(size=64, crop=crop))
+    assert not np.shares_memory(prepared, pixels)
+    prepared[:] = 7
+    assert np.array_equal(pixels, before)
+
+
+def test_a_film_of_the_right_size_is_left_alone() -> None:
+    pixels = draw(3, True)
+    assert np.array_equal(prepare(film(pixels), Preparation()), pixels)
+
+
+def test_preparation_is_frozen_checked_data() -> None:
+    assert Preparation().model_dump() == {"size": 224, "crop": "squash", "version": PREPARE_VERSION}
+    assert Preparation.model_validate_json(Preparation(size=64, crop="centre").model_dump_json()).size == 64
+    for wrong in ({"size": 15}, {"size": 1025}, {"crop": "pad"}, {"colour": 3}):
+        with pytest.raises(pydantic.ValidationError, match=next(iter(wrong))):
+            Preparation.model_validate(wrong)
+    with pytest.raises(pydantic.ValidationError, match="frozen"):
+        Preparation().size = 32  # type: ignore[misc]
+
+
+def _folder(variable: str) -> Path:
+    if not os.environ.get(variable):
+        pytest.skip(f"{variable} is unset: no radiographs here")
+    return Path(os.environ[variable])
+
+
+@pytest.mark.real_data
+def test_full_size_films_come_near_the_small_copies_of_the_public_set(
+    record_property: Callable[[str, object], None],
+) -> None:
+    originals, small = _folder("PNEUMOSCOPE_ORIGINALS"), _folder("PNEUMOSCOPE_DATA")
+    copies = {path.name: path for path in small.rglob("*.jpeg")}
+    differences = []
+    for path in sorted(originals.rglob("*.jpeg")):
+        original = decode(path)
+        ours = prepare(original, Preparation()).astype(int)
+        theirs = decode(copies[path.name]).pixels.astype(int)
+        assert theirs.shape == ours.shape
+        differences.append(np.abs(ours - theirs).mean())
+    record_property("mean absolute difference, grey levels", float(np.mean(differences)))
+    print(f"{len(differences)} films: mean |difference| {np.mean(differences):.2f}, worst {max(differences):.2f}")
+    assert len(differences) > 0
+    assert np.mean(differences) < 3
+    assert max(differences) < 8
+
+
+def test_bilinear_is_pillows_own() -> None:
+    pixels = noise(150, 90)
+    theirs = Image.fromarray(pixels).resize((32, 32), Image.Resampling.BILINEAR)
+    assert np.array_equal(prepare(film(pixels), Preparation(size=32)), np.asarray(theirs))

@@ -1,0 +1,175 @@
+"""Second opinions: scipy's binomial test, DeLong from all pairs, every turn counted out, simulated false alarms."""
+
+import itertools
+import math
+
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+from scipy import stats
+
+from pneumoscope.errors import UndefinedMetricError
+from pneumoscope.statistics.paired import delong_test, holm, mcnemar_exact
+from pneumoscope.statistics.roc import auroc
+
+
+def discordant(only_a, only_b, agreed=30):
+    a = [True] * only_a + [False] * only_b + [True] * agreed
+    b = [False] * only_a + [True] * only_b + [True] * agreed
+    return a, b
+
+
+@pytest.mark.parametrize(("only_a", "only_b"), [(1, 0), (5, 0), (9, 2), (10, 10), (11, 9), (95, 20), (300, 280)])
+def test_mcnemar_is_the_binomial_test_where_each_film_is_a_patient(only_a, only_b):
+    p = mcnemar_exact(*discordant(only_a, only_b))
+    assert p == pytest.approx(stats.binomtest(only_a, only_a + only_b).pvalue, rel=1e-9)
+
+
+def test_mcnemar_by_hand():
+    """Five films for a and none for b: 2 of the 32 ways are as far from even."""
+    assert mcnemar_exact(*discordant(5, 0)) == pytest.approx(2 / 32)
+
+
+def test_mcnemar_without_a_lead_is_no_test():
+    assert mcnemar_exact([True, False], [True, False]) is None
+    assert mcnemar_exact([True, False], [False, True], ["a", "a"]) is None
+
+
+pairs = st.lists(st.tuples(st.booleans(), st.booleans(), st.integers(0, 6)), min_size=1, max_size=14)
+
+
+@given(pairs)
+def test_mcnemar_by_patient_counts_every_turn(films):
+    a, b, keys = (list(column) for column in zip(*films, strict=True))
+    leads = [sum(x - y for x, y, key in films if key == patient) for patient in set(keys)]
+    leads = [lead for lead in leads if lead]
+    p = mcnemar_exact(a, b, [f"p{key}" for key in keys])
+    if not leads:
+        assert p is None
+        return
+    turns = [
+        abs(sum(s * lead for s, lead in zip(t, leads, strict=True)))
+        for t in itertools.product((-1, 1), repeat=len(leads))
+    ]
+    assert p == pytest.approx(np.mean([turn >= abs(sum(leads)) for turn in turns]))
+
+
+@given(pairs)
+def test_mcnemar_is_symmetric(films):
+    a, b, keys = (list(column) for column in zip(*films, strict=True))
+    patients = [f"p{key}" for key in keys]
+    assert mcnemar_exact(a, b, patients) == mcnemar_exact(b, a, patients)
+
+
+def test_films_of_one_patient_do_not_count_as_many():
+    """Nine films that only a gets right: nine patients are evidence, one patient is none."""
+    a, b = discordant(9, 0)
+    own = [f"p{place}" for place in range(len(a))]
+    assert mcnemar_exact(a, b, own) == pytest.approx(2 / 2**9)
+    assert mcnemar_exact(a, b, ["one"] * 9 + own[9:]) == 1.0
+
+
+def test_mcnemar_keeps_its_level_where_patients_repeat():
+    """Two networks equally good, four alike films a patient: the plain test cries wolf, this one does not."""
+    random = np.random.default_rng(8)
+    plain = ours = 0
+    for _ in range(400):
+        groups = np.repeat(np.arange(60), 4)
+        a, b = random.random(60)[groups] < 0.7, random.random(60)[groups] < 0.7
+        patients = [f"p{group}" for group in groups]
+        plain += (mcnemar_exact(a, b) or 1) < 0.05
+        ours += (mcnemar_exact(a, b, patients) or 1) < 0.05
+    assert plain / 400 > 0.2
+    assert ours / 400 < 0.05 + 4 * math.sqrt(0.05 * 0.95 / 400)
+
+
+def delong_by_definition(a, b, labels):
+    """Difference and variance from all pairs, as DeLong writes them."""
+    shares = []
+    for scores in (a, b):
+        positive, negative = scores[labels][:, None], scores[~labels][None, :]
+        won = (positive > negative) + 0.5 * (positive == negative)
+        shares.append((won.mean(), won.mean(axis=1), won.mean(axis=0)))
+    s10 = np.cov(shares[0][1], shares[1][1]) / labels.sum()
+    s01 = np.cov(shares[0][2], shares[1][2]) / (~labels).sum()
+    contrast = np.array([1, -1])
+    return shares[0][0] - shares[1][0], contrast @ (s10 + s01) @ contrast
+
+
+@pytest.fixture
+def two_networks():
+    random = np.random.default_rng(10)
+    labels = random.random(150) < 0.6
+    common = random.normal(size=150)
+    a = common + random.normal(size=150) + 1.5 * labels
+    b = np.round(common + random.normal(size=150) + 1.0 * labels, 1)
+    return a, b, labels
+
+
+def test_delong_is_its_definition(two_networks):
+    a, b, labels = two_networks
+    difference, p = delong_test(a, b, labels)
+    expected, variance = delong_by_definition(a, b, labels)
+    z = expected / math.sqrt(variance)
+    assert difference.value == pytest.approx(expected) == pytest.approx(auroc(a, labels) - auroc(b, labels))
+    assert p == pytest.approx(2 * stats.norm.sf(abs(z)))
+    assert difference.low == pytest.approx(expected - 1.959963984540054 * math.sqrt(variance))
+    assert (difference.method, difference.n) == ("delong", 150)
+
+
+def test_delong_turns_with_its_sides(two_networks):
+    a, b, labels = two_networks
+    (there, p), (back, q) = delong_test(a, b, labels), delong_test(b, a, labels)
+    assert p == pytest.approx(q)
+    assert (there.value, there.low, there.high) == pytest.approx((-back.value, -back.high, -back.low))
+
+
+def test_equal_rankings_are_no_test(two_networks):
+    a, _, labels = two_networks
+    difference, p = delong_test(a, np.exp(a / 4), labels)
+    assert p is None
+    assert (difference.value, difference.low) == (0.0, None)
+    assert difference.reason == "the two rank the films alike"
+
+
+def test_delong_needs_two_patients_a_class(two_networks):
+    with pytest.raises(UndefinedMetricError, match="here are 1 and 2"):
+        delong_test([3, 1, 2], [1, 2, 3], [True, False, False])
+
+
+def test_delong_keeps_its_level_and_its_coverage():
+    random = np.random.default_rng(12)
+    alarms = inside = 0
+    for _ in range(600):
+        groups = np.repeat(np.arange(80), 2)
+        labels = (np.arange(80) < 50)[groups]
+        common = random.normal(size=80)[groups]
+        a, b = (common + random.normal(size=80)[groups] + labels for _ in "ab")
+        difference, p = delong_test(a, b, labels, [f"p{group}" for group in groups])
+        alarms += p < 0.05
+        inside += difference.low <= 0 <= difference.high
+    assert abs(alarms / 600 - 0.05) < 4 * math.sqrt(0.05 * 0.95 / 600)
+    assert inside == 600 - alarms
+
+
+def test_holm_by_hand():
+    assert holm([0.01, 0.04, None, 0.03]) == [pytest.approx(0.03), pytest.approx(0.06), None, pytest.approx(0.06)]
+    assert holm([]) == []
+    assert holm([0.4, 0.9]) == [pytest.approx(0.8), pytest.approx(0.9)]
+
+
+@given(st.lists(st.one_of(st.none(), st.floats(0, 1)), max_size=12))
+def test_holm_is_monotone_and_never_kinder_than_p(p_values):
+    corrected = holm(p_values)
+    tests = [(p, q) for p, q in zip(p_values, corrected, strict=True) if p is not None]
+    assert [q is None for q in corrected] == [p is None for p in p_values]
+    assert all(p <= q <= min(1.0, len(tests) * p + 1e-12) for p, q in tests)
+    ordered = [q for _, q in sorted(tests)]
+    assert ordered == sorted(ordered)
+
+
+@pytest.mark.parametrize("p", [-0.1, 1.5])
+def test_holm_refuses_what_is_no_p(p):
+    with pytest.raises(UndefinedMetricError, match=f"p value 2 is {p}"):
+        holm([0.5, p])

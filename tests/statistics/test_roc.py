@@ -1,0 +1,185 @@
+"""Second opinions: scikit-learn for areas, DeLong's variance from its definition, simulated coverage."""
+
+import math
+
+import numpy as np
+import pytest
+from hypothesis import assume, given
+from hypothesis import strategies as st
+from sklearn import metrics
+
+from pneumoscope.errors import UndefinedMetricError
+from pneumoscope.statistics.inputs import patient_numbers
+from pneumoscope.statistics.intervals import patient_bootstrap, wilson
+from pneumoscope.statistics.roc import (
+    auprc,
+    auroc,
+    auroc_interval,
+    delong_covariance,
+    roc_curve,
+    weighted_auprc,
+    weighted_auroc,
+)
+
+
+@st.composite
+def films(draw, most=60):
+    """Scores with many ties, and both labels."""
+    n = draw(st.integers(2, most))
+    scores = draw(st.lists(st.integers(-8, 8), min_size=n, max_size=n))
+    labels = draw(st.lists(st.booleans(), min_size=n, max_size=n))
+    assume(any(labels) and not all(labels))
+    return np.array(scores) / 4, np.array(labels)
+
+
+@given(films())
+def test_areas_are_scikit_learns(case):
+    scores, labels = case
+    assert auroc(scores, labels) == pytest.approx(metrics.roc_auc_score(labels, scores), abs=1e-12)
+    assert auprc(scores, labels) == pytest.approx(metrics.average_precision_score(labels, scores), abs=1e-12)
+
+
+@given(films(), st.integers(0, 2**32 - 1))
+def test_weighted_areas_are_scikit_learns(case, seed):
+    scores, labels = case
+    weights = np.random.default_rng(seed).integers(0, 4, (3, len(scores))).astype(float)
+    for row, area, precision in zip(
+        weights, weighted_auroc(scores, labels, weights), weighted_auprc(scores, labels, weights), strict=True
+    ):
+        if row[labels].sum() and row[~labels].sum():
+            assert area == pytest.approx(metrics.roc_auc_score(labels, scores, sample_weight=row), abs=1e-12)
+            theirs = metrics.average_precision_score(labels, scores, sample_weight=row)
+            assert precision == pytest.approx(theirs, abs=1e-12)
+        else:
+            assert math.isnan(area)
+
+
+@given(films())
+def test_a_monotone_transform_changes_nothing_and_swapped_labels_flip(case):
+    scores, labels = case
+    area = auroc(scores, labels)
+    assert auroc(np.exp(scores) * 3 + 1, labels) == area
+    assert auroc(scores, ~labels) == pytest.approx(1 - area, abs=1e-12)
+    assert auroc(-scores, labels) == pytest.approx(1 - area, abs=1e-12)
+
+
+def test_auroc_by_hand():
+    """Pneumonia 3, 2, 1 against normal 2, 0: pairs won 1 + 1, 1/2 + 1, 0 + 1 of 6."""
+    assert auroc([3, 2, 1, 2, 0], [True, True, True, False, False]) == pytest.approx(4.5 / 6)
+
+
+@pytest.mark.parametrize(("labels", "missing"), [([True, True], "NORMAL"), ([False, False], "PNEUMONIA")])
+def test_one_class_has_no_auroc(labels, missing):
+    with pytest.raises(UndefinedMetricError, match=f"there is no {missing} film"):
+        auroc([0.1, 0.2], labels)
+    found = auroc_interval([0.1, 0.2], labels)
+    assert found.value is None
+    assert found.reason == f"there is no {missing} film"
+
+
+def test_without_pneumonia_there_is_no_average_precision():
+    with pytest.raises(UndefinedMetricError, match="needs a pneumonia"):
+        auprc([0.1, 0.2], [False, False])
+
+
+@given(films())
+def test_the_curve_is_scikit_learns(case):
+    scores, labels = case
+    wrong, right, thresholds = roc_curve(scores, labels)
+    theirs = metrics.roc_curve(labels, scores, drop_intermediate=False)
+    for ours, other in zip((wrong, right, thresholds), theirs, strict=True):
+        assert ours == pytest.approx(other, abs=1e-12)
+
+
+def delong_by_definition(scores, labels):
+    """Variance from all pairs, as DeLong writes it: no ranks."""
+    positive, negative = scores[labels], scores[~labels]
+    won = (positive[:, None] > negative[None, :]) + 0.5 * (positive[:, None] == negative[None, :])
+    return won.mean(), won.mean(axis=1).var(ddof=1) / len(positive) + won.mean(axis=0).var(ddof=1) / len(negative)
+
+
+@given(films())
+def test_delong_is_its_definition(case):
+    scores, labels = case
+    assume(labels.sum() > 1 and (~labels).sum() > 1)
+    area, covariance = delong_covariance(scores, labels, np.arange(len(scores)))
+    mean, variance = delong_by_definition(scores, labels)
+    assert area[0] == pytest.approx(mean, abs=1e-12)
+    assert covariance[0, 0] == pytest.approx(variance, abs=1e-12)
+
+
+def test_delong_by_hand():
+    """Pneumonia 3, 1 against normal 2, 0: shares won 1 and 1/2, lost to 1/2 and 1; variance (1/8)/2 + (1/8)/2."""
+    area, covariance = delong_covariance([3, 1, 2, 0], [True, True, False, False], np.arange(4))
+    assert (area[0], covariance[0, 0]) == pytest.approx((0.75, 0.125))
+
+
+def test_copied_films_of_a_patient_add_nothing():
+    """Each film three times under one patient has the variance of the films alone: here n counts patients."""
+    random = np.random.default_rng(2)
+    scores, labels = random.normal(size=60), random.random(60) < 0.5
+    _, once = delong_covariance(scores, labels, np.arange(60))
+    _, thrice = delong_covariance(np.tile(scores, 3), np.tile(labels, 3), np.tile(np.arange(60), 3))
+    assert thrice == pytest.approx(once, rel=1e-9)
+
+
+def test_a_class_of_one_patient_has_no_variance():
+    with pytest.raises(UndefinedMetricError, match="here are 1 and 2"):
+        delong_covariance([1, 2, 3, 4], [True, True, False, False], np.array([0, 0, 1, 2]))
+
+
+def test_delong_by_patient_agrees_with_the_patient_bootstrap():
+    random = np.random.default_rng(4)
+    groups = np.repeat(np.arange(200), random.integers(1, 5, 200))
+    sick = (random.random(200) < 0.6)[groups]
+    logits = random.normal(size=200)[groups] + 0.5 * random.normal(size=len(groups)) + 1.5 * sick
+    patients = [f"p{group}" for group in groups]
+    ours = auroc_interval(logits, sick, patients)
+    drawn = patient_bootstrap(weighted_auroc, logits, sick, patients)
+    films = auroc_interval(logits, sick)
+    assert ours.method == "delong by patient"
+    assert films.method == "delong"
+    assert (ours.low, ours.high) == pytest.approx((drawn.low, drawn.high), abs=0.012)
+    assert films.high - films.low < 0.8 * (ours.high - ours.low)
+
+
+def test_the_interval_by_hand():
+    scores, labels = np.array([3.0, 1.0, 2.0, 0.0]), np.array([True, True, False, False])
+    half = 1.959963984540054 * math.sqrt(0.125) / (0.75 * 0.25)
+    found = auroc_interval(scores, labels)
+    low, high = (1 / (1 + math.exp(-(math.log(3) + side * half))) for side in (-1, 1))
+    assert (found.value, found.low, found.high) == pytest.approx((0.75, low, high))
+
+
+@given(films(), st.integers(1, 5))
+def test_the_interval_contains_the_area(case, patients):
+    scores, labels = case
+    keys = [f"p{place % (patients * 3)}" for place in range(len(scores))]
+    found = auroc_interval(scores, labels, keys)
+    assert 0 <= found.low <= found.value <= found.high <= 1
+
+
+def test_perfect_separation_is_not_certainty():
+    scores, labels = np.arange(30.0), np.arange(30) >= 12
+    found = auroc_interval(scores, labels)
+    assert found.value == 1.0
+    assert (found.low, found.high) == pytest.approx((wilson(12, 12).low, 1.0))
+    assert found.method == "wilson of 12 pairs"
+
+
+def test_the_interval_covers():
+    random = np.random.default_rng(6)
+    truth = 0.8  # normal scores one standard deviation and a fifth apart: AUROC = Phi(d / sqrt 2)
+    distance = math.sqrt(2) * 0.8416212335729143
+    inside = 0
+    for _ in range(1000):
+        labels = np.arange(100) < 60
+        found = auroc_interval(random.normal(size=100) + distance * labels, labels)
+        inside += found.low <= truth <= found.high
+    assert abs(inside / 1000 - 0.95) < 4 * math.sqrt(0.95 * 0.05 / 1000)
+
+
+def test_patient_numbers_reach_the_variance():
+    scores, labels = [3, 1, 2, 0], [True, True, False, False]
+    assert auroc_interval(scores, labels, ["a", "a", "b", "c"]).method == "wilson of 1 pairs"
+    assert patient_numbers(["a", "a", "b", "c"], 4).tolist() == [0, 0, 1, 2]
