@@ -152,6 +152,12 @@ def mean_grey_network(gain: float) -> bytes:
     return model.SerializeToString()
 
 
+@pytest.fixture(scope="session")
+def shared_maker(tmp_path_factory: pytest.TempPathFactory) -> Maker:
+    """For what many tests only read or copy; name another folder in each module."""
+    return Maker(tmp_path_factory.mktemp("shared"))
+
+
 @pytest.fixture
 def maker(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Maker:
     """Makes films, bundles and runs; the ledger of this test lies in its own folder."""

@@ -3,17 +3,17 @@ import json
 import pytest
 from click.testing import CliRunner
 
-from pneumoscope.cli import main
+from pneumoscope.cli import cli, run_and_exit
 from pneumoscope.cli.compare import command
 from pneumoscope.evaluation.evaluate import evaluate
 
 
-@pytest.fixture
-def runs(maker):
-    films = maker.films(normal=20, pneumonia=30)
-    found = [maker.run("alexnet-adam"), maker.run("other", gain=-0.05)]
+@pytest.fixture(scope="module")
+def runs(shared_maker):
+    films = shared_maker.films("shown", normal=20, pneumonia=30)
+    found = [shared_maker.run("alexnet-adam"), shared_maker.run("other", gain=-0.05)]
     for run in found:
-        evaluate(run, films)
+        evaluate(run, films, ledger=shared_maker.root / "shown.jsonl")
     return found
 
 
@@ -56,7 +56,7 @@ def test_the_report_stands_beside_ours(runs, tmp_path):
 def test_a_run_without_evaluation_exits_with_2(maker, tmp_path, capsys):
     run = maker.run("lonely")
     with pytest.raises(SystemExit) as stop:
-        main(["compare", str(run), "--out", str(tmp_path / "out")])
+        run_and_exit(cli, ["compare", str(run), "--out", str(tmp_path / "out")])
     assert stop.value.code == 2
     assert f"pneumoscope evaluate {run} --data DATA" in capsys.readouterr().err
     assert not (tmp_path / "out").exists()

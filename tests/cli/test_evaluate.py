@@ -4,7 +4,7 @@ import pytest
 from click.testing import CliRunner
 
 from pneumoscope.bundle.card import short_hash
-from pneumoscope.cli import main
+from pneumoscope.cli import cli, run_and_exit
 from pneumoscope.cli.evaluate import command
 from pneumoscope.dataset.layouts import load_manifest
 from pneumoscope.evaluation.records import read_evaluation
@@ -75,7 +75,7 @@ def test_the_split_reaches_the_library(maker, tmp_path):
 
 def test_a_refusal_exits_with_2_and_says_what_to_do(maker, capsys):
     with pytest.raises(SystemExit) as stop:
-        main(["evaluate", str(maker.run()), "--data", str(maker.films(split="train"))])
+        run_and_exit(cli, ["evaluate", str(maker.run()), "--data", str(maker.films(split="train"))])
     assert stop.value.code == 2
     told = capsys.readouterr()
     assert told.out == ""

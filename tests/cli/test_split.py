@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -24,7 +23,7 @@ def _draw(path: Path, level: int) -> None:
 
 
 @pytest.fixture
-def films(tmp_path: Path) -> Iterator[Path]:
+def films(tmp_path: Path) -> Path:
     root = tmp_path / "films"
     for number in range(20):
         for film in range(1 + number % 2):
@@ -32,7 +31,7 @@ def films(tmp_path: Path) -> Iterator[Path]:
             _draw(root / "train" / "PNEUMONIA" / f"person{number}_virus_{film}.png", number)
     _draw(root / "test" / "NORMAL" / "IM-0100-0001.png", 100)
     _draw(root / "test" / "PNEUMONIA" / "person100_virus_1.png", 101)
-    yield root
+    return root
 
 
 def test_writes_a_manifest_and_prints_its_counts(films: Path, tmp_path: Path) -> None:

@@ -117,7 +117,9 @@ def test_not_one_film_that_can_be_decoded_is_an_error(tmp_path: Path) -> None:
     for label in LABELS:
         (tmp_path / label).mkdir()
         (tmp_path / label / "a.png").write_text("no image")
-    with pytest.raises(DatasetError, match="none of the 2 films can be decoded; the first: NORMAL/a.png: not an image"):
+    with pytest.raises(
+        DatasetError, match=r"none of the 2 films can be decoded; the first: NORMAL/a.png: not an image"
+    ):
         audit(load_manifest(tmp_path))
 
 

@@ -282,7 +282,7 @@ def test_a_full_disk_while_downloading_keeps_what_is_there(server: Server, tmp_p
     before = resource.getrlimit(resource.RLIMIT_FSIZE)
     resource.setrlimit(resource.RLIMIT_FSIZE, (100_000, before[1]))
     try:
-        with pytest.raises(StorageError, match="cannot write in .*: File too large"):
+        with pytest.raises(StorageError, match=r"cannot write in .*: File too large"):
             fetch(tmp_path, server.archive())
     finally:
         resource.setrlimit(resource.RLIMIT_FSIZE, before)
@@ -293,7 +293,7 @@ def test_a_full_disk_while_downloading_keeps_what_is_there(server: Server, tmp_p
 
 def test_a_folder_that_cannot_be_made_is_a_storage_error(server: Server, tmp_path: Path) -> None:
     (tmp_path / "taken").touch()
-    with pytest.raises(StorageError, match="cannot write in .*taken"):
+    with pytest.raises(StorageError, match=r"cannot write in .*taken"):
         fetch(tmp_path / "taken", server.archive())
 
 

@@ -171,7 +171,7 @@ def test_a_split_without_classes_is_refused(tmp_path: Path, draw_film: Draw) -> 
 def test_an_unknown_folder_is_refused_and_shown(tmp_path: Path, draw_film: Draw) -> None:
     for number in range(9):
         draw_film(tmp_path / f"film{number}.png")
-    with pytest.raises(LayoutError, match="is in no layout that we know; found:\n  film0.png\n") as caught:
+    with pytest.raises(LayoutError, match=r"is in no layout that we know; found:\n  film0.png\n") as caught:
         load_manifest(tmp_path)
     assert "... and 3 more" in str(caught.value)
 
@@ -182,13 +182,13 @@ def test_an_empty_folder_is_refused(tmp_path: Path) -> None:
 
 
 def test_a_missing_path_is_refused(tmp_path: Path) -> None:
-    with pytest.raises(LayoutError, match="there is no '.*nowhere'"):
+    with pytest.raises(LayoutError, match=r"there is no '.*nowhere'"):
         load_manifest(tmp_path / "nowhere")
 
 
 def test_another_file_is_refused(tmp_path: Path) -> None:
     (tmp_path / "films.zip").touch()
-    with pytest.raises(LayoutError, match="films.zip' is neither a folder, nor a .csv, nor a .npz"):
+    with pytest.raises(LayoutError, match=r"films.zip' is neither a folder, nor a .csv, nor a .npz"):
         load_manifest(tmp_path / "films.zip")
 
 
@@ -255,7 +255,7 @@ def test_another_film_under_the_same_name_is_refused(kaggle: Path, tmp_path: Pat
     load_manifest(kaggle).save(file)
     draw_film(kaggle / "test" / "NORMAL" / "IM-0001-0001.jpeg", seed=99)
     with pytest.raises(
-        ManifestError, match="'chest_xray/test/NORMAL/IM-0001-0001.jpeg' is not the film that .*films.csv"
+        ManifestError, match=r"'chest_xray/test/NORMAL/IM-0001-0001.jpeg' is not the film that .*films.csv"
     ):
         load_manifest(file)
 
@@ -288,7 +288,7 @@ def test_a_csv_may_not_lead_out_of_its_folder(tmp_path: Path, draw_film: Draw, p
 def test_a_csv_that_is_no_text_is_refused(tmp_path: Path) -> None:
     file = tmp_path / "films.csv"
     file.write_bytes(b"\xff\xfe\x00path,label")
-    with pytest.raises(ManifestError, match="cannot read '.*films.csv'"):
+    with pytest.raises(ManifestError, match=r"cannot read '.*films.csv'"):
         load_manifest(file)
 
 

@@ -93,6 +93,6 @@ def test_a_patient_in_two_splits_is_refused(make_manifest: Make) -> None:
 def test_a_manifest_that_cannot_be_written_leaves_the_old_one(make_manifest: Make, tmp_path: Path) -> None:
     manifest = make_manifest([("NORMAL/a.png", "P-1", "train")])
     (tmp_path / "taken").write_text("a file")
-    with pytest.raises(StorageError, match="cannot write '.*taken/films.csv'"):
+    with pytest.raises(StorageError, match=r"cannot write '.*taken/films.csv'"):
         manifest.save(tmp_path / "taken" / "films.csv")
     assert (tmp_path / "taken").read_text() == "a file"

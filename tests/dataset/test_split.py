@@ -1,4 +1,4 @@
-"""The laws of splitting: nothing is lost, no patient is in two places, and the same seed gives the same split everywhere."""
+"""The laws of splitting: nothing is lost, no patient is in two places, the same seed gives the same split anywhere."""
 
 from __future__ import annotations
 
@@ -187,10 +187,11 @@ def test_films_of_test_patients_are_set_aside_unless_by_image(make_manifest: Mak
     rows = [(f"{label}/{label}{n}.png", f"{label}-{n}", "train") for label in LABELS for n in range(40)]
     rows += [(f"test/{label}.png", f"{label}-{n}", "test") for n, label in enumerate(LABELS)]
     manifest = make_manifest(rows)
-    divided = split(manifest, by="patient")
-    assert {film.path for film in divided.split("unused")} == {"NORMAL/NORMAL0.png", "PNEUMONIA/PNEUMONIA1.png"}
-    assert divided.notes == ("2 films of 2 patients who are also in the test split are set aside",)
-    assert divided.leaks() == {}
+    for by in ("patient", "block"):
+        divided = split(manifest, by=by)
+        assert {film.path for film in divided.split("unused")} == {"NORMAL/NORMAL0.png", "PNEUMONIA/PNEUMONIA1.png"}
+        assert divided.notes == ("2 films of 2 patients who are also in the test split are set aside",)
+        assert divided.leaks() == {}
     assert split(manifest, by="image").split("unused") == ()
 
 

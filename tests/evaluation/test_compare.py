@@ -3,6 +3,7 @@
 import csv
 import json
 import shutil
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -14,14 +15,19 @@ from pneumoscope.evaluation.evaluate import evaluate
 from pneumoscope.evaluation.records import read_predictions
 
 
-@pytest.fixture
-def runs(maker):
-    """A network that knows something, one that knows less by a shifted threshold, and one that knows the opposite."""
-    films = maker.films(normal=40, pneumonia=60)
-    found = [maker.run("good"), maker.run("weak", gain=0.001), maker.run("wrong", gain=-0.05)]
+@pytest.fixture(scope="module")
+def prepared(shared_maker):
+    """A network that knows something, one that knows little of it, and one that says the opposite."""
+    films = shared_maker.films("compared", normal=40, pneumonia=60)
+    found = [shared_maker.run("good"), shared_maker.run("weak", gain=0.001), shared_maker.run("wrong", gain=-0.05)]
     for run in found:
-        evaluate(run, films)
-    return found
+        evaluate(run, films, ledger=shared_maker.root / "compared.jsonl")
+    return films, found
+
+
+@pytest.fixture
+def runs(prepared, tmp_path):
+    return [shutil.copytree(run, tmp_path / "compared" / run.name) for run in prepared[1]]
 
 
 def correct(run):
@@ -162,9 +168,10 @@ def test_files_of_two_evaluations_are_refused(runs, what):
         compare(runs)
 
 
-def test_looks_beyond_the_runs_are_told(runs, maker):
+def test_looks_beyond_the_runs_are_told(runs, prepared, tmp_path):
     assert not any("ledger" in sentence for sentence in compare(runs).sentences)
-    evaluate(runs[0], maker.root / "films")
+    ledger = shutil.copy(prepared[0].parent / "compared.jsonl", tmp_path)
+    evaluate(runs[0], prepared[0], ledger=Path(ledger))
     assert compare(runs).sentences[-1].startswith("The test ledger held 4 looks at these films for the 3 compared here")
 
 

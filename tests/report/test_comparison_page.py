@@ -160,12 +160,13 @@ def test_the_published_table_stands_as_printed_converted_and_beside_ours(three: 
     part = section(page, "published")
     assert comparison.erratum in part.text()
     printed, standard, beside = part.all("table")
+    for metric in comparison.published[0].metrics:
+        (row,) = standard.all("tr", data_published=metric)
+        assert row.values() == [published.metrics[metric].value for published in comparison.published]
     for row, published in zip(printed.all("tr")[1:], comparison.published, strict=True):
         c = published.confusion
         assert row.values() == list(published.printed.values())
         assert row.text().endswith(f" {c.tp} {c.fn} {c.tn} {c.fp}")
-        (row,) = standard.all("tr", data_published=published.name)
-        assert row.values() == [value.value for value in published.metrics.values()]
         (row,) = beside.all("tr", data_ours=published.name)
         ours = next((run for run in comparison.runs if run.name == published.name), None)
         expected = [published.metrics["accuracy"].value]
@@ -190,11 +191,23 @@ def test_it_opens_with_title_notice_films_and_findings_in_that_order(three: Any,
         "What was compared",
         f"Test films 96 NORMAL 36 PNEUMONIA 60 Patients {comparison.films['patients']}",
         comparison.films["sha256"][:16],
-        *comparison.sentences,
+        comparison.sentences[0],
+        comparison.sentences[-1],
+        "Told apart",
+        "Not distinguishable on these films: 4 of 6 comparisons",
         "All metrics",
     ]
     places = [text.index(part) for part in order]
     assert places == sorted(places)
+
+
+def test_every_sentence_is_a_finding_and_those_of_pairs_alike_are_folded(three: Any, page: Node) -> None:
+    comparison, *_ = three
+    part = section(page, "findings")
+    lines = [node.text() for node in part.walk() if node.tag in {"li", "p"}]
+    assert sorted(lines) == sorted(comparison.sentences)
+    folded = [node.text() for node in part.all("details")[0].all("li")]
+    assert folded == [pair.sentence for pair in comparison.pairs if pair.verdict == "not distinguishable"]
 
 
 def test_what_was_run_is_told_in_full(three: Any, page: Node) -> None:

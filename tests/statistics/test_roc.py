@@ -123,6 +123,19 @@ def test_copied_films_of_a_patient_add_nothing():
     assert thrice == pytest.approx(once, rel=1e-9)
 
 
+def test_patients_with_films_of_both_labels_by_hand():
+    """Two patients, each with a pneumonia and a normal film: won shares 1, 1/2 and 1/2, 1, deviations 1/8 and -1/8 twice.
+
+    Pneumonia of a (+1/8) goes with the normal film 0 (+1/8), so the covariance within patients adds: 1/16 + 1/16 + 4/32.
+    """
+    scores, labels = [3, 1, 0, 2], [True, True, False, False]
+    apart = delong_covariance(scores, labels, np.arange(4))[1][0, 0]
+    together = delong_covariance(scores, labels, np.array([0, 1, 0, 1]))[1][0, 0]
+    opposed = delong_covariance(scores, labels, np.array([0, 1, 1, 0]))[1][0, 0]
+    assert (apart, together) == pytest.approx((0.125, 0.25))
+    assert opposed == pytest.approx(0.0, abs=1e-12)
+
+
 def test_a_class_of_one_patient_has_no_variance():
     with pytest.raises(UndefinedMetricError, match="here are 1 and 2"):
         delong_covariance([1, 2, 3, 4], [True, True, False, False], np.array([0, 0, 1, 2]))

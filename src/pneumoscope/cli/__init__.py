@@ -15,7 +15,7 @@ import click
 from pneumoscope import __version__
 from pneumoscope.errors import MissingExtraError, PneumoscopeError
 
-__all__ = ["VERBS", "cli", "main"]
+__all__ = ["VERBS", "cli", "main", "run_and_exit"]
 
 # In the order in which a person meets them.
 VERBS = (
@@ -52,23 +52,30 @@ class _Verbs(click.Group):
 
 @click.group(cls=_Verbs, context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 110})
 @click.version_option(__version__, prog_name="pneumoscope")
-@click.option("--debug", is_flag=True, help="Show the traceback of an error.")
-@click.pass_context
-def cli(ctx: click.Context, debug: bool) -> None:
+@click.option("--debug", is_flag=True, expose_value=False, help="Show the traceback of an error.")
+def cli() -> None:
     """Identify pneumonia on chest radiographs, and defend every number.
 
-    Try it without any film:  pneumoscope phantom films  then  pneumoscope train phantom-quick --data films --out run
+    Try it without any film:  pneumoscope phantom films  and  pneumoscope train quick --data films --out run
     """
-    ctx.obj = {"debug": debug}
 
 
-def main(arguments: list[str] | None = None) -> None:
-    """Run one command and exit: 0 done, 1 our fault, 2 the caller's, 3 some inputs failed and the others were done."""
+def main() -> None:
+    """The console script."""
+    run_and_exit(cli)
+
+
+def run_and_exit(command: click.Command, arguments: list[str] | None = None) -> None:
+    """Run a command and exit: 0 done, 1 our fault, 2 the caller's, 3 some inputs failed and the others were done.
+
+    Args:
+        command: with or without verbs below it.
+        arguments: those of the process where None.
+    """
     given = sys.argv[1:] if arguments is None else arguments
-    debug = "--debug" in given[: next((i for i, word in enumerate(given) if word in VERBS), len(given))]
     try:
-        status = cli.main(args=given, prog_name="pneumoscope", standalone_mode=False)
-        sys.exit(status if isinstance(status, int) else 0)
+        command.main(args=given, prog_name="pneumoscope", standalone_mode=False)
+        sys.stdout.flush()
     except click.ClickException as error:
         error.show()
         sys.exit(error.exit_code)
@@ -78,9 +85,8 @@ def main(arguments: list[str] | None = None) -> None:
     except BrokenPipeError:
         # Whoever read our output has gone; Python would complain once more when it flushes at exit.
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-        sys.exit(0)
-    except Exception as error:
-        if debug:
+    except Exception as error:  # noqa: BLE001  the last stop: whatever it is, a person is told in words
+        if "--debug" in given:
             traceback.print_exc()
         told = _told(error)
         click.echo(f"error: {told}", err=True)

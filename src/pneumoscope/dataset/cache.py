@@ -16,6 +16,7 @@ import zlib
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
+from typing import TypeVar
 
 import numpy as np
 import numpy.typing as npt
@@ -30,6 +31,7 @@ __all__ = ["PreparedFilms", "cache_folder", "keep_array", "kept_array", "prepare
 _THREADS = min(8, os.cpu_count() or 1)
 _CHUNK = 256
 Pixels = npt.NDArray[np.uint8]
+Number = TypeVar("Number", np.uint8, np.float32)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -124,7 +126,7 @@ def _decode_into(
 # --- a file with a checksum ------------------------------------------------------------------------------------------
 
 
-def kept_array(name: str, shape: tuple[int, ...], dtype: npt.DTypeLike) -> npt.NDArray[np.generic] | None:
+def kept_array(name: str, shape: tuple[int, ...], dtype: type[Number]) -> npt.NDArray[Number] | None:
     """An array that `keep_array` kept, mapped read-only; None where there is none or it is damaged."""
     path = cache_folder() / name
     size = int(np.prod(shape)) * np.dtype(dtype).itemsize
@@ -141,7 +143,7 @@ def kept_array(name: str, shape: tuple[int, ...], dtype: npt.DTypeLike) -> npt.N
 
 
 def keep_array(
-    name: str, shape: tuple[int, ...], dtype: npt.DTypeLike, fill: Callable[[npt.NDArray[np.generic]], None]
+    name: str, shape: tuple[int, ...], dtype: type[Number], fill: Callable[[npt.NDArray[Number]], None]
 ) -> None:
     """Write an array and its checksum under a temporary name, then give it its own in one step.
 
@@ -178,5 +180,5 @@ def keep_array(
             temporary.unlink(missing_ok=True)
 
 
-def _checksum(array: npt.NDArray[np.generic]) -> int:
-    return zlib.crc32(memoryview(np.ascontiguousarray(array)).cast("B"))
+def _checksum(array: npt.NDArray[Number]) -> int:
+    return zlib.crc32(array.reshape(-1).view(np.uint8).data)

@@ -241,7 +241,7 @@ def _refuse_escapes(manifest: Manifest, file: Path) -> None:
         path = manifest.root / relative
         folder = path.parent
         if folder not in inside:
-            inside[folder] = ".." not in relative.parts and folder.resolve().is_relative_to(manifest.root)
+            inside[folder] = folder.resolve().is_relative_to(manifest.root)
         linked = path.is_symlink() and not path.resolve().is_relative_to(manifest.root)
         if not inside[folder] or linked:
             raise ManifestError(

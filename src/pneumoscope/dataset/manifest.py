@@ -107,8 +107,9 @@ class Manifest:
         if leaks:
             patient, splits = next(iter(leaks.items()))
             raise PatientLeakError(
-                f"patient {patient!r} is in both {' and '.join(splits)} ({len(leaks)} patients in all, manifest {where})",
-                advice="Re-split: pneumoscope split DATA --by patient; or set data.by = \"image\" in the recipe to"
+                f"patient {patient!r} is in both {' and '.join(splits)} ({len(leaks)} patients in all,"
+                f" manifest {where})",
+                advice='Re-split: pneumoscope split DATA --by patient; or set data.by = "image" in the recipe to'
                 " reproduce a split by image knowingly",
             )
 

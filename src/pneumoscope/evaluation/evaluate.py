@@ -7,7 +7,7 @@ import dataclasses
 import datetime
 import time
 from collections import Counter, deque
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from itertools import islice
 from pathlib import Path
@@ -131,7 +131,7 @@ def _score(
 
 
 def _decoded(root: Path, films: Sequence[Film], unreadable: list[tuple[str, str]]) -> Iterator[Radiograph]:
-    """Films in order, decoded ahead. After one that cannot be read the rest are only tried, to know all such."""
+    """Films in order, decoded ahead; those that cannot be read are noted and left out."""
     rest = iter(films)
     with ThreadPoolExecutor(_THREADS) as pool:
         waiting: deque[tuple[Film, Future[Radiograph]]] = deque()
@@ -140,11 +140,9 @@ def _decoded(root: Path, films: Sequence[Film], unreadable: list[tuple[str, str]
         while waiting:
             film, future = waiting.popleft()
             try:
-                radiograph = future.result()
+                yield future.result()
             except UnreadableFilmError as error:
                 unreadable.append((film.path, error.why))
-            if not unreadable:
-                yield radiograph
             for following in islice(rest, 1):
                 waiting.append((following, pool.submit(read_film, root, following)))
 
@@ -173,9 +171,8 @@ def _judge(
 
 
 def _ledger_entry(evaluation: Evaluation) -> dict[str, Any]:
-    def values(metrics: Any) -> dict[str, float | None]:
-        found: dict[str, Interval] = dict(metrics)
-        return {name: interval.value for name, interval in found.items()}
+    def values(metrics: Mapping[str, Interval]) -> dict[str, float | None]:
+        return {name: interval.value for name, interval in metrics.items()}
 
     points = {
         name: {"threshold": point.threshold, **values(point.metrics)} for name, point in evaluation.points.items()

@@ -12,13 +12,13 @@ import json
 import math
 from collections.abc import Iterable, Mapping
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import TypeVar
 
 from pydantic import BaseModel, ConfigDict, TypeAdapter, ValidationError
 
 from pneumoscope.dataset.manifest import LABELS
 from pneumoscope.errors import RunError
-from pneumoscope.results import SCHEMA, Comparison, Evaluation, Interval, ScoredFilm
+from pneumoscope.results import SCHEMA, Comparison, Evaluation, Interval, RunSummary, ScoredFilm
 from pneumoscope.storage import write_atomically as write_whole
 
 __all__ = [
@@ -119,7 +119,7 @@ def read_comparison(path: Path) -> Comparison:
     return dataclasses.replace(found, runs=tuple(_with_intervals(run, path) for run in found.runs))
 
 
-def _with_intervals(run: Any, path: Path) -> Any:
+def _with_intervals(run: RunSummary, path: Path) -> RunSummary:
     """`RunSummary.test` is untyped, since it holds n beside the metrics; its metrics become intervals again."""
     interval = TypeAdapter(Interval)
     try:

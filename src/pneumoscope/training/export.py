@@ -97,7 +97,6 @@ def export(
 def to_onnx(network: Network, image_size: int) -> bytes:
     """One ONNX file, weights inside: "film" uint8 (n, size, size) to "logit" float32 (n,)."""
     example = torch.zeros(2, image_size, image_size, dtype=torch.uint8)
-    out = io.BytesIO()
     with _quiet():
         program = torch.onnx.export(
             network,
@@ -111,8 +110,8 @@ def to_onnx(network: Network, image_size: int) -> bytes:
         )
         if program is None:
             raise ParityError("torch made no ONNX program")
-        program.save(out, external_data=False)
-    return out.getvalue()
+    content: bytes = program.model_proto.SerializeToString()
+    return content
 
 
 def check_parity(network: Network, pixels: npt.NDArray[np.uint8], logits: npt.NDArray[np.float32]) -> Parity:

@@ -1,8 +1,8 @@
 """Batches of prepared films (or of their features, where the convolutions are frozen) for one or several devices.
 
-Everything lies in one array mapped from disk, so that a batch is an index into it: no decoding and no worker process stands between
-the films and the network. The order of an epoch depends on (seed, epoch) alone: a run that was interrupted goes on with the
-batches that it would have had.
+Everything lies in one array mapped from disk, so that a batch is an index into it: no decoding and no worker process stands
+between the films and the network. The order of an epoch depends on (seed, epoch) alone: a run that was interrupted goes on
+with the batches that it would have had.
 """
 
 from __future__ import annotations
@@ -186,9 +186,7 @@ class FilmBatches(pl.LightningDataModule):
     def _loader(self, rows: _Rows | None, draws: Sequence[_Draw]) -> DataLoader[Batch]:
         if rows is None:
             raise RuntimeError("setup() comes before loaders")
-        return DataLoader(
-            rows,
-            batch_sampler=_Draws(draws),
-            collate_fn=_as_it_is,
-            pin_memory=torch.cuda.is_available(),  # type: ignore[arg-type]
-        )
+        # torch's types say lists; what its fetcher does is hand each draw to __getitems__ and the result to collate_fn.
+        sampler: Any = _Draws(draws)
+        collate: Any = _as_it_is
+        return DataLoader(rows, batch_sampler=sampler, collate_fn=collate, pin_memory=torch.cuda.is_available())

@@ -1,4 +1,4 @@
-"""From a recipe and labelled films to a finished run. Lightning runs the loop; here stands what is checked before and kept after."""
+"""From a recipe and labelled films to a finished run. Lightning runs the loop; this checks before and keeps after."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ import lightning.pytorch as pl
 import torch
 from lightning.pytorch.loggers import TensorBoardLogger
 from lightning.pytorch.strategies import DDPStrategy
-from torch.multiprocessing import ProcessRaisedException
+from torch.multiprocessing.spawn import ProcessRaisedException
 
 import pneumoscope.errors
 from pneumoscope.dataset.cache import prepare_films
@@ -147,7 +147,7 @@ def split_as_asked(manifest: Manifest, recipe: Recipe, where: str) -> Manifest:
 def bf16_is_native(*, gpu: bool) -> bool:
     """True where the processor (or GPU) computes in bf16; where it is emulated it is a hundred times slower than float32."""
     if gpu:
-        return torch.cuda.is_bf16_supported(including_emulation=False)
+        return bool(torch.cuda.is_bf16_supported(including_emulation=False))
     found = torch.cpu.get_capabilities()
     return bool(found.get("avx512_bf16") or found.get("amx_bf16") or found.get("bf16"))
 
@@ -198,27 +198,27 @@ def _fit(
         batches.steps_an_epoch(world),
         on_features=arrays.features is not None,
     )
-    trainer = pl.Trainer(
-        accelerator="gpu" if devices.gpu else "cpu",
-        devices=devices.count or (-1 if devices.gpu else 1),
-        num_nodes=devices.nodes,
-        strategy=_strategy(devices, world),
-        precision="bf16-mixed" if precision == "bf16" else "32-true",
-        max_epochs=settings.epochs,
-        deterministic=True,
-        gradient_clip_val=recipe.optimizer.clip or None,
-        callbacks=[KeepBestAndLast(out), ShowProgress()],
-        plugins=[AtomicCheckpoints()] if world == 1 else None,
-        logger=TensorBoardLogger(out, name="", version="tensorboard"),
-        num_sanity_val_steps=0,
-        reload_dataloaders_every_n_epochs=1,
-        use_distributed_sampler=False,
-        enable_progress_bar=False,
-        enable_model_summary=False,
-        enable_checkpointing=True,
-    )
     state = out / STATE
     with _reproducible(), _quiet(), warnings.catch_warnings():
+        trainer = pl.Trainer(
+            accelerator="gpu" if devices.gpu else "cpu",
+            devices=devices.count or (-1 if devices.gpu else 1),
+            num_nodes=devices.nodes,
+            strategy=_strategy(devices, world),
+            precision="bf16-mixed" if precision == "bf16" else "32-true",
+            max_epochs=settings.epochs,
+            deterministic=True,
+            gradient_clip_val=recipe.optimizer.clip or None,
+            callbacks=[KeepBestAndLast(out), ShowProgress()],
+            plugins=[AtomicCheckpoints()] if world == 1 else None,
+            logger=TensorBoardLogger(out, name="", version="tensorboard"),
+            num_sanity_val_steps=0,
+            reload_dataloaders_every_n_epochs=1,
+            use_distributed_sampler=False,
+            enable_progress_bar=False,
+            enable_model_summary=False,
+            enable_checkpointing=True,
+        )
         # Batches come from an array in memory: worker processes, which Lightning recommends, would only be in the way.
         warnings.filterwarnings("ignore", message=r".*does not have many workers.*")
         warnings.filterwarnings("ignore", message=r".*LeafSpec.*", category=FutureWarning)
@@ -235,13 +235,14 @@ def _fit(
 def _reproducible() -> Iterator[None]:
     # Lightning asks torch for deterministic algorithms, and torch then also fills every new array with NaN to show reads of
     # what was never written. That is for finding faults and costs a tenth of the speed.
-    before = torch.are_deterministic_algorithms_enabled(), torch.utils.deterministic.fill_uninitialized_memory
-    torch.utils.deterministic.fill_uninitialized_memory = False
+    switches: Any = torch.utils.deterministic
+    before = torch.are_deterministic_algorithms_enabled(), switches.fill_uninitialized_memory
+    switches.fill_uninitialized_memory = False
     try:
         yield
     finally:
         torch.use_deterministic_algorithms(before[0])
-        torch.utils.deterministic.fill_uninitialized_memory = before[1]
+        switches.fill_uninitialized_memory = before[1]
 
 
 @contextlib.contextmanager

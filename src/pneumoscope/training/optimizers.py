@@ -29,7 +29,7 @@ class RMSprop(torch.optim.Optimizer):
         super().__init__(parameters, {"lr": lr, "decay": decay, "epsilon": epsilon})
 
     @torch.no_grad()
-    def step(self, closure: Callable[[], Any] | None = None) -> Any:  # type: ignore[override]
+    def step(self, closure: Callable[[], Any] | None = None) -> Any:
         """One step along every gradient."""
         loss = None
         if closure is not None:

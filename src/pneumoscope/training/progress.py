@@ -87,4 +87,7 @@ def _last(pl_module: pl.LightningModule) -> str:
     if not history:
         return ""
     row = history[-1]
-    return f", train {row.train_loss:.3f} {row.train_accuracy:.3f}, validation {row.validation_loss:.3f} {row.validation_accuracy:.3f}"
+    return (
+        f", train {row.train_loss:.3f} {row.train_accuracy:.3f},"
+        f" validation {row.validation_loss:.3f} {row.validation_accuracy:.3f}"
+    )

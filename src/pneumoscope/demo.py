@@ -1,0 +1,62 @@
+"""`make demo`: the whole way in a few minutes, on drawn films or on a folder of real ones.
+
+It prints the commands that a person would type, and runs them one after the other.
+"""
+
+from __future__ import annotations
+
+import shlex
+import shutil
+import time
+from pathlib import Path
+
+import click
+
+from pneumoscope.cli import cli, run_and_exit
+from pneumoscope.errors import UsageError
+
+__all__ = ["RECIPES", "command", "lines"]
+
+RECIPES = ("quick", "quick-scratch")
+_PHANTOMS = ("--train", "360", "--test", "160", "--size", "96")
+_MARK = "DEMO"
+
+
+def lines(data: Path | None, out: Path) -> list[list[str]]:
+    """The demo as command lines, without the word `pneumoscope`.
+
+    Args:
+        data: labelled films; phantoms are drawn where None.
+        out: folder of everything that is made.
+    """
+    films, manifest = data or out / "films", str(out / "manifest.csv")
+    runs = [str(out / name) for name in RECIPES]
+    return [
+        *([] if data else [["phantom", str(films), *_PHANTOMS]]),
+        ["split", str(films), "--out", manifest],
+        *(["train", name, "--data", manifest, "--out", run] for name, run in zip(RECIPES, runs, strict=True)),
+        *(["evaluate", run, "--data", manifest, "--ledger", str(out / "test-ledger.jsonl")] for run in runs),
+        ["compare", *runs, "--out", str(out / "comparison")],
+    ]
+
+
+@click.command()
+@click.option("--data", type=click.Path(path_type=Path), help="Labelled films.  [default: phantoms]")
+@click.option("--out", type=click.Path(path_type=Path), default=Path("demo"), show_default=True)
+def command(data: Path | None, out: Path) -> None:
+    """Train two small networks, evaluate and compare them, and print the path of the report."""
+    if out.exists() and not (out / _MARK).exists():
+        raise UsageError(f"{str(out)!r} exists and is no earlier demo", advice="Choose another folder with --out")
+    shutil.rmtree(out, ignore_errors=True)
+    out.mkdir(parents=True)
+    (out / _MARK).write_text("Made by `make demo`, which removes this folder when it runs again.\n", encoding="utf-8")
+    started = time.monotonic()
+    for line in lines(data, out):
+        click.echo(f"\n$ pneumoscope {shlex.join(line)}", err=True)
+        cli.main(args=line, prog_name="pneumoscope", standalone_mode=False)
+    click.echo(f"\nDone in {time.monotonic() - started:.0f} seconds. Open the report in a browser:", err=True)
+    click.echo(str((out / "comparison" / "report.html").resolve()))
+
+
+if __name__ == "__main__":
+    run_and_exit(command)
