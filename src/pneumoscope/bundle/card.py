@@ -71,7 +71,7 @@ class Parity(_Part):
 
     Attributes:
         films: compared at export.
-        largest: absolute difference of logits.
+        largest: difference of logits, relative to their size where that is above 1.
     """
 
     films: int

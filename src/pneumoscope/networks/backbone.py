@@ -1,4 +1,4 @@
-"""Any network of timm behind the same interface, with timm's own initial values and its own last layers for one logit."""
+"""Any network of timm behind the same interface, with timm's own last layers for one logit."""
 
 from __future__ import annotations
 
@@ -34,6 +34,10 @@ class Backbone(Network):
             raise UnknownNameError("network", name, timm.list_models(), advice="List ours with: pneumoscope models")
         model = timm.create_model(name, pretrained=False, num_classes=1, drop_rate=dropout)
         super().__init__(_scaling(name, model))
+        # timm draws some last layers for a thousand classes: with one, first logits of 20 and more would drown the start.
+        last = model.get_classifier()
+        nn.init.normal_(last.weight, std=0.01)
+        nn.init.zeros_(last.bias)
         # Any, because timm's methods are not in torch's types of a module.
         self.model: Any = model
 

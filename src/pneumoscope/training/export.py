@@ -117,6 +117,9 @@ def to_onnx(network: Network, image_size: int) -> bytes:
 def check_parity(network: Network, pixels: npt.NDArray[np.uint8], logits: npt.NDArray[np.float32]) -> Parity:
     """Compare torch with what the exported network said.
 
+    Logits are compared relative to their size where that is above 1: both compute in single precision. Scores then agree to
+    2.5e-5 (the largest x sigmoid'(x) is 0.224).
+
     Args:
         network: in evaluation mode.
         pixels: shape (n, size, size).
@@ -126,10 +129,10 @@ def check_parity(network: Network, pixels: npt.NDArray[np.uint8], logits: npt.ND
     """
     with torch.inference_mode():
         own = torch.cat([network(torch.from_numpy(np.array(part))) for part in np.array_split(pixels, 2)]).numpy()
-    largest = float(np.abs(own - logits).max())
+    largest = float((np.abs(own - logits) / np.maximum(1, np.abs(own))).max())
     if not largest <= TOLERANCE:
         raise ParityError(
-            f"the exported network's logits differ from torch's by up to {largest:.2g} on {len(pixels)} films"
+            f"the exported network's logits differ from torch's by up to {largest:.2g} of their size on {len(pixels)} films"
             f" (at most {TOLERANCE:g} is allowed)",
             advice="This is a fault of the export, not of the training; the checkpoints are kept",
         )

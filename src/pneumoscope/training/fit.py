@@ -102,7 +102,7 @@ def train(
         best = best_epoch(history, recipe.training.select)
         load_weights(network, out / BEST)
         export(network.cpu().eval(), recipe, manifest, arrays, out / BUNDLE, best_epoch=best.epoch)
-    write_curves(out, out / CURVES)
+    write_curves(out, out / CURVES, best=best.epoch)
     return finish(
         out,
         {
