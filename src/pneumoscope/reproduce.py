@@ -12,7 +12,8 @@ from pneumoscope.evaluation.evaluate import evaluate
 from pneumoscope.evaluation.records import EVALUATION_FILE
 from pneumoscope.report.comparison_page import write_comparison_page
 from pneumoscope.results import Comparison
-from pneumoscope.training.fit import Devices, train
+from pneumoscope.training.fit import train
+from pneumoscope.training.loop import Devices
 from pneumoscope.training.recipe import Recipe, read_recipe
 
 __all__ = ["RUNS", "Reproduction", "recipe_here", "reproduce"]

@@ -1,4 +1,4 @@
-"""Starting weights: the public files fit by name and give equal features; what is missing or could run code is refused in words."""
+"""Starting weights: the public files fit by name and give equal features; what is missing or could run code is refused."""
 
 import pickle
 import re
@@ -114,7 +114,7 @@ def test_timms_hub_offline_is_an_error_with_what_to_do(monkeypatch):
 
     monkeypatch.setattr(timm, "create_model", offline)
 
-    with pytest.raises(WeightsError, match="ImageNet weights for 'test_efficientnet' cannot be downloaded.*HF_HOME"):
+    with pytest.raises(WeightsError, match=r"ImageNet weights for 'test_efficientnet' cannot be downloaded.*HF_HOME"):
         build("test_efficientnet", image_size=32, weights="imagenet")
 
 
@@ -124,7 +124,7 @@ def test_the_reports_alexnet_has_no_imagenet_weights():
 
 
 def test_an_unknown_network_is_named_with_the_nearest():
-    with pytest.raises(UnknownNameError, match="no network 'resnet81'. Did you mean 'resnet1"):
+    with pytest.raises(UnknownNameError, match=r"no network 'resnet81'. Did you mean 'resnet1"):
         build("resnet81", image_size=64)
 
 
@@ -168,7 +168,7 @@ def test_formats_that_can_run_code_are_refused_by_name(tmp_path, name):
 
 
 def test_missing_and_damaged_files_are_told_apart(tmp_path):
-    with pytest.raises(WeightsError, match="cannot read weights .*absent.pt"):
+    with pytest.raises(WeightsError, match=r"cannot read weights .*absent.pt"):
         read_tensors(tmp_path / "absent.pt")
     whole = tmp_path / "whole.safetensors"
     save_file({"a": torch.zeros(1000)}, whole)

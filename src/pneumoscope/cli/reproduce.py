@@ -37,7 +37,7 @@ def command(
     """
     from pneumoscope.reproduce import RUNS, reproduce
     from pneumoscope.results import to_json
-    from pneumoscope.training.fit import Devices
+    from pneumoscope.training.loop import Devices
 
     names = tuple(filter(None, only.split(","))) or RUNS
     options = [*(["--only", only] if only else []), *(word for pair in overrides for word in ("--set", pair))]

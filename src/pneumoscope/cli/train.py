@@ -45,7 +45,8 @@ def command(
     Example:  pneumoscope train alexnet-adam --data chest_xray --out runs/alexnet-adam
     """
     from pneumoscope.cli.progress import film_progress
-    from pneumoscope.training.fit import Devices, train
+    from pneumoscope.training.fit import train
+    from pneumoscope.training.loop import Devices
     from pneumoscope.training.recipe import read_recipe
 
     with film_progress("preparing films") as progress:

@@ -32,13 +32,13 @@ class Backbone(Network):
     def __init__(self, name: str, *, dropout: float = 0.0) -> None:
         if not timm.is_model(name):
             raise UnknownNameError("network", name, timm.list_models(), advice="List ours with: pneumoscope models")
-        model = timm.create_model(name, pretrained=False, num_classes=1, drop_rate=dropout)
+        # Any, because timm's methods are not in torch's types of a module.
+        model: Any = timm.create_model(name, pretrained=False, num_classes=1, drop_rate=dropout)
         super().__init__(_scaling(name, model))
         # timm draws some last layers for a thousand classes: with one, first logits of 20 and more would drown the start.
         last = model.get_classifier()
         nn.init.normal_(last.weight, std=0.01)
         nn.init.zeros_(last.bias)
-        # Any, because timm's methods are not in torch's types of a module.
         self.model: Any = model
 
     def features(self, image: Tensor) -> Tensor:

@@ -8,11 +8,14 @@ from __future__ import annotations
 import importlib
 import os
 import pickle
+import warnings
 from pathlib import Path
 from urllib.error import URLError
 
 import timm
 import torch
+from safetensors import SafetensorError
+from safetensors.torch import load_file
 from torch import Tensor
 
 from pneumoscope.errors import MissingExtraError, WeightsError
@@ -41,11 +44,11 @@ def read_tensors(path: Path) -> Tensors:
         )
     try:
         if path.suffix == ".safetensors":
-            from safetensors.torch import load_file
-
             tensors: object = load_file(path)
         else:
-            tensors = torch.load(path, map_location="cpu", weights_only=True)
+            with warnings.catch_warnings():
+                warnings.simplefilter("ignore")  # of an old pickle protocol; what it holds is judged below
+                tensors = torch.load(path, map_location="cpu", weights_only=True)
     except pickle.UnpicklingError as error:
         raise WeightsError(
             f"{str(path)!r} is refused: it holds more than tensors, and loading it could run code",
@@ -53,7 +56,7 @@ def read_tensors(path: Path) -> Tensors:
         ) from error
     except OSError as error:
         raise WeightsError(f"cannot read weights {str(path)!r}: {error.strerror or error}") from error
-    except (RuntimeError, EOFError, ValueError, KeyError) as error:
+    except (RuntimeError, EOFError, ValueError, KeyError, SafetensorError) as error:
         raise WeightsError(f"weights {str(path)!r} are damaged: {error}", advice="Copy the file again") from error
     if not isinstance(tensors, dict) or not all(isinstance(value, Tensor) for value in tensors.values()):
         raise WeightsError(f"{str(path)!r} holds no table of named tensors", advice="Save model.state_dict()")

@@ -68,10 +68,16 @@ class Classifier(pl.LightningModule):
         return {"optimizer": optimizer, "lr_scheduler": {"scheduler": schedule, "interval": "step"}}
 
     def on_train_epoch_start(self) -> None:
-        """Draw dropout from (seed, epoch, device): an interrupted epoch is repeated with the same numbers."""
-        torch.manual_seed(derive_seed(self.recipe.training.seed, self.current_epoch, self.global_rank, 3))
+        """Begin to count."""
         self._sums = torch.zeros(3, device=self.device)
         self._started = time.monotonic()
+
+    def on_train_batch_start(self, batch: Batch, batch_idx: int) -> None:
+        """Draw dropout from (seed, epoch, device, step): after an interruption the same numbers come again.
+
+        Once an epoch would not do: loaders and loops draw from torch's global generator too, at other moments when resumed.
+        """
+        torch.manual_seed(derive_seed(self.recipe.training.seed, self.current_epoch, self.global_rank, batch_idx, 3))
 
     def training_step(self, batch: Batch, _: int) -> Tensor:
         """One step; its films count towards the epoch's training loss and accuracy as they were seen, as Keras counts."""

@@ -72,6 +72,15 @@ class Optimizer(_Table):
     """Largest norm of the gradient; 0 does not clip."""
 
 
+# Fields that only some optimizers have; a recipe that sets one for another is mistaken about what it trains with.
+_OWN_FIELDS = {
+    "sgd": {"momentum", "weight_decay"},
+    "rmsprop": {"decay", "epsilon"},
+    "adam": {"beta1", "beta2", "epsilon", "weight_decay"},
+    "adamw": {"beta1", "beta2", "epsilon", "weight_decay"},
+}
+
+
 class Training(_Table):
     """[training]: how long, how much at once, and what is kept."""
 
@@ -140,6 +149,10 @@ class Recipe(_Table):
                 "network.freeze: features of frozen convolutions are computed once, so films cannot be augmented:"
                 " set it to nothing or leave [augmentation] out"
             )
+        every = set().union(*_OWN_FIELDS.values())
+        for field in sorted(every - _OWN_FIELDS[self.optimizer.name]):
+            if getattr(self.optimizer, field) != Optimizer.model_fields[field].default:
+                raise ValueError(f"optimizer.{field}: {self.optimizer.name!r} has no such field")
         if self.optimizer.warmup_epochs >= self.training.epochs:
             raise ValueError(
                 f"optimizer.warmup_epochs: {self.optimizer.warmup_epochs} leaves nothing of {self.training.epochs} epochs"
@@ -165,7 +178,7 @@ def _toml(value: object) -> str:
         return "true" if value else "false"
     if isinstance(value, str):
         escaped = "".join(
-            f"\\{char}" if char in '"\\' else char if char.isprintable() else f"\\u{ord(char):04x}" for char in value
+            f"\\{char}" if char in '"\\' else char if char.isprintable() else f"\\U{ord(char):08x}" for char in value
         )
         return f'"{escaped}"'
     return repr(value)

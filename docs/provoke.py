@@ -1,0 +1,204 @@
+"""Provokes every public error once, so that the messages on its page are messages of the program and not of a writer."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import tempfile
+import zipfile
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import numpy as np
+import torch
+from PIL import Image
+
+from pneumoscope.bundle.card import Calibration, Card, OperatingPoint, Parity, read_bundle, short_hash
+from pneumoscope.cli import _told
+from pneumoscope.dataset.layouts import load_manifest
+from pneumoscope.dataset.manifest import Film, Manifest
+from pneumoscope.dataset.unpack import Limits, unpack
+from pneumoscope.errors import MissingExtraError, PneumoscopeError
+from pneumoscope.evaluation.films import refuse_chosen_thresholds
+from pneumoscope.networks.build import build
+from pneumoscope.networks.weights import read_tensors
+from pneumoscope.radiograph.decode import decode
+from pneumoscope.radiograph.phantom import phantom
+from pneumoscope.radiograph.prepare import Preparation
+from pneumoscope.statistics.roc import auroc
+from pneumoscope.storage import write_atomically
+from pneumoscope.training.classifier import Classifier
+from pneumoscope.training.export import check_parity
+from pneumoscope.training.films import Batch
+from pneumoscope.training.fit import split_as_asked
+from pneumoscope.training.recipe import read_recipe
+from pneumoscope.training.run import read_run
+
+__all__ = ["examples"]
+
+_NETWORK = "mobilenetv3_small_050"
+
+
+def examples() -> dict[str, str]:
+    """What the command line would print of each error: {name of the error: message}.
+
+    Raises:
+        RuntimeError: a provocation raised nothing, or another error than its own.
+    """
+    return {kind: _message(kind, provoke) for kind, provoke in _PROVOCATIONS.items()}
+
+
+def _message(kind: str, provoke: Callable[[], object]) -> str:
+    with _empty_folder():
+        try:
+            provoke()
+        except PneumoscopeError as error:
+            if type(error).__name__ == kind:
+                return str(error)
+            raise RuntimeError(f"{kind} was to be provoked, not {error!r}") from error
+        except ZeroDivisionError as error:
+            return str(_told(error))
+    raise RuntimeError(f"{kind} was not raised")
+
+
+@contextlib.contextmanager
+def _empty_folder() -> Iterator[None]:
+    # Paths in messages are as a caller would write them, and name no folder of this machine.
+    with tempfile.TemporaryDirectory() as folder:
+        before = Path.cwd()
+        os.chdir(folder)
+        try:
+            yield
+        finally:
+            os.chdir(before)
+
+
+def _fault_of_ours() -> None:
+    _ = 1 / 0
+
+
+def _usage() -> None:
+    Path("films").mkdir()
+    Path("films/thorax.png").touch()
+    phantom(Path("films"))
+
+
+def _missing_extra() -> None:
+    raise MissingExtraError("train", "this command", "torch")
+
+
+def _unreadable() -> None:
+    file = Path("thorax.jpeg")
+    Image.fromarray(np.zeros((64, 64), np.uint8)).save(file)
+    file.write_bytes(file.read_bytes()[:500])
+    decode(file)
+
+
+def _layout() -> None:
+    for name in ("covid", "healthy"):
+        Path("scans", name).mkdir(parents=True)
+        Path("scans", name, "1.png").touch()
+    load_manifest(Path("scans"))
+
+
+def _manifest() -> None:
+    Path("films.csv").write_text("path,label\na.png,NORMAL\nb.png,SICK\n")
+    load_manifest(Path("films.csv"))
+
+
+def _films(*rows: tuple[str, str, str]) -> Manifest:
+    """Films of (label, patient, split), split by hand."""
+    films = [
+        Film(f"{n}.png", label, "", patient, split, f"{n:064}") for n, (label, patient, split) in enumerate(rows, start=1)
+    ]
+    return Manifest(tuple(films), Path(), by="patient")
+
+
+def _leak() -> None:
+    rows = (("PNEUMONIA", "bacteria-100", "train"), ("PNEUMONIA", "bacteria-100", "test"))
+    _films(*rows).refuse_leaks("films.csv")
+
+
+def _dataset() -> None:
+    rows = [(label, f"{label}-{n}", "train") for label in ("NORMAL", "PNEUMONIA") for n in range(2)]
+    split_as_asked(_films(*rows, ("PNEUMONIA", "p", "validation")), read_recipe("quick"), "films.csv")
+
+
+def _weights() -> None:
+    read_tensors(Path("model.h5"))
+
+
+def _threshold() -> None:
+    film = Film("1.png", "NORMAL", "", "", "validation", "ab" * 32)
+    point = OperatingPoint(threshold=0.7, rule="highest Youden index on 1 validation films", chosen_on="validation")
+    card = Card(
+        name="quick",
+        network=_NETWORK,
+        parameters=1,
+        version="",
+        created="",
+        onnx_sha256="",
+        onnx_bytes=0,
+        preparation=Preparation(),
+        calibration=Calibration(slope=1, intercept=0, method="none", n=0),
+        points={"best": point},
+        parity=Parity(films=0, largest=0),
+        recipe={},
+        seed=0,
+        manifest_sha256="",
+        split_by="patient",
+        counts={},
+        seen={"validation": [short_hash(film.sha256)]},
+        best_epoch=1,
+        machine={},
+    )
+    refuse_chosen_thresholds([film], card, ["best"])
+
+
+def _download() -> None:
+    with zipfile.ZipFile("films.zip", "w") as archive:
+        archive.writestr("../outside.jpeg", "x")
+    unpack(Path("films.zip"), Path("films"), Limits())
+
+
+def _diverged() -> None:
+    network = build(_NETWORK, image_size=32)
+    torch.nn.init.constant_(network.model.get_classifier().bias, float("nan"))
+    classifier = Classifier(read_recipe("quick"), network, (1.0, 1.0), 1, on_features=False)
+    batch = Batch(torch.zeros(2, 32, 32, dtype=torch.uint8), torch.tensor([0.0, 1.0]), torch.arange(2))
+    classifier.training_step(batch, 0)
+
+
+def _parity() -> None:
+    network = build(_NETWORK, image_size=32).eval()
+    for parameter in network.parameters():
+        torch.nn.init.zeros_(parameter)
+    check_parity(network, np.zeros((64, 32, 32), np.uint8), np.full(64, 0.02, np.float32))
+
+
+def _storage() -> None:
+    Path("results").touch()
+    write_atomically(Path("results/report.html"), "")
+
+
+_PROVOCATIONS: dict[str, Callable[[], object]] = {
+    "PneumoscopeError": _fault_of_ours,
+    "UsageError": _usage,
+    "UnknownNameError": lambda: read_recipe("alexnet-adm"),
+    "MissingExtraError": _missing_extra,
+    "UnreadableFilmError": _unreadable,
+    "LayoutError": _layout,
+    "ManifestError": _manifest,
+    "PatientLeakError": _leak,
+    "DatasetError": _dataset,
+    "RecipeError": lambda: read_recipe("quick", ["training.epoch=3"]),
+    "WeightsError": _weights,
+    "BundleError": lambda: read_bundle(Path("bundle")),
+    "RunError": lambda: read_run(Path("runs/quick")),
+    "ThresholdError": _threshold,
+    "DownloadError": _download,
+    "UndefinedMetricError": lambda: auroc([0.2, 0.9], [True, True]),
+    "DivergedError": _diverged,
+    "StorageError": _storage,
+    "ParityError": _parity,
+}

@@ -1,0 +1,203 @@
+"""Lightning's loop, set up so that a run is reproducible, resumable, quiet, and the same from a script, a notebook or a test."""
+
+from __future__ import annotations
+
+import contextlib
+import dataclasses
+import logging
+import re
+import warnings
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any, Literal
+
+import lightning.pytorch as pl
+import torch
+from lightning.pytorch.loggers import TensorBoardLogger
+from lightning.pytorch.strategies import DDPStrategy
+from torch.multiprocessing.spawn import ProcessRaisedException
+
+import pneumoscope.errors
+from pneumoscope.dataset.manifest import Film
+from pneumoscope.errors import PneumoscopeError, RunError
+from pneumoscope.networks.network import Network
+from pneumoscope.training.checkpoints import STATE, AtomicCheckpoints, KeepBestAndLast
+from pneumoscope.training.classifier import Classifier
+from pneumoscope.training.films import FilmArrays, FilmBatches
+from pneumoscope.training.history import Epoch
+from pneumoscope.training.progress import ShowProgress
+from pneumoscope.training.recipe import Recipe
+
+__all__ = ["Devices", "bf16_is_native", "device_name", "fit", "precision_here"]
+
+
+@dataclasses.dataclass(frozen=True, slots=True)
+class Devices:
+    """On what a run trains.
+
+    Attributes:
+        accelerator: "cpu", "gpu", or "auto" for a GPU where there is one.
+        count: devices on each node; 0 takes one CPU, or every GPU.
+        nodes: machines; each starts the same command under torchrun.
+    """
+
+    accelerator: Literal["auto", "cpu", "gpu"] = "auto"
+    count: int = 0
+    nodes: int = 1
+
+    @property
+    def gpu(self) -> bool:
+        """True where a GPU is used."""
+        return self.accelerator == "gpu" or (self.accelerator == "auto" and torch.cuda.is_available())
+
+    @property
+    def world(self) -> int:
+        """Devices in all."""
+        here = self.count or (torch.cuda.device_count() if self.gpu else 1)
+        return here * self.nodes
+
+
+def bf16_is_native(*, gpu: bool) -> bool:
+    """True where the processor (or GPU) computes in bf16; where it is emulated it is a hundred times slower than float32."""
+    if gpu:
+        return bool(torch.cuda.is_bf16_supported(including_emulation=False))
+    found = torch.cpu.get_capabilities()
+    return bool(found.get("avx512_bf16") or found.get("amx_bf16") or found.get("bf16"))
+
+
+def precision_here(recipe: Recipe, devices: Devices) -> str:
+    """ "32" or "bf16", as asked or by what the device computes in."""
+    asked = recipe.training.precision
+    if asked == "auto":
+        return "bf16" if bf16_is_native(gpu=devices.gpu) else "32"
+    return asked
+
+
+def device_name(devices: Devices) -> str:
+    """For the record: "cpu", "2 x cpu", or the GPU's name."""
+    name = torch.cuda.get_device_name() if devices.gpu else "cpu"
+    return name if devices.world == 1 else f"{devices.world} x {name}"
+
+
+def fit(
+    recipe: Recipe, network: Network, arrays: FilmArrays, out: Path, devices: Devices, precision: str
+) -> list[Epoch]:
+    """Train until the last epoch, from the last checkpoint where there is one.
+
+    Args:
+        recipe: of the run.
+        network: with its starting weights; its weights afterwards are of no use, read `BEST`.
+        arrays: films or features.
+        out: the run's folder.
+        devices: to train on.
+        precision: "32" or "bf16".
+    Returns:
+        Every epoch's figures, those before an interruption included.
+    Raises:
+        DivergedError, StorageError: see `fit.train`.
+    """
+    settings = recipe.training
+    batches = FilmBatches(arrays, batch=settings.batch, seed=settings.seed, augmentation=recipe.augmentation)
+    world = devices.world
+    model = Classifier(
+        recipe,
+        network.to(memory_format=torch.channels_last if devices.gpu else network.memory_format),
+        _label_weights(recipe, arrays.train),
+        batches.steps_an_epoch(world),
+        on_features=arrays.features is not None,
+    )
+    state = out / STATE
+    with _reproducible(), _quiet(), warnings.catch_warnings():
+        trainer = pl.Trainer(
+            accelerator="gpu" if devices.gpu else "cpu",
+            devices=devices.world // devices.nodes,
+            num_nodes=devices.nodes,
+            strategy=_strategy(devices, world),
+            precision="bf16-mixed" if precision == "bf16" else "32-true",
+            max_epochs=settings.epochs,
+            deterministic=True,
+            gradient_clip_val=recipe.optimizer.clip or None,
+            callbacks=[KeepBestAndLast(out), ShowProgress()],
+            plugins=[AtomicCheckpoints()] if world == 1 else None,
+            logger=TensorBoardLogger(out, name="", version="tensorboard"),
+            num_sanity_val_steps=0,
+            reload_dataloaders_every_n_epochs=1,
+            use_distributed_sampler=False,
+            enable_progress_bar=False,
+            enable_model_summary=False,
+            enable_checkpointing=True,
+            log_every_n_steps=1,
+        )
+        # Batches come from an array in memory: worker processes, which Lightning recommends, would only be in the way.
+        warnings.filterwarnings("ignore", message=r".*does not have many workers.*")
+        warnings.filterwarnings("ignore", message=r".*LeafSpec.*", category=FutureWarning)
+        _translating_spawned_errors(
+            lambda: trainer.fit(
+                model, datamodule=batches, ckpt_path=state if state.exists() else None, weights_only=True
+            )
+        )
+    # Read back from disk: where other processes trained, this one's model knows nothing of it.
+    return [Epoch(**row) for row in AtomicCheckpoints().load_checkpoint(state)["history"]]
+
+
+@contextlib.contextmanager
+def _reproducible() -> Iterator[None]:
+    # Lightning asks torch for deterministic algorithms, and torch then also fills every new array with NaN to show reads of
+    # what was never written. That is for finding faults and costs a tenth of the speed.
+    switches: Any = torch.utils.deterministic
+    before = torch.are_deterministic_algorithms_enabled(), switches.fill_uninitialized_memory
+    switches.fill_uninitialized_memory = False
+    try:
+        yield
+    finally:
+        torch.use_deterministic_algorithms(before[0])
+        switches.fill_uninitialized_memory = before[1]
+
+
+@contextlib.contextmanager
+def _quiet() -> Iterator[None]:
+    # Lightning tells which accelerators it did not find, and advertises.
+    loggers = [logging.getLogger(name) for name in ("lightning.pytorch", "lightning.fabric")]
+    levels = [logger.level for logger in loggers]
+    for logger in loggers:
+        logger.setLevel(logging.WARNING)
+    try:
+        yield
+    finally:
+        for logger, level in zip(loggers, levels, strict=True):
+            logger.setLevel(level)
+
+
+def _strategy(devices: Devices, world: int) -> Any:
+    if world == 1:
+        return "auto"
+    backend = "nccl" if devices.gpu else "gloo"
+    # Spawned processes work from a script, a notebook and a test alike; over several nodes torchrun starts them.
+    start: Any = "popen" if devices.nodes > 1 else "spawn"
+    return DDPStrategy(
+        process_group_backend=backend,
+        start_method=start,
+        checkpoint_io=AtomicCheckpoints(),
+        find_unused_parameters=False,
+    )
+
+
+def _label_weights(recipe: Recipe, films: tuple[Film, ...]) -> tuple[float, float]:
+    if recipe.training.class_weights == "none":
+        return (1.0, 1.0)
+    positive = sum(film.positive for film in films)
+    return (len(films) / (2 * (len(films) - positive)), len(films) / (2 * positive))
+
+
+def _translating_spawned_errors(run: Callable[[], None]) -> None:
+    """Run, and turn a spawned process's error, which arrives as the text of its traceback, into the error that it was."""
+    try:
+        run()
+    except ProcessRaisedException as error:
+        found = re.search(r"^pneumoscope\.errors\.(\w+): (.+)$", str(error), re.MULTILINE)
+        if found is None:
+            raise RunError(f"a training process failed: {str(error).strip().splitlines()[-1]}") from error
+        kind: type[PneumoscopeError] = getattr(pneumoscope.errors, found.group(1))
+        translated = kind.__new__(kind)
+        PneumoscopeError.__init__(translated, found.group(2))
+        raise translated from error

@@ -1,0 +1,42 @@
+"""A small network, a small recipe and a few phantoms: a whole run in seconds."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from pneumoscope.radiograph.phantom import phantom
+from pneumoscope.training.recipe import Recipe, check
+
+SMALL = {
+    "name": "small",
+    "network": {"name": "test_efficientnet", "image_size": 32, "dropout": 0.1},
+    "data": {"by": "patient", "validation": 0.25},
+    "optimizer": {"name": "adam", "learning_rate": 0.002},
+    "training": {"epochs": 2, "batch": 8, "seed": 3},
+}
+
+
+def small(**tables: dict[str, object]) -> Recipe:
+    """The small recipe with single fields changed: small(training={"epochs": 1})."""
+    data = {key: dict(value) if isinstance(value, dict) else value for key, value in SMALL.items()}
+    for table, fields in tables.items():
+        data[table] = {**data.get(table, {}), **fields} if isinstance(fields, dict) else fields
+    return check(data, "test")
+
+
+@pytest.fixture(scope="session")
+def phantoms(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """60 phantoms to train on and 20 to test on, 48 pixels."""
+    folder = tmp_path_factory.mktemp("phantoms") / "films"
+    phantom(folder, train=60, test=20, seed=1, size=48)
+    return folder
+
+
+@pytest.fixture(autouse=True)
+def own_cache(tmp_path_factory: pytest.TempPathFactory, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """Caches of these tests stay among their own files."""
+    folder = tmp_path_factory.getbasetemp() / "cache"
+    monkeypatch.setenv("PNEUMOSCOPE_CACHE", str(folder))
+    return folder

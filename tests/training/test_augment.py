@@ -1,0 +1,104 @@
+"""Augmentation: reproducible, within range, each option alone does what its name says."""
+
+import pytest
+import torch
+
+from pneumoscope.training.augment import augment
+from pneumoscope.training.recipe import Augmentation
+
+
+def generator(seed=0):
+    return torch.Generator().manual_seed(seed)
+
+
+@pytest.fixture
+def films():
+    """Six films of 40 pixels, brighter to the right and smooth, with a bright square high on the left."""
+    ramp = torch.linspace(40, 160, 40).repeat(40, 1)
+    ramp[6:14, 6:14] = 230
+    return ramp.to(torch.uint8).repeat(6, 1, 1)
+
+
+EVERYTHING = Augmentation(
+    flip=True,
+    rotation=10,
+    translation=0.1,
+    scale=0.3,
+    aspect=0.2,
+    brightness=0.3,
+    contrast=0.3,
+    gamma=0.3,
+    blur=1.5,
+    noise=0.1,
+)
+
+
+def test_the_same_seed_gives_the_same_films_and_another_does_not(films):
+    first = augment(films, EVERYTHING, generator(1))
+
+    assert torch.equal(first, augment(films, EVERYTHING, generator(1)))
+    assert not torch.equal(first, augment(films, EVERYTHING, generator(2)))
+
+
+def test_films_of_a_batch_draw_their_own_values(films):
+    made = augment(films, EVERYTHING, generator())
+
+    assert len({film.numpy().tobytes() for film in made}) == len(films)
+
+
+@pytest.mark.parametrize("name", [name for name in Augmentation.model_fields if name != "flip"])
+def test_each_option_alone_changes_films_and_stays_in_range(films, name):
+    made = augment(films, Augmentation(**{name: 2.0 if name == "blur" else 0.3}), generator())
+
+    assert made.shape == films.shape
+    assert made.dtype == torch.float32
+    assert made.min() >= 0
+    assert made.max() <= 255
+    assert not torch.allclose(made, films.float(), atol=0.6)
+
+
+def test_a_flip_mirrors_half_of_the_films_and_nothing_else(films):
+    many = films[:1].repeat(64, 1, 1)
+    made = augment(many, Augmentation(flip=True), generator())
+    mirrored = [torch.allclose(film, many[0].flip(1).float(), atol=1e-3) for film in made]
+    kept = [torch.allclose(film, many[0].float(), atol=1e-3) for film in made]
+
+    assert all(a != b for a, b in zip(mirrored, kept, strict=True))
+    assert 20 <= sum(mirrored) <= 44
+
+
+def test_a_rotation_keeps_the_centre_and_moves_the_square():
+    film = torch.zeros(1, 41, 41, dtype=torch.uint8)
+    film[0, 19:22, 19:22] = 200  # the centre
+    film[0, 19:22, 33:38] = 200  # to its right
+
+    made = augment(film.repeat(20, 1, 1), Augmentation(rotation=45), generator())
+
+    assert (made[:, 20, 20] > 150).all()
+    assert (made[:, 20, 35] < 150).any()
+
+
+def test_a_crop_shows_more_of_less():
+    # A square of 10 x 10 in 40 x 40 grows by at most 1 / (1 - scale) in area.
+    film = torch.zeros(1, 40, 40, dtype=torch.uint8)
+    film[0, 15:25, 15:25] = 255
+
+    made = augment(film.repeat(50, 1, 1), Augmentation(scale=0.4), generator()) / 255
+
+    areas = made.sum(dim=(1, 2))
+    assert areas.max() <= 100 / 0.6 * 1.02
+    assert areas.median() > 105
+
+
+def test_brightness_and_contrast_are_what_they_say():
+    film = torch.full((200, 4, 4), 100, dtype=torch.uint8)
+    film[:, :, 2:] = 140
+
+    bright = augment(film, Augmentation(brightness=0.2), generator())
+    contrast = augment(film, Augmentation(contrast=0.2), generator())
+
+    assert bright[:, 0, 0].min() >= 79.9
+    assert bright[:, 0, 0].max() <= 120.1
+    assert bright[:, 0, 0].max() - bright[:, 0, 0].min() > 30
+    assert torch.allclose(contrast.mean(dim=(1, 2)), torch.tensor(120.0), atol=1e-3)
+    assert (contrast[:, 0, 3] - contrast[:, 0, 0]).min() >= 40 * 0.8 - 0.1

@@ -1,0 +1,62 @@
+"""Two processes on one machine train as well as one."""
+
+import json
+import os
+import subprocess
+import sys
+
+import numpy as np
+import pytest
+import torch
+from safetensors.torch import save_file
+from tests.training.conftest import small
+
+from pneumoscope.errors import DivergedError
+from pneumoscope.networks.build import build
+from pneumoscope.radiograph.phantom import phantom
+from pneumoscope.training.checkpoints import EPOCHS
+from pneumoscope.training.fit import train
+from pneumoscope.training.loop import Devices
+
+
+def cli(*arguments):
+    ran = subprocess.run(
+        [sys.executable, "-m", "pneumoscope", "train", *map(str, arguments), "--json"],
+        capture_output=True, text=True, env=os.environ, check=False,
+    )  # fmt: skip
+    assert ran.returncode == 0, ran.stderr
+    return json.loads(ran.stdout)
+
+
+def test_two_processes_reach_the_validation_accuracy_of_one_within_a_point(tmp_path):
+    # Without batch normalisation, whose statistics are a device's own, two processes take the very steps of one.
+    films, recipe = tmp_path / "films", tmp_path / "recipe.toml"
+    phantom(films, train=200, test=10, seed=4, size=48)
+    recipe.write_text(
+        'name = "two"\n[network]\nname = "test_convnext"\nimage_size = 48\n[data]\nvalidation = 0.5\n'
+        "[optimizer]\nlearning_rate = 0.002\n[training]\nepochs = 6\nbatch = 20\n"
+    )
+
+    one = cli(recipe, "--data", films, "--out", tmp_path / "one")
+    two = cli(recipe, "--data", films, "--out", tmp_path / "two", "--accelerator", "cpu", "--devices", "2")
+
+    assert two["device"] == "2 x cpu"
+    assert two["best_validation_accuracy"] == pytest.approx(one["best_validation_accuracy"], abs=0.01)
+    losses = [np.loadtxt(tmp_path / name / EPOCHS, delimiter=",", skiprows=1)[:, [1, 3]] for name in ("one", "two")]
+    np.testing.assert_allclose(losses[0], losses[1], rtol=0.02)
+    assert losses[0][-1, 0] < 0.9 * losses[0][0, 0]  # it has learnt something to agree on
+
+
+def test_an_error_in_a_process_arrives_as_what_it_was(phantoms, tmp_path):
+    torch.manual_seed(0)
+    tensors = {name: torch.full_like(value, float("nan")) if value.is_floating_point() else value
+               for name, value in build("test_efficientnet", image_size=32).state_dict().items()}  # fmt: skip
+    save_file(tensors, tmp_path / "nan.safetensors")
+
+    with pytest.raises(DivergedError, match="the loss is nan in epoch 1 of run 'small'"):
+        train(
+            small(network={"weights": str(tmp_path / "nan.safetensors")}),
+            phantoms,
+            tmp_path / "run",
+            devices=Devices("cpu", 2),
+        )

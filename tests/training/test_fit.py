@@ -1,0 +1,286 @@
+"""A run from films to bundle: what is in its folder, what is refused before it begins, and what survives when it fails."""
+
+import errno
+import json
+import shutil
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+from safetensors.torch import load_file, save_file
+from tests.training.conftest import small
+
+from pneumoscope.bundle.card import read_bundle, short_hash
+from pneumoscope.dataset.layouts import load_manifest
+from pneumoscope.dataset.split import split
+from pneumoscope.errors import (
+    DatasetError,
+    DivergedError,
+    PatientLeakError,
+    RunError,
+    StorageError,
+    UnreadableFilmError,
+    UsageError,
+)
+from pneumoscope.networks.build import build
+from pneumoscope.training import checkpoints
+from pneumoscope.training.fit import split_as_asked, train
+from pneumoscope.training.loop import Devices, bf16_is_native
+from pneumoscope.training.recipe import read_recipe
+
+
+@pytest.fixture(scope="module")
+def run(phantoms, tmp_path_factory):
+    out = tmp_path_factory.mktemp("runs") / "small"
+    return out, train(small(), phantoms, out)
+
+
+def test_a_run_leaves_what_its_folder_promises(run):
+    out, result = run
+
+    for name in (
+        "recipe.toml",
+        "manifest.csv",
+        "run.json",
+        "epochs.csv",
+        "curves.svg",
+        "checkpoints/last.ckpt",
+        "checkpoints/best.safetensors",
+        "bundle/network.onnx",
+        "bundle/card.json",
+    ):
+        assert (out / name).stat().st_size > 0, name
+    assert list((out / "tensorboard").glob("events*"))
+    assert json.loads((out / "run.json").read_text()) == result
+    assert read_recipe(str(out / "recipe.toml")) == small()
+
+
+def test_run_json_says_what_a_sceptic_asks(run, phantoms):
+    out, result = run
+    manifest = load_manifest(out / "manifest.csv", root=phantoms)
+    rows = [line.split(",") for line in (out / "epochs.csv").read_text().splitlines()[1:]]
+
+    assert result["state"] == "finished"
+    assert (result["seed"], result["device"], result["split_by"]) == (3, "cpu", "patient")
+    assert {"python", "torch", "pneumoscope"} <= set(result["versions"])
+    assert {"processor", "cores", "system"} == set(result["machine"])
+    assert result["counts"]["train"] == manifest.counts()["train"]
+    assert result["average_train_accuracy"] == pytest.approx(np.mean([float(row[2]) for row in rows]))
+    assert result["average_validation_accuracy"] == pytest.approx(np.mean([float(row[4]) for row in rows]))
+    best = max(rows, key=lambda row: float(row[4]))
+    assert (result["best_epoch"], result["best_validation_accuracy"]) == (int(best[0]), float(best[4]))
+
+
+def test_the_card_tells_which_films_decided(run, phantoms):
+    out, _ = run
+    card, _ = read_bundle(out / "bundle")
+    manifest = load_manifest(out / "manifest.csv", root=phantoms)
+
+    assert card.seen == {
+        name: sorted(short_hash(film.sha256) for film in manifest.split(name)) for name in ("train", "validation")
+    }
+    assert card.calibration.n == len(manifest.split("validation"))
+    assert card.points["half"].threshold == 0.5
+    assert card.parity.films == min(64, card.calibration.n)
+    assert card.parity.largest <= 1e-4
+
+
+def test_the_same_seed_gives_the_same_weights_and_another_does_not(run, phantoms, tmp_path):
+    out, _ = run
+    again, other = tmp_path / "again", tmp_path / "other"
+    train(small(), phantoms, again)
+    train(small(training={"seed": 4}), phantoms, other)
+
+    first, second, third = ((folder / checkpoints.BEST).read_bytes() for folder in (out, again, other))
+
+    assert first == second
+    assert first != third
+    assert (out / "bundle/network.onnx").read_bytes() == (again / "bundle/network.onnx").read_bytes()
+
+
+def test_training_leaves_torchs_global_state_alone(phantoms, tmp_path):
+    torch.manual_seed(11)
+    expected = torch.rand(1)
+    torch.manual_seed(11)
+
+    train(small(training={"epochs": 1}), phantoms, tmp_path / "run")
+
+    assert torch.equal(torch.rand(1), expected)
+    assert not torch.are_deterministic_algorithms_enabled()
+
+
+def test_a_finished_run_is_not_run_again(run, phantoms):
+    out, result = run
+    before = (out / "run.json").stat().st_mtime_ns
+
+    assert train(small(), phantoms, out, resume=True) == result
+    assert (out / "run.json").stat().st_mtime_ns == before
+
+
+def test_a_folder_in_use_is_refused_and_kept(run, phantoms, tmp_path):
+    out, _ = run
+    with pytest.raises(RunError, match=r"holds a run already.*--resume"):
+        train(small(), phantoms, out)
+    with pytest.raises(RunError, match=r"another recipe: training.epochs was 2, now 3"):
+        train(small(training={"epochs": 3}), phantoms, out, resume=True)
+    (tmp_path / "mine.txt").write_text("precious")
+    with pytest.raises(RunError, match="is not empty and holds no run"):
+        train(small(), phantoms, tmp_path)
+    assert (tmp_path / "mine.txt").read_text() == "precious"
+
+
+def test_resuming_on_other_films_is_refused(run, phantoms, tmp_path):
+    out, _ = run
+    fewer = tmp_path / "films"
+    shutil.copytree(phantoms, fewer)
+    next((fewer / "train/PNEUMONIA").iterdir()).unlink()
+
+    with pytest.raises(RunError, match="is a run on other films, labels or splits"):
+        train(small(), fewer, out, resume=True)
+
+
+def test_a_manifest_with_a_patient_in_two_splits_is_refused(phantoms, tmp_path):
+    manifest = load_manifest(phantoms)
+    leaked = split(manifest, by="image", validation=0.4)
+    assert leaked.leaks()
+    relabelled = type(leaked)(leaked.films, leaked.root, "patient")
+
+    with pytest.raises(
+        PatientLeakError, match=r"patient '[\w-]+' is in both train and validation .*films.csv.*by patient"
+    ):
+        split_as_asked(relabelled, small(), "films.csv")
+    assert split_as_asked(relabelled, small(data={"by": "image"}), "films.csv") is relabelled
+
+
+def test_the_recipe_splits_films_that_are_not_split(phantoms):
+    manifest = load_manifest(phantoms)
+
+    asked = split_as_asked(manifest, small(data={"by": "patient", "validation": 0.3}), "films")
+
+    assert asked == split(manifest, by="patient", validation=0.3, seed=3)
+
+
+@pytest.mark.parametrize(("label", "message"), [("NORMAL", "0 NORMAL films"), ("PNEUMONIA", "0 PNEUMONIA films")])
+def test_one_label_alone_is_refused(phantoms, tmp_path, label, message):
+    manifest = load_manifest(phantoms)
+    kept = tuple(film for film in manifest if film.label != label or film.split == "test")
+
+    with pytest.raises(DatasetError, match=r"NORMAL|PNEUMONIA"):
+        split_as_asked(type(manifest)(kept, manifest.root, "given"), small(), "films")
+    given = type(manifest)(kept, manifest.root, "given")
+    with pytest.raises(DatasetError, match=f"films: the train split has {message}"):
+        split_as_asked(given, small(data={"by": "given"}), "films")
+
+
+def test_no_validation_film_is_refused(phantoms):
+    manifest = load_manifest(phantoms)
+
+    with pytest.raises(DatasetError, match="the validation split has 0 NORMAL films \\(0 in all\\)"):
+        split_as_asked(manifest, small(data={"by": "given"}), "films")
+
+
+def test_a_film_that_cannot_be_decoded_is_named_before_training(phantoms, tmp_path):
+    films = tmp_path / "films"
+    shutil.copytree(phantoms, films)
+    broken = next((films / "train/NORMAL").iterdir())
+    broken.write_bytes(broken.read_bytes()[:300])
+
+    with pytest.raises(UnreadableFilmError, match=f"{broken.name}.*pneumoscope audit"):
+        train(small(), films, tmp_path / "run")
+    assert not (tmp_path / "run" / checkpoints.STATE).exists()
+
+
+def test_a_batch_too_small_for_the_devices_is_refused(phantoms, tmp_path):
+    with pytest.raises(UsageError, match=r"training.batch is 8 on 5 devices"):
+        train(small(), phantoms, tmp_path / "run", devices=Devices("cpu", 5))
+
+
+def test_a_loss_that_is_no_number_is_an_error_that_names_the_epoch(phantoms, tmp_path):
+    torch.manual_seed(0)
+    tensors = build("test_efficientnet", image_size=32).state_dict()
+    last = list(tensors)[-1]
+    tensors[last] = torch.full_like(tensors[last], float("nan"))
+    save_file(tensors, tmp_path / "nan.safetensors")
+
+    with pytest.raises(
+        DivergedError, match=r"the loss is nan in epoch 1 of run 'small'.*learning_rate \(it is 0.002\)"
+    ):
+        train(small(network={"weights": str(tmp_path / "nan.safetensors")}), phantoms, tmp_path / "run")
+
+
+def test_a_full_disk_keeps_the_last_good_checkpoint_and_the_run_goes_on_from_it(run, phantoms, tmp_path, monkeypatch):
+    out, _ = run
+    write, calls = checkpoints.write_atomically, []
+
+    def full(path, content):
+        calls.append(path.name)
+        if calls.count("last.ckpt") == 2:
+
+            def fail(file):
+                file.write(b"half")
+                raise OSError(errno.ENOSPC, "No space left on device")
+
+            return write(path, fail)
+        return write(path, content)
+
+    monkeypatch.setattr(checkpoints, "write_atomically", full)
+    with pytest.raises(StorageError, match=r"last.ckpt'.*No space left on device"):
+        train(small(), phantoms, tmp_path / "run")
+    monkeypatch.undo()
+    monkeypatch.setenv("PNEUMOSCOPE_CACHE", str(tmp_path / "cache"))
+    assert json.loads((tmp_path / "run/run.json").read_text())["state"] == "running"
+    assert len(torch.load(tmp_path / "run" / checkpoints.STATE, weights_only=True)["history"]) == 1
+    assert not [path for path in (tmp_path / "run/checkpoints").iterdir() if path.name.startswith(".")]
+
+    train(small(), phantoms, tmp_path / "run", resume=True)
+
+    assert (tmp_path / "run" / checkpoints.BEST).read_bytes() == (out / checkpoints.BEST).read_bytes()
+
+
+def test_everything_of_ours_together_trains(phantoms, tmp_path):
+    recipe = small(
+        optimizer={"name": "adamw", "weight_decay": 0.01, "schedule": "cosine", "warmup_epochs": 0.5, "clip": 1.0},
+        training={"ema": 0.8, "label_smoothing": 0.1, "class_weights": "balanced", "select": "loss"},
+        augmentation={"flip": True, "rotation": 5.0, "noise": 0.02},
+    )
+
+    result = train(recipe, phantoms, tmp_path / "run")
+
+    state = torch.load(tmp_path / "run" / checkpoints.STATE, weights_only=True)["state_dict"]
+    kept = load_file(tmp_path / "run" / checkpoints.BEST)
+    averaged = {
+        name.removeprefix("average.module."): value for name, value in state.items() if "average.module" in name
+    }
+    assert averaged.keys() == kept.keys()
+    if result["best_epoch"] == 2:
+        assert all(torch.equal(averaged[name], value) for name, value in kept.items())
+    assert any(not torch.equal(state[f"network.{name}"], value) for name, value in kept.items())
+
+
+def test_bf16_is_chosen_only_where_the_processor_computes_in_it():
+    flags = torch.cpu.get_capabilities()
+
+    assert bf16_is_native(gpu=False) == any(flags.get(name) for name in ("avx512_bf16", "amx_bf16", "bf16"))
+
+
+def test_films_of_a_medmnist_archive_train_too(tmp_path):
+    random = np.random.default_rng(0)
+    images = {name: random.integers(0, 256, (count, 28, 28), dtype=np.uint8) for name, count in
+              (("train", 24), ("val", 12), ("test", 12))}  # fmt: skip
+    labels = {f"{name}_labels": np.arange(len(films)).reshape(-1, 1) % 2 for name, films in images.items()}
+    np.savez(tmp_path / "set.npz", **{f"{name}_images": films for name, films in images.items()}, **labels)
+
+    result = train(small(data={"by": "given"}, training={"epochs": 1}), tmp_path / "set.npz", tmp_path / "run")
+
+    assert result["counts"]["validation"] == {"NORMAL": 6, "PNEUMONIA": 6}
+
+
+def test_sixteen_bit_films_train_too(tmp_path):
+    for label, grey in (("NORMAL", 9000), ("PNEUMONIA", 50000)):
+        for place in range(12):
+            path = tmp_path / "films" / label / f"{place}.png"
+            path.parent.mkdir(parents=True, exist_ok=True)
+            Image.fromarray(np.full((40, 40), grey + 100 * place, dtype=np.uint16)).save(path)
+
+    assert train(small(training={"epochs": 1}), tmp_path / "films", tmp_path / "run")["state"] == "finished"

@@ -1,0 +1,112 @@
+"""Recipes: the report's constants to the letter, errors that name the field, and TOML that comes back as it went."""
+
+import tomllib
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from pneumoscope.errors import RecipeError, UnknownNameError
+from pneumoscope.training.recipe import read_recipe, shipped
+
+REPORT = {
+    "alexnet-sgd": ("alexnet", "sgd", 64, 0.01),
+    "alexnet-adam": ("alexnet", "adam", 64, 0.001),
+    "alexnet-adam-32": ("alexnet", "adam", 32, 0.001),
+    "vgg19-rmsprop": ("vgg19", "rmsprop", 64, 0.001),
+    "vgg19-adam": ("vgg19", "adam", 64, 0.001),
+    "vgg19-adam-32": ("vgg19", "adam", 32, 0.001),
+}
+
+
+@pytest.mark.parametrize("name", REPORT)
+def test_the_reports_recipes_are_the_reports(name):
+    network, optimizer, batch, rate = REPORT[name]
+
+    recipe = read_recipe(name)
+
+    assert (recipe.name, recipe.network.name, recipe.optimizer.name) == (name, network, optimizer)
+    assert (recipe.training.batch, recipe.optimizer.learning_rate) == (batch, rate)
+    assert (recipe.training.epochs, recipe.training.select) == (15, "accuracy")
+    assert (recipe.data.by, recipe.data.validation, recipe.network.image_size) == ("image", 0.15, 224)
+    assert (recipe.optimizer.momentum, recipe.optimizer.decay) == (0.0, 0.9)
+    assert (recipe.optimizer.beta1, recipe.optimizer.beta2, recipe.optimizer.epsilon) == (0.9, 0.999, 1e-7)
+    assert not recipe.optimizer.weight_decay
+    assert not recipe.augmentation.any
+    assert not recipe.network.keep_fc8
+
+
+@pytest.mark.parametrize("name", shipped())
+def test_every_shipped_recipe_survives_its_own_toml(name, tmp_path):
+    recipe = read_recipe(name)
+    path = tmp_path / "recipe.toml"
+    path.write_text(recipe.to_toml())
+
+    assert read_recipe(str(path)) == recipe
+    assert recipe.name == name
+    assert recipe.about
+
+
+@given(st.text(max_size=50))
+def test_any_text_survives_toml(about):
+    text = read_recipe("quick").model_copy(update={"about": about}).to_toml()
+
+    assert tomllib.loads(text)["about"] == about
+
+
+@pytest.mark.parametrize(
+    ("override", "message"),
+    [
+        ("training.epoch=3", "no field 'training.epoch'. Did you mean 'training.epochs'?"),
+        ("optimiser.name=sgd", "no field 'optimiser'. Did you mean 'optimizer.name'?"),
+        ("optimizer.learning_rate=-1", "optimizer.learning_rate: .* greater than 0 \\(it is -1\\)"),
+        ("training.epochs=three", "training.epochs: .* \\(it is 'three'\\)"),
+        ("optimizer.name=lion", "optimizer.name: .*'sgd', 'rmsprop', 'adam' or 'adamw' \\(it is 'lion'\\)"),
+        ("network.freeze=convolutions", "films cannot be augmented"),
+        ("optimizer.warmup_epochs=8", "warmup_epochs: 8.0 leaves nothing of 8 epochs"),
+        ("name=a/b", "name: .* \\(it is 'a/b'\\)"),
+        ("name.x=1", "'name' is a value, not a table"),
+        ("epochs", "--set 'epochs' is not key=value"),
+    ],
+)
+def test_what_is_impossible_is_named(override, message):
+    with pytest.raises(RecipeError, match=message):
+        read_recipe("quick", [override])
+
+
+@pytest.mark.parametrize(
+    ("optimizer", "field"),
+    [("sgd", "beta1=0.5"), ("rmsprop", "weight_decay=0.1"), ("adam", "momentum=0.9"), ("adam", "decay=0.5")],
+)
+def test_a_field_of_another_optimizer_is_refused(optimizer, field):
+    name = {"sgd": "alexnet-sgd", "rmsprop": "vgg19-rmsprop", "adam": "alexnet-adam"}[optimizer]
+
+    with pytest.raises(RecipeError, match=f"optimizer.{field.partition('=')[0]}: '{optimizer}' has no such field"):
+        read_recipe(name, [f"optimizer.{field}"])
+
+
+def test_overrides_are_toml_values_or_plain_words():
+    recipe = read_recipe("alexnet-sgd", ["training.epochs=3", "training.select=loss", "augmentation.flip=true"])
+
+    assert (recipe.training.epochs, recipe.training.select, recipe.augmentation.flip) == (3, "loss", True)
+
+
+def test_an_unknown_recipe_is_named_with_the_nearest():
+    with pytest.raises(UnknownNameError, match=r"no recipe 'alexnet-adm'. Did you mean 'alexnet-adam'\?"):
+        read_recipe("alexnet-adm")
+
+
+def test_a_file_that_is_no_toml_is_named(tmp_path):
+    path = tmp_path / "broken.toml"
+    path.write_text("name = ")
+
+    with pytest.raises(RecipeError, match=r"broken.toml is not TOML"):
+        read_recipe(str(path))
+
+
+def test_a_missing_table_is_named(tmp_path):
+    path = tmp_path / "short.toml"
+    path.write_text('name = "short"\n')
+
+    with pytest.raises(RecipeError, match=r"short.toml: network: Field required"):
+        read_recipe(str(path))
