@@ -42,7 +42,7 @@ def _table(headings: tuple[str, ...], rows: Iterator[tuple[str, ...]]) -> str:
 
 def cli_page() -> str:
     """The reference of the command line, in the order of `VERBS`."""
-    top = click.Context(cli, info_name="pneumoscope")
+    top = click.Context(cli, info_name="pneumoscope", **cli.context_settings)
     commands = {name: typing.cast(click.Command, cli.get_command(top, name)) for name in VERBS}
     parts = [
         "# Command line\n",
@@ -56,7 +56,9 @@ def cli_page() -> str:
         " status is 0 when all is done, and otherwise that of the [error](errors.md): 1 our fault, 2 something given to"
         " the program cannot be used, 3 some inputs failed and the others were done.\n",
         "## pneumoscope\n",
+        "`pneumoscope [OPTIONS] VERB ...`\n",
         _options(cli, top),
+        "Every verb has `--help` (or `-h`) too.\n",
     ]
     for name, command in commands.items():
         context = click.Context(command, info_name=name, parent=top)
@@ -79,8 +81,14 @@ def _prose(command: click.Command) -> str:
 
 
 def _options(command: click.Command, context: click.Context) -> str:
-    records = (option.get_help_record(context) for option in command.get_params(context))
-    return _table(("option", "meaning"), ((f"`{names}`", words) for names, words in filter(None, records)))
+    """What stands after the verb. Arguments have no help of their own in click: the prose speaks of them."""
+    rows = []
+    for param in command.params:
+        if isinstance(param, click.Argument):
+            rows.append((f"`{param.make_metavar(context)}`", "Required." if param.required else "May be left out."))
+        elif record := param.get_help_record(context):
+            rows.append((f"`{record[0]}`", record[1]))
+    return _table(("argument or option", "meaning"), iter(rows)) if rows else ""
 
 
 # --- errors ----------------------------------------------------------------------------------------------------------
@@ -97,13 +105,13 @@ def errors_page() -> str:
         " failed and the others were done. In Python all of them are in `pneumoscope.errors`, so that one"
         " `except PneumoscopeError` catches them all. `pneumoscope --debug ...` shows the traceback.\n",
         _table(
-            ("error", "is a", "exit status", "meaning"),
+            ("error", "kind of", "exit status", "meaning"),
             ((f"[`{k.__name__}`](#{k.__name__.lower()})", *_facts(k), _first(_meaning(k))) for k in kinds),
         ),
     ]
     for kind in kinds:
         parent, status = _facts(kind)
-        parts += [f"## {kind.__name__}\n", f"Exit status {status}; is a {parent}.\n", _meaning(kind)]
+        parts += [f"## {kind.__name__}\n", f"Exit status {status}; a kind of {parent}.\n", _meaning(kind)]
         if kind.__name__ in provoked:
             parts += ["For example:\n", f"```text\nerror: {provoked[kind.__name__]}\n```\n"]
         elif kind.__subclasses__():
@@ -204,7 +212,7 @@ def _default(field: FieldInfo) -> str:
 
 
 def _bounds(field: FieldInfo) -> str:
-    signs = {"ge": "≥", "gt": ">", "le": "≤", "lt": "<"}  # noqa: RUF001  the signs themselves
+    signs = {"ge": "≥", "gt": ">", "le": "≤", "lt": "<"}
     found = [
         f"{sign} {getattr(bound, name):,}"
         for bound in field.metadata

@@ -18,7 +18,7 @@ from pneumoscope.cli import _told
 from pneumoscope.dataset.layouts import load_manifest
 from pneumoscope.dataset.manifest import Film, Manifest
 from pneumoscope.dataset.unpack import Limits, unpack
-from pneumoscope.errors import MissingExtraError, PneumoscopeError
+from pneumoscope.errors import PneumoscopeError
 from pneumoscope.evaluation.films import refuse_chosen_thresholds
 from pneumoscope.networks.build import build
 from pneumoscope.networks.weights import read_tensors
@@ -54,7 +54,8 @@ def _message(kind: str, provoke: Callable[[], object]) -> str:
             provoke()
         except PneumoscopeError as error:
             if type(error).__name__ == kind:
-                return str(error)
+                # What a caller names by a relative path is sometimes told with the whole of it.
+                return str(error).replace(f"{Path.cwd()}/", "")
             raise RuntimeError(f"{kind} was to be provoked, not {error!r}") from error
         except ZeroDivisionError as error:
             return str(_told(error))
@@ -63,7 +64,6 @@ def _message(kind: str, provoke: Callable[[], object]) -> str:
 
 @contextlib.contextmanager
 def _empty_folder() -> Iterator[None]:
-    # Paths in messages are as a caller would write them, and name no folder of this machine.
     with tempfile.TemporaryDirectory() as folder:
         before = Path.cwd()
         os.chdir(folder)
@@ -84,13 +84,13 @@ def _usage() -> None:
 
 
 def _missing_extra() -> None:
-    raise MissingExtraError("train", "this command", "torch")
+    raise _told(ModuleNotFoundError("No module named 'torch'", name="torch"))
 
 
 def _unreadable() -> None:
     file = Path("thorax.jpeg")
-    Image.fromarray(np.zeros((64, 64), np.uint8)).save(file)
-    file.write_bytes(file.read_bytes()[:500])
+    Image.linear_gradient("L").save(file)
+    file.write_bytes(file.read_bytes()[:1000])
     decode(file)
 
 
@@ -109,7 +109,8 @@ def _manifest() -> None:
 def _films(*rows: tuple[str, str, str]) -> Manifest:
     """Films of (label, patient, split), split by hand."""
     films = [
-        Film(f"{n}.png", label, "", patient, split, f"{n:064}") for n, (label, patient, split) in enumerate(rows, start=1)
+        Film(f"{n}.png", label, "", patient, split, f"{n:064}")
+        for n, (label, patient, split) in enumerate(rows, start=1)
     ]
     return Manifest(tuple(films), Path(), by="patient")
 

@@ -10,6 +10,7 @@ import io
 import resource
 import threading
 import time
+import urllib.error
 import zipfile
 from collections.abc import Iterator
 from pathlib import Path
@@ -196,6 +197,21 @@ def test_a_file_that_is_not_there_is_not_asked_for_again(server: Server, tmp_pat
     with pytest.raises(DownloadError, match=f"answers HTTP {status}"):
         fetch(tmp_path, server.archive())
     assert len(server.asked) == 1
+
+
+def test_the_connection_of_a_refusal_is_closed(server: Server, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    closed: list[int] = []
+    close = urllib.error.HTTPError.close
+
+    def spy(error: urllib.error.HTTPError) -> None:
+        closed.append(error.code)
+        close(error)
+
+    monkeypatch.setattr(urllib.error.HTTPError, "close", spy)
+    server.status = [503, 404]
+    with pytest.raises(DownloadError, match="answers HTTP 404"):
+        fetch(tmp_path, server.archive(), wait=0)
+    assert closed[:2] == [503, 404]
 
 
 def test_a_length_that_is_too_long_does_not_matter_where_the_size_is_known(server: Server, tmp_path: Path) -> None:

@@ -180,11 +180,12 @@ def test_no_validation_film_is_refused(phantoms):
         split_as_asked(manifest, small(data={"by": "given"}), "films")
 
 
-def test_a_film_that_cannot_be_decoded_is_named_before_training(phantoms, tmp_path):
+@pytest.mark.parametrize("length", [300, 0])
+def test_a_film_that_cannot_be_decoded_is_named_before_training(phantoms, tmp_path, length):
     films = tmp_path / "films"
     shutil.copytree(phantoms, films)
     broken = next((films / "train/NORMAL").iterdir())
-    broken.write_bytes(broken.read_bytes()[:300])
+    broken.write_bytes(broken.read_bytes()[:length])
 
     with pytest.raises(UnreadableFilmError, match=f"{broken.name}.*pneumoscope audit"):
         train(small(), films, tmp_path / "run")

@@ -26,8 +26,9 @@ from pneumoscope.dataset.manifest import Film
 from pneumoscope.errors import StorageError, UnreadableFilmError
 from pneumoscope.radiograph.prepare import Preparation, prepare
 
-__all__ = ["PreparedFilms", "cache_folder", "keep_array", "kept_array", "prepare_films"]
+__all__ = ["AUDIT", "PreparedFilms", "cache_folder", "keep_array", "kept_array", "prepare_films"]
 
+AUDIT = "List all such films with: pneumoscope audit DATA; then remove them"
 _THREADS = min(8, os.cpu_count() or 1)
 _CHUNK = 256
 Pixels = npt.NDArray[np.uint8]
@@ -116,11 +117,7 @@ def _decode_into(
                 progress(min(start + _CHUNK, len(films)), len(films))
     if failed:
         more = f" (and {len(failed) - 1} more films)" if len(failed) > 1 else ""
-        raise UnreadableFilmError(
-            failed[0].path,
-            f"{failed[0].why}{more}",
-            advice="List them all with: pneumoscope audit DATA; then remove them",
-        )
+        raise UnreadableFilmError(failed[0].path, f"{failed[0].why}{more}", advice=AUDIT)
 
 
 # --- a file with a checksum ------------------------------------------------------------------------------------------

@@ -160,6 +160,7 @@ def _one_try(archive: Archive, part: Path, start: int, progress: FetchProgress |
     try:
         answer = urllib.request.urlopen(request, timeout=_TIMEOUT)  # noqa: S310 - http or https, see `fetch`
     except urllib.error.HTTPError as error:
+        pass
         if error.code == 416:  # nothing after `start`
             _end_or_refuse(archive, part, start, error.headers.get("Content-Range", ""))
             return

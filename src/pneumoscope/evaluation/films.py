@@ -20,8 +20,8 @@ _SHOWN = 5
 def choose_films(data: Path, split: str, run_manifest: Path | None) -> tuple[Path, tuple[Film, ...]]:
     """The films of one split, with content hashes.
 
-    The test split is the data's own. Train and validation are what the run made of the data: they come from a manifest
-    file, or from the run's own `manifest.csv` where `data` is a folder or an archive.
+    The test split is the data's own where it has one. Train and validation, and test otherwise, are what the run made of
+    the data: they come from a manifest file, or from the run's own `manifest.csv` where `data` is a folder or an archive.
 
     Args:
         data: a folder, a manifest CSV or an archive.
@@ -30,14 +30,15 @@ def choose_films(data: Path, split: str, run_manifest: Path | None) -> tuple[Pat
     Returns:
         The folder that paths are relative to, and the films.
     Raises:
-        UsageError: no such split, or train or validation without a manifest.
+        UsageError: no such split, or one that the data does not have and no manifest tells.
         DatasetError: an empty split, one class only, films that cannot be opened, or films of the run that are not
             there.
     """
     if split not in _JUDGED:
         raise UsageError(f"there is no split {split!r} to judge", advice=f"Known: {', '.join(_JUDGED)}")
     manifest = load_manifest(data)
-    if split != "test" and data.suffix.lower() != ".csv":
+    own_test = split == "test" and any(film.split == "test" for film in manifest)
+    if not own_test and data.suffix.lower() != ".csv":
         films = _of_run(manifest, split, run_manifest, data)
     else:
         _refuse_unreadable(manifest, data, split)

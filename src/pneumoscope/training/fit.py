@@ -3,20 +3,21 @@
 from __future__ import annotations
 
 import dataclasses
-from pathlib import Path
+from pathlib import Path, PurePosixPath
 from typing import Any
 
 import torch
 
-from pneumoscope.dataset.cache import prepare_films
+from pneumoscope.dataset.cache import AUDIT, prepare_films
 from pneumoscope.dataset.contents import Progress
 from pneumoscope.dataset.layouts import load_manifest
 from pneumoscope.dataset.manifest import LABELS, Manifest
 from pneumoscope.dataset.split import split
-from pneumoscope.errors import DatasetError, UsageError
+from pneumoscope.errors import DatasetError, UnreadableFilmError, UsageError
 from pneumoscope.networks.build import build
 from pneumoscope.networks.network import Network
 from pneumoscope.networks.weights import load_weights
+from pneumoscope.radiograph.decode import EXTENSIONS
 from pneumoscope.report.curves import write_curves
 from pneumoscope.training.checkpoints import BEST
 from pneumoscope.training.export import export
@@ -52,6 +53,7 @@ def train(
         What stands in `run.json` (see `training.run`).
     Raises:
         PatientLeakError: a patient is in two splits and the recipe does not say `by = "image"`.
+        UnreadableFilmError: a film cannot be opened or decoded.
         DatasetError: no film, or one label only, in train or validation.
         UsageError: fewer than two films a device in a batch.
         RunError: the folder is in use or another run's.
@@ -64,7 +66,9 @@ def train(
             f"training.batch is {recipe.training.batch} on {devices.world} devices; two films each are the least",
             advice="Raise training.batch, or use fewer devices",
         )
-    manifest = split_as_asked(load_manifest(data), recipe, str(data))
+    loaded = load_manifest(data)
+    _refuse_unreadable(loaded)
+    manifest = split_as_asked(loaded, recipe, str(data))
     facts = {"device": device_name(devices), "precision": precision_here(recipe, devices)}
     begin(out, recipe, manifest, facts, resume=resume)
     if read_run(out)["state"] == "finished":
@@ -88,6 +92,14 @@ def train(
             "seconds": sum(row.seconds for row in history),
         },
     )
+
+
+def _refuse_unreadable(manifest: Manifest) -> None:
+    # Training on fewer films than the caller sees in the folder would be a change that nobody made.
+    lost = [(path, why) for path, why in manifest.unreadable if PurePosixPath(path).suffix.lower() in EXTENSIONS]
+    if lost:
+        more = f" (and {len(lost) - 1} more films)" if len(lost) > 1 else ""
+        raise UnreadableFilmError(lost[0][0], f"{lost[0][1]}{more}", advice=AUDIT)
 
 
 def split_as_asked(manifest: Manifest, recipe: Recipe, where: str) -> Manifest:

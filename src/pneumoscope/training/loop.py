@@ -7,12 +7,13 @@ import dataclasses
 import logging
 import re
 import warnings
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any, Literal
 
 import lightning.pytorch as pl
 import torch
+from lightning.pytorch.callbacks import Callback
 from lightning.pytorch.loggers import TensorBoardLogger
 from lightning.pytorch.strategies import DDPStrategy
 from torch.multiprocessing.spawn import ProcessRaisedException
@@ -80,7 +81,14 @@ def device_name(devices: Devices) -> str:
 
 
 def fit(
-    recipe: Recipe, network: Network, arrays: FilmArrays, out: Path, devices: Devices, precision: str
+    recipe: Recipe,
+    network: Network,
+    arrays: FilmArrays,
+    out: Path,
+    devices: Devices,
+    precision: str,
+    *,
+    watch: Sequence[Callback] = (),
 ) -> list[Epoch]:
     """Train until the last epoch, from the last checkpoint where there is one.
 
@@ -91,6 +99,7 @@ def fit(
         out: the run's folder.
         devices: to train on.
         precision: "32" or "bf16".
+        watch: further callbacks of Lightning's.
     Returns:
         Every epoch's figures, those before an interruption included.
     Raises:
@@ -117,7 +126,7 @@ def fit(
             max_epochs=settings.epochs,
             deterministic=True,
             gradient_clip_val=recipe.optimizer.clip or None,
-            callbacks=[KeepBestAndLast(out), ShowProgress()],
+            callbacks=[KeepBestAndLast(out), ShowProgress(), *watch],
             plugins=[AtomicCheckpoints()] if world == 1 else None,
             logger=TensorBoardLogger(out, name="", version="tensorboard"),
             num_sanity_val_steps=0,

@@ -53,7 +53,9 @@ class Optimizer(_Table):
     """[optimizer]: how weights move. Defaults are Keras's where the report is silent."""
 
     name: Literal["sgd", "rmsprop", "adam", "adamw"] = "adam"
+    """"adamw" is adam with weight decay apart from the gradient."""
     learning_rate: float = Field(default=0.001, gt=0, le=10)
+    """Of every step after the warm-up, before the schedule."""
     momentum: float = Field(default=0.0, ge=0, lt=1)
     """Of sgd."""
     decay: float = Field(default=0.9, gt=0, lt=1)
@@ -61,9 +63,11 @@ class Optimizer(_Table):
     beta1: float = Field(default=0.9, ge=0, lt=1)
     """Of adam; the report prints 0.09, a misprint."""
     beta2: float = Field(default=0.999, ge=0, lt=1)
+    """Of adam's running mean of squares."""
     epsilon: float = Field(default=1e-7, gt=0, le=1)
     """Of rmsprop (inside the root) and adam (outside)."""
     weight_decay: float = Field(default=0.0, ge=0, le=1)
+    """Of sgd, adam (added to the gradient) and adamw."""
     schedule: Literal["constant", "cosine"] = "constant"
     """"cosine" falls to zero at the end of the last epoch."""
     warmup_epochs: float = Field(default=0.0, ge=0)
@@ -85,14 +89,17 @@ class Training(_Table):
     """[training]: how long, how much at once, and what is kept."""
 
     epochs: int = Field(default=15, ge=1, le=10_000)
+    """Times that every training film is seen."""
     batch: int = Field(default=64, ge=2, le=65_536)
     """Films a step, over all devices together."""
     seed: int = Field(default=0, ge=0, lt=2**31)
+    """Of the starting weights, the order of films, dropout, augmentation, and the split where the films have none."""
     select: Literal["accuracy", "auroc", "loss"] = "accuracy"
     """The epoch kept is the one whose validation figure is best; the earlier one at a tie."""
     precision: Literal["auto", "32", "bf16"] = "auto"
     """"auto" is bf16 where the processor or GPU computes in it, 32 elsewhere."""
     label_smoothing: float = Field(default=0.0, ge=0, lt=1)
+    """Share of each label that is replaced by one half."""
     class_weights: Literal["none", "balanced"] = "none"
     """"balanced" weighs each label by the inverse of its share."""
     ema: float = Field(default=0.0, ge=0, lt=1)
@@ -113,8 +120,11 @@ class Augmentation(_Table):
     aspect: float = Field(default=0.0, ge=0, lt=1)
     """The crop's aspect ratio moves within 1 - aspect and its inverse."""
     brightness: float = Field(default=0.0, ge=0, lt=1)
+    """Grey levels are multiplied by 1 - brightness to 1 + brightness."""
     contrast: float = Field(default=0.0, ge=0, lt=1)
+    """Distances from the film's mean grey are multiplied by 1 - contrast to 1 + contrast."""
     gamma: float = Field(default=0.0, ge=0, lt=1)
+    """Grey levels of 0 to 1 are raised to a power between 1 / (1 + gamma) and 1 + gamma."""
     blur: float = Field(default=0.0, ge=0, le=5)
     """Largest deviation of a Gaussian blur, pixels."""
     noise: float = Field(default=0.0, ge=0, le=0.5)
