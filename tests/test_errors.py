@@ -19,9 +19,7 @@ SPECIAL = {
 
 
 def classes():
-    return [
-        kind for _, kind in inspect.getmembers(errors, inspect.isclass) if issubclass(kind, PneumoscopeError)
-    ]
+    return [kind for _, kind in inspect.getmembers(errors, inspect.isclass) if issubclass(kind, PneumoscopeError)]
 
 
 def drawn():

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
-import tempfile
+import secrets
 from collections.abc import Callable
 from pathlib import Path
 from typing import BinaryIO
@@ -24,19 +25,17 @@ def write_atomically(path: Path, content: str | bytes | Callable[[BinaryIO], Non
     Raises:
         StorageError: the disk is full or cannot be written; what was there before is kept.
     """
-    temporary: Path | None = None
+    # Opened like any new file, so that the umask holds: reading it to apply it later would change it for other threads.
+    temporary = path.parent / f".{path.name}-{secrets.token_hex(8)}"
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
-        handle, name = tempfile.mkstemp(prefix=f".{path.name}-", dir=path.parent)
-        temporary = Path(name)
-        with os.fdopen(handle, "wb") as file:
+        with temporary.open("xb") as file:
             if callable(content):
                 content(file)
             else:
                 file.write(content.encode() if isinstance(content, str) else content)
             file.flush()
             os.fsync(file.fileno())
-        temporary.chmod(0o666 & ~_umask())
         temporary.replace(path)
     except OSError as error:
         raise StorageError(
@@ -44,13 +43,6 @@ def write_atomically(path: Path, content: str | bytes | Callable[[BinaryIO], Non
             advice="Free some space or choose another folder; what was there before is kept",
         ) from error
     finally:
-        if temporary is not None:
-            temporary.unlink(missing_ok=True)
+        with contextlib.suppress(OSError):  # where it could not be made there is none
+            temporary.unlink()
     return path
-
-
-def _umask() -> int:
-    # There is no way to read it without setting it.
-    current = os.umask(0)
-    os.umask(current)
-    return current

@@ -127,9 +127,7 @@ def test_what_is_no_film_is_listed_with_the_reason(kaggle: Path, tmp_path: Path,
         "train/NORMAL/empty": "empty folder",
         "train/NORMAL/IM-0202-0001.jpeg": "a link out of the folder; not followed",
         "test/PNEUMONIA/away": "a link out of the folder; not followed",
-        "__MACOSX": "hidden",
         "chest_xray": "beside the folders that are read",
-        "train/readme.md": "beside the folders that are read",
     }
 
 

@@ -49,7 +49,7 @@ class Archive:
     limits: Limits
 
 
-# The size is what three independent projects found, the hash what one of them published; neither was measured by us.
+# The size is what several projects found, the hash what one of them published; neither was measured by us.
 MENDELEY = Archive(
     name="ChestXRay2017.zip",
     url=(
@@ -160,7 +160,7 @@ def _one_try(archive: Archive, part: Path, start: int, progress: FetchProgress |
     try:
         answer = urllib.request.urlopen(request, timeout=_TIMEOUT)  # noqa: S310 - http or https, see `fetch`
     except urllib.error.HTTPError as error:
-        pass
+        error.close()
         if error.code == 416:  # nothing after `start`
             _end_or_refuse(archive, part, start, error.headers.get("Content-Range", ""))
             return

@@ -158,10 +158,11 @@ class _Listing:
         self.unreadable.append((path.relative_to(self.root).as_posix(), why))
 
     def note_others(self, folder: Path, *, known: Iterable[str]) -> None:
-        """What lies beside the folders that are read: left out, and said so."""
+        """Folders and films beside the folders that are read: left out, and said so. A licence or a note is neither."""
         for path in sorted(folder.iterdir()):
-            if path.name not in known:
-                self.leave_out(path, "hidden" if _is_litter(path.name) else "beside the folders that are read")
+            is_film = path.is_dir() or path.suffix.lower() in EXTENSIONS
+            if path.name not in known and is_film and not _is_litter(path.name):
+                self.leave_out(path, "beside the folders that are read")
 
     def add_classes(self, folder: Path, split: str) -> None:
         """The class folders of one split (or of the whole, where there are no splits)."""

@@ -19,7 +19,6 @@ from pydantic import BaseModel, ConfigDict, TypeAdapter, ValidationError
 from pneumoscope.dataset.manifest import LABELS
 from pneumoscope.errors import RunError
 from pneumoscope.results import SCHEMA, Comparison, Evaluation, Interval, RunSummary, ScoredFilm
-from pneumoscope.storage import write_atomically as write_whole
 
 __all__ = [
     "COMPARISON_FILE",
@@ -32,7 +31,6 @@ __all__ = [
     "read_evaluation",
     "read_predictions",
     "read_run",
-    "write_whole",
 ]
 
 EVALUATION_FILE = "evaluation.json"

@@ -6,12 +6,12 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from pneumoscope.evaluation.records import write_whole
 from pneumoscope.report import wording
 from pneumoscope.report.gallery import hang
 from pneumoscope.report.material import RunMaterial, gather
 from pneumoscope.report.page import environment, theme
 from pneumoscope.results import Comparison, Interval
+from pneumoscope.storage import write_atomically
 
 __all__ = ["write_comparison_page"]
 
@@ -50,7 +50,7 @@ def write_comparison_page(comparison: Comparison, runs: Sequence[Path], out: Pat
         notes=_notes(comparison, material),
         words=wording,
     )
-    write_whole(out, page)
+    write_atomically(out, page)
     return out
 
 

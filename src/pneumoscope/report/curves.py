@@ -14,10 +14,10 @@ from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator
 
 from pneumoscope.errors import RunError
-from pneumoscope.evaluation.records import write_whole
 from pneumoscope.report.files import read_text
 from pneumoscope.report.style import COLOURS, RunStyle, drawing, new_figure, run_style, short, show_grid
 from pneumoscope.report.svg import standalone_svg
+from pneumoscope.storage import write_atomically
 
 __all__ = ["EPOCHS_FILE", "Epochs", "curves_figure", "curves_label", "read_epochs", "write_curves"]
 
@@ -99,7 +99,7 @@ def write_curves(run: Path, out: Path, *, best: int | None = None) -> Path:
     with drawing():
         figure = curves_figure(epochs, run_style(0), title=name, best=best, wide=True)
         text = standalone_svg(figure, label=curves_label(name, epochs, best))
-    write_whole(out, text)
+    write_atomically(out, text)
     return out
 
 

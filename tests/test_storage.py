@@ -1,0 +1,212 @@
+"""Whoever looks at a file sees the old one or the new one, whatever happens while it is written."""
+
+import errno
+import os
+import subprocess
+import sys
+import threading
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+
+import pytest
+
+from pneumoscope.errors import StorageError
+from pneumoscope.storage import write_atomically
+
+
+@pytest.mark.parametrize(
+    ("content", "expected"),
+    [
+        ("Lunge, größer\n", b"Lunge, gr\xc3\xb6\xc3\x9fer\n"),
+        (b"\x00\xff", b"\x00\xff"),
+        (lambda file: (file.write(b"one "), file.write(b"two")), b"one two"),
+        ("", b""),
+    ],
+)
+def test_text_bytes_and_a_function_are_written_as_they_are(tmp_path, content, expected):
+    path = tmp_path / "made" / "on the way" / "file"
+
+    assert write_atomically(path, content) == path
+    assert path.read_bytes() == expected
+    assert os.listdir(path.parent) == ["file"]
+
+
+def test_what_was_there_is_replaced(tmp_path):
+    path = tmp_path / "file"
+    path.write_text("a longer text than the new one")
+
+    write_atomically(path, "new")
+
+    assert path.read_text() == "new"
+
+
+class StopError(Exception):
+    pass
+
+
+def failing(error, after=b"half of it"):
+    def content(file):
+        file.write(after)
+        file.flush()
+        raise error
+
+    return content
+
+
+@pytest.mark.parametrize("old", ["old", None])
+@pytest.mark.parametrize("error", [StopError("stop"), KeyboardInterrupt(), MemoryError()])
+def test_a_content_that_raises_leaves_what_was_there(tmp_path, old, error):
+    path = tmp_path / "file"
+    if old:
+        path.write_text(old)
+
+    with pytest.raises(type(error)):
+        write_atomically(path, failing(error))
+
+    assert (path.read_text() if path.exists() else None) == old
+    assert os.listdir(tmp_path) == (["file"] if old else [])
+
+
+def test_the_file_has_its_name_only_when_it_is_whole(tmp_path):
+    path = tmp_path / "file"
+    path.write_text("old")
+    seen = []
+
+    def content(file):
+        file.write(b"half")
+        file.flush()
+        seen.append(path.read_text())
+
+    write_atomically(path, content)
+
+    assert seen == ["old"]
+    assert path.read_text() == "half"
+
+
+@pytest.mark.parametrize("step", ["write", "fsync", "replace"])
+def test_a_disk_that_fills_up_at_any_step_leaves_what_was_there(tmp_path, monkeypatch, step):
+    path = tmp_path / "file"
+    path.write_text("old")
+
+    def full(*_):
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+    if step == "fsync":
+        monkeypatch.setattr(os, "fsync", full)
+    if step == "replace":
+        monkeypatch.setattr(Path, "replace", full)
+
+    with pytest.raises(StorageError, match=rf"cannot write '{path}': No space left on device. Free some space"):
+        write_atomically(path, full if step == "write" else "new")
+
+    assert path.read_text() == "old"
+    assert os.listdir(tmp_path) == ["file"]
+
+
+@pytest.fixture
+def small_disk(tmp_path):
+    """A file system of 1 MB."""
+    folder = tmp_path / "disk"
+    folder.mkdir()
+    made = subprocess.run(
+        ["mount", "-t", "tmpfs", "-o", "size=1m", "tmpfs", folder], capture_output=True, text=True, check=False
+    )
+    if made.returncode:
+        pytest.skip(f"a file system cannot be mounted here: {made.stderr.strip()}")
+    yield folder
+    subprocess.run(["umount", folder], check=True)
+
+
+def test_a_disk_that_is_really_full_leaves_what_was_there(small_disk):
+    path = small_disk / "file"
+    write_atomically(path, bytes(600_000))
+
+    with pytest.raises(StorageError, match="No space left on device"):
+        write_atomically(path, b"\x01" * 600_000)
+
+    assert path.read_bytes() == bytes(600_000)
+    assert os.listdir(small_disk) == ["file"]
+    write_atomically(path, "what is small fits again")
+    assert path.read_text() == "what is small fits again"
+
+
+def test_a_place_that_cannot_be_written_is_named(tmp_path):
+    (tmp_path / "file").write_text("a file, and no folder")
+    (tmp_path / "folder" / "inner").mkdir(parents=True)
+
+    with pytest.raises(StorageError, match=r"cannot write '.*file/new': (Not a directory|File exists)"):
+        write_atomically(tmp_path / "file" / "new", "new")
+    with pytest.raises(StorageError, match=r"cannot write '.*folder': Is a directory"):
+        write_atomically(tmp_path / "folder", "new")
+
+    assert sorted(os.listdir(tmp_path)) == ["file", "folder"]
+    assert (tmp_path / "folder" / "inner").is_dir()
+
+
+@pytest.mark.parametrize(("umask", "mode"), [(0o022, 0o644), (0o077, 0o600), (0o002, 0o664)])
+def test_the_umask_is_honoured_also_where_an_older_file_had_other_rights(tmp_path, umask, mode):
+    old = tmp_path / "old"
+    old.write_text("old")
+    old.chmod(0o400)
+    before = os.umask(umask)
+    try:
+        made = [write_atomically(path, "new").stat().st_mode & 0o777 for path in (tmp_path / "new", old)]
+    finally:
+        after = os.umask(before)
+    assert made == [mode, mode]
+    assert after == umask
+
+
+def test_the_umask_is_never_set_since_other_threads_make_files_by_it(tmp_path, monkeypatch):
+    def touched(mask):
+        pytest.fail(f"the umask of the process was set to {mask:o}")
+
+    monkeypatch.setattr(os, "umask", touched)
+
+    write_atomically(tmp_path / "file", "new")
+
+
+def test_writers_at_once_leave_one_of_their_files_whole(tmp_path):
+    path = tmp_path / "file"
+    contents = [bytes([number]) * 200_000 for number in range(8)]
+    write_atomically(path, contents[0])
+    torn, stop = [], threading.Event()
+
+    def watch():
+        while not stop.is_set():
+            if path.read_bytes() not in contents:
+                torn.append(True)
+
+    watcher = threading.Thread(target=watch)
+    watcher.start()
+    with ThreadPoolExecutor(8) as pool:
+        list(pool.map(lambda content: write_atomically(path, content), contents * 5))
+    stop.set()
+    watcher.join()
+
+    assert not torn
+    assert path.read_bytes() in contents
+    assert os.listdir(tmp_path) == ["file"]
+
+
+def test_a_process_that_is_killed_while_it_writes_leaves_what_was_there(tmp_path):
+    path = tmp_path / "file"
+    path.write_text("old")
+    code = f"""
+import os, signal
+from pathlib import Path
+from pneumoscope.storage import write_atomically
+
+def content(file):
+    file.write(b"half")
+    file.flush()
+    os.kill(os.getpid(), signal.SIGKILL)
+
+write_atomically(Path({str(path)!r}), content)
+"""
+
+    assert subprocess.run([sys.executable, "-c", code], check=False).returncode == -9
+
+    assert path.read_text() == "old"
+    write_atomically(path, "new")
+    assert path.read_text() == "new"
