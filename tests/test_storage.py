@@ -14,6 +14,10 @@ from pneumoscope.errors import StorageError
 from pneumoscope.storage import write_atomically
 
 
+def names(folder):
+    return sorted(path.name for path in folder.iterdir())
+
+
 @pytest.mark.parametrize(
     ("content", "expected"),
     [
@@ -28,7 +32,7 @@ def test_text_bytes_and_a_function_are_written_as_they_are(tmp_path, content, ex
 
     assert write_atomically(path, content) == path
     assert path.read_bytes() == expected
-    assert os.listdir(path.parent) == ["file"]
+    assert names(path.parent) == ["file"]
 
 
 def test_what_was_there_is_replaced(tmp_path):
@@ -64,7 +68,7 @@ def test_a_content_that_raises_leaves_what_was_there(tmp_path, old, error):
         write_atomically(path, failing(error))
 
     assert (path.read_text() if path.exists() else None) == old
-    assert os.listdir(tmp_path) == (["file"] if old else [])
+    assert names(tmp_path) == (["file"] if old else [])
 
 
 def test_the_file_has_its_name_only_when_it_is_whole(tmp_path):
@@ -100,7 +104,7 @@ def test_a_disk_that_fills_up_at_any_step_leaves_what_was_there(tmp_path, monkey
         write_atomically(path, full if step == "write" else "new")
 
     assert path.read_text() == "old"
-    assert os.listdir(tmp_path) == ["file"]
+    assert names(tmp_path) == ["file"]
 
 
 @pytest.fixture
@@ -125,7 +129,7 @@ def test_a_disk_that_is_really_full_leaves_what_was_there(small_disk):
         write_atomically(path, b"\x01" * 600_000)
 
     assert path.read_bytes() == bytes(600_000)
-    assert os.listdir(small_disk) == ["file"]
+    assert names(small_disk) == ["file"]
     write_atomically(path, "what is small fits again")
     assert path.read_text() == "what is small fits again"
 
@@ -139,7 +143,7 @@ def test_a_place_that_cannot_be_written_is_named(tmp_path):
     with pytest.raises(StorageError, match=r"cannot write '.*folder': Is a directory"):
         write_atomically(tmp_path / "folder", "new")
 
-    assert sorted(os.listdir(tmp_path)) == ["file", "folder"]
+    assert names(tmp_path) == ["file", "folder"]
     assert (tmp_path / "folder" / "inner").is_dir()
 
 
@@ -186,7 +190,7 @@ def test_writers_at_once_leave_one_of_their_files_whole(tmp_path):
 
     assert not torn
     assert path.read_bytes() in contents
-    assert os.listdir(tmp_path) == ["file"]
+    assert names(tmp_path) == ["file"]
 
 
 def test_a_process_that_is_killed_while_it_writes_leaves_what_was_there(tmp_path):

@@ -10,9 +10,9 @@ from __future__ import annotations
 import hashlib
 import json
 from pathlib import Path
-from typing import Any, Literal
+from typing import Literal
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError
+from pydantic import BaseModel, ConfigDict, Field, JsonValue, ValidationError
 
 from pneumoscope.errors import BundleError
 from pneumoscope.radiograph.prepare import PREPARE_VERSION, Preparation
@@ -98,7 +98,7 @@ class Card(_Part):
         machine: processor, operating system, versions.
     """
 
-    format: int = FORMAT
+    format: Literal[1] = FORMAT
     name: str
     network: str
     parameters: int
@@ -106,12 +106,12 @@ class Card(_Part):
     created: str
     onnx_sha256: str
     onnx_bytes: int
-    labels: tuple[str, str] = ("NORMAL", "PNEUMONIA")
+    labels: tuple[Literal["NORMAL"], Literal["PNEUMONIA"]] = ("NORMAL", "PNEUMONIA")
     preparation: Preparation
     calibration: Calibration
     points: dict[str, OperatingPoint]
     parity: Parity
-    recipe: dict[str, Any]
+    recipe: dict[str, JsonValue]
     seed: int
     manifest_sha256: str
     split_by: str

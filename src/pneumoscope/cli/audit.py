@@ -15,7 +15,7 @@ if TYPE_CHECKING:
 __all__ = ["command"]
 
 
-@click.command("audit")
+@click.command("audit", short_help="Count films; find leaks, duplicates and shortcuts.")
 @click.argument("data", type=click.Path(path_type=Path))
 @click.option("--json", "as_json", is_flag=True, help="Print one JSON document.")
 @click.option("--html", type=click.Path(path_type=Path, dir_okay=False), help="Also write a page with pictures.")

@@ -10,7 +10,7 @@ import click
 __all__ = ["command"]
 
 
-@click.command("compare")
+@click.command("compare", short_help="Compare runs on the same test films.")
 @click.argument("runs", metavar="RUN...", nargs=-1, required=True, type=click.Path(path_type=Path))
 @click.option("--published", is_flag=True, help="Set the report's six rows beside ours, converted, with the erratum.")
 @click.option("--point", default="half", show_default=True, help="Operating point of the threshold metrics.")

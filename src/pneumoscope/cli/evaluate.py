@@ -19,7 +19,7 @@ if TYPE_CHECKING:
 __all__ = ["command"]
 
 
-@click.command("evaluate")
+@click.command("evaluate", short_help="Judge a run or bundle on labelled films.")
 @click.argument("target", metavar="RUN|BUNDLE", type=click.Path(path_type=Path))
 @click.option("--data", required=True, type=click.Path(path_type=Path), help="Folder, manifest CSV or archive.")
 @click.option("--split", default="test", show_default=True, help="train, validation or test.")

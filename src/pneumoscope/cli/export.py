@@ -7,7 +7,7 @@ from pathlib import Path
 import click
 
 
-@click.command(name="export")
+@click.command("export", short_help="Copy a finished run's bundle to where it is used.")
 @click.argument("run", type=click.Path(path_type=Path))
 @click.option("--out", type=click.Path(path_type=Path), required=True, help="Folder of the bundle; must not exist.")
 def command(run: Path, out: Path) -> None:

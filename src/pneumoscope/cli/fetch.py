@@ -9,7 +9,7 @@ import click
 __all__ = ["command"]
 
 
-@click.command("fetch")
+@click.command("fetch", short_help="Download the public films (1.2 GB).")
 @click.argument("folder", metavar="DIR", type=click.Path(path_type=Path, file_okay=False))
 @click.option("--from", "url", help="Another address of a zip of films; its size and hash are then not known.")
 @click.option("--sha256", help="The hash that the zip must have, instead of the one that is known.")

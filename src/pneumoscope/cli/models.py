@@ -8,7 +8,7 @@ import json
 import click
 
 
-@click.command(name="models")
+@click.command("models", short_help="List networks and where their weights come from.")
 @click.option("--json", "as_json", is_flag=True, help="Print one JSON document.")
 def command(as_json: bool) -> None:
     """List the networks: parameters, input size, and where ImageNet weights come from.

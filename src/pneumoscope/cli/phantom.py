@@ -9,7 +9,7 @@ import click
 __all__ = ["command"]
 
 
-@click.command("phantom")
+@click.command("phantom", short_help="Draw synthetic films to try everything on.")
 @click.argument("folder", metavar="DIR", type=click.Path(path_type=Path))
 @click.option("--train", default=200, show_default=True, help="Films to train on.")
 @click.option("--test", default=100, show_default=True, help="Films to test on.")

@@ -7,7 +7,7 @@ import json
 import click
 
 
-@click.command(name="recipes")
+@click.command("recipes", short_help="List recipes, or print one as TOML.")
 @click.argument("name", required=False)
 @click.option("--json", "as_json", is_flag=True, help="Print one JSON document.")
 def command(name: str | None, as_json: bool) -> None:

@@ -11,7 +11,7 @@ import click
 __all__ = ["command"]
 
 
-@click.command(name="reproduce")
+@click.command("reproduce", short_help="Make the report's six runs and compare them.")
 @click.option("--data", type=click.Path(path_type=Path), required=True, help="The public data set.")
 @click.option("--out", type=click.Path(path_type=Path), required=True, help="Folder of the runs and the comparison.")
 @click.option("--only", default="", metavar="RUN,...", help="Make these runs now.  [default: all six]")

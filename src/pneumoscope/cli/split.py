@@ -9,7 +9,7 @@ import click
 __all__ = ["command"]
 
 
-@click.command("split")
+@click.command("split", short_help="Divide films into train, validation and test.")
 @click.argument("data", type=click.Path(path_type=Path))
 @click.option(
     "--out", required=True, type=click.Path(path_type=Path, dir_okay=False), help="The manifest to write, a CSV."

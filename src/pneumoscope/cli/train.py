@@ -9,7 +9,7 @@ from typing import Literal
 import click
 
 
-@click.command(name="train")
+@click.command("train", short_help="Train a network by a recipe.")
 @click.argument("recipe")
 @click.option(
     "--data",
