@@ -36,6 +36,14 @@ def test_a_run_says_what_is_validation(maker):
     assert [film.path for film in chosen] == [film.path for film in load_manifest(films).films[::2]]
 
 
+def test_a_run_says_what_is_test_where_the_data_does_not(maker):
+    films = maker.films(split="train")
+    run_manifest = maker.root / "manifest.csv"
+    run_manifest.write_text(maker.manifest(films, "test"))
+    _, chosen = choose_films(films, "test", run_manifest)
+    assert [film.path for film in chosen] == [film.path for film in load_manifest(films).films[::2]]
+
+
 def test_films_of_a_run_must_be_there_with_the_same_content(maker):
     films = maker.films(split="train")
     manifest = maker.root / "manifest.csv"

@@ -98,7 +98,7 @@ class Card(_Part):
         machine: processor, operating system, versions.
     """
 
-    format: Literal[1] = FORMAT
+    format: int = Field(default=FORMAT, ge=1, le=FORMAT)
     name: str
     network: str
     parameters: int
@@ -149,19 +149,7 @@ def read_bundle(folder: Path) -> tuple[Card, bytes]:
             f"{str(folder)!r} is no bundle: {error}",
             advice=f"A bundle is a folder with {CARD_FILE} and {NETWORK_FILE}; a finished run has one in RUN/bundle",
         ) from error
-    try:
-        data = json.loads(text)
-        found = data.get("format") if isinstance(data, dict) else None
-        if isinstance(found, int) and found > FORMAT:
-            raise BundleError(
-                f"{str(folder)!r} has format {found}; this version reads up to {FORMAT}",
-                advice="Upgrade: pip install -U pneumoscope",
-            )
-        card = Card.model_validate(data)
-    except (json.JSONDecodeError, ValidationError) as error:
-        first = error.errors()[0] if isinstance(error, ValidationError) else None
-        why = f"{'.'.join(map(str, first['loc']))}: {first['msg']}" if first else str(error)
-        raise BundleError(f"{str(folder / CARD_FILE)!r} is malformed: {why}", advice="Export it again") from error
+    card = _read_card(text, folder)
     if card.preparation.version != PREPARE_VERSION:
         raise BundleError(
             f"{str(folder)!r} expects films prepared by version {card.preparation.version}, here it is {PREPARE_VERSION}",
@@ -174,3 +162,30 @@ def read_bundle(folder: Path) -> tuple[Card, bytes]:
             advice="It was altered or cut short: copy the bundle again",
         )
     return card, network
+
+
+def _read_card(text: str, folder: Path) -> Card:
+    try:
+        data = json.loads(text)
+        found = data.get("format") if isinstance(data, dict) else None
+        if isinstance(found, int) and found > FORMAT:
+            raise BundleError(
+                f"{str(folder)!r} has format {found}; this version reads up to {FORMAT}",
+                advice="Upgrade: pip install -U pneumoscope",
+            )
+        card = Card.model_validate(data)
+    except ValidationError as error:
+        first = error.errors()[0]
+        raise _malformed(folder, f"{'.'.join(map(str, first['loc'])) or 'card'}: {first['msg']}") from error
+    except (ValueError, RecursionError) as error:  # no JSON, a number of too many digits, too many brackets
+        raise _malformed(folder, str(error)) from error
+    # Defaults are for whoever makes a card. One that is read states everything: what it leaves out may have been another.
+    for part, where in ((card, ""), (card.preparation, "preparation.")):
+        for name in type(part).model_fields:
+            if name not in part.model_fields_set:
+                raise _malformed(folder, f"{where}{name}: Field required")
+    return card
+
+
+def _malformed(folder: Path, why: str) -> BundleError:
+    return BundleError(f"{str(folder / CARD_FILE)!r} is malformed: {why}", advice="Export it again")

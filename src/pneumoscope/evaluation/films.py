@@ -37,8 +37,9 @@ def choose_films(data: Path, split: str, run_manifest: Path | None) -> tuple[Pat
     if split not in _JUDGED:
         raise UsageError(f"there is no split {split!r} to judge", advice=f"Known: {', '.join(_JUDGED)}")
     manifest = load_manifest(data)
-    own_test = split == "test" and any(film.split == "test" for film in manifest)
-    if not own_test and data.suffix.lower() != ".csv":
+    # A run that split films without a test split of their own knows which ones it set apart.
+    of_run = run_manifest is not None and run_manifest.is_file() and not manifest.split("test")
+    if (split != "test" or of_run) and data.suffix.lower() != ".csv":
         films = _of_run(manifest, split, run_manifest, data)
     else:
         _refuse_unreadable(manifest, data, split)

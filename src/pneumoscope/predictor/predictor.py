@@ -11,7 +11,7 @@ import numpy as np
 import numpy.typing as npt
 
 from pneumoscope.bundle.card import Card, read_bundle
-from pneumoscope.errors import BundleError
+from pneumoscope.errors import BundleError, UsageError
 from pneumoscope.radiograph.prepare import prepare
 
 if TYPE_CHECKING:
@@ -35,7 +35,7 @@ class Predictor:
             network: the ONNX file's bytes.
             threads: for one network call; 0 takes every core.
         Raises:
-            BundleError: ONNX Runtime cannot run the file.
+            BundleError: ONNX Runtime cannot run the file, or it takes or gives something else than our format says.
         """
         import onnxruntime
 
@@ -47,6 +47,7 @@ class Predictor:
         except Exception as error:
             raise BundleError(f"the network of bundle {card.name!r} cannot be run: {error}") from error
         self.card = card
+        self._refuse_another_format()
 
     @classmethod
     def load(cls, folder: Path, *, threads: int = 0) -> Predictor:
@@ -69,7 +70,13 @@ class Predictor:
         return np.asarray(self._session.run(["logit"], {"film": pixels})[0], dtype=np.float32)
 
     def stream(self, films: Iterable[Radiograph], *, batch: int = 32) -> Iterator[float]:
-        """Logits of films one after the other, holding at most `batch` of them in memory."""
+        """Logits of films one after the other, holding at most `batch` of them in memory.
+
+        Raises:
+            UsageError: `batch` is below 1.
+        """
+        if batch < 1:
+            raise UsageError(f"batch is {batch}; one film at a time is the least")
         waiting: list[npt.NDArray[np.uint8]] = []
         for film in films:
             waiting.append(prepare(film, self.card.preparation))
@@ -83,6 +90,22 @@ class Predictor:
         """Calibrated probability of pneumonia, 0 to 1, by the card's calibration."""
         calibration = self.card.calibration
         return sigmoid(calibration.slope * logits.astype(np.float64) + calibration.intercept)
+
+    def _refuse_another_format(self) -> None:
+        size = self.card.preparation.size
+        takes = [(value.name, value.type, value.shape) for value in self._session.get_inputs()]
+        gives = [(value.name, value.type) for value in self._session.get_outputs()]
+        films = takes[0][2][:1] if takes and takes[0][2] else []
+        if (
+            takes != [("film", "tensor(uint8)", [*films, size, size])]
+            or isinstance(films[0], int)
+            or gives != [("logit", "tensor(float)")]
+        ):
+            raise BundleError(
+                f"the network of bundle {self.card.name!r} takes {takes} and gives {gives}; it should take any number of"
+                f" 'film's of {size} x {size} uint8 and give a float 'logit' each",
+                advice="Export it again",
+            )
 
 
 def sigmoid(logits: npt.NDArray[np.floating]) -> npt.NDArray[np.float64]:
