@@ -26,6 +26,7 @@ import pytest
 
 from pneumoscope.cli import VERBS
 from pneumoscope.dataset.manifest import Manifest
+from pneumoscope.evaluation.published import PRINTED, restore
 from pneumoscope.statistics.classification import THRESHOLD_METRICS
 from pneumoscope.training.recipe import read_recipe
 
@@ -228,6 +229,26 @@ def test_every_extra_is_explained(extra: str) -> None:
 @pytest.mark.parametrize("metric", [*THRESHOLD_METRICS, "auroc", "auprc", "brier", "expected_calibration_error"])
 def test_every_statistic_has_its_definition(metric: str) -> None:
     assert f"`{metric}`" in pages()["docs/statistics.md"]
+
+
+def test_the_erratum_is_what_the_counts_of_each_row_give() -> None:
+    page = pages()["docs/experiment.md"]
+    for name, (accuracy, recall, precision, f1, *averages) in PRINTED.items():
+        counts = restore(name, accuracy, recall, precision, f1)
+        tp, fn, tn, fp = counts.tp, counts.fn, counts.tn, counts.fp
+        numbers = [(tp + tn) / 624, tp / 390, tn / 234, tp / (tp + fp), 2 * tp / (2 * tp + fp + fn)]
+        cells = [f"`{name}`", *map(str, (tp, fn, tn, fp)), *(f"{number:.4f}" for number in numbers)]
+        assert f"| {' | '.join(cells)} |" in page
+        assert re.search(rf"^\| `{name}` .*\| {averages[0]:.4f} \| {averages[1]:.4f} \|$", page, re.MULTILINE)
+
+
+def test_the_floors_on_the_page_are_those_of_the_contract() -> None:
+    contracts = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["tool"]["importlinter"]
+    layers = [layer.replace("pneumoscope.", "").split(" | ") for layer in contracts["contracts"][0]["layers"]]
+    drawing = next(block.text for block in blocks(pages()["docs/architecture.md"]))
+    drawn = iter(re.findall(r"^(\w+)(?:/|\.py) ", drawing, re.MULTILINE))
+    assert [sorted(itertools.islice(drawn, len(layer))) for layer in layers] == [sorted(layer) for layer in layers]
+    assert not list(drawn)
 
 
 def test_index_leads_to_every_page() -> None:

@@ -124,7 +124,8 @@ def fit(
             strategy=_strategy(devices, world),
             precision="bf16-mixed" if precision == "bf16" else "32-true",
             max_epochs=settings.epochs,
-            deterministic=True,
+            # Some CUDA kernels have no deterministic form; there the run warns and goes on.
+            deterministic="warn" if devices.gpu else True,
             gradient_clip_val=recipe.optimizer.clip or None,
             callbacks=[KeepBestAndLast(out), ShowProgress(), *watch],
             plugins=[AtomicCheckpoints()] if world == 1 else None,
