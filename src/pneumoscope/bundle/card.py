@@ -14,7 +14,7 @@ from typing import Literal
 
 from pydantic import BaseModel, ConfigDict, Field, JsonValue, ValidationError
 
-from pneumoscope.errors import BundleError
+from pneumoscope.errors import BundleError, RunError
 from pneumoscope.radiograph.prepare import PREPARE_VERSION, Preparation
 
 __all__ = [
@@ -25,6 +25,7 @@ __all__ = [
     "Card",
     "OperatingPoint",
     "Parity",
+    "find_bundle",
     "read_bundle",
     "short_hash",
 ]
@@ -128,6 +129,23 @@ class Card(_Part):
 def short_hash(sha256: str) -> str:
     """The first 16 hexadecimal digits: 64 bits, enough to tell films apart."""
     return sha256[:16]
+
+
+def find_bundle(target: Path) -> Path:
+    """The bundle of a run, or the folder itself where it is no run.
+
+    Raises:
+        RunError: the run has none.
+    """
+    bundle = target / "bundle"
+    if bundle.is_dir():
+        return bundle
+    if (target / "run.json").is_file():
+        raise RunError(
+            f"run {str(target)!r} has no bundle: it is not finished, or its weights were left elsewhere",
+            advice="Finish it: pneumoscope train RECIPE --data DATA --out RUN --resume",
+        )
+    return target
 
 
 def read_bundle(folder: Path) -> tuple[Card, bytes]:

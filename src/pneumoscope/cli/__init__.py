@@ -5,7 +5,6 @@ Nothing heavy is imported until a verb runs, so that `pneumoscope --help` answer
 
 from __future__ import annotations
 
-import os
 import sys
 import traceback
 from importlib import import_module
@@ -13,7 +12,7 @@ from importlib import import_module
 import click
 
 from pneumoscope import __version__
-from pneumoscope.errors import MissingExtraError, PneumoscopeError
+from pneumoscope.errors import MissingExtraError, PneumoscopeError, UnknownNameError
 
 __all__ = ["VERBS", "cli", "main", "run_and_exit"]
 
@@ -33,7 +32,7 @@ VERBS = (
 )
 _EXTRAS = {
     "train": ("torch", "torchvision", "lightning", "timm", "onnx", "onnxscript", "tensorboard", "safetensors"),
-    "evaluate": ("scipy", "sklearn", "matplotlib", "jinja2", "imagehash"),
+    "evaluate": ("scipy", "sklearn", "matplotlib", "jinja2", "markupsafe", "imagehash", "threadpoolctl"),
 }
 
 
@@ -43,9 +42,9 @@ class _Verbs(click.Group):
     def list_commands(self, ctx: click.Context) -> list[str]:
         return list(VERBS)
 
-    def get_command(self, ctx: click.Context, cmd_name: str) -> click.Command | None:
+    def get_command(self, ctx: click.Context, cmd_name: str) -> click.Command:
         if cmd_name not in VERBS:
-            return None
+            raise UnknownNameError("command", cmd_name, VERBS)
         command: click.Command = import_module(f"pneumoscope.cli.{cmd_name}").command
         return command
 
@@ -68,6 +67,8 @@ def main() -> None:
 def run_and_exit(command: click.Command, arguments: list[str] | None = None) -> None:
     """Run a command and exit: 0 done, 1 our fault, 2 the caller's, 3 some inputs failed and the others were done.
 
+    It is 130 after Ctrl-C, and click makes it a silent 1 where whoever read the output has gone.
+
     Args:
         command: with or without verbs below it.
         arguments: those of the process where None.
@@ -75,16 +76,12 @@ def run_and_exit(command: click.Command, arguments: list[str] | None = None) -> 
     given = sys.argv[1:] if arguments is None else arguments
     try:
         command.main(args=given, prog_name="pneumoscope", standalone_mode=False)
-        sys.stdout.flush()
     except click.ClickException as error:
         error.show()
         sys.exit(error.exit_code)
     except (click.Abort, KeyboardInterrupt):
         click.echo("stopped", err=True)
         sys.exit(130)
-    except BrokenPipeError:
-        # Whoever read our output has gone; Python would complain once more when it flushes at exit.
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
     except Exception as error:  # noqa: BLE001  the last stop: whatever it is, a person is told in words
         if "--debug" in given:
             traceback.print_exc()

@@ -15,7 +15,8 @@ def command(run: Path, out: Path) -> None:
 
     A bundle is two files: network.onnx and card.json. Scoring with it needs neither PyTorch nor the run.
     """
+    from pneumoscope.bundle.card import find_bundle
     from pneumoscope.bundle.copy import copy_bundle
 
-    card = copy_bundle(run / "bundle" if (run / "bundle").is_dir() else run, out)
+    card = copy_bundle(find_bundle(run), out)
     click.echo(f"{out}: {card.network}, {card.onnx_bytes / 1e6:.1f} MB, SHA-256 {card.onnx_sha256[:16]}")

@@ -17,12 +17,13 @@ def command(name: str | None, as_json: bool) -> None:
     """
     from pneumoscope.training.recipe import read_recipe, shipped
 
-    if name is not None:
-        click.echo(read_recipe(name).to_toml(), nl=False)
-        return
-    recipes = [read_recipe(name) for name in shipped()]
+    recipes = [read_recipe(name) for name in ([name] if name is not None else shipped())]
     if as_json:
-        click.echo(json.dumps([recipe.model_dump(mode="json") for recipe in recipes], indent=2))
+        found = [recipe.model_dump(mode="json") for recipe in recipes]
+        click.echo(json.dumps(found if name is None else found[0], indent=2))
+        return
+    if name is not None:
+        click.echo(recipes[0].to_toml(), nl=False)
         return
     for recipe in recipes:
         click.echo(f"{recipe.name:22} {recipe.about}")

@@ -16,14 +16,14 @@ from typing import Any
 import numpy as np
 
 from pneumoscope import __version__
-from pneumoscope.bundle.card import Card
+from pneumoscope.bundle.card import Card, find_bundle
 from pneumoscope.dataset.layouts import read_film
 from pneumoscope.dataset.manifest import LABELS, Film, films_sha256
-from pneumoscope.errors import RunError, UnknownNameError, UnreadableFilmError
+from pneumoscope.errors import UnknownNameError, UnreadableFilmError
 from pneumoscope.evaluation.films import choose_films, refuse_chosen_thresholds, refuse_seen, unreadable_error
 from pneumoscope.evaluation.ledger import default_ledger, write_look
 from pneumoscope.evaluation.measure import etiology_aurocs, judge_point, ranking_metrics
-from pneumoscope.evaluation.records import EVALUATION_FILE, PREDICTIONS_FILE, RUN_FILE, predictions_csv
+from pneumoscope.evaluation.records import EVALUATION_FILE, PREDICTIONS_FILE, predictions_csv
 from pneumoscope.predictor.predictor import Predictor, sigmoid
 from pneumoscope.radiograph.decode import Radiograph
 from pneumoscope.results import Evaluation, Interval, ScoredFilm, to_json
@@ -74,7 +74,8 @@ def evaluate(
         ThresholdError: an operating point was chosen on these films.
         StorageError: the ledger or the results cannot be written; no result is given then.
     """
-    is_run, bundle = _bundle(target)
+    bundle = find_bundle(target)
+    is_run = bundle != target
     predictor = Predictor.load(bundle)
     card = predictor.card
     for name in points:
@@ -97,18 +98,6 @@ def evaluate(
         write_atomically(out / PREDICTIONS_FILE, predictions_csv(scored))
         write_atomically(out / EVALUATION_FILE, to_json(evaluation))
     return evaluation, scored
-
-
-def _bundle(target: Path) -> tuple[bool, Path]:
-    """Whether this is a run, and its bundle."""
-    bundle = target / "bundle"
-    is_run = bundle.is_dir() or (target / RUN_FILE).is_file()
-    if is_run and not bundle.is_dir():
-        raise RunError(
-            f"run {str(target)!r} has no bundle: it is not finished",
-            advice="Finish it: pneumoscope train RECIPE --data DATA --out RUN --resume",
-        )
-    return is_run, bundle if is_run else target
 
 
 def _score(

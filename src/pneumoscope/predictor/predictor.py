@@ -93,17 +93,15 @@ class Predictor:
 
     def _refuse_another_format(self) -> None:
         size = self.card.preparation.size
-        takes = [(value.name, value.type, value.shape) for value in self._session.get_inputs()]
+        takes = [
+            (value.name, value.type, [side if isinstance(side, int) else "n" for side in value.shape])
+            for value in self._session.get_inputs()
+        ]
         gives = [(value.name, value.type) for value in self._session.get_outputs()]
-        films = takes[0][2][:1] if takes and takes[0][2] else []
-        if (
-            takes != [("film", "tensor(uint8)", [*films, size, size])]
-            or isinstance(films[0], int)
-            or gives != [("logit", "tensor(float)")]
-        ):
+        should = [("film", "tensor(uint8)", ["n", size, size])], [("logit", "tensor(float)")]
+        if (takes, gives) != should:
             raise BundleError(
-                f"the network of bundle {self.card.name!r} takes {takes} and gives {gives}; it should take any number of"
-                f" 'film's of {size} x {size} uint8 and give a float 'logit' each",
+                f"the network of bundle {self.card.name!r} takes {takes} and gives {gives}, not {should[0]} and {should[1]}",
                 advice="Export it again",
             )
 

@@ -55,12 +55,13 @@ def train(
         PatientLeakError: a patient is in two splits and the recipe does not say `by = "image"`.
         UnreadableFilmError: a film cannot be opened or decoded.
         DatasetError: no film, or one label only, in train or validation.
-        UsageError: fewer than two films a device in a batch.
+        UsageError: fewer than two films a device in a batch, or GPUs that are not there.
         RunError: the folder is in use or another run's.
         DivergedError: the loss is not a number any more; the last good checkpoint is kept.
         StorageError: the disk is full; the last good checkpoint is kept.
     """
     devices = devices or Devices()
+    devices.refuse_missing()
     if recipe.training.batch < 2 * devices.world:
         raise UsageError(
             f"training.batch is {recipe.training.batch} on {devices.world} devices; two films each are the least",

@@ -6,6 +6,7 @@ import contextlib
 import dataclasses
 import logging
 import re
+import signal
 import warnings
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
@@ -20,7 +21,7 @@ from torch.multiprocessing.spawn import ProcessRaisedException
 
 import pneumoscope.errors
 from pneumoscope.dataset.manifest import Film
-from pneumoscope.errors import PneumoscopeError, RunError
+from pneumoscope.errors import PneumoscopeError, RunError, UsageError
 from pneumoscope.networks.network import Network
 from pneumoscope.training.checkpoints import STATE, AtomicCheckpoints, KeepBestAndLast
 from pneumoscope.training.classifier import Classifier
@@ -56,6 +57,19 @@ class Devices:
         """Devices in all."""
         here = self.count or (torch.cuda.device_count() if self.gpu else 1)
         return here * self.nodes
+
+    def refuse_missing(self) -> None:
+        """Raise where GPUs are asked for that are not there.
+
+        Raises:
+            UsageError: saying how many are asked for and how many there are.
+        """
+        asked, there = max(self.count, 1), torch.cuda.device_count()
+        if self.gpu and asked > there:
+            raise UsageError(
+                f"training on {asked} GPU{'s' * (asked > 1)} is asked for; torch finds {there} on this machine",
+                advice="Use --accelerator cpu, or fewer --devices",
+            )
 
 
 def bf16_is_native(*, gpu: bool) -> bool:
@@ -116,7 +130,7 @@ def fit(
         on_features=arrays.features is not None,
     )
     state = out / STATE
-    with _reproducible(), _quiet(), warnings.catch_warnings():
+    with _interruptible(), _reproducible(), _quiet(), warnings.catch_warnings():
         trainer = pl.Trainer(
             accelerator="gpu" if devices.gpu else "cpu",
             devices=devices.world // devices.nodes,
@@ -148,6 +162,19 @@ def fit(
         )
     # Read back from disk: where other processes trained, this one's model knows nothing of it.
     return [Epoch(**row) for row in AtomicCheckpoints().load_checkpoint(state)["history"]]
+
+
+@contextlib.contextmanager
+def _interruptible() -> Iterator[None]:
+    # At Ctrl-C Lightning ends the process, and ignores the signal from then on; whoever called is to decide that.
+    before = signal.getsignal(signal.SIGINT)
+    try:
+        yield
+    except SystemExit as stop:
+        if not isinstance(stop.__context__, KeyboardInterrupt):
+            raise
+        signal.signal(signal.SIGINT, before)
+        raise KeyboardInterrupt from stop
 
 
 @contextlib.contextmanager

@@ -1,0 +1,48 @@
+"""The table of networks, printed without torch."""
+
+import json
+import sys
+
+import pytest
+from click.testing import CliRunner
+
+from pneumoscope.cli.models import command
+from pneumoscope.networks.registry import NETWORKS
+
+
+def invoke(*arguments):
+    result = CliRunner().invoke(command, arguments)
+    assert result.exit_code == 0, result.output
+    return result.stdout
+
+
+def test_json_has_what_is_needed_to_choose():
+    found = {row["name"]: row for row in json.loads(invoke("--json"))}
+
+    assert len(found) == len(NETWORKS)
+    assert found["alexnet"] == {
+        "name": "alexnet",
+        "family": "alexnet",
+        "parameters": 58_822_657,
+        "image_size": 224,
+        "imagenet": "",
+        "about": "the report's AlexNet with its head",
+    }
+    assert found["vgg19"]["parameters"] == 23_290_433
+    assert "vgg19-dcbb9e9d.pth" in found["vgg19"]["imagenet"]
+
+
+@pytest.mark.parametrize("row", NETWORKS, ids=lambda row: row.name)
+def test_every_network_has_a_line(row):
+    line = next(line for line in invoke().splitlines() if line.startswith(f"{row.name} "))
+
+    assert f"{row.parameters:,}" in line
+    assert f" {row.image_size} " in line
+    assert line.endswith(row.imagenet or "none")
+
+
+def test_it_prints_without_torch(monkeypatch):
+    for name in ("torch", "timm", "numpy"):
+        monkeypatch.setitem(sys.modules, name, None)  # importing it would fail now
+
+    assert "alexnet" in invoke()

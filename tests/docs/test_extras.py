@@ -1,0 +1,58 @@
+"""What docs/getting-started.md says of extras: which verbs work without PyTorch, and which without SciPy and its like."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from pneumoscope.cli import _EXTRAS
+
+_WITHOUT = """
+import sys
+
+class Absent:
+    def find_spec(self, name, path=None, target=None):
+        if name.partition(".")[0] in {blocked!r}:
+            raise ModuleNotFoundError(f"No module named {{name!r}}", name=name)
+
+sys.meta_path.insert(0, Absent())
+from pneumoscope.cli import cli, run_and_exit
+run_and_exit(cli, sys.argv[1:])
+"""
+_TRAIN, _EVALUATE = set(_EXTRAS["train"]), set(_EXTRAS["evaluate"])
+
+
+@pytest.mark.parametrize(
+    ("blocked", "arguments", "missing"),
+    [
+        (_TRAIN | _EVALUATE, ["phantom", "other", "--train", "4", "--test", "4", "--size", "32"], ""),
+        (_TRAIN | _EVALUATE, ["split", "films", "--out", "films.csv"], ""),
+        (_TRAIN | _EVALUATE, ["recipes"], ""),
+        (_TRAIN | _EVALUATE, ["models"], ""),
+        (_TRAIN | _EVALUATE, ["fetch", "--help"], ""),
+        (_TRAIN | _EVALUATE, ["export", "bundle", "--out", "copy"], ""),
+        (_TRAIN | _EVALUATE, ["audit", "films"], "evaluate"),
+        (_TRAIN, ["audit", "films", "--html", "audit.html"], ""),
+        (_TRAIN, ["evaluate", "bundle", "--data", "films", "--out", "evaluation"], ""),
+        (_TRAIN, ["train", "quick", "--data", "films", "--out", "run"], "train"),
+        (_TRAIN, ["reproduce", "--data", "films", "--out", "runs"], "train"),
+    ],
+)
+def test_a_verb_needs_the_extra_that_the_pages_say(
+    blocked: set[str],
+    arguments: list[str],
+    missing: str,
+    maker: object,
+    tmp_path: Path,
+) -> None:
+    maker.films("films", split="test")  # type: ignore[attr-defined]
+    maker.films("films", split="train", seed=1)  # type: ignore[attr-defined]
+    maker.bundle(tmp_path / "bundle")  # type: ignore[attr-defined]
+    command = [sys.executable, "-c", _WITHOUT.format(blocked=blocked), *arguments]
+    done = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, timeout=120, check=False)
+    if missing:
+        assert f"pip install 'pneumoscope[{missing}]'" in done.stderr
+    assert done.returncode == (2 if missing else 0), done.stderr

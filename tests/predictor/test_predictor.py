@@ -1,0 +1,243 @@
+"""A bundle scores films: in order, a few at a time, by the card's calibration, and without torch."""
+
+import subprocess
+import sys
+import weakref
+
+import numpy as np
+import onnx
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+from scipy.special import expit
+from tests.conftest import SIZE, mean_grey_network
+
+from pneumoscope.bundle.card import Calibration, read_bundle
+from pneumoscope.errors import BundleError, UsageError
+from pneumoscope.predictor import Predictor
+from pneumoscope.predictor import predictor as module
+from pneumoscope.predictor.predictor import sigmoid
+from pneumoscope.radiograph.film import Radiograph
+
+
+@pytest.fixture
+def predictor(maker):
+    return Predictor.load(maker.bundle(maker.root / "bundle", gain=0.05))
+
+
+def flat(level, size=SIZE):
+    return Radiograph(np.full((size, size), level, np.uint8), f"film {level}", "PNG", "L")
+
+
+def test_a_logit_is_what_the_network_says(predictor):
+    pixels = np.stack([np.full((SIZE, SIZE), level, np.uint8) for level in (0, 125, 255)])
+
+    logits = predictor.logits(pixels)
+
+    assert logits.dtype == np.float32
+    assert logits.tolist() == pytest.approx([0.05 * (0 - 125), 0, 0.05 * (255 - 125)])
+
+
+@pytest.mark.parametrize("batch", [1, 2, 3, 7, 10, 11, 1000])
+def test_a_stream_gives_the_same_logits_in_order_for_any_batch(predictor, batch):
+    levels = [200, 3, 90, 255, 0, 125, 17, 18, 19, 64]
+    expected = predictor.logits(np.stack([flat(level).pixels for level in levels])).tolist()
+
+    assert list(predictor.stream(map(flat, levels), batch=batch)) == expected
+
+
+def test_films_of_any_size_are_prepared_as_the_card_says(predictor):
+    wide = Radiograph(np.tile(np.uint8([0, 200]), (30, 50)), "wide", "PNG", "L")
+
+    assert list(predictor.stream([wide, flat(100, size=64)])) == pytest.approx([0.05 * (100 - 125)] * 2, abs=0.05)
+
+
+def test_a_stream_of_nothing_gives_nothing(predictor):
+    assert list(predictor.stream([])) == []
+
+
+def test_a_stream_holds_no_more_films_than_a_batch(predictor, monkeypatch):
+    """Prepared films still alive are counted each time that another one is asked for."""
+    made, most = [], []
+
+    def prepare(film, preparation):
+        pixels = film.pixels.copy()
+        made.append(weakref.ref(pixels))
+        most.append(sum(pixels() is not None for pixels in made))
+        return pixels
+
+    monkeypatch.setattr(module, "prepare", prepare)
+
+    assert len(list(predictor.stream(map(flat, range(50)), batch=4))) == 50
+    assert max(most) == 4
+
+
+def test_a_stream_asks_for_no_film_before_it_is_needed(predictor):
+    asked = []
+
+    def films():
+        for level in range(20):
+            asked.append(level)
+            yield flat(level)
+
+    stream = predictor.stream(films(), batch=4)
+    assert asked == []
+    next(stream)
+    assert asked == [0, 1, 2, 3]
+    for _ in range(4):
+        next(stream)
+    assert asked == list(range(8))
+
+
+@pytest.mark.parametrize("batch", [0, -3])
+def test_a_batch_of_no_film_is_refused(predictor, batch):
+    with pytest.raises(UsageError, match=rf"batch is {batch}; one film at a time is the least"):
+        list(predictor.stream([flat(1)], batch=batch))
+
+
+def test_probability_is_the_cards_formula(predictor):
+    """Slope 0.8, intercept 0.1; worked by hand: 1 / (1 + exp(-(0.8 x 2 + 0.1))) = 1 / (1 + 0.1826835) = 0.8455347."""
+    found = predictor.probability(np.float32([2, 0, -0.125]))
+
+    assert found.dtype == np.float64
+    assert found.tolist() == pytest.approx([0.8455347, 0.5249792, 0.5], abs=1e-7)
+
+
+def test_no_calibration_leaves_the_score(maker):
+    card, network = read_bundle(maker.bundle(maker.root / "bundle"))
+    plain = card.model_copy(update={"calibration": Calibration(slope=1, intercept=0, method="none", n=0)})
+    logits = np.linspace(-5, 5, 11, dtype=np.float32)
+
+    assert Predictor(plain, network).probability(logits).tolist() == sigmoid(logits).tolist()
+
+
+@pytest.mark.filterwarnings("error")
+def test_the_sigmoid_does_not_overflow():
+    with np.errstate(over="raise", divide="raise", invalid="raise"):
+        assert sigmoid(np.array([-1000.0, 1000.0])).tolist() == [0.0, 1.0]
+        assert sigmoid(np.float32([-88.8, -700, 700])).tolist() == pytest.approx(
+            expit(np.float64(np.float32([-88.8, -700, 700]))).tolist(), rel=1e-12
+        )
+
+
+@given(st.lists(st.floats(-1e308, 1e308)))
+def test_the_sigmoid_is_scipys(values):
+    np.testing.assert_allclose(sigmoid(np.array(values)), expit(np.array(values)), rtol=1e-12, atol=1e-300)
+
+
+@given(st.floats(-700, 700))
+def test_the_sigmoid_is_symmetric(x):
+    left, right = sigmoid(np.array([x, -x]))
+    assert left + right == pytest.approx(1, abs=1e-15)
+
+
+def test_single_precision_is_not_kept():
+    assert sigmoid(np.float32([0.1])).dtype == np.float64
+
+
+# --- what is refused -------------------------------------------------------------------------------------------------
+
+
+def altered(change):
+    model = onnx.load_from_string(mean_grey_network(0.05))
+    change(model.graph)
+    return model.SerializeToString()
+
+
+@pytest.mark.parametrize("content", [b"", b"no network", mean_grey_network(0.05)[:-40]])
+def test_a_file_that_cannot_be_run_is_refused(maker, content):
+    card, _ = read_bundle(maker.bundle(maker.root / "bundle"))
+
+    with pytest.raises(BundleError, match=r"the network of bundle 'grey' cannot be run: "):
+        Predictor(card, content)
+
+
+def other_size(graph):
+    graph.input[0].type.tensor_type.shape.dim[1].dim_value = 32
+
+
+def one_film_only(graph):
+    graph.input[0].type.tensor_type.shape.dim[0].dim_value = 1
+
+
+def floats(graph):
+    graph.input[0].type.tensor_type.elem_type = onnx.TensorProto.FLOAT
+
+
+def other_name(graph):
+    graph.input[0].name = graph.node[0].input[0] = "image"
+
+
+def other_result(graph):
+    graph.output[0].name = graph.node[-1].output[0] = "probability"
+
+
+def another_input(graph):
+    graph.input.append(onnx.helper.make_tensor_value_info("age", onnx.TensorProto.FLOAT, []))
+    graph.node[-1].input[1] = "age"
+
+
+@pytest.mark.parametrize(
+    ("change", "words"),
+    [
+        (other_size, r"takes \[\('film', 'tensor\(uint8\)', \['n', 32, 16\]\)\]"),
+        (one_film_only, r"takes \[\('film', 'tensor\(uint8\)', \[1, 16, 16\]\)\]"),
+        (floats, r"takes \[\('film', 'tensor\(float\)', \['n', 16, 16\]\)\]"),
+        (other_name, r"takes \[\('image', "),
+        (other_result, r"gives \[\('probability', "),
+        (another_input, r"\('age', 'tensor\(float\)', \[\]\)\]"),
+    ],
+)
+def test_a_network_of_another_format_is_refused(maker, change, words):
+    card, _ = read_bundle(maker.bundle(maker.root / "bundle"))
+
+    with pytest.raises(BundleError, match=rf"bundle 'grey' .*{words}"):
+        Predictor(card, altered(change))
+
+
+@pytest.mark.parametrize("absolute", [True, False])
+def test_weights_outside_the_file_are_refused(maker, monkeypatch, absolute):
+    """They are in no hash of the card, and a stranger's file has no business with others on this disk."""
+    monkeypatch.chdir(maker.root)
+    outside = maker.root / "weights.bin"
+    outside.write_bytes(np.float32(3).tobytes())
+
+    def elsewhere(graph):
+        gain = graph.initializer[2]
+        gain.ClearField("float_data")
+        gain.data_location = onnx.TensorProto.EXTERNAL
+        where = str(outside) if absolute else outside.name
+        for key, value in (("location", where), ("length", "4")):
+            gain.external_data.add(key=key, value=value)
+
+    card, _ = read_bundle(maker.bundle(maker.root / "bundle"))
+
+    with pytest.raises(BundleError, match=r"the network of bundle 'grey' cannot be run: "):
+        Predictor(card, altered(elsewhere))
+
+
+def test_load_refuses_what_read_bundle_refuses(maker):
+    with pytest.raises(BundleError, match=r"absent' is no bundle"):
+        Predictor.load(maker.root / "absent")
+
+
+def test_scoring_never_imports_torch(maker):
+    """In a fresh interpreter where torch cannot be found at all."""
+    bundle = maker.bundle(maker.root / "bundle")
+    code = f"""
+import sys
+sys.modules["torch"] = None
+from pathlib import Path
+import numpy as np
+from pneumoscope.predictor import Predictor
+print(Predictor.load(Path({str(bundle)!r}), threads=1).logits(np.full((1, {SIZE}, {SIZE}), 225, np.uint8))[0])
+found = {{"torchvision", "lightning", "timm", "scipy", "sklearn", "onnx"}} & set(sys.modules)
+assert not found, found
+"""
+    ran = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert float(ran.stdout) == pytest.approx(5.0)
+
+
+def test_importing_it_does_not_import_onnx_runtime():
+    code = "import sys, pneumoscope.predictor; sys.exit('onnxruntime' in sys.modules)"
+    assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0
