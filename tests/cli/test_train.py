@@ -1,0 +1,178 @@
+"""`train` on the command line: one document, or words and where things are; what is refused leaves nothing."""
+
+import json
+import signal
+import subprocess
+import sys
+import time
+
+import pytest
+import torch
+from tests.training.conftest import small
+
+from pneumoscope.bundle.card import read_bundle
+from pneumoscope.cli import cli, run_and_exit
+from pneumoscope.radiograph.phantom import phantom
+from pneumoscope.training import fit
+from pneumoscope.training.loop import Devices
+from pneumoscope.training.recipe import read_recipe
+
+
+@pytest.fixture(scope="module")
+def films(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("train") / "films"
+    phantom(folder, train=60, test=20, seed=1, size=48)
+    return folder
+
+
+@pytest.fixture(scope="module")
+def recipe(tmp_path_factory):
+    path = tmp_path_factory.mktemp("recipe") / "small.toml"
+    path.write_text(small(training={"epochs": 1}).to_toml())
+    return path
+
+
+@pytest.fixture(autouse=True)
+def own_cache(tmp_path_factory, monkeypatch):
+    monkeypatch.setenv("PNEUMOSCOPE_CACHE", str(tmp_path_factory.getbasetemp() / "cache"))
+
+
+@pytest.fixture
+def train(capfd):
+    """Status, standard output, standard error, those of libraries included."""
+
+    def run(*arguments):
+        status = 0
+        try:
+            run_and_exit(cli, ["train", *map(str, arguments)])
+        except SystemExit as stop:
+            status = stop.code
+        found = capfd.readouterr()
+        return status, found.out, found.err
+
+    return run
+
+
+def test_json_is_one_document_and_the_file(train, recipe, films, tmp_path):
+    status, out, err = train(recipe, "--data", films, "--out", tmp_path / "run", "--json")
+
+    assert status == 0, err
+    assert json.loads(out) == json.loads((tmp_path / "run" / "run.json").read_text())
+    assert json.loads(out)["state"] == "finished"
+    assert read_bundle(tmp_path / "run" / "bundle")[0].name == "small"
+
+
+def test_a_person_is_told_what_came_of_it_and_what_comes_next(train, recipe, films, tmp_path):
+    run = tmp_path / "run"
+    status, out, err = train(recipe, "--data", films, "--out", run)
+
+    assert status == 0, err
+    found = json.loads((run / "run.json").read_text())
+    first, *lines = out.splitlines()
+    assert first.startswith(f"small: best epoch 1 of 1, validation accuracy {found['best_validation_accuracy']:.4f}, ")
+    assert lines == [
+        f"bundle  {run / 'bundle'}",
+        f"curves  {run / 'curves.svg'}",
+        f"next    pneumoscope evaluate {run} --data {films}",
+    ]
+    assert (run / "curves.svg").is_file()
+    assert "epoch 1/1" in err
+
+    status, again, _ = train(recipe, "--data", films, "--out", run, "--resume")
+    assert (status, again) == (0, out)
+    status, out, err = train(recipe, "--data", films, "--out", run)
+    assert (status, out) == (2, "")
+    assert "run' holds a run already. Go on with it: --resume" in err
+
+
+def test_options_reach_the_library(train, films, tmp_path, monkeypatch):
+    got = {}
+
+    def caught(recipe, data, out, **options):
+        got.update(options, recipe=recipe, data=data, out=out)
+        return {"name": "x", "best_epoch": 1, "epochs": 3, "best_validation_accuracy": 0.5, "seconds": 60.0}
+
+    monkeypatch.setattr(fit, "train", caught)
+    options = ["--set", "training.epochs=3", "--set", "training.seed=9", "--resume", "--accelerator", "cpu"]
+    status, out, err = train("quick", "--data", films, "--out", tmp_path, *options, "--devices", 2, "--nodes", 3)
+
+    assert status == 0, err
+    assert got["recipe"] == read_recipe("quick", ["training.epochs=3", "training.seed=9"])
+    assert (got["data"], got["out"], got["resume"]) == (films, tmp_path, True)
+    assert got["devices"] == Devices("cpu", 2, 3)
+    assert got["progress"] is None  # nobody watches
+    assert out.startswith("x: best epoch 1 of 3, validation accuracy 0.5000, 1.0 min\n")
+
+
+@pytest.mark.parametrize(
+    ("options", "words"),
+    [
+        (["--set", "training.epoch=3"], "there is no field 'training.epoch'. Did you mean 'training.epochs'?"),
+        (["--set", "training.epochs=0"], "training.epochs: Input should be greater than or equal to 1 (it is 0)"),
+        (["--set", "training.epochs"], "--set 'training.epochs' is not key=value"),
+        (["--set", "network.name=resnet81"], "there is no network 'resnet81'. Did you mean 'resnet18'?"),
+        (["--set", "data.validation=0.01"], "the validation split would hold 0 NORMAL"),
+        (["--devices", "5", "--accelerator", "cpu"], "training.batch is 8 on 5 devices"),
+    ],
+)
+def test_what_is_refused_exits_with_2_and_writes_nothing(train, recipe, films, tmp_path, options, words):
+    status, out, err = train(recipe, "--data", films, "--out", tmp_path / "run", "--json", *options)
+
+    assert (status, out) == (2, "")
+    assert words in err
+    assert not (tmp_path / "run").exists()
+
+
+def test_an_unknown_recipe_and_missing_films_are_named(train, recipe, films, tmp_path):
+    status, _, err = train("quik", "--data", films, "--out", tmp_path / "run")
+    assert (status, err) == (2, "error: there is no recipe 'quik'. Did you mean 'quick'?\n")
+
+    status, _, err = train(recipe, "--data", tmp_path / "absent", "--out", tmp_path / "run")
+    assert status == 2
+    assert repr(str(tmp_path / "absent")) in err
+    assert not (tmp_path / "run").exists()
+
+
+@pytest.mark.parametrize(
+    ("there", "options", "words"),
+    [
+        (0, ["--accelerator", "gpu"], "training on 1 GPU is asked for; torch finds 0 on this machine"),
+        (2, ["--devices", "3"], "training on 3 GPUs is asked for; torch finds 2 on this machine"),
+        (
+            2,
+            ["--accelerator", "gpu", "--devices", "3", "--nodes", "2"],
+            "training on 3 GPUs is asked for; torch finds 2",
+        ),
+    ],
+)
+def test_gpus_that_are_not_there_are_refused(train, recipe, films, tmp_path, monkeypatch, there, options, words):
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: there)
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: there > 0)
+
+    status, _, err = train(recipe, "--data", films, "--out", tmp_path / "run", *options)
+
+    assert status == 2
+    assert words in err
+    assert "--accelerator cpu" in err
+    assert not (tmp_path / "run").exists()
+
+
+def test_ctrl_c_ends_training_with_130_and_keeps_the_last_epoch(recipe, films, tmp_path):
+    run = tmp_path / "run"
+    arguments = [recipe, "--data", films, "--out", run, "--set", "training.epochs=3000"]
+    with subprocess.Popen(
+        [sys.executable, "-m", "pneumoscope", "train", *arguments],
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+    ) as process:
+        while not (run / "epochs.csv").exists() and process.poll() is None:
+            time.sleep(0.02)
+        process.send_signal(signal.SIGINT)
+        out, err = process.communicate(timeout=60)
+
+    assert (process.returncode, out) == (130, ""), err
+    assert err.splitlines()[-1] == "stopped"
+    assert "Traceback" not in err
+    assert json.loads((run / "run.json").read_text())["state"] == "running"
+    assert (run / "checkpoints" / "last.ckpt").is_file()
