@@ -14,12 +14,13 @@ import click
 
 from pneumoscope.cli import cli, run_and_exit
 from pneumoscope.errors import UsageError
+from pneumoscope.storage import write_atomically
 
 __all__ = ["RECIPES", "command", "lines"]
 
 RECIPES = ("quick", "quick-scratch")
 _PHANTOMS = ("--train", "360", "--test", "160", "--size", "96")
-_MARK = "DEMO"
+_MARK, _SAYS = "DEMO", "Made by `make demo`, which removes this folder when it runs again.\n"
 
 
 def lines(data: Path | None, out: Path) -> list[list[str]]:
@@ -45,17 +46,26 @@ def lines(data: Path | None, out: Path) -> list[list[str]]:
 @click.option("--out", type=click.Path(path_type=Path), default=Path("demo"), show_default=True)
 def command(data: Path | None, out: Path) -> None:
     """Train two small networks, evaluate and compare them, and print the path of the report."""
-    if out.exists() and not (out / _MARK).exists():
-        raise UsageError(f"{str(out)!r} exists and is no earlier demo", advice="Choose another folder with --out")
-    shutil.rmtree(out, ignore_errors=True)
-    out.mkdir(parents=True)
-    (out / _MARK).write_text("Made by `make demo`, which removes this folder when it runs again.\n", encoding="utf-8")
+    _empty(data, out)
     started = time.monotonic()
     for line in lines(data, out):
         click.echo(f"\n$ pneumoscope {shlex.join(line)}", err=True)
         cli.main(args=line, prog_name="pneumoscope", standalone_mode=False)
     click.echo(f"\nDone in {time.monotonic() - started:.0f} seconds. Open the report in a browser:", err=True)
     click.echo(str((out / "comparison" / "report.html").resolve()))
+
+
+def _empty(data: Path | None, out: Path) -> None:
+    mark = out / _MARK
+    if out.exists() and not (mark.is_file() and mark.read_bytes() == _SAYS.encode()):
+        raise UsageError(f"{str(out)!r} exists and is no earlier demo", advice="Choose another folder with --out")
+    if data and data.resolve().is_relative_to(out.resolve()):
+        raise UsageError(
+            f"the films in {str(data)!r} lie inside {str(out)!r}, which the demo empties",
+            advice="Move them, or choose another folder with --out",
+        )
+    shutil.rmtree(out, ignore_errors=True)
+    write_atomically(mark, _SAYS)
 
 
 if __name__ == "__main__":

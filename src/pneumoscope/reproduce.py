@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import json
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
@@ -10,11 +11,13 @@ from pneumoscope.errors import UnknownNameError, WeightsError
 from pneumoscope.evaluation.compare import compare
 from pneumoscope.evaluation.evaluate import evaluate
 from pneumoscope.evaluation.records import EVALUATION_FILE
+from pneumoscope.networks.weights import find_vgg19
 from pneumoscope.report.comparison_page import write_comparison_page
 from pneumoscope.results import Comparison
 from pneumoscope.training.fit import train
 from pneumoscope.training.loop import Devices
 from pneumoscope.training.recipe import Recipe, read_recipe
+from pneumoscope.training.run import RUN, read_run
 
 __all__ = ["RUNS", "Reproduction", "recipe_here", "reproduce"]
 
@@ -73,7 +76,7 @@ def reproduce(
     notes: list[str] = []
     for name in only:
         run = out / name
-        recipe, differs = recipe_here(name, overrides, gpu=devices.gpu)
+        recipe, differs = recipe_here(name, overrides, gpu=devices.gpu, run=run)
         notes += differs
         for words in differs:
             tell(words)
@@ -87,30 +90,51 @@ def reproduce(
     return Reproduction(comparison, write_comparison_page(comparison, done, out / "report.html"), tuple(notes))
 
 
-def recipe_here(name: str, overrides: Sequence[str], *, gpu: bool) -> tuple[Recipe, list[str]]:
+def recipe_here(name: str, overrides: Sequence[str], *, gpu: bool, run: Path | None = None) -> tuple[Recipe, list[str]]:
     """The report's recipe as it can be run on this machine, and in words where it differs.
 
-    VGG19 starts from ImageNet weights where they are at hand. Without a GPU its films are 64 pixels.
+    VGG19 starts from ImageNet weights where they are at hand, and has films of 64 pixels where no GPU is. What was begun
+    otherwise goes on as it was begun, whatever is at hand now.
 
     Args:
         name: of the run.
         overrides: given by the caller; they win.
         gpu: True where one is used.
+        run: its folder, where it may have been begun.
     """
-    asked = {override.partition("=")[0] for override in overrides}
     recipe = read_recipe(name, overrides)
-    here, words = list(overrides), []
-    if recipe.network.weights == "imagenet":
-        from pneumoscope.networks.weights import find_vgg19
+    if recipe.network.name != "vgg19":
+        return recipe, []
+    asked = {override.partition("=")[0].strip() for override in overrides}
+    free = [field for field in ("weights", "image_size") if f"network.{field}" not in asked]
+    found = _as_begun(run) if run is not None and (run / RUN).exists() else _at_hand(free, gpu=gpu)
+    changed = {
+        field: found[field] for field in free if field in found and found[field][0] != getattr(recipe.network, field)
+    }
+    here = [f"network.{field}={json.dumps(value)}" for field, (value, _) in changed.items()]
+    return read_recipe(name, [*overrides, *here]), [f"{name}: {why}" for _, why in changed.values()]
 
+
+# A field of the network: its value, and why it is not the report's.
+_Found = dict[str, tuple[str | int, str]]
+
+
+def _at_hand(free: Sequence[str], *, gpu: bool) -> _Found:
+    found: _Found = {}
+    if "weights" in free:
         try:
             find_vgg19()
         except WeightsError as error:
-            if "network.weights" in asked:
-                raise
-            here.append('network.weights="none"')
-            words.append(f"{name}: starts from random weights, not from ImageNet's: {error}")
-    if recipe.network.name == "vgg19" and not gpu and "network.image_size" not in asked:
-        here.append(f"network.image_size={_SMALL_VGG19}")
-        words.append(f"{name}: films of {_SMALL_VGG19} pixels, not 224: no GPU is at hand")
-    return read_recipe(name, here), words
+            found["weights"] = ("none", f"starts from random weights, not from ImageNet's: {error}")
+    if not gpu:
+        found["image_size"] = (_SMALL_VGG19, f"films of {_SMALL_VGG19} pixels, not 224: no GPU is at hand")
+    return found
+
+
+def _as_begun(run: Path) -> _Found:
+    network = read_run(run)["recipe"]["network"]
+    weights, size = network["weights"], network["image_size"]
+    return {
+        "weights": (weights, f"was begun with the weights {weights!r}, and goes on so"),
+        "image_size": (size, f"was begun with films of {size} pixels, and goes on so"),
+    }

@@ -53,34 +53,32 @@ def train(capfd):
     return run
 
 
-def test_json_is_one_document_and_the_file(train, recipe, films, tmp_path):
-    status, out, err = train(recipe, "--data", films, "--out", tmp_path / "run", "--json")
-
-    assert status == 0, err
-    assert json.loads(out) == json.loads((tmp_path / "run" / "run.json").read_text())
-    assert json.loads(out)["state"] == "finished"
-    assert read_bundle(tmp_path / "run" / "bundle")[0].name == "small"
-
-
-def test_a_person_is_told_what_came_of_it_and_what_comes_next(train, recipe, films, tmp_path):
+def test_a_run_is_told_as_one_document_and_in_words(train, recipe, films, tmp_path):
     run = tmp_path / "run"
-    status, out, err = train(recipe, "--data", films, "--out", run)
+    status, out, err = train(recipe, "--data", films, "--out", run, "--json")
 
     assert status == 0, err
-    found = json.loads((run / "run.json").read_text())
+    found = json.loads(out)
+    assert found == json.loads((run / "run.json").read_text())
+    assert found["state"] == "finished"
+    assert "epoch 1/1" in err
+    assert read_bundle(run / "bundle")[0].name == "small"
+
+    status, out, err = train(recipe, "--data", films, "--out", run, "--resume")
+
+    assert (status, err) == (0, "")
+    accuracy = found["best_validation_accuracy"]
     first, *lines = out.splitlines()
-    assert first.startswith(f"small: best epoch 1 of 1, validation accuracy {found['best_validation_accuracy']:.4f}, ")
+    assert first.startswith(f"small: best epoch 1 of 1, validation accuracy {accuracy:.4f}, 0.")
     assert lines == [
         f"bundle  {run / 'bundle'}",
         f"curves  {run / 'curves.svg'}",
         f"next    pneumoscope evaluate {run} --data {films}",
     ]
     assert (run / "curves.svg").is_file()
-    assert "epoch 1/1" in err
 
-    status, again, _ = train(recipe, "--data", films, "--out", run, "--resume")
-    assert (status, again) == (0, out)
     status, out, err = train(recipe, "--data", films, "--out", run)
+
     assert (status, out) == (2, "")
     assert "run' holds a run already. Go on with it: --resume" in err
 
@@ -121,6 +119,17 @@ def test_what_is_refused_exits_with_2_and_writes_nothing(train, recipe, films, t
     assert (status, out) == (2, "")
     assert words in err
     assert not (tmp_path / "run").exists()
+
+
+def test_a_folder_with_other_things_is_refused_before_anything_is_done(train, recipe, films, tmp_path, monkeypatch):
+    monkeypatch.setattr(fit, "build", lambda *_, **__: pytest.fail("a network was built"))
+    (tmp_path / "theirs").write_text("keep")
+
+    status, out, err = train(recipe, "--data", films, "--out", tmp_path)
+
+    assert (status, out) == (2, "")
+    assert f"{str(tmp_path)!r} is not empty and holds no run. Choose another folder with --out" in err
+    assert [path.name for path in tmp_path.iterdir()] == ["theirs"]
 
 
 def test_an_unknown_recipe_and_missing_films_are_named(train, recipe, films, tmp_path):

@@ -1,7 +1,11 @@
 """Starting weights: the public files fit by name and give equal features; what is missing or could run code is refused."""
 
+import hashlib
 import pickle
 import re
+import threading
+import time
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from urllib.error import URLError
 
@@ -48,19 +52,105 @@ def test_a_vgg19_from_imagenet_sees_films_as_imagenets_pictures_were_seen(public
     assert network.offset.flatten().tolist() == pytest.approx([255 * 0.485, 255 * 0.456, 255 * 0.406])
 
 
-def test_offline_the_error_names_the_file_where_to_get_it_and_where_to_put_it(tmp_path, monkeypatch):
-    def no_network(*_, **__):
+@pytest.fixture
+def nowhere(tmp_path, monkeypatch):
+    """The file is on this machine nowhere; it would be put into the folder given."""
+    monkeypatch.setenv("PNEUMOSCOPE_WEIGHTS", str(tmp_path / "weights"))
+    monkeypatch.setattr(torch.hub, "get_dir", lambda: str(tmp_path / "torch"))
+    return tmp_path / "weights"
+
+
+@pytest.fixture
+def server(monkeypatch):
+    """Sends what it is told to send, in the place of the public address; nothing where it is told nothing."""
+    sent, done = [], threading.Event()
+
+    class Answer(BaseHTTPRequestHandler):
+        def do_GET(self):
+            if not sent:
+                done.wait(30)  # a server that never answers
+                return
+            self.send_response(200)
+            self.end_headers()
+            self.wfile.write(sent[0])
+
+        def log_message(self, *_):
+            pass
+
+    with ThreadingHTTPServer(("127.0.0.1", 0), Answer) as running:
+        thread = threading.Thread(target=running.serve_forever)
+        thread.start()
+        monkeypatch.setattr(weights, "_VGG19_URL", f"http://127.0.0.1:{running.server_port}/{VGG19_FILE}")
+        yield sent
+        done.set()
+        running.shutdown()
+        thread.join()
+
+
+def test_offline_the_error_names_the_file_where_to_get_it_and_where_to_put_it(nowhere, monkeypatch):
+    def no_network(url, *, timeout):
         raise URLError("no network")
 
-    monkeypatch.setenv("PNEUMOSCOPE_WEIGHTS", str(tmp_path))
-    monkeypatch.setattr(torch.hub, "get_dir", lambda: str(tmp_path / "torch"))
-    monkeypatch.setattr(torch.hub, "download_url_to_file", no_network)
+    monkeypatch.setattr(weights, "urlopen", no_network)
 
-    with pytest.raises(WeightsError) as caught:
+    with pytest.raises(WeightsError, match="no network") as caught:
         build("vgg19", image_size=32, weights="imagenet")
 
-    for part in (VGG19_FILE, f"https://download.pytorch.org/models/{VGG19_FILE}", str(tmp_path), 'weights = "none"'):
+    for part in (VGG19_FILE, f"https://download.pytorch.org/models/{VGG19_FILE}", str(nowhere), 'weights = "none"'):
         assert part in str(caught.value)
+
+
+def test_the_public_file_is_downloaded_once_to_where_it_is_looked_for(nowhere, server, monkeypatch):
+    content = b"tensors" * 400_000
+    server.append(content)
+    monkeypatch.setattr(weights, "VGG19_FILE", f"vgg19-{hashlib.sha256(content).hexdigest()[:8]}.pth")
+
+    found = weights.find_vgg19()
+
+    assert found == nowhere / weights.VGG19_FILE
+    assert found.read_bytes() == content
+    monkeypatch.setattr(weights, "urlopen", None)  # a second download would fail
+    assert weights.find_vgg19() == found
+
+
+def test_it_is_found_in_torchs_own_folder_too(nowhere, tmp_path, monkeypatch):
+    (tmp_path / "torch" / "checkpoints").mkdir(parents=True)
+    (tmp_path / "torch" / "checkpoints" / VGG19_FILE).write_bytes(b"")
+    monkeypatch.setattr(weights, "urlopen", None)
+
+    assert weights.find_vgg19() == tmp_path / "torch" / "checkpoints" / VGG19_FILE
+
+
+def test_another_file_than_the_public_one_is_not_kept(nowhere, server):
+    server.append(b"a page that asks to log in")
+
+    with pytest.raises(
+        WeightsError, match=r"cannot be downloaded \(.* with the SHA-256 \w{12}\.\.\., not dcbb9e9d\.\.\.\)"
+    ):
+        weights.find_vgg19()
+
+    assert list(nowhere.iterdir()) == []
+
+
+def test_a_server_that_never_answers_is_not_waited_for(nowhere, server, monkeypatch):
+    monkeypatch.setattr(weights, "_TIMEOUT", 0.2)
+    started = time.monotonic()
+
+    with pytest.raises(
+        WeightsError, match=r"cannot be downloaded \(http://127.0.0.1:\d+/vgg19-dcbb9e9d.pth: timed out"
+    ):
+        weights.find_vgg19()
+
+    assert time.monotonic() - started < 5
+    assert list(nowhere.iterdir()) == []
+
+
+def test_a_folder_that_cannot_be_written_is_named(nowhere, server):
+    server.append(b"tensors")
+    nowhere.write_text("a file, and no folder")
+
+    with pytest.raises(WeightsError, match=r"cannot be downloaded \(cannot write '.*vgg19-dcbb9e9d.pth'"):
+        weights.find_vgg19()
 
 
 @pytest.mark.parametrize("number", "012")

@@ -60,3 +60,14 @@ def test_an_error_in_a_process_arrives_as_what_it_was(phantoms, tmp_path):
             tmp_path / "run",
             devices=Devices("cpu", 2),
         )
+
+
+@pytest.mark.parametrize(
+    "tables",
+    [{"training": {"epochs": 1, "ema": 0.9}}, {"network": {"freeze": "convolutions"}, "training": {"epochs": 1}}],
+    ids=["mean of the weights", "frozen convolutions"],
+)
+def test_what_one_process_can_two_can(phantoms, tmp_path, tables):
+    result = train(small(**tables), phantoms, tmp_path / "run", devices=Devices("cpu", 2))
+
+    assert result["state"] == "finished"

@@ -25,6 +25,7 @@ from pneumoscope.errors import (
 )
 from pneumoscope.networks.build import build
 from pneumoscope.training import checkpoints
+from pneumoscope.training.classifier import Classifier
 from pneumoscope.training.fit import split_as_asked, train
 from pneumoscope.training.loop import Devices, bf16_is_native
 from pneumoscope.training.recipe import read_recipe
@@ -208,6 +209,31 @@ def test_a_loss_that_is_no_number_is_an_error_that_names_the_epoch(phantoms, tmp
         DivergedError, match=r"the loss is nan in epoch 1 of run 'small'.*learning_rate \(it is 0.002\)"
     ):
         train(small(network={"weights": str(tmp_path / "nan.safetensors")}), phantoms, tmp_path / "run")
+
+
+def test_weights_that_spoil_after_the_last_step_of_an_epoch_are_not_kept(phantoms, tmp_path, monkeypatch):
+    before = Classifier.on_validation_epoch_start
+
+    def spoil(self):
+        if self.current_epoch == 1:
+            for parameter in self.network.parameters():
+                parameter.data.fill_(float("nan"))
+        before(self)
+
+    monkeypatch.setattr(Classifier, "on_validation_epoch_start", spoil)
+    with pytest.raises(DivergedError, match="logit is no number in epoch 2"):
+        train(small(), phantoms, tmp_path / "run")
+
+    state = torch.load(tmp_path / "run" / checkpoints.STATE, weights_only=True)
+    assert len(state["history"]) == 1
+    assert all(torch.isfinite(value).all() for value in state["state_dict"].values())
+
+
+@pytest.mark.parametrize("optimizer", ["sgd", "adam"])
+def test_gradients_are_clipped_in_mixed_precision_too(phantoms, tmp_path, optimizer):
+    recipe = small(optimizer={"name": optimizer, "clip": 1.0}, training={"epochs": 1, "precision": "bf16", "batch": 32})
+
+    assert train(recipe, phantoms, tmp_path / "run")["precision"] == "bf16"
 
 
 def test_a_full_disk_keeps_the_last_good_checkpoint_and_the_run_goes_on_from_it(run, phantoms, tmp_path, monkeypatch):

@@ -40,7 +40,13 @@ def command(
     from pneumoscope.training.loop import Devices
 
     names = tuple(filter(None, only.split(","))) or RUNS
-    options = [*(["--only", only] if only else []), *(word for pair in overrides for word in ("--set", pair))]
+    options = [
+        *(["--only", only] if only else []),
+        *(word for pair in overrides for word in ("--set", pair)),
+        *(["--accelerator", accelerator] if accelerator != "auto" else []),
+        *(["--devices", str(devices)] if devices else []),
+        *(["--ledger", str(ledger)] if ledger else []),
+    ]
     made = reproduce(
         data,
         out,

@@ -5,12 +5,16 @@ torch is asked to load tensors and nothing else (`weights_only=True`): a file th
 
 from __future__ import annotations
 
+import hashlib
 import importlib
 import os
 import pickle
 import warnings
+from collections.abc import Iterator
+from http.client import HTTPException
 from pathlib import Path
-from urllib.error import URLError
+from typing import BinaryIO
+from urllib.request import urlopen
 
 import timm
 import torch
@@ -18,16 +22,20 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file
 from torch import Tensor
 
-from pneumoscope.errors import MissingExtraError, WeightsError
+from pneumoscope.errors import DownloadError, MissingExtraError, PneumoscopeError, WeightsError
 from pneumoscope.networks.backbone import Backbone
 from pneumoscope.networks.network import Network
 from pneumoscope.networks.vgg19 import VGG19
+from pneumoscope.storage import write_atomically
 
 __all__ = ["VGG19_FILE", "find_vgg19", "load_imagenet", "load_weights", "read_tensors"]
 
 VGG19_FILE = "vgg19-dcbb9e9d.pth"
 _VGG19_URL = f"https://download.pytorch.org/models/{VGG19_FILE}"
 _REFUSED = {".pkl", ".pickle", ".h5", ".hdf5", ".joblib", ".npy", ".npz"}
+# Without a word from the other side, seconds.
+_TIMEOUT = 20.0
+_BLOCK = 1 << 20
 Tensors = dict[str, Tensor]
 
 
@@ -138,15 +146,35 @@ def find_vgg19() -> Path:
             return folder / VGG19_FILE
     target = folders[0] / VGG19_FILE
     try:
-        target.parent.mkdir(parents=True, exist_ok=True)
-        torch.hub.download_url_to_file(_VGG19_URL, str(target), hash_prefix="dcbb9e9d", progress=False)
-    except (URLError, OSError, RuntimeError) as error:
+        return write_atomically(target, _download)
+    except PneumoscopeError as error:
         raise WeightsError(
-            f"ImageNet weights for 'vgg19' are not on this machine and cannot be downloaded ({error})",
+            f"ImageNet weights for 'vgg19' are not on this machine and cannot be downloaded ({error.message})",
             advice=f"Get {VGG19_FILE} from {_VGG19_URL} and put it in {folders[0]}"
             ' (or in a folder named by PNEUMOSCOPE_WEIGHTS), or set network.weights = "none"',
         ) from error
-    return target
+
+
+def _download(file: BinaryIO) -> None:
+    digest = hashlib.sha256()
+    for block in _blocks():
+        digest.update(block)
+        file.write(block)
+    stated = Path(VGG19_FILE).stem.rpartition("-")[2]  # torchvision puts the start of the hash into the name
+    if not digest.hexdigest().startswith(stated):
+        raise DownloadError(
+            f"{_VGG19_URL} brought a file with the SHA-256 {digest.hexdigest()[:12]}..., not {stated}..."
+        )
+
+
+def _blocks() -> Iterator[bytes]:
+    """What the public address sends; torch's own downloader would wait for ever where nothing answers."""
+    try:
+        with urlopen(_VGG19_URL, timeout=_TIMEOUT) as answer:
+            while block := answer.read(_BLOCK):
+                yield block
+    except (OSError, HTTPException) as error:
+        raise DownloadError(f"{_VGG19_URL}: {error}") from error
 
 
 def _load_lite(network: Backbone, number: str) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import time
 from typing import Any, cast
 
@@ -42,8 +43,15 @@ class Classifier(pl.LightningModule):
         self._label_weights, self._steps_an_epoch = weights, steps_an_epoch
         ema = recipe.training.ema
         # Held by Lightning as a submodule, so that it is in every checkpoint.
-        mean = get_ema_multi_avg_fn(ema) if ema else None  # type: ignore[no-untyped-call]
-        self.average = AveragedModel(network, multi_avg_fn=mean, use_buffers=True) if ema else None
+        self.average = (
+            AveragedModel(network, multi_avg_fn=functools.partial(_move_mean, ema), use_buffers=True) if ema else None
+        )
+        if self.average is not None:
+            # It follows; it does not train. Several devices would otherwise wait for its gradients.
+            self.average.requires_grad_(False)
+        if on_features:
+            for parameter in network.convolutions():
+                parameter.requires_grad_(False)
         self.history: list[Epoch] = []
         self._sums = torch.zeros(3)
         self._validated: list[tuple[Tensor, Tensor, Tensor]] = []
@@ -59,9 +67,6 @@ class Classifier(pl.LightningModule):
     def configure_optimizers(self) -> OptimizerLRSchedulerConfig:
         """By the recipe; the schedule moves a step at a time."""
         choice = self.recipe.optimizer
-        if self.on_features:
-            for parameter in self.network.convolutions():
-                parameter.requires_grad_(False)
         optimizer = make_optimizer(choice, self.network.parameters())
         steps = self._steps_an_epoch * self.recipe.training.epochs
         schedule = make_schedule(choice, optimizer, steps, self._steps_an_epoch)
@@ -88,11 +93,7 @@ class Classifier(pl.LightningModule):
         weights = torch.where(batch.labels > 0, pneumonia, normal)
         loss = F.binary_cross_entropy_with_logits(logits, targets, weight=weights)
         if not torch.isfinite(loss):
-            raise DivergedError(
-                f"the loss is {loss.item()} in epoch {self.current_epoch + 1} of run {self.recipe.name!r}",
-                advice=f"Lower optimizer.learning_rate (it is {self.recipe.optimizer.learning_rate:g}) or set optimizer.clip;"
-                " the checkpoint of the epoch before is kept",
-            )
+            raise self._diverged(f"the loss is {loss.item()}")
         correct = ((logits > 0) == (batch.labels > 0)).sum()
         count = len(batch.labels)
         self._sums += torch.stack([loss.detach() * count, correct, torch.full_like(loss.detach(), count)])
@@ -122,13 +123,16 @@ class Classifier(pl.LightningModule):
         places, logits, labels = places[order], logits[order], labels[order]
         once = torch.cat([places.new_ones(1, dtype=torch.bool), places[1:] != places[:-1]])
         logits, labels = logits[once], labels[once]
+        if not torch.isfinite(logits).all():
+            # Before anything of this epoch is written: the checkpoint of the epoch before stays the last good one.
+            raise self._diverged("a validation film's logit is no number")
         self._close_epoch(
             F.binary_cross_entropy_with_logits(logits, labels).item(),
             ((logits > 0) == (labels > 0)).double().mean().item(),
-            auroc(logits.double().cpu().numpy(), labels.cpu().numpy() > 0) if torch.isfinite(logits).all() else None,
+            auroc(logits.double().cpu().numpy(), labels.cpu().numpy() > 0),
         )
 
-    def _close_epoch(self, loss: float, accuracy: float, area: float | None) -> None:
+    def _close_epoch(self, loss: float, accuracy: float, area: float) -> None:
         # Validation is the last thing of an epoch, so its training figures are whole by now.
         total = self._from_all(self._sums).reshape(-1, 3).sum(dim=0).tolist()
         row = Epoch(
@@ -143,7 +147,7 @@ class Classifier(pl.LightningModule):
         )
         self.history.append(row)
         if self.logger is not None:
-            figures = {key: value for key, value in row._asdict().items() if key != "epoch" and value is not None}
+            figures = {key: value for key, value in row._asdict().items() if key != "epoch"}
             self.logger.log_metrics(figures, step=row.epoch)
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
@@ -154,6 +158,13 @@ class Classifier(pl.LightningModule):
         """Take up the history."""
         self.history = [Epoch(**row) for row in checkpoint["history"]]
 
+    def _diverged(self, what: str) -> DivergedError:
+        return DivergedError(
+            f"{what} in epoch {self.current_epoch + 1} of run {self.recipe.name!r}",
+            advice=f"Lower optimizer.learning_rate (it is {self.recipe.optimizer.learning_rate:g}) or set optimizer.clip;"
+            " the checkpoint of the epoch before is kept",
+        )
+
     def _logits(self, network: Network, films: Tensor) -> Tensor:
         logits: Tensor = network.classify(films).squeeze(1) if self.on_features else network(films)
         return logits.float()
@@ -163,3 +174,8 @@ class Classifier(pl.LightningModule):
             return own
         gathered: Tensor = self.all_gather(own)  # type: ignore[assignment]
         return gathered
+
+
+def _move_mean(decay: float, means: Any, values: Any, count: Any) -> None:
+    # A function of the module's own, because torch's is a closure, which cannot go to another process.
+    get_ema_multi_avg_fn(decay)(means, values, count)  # type: ignore[no-untyped-call]

@@ -26,7 +26,7 @@ from pneumoscope.training.frozen import keep_features
 from pneumoscope.training.history import best_epoch
 from pneumoscope.training.loop import Devices, device_name, fit, precision_here
 from pneumoscope.training.recipe import Recipe
-from pneumoscope.training.run import BUNDLE, CURVES, RUN, begin, finish, read_run
+from pneumoscope.training.run import BUNDLE, CURVES, RUN, begin, finish, read_run, refuse_another_run
 
 __all__ = ["split_as_asked", "train"]
 
@@ -71,17 +71,15 @@ def train(
     _refuse_unreadable(loaded)
     manifest = split_as_asked(loaded, recipe, str(data))
     facts = {"device": device_name(devices), "precision": precision_here(recipe, devices)}
-    if (out / RUN).exists():
-        begin(out, recipe, manifest, facts, resume=resume)
-        if read_run(out)["state"] == "finished":
-            return read_run(out)
+    refuse_another_run(out, recipe, manifest, resume=resume)
+    if (out / RUN).exists() and read_run(out)["state"] == "finished":
+        return read_run(out)
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(derive_seed(recipe.training.seed, 0))
         network = _build(recipe)
         arrays = _arrays(recipe, manifest, network, progress)
         # Only now: a start that fails on weights or films leaves no folder that stands in the way of the next.
-        if not (out / RUN).exists():
-            begin(out, recipe, manifest, facts, resume=resume)
+        begin(out, recipe, manifest, facts)
         history = fit(recipe, network, arrays, out, devices, facts["precision"])
         best = best_epoch(history, recipe.training.select)
         load_weights(network, out / BEST)

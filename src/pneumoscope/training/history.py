@@ -26,7 +26,7 @@ class Epoch(NamedTuple):
     train_accuracy: float
     validation_loss: float
     validation_accuracy: float
-    validation_auroc: float | None
+    validation_auroc: float
     learning_rate: float
     seconds: float
 
@@ -36,7 +36,7 @@ def best_epoch(history: Sequence[Epoch], select: Literal["accuracy", "auroc", "l
     if select == "loss":
         return min(history, key=lambda row: row.validation_loss)
     if select == "auroc":
-        return max(history, key=lambda row: -1.0 if row.validation_auroc is None else row.validation_auroc)
+        return max(history, key=lambda row: row.validation_auroc)
     return max(history, key=lambda row: row.validation_accuracy)
 
 
@@ -45,5 +45,5 @@ def history_csv(history: Sequence[Epoch]) -> str:
     out = io.StringIO()
     writer = csv.writer(out, lineterminator="\n")
     writer.writerow(Epoch._fields)
-    writer.writerows(["" if value is None else value for value in row] for row in history)
+    writer.writerows(history)
     return out.getvalue()

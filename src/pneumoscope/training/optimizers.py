@@ -52,13 +52,15 @@ class RMSprop(torch.optim.Optimizer):
 def make_optimizer(choice: Optimizer, parameters: Iterable[nn.Parameter]) -> torch.optim.Optimizer:
     """The optimizer of a recipe over the parameters that train."""
     moving = [parameter for parameter in parameters if parameter.requires_grad]
+    # In mixed precision Lightning cannot clip what a fused step scales itself.
+    fused = not choice.clip
     rate, betas = choice.learning_rate, (choice.beta1, choice.beta2)
     if choice.name == "sgd":
-        return torch.optim.SGD(moving, lr=rate, momentum=choice.momentum, weight_decay=choice.weight_decay, fused=True)
+        return torch.optim.SGD(moving, lr=rate, momentum=choice.momentum, weight_decay=choice.weight_decay, fused=fused)
     if choice.name == "rmsprop":
         return RMSprop(moving, lr=rate, decay=choice.decay, epsilon=choice.epsilon)
     kind = torch.optim.AdamW if choice.name == "adamw" else torch.optim.Adam
-    return kind(moving, lr=rate, betas=betas, eps=choice.epsilon, weight_decay=choice.weight_decay, fused=True)
+    return kind(moving, lr=rate, betas=betas, eps=choice.epsilon, weight_decay=choice.weight_decay, fused=fused)
 
 
 def make_schedule(choice: Optimizer, optimizer: torch.optim.Optimizer, steps: int, steps_an_epoch: int) -> LambdaLR:

@@ -27,7 +27,20 @@ from pneumoscope.errors import RunError
 from pneumoscope.storage import write_atomically
 from pneumoscope.training.recipe import Recipe
 
-__all__ = ["BUNDLE", "CURVES", "MANIFEST", "RECIPE", "RUN", "begin", "finish", "machine", "now", "read_run", "versions"]
+__all__ = [
+    "BUNDLE",
+    "CURVES",
+    "MANIFEST",
+    "RECIPE",
+    "RUN",
+    "begin",
+    "finish",
+    "machine",
+    "now",
+    "read_run",
+    "refuse_another_run",
+    "versions",
+]
 
 RUN, RECIPE, MANIFEST, CURVES, BUNDLE = "run.json", "recipe.toml", "manifest.csv", "curves.svg", "bundle"
 _SCHEMA = 1
@@ -76,34 +89,46 @@ def read_run(run: Path) -> dict[str, Any]:
     return data
 
 
-def begin(run: Path, recipe: Recipe, manifest: Manifest, facts: dict[str, Any], *, resume: bool) -> None:
-    """Make the run folder, or check that it is the same run's.
+def refuse_another_run(run: Path, recipe: Recipe, manifest: Manifest, *, resume: bool) -> None:
+    """Check a folder that a run is to be made in, before anything is done or written.
+
+    Args:
+        run: the folder; it may be there or not.
+        recipe, manifest: of the run.
+        resume: go on where the folder left off.
+    Raises:
+        RunError: the folder is in use and `resume` is not asked for, or it is another run's.
+    """
+    if not (run / RUN).exists():
+        if run.exists() and any(run.iterdir()):
+            raise RunError(f"{str(run)!r} is not empty and holds no run", advice="Choose another folder with --out")
+        return
+    if not resume:
+        raise RunError(
+            f"{str(run)!r} holds a run already",
+            advice="Go on with it: --resume; or choose another folder with --out",
+        )
+    before = read_run(run)
+    advice = "Resume with the same recipe and films, or choose another folder with --out"
+    was, asked = before["recipe"], recipe.model_dump(mode="json")
+    if was != asked:
+        raise RunError(f"{str(run)!r} is a run of another recipe: {_first_change(was, asked)}", advice=advice)
+    if before["manifest_sha256"] != manifest.sha256():
+        raise RunError(f"{str(run)!r} is a run on other films, labels or splits", advice=advice)
+
+
+def begin(run: Path, recipe: Recipe, manifest: Manifest, facts: dict[str, Any]) -> None:
+    """Make the run folder; one that was begun before is left as it is.
 
     Args:
         run: the folder.
         recipe, manifest: of the run.
         facts: what else goes into `run.json`.
-        resume: go on where the folder left off.
     Raises:
-        RunError: the folder is in use and `resume` is not asked for, or it is another run's.
         StorageError: it cannot be written.
     """
     if (run / RUN).exists():
-        if not resume:
-            raise RunError(
-                f"{str(run)!r} holds a run already",
-                advice="Go on with it: --resume; or choose another folder with --out",
-            )
-        before = read_run(run)
-        advice = "Resume with the same recipe and films, or choose another folder with --out"
-        was, asked = before["recipe"], recipe.model_dump(mode="json")
-        if was != asked:
-            raise RunError(f"{str(run)!r} is a run of another recipe: {_first_change(was, asked)}", advice=advice)
-        if before["manifest_sha256"] != manifest.sha256():
-            raise RunError(f"{str(run)!r} is a run on other films, labels or splits", advice=advice)
         return
-    if run.exists() and any(run.iterdir()):
-        raise RunError(f"{str(run)!r} is not empty and holds no run", advice="Choose another folder with --out")
     write_atomically(run / RECIPE, recipe.to_toml())
     write_atomically(run / MANIFEST, manifest.to_csv())
     data = {
