@@ -162,6 +162,16 @@ def test_the_recipe_splits_films_that_are_not_split(phantoms):
     assert asked == split(manifest, by="patient", validation=0.3, seed=3)
 
 
+def test_the_splits_of_a_csv_are_taken_and_its_leaks_are_refused(phantoms):
+    split_by_image = split(load_manifest(phantoms), by="image", validation=0.4)
+    given = type(split_by_image)(split_by_image.films, split_by_image.root, "given")
+    whole = split(load_manifest(phantoms), by="patient", validation=0.3)
+
+    with pytest.raises(PatientLeakError, match=r"is in both train and validation .*mine.csv"):
+        split_as_asked(given, small(), "mine.csv")
+    assert split_as_asked(type(whole)(whole.films, whole.root, "given"), small(), "mine.csv").films == whole.films
+
+
 @pytest.mark.parametrize(("label", "message"), [("NORMAL", "0 NORMAL films"), ("PNEUMONIA", "0 PNEUMONIA films")])
 def test_one_label_alone_is_refused(phantoms, tmp_path, label, message):
     manifest = load_manifest(phantoms)

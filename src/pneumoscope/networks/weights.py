@@ -206,4 +206,8 @@ def _load_hub(network: Backbone, name: str) -> None:
             advice=f"Where there is a network, run once: python -c \"import timm; timm.create_model('{name}', pretrained=True)\""
             " and copy the folder named by HF_HOME; or give a file as network.weights",
         ) from error
-    network.model.load_state_dict(pretrained.state_dict())
+    # All but the last layer, which is ours to begin with.
+    last = {id(parameter) for parameter in pretrained.get_classifier().parameters()}
+    own = {name for name, parameter in pretrained.named_parameters() if id(parameter) in last}
+    tensors = {name: value for name, value in pretrained.state_dict().items() if name not in own}
+    network.model.load_state_dict(tensors, strict=False)

@@ -108,7 +108,8 @@ def _refuse_unreadable(manifest: Manifest) -> None:
 def split_as_asked(manifest: Manifest, recipe: Recipe, where: str) -> Manifest:
     """The films as the recipe's run sees them.
 
-    A manifest that was split by `split` is taken as it is; other films are split by the recipe.
+    A manifest that `split` wrote is taken as it is, and so is any other CSV that states train and validation films: whoever
+    lists them means them. Films that come otherwise are split by the recipe.
 
     Args:
         manifest: as loaded.
@@ -118,7 +119,8 @@ def split_as_asked(manifest: Manifest, recipe: Recipe, where: str) -> Manifest:
         PatientLeakError, DatasetError: see `train`.
     """
     how = recipe.data
-    if manifest.by == "given" and how.by != "given":
+    listed = where.lower().endswith(".csv") and manifest.split("train") and manifest.split("validation")
+    if manifest.by == "given" and how.by != "given" and not listed:
         manifest = split(manifest, by=how.by, validation=how.validation, seed=recipe.training.seed)
     if how.by != "image":
         manifest.refuse_leaks(where)
