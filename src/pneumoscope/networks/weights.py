@@ -13,6 +13,7 @@ import warnings
 from collections.abc import Iterator
 from http.client import HTTPException
 from pathlib import Path
+from typing import Any
 from typing import BinaryIO
 from urllib.request import urlopen
 
@@ -199,7 +200,7 @@ def _load_lite(network: Backbone, number: str) -> None:
 
 def _load_hub(network: Backbone, name: str) -> None:
     try:
-        pretrained = timm.create_model(name, pretrained=True, num_classes=1)
+        pretrained: Any = timm.create_model(name, pretrained=True, num_classes=1)
     except Exception as error:  # the hub's client raises its own, httpx's and OSErrors; none share a base
         raise WeightsError(
             f"ImageNet weights for {name!r} cannot be downloaded ({type(error).__name__}: {error})",

@@ -50,7 +50,8 @@ def export(
         folder: of the bundle; what is there is replaced.
         best_epoch: counted from 1.
     Raises:
-        ParityError: the exported network differs from torch by more than `TOLERANCE` on any of 64 validation films, fewer where there are fewer.
+        ParityError: the exported network differs from torch by more than `TOLERANCE` on any of the
+            validation films compared: 64, or all where there are fewer.
         StorageError: it cannot be written.
     """
     onnx = to_onnx(network, recipe.network.image_size)
