@@ -13,8 +13,7 @@ import warnings
 from collections.abc import Iterator
 from http.client import HTTPException
 from pathlib import Path
-from typing import Any
-from typing import BinaryIO
+from typing import Any, BinaryIO
 from urllib.request import urlopen
 
 import timm
