@@ -166,7 +166,7 @@ def _diverged() -> None:
     network = build(_NETWORK, image_size=32)
     torch.nn.init.constant_(network.model.get_classifier().bias, float("nan"))
     classifier = Classifier(read_recipe("quick"), network, (1.0, 1.0), 1, on_features=False)
-    batch = Batch(torch.zeros(2, 32, 32, dtype=torch.uint8), torch.tensor([0.0, 1.0]), torch.arange(2))
+    batch = Batch(torch.zeros(2, 32, 32, dtype=torch.uint8), torch.tensor([0.0, 1.0]), torch.arange(2), weight=1.0)
     classifier.training_step(batch, 0)
 
 

@@ -88,7 +88,14 @@ def test_options_reach_the_library(train, films, tmp_path, monkeypatch):
 
     def caught(recipe, data, out, **options):
         got.update(options, recipe=recipe, data=data, out=out)
-        return {"name": "x", "best_epoch": 1, "epochs": 3, "best_validation_accuracy": 0.5, "seconds": 60.0}
+        return {
+            "state": "finished",
+            "name": "x",
+            "best_epoch": 1,
+            "epochs": 3,
+            "best_validation_accuracy": 0.5,
+            "seconds": 60.0,
+        }
 
     monkeypatch.setattr(fit, "train", caught)
     options = ["--set", "training.epochs=3", "--set", "training.seed=9", "--resume", "--accelerator", "cpu"]

@@ -2,6 +2,7 @@
 
 import json
 import os
+import socket
 import subprocess
 import sys
 
@@ -29,12 +30,13 @@ def cli(*arguments):
 
 
 def test_two_processes_reach_the_validation_accuracy_of_one_within_a_point(tmp_path):
-    # Without batch normalisation, whose statistics are a device's own, two processes take the very steps of one.
+    # Without batch normalisation, whose statistics are a device's own, two processes take the very steps of one, also where
+    # a batch of 15 is shared as 8 and 7.
     films, recipe = tmp_path / "films", tmp_path / "recipe.toml"
     phantom(films, train=200, test=10, seed=4, size=48)
     recipe.write_text(
         'name = "two"\n[network]\nname = "test_convnext"\nimage_size = 48\n[data]\nvalidation = 0.5\n'
-        "[optimizer]\nlearning_rate = 0.002\n[training]\nepochs = 6\nbatch = 20\n"
+        "[optimizer]\nlearning_rate = 0.002\n[training]\nepochs = 6\nbatch = 15\n"
     )
 
     one = cli(recipe, "--data", films, "--out", tmp_path / "one")
@@ -71,3 +73,34 @@ def test_what_one_process_can_two_can(phantoms, tmp_path, tables):
     result = train(small(**tables), phantoms, tmp_path / "run", devices=Devices("cpu", 2))
 
     assert result["state"] == "finished"
+
+
+def test_two_nodes_share_one_run(phantoms, tmp_path):
+    # Two nodes on one machine: torchrun starts the program in each and numbers it; the first makes the folder and the bundle.
+    recipe = tmp_path / "small.toml"
+    recipe.write_text(small(training={"epochs": 1}).to_toml())
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
+
+    def node(rank):
+        return subprocess.Popen(
+            [
+                *(sys.executable, "-m", "torch.distributed.run", "--nnodes", "2", "--node-rank", str(rank)),
+                *("--nproc-per-node", "1", "--master-addr", "127.0.0.1", "--master-port", str(port)),
+                *("-m", "pneumoscope", "train", str(recipe), "--data", str(phantoms), "--out", str(tmp_path / "run")),
+                *("--accelerator", "cpu", "--devices", "1", "--nodes", "2"),
+            ],
+            stdout=subprocess.PIPE,
+            stderr=subprocess.PIPE,
+            text=True,
+        )
+
+    nodes = [node(0), node(1)]
+    told = [process.communicate(timeout=200) for process in nodes]
+
+    assert [process.returncode for process in nodes] == [0, 0], told
+    assert "best epoch 1 of 1" in told[0][0]
+    assert told[1][0] == ""
+    assert json.loads((tmp_path / "run/run.json").read_text())["device"] == "2 x cpu"
+    assert (tmp_path / "run/bundle/card.json").exists()

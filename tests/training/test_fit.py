@@ -131,6 +131,25 @@ def test_a_folder_in_use_is_refused_and_kept(run, phantoms, tmp_path):
     assert (tmp_path / "mine.txt").read_text() == "precious"
 
 
+def test_a_run_killed_while_it_made_its_folder_goes_on(phantoms, tmp_path):
+    out = tmp_path / "run"
+    out.mkdir()
+    (out / "recipe.toml").write_text(small().to_toml())
+    with pytest.raises(RunError, match="is not empty and holds no run"):
+        train(small(training={"epochs": 1}), phantoms, out)
+
+    assert train(small(training={"epochs": 1}), phantoms, out, resume=True)["state"] == "finished"
+    assert read_recipe(str(out / "recipe.toml")).training.epochs == 1
+
+
+def test_a_file_is_no_folder(phantoms, tmp_path):
+    (tmp_path / "run").write_text("precious")
+
+    with pytest.raises(RunError, match="run' is a file, not a folder"):
+        train(small(), phantoms, tmp_path / "run")
+    assert (tmp_path / "run").read_text() == "precious"
+
+
 def test_resuming_on_other_films_is_refused(run, phantoms, tmp_path):
     out, _ = run
     fewer = tmp_path / "films"

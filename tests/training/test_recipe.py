@@ -110,3 +110,11 @@ def test_a_missing_table_is_named(tmp_path):
 
     with pytest.raises(RecipeError, match=r"short.toml: network: Field required"):
         read_recipe(str(path))
+
+
+def test_a_recipe_in_another_encoding_is_named(tmp_path):
+    path = tmp_path / "latin.toml"
+    path.write_bytes('name = "übung"'.encode("latin-1"))
+
+    with pytest.raises(RecipeError, match=r"cannot read '.*latin.toml' as a recipe"):
+        read_recipe(str(path))

@@ -85,7 +85,7 @@ class Card(_Part):
     Attributes:
         name: of the run that made it.
         network: name in the registry of networks.
-        parameters: trainable ones.
+        parameters: all of them, frozen ones too.
         onnx_sha256, onnx_bytes: of the network file.
         preparation: how a film becomes its input.
         points: operating points by name: "half" (0.5), "best", "sensitive".

@@ -9,7 +9,9 @@ import click
 
 @click.command("export", short_help="Copy a finished run's bundle to where it is used.")
 @click.argument("run", type=click.Path(path_type=Path))
-@click.option("--out", type=click.Path(path_type=Path), required=True, help="Folder of the bundle; must not exist.")
+@click.option(
+    "--out", type=click.Path(path_type=Path), required=True, help="Folder of the bundle; must not exist, or be empty."
+)
 def command(run: Path, out: Path) -> None:
     """Copy the bundle of a finished run to where it is used, checked on the way.
 

@@ -23,7 +23,11 @@ import click
 @click.option("--accelerator", type=click.Choice(["auto", "cpu", "gpu"]), default="auto", show_default=True)
 @click.option("--devices", type=click.IntRange(min=0), default=0, help="On each node; by default one CPU or every GPU.")
 @click.option(
-    "--nodes", type=click.IntRange(min=1), default=1, show_default=True, help="Machines, each started by torchrun."
+    "--nodes",
+    type=click.IntRange(min=1),
+    default=1,
+    show_default=True,
+    help="Machines sharing a disk, each started by torchrun.",
 )
 @click.option("--json", "as_json", is_flag=True, help="Print what came of the run as one JSON document.")
 def command(
@@ -58,6 +62,8 @@ def command(
             devices=Devices(accelerator, devices, nodes),
             progress=progress,
         )
+    if result["state"] != "finished":
+        return  # another process of several nodes; the first one tells
     if as_json:
         click.echo(json.dumps(result, indent=2))
         return

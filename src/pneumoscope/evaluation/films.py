@@ -53,7 +53,7 @@ def choose_films(data: Path, split: str, run_manifest: Path | None) -> tuple[Pat
     if missing:
         raise DatasetError(
             f"the {len(films)} films of the split {split!r} have one label only: there is no {missing[0]}",
-            advice="An evaluation needs both; to score films without labels use: pneumoscope predict",
+            advice="An evaluation needs both",
         )
     return manifest.root, films
 

@@ -28,7 +28,7 @@ __all__ = ["AlexNet", "LocalResponseNorm"]
 class LocalResponseNorm(nn.Module):
     """b = a / (k + alpha x sum of a^2 over n neighbouring channels)^0.75, k = 2, n = 5, alpha = 1e-4.
 
-    Written out because torch's own goes through a three-dimensional pooling, a quarter slower on a CPU for the whole network;
+    Written out because torch's own goes through a three-dimensional pooling, which is slower on a CPU;
     x^-0.75 is taken as rsqrt(x) sqrt(rsqrt(x)). torch divides the sum by n, so its `alpha` would be 5e-4.
 
     Source: Krizhevsky 2012, section 3.3; the sum runs over channels max(0, i - 2) to min(N - 1, i + 2).

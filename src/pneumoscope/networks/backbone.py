@@ -26,7 +26,7 @@ class Backbone(Network):
         UnknownNameError: timm has no network of that name.
     """
 
-    # Depthwise convolutions are a sixth quicker so; the report's large ones are not.
+    # Depthwise convolutions are quicker so on a CPU; the large ones of the report are not.
     memory_format = torch.channels_last
 
     def __init__(self, name: str, *, dropout: float = 0.0) -> None:

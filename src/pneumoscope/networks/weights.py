@@ -59,7 +59,7 @@ def read_tensors(path: Path) -> Tensors:
                 tensors = torch.load(path, map_location="cpu", weights_only=True)
     except pickle.UnpicklingError as error:
         raise WeightsError(
-            f"{str(path)!r} is refused: it holds more than tensors, and loading it could run code",
+            f"{str(path)!r} is refused: it is damaged, or holds more than tensors, and loading that could run code",
             advice="Save the tensors alone: torch.save(model.state_dict(), path)",
         ) from error
     except OSError as error:
@@ -74,7 +74,7 @@ def read_tensors(path: Path) -> Tensors:
 def load_weights(network: Network, path: Path) -> None:
     """Put a file's tensors into a network, in place.
 
-    Taken are files that a run wrote (`best.pt`), and torchvision's VGG19.
+    Taken are files that a run wrote (`best.safetensors`), and torchvision's VGG19.
 
     Raises:
         WeightsError: see `read_tensors`; or a tensor is missing, left over or of another shape.

@@ -97,7 +97,8 @@ class Classifier(pl.LightningModule):
         correct = ((logits > 0) == (batch.labels > 0)).sum()
         count = len(batch.labels)
         self._sums += torch.stack([loss.detach() * count, correct, torch.full_like(loss.detach(), count)])
-        return loss
+        # Devices' gradients are averaged evenly, whatever their shares of the batch.
+        return loss * batch.weight
 
     def on_train_batch_end(self, *_: Any) -> None:
         """Move the mean of the weights."""

@@ -29,16 +29,21 @@ __all__ = ["Batch", "FilmArrays", "FilmBatches", "KeptFeatures", "derive_seed", 
 
 
 class Batch(NamedTuple):
-    """Films or features, 1.0 where pneumonia is present, and each film's place in its split."""
+    """Films or features, 1.0 where pneumonia is present, and each film's place in its split.
+
+    `weight` is what this device's mean loss counts beside the others', 1 on average: devices share a batch as evenly as it goes.
+    """
 
     films: Tensor
     labels: Tensor
     places: Tensor
+    weight: float
 
 
 class _Draw(NamedTuple):
     places: list[int]
     seed: int
+    weight: float = 1.0
 
 
 @dataclasses.dataclass(frozen=True)
@@ -114,7 +119,7 @@ class _Rows(Dataset[Batch]):
         films = torch.from_numpy(self._array[self._rows[draw.places]])
         if self._how.any:
             films = augment(films, self._how, torch.Generator().manual_seed(draw.seed))
-        return Batch(films, self._labels[places], places)
+        return Batch(films, self._labels[places], places, draw.weight)
 
 
 def _as_it_is(batch: Batch) -> Batch:
@@ -168,7 +173,11 @@ class FilmBatches(pl.LightningDataModule):
         rank, world, epoch = self._where()
         batches = epoch_order(len(self.arrays.train), self.batch, self.seed, epoch, world=world)
         draws = [
-            _Draw(places[rank::world], derive_seed(self.seed, epoch, rank, number, 2))
+            _Draw(
+                places[rank::world],
+                derive_seed(self.seed, epoch, rank, number, 2),
+                len(places[rank::world]) * world / len(places),
+            )
             for number, places in enumerate(batches)
         ]
         return self._loader(self._train, draws)

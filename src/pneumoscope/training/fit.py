@@ -45,12 +45,13 @@ def train(
     Args:
         recipe: what to train and how.
         data: a folder, archive or CSV of labelled films, or a manifest that `split` wrote.
-        out: the run's folder.
+        out: the run's folder; over several nodes on a disk that all of them share.
         resume: go on with the run in that folder from the end of its last whole epoch; a finished one is left as it is.
         devices: one CPU or every GPU where None.
         progress: called with (films done, films in all) while films are prepared for the first time.
     Returns:
-        What stands in `run.json` (see `training.run`).
+        What stands in `run.json` (see `training.run`). Over several nodes the first process finishes the run; the others
+        return while it is still "running".
     Raises:
         PatientLeakError: a patient is in two splits and the recipe does not say `by = "image"`.
         UnreadableFilmError: a film cannot be opened or decoded.
@@ -71,7 +72,8 @@ def train(
     _refuse_unreadable(loaded)
     manifest = split_as_asked(loaded, recipe, str(data))
     facts = {"device": device_name(devices), "precision": precision_here(recipe, devices)}
-    refuse_another_run(out, recipe, manifest, resume=resume)
+    if devices.first:
+        refuse_another_run(out, recipe, manifest, resume=resume)
     if (out / RUN).exists() and read_run(out)["state"] == "finished":
         return read_run(out)
     with torch.random.fork_rng(devices=[]):
@@ -79,8 +81,11 @@ def train(
         network = _build(recipe)
         arrays = _arrays(recipe, manifest, network, progress)
         # Only now: a start that fails on weights or films leaves no folder that stands in the way of the next.
-        begin(out, recipe, manifest, facts)
+        if devices.first:
+            begin(out, recipe, manifest, facts)
         history = fit(recipe, network, arrays, out, devices, facts["precision"])
+        if not devices.first:
+            return read_run(out)
         best = best_epoch(history, recipe.training.select)
         load_weights(network, out / BEST)
         export(network.cpu().eval(), recipe, manifest, arrays, out / BUNDLE, best_epoch=best.epoch)

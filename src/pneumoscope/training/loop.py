@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import dataclasses
 import logging
+import os
 import re
 import signal
 import warnings
@@ -58,6 +59,11 @@ class Devices:
         here = self.count or (torch.cuda.device_count() if self.gpu else 1)
         return here * self.nodes
 
+    @property
+    def first(self) -> bool:
+        """True in the process that writes: over several nodes torchrun starts this program in each, and numbers them."""
+        return self.nodes == 1 or os.environ.get("RANK", "0") == "0"
+
     def refuse_missing(self) -> None:
         """Raise where GPUs are asked for that are not there.
 
@@ -73,7 +79,7 @@ class Devices:
 
 
 def bf16_is_native(*, gpu: bool) -> bool:
-    """True where the processor (or GPU) computes in bf16; where it is emulated it is a hundred times slower than float32."""
+    """True where the processor (or GPU) computes in bf16; where it is emulated it is far slower than float32."""
     if gpu:
         return bool(torch.cuda.is_bf16_supported(including_emulation=False))
     found = torch.cpu.get_capabilities()
@@ -180,7 +186,7 @@ def _interruptible() -> Iterator[None]:
 @contextlib.contextmanager
 def _reproducible() -> Iterator[None]:
     # Lightning asks torch for deterministic algorithms, and torch then also fills every new array with NaN to show reads of
-    # what was never written. That is for finding faults and costs a tenth of the speed.
+    # what was never written. That is for finding faults, and takes time.
     switches: Any = torch.utils.deterministic
     before = torch.are_deterministic_algorithms_enabled(), switches.fill_uninitialized_memory
     switches.fill_uninitialized_memory = False

@@ -215,7 +215,12 @@ def read_recipe(source: str, overrides: Iterable[str] = ()) -> Recipe:
     if source in recipes:
         text, where = recipes[source], f"recipe {source}"
     elif Path(source).is_file():
-        text, where = Path(source).read_text(encoding="utf-8"), source
+        try:
+            text, where = Path(source).read_text(encoding="utf-8"), source
+        except (OSError, UnicodeDecodeError) as error:
+            raise RecipeError(
+                f"cannot read {source!r} as a recipe: {error}", advice="A recipe is TOML in UTF-8"
+            ) from error
     else:
         raise UnknownNameError("recipe", source, recipes, advice="List them with: pneumoscope recipes; or give a file")
     try:

@@ -99,8 +99,17 @@ def refuse_another_run(run: Path, recipe: Recipe, manifest: Manifest, *, resume:
     Raises:
         RunError: the folder is in use and `resume` is not asked for, or it is another run's.
     """
+    if run.exists() and not run.is_dir():
+        raise RunError(f"{str(run)!r} is a file, not a folder", advice="Choose another folder with --out")
     if not (run / RUN).exists():
-        if run.exists() and any(run.iterdir()):
+        # A run that was killed while it made its folder has left no more than this, and nothing of anybody else's.
+        begun = {path.name for path in run.iterdir()} if run.exists() else set()
+        own = {
+            name
+            for name in begun
+            if name in {RECIPE, MANIFEST} or name.startswith((f".{RECIPE}-", f".{MANIFEST}-", f".{RUN}-"))
+        }
+        if begun - own or (begun and not resume):
             raise RunError(f"{str(run)!r} is not empty and holds no run", advice="Choose another folder with --out")
         return
     if not resume:
