@@ -44,7 +44,7 @@ def build(
         # A network that starts from ImageNet must see films as ImageNet's pictures were seen.
         network = VGG19(image_size, scaling=UNIT if weights == "none" else IMAGENET)
     else:
-        network = Backbone(name, dropout=dropout)
+        network = Backbone(name, image_size=image_size, dropout=dropout)
     if weights == "imagenet":
         load_imagenet(network, name)
     elif weights != "none":

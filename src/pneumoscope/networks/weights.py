@@ -13,17 +13,16 @@ import warnings
 from collections.abc import Iterator
 from http.client import HTTPException
 from pathlib import Path
-from typing import Any, BinaryIO
+from typing import BinaryIO
 from urllib.request import urlopen
 
-import timm
 import torch
 from safetensors import SafetensorError
 from safetensors.torch import load_file
 from torch import Tensor
 
 from pneumoscope.errors import DownloadError, MissingExtraError, PneumoscopeError, WeightsError
-from pneumoscope.networks.backbone import Backbone
+from pneumoscope.networks.backbone import LITES, Backbone, create
 from pneumoscope.networks.network import Network
 from pneumoscope.networks.vgg19 import VGG19
 from pneumoscope.storage import write_atomically
@@ -98,7 +97,7 @@ def load_imagenet(network: Network, name: str) -> None:
     """
     if isinstance(network, VGG19):
         _put(network, _from_torchvision(read_tensors(find_vgg19())), VGG19_FILE, only="layers.")
-    elif isinstance(network, Backbone) and name.startswith("tf_efficientnet_lite") and name[-1] in "012":
+    elif isinstance(network, Backbone) and name in LITES:
         _load_lite(network, name[-1])
     elif isinstance(network, Backbone):
         _load_hub(network, name)
@@ -199,7 +198,7 @@ def _load_lite(network: Backbone, number: str) -> None:
 
 def _load_hub(network: Backbone, name: str) -> None:
     try:
-        pretrained: Any = timm.create_model(name, pretrained=True, num_classes=1)
+        pretrained = create(name, network.image_size, pretrained=True)
     except Exception as error:  # the hub's client raises its own, httpx's and OSErrors; none share a base
         raise WeightsError(
             f"ImageNet weights for {name!r} cannot be downloaded ({type(error).__name__}: {error})",
@@ -207,7 +206,7 @@ def _load_hub(network: Backbone, name: str) -> None:
             " and copy the folder named by HF_HOME; or give a file as network.weights",
         ) from error
     # All but the last layer, which is ours to begin with.
-    last = {id(parameter) for parameter in pretrained.get_classifier().parameters()}
-    own = {name for name, parameter in pretrained.named_parameters() if id(parameter) in last}
+    last = {id(parameter) for parameter in network.last_layers().parameters()}
+    own = {name for name, parameter in network.model.named_parameters() if id(parameter) in last}
     tensors = {name: value for name, value in pretrained.state_dict().items() if name not in own}
     network.model.load_state_dict(tensors, strict=False)
