@@ -55,17 +55,17 @@ def test_rows_carry_the_standard_definitions():
     assert adam.printed == {"Accuracy": 0.923077, "Recall": 0.9308, "Precision": 0.9103, "F1": 0.9204}
 
 
-def ours(name, *cells):
+def ours(name, *cells, size=224, weights="none"):
     return RunSummary(
         name=name,
-        network="alexnet",
-        optimizer="adam",
-        batch=64,
-        image_size=224,
+        network=name.partition("-")[0],
+        optimizer="sgd" if name.endswith("sgd") else "adam",
+        batch=32 if name.endswith("32") else 64,
+        image_size=size,
         epochs=15,
         seed=0,
         device="cpu",
-        weights="none",
+        weights=weights,
         average_train_accuracy=None,
         average_validation_accuracy=None,
         best_epoch=None,
@@ -79,7 +79,8 @@ def test_ours_stand_beside_the_reports():
     runs = {
         "alexnet-sgd": ours("alexnet-sgd", 380, 10, 200, 34),
         "alexnet-adam": ours("alexnet-adam", 360, 30, 212, 22),
-        "vgg19-adam": ours("vgg19-adam", 384, 6, 100, 134),
+        "vgg19-adam": ours("vgg19-adam", 384, 6, 100, 134, weights="imagenet"),
+        "vgg19-adam-32": ours("vgg19-adam-32", 385, 5, 177, 57, size=64),
         "mine": ours("mine", 390, 0, 234, 0),
     }
     rows = {row.name: row for row in published_rows(runs, COUNTS)}
@@ -90,7 +91,10 @@ def test_ours_stand_beside_the_reports():
         f" {100 * expected.high:.1f}]; ours is higher (unpaired)."
     )
     assert "no difference can be shown" in rows["alexnet-adam"].sentence
-    assert "; ours is lower (unpaired)." in rows["vgg19-adam"].sentence
+    assert rows["vgg19-adam"].sentence.endswith("; ours is lower (unpaired).")
+    assert rows["vgg19-adam-32"].sentence.endswith(
+        "(unpaired). Ours was made otherwise: film side in pixels 64, not 224; starting weights none, not imagenet."
+    )
     assert rows["vgg19-rmsprop"].ours is None
     assert rows["vgg19-rmsprop"].sentence == "vgg19-rmsprop: not among these runs."
     assert "mine" not in rows

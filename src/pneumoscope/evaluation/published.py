@@ -39,6 +39,16 @@ PRINTED: Mapping[str, tuple[float, float, float, float, float, float]] = {
     "vgg19-adam-32": (0.900641, 0.9872, 0.7564, 0.8565, 0.9375131, 0.95336744),
 }
 
+# How the report made each row: network, optimizer, batch. That VGG19 started from ImageNet's weights is read off its curves.
+_MADE = {
+    "alexnet-sgd": ("alexnet", "sgd", 64),
+    "alexnet-adam": ("alexnet", "adam", 64),
+    "alexnet-adam-32": ("alexnet", "adam", 32),
+    "vgg19-rmsprop": ("vgg19", "rmsprop", 64),
+    "vgg19-adam": ("vgg19", "adam", 64),
+    "vgg19-adam-32": ("vgg19", "adam", 32),
+}
+
 
 def restore(name: str, accuracy: float, recall: float, precision: float, f1: float) -> Confusion:
     """The four counts behind one printed row, reading "Precision" as specificity.
@@ -128,5 +138,25 @@ def _beside(
         judged = f"ours is {'higher' if difference.low > 0 else 'lower'}"
     return difference, (
         f"{name}: accuracy {right / n:.3f} here, {theirs / n:.3f} in the report, {points_text(difference)}; {judged}"
-        " (unpaired)."
+        f" (unpaired).{_unlike(name, run)}"
     )
+
+
+def _unlike(name: str, run: RunSummary) -> str:
+    """Where ours was made otherwise: a difference of results may come from there."""
+    network, optimizer, batch = _MADE[name]
+    theirs = {
+        "network": network,
+        "optimizer": optimizer,
+        "batch": batch,
+        "epochs": 15,
+        "image_size": 224,
+        "weights": "imagenet" if network == "vgg19" else "none",
+    }
+    words = {"image_size": "film side in pixels", "weights": "starting weights"}
+    differ = [
+        f"{words.get(field, field)} {getattr(run, field)}, not {value}"
+        for field, value in theirs.items()
+        if getattr(run, field) != value
+    ]
+    return f" Ours was made otherwise: {'; '.join(differ)}." if differ else ""

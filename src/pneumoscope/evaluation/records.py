@@ -12,7 +12,7 @@ import json
 import math
 from collections.abc import Iterable, Mapping
 from pathlib import Path
-from typing import TypeVar
+from typing import Any, TypeVar
 
 from pydantic import BaseModel, ConfigDict, TypeAdapter, ValidationError
 
@@ -133,13 +133,15 @@ def read_run(path: Path) -> RunRecord:
     Raises:
         RunError: it is missing, malformed, of another schema, or of a run that is not finished.
     """
-    record = _checked(TypeAdapter(RunRecord), path, "Is it a run folder? Train one: pneumoscope train RECIPE")
-    if record.state != "finished":
+    advice = "Is it a run folder? Train one: pneumoscope train RECIPE"
+    data = _document(path, advice)
+    # First, since a run that is not finished has not all that is read here.
+    if data.get("state") not in {"finished", None}:
         raise RunError(
-            f"run {record.name!r} is {record.state!r}, not finished ({str(path)!r})",
+            f"run {data.get('name')!r} is {data['state']!r}, not finished ({str(path)!r})",
             advice="Finish it: pneumoscope train RECIPE --data DATA --out RUN --resume",
         )
-    return record
+    return _checked(TypeAdapter(RunRecord), path, advice)
 
 
 _AGAIN = "Write it again: pneumoscope evaluate RUN --data DATA"
@@ -155,6 +157,15 @@ def _text(path: Path) -> str:
 
 def _checked(kind: TypeAdapter[_Read], path: Path, advice: str) -> _Read:
     """A JSON document of our schema as `kind`; every type must be the right one, nothing is converted."""
+    data = _document(path, advice)
+    try:
+        return kind.validate_json(json.dumps(data), strict=True)
+    except ValidationError as error:
+        raise RunError(f"{str(path)!r} is malformed: {_first(error)}", advice=advice) from error
+
+
+def _document(path: Path, advice: str) -> dict[str, Any]:
+    """A JSON object of our schema."""
     text = _text(path)
     try:
         data = json.loads(text, parse_constant=_refuse_constant)
@@ -163,10 +174,7 @@ def _checked(kind: TypeAdapter[_Read], path: Path, advice: str) -> _Read:
     schema = data.get("schema") if isinstance(data, dict) else None
     if schema != SCHEMA:
         raise RunError(f"{str(path)!r} has schema {schema!r}; this version reads {SCHEMA}", advice=advice)
-    try:
-        return kind.validate_json(text, strict=True)
-    except ValidationError as error:
-        raise RunError(f"{str(path)!r} is malformed: {_first(error)}", advice=advice) from error
+    return dict(data)
 
 
 def _refuse_constant(name: str) -> None:
