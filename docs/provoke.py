@@ -13,7 +13,7 @@ import numpy as np
 import torch
 from PIL import Image
 
-from pneumoscope.bundle.card import Calibration, Card, OperatingPoint, Parity, read_bundle, short_hash
+from pneumoscope.bundle.card import Calibration, Card, OperatingPoint, Parity, Share, read_bundle, short_hash
 from pneumoscope.cli import _told
 from pneumoscope.dataset.layouts import load_manifest
 from pneumoscope.dataset.manifest import Film, Manifest
@@ -131,7 +131,14 @@ def _weights() -> None:
 
 def _threshold() -> None:
     film = Film("1.png", "NORMAL", "", "", "validation", "ab" * 32)
-    point = OperatingPoint(threshold=0.7, rule="highest Youden index on 1 validation films", chosen_on="validation")
+    share = Share(value=1, low=0.2, high=1, n=1, method="wilson")
+    point = OperatingPoint(
+        threshold=0.7,
+        rule="highest Youden index on 1 validation films",
+        chosen_on="validation",
+        sensitivity=share,
+        specificity=share,
+    )
     card = Card(
         name="quick",
         network=_NETWORK,
@@ -142,7 +149,7 @@ def _threshold() -> None:
         onnx_bytes=0,
         preparation=Preparation(),
         calibration=Calibration(slope=1, intercept=0, method="none", n=0),
-        points={"best": point},
+        points={"balanced": point},
         parity=Parity(films=0, largest=0),
         recipe={},
         seed=0,
@@ -153,7 +160,7 @@ def _threshold() -> None:
         best_epoch=1,
         machine={},
     )
-    refuse_chosen_thresholds([film], card, ["best"])
+    refuse_chosen_thresholds([film], card, ["balanced"])
 
 
 def _download() -> None:

@@ -6,21 +6,30 @@ import hashlib
 import json
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 import pytest
 from PIL import Image
 
-from pneumoscope.bundle.card import Calibration, Card, OperatingPoint, Parity
+from pneumoscope.bundle.card import Calibration, Card, OperatingPoint, Parity, Share
 from pneumoscope.dataset.layouts import load_manifest
 from pneumoscope.radiograph.prepare import Preparation
 
 SIZE = 16
+
+
+def operating_point(threshold: float, rule: str, chosen_on: Literal["fixed", "validation"]) -> OperatingPoint:
+    """What a card says of a threshold; all three of three films right, whose Wilson interval begins at 0.438."""
+    share = Share(value=1, low=0.438, high=1, n=3, method="wilson")
+    return OperatingPoint(threshold=threshold, rule=rule, chosen_on=chosen_on, sensitivity=share, specificity=share)
+
+
 POINTS = {
-    "half": OperatingPoint(threshold=0.5, rule="fixed", chosen_on="fixed"),
-    "best": OperatingPoint(threshold=0.4, rule="highest Youden index on 8 validation films", chosen_on="validation"),
-    "sensitive": OperatingPoint(threshold=0.2, rule="sensitivity 0.99 on 8 validation films", chosen_on="validation"),
+    "half": operating_point(0.5, "fixed", "fixed"),
+    "balanced": operating_point(0.4, "highest Youden index on 8 validation films", "validation"),
+    "rule-out": operating_point(0.2, "sensitivity 0.99 on 8 validation films", "validation"),
+    "rule-in": operating_point(0.7, "specificity 0.99 on 8 validation films", "validation"),
 }
 
 

@@ -122,7 +122,7 @@ class Evaluation:
         recipe: the recipe as data.
         metrics: what needs no threshold: auroc, auprc, brier, expected_calibration_error.
         auroc_by_etiology: bacteria against normal, virus against normal.
-        points: operating points by name: "half", "best", "sensitive".
+        points: operating points by name: "half", "balanced", "rule-out", "rule-in".
         look: how many evaluations of these test films the ledger holds, this one included; None for other splits.
         seconds: scoring time, wall clock.
         created: UTC, ISO 8601.

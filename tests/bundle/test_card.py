@@ -8,7 +8,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from pydantic import ValidationError
 
-from pneumoscope.bundle.card import Calibration, Card, OperatingPoint, Parity, read_bundle, short_hash
+from pneumoscope.bundle.card import Calibration, Card, OperatingPoint, Parity, Share, read_bundle, short_hash
 from pneumoscope.errors import BundleError
 from pneumoscope.radiograph.prepare import PREPARE_VERSION, Preparation
 
@@ -16,6 +16,9 @@ from pneumoscope.radiograph.prepare import PREPARE_VERSION, Preparation
 @pytest.fixture
 def bundle(maker):
     return maker.bundle(maker.root / "bundle")
+
+
+SHARE = Share(value=1, low=0.2, high=1, n=1, method="wilson")
 
 
 def change(bundle, **fields):
@@ -33,9 +36,13 @@ def test_a_bundle_comes_back_as_it_was_written(bundle):
     assert hashlib.sha256(network).hexdigest() == card.onnx_sha256
     assert card.to_json() == written
     assert (card.format, card.labels, card.name, card.preparation.size) == (1, ("NORMAL", "PNEUMONIA"), "grey", 16)
-    assert card.points["sensitive"] == OperatingPoint(
-        threshold=0.2, rule="sensitivity 0.99 on 8 validation films", chosen_on="validation"
+    point = card.points["rule-out"]
+    assert (point.threshold, point.rule, point.chosen_on) == (
+        0.2,
+        "sensitivity 0.99 on 8 validation films",
+        "validation",
     )
+    assert (point.specificity.value, point.specificity.low, point.specificity.n) == (1, 0.438, 3)
     assert card.calibration == Calibration(slope=0.8, intercept=0.1, method="platt", n=8)
 
 
@@ -170,7 +177,7 @@ def test_a_size_that_does_not_fit_the_hash_is_noticed(bundle):
         ('"slope": 0.8', '"slope": {}', "calibration.slope"),
         ('"intercept": 0.1', '"intercept": {}', "calibration.intercept"),
         ('"largest": 0.0', '"largest": {}', "parity.largest"),
-        ('"threshold": 0.4', '"threshold": {}', "points.best.threshold"),
+        ('"threshold": 0.4', '"threshold": {}', "points.balanced.threshold"),
         ('"recipe": {', '"recipe": {{"rate": {},', "recipe.rate"),
     ],
 )
@@ -200,16 +207,16 @@ def test_a_method_of_calibration_that_is_unknown_is_refused(bundle):
 def test_a_threshold_is_a_score(threshold):
     """On the card a threshold is between 0 and 1, both included, and nothing else."""
     if 0 <= threshold <= 1:
-        point = OperatingPoint(threshold=threshold, rule="", chosen_on="fixed")
+        point = OperatingPoint(threshold=threshold, rule="", chosen_on="fixed", sensitivity=SHARE, specificity=SHARE)
         assert OperatingPoint.model_validate_json(point.model_dump_json()) == point
     else:
         with pytest.raises(ValidationError, match="threshold"):
-            OperatingPoint(threshold=threshold, rule="", chosen_on="fixed")
+            OperatingPoint(threshold=threshold, rule="", chosen_on="fixed", sensitivity=SHARE, specificity=SHARE)
 
 
 def test_a_point_that_test_films_chose_cannot_be_written():
     with pytest.raises(ValidationError, match="chosen_on"):
-        OperatingPoint(threshold=0.5, rule="best", chosen_on="test")
+        OperatingPoint(threshold=0.5, rule="best", chosen_on="test", sensitivity=SHARE, specificity=SHARE)
 
 
 def test_a_card_cannot_be_changed_in_place():

@@ -38,12 +38,12 @@ def test_sentences_files_and_the_page(runs, tmp_path):
 
 def test_json_is_one_document_and_the_file(runs, tmp_path):
     out = tmp_path / "out"
-    result = invoke(*runs, "--published", "--point", "sensitive", "--out", out, "--json")
+    result = invoke(*runs, "--published", "--point", "rule-out", "--out", out, "--json")
     assert result.exit_code == 0, result.output
     data = json.loads(result.stdout)
     assert data == json.loads((out / "comparison.json").read_text())
-    assert data["point"] == "sensitive"
-    assert data["command"] == (f"pneumoscope compare {runs[0]} {runs[1]} --published --point sensitive --out {out}")
+    assert data["point"] == "rule-out"
+    assert data["command"] == (f"pneumoscope compare {runs[0]} {runs[1]} --published --point rule-out --out {out}")
 
 
 def test_the_report_stands_beside_ours(runs, tmp_path):

@@ -42,24 +42,24 @@ def test_the_tables_show_every_number_with_its_interval(maker):
 
 def test_an_undefined_number_says_why(maker):
     """A network that calls every film pneumonia."""
-    result = invoke(maker.run(gain=1e-6), "--data", maker.films(), "--points", "best")
+    result = invoke(maker.run(gain=1e-6), "--data", maker.films(), "--points", "balanced")
     assert result.exit_code == 0
     assert "every film is called pneumonia" in result.stdout
 
 
 def test_options_reach_the_library(maker, tmp_path):
     out, ledger = tmp_path / "out", tmp_path / "looks.jsonl"
-    options = ["--points", "half, best", "--out", out, "--ledger", ledger, "--seed", 5]
+    options = ["--points", "half, balanced", "--out", out, "--ledger", ledger, "--seed", 5]
     result = invoke(maker.run(), "--data", maker.films(), *options)
     assert result.exit_code == 0, result.output
     evaluation = read_evaluation(out / "evaluation.json")
-    assert list(evaluation.points) == ["half", "best"]
+    assert list(evaluation.points) == ["half", "balanced"]
     assert evaluation.points["half"].metrics["mcc"].seed == 5
     assert json.loads(ledger.read_text())["look"] == 1
 
 
 def test_the_split_reaches_the_library(maker, tmp_path):
-    """Validation films chose two of the thresholds: refused, and judged at the fixed one."""
+    """Validation films chose three of the thresholds: refused, and judged at the fixed one."""
     films = maker.films(split="train")
     manifest = films / "split.csv"
     manifest.write_text(maker.manifest(films, "validation"))

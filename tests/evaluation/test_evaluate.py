@@ -36,7 +36,7 @@ def test_a_run_is_judged_and_written(maker):
     assert evaluation.metrics["auprc"].value == pytest.approx(metrics.average_precision_score(labels, logits))
     loss = metrics.brier_score_loss(labels, expit(0.8 * logits + 0.1))
     assert evaluation.metrics["brier"].value == pytest.approx(loss, abs=1e-6)
-    for name, threshold in (("half", 0.5), ("best", 0.4), ("sensitive", 0.2)):
+    for name, threshold in (("half", 0.5), ("balanced", 0.4), ("rule-out", 0.2), ("rule-in", 0.7)):
         called = expit(logits) >= threshold
         point = evaluation.points[name]
         assert point.metrics["accuracy"].value == pytest.approx((called == labels).mean())
@@ -106,8 +106,8 @@ def test_many_films_keep_their_order(maker):
 
 
 def test_an_unknown_operating_point_is_named(maker):
-    with pytest.raises(UnknownNameError, match=r"no operating point 'bets'. Did you mean 'best'"):
-        evaluate(maker.run(), maker.films(), points=["half", "bets"])
+    with pytest.raises(UnknownNameError, match=r"no operating point 'balancd'. Did you mean 'balanced'"):
+        evaluate(maker.run(), maker.films(), points=["half", "balancd"])
 
 
 def test_an_unfinished_run_is_refused(maker):
@@ -176,7 +176,7 @@ def test_what_the_ledger_says(maker):
     assert line["films_sha256"] == evaluation.films_sha256
     assert (line["n"], line["split"], line["recipe"], line["name"], line["look"]) == (32, "test", "grey", "grey", 1)
     assert line["metrics"]["auroc"] == evaluation.metrics["auroc"].value
-    assert line["points"]["best"]["threshold"] == 0.4
+    assert line["points"]["balanced"]["threshold"] == 0.4
     assert line["points"]["half"]["accuracy"] == evaluation.points["half"].metrics["accuracy"].value
     assert line["when"] == evaluation.created
 

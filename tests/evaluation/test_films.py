@@ -127,8 +127,8 @@ def test_a_threshold_is_not_judged_by_the_films_that_chose_it(maker):
     films = load_manifest(maker.films()).films
     card = card_that_saw(maker, "validation", films[:3])
     with pytest.raises(
-        ThresholdError, match=r"^the operating point 'best' was chosen on 3 of these 32 films.*--points half"
+        ThresholdError, match=r"^the operating point 'balanced' was chosen on 3 of these 32 films.*--points half"
     ):
-        refuse_chosen_thresholds(films, card, ["half", "best", "sensitive"])
+        refuse_chosen_thresholds(films, card, ["half", "balanced", "rule-out"])
     refuse_chosen_thresholds(films, card, ["half"])
-    refuse_chosen_thresholds(films[3:], card, ["half", "best", "sensitive"])
+    refuse_chosen_thresholds(films[3:], card, ["half", "balanced", "rule-out"])

@@ -2,7 +2,7 @@
 
 import pytest
 
-from pneumoscope.bundle.card import OperatingPoint
+from pneumoscope.bundle.card import OperatingPoint, Share
 from pneumoscope.evaluation.measure import etiology_aurocs, judge_point, positives, ranking_metrics
 from pneumoscope.results import Confusion, ScoredFilm
 
@@ -19,7 +19,8 @@ FILMS = [
     film("PNEUMONIA", "virus", -1.0, 0.3, "d"),
     film("PNEUMONIA", "", 3.0, 0.95, "e"),
 ]
-HALF = OperatingPoint(threshold=0.5, rule="fixed", chosen_on="fixed")
+SHARE = Share(value=1, low=0.2, high=1, n=1, method="wilson")
+HALF = OperatingPoint(threshold=0.5, rule="fixed", chosen_on="fixed", sensitivity=SHARE, specificity=SHARE)
 
 
 def test_a_film_at_the_threshold_is_called_pneumonia():

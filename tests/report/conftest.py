@@ -92,8 +92,8 @@ def evaluate(name: str, films: Films, scored: list[ScoredFilm]) -> Evaluation:
     points = {}
     for point, threshold, rule in (
         ("half", 0.5, "fixed"),
-        ("best", 0.731234, "highest Youden index on 782 validation films"),
-        ("sensitive", 0.118811, "sensitivity of at least 0.99 on 782 validation films"),
+        ("balanced", 0.731234, "highest Youden index on 782 validation films"),
+        ("rule-out", 0.118811, "sensitivity of at least 0.99 on 782 validation films"),
     ):
         called = score >= threshold
         points[point] = PointResult(

@@ -146,7 +146,7 @@ def test_etiology_and_operating_points_are_those_of_the_evaluations(three: Any, 
         ]
         assert row.values() == [value.value for value in expected]
         assert [cell.text() for cell in row.all("td")] == [f"{shown(v)} n = {v.n}" for v in expected]
-    for name in ("half", "best", "sensitive"):
+    for name in ("half", "balanced", "rule-out"):
         rows = section(page, "points").all("tr", data_point=name)
         for row, point in zip(rows, (evaluation.points[name] for evaluation in evaluations), strict=True):
             metrics = [point.metrics[metric].value for metric in ("sensitivity", "specificity", "accuracy")]

@@ -5,7 +5,7 @@ import onnx
 import pytest
 import torch
 
-from pneumoscope.bundle.card import Calibration, Card, OperatingPoint, Parity
+from pneumoscope.bundle.card import Calibration, Card, Parity
 from pneumoscope.errors import ParityError
 from pneumoscope.networks.build import build
 from pneumoscope.predictor.predictor import Predictor
@@ -18,7 +18,7 @@ def predictor(content, size):
     card = Card(
         name="test", network="test", parameters=1, version="0", created="", onnx_sha256="", onnx_bytes=0,
         preparation=Preparation(size=size), calibration=Calibration(slope=1, intercept=0, method="none", n=0),
-        points={"half": OperatingPoint(threshold=0.5, rule="", chosen_on="fixed")}, parity=Parity(films=0, largest=0),
+        points={}, parity=Parity(films=0, largest=0),
         recipe={}, seed=0, manifest_sha256="", split_by="image", counts={}, seen={}, best_epoch=1, machine={},
     )  # fmt: skip
     return Predictor(card, content)
@@ -73,9 +73,16 @@ def test_the_points_on_the_card_are_those_of_the_statistics():
     scores = np.array([0.1, 0.2, 0.6, 0.7, 0.8, 0.9])
     labels = np.array([False, False, False, True, True, True])
 
-    points = module._points(scores, labels)
+    points = module._points(scores, labels, [""] * 6)
 
-    assert points["best"].threshold == pytest.approx(0.65)
-    assert points["sensitive"].threshold == pytest.approx(0.7)
-    assert [points[name].chosen_on for name in ("half", "best", "sensitive")] == ["fixed", "validation", "validation"]
-    assert "6 validation films" in points["best"].rule
+    assert points["balanced"].threshold == pytest.approx(0.65)
+    assert points["rule-out"].threshold == pytest.approx(0.7)
+    assert points["rule-in"].threshold == pytest.approx(0.65)
+    assert [point.chosen_on for point in points.values()] == ["fixed", "validation", "validation", "validation"]
+    assert "6 validation films" in points["balanced"].rule
+    assert "3 validation normals" in points["rule-in"].rule
+    # At 0.5 one of three normals, 0.6, is called pneumonia; Wilson's interval of 2 of 3 is [0.208, 0.939].
+    specificity = points["half"].specificity
+    assert (specificity.value, specificity.n, specificity.method) == (pytest.approx(2 / 3), 3, "wilson")
+    assert (specificity.low, specificity.high) == (pytest.approx(0.2077, abs=1e-4), pytest.approx(0.9385, abs=1e-4))
+    assert points["half"].sensitivity.value == 1

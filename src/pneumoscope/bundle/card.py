@@ -25,6 +25,7 @@ __all__ = [
     "Card",
     "OperatingPoint",
     "Parity",
+    "Share",
     "find_bundle",
     "read_bundle",
     "short_hash",
@@ -39,6 +40,22 @@ class _Part(BaseModel):
     model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
 
 
+class Share(_Part):
+    """A share of films with its interval.
+
+    Attributes:
+        value, low, high: 0 to 1; the interval holds 95%.
+        n: films.
+        method: how the interval was made.
+    """
+
+    value: float = Field(ge=0, le=1)
+    low: float = Field(ge=0, le=1)
+    high: float = Field(ge=0, le=1)
+    n: int = Field(ge=1)
+    method: str
+
+
 class OperatingPoint(_Part):
     """A threshold and how it came about.
 
@@ -46,11 +63,14 @@ class OperatingPoint(_Part):
         threshold: on the score (sigmoid of the logit, before calibration), 0 to 1; a film at or above it is called pneumonia.
         rule: in words: "highest Youden index on 782 validation films".
         chosen_on: "validation" where films decided it, "fixed" where none did.
+        sensitivity, specificity: on validation films; kind to a threshold that they chose.
     """
 
     threshold: float = Field(ge=0, le=1)
     rule: str
     chosen_on: Literal["fixed", "validation"]
+    sensitivity: Share
+    specificity: Share
 
 
 class Calibration(_Part):
@@ -88,7 +108,8 @@ class Card(_Part):
         parameters: all of them, frozen ones too.
         onnx_sha256, onnx_bytes: of the network file.
         preparation: how a film becomes its input.
-        points: operating points by name: "half" (0.5), "best", "sensitive".
+        points: operating points by name: "half" (0.5), "balanced" (highest Youden index), "rule-out" (sensitivity of 0.99),
+            "rule-in" (specificity of 0.99).
         recipe: what trained it, as data.
         seed: of the run.
         manifest_sha256: of the films, labels, patients and splits it was trained with.

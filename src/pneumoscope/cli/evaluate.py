@@ -24,7 +24,10 @@ __all__ = ["command"]
 @click.option("--data", required=True, type=click.Path(path_type=Path), help="Folder, manifest CSV or archive.")
 @click.option("--split", default="test", show_default=True, help="train, validation or test.")
 @click.option(
-    "--points", default="half,best,sensitive", show_default=True, help="Operating points, separated by commas."
+    "--points",
+    default="half,balanced,rule-out,rule-in",
+    show_default=True,
+    help="Operating points, separated by commas.",
 )
 @click.option("--out", type=click.Path(path_type=Path), help="Folder of the results.  [default: RUN/evaluation/SPLIT]")
 @click.option(

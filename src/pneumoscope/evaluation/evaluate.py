@@ -32,7 +32,7 @@ from pneumoscope.storage import write_atomically
 
 __all__ = ["POINTS", "evaluate"]
 
-POINTS = ("half", "best", "sensitive")
+POINTS = ("half", "balanced", "rule-out", "rule-in")
 # Films are decoded by a few threads while the network scores those before them.
 _THREADS = 4
 _AHEAD = 64

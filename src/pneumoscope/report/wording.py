@@ -40,8 +40,9 @@ METRICS = {
 PAIR_METRICS = {"accuracy": "accuracy", "auroc": "AUROC"}
 POINTS = {
     "half": "threshold 0.5",
-    "best": "best on validation",
-    "sensitive": "99% sensitivity on validation",
+    "balanced": "best on validation",
+    "rule-out": "99% sensitivity on validation",
+    "rule-in": "99% specificity on validation",
 }
 ETIOLOGIES = ("normal", "bacteria", "virus")
 GLOSSARY = {

@@ -11,10 +11,10 @@ from pneumoscope.errors import UndefinedMetricError
 from pneumoscope.statistics.inputs import checked
 from pneumoscope.statistics.roc import roc_curve
 
-__all__ = ["at_sensitivity", "best"]
+__all__ = ["at_sensitivity", "at_specificity", "highest_youden"]
 
 
-def best(scores: npt.ArrayLike, labels: npt.ArrayLike) -> float:
+def highest_youden(scores: npt.ArrayLike, labels: npt.ArrayLike) -> float:
     """The threshold with the highest Youden index (sensitivity + specificity - 1).
 
     It lies midway between the lowest score called pneumonia and the next below it. Of equally good ones the lowest is
@@ -58,3 +58,29 @@ def at_sensitivity(scores: npt.ArrayLike, labels: npt.ArrayLike, sensitivity: fl
     positive = np.sort(x[y])[::-1]
     needed = max(1, math.ceil(sensitivity * len(positive) - 1e-9))  # 0.07 x 100 is 7.000000000000001
     return float(positive[needed - 1])
+
+
+def at_specificity(scores: npt.ArrayLike, labels: npt.ArrayLike, specificity: float = 0.99) -> float:
+    """The smallest threshold with at least this specificity, midway between the last normal below it and the next score.
+
+    Where no score lies above that normal, midway to 1. A threshold cannot lie above 1: where so many normals score 1 that the
+    specificity is out of reach, 1 is given.
+
+    Args:
+        scores: of validation films, 0 to 1, shape (n,).
+        labels: True where pneumonia is present, shape (n,).
+        specificity: above 0, up to 1.
+    Raises:
+        UndefinedMetricError: there is no normal film, or the specificity is outside its range.
+    """
+    x, y = checked(scores, labels)
+    if not 0 < specificity <= 1:
+        raise UndefinedMetricError(f"a specificity of {specificity} is not above 0 and up to 1")
+    if y.all():
+        raise UndefinedMetricError("a threshold by specificity needs a normal film; there is none")
+    normal = np.sort(x[~y])
+    needed = max(1, math.ceil(specificity * len(normal) - 1e-9))
+    last = float(normal[needed - 1])
+    above = float(x[x > last].min(initial=1.0))
+    middle = last + (above - last) / 2
+    return middle if last < middle else above

@@ -11,7 +11,7 @@ import hashlib
 import io
 import logging
 import warnings
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 import numpy as np
@@ -19,14 +19,24 @@ import numpy.typing as npt
 import torch
 
 from pneumoscope import __version__
-from pneumoscope.bundle.card import CARD_FILE, NETWORK_FILE, Calibration, Card, OperatingPoint, Parity, short_hash
+from pneumoscope.bundle.card import (
+    CARD_FILE,
+    NETWORK_FILE,
+    Calibration,
+    Card,
+    OperatingPoint,
+    Parity,
+    Share,
+    short_hash,
+)
 from pneumoscope.dataset.cache import prepare_films
 from pneumoscope.dataset.manifest import Manifest
 from pneumoscope.errors import ParityError
 from pneumoscope.networks.network import Network
 from pneumoscope.predictor.predictor import Predictor, sigmoid
 from pneumoscope.statistics.calibration import fit_platt
-from pneumoscope.statistics.operating_point import at_sensitivity, best
+from pneumoscope.statistics.intervals import proportion
+from pneumoscope.statistics.operating_point import at_sensitivity, at_specificity, highest_youden
 from pneumoscope.storage import write_atomically
 from pneumoscope.training.films import FilmArrays
 from pneumoscope.training.recipe import Recipe
@@ -89,7 +99,7 @@ def export(
         update={
             "parity": check_parity(network, pixels[spread], logits[spread]),
             "calibration": _calibrate(logits, labels),
-            "points": _points(sigmoid(logits), labels),
+            "points": _points(sigmoid(logits), labels, [film.patient for film in arrays.validation]),
         }
     )
     write_atomically(folder / NETWORK_FILE, onnx)
@@ -147,18 +157,38 @@ def _calibrate(logits: npt.NDArray[np.float32], labels: npt.NDArray[np.bool_]) -
     return Calibration(slope=slope, intercept=intercept, method="platt", n=len(labels))
 
 
-def _points(scores: npt.NDArray[np.float64], labels: npt.NDArray[np.bool_]) -> dict[str, OperatingPoint]:
+def _points(
+    scores: npt.NDArray[np.float64], labels: npt.NDArray[np.bool_], patients: Sequence[str]
+) -> dict[str, OperatingPoint]:
     n, positives = len(labels), int(labels.sum())
+    chosen = {
+        "half": (0.5, "score of 0.5, as in the report"),
+        "balanced": (highest_youden(scores, labels), f"highest Youden index on {n} validation films"),
+        "rule-out": (
+            at_sensitivity(scores, labels, 0.99),
+            f"highest threshold with sensitivity 0.99 on {positives} validation pneumonias",
+        ),
+        "rule-in": (
+            at_specificity(scores, labels, 0.99),
+            f"lowest threshold with specificity 0.99 on {n - positives} validation normals",
+        ),
+    }
+
+    def share(threshold: float, positive: bool) -> Share:
+        places = np.flatnonzero(labels == positive)
+        right = (scores[places] >= threshold) == positive
+        found = proportion(right, [patients[place] for place in places.tolist()])
+        return Share.model_validate({field: getattr(found, field) for field in Share.model_fields})
+
     return {
-        "half": OperatingPoint(threshold=0.5, rule="score of 0.5, as in the report", chosen_on="fixed"),
-        "best": OperatingPoint(
-            threshold=best(scores, labels), rule=f"highest Youden index on {n} validation films", chosen_on="validation"
-        ),
-        "sensitive": OperatingPoint(
-            threshold=at_sensitivity(scores, labels, 0.99),
-            rule=f"highest threshold with sensitivity 0.99 on {positives} validation pneumonias",
-            chosen_on="validation",
-        ),
+        name: OperatingPoint(
+            threshold=threshold,
+            rule=rule,
+            chosen_on="fixed" if name == "half" else "validation",
+            sensitivity=share(threshold, True),
+            specificity=share(threshold, False),
+        )
+        for name, (threshold, rule) in chosen.items()
     }
 
 
