@@ -1,17 +1,18 @@
-"""Whoever looks at a file sees the old one or the new one, whatever happens while it is written."""
+"""Whoever looks at a file sees the old one or the new one, whatever happens while it is written; one at a time holds a lock."""
 
 import errno
 import os
 import subprocess
 import sys
 import threading
+import time
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
 
-from pneumoscope.errors import StorageError
-from pneumoscope.storage import write_atomically
+from pneumoscope.errors import RunError, StorageError
+from pneumoscope.storage import is_temporary, locked, sweep, write_atomically
 
 
 def names(folder):
@@ -214,3 +215,114 @@ write_atomically(Path({str(path)!r}), content)
     assert path.read_text() == "old"
     write_atomically(path, "new")
     assert path.read_text() == "new"
+    (left,) = set(names(tmp_path)) - {"file"}
+    assert is_temporary(left, "file")
+
+    sweep(path)
+
+    assert names(tmp_path) == ["file"]
+    assert path.read_text() == "new"
+
+
+def test_only_what_killed_writes_of_this_file_left_is_swept(tmp_path):
+    theirs = ["file", ".file", ".file-", ".file-0123", ".file-0123456789abcdeg", ".file-0123456789abcdef0", ".file-x"]
+    theirs += [
+        "file-0123456789abcdef",
+        ".another-0123456789abcdef",
+        ".my.file-0123456789abcdef",
+        ".FILE-0123456789abcdef",
+    ]
+    for name in (*theirs, ".file-0123456789abcdef", ".file-fedcba9876543210"):
+        (tmp_path / name).write_text("kept")
+
+    sweep(tmp_path / "file")
+    sweep(tmp_path / "absent" / "file")
+
+    assert names(tmp_path) == sorted(theirs)
+
+
+def test_a_dot_in_a_name_is_a_dot(tmp_path):
+    assert is_temporary(".last.ckpt-0123456789abcdef", "last.ckpt")
+    assert not is_temporary(".lastxckpt-0123456789abcdef", "last.ckpt")
+
+
+# --- locks -----------------------------------------------------------------------------------------------------------
+
+HOLDER = """
+import sys, time
+from pathlib import Path
+from pneumoscope.errors import RunError
+from pneumoscope.storage import locked
+with locked(Path(sys.argv[1]), RunError("held")):
+    print("held", flush=True)
+    time.sleep(600)
+"""
+
+
+@pytest.fixture
+def holder(tmp_path):
+    """Another process that holds `tmp_path/made/lock`."""
+    command = [sys.executable, "-c", HOLDER, str(tmp_path / "made" / "lock")]
+    with subprocess.Popen(command, stdout=subprocess.PIPE, text=True) as process:
+        assert process.stdout.readline() == "held\n"
+        yield process
+        process.kill()
+
+
+def test_a_lock_that_another_process_holds_is_refused_and_goes_when_that_is_killed(tmp_path, holder):
+    path, error = tmp_path / "made" / "lock", RunError("in use")
+
+    with pytest.raises(RunError, match="in use"), locked(path, error):
+        pytest.fail("two hold it")
+    begun = time.monotonic()
+    with pytest.raises(RunError, match="in use"), locked(path, error, wait=0.3):
+        pytest.fail("two hold it")
+    assert time.monotonic() - begun >= 0.3
+
+    holder.kill()
+    holder.wait()
+
+    with locked(path, error):
+        assert path.exists()
+
+
+def test_who_waits_for_a_lock_gets_it_when_its_holder_is_killed(tmp_path, holder):
+    threading.Timer(0.3, holder.kill).start()
+
+    with locked(tmp_path / "made" / "lock", RunError("in use"), wait=60):
+        assert holder.wait() == -9
+
+
+def test_a_lock_is_free_again_after_an_error_and_its_error_is_the_callers(tmp_path):
+    error = RunError("in use")
+    for _ in range(2):
+        with pytest.raises(OSError, match="theirs"), locked(tmp_path / "lock", error):
+            raise OSError("theirs")
+
+
+@pytest.mark.parametrize("number", [errno.ENOLCK, errno.ENOSYS, errno.EOPNOTSUPP])
+def test_a_drive_without_locks_is_an_error_and_not_a_lock_that_outlives_its_holder(tmp_path, monkeypatch, number):
+    fcntl = pytest.importorskip("fcntl")
+
+    def none(*_):
+        raise OSError(number, os.strerror(number))
+
+    monkeypatch.setattr(fcntl, "flock", none)
+
+    with (
+        pytest.raises(
+            StorageError, match=rf"cannot lock '.*/lock': {os.strerror(number)}. Choose a folder .* has locks"
+        ),
+        locked(tmp_path / "lock", RunError("in use")),
+    ):
+        pytest.fail("it was locked")
+
+
+def test_a_lock_that_cannot_be_made_is_named(tmp_path):
+    (tmp_path / "file").write_text("a file, and no folder")
+
+    with (
+        pytest.raises(StorageError, match=r"cannot lock '.*file/lock': (Not a directory|File exists)"),
+        locked(tmp_path / "file" / "lock", RunError("in use")),
+    ):
+        pytest.fail("it was locked")

@@ -81,7 +81,7 @@ def reproduce(
         for words in differs:
             tell(words)
         tell(f"{name}: training ({recipe.training.epochs} epochs at {recipe.network.image_size} pixels)")
-        train(recipe, data, run, resume=True, devices=devices)
+        train(recipe, data, run, resume=True, devices=devices, tell=tell)
         if not (run / "evaluation" / "test" / EVALUATION_FILE).exists():
             tell(f"{name}: evaluating on the test films")
             evaluate(run, data, ledger=ledger)

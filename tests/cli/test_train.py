@@ -1,6 +1,7 @@
 """`train` on the command line: one document, or words and where things are; what is refused leaves nothing."""
 
 import json
+import shutil
 import signal
 import subprocess
 import sys
@@ -81,6 +82,21 @@ def test_a_run_is_told_as_one_document_and_in_words(train, recipe, films, tmp_pa
 
     assert (status, out) == (2, "")
     assert "run' holds a run already. Go on with it: --resume" in err
+
+
+def test_what_the_reading_of_the_films_assumed_is_told_on_standard_error(train, recipe, films, tmp_path):
+    renamed = tmp_path / "films"
+    shutil.copytree(films, renamed)
+    film = next((renamed / "train" / "NORMAL").iterdir())
+    film.rename(film.with_name(f"unknown{film.suffix}"))
+
+    status, out, err = train(recipe, "--data", renamed, "--out", tmp_path / "run", "--json")
+
+    assert status == 0, err
+    assert json.loads(out)["state"] == "finished"
+    notes = [line for line in err.splitlines() if line.startswith("note: ")]
+    assert notes[0].startswith("note: the patient of 1 of 80 films is unknown: their names do not tell it.")
+    assert notes[1:] == ["note: 1 films of unknown patients were divided as if each were a patient of its own"]
 
 
 def test_options_reach_the_library(train, films, tmp_path, monkeypatch):

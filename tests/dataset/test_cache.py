@@ -50,9 +50,9 @@ def decoded(monkeypatch):
     """Paths of the films that were decoded."""
     paths, read_film = [], module.read_film
 
-    def counting(root, film):
+    def counting(root, film, **options):
         paths.append(film.path)
-        return read_film(root, film)
+        return read_film(root, film, **options)
 
     monkeypatch.setattr(module, "read_film", counting)
     return paths
@@ -285,6 +285,21 @@ def test_a_full_disk_is_an_error_with_what_to_do_and_leaves_nothing(root, films,
         prepare_films(root, films, SMALL)
 
     assert files(cache) == []
+
+
+@pytest.mark.parametrize("reserves", [True, False], ids=["where blocks can be reserved", "where they cannot"])
+def test_films_are_kept_on_systems_that_reserve_blocks_and_on_others(root, films, cache, monkeypatch, reserves):
+    if not reserves:
+        monkeypatch.delattr(os, "posix_fallocate", raising=False)
+    elif not hasattr(os, "posix_fallocate"):
+        pytest.skip("this system cannot")
+
+    made = prepare_films(root, films, SMALL)
+
+    assert (cache / f"films-{made.key}").stat().st_size == made.pixels.size + 4
+    np.testing.assert_array_equal(
+        made.pixels[made.rows], [module.prepare(module.read_film(root, film), SMALL) for film in films]
+    )
 
 
 def test_a_disk_that_is_really_full_leaves_what_was_there(root, films, tmp_path, monkeypatch):

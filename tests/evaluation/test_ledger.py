@@ -11,7 +11,9 @@ from pathlib import Path
 import pytest
 
 from pneumoscope.errors import StorageError
+from pneumoscope.evaluation import ledger as module
 from pneumoscope.evaluation.ledger import default_ledger, write_look
+from pneumoscope.storage import locked
 
 
 def test_looks_are_counted_by_films(tmp_path):
@@ -92,3 +94,34 @@ def test_a_full_disk_is_told(tmp_path, monkeypatch):
     with pytest.raises(StorageError, match=r"cannot write the test ledger .*: No space left on device"):
         write_look(tmp_path / "ledger.jsonl", {"films_sha256": "a"})
     assert (tmp_path / "ledger.jsonl").read_bytes() == b""
+
+
+def test_a_ledger_that_stays_locked_is_told_and_nothing_is_added(tmp_path, monkeypatch):
+    ledger = tmp_path / "ledger.jsonl"
+    monkeypatch.setattr(module, "_WAIT", 0.2)
+    with (
+        locked(tmp_path / ".ledger.jsonl.lock", StorageError("held")),
+        pytest.raises(StorageError, match=r"ledger.jsonl' has been locked by another process for 0 s. Try again"),
+    ):
+        write_look(ledger, {"films_sha256": "a"})
+    assert not ledger.exists()
+    assert write_look(ledger, {"films_sha256": "a"}) == 1
+
+
+def test_the_lock_lies_hidden_beside_the_ledger_and_git_does_not_see_it(tmp_path):
+    write_look(tmp_path / "test-ledger.jsonl", {"films_sha256": "a"})
+    assert sorted(path.name for path in tmp_path.iterdir()) == [".test-ledger.jsonl.lock", "test-ledger.jsonl"]
+    root = Path(__file__).parents[2]
+    if not (root / ".git").exists():
+        pytest.skip("no git checkout")
+    names = ["results/.test-ledger.jsonl.lock", "results/runs/a/.run.lock", "results/test-ledger.jsonl"]
+    ignored = subprocess.run(
+        ["git", "-C", root, "check-ignore", "--no-index", *names], capture_output=True, text=True, check=False
+    )
+    assert ignored.stdout.split() == names[:2]
+
+
+def test_it_can_be_imported_where_there_is_no_fcntl():
+    code = "import sys; sys.modules['fcntl'] = None; import pneumoscope.evaluation.ledger"
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr

@@ -7,10 +7,6 @@ from pneumoscope.training.augment import augment
 from pneumoscope.training.recipe import Augmentation
 
 
-def generator(seed=0):
-    return torch.Generator().manual_seed(seed)
-
-
 @pytest.fixture
 def films():
     """Six films of 40 pixels, brighter to the right and smooth, with a bright square high on the left."""
@@ -34,21 +30,39 @@ EVERYTHING = Augmentation(
 
 
 def test_the_same_seed_gives_the_same_films_and_another_does_not(films):
-    first = augment(films, EVERYTHING, generator(1))
+    first = augment(films, EVERYTHING, range(6))
 
-    assert torch.equal(first, augment(films, EVERYTHING, generator(1)))
-    assert not torch.equal(first, augment(films, EVERYTHING, generator(2)))
+    assert torch.equal(first, augment(films, EVERYTHING, range(6)))
+    other = augment(films, EVERYTHING, range(6, 12))
+    assert not any(torch.equal(a, b) for a, b in zip(first, other, strict=True))
+
+
+def test_a_film_looks_the_same_in_any_batch_and_at_any_place_in_it(films):
+    whole = augment(films, EVERYTHING, range(6))
+    part = augment(films[[4, 1, 3]], EVERYTHING, [4, 1, 3])
+
+    torch.testing.assert_close(part, whole[[4, 1, 3]], rtol=0, atol=1e-3)
+
+
+def test_an_option_changes_nothing_about_what_another_draws():
+    # On a film of one grey, contrast does nothing and brightness is all there is.
+    film = torch.full((20, 8, 8), 100, dtype=torch.uint8)
+
+    alone = augment(film, Augmentation(brightness=0.2), range(20))
+    both = augment(film, Augmentation(brightness=0.2, contrast=0.3), range(20))
+
+    torch.testing.assert_close(both, alone)
 
 
 def test_films_of_a_batch_draw_their_own_values(films):
-    made = augment(films, EVERYTHING, generator())
+    made = augment(films, EVERYTHING, range(6))
 
     assert len({film.numpy().tobytes() for film in made}) == len(films)
 
 
 @pytest.mark.parametrize("name", [name for name in Augmentation.model_fields if name != "flip"])
 def test_each_option_alone_changes_films_and_stays_in_range(films, name):
-    made = augment(films, Augmentation(**{name: 2.0 if name == "blur" else 0.3}), generator())
+    made = augment(films, Augmentation(**{name: 2.0 if name == "blur" else 0.3}), range(6))
 
     assert made.shape == films.shape
     assert made.dtype == torch.float32
@@ -59,7 +73,7 @@ def test_each_option_alone_changes_films_and_stays_in_range(films, name):
 
 def test_a_flip_mirrors_half_of_the_films_and_nothing_else(films):
     many = films[:1].repeat(64, 1, 1)
-    made = augment(many, Augmentation(flip=True), generator())
+    made = augment(many, Augmentation(flip=True), range(64))
     mirrored = [torch.allclose(film, many[0].flip(1).float(), atol=1e-3) for film in made]
     kept = [torch.allclose(film, many[0].float(), atol=1e-3) for film in made]
 
@@ -72,7 +86,7 @@ def test_a_rotation_keeps_the_centre_and_moves_the_square():
     film[0, 19:22, 19:22] = 200  # the centre
     film[0, 19:22, 33:38] = 200  # to its right
 
-    made = augment(film.repeat(20, 1, 1), Augmentation(rotation=45), generator())
+    made = augment(film.repeat(20, 1, 1), Augmentation(rotation=45), range(20))
 
     assert (made[:, 20, 20] > 150).all()
     assert (made[:, 20, 35] < 150).any()
@@ -83,19 +97,29 @@ def test_a_crop_shows_more_of_less():
     film = torch.zeros(1, 40, 40, dtype=torch.uint8)
     film[0, 15:25, 15:25] = 255
 
-    made = augment(film.repeat(50, 1, 1), Augmentation(scale=0.4), generator()) / 255
+    made = augment(film.repeat(50, 1, 1), Augmentation(scale=0.4), range(50)) / 255
 
     areas = made.sum(dim=(1, 2))
     assert areas.max() <= 100 / 0.6 * 1.02
     assert areas.median() > 105
 
 
+def test_an_aspect_of_three_quarters_squeezes_to_half_and_stretches_to_double():
+    # A ratio of 1/4 to 4 at the same area: sides of 1/2 to 2 films, so that a white film fills 1/2 to all of each side.
+    made = augment(torch.full((300, 40, 40), 255, dtype=torch.uint8), Augmentation(aspect=0.75), range(300)) / 255
+
+    for side in (1, 2):
+        filled = made.amax(dim=side).sum(dim=1)
+        assert filled.min() == pytest.approx(20, abs=1)
+        assert filled.max() == pytest.approx(40)
+
+
 def test_brightness_and_contrast_are_what_they_say():
     film = torch.full((200, 4, 4), 100, dtype=torch.uint8)
     film[:, :, 2:] = 140
 
-    bright = augment(film, Augmentation(brightness=0.2), generator())
-    contrast = augment(film, Augmentation(contrast=0.2), generator())
+    bright = augment(film, Augmentation(brightness=0.2), range(200))
+    contrast = augment(film, Augmentation(contrast=0.2), range(200))
 
     assert bright[:, 0, 0].min() >= 79.9
     assert bright[:, 0, 0].max() <= 120.1

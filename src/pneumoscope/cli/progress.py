@@ -23,11 +23,20 @@ def film_progress(words: str) -> Iterator[Callable[[int, int], None] | None]:
     from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
     columns = (TextColumn(words), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
-    with Progress(*columns, console=Console(stderr=True), transient=True) as bar:
-        task = bar.add_task(words, total=None, visible=False)
+    bar = Progress(*columns, console=Console(stderr=True), transient=True)
+    task = bar.add_task(words, total=None)
 
-        def move(done: int, total: int) -> None:
-            # The bar goes when the films are done: training shows its own.
-            bar.update(task, completed=done, total=total, visible=done < total)
+    def move(done: int, total: int) -> None:
+        # There only while films are being gone through: training shows a bar of its own, and two at once spoil each other.
+        # One step can follow another (decoding, then features), so that it may come back.
+        bar.update(task, completed=done, total=total)
+        if done < total:
+            bar.start()
+        else:
+            bar.stop()
+            bar.reset(task)
 
+    try:
         yield move
+    finally:
+        bar.stop()

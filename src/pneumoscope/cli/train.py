@@ -61,6 +61,7 @@ def command(
             resume=resume,
             devices=Devices(accelerator, devices, nodes),
             progress=progress,
+            tell=lambda words: click.echo(words, err=True),
         )
     if result["state"] != "finished":
         return  # another process of several nodes; the first one tells

@@ -6,7 +6,6 @@ sure that nobody can have had one unseen. One JSON object a line, only ever adde
 
 from __future__ import annotations
 
-import fcntl
 import json
 import os
 from collections.abc import Mapping
@@ -14,10 +13,13 @@ from pathlib import Path
 from typing import Any
 
 from pneumoscope.errors import StorageError
+from pneumoscope.storage import locked
 
 __all__ = ["ENVIRONMENT", "default_ledger", "write_look"]
 
 ENVIRONMENT = "PNEUMOSCOPE_LEDGER"
+# Seconds; a look is written in far less than one.
+_WAIT = 60.0
 
 
 def default_ledger() -> Path:
@@ -28,8 +30,8 @@ def default_ledger() -> Path:
 def write_look(ledger: Path, entry: Mapping[str, Any]) -> int:
     """Add one look, and say which look at these films it is.
 
-    Processes that write at once wait for each other (a lock on the file), and the line is on the disk when this
-    returns.
+    Processes that write at once wait for each other (a lock, on a hidden file beside the ledger), and the line is on the
+    disk when this returns.
 
     Args:
         ledger: the file; made where it is missing.
@@ -39,13 +41,24 @@ def write_look(ledger: Path, entry: Mapping[str, Any]) -> int:
     Raises:
         StorageError: the ledger cannot be written, or a line in it is malformed (it is named, and nothing is added).
     """
+    held = StorageError(
+        f"the test ledger {str(ledger)!r} has been locked by another process for {_WAIT:.0f} s",
+        advice="Try again when that process has ended",
+    )
     try:
         ledger.parent.mkdir(parents=True, exist_ok=True)
-        handle = os.open(ledger, os.O_RDWR | os.O_APPEND | os.O_CREAT, 0o644)
+    except OSError as error:
+        raise _unwritable(ledger, error) from error
+    with locked(ledger.parent / f".{ledger.name}.lock", held, wait=_WAIT):
+        return _add(ledger, entry)
+
+
+def _add(ledger: Path, entry: Mapping[str, Any]) -> int:
+    try:
+        handle = os.open(ledger, os.O_RDWR | os.O_APPEND | os.O_CREAT | getattr(os, "O_BINARY", 0), 0o644)
     except OSError as error:
         raise _unwritable(ledger, error) from error
     try:
-        fcntl.flock(handle, fcntl.LOCK_EX)  # released when the file is closed, also by a process that is killed
         before = _read(handle)
         look = 1 + _looks(before, entry["films_sha256"], ledger)
         line = json.dumps({**entry, "look": look}, allow_nan=False, ensure_ascii=False) + "\n"

@@ -20,7 +20,7 @@ from pneumoscope.storage import write_atomically
 from pneumoscope.training.classifier import Classifier
 from pneumoscope.training.history import best_epoch, history_csv
 
-__all__ = ["BEST", "EPOCHS", "STATE", "AtomicCheckpoints", "KeepBestAndLast"]
+__all__ = ["BEST", "EPOCHS", "STATE", "AtomicCheckpoints", "KeepBestAndLast", "epochs_done"]
 
 STATE = "checkpoints/last.ckpt"
 BEST = "checkpoints/best.safetensors"
@@ -76,3 +76,10 @@ class KeepBestAndLast(Checkpoint):
         trainer.save_checkpoint(self.run / STATE)
         if trainer.is_global_zero:
             write_atomically(self.run / EPOCHS, history_csv(history))
+
+
+def epochs_done(run: Path) -> int:
+    """Whole epochs that a run's state holds; 0 where there is no state yet."""
+    state = run / STATE
+    # Mapped, not read: the tensors are hundreds of megabytes.
+    return len(torch.load(state, map_location="cpu", weights_only=True, mmap=True)["history"]) if state.exists() else 0

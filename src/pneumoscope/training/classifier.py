@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import functools
 import time
 from typing import Any, cast
@@ -16,6 +17,7 @@ from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 from pneumoscope.errors import DivergedError
 from pneumoscope.networks.network import Network
 from pneumoscope.statistics.roc import auroc
+from pneumoscope.training.batch_norm import JointBatchNorm
 from pneumoscope.training.films import Batch, derive_seed
 from pneumoscope.training.history import Epoch
 from pneumoscope.training.optimizers import make_optimizer, make_schedule
@@ -86,7 +88,9 @@ class Classifier(pl.LightningModule):
 
     def training_step(self, batch: Batch, _: int) -> Tensor:
         """One step; its films count towards the epoch's training loss and accuracy as they were seen, as Keras counts."""
-        logits = self._logits(self.network, batch.films)
+        joint = self.trainer.world_size > 1 and self.device.type == "cpu"
+        with JointBatchNorm() if joint else contextlib.nullcontext():
+            logits = self._logits(self.network, batch.films)
         smoothing = self.recipe.training.label_smoothing
         targets = batch.labels * (1 - smoothing) + 0.5 * smoothing
         normal, pneumonia = self._label_weights
@@ -106,11 +110,8 @@ class Classifier(pl.LightningModule):
             self.average.update_parameters(self.network)
 
     def on_validation_epoch_start(self) -> None:
-        """Take the first device's batch statistics everywhere: each device has gathered its own."""
+        """Begin to collect."""
         self._validated = []
-        if self.trainer.world_size > 1:
-            for buffer in self.kept.buffers():
-                torch.distributed.broadcast(buffer, src=0)
 
     def validation_step(self, batch: Batch, _: int) -> None:
         """Collect logits."""
@@ -173,8 +174,10 @@ class Classifier(pl.LightningModule):
     def _from_all(self, own: Tensor) -> Tensor:
         if self.trainer.world_size == 1:
             return own
-        gathered: Tensor = self.all_gather(own)  # type: ignore[assignment]
-        return gathered
+        # Not Lightning's, which goes through a function of torch's that warns of its end.
+        parts = [torch.empty_like(own) for _ in range(self.trainer.world_size)]
+        torch.distributed.all_gather(parts, own.contiguous())
+        return torch.stack(parts)
 
 
 def _move_mean(decay: float, means: Any, values: Any, count: Any) -> None:

@@ -42,7 +42,7 @@ class Batch(NamedTuple):
 
 class _Draw(NamedTuple):
     places: list[int]
-    seed: int
+    epoch: int
     weight: float = 1.0
 
 
@@ -80,7 +80,8 @@ def derive_seed(*parts: int) -> int:
 def epoch_order(count: int, batch: int, seed: int, epoch: int, *, world: int = 1) -> list[list[int]]:
     """The batches of one epoch: every film once, shuffled.
 
-    A last batch too small for batch normalisation (fewer than two films a device) joins the one before.
+    A last batch of one film, which batch normalisation cannot train on, or of fewer films than devices joins the one before.
+    Otherwise the batches are the same on any number of devices.
 
     Args:
         count: films.
@@ -90,7 +91,7 @@ def epoch_order(count: int, batch: int, seed: int, epoch: int, *, world: int = 1
     generator = torch.Generator().manual_seed(derive_seed(seed, epoch, 1))
     order = torch.randperm(count, generator=generator).tolist()
     batches = [order[start : start + batch] for start in range(0, count, batch)]
-    if len(batches) > 1 and len(batches[-1]) < 2 * world:
+    if len(batches) > 1 and len(batches[-1]) < max(2, world):
         tail = batches.pop()
         batches[-1] += tail
     return batches
@@ -110,15 +111,22 @@ class _Draws:
 
 
 class _Rows(Dataset[Batch]):
-    def __init__(self, array: npt.NDArray[Any], rows: npt.NDArray[np.int64], films: Sequence[Film], how: Augmentation):
-        self._array, self._rows, self._how = array, rows, how
+    def __init__(
+        self,
+        array: npt.NDArray[Any],
+        rows: npt.NDArray[np.int64],
+        films: Sequence[Film],
+        how: Augmentation,
+        seed: int,
+    ) -> None:
+        self._array, self._rows, self._how, self._seed = array, rows, how, seed
         self._labels = torch.tensor([float(film.positive) for film in films])
 
     def __getitems__(self, draw: _Draw) -> Batch:
         places = torch.tensor(draw.places, dtype=torch.int64)
         films = torch.from_numpy(self._array[self._rows[draw.places]])
         if self._how.any:
-            films = augment(films, self._how, torch.Generator().manual_seed(draw.seed))
+            films = augment(films, self._how, [derive_seed(self._seed, draw.epoch, place, 2) for place in draw.places])
         return Batch(films, self._labels[places], places, draw.weight)
 
 
@@ -157,8 +165,8 @@ class FilmBatches(pl.LightningDataModule):
                 raise RuntimeError(f"features {arrays.features.name} vanished from the cache")
             array = kept
         count = len(arrays.train)
-        self._train = _Rows(array, prepared.rows[:count], arrays.train, self.augmentation)
-        self._validation = _Rows(array, prepared.rows[count:], arrays.validation, Augmentation())
+        self._train = _Rows(array, prepared.rows[:count], arrays.train, self.augmentation, self.seed)
+        self._validation = _Rows(array, prepared.rows[count:], arrays.validation, Augmentation(), self.seed)
 
     def _where(self) -> tuple[int, int, int]:
         trainer = self.trainer
@@ -173,23 +181,18 @@ class FilmBatches(pl.LightningDataModule):
         rank, world, epoch = self._where()
         batches = epoch_order(len(self.arrays.train), self.batch, self.seed, epoch, world=world)
         draws = [
-            _Draw(
-                places[rank::world],
-                derive_seed(self.seed, epoch, rank, number, 2),
-                len(places[rank::world]) * world / len(places),
-            )
-            for number, places in enumerate(batches)
+            _Draw(places[rank::world], epoch, len(places[rank::world]) * world / len(places)) for places in batches
         ]
         return self._loader(self._train, draws)
 
     def val_dataloader(self) -> DataLoader[Batch]:
         """This device's share of the validation films; shares are made equal by repeating films from the start."""
-        rank, world, _ = self._where()
+        rank, world, epoch = self._where()
         count = len(self.arrays.validation)
         padded = [place % count for place in range(-(-count // world) * world)]
         share, step = padded[rank::world], max(1, self.batch // world)
         return self._loader(
-            self._validation, [_Draw(share[start : start + step], 0) for start in range(0, len(share), step)]
+            self._validation, [_Draw(share[start : start + step], epoch) for start in range(0, len(share), step)]
         )
 
     def _loader(self, rows: _Rows | None, draws: Sequence[_Draw]) -> DataLoader[Batch]:

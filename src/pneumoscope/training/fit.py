@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
+from collections.abc import Callable
 from pathlib import Path, PurePosixPath
 from typing import Any
 
 import torch
 
+from pneumoscope.bundle.card import CARD_FILE, NETWORK_FILE
 from pneumoscope.dataset.cache import AUDIT, prepare_films
 from pneumoscope.dataset.contents import Progress
 from pneumoscope.dataset.layouts import load_manifest
@@ -19,16 +22,36 @@ from pneumoscope.networks.network import Network
 from pneumoscope.networks.weights import load_weights
 from pneumoscope.radiograph.decode import EXTENSIONS
 from pneumoscope.report.curves import write_curves
-from pneumoscope.training.checkpoints import BEST
+from pneumoscope.storage import sweep
+from pneumoscope.training.checkpoints import BEST, EPOCHS, STATE, epochs_done
 from pneumoscope.training.export import export
 from pneumoscope.training.films import FilmArrays, derive_seed
-from pneumoscope.training.frozen import keep_features
+from pneumoscope.training.frozen import keep_features, weights_sha256
 from pneumoscope.training.history import best_epoch
 from pneumoscope.training.loop import Devices, device_name, fit, precision_here
 from pneumoscope.training.recipe import Recipe
-from pneumoscope.training.run import BUNDLE, CURVES, RUN, begin, finish, read_run, refuse_another_run
+from pneumoscope.training.run import (
+    BUNDLE,
+    CURVES,
+    MANIFEST,
+    RECIPE,
+    RUN,
+    begin,
+    finish,
+    go_on,
+    hold,
+    read_run,
+    refuse_another_run,
+    refuse_other_weights,
+)
 
 __all__ = ["split_as_asked", "train"]
+
+# Everything in a run's folder that `train` writes in one step.
+_FILES = (
+    *(RECIPE, MANIFEST, RUN, EPOCHS, CURVES, STATE, BEST),
+    *(f"{BUNDLE}/{name}" for name in (NETWORK_FILE, CARD_FILE)),
+)
 
 
 def train(
@@ -39,6 +62,7 @@ def train(
     resume: bool = False,
     devices: Devices | None = None,
     progress: Progress | None = None,
+    tell: Callable[[str], None] = lambda words: None,
 ) -> dict[str, Any]:
     """Train a recipe's network and write its bundle.
 
@@ -49,6 +73,7 @@ def train(
         resume: go on with the run in that folder from the end of its last whole epoch; a finished one is left as it is.
         devices: one CPU or every GPU where None.
         progress: called with (films done, films in all) while films are prepared for the first time.
+        tell: is told what a person should know: how the films were read, and what is not as asked.
     Returns:
         What stands in `run.json` (see `training.run`). Over several nodes the first process finishes the run; the others
         return while it is still "running".
@@ -57,7 +82,7 @@ def train(
         UnreadableFilmError: a film cannot be opened or decoded.
         DatasetError: no film, or one label only, in train or validation.
         UsageError: fewer than two films a device in a batch, or GPUs that are not there.
-        RunError: the folder is in use or another run's.
+        RunError: the folder is in use or another run's, or the starting weights are not those that the run began with.
         DivergedError: the loss is not a number any more; the last good checkpoint is kept.
         StorageError: the disk is full; the last good checkpoint is kept.
     """
@@ -71,18 +96,49 @@ def train(
     loaded = load_manifest(data)
     _refuse_unreadable(loaded)
     manifest = split_as_asked(loaded, recipe, str(data))
-    facts = {"device": device_name(devices), "precision": precision_here(recipe, devices)}
+    if (done := _done(out, recipe, manifest, devices, resume=resume)) is not None:
+        return done
+    # Over several nodes the first process holds the folder for all.
+    with hold(out) if devices.first else contextlib.nullcontext():
+        # Once more: until now another process could have begun, or ended.
+        if (done := _done(out, recipe, manifest, devices, resume=resume)) is not None:
+            return done
+        if devices.first:
+            for note in manifest.notes:
+                tell(f"note: {note}")
+            for name in _FILES:
+                sweep(out / name)
+        return _train(recipe, manifest, out, devices, progress, tell if devices.first else lambda words: None)
+
+
+def _done(out: Path, recipe: Recipe, manifest: Manifest, devices: Devices, *, resume: bool) -> dict[str, Any] | None:
+    """What came of the run where it is finished."""
     if devices.first:
         refuse_another_run(out, recipe, manifest, resume=resume)
-    if (out / RUN).exists() and read_run(out)["state"] == "finished":
-        return read_run(out)
+    found = read_run(out) if (out / RUN).exists() else None
+    return found if found and found["state"] == "finished" else None
+
+
+def _train(
+    recipe: Recipe,
+    manifest: Manifest,
+    out: Path,
+    devices: Devices,
+    progress: Progress | None,
+    tell: Callable[[str], None],
+) -> dict[str, Any]:
+    facts = {"device": device_name(devices), "precision": _precision(recipe, out, devices, tell)}
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(derive_seed(recipe.training.seed, 0))
         network = _build(recipe)
+        start = _weights_sha256(network, recipe)
+        refuse_other_weights(out, start)
         arrays = _arrays(recipe, manifest, network, progress)
         # Only now: a start that fails on weights or films leaves no folder that stands in the way of the next.
-        if devices.first:
-            begin(out, recipe, manifest, facts)
+        if devices.first and (out / RUN).exists():
+            go_on(out, epochs_done(out), facts)
+        elif devices.first:
+            begin(out, recipe, manifest, {**facts, "weights_sha256": start})
         history = fit(recipe, network, arrays, out, devices, facts["precision"])
         if not devices.first:
             return read_run(out)
@@ -100,6 +156,22 @@ def train(
             "seconds": sum(row.seconds for row in history),
         },
     )
+
+
+def _precision(recipe: Recipe, out: Path, devices: Devices, tell: Callable[[str], None]) -> str:
+    # Epochs in two precisions are not one experiment, wherever a run is moved to. Every device can compute in both.
+    here = precision_here(recipe, devices)
+    begun: str = read_run(out)["precision"] if (out / RUN).exists() else here
+    if begun != here:
+        tell(f"note: the run was begun in precision {begun} and goes on so; begun on this machine it would be {here}")
+    return begun
+
+
+def _weights_sha256(network: Network, recipe: Recipe) -> str:
+    # What ImageNet's weights leave to be drawn may be drawn otherwise on another machine.
+    convolutions = {id(parameter) for parameter in network.convolutions()}
+    drawn = [name for name, parameter in network.named_parameters() if id(parameter) not in convolutions]
+    return weights_sha256(network, without=drawn if recipe.network.weights == "imagenet" else ())
 
 
 def _refuse_unreadable(manifest: Manifest) -> None:

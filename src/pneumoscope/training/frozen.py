@@ -6,6 +6,7 @@ The name of the kept array is a hash of the films and of the weights that made i
 from __future__ import annotations
 
 import hashlib
+from collections.abc import Collection
 
 import numpy as np
 import numpy.typing as npt
@@ -16,7 +17,7 @@ from pneumoscope.dataset.contents import Progress
 from pneumoscope.networks.network import Network
 from pneumoscope.training.films import KeptFeatures
 
-__all__ = ["keep_features"]
+__all__ = ["keep_features", "weights_sha256"]
 
 _BATCH = 32
 
@@ -35,7 +36,7 @@ def keep_features(network: Network, films: PreparedFilms, progress: Progress | N
     network.eval()
     with torch.inference_mode():
         shape = (len(films.pixels), *_features(network, films.pixels[:1]).shape[1:])
-        kept = KeptFeatures(f"features-{_key(network, films)}", tuple(int(side) for side in shape))
+        kept = KeptFeatures(f"features-{weights_sha256(network, films.key)[:32]}", tuple(int(side) for side in shape))
 
         def fill(target: npt.NDArray[np.generic]) -> None:
             for start in range(0, len(films.pixels), _BATCH):
@@ -55,9 +56,17 @@ def _features(network: Network, pixels: npt.NDArray[np.uint8]) -> npt.NDArray[np
     return np.asarray(maps.numpy(), dtype=np.float32)
 
 
-def _key(network: Network, films: PreparedFilms) -> str:
-    digest = hashlib.sha256(films.key.encode())
+def weights_sha256(network: Network, films: str = "", *, without: Collection[str] = ()) -> str:
+    """Hash of a network's weights: the name and the values of each, in the order of their names.
+
+    Args:
+        network: on the CPU or not.
+        films: what else decides; hashed first.
+        without: names to leave out.
+    """
+    digest = hashlib.sha256(films.encode())
     for name, tensor in sorted(network.state_dict().items()):
-        digest.update(name.encode())
-        digest.update(tensor.cpu().numpy().tobytes())
-    return digest.hexdigest()[:32]
+        if name not in without:
+            digest.update(name.encode())
+            digest.update(tensor.cpu().numpy().tobytes())
+    return digest.hexdigest()

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import copy
 import dataclasses
 import logging
 import os
@@ -16,8 +17,8 @@ from typing import Any, Literal
 import lightning.pytorch as pl
 import torch
 from lightning.pytorch.callbacks import Callback
-from lightning.pytorch.loggers import TensorBoardLogger
 from lightning.pytorch.strategies import DDPStrategy
+from timm.layers.norm_act import convert_sync_batchnorm
 from torch.multiprocessing.spawn import ProcessRaisedException
 
 import pneumoscope.errors
@@ -26,12 +27,15 @@ from pneumoscope.errors import PneumoscopeError, RunError, UsageError
 from pneumoscope.networks.network import Network
 from pneumoscope.training.checkpoints import STATE, AtomicCheckpoints, KeepBestAndLast
 from pneumoscope.training.classifier import Classifier
+from pneumoscope.training.events import EventLog
 from pneumoscope.training.films import FilmArrays, FilmBatches
 from pneumoscope.training.history import Epoch
 from pneumoscope.training.progress import ShowProgress
 from pneumoscope.training.recipe import Recipe
 
 __all__ = ["Devices", "bf16_is_native", "device_name", "fit", "precision_here"]
+
+_LIGHTNING = ("lightning.pytorch", "lightning.fabric")
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
@@ -128,6 +132,10 @@ def fit(
     settings = recipe.training
     batches = FilmBatches(arrays, batch=settings.batch, seed=settings.seed, augmentation=recipe.augmentation)
     world = devices.world
+    if devices.gpu and world > 1:
+        # timm's conversion, because torch's drops the activations inside timm's layers; of a copy, so that the caller's network
+        # stays one for any device. On CPUs see `batch_norm`.
+        network = convert_sync_batchnorm(copy.deepcopy(network))  # type: ignore[no-untyped-call]
     model = Classifier(
         recipe,
         network.to(memory_format=torch.channels_last if devices.gpu else network.memory_format),
@@ -136,7 +144,7 @@ def fit(
         on_features=arrays.features is not None,
     )
     state = out / STATE
-    with _interruptible(), _reproducible(), _quiet(), warnings.catch_warnings():
+    with _interruptible(), _settings():
         trainer = pl.Trainer(
             accelerator="gpu" if devices.gpu else "cpu",
             devices=devices.world // devices.nodes,
@@ -149,7 +157,7 @@ def fit(
             gradient_clip_val=recipe.optimizer.clip or None,
             callbacks=[KeepBestAndLast(out), ShowProgress(), *watch],
             plugins=[AtomicCheckpoints()] if world == 1 else None,
-            logger=TensorBoardLogger(out, name="", version="tensorboard"),
+            logger=EventLog(out / "tensorboard"),
             num_sanity_val_steps=0,
             reload_dataloaders_every_n_epochs=1,
             use_distributed_sampler=False,
@@ -158,9 +166,6 @@ def fit(
             enable_checkpointing=True,
             log_every_n_steps=1,
         )
-        # Batches come from an array in memory: worker processes, which Lightning recommends, would only be in the way.
-        warnings.filterwarnings("ignore", message=r".*does not have many workers.*")
-        warnings.filterwarnings("ignore", message=r".*LeafSpec.*", category=FutureWarning)
         _translating_spawned_errors(
             lambda: trainer.fit(
                 model, datamodule=batches, ckpt_path=state if state.exists() else None, weights_only=True
@@ -184,31 +189,42 @@ def _interruptible() -> Iterator[None]:
 
 
 @contextlib.contextmanager
-def _reproducible() -> Iterator[None]:
+def _settings() -> Iterator[None]:
+    # Those of a process that trains, and afterwards what was there before.
+    switches: Any = torch.utils.deterministic
+    before = torch.are_deterministic_algorithms_enabled(), switches.fill_uninitialized_memory
+    levels = {name: logging.getLogger(name).level for name in _LIGHTNING}
+    with warnings.catch_warnings():
+        try:
+            _settle()
+            yield
+        finally:
+            torch.use_deterministic_algorithms(before[0])
+            switches.fill_uninitialized_memory = before[1]
+            for name, level in levels.items():
+                logging.getLogger(name).setLevel(level)
+
+
+def _settle() -> None:
     # Lightning asks torch for deterministic algorithms, and torch then also fills every new array with NaN to show reads of
     # what was never written. That is for finding faults, and takes time.
     switches: Any = torch.utils.deterministic
-    before = torch.are_deterministic_algorithms_enabled(), switches.fill_uninitialized_memory
     switches.fill_uninitialized_memory = False
-    try:
-        yield
-    finally:
-        torch.use_deterministic_algorithms(before[0])
-        switches.fill_uninitialized_memory = before[1]
-
-
-@contextlib.contextmanager
-def _quiet() -> Iterator[None]:
     # Lightning tells which accelerators it did not find, and advertises.
-    loggers = [logging.getLogger(name) for name in ("lightning.pytorch", "lightning.fabric")]
-    levels = [logger.level for logger in loggers]
-    for logger in loggers:
-        logger.setLevel(logging.WARNING)
-    try:
-        yield
-    finally:
-        for logger, level in zip(loggers, levels, strict=True):
-            logger.setLevel(level)
+    for name in _LIGHTNING:
+        logging.getLogger(name).setLevel(logging.WARNING)
+    # Batches come from an array in memory: worker processes, which Lightning recommends, would only be in the way.
+    warnings.filterwarnings("ignore", message=r".*does not have many workers.*")
+    warnings.filterwarnings("ignore", message=r".*LeafSpec.*", category=FutureWarning)
+
+
+class _SettledProcesses(DDPStrategy):
+    """Lightning's, whose spawned processes begin with the settings of the one that starts them."""
+
+    def setup_environment(self) -> None:
+        """The first thing that such a process does."""
+        _settle()
+        super().setup_environment()
 
 
 def _strategy(devices: Devices, world: int) -> Any:
@@ -217,7 +233,7 @@ def _strategy(devices: Devices, world: int) -> Any:
     backend = "nccl" if devices.gpu else "gloo"
     # Spawned processes work from a script, a notebook and a test alike; over several nodes torchrun starts them.
     start: Any = "popen" if devices.nodes > 1 else "spawn"
-    return DDPStrategy(
+    return _SettledProcesses(
         process_group_backend=backend,
         start_method=start,
         checkpoint_io=AtomicCheckpoints(),

@@ -2,20 +2,24 @@
 
 RUN/recipe.toml                 every field, defaults written out
     manifest.csv                the films, their labels, patients, splits and hashes
-    run.json                    seed, device, versions, machine, state, averages, times
+    run.json                    seed, device, versions, machine, state, averages, times, where it was resumed
     epochs.csv                  a row an epoch
     curves.svg
     checkpoints/                last.ckpt (the state), best.safetensors (the weights kept)
     tensorboard/
     bundle/                     network.onnx and card.json: what everything after training reads
     evaluation/SPLIT/           written by `evaluate`
+
+While a process trains in it there is a lock, `.run.lock`, too.
 """
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import platform
+from collections.abc import Iterator
 from datetime import UTC, datetime
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
@@ -24,7 +28,7 @@ from typing import Any
 from pneumoscope import __version__
 from pneumoscope.dataset.manifest import Manifest
 from pneumoscope.errors import RunError
-from pneumoscope.storage import write_atomically
+from pneumoscope.storage import is_temporary, locked, write_atomically
 from pneumoscope.training.recipe import Recipe
 
 __all__ = [
@@ -35,14 +39,18 @@ __all__ = [
     "RUN",
     "begin",
     "finish",
+    "go_on",
+    "hold",
     "machine",
     "now",
     "read_run",
     "refuse_another_run",
+    "refuse_other_weights",
     "versions",
 ]
 
 RUN, RECIPE, MANIFEST, CURVES, BUNDLE = "run.json", "recipe.toml", "manifest.csv", "curves.svg", "bundle"
+_LOCK = ".run.lock"
 _SCHEMA = 1
 _LIBRARIES = ("torch", "torchvision", "lightning", "timm", "onnx", "onnxruntime", "numpy", "pillow")
 
@@ -89,6 +97,32 @@ def read_run(run: Path) -> dict[str, Any]:
     return data
 
 
+@contextlib.contextmanager
+def hold(run: Path) -> Iterator[None]:
+    """Keep every other process from training in a folder; the folder is made where missing.
+
+    Nothing of it stays: no lock, nor a folder in which nothing was begun.
+
+    Raises:
+        RunError: another process trains in it.
+        StorageError: see `storage.locked`.
+    """
+    made = not run.exists()
+    held = RunError(
+        f"another process is training in {str(run)!r}",
+        advice="Wait for it or stop it, then go on with --resume; or choose another folder with --out",
+    )
+    with locked(run / _LOCK, held):
+        try:
+            yield
+        finally:
+            # Still locked. Nobody waits for this lock, so nobody is left with the one that is removed.
+            with contextlib.suppress(OSError):
+                (run / _LOCK).unlink()
+                if made:
+                    run.rmdir()  # fails where there is anything in it
+
+
 def refuse_another_run(run: Path, recipe: Recipe, manifest: Manifest, *, resume: bool) -> None:
     """Check a folder that a run is to be made in, before anything is done or written.
 
@@ -103,11 +137,11 @@ def refuse_another_run(run: Path, recipe: Recipe, manifest: Manifest, *, resume:
         raise RunError(f"{str(run)!r} is a file, not a folder", advice="Choose another folder with --out")
     if not (run / RUN).exists():
         # A run that was killed while it made its folder has left no more than this, and nothing of anybody else's.
-        begun = {path.name for path in run.iterdir()} if run.exists() else set()
+        begun = {path.name for path in run.iterdir()} - {_LOCK} if run.exists() else set()
         own = {
             name
             for name in begun
-            if name in {RECIPE, MANIFEST} or name.startswith((f".{RECIPE}-", f".{MANIFEST}-", f".{RUN}-"))
+            if name in {RECIPE, MANIFEST} or any(is_temporary(name, of) for of in (RECIPE, MANIFEST, RUN))
         }
         if begun - own or (begun and not resume):
             raise RunError(f"{str(run)!r} is not empty and holds no run", advice="Choose another folder with --out")
@@ -126,8 +160,30 @@ def refuse_another_run(run: Path, recipe: Recipe, manifest: Manifest, *, resume:
         raise RunError(f"{str(run)!r} is a run on other films, labels or splits", advice=advice)
 
 
+def refuse_other_weights(run: Path, sha256: str) -> None:
+    """Raise where a run that was begun would go on from other starting weights than it began with.
+
+    Those that are drawn by seed are not compared: another version of torch, or another processor, may draw others.
+
+    Args:
+        run: the folder, which may not be begun yet.
+        sha256: of the weights at hand.
+    Raises:
+        RunError: naming both.
+    """
+    if not (run / RUN).exists():
+        return
+    before = read_run(run)
+    was = before.get("weights_sha256", sha256)
+    if before["weights"] != "none" and was != sha256:
+        raise RunError(
+            f"{str(run)!r} was begun with the starting weights {was[:16]}; {before['weights']!r} now gives {sha256[:16]}",
+            advice="Put the weights back that it was begun with, or choose another folder with --out",
+        )
+
+
 def begin(run: Path, recipe: Recipe, manifest: Manifest, facts: dict[str, Any]) -> None:
-    """Make the run folder; one that was begun before is left as it is.
+    """Make the run folder.
 
     Args:
         run: the folder.
@@ -136,8 +192,6 @@ def begin(run: Path, recipe: Recipe, manifest: Manifest, facts: dict[str, Any]) 
     Raises:
         StorageError: it cannot be written.
     """
-    if (run / RUN).exists():
-        return
     write_atomically(run / RECIPE, recipe.to_toml())
     write_atomically(run / MANIFEST, manifest.to_csv())
     data = {
@@ -159,8 +213,25 @@ def begin(run: Path, recipe: Recipe, manifest: Manifest, facts: dict[str, Any]) 
         "versions": versions(),
         "machine": machine(),
         "started": now(),
+        "resumed": [],
     }
     # Last, so that a folder with `run.json` has all the rest.
+    write_atomically(run / RUN, json.dumps(data, indent=2) + "\n")
+
+
+def go_on(run: Path, epochs: int, facts: dict[str, Any]) -> None:
+    """Record that a run that was begun before goes on, and where: what it began with stays as it was written.
+
+    Args:
+        run: the folder.
+        epochs: done so far.
+        facts: device and precision.
+    Raises:
+        StorageError: it cannot be written.
+    """
+    data = read_run(run)
+    here = {"when": now(), "epoch": epochs, **facts, "machine": machine(), "versions": versions()}
+    data["resumed"] = [*data.get("resumed", []), here]
     write_atomically(run / RUN, json.dumps(data, indent=2) + "\n")
 
 
