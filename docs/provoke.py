@@ -13,7 +13,17 @@ import numpy as np
 import torch
 from PIL import Image
 
-from pneumoscope.bundle.card import Calibration, Card, OperatingPoint, Parity, Share, read_bundle, short_hash
+from pneumoscope.bundle.card import (
+    FORMAT,
+    LABELS,
+    Calibration,
+    Card,
+    OperatingPoint,
+    Parity,
+    Share,
+    read_bundle,
+    short_hash,
+)
 from pneumoscope.cli import _told
 from pneumoscope.dataset.layouts import load_manifest
 from pneumoscope.dataset.manifest import Film, Manifest
@@ -140,6 +150,8 @@ def _threshold() -> None:
         specificity=share,
     )
     card = Card(
+        format=FORMAT,
+        labels=LABELS,
         name="quick",
         network=_NETWORK,
         parameters=1,

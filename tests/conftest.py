@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from pneumoscope.bundle.card import Calibration, Card, OperatingPoint, Parity, Share
+from pneumoscope.bundle.card import FORMAT, LABELS, Calibration, Card, OperatingPoint, Parity, Share
 from pneumoscope.dataset.layouts import load_manifest
 from pneumoscope.radiograph.prepare import Preparation
 
@@ -66,6 +66,8 @@ class Maker:
         """logit = gain x (mean grey level - 125); a gain of 0 knows nothing."""
         onnx = mean_grey_network(gain)
         card = Card(
+            format=FORMAT,
+            labels=LABELS,
             name=name,
             network="mean-grey",
             parameters=2,
@@ -136,25 +138,38 @@ def turned(row: str, split: str) -> str:
 
 
 def mean_grey_network(gain: float) -> bytes:
-    """The smallest network of our format: uint8 films in, float32 logits out."""
+    """The smallest network of our format: uint8 films in, float32 logits, 4 x 4 heatmaps and one feature out.
+
+    The heatmap is each block's share of gain x mean grey: all of them and -125 x gain are the logit.
+    """
     from onnx import TensorProto, helper
 
     nodes = [
         helper.make_node("Cast", ["film"], ["grey"], to=TensorProto.FLOAT),
         helper.make_node("ReduceMean", ["grey", "axes"], ["mean"], keepdims=0),
         helper.make_node("Sub", ["mean", "middle"], ["centred"]),
+        helper.make_node("Unsqueeze", ["grey", "one"], ["map"]),
+        helper.make_node("AveragePool", ["map"], ["blocks"], kernel_shape=[SIZE // 4] * 2, strides=[SIZE // 4] * 2),
+        helper.make_node("Squeeze", ["blocks", "one"], ["places"]),
+        helper.make_node("Mul", ["places", "share"], ["heatmap"]),
+        helper.make_node("Unsqueeze", ["mean", "one"], ["features"]),
         helper.make_node("Mul", ["centred", "gain"], ["logit"]),
     ]
     constants = [
         helper.make_tensor("axes", TensorProto.INT64, [2], [1, 2]),
         helper.make_tensor("middle", TensorProto.FLOAT, [], [125.0]),
         helper.make_tensor("gain", TensorProto.FLOAT, [], [gain]),
+        helper.make_tensor("share", TensorProto.FLOAT, [], [gain / 16]),
+        helper.make_tensor("one", TensorProto.INT64, [1], [1]),
     ]
     graph = helper.make_graph(
         nodes,
         "mean-grey",
         [helper.make_tensor_value_info("film", TensorProto.UINT8, ["n", SIZE, SIZE])],
-        [helper.make_tensor_value_info("logit", TensorProto.FLOAT, ["n"])],
+        [
+            helper.make_tensor_value_info(name, TensorProto.FLOAT, ["n", *shape])
+            for name, shape in (("logit", []), ("heatmap", [4, 4]), ("features", [1]))
+        ],
         constants,
     )
     model = helper.make_model(graph, opset_imports=[helper.make_opsetid("", 18)], ir_version=10)

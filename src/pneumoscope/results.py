@@ -9,17 +9,21 @@ from __future__ import annotations
 import dataclasses
 import json
 from collections.abc import Mapping
-from typing import Any
+from typing import Any, Literal
 
 __all__ = [
     "NOTICE",
     "SCHEMA",
     "Comparison",
     "Confusion",
+    "Decision",
     "Evaluation",
+    "FilmFacts",
     "Interval",
+    "ModelFacts",
     "PairedTest",
     "PointResult",
+    "Prediction",
     "PublishedRow",
     "RunSummary",
     "ScoredFilm",
@@ -28,6 +32,8 @@ __all__ = [
 
 SCHEMA = 1
 NOTICE = "Research and education software. Not a medical device. Trained on children of 1 to 5 years from one hospital."
+
+Decision = Literal["normal", "pneumonia", "uncertain", "rejected"]
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
@@ -251,6 +257,55 @@ class Comparison:
     created: str
     version: str
     schema: int = SCHEMA
+    notice: str = NOTICE
+
+
+@dataclasses.dataclass(frozen=True, slots=True)
+class FilmFacts:
+    """What a film's file holds: width and height in pixels as a viewer shows it, and "JPEG", "PNG", "DICOM", ..."""
+
+    width: int
+    height: int
+    format: str
+
+
+@dataclasses.dataclass(frozen=True, slots=True)
+class ModelFacts:
+    """Which bundle spoke: its name, the version of pneumoscope that made it, and the hash of its network file."""
+
+    name: str
+    version: str
+    sha256: str
+
+
+@dataclasses.dataclass(frozen=True, slots=True)
+class Prediction:
+    """What is said of one film; for one that could not be read only `path`, `error`, `model` and `notice`.
+
+    Attributes:
+        path: the film as the caller named it.
+        decision: None where the film could not be read.
+        probability: of pneumonia, calibrated, 0 to 1.
+        interval: of the probability, low and high; None with `interval_reason`.
+        interval_reason: why there is none; empty where there is one.
+        threshold: of the operating point, on the scale of `probability`, so that the two can be compared: a film at or above
+            it is called pneumonia. The card states the same threshold on the score.
+        reason: why the decision is "uncertain" or "rejected"; empty otherwise.
+        film: of the file.
+        model: the bundle that spoke.
+        error: why the film could not be read, and what to do; empty where it was.
+    """
+
+    path: str
+    decision: Decision | None
+    probability: float | None
+    interval: tuple[float, float] | None
+    interval_reason: str
+    threshold: float | None
+    reason: str
+    film: FilmFacts | None
+    model: ModelFacts
+    error: str = ""
     notice: str = NOTICE
 
 

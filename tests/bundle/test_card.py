@@ -2,11 +2,13 @@
 
 import hashlib
 import json
+import math
 
+import msgspec
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
-from pydantic import ValidationError
+from msgspec import structs
 
 from pneumoscope.bundle.card import Calibration, Card, OperatingPoint, Parity, Share, read_bundle, short_hash
 from pneumoscope.errors import BundleError
@@ -64,11 +66,12 @@ def test_a_card_that_is_no_text_is_refused(bundle):
 @pytest.mark.parametrize(
     ("text", "why"),
     [
-        ("", "Expecting value"),
-        ('{"format": 1', "Expecting ',' delimiter: line 1 column 13"),
-        ("[1, 2]", "card: Input should be a valid dictionary"),
+        ("", "Input data was truncated"),
+        ('{"format": 1', "Input data was truncated"),
+        ('{"format": 1]', "JSON is malformed: .* .byte 12"),
+        ("[1, 2]", "Expected `object`, got `array`"),
         ("[" * 100_000, "recursion"),
-        (f'{{"format": {"1" * 5000}}}', "5000 digits"),
+        (f'{{"format": {"1" * 5000}}}', "Integer value out of range"),
     ],
 )
 def test_a_card_that_is_no_json_object_is_refused(bundle, text, why):
@@ -80,31 +83,31 @@ def test_a_card_that_is_no_json_object_is_refused(bundle, text, why):
 
 def test_an_unknown_field_is_refused_wherever_it_stands(bundle):
     change(bundle, owner="us")
-    with pytest.raises(BundleError, match=r"malformed: owner: Extra inputs are not permitted"):
+    with pytest.raises(BundleError, match=r"malformed: Object contains unknown field `owner`"):
         read_bundle(bundle)
 
     change(bundle, owner="us", preparation={"size": 16, "crop": "squash", "version": PREPARE_VERSION, "gamma": 2})
-    with pytest.raises(BundleError, match=r"malformed: preparation.gamma: Extra inputs are not permitted"):
+    with pytest.raises(BundleError, match=r"malformed: Object contains unknown field `gamma` - at `\$\.preparation`"):
         read_bundle(bundle)
 
 
-@pytest.mark.parametrize("name", Card.model_fields)
+@pytest.mark.parametrize("name", Card.__struct_fields__)
 def test_a_field_that_is_missing_is_named_also_where_a_default_exists(bundle, name):
     data = json.loads((bundle / "card.json").read_text())
     del data[name]
     (bundle / "card.json").write_text(json.dumps(data))
 
-    with pytest.raises(BundleError, match=rf"malformed: {name}: Field required"):
+    with pytest.raises(BundleError, match=rf"malformed: Object missing required field `{name}`"):
         read_bundle(bundle)
 
 
-@pytest.mark.parametrize("name", Preparation.model_fields)
+@pytest.mark.parametrize("name", Preparation.__struct_fields__)
 def test_how_films_are_prepared_is_never_guessed(bundle, name):
     data = {"size": 16, "crop": "squash", "version": PREPARE_VERSION}
     del data[name]
     change(bundle, preparation=data)
 
-    with pytest.raises(BundleError, match=rf"malformed: preparation.{name}: Field required"):
+    with pytest.raises(BundleError, match=rf"malformed: Object missing required field `{name}` - at `\$\.preparation`"):
         read_bundle(bundle)
 
 
@@ -121,7 +124,7 @@ def test_a_newer_format_asks_for_a_newer_version_whatever_else_is_new(bundle):
 def test_a_format_that_never_was_is_refused(bundle, number):
     change(bundle, format=number)
 
-    with pytest.raises(BundleError, match=r"malformed: format: Input should be"):
+    with pytest.raises(BundleError, match=r"malformed: Expected `int`.* - at `\$\.format`"):
         read_bundle(bundle)
 
 
@@ -138,7 +141,7 @@ def test_films_prepared_in_another_way_are_refused(bundle):
 def test_labels_in_another_order_are_refused(bundle):
     change(bundle, labels=["PNEUMONIA", "NORMAL"])
 
-    with pytest.raises(BundleError, match=r"malformed: labels.0: Input should be 'NORMAL'"):
+    with pytest.raises(BundleError, match=r"malformed: Invalid enum value 'PNEUMONIA' - at `\$\.labels\[0\]`"):
         read_bundle(bundle)
 
 
@@ -172,55 +175,73 @@ def test_a_size_that_does_not_fit_the_hash_is_noticed(bundle):
 
 @pytest.mark.parametrize("word", ["NaN", "Infinity", "-Infinity", "1e999"])
 @pytest.mark.parametrize(
-    ("before", "after", "field"),
+    ("before", "after"),
     [
-        ('"slope": 0.8', '"slope": {}', "calibration.slope"),
-        ('"intercept": 0.1', '"intercept": {}', "calibration.intercept"),
-        ('"largest": 0.0', '"largest": {}', "parity.largest"),
-        ('"threshold": 0.4', '"threshold": {}', "points.balanced.threshold"),
-        ('"recipe": {', '"recipe": {{"rate": {},', "recipe.rate"),
+        ('"slope": 0.8', '"slope": {}'),
+        ('"intercept": 0.1', '"intercept": {}'),
+        ('"largest": 0.0', '"largest": {}'),
+        ('"threshold": 0.4', '"threshold": {}'),
+        ('"recipe": {', '"recipe": {{"rate": {},'),
     ],
 )
-def test_a_number_that_is_none_is_refused(bundle, word, before, after, field):
+def test_a_number_that_is_none_is_refused(bundle, word, before, after):
     text = (bundle / "card.json").read_text()
     assert before in text
     (bundle / "card.json").write_text(text.replace(before, after.format(word)))
 
-    with pytest.raises(BundleError, match=rf"malformed: {field}.*: Input should be a finite number"):
+    with pytest.raises(BundleError, match=r"card.json' is malformed: (JSON is malformed|Number out of range)"):
         read_bundle(bundle)
 
 
-@pytest.mark.parametrize("slope", [0.0, -0.5])
-def test_a_calibration_that_turns_the_order_round_is_refused(slope):
-    with pytest.raises(ValidationError, match="slope"):
-        Calibration(slope=slope, intercept=0, method="platt", n=1)
+@pytest.mark.parametrize(
+    ("part", "wrong", "why"),
+    [
+        ("calibration", {"slope": 0.0}, r"Expected `float` > 0.0 - at `\$\.calibration\.slope`"),
+        ("calibration", {"slope": -0.5}, r"Expected `float` > 0.0 - at `\$\.calibration\.slope`"),
+        ("calibration", {"slope": math.nan}, r"`\$\.calibration\.slope`"),
+        ("calibration", {"intercept": math.inf}, "not JSON compliant"),
+        ("calibration", {"method": "isotonic"}, r"Invalid enum value 'isotonic' - at `\$\.calibration\.method`"),
+        ("parity", {"largest": math.nan}, "not JSON compliant"),
+    ],
+)
+def test_what_would_be_refused_is_not_written(bundle, part, wrong, why):
+    card, _ = read_bundle(bundle)
+    spoilt = structs.replace(card, **{part: structs.replace(getattr(card, part), **wrong)})
+
+    with pytest.raises(BundleError, match=rf"the card of 'grey' cannot be written: .*{why}"):
+        spoilt.to_json()
 
 
 def test_a_method_of_calibration_that_is_unknown_is_refused(bundle):
     change(bundle, calibration={"slope": 1, "intercept": 0, "method": "isotonic", "n": 3})
 
-    with pytest.raises(BundleError, match=r"calibration.method: Input should be 'platt' or 'none'"):
+    with pytest.raises(BundleError, match=r"Invalid enum value 'isotonic' - at `\$\.calibration\.method`"):
         read_bundle(bundle)
 
 
-@given(st.floats(allow_nan=True, allow_infinity=True) | st.floats(-0.1, 1.1))
+@given(st.floats(allow_nan=False, allow_infinity=False) | st.floats(-0.1, 1.1))
 def test_a_threshold_is_a_score(threshold):
     """On the card a threshold is between 0 and 1, both included, and nothing else."""
+    point = OperatingPoint(threshold=threshold, rule="", chosen_on="fixed", sensitivity=SHARE, specificity=SHARE)
+    written = msgspec.json.encode(point)
     if 0 <= threshold <= 1:
-        point = OperatingPoint(threshold=threshold, rule="", chosen_on="fixed", sensitivity=SHARE, specificity=SHARE)
-        assert OperatingPoint.model_validate_json(point.model_dump_json()) == point
+        assert msgspec.json.decode(written, type=OperatingPoint) == point
     else:
-        with pytest.raises(ValidationError, match="threshold"):
-            OperatingPoint(threshold=threshold, rule="", chosen_on="fixed", sensitivity=SHARE, specificity=SHARE)
+        with pytest.raises(msgspec.ValidationError, match="threshold"):
+            msgspec.json.decode(written, type=OperatingPoint)
 
 
-def test_a_point_that_test_films_chose_cannot_be_written():
-    with pytest.raises(ValidationError, match="chosen_on"):
-        OperatingPoint(threshold=0.5, rule="best", chosen_on="test", sensitivity=SHARE, specificity=SHARE)
+def test_a_point_that_test_films_chose_is_refused(bundle):
+    data = json.loads((bundle / "card.json").read_text())
+    data["points"]["balanced"]["chosen_on"] = "test"
+    (bundle / "card.json").write_text(json.dumps(data))
+
+    with pytest.raises(BundleError, match=r"Invalid enum value 'test' - at `\$\.points\[\.\.\.\]\.chosen_on`"):
+        read_bundle(bundle)
 
 
 def test_a_card_cannot_be_changed_in_place():
-    with pytest.raises(ValidationError, match="frozen"):
+    with pytest.raises(AttributeError, match="immutable"):
         Parity(films=1, largest=0.0).films = 2
 
 

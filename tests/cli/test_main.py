@@ -18,7 +18,7 @@ from pneumoscope import cli as module
 from pneumoscope import errors
 from pneumoscope.cli import VERBS, cli, run_and_exit
 
-HEAVY = ("torch", "onnxruntime", "numpy", "scipy", "matplotlib", "pydantic", "sklearn", "PIL", "lightning")
+HEAVY = ("torch", "onnxruntime", "numpy", "scipy", "matplotlib", "msgspec", "pydantic", "sklearn", "PIL", "lightning")
 SOURCE = Path(pneumoscope.__file__).parent
 
 

@@ -91,3 +91,37 @@ def test_only_the_outputs_are_drawn_anew() -> None:
     outputs = [layer for layer in layers if layer.out_features == 1]
     assert len(outputs) == 1
     assert 0.005 < outputs[0].weight.std().item() < 0.02
+
+
+def empty(name: str, size: int) -> Backbone:
+    with torch.device("meta"):
+        return Backbone(name, image_size=size)
+
+
+@pytest.mark.parametrize(("name", "prefix"), [("test_vit2", 1), ("test_vit", 1), ("levit_128s", 0)])
+def test_tokens_lie_on_the_film_row_by_row_and_prefix_tokens_nowhere(name: str, prefix: int) -> None:
+    network = empty(name, 224 if name == "levit_128s" else 64)
+    tokens = torch.arange(-prefix, 16)  # the token at row r and column c of 4 x 4 is 4 r + c
+    features = torch.stack([tokens, 100 * tokens], dim=1).expand(3, -1, -1)
+
+    places = network.places(features)
+
+    assert places.shape == (3, 2, 4, 4)
+    assert places[0, 0].tolist() == [[0, 1, 2, 3], [4, 5, 6, 7], [8, 9, 10, 11], [12, 13, 14, 15]]
+    assert places[2, 1, 3, 2] == 1400
+
+
+def test_maps_with_the_channels_last_are_turned() -> None:
+    features = torch.arange(2 * 3 * 3 * 5).view(2, 3, 3, 5)
+
+    places = empty("swin_tiny_patch4_window7_224", 224).places(features)
+
+    assert torch.equal(places, features.permute(0, 3, 1, 2))
+    assert empty("resnet18", 64).places(features) is features
+
+
+@pytest.mark.parametrize(
+    "features", [[torch.zeros(1, 5, 2), torch.zeros(1, 10, 2)], torch.zeros(1, 11, 2), torch.zeros(1, 16)]
+)
+def test_what_has_no_grid_has_no_places(features: object) -> None:
+    assert empty("test_vit2", 64).places(features) is None

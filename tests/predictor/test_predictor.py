@@ -9,6 +9,7 @@ import onnx
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from msgspec import structs
 from scipy.special import expit
 from tests.conftest import SIZE, mean_grey_network
 
@@ -36,6 +37,34 @@ def test_a_logit_is_what_the_network_says(predictor):
 
     assert logits.dtype == np.float32
     assert logits.tolist() == pytest.approx([0.05 * (0 - 125), 0, 0.05 * (255 - 125)])
+
+
+def test_one_run_gives_logits_heatmaps_and_features(predictor):
+    """Each block of 4 x 4 pixels contributes 0.05 x its mean / 16; together they are the logit but for -125 x 0.05."""
+    film = np.zeros((SIZE, SIZE), np.uint8)
+    film[4:8, 8:12] = 160  # the block of the second row and the third column
+    pixels = np.stack([film, np.full((SIZE, SIZE), 200, np.uint8)])
+
+    outputs = predictor.outputs(pixels)
+
+    expected = np.zeros((2, 4, 4))
+    expected[0, 1, 2], expected[1] = 0.05 * 160 / 16, 0.05 * 200 / 16
+    assert [part.dtype for part in (outputs.logit, outputs.heatmap, outputs.features)] == [np.float32] * 3
+    np.testing.assert_allclose(outputs.heatmap, expected, rtol=1e-6)
+    np.testing.assert_allclose(outputs.features, [[10], [200]], rtol=1e-6)
+    assert outputs.logit.tolist() == predictor.logits(pixels).tolist()
+    np.testing.assert_allclose(outputs.heatmap.sum((1, 2)) - 0.05 * 125, outputs.logit, rtol=1e-5)
+
+
+def test_a_network_of_logits_alone_scores_and_has_no_heatmap(maker, predictor):
+    card, _ = read_bundle(maker.bundle(maker.root / "other"))
+    bare = Predictor(card, altered(lambda graph: (graph.output.pop(), graph.output.pop())))
+    pixels = np.full((1, SIZE, SIZE), 225, np.uint8)
+
+    assert (predictor.explains, bare.explains) == (True, False)
+    assert bare.logits(pixels).tolist() == predictor.logits(pixels).tolist()
+    with pytest.raises(BundleError, match=r"bundle 'grey' \(mean-grey\) gives no heatmaps"):
+        bare.outputs(pixels)
 
 
 @pytest.mark.parametrize("batch", [1, 2, 3, 7, 10, 11, 1000])
@@ -105,7 +134,7 @@ def test_probability_is_the_cards_formula(predictor):
 
 def test_no_calibration_leaves_the_score(maker):
     card, network = read_bundle(maker.bundle(maker.root / "bundle"))
-    plain = card.model_copy(update={"calibration": Calibration(slope=1, intercept=0, method="none", n=0)})
+    plain = structs.replace(card, calibration=Calibration(slope=1, intercept=0, method="none", n=0))
     logits = np.linspace(-5, 5, 11, dtype=np.float32)
 
     assert Predictor(plain, network).probability(logits).tolist() == sigmoid(logits).tolist()
@@ -172,6 +201,17 @@ def other_result(graph):
     graph.output[0].name = graph.node[-1].output[0] = "probability"
 
 
+def no_features(graph):
+    graph.output.pop()
+
+
+def flat_heatmap(graph):
+    graph.node[-3].output[0] = "table"
+    graph.node.insert(8, onnx.helper.make_node("Flatten", ["table"], ["heatmap"]))
+    del graph.output[1].type.tensor_type.shape.dim[2]
+    graph.output[1].type.tensor_type.shape.dim[1].dim_value = 16
+
+
 def another_input(graph):
     graph.input.append(onnx.helper.make_tensor_value_info("age", onnx.TensorProto.FLOAT, []))
     graph.node[-1].input[1] = "age"
@@ -185,6 +225,8 @@ def another_input(graph):
         (floats, r"takes \[\('film', 'tensor\(float\)', \['n', 16, 16\]\)\]"),
         (other_name, r"takes \[\('image', "),
         (other_result, r"gives \[\('probability', "),
+        (no_features, r"gives \[\('logit', 'tensor\(float\)', 1\), \('heatmap', 'tensor\(float\)', 3\)\], not"),
+        (flat_heatmap, r"\('heatmap', 'tensor\(float\)', 2\), .* and \[.*\('heatmap', 'tensor\(float\)', 3\)"),
         (another_input, r"\('age', 'tensor\(float\)', \[\]\)\]"),
     ],
 )

@@ -23,7 +23,7 @@ from PIL import Image, ImageOps
 
 from pneumoscope.errors import UnreadableFilmError
 from pneumoscope.radiograph import decode as module
-from pneumoscope.radiograph.decode import EXTENSIONS, MAX_PIXELS, decode
+from pneumoscope.radiograph.decode import EXTENSIONS, MAX_PIXELS, begins_as_dicom, decode
 
 GREY = np.random.default_rng(0).integers(0, 256, (20, 30), dtype=np.uint8)
 ORIENTATION = 0x0112
@@ -360,3 +360,102 @@ def test_damaged_files_give_a_film_or_our_error(kind: str, data: st.DataObject) 
     except UnreadableFilmError:
         return
     assert film.pixels.dtype == np.uint8
+
+
+# --- JPEG decoded smaller --------------------------------------------------------------------------------------------
+
+
+def smooth(height: int, width: int) -> Image.Image:
+    """Waves of some 40 pixels: nothing that a block of 8 could lose."""
+    rows, columns = np.mgrid[:height, :width]
+    return Image.fromarray(np.rint(128 + 60 * np.sin(rows / 7) + 60 * np.cos(columns / 6)).astype(np.uint8))
+
+
+# The largest of 1, 1/2, 1/4 and 1/8 that leaves both sides at least `least_side`, rounded up.
+HALF, QUARTER, EIGHTH = (151, 100), (76, 50), (38, 25)
+
+
+@pytest.mark.parametrize(
+    ("least_side", "size"),
+    [
+        (0, (301, 200)),
+        (101, (301, 200)),
+        (100, HALF),
+        (51, HALF),
+        (50, QUARTER),
+        (26, QUARTER),
+        (25, EIGHTH),
+        (1, EIGHTH),
+    ],
+)
+def test_a_jpeg_is_decoded_no_smaller_than_asked(least_side: int, size: tuple[int, int]) -> None:
+    film = decode(written(smooth(200, 301), "JPEG"), least_side=least_side)
+    assert (film.width, film.height) == size
+    assert film.reduced_from == (None if size == (301, 200) else (301, 200))
+
+
+def test_what_is_decoded_smaller_is_the_average_of_what_it_covers() -> None:
+    data = written(smooth(160, 320), "JPEG", quality=95)
+    whole, half = decode(data).pixels.astype(float), decode(data, least_side=80).pixels
+    assert np.abs(whole.reshape(80, 2, 160, 2).mean(axis=(1, 3)) - half).max() < 2
+
+
+@pytest.mark.parametrize("mode", ["L", "RGB"])
+def test_a_jpeg_that_is_small_enough_is_untouched(mode: str) -> None:
+    data = written(smooth(224, 224).convert(mode), "JPEG")
+    film = decode(data, least_side=448)
+    assert np.array_equal(film.pixels, decode(data).pixels)
+    assert film.reduced_from is None
+
+
+@pytest.mark.parametrize("kind", ["PNG", "TIFF", "BMP", "WEBP"])
+def test_nothing_but_a_jpeg_is_decoded_smaller(kind: str) -> None:
+    data = written(smooth(160, 320).convert("RGB"), kind)
+    film = decode(data, least_side=16)
+    assert np.array_equal(film.pixels, decode(data).pixels)
+    assert film.reduced_from is None
+
+
+def test_a_turned_jpeg_states_its_size_as_a_viewer_shows_it() -> None:
+    exif = Image.Exif()
+    exif[ORIENTATION] = 6
+    data = written(smooth(200, 301), "JPEG", exif=exif)
+    film = decode(data, least_side=100)
+    assert (film.width, film.height, film.reduced_from) == (100, 151, (200, 301))
+    assert decode(data).reduced_from is None
+
+
+def test_a_jpeg_cut_short_is_refused_at_any_size() -> None:
+    data = written(smooth(400, 400), "JPEG")
+    with pytest.raises(UnreadableFilmError, match=r"the pixels cannot be decoded .*truncated"):
+        decode(data[: len(data) // 2], least_side=100)
+
+
+# --- what is no file ---------------------------------------------------------------------------------------------------
+
+
+def test_a_pipe_is_refused_before_it_is_waited_for(tmp_path: Path) -> None:
+    os.mkfifo(tmp_path / "film.jpeg")
+    with pytest.raises(
+        UnreadableFilmError, match=r"film\.jpeg': not a file but a pipe or a device\. Give the film's bytes"
+    ):
+        decode(tmp_path / "film.jpeg")
+
+
+def test_a_name_that_no_file_can_have() -> None:
+    with pytest.raises(UnreadableFilmError, match="null byte"):
+        decode(Path("film\0.jpeg"))
+
+
+def test_dicom_is_told_by_its_first_bytes(tmp_path: Path) -> None:
+    for name, content in {
+        "dicom": b"\0" * 128 + b"DICM",
+        "short": b"\0" * 128 + b"DIC",
+        "jpeg": SMALL["JPEG"],
+        "": b"",
+    }.items():
+        (tmp_path / f"file {name}").write_bytes(content)
+    os.mkfifo(tmp_path / "pipe")
+    assert [path.name for path in sorted(tmp_path.iterdir()) if begins_as_dicom(path)] == ["file dicom"]
+    assert not begins_as_dicom(tmp_path)
+    assert not begins_as_dicom(tmp_path / "gone")

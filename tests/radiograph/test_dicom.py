@@ -5,6 +5,7 @@ from __future__ import annotations
 import io
 import struct
 import warnings
+from importlib.resources import files
 from typing import Any
 
 import numpy as np
@@ -12,7 +13,7 @@ import numpy.typing as npt
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from pydicom import Dataset, FileMetaDataset, Sequence, uid
+from pydicom import Dataset, FileMetaDataset, Sequence, dcmread, uid
 from pydicom.encaps import encapsulate
 from pydicom.pixels import apply_modality_lut, apply_voi_lut
 from pydicom.pixels.decoders.base import Decoder
@@ -305,23 +306,111 @@ def test_projection_radiography(modality: str) -> None:
     assert np.array_equal(grey(film(Modality=modality)), grey(film()))
 
 
-@pytest.mark.parametrize(
-    ("syntax", "wheels"),
-    [
-        (uid.JPEG2000Lossless, "pylibjpeg pylibjpeg-openjpeg"),
-        (uid.JPEGLosslessSV1, "pylibjpeg pylibjpeg-libjpeg"),
-    ],
-)
-def test_compression_without_a_decoder_names_what_to_install(
-    syntax: uid.UID, wheels: str, monkeypatch: pytest.MonkeyPatch
-) -> None:
+@pytest.mark.parametrize("syntax", [uid.JPEG2000Lossless, uid.JPEGLosslessSV1, uid.JPEGLSLossless])
+def test_compression_without_a_decoder_names_the_extra(syntax: uid.UID, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(Decoder, "is_available", False)
     dataset = film(syntax=syntax, PixelData=encapsulate([b"\0\0"]))
     with pytest.raises(
         UnreadableFilmError, match=f"nothing installed decodes its compression, {syntax.name[:9]}"
     ) as caught:
         grey(dataset)
-    assert f"pip install {wheels}; or decompress" in caught.value.advice
+    assert caught.value.advice == (
+        "Install the extra [dicom]: pip install 'pneumoscope[dicom]'; or decompress the file first: gdcmconv --raw IN OUT"
+    )
+
+
+# --- compression: files that others made, and what the standard says -----------------------------------------------------
+
+
+def captured(name: str) -> Dataset:
+    """One of the files in pydicom's wheel, said to be a chest film: what is tried is how its pixels are compressed."""
+    dataset = dcmread(files("pydicom") / "data" / "test_files" / name)
+    dataset.Modality, dataset.BodyPartExamined = "DX", "CHEST"
+    return dataset
+
+
+@pytest.mark.parametrize("name", ["MR_small_RLE.dcm", "MR_small_jp2klossless.dcm", "MR_small_jpeg_ls_lossless.dcm"])
+def test_lossless_compression_loses_nothing(name: str) -> None:
+    plain = grey(captured("MR_small.dcm"))
+    assert len(np.unique(plain)) > 100
+    assert np.array_equal(grey(captured(name)), plain)
+
+
+def test_near_lossless_jpeg_ls_is_near() -> None:
+    dataset = film((RAMP // 16).astype(np.uint8), stored=8, WindowCenter=128, WindowWidth=256)
+    plain = grey(dataset).astype(int)
+    dataset.compress(uid.JPEGLSNearLossless, jls_error=3)
+    apart = np.abs(grey(dataset) - plain)
+    assert 0 < apart.max() <= 3
+
+
+def test_12_bits_in_lossy_jpeg_are_refused_by_name() -> None:
+    with pytest.raises(
+        UnreadableFilmError, match=r"does not support 'JPEG Extended' for samples with 12-bit"
+    ) as caught:
+        grey(captured("JPEG-lossy.dcm"))
+    assert caught.value.advice == "Decompress the file first: gdcmconv --raw IN OUT"
+
+
+def jpeg_lossless(pixels: npt.NDArray[np.uint16], bits: int) -> bytes:
+    """ITU-T T.81, process 14, first-order prediction, by hand: each difference from the left neighbour as its category, a
+    Huffman code of five bits, and its lowest bits (H.1.2, F.1.2.1)."""
+    height, width = pixels.shape
+    row_by_row = pixels.astype(int)
+    predicted = np.empty_like(row_by_row)
+    predicted[:, 1:] = row_by_row[:, :-1]
+    predicted[1:, 0] = row_by_row[:-1, 0]
+    predicted[0, 0] = 2 ** (bits - 1)
+    stream = ""
+    for difference in (row_by_row - predicted).ravel().tolist():
+        category = abs(difference).bit_length()
+        stream += f"{category:05b}"
+        if category:
+            stream += f"{difference if difference > 0 else difference + 2**category - 1:0{category}b}"
+    stream += "1" * (-len(stream) % 8)
+    scan = int(stream, 2).to_bytes(len(stream) // 8, "big").replace(b"\xff", b"\xff\0")
+
+    def segment(marker: int, content: bytes) -> bytes:
+        return struct.pack(">BBH", 0xFF, marker, 2 + len(content)) + content
+
+    frame = struct.pack(">BHHBBBB", bits, height, width, 1, 1, 0x11, 0)
+    table = bytes([0, 0, 0, 0, 0, 17, *[0] * 11, *range(17)])
+    start = bytes([1, 1, 0, 1, 0, 0])
+    parts = segment(0xC3, frame), segment(0xC4, table), segment(0xDA, start)
+    return b"\xff\xd8" + b"".join(parts) + scan + b"\xff\xd9"
+
+
+@pytest.mark.parametrize("syntax", [uid.JPEGLosslessSV1, uid.JPEGLossless])
+def test_jpeg_lossless_as_the_standard_writes_it(syntax: uid.UID) -> None:
+    pytest.importorskip("gdcm", reason="the extra [dicom] is not installed")
+    noise = np.random.default_rng(5).integers(0, 4096, (9, 35), dtype=np.uint16)
+    for pixels in (RAMP, noise):
+        dataset = film(pixels, syntax=syntax, PixelData=encapsulate([jpeg_lossless(pixels, 12)]))
+        dataset["PixelData"].VR = "OB"
+        assert np.array_equal(grey(dataset), grey(film(pixels)))
+
+
+@pytest.mark.parametrize("kept", [30, 200, -40])
+def test_jpeg_lossless_cut_short_is_an_error(kept: int) -> None:
+    pytest.importorskip("gdcm", reason="the extra [dicom] is not installed")
+    dataset = film(syntax=uid.JPEGLosslessSV1, PixelData=encapsulate([jpeg_lossless(RAMP, 12)[:kept]]))
+    dataset["PixelData"].VR = "OB"
+    with pytest.raises(UnreadableFilmError, match="the pixel data cannot be decoded"):
+        grey(dataset)
+
+
+def test_what_decodes_is_the_smallest_code_that_can(monkeypatch: pytest.MonkeyPatch) -> None:
+    asked = []
+    whole = Decoder.as_array
+
+    def as_array(self: Decoder, *arguments: Any, **options: Any) -> Any:
+        asked.append(options["decoding_plugin"])
+        return whole(self, *arguments, **options)
+
+    monkeypatch.setattr(Decoder, "as_array", as_array)
+    for name in ("MR_small.dcm", "MR_small_RLE.dcm", "MR_small_jp2klossless.dcm", "MR_small_jpeg_ls_lossless.dcm"):
+        grey(captured(name))
+    assert asked == ["", "pydicom", "pylibjpeg", "pyjpegls"]
 
 
 def test_truncated_compressed_pixels() -> None:

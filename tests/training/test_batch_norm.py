@@ -9,8 +9,10 @@ from pathlib import Path
 import pytest
 import torch
 from timm.layers import BatchNormAct2d
+from timm.layers.norm_act import convert_sync_batchnorm
 from torch import nn
 
+from pneumoscope.networks.build import build
 from pneumoscope.training.batch_norm import JointBatchNorm
 
 FILMS = 15  # shared as 8 and 7
@@ -115,6 +117,18 @@ def test_a_layer_held_still_waits_for_nobody(name):
     torch.testing.assert_close(made, expected, rtol=0, atol=0)
     with JointBatchNorm(), pytest.raises(ValueError, match="process group has not been initialized"):
         layer.train()(batches[0])
+
+
+def test_what_gpus_get_instead_is_the_same_network_with_the_same_names():
+    # torch's own conversion would leave out the activations inside timm's layers.
+    network = build("test_efficientnet", image_size=32).eval()
+    converted = convert_sync_batchnorm(copy.deepcopy(network))
+    films = torch.randint(0, 256, (3, 32, 32), dtype=torch.uint8)
+
+    assert any(isinstance(layer, nn.SyncBatchNorm) for layer in converted.modules())
+    assert not any(isinstance(layer, nn.BatchNorm2d) for layer in converted.modules())
+    torch.testing.assert_close(converted.state_dict(), network.state_dict(), rtol=0, atol=0)
+    torch.testing.assert_close(converted(films), network(films))
 
 
 if __name__ == "__main__":

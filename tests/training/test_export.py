@@ -1,21 +1,24 @@
 """The exported network says what torch says, for any number of films; where it does not, nothing is written."""
 
+import dataclasses
+
 import numpy as np
 import onnx
 import pytest
 import torch
 
-from pneumoscope.bundle.card import Calibration, Card, Parity
-from pneumoscope.errors import ParityError
+from pneumoscope.bundle.card import FORMAT, LABELS, Calibration, Card, Parity
+from pneumoscope.errors import BundleError, ParityError
 from pneumoscope.networks.build import build
 from pneumoscope.predictor.predictor import Predictor
 from pneumoscope.radiograph.prepare import Preparation
 from pneumoscope.training import export as module
-from pneumoscope.training.export import check_parity, to_onnx
+from pneumoscope.training.export import check_explanations, check_parity, to_onnx
 
 
 def predictor(content, size):
     card = Card(
+        format=FORMAT, labels=LABELS,
         name="test", network="test", parameters=1, version="0", created="", onnx_sha256="", onnx_bytes=0,
         preparation=Preparation(size=size), calibration=Calibration(slope=1, intercept=0, method="none", n=0),
         points={}, parity=Parity(films=0, largest=0),
@@ -24,12 +27,22 @@ def predictor(content, size):
     return Predictor(card, content)
 
 
-@pytest.mark.parametrize(("name", "size"), [("alexnet", 63), ("vgg19", 64), ("tf_efficientnet_lite0", 64)])
-def test_onnx_and_torch_agree_on_64_films(name, size):
+NOISE = np.random.default_rng(1)
+LIKE_FILMS = (
+    ("alexnet", 95, (2, 2)),  # dense layers on the flattened map
+    ("vgg19", 64, (2, 2)),
+    ("tf_efficientnet_lite0", 64, (2, 2)),  # pooling and one linear layer
+    ("mobilenetv3_small_050", 64, (2, 2)),  # a convolution behind the pooling
+    ("test_convnext", 64, (2, 2)),  # a norm behind the pooling, maps in channels last
+    ("test_vit2", 64, (4, 4)),  # tokens, of which the mean is taken
+)
+
+
+@pytest.mark.parametrize(("name", "size", "places"), LIKE_FILMS)
+def test_onnx_and_torch_agree_on_64_films(name, size, places):
     torch.manual_seed(2)
     network = build(name, image_size=size)
-    random = np.random.default_rng(1)
-    films = (random.integers(0, 256, (64, size, size)) * random.uniform(0, 1, (64, 1, 1))).astype(np.uint8)
+    films = (NOISE.integers(0, 256, (64, size, size)) * NOISE.uniform(0, 1, (64, 1, 1))).astype(np.uint8)
     for layer in network.modules():  # batch statistics of these films, so that logits differ from film to film
         if isinstance(layer, torch.nn.modules.batchnorm._BatchNorm):
             layer.momentum = 1.0
@@ -37,36 +50,136 @@ def test_onnx_and_torch_agree_on_64_films(name, size):
         network(torch.from_numpy(films))
     network.eval()
 
-    logits = predictor(to_onnx(network, size), size).logits(films)
+    content = to_onnx(network, size)
+    outputs = predictor(content, size).outputs(films)
 
-    assert check_parity(network, films, logits).largest <= 1e-4
-    assert logits.std() > 0.01
+    assert check_parity(network, films, outputs.logit).largest <= 1e-4
+    check_explanations(network, films, outputs)
+    assert outputs.logit.std() > 0.001
+    assert outputs.heatmap.shape == (64, *places)
+    assert outputs.heatmap.std(axis=0).min() > 0
+    assert outputs.features.shape[0] == 64
+    if name == "tf_efficientnet_lite0":
+        bias = network.model.classifier.bias.item()
+        np.testing.assert_allclose(outputs.heatmap.sum((1, 2)) + bias, outputs.logit, rtol=1e-4, atol=1e-5)
+    # Both branches share their weights: no large one is there twice, as it is or transposed.
+    tensors = [onnx.numpy_helper.to_array(tensor) for tensor in onnx.load_from_string(content).graph.initializer]
+    large = [
+        np.sort(tensor, axis=None)[::7].tobytes() for tensor in tensors if tensor.ndim > 1 and tensor.size > 10_000
+    ]
+    assert large
+    assert len(set(large)) == len(large)
 
 
-def test_the_file_is_one_and_takes_any_number_of_films():
-    network = build("test_efficientnet", image_size=32).eval()
-    content = to_onnx(network, 32)
+@pytest.mark.parametrize("name", ["test_vit", "test_vit3"])
+def test_what_cannot_be_explained_is_exported_for_its_logits(name):
+    """A class token, on which no place has a bearing any more; attention, whose gradient ONNX cannot say."""
+    torch.manual_seed(0)
+    network = build(name, image_size=64).eval()
+    films = NOISE.integers(0, 256, (5, 64, 64)).astype(np.uint8)
+    exported = predictor(to_onnx(network, 64), 64)
 
+    assert check_parity(network, films, exported.logits(films)).films == 5
+    with pytest.raises(BundleError, match="gives no heatmaps"):
+        exported.outputs(films)
+
+
+@pytest.mark.parametrize(("groups", "padding"), [(1, 0), (2, 1), (4, 0)])
+def test_a_convolution_is_differentiated_as_torch_does(groups, padding):
+    torch.manual_seed(0)
+    inputs = torch.randn(2, 4, 5, 5, requires_grad=True)
+    weight = torch.randn(8, 4 // groups, 3, 3)
+    outputs = torch.nn.functional.conv2d(inputs, weight, padding=padding, groups=groups)
+    gradient = torch.randn(outputs.shape)
+    (expected,) = torch.autograd.grad(outputs, inputs, gradient)
+
+    rest = ([padding] * 2, [1, 1], False, [0, 0], groups, [True, False, False])
+    found = module._convolve_back(gradient, inputs, weight, None, [1, 1], *rest)
+
+    torch.testing.assert_close(found[0], expected)
+    assert found[1:] == (None, None)
+    assert module._convolve_back(gradient, inputs, weight, None, [2, 2], *rest) is NotImplemented
+
+
+@pytest.fixture(scope="module")
+def small():
+    """A small network and its file."""
+    torch.manual_seed(0)
+    network = build("test_efficientnet", image_size=64).eval()
+    return network, to_onnx(network, 64)
+
+
+def test_the_file_is_one_and_takes_any_number_of_films(small):
+    _, content = small
     graph = onnx.load_from_string(content).graph
 
     assert [(value.name, value.type.tensor_type.elem_type) for value in graph.input] == [
         ("film", onnx.TensorProto.UINT8)
     ]
-    assert [value.name for value in graph.output] == ["logit"]
+    assert [
+        (value.name, value.type.tensor_type.elem_type, [side.dim_value for side in value.type.tensor_type.shape.dim])
+        for value in graph.output
+    ] == [
+        ("logit", onnx.TensorProto.FLOAT, [0]),
+        ("heatmap", onnx.TensorProto.FLOAT, [0, 2, 2]),
+        ("features", onnx.TensorProto.FLOAT, [0, 256]),
+    ]
     assert not [tensor for tensor in graph.initializer if tensor.data_location == onnx.TensorProto.EXTERNAL]
     for count in (1, 2, 5):
-        assert predictor(content, 32).logits(np.zeros((count, 32, 32), np.uint8)).shape == (count,)
+        outputs = predictor(content, 64).outputs(np.zeros((count, 64, 64), np.uint8))
+        assert [len(outputs.logit), len(outputs.heatmap), len(outputs.features)] == [count] * 3
 
 
-def test_a_difference_is_refused_with_its_size():
-    network = build("test_efficientnet", image_size=32).eval()
-    films = np.zeros((4, 32, 32), np.uint8)
-    logits = predictor(to_onnx(network, 32), 32).logits(films)
+def test_a_difference_is_refused_with_its_size(small):
+    network, content = small
+    films = NOISE.integers(0, 256, (4, 64, 64)).astype(np.uint8)
+    outputs = predictor(content, 64).outputs(films)
 
     with pytest.raises(ParityError, match=r"differ from torch's by up to 0.01 .* on 4 films \(at most 0.0001"):
-        check_parity(network, films, logits + np.float32(0.01))
+        check_parity(network, films, outputs.logit + np.float32(0.01))
     with pytest.raises(ParityError, match="nan"):
-        check_parity(network, films, logits * np.float32("nan"))
+        check_parity(network, films, outputs.logit * np.float32("nan"))
+
+
+@pytest.mark.parametrize(
+    ("name", "films_off", "by", "words"),
+    [
+        ("heatmap", 3, 0.02, "by up to 0.02 of its scale on 12 films, by 0.02 without the worst 2"),
+        ("heatmap", 1, 0.2, "by up to 0.2 of its scale on 12 films, by .*e-0. without the worst 2"),
+        ("features", 1, 0.02, "by up to 0.02 of its scale on 12 films, by 0.02 without the worst 0"),
+    ],
+)
+def test_another_explanation_is_refused_with_its_size(small, name, films_off, by, words):
+    network, content = small
+    films = NOISE.integers(0, 256, (12, 64, 64)).astype(np.uint8)
+    outputs = predictor(content, 64).outputs(films)
+    wrong = getattr(outputs, name).copy()
+    wrong[:films_off].reshape(films_off, -1)[:, -1] += np.float32(by) * np.abs(wrong).max()
+
+    with pytest.raises(ParityError, match=f"output '{name}' of the exported network differs from torch's {words}"):
+        check_explanations(network, films, dataclasses.replace(outputs, **{name: wrong}))
+
+
+def test_a_few_heatmaps_may_jump(small):
+    """Two of twelve, as where a ReLU's input is zero to within rounding."""
+    network, content = small
+    films = NOISE.integers(0, 256, (12, 64, 64)).astype(np.uint8)
+    outputs = predictor(content, 64).outputs(films)
+    outputs.heatmap[:2, 0, 0] += np.float32(0.02) * np.abs(outputs.heatmap).max()
+
+    check_explanations(network, films, outputs)
+
+
+@pytest.mark.parametrize("name", ["heatmap", "features"])
+def test_an_explanation_that_is_no_number_is_refused(small, name):
+    network, content = small
+    films = NOISE.integers(0, 256, (12, 64, 64)).astype(np.uint8)
+    outputs = predictor(content, 64).outputs(films)
+    wrong = getattr(outputs, name).copy()
+    wrong[0] = np.nan
+
+    with pytest.raises(ParityError, match="nan"):
+        check_explanations(network, films, dataclasses.replace(outputs, **{name: wrong}))
 
 
 def test_the_points_on_the_card_are_those_of_the_statistics():

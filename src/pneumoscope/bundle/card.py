@@ -10,9 +10,10 @@ from __future__ import annotations
 import hashlib
 import json
 from pathlib import Path
-from typing import Literal
+from typing import Annotated, Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, JsonValue, ValidationError
+import msgspec
+from msgspec import Meta, Struct
 
 from pneumoscope.errors import BundleError, RunError
 from pneumoscope.radiograph.prepare import PREPARE_VERSION, Preparation
@@ -20,6 +21,7 @@ from pneumoscope.radiograph.prepare import PREPARE_VERSION, Preparation
 __all__ = [
     "CARD_FILE",
     "FORMAT",
+    "LABELS",
     "NETWORK_FILE",
     "Calibration",
     "Card",
@@ -36,11 +38,13 @@ CARD_FILE = "card.json"
 NETWORK_FILE = "network.onnx"
 
 
-class _Part(BaseModel):
-    model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
+LABELS: tuple[Literal["NORMAL"], Literal["PNEUMONIA"]] = ("NORMAL", "PNEUMONIA")
+
+_Share = Annotated[float, Meta(ge=0, le=1)]
+_Count = Annotated[int, Meta(ge=0)]
 
 
-class Share(_Part):
+class Share(Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
     """A share of films with its interval.
 
     Attributes:
@@ -49,14 +53,14 @@ class Share(_Part):
         method: how the interval was made.
     """
 
-    value: float = Field(ge=0, le=1)
-    low: float = Field(ge=0, le=1)
-    high: float = Field(ge=0, le=1)
-    n: int = Field(ge=1)
+    value: _Share
+    low: _Share
+    high: _Share
+    n: Annotated[int, Meta(ge=1)]
     method: str
 
 
-class OperatingPoint(_Part):
+class OperatingPoint(Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
     """A threshold and how it came about.
 
     Attributes:
@@ -66,14 +70,14 @@ class OperatingPoint(_Part):
         sensitivity, specificity: on validation films; kind to a threshold that they chose.
     """
 
-    threshold: float = Field(ge=0, le=1)
+    threshold: _Share
     rule: str
     chosen_on: Literal["fixed", "validation"]
     sensitivity: Share
     specificity: Share
 
 
-class Calibration(_Part):
+class Calibration(Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
     """Probability = sigmoid(slope x logit + intercept).
 
     Attributes:
@@ -81,13 +85,13 @@ class Calibration(_Part):
         n: validation films that it was fitted on.
     """
 
-    slope: float = Field(gt=0)
+    slope: Annotated[float, Meta(gt=0)]
     intercept: float
     method: Literal["platt", "none"]
-    n: int = Field(ge=0)
+    n: _Count
 
 
-class Parity(_Part):
+class Parity(Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
     """How far the exported network is from the trained one.
 
     Attributes:
@@ -99,7 +103,7 @@ class Parity(_Part):
     largest: float
 
 
-class Card(_Part):
+class Card(Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
     """What stands in `card.json`.
 
     Attributes:
@@ -120,7 +124,7 @@ class Card(_Part):
         machine: processor, operating system, versions.
     """
 
-    format: int = Field(default=FORMAT, ge=1, le=FORMAT)
+    format: Annotated[int, Meta(ge=1, le=FORMAT)]
     name: str
     network: str
     parameters: int
@@ -128,12 +132,12 @@ class Card(_Part):
     created: str
     onnx_sha256: str
     onnx_bytes: int
-    labels: tuple[Literal["NORMAL"], Literal["PNEUMONIA"]] = ("NORMAL", "PNEUMONIA")
+    labels: tuple[Literal["NORMAL"], Literal["PNEUMONIA"]]
     preparation: Preparation
     calibration: Calibration
     points: dict[str, OperatingPoint]
     parity: Parity
-    recipe: dict[str, JsonValue]
+    recipe: dict[str, Any]
     seed: int
     manifest_sha256: str
     split_by: str
@@ -143,8 +147,16 @@ class Card(_Part):
     machine: dict[str, str]
 
     def to_json(self) -> str:
-        """The card as written to disk."""
-        return json.dumps(self.model_dump(mode="json"), indent=1, ensure_ascii=False) + "\n"
+        """The card as written to disk.
+
+        Raises:
+            BundleError: a field is not what `read_bundle` would take.
+        """
+        try:
+            checked = msgspec.convert(msgspec.to_builtins(self), Card)
+            return json.dumps(msgspec.to_builtins(checked), indent=1, ensure_ascii=False, allow_nan=False) + "\n"
+        except (msgspec.ValidationError, ValueError) as error:
+            raise BundleError(f"the card of {self.name!r} cannot be written: {error}") from error
 
 
 def short_hash(sha256: str) -> str:
@@ -205,24 +217,23 @@ def read_bundle(folder: Path) -> tuple[Card, bytes]:
 
 def _read_card(text: str, folder: Path) -> Card:
     try:
-        data = json.loads(text)
+        data = msgspec.json.decode(text)
         found = data.get("format") if isinstance(data, dict) else None
         if isinstance(found, int) and found > FORMAT:
             raise BundleError(
                 f"{str(folder)!r} has format {found}; this version reads up to {FORMAT}",
                 advice="Upgrade: pip install -U pneumoscope",
             )
-        card = Card.model_validate(data)
-    except ValidationError as error:
-        first = error.errors()[0]
-        raise _malformed(folder, f"{'.'.join(map(str, first['loc'])) or 'card'}: {first['msg']}") from error
-    except (ValueError, RecursionError) as error:  # no JSON, a number of too many digits, too many brackets
+        card = msgspec.convert(data, Card)
+    except (
+        ValueError,
+        RecursionError,
+    ) as error:  # no JSON, another type, a number of too many digits, too many brackets
         raise _malformed(folder, str(error)) from error
-    # Defaults are for whoever makes a card. One that is read states everything: what it leaves out may have been another.
-    for part, where in ((card, ""), (card.preparation, "preparation.")):
-        for name in type(part).model_fields:
-            if name not in part.model_fields_set:
-                raise _malformed(folder, f"{where}{name}: Field required")
+    # Its defaults are for whoever makes one. What a card leaves out may have been another.
+    for name in Preparation.__struct_fields__:
+        if name not in data["preparation"]:
+            raise _malformed(folder, f"Object missing required field `{name}` - at `$.preparation`")
     return card
 
 

@@ -16,8 +16,9 @@ import zlib
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
-from typing import TypeVar
+from typing import BinaryIO, TypeVar
 
+import msgspec
 import numpy as np
 import numpy.typing as npt
 
@@ -74,7 +75,7 @@ def prepare_films(
     """
     distinct = {film.sha256: film for film in films}
     order = sorted(distinct)
-    described = json.dumps(preparation.model_dump(mode="json"), sort_keys=True)
+    described = json.dumps(msgspec.to_builtins(preparation), sort_keys=True)
     key = hashlib.sha256("\n".join([described, *order]).encode()).hexdigest()[:32]
     shape = (len(order), preparation.size, preparation.size)
     name = f"films-{key}"
@@ -101,7 +102,7 @@ def _decode_into(
 ) -> None:
     def one(film: Film) -> Pixels | UnreadableFilmError:
         try:
-            return prepare(read_film(root, film), preparation)
+            return prepare(read_film(root, film, least_side=preparation.least_side), preparation)
         except UnreadableFilmError as error:
             return error
 
@@ -157,8 +158,7 @@ def keep_array(
         temporary = Path(made)
         size = int(np.prod(shape)) * np.dtype(dtype).itemsize
         with os.fdopen(handle, "r+b") as file:
-            # Reserves the blocks now: a disk that fills up behind a memory map kills the process instead of raising.
-            os.posix_fallocate(file.fileno(), 0, size + 4)
+            _reserve(file, size + 4)
             array = np.memmap(file, dtype=dtype, mode="r+", shape=shape)
             fill(array)
             array.flush()
@@ -175,6 +175,16 @@ def keep_array(
     finally:
         if temporary is not None:
             temporary.unlink(missing_ok=True)
+
+
+def _reserve(file: BinaryIO, size: int) -> None:
+    # A disk that fills up behind a memory map kills the process instead of raising: where the system can, the blocks are
+    # taken now. macOS and Windows cannot; there the file gets its length, and its blocks as they are written.
+    reserve = getattr(os, "posix_fallocate", None)
+    if reserve is None:
+        file.truncate(size)
+    else:
+        reserve(file.fileno(), 0, size)
 
 
 def _checksum(array: npt.NDArray[Number]) -> int:

@@ -22,18 +22,19 @@ _THREADS = 4
 _CHUNK = 64
 
 
-def read_film(root: Path, film: Film) -> Radiograph:
+def read_film(root: Path, film: Film, *, least_side: int = 0) -> Radiograph:
     """Decode one film of a manifest.
 
     Args:
         root: the manifest's root.
         film: a row of it; its path may lead into a MedMNIST archive.
+        least_side: see `radiograph.decode`.
     Raises:
         UnreadableFilmError: it cannot be decoded.
     """
     if is_archived(film.path):
         return read_archived(root, film.path)
-    return decode(root / film.path, name=film.path)
+    return decode(root / film.path, name=film.path, least_side=least_side)
 
 
 def hash_films(

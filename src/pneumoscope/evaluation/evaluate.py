@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import dataclasses
 import datetime
+import functools
 import time
 from collections import Counter, deque
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -105,7 +106,7 @@ def _score(
 ) -> tuple[ScoredFilm, ...]:
     unreadable: list[tuple[str, str]] = []
     logits: list[float] = []
-    for logit in predictor.stream(_decoded(root, films, unreadable)):
+    for logit in predictor.stream(_decoded(root, films, predictor.card.preparation.least_side, unreadable)):
         logits.append(logit)
         if progress:
             progress(len(logits), len(films))
@@ -119,13 +120,16 @@ def _score(
     )
 
 
-def _decoded(root: Path, films: Sequence[Film], unreadable: list[tuple[str, str]]) -> Iterator[Radiograph]:
+def _decoded(
+    root: Path, films: Sequence[Film], least_side: int, unreadable: list[tuple[str, str]]
+) -> Iterator[Radiograph]:
     """Films in order, decoded ahead; those that cannot be read are noted and left out."""
     rest = iter(films)
+    read = functools.partial(read_film, root, least_side=least_side)
     with ThreadPoolExecutor(_THREADS) as pool:
         waiting: deque[tuple[Film, Future[Radiograph]]] = deque()
         for film in islice(rest, _AHEAD):
-            waiting.append((film, pool.submit(read_film, root, film)))
+            waiting.append((film, pool.submit(read, film)))
         while waiting:
             film, future = waiting.popleft()
             try:
@@ -133,7 +137,7 @@ def _decoded(root: Path, films: Sequence[Film], unreadable: list[tuple[str, str]
             except UnreadableFilmError as error:
                 unreadable.append((film.path, error.why))
             for following in islice(rest, 1):
-                waiting.append((following, pool.submit(read_film, root, following)))
+                waiting.append((following, pool.submit(read, following)))
 
 
 def _judge(

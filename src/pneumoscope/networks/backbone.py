@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator
 from typing import Any
 
@@ -82,6 +83,19 @@ class Backbone(Network):
         """The last feature map to logits (n, 1)."""
         logits: Tensor = self.model.forward_head(features)
         return logits
+
+    def places(self, features: object) -> Tensor | None:
+        """Maps of timm's two orders of axes, and tokens on a square grid (films are square); None for anything else."""
+        if not isinstance(features, Tensor):  # several streams of tokens, as in crossvit
+            return None
+        if features.ndim == 4:
+            return features.permute(0, 3, 1, 2) if getattr(self.model, "output_fmt", "NCHW") == "NHWC" else features
+        prefix: int = getattr(self.model, "num_prefix_tokens", 0)  # class and register tokens lie nowhere
+        tokens = features[:, prefix:]
+        side = math.isqrt(tokens.shape[1])
+        if features.ndim != 3 or side * side != tokens.shape[1]:
+            return None
+        return tokens.transpose(1, 2).reshape(tokens.shape[0], tokens.shape[2], side, side)
 
     def convolutions(self) -> Iterator[nn.Parameter]:
         """All but what timm calls the classifier."""

@@ -1,19 +1,26 @@
 """What every network here is: films in, logits out, with the convolutions and the rest kept apart.
 
 The scaling of grey levels is inside, so that training, the exported file and everything that scores share it by construction.
-The cut between `features` and `classify` is where frozen convolutions are cached and where a heatmap looks.
+The cut between `features` and `classify` is where frozen convolutions are cached and where a heatmap looks: what a place of
+the last feature map contributes to the logit is the sum over channels of map times gradient of the logit (HiResCAM, Draelos &
+Carin 2020). Where a network ends in average pooling and one linear layer this is class activation mapping (Zhou 2016), and the
+contributions and the bias sum to the logit; behind any other head it is their first-order share.
 """
 
 from __future__ import annotations
 
 import abc
 import dataclasses
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 
-__all__ = ["IMAGENET", "LITE", "UNIT", "Network", "Scaling"]
+__all__ = ["IMAGENET", "LITE", "UNIT", "Network", "Pull", "Scaling"]
+
+# A last feature map to logits (n, 1) and their gradient with respect to that map, in its shape.
+Pull = Callable[[Tensor], tuple[Tensor, Tensor]]
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
@@ -62,6 +69,38 @@ class Network(nn.Module, abc.ABC):
     @abc.abstractmethod
     def convolutions(self) -> Iterator[nn.Parameter]:
         """The parameters behind `features`: what `freeze = "convolutions"` holds still."""
+
+    def places(self, features: Tensor) -> Tensor | None:
+        """The last feature map rearranged to (n, channels, height, width), so that it lies over the film.
+
+        None where it has no places to lay over a film. Overridden where `features` gives another arrangement.
+        """
+        return features
+
+    def pull(self, features: Tensor) -> tuple[Tensor, Tensor]:
+        """Logits (n, 1) and their gradient with respect to the last feature map: the reference `Pull`."""
+        traced: Any = torch.func.vjp(self.classify, features)  # typed as two or three values
+        logits, back = traced
+        return logits, back(torch.ones_like(logits))[0]
+
+    def explain(self, films: Tensor, pull: Pull | None = None) -> tuple[Tensor, Tensor, Tensor] | None:
+        """Logits, heatmaps and pooled features.
+
+        Args:
+            films: grey levels (n, size, size).
+            pull: another way to the same gradient, such as its exported graph.
+        Returns:
+            Logits (n,); what each place contributes to its film's logit (n, height, width); the mean of the last feature map
+            over the places (n, channels). None where the map has no places.
+        """
+        features = self.features(self.image(films))
+        over_film = self.places(features)
+        if over_film is None:
+            return None
+        logits, gradient = (pull or self.pull)(features)
+        contributions = self.places(gradient * features)
+        assert contributions is not None  # of the same shape as the features
+        return logits.squeeze(1), contributions.sum(1), over_film.mean((2, 3))
 
     def forward(self, films: Tensor) -> Tensor:
         """Grey levels (n, size, size) to logits (n,)."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import os
 from collections.abc import Iterable, Iterator
 from pathlib import Path
@@ -17,7 +18,28 @@ from pneumoscope.radiograph.prepare import prepare
 if TYPE_CHECKING:
     from pneumoscope.radiograph.decode import Radiograph
 
-__all__ = ["Predictor", "sigmoid"]
+__all__ = ["OUTPUTS", "Outputs", "Predictor", "sigmoid"]
+
+# Of the network file, with their numbers of dimensions. One that cannot explain itself gives the first alone.
+OUTPUTS = ("logit", "heatmap", "features")
+_DIMENSIONS = (1, 3, 2)
+
+
+@dataclasses.dataclass(frozen=True, slots=True)
+class Outputs:
+    """What a network gives in one run for n films.
+
+    Attributes:
+        logit: float32, shape (n,).
+        heatmap: what each place of the last feature map contributes to the logit, float32, shape (n, height, width); above 0
+            towards pneumonia. The places of one film and a constant sum to the logit where the network ends in average
+            pooling and one linear layer; elsewhere these are first-order shares.
+        features: mean of the last feature map over its places, float32, shape (n, channels).
+    """
+
+    logit: npt.NDArray[np.float32]
+    heatmap: npt.NDArray[np.float32]
+    features: npt.NDArray[np.float32]
 
 
 class Predictor:
@@ -25,6 +47,7 @@ class Predictor:
 
     Attributes:
         card: of the bundle.
+        explains: whether the network gives heatmaps and features.
     """
 
     def __init__(self, card: Card, network: bytes, *, threads: int = 0) -> None:
@@ -47,6 +70,7 @@ class Predictor:
         except Exception as error:
             raise BundleError(f"the network of bundle {card.name!r} cannot be run: {error}") from error
         self.card = card
+        self.explains = len(self._session.get_outputs()) > 1
         self._refuse_another_format()
 
     @classmethod
@@ -68,6 +92,22 @@ class Predictor:
             Shape (n,); above 0 the network leans to pneumonia.
         """
         return np.asarray(self._session.run(["logit"], {"film": pixels})[0], dtype=np.float32)
+
+    def outputs(self, pixels: npt.NDArray[np.uint8]) -> Outputs:
+        """Logits, heatmaps and features of films that are already prepared, in one run.
+
+        Args:
+            pixels: grey levels, shape (n, size, size).
+        Raises:
+            BundleError: the network gives logits alone.
+        """
+        if not self.explains:
+            raise BundleError(
+                f"the network of bundle {self.card.name!r} ({self.card.network}) gives no heatmaps: its logit does not hang on"
+                " places of a last feature map, or in a way that could not be exported",
+                advice="Ask for none, or train a convolutional network: pneumoscope models",
+            )
+        return Outputs(*self._session.run(list(OUTPUTS), {"film": pixels}))
 
     def stream(self, films: Iterable[Radiograph], *, batch: int = 32) -> Iterator[float]:
         """Logits of films one after the other, holding at most `batch` of them in memory.
@@ -97,11 +137,13 @@ class Predictor:
             (value.name, value.type, [side if isinstance(side, int) else "n" for side in value.shape])
             for value in self._session.get_inputs()
         ]
-        gives = [(value.name, value.type) for value in self._session.get_outputs()]
-        should = [("film", "tensor(uint8)", ["n", size, size])], [("logit", "tensor(float)")]
-        if (takes, gives) != should:
+        gives = [(value.name, value.type, len(value.shape)) for value in self._session.get_outputs()]
+        should_take = [("film", "tensor(uint8)", ["n", size, size])]
+        should_give = [(name, "tensor(float)", n) for name, n in zip(OUTPUTS, _DIMENSIONS, strict=True)]
+        if takes != should_take or gives not in (should_give, should_give[:1]):
             raise BundleError(
-                f"the network of bundle {self.card.name!r} takes {takes} and gives {gives}, not {should[0]} and {should[1]}",
+                f"the network of bundle {self.card.name!r} takes {takes} and gives {gives}, not {should_take}"
+                f" and {should_give}",
                 advice="Export it again",
             )
 

@@ -7,24 +7,25 @@ and refused before any pixel is decoded.
 from __future__ import annotations
 
 import io
+import stat
 import struct
-import warnings
 from pathlib import Path
 
 import numpy as np
 import numpy.typing as npt
-from PIL import ExifTags, Image, TiffImagePlugin, UnidentifiedImageError
+from PIL import ExifTags, Image, UnidentifiedImageError
 
 from pneumoscope.errors import UnreadableFilmError
 from pneumoscope.radiograph.film import MAX_PIXELS, Radiograph
+from pneumoscope.radiograph.muted import muted
 
-__all__ = ["EXTENSIONS", "MAX_BYTES", "MAX_PIXELS", "Radiograph", "decode"]
+__all__ = ["EXTENSIONS", "MAX_BYTES", "MAX_PIXELS", "Radiograph", "begins_as_dicom", "decode"]
 
 EXTENSIONS = frozenset({".jpg", ".jpeg", ".png", ".tif", ".tiff", ".bmp", ".webp", ".dcm"})
 # Room for `MAX_PIXELS` in 32 bits each, uncompressed: no radiograph is larger, and reading must end somewhere.
 MAX_BYTES = 4 * MAX_PIXELS
 _FORMATS = ("JPEG", "PNG", "TIFF", "BMP", "WEBP")
-_DICOM_MAGIC = b"DICM"
+_MAGIC = b"DICM"  # of DICOM, after 128 bytes of anything
 # What undoes each orientation of EXIF. Pillow's own `exif_transpose` also rewrites the EXIF data, and fails where that
 # is damaged elsewhere.
 _TURNS = {
@@ -36,10 +37,11 @@ _TURNS = {
     7: Image.Transpose.TRANSVERSE,
     8: Image.Transpose.ROTATE_90,
 }
+_SIDEWAYS = frozenset(_TURNS[orientation] for orientation in (5, 6, 7, 8))
 _TOO_LARGE = f"it is more than {MAX_PIXELS:,} pixels"
 
 
-def decode(source: Path | bytes, *, name: str = "") -> Radiograph:
+def decode(source: Path | bytes, *, name: str = "", least_side: int = 0) -> Radiograph:
     """Read one radiograph as 8-bit grey.
 
     The content says what a file is, not its extension. Colour is converted by ITU-R 601 luma (Pillow's "L"), what is
@@ -49,8 +51,11 @@ def decode(source: Path | bytes, *, name: str = "") -> Radiograph:
     Args:
         source: a file, or its bytes.
         name: what to call it in messages; the path where empty.
+        least_side: a JPEG may be decoded at 1/2, 1/4 or 1/8 of its size, where both sides keep at least so many pixels: its
+            blocks are averaged by their own cosine terms, which costs less than to decode them and to shrink the film
+            afterwards. 0 decodes every film whole.
     Returns:
-        The film, never resized; its pixels are read-only.
+        The film; its pixels are read-only.
     Raises:
         UnreadableFilmError: no such file, empty, not an image, cut short, larger than `MAX_PIXELS` or `MAX_BYTES`, more
             than one frame, or pixels whose black and white are not known (32 bits, floating point); for DICOM also what
@@ -60,27 +65,42 @@ def decode(source: Path | bytes, *, name: str = "") -> Radiograph:
     data = source if isinstance(source, bytes) else _read(source, name)
     if not data:
         raise UnreadableFilmError(name, "the file is empty (0 bytes)")
-    if data[128:132] == _DICOM_MAGIC:
+    if data[128:132] == _MAGIC:
         from pneumoscope.radiograph.dicom import decode_dicom
 
         return decode_dicom(data, name)
-    # Pillow warns about what it tolerates, such as a damaged EXIF block. The worst that a race between threads can do
-    # to the list of filters is to lose a warning of the other thread.
-    with warnings.catch_warnings(action="ignore"):
-        return _decode_image(data, name)
+    with muted:  # Pillow warns about what it tolerates, such as a damaged EXIF block
+        return _decode_image(data, name, least_side)
+
+
+def begins_as_dicom(path: Path) -> bool:
+    """True for a file that says so in its first bytes: by its name, DICOM often cannot be told."""
+    try:
+        if not path.is_file():
+            return False
+        with path.open("rb") as file:
+            return file.read(132)[128:] == _MAGIC
+    except OSError:
+        return False
 
 
 def _read(path: Path, name: str) -> bytes:
     try:
-        size = path.stat().st_size
-        if size > MAX_BYTES:
-            raise UnreadableFilmError(name, f"{size:,} bytes is more than {MAX_BYTES:,}; no radiograph is that large")
+        found = path.stat()
+        if not (stat.S_ISREG(found.st_mode) or stat.S_ISDIR(found.st_mode)):  # a pipe or a device may never end
+            raise UnreadableFilmError(name, "not a file but a pipe or a device", advice="Give the film's bytes instead")
+        if found.st_size > MAX_BYTES:
+            raise UnreadableFilmError(
+                name, f"{found.st_size:,} bytes is more than {MAX_BYTES:,}; no radiograph is that large"
+            )
         return path.read_bytes()
     except OSError as error:
         raise UnreadableFilmError(name, error.strerror or type(error).__name__) from error
+    except ValueError as error:  # no file system has such a name
+        raise UnreadableFilmError(name, str(error)) from error
 
 
-def _decode_image(data: bytes, name: str) -> Radiograph:
+def _decode_image(data: bytes, name: str, least_side: int) -> Radiograph:
     try:
         image = Image.open(io.BytesIO(data), formats=_FORMATS)
         frames = getattr(image, "n_frames", 1)
@@ -102,26 +122,31 @@ def _decode_image(data: bytes, name: str) -> Radiograph:
             raise UnreadableFilmError(
                 name, f"black and white are not known in pixels of mode {mode!r}", advice="Save it as 8- or 16-bit grey"
             )
+        whole = image.size
         try:
-            pixels = _grey(_upright(image))
+            if least_side:
+                image.draft(None, (least_side, least_side))  # nothing but a JPEG minds it
+            image.load()
+            turn = _turn(image)
+            pixels = _grey(image if turn is None else image.transpose(turn))
         except Exception as error:  # as above
             raise UnreadableFilmError(name, f"the pixels cannot be decoded ({_words(error)})") from error
     pixels.flags.writeable = False
-    return Radiograph(pixels, name, kind, mode)
+    if turn in _SIDEWAYS:
+        whole = whole[::-1]
+    return Radiograph(pixels, name, kind, mode, reduced_from=None if whole == pixels.shape[::-1] else whole)
 
 
 def _words(error: Exception) -> str:
     return str(error) or type(error).__name__
 
 
-def _upright(image: Image.Image) -> Image.Image:
-    """The decoded image, turned as its EXIF data says; as it is stored where that data cannot be read."""
-    image.load()
+def _turn(image: Image.Image) -> Image.Transpose | None:
+    """What puts a loaded image upright; None where it is, or where its EXIF data cannot be read."""
     try:
-        turn = _TURNS.get(image.getexif().get(ExifTags.Base.Orientation, 1))
+        return _TURNS.get(image.getexif().get(ExifTags.Base.Orientation, 1))
     except (SyntaxError, struct.error):
-        return image
-    return image if turn is None else image.transpose(turn)
+        return None
 
 
 def _grey(image: Image.Image) -> npt.NDArray[np.uint8]:
@@ -135,6 +160,8 @@ def _grey(image: Image.Image) -> npt.NDArray[np.uint8]:
 
 def _grey_16(image: Image.Image) -> npt.NDArray[np.uint8]:
     """16-bit grey as 8-bit; what TIFF says of the depth and of which end is white, Pillow leaves to its caller."""
+    from PIL import TiffImagePlugin  # here, since a JPEG is read sooner without it
+
     tags = image.tag_v2 if isinstance(image, TiffImagePlugin.TiffImageFile) else {}
     bits = tags.get(TiffImagePlugin.BITSPERSAMPLE, (16,))[0]
     white_is_zero = tags.get(TiffImagePlugin.PHOTOMETRIC_INTERPRETATION, 1) == 0

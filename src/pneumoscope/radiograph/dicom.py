@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import io
 import math
-import warnings
 from collections.abc import Iterable
 from typing import Any
 
@@ -20,12 +19,17 @@ from pydicom.pixels.decoders.base import Decoder, get_decoder
 
 from pneumoscope.errors import UnreadableFilmError
 from pneumoscope.radiograph.film import MAX_PIXELS, Radiograph
+from pneumoscope.radiograph.muted import muted
 
 __all__ = ["decode_dicom"]
 
 # Projection radiography: computed and digital radiography, film, fluoroscopy, angiography (PS3.3 C.7.3.1.1.1).
 _MODALITIES = ("CR", "DX", "RF", "RG", "XA")
 _CHEST = ("CHEST", "THORAX", "LUNG")  # also within a longer term, such as CHESTABDOMEN of newborns
+# What decompresses, in the order of trust: gdcm has by far the most code for a stranger's bytes to go wrong in, so that it is
+# asked only where nothing else knows the compression.
+_DECODERS = ("pydicom", "pyjpegls", "pylibjpeg", "pillow", "gdcm")
+_DECOMPRESS = "gdcmconv --raw IN OUT"
 Whole = npt.NDArray[np.integer[Any]]
 Real = npt.NDArray[np.floating[Any]]
 
@@ -60,25 +64,27 @@ def decode_dicom(data: bytes, name: str) -> Radiograph:
     Source: PS3.3 C.11.1 (modality), C.11.2.1.2 and C.11.2.1.3 (window), C.7.6.3.1.2 (MONOCHROME1), C.7.5.1.1.2
         (padding).
     """
-    # pydicom warns about values that it tolerates, and repeats them; see also `decode`.
-    with warnings.catch_warnings(action="ignore"):
+    with muted:  # pydicom warns about values that it tolerates, and repeats them
         decoder = _decoder(data, name)
         header = _header(data, name)
         try:
             dataset = dcmread(io.BytesIO(data))
             stored = _stored(dataset, decoder)
         except Exception as error:  # a stranger's bytes can make a parser fail in any way
-            raise UnreadableFilmError(name, f"the pixel data cannot be decoded ({_first_line(error)})") from error
+            why = f"the pixel data cannot be decoded ({_last_line(error)})"
+            advice = f"Decompress the file first: {_DECOMPRESS}" if decoder.UID.is_compressed else ""
+            raise UnreadableFilmError(name, why, advice=advice) from error
         try:
             pixels = _grey(stored, dataset)
         except Exception as error:  # as above: windows and tables are a stranger's too
-            raise UnreadableFilmError(name, f"the grey levels make no sense ({_first_line(error)})") from error
+            raise UnreadableFilmError(name, f"the grey levels make no sense ({_last_line(error)})") from error
     pixels.flags.writeable = False
     return Radiograph(pixels, name, "DICOM", f"{header.PhotometricInterpretation}, {header.BitsStored} bits")
 
 
-def _first_line(error: Exception) -> str:
-    return str(error).partition("\n")[0] or type(error).__name__
+def _last_line(error: Exception) -> str:
+    """The reason itself: pydicom puts it below a line that says what it tried."""
+    return str(error).strip().rpartition("\n")[2].strip(" :") or type(error).__name__
 
 
 def _decoder(data: bytes, name: str) -> Decoder:
@@ -96,11 +102,10 @@ def _decoder(data: bytes, name: str) -> Decoder:
     except NotImplementedError as error:
         raise UnreadableFilmError(name, f"no image is known in the transfer syntax {syntax.name}") from error
     if not decoder.is_available:
-        wheels = "pylibjpeg pylibjpeg-openjpeg" if "2000" in syntax.name else "pylibjpeg pylibjpeg-libjpeg"
         raise UnreadableFilmError(
             name,
             f"nothing installed decodes its compression, {syntax.name}",
-            advice=f"Install it: pip install {wheels}; or decompress the file: gdcmconv --raw IN OUT",
+            advice=f"Install the extra [dicom]: pip install 'pneumoscope[dicom]'; or decompress the file first: {_DECOMPRESS}",
         )
     return decoder
 
@@ -150,8 +155,12 @@ def _stored(dataset: Dataset, decoder: Decoder) -> Whole:
     """Stored values, shape (rows, columns), without what older files keep in the unused bits."""
     if "PixelData" not in dataset:
         raise ValueError("there is none")
+    plugin = next(
+        (name for name in _DECODERS if name in decoder.available_plugins), ""
+    )  # none where nothing is compressed
     # pydicom's annotation takes each option for the whole set of options
-    pixels: Whole = decoder.as_array(dataset, raw=True, correct_unused_bits=True)[0]  # type: ignore[arg-type]
+    options: Any = {"raw": True, "correct_unused_bits": True}
+    pixels: Whole = decoder.as_array(dataset, decoding_plugin=plugin, **options)[0]
     if pixels.ndim != 2:
         raise ValueError(f"it holds {len(pixels)} frames")
     return pixels

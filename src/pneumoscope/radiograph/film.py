@@ -25,6 +25,7 @@ class Radiograph:
         format: of the file: "JPEG", "PNG", "DICOM", ...
         mode: how its pixels were stored: in Pillow's words ("L", "RGB", "I;16", ...), or in DICOM's with the bits
             ("MONOCHROME2, 12 bits").
+        reduced_from: width and height of the film in its file, pixels, where it was decoded smaller; None where it was not.
     Raises:
         UnreadableFilmError: the pixels are not 8-bit grey in two dimensions, or there are none.
     """
@@ -33,6 +34,7 @@ class Radiograph:
     source: str
     format: str
     mode: str
+    reduced_from: tuple[int, int] | None = None
 
     def __post_init__(self) -> None:
         """Refuse what would be resized into something else than a film, three channels for one."""

@@ -7,39 +7,42 @@ exported file: they cannot be written twice. What is left, and stands here, is t
 
 from __future__ import annotations
 
-from typing import Literal
+from typing import Annotated, Literal
 
 import numpy as np
 import numpy.typing as npt
+from msgspec import Meta, Struct
 from PIL import Image
-from pydantic import BaseModel, ConfigDict, Field
 
 from pneumoscope.radiograph.decode import Radiograph
 
 __all__ = ["PREPARE_VERSION", "Crop", "Preparation", "prepare"]
 
-# Raised whenever `prepare` gives other pixels than before: caches made by another version are made anew, and a bundle
+# Raised whenever a file gives other pixels than before: caches made by another version are made anew, and a bundle
 # made by another version is refused.
-PREPARE_VERSION = 1
+PREPARE_VERSION = 2
 
 Crop = Literal["squash", "centre"]
 
 
-class Preparation(BaseModel):
+class Preparation(Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
     """How a radiograph becomes a network's input.
 
     Attributes:
-        size: side of the square, pixels.
+        size: side of the square, 16 to 1024 pixels.
         crop: "squash" stretches the whole film to the square; "centre" first cuts the central square of the short side,
             where a pixel more must go at the right or at the bottom.
         version: of `prepare`.
     """
 
-    model_config = ConfigDict(frozen=True, extra="forbid")
-
-    size: int = Field(default=224, ge=16, le=1024)
+    size: Annotated[int, Meta(ge=16, le=1024)] = 224
     crop: Crop = "squash"
     version: int = PREPARE_VERSION
+
+    @property
+    def least_side(self) -> int:
+        """How small a JPEG may be decoded (see `decode`): twice the side leaves `prepare` enough to average over."""
+        return 2 * self.size
 
 
 def prepare(radiograph: Radiograph, preparation: Preparation) -> npt.NDArray[np.uint8]:

@@ -125,7 +125,7 @@ def proportion(
     if n == 0:
         return undefined(why, n=0, method="wilson", level=level)
     effect = design_effect(x, groups)
-    found = wilson(np.count_nonzero(x) / effect, n / effect, level)
+    found = wilson(int(np.count_nonzero(x)) / effect, n / effect, level)
     return Interval(found.value, found.low, found.high, _named("wilson", effect), n, level)
 
 

@@ -1,5 +1,9 @@
 """From trained weights to a bundle: one ONNX file, checked against torch film by film, and its card.
 
+The file gives the heatmap in the same run as the logit. What differentiates the layers behind the last feature map is traced into
+a graph of its own, which the exporter takes where it would refuse `torch.func.vjp`; the weights are that graph's arguments,
+so that both branches share them in the file.
+
 Calibration and operating points are fitted on what the exported file says of the validation films, not on what torch says:
 what is described is what is shipped.
 """
@@ -10,17 +14,24 @@ import contextlib
 import hashlib
 import io
 import logging
+import math
 import warnings
 from collections.abc import Iterator, Sequence
 from pathlib import Path
+from typing import Any
 
+import msgspec
 import numpy as np
 import numpy.typing as npt
 import torch
+from torch import Tensor, nn
+from torch.fx.experimental.proxy_tensor import make_fx
 
 from pneumoscope import __version__
 from pneumoscope.bundle.card import (
     CARD_FILE,
+    FORMAT,
+    LABELS,
     NETWORK_FILE,
     Calibration,
     Card,
@@ -33,7 +44,7 @@ from pneumoscope.dataset.cache import prepare_films
 from pneumoscope.dataset.manifest import Manifest
 from pneumoscope.errors import ParityError
 from pneumoscope.networks.network import Network
-from pneumoscope.predictor.predictor import Predictor, sigmoid
+from pneumoscope.predictor.predictor import OUTPUTS, Outputs, Predictor, sigmoid
 from pneumoscope.statistics.calibration import fit_platt
 from pneumoscope.statistics.intervals import proportion
 from pneumoscope.statistics.operating_point import at_sensitivity, at_specificity, highest_youden
@@ -42,9 +53,10 @@ from pneumoscope.training.films import FilmArrays
 from pneumoscope.training.recipe import Recipe
 from pneumoscope.training.run import machine, now, versions
 
-__all__ = ["TOLERANCE", "export", "to_onnx"]
+__all__ = ["TOLERANCE", "check_explanations", "check_parity", "export", "to_onnx"]
 
 TOLERANCE = 1e-4
+_JUMP = 0.1
 _PARITY_FILMS = 64
 _BATCH = 32
 
@@ -60,8 +72,8 @@ def export(
         folder: of the bundle; what is there is replaced.
         best_epoch: counted from 1.
     Raises:
-        ParityError: the exported network differs from torch by more than `TOLERANCE` on any of the
-            validation films compared: 64, or all where there are fewer.
+        ParityError: logits, heatmaps or features of the exported network differ from torch's by more than `TOLERANCE` on
+            any of the validation films compared: 64, or all where there are fewer.
         StorageError: it cannot be written.
     """
     onnx = to_onnx(network, recipe.network.image_size)
@@ -69,6 +81,8 @@ def export(
     pixels = prepared.pixels[prepared.rows[len(arrays.train) :]]
     labels = np.array([film.positive for film in arrays.validation])
     card = Card(
+        format=FORMAT,
+        labels=LABELS,
         name=recipe.name,
         network=recipe.network.name,
         parameters=sum(parameter.numel() for parameter in network.parameters()),
@@ -95,12 +109,14 @@ def export(
     logits = np.concatenate([predictor.logits(pixels[i : i + _BATCH]) for i in range(0, len(pixels), _BATCH)])
     # A manifest is sorted: films from all over it are of both labels.
     spread = np.linspace(0, len(pixels) - 1, min(_PARITY_FILMS, len(pixels))).astype(int)
-    card = card.model_copy(
-        update={
-            "parity": check_parity(network, pixels[spread], logits[spread]),
-            "calibration": _calibrate(logits, labels),
-            "points": _points(sigmoid(logits), labels, [film.patient for film in arrays.validation]),
-        }
+    if predictor.explains:
+        for part in (pixels[spread[i : i + _BATCH]] for i in range(0, len(spread), _BATCH)):
+            check_explanations(network, part, predictor.outputs(part))
+    card = msgspec.structs.replace(
+        card,
+        parity=check_parity(network, pixels[spread], logits[spread]),
+        calibration=_calibrate(logits, labels),
+        points=_points(sigmoid(logits), labels, [film.patient for film in arrays.validation]),
     )
     write_atomically(folder / NETWORK_FILE, onnx)
     write_atomically(folder / CARD_FILE, card.to_json())
@@ -108,23 +124,118 @@ def export(
 
 
 def to_onnx(network: Network, image_size: int) -> bytes:
-    """One ONNX file, weights inside: "film" uint8 (n, size, size) to "logit" float32 (n,)."""
-    example = torch.zeros(2, image_size, image_size, dtype=torch.uint8)
+    """One ONNX file, weights inside: "film" uint8 (n, size, size) to `OUTPUTS`.
+
+    "logit" is the only output where it does not hang on places of the last feature map (transformers that read a class token,
+    networks without a grid), and where the layers behind that map have a gradient that ONNX cannot say (attention).
+
+    Args:
+        network: in evaluation mode, on the CPU.
+        image_size: side of the films, pixels.
+    """
+    # Noise, because the gradient is looked at on it: a blank film may leave a whole layer of ReLUs without any.
+    films = torch.randint(
+        0, 256, (2, image_size, image_size), dtype=torch.uint8, generator=torch.Generator().manual_seed(0)
+    )
+    if explains(network, films):
+        with contextlib.suppress(torch.onnx.OnnxExporterError):
+            return _convert(_Explained(network, films).eval(), films, OUTPUTS)
+    return _convert(network, films, OUTPUTS[:1])
+
+
+def _convert(module: nn.Module, films: Tensor, outputs: Sequence[str]) -> bytes:
     with _quiet():
         program = torch.onnx.export(
-            network,
-            (example,),
+            module,
+            (films,),
             dynamo=True,
             input_names=["film"],
-            output_names=["logit"],
+            output_names=list(outputs),
             dynamic_shapes=({0: torch.export.Dim("n", min=1)},),
             external_data=False,
             verbose=False,
         )
-        if program is None:
-            raise ParityError("torch made no ONNX program")
+    if program is None:
+        raise ParityError("torch made no ONNX program")
     content: bytes = program.model_proto.SerializeToString()
     return content
+
+
+def explains(network: Network, films: Tensor) -> bool:
+    """Whether places of the last feature map carry any of the logits of these films (n, size, size)."""
+    with torch.no_grad():
+        explanation = network.explain(films)
+    return explanation is not None and bool(explanation[1].any())
+
+
+class _Explained(nn.Module):
+    """Films to logits, heatmaps and pooled features, in operations that the exporter knows."""
+
+    def __init__(self, network: Network, films: Tensor) -> None:
+        super().__init__()
+        self.head = _Head(network)
+        # In channels last the layers in between would be traced as strides in memory, which ONNX does not have.
+        with torch.no_grad():
+            features = network.features(network.image(films)).contiguous()
+            self.pools = network.places(features) is features and _same_everywhere(network.pull(features)[1])
+            if self.pools:
+                features = features.mean((2, 3), keepdim=True)
+            weights = {name: tensor.detach() for name, tensor in self._weights().items()}
+            self.traced = make_fx(
+                lambda weights, features: torch.func.functional_call(self.head, weights, (features,)),
+                decomposition_table={torch.ops.aten.convolution_backward.default: _convolve_back},
+                tracing_mode="symbolic",
+            )(weights, features)
+
+    def _weights(self) -> dict[str, Tensor]:
+        return {**dict(self.head.named_parameters()), **dict(self.head.named_buffers())}
+
+    def _pull(self, features: Tensor) -> tuple[Tensor, Tensor]:
+        logits, gradient = self.traced(self._weights(), features)
+        return logits, gradient
+
+    def forward(self, films: Tensor) -> tuple[Tensor, Tensor, Tensor] | None:
+        network = self.head.network
+        if not self.pools:
+            return network.explain(films, self._pull)
+        # The closed form: behind average pooling all places of a channel have one gradient, that of their mean divided by their
+        # number. One product of a vector and a matrix a film; the product of two whole maps costs 3% of lite0's time.
+        maps = network.features(network.image(films))
+        mean = maps.mean((2, 3), keepdim=True)
+        logits, gradient = self._pull(mean)
+        heatmap = gradient.flatten(1).unsqueeze(1) @ maps.flatten(2) / (maps.shape[2] * maps.shape[3])
+        return logits.squeeze(1), heatmap.reshape(-1, maps.shape[2], maps.shape[3]), mean.flatten(1)
+
+
+def _same_everywhere(gradient: Tensor) -> bool:
+    return torch.equal(gradient, gradient[..., :1, :1].expand_as(gradient))
+
+
+def _convolve_back(
+    gradient: Tensor, inputs: Tensor, weight: Tensor, bias_sizes: object, stride: list[int], *rest: Any
+) -> tuple[Tensor, None, None]:
+    """The gradient of a convolution's input, which ONNX has no operator for, as the transposed convolution that it is.
+
+    The gradients of weight and bias are never asked for here.
+    """
+    padding, dilation, transposed, output_padding, groups, _ = rest
+    if transposed or set(stride) != {1}:  # whose output's size is not told by its input's; no head of timm's has one
+        return NotImplemented  # type: ignore[no-any-return]
+    back: Tensor = torch.ops.aten.convolution.default(
+        gradient, weight, None, stride, padding, dilation, True, output_padding, groups
+    )
+    return back, None, None
+
+
+class _Head(nn.Module):
+    """`Network.pull` as a module, whose weights can be given."""
+
+    def __init__(self, network: Network) -> None:
+        super().__init__()
+        self.network = network
+
+    def forward(self, features: Tensor) -> tuple[Tensor, Tensor]:
+        return self.network.pull(features)
 
 
 def check_parity(network: Network, pixels: npt.NDArray[np.uint8], logits: npt.NDArray[np.float32]) -> Parity:
@@ -150,6 +261,37 @@ def check_parity(network: Network, pixels: npt.NDArray[np.uint8], logits: npt.ND
             advice="This is a fault of the export, not of the training; the checkpoints are kept",
         )
     return Parity(films=len(pixels), largest=largest)
+
+
+def check_explanations(network: Network, pixels: npt.NDArray[np.uint8], outputs: Outputs) -> None:
+    """Compare torch's heatmaps and pooled features with those of the exported network.
+
+    Differences are relative to the largest value on these films. A gradient jumps where a ReLU's input is zero to within
+    rounding, on in one program and off in the other: of the thousands in a dense head that happens to a few in a hundred films.
+    So a heatmap in ten may differ by more, up to `_JUMP`.
+
+    Args:
+        network: in evaluation mode.
+        pixels: shape (n, size, size).
+        outputs: of the exported network, for these films.
+    Raises:
+        ParityError: they differ by more than `TOLERANCE`.
+    """
+    with torch.no_grad():
+        explanation = network.explain(torch.from_numpy(np.array(pixels)))
+    assert explanation is not None  # the exported network has one
+    for name, tensor in zip(OUTPUTS[1:], explanation[1:], strict=True):
+        own = tensor.flatten(1).numpy()
+        difference = np.abs(own - getattr(outputs, name).reshape(own.shape)).max(1) / np.abs(own).max()
+        difference.sort()
+        spared = math.ceil(len(pixels) / 10) if name == "heatmap" else 0
+        largest, jump = float(difference[-1 - spared]), float(difference[-1])
+        if not (largest <= TOLERANCE and jump <= (_JUMP if spared else TOLERANCE)):
+            raise ParityError(
+                f"output {name!r} of the exported network differs from torch's by up to {jump:.2g} of its scale on {len(pixels)}"
+                f" films, by {largest:.2g} without the worst {spared} (at most {TOLERANCE:g} is allowed)",
+                advice="This is a fault of the export, not of the training; the checkpoints are kept",
+            )
 
 
 def _calibrate(logits: npt.NDArray[np.float32], labels: npt.NDArray[np.bool_]) -> Calibration:
@@ -178,7 +320,7 @@ def _points(
         places = np.flatnonzero(labels == positive)
         right = (scores[places] >= threshold) == positive
         found = proportion(right, [patients[place] for place in places.tolist()])
-        return Share.model_validate({field: getattr(found, field) for field in Share.model_fields})
+        return msgspec.convert({field: getattr(found, field) for field in Share.__struct_fields__}, Share)
 
     return {
         name: OperatingPoint(

@@ -1,0 +1,173 @@
+"""`pneumoscope predict`: what a model says of films."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import signal
+import sys
+import threading
+from collections import Counter
+from collections.abc import Callable, Iterable, Iterator
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import click
+
+from pneumoscope.cli.progress import film_progress
+from pneumoscope.errors import PartialFailureError, UsageError
+from pneumoscope.results import NOTICE
+
+if TYPE_CHECKING:
+    from pneumoscope.predictor.model import Model
+    from pneumoscope.results import Prediction
+
+__all__ = ["command"]
+
+_FEW = 8  # films that are done before anyone looks for a progress bar
+_BAR = 20  # characters
+_EIGHTHS = ("", "▏", "▎", "▍", "▌", "▋", "▊", "▉")
+_FAILED = "failed"
+_COLOURS = {"pneumonia": "red", "normal": "green", "uncertain": "yellow", "rejected": "magenta", _FAILED: "bright_red"}
+
+
+@click.command("predict", short_help="Say of films how likely pneumonia is.")
+@click.argument("paths", metavar="PATH...", nargs=-1, required=True)
+@click.option(
+    "--model", "bundle", metavar="BUNDLE|RUN", type=click.Path(path_type=Path), help="[default: the model that ships]"
+)
+@click.option(
+    "--operating-point", default="", metavar="NAME", help="A threshold on the model's card.  [default: balanced]"
+)
+@click.option("--json", "as_json", is_flag=True, help="Print one JSON document.")
+@click.option(
+    "--csv", "table", type=click.Path(dir_okay=False, path_type=Path), help="Write a CSV file instead of printing."
+)
+def command(
+    paths: tuple[str, ...], bundle: Path | None, operating_point: str, as_json: bool, table: Path | None
+) -> None:
+    """Say of each film how likely pneumonia is, and decide at an operating point of the model.
+
+    PATH is a film (JPEG, PNG, TIFF, BMP, WebP or DICOM), a folder of films, or - for a list of them on standard input, one a
+    line. Of a folder's files, those are left out that are hidden or no films by their name. A film that cannot be read is an
+    error of its own: the others are done, and the exit status is 3. Ctrl-C keeps what is done.
+    """
+    from pneumoscope.predictor.document import csv_rows, json_parts
+    from pneumoscope.predictor.films import find_films
+    from pneumoscope.predictor.model import load_model
+
+    if as_json and table:
+        raise UsageError("--json prints and --csv writes: they do not go together", advice="Leave one of them out")
+    films, skipped = find_films(_named(paths))
+    if skipped:
+        click.echo(f"{skipped} files were left out: hidden, or no films by their name", err=True)
+    if not films:
+        raise UsageError("there is no film to score", advice="Name films, or folders that hold some")
+    # One film is done soonest on all cores; of many, each core takes some of its own.
+    model = load_model(bundle, operating_point=operating_point, threads=0 if len(films) == 1 else 1)
+    counts: Counter[str] = Counter()
+    watched = as_json or table or not sys.stdout.isatty()  # otherwise the films themselves are seen to go by
+    with contextlib.ExitStack() as stack:
+        interrupted = stack.enter_context(_interruptible())
+        scored = stack.enter_context(contextlib.closing(model.predict_many(films)))
+        progress = stack.enter_context(film_progress("scoring films")) if watched and len(films) > _FEW else None
+        predictions = _counted(scored, counts, len(films), progress, interrupted)
+        if as_json:
+            for part in json_parts(model.facts, predictions):
+                click.echo(part, nl=False)
+        elif table:
+            from pneumoscope.storage import write_atomically
+
+            write_atomically(table, lambda file: file.writelines(csv_rows(predictions)))
+        else:
+            _show(model, predictions, counts)
+    if interrupted.is_set():
+        click.echo(f"{counts.total()} of {len(films)} films were done", err=True)
+        raise click.Abort
+    if counts["failed"]:
+        raise PartialFailureError(
+            f"{counts['failed']} of {len(films)} films could not be read; each has an error of its own"
+        )
+
+
+def _named(paths: Iterable[str]) -> Iterator[str]:
+    """The paths, with a list from standard input where one is -."""
+    for path in paths:
+        if path != "-":
+            yield path
+            continue
+        for line in sys.stdin.buffer:  # as bytes: a file's name need not be text
+            if name := line.rstrip(b"\r\n"):
+                yield os.fsdecode(name)
+
+
+@contextlib.contextmanager
+def _interruptible() -> Iterator[threading.Event]:
+    """An event that Ctrl-C sets, so that what is being written is ended and not broken off; a second Ctrl-C breaks it off."""
+    interrupted = threading.Event()
+
+    def interrupt(*_: object) -> None:
+        interrupted.set()
+        signal.signal(signal.SIGINT, before)
+
+    before = signal.signal(signal.SIGINT, interrupt)
+    try:
+        yield interrupted
+    finally:
+        signal.signal(signal.SIGINT, before)
+
+
+def _counted(
+    predictions: Iterable[Prediction],
+    counts: Counter[str],
+    total: int,
+    progress: Callable[[int, int], None] | None,
+    interrupted: threading.Event,
+) -> Iterator[Prediction]:
+    """The predictions, counted by decision, until there is an interrupt."""
+    for prediction in predictions:
+        counts[prediction.decision or _FAILED] += 1
+        if progress:
+            progress(counts.total(), total)
+        yield prediction
+        if interrupted.is_set():
+            return
+
+
+def _show(model: Model, predictions: Iterable[Prediction], counts: Counter[str]) -> None:
+    """A line a film, as soon as it is done, and what they came to."""
+    click.secho(f"{'decision':9}  {'probability of pneumonia':{_BAR + 7}}  film", bold=True)
+    for prediction in predictions:
+        decision = prediction.decision or _FAILED
+        share = (
+            "" if prediction.probability is None else f"{prediction.probability:.3f}  {_bar(prediction.probability)}"
+        )
+        why = prediction.reason or prediction.error
+        film = _printable(prediction.path) + (f"  ({_printable(why)})" if why else "")
+        click.echo(f"{click.style(f'{decision:9}', fg=_COLOURS[decision])}  {share:{_BAR + 7}}  {film}")
+    found = ", ".join(f"{count} {decision}" for decision, count in counts.most_common())
+    click.echo(f"in all: {found}")
+    click.echo(
+        f"model {model.card.name}, version {model.card.version}; pneumonia is called by this rule: {model.point.rule}"
+    )
+    click.secho(NOTICE, dim=True)
+
+
+def _bar(share: float) -> str:
+    """A bar as long as the share, in the blocks that the output can show."""
+    eighths = round(8 * _BAR * share)
+    blocks = "█" * (eighths // 8) + _EIGHTHS[eighths % 8]
+    try:
+        blocks.encode(sys.stdout.encoding or "ascii")
+    except UnicodeEncodeError:
+        return "#" * round(_BAR * share)
+    return blocks
+
+
+def _printable(text: str) -> str:
+    """The text with what would move the cursor, or cannot be shown, spelt out: a stranger may have named the file."""
+    encoding = sys.stdout.encoding or "ascii"
+    text = "".join(
+        mark if mark.isprintable() else mark.encode("unicode_escape", "surrogatepass").decode() for mark in text
+    )
+    return text.encode(encoding, "backslashreplace").decode(encoding)

@@ -1,0 +1,68 @@
+"""Where a network's output becomes a decision: the only place, for the command line, Python, the service and the report."""
+
+from __future__ import annotations
+
+import dataclasses
+
+import numpy as np
+
+from pneumoscope.bundle.card import Calibration, Card, OperatingPoint
+from pneumoscope.errors import UnknownNameError
+from pneumoscope.predictor.predictor import sigmoid
+from pneumoscope.results import Decision
+
+__all__ = ["DEFAULT_POINT", "Verdict", "decide", "find_point"]
+
+DEFAULT_POINT = "balanced"
+
+
+@dataclasses.dataclass(frozen=True, slots=True)
+class Verdict:
+    """What is said of a film that could be read; see `results.Prediction`."""
+
+    decision: Decision
+    probability: float
+    interval: tuple[float, float] | None
+    interval_reason: str
+    threshold: float
+    reason: str
+
+
+def decide(card: Card, point: OperatingPoint, logit: float) -> Verdict:
+    """Judge one film.
+
+    Args:
+        card: of the bundle; its calibration turns scores into probabilities.
+        point: where on the score pneumonia begins.
+        logit: of the film.
+    """
+    return Verdict(
+        decision="pneumonia" if sigmoid(np.asarray(logit, dtype=np.float64)) >= point.threshold else "normal",
+        probability=_calibrated(card.calibration, logit),
+        interval=None,
+        interval_reason="this bundle states none",
+        threshold=_calibrated(card.calibration, _logit(point.threshold)),
+        reason="",
+    )
+
+
+def find_point(card: Card, name: str = "") -> OperatingPoint:
+    """The operating point of that name; `DEFAULT_POINT` where it is empty.
+
+    Raises:
+        UnknownNameError: the card has none.
+    """
+    name = name or DEFAULT_POINT
+    if name not in card.points:
+        raise UnknownNameError("operating point", name, card.points)
+    return card.points[name]
+
+
+def _calibrated(calibration: Calibration, logit: float) -> float:
+    return float(sigmoid(np.asarray(calibration.slope * logit + calibration.intercept, dtype=np.float64)))
+
+
+def _logit(score: float) -> float:
+    """The logit of a score, 0 to 1; its ends are infinite, as thresholds that every film or none reaches."""
+    with np.errstate(divide="ignore"):
+        return float(np.log(score) - np.log1p(-score))

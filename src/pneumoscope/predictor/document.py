@@ -1,0 +1,87 @@
+"""Predictions as JSON and as CSV, a piece at a time: however many there are, none is kept, and what is cut short is whole."""
+
+from __future__ import annotations
+
+import csv
+import dataclasses
+import io
+import json
+from collections.abc import Iterable, Iterator
+from typing import Any
+
+from pneumoscope.results import NOTICE, SCHEMA, ModelFacts, Prediction
+
+__all__ = ["COLUMNS", "csv_rows", "json_parts"]
+
+COLUMNS = (
+    "path",
+    "decision",
+    "probability",
+    "interval_low",
+    "interval_high",
+    "threshold",
+    "reason",
+    "width",
+    "height",
+    "format",
+    "error",
+    "model",
+    "version",
+    "sha256",
+    "notice",
+)
+
+
+def json_parts(model: ModelFacts, predictions: Iterable[Prediction]) -> Iterator[str]:
+    """The pieces of one JSON document: `schema`, `model`, `notice` and `predictions`.
+
+    It is closed also where `predictions` fail: the error comes after the last piece. Only ASCII is used, since a file's name
+    need not be text, and whoever reads need not read UTF-8.
+    """
+    head = json.dumps({"schema": SCHEMA, "model": dataclasses.asdict(model), "notice": NOTICE}, indent=2)
+    yield head.removesuffix("\n}") + ',\n  "predictions": ['
+    failure: Exception | None = None
+    separator = "\n"
+    try:
+        for prediction in predictions:
+            yield separator + json.dumps(dataclasses.asdict(prediction), allow_nan=False)
+            separator = ",\n"
+    except Exception as error:  # noqa: BLE001  raised again below
+        failure = error
+    yield "\n  ]\n}\n"
+    if failure:
+        raise failure
+
+
+def csv_rows(predictions: Iterable[Prediction]) -> Iterator[bytes]:
+    """The lines of a CSV file, RFC 4180, UTF-8: `COLUMNS`, then a film a line; what does not exist is empty.
+
+    The bytes of a file's name that are no UTF-8 stay as they are.
+    """
+    yield _line(COLUMNS)
+    for prediction in predictions:
+        yield _line(_cells(prediction))
+
+
+def _cells(prediction: Prediction) -> tuple[Any, ...]:
+    film, model = prediction.film, prediction.model
+    return (
+        prediction.path,
+        prediction.decision,
+        prediction.probability,
+        *(prediction.interval or (None, None)),
+        prediction.threshold,
+        prediction.reason,
+        *((film.width, film.height, film.format) if film else (None, None, None)),
+        prediction.error,
+        model.name,
+        model.version,
+        model.sha256,
+        prediction.notice,
+    )
+
+
+def _line(cells: Iterable[Any]) -> bytes:
+    line = io.StringIO()
+    csv.writer(line).writerow(cells)
+    return line.getvalue().encode("utf-8", "surrogateescape")

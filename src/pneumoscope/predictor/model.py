@@ -1,0 +1,186 @@
+"""A bundle as Python and the command line use it: a film in, a `Prediction` out; many films in, a stream of them out."""
+
+from __future__ import annotations
+
+import os
+from collections import deque
+from collections.abc import Generator, Iterable, Iterator, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
+from importlib.resources import files
+from itertools import islice
+from pathlib import Path
+
+import numpy as np
+import numpy.typing as npt
+
+from pneumoscope.bundle.card import CARD_FILE, Card, find_bundle
+from pneumoscope.errors import BundleError, UnreadableFilmError, UsageError
+from pneumoscope.predictor.decide import decide, find_point
+from pneumoscope.predictor.predictor import Predictor
+from pneumoscope.radiograph.decode import Radiograph, decode
+from pneumoscope.radiograph.prepare import prepare
+from pneumoscope.results import FilmFacts, ModelFacts, Prediction
+
+__all__ = ["BATCH", "Film", "Model", "load_model"]
+
+# A path, the bytes of a file, or grey levels (uint8, shape (height, width), 0 black).
+Film = str | Path | bytes | npt.NDArray[np.uint8]
+# Films that go through the network at once. More are no faster on a processor, and hold up what comes after them.
+BATCH = 4
+
+
+class Model:
+    """A bundle that judges films at one operating point.
+
+    Attributes:
+        card: of the bundle.
+        facts: what each prediction says of the bundle.
+        point: the operating point.
+    """
+
+    def __init__(self, predictor: Predictor, *, operating_point: str = "") -> None:
+        """Choose the operating point.
+
+        Raises:
+            UnknownNameError: the card has no such operating point.
+        """
+        self._predictor = predictor
+        self.card: Card = predictor.card
+        self.point = find_point(self.card, operating_point)
+        self.facts = ModelFacts(self.card.name, self.card.version, self.card.onnx_sha256)
+
+    def predict(self, film: Film, *, name: str = "") -> Prediction:
+        """Judge one film.
+
+        Args:
+            film: a path, the bytes of a file, or an array of grey levels: uint8, shape (height, width), 0 black.
+            name: what to call it; its path where empty, or "bytes" or "array".
+        Raises:
+            UnreadableFilmError: see `radiograph.decode`.
+        """
+        radiograph = self._decode(film, name)
+        pixels = prepare(radiograph, self.card.preparation)
+        return self._judge(radiograph, float(self._predictor.logits(pixels[None])[0]))
+
+    def predict_many(
+        self, films: Iterable[Film], *, batch_size: int = BATCH, workers: int = 0
+    ) -> Generator[Prediction]:
+        """Judge many films, in the order given. One that cannot be read becomes a prediction with `error`.
+
+        Each worker reads, decodes and scores a batch of its own, so that every core has work whether decoding or the network
+        takes longer. However many films there are, no more than a few batches a worker are ahead of the caller, and `films` is
+        not asked for more.
+
+        Args:
+            films: as for `predict`.
+            batch_size: films that go through the network at once.
+            workers: threads; 0 takes one a core.
+        Raises:
+            UsageError: a number is below what makes sense.
+        """
+        if batch_size < 1:
+            raise UsageError(f"batch_size is {batch_size}; one film at a time is the least")
+        if workers < 0:
+            raise UsageError(f"workers is {workers}; 0 takes one a core")
+        return self._stream(films, batch_size, workers or os.cpu_count() or 1)
+
+    def _stream(self, films: Iterable[Film], size: int, workers: int) -> Generator[Prediction]:
+        ahead: deque[Future[list[Prediction]]] = deque()
+        with ThreadPoolExecutor(workers) as pool:
+            try:
+                for batch in _batches(films, size):
+                    ahead.append(pool.submit(self._predict_batch, batch))
+                    if len(ahead) > 2 * workers:
+                        yield from ahead.popleft().result()
+                while ahead:
+                    yield from ahead.popleft().result()
+            finally:  # whoever listened has gone, or a batch failed: what has not begun is not begun
+                for future in ahead:
+                    future.cancel()
+
+    def _predict_batch(self, films: Sequence[Film]) -> list[Prediction]:
+        read = [self._try_to_decode(film) for film in films]
+        good = [found for found in read if isinstance(found, Radiograph)]
+        logits: Iterator[float] = iter(())
+        if good:
+            pixels = np.stack([prepare(radiograph, self.card.preparation) for radiograph in good])
+            logits = iter(self._predictor.logits(pixels).tolist())
+        return [
+            self._judge(found, next(logits)) if isinstance(found, Radiograph) else self._failed(found) for found in read
+        ]
+
+    def _try_to_decode(self, film: Film) -> Radiograph | UnreadableFilmError:
+        try:
+            return self._decode(film, "")
+        except UnreadableFilmError as error:
+            return error
+
+    def _decode(self, film: Film, name: str) -> Radiograph:
+        if isinstance(film, np.ndarray):
+            return Radiograph(film, name or "array", "array", str(film.dtype))
+        source = film if isinstance(film, bytes) else Path(film)
+        return decode(
+            source, name=name or (film if isinstance(film, str) else ""), least_side=self.card.preparation.least_side
+        )
+
+    def _judge(self, film: Radiograph, logit: float) -> Prediction:
+        verdict = decide(self.card, self.point, logit)
+        width, height = film.reduced_from or (film.width, film.height)
+        return Prediction(
+            path=film.source,
+            decision=verdict.decision,
+            probability=verdict.probability,
+            interval=verdict.interval,
+            interval_reason=verdict.interval_reason,
+            threshold=verdict.threshold,
+            reason=verdict.reason,
+            film=FilmFacts(width, height, film.format),
+            model=self.facts,
+        )
+
+    def _failed(self, error: UnreadableFilmError) -> Prediction:
+        why = f"{error.why}. {error.advice}" if error.advice else error.why
+        return Prediction(
+            path=error.path,
+            decision=None,
+            probability=None,
+            interval=None,
+            interval_reason="the film could not be read",
+            threshold=None,
+            reason="",
+            film=None,
+            model=self.facts,
+            error=why,
+        )
+
+
+def load_model(bundle: str | Path | None = None, *, operating_point: str = "", threads: int = 0) -> Model:
+    """Load the model that ships, or a bundle of yours.
+
+    Args:
+        bundle: the folder of a bundle, or of a run, which has one inside; the model that ships where None.
+        operating_point: a name on the card; "balanced" where empty.
+        threads: for one network call; 0 takes every core. With 1, `predict_many` is a little faster and `predict` slower.
+    Raises:
+        BundleError: there is none, or it is refused; see `bundle.card.read_bundle`.
+        RunError: the run has no bundle.
+        UnknownNameError: the card has no such operating point.
+    """
+    folder = _shipped() if bundle is None else find_bundle(Path(bundle))
+    return Model(Predictor.load(folder, threads=threads), operating_point=operating_point)
+
+
+def _shipped() -> Path:
+    folder = Path(str(files("pneumoscope.bundle"))) / "default"
+    if not (folder / CARD_FILE).is_file():
+        raise BundleError(
+            "this build of pneumoscope ships no model",
+            advice="Name a bundle or a finished run: pneumoscope predict --model RUN, or load_model(RUN) in Python",
+        )
+    return folder
+
+
+def _batches(films: Iterable[Film], size: int) -> Iterator[tuple[Film, ...]]:
+    asked = iter(films)
+    while batch := tuple(islice(asked, size)):
+        yield batch

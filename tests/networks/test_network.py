@@ -1,0 +1,72 @@
+"""What a place of the last feature map contributes to the logit, for every network by one definition."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from torch import nn
+
+from pneumoscope.networks.build import build
+
+
+def films(size: int, seed: int = 1) -> torch.Tensor:
+    generator = torch.Generator().manual_seed(seed)
+    return torch.randint(0, 256, (3, size, size), dtype=torch.uint8, generator=generator)
+
+
+@pytest.mark.parametrize(("name", "last"), [("resnet18", "fc"), ("tf_efficientnet_lite0", "classifier")])
+def test_behind_average_pooling_and_a_linear_layer_it_is_class_activation_mapping(name: str, last: str) -> None:
+    """The closed form: the last layer's weights over the map, divided by its places; with the bias they are the logit."""
+    torch.manual_seed(0)
+    network = build(name, image_size=96).eval()
+    layer: nn.Linear = getattr(network.model, last)
+    nn.init.constant_(layer.bias, 0.3)
+    with torch.no_grad():
+        maps = network.features(network.image(films(96)))
+        logit, heatmap, pooled = network.explain(films(96)) or ()
+
+        assert maps.shape[2:] == (3, 3)
+        expected = torch.einsum("nchw,c->nhw", maps, layer.weight[0]) / 9
+        torch.testing.assert_close(heatmap, expected, rtol=1e-5, atol=1e-6)
+        torch.testing.assert_close(heatmap.sum((1, 2)) + 0.3, logit, rtol=1e-5, atol=1e-6)
+        torch.testing.assert_close(logit, network(films(96)))
+        torch.testing.assert_close(pooled, maps.flatten(2).mean(2), rtol=1e-5, atol=1e-6)
+    assert heatmap.std() > 0.001
+
+
+@pytest.mark.parametrize(("name", "size"), [("alexnet", 95), ("vgg19", 64)])
+def test_behind_the_reports_heads_it_is_how_the_logit_moves_when_one_place_grows(name: str, size: int) -> None:
+    """Central differences in double precision: that place of the map 1 + h and 1 - h times as strong."""
+    torch.manual_seed(0)
+    network = build(name, image_size=size).eval().double()
+    with torch.no_grad():
+        maps = network.features(network.image(films(size)))
+        _, heatmap, _ = network.explain(films(size)) or ()
+        assert heatmap.shape == (3, 2, 2)
+        step = 1e-5
+        for row in range(2):
+            for column in range(2):
+                place = torch.zeros(2, 2, dtype=torch.double)
+                place[row, column] = step
+                moved = network.classify(maps * (1 + place)) - network.classify(maps * (1 - place))
+                expected = moved.squeeze(1) / (2 * step)
+                torch.testing.assert_close(heatmap[:, row, column], expected, rtol=1e-4, atol=1e-10)
+    assert heatmap.abs().min() > 1e-8
+
+
+def test_another_way_to_the_gradient_can_be_given() -> None:
+    network = build("test_efficientnet", image_size=64).eval()
+    with torch.no_grad():
+        maps = network.features(network.image(films(64)))
+        logit, heatmap, _ = network.explain(films(64), lambda maps: (maps[:, :1, 0, 0], 2 * maps)) or ()
+
+    torch.testing.assert_close(logit, maps[:, 0, 0, 0])
+    torch.testing.assert_close(heatmap, (2 * maps * maps).sum(1))
+
+
+def test_a_network_without_places_explains_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
+    network = build("test_efficientnet", image_size=64).eval()
+    monkeypatch.setattr(network, "places", lambda features: None)
+
+    with torch.no_grad():
+        assert network.explain(films(64)) is None

@@ -1,0 +1,78 @@
+"""The decision and its numbers, worked by hand."""
+
+from __future__ import annotations
+
+import math
+
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+from msgspec import structs
+from tests.conftest import operating_point
+
+from pneumoscope.bundle.card import Calibration, read_bundle
+from pneumoscope.errors import UnknownNameError
+from pneumoscope.predictor import Predictor
+from pneumoscope.predictor.decide import decide, find_point
+from pneumoscope.predictor.predictor import sigmoid
+
+
+@pytest.fixture(scope="module")
+def card(shared_maker):
+    """Slope 0.8, intercept 0.1."""
+    return read_bundle(shared_maker.bundle(shared_maker.root / "decide"))[0]
+
+
+def at(threshold):
+    return operating_point(threshold, "fixed", "fixed")
+
+
+def test_a_film_by_hand(card):
+    """1 / (1 + exp(-(0.8 x 2 + 0.1))) = 0.8455347; the threshold 0.4 has the logit ln(0.4 / 0.6) = -0.4054651, so that it lies
+    at 1 / (1 + exp(0.8 x 0.4054651 - 0.1)) = 1 / (1 + exp(0.2243721)) = 0.4441411 on the scale of the probability."""
+    verdict = decide(card, card.points["balanced"], 2.0)
+
+    assert (verdict.decision, verdict.reason) == ("pneumonia", "")
+    assert verdict.probability == pytest.approx(0.8455347, abs=1e-7)
+    assert verdict.threshold == pytest.approx(0.4441411, abs=1e-7)
+    assert (verdict.interval, verdict.interval_reason) == (None, "this bundle states none")
+
+
+def test_a_film_at_the_threshold_is_called_pneumonia_as_in_evaluation(card):
+    """Thresholds that films chose are scores of films, to the last bit."""
+    for logit in np.float32([-3.3, -0.1, 0, 0.7, 12]).tolist():
+        score = float(sigmoid(np.float64([logit]))[0])
+        assert decide(card, at(score), logit).decision == "pneumonia"
+        assert decide(card, at(math.nextafter(score, 1)), logit).decision == "normal"
+
+
+@given(logit=st.floats(-30, 30), threshold=st.floats(0, 1), slope=st.floats(0.01, 20), intercept=st.floats(-5, 5))
+def test_the_decision_can_be_read_off_the_probability_and_the_threshold(card, logit, threshold, slope, intercept):
+    calibration = Calibration(slope=slope, intercept=intercept, method="platt", n=9)
+    verdict = decide(structs.replace(card, calibration=calibration), at(threshold), logit)
+
+    if abs(verdict.probability - verdict.threshold) > 1e-12:  # rounding may turn over what is as good as equal
+        assert (verdict.decision == "pneumonia") == (verdict.probability >= verdict.threshold)
+
+
+@pytest.mark.parametrize(("threshold", "decision"), [(0.0, "pneumonia"), (1.0, "normal")])
+def test_the_ends_are_thresholds_too(card, threshold, decision):
+    verdict = decide(card, at(threshold), -3.0 if decision == "pneumonia" else 3.0)
+
+    assert (verdict.decision, verdict.threshold) == (decision, threshold)
+
+
+def test_the_probability_is_the_predictors(maker):
+    predictor = Predictor.load(maker.bundle(maker.root / "bundle"))
+    logits = np.linspace(-9, 9, 37, dtype=np.float32)
+
+    mine = [decide(predictor.card, at(0.5), logit).probability for logit in logits.tolist()]
+    assert mine == pytest.approx(predictor.probability(logits).tolist(), abs=1e-15)
+
+
+def test_a_point_by_its_name_and_the_one_that_is_meant_without(card):
+    assert find_point(card, "rule-in") is card.points["rule-in"]
+    assert find_point(card) is card.points["balanced"]
+    with pytest.raises(UnknownNameError, match=r"there is no operating point 'ruleout'\. Did you mean 'rule-out'\?"):
+        find_point(card, "ruleout")
