@@ -33,7 +33,7 @@ VERBS = (
 )
 _EXTRAS = {
     "train": ("torch", "torchvision", "lightning", "timm", "onnx", "onnxscript", "tensorboard", "safetensors"),
-    "evaluate": ("scipy", "sklearn", "matplotlib", "jinja2", "markupsafe", "imagehash", "threadpoolctl", "pydantic"),
+    "evaluate": ("scipy", "sklearn", "matplotlib", "jinja2", "markupsafe", "imagehash", "threadpoolctl"),
 }
 
 
