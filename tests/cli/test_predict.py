@@ -117,6 +117,38 @@ def test_the_table_is_for_people(bundle, films):
     assert lines[6] == NOTICE
 
 
+def test_heatmaps_are_numbered_as_the_results_are(bundle, films):
+    """Of two films of one name both are there; a name is cut to letters, digits, - and _; what cannot be read has none."""
+    Path("other").mkdir()
+    (films / "a.png").rename("other/a.png")
+    (films / "b.png").rename(films / "a.png")
+    hostile = films / "x; rm -rf ~ \u202e.png"
+    hostile.write_bytes((films / "a.png").read_bytes())
+
+    result = invoke(bundle, "films/c.png", "other/a.png", "films/a.png", hostile, "--heatmaps", "maps", "--json")
+
+    assert isinstance(result.exception, PartialFailureError)
+    assert sorted(path.name for path in Path("maps").iterdir()) == ["2-a.png", "3-a.png", "4-x_rm_-rf_.png"]
+    model = load_model(bundle)
+    (_, first), (_, second) = model.explain_many(["other/a.png", "films/a.png"])
+    assert (Path("maps/2-a.png").read_bytes(), Path("maps/3-a.png").read_bytes()) == (first, second)
+    plain = invoke(bundle, "films/c.png", "other/a.png", "films/a.png", hostile, "--json")
+    assert result.stdout == plain.stdout
+
+
+def test_heatmaps_that_cannot_be_written_end_the_work(bundle, films):
+    Path("maps").touch()
+    result = CliRunner().invoke(cli, ["predict", "films", "--model", str(bundle), "--heatmaps", "maps"])
+    assert result.exit_code == 2
+    assert "'maps' is a file" in result.stderr
+
+
+def test_without_a_model_the_option_is_named(films):
+    result = CliRunner().invoke(cli, ["predict", "films"])
+    assert result.exit_code == 2
+    assert "Missing option '--model'" in result.stderr
+
+
 def test_decisions_have_their_colours_on_a_terminal(bundle, films):
     result = invoke(bundle, "films", color=True)
     red, green, bright, reset = "\x1b[31m", "\x1b[32m", "\x1b[91m", "\x1b[0m"

@@ -12,10 +12,14 @@ from scipy.special import expit
 from sklearn import metrics
 
 from pneumoscope.bundle.card import short_hash
+from pneumoscope.dataset.cache import prepare_films
 from pneumoscope.dataset.layouts import load_manifest
 from pneumoscope.errors import BundleError, DatasetError, RunError, StorageError, UnknownNameError
 from pneumoscope.evaluation.evaluate import evaluate
 from pneumoscope.evaluation.records import read_evaluation, read_predictions
+from pneumoscope.predictor.model import load_model
+from pneumoscope.radiograph.decode import decode
+from pneumoscope.radiograph.prepare import prepare
 
 
 def expected(films: Path, gain: float = 0.05) -> tuple[np.ndarray, np.ndarray]:
@@ -90,6 +94,29 @@ def test_the_seed_decides_the_bootstraps(maker):
     assert first.points == second.points
     assert first.points["half"].metrics["f1"].seed == 3
     assert first.points["half"].metrics["f1"] != other.points["half"].metrics["f1"]
+
+
+def test_a_film_is_read_in_one_way_by_training_evaluation_and_scoring(maker, monkeypatch):
+    """Large JPEGs, which are decoded at a fraction of their size: by all three at the same one."""
+    random, folder = np.random.default_rng(0), maker.root / "large"
+    for label, stem in (("NORMAL", "IM-0001-0001"), ("PNEUMONIA", "person1_virus_1")):
+        (folder / "test" / label).mkdir(parents=True)
+        pixels = random.integers(0, 256, (30, 40), np.uint8)
+        image = Image.fromarray(pixels).resize((400, 300), Image.Resampling.BICUBIC)
+        image.save(folder / "test" / label / f"{stem}.jpeg")
+    run = maker.run()
+    model = load_model(run)
+    manifest = load_manifest(folder)
+    monkeypatch.setenv("PNEUMOSCOPE_CACHE", str(maker.root / "cache"))
+
+    _, scored = evaluate(run, folder)
+    prepared = prepare_films(manifest.root, manifest.films, model.card.preparation)
+
+    paths = [folder / film.path for film in scored]
+    assert [film.probability for film in scored] == [model.predict(path).probability for path in paths]
+    again = [prepare(decode(path, least_side=32), model.card.preparation) for path in paths]
+    assert np.array_equal(prepared.pixels[prepared.rows], again)
+    assert not np.array_equal(again, [prepare(decode(path), model.card.preparation) for path in paths])
 
 
 def test_progress_counts_films(maker):

@@ -18,6 +18,7 @@ from tests.conftest import SIZE
 import pneumoscope
 from pneumoscope.errors import BundleError, RunError, UnknownNameError, UnreadableFilmError, UsageError
 from pneumoscope.predictor import model as module
+from pneumoscope.predictor.heatmap import render_heatmap
 from pneumoscope.predictor.model import load_model
 from pneumoscope.radiograph.decode import decode
 from pneumoscope.radiograph.prepare import prepare
@@ -127,6 +128,31 @@ def test_the_operating_point_decides(bundle):
         "balanced": "normal",
     }
     assert found["rule-out"].threshold < found["balanced"].threshold == found[""].threshold
+
+
+# --- heatmaps --------------------------------------------------------------------------------------------------------
+
+
+def test_heatmaps_come_with_the_same_predictions_in_the_same_order(model, tmp_path):
+    """The first picture is the one that `render_heatmap` draws of what the network says of that film alone."""
+    films = [png(165, 40, 60), b"", png(90), np.full((SIZE, SIZE), 130, np.uint8), tmp_path / "gone.png"]
+
+    explained = list(model.explain_many(films, batch_size=2))
+
+    assert [prediction for prediction, _ in explained] == list(model.predict_many(films))
+    assert [picture is None for _, picture in explained] == [False, True, False, False, True]
+    film = decode(films[0])
+    outputs = model._predictor.outputs(prepare(film, model.card.preparation)[None])
+    assert explained[0][1] == render_heatmap(
+        film, outputs.heatmap[0], model.card, probability=explained[0][0].probability, decision="pneumonia"
+    )
+
+
+def test_a_network_without_heatmaps_is_refused_before_any_film_is_read(maker, monkeypatch):
+    model = load_model(maker.bundle(maker.root / "plain"))
+    monkeypatch.setattr(model._predictor, "explains", False)
+    with pytest.raises(BundleError, match=r"network of bundle 'grey' .* gives no heatmaps"):
+        model.explain_many(iter(lambda: pytest.fail("a film was asked for"), None))
 
 
 # --- many films ------------------------------------------------------------------------------------------------------
@@ -269,17 +295,6 @@ def test_what_cannot_be_loaded(bundle, maker, tmp_path):
     shutil.rmtree(run / "bundle")
     with pytest.raises(RunError, match="has no bundle"):
         load_model(run)
-
-
-def test_the_model_that_ships_is_found_inside_the_package(bundle, tmp_path, monkeypatch):
-    monkeypatch.setattr(module, "files", lambda package: tmp_path / package)
-    with pytest.raises(
-        BundleError, match=r"this build of pneumoscope ships no model\. Name a bundle or a finished run: .* --model RUN"
-    ):
-        load_model()
-    shutil.copytree(bundle, tmp_path / "pneumoscope.bundle" / "default")
-
-    assert load_model().facts == load_model(bundle).facts
 
 
 def test_importing_the_package_imports_nothing_else():

@@ -141,6 +141,25 @@ def test_a_difference_is_refused_with_its_size(small):
         check_parity(network, films, outputs.logit * np.float32("nan"))
 
 
+def scale(network, films, name):
+    """The largest feature; the largest sum over channels of |map x gradient|, by autograd."""
+    maps = network.features(network.image(torch.from_numpy(films))).detach().requires_grad_()
+    network.classify(maps).sum().backward()
+    return {"features": maps.mean((2, 3)), "heatmap": (maps * maps.grad).abs().sum(1)}[name].abs().max().item()
+
+
+def test_a_heatmap_whose_terms_cancel_to_nothing_agrees():
+    """One place before a LayerNorm: its contribution is zero to within rounding, of terms ten thousand times larger."""
+    torch.manual_seed(0)
+    network = build("test_convnext", image_size=48).eval()
+    films = NOISE.integers(0, 256, (12, 48, 48)).astype(np.uint8)
+    outputs = predictor(to_onnx(network, 48), 48).outputs(films)
+    assert outputs.heatmap.shape == (12, 1, 1)
+    assert np.abs(outputs.heatmap).max() < 1e-3 * scale(network, films, "heatmap")
+
+    check_explanations(network, films, outputs)
+
+
 @pytest.mark.parametrize(
     ("name", "films_off", "by", "words"),
     [
@@ -154,7 +173,7 @@ def test_another_explanation_is_refused_with_its_size(small, name, films_off, by
     films = NOISE.integers(0, 256, (12, 64, 64)).astype(np.uint8)
     outputs = predictor(content, 64).outputs(films)
     wrong = getattr(outputs, name).copy()
-    wrong[:films_off].reshape(films_off, -1)[:, -1] += np.float32(by) * np.abs(wrong).max()
+    wrong[:films_off].reshape(films_off, -1)[:, -1] += np.float32(by) * scale(network, films, name)
 
     with pytest.raises(ParityError, match=f"output '{name}' of the exported network differs from torch's {words}"):
         check_explanations(network, films, dataclasses.replace(outputs, **{name: wrong}))
@@ -165,7 +184,7 @@ def test_a_few_heatmaps_may_jump(small):
     network, content = small
     films = NOISE.integers(0, 256, (12, 64, 64)).astype(np.uint8)
     outputs = predictor(content, 64).outputs(films)
-    outputs.heatmap[:2, 0, 0] += np.float32(0.02) * np.abs(outputs.heatmap).max()
+    outputs.heatmap[:2, 0, 0] += np.float32(0.02) * scale(network, films, "heatmap")
 
     check_explanations(network, films, outputs)
 
@@ -199,3 +218,12 @@ def test_the_points_on_the_card_are_those_of_the_statistics():
     assert (specificity.value, specificity.n, specificity.method) == (pytest.approx(2 / 3), 3, "wilson")
     assert (specificity.low, specificity.high) == (pytest.approx(0.2077, abs=1e-4), pytest.approx(0.9385, abs=1e-4))
     assert points["half"].sensitivity.value == 1
+
+
+def test_the_file_says_nothing_of_the_machine_and_is_the_same_each_time(small):
+    """Where each operation came from is noted by the exporter, with paths, in no fixed order."""
+    network, content = small
+    assert b"site-packages" not in content
+    assert b"pneumoscope" not in content
+    assert b"stack_trace" not in content
+    assert to_onnx(network, 64) == content

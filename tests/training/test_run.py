@@ -12,7 +12,6 @@ from safetensors.torch import load_file, save_file
 from tests.training.conftest import small
 
 from pneumoscope.errors import RunError, WeightsError
-from pneumoscope.evaluation.records import read_run as read_record
 from pneumoscope.networks.build import build
 from pneumoscope.training import fit, loop
 from pneumoscope.training.checkpoints import BEST, STATE, epochs_done
@@ -197,25 +196,6 @@ def test_what_imagenets_weights_leave_to_be_drawn_is_not_in_their_hash():
     with torch.no_grad():
         network.model.conv_stem.weight += 1
     assert fit._weights_sha256(network, recipe) != first
-
-
-@pytest.mark.parametrize("weights", ["none", "file"])
-def test_a_run_from_before_there_was_a_hash_goes_on_and_is_read(phantoms, tmp_path, monkeypatch, start, weights):
-    recipe = small(network={"weights": str(start) if weights == "file" else "none"}, training={"epochs": 1})
-    out = tmp_path / "run"
-    stopped(monkeypatch, recipe, phantoms, out)
-    data = record(out)
-    del data["weights_sha256"], data["resumed"]
-    (out / "run.json").write_text(json.dumps(data))
-
-    result = train(recipe, phantoms, out, resume=True)
-
-    assert [entry["epoch"] for entry in result["resumed"]] == [1]
-    assert "weights_sha256" not in result
-    assert {key: value for key, value in result.items() if key in data and key != "state"} == {
-        key: value for key, value in data.items() if key != "state"
-    }
-    assert read_record(out / "run.json").state == "finished"
 
 
 # --- where it was resumed --------------------------------------------------------------------------------------------

@@ -1,7 +1,7 @@
 """The card of a bundle: everything that must be known to score with a network and to judge what it says.
 
 A bundle is a folder of two files, `network.onnx` and `card.json`. The network takes grey levels made by `radiograph.prepare`
-(uint8, shape (n, size, size)) and gives logits (float32, shape (n,)); the rest is on the card. To change the format: raise
+(uint8, shape (n, size, size)) and gives what `predictor.Outputs` holds; the rest is on the card. To change the format: raise
 `FORMAT`, keep a bundle of the old one under `tests/bundle/`, and say in `read_bundle` what becomes of it.
 """
 

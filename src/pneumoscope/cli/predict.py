@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import contextlib
 import os
+import re
 import signal
 import sys
 import threading
 from collections import Counter
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Generator, Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -25,7 +26,7 @@ if TYPE_CHECKING:
 __all__ = ["command"]
 
 _FEW = 8  # films that are done before anyone looks for a progress bar
-_BAR = 20  # characters
+_BAR, _NAME = 20, 60  # characters
 _EIGHTHS = ("", "▏", "▎", "▍", "▌", "▋", "▊", "▉")
 _FAILED = "failed"
 _COLOURS = {"pneumonia": "red", "normal": "green", "uncertain": "yellow", "rejected": "magenta", _FAILED: "bright_red"}
@@ -34,7 +35,7 @@ _COLOURS = {"pneumonia": "red", "normal": "green", "uncertain": "yellow", "rejec
 @click.command("predict", short_help="Say of films how likely pneumonia is.")
 @click.argument("paths", metavar="PATH...", nargs=-1, required=True)
 @click.option(
-    "--model", "bundle", metavar="BUNDLE|RUN", type=click.Path(path_type=Path), help="[default: the model that ships]"
+    "--model", "bundle", metavar="BUNDLE|RUN", type=click.Path(path_type=Path), required=True, help="What scores."
 )
 @click.option(
     "--operating-point", default="", metavar="NAME", help="A threshold on the model's card.  [default: balanced]"
@@ -43,8 +44,18 @@ _COLOURS = {"pneumonia": "red", "normal": "green", "uncertain": "yellow", "rejec
 @click.option(
     "--csv", "table", type=click.Path(dir_okay=False, path_type=Path), help="Write a CSV file instead of printing."
 )
+@click.option(
+    "--heatmaps",
+    type=click.Path(file_okay=False, path_type=Path),
+    help="Draw what each place of a film contributed; one numbered PNG a film, in the order of the results.",
+)
 def command(
-    paths: tuple[str, ...], bundle: Path | None, operating_point: str, as_json: bool, table: Path | None
+    paths: tuple[str, ...],
+    bundle: Path,
+    operating_point: str,
+    as_json: bool,
+    table: Path | None,
+    heatmaps: Path | None,
 ) -> None:
     """Say of each film how likely pneumonia is, and decide at an operating point of the model.
 
@@ -69,7 +80,9 @@ def command(
     watched = as_json or table or not sys.stdout.isatty()  # otherwise the films themselves are seen to go by
     with contextlib.ExitStack() as stack:
         interrupted = stack.enter_context(_interruptible())
-        scored = stack.enter_context(contextlib.closing(model.predict_many(films)))
+        scored = stack.enter_context(
+            contextlib.closing(_drawn(model, films, heatmaps) if heatmaps else model.predict_many(films))
+        )
         progress = stack.enter_context(film_progress("scoring films")) if watched and len(films) > _FEW else None
         predictions = _counted(scored, counts, len(films), progress, interrupted)
         if as_json:
@@ -99,6 +112,20 @@ def _named(paths: Iterable[str]) -> Iterator[str]:
         for line in sys.stdin.buffer:  # as bytes: a file's name need not be text
             if name := line.rstrip(b"\r\n"):
                 yield os.fsdecode(name)
+
+
+def _drawn(model: Model, films: Sequence[str], folder: Path) -> Generator[Prediction]:
+    """The predictions, each once its heatmap is in the folder."""
+    from pneumoscope.storage import write_atomically
+
+    digits = len(str(len(films)))
+    with contextlib.closing(model.explain_many(films)) as explained:
+        for number, (prediction, picture) in enumerate(explained, start=1):
+            if picture:
+                # Numbered, since films of several folders may share a name; a stranger's name is cut to what is safe.
+                name = re.sub(r"[^A-Za-z0-9_-]+", "_", Path(prediction.path).stem)[:_NAME]
+                write_atomically(folder / f"{number:0{digits}d}-{name}.png", picture)
+            yield prediction
 
 
 @contextlib.contextmanager

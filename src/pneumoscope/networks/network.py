@@ -4,7 +4,9 @@ The scaling of grey levels is inside, so that training, the exported file and ev
 The cut between `features` and `classify` is where frozen convolutions are cached and where a heatmap looks: what a place of
 the last feature map contributes to the logit is the sum over channels of map times gradient of the logit (HiResCAM, Draelos &
 Carin 2020). Where a network ends in average pooling and one linear layer this is class activation mapping (Zhou 2016), and the
-contributions and the bias sum to the logit; behind any other head it is their first-order share.
+contributions and the bias sum to the logit; behind any other head it is their first-order share. Behind a head that normalises
+the pooled map (LayerNorm, as in ConvNeXt) contributions sum to about zero, since such a head does not mind its input's size:
+they compare places, and a map of one place says nothing.
 """
 
 from __future__ import annotations

@@ -10,7 +10,7 @@ import importlib
 import os
 import pickle
 import warnings
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator
 from http.client import HTTPException
 from pathlib import Path
 from typing import BinaryIO
@@ -27,7 +27,7 @@ from pneumoscope.networks.network import Network
 from pneumoscope.networks.vgg19 import VGG19
 from pneumoscope.storage import write_atomically
 
-__all__ = ["VGG19_FILE", "find_vgg19", "load_imagenet", "load_weights", "read_tensors"]
+__all__ = ["VGG19_FILE", "find_vgg19", "load_imagenet", "load_weights", "read_tensors", "weights_sha256"]
 
 VGG19_FILE = "vgg19-dcbb9e9d.pth"
 _VGG19_URL = f"https://download.pytorch.org/models/{VGG19_FILE}"
@@ -210,3 +210,18 @@ def _load_hub(network: Backbone, name: str) -> None:
     own = {name for name, parameter in network.model.named_parameters() if id(parameter) in last}
     tensors = {name: value for name, value in pretrained.state_dict().items() if name not in own}
     network.model.load_state_dict(tensors, strict=False)
+
+
+def weights_sha256(network: Network, *, without: Collection[str] = ()) -> str:
+    """Hash of a network's weights and buffers: the name and the values of each, in the order of their names.
+
+    Args:
+        network: on any device.
+        without: names to leave out.
+    """
+    digest = hashlib.sha256()
+    for name, tensor in sorted(network.state_dict().items()):
+        if name not in without:
+            digest.update(name.encode())
+            digest.update(tensor.cpu().numpy().tobytes())
+    return digest.hexdigest()

@@ -6,9 +6,9 @@ import dataclasses
 
 import numpy as np
 
-from pneumoscope.bundle.card import Calibration, Card, OperatingPoint
+from pneumoscope.bundle.card import Card, OperatingPoint
 from pneumoscope.errors import UnknownNameError
-from pneumoscope.predictor.predictor import sigmoid
+from pneumoscope.predictor.predictor import calibrated, sigmoid
 from pneumoscope.results import Decision
 
 __all__ = ["DEFAULT_POINT", "Verdict", "decide", "find_point"]
@@ -38,10 +38,10 @@ def decide(card: Card, point: OperatingPoint, logit: float) -> Verdict:
     """
     return Verdict(
         decision="pneumonia" if sigmoid(np.asarray(logit, dtype=np.float64)) >= point.threshold else "normal",
-        probability=_calibrated(card.calibration, logit),
+        probability=float(calibrated(card.calibration, logit)),
         interval=None,
         interval_reason="this bundle states none",
-        threshold=_calibrated(card.calibration, _logit(point.threshold)),
+        threshold=float(calibrated(card.calibration, _logit(point.threshold))),
         reason="",
     )
 
@@ -56,10 +56,6 @@ def find_point(card: Card, name: str = "") -> OperatingPoint:
     if name not in card.points:
         raise UnknownNameError("operating point", name, card.points)
     return card.points[name]
-
-
-def _calibrated(calibration: Calibration, logit: float) -> float:
-    return float(sigmoid(np.asarray(calibration.slope * logit + calibration.intercept, dtype=np.float64)))
 
 
 def _logit(score: float) -> float:

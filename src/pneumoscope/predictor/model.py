@@ -4,17 +4,17 @@ from __future__ import annotations
 
 import os
 from collections import deque
-from collections.abc import Generator, Iterable, Iterator, Sequence
+from collections.abc import Callable, Generator, Iterable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
-from importlib.resources import files
 from itertools import islice
 from pathlib import Path
+from typing import TypeVar
 
 import numpy as np
 import numpy.typing as npt
 
-from pneumoscope.bundle.card import CARD_FILE, Card, find_bundle
-from pneumoscope.errors import BundleError, UnreadableFilmError, UsageError
+from pneumoscope.bundle.card import Card, find_bundle
+from pneumoscope.errors import UnreadableFilmError, UsageError
 from pneumoscope.predictor.decide import decide, find_point
 from pneumoscope.predictor.predictor import Predictor
 from pneumoscope.radiograph.decode import Radiograph, decode
@@ -25,6 +25,7 @@ __all__ = ["BATCH", "Film", "Model", "load_model"]
 
 # A path, the bytes of a file, or grey levels (uint8, shape (height, width), 0 black).
 Film = str | Path | bytes | npt.NDArray[np.uint8]
+_Judged = TypeVar("_Judged")
 # Films that go through the network at once. More are no faster on a processor, and hold up what comes after them.
 BATCH = 4
 
@@ -78,18 +79,41 @@ class Model:
         Raises:
             UsageError: a number is below what makes sense.
         """
-        if batch_size < 1:
-            raise UsageError(f"batch_size is {batch_size}; one film at a time is the least")
+        return self._stream(films, self._predict_batch, batch_size, workers)
+
+    def explain_many(
+        self, films: Iterable[Film], *, batch_size: int = BATCH, workers: int = 0
+    ) -> Generator[tuple[Prediction, bytes | None]]:
+        """Judge many films as `predict_many` does, and draw the heatmap of each out of the same run of the network.
+
+        Args:
+            films, batch_size, workers: as for `predict_many`.
+        Returns:
+            Predictions, each with a PNG (see `predictor.heatmap`); None where the film could not be read.
+        Raises:
+            BundleError: the network gives no heatmaps.
+            UsageError: a number is below what makes sense.
+        """
+        self._predictor.refuse_unexplained()
+        return self._stream(films, self._explain_batch, batch_size, workers)
+
+    def _stream(
+        self, films: Iterable[Film], judge: Callable[[Sequence[Film]], list[_Judged]], size: int, workers: int
+    ) -> Generator[_Judged]:
+        if size < 1:
+            raise UsageError(f"batch_size is {size}; one film at a time is the least")
         if workers < 0:
             raise UsageError(f"workers is {workers}; 0 takes one a core")
-        return self._stream(films, batch_size, workers or os.cpu_count() or 1)
+        return self._ahead(films, judge, size, workers or os.cpu_count() or 1)
 
-    def _stream(self, films: Iterable[Film], size: int, workers: int) -> Generator[Prediction]:
-        ahead: deque[Future[list[Prediction]]] = deque()
+    def _ahead(
+        self, films: Iterable[Film], judge: Callable[[Sequence[Film]], list[_Judged]], size: int, workers: int
+    ) -> Generator[_Judged]:
+        ahead: deque[Future[list[_Judged]]] = deque()
         with ThreadPoolExecutor(workers) as pool:
             try:
                 for batch in _batches(films, size):
-                    ahead.append(pool.submit(self._predict_batch, batch))
+                    ahead.append(pool.submit(judge, batch))
                     if len(ahead) > 2 * workers:
                         yield from ahead.popleft().result()
                 while ahead:
@@ -99,15 +123,43 @@ class Model:
                     future.cancel()
 
     def _predict_batch(self, films: Sequence[Film]) -> list[Prediction]:
-        read = [self._try_to_decode(film) for film in films]
-        good = [found for found in read if isinstance(found, Radiograph)]
-        logits: Iterator[float] = iter(())
-        if good:
-            pixels = np.stack([prepare(radiograph, self.card.preparation) for radiograph in good])
-            logits = iter(self._predictor.logits(pixels).tolist())
+        read, pixels = self._read(films)
+        logits = iter(self._predictor.logits(pixels).tolist() if len(pixels) else ())
         return [
             self._judge(found, next(logits)) if isinstance(found, Radiograph) else self._failed(found) for found in read
         ]
+
+    def _explain_batch(self, films: Sequence[Film]) -> list[tuple[Prediction, bytes | None]]:
+        from pneumoscope.predictor.heatmap import render_heatmap
+
+        read, pixels = self._read(films)
+        outputs = self._predictor.outputs(pixels) if len(pixels) else None
+        judged: list[tuple[Prediction, bytes | None]] = []
+        place = 0
+        for found in read:
+            if outputs is None or not isinstance(found, Radiograph):
+                assert isinstance(found, UnreadableFilmError)
+                judged.append((self._failed(found), None))
+                continue
+            prediction = self._judge(found, float(outputs.logit[place]))
+            assert prediction.probability is not None
+            picture = render_heatmap(
+                found,
+                outputs.heatmap[place],
+                self.card,
+                probability=prediction.probability,
+                decision=str(prediction.decision),
+            )
+            judged.append((prediction, picture))
+            place += 1
+        return judged
+
+    def _read(self, films: Sequence[Film]) -> tuple[list[Radiograph | UnreadableFilmError], npt.NDArray[np.uint8]]:
+        """The films or why they are none, and the good ones prepared, shape (n, size, size)."""
+        read = [self._try_to_decode(film) for film in films]
+        side = self.card.preparation.size
+        good = [prepare(found, self.card.preparation) for found in read if isinstance(found, Radiograph)]
+        return read, np.stack(good) if good else np.empty((0, side, side), np.uint8)
 
     def _try_to_decode(self, film: Film) -> Radiograph | UnreadableFilmError:
         try:
@@ -154,11 +206,11 @@ class Model:
         )
 
 
-def load_model(bundle: str | Path | None = None, *, operating_point: str = "", threads: int = 0) -> Model:
-    """Load the model that ships, or a bundle of yours.
+def load_model(bundle: str | Path, *, operating_point: str = "", threads: int = 0) -> Model:
+    """Load a bundle.
 
     Args:
-        bundle: the folder of a bundle, or of a run, which has one inside; the model that ships where None.
+        bundle: its folder, or that of a run, which has one inside.
         operating_point: a name on the card; "balanced" where empty.
         threads: for one network call; 0 takes every core. With 1, `predict_many` is a little faster and `predict` slower.
     Raises:
@@ -166,18 +218,7 @@ def load_model(bundle: str | Path | None = None, *, operating_point: str = "", t
         RunError: the run has no bundle.
         UnknownNameError: the card has no such operating point.
     """
-    folder = _shipped() if bundle is None else find_bundle(Path(bundle))
-    return Model(Predictor.load(folder, threads=threads), operating_point=operating_point)
-
-
-def _shipped() -> Path:
-    folder = Path(str(files("pneumoscope.bundle"))) / "default"
-    if not (folder / CARD_FILE).is_file():
-        raise BundleError(
-            "this build of pneumoscope ships no model",
-            advice="Name a bundle or a finished run: pneumoscope predict --model RUN, or load_model(RUN) in Python",
-        )
-    return folder
+    return Model(Predictor.load(find_bundle(Path(bundle)), threads=threads), operating_point=operating_point)
 
 
 def _batches(films: Iterable[Film], size: int) -> Iterator[tuple[Film, ...]]:

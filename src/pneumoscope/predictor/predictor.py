@@ -11,14 +11,14 @@ from typing import TYPE_CHECKING
 import numpy as np
 import numpy.typing as npt
 
-from pneumoscope.bundle.card import Card, read_bundle
+from pneumoscope.bundle.card import Calibration, Card, read_bundle
 from pneumoscope.errors import BundleError, UsageError
 from pneumoscope.radiograph.prepare import prepare
 
 if TYPE_CHECKING:
     from pneumoscope.radiograph.decode import Radiograph
 
-__all__ = ["OUTPUTS", "Outputs", "Predictor", "sigmoid"]
+__all__ = ["OUTPUTS", "Outputs", "Predictor", "calibrated", "sigmoid"]
 
 # Of the network file, with their numbers of dimensions. One that cannot explain itself gives the first alone.
 OUTPUTS = ("logit", "heatmap", "features")
@@ -101,13 +101,21 @@ class Predictor:
         Raises:
             BundleError: the network gives logits alone.
         """
+        self.refuse_unexplained()
+        return Outputs(*self._session.run(list(OUTPUTS), {"film": pixels}))
+
+    def refuse_unexplained(self) -> None:
+        """Raise where the network gives no heatmaps.
+
+        Raises:
+            BundleError: saying why it may not.
+        """
         if not self.explains:
             raise BundleError(
                 f"the network of bundle {self.card.name!r} ({self.card.network}) gives no heatmaps: its logit does not hang on"
                 " places of a last feature map, or in a way that could not be exported",
                 advice="Ask for none, or train a convolutional network: pneumoscope models",
             )
-        return Outputs(*self._session.run(list(OUTPUTS), {"film": pixels}))
 
     def stream(self, films: Iterable[Radiograph], *, batch: int = 32) -> Iterator[float]:
         """Logits of films one after the other, holding at most `batch` of them in memory.
@@ -128,8 +136,7 @@ class Predictor:
 
     def probability(self, logits: npt.NDArray[np.float32]) -> npt.NDArray[np.float64]:
         """Calibrated probability of pneumonia, 0 to 1, by the card's calibration."""
-        calibration = self.card.calibration
-        return sigmoid(calibration.slope * logits.astype(np.float64) + calibration.intercept)
+        return calibrated(self.card.calibration, logits)
 
     def _refuse_another_format(self) -> None:
         size = self.card.preparation.size
@@ -146,6 +153,11 @@ class Predictor:
                 f" and {should_give}",
                 advice="Export it again",
             )
+
+
+def calibrated(calibration: Calibration, logits: npt.ArrayLike) -> npt.NDArray[np.float64]:
+    """Probability of pneumonia, 0 to 1, of logits of any shape; infinite ones too."""
+    return sigmoid(calibration.slope * np.asarray(logits, dtype=np.float64) + calibration.intercept)
 
 
 def sigmoid(logits: npt.NDArray[np.floating]) -> npt.NDArray[np.float64]:

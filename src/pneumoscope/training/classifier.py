@@ -88,7 +88,7 @@ class Classifier(pl.LightningModule):
 
     def training_step(self, batch: Batch, _: int) -> Tensor:
         """One step; its films count towards the epoch's training loss and accuracy as they were seen, as Keras counts."""
-        joint = torch.distributed.is_initialized() and self.device.type == "cpu"
+        joint = torch.distributed.is_available() and torch.distributed.is_initialized() and self.device.type == "cpu"
         with JointBatchNorm() if joint else contextlib.nullcontext():
             logits = self._logits(self.network, batch.films)
         smoothing = self.recipe.training.label_smoothing

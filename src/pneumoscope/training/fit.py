@@ -19,14 +19,14 @@ from pneumoscope.dataset.split import split
 from pneumoscope.errors import DatasetError, UnreadableFilmError, UsageError
 from pneumoscope.networks.build import build
 from pneumoscope.networks.network import Network
-from pneumoscope.networks.weights import load_weights
+from pneumoscope.networks.weights import load_weights, weights_sha256
 from pneumoscope.radiograph.decode import EXTENSIONS
 from pneumoscope.report.curves import write_curves
 from pneumoscope.storage import sweep
 from pneumoscope.training.checkpoints import BEST, EPOCHS, STATE, epochs_done
 from pneumoscope.training.export import export
 from pneumoscope.training.films import FilmArrays, derive_seed
-from pneumoscope.training.frozen import keep_features, weights_sha256
+from pneumoscope.training.frozen import keep_features
 from pneumoscope.training.history import best_epoch
 from pneumoscope.training.loop import Devices, device_name, fit, precision_here
 from pneumoscope.training.recipe import Recipe

@@ -6,7 +6,6 @@ The name of the kept array is a hash of the films and of the weights that made i
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Collection
 
 import numpy as np
 import numpy.typing as npt
@@ -15,9 +14,10 @@ import torch
 from pneumoscope.dataset.cache import PreparedFilms, keep_array, kept_array
 from pneumoscope.dataset.contents import Progress
 from pneumoscope.networks.network import Network
+from pneumoscope.networks.weights import weights_sha256
 from pneumoscope.training.films import KeptFeatures
 
-__all__ = ["keep_features", "weights_sha256"]
+__all__ = ["keep_features"]
 
 _BATCH = 32
 
@@ -36,7 +36,8 @@ def keep_features(network: Network, films: PreparedFilms, progress: Progress | N
     network.eval()
     with torch.inference_mode():
         shape = (len(films.pixels), *_features(network, films.pixels[:1]).shape[1:])
-        kept = KeptFeatures(f"features-{weights_sha256(network, films.key)[:32]}", tuple(int(side) for side in shape))
+        key = hashlib.sha256(f"{films.key} {weights_sha256(network)}".encode()).hexdigest()[:32]
+        kept = KeptFeatures(f"features-{key}", tuple(int(side) for side in shape))
 
         def fill(target: npt.NDArray[np.generic]) -> None:
             for start in range(0, len(films.pixels), _BATCH):
@@ -54,19 +55,3 @@ def keep_features(network: Network, films: PreparedFilms, progress: Progress | N
 def _features(network: Network, pixels: npt.NDArray[np.uint8]) -> npt.NDArray[np.float32]:
     maps = network.features(network.image(torch.from_numpy(np.array(pixels))))
     return np.asarray(maps.numpy(), dtype=np.float32)
-
-
-def weights_sha256(network: Network, films: str = "", *, without: Collection[str] = ()) -> str:
-    """Hash of a network's weights: the name and the values of each, in the order of their names.
-
-    Args:
-        network: on the CPU or not.
-        films: what else decides; hashed first.
-        without: names to leave out.
-    """
-    digest = hashlib.sha256(films.encode())
-    for name, tensor in sorted(network.state_dict().items()):
-        if name not in without:
-            digest.update(name.encode())
-            digest.update(tensor.cpu().numpy().tobytes())
-    return digest.hexdigest()

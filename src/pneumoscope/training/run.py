@@ -174,10 +174,10 @@ def refuse_other_weights(run: Path, sha256: str) -> None:
     if not (run / RUN).exists():
         return
     before = read_run(run)
-    was = before.get("weights_sha256", sha256)
-    if before["weights"] != "none" and was != sha256:
+    if before["weights"] != "none" and before["weights_sha256"] != sha256:
         raise RunError(
-            f"{str(run)!r} was begun with the starting weights {was[:16]}; {before['weights']!r} now gives {sha256[:16]}",
+            f"{str(run)!r} was begun with the starting weights {before['weights_sha256'][:16]};"
+            f" {before['weights']!r} now gives {sha256[:16]}",
             advice="Put the weights back that it was begun with, or choose another folder with --out",
         )
 
@@ -231,7 +231,7 @@ def go_on(run: Path, epochs: int, facts: dict[str, Any]) -> None:
     """
     data = read_run(run)
     here = {"when": now(), "epoch": epochs, **facts, "machine": machine(), "versions": versions()}
-    data["resumed"] = [*data.get("resumed", []), here]
+    data["resumed"] = [*data["resumed"], here]
     write_atomically(run / RUN, json.dumps(data, indent=2) + "\n")
 
 
