@@ -13,6 +13,7 @@ import pytest
 from PIL import Image
 
 from pneumoscope.bundle.card import FORMAT, LABELS, Calibration, Card, OperatingPoint, Parity, Share
+from pneumoscope.bundle.golden import golden_film
 from pneumoscope.dataset.layouts import load_manifest
 from pneumoscope.radiograph.prepare import Preparation
 
@@ -75,8 +76,10 @@ class Maker:
             created="2026-01-02T03:04:05+00:00",
             onnx_sha256=hashlib.sha256(onnx).hexdigest(),
             onnx_bytes=len(onnx),
+            golden_logit=gain * (float(golden_film(SIZE).mean()) - 125),
             preparation=Preparation(size=SIZE),
             calibration=Calibration(slope=0.8, intercept=0.1, method="platt", n=8),
+            intervals=None,
             points=dict(points),
             parity=Parity(films=8, largest=0.0),
             recipe={"name": name},

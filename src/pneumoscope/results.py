@@ -105,6 +105,8 @@ class PointResult:
         confusion: the four counts.
         metrics: accuracy, sensitivity, specificity, precision, negative_predictive_value, f1, balanced_accuracy, mcc.
         by_etiology: share called correctly among normal, bacteria and virus films.
+        band: of a point that leaves films uncertain, for "normal" and "pneumonia" each the share "uncertain" and the share
+            "covered", called rightly or uncertain; the other numbers judge those films by the threshold.
     """
 
     threshold: float
@@ -112,6 +114,7 @@ class PointResult:
     confusion: Confusion
     metrics: Mapping[str, Interval]
     by_etiology: Mapping[str, Interval]
+    band: Mapping[str, Mapping[str, Interval]] | None = None
 
 
 @dataclasses.dataclass(frozen=True, slots=True)

@@ -10,7 +10,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from msgspec import structs
 
-from pneumoscope.bundle.card import Calibration, Card, OperatingPoint, Parity, Share, read_bundle, short_hash
+from pneumoscope.bundle.card import Calibration, Card, Intervals, OperatingPoint, Parity, Share, read_bundle, short_hash
 from pneumoscope.errors import BundleError
 from pneumoscope.radiograph.prepare import PREPARE_VERSION, Preparation
 
@@ -250,3 +250,13 @@ def test_a_short_hash_is_64_bits():
 
     assert sha256.startswith(short_hash(sha256))
     assert len(bytes.fromhex(short_hash(sha256))) * 8 == 64
+
+
+def test_steps_that_do_not_fit_together_are_refused(bundle):
+    with pytest.raises(ValueError, match="1 edges, 1 lower and 2 upper probabilities"):
+        Intervals(edges=(0.0,), low=(0.1,), high=(0.2, 0.3), method="venn-abers", n=3)
+    change(bundle, intervals={"edges": [0], "low": [0.1], "high": [0.2, 0.3], "method": "venn-abers", "n": 3})
+    with pytest.raises(
+        BundleError, match=r"malformed: 1 edges, 1 lower and 2 upper probabilities - at `\$\.intervals`"
+    ):
+        read_bundle(bundle)

@@ -1,8 +1,9 @@
 """Numbers of hand-made films; that they are written and read as here is checked in test_evaluate."""
 
 import pytest
+from msgspec import structs
 
-from pneumoscope.bundle.card import OperatingPoint, Share
+from pneumoscope.bundle.card import Band, OperatingPoint, Share
 from pneumoscope.evaluation.measure import etiology_aurocs, judge_point, positives, ranking_metrics
 from pneumoscope.results import Confusion, ScoredFilm
 
@@ -60,3 +61,26 @@ def test_metrics_that_need_no_threshold():
     squares = [0.1**2, 0.5**2, 0.1**2, 0.3**2, 0.7**2, 0.05**2]
     assert found["brier"].value == pytest.approx(sum(squares) / 6)
     assert found["brier"].seed == 7
+
+
+def test_a_band_by_hand():
+    """From 0.3 to 0.7 are one of two normal films and two of four pneumonias; no pneumonia is below, no normal above."""
+    band = Band(low=0.3, high=0.7, coverage=0.9, normals=9, pneumonias=9)
+    found = judge_point(FILMS, structs.replace(HALF, band=band), seed=0)
+    assert {
+        (label, name): (share.value, share.n) for label, row in found.band.items() for name, share in row.items()
+    } == {
+        ("normal", "uncertain"): (0.5, 2),
+        ("normal", "covered"): (1.0, 2),
+        ("pneumonia", "uncertain"): (0.5, 4),
+        ("pneumonia", "covered"): (1.0, 4),
+    }
+    assert found.confusion == Confusion(tp=3, fn=1, tn=1, fp=1)  # the threshold judges uncertain films too
+    # Another band, of which one film of each label is on the wrong side.
+    wrong = judge_point(FILMS, structs.replace(HALF, band=structs.replace(band, low=0.4, high=0.45)), seed=0).band
+    assert (wrong["normal"]["covered"].value, wrong["pneumonia"]["covered"].value) == (0.5, 0.75)
+    assert (wrong["normal"]["uncertain"].value, wrong["pneumonia"]["uncertain"].value) == (0, 0)
+
+
+def test_a_point_without_a_band_leaves_no_film_uncertain():
+    assert judge_point(FILMS, HALF, seed=0).band is None

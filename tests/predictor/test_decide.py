@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 from msgspec import structs
 from tests.conftest import operating_point
 
-from pneumoscope.bundle.card import Calibration, read_bundle
+from pneumoscope.bundle.card import Band, Calibration, Intervals, read_bundle
 from pneumoscope.errors import UnknownNameError
 from pneumoscope.predictor import Predictor
 from pneumoscope.predictor.decide import decide, find_point
@@ -76,3 +76,31 @@ def test_a_point_by_its_name_and_the_one_that_is_meant_without(card):
     assert find_point(card) is card.points["balanced"]
     with pytest.raises(UnknownNameError, match=r"there is no operating point 'ruleout'\. Did you mean 'rule-out'\?"):
         find_point(card, "ruleout")
+
+
+@pytest.mark.parametrize(
+    ("score", "decision"),
+    [(0.2, "normal"), (0.3, "uncertain"), (0.5, "uncertain"), (0.7, "uncertain"), (0.75, "pneumonia")],
+)
+def test_a_score_in_the_band_is_uncertain_with_a_reason_its_ends_included(card, score, decision):
+    low, high = (float(sigmoid(np.float64([logit_of(end)]))[0]) for end in (0.3, 0.7))
+    band = Band(low=low, high=high, coverage=0.95, normals=30, pneumonias=40)
+    verdict = decide(card, structs.replace(at(0.5), band=band), logit_of(score))
+
+    assert verdict.decision == decision
+    assert ("95%" in verdict.reason) == (decision == "uncertain")
+    assert decide(card, at(0.5), logit_of(score)).decision != "uncertain"
+
+
+def test_an_interval_by_hand_holds_the_probability(card):
+    """Between the edges -1 and 1 the steps are 0.2 and 0.6; of the logit 2 the probability is 0.8455347, of 0 it is 0.5249792."""
+    steps = Intervals(edges=(-1.0, 1.0), low=(0.0, 0.2, 0.5), high=(0.1, 0.6, 0.8), method="venn-abers", n=7)
+    card = structs.replace(card, intervals=steps)
+    assert decide(card, at(0.5), 0.0).interval == (0.2, 0.6)
+    assert decide(card, at(0.5), 0.0).interval_reason == ""
+    assert decide(card, at(0.5), 2.0).interval == (0.5, pytest.approx(0.8455347))
+    assert decide(card, at(0.5), 1.0).interval == (0.2, 0.8)  # on an edge the wider of both sides
+
+
+def logit_of(score):
+    return math.log(score / (1 - score))

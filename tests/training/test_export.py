@@ -20,6 +20,7 @@ def predictor(content, size):
     card = Card(
         format=FORMAT, labels=LABELS,
         name="test", network="test", parameters=1, version="0", created="", onnx_sha256="", onnx_bytes=0,
+        golden_logit=0, intervals=None,
         preparation=Preparation(size=size), calibration=Calibration(slope=1, intercept=0, method="none", n=0),
         points={}, parity=Parity(films=0, largest=0),
         recipe={}, seed=0, manifest_sha256="", split_by="image", counts={}, seen={}, best_epoch=1, machine={},
@@ -218,6 +219,21 @@ def test_the_points_on_the_card_are_those_of_the_statistics():
     assert (specificity.value, specificity.n, specificity.method) == (pytest.approx(2 / 3), 3, "wilson")
     assert (specificity.low, specificity.high) == (pytest.approx(0.2077, abs=1e-4), pytest.approx(0.9385, abs=1e-4))
     assert points["half"].sensitivity.value == 1
+
+
+def test_the_band_needs_nineteen_films_of_each_label_for_its_coverage():
+    """Of 20 ranks a coverage of 0.95 gives up one: the strangest film of each label is the band's end."""
+    scores = np.r_[np.linspace(0, 0.6, 19), np.linspace(0.4, 1, 19)]
+    labels = np.repeat([False, True], 19)
+
+    band = module._points(scores, labels, [""] * 38)["balanced"].band
+
+    assert (band.low, band.high) == (pytest.approx(0.4), pytest.approx(0.6))
+    assert (band.coverage, band.normals, band.pneumonias) == (0.95, 19, 19)
+    assert all(
+        point.band is None for name, point in module._points(scores, labels, [""] * 38).items() if name != "balanced"
+    )
+    assert module._points(scores[1:], labels[1:], [""] * 37)["balanced"].band is None
 
 
 def test_the_file_says_nothing_of_the_machine_and_is_the_same_each_time(small):

@@ -12,6 +12,7 @@ from safetensors.torch import load_file, save_file
 from tests.training.conftest import small
 
 from pneumoscope.bundle.card import read_bundle, short_hash
+from pneumoscope.bundle.golden import golden_film
 from pneumoscope.dataset.layouts import load_manifest
 from pneumoscope.dataset.split import split
 from pneumoscope.errors import (
@@ -24,6 +25,7 @@ from pneumoscope.errors import (
     UsageError,
 )
 from pneumoscope.networks.build import build
+from pneumoscope.predictor import Predictor
 from pneumoscope.training import checkpoints
 from pneumoscope.training.classifier import Classifier
 from pneumoscope.training.fit import split_as_asked, train
@@ -81,7 +83,9 @@ def test_the_card_tells_which_films_decided(run, phantoms):
     assert card.seen == {
         name: sorted(short_hash(film.sha256) for film in manifest.split(name)) for name in ("train", "validation")
     }
-    assert card.calibration.n == len(manifest.split("validation"))
+    assert card.calibration.n == card.intervals.n == len(manifest.split("validation"))
+    golden = float(Predictor.load(out / "bundle").logits(golden_film(32))[0])
+    assert card.golden_logit == pytest.approx(golden)
     assert card.points["half"].threshold == 0.5
     assert card.parity.films == min(64, card.calibration.n)
     assert card.parity.largest <= 1e-4

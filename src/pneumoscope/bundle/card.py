@@ -23,8 +23,10 @@ __all__ = [
     "FORMAT",
     "LABELS",
     "NETWORK_FILE",
+    "Band",
     "Calibration",
     "Card",
+    "Intervals",
     "OperatingPoint",
     "Parity",
     "Share",
@@ -60,6 +62,22 @@ class Share(Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
     method: str
 
 
+class Band(Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
+    """Scores at which neither label can be told from the other (see `statistics.conformal`).
+
+    Attributes:
+        low, high: ends, both included, on the score as `OperatingPoint.threshold` is.
+        coverage: least share of films of each label that are not called by the other one, if they are like those of validation.
+        normals, pneumonias: validation films that it was made from.
+    """
+
+    low: _Share
+    high: _Share
+    coverage: _Share
+    normals: _Count
+    pneumonias: _Count
+
+
 class OperatingPoint(Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
     """A threshold and how it came about.
 
@@ -67,7 +85,9 @@ class OperatingPoint(Struct, frozen=True, forbid_unknown_fields=True, kw_only=Tr
         threshold: on the score (sigmoid of the logit, before calibration), 0 to 1; a film at or above it is called pneumonia.
         rule: in words: "highest Youden index on 782 validation films".
         chosen_on: "validation" where films decided it, "fixed" where none did.
-        sensitivity, specificity: on validation films; kind to a threshold that they chose.
+        sensitivity, specificity: on validation films, uncertain ones judged by the threshold; kind to a threshold that they
+            chose.
+        band: scores that are called "uncertain"; None where the threshold decides every film.
     """
 
     threshold: _Share
@@ -75,6 +95,7 @@ class OperatingPoint(Struct, frozen=True, forbid_unknown_fields=True, kw_only=Tr
     chosen_on: Literal["fixed", "validation"]
     sensitivity: Share
     specificity: Share
+    band: Band | None = None
 
 
 class Calibration(Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
@@ -89,6 +110,28 @@ class Calibration(Struct, frozen=True, forbid_unknown_fields=True, kw_only=True)
     intercept: float
     method: Literal["platt", "none"]
     n: _Count
+
+
+class Intervals(Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
+    """Lower and upper probability as steps over the logit (see `statistics.venn_abers`).
+
+    Attributes:
+        edges: logits at which a step is, rising.
+        low, high: probabilities on each side of the edges: one more than these.
+        method: "venn-abers".
+        n: validation films that they were fitted on.
+    """
+
+    edges: tuple[float, ...]
+    low: tuple[_Share, ...]
+    high: tuple[_Share, ...]
+    method: Literal["venn-abers"]
+    n: _Count
+
+    def __post_init__(self) -> None:
+        """Refuse steps that do not fit together."""
+        if not len(self.low) == len(self.high) == len(self.edges) + 1:
+            raise ValueError(f"{len(self.edges)} edges, {len(self.low)} lower and {len(self.high)} upper probabilities")
 
 
 class Parity(Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
@@ -111,7 +154,9 @@ class Card(Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
         network: name in the registry of networks.
         parameters: all of them, frozen ones too.
         onnx_sha256, onnx_bytes: of the network file.
+        golden_logit: of `golden_film`, which is scored again wherever the bundle is loaded.
         preparation: how a film becomes its input.
+        intervals: of the probability; None where the bundle states none.
         points: operating points by name: "half" (0.5), "balanced" (highest Youden index), "rule-out" (sensitivity of 0.99),
             "rule-in" (specificity of 0.99).
         recipe: what trained it, as data.
@@ -132,9 +177,11 @@ class Card(Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
     created: str
     onnx_sha256: str
     onnx_bytes: int
+    golden_logit: float
     labels: tuple[Literal["NORMAL"], Literal["PNEUMONIA"]]
     preparation: Preparation
     calibration: Calibration
+    intervals: Intervals | None
     points: dict[str, OperatingPoint]
     parity: Parity
     recipe: dict[str, Any]

@@ -89,6 +89,12 @@ def _show(evaluation: Evaluation, console: Console) -> None:
             f" {found.fp} of {found.fp + found.tn} NORMAL",
             highlight=False,
         )
+        for label, shares in (point.band or {}).items():
+            console.print(
+                f"  left uncertain: {_words(shares['uncertain'])} of {label} films; called rightly or left uncertain:"
+                f" {_words(shares['covered'])}",
+                highlight=False,
+            )
     if evaluation.look is not None:
         console.print(f"look {evaluation.look} at these test films", highlight=False)
     console.print(evaluation.notice, style="dim", highlight=False)
@@ -105,6 +111,10 @@ def _table(title: str, metrics: Mapping[str, Interval], by_etiology: Mapping[str
     for name, interval in by_etiology.items():
         table.add_row(f"{noun}, {name}", *_cells(interval))
     return table
+
+
+def _words(share: Interval) -> str:
+    return f"{share.value:.1%} ({share.low:.1%} to {share.high:.1%}, n = {share.n})"
 
 
 def _cells(interval: Interval) -> tuple[str, str, str, str]:

@@ -6,7 +6,7 @@ from collections.abc import Mapping, Sequence
 
 import numpy as np
 
-from pneumoscope.bundle.card import OperatingPoint
+from pneumoscope.bundle.card import Band, OperatingPoint
 from pneumoscope.results import Interval, PointResult, ScoredFilm
 from pneumoscope.statistics.calibration import calibration_error_interval, weighted_brier
 from pneumoscope.statistics.classification import confusion, threshold_metrics
@@ -67,7 +67,27 @@ def judge_point(films: Sequence[ScoredFilm], point: OperatingPoint, *, seed: int
         confusion=confusion(decisions, labels),
         metrics=threshold_metrics(decisions, labels, patients, seed=seed),
         by_etiology=_by_etiology(films, decisions == labels),
+        band=_judge_band(films, point.band, labels) if point.band else None,
     )
+
+
+def _judge_band(films: Sequence[ScoredFilm], band: Band, labels: BoolArray) -> dict[str, dict[str, Interval]]:
+    scores = np.array([film.score for film in films])
+    uncertain = (scores >= band.low) & (scores <= band.high)
+    covered = np.where(labels, scores >= band.low, scores <= band.high)
+    patients = [film.patient for film in films]
+
+    def share(what: BoolArray, places: Sequence[int]) -> Interval:
+        return proportion(what[places], [patients[place] for place in places])
+
+    return {
+        name: {"uncertain": share(uncertain, places), "covered": share(covered, places)}
+        for name, places in (
+            ("normal", np.flatnonzero(~labels).tolist()),
+            ("pneumonia", np.flatnonzero(labels).tolist()),
+        )
+        if places
+    }
 
 
 def _by_etiology(films: Sequence[ScoredFilm], correct: BoolArray) -> Mapping[str, Interval]:

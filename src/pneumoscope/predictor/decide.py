@@ -10,6 +10,7 @@ from pneumoscope.bundle.card import Card, OperatingPoint
 from pneumoscope.errors import UnknownNameError
 from pneumoscope.predictor.predictor import calibrated, sigmoid
 from pneumoscope.results import Decision
+from pneumoscope.statistics.venn_abers import VennAbers
 
 __all__ = ["DEFAULT_POINT", "Verdict", "decide", "find_point"]
 
@@ -36,13 +37,25 @@ def decide(card: Card, point: OperatingPoint, logit: float) -> Verdict:
         point: where on the score pneumonia begins.
         logit: of the film.
     """
+    score = float(sigmoid(np.asarray(logit, dtype=np.float64)))
+    probability = float(calibrated(card.calibration, logit))
+    decision: Decision = "pneumonia" if score >= point.threshold else "normal"
+    reason = ""
+    if point.band and point.band.low <= score <= point.band.high:
+        decision = "uncertain"
+        reason = f"either label is too likely for {point.band.coverage:.0%} of the films of each to be called rightly"
+    interval = None
+    if card.intervals:
+        low, high = VennAbers(card.intervals.edges, card.intervals.low, card.intervals.high).interval(logit)
+        # Both rest on the same films in different ways; the wider interval keeps the promise of the narrower.
+        interval = (min(low, probability), max(high, probability))
     return Verdict(
-        decision="pneumonia" if sigmoid(np.asarray(logit, dtype=np.float64)) >= point.threshold else "normal",
-        probability=float(calibrated(card.calibration, logit)),
-        interval=None,
-        interval_reason="this bundle states none",
+        decision=decision,
+        probability=probability,
+        interval=interval,
+        interval_reason="" if interval else "this bundle states none",
         threshold=float(calibrated(card.calibration, _logit(point.threshold))),
-        reason="",
+        reason=reason,
     )
 
 

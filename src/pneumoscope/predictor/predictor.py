@@ -12,6 +12,7 @@ import numpy as np
 import numpy.typing as npt
 
 from pneumoscope.bundle.card import Calibration, Card, read_bundle
+from pneumoscope.bundle.golden import GOLDEN_TOLERANCE, golden_film
 from pneumoscope.errors import BundleError, UsageError
 from pneumoscope.radiograph.prepare import prepare
 
@@ -75,13 +76,20 @@ class Predictor:
 
     @classmethod
     def load(cls, folder: Path, *, threads: int = 0) -> Predictor:
-        """Read and check a bundle, then start a session.
+        """Read and check a bundle, start a session, and try it on the golden film.
 
         Raises:
-            BundleError: see `bundle.card.read_bundle`.
+            BundleError: see `bundle.card.read_bundle`; or the golden film's logit is not the one on the card.
         """
         card, network = read_bundle(folder)
-        return cls(card, network, threads=threads)
+        predictor = cls(card, network, threads=threads)
+        found = float(predictor.logits(golden_film(card.preparation.size))[0])
+        if not abs(found - card.golden_logit) <= GOLDEN_TOLERANCE * max(1, abs(card.golden_logit)):
+            raise BundleError(
+                f"bundle {card.name!r} gives its golden film the logit {found:.6g} here; its card says {card.golden_logit:.6g}",
+                advice="ONNX Runtime computes it otherwise on this machine: try another version of onnxruntime",
+            )
+        return predictor
 
     def logits(self, pixels: npt.NDArray[np.uint8]) -> npt.NDArray[np.float32]:
         """Logits of films that are already prepared.

@@ -33,29 +33,36 @@ from pneumoscope.bundle.card import (
     FORMAT,
     LABELS,
     NETWORK_FILE,
+    Band,
     Calibration,
     Card,
+    Intervals,
     OperatingPoint,
     Parity,
     Share,
     short_hash,
 )
+from pneumoscope.bundle.golden import golden_film
 from pneumoscope.dataset.cache import prepare_films
 from pneumoscope.dataset.manifest import Manifest
-from pneumoscope.errors import ParityError
+from pneumoscope.errors import ParityError, UndefinedMetricError
 from pneumoscope.networks.network import Network
 from pneumoscope.predictor.predictor import OUTPUTS, Outputs, Predictor, sigmoid
 from pneumoscope.statistics.calibration import fit_platt
+from pneumoscope.statistics.conformal import uncertain_band
 from pneumoscope.statistics.intervals import proportion
 from pneumoscope.statistics.operating_point import at_sensitivity, at_specificity, highest_youden
+from pneumoscope.statistics.venn_abers import fit_venn_abers
 from pneumoscope.storage import write_atomically
 from pneumoscope.training.films import FilmArrays
 from pneumoscope.training.recipe import Recipe
 from pneumoscope.training.run import machine, now, versions
 
-__all__ = ["TOLERANCE", "check_explanations", "check_parity", "export", "to_onnx"]
+__all__ = ["COVERAGE", "TOLERANCE", "check_explanations", "check_parity", "export", "to_onnx"]
 
 TOLERANCE = 1e-4
+# Of films of either label that are to be called rightly or left uncertain.
+COVERAGE = 0.95
 _JUMP = 0.1
 _PARITY_FILMS = 64
 _BATCH = 32
@@ -90,8 +97,10 @@ def export(
         created=now(),
         onnx_sha256=hashlib.sha256(onnx).hexdigest(),
         onnx_bytes=len(onnx),
+        golden_logit=0,
         preparation=arrays.preparation,
         calibration=Calibration(slope=1, intercept=0, method="none", n=0),
+        intervals=None,
         points={},
         parity=Parity(films=0, largest=0),
         recipe=recipe.model_dump(mode="json"),
@@ -115,7 +124,9 @@ def export(
     card = msgspec.structs.replace(
         card,
         parity=check_parity(network, pixels[spread], logits[spread]),
+        golden_logit=float(predictor.logits(golden_film(recipe.network.image_size))[0]),
         calibration=_calibrate(logits, labels),
+        intervals=Intervals(**fit_venn_abers(logits, labels)._asdict(), method="venn-abers", n=len(labels)),
         points=_points(sigmoid(logits), labels, [film.patient for film in arrays.validation]),
     )
     write_atomically(folder / NETWORK_FILE, onnx)
@@ -351,9 +362,23 @@ def _points(
             chosen_on="fixed" if name == "half" else "validation",
             sensitivity=share(threshold, True),
             specificity=share(threshold, False),
+            # Whoever asks to rule out or in has said which error is worse: every film is decided.
+            band=_band(scores, labels) if name == "balanced" else None,
         )
         for name, (threshold, rule) in chosen.items()
     }
+
+
+def _band(scores: npt.NDArray[np.float64], labels: npt.NDArray[np.bool_]) -> Band | None:
+    """The scores that are left uncertain; None where there are too few films for the coverage."""
+    pneumonias = int(labels.sum())
+    try:
+        band = uncertain_band(scores, labels, COVERAGE)
+    except UndefinedMetricError:
+        return None
+    return Band(
+        low=band.low, high=band.high, coverage=COVERAGE, normals=len(labels) - pneumonias, pneumonias=pneumonias
+    )
 
 
 @contextlib.contextmanager
