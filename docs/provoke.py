@@ -38,9 +38,9 @@ from pneumoscope.radiograph.prepare import Preparation
 from pneumoscope.statistics.roc import auroc
 from pneumoscope.storage import write_atomically
 from pneumoscope.training.classifier import Classifier
-from pneumoscope.training.export import check_parity
 from pneumoscope.training.films import Batch
 from pneumoscope.training.fit import split_as_asked
+from pneumoscope.training.parity import check_parity
 from pneumoscope.training.recipe import read_recipe
 from pneumoscope.training.run import read_run
 
@@ -163,6 +163,7 @@ def _threshold() -> None:
         preparation=Preparation(),
         calibration=Calibration(slope=1, intercept=0, method="none", n=0),
         intervals=None,
+        refusal=None,
         points={"balanced": point},
         parity=Parity(films=0, largest=0),
         recipe={},

@@ -9,10 +9,11 @@ from pathlib import Path
 from typing import Any, Literal
 
 import numpy as np
+import numpy.typing as npt
 import pytest
 from PIL import Image
 
-from pneumoscope.bundle.card import FORMAT, LABELS, Calibration, Card, OperatingPoint, Parity, Share
+from pneumoscope.bundle.card import FORMAT, LABELS, Calibration, Card, OperatingPoint, Parity, Refusal, Share
 from pneumoscope.bundle.golden import golden_film
 from pneumoscope.dataset.layouts import load_manifest
 from pneumoscope.radiograph.prepare import Preparation
@@ -32,6 +33,13 @@ POINTS = {
     "rule-out": operating_point(0.2, "sensitivity 0.99 on 8 validation films", "validation"),
     "rule-in": operating_point(0.7, "specificity 0.99 on 8 validation films", "validation"),
 }
+
+
+def halves(level: int, height: int = SIZE, width: int = SIZE) -> npt.NDArray[np.uint8]:
+    """Grey of this mean, one half lighter than the other by what keeps a film from being blank; at the ends of grey, clipped."""
+    film = np.full((height, width), level - 8, np.int64)
+    film[:, width // 2 :] += 16
+    return np.clip(film, 0, 255).astype(np.uint8)
 
 
 class Maker:
@@ -63,9 +71,10 @@ class Maker:
         gain: float = 0.05,
         seen: Mapping[str, Sequence[str]] | None = None,
         points: Mapping[str, OperatingPoint] = POINTS,
+        refusal: Refusal | None = None,
     ) -> Path:
-        """logit = gain x (mean grey level - 125); a gain of 0 knows nothing."""
-        onnx = mean_grey_network(gain)
+        """logit = gain x (mean grey level - 125); a gain of 0 knows nothing. With `refusal`, films are screened by their grey."""
+        onnx = mean_grey_network(gain, screened=refusal is not None)
         card = Card(
             format=FORMAT,
             labels=LABELS,
@@ -80,6 +89,7 @@ class Maker:
             preparation=Preparation(size=SIZE),
             calibration=Calibration(slope=0.8, intercept=0.1, method="platt", n=8),
             intervals=None,
+            refusal=refusal,
             points=dict(points),
             parity=Parity(films=8, largest=0.0),
             recipe={"name": name},
@@ -140,12 +150,16 @@ def turned(row: str, split: str) -> str:
     return ",".join([*before, split, sha256])
 
 
-def mean_grey_network(gain: float) -> bytes:
-    """The smallest network of our format: uint8 films in, float32 logits, 4 x 4 heatmaps and one feature out.
+def mean_grey_network(gain: float, *, screened: bool = False) -> bytes:
+    """The smallest network of our format: uint8 films in, float32 logits and 4 x 4 heatmaps out.
 
-    The heatmap is each block's share of gain x mean grey: all of them and -125 x gain are the logit.
+    The heatmap is each block's share of gain x mean grey: all of them and -125 x gain are the logit. Where films are screened,
+    the mean grey of 255 is the probability of a film as it should be, the rest of it that of an inverted one; and the mean grey
+    of 100 is the distance.
     """
     from onnx import TensorProto, helper
+
+    outputs = [("logit", []), ("heatmap", [4, 4]), *([("kinds", [7]), ("distance", [])] if screened else [])]
 
     nodes = [
         helper.make_node("Cast", ["film"], ["grey"], to=TensorProto.FLOAT),
@@ -155,8 +169,16 @@ def mean_grey_network(gain: float) -> bytes:
         helper.make_node("AveragePool", ["map"], ["blocks"], kernel_shape=[SIZE // 4] * 2, strides=[SIZE // 4] * 2),
         helper.make_node("Squeeze", ["blocks", "one"], ["places"]),
         helper.make_node("Mul", ["places", "share"], ["heatmap"]),
-        helper.make_node("Unsqueeze", ["mean", "one"], ["features"]),
         helper.make_node("Mul", ["centred", "gain"], ["logit"]),
+    ]
+    screen = [
+        helper.make_node("Div", ["mean", "white"], ["light"]),
+        helper.make_node("Sub", ["whole", "light"], ["dark"]),
+        helper.make_node("Unsqueeze", ["light", "one"], ["film column"]),
+        helper.make_node("Unsqueeze", ["dark", "one"], ["inverted column"]),
+        helper.make_node("Concat", ["film column", "inverted column"], ["both"], axis=1),
+        helper.make_node("Pad", ["both", "five more"], ["kinds"]),
+        helper.make_node("Div", ["mean", "unit"], ["distance"]),
     ]
     constants = [
         helper.make_tensor("axes", TensorProto.INT64, [2], [1, 2]),
@@ -165,14 +187,19 @@ def mean_grey_network(gain: float) -> bytes:
         helper.make_tensor("share", TensorProto.FLOAT, [], [gain / 16]),
         helper.make_tensor("one", TensorProto.INT64, [1], [1]),
     ]
+    if screened:
+        nodes += screen
+        constants += [
+            helper.make_tensor("white", TensorProto.FLOAT, [], [255.0]),
+            helper.make_tensor("whole", TensorProto.FLOAT, [], [1.0]),
+            helper.make_tensor("unit", TensorProto.FLOAT, [], [100.0]),
+            helper.make_tensor("five more", TensorProto.INT64, [4], [0, 0, 0, 5]),
+        ]
     graph = helper.make_graph(
         nodes,
         "mean-grey",
         [helper.make_tensor_value_info("film", TensorProto.UINT8, ["n", SIZE, SIZE])],
-        [
-            helper.make_tensor_value_info(name, TensorProto.FLOAT, ["n", *shape])
-            for name, shape in (("logit", []), ("heatmap", [4, 4]), ("features", [1]))
-        ],
+        [helper.make_tensor_value_info(name, TensorProto.FLOAT, ["n", *shape]) for name, shape in outputs],
         constants,
     )
     model = helper.make_model(graph, opset_imports=[helper.make_opsetid("", 18)], ir_version=10)

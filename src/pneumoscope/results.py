@@ -25,6 +25,7 @@ __all__ = [
     "PointResult",
     "Prediction",
     "PublishedRow",
+    "Refused",
     "RunSummary",
     "ScoredFilm",
     "to_json",
@@ -118,6 +119,19 @@ class PointResult:
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
+class Refused:
+    """Films that a bundle would say nothing of.
+
+    Attributes:
+        share: of all films of the split.
+        reasons: how many films for each reason, the numbers in its words left out.
+    """
+
+    share: Interval
+    reasons: Mapping[str, int]
+
+
+@dataclasses.dataclass(frozen=True, slots=True)
 class Evaluation:
     """One bundle judged on one split.
 
@@ -132,6 +146,7 @@ class Evaluation:
         metrics: what needs no threshold: auroc, auprc, brier, expected_calibration_error.
         auroc_by_etiology: bacteria against normal, virus against normal.
         points: operating points by name: "half", "balanced", "rule-out", "rule-in".
+        refused: films that `predict` would reject. All other numbers judge them too: no bundle looks better for refusing.
         look: how many evaluations of these test films the ledger holds, this one included; None for other splits.
         seconds: scoring time, wall clock.
         created: UTC, ISO 8601.
@@ -153,6 +168,7 @@ class Evaluation:
     seconds: float
     created: str
     version: str
+    refused: Refused | None = None
     schema: int = SCHEMA
     notice: str = NOTICE
 
@@ -288,7 +304,7 @@ class Prediction:
     Attributes:
         path: the film as the caller named it.
         decision: None where the film could not be read.
-        probability: of pneumonia, calibrated, 0 to 1.
+        probability: of pneumonia, calibrated, 0 to 1; None where the film is rejected.
         interval: of the probability, low and high; None with `interval_reason`.
         interval_reason: why there is none; empty where there is one.
         threshold: of the operating point, on the scale of `probability`, so that the two can be compared: a film at or above

@@ -15,7 +15,7 @@ import numpy as np
 import pytest
 from click.testing import CliRunner
 from PIL import Image
-from tests.conftest import SIZE
+from tests.conftest import SIZE, halves
 
 from pneumoscope.cli import cli, run_and_exit
 from pneumoscope.cli import predict as module
@@ -39,7 +39,7 @@ def films(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     (tmp_path / "films").mkdir()
     for name, level in (("a", 165), ("b", 90)):
-        Image.fromarray(np.full((SIZE, SIZE), level, np.uint8)).save(f"films/{name}.png")
+        Image.fromarray(halves(level)).save(f"films/{name}.png")
     (tmp_path / "films" / "c.png").touch()
     return tmp_path / "films"
 
@@ -188,7 +188,7 @@ def test_csv_is_written_and_nothing_printed(bundle, films):
 
 def test_the_operating_point_reaches_the_model(bundle, films):
     """Grey 100: logit -1.25, score 0.223."""
-    Image.fromarray(np.full((SIZE, SIZE), 100, np.uint8)).save("film.png")
+    Image.fromarray(halves(100)).save("film.png")
     found = {
         name: json.loads(invoke(bundle, "film.png", "--json", "--operating-point", name).stdout)["predictions"][0]
         for name in ("rule-out", "balanced")

@@ -11,7 +11,7 @@ from PIL import Image
 from scipy.special import expit
 from sklearn import metrics
 
-from pneumoscope.bundle.card import short_hash
+from pneumoscope.bundle.card import KINDS, Refusal, Share, short_hash
 from pneumoscope.dataset.cache import prepare_films
 from pneumoscope.dataset.layouts import load_manifest
 from pneumoscope.errors import BundleError, DatasetError, RunError, StorageError, UnknownNameError
@@ -233,3 +233,23 @@ def test_the_official_test_split(maker):
     }
     assert evaluation.patients < 624
     assert 0.4 < evaluation.metrics["auroc"].value < 0.9
+
+
+def test_films_that_would_be_rejected_are_counted_and_judged_all_the_same(maker):
+    """The screened network takes films for inverted whose mean grey is below 0.4 x 255, and for far away above 160."""
+    films = maker.films()
+    share = Share(value=0, low=0, high=0.3, n=9, method="wilson")
+    limits = Refusal(kinds=KINDS, least_film=0.4, greatest_distance=1.6, share=0.01, refused=share)
+    bare, _ = evaluate(maker.bundle(maker.root / "bare"), films)
+    screened, _ = evaluate(maker.bundle(maker.root / "screened", refusal=limits), films)
+
+    means = [np.asarray(Image.open(path)).mean() for path in films.rglob("*.png")]
+    dark, light = sum(mean < 102 for mean in means), sum(mean > 160 for mean in means)
+    assert dark
+    assert light
+    assert (screened.refused.share.value, screened.refused.share.n) == ((dark + light) / 32, 32)
+    assert sorted(screened.refused.reasons.values()) == sorted([dark, light])
+    assert "black and white seem to be exchanged" in screened.refused.reasons
+    assert "unlike the children's films that the model was trained on" in screened.refused.reasons
+    assert (bare.refused.share.value, bare.refused.reasons) == (0, {})
+    assert (screened.metrics, screened.points) == (bare.metrics, bare.points)

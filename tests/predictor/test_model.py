@@ -13,9 +13,10 @@ from pathlib import Path
 import numpy as np
 import pytest
 from PIL import Image
-from tests.conftest import SIZE
+from tests.conftest import SIZE, halves
 
 import pneumoscope
+from pneumoscope.bundle.card import KINDS, Refusal, Share
 from pneumoscope.errors import BundleError, RunError, UnknownNameError, UnreadableFilmError, UsageError
 from pneumoscope.predictor import model as module
 from pneumoscope.predictor.heatmap import render_heatmap
@@ -38,7 +39,7 @@ def model(bundle):
 
 def png(level, height=SIZE, width=SIZE):
     file = io.BytesIO()
-    Image.fromarray(np.full((height, width), level, np.uint8)).save(file, "PNG")
+    Image.fromarray(halves(level, height, width)).save(file, "PNG")
     return file.getvalue()
 
 
@@ -70,7 +71,7 @@ def test_one_film_by_hand(model, tmp_path):
 def test_a_path_bytes_and_an_array_are_the_same_film(model, tmp_path):
     path = tmp_path / "film.png"
     path.write_bytes(png(90))
-    sources = [path, str(path), png(90), np.full((SIZE, SIZE), 90, np.uint8)]
+    sources = [path, str(path), png(90), halves(90)]
     found = [model.predict(source) for source in sources]
 
     assert [prediction.path for prediction in found] == [str(path), str(path), "bytes", "array"]
@@ -102,7 +103,7 @@ def test_one_film_that_cannot_be_read_is_raised(model, film, why):
 
 def test_a_large_jpeg_is_decoded_smaller_and_states_its_own_size(model, tmp_path, monkeypatch):
     path = tmp_path / "film.jpeg"
-    Image.fromarray(np.full((300, 400), 200, np.uint8)).save(path)
+    Image.fromarray(halves(200, 300, 400)).save(path)
     asked = []
 
     def watch(source, **options):
@@ -119,7 +120,7 @@ def test_a_large_jpeg_is_decoded_smaller_and_states_its_own_size(model, tmp_path
 
 def test_the_operating_point_decides(bundle):
     """Grey 115: logit -0.5, score 0.3775: above 0.2, below 0.4."""
-    film = np.full((SIZE, SIZE), 115, np.uint8)
+    film = halves(115)
     found = {name: load_model(bundle, operating_point=name).predict(film) for name in ("", "rule-out", "balanced")}
 
     assert {name: prediction.decision for name, prediction in found.items()} == {
@@ -135,17 +136,46 @@ def test_the_operating_point_decides(bundle):
 
 def test_heatmaps_come_with_the_same_predictions_in_the_same_order(model, tmp_path):
     """The first picture is the one that `render_heatmap` draws of what the network says of that film alone."""
-    films = [png(165, 40, 60), b"", png(90), np.full((SIZE, SIZE), 130, np.uint8), tmp_path / "gone.png"]
+    films = [png(165, 40, 60), b"", png(90), halves(130), tmp_path / "gone.png"]
 
     explained = list(model.explain_many(films, batch_size=2))
 
     assert [prediction for prediction, _ in explained] == list(model.predict_many(films))
     assert [picture is None for _, picture in explained] == [False, True, False, False, True]
     film = decode(films[0])
-    outputs = model._predictor.outputs(prepare(film, model.card.preparation)[None])
+    outputs = model._predictor.outputs(prepare(film, model.card.preparation)[None], heatmaps=True)
     assert explained[0][1] == render_heatmap(
         film, outputs.heatmap[0], model.card, probability=explained[0][0].probability, decision="pneumonia"
     )
+
+
+def test_a_rejected_film_has_no_probability_and_no_heatmap(model):
+    """A blank one, between two that are judged; beside it nothing changes."""
+    blank = np.full((SIZE, SIZE), 90, np.uint8)
+    (before, drawn), (rejected, picture), (after, drawn_too) = model.explain_many([halves(90), blank, halves(90)])
+
+    assert (rejected.decision, rejected.probability, rejected.interval, picture) == ("rejected", None, None, None)
+    assert (rejected.reason, rejected.error) == ("blank: its grey levels lie within 0 of 256", "")
+    assert rejected.interval_reason == "the film is rejected"
+    assert rejected.threshold == before.threshold
+    assert rejected.film == FilmFacts(SIZE, SIZE, "array")
+    assert before == after == model.predict(halves(90))
+    assert drawn == drawn_too != None  # noqa: E711
+    assert model.predict(blank) == rejected == next(model.predict_many([blank]))
+
+
+def test_what_the_network_sees_is_refused_by_the_limits_on_the_card(maker):
+    """The screened network takes grey 51 for a film with 0.2, and grey 204 for one at the distance 2.04."""
+    share = Share(value=0, low=0, high=0.3, n=9, method="wilson")
+    limits = Refusal(kinds=KINDS, least_film=0.3, greatest_distance=1.9, share=0.01, refused=share)
+    model = load_model(maker.bundle(maker.root / "screened", refusal=limits))
+
+    found = list(model.predict_many([halves(51), halves(120), halves(204)]))
+
+    assert [prediction.decision for prediction in found] == ["rejected", "pneumonia", "rejected"]
+    assert found[0].reason == "black and white seem to be exchanged"
+    assert "perhaps an adult" in found[2].reason
+    assert "(distance 2.04, at most 1.90 is known)" in found[2].reason
 
 
 def test_a_network_without_heatmaps_is_refused_before_any_film_is_read(maker, monkeypatch):
@@ -257,7 +287,7 @@ def test_several_films_are_decoded_at_once(model, monkeypatch):
 
 
 def test_a_failure_that_is_no_films_gets_out(model, monkeypatch):
-    monkeypatch.setattr(module, "prepare", lambda *_: (_ for _ in ()).throw(MemoryError("no more")))
+    monkeypatch.setattr(model._predictor, "ready", lambda *_: (_ for _ in ()).throw(MemoryError("no more")))
     with pytest.raises(MemoryError, match="no more"):
         list(model.predict_many([png(1)] * 9, batch_size=1))
 

@@ -1,5 +1,6 @@
 """A bundle scores films: in order, a few at a time, by the card's calibration, and without torch."""
 
+import json
 import subprocess
 import sys
 import weakref
@@ -11,14 +12,22 @@ from hypothesis import given
 from hypothesis import strategies as st
 from msgspec import structs
 from scipy.special import expit
-from tests.conftest import SIZE, mean_grey_network
+from tests.conftest import SIZE, halves, mean_grey_network
 
-from pneumoscope.bundle.card import Calibration, read_bundle
+from pneumoscope.bundle.card import KINDS, Calibration, Refusal, Share, read_bundle
 from pneumoscope.errors import BundleError, UsageError
 from pneumoscope.predictor import Predictor
 from pneumoscope.predictor import predictor as module
 from pneumoscope.predictor.predictor import sigmoid
 from pneumoscope.radiograph.film import Radiograph
+
+LIMITS = Refusal(
+    kinds=KINDS,
+    least_film=0.3,
+    greatest_distance=1.9,
+    share=0.01,
+    refused=Share(value=0, low=0, high=0.3, n=9, method="wilson"),
+)
 
 
 @pytest.fixture
@@ -39,32 +48,56 @@ def test_a_logit_is_what_the_network_says(predictor):
     assert logits.tolist() == pytest.approx([0.05 * (0 - 125), 0, 0.05 * (255 - 125)])
 
 
-def test_one_run_gives_logits_heatmaps_and_features(predictor):
+def test_one_run_gives_logits_and_heatmaps(predictor):
     """Each block of 4 x 4 pixels contributes 0.05 x its mean / 16; together they are the logit but for -125 x 0.05."""
     film = np.zeros((SIZE, SIZE), np.uint8)
     film[4:8, 8:12] = 160  # the block of the second row and the third column
     pixels = np.stack([film, np.full((SIZE, SIZE), 200, np.uint8)])
 
-    outputs = predictor.outputs(pixels)
+    outputs = predictor.outputs(pixels, heatmaps=True)
 
     expected = np.zeros((2, 4, 4))
     expected[0, 1, 2], expected[1] = 0.05 * 160 / 16, 0.05 * 200 / 16
-    assert [part.dtype for part in (outputs.logit, outputs.heatmap, outputs.features)] == [np.float32] * 3
+    assert [part.dtype for part in (outputs.logit, outputs.heatmap)] == [np.float32] * 2
+    assert (outputs.kinds, outputs.distance) == (None, None)
+    assert predictor.outputs(pixels).heatmap is None
     np.testing.assert_allclose(outputs.heatmap, expected, rtol=1e-6)
-    np.testing.assert_allclose(outputs.features, [[10], [200]], rtol=1e-6)
     assert outputs.logit.tolist() == predictor.logits(pixels).tolist()
     np.testing.assert_allclose(outputs.heatmap.sum((1, 2)) - 0.05 * 125, outputs.logit, rtol=1e-5)
 
 
 def test_a_network_of_logits_alone_scores_and_has_no_heatmap(maker, predictor):
     card, _ = read_bundle(maker.bundle(maker.root / "other"))
-    bare = Predictor(card, altered(lambda graph: (graph.output.pop(), graph.output.pop())))
+    bare = Predictor(card, altered(lambda graph: graph.output.pop()))
     pixels = np.full((1, SIZE, SIZE), 225, np.uint8)
 
     assert (predictor.explains, bare.explains) == (True, False)
     assert bare.logits(pixels).tolist() == predictor.logits(pixels).tolist()
     with pytest.raises(BundleError, match=r"bundle 'grey' \(mean-grey\) gives no heatmaps"):
-        bare.outputs(pixels)
+        bare.outputs(pixels, heatmaps=True)
+    assert bare.outputs(pixels).logit.tolist() == predictor.logits(pixels).tolist()
+
+
+def test_a_screened_network_gives_kinds_and_distances_too(maker):
+    predictor = Predictor.load(maker.bundle(maker.root / "screened", refusal=LIMITS))
+    pixels = np.stack([np.full((SIZE, SIZE), level, np.uint8) for level in (51, 204)])
+
+    outputs = predictor.outputs(pixels)
+
+    np.testing.assert_allclose(outputs.kinds, [[0.2, 0.8, 0, 0, 0, 0, 0], [0.8, 0.2, 0, 0, 0, 0, 0]], rtol=1e-6)
+    np.testing.assert_allclose(outputs.distance, [0.51, 2.04], rtol=1e-6)
+    films = [Radiograph(halves(level), "film", "PNG", "L") for level in (51, 120, 204)]
+    assert [bool(refusal) for _, refusal in predictor.stream(films)] == [True, False, True]
+
+
+def test_a_network_and_a_card_that_speak_of_different_limits_are_refused(maker):
+    bare, screened = maker.bundle(maker.root / "bare"), maker.bundle(maker.root / "screened", refusal=LIMITS)
+    cards = {folder: json.loads((folder / "card.json").read_text()) for folder in (bare, screened)}
+    cards[bare]["refusal"], cards[screened]["refusal"] = cards[screened]["refusal"], None
+    for folder, words in ((bare, "its card has limits for 'kinds'"), (screened, "its card has no limits for 'kinds'")):
+        (folder / "card.json").write_text(json.dumps(cards[folder]))
+        with pytest.raises(BundleError, match=words):
+            Predictor.load(folder)
 
 
 @pytest.mark.parametrize("batch", [1, 2, 3, 7, 10, 11, 1000])
@@ -72,13 +105,17 @@ def test_a_stream_gives_the_same_logits_in_order_for_any_batch(predictor, batch)
     levels = [200, 3, 90, 255, 0, 125, 17, 18, 19, 64]
     expected = predictor.logits(np.stack([flat(level).pixels for level in levels])).tolist()
 
-    assert list(predictor.stream(map(flat, levels), batch=batch)) == expected
+    scored = list(predictor.stream(map(flat, levels), batch=batch))
+
+    assert [logit for logit, _ in scored] == expected
+    assert {refusal for _, refusal in scored} == {"blank: its grey levels lie within 0 of 256"}
 
 
 def test_films_of_any_size_are_prepared_as_the_card_says(predictor):
     wide = Radiograph(np.tile(np.uint8([0, 200]), (30, 50)), "wide", "PNG", "L")
 
-    assert list(predictor.stream([wide, flat(100, size=64)])) == pytest.approx([0.05 * (100 - 125)] * 2, abs=0.05)
+    logits = [logit for logit, _ in predictor.stream([wide, flat(100, size=64)])]
+    assert logits == pytest.approx([0.05 * (100 - 125)] * 2, abs=0.05)
 
 
 def test_a_stream_of_nothing_gives_nothing(predictor):
@@ -201,13 +238,13 @@ def other_result(graph):
     graph.output[0].name = graph.node[-1].output[0] = "probability"
 
 
-def no_features(graph):
-    graph.output.pop()
+def unknown_result(graph):
+    graph.output[1].name = graph.node[-2].output[0] = "saliency"
 
 
 def flat_heatmap(graph):
-    graph.node[-3].output[0] = "table"
-    graph.node.insert(8, onnx.helper.make_node("Flatten", ["table"], ["heatmap"]))
+    graph.node[-2].output[0] = "table"
+    graph.node.insert(7, onnx.helper.make_node("Flatten", ["table"], ["heatmap"]))
     del graph.output[1].type.tensor_type.shape.dim[2]
     graph.output[1].type.tensor_type.shape.dim[1].dim_value = 16
 
@@ -225,8 +262,11 @@ def another_input(graph):
         (floats, r"takes \[\('film', 'tensor\(float\)', \['n', 16, 16\]\)\]"),
         (other_name, r"takes \[\('image', "),
         (other_result, r"gives \[\('probability', "),
-        (no_features, r"gives \[\('logit', 'tensor\(float\)', 1\), \('heatmap', 'tensor\(float\)', 3\)\], not"),
-        (flat_heatmap, r"\('heatmap', 'tensor\(float\)', 2\), .* and \[.*\('heatmap', 'tensor\(float\)', 3\)"),
+        (unknown_result, r"gives \[\('logit', 'tensor\(float\)', 1\), \('saliency', 'tensor\(float\)', 3\)\], not"),
+        (
+            flat_heatmap,
+            r"\('heatmap', 'tensor\(float\)', 2\)\], .* and some of \[.*\('heatmap', 'tensor\(float\)', 3\)",
+        ),
         (another_input, r"\('age', 'tensor\(float\)', \[\]\)\]"),
     ],
 )

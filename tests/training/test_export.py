@@ -7,20 +7,23 @@ import onnx
 import pytest
 import torch
 
-from pneumoscope.bundle.card import FORMAT, LABELS, Calibration, Card, Parity
+from pneumoscope.bundle.card import FORMAT, KINDS, LABELS, Calibration, Card, Parity
 from pneumoscope.errors import BundleError, ParityError
 from pneumoscope.networks.build import build
-from pneumoscope.predictor.predictor import Predictor
+from pneumoscope.networks.gate import Gate, Screen
+from pneumoscope.predictor.predictor import OUTPUTS, Outputs, Predictor
 from pneumoscope.radiograph.prepare import Preparation
 from pneumoscope.training import export as module
-from pneumoscope.training.export import check_explanations, check_parity, to_onnx
+from pneumoscope.training.onnx_file import _convolve_back, to_onnx
+from pneumoscope.training.parity import check_explanations, check_parity
+from pneumoscope.training.screen import fit_population
 
 
 def predictor(content, size):
     card = Card(
         format=FORMAT, labels=LABELS,
         name="test", network="test", parameters=1, version="0", created="", onnx_sha256="", onnx_bytes=0,
-        golden_logit=0, intervals=None,
+        golden_logit=0, intervals=None, refusal=None,
         preparation=Preparation(size=size), calibration=Calibration(slope=1, intercept=0, method="none", n=0),
         points={}, parity=Parity(films=0, largest=0),
         recipe={}, seed=0, manifest_sha256="", split_by="image", counts={}, seen={}, best_epoch=1, machine={},
@@ -52,14 +55,13 @@ def test_onnx_and_torch_agree_on_64_films(name, size, places):
     network.eval()
 
     content = to_onnx(network, size)
-    outputs = predictor(content, size).outputs(films)
+    outputs = predictor(content, size).outputs(films, heatmaps=True)
 
     assert check_parity(network, films, outputs.logit).largest <= 1e-4
     check_explanations(network, films, outputs)
     assert outputs.logit.std() > 0.001
     assert outputs.heatmap.shape == (64, *places)
     assert outputs.heatmap.std(axis=0).min() > 0
-    assert outputs.features.shape[0] == 64
     if name == "tf_efficientnet_lite0":
         bias = network.model.classifier.bias.item()
         np.testing.assert_allclose(outputs.heatmap.sum((1, 2)) + bias, outputs.logit, rtol=1e-4, atol=1e-5)
@@ -82,7 +84,7 @@ def test_what_cannot_be_explained_is_exported_for_its_logits(name):
 
     assert check_parity(network, films, exported.logits(films)).films == 5
     with pytest.raises(BundleError, match="gives no heatmaps"):
-        exported.outputs(films)
+        exported.outputs(films, heatmaps=True)
 
 
 @pytest.mark.parametrize(("groups", "padding"), [(1, 0), (2, 1), (4, 0)])
@@ -95,23 +97,26 @@ def test_a_convolution_is_differentiated_as_torch_does(groups, padding):
     (expected,) = torch.autograd.grad(outputs, inputs, gradient)
 
     rest = ([padding] * 2, [1, 1], False, [0, 0], groups, [True, False, False])
-    found = module._convolve_back(gradient, inputs, weight, None, [1, 1], *rest)
+    found = _convolve_back(gradient, inputs, weight, None, [1, 1], *rest)
 
     torch.testing.assert_close(found[0], expected)
     assert found[1:] == (None, None)
-    assert module._convolve_back(gradient, inputs, weight, None, [2, 2], *rest) is NotImplemented
+    assert _convolve_back(gradient, inputs, weight, None, [2, 2], *rest) is NotImplemented
 
 
 @pytest.fixture(scope="module")
 def small():
-    """A small network and its file."""
+    """A small network, what looks at films beside it, and their file."""
     torch.manual_seed(0)
     network = build("test_efficientnet", image_size=64).eval()
-    return network, to_onnx(network, 64)
+    with torch.no_grad():
+        _, _, features = network.explain(torch.randint(0, 256, (90, 64, 64), dtype=torch.uint8))
+    screen = Screen(Gate(len(KINDS)).eval(), fit_population(features.numpy()))
+    return network, screen, to_onnx(network, 64, screen)
 
 
 def test_the_file_is_one_and_takes_any_number_of_films(small):
-    _, content = small
+    _, _, content = small
     graph = onnx.load_from_string(content).graph
 
     assert [(value.name, value.type.tensor_type.elem_type) for value in graph.input] == [
@@ -123,18 +128,19 @@ def test_the_file_is_one_and_takes_any_number_of_films(small):
     ] == [
         ("logit", onnx.TensorProto.FLOAT, [0]),
         ("heatmap", onnx.TensorProto.FLOAT, [0, 2, 2]),
-        ("features", onnx.TensorProto.FLOAT, [0, 256]),
+        ("kinds", onnx.TensorProto.FLOAT, [0, len(KINDS)]),
+        ("distance", onnx.TensorProto.FLOAT, [0]),
     ]
     assert not [tensor for tensor in graph.initializer if tensor.data_location == onnx.TensorProto.EXTERNAL]
     for count in (1, 2, 5):
-        outputs = predictor(content, 64).outputs(np.zeros((count, 64, 64), np.uint8))
-        assert [len(outputs.logit), len(outputs.heatmap), len(outputs.features)] == [count] * 3
+        outputs = predictor(content, 64).outputs(np.zeros((count, 64, 64), np.uint8), heatmaps=True)
+        assert [len(getattr(outputs, name)) for name in OUTPUTS] == [count] * 4
 
 
 def test_a_difference_is_refused_with_its_size(small):
-    network, content = small
+    network, _, content = small
     films = NOISE.integers(0, 256, (4, 64, 64)).astype(np.uint8)
-    outputs = predictor(content, 64).outputs(films)
+    outputs = predictor(content, 64).outputs(films, heatmaps=True)
 
     with pytest.raises(ParityError, match=r"differ from torch's by up to 0.01 .* on 4 films \(at most 0.0001"):
         check_parity(network, films, outputs.logit + np.float32(0.01))
@@ -142,11 +148,11 @@ def test_a_difference_is_refused_with_its_size(small):
         check_parity(network, films, outputs.logit * np.float32("nan"))
 
 
-def scale(network, films, name):
-    """The largest feature; the largest sum over channels of |map x gradient|, by autograd."""
+def scale(network, films):
+    """Of heatmaps: the largest sum over channels of |map x gradient|, by autograd."""
     maps = network.features(network.image(torch.from_numpy(films))).detach().requires_grad_()
     network.classify(maps).sum().backward()
-    return {"features": maps.mean((2, 3)), "heatmap": (maps * maps.grad).abs().sum(1)}[name].abs().max().item()
+    return (maps * maps.grad).abs().sum(1).max().item()
 
 
 def test_a_heatmap_whose_terms_cancel_to_nothing_agrees():
@@ -154,9 +160,9 @@ def test_a_heatmap_whose_terms_cancel_to_nothing_agrees():
     torch.manual_seed(0)
     network = build("test_convnext", image_size=48).eval()
     films = NOISE.integers(0, 256, (12, 48, 48)).astype(np.uint8)
-    outputs = predictor(to_onnx(network, 48), 48).outputs(films)
+    outputs = predictor(to_onnx(network, 48), 48).outputs(films, heatmaps=True)
     assert outputs.heatmap.shape == (12, 1, 1)
-    assert np.abs(outputs.heatmap).max() < 1e-3 * scale(network, films, "heatmap")
+    assert np.abs(outputs.heatmap).max() < 1e-3 * scale(network, films)
 
     check_explanations(network, films, outputs)
 
@@ -166,40 +172,71 @@ def test_a_heatmap_whose_terms_cancel_to_nothing_agrees():
     [
         ("heatmap", 3, 0.02, "by up to 0.02 of its scale on 12 films, by 0.02 without the worst 2"),
         ("heatmap", 1, 0.2, "by up to 0.2 of its scale on 12 films, by .*e-0. without the worst 2"),
-        ("features", 1, 0.02, "by up to 0.02 of its scale on 12 films, by 0.02 without the worst 0"),
+        ("kinds", 1, 0.02, "by up to 0.02 of its scale on 12 films, by 0.02 without the worst 0"),
+        ("distance", 1, 0.02, "by up to 0.02 of its scale on 12 films, by 0.02 without the worst 0"),
     ],
 )
 def test_another_explanation_is_refused_with_its_size(small, name, films_off, by, words):
-    network, content = small
+    network, screen, content = small
     films = NOISE.integers(0, 256, (12, 64, 64)).astype(np.uint8)
-    outputs = predictor(content, 64).outputs(films)
+    outputs = predictor(content, 64).outputs(films, heatmaps=True)
     wrong = getattr(outputs, name).copy()
-    wrong[:films_off].reshape(films_off, -1)[:, -1] += np.float32(by) * scale(network, films, name)
+    wrong[:films_off].reshape(films_off, -1)[:, -1] += np.float32(by) * {
+        "heatmap": scale(network, films), "kinds": 1, "distance": outputs.distance.max()
+    }[name]  # fmt: skip
 
     with pytest.raises(ParityError, match=f"output '{name}' of the exported network differs from torch's {words}"):
-        check_explanations(network, films, dataclasses.replace(outputs, **{name: wrong}))
+        check_explanations(network, films, dataclasses.replace(outputs, **{name: wrong}), screen)
+
+
+def test_what_is_as_it_should_be_passes(small):
+    network, screen, content = small
+    films = NOISE.integers(0, 256, (12, 64, 64)).astype(np.uint8)
+
+    check_explanations(network, films, predictor(content, 64).outputs(films, heatmaps=True), screen)
 
 
 def test_a_few_heatmaps_may_jump(small):
     """Two of twelve, as where a ReLU's input is zero to within rounding."""
-    network, content = small
+    network, _, content = small
     films = NOISE.integers(0, 256, (12, 64, 64)).astype(np.uint8)
-    outputs = predictor(content, 64).outputs(films)
-    outputs.heatmap[:2, 0, 0] += np.float32(0.02) * scale(network, films, "heatmap")
+    outputs = predictor(content, 64).outputs(films, heatmaps=True)
+    outputs.heatmap[:2, 0, 0] += np.float32(0.02) * scale(network, films)
 
     check_explanations(network, films, outputs)
 
 
-@pytest.mark.parametrize("name", ["heatmap", "features"])
+@pytest.mark.parametrize("name", ["heatmap", "kinds", "distance"])
 def test_an_explanation_that_is_no_number_is_refused(small, name):
-    network, content = small
+    network, screen, content = small
     films = NOISE.integers(0, 256, (12, 64, 64)).astype(np.uint8)
-    outputs = predictor(content, 64).outputs(films)
+    outputs = predictor(content, 64).outputs(films, heatmaps=True)
     wrong = getattr(outputs, name).copy()
     wrong[0] = np.nan
 
     with pytest.raises(ParityError, match="nan"):
-        check_explanations(network, films, dataclasses.replace(outputs, **{name: wrong}))
+        check_explanations(network, films, dataclasses.replace(outputs, **{name: wrong}), screen)
+
+
+def test_limits_by_hand():
+    """Of 40 films a share of 0.05 is two: the third lowest probability and the third highest distance are the limits."""
+    kinds = np.zeros((40, len(KINDS)), np.float32)
+    kinds[:, 0] = np.r_[0.1, 0.2, 0.3, np.linspace(0.6, 0.99, 37)]
+    distance = np.r_[np.ones(36), 2.0, 3.0, 4.0, 5.0].astype(np.float32)
+    logit = np.zeros(40, np.float32)
+    parts = [Outputs(logit[part], None, kinds[part], distance[part]) for part in (slice(0, 30), slice(30, 40))]
+
+    limits = module._limits(parts, 0.05, [""] * 40)
+
+    assert (limits.least_film, limits.greatest_distance) == (pytest.approx(0.3), 3.0)
+    assert (limits.refused.value, limits.refused.n) == (4 / 40, 40)
+    assert limits.kinds == KINDS
+    # A gate that is sure of all films refuses only what is less likely a film than not; without distances there is no limit.
+    sure = [Outputs(part.logit, None, np.maximum(part.kinds, np.float32(0.9))) for part in parts]
+    assert (
+        module._limits(sure, 0.05, [""] * 40).least_film,
+        module._limits(sure, 0.05, [""] * 40).greatest_distance,
+    ) == (0.5, None)
 
 
 def test_the_points_on_the_card_are_those_of_the_statistics():
@@ -238,8 +275,8 @@ def test_the_band_needs_nineteen_films_of_each_label_for_its_coverage():
 
 def test_the_file_says_nothing_of_the_machine_and_is_the_same_each_time(small):
     """Where each operation came from is noted by the exporter, with paths, in no fixed order."""
-    network, content = small
+    network, screen, content = small
     assert b"site-packages" not in content
     assert b"pneumoscope" not in content
     assert b"stack_trace" not in content
-    assert to_onnx(network, 64) == content
+    assert to_onnx(network, 64, screen) == content

@@ -11,7 +11,7 @@ from PIL import Image
 from safetensors.torch import load_file, save_file
 from tests.training.conftest import small
 
-from pneumoscope.bundle.card import read_bundle, short_hash
+from pneumoscope.bundle.card import KINDS, read_bundle, short_hash
 from pneumoscope.bundle.golden import golden_film
 from pneumoscope.dataset.layouts import load_manifest
 from pneumoscope.dataset.split import split
@@ -24,6 +24,7 @@ from pneumoscope.errors import (
     UnreadableFilmError,
     UsageError,
 )
+from pneumoscope.evaluation.evaluate import evaluate
 from pneumoscope.networks.build import build
 from pneumoscope.predictor import Predictor
 from pneumoscope.training import checkpoints
@@ -57,6 +58,27 @@ def test_a_run_leaves_what_its_folder_promises(run):
     assert list((out / "tensorboard").glob("events*"))
     assert json.loads((out / "run.json").read_text()) == result
     assert read_recipe(str(out / "recipe.toml")) == small()
+
+
+def test_a_run_that_learns_what_to_refuse_has_its_limits_on_the_card(phantoms, tmp_path):
+    told = []
+    train(
+        small(training={"epochs": 1}, refusal={"steps": 3, "share": 0.1}), phantoms, tmp_path / "run", tell=told.append
+    )
+    predictor = Predictor.load(tmp_path / "run/bundle")
+
+    limits = predictor.card.refusal
+    assert "learning what to refuse, 3 batches" in told
+    assert (limits.kinds, limits.share) == (KINDS, 0.1)
+    assert limits.refused.n == predictor.card.calibration.n
+    assert limits.refused.value <= 0.2
+    noise = np.random.default_rng(0).integers(0, 256, (300, 32, 32)).astype(np.uint8)
+    outputs = predictor.outputs(noise)
+    np.testing.assert_allclose(outputs.kinds.sum(1), 1, rtol=1e-5)
+    # After a few batches of learning nothing is known of the gate; the features of noise are far from those of films.
+    assert np.median(outputs.distance) > limits.greatest_distance
+    _, scored = evaluate(tmp_path / "run", phantoms, ledger=tmp_path / "ledger.jsonl")
+    assert len(scored) == 20
 
 
 def test_run_json_says_what_a_sceptic_asks(run, phantoms):

@@ -10,7 +10,7 @@ from __future__ import annotations
 import hashlib
 import json
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, Literal, get_args
 
 import msgspec
 from msgspec import Meta, Struct
@@ -21,14 +21,17 @@ from pneumoscope.radiograph.prepare import PREPARE_VERSION, Preparation
 __all__ = [
     "CARD_FILE",
     "FORMAT",
+    "KINDS",
     "LABELS",
     "NETWORK_FILE",
     "Band",
     "Calibration",
     "Card",
     "Intervals",
+    "Kind",
     "OperatingPoint",
     "Parity",
+    "Refusal",
     "Share",
     "find_bundle",
     "read_bundle",
@@ -41,6 +44,10 @@ NETWORK_FILE = "network.onnx"
 
 
 LABELS: tuple[Literal["NORMAL"], Literal["PNEUMONIA"]] = ("NORMAL", "PNEUMONIA")
+
+# What a picture can be, for a bundle that refuses what is no film as it should be.
+Kind = Literal["film", "inverted", "upside down", "on its side", "mirrored", "cropped", "other"]
+KINDS: tuple[Kind, ...] = get_args(Kind)
 
 _Share = Annotated[float, Meta(ge=0, le=1)]
 _Count = Annotated[int, Meta(ge=0)]
@@ -146,6 +153,25 @@ class Parity(Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
     largest: float
 
 
+class Refusal(Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
+    """Beyond what a film is refused, set on validation films.
+
+    Attributes:
+        kinds: what the network's output "kinds" gives probabilities of, in its order.
+        least_film: probability that a picture is a film as it should be; below it, it is refused.
+        greatest_distance: from the training films (see `networks.gate.Population`); above it, a film is refused. None where the
+            network gives no distance.
+        share: of validation films that each of the two limits was to refuse at most.
+        refused: of validation films, by both together.
+    """
+
+    kinds: tuple[Kind, ...]
+    least_film: _Share
+    greatest_distance: float | None
+    share: _Share
+    refused: Share
+
+
 class Card(Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
     """What stands in `card.json`.
 
@@ -157,6 +183,7 @@ class Card(Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
         golden_logit: of `golden_film`, which is scored again wherever the bundle is loaded.
         preparation: how a film becomes its input.
         intervals: of the probability; None where the bundle states none.
+        refusal: limits beyond which nothing is said; None where the network has no gate.
         points: operating points by name: "half" (0.5), "balanced" (highest Youden index), "rule-out" (sensitivity of 0.99),
             "rule-in" (specificity of 0.99).
         recipe: what trained it, as data.
@@ -182,6 +209,7 @@ class Card(Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
     preparation: Preparation
     calibration: Calibration
     intervals: Intervals | None
+    refusal: Refusal | None
     points: dict[str, OperatingPoint]
     parity: Parity
     recipe: dict[str, Any]

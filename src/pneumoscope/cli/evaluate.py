@@ -80,6 +80,12 @@ def _show(evaluation: Evaluation, console: Console) -> None:
         f"{evaluation.name} on {evaluation.n} {evaluation.split} films ({counts}; {evaluation.patients} patients)",
         highlight=False,
     )
+    refused = evaluation.refused
+    if refused and refused.reasons:
+        reasons = ", ".join(f"{count} {reason}" for reason, count in refused.reasons.items())
+        console.print(
+            f"predict would reject {_words(refused.share)} of them ({reasons}); all are judged here", highlight=False
+        )
     console.print(_table("any threshold", evaluation.metrics, evaluation.auroc_by_etiology, "AUROC"))
     for name, point in evaluation.points.items():
         console.print(_table(f"{name}: threshold {point.threshold:.4g}", point.metrics, point.by_etiology, "correct"))

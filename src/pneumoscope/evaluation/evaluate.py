@@ -6,6 +6,7 @@ from __future__ import annotations
 import dataclasses
 import datetime
 import functools
+import re
 import time
 from collections import Counter, deque
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -27,8 +28,9 @@ from pneumoscope.evaluation.measure import etiology_aurocs, judge_point, ranking
 from pneumoscope.evaluation.records import EVALUATION_FILE, PREDICTIONS_FILE, predictions_csv
 from pneumoscope.predictor.predictor import Predictor, sigmoid
 from pneumoscope.radiograph.decode import Radiograph
-from pneumoscope.results import Evaluation, Interval, ScoredFilm, to_json
+from pneumoscope.results import Evaluation, Interval, Refused, ScoredFilm, to_json
 from pneumoscope.statistics.inputs import patient_numbers
+from pneumoscope.statistics.intervals import proportion
 from pneumoscope.storage import write_atomically
 
 __all__ = ["POINTS", "evaluate"]
@@ -87,9 +89,9 @@ def evaluate(
         refuse_seen(films, card)
     refuse_chosen_thresholds(films, card, points)
     started = time.perf_counter()
-    scored = _score(predictor, root, films, split, progress)
+    scored, refusals = _score(predictor, root, films, split, progress)
     seconds = time.perf_counter() - started
-    evaluation = _judge(card, split, scored, points, seed, seconds)
+    evaluation = _judge(card, split, scored, refusals, points, seed, seconds)
     if split == "test":
         look = write_look(ledger or default_ledger(), _ledger_entry(evaluation))
         evaluation = dataclasses.replace(evaluation, look=look)
@@ -103,21 +105,24 @@ def evaluate(
 
 def _score(
     predictor: Predictor, root: Path, films: Sequence[Film], split: str, progress: Callable[[int, int], None] | None
-) -> tuple[ScoredFilm, ...]:
+) -> tuple[tuple[ScoredFilm, ...], list[str]]:
     unreadable: list[tuple[str, str]] = []
     logits: list[float] = []
-    for logit in predictor.stream(_decoded(root, films, predictor.card.preparation.least_side, unreadable)):
+    refusals: list[str] = []
+    for logit, refusal in predictor.stream(_decoded(root, films, predictor.card.preparation.least_side, unreadable)):
         logits.append(logit)
+        refusals.append(refusal)
         if progress:
             progress(len(logits), len(films))
     if unreadable:
         raise unreadable_error(unreadable, split)
     x = np.array(logits, dtype=np.float32)
     numbers = zip(x.tolist(), sigmoid(x).tolist(), predictor.probability(x).tolist(), strict=True)
-    return tuple(
+    scored = tuple(
         ScoredFilm(film.path, film.sha256, film.patient, film.label, film.etiology, *three)
         for film, three in zip(films, numbers, strict=True)
     )
+    return scored, refusals
 
 
 def _decoded(
@@ -141,7 +146,13 @@ def _decoded(
 
 
 def _judge(
-    card: Card, split: str, scored: Sequence[ScoredFilm], points: Sequence[str], seed: int, seconds: float
+    card: Card,
+    split: str,
+    scored: Sequence[ScoredFilm],
+    refusals: Sequence[str],
+    points: Sequence[str],
+    seed: int,
+    seconds: float,
 ) -> Evaluation:
     counts = Counter(film.label for film in scored)
     return Evaluation(
@@ -160,7 +171,15 @@ def _judge(
         seconds=seconds,
         created=datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
         version=__version__,
+        refused=_refused(scored, refusals),
     )
+
+
+def _refused(films: Sequence[ScoredFilm], refusals: Sequence[str]) -> Refused:
+    share = proportion(np.array([bool(reason) for reason in refusals]), [film.patient for film in films])
+    # What stands behind a colon or in brackets are a film's own numbers.
+    reasons = Counter(re.split(r":| \(", reason)[0] for reason in refusals if reason)
+    return Refused(share, dict(reasons.most_common()))
 
 
 def _ledger_entry(evaluation: Evaluation) -> dict[str, Any]:

@@ -22,21 +22,26 @@ class Verdict:
     """What is said of a film that could be read; see `results.Prediction`."""
 
     decision: Decision
-    probability: float
+    probability: float | None
     interval: tuple[float, float] | None
     interval_reason: str
     threshold: float
     reason: str
 
 
-def decide(card: Card, point: OperatingPoint, logit: float) -> Verdict:
+def decide(card: Card, point: OperatingPoint, logit: float, refused: str = "") -> Verdict:
     """Judge one film.
 
     Args:
         card: of the bundle; its calibration turns scores into probabilities.
         point: where on the score pneumonia begins.
         logit: of the film.
+        refused: why it is not to be judged (see `predictor.refuse`); empty where it is. Then no probability is given: a number
+            for what the model cannot know would be taken for knowledge.
     """
+    threshold = float(calibrated(card.calibration, _logit(point.threshold)))
+    if refused:
+        return Verdict("rejected", None, None, "the film is rejected", threshold, refused)
     score = float(sigmoid(np.asarray(logit, dtype=np.float64)))
     probability = float(calibrated(card.calibration, logit))
     decision: Decision = "pneumonia" if score >= point.threshold else "normal"
@@ -54,7 +59,7 @@ def decide(card: Card, point: OperatingPoint, logit: float) -> Verdict:
         probability=probability,
         interval=interval,
         interval_reason="" if interval else "this bundle states none",
-        threshold=float(calibrated(card.calibration, _logit(point.threshold))),
+        threshold=threshold,
         reason=reason,
     )
 

@@ -16,9 +16,8 @@ import numpy.typing as npt
 from pneumoscope.bundle.card import Card, find_bundle
 from pneumoscope.errors import UnreadableFilmError, UsageError
 from pneumoscope.predictor.decide import decide, find_point
-from pneumoscope.predictor.predictor import Predictor
+from pneumoscope.predictor.predictor import Predictor, Scored
 from pneumoscope.radiograph.decode import Radiograph, decode
-from pneumoscope.radiograph.prepare import prepare
 from pneumoscope.results import FilmFacts, ModelFacts, Prediction
 
 __all__ = ["BATCH", "Film", "Model", "load_model"]
@@ -60,8 +59,7 @@ class Model:
             UnreadableFilmError: see `radiograph.decode`.
         """
         radiograph = self._decode(film, name)
-        pixels = prepare(radiograph, self.card.preparation)
-        return self._judge(radiograph, float(self._predictor.logits(pixels[None])[0]))
+        return self._judge(radiograph, next(self._predictor.stream([radiograph])))
 
     def predict_many(
         self, films: Iterable[Film], *, batch_size: int = BATCH, workers: int = 0
@@ -89,7 +87,7 @@ class Model:
         Args:
             films, batch_size, workers: as for `predict_many`.
         Returns:
-            Predictions, each with a PNG (see `predictor.heatmap`); None where the film could not be read.
+            Predictions, each with a PNG (see `predictor.heatmap`); None where the film could not be read or is rejected.
         Raises:
             BundleError: the network gives no heatmaps.
             UsageError: a number is below what makes sense.
@@ -123,43 +121,37 @@ class Model:
                     future.cancel()
 
     def _predict_batch(self, films: Sequence[Film]) -> list[Prediction]:
-        read, pixels = self._read(films)
-        logits = iter(self._predictor.logits(pixels).tolist() if len(pixels) else ())
+        read = [self._try_to_decode(film) for film in films]
+        scored = self._predictor.stream([found for found in read if isinstance(found, Radiograph)])
         return [
-            self._judge(found, next(logits)) if isinstance(found, Radiograph) else self._failed(found) for found in read
+            self._judge(found, next(scored)) if isinstance(found, Radiograph) else self._failed(found) for found in read
         ]
 
     def _explain_batch(self, films: Sequence[Film]) -> list[tuple[Prediction, bytes | None]]:
         from pneumoscope.predictor.heatmap import render_heatmap
 
-        read, pixels = self._read(films)
-        outputs = self._predictor.outputs(pixels) if len(pixels) else None
+        read = [self._try_to_decode(film) for film in films]
+        good = [found for found in read if isinstance(found, Radiograph)]
+        explained: Iterator[tuple[Scored, npt.NDArray[np.float32]]] = iter(())
+        if good:
+            ready = [self._predictor.ready(film) for film in good]
+            outputs = self._predictor.outputs(np.stack([film.pixels for film in ready]), heatmaps=True)
+            assert outputs.heatmap is not None  # they were asked for
+            explained = iter(zip(self._predictor.scored(ready, outputs), outputs.heatmap, strict=True))
         judged: list[tuple[Prediction, bytes | None]] = []
-        place = 0
         for found in read:
-            if outputs is None or not isinstance(found, Radiograph):
-                assert isinstance(found, UnreadableFilmError)
+            if not isinstance(found, Radiograph):
                 judged.append((self._failed(found), None))
                 continue
-            prediction = self._judge(found, float(outputs.logit[place]))
-            assert prediction.probability is not None
-            picture = render_heatmap(
-                found,
-                outputs.heatmap[place],
-                self.card,
-                probability=prediction.probability,
-                decision=str(prediction.decision),
-            )
+            scored, heatmap = next(explained)
+            prediction = self._judge(found, scored)
+            picture = None
+            if prediction.probability is not None:
+                picture = render_heatmap(
+                    found, heatmap, self.card, probability=prediction.probability, decision=str(prediction.decision)
+                )
             judged.append((prediction, picture))
-            place += 1
         return judged
-
-    def _read(self, films: Sequence[Film]) -> tuple[list[Radiograph | UnreadableFilmError], npt.NDArray[np.uint8]]:
-        """The films or why they are none, and the good ones prepared, shape (n, size, size)."""
-        read = [self._try_to_decode(film) for film in films]
-        side = self.card.preparation.size
-        good = [prepare(found, self.card.preparation) for found in read if isinstance(found, Radiograph)]
-        return read, np.stack(good) if good else np.empty((0, side, side), np.uint8)
 
     def _try_to_decode(self, film: Film) -> Radiograph | UnreadableFilmError:
         try:
@@ -175,8 +167,8 @@ class Model:
             source, name=name or (film if isinstance(film, str) else ""), least_side=self.card.preparation.least_side
         )
 
-    def _judge(self, film: Radiograph, logit: float) -> Prediction:
-        verdict = decide(self.card, self.point, logit)
+    def _judge(self, film: Radiograph, scored: Scored) -> Prediction:
+        verdict = decide(self.card, self.point, scored.logit, scored.refusal)
         width, height = film.reduced_from or (film.width, film.height)
         return Prediction(
             path=film.source,

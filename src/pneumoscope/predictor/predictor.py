@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import dataclasses
 import os
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, NamedTuple
 
 import numpy as np
 import numpy.typing as npt
@@ -14,33 +14,50 @@ import numpy.typing as npt
 from pneumoscope.bundle.card import Calibration, Card, read_bundle
 from pneumoscope.bundle.golden import GOLDEN_TOLERANCE, golden_film
 from pneumoscope.errors import BundleError, UsageError
+from pneumoscope.predictor.refuse import refusal
+from pneumoscope.radiograph.plausible import why_implausible
 from pneumoscope.radiograph.prepare import prepare
 
 if TYPE_CHECKING:
     from pneumoscope.radiograph.decode import Radiograph
 
-__all__ = ["OUTPUTS", "Outputs", "Predictor", "calibrated", "sigmoid"]
+__all__ = ["OUTPUTS", "Outputs", "Predictor", "Ready", "Scored", "calibrated", "sigmoid"]
 
-# Of the network file, with their numbers of dimensions. One that cannot explain itself gives the first alone.
-OUTPUTS = ("logit", "heatmap", "features")
-_DIMENSIONS = (1, 3, 2)
+# Of the network file, with their numbers of dimensions. Every file gives the first; the others are there where they can be.
+OUTPUTS = {"logit": 1, "heatmap": 3, "kinds": 2, "distance": 1}
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
 class Outputs:
-    """What a network gives in one run for n films.
+    """What a network gives in one run for n films; None where it does not, or was not asked to.
 
     Attributes:
         logit: float32, shape (n,).
         heatmap: what each place of the last feature map contributes to the logit, float32, shape (n, height, width); above 0
             towards pneumonia. The places of one film and a constant sum to the logit where the network ends in average
             pooling and one linear layer; elsewhere these are first-order shares.
-        features: mean of the last feature map over its places, float32, shape (n, channels).
+        kinds: probability of each kind of picture on the card, float32, shape (n, kinds).
+        distance: of the features from those of the training films, float32, shape (n,); about 1 for films like those.
     """
 
     logit: npt.NDArray[np.float32]
-    heatmap: npt.NDArray[np.float32]
-    features: npt.NDArray[np.float32]
+    heatmap: npt.NDArray[np.float32] | None = None
+    kinds: npt.NDArray[np.float32] | None = None
+    distance: npt.NDArray[np.float32] | None = None
+
+
+class Ready(NamedTuple):
+    """A prepared film, shape (size, size), and why its pixels can be no film; empty where nothing speaks against it."""
+
+    pixels: npt.NDArray[np.uint8]
+    implausible: str
+
+
+class Scored(NamedTuple):
+    """One film's logit, and why nothing is to be said of it; empty where it can be judged."""
+
+    logit: float
+    refusal: str
 
 
 class Predictor:
@@ -48,7 +65,7 @@ class Predictor:
 
     Attributes:
         card: of the bundle.
-        explains: whether the network gives heatmaps and features.
+        explains: whether the network gives heatmaps.
     """
 
     def __init__(self, card: Card, network: bytes, *, threads: int = 0) -> None:
@@ -71,18 +88,21 @@ class Predictor:
         except Exception as error:
             raise BundleError(f"the network of bundle {card.name!r} cannot be run: {error}") from error
         self.card = card
-        self.explains = len(self._session.get_outputs()) > 1
+        self._gives = [output.name for output in self._session.get_outputs()]
         self._refuse_another_format()
+        self.explains = "heatmap" in self._gives
 
     @classmethod
     def load(cls, folder: Path, *, threads: int = 0) -> Predictor:
         """Read and check a bundle, start a session, and try it on the golden film.
 
         Raises:
-            BundleError: see `bundle.card.read_bundle`; or the golden film's logit is not the one on the card.
+            BundleError: see `bundle.card.read_bundle`; the network gives what the card has no limits for, or the golden film
+                another logit than the card says.
         """
         card, network = read_bundle(folder)
         predictor = cls(card, network, threads=threads)
+        predictor._refuse_other_limits()
         found = float(predictor.logits(golden_film(card.preparation.size))[0])
         if not abs(found - card.golden_logit) <= GOLDEN_TOLERANCE * max(1, abs(card.golden_logit)):
             raise BundleError(
@@ -101,16 +121,37 @@ class Predictor:
         """
         return np.asarray(self._session.run(["logit"], {"film": pixels})[0], dtype=np.float32)
 
-    def outputs(self, pixels: npt.NDArray[np.uint8]) -> Outputs:
-        """Logits, heatmaps and features of films that are already prepared, in one run.
+    def outputs(self, pixels: npt.NDArray[np.uint8], *, heatmaps: bool = False) -> Outputs:
+        """All that the network gives for films that are already prepared, in one run.
 
         Args:
             pixels: grey levels, shape (n, size, size).
+            heatmaps: whether they are wanted; the heatmap is None otherwise.
         Raises:
-            BundleError: the network gives logits alone.
+            BundleError: heatmaps are wanted and the network gives none.
         """
-        self.refuse_unexplained()
-        return Outputs(*self._session.run(list(OUTPUTS), {"film": pixels}))
+        if heatmaps:
+            self.refuse_unexplained()
+        names = [name for name in self._gives if heatmaps or name != "heatmap"]
+        return Outputs(**dict(zip(names, self._session.run(names, {"film": pixels}), strict=True)))
+
+    def ready(self, film: Radiograph) -> Ready:
+        """A film as the network takes it, and what its own pixels say against it: all of it that is still needed."""
+        return Ready(prepare(film, self.card.preparation), why_implausible(film, self.card.preparation.size // 2))
+
+    def scored(self, films: Sequence[Ready], outputs: Outputs) -> list[Scored]:
+        """The films of a run: their logits, and whether they are refused.
+
+        Args:
+            films: in the order of the run.
+            outputs: of the run.
+        """
+        kinds = [None] * len(films) if outputs.kinds is None else outputs.kinds.tolist()
+        distances = [None] * len(films) if outputs.distance is None else outputs.distance.tolist()
+        return [
+            Scored(logit, film.implausible or refusal(self.card, *limits))
+            for film, logit, *limits in zip(films, outputs.logit.tolist(), kinds, distances, strict=True)
+        ]
 
     def refuse_unexplained(self) -> None:
         """Raise where the network gives no heatmaps.
@@ -125,22 +166,25 @@ class Predictor:
                 advice="Ask for none, or train a convolutional network: pneumoscope models",
             )
 
-    def stream(self, films: Iterable[Radiograph], *, batch: int = 32) -> Iterator[float]:
-        """Logits of films one after the other, holding at most `batch` of them in memory.
+    def stream(self, films: Iterable[Radiograph], *, batch: int = 32) -> Iterator[Scored]:
+        """Films one after the other, scored, holding at most `batch` of them in memory.
 
         Raises:
             UsageError: `batch` is below 1.
         """
         if batch < 1:
             raise UsageError(f"batch is {batch}; one film at a time is the least")
-        waiting: list[npt.NDArray[np.uint8]] = []
+        waiting: list[Ready] = []
         for film in films:
-            waiting.append(prepare(film, self.card.preparation))
+            waiting.append(self.ready(film))
             if len(waiting) == batch:
-                yield from self.logits(np.stack(waiting)).tolist()
+                yield from self._scored(waiting)
                 waiting.clear()
         if waiting:
-            yield from self.logits(np.stack(waiting)).tolist()
+            yield from self._scored(waiting)
+
+    def _scored(self, films: Sequence[Ready]) -> list[Scored]:
+        return self.scored(films, self.outputs(np.stack([film.pixels for film in films])))
 
     def probability(self, logits: npt.NDArray[np.float32]) -> npt.NDArray[np.float64]:
         """Calibrated probability of pneumonia, 0 to 1, by the card's calibration."""
@@ -154,13 +198,24 @@ class Predictor:
         ]
         gives = [(value.name, value.type, len(value.shape)) for value in self._session.get_outputs()]
         should_take = [("film", "tensor(uint8)", ["n", size, size])]
-        should_give = [(name, "tensor(float)", n) for name, n in zip(OUTPUTS, _DIMENSIONS, strict=True)]
-        if takes != should_take or gives not in (should_give, should_give[:1]):
+        may_give = [(name, "tensor(float)", dimensions) for name, dimensions in OUTPUTS.items()]
+        if takes != should_take or gives[:1] != may_give[:1] or any(output not in may_give for output in gives):
             raise BundleError(
                 f"the network of bundle {self.card.name!r} takes {takes} and gives {gives}, not {should_take}"
-                f" and {should_give}",
+                f" and some of {may_give}, the first always",
                 advice="Export it again",
             )
+
+    def _refuse_other_limits(self) -> None:
+        limits = self.card.refusal
+        has = {"kinds": limits is not None, "distance": limits is not None and limits.greatest_distance is not None}
+        for name, expected in has.items():
+            if (name in self._gives) != expected:
+                raise BundleError(
+                    f"the network of bundle {self.card.name!r} gives {self._gives}; its card"
+                    f" {'has' if expected else 'has no'} limits for {name!r}",
+                    advice="Export it again",
+                )
 
 
 def calibrated(calibration: Calibration, logits: npt.ArrayLike) -> npt.NDArray[np.float64]:

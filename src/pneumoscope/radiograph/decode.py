@@ -25,6 +25,7 @@ EXTENSIONS = frozenset({".jpg", ".jpeg", ".png", ".tif", ".tiff", ".bmp", ".webp
 # Room for `MAX_PIXELS` in 32 bits each, uncompressed: no radiograph is larger, and reading must end somewhere.
 MAX_BYTES = 4 * MAX_PIXELS
 _FORMATS = ("JPEG", "PNG", "TIFF", "BMP", "WEBP")
+_FEW = 128  # pixels a side that tell whether a picture is in colour
 _MAGIC = b"DICM"  # of DICOM, after 128 bytes of anything
 # What undoes each orientation of EXIF. Pillow's own `exif_transpose` also rewrites the EXIF data, and fails where that
 # is damaged elsewhere.
@@ -129,12 +130,14 @@ def _decode_image(data: bytes, name: str, least_side: int) -> Radiograph:
             image.load()
             turn = _turn(image)
             pixels = _grey(image if turn is None else image.transpose(turn))
+            chroma = _chroma(image)
         except Exception as error:  # as above
             raise UnreadableFilmError(name, f"the pixels cannot be decoded ({_words(error)})") from error
     pixels.flags.writeable = False
     if turn in _SIDEWAYS:
         whole = whole[::-1]
-    return Radiograph(pixels, name, kind, mode, reduced_from=None if whole == pixels.shape[::-1] else whole)
+    reduced_from = None if whole == pixels.shape[::-1] else whole
+    return Radiograph(pixels, name, kind, mode, reduced_from=reduced_from, chroma=chroma)
 
 
 def _words(error: Exception) -> str:
@@ -147,6 +150,15 @@ def _turn(image: Image.Image) -> Image.Transpose | None:
         return _TURNS.get(image.getexif().get(ExifTags.Base.Orientation, 1))
     except (SyntaxError, struct.error):
         return None
+
+
+def _chroma(image: Image.Image) -> float:
+    """See `Radiograph.chroma`; of a few pixels, since a mean needs no more."""
+    if image.mode in {"1", "L", "LA"} or image.mode.startswith("I"):
+        return 0.0
+    few = image.resize((min(image.width, _FEW), min(image.height, _FEW)), Image.Resampling.NEAREST).convert("RGB")
+    colours = np.asarray(few).astype(np.int16)
+    return float((colours.max(axis=2) - colours.min(axis=2)).mean())
 
 
 def _grey(image: Image.Image) -> npt.NDArray[np.uint8]:

@@ -26,6 +26,7 @@ class Radiograph:
         mode: how its pixels were stored: in Pillow's words ("L", "RGB", "I;16", ...), or in DICOM's with the bits
             ("MONOCHROME2, 12 bits").
         reduced_from: width and height of the film in its file, pixels, where it was decoded smaller; None where it was not.
+        chroma: how far a pixel's largest and smallest colour are apart, grey levels, mean over the film; 0 where it is grey.
     Raises:
         UnreadableFilmError: the pixels are not 8-bit grey in two dimensions, or there are none.
     """
@@ -35,6 +36,7 @@ class Radiograph:
     format: str
     mode: str
     reduced_from: tuple[int, int] | None = None
+    chroma: float = 0.0
 
     def __post_init__(self) -> None:
         """Refuse what would be resized into something else than a film, three channels for one."""

@@ -1,36 +1,25 @@
 """From trained weights to a bundle: one ONNX file, checked against torch film by film, and its card.
 
-The file gives the heatmap in the same run as the logit. What differentiates the layers behind the last feature map is traced into
-a graph of its own, which the exporter takes where it would refuse `torch.func.vjp`; the weights are that graph's arguments,
-so that both branches share them in the file.
-
-Calibration and operating points are fitted on what the exported file says of the validation films, not on what torch says:
-what is described is what is shipped.
+Calibration, operating points and limits are fitted on what the exported file says of the validation films, not on what torch
+says: what is described is what is shipped.
 """
 
 from __future__ import annotations
 
-import contextlib
 import hashlib
-import io
-import logging
 import math
-import warnings
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
 
 import msgspec
 import numpy as np
 import numpy.typing as npt
-import torch
-from torch import Tensor, nn
-from torch.fx.experimental.proxy_tensor import make_fx
 
 from pneumoscope import __version__
 from pneumoscope.bundle.card import (
     CARD_FILE,
     FORMAT,
+    KINDS,
     LABELS,
     NETWORK_FILE,
     Band,
@@ -39,15 +28,16 @@ from pneumoscope.bundle.card import (
     Intervals,
     OperatingPoint,
     Parity,
+    Refusal,
     Share,
     short_hash,
 )
 from pneumoscope.bundle.golden import golden_film
 from pneumoscope.dataset.cache import prepare_films
 from pneumoscope.dataset.manifest import Manifest
-from pneumoscope.errors import ParityError, UndefinedMetricError
+from pneumoscope.errors import UndefinedMetricError
 from pneumoscope.networks.network import Network
-from pneumoscope.predictor.predictor import OUTPUTS, Outputs, Predictor, sigmoid
+from pneumoscope.predictor.predictor import Outputs, Predictor, sigmoid
 from pneumoscope.statistics.calibration import fit_platt
 from pneumoscope.statistics.conformal import uncertain_band
 from pneumoscope.statistics.intervals import proportion
@@ -55,21 +45,30 @@ from pneumoscope.statistics.operating_point import at_sensitivity, at_specificit
 from pneumoscope.statistics.venn_abers import fit_venn_abers
 from pneumoscope.storage import write_atomically
 from pneumoscope.training.films import FilmArrays
+from pneumoscope.training.onnx_file import to_onnx
+from pneumoscope.training.parity import check_explanations, check_parity
 from pneumoscope.training.recipe import Recipe
 from pneumoscope.training.run import machine, now, versions
+from pneumoscope.training.screen import make_screen
 
-__all__ = ["COVERAGE", "TOLERANCE", "check_explanations", "check_parity", "export", "to_onnx"]
+__all__ = ["COVERAGE", "export"]
 
-TOLERANCE = 1e-4
 # Of films of either label that are to be called rightly or left uncertain.
 COVERAGE = 0.95
-_JUMP = 0.1
+# Above this probability a picture is a film as it should be, however sure the gate is of all validation films.
+_SURELY_A_FILM = 0.5
 _PARITY_FILMS = 64
 _BATCH = 32
 
 
 def export(
-    network: Network, recipe: Recipe, manifest: Manifest, arrays: FilmArrays, folder: Path, *, best_epoch: int
+    network: Network,
+    recipe: Recipe,
+    manifest: Manifest,
+    arrays: FilmArrays,
+    folder: Path,
+    *,
+    best_epoch: int,
 ) -> Card:
     """Write a bundle.
 
@@ -79,13 +78,16 @@ def export(
         folder: of the bundle; what is there is replaced.
         best_epoch: counted from 1.
     Raises:
-        ParityError: logits, features or heatmaps of the exported network differ from torch's (see `check_parity` and
+        ParityError: logits, heatmaps, kinds or distances of the exported network differ from torch's (see `check_parity` and
             `check_explanations`) on the validation films compared: 64, or all where there are fewer.
         StorageError: it cannot be written.
     """
-    onnx = to_onnx(network, recipe.network.image_size)
     prepared = prepare_films(arrays.root, (*arrays.train, *arrays.validation), arrays.preparation)
-    pixels = prepared.pixels[prepared.rows[len(arrays.train) :]]
+    rows, pixels = prepared.rows[: len(arrays.train)], prepared.pixels[prepared.rows[len(arrays.train) :]]
+    screen = None
+    if steps := recipe.refusal.steps:
+        screen = make_screen(network, prepared.pixels, rows, steps=steps, seed=recipe.training.seed)
+    onnx = to_onnx(network, recipe.network.image_size, screen)
     labels = np.array([film.positive for film in arrays.validation])
     card = Card(
         format=FORMAT,
@@ -101,6 +103,7 @@ def export(
         preparation=arrays.preparation,
         calibration=Calibration(slope=1, intercept=0, method="none", n=0),
         intervals=None,
+        refusal=None,
         points={},
         parity=Parity(films=0, largest=0),
         recipe=recipe.model_dump(mode="json"),
@@ -115,216 +118,25 @@ def export(
         machine=machine() | versions(),
     )
     predictor = Predictor(card, onnx)
-    logits = np.concatenate([predictor.logits(pixels[i : i + _BATCH]) for i in range(0, len(pixels), _BATCH)])
+    outputs = [predictor.outputs(pixels[i : i + _BATCH]) for i in range(0, len(pixels), _BATCH)]
+    logits = np.concatenate([part.logit for part in outputs])
     # A manifest is sorted: films from all over it are of both labels.
     spread = np.linspace(0, len(pixels) - 1, min(_PARITY_FILMS, len(pixels))).astype(int)
-    if predictor.explains:
-        for part in (pixels[spread[i : i + _BATCH]] for i in range(0, len(spread), _BATCH)):
-            check_explanations(network, part, predictor.outputs(part))
+    for part in (pixels[spread[i : i + _BATCH]] for i in range(0, len(spread), _BATCH)):
+        check_explanations(network, part, predictor.outputs(part, heatmaps=predictor.explains), screen)
+    patients = [film.patient for film in arrays.validation]
     card = msgspec.structs.replace(
         card,
         parity=check_parity(network, pixels[spread], logits[spread]),
         golden_logit=float(predictor.logits(golden_film(recipe.network.image_size))[0]),
         calibration=_calibrate(logits, labels),
         intervals=Intervals(**fit_venn_abers(logits, labels)._asdict(), method="venn-abers", n=len(labels)),
-        points=_points(sigmoid(logits), labels, [film.patient for film in arrays.validation]),
+        refusal=_limits(outputs, recipe.refusal.share, patients) if screen else None,
+        points=_points(sigmoid(logits), labels, patients),
     )
     write_atomically(folder / NETWORK_FILE, onnx)
     write_atomically(folder / CARD_FILE, card.to_json())
     return card
-
-
-def to_onnx(network: Network, image_size: int) -> bytes:
-    """One ONNX file, weights inside: "film" uint8 (n, size, size) to `OUTPUTS`.
-
-    "logit" is the only output where it does not hang on places of the last feature map (transformers that read a class token,
-    networks without a grid), and where the layers behind that map have a gradient that ONNX cannot say (attention).
-
-    Args:
-        network: in evaluation mode, on the CPU.
-        image_size: side of the films, pixels.
-    """
-    # Noise, because the gradient is looked at on it: a blank film may leave a whole layer of ReLUs without any.
-    films = torch.randint(
-        0, 256, (2, image_size, image_size), dtype=torch.uint8, generator=torch.Generator().manual_seed(0)
-    )
-    if explains(network, films):
-        with contextlib.suppress(torch.onnx.OnnxExporterError):
-            return _convert(_Explained(network, films).eval(), films, OUTPUTS)
-    return _convert(network, films, OUTPUTS[:1])
-
-
-def _convert(module: nn.Module, films: Tensor, outputs: Sequence[str]) -> bytes:
-    with _quiet():
-        program = torch.onnx.export(
-            module,
-            (films,),
-            dynamo=True,
-            input_names=["film"],
-            output_names=list(outputs),
-            dynamic_shapes=({0: torch.export.Dim("n", min=1)},),
-            external_data=False,
-            verbose=False,
-        )
-    if program is None:
-        raise ParityError("torch made no ONNX program")
-    return _without_origins(program.model_proto)
-
-
-def _without_origins(model: Any) -> bytes:
-    """The file without notes on where in the source each operation came from: paths of this machine, in no fixed order."""
-
-    def strip(part: Any) -> None:
-        for field, value in part.ListFields():
-            if field.name in {"metadata_props", "doc_string"}:
-                part.ClearField(field.name)
-            elif field.message_type is not None and field.message_type.name != "TensorProto":
-                for inner in value if isinstance(value, Sequence) or hasattr(value, "add") else [value]:
-                    strip(inner)
-
-    strip(model)
-    content: bytes = model.SerializeToString(deterministic=True)
-    return content
-
-
-def explains(network: Network, films: Tensor) -> bool:
-    """Whether places of the last feature map carry any of the logits of these films (n, size, size)."""
-    with torch.no_grad():
-        explanation = network.explain(films)
-    return explanation is not None and bool(explanation[1].any())
-
-
-class _Explained(nn.Module):
-    """Films to logits, heatmaps and pooled features, in operations that the exporter knows."""
-
-    def __init__(self, network: Network, films: Tensor) -> None:
-        super().__init__()
-        self.head = _Head(network)
-        # In channels last the layers in between would be traced as strides in memory, which ONNX does not have.
-        with torch.no_grad():
-            features = network.features(network.image(films)).contiguous()
-            self.pools = network.places(features) is features and _same_everywhere(network.pull(features)[1])
-            if self.pools:
-                features = features.mean((2, 3), keepdim=True)
-            weights = {name: tensor.detach() for name, tensor in self._weights().items()}
-            self.traced = make_fx(
-                lambda weights, features: torch.func.functional_call(self.head, weights, (features,)),
-                decomposition_table={torch.ops.aten.convolution_backward.default: _convolve_back},
-                tracing_mode="symbolic",
-            )(weights, features)
-
-    def _weights(self) -> dict[str, Tensor]:
-        return {**dict(self.head.named_parameters()), **dict(self.head.named_buffers())}
-
-    def _pull(self, features: Tensor) -> tuple[Tensor, Tensor]:
-        logits, gradient = self.traced(self._weights(), features)
-        return logits, gradient
-
-    def forward(self, films: Tensor) -> tuple[Tensor, Tensor, Tensor] | None:
-        network = self.head.network
-        if not self.pools:
-            return network.explain(films, self._pull)
-        # The closed form: behind average pooling all places of a channel have one gradient, that of their mean divided by their
-        # number. One product of a vector and a matrix a film; the product of two whole maps costs 3% of lite0's time.
-        maps = network.features(network.image(films))
-        mean = maps.mean((2, 3), keepdim=True)
-        logits, gradient = self._pull(mean)
-        heatmap = gradient.flatten(1).unsqueeze(1) @ maps.flatten(2) / (maps.shape[2] * maps.shape[3])
-        return logits.squeeze(1), heatmap.reshape(-1, maps.shape[2], maps.shape[3]), mean.flatten(1)
-
-
-def _same_everywhere(gradient: Tensor) -> bool:
-    return torch.equal(gradient, gradient[..., :1, :1].expand_as(gradient))
-
-
-def _convolve_back(
-    gradient: Tensor, inputs: Tensor, weight: Tensor, bias_sizes: object, stride: list[int], *rest: Any
-) -> tuple[Tensor, None, None]:
-    """The gradient of a convolution's input, which ONNX has no operator for, as the transposed convolution that it is.
-
-    The gradients of weight and bias are never asked for here.
-    """
-    padding, dilation, transposed, output_padding, groups, _ = rest
-    if transposed or set(stride) != {1}:  # whose output's size is not told by its input's; no head of timm's has one
-        return NotImplemented  # type: ignore[no-any-return]
-    back: Tensor = torch.ops.aten.convolution.default(
-        gradient, weight, None, stride, padding, dilation, True, output_padding, groups
-    )
-    return back, None, None
-
-
-class _Head(nn.Module):
-    """`Network.pull` as a module, whose weights can be given."""
-
-    def __init__(self, network: Network) -> None:
-        super().__init__()
-        self.network = network
-
-    def forward(self, features: Tensor) -> tuple[Tensor, Tensor]:
-        return self.network.pull(features)
-
-
-def check_parity(network: Network, pixels: npt.NDArray[np.uint8], logits: npt.NDArray[np.float32]) -> Parity:
-    """Compare torch with what the exported network said.
-
-    Logits are compared relative to their size where that is above 1: both compute in single precision. Scores then agree to
-    2.5e-5 (the largest x sigmoid'(x) is 0.224).
-
-    Args:
-        network: in evaluation mode.
-        pixels: shape (n, size, size).
-        logits: of the exported network, shape (n,).
-    Raises:
-        ParityError: they differ by more than `TOLERANCE` on a film.
-    """
-    with torch.inference_mode():
-        own = torch.cat([network(torch.from_numpy(np.array(part))) for part in np.array_split(pixels, 2)]).numpy()
-    largest = float((np.abs(own - logits) / np.maximum(1, np.abs(own))).max())
-    if not largest <= TOLERANCE:
-        raise ParityError(
-            f"the exported network's logits differ from torch's by up to {largest:.2g} of their size on {len(pixels)} films"
-            f" (at most {TOLERANCE:g} is allowed)",
-            advice="This is a fault of the export, not of the training; the checkpoints are kept",
-        )
-    return Parity(films=len(pixels), largest=largest)
-
-
-def check_explanations(network: Network, pixels: npt.NDArray[np.uint8], outputs: Outputs) -> None:
-    """Compare torch's heatmaps and pooled features with those of the exported network.
-
-    Differences of features are relative to the largest one on these films, those of heatmaps to the largest sum of their terms'
-    sizes: a heatmap sums over channels what may cancel down to nothing, and rounding is of the size of the terms. A gradient
-    jumps where a ReLU's input is zero to within rounding, on in one program and off in the other (torch's own single and double
-    precision differ so): a heatmap in ten may differ by more, up to `_JUMP`.
-
-    Args:
-        network: in evaluation mode.
-        pixels: shape (n, size, size).
-        outputs: of the exported network, for these films.
-    Raises:
-        ParityError: they differ by more than `TOLERANCE`.
-    """
-    films = torch.from_numpy(np.array(pixels))
-    with torch.no_grad():
-        explanation = network.explain(films)
-        features = network.features(network.image(films))
-        terms = network.places(network.pull(features)[1] * features)
-    assert explanation is not None  # the exported network has one
-    assert terms is not None
-    for name, tensor, sizes in zip(
-        OUTPUTS[1:], explanation[1:], (terms.abs().sum(1), explanation[2].abs()), strict=True
-    ):
-        own = tensor.flatten(1).numpy()
-        difference = np.abs(own - getattr(outputs, name).reshape(own.shape)).max(1) / float(sizes.max())
-        difference.sort()
-        spared = math.ceil(len(pixels) / 10) if name == "heatmap" else 0
-        largest, jump = float(difference[-1 - spared]), float(difference[-1])
-        if not (largest <= TOLERANCE and jump <= (_JUMP if spared else TOLERANCE)):
-            raise ParityError(
-                f"output {name!r} of the exported network differs from torch's by up to {jump:.2g} of its scale on {len(pixels)}"
-                f" films, by {largest:.2g} without the worst {spared} (at most {TOLERANCE:g} is allowed)",
-                advice="This is a fault of the export, not of the training; the checkpoints are kept",
-            )
 
 
 def _calibrate(logits: npt.NDArray[np.float32], labels: npt.NDArray[np.bool_]) -> Calibration:
@@ -351,9 +163,7 @@ def _points(
 
     def share(threshold: float, positive: bool) -> Share:
         places = np.flatnonzero(labels == positive)
-        right = (scores[places] >= threshold) == positive
-        found = proportion(right, [patients[place] for place in places.tolist()])
-        return msgspec.convert({field: getattr(found, field) for field in Share.__struct_fields__}, Share)
+        return _share((scores[places] >= threshold) == positive, [patients[place] for place in places.tolist()])
 
     return {
         name: OperatingPoint(
@@ -369,6 +179,32 @@ def _points(
     }
 
 
+def _share(what: npt.NDArray[np.bool_], patients: Sequence[str]) -> Share:
+    found = proportion(what, patients)
+    return msgspec.convert({field: getattr(found, field) for field in Share.__struct_fields__}, Share)
+
+
+def _limits(outputs: Sequence[Outputs], share: float, patients: Sequence[str]) -> Refusal:
+    """The limits that at most this share of validation films lies beyond, each."""
+    kinds = np.concatenate([part.kinds for part in outputs if part.kinds is not None])
+    distances = [part.distance for part in outputs if part.distance is not None]
+    beyond = math.floor(share * len(patients) + 1e-9)
+    least = min(_SURELY_A_FILM, float(np.sort(kinds[:, 0])[beyond]))
+    refused = kinds[:, 0] < least
+    greatest = None
+    if distances:
+        found = np.concatenate(distances)
+        greatest = float(np.sort(found)[-1 - beyond])
+        refused |= found > greatest
+    return Refusal(
+        kinds=KINDS,
+        least_film=least,
+        greatest_distance=greatest,
+        share=share,
+        refused=_share(refused, patients),
+    )
+
+
 def _band(scores: npt.NDArray[np.float64], labels: npt.NDArray[np.bool_]) -> Band | None:
     """The scores that are left uncertain; None where there are too few films for the coverage."""
     pneumonias = int(labels.sum())
@@ -379,19 +215,3 @@ def _band(scores: npt.NDArray[np.float64], labels: npt.NDArray[np.bool_]) -> Ban
     return Band(
         low=band.low, high=band.high, coverage=COVERAGE, normals=len(labels) - pneumonias, pneumonias=pneumonias
     )
-
-
-@contextlib.contextmanager
-def _quiet() -> Iterator[None]:
-    # The exporter logs each of its passes and warns of its own future.
-    loggers = [logging.getLogger(name) for name in ("torch.onnx", "onnxscript", "onnx_ir")]
-    levels = [logger.level for logger in loggers]
-    for logger in loggers:
-        logger.setLevel(logging.ERROR)
-    try:
-        with warnings.catch_warnings(), contextlib.redirect_stdout(io.StringIO()):
-            warnings.simplefilter("ignore")
-            yield
-    finally:
-        for logger, level in zip(loggers, levels, strict=True):
-            logger.setLevel(level)

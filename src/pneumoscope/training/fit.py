@@ -144,6 +144,8 @@ def _train(
             return read_run(out)
         best = best_epoch(history, recipe.training.select)
         load_weights(network, out / BEST)
+        if recipe.refusal.steps:
+            tell(f"learning what to refuse, {recipe.refusal.steps} batches")
         export(network.cpu().eval(), recipe, manifest, arrays, out / BUNDLE, best_epoch=best.epoch)
     write_curves(out, out / CURVES, best=best.epoch)
     return finish(

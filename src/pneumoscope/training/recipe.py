@@ -136,6 +136,16 @@ class Augmentation(_Table):
         return any(bool(value) for value in self.model_dump().values())
 
 
+class Refusals(_Table):
+    """[refusal]: what the bundle says nothing of."""
+
+    steps: int = Field(default=0, ge=0, le=1_000_000)
+    """Batches that a second, small network learns from, which tells films as they should be from other pictures. With 0
+    there is none, and the bundle does not know what it has never seen either."""
+    share: float = Field(default=0.005, gt=0, le=0.2)
+    """Of validation films, that may be refused as such pictures, and again as many as too unlike the training films."""
+
+
 class Recipe(_Table):
     """One recipe.
 
@@ -151,6 +161,7 @@ class Recipe(_Table):
     optimizer: Optimizer = Optimizer()
     training: Training = Training()
     augmentation: Augmentation = Augmentation()
+    refusal: Refusals = Refusals()
 
     @model_validator(mode="after")
     def _possible(self) -> Recipe:

@@ -29,7 +29,7 @@ from pneumoscope import __version__
 from pneumoscope.dataset.manifest import Manifest
 from pneumoscope.errors import RunError
 from pneumoscope.storage import is_temporary, locked, write_atomically
-from pneumoscope.training.recipe import Recipe
+from pneumoscope.training.recipe import Recipe, check
 
 __all__ = [
     "BUNDLE",
@@ -153,7 +153,8 @@ def refuse_another_run(run: Path, recipe: Recipe, manifest: Manifest, *, resume:
         )
     before = read_run(run)
     advice = "Resume with the same recipe and films, or choose another folder with --out"
-    was, asked = before["recipe"], recipe.model_dump(mode="json")
+    # Read as a recipe, so that a field that did not exist yet has the value that leaves everything as it was.
+    was, asked = (each.model_dump(mode="json") for each in (check(before["recipe"], str(run / RUN)), recipe))
     if was != asked:
         raise RunError(f"{str(run)!r} is a run of another recipe: {_first_change(was, asked)}", advice=advice)
     if before["manifest_sha256"] != manifest.sha256():

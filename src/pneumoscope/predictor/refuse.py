@@ -1,0 +1,40 @@
+"""Which films are refused, and in which words: the only place, as `decide` is for those that are not."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from pneumoscope.bundle.card import KINDS, Card, Kind
+
+__all__ = ["refusal"]
+
+_WORDS: dict[Kind, str] = {
+    "inverted": "black and white seem to be exchanged",
+    "upside down": "it seems to be upside down",
+    "on its side": "it seems to lie on its side",
+    "mirrored": "left and right seem to be exchanged",
+    "cropped": "too little of the chest is on it",
+    "other": "it does not look like a radiograph of a chest",
+}
+
+
+def refusal(card: Card, kinds: Sequence[float] | None, distance: float | None) -> str:
+    """Why nothing is said of a film by what the network gives; empty where it can be judged.
+
+    Args:
+        card: of the bundle; its limits were set on validation films.
+        kinds: probabilities of `KINDS`; None where the bundle has no gate.
+        distance: from the training films, see `networks.gate.Population`; None where the bundle knows none.
+    """
+    limits = card.refusal
+    if limits is None:
+        return ""
+    if kinds is not None and kinds[0] < limits.least_film:
+        likely = max(range(1, len(KINDS)), key=lambda place: kinds[place])
+        return _WORDS[KINDS[likely]]
+    if distance is not None and limits.greatest_distance is not None and distance > limits.greatest_distance:
+        return (
+            "unlike the children's films that the model was trained on: perhaps an adult, another view or another part of"
+            f" the body (distance {distance:.2f}, at most {limits.greatest_distance:.2f} is known)"
+        )
+    return ""

@@ -1,0 +1,37 @@
+"""What can be told to be no film of a chest from its pixels alone, whatever a network was trained on."""
+
+from __future__ import annotations
+
+import numpy as np
+
+from pneumoscope.radiograph.film import Radiograph
+
+__all__ = ["why_implausible"]
+
+# Films that were stored in colour differ by a grey level or two from channel to channel, stained photographs of films by a few.
+_MOST_CHROMA = 12.0
+# Of grey levels between the 1st and the 99th percentile; a blank detector's noise is below. The palest of 5,856 films has 85.
+_LEAST_CONTRAST = 12
+# Of the longer side to the shorter; the widest of 120 films of children is 3.2 times as wide as it is high.
+_MOST_ASPECT = 4.0
+
+
+def why_implausible(film: Radiograph, least_side: int) -> str:
+    """Why a picture cannot be read as a film of a chest; empty where nothing speaks against it.
+
+    Args:
+        film: as decoded.
+        least_side: pixels that its shorter side must have, in its file.
+    """
+    width, height = film.reduced_from or (film.width, film.height)
+    if min(width, height) < least_side:
+        return f"too small: {width} x {height} pixels, and {least_side} are the least on each side"
+    if max(width, height) > _MOST_ASPECT * min(width, height):
+        return f"too narrow for a chest: {width} x {height} pixels"
+    if film.chroma > _MOST_CHROMA:
+        return "in colour: a radiograph is grey"
+    step = max(1, min(film.pixels.shape) // 256)  # the percentiles of some thousand pixels are those of all
+    low, high = np.percentile(film.pixels[::step, ::step], (1, 99))
+    if high - low < _LEAST_CONTRAST:
+        return f"blank: its grey levels lie within {high - low:.0f} of 256"
+    return ""

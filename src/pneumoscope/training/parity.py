@@ -1,0 +1,97 @@
+"""Whether the exported network says what the trained one says; where it does not, no bundle is written."""
+
+from __future__ import annotations
+
+import math
+
+import numpy as np
+import numpy.typing as npt
+import torch
+from torch import Tensor
+
+from pneumoscope.bundle.card import Parity
+from pneumoscope.errors import ParityError
+from pneumoscope.networks.gate import Screen
+from pneumoscope.networks.network import Network
+from pneumoscope.predictor.predictor import Outputs
+
+__all__ = ["TOLERANCE", "check_explanations", "check_parity"]
+
+TOLERANCE = 1e-4
+_JUMP = 0.1
+
+
+def check_parity(network: Network, pixels: npt.NDArray[np.uint8], logits: npt.NDArray[np.float32]) -> Parity:
+    """Compare torch with what the exported network said.
+
+    Logits are compared relative to their size where that is above 1: both compute in single precision. Scores then agree to
+    2.5e-5 (the largest x sigmoid'(x) is 0.224).
+
+    Args:
+        network: in evaluation mode.
+        pixels: shape (n, size, size).
+        logits: of the exported network, shape (n,).
+    Raises:
+        ParityError: they differ by more than `TOLERANCE` on a film.
+    """
+    with torch.inference_mode():
+        own = torch.cat([network(torch.from_numpy(np.array(part))) for part in np.array_split(pixels, 2)]).numpy()
+    largest = float((np.abs(own - logits) / np.maximum(1, np.abs(own))).max())
+    if not largest <= TOLERANCE:
+        raise ParityError(
+            f"the exported network's logits differ from torch's by up to {largest:.2g} of their size on {len(pixels)} films"
+            f" (at most {TOLERANCE:g} is allowed)",
+            advice="This is a fault of the export, not of the training; the checkpoints are kept",
+        )
+    return Parity(films=len(pixels), largest=largest)
+
+
+def check_explanations(
+    network: Network, pixels: npt.NDArray[np.uint8], outputs: Outputs, screen: Screen | None = None
+) -> None:
+    """Compare all but the logits of the exported network with torch's.
+
+    Differences of distances are relative to the largest one on these films, those of heatmaps to the largest sum of their terms'
+    sizes: a heatmap sums over channels what may cancel down to nothing, and rounding is of the size of the terms. A gradient
+    jumps where a ReLU's input is zero to within rounding, on in one program and off in the other (torch's own single and double
+    precision differ so): a heatmap in ten may differ by more, up to `_JUMP`.
+
+    Args:
+        network: in evaluation mode.
+        pixels: shape (n, size, size).
+        outputs: of the exported network, for these films, heatmaps included where it gives them.
+        screen: what was exported with it.
+    Raises:
+        ParityError: they differ by more than `TOLERANCE`.
+    """
+    films = torch.from_numpy(np.array(pixels))
+    with torch.no_grad():
+        features = network.features(network.image(films))
+        if outputs.heatmap is not None:
+            explanation = network.explain(films)
+            terms = network.places(network.pull(features)[1] * features)
+            assert explanation is not None  # the exported network has one
+            assert terms is not None
+            largest = float(terms.abs().sum(1).max())
+            _compare("heatmap", explanation[1], outputs.heatmap, largest, spared=math.ceil(len(pixels) / 10))
+        if screen:
+            _compare("kinds", screen.gate(films).softmax(1), outputs.kinds, 1)
+        if screen and screen.population:
+            pooled = network.places(features)
+            assert pooled is not None  # or there would be no population
+            distance = screen.population(pooled.mean((2, 3)))
+            _compare("distance", distance, outputs.distance, float(distance.max()))
+
+
+def _compare(name: str, tensor: Tensor, given: npt.NDArray[np.float32] | None, scale: float, spared: int = 0) -> None:
+    assert given is not None  # the exported network has it
+    own = tensor.numpy().reshape(len(tensor), -1)
+    difference = np.abs(own - given.reshape(own.shape)).max(1) / scale
+    difference.sort()
+    largest, jump = float(difference[-1 - spared]), float(difference[-1])
+    if not (largest <= TOLERANCE and jump <= (_JUMP if spared else TOLERANCE)):
+        raise ParityError(
+            f"output {name!r} of the exported network differs from torch's by up to {jump:.2g} of its scale on {len(own)}"
+            f" films, by {largest:.2g} without the worst {spared} (at most {TOLERANCE:g} is allowed)",
+            advice="This is a fault of the export, not of the training; the checkpoints are kept",
+        )

@@ -1,0 +1,64 @@
+"""What is learned from the training films beside the label: how they look as they should, and how far they reach."""
+
+from __future__ import annotations
+
+import numpy as np
+import numpy.typing as npt
+import torch
+from sklearn.decomposition import PCA
+
+from pneumoscope.networks.gate import Population, Screen
+from pneumoscope.networks.network import Network
+from pneumoscope.training.gate import train_gate
+
+__all__ = ["fit_population", "make_screen"]
+
+_COMPONENTS = 64
+_BATCH = 32
+
+
+def make_screen(
+    network: Network,
+    pixels: npt.NDArray[np.uint8],
+    rows: npt.NDArray[np.int64],
+    *,
+    steps: int,
+    seed: int,
+) -> Screen:
+    """Train the gate, and describe the population by the network's features.
+
+    Args:
+        network: trained, in evaluation mode, on the CPU.
+        pixels: prepared films, shape (n, size, size).
+        rows: of the training films among them.
+        steps, seed: see `train_gate`.
+    """
+    found = []
+    with torch.no_grad():
+        for start in range(0, len(rows), _BATCH):
+            films = torch.from_numpy(pixels[rows[start : start + _BATCH]])
+            places = network.places(network.features(network.image(films)))
+            if places is None:
+                break
+            found.append(places.mean((2, 3)).numpy())
+    gate = train_gate(pixels, rows, steps=steps, seed=seed)
+    return Screen(gate, fit_population(np.concatenate(found)) if found else None)
+
+
+def fit_population(features: npt.NDArray[np.float32]) -> Population:
+    """Describe films by the mean, the main components and the remaining variance of their features.
+
+    Args:
+        features: shape (n, channels), of three films or more.
+    """
+    count = min(_COMPONENTS, min(features.shape) - 1)
+    with np.errstate(invalid="ignore"):  # a share of no variance at all, which is not asked for
+        model = PCA(count, svd_solver="full").fit(features.astype(np.float64))
+    # Features that are the same on every film would divide by nothing.
+    tiny = 1e-6 * float(np.sqrt(model.explained_variance_[0])) + 1e-12
+    return Population(
+        torch.from_numpy(model.mean_),
+        torch.from_numpy(model.components_),
+        torch.from_numpy(np.maximum(np.sqrt(model.explained_variance_), tiny)),
+        torch.tensor(max(float(np.sqrt(model.noise_variance_)), tiny)),
+    )

@@ -1,0 +1,56 @@
+"""Beyond each limit there is a reason in words; at the limit there is none."""
+
+import pytest
+from msgspec import structs
+
+from pneumoscope.bundle.card import KINDS, Refusal, Share, read_bundle
+from pneumoscope.predictor.refuse import refusal
+
+
+@pytest.fixture(scope="module")
+def card(shared_maker):
+    limits = Refusal(
+        kinds=KINDS,
+        least_film=0.3,
+        greatest_distance=1.5,
+        share=0.01,
+        refused=Share(value=0, low=0, high=0.3, n=9, method="wilson"),
+    )
+    return read_bundle(shared_maker.bundle(shared_maker.root / "refuse", refusal=limits))[0]
+
+
+def kinds(film, **others):
+    row = dict.fromkeys(KINDS, 0.0) | {"film": film} | {name.replace("_", " "): share for name, share in others.items()}
+    return list(row.values())
+
+
+@pytest.mark.parametrize(
+    ("row", "words"),
+    [
+        (kinds(0.2, inverted=0.5, cropped=0.3), "black and white seem to be exchanged"),
+        (kinds(0.2, upside_down=0.8), "it seems to be upside down"),
+        (kinds(0.2, on_its_side=0.8), "it seems to lie on its side"),
+        (kinds(0.2, mirrored=0.8), "left and right seem to be exchanged"),
+        (kinds(0.29, cropped=0.25, other=0.24), "too little of the chest is on it"),
+        (kinds(0, other=1), "it does not look like a radiograph of a chest"),
+    ],
+)
+def test_the_likeliest_other_kind_is_the_reason(card, row, words):
+    assert refusal(card, row, 1.0) == words
+
+
+def test_at_the_limits_nothing_is_refused(card):
+    assert refusal(card, kinds(0.3, mirrored=0.7), 1.5) == ""
+    assert refusal(card, kinds(0.3, mirrored=0.7), 1.5001).startswith("unlike the children's films")
+    assert refusal(card, kinds(0.2999, mirrored=0.7), 1.5) != ""
+
+
+def test_a_film_too_far_away_is_told_how_far(card):
+    assert "(distance 3.25, at most 1.50 is known)" in refusal(card, kinds(1), 3.25)
+
+
+def test_what_a_bundle_does_not_give_refuses_nothing(card):
+    assert refusal(card, None, None) == ""
+    assert refusal(structs.replace(card, refusal=None), kinds(0), 99.0) == ""
+    unknown = structs.replace(card, refusal=structs.replace(card.refusal, greatest_distance=None))
+    assert refusal(unknown, kinds(1), 99.0) == ""
