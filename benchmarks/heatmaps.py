@@ -89,10 +89,9 @@ def draw_sample(
 
 def explain(predictor: Predictor, pixels: npt.NDArray[np.uint8]) -> Outputs:
     """Outputs of many films."""
-    parts = [predictor.outputs(pixels[i : i + BATCH]) for i in range(0, len(pixels), BATCH)]
-    return Outputs(
-        *(np.concatenate([getattr(part, field.name) for part in parts]) for field in dataclasses.fields(Outputs))
-    )
+    parts = [predictor.outputs(pixels[i : i + BATCH], heatmaps=True) for i in range(0, len(pixels), BATCH)]
+    given = [field.name for field in dataclasses.fields(Outputs) if getattr(parts[0], field.name) is not None]
+    return Outputs(**{name: np.concatenate([getattr(part, name) for part in parts]) for name in given})
 
 
 # --- deletion and insertion ------------------------------------------------------------------------------------------

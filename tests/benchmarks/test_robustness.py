@@ -1,0 +1,101 @@
+"""The benchmark of robustness measures what it says: on a network that takes the mean grey, whose answers are known."""
+
+import importlib.util
+import io
+import json
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+from PIL import Image
+from tests.conftest import SIZE, halves
+
+from pneumoscope.bundle.card import KINDS, Refusal, Share
+from pneumoscope.predictor.model import load_model
+from pneumoscope.radiograph.decode import decode
+
+_PATH = Path(__file__).parents[2] / "benchmarks" / "robustness.py"
+_SPEC = importlib.util.spec_from_file_location("benchmark_robustness", _PATH)
+benchmark = importlib.util.module_from_spec(_SPEC)
+sys.modules[_SPEC.name] = benchmark
+_SPEC.loader.exec_module(benchmark)
+
+FILM = np.random.default_rng(0).integers(0, 256, (40, 30)).astype(np.uint8)
+
+
+@pytest.mark.parametrize("name", benchmark.FORMATS)
+def test_a_film_comes_back_from_each_form_as_it_was(name):
+    np.testing.assert_array_equal(decode(benchmark.FORMATS[name](FILM)).pixels, FILM)
+
+
+def test_the_forms_are_what_they_are_called():
+    assert decode(benchmark.deep_png(FILM)).mode == "I;16"
+    assert decode(benchmark.dicom(FILM)).mode == "MONOCHROME2, 12 bits"
+    assert decode(benchmark.dicom(FILM, inverted=True)).mode == "MONOCHROME1, 12 bits"
+    assert Image.open(io.BytesIO(benchmark.squeezed(FILM))).format == "JPEG"
+
+
+def test_changes_by_hand():
+    assert benchmark.lit(np.uint8([[100, 250]]), 1.2).tolist() == [[120, 255]]
+    assert benchmark.lit(np.uint8([[100, 250]]), 0.8).tolist() == [[80, 200]]
+    assert benchmark.middle(np.arange(16, dtype=np.uint8).reshape(4, 4), 0.25).tolist() == [[5, 6], [9, 10]]
+    dot = np.zeros((41, 41), np.uint8)
+    dot[20, 40] = 255  # the middle of the right edge rises when it is turned to the left
+    rows, _ = np.nonzero(benchmark.turned(dot, 10))
+    assert set(rows.tolist()) <= {16, 17}
+    for name, change in benchmark.SPOILT.items():
+        assert not np.array_equal(change(FILM), FILM), name
+
+
+def test_what_is_counted_by_hand(maker):
+    """Grey 120 has the score 0.4378, above 0.4; a fifth darker, 96, it has 0.19: the decision changes. Grey 200 keeps its own."""
+    model = load_model(maker.bundle(maker.root / "bundle"))
+    films = [halves(120), halves(200), halves(20)]
+    before = list(model.predict_many(films))
+    after = list(model.predict_many(benchmark.lit(film, 0.8) for film in films))
+
+    row = benchmark.compare("darker", before, after, ["a", "b", "c"])
+
+    assert (row["changed"].value, row["changed"].n) == (1 / 3, 3)
+    probability = [1 / (1 + np.exp(-(0.8 * 0.05 * (level - 125) + 0.1))) for level in (120, 96)]
+    assert row["largest"] == pytest.approx(probability[0] - probability[1], abs=1e-3)
+    assert row["near"].value == 1 / 3  # grey 200 moves by 0.17, grey 20 by 0.003
+    rejected = list(model.predict_many([np.zeros((SIZE, SIZE), np.uint8), b"", halves(200)]))
+    row = benchmark.compare("blank", before, rejected, ["a", "b", "c"])
+    assert (row["changed"].value, row["largest"]) == (1, pytest.approx(0.0, abs=1.0))
+    row = benchmark.rejections("blank", rejected)
+    assert (row["rejected"].value, row["called_pneumonia"]) == (2 / 3, 1)
+    assert row["reasons"] == {"blank": 1, "the file is empty": 1}
+
+
+def test_the_whole_table(maker, capsys):
+    share = Share(value=0, low=0, high=0.3, n=9, method="wilson")
+    limits = Refusal(kinds=KINDS, least_film=0.3, greatest_distance=2.0, share=0.01, refused=share)
+    run = maker.run(refusal=limits)
+    films = maker.films(split="train")
+    (run / "manifest.csv").write_text(maker.manifest(films, "validation"))
+    large = maker.root / "large"
+    for path in sorted(films.rglob("*.png"))[:6]:
+        (large / path.relative_to(films)).parent.mkdir(parents=True, exist_ok=True)
+        Image.open(path).resize((64, 64), Image.Resampling.NEAREST).save(large / path.relative_to(films))
+    options = ["--films", "12", "--phantoms", "4", "--pictures", str(films), "--out", str(maker.root / "out")]
+
+    benchmark.main([str(run), "--data", str(films), "--originals", str(large), "--copies", str(films), *options])
+
+    found = json.loads((maker.root / "out" / "robustness.json").read_text())
+    assert found["n"] == 12
+    assert {row["name"] for row in found["formats"]} == set(benchmark.FORMATS)
+    assert [row["largest"] for row in found["formats"]] == [0, 0, 0, 0]
+    assert (found["sizes"]["n"], found["sizes"]["changed"]["value"]) == (6, 0)
+    spoilt = {row["name"]: row["rejected"]["value"] for row in found["spoilt"]}
+    assert spoilt["blank"] == 1
+    assert (
+        spoilt["upside down"] == spoilt["mirrored"] == found["as_they_are"]["rejected"]["value"]
+    )  # the mean grey is the same
+    assert (maker.root / "out" / "robustness.md").read_text() == capsys.readouterr().out.removesuffix("\n")
+
+
+def test_originals_need_their_copies(maker):
+    with pytest.raises(SystemExit):
+        benchmark.main(["run", "--data", "films", "--originals", "large"])
