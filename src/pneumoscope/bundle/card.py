@@ -15,6 +15,7 @@ from typing import Annotated, Any, Literal, get_args
 import msgspec
 from msgspec import Meta, Struct
 
+from pneumoscope.bundle.network_file import refuse_unsafe_network
 from pneumoscope.errors import BundleError, RunError
 from pneumoscope.radiograph.prepare import PREPARE_VERSION, Preparation
 
@@ -265,7 +266,8 @@ def read_bundle(folder: Path) -> tuple[Card, bytes]:
         The card and the network file's bytes, whose size and hash are those on the card.
     Raises:
         BundleError: a file is missing, the card is malformed or of a newer format, the films are prepared in another way than
-            here, or the network is not the one that the card describes.
+            here, the network is not the one that the card describes, or it holds more than a network (see
+            `bundle.network_file`).
     """
     try:
         text = (folder / CARD_FILE).read_text(encoding="utf-8")
@@ -287,6 +289,7 @@ def read_bundle(folder: Path) -> tuple[Card, bytes]:
             f" ({len(network)} bytes, expected {card.onnx_bytes}, or another hash)",
             advice="It was altered or cut short: copy the bundle again",
         )
+    refuse_unsafe_network(network, card.name)
     return card, network
 
 
