@@ -1,8 +1,8 @@
 """What a network file may hold, looked at before anything runs it: a bundle can come from a stranger.
 
 ONNX Runtime would read weights from other files on this disk, run operators of libraries that the file names, and loop for
-as long as the file says. Nothing that this package exports needs any of it. The file is walked through in its wire format (protocol
-buffers), which takes no library; weights are stepped over, not read.
+as long as the file says. Nothing that this package exports needs any of it. The file is walked through in its wire format
+(protocol buffers), which takes no library; weights are stepped over, not read.
 """
 
 from __future__ import annotations
