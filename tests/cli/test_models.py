@@ -6,7 +6,9 @@ import sys
 import pytest
 from click.testing import CliRunner
 
+from pneumoscope.bundle.page import card_page
 from pneumoscope.cli.models import command
+from pneumoscope.errors import UsageError
 from pneumoscope.networks.registry import NETWORKS
 
 
@@ -46,3 +48,13 @@ def test_it_prints_without_torch(monkeypatch):
         monkeypatch.setitem(sys.modules, name, None)  # importing it would fail now
 
     assert "alexnet" in invoke()
+
+
+def test_the_card_of_a_run_is_its_bundles(maker):
+    run = maker.run()
+    assert invoke("--card", str(run)) == card_page(run / "bundle") == invoke("--card", str(run / "bundle"))
+
+
+def test_the_card_is_no_json(maker):
+    result = CliRunner().invoke(command, ["--card", str(maker.run()), "--json"])
+    assert isinstance(result.exception, UsageError)
