@@ -148,10 +148,19 @@ def test_other_labels_are_refused(runs):
         compare(runs[:2])
 
 
-def test_two_runs_of_one_name_are_refused(runs, tmp_path):
+def test_two_runs_of_one_recipe_go_by_their_folders(runs, tmp_path):
     shutil.copytree(runs[0], tmp_path / "again")
-    with pytest.raises(RunError, match=r"2 runs are called 'good' \(.*again\)"):
-        compare([runs[0], tmp_path / "again"])
+    found = compare([runs[0], tmp_path / "again", runs[1]])
+    assert [row.name for row in found.runs] == [runs[0].name, "again", "weak"]
+    assert {pair.a for pair in found.pairs} | {pair.b for pair in found.pairs} == {runs[0].name, "again", "weak"}
+
+
+def test_two_runs_of_one_recipe_in_folders_of_one_name_are_refused(runs, tmp_path):
+    shutil.copytree(runs[0], tmp_path / runs[0].name)
+    with pytest.raises(
+        RunError, match=rf"2 runs are called '{runs[0].name}' \(.*{runs[0].name}\).*give their folders different names"
+    ):
+        compare([runs[0], tmp_path / runs[0].name])
 
 
 @pytest.mark.parametrize("what", ["a film is missing", "a score was changed"])

@@ -56,6 +56,26 @@ def test_films_of_a_run_must_be_there_with_the_same_content(maker):
         choose_films(films, "validation", manifest)
 
 
+def test_films_of_a_run_are_found_wherever_its_manifest_lay(maker):
+    """A manifest beside the folder says films/train/...; the folder itself says train/...."""
+    films, run = maker.films(split="train"), maker.run()
+    text = maker.manifest(films, "validation")
+    header, columns, *rows = text.splitlines()
+    (run / "manifest.csv").write_text("\n".join([header, columns, *(f"films/{row}" for row in rows)]))
+    root, found = choose_films(films, "validation", run / "manifest.csv")
+    assert len(found) == 16
+    assert all((root / film.path).is_file() for film in found)
+
+
+def test_of_two_copies_of_a_film_the_one_of_its_name_is_taken(maker):
+    films, run = maker.films(split="train"), maker.run()
+    (run / "manifest.csv").write_text(maker.manifest(films, "validation"))
+    _, before = choose_films(films, "validation", run / "manifest.csv")
+    copy = films / "train" / before[0].label / "0-copy.png"
+    copy.write_bytes((films / before[0].path).read_bytes())
+    assert choose_films(films, "validation", run / "manifest.csv")[1] == before
+
+
 @pytest.mark.parametrize("with_run", [True, False])
 def test_validation_of_a_folder_needs_a_manifest(maker, with_run):
     films = maker.films()

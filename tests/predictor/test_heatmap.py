@@ -35,8 +35,8 @@ def one_place(row, column, value=1.0, side=7):
     return heatmap
 
 
-def drawn(film, heatmap, card, probability=0.5, decision="pneumonia"):
-    content = render_heatmap(film, heatmap, card, probability=probability, decision=decision)
+def drawn(film, heatmap, card, probability=0.5, decision="pneumonia", threshold=0.5):
+    content = render_heatmap(film, heatmap, card, probability=probability, threshold=threshold, decision=decision)
     image = Image.open(io.BytesIO(content))
     assert (image.format, image.mode) == ("PNG", "RGB")
     return np.asarray(image).astype(int)
@@ -225,7 +225,7 @@ def test_a_map_of_nothing_has_a_scale_of_nothing(card, written):
 )
 def test_what_is_no_heatmap_is_refused(card, heatmap, shape):
     with pytest.raises(UsageError, match=f"this one has shape {shape}"):
-        render_heatmap(grey(64, 64), heatmap, card, probability=0.5, decision="normal")
+        render_heatmap(grey(64, 64), heatmap, card, probability=0.5, threshold=0.5, decision="normal")
 
 
 def test_drawing_needs_the_base_installation_alone():

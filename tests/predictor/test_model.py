@@ -145,7 +145,12 @@ def test_heatmaps_come_with_the_same_predictions_in_the_same_order(model, tmp_pa
     film = decode(films[0])
     outputs = model._predictor.outputs(prepare(film, model.card.preparation)[None], heatmaps=True)
     assert explained[0][1] == render_heatmap(
-        film, outputs.heatmap[0], model.card, probability=explained[0][0].probability, decision="pneumonia"
+        film,
+        outputs.heatmap[0],
+        model.card,
+        probability=explained[0][0].probability,
+        threshold=model.threshold,
+        decision="pneumonia",
     )
 
 

@@ -14,10 +14,10 @@ from pneumoscope.statistics.classification import (
     THRESHOLD_METRICS,
     confusion,
     threshold_metrics,
-    weighted_balanced_accuracy,
     weighted_f1,
     weighted_mcc,
 )
+from pneumoscope.statistics.intervals import newcombe
 
 THEIRS = {
     "accuracy": metrics.accuracy_score,
@@ -68,7 +68,6 @@ def test_weighted_numbers_are_scikit_learns(seed):
     weights = random.integers(0, 4, (2, 30)).astype(float)
     for ours, theirs in (
         (weighted_f1, metrics.f1_score),
-        (weighted_balanced_accuracy, metrics.balanced_accuracy_score),
         (weighted_mcc, metrics.matthews_corrcoef),
     ):
         for row, value in zip(weights, ours(decisions.astype(float), labels, weights), strict=True):
@@ -131,3 +130,37 @@ def test_without_films_there_is_nothing():
         threshold_metrics([], [], None)
     with pytest.raises(UndefinedMetricError, match=r"shape \(1,\)"):
         confusion([True], [True, False])
+
+
+def test_balanced_accuracy_of_few_films_by_hand():
+    """12 of 13 and 0 of 5: Wilson's intervals are [0.667, 0.986] and [0, 0.434]; the mean 0.4615 is
+    0.5 sqrt(0.2564^2 + 0^2) above its lower end and 0.5 sqrt(0.0632^2 + 0.4345^2) below its upper one."""
+    found = threshold_metrics(*decided(12, 1, 0, 5), None)
+    balanced = found["balanced_accuracy"]
+    assert balanced.value == pytest.approx(0.46154, abs=1e-5)
+    assert (balanced.low, balanced.high) == (pytest.approx(0.3333, abs=1e-3), pytest.approx(0.6811, abs=1e-3))
+    assert (balanced.method, balanced.n, balanced.seed) == ("wilson, both labels", 18, None)
+
+
+def test_balanced_accuracy_is_half_of_newcombes_difference():
+    """The mean of a and b is half of a - (1 - b) and half of one, and that difference has Newcombe's interval."""
+    found = threshold_metrics(*decided(40, 10, 25, 5), None)["balanced_accuracy"]
+    difference = newcombe(40, 50, 5, 30)
+    assert found.low == pytest.approx((difference.low + 1) / 2)
+    assert found.high == pytest.approx((difference.high + 1) / 2)
+
+
+@pytest.mark.parametrize(
+    ("cells", "words"),
+    [
+        ((12, 1, 0, 5), "all 5 NORMAL films are called wrongly"),
+        ((12, 1, 5, 0), "all 5 NORMAL films are called rightly"),
+        ((13, 0, 3, 2), "all 13 PNEUMONIA films are called rightly"),
+    ],
+)
+def test_where_a_label_is_called_all_alike_a_bootstrap_has_no_interval(cells, words):
+    found = threshold_metrics(*decided(*cells), None, resamples=50)
+    for name in ("f1", "mcc"):
+        assert found[name].value is not None
+        assert (found[name].low, found[name].high) == (None, None)
+        assert found[name].reason == f"{words}: drawing films anew cannot vary that"

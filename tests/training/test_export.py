@@ -11,7 +11,7 @@ from pneumoscope.bundle.card import FORMAT, KINDS, LABELS, Calibration, Card, Pa
 from pneumoscope.errors import BundleError, ParityError
 from pneumoscope.networks.build import build
 from pneumoscope.networks.gate import Gate, Screen
-from pneumoscope.predictor.predictor import OUTPUTS, Outputs, Predictor
+from pneumoscope.predictor.predictor import OUTPUTS, Outputs, Predictor, sigmoid
 from pneumoscope.radiograph.prepare import Preparation
 from pneumoscope.training import export as module
 from pneumoscope.training.onnx_file import _convolve_back, to_onnx
@@ -57,7 +57,9 @@ def test_onnx_and_torch_agree_on_64_films(name, size, places):
     content = to_onnx(network, size)
     outputs = predictor(content, size).outputs(films, heatmaps=True)
 
-    assert check_parity(network, films, outputs.logit).largest <= 1e-4
+    assert check_parity(network, films, outputs.logit).largest <= 4e-4
+    own = network(torch.from_numpy(films)).detach().numpy()
+    np.testing.assert_allclose(sigmoid(outputs.logit), sigmoid(own), rtol=0, atol=1e-4)
     check_explanations(network, films, outputs)
     assert outputs.logit.std() > 0.001
     assert outputs.heatmap.shape == (64, *places)
@@ -142,7 +144,7 @@ def test_a_difference_is_refused_with_its_size(small):
     films = NOISE.integers(0, 256, (4, 64, 64)).astype(np.uint8)
     outputs = predictor(content, 64).outputs(films, heatmaps=True)
 
-    with pytest.raises(ParityError, match=r"differ from torch's by up to 0.01 .* on 4 films \(at most 0.0001"):
+    with pytest.raises(ParityError, match=r"differ from torch's by up to 0.01 .* on 4 films \(at most 0.0004"):
         check_parity(network, films, outputs.logit + np.float32(0.01))
     with pytest.raises(ParityError, match="nan"):
         check_parity(network, films, outputs.logit * np.float32("nan"))
@@ -172,8 +174,8 @@ def test_a_heatmap_whose_terms_cancel_to_nothing_agrees():
     [
         ("heatmap", 3, 0.02, "by up to 0.02 of its scale on 12 films, by 0.02 without the worst 2"),
         ("heatmap", 1, 0.2, "by up to 0.2 of its scale on 12 films, by .*e-0. without the worst 2"),
-        ("kinds", 1, 0.02, "by up to 0.02 of its scale on 12 films, by 0.02 without the worst 0"),
-        ("distance", 1, 0.02, "by up to 0.02 of its scale on 12 films, by 0.02 without the worst 0"),
+        ("kinds", 1, 0.02, "by up to 0.02 of its scale on 12 films .at most 0.001"),
+        ("distance", 1, 0.02, "by up to 0.02 of its scale on 12 films .at most 0.001"),
     ],
 )
 def test_another_explanation_is_refused_with_its_size(small, name, films_off, by, words):

@@ -110,7 +110,7 @@ def test_the_card_tells_which_films_decided(run, phantoms):
     assert card.golden_logit == pytest.approx(golden)
     assert card.points["half"].threshold == 0.5
     assert card.parity.films == min(64, card.calibration.n)
-    assert card.parity.largest <= 1e-4
+    assert card.parity.largest <= 4e-4
 
 
 def test_the_same_seed_gives_the_same_weights_and_another_does_not(run, phantoms, tmp_path):

@@ -88,7 +88,9 @@ def _show(evaluation: Evaluation, console: Console) -> None:
         )
     console.print(_table("any threshold", evaluation.metrics, evaluation.auroc_by_etiology, "AUROC"))
     for name, point in evaluation.points.items():
-        console.print(_table(f"{name}: threshold {point.threshold:.4g}", point.metrics, point.by_etiology, "correct"))
+        console.print(
+            _table(f"{name}: threshold {point.threshold:.4g} of the score", point.metrics, point.by_etiology, "correct")
+        )
         found = point.confusion
         console.print(
             f"  {point.rule}; called pneumonia: {found.tp} of {found.tp + found.fn} PNEUMONIA,"

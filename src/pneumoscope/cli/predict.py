@@ -71,7 +71,8 @@ def command(
         raise UsageError("--json prints and --csv writes: they do not go together", advice="Leave one of them out")
     films, skipped = find_films(_named(paths))
     if skipped:
-        click.echo(f"{skipped} files were left out: hidden, or no films by their name", err=True)
+        were = "file was" if skipped == 1 else "files were"
+        click.echo(f"{skipped} {were} left out: hidden, or no films by their name", err=True)
     if not films:
         raise UsageError("there is no film to score", advice="Name films, or folders that hold some")
     # One film is done soonest on all cores; of many, each core takes some of its own.
@@ -175,7 +176,8 @@ def _show(model: Model, predictions: Iterable[Prediction], counts: Counter[str])
     found = ", ".join(f"{count} {decision}" for decision, count in counts.most_common())
     click.echo(f"in all: {found}")
     click.echo(
-        f"model {model.card.name}, version {model.card.version}; pneumonia is called by this rule: {model.point.rule}"
+        f"model {model.card.name}, version {model.card.version}; pneumonia is called from a probability of"
+        f" {model.threshold:.3f} ({model.point.rule})"
     )
     click.secho(NOTICE, dim=True)
 

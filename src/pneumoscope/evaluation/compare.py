@@ -65,7 +65,7 @@ def compare(
     """
     if not runs:
         raise UsageError("there is no run to compare", advice="Name run folders: pneumoscope compare RUN... --out DIR")
-    read = [_read(folder, point) for folder in runs]
+    read = _told_apart([_read(folder, point) for folder in runs])
     _refuse_others(read)
     films = read[0].films
     labels, patients = positives(films), [film.patient for film in films]
@@ -130,6 +130,17 @@ def _read(folder: Path, point: str) -> _Run:
     return _Run(folder, record, evaluation, ordered)
 
 
+def _told_apart(runs: Sequence[_Run]) -> list[_Run]:
+    """Runs of one recipe go by the names of their folders."""
+    times = Counter(run.record.name for run in runs)
+    return [
+        run
+        if times[run.record.name] == 1
+        else dataclasses.replace(run, record=run.record.model_copy(update={"name": run.folder.resolve().name}))
+        for run in runs
+    ]
+
+
 def _called(films: Sequence[ScoredFilm], threshold: float) -> np.ndarray[tuple[int], np.dtype[np.bool_]]:
     return np.array([film.score for film in films]) >= threshold
 
@@ -141,7 +152,7 @@ def _refuse_others(runs: Sequence[_Run]) -> None:
         where = ", ".join(str(run.folder) for run in runs if run.record.name == name)
         raise RunError(
             f"{times} runs are called {name!r} ({where})",
-            advice="A comparison speaks of runs by name: give each its own by the recipe's field name",
+            advice="A comparison speaks of runs by name: give their folders different names",
         )
     first = runs[0]
     for run in runs[1:]:

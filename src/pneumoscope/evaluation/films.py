@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import dataclasses
+from collections import defaultdict
 from collections.abc import Sequence
 from pathlib import Path, PurePosixPath
 
@@ -59,7 +61,7 @@ def choose_films(data: Path, split: str, run_manifest: Path | None) -> tuple[Pat
 
 
 def _of_run(manifest: Manifest, split: str, run_manifest: Path | None, data: Path) -> tuple[Film, ...]:
-    """The films that the run put into the split, found again by path and content."""
+    """The films that the run put into the split, found again by their content: a manifest may lie elsewhere than its films."""
     if run_manifest is None or not run_manifest.is_file():
         raise UsageError(
             f"which films of {str(data)!r} are {split} is not known: {str(run_manifest or 'a bundle')!r} does not say",
@@ -67,15 +69,25 @@ def _of_run(manifest: Manifest, split: str, run_manifest: Path | None, data: Pat
         )
     text = run_manifest.read_text(encoding="utf-8")
     wanted = Manifest.from_csv(text, manifest.root, str(run_manifest)).split(split)
-    here = {(film.path, film.sha256) for film in manifest}
-    gone = [film.path for film in wanted if (film.path, film.sha256) not in here]
+    here: dict[str, list[str]] = defaultdict(list)
+    for film in manifest:
+        here[film.sha256].append(film.path)
+    gone = [film.path for film in wanted if film.sha256 not in here]
     if gone:
         raise DatasetError(
             f"{len(gone)} of the {len(wanted)} {split} films of {str(run_manifest)!r} are not in {str(data)!r}"
             f" with the same content; the first: {gone[0]}",
             advice="Give the data that the run was trained on",
         )
-    return wanted
+    # Of several files with the same content, the one of the same name where there is one.
+    return tuple(
+        dataclasses.replace(film, path=min(here[film.sha256], key=lambda path: (not _same_name(path, film.path), path)))
+        for film in wanted
+    )
+
+
+def _same_name(a: str, b: str) -> bool:
+    return PurePosixPath(a).name == PurePosixPath(b).name
 
 
 def _refuse_unreadable(manifest: Manifest, data: Path, split: str) -> None:

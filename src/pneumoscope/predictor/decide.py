@@ -12,7 +12,7 @@ from pneumoscope.predictor.predictor import calibrated, sigmoid
 from pneumoscope.results import Decision
 from pneumoscope.statistics.venn_abers import VennAbers
 
-__all__ = ["DEFAULT_POINT", "Verdict", "decide", "find_point"]
+__all__ = ["DEFAULT_POINT", "Verdict", "decide", "find_point", "threshold_probability"]
 
 DEFAULT_POINT = "balanced"
 
@@ -39,7 +39,7 @@ def decide(card: Card, point: OperatingPoint, logit: float, refused: str = "") -
         refused: why it is not to be judged (see `predictor.refuse`); empty where it is. Then no probability is given: a number
             for what the model cannot know would be taken for knowledge.
     """
-    threshold = float(calibrated(card.calibration, _logit(point.threshold)))
+    threshold = threshold_probability(card, point)
     if refused:
         return Verdict("rejected", None, None, "the film is rejected", threshold, refused)
     score = float(sigmoid(np.asarray(logit, dtype=np.float64)))
@@ -62,6 +62,11 @@ def decide(card: Card, point: OperatingPoint, logit: float, refused: str = "") -
         threshold=threshold,
         reason=reason,
     )
+
+
+def threshold_probability(card: Card, point: OperatingPoint) -> float:
+    """The threshold of a point on the scale of the probability, where a film's own can be compared with it."""
+    return float(calibrated(card.calibration, _logit(point.threshold)))
 
 
 def find_point(card: Card, name: str = "") -> OperatingPoint:

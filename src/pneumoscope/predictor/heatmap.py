@@ -45,7 +45,13 @@ _Font = ImageFont.FreeTypeFont | ImageFont.ImageFont
 
 
 def render_heatmap(
-    film: Radiograph, heatmap: npt.NDArray[np.float32], card: Card, *, probability: float, decision: str
+    film: Radiograph,
+    heatmap: npt.NDArray[np.float32],
+    card: Card,
+    *,
+    probability: float,
+    threshold: float,
+    decision: str,
 ) -> bytes:
     """Draw a film with its heatmap.
 
@@ -54,6 +60,7 @@ def render_heatmap(
         heatmap: contributions to the logit, shape (height, width); one of `Outputs.heatmap`.
         card: of the bundle that gave it.
         probability: of pneumonia, calibrated, 0 to 1.
+        threshold: as a probability.
         decision: in words: "pneumonia".
     Returns:
         A PNG in colour: the film at its own aspect, its longer side 640 to 1,024 pixels, and the legend below.
@@ -68,7 +75,7 @@ def render_heatmap(
     grey = Image.fromarray(film.pixels).resize((width, height), Image.Resampling.BILINEAR)
     strength = over_film(heatmap, width, height, card.preparation.crop) / (most or 1.0)
     picture = _lay_over(np.asarray(grey), strength)
-    words = f"{decision}: probability of pneumonia {_percent(probability)}"
+    words = f"{decision}: probability of pneumonia {_percent(probability)}, threshold {_percent(threshold)}"
     legend = _legend(max(width, _NARROWEST), words, card, heatmap.shape, most)
     canvas = Image.new("RGB", (legend.width, height + legend.height), _GROUND)
     canvas.paste(Image.fromarray(picture), ((legend.width - width) // 2, 0))

@@ -15,7 +15,7 @@ import numpy.typing as npt
 
 from pneumoscope.bundle.card import Card, find_bundle
 from pneumoscope.errors import UnreadableFilmError, UsageError
-from pneumoscope.predictor.decide import decide, find_point
+from pneumoscope.predictor.decide import decide, find_point, threshold_probability
 from pneumoscope.predictor.predictor import Predictor, Scored
 from pneumoscope.radiograph.decode import Radiograph, decode
 from pneumoscope.results import FilmFacts, ModelFacts, Prediction
@@ -36,6 +36,7 @@ class Model:
         card: of the bundle.
         facts: what each prediction says of the bundle.
         point: the operating point.
+        threshold: of that point, as a probability.
     """
 
     def __init__(self, predictor: Predictor, *, operating_point: str = "") -> None:
@@ -47,6 +48,7 @@ class Model:
         self._predictor = predictor
         self.card: Card = predictor.card
         self.point = find_point(self.card, operating_point)
+        self.threshold = threshold_probability(self.card, self.point)
         self.facts = ModelFacts(self.card.name, self.card.version, self.card.onnx_sha256)
 
     def predict(self, film: Film, *, name: str = "") -> Prediction:
@@ -148,7 +150,12 @@ class Model:
             picture = None
             if prediction.probability is not None:
                 picture = render_heatmap(
-                    found, heatmap, self.card, probability=prediction.probability, decision=str(prediction.decision)
+                    found,
+                    heatmap,
+                    self.card,
+                    probability=prediction.probability,
+                    threshold=self.threshold,
+                    decision=str(prediction.decision),
                 )
             judged.append((prediction, picture))
         return judged

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Sequence
 
 import numpy as np
@@ -9,13 +10,12 @@ import numpy.typing as npt
 
 from pneumoscope.results import Confusion, Interval
 from pneumoscope.statistics.inputs import BoolArray, FloatArray, checked
-from pneumoscope.statistics.intervals import RESAMPLES, Statistic, patient_bootstrap, proportion
+from pneumoscope.statistics.intervals import RESAMPLES, Statistic, mean_of_two, patient_bootstrap, proportion
 
 __all__ = [
     "THRESHOLD_METRICS",
     "confusion",
     "threshold_metrics",
-    "weighted_balanced_accuracy",
     "weighted_f1",
     "weighted_mcc",
 ]
@@ -62,13 +62,6 @@ def weighted_f1(called: FloatArray, labels: BoolArray, weights: FloatArray) -> F
         return np.asarray(2 * tp / (2 * tp + fp + fn))
 
 
-def weighted_balanced_accuracy(called: FloatArray, labels: BoolArray, weights: FloatArray) -> FloatArray:
-    """Mean of sensitivity and specificity: decisions (n,), (n,), (r, n) -> (r,)."""
-    tp, fn, tn, fp = _cells(called, labels, weights)
-    with np.errstate(invalid="ignore"):
-        return np.asarray((tp / (tp + fn) + tn / (tn + fp)) / 2)
-
-
 def weighted_mcc(called: FloatArray, labels: BoolArray, weights: FloatArray) -> FloatArray:
     """Matthews correlation (Matthews 1975, Biochim Biophys Acta 405:442): decisions (n,), (n,), (r, n) -> (r,)."""
     tp, fn, tn, fp = _cells(called, labels, weights)
@@ -87,7 +80,9 @@ def threshold_metrics(
     """The eight numbers of `THRESHOLD_METRICS`, in that order.
 
     The five plain proportions take Wilson's interval (`intervals.proportion`: with the design effect where patients
-    repeat), the other three draw patients (`intervals.patient_bootstrap`).
+    repeat), and balanced accuracy the two that it is the mean of (`intervals.mean_of_two`). The other two draw patients
+    (`intervals.patient_bootstrap`), which knows nothing of errors that no film shows: where a label's films are called all
+    rightly or all wrongly, they have no interval.
 
     Args:
         decisions: True where a film is called pneumonia, shape (n,).
@@ -104,16 +99,30 @@ def threshold_metrics(
         return proportion(correct[among], None if keys is None else list(keys[among]), why=why)
 
     def drawn(statistic: Statistic, why: str) -> Interval:
-        return patient_bootstrap(statistic, called, y, patients, resamples=resamples, seed=seed, why=why)
+        found = patient_bootstrap(statistic, called, y, patients, resamples=resamples, seed=seed, why=why)
+        if found.value is None or not (unvaried := _unvaried(sensitivity, specificity)):
+            return found
+        return dataclasses.replace(
+            found, low=None, high=None, reason=f"{unvaried}: drawing films anew cannot vary that"
+        )
 
-    missing = "there is no NORMAL film" if y.all() else "there is no PNEUMONIA film"
+    sensitivity = share(positive, y, "there is no PNEUMONIA film")
+    specificity = share(~positive, ~y, "there is no NORMAL film")
     return {
         "accuracy": share(positive == y, np.ones_like(y), "there is no film"),
-        "sensitivity": share(positive, y, "there is no PNEUMONIA film"),
-        "specificity": share(~positive, ~y, "there is no NORMAL film"),
+        "sensitivity": sensitivity,
+        "specificity": specificity,
         "precision": share(y, positive, "no film is called pneumonia"),
         "negative_predictive_value": share(~y, ~positive, "every film is called pneumonia"),
         "f1": drawn(weighted_f1, "there is no PNEUMONIA film and none is called so"),
-        "balanced_accuracy": drawn(weighted_balanced_accuracy, missing),
+        "balanced_accuracy": mean_of_two(sensitivity, specificity),
         "mcc": drawn(weighted_mcc, "all films have one label, or all are called the same"),
     }
+
+
+def _unvaried(sensitivity: Interval, specificity: Interval) -> str:
+    """Which label's films are called all alike, in words; empty where those of both vary."""
+    for found, label in ((sensitivity, "PNEUMONIA"), (specificity, "NORMAL")):
+        if found.value in {0, 1}:
+            return f"all {found.n} {label} films are called {'rightly' if found.value else 'wrongly'}"
+    return ""

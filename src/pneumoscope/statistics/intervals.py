@@ -7,6 +7,7 @@ design effect, and everything that is no proportion draws whole patients.
 
 from __future__ import annotations
 
+import dataclasses
 import math
 from collections.abc import Callable, Sequence
 
@@ -185,6 +186,22 @@ def _square_and_add(a: Interval, b: Interval, phi: float) -> tuple[float, float]
     high = math.sqrt(max(0.0, up_a**2 - 2 * phi * up_a * down_b + down_b**2))
     difference = a.value - b.value
     return max(-1.0, difference - low), min(1.0, difference + high)
+
+
+def mean_of_two(a: Interval, b: Interval) -> Interval:
+    """Mean of two shares of different films, with an interval from theirs: the distances to their ends, squared and added.
+
+    Args:
+        a, b: shares at one level; where one does not exist, neither does the mean, for the same reason.
+    Source: Zou & Donner 2008, Statistics in Medicine 27:1693 (recovery of variance estimates); for a difference of Wilson
+        intervals this is Newcombe's method.
+    """
+    n, method = a.n + b.n, "wilson, both labels"
+    if a.value is None or b.value is None or b.low is None or b.high is None:
+        return undefined(a.reason or b.reason, n=n, method=method, level=a.level)
+    # The mean is half of a - (1 - b), and half of one.
+    low, high = _square_and_add(a, dataclasses.replace(b, value=1 - b.value, low=1 - b.high, high=1 - b.low), 0)
+    return Interval((a.value + b.value) / 2, (1 + low) / 2, (1 + high) / 2, method, n, a.level)
 
 
 def patient_bootstrap(

@@ -15,17 +15,20 @@ from pneumoscope.networks.gate import Screen
 from pneumoscope.networks.network import Network
 from pneumoscope.predictor.predictor import Outputs
 
-__all__ = ["TOLERANCE", "check_explanations", "check_parity"]
+__all__ = ["EXPLAINED_TOLERANCE", "TOLERANCE", "check_explanations", "check_parity"]
 
-TOLERANCE = 1e-4
+# Of a logit, relative to its size where that is above 1. Scores then agree to 1e-4, since x sigmoid'(x) is 0.224 at most.
+TOLERANCE = 4e-4
+# Of everything else, of its scale: what a picture of 256 greys does not show, and a distance of two decimals does not print.
+EXPLAINED_TOLERANCE = 1e-3
 _JUMP = 0.1
 
 
 def check_parity(network: Network, pixels: npt.NDArray[np.uint8], logits: npt.NDArray[np.float32]) -> Parity:
     """Compare torch with what the exported network said.
 
-    Logits are compared relative to their size where that is above 1: both compute in single precision. Scores then agree to
-    2.5e-5 (the largest x sigmoid'(x) is 0.224).
+    Both compute in single precision, whose rounding a network may magnify: one trained on a few hundred films was found to differ
+    by 8e-5 from itself in double precision.
 
     Args:
         network: in evaluation mode.
@@ -62,7 +65,7 @@ def check_explanations(
         outputs: of the exported network, for these films, heatmaps included where it gives them.
         screen: what was exported with it.
     Raises:
-        ParityError: they differ by more than `TOLERANCE`.
+        ParityError: they differ by more than `EXPLAINED_TOLERANCE`.
     """
     films = torch.from_numpy(np.array(pixels))
     with torch.no_grad():
@@ -89,9 +92,10 @@ def _compare(name: str, tensor: Tensor, given: npt.NDArray[np.float32] | None, s
     difference = np.abs(own - given.reshape(own.shape)).max(1) / scale
     difference.sort()
     largest, jump = float(difference[-1 - spared]), float(difference[-1])
-    if not (largest <= TOLERANCE and jump <= (_JUMP if spared else TOLERANCE)):
+    if not (largest <= EXPLAINED_TOLERANCE and jump <= (_JUMP if spared else EXPLAINED_TOLERANCE)):
+        without = f", by {largest:.2g} without the worst {spared}" if spared else ""
         raise ParityError(
             f"output {name!r} of the exported network differs from torch's by up to {jump:.2g} of its scale on {len(own)}"
-            f" films, by {largest:.2g} without the worst {spared} (at most {TOLERANCE:g} is allowed)",
+            f" films{without} (at most {EXPLAINED_TOLERANCE:g} is allowed)",
             advice="This is a fault of the export, not of the training; the checkpoints are kept",
         )
