@@ -33,7 +33,7 @@ test: check
 	$(BIN)/python -m pytest -n 2 --dist loadfile
 
 demo: $(READY)
-	$(BIN)/python -m pneumoscope.demo $(if $(DATA),--data '$(DATA)') --out $(DEMO)
+	$(BIN)/python -m pneumoscope.demo --out $(DEMO)$(if $(DATA), --data '$(DATA)')
 
 bench: $(READY)
 	$(BIN)/python benchmarks/training.py --out results/benchmarks

@@ -11,11 +11,13 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from pneumoscope.dataset import audit as module
 from pneumoscope.dataset.audit import Audit, audit, siblings_across_validation
 from pneumoscope.dataset.layouts import load_manifest
 from pneumoscope.dataset.manifest import LABELS, Manifest
+from pneumoscope.dataset.shortcuts import CONTROLS
 from pneumoscope.errors import DatasetError
-from pneumoscope.results import to_json
+from pneumoscope.results import Interval, to_json
 
 Draw = Callable[..., Path]
 Make = Callable[[Iterable[tuple[str, str, str]]], Manifest]
@@ -103,7 +105,7 @@ def test_a_set_without_splits_or_patients(tmp_path: Path, draw_film: Draw) -> No
     assert found.patients_in_several_splits == {}
     assert (found.siblings_across_validation, found.siblings_reason) == (None, "no patient is known")
     assert found.shortcuts["border"].value is None
-    assert "the patient of 6 of 6 films is unknown" in found.notes[0]
+    assert "the patient of 6 of 6 films is unknown" in found.notes[-1]
 
 
 def test_a_folder_called_validation_keeps_its_name(tmp_path: Path, draw_film: Draw) -> None:
@@ -256,3 +258,22 @@ def test_the_share_of_siblings_is_what_a_split_by_image_does(real_films: Path, p
             drawn[random.choice(ours, count, replace=False)] = True
         shares.append(np.isin(patients[drawn], patients[~drawn]).mean())
     assert public[0].siblings_across_validation == pytest.approx(np.mean(shares), abs=0.005)
+
+
+def test_what_gives_the_answer_away_is_a_finding_the_surest_first():
+    def interval(value, low, high):
+        return Interval(value, low, high, "delong", 40)
+
+    shortcuts = {
+        "metadata": interval(0.8, 0.6, 0.9),
+        "border": interval(0.978, 0.9, 0.995),
+        "centre_blanked": interval(0.55, 0.5, 0.7),
+    }
+    found = list(module._giveaways(shortcuts))
+    assert [line.split(":")[1].split(" alone")[0].strip() for line in found] == [
+        CONTROLS["border"],
+        CONTROLS["metadata"],
+    ]
+    assert "alone give an AUROC of 0.978 (0.900 to 0.995)" in found[0]
+    undefined = {name: Interval(None, None, None, "delong", 4, reason="too few") for name in shortcuts}
+    assert not list(module._giveaways(undefined))

@@ -207,6 +207,16 @@ def test_a_probability_is_never_called_certain(card, written, probability, words
     assert written[0][0] == f"normal: probability of pneumonia {words}"
 
 
+def test_the_threshold_and_what_a_coarse_map_cannot_tell_stand_below(card, written):
+    drawn(grey(640, 640), one_place(0, 0), card, 0.725, "normal", 0.744)
+    words = " ".join(line[0] for line in written)
+    assert "Pneumonia is called from 74%." in words
+    assert "So few places" not in words
+    written.clear()
+    drawn(grey(640, 640), one_place(0, 0, side=2), card)
+    assert "So few places hardly tell one part of a film from another." in " ".join(line[0] for line in written)
+
+
 def test_a_map_of_nothing_has_a_scale_of_nothing(card, written):
     image = drawn(grey(640, 640), np.zeros((7, 7), np.float32), card)
 

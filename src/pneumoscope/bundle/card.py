@@ -274,7 +274,7 @@ def read_bundle(folder: Path) -> tuple[Card, bytes]:
         network = (folder / NETWORK_FILE).read_bytes()
     except (OSError, UnicodeDecodeError) as error:
         raise BundleError(
-            f"{str(folder)!r} is no bundle: {error}",
+            f"{str(folder)!r} is no bundle: {_why(error)}",
             advice=f"A bundle is a folder with {CARD_FILE} and {NETWORK_FILE}; a finished run has one in RUN/bundle",
         ) from error
     card = _read_card(text, folder)
@@ -313,6 +313,13 @@ def _read_card(text: str, folder: Path) -> Card:
         if name not in data["preparation"]:
             raise _malformed(folder, f"Object missing required field `{name}` - at `$.preparation`")
     return card
+
+
+def _why(error: OSError | UnicodeDecodeError) -> str:
+    """In words, without Python's."""
+    if isinstance(error, OSError):
+        return f"{Path(error.filename).name}: {error.strerror}" if error.filename and error.strerror else str(error)
+    return f"{CARD_FILE} is no text in UTF-8"
 
 
 def _malformed(folder: Path, why: str) -> BundleError:

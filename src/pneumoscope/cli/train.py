@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Literal
 
@@ -53,7 +55,7 @@ def command(
     from pneumoscope.training.loop import Devices
     from pneumoscope.training.recipe import read_recipe
 
-    with film_progress("preparing films") as progress:
+    with film_progress("preparing films") as progress, _told_how_to_go_on(out):
         result = train(
             read_recipe(recipe, overrides),
             data,
@@ -75,3 +77,13 @@ def command(
     click.echo(f"bundle  {out / 'bundle'}")
     click.echo(f"curves  {out / 'curves.svg'}")
     click.echo(f"next    pneumoscope evaluate {out} --data {data}")
+
+
+@contextlib.contextmanager
+def _told_how_to_go_on(out: Path) -> Iterator[None]:
+    try:
+        yield
+    except KeyboardInterrupt:
+        if (out / "run.json").is_file():
+            click.echo("what was done is kept: the same command with --resume goes on", err=True)
+        raise

@@ -42,6 +42,7 @@ _LMS_TO_RGB = np.array(
 _GROUND, _INK, _FAINT = (17, 17, 17), (240, 240, 240), (170, 170, 170)
 _MARGIN, _BAR = 16, 16  # pixels
 _Font = ImageFont.FreeTypeFont | ImageFont.ImageFont
+_FEW = 16  # places that a map must have to tell parts of a film apart
 
 
 def render_heatmap(
@@ -75,8 +76,8 @@ def render_heatmap(
     grey = Image.fromarray(film.pixels).resize((width, height), Image.Resampling.BILINEAR)
     strength = over_film(heatmap, width, height, card.preparation.crop) / (most or 1.0)
     picture = _lay_over(np.asarray(grey), strength)
-    words = f"{decision}: probability of pneumonia {_percent(probability)}, threshold {_percent(threshold)}"
-    legend = _legend(max(width, _NARROWEST), words, card, heatmap.shape, most)
+    words = f"{decision}: probability of pneumonia {_percent(probability)}"
+    legend = _legend(max(width, _NARROWEST), words, threshold, card, heatmap.shape, most)
     canvas = Image.new("RGB", (legend.width, height + legend.height), _GROUND)
     canvas.paste(Image.fromarray(picture), ((legend.width - width) // 2, 0))
     canvas.paste(legend, (0, height))
@@ -140,12 +141,14 @@ def _lay_over(grey: npt.NDArray[np.uint8], strength: npt.NDArray[np.float32]) ->
     return _table()[grey, np.rint(strength * _STEPS).astype(np.int16) + _STEPS]
 
 
-def _legend(width: int, words: str, card: Card, places: tuple[int, ...], most: float) -> Image.Image:
+def _legend(width: int, words: str, threshold: float, card: Card, places: tuple[int, ...], most: float) -> Image.Image:
     """What stands below the film: the result, the scale with its numbers, what they are, the notice."""
     inner = width - 2 * _MARGIN
+    few = " So few places hardly tell one part of a film from another." if places[0] * places[1] < _FEW else ""
     about = (
-        f"What each of {places[0]} x {places[1]} places contributed to the logit of {card.name}, on a scale of this film alone."
-        " It shows what the network used, not where disease is."
+        f"Pneumonia is called from {_percent(threshold)}. What each of {places[0]} x {places[1]} places contributed to the logit"
+        f" of {card.name}, on a scale of this film alone."
+        f" It shows what the network used, not where disease is.{few}"
     )
     draw = ImageDraw.Draw(Image.new("RGB", (1, 1)))
     title, text = ImageFont.load_default(24), ImageFont.load_default(16)

@@ -88,6 +88,6 @@ def _last(pl_module: pl.LightningModule) -> str:
         return ""
     row = history[-1]
     return (
-        f", train {row.train_loss:.3f} {row.train_accuracy:.3f},"
+        f", train loss {row.train_loss:.3f} accuracy {row.train_accuracy:.3f},"
         f" validation {row.validation_loss:.3f} {row.validation_accuracy:.3f}"
     )

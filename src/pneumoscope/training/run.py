@@ -152,7 +152,7 @@ def refuse_another_run(run: Path, recipe: Recipe, manifest: Manifest, *, resume:
             advice="Go on with it: --resume; or choose another folder with --out",
         )
     before = read_run(run)
-    advice = "Resume with the same recipe and films, or choose another folder with --out"
+    advice = "Resume with the same recipe, the same --set and the same films, or choose another folder with --out"
     # Read as a recipe, so that a field that did not exist yet has the value that leaves everything as it was.
     was, asked = (each.model_dump(mode="json") for each in (check(before["recipe"], str(run / RUN)), recipe))
     if was != asked:
