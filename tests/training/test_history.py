@@ -19,6 +19,11 @@ def test_the_best_epoch_is_the_earliest_with_the_best_figure():
     assert best_epoch(HISTORY, "loss").epoch == 3
 
 
+def test_the_last_epoch_is_kept_where_nothing_is_to_be_chosen():
+    assert best_epoch(HISTORY, "last").epoch == 4
+    assert best_epoch(HISTORY[:1], "last").epoch == 1
+
+
 def test_the_table_holds_every_figure():
     rows = list(csv.DictReader(io.StringIO(history_csv(HISTORY))))
 

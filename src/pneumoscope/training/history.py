@@ -31,8 +31,10 @@ class Epoch(NamedTuple):
     seconds: float
 
 
-def best_epoch(history: Sequence[Epoch], select: Literal["accuracy", "auroc", "loss"]) -> Epoch:
-    """The epoch whose validation figure is best; the earlier one at a tie."""
+def best_epoch(history: Sequence[Epoch], select: Literal["accuracy", "auroc", "loss", "last"]) -> Epoch:
+    """The epoch whose validation figure is best, the earlier one at a tie; or the last one."""
+    if select == "last":
+        return history[-1]
     if select == "loss":
         return min(history, key=lambda row: row.validation_loss)
     if select == "auroc":

@@ -94,8 +94,9 @@ class Training(_Table):
     """Films a step, over all devices together."""
     seed: int = Field(default=0, ge=0, lt=2**31)
     """Of the starting weights, the order of films, dropout, augmentation, and the split where the films have none."""
-    select: Literal["accuracy", "auroc", "loss"] = "accuracy"
-    """The epoch kept is the one whose validation figure is best; the earlier one at a tie."""
+    select: Literal["accuracy", "auroc", "loss", "last"] = "accuracy"
+    """The epoch kept is the one whose validation figure is best, the earlier one at a tie. "last" keeps the last, so that the
+    validation films have chosen nothing when thresholds and calibration are fitted on them."""
     precision: Literal["auto", "32", "bf16"] = "auto"
     """"auto" is bf16 where the processor or GPU computes in it, 32 elsewhere."""
     label_smoothing: float = Field(default=0.0, ge=0, lt=1)

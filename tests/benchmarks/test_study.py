@@ -1,0 +1,98 @@
+"""The study trains each attempt on each split, looks at validation films alone, and goes on where it stopped."""
+
+import csv
+import importlib.util
+import json
+import sys
+from pathlib import Path
+
+import pytest
+
+from pneumoscope.errors import RecipeError
+from pneumoscope.radiograph.phantom import phantom
+
+_PATH = Path(__file__).parents[2] / "benchmarks" / "study.py"
+_SPEC = importlib.util.spec_from_file_location("benchmark_study", _PATH)
+benchmark = importlib.util.module_from_spec(_SPEC)
+sys.modules[_SPEC.name] = benchmark
+_SPEC.loader.exec_module(benchmark)
+
+RECIPE = """
+name = "base"
+[network]
+name = "test_efficientnet"
+image_size = 32
+[training]
+epochs = 1
+batch = 16
+"""
+ATTEMPTS = """
+recipe = "base.toml"
+[attempts.plain]
+why = "where we start"
+set = []
+[attempts.turned]
+why = "films lie askew"
+set = ["augmentation.rotation=10", "training.batch=8"]
+"""
+
+
+@pytest.fixture
+def attempts(tmp_path, monkeypatch):
+    monkeypatch.setenv("PNEUMOSCOPE_CACHE", str(tmp_path / "cache"))
+    monkeypatch.setenv("PNEUMOSCOPE_LEDGER", str(tmp_path / "ledger.jsonl"))
+    (tmp_path / "base.toml").write_text(RECIPE)
+    (tmp_path / "attempts.toml").write_text(ATTEMPTS)
+    return tmp_path / "attempts.toml"
+
+
+def test_an_attempt_changes_the_base_and_is_split_as_asked(attempts):
+    plain, turned = benchmark.read_attempts(attempts)
+    made = turned.made("block", 3)
+    assert (made.name, made.data.by, made.training.seed) == ("turned-block-3", "block", 3)
+    assert (made.augmentation.rotation, made.training.batch) == (10, 8)
+    assert plain.made("patient", 0).augmentation.rotation == 0
+
+
+@pytest.mark.parametrize(
+    "text", ["recipe = 3", "[attempts.x]\nset = []", 'recipe = "quick"\n[attempts.x]\nset = []', "["]
+)
+def test_a_file_of_no_attempts_is_refused(tmp_path, text):
+    (tmp_path / "a.toml").write_text(text)
+    with pytest.raises(RecipeError, match="holds no attempts"):
+        benchmark.read_attempts(tmp_path / "a.toml")
+
+
+def test_the_study_as_a_whole(attempts, tmp_path, capsys):
+    films = tmp_path / "films"
+    phantom(films, train=60, test=20, size=48)
+    options = [str(attempts), "--data", str(films), "--runs", str(tmp_path / "runs"), "--out", str(tmp_path / "out")]
+
+    benchmark.main([*options, "--only", "plain"])
+    first = (tmp_path / "runs/plain-block-0/bundle/network.onnx").stat().st_mtime_ns
+    benchmark.main([*options, "--by", "block", "--seeds", "0", "1"])
+
+    rows = list(csv.DictReader((tmp_path / "out/validation.csv").open()))
+    assert [(row["attempt"], row["by"], row["seed"]) for row in rows] == [
+        ("plain", "block", "0"),
+        ("plain", "block", "1"),
+        ("plain", "patient", "0"),
+        ("turned", "block", "0"),
+        ("turned", "block", "1"),
+    ]
+    assert (tmp_path / "runs/plain-block-0/bundle/network.onnx").stat().st_mtime_ns == first
+    judged = json.loads((tmp_path / "runs/turned-block-1/evaluation/validation/evaluation.json").read_text())
+    assert float(rows[4]["auroc"]) == judged["metrics"]["auroc"]["value"]
+    assert float(rows[4]["specificity"]) == judged["points"]["half"]["metrics"]["specificity"]["value"]
+    text = (tmp_path / "out/validation.md").read_text()
+    mean = (float(rows[0]["auroc"]) + float(rows[1]["auroc"])) / 2
+    assert f"| plain | where we start | block | 2 | {mean:.4f} |" in text
+    assert text in capsys.readouterr().out
+    assert not (tmp_path / "ledger.jsonl").exists()  # no look at test films
+    assert json.loads((tmp_path / "out/validation.json").read_text())[0]["why"] == "where we start"
+
+
+def test_an_unknown_attempt_is_named(attempts, capsys):
+    with pytest.raises(SystemExit):
+        benchmark.main([str(attempts), "--data", "d", "--runs", "r", "--out", "o", "--only", "other"])
+    assert "there is no attempt other" in capsys.readouterr().err
