@@ -2,6 +2,7 @@
 
 import csv
 import importlib.util
+import io
 import json
 import sys
 from pathlib import Path
@@ -72,7 +73,7 @@ def test_the_study_as_a_whole(attempts, tmp_path, capsys):
     first = (tmp_path / "runs/plain-block-0/bundle/network.onnx").stat().st_mtime_ns
     benchmark.main([*options, "--by", "block", "--seeds", "0", "1"])
 
-    rows = list(csv.DictReader((tmp_path / "out/validation.csv").open()))
+    rows = list(csv.DictReader(io.StringIO((tmp_path / "out/validation.csv").read_text())))
     assert [(row["attempt"], row["by"], row["seed"]) for row in rows] == [
         ("plain", "block", "0"),
         ("plain", "block", "1"),

@@ -204,7 +204,10 @@ def test_ctrl_c_ends_training_with_130_and_keeps_the_last_epoch(recipe, films, t
         out, err = process.communicate(timeout=60)
 
     assert (process.returncode, out) == (130, ""), err
-    assert [line for line in err.splitlines() if line][-2:] == ["what was done is kept: the same command with --resume goes on", "stopped"]
+    assert [line for line in err.splitlines() if line][-2:] == [
+        "what was done is kept: the same command with --resume goes on",
+        "stopped",
+    ]
     assert "Traceback" not in err
     assert json.loads((run / "run.json").read_text())["state"] == "running"
     assert (run / "checkpoints" / "last.ckpt").is_file()
