@@ -36,6 +36,7 @@ from pneumoscope.dataset.manifest import LABELS
 from pneumoscope.evaluation.films import choose_films
 from pneumoscope.predictor.films import find_films
 from pneumoscope.predictor.model import Film, Model, load_model
+from pneumoscope.predictor.refuse import sort_of_refusal
 from pneumoscope.radiograph.chest import draw
 from pneumoscope.radiograph.decode import decode
 from pneumoscope.results import NOTICE, Interval, Prediction
@@ -166,9 +167,7 @@ def rejections(name: str, found: Iterable[Prediction], patients: Sequence[str] |
     """How many were rejected, and what was said of the others. A file that cannot be read counts as rejected."""
     kept = list(found)
     rejected = np.array([prediction.decision in {"rejected", None} for prediction in kept])
-    reasons = Counter(
-        (p.reason or p.error).split(":")[0].split(" (")[0] for p, out in zip(kept, rejected, strict=True) if out
-    )
+    reasons = Counter(sort_of_refusal(p.reason or p.error) for p, out in zip(kept, rejected, strict=True) if out)
     return {
         "name": name,
         "rejected": proportion(rejected, patients),

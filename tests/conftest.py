@@ -13,7 +13,7 @@ import numpy.typing as npt
 import pytest
 from PIL import Image
 
-from pneumoscope.bundle.card import FORMAT, LABELS, Calibration, Card, OperatingPoint, Parity, Refusal, Share
+from pneumoscope.bundle.card import FORMAT, KINDS, LABELS, Calibration, Card, OperatingPoint, Parity, Refusal, Share
 from pneumoscope.bundle.golden import golden_film
 from pneumoscope.dataset.layouts import load_manifest
 from pneumoscope.radiograph.prepare import Preparation
@@ -33,6 +33,16 @@ POINTS = {
     "rule-out": operating_point(0.2, "sensitivity 0.99 on 8 validation films", "validation"),
     "rule-in": operating_point(0.7, "specificity 0.99 on 8 validation films", "validation"),
 }
+
+
+# The screened network of `mean_grey_network` takes a film for inverted below grey 76.5, and for far away above 190.
+LIMITS = Refusal(
+    kinds=KINDS,
+    least_film=0.3,
+    greatest_distance=1.9,
+    share=0.01,
+    refused=Share(value=0, low=0, high=0.3, n=9, method="wilson"),
+)
 
 
 def halves(level: int, height: int = SIZE, width: int = SIZE) -> npt.NDArray[np.uint8]:

@@ -9,9 +9,8 @@ from pathlib import Path
 import numpy as np
 import pytest
 from PIL import Image
-from tests.conftest import SIZE, halves
+from tests.conftest import LIMITS, SIZE, halves
 
-from pneumoscope.bundle.card import KINDS, Refusal, Share
 from pneumoscope.predictor.model import load_model
 from pneumoscope.radiograph.decode import decode
 
@@ -70,9 +69,7 @@ def test_what_is_counted_by_hand(maker):
 
 
 def test_the_whole_table(maker, capsys):
-    share = Share(value=0, low=0, high=0.3, n=9, method="wilson")
-    limits = Refusal(kinds=KINDS, least_film=0.3, greatest_distance=2.0, share=0.01, refused=share)
-    run = maker.run(refusal=limits)
+    run = maker.run(refusal=LIMITS)
     films = maker.films(split="train")
     (run / "manifest.csv").write_text(maker.manifest(films, "validation"))
     large = maker.root / "large"

@@ -4,8 +4,9 @@ import json
 import re
 
 import pytest
+from tests.conftest import LIMITS
 
-from pneumoscope.bundle.card import KINDS, Band, Intervals, OperatingPoint, Refusal, Share
+from pneumoscope.bundle.card import Band, Intervals, OperatingPoint, Share
 from pneumoscope.bundle.page import EVIDENCE, card_page
 from pneumoscope.dataset.audit import audit
 from pneumoscope.dataset.layouts import load_manifest
@@ -22,7 +23,6 @@ POINT = OperatingPoint(
     specificity=SHARE,
     band=Band(low=0.3, high=0.6, coverage=0.95, normals=19, pneumonias=21),
 )
-LIMITS = Refusal(kinds=KINDS, least_film=0.3, greatest_distance=1.7, share=0.005, refused=SHARE)
 
 
 @pytest.fixture
@@ -45,7 +45,7 @@ def test_a_bundle_alone_tells_what_it_is_and_what_is_not_known(bundle):
     assert "scores from 0.3 to 0.6 are called uncertain" in page
     assert "19 normal films and 21 pneumonias" in page
     assert "below a probability of 0.300 a picture is rejected" in page
-    assert "than 1.70 (Mahalanobis" in page
+    assert "than 1.90 (Mahalanobis" in page
     assert "slope 0.800, intercept 0.100" in page
     for name in EVIDENCE:
         assert f"Not measured yet: `{EVIDENCE[name]}`" in page

@@ -13,10 +13,9 @@ from pathlib import Path
 import numpy as np
 import pytest
 from PIL import Image
-from tests.conftest import SIZE, halves
+from tests.conftest import LIMITS, SIZE, halves
 
 import pneumoscope
-from pneumoscope.bundle.card import KINDS, Refusal, Share
 from pneumoscope.errors import BundleError, RunError, UnknownNameError, UnreadableFilmError, UsageError
 from pneumoscope.predictor import model as module
 from pneumoscope.predictor.heatmap import render_heatmap
@@ -171,15 +170,13 @@ def test_a_rejected_film_has_no_probability_and_no_heatmap(model):
 
 def test_what_the_network_sees_is_refused_by_the_limits_on_the_card(maker):
     """The screened network takes grey 51 for a film with 0.2, and grey 204 for one at the distance 2.04."""
-    share = Share(value=0, low=0, high=0.3, n=9, method="wilson")
-    limits = Refusal(kinds=KINDS, least_film=0.3, greatest_distance=1.9, share=0.01, refused=share)
-    model = load_model(maker.bundle(maker.root / "screened", refusal=limits))
+    model = load_model(maker.bundle(maker.root / "screened", refusal=LIMITS))
 
     found = list(model.predict_many([halves(51), halves(120), halves(204)]))
 
     assert [prediction.decision for prediction in found] == ["rejected", "pneumonia", "rejected"]
     assert found[0].reason == "black and white seem to be exchanged"
-    assert "perhaps an adult" in found[2].reason
+    assert "perhaps of another age" in found[2].reason
     assert "(distance 2.04, at most 1.90 is known)" in found[2].reason
 
 

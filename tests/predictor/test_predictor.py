@@ -12,22 +12,14 @@ from hypothesis import given
 from hypothesis import strategies as st
 from msgspec import structs
 from scipy.special import expit
-from tests.conftest import SIZE, halves, mean_grey_network
+from tests.conftest import LIMITS, SIZE, halves, mean_grey_network
 
-from pneumoscope.bundle.card import KINDS, Calibration, Refusal, Share, read_bundle
+from pneumoscope.bundle.card import Calibration, read_bundle
 from pneumoscope.errors import BundleError, UsageError
 from pneumoscope.predictor import Predictor
 from pneumoscope.predictor import predictor as module
 from pneumoscope.predictor.predictor import sigmoid
 from pneumoscope.radiograph.film import Radiograph
-
-LIMITS = Refusal(
-    kinds=KINDS,
-    least_film=0.3,
-    greatest_distance=1.9,
-    share=0.01,
-    refused=Share(value=0, low=0, high=0.3, n=9, method="wilson"),
-)
 
 
 @pytest.fixture

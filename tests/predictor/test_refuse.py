@@ -2,21 +2,15 @@
 
 import pytest
 from msgspec import structs
+from tests.conftest import LIMITS
 
-from pneumoscope.bundle.card import KINDS, Refusal, Share, read_bundle
-from pneumoscope.predictor.refuse import refusal
+from pneumoscope.bundle.card import KINDS, read_bundle
+from pneumoscope.predictor.refuse import refusal, sort_of_refusal
 
 
 @pytest.fixture(scope="module")
 def card(shared_maker):
-    limits = Refusal(
-        kinds=KINDS,
-        least_film=0.3,
-        greatest_distance=1.5,
-        share=0.01,
-        refused=Share(value=0, low=0, high=0.3, n=9, method="wilson"),
-    )
-    return read_bundle(shared_maker.bundle(shared_maker.root / "refuse", refusal=limits))[0]
+    return read_bundle(shared_maker.bundle(shared_maker.root / "refuse", refusal=LIMITS))[0]
 
 
 def kinds(film, **others):
@@ -40,13 +34,13 @@ def test_the_likeliest_other_kind_is_the_reason(card, row, words):
 
 
 def test_at_the_limits_nothing_is_refused(card):
-    assert refusal(card, kinds(0.3, mirrored=0.7), 1.5) == ""
-    assert refusal(card, kinds(0.3, mirrored=0.7), 1.5001).startswith("unlike the children's films")
-    assert refusal(card, kinds(0.2999, mirrored=0.7), 1.5) != ""
+    assert refusal(card, kinds(0.3, mirrored=0.7), 1.9) == ""
+    assert refusal(card, kinds(0.3, mirrored=0.7), 1.9001).startswith("unlike the films")
+    assert refusal(card, kinds(0.2999, mirrored=0.7), 1.9) != ""
 
 
 def test_a_film_too_far_away_is_told_how_far(card):
-    assert "(distance 3.25, at most 1.50 is known)" in refusal(card, kinds(1), 3.25)
+    assert "(distance 3.25, at most 1.90 is known)" in refusal(card, kinds(1), 3.25)
 
 
 def test_what_a_bundle_does_not_give_refuses_nothing(card):
@@ -54,3 +48,11 @@ def test_what_a_bundle_does_not_give_refuses_nothing(card):
     assert refusal(structs.replace(card, refusal=None), kinds(0), 99.0) == ""
     unknown = structs.replace(card, refusal=structs.replace(card.refusal, greatest_distance=None))
     assert refusal(unknown, kinds(1), 99.0) == ""
+
+
+def test_refusals_of_one_sort_are_counted_together(card):
+    near, far = (refusal(card, kinds(1), distance) for distance in (2.0, 3.25))
+    assert near != far
+    assert sort_of_refusal(near) == sort_of_refusal(far) == "unlike the films that the model was trained on"
+    assert sort_of_refusal("the file is empty (0 bytes)") == "the file is empty"
+    assert sort_of_refusal("it seems to be upside down") == "it seems to be upside down"

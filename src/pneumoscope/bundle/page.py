@@ -26,8 +26,8 @@ EVIDENCE = {
 }
 _KINDS = {"normal": "normal films", "bacteria": "bacterial pneumonias", "virus": "viral pneumonias"}
 _ATTRIBUTION = (
-    "The weights are licensed under Apache-2.0. Where they come from the public radiographs of children, those are by Kermany,"
-    " Zhang and Goldbaum, Mendeley Data, doi:10.17632/rscbjbr9sj, licensed under CC BY 4.0."
+    "Weights that ship with pneumoscope are licensed under Apache-2.0. Where weights were learned from the public radiographs of"
+    " children, those are by Kermany, Zhang and Goldbaum, Mendeley Data, doi:10.17632/rscbjbr9sj, licensed under CC BY 4.0."
 )
 
 
@@ -187,7 +187,7 @@ def _refusals(card: Card, evaluation: Mapping[str, Any] | None, robustness: Mapp
             parts.append(
                 f"A film is rejected, too, where the network's features are farther from those of the training films than"
                 f" {limits.greatest_distance:.2f} (Mahalanobis distance; training films are at about 1). It is the only guard"
-                " against films of another population, such as adults, and no film of one was there to test it with."
+                " against films of another population, such as adults for a network that learned from children."
             )
         parts.append(
             f"Of validation films it refuses {_share(limits.refused)}; at most {limits.share:.1%} by either was asked."

@@ -6,7 +6,6 @@ from __future__ import annotations
 import dataclasses
 import datetime
 import functools
-import re
 import time
 from collections import Counter, deque
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -27,6 +26,7 @@ from pneumoscope.evaluation.ledger import default_ledger, write_look
 from pneumoscope.evaluation.measure import etiology_aurocs, judge_point, ranking_metrics
 from pneumoscope.evaluation.records import EVALUATION_FILE, PREDICTIONS_FILE, predictions_csv
 from pneumoscope.predictor.predictor import Predictor, sigmoid
+from pneumoscope.predictor.refuse import sort_of_refusal
 from pneumoscope.radiograph.decode import Radiograph
 from pneumoscope.results import Evaluation, Interval, Refused, ScoredFilm, to_json
 from pneumoscope.statistics.inputs import patient_numbers
@@ -177,8 +177,7 @@ def _judge(
 
 def _refused(films: Sequence[ScoredFilm], refusals: Sequence[str]) -> Refused:
     share = proportion(np.array([bool(reason) for reason in refusals]), [film.patient for film in films])
-    # What stands behind a colon or in brackets are a film's own numbers.
-    reasons = Counter(re.split(r":| \(", reason)[0] for reason in refusals if reason)
+    reasons = Counter(sort_of_refusal(reason) for reason in refusals if reason)
     return Refused(share, dict(reasons.most_common()))
 
 

@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Sequence
 
 from pneumoscope.bundle.card import KINDS, Card, Kind
 
-__all__ = ["refusal"]
+__all__ = ["refusal", "sort_of_refusal"]
 
 _WORDS: dict[Kind, str] = {
     "inverted": "black and white seem to be exchanged",
@@ -34,7 +35,12 @@ def refusal(card: Card, kinds: Sequence[float] | None, distance: float | None) -
         return _WORDS[KINDS[likely]]
     if distance is not None and limits.greatest_distance is not None and distance > limits.greatest_distance:
         return (
-            "unlike the children's films that the model was trained on: perhaps an adult, another view or another part of"
-            f" the body (distance {distance:.2f}, at most {limits.greatest_distance:.2f} is known)"
+            "unlike the films that the model was trained on: perhaps of another age, another view or another part of the"
+            f" body (distance {distance:.2f}, at most {limits.greatest_distance:.2f} is known)"
         )
     return ""
+
+
+def sort_of_refusal(reason: str) -> str:
+    """A reason without the film's own numbers, which stand behind a colon or in brackets: what can be counted."""
+    return re.split(r":| \(", reason)[0]
