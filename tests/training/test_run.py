@@ -241,3 +241,17 @@ def test_a_run_moved_to_another_machine_goes_on_in_the_precision_that_it_began_i
     assert used == [{"32": "32-true", "bf16": "bf16-mixed"}[begun]]
     assert (result["precision"], result["resumed"][0]["precision"]) == (begun, begun)
     assert (out / STATE).exists()
+
+
+def test_a_run_from_before_a_field_existed_goes_on_where_the_field_leaves_everything_as_it_was(phantoms, tmp_path):
+    out = tmp_path / "run"
+    result = train(ONE, phantoms, out)
+    before = record(out)
+    del before["recipe"]["refusal"]
+    (out / "run.json").write_text(json.dumps(before))
+
+    assert (
+        train(ONE, phantoms, out, resume=True)["finished"] == result["finished"]
+    )  # it was done, and is known as that run
+    with pytest.raises(RunError, match=r"is a run of another recipe: refusal\.steps was 0, now 3"):
+        train(small(training={"epochs": 1}, refusal={"steps": 3}), phantoms, out, resume=True)
