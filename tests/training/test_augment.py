@@ -1,7 +1,11 @@
 """Augmentation: reproducible, within range, each option alone does what its name says."""
 
+import io
+
+import numpy as np
 import pytest
 import torch
+from PIL import Image
 
 from pneumoscope.training.augment import augment
 from pneumoscope.training.recipe import Augmentation
@@ -26,6 +30,7 @@ EVERYTHING = Augmentation(
     gamma=0.3,
     blur=1.5,
     noise=0.1,
+    jpeg=0.5,
 )
 
 
@@ -62,7 +67,7 @@ def test_films_of_a_batch_draw_their_own_values(films):
 
 @pytest.mark.parametrize("name", [name for name in Augmentation.model_fields if name != "flip"])
 def test_each_option_alone_changes_films_and_stays_in_range(films, name):
-    made = augment(films, Augmentation(**{name: 2.0 if name == "blur" else 0.3}), range(6))
+    made = augment(films, Augmentation(**{name: {"blur": 2.0, "jpeg": 0.9}.get(name, 0.3)}), range(6))
 
     assert made.shape == films.shape
     assert made.dtype == torch.float32
@@ -126,3 +131,24 @@ def test_brightness_and_contrast_are_what_they_say():
     assert bright[:, 0, 0].max() - bright[:, 0, 0].min() > 30
     assert torch.allclose(contrast.mean(dim=(1, 2)), torch.tensor(120.0), atol=1e-3)
     assert (contrast[:, 0, 3] - contrast[:, 0, 0]).min() >= 40 * 0.8 - 0.1
+
+
+def test_jpeg_is_written_at_qualities_down_to_the_one_asked_for(films):
+    made = augment(films, Augmentation(jpeg=0.6), range(6)).to(torch.uint8)
+
+    qualities = [_quality_of(film, before) for film, before in zip(made, films, strict=True)]
+    assert min(qualities) >= 40
+    assert max(qualities) - min(qualities) > 20
+
+
+def _quality_of(film, before):
+    """The quality at which Pillow's JPEG of `before` is nearest to `film`, which it must nearly be."""
+
+    def distance(quality):
+        file = io.BytesIO()
+        Image.fromarray(before.numpy()).save(file, "JPEG", quality=quality)
+        return float(np.abs(np.asarray(Image.open(file)).astype(float) - film.numpy()).mean())
+
+    best = min(range(1, 101), key=distance)
+    assert distance(best) < 0.5
+    return best

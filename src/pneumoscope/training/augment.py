@@ -1,4 +1,4 @@
-"""What a training film may look like instead: one affine map a film, then gamma, contrast, brightness, blur and noise.
+"""What a training film may look like instead: one affine map a film, then gamma, contrast, brightness, blur, noise and JPEG.
 
 All geometry is one map, so that a film is interpolated once. Every film draws its values from a seed of its own: it
 looks the same in any batch and on any device.
@@ -6,11 +6,14 @@ looks the same in any batch and on any device.
 
 from __future__ import annotations
 
+import io
 import math
 from collections.abc import Callable, Sequence
 
+import numpy as np
 import torch
 import torch.nn.functional as F
+from PIL import Image
 from torch import Tensor
 from torchvision.transforms.v2.functional import gaussian_blur
 
@@ -22,7 +25,7 @@ __all__ = ["augment"]
 # What each film draws, evenly from 0 to 1; every one of them always, so that an option changes nothing about the others.
 _DRAWN = (
     *("rotation", "scale", "aspect", "flip", "shift_x", "shift_y"),
-    *("gamma", "contrast", "brightness", "blur", "noise"),
+    *("gamma", "contrast", "brightness", "blur", "noise", "jpeg"),
 )
 
 
@@ -63,7 +66,18 @@ def augment(films: Tensor, options: Augmentation, seeds: Sequence[int]) -> Tenso
         deviation = between("noise", 0, options.noise).view(-1, 1, 1, 1)
         grains = torch.stack([torch.randn(batch.shape[1:], generator=generator) for generator in generators])
         batch = batch + deviation * grains
-    return (batch.clamp(0, 1) * 255.0).squeeze(1)
+    batch = batch.clamp(0, 1) * 255.0
+    if options.jpeg:
+        qualities = between("jpeg", 100 * (1 - options.jpeg), 100).round().int().clamp(min=1).tolist()
+        grey = batch.round().to(torch.uint8)
+        batch = torch.stack([_as_jpeg(film[0], quality) for film, quality in zip(grey, qualities, strict=True)])
+    return batch.squeeze(1)
+
+
+def _as_jpeg(film: Tensor, quality: int) -> Tensor:
+    file = io.BytesIO()
+    Image.fromarray(film.numpy()).save(file, "JPEG", quality=quality)
+    return torch.from_numpy(np.array(Image.open(file), dtype=np.float32)).unsqueeze(0)
 
 
 def _affine(options: Augmentation, between: Callable[[str, float, float], Tensor]) -> Tensor:

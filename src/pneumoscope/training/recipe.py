@@ -130,6 +130,8 @@ class Augmentation(_Table):
     """Largest deviation of a Gaussian blur, pixels."""
     noise: float = Field(default=0.0, ge=0, le=0.5)
     """Largest deviation of added noise, share of the grey range."""
+    jpeg: float = Field(default=0.0, ge=0, le=0.95)
+    """Written as JPEG and read again, with a quality between 100 * (1 - jpeg) and 100."""
 
     @property
     def any(self) -> bool:
