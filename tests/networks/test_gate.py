@@ -4,6 +4,7 @@ import numpy as np
 import torch
 from scipy.spatial.distance import mahalanobis
 from sklearn.decomposition import PCA
+from sklearn.preprocessing import StandardScaler
 
 from pneumoscope.networks.gate import Gate
 from pneumoscope.training.screen import fit_population
@@ -23,12 +24,13 @@ def test_a_distance_is_the_mahalanobis_distance_under_probabilistic_pca():
     random = np.random.default_rng(0)
     features = (random.normal(size=(300, 90)) @ random.normal(size=(90, 90))).astype(np.float32)
     new = random.normal(size=(5, 90)).astype(np.float32) * 20
-    model = PCA(64, svd_solver="full").fit(features.astype(np.float64))
+    standard = StandardScaler().fit(features.astype(np.float64))
+    model = PCA(64, svd_solver="full").fit(standard.transform(features))
     precision = model.get_precision()
 
     found = fit_population(features)(torch.from_numpy(new)).numpy()
 
-    expected = [mahalanobis(film, model.mean_, precision) / np.sqrt(90) for film in new]
+    expected = [mahalanobis(film, model.mean_, precision) / np.sqrt(90) for film in standard.transform(new)]
     np.testing.assert_allclose(found, expected, rtol=1e-3)
 
 

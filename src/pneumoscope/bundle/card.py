@@ -240,12 +240,14 @@ def short_hash(sha256: str) -> str:
     return sha256[:16]
 
 
-def find_bundle(target: Path) -> Path:
-    """The bundle of a run, or the folder itself where it is no run.
+def find_bundle(target: Path | None = None) -> Path:
+    """The bundle of a run, the folder itself where it is no run, and the one that comes with the package where None.
 
     Raises:
         RunError: the run has none.
     """
+    if target is None:
+        return Path(__file__).parent / "default"
     bundle = target / "bundle"
     if bundle.is_dir():
         return bundle

@@ -14,20 +14,20 @@ from pneumoscope.errors import UsageError
 @click.command("models", short_help="List networks and where their weights come from.")
 @click.option("--json", "as_json", is_flag=True, help="Print one JSON document.")
 @click.option(
-    "--card", "target", metavar="BUNDLE|RUN", type=click.Path(path_type=Path), help="Print its model card as Markdown."
+    "--card", "target", metavar="[BUNDLE|RUN]", is_flag=False, flag_value="", help="Print a model card as Markdown.  [default: of the model that comes with the package]"
 )
-def command(as_json: bool, target: Path | None) -> None:
+def command(as_json: bool, target: str | None) -> None:
     """List the networks: parameters, input size, and where ImageNet weights come from; or print the card of a model.
 
     Any other network of timm's works by its name in a recipe.
     """
-    if target:
+    if target is not None:
         from pneumoscope.bundle.card import find_bundle
         from pneumoscope.bundle.page import card_page
 
         if as_json:
             raise UsageError("--card prints Markdown", advice="The same as JSON is card.json in the bundle")
-        click.echo(card_page(find_bundle(target)), nl=False)
+        click.echo(card_page(find_bundle(Path(target) if target else None)), nl=False)
         return
     from pneumoscope.networks.registry import NETWORKS
 

@@ -79,6 +79,13 @@ class Backbone(Network):
         maps: Tensor = self.model.forward_features(image)
         return maps
 
+    def look(self, image: Tensor) -> tuple[Tensor, Tensor]:
+        """Behind EfficientNet's last convolution are what ImageNet needed to name things; before it a film is described better."""
+        if not hasattr(self.model, "conv_head"):
+            return super().look(image)
+        features, (before,) = self.model.forward_intermediates(image, indices=1)
+        return features, before
+
     def classify(self, features: Tensor) -> Tensor:
         """The last feature map to logits (n, 1)."""
         logits: Tensor = self.model.forward_head(features)

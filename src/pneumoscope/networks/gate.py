@@ -45,12 +45,12 @@ class Gate(nn.Module):
 class Population(nn.Module):
     """How far a film's features lie from those of the films that the network was trained on.
 
-    The squared Mahalanobis distance under probabilistic principal component analysis: along the components each is measured in
-    its own deviation, everything beside them in one. Divided by the number of features and rooted, so that the training films
-    are at about 1.
+    The squared Mahalanobis distance under probabilistic principal component analysis of standardised features: along the
+    components each is measured in its own deviation, everything beside them in one. Divided by the number of features and
+    rooted, so that the training films are at about 1.
 
     Attributes:
-        mean: of each feature, shape (channels,).
+        mean, scale: of each feature, shape (channels,).
         components: orthonormal, shape (k, channels).
         deviations: along each component, shape (k,).
         rest: deviation of what lies beside them.
@@ -58,18 +58,20 @@ class Population(nn.Module):
     """
 
     mean: Tensor
+    scale: Tensor
     components: Tensor
     deviations: Tensor
     rest: Tensor
 
-    def __init__(self, mean: Tensor, components: Tensor, deviations: Tensor, rest: Tensor) -> None:
+    def __init__(self, mean: Tensor, scale: Tensor, components: Tensor, deviations: Tensor, rest: Tensor) -> None:
         super().__init__()
-        for name, value in (("mean", mean), ("components", components), ("deviations", deviations), ("rest", rest)):
+        own = {"mean": mean, "scale": scale, "components": components, "deviations": deviations, "rest": rest}
+        for name, value in own.items():
             self.register_buffer(name, value.float())
 
     def forward(self, features: Tensor) -> Tensor:
         """Features (n, channels) to distances (n,), 0 or more."""
-        centred = features - self.mean
+        centred = (features - self.mean) / self.scale
         along = centred @ self.components.T
         beside = ((centred - along @ self.components) / self.rest).square().sum(1)
         return torch.sqrt(((along / self.deviations).square().sum(1) + beside) / features.shape[1])

@@ -79,6 +79,11 @@ class Network(nn.Module, abc.ABC):
         """
         return features
 
+    def look(self, image: Tensor) -> tuple[Tensor, Tensor]:
+        """The last feature map, and the one that tells a film from films of other people: the same where not overridden."""
+        features = self.features(image)
+        return features, features
+
     def pull(self, features: Tensor) -> tuple[Tensor, Tensor]:
         """Logits (n, 1) and their gradient with respect to the last feature map: the reference `Pull`."""
         traced: Any = torch.func.vjp(self.classify, features)  # typed as two or three values
@@ -86,17 +91,17 @@ class Network(nn.Module, abc.ABC):
         return logits, back(torch.ones_like(logits))[0]
 
     def explain(self, films: Tensor, pull: Pull | None = None) -> tuple[Tensor, Tensor, Tensor] | None:
-        """Logits, heatmaps and pooled features.
+        """Logits, heatmaps and what describes a film.
 
         Args:
             films: grey levels (n, size, size).
             pull: another way to the same gradient, such as its exported graph.
         Returns:
-            Logits (n,); what each place contributes to its film's logit (n, height, width); the mean of the last feature map
-            over the places (n, channels). None where the map has no places.
+            Logits (n,); what each place contributes to its film's logit (n, height, width); the mean over its places of
+            the second map of `look` (n, channels). None where the maps have no places.
         """
-        features = self.features(self.image(films))
-        over_film = self.places(features)
+        features, described = self.look(self.image(films))
+        over_film = self.places(described)
         if over_film is None:
             return None
         logits, gradient = (pull or self.pull)(features)

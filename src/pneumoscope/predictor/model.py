@@ -205,11 +205,11 @@ class Model:
         )
 
 
-def load_model(bundle: str | Path, *, operating_point: str = "", threads: int = 0) -> Model:
+def load_model(bundle: str | Path | None = None, *, operating_point: str = "", threads: int = 0) -> Model:
     """Load a bundle.
 
     Args:
-        bundle: its folder, or that of a run, which has one inside.
+        bundle: its folder, or that of a run, which has one inside; the one that comes with the package where None.
         operating_point: a name on the card; "balanced" where empty.
         threads: for one network call; 0 takes every core. With 1, `predict_many` is a little faster and `predict` slower.
     Raises:
@@ -217,7 +217,8 @@ def load_model(bundle: str | Path, *, operating_point: str = "", threads: int = 
         RunError: the run has no bundle.
         UnknownNameError: the card has no such operating point.
     """
-    return Model(Predictor.load(find_bundle(Path(bundle)), threads=threads), operating_point=operating_point)
+    folder = find_bundle(None if bundle is None else Path(bundle))
+    return Model(Predictor.load(folder, threads=threads), operating_point=operating_point)
 
 
 def _batches(films: Iterable[Film], size: int) -> Iterator[tuple[Film, ...]]:

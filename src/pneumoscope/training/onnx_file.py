@@ -111,20 +111,20 @@ class _Whole(nn.Module):
 
 
 class _Unexplained(nn.Module):
-    """Films to logits and pooled features, which may be None."""
+    """Films to logits and what describes them, which may be None."""
 
     def __init__(self, network: Network) -> None:
         super().__init__()
         self.network = network
 
     def forward(self, films: Tensor) -> tuple[Tensor, Tensor | None]:
-        maps = self.network.features(self.network.image(films))
-        places = self.network.places(maps)
+        maps, described = self.network.look(self.network.image(films))
+        places = self.network.places(described)
         return self.network.classify(maps).squeeze(1), None if places is None else places.mean((2, 3))
 
 
 class _Explained(nn.Module):
-    """Films to logits, heatmaps and pooled features, in operations that the exporter knows."""
+    """Films to logits, heatmaps and what describes them, in operations that the exporter knows."""
 
     def __init__(self, network: Network, films: Tensor) -> None:
         super().__init__()
@@ -155,11 +155,11 @@ class _Explained(nn.Module):
             return network.explain(films, self._pull)
         # The closed form: behind average pooling all places of a channel have one gradient, that of their mean divided by their
         # number. One product of a vector and a matrix a film; the product of two whole maps costs 3% of lite0's time.
-        maps = network.features(network.image(films))
+        maps, described = network.look(network.image(films))
         mean = maps.mean((2, 3), keepdim=True)
         logits, gradient = self._pull(mean)
         heatmap = gradient.flatten(1).unsqueeze(1) @ maps.flatten(2) / (maps.shape[2] * maps.shape[3])
-        return logits.squeeze(1), heatmap.reshape(-1, maps.shape[2], maps.shape[3]), mean.flatten(1)
+        return logits.squeeze(1), heatmap.reshape(-1, maps.shape[2], maps.shape[3]), described.mean((2, 3))
 
 
 def _same_everywhere(gradient: Tensor) -> bool:

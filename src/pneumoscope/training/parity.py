@@ -69,7 +69,7 @@ def check_explanations(
     """
     films = torch.from_numpy(np.array(pixels))
     with torch.no_grad():
-        features = network.features(network.image(films))
+        features, described = network.look(network.image(films))
         if outputs.heatmap is not None:
             explanation = network.explain(films)
             terms = network.places(network.pull(features)[1] * features)
@@ -80,7 +80,7 @@ def check_explanations(
         if screen:
             _compare("kinds", screen.gate(films).softmax(1), outputs.kinds, 1)
         if screen and screen.population:
-            pooled = network.places(features)
+            pooled = network.places(described)
             assert pooled is not None  # or there would be no population
             distance = screen.population(pooled.mean((2, 3)))
             _compare("distance", distance, outputs.distance, float(distance.max()))

@@ -37,7 +37,7 @@ def make_screen(
     with torch.no_grad():
         for start in range(0, len(rows), _BATCH):
             films = torch.from_numpy(pixels[rows[start : start + _BATCH]])
-            places = network.places(network.features(network.image(films)))
+            places = network.places(network.look(network.image(films))[1])
             if places is None:
                 break
             found.append(places.mean((2, 3)).numpy())
@@ -46,18 +46,21 @@ def make_screen(
 
 
 def fit_population(features: npt.NDArray[np.float32]) -> Population:
-    """Describe films by the mean, the main components and the remaining variance of their features.
+    """Describe films by the means, deviations, main components and remaining variance of their features.
 
     Args:
         features: shape (n, channels), of three films or more.
     """
     count = min(_COMPONENTS, min(features.shape) - 1)
-    with np.errstate(invalid="ignore"):  # a share of no variance at all, which is not asked for
-        model = PCA(count, svd_solver="full").fit(features.astype(np.float64))
+    mean, scale = features.mean(0, dtype=np.float64), features.std(0, dtype=np.float64)
     # Features that are the same on every film would divide by nothing.
+    scale = np.maximum(scale, 1e-6 * float(scale.max()) + 1e-12)
+    with np.errstate(invalid="ignore"):  # a share of no variance at all, which is not asked for
+        model = PCA(count, svd_solver="full").fit((features - mean) / scale)
     tiny = 1e-6 * float(np.sqrt(model.explained_variance_[0])) + 1e-12
     return Population(
-        torch.from_numpy(model.mean_),
+        torch.from_numpy(mean),
+        torch.from_numpy(scale),
         torch.from_numpy(model.components_),
         torch.from_numpy(np.maximum(np.sqrt(model.explained_variance_), tiny)),
         torch.tensor(max(float(np.sqrt(model.noise_variance_)), tiny)),
