@@ -24,13 +24,13 @@ def test_every_line_is_a_valid_command(data):
     found = [parsed(line) for line in lines(data, Path("out"))]
 
     verbs = [verb for verb, _ in found]
-    assert verbs == [*([] if data else ["phantom"]), "split", "train", "train", "evaluate", "evaluate", "compare"]
+    assert verbs == [*([] if data else ["phantom"]), "split", "train", "train", "evaluate", "evaluate", "compare", *([] if data else ["predict"])]
     assert set(verbs) <= set(VERBS)
 
 
 def test_what_one_line_makes_the_next_one_takes():
     found = [parsed(line) for line in lines(None, Path("out"))]
-    (_, phantom), (_, split), (_, first), (_, second), (_, judged), (_, again), (_, compare) = found
+    (_, phantom), (_, split), (_, first), (_, second), (_, judged), (_, again), (_, compare), (_, predict) = found
 
     assert split["data"] == phantom["folder"] == Path("out/films")
     assert (
@@ -40,6 +40,7 @@ def test_what_one_line_makes_the_next_one_takes():
     assert compare["runs"] == (first["out"], second["out"]) == (judged["target"], again["target"])
     assert judged["ledger"] == again["ledger"] == Path("out/test-ledger.jsonl")
     assert compare["out"] == Path("out/comparison")
+    assert (predict["paths"], predict["bundle"]) == (("out/films/test",), None)
 
 
 def test_films_of_ones_own_are_split_where_they_are():

@@ -17,6 +17,7 @@ from click.testing import CliRunner
 from PIL import Image
 from tests.conftest import SIZE, halves
 
+from pneumoscope.bundle.card import find_bundle, read_bundle
 from pneumoscope.cli import cli, run_and_exit
 from pneumoscope.cli import predict as module
 from pneumoscope.errors import PartialFailureError
@@ -143,10 +144,14 @@ def test_heatmaps_that_cannot_be_written_end_the_work(bundle, films):
     assert "'maps' is a file" in result.stderr
 
 
-def test_without_a_model_the_option_is_named(films):
-    result = CliRunner().invoke(cli, ["predict", "films"])
-    assert result.exit_code == 2
-    assert "Missing option '--model'" in result.stderr
+def test_without_a_model_the_one_that_comes_with_the_package_scores(films):
+    result = CliRunner().invoke(cli, ["predict", "films", "--json"])
+    card = read_bundle(find_bundle())[0]
+    assert json.loads(result.stdout)["model"] == {
+        "name": card.name,
+        "version": card.version,
+        "onnx_sha256": card.onnx_sha256,
+    }
 
 
 def test_decisions_have_their_colours_on_a_terminal(bundle, films):

@@ -14,7 +14,12 @@ from pneumoscope.errors import UsageError
 @click.command("models", short_help="List networks and where their weights come from.")
 @click.option("--json", "as_json", is_flag=True, help="Print one JSON document.")
 @click.option(
-    "--card", "target", metavar="[BUNDLE|RUN]", is_flag=False, flag_value="", help="Print a model card as Markdown.  [default: of the model that comes with the package]"
+    "--card",
+    "target",
+    metavar="[BUNDLE|RUN]",
+    is_flag=False,
+    flag_value="",
+    help="Print a model card as Markdown.  [default: of the model that comes with the package]",
 )
 def command(as_json: bool, target: str | None) -> None:
     """List the networks: parameters, input size, and where ImageNet weights come from; or print the card of a model.

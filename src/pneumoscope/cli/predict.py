@@ -35,7 +35,11 @@ _COLOURS = {"pneumonia": "red", "normal": "green", "uncertain": "yellow", "rejec
 @click.command("predict", short_help="Say of films how likely pneumonia is.")
 @click.argument("paths", metavar="PATH...", nargs=-1, required=True)
 @click.option(
-    "--model", "bundle", metavar="BUNDLE|RUN", type=click.Path(path_type=Path), required=True, help="What scores."
+    "--model",
+    "bundle",
+    metavar="BUNDLE|RUN",
+    type=click.Path(path_type=Path),
+    help="What scores.  [default: the model that comes with the package]",
 )
 @click.option(
     "--operating-point", default="", metavar="NAME", help="A threshold on the model's card.  [default: balanced]"
@@ -51,7 +55,7 @@ _COLOURS = {"pneumonia": "red", "normal": "green", "uncertain": "yellow", "rejec
 )
 def command(
     paths: tuple[str, ...],
-    bundle: Path,
+    bundle: Path | None,
     operating_point: str,
     as_json: bool,
     table: Path | None,

@@ -80,7 +80,7 @@ class Backbone(Network):
         return maps
 
     def look(self, image: Tensor) -> tuple[Tensor, Tensor]:
-        """Behind EfficientNet's last convolution are what ImageNet needed to name things; before it a film is described better."""
+        """Before EfficientNet's last convolution, which gathers what names things, other people's films lie farther away."""
         if not hasattr(self.model, "conv_head"):
             return super().look(image)
         features, (before,) = self.model.forward_intermediates(image, indices=1)

@@ -1,7 +1,7 @@
 """From trained weights to a bundle: one ONNX file, checked against torch film by film, and its card.
 
 Calibration, operating points and limits are fitted on what the exported file says of the validation films, not on what torch
-says: what is described is what is shipped.
+says: what is described is what is shipped. Limits of what is refused are fitted on films as they are, whatever the rest is.
 """
 
 from __future__ import annotations
@@ -14,6 +14,7 @@ from pathlib import Path
 import msgspec
 import numpy as np
 import numpy.typing as npt
+import torch
 
 from pneumoscope import __version__
 from pneumoscope.bundle.card import (
@@ -44,7 +45,8 @@ from pneumoscope.statistics.intervals import proportion
 from pneumoscope.statistics.operating_point import at_sensitivity, at_specificity, highest_youden
 from pneumoscope.statistics.venn_abers import fit_venn_abers
 from pneumoscope.storage import write_atomically
-from pneumoscope.training.films import FilmArrays
+from pneumoscope.training.augment import augment
+from pneumoscope.training.films import FilmArrays, derive_seed
 from pneumoscope.training.onnx_file import to_onnx
 from pneumoscope.training.parity import check_explanations, check_parity
 from pneumoscope.training.recipe import Recipe
@@ -125,18 +127,30 @@ def export(
     for part in (pixels[spread[i : i + _BATCH]] for i in range(0, len(spread), _BATCH)):
         check_explanations(network, part, predictor.outputs(part, heatmaps=predictor.explains), screen)
     patients = [film.patient for film in arrays.validation]
+    augmented = recipe.training.calibrate == "augmented"
+    fitted = _augmented(predictor, pixels, recipe) if augmented else logits
     card = msgspec.structs.replace(
         card,
         parity=check_parity(network, pixels[spread], logits[spread]),
         golden_logit=float(predictor.logits(golden_film(recipe.network.image_size))[0]),
-        calibration=_calibrate(logits, labels),
-        intervals=Intervals(**fit_venn_abers(logits, labels)._asdict(), method="venn-abers", n=len(labels)),
+        calibration=_calibrate(fitted, labels),
+        intervals=Intervals(**fit_venn_abers(fitted, labels)._asdict(), method="venn-abers", n=len(labels)),
         refusal=_limits(outputs, recipe.refusal.share, patients) if screen else None,
-        points=_points(sigmoid(logits), labels, patients),
+        points=_points(sigmoid(fitted), labels, patients, ", augmented" if augmented else ""),
     )
     write_atomically(folder / NETWORK_FILE, onnx)
     write_atomically(folder / CARD_FILE, card.to_json())
     return card
+
+
+def _augmented(predictor: Predictor, pixels: npt.NDArray[np.uint8], recipe: Recipe) -> npt.NDArray[np.float32]:
+    """Logits of films, each as a training film may look once."""
+    found = []
+    for start in range(0, len(pixels), _BATCH):
+        films = torch.from_numpy(np.array(pixels[start : start + _BATCH]))
+        seeds = [derive_seed(recipe.training.seed, start + place, 9) for place in range(len(films))]
+        found.append(predictor.logits(augment(films, recipe.augmentation, seeds).round().to(torch.uint8).numpy()))
+    return np.concatenate(found)
 
 
 def _calibrate(logits: npt.NDArray[np.float32], labels: npt.NDArray[np.bool_]) -> Calibration:
@@ -145,19 +159,19 @@ def _calibrate(logits: npt.NDArray[np.float32], labels: npt.NDArray[np.bool_]) -
 
 
 def _points(
-    scores: npt.NDArray[np.float64], labels: npt.NDArray[np.bool_], patients: Sequence[str]
+    scores: npt.NDArray[np.float64], labels: npt.NDArray[np.bool_], patients: Sequence[str], how: str = ""
 ) -> dict[str, OperatingPoint]:
     n, positives = len(labels), int(labels.sum())
     chosen = {
         "half": (0.5, "score of 0.5, as in the report"),
-        "balanced": (highest_youden(scores, labels), f"highest Youden index on {n} validation films"),
+        "balanced": (highest_youden(scores, labels), f"highest Youden index on {n} validation films{how}"),
         "rule-out": (
             at_sensitivity(scores, labels, 0.99),
-            f"highest threshold with sensitivity 0.99 on {positives} validation pneumonias",
+            f"highest threshold with sensitivity 0.99 on {positives} validation pneumonias{how}",
         ),
         "rule-in": (
             at_specificity(scores, labels, 0.99),
-            f"lowest threshold with specificity 0.99 on {n - positives} validation normals",
+            f"lowest threshold with specificity 0.99 on {n - positives} validation normals{how}",
         ),
     }
 

@@ -103,6 +103,9 @@ class Training(_Table):
     """Share of each label that is replaced by one half."""
     class_weights: Literal["none", "balanced"] = "none"
     """"balanced" weighs each label by the inverse of its share."""
+    calibrate: Literal["films", "augmented"] = "films"
+    """What calibration, thresholds and bands are fitted on: validation films as they are, or each once as a training film may
+    look. Where the labels differ in how their films are framed and lit, plain validation films do too, and flatter."""
     ema: float = Field(default=0.0, ge=0, lt=1)
     """Decay a step of an exponential mean of the weights, which is then what is validated and kept; 0 has none."""
 
@@ -168,6 +171,8 @@ class Recipe(_Table):
 
     @model_validator(mode="after")
     def _possible(self) -> Recipe:
+        if self.training.calibrate == "augmented" and not self.augmentation.any:
+            raise ValueError("training.calibrate: films cannot be calibrated augmented without an [augmentation]")
         if self.network.freeze == "convolutions" and self.augmentation.any:
             raise ValueError(
                 "network.freeze: features of frozen convolutions are computed once, so films cannot be augmented:"
