@@ -33,6 +33,7 @@ from pydicom.uid import DigitalXRayImageStorageForPresentation, ExplicitVRLittle
 
 from pneumoscope import __version__
 from pneumoscope.dataset.manifest import LABELS
+from pneumoscope.errors import DatasetError
 from pneumoscope.evaluation.films import choose_films
 from pneumoscope.predictor.films import find_films
 from pneumoscope.predictor.model import Film, Model, load_model
@@ -220,6 +221,11 @@ def measure(model: Model, data: Path, target: Path, given: argparse.Namespace) -
     if given.originals:
         large = [Path(path) for path in find_films([str(given.originals)]).paths]
         small = [given.copies / path.relative_to(given.originals) for path in large]
+        if gone := [path for path in small if not path.is_file()]:
+            raise DatasetError(
+                f"{len(gone)} of {len(large)} films at full size have no copy; the first: {str(gone[0])!r}",
+                advice="Name the folder whose inner paths are those of --originals",
+            )
         both = [list(model.predict_many(paths)) for paths in (large, small)]
         found["sizes"] = compare("full size and its copy", *both, [""] * len(large)) | {"n": len(large)}
     return found

@@ -24,7 +24,16 @@ def test_every_line_is_a_valid_command(data):
     found = [parsed(line) for line in lines(data, Path("out"))]
 
     verbs = [verb for verb, _ in found]
-    assert verbs == [*([] if data else ["phantom"]), "split", "train", "train", "evaluate", "evaluate", "compare", *([] if data else ["predict"])]
+    assert verbs == [
+        *([] if data else ["phantom"]),
+        "split",
+        "train",
+        "train",
+        "evaluate",
+        "evaluate",
+        "compare",
+        *([] if data else ["predict"]),
+    ]
     assert set(verbs) <= set(VERBS)
 
 

@@ -11,6 +11,7 @@ import pytest
 from PIL import Image
 from tests.conftest import LIMITS, SIZE, halves
 
+from pneumoscope.errors import DatasetError
 from pneumoscope.predictor.model import load_model
 from pneumoscope.radiograph.decode import decode
 
@@ -91,6 +92,16 @@ def test_the_whole_table(maker, capsys):
         spoilt["upside down"] == spoilt["mirrored"] == found["as_they_are"]["rejected"]["value"]
     )  # the mean grey is the same
     assert (maker.root / "out" / "robustness.md").read_text() == capsys.readouterr().out.removesuffix("\n")
+
+
+def test_an_original_without_its_copy_stops_it(maker):
+    run = maker.run(refusal=LIMITS)
+    films = maker.films(split="train")
+    (run / "manifest.csv").write_text(maker.manifest(films, "validation"))
+    options = ["--films", "4", "--phantoms", "1", "--originals", str(films), "--copies", str(maker.root / "elsewhere")]
+
+    with pytest.raises(DatasetError, match="have no copy"):
+        benchmark.main([str(run), "--data", str(films), *options])
 
 
 def test_originals_need_their_copies(maker):

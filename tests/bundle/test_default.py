@@ -43,7 +43,9 @@ def test_phantoms_are_refused(model, sick):
     assert {found.decision for found in model.predict_many(drawn)} == {"rejected"}
 
 
-@pytest.mark.skipif(not ORIGINALS.is_dir(), reason="PNEUMOSCOPE_ORIGINALS is not set: the films at full size are not there")
+@pytest.mark.skipif(
+    not ORIGINALS.is_dir(), reason="PNEUMOSCOPE_ORIGINALS is not set: the films at full size are not there"
+)
 def test_full_size_films_are_read_as_their_labels_and_refused_where_they_are_spoilt(model):
     from pneumoscope.radiograph.decode import decode
 
