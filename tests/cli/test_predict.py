@@ -150,7 +150,7 @@ def test_without_a_model_the_one_that_comes_with_the_package_scores(films):
     assert json.loads(result.stdout)["model"] == {
         "name": card.name,
         "version": card.version,
-        "onnx_sha256": card.onnx_sha256,
+        "sha256": card.onnx_sha256,
     }
 
 

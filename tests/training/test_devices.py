@@ -38,7 +38,7 @@ def test_two_processes_reach_the_validation_accuracy_of_one_within_a_point(tmp_p
     phantom(films, train=200, test=10, seed=4, size=48)
     recipe.write_text(
         'name = "two"\n[network]\nname = "test_convnext"\nimage_size = 48\n[data]\nvalidation = 0.5\n'
-        "[optimizer]\nlearning_rate = 0.002\n[training]\nepochs = 6\nbatch = 15\n"
+        '[optimizer]\nlearning_rate = 0.002\n[training]\nepochs = 6\nbatch = 15\nprecision = "32"\n'
     )
 
     one = cli(recipe, "--data", films, "--out", tmp_path / "one")

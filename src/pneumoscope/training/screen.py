@@ -53,8 +53,8 @@ def fit_population(features: npt.NDArray[np.float32]) -> Population:
     """
     count = min(_COMPONENTS, min(features.shape) - 1)
     mean, scale = features.mean(0, dtype=np.float64), features.std(0, dtype=np.float64)
-    # Features that are the same on every film would divide by nothing.
-    scale = np.maximum(scale, 1e-6 * float(scale.max()) + 1e-12)
+    # Features that are the same on every film would divide by nothing, here and below.
+    scale = np.where(scale > 1e-6 * float(scale.max()) + 1e-12, scale, 1.0)
     with np.errstate(invalid="ignore"):  # a share of no variance at all, which is not asked for
         model = PCA(count, svd_solver="full").fit((features - mean) / scale)
     tiny = 1e-6 * float(np.sqrt(model.explained_variance_[0])) + 1e-12
