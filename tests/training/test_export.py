@@ -14,8 +14,11 @@ from pneumoscope.networks.gate import Gate, Screen
 from pneumoscope.predictor.predictor import OUTPUTS, Outputs, Predictor, sigmoid
 from pneumoscope.radiograph.prepare import Preparation
 from pneumoscope.training import export as module
+from pneumoscope.training.augment import augment
+from pneumoscope.training.films import derive_seed
 from pneumoscope.training.onnx_file import _convolve_back, to_onnx
 from pneumoscope.training.parity import check_explanations, check_parity
+from pneumoscope.training.recipe import read_recipe
 from pneumoscope.training.screen import fit_population
 
 
@@ -282,3 +285,17 @@ def test_the_file_says_nothing_of_the_machine_and_is_the_same_each_time(small):
     assert b"pneumoscope" not in content
     assert b"stack_trace" not in content
     assert to_onnx(network, 64, screen) == content
+
+
+def test_films_that_thresholds_are_fitted_on_are_each_augmented_once(small):
+    _, _, content = small
+    films = np.random.default_rng(3).integers(0, 200, (40, 64, 64), dtype=np.uint8)  # more than go through at once
+    recipe = read_recipe("quick", ["network.image_size=64", "training.seed=5"])
+    scorer = predictor(content, 64)
+
+    found = module._augmented(scorer, films, recipe)
+
+    seeds = [derive_seed(5, place, 9) for place in range(40)]
+    changed = augment(torch.from_numpy(films), recipe.augmentation, seeds).round().to(torch.uint8).numpy()
+    np.testing.assert_allclose(found, scorer.logits(changed), rtol=0, atol=2e-6)
+    assert np.abs(found - scorer.logits(films)).max() > 1e-4  # an untrained network says little

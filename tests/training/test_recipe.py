@@ -118,3 +118,9 @@ def test_a_recipe_in_another_encoding_is_named(tmp_path):
 
     with pytest.raises(RecipeError, match=r"cannot read '.*latin.toml' as a recipe"):
         read_recipe(str(path))
+
+
+def test_nothing_is_calibrated_augmented_without_an_augmentation():
+    with pytest.raises(RecipeError, match="calibrate: films cannot be calibrated augmented"):
+        read_recipe("alexnet-sgd", ["training.calibrate=augmented"])
+    assert read_recipe("quick", ["training.calibrate=augmented"]).training.calibrate == "augmented"
