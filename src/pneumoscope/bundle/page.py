@@ -187,7 +187,8 @@ def _refusals(card: Card, evaluation: Mapping[str, Any] | None, robustness: Mapp
             parts.append(
                 f"A film is rejected, too, where the network's features are farther from those of the training films than"
                 f" {limits.greatest_distance:.2f} (Mahalanobis distance; training films are at about 1). It is the only guard"
-                " against films of another population, such as adults for a network that learned from children."
+                " against films of another population, such as adults for a network that learned from children; a"
+                " short distance is no proof that a film is of the right one."
             )
         parts.append(
             f"Of validation films it refuses {_share(limits.refused)}; at most {limits.share:.1%} by either was asked."
