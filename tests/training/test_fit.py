@@ -366,3 +366,17 @@ def test_sixteen_bit_films_train_too(tmp_path):
             Image.fromarray(np.full((40, 40), grey + 100 * place, dtype=np.uint16)).save(path)
 
     assert train(small(training={"epochs": 1}), tmp_path / "films", tmp_path / "run")["state"] == "finished"
+
+
+def test_all_that_is_fitted_on_scores_is_fitted_on_augmented_films_where_asked(phantoms, tmp_path):
+    cards = {}
+    for how in ("films", "augmented"):
+        train(small(training={"calibrate": how}, augmentation={"brightness": 0.5}), phantoms, tmp_path / how)
+        cards[how] = read_bundle(tmp_path / how / "bundle")[0]
+    plain, augmented = cards.values()
+
+    assert plain.golden_logit == augmented.golden_logit  # the same weights
+    assert plain.calibration != augmented.calibration
+    assert plain.intervals != augmented.intervals
+    assert "augmented" in augmented.points["balanced"].rule
+    assert plain.points["balanced"].threshold != augmented.points["balanced"].threshold
