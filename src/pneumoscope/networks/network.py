@@ -13,7 +13,7 @@ from __future__ import annotations
 
 import abc
 import dataclasses
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
 import torch
@@ -71,6 +71,10 @@ class Network(nn.Module, abc.ABC):
     @abc.abstractmethod
     def convolutions(self) -> Iterator[nn.Parameter]:
         """The parameters behind `features`: what `freeze = "convolutions"` holds still."""
+
+    def early(self) -> Sequence[nn.Module]:
+        """The first stages, which `freeze = "early"` holds still; none where not overridden."""
+        return ()
 
     def places(self, features: Tensor) -> Tensor | None:
         """The last feature map rearranged to (n, channels, height, width), so that it lies over the film.

@@ -28,8 +28,9 @@ class NetworkChoice(_Table):
     """In `pneumoscope models`, or any other network of timm's."""
     weights: str = "none"
     """"none", "imagenet", or the path of a file with tensors alone."""
-    freeze: Literal["nothing", "convolutions"] = "nothing"
-    """"convolutions" holds them still: their features are computed once and the rest trains on those."""
+    freeze: Literal["nothing", "early", "convolutions"] = "nothing"
+    """"early" holds the first stages of a timm EfficientNet still. "convolutions" holds all of them still: their features are
+    computed once and the rest trains on those."""
     image_size: int = Field(default=224, ge=32, le=1024)
     """Side of the square film, pixels."""
     crop: Crop = "squash"
