@@ -5,9 +5,12 @@ import importlib.util
 import io
 import json
 import sys
+import types
 from pathlib import Path
 
+import numpy as np
 import pytest
+from PIL import Image
 
 from pneumoscope.errors import RecipeError
 from pneumoscope.radiograph.phantom import phantom
@@ -91,6 +94,49 @@ def test_the_study_as_a_whole(attempts, tmp_path, capsys):
     assert text in capsys.readouterr().out
     assert not (tmp_path / "ledger.jsonl").exists()  # no look at test films
     assert json.loads((tmp_path / "out/validation.json").read_text())[0]["why"] == "where we start"
+
+
+def test_a_film_is_framed_as_those_of_the_other_label_are():
+    film = np.arange(200, dtype=np.uint8).reshape(10, 20)
+    np.testing.assert_array_equal(benchmark.frame(film, positive=True), film[:, 2:18])
+    np.testing.assert_array_equal(benchmark.frame(film, positive=False), film[1:9])
+
+
+def test_what_is_said_of_shifted_films_by_hand(attempts, tmp_path, monkeypatch):
+    """A network that calls a film by its mean grey: black corners of turned films make it darker, and so another call."""
+    films = tmp_path / "films"
+    phantom(films, train=60, test=20, size=48)
+    run = tmp_path / "run"
+    benchmark.train(benchmark.read_attempts(attempts)[0].made("block", 0), films, run)
+    labels = [film.positive for film in benchmark.choose_films(films, "validation", run / "manifest.csv")[1]]
+
+    class ByGrey:
+        card = benchmark.Predictor.load(run / "bundle").card
+
+        def stream(self, made):
+            for film in made:
+                logit = float(film.pixels.mean()) - level
+                yield types.SimpleNamespace(logit=logit)
+
+    greys = [
+        benchmark.decode(films / film.path).pixels
+        for film in benchmark.choose_films(films, "validation", run / "manifest.csv")[1]
+    ]
+    level = float(np.median([grey.mean() for grey in greys]))
+    threshold = ByGrey.card.points["balanced"].threshold
+    monkeypatch.setattr(benchmark.Predictor, "load", lambda folder: ByGrey())
+
+    found = benchmark.shifted(run, films)
+
+    def call(grey):
+        return 1 / (1 + np.exp(level - grey.mean())) >= threshold
+
+    framed = [benchmark.frame(grey, label).mean() > level for grey, label in zip(greys, labels, strict=True)]
+    assert found["accuracy_framed"] == np.mean(np.array(framed) == labels)
+    turned = [Image.fromarray(grey).rotate(d, Image.Resampling.BILINEAR) for d in (10, -10) for grey in greys]
+    expected = np.mean([call(np.asarray(new)) != call(old) for new, old in zip(turned, [*greys, *greys], strict=True)])
+    assert found["changed_turned"] == pytest.approx(expected)
+    assert expected > 0
 
 
 def test_an_unknown_attempt_is_named(attempts, capsys):

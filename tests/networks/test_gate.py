@@ -7,6 +7,7 @@ from sklearn.decomposition import PCA
 from sklearn.preprocessing import StandardScaler
 
 from pneumoscope.networks.gate import Gate
+from pneumoscope.networks.population import Eye
 from pneumoscope.training.screen import fit_population
 
 
@@ -17,6 +18,27 @@ def test_the_gate_takes_films_of_any_size_and_is_small():
         assert gate(films).shape == (2, 7)
         torch.testing.assert_close(gate(films), gate(films.float()))
     assert sum(parameter.numel() for parameter in gate.parameters()) < 150_000
+
+
+def test_the_eye_sees_as_imagenet_left_it_and_leaves_every_generator_alone():
+    """Second opinion: timm's own layers, one after the other, on the film with its edge painted black."""
+    state = torch.get_rng_state()
+    eye = Eye()
+    assert torch.equal(torch.get_rng_state(), state)
+    films = torch.randint(0, 256, (2, 112, 112), dtype=torch.uint8)
+    black = torch.zeros_like(films)
+    black[:, 4:-4, 4:-4] = films[:, 4:-4, 4:-4]
+
+    model = eye.network.model
+    with torch.no_grad():
+        maps = model.bn1(model.conv_stem((black.unsqueeze(1).float().expand(-1, 3, -1, -1) - 127) / 128))
+        for stage in model.blocks[:5]:
+            maps = stage(maps)
+        assert maps.shape == (2, 112, 7, 7)
+        torch.testing.assert_close(eye(films), maps.mean((2, 3)), rtol=1e-4, atol=1e-5)
+        larger = films.repeat_interleave(2, 1).repeat_interleave(2, 2)
+        torch.testing.assert_close(eye(larger), eye(films), rtol=1e-4, atol=1e-5)
+    assert not any(parameter.requires_grad for parameter in eye.parameters())
 
 
 def test_a_distance_is_the_mahalanobis_distance_under_probabilistic_pca():

@@ -46,8 +46,6 @@ def test_a_film_too_far_away_is_told_how_far(card):
 def test_what_a_bundle_does_not_give_refuses_nothing(card):
     assert refusal(card, None, None) == ""
     assert refusal(structs.replace(card, refusal=None), kinds(0), 99.0) == ""
-    unknown = structs.replace(card, refusal=structs.replace(card.refusal, greatest_distance=None))
-    assert refusal(unknown, kinds(1), 99.0) == ""
 
 
 def test_refusals_of_one_sort_are_counted_together(card):

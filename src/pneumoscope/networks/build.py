@@ -15,7 +15,13 @@ __all__ = ["build"]
 
 
 def build(
-    name: str, *, image_size: int, weights: str = "none", keep_fc8: bool = False, dropout: float = 0.0
+    name: str,
+    *,
+    image_size: int,
+    weights: str = "none",
+    keep_fc8: bool = False,
+    dropout: float = 0.0,
+    edge: int = 0,
 ) -> Network:
     """A network in training mode.
 
@@ -27,6 +33,7 @@ def build(
         weights: "none", "imagenet", or a file's path.
         keep_fc8: AlexNet's literal stack.
         dropout: before the last layer of a timm network; the report's networks have their own.
+        edge: pixels at each edge that the network sees as black.
     Raises:
         UnknownNameError: no such network.
         RecipeError: films too small for it, or an option that it does not have.
@@ -45,6 +52,7 @@ def build(
         network = VGG19(image_size, scaling=UNIT if weights == "none" else IMAGENET)
     else:
         network = Backbone(name, image_size=image_size, dropout=dropout)
+    network.edge = edge
     if weights == "imagenet":
         load_imagenet(network, name)
     elif weights != "none":

@@ -13,10 +13,11 @@ from __future__ import annotations
 
 import abc
 import dataclasses
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
 
 __all__ = ["IMAGENET", "LITE", "UNIT", "Network", "Pull", "Scaling"]
@@ -45,11 +46,13 @@ class Network(nn.Module, abc.ABC):
     Attributes:
         offset, scale: of grey levels; buffers, so that they travel with the weights.
         memory_format: of the weights, the quicker one on a CPU.
+        edge: pixels at each edge that are seen as black, whatever is there.
     """
 
     offset: Tensor
     scale: Tensor
     memory_format = torch.contiguous_format
+    edge = 0
 
     def __init__(self, scaling: Scaling) -> None:
         super().__init__()
@@ -58,7 +61,11 @@ class Network(nn.Module, abc.ABC):
 
     def image(self, films: Tensor) -> Tensor:
         """Grey levels (n, size, size), uint8 or float, to three scaled channels (n, 3, size, size)."""
-        return (films.unsqueeze(1).to(self.scale.dtype) - self.offset) / self.scale
+        grey = films.unsqueeze(1).to(self.scale.dtype)
+        if self.edge:
+            inner = slice(self.edge, -self.edge)
+            grey = F.pad(grey[..., inner, inner], (self.edge,) * 4)
+        return (grey - self.offset) / self.scale
 
     @abc.abstractmethod
     def features(self, image: Tensor) -> Tensor:
@@ -72,10 +79,6 @@ class Network(nn.Module, abc.ABC):
     def convolutions(self) -> Iterator[nn.Parameter]:
         """The parameters behind `features`: what `freeze = "convolutions"` holds still."""
 
-    def early(self) -> Sequence[nn.Module]:
-        """The first stages, which `freeze = "early"` holds still; none where not overridden."""
-        return ()
-
     def places(self, features: Tensor) -> Tensor | None:
         """The last feature map rearranged to (n, channels, height, width), so that it lies over the film.
 
@@ -83,35 +86,29 @@ class Network(nn.Module, abc.ABC):
         """
         return features
 
-    def look(self, image: Tensor) -> tuple[Tensor, Tensor]:
-        """The last feature map, and the one that tells a film from films of other people: the same where not overridden."""
-        features = self.features(image)
-        return features, features
-
     def pull(self, features: Tensor) -> tuple[Tensor, Tensor]:
         """Logits (n, 1) and their gradient with respect to the last feature map: the reference `Pull`."""
         traced: Any = torch.func.vjp(self.classify, features)  # typed as two or three values
         logits, back = traced
         return logits, back(torch.ones_like(logits))[0]
 
-    def explain(self, films: Tensor, pull: Pull | None = None) -> tuple[Tensor, Tensor, Tensor] | None:
-        """Logits, heatmaps and what describes a film.
+    def explain(self, films: Tensor, pull: Pull | None = None) -> tuple[Tensor, Tensor] | None:
+        """Logits and heatmaps.
 
         Args:
             films: grey levels (n, size, size).
             pull: another way to the same gradient, such as its exported graph.
         Returns:
-            Logits (n,); what each place contributes to its film's logit (n, height, width); the mean over its places of
-            the second map of `look` (n, channels). None where the maps have no places.
+            Logits (n,); what each place contributes to its film's logit (n, height, width). None where the last feature map
+            has no places.
         """
-        features, described = self.look(self.image(films))
-        over_film = self.places(described)
-        if over_film is None:
+        features = self.features(self.image(films))
+        if self.places(features) is None:
             return None
         logits, gradient = (pull or self.pull)(features)
         contributions = self.places(gradient * features)
         assert contributions is not None  # of the same shape as the features
-        return logits.squeeze(1), contributions.sum(1), over_film.mean((2, 3))
+        return logits.squeeze(1), contributions.sum(1)
 
     def forward(self, films: Tensor) -> Tensor:
         """Grey levels (n, size, size) to logits (n,)."""

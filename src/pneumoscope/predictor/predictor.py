@@ -207,9 +207,8 @@ class Predictor:
             )
 
     def _refuse_other_limits(self) -> None:
-        limits = self.card.refusal
-        has = {"kinds": limits is not None, "distance": limits is not None and limits.greatest_distance is not None}
-        for name, expected in has.items():
+        expected = self.card.refusal is not None
+        for name in ("kinds", "distance"):
             if (name in self._gives) != expected:
                 raise BundleError(
                     f"the network of bundle {self.card.name!r} gives {self._gives}; its card"

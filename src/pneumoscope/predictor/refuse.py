@@ -25,7 +25,7 @@ def refusal(card: Card, kinds: Sequence[float] | None, distance: float | None) -
     Args:
         card: of the bundle; its limits were set on validation films.
         kinds: probabilities of `KINDS`; None where the bundle has no gate.
-        distance: from the training films, see `networks.gate.Population`; None where the bundle knows none.
+        distance: from the training films, see `networks.population`; None where the bundle knows none.
     """
     limits = card.refusal
     if limits is None:
@@ -33,7 +33,7 @@ def refusal(card: Card, kinds: Sequence[float] | None, distance: float | None) -
     if kinds is not None and kinds[0] < limits.least_film:
         likely = max(range(1, len(KINDS)), key=lambda place: kinds[place])
         return _WORDS[KINDS[likely]]
-    if distance is not None and limits.greatest_distance is not None and distance > limits.greatest_distance:
+    if distance is not None and distance > limits.greatest_distance:
         return (
             "unlike the films that the model was trained on: perhaps of another age, another view or another part of the"
             f" body (distance {distance:.2f}, at most {limits.greatest_distance:.2f} is known)"

@@ -54,9 +54,6 @@ class Classifier(pl.LightningModule):
         if on_features:
             for parameter in network.convolutions():
                 parameter.requires_grad_(False)
-        self._held = network.early() if recipe.network.freeze == "early" else ()
-        for module in self._held:
-            module.requires_grad_(False)
         self.history: list[Epoch] = []
         self._sums = torch.zeros(3)
         self._validated: list[tuple[Tensor, Tensor, Tensor]] = []
@@ -79,8 +76,6 @@ class Classifier(pl.LightningModule):
 
     def on_train_epoch_start(self) -> None:
         """Begin to count."""
-        for module in self._held:
-            module.eval()  # or batch normalisation would go on moving its means
         self._sums = torch.zeros(3, device=self.device)
         self._started = time.monotonic()
 

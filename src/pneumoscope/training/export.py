@@ -88,7 +88,7 @@ def export(
     rows, pixels = prepared.rows[: len(arrays.train)], prepared.pixels[prepared.rows[len(arrays.train) :]]
     screen = None
     if steps := recipe.refusal.steps:
-        screen = make_screen(network, prepared.pixels, rows, steps=steps, seed=recipe.training.seed)
+        screen = make_screen(prepared.pixels, rows, steps=steps, seed=recipe.training.seed)
     onnx = to_onnx(network, recipe.network.image_size, screen)
     labels = np.array([film.positive for film in arrays.validation])
     card = Card(
@@ -201,15 +201,11 @@ def _share(what: npt.NDArray[np.bool_], patients: Sequence[str]) -> Share:
 def _limits(outputs: Sequence[Outputs], share: float, patients: Sequence[str]) -> Refusal:
     """The limits that at most this share of validation films lies beyond, each."""
     kinds = np.concatenate([part.kinds for part in outputs if part.kinds is not None])
-    distances = [part.distance for part in outputs if part.distance is not None]
+    distance = np.concatenate([part.distance for part in outputs if part.distance is not None])
     beyond = math.floor(share * len(patients) + 1e-9)
     least = min(_SURELY_A_FILM, float(np.sort(kinds[:, 0])[beyond]))
-    refused = kinds[:, 0] < least
-    greatest = None
-    if distances:
-        found = np.concatenate(distances)
-        greatest = float(np.sort(found)[-1 - beyond])
-        refused |= found > greatest
+    greatest = float(np.sort(distance)[-1 - beyond])
+    refused = (kinds[:, 0] < least) | (distance > greatest)
     return Refusal(
         kinds=KINDS,
         least_film=least,

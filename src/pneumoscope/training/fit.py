@@ -223,6 +223,7 @@ def _build(recipe: Recipe) -> Network:
         weights=choice.weights,
         keep_fc8=choice.keep_fc8,
         dropout=choice.dropout,
+        edge=choice.edge,
     )
 
 

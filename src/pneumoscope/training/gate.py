@@ -23,7 +23,7 @@ from pneumoscope.training.films import derive_seed
 from pneumoscope.training.others import other_picture
 from pneumoscope.training.recipe import Augmentation
 
-__all__ = ["SIDE", "draw_pictures", "train_gate"]
+__all__ = ["PLAUSIBLE", "SIDE", "draw_pictures", "train_gate"]
 
 # At this side pictures are made, which `Gate` halves: quick enough to make a new one for each step.
 SIDE = 112
@@ -33,7 +33,7 @@ _ODDS: dict[Kind, int] = {
     "film": 6, "inverted": 2, "upside down": 2, "on its side": 2, "mirrored": 2, "cropped": 2, "other": 3,
 }  # fmt: skip
 # What a film may look like and still be one: wider than in clinics, so that a film at the edge of it is safe.
-_PLAUSIBLE = Augmentation(
+PLAUSIBLE = Augmentation(
     rotation=15, translation=0.06, scale=0.3, aspect=0.2, brightness=0.35, contrast=0.4, gamma=0.6, blur=1, noise=0.06
 )
 _TURNED = Augmentation(
@@ -98,7 +98,7 @@ def draw_pictures(
     seeds = random.integers(2**62, size=count).tolist()
     askew = np.isin(kinds, [KINDS.index(kind) for kind in ("upside down", "on its side")])
     made = torch.where(
-        torch.from_numpy(askew).view(-1, 1, 1), augment(small, _TURNED, seeds), augment(small, _PLAUSIBLE, seeds)
+        torch.from_numpy(askew).view(-1, 1, 1), augment(small, _TURNED, seeds), augment(small, PLAUSIBLE, seeds)
     )
     for place, kind in enumerate(kinds.tolist()):
         made[place] = _spoil(made[place], KINDS[kind], random)

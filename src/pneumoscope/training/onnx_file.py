@@ -19,8 +19,8 @@ from torch import Tensor, nn
 from torch.fx.experimental.proxy_tensor import make_fx
 
 from pneumoscope.errors import ParityError
-from pneumoscope.networks.gate import Screen
 from pneumoscope.networks.network import Network
+from pneumoscope.networks.population import Screen
 
 __all__ = ["to_onnx"]
 
@@ -93,38 +93,33 @@ class _Whole(nn.Module):
         super().__init__()
         self.reader = reader
         self.gate = screen.gate if screen else None
-        self.population = screen.population if screen else None
+        self.distance = nn.Sequential(screen.eye, screen.population) if screen else None
         self.names = [
             "logit",
             *(["heatmap"] if isinstance(reader, _Explained) else []),
-            *(["kinds"] if self.gate else []),
-            *(["distance"] if self.population else []),
+            *(["kinds", "distance"] if screen else []),
         ]
 
     def forward(self, films: Tensor) -> tuple[Tensor, ...]:
-        *outputs, features = self.reader(films)
-        if self.gate:
-            outputs.append(self.gate(films).softmax(1))
-        if self.population:
-            outputs.append(self.population(features))
-        return tuple(outputs)
+        outputs: tuple[Tensor, ...] = self.reader(films)
+        if self.gate is None or self.distance is None:
+            return outputs
+        return (*outputs, self.gate(films).softmax(1), self.distance(films))
 
 
 class _Unexplained(nn.Module):
-    """Films to logits and what describes them, which may be None."""
+    """Films to logits."""
 
     def __init__(self, network: Network) -> None:
         super().__init__()
         self.network = network
 
-    def forward(self, films: Tensor) -> tuple[Tensor, Tensor | None]:
-        maps, described = self.network.look(self.network.image(films))
-        places = self.network.places(described)
-        return self.network.classify(maps).squeeze(1), None if places is None else places.mean((2, 3))
+    def forward(self, films: Tensor) -> tuple[Tensor]:
+        return (self.network(films),)
 
 
 class _Explained(nn.Module):
-    """Films to logits, heatmaps and what describes them, in operations that the exporter knows."""
+    """Films to logits and heatmaps, in operations that the exporter knows."""
 
     def __init__(self, network: Network, films: Tensor) -> None:
         super().__init__()
@@ -149,17 +144,17 @@ class _Explained(nn.Module):
         logits, gradient = self.traced(self._weights(), features)
         return logits, gradient
 
-    def forward(self, films: Tensor) -> tuple[Tensor, Tensor, Tensor] | None:
+    def forward(self, films: Tensor) -> tuple[Tensor, Tensor] | None:
         network = self.head.network
         if not self.pools:
             return network.explain(films, self._pull)
         # The closed form: behind average pooling all places of a channel have one gradient, that of their mean divided by their
         # number. One product of a vector and a matrix a film; the product of two whole maps costs 3% of lite0's time.
-        maps, described = network.look(network.image(films))
+        maps = network.features(network.image(films))
         mean = maps.mean((2, 3), keepdim=True)
         logits, gradient = self._pull(mean)
         heatmap = gradient.flatten(1).unsqueeze(1) @ maps.flatten(2) / (maps.shape[2] * maps.shape[3])
-        return logits.squeeze(1), heatmap.reshape(-1, maps.shape[2], maps.shape[3]), described.mean((2, 3))
+        return logits.squeeze(1), heatmap.reshape(-1, maps.shape[2], maps.shape[3])
 
 
 def _same_everywhere(gradient: Tensor) -> bool:

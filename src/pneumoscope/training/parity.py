@@ -11,8 +11,8 @@ from torch import Tensor
 
 from pneumoscope.bundle.card import Parity
 from pneumoscope.errors import ParityError
-from pneumoscope.networks.gate import Screen
 from pneumoscope.networks.network import Network
+from pneumoscope.networks.population import Screen
 from pneumoscope.predictor.predictor import Outputs
 
 __all__ = ["EXPLAINED_TOLERANCE", "TOLERANCE", "check_explanations", "check_parity"]
@@ -69,7 +69,7 @@ def check_explanations(
     """
     films = torch.from_numpy(np.array(pixels))
     with torch.no_grad():
-        features, described = network.look(network.image(films))
+        features = network.features(network.image(films))
         if outputs.heatmap is not None:
             explanation = network.explain(films)
             terms = network.places(network.pull(features)[1] * features)
@@ -79,10 +79,7 @@ def check_explanations(
             _compare("heatmap", explanation[1], outputs.heatmap, largest, spared=math.ceil(len(pixels) / 10))
         if screen:
             _compare("kinds", screen.gate(films).softmax(1), outputs.kinds, 1)
-        if screen and screen.population:
-            pooled = network.places(described)
-            assert pooled is not None  # or there would be no population
-            distance = screen.population(pooled.mean((2, 3)))
+            distance = screen.population(screen.eye(films))
             _compare("distance", distance, outputs.distance, float(distance.max()))
 
 

@@ -28,9 +28,8 @@ class NetworkChoice(_Table):
     """In `pneumoscope models`, or any other network of timm's."""
     weights: str = "none"
     """"none", "imagenet", or the path of a file with tensors alone."""
-    freeze: Literal["nothing", "early", "convolutions"] = "nothing"
-    """"early" holds the first stages of a timm EfficientNet still. "convolutions" holds all of them still: their features are
-    computed once and the rest trains on those."""
+    freeze: Literal["nothing", "convolutions"] = "nothing"
+    """"convolutions" holds them still: their features are computed once and the rest trains on those."""
     image_size: int = Field(default=224, ge=32, le=1024)
     """Side of the square film, pixels."""
     crop: Crop = "squash"
@@ -39,6 +38,8 @@ class NetworkChoice(_Table):
     """AlexNet's literal stack: its 1,000-way layer stays below the head."""
     dropout: float = Field(default=0.0, ge=0, lt=1)
     """Before the last layer of a timm network."""
+    edge: int = Field(default=0, ge=0, le=128)
+    """Pixels at each edge of the square that the network sees as black: how a film ends tells where it comes from."""
 
 
 class Data(_Table):
@@ -178,6 +179,10 @@ class Recipe(_Table):
             raise ValueError(
                 "network.freeze: features of frozen convolutions are computed once, so films cannot be augmented:"
                 " set it to nothing or leave [augmentation] out"
+            )
+        if 4 * self.network.edge >= self.network.image_size:
+            raise ValueError(
+                f"network.edge: {self.network.edge} pixels at each edge leave too little of {self.network.image_size}"
             )
         every = set().union(*_OWN_FIELDS.values())
         for field in sorted(every - _OWN_FIELDS[self.optimizer.name]):

@@ -7,9 +7,10 @@ import numpy.typing as npt
 import torch
 from sklearn.decomposition import PCA
 
-from pneumoscope.networks.gate import Population, Screen
-from pneumoscope.networks.network import Network
-from pneumoscope.training.gate import train_gate
+from pneumoscope.networks.population import Eye, Population, Screen
+from pneumoscope.training.augment import augment
+from pneumoscope.training.films import derive_seed
+from pneumoscope.training.gate import PLAUSIBLE, train_gate
 
 __all__ = ["fit_population", "make_screen"]
 
@@ -17,32 +18,28 @@ _COMPONENTS = 64
 _BATCH = 32
 
 
-def make_screen(
-    network: Network,
-    pixels: npt.NDArray[np.uint8],
-    rows: npt.NDArray[np.int64],
-    *,
-    steps: int,
-    seed: int,
-) -> Screen:
-    """Train the gate, and describe the population by the network's features.
+def make_screen(pixels: npt.NDArray[np.uint8], rows: npt.NDArray[np.int64], *, steps: int, seed: int) -> Screen:
+    """Train the gate, and describe the population.
+
+    The population is the training films as they are and each once a little askew and lit otherwise: how a film was laid and
+    lit is not who is on it.
 
     Args:
-        network: trained, in evaluation mode, on the CPU.
         pixels: prepared films, shape (n, size, size).
         rows: of the training films among them.
         steps, seed: see `train_gate`.
+    Raises:
+        MissingExtraError: see `Eye`.
     """
+    eye = Eye()
     found = []
     with torch.no_grad():
         for start in range(0, len(rows), _BATCH):
             films = torch.from_numpy(pixels[rows[start : start + _BATCH]])
-            places = network.places(network.look(network.image(films))[1])
-            if places is None:
-                break
-            found.append(places.mean((2, 3)).numpy())
-    gate = train_gate(pixels, rows, steps=steps, seed=seed)
-    return Screen(gate, fit_population(np.concatenate(found)) if found else None)
+            seeds = [derive_seed(seed, start + place, 10) for place in range(len(films))]
+            found += [eye(films).numpy(), eye(augment(films, PLAUSIBLE, seeds)).numpy()]
+    population = fit_population(np.concatenate(found))
+    return Screen(train_gate(pixels, rows, steps=steps, seed=seed), eye, population)
 
 
 def fit_population(features: npt.NDArray[np.float32]) -> Population:
