@@ -162,7 +162,7 @@ def shuffled(network: bytes, share: float, rng: np.random.Generator) -> tuple[by
     tensors = {tensor.name: tensor for tensor in model.graph.initializer}
     layers: list[list[str]] = []
     known: set[str] = set()
-    for node in model.graph.node:
+    for node in _behind("logit", model.graph):
         own = [name for name in node.input if name in tensors and name not in known]
         if node.op_type in WEIGHTED and own:  # the gradient's products take weights of layers that are known already
             layers.append(own)
@@ -172,10 +172,23 @@ def shuffled(network: bytes, share: float, rng: np.random.Generator) -> tuple[by
     count = max(1, round(share * len(layers)))
     for name in (name for layer in layers[-count:] for name in layer):
         values = onnx.numpy_helper.to_array(tensors[name])
-        tensors[name].CopyFrom(
-            onnx.numpy_helper.from_array(rng.permutation(values.flatten()).reshape(values.shape), name)
-        )
+        new = rng.permutation(values.flatten()).reshape(values.shape)
+        # The gradient may have a transposed copy of its own.
+        for copy, tensor in tensors.items():
+            if copy != name and values.ndim == 2 and np.array_equal(onnx.numpy_helper.to_array(tensor), values.T):
+                tensor.CopyFrom(onnx.numpy_helper.from_array(np.ascontiguousarray(new.T), copy))
+        tensors[name].CopyFrom(onnx.numpy_helper.from_array(new, name))
     return model.SerializeToString(), count
+
+
+def _behind(output: str, graph: Any) -> list[Any]:
+    """The nodes that an output hangs on, in their order: what looks at a film beside the network is not of it."""
+    needed, found = {output}, []
+    for node in reversed(graph.node):  # a node stands behind those that make its inputs
+        if needed.intersection(node.output):
+            needed.update(node.input)
+            found.append(node)
+    return found[::-1]
 
 
 def likeness(a: FloatArray, b: FloatArray) -> float:

@@ -89,6 +89,28 @@ def test_weights_are_shuffled_within_each_tensor_from_the_logit_on(share, layers
         assert np.array_equal(np.sort(old[name], axis=None), np.sort(new[name], axis=None))
 
 
+def test_a_transposed_copy_is_shuffled_alike_and_what_the_logit_does_not_hang_on_is_left():
+    weights = np.arange(4, dtype=np.float32)[:, None]
+    nodes = [
+        helper.make_node("MatMul", ["x", "w"], ["logit"]),
+        helper.make_node("MatMul", ["logit", "w_t"], ["gradient"]),
+        helper.make_node("MatMul", ["x", "gate"], ["kinds"]),
+    ]
+    arrays = {"w": weights, "w_t": weights.T, "gate": np.arange(8, dtype=np.float32).reshape(4, 2)}
+    x = helper.make_tensor_value_info("x", TensorProto.FLOAT, ["n", 4])
+    logit = helper.make_tensor_value_info("logit", TensorProto.FLOAT, ["n", 1])
+    constants = [onnx.numpy_helper.from_array(np.ascontiguousarray(value), name) for name, value in arrays.items()]
+    before = helper.make_model(helper.make_graph(nodes, "copy", [x], [logit], constants)).SerializeToString()
+
+    content, count = benchmark.shuffled(before, 0.0, np.random.default_rng(3))
+
+    new = {t.name: onnx.numpy_helper.to_array(t) for t in onnx.load_from_string(content).graph.initializer}
+    assert count == 1
+    assert not np.array_equal(new["w"], weights)
+    np.testing.assert_array_equal(new["w_t"], new["w"].T)
+    np.testing.assert_array_equal(new["gate"], arrays["gate"])
+
+
 def test_a_network_without_weights_is_refused(maker):
     network = (maker.bundle(maker.root / "bundle") / "network.onnx").read_bytes()
 
