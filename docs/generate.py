@@ -1,4 +1,5 @@
-"""Writes the pages of docs/ that are made from the code: the command line, the errors and the fields of a recipe.
+"""Writes the pages that are made from the code: the command line, the errors, the fields of a recipe; and from what was
+measured: the model card, and what the shipped recipe came to with every seed.
 
 `make docs` runs it. A test makes the same pages in memory and fails where one on disk differs, so that none can go stale.
 """
@@ -20,6 +21,7 @@ from pneumoscope.bundle.card import find_bundle
 from pneumoscope.bundle.page import card_page
 from pneumoscope.cli import VERBS, cli
 from pneumoscope.errors import PneumoscopeError
+from pneumoscope.evaluation.records import read_evaluation
 from pneumoscope.training.recipe import Recipe, read_recipe, shipped
 
 FOLDER = Path(__file__).resolve().parent
@@ -36,6 +38,7 @@ def pages() -> dict[str, str]:
         "errors.md": _MADE + errors_page(),
         "model-card.md": _MADE + card_page(find_bundle()),
         "recipes.md": _MADE + recipes_page(),
+        "../results/default-model/seeds.md": _MADE + seeds_page(),
     }
 
 
@@ -237,13 +240,38 @@ def _words(table: type[BaseModel], name: str, field: FieldInfo) -> str:
     return inspect.cleandoc(field.description or "").replace("\n", " ") or next(iter(attributes), "")
 
 
+# --- seeds -----------------------------------------------------------------------------------------------------------
+
+
+def seeds_page() -> str:
+    """What the shipped recipe came to on the test films with every seed, and the means."""
+    runs = FOLDER.parent / "results" / "default-model" / "runs"
+    files = {f"{path.parent.name}": path for path in sorted(runs.glob("edged-block-*/evaluation.json"))}
+    files = {"default, ships": find_bundle() / "evidence" / "evaluation.json", **files}
+    rows = []
+    for file in files.values():
+        found = read_evaluation(file)
+        metrics = found.points["balanced"].metrics
+        measured = (
+            *(found.metrics[name] for name in ("auroc", "expected_calibration_error")),
+            *(metrics[name] for name in ("accuracy", "sensitivity", "specificity")),
+        )
+        rows.append([interval.value for interval in measured])
+    columns = ("AUROC", "calibration error", "accuracy at `balanced`", "sensitivity", "specificity")
+    named = [*zip(files, rows, strict=True), ("mean", [sum(column) / len(rows) for column in zip(*rows, strict=True)])]
+    return (
+        "# The shipped recipe with every seed\n\nThe official test films; each seed has a validation split of its own."
+        " Intervals stand in the evaluations of the runs.\n\n"
+    ) + _table(("run", *columns), ((name, *(f"{value:.4f}" for value in row)) for name, row in named))
+
+
 def main() -> None:
     """Write the pages and name those that changed."""
     for name, text in pages().items():
         page = FOLDER / name
         if not page.exists() or page.read_text(encoding="utf-8") != text:
             page.write_text(text, encoding="utf-8")
-            print(f"written: docs/{name}")
+            print(f"written: {page.resolve().relative_to(FOLDER.parent)}")
 
 
 if __name__ == "__main__":

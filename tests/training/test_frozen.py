@@ -66,3 +66,10 @@ def test_other_weights_have_other_features(phantoms, start):
     names = {keep_features(build("vgg19", image_size=32), films).name for _ in range(2)}
 
     assert len(names) == 2
+
+
+def test_features_of_films_with_a_black_edge_are_kept_apart(phantoms, start):
+    manifest = load_manifest(phantoms)
+    films = prepare_films(manifest.root, manifest.films, small().preparation)
+    names = {keep_features(build("vgg19", image_size=32, weights=str(start), edge=edge), films).name for edge in (0, 2)}
+    assert len(names) == 2

@@ -124,3 +124,9 @@ def test_nothing_is_calibrated_augmented_without_an_augmentation():
     with pytest.raises(RecipeError, match="calibrate: films cannot be calibrated augmented"):
         read_recipe("alexnet-sgd", ["training.calibrate=augmented"])
     assert read_recipe("quick", ["training.calibrate=augmented"]).training.calibrate == "augmented"
+
+
+def test_an_edge_that_leaves_too_little_of_the_film_is_refused():
+    with pytest.raises(RecipeError, match="edge: 28 pixels at each edge leave too little of 112"):
+        read_recipe("default", ["network.edge=28"])
+    assert read_recipe("default", ["network.edge=27"]).network.edge == 27

