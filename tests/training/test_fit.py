@@ -104,6 +104,17 @@ def test_the_population_is_films_as_they_are_and_each_once_otherwise():
     torch.testing.assert_close(screen.population.mean, both.mean(0), rtol=1e-4, atol=1e-5)
 
 
+def test_the_edge_of_a_recipe_is_black_to_what_is_shipped(phantoms, tmp_path):
+    train(small(training={"epochs": 1}, network={"edge": 4}), phantoms, tmp_path / "run")
+    predictor = Predictor.load(tmp_path / "run/bundle")
+    films = np.random.default_rng(0).integers(0, 256, (3, 32, 32)).astype(np.uint8)
+    other = 255 - films
+    other[:, 4:-4, 4:-4] = films[:, 4:-4, 4:-4]
+
+    np.testing.assert_array_equal(predictor.logits(other), predictor.logits(films))
+    assert not np.allclose(predictor.logits(255 - films), predictor.logits(films))
+
+
 def test_run_json_says_what_a_sceptic_asks(run, phantoms):
     out, result = run
     manifest = load_manifest(out / "manifest.csv", root=phantoms)
