@@ -40,7 +40,8 @@ LIMITS = Refusal(
     kinds=KINDS,
     least_film=0.3,
     greatest_distance=1.9,
-    share=0.01,
+    share_kinds=0.01,
+    share_distance=0.02,
     refused=Share(value=0, low=0, high=0.3, n=9, method="wilson"),
 )
 
@@ -82,6 +83,7 @@ class Maker:
         seen: Mapping[str, Sequence[str]] | None = None,
         points: Mapping[str, OperatingPoint] = POINTS,
         refusal: Refusal | None = None,
+        ages: tuple[float, float] | None = None,
     ) -> Path:
         """logit = gain x (mean grey level - 125); a gain of 0 knows nothing. With `refusal`, films are screened by their grey."""
         onnx = mean_grey_network(gain, screened=refusal is not None)
@@ -97,9 +99,10 @@ class Maker:
             onnx_bytes=len(onnx),
             golden_logit=gain * (float(golden_film(SIZE).mean()) - 125),
             preparation=Preparation(size=SIZE),
-            calibration=Calibration(slope=0.8, intercept=0.1, method="platt", n=8),
+            calibration=Calibration(slope=0.8, intercept=0.1, method="platt", n=8, prevalence=0.5),
             intervals=None,
             refusal=refusal,
+            ages=ages,
             points=dict(points),
             parity=Parity(films=8, largest=0.0),
             recipe={"name": name},

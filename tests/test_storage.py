@@ -326,3 +326,18 @@ def test_a_lock_that_cannot_be_made_is_named(tmp_path):
         locked(tmp_path / "file" / "lock", RunError("in use")),
     ):
         pytest.fail("it was locked")
+
+
+def test_a_link_stays_one_and_what_it_points_to_is_written(tmp_path):
+    (tmp_path / "target").write_text("old")
+    (tmp_path / "link").symlink_to("target")
+    assert write_atomically(tmp_path / "link", "new") == tmp_path / "link"
+    assert (tmp_path / "link").is_symlink()
+    assert (tmp_path / "target").read_text() == "new"
+
+
+def test_a_pipe_is_not_replaced(tmp_path):
+    os.mkfifo(tmp_path / "pipe")
+    with pytest.raises(StorageError, match="a pipe or a device"):
+        write_atomically(tmp_path / "pipe", "new")
+    assert (tmp_path / "pipe").is_fifo()

@@ -30,10 +30,13 @@ def write_atomically(path: Path, content: str | bytes | Callable[[BinaryIO], Non
     Raises:
         StorageError: the disk is full or cannot be written; what was there before is kept.
     """
+    target = Path(os.path.realpath(path))  # a link stays one, and what it points to is written
+    if target.exists() and not target.is_file() and not target.is_dir():
+        raise StorageError(f"cannot write {str(path)!r}: it is a pipe or a device", advice="Name a file")
     # Opened like any new file, so that the umask holds: reading it to apply it later would change it for other threads.
-    temporary = path.parent / f".{path.name}-{secrets.token_hex(_RANDOM)}"
+    temporary = target.parent / f".{target.name}-{secrets.token_hex(_RANDOM)}"
     try:
-        path.parent.mkdir(parents=True, exist_ok=True)
+        target.parent.mkdir(parents=True, exist_ok=True)
         with temporary.open("xb") as file:
             if callable(content):
                 content(file)
@@ -41,7 +44,7 @@ def write_atomically(path: Path, content: str | bytes | Callable[[BinaryIO], Non
                 file.write(content.encode() if isinstance(content, str) else content)
             file.flush()
             os.fsync(file.fileno())
-        temporary.replace(path)
+        temporary.replace(target)
     except OSError as error:
         raise StorageError(
             f"cannot write {str(path)!r}: {error.strerror or error}",

@@ -3,12 +3,14 @@
 import hashlib
 import json
 import math
+import os
 
 import msgspec
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 from msgspec import structs
+from tests.conftest import LIMITS
 
 from pneumoscope.bundle.card import Calibration, Card, Intervals, OperatingPoint, Parity, Share, read_bundle, short_hash
 from pneumoscope.errors import BundleError
@@ -45,7 +47,7 @@ def test_a_bundle_comes_back_as_it_was_written(bundle):
         "validation",
     )
     assert (point.specificity.value, point.specificity.low, point.specificity.n) == (1, 0.438, 3)
-    assert card.calibration == Calibration(slope=0.8, intercept=0.1, method="platt", n=8)
+    assert card.calibration == Calibration(slope=0.8, intercept=0.1, method="platt", n=8, prevalence=0.5)
 
 
 @pytest.mark.parametrize("name", ["card.json", "network.onnx"])
@@ -260,3 +262,37 @@ def test_steps_that_do_not_fit_together_are_refused(bundle):
         BundleError, match=r"malformed: 1 edges, 1 lower and 2 upper probabilities - at `\$\.intervals`"
     ):
         read_bundle(bundle)
+
+
+@pytest.mark.parametrize("file", ["card.json", "network.onnx"])
+def test_a_pipe_in_the_place_of_a_file_is_not_waited_for(maker, file):
+    folder = maker.bundle(maker.root / "piped")
+    (folder / file).unlink()
+    os.mkfifo(folder / file)
+    with pytest.raises(BundleError, match="it is no file"):
+        read_bundle(folder)
+
+
+def test_a_file_without_end_is_not_read(maker):
+    folder = maker.bundle(maker.root / "long")
+    with (folder / "card.json").open("ab") as file:
+        file.truncate(10_000_001)
+    with pytest.raises(BundleError, match="10,000,001 bytes are more than"):
+        read_bundle(folder)
+
+
+def test_words_that_would_move_a_terminals_cursor_are_refused(maker):
+    folder = maker.bundle(maker.root / "escaping")
+    card = json.loads((folder / "card.json").read_text())
+    (folder / "card.json").write_text(json.dumps({**card, "name": "x\x1b]0;taken\x07"}))
+    with pytest.raises(BundleError, match="cannot be printed"):
+        read_bundle(folder)
+
+
+def test_kinds_in_another_order_are_refused(maker):
+    folder = maker.bundle(maker.root / "reversed", refusal=LIMITS)
+    card = json.loads((folder / "card.json").read_text())
+    card["refusal"]["kinds"].reverse()
+    (folder / "card.json").write_text(json.dumps(card))
+    with pytest.raises(BundleError, match="in this order"):
+        read_bundle(folder)

@@ -126,3 +126,27 @@ def test_a_bundle_with_such_a_network_is_refused_though_its_card_says_so(maker, 
     folder = maker.bundle(maker.root / "bundle")
     with pytest.raises(BundleError, match="not of ONNX itself"):
         read_bundle(folder)
+
+
+def test_a_fields_number_beyond_32_bits_is_refused():
+    """Whoever runs the file drops the bits above: the domain of a node, hidden so, would be taken for another field here."""
+    domain = b"com.microsoft"
+    key = (7 << 3 | 2) + 2**32
+    coded = b""
+    while key >= 0x80:
+        coded, key = coded + bytes([key & 0x7F | 0x80]), key >> 7
+    node = onnx.load_from_string(PLAIN).graph.node[0].SerializeToString() + coded + bytes([key, len(domain)]) + domain
+    with pytest.raises(BundleError, match="number without meaning"):
+        refuse_unsafe_network(_with_node(node), "sly")
+
+
+def _with_node(node):
+    """A file whose only content is a graph of this node."""
+
+    def field(number, content):
+        size, length = b"", len(content)
+        while length >= 0x80:
+            size, length = size + bytes([length & 0x7F | 0x80]), length >> 7
+        return bytes([number << 3 | 2]) + size + bytes([length]) + content
+
+    return field(7, field(1, node))

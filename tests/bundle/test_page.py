@@ -47,6 +47,8 @@ def test_a_bundle_alone_tells_what_it_is_and_what_is_not_known(bundle):
     assert "below a probability of 0.300 a picture is rejected" in page
     assert "than 1.90 (Mahalanobis" in page
     assert "slope 0.800, intercept 0.100" in page
+    assert "for films of which 50% show pneumonia" in page
+    assert "by 1 s / (1 - s)" in page
     for name in EVIDENCE:
         assert f"Not measured yet: `{EVIDENCE[name]}`" in page
     assert "Known failures" not in page

@@ -222,7 +222,7 @@ def test_files_that_are_left_out_are_counted_on_standard_error(bundle, films):
     (films / "notes.txt").touch()
     (films / ".hidden.png").touch()
     result = invoke(bundle, "films", "--json")
-    assert "2 files were left out: hidden, or no films by their name\n" in result.stderr
+    assert "2 files were left out: hidden, or no films by name or content\n" in result.stderr
     assert len(json.loads(result.stdout)["predictions"]) == 3
 
 

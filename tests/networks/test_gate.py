@@ -44,15 +44,15 @@ def test_the_eye_sees_as_imagenet_left_it_and_leaves_every_generator_alone():
 def test_a_distance_is_the_mahalanobis_distance_under_probabilistic_pca():
     """Second opinion: scipy's distance with the precision matrix that scikit-learn derives from the same model."""
     random = np.random.default_rng(0)
-    features = (random.normal(size=(300, 90)) @ random.normal(size=(90, 90))).astype(np.float32)
-    new = random.normal(size=(5, 90)).astype(np.float32) * 20
+    features = (random.normal(size=(300, 120)) @ random.normal(size=(120, 120))).astype(np.float32)
+    new = random.normal(size=(5, 120)).astype(np.float32) * 20
     standard = StandardScaler().fit(features.astype(np.float64))
-    model = PCA(64, svd_solver="full").fit(standard.transform(features))
+    model = PCA(96, svd_solver="full").fit(standard.transform(features))
     precision = model.get_precision()
 
     found = fit_population(features)(torch.from_numpy(new)).numpy()
 
-    expected = [mahalanobis(film, model.mean_, precision) / np.sqrt(90) for film in standard.transform(new)]
+    expected = [mahalanobis(film, model.mean_, precision) / np.sqrt(120) for film in standard.transform(new)]
     np.testing.assert_allclose(found, expected, rtol=1e-3)
 
 

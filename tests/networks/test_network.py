@@ -82,3 +82,31 @@ def test_the_edge_is_black_whatever_is_there(name: str) -> None:
 
     torch.testing.assert_close(network.image(other), network.image(inner), rtol=0, atol=0)
     torch.testing.assert_close(network.image(inner), build(name, image_size=64).image(black), rtol=0, atol=0)
+
+
+@pytest.mark.parametrize("name", ["alexnet", "test_efficientnet", "test_vit2"])
+def test_what_is_said_of_a_mirrored_film_is_the_mirror_image_of_what_is_said_of_the_film(name: str) -> None:
+    torch.manual_seed(0)
+    network = build(name, image_size=64).eval()
+    given, flipped = films(64), films(64).flip(2)
+    with torch.no_grad():
+        one = [network.explain(given), network.explain(flipped)]
+        network.mirrored = True
+        both = [network.explain(given), network.explain(flipped)]
+        logits = network(given)
+
+    assert one[0]
+    assert one[1]
+    assert both[0]
+    assert both[1]
+    torch.testing.assert_close(both[0][0], (one[0][0] + one[1][0]) / 2)
+    torch.testing.assert_close(both[0][1], (one[0][1] + one[1][1].flip(2)) / 2)
+    torch.testing.assert_close(both[1][0], both[0][0])
+    torch.testing.assert_close(both[1][1], both[0][1].flip(2))
+    torch.testing.assert_close(logits, both[0][0])
+
+
+def test_a_network_in_training_sees_films_one_way() -> None:
+    network = build("test_efficientnet", image_size=64, mirrored=True)
+    torch.testing.assert_close(network.sides(films(64)), films(64))
+    assert network(films(64)).shape == (len(films(64)),)

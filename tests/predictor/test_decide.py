@@ -49,7 +49,7 @@ def test_a_film_at_the_threshold_is_called_pneumonia_as_in_evaluation(card):
 
 @given(logit=st.floats(-30, 30), threshold=st.floats(0, 1), slope=st.floats(0.01, 20), intercept=st.floats(-5, 5))
 def test_the_decision_can_be_read_off_the_probability_and_the_threshold(card, logit, threshold, slope, intercept):
-    calibration = Calibration(slope=slope, intercept=intercept, method="platt", n=9)
+    calibration = Calibration(slope=slope, intercept=intercept, method="platt", n=9, prevalence=0.5)
     verdict = decide(structs.replace(card, calibration=calibration), at(threshold), logit)
 
     if abs(verdict.probability - verdict.threshold) > 1e-12:  # rounding may turn over what is as good as equal

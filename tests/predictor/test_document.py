@@ -79,7 +79,7 @@ def test_json_is_closed_before_a_failure_gets_out() -> None:
 
 
 def test_csv_is_a_row_a_film() -> None:
-    data = b"".join(csv_rows([READ, FAILED]))
+    data = b"".join(csv_rows([READ, FAILED], []))
     rows = list(csv.DictReader(io.StringIO(data.decode("utf-8", "surrogateescape"), newline="")))
     assert tuple(rows[0]) == COLUMNS
     assert rows[0] == {
@@ -115,4 +115,21 @@ def test_csv_is_a_row_a_film() -> None:
 
 
 def test_csv_keeps_the_bytes_of_a_name() -> None:
-    assert b"\ngone\xff.png," in b"".join(csv_rows([FAILED])).replace(b"\r\n", b"\n")
+    assert b"\ngone\xff.png," in b"".join(csv_rows([FAILED], [])).replace(b"\r\n", b"\n")
+
+
+def test_csv_ends_where_the_films_fail_and_tells() -> None:
+    def predictions() -> Iterator[Prediction]:
+        yield READ
+        raise MemoryError("no more")
+
+    failed: list[Exception] = []
+    rows = list(csv.DictReader(io.StringIO(b"".join(csv_rows(predictions(), failed)).decode())))
+    assert [row["path"] for row in rows] == [READ.path]
+    assert [str(error) for error in failed] == ["no more"]
+
+
+@pytest.mark.parametrize("name", ["=1+1.png", "+a.png", "-a.png", "@a.png"])
+def test_a_name_is_no_formula_in_a_spreadsheet(name: str) -> None:
+    (row,) = csv.DictReader(io.StringIO(b"".join(csv_rows([dataclasses.replace(READ, path=name)], [])).decode()))
+    assert row["path"] == f"./{name}"

@@ -54,7 +54,7 @@ def test_order_is_that_of_the_names(folder: Path) -> None:
 
 def test_other_files_are_left_out_and_counted(folder: Path) -> None:
     make("films/a.png", "films/notes.txt", "films/.hidden.png", "films/.git/b.png", "films/c", "films/d.csv")
-    assert find_films(["films"]) == (("films/a.png",), 4)
+    assert find_films(["films"]) == (("films/a.png",), 5)
 
 
 @pytest.mark.parametrize("extension", sorted(EXTENSIONS))
@@ -94,3 +94,10 @@ def test_links_to_folders_are_not_followed(folder: Path) -> None:
     make("films/a.png")
     Path("films/again").symlink_to("..")
     assert find_films(["films"]).paths == ("films/a.png",)
+
+
+def test_a_link_to_a_folder_is_not_followed_and_counts_as_left_out(folder: Path) -> None:
+    make("films/a.png", "elsewhere/b.png")
+    Path("films/link").symlink_to("../elsewhere")
+    Path("films/round").symlink_to(".")
+    assert find_films(["films"]) == (("films/a.png",), 2)

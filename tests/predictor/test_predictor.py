@@ -1,9 +1,11 @@
 """A bundle scores films: in order, a few at a time, by the card's calibration, and without torch."""
 
+import dataclasses
 import json
 import subprocess
 import sys
 import weakref
+from types import SimpleNamespace
 
 import numpy as np
 import onnx
@@ -163,7 +165,7 @@ def test_probability_is_the_cards_formula(predictor):
 
 def test_no_calibration_leaves_the_score(maker):
     card, network = read_bundle(maker.bundle(maker.root / "bundle"))
-    plain = structs.replace(card, calibration=Calibration(slope=1, intercept=0, method="none", n=0))
+    plain = structs.replace(card, calibration=Calibration(slope=1, intercept=0, method="none", n=0, prevalence=0.5))
     logits = np.linspace(-5, 5, 11, dtype=np.float32)
 
     assert Predictor(plain, network).probability(logits).tolist() == sigmoid(logits).tolist()
@@ -315,3 +317,23 @@ assert not found, found
 def test_importing_it_does_not_import_onnx_runtime():
     code = "import sys, pneumoscope.predictor; sys.exit('onnxruntime' in sys.modules)"
     assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0
+
+
+@pytest.mark.parametrize(
+    ("name", "values", "words"),
+    [("logit", [np.nan], "no number"), ("logit", [1.0, 2.0], "2,"), ("kinds", [[0.5, 0.5, 0.0]], r"\(1, 3\)")],
+)
+def test_a_network_that_gives_too_little_or_no_numbers_is_refused(predictor, monkeypatch, name, values, words):
+    monkeypatch.setattr(predictor, "_session", SimpleNamespace(run=lambda names, _: [np.array(values, np.float32)]))
+    monkeypatch.setattr(predictor, "_gives", [name])
+    with pytest.raises(BundleError, match=words):
+        predictor.outputs(flat(100).pixels[None])
+
+
+def test_a_film_whose_header_states_another_age_is_refused(maker):
+    predictor = Predictor.load(maker.bundle(maker.root / "aged", ages=(1, 5)))
+    film = Radiograph(np.tile(np.arange(SIZE, dtype=np.uint8) * 4, (SIZE, 1)), "film", "DICOM", "", age=67.0)
+    (scored,) = predictor.stream([film])
+    assert "67.0 years" in scored.refusal
+    (scored,) = predictor.stream([dataclasses.replace(film, age=3.0)])
+    assert not scored.refusal

@@ -5,7 +5,7 @@ from msgspec import structs
 from tests.conftest import LIMITS
 
 from pneumoscope.bundle.card import KINDS, read_bundle
-from pneumoscope.predictor.refuse import refusal, sort_of_refusal
+from pneumoscope.predictor.refuse import refusal, refusal_of_age, sort_of_refusal
 
 
 @pytest.fixture(scope="module")
@@ -54,3 +54,21 @@ def test_refusals_of_one_sort_are_counted_together(card):
     assert sort_of_refusal(near) == sort_of_refusal(far) == "unlike the films that the model was trained on"
     assert sort_of_refusal("the file is empty (0 bytes)") == "the file is empty"
     assert sort_of_refusal("it seems to be upside down") == "it seems to be upside down"
+
+
+@pytest.mark.parametrize(
+    ("age", "refused"), [(None, False), (0.9, True), (1, False), (5.99, False), (6, True), (67, True)]
+)
+def test_a_film_of_another_age_is_refused_where_the_ages_are_known(card, age, refused):
+    known = structs.replace(card, ages=(1, 5))
+    reason = refusal_of_age(known, age)
+    assert bool(reason) == refused
+    assert refusal_of_age(card, age) == ""
+    if refused:
+        assert sort_of_refusal(reason) == "of another age than the patients that the model learned from"
+        assert f"{age:.1f} years" in reason
+
+
+def test_what_is_no_number_is_refused(card):
+    assert refusal(card, kinds(float("nan")), 1.0)
+    assert refusal(card, kinds(0.9), float("nan"))

@@ -14,11 +14,12 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from pydicom import Dataset, FileMetaDataset, Sequence, dcmread, uid
-from pydicom.encaps import encapsulate
+from pydicom.encaps import encapsulate, get_frame
 from pydicom.pixels import apply_modality_lut, apply_voi_lut
 from pydicom.pixels.decoders.base import Decoder
 
 from pneumoscope.errors import UnreadableFilmError
+from pneumoscope.radiograph.codestream import refuse_another_size
 from pneumoscope.radiograph.decode import decode
 from pneumoscope.radiograph.dicom import decode_dicom
 from pneumoscope.radiograph.film import MAX_PIXELS
@@ -479,3 +480,79 @@ def test_the_header_is_judged_before_the_pixels_are_read(monkeypatch: pytest.Mon
     monkeypatch.setattr(Decoder, "as_array", refuse)
     with pytest.raises(UnreadableFilmError, match="more than"):
         grey(film(Rows=struct.unpack("<H", b"\xff\xff")[0], Columns=65535))
+
+
+@pytest.mark.parametrize("view", ["LL", "RL", "LLD", "LATERAL"])
+def test_a_view_from_the_side_is_refused(view: str) -> None:
+    with pytest.raises(UnreadableFilmError, match=f"its view is '{view}'"):
+        decode(written(film(ViewPosition=view)))
+
+
+@pytest.mark.parametrize("view", ["AP", "PA", "", "CHEST AP", "W033 CHEST"])
+def test_other_words_for_a_view_are_no_reason_to_refuse(view: str) -> None:
+    assert decode(written(film(ViewPosition=view))).height == 9
+
+
+def test_values_yet_to_be_processed_are_refused() -> None:
+    with pytest.raises(UnreadableFilmError, match="yet to be processed"):
+        decode(written(film(PresentationIntentType="FOR PROCESSING")))
+    with pytest.raises(UnreadableFilmError, match="yet to be processed"):
+        decode(written(film(SOPClassUID=uid.DigitalXRayImageStorageForProcessing)))
+
+
+@pytest.mark.parametrize(
+    ("elements", "age"),
+    [
+        ({"PatientAge": "067Y"}, 67),
+        ({"PatientAge": "018M"}, 1.5),
+        ({"PatientAge": "026W"}, 26 * 7 / 365.25),
+        ({"PatientAge": "010D"}, 10 / 365.25),
+        ({"PatientBirthDate": "20000301", "StudyDate": "20040301"}, 4),
+        ({"PatientAge": "", "PatientBirthDate": "20000301", "AcquisitionDate": "20020301", "StudyDate": "20040301"}, 2),
+        ({"PatientBirthDate": "20000301"}, None),
+        ({"PatientBirthDate": "20050301", "StudyDate": "20040301"}, None),
+        ({}, None),
+    ],
+)
+def test_the_patients_age_is_read_where_it_is_stated(elements: dict[str, str], age: float | None) -> None:
+    found = decode(written(film(**elements))).age
+    assert found is None if age is None else found == pytest.approx(age, abs=0.002)
+
+
+def test_a_window_that_holds_a_name_is_not_repeated() -> None:
+    content = written(film(WindowCenter="12345678", WindowWidth="1")).replace(b"12345678", b"DOE^JANE")
+    with pytest.raises(UnreadableFilmError) as caught:
+        decode(content)
+    assert "DOE" not in str(caught.value)
+
+
+@pytest.mark.parametrize("syntax", [uid.JPEG2000Lossless, uid.JPEGLosslessSV1, uid.JPEGLSLossless])
+def test_compressed_pixels_of_another_size_are_refused_before_they_are_decoded(
+    syntax: uid.UID, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    data = files("pydicom.data").joinpath("test_files")
+    name = {
+        uid.JPEG2000Lossless: "MR_small_jp2klossless.dcm",
+        uid.JPEGLSLossless: "MR_small_jpeg_ls_lossless.dcm",
+        uid.JPEGLosslessSV1: "SC_rgb_jpeg_gdcm.dcm",
+    }[syntax]
+    dataset = dcmread(io.BytesIO(data.joinpath(name).read_bytes()))
+    frame, rows, columns = get_frame(dataset.PixelData, 0, number_of_frames=1), dataset.Rows, dataset.Columns
+    refuse_another_size(frame, dataset)
+    for dataset.Rows, dataset.Columns in ((rows, columns + 1), (rows - 1, columns), (64_000, 1)):
+        with pytest.raises(ValueError, match=f"it says {columns} x {rows}, and its header"):
+            refuse_another_size(frame, dataset)
+    with pytest.raises(ValueError, match="no size"):
+        refuse_another_size(frame[:8], dataset)
+
+
+def test_run_lengths_of_more_than_the_film_are_refused() -> None:
+    good = film()
+    good.compress(uid.RLELossless)
+    assert decode(written(good)).height == 9
+    # The first segment's runs, followed by some thousand pixels more.
+    header = struct.pack("<16I", 2, 64, 64 + 2_002, *[0] * 13)
+    bomb = header + b"\x81\x00" * 1_001 + b"\x81\x00" * 3
+    good.PixelData = encapsulate([bomb])
+    with pytest.raises(UnreadableFilmError, match="more than the 315 pixels"):
+        decode(written(good))

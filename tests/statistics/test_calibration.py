@@ -13,6 +13,7 @@ from sklearn.metrics import brier_score_loss
 
 from pneumoscope.errors import UndefinedMetricError
 from pneumoscope.statistics.calibration import (
+    at_prevalence,
     brier,
     calibration_error_interval,
     expected_calibration_error,
@@ -165,3 +166,20 @@ def test_platt_needs_both_classes(labels, counts):
 def test_platt_refuses_a_diverged_network():
     with pytest.raises(UndefinedMetricError, match="1 of 2 scores are not finite"):
         fit_platt([math.nan, 1.0], [True, False])
+
+
+def test_a_probability_at_another_prevalence_is_that_of_films_drawn_otherwise():
+    """Of 80 pneumonias and 20 normal films, 60 and 5 look alike: 60/65. With as many of each label, 60/80 against 5/20."""
+    assert at_prevalence(60 / 65, 0.8, 0.5) == pytest.approx(0.75 / (0.75 + 0.25))
+    assert at_prevalence([0.0, 0.8, 1.0], 0.8, 0.3) == pytest.approx([0.0, 0.3, 1.0])
+
+
+inner = st.floats(0.01, 0.99)
+
+
+@given(st.floats(0, 1), inner, inner, inner)
+def test_prevalences_can_be_changed_in_any_steps(p, first, second, third):
+    assert at_prevalence(at_prevalence(p, first, second), second, third) == pytest.approx(
+        at_prevalence(p, first, third), abs=1e-9
+    )
+    assert at_prevalence(p, first, first) == pytest.approx(p, abs=1e-12)

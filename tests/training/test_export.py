@@ -19,7 +19,7 @@ from pneumoscope.training.augment import augment
 from pneumoscope.training.films import derive_seed
 from pneumoscope.training.onnx_file import _convolve_back, to_onnx
 from pneumoscope.training.parity import check_explanations, check_parity
-from pneumoscope.training.recipe import read_recipe
+from pneumoscope.training.recipe import Refusals, read_recipe
 from pneumoscope.training.screen import fit_population
 
 
@@ -27,8 +27,8 @@ def predictor(content, size):
     card = Card(
         format=FORMAT, labels=LABELS,
         name="test", network="test", parameters=1, version="0", created="", onnx_sha256="", onnx_bytes=0,
-        golden_logit=0, intervals=None, refusal=None,
-        preparation=Preparation(size=size), calibration=Calibration(slope=1, intercept=0, method="none", n=0),
+        golden_logit=0, intervals=None, refusal=None, ages=None,
+        preparation=Preparation(size=size), calibration=Calibration(slope=1, intercept=0, method="none", n=0, prevalence=0.5),
         points={}, parity=Parity(films=0, largest=0),
         recipe={}, seed=0, manifest_sha256="", split_by="image", counts={}, seen={}, best_epoch=1, machine={},
     )  # fmt: skip
@@ -46,10 +46,11 @@ LIKE_FILMS = (
 )
 
 
+@pytest.mark.parametrize("mirrored", [False, True])
 @pytest.mark.parametrize(("name", "size", "places"), LIKE_FILMS)
-def test_onnx_and_torch_agree_on_64_films(name, size, places):
+def test_onnx_and_torch_agree_on_64_films(name, size, places, mirrored):
     torch.manual_seed(2)
-    network = build(name, image_size=size)
+    network = build(name, image_size=size, mirrored=mirrored)
     films = (NOISE.integers(0, 256, (64, size, size)) * NOISE.uniform(0, 1, (64, 1, 1))).astype(np.uint8)
     for layer in network.modules():  # batch statistics of these films, so that logits differ from film to film
         if isinstance(layer, torch.nn.modules.batchnorm._BatchNorm):
@@ -225,21 +226,26 @@ def test_an_explanation_that_is_no_number_is_refused(small, name):
 
 
 def test_limits_by_hand():
-    """Of 40 films a share of 0.05 is two: the third lowest probability and the third highest distance are the limits."""
+    """Of 40 films shares of 0.05 and 0.1 are two and four: the third lowest probability and the fifth highest distance."""
     kinds = np.zeros((40, len(KINDS)), np.float32)
     kinds[:, 0] = np.r_[0.1, 0.2, 0.3, np.linspace(0.6, 0.99, 37)]
-    distance = np.r_[np.ones(36), 2.0, 3.0, 4.0, 5.0].astype(np.float32)
+    distance = np.r_[np.ones(35), 2.0, 3.0, 4.0, 5.0, 6.0].astype(np.float32)
     logit = np.zeros(40, np.float32)
     parts = [Outputs(logit[part], None, kinds[part], distance[part]) for part in (slice(0, 30), slice(30, 40))]
 
-    limits = module._limits(parts, 0.05, [""] * 40)
+    shares = Refusals(share_kinds=0.05, share_distance=0.1)
+    # As they are, one film more is no film, and all are near.
+    plain = [dataclasses.replace(part, distance=np.ones_like(part.distance)) for part in parts]
+    plain[1] = dataclasses.replace(plain[1], kinds=np.minimum(plain[1].kinds, np.float32(0.29)))
 
-    assert (limits.least_film, limits.greatest_distance) == (pytest.approx(0.3), 3.0)
-    assert (limits.refused.value, limits.refused.n) == (4 / 40, 40)
+    limits = module._limits(plain, parts, shares, [""] * 40)
+
+    assert (limits.least_film, limits.greatest_distance) == (pytest.approx(0.3), 2.0)
+    assert (limits.refused.value, limits.refused.n) == (12 / 40, 40)
     assert limits.kinds == KINDS
     # A gate that is sure of all films refuses only what is less likely a film than not.
     sure = [dataclasses.replace(part, kinds=np.maximum(part.kinds, np.float32(0.9))) for part in parts]
-    assert module._limits(sure, 0.05, [""] * 40).least_film == 0.5
+    assert module._limits(plain, sure, shares, [""] * 40).least_film == 0.5
 
 
 def test_the_points_on_the_card_are_those_of_the_statistics():
@@ -291,9 +297,21 @@ def test_films_that_thresholds_are_fitted_on_are_each_augmented_once(small):
     recipe = read_recipe("quick", ["network.image_size=64", "training.seed=5"])
     scorer = predictor(content, 64)
 
-    found = module._augmented(scorer, films, recipe)
+    found = np.concatenate([scorer.logits(part) for part in module._augmented(films, recipe.augmentation, 5)])
 
     seeds = [derive_seed(5, place, 9) for place in range(40)]
     changed = augment(torch.from_numpy(films), recipe.augmentation, seeds).round().to(torch.uint8).numpy()
     np.testing.assert_allclose(found, scorer.logits(changed), rtol=0, atol=2e-6)
     assert np.abs(found - scorer.logits(films)).max() > 1e-4  # an untrained network says little
+
+
+def test_a_rising_score_goes_from_normal_over_uncertain_to_pneumonia():
+    """The band reaches to the threshold, which otherwise may lie beside it."""
+    random = np.random.default_rng(0)
+    for _ in range(20):
+        labels = np.repeat([False, True], 40)
+        scores = 1 / (1 + np.exp(-random.normal(np.where(labels, 1.5, -1.5), random.uniform(0.3, 3))))
+        point = module._points(scores, labels, [""] * 80)["balanced"]
+        assert point.band.low <= point.threshold <= point.band.high
+        outside = [scores[~labels] > point.band.high, scores[labels] < point.band.low]
+        assert all(wrong.mean() <= 0.05 for wrong in outside)

@@ -69,13 +69,16 @@ def test_a_run_leaves_what_its_folder_promises(run):
 def test_a_run_that_learns_what_to_refuse_has_its_limits_on_the_card(phantoms, tmp_path):
     told = []
     train(
-        small(training={"epochs": 1}, refusal={"steps": 3, "share": 0.1}), phantoms, tmp_path / "run", tell=told.append
+        small(training={"epochs": 1}, refusal={"steps": 3, "share_kinds": 0.1, "share_distance": 0.1}),
+        phantoms,
+        tmp_path / "run",
+        tell=told.append,
     )
     predictor = Predictor.load(tmp_path / "run/bundle")
 
     limits = predictor.card.refusal
     assert "learning what to refuse, 3 batches" in told
-    assert (limits.kinds, limits.share) == (KINDS, 0.1)
+    assert (limits.kinds, limits.share_kinds, limits.share_distance) == (KINDS, 0.1, 0.1)
     assert limits.refused.n == predictor.card.calibration.n
     assert limits.refused.value <= 0.2
     noise = np.random.default_rng(0).integers(0, 256, (300, 32, 32)).astype(np.uint8)
@@ -414,3 +417,23 @@ def test_all_that_is_fitted_on_scores_is_fitted_on_augmented_films_where_asked(p
     assert plain.intervals != augmented.intervals
     assert "augmented" in augmented.points["balanced"].rule
     assert plain.points["balanced"].threshold != augmented.points["balanced"].threshold
+
+
+def test_probabilities_are_stated_for_the_prevalence_asked_for_and_decisions_stay(phantoms, tmp_path):
+    cards = {}
+    for prevalence in (None, 0.2):
+        train(small(training={"prevalence": prevalence}), phantoms, tmp_path / str(prevalence))
+        cards[prevalence] = read_bundle(tmp_path / str(prevalence) / "bundle")[0]
+    found, asked = cards[None], cards[0.2]
+    share = found.counts["validation"]["PNEUMONIA"] / found.calibration.n
+
+    assert (found.calibration.prevalence, asked.calibration.prevalence) == (share, 0.2)
+    assert asked.points == found.points
+    # The odds of every probability, and of both ends of its interval, are multiplied by the same.
+    times = (0.2 / 0.8) / (share / (1 - share))
+    assert asked.calibration.slope == found.calibration.slope
+    assert np.exp(asked.calibration.intercept - found.calibration.intercept) == pytest.approx(times)
+    for before, after in zip(
+        found.intervals.low + found.intervals.high, asked.intervals.low + asked.intervals.high, strict=True
+    ):
+        assert after * (1 - before) == pytest.approx(times * before * (1 - after))

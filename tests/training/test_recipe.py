@@ -130,3 +130,16 @@ def test_an_edge_that_leaves_too_little_of_the_film_is_refused():
     with pytest.raises(RecipeError, match="edge: 28 pixels at each edge leave too little of 112"):
         read_recipe("default", ["network.edge=28"])
     assert read_recipe("default", ["network.edge=27"]).network.edge == 27
+
+
+def test_a_network_says_nothing_of_mirror_images_it_never_saw():
+    with pytest.raises(RecipeError, match=r"network\.mirrored: it never saw a mirrored film"):
+        read_recipe("default", ["augmentation.flip=false"])
+
+
+def test_ages_are_a_least_and_a_greatest_and_survive_their_toml(tmp_path):
+    recipe = read_recipe("quick", ["data.ages=[1, 5]"])
+    (tmp_path / "aged.toml").write_text(recipe.to_toml())
+    assert read_recipe(str(tmp_path / "aged.toml")).data.ages == (1, 5)
+    with pytest.raises(RecipeError, match="the least and the greatest age"):
+        read_recipe("quick", ["data.ages=[5, 1]"])

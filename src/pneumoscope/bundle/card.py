@@ -7,15 +7,18 @@ A bundle is a folder of two files, `network.onnx` and `card.json`. The network t
 
 from __future__ import annotations
 
+import errno
 import hashlib
 import json
+import stat
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Annotated, Any, Literal, get_args
 
 import msgspec
 from msgspec import Meta, Struct
 
-from pneumoscope.bundle.network_file import refuse_unsafe_network
+from pneumoscope.bundle.network_file import MAX_BYTES, refuse_unsafe_network
 from pneumoscope.errors import BundleError, RunError
 from pneumoscope.radiograph.prepare import PREPARE_VERSION, Preparation
 
@@ -42,6 +45,7 @@ __all__ = [
 FORMAT = 1
 CARD_FILE = "card.json"
 NETWORK_FILE = "network.onnx"
+_MOST_CARD = 10_000_000  # bytes
 
 
 LABELS: tuple[Literal["NORMAL"], Literal["PNEUMONIA"]] = ("NORMAL", "PNEUMONIA")
@@ -112,10 +116,12 @@ class Calibration(Struct, frozen=True, forbid_unknown_fields=True, kw_only=True)
     Attributes:
         method: "platt" (both fitted on validation films) or "none" (1 and 0).
         n: validation films that it was fitted on.
+        prevalence: share of pneumonia for which the probability and its interval are stated.
     """
 
     slope: Annotated[float, Meta(gt=0)]
     intercept: float
+    prevalence: Annotated[float, Meta(gt=0, lt=1)]
     method: Literal["platt", "none"]
     n: _Count
 
@@ -155,20 +161,21 @@ class Parity(Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
 
 
 class Refusal(Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
-    """Beyond what a film is refused, set on validation films.
+    """Beyond what a film is refused, set on validation films, each once a little askew and lit otherwise.
 
     Attributes:
         kinds: what the network's output "kinds" gives probabilities of, in its order.
         least_film: probability that a picture is a film as it should be; below it, it is refused.
         greatest_distance: from the training films (see `networks.population`); above it, a film is refused.
-        share: of validation films that each of the two limits was to refuse at most.
-        refused: of validation films, by both together.
+        share_kinds, share_distance: of those films that each of the two limits was to refuse at most.
+        refused: of validation films as they are, by both together.
     """
 
     kinds: tuple[Kind, ...]
     least_film: _Share
     greatest_distance: float
-    share: _Share
+    share_kinds: _Share
+    share_distance: _Share
     refused: Share
 
 
@@ -184,6 +191,7 @@ class Card(Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
         preparation: how a film becomes its input.
         intervals: of the probability; None where the bundle states none.
         refusal: limits beyond which nothing is said; None where the network has no gate.
+        ages: least and greatest of the patients that it learned from, years, each year whole; None where they are not known.
         points: operating points by name: "half" (0.5), "balanced" (highest Youden index), "rule-out" (sensitivity of 0.99),
             "rule-in" (specificity of 0.99).
         recipe: what trained it, as data.
@@ -210,6 +218,7 @@ class Card(Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
     calibration: Calibration
     intervals: Intervals | None
     refusal: Refusal | None
+    ages: tuple[Annotated[float, Meta(ge=0)], Annotated[float, Meta(ge=0)]] | None
     points: dict[str, OperatingPoint]
     parity: Parity
     recipe: dict[str, Any]
@@ -271,8 +280,8 @@ def read_bundle(folder: Path) -> tuple[Card, bytes]:
             `bundle.network_file`).
     """
     try:
-        text = (folder / CARD_FILE).read_text(encoding="utf-8")
-        network = (folder / NETWORK_FILE).read_bytes()
+        text = _read(folder / CARD_FILE, _MOST_CARD).decode()
+        network = _read(folder / NETWORK_FILE, MAX_BYTES)
     except (OSError, UnicodeDecodeError) as error:
         raise BundleError(
             f"{str(folder)!r} is no bundle: {_why(error)}",
@@ -294,6 +303,16 @@ def read_bundle(folder: Path) -> tuple[Card, bytes]:
     return card, network
 
 
+def _read(path: Path, most: int) -> bytes:
+    """A file's bytes, once it is known to be one, and to end."""
+    found = path.stat()
+    if not stat.S_ISREG(found.st_mode):  # a pipe or a device may never end
+        raise OSError(errno.EINVAL, "it is no file", str(path))
+    if found.st_size > most:
+        raise OSError(errno.EFBIG, f"{found.st_size:,} bytes are more than {most:,}", str(path))
+    return path.read_bytes()
+
+
 def _read_card(text: str, folder: Path) -> Card:
     try:
         data = msgspec.json.decode(text)
@@ -309,11 +328,30 @@ def _read_card(text: str, folder: Path) -> Card:
         RecursionError,
     ) as error:  # no JSON, another type, a number of too many digits, too many brackets
         raise _malformed(folder, str(error)) from error
+    # It is shown on terminals and pages as it is.
+    if any(not character.isprintable() for words in _words(data) for character in words):
+        raise _malformed(folder, "characters that cannot be printed")
+    if card.refusal and card.refusal.kinds != KINDS:
+        raise _malformed(
+            folder, f"kinds of pictures other than {', '.join(KINDS)}, in this order - at `$.refusal.kinds`"
+        )
     # Its defaults are for whoever makes one. What a card leaves out may have been another.
     for name in Preparation.__struct_fields__:
         if name not in data["preparation"]:
             raise _malformed(folder, f"Object missing required field `{name}` - at `$.preparation`")
     return card
+
+
+def _words(data: Any) -> Iterator[str]:
+    if isinstance(data, str):
+        yield data
+    elif isinstance(data, dict):
+        for key, value in data.items():
+            yield key
+            yield from _words(value)
+    elif isinstance(data, list):
+        for value in data:
+            yield from _words(value)
 
 
 def _why(error: OSError | UnicodeDecodeError) -> str:

@@ -96,6 +96,8 @@ def _fields(message: memoryview) -> Iterator[tuple[int, int | memoryview]]:
     place = 0
     while place < len(message):
         key, place = _varint(message, place)
+        if key >= 2**32:  # whoever runs the file would read the lower 32 bits, and so another field
+            raise ValueError(f"a field's number without meaning at byte {place}")
         number, kind = key >> 3, key & 7
         if kind == _VARINT:
             value: int | memoryview

@@ -143,7 +143,12 @@ def _probability(card: Card, evaluation: Mapping[str, Any] | None) -> list[str]:
         if made.method == "platt"
         else "the score itself; it was not calibrated"
     )
-    parts = ["## Probability, and how sure it is", f"The probability is {method}."]
+    parts = [
+        "## Probability, and how sure it is",
+        f"The probability is {method}. It is stated for films of which {made.prevalence:.0%} show pneumonia. Where another share"
+        " s does, multiply its odds, p / (1 - p), by"
+        f" {(1 - made.prevalence) / made.prevalence:.3g} s / (1 - s). Decisions do not hang on it.",
+    ]
     if evaluation:
         error = evaluation["metrics"]["expected_calibration_error"]
         parts.append(f"Expected calibration error on {_films(evaluation)}: {_interval(error)}.")
@@ -190,7 +195,9 @@ def _refusals(card: Card, evaluation: Mapping[str, Any] | None, robustness: Mapp
             " network that learned from children; a short distance is no proof that a film is of the right one."
         )
         parts.append(
-            f"Of validation films it refuses {_share(limits.refused)}; at most {limits.share:.1%} by either was asked."
+            f"Of validation films, each once a little askew and lit otherwise, at most {limits.share_kinds:.1%} were to be"
+            f" rejected by the first and {limits.share_distance:.1%} by the second limit. Of them as they are it rejects"
+            f" {_share(limits.refused)}."
         )
     if evaluation and evaluation.get("refused"):
         refused = evaluation["refused"]

@@ -79,12 +79,15 @@ def _show(evaluation: Evaluation, console: Console) -> None:
     console.print(
         f"{evaluation.name} on {evaluation.n} {evaluation.split} films ({counts}; {evaluation.patients} patients)",
         highlight=False,
+        markup=False,
     )
     refused = evaluation.refused
     if refused and refused.reasons:
         reasons = ", ".join(f"{count} {reason}" for reason, count in refused.reasons.items())
         console.print(
-            f"predict would reject {_words(refused.share)} of them ({reasons}); all are judged here", highlight=False
+            f"predict would reject {_words(refused.share)} of them ({reasons}); all are judged here",
+            highlight=False,
+            markup=False,
         )
     console.print(_table("any threshold", evaluation.metrics, evaluation.auroc_by_etiology, "AUROC"))
     for name, point in evaluation.points.items():
@@ -96,16 +99,18 @@ def _show(evaluation: Evaluation, console: Console) -> None:
             f"  {point.rule}; called pneumonia: {found.tp} of {found.tp + found.fn} PNEUMONIA,"
             f" {found.fp} of {found.fp + found.tn} NORMAL",
             highlight=False,
+            markup=False,
         )
         for label, shares in (point.band or {}).items():
             console.print(
                 f"  left uncertain: {_words(shares['uncertain'])} of {label} films; called rightly or left uncertain:"
                 f" {_words(shares['covered'])}",
                 highlight=False,
+                markup=False,
             )
     if evaluation.look is not None:
-        console.print(f"look {evaluation.look} at these test films", highlight=False)
-    console.print(evaluation.notice, style="dim", highlight=False)
+        console.print(f"look {evaluation.look} at these test films", highlight=False, markup=False)
+    console.print(evaluation.notice, style="dim", highlight=False, markup=False)
 
 
 def _table(title: str, metrics: Mapping[str, Interval], by_etiology: Mapping[str, Interval], noun: str) -> Table:

@@ -64,7 +64,7 @@ def command(
     """Say of each film how likely pneumonia is, and decide at an operating point of the model.
 
     PATH is a film (JPEG, PNG, TIFF, BMP, WebP or DICOM), a folder of films, or - for a list of them on standard input, one a
-    line. Of a folder's files, those are left out that are hidden or no films by their name. A film that cannot be read is an
+    line. Of a folder's files, those are left out that are hidden or no films by name or content. A film that cannot be read is an
     error of its own: the others are done, and the exit status is 3. Ctrl-C keeps what is done.
     """
     from pneumoscope.predictor.document import csv_rows, json_parts
@@ -76,7 +76,7 @@ def command(
     films, skipped = find_films(_named(paths))
     if skipped:
         were = "file was" if skipped == 1 else "files were"
-        click.echo(f"{skipped} {were} left out: hidden, or no films by their name", err=True)
+        click.echo(f"{skipped} {were} left out: hidden, or no films by name or content", err=True)
     if not films:
         raise UsageError("there is no film to score", advice="Name films, or folders that hold some")
     # One film is done soonest on all cores; of many, each core takes some of its own.
@@ -96,7 +96,10 @@ def command(
         elif table:
             from pneumoscope.storage import write_atomically
 
-            write_atomically(table, lambda file: file.writelines(csv_rows(predictions)))
+            failed: list[Exception] = []
+            write_atomically(table, lambda file: file.writelines(csv_rows(predictions, failed)))
+            for error in failed:  # what was done before is in the file
+                raise error
         else:
             _show(model, predictions, counts)
     if interrupted.is_set():

@@ -22,6 +22,7 @@ def build(
     keep_fc8: bool = False,
     dropout: float = 0.0,
     edge: int = 0,
+    mirrored: bool = False,
 ) -> Network:
     """A network in training mode.
 
@@ -33,7 +34,7 @@ def build(
         weights: "none", "imagenet", or a file's path.
         keep_fc8: AlexNet's literal stack.
         dropout: before the last layer of a timm network; the report's networks have their own.
-        edge: pixels at each edge that the network sees as black.
+        edge, mirrored: see `Network`.
     Raises:
         UnknownNameError: no such network.
         RecipeError: films too small for it, or an option that it does not have.
@@ -52,7 +53,7 @@ def build(
         network = VGG19(image_size, scaling=UNIT if weights == "none" else IMAGENET)
     else:
         network = Backbone(name, image_size=image_size, dropout=dropout)
-    network.edge = edge
+    network.edge, network.mirrored = edge, mirrored
     if weights == "imagenet":
         load_imagenet(network, name)
     elif weights != "none":

@@ -34,7 +34,8 @@ class Gate(nn.Module):
     def forward(self, films: Tensor) -> Tensor:
         """Grey levels (n, size, size), uint8 or float, to logits (n, kinds)."""
         grey = films.unsqueeze(1).to(self.last.weight.dtype) / 128 - 1
-        # Averaged over whole squares, which any runtime does alike; what is left over is a few pixels.
+        # Averaged over whole squares, which any runtime does alike: where a side is no multiple of 56, films are seen larger than
+        # those that it learned from.
         maps: Tensor = self.layers(F.avg_pool2d(grey, max(1, films.shape[-1] // _SIDE)))
         logits: Tensor = self.last(maps.mean((2, 3)))
         return logits

@@ -47,12 +47,14 @@ class Network(nn.Module, abc.ABC):
         offset, scale: of grey levels; buffers, so that they travel with the weights.
         memory_format: of the weights, the quicker one on a CPU.
         edge: pixels at each edge that are seen as black, whatever is there.
+        mirrored: in evaluation mode, whatever is said of a film is the mean of what is said of it and of its mirror image.
     """
 
     offset: Tensor
     scale: Tensor
     memory_format = torch.contiguous_format
     edge = 0
+    mirrored = False
 
     def __init__(self, scaling: Scaling) -> None:
         super().__init__()
@@ -102,14 +104,26 @@ class Network(nn.Module, abc.ABC):
             Logits (n,); what each place contributes to its film's logit (n, height, width). None where the last feature map
             has no places.
         """
-        features = self.features(self.image(films))
+        features = self.features(self.image(self.sides(films)))
         if self.places(features) is None:
             return None
         logits, gradient = (pull or self.pull)(features)
         contributions = self.places(gradient * features)
         assert contributions is not None  # of the same shape as the features
-        return logits.squeeze(1), contributions.sum(1)
+        return self.joined(logits.squeeze(1)), self.joined(contributions.sum(1))
+
+    def sides(self, films: Tensor) -> Tensor:
+        """The films that are looked at, (n, size, size): those given, and behind them their mirror images where these count."""
+        return torch.cat([films, films.flip(2)]) if self.mirrored and not self.training else films
+
+    def joined(self, found: Tensor) -> Tensor:
+        """What was found on `sides`, logits (m,) or heatmaps (m, height, width), as what is said of the films given."""
+        if not self.mirrored or self.training:
+            return found
+        # Not by `chunk`, which takes the number of films for a constant when it is exported.
+        own, other = found.reshape(2, -1, *found.shape[1:]).unbind()
+        return (own + (other.flip(2) if other.ndim == 3 else other)) / 2
 
     def forward(self, films: Tensor) -> Tensor:
         """Grey levels (n, size, size) to logits (n,)."""
-        return self.classify(self.features(self.image(films))).squeeze(1)
+        return self.joined(self.classify(self.features(self.image(self.sides(films)))).squeeze(1))

@@ -31,6 +31,8 @@ COLUMNS = (
     "notice",
 )
 
+_FORMULAS = ("=", "+", "-", "@", "\t", "\r")
+
 
 def json_parts(model: ModelFacts, predictions: Iterable[Prediction]) -> Iterator[str]:
     """The pieces of one JSON document: `schema`, `model`, `notice` and `predictions`.
@@ -53,20 +55,28 @@ def json_parts(model: ModelFacts, predictions: Iterable[Prediction]) -> Iterator
         raise failure
 
 
-def csv_rows(predictions: Iterable[Prediction]) -> Iterator[bytes]:
+def csv_rows(predictions: Iterable[Prediction], failed: list[Exception]) -> Iterator[bytes]:
     """The lines of a CSV file, RFC 4180, UTF-8: `COLUMNS`, then a film a line; what does not exist is empty.
 
     The bytes of a file's name that are no UTF-8 stay as they are.
+
+    Args:
+        predictions: a film each.
+        failed: where `predictions` fail, the lines end, and the error is added here: what was done is a file of its own.
     """
     yield _line(COLUMNS)
-    for prediction in predictions:
-        yield _line(_cells(prediction))
+    try:
+        for prediction in predictions:
+            yield _line(_cells(prediction))
+    except Exception as error:  # noqa: BLE001  raised by whoever wrote the lines
+        failed.append(error)
 
 
 def _cells(prediction: Prediction) -> tuple[Any, ...]:
     film, model = prediction.film, prediction.model
     return (
-        prediction.path,
+        # A spreadsheet would take such a name for a formula; as a path this is the same.
+        f"./{prediction.path}" if prediction.path.startswith(_FORMULAS) else prediction.path,
         prediction.decision,
         prediction.probability,
         *(prediction.interval or (None, None)),

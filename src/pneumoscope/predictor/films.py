@@ -13,7 +13,7 @@ __all__ = ["FoundFilms", "find_films"]
 
 
 class FoundFilms(NamedTuple):
-    """Films in the order in which they were named, and how many other files were left out of the folders."""
+    """Films in the order in which they were named, and how many other files, hidden folders and links were left out."""
 
     paths: tuple[str, ...]
     skipped: int
@@ -25,6 +25,8 @@ def find_films(named: Iterable[str]) -> FoundFilms:
     A file that is named is taken whatever it is: it either is a film or an error of its own. From a folder come, sorted,
     those below it that have a film's extension or begin as DICOM does, which often has none. Hidden files and folders and
     the index of a DICOM folder are left out.
+
+    Links to folders are not followed; they count as left out.
 
     Args:
         named: files and folders; what does not exist is taken as a file.
@@ -50,7 +52,9 @@ def _below(folder: str) -> tuple[list[str], int]:
         films.append(str(error.filename))  # a folder that cannot be listed: reading it as a film tells why
 
     for parent, folders, names in os.walk(folder, onerror=refused):
-        folders[:] = [name for name in folders if not name.startswith(".")]
+        followed = [name for name in folders if not name.startswith(".") and not Path(parent, name).is_symlink()]
+        others += len(folders) - len(followed)
+        folders[:] = followed
         found = [path for name in names if _is_film(path := Path(parent, name))]
         films.extend(os.path.join(parent, path.name) for path in found)  # noqa: PTH118  as above: Path drops a leading ./
         others += len(names) - len(found)

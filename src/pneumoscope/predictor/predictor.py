@@ -11,10 +11,10 @@ from typing import TYPE_CHECKING, NamedTuple
 import numpy as np
 import numpy.typing as npt
 
-from pneumoscope.bundle.card import Calibration, Card, read_bundle
+from pneumoscope.bundle.card import KINDS, Calibration, Card, read_bundle
 from pneumoscope.bundle.golden import GOLDEN_TOLERANCE, golden_film
 from pneumoscope.errors import BundleError, UsageError
-from pneumoscope.predictor.refuse import refusal
+from pneumoscope.predictor.refuse import refusal, refusal_of_age
 from pneumoscope.radiograph.plausible import why_implausible
 from pneumoscope.radiograph.prepare import prepare
 
@@ -103,13 +103,21 @@ class Predictor:
         card, network = read_bundle(folder)
         predictor = cls(card, network, threads=threads)
         predictor._refuse_other_limits()
-        found = float(predictor.logits(golden_film(card.preparation.size))[0])
-        if not abs(found - card.golden_logit) <= GOLDEN_TOLERANCE * max(1, abs(card.golden_logit)):
+        predictor.try_golden_film()
+        return predictor
+
+    def try_golden_film(self) -> None:
+        """Score the golden film, and compare.
+
+        Raises:
+            BundleError: its logit is another than the card says.
+        """
+        found, stated = float(self.logits(golden_film(self.card.preparation.size))[0]), self.card.golden_logit
+        if not abs(found - stated) <= GOLDEN_TOLERANCE * max(1, abs(stated)):
             raise BundleError(
-                f"bundle {card.name!r} gives its golden film the logit {found:.6g} here; its card says {card.golden_logit:.6g}",
+                f"bundle {self.card.name!r} gives its golden film the logit {found:.6g} here; its card says {stated:.6g}",
                 advice="ONNX Runtime computes it otherwise on this machine: try another version of onnxruntime",
             )
-        return predictor
 
     def logits(self, pixels: npt.NDArray[np.uint8]) -> npt.NDArray[np.float32]:
         """Logits of films that are already prepared.
@@ -119,7 +127,7 @@ class Predictor:
         Returns:
             Shape (n,); above 0 the network leans to pneumonia.
         """
-        return np.asarray(self._session.run(["logit"], {"film": pixels})[0], dtype=np.float32)
+        return np.asarray(self._run(["logit"], pixels)["logit"], dtype=np.float32)
 
     def outputs(self, pixels: npt.NDArray[np.uint8], *, heatmaps: bool = False) -> Outputs:
         """All that the network gives for films that are already prepared, in one run.
@@ -128,16 +136,29 @@ class Predictor:
             pixels: grey levels, shape (n, size, size).
             heatmaps: whether they are wanted; the heatmap is None otherwise.
         Raises:
-            BundleError: heatmaps are wanted and the network gives none.
+            BundleError: heatmaps are wanted and the network gives none; it gives too few of something, or no numbers.
         """
         if heatmaps:
             self.refuse_unexplained()
         names = [name for name in self._gives if heatmaps or name != "heatmap"]
-        return Outputs(**dict(zip(names, self._session.run(names, {"film": pixels}), strict=True)))
+        return Outputs(**self._run(names, pixels))
+
+    def _run(self, names: Sequence[str], pixels: npt.NDArray[np.uint8]) -> dict[str, npt.NDArray[np.float32]]:
+        found = dict(zip(names, self._session.run(names, {"film": pixels}), strict=True))
+        for name, values in found.items():
+            short = len(values) != len(pixels) or (name == "kinds" and values.shape[1] != len(KINDS))
+            if short or not np.isfinite(values).all():
+                raise BundleError(
+                    f"the network of bundle {self.card.name!r} gives {name!r} of shape {values.shape} for {len(pixels)} films,"
+                    " or what is no number",
+                    advice="Export it again, or get it from whom you trust",
+                )
+        return found
 
     def ready(self, film: Radiograph) -> Ready:
         """A film as the network takes it, and what its own pixels say against it: all of it that is still needed."""
-        return Ready(prepare(film, self.card.preparation), why_implausible(film, self.card.preparation.size // 2))
+        against = why_implausible(film, self.card.preparation.size // 2) or refusal_of_age(self.card, film.age)
+        return Ready(prepare(film, self.card.preparation), against)
 
     def scored(self, films: Sequence[Ready], outputs: Outputs) -> list[Scored]:
         """The films of a run: their logits, and whether they are refused.

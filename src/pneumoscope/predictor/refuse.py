@@ -7,7 +7,7 @@ from collections.abc import Sequence
 
 from pneumoscope.bundle.card import KINDS, Card, Kind
 
-__all__ = ["refusal", "sort_of_refusal"]
+__all__ = ["refusal", "refusal_of_age", "sort_of_refusal"]
 
 _WORDS: dict[Kind, str] = {
     "inverted": "black and white seem to be exchanged",
@@ -30,15 +30,28 @@ def refusal(card: Card, kinds: Sequence[float] | None, distance: float | None) -
     limits = card.refusal
     if limits is None:
         return ""
-    if kinds is not None and kinds[0] < limits.least_film:
+    if kinds is not None and not kinds[0] >= limits.least_film:
         likely = max(range(1, len(KINDS)), key=lambda place: kinds[place])
         return _WORDS[KINDS[likely]]
-    if distance is not None and distance > limits.greatest_distance:
+    if distance is not None and not distance <= limits.greatest_distance:
         return (
             "unlike the films that the model was trained on: perhaps of another age, another view or another part of the"
             f" body (distance {distance:.2f}, at most {limits.greatest_distance:.2f} is known)"
         )
     return ""
+
+
+def refusal_of_age(card: Card, age: float | None) -> str:
+    """Why nothing is said of a film of a patient of this age; empty where it is not known, or one that the network learned from.
+
+    Args:
+        card: of the bundle.
+        age: years, as the film's header states it.
+    """
+    if card.ages is None or age is None or card.ages[0] <= age < card.ages[1] + 1:
+        return ""
+    known = f"{age:.1f} years, and they were {card.ages[0]:g} to {card.ages[1]:g}"
+    return f"of another age than the patients that the model learned from: {known}"
 
 
 def sort_of_refusal(reason: str) -> str:

@@ -8,16 +8,20 @@ from __future__ import annotations
 
 import io
 import math
+import re
 from collections.abc import Iterable
+from datetime import datetime
 from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 from pydicom import Dataset, dcmread, uid
+from pydicom.encaps import get_frame
 from pydicom.filereader import read_dataset
 from pydicom.pixels.decoders.base import Decoder, get_decoder
 
 from pneumoscope.errors import UnreadableFilmError
+from pneumoscope.radiograph.codestream import refuse_another_size
 from pneumoscope.radiograph.film import MAX_PIXELS, Radiograph
 from pneumoscope.radiograph.muted import muted
 
@@ -42,6 +46,10 @@ _REQUIRED = (
     "BitsStored",
     "PixelRepresentation",
 )
+# Views from another side, or of a patient who lies on one (PS3.3 C.8.1.2.1.1); other words are makers' own.
+_OTHER_VIEWS = ("LL", "RL", "LLD", "RLD", "LLO", "RLO", "LAT", "LATERAL", "OBLIQUE")
+_RAW = "1.2.840.10008.5.1.4.1.1.1.1.1"  # digital X-ray image storage, for processing
+_YEARS = {"D": 1 / 365.25, "W": 7 / 365.25, "M": 1 / 12, "Y": 1.0}
 _PREAMBLE = 132
 
 
@@ -58,9 +66,11 @@ def decode_dicom(data: bytes, name: str) -> Radiograph:
     Returns:
         The film, never resized; its pixels are read-only.
     Raises:
-        UnreadableFilmError: not projection radiography, a body part that is stated and is not the chest, several
-            frames, colour, a depth other than 8 to 16 bits, larger than `MAX_PIXELS`, no or truncated pixel data, a
-            compression that nothing installed can decode, or a window or table without meaning.
+        UnreadableFilmError: not projection radiography, a body part that is stated and is not the chest, a view that is
+            stated and is not from the front or the back, values of a detector that are yet to be processed, several frames,
+            colour, a depth other than 8 to 16 bits, larger than `MAX_PIXELS`, no or truncated pixel data, compressed pixels
+            of another size than the header's, a compression that nothing installed can decode, or a window or table
+            without meaning.
     Source: PS3.3 C.11.1 (modality), C.11.2.1.2 and C.11.2.1.3 (window), C.7.6.3.1.2 (MONOCHROME1), C.7.5.1.1.2
         (padding).
     """
@@ -77,9 +87,15 @@ def decode_dicom(data: bytes, name: str) -> Radiograph:
         try:
             pixels = _grey(stored, dataset)
         except Exception as error:  # as above: windows and tables are a stranger's too
-            raise UnreadableFilmError(name, f"the grey levels make no sense ({_last_line(error)})") from error
+            why = str(error) if isinstance(error, _SenselessError) else type(error).__name__
+            raise UnreadableFilmError(name, f"the grey levels make no sense ({why})") from error
     pixels.flags.writeable = False
-    return Radiograph(pixels, name, "DICOM", f"{header.PhotometricInterpretation}, {header.BitsStored} bits")
+    mode = f"{header.PhotometricInterpretation}, {header.BitsStored} bits"
+    return Radiograph(pixels, name, "DICOM", mode, age=_age(header))
+
+
+class _SenselessError(Exception):
+    """Grey levels without meaning, in words of ours: they name no patient."""
 
 
 def _last_line(error: Exception) -> str:
@@ -130,6 +146,11 @@ def _refusal(header: Dataset) -> str:
     part = str(header.get("BodyPartExamined") or "").upper()
     if part and not any(word in part for word in _CHEST):
         return f"its body part is {part[:16]!r}, not the chest"
+    view = str(header.get("ViewPosition") or "").upper().strip()
+    if view in _OTHER_VIEWS:
+        return f"its view is {view!r}, not from the front or the back"
+    if header.get("PresentationIntentType") == "FOR PROCESSING" or header.get("SOPClassUID") == _RAW:
+        return "its pixels are a detector's values, yet to be processed for people to look at"
     for keyword in _REQUIRED:
         if header.get(keyword) in (None, ""):
             return f"its header has no {keyword}"
@@ -151,10 +172,26 @@ def _refusal(header: Dataset) -> str:
     return ""
 
 
+def _age(header: Dataset) -> float | None:
+    """Years, by the stated age or else from birth to examination; None where neither can be read."""
+    found = re.fullmatch(r"(\d{3})([DWMY])", str(header.get("PatientAge") or "").strip())
+    if found:
+        return int(found[1]) * _YEARS[found[2]]
+    try:
+        born = datetime.strptime(str(header.get("PatientBirthDate") or ""), "%Y%m%d")
+        seen = str(header.get("AcquisitionDate") or header.get("StudyDate") or header.get("ContentDate") or "")
+        days = (datetime.strptime(seen, "%Y%m%d") - born).days
+    except ValueError:
+        return None
+    return days / 365.25 if days >= 0 else None
+
+
 def _stored(dataset: Dataset, decoder: Decoder) -> Whole:
     """Stored values, shape (rows, columns), without what older files keep in the unused bits."""
     if "PixelData" not in dataset:
         raise ValueError("there is none")
+    if decoder.UID.is_encapsulated:
+        refuse_another_size(get_frame(dataset.PixelData, 0, number_of_frames=1), dataset)
     plugin = next(
         (name for name in _DECODERS if name in decoder.available_plugins), ""
     )  # none where nothing is compressed
@@ -171,7 +208,7 @@ def _grey(stored: Whole, dataset: Dataset) -> npt.NDArray[np.uint8]:
     padding = _padding(stored, dataset)
     film = stored[~padding] if padding.any() else stored
     if film.size == 0:
-        raise ValueError("every pixel is padding")
+        raise _SenselessError("every pixel is padding")
     least, greatest = int(film.min()), int(film.max())
     share = _voi(_modality(np.arange(least, greatest + 1), dataset), dataset)
     levels: npt.NDArray[np.uint8] = np.rint(255 * share).astype(np.uint8)
@@ -199,7 +236,7 @@ def _modality(values: Whole, dataset: Dataset) -> Real:
     if slope is None or intercept is None:
         return values.astype(np.float64)
     if not (math.isfinite(slope) and math.isfinite(intercept)):
-        raise ValueError("the rescale slope or intercept is not a number")
+        raise _SenselessError("the rescale slope or intercept is not a number")
     return values * float(slope) + float(intercept)
 
 
@@ -218,9 +255,9 @@ def _voi(values: Real, dataset: Dataset) -> Real:
 def _window(values: Real, centre: float, width: float, function: str) -> Real:
     """Shares of white, 0 to 1; PS3.3 C.11.2.1.2.1 (LINEAR), C.11.2.1.3.1 (SIGMOID), C.11.2.1.3.2 (LINEAR_EXACT)."""
     if function not in {"LINEAR", "LINEAR_EXACT", "SIGMOID"}:
-        raise ValueError("the window function is unknown")
+        raise _SenselessError("the window function is unknown")
     if not (math.isfinite(centre) and math.isfinite(width)) or width <= 0 or (width < 1 and function == "LINEAR"):
-        raise ValueError(f"a {function} window cannot be {width:g} wide around {centre:g}")
+        raise _SenselessError(f"a {function} window cannot be {width:g} wide around {centre:g}")
     if function == "SIGMOID":
         return np.asarray(1 / (1 + np.exp(-4 * (values - centre) / width)))
     if function == "LINEAR":
@@ -236,7 +273,7 @@ def _look_up(values: Whole | Real, table: Dataset, dataset: Dataset) -> tuple[Re
     count = count % 2**16 or 2**16
     entries = _entries(table.LUTData, count, dataset)
     if len(entries) < count or not 8 <= bits <= 16:
-        raise ValueError(f"a look-up table has {len(entries)} of {count} entries of {bits} bits")
+        raise _SenselessError(f"a look-up table has {len(entries)} of {count} entries of {bits} bits")
     index = np.clip(np.floor(values).astype(np.int64) - first, 0, count - 1)
     return entries[index].astype(np.float64), bits
 

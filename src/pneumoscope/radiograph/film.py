@@ -26,6 +26,7 @@ class Radiograph:
         mode: how its pixels were stored: in Pillow's words ("L", "RGB", "I;16", ...), or in DICOM's with the bits
             ("MONOCHROME2, 12 bits").
         reduced_from: width and height of the film in its file, pixels, where it was decoded smaller; None where it was not.
+        age: of the patient, years, where the file states it; None where it does not.
         chroma: how far a pixel's largest and smallest colour are apart, grey levels, mean over the film; 0 where it is grey.
     Raises:
         UnreadableFilmError: the pixels are not 8-bit grey in two dimensions, or there are none.
@@ -37,6 +38,7 @@ class Radiograph:
     mode: str
     reduced_from: tuple[int, int] | None = None
     chroma: float = 0.0
+    age: float | None = None
 
     def __post_init__(self) -> None:
         """Refuse what would be resized into something else than a film, three channels for one."""

@@ -1,7 +1,7 @@
 """From a radiograph to what a network is given: the only definition, used by training, export, evaluation and scoring.
 
 A network is given whole grey levels, 0 to 255, in a square. The scaling of grey levels to the numbers that a network
-was built for and the repetition to three channels are inside the network (`networks.classifier`) and so inside the
+was built for and the repetition to three channels are inside the network (`networks.network`) and so inside the
 exported file: they cannot be written twice. What is left, and stands here, is the crop and the resize.
 """
 

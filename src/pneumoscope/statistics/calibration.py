@@ -17,6 +17,7 @@ from pneumoscope.statistics.intervals import RESAMPLES, patient_bootstrap, wilso
 __all__ = [
     "BINS",
     "ReliabilityBin",
+    "at_prevalence",
     "brier",
     "calibration_error_interval",
     "expected_calibration_error",
@@ -195,3 +196,17 @@ def fit_platt(logits: npt.ArrayLike, labels: npt.ArrayLike) -> tuple[float, floa
     found = optimize.minimize(loss, start, jac=True, method="L-BFGS-B", bounds=bounds, options=options)
     slope = max(float(found.x[0]) / scale, _LEAST_SLOPE)
     return slope, float(found.x[1]) - slope * centre
+
+
+def at_prevalence(probabilities: npt.ArrayLike, now: float, then: float) -> FloatArray:
+    """What probabilities become where pneumonia is more or less common: their odds are multiplied by a constant.
+
+    Args:
+        probabilities: of pneumonia, 0 to 1, any shape.
+        now: share of pneumonia where they hold, above 0 and below 1.
+        then: share of pneumonia where they are wanted, above 0 and below 1.
+    Source: Bayes' theorem, with films of either label as they were: Saerens 2002, Neural Comput 14:21, equation 2.4.
+    """
+    p = np.asarray(probabilities, dtype=np.float64)
+    sick, well = p * then / now, (1 - p) * (1 - then) / (1 - now)
+    return np.asarray(sick / (sick + well))

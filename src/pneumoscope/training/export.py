@@ -1,20 +1,22 @@
 """From trained weights to a bundle: one ONNX file, checked against torch film by film, and its card.
 
 Calibration, operating points and limits are fitted on what the exported file says of the validation films, not on what torch
-says: what is described is what is shipped. Limits of what is refused are fitted on films as they are, whatever the rest is.
+says: what is described is what is shipped. Limits of what is refused are fitted on films each once a little askew and lit
+otherwise, whatever the rest is fitted on: how a film was laid and lit is no reason to refuse it.
 """
 
 from __future__ import annotations
 
 import hashlib
 import math
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 import msgspec
 import numpy as np
 import numpy.typing as npt
 import torch
+from scipy.special import logit
 
 from pneumoscope import __version__
 from pneumoscope.bundle.card import (
@@ -39,7 +41,7 @@ from pneumoscope.dataset.manifest import Manifest
 from pneumoscope.errors import UndefinedMetricError
 from pneumoscope.networks.network import Network
 from pneumoscope.predictor.predictor import Outputs, Predictor, sigmoid
-from pneumoscope.statistics.calibration import fit_platt
+from pneumoscope.statistics.calibration import at_prevalence, fit_platt
 from pneumoscope.statistics.conformal import uncertain_band
 from pneumoscope.statistics.intervals import proportion
 from pneumoscope.statistics.operating_point import at_sensitivity, at_specificity, highest_youden
@@ -47,9 +49,10 @@ from pneumoscope.statistics.venn_abers import fit_venn_abers
 from pneumoscope.storage import write_atomically
 from pneumoscope.training.augment import augment
 from pneumoscope.training.films import FilmArrays, derive_seed
+from pneumoscope.training.gate import PLAUSIBLE
 from pneumoscope.training.onnx_file import to_onnx
 from pneumoscope.training.parity import check_explanations, check_parity
-from pneumoscope.training.recipe import Recipe
+from pneumoscope.training.recipe import Augmentation, Recipe, Refusals
 from pneumoscope.training.run import machine, now, versions
 from pneumoscope.training.screen import make_screen
 
@@ -103,9 +106,10 @@ def export(
         onnx_bytes=len(onnx),
         golden_logit=0,
         preparation=arrays.preparation,
-        calibration=Calibration(slope=1, intercept=0, method="none", n=0),
+        calibration=Calibration(slope=1, intercept=0, method="none", n=0, prevalence=0.5),
         intervals=None,
         refusal=None,
+        ages=recipe.data.ages,
         points={},
         parity=Parity(films=0, largest=0),
         recipe=recipe.model_dump(mode="json"),
@@ -128,14 +132,22 @@ def export(
         check_explanations(network, part, predictor.outputs(part, heatmaps=predictor.explains), screen)
     patients = [film.patient for film in arrays.validation]
     augmented = recipe.training.calibrate == "augmented"
-    fitted = _augmented(predictor, pixels, recipe) if augmented else logits
+    fitted = logits
+    if augmented:
+        as_trained = _augmented(pixels, recipe.augmentation, recipe.training.seed)
+        fitted = np.concatenate([predictor.logits(part) for part in as_trained])
+    limits = None
+    if screen:
+        askew = [predictor.outputs(part) for part in _augmented(pixels, PLAUSIBLE, recipe.training.seed)]
+        limits = _limits(outputs, askew, recipe.refusal, patients)
+    prevalence = recipe.training.prevalence or float(labels.mean())
     card = msgspec.structs.replace(
         card,
         parity=check_parity(network, pixels[spread], logits[spread]),
         golden_logit=float(predictor.logits(golden_film(recipe.network.image_size))[0]),
-        calibration=_calibrate(fitted, labels),
-        intervals=Intervals(**fit_venn_abers(fitted, labels)._asdict(), method="venn-abers", n=len(labels)),
-        refusal=_limits(outputs, recipe.refusal.share, patients) if screen else None,
+        calibration=_calibrate(fitted, labels, prevalence),
+        intervals=_intervals(fitted, labels, prevalence),
+        refusal=limits,
         points=_points(sigmoid(fitted), labels, patients, ", augmented" if augmented else ""),
     )
     write_atomically(folder / NETWORK_FILE, onnx)
@@ -143,19 +155,25 @@ def export(
     return card
 
 
-def _augmented(predictor: Predictor, pixels: npt.NDArray[np.uint8], recipe: Recipe) -> npt.NDArray[np.float32]:
-    """Logits of films, each as a training film may look once."""
-    found = []
+def _augmented(pixels: npt.NDArray[np.uint8], options: Augmentation, seed: int) -> Iterator[npt.NDArray[np.uint8]]:
+    """Films in batches, each once as `options` may make it look."""
     for start in range(0, len(pixels), _BATCH):
         films = torch.from_numpy(np.array(pixels[start : start + _BATCH]))
-        seeds = [derive_seed(recipe.training.seed, start + place, 9) for place in range(len(films))]
-        found.append(predictor.logits(augment(films, recipe.augmentation, seeds).round().to(torch.uint8).numpy()))
-    return np.concatenate(found)
+        seeds = [derive_seed(seed, start + place, 9) for place in range(len(films))]
+        yield augment(films, options, seeds).round().to(torch.uint8).numpy()
 
 
-def _calibrate(logits: npt.NDArray[np.float32], labels: npt.NDArray[np.bool_]) -> Calibration:
+def _calibrate(logits: npt.NDArray[np.float32], labels: npt.NDArray[np.bool_], prevalence: float) -> Calibration:
     slope, intercept = fit_platt(logits, labels)
-    return Calibration(slope=slope, intercept=intercept, method="platt", n=len(labels))
+    # What `at_prevalence` does to probabilities adds the same to every logit.
+    moved = intercept + float(logit(prevalence) - logit(labels.mean()))
+    return Calibration(slope=slope, intercept=moved, method="platt", n=len(labels), prevalence=prevalence)
+
+
+def _intervals(logits: npt.NDArray[np.float32], labels: npt.NDArray[np.bool_], prevalence: float) -> Intervals:
+    found = fit_venn_abers(logits, labels)
+    low, high = (at_prevalence(side, float(labels.mean()), prevalence).tolist() for side in (found.low, found.high))
+    return Intervals(edges=tuple(found.edges), low=low, high=high, method="venn-abers", n=len(labels))
 
 
 def _points(
@@ -187,7 +205,7 @@ def _points(
             sensitivity=share(threshold, True),
             specificity=share(threshold, False),
             # Whoever asks to rule out or in has said which error is worse: every film is decided.
-            band=_band(scores, labels) if name == "balanced" else None,
+            band=_band(scores, labels, threshold) if name == "balanced" else None,
         )
         for name, (threshold, rule) in chosen.items()
     }
@@ -198,30 +216,42 @@ def _share(what: npt.NDArray[np.bool_], patients: Sequence[str]) -> Share:
     return msgspec.convert({field: getattr(found, field) for field in Share.__struct_fields__}, Share)
 
 
-def _limits(outputs: Sequence[Outputs], share: float, patients: Sequence[str]) -> Refusal:
-    """The limits that at most this share of validation films lies beyond, each."""
-    kinds = np.concatenate([part.kinds for part in outputs if part.kinds is not None])
-    distance = np.concatenate([part.distance for part in outputs if part.distance is not None])
-    beyond = math.floor(share * len(patients) + 1e-9)
-    least = min(_SURELY_A_FILM, float(np.sort(kinds[:, 0])[beyond]))
-    greatest = float(np.sort(distance)[-1 - beyond])
-    refused = (kinds[:, 0] < least) | (distance > greatest)
+def _limits(plain: Sequence[Outputs], askew: Sequence[Outputs], shares: Refusals, patients: Sequence[str]) -> Refusal:
+    """Limits that at most these shares of films lie beyond, by what the network gives of them as they are and once askew."""
+
+    def found(outputs: Sequence[Outputs]) -> tuple[npt.NDArray[np.float32], npt.NDArray[np.float32]]:
+        kinds = [part.kinds[:, 0] for part in outputs if part.kinds is not None]
+        return np.concatenate(kinds), np.concatenate([part.distance for part in outputs if part.distance is not None])
+
+    film, distance = found(askew)
+    least = min(_SURELY_A_FILM, float(np.sort(film)[math.floor(shares.share_kinds * len(film) + 1e-9)]))
+    greatest = float(np.sort(distance)[-1 - math.floor(shares.share_distance * len(distance) + 1e-9)])
+    film, distance = found(plain)
     return Refusal(
         kinds=KINDS,
         least_film=least,
         greatest_distance=greatest,
-        share=share,
-        refused=_share(refused, patients),
+        share_kinds=shares.share_kinds,
+        share_distance=shares.share_distance,
+        refused=_share((film < least) | (distance > greatest), patients),
     )
 
 
-def _band(scores: npt.NDArray[np.float64], labels: npt.NDArray[np.bool_]) -> Band | None:
-    """The scores that are left uncertain; None where there are too few films for the coverage."""
+def _band(scores: npt.NDArray[np.float64], labels: npt.NDArray[np.bool_], threshold: float) -> Band | None:
+    """The scores that are left uncertain; None where there are too few films for the coverage.
+
+    It reaches to the threshold, so that a rising score goes from normal over uncertain to pneumonia and never back: more films
+    are left uncertain than the coverage needs, and it holds all the more.
+    """
     pneumonias = int(labels.sum())
     try:
         band = uncertain_band(scores, labels, COVERAGE)
     except UndefinedMetricError:
         return None
     return Band(
-        low=band.low, high=band.high, coverage=COVERAGE, normals=len(labels) - pneumonias, pneumonias=pneumonias
+        low=min(band.low, threshold),
+        high=max(band.high, threshold),
+        coverage=COVERAGE,
+        normals=len(labels) - pneumonias,
+        pneumonias=pneumonias,
     )

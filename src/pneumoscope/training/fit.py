@@ -229,6 +229,7 @@ def _build(recipe: Recipe) -> Network:
         keep_fc8=choice.keep_fc8,
         dropout=choice.dropout,
         edge=choice.edge,
+        mirrored=choice.mirrored,
     )
 
 

@@ -150,11 +150,12 @@ class _Explained(nn.Module):
             return network.explain(films, self._pull)
         # The closed form: behind average pooling all places of a channel have one gradient, that of their mean divided by their
         # number. One product of a vector and a matrix a film; the product of two whole maps costs 3% of lite0's time.
-        maps = network.features(network.image(films))
+        maps = network.features(network.image(network.sides(films)))
         mean = maps.mean((2, 3), keepdim=True)
         logits, gradient = self._pull(mean)
         heatmap = gradient.flatten(1).unsqueeze(1) @ maps.flatten(2) / (maps.shape[2] * maps.shape[3])
-        return logits.squeeze(1), heatmap.reshape(-1, maps.shape[2], maps.shape[3])
+        heatmap = heatmap.reshape(-1, maps.shape[2], maps.shape[3])
+        return network.joined(logits.squeeze(1)), network.joined(heatmap)
 
 
 def _same_everywhere(gradient: Tensor) -> bool:

@@ -40,6 +40,8 @@ class NetworkChoice(_Table):
     """Before the last layer of a timm network."""
     edge: int = Field(default=0, ge=0, le=128)
     """Pixels at each edge of the square that the network sees as black: how a film ends tells where it comes from."""
+    mirrored: bool = False
+    """Once trained, it reads every film and its mirror image, and says the mean."""
 
 
 class Data(_Table):
@@ -49,6 +51,8 @@ class Data(_Table):
     """"patient" keeps patients whole, "block" takes contiguous ids, "image" is the report's, "given" takes the data's own."""
     validation: float = Field(default=0.15, gt=0, lt=0.9)
     """Share of the training films set apart for validation."""
+    ages: tuple[float, float] | None = None
+    """Least and greatest age of the patients, years; the bundle refuses a film whose header states another one."""
 
 
 class Optimizer(_Table):
@@ -108,6 +112,8 @@ class Training(_Table):
     calibrate: Literal["films", "augmented"] = "films"
     """What calibration, thresholds and bands are fitted on: validation films as they are, or each once as a training film may
     look. Where the labels differ in how their films are framed and lit, plain validation films do too, and flatter."""
+    prevalence: float | None = Field(default=None, gt=0, lt=1)
+    """Share of pneumonia that probabilities are stated for; by default that of the validation films."""
     ema: float = Field(default=0.0, ge=0, lt=1)
     """Decay a step of an exponential mean of the weights, which is then what is validated and kept; 0 has none."""
 
@@ -149,9 +155,11 @@ class Refusals(_Table):
 
     steps: int = Field(default=0, ge=0, le=1_000_000)
     """Batches that a second, small network learns from, which tells films as they should be from other pictures. With 0
-    there is none, and the bundle does not know what it has never seen either."""
-    share: float = Field(default=0.005, gt=0, le=0.2)
-    """Of validation films, that may be refused as such pictures, and again as many as too unlike the training films."""
+    there is none, and the bundle does not know what it has never seen either. Best where image_size is a multiple of 56."""
+    share_kinds: float = Field(default=0.01, gt=0, le=0.2)
+    """Of validation films, each once a little askew and lit otherwise, that may be refused as such pictures."""
+    share_distance: float = Field(default=0.02, gt=0, le=0.2)
+    """Of the same, that may be refused as too unlike the training films."""
 
 
 class Recipe(_Table):
@@ -175,6 +183,10 @@ class Recipe(_Table):
     def _possible(self) -> Recipe:
         if self.training.calibrate == "augmented" and not self.augmentation.any:
             raise ValueError("training.calibrate: films cannot be calibrated augmented without an [augmentation]")
+        if self.data.ages and not 0 <= self.data.ages[0] <= self.data.ages[1]:
+            raise ValueError("data.ages: the least and the greatest age, in this order")
+        if self.network.mirrored and not self.augmentation.flip:
+            raise ValueError("network.mirrored: it never saw a mirrored film; set augmentation.flip")
         if self.network.freeze == "convolutions" and self.augmentation.any:
             raise ValueError(
                 "network.freeze: features of frozen convolutions are computed once, so films cannot be augmented:"
@@ -200,9 +212,9 @@ class Recipe(_Table):
         return Preparation(size=self.network.image_size, crop=self.network.crop)
 
     def to_toml(self) -> str:
-        """The recipe with every field, as TOML that `read_recipe` reads back to an equal recipe."""
+        """The recipe with every field that has a value, as TOML that `read_recipe` reads back to an equal recipe."""
         lines = [f"name = {_toml(self.name)}", f"about = {_toml(self.about)}"]
-        for table, fields in self.model_dump(mode="json").items():
+        for table, fields in self.model_dump(mode="json", exclude_none=True).items():
             if isinstance(fields, dict):
                 lines += ["", f"[{table}]", *(f"{key} = {_toml(value)}" for key, value in fields.items())]
         return "\n".join(lines) + "\n"
@@ -211,6 +223,8 @@ class Recipe(_Table):
 def _toml(value: object) -> str:
     if isinstance(value, bool):
         return "true" if value else "false"
+    if isinstance(value, list):
+        return f"[{', '.join(map(_toml, value))}]"
     if isinstance(value, str):
         escaped = "".join(
             f"\\{char}" if char in '"\\' else char if char.isprintable() else f"\\U{ord(char):08x}" for char in value

@@ -14,15 +14,16 @@ from pneumoscope.training.gate import PLAUSIBLE, train_gate
 
 __all__ = ["fit_population", "make_screen"]
 
-_COMPONENTS = 64
+_COMPONENTS = 96
+_COPIES = 4  # of each film, besides the film as it is: fewer do not show all ways in which it may lie and be lit
 _BATCH = 32
 
 
 def make_screen(pixels: npt.NDArray[np.uint8], rows: npt.NDArray[np.int64], *, steps: int, seed: int) -> Screen:
     """Train the gate, and describe the population.
 
-    The population is the training films as they are and each once a little askew and lit otherwise: how a film was laid and
-    lit is not who is on it.
+    The population is the training films as they are and each several times a little askew and lit otherwise: how a film was
+    laid and lit is not who is on it.
 
     Args:
         pixels: prepared films, shape (n, size, size).
@@ -36,8 +37,10 @@ def make_screen(pixels: npt.NDArray[np.uint8], rows: npt.NDArray[np.int64], *, s
     with torch.no_grad():
         for start in range(0, len(rows), _BATCH):
             films = torch.from_numpy(pixels[rows[start : start + _BATCH]])
-            seeds = [derive_seed(seed, start + place, 10) for place in range(len(films))]
-            found += [eye(films).numpy(), eye(augment(films, PLAUSIBLE, seeds)).numpy()]
+            found.append(eye(films).numpy())
+            for copy in range(_COPIES):
+                seeds = [derive_seed(seed, start + place, copy, 10) for place in range(len(films))]
+                found.append(eye(augment(films, PLAUSIBLE, seeds)).numpy())
     population = fit_population(np.concatenate(found))
     return Screen(train_gate(pixels, rows, steps=steps, seed=seed), eye, population)
 
