@@ -127,7 +127,7 @@ def errors_page() -> str:
         elif kind.__subclasses__():
             parts.append("Raised as one of its kinds, never itself.\n")
         else:
-            parts.append("Kept for later verbs: nothing raises it yet.\n")
+            raise RuntimeError(f"docs/provoke.py has no provocation of {kind.__name__}")
     return "\n".join(parts)
 
 
@@ -244,10 +244,21 @@ def _words(table: type[BaseModel], name: str, field: FieldInfo) -> str:
 
 
 def seeds_page() -> str:
-    """What the shipped recipe came to on the test films with every seed, and the means."""
+    """What the shipped recipe, and the one before it, came to on the test films with every seed, and the means."""
     runs = FOLDER.parent / "results" / "default-model" / "runs"
-    files = {f"{path.parent.name}": path for path in sorted(runs.glob("edged-block-*/evaluation.json"))}
-    files = {"default, ships": find_bundle() / "evidence" / "evaluation.json", **files}
+    parts = [
+        "# The shipped recipe with every seed\n\nThe official test films; each seed has a validation split of its own."
+        " Intervals stand in the evaluations of the runs, and the attempts in `attempts.toml`.\n"
+    ]
+    for attempt, ships in (("mirrored", True), ("edged", False)):
+        files = {path.parent.name: path for path in sorted(runs.glob(f"{attempt}-block-*/evaluation.json"))}
+        if ships:
+            files = {"default, ships": find_bundle() / "evidence" / "evaluation.json", **files}
+        parts += [f"## {attempt}\n", _seeds(files)]
+    return "\n".join(parts)
+
+
+def _seeds(files: dict[str, Path]) -> str:
     rows = []
     for file in files.values():
         found = read_evaluation(file)
@@ -259,10 +270,7 @@ def seeds_page() -> str:
         rows.append([interval.value for interval in measured])
     columns = ("AUROC", "calibration error", "accuracy at `balanced`", "sensitivity", "specificity")
     named = [*zip(files, rows, strict=True), ("mean", [sum(column) / len(rows) for column in zip(*rows, strict=True)])]
-    return (
-        "# The shipped recipe with every seed\n\nThe official test films; each seed has a validation split of its own."
-        " Intervals stand in the evaluations of the runs.\n\n"
-    ) + _table(("run", *columns), ((name, *(f"{value:.4f}" for value in row)) for name, row in named))
+    return _table(("run", *columns), ((name, *(f"{value:.4f}" for value in row)) for name, row in named))
 
 
 def main() -> None:

@@ -3,16 +3,20 @@
 from __future__ import annotations
 
 import contextlib
+import io
 import os
 import tempfile
 import zipfile
 from collections.abc import Callable, Iterator
+from datetime import timedelta
 from pathlib import Path
 
 import numpy as np
 import torch
+from fastapi.testclient import TestClient
 from PIL import Image
 
+from pneumoscope import errors
 from pneumoscope.bundle.card import (
     FORMAT,
     LABELS,
@@ -25,6 +29,7 @@ from pneumoscope.bundle.card import (
     short_hash,
 )
 from pneumoscope.cli import _told
+from pneumoscope.cli.predict import command as predict
 from pneumoscope.dataset.layouts import load_manifest
 from pneumoscope.dataset.manifest import Film, Manifest
 from pneumoscope.dataset.unpack import Limits, unpack
@@ -32,9 +37,15 @@ from pneumoscope.errors import PneumoscopeError
 from pneumoscope.evaluation.films import refuse_chosen_thresholds
 from pneumoscope.networks.build import build
 from pneumoscope.networks.weights import read_tensors
+from pneumoscope.predictor.model import load_model
 from pneumoscope.radiograph.decode import decode
 from pneumoscope.radiograph.phantom import phantom
 from pneumoscope.radiograph.prepare import Preparation
+from pneumoscope.service.access import Access
+from pneumoscope.service.app import Settings, make_app
+from pneumoscope.service.records import Records
+from pneumoscope.service.scoring import Scoring
+from pneumoscope.service.trail import verify
 from pneumoscope.statistics.roc import auroc
 from pneumoscope.storage import write_atomically
 from pneumoscope.training.classifier import Classifier
@@ -81,6 +92,15 @@ def _empty_folder() -> Iterator[None]:
             yield
         finally:
             os.chdir(before)
+
+
+def _png() -> bytes:
+    file = io.BytesIO()
+    Image.linear_gradient("L").save(file, "PNG")
+    return file.getvalue()
+
+
+FILM = _png()
 
 
 def _fault_of_ours() -> None:
@@ -161,9 +181,10 @@ def _threshold() -> None:
         onnx_bytes=0,
         golden_logit=0,
         preparation=Preparation(),
-        calibration=Calibration(slope=1, intercept=0, method="none", n=0),
+        calibration=Calibration(slope=1, intercept=0, method="none", n=0, prevalence=0.5),
         intervals=None,
         refusal=None,
+        ages=None,
         points={"balanced": point},
         parity=Parity(films=0, largest=0),
         recipe={},
@@ -204,6 +225,34 @@ def _storage() -> None:
     write_atomically(Path("results/report.html"), "")
 
 
+def _partial() -> None:
+    Path("thorax.png").write_bytes(FILM)
+    Path("empty.png").touch()
+    predict.main(["thorax.png", "empty.png", "--csv", "films.csv"], standalone_mode=False)
+
+
+def _too_large() -> None:
+    app = make_app(load_model(threads=1), Records(None), Access({}), Settings(most_films=1))
+    answer = TestClient(app, base_url="http://localhost").post(
+        "/v1/predictions", files=[("films", ("1.png", b"1")), ("films", ("2.png", b"2"))]
+    )
+    found = answer.json()
+    raise getattr(errors, found["error"])(found["detail"], advice=found["advice"])
+
+
+def _gone() -> None:
+    records, model = Records(None), load_model(threads=1)
+    record, _ = records.add(model.predict(FILM), FILM, operating_point=model.point_name, who="local")
+    records.expire(timedelta(seconds=-1))
+    records.film(records.get(record.id))
+
+
+def _busy() -> None:
+    scoring = Scoring(load_model(threads=1), most_waiting=1, workers=1)
+    scoring.close()
+    scoring.submit([(b"film", "film.png")])
+
+
 _PROVOCATIONS: dict[str, Callable[[], object]] = {
     "PneumoscopeError": _fault_of_ours,
     "UsageError": _usage,
@@ -224,4 +273,10 @@ _PROVOCATIONS: dict[str, Callable[[], object]] = {
     "DivergedError": _diverged,
     "StorageError": _storage,
     "ParityError": _parity,
+    "PartialFailureError": _partial,
+    "AccessError": lambda: Access({"me": "0123456789abcdef"}).who("Bearer 0123456789abcdee"),
+    "TooLargeError": _too_large,
+    "GoneError": _gone,
+    "BusyError": _busy,
+    "TrailError": lambda: verify(Records(None).engine, expected="ab" * 32),
 }

@@ -17,11 +17,16 @@ One tree, so that it is mapped once to exit statuses (here) and once to HTTP sta
     │   ├── BundleError                  a bundle is missing, damaged, newer than this version, or refused
     │   ├── RunError                     a run folder is missing, unfinished or another run's
     │   ├── ThresholdError               a threshold would be chosen on the films that it is judged on
-    │   └── DownloadError                a download is incomplete, altered or unsafe to unpack
+    │   ├── DownloadError                a download is incomplete, altered or unsafe to unpack
+    │   ├── AccessError                  a request to the service has no token, or a wrong one
+    │   ├── TooLargeError                a request to the service holds more than it takes
+    │   └── GoneError                    a film was removed from the service, and its numbers kept
     ├── UndefinedMetricError          2  a statistic does not exist for these films
     ├── PartialFailureError           3  some inputs failed and the others were done
     ├── DivergedError                 1  the loss is not a number any more
     ├── StorageError                  1  the disk is full or cannot be written
+    ├── BusyError                     1  more films wait to be scored than the service lets wait
+    ├── TrailError                    1  the audit trail of a service was altered
     └── ParityError                   1  an exported network does not agree with the trained one
 
 A message says what is wrong, with which value and where; `advice` says what to do next.
@@ -33,11 +38,14 @@ import difflib
 from collections.abc import Iterable
 
 __all__ = [
+    "AccessError",
     "BundleError",
+    "BusyError",
     "CallerError",
     "DatasetError",
     "DivergedError",
     "DownloadError",
+    "GoneError",
     "LayoutError",
     "ManifestError",
     "MissingExtraError",
@@ -49,6 +57,8 @@ __all__ = [
     "RunError",
     "StorageError",
     "ThresholdError",
+    "TooLargeError",
+    "TrailError",
     "UndefinedMetricError",
     "UnknownNameError",
     "UnreadableFilmError",
@@ -188,6 +198,18 @@ class DownloadError(CallerError):
     """A download is incomplete, altered, or unsafe to unpack."""
 
 
+class AccessError(CallerError):
+    """A request to the service has no token, or a wrong one."""
+
+
+class TooLargeError(CallerError):
+    """A request to the service holds more bytes or films than it takes."""
+
+
+class GoneError(CallerError):
+    """A film was removed from the service; what was said of it is kept."""
+
+
 class UndefinedMetricError(PneumoscopeError):
     """A statistic does not exist for these films, such as sensitivity without a pneumonia."""
 
@@ -210,3 +232,11 @@ class StorageError(PneumoscopeError):
 
 class ParityError(PneumoscopeError):
     """An exported network does not give the same logits as the trained one."""
+
+
+class BusyError(PneumoscopeError):
+    """More films wait to be scored than the service lets wait, or it is stopping; nothing was kept."""
+
+
+class TrailError(PneumoscopeError):
+    """The audit trail of a service was altered."""

@@ -30,9 +30,12 @@ VERBS = (
     "reproduce",
     "export",
     "predict",
+    "serve",
+    "audit-trail",
 )
 _EXTRAS = {
     "train": ("torch", "torchvision", "lightning", "timm", "onnx", "onnxscript", "tensorboard", "safetensors"),
+    "serve": ("fastapi", "starlette", "uvicorn", "sqlalchemy", "alembic", "multipart", "prometheus_client", "pg8000"),
     "evaluate": ("scipy", "sklearn", "matplotlib", "jinja2", "markupsafe", "imagehash", "threadpoolctl"),
 }
 
@@ -46,7 +49,7 @@ class _Verbs(click.Group):
     def get_command(self, ctx: click.Context, cmd_name: str) -> click.Command:
         if cmd_name not in VERBS:
             raise UnknownNameError("command", cmd_name, VERBS)
-        command: click.Command = import_module(f"pneumoscope.cli.{cmd_name}").command
+        command: click.Command = import_module(f"pneumoscope.cli.{cmd_name.replace('-', '_')}").command
         return command
 
 

@@ -15,7 +15,7 @@ import numpy.typing as npt
 
 from pneumoscope.bundle.card import Card, find_bundle
 from pneumoscope.errors import UnreadableFilmError, UsageError
-from pneumoscope.predictor.decide import decide, find_point, threshold_probability
+from pneumoscope.predictor.decide import DEFAULT_POINT, decide, find_point, threshold_probability
 from pneumoscope.predictor.predictor import Predictor, Scored
 from pneumoscope.radiograph.decode import Radiograph, decode
 from pneumoscope.results import FilmFacts, ModelFacts, Prediction
@@ -35,7 +35,7 @@ class Model:
     Attributes:
         card: of the bundle.
         facts: what each prediction says of the bundle.
-        point: the operating point.
+        point, point_name: the operating point.
         threshold: of that point, as a probability.
     """
 
@@ -48,8 +48,13 @@ class Model:
         self._predictor = predictor
         self.card: Card = predictor.card
         self.point = find_point(self.card, operating_point)
+        self.point_name = operating_point or DEFAULT_POINT
         self.threshold = threshold_probability(self.card, self.point)
         self.facts = ModelFacts(self.card.name, self.card.version, self.card.onnx_sha256)
+
+    def try_golden_film(self) -> None:
+        """See whether the network still scores as its card says; see `Predictor.try_golden_film`."""
+        self._predictor.try_golden_film()
 
     def predict(self, film: Film, *, name: str = "") -> Prediction:
         """Judge one film.

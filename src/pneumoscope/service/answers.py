@@ -1,0 +1,160 @@
+"""What the API answers with when all goes well, as OpenAPI shows it."""
+
+from __future__ import annotations
+
+import dataclasses
+from typing import Any, Literal
+
+from pydantic import BaseModel, ConfigDict, Field
+
+from pneumoscope.results import NOTICE, FilmFacts, ModelFacts, Prediction
+from pneumoscope.service.records import Page, Record
+
+__all__ = ["Health", "PredictionAnswer", "PredictionsAnswer", "PredictionsPage", "ReviewAnswer", "ReviewGiven"]
+
+_ID = "0123456789abcdef0123456789abcdef"
+_SHA256 = "9f86d081884c7d659a2feaa0c55ad015a3bf4f1b2b0b822cd15d6c15b0f00a08"
+_TIME = "2026-01-31T09:30:00.000000Z"
+
+
+class _Answer(BaseModel):
+    model_config = ConfigDict(frozen=True, extra="forbid", use_attribute_docstrings=True)
+
+
+class FilmAnswer(_Answer):
+    """What the film's file holds."""
+
+    width: int = Field(examples=[1320])
+    """Pixels, as a viewer shows it."""
+    height: int = Field(examples=[968])
+    """Pixels."""
+    format: str = Field(examples=["JPEG"])
+
+
+class ModelAnswer(_Answer):
+    """Which bundle spoke."""
+
+    name: str = Field(examples=["default"])
+    version: str = Field(examples=["0.1.0"])
+    """Of the pneumoscope that made it."""
+    sha256: str = Field(examples=[_SHA256])
+    """Of its network file."""
+
+
+class ReviewGiven(_Answer):
+    """A person's reading."""
+
+    agrees: bool
+    """Whether they agree with the decision."""
+    note: str = Field(default="", max_length=4000)
+
+
+class ReviewAnswer(ReviewGiven):
+    """A person's reading as it is kept."""
+
+    at: str = Field(examples=[_TIME])
+    """ISO 8601 in UTC."""
+
+
+class PredictionAnswer(_Answer):
+    """One film: what `pneumoscope predict --json` says of it, and how it is kept."""
+
+    id: str | None = Field(examples=[_ID])
+    """The same film, model and operating point have the same id; null where the film could not be read."""
+    created: str | None = Field(examples=[_TIME])
+    """ISO 8601 in UTC; null where nothing is kept."""
+    path: str = Field(examples=["film.jpeg"])
+    """The film as the client named it."""
+    decision: Literal["normal", "pneumonia", "uncertain", "rejected"] | None
+    """Null where the film could not be read."""
+    probability: float | None = Field(examples=[0.97])
+    """Of pneumonia, calibrated; null where the film is rejected."""
+    interval: tuple[float, float] | None = Field(examples=[[0.95, 0.99]])
+    """Of the probability."""
+    interval_reason: str = Field(examples=[""])
+    """Why there is no interval; empty where there is one."""
+    threshold: float | None = Field(examples=[0.5])
+    """A film at or above this probability is called pneumonia."""
+    reason: str = Field(examples=[""])
+    """Why the film is uncertain or rejected."""
+    film: FilmAnswer | None
+    model: ModelAnswer
+    error: str = Field(examples=[""])
+    """Why the film could not be read, and what to do."""
+    operating_point: str = Field(examples=["balanced"])
+    film_sha256: str | None = Field(examples=[_SHA256])
+    """Of the file as it was posted."""
+    film_bytes: int | None = Field(examples=[245760])
+    film_removed: str | None = Field(examples=[None])
+    """When the film was removed and its numbers kept; null while it is here."""
+    review: ReviewAnswer | None
+    notice: str = Field(examples=[NOTICE])
+
+    @classmethod
+    def of_record(cls, record: Record) -> PredictionAnswer:
+        """A kept film."""
+        return cls(
+            id=record.id,
+            created=record.created,
+            operating_point=record.operating_point,
+            film_sha256=record.film_sha256,
+            film_bytes=record.film_bytes,
+            film_removed=record.film_removed,
+            review=None if record.review is None else ReviewAnswer(**dataclasses.asdict(record.review)),
+            **_said(record.prediction),
+        )
+
+    @classmethod
+    def of_unreadable(cls, prediction: Prediction, operating_point: str) -> PredictionAnswer:
+        """A film that could not be read, of which nothing is kept."""
+        return cls(
+            id=None,
+            created=None,
+            operating_point=operating_point,
+            film_sha256=None,
+            film_bytes=None,
+            film_removed=None,
+            review=None,
+            **_said(prediction),
+        )
+
+
+class PredictionsAnswer(_Answer):
+    """The films of one request, in the order in which they were sent."""
+
+    predictions: list[PredictionAnswer]
+    notice: str = Field(default=NOTICE, examples=[NOTICE])
+
+
+class PredictionsPage(_Answer):
+    """Some of the films that are kept."""
+
+    predictions: list[PredictionAnswer]
+    total: int = Field(examples=[1])
+    """That match, on all pages."""
+    next: str = Field(examples=[""])
+    """To be sent as `after` for the next page; empty at the end."""
+    notice: str = Field(default=NOTICE, examples=[NOTICE])
+
+    @classmethod
+    def of_page(cls, page: Page) -> PredictionsPage:
+        """A page of records."""
+        return cls(
+            predictions=[PredictionAnswer.of_record(each) for each in page.records], total=page.total, next=page.next
+        )
+
+
+class Health(_Answer):
+    """That the process answers, or can judge and keep films."""
+
+    status: Literal["ok"] = "ok"
+
+
+def _said(prediction: Prediction) -> dict[str, Any]:
+    film, model = prediction.film, prediction.model
+    said = {field.name: getattr(prediction, field.name) for field in dataclasses.fields(prediction)}
+    return {**said, "film": film and _facts(film), "model": _facts(model)}
+
+
+def _facts(facts: FilmFacts | ModelFacts) -> dict[str, object]:
+    return dataclasses.asdict(facts)

@@ -1,0 +1,142 @@
+"""Opens the service's database, SQLite in its data folder or PostgreSQL by its address, and brings its tables up to date."""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import alembic.command
+import alembic.config
+import alembic.util
+from sqlalchemy import Connection, Engine, create_engine, event, make_url
+from sqlalchemy.exc import ArgumentError, DBAPIError, NoSuchModuleError, SQLAlchemyError
+from sqlalchemy.pool import StaticPool
+
+from pneumoscope.errors import StorageError, UsageError
+from pneumoscope.service.tables import TRAIL
+
+__all__ = ["DATABASE_FILE", "open_database", "reading", "writing"]
+
+DATABASE_FILE = "pneumoscope.sqlite"
+_PATIENCE = 5  # seconds for another writer's lock
+
+
+def open_database(folder: Path | None, address: str = "") -> Engine:
+    """Open a database, and make or change its tables where they are older than this version.
+
+    Args:
+        folder: where SQLite's file lies; None keeps everything in memory, for as long as the process lives.
+        address: of another database, "postgresql://user@host/name".
+    Raises:
+        UsageError: the address cannot be understood, or is of a database that is not supported.
+        StorageError: it cannot be opened or written, or its tables are of a newer version.
+    """
+    engine = _postgresql(address) if address else _sqlite(folder)
+    try:
+        _migrate(engine)
+    except BaseException:
+        engine.dispose()
+        raise
+    return engine
+
+
+def _migrate(engine: Engine) -> None:
+    with told(engine), writing(engine) as connection:
+        if engine.dialect.name == "postgresql":
+            # Two processes that start together would both make the tables.
+            connection.exec_driver_sql("SELECT pg_advisory_xact_lock(hashtext('pneumoscope'))")
+        config = alembic.config.Config()
+        config.set_main_option("script_location", "pneumoscope.service:migrations")
+        config.attributes["connection"] = connection
+        try:
+            alembic.command.upgrade(config, "head")
+        except alembic.util.CommandError as error:
+            raise StorageError(
+                f"the database {_shown(engine)} was made by a newer version: {error}",
+                advice="Upgrade: pip install -U 'pneumoscope[serve]'",
+            ) from error
+
+
+@contextlib.contextmanager
+def reading(engine: Engine) -> Iterator[Connection]:
+    """A connection that sees one state of the database, and changes nothing.
+
+    Raises:
+        StorageError: the database cannot be reached.
+    """
+    with told(engine), engine.connect() as connection:
+        yield connection
+
+
+@contextlib.contextmanager
+def writing(engine: Engine) -> Iterator[Connection]:
+    """A transaction of the one writer there is at a time; all of it is kept, or nothing.
+
+    Raises:
+        StorageError: the database cannot be reached or written, or another writer did not end in time.
+    """
+    with told(engine), engine.connect().execution_options(writes=True) as connection, connection.begin():
+        if connection.dialect.name == "postgresql" and connection.dialect.has_table(connection, TRAIL):
+            connection.exec_driver_sql(f"LOCK TABLE {TRAIL} IN EXCLUSIVE MODE")
+        yield connection
+
+
+@contextlib.contextmanager
+def told(engine: Engine) -> Iterator[None]:
+    """What a database says in its own way, said in ours."""
+    try:
+        yield
+    except DBAPIError as error:
+        raise StorageError(
+            f"the database {_shown(engine)} cannot be used: {' '.join(str(error.orig).split())}",
+            advice="Nothing was changed. Free space, unlock or start it; the service goes on by itself when it is back",
+        ) from error
+
+
+def _sqlite(folder: Path | None) -> Engine:
+    if folder is None:
+        engine = create_engine("sqlite://", poolclass=StaticPool, connect_args={"check_same_thread": False})
+    else:
+        try:
+            folder.mkdir(parents=True, exist_ok=True)
+        except OSError as error:
+            raise StorageError(
+                f"cannot make {str(folder)!r}: {error.strerror or error}", advice="Choose another folder with --data"
+            ) from error
+        engine = create_engine(f"sqlite:///{folder / DATABASE_FILE}", connect_args={"timeout": _PATIENCE})
+
+    @event.listens_for(engine, "connect")
+    def _connected(connection: Any, _: object) -> None:
+        connection.isolation_level = None  # Python's driver would begin transactions by itself, and late
+        for setting in ("journal_mode=WAL", "synchronous=FULL", "foreign_keys=ON"):
+            connection.execute(f"PRAGMA {setting}")
+
+    @event.listens_for(engine, "begin")
+    def _begun(connection: Connection) -> None:
+        # A writer waits for its turn at its beginning; one that turns from reading to writing may be refused at once.
+        writes = connection.get_execution_options().get("writes")
+        connection.exec_driver_sql("BEGIN IMMEDIATE" if writes else "BEGIN")
+
+    return engine
+
+
+def _postgresql(address: str) -> Engine:
+    try:
+        url = make_url(address)
+        if url.get_backend_name() != "postgresql":
+            raise UsageError(
+                f"--database takes postgresql://, not {url.drivername}://", advice="SQLite needs no address: use --data"
+            )
+        # A driver whose licence is as free as ours.
+        return create_engine(url.set(drivername="postgresql+pg8000"), pool_pre_ping=True, pool_size=8)
+    except (ArgumentError, NoSuchModuleError, ValueError) as error:
+        raise UsageError("--database is no address of a database", advice="postgresql://user@host/name") from error
+    except SQLAlchemyError as error:
+        raise UsageError(f"--database cannot be used: {error}") from error
+
+
+def _shown(engine: Engine) -> str:
+    """Where a database is, without its password."""
+    return repr(engine.url.database or "in memory") if engine.dialect.name == "sqlite" else repr(str(engine.url))

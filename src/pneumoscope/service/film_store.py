@@ -1,0 +1,132 @@
+"""Films as they were posted, each under the hash of its content: the same film is kept once, and no client's name is a path."""
+
+from __future__ import annotations
+
+import contextlib
+import hashlib
+import re
+from collections.abc import Callable
+from pathlib import Path
+from typing import Protocol
+
+from pneumoscope.errors import StorageError
+from pneumoscope.storage import is_temporary, write_atomically
+
+__all__ = ["FilmStore", "FolderStore", "MemoryStore", "film_hash"]
+
+_NAME = re.compile(r"[0-9a-f]{64}")
+
+
+def film_hash(content: bytes) -> str:
+    """The SHA-256 of a film's bytes, which it is kept under."""
+    return hashlib.sha256(content).hexdigest()
+
+
+class FilmStore(Protocol):
+    """Where films are kept."""
+
+    def keep(self, content: bytes) -> str:
+        """Keep a film; its hash. Raises StorageError where it cannot be written."""
+
+    def get(self, sha256: str) -> bytes | None:
+        """A film's bytes; None where it is not kept. Raises StorageError where it cannot be read, or is another film."""
+
+    def remove(self, sha256: str) -> None:
+        """Remove a film; nothing happens where it is not kept. Raises StorageError where it cannot be removed."""
+
+    def sweep(self, wanted: Callable[[str], bool]) -> int:
+        """Remove what a killed process left half-way, and films that are not wanted; how many."""
+
+
+class FolderStore:
+    """Films in a folder, spread over 256 below it.
+
+    Args:
+        folder: made where missing.
+    """
+
+    def __init__(self, folder: Path) -> None:
+        self._folder = folder
+
+    def keep(self, content: bytes) -> str:
+        """See `FilmStore`; it is on the disk when this returns."""
+        sha256 = film_hash(content)
+        path = self._path(sha256)
+        if not path.is_file():
+            write_atomically(path, content)
+        return sha256
+
+    def get(self, sha256: str) -> bytes | None:
+        """See `FilmStore`."""
+        path = self._path(sha256)
+        try:
+            content = path.read_bytes()
+        except FileNotFoundError:
+            return None
+        except OSError as error:
+            raise _failed("read", path, error) from error
+        if film_hash(content) != sha256:
+            raise StorageError(
+                f"{str(path)!r} is not the film that was kept there",
+                advice="It was altered or the disk is failing: restore it from a backup",
+            )
+        return content
+
+    def remove(self, sha256: str) -> None:
+        """See `FilmStore`."""
+        path = self._path(sha256)
+        try:
+            path.unlink(missing_ok=True)
+        except OSError as error:
+            raise _failed("remove", path, error) from error
+
+    def sweep(self, wanted: Callable[[str], bool]) -> int:
+        """See `FilmStore`; nobody may be keeping films meanwhile."""
+        removed = 0
+        for path in self._folder.glob("??/*"):
+            kept = _NAME.fullmatch(path.name)
+            left = path.name.startswith(".") and is_temporary(path.name, path.name[1:65])
+            if left or (kept and not wanted(path.name)):
+                with contextlib.suppress(OSError):  # the next start tries again
+                    path.unlink()
+                    removed += 1
+        return removed
+
+    def _path(self, sha256: str) -> Path:
+        if not _NAME.fullmatch(sha256):
+            raise ValueError(f"{sha256!r} is no hash of a film")
+        return self._folder / sha256[:2] / sha256
+
+
+class MemoryStore:
+    """Films in memory, for a service that keeps nothing."""
+
+    def __init__(self) -> None:
+        self._films: dict[str, bytes] = {}
+
+    def keep(self, content: bytes) -> str:
+        """See `FilmStore`."""
+        sha256 = film_hash(content)
+        self._films[sha256] = content
+        return sha256
+
+    def get(self, sha256: str) -> bytes | None:
+        """See `FilmStore`."""
+        return self._films.get(sha256)
+
+    def remove(self, sha256: str) -> None:
+        """See `FilmStore`."""
+        self._films.pop(sha256, None)
+
+    def sweep(self, wanted: Callable[[str], bool]) -> int:
+        """See `FilmStore`."""
+        unwanted = [sha256 for sha256 in self._films if not wanted(sha256)]
+        for sha256 in unwanted:
+            self.remove(sha256)
+        return len(unwanted)
+
+
+def _failed(what: str, path: Path, error: OSError) -> StorageError:
+    return StorageError(
+        f"cannot {what} {str(path)!r}: {error.strerror or error}", advice="Look at the disk and its rights"
+    )

@@ -1,0 +1,377 @@
+"""What a service keeps of every film: the prediction, a person's reading of it, and the film itself, with the audit trail.
+
+The order of writing makes a killed process harmless. A film is on the disk before its row is, and its row goes before it does:
+at worst a film without a row is left, which `Records` removes when it is opened next.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import hashlib
+import threading
+from collections.abc import Callable
+from datetime import UTC, datetime, timedelta
+from pathlib import Path
+from typing import Any, Literal
+
+from sqlalchemy import Engine, Row, and_, delete, func, insert, or_, select, update
+
+from pneumoscope.errors import GoneError, UnknownNameError, UsageError
+from pneumoscope.results import Decision, FilmFacts, ModelFacts, Prediction
+from pneumoscope.service.database import open_database, reading, writing
+from pneumoscope.service.film_store import FilmStore, FolderStore, MemoryStore, film_hash
+from pneumoscope.service.tables import predictions
+from pneumoscope.service.trail import append
+
+__all__ = ["Filter", "Order", "Page", "Record", "Records", "Review", "record_id"]
+
+FILMS = "films"
+Order = Literal["newest", "oldest", "highest", "lowest"]
+_MOST = 200  # records a page
+
+
+@dataclasses.dataclass(frozen=True, slots=True)
+class Review:
+    """A person's reading: whether they agree with the decision, what they noted, and when (ISO 8601 in UTC)."""
+
+    agrees: bool
+    note: str
+    at: str
+
+
+@dataclasses.dataclass(frozen=True, slots=True)
+class Record:
+    """One film as it is kept.
+
+    Attributes:
+        id: of the film's content, the model and the operating point: the same three have the same id.
+        created: ISO 8601 in UTC.
+        prediction: as `predict` makes it; its path is the name that the client gave the film.
+        film_sha256, film_bytes: of the file as it was posted.
+        film_removed: when the film was removed and its numbers kept; None while it is there.
+        operating_point: that the decision was made at.
+        review: None before a person has read it.
+    """
+
+    id: str
+    created: str
+    prediction: Prediction
+    film_sha256: str
+    film_bytes: int
+    film_removed: str | None
+    operating_point: str
+    review: Review | None
+
+
+@dataclasses.dataclass(frozen=True, slots=True)
+class Filter:
+    """Which records: each is of all where it is None.
+
+    Attributes:
+        decision: "normal", "pneumonia", "uncertain" or "rejected".
+        reviewed: whether a person has read it.
+        since, until: ISO 8601 in UTC; `until` itself is not included.
+    """
+
+    decision: Decision | None = None
+    reviewed: bool | None = None
+    since: str | None = None
+    until: str | None = None
+
+
+@dataclasses.dataclass(frozen=True, slots=True)
+class Page:
+    """Some records in their order, how many there are in all, and where the next page begins; empty at the end."""
+
+    records: tuple[Record, ...]
+    total: int
+    next: str
+
+
+def record_id(film_sha256: str, model_sha256: str, operating_point: str) -> str:
+    """32 hexadecimal digits: the same film, judged by the same model at the same point, is one record."""
+    return hashlib.sha256(f"{film_sha256} {model_sha256} {operating_point}".encode()).hexdigest()[:32]
+
+
+class Records:
+    """Open records.
+
+    Args:
+        folder: of the data; None keeps everything in memory.
+        database: address of a PostgreSQL database; SQLite in the folder where empty.
+        now: the time, for tests.
+    Raises:
+        StorageError, UsageError: see `database.open_database`.
+    """
+
+    def __init__(
+        self, folder: Path | None, database: str = "", *, now: Callable[[], datetime] = lambda: datetime.now(UTC)
+    ) -> None:
+        self.engine: Engine = open_database(folder, database)
+        self.films: FilmStore = MemoryStore() if folder is None else FolderStore(folder / FILMS)
+        self._now = now
+        # In memory all threads share one connection.
+        self._alone = threading.RLock() if folder is None and not database else _Nothing()
+        self.films.sweep(self._is_wanted)
+
+    def close(self) -> None:
+        """Give back connections."""
+        self.engine.dispose()
+
+    def add(self, prediction: Prediction, film: bytes, *, operating_point: str, who: str) -> tuple[Record, bool]:
+        """Keep a film and what was said of it.
+
+        Args:
+            prediction: of a film that could be read.
+            film: the file's bytes.
+            operating_point, who: for the record and the trail.
+        Returns:
+            The record, and whether it is new: the same film judged by the same model is kept once, as it was first.
+        Raises:
+            StorageError: it cannot be kept, and nothing of it was.
+        """
+        sha256 = film_hash(film)
+        key = record_id(sha256, prediction.model.sha256, operating_point)
+        facts, interval = prediction.film, prediction.interval or (None, None)
+        if facts is None or prediction.decision is None or prediction.threshold is None:
+            raise ValueError(f"{prediction.path!r} could not be read; there is nothing to keep")
+        with self._alone:
+            self.films.keep(film)
+            with writing(self.engine) as connection:
+                found = connection.execute(select(predictions).where(predictions.c.id == key)).first()
+                if found is not None:
+                    return _record(found), False
+                at = self._time()
+                row = {
+                    "id": key,
+                    "name": prediction.path,
+                    "film_sha256": sha256,
+                    "film_bytes": len(film),
+                    "created": at,
+                    "decision": prediction.decision,
+                    "probability": prediction.probability,
+                    "interval_low": interval[0],
+                    "interval_high": interval[1],
+                    "interval_reason": prediction.interval_reason,
+                    "threshold": prediction.threshold,
+                    "reason": prediction.reason,
+                    "width": facts.width,
+                    "height": facts.height,
+                    "format": facts.format,
+                    "model_name": prediction.model.name,
+                    "model_version": prediction.model.version,
+                    "model_sha256": prediction.model.sha256,
+                    "operating_point": operating_point,
+                    "note": "",
+                }
+                made = connection.execute(insert(predictions).values(**row).returning(predictions)).one()
+                append(
+                    connection,
+                    at=at,
+                    who=who,
+                    what="judged",
+                    prediction=key,
+                    film_sha256=sha256,
+                    model_sha256=prediction.model.sha256,
+                    details={"decision": prediction.decision, "probability": prediction.probability},
+                )
+                return _record(made), True
+
+    def get(self, key: str) -> Record:
+        """One record.
+
+        Raises:
+            UnknownNameError: there is none of that id.
+        """
+        with self._alone, reading(self.engine) as connection:
+            return _record(
+                self._found(connection.execute(select(predictions).where(predictions.c.id == key)).first(), key)
+            )
+
+    def film(self, record: Record) -> bytes:
+        """The file of a record's film.
+
+        Raises:
+            GoneError: it was removed.
+            StorageError: it cannot be read.
+        """
+        content = None if record.film_removed else self.films.get(record.film_sha256)
+        if content is None:
+            raise GoneError(
+                f"the film of prediction {record.id!r} was removed",
+                advice="Its numbers are kept; post it again to see it",
+            )
+        return content
+
+    def find(self, wanted: Filter, *, order: Order = "newest", limit: int = 50, after: str = "") -> Page:
+        """A page of records.
+
+        Args:
+            wanted: which.
+            order: "newest" and "oldest" first, or by probability; records without one come last either way.
+            limit: most of them, up to 200.
+            after: `next` of the page before.
+        Raises:
+            UsageError: `limit` or `after` is out of range.
+        """
+        if not 1 <= limit <= _MOST:
+            raise UsageError(f"limit is {limit}; a page has 1 to {_MOST} records")
+        column, falls = {
+            "newest": (predictions.c.created, True),
+            "oldest": (predictions.c.created, False),
+            "highest": (func.coalesce(predictions.c.probability, -1.0), True),
+            "lowest": (func.coalesce(predictions.c.probability, 2.0), False),
+        }[order]
+        matching = [
+            *([predictions.c.decision == wanted.decision] if wanted.decision else []),
+            *([predictions.c.reviewed.is_not(None) == wanted.reviewed] if wanted.reviewed is not None else []),
+            *([predictions.c.created >= wanted.since] if wanted.since else []),
+            *([predictions.c.created < wanted.until] if wanted.until else []),
+        ]
+        with self._alone, reading(self.engine) as connection:
+            total = connection.execute(select(func.count()).select_from(predictions).where(*matching)).scalar_one()
+            # From the last record of the page before, not from a count: what is added meanwhile shifts nothing.
+            if after:
+                last = connection.execute(
+                    select(column.label("value"), predictions.c.id).where(predictions.c.id == after)
+                ).first()
+                if last is None:
+                    raise UsageError(f"after is {after!r}, which is no record", advice="Begin again without it")
+                beyond = column < last.value if falls else column > last.value
+                matching.append(or_(beyond, and_(column == last.value, predictions.c.id > last.id)))
+            rows = connection.execute(
+                select(predictions)
+                .where(*matching)
+                .order_by(column.desc() if falls else column.asc(), predictions.c.id)
+                .limit(limit + 1)
+            ).all()
+        records = tuple(_record(row) for row in rows[:limit])
+        return Page(records, total, records[-1].id if len(rows) > limit else "")
+
+    def review(self, key: str, *, agrees: bool, note: str, who: str) -> Record:
+        """Keep a person's reading; an earlier one is replaced, and stays in the trail.
+
+        Raises:
+            UnknownNameError: there is no such record.
+            StorageError: it cannot be kept.
+        """
+        with self._alone, writing(self.engine) as connection:
+            at = self._time()
+            row = connection.execute(
+                update(predictions)
+                .where(predictions.c.id == key)
+                .values(agrees=agrees, note=note, reviewed=at)
+                .returning(predictions)
+            ).first()
+            found = self._found(row, key)
+            self._tell(connection, found, at, who, "reviewed", {"agrees": agrees, "note": film_hash(note.encode())})
+            return _record(found)
+
+    def remove(self, key: str, *, who: str) -> None:
+        """Remove a record and its film; that it was there stays in the trail.
+
+        Raises:
+            UnknownNameError: there is no such record.
+            StorageError: it cannot be removed.
+        """
+        with self._alone:
+            with writing(self.engine) as connection:
+                row = connection.execute(
+                    delete(predictions).where(predictions.c.id == key).returning(predictions)
+                ).first()
+                found = self._found(row, key)
+                self._tell(connection, found, self._time(), who, "deleted", {})
+            self._remove_unwanted(found.film_sha256)
+
+    def expire(self, age: timedelta) -> int:
+        """Remove films older than this and keep their numbers; how many.
+
+        Raises:
+            StorageError: they cannot be removed.
+        """
+        before = _text(self._now() - age)
+        with self._alone:
+            with writing(self.engine) as connection:
+                at = self._time()
+                rows = connection.execute(
+                    update(predictions)
+                    .where(predictions.c.created < before, predictions.c.film_removed.is_(None))
+                    .values(film_removed=at)
+                    .returning(predictions)
+                ).all()
+                for row in rows:
+                    self._tell(connection, row, at, "retention", "film removed", {})
+            for sha256 in {row.film_sha256 for row in rows}:
+                self._remove_unwanted(sha256)
+        return len(rows)
+
+    def _remove_unwanted(self, sha256: str) -> None:
+        # Another model's record may hold the same film.
+        if not self._is_wanted(sha256):
+            self.films.remove(sha256)
+
+    def _is_wanted(self, sha256: str) -> bool:
+        asked = select(predictions.c.id).where(
+            predictions.c.film_sha256 == sha256, predictions.c.film_removed.is_(None)
+        )
+        with reading(self.engine) as connection:
+            return connection.execute(asked.limit(1)).first() is not None
+
+    def _tell(self, connection: Any, row: Row[Any], at: str, who: str, what: str, details: dict[str, object]) -> None:
+        append(
+            connection,
+            at=at,
+            who=who,
+            what=what,
+            prediction=row.id,
+            film_sha256=row.film_sha256,
+            model_sha256=row.model_sha256,
+            details=details,
+        )
+
+    def _found(self, row: Row[Any] | None, key: str) -> Row[Any]:
+        if row is None:
+            raise UnknownNameError("prediction", key, (), advice="It was deleted, or never made here")
+        return row
+
+    def _time(self) -> str:
+        return _text(self._now())
+
+
+class _Nothing:
+    """A lock that locks nothing."""
+
+    def __enter__(self) -> None:
+        pass
+
+    def __exit__(self, *_: object) -> None:
+        pass
+
+
+def _text(time: datetime) -> str:
+    return time.astimezone(UTC).strftime("%Y-%m-%dT%H:%M:%S.%fZ")
+
+
+def _record(row: Row[Any]) -> Record:
+    prediction = Prediction(
+        path=row.name,
+        decision=row.decision,
+        probability=row.probability,
+        interval=None if row.interval_low is None else (row.interval_low, row.interval_high),
+        interval_reason=row.interval_reason,
+        threshold=row.threshold,
+        reason=row.reason,
+        film=FilmFacts(row.width, row.height, row.format),
+        model=ModelFacts(row.model_name, row.model_version, row.model_sha256),
+    )
+    review = None if row.reviewed is None else Review(row.agrees, row.note, row.reviewed)
+    return Record(
+        id=row.id,
+        created=row.created,
+        prediction=prediction,
+        film_sha256=row.film_sha256,
+        film_bytes=row.film_bytes,
+        film_removed=row.film_removed,
+        operating_point=row.operating_point,
+        review=review,
+    )

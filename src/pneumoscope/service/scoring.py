@@ -1,0 +1,121 @@
+"""Films of all requests through one network: they wait in a queue with an end, and go through it a few at a time."""
+
+from __future__ import annotations
+
+import contextlib
+import dataclasses
+import os
+import queue
+import threading
+from concurrent.futures import Future
+
+from pneumoscope.errors import BusyError
+from pneumoscope.predictor.model import BATCH, Model
+from pneumoscope.results import Prediction
+
+__all__ = ["Scoring"]
+
+
+@dataclasses.dataclass(frozen=True, slots=True)
+class _Waiting:
+    film: bytes
+    name: str
+    found: Future[Prediction]
+
+
+class Scoring:
+    """Threads that decode and score what waits.
+
+    A worker takes what waits, up to `predictor.model.BATCH` films: alone a film is scored at once, and under load they go through
+    the network together. A film whose request has gone (its future is cancelled) is passed over.
+
+    Args:
+        model: that scores; with one thread a call, so that workers do not wait for each other.
+        most_waiting: films that may wait.
+        workers: threads; 0 takes one a core.
+    """
+
+    def __init__(self, model: Model, *, most_waiting: int, workers: int = 0) -> None:
+        self.model = model
+        self._waiting: queue.Queue[_Waiting | None] = queue.Queue()
+        self._most = most_waiting
+        self._count = 0  # films that were taken in and are not answered yet
+        self._closed = False
+        self._lock = threading.Lock()
+        self._workers = [
+            threading.Thread(target=self._work, name=f"scoring-{place}", daemon=True)
+            for place in range(workers or os.cpu_count() or 1)
+        ]
+        for worker in self._workers:
+            worker.start()
+
+    @property
+    def waiting(self) -> int:
+        """Films that are taken in and not answered yet."""
+        return self._count
+
+    def submit(self, films: list[tuple[bytes, str]]) -> list[Future[Prediction]]:
+        """Take in the films of one request, all or none.
+
+        Args:
+            films: bytes and name of each.
+        Returns:
+            In their order; a film that cannot be read becomes a `Prediction` with `error`.
+        Raises:
+            BusyError: too many wait already, or the service is stopping.
+        """
+        with self._lock:
+            if self._closed:
+                raise BusyError("the service is stopping", advice="Try again when it has started")
+            # A request that alone is longer than the queue is taken when nothing else waits: it could never be otherwise.
+            if self._count and self._count + len(films) > self._most:
+                raise BusyError(
+                    f"{self._count} films wait to be scored; {self._most} may", advice="Try again in a few seconds"
+                )
+            self._count += len(films)
+            found: list[Future[Prediction]] = []
+            for film, name in films:
+                future: Future[Prediction] = Future()
+                future.add_done_callback(self._answered)
+                found.append(future)
+                self._waiting.put(_Waiting(film, name, future))
+        return found
+
+    def close(self) -> None:
+        """Take in nothing more, and return when all that was taken in is answered."""
+        with self._lock:
+            if not self._closed:
+                self._closed = True
+                for _ in self._workers:
+                    self._waiting.put(None)
+        for worker in self._workers:
+            worker.join()
+
+    def _answered(self, _: Future[Prediction]) -> None:
+        with self._lock:
+            self._count -= 1
+
+    def _work(self) -> None:
+        while (first := self._waiting.get()) is not None:
+            batch = [first]
+            with contextlib.suppress(queue.Empty):
+                while len(batch) < BATCH:
+                    following = self._waiting.get_nowait()
+                    if following is None:
+                        self._waiting.put(None)  # the end is for another worker, or for this one's next turn
+                        break
+                    batch.append(following)
+            self._score([each for each in batch if each.found.set_running_or_notify_cancel()])
+
+    def _score(self, batch: list[_Waiting]) -> None:
+        if not batch:
+            return
+        try:
+            films = [each.film for each in batch]
+            judged = list(self.model.predict_many(films, batch_size=len(films), workers=1))
+        except Exception as error:  # noqa: BLE001  whatever it is, those who wait must be told
+            for each in batch:
+                each.found.set_exception(error)
+            return
+        for each, prediction in zip(batch, judged, strict=True):
+            each.found.set_result(dataclasses.replace(prediction, path=each.name))

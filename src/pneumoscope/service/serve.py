@@ -1,0 +1,153 @@
+"""Runs the service until it is told to stop."""
+
+from __future__ import annotations
+
+import contextlib
+import logging
+import signal
+import socket
+import threading
+from collections.abc import Callable, Iterator
+from datetime import timedelta
+from pathlib import Path
+
+import uvicorn
+
+from pneumoscope.errors import PneumoscopeError, UsageError
+from pneumoscope.predictor.model import load_model
+from pneumoscope.results import NOTICE
+from pneumoscope.service.access import Access, is_loopback, read_tokens
+from pneumoscope.service.app import Settings, make_app
+from pneumoscope.service.records import Records
+from pneumoscope.storage import locked
+
+__all__ = ["serve"]
+
+_LOG = logging.getLogger("pneumoscope.service")
+_EVERY = 600  # seconds between looks for films that are too old
+_IDLE = 15  # seconds that an unused connection is kept
+_HEAD = 16 * 1024  # bytes of a request's head
+_LOCK = ".serving"
+
+
+def serve(
+    *,
+    host: str,
+    port: int,
+    model: Path | None,
+    operating_point: str,
+    folder: Path | None,
+    database: str,
+    keep: timedelta | None,
+    token_file: Path | None,
+    no_auth: bool,
+    tell: Callable[[str], None],
+) -> None:
+    """Serve until SIGINT or SIGTERM; then answer what was taken in, and return.
+
+    Args:
+        host, port: to listen on; port 0 takes a free one.
+        model, operating_point: see `load_model`.
+        folder: of the data; None keeps everything in memory.
+        database: see `Records`.
+        keep: age at which films are removed; None keeps them.
+        token_file: see `read_tokens`.
+        no_auth: lets everybody in on an address that others can reach.
+        tell: called with what a person should know.
+    Raises:
+        UsageError: others could reach the address without a token; it cannot be listened on; another process serves the folder.
+        BundleError, StorageError: the model or the data cannot be opened.
+    """
+    if token_file and no_auth:
+        raise UsageError("--token-file and --no-auth contradict each other")
+    loopback = is_loopback(host)
+    if not (loopback or token_file or no_auth):
+        raise UsageError(
+            f"others can reach {host}, and no token is asked of them",
+            advice="Name a file of tokens with --token-file, or say --no-auth if something in front of it lets nobody else in",
+        )
+    access = Access(read_tokens(token_file) if token_file else {})
+    judge = load_model(model, operating_point=operating_point, threads=1)
+    with _alone(folder), _listening(host, port) as listener:
+        records = Records(folder, database)
+        app = make_app(judge, records, access, Settings(loopback=loopback))
+        server = uvicorn.Server(
+            uvicorn.Config(
+                app,
+                log_level="warning",
+                access_log=False,  # its lines hold what clients asked for
+                server_header=False,
+                date_header=True,
+                timeout_keep_alive=_IDLE,
+                h11_max_incomplete_event_size=_HEAD,
+                http="h11",
+                ws="none",
+            )
+        )
+        shown = f"[{host}]" if ":" in host else host
+        tell(f"http://{shown}:{listener.getsockname()[1]}  model {judge.card.name}, operating point {judge.point_name}")
+        tell(f"keeps films and records in {folder or 'memory'}" + (" until it stops" if folder is None else ""))
+        tell(NOTICE)
+        with _expiring(records, keep), _stopping_is_no_failure():
+            server.run(sockets=[listener])
+    tell("stopped")
+
+
+@contextlib.contextmanager
+def _stopping_is_no_failure() -> Iterator[None]:
+    """Uvicorn raises the signal that stopped it once more when it has stopped; by then it has been heeded."""
+    before = {number: signal.signal(number, lambda *_: None) for number in (signal.SIGINT, signal.SIGTERM)}
+    try:
+        yield
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
+
+
+@contextlib.contextmanager
+def _alone(folder: Path | None) -> Iterator[None]:
+    if folder is None:
+        yield
+        return
+    held = UsageError(f"another process serves {str(folder)!r}", advice="Stop it, or choose another folder with --data")
+    with locked(folder / _LOCK, held):
+        yield
+
+
+@contextlib.contextmanager
+def _listening(host: str, port: int) -> Iterator[socket.socket]:
+    family = socket.AF_INET6 if ":" in host else socket.AF_INET
+    try:
+        listener = socket.create_server((host.strip("[]"), port), family=family)
+    except OSError as error:
+        raise UsageError(
+            f"cannot listen on {host}, port {port}: {error.strerror or error}", advice="Choose another with --port"
+        ) from error
+    with listener:
+        yield listener
+
+
+@contextlib.contextmanager
+def _expiring(records: Records, keep: timedelta | None) -> Iterator[None]:
+    """Remove films that are too old, now and then."""
+    if keep is None:
+        yield
+        return
+    stopped = threading.Event()
+
+    def work() -> None:
+        while True:
+            try:
+                records.expire(keep)
+            except PneumoscopeError as error:  # the next turn tries again
+                _LOG.error("old films could not be removed: %s", error)
+            if stopped.wait(_EVERY):
+                return
+
+    worker = threading.Thread(target=work, name="retention", daemon=True)
+    worker.start()
+    try:
+        yield
+    finally:
+        stopped.set()
+        worker.join()

@@ -1,0 +1,312 @@
+"""The API as a program meets it: films in, predictions out, everything else a problem document; in process, with real films."""
+
+import io
+import json
+from collections import Counter
+
+import numpy as np
+import pytest
+import schemathesis
+from fastapi.testclient import TestClient
+from hypothesis import HealthCheck, given, settings
+from PIL import Image
+from schemathesis.specs.openapi.checks import positive_data_acceptance
+from tests.conftest import LIMITS, POINTS
+from tests.service.conftest import png
+
+from pneumoscope.predictor.model import load_model
+from pneumoscope.results import NOTICE
+from pneumoscope.service.access import Access
+from pneumoscope.service.app import Settings, make_app
+from pneumoscope.service.problems import MEDIA_TYPE
+from pneumoscope.service.records import Records
+from pneumoscope.service.trail import verify
+
+TOKEN = "0123456789abcdef"
+CANARY = "DOE^JANE"
+
+
+@pytest.fixture
+def model(shared_maker):
+    folder = shared_maker.root / "served"
+    if not folder.exists():
+        shared_maker.bundle(folder, gain=0.05, points=POINTS, refusal=LIMITS)
+    return load_model(folder, threads=1)
+
+
+@pytest.fixture
+def app(model):
+    return make_app(model, Records(None), Access({}), Settings(most_films=3, most_bytes=100_000))
+
+
+@pytest.fixture
+def client(app):
+    with TestClient(app, base_url="http://127.0.0.1:8000", raise_server_exceptions=False) as opened:
+        yield opened
+
+
+def films(*contents):
+    return [("films", (f"film {place}.png", content)) for place, content in enumerate(contents)]
+
+
+def post(client, *contents):
+    answer = client.post("/v1/predictions", files=films(*contents))
+    assert answer.status_code == 201, answer.text
+    return answer.json()["predictions"]
+
+
+def problem(answer, status, error):
+    assert (answer.status_code, answer.headers["Content-Type"]) == (status, MEDIA_TYPE)
+    found = answer.json()
+    assert (found["status"], found["error"], found["type"]) == (status, error, f"urn:pneumoscope:error:{error}")
+    assert found["detail"]
+    return found
+
+
+def test_films_of_a_form_are_judged_in_their_order_as_predict_judges_them(client, model):
+    contents = [png(180), png(90), png(130)]
+    answers = post(client, *contents)
+    for place, (answer, content) in enumerate(zip(answers, contents, strict=True)):
+        expected = json.loads(json.dumps(_said(model.predict(content, name=f"film {place}.png"))))
+        assert {name: answer[name] for name in expected} == expected
+        assert client.get(f"/v1/predictions/{answer['id']}").json() == answer
+    assert answers[0]["decision"] != answers[1]["decision"]
+
+
+def _said(prediction):
+    import dataclasses
+
+    return dataclasses.asdict(prediction)
+
+
+@pytest.mark.parametrize("kind", ["image/png", "application/octet-stream", "application/dicom"])
+def test_one_film_may_be_the_body(client, kind):
+    answer = client.post("/v1/predictions?name=a.png", content=png(), headers={"Content-Type": kind})
+    (found,) = answer.json()["predictions"]
+    assert (answer.status_code, found["path"], found["film"]["format"]) == (201, "a.png", "PNG")
+
+
+def test_the_same_film_has_the_same_id_and_one_record(client):
+    first = post(client, png(), png(), png(90))
+    again = post(client, png())
+    assert first[0] == first[1]
+    assert again == [{**first[0], "path": "film 0.png"}]
+    page = client.get("/v1/predictions").json()
+    assert (page["total"], page["next"], page["notice"]) == (2, "", NOTICE)
+
+
+def test_a_film_that_cannot_be_read_leaves_the_others_done(client):
+    good, bad, empty = post(client, png(), b"no film", b"")
+    assert good["id"]
+    for each in (bad, empty):
+        assert (each["id"], each["decision"], each["probability"]) == (None, None, None)
+        assert each["error"]
+    assert client.get("/v1/predictions").json()["total"] == 1
+
+
+def test_where_no_film_can_be_read_it_is_a_problem(client):
+    found = problem(client.post("/v1/predictions", files=films(b"no film")), 422, "UnreadableFilmError")
+    assert "not an image" in found["detail"]
+    assert (
+        "none of 2 films"
+        in problem(client.post("/v1/predictions", files=films(b"a", b"b")), 422, "UnreadableFilmError")["detail"]
+    )
+
+
+def test_pictures_of_a_film(client):
+    (found,) = post(client, png(150, 70))
+    film = client.get(f"/v1/predictions/{found['id']}/film.png")
+    assert film.headers["Content-Type"] == "image/png"
+    picture = Image.open(io.BytesIO(film.content))
+    assert (picture.mode, picture.size) == ("L", (70, 70))
+    assert np.array_equal(np.asarray(picture), np.asarray(Image.open(io.BytesIO(png(150, 70)))))
+    heatmap = client.get(f"/v1/predictions/{found['id']}/heatmap.png")
+    assert Image.open(io.BytesIO(heatmap.content)).format == "PNG"
+
+
+def test_a_rejected_film_has_no_heatmap(client):
+    (found,) = post(client, png(30))
+    assert (found["decision"], found["probability"]) == ("rejected", None)
+    assert (
+        "rejected"
+        in problem(client.get(f"/v1/predictions/{found['id']}/heatmap.png"), 404, "UnknownNameError")["advice"]
+    )
+
+
+def test_what_a_person_reads_is_kept_beside_it(client):
+    (found,) = post(client, png())
+    path = f"/v1/predictions/{found['id']}"
+    answer = client.put(f"{path}/review", json={"agrees": False, "note": "a shadow"}).json()
+    assert (answer["review"]["agrees"], answer["review"]["note"]) == (False, "a shadow")
+    assert client.get(path).json() == answer
+    assert client.get("/v1/predictions?reviewed=true").json()["total"] == 1
+    assert client.get("/v1/predictions?reviewed=false").json()["total"] == 0
+
+
+def test_what_is_deleted_is_gone(client):
+    (found,) = post(client, png())
+    path = f"/v1/predictions/{found['id']}"
+    assert client.delete(path).status_code == 204
+    for answer in (
+        client.get(path),
+        client.delete(path),
+        client.get(f"{path}/film.png"),
+        client.put(f"{path}/review", json={"agrees": True}),
+    ):
+        problem(answer, 404, "UnknownNameError")
+
+
+def test_pages_follow_one_another(client):
+    ids = [found["id"] for found in post(client, png(100), png(120), png(140))]
+    page = client.get("/v1/predictions?limit=2&order=oldest").json()
+    rest = client.get(f"/v1/predictions?limit=2&order=oldest&after={page['next']}").json()
+    assert [each["id"] for each in page["predictions"] + rest["predictions"]] == ids
+    highest = client.get("/v1/predictions?order=highest").json()["predictions"]
+    assert [each["id"] for each in highest] == ids[::-1]
+
+
+def test_the_card_is_the_bundles(client, model):
+    assert client.get("/v1/model").json()["onnx_sha256"] == model.facts.sha256
+
+
+@pytest.mark.parametrize(
+    ("method", "path", "options", "status", "error"),
+    [
+        ("GET", "/nowhere", {}, 404, "UnknownNameError"),
+        ("PATCH", "/v1/predictions", {}, 405, "UsageError"),
+        ("GET", f"/v1/predictions/{'ab' * 16}", {}, 404, "UnknownNameError"),
+        ("GET", "/v1/predictions/..%2f..%2fetc", {}, 404, "UnknownNameError"),
+        ("GET", "/v1/predictions/xyz", {}, 422, "UsageError"),
+        ("GET", "/v1/predictions?limit=0", {}, 422, "UsageError"),
+        ("GET", "/v1/predictions?since=yesterday", {}, 422, "UsageError"),
+        ("GET", f"/v1/predictions?after={'ab' * 16}", {}, 422, "UsageError"),
+        ("POST", "/v1/predictions", {"json": {}}, 415, "UsageError"),
+        ("POST", "/v1/predictions", {}, 415, "UsageError"),
+        ("POST", "/v1/predictions", {"content": b"", "headers": {"Content-Type": "image/png"}}, 422, "UsageError"),
+        (
+            "POST",
+            "/v1/predictions",
+            {"content": b"x", "headers": {"Content-Type": "multipart/form-data"}},
+            422,
+            "UsageError",
+        ),
+        ("POST", "/v1/predictions", {"data": {"films": "text"}, "files": [("other", b"x")]}, 422, "UsageError"),
+        ("POST", "/v1/predictions", {"files": films(*[b"x"] * 4)}, 413, "TooLargeError"),
+        ("POST", "/v1/predictions", {"files": films(b"x" * 200_000)}, 413, "TooLargeError"),
+        ("GET", "/v1/predictions", {"headers": {"Host": "evil.example"}}, 403, "AccessError"),
+        (
+            "POST",
+            "/v1/predictions",
+            {"files": films(b"x"), "headers": {"Origin": "http://evil.example"}},
+            403,
+            "AccessError",
+        ),
+    ],
+)
+def test_what_cannot_be_done_is_a_problem_document(client, method, path, options, status, error):
+    problem(client.request(method, path, **options), status, error)
+
+
+def test_a_body_that_does_not_say_how_long_it_is_ends_at_the_limit(client):
+    parts = (b"x" * 10_000 for _ in range(30))
+    answer = client.post("/v1/predictions", content=parts, headers={"Content-Type": "image/png"})
+    problem(answer, 413, "TooLargeError")
+
+
+def test_every_answer_forbids_what_a_browser_might_do_with_it(client):
+    for path in ("/healthz", "/v1/predictions", "/nowhere"):
+        headers = client.get(path).headers
+        assert headers["X-Content-Type-Options"] == "nosniff"
+        assert headers["Content-Security-Policy"].startswith("default-src 'none'")
+        assert headers["Cache-Control"] == "no-store"
+
+
+def test_who_has_no_token_learns_nothing_but_that_it_lives(model):
+    app = make_app(model, Records(None), Access({"me": TOKEN}), Settings(loopback=False))
+    with TestClient(app) as client:
+        for headers in (
+            {},
+            {"Authorization": "Bearer "},
+            {"Authorization": f"Basic {TOKEN}"},
+            {"Authorization": f"Bearer {TOKEN}x"},
+        ):
+            answer = client.post("/v1/predictions", files=films(png()), headers=headers)
+            problem(answer, 401, "AccessError")
+            assert answer.headers["WWW-Authenticate"] == "Bearer"
+            for path in ("/v1/predictions", f"/v1/predictions/{'ab' * 16}/film.png", "/v1/model"):
+                problem(client.get(path, headers=headers), 401, "AccessError")
+        assert client.get("/healthz").json() == {"status": "ok"}
+        answer = client.post("/v1/predictions", files=films(png()), headers={"Authorization": f"Bearer {TOKEN}"})
+        assert answer.status_code == 201
+
+
+def test_ready_means_that_films_are_judged_and_kept(client, app, monkeypatch):
+    assert client.get("/readyz").json() == {"status": "ok"}
+    monkeypatch.setattr("pneumoscope.predictor.predictor.golden_film", lambda size: np.zeros((1, size, size), np.uint8))
+    answer = client.get("/readyz")
+    problem(answer, 503, "BundleError")
+    assert answer.headers["Retry-After"]
+
+
+def test_metrics_count_films_and_requests(client):
+    post(client, png(), png(30), b"no film")
+    text = client.get("/metrics").text
+    assert 'pneumoscope_films_total{decision="rejected"} 1.0' in text
+    assert 'pneumoscope_films_total{decision="unreadable"} 1.0' in text
+    assert 'pneumoscope_requests_total{method="POST",path="/v1/predictions",status="201"} 1.0' in text
+    assert "pneumoscope_films_waiting 0.0" in text
+
+
+def test_a_patients_name_is_in_no_log_line_no_metric_and_no_error(client, caplog, app):
+    """It is in the record and nowhere else."""
+    named = [("films", (f"{CANARY}.png", b"no film"))]
+    said = client.post("/v1/predictions", files=named).text
+    said += client.post("/v1/predictions", files=[("films", (CANARY, png()))]).headers.__repr__()
+    (found,) = client.get("/v1/predictions").json()["predictions"]
+    assert found["path"] == CANARY
+    said += client.put(f"/v1/predictions/{found['id']}/review", json={"agrees": CANARY, "note": CANARY}).text
+    said += client.get(f"/v1/predictions/{CANARY}").text
+    said += client.get("/metrics").text + caplog.text
+    assert CANARY not in said.replace(f"/v1/predictions/{CANARY}", "")
+
+
+def test_the_trail_tells_who_did_what(model):
+    records = Records(None)
+    with TestClient(make_app(model, records, Access({"me": TOKEN}), Settings(loopback=False))) as client:
+        client.headers["Authorization"] = f"Bearer {TOKEN}"
+        (found,) = post(client, png())
+        client.delete(f"/v1/predictions/{found['id']}")
+        assert verify(records.engine).rows == 2
+        with records.engine.connect() as connection:
+            rows = connection.exec_driver_sql("SELECT who, what FROM audit_trail ORDER BY number").all()
+        assert [tuple(row) for row in rows] == [("me", "judged"), ("me", "deleted")]
+
+
+def test_the_description_has_every_path(app):
+    assert set(app.openapi()["paths"]) == {
+        "/healthz", "/readyz", "/metrics", "/v1/predictions", "/v1/predictions/{id}", "/v1/predictions/{id}/film.png",
+        "/v1/predictions/{id}/heatmap.png", "/v1/predictions/{id}/review", "/v1/model",
+    }  # fmt: skip
+
+
+def test_every_answer_is_as_the_description_says(model):
+    """Schemathesis asks of each path all that the description allows, and much that it does not."""
+    app = make_app(model, Records(None), Access({}), Settings(loopback=False))
+    asked = Counter()
+    for found in schemathesis.openapi.from_asgi("/openapi.json", app).get_all_operations():
+        operation = found.ok()
+        modes = [schemathesis.GenerationMode.POSITIVE, schemathesis.GenerationMode.NEGATIVE]
+        for mode in modes if operation.path.startswith("/v1/predictions") else modes[:1]:
+
+            @given(case=operation.as_strategy(generation_mode=mode))
+            @settings(
+                max_examples=20, deadline=None, derandomize=True, database=None, suppress_health_check=list(HealthCheck)
+            )
+            def ask(case):
+                # No description says which bytes are a film, or which ids exist.
+                case.call_and_validate(excluded_checks=[positive_data_acceptance])
+                asked[case.operation.label] += 1
+
+            ask()
+    assert len(asked) == 11
+    assert asked.total() > 150

@@ -1,0 +1,113 @@
+"""Films of all requests wait in one queue with an end, and go through the network together."""
+
+import threading
+from concurrent.futures import CancelledError
+
+import pytest
+from tests.service.conftest import png
+
+from pneumoscope.errors import BusyError
+from pneumoscope.predictor.model import BATCH, load_model
+from pneumoscope.service.scoring import Scoring
+
+
+class Gated:
+    """A model that waits to be let through, and remembers what it was given at once."""
+
+    def __init__(self, model):
+        self.model, self.open, self.given, self.begun = model, threading.Event(), [], threading.Semaphore(0)
+
+    def predict_many(self, films, **options):
+        self.given.append(len(films))
+        self.begun.release()
+        assert self.open.wait(10)
+        yield from self.model.predict_many(films, **options)
+
+
+@pytest.fixture
+def gated(shared_maker):
+    folder = shared_maker.root / "queued"
+    if not folder.exists():
+        shared_maker.bundle(folder, gain=0.05)
+    return Gated(load_model(folder, threads=1))
+
+
+def named(*levels):
+    return [(png(level), f"{level}.png") for level in levels]
+
+
+def test_what_waits_goes_through_together_and_each_gets_its_own(gated):
+    scoring = Scoring(gated, most_waiting=100, workers=1)
+    first = scoring.submit(named(90))
+    gated.begun.acquire()
+    rest = [scoring.submit(named(level))[0] for level in range(100, 106)]
+    assert scoring.waiting == 7
+    gated.open.set()
+    found = [future.result(10) for future in [*first, *rest]]
+    assert [each.path for each in found] == ["90.png", *(f"{level}.png" for level in range(100, 106))]
+    assert len({each.probability for each in found}) == 7
+    assert gated.given == [1, BATCH, 6 - BATCH]
+    scoring.close()
+    assert scoring.waiting == 0
+
+
+def test_past_the_end_of_the_queue_a_request_is_refused_whole_and_at_once(gated):
+    scoring = Scoring(gated, most_waiting=3, workers=1)
+    kept = scoring.submit(named(90, 100))
+    with pytest.raises(BusyError, match="2 films wait to be scored; 3 may"):
+        scoring.submit(named(110, 120))
+    more = scoring.submit(named(130))
+    gated.open.set()
+    assert all(future.result(10).error == "" for future in [*kept, *more])
+    assert (
+        scoring.submit(named(110, 120, 130, 140))[3].result(10).path == "140.png"
+    )  # alone, it may be longer than the queue
+    scoring.close()
+
+
+def test_a_film_whose_request_has_gone_is_not_scored(gated):
+    scoring = Scoring(gated, most_waiting=10, workers=1)
+    first = scoring.submit(named(90))
+    gated.begun.acquire()
+    gone, here = scoring.submit(named(100, 110))
+    assert gone.cancel()
+    assert scoring.waiting == 2
+    gated.open.set()
+    assert here.result(10).path == "110.png"
+    assert first[0].result(10)
+    with pytest.raises(CancelledError):
+        gone.result(10)
+    assert gated.given == [1, 1]
+    scoring.close()
+
+
+def test_a_film_that_cannot_be_read_is_an_answer_of_its_own(gated):
+    gated.open.set()
+    scoring = Scoring(gated, most_waiting=10, workers=2)
+    good, bad = scoring.submit([(png(), "good.png"), (b"no film", "bad.png")])
+    assert good.result(10).decision
+    assert (bad.result(10).decision, bad.result(10).path) == (None, "bad.png")
+    scoring.close()
+
+
+def test_what_was_taken_in_is_answered_before_it_stops_and_nothing_more_is_taken(gated):
+    scoring = Scoring(gated, most_waiting=100, workers=2)
+    futures = scoring.submit(named(*range(90, 110)))
+    threading.Timer(0.2, gated.open.set).start()
+    scoring.close()
+    assert all(future.done() and future.result().error == "" for future in futures)
+    with pytest.raises(BusyError, match="stopping"):
+        scoring.submit(named(90))
+    scoring.close()
+
+
+def test_a_fault_of_the_network_reaches_all_that_wait_and_the_next_are_scored(gated):
+    scoring = Scoring(gated, most_waiting=10, workers=1)
+    whole, gated.model = gated.model, None
+    gated.open.set()
+    for future in scoring.submit(named(90, 100)):
+        with pytest.raises(AttributeError):
+            future.result(10)
+    gated.model = whole
+    assert scoring.submit(named(90))[0].result(10).decision
+    scoring.close()

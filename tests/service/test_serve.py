@@ -1,0 +1,222 @@
+"""The real process: started, asked, stopped and killed."""
+
+import itertools
+import json
+import re
+import signal
+import socket
+import sqlite3
+import subprocess
+import sys
+import threading
+import time
+from contextlib import contextmanager, suppress
+
+import httpx
+import pytest
+from tests.service.conftest import png
+
+TOKEN = "0123456789abcdef"
+
+
+@pytest.fixture
+def bundle(shared_maker):
+    folder = shared_maker.root / "process"
+    if not folder.exists():
+        shared_maker.bundle(folder, gain=0.05)
+    return folder
+
+
+@contextmanager
+def served(bundle, folder, *options, host="127.0.0.1"):
+    """A process that serves, and a client of it."""
+    command = [sys.executable, "-m", "pneumoscope", "serve", "--port", "0", "--model", str(bundle), "--host", host]
+    with subprocess.Popen([*command, *options], stderr=subprocess.PIPE, text=True, cwd=folder) as process:
+        first = process.stderr.readline()
+        port = re.search(r":(\d+)  model", first)
+        try:
+            assert port, first + process.stderr.read()
+            with httpx.Client(base_url=f"http://127.0.0.1:{port[1]}", timeout=30) as client:
+                yield process, client
+        finally:
+            if process.poll() is None:
+                process.kill()
+
+
+def post(client, *levels):
+    return client.post("/v1/predictions", files=[("films", (f"{level}.png", png(level))) for level in levels])
+
+
+def verified(folder, *options):
+    ran = subprocess.run(
+        [sys.executable, "-m", "pneumoscope", "audit-trail", "verify", "--json", *options],
+        capture_output=True, text=True, cwd=folder, check=False,
+    )  # fmt: skip
+    return ran.returncode, json.loads(ran.stdout) if ran.returncode == 0 else ran.stderr
+
+
+def test_it_serves_stops_when_told_and_has_everything_when_it_starts_again(bundle, tmp_path):
+    with served(bundle, tmp_path) as (process, client):
+        assert client.get("/readyz").json() == {"status": "ok"}
+        answers = post(client, 100, 150).json()["predictions"]
+        process.send_signal(signal.SIGTERM)
+        assert process.wait(20) == 0
+        assert "stopped" in process.stderr.read()
+    status, found = verified(tmp_path)
+    assert (status, found["rows"]) == (0, 2)
+    with served(bundle, tmp_path) as (process, client):
+        assert post(client, 150, 100).json()["predictions"] == answers[::-1]
+        process.send_signal(signal.SIGINT)
+        assert process.wait(20) == 0
+    assert verified(tmp_path, "--last", found["last"]) == (0, found)
+
+
+def test_killed_at_any_moment_it_has_all_that_it_answered_once_and_whole(bundle, tmp_path):
+    answered = {}
+    for turn in range(3):
+        with served(bundle, tmp_path) as (process, client):
+            threading.Timer(0.3 + 0.2 * turn, process.kill).start()
+            with suppress(httpx.TransportError):
+                for size in itertools.count(64 + 1000 * turn):
+                    answer = client.post("/v1/predictions", files=[("films", ("film.png", png(100, size)))])
+                    answered |= {each["id"]: each for each in answer.json()["predictions"]}
+    assert len(answered) > 3
+    with served(bundle, tmp_path) as (process, client):
+        for key, said in answered.items():
+            assert client.get(f"/v1/predictions/{key}").json() == said
+            assert client.get(f"/v1/predictions/{key}/film.png").status_code == 200
+        # One film may have been kept whose answer did not arrive any more, in each turn.
+        total = client.get("/v1/predictions").json()["total"]
+        assert len(answered) <= total <= len(answered) + 3
+    assert verified(tmp_path)[1]["rows"] == total
+    assert len(list((tmp_path / "pneumoscope-data/films").glob("*/*"))) == total
+
+
+def test_what_was_taken_in_is_answered_when_it_is_told_to_stop(bundle, tmp_path):
+    with served(bundle, tmp_path) as (process, client):
+        found = []
+        contents = [("films", (f"{size}.png", png(100, 1000 + size))) for size in range(48)]
+        asked = threading.Thread(target=lambda: found.append(client.post("/v1/predictions", files=contents)))
+        asked.start()
+        while "waiting 0.0" in client.get("/metrics").text and asked.is_alive():
+            pass
+        process.send_signal(signal.SIGTERM)
+        asked.join(30)
+        assert process.wait(30) == 0
+        assert len(found[0].json()["predictions"]) == 48
+    assert verified(tmp_path)[1]["rows"] == 48
+
+
+def test_one_process_serves_a_folder(bundle, tmp_path):
+    with served(bundle, tmp_path):
+        ran = subprocess.run(
+            [sys.executable, "-m", "pneumoscope", "serve", "--port", "0", "--model", str(bundle)],
+            capture_output=True, text=True, cwd=tmp_path, check=False,
+        )  # fmt: skip
+    assert ran.returncode == 2
+    assert "another process serves 'pneumoscope-data'" in ran.stderr
+
+
+def test_a_port_that_is_taken_is_told(bundle, tmp_path):
+    with socket.create_server(("127.0.0.1", 0)) as taken:
+        ran = subprocess.run(
+            [sys.executable, "-m", "pneumoscope", "serve", "--model", str(bundle), "--port", str(taken.getsockname()[1])],
+            capture_output=True, text=True, cwd=tmp_path, check=False,
+        )  # fmt: skip
+    assert (ran.returncode, "in use" in ran.stderr) == (2, True)
+
+
+@pytest.mark.parametrize(
+    ("options", "words"),
+    [
+        (["--host", "0.0.0.0"], "no token is asked"),
+        (["--ephemeral", "--data", "x"], "keeps nothing"),
+        (["--token-file", "nowhere"], "cannot read the tokens"),
+        (["--token-file", "tokens", "--no-auth"], "contradict"),
+        (["--keep", "30"], "is no age"),
+        (["--database", "mysql://a/b"], "takes postgresql://"),
+        (["--operating-point", "nowhere"], "there is no operating point"),
+    ],
+)
+def test_what_does_not_go_together_is_refused_before_anything_is_made(bundle, tmp_path, options, words):
+    ran = subprocess.run(
+        [sys.executable, "-m", "pneumoscope", "serve", "--port", "0", "--model", str(bundle), *options],
+        capture_output=True, text=True, cwd=tmp_path, check=False, timeout=30,
+    )  # fmt: skip
+    assert ran.returncode == 2
+    assert words in ran.stderr
+    assert not list((tmp_path / "pneumoscope-data").glob("*.sqlite"))
+
+
+def test_on_an_address_that_others_reach_a_token_is_asked(bundle, tmp_path):
+    (tmp_path / "tokens").write_text(f"me {TOKEN}\n")
+    (tmp_path / "tokens").chmod(0o600)
+    with served(bundle, tmp_path, "--token-file", "tokens", host="0.0.0.0") as (_, client):
+        assert post(client, 100).status_code == 401
+        client.headers["Authorization"] = f"Bearer {TOKEN}"
+        assert post(client, 100).status_code == 201
+
+
+def test_an_ephemeral_service_leaves_nothing(bundle, tmp_path):
+    with served(bundle, tmp_path, "--ephemeral") as (process, client):
+        (found,) = post(client, 100).json()["predictions"]
+        assert client.get(f"/v1/predictions/{found['id']}/film.png").status_code == 200
+        process.terminate()
+        process.wait(20)
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_films_expire_while_it_serves(bundle, tmp_path):
+    with served(bundle, tmp_path) as (_, client):
+        (found,) = post(client, 100).json()["predictions"]
+    with sqlite3.connect(tmp_path / "pneumoscope-data/pneumoscope.sqlite") as database:
+        database.execute("UPDATE predictions SET created = '2020-01-01T00:00:00.000000Z'")
+    with served(bundle, tmp_path, "--keep", "30d") as (_, client):
+        for _ in range(50):
+            if client.get(f"/v1/predictions/{found['id']}").json()["film_removed"]:
+                break
+            time.sleep(0.1)
+        assert client.get(f"/v1/predictions/{found['id']}/film.png").status_code == 410
+        assert client.get(f"/v1/predictions/{found['id']}").json()["probability"] == found["probability"]
+
+
+def test_a_disk_that_cannot_be_written_is_told_and_it_goes_on_when_it_can(bundle, tmp_path):
+    with served(bundle, tmp_path) as (_, client):
+        films = tmp_path / "pneumoscope-data/films"
+        post(client, 90)
+        moved = films.rename(films.with_name("away"))
+        films.write_bytes(b"")  # a file in the place of the folder: nothing can be written below it, by root either
+        answer = post(client, 100)
+        assert (answer.status_code, answer.json()["error"]) == (503, "StorageError")
+        assert client.get("/v1/predictions").json()["total"] == 1
+        films.unlink()
+        moved.rename(films)
+        assert post(client, 100).status_code == 201
+    assert verified(tmp_path)[1]["rows"] == 2
+
+
+def test_a_client_that_has_gone_is_not_scored_and_one_that_is_slow_is_cut(bundle, tmp_path):
+    with served(bundle, tmp_path) as (process, client):
+        with socket.create_connection((client.base_url.host, client.base_url.port)) as half:
+            half.sendall(
+                b"POST /v1/predictions HTTP/1.1\r\nHost: 127.0.0.1\r\nContent-Type: image/png\r\nContent-Length: 9999\r\n\r\nab"
+            )
+        assert post(client, 100).status_code == 201
+        assert client.get("/v1/predictions").json()["total"] == 1
+        assert process.poll() is None
+
+
+def test_records_of_no_service_are_told(tmp_path):
+    status, words = verified(tmp_path)
+    assert (status, "there are no records in 'pneumoscope-data'" in words) == (2, True)
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_a_trail_that_was_altered_is_told(bundle, tmp_path):
+    with served(bundle, tmp_path) as (_, client):
+        post(client, 100)
+    with sqlite3.connect(tmp_path / "pneumoscope-data/pneumoscope.sqlite") as database:
+        database.execute("DROP TRIGGER only_added_to_update")
+        database.execute("UPDATE audit_trail SET who = 'nobody'")
+    status, words = verified(tmp_path)
+    assert (status, "row 1 of the audit trail was altered" in words) == (1, True)
