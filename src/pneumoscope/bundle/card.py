@@ -329,7 +329,7 @@ def _read_card(text: str, folder: Path) -> Card:
     ) as error:  # no JSON, another type, a number of too many digits, too many brackets
         raise _malformed(folder, str(error)) from error
     # It is shown on terminals and pages as it is.
-    if any(not character.isprintable() for words in _words(data) for character in words):
+    if not all(words.isprintable() for words in _words(data)):
         raise _malformed(folder, "characters that cannot be printed")
     if card.refusal and card.refusal.kinds != KINDS:
         raise _malformed(

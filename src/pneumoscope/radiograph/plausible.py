@@ -31,7 +31,10 @@ def why_implausible(film: Radiograph, least_side: int) -> str:
     if film.chroma > _MOST_CHROMA:
         return "in colour: a radiograph is grey"
     step = max(1, min(film.pixels.shape) // 256)  # the percentiles of some thousand pixels are those of all
-    low, high = np.percentile(film.pixels[::step, ::step], (1, 99))
-    if high - low < _LEAST_CONTRAST:
-        return f"blank: its grey levels lie within {high - low:.0f} of 256"
+    # By counting: `np.percentile` sorts, and imports more of numpy than all the rest that scores a film.
+    below = np.cumsum(np.bincount(film.pixels[::step, ::step].ravel(), minlength=256))
+    low, high = np.searchsorted(below, (0.01 * below[-1], 0.99 * below[-1]))
+    within = int(high - low)
+    if within < _LEAST_CONTRAST:
+        return f"blank: its grey levels lie within {within} of 256"
     return ""
