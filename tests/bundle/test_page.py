@@ -118,3 +118,12 @@ def test_evidence_of_something_else_is_refused(bundle, text, words):
     (bundle / "evidence" / "evaluation.json").write_text(text)
     with pytest.raises(BundleError, match=words):
         card_page(bundle)
+
+
+@pytest.mark.parametrize("name", EVIDENCE)
+@pytest.mark.parametrize("content", [{"x": 1}, {"spoilt": 3, "points": [], "metrics": None, "shortcuts": 1}])
+def test_evidence_of_another_form_is_refused(bundle, name, content):
+    (bundle / "evidence").mkdir()
+    (bundle / "evidence" / f"{name}.json").write_text(json.dumps(content))
+    with pytest.raises(BundleError, match="not what our commands write"):
+        card_page(bundle)

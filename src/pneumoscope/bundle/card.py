@@ -1,8 +1,9 @@
 """The card of a bundle: everything that must be known to score with a network and to judge what it says.
 
 A bundle is a folder of two files, `network.onnx` and `card.json`. The network takes grey levels made by `radiograph.prepare`
-(uint8, shape (n, size, size)) and gives what `predictor.Outputs` holds; the rest is on the card. To change the format: raise
-`FORMAT`, keep a bundle of the old one under `tests/bundle/`, and say in `read_bundle` what becomes of it.
+(uint8, shape (n, size, size)) and gives what `predictor.Outputs` holds; the rest is on the card. Until the first release the
+format changes without notice, and is 1. Then, to change it: raise `FORMAT`, keep a bundle of the old one under `tests/bundle/`,
+and say in `read_bundle` what becomes of it.
 """
 
 from __future__ import annotations

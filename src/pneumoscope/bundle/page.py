@@ -37,25 +37,38 @@ def card_page(folder: Path) -> str:
     Args:
         folder: of the bundle.
     Raises:
-        BundleError: see `read_bundle`; or evidence beside it is no JSON, or of another bundle.
+        BundleError: see `read_bundle`; or evidence beside it is no JSON, of another bundle, or not as our commands write
+            it.
     """
     card, _ = read_bundle(folder)
     evidence = {name: _read(folder / "evidence" / f"{name}.json", card) for name in EVIDENCE}
-    parts = [
+    try:
+        parts = _parts(card, **evidence)
+    except (KeyError, TypeError, ValueError, AttributeError) as error:
+        raise BundleError(
+            f"the evidence in {str(folder / 'evidence')!r} is not what our commands write ({type(error).__name__}: {error})",
+            advice="Remove it, or make it again",
+        ) from error
+    return "\n\n".join(parts) + "\n"
+
+
+def _parts(
+    card: Card, *, evaluation: dict[str, Any] | None, robustness: dict[str, Any] | None, audit: dict[str, Any] | None
+) -> list[str]:
+    return [
         f"# Model card: {card.name}",
         NOTICE,
         *_what(card),
-        *_points(card, evidence["evaluation"]),
-        *_probability(card, evidence["evaluation"]),
-        *_refusals(card, evidence["evaluation"], evidence["robustness"]),
-        *_figures(evidence["evaluation"]),
-        *_robustness(evidence["robustness"]),
-        *_shortcuts(evidence["audit"]),
-        *_failures(evidence["evaluation"], evidence["robustness"]),
+        *_points(card, evaluation),
+        *_probability(card, evaluation),
+        *_refusals(card, evaluation, robustness),
+        *_figures(evaluation),
+        *_robustness(robustness),
+        *_shortcuts(audit),
+        *_failures(evaluation, robustness),
         "## Licence",
         _ATTRIBUTION,
     ]
-    return "\n\n".join(parts) + "\n"
 
 
 def _read(path: Path, card: Card) -> dict[str, Any] | None:

@@ -5,6 +5,7 @@ Nothing heavy is imported until a verb runs, so that `pneumoscope --help` answer
 
 from __future__ import annotations
 
+import errno
 import sys
 import traceback
 from importlib import import_module
@@ -12,7 +13,7 @@ from importlib import import_module
 import click
 
 from pneumoscope import __version__
-from pneumoscope.errors import MissingExtraError, PneumoscopeError, UnknownNameError
+from pneumoscope.errors import MissingExtraError, PneumoscopeError, StorageError, UnknownNameError
 
 __all__ = ["VERBS", "cli", "main", "run_and_exit"]
 
@@ -35,7 +36,17 @@ VERBS = (
 )
 _EXTRAS = {
     "train": ("torch", "torchvision", "lightning", "timm", "onnx", "onnxscript", "tensorboard", "safetensors"),
-    "serve": ("fastapi", "starlette", "uvicorn", "sqlalchemy", "alembic", "multipart", "prometheus_client", "pg8000"),
+    "serve": (
+        "fastapi",
+        "starlette",
+        "uvicorn",
+        "h11",
+        "sqlalchemy",
+        "alembic",
+        "multipart",
+        "prometheus_client",
+        "pg8000",
+    ),
     "evaluate": ("scipy", "sklearn", "matplotlib", "jinja2", "markupsafe", "imagehash", "threadpoolctl"),
 }
 
@@ -102,6 +113,10 @@ def _told(error: Exception) -> PneumoscopeError:
         for extra, modules in _EXTRAS.items():
             if error.name.partition(".")[0] in modules:
                 return MissingExtraError(extra, "this command", error.name)
+    if isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EIO):
+        return StorageError(
+            f"what is printed cannot be written: {error.strerror}", advice="Free some space, and run it again"
+        )
     return PneumoscopeError(
         f"{type(error).__name__}: {error}", advice="This is a fault of ours; show where with: pneumoscope --debug ..."
     )

@@ -29,7 +29,11 @@ __all__ = ["command"]
     show_default=True,
     help="Operating points, separated by commas.",
 )
-@click.option("--out", type=click.Path(path_type=Path), help="Folder of the results.  [default: RUN/evaluation/SPLIT]")
+@click.option(
+    "--out",
+    type=click.Path(path_type=Path),
+    help="Folder of the results.  [default: RUN/evaluation/SPLIT; of a bundle nothing is written]",
+)
 @click.option(
     "--ledger",
     type=click.Path(path_type=Path),

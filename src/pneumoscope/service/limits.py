@@ -1,13 +1,19 @@
-"""What a request may cost: bytes and time for its body. It stands before all else, so that nothing larger is ever in memory."""
+"""What a request may cost: bytes of its body, and time for its head and for its body.
+
+Both stand before all else, so that nothing larger is ever in memory and nobody can hold a connection for nothing.
+"""
 
 from __future__ import annotations
 
 import asyncio
+from typing import Any
 
+import h11
 from starlette.exceptions import HTTPException
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
+from uvicorn.protocols.http.h11_impl import H11Protocol
 
-__all__ = ["Limits"]
+__all__ = ["Limits", "impatient"]
 
 
 class Limits:
@@ -54,3 +60,40 @@ class Limits:
 
     def _too_large(self) -> HTTPException:
         return HTTPException(413, f"the request's body is more than {self._most:,} bytes", {"Connection": "close"})
+
+
+def impatient(seconds: float) -> type[asyncio.Protocol]:
+    """Uvicorn's protocol, which would wait for ever for the head of a request, with an end to that.
+
+    Args:
+        seconds: for a head to arrive, from when the connection is made, or from the first byte of a later head.
+    """
+
+    class Impatient(H11Protocol):
+        _end: asyncio.TimerHandle | None = None
+
+        def connection_made(self, transport: Any) -> None:
+            super().connection_made(transport)
+            self._wait()
+
+        def data_received(self, data: bytes) -> None:
+            super().data_received(data)
+            if self.conn.their_state is h11.IDLE:
+                self._wait()
+            else:
+                self._wait_no_more()
+
+        def connection_lost(self, exc: Exception | None) -> None:
+            self._wait_no_more()
+            super().connection_lost(exc)
+
+        def _wait(self) -> None:
+            if self._end is None:
+                self._end = self.loop.call_later(seconds, self.transport.abort)
+
+        def _wait_no_more(self) -> None:
+            if self._end is not None:
+                self._end.cancel()
+                self._end = None
+
+    return Impatient

@@ -18,6 +18,7 @@ from pneumoscope.predictor.model import load_model
 from pneumoscope.results import NOTICE
 from pneumoscope.service.access import Access, is_loopback, read_tokens
 from pneumoscope.service.app import Settings, make_app
+from pneumoscope.service.limits import impatient
 from pneumoscope.service.records import Records
 from pneumoscope.storage import locked
 
@@ -27,6 +28,7 @@ _LOG = logging.getLogger("pneumoscope.service")
 _EVERY = 600  # seconds between looks for films that are too old
 _IDLE = 15  # seconds that an unused connection is kept
 _HEAD = 16 * 1024  # bytes of a request's head
+_HEAD_SECONDS = 10.0
 _LOCK = ".serving"
 
 
@@ -80,7 +82,7 @@ def serve(
                 date_header=True,
                 timeout_keep_alive=_IDLE,
                 h11_max_incomplete_event_size=_HEAD,
-                http="h11",
+                http=impatient(_HEAD_SECONDS),
                 ws="none",
             )
         )

@@ -36,9 +36,7 @@ _ODDS: dict[Kind, int] = {
 PLAUSIBLE = Augmentation(
     rotation=15, translation=0.06, scale=0.3, aspect=0.2, brightness=0.35, contrast=0.4, gamma=0.6, blur=1, noise=0.06
 )
-_TURNED = Augmentation(
-    rotation=30, translation=0.06, scale=0.3, aspect=0.2, brightness=0.35, contrast=0.4, gamma=0.6, blur=1, noise=0.06
-)
+_TURNED = PLAUSIBLE.model_copy(update={"rotation": 30.0})
 _CUT = 0.35  # of the area, at most, is left of a cropped film
 
 

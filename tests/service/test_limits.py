@@ -1,0 +1,97 @@
+"""A slow client is cut, over a real connection; a quick one is not."""
+
+import socket
+import threading
+import time
+
+import pytest
+import uvicorn
+from starlette.requests import Request
+from starlette.responses import PlainTextResponse
+
+from pneumoscope.service.limits import Limits, impatient
+
+
+async def echo(scope, receive, send):
+    """Answers with how many bytes the body has."""
+    body = await Request(scope, receive).body()
+    await PlainTextResponse(str(len(body)))(scope, receive, send)
+
+
+async def mapped(scope, receive, send):
+    from starlette.exceptions import HTTPException
+
+    try:
+        await Limits(echo, most_bytes=10, seconds=0.5)(scope, receive, send)
+    except HTTPException as error:
+        await PlainTextResponse(error.detail, error.status_code, error.headers)(scope, receive, send)
+
+
+@pytest.fixture(scope="module")
+def port():
+    with socket.create_server(("127.0.0.1", 0)) as listener:
+        config = uvicorn.Config(mapped, http=impatient(0.4), log_level="critical", lifespan="off", timeout_keep_alive=5)
+        server = uvicorn.Server(config)
+        thread = threading.Thread(target=server.run, kwargs={"sockets": [listener]})
+        thread.start()
+        while not server.started:
+            time.sleep(0.01)
+        yield listener.getsockname()[1]
+        server.should_exit = True
+        thread.join()
+
+
+def spoken(port, *parts, pause=0.2):
+    """What is answered to these parts, with a pause before each but the first; until the connection ends or is idle."""
+    with socket.create_connection(("127.0.0.1", port)) as connection:
+        connection.settimeout(3)
+        answer = b""
+        try:
+            for place, part in enumerate(parts):
+                time.sleep(pause if place else 0)
+                connection.sendall(part)
+            while chunk := connection.recv(1000):
+                answer += chunk
+        except (ConnectionError, TimeoutError):
+            pass
+        return answer.partition(b" ")[2][:3], answer.rpartition(b"\r\n\r\n")[2]
+
+
+HEAD = b"POST / HTTP/1.1\r\nHost: a\r\nConnection: close\r\n"
+
+
+def test_a_quick_request_is_answered(port):
+    assert spoken(port, HEAD + b"Content-Length: 5\r\n\r\n12345") == (b"200", b"5")
+    assert spoken(port, HEAD + b"Content-Length: 5\r\n", b"\r\n12345", pause=0.1) == (b"200", b"5")
+    assert spoken(port, HEAD + b"Content-Length: 5\r\n\r\n123", b"45") == (b"200", b"5")
+
+
+def test_whoever_says_nothing_is_cut(port):
+    start = time.monotonic()
+    assert spoken(port) == (b"", b"")
+    assert 0.3 < time.monotonic() - start < 2
+
+
+def test_a_head_that_comes_too_slowly_is_cut(port):
+    assert spoken(port, *[bytes([byte]) for byte in HEAD[:20]], pause=0.1) == (b"", b"")
+
+
+def test_a_second_head_on_the_same_connection_is_not_waited_for_either(port):
+    kept = HEAD.replace(b"close", b"keep-alive") + b"Content-Length: 1\r\n\r\n1"
+    start = time.monotonic()
+    assert spoken(port, kept, b"POST / HT")[0] == b"200"
+    assert time.monotonic() - start < 2
+
+
+def test_a_body_that_comes_too_slowly_is_cut(port):
+    status, words = spoken(port, HEAD + b"Content-Length: 5\r\n\r\n1", pause=0.3)
+    assert (status, words) == (b"408", b"the request's body took longer than 0.5 s")
+
+
+@pytest.mark.parametrize(
+    "body",
+    [b"Content-Length: 11\r\n\r\n12345678901", b"Transfer-Encoding: chunked\r\n\r\nb\r\n12345678901\r\n0\r\n\r\n"],
+)
+def test_a_body_that_is_too_large_is_refused(port, body):
+    status, words = spoken(port, HEAD + body)
+    assert (status, words) == (b"413", b"the request's body is more than 10 bytes")
