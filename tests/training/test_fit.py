@@ -97,14 +97,16 @@ def test_eyes_that_are_not_installed_are_missed_before_anything_is_begun(phantom
     assert not (tmp_path / "run").exists()
 
 
-def test_the_population_is_films_as_they_are_and_each_once_otherwise():
+def test_the_population_is_films_as_they_are_and_each_four_times_otherwise():
     films = np.random.default_rng(0).integers(0, 256, (40, 32, 32)).astype(np.uint8)
     screen = make_screen(films, np.arange(40), steps=1, seed=5)
-    seeds = [derive_seed(5, place, 10) for place in range(40)]
     plain = torch.from_numpy(films)
+    seen = [plain]
+    for copy in range(4):
+        seen.append(augment(plain, PLAUSIBLE, [derive_seed(5, place, copy, 10) for place in range(40)]))
     with torch.no_grad():
-        both = torch.cat([screen.eye(plain), screen.eye(augment(plain, PLAUSIBLE, seeds))])
-    torch.testing.assert_close(screen.population.mean, both.mean(0), rtol=1e-4, atol=1e-5)
+        mean = torch.cat([screen.eye(each) for each in seen]).mean(0)
+    torch.testing.assert_close(screen.population.mean, mean, rtol=1e-4, atol=1e-5)
 
 
 def test_the_edge_of_a_recipe_is_black_to_what_is_shipped(phantoms, tmp_path):

@@ -212,6 +212,12 @@ def _refusals(card: Card, evaluation: Mapping[str, Any] | None, robustness: Mapp
             f" rejected by the first and {limits.share_distance:.1%} by the second limit. Of them as they are it rejects"
             f" {_share(limits.refused)}."
         )
+    if card.ages:
+        parts.append(
+            f"A film whose header states that the patient is not {card.ages[0]:g} to {card.ages[1]:g} years old is rejected. Most"
+            " pictures state no age. **How many films of adults pass then has not been measured** on other films than the few at"
+            " hand when this was chosen: expect a confident call on some."
+        )
     if evaluation and evaluation.get("refused"):
         refused = evaluation["refused"]
         reasons = "; ".join(f"{reason} ({count})" for reason, count in refused["reasons"].items())

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import json
+import re
 from pathlib import Path
 
 import click
@@ -11,7 +12,7 @@ import click
 from pneumoscope.errors import UsageError
 
 
-@click.group("audit-trail", short_help="Check that nothing was changed in what a service kept.")
+@click.group("audit-trail", short_help="Check that no row of a service's audit trail was changed.")
 def command() -> None:
     """Look at the audit trail of a service: who did what, when, with which model."""
 
@@ -31,6 +32,8 @@ def verify_command(data: Path | None, database: str, last: str, as_json: bool) -
     from pneumoscope.service.database import DATABASE_FILE, open_database
     from pneumoscope.service.trail import verify
 
+    if last and not re.fullmatch(r"[0-9a-f]{64}", last):
+        raise UsageError(f"--last {last[:80]!r} is no hash: 64 digits of 0 to 9 and a to f")
     folder = data or Path("pneumoscope-data")
     if not database and not (folder / DATABASE_FILE).is_file():
         raise UsageError(

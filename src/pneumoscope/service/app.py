@@ -341,7 +341,7 @@ async def _films(request: Request, name: str, settings: Settings) -> list[tuple[
         if not body:
             raise UsageError("the body is empty", advice="Send a film")
         return [(body, name or "film 1")]
-    raise HTTPException(415, f"this is no kind of content that is taken: {MULTIPART}, {', '.join(_RAW)}")
+    raise HTTPException(415, f"the Content-Type is {kind[:64]!r}; taken are {MULTIPART} and {', '.join(_RAW)}")
 
 
 async def _gone(request: Request) -> None:

@@ -48,7 +48,7 @@ _TITLES = {
     408: "The request took too long to arrive",
     410: "The film was removed",
     413: "The request is too large",
-    415: "This is no kind of content that is taken",
+    415: "This kind of content is not taken",
     422: "The request cannot be done",
     500: "A fault of ours",
     503: "Not now",

@@ -95,7 +95,7 @@ def verify(engine: Engine, *, expected: str = "") -> Verified:
     if not seen:
         raise TrailError(
             f"none of the {number} rows of the audit trail has the hash {expected!r}",
-            advice="Rows from the end, or all rows, were replaced since it was written down; restore a backup",
+            advice="It was mistyped, or rows were replaced since it was written down: compare with a backup",
         )
     return Verified(number, previous)
 
