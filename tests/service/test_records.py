@@ -11,7 +11,8 @@ from pneumoscope.errors import GoneError, StorageError, TrailError, UnknownNameE
 from pneumoscope.results import FilmFacts, ModelFacts, Prediction
 from pneumoscope.service.database import DATABASE_FILE, open_database, writing
 from pneumoscope.service.film_store import film_hash
-from pneumoscope.service.records import Filter, Records, record_id
+from pneumoscope.service.record import Filter, record_id
+from pneumoscope.service.records import Records
 from pneumoscope.service.tables import METADATA
 from pneumoscope.service.trail import append, verify
 

@@ -8,7 +8,7 @@ from typing import Any, Literal
 from pydantic import BaseModel, ConfigDict, Field
 
 from pneumoscope.results import NOTICE, FilmFacts, ModelFacts, Prediction
-from pneumoscope.service.records import Page, Record
+from pneumoscope.service.record import Page, Record
 
 __all__ = ["Health", "PredictionAnswer", "PredictionsAnswer", "PredictionsPage", "ReviewAnswer", "ReviewGiven"]
 

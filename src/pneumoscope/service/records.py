@@ -6,91 +6,26 @@ at worst a film without a row is left, which `Records` removes when it is opened
 
 from __future__ import annotations
 
-import dataclasses
-import hashlib
 import threading
 from collections.abc import Callable
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 from sqlalchemy import Engine, Row, and_, delete, func, insert, or_, select, update
 
 from pneumoscope.errors import GoneError, UnknownNameError, UsageError
-from pneumoscope.results import Decision, FilmFacts, ModelFacts, Prediction
+from pneumoscope.results import Prediction
 from pneumoscope.service.database import open_database, reading, writing
 from pneumoscope.service.film_store import FilmStore, FolderStore, MemoryStore, film_hash
+from pneumoscope.service.record import Filter, Order, Page, Record, of_row, record_id
 from pneumoscope.service.tables import predictions
 from pneumoscope.service.trail import append
 
-__all__ = ["Filter", "Order", "Page", "Record", "Records", "Review", "record_id"]
+__all__ = ["Records"]
 
 FILMS = "films"
-Order = Literal["newest", "oldest", "highest", "lowest"]
 _MOST = 200  # records a page
-
-
-@dataclasses.dataclass(frozen=True, slots=True)
-class Review:
-    """A person's reading: whether they agree with the decision, what they noted, and when (ISO 8601 in UTC)."""
-
-    agrees: bool
-    note: str
-    at: str
-
-
-@dataclasses.dataclass(frozen=True, slots=True)
-class Record:
-    """One film as it is kept.
-
-    Attributes:
-        id: of the film's content, the model and the operating point: the same three have the same id.
-        created: ISO 8601 in UTC.
-        prediction: as `predict` makes it; its path is the name that the client gave the film.
-        film_sha256, film_bytes: of the file as it was posted.
-        film_removed: when the film was removed and its numbers kept; None while it is there.
-        operating_point: that the decision was made at.
-        review: None before a person has read it.
-    """
-
-    id: str
-    created: str
-    prediction: Prediction
-    film_sha256: str
-    film_bytes: int
-    film_removed: str | None
-    operating_point: str
-    review: Review | None
-
-
-@dataclasses.dataclass(frozen=True, slots=True)
-class Filter:
-    """Which records: each is of all where it is None.
-
-    Attributes:
-        decision: "normal", "pneumonia", "uncertain" or "rejected".
-        reviewed: whether a person has read it.
-        since, until: ISO 8601 in UTC; `until` itself is not included.
-    """
-
-    decision: Decision | None = None
-    reviewed: bool | None = None
-    since: str | None = None
-    until: str | None = None
-
-
-@dataclasses.dataclass(frozen=True, slots=True)
-class Page:
-    """Some records in their order, how many there are in all, and where the next page begins; empty at the end."""
-
-    records: tuple[Record, ...]
-    total: int
-    next: str
-
-
-def record_id(film_sha256: str, model_sha256: str, operating_point: str) -> str:
-    """32 hexadecimal digits: the same film, judged by the same model at the same point, is one record."""
-    return hashlib.sha256(f"{film_sha256} {model_sha256} {operating_point}".encode()).hexdigest()[:32]
 
 
 class Records:
@@ -140,7 +75,7 @@ class Records:
             with writing(self.engine) as connection:
                 found = connection.execute(select(predictions).where(predictions.c.id == key)).first()
                 if found is not None:
-                    return _record(found), False
+                    return of_row(found), False
                 at = self._time()
                 row = {
                     "id": key,
@@ -175,7 +110,7 @@ class Records:
                     model_sha256=prediction.model.sha256,
                     details={"decision": prediction.decision, "probability": prediction.probability},
                 )
-                return _record(made), True
+                return of_row(made), True
 
     def get(self, key: str) -> Record:
         """One record.
@@ -184,7 +119,7 @@ class Records:
             UnknownNameError: there is none of that id.
         """
         with self._alone, reading(self.engine) as connection:
-            return _record(
+            return of_row(
                 self._found(connection.execute(select(predictions).where(predictions.c.id == key)).first(), key)
             )
 
@@ -245,7 +180,7 @@ class Records:
                 .order_by(column.desc() if falls else column.asc(), predictions.c.id)
                 .limit(limit + 1)
             ).all()
-        records = tuple(_record(row) for row in rows[:limit])
+        records = tuple(of_row(row) for row in rows[:limit])
         return Page(records, total, records[-1].id if len(rows) > limit else "")
 
     def review(self, key: str, *, agrees: bool, note: str, who: str) -> Record:
@@ -265,7 +200,7 @@ class Records:
             ).first()
             found = self._found(row, key)
             self._tell(connection, found, at, who, "reviewed", {"agrees": agrees, "note": film_hash(note.encode())})
-            return _record(found)
+            return of_row(found)
 
     def remove(self, key: str, *, who: str) -> None:
         """Remove a record and its film; that it was there stays in the trail.
@@ -350,28 +285,3 @@ class _Nothing:
 
 def _text(time: datetime) -> str:
     return time.astimezone(UTC).strftime("%Y-%m-%dT%H:%M:%S.%fZ")
-
-
-def _record(row: Row[Any]) -> Record:
-    prediction = Prediction(
-        path=row.name,
-        decision=row.decision,
-        probability=row.probability,
-        interval=None if row.interval_low is None else (row.interval_low, row.interval_high),
-        interval_reason=row.interval_reason,
-        threshold=row.threshold,
-        reason=row.reason,
-        film=FilmFacts(row.width, row.height, row.format),
-        model=ModelFacts(row.model_name, row.model_version, row.model_sha256),
-    )
-    review = None if row.reviewed is None else Review(row.agrees, row.note, row.reviewed)
-    return Record(
-        id=row.id,
-        created=row.created,
-        prediction=prediction,
-        film_sha256=row.film_sha256,
-        film_bytes=row.film_bytes,
-        film_removed=row.film_removed,
-        operating_point=row.operating_point,
-        review=review,
-    )

@@ -1,0 +1,181 @@
+"""What can be asked of the service, path by path."""
+
+from __future__ import annotations
+
+import asyncio
+import io
+from collections.abc import Callable
+from typing import Annotated, Any
+
+import msgspec
+from fastapi import APIRouter, Depends, Path, Query, Request, Response
+from fastapi.concurrency import run_in_threadpool
+from PIL import Image
+from prometheus_client import CONTENT_TYPE_LATEST, generate_latest
+
+from pneumoscope.errors import UnknownNameError, UnreadableFilmError
+from pneumoscope.radiograph.decode import decode
+from pneumoscope.results import Decision
+from pneumoscope.service.access import Access
+from pneumoscope.service.answers import Health, PredictionAnswer, PredictionsAnswer, PredictionsPage, ReviewGiven
+from pneumoscope.service.judging import BODY, NAME, Judging, read_films
+from pneumoscope.service.problems import responses
+from pneumoscope.service.record import Filter, Order
+
+__all__ = ["open_paths", "paths"]
+
+_DRAWN = 2  # films that are decoded at once to be shown: each may take hundreds of MB
+_TIME = r"^\d{4}-\d\d-\d\d(T\d\d:\d\d(:\d\d(\.\d{1,6})?)?Z)?$"
+_PICTURE: dict[int | str, dict[str, Any]] = {
+    200: {"content": {"image/png": {"schema": {"type": "string", "format": "binary"}}}}
+}
+
+
+def open_paths(service: Judging) -> APIRouter:
+    """What needs no token: whether it lives, and numbers for a monitor."""
+    router = APIRouter(tags=["operation"])
+
+    @router.get("/healthz", summary="Whether the process answers")
+    async def healthz() -> Health:
+        return Health()
+
+    @router.get("/readyz", summary="Whether films can be judged and kept", responses=responses(503))
+    def readyz() -> Health:
+        """Score the golden film, and read the database."""
+        service.model.try_golden_film()
+        service.records.find(Filter(), limit=1)
+        return Health()
+
+    @router.get(
+        "/metrics",
+        summary="Numbers for Prometheus",
+        response_class=Response,
+        responses={200: {"content": {"text/plain": {"schema": {"type": "string"}}}}},
+    )
+    def metrics() -> Response:
+        return Response(generate_latest(service.metrics.registry), media_type=CONTENT_TYPE_LATEST)
+
+    return router
+
+
+def _who(request: Request) -> str:
+    """The name behind the request's token."""
+    access: Access = request.app.state.access
+    return access.who(request.headers.get("Authorization", ""))
+
+
+_Who = Annotated[str, Depends(_who)]
+_Id = Annotated[str, Path(pattern=r"^[0-9a-f]{32}$", examples=["0123456789abcdef0123456789abcdef"])]
+
+
+def paths(service: Judging, most_films: int) -> APIRouter:
+    """What needs a token: films, and the model's card."""
+    drawing = asyncio.Semaphore(_DRAWN)
+    router = APIRouter(prefix="/v1", tags=["predictions"], responses=responses(401, 403, 422, 503))
+
+    @router.post(
+        "/predictions",
+        status_code=201,
+        summary="Judge films",
+        responses=responses(400, 408, 413, 415),
+        openapi_extra={"requestBody": BODY},
+    )
+    async def judge(
+        request: Request,
+        who: _Who,
+        name: Annotated[str, Query(max_length=NAME, description="Of the film, where the body is the film itself")] = "",
+    ) -> PredictionsAnswer:
+        """Send films as parts named `films` of a form, or one film as the body.
+
+        They are judged together, and kept: when this is answered, they are on the disk. One that cannot be read has `error` and
+        no id, and the others are done; where none can be read, the answer is a problem.
+        """
+        films = await read_films(request, name, most_films)
+        answers = await service.judge(request, films, who)
+        if all(answer.id is None for answer in answers):
+            first = answers[0].error
+            raise UnreadableFilmError(
+                "", first if len(answers) == 1 else f"{first} (none of {len(answers)} films can be)"
+            )
+        return PredictionsAnswer(predictions=answers)
+
+    @router.get("/predictions", summary="Films that are kept")
+    def find(
+        who: _Who,
+        decision: Decision | None = None,
+        reviewed: bool | None = None,
+        since: Annotated[
+            str | None, Query(pattern=_TIME, description="ISO 8601 in UTC", examples=["2026-01-31"])
+        ] = None,
+        until: Annotated[str | None, Query(pattern=_TIME, description="Not included", examples=["2026-02-01"])] = None,
+        order: Annotated[Order, Query(description="By time, or by probability")] = "newest",
+        limit: Annotated[int, Query(ge=1, le=200)] = 50,
+        after: Annotated[str, Query(pattern=r"^([0-9a-f]{32})?$", description="`next` of the page before")] = "",
+    ) -> PredictionsPage:
+        """In pages: send `next` of one as `after` of the following one."""
+        wanted = Filter(decision=decision, reviewed=reviewed, since=since, until=until)
+        return PredictionsPage.of_page(service.records.find(wanted, order=order, limit=limit, after=after))
+
+    @router.get("/predictions/{id}", summary="One film", responses=responses(404))
+    def get(who: _Who, id: _Id) -> PredictionAnswer:
+        return PredictionAnswer.of_record(service.records.get(id))
+
+    @router.get(
+        "/predictions/{id}/film.png", summary="The film as it was read, 8 bits of grey",
+        response_class=Response, responses=_PICTURE | responses(404, 410),
+    )  # fmt: skip
+    async def film(who: _Who, id: _Id) -> Response:
+        def draw() -> bytes:
+            return _png(decode(service.records.film(service.records.get(id)), name="the film").pixels)
+
+        return await _drawn(drawing, draw)
+
+    @router.get(
+        "/predictions/{id}/heatmap.png", summary="What spoke for and against pneumonia",
+        response_class=Response, responses=_PICTURE | responses(404, 410),
+    )  # fmt: skip
+    async def heatmap(who: _Who, id: _Id) -> Response:
+        def draw() -> bytes:
+            record = service.records.get(id)
+            if record.prediction.model.sha256 != service.model.facts.sha256:
+                raise UnknownNameError("heatmap", id, (), advice="Another model judged this film; post it again")
+            ((_, picture),) = service.model.explain_many([service.records.film(record)], batch_size=1, workers=1)
+            if picture is None:
+                raise UnknownNameError(
+                    "heatmap", id, (), advice="The film was rejected, so nothing is said of its places"
+                )
+            return picture
+
+        return await _drawn(drawing, draw)
+
+    @router.put("/predictions/{id}/review", summary="A person's reading", responses=responses(400, 404, 408, 413))
+    def review(who: _Who, id: _Id, given: ReviewGiven) -> PredictionAnswer:
+        """Agree or disagree, and a note; an earlier reading is replaced."""
+        return PredictionAnswer.of_record(service.records.review(id, agrees=given.agrees, note=given.note, who=who))
+
+    @router.delete(
+        "/predictions/{id}", status_code=204, summary="Remove a film and its numbers", responses=responses(404)
+    )
+    def remove(who: _Who, id: _Id) -> None:
+        """That it was there, and when it was removed, stays in the audit trail."""
+        service.records.remove(id, who=who)
+
+    @router.get("/model", summary="The model's card", tags=["model"])
+    def card(who: _Who) -> dict[str, Any]:
+        """As `card.json` in its bundle."""
+        found: dict[str, Any] = msgspec.to_builtins(service.model.card)
+        return found
+
+    return router
+
+
+async def _drawn(drawing: asyncio.Semaphore, draw: Callable[[], bytes]) -> Response:
+    """A PNG, made when there is room for it."""
+    async with drawing:
+        return Response(await run_in_threadpool(draw), media_type="image/png")
+
+
+def _png(pixels: Any) -> bytes:
+    file = io.BytesIO()
+    Image.fromarray(pixels).save(file, "PNG", compress_level=1)
+    return file.getvalue()

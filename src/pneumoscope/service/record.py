@@ -1,0 +1,104 @@
+"""One film as a service keeps it, and how records are asked for."""
+
+from __future__ import annotations
+
+import dataclasses
+import hashlib
+from typing import Any, Literal
+
+from sqlalchemy import Row
+
+from pneumoscope.results import Decision, FilmFacts, ModelFacts, Prediction
+
+__all__ = ["Filter", "Order", "Page", "Record", "Review", "of_row", "record_id"]
+
+Order = Literal["newest", "oldest", "highest", "lowest"]
+
+
+@dataclasses.dataclass(frozen=True, slots=True)
+class Review:
+    """A person's reading: whether they agree with the decision, what they noted, and when (ISO 8601 in UTC)."""
+
+    agrees: bool
+    note: str
+    at: str
+
+
+@dataclasses.dataclass(frozen=True, slots=True)
+class Record:
+    """One film as it is kept.
+
+    Attributes:
+        id: of the film's content, the model and the operating point: the same three have the same id.
+        created: ISO 8601 in UTC.
+        prediction: as `predict` makes it; its path is the name that the client gave the film.
+        film_sha256, film_bytes: of the file as it was posted.
+        film_removed: when the film was removed and its numbers kept; None while it is there.
+        operating_point: that the decision was made at.
+        review: None before a person has read it.
+    """
+
+    id: str
+    created: str
+    prediction: Prediction
+    film_sha256: str
+    film_bytes: int
+    film_removed: str | None
+    operating_point: str
+    review: Review | None
+
+
+@dataclasses.dataclass(frozen=True, slots=True)
+class Filter:
+    """Which records: each is of all where it is None.
+
+    Attributes:
+        decision: "normal", "pneumonia", "uncertain" or "rejected".
+        reviewed: whether a person has read it.
+        since, until: ISO 8601 in UTC; `until` itself is not included.
+    """
+
+    decision: Decision | None = None
+    reviewed: bool | None = None
+    since: str | None = None
+    until: str | None = None
+
+
+@dataclasses.dataclass(frozen=True, slots=True)
+class Page:
+    """Some records in their order, how many there are in all, and where the next page begins; empty at the end."""
+
+    records: tuple[Record, ...]
+    total: int
+    next: str
+
+
+def record_id(film_sha256: str, model_sha256: str, operating_point: str) -> str:
+    """32 hexadecimal digits: the same film, judged by the same model at the same point, is one record."""
+    return hashlib.sha256(f"{film_sha256} {model_sha256} {operating_point}".encode()).hexdigest()[:32]
+
+
+def of_row(row: Row[Any]) -> Record:
+    """A row of the table as a record."""
+    prediction = Prediction(
+        path=row.name,
+        decision=row.decision,
+        probability=row.probability,
+        interval=None if row.interval_low is None else (row.interval_low, row.interval_high),
+        interval_reason=row.interval_reason,
+        threshold=row.threshold,
+        reason=row.reason,
+        film=FilmFacts(row.width, row.height, row.format),
+        model=ModelFacts(row.model_name, row.model_version, row.model_sha256),
+    )
+    review = None if row.reviewed is None else Review(row.agrees, row.note, row.reviewed)
+    return Record(
+        id=row.id,
+        created=row.created,
+        prediction=prediction,
+        film_sha256=row.film_sha256,
+        film_bytes=row.film_bytes,
+        film_removed=row.film_removed,
+        operating_point=row.operating_point,
+        review=review,
+    )
