@@ -13,7 +13,18 @@ import numpy.typing as npt
 import pytest
 from PIL import Image
 
-from pneumoscope.bundle.card import FORMAT, KINDS, LABELS, Calibration, Card, OperatingPoint, Parity, Refusal, Share
+from pneumoscope.bundle.card import (
+    FORMAT,
+    KINDS,
+    LABELS,
+    Calibration,
+    Card,
+    OperatingPoint,
+    Parity,
+    Refusal,
+    Share,
+    Spread,
+)
 from pneumoscope.bundle.golden import golden_film
 from pneumoscope.dataset.layouts import load_manifest
 from pneumoscope.radiograph.prepare import Preparation
@@ -84,6 +95,7 @@ class Maker:
         points: Mapping[str, OperatingPoint] = POINTS,
         refusal: Refusal | None = None,
         ages: tuple[float, float] | None = None,
+        spread: Spread | None = None,
     ) -> Path:
         """logit = gain x (mean grey level - 125); a gain of 0 knows nothing. With `refusal`, films are screened by their grey."""
         onnx = mean_grey_network(gain, screened=refusal is not None)
@@ -102,6 +114,7 @@ class Maker:
             calibration=Calibration(slope=0.8, intercept=0.1, method="platt", n=8, prevalence=0.5),
             intervals=None,
             refusal=refusal,
+            spread=spread,
             ages=ages,
             points=dict(points),
             parity=Parity(films=8, largest=0.0),

@@ -27,7 +27,7 @@ def predictor(content, size):
     card = Card(
         format=FORMAT, labels=LABELS,
         name="test", network="test", parameters=1, version="0", created="", onnx_sha256="", onnx_bytes=0,
-        golden_logit=0, intervals=None, refusal=None, ages=None,
+        golden_logit=0, intervals=None, refusal=None, spread=None, ages=None,
         preparation=Preparation(size=size), calibration=Calibration(slope=1, intercept=0, method="none", n=0, prevalence=0.5),
         points={}, parity=Parity(films=0, largest=0),
         recipe={}, seed=0, manifest_sha256="", split_by="image", counts={}, seen={}, best_epoch=1, machine={},

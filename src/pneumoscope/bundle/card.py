@@ -38,6 +38,7 @@ __all__ = [
     "Parity",
     "Refusal",
     "Share",
+    "Spread",
     "find_bundle",
     "read_bundle",
     "short_hash",
@@ -180,6 +181,20 @@ class Refusal(Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
     refused: Share
 
 
+class Spread(Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
+    """How the probabilities of validation films that are not refused are spread, for later films to be compared with.
+
+    Attributes:
+        deciles: the nine probabilities that cut these films into tenths, rising.
+        n: films.
+        pneumonias: of them.
+    """
+
+    deciles: tuple[_Share, _Share, _Share, _Share, _Share, _Share, _Share, _Share, _Share]
+    n: Annotated[int, Meta(ge=1)]
+    pneumonias: _Count
+
+
 class Card(Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
     """What stands in `card.json`.
 
@@ -192,6 +207,7 @@ class Card(Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
         preparation: how a film becomes its input.
         intervals: of the probability; None where the bundle states none.
         refusal: limits beyond which nothing is said; None where the network has no gate.
+        spread: of the probabilities; None where all validation films are refused.
         ages: least and greatest of the patients that it learned from, years, each year whole; None where they are not known.
         points: operating points by name: "half" (0.5), "balanced" (highest Youden index), "rule-out" (sensitivity of 0.99),
             "rule-in" (specificity of 0.99).
@@ -219,6 +235,7 @@ class Card(Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
     calibration: Calibration
     intervals: Intervals | None
     refusal: Refusal | None
+    spread: Spread | None
     ages: tuple[Annotated[float, Meta(ge=0)], Annotated[float, Meta(ge=0)]] | None
     points: dict[str, OperatingPoint]
     parity: Parity

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import functools
 import io
+from typing import NamedTuple
 
 import numpy as np
 import numpy.typing as npt
@@ -21,9 +22,10 @@ from pneumoscope.radiograph.film import Radiograph
 from pneumoscope.radiograph.prepare import Crop
 from pneumoscope.results import NOTICE
 
-__all__ = ["blend", "over_film", "render_heatmap"]
+__all__ = ["Layer", "blend", "heatmap_layer", "over_film", "percent", "render_heatmap"]
 
 _LONGEST, _SHORTEST = 1024, 640  # of the picture's longer side, pixels; small films are enlarged, for the text to fit
+_LAYER = 512  # of a layer's longer side: its places are few, and it is stretched
 _NARROWEST = 480  # canvas, pixels
 _OPACITY = 0.7  # of the strongest place: the film is seen through it
 _STEPS = 255  # of each direction
@@ -76,7 +78,7 @@ def render_heatmap(
     grey = Image.fromarray(film.pixels).resize((width, height), Image.Resampling.BILINEAR)
     strength = over_film(heatmap, width, height, card.preparation.crop) / (most or 1.0)
     picture = _lay_over(np.asarray(grey), strength)
-    words = f"{decision}: probability of pneumonia {_percent(probability)}"
+    words = f"{decision}: probability of pneumonia {percent(probability)}"
     legend = _legend(max(width, _NARROWEST), words, threshold, card, heatmap.shape, most)
     canvas = Image.new("RGB", (legend.width, height + legend.height), _GROUND)
     canvas.paste(Image.fromarray(picture), ((legend.width - width) // 2, 0))
@@ -84,6 +86,37 @@ def render_heatmap(
     file = io.BytesIO()
     canvas.save(file, "PNG")
     return file.getvalue()
+
+
+class Layer(NamedTuple):
+    """A heatmap to be laid over a film: a PNG, and the largest contribution to the logit in it, which its scale ends at."""
+
+    png: bytes
+    most: float
+
+
+def heatmap_layer(film: Radiograph, heatmap: npt.NDArray[np.float32], crop: Crop) -> Layer:
+    """The heatmap alone, to be stretched over a film and made as strong as wanted.
+
+    Args:
+        film: as decoded, not prepared.
+        heatmap: contributions to the logit, shape (height, width).
+        crop: of the preparation.
+    Returns:
+        Of the film's aspect, its longer side 512 pixels at most, the ends' colours, opaque where the contribution is largest.
+    """
+    most = float(np.abs(heatmap).max())
+    factor = min(1.0, _LAYER / max(film.width, film.height))
+    width, height = (max(1, round(side * factor)) for side in (film.width, film.height))
+    strength = over_film(heatmap, width, height, crop) / (most or 1.0)
+    normal, pneumonia = (
+        np.rint(255 * blend(np.float64(0.5), np.float64(end), 1.0)).astype(np.uint8) for end in (-1, 1)
+    )
+    colours = np.where(strength[..., None] > 0, pneumonia, normal)
+    opaque = np.rint(255 * np.abs(strength)).astype(np.uint8)
+    file = io.BytesIO()
+    Image.fromarray(np.dstack([colours, opaque])).save(file, "PNG")
+    return Layer(file.getvalue(), most)
 
 
 def over_film(heatmap: npt.NDArray[np.float32], width: int, height: int, crop: Crop) -> npt.NDArray[np.float32]:
@@ -106,18 +139,23 @@ def over_film(heatmap: npt.NDArray[np.float32], width: int, height: int, crop: C
     return whole
 
 
-def blend(grey: npt.NDArray[np.floating], strength: npt.NDArray[np.floating]) -> npt.NDArray[np.float64]:
+def blend(
+    grey: npt.NDArray[np.floating] | np.float64,
+    strength: npt.NDArray[np.floating] | np.float64,
+    opacity: float = _OPACITY,
+) -> npt.NDArray[np.float64]:
     """Colours of contributions over greys.
 
     Args:
         grey: of the film, sRGB, 0 black to 1 white.
         strength: -1 (the strongest towards normal) to 1 (the strongest towards pneumonia); of a shape that goes with `grey`.
+        opacity: of the strongest.
     Returns:
         sRGB, 0 to 1, with a last axis of 3.
     Source: Ottosson 2020, "A perceptual color space for image processing" (OKLab); IEC 61966-2-1 (sRGB).
     """
     hue = np.radians(np.where(strength > 0, _PNEUMONIA, _NORMAL))
-    share = _OPACITY * np.abs(strength)
+    share = opacity * np.abs(strength)
     lightness = np.cbrt(np.where(grey <= 0.04045, grey / 12.92, ((grey + 0.055) / 1.055) ** 2.4))  # of a grey in OKLab
     lab = np.stack(
         np.broadcast_arrays(
@@ -146,7 +184,7 @@ def _legend(width: int, words: str, threshold: float, card: Card, places: tuple[
     inner = width - 2 * _MARGIN
     few = " So few places hardly tell one part of a film from another." if places[0] * places[1] < _FEW else ""
     about = (
-        f"Pneumonia is called from {_percent(threshold)}. What each of {places[0]} x {places[1]} places contributed to the logit"
+        f"Pneumonia is called from {percent(threshold)}. What each of {places[0]} x {places[1]} places contributed to the logit"
         f" of {card.name}, on a scale of this film alone."
         f" It shows what the network used, not where disease is.{few}"
     )
@@ -197,7 +235,7 @@ def _wrap(draw: ImageDraw.ImageDraw, words: str, font: _Font, width: int) -> lis
     return lines
 
 
-def _percent(probability: float) -> str:
+def percent(probability: float) -> str:
     """Never 0% or 100%: no film is certain."""
     if probability < 0.01:
         return "below 1%"

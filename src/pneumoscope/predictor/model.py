@@ -8,7 +8,7 @@ from collections.abc import Callable, Generator, Iterable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from itertools import islice
 from pathlib import Path
-from typing import TypeVar
+from typing import TYPE_CHECKING, TypeVar
 
 import numpy as np
 import numpy.typing as npt
@@ -19,6 +19,9 @@ from pneumoscope.predictor.decide import DEFAULT_POINT, decide, find_point, thre
 from pneumoscope.predictor.predictor import Predictor, Scored
 from pneumoscope.radiograph.decode import Radiograph, decode
 from pneumoscope.results import FilmFacts, ModelFacts, Prediction
+
+if TYPE_CHECKING:
+    from pneumoscope.predictor.heatmap import Layer
 
 __all__ = ["BATCH", "Film", "Model", "load_model"]
 
@@ -101,6 +104,24 @@ class Model:
         """
         self._predictor.refuse_unexplained()
         return self._stream(films, self._explain_batch, batch_size, workers)
+
+    def heatmap_layer(self, film: Film) -> Layer:
+        """The heatmap of one film alone, to be laid over it.
+
+        Args:
+            film: as for `predict`; it is drawn for rejected films too, so ask only for others.
+        Raises:
+            BundleError: the network gives no heatmaps.
+            UnreadableFilmError: see `radiograph.decode`.
+        """
+        from pneumoscope.predictor.heatmap import heatmap_layer
+
+        self._predictor.refuse_unexplained()
+        radiograph = self._decode(film, "")
+        ready = self._predictor.ready(radiograph)
+        heatmap = self._predictor.outputs(ready.pixels[None], heatmaps=True).heatmap
+        assert heatmap is not None  # it was asked for
+        return heatmap_layer(radiograph, heatmap[0], self.card.preparation.crop)
 
     def _stream(
         self, films: Iterable[Film], judge: Callable[[Sequence[Film]], list[_Judged]], size: int, workers: int

@@ -21,7 +21,7 @@ from pneumoscope.radiograph.prepare import prepare
 if TYPE_CHECKING:
     from pneumoscope.radiograph.decode import Radiograph
 
-__all__ = ["OUTPUTS", "Outputs", "Predictor", "Ready", "Scored", "calibrated", "sigmoid"]
+__all__ = ["OUTPUTS", "Outputs", "Predictor", "Ready", "Scored", "calibrated", "refusals", "sigmoid"]
 
 # Of the network file, with their numbers of dimensions. Every file gives the first; the others are there where they can be.
 OUTPUTS = {"logit": 1, "heatmap": 3, "kinds": 2, "distance": 1}
@@ -167,11 +167,9 @@ class Predictor:
             films: in the order of the run.
             outputs: of the run.
         """
-        kinds = [None] * len(films) if outputs.kinds is None else outputs.kinds.tolist()
-        distances = [None] * len(films) if outputs.distance is None else outputs.distance.tolist()
         return [
-            Scored(logit, film.implausible or refusal(self.card, *limits))
-            for film, logit, *limits in zip(films, outputs.logit.tolist(), kinds, distances, strict=True)
+            Scored(logit, film.implausible or refused)
+            for film, logit, refused in zip(films, outputs.logit.tolist(), refusals(self.card, outputs), strict=True)
         ]
 
     def refuse_unexplained(self) -> None:
@@ -236,6 +234,14 @@ class Predictor:
                     f" {'has' if expected else 'has no'} limits for {name!r}",
                     advice="Export it again",
                 )
+
+
+def refusals(card: Card, outputs: Outputs) -> list[str]:
+    """Why nothing is to be said of each film of a run by what the network gives; empty where something is."""
+    n = len(outputs.logit)
+    kinds = [None] * n if outputs.kinds is None else outputs.kinds.tolist()
+    distances = [None] * n if outputs.distance is None else outputs.distance.tolist()
+    return [refusal(card, *limits) for limits in zip(kinds, distances, strict=True)]
 
 
 def calibrated(calibration: Calibration, logits: npt.ArrayLike) -> npt.NDArray[np.float64]:

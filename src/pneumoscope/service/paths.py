@@ -22,12 +22,23 @@ from pneumoscope.service.judging import BODY, NAME, Judging, read_films
 from pneumoscope.service.problems import responses
 from pneumoscope.service.record import Filter, Order
 
-__all__ = ["open_paths", "paths"]
+__all__ = ["SCALE", "open_paths", "paths"]
 
 _DRAWN = 2  # films that are decoded at once to be shown: each may take hundreds of MB
+_THUMBNAIL = 160  # pixels of the longer side
+SCALE = "X-Heatmap-Scale"  # header: the contribution to the logit at which a layer is opaque
 _TIME = r"^\d{4}-\d\d-\d\d(T\d\d:\d\d(:\d\d(\.\d{1,6})?)?Z)?$"
 _PICTURE: dict[int | str, dict[str, Any]] = {
     200: {"content": {"image/png": {"schema": {"type": "string", "format": "binary"}}}}
+}
+
+_LAYER: dict[int | str, dict[str, Any]] = {
+    200: _PICTURE[200]
+    | {
+        "headers": {
+            SCALE: {"schema": {"type": "number"}, "description": "Contribution to the logit where the layer is opaque"}
+        }
+    }
 }
 
 
@@ -71,6 +82,16 @@ _Id = Annotated[str, Path(pattern=r"^[0-9a-f]{32}$", examples=["0123456789abcdef
 def paths(service: Judging, most_films: int) -> APIRouter:
     """What needs a token: films, and the model's card."""
     drawing = asyncio.Semaphore(_DRAWN)
+
+    def explained(id: str) -> bytes:
+        """The film of a record whose heatmap can be drawn."""
+        record = service.records.get(id)
+        if record.prediction.model.sha256 != service.model.facts.sha256:
+            raise UnknownNameError("heatmap", id, (), advice="Another model judged this film; post it again")
+        if record.prediction.decision == "rejected":
+            raise UnknownNameError("heatmap", id, (), advice="The film was rejected, so nothing is said of its places")
+        return service.records.film(record)
+
     router = APIRouter(prefix="/v1", tags=["predictions"], responses=responses(401, 403, 422, 503))
 
     @router.post(
@@ -126,7 +147,19 @@ def paths(service: Judging, most_films: int) -> APIRouter:
     )  # fmt: skip
     async def film(who: _Who, id: _Id) -> Response:
         def draw() -> bytes:
-            return _png(decode(service.records.film(service.records.get(id)), name="the film").pixels)
+            return _png(Image.fromarray(decode(service.records.film(service.records.get(id)), name="the film").pixels))
+
+        return await _drawn(drawing, draw)
+
+    @router.get(
+        "/predictions/{id}/thumbnail.png", summary="The film, small",
+        response_class=Response, responses=_PICTURE | responses(404, 410),
+    )  # fmt: skip
+    async def thumbnail(who: _Who, id: _Id) -> Response:
+        def draw() -> bytes:
+            picture = Image.fromarray(decode(service.records.film(service.records.get(id)), name="the film").pixels)
+            picture.thumbnail((_THUMBNAIL, _THUMBNAIL), Image.Resampling.BOX, reducing_gap=2)
+            return _png(picture)
 
         return await _drawn(drawing, draw)
 
@@ -136,17 +169,25 @@ def paths(service: Judging, most_films: int) -> APIRouter:
     )  # fmt: skip
     async def heatmap(who: _Who, id: _Id) -> Response:
         def draw() -> bytes:
-            record = service.records.get(id)
-            if record.prediction.model.sha256 != service.model.facts.sha256:
-                raise UnknownNameError("heatmap", id, (), advice="Another model judged this film; post it again")
-            ((_, picture),) = service.model.explain_many([service.records.film(record)], batch_size=1, workers=1)
-            if picture is None:
-                raise UnknownNameError(
-                    "heatmap", id, (), advice="The film was rejected, so nothing is said of its places"
-                )
+            ((_, picture),) = service.model.explain_many([explained(id)], batch_size=1, workers=1)
+            assert picture is not None  # it was not rejected
             return picture
 
         return await _drawn(drawing, draw)
+
+    @router.get(
+        "/predictions/{id}/heatmap-layer.png", summary="The heatmap alone, to be laid over the film",
+        response_class=Response, responses=_LAYER | responses(404, 410),
+    )  # fmt: skip
+    async def heatmap_layer(who: _Who, id: _Id) -> Response:
+        """Transparent where nothing was contributed, of the film's aspect; orange towards pneumonia, blue towards normal."""
+
+        def draw() -> Response:
+            layer = service.model.heatmap_layer(explained(id))
+            return Response(layer.png, media_type="image/png", headers={SCALE: f"{layer.most:.6g}"})
+
+        async with drawing:
+            return await run_in_threadpool(draw)
 
     @router.put("/predictions/{id}/review", summary="A person's reading", responses=responses(400, 404, 408, 413))
     def review(who: _Who, id: _Id, given: ReviewGiven) -> PredictionAnswer:
@@ -175,7 +216,7 @@ async def _drawn(drawing: asyncio.Semaphore, draw: Callable[[], bytes]) -> Respo
         return Response(await run_in_threadpool(draw), media_type="image/png")
 
 
-def _png(pixels: Any) -> bytes:
+def _png(picture: Image.Image) -> bytes:
     file = io.BytesIO()
-    Image.fromarray(pixels).save(file, "PNG", compress_level=1)
+    picture.save(file, "PNG", compress_level=1)
     return file.getvalue()

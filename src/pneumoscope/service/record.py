@@ -12,7 +12,7 @@ from pneumoscope.results import Decision, FilmFacts, ModelFacts, Prediction
 
 __all__ = ["Filter", "Order", "Page", "Record", "Review", "of_row", "record_id"]
 
-Order = Literal["newest", "oldest", "highest", "lowest"]
+Order = Literal["newest", "oldest", "highest", "lowest", "attention"]
 
 
 @dataclasses.dataclass(frozen=True, slots=True)

@@ -12,7 +12,7 @@ from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import Any
 
-from sqlalchemy import Engine, Row, and_, delete, func, insert, or_, select, update
+from sqlalchemy import Engine, Row, and_, case, delete, func, insert, or_, select, update
 
 from pneumoscope.errors import GoneError, UnknownNameError, UsageError
 from pneumoscope.results import Prediction
@@ -26,6 +26,11 @@ __all__ = ["Records"]
 
 FILMS = "films"
 _MOST = 200  # records a page
+# How little a record needs a person's eyes: read ones last, before them the others by probability, first what is left open.
+_CALM = case((predictions.c.reviewed.is_not(None), 4.0), else_=0.0) + case(
+    (predictions.c.decision.in_(("rejected", "uncertain")), 0.0),
+    else_=2.0 - func.coalesce(predictions.c.probability, 0.0),
+)
 
 
 class Records:
@@ -143,7 +148,8 @@ class Records:
 
         Args:
             wanted: which.
-            order: "newest" and "oldest" first, or by probability; records without one come last either way.
+            order: "newest" and "oldest" first, or by probability; records without one come last either way. "attention": what
+                nobody has read, and of it what the model says nothing of or is not sure of, then by probability, highest first.
             limit: most of them, up to 200.
             after: `next` of the page before.
         Raises:
@@ -156,6 +162,7 @@ class Records:
             "oldest": (predictions.c.created, False),
             "highest": (func.coalesce(predictions.c.probability, -1.0), True),
             "lowest": (func.coalesce(predictions.c.probability, 2.0), False),
+            "attention": (_CALM, False),
         }[order]
         matching = [
             *([predictions.c.decision == wanted.decision] if wanted.decision else []),

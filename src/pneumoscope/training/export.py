@@ -33,6 +33,7 @@ from pneumoscope.bundle.card import (
     Parity,
     Refusal,
     Share,
+    Spread,
     short_hash,
 )
 from pneumoscope.bundle.golden import golden_film
@@ -40,7 +41,7 @@ from pneumoscope.dataset.cache import prepare_films
 from pneumoscope.dataset.manifest import Manifest
 from pneumoscope.errors import UndefinedMetricError
 from pneumoscope.networks.network import Network
-from pneumoscope.predictor.predictor import Outputs, Predictor, sigmoid
+from pneumoscope.predictor.predictor import Outputs, Predictor, calibrated, refusals, sigmoid
 from pneumoscope.statistics.calibration import at_prevalence, fit_platt
 from pneumoscope.statistics.conformal import uncertain_band
 from pneumoscope.statistics.intervals import proportion
@@ -109,6 +110,7 @@ def export(
         calibration=Calibration(slope=1, intercept=0, method="none", n=0, prevalence=0.5),
         intervals=None,
         refusal=None,
+        spread=None,
         ages=recipe.data.ages,
         points={},
         parity=Parity(films=0, largest=0),
@@ -150,6 +152,7 @@ def export(
         refusal=limits,
         points=_points(sigmoid(fitted), labels, patients, ", augmented" if augmented else ""),
     )
+    card = msgspec.structs.replace(card, spread=_spread(card, outputs, labels))
     write_atomically(folder / NETWORK_FILE, onnx)
     write_atomically(folder / CARD_FILE, card.to_json())
     return card
@@ -234,6 +237,19 @@ def _limits(plain: Sequence[Outputs], askew: Sequence[Outputs], shares: Refusals
         share_kinds=shares.share_kinds,
         share_distance=shares.share_distance,
         refused=_share((film < least) | (distance > greatest), patients),
+    )
+
+
+def _spread(card: Card, plain: Sequence[Outputs], labels: npt.NDArray[np.bool_]) -> Spread | None:
+    """Of films as they are, by what the card says of them; None where it refuses all."""
+    kept = np.array([not reason for part in plain for reason in refusals(card, part)], dtype=np.bool_)
+    if not kept.any():
+        return None
+    probabilities = calibrated(card.calibration, np.concatenate([part.logit for part in plain])[kept])
+    return Spread(
+        deciles=tuple(np.quantile(probabilities, np.arange(1, 10) / 10).tolist()),
+        n=int(kept.sum()),
+        pneumonias=int(labels[kept].sum()),
     )
 
 
