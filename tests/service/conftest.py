@@ -3,6 +3,7 @@
 import io
 import os
 import shutil
+import signal
 import socket
 import subprocess
 import tempfile
@@ -62,7 +63,7 @@ def postgresql_server():
             address = f"postgresql://tester@127.0.0.1:{port}/postgres"
             _wait(address)
             yield address
-            server.terminate()
+            server.send_signal(signal.SIGINT)  # waits for no client, as SIGTERM would
 
 
 def _wait(address):

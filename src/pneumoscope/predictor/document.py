@@ -11,7 +11,7 @@ from typing import Any
 
 from pneumoscope.results import NOTICE, SCHEMA, ModelFacts, Prediction
 
-__all__ = ["COLUMNS", "csv_rows", "json_parts"]
+__all__ = ["COLUMNS", "csv_cells", "csv_line", "csv_rows", "json_parts", "no_formula"]
 
 COLUMNS = (
     "path",
@@ -64,19 +64,24 @@ def csv_rows(predictions: Iterable[Prediction], failed: list[Exception]) -> Iter
         predictions: a film each.
         failed: where `predictions` fail, the lines end, and the error is added here: what was done is a file of its own.
     """
-    yield _line(COLUMNS)
+    yield csv_line(COLUMNS)
     try:
         for prediction in predictions:
-            yield _line(_cells(prediction))
+            yield csv_line(csv_cells(prediction))
     except Exception as error:  # noqa: BLE001  raised by whoever wrote the lines
         failed.append(error)
 
 
-def _cells(prediction: Prediction) -> tuple[Any, ...]:
+def no_formula(text: str, mark: str) -> str:
+    """A text that a spreadsheet does not take for a formula: where it would, with the mark before it."""
+    return mark + text if text.startswith(_FORMULAS) else text
+
+
+def csv_cells(prediction: Prediction) -> tuple[Any, ...]:
+    """A film's cells under `COLUMNS`."""
     film, model = prediction.film, prediction.model
     return (
-        # A spreadsheet would take such a name for a formula; as a path this is the same.
-        f"./{prediction.path}" if prediction.path.startswith(_FORMULAS) else prediction.path,
+        no_formula(prediction.path, "./"),  # the same as a path
         prediction.decision,
         prediction.probability,
         *(prediction.interval or (None, None)),
@@ -91,7 +96,8 @@ def _cells(prediction: Prediction) -> tuple[Any, ...]:
     )
 
 
-def _line(cells: Iterable[Any]) -> bytes:
+def csv_line(cells: Iterable[Any]) -> bytes:
+    """A line of CSV (RFC 4180) in UTF-8; what is None is empty."""
     line = io.StringIO()
     csv.writer(line).writerow(cells)
     return line.getvalue().encode("utf-8", "surrogateescape")

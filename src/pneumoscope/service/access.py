@@ -8,7 +8,10 @@ import re
 from collections.abc import Mapping
 from pathlib import Path
 
+from starlette.requests import Request
+
 from pneumoscope.errors import AccessError, UsageError
+from pneumoscope.service.sessions import COOKIE, Sessions
 
 __all__ = ["LOCAL", "Access", "is_loopback", "read_tokens"]
 
@@ -61,12 +64,35 @@ def is_loopback(host: str) -> bool:
 class Access:
     """Tells who asks by the token.
 
+    Attributes:
+        sessions: of people who gave their token to the page.
+
     Args:
         tokens: by name; where there are none, all who can reach the service are `LOCAL`.
     """
 
     def __init__(self, tokens: Mapping[str, str]) -> None:
         self._tokens = {name: token.encode() for name, token in tokens.items()}
+        self.sessions = Sessions()
+
+    @property
+    def asks(self) -> bool:
+        """Whether a token is asked for."""
+        return bool(self._tokens)
+
+    def of_request(self, request: Request) -> str:
+        """The name behind a request's token, or behind the cookie of a page that somebody signed in to.
+
+        Raises:
+            AccessError: neither is known; or a cookie comes to change something without saying from which page.
+        """
+        cookie = request.cookies.get(COOKIE, "")
+        if not self._tokens or not cookie or "Authorization" in request.headers:
+            return self.who(request.headers.get("Authorization", ""))
+        # A browser sends the cookie by itself, so another site's page could make it act; `watching` compares the origin.
+        if request.method not in ("GET", "HEAD") and "Origin" not in request.headers:
+            raise AccessError("the request does not say from which page it comes", advice="Send a token instead")
+        return self.sessions.who(cookie)
 
     def who(self, authorization: str) -> str:
         """The name behind "Bearer TOKEN".

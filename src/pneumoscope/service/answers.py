@@ -54,6 +54,8 @@ class ReviewAnswer(ReviewGiven):
 
     at: str = Field(examples=[_TIME])
     """ISO 8601 in UTC."""
+    who: str = Field(examples=["ward-3"])
+    """The name of the token that it was sent with, or "local" where none is asked for."""
 
 
 class PredictionAnswer(_Answer):

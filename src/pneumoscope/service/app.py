@@ -1,4 +1,4 @@
-"""Puts the service together: the API, for a server to run. A page would stand on the same functions."""
+"""Puts the service together, the API and the page over it, for a server to run."""
 
 from __future__ import annotations
 
@@ -9,6 +9,7 @@ from collections.abc import AsyncIterator
 from fastapi import FastAPI
 from fastapi.concurrency import run_in_threadpool
 from starlette.middleware.base import BaseHTTPMiddleware
+from starlette.staticfiles import StaticFiles
 
 from pneumoscope import __version__
 from pneumoscope.predictor.model import Model
@@ -16,6 +17,7 @@ from pneumoscope.results import NOTICE
 from pneumoscope.service.access import Access
 from pneumoscope.service.judging import Judging
 from pneumoscope.service.limits import Limits
+from pneumoscope.service.page.views import views
 from pneumoscope.service.paths import open_paths, paths
 from pneumoscope.service.problems import answer_errors
 from pneumoscope.service.records import Records
@@ -77,6 +79,8 @@ def make_app(model: Model, records: Records, access: Access, settings: Settings 
     judging = Judging(model, records, scoring, metrics)
     app.include_router(open_paths(judging))
     app.include_router(paths(judging, chosen.most_films))
+    app.include_router(views(judging, chosen.most_bytes))
+    app.mount("/static", StaticFiles(packages=[("pneumoscope.service.page", "static")]), name="static")
     app.state.access = access
     app.add_middleware(Limits, most_bytes=chosen.most_bytes, seconds=chosen.body_seconds)
     app.add_middleware(BaseHTTPMiddleware, dispatch=watched(metrics, chosen.loopback))

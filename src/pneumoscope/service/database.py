@@ -12,6 +12,7 @@ import alembic.config
 import alembic.util
 from sqlalchemy import Connection, Engine, create_engine, event, make_url
 from sqlalchemy.exc import ArgumentError, DBAPIError, NoSuchModuleError, SQLAlchemyError
+from sqlalchemy.exc import TimeoutError as PoolTimeoutError
 from sqlalchemy.pool import StaticPool
 
 from pneumoscope.errors import StorageError, UsageError
@@ -67,6 +68,9 @@ def reading(engine: Engine) -> Iterator[Connection]:
         StorageError: the database cannot be reached.
     """
     with told(engine), engine.connect() as connection:
+        if connection.dialect.name == "postgresql":
+            # By itself it would show each statement another state. SQLite keeps to that of the first one.
+            connection.exec_driver_sql("SET TRANSACTION ISOLATION LEVEL REPEATABLE READ, READ ONLY")
         yield connection
 
 
@@ -88,9 +92,9 @@ def told(engine: Engine) -> Iterator[None]:
     """What a database says in its own way, said in ours."""
     try:
         yield
-    except DBAPIError as error:
+    except (DBAPIError, PoolTimeoutError, OSError) as error:  # a lost connection is now and then a bare OSError
         raise StorageError(
-            f"the database {_shown(engine)} cannot be used: {' '.join(str(error.orig).split())}",
+            f"the database {_shown(engine)} cannot be used: {_why(error)}",
             advice="Nothing was changed. Free space, unlock or start it; the service goes on by itself when it is back",
         ) from error
 
@@ -135,6 +139,16 @@ def _postgresql(address: str) -> Engine:
         raise UsageError("--database is no address of a database", advice="postgresql://user@host/name") from error
     except SQLAlchemyError as error:
         raise UsageError(f"--database cannot be used: {error}") from error
+
+
+def _why(error: Exception) -> str:
+    """What a driver says, without the rest that PostgreSQL sends with it: codes, and lines of its source."""
+    if isinstance(error, PoolTimeoutError):
+        return "all connections to it are busy"
+    said = error.orig if isinstance(error, DBAPIError) else error
+    if said and said.args and isinstance(said.args[0], dict):
+        return str(said.args[0].get("M", "no reason given"))
+    return " ".join(str(said).split()).rstrip(".")
 
 
 def _shown(engine: Engine) -> str:

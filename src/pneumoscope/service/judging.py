@@ -65,6 +65,7 @@ class Judging:
         futures = self.scoring.submit(list(films))
         gone: asyncio.Future[Any] = asyncio.ensure_future(_gone(request))
         waiting: asyncio.Future[Any] = asyncio.gather(*map(asyncio.wrap_future, futures))
+        waiting.add_done_callback(lambda done: done.cancelled() or done.exception())  # when nobody waits any more
         try:
             await asyncio.wait({gone, waiting}, return_when=asyncio.FIRST_COMPLETED)
             if not waiting.done():  # whoever asked has gone: what is not begun is not scored

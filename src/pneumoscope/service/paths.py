@@ -70,9 +70,9 @@ def open_paths(service: Judging) -> APIRouter:
 
 
 def _who(request: Request) -> str:
-    """The name behind the request's token."""
+    """The name behind the request's token, or behind the page's cookie."""
     access: Access = request.app.state.access
-    return access.who(request.headers.get("Authorization", ""))
+    return access.of_request(request)
 
 
 _Who = Annotated[str, Depends(_who)]

@@ -4,24 +4,26 @@ from __future__ import annotations
 
 import dataclasses
 import hashlib
-from typing import Any, Literal
+from typing import Any, Literal, NamedTuple
 
 from sqlalchemy import Row
 
 from pneumoscope.results import Decision, FilmFacts, ModelFacts, Prediction
+from pneumoscope.service.film_store import film_hash
 
-__all__ = ["Filter", "Order", "Page", "Record", "Review", "of_row", "record_id"]
+__all__ = ["Filter", "Judged", "Order", "Page", "Record", "Review", "new_row", "of_row", "record_id"]
 
 Order = Literal["newest", "oldest", "highest", "lowest", "attention"]
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
 class Review:
-    """A person's reading: whether they agree with the decision, what they noted, and when (ISO 8601 in UTC)."""
+    """A person's reading: whether they agree with the decision, what they noted, when (ISO 8601 in UTC), and who it was."""
 
     agrees: bool
     note: str
     at: str
+    who: str
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
@@ -64,6 +66,15 @@ class Filter:
     until: str | None = None
 
 
+class Judged(NamedTuple):
+    """What statistics need of a film: when it came (ISO 8601 in UTC), what was said, and whether a person who read it agreed."""
+
+    created: str
+    decision: Decision
+    probability: float | None
+    agrees: bool | None
+
+
 @dataclasses.dataclass(frozen=True, slots=True)
 class Page:
     """Some records in their order, how many there are in all, and where the next page begins; empty at the end."""
@@ -76,6 +87,41 @@ class Page:
 def record_id(film_sha256: str, model_sha256: str, operating_point: str) -> str:
     """32 hexadecimal digits: the same film, judged by the same model at the same point, is one record."""
     return hashlib.sha256(f"{film_sha256} {model_sha256} {operating_point}".encode()).hexdigest()[:32]
+
+
+def new_row(prediction: Prediction, film: bytes, operating_point: str) -> dict[str, Any]:
+    """A record as a row of the table, all but when it was made.
+
+    Args:
+        prediction: of a film that could be read.
+        film: the file's bytes.
+        operating_point: by name.
+    """
+    facts, interval = prediction.film, prediction.interval or (None, None)
+    if facts is None or prediction.decision is None or prediction.threshold is None:
+        raise ValueError(f"{prediction.path!r} could not be read; there is nothing to keep")
+    sha256 = film_hash(film)
+    return {
+        "id": record_id(sha256, prediction.model.sha256, operating_point),
+        "name": prediction.path,
+        "film_sha256": sha256,
+        "film_bytes": len(film),
+        "decision": prediction.decision,
+        "probability": prediction.probability,
+        "interval_low": interval[0],
+        "interval_high": interval[1],
+        "interval_reason": prediction.interval_reason,
+        "threshold": prediction.threshold,
+        "reason": prediction.reason,
+        "width": facts.width,
+        "height": facts.height,
+        "format": facts.format,
+        "model_name": prediction.model.name,
+        "model_version": prediction.model.version,
+        "model_sha256": prediction.model.sha256,
+        "operating_point": operating_point,
+        "note": "",
+    }
 
 
 def of_row(row: Row[Any]) -> Record:
@@ -91,7 +137,7 @@ def of_row(row: Row[Any]) -> Record:
         film=FilmFacts(row.width, row.height, row.format),
         model=ModelFacts(row.model_name, row.model_version, row.model_sha256),
     )
-    review = None if row.reviewed is None else Review(row.agrees, row.note, row.reviewed)
+    review = None if row.reviewed is None else Review(row.agrees, row.note, row.reviewed, row.reviewer)
     return Record(
         id=row.id,
         created=row.created,

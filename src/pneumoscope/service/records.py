@@ -6,19 +6,20 @@ at worst a film without a row is left, which `Records` removes when it is opened
 
 from __future__ import annotations
 
+import contextlib
 import threading
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import Any
 
-from sqlalchemy import Engine, Row, and_, case, delete, func, insert, or_, select, update
+from sqlalchemy import ColumnElement, Connection, Engine, Row, and_, case, delete, func, insert, or_, select, update
 
-from pneumoscope.errors import GoneError, UnknownNameError, UsageError
+from pneumoscope.errors import GoneError, StorageError, UnknownNameError, UsageError
 from pneumoscope.results import Prediction
 from pneumoscope.service.database import open_database, reading, writing
 from pneumoscope.service.film_store import FilmStore, FolderStore, MemoryStore, film_hash
-from pneumoscope.service.record import Filter, Order, Page, Record, of_row, record_id
+from pneumoscope.service.record import Filter, Judged, Order, Page, Record, new_row, of_row
 from pneumoscope.service.tables import predictions
 from pneumoscope.service.trail import append
 
@@ -51,7 +52,7 @@ class Records:
         self.films: FilmStore = MemoryStore() if folder is None else FolderStore(folder / FILMS)
         self._now = now
         # In memory all threads share one connection.
-        self._alone = threading.RLock() if folder is None and not database else _Nothing()
+        self._alone = threading.RLock() if folder is None and not database else contextlib.nullcontext()
         self.films.sweep(self._is_wanted)
 
     def close(self) -> None:
@@ -70,52 +71,29 @@ class Records:
         Raises:
             StorageError: it cannot be kept, and nothing of it was.
         """
-        sha256 = film_hash(film)
-        key = record_id(sha256, prediction.model.sha256, operating_point)
-        facts, interval = prediction.film, prediction.interval or (None, None)
-        if facts is None or prediction.decision is None or prediction.threshold is None:
-            raise ValueError(f"{prediction.path!r} could not be read; there is nothing to keep")
+        row = new_row(prediction, film, operating_point)
         with self._alone:
             self.films.keep(film)
-            with writing(self.engine) as connection:
-                found = connection.execute(select(predictions).where(predictions.c.id == key)).first()
-                if found is not None:
-                    return of_row(found), False
-                at = self._time()
-                row = {
-                    "id": key,
-                    "name": prediction.path,
-                    "film_sha256": sha256,
-                    "film_bytes": len(film),
-                    "created": at,
-                    "decision": prediction.decision,
-                    "probability": prediction.probability,
-                    "interval_low": interval[0],
-                    "interval_high": interval[1],
-                    "interval_reason": prediction.interval_reason,
-                    "threshold": prediction.threshold,
-                    "reason": prediction.reason,
-                    "width": facts.width,
-                    "height": facts.height,
-                    "format": facts.format,
-                    "model_name": prediction.model.name,
-                    "model_version": prediction.model.version,
-                    "model_sha256": prediction.model.sha256,
-                    "operating_point": operating_point,
-                    "note": "",
-                }
-                made = connection.execute(insert(predictions).values(**row).returning(predictions)).one()
-                append(
-                    connection,
-                    at=at,
-                    who=who,
-                    what="judged",
-                    prediction=key,
-                    film_sha256=sha256,
-                    model_sha256=prediction.model.sha256,
-                    details={"decision": prediction.decision, "probability": prediction.probability},
-                )
-                return of_row(made), True
+            try:
+                with writing(self.engine) as connection:
+                    found = connection.execute(select(predictions).where(predictions.c.id == row["id"])).first()
+                    if found is None:
+                        at = self._time()
+                        made = connection.execute(
+                            insert(predictions).values(**row, created=at).returning(predictions)
+                        ).one()
+                        said = {"decision": prediction.decision, "probability": prediction.probability}
+                        self._tell(connection, made, at, who, "judged", said)
+                    # Another request may have removed it before it was this one's turn; nobody does while it is.
+                    if found is None or found.film_removed is None:
+                        self.films.keep(film)
+            except StorageError:
+                with contextlib.suppress(StorageError):  # the next start tries again
+                    self._remove_unwanted(row["film_sha256"])
+                raise
+            if found is not None and found.film_removed is not None:
+                self._remove_unwanted(row["film_sha256"])  # what was removed does not come back
+            return (of_row(made), True) if found is None else (of_row(found), False)
 
     def get(self, key: str) -> Record:
         """One record.
@@ -133,15 +111,17 @@ class Records:
 
         Raises:
             GoneError: it was removed.
-            StorageError: it cannot be read.
+            StorageError: it cannot be read, or is missing although nobody removed it.
         """
         content = None if record.film_removed else self.films.get(record.film_sha256)
-        if content is None:
-            raise GoneError(
-                f"the film of prediction {record.id!r} was removed",
-                advice="Its numbers are kept; post it again to see it",
-            )
-        return content
+        if content is not None:
+            return content
+        if record.film_removed or not self._is_kept(record):
+            raise GoneError(f"the film of prediction {record.id!r} was removed", advice="Its numbers are kept")
+        raise StorageError(
+            f"the film of prediction {record.id!r} is missing, and nobody removed it here",
+            advice=f"Restore {record.film_sha256[:2]}/{record.film_sha256} below {FILMS}/ from a backup, or post the film again",
+        )
 
     def find(self, wanted: Filter, *, order: Order = "newest", limit: int = 50, after: str = "") -> Page:
         """A page of records.
@@ -190,6 +170,26 @@ class Records:
         records = tuple(of_row(row) for row in rows[:limit])
         return Page(records, total, records[-1].id if len(rows) > limit else "")
 
+    def latest(self, model_sha256: str, operating_point: str, most: int) -> list[Judged]:
+        """The films that a model judged last at an operating point, newest first.
+
+        Args:
+            model_sha256: of its network file.
+            operating_point: by name.
+            most: films.
+        Raises:
+            StorageError: they cannot be read.
+        """
+        columns = (predictions.c.created, predictions.c.decision, predictions.c.probability, predictions.c.agrees)
+        asked = (
+            select(*columns)
+            .where(predictions.c.model_sha256 == model_sha256, predictions.c.operating_point == operating_point)
+            .order_by(predictions.c.created.desc(), predictions.c.id)
+            .limit(most)
+        )
+        with self._alone, reading(self.engine) as connection:
+            return [Judged(*row) for row in connection.execute(asked)]
+
     def review(self, key: str, *, agrees: bool, note: str, who: str) -> Record:
         """Keep a person's reading; an earlier one is replaced, and stays in the trail.
 
@@ -202,7 +202,7 @@ class Records:
             row = connection.execute(
                 update(predictions)
                 .where(predictions.c.id == key)
-                .values(agrees=agrees, note=note, reviewed=at)
+                .values(agrees=agrees, note=note, reviewed=at, reviewer=who)
                 .returning(predictions)
             ).first()
             found = self._found(row, key)
@@ -248,18 +248,27 @@ class Records:
         return len(rows)
 
     def _remove_unwanted(self, sha256: str) -> None:
-        # Another model's record may hold the same film.
-        if not self._is_wanted(sha256):
-            self.films.remove(sha256)
+        # Another model's record may hold the same film, and none comes to hold it while this is the one writer.
+        with writing(self.engine) as connection:
+            if not self._has(connection, predictions.c.film_sha256 == sha256):
+                self.films.remove(sha256)
 
     def _is_wanted(self, sha256: str) -> bool:
-        asked = select(predictions.c.id).where(
-            predictions.c.film_sha256 == sha256, predictions.c.film_removed.is_(None)
-        )
         with reading(self.engine) as connection:
-            return connection.execute(asked.limit(1)).first() is not None
+            return self._has(connection, predictions.c.film_sha256 == sha256)
 
-    def _tell(self, connection: Any, row: Row[Any], at: str, who: str, what: str, details: dict[str, object]) -> None:
+    def _is_kept(self, record: Record) -> bool:
+        with self._alone, reading(self.engine) as connection:
+            return self._has(connection, predictions.c.id == record.id)
+
+    def _has(self, connection: Connection, which: ColumnElement[bool]) -> bool:
+        """Whether there is a record with its film."""
+        asked = select(predictions.c.id).where(which, predictions.c.film_removed.is_(None)).limit(1)
+        return connection.execute(asked).first() is not None
+
+    def _tell(
+        self, connection: Connection, row: Row[Any], at: str, who: str, what: str, details: Mapping[str, object]
+    ) -> None:
         append(
             connection,
             at=at,
@@ -278,16 +287,6 @@ class Records:
 
     def _time(self) -> str:
         return _text(self._now())
-
-
-class _Nothing:
-    """A lock that locks nothing."""
-
-    def __enter__(self) -> None:
-        pass
-
-    def __exit__(self, *_: object) -> None:
-        pass
 
 
 def _text(time: datetime) -> str:

@@ -40,6 +40,7 @@ predictions = Table(
     Column("agrees", Boolean),
     Column("note", Text, nullable=False),
     Column("reviewed", WHEN, index=True),
+    Column("reviewer", String(64)),
 )
 
 # Who did what, when, with which model. Each row holds the hash of the one before it; triggers refuse to change or remove one.

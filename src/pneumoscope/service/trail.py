@@ -2,7 +2,7 @@
 
 A row's hash is the SHA-256 of what it says and of the hash before it, as JSON without spaces. Whoever changes, removes or slips
 in a row must make all later rows anew; then the last hash is another one. So write the last hash down elsewhere from time
-to time: `verify` compares it.
+to time: `verify` compares it. What the rows tell of is compared by `consistency`.
 """
 
 from __future__ import annotations
@@ -10,26 +10,39 @@ from __future__ import annotations
 import dataclasses
 import hashlib
 import json
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from typing import Any
 
-from sqlalchemy import Connection, Engine, insert, select
+from sqlalchemy import Connection, Engine, Row, func, insert, select
 
 from pneumoscope.errors import TrailError
+from pneumoscope.service.consistency import compare_films, compare_records
 from pneumoscope.service.database import reading
+from pneumoscope.service.film_store import FilmStore
 from pneumoscope.service.tables import trail
 
-__all__ = ["Verified", "append", "verify"]
+__all__ = ["Verified", "append", "read_trail", "verify", "verify_rows"]
 
 _FIRST = "0" * 64
+_AT_ONCE = 1000  # rows that are fetched
 _SAID = ("number", "at", "who", "what", "prediction", "film_sha256", "model_sha256", "details", "previous")
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
 class Verified:
-    """An audit trail that holds: how many rows, and the hash of the last one (zeros where there is none)."""
+    """An audit trail that holds.
+
+    Attributes:
+        rows: of the trail.
+        last: the hash of the last one, zeros where there is none.
+        records: that are what the trail tells of them.
+        films: that are what was judged; None where they were not looked at.
+    """
 
     rows: int
     last: str
+    records: int
+    films: int | None
 
 
 def append(
@@ -69,35 +82,60 @@ def append(
     connection.execute(insert(trail).values(**row, hash=_hash(row)))
 
 
-def verify(engine: Engine, *, expected: str = "") -> Verified:
-    """Work out every hash anew.
+def read_trail(engine: Engine, *, last: int = 0) -> Iterator[Row[Any]]:
+    """The rows as they stand, newest last, without looking whether they hold.
 
     Args:
         engine: of the database.
-        expected: a hash that was written down earlier; it must be that of some row.
+        last: how many of the newest; 0 gives all.
     Raises:
-        TrailError: a row is missing, out of place, or not what its hash was made of; or `expected` is of no row.
         StorageError: the database cannot be reached.
     """
-    number, previous, seen = 0, _FIRST, not expected or expected == _FIRST
+    asked = select(trail).order_by(trail.c.number)
+    if last:
+        asked = asked.where(trail.c.number > select(func.max(trail.c.number)).scalar_subquery() - last)
     with reading(engine) as connection:
-        for row in connection.execution_options(yield_per=1000).execute(select(trail).order_by(trail.c.number)):
-            number += 1
-            said = {name: getattr(row, name) for name in _SAID}
-            if row.number != number:
-                raise _broken(number, f"it is missing; the next one is {row.number}")
-            if row.previous != previous:
-                raise _broken(number, "it does not follow the one before it")
-            if row.hash != _hash(said):
-                raise _broken(number, "what it says is not what its hash was made of")
-            previous = row.hash
-            seen = seen or previous == expected
+        yield from connection.execute(asked.execution_options(yield_per=_AT_ONCE))
+
+
+def verify(engine: Engine, *, expected: str = "", films: FilmStore | None = None) -> Verified:
+    """Work out every hash anew, and compare the records and the films with what the trail tells of them.
+
+    Args:
+        engine: of the database; others may be writing to it.
+        expected: a hash that was written down earlier; it must be that of some row.
+        films: where they are kept; None leaves them out.
+    Raises:
+        TrailError: a row is missing, out of place, or not what its hash was made of; `expected` is of no row; or a record or a
+            film is not what the trail tells.
+        StorageError: the database cannot be reached.
+    """
+    with reading(engine) as connection:
+        rows, last = verify_rows(connection, expected)
+        records = compare_records(connection)
+    return Verified(rows, last, records, None if films is None else compare_films(engine, films))
+
+
+def verify_rows(connection: Connection, expected: str = "") -> tuple[int, str]:
+    """The trail alone; how many rows, and the last one's hash. See `verify`."""
+    number, previous, seen = 0, _FIRST, not expected or expected == _FIRST
+    for row in connection.execute(select(trail).order_by(trail.c.number).execution_options(yield_per=_AT_ONCE)):
+        number += 1
+        said = {name: getattr(row, name) for name in _SAID}
+        if row.number != number:
+            raise _broken(number, f"it is missing; the next one is {row.number}")
+        if row.previous != previous:
+            raise _broken(number, "it does not follow the one before it")
+        if row.hash != _hash(said):
+            raise _broken(number, "what it says is not what its hash was made of")
+        previous = row.hash
+        seen = seen or previous == expected
     if not seen:
         raise TrailError(
             f"none of the {number} rows of the audit trail has the hash {expected!r}",
             advice="It was mistyped, or rows were replaced since it was written down: compare with a backup",
         )
-    return Verified(number, previous)
+    return number, previous
 
 
 def _hash(row: Mapping[str, object]) -> str:

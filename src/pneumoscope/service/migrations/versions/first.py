@@ -37,6 +37,7 @@ def upgrade() -> None:
         sa.Column("agrees", sa.Boolean),
         sa.Column("note", sa.Text, nullable=False),
         sa.Column("reviewed", _WHEN, index=True),
+        sa.Column("reviewer", sa.String(64)),
     )
     op.create_table(
         "audit_trail",
