@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import time
 from collections.abc import Awaitable, Callable
 
@@ -10,15 +11,18 @@ from starlette.requests import Request
 from starlette.responses import Response
 
 from pneumoscope.service.access import is_loopback
-from pneumoscope.service.problems import problem
+from pneumoscope.service.problems import fault, problem, refused
 
 __all__ = ["Metrics", "watched"]
+
+_LOG = logging.getLogger("pneumoscope.service")
+_METHODS = ("GET", "HEAD", "POST", "PUT", "PATCH", "DELETE", "OPTIONS")  # others are of a client's own making
 
 _HEADERS = {
     "Cache-Control": "no-store",
     "Content-Security-Policy": "default-src 'none'; frame-ancestors 'none'",
     "Cross-Origin-Resource-Policy": "same-origin",
-    "Referrer-Policy": "no-referrer",
+    "Referrer-Policy": "same-origin",  # with none, a browser would not say from which page a form comes
     "X-Content-Type-Options": "nosniff",
 }
 
@@ -49,16 +53,36 @@ def watched(
 
     async def watch(request: Request, go_on: Callable[[Request], Awaitable[Response]]) -> Response:
         start = time.perf_counter()
-        response = _refusal(request, loopback) or await go_on(request)
+        try:
+            response = _refusal(request, loopback)
+            if response is not None:
+                refused(request, "AccessError")
+            else:
+                response = await go_on(request)
+        except Exception as error:  # noqa: BLE001  whatever it is, the client is told; what it says may hold anything
+            response = fault(request, error)
+            _LOG.debug("a fault of ours", exc_info=error)
         route = request.scope.get("route")
         path = getattr(route, "path", "other")  # with {id} in the place of an id
-        metrics.requests.labels(request.method if route else "other", path, response.status_code).inc()
-        metrics.seconds.labels(path).observe(time.perf_counter() - start)
+        method = request.method if route and request.method in _METHODS else "other"
+        seconds = time.perf_counter() - start
+        metrics.requests.labels(method, path, response.status_code).inc()
+        metrics.seconds.labels(path).observe(seconds)
+        if response.status_code >= 400:
+            _tell(request, f"{method} {path} {response.status_code}", seconds, response.status_code >= 500)
         for header, value in _HEADERS.items():
             response.headers.setdefault(header, value)
         return response
 
     return watch
+
+
+def _tell(request: Request, what: str, seconds: float, ours: bool) -> None:
+    """A line in the log for a request that was not done. Nothing that the client sent is in it, but the name of its token."""
+    error, why = getattr(request.state, "refused", ("-", ""))
+    who = getattr(request.state, "who", "-")
+    said = f": {' '.join(why.split())}" if ours and why else ""
+    _LOG.log(logging.WARNING if ours else logging.INFO, "%s %s %s %.0f ms%s", what, error, who, 1000 * seconds, said)
 
 
 def _refusal(request: Request, loopback: bool) -> Response | None:

@@ -22,7 +22,7 @@ from pneumoscope.service.judging import Judging
 from pneumoscope.service.page.export import worklist_csv
 from pneumoscope.service.page.overview import DECISIONS, overview
 from pneumoscope.service.page.render import html
-from pneumoscope.service.problems import of_error
+from pneumoscope.service.problems import of_error, refused
 from pneumoscope.service.record import Filter, Order
 from pneumoscope.service.sessions import COOKIE, SECONDS
 
@@ -47,6 +47,7 @@ class _Page(APIRoute):
                 back = request.url.path + (f"?{request.url.query}" if request.url.query else "")
                 return RedirectResponse(f"/sign-in?{urlencode({'next': back})}", 303)
             except PneumoscopeError as error:
+                refused(request, type(error).__name__, error.message)
                 found = of_error(error)
                 return html(request, "error.html", found.status_code, problem=json.loads(bytes(found.body)))
 
@@ -121,6 +122,7 @@ def views(service: Judging, most_bytes: int) -> APIRouter:
         try:
             who = access.who(f"Bearer {token}")
         except AccessError:
+            refused(request, "AccessError")
             return html(request, "sign-in.html", 401, next=_local(back), wrong=True)
         answer = RedirectResponse(_local(back), 303)
         # Strict: no link on another site comes with it. A proxy that speaks HTTPS says so, and then it travels so alone.

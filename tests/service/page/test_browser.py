@@ -1,0 +1,388 @@
+"""The page as a person uses it: in a real Chromium, against the real process.
+
+Set PNEUMOSCOPE_SCREENSHOTS to a folder to keep what the browser saw.
+"""
+
+import io
+import json
+import os
+import re
+from pathlib import Path
+
+import numpy as np
+import pytest
+from axe_playwright_python.sync_playwright import Axe
+from PIL import Image
+from tests.service.conftest import png
+from tests.service.page.conftest import TOKEN
+from tests.service.test_serve import served
+
+pytestmark = pytest.mark.browser
+playwright = pytest.importorskip("playwright.sync_api", reason="playwright is not installed")
+expect = playwright.expect
+LEVELS = {"dark.png": 60, "low.png": 90, "high.png": 180, "middle.png": 150}
+
+
+@pytest.fixture
+def service(paged, tmp_path):
+    with served(paged, tmp_path) as (_, client):
+        yield client
+
+
+@pytest.fixture
+def opened(browser, service):
+    """A page of the service; in the end, nothing was asked of another host, and nothing complained."""
+    context = browser.new_context(viewport={"width": 1280, "height": 900}, locale="en-GB")
+    page = context.new_page()
+    seen = watch(page)
+    page.goto(str(service.base_url))
+    yield page
+    context.close()
+    assert [each for each in seen if not each.startswith((str(service.base_url), "blob:"))] == []
+
+
+def watch(page):
+    seen = []
+    page.on("request", lambda asked: seen.append(asked.url))
+    # That an answer was a refusal is in the browser's console, too; it is for the page to tell.
+    refused = "Failed to load resource: the server responded"
+    page.on("console", lambda said: refused in said.text or seen.append(f"{said.type}: {said.text}"))
+    page.on("pageerror", lambda error: seen.append(f"error: {error}"))
+    return seen
+
+
+def film(level, size=64):
+    return {"name": f"{level}.png", "mimeType": "image/png", "buffer": png(level, size)}
+
+
+def kept(client, films=LEVELS):
+    parts = [("films", (name, png(level))) for name, level in films.items()]
+    return {each["path"]: each["id"] for each in client.post("/v1/predictions", files=parts).json()["predictions"]}
+
+
+def at(page, name):
+    """Wait until the viewer of a film is there, with its keys."""
+    expect(page.get_by_role("heading", name=name)).to_be_visible()
+    expect(page.locator("#zoom")).to_have_text(re.compile("%"))
+
+
+def shown(page):
+    return page.locator("tr[data-id]").evaluate_all("rows => rows.map(row => row.dataset.name)")
+
+
+def greys(locator):
+    return np.asarray(Image.open(io.BytesIO(locator.screenshot())).convert("RGB")).astype(int)
+
+
+def test_picked_films_are_sent_each_with_its_progress_and_listed(opened, service):
+    opened.set_input_files("#pick", [film(60), film(90), film(180)])
+    expect(opened.locator("#queue [data-done=yes]")).to_have_count(3)
+    expect(opened.locator("#sum")).to_have_text("3 of 3 done, 0 failed")
+    expect(opened.locator("#total")).to_have_text("3 films")
+    assert shown(opened) == ["60.png", "180.png", "90.png"]
+    expect(opened.locator("tr[data-id] img").first).to_be_visible()
+    assert (
+        opened.locator("tr[data-id] img").first.evaluate("image => image.decode().then(() => image.naturalWidth)") == 64
+    )
+    assert service.get("/v1/predictions").json()["total"] == 3
+    opened.click("#clear")
+    expect(opened.locator("#sending")).to_be_hidden()
+
+
+def test_a_file_that_is_no_film_says_why_and_may_be_tried_again(opened):
+    bad = {"name": "letter.txt", "mimeType": "text/plain", "buffer": b"Dear colleague"}
+    opened.set_input_files("#pick", [bad, film(90)])
+    failed = opened.locator("#queue [data-done=no]")
+    expect(failed.locator(".why")).to_contain_text("the film cannot be read")
+    expect(opened.locator("#sum")).to_have_text("1 of 2 done, 1 failed")
+    failed.get_by_role("button", name="Try again").click()
+    expect(opened.locator("#queue [data-done=no] .why")).to_have_count(1)
+    expect(opened.locator("#total")).to_have_text("One film")
+
+
+def test_a_folder_is_picked_with_all_below_it(opened, tmp_path):
+    (tmp_path / "films/inner").mkdir(parents=True)
+    (tmp_path / "films/a.png").write_bytes(png(100))
+    (tmp_path / "films/inner/b.png").write_bytes(png(140))
+    (tmp_path / "films/.hidden").write_bytes(b"x")
+    opened.set_input_files("#folder", tmp_path / "films")
+    expect(opened.locator("#queue [data-done=yes]")).to_have_count(2)
+    expect(opened.locator("#total")).to_have_text("2 films")
+
+
+@pytest.mark.parametrize("kind", ["drop", "paste"])
+def test_films_are_dropped_and_pasted(opened, kind):
+    opened.locator("body").evaluate(
+        """(body, [kind, bytes]) => {
+          const transfer = new DataTransfer();
+          transfer.items.add(new File([new Uint8Array(bytes)], "mine.png", { type: "image/png" }));
+          const options = { bubbles: true, cancelable: true };
+          body.dispatchEvent(kind === "drop" ? new DragEvent("drop", { ...options, dataTransfer: transfer })
+            : new ClipboardEvent("paste", { ...options, clipboardData: transfer }));
+        }""",
+        [kind, list(png(140))],
+    )
+    expect(opened.locator("#total")).to_have_text("One film")
+    assert shown(opened) == ["mine.png"]
+
+
+def test_a_busy_service_is_asked_again(opened):
+    turns = []
+
+    def busy(route):
+        turns.append(1)
+        if len(turns) == 1:
+            return route.fulfill(status=503, headers={"Retry-After": "0.1"}, content_type="application/json", body="{}")
+        return route.continue_()
+
+    opened.route("**/v1/predictions", busy)
+    opened.set_input_files("#pick", [film(90)])
+    expect(opened.locator("#queue [data-done=yes]")).to_have_count(1, timeout=10_000)
+    assert len(turns) == 2
+
+
+def test_filters_are_chosen_by_hand(opened, service):
+    kept(service)
+    opened.reload()
+    assert shown(opened) == ["dark.png", "high.png", "middle.png", "low.png"]
+    opened.select_option("select[name=decision]", "pneumonia")
+    opened.select_option("select[name=order]", "lowest")
+    opened.get_by_role("button", name="Show").click()
+    expect(opened.locator("#total")).to_have_text("2 films")
+    assert shown(opened) == ["middle.png", "high.png"]
+    with opened.expect_download() as download:
+        opened.get_by_role("link", name="Export as CSV").click()
+    assert len(Path(download.value.path()).read_text().splitlines()) == 3
+
+
+def test_a_worklist_is_read_by_keys_alone(opened, service):
+    keys = kept(service)
+    opened.reload()
+    for key in ("j", "j", "k", "a", "d"):  # the first is agreed with, the second not
+        opened.keyboard.press(key)
+        opened.wait_for_timeout(200)
+    read = {name: service.get(f"/v1/predictions/{keys[name]}").json()["review"] for name in LEVELS}
+    assert {name: review and review["agrees"] for name, review in read.items()} == {
+        "dark.png": True, "high.png": False, "middle.png": None, "low.png": None,
+    }  # fmt: skip
+    expect(opened.locator("tr[data-id] .review").first).to_have_text("✓ agreed")
+    opened.keyboard.press("Enter")
+    at(opened, "middle.png")
+    opened.keyboard.press("p")
+    at(opened, "high.png")
+    opened.keyboard.press("n")
+    at(opened, "middle.png")
+    opened.keyboard.press("n")
+    at(opened, "low.png")
+
+
+@pytest.fixture
+def viewed(opened, service):
+    """The viewer of a film of 400 x 300 pixels, dark on the left and light on the right."""
+    grey = np.full((300, 400), 100, np.uint8)
+    grey[:, 200:] = 180
+    file = io.BytesIO()
+    Image.fromarray(grey).save(file, "PNG")
+    (each,) = service.post("/v1/predictions", files=[("films", ("two.png", file.getvalue()))]).json()["predictions"]
+    kept(service, {"other.png": 150})
+    opened.goto(f"{service.base_url}/")
+    opened.get_by_role("link", name="two.png").click()
+    opened.locator(".pane .film").first.evaluate("image => image.decode()")
+    expect(opened.locator("#zoom")).not_to_have_text("100%")
+    return opened, each["id"]
+
+
+def test_the_film_fits_and_zooms_to_the_pixel(viewed):
+    page, _ = viewed
+    pane, image = (page.locator(where).first.bounding_box() for where in (".pane", ".pane .film"))
+    assert image["width"] == pytest.approx(pane["width"], abs=1) or image["height"] == pytest.approx(
+        pane["height"], abs=1
+    )
+    page.keyboard.press("1")
+    assert page.locator(".pane .film").first.bounding_box()["width"] == pytest.approx(400, abs=0.5)
+    expect(page.locator("#zoom")).to_have_text("100%")
+    page.locator(".pane").first.hover()
+    page.mouse.wheel(0, -800)
+    page.wait_for_timeout(200)
+    assert page.locator(".pane .film").first.bounding_box()["width"] == pytest.approx(400 * np.exp(2), rel=0.01)
+    assert page.locator(".pane .film").first.evaluate("image => getComputedStyle(image).imageRendering") == "pixelated"
+    page.keyboard.press("f")
+    assert page.locator(".pane .film").first.bounding_box() == image
+
+
+def test_the_film_is_moved_and_its_window_set_by_dragging(viewed):
+    page, _ = viewed
+    box = page.locator(".pane").first.bounding_box()
+    image = page.locator(".pane .film").first
+    before = image.bounding_box()
+    middle = (box["x"] + box["width"] / 2, box["y"] + box["height"] / 2)
+    page.mouse.move(*middle)
+    page.mouse.down()
+    page.mouse.move(middle[0] + 60, middle[1] + 25)
+    page.mouse.up()
+    after = image.bounding_box()
+    assert (after["x"] - before["x"], after["y"] - before["y"]) == pytest.approx((60, 25))
+    page.locator(".pane").first.focus()
+    page.keyboard.press("ArrowLeft")
+    assert image.bounding_box()["x"] == pytest.approx(after["x"] + 40)
+    page.keyboard.press("w")
+    expect(page.locator("#drag")).to_have_attribute("aria-pressed", "true")
+    page.mouse.move(*middle)
+    page.mouse.down()
+    page.mouse.move(middle[0] - 155, middle[1] + 24)
+    page.mouse.up()
+    assert (page.input_value("#width"), page.input_value("#level")) == ("100", "140")
+    assert image.bounding_box()["x"] == pytest.approx(after["x"] + 40)  # it stayed where it was
+    # Of a window from 90 to 190, grey 100 becomes 10% of white and 180 becomes 90%.
+    colours = greys(page.locator(".pane .stage").first)
+    row = colours[colours.shape[0] // 2, :, 0]
+    assert all(np.abs(row - expected).min() <= 1 for expected in (25.5, 229.5))
+    page.keyboard.press("i")
+    row = greys(page.locator(".pane .stage").first)[colours.shape[0] // 2, :, 0]
+    assert row[10] > row[-10]
+    page.keyboard.press("0")
+    assert (page.input_value("#width"), page.get_attribute("#invert", "aria-pressed")) == ("255", "false")
+
+
+def test_the_heatmap_is_laid_over_as_strongly_as_wanted(viewed):
+    page, _ = viewed
+    stage = page.locator(".pane .stage").first
+    plain = greys(stage)
+    assert (plain.max(axis=2) - plain.min(axis=2)).max() <= 2  # the film is seen first, without it
+    page.keyboard.press("h")
+    expect(page.locator(".layer")).to_be_visible()
+    expect(page.locator("#high")).to_have_text(re.compile(r"\+[0-9.]+"))
+    coloured = greys(stage)
+    assert (coloured.max(axis=2) - coloured.min(axis=2)).max() > 40
+    page.locator("#opacity").fill("20")
+    faint = greys(stage)
+    assert 3 < (faint.max(axis=2) - faint.min(axis=2)).max() < (coloured.max(axis=2) - coloured.min(axis=2)).max() / 2
+    page.keyboard.press("h")
+    assert np.array_equal(greys(stage), plain)
+
+
+def test_two_films_stand_side_by_side_and_move_together(viewed):
+    page, _ = viewed
+    page.select_option("#beside", label="the film without heatmap")
+    first, second = page.locator(".pane .film").first, page.locator("#second .film")
+    second.evaluate("image => image.decode()")
+    expect(page.locator(".layer")).to_be_visible()
+    plain = greys(page.locator("#second"))
+    assert (plain.max(axis=2) - plain.min(axis=2)).max() <= 2
+    page.keyboard.press("+")
+    assert first.bounding_box()["width"] == pytest.approx(second.bounding_box()["width"])
+    page.select_option("#beside", label="other.png")
+    second.evaluate("image => image.decode()")
+    assert first.bounding_box()["height"] == pytest.approx(second.bounding_box()["height"], abs=1)
+    page.select_option("#beside", label="nothing")
+    expect(page.locator("#second")).to_be_hidden()
+
+
+def test_a_reading_is_kept_with_its_note(viewed, service):
+    page, key = viewed
+    page.fill("textarea[name=note]", "rotated <b>film</b>")
+    page.get_by_label("I disagree").check()
+    page.get_by_role("button", name="Save").click()
+    expect(page.locator("#saved")).to_have_text("Saved.")
+    review = service.get(f"/v1/predictions/{key}").json()["review"]
+    assert (review["agrees"], review["note"]) == (False, "rotated <b>film</b>")
+    page.reload()
+    assert page.input_value("textarea[name=note]") == "rotated <b>film</b>"
+    page.locator("h1").click()
+    page.keyboard.press("a")
+    expect(page.locator("#saved")).to_have_text("Saved.")
+    review = service.get(f"/v1/predictions/{key}").json()["review"]
+    assert (review["agrees"], review["note"]) == (True, "rotated <b>film</b>")
+
+
+def test_a_film_is_deleted_only_when_it_is_meant(viewed, service):
+    page, key = viewed
+    page.click("#remove")
+    page.get_by_role("button", name="Keep it").click()
+    assert service.get(f"/v1/predictions/{key}").status_code == 200
+    page.click("#remove")
+    page.locator("#sure").get_by_role("button", name="Delete").click()
+    expect(page.get_by_role("heading", name="Films", exact=True)).to_be_visible()
+    assert service.get(f"/v1/predictions/{key}").status_code == 404
+
+
+def test_keys_are_told_and_do_nothing_in_a_field(viewed, service):
+    page, key = viewed
+    page.keyboard.press("?")
+    expect(page.locator("#keys")).to_be_visible()
+    page.keyboard.press("Escape")
+    expect(page.locator("#keys")).to_be_hidden()
+    page.focus("textarea[name=note]")
+    page.keyboard.type("adhi")
+    assert page.input_value("textarea[name=note]") == "adhi"
+    assert service.get(f"/v1/predictions/{key}").json()["review"] is None
+
+
+def test_the_report_is_one_page_of_paper_with_the_notice(viewed):
+    page, _ = viewed
+    page.goto(f"{page.url}/report")
+    page.locator(".pictures img").last.evaluate("image => image.decode()")
+    page.emulate_media(media="print")
+    expect(page.locator(".top")).to_be_hidden()
+    expect(page.locator(".notice")).to_be_visible()
+    written = page.pdf()
+    assert len(re.findall(rb"/Type\s*/Page\b(?!s)", written)) == 1
+
+
+def test_a_person_signs_in_and_out(browser, paged, tmp_path):
+    tokens = tmp_path / "tokens"
+    tokens.write_text(f"ward-3 {TOKEN}\n")
+    tokens.chmod(0o600)
+    with served(paged, tmp_path, "--token-file", str(tokens)) as (_, client):
+        context = browser.new_context(locale="en-GB")
+        page = context.new_page()
+        page.goto(f"{client.base_url}/overview")
+        page.get_by_label("Your token").fill(TOKEN)
+        page.get_by_role("button", name="Sign in").click()
+        expect(page.get_by_role("heading", name="Overview")).to_be_visible()
+        assert page.evaluate("document.cookie") == ""  # no script can read it
+        page.get_by_role("link", name="Films").click()
+        page.wait_for_url("**/")
+        page.wait_for_load_state("load")
+        page.set_input_files("#pick", [film(140)])
+        expect(page.locator("#queue [data-done=yes]")).to_have_count(1)
+        page.locator("tr[data-id] a").click()
+        at(page, "140.png")
+        page.keyboard.press("a")
+        expect(page.locator("#saved")).to_have_text("Saved.")
+        page.get_by_role("button", name="Sign out").click()
+        expect(page.get_by_role("heading", name="Sign in")).to_be_visible()
+        page.goto(f"{client.base_url}/")
+        expect(page.get_by_label("Your token")).to_be_visible()
+        context.close()
+
+
+@pytest.mark.parametrize("language", ["en", "zh-Hant"])
+@pytest.mark.parametrize("scheme", ["light", "dark"])
+@pytest.mark.parametrize("width", [1280, 390])
+def test_axe_finds_nothing_serious_and_nothing_sticks_out(browser, service, width, scheme, language):
+    keys = kept(service, LEVELS | {f"{level}.png": level for level in range(80, 135)})
+    service.put(f"/v1/predictions/{keys['high.png']}/review", json={"agrees": True, "note": "clear"})
+    context = browser.new_context(viewport={"width": width, "height": 844}, color_scheme=scheme, has_touch=width < 800)
+    page = context.new_page()
+    folder = os.environ.get("PNEUMOSCOPE_SCREENSHOTS")
+    film_page = f"/films/{keys['high.png']}"
+    for name, path in {
+        "worklist": "/", "viewer": film_page, "report": f"{film_page}/report", "overview": "/overview", "model": "/model",
+        "sign-in": "/sign-in", "error": "/films/none", "rejected": f"/films/{keys['dark.png']}",
+    }.items():  # fmt: skip
+        page.goto(f"{service.base_url}{path}?language={language}")
+        if name == "viewer":
+            page.keyboard.press("h")
+            expect(page.locator(".layer")).to_be_visible()
+        found = json.loads(json.dumps(Axe().run(page).response))["violations"]
+        bad = [
+            (each["id"], each["nodes"][0]["html"][:120]) for each in found if each["impact"] in ("serious", "critical")
+        ]
+        assert bad == [], name
+        assert page.evaluate("document.documentElement.scrollWidth") <= width, name
+        box = page.locator(".notice").bounding_box()
+        assert box["y"] + box["height"] <= 845, name  # always in sight
+        if folder:
+            page.screenshot(path=Path(folder) / f"{name}-{width}-{scheme}-{language}.png")
+    context.close()

@@ -1,0 +1,228 @@
+"""The pages as they are answered: what stands on them, what cannot break out of them, and who gets in."""
+
+import csv
+import io
+import re
+from html.parser import HTMLParser
+
+import pytest
+from tests.service.conftest import png
+from tests.service.page.conftest import BASE, TOKEN
+
+HOSTILE = "<script>alert(1)</script>\"'><img src=x onerror=alert(2)>.png"
+NOTICE = "Not a medical device"
+
+
+class Read(HTMLParser):
+    """Tags with their attributes, and the text of the page."""
+
+    def __init__(self, html):
+        super().__init__()
+        self.tags, self.text = [], ""
+        self.feed(html)
+
+    def handle_starttag(self, tag, attrs):
+        self.tags.append((tag, dict(attrs)))
+
+    def handle_data(self, data):
+        self.text += data
+
+
+def sent(client, *films, **kwargs):
+    parts = [("films", (name, content)) for name, content in films]
+    answer = client.post("/v1/predictions", files=parts, **kwargs)
+    assert answer.status_code == 201, answer.text
+    return [each["id"] for each in answer.json()["predictions"]]
+
+
+def page(client, path, status=200):
+    answer = client.get(path)
+    assert (answer.status_code, answer.headers["Content-Type"]) == (status, "text/html; charset=utf-8"), answer.text[
+        :500
+    ]
+    return Read(answer.text), answer
+
+
+def test_the_worklist_has_what_needs_eyes_first(client):
+    sent(client, ("low.png", png(90)), ("high.png", png(180)), ("dark.png", png(60)), ("read.png", png(170)))
+    found, _ = page(client, "/")
+    ids = {attrs["data-name"]: attrs["data-id"] for tag, attrs in found.tags if tag == "tr" and "data-id" in attrs}
+    assert list(ids) == ["dark.png", "high.png", "read.png", "low.png"]  # rejected, then by probability
+    client.put(f"/v1/predictions/{ids['read.png']}/review", json={"agrees": False})
+    found, _ = page(client, "/")
+    names = [attrs["data-name"] for tag, attrs in found.tags if tag == "tr" and "data-id" in attrs]
+    assert names == ["dark.png", "high.png", "low.png", "read.png"]  # what was read needs no eyes
+    assert "black and white seem to be exchanged" in found.text
+    assert "disagreed" in found.text
+    assert client.get(f"/v1/predictions/{ids['dark.png']}/thumbnail.png").status_code == 200
+
+
+def test_filters_and_pages(client, monkeypatch):
+    monkeypatch.setattr("pneumoscope.service.page.views._ROWS", 2)
+    sent(client, *((f"{level}.png", png(level)) for level in (120, 140, 160, 180, 90)))
+    found, _ = page(client, "/?decision=pneumonia&order=highest")
+    (following,) = [attrs["href"] for tag, attrs in found.tags if tag == "a" and attrs.get("rel") == "next"]
+    names = [attrs["data-name"] for tag, attrs in found.tags if "data-name" in attrs]
+    assert names == ["180.png", "160.png"]
+    found, _ = page(client, following)
+    assert [attrs["data-name"] for tag, attrs in found.tags if "data-name" in attrs] == ["140.png", "120.png"]
+    assert ("option", {"value": "pneumonia", "selected": None}) in found.tags
+    assert "No film is so" in page(client, "/?decision=uncertain")[0].text
+    assert "No film is so" in page(client, "/?since=2999-01-01")[0].text
+
+
+@pytest.mark.parametrize(
+    "query", ["decision=ill", "reviewed=maybe", "order=best", "since=yesterday", "until=1", "after=x"]
+)
+def test_what_cannot_be_asked_for_is_told_on_a_page(client, query):
+    sent(client, ("a.png", png()))
+    found, _ = page(client, f"/?{query}", 422)
+    assert "The request cannot be done" in found.text
+    assert NOTICE in found.text
+
+
+def test_nothing_of_a_films_name_or_note_breaks_out(client):
+    (key,) = sent(client, (HOSTILE, png()))
+    client.put(f"/v1/predictions/{key}/review", json={"agrees": True, "note": f"</textarea>{HOSTILE}"})
+    for path in ("/", f"/films/{key}", f"/films/{key}/report"):
+        found, answer = page(client, path)
+        assert "<script>alert" not in answer.text
+        assert not [tag for tag, attrs in found.tags if "onerror" in attrs]
+        assert all(
+            "src" in attrs or attrs.get("type") == "application/json" for tag, attrs in found.tags if tag == "script"
+        )
+        assert "<script>alert(1)</script>" in found.text
+
+
+def test_pages_load_nothing_from_elsewhere_and_run_nothing_that_stands_in_them(client):
+    (key,) = sent(client, ("a.png", png()))
+    for path in ("/", f"/films/{key}", f"/films/{key}/report", "/overview", "/model", "/sign-in"):
+        found, answer = page(client, path)
+        policy = answer.headers["Content-Security-Policy"]
+        assert policy.startswith("default-src 'none'; script-src 'self'; style-src 'self'")
+        assert "unsafe" not in policy
+        assert "http" not in policy
+        for _, attrs in found.tags:
+            assert not [name for name in attrs if name.startswith("on") or name == "style"]
+            for name in ("src", "href", "action"):
+                assert re.match(r"[/#]", attrs.get(name) or "/"), attrs
+                if (attrs.get(name) or "").startswith("/static/"):
+                    assert client.get(attrs[name].split("#")[0]).status_code == 200
+        assert NOTICE in found.text
+        assert answer.headers["Cache-Control"] == "no-store"
+
+
+def test_the_page_of_a_film_says_what_the_api_says(client):
+    (key,) = sent(client, ("a.png", png(140)))
+    said = client.get(f"/v1/predictions/{key}").json()
+    found, _ = page(client, f"/films/{key}")
+    assert f"{100 * said['probability']:.0f}%" in found.text
+    assert "pneumonia" in found.text
+    assert "64 \u00d7 64, PNG" in found.text
+    client.put(f"/v1/predictions/{key}/review", json={"agrees": False, "note": "rotated"})
+    found, _ = page(client, f"/films/{key}/report")
+    for expected in ("disagreed", "rotated", said["film_sha256"], said["model"]["sha256"], NOTICE):
+        assert expected in found.text
+
+
+def test_of_a_rejected_film_no_number_and_no_heatmap_is_shown(client):
+    (key,) = sent(client, ("dark.png", png(60)))
+    found, _ = page(client, f"/films/{key}")
+    assert "no probability" in found.text
+    assert "heat" not in [attrs.get("id") for _, attrs in found.tags]
+    assert not [attrs for _, attrs in page(client, f"/films/{key}/report")[0].tags if "heatmap" in attrs.get("src", "")]
+
+
+def test_a_film_that_is_not_there_is_told_on_a_page(client):
+    for path in ("/films/0123", "/films/0123/report", "/films/%3Cscript%3E"):
+        found, answer = page(client, path, 404)
+        assert "There is no such thing" in found.text
+        assert "<script>" not in answer.text.replace('<script src="', "")
+
+
+def test_the_worklist_as_csv_has_every_film_and_no_formula(client, monkeypatch):
+    monkeypatch.setattr("pneumoscope.service.page.export._PAGE", 2)
+    keys = sent(client, *((f"={level}.png", png(level)) for level in (60, 90, 120, 150, 180)))
+    client.put(f"/v1/predictions/{keys[0]}/review", json={"agrees": True, "note": "=1+1"})
+    answer = client.get("/worklist.csv?order=oldest")
+    assert answer.headers["Content-Type"].startswith("text/csv")
+    assert re.fullmatch(
+        r'attachment; filename="pneumoscope-\d{4}-\d\d-\d\d\.csv"', answer.headers["Content-Disposition"]
+    )
+    rows = list(csv.DictReader(io.StringIO(answer.text)))
+    assert {row["id"] for row in rows} == set(keys)
+    first = next(row for row in rows if row["id"] == keys[0])
+    assert (first["path"], first["decision"], first["probability"], first["agrees"], first["note"]) == (
+        "./=60.png", "rejected", "", "yes", "'=1+1",
+    )  # fmt: skip
+    said = client.get(f"/v1/predictions/{keys[4]}").json()
+    last = next(row for row in rows if row["id"] == keys[4])
+    assert float(last["probability"]) == said["probability"]
+    assert len(list(csv.DictReader(io.StringIO(client.get("/worklist.csv?decision=rejected").text)))) == 1
+
+
+def test_the_overview_counts_and_the_model_is_described(client):
+    keys = sent(client, *((f"{level}.png", png(level)) for level in range(80, 140)))
+    for key in keys[:4]:
+        client.put(f"/v1/predictions/{key}/review", json={"agrees": True})
+    found, _ = page(client, "/overview")
+    assert "at the operating point balanced: 60." in found.text
+    assert re.search(r"100% \(51.100%\)", found.text)  # 4 of 4 by Wilson
+    assert "would have to lie elsewhere" in found.text
+    found, _ = page(client, "/model")
+    assert "mean-grey" in found.text
+    assert "(serves now)" in found.text
+
+
+def test_chinese_is_chosen_once_and_kept(client):
+    found, answer = page(client, "/?language=zh-Hant")
+    assert ("html", {"lang": "zh-Hant"}) in found.tags
+    assert "並非醫療器材" in found.text
+    assert "HttpOnly" in answer.headers["Set-Cookie"]
+    assert ("html", {"lang": "zh-Hant"}) in page(client, "/overview")[0].tags
+    assert ("html", {"lang": "en"}) in page(client, "/model?language=en")[0].tags
+    assert ("html", {"lang": "en"}) in page(client, "/?language=../../x")[0].tags
+
+
+def test_who_has_not_signed_in_is_asked_to_and_comes_back(stranger):
+    answer = stranger.get("/films/0123?language=en")
+    assert (answer.status_code, answer.headers["Location"]) == (303, "/sign-in?next=%2Ffilms%2F0123%3Flanguage%3Den")
+    assert stranger.get("/worklist.csv").status_code == 303
+    wrong = stranger.post("/sign-in", data={"token": "0123456789abcdeg", "next": "/"})
+    assert (wrong.status_code, "Set-Cookie" in wrong.headers) == (401, False)
+    assert "This token is not known" in wrong.text
+    assert "0123456789abcdeg" not in wrong.text
+    right = stranger.post("/sign-in", data={"token": TOKEN, "next": "/overview"})
+    assert (right.status_code, right.headers["Location"]) == (303, "/overview")
+    cookie = right.headers["Set-Cookie"]
+    assert "HttpOnly" in cookie
+    assert "SameSite=strict" in cookie
+    assert TOKEN not in cookie
+    assert "ward-3" in stranger.get("/").text
+    assert stranger.get("/v1/predictions").status_code == 200  # pictures and scripts of the page ask the API
+    stranger.post("/sign-out")
+    assert stranger.get("/").status_code == 303
+    assert stranger.get("/v1/predictions").status_code == 401
+
+
+def test_behind_https_the_cookie_travels_so_alone(stranger):
+    answer = stranger.post(f"{BASE.replace('http', 'https')}/sign-in", data={"token": TOKEN})
+    assert "Secure" in answer.headers["Set-Cookie"]
+
+
+@pytest.mark.parametrize("elsewhere", ["//evil.example", "/\\evil.example", "https://evil.example", "evil", "", "/a b"])
+def test_nobody_is_sent_elsewhere_after_signing_in(stranger, elsewhere):
+    answer = stranger.post("/sign-in", data={"token": TOKEN, "next": elsewhere})
+    assert answer.headers["Location"] == "/"
+
+
+def test_another_sites_page_changes_nothing_with_a_persons_cookie(stranger):
+    stranger.post("/sign-in", data={"token": TOKEN})
+    film = {"files": [("films", ("a.png", png()))]}
+    assert stranger.post("/v1/predictions", **film, headers={"Origin": "https://evil.example"}).status_code == 403
+    assert stranger.post("/v1/predictions", **film).status_code == 401  # a browser says where it comes from
+    (key,) = sent(stranger, ("a.png", png()), headers={"Origin": BASE})
+    assert stranger.delete(f"/v1/predictions/{key}").status_code == 401
+    assert stranger.get("/v1/predictions").json()["total"] == 1
+    # A program's token needs no origin, whatever cookies it sends along.
+    assert stranger.delete(f"/v1/predictions/{key}", headers={"Authorization": f"Bearer {TOKEN}"}).status_code == 204
