@@ -5,11 +5,12 @@ READY := .venv/.ready
 DATA ?=
 DEMO := demo
 
-.PHONY: help demo test check bench docs format clean
+.PHONY: help demo serve test check bench docs format clean
 .DELETE_ON_ERROR:
 
 help:
 	@echo "make demo [DATA=folder]  train, evaluate and compare two small networks; prints the path of the report"
+	@echo "make serve               the page and the API on this machine, with the model that comes with the package"
 	@echo "make test                everything: format, lint, types, import contracts, tests"
 	@echo "make check               the quick part of it, as pre-commit calls it"
 	@echo "make bench               measure speed; writes results/benchmarks/"
@@ -34,6 +35,9 @@ test: check
 
 demo: $(READY)
 	$(BIN)/python -m pneumoscope.demo --out $(DEMO)$(if $(DATA), --data '$(DATA)')
+
+serve: $(READY)
+	$(BIN)/pneumoscope serve --open
 
 bench: $(READY)
 	$(BIN)/python benchmarks/training.py --out results/benchmarks

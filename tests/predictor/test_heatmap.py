@@ -13,7 +13,7 @@ from PIL import Image, ImageDraw
 from pneumoscope.bundle.card import read_bundle
 from pneumoscope.errors import UsageError
 from pneumoscope.predictor import heatmap as module
-from pneumoscope.predictor.heatmap import blend, over_film, render_heatmap
+from pneumoscope.predictor.heatmap import blend, heatmap_layer, over_film, render_heatmap
 from pneumoscope.radiograph.film import Radiograph
 from pneumoscope.radiograph.prepare import Preparation, prepare
 from pneumoscope.results import NOTICE
@@ -244,3 +244,32 @@ def test_drawing_needs_the_base_installation_alone():
         "import pneumoscope.predictor.heatmap"
     )
     assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0
+
+
+@pytest.mark.parametrize(
+    ("height", "width", "drawn_height", "drawn_width"), [(300, 400, 300, 400), (2000, 1000, 512, 256)]
+)
+def test_a_layer_is_opaque_where_most_was_contributed_and_clear_where_nothing_was(
+    height, width, drawn_height, drawn_width
+):
+    heatmap = one_place(3, 1, -2.5)
+    heatmap[3, 5] = 1.25
+    layer = heatmap_layer(grey(height, width), heatmap, "squash")
+    assert layer.most == 2.5
+    picture = np.asarray(Image.open(io.BytesIO(layer.png)))
+    assert picture.shape == (drawn_height, drawn_width, 4)
+    row, (left, right) = drawn_height // 2, (drawn_width * 3 // 14, drawn_width * 11 // 14)
+    assert picture[row, left, 3] == pytest.approx(255, abs=8)
+    assert picture[row, right, 3] == pytest.approx(128, abs=8)
+    assert picture[3, 3, 3] == 0
+    # The ends' colours, as over mid grey without seeing through: blue to normal, orange to pneumonia.
+    assert tuple(picture[row, left, :3]) == tuple(np.rint(255 * blend(0.5, -1.0, 1.0)).astype(int))
+    assert tuple(picture[row, right, :3]) == tuple(np.rint(255 * blend(0.5, 1.0, 1.0)).astype(int))
+    assert picture[row, left, 2] > picture[row, left, 0]
+    assert picture[row, right, 0] > picture[row, right, 2]
+
+
+def test_a_layer_of_nothing_is_clear():
+    layer = heatmap_layer(grey(64, 64), np.zeros((4, 4), np.float32), "squash")
+    assert layer.most == 0
+    assert not np.asarray(Image.open(io.BytesIO(layer.png)))[..., 3].any()

@@ -122,15 +122,30 @@ def test_pictures_of_a_film(client):
     assert np.array_equal(np.asarray(picture), np.asarray(Image.open(io.BytesIO(png(150, 70)))))
     heatmap = client.get(f"/v1/predictions/{found['id']}/heatmap.png")
     assert Image.open(io.BytesIO(heatmap.content)).format == "PNG"
+    layer = client.get(f"/v1/predictions/{found['id']}/heatmap-layer.png")
+    assert Image.open(io.BytesIO(layer.content)).size == (70, 70)
+    # The small network's places are shares of gain x mean grey: the lighter half's is 0.05 x 158 / 16.
+    assert float(layer.headers["X-Heatmap-Scale"]) == pytest.approx(0.05 * 158 / 16, rel=0.02)
+
+
+def test_a_thumbnail_is_the_film_small(client):
+    wide = np.tile(np.repeat(np.array([100, 120], np.uint8), 200), (200, 1))
+    file = io.BytesIO()
+    Image.fromarray(wide).save(file, "PNG")
+    (found,) = post(client, file.getvalue())
+    answer = client.get(f"/v1/predictions/{found['id']}/thumbnail.png")
+    picture = np.asarray(Image.open(io.BytesIO(answer.content)))
+    assert picture.shape == (80, 160)
+    assert (picture[:, :79] == 100).all()
+    assert (picture[:, 81:] == 120).all()
 
 
 def test_a_rejected_film_has_no_heatmap(client):
     (found,) = post(client, png(30))
     assert (found["decision"], found["probability"]) == ("rejected", None)
-    assert (
-        "rejected"
-        in problem(client.get(f"/v1/predictions/{found['id']}/heatmap.png"), 404, "UnknownNameError")["advice"]
-    )
+    for picture in ("heatmap.png", "heatmap-layer.png"):
+        said = problem(client.get(f"/v1/predictions/{found['id']}/{picture}"), 404, "UnknownNameError")
+        assert "rejected" in said["advice"]
 
 
 def test_what_a_person_reads_is_kept_beside_it(client):
@@ -285,7 +300,8 @@ def test_the_trail_tells_who_did_what(model):
 def test_the_description_has_every_path(app):
     assert set(app.openapi()["paths"]) == {
         "/healthz", "/readyz", "/metrics", "/v1/predictions", "/v1/predictions/{id}", "/v1/predictions/{id}/film.png",
-        "/v1/predictions/{id}/heatmap.png", "/v1/predictions/{id}/review", "/v1/model",
+        "/v1/predictions/{id}/heatmap.png", "/v1/predictions/{id}/heatmap-layer.png",
+        "/v1/predictions/{id}/thumbnail.png", "/v1/predictions/{id}/review", "/v1/model",
     }  # fmt: skip
 
 
@@ -308,5 +324,5 @@ def test_every_answer_is_as_the_description_says(model):
                 asked[case.operation.label] += 1
 
             ask()
-    assert len(asked) == 11
+    assert len(asked) == 13
     assert asked.total() > 150

@@ -1,4 +1,4 @@
-"""What a service keeps, on SQLite and on PostgreSQL: once, whole, in order, and with a trail that shows every change."""
+"""What a service keeps, on SQLite and on PostgreSQL: once, whole, and in order."""
 
 import dataclasses
 import threading
@@ -6,28 +6,15 @@ from datetime import UTC, datetime, timedelta
 
 import pytest
 from sqlalchemy import text
+from tests.service.conftest import MODEL, add, prediction
 
-from pneumoscope.errors import GoneError, StorageError, TrailError, UnknownNameError, UsageError
-from pneumoscope.results import FilmFacts, ModelFacts, Prediction
-from pneumoscope.service.database import DATABASE_FILE, open_database, writing
+from pneumoscope.errors import GoneError, StorageError, UnknownNameError, UsageError
+from pneumoscope.service.database import DATABASE_FILE, open_database, reading, writing
 from pneumoscope.service.film_store import film_hash
 from pneumoscope.service.record import Filter, record_id
 from pneumoscope.service.records import Records
 from pneumoscope.service.tables import METADATA
-from pneumoscope.service.trail import append, verify
-
-MODEL = ModelFacts("grey", "0.1.0", "ab" * 32)
-
-
-def prediction(probability=0.75, decision="pneumonia", name="a film.png"):
-    interval = None if probability is None else (probability / 2, (1 + probability) / 2)
-    why = "the film is rejected" if probability is None else ""
-    reason = "blank" if decision == "rejected" else ""
-    return Prediction(name, decision, probability, interval, why, 0.4, reason, FilmFacts(30, 20, "PNG"), MODEL)
-
-
-def add(records, film=b"film", **said):
-    return records.add(prediction(**said), film, operating_point="balanced", who="me")
+from pneumoscope.service.trail import verify
 
 
 def test_what_is_kept_comes_back_as_it_was(records):
@@ -74,6 +61,7 @@ def test_pages_show_each_record_once_while_more_are_added(records):
         ("lowest", [0.1, 0.5, 0.5, 0.5, 0.9, None]),
         ("oldest", scores),
         ("newest", scores[::-1]),
+        ("attention", [None, 0.9, 0.5, 0.5, 0.5, 0.1]),
     ]:
         seen, after = [], ""
         while True:
@@ -88,6 +76,16 @@ def test_pages_show_each_record_once_while_more_are_added(records):
     add(records, b"newer")
     second = records.find(Filter(), limit=2, after=first.next)
     assert [each.prediction.probability for each in second.records] == scores[3:1:-1]
+
+
+def test_what_needs_eyes_is_what_nobody_has_read_and_first_what_the_model_leaves_open(records):
+    said = {"rejected": None, "uncertain": 0.6, "pneumonia": 0.95, "normal": 0.1}
+    made = {each: add(records, each.encode(), probability=said[each], decision=each)[0].id for each in reversed(said)}
+    read, _ = add(records, b"read", probability=0.99, decision="pneumonia")
+    records.review(read.id, agrees=True, note="", who="me")
+    found = [each.id for each in records.find(Filter(), order="attention").records]
+    assert set(found[:2]) == {made["rejected"], made["uncertain"]}
+    assert found[2:] == [made["pneumonia"], made["normal"], read.id]
 
 
 def test_records_are_found_by_decision_review_and_time(tmp_path, database):
@@ -117,7 +115,7 @@ def test_a_review_replaces_the_one_before_and_both_are_in_the_trail(records):
     record, _ = add(records)
     records.review(record.id, agrees=True, note="", who="me")
     reviewed = records.review(record.id, agrees=False, note="Jane Doe", who="you")
-    assert (reviewed.review.agrees, reviewed.review.note) == (False, "Jane Doe")
+    assert (reviewed.review.agrees, reviewed.review.note, reviewed.review.who) == (False, "Jane Doe", "you")
     assert records.get(record.id) == reviewed
     with records.engine.connect() as connection:
         rows = connection.execute(text("SELECT who, what, details FROM audit_trail ORDER BY number")).all()
@@ -138,6 +136,49 @@ def test_what_is_deleted_is_gone_with_its_film(records):
     assert verify(records.engine).rows == 4
 
 
+def test_a_film_that_comes_while_it_is_removed_is_kept(records, monkeypatch):
+    """Two requests, one after the other in the middle of the other."""
+    first, _ = add(records)
+    keep = records.films.keep
+
+    def kept_and_then_removed_by_another(film):
+        monkeypatch.setattr(records.films, "keep", keep)
+        keep(film)
+        records.remove(first.id, who="me")
+
+    monkeypatch.setattr(records.films, "keep", kept_and_then_removed_by_another)
+    second, new = records.add(prediction(), b"film", operating_point="rule-out", who="me")
+    assert new
+    assert records.film(second) == b"film"
+
+    remove, found = records.films.remove, []
+
+    def removed_while_another_comes(sha256):
+        other = threading.Thread(target=lambda: found.append(add(records)[0]))
+        other.start()
+        other.join(0.3)
+        remove(sha256)
+        threads.append(other)
+
+    threads = []
+    monkeypatch.setattr(records.films, "remove", removed_while_another_comes)
+    records.remove(second.id, who="me")
+    threads[0].join(10)
+    assert records.film(found[0]) == b"film"
+
+
+def test_of_what_could_not_be_kept_there_is_no_film(records, monkeypatch):
+    def fail(*_, **__):
+        raise StorageError("full")
+
+    with monkeypatch.context() as failing:
+        failing.setattr("pneumoscope.service.records.append", fail)
+        with pytest.raises(StorageError, match="full"):
+            add(records)
+    assert records.find(Filter()).total == 0
+    assert records.films.get(film_hash(b"film")) is None
+
+
 def test_films_expire_and_their_numbers_stay(tmp_path, database):
     now = [datetime(2026, 1, 1, tzinfo=UTC)]
     records = Records(tmp_path / "data", database, now=lambda: now[0])
@@ -153,7 +194,22 @@ def test_films_expire_and_their_numbers_stay(tmp_path, database):
     with pytest.raises(GoneError, match="was removed"):
         records.film(found)
     assert records.films.get(old.film_sha256) is None
+    assert add(records, b"old") == (found, False)  # what was removed does not come back
+    assert records.films.get(old.film_sha256) is None
     records.close()
+
+
+def test_a_film_that_is_missing_though_nobody_removed_it_is_told(records):
+    record, _ = add(records)
+    records.films.remove(record.film_sha256)
+    with pytest.raises(StorageError, match=f"prediction '{record.id}' is missing") as caught:
+        records.film(record)
+    assert f"Restore {record.film_sha256[:2]}/{record.film_sha256} below films/ from a backup" in caught.value.advice
+    add(records)
+    assert records.film(record) == b"film"
+    records.remove(record.id, who="me")
+    with pytest.raises(GoneError, match="was removed"):  # by another request, since this one read the record
+        records.film(record)
 
 
 def test_what_was_kept_is_there_after_a_start_and_what_a_killed_process_left_is_not(tmp_path, database):
@@ -181,85 +237,6 @@ def test_a_film_that_changed_on_the_disk_is_not_given_out(records, tmp_path):
         records.film(record)
 
 
-# --- the trail -------------------------------------------------------------------------------------------------------
-
-
-def test_every_change_of_the_trail_is_seen(records):
-    for place in range(4):
-        add(records, bytes([place]))
-    last = verify(records.engine)
-    assert last.rows == 4
-    changes = {
-        "UPDATE audit_trail SET who = 'nobody' WHERE number = 2": "row 2 .* what it says",
-        "UPDATE audit_trail SET at = '2026' WHERE number = 4": "row 4 .* what it says",
-        "DELETE FROM audit_trail WHERE number = 3": "row 3 .* missing",
-        "UPDATE audit_trail SET previous = hash WHERE number = 3": "row 3 .* does not follow",
-    }
-    for change, words in changes.items():
-        with pytest.raises(StorageError, match="only ever added to"), writing(records.engine) as connection:
-            connection.execute(text(change))
-        verify(records.engine)
-        # Whoever owns the database can take the triggers away; the chain still tells.
-        with records.engine.connect() as connection, connection.begin() as transaction:
-            if connection.dialect.name == "postgresql":
-                connection.execute(text("DROP TRIGGER only_added_to ON audit_trail"))
-            else:
-                connection.execute(text("DROP TRIGGER only_added_to_update"))
-                connection.execute(text("DROP TRIGGER only_added_to_delete"))
-            connection.execute(text(change))
-            with pytest.raises(TrailError, match=words):
-                verify(_Same(connection))
-            transaction.rollback()
-
-
-class _Same:
-    """An engine that gives the connection it was made with, in whose transaction the changes are."""
-
-    def __init__(self, connection):
-        self.connection, self.dialect, self.url = connection, connection.dialect, connection.engine.url
-
-    def connect(self):
-        return _Open(self.connection)
-
-
-class _Open:
-    def __init__(self, connection):
-        self.connection = connection
-
-    def __enter__(self):
-        return self.connection
-
-    def __exit__(self, *_):
-        pass
-
-
-def test_rows_cut_from_the_end_are_seen_by_the_hash_that_was_written_down(tmp_path):
-    records = Records(tmp_path / "data")
-    add(records, b"a")
-    first = verify(records.engine).last
-    add(records, b"b")
-    last = verify(records.engine).last
-    assert verify(records.engine, expected=first) == verify(records.engine, expected=last)
-    with records.engine.connect() as connection, connection.begin():
-        connection.execute(text("DROP TRIGGER only_added_to_delete"))
-        connection.execute(text("DELETE FROM audit_trail WHERE number = 2"))
-    verify(records.engine, expected=first)
-    with pytest.raises(TrailError, match="none of the 1 rows"):
-        verify(records.engine, expected=last)
-    records.close()
-
-
-def test_a_row_is_not_there_where_what_it_tells_of_failed(records):
-    def fail():
-        with writing(records.engine) as connection:
-            append(connection, at="", who="me", what="judged")
-            raise ZeroDivisionError
-
-    with pytest.raises(ZeroDivisionError):
-        fail()
-    assert verify(records.engine).rows == 0
-
-
 # --- opening ---------------------------------------------------------------------------------------------------------
 
 
@@ -285,13 +262,60 @@ def test_a_database_of_a_newer_version_is_refused(records, database, tmp_path):
     [
         ("mysql://a@b/c", "takes postgresql://"),
         ("nonsense", "no address"),
-        ("postgresql://me:secret@127.0.0.1:1/x", "cannot be"),
+        (
+            "postgresql://me:secret@127.0.0.1:1/x",
+            r"cannot be used: Can't create a connection to host 127.0.0.1 and port 1",
+        ),
     ],
 )
 def test_an_address_that_cannot_be_used_is_refused_without_its_password(address, words):
     with pytest.raises((UsageError, StorageError), match=words) as caught:
         open_database(None, address)
     assert "secret" not in str(caught.value)
+
+
+def test_of_what_postgresql_says_the_words_are_shown_and_no_more(postgresql_server):
+    with pytest.raises(StorageError) as caught:
+        open_database(None, postgresql_server.removesuffix("postgres") + "nowhere")
+    assert caught.value.message.endswith('cannot be used: database "nowhere" does not exist')
+
+
+def test_a_connection_that_is_lost_is_told_and_the_next_one_serves(postgresql_server):
+    engine, other = open_database(None, postgresql_server), open_database(None, postgresql_server)
+    others = text("SELECT pg_terminate_backend(pid) FROM pg_stat_activity WHERE pid <> pg_backend_pid()")
+
+    def lose():
+        with reading(engine) as connection, other.connect() as killer:
+            killer.execute(others)
+            connection.execute(text("SELECT 1"))
+
+    with pytest.raises(StorageError, match="cannot be used: "):
+        lose()
+    with reading(engine) as connection:
+        assert connection.execute(text("SELECT 1")).scalar_one() == 1
+    engine.dispose()
+    other.dispose()
+
+
+def test_when_all_connections_are_busy_it_is_told(tmp_path, monkeypatch):
+    engine = open_database(tmp_path)
+    monkeypatch.setattr(engine.pool, "_timeout", 0.05)
+    held = [engine.connect() for _ in range(15)]
+    with pytest.raises(StorageError, match="all connections to it are busy"), reading(engine):
+        pass
+    for each in held:
+        each.close()
+    engine.dispose()
+
+
+def test_a_reader_sees_one_state_while_others_write(records):
+    add(records, b"a")
+    with reading(records.engine) as connection:
+        counted = text("SELECT count(*) FROM predictions")
+        assert connection.execute(counted).scalar_one() == 1
+        add(records, b"b")
+        assert connection.execute(counted).scalar_one() == 1
+    assert records.find(Filter()).total == 2
 
 
 def test_a_folder_that_is_no_database_is_told(tmp_path):

@@ -6,8 +6,9 @@ import numpy as np
 import onnx
 import pytest
 import torch
+from tests.conftest import LIMITS
 
-from pneumoscope.bundle.card import FORMAT, KINDS, LABELS, Calibration, Card, Parity
+from pneumoscope.bundle.card import FORMAT, KINDS, LABELS, Calibration, Card, Parity, read_bundle
 from pneumoscope.errors import BundleError, ParityError
 from pneumoscope.networks.build import build
 from pneumoscope.networks.gate import Gate
@@ -246,6 +247,22 @@ def test_limits_by_hand():
     # A gate that is sure of all films refuses only what is less likely a film than not.
     sure = [dataclasses.replace(part, kinds=np.maximum(part.kinds, np.float32(0.9))) for part in parts]
     assert module._limits(plain, sure, shares, [""] * 40).least_film == 0.5
+
+
+def test_the_spread_is_of_the_films_that_are_not_refused(maker):
+    """Of 22 films in two runs the first is no film and the last far away: deciles and labels are of the 20 between."""
+    card, _ = read_bundle(maker.bundle(maker.root / "b", refusal=LIMITS))  # probability = sigmoid(0.8 x logit + 0.1)
+    logit = np.r_[99.0, np.linspace(-3, 3, 20), -99.0].astype(np.float32)
+    kinds = np.zeros((22, len(KINDS)), np.float32)
+    kinds[:, 0], kinds[0, 0] = 0.9, LIMITS.least_film - 0.01
+    distance = np.r_[np.ones(21), LIMITS.greatest_distance + 0.1].astype(np.float32)
+    parts = [Outputs(logit[part], None, kinds[part], distance[part]) for part in (slice(0, 16), slice(16, 22))]
+    spread = module._spread(card, parts, np.arange(22) % 2 == 0)
+    between = 1 / (1 + np.exp(-(0.8 * np.linspace(-3, 3, 20) + 0.1)))
+    assert spread.deciles == pytest.approx(np.quantile(between, np.arange(0.1, 0.95, 0.1)), rel=1e-5)
+    assert (spread.n, spread.pneumonias) == (20, 10)
+    none = [dataclasses.replace(part, kinds=np.zeros_like(part.kinds)) for part in parts]
+    assert module._spread(card, none, np.ones(22, np.bool_)) is None
 
 
 def test_the_points_on_the_card_are_those_of_the_statistics():

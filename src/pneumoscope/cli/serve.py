@@ -26,7 +26,7 @@ class _Age(click.ParamType[timedelta]):
         return timedelta(**{_UNITS[found[2]]: int(found[1])})
 
 
-@click.command("serve", short_help="Judge films that programs post, and keep what was said.")
+@click.command("serve", short_help="A page and an API that judge films, and keep what was said.")
 @click.option("--host", default="127.0.0.1", show_default=True, help="Address to listen on.")
 @click.option("--port", default=8000, show_default=True, type=click.IntRange(0, 65535), help="0 takes a free one.")
 @click.option("--model", type=click.Path(path_type=Path), help="Bundle or run.  [default: what comes with the package]")
@@ -39,6 +39,7 @@ class _Age(click.ParamType[timedelta]):
 @click.option("--keep", type=_Age(), metavar="AGE", help="Remove films older than this (30d, 12h, 8w); numbers stay.")
 @click.option("--token-file", type=click.Path(path_type=Path), help='Lines "name token"; who has none is refused.')
 @click.option("--no-auth", is_flag=True, help="Let all who can reach the address in.")
+@click.option("--open", "show", is_flag=True, help="Open the page in this machine's browser.")
 def command(
     host: str,
     port: int,
@@ -50,8 +51,11 @@ def command(
     keep: timedelta | None,
     token_file: Path | None,
     no_auth: bool,
+    show: bool,
 ) -> None:
-    """Judge films that programs post, and keep films, predictions and an audit trail.
+    """Serve a page for people and an API for programs, and keep films, predictions and an audit trail.
+
+    Open the address that it prints, and drop films on the page.
 
     It stops on Ctrl-C or SIGTERM when all that it took in is answered.
 
@@ -71,5 +75,6 @@ def command(
         keep=keep,
         token_file=token_file,
         no_auth=no_auth,
+        show=show,
         tell=lambda text: click.echo(text, err=True),
     )

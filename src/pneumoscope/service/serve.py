@@ -3,10 +3,13 @@
 from __future__ import annotations
 
 import contextlib
+import errno
 import logging
 import signal
 import socket
 import threading
+import time
+import webbrowser
 from collections.abc import Callable, Iterator
 from datetime import timedelta
 from pathlib import Path
@@ -30,6 +33,7 @@ _IDLE = 15  # seconds that an unused connection is kept
 _HEAD = 16 * 1024  # bytes of a request's head
 _HEAD_SECONDS = 10.0
 _LOCK = ".serving"
+_OF_PORTS = (errno.EADDRINUSE, errno.EACCES, errno.EPERM)  # taken by another process, or kept for the system's own
 
 
 def serve(
@@ -43,6 +47,7 @@ def serve(
     keep: timedelta | None,
     token_file: Path | None,
     no_auth: bool,
+    show: bool,
     tell: Callable[[str], None],
 ) -> None:
     """Serve until SIGINT or SIGTERM; then answer what was taken in, and return.
@@ -55,6 +60,7 @@ def serve(
         keep: age at which films are removed; None keeps them.
         token_file: see `read_tokens`.
         no_auth: lets everybody in on an address that others can reach.
+        show: opens the page in this machine's browser.
         tell: called with what a person should know.
     Raises:
         UsageError: others could reach the address without a token; it cannot be listened on; another process serves the folder.
@@ -87,12 +93,38 @@ def serve(
             )
         )
         shown = f"[{host}]" if ":" in host else host
-        tell(f"http://{shown}:{listener.getsockname()[1]}  model {judge.card.name}, operating point {judge.point_name}")
+        _log_to_stderr()
+        address = f"http://{shown}:{listener.getsockname()[1]}"
+        tell(f"{address}  model {judge.card.name}, operating point {judge.point_name}")
         tell(f"keeps films and records in {folder or 'memory'}" + (" until it stops" if folder is None else ""))
         tell(NOTICE)
+        if show:  # it waits for the answer; a browser in a terminal would not come back
+            threading.Thread(target=webbrowser.open, args=(address,), daemon=True).start()
         with _expiring(records, keep), _stopping_is_no_failure():
             server.run(sockets=[listener])
     tell("stopped")
+
+
+def _log_to_stderr() -> None:
+    """A line for each request that was not done, and for what befalls the service itself; none has what a client sent."""
+    handler = logging.StreamHandler()
+    form = logging.Formatter("%(asctime)s %(levelname)s %(message)s", "%Y-%m-%dT%H:%M:%SZ")
+    form.converter = time.gmtime
+    handler.setFormatter(form)
+    _LOG.addHandler(handler)
+    _LOG.setLevel(logging.INFO)
+    logging.getLogger("uvicorn.error").addFilter(_without_trace)
+    # It tells of characters in forms that are not as they should be; their sender is told.
+    logging.getLogger("python_multipart").setLevel(logging.CRITICAL)
+
+
+def _without_trace(record: logging.LogRecord) -> bool:
+    """Let a line pass without the trace of an exception, whose words may hold anything that a client sent."""
+    if record.exc_info:
+        kind = record.exc_info[0]
+        record.msg, record.args = f"a fault of ours: {kind.__name__ if kind else 'unknown'}", ()
+        record.exc_info = record.exc_text = None
+    return True
 
 
 @contextlib.contextmanager
@@ -127,9 +159,11 @@ def _listening(host: str, port: int) -> Iterator[socket.socket]:
     family = socket.AF_INET6 if ":" in host else socket.AF_INET
     try:
         listener = socket.create_server((host.strip("[]"), port), family=family)
-    except OSError as error:
+    except (OSError, UnicodeError) as error:
+        why = error.strerror if isinstance(error, OSError) and error.strerror else str(error)
+        at_fault = "--port" if isinstance(error, OSError) and error.errno in _OF_PORTS else "--host"
         raise UsageError(
-            f"cannot listen on {host}, port {port}: {error.strerror or error}", advice="Choose another with --port"
+            f"cannot listen on {host}, port {port}: {why}", advice=f"Choose another with {at_fault}"
         ) from error
     with listener:
         yield listener
