@@ -72,9 +72,16 @@ def cli_page() -> str:
     ]
     for name, command in commands.items():
         context = click.Context(command, info_name=name, parent=top)
-        usage = " ".join(["pneumoscope", name, *command.collect_usage_pieces(context)])
-        parts += [f"## pneumoscope {name}\n", f"`{usage}`\n", _prose(command), _options(command, context)]
+        parts += _section("##", f"pneumoscope {name}", command, context)
+        for below, verb in command.commands.items() if isinstance(command, click.Group) else ():
+            within = click.Context(verb, info_name=below, parent=context)
+            parts += _section("###", f"pneumoscope {name} {below}", verb, within)
     return "\n".join(parts)
+
+
+def _section(level: str, name: str, command: click.Command, context: click.Context) -> list[str]:
+    usage = " ".join([name, *command.collect_usage_pieces(context)])
+    return [f"{level} {name}\n", f"`{usage}`\n", _prose(command), _options(command, context)]
 
 
 def _summary(command: click.Command) -> str:

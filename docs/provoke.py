@@ -184,6 +184,7 @@ def _threshold() -> None:
         calibration=Calibration(slope=1, intercept=0, method="none", n=0, prevalence=0.5),
         intervals=None,
         refusal=None,
+        spread=None,
         ages=None,
         points={"balanced": point},
         parity=Parity(films=0, largest=0),

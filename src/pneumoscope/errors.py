@@ -26,7 +26,7 @@ One tree, so that it is mapped once to exit statuses (here) and once to HTTP sta
     ├── DivergedError                 1  the loss is not a number any more
     ├── StorageError                  1  the disk is full or cannot be written
     ├── BusyError                     1  more films wait to be scored than the service lets wait
-    ├── TrailError                    1  the audit trail of a service was altered
+    ├── TrailError                    1  the audit trail of a service, or what it tells of, was altered
     └── ParityError                   1  an exported network does not agree with the trained one
 
 A message says what is wrong, with which value and where; `advice` says what to do next.
@@ -239,4 +239,4 @@ class BusyError(PneumoscopeError):
 
 
 class TrailError(PneumoscopeError):
-    """The audit trail of a service was altered."""
+    """The audit trail of a service was altered, or a record or film is not what it tells."""

@@ -1,21 +1,33 @@
-"""Records on both databases where PostgreSQL is at hand, and films that a service can be given."""
+"""Records on both databases where PostgreSQL is at hand, films that a service can be given, and a service that takes them."""
 
 import io
+import json
 import os
+import re
 import shutil
 import signal
 import socket
 import subprocess
+import sys
 import tempfile
 import time
+from contextlib import contextmanager
 from pathlib import Path
 
+import httpx
 import numpy as np
 import pytest
+from fastapi.testclient import TestClient
 from PIL import Image
 from sqlalchemy import create_engine, text
 from sqlalchemy.exc import DBAPIError
+from tests.conftest import LIMITS, POINTS
 
+from pneumoscope.predictor.model import load_model
+from pneumoscope.results import FilmFacts, ModelFacts, Prediction
+from pneumoscope.service.access import Access
+from pneumoscope.service.app import Settings, make_app
+from pneumoscope.service.problems import MEDIA_TYPE
 from pneumoscope.service.records import Records
 
 
@@ -26,6 +38,21 @@ def png(level=100, size=64):
     file = io.BytesIO()
     Image.fromarray(grey).save(file, "PNG")
     return file.getvalue()
+
+
+TOKEN = "0123456789abcdef"
+MODEL = ModelFacts("grey", "0.1.0", "ab" * 32)
+
+
+def prediction(probability=0.75, decision="pneumonia", name="a film.png"):
+    interval = None if probability is None else (probability / 2, (1 + probability) / 2)
+    why = "the film is rejected" if probability is None else ""
+    reason = "blank" if decision == "rejected" else ""
+    return Prediction(name, decision, probability, interval, why, 0.4, reason, FilmFacts(30, 20, "PNG"), MODEL)
+
+
+def add(records, film=b"film", **said):
+    return records.add(prediction(**said), film, operating_point="balanced", who="me")
 
 
 def _programs():
@@ -97,3 +124,73 @@ def records(tmp_path, database):
     opened = Records(tmp_path / "data", database)
     yield opened
     opened.close()
+
+
+@pytest.fixture
+def bundle(shared_maker):
+    folder = shared_maker.root / "process"
+    if not folder.exists():
+        shared_maker.bundle(folder, gain=0.05)
+    return folder
+
+
+@contextmanager
+def served(bundle, folder, *options, host="127.0.0.1", within=()):
+    """A process that serves, and a client of it; it is started by the command `within`, where there is one."""
+    command = [sys.executable, "-m", "pneumoscope", "serve", "--port", "0", "--model", str(bundle), "--host", host]
+    with subprocess.Popen([*within, *command, *options], stderr=subprocess.PIPE, text=True, cwd=folder) as process:
+        first = process.stderr.readline()
+        port = re.search(r":(\d+)  model", first)
+        try:
+            assert port, first + process.stderr.read()
+            with httpx.Client(base_url=f"http://127.0.0.1:{port[1]}", timeout=30) as client:
+                yield process, client
+        finally:
+            if process.poll() is None:
+                process.kill()
+
+
+def verified(folder, *options, within=()):
+    """What the command that checks the audit trail comes to: its exit status, and what it found or said."""
+    ran = subprocess.run(
+        [*within, sys.executable, "-m", "pneumoscope", "audit-trail", "verify", "--json", *options],
+        capture_output=True, text=True, cwd=folder, check=False,
+    )  # fmt: skip
+    return ran.returncode, json.loads(ran.stdout) if ran.returncode == 0 else ran.stderr
+
+
+@pytest.fixture
+def model(shared_maker):
+    folder = shared_maker.root / "served"
+    if not folder.exists():
+        shared_maker.bundle(folder, gain=0.05, points=POINTS, refusal=LIMITS)
+    return load_model(folder, threads=1)
+
+
+@pytest.fixture
+def app(model):
+    return make_app(model, Records(None), Access({}), Settings(most_films=3, most_bytes=100_000))
+
+
+@pytest.fixture
+def client(app):
+    with TestClient(app, base_url="http://127.0.0.1:8000", raise_server_exceptions=False) as opened:
+        yield opened
+
+
+def films(*contents):
+    return [("films", (f"film {place}.png", content)) for place, content in enumerate(contents)]
+
+
+def post(client, *contents):
+    answer = client.post("/v1/predictions", files=films(*contents))
+    assert answer.status_code == 201, answer.text
+    return answer.json()["predictions"]
+
+
+def problem(answer, status, error):
+    assert (answer.status_code, answer.headers["Content-Type"]) == (status, MEDIA_TYPE)
+    found = answer.json()
+    assert (found["status"], found["error"], found["type"]) == (status, error, f"urn:pneumoscope:error:{error}")
+    assert found["detail"]
+    return found

@@ -2,6 +2,7 @@
 
 import io
 import json
+import logging
 from collections import Counter
 
 import numpy as np
@@ -11,56 +12,15 @@ from fastapi.testclient import TestClient
 from hypothesis import HealthCheck, given, settings
 from PIL import Image
 from schemathesis.specs.openapi.checks import positive_data_acceptance
-from tests.conftest import LIMITS, POINTS
-from tests.service.conftest import png
+from tests.service.conftest import TOKEN, films, png, post, problem
 
-from pneumoscope.predictor.model import load_model
 from pneumoscope.results import NOTICE
 from pneumoscope.service.access import Access
 from pneumoscope.service.app import Settings, make_app
-from pneumoscope.service.problems import MEDIA_TYPE
 from pneumoscope.service.records import Records
 from pneumoscope.service.trail import verify
 
-TOKEN = "0123456789abcdef"
 CANARY = "DOE^JANE"
-
-
-@pytest.fixture
-def model(shared_maker):
-    folder = shared_maker.root / "served"
-    if not folder.exists():
-        shared_maker.bundle(folder, gain=0.05, points=POINTS, refusal=LIMITS)
-    return load_model(folder, threads=1)
-
-
-@pytest.fixture
-def app(model):
-    return make_app(model, Records(None), Access({}), Settings(most_films=3, most_bytes=100_000))
-
-
-@pytest.fixture
-def client(app):
-    with TestClient(app, base_url="http://127.0.0.1:8000", raise_server_exceptions=False) as opened:
-        yield opened
-
-
-def films(*contents):
-    return [("films", (f"film {place}.png", content)) for place, content in enumerate(contents)]
-
-
-def post(client, *contents):
-    answer = client.post("/v1/predictions", files=films(*contents))
-    assert answer.status_code == 201, answer.text
-    return answer.json()["predictions"]
-
-
-def problem(answer, status, error):
-    assert (answer.status_code, answer.headers["Content-Type"]) == (status, MEDIA_TYPE)
-    found = answer.json()
-    assert (found["status"], found["error"], found["type"]) == (status, error, f"urn:pneumoscope:error:{error}")
-    assert found["detail"]
-    return found
 
 
 def test_films_of_a_form_are_judged_in_their_order_as_predict_judges_them(client, model):
@@ -152,7 +112,8 @@ def test_what_a_person_reads_is_kept_beside_it(client):
     (found,) = post(client, png())
     path = f"/v1/predictions/{found['id']}"
     answer = client.put(f"{path}/review", json={"agrees": False, "note": "a shadow"}).json()
-    assert (answer["review"]["agrees"], answer["review"]["note"]) == (False, "a shadow")
+    review = answer["review"]
+    assert (review["agrees"], review["note"], review["who"]) == (False, "a shadow", "local")
     assert client.get(path).json() == answer
     assert client.get("/v1/predictions?reviewed=true").json()["total"] == 1
     assert client.get("/v1/predictions?reviewed=false").json()["total"] == 0
@@ -273,7 +234,8 @@ def test_metrics_count_films_and_requests(client):
 
 
 def test_a_patients_name_is_in_no_log_line_no_metric_and_no_error(client, caplog, app):
-    """It is in the record and nowhere else."""
+    """It is in the record and nowhere else; what each refused request leaves in the log is in test_watching.py."""
+    caplog.set_level(logging.INFO, "pneumoscope.service")
     named = [("films", (f"{CANARY}.png", b"no film"))]
     said = client.post("/v1/predictions", files=named).text
     said += client.post("/v1/predictions", files=[("films", (CANARY, png()))]).headers.__repr__()
@@ -281,6 +243,11 @@ def test_a_patients_name_is_in_no_log_line_no_metric_and_no_error(client, caplog
     assert found["path"] == CANARY
     said += client.put(f"/v1/predictions/{found['id']}/review", json={"agrees": CANARY, "note": CANARY}).text
     said += client.get(f"/v1/predictions/{CANARY}").text
+    said += client.get(f"/v1/predictions?since={CANARY}&until={CANARY}&after={CANARY}&limit={CANARY}").text
+    client.get(f"/v1/predictions?{CANARY}={CANARY}")  # the answer says which parameter does not exist
+    client.get(f"/{CANARY}", headers={"Authorization": CANARY, "Origin": CANARY, "User-Agent": CANARY})
+    client.request(CANARY, "/v1/predictions")
+    assert caplog.text.count("\n") == 7
     said += client.get("/metrics").text + caplog.text
     assert CANARY not in said.replace(f"/v1/predictions/{CANARY}", "")
 
@@ -290,11 +257,13 @@ def test_the_trail_tells_who_did_what(model):
     with TestClient(make_app(model, records, Access({"me": TOKEN}), Settings(loopback=False))) as client:
         client.headers["Authorization"] = f"Bearer {TOKEN}"
         (found,) = post(client, png())
-        client.delete(f"/v1/predictions/{found['id']}")
-        assert verify(records.engine).rows == 2
+        path = f"/v1/predictions/{found['id']}"
+        assert client.put(f"{path}/review", json={"agrees": True}).json()["review"]["who"] == "me"
+        client.delete(path)
+        assert verify(records.engine).rows == 3
         with records.engine.connect() as connection:
             rows = connection.exec_driver_sql("SELECT who, what FROM audit_trail ORDER BY number").all()
-        assert [tuple(row) for row in rows] == [("me", "judged"), ("me", "deleted")]
+        assert [tuple(row) for row in rows] == [("me", "judged"), ("me", "reviewed"), ("me", "deleted")]
 
 
 def test_the_description_has_every_path(app):

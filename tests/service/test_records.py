@@ -1,6 +1,7 @@
 """What a service keeps, on SQLite and on PostgreSQL: once, whole, and in order."""
 
 import dataclasses
+import re
 import threading
 from datetime import UTC, datetime, timedelta
 
@@ -9,11 +10,9 @@ from sqlalchemy import text
 from tests.service.conftest import MODEL, add, prediction
 
 from pneumoscope.errors import GoneError, StorageError, UnknownNameError, UsageError
-from pneumoscope.service.database import DATABASE_FILE, open_database, reading, writing
 from pneumoscope.service.film_store import film_hash
 from pneumoscope.service.record import Filter, record_id
 from pneumoscope.service.records import Records
-from pneumoscope.service.tables import METADATA
 from pneumoscope.service.trail import verify
 
 
@@ -103,6 +102,34 @@ def test_records_are_found_by_decision_review_and_time(tmp_path, database):
     assert found(decision="pneumonia") == found(reviewed=False) == found(since="2026-01-02") == [b.id]
     assert found(decision="normal", reviewed=False) == []
     records.close()
+
+
+@pytest.mark.parametrize(
+    ("since", "until", "expected"),
+    [
+        ("2026-01-31T09:30Z", None, [30, 30.5, 31]),
+        ("2026-01-31T09:30:30Z", None, [30, 30.5, 31]),
+        ("2026-01-31T09:30:30.5Z", None, [30.5, 31]),
+        (None, "2026-01-31T09:30:31Z", [30, 30.5]),
+        (None, "2026-01-31T09:31Z", [30, 30.5, 31]),
+        ("2026-01-31", "2026-02-01", [30, 30.5, 31]),
+        ("2026-01-31T11:30:31+02:00", None, [31]),
+    ],
+)
+def test_times_are_compared_as_times_however_exactly_they_are_written(records, since, until, expected):
+    start = datetime(2026, 1, 31, 9, 30, tzinfo=UTC)
+    for place, seconds in enumerate([30, 30.5, 31]):
+        records._now = lambda seconds=seconds: start + timedelta(seconds=seconds)
+        add(records, bytes([place]))
+    page = records.find(Filter(since=since, until=until), order="oldest")
+    found = [(datetime.fromisoformat(each.created) - start).total_seconds() for each in page.records]
+    assert (found, page.total) == (expected, len(expected))
+
+
+@pytest.mark.parametrize("time", ["2026-02-30", "0001-01-01T00:00+01:00", "soon"])
+def test_a_time_that_there_is_not_is_refused(records, time):
+    with pytest.raises(UsageError, match=f"since is '{re.escape(time)}', which is no time"):
+        records.find(Filter(since=time))
 
 
 @pytest.mark.parametrize("asked", [{"limit": 0}, {"limit": 201}, {"after": "ab" * 16}])
@@ -235,104 +262,6 @@ def test_a_film_that_changed_on_the_disk_is_not_given_out(records, tmp_path):
     path.write_bytes(b"another")
     with pytest.raises(StorageError, match="not the film that was kept"):
         records.film(record)
-
-
-# --- opening ---------------------------------------------------------------------------------------------------------
-
-
-def test_migrations_make_the_tables_that_the_code_reads(records):
-    """Alembic's own comparison finds nothing to change."""
-    from alembic.autogenerate import compare_metadata
-    from alembic.migration import MigrationContext
-
-    with records.engine.connect() as connection:
-        context = MigrationContext.configure(connection, opts={"compare_type": True})
-        assert compare_metadata(context, METADATA) == []
-
-
-def test_a_database_of_a_newer_version_is_refused(records, database, tmp_path):
-    with writing(records.engine) as connection:
-        connection.execute(text("UPDATE alembic_version SET version_num = 'of the future'"))
-    with pytest.raises(StorageError, match="newer version"):
-        open_database(tmp_path / "data", database)
-
-
-@pytest.mark.parametrize(
-    ("address", "words"),
-    [
-        ("mysql://a@b/c", "takes postgresql://"),
-        ("nonsense", "no address"),
-        (
-            "postgresql://me:secret@127.0.0.1:1/x",
-            r"cannot be used: Can't create a connection to host 127.0.0.1 and port 1",
-        ),
-    ],
-)
-def test_an_address_that_cannot_be_used_is_refused_without_its_password(address, words):
-    with pytest.raises((UsageError, StorageError), match=words) as caught:
-        open_database(None, address)
-    assert "secret" not in str(caught.value)
-
-
-def test_of_what_postgresql_says_the_words_are_shown_and_no_more(postgresql_server):
-    with pytest.raises(StorageError) as caught:
-        open_database(None, postgresql_server.removesuffix("postgres") + "nowhere")
-    assert caught.value.message.endswith('cannot be used: database "nowhere" does not exist')
-
-
-def test_a_connection_that_is_lost_is_told_and_the_next_one_serves(postgresql_server):
-    engine, other = open_database(None, postgresql_server), open_database(None, postgresql_server)
-    others = text("SELECT pg_terminate_backend(pid) FROM pg_stat_activity WHERE pid <> pg_backend_pid()")
-
-    def lose():
-        with reading(engine) as connection, other.connect() as killer:
-            killer.execute(others)
-            connection.execute(text("SELECT 1"))
-
-    with pytest.raises(StorageError, match="cannot be used: "):
-        lose()
-    with reading(engine) as connection:
-        assert connection.execute(text("SELECT 1")).scalar_one() == 1
-    engine.dispose()
-    other.dispose()
-
-
-def test_when_all_connections_are_busy_it_is_told(tmp_path, monkeypatch):
-    engine = open_database(tmp_path)
-    monkeypatch.setattr(engine.pool, "_timeout", 0.05)
-    held = [engine.connect() for _ in range(15)]
-    with pytest.raises(StorageError, match="all connections to it are busy"), reading(engine):
-        pass
-    for each in held:
-        each.close()
-    engine.dispose()
-
-
-def test_a_reader_sees_one_state_while_others_write(records):
-    add(records, b"a")
-    with reading(records.engine) as connection:
-        counted = text("SELECT count(*) FROM predictions")
-        assert connection.execute(counted).scalar_one() == 1
-        add(records, b"b")
-        assert connection.execute(counted).scalar_one() == 1
-    assert records.find(Filter()).total == 2
-
-
-def test_a_folder_that_is_no_database_is_told(tmp_path):
-    (tmp_path / DATABASE_FILE).write_bytes(b"no database, but a file of some length" * 100)
-    with pytest.raises(StorageError, match="not a database"):
-        open_database(tmp_path)
-
-
-def test_a_locked_database_is_told_and_serves_again(tmp_path, monkeypatch):
-    monkeypatch.setattr("pneumoscope.service.database._PATIENCE", 0.1)
-    records = Records(tmp_path / "data")
-    other = open_database(tmp_path / "data")
-    with writing(other), pytest.raises(StorageError, match="locked"):
-        add(records)
-    assert add(records)[1]
-    records.close()
-    other.dispose()
 
 
 def test_nothing_is_kept_of_a_service_without_a_folder(tmp_path, monkeypatch):

@@ -46,7 +46,7 @@ class ReviewGiven(_Answer):
 
     agrees: bool
     """Whether they agree with the decision."""
-    note: str = Field(default="", max_length=4000)
+    note: str = Field(default="", max_length=4000, pattern=r"^[^\x00]*$")
 
 
 class ReviewAnswer(ReviewGiven):

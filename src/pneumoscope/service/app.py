@@ -8,7 +8,6 @@ from collections.abc import AsyncIterator
 
 from fastapi import FastAPI
 from fastapi.concurrency import run_in_threadpool
-from starlette.middleware.base import BaseHTTPMiddleware
 from starlette.staticfiles import StaticFiles
 
 from pneumoscope import __version__
@@ -22,7 +21,7 @@ from pneumoscope.service.paths import open_paths, paths
 from pneumoscope.service.problems import answer_errors
 from pneumoscope.service.records import Records
 from pneumoscope.service.scoring import Scoring
-from pneumoscope.service.watching import Metrics, watched
+from pneumoscope.service.watching import Metrics, Watched
 
 __all__ = ["Settings", "make_app"]
 
@@ -83,5 +82,5 @@ def make_app(model: Model, records: Records, access: Access, settings: Settings 
     app.mount("/static", StaticFiles(packages=[("pneumoscope.service.page", "static")]), name="static")
     app.state.access = access
     app.add_middleware(Limits, most_bytes=chosen.most_bytes, seconds=chosen.body_seconds)
-    app.add_middleware(BaseHTTPMiddleware, dispatch=watched(metrics, chosen.loopback))
+    app.add_middleware(Watched, metrics=metrics, loopback=chosen.loopback)
     return app

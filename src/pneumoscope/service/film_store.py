@@ -12,8 +12,9 @@ from typing import Protocol
 from pneumoscope.errors import StorageError
 from pneumoscope.storage import is_temporary, write_atomically
 
-__all__ = ["FilmStore", "FolderStore", "MemoryStore", "film_hash"]
+__all__ = ["FILMS", "FilmStore", "FolderStore", "MemoryStore", "film_hash"]
 
+FILMS = "films"  # the folder below that of the data
 _NAME = re.compile(r"[0-9a-f]{64}")
 
 
@@ -52,7 +53,11 @@ class FolderStore:
         """See `FilmStore`; it is on the disk when this returns."""
         sha256 = film_hash(content)
         path = self._path(sha256)
-        if not path.is_file():
+        try:
+            there = path.is_file()
+        except OSError as error:
+            raise _failed("look at", path, error) from error
+        if not there:
             write_atomically(path, content)
         return sha256
 

@@ -76,9 +76,8 @@ class Judging:
             waiting.cancel()
             for future in futures:
                 future.cancel()
-        return [
-            await run_in_threadpool(self._kept, each, film, who) for each, (film, _) in zip(judged, films, strict=True)
-        ]
+        kept = (run_in_threadpool(self._kept, each, film, who) for each, (film, _) in zip(judged, films, strict=True))
+        return await asyncio.gather(*kept)
 
     def _kept(self, prediction: Prediction, film: bytes, who: str) -> PredictionAnswer:
         point = self.model.point_name
@@ -118,13 +117,24 @@ async def read_films(request: Request, name: str, most: int) -> list[tuple[bytes
             raise UsageError(
                 "there is no film in the form", advice="Send films as parts named films, each with a file name"
             )
-        return [(film, name or f"film {place}") for place, (film, name) in enumerate(films, 1)]
+        return [(film, _kept_name(name) or f"film {place}") for place, (film, name) in enumerate(films, 1)]
     if kind in _RAW:
         body = await request.body()
         if not body:
             raise UsageError("the body is empty", advice="Send a film")
-        return [(body, name or "film 1")]
+        return [(body, _kept_name(name) or "film 1")]
     raise HTTPException(415, f"the Content-Type is {kind[:64]!r}; taken are {_MULTIPART} and {', '.join(_RAW)}")
+
+
+def _kept_name(name: str) -> str:
+    """A name that both databases can keep.
+
+    Raises:
+        UsageError: PostgreSQL cannot.
+    """
+    if "\0" in name:
+        raise UsageError("a film's name holds the character U+0000", advice="Send it under another name")
+    return name
 
 
 async def _gone(request: Request) -> None:

@@ -16,8 +16,8 @@ from prometheus_client import CONTENT_TYPE_LATEST, generate_latest
 from pneumoscope.errors import UnknownNameError, UnreadableFilmError
 from pneumoscope.radiograph.decode import decode
 from pneumoscope.results import Decision
-from pneumoscope.service.access import Access
 from pneumoscope.service.answers import Health, PredictionAnswer, PredictionsAnswer, PredictionsPage, ReviewGiven
+from pneumoscope.service.asking import Who, as_json, known_parameters, who
 from pneumoscope.service.judging import BODY, NAME, Judging, read_films
 from pneumoscope.service.problems import responses
 from pneumoscope.service.record import Filter, Order
@@ -27,7 +27,7 @@ __all__ = ["SCALE", "open_paths", "paths"]
 _DRAWN = 2  # films that are decoded at once to be shown: each may take hundreds of MB
 _THUMBNAIL = 160  # pixels of the longer side
 SCALE = "X-Heatmap-Scale"  # header: the contribution to the logit at which a layer is opaque
-_TIME = r"^\d{4}-\d\d-\d\d(T\d\d:\d\d(:\d\d(\.\d{1,6})?)?Z)?$"
+_TIME = r"^[0-9]{4}-[0-9]{2}-[0-9]{2}(T[0-9]{2}:[0-9]{2}(:[0-9]{2}(\.[0-9]{1,6})?)?Z)?$"
 _PICTURE: dict[int | str, dict[str, Any]] = {
     200: {"content": {"image/png": {"schema": {"type": "string", "format": "binary"}}}}
 }
@@ -69,13 +69,6 @@ def open_paths(service: Judging) -> APIRouter:
     return router
 
 
-def _who(request: Request) -> str:
-    """The name behind the request's token, or behind the page's cookie."""
-    access: Access = request.app.state.access
-    return access.of_request(request)
-
-
-_Who = Annotated[str, Depends(_who)]
 _Id = Annotated[str, Path(pattern=r"^[0-9a-f]{32}$", examples=["0123456789abcdef0123456789abcdef"])]
 
 
@@ -92,7 +85,10 @@ def paths(service: Judging, most_films: int) -> APIRouter:
             raise UnknownNameError("heatmap", id, (), advice="The film was rejected, so nothing is said of its places")
         return service.records.film(record)
 
-    router = APIRouter(prefix="/v1", tags=["predictions"], responses=responses(401, 403, 422, 503))
+    router = APIRouter(
+        prefix="/v1", tags=["predictions"], responses=responses(401, 403, 422, 503),
+        dependencies=[Depends(who), Depends(known_parameters)],
+    )  # fmt: skip
 
     @router.post(
         "/predictions",
@@ -103,7 +99,7 @@ def paths(service: Judging, most_films: int) -> APIRouter:
     )
     async def judge(
         request: Request,
-        who: _Who,
+        who: Who,
         name: Annotated[str, Query(max_length=NAME, description="Of the film, where the body is the film itself")] = "",
     ) -> PredictionsAnswer:
         """Send films as parts named `films` of a form, or one film as the body.
@@ -122,7 +118,7 @@ def paths(service: Judging, most_films: int) -> APIRouter:
 
     @router.get("/predictions", summary="Films that are kept")
     def find(
-        who: _Who,
+        who: Who,
         decision: Decision | None = None,
         reviewed: bool | None = None,
         since: Annotated[
@@ -138,14 +134,14 @@ def paths(service: Judging, most_films: int) -> APIRouter:
         return PredictionsPage.of_page(service.records.find(wanted, order=order, limit=limit, after=after))
 
     @router.get("/predictions/{id}", summary="One film", responses=responses(404))
-    def get(who: _Who, id: _Id) -> PredictionAnswer:
+    def get(who: Who, id: _Id) -> PredictionAnswer:
         return PredictionAnswer.of_record(service.records.get(id))
 
     @router.get(
         "/predictions/{id}/film.png", summary="The film as it was read, 8 bits of grey",
         response_class=Response, responses=_PICTURE | responses(404, 410),
     )  # fmt: skip
-    async def film(who: _Who, id: _Id) -> Response:
+    async def film(who: Who, id: _Id) -> Response:
         def draw() -> bytes:
             return _png(Image.fromarray(decode(service.records.film(service.records.get(id)), name="the film").pixels))
 
@@ -155,7 +151,7 @@ def paths(service: Judging, most_films: int) -> APIRouter:
         "/predictions/{id}/thumbnail.png", summary="The film, small",
         response_class=Response, responses=_PICTURE | responses(404, 410),
     )  # fmt: skip
-    async def thumbnail(who: _Who, id: _Id) -> Response:
+    async def thumbnail(who: Who, id: _Id) -> Response:
         def draw() -> bytes:
             picture = Image.fromarray(decode(service.records.film(service.records.get(id)), name="the film").pixels)
             picture.thumbnail((_THUMBNAIL, _THUMBNAIL), Image.Resampling.BOX, reducing_gap=2)
@@ -167,7 +163,7 @@ def paths(service: Judging, most_films: int) -> APIRouter:
         "/predictions/{id}/heatmap.png", summary="What spoke for and against pneumonia",
         response_class=Response, responses=_PICTURE | responses(404, 410),
     )  # fmt: skip
-    async def heatmap(who: _Who, id: _Id) -> Response:
+    async def heatmap(who: Who, id: _Id) -> Response:
         def draw() -> bytes:
             ((_, picture),) = service.model.explain_many([explained(id)], batch_size=1, workers=1)
             assert picture is not None  # it was not rejected
@@ -179,7 +175,7 @@ def paths(service: Judging, most_films: int) -> APIRouter:
         "/predictions/{id}/heatmap-layer.png", summary="The heatmap alone, to be laid over the film",
         response_class=Response, responses=_LAYER | responses(404, 410),
     )  # fmt: skip
-    async def heatmap_layer(who: _Who, id: _Id) -> Response:
+    async def heatmap_layer(who: Who, id: _Id) -> Response:
         """Transparent where nothing was contributed, of the film's aspect; orange towards pneumonia, blue towards normal."""
 
         def draw() -> Response:
@@ -189,22 +185,33 @@ def paths(service: Judging, most_films: int) -> APIRouter:
         async with drawing:
             return await run_in_threadpool(draw)
 
-    @router.put("/predictions/{id}/review", summary="A person's reading", responses=responses(400, 404, 408, 413))
-    def review(who: _Who, id: _Id, given: ReviewGiven) -> PredictionAnswer:
+    @router.put(
+        "/predictions/{id}/review", summary="A person's reading", responses=responses(400, 404, 408, 413, 415),
+        dependencies=[Depends(as_json)],
+    )  # fmt: skip
+    def review(who: Who, id: _Id, given: ReviewGiven) -> PredictionAnswer:
         """Agree or disagree, and a note; an earlier reading is replaced."""
         return PredictionAnswer.of_record(service.records.review(id, agrees=given.agrees, note=given.note, who=who))
 
     @router.delete(
         "/predictions/{id}", status_code=204, summary="Remove a film and its numbers", responses=responses(404)
     )
-    def remove(who: _Who, id: _Id) -> None:
+    def remove(who: Who, id: _Id) -> None:
         """That it was there, and when it was removed, stays in the audit trail."""
         service.records.remove(id, who=who)
 
     @router.get("/model", summary="The model's card", tags=["model"])
-    def card(who: _Who) -> dict[str, Any]:
-        """As `card.json` in its bundle."""
+    def card(
+        who: Who,
+        seen: Annotated[
+            bool,
+            Query(description="With the hashes of all films that it learned from or was tuned on, long as they are"),
+        ] = False,
+    ) -> dict[str, Any]:
+        """As `card.json` in its bundle, without `seen` where that is not asked for."""
         found: dict[str, Any] = msgspec.to_builtins(service.model.card)
+        if not seen:
+            del found["seen"]
         return found
 
     return router

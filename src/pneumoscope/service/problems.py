@@ -6,7 +6,6 @@ a film's name or what stands in a film: names of patients do.
 
 from __future__ import annotations
 
-import logging
 from collections.abc import Mapping
 from typing import Any
 
@@ -15,15 +14,25 @@ from fastapi.exceptions import RequestValidationError
 from fastapi.responses import JSONResponse
 from pydantic import BaseModel, Field
 from starlette.exceptions import HTTPException
+from starlette.requests import ClientDisconnect
 
 from pneumoscope import errors
 from pneumoscope.errors import PneumoscopeError
+from pneumoscope.service.record import TIME_FORM
 
-__all__ = ["MEDIA_TYPE", "STATUSES", "Problem", "answer_errors", "problem", "responses"]
+__all__ = ["MEDIA_TYPE", "STATUSES", "Problem", "answer_errors", "fault", "of_error", "problem", "refused", "responses"]
 
 MEDIA_TYPE = "application/problem+json"
 _RETRY = 2  # seconds, about what a full queue takes to be scored
-_LOG = logging.getLogger("pneumoscope.service")
+
+# How what has a form is written, in words: the form itself is an expression that nobody should have to read.
+_FORMS = {
+    "since": f"a time is written {TIME_FORM}",
+    "until": f"a time is written {TIME_FORM}",
+    "id": "an id is 32 digits of 0 to 9 and a to f",
+    "after": "it is `next` of the page before, or empty",
+    "note": "it holds the character U+0000, which cannot be kept",
+}
 
 # The nearest class of an error's family tells its status.
 STATUSES: Mapping[type[PneumoscopeError], int] = {
@@ -95,36 +104,55 @@ def of_error(error: PneumoscopeError) -> JSONResponse:
     return problem(status, type(error).__name__, detail, error.advice, headers)
 
 
+def fault(request: Request, error: Exception) -> JSONResponse:
+    """What a client is told of an error that nobody foresaw: its kind alone, for what it says may hold anything."""
+    what = f"an unforeseen {type(error).__name__}"
+    refused(request, "PneumoscopeError", what)
+    return problem(500, "PneumoscopeError", what, "The log tells when; please report it")
+
+
+def refused(request: Request, error: str, why: str = "") -> None:
+    """Remember what became of a request, for the log line of it.
+
+    Args:
+        request: that is not done.
+        error: the name of the error.
+        why: is told where the fault is not the client's, so nothing that a client sent may be in it.
+    """
+    request.state.refused = (error, why)
+
+
+def _in_words(error: Mapping[str, Any]) -> str:
+    """What is wrong with a value."""
+    if error["type"] == "string_pattern_mismatch" and error["loc"][-1] in _FORMS:
+        return _FORMS[error["loc"][-1]]
+    return str(error["msg"])
+
+
 def answer_errors(app: FastAPI) -> None:
     """Give every error of an application this form."""
 
     @app.exception_handler(PneumoscopeError)
-    async def _told(_: Request, error: PneumoscopeError) -> JSONResponse:
-        answer = of_error(error)
-        if answer.status_code >= 500:
-            _LOG.error("%s: %s", type(error).__name__, error.message)
-        return answer
+    async def _told(request: Request, error: PneumoscopeError) -> JSONResponse:
+        refused(request, type(error).__name__, error.message)
+        return of_error(error)
+
+    @app.exception_handler(ClientDisconnect)
+    async def _gone(request: Request, _: ClientDisconnect) -> JSONResponse:
+        return await _told(request, errors.UsageError("the client has gone"))
 
     @app.exception_handler(RequestValidationError)
-    async def _invalid(_: Request, error: RequestValidationError) -> JSONResponse:
+    async def _invalid(request: Request, error: RequestValidationError) -> JSONResponse:
         # Where and why, not what was given: a note may name a patient.
-        said = "; ".join(f"{'.'.join(map(str, each['loc']))}: {each['msg']}" for each in error.errors())
+        said = "; ".join(f"{'.'.join(map(str, each['loc']))}: {_in_words(each)}" for each in error.errors())
+        refused(request, "UsageError")
         return problem(422, "UsageError", said, "See /openapi.json for what is taken")
 
     @app.exception_handler(HTTPException)
-    async def _http(_: Request, error: HTTPException) -> JSONResponse:
+    async def _http(request: Request, error: HTTPException) -> JSONResponse:
         name = {404: "UnknownNameError", 413: "TooLargeError"}.get(error.status_code, "UsageError")
+        refused(request, name)
         return problem(error.status_code, name, str(error.detail), headers=error.headers)
-
-    @app.exception_handler(Exception)
-    async def _fault(_: Request, error: Exception) -> JSONResponse:
-        # The kind alone: what an unforeseen error says may hold anything.
-        _LOG.error(
-            "a fault of ours: %s", type(error).__name__, exc_info=error if _LOG.isEnabledFor(logging.DEBUG) else None
-        )
-        return problem(
-            500, "PneumoscopeError", f"an unforeseen {type(error).__name__}", "The log tells when; please report it"
-        )
 
 
 def responses(*statuses: int) -> dict[int | str, dict[str, Any]]:

@@ -4,16 +4,31 @@ from __future__ import annotations
 
 import dataclasses
 import hashlib
+from datetime import UTC, datetime
 from typing import Any, Literal, NamedTuple
 
 from sqlalchemy import Row
 
+from pneumoscope.errors import UsageError
 from pneumoscope.results import Decision, FilmFacts, ModelFacts, Prediction
 from pneumoscope.service.film_store import film_hash
 
-__all__ = ["Filter", "Judged", "Order", "Page", "Record", "Review", "new_row", "of_row", "record_id"]
+__all__ = [
+    "TIME_FORM",
+    "Filter",
+    "Judged",
+    "Order",
+    "Page",
+    "Record",
+    "Review",
+    "moment",
+    "new_row",
+    "of_row",
+    "record_id",
+]
 
 Order = Literal["newest", "oldest", "highest", "lowest", "attention"]
+TIME_FORM = "2026-01-31 or 2026-01-31T09:30:00Z, in UTC"
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
@@ -87,6 +102,23 @@ class Page:
 def record_id(film_sha256: str, model_sha256: str, operating_point: str) -> str:
     """32 hexadecimal digits: the same film, judged by the same model at the same point, is one record."""
     return hashlib.sha256(f"{film_sha256} {model_sha256} {operating_point}".encode()).hexdigest()[:32]
+
+
+def moment(text: str, name: str) -> str:
+    """A time as records have it, so that the two can be compared as text.
+
+    Args:
+        text: a date, or a time in UTC; ISO 8601.
+        name: of what it was given as.
+    Raises:
+        UsageError: there is no such time.
+    """
+    try:
+        time = datetime.fromisoformat(text)
+        time = time.astimezone(UTC) if time.tzinfo else time.replace(tzinfo=UTC)
+    except (ValueError, OverflowError) as error:
+        raise UsageError(f"{name} is {text!r}, which is no time", advice=f"Write it as {TIME_FORM}") from error
+    return f"{time.replace(tzinfo=None).isoformat(timespec='microseconds')}Z"
 
 
 def new_row(prediction: Prediction, film: bytes, operating_point: str) -> dict[str, Any]:

@@ -92,7 +92,7 @@ def serve(
                 ws="none",
             )
         )
-        shown = f"[{host}]" if ":" in host else host
+        shown = f"[{host.strip('[]')}]" if ":" in host else host
         _log_to_stderr()
         address = f"http://{shown}:{listener.getsockname()[1]}"
         tell(f"{address}  model {judge.card.name}, operating point {judge.point_name}")
@@ -159,12 +159,14 @@ def _listening(host: str, port: int) -> Iterator[socket.socket]:
     family = socket.AF_INET6 if ":" in host else socket.AF_INET
     try:
         listener = socket.create_server((host.strip("[]"), port), family=family)
-    except (OSError, UnicodeError) as error:
-        why = error.strerror if isinstance(error, OSError) and error.strerror else str(error)
+    except (OSError, UnicodeError, TypeError) as error:  # the latter two of a name that no host can have
+        why = ((isinstance(error, OSError) and error.strerror) or str(error)).partition(" (while ")[0]
         at_fault = "--port" if isinstance(error, OSError) and error.errno in _OF_PORTS else "--host"
         raise UsageError(
             f"cannot listen on {host}, port {port}: {why}", advice=f"Choose another with {at_fault}"
         ) from error
+    # An answer's head and body are two packets: without this the second would wait for the first one's receipt, 40 ms each time.
+    listener.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
     with listener:
         yield listener
 

@@ -4,16 +4,18 @@ from __future__ import annotations
 
 import logging
 import time
-from collections.abc import Awaitable, Callable
+from collections.abc import Callable
 
 from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram
+from starlette.datastructures import MutableHeaders
 from starlette.requests import Request
 from starlette.responses import Response
+from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from pneumoscope.service.access import is_loopback
 from pneumoscope.service.problems import fault, problem, refused
 
-__all__ = ["Metrics", "watched"]
+__all__ = ["Metrics", "Watched"]
 
 _LOG = logging.getLogger("pneumoscope.service")
 _METHODS = ("GET", "HEAD", "POST", "PUT", "PATCH", "DELETE", "OPTIONS")  # others are of a client's own making
@@ -46,35 +48,54 @@ class Metrics:
         films.set_function(waiting)
 
 
-def watched(
-    metrics: Metrics, loopback: bool
-) -> Callable[[Request, Callable[[Request], Awaitable[Response]]], Awaitable[Response]]:
-    """Counts requests, refuses those that another site's page makes, and adds the headers that all answers have."""
+class Watched:
+    """Middleware that counts requests, refuses those that another site's page makes, and adds the headers that all answers have.
 
-    async def watch(request: Request, go_on: Callable[[Request], Awaitable[Response]]) -> Response:
-        start = time.perf_counter()
+    Args:
+        app: behind it.
+        metrics: that count.
+        loopback: see `app.Settings`.
+    """
+
+    def __init__(self, app: ASGIApp, *, metrics: Metrics, loopback: bool) -> None:
+        self.app, self._metrics, self._loopback = app, metrics, loopback
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """Pass a request on, and see what becomes of it."""
+        if scope["type"] != "http":
+            await self.app(scope, receive, send)
+            return
+        start, status, request = time.perf_counter(), 0, Request(scope)
+
+        async def answered(message: Message) -> None:
+            nonlocal status
+            if message["type"] == "http.response.start":
+                status = message["status"]
+                headers = MutableHeaders(scope=message)
+                for header, value in _HEADERS.items():
+                    headers.setdefault(header, value)
+            await send(message)
+
         try:
-            response = _refusal(request, loopback)
+            response = _refusal(request, self._loopback)
             if response is not None:
                 refused(request, "AccessError")
+                await response(scope, receive, answered)
             else:
-                response = await go_on(request)
+                await self.app(scope, receive, answered)
         except Exception as error:  # noqa: BLE001  whatever it is, the client is told; what it says may hold anything
-            response = fault(request, error)
             _LOG.debug("a fault of ours", exc_info=error)
-        route = request.scope.get("route")
+            told = fault(request, error)
+            if not status:
+                await told(scope, receive, answered)
+        route = scope.get("route")
         path = getattr(route, "path", "other")  # with {id} in the place of an id
         method = request.method if route and request.method in _METHODS else "other"
         seconds = time.perf_counter() - start
-        metrics.requests.labels(method, path, response.status_code).inc()
-        metrics.seconds.labels(path).observe(seconds)
-        if response.status_code >= 400:
-            _tell(request, f"{method} {path} {response.status_code}", seconds, response.status_code >= 500)
-        for header, value in _HEADERS.items():
-            response.headers.setdefault(header, value)
-        return response
-
-    return watch
+        self._metrics.requests.labels(method, path, status).inc()
+        self._metrics.seconds.labels(path).observe(seconds)
+        if status >= 400:
+            _tell(request, f"{method} {path} {status}", seconds, status >= 500)
 
 
 def _tell(request: Request, what: str, seconds: float, ours: bool) -> None:
