@@ -100,6 +100,7 @@ def test_a_port_that_is_taken_is_told(bundle, tmp_path):
     ("options", "words"),
     [
         (["--host", "0.0.0.0"], "no token is asked"),
+        (["--public-name", "films.clinic.example"], "no token is asked"),
         (["--ephemeral", "--data", "x"], "keeps nothing"),
         (["--token-file", "nowhere"], "cannot read the tokens"),
         (["--token-file", "tokens", "--no-auth"], "contradict"),

@@ -39,6 +39,9 @@ class _Age(click.ParamType[timedelta]):
 @click.option("--keep", type=_Age(), metavar="AGE", help="Remove films older than this (30d, 12h, 8w); numbers stay.")
 @click.option("--token-file", type=click.Path(path_type=Path), help='Lines "name token"; who has none is refused.')
 @click.option("--no-auth", is_flag=True, help="Let all who can reach the address in.")
+@click.option(
+    "--public-name", default="", metavar="HOST", help="By which a proxy on this machine lets others reach it."
+)
 @click.option("--open", "show", is_flag=True, help="Open the page in this machine's browser.")
 def command(
     host: str,
@@ -51,6 +54,7 @@ def command(
     keep: timedelta | None,
     token_file: Path | None,
     no_auth: bool,
+    public_name: str,
     show: bool,
 ) -> None:
     """Serve a page for people and an API for programs, and keep films, predictions and an audit trail.
@@ -75,6 +79,7 @@ def command(
         keep=keep,
         token_file=token_file,
         no_auth=no_auth,
+        public_name=public_name,
         show=show,
         tell=lambda text: click.echo(text, err=True),
     )

@@ -36,6 +36,7 @@ class Settings:
         most_waiting: films that may wait to be scored.
         body_seconds: for a body to arrive.
         loopback: whether only this machine can reach it, so that another host's name in a request is a trick.
+        public_name: by which a proxy on this machine makes it reachable; empty where there is none.
     """
 
     most_bytes: int = 256 * 2**20
@@ -43,6 +44,7 @@ class Settings:
     most_waiting: int = 256
     body_seconds: float = 60
     loopback: bool = True
+    public_name: str = ""
 
 
 def make_app(model: Model, records: Records, access: Access, settings: Settings | None = None) -> FastAPI:
@@ -82,5 +84,5 @@ def make_app(model: Model, records: Records, access: Access, settings: Settings 
     app.mount("/static", StaticFiles(packages=[("pneumoscope.service.page", "static")]), name="static")
     app.state.access = access
     app.add_middleware(Limits, most_bytes=chosen.most_bytes, seconds=chosen.body_seconds)
-    app.add_middleware(Watched, metrics=metrics, loopback=chosen.loopback)
+    app.add_middleware(Watched, metrics=metrics, loopback=chosen.loopback, public_name=chosen.public_name)
     return app

@@ -47,6 +47,7 @@ def serve(
     keep: timedelta | None,
     token_file: Path | None,
     no_auth: bool,
+    public_name: str,
     show: bool,
     tell: Callable[[str], None],
 ) -> None:
@@ -60,6 +61,7 @@ def serve(
         keep: age at which films are removed; None keeps them.
         token_file: see `read_tokens`.
         no_auth: lets everybody in on an address that others can reach.
+        public_name: see `app.Settings`.
         show: opens the page in this machine's browser.
         tell: called with what a person should know.
     Raises:
@@ -69,16 +71,16 @@ def serve(
     if token_file and no_auth:
         raise UsageError("--token-file and --no-auth contradict each other")
     loopback = is_loopback(host)
-    if not (loopback or token_file or no_auth):
+    if not ((loopback and not public_name) or token_file or no_auth):
         raise UsageError(
-            f"others can reach {host}, and no token is asked of them",
+            f"others can reach {public_name or host}, and no token is asked of them",
             advice="Name a file of tokens with --token-file, or say --no-auth if something in front of it lets nobody else in",
         )
     access = Access(read_tokens(token_file) if token_file else {})
     judge = load_model(model, operating_point=operating_point, threads=1)
     with _alone(folder), _listening(host, port) as listener:
         records = Records(folder, database)
-        app = make_app(judge, records, access, Settings(loopback=loopback))
+        app = make_app(judge, records, access, Settings(loopback=loopback, public_name=public_name))
         server = uvicorn.Server(
             uvicorn.Config(
                 app,

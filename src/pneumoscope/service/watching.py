@@ -54,11 +54,11 @@ class Watched:
     Args:
         app: behind it.
         metrics: that count.
-        loopback: see `app.Settings`.
+        loopback, public_name: see `app.Settings`.
     """
 
-    def __init__(self, app: ASGIApp, *, metrics: Metrics, loopback: bool) -> None:
-        self.app, self._metrics, self._loopback = app, metrics, loopback
+    def __init__(self, app: ASGIApp, *, metrics: Metrics, loopback: bool, public_name: str) -> None:
+        self.app, self._metrics, self._loopback, self._public_name = app, metrics, loopback, public_name.lower()
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Pass a request on, and see what becomes of it."""
@@ -77,7 +77,7 @@ class Watched:
             await send(message)
 
         try:
-            response = _refusal(request, self._loopback)
+            response = self._refusal(request)
             if response is not None:
                 refused(request, "AccessError")
                 await response(scope, receive, answered)
@@ -97,6 +97,20 @@ class Watched:
         if status >= 400:
             _tell(request, f"{method} {path} {status}", seconds, status >= 500)
 
+    def _refusal(self, request: Request) -> Response | None:
+        host = request.headers.get("Host", "")
+        name = (host.rpartition(":")[0] if host.rpartition(":")[2].isdigit() else host).lower()
+        # A page of another site may send a form here, or have its own name point to this machine: neither may act.
+        if self._loopback and not is_loopback(name) and not (name and name == self._public_name):
+            advice = "Ask http://127.0.0.1 or http://localhost, or start it with --public-name"
+            return problem(403, "AccessError", "the request names another host", advice)
+        origin = request.headers.get("Origin", "")
+        if request.method not in ("GET", "HEAD", "OPTIONS") and origin and origin.partition("://")[2] != host:
+            return problem(
+                403, "AccessError", "the request comes from another site's page", "Send it from this service's page"
+            )
+        return None
+
 
 def _tell(request: Request, what: str, seconds: float, ours: bool) -> None:
     """A line in the log for a request that was not done. Nothing that the client sent is in it, but the name of its token."""
@@ -104,16 +118,3 @@ def _tell(request: Request, what: str, seconds: float, ours: bool) -> None:
     who = getattr(request.state, "who", "-")
     said = f": {' '.join(why.split())}" if ours and why else ""
     _LOG.log(logging.WARNING if ours else logging.INFO, "%s %s %s %.0f ms%s", what, error, who, 1000 * seconds, said)
-
-
-def _refusal(request: Request, loopback: bool) -> Response | None:
-    host = request.headers.get("Host", "")
-    # A page of another site may send a form here, or have its own name point to this machine: neither may act.
-    if loopback and not is_loopback(host.rpartition(":")[0] if host.rpartition(":")[2].isdigit() else host):
-        return problem(403, "AccessError", "the request names another host", "Ask http://127.0.0.1 or http://localhost")
-    origin = request.headers.get("Origin", "")
-    if request.method not in ("GET", "HEAD", "OPTIONS") and origin and origin.partition("://")[2] != host:
-        return problem(
-            403, "AccessError", "the request comes from another site's page", "Send it from this service's page"
-        )
-    return None

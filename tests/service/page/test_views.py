@@ -6,8 +6,14 @@ import re
 from html.parser import HTMLParser
 
 import pytest
+from fastapi.testclient import TestClient
 from tests.service.conftest import png
 from tests.service.page.conftest import BASE, TOKEN
+
+from pneumoscope.predictor.model import load_model
+from pneumoscope.service.access import Access
+from pneumoscope.service.app import Settings, make_app
+from pneumoscope.service.records import Records
 
 HOSTILE = "<script>alert(1)</script>\"'><img src=x onerror=alert(2)>.png"
 NOTICE = "Not a medical device"
@@ -226,3 +232,17 @@ def test_another_sites_page_changes_nothing_with_a_persons_cookie(stranger):
     assert stranger.get("/v1/predictions").json()["total"] == 1
     # A program's token needs no origin, whatever cookies it sends along.
     assert stranger.delete(f"/v1/predictions/{key}", headers={"Authorization": f"Bearer {TOKEN}"}).status_code == 204
+
+
+def test_behind_a_proxy_it_answers_to_its_public_name_and_to_no_other(paged):
+    settings = Settings(public_name="films.clinic.example")
+    app = make_app(load_model(paged, threads=1), Records(None), Access({"ward-3": TOKEN}), settings)
+    public = "https://films.clinic.example"
+    with TestClient(app, base_url=public, follow_redirects=False) as there:
+        there.post("/sign-in", data={"token": TOKEN}, headers={"Origin": public})
+        sent(there, ("a.png", png()), headers={"Origin": public})
+        for headers in ({"Origin": "https://evil.example"}, {"Host": "evil.example", "Origin": "https://evil.example"}):
+            answer = there.post("/v1/predictions", files=[("films", ("b.png", png(90)))], headers=headers)
+            assert answer.status_code == 403
+        assert there.get("/", headers={"Host": "evil.example"}).status_code == 403
+        assert there.get("/healthz", headers={"Host": "127.0.0.1:8000"}).status_code == 200
