@@ -4,13 +4,14 @@ BIN := .venv/bin
 READY := .venv/.ready
 DATA ?=
 DEMO := demo
+PORT ?= 8000
 
 .PHONY: help demo serve test check bench docs format clean
 .DELETE_ON_ERROR:
 
 help:
 	@echo "make demo [DATA=folder]  train, evaluate and compare two small networks; prints the path of the report"
-	@echo "make serve               the page and the API on this machine, with the model that comes with the package"
+	@echo "make serve [PORT=8000]   the page and the API on this machine, with the model that comes with the package"
 	@echo "make test                everything: format, lint, types, import contracts, tests"
 	@echo "make check               the quick part of it, as pre-commit calls it"
 	@echo "make bench               measure speed; writes results/benchmarks/"
@@ -37,7 +38,7 @@ demo: $(READY)
 	$(BIN)/python -m pneumoscope.demo --out $(DEMO)$(if $(DATA), --data '$(DATA)')
 
 serve: $(READY)
-	$(BIN)/pneumoscope serve --open
+	$(BIN)/pneumoscope serve --open --port $(PORT)
 
 bench: $(READY)
 	$(BIN)/python benchmarks/training.py --out results/benchmarks
