@@ -2,6 +2,7 @@
 
 import dataclasses
 import json
+import os
 import subprocess
 import sys
 import weakref
@@ -337,3 +338,25 @@ def test_a_film_whose_header_states_another_age_is_refused(maker):
     assert "67.0 years" in scored.refusal
     (scored,) = predictor.stream([dataclasses.replace(film, age=3.0)])
     assert not scored.refusal
+
+
+def test_the_runtime_is_told_to_report_nothing_before_it_is_loaded(maker):
+    """ONNX Runtime reads the variable when it starts; later is too late."""
+    bundle = maker.bundle(maker.root / "silent")
+    seen = subprocess.run(
+        [
+            sys.executable, "-c",
+            "import builtins, os, sys, pathlib\n"
+            "real = builtins.__import__\n"
+            "def watch(name, *rest):\n"
+            "    if name == 'onnxruntime' and name not in sys.modules: print(os.environ.get('ORT_DISABLE_TELEMETRY'))\n"
+            "    return real(name, *rest)\n"
+            "builtins.__import__ = watch\n"
+            "from pneumoscope.predictor.predictor import Predictor\n"
+            "Predictor.load(pathlib.Path(sys.argv[1]))\n",
+            str(bundle),
+        ],
+        capture_output=True, text=True, check=True,
+        env={name: value for name, value in os.environ.items() if name != "ORT_DISABLE_TELEMETRY"},
+    )  # fmt: skip
+    assert seen.stdout.split() == ["1"]

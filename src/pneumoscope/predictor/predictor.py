@@ -78,6 +78,9 @@ class Predictor:
         Raises:
             BundleError: ONNX Runtime cannot run the file, or it takes or gives something else than our format says.
         """
+        # Its builds can report on their use to their maker, which is switched off where it is first imported: nothing leaves
+        # the machine. Whoever has set it otherwise has decided so.
+        os.environ.setdefault("ORT_DISABLE_TELEMETRY", "1")
         import onnxruntime
 
         options = onnxruntime.SessionOptions()
