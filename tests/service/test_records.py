@@ -242,7 +242,9 @@ def test_a_film_that_is_missing_though_nobody_removed_it_is_told(records):
 def test_what_was_kept_is_there_after_a_start_and_what_a_killed_process_left_is_not(tmp_path, database):
     records = Records(tmp_path / "data", database)
     record, _ = add(records)
-    orphan = records.films.keep(b"answered never")
+    gone, _ = add(records, b"deleted")
+    records.remove(gone.id, who="me")
+    orphan = records.films.keep(b"deleted")  # as if it had been killed between the row's removal and the film's
     (tmp_path / "data/films/ab").mkdir(exist_ok=True)
     half = tmp_path / f"data/films/ab/.{'ab' * 32}-{'0' * 16}"
     half.write_bytes(b"half")
@@ -253,6 +255,25 @@ def test_what_was_kept_is_there_after_a_start_and_what_a_killed_process_left_is_
     assert again.film(record) == b"film"
     assert again.films.get(orphan) is None
     assert not half.exists()
+    again.close()
+
+
+def test_films_of_another_database_are_left_where_they_are_and_told(tmp_path, caplog):
+    first = Records(tmp_path / "data")
+    record, _ = add(first)
+    first.close()
+    database = tmp_path / "data/pneumoscope.sqlite"
+    database.rename(tmp_path / "elsewhere")
+    for name in ("pneumoscope.sqlite-wal", "pneumoscope.sqlite-shm"):
+        (tmp_path / "data" / name).unlink(missing_ok=True)
+
+    Records(tmp_path / "data").close()
+    assert "1 films have no record" in caplog.text
+    assert "another database" in caplog.text
+
+    (tmp_path / "elsewhere").rename(database)
+    again = Records(tmp_path / "data")
+    assert again.film(again.get(record.id)) == b"film"
     again.close()
 
 

@@ -1,12 +1,14 @@
 """What a service keeps of every film: the prediction, a person's reading of it, and the film itself, with the audit trail.
 
 The order of writing makes a killed process harmless. A film is on the disk before its row is, and its row goes before it does:
-at worst a film without a row is left, which `Records` removes when it is opened next.
+at worst a film without a row is left. When `Records` is opened next, it removes those whose removal the trail tells of, and leaves
+those that it never heard of: few may be of a process that was killed, but many are another database's, and not to be lost.
 """
 
 from __future__ import annotations
 
 import contextlib
+import logging
 import threading
 from collections.abc import Callable, Mapping, Sequence
 from datetime import UTC, datetime, timedelta
@@ -20,12 +22,13 @@ from pneumoscope.results import Prediction
 from pneumoscope.service.database import open_database, reading, writing
 from pneumoscope.service.film_store import FILMS, FilmStore, FolderStore, MemoryStore, film_hash
 from pneumoscope.service.record import Filter, Judged, Order, Page, Record, moment, new_row, of_row
-from pneumoscope.service.tables import predictions
+from pneumoscope.service.tables import predictions, trail
 from pneumoscope.service.together import Together
 from pneumoscope.service.trail import append
 
 __all__ = ["Records"]
 
+_LOG = logging.getLogger("pneumoscope.service")
 _MOST = 200  # records a page
 # How little a record needs a person's eyes: read ones last, before them the others by probability, first what is left open.
 _CALM = case((predictions.c.reviewed.is_not(None), 4.0), else_=0.0) + case(
@@ -62,7 +65,13 @@ class Records:
         # In memory all threads share one connection.
         self._alone = threading.RLock() if folder is None and not database else contextlib.nullcontext()
         self._together = Together(self._add, StorageError)
-        self.films.sweep(self._is_wanted)
+        unknown: list[str] = []
+        self.films.sweep(lambda sha256: self._is_wanted(sha256, unknown))
+        if unknown:
+            _LOG.warning(
+                "%d films have no record and are left: if there should be records, this is another database",
+                len(unknown),
+            )
 
     def close(self) -> None:
         """Give back connections."""
@@ -270,9 +279,15 @@ class Records:
             if not self._has(connection, predictions.c.film_sha256 == sha256):
                 self.films.remove(sha256)
 
-    def _is_wanted(self, sha256: str) -> bool:
+    def _is_wanted(self, sha256: str, unknown: list[str]) -> bool:
+        """Whether a film is to stay; one that the trail never heard of stays too, and is added to `unknown`."""
         with reading(self.engine) as connection:
-            return self._has(connection, predictions.c.film_sha256 == sha256)
+            if self._has(connection, predictions.c.film_sha256 == sha256):
+                return True
+            told = connection.execute(select(trail.c.number).where(trail.c.film_sha256 == sha256).limit(1)).first()
+        if told is None:
+            unknown.append(sha256)
+        return told is None
 
     def _is_kept(self, record: Record) -> bool:
         with self._alone, reading(self.engine) as connection:
