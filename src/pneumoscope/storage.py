@@ -45,6 +45,7 @@ def write_atomically(path: Path, content: str | bytes | Callable[[BinaryIO], Non
             file.flush()
             os.fsync(file.fileno())
         temporary.replace(target)
+        _settle(target.parent)
     except OSError as error:
         raise StorageError(
             f"cannot write {str(path)!r}: {error.strerror or error}",
@@ -54,6 +55,16 @@ def write_atomically(path: Path, content: str | bytes | Callable[[BinaryIO], Non
         with contextlib.suppress(OSError):  # where it could not be made there is none
             temporary.unlink()
     return path
+
+
+def _settle(folder: Path) -> None:
+    """Have a folder's new names on the disk, so that they are there after a power cut, too."""
+    with contextlib.suppress(OSError):  # some systems cannot; a crash of the process alone loses no name
+        handle = os.open(folder, os.O_RDONLY)
+        try:
+            os.fsync(handle)
+        finally:
+            os.close(handle)
 
 
 def is_temporary(name: str, of: str) -> bool:

@@ -262,11 +262,18 @@ def test_films_are_asked_for_only_a_few_batches_ahead(model):
     stream.close()
 
 
+def test_a_batch_is_judged_as_its_films_are(model):
+    films = [png(1), b"no film", png(200)]
+    assert model.predict_batch(films) == list(model.predict_many(films))
+    assert model.predict_batch([b"no film"])[0].error
+    assert model.predict_batch([]) == []
+
+
 def test_who_stops_listening_stops_the_work(model, monkeypatch):
     """What was waiting is not begun, and no thread is left."""
     judged = []
-    batch = model._predict_batch
-    monkeypatch.setattr(model, "_predict_batch", lambda films: judged.append(1) or time.sleep(0.3) or batch(films))
+    batch = model.predict_batch
+    monkeypatch.setattr(model, "predict_batch", lambda films: judged.append(1) or time.sleep(0.3) or batch(films))
     stream = model.predict_many([png(1)] * 50, batch_size=1, workers=1)
     next(stream)
     before = threading.active_count()

@@ -1,16 +1,18 @@
 """What a service keeps, on SQLite and on PostgreSQL: once, whole, and in order."""
 
 import dataclasses
+import os
 import re
 import threading
 from datetime import UTC, datetime, timedelta
+from functools import partial
 
 import pytest
 from sqlalchemy import text
 from tests.service.conftest import MODEL, add, prediction
 
 from pneumoscope.errors import GoneError, StorageError, UnknownNameError, UsageError
-from pneumoscope.service.film_store import film_hash
+from pneumoscope.service.film_store import FolderStore, film_hash
 from pneumoscope.service.record import Filter, record_id
 from pneumoscope.service.records import Records
 from pneumoscope.service.trail import verify
@@ -164,34 +166,61 @@ def test_what_is_deleted_is_gone_with_its_film(records):
 
 
 def test_a_film_that_comes_while_it_is_removed_is_kept(records, monkeypatch):
-    """Two requests, one after the other in the middle of the other."""
+    """Two requests, one in the middle of the other."""
     first, _ = add(records)
-    keep = records.films.keep
+    keep, others = records.films.keep, []
 
-    def kept_and_then_removed_by_another(film):
-        monkeypatch.setattr(records.films, "keep", keep)
-        keep(film)
-        records.remove(first.id, who="me")
+    def kept_while_another_removes(films):
+        failed = keep(films)
+        others.append(threading.Thread(target=lambda: records.remove(first.id, who="me")))
+        others[-1].start()
+        others[-1].join(0.3)
+        return failed
 
-    monkeypatch.setattr(records.films, "keep", kept_and_then_removed_by_another)
-    second, new = records.add(prediction(), b"film", operating_point="rule-out", who="me")
+    with monkeypatch.context() as between:
+        between.setattr(records.films, "keep", kept_while_another_removes)
+        second, new = records.add(prediction(), b"film", operating_point="rule-out", who="me")
+    others[-1].join(10)
     assert new
     assert records.film(second) == b"film"
 
     remove, found = records.films.remove, []
 
     def removed_while_another_comes(sha256):
-        other = threading.Thread(target=lambda: found.append(add(records)[0]))
-        other.start()
-        other.join(0.3)
+        others.append(threading.Thread(target=lambda: found.append(add(records)[0])))
+        others[-1].start()
+        others[-1].join(0.3)
         remove(sha256)
-        threads.append(other)
 
-    threads = []
     monkeypatch.setattr(records.films, "remove", removed_while_another_comes)
     records.remove(second.id, who="me")
-    threads[0].join(10)
+    others[-1].join(10)
     assert records.film(found[0]) == b"film"
+
+
+def test_a_film_that_the_disk_does_not_take_harms_no_other(records, monkeypatch):
+    """Three that come while the first one is being kept, and so go together."""
+    begun, go, keep = threading.Event(), threading.Event(), records.films.keep
+
+    def kept_but_for_the_large_one(films):
+        begun.set()
+        assert go.wait(10)
+        large = film_hash(b"large")
+        found = keep({sha256: film for sha256, film in films.items() if sha256 != large})
+        return {**found, large: StorageError("full")} if large in films else found
+
+    monkeypatch.setattr(records.films, "keep", kept_but_for_the_large_one)
+    submit = partial(records.submit, operating_point="balanced", who="me")
+    futures = [submit(prediction(), b"first")]
+    assert begun.wait(10)
+    futures += [submit(prediction(), film) for film in (b"small", b"large", b"small too", b"small")]
+    go.set()
+    with pytest.raises(StorageError, match="full"):
+        futures[2].result(10)
+    kept = [futures[place].result(10) for place in (0, 1, 3, 4)]
+    assert [new for _, new in kept] == [True, True, True, False]
+    assert {records.film(record) for record, _ in kept} == {b"first", b"small", b"small too"}
+    assert records.find(Filter()).total == verify(records.engine, films=records.films).rows == 3
 
 
 def test_of_what_could_not_be_kept_there_is_no_film(records, monkeypatch):
@@ -244,7 +273,8 @@ def test_what_was_kept_is_there_after_a_start_and_what_a_killed_process_left_is_
     record, _ = add(records)
     gone, _ = add(records, b"deleted")
     records.remove(gone.id, who="me")
-    orphan = records.films.keep(b"deleted")  # as if it had been killed between the row's removal and the film's
+    orphan = gone.film_sha256
+    records.films.keep({orphan: b"deleted"})  # as if it had been killed between the row's removal and the film's
     (tmp_path / "data/films/ab").mkdir(exist_ok=True)
     half = tmp_path / f"data/films/ab/.{'ab' * 32}-{'0' * 16}"
     half.write_bytes(b"half")
@@ -275,6 +305,31 @@ def test_films_of_another_database_are_left_where_they_are_and_told(tmp_path, ca
     again = Records(tmp_path / "data")
     assert again.film(again.get(record.id)) == b"film"
     again.close()
+
+
+def test_films_that_no_record_tells_of_expire_as_others_do(tmp_path, database):
+    Records(tmp_path / "data", database).close()
+    left = {film_hash(film): film for film in (b"old", b"new", b"posted again")}
+    FolderStore(tmp_path / "data/films").keep(left)
+    for sha256, film in left.items():
+        if film != b"new":
+            os.utime(tmp_path / "data/films" / sha256[:2] / sha256, (0, 0))
+    records = Records(tmp_path / "data", database)
+    again, _ = add(records, b"posted again")
+    assert records.expire(timedelta(days=30)) == 0
+    assert {film for film in left.values() if records.films.get(film_hash(film))} == {b"new", b"posted again"}
+    assert records.film(again) == b"posted again"
+    records.close()
+
+
+def test_many_films_expire_in_turns(records, monkeypatch):
+    monkeypatch.setattr("pneumoscope.service.records._AT_ONCE", 2)
+    for place in range(5):
+        add(records, bytes([place]))
+    assert records.expire(timedelta(0)) == 5
+    assert [each.film_removed is not None for each in records.find(Filter()).records] == 5 * [True]
+    assert list(records.films.kept()) == []
+    assert verify(records.engine, films=records.films).rows == 10
 
 
 def test_a_film_that_changed_on_the_disk_is_not_given_out(records, tmp_path):

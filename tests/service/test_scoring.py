@@ -17,11 +17,11 @@ class Gated:
     def __init__(self, model):
         self.model, self.open, self.given, self.begun = model, threading.Event(), [], threading.Semaphore(0)
 
-    def predict_many(self, films, **options):
+    def predict_batch(self, films):
         self.given.append(len(films))
         self.begun.release()
         assert self.open.wait(10)
-        yield from self.model.predict_many(films, **options)
+        return self.model.predict_batch(films)
 
 
 @pytest.fixture
@@ -49,6 +49,19 @@ def test_what_waits_goes_through_together_and_each_gets_its_own(gated):
     assert gated.given == [1, BATCH, 6 - BATCH]
     scoring.close()
     assert scoring.waiting == 0
+
+
+def test_workers_share_what_waits(gated):
+    scoring = Scoring(gated, most_waiting=100, workers=2)
+    first = scoring.submit(named(90)), scoring.submit(named(91))
+    for _ in first:
+        gated.begun.acquire()
+    rest = scoring.submit(named(*range(100, 106)))
+    gated.open.set()
+    assert len({future.result(10).path for future in rest}) == 6
+    assert gated.given[:2] == [1, 1]
+    assert max(gated.given) <= 3  # and not 4 for one, and 2 for the other
+    scoring.close()
 
 
 def test_past_the_end_of_the_queue_a_request_is_refused_whole_and_at_once(gated):

@@ -1,7 +1,6 @@
-"""Calls that are done together: each gets its own result, all that wait go at once, and one that fails harms nobody else."""
+"""What is done together: each item gets its own result, all that wait go at once, and one that fails harms nobody else."""
 
 import threading
-from concurrent.futures import ThreadPoolExecutor
 
 import pytest
 
@@ -12,12 +11,14 @@ class CommonError(Exception):
     """What befalls all."""
 
 
-def test_a_call_alone_is_done_at_once():
-    assert Together(lambda items: [2 * item for item in items], CommonError)(21) == 42
+def test_what_comes_alone_is_done_at_once():
+    together = Together(lambda items: [2 * item for item in items], CommonError, name="doubling")
+    assert together.submit(21).result(10) == 42
+    together.close()
 
 
 def run(do, items, most=64):
-    """Results or errors of calls, all of which but the first begin while the first is being done."""
+    """Results or errors of items, all of which but the first come while the first is being done."""
     begun, gathered, batches = threading.Event(), threading.Event(), []
 
     def doing(some):
@@ -27,15 +28,13 @@ def run(do, items, most=64):
             gathered.wait(10)
         return do(some)
 
-    together = Together(doing, CommonError, most)
-    with ThreadPoolExecutor(len(items)) as pool:
-        calls = [pool.submit(together, items[0])]
-        assert begun.wait(10)
-        calls += [pool.submit(together, item) for item in items[1:]]
-        while len(together._waiting) < len(items) - 1:
-            pass
-        gathered.set()
-        return [call.exception(10) or call.result() for call in calls], batches
+    together = Together(doing, CommonError, name="doing", most=most)
+    found = [together.submit(items[0])]
+    assert begun.wait(10)
+    found += [together.submit(item) for item in items[1:]]
+    gathered.set()
+    together.close()
+    return [each.exception(0) or each.result(0) for each in found], batches
 
 
 def test_what_waits_goes_together_and_each_gets_its_own():
@@ -73,9 +72,37 @@ def test_what_befalls_all_is_not_tried_again_for_each():
     assert [len(batch) for batch in batches] == [1, 5]
 
 
+def test_an_item_may_have_an_error_of_its_own():
+    results, batches = run(lambda items: [KeyError(item) if item % 2 else item for item in items], list(range(4)))
+    assert [str(each) for each in results] == ["0", "1", "2", "3"]
+    assert [type(each) for each in results] == [int, KeyError, int, KeyError]
+    assert [len(batch) for batch in batches] == [1, 3]
+
+
+def test_what_is_cancelled_before_its_turn_is_not_done():
+    begun, go, done = threading.Event(), threading.Event(), []
+
+    def do(items):
+        begun.set()
+        go.wait(10)
+        done.extend(items)
+        return items
+
+    together = Together(do, CommonError, name="doing")
+    first = together.submit(1)
+    assert begun.wait(10)
+    gone, last = together.submit(2), together.submit(3)
+    assert gone.cancel()
+    go.set()
+    together.close()
+    assert (first.result(0), last.result(0), done) == (1, 3, [1, 3])
+
+
 def test_an_error_is_the_callers():
     def do(_):
         raise KeyError("x")
 
+    together = Together(do, CommonError, name="failing")
     with pytest.raises(KeyError):
-        Together(do, CommonError)(1)
+        together.submit(1).result(10)
+    together.close()

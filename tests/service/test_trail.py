@@ -12,7 +12,7 @@ from pneumoscope.errors import StorageError, TrailError
 from pneumoscope.service.database import writing
 from pneumoscope.service.film_store import film_hash
 from pneumoscope.service.records import Records
-from pneumoscope.service.trail import append, read_trail, verify, verify_rows
+from pneumoscope.service.trail import Entry, append, read_trail, verify, verify_rows
 
 
 def test_every_change_of_the_trail_is_seen(records):
@@ -63,7 +63,7 @@ def test_rows_cut_from_the_end_are_seen_by_the_hash_that_was_written_down(tmp_pa
 def test_a_row_is_not_there_where_what_it_tells_of_failed(records):
     def fail():
         with writing(records.engine) as connection:
-            append(connection, at="", who="me", what="judged")
+            append(connection, [Entry(at="", who="me", what="judged")])
             raise ZeroDivisionError
 
     with pytest.raises(ZeroDivisionError):
@@ -111,7 +111,7 @@ def test_show_prints_a_row_a_line(records, database, tmp_path):
 def test_what_was_put_into_a_row_moves_no_cursor(tmp_path):
     records = Records(tmp_path / "data")
     with writing(records.engine) as connection:
-        append(connection, at="2026", who="\x1b[2J", what="\r", details={"a": "\u009b"})
+        append(connection, [Entry(at="2026", who="\x1b[2J", what="\r", details={"a": "\u009b"})])
         connection.execute(text("DROP TRIGGER only_added_to_update"))
         connection.execute(text("UPDATE audit_trail SET details = '{' || details"))
     records.close()
@@ -123,8 +123,7 @@ def test_what_was_put_into_a_row_moves_no_cursor(tmp_path):
 def test_show_ends_in_silence_when_its_reader_has_gone(tmp_path):
     records = Records(tmp_path / "data")
     with writing(records.engine) as connection:
-        for _ in range(2000):  # more than a pipe holds
-            append(connection, at="2026", who="me", what="judged")
+        append(connection, 2000 * [Entry(at="2026", who="me", what="judged")])  # more than a pipe holds
     records.close()
     ran = subprocess.run(
         f"{sys.executable} -m pneumoscope audit-trail show --data data | head -n 1",

@@ -108,7 +108,7 @@ def test_of_what_nobody_foresaw_the_kind_alone_is_told(client, lines, caplog, mo
     def fail(*_, **__):
         raise KeyError(CANARY)
 
-    monkeypatch.setattr("pneumoscope.service.records.Records.add", fail)
+    monkeypatch.setattr("pneumoscope.service.records.Records.submit", fail)
     answer = client.post("/v1/predictions", files=[("films", (CANARY, png()))])
     assert problem(answer, 500, "PneumoscopeError")["detail"] == "an unforeseen KeyError"
     assert answer.headers["X-Content-Type-Options"] == "nosniff"

@@ -71,6 +71,19 @@ class Model:
         radiograph = self._decode(film, name)
         return self._judge(radiograph, next(self._predictor.stream([radiograph])))
 
+    def predict_batch(self, films: Sequence[Film]) -> list[Prediction]:
+        """Judge films in one run of the network, in the thread that calls; else as `predict_many`.
+
+        Args:
+            films: as for `predict`.
+        """
+        read = [self._try_to_decode(film) for film in films]
+        good = [found for found in read if isinstance(found, Radiograph)]
+        scored = self._predictor.stream(good, batch=max(1, len(good)))
+        return [
+            self._judge(found, next(scored)) if isinstance(found, Radiograph) else self._failed(found) for found in read
+        ]
+
     def predict_many(
         self, films: Iterable[Film], *, batch_size: int = BATCH, workers: int = 0
     ) -> Generator[Prediction]:
@@ -87,7 +100,7 @@ class Model:
         Raises:
             UsageError: a number is below what makes sense.
         """
-        return self._stream(films, self._predict_batch, batch_size, workers)
+        return self._stream(films, self.predict_batch, batch_size, workers)
 
     def explain_many(
         self, films: Iterable[Film], *, batch_size: int = BATCH, workers: int = 0
@@ -147,13 +160,6 @@ class Model:
             finally:  # whoever listened has gone, or a batch failed: what has not begun is not begun
                 for future in ahead:
                     future.cancel()
-
-    def _predict_batch(self, films: Sequence[Film]) -> list[Prediction]:
-        read = [self._try_to_decode(film) for film in films]
-        scored = self._predictor.stream([found for found in read if isinstance(found, Radiograph)])
-        return [
-            self._judge(found, next(scored)) if isinstance(found, Radiograph) else self._failed(found) for found in read
-        ]
 
     def _explain_batch(self, films: Sequence[Film]) -> list[tuple[Prediction, bytes | None]]:
         from pneumoscope.predictor.heatmap import render_heatmap

@@ -1,4 +1,7 @@
-"""What is looked at before a request to the API is done: who asks, with which parameters, and in which form its body came."""
+"""What is looked at before a request to the API is done: who asks, with which parameters, and in which form its body came.
+
+None of it waits for anything: as coroutines they stay on the loop, where plain functions would be sent to a thread each.
+"""
 
 from __future__ import annotations
 
@@ -17,7 +20,7 @@ __all__ = ["Who", "as_json", "known_parameters", "who"]
 _SHOWN = 64  # characters of what a client sent that an answer repeats
 
 
-def who(request: Request) -> str:
+async def who(request: Request) -> str:
     """The name behind the request's token, or behind the page's cookie.
 
     Raises:
@@ -32,7 +35,7 @@ def who(request: Request) -> str:
 Who = Annotated[str, Depends(who)]
 
 
-def known_parameters(request: Request) -> None:
+async def known_parameters(request: Request) -> None:
     """Go on where the path takes all parameters of the query: one that is mistyped would give another answer than was meant.
 
     Raises:
@@ -50,7 +53,7 @@ def known_parameters(request: Request) -> None:
             )
 
 
-def as_json(request: Request) -> None:
+async def as_json(request: Request) -> None:
     """Go on where the body came as JSON.
 
     Raises:

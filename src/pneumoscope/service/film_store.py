@@ -5,7 +5,8 @@ from __future__ import annotations
 import contextlib
 import hashlib
 import re
-from collections.abc import Callable
+from collections.abc import Iterator, Mapping
+from datetime import UTC, datetime
 from pathlib import Path
 from typing import Protocol
 
@@ -26,8 +27,8 @@ def film_hash(content: bytes) -> str:
 class FilmStore(Protocol):
     """Where films are kept."""
 
-    def keep(self, content: bytes) -> str:
-        """Keep a film; its hash. Raises StorageError where it cannot be written."""
+    def keep(self, films: Mapping[str, bytes]) -> dict[str, StorageError]:
+        """Keep films, each under its hash; they are on the disk when this returns. Why some are not, by their hashes."""
 
     def get(self, sha256: str) -> bytes | None:
         """A film's bytes; None where it is not kept. Raises StorageError where it cannot be read, or is another film."""
@@ -35,8 +36,11 @@ class FilmStore(Protocol):
     def remove(self, sha256: str) -> None:
         """Remove a film; nothing happens where it is not kept. Raises StorageError where it cannot be removed."""
 
-    def sweep(self, wanted: Callable[[str], bool]) -> int:
-        """Remove what a killed process left half-way, and films that are not wanted; how many."""
+    def kept(self) -> Iterator[tuple[str, datetime]]:
+        """The hash of each film, and since when it is kept."""
+
+    def tidy(self) -> None:
+        """Remove what a killed process left half-way; nobody may be keeping films meanwhile."""
 
 
 class FolderStore:
@@ -49,17 +53,19 @@ class FolderStore:
     def __init__(self, folder: Path) -> None:
         self._folder = folder
 
-    def keep(self, content: bytes) -> str:
-        """See `FilmStore`; it is on the disk when this returns."""
-        sha256 = film_hash(content)
-        path = self._path(sha256)
-        try:
-            there = path.is_file()
-        except OSError as error:
-            raise _failed("look at", path, error) from error
-        if not there:
-            write_atomically(path, content)
-        return sha256
+    def keep(self, films: Mapping[str, bytes]) -> dict[str, StorageError]:
+        """See `FilmStore`."""
+        failed = {}
+        for sha256, content in films.items():
+            path = self._path(sha256)
+            try:
+                if not path.is_file():
+                    write_atomically(path, content)
+            except StorageError as error:
+                failed[sha256] = error
+            except OSError as error:
+                failed[sha256] = _failed("look at", path, error)
+        return failed
 
     def get(self, sha256: str) -> bytes | None:
         """See `FilmStore`."""
@@ -85,17 +91,19 @@ class FolderStore:
         except OSError as error:
             raise _failed("remove", path, error) from error
 
-    def sweep(self, wanted: Callable[[str], bool]) -> int:
-        """See `FilmStore`; nobody may be keeping films meanwhile."""
-        removed = 0
+    def kept(self) -> Iterator[tuple[str, datetime]]:
+        """See `FilmStore`."""
         for path in self._folder.glob("??/*"):
-            kept = _NAME.fullmatch(path.name)
-            left = path.name.startswith(".") and is_temporary(path.name, path.name[1:65])
-            if left or (kept and not wanted(path.name)):
+            if _NAME.fullmatch(path.name):
+                with contextlib.suppress(FileNotFoundError):  # removed since it was listed
+                    yield path.name, datetime.fromtimestamp(path.stat().st_mtime, UTC)
+
+    def tidy(self) -> None:
+        """See `FilmStore`."""
+        for path in self._folder.glob("??/.*"):
+            if is_temporary(path.name, path.name[1:65]):
                 with contextlib.suppress(OSError):  # the next start tries again
                     path.unlink()
-                    removed += 1
-        return removed
 
     def _path(self, sha256: str) -> Path:
         if not _NAME.fullmatch(sha256):
@@ -109,11 +117,10 @@ class MemoryStore:
     def __init__(self) -> None:
         self._films: dict[str, bytes] = {}
 
-    def keep(self, content: bytes) -> str:
+    def keep(self, films: Mapping[str, bytes]) -> dict[str, StorageError]:
         """See `FilmStore`."""
-        sha256 = film_hash(content)
-        self._films[sha256] = content
-        return sha256
+        self._films.update(films)
+        return {}
 
     def get(self, sha256: str) -> bytes | None:
         """See `FilmStore`."""
@@ -123,12 +130,12 @@ class MemoryStore:
         """See `FilmStore`."""
         self._films.pop(sha256, None)
 
-    def sweep(self, wanted: Callable[[str], bool]) -> int:
-        """See `FilmStore`."""
-        unwanted = [sha256 for sha256 in self._films if not wanted(sha256)]
-        for sha256 in unwanted:
-            self.remove(sha256)
-        return len(unwanted)
+    def kept(self) -> Iterator[tuple[str, datetime]]:
+        """See `FilmStore`; a process that is killed leaves none."""
+        return iter(())
+
+    def tidy(self) -> None:
+        """See `FilmStore`; there is nothing to do."""
 
 
 def _failed(what: str, path: Path, error: OSError) -> StorageError:

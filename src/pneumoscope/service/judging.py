@@ -7,7 +7,6 @@ import dataclasses
 from collections.abc import Sequence
 from typing import Any
 
-from fastapi.concurrency import run_in_threadpool
 from starlette.datastructures import UploadFile
 from starlette.exceptions import HTTPException
 from starlette.requests import Request
@@ -76,15 +75,16 @@ class Judging:
             waiting.cancel()
             for future in futures:
                 future.cancel()
-        kept = (run_in_threadpool(self._kept, each, film, who) for each, (film, _) in zip(judged, films, strict=True))
-        return await asyncio.gather(*kept)
+        return await asyncio.gather(
+            *(self._kept(each, film, who) for each, (film, _) in zip(judged, films, strict=True))
+        )
 
-    def _kept(self, prediction: Prediction, film: bytes, who: str) -> PredictionAnswer:
+    async def _kept(self, prediction: Prediction, film: bytes, who: str) -> PredictionAnswer:
         point = self.model.point_name
         if prediction.decision is None:
             self.metrics.films.labels("unreadable").inc()
             return PredictionAnswer.of_unreadable(prediction, point)
-        record, new = self.records.add(prediction, film, operating_point=point, who=who)
+        record, new = await asyncio.wrap_future(self.records.submit(prediction, film, operating_point=point, who=who))
         if new:
             self.metrics.films.labels(record.prediction.decision).inc()
         return PredictionAnswer.of_record(record)

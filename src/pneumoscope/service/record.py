@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import dataclasses
 import hashlib
+from collections.abc import Mapping
 from datetime import UTC, datetime
 from typing import Any, Literal, NamedTuple
 
-from sqlalchemy import Row
+from sqlalchemy import RowMapping
 
 from pneumoscope.errors import UsageError
 from pneumoscope.results import Decision, FilmFacts, ModelFacts, Prediction
@@ -21,6 +22,7 @@ __all__ = [
     "Page",
     "Record",
     "Review",
+    "Row",
     "moment",
     "new_row",
     "of_row",
@@ -28,6 +30,7 @@ __all__ = [
 ]
 
 Order = Literal["newest", "oldest", "highest", "lowest", "attention"]
+Row = RowMapping | Mapping[str, Any]  # of the table of predictions, by its columns
 TIME_FORM = "2026-01-31 or 2026-01-31T09:30:00Z, in UTC"
 
 
@@ -138,6 +141,7 @@ def new_row(prediction: Prediction, film: bytes, operating_point: str) -> dict[s
         "name": prediction.path,
         "film_sha256": sha256,
         "film_bytes": len(film),
+        "film_removed": None,
         "decision": prediction.decision,
         "probability": prediction.probability,
         "interval_low": interval[0],
@@ -152,31 +156,36 @@ def new_row(prediction: Prediction, film: bytes, operating_point: str) -> dict[s
         "model_version": prediction.model.version,
         "model_sha256": prediction.model.sha256,
         "operating_point": operating_point,
+        "agrees": None,
         "note": "",
+        "reviewed": None,
+        "reviewer": None,
     }
 
 
-def of_row(row: Row[Any]) -> Record:
-    """A row of the table as a record."""
+def of_row(row: Row) -> Record:
+    """A row of the table, or what is to be one, as a record."""
     prediction = Prediction(
-        path=row.name,
-        decision=row.decision,
-        probability=row.probability,
-        interval=None if row.interval_low is None else (row.interval_low, row.interval_high),
-        interval_reason=row.interval_reason,
-        threshold=row.threshold,
-        reason=row.reason,
-        film=FilmFacts(row.width, row.height, row.format),
-        model=ModelFacts(row.model_name, row.model_version, row.model_sha256),
+        path=row["name"],
+        decision=row["decision"],
+        probability=row["probability"],
+        interval=None if row["interval_low"] is None else (row["interval_low"], row["interval_high"]),
+        interval_reason=row["interval_reason"],
+        threshold=row["threshold"],
+        reason=row["reason"],
+        film=FilmFacts(row["width"], row["height"], row["format"]),
+        model=ModelFacts(row["model_name"], row["model_version"], row["model_sha256"]),
     )
-    review = None if row.reviewed is None else Review(row.agrees, row.note, row.reviewed, row.reviewer)
+    review = None
+    if row["reviewed"] is not None:
+        review = Review(row["agrees"], row["note"], row["reviewed"], row["reviewer"])
     return Record(
-        id=row.id,
-        created=row.created,
+        id=row["id"],
+        created=row["created"],
         prediction=prediction,
-        film_sha256=row.film_sha256,
-        film_bytes=row.film_bytes,
-        film_removed=row.film_removed,
-        operating_point=row.operating_point,
+        film_sha256=row["film_sha256"],
+        film_bytes=row["film_bytes"],
+        film_removed=row["film_removed"],
+        operating_point=row["operating_point"],
         review=review,
     )

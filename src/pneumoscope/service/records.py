@@ -1,47 +1,44 @@
 """What a service keeps of every film: the prediction, a person's reading of it, and the film itself, with the audit trail.
 
 The order of writing makes a killed process harmless. A film is on the disk before its row is, and its row goes before it does:
-at worst a film without a row is left. When `Records` is opened next, it removes those whose removal the trail tells of, and leaves
-those that it never heard of: few may be of a process that was killed, but many are another database's, and not to be lost.
+at worst a film without a row is left (see `leftovers`).
 """
 
 from __future__ import annotations
 
 import contextlib
-import logging
 import threading
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from concurrent.futures import Future
 from datetime import UTC, datetime, timedelta
+from itertools import islice
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
-from sqlalchemy import ColumnElement, Connection, Engine, Row, and_, case, delete, func, insert, or_, select, update
+from sqlalchemy import ColumnElement, Connection, Engine, Executable, RowMapping, delete, insert, select, update
 
-from pneumoscope.errors import GoneError, StorageError, UnknownNameError, UsageError
+from pneumoscope.errors import GoneError, StorageError, UnknownNameError
 from pneumoscope.results import Prediction
 from pneumoscope.service.database import open_database, reading, writing
 from pneumoscope.service.film_store import FILMS, FilmStore, FolderStore, MemoryStore, film_hash
-from pneumoscope.service.record import Filter, Judged, Order, Page, Record, moment, new_row, of_row
-from pneumoscope.service.tables import predictions, trail
+from pneumoscope.service.leftovers import clear
+from pneumoscope.service.queries import find, latest
+from pneumoscope.service.record import Filter, Judged, Order, Page, Record, Row, new_row, of_row
+from pneumoscope.service.tables import predictions
 from pneumoscope.service.together import Together
-from pneumoscope.service.trail import append
+from pneumoscope.service.trail import Entry, append
 
 __all__ = ["Records"]
 
-_LOG = logging.getLogger("pneumoscope.service")
-_MOST = 200  # records a page
-# How little a record needs a person's eyes: read ones last, before them the others by probability, first what is left open.
-_CALM = case((predictions.c.reviewed.is_not(None), 4.0), else_=0.0) + case(
-    (predictions.c.decision.in_(("rejected", "uncertain")), 0.0),
-    else_=2.0 - func.coalesce(predictions.c.probability, 0.0),
-)
+_AT_ONCE = 500  # films whose removal is one transaction
 
 
 class _Adding(NamedTuple):
-    """A film to be kept: its row, its bytes, and who asked."""
+    """A film to be kept, what was said of it, and who asked."""
 
-    row: dict[str, Any]
+    prediction: Prediction
     film: bytes
+    operating_point: str
     who: str
 
 
@@ -64,61 +61,75 @@ class Records:
         self._now = now
         # In memory all threads share one connection.
         self._alone = threading.RLock() if folder is None and not database else contextlib.nullcontext()
-        self._together = Together(self._add, StorageError)
-        unknown: list[str] = []
-        self.films.sweep(lambda sha256: self._is_wanted(sha256, unknown))
-        if unknown:
-            _LOG.warning(
-                "%d films have no record and are left: if there should be records, this is another database",
-                len(unknown),
-            )
+        self._unknown = clear(self.engine, self.films)
+        self._together = Together(self._add, StorageError, name="keeping")
 
     def close(self) -> None:
-        """Give back connections."""
+        """Keep what was submitted, and give back connections."""
+        self._together.close()
         self.engine.dispose()
 
     def add(self, prediction: Prediction, film: bytes, *, operating_point: str, who: str) -> tuple[Record, bool]:
-        """Keep a film and what was said of it.
+        """Keep a film and what was said of it; see `submit`.
+
+        Raises:
+            StorageError: it cannot be kept, and nothing of it was.
+        """
+        return self.submit(prediction, film, operating_point=operating_point, who=who).result()
+
+    def submit(
+        self, prediction: Prediction, film: bytes, *, operating_point: str, who: str
+    ) -> Future[tuple[Record, bool]]:
+        """Keep a film and what was said of it, together with what others submit meanwhile.
 
         Args:
             prediction: of a film that could be read.
             film: the file's bytes.
             operating_point, who: for the record and the trail.
         Returns:
-            The record, and whether it is new: the same film judged by the same model is kept once, as it was first.
-        Raises:
+            The record, and whether it is new: the same film judged by the same model is kept once, as it was first. Or
             StorageError: it cannot be kept, and nothing of it was.
         """
-        row = new_row(prediction, film, operating_point)
-        self.films.keep(film)
-        try:
-            record, new = self._together(_Adding(row, film, who))
-        except StorageError:
-            with contextlib.suppress(StorageError):  # the next start tries again
-                self._remove_unwanted(row["film_sha256"])
-            raise
-        if record.film_removed is not None:
-            self._remove_unwanted(record.film_sha256)  # what was removed does not come back
-        return record, new
+        return self._together.submit(_Adding(prediction, film, operating_point, who))
 
-    def _add(self, films: Sequence[_Adding]) -> list[tuple[Record, bool]]:
+    def _add(self, films: Sequence[_Adding]) -> list[tuple[Record, bool] | Exception]:
         """Add films in one transaction, which reaches the disk as fast with many as with one."""
-        added = []
-        with self._alone, writing(self.engine) as connection:
-            for row, film, who in films:
-                found = connection.execute(select(predictions).where(predictions.c.id == row["id"])).first()
-                made = found
-                if made is None:
-                    at = self._time()
-                    made = connection.execute(
-                        insert(predictions).values(**row, created=at).returning(predictions)
-                    ).one()
-                    said = {"decision": row["decision"], "probability": row["probability"]}
-                    self._tell(connection, made, at, who, "judged", said)
-                # Another request may have removed it before it was this one's turn; nobody does while it is.
-                if made.film_removed is None:
-                    self.films.keep(film)
-                added.append((of_row(made), found is None))
+        rows = [new_row(each.prediction, each.film, each.operating_point) for each in films]
+        kept: dict[str, bytes] = {}
+        try:
+            # While this is the one writer, nobody removes a film.
+            with self._alone, writing(self.engine) as connection:
+                asked = select(predictions).where(predictions.c.id.in_([row["id"] for row in rows]))
+                there = {row["id"]: dict(row) for row in connection.execute(asked).mappings()}
+                removed = {
+                    key for key, row in there.items() if row["film_removed"]
+                }  # what was removed does not come back
+                kept = {
+                    row["film_sha256"]: each.film
+                    for row, each in zip(rows, films, strict=True)
+                    if row["id"] not in removed
+                }
+                failed = self.films.keep(kept)
+                added: list[tuple[Record, bool] | Exception] = []
+                made, entries = [], []
+                for row, each in zip(rows, films, strict=True):
+                    key, new = row["id"], row["id"] not in there
+                    if key not in removed and (error := failed.get(row["film_sha256"])):
+                        added.append(error)
+                        continue
+                    if new:
+                        there[key] = row | {"created": self._time()}
+                        made.append(there[key])
+                        said = {"decision": row["decision"], "probability": row["probability"]}
+                        entries.append(_entry(there[key], there[key]["created"], each.who, "judged", said))
+                    added.append((of_row(there[key]), new))
+                if made:
+                    connection.execute(insert(predictions), made)
+                append(connection, entries)
+        except Exception:
+            with contextlib.suppress(StorageError):  # the next start tries again
+                self._remove_unwanted(kept)
+            raise
         return added
 
     def get(self, key: str) -> Record:
@@ -128,9 +139,7 @@ class Records:
             UnknownNameError: there is none of that id.
         """
         with self._alone, reading(self.engine) as connection:
-            return of_row(
-                self._found(connection.execute(select(predictions).where(predictions.c.id == key)).first(), key)
-            )
+            return of_row(_found(connection, select(predictions).where(predictions.c.id == key), key))
 
     def film(self, record: Record) -> bytes:
         """The file of a record's film.
@@ -161,40 +170,8 @@ class Records:
         Raises:
             UsageError: `limit` or `after` is out of range.
         """
-        if not 1 <= limit <= _MOST:
-            raise UsageError(f"limit is {limit}; a page has 1 to {_MOST} records")
-        column, falls = {
-            "newest": (predictions.c.created, True),
-            "oldest": (predictions.c.created, False),
-            "highest": (func.coalesce(predictions.c.probability, -1.0), True),
-            "lowest": (func.coalesce(predictions.c.probability, 2.0), False),
-            "attention": (_CALM, False),
-        }[order]
-        matching = [
-            *([predictions.c.decision == wanted.decision] if wanted.decision else []),
-            *([predictions.c.reviewed.is_not(None) == wanted.reviewed] if wanted.reviewed is not None else []),
-            *([predictions.c.created >= moment(wanted.since, "since")] if wanted.since else []),
-            *([predictions.c.created < moment(wanted.until, "until")] if wanted.until else []),
-        ]
         with self._alone, reading(self.engine) as connection:
-            total = connection.execute(select(func.count()).select_from(predictions).where(*matching)).scalar_one()
-            # From the last record of the page before, not from a count: what is added meanwhile shifts nothing.
-            if after:
-                last = connection.execute(
-                    select(column.label("value"), predictions.c.id).where(predictions.c.id == after)
-                ).first()
-                if last is None:
-                    raise UsageError(f"after is {after!r}, which is no record", advice="Begin again without it")
-                beyond = column < last.value if falls else column > last.value
-                matching.append(or_(beyond, and_(column == last.value, predictions.c.id > last.id)))
-            rows = connection.execute(
-                select(predictions)
-                .where(*matching)
-                .order_by(column.desc() if falls else column.asc(), predictions.c.id)
-                .limit(limit + 1)
-            ).all()
-        records = tuple(of_row(row) for row in rows[:limit])
-        return Page(records, total, records[-1].id if len(rows) > limit else "")
+            return find(connection, wanted, order=order, limit=limit, after=after)
 
     def latest(self, model_sha256: str, operating_point: str, most: int) -> list[Judged]:
         """The films that a model judged last at an operating point, newest first.
@@ -206,15 +183,8 @@ class Records:
         Raises:
             StorageError: they cannot be read.
         """
-        columns = (predictions.c.created, predictions.c.decision, predictions.c.probability, predictions.c.agrees)
-        asked = (
-            select(*columns)
-            .where(predictions.c.model_sha256 == model_sha256, predictions.c.operating_point == operating_point)
-            .order_by(predictions.c.created.desc(), predictions.c.id)
-            .limit(most)
-        )
         with self._alone, reading(self.engine) as connection:
-            return [Judged(*row) for row in connection.execute(asked)]
+            return latest(connection, model_sha256, operating_point, most)
 
     def review(self, key: str, *, agrees: bool, note: str, who: str) -> Record:
         """Keep a person's reading; an earlier one is replaced, and stays in the trail.
@@ -225,15 +195,12 @@ class Records:
         """
         with self._alone, writing(self.engine) as connection:
             at = self._time()
-            row = connection.execute(
-                update(predictions)
-                .where(predictions.c.id == key)
-                .values(agrees=agrees, note=note, reviewed=at, reviewer=who)
-                .returning(predictions)
-            ).first()
-            found = self._found(row, key)
-            self._tell(connection, found, at, who, "reviewed", {"agrees": agrees, "note": film_hash(note.encode())})
-            return of_row(found)
+            said = {"agrees": agrees, "note": note, "reviewed": at, "reviewer": who}
+            asked = update(predictions).where(predictions.c.id == key).values(said).returning(predictions)
+            row = _found(connection, asked, key)
+            details = {"agrees": agrees, "note": film_hash(note.encode())}
+            append(connection, [_entry(row, at, who, "reviewed", details)])
+            return of_row(row)
 
     def remove(self, key: str, *, who: str) -> None:
         """Remove a record and its film; that it was there stays in the trail.
@@ -244,12 +211,9 @@ class Records:
         """
         with self._alone:
             with writing(self.engine) as connection:
-                row = connection.execute(
-                    delete(predictions).where(predictions.c.id == key).returning(predictions)
-                ).first()
-                found = self._found(row, key)
-                self._tell(connection, found, self._time(), who, "deleted", {})
-            self._remove_unwanted(found.film_sha256)
+                row = _found(connection, delete(predictions).where(predictions.c.id == key).returning(predictions), key)
+                append(connection, [_entry(row, self._time(), who, "deleted")])
+            self._remove_unwanted([row["film_sha256"]])
 
     def expire(self, age: timedelta) -> int:
         """Remove films older than this and keep their numbers; how many.
@@ -257,68 +221,59 @@ class Records:
         Raises:
             StorageError: they cannot be removed.
         """
-        before = _text(self._now() - age)
-        with self._alone:
-            with writing(self.engine) as connection:
-                at = self._time()
-                rows = connection.execute(
-                    update(predictions)
-                    .where(predictions.c.created < before, predictions.c.film_removed.is_(None))
-                    .values(film_removed=at)
-                    .returning(predictions)
-                ).all()
-                for row in rows:
-                    self._tell(connection, row, at, "retention", "film removed", {})
-            for sha256 in {row.film_sha256 for row in rows}:
-                self._remove_unwanted(sha256)
-        return len(rows)
+        limit, removed = self._now() - age, 0
+        while some := self._expire(limit):
+            removed += len(some)
+            self._remove_unwanted(some)
+        old = [sha256 for sha256, since in self._unknown.items() if since < limit]
+        self._remove_unwanted(old)
+        for sha256 in old:
+            del self._unknown[sha256]
+        return removed
 
-    def _remove_unwanted(self, sha256: str) -> None:
-        # Another model's record may hold the same film, and none comes to hold it while this is the one writer.
+    def _expire(self, limit: datetime) -> list[str]:
+        """Write down that some films older than this are removed: few enough that nobody waits long; their hashes."""
+        old = predictions.c.created < _text(limit), predictions.c.film_removed.is_(None)
+        some = select(predictions.c.id).where(*old).limit(_AT_ONCE).scalar_subquery()
         with self._alone, writing(self.engine) as connection:
-            if not self._has(connection, predictions.c.film_sha256 == sha256):
-                self.films.remove(sha256)
+            at = self._time()
+            asked = update(predictions).where(predictions.c.id.in_(some)).values(film_removed=at).returning(predictions)
+            rows = connection.execute(asked).mappings().all()
+            append(connection, [_entry(row, at, "retention", "film removed") for row in rows])
+        return [row["film_sha256"] for row in rows]
 
-    def _is_wanted(self, sha256: str, unknown: list[str]) -> bool:
-        """Whether a film is to stay; one that the trail never heard of stays too, and is added to `unknown`."""
-        with reading(self.engine) as connection:
-            if self._has(connection, predictions.c.film_sha256 == sha256):
-                return True
-            told = connection.execute(select(trail.c.number).where(trail.c.film_sha256 == sha256).limit(1)).first()
-        if told is None:
-            unknown.append(sha256)
-        return told is None
+    def _remove_unwanted(self, films: Iterable[str]) -> None:
+        """Remove films, but for those that a record holds: another model's, or one that came meanwhile."""
+        every = iter(films)
+        while some := list(islice(every, _AT_ONCE)):
+            with self._alone, writing(self.engine) as connection:  # none comes to be held while this is the one writer
+                for sha256 in some:
+                    if not _has(connection, predictions.c.film_sha256 == sha256):
+                        self.films.remove(sha256)
 
     def _is_kept(self, record: Record) -> bool:
         with self._alone, reading(self.engine) as connection:
-            return self._has(connection, predictions.c.id == record.id)
-
-    def _has(self, connection: Connection, which: ColumnElement[bool]) -> bool:
-        """Whether there is a record with its film."""
-        asked = select(predictions.c.id).where(which, predictions.c.film_removed.is_(None)).limit(1)
-        return connection.execute(asked).first() is not None
-
-    def _tell(
-        self, connection: Connection, row: Row[Any], at: str, who: str, what: str, details: Mapping[str, object]
-    ) -> None:
-        append(
-            connection,
-            at=at,
-            who=who,
-            what=what,
-            prediction=row.id,
-            film_sha256=row.film_sha256,
-            model_sha256=row.model_sha256,
-            details=details,
-        )
-
-    def _found(self, row: Row[Any] | None, key: str) -> Row[Any]:
-        if row is None:
-            raise UnknownNameError("prediction", key, (), advice="It was deleted, or never made here")
-        return row
+            return _has(connection, predictions.c.id == record.id)
 
     def _time(self) -> str:
         return _text(self._now())
+
+
+def _has(connection: Connection, which: ColumnElement[bool]) -> bool:
+    """Whether there is a record with its film."""
+    asked = select(predictions.c.id).where(which, predictions.c.film_removed.is_(None)).limit(1)
+    return connection.execute(asked).first() is not None
+
+
+def _entry(row: Row, at: str, who: str, what: str, details: Mapping[str, object] | None = None) -> Entry:
+    return Entry(at, who, what, row["id"], row["film_sha256"], row["model_sha256"], details or {})
+
+
+def _found(connection: Connection, asked: Executable, key: str) -> RowMapping:
+    row = connection.execute(asked).mappings().first()
+    if row is None:
+        raise UnknownNameError("prediction", key, (), advice="It was deleted, or never made here")
+    return row
 
 
 def _text(time: datetime) -> str:

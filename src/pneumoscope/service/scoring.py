@@ -26,8 +26,8 @@ class _Waiting:
 class Scoring:
     """Threads that decode and score what waits.
 
-    A worker takes what waits, up to `predictor.model.BATCH` films: alone a film is scored at once, and under load they go through
-    the network together. A film whose request has gone (its future is cancelled) is passed over.
+    A worker takes its share of what waits, up to `predictor.model.BATCH` films: alone a film is scored at once, and under load
+    they go through the network together. A film whose request has gone (its future is cancelled) is passed over.
 
     Args:
         model: that scores; with one thread a call, so that workers do not wait for each other.
@@ -37,7 +37,7 @@ class Scoring:
 
     def __init__(self, model: Model, *, most_waiting: int, workers: int = 0) -> None:
         self.model = model
-        self._waiting: queue.Queue[_Waiting | None] = queue.Queue()
+        self._waiting: queue.SimpleQueue[_Waiting | None] = queue.SimpleQueue()
         self._most = most_waiting
         self._count = 0  # films that were taken in and are not answered yet
         self._closed = False
@@ -98,8 +98,9 @@ class Scoring:
     def _work(self) -> None:
         while (first := self._waiting.get()) is not None:
             batch = [first]
+            share = -(-(1 + self._waiting.qsize()) // len(self._workers))  # the others are to have some, too
             with contextlib.suppress(queue.Empty):
-                while len(batch) < BATCH:
+                while len(batch) < min(share, BATCH):
                     following = self._waiting.get_nowait()
                     if following is None:
                         self._waiting.put(None)  # the end is for another worker, or for this one's next turn
@@ -111,8 +112,7 @@ class Scoring:
         if not batch:
             return
         try:
-            films = [each.film for each in batch]
-            judged = list(self.model.predict_many(films, batch_size=len(films), workers=1))
+            judged = self.model.predict_batch([each.film for each in batch])
         except Exception as error:  # noqa: BLE001  whatever it is, those who wait must be told
             for each in batch:
                 each.found.set_exception(error)

@@ -1,7 +1,8 @@
-"""Work that costs as much for many as for one, done once for all who wait for it."""
+"""Work that costs as much for many as for one, done once for all that wait for it."""
 
 from __future__ import annotations
 
+import queue
 import threading
 from collections.abc import Callable, Sequence
 from concurrent.futures import Future
@@ -14,38 +15,56 @@ _Done = TypeVar("_Done")
 
 
 class Together(Generic[_Item, _Done]):
-    """Calls of many threads, which one of them at a time does for all that wait by then.
+    """A thread that does what waits, all of it at once.
 
     A transaction takes as long to reach the disk with one row as with many. While one is on its way, others gather, and go
-    together next: alone a call waits for nothing, and under load each waits for two at most.
+    together next: alone an item waits for nothing, and under load each waits for two turns at most.
 
     Args:
-        do: what is done with items, all or none; gives one result for each, in their order.
+        do: what is done with items. It gives one result for each, in their order, or the error of that one alone; what it
+            raises befalls all of them.
         common: an error that none of the items is the cause of; after another, each is tried alone.
+        name: of the thread.
         most: items at once.
     """
 
     def __init__(
-        self, do: Callable[[Sequence[_Item]], Sequence[_Done]], common: type[Exception], most: int = 64
+        self,
+        do: Callable[[Sequence[_Item]], Sequence[_Done | Exception]],
+        common: type[Exception],
+        *,
+        name: str,
+        most: int = 64,
     ) -> None:
         self._do, self._common, self._most = do, common, most
-        self._waiting: list[tuple[_Item, Future[_Done]]] = []
-        self._lock, self._turn = threading.Lock(), threading.Lock()
+        self._waiting: queue.SimpleQueue[tuple[_Item, Future[_Done]] | None] = queue.SimpleQueue()
+        self._thread = threading.Thread(target=self._work, name=name, daemon=True)
+        self._thread.start()
 
-    def __call__(self, item: _Item) -> _Done:
-        """The result for one item; raises what `do` raised for it."""
+    def submit(self, item: _Item) -> Future[_Done]:
+        """What becomes of an item; one that is cancelled before its turn is not done."""
         found: Future[_Done] = Future()
-        with self._lock:
-            self._waiting.append((item, found))
-        while not found.done():
-            with self._turn:
-                with self._lock:
-                    batch, self._waiting = self._waiting[: self._most], self._waiting[self._most :]
-                self._try(batch)
-        return found.result()
+        self._waiting.put((item, found))
+        return found
+
+    def close(self) -> None:
+        """Return when all that was submitted is done; nothing more may be."""
+        self._waiting.put(None)
+        self._thread.join()
+
+    def _work(self) -> None:
+        while (first := self._waiting.get()) is not None:
+            batch = [first]
+            while len(batch) < self._most and not self._waiting.empty():
+                following = self._waiting.get()  # nobody else takes from it
+                if following is None:
+                    self._waiting.put(None)  # the end is for the next turn
+                    break
+                batch.append(following)
+            self._try([each for each in batch if each[1].set_running_or_notify_cancel()])
 
     def _try(self, batch: Sequence[tuple[_Item, Future[_Done]]]) -> None:
-        if not batch:  # whoever had the turn before did all of it
+        if not batch:
             return
         try:
             results = self._do([item for item, _ in batch])
@@ -58,4 +77,7 @@ class Together(Generic[_Item, _Done]):
                     found.set_exception(error)
             return
         for (_, found), result in zip(batch, results, strict=True):
-            found.set_result(result)
+            if isinstance(result, Exception):
+                found.set_exception(result)
+            else:
+                found.set_result(result)

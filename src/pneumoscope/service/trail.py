@@ -10,8 +10,8 @@ from __future__ import annotations
 import dataclasses
 import hashlib
 import json
-from collections.abc import Iterator, Mapping
-from typing import Any
+from collections.abc import Iterator, Mapping, Sequence
+from typing import Any, NamedTuple
 
 from sqlalchemy import Connection, Engine, Row, func, insert, select
 
@@ -21,7 +21,7 @@ from pneumoscope.service.database import reading
 from pneumoscope.service.film_store import FilmStore
 from pneumoscope.service.tables import trail
 
-__all__ = ["Verified", "append", "read_trail", "verify", "verify_rows"]
+__all__ = ["Entry", "Verified", "append", "read_trail", "verify", "verify_rows"]
 
 _FIRST = "0" * 64
 _AT_ONCE = 1000  # rows that are fetched
@@ -45,41 +45,45 @@ class Verified:
     films: int | None
 
 
-def append(
-    connection: Connection,
-    *,
-    at: str,
-    who: str,
-    what: str,
-    prediction: str = "",
-    film_sha256: str = "",
-    model_sha256: str = "",
-    details: Mapping[str, object] | None = None,
-) -> None:
-    """Add a row in the transaction of what it tells of, so that neither is there without the other.
+class Entry(NamedTuple):
+    """What is to be told.
 
-    Args:
-        connection: of `database.writing`, whose transactions follow one another.
+    Attributes:
         at: time, ISO 8601 in UTC.
         who: the name of a token, or "local".
         what: "judged", "reviewed", "deleted", ...
         prediction, film_sha256, model_sha256: of what; empty where there is none.
         details: nothing that could name a patient: no file name, no note.
     """
+
+    at: str
+    who: str
+    what: str
+    prediction: str = ""
+    film_sha256: str = ""
+    model_sha256: str = ""
+    details: Mapping[str, object] = {}
+
+
+def append(connection: Connection, entries: Sequence[Entry]) -> None:
+    """Add rows in the transaction of what they tell of, so that neither is there without the other.
+
+    Args:
+        connection: of `database.writing`, whose transactions follow one another.
+        entries: in their order.
+    """
+    if not entries:
+        return
     last = connection.execute(select(trail.c.number, trail.c.hash).order_by(trail.c.number.desc()).limit(1)).first()
-    number, previous = (last.number + 1, last.hash) if last else (1, _FIRST)
-    row: dict[str, object] = {
-        "number": number,
-        "at": at,
-        "who": who,
-        "what": what,
-        "prediction": prediction,
-        "film_sha256": film_sha256,
-        "model_sha256": model_sha256,
-        "details": json.dumps(details or {}, sort_keys=True, ensure_ascii=False),
-        "previous": previous,
-    }
-    connection.execute(insert(trail).values(**row, hash=_hash(row)))
+    number, previous = (last.number, last.hash) if last else (0, _FIRST)
+    rows = []
+    for entry in entries:
+        number += 1
+        row: dict[str, object] = {**entry._asdict(), "number": number, "previous": previous}
+        row["details"] = json.dumps(entry.details, sort_keys=True, ensure_ascii=False)
+        row["hash"] = previous = _hash(row)
+        rows.append(row)
+    connection.execute(insert(trail), rows)
 
 
 def read_trail(engine: Engine, *, last: int = 0) -> Iterator[Row[Any]]:

@@ -1,0 +1,71 @@
+"""What is asked of the table of predictions: pages of it in some order, and the numbers that statistics need."""
+
+from __future__ import annotations
+
+from sqlalchemy import Connection, and_, case, func, or_, select
+
+from pneumoscope.errors import UsageError
+from pneumoscope.service.record import Filter, Judged, Order, Page, moment, of_row
+from pneumoscope.service.tables import predictions
+
+__all__ = ["find", "latest"]
+
+_MOST = 200  # records a page
+# How little a record needs a person's eyes: read ones last, before them the others by probability, first what is left open.
+_CALM = case((predictions.c.reviewed.is_not(None), 4.0), else_=0.0) + case(
+    (predictions.c.decision.in_(("rejected", "uncertain")), 0.0),
+    else_=2.0 - func.coalesce(predictions.c.probability, 0.0),
+)
+
+
+def find(connection: Connection, wanted: Filter, *, order: Order, limit: int, after: str) -> Page:
+    """A page of records; see `Records.find`.
+
+    Raises:
+        UsageError: `limit` or `after` is out of range.
+    """
+    if not 1 <= limit <= _MOST:
+        raise UsageError(f"limit is {limit}; a page has 1 to {_MOST} records")
+    column, falls = {
+        "newest": (predictions.c.created, True),
+        "oldest": (predictions.c.created, False),
+        "highest": (func.coalesce(predictions.c.probability, -1.0), True),
+        "lowest": (func.coalesce(predictions.c.probability, 2.0), False),
+        "attention": (_CALM, False),
+    }[order]
+    matching = [
+        *([predictions.c.decision == wanted.decision] if wanted.decision else []),
+        *([predictions.c.reviewed.is_not(None) == wanted.reviewed] if wanted.reviewed is not None else []),
+        *([predictions.c.created >= moment(wanted.since, "since")] if wanted.since else []),
+        *([predictions.c.created < moment(wanted.until, "until")] if wanted.until else []),
+    ]
+    total = connection.execute(select(func.count()).select_from(predictions).where(*matching)).scalar_one()
+    # From the last record of the page before, not from a count: what is added meanwhile shifts nothing.
+    if after:
+        last = connection.execute(
+            select(column.label("value"), predictions.c.id).where(predictions.c.id == after)
+        ).first()
+        if last is None:
+            raise UsageError(f"after is {after!r}, which is no record", advice="Begin again without it")
+        beyond = column < last.value if falls else column > last.value
+        matching.append(or_(beyond, and_(column == last.value, predictions.c.id > last.id)))
+    rows = connection.execute(
+        select(predictions)
+        .where(*matching)
+        .order_by(column.desc() if falls else column.asc(), predictions.c.id)
+        .limit(limit + 1)
+    ).mappings()
+    records = [of_row(row) for row in rows]
+    return Page(tuple(records[:limit]), total, records[limit - 1].id if len(records) > limit else "")
+
+
+def latest(connection: Connection, model_sha256: str, operating_point: str, most: int) -> list[Judged]:
+    """The films that a model judged last at an operating point; see `Records.latest`."""
+    columns = (predictions.c.created, predictions.c.decision, predictions.c.probability, predictions.c.agrees)
+    asked = (
+        select(*columns)
+        .where(predictions.c.model_sha256 == model_sha256, predictions.c.operating_point == operating_point)
+        .order_by(predictions.c.created.desc(), predictions.c.id)
+        .limit(most)
+    )
+    return [Judged(*row) for row in connection.execute(asked)]
