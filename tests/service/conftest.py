@@ -135,9 +135,9 @@ def bundle(shared_maker):
 
 
 @contextmanager
-def served(bundle, folder, *options, host="127.0.0.1", within=()):
+def served(bundle, folder, *options, host="127.0.0.1", within=(), program=("-m", "pneumoscope")):
     """A process that serves, and a client of it; it is started by the command `within`, where there is one."""
-    command = [sys.executable, "-m", "pneumoscope", "serve", "--port", "0", "--model", str(bundle), "--host", host]
+    command = [sys.executable, *program, "serve", "--port", "0", "--model", str(bundle), "--host", host]
     with subprocess.Popen([*within, *command, *options], stderr=subprocess.PIPE, text=True, cwd=folder) as process:
         first = process.stderr.readline()
         port = re.search(r":(\d+)  model", first)

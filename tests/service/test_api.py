@@ -3,7 +3,10 @@
 import io
 import json
 import logging
+import threading
+import time
 from collections import Counter
+from concurrent.futures import ThreadPoolExecutor
 
 import numpy as np
 import pytest
@@ -14,6 +17,7 @@ from PIL import Image
 from schemathesis.specs.openapi.checks import positive_data_acceptance
 from tests.service.conftest import TOKEN, films, png, post, problem
 
+from pneumoscope.radiograph.decode import decode
 from pneumoscope.results import NOTICE
 from pneumoscope.service.access import Access
 from pneumoscope.service.app import Settings, make_app
@@ -190,11 +194,38 @@ def test_a_body_that_does_not_say_how_long_it_is_ends_at_the_limit(client):
 
 
 def test_every_answer_forbids_what_a_browser_might_do_with_it(client):
-    for path in ("/healthz", "/v1/predictions", "/nowhere"):
-        headers = client.get(path).headers
-        assert headers["X-Content-Type-Options"] == "nosniff"
-        assert headers["Content-Security-Policy"].startswith("default-src 'none'")
-        assert headers["Cache-Control"] == "no-store"
+    (found,) = post(client, png())
+    for path in ("/healthz", "/v1/predictions", "/nowhere", f"/v1/predictions/{found['id']}/film.png"):
+        for method in ("GET", "OPTIONS"):
+            headers = client.request(method, path, headers={"Origin": "https://elsewhere.example"}).headers
+            assert headers["X-Content-Type-Options"] == "nosniff"
+            assert headers["Content-Security-Policy"] == "default-src 'none'; frame-ancestors 'none'"
+            assert headers["Cache-Control"] == "no-store"
+            assert headers["Cross-Origin-Resource-Policy"] == "same-origin"
+            assert not [name for name in headers if name.startswith("access-control-")]  # no other site may read it
+
+
+def test_two_films_are_drawn_at_once_and_others_wait(app, client, monkeypatch):
+    ids = [each["id"] for each in post(client, png(90), png(120), png(150))]
+    two, go, began = threading.Barrier(3, timeout=10), threading.Event(), []
+
+    def held(*arguments, **options):
+        began.append(1)
+        if len(began) <= 2:
+            two.wait()
+        assert go.wait(10)
+        return decode(*arguments, **options)
+
+    monkeypatch.setattr("pneumoscope.service.paths.decode", held)
+    with ThreadPoolExecutor(6) as pool:
+        pictures = ("film.png", "thumbnail.png")
+        asked = [pool.submit(client.get, f"/v1/predictions/{key}/{name}") for key in ids for name in pictures]
+        two.wait()
+        time.sleep(0.3)
+        assert len(began) == 2
+        go.set()
+        assert [each.result(10).status_code for each in asked] == 6 * [200]
+    assert len(began) == 6
 
 
 def test_who_has_no_token_learns_nothing_but_that_it_lives(model):

@@ -3,12 +3,15 @@
 import socket
 import threading
 import time
+from concurrent.futures import ThreadPoolExecutor
 
 import pytest
 import uvicorn
+from starlette.exceptions import HTTPException
 from starlette.requests import Request
 from starlette.responses import PlainTextResponse
 
+from pneumoscope.errors import BusyError
 from pneumoscope.service.limits import Limits, impatient
 
 
@@ -18,19 +21,26 @@ async def echo(scope, receive, send):
     await PlainTextResponse(str(len(body)))(scope, receive, send)
 
 
-async def mapped(scope, receive, send):
-    from starlette.exceptions import HTTPException
+def mapped():
+    limits = Limits(echo, most_bytes=10, most_held=25, seconds=0.5)
 
-    try:
-        await Limits(echo, most_bytes=10, seconds=0.5)(scope, receive, send)
-    except HTTPException as error:
-        await PlainTextResponse(error.detail, error.status_code, error.headers)(scope, receive, send)
+    async def app(scope, receive, send):
+        try:
+            await limits(scope, receive, send)
+        except HTTPException as error:
+            await PlainTextResponse(error.detail, error.status_code, error.headers)(scope, receive, send)
+        except BusyError as error:
+            await PlainTextResponse(error.message, 503)(scope, receive, send)
+
+    return app
 
 
 @pytest.fixture(scope="module")
 def port():
     with socket.create_server(("127.0.0.1", 0)) as listener:
-        config = uvicorn.Config(mapped, http=impatient(0.4), log_level="critical", lifespan="off", timeout_keep_alive=5)
+        config = uvicorn.Config(
+            mapped(), http=impatient(0.4), log_level="critical", lifespan="off", timeout_keep_alive=5
+        )
         server = uvicorn.Server(config)
         thread = threading.Thread(target=server.run, kwargs={"sockets": [listener]})
         thread.start()
@@ -57,7 +67,7 @@ def spoken(port, *parts, pause=0.2):
         return answer.partition(b" ")[2][:3], answer.rpartition(b"\r\n\r\n")[2]
 
 
-HEAD = b"POST / HTTP/1.1\r\nHost: a\r\nConnection: close\r\n"
+HEAD = b"POST /v1/predictions HTTP/1.1\r\nHost: a\r\nConnection: close\r\n"
 
 
 def test_a_quick_request_is_answered(port):
@@ -79,7 +89,7 @@ def test_a_head_that_comes_too_slowly_is_cut(port):
 def test_a_second_head_on_the_same_connection_is_not_waited_for_either(port):
     kept = HEAD.replace(b"close", b"keep-alive") + b"Content-Length: 1\r\n\r\n1"
     start = time.monotonic()
-    assert spoken(port, kept, b"POST / HT")[0] == b"200"
+    assert spoken(port, kept, b"POST /v1 HT")[0] == b"200"
     assert time.monotonic() - start < 2
 
 
@@ -95,3 +105,20 @@ def test_a_body_that_comes_too_slowly_is_cut(port):
 def test_a_body_that_is_too_large_is_refused(port, body):
     status, words = spoken(port, HEAD + body)
     assert (status, words) == (b"413", b"the request's body is more than 10 bytes")
+
+
+def test_a_body_that_brings_no_films_is_small(port):
+    head = b"PUT /v1/predictions/1/review HTTP/1.1\r\nHost: a\r\nConnection: close\r\nContent-Length: "
+    assert spoken(port, head + b"65536\r\n\r\n" + bytes(65536)) == (b"200", b"65536")
+    assert spoken(port, head + b"65537\r\n\r\n") == (b"413", b"the request's body is more than 65,536 bytes")
+
+
+def test_bodies_that_are_under_way_are_limited_together_and_their_end_makes_room(port):
+    begun = HEAD + b"Content-Length: 10\r\n\r\n123456789"
+    with ThreadPoolExecutor(3) as pool:
+        others = [pool.submit(spoken, port, begun, b"0", pause=0.3) for _ in range(2)]
+        time.sleep(0.15)
+        status, words = spoken(port, begun)
+        assert [other.result() for other in others] == 2 * [(b"200", b"10")]
+    assert (status, words) == (b"503", b"requests that are under way hold 25 bytes of films, and no more may be")
+    assert [spoken(port, begun, b"0", pause=0)[0] for _ in range(3)] == 3 * [b"200"]

@@ -30,6 +30,17 @@ def test_what_is_kept_comes_back_as_it_was(records):
     assert rejected.prediction == prediction(None, "rejected")
 
 
+def test_what_is_sql_is_text(records):
+    sent = "'); DROP TABLE predictions; DELETE FROM audit_trail; --\\ \" %s :name ${x}"
+    record, _ = add(records, name=sent)
+    records.review(record.id, agrees=True, note=sent, who="me")
+    found = records.get(record.id)
+    assert (found.prediction.path, found.review.note) == (sent, sent)
+    with pytest.raises(UnknownNameError):
+        records.get(sent)
+    assert verify(records.engine, films=records.films).rows == 2
+
+
 def test_the_same_film_is_kept_once_as_it_was_first(records):
     first, _ = add(records, name="first.png")
     again, new = add(records, name="again.png", probability=0.2)

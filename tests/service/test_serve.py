@@ -1,11 +1,13 @@
 """The real process: started, asked, stopped and killed."""
 
+import io
 import itertools
 import logging
 import re
 import signal
 import socket
 import sqlite3
+import stat
 import subprocess
 import sys
 import threading
@@ -13,7 +15,9 @@ import time
 from contextlib import suppress
 
 import httpx
+import numpy as np
 import pytest
+from PIL import Image
 from tests.service.conftest import TOKEN, png, served, verified
 
 
@@ -72,6 +76,29 @@ def test_what_was_taken_in_is_answered_when_it_is_told_to_stop(bundle, tmp_path)
         assert process.wait(30) == 0
         assert len(found[0].json()["predictions"]) == 48
     assert verified(tmp_path)[1]["rows"] == 48
+
+
+def test_who_does_not_take_an_answer_keeps_it_from_stopping_no_longer_than_that(bundle, tmp_path):
+    """As it is started always, but that the time is short."""
+    short = (
+        "import pneumoscope.service.serve as serve; serve._STOP_SECONDS = 1; import pneumoscope.cli as cli; cli.main()"
+    )
+    grain = io.BytesIO()
+    Image.fromarray(np.random.default_rng(0).integers(0, 256, (4000, 4000), np.uint8)).save(grain, "PNG")
+    with served(bundle, tmp_path, program=["-c", short]) as (process, client):
+        answer = client.post("/v1/predictions", files=[("films", ("grain.png", grain.getvalue()))])
+        path = f"/v1/predictions/{answer.json()['predictions'][0]['id']}/film.png"
+        with socket.socket() as slow:
+            slow.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 4096)
+            slow.connect((client.base_url.host, client.base_url.port))
+            slow.sendall(f"GET {path} HTTP/1.1\r\nHost: 127.0.0.1\r\n\r\n".encode())
+            assert slow.recv(4) == b"HTTP"
+            process.send_signal(signal.SIGTERM)
+            with pytest.raises(subprocess.TimeoutExpired):  # it waits, and then no longer
+                process.wait(0.5)
+            assert process.wait(20) == 0
+            assert "stopped" in process.stderr.read()
+    assert verified(tmp_path)[1]["rows"] == 1
 
 
 def test_one_process_serves_a_folder(bundle, tmp_path):
@@ -178,6 +205,25 @@ def test_a_client_that_has_gone_is_not_scored_and_one_that_is_slow_is_cut(bundle
         assert post(client, 100).status_code == 201
         assert client.get("/v1/predictions").json()["total"] == 1
         assert process.poll() is None
+
+
+def test_a_head_without_end_is_cut(bundle, tmp_path):
+    with served(bundle, tmp_path) as (_, client):
+        with socket.create_connection((client.base_url.host, client.base_url.port)) as endless:
+            endless.settimeout(20)
+            sent, start = 0, time.monotonic()
+            with suppress(ConnectionError):
+                endless.sendall(b"GET / HTTP/1.1\r\nHost: 127.0.0.1\r\n")
+                while time.monotonic() - start < 5:  # long before its 10 seconds are over
+                    endless.sendall(b"X-%d: %s\r\n" % (sent, 1000 * b"a"))
+                    sent += 1
+            assert time.monotonic() - start < 5
+        assert client.get("/healthz").status_code == 200
+
+
+def test_nobody_else_may_look_into_its_folder(bundle, tmp_path):
+    with served(bundle, tmp_path):
+        assert stat.S_IMODE((tmp_path / "pneumoscope-data").stat().st_mode) == 0o700
 
 
 def test_records_of_no_service_are_told(tmp_path):

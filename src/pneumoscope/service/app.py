@@ -31,7 +31,8 @@ class Settings:
     """What a service takes.
 
     Attributes:
-        most_bytes: of a request's body.
+        most_bytes: of a body that brings films.
+        most_held: bytes of all such bodies that are under way at once.
         most_films: of one request.
         most_waiting: films that may wait to be scored.
         body_seconds: for a body to arrive.
@@ -40,6 +41,7 @@ class Settings:
     """
 
     most_bytes: int = 256 * 2**20
+    most_held: int = 2**30
     most_films: int = 64
     most_waiting: int = 256
     body_seconds: float = 60
@@ -83,6 +85,6 @@ def make_app(model: Model, records: Records, access: Access, settings: Settings 
     app.include_router(views(judging, chosen.most_bytes))
     app.mount("/static", StaticFiles(packages=[("pneumoscope.service.page", "static")]), name="static")
     app.state.access = access
-    app.add_middleware(Limits, most_bytes=chosen.most_bytes, seconds=chosen.body_seconds)
+    app.add_middleware(Limits, most_bytes=chosen.most_bytes, most_held=chosen.most_held, seconds=chosen.body_seconds)
     app.add_middleware(Watched, metrics=metrics, loopback=chosen.loopback, public_name=chosen.public_name)
     return app

@@ -1,4 +1,4 @@
-"""What a request may cost: bytes of its body, and time for its head and for its body.
+"""What a request may cost: bytes of its body, bytes of all bodies together, and time for its head and for its body.
 
 Both stand before all else, so that nothing larger is ever in memory and nobody can hold a connection for nothing.
 """
@@ -13,34 +13,45 @@ from starlette.exceptions import HTTPException
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 from uvicorn.protocols.http.h11_impl import H11Protocol
 
-__all__ = ["Limits", "impatient"]
+from pneumoscope.errors import BusyError
+
+__all__ = ["FILMS", "Limits", "impatient"]
+
+FILMS = ("POST", "/v1/predictions")  # what alone has a large body
+_SMALL = (
+    64 * 2**10
+)  # bytes of any other body: more than a note of 4,000 characters takes in JSON, however it is written
 
 
 class Limits:
-    """Middleware that ends a request whose body is too large, or too slow: whoever reads the body gets an HTTPException.
+    """Middleware that ends a request whose body is too large, or too slow: whoever reads the body gets the error.
 
     Args:
         app: behind it.
-        most_bytes: of a body.
+        most_bytes: of a body that brings films. Others are small, and need no token to be read.
+        most_held: bytes of all bodies with films that are under way at once.
         seconds: for a body to arrive, from when its request began.
     """
 
-    def __init__(self, app: ASGIApp, *, most_bytes: int, seconds: float) -> None:
-        self.app, self._most, self._seconds = app, most_bytes, seconds
+    def __init__(self, app: ASGIApp, *, most_bytes: int, most_held: int, seconds: float) -> None:
+        self.app, self._most, self._most_held, self._seconds = app, most_bytes, most_held, seconds
+        self._held = 0
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Pass a request on while it stays within the limits."""
         if scope["type"] != "http":
             await self.app(scope, receive, send)
             return
+        films = (scope["method"], scope["path"]) == FILMS
+        most = self._most if films else _SMALL
         stated = dict(scope["headers"]).get(b"content-length", b"0")
         loop = asyncio.get_running_loop()
         end, taken, whole = loop.time() + self._seconds, 0, False
 
         async def limited() -> Message:
             nonlocal taken, whole
-            if stated.isdigit() and int(stated) > self._most:
-                raise self._too_large()
+            if stated.isdigit() and int(stated) > most:
+                raise _too_large(most)
             if whole:  # nothing more is to come but the client's going
                 return await receive()
             try:
@@ -50,16 +61,37 @@ class Limits:
                 said = f"the request's body took longer than {self._seconds:g} s"
                 raise HTTPException(408, said, {"Connection": "close"}) from error
             if message["type"] == "http.request":
-                taken += len(message.get("body", b""))
+                size = len(message.get("body", b""))
                 whole = not message.get("more_body", False)
-                if taken > self._most:
-                    raise self._too_large()
+                if taken + size > most:
+                    raise _too_large(most)
+                taken += size
+                if films:
+                    self._hold(size)
             return message
 
-        await self.app(scope, limited, send)
+        try:
+            await self.app(scope, limited, send)
+        finally:
+            if films:
+                self._held -= taken
 
-    def _too_large(self) -> HTTPException:
-        return HTTPException(413, f"the request's body is more than {self._most:,} bytes", {"Connection": "close"})
+    def _hold(self, size: int) -> None:
+        """Count bytes that are held until their request is answered.
+
+        Raises:
+            BusyError: there are too many.
+        """
+        self._held += size
+        if self._held > self._most_held:
+            raise BusyError(
+                f"requests that are under way hold {self._most_held:,} bytes of films, and no more may be",
+                advice="Try again in a few seconds",
+            )
+
+
+def _too_large(most: int) -> HTTPException:
+    return HTTPException(413, f"the request's body is more than {most:,} bytes", {"Connection": "close"})
 
 
 def impatient(seconds: float) -> type[asyncio.Protocol]:

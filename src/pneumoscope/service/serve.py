@@ -32,6 +32,7 @@ _EVERY = 600  # seconds between looks for films that are too old
 _IDLE = 15  # seconds that an unused connection is kept
 _HEAD = 16 * 1024  # bytes of a request's head
 _HEAD_SECONDS = 10.0
+_STOP_SECONDS = 150  # for what was taken in to be answered; then whoever has not taken an answer goes without
 _LOCK = ".serving"
 _OF_PORTS = (errno.EADDRINUSE, errno.EACCES, errno.EPERM)  # taken by another process, or kept for the system's own
 
@@ -89,6 +90,7 @@ def serve(
                 server_header=False,
                 date_header=True,
                 timeout_keep_alive=_IDLE,
+                timeout_graceful_shutdown=_STOP_SECONDS,
                 h11_max_incomplete_event_size=_HEAD,
                 http=impatient(_HEAD_SECONDS),
                 ws="none",

@@ -188,7 +188,9 @@ def viewed(opened, service):
     opened.goto(f"{service.base_url}/")
     opened.get_by_role("link", name="two.png").click()
     opened.locator(".pane .film").first.evaluate("image => image.decode()")
-    expect(opened.locator("#zoom")).to_have_text(re.compile(r"^(?!100%)\d+%$"))  # its script runs, and has fitted the film
+    expect(opened.locator("#zoom")).to_have_text(
+        re.compile(r"^(?!100%)\d+%$")
+    )  # its script runs, and has fitted the film
     return opened, each["id"]
 
 

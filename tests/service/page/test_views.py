@@ -106,6 +106,7 @@ def test_pages_load_nothing_from_elsewhere_and_run_nothing_that_stands_in_them(c
         found, answer = page(client, path)
         policy = answer.headers["Content-Security-Policy"]
         assert policy.startswith("default-src 'none'; script-src 'self'; style-src 'self'")
+        assert "frame-ancestors 'none'" in policy
         assert "unsafe" not in policy
         assert "http" not in policy
         for _, attrs in found.tags:
