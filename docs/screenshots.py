@@ -67,10 +67,10 @@ def take(browser: Browser, service: str, films: list[Path], out: Path) -> None:
     settle(page)
     page.screenshot(path=out / "page-viewer.png")
     film = page.url
+    page.set_viewport_size({"width": 1280, "height": 1250})  # nothing of it behind the notice
     page.goto(f"{film}/report")
     settle(page)
-    page.screenshot(path=out / "page-report.png", full_page=True)
-    page.set_viewport_size({"width": 1280, "height": 1250})
+    page.screenshot(path=out / "page-report.png")
     page.goto(f"{service}/overview")
     page.screenshot(path=out / "page-overview.png")
     phone = browser.new_context(

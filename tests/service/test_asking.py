@@ -34,7 +34,10 @@ def test_parameters_that_exist_are_taken(client):
     asked = "decision=normal&reviewed=false&since=2026-01-01&until=2100-01-01T00:00Z&order=lowest&limit=3"
     page = client.get(f"/v1/predictions?{asked}").json()
     assert page["predictions"] == [found]
-    assert client.get(f"/v1/predictions?after={found['id']}").json()["predictions"] == []
+    post(client, png(150))
+    following = client.get("/v1/predictions?limit=1&order=lowest").json()["next"]
+    page = client.get("/v1/predictions", params={"order": "lowest", "limit": 1, "after": following}).json()
+    assert [each["path"] for each in page["predictions"]] == ["film 0.png"]
 
 
 def test_who_has_no_token_learns_of_no_parameter(model):

@@ -28,13 +28,14 @@ def test_the_hash_is_that_of_the_standard():
 def test_a_film_is_there_until_it_is_removed(tmp_path, kind):
     store = kind(tmp_path / "films") if kind is FolderStore else kind()
     films = {film_hash(film): film for film in (b"a", b"b")}
-    assert store.keep(films) == {}
-    assert store.keep(films) == {}
+    assert store.keep(films) == (list(films), {})
+    assert store.keep(films) == ([], {})
     assert {key: store.get(key) for key in films} == films
     first, second = films
     store.remove(first)
     store.remove(first)
     assert (store.get(first), store.get(second)) == (None, films[second])
+    assert (store.has(first), store.has(second)) == (False, True)
 
 
 def test_films_are_listed_with_their_time_and_what_was_left_half_way_is_not(tmp_path):
@@ -59,7 +60,19 @@ def test_a_film_that_cannot_be_written_keeps_no_other_from_it(tmp_path):
     good, bad = film_hash(b"good"), film_hash(b"bad")
     (tmp_path / "films").mkdir()
     (tmp_path / "films" / bad[:2]).write_bytes(b"a file where a folder should be")
-    failed = store.keep({bad: b"bad", good: b"good"})
-    assert list(failed) == [bad]
+    written, failed = store.keep({bad: b"bad", good: b"good"})
+    assert (written, list(failed)) == ([good], [bad])
     assert isinstance(failed[bad], StorageError)
+    assert not store.has(bad)
     assert store.get(good) == b"good"
+
+
+@pytest.mark.parametrize("damaged", [b"", b"fil", b"filn"])
+def test_a_damaged_film_is_whole_again_when_it_comes_again(tmp_path, damaged):
+    store, key = FolderStore(tmp_path / "films"), film_hash(b"film")
+    store.keep({key: b"film"})
+    (tmp_path / "films" / key[:2] / key).write_bytes(damaged)
+    with pytest.raises(StorageError, match="not the film that was kept"):
+        store.get(key)
+    assert store.keep({key: b"film"}) == ([key], {})
+    assert store.get(key) == b"film"

@@ -1,6 +1,8 @@
 """What a service keeps, on SQLite and on PostgreSQL: once, whole, and in order."""
 
+import base64
 import dataclasses
+import json
 import os
 import re
 import threading
@@ -18,6 +20,13 @@ from pneumoscope.service.records import Records
 from pneumoscope.service.trail import verify
 
 
+def test_an_age_of_centuries_removes_nothing(records):
+    add(records)
+    assert (
+        records.expire(timedelta(weeks=9999)) == records.expire(timedelta(weeks=60_000)) == 0
+    )  # the years 1835 and 876
+
+
 def test_what_is_kept_comes_back_as_it_was(records):
     record, new = add(records, name="é <b>\u202e.png")
     assert new
@@ -28,6 +37,12 @@ def test_what_is_kept_comes_back_as_it_was(records):
     assert record.id == record_id(film_hash(b"film"), MODEL.sha256, "balanced")
     rejected, _ = add(records, b"other", probability=None, decision="rejected")
     assert rejected.prediction == prediction(None, "rejected")
+
+
+@pytest.mark.parametrize("key", ["\0", "é", "ab" * 15, "AB" * 16, ""])
+def test_what_cannot_be_an_id_is_none(records, key):
+    with pytest.raises(UnknownNameError, match="there is no prediction"):
+        records.get(key)
 
 
 def test_what_is_sql_is_text(records):
@@ -145,9 +160,49 @@ def test_a_time_that_there_is_not_is_refused(records, time):
         records.find(Filter(since=time))
 
 
-@pytest.mark.parametrize("asked", [{"limit": 0}, {"limit": 201}, {"after": "ab" * 16}])
+@pytest.mark.parametrize("order", ["newest", "oldest", "highest", "lowest", "attention"])
+def test_no_film_is_passed_over_while_others_are_read_and_deleted(records, order):
+    made = [add(records, bytes([place]), probability=place / 10, decision="normal")[0].id for place in range(9)]
+    seen, after = [], ""
+    while True:
+        page = records.find(Filter(), order=order, limit=3, after=after)
+        fresh = [record.id for record in page.records if record.review is None]
+        seen += fresh
+        for key in fresh[:2]:
+            records.review(key, agrees=True, note="", who="me")
+        for key in fresh[2:]:
+            records.remove(key, who="me")
+        if not (after := page.next):
+            break
+    assert sorted(seen) == sorted(made)
+
+
+def _place(*said):
+    return base64.urlsafe_b64encode(json.dumps(said).encode()).decode()
+
+
+@pytest.mark.parametrize(
+    "asked",
+    [
+        {"limit": 0},
+        {"limit": 201},
+        {"after": "ab" * 16},
+        {"after": "é"},
+        {"after": "\0"},
+        {"after": _place("newest", "soon", "ab" * 16)},
+        {"after": _place("newest", 0.5, "ab" * 16)},
+        {"after": _place("newest", "2026-01-31", "'; --")},
+        {"after": _place("newest", "2026-01-31", 1)},
+        {"after": _place("newest")},
+        {"after": _place("highest", 0.5, "ab" * 16)},
+        {"after": _place("highest", float("nan"), "ab" * 16), "order": "highest"},
+        {"after": _place("highest", "x", "ab" * 16), "order": "highest"},
+        {"after": _place("highest", None, "ab" * 16), "order": "highest"},
+        {"after": base64.urlsafe_b64encode(b"[" * 5000).decode()},
+    ],
+)
 def test_a_page_that_cannot_be_is_refused(records, asked):
-    with pytest.raises(UsageError):
+    with pytest.raises(UsageError, match=r"limit is|which is no `next` of a page in the order"):
         records.find(Filter(), **asked)
 
 
@@ -181,17 +236,17 @@ def test_a_film_that_comes_while_it_is_removed_is_kept(records, monkeypatch):
     first, _ = add(records)
     keep, others = records.films.keep, []
 
-    def kept_while_another_removes(films):
-        failed = keep(films)
-        others.append(threading.Thread(target=lambda: records.remove(first.id, who="me")))
-        others[-1].start()
-        others[-1].join(0.3)
-        return failed
+    def kept_and_then_removed_by_another(films):
+        kept = keep(films)
+        if not others:
+            others.append(threading.Thread(target=lambda: records.remove(first.id, who="me")))
+            others[-1].start()
+            others[-1].join(10)
+        return kept
 
     with monkeypatch.context() as between:
-        between.setattr(records.films, "keep", kept_while_another_removes)
+        between.setattr(records.films, "keep", kept_and_then_removed_by_another)
         second, new = records.add(prediction(), b"film", operating_point="rule-out", who="me")
-    others[-1].join(10)
     assert new
     assert records.film(second) == b"film"
 
@@ -217,8 +272,8 @@ def test_a_film_that_the_disk_does_not_take_harms_no_other(records, monkeypatch)
         begun.set()
         assert go.wait(10)
         large = film_hash(b"large")
-        found = keep({sha256: film for sha256, film in films.items() if sha256 != large})
-        return {**found, large: StorageError("full")} if large in films else found
+        kept = keep({sha256: film for sha256, film in films.items() if sha256 != large})
+        return kept._replace(failed={large: StorageError("full")} if large in films else {})
 
     monkeypatch.setattr(records.films, "keep", kept_but_for_the_large_one)
     submit = partial(records.submit, operating_point="balanced", who="me")
@@ -234,16 +289,66 @@ def test_a_film_that_the_disk_does_not_take_harms_no_other(records, monkeypatch)
     assert records.find(Filter()).total == verify(records.engine, films=records.films).rows == 3
 
 
-def test_of_what_could_not_be_kept_there_is_no_film(records, monkeypatch):
-    def fail(*_, **__):
-        raise StorageError("full")
+def fail(*_, **__):
+    raise StorageError("full")
 
+
+def test_of_what_could_not_be_kept_there_is_no_film_but_what_was_there_before(records, monkeypatch):
+    records.films.keep({film_hash(b"before"): b"before"})  # of another database, or of a process that was killed
     with monkeypatch.context() as failing:
         failing.setattr("pneumoscope.service.records.append", fail)
-        with pytest.raises(StorageError, match="full"):
-            add(records)
+        for film in (b"film", b"before"):
+            with pytest.raises(StorageError, match="full"):
+                add(records, film)
     assert records.find(Filter()).total == 0
-    assert records.films.get(film_hash(b"film")) is None
+    assert [key for key, _ in records.films.kept()] == [film_hash(b"before")]
+
+
+def test_a_film_that_cannot_be_removed_is_told_and_removed_later(records, monkeypatch):
+    """Its record goes first: a film without a record does no harm, a record without its film would."""
+    deleted, _ = add(records, b"deleted")
+    add(records, b"old")
+    with monkeypatch.context() as failing:
+        failing.setattr(records.films, "remove", fail)
+        with pytest.raises(StorageError, match=f"record '{deleted.id}' is deleted, but its film could not be: full"):
+            records.remove(deleted.id, who="me")
+        with pytest.raises(StorageError, match="full"):
+            records.expire(timedelta(0))
+        with pytest.raises(StorageError, match="full"):
+            records.tidy()
+    assert len(list(records.films.kept())) == 2
+    records.tidy()
+    assert list(records.films.kept()) == []
+    assert verify(records.engine, films=records.films).rows == 4
+
+
+def test_a_film_that_came_again_before_it_could_be_removed_stays(records, monkeypatch):
+    record, _ = add(records)
+    with monkeypatch.context() as failing:
+        failing.setattr(records.films, "remove", fail)
+        with pytest.raises(StorageError):
+            records.remove(record.id, who="me")
+    again, new = add(records)
+    records.tidy()
+    assert new
+    assert records.film(again) == b"film"
+
+
+def test_others_wait_for_no_film_to_reach_the_disk(records, monkeypatch):
+    record, _ = add(records)
+    begun, go, keep = threading.Event(), threading.Event(), records.films.keep
+
+    def slow(films):
+        begun.set()
+        assert go.wait(10)
+        return keep(films)
+
+    monkeypatch.setattr(records.films, "keep", slow)
+    coming = records.submit(prediction(), b"slow", operating_point="balanced", who="me")
+    assert begun.wait(10)
+    assert records.review(record.id, agrees=True, note="", who="me").review.agrees
+    go.set()
+    assert coming.result(10)[1]
 
 
 def test_films_expire_and_their_numbers_stay(tmp_path, database):
@@ -296,6 +401,18 @@ def test_what_was_kept_is_there_after_a_start_and_what_a_killed_process_left_is_
     assert again.film(record) == b"film"
     assert again.films.get(orphan) is None
     assert not half.exists()
+    again.close()
+
+
+def test_a_film_whose_record_is_lost_is_left(tmp_path, database):
+    """Somebody restored a part, or changed the database: the trail tells that it was judged, and not that it went."""
+    records = Records(tmp_path / "data", database)
+    record, _ = add(records)
+    with records.engine.connect() as connection, connection.begin():
+        connection.execute(text("DELETE FROM predictions"))
+    records.close()
+    again = Records(tmp_path / "data", database)
+    assert again.films.get(record.film_sha256) == b"film"
     again.close()
 
 

@@ -1,5 +1,6 @@
 """Films of all requests wait in one queue with an end, and go through the network together."""
 
+import sys
 import threading
 from concurrent.futures import CancelledError
 
@@ -41,14 +42,12 @@ def test_what_waits_goes_through_together_and_each_gets_its_own(gated):
     first = scoring.submit(named(90))
     gated.begun.acquire()
     rest = [scoring.submit(named(level))[0] for level in range(100, 106)]
-    assert scoring.waiting == 7
     gated.open.set()
     found = [future.result(10) for future in [*first, *rest]]
     assert [each.path for each in found] == ["90.png", *(f"{level}.png" for level in range(100, 106))]
     assert len({each.probability for each in found}) == 7
     assert gated.given == [1, BATCH, 6 - BATCH]
     scoring.close()
-    assert scoring.waiting == 0
 
 
 def test_workers_share_what_waits(gated):
@@ -66,15 +65,15 @@ def test_workers_share_what_waits(gated):
 
 def test_past_the_end_of_the_queue_a_request_is_refused_whole_and_at_once(gated):
     scoring = Scoring(gated, most_waiting=3, workers=1)
-    kept = scoring.submit(named(90, 100))
-    with pytest.raises(BusyError, match="2 films wait to be scored; 3 may"):
-        scoring.submit(named(110, 120))
-    more = scoring.submit(named(130))
-    gated.open.set()
-    assert all(future.result(10).error == "" for future in [*kept, *more])
-    assert (
-        scoring.submit(named(110, 120, 130, 140))[3].result(10).path == "140.png"
-    )  # alone, it may be longer than the queue
+    with scoring.admitted(2):
+        assert scoring.waiting == 2
+        with pytest.raises(BusyError, match="2 films wait to be scored; 3 may"), scoring.admitted(2):
+            pass
+        with scoring.admitted(1):
+            assert scoring.waiting == 3
+    assert scoring.waiting == 0
+    with scoring.admitted(4):  # alone, it may be longer than the queue
+        assert scoring.waiting == 4
     scoring.close()
 
 
@@ -82,9 +81,11 @@ def test_a_film_whose_request_has_gone_is_not_scored(gated):
     scoring = Scoring(gated, most_waiting=10, workers=1)
     first = scoring.submit(named(90))
     gated.begun.acquire()
-    gone, here = scoring.submit(named(100, 110))
+    large = bytes(2**20)
+    gone, here = scoring.submit([(large, "large.png"), *named(110)])
+    held = sys.getrefcount(large)
     assert gone.cancel()
-    assert scoring.waiting == 2
+    assert sys.getrefcount(large) == held - 1  # it is in memory no longer than somebody waits for it
     gated.open.set()
     assert here.result(10).path == "110.png"
     assert first[0].result(10)
@@ -111,16 +112,27 @@ def test_what_was_taken_in_is_answered_before_it_stops_and_nothing_more_is_taken
     assert all(future.done() and future.result().error == "" for future in futures)
     with pytest.raises(BusyError, match="stopping"):
         scoring.submit(named(90))
+    with pytest.raises(BusyError, match="stopping"), scoring.admitted(1):
+        pass
     scoring.close()
 
 
-def test_a_fault_of_the_network_reaches_all_that_wait_and_the_next_are_scored(gated):
+def test_a_fault_reaches_those_whose_films_have_it_and_no_other(gated, monkeypatch):
+    bad, batch = png(120), gated.model.predict_batch
+
+    def fail_on_one(films):
+        if bad in films:
+            raise MemoryError("too large")
+        return batch(films)
+
+    monkeypatch.setattr(gated.model, "predict_batch", fail_on_one)
     scoring = Scoring(gated, most_waiting=10, workers=1)
-    whole, gated.model = gated.model, None
+    first = scoring.submit(named(90))
+    gated.begun.acquire()
+    rest = scoring.submit(named(100, 120, 130))
     gated.open.set()
-    for future in scoring.submit(named(90, 100)):
-        with pytest.raises(AttributeError):
-            future.result(10)
-    gated.model = whole
-    assert scoring.submit(named(90))[0].result(10).decision
+    assert [future.result(10).path for future in (first[0], rest[0], rest[2])] == ["90.png", "100.png", "130.png"]
+    with pytest.raises(MemoryError):
+        rest[1].result(10)
+    assert scoring.submit(named(140))[0].result(10).path == "140.png"
     scoring.close()

@@ -260,7 +260,7 @@ def test_the_server_logs_no_words_of_an_error_that_nobody_foresaw(monkeypatch, c
 
     log = logging.getLogger("uvicorn.error")
     monkeypatch.setattr(log, "filters", [])
-    monkeypatch.setattr(logging.getLogger("pneumoscope.service"), "handlers", [])
+    monkeypatch.setattr(logging.getLogger(), "handlers", [])
     _log_to_stderr()
     found = logging.StreamHandler(sys.stdout)
     monkeypatch.setattr(log, "handlers", [found])

@@ -20,7 +20,7 @@ class _Age(click.ParamType[timedelta]):
         """Turn "30d" into a time."""
         if isinstance(value, timedelta):
             return value
-        found = re.fullmatch(r"([1-9][0-9]{0,4})([hdw])", value)
+        found = re.fullmatch(r"([1-9][0-9]{0,3})([hdw])", value)
         if found is None:
             self.fail(f"{value!r} is no age: a number and h, d or w, such as 30d", param, ctx)
         return timedelta(**{_UNITS[found[2]]: int(found[1])})

@@ -103,7 +103,7 @@ class Access:
         if not self._tokens:
             return LOCAL
         kind, _, token = authorization.partition(" ")
-        given = token.strip().encode()
+        given = token.strip().encode(errors="surrogatepass")
         # All are compared, so that the time tells nothing of which.
         known = [name for name, own in self._tokens.items() if hmac.compare_digest(given, own)]
         if kind.lower() != "bearer" or not known:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import dataclasses
 from collections.abc import AsyncIterator
+from datetime import timedelta
 
 from fastapi import FastAPI
 from fastapi.concurrency import run_in_threadpool
@@ -20,6 +21,7 @@ from pneumoscope.service.page.views import views
 from pneumoscope.service.paths import open_paths, paths
 from pneumoscope.service.problems import answer_errors
 from pneumoscope.service.records import Records
+from pneumoscope.service.retention import Retention
 from pneumoscope.service.scoring import Scoring
 from pneumoscope.service.watching import Metrics, Watched
 
@@ -34,10 +36,11 @@ class Settings:
         most_bytes: of a body that brings films.
         most_held: bytes of all such bodies that are under way at once.
         most_films: of one request.
-        most_waiting: films that may wait to be scored.
+        most_waiting: films that may be taken in and not answered.
         body_seconds: for a body to arrive.
         loopback: whether only this machine can reach it, so that another host's name in a request is a trick.
         public_name: by which a proxy on this machine makes it reachable; empty where there is none.
+        keep: age at which films are removed; None keeps them.
     """
 
     most_bytes: int = 256 * 2**20
@@ -47,6 +50,7 @@ class Settings:
     body_seconds: float = 60
     loopback: bool = True
     public_name: str = ""
+    keep: timedelta | None = None
 
 
 def make_app(model: Model, records: Records, access: Access, settings: Settings | None = None) -> FastAPI:
@@ -60,12 +64,15 @@ def make_app(model: Model, records: Records, access: Access, settings: Settings 
     """
     chosen = settings or Settings()
     scoring = Scoring(model, most_waiting=chosen.most_waiting)
+    retention = Retention(records, chosen.keep)
 
     @contextlib.asynccontextmanager
     async def lifespan(_: FastAPI) -> AsyncIterator[None]:
+        retention.start()
         yield
+        await run_in_threadpool(retention.stop)
         await run_in_threadpool(scoring.close)
-        records.close()
+        await run_in_threadpool(records.close)
 
     app = FastAPI(
         title="pneumoscope",

@@ -15,13 +15,14 @@ from sqlalchemy.exc import ArgumentError, DBAPIError, NoSuchModuleError, SQLAlch
 from sqlalchemy.exc import TimeoutError as PoolTimeoutError
 from sqlalchemy.pool import StaticPool
 
-from pneumoscope.errors import StorageError, UsageError
+from pneumoscope.errors import PneumoscopeError, StorageError, UsageError
 from pneumoscope.service.tables import TRAIL
 
 __all__ = ["DATABASE_FILE", "open_database", "reading", "writing"]
 
 DATABASE_FILE = "pneumoscope.sqlite"
-_PATIENCE = 5  # seconds for another writer's lock
+_PATIENCE = 5  # seconds for another writer's lock, or for a connection
+_SILENCE = 60  # seconds for PostgreSQL to say something
 
 
 def open_database(folder: Path | None, address: str = "") -> Engine:
@@ -46,6 +47,12 @@ def open_database(folder: Path | None, address: str = "") -> Engine:
 def _migrate(engine: Engine) -> None:
     with told(engine), writing(engine) as connection:
         if engine.dialect.name == "postgresql":
+            encoding = connection.exec_driver_sql("SHOW server_encoding").scalar_one()
+            if encoding != "UTF8":
+                raise UsageError(
+                    f"the database {_shown(engine)} is encoded in {encoding}, which has not every character of a name",
+                    advice="createdb --encoding=UTF8 --template=template0",
+                )
             # Two processes that start together would both make the tables.
             connection.exec_driver_sql("SELECT pg_advisory_xact_lock(hashtext('pneumoscope'))")
         config = alembic.config.Config()
@@ -71,7 +78,8 @@ def reading(engine: Engine) -> Iterator[Connection]:
         if connection.dialect.name == "postgresql":
             # By itself it would show each statement another state. SQLite keeps to that of the first one.
             connection.exec_driver_sql("SET TRANSACTION ISOLATION LEVEL REPEATABLE READ, READ ONLY")
-        yield connection
+        with _left_whole(connection):
+            yield connection
 
 
 @contextlib.contextmanager
@@ -81,10 +89,29 @@ def writing(engine: Engine) -> Iterator[Connection]:
     Raises:
         StorageError: the database cannot be reached or written, or another writer did not end in time.
     """
-    with told(engine), engine.connect().execution_options(writes=True) as connection, connection.begin():
-        if connection.dialect.name == "postgresql" and connection.dialect.has_table(connection, TRAIL):
-            connection.exec_driver_sql(f"LOCK TABLE {TRAIL} IN EXCLUSIVE MODE")
+    with told(engine), _writer(engine) as connection, connection.begin(), _left_whole(connection):
+        if connection.dialect.name == "postgresql":
+            connection.exec_driver_sql(f"SET LOCAL lock_timeout = '{_PATIENCE}s'")
+            if connection.dialect.has_table(connection, TRAIL):
+                connection.exec_driver_sql(f"LOCK TABLE {TRAIL} IN EXCLUSIVE MODE")
         yield connection
+
+
+def _writer(engine: Engine) -> Connection:
+    return engine.connect().execution_options(writes=True)
+
+
+@contextlib.contextmanager
+def _left_whole(connection: Connection) -> Iterator[None]:
+    """Give up a connection to PostgreSQL whose driver failed in the middle of speaking: the next one would get its answers."""
+    try:
+        yield
+    except (DBAPIError, PneumoscopeError):
+        raise
+    except BaseException:
+        if connection.dialect.name == "postgresql":
+            connection.invalidate()
+        raise
 
 
 @contextlib.contextmanager
@@ -101,7 +128,8 @@ def told(engine: Engine) -> Iterator[None]:
 
 def _sqlite(folder: Path | None) -> Engine:
     if folder is None:
-        engine = create_engine("sqlite://", poolclass=StaticPool, connect_args={"check_same_thread": False})
+        connect_args = {"check_same_thread": False}
+        engine = create_engine("sqlite://", poolclass=StaticPool, connect_args=connect_args, hide_parameters=True)
     else:
         try:
             folder.mkdir(parents=True, exist_ok=True)
@@ -109,7 +137,8 @@ def _sqlite(folder: Path | None) -> Engine:
             raise StorageError(
                 f"cannot make {str(folder)!r}: {error.strerror or error}", advice="Choose another folder with --data"
             ) from error
-        engine = create_engine(f"sqlite:///{folder / DATABASE_FILE}", connect_args={"timeout": _PATIENCE})
+        address = f"sqlite:///{folder / DATABASE_FILE}"
+        engine = create_engine(address, connect_args={"timeout": _PATIENCE}, hide_parameters=True)
 
     @event.listens_for(engine, "connect")
     def _connected(connection: Any, _: object) -> None:
@@ -134,7 +163,14 @@ def _postgresql(address: str) -> Engine:
                 f"--database takes postgresql://, not {url.drivername}://", advice="SQLite needs no address: use --data"
             )
         # A driver whose licence is as free as ours.
-        return create_engine(url.set(drivername="postgresql+pg8000"), pool_pre_ping=True, pool_size=8)
+        return create_engine(
+            url.set(drivername="postgresql+pg8000"),
+            pool_pre_ping=True,
+            pool_size=8,
+            pool_timeout=_PATIENCE,
+            connect_args={"timeout": _SILENCE},
+            hide_parameters=True,  # names of patients are among them
+        )
     except (ArgumentError, NoSuchModuleError, ValueError) as error:
         raise UsageError("--database is no address of a database", advice="postgresql://user@host/name") from error
     except SQLAlchemyError as error:

@@ -4,16 +4,17 @@ from __future__ import annotations
 
 import contextlib
 import hashlib
+import os
 import re
 from collections.abc import Iterator, Mapping
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import Protocol
+from typing import NamedTuple, Protocol
 
 from pneumoscope.errors import StorageError
 from pneumoscope.storage import is_temporary, write_atomically
 
-__all__ = ["FILMS", "FilmStore", "FolderStore", "MemoryStore", "film_hash"]
+__all__ = ["FILMS", "FilmStore", "FolderStore", "Kept", "MemoryStore", "film_hash"]
 
 FILMS = "films"  # the folder below that of the data
 _NAME = re.compile(r"[0-9a-f]{64}")
@@ -24,11 +25,21 @@ def film_hash(content: bytes) -> str:
     return hashlib.sha256(content).hexdigest()
 
 
+class Kept(NamedTuple):
+    """What became of films: the hashes of those that are new on the disk, and why others are not there."""
+
+    written: list[str]
+    failed: dict[str, StorageError]
+
+
 class FilmStore(Protocol):
     """Where films are kept."""
 
-    def keep(self, films: Mapping[str, bytes]) -> dict[str, StorageError]:
-        """Keep films, each under its hash; they are on the disk when this returns. Why some are not, by their hashes."""
+    def keep(self, films: Mapping[str, bytes]) -> Kept:
+        """Keep films, each under its hash; they are on the disk when this returns."""
+
+    def has(self, sha256: str) -> bool:
+        """Whether a film is there, without looking at its bytes."""
 
     def get(self, sha256: str) -> bytes | None:
         """A film's bytes; None where it is not kept. Raises StorageError where it cannot be read, or is another film."""
@@ -53,19 +64,24 @@ class FolderStore:
     def __init__(self, folder: Path) -> None:
         self._folder = folder
 
-    def keep(self, films: Mapping[str, bytes]) -> dict[str, StorageError]:
-        """See `FilmStore`."""
-        failed = {}
+    def keep(self, films: Mapping[str, bytes]) -> Kept:
+        """See `FilmStore`; a file that is there and damaged is written anew."""
+        kept = Kept([], {})
         for sha256, content in films.items():
             path = self._path(sha256)
             try:
-                if not path.is_file():
+                if not self.has(sha256) or path.read_bytes() != content:
                     write_atomically(path, content)
+                    kept.written.append(sha256)
             except StorageError as error:
-                failed[sha256] = error
+                kept.failed[sha256] = error
             except OSError as error:
-                failed[sha256] = _failed("look at", path, error)
-        return failed
+                kept.failed[sha256] = _failed("look at", path, error)
+        return kept
+
+    def has(self, sha256: str) -> bool:
+        """See `FilmStore`."""
+        return os.path.isfile(self._path(sha256))  # noqa: PTH113  what may not be looked at is not there, and no error
 
     def get(self, sha256: str) -> bytes | None:
         """See `FilmStore`."""
@@ -117,10 +133,15 @@ class MemoryStore:
     def __init__(self) -> None:
         self._films: dict[str, bytes] = {}
 
-    def keep(self, films: Mapping[str, bytes]) -> dict[str, StorageError]:
+    def keep(self, films: Mapping[str, bytes]) -> Kept:
         """See `FilmStore`."""
+        written = [sha256 for sha256 in films if sha256 not in self._films]
         self._films.update(films)
-        return {}
+        return Kept(written, {})
+
+    def has(self, sha256: str) -> bool:
+        """See `FilmStore`."""
+        return sha256 in self._films
 
     def get(self, sha256: str) -> bytes | None:
         """See `FilmStore`."""

@@ -11,7 +11,7 @@ from starlette.datastructures import UploadFile
 from starlette.exceptions import HTTPException
 from starlette.requests import Request
 
-from pneumoscope.errors import TooLargeError, UsageError
+from pneumoscope.errors import StorageError, TooLargeError, UsageError
 from pneumoscope.predictor.model import Model
 from pneumoscope.results import Prediction
 from pneumoscope.service.answers import PredictionAnswer
@@ -61,23 +61,27 @@ class Judging:
 
     async def judge(self, request: Request, films: Sequence[tuple[bytes, str]], who: str) -> list[PredictionAnswer]:
         """Score films, and keep what was said of those that can be read."""
-        futures = self.scoring.submit(list(films))
+        with self.scoring.admitted(len(films)):
+            judged = await self._scored(request, films)
+            kept = (self._kept(each, film, who) for each, (film, _) in zip(judged, films, strict=True))
+            return await asyncio.gather(*kept)
+
+    async def _scored(self, request: Request, films: Sequence[tuple[bytes, str]]) -> list[Prediction]:
+        """Predictions of all films, while whoever asked is there."""
+        futures = self.scoring.submit(films)
         gone: asyncio.Future[Any] = asyncio.ensure_future(_gone(request))
-        waiting: asyncio.Future[Any] = asyncio.gather(*map(asyncio.wrap_future, futures))
+        waiting: asyncio.Future[list[Prediction]] = asyncio.gather(*map(asyncio.wrap_future, futures))
         waiting.add_done_callback(lambda done: done.cancelled() or done.exception())  # when nobody waits any more
         try:
             await asyncio.wait({gone, waiting}, return_when=asyncio.FIRST_COMPLETED)
             if not waiting.done():  # whoever asked has gone: what is not begun is not scored
                 raise UsageError("the client has gone")
-            judged = waiting.result()
+            return waiting.result()
         finally:
             gone.cancel()
             waiting.cancel()
             for future in futures:
                 future.cancel()
-        return await asyncio.gather(
-            *(self._kept(each, film, who) for each, (film, _) in zip(judged, films, strict=True))
-        )
 
     async def _kept(self, prediction: Prediction, film: bytes, who: str) -> PredictionAnswer:
         point = self.model.point_name
@@ -112,7 +116,14 @@ async def read_films(request: Request, name: str, most: int) -> list[tuple[bytes
                 raise
             if "Too many files" in error.detail:
                 raise TooLargeError(f"a request takes {most} films", advice="Send them in several requests") from error
-            raise UsageError("the form cannot be understood", advice="Send films as parts named films") from error
+            raise _unclear() from error
+        except UnicodeError as error:  # the form names an encoding that is none
+            raise _unclear() from error
+        except OSError as error:  # parts beyond 1 MB pass through files
+            raise StorageError(
+                f"the form cannot be held in the temporary folder: {error.strerror or error}",
+                advice="Free some space there, or start the service with another one in TMPDIR",
+            ) from error
         if not films:
             raise UsageError(
                 "there is no film in the form", advice="Send films as parts named films, each with a file name"
@@ -126,14 +137,20 @@ async def read_films(request: Request, name: str, most: int) -> list[tuple[bytes
     raise HTTPException(415, f"the Content-Type is {kind[:64]!r}; taken are {_MULTIPART} and {', '.join(_RAW)}")
 
 
+def _unclear() -> UsageError:
+    return UsageError("the form cannot be understood", advice="Send films as parts named films")
+
+
 def _kept_name(name: str) -> str:
     """A name that both databases can keep.
 
     Raises:
-        UsageError: PostgreSQL cannot.
+        UsageError: one of them cannot.
     """
     if "\0" in name:
         raise UsageError("a film's name holds the character U+0000", advice="Send it under another name")
+    if any("\ud800" <= character <= "\udfff" for character in name):
+        raise UsageError("a film's name holds half of a character", advice="Send it under another name")
     return name
 
 

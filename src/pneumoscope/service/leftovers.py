@@ -1,7 +1,7 @@
 """Films that no record tells of: a killed process may leave a few, and many are another database's.
 
-Those whose removal the audit trail tells of are removed. Those that it never heard of are left: a few cost little, and many are
-not to be lost because a service was started with the wrong database. Retention removes them when they are old.
+Those whose removal the audit trail tells of are removed. The others are left: a few cost little, and many are not to be lost
+because a service was started with the wrong database. Retention removes them when they are old.
 """
 
 from __future__ import annotations
@@ -29,7 +29,8 @@ def clear(engine: Engine, films: FilmStore) -> dict[str, datetime]:
         engine: of the database.
         films: where they are kept.
     Returns:
-        The films that no record and no row of the trail tells of: their hashes, and since when they are there.
+        The films that no record tells of, and whose removal no row of the trail tells of: their hashes, and since when they are
+        there.
     Raises:
         StorageError: the database cannot be reached, or a film cannot be removed.
     """
@@ -41,7 +42,8 @@ def clear(engine: Engine, films: FilmStore) -> dict[str, datetime]:
         with reading(engine) as connection:
             asked = select(predictions.c.film_sha256).where(held, predictions.c.film_sha256.in_(some))
             left = some.keys() - set(connection.execute(asked).scalars())
-            asked = select(trail.c.film_sha256).where(trail.c.film_sha256.in_(left)).distinct()
+            gone = trail.c.what.in_(("deleted", "film removed"))
+            asked = select(trail.c.film_sha256).where(gone, trail.c.film_sha256.in_(left)).distinct()
             told = set(connection.execute(asked).scalars()) if left else set()
         for sha256 in told:
             films.remove(sha256)

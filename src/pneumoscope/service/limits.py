@@ -18,9 +18,9 @@ from pneumoscope.errors import BusyError
 __all__ = ["FILMS", "Limits", "impatient"]
 
 FILMS = ("POST", "/v1/predictions")  # what alone has a large body
-_SMALL = (
-    64 * 2**10
-)  # bytes of any other body: more than a note of 4,000 characters takes in JSON, however it is written
+_UNREAD = 2**20  # bytes of the rest of a body that nobody reads
+# Bytes of any other body: more than a note of 4,000 characters takes in JSON, however it is written.
+_SMALL = 64 * 2**10
 
 
 class Limits:
@@ -46,10 +46,10 @@ class Limits:
         most = self._most if films else _SMALL
         stated = dict(scope["headers"]).get(b"content-length", b"0")
         loop = asyncio.get_running_loop()
-        end, taken, whole = loop.time() + self._seconds, 0, False
+        end, taken, whole, held = loop.time() + self._seconds, 0, False, 0
 
         async def limited() -> Message:
-            nonlocal taken, whole
+            nonlocal taken, whole, held
             if stated.isdigit() and int(stated) > most:
                 raise _too_large(most)
             if whole:  # nothing more is to come but the client's going
@@ -67,14 +67,20 @@ class Limits:
                     raise _too_large(most)
                 taken += size
                 if films:
+                    held += size
                     self._hold(size)
             return message
 
+        async def sending(message: Message) -> None:
+            nonlocal held
+            self._held -= held  # nobody needs the films any more, however slowly the answer is taken
+            held = 0
+            await send(message)
+
         try:
-            await self.app(scope, limited, send)
+            await self.app(scope, limited, sending)
         finally:
-            if films:
-                self._held -= taken
+            self._held -= held
 
     def _hold(self, size: int) -> None:
         """Count bytes that are held until their request is answered.
@@ -95,14 +101,18 @@ def _too_large(most: int) -> HTTPException:
 
 
 def impatient(seconds: float) -> type[asyncio.Protocol]:
-    """Uvicorn's protocol, which would wait for ever for the head of a request, with an end to that.
+    """Uvicorn's protocol, with an end to two things that it would wait for for ever.
+
+    These are the head of a request, and the rest of a body that nobody reads, because its request is answered already.
 
     Args:
-        seconds: for a head to arrive, from when the connection is made, or from the first byte of a later head.
+        seconds: for a head to arrive, from when the connection is made, or from the first byte of a later head; and for the rest
+            of a body, which may have no more than `_UNREAD` bytes.
     """
 
     class Impatient(H11Protocol):
         _end: asyncio.TimerHandle | None = None
+        _unread: int | None = None  # bytes of the rest of a body
 
         def connection_made(self, transport: Any) -> None:
             super().connection_made(transport)
@@ -111,9 +121,22 @@ def impatient(seconds: float) -> type[asyncio.Protocol]:
         def data_received(self, data: bytes) -> None:
             super().data_received(data)
             if self.conn.their_state is h11.IDLE:
+                if self._unread is not None:  # what comes now is another request
+                    self._unread = None
+                    self._wait_no_more()
                 self._wait()
-            else:
+            elif self._unread is None:
                 self._wait_no_more()
+            else:
+                self._unread += len(data)
+                if self._unread > _UNREAD:
+                    self.transport.abort()
+
+        def on_response_complete(self) -> None:
+            super().on_response_complete()
+            if self.conn.our_state is h11.DONE and self.conn.their_state is h11.SEND_BODY:
+                self._unread = 0
+                self._wait()
 
         def connection_lost(self, exc: Exception | None) -> None:
             self._wait_no_more()

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import io
+import logging
 from collections.abc import Callable
 from typing import Annotated, Any
 
@@ -13,7 +14,7 @@ from fastapi.concurrency import run_in_threadpool
 from PIL import Image
 from prometheus_client import CONTENT_TYPE_LATEST, generate_latest
 
-from pneumoscope.errors import UnknownNameError, UnreadableFilmError
+from pneumoscope.errors import StorageError, UnknownNameError, UnreadableFilmError
 from pneumoscope.radiograph.decode import decode
 from pneumoscope.results import Decision
 from pneumoscope.service.answers import Health, PredictionAnswer, PredictionsAnswer, PredictionsPage, ReviewGiven
@@ -24,6 +25,7 @@ from pneumoscope.service.record import Filter, Order
 
 __all__ = ["SCALE", "open_paths", "paths"]
 
+_LOG = logging.getLogger("pneumoscope.service")
 _DRAWN = 2  # films that are decoded at once to be shown: each may take hundreds of MB
 _THUMBNAIL = 160  # pixels of the longer side
 SCALE = "X-Heatmap-Scale"  # header: the contribution to the logit at which a layer is opaque
@@ -54,7 +56,11 @@ def open_paths(service: Judging) -> APIRouter:
     def readyz() -> Health:
         """Score the golden film, and read the database."""
         service.model.try_golden_film()
-        service.records.find(Filter(), limit=1)
+        try:
+            service.records.find(Filter(), limit=1)
+        except StorageError as error:  # whoever asks has no token, and is not told where the records are
+            _LOG.warning("not ready: %s", error.message)
+            raise StorageError("the records cannot be read", advice="The log tells why") from error
         return Health()
 
     @router.get(
@@ -127,7 +133,7 @@ def paths(service: Judging, most_films: int) -> APIRouter:
         until: Annotated[str | None, Query(pattern=_TIME, description="Not included", examples=["2026-02-01"])] = None,
         order: Annotated[Order, Query(description="By time, or by probability")] = "newest",
         limit: Annotated[int, Query(ge=1, le=200)] = 50,
-        after: Annotated[str, Query(pattern=r"^([0-9a-f]{32})?$", description="`next` of the page before")] = "",
+        after: Annotated[str, Query(pattern=r"^[0-9A-Za-z_-]{0,200}$", description="`next` of the page before")] = "",
     ) -> PredictionsPage:
         """In pages: send `next` of one as `after` of the following one."""
         wanted = Filter(decision=decision, reviewed=reviewed, since=since, until=until)

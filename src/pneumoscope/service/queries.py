@@ -2,10 +2,14 @@
 
 from __future__ import annotations
 
+import base64
+import json
+import math
+
 from sqlalchemy import Connection, and_, case, func, or_, select
 
 from pneumoscope.errors import UsageError
-from pneumoscope.service.record import Filter, Judged, Order, Page, moment, of_row
+from pneumoscope.service.record import Filter, Judged, Order, Page, is_id, moment, of_row
 from pneumoscope.service.tables import predictions
 
 __all__ = ["find", "latest"]
@@ -40,23 +44,41 @@ def find(connection: Connection, wanted: Filter, *, order: Order, limit: int, af
         *([predictions.c.created < moment(wanted.until, "until")] if wanted.until else []),
     ]
     total = connection.execute(select(func.count()).select_from(predictions).where(*matching)).scalar_one()
-    # From the last record of the page before, not from a count: what is added meanwhile shifts nothing.
+    # From where the page before ended, not from a count: what is added, read or deleted meanwhile shifts nothing.
     if after:
-        last = connection.execute(
-            select(column.label("value"), predictions.c.id).where(predictions.c.id == after)
-        ).first()
-        if last is None:
-            raise UsageError(f"after is {after!r}, which is no record", advice="Begin again without it")
-        beyond = column < last.value if falls else column > last.value
-        matching.append(or_(beyond, and_(column == last.value, predictions.c.id > last.id)))
+        value, key = _place(after, order)
+        beyond = column < value if falls else column > value
+        matching.append(or_(beyond, and_(column == value, predictions.c.id > key)))
     rows = connection.execute(
-        select(predictions)
+        select(predictions, column.label("place"))
         .where(*matching)
         .order_by(column.desc() if falls else column.asc(), predictions.c.id)
         .limit(limit + 1)
     ).mappings()
-    records = [of_row(row) for row in rows]
-    return Page(tuple(records[:limit]), total, records[limit - 1].id if len(records) > limit else "")
+    some = list(rows)
+    following = _token(order, some[limit - 1]["place"], some[limit - 1]["id"]) if len(some) > limit else ""
+    return Page(tuple(of_row(row) for row in some[:limit]), total, following)
+
+
+def _token(order: Order, value: str | float, key: str) -> str:
+    """A place in an order, as clients send it back."""
+    return base64.urlsafe_b64encode(json.dumps([order, value, key]).encode()).decode().rstrip("=")
+
+
+def _place(token: str, order: Order) -> tuple[str | float, str]:
+    try:
+        of, value, key = json.loads(base64.urlsafe_b64decode(token + "=" * (-len(token) % 4)))
+        if of != order or not is_id(key):
+            raise ValueError
+        value = moment(value, "after") if order in ("newest", "oldest") else float(value)
+        if not isinstance(value, str) and not math.isfinite(value):
+            raise ValueError
+    except (ValueError, TypeError, OverflowError, RecursionError, UsageError) as error:
+        raise UsageError(
+            f"after is {token[:64]!r}, which is no `next` of a page in the order {order!r}",
+            advice="Begin again without it",
+        ) from error
+    return value, key
 
 
 def latest(connection: Connection, model_sha256: str, operating_point: str, most: int) -> list[Judged]:

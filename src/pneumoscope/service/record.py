@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import hashlib
+import re
 from collections.abc import Mapping
 from datetime import UTC, datetime
 from typing import Any, Literal, NamedTuple
@@ -23,6 +24,7 @@ __all__ = [
     "Record",
     "Review",
     "Row",
+    "is_id",
     "moment",
     "new_row",
     "of_row",
@@ -100,6 +102,11 @@ class Page:
     records: tuple[Record, ...]
     total: int
     next: str
+
+
+def is_id(text: str) -> bool:
+    """Whether this could be the id of a record."""
+    return re.fullmatch(r"[0-9a-f]{32}", text) is not None
 
 
 def record_id(film_sha256: str, model_sha256: str, operating_point: str) -> str:

@@ -11,7 +11,6 @@ import threading
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from concurrent.futures import Future
 from datetime import UTC, datetime, timedelta
-from itertools import islice
 from pathlib import Path
 from typing import NamedTuple
 
@@ -23,7 +22,7 @@ from pneumoscope.service.database import open_database, reading, writing
 from pneumoscope.service.film_store import FILMS, FilmStore, FolderStore, MemoryStore, film_hash
 from pneumoscope.service.leftovers import clear
 from pneumoscope.service.queries import find, latest
-from pneumoscope.service.record import Filter, Judged, Order, Page, Record, Row, new_row, of_row
+from pneumoscope.service.record import Filter, Judged, Order, Page, Record, Row, is_id, new_row, of_row
 from pneumoscope.service.tables import predictions
 from pneumoscope.service.together import Together
 from pneumoscope.service.trail import Entry, append
@@ -62,6 +61,7 @@ class Records:
         # In memory all threads share one connection.
         self._alone = threading.RLock() if folder is None and not database else contextlib.nullcontext()
         self._unknown = clear(self.engine, self.films)
+        self._left: set[str] = set()  # films that are to be removed, and could not be yet
         self._together = Together(self._add, StorageError, name="keeping")
 
     def close(self) -> None:
@@ -95,27 +95,27 @@ class Records:
     def _add(self, films: Sequence[_Adding]) -> list[tuple[Record, bool] | Exception]:
         """Add films in one transaction, which reaches the disk as fast with many as with one."""
         rows = [new_row(each.prediction, each.film, each.operating_point) for each in films]
-        kept: dict[str, bytes] = {}
+        content = {row["film_sha256"]: each.film for row, each in zip(rows, films, strict=True)}
+        written, failed = self.films.keep(content)  # before the transaction: others wait for its end
+        back: list[str] = []
         try:
-            # While this is the one writer, nobody removes a film.
             with self._alone, writing(self.engine) as connection:
+                # Another may have removed a film since. While this is the one writer, nobody does.
+                lost = {key: content[key] for key in content.keys() - failed.keys() if not self.films.has(key)}
+                again = self.films.keep(lost)
+                written, failed = written + again.written, failed | again.failed
+
                 asked = select(predictions).where(predictions.c.id.in_([row["id"] for row in rows]))
                 there = {row["id"]: dict(row) for row in connection.execute(asked).mappings()}
-                removed = {
-                    key for key, row in there.items() if row["film_removed"]
-                }  # what was removed does not come back
-                kept = {
-                    row["film_sha256"]: each.film
-                    for row, each in zip(rows, films, strict=True)
-                    if row["id"] not in removed
-                }
-                failed = self.films.keep(kept)
                 added: list[tuple[Record, bool] | Exception] = []
                 made, entries = [], []
                 for row, each in zip(rows, films, strict=True):
-                    key, new = row["id"], row["id"] not in there
-                    if key not in removed and (error := failed.get(row["film_sha256"])):
-                        added.append(error)
+                    key, sha256, new = row["id"], row["film_sha256"], row["id"] not in there
+                    removed = not new and there[key]["film_removed"]
+                    if removed:
+                        back.append(sha256)
+                    elif sha256 in failed:
+                        added.append(failed[sha256])
                         continue
                     if new:
                         there[key] = row | {"created": self._time()}
@@ -127,9 +127,9 @@ class Records:
                     connection.execute(insert(predictions), made)
                 append(connection, entries)
         except Exception:
-            with contextlib.suppress(StorageError):  # the next start tries again
-                self._remove_unwanted(kept)
+            self._try_to_remove(written)
             raise
+        self._try_to_remove(back)  # what was removed does not come back
         return added
 
     def get(self, key: str) -> Record:
@@ -166,7 +166,7 @@ class Records:
             order: "newest" and "oldest" first, or by probability; records without one come last either way. "attention": what
                 nobody has read, and of it what the model says nothing of or is not sure of, then by probability, highest first.
             limit: most of them, up to 200.
-            after: `next` of the page before.
+            after: `next` of the page before, in the same order.
         Raises:
             UsageError: `limit` or `after` is out of range.
         """
@@ -213,16 +213,25 @@ class Records:
             with writing(self.engine) as connection:
                 row = _found(connection, delete(predictions).where(predictions.c.id == key).returning(predictions), key)
                 append(connection, [_entry(row, self._time(), who, "deleted")])
-            self._remove_unwanted([row["film_sha256"]])
+            try:
+                self._remove_unwanted([row["film_sha256"]])
+            except StorageError as error:
+                raise StorageError(
+                    f"record {key!r} is deleted, but its film could not be: {error.message}",
+                    advice="It is tried again every few minutes, and at the next start",
+                ) from error
 
-    def expire(self, age: timedelta) -> int:
+    def expire(self, age: timedelta, *, stopped: Callable[[], bool] = lambda: False) -> int:
         """Remove films older than this and keep their numbers; how many.
 
+        Args:
+            age: of a film, since it came.
+            stopped: whether to leave the rest for another time.
         Raises:
             StorageError: they cannot be removed.
         """
         limit, removed = self._now() - age, 0
-        while some := self._expire(limit):
+        while not stopped() and (some := self._expire(limit)):
             removed += len(some)
             self._remove_unwanted(some)
         old = [sha256 for sha256, since in self._unknown.items() if since < limit]
@@ -230,6 +239,14 @@ class Records:
         for sha256 in old:
             del self._unknown[sha256]
         return removed
+
+    def tidy(self) -> None:
+        """Try again to remove films that could not be.
+
+        Raises:
+            StorageError: they still cannot be.
+        """
+        self._remove_unwanted(list(self._left))
 
     def _expire(self, limit: datetime) -> list[str]:
         """Write down that some films older than this are removed: few enough that nobody waits long; their hashes."""
@@ -244,12 +261,18 @@ class Records:
 
     def _remove_unwanted(self, films: Iterable[str]) -> None:
         """Remove films, but for those that a record holds: another model's, or one that came meanwhile."""
-        every = iter(films)
-        while some := list(islice(every, _AT_ONCE)):
+        every = list(films)
+        self._left.update(every)
+        for start in range(0, len(every), _AT_ONCE):
             with self._alone, writing(self.engine) as connection:  # none comes to be held while this is the one writer
-                for sha256 in some:
+                for sha256 in every[start : start + _AT_ONCE]:
                     if not _has(connection, predictions.c.film_sha256 == sha256):
                         self.films.remove(sha256)
+                    self._left.discard(sha256)
+
+    def _try_to_remove(self, films: Sequence[str]) -> None:
+        with contextlib.suppress(StorageError):  # `tidy` tries again
+            self._remove_unwanted(films)
 
     def _is_kept(self, record: Record) -> bool:
         with self._alone, reading(self.engine) as connection:
@@ -270,11 +293,11 @@ def _entry(row: Row, at: str, who: str, what: str, details: Mapping[str, object]
 
 
 def _found(connection: Connection, asked: Executable, key: str) -> RowMapping:
-    row = connection.execute(asked).mappings().first()
+    row = connection.execute(asked).mappings().first() if is_id(key) else None
     if row is None:
         raise UnknownNameError("prediction", key, (), advice="It was deleted, or never made here")
     return row
 
 
 def _text(time: datetime) -> str:
-    return time.astimezone(UTC).strftime("%Y-%m-%dT%H:%M:%S.%fZ")
+    return f"{time.astimezone(UTC).replace(tzinfo=None).isoformat(timespec='microseconds')}Z"

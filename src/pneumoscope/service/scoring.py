@@ -7,6 +7,7 @@ import dataclasses
 import os
 import queue
 import threading
+from collections.abc import Iterator, Sequence
 from concurrent.futures import Future
 
 from pneumoscope.errors import BusyError
@@ -16,11 +17,16 @@ from pneumoscope.results import Prediction
 __all__ = ["Scoring"]
 
 
-@dataclasses.dataclass(frozen=True, slots=True)
+@dataclasses.dataclass(slots=True)
 class _Waiting:
     film: bytes
     name: str
     found: Future[Prediction]
+
+    def forget(self, found: Future[Prediction]) -> None:
+        """Let go of the bytes of a film that nobody waits for."""
+        if found.cancelled():
+            self.film = b""
 
 
 class Scoring:
@@ -31,7 +37,7 @@ class Scoring:
 
     Args:
         model: that scores; with one thread a call, so that workers do not wait for each other.
-        most_waiting: films that may wait.
+        most_waiting: films that may be taken in and not answered.
         workers: threads; 0 takes one a core.
     """
 
@@ -39,7 +45,7 @@ class Scoring:
         self.model = model
         self._waiting: queue.SimpleQueue[_Waiting | None] = queue.SimpleQueue()
         self._most = most_waiting
-        self._count = 0  # films that were taken in and are not answered yet
+        self._count = 0
         self._closed = False
         self._lock = threading.Lock()
         self._workers = [
@@ -54,32 +60,46 @@ class Scoring:
         """Films that are taken in and not answered yet."""
         return self._count
 
-    def submit(self, films: list[tuple[bytes, str]]) -> list[Future[Prediction]]:
-        """Take in the films of one request, all or none.
+    @contextlib.contextmanager
+    def admitted(self, count: int) -> Iterator[None]:
+        """Room for the films of one request, all or none, until it is answered.
+
+        Args:
+            count: of films.
+        Raises:
+            BusyError: too many are taken in already, or the service is stopping.
+        """
+        with self._lock:
+            self._refuse_when_closed()
+            # A request that alone is longer than the queue is taken when nothing else waits: it could never be otherwise.
+            if self._count and self._count + count > self._most:
+                raise BusyError(
+                    f"{self._count} films wait to be scored; {self._most} may", advice="Try again in a few seconds"
+                )
+            self._count += count
+        try:
+            yield
+        finally:
+            with self._lock:
+                self._count -= count
+
+    def submit(self, films: Sequence[tuple[bytes, str]]) -> list[Future[Prediction]]:
+        """Have films scored.
 
         Args:
             films: bytes and name of each.
         Returns:
             In their order; a film that cannot be read becomes a `Prediction` with `error`.
         Raises:
-            BusyError: too many wait already, or the service is stopping.
+            BusyError: the service is stopping.
         """
         with self._lock:
-            if self._closed:
-                raise BusyError("the service is stopping", advice="Try again when it has started")
-            # A request that alone is longer than the queue is taken when nothing else waits: it could never be otherwise.
-            if self._count and self._count + len(films) > self._most:
-                raise BusyError(
-                    f"{self._count} films wait to be scored; {self._most} may", advice="Try again in a few seconds"
-                )
-            self._count += len(films)
-            found: list[Future[Prediction]] = []
-            for film, name in films:
-                future: Future[Prediction] = Future()
-                future.add_done_callback(self._answered)
-                found.append(future)
-                self._waiting.put(_Waiting(film, name, future))
-        return found
+            self._refuse_when_closed()
+            waiting = [_Waiting(film, name, Future()) for film, name in films]
+            for each in waiting:
+                each.found.add_done_callback(each.forget)
+                self._waiting.put(each)
+        return [each.found for each in waiting]
 
     def close(self) -> None:
         """Take in nothing more, and return when all that was taken in is answered."""
@@ -91,9 +111,9 @@ class Scoring:
         for worker in self._workers:
             worker.join()
 
-    def _answered(self, _: Future[Prediction]) -> None:
-        with self._lock:
-            self._count -= 1
+    def _refuse_when_closed(self) -> None:
+        if self._closed:
+            raise BusyError("the service is stopping", advice="Try again when it has started")
 
     def _work(self) -> None:
         while (first := self._waiting.get()) is not None:
@@ -114,8 +134,11 @@ class Scoring:
         try:
             judged = self.model.predict_batch([each.film for each in batch])
         except Exception as error:  # noqa: BLE001  whatever it is, those who wait must be told
-            for each in batch:
-                each.found.set_exception(error)
+            if len(batch) == 1:
+                batch[0].found.set_exception(error)
+                return
+            for each in batch:  # one of them keeps the others from being scored
+                self._score([each])
             return
         for each, prediction in zip(batch, judged, strict=True):
             each.found.set_result(dataclasses.replace(prediction, path=each.name))

@@ -16,7 +16,7 @@ from pathlib import Path
 
 import uvicorn
 
-from pneumoscope.errors import PneumoscopeError, StorageError, UsageError
+from pneumoscope.errors import StorageError, UsageError
 from pneumoscope.predictor.model import load_model
 from pneumoscope.results import NOTICE
 from pneumoscope.service.access import Access, is_loopback, read_tokens
@@ -28,7 +28,6 @@ from pneumoscope.storage import locked
 __all__ = ["serve"]
 
 _LOG = logging.getLogger("pneumoscope.service")
-_EVERY = 600  # seconds between looks for films that are too old
 _IDLE = 15  # seconds that an unused connection is kept
 _HEAD = 16 * 1024  # bytes of a request's head
 _HEAD_SECONDS = 10.0
@@ -81,7 +80,7 @@ def serve(
     judge = load_model(model, operating_point=operating_point, threads=1)
     with _alone(folder), _listening(host, port) as listener:
         records = Records(folder, database)
-        app = make_app(judge, records, access, Settings(loopback=loopback, public_name=public_name))
+        app = make_app(judge, records, access, Settings(loopback=loopback, public_name=public_name, keep=keep))
         server = uvicorn.Server(
             uvicorn.Config(
                 app,
@@ -104,7 +103,7 @@ def serve(
         tell(NOTICE)
         if show:  # it waits for the answer; a browser in a terminal would not come back
             threading.Thread(target=webbrowser.open, args=(address,), daemon=True).start()
-        with _expiring(records, keep), _stopping_is_no_failure():
+        with _stopping_is_no_failure(server):
             server.run(sockets=[listener])
     tell("stopped")
 
@@ -115,7 +114,8 @@ def _log_to_stderr() -> None:
     form = logging.Formatter("%(asctime)s %(levelname)s %(message)s", "%Y-%m-%dT%H:%M:%SZ")
     form.converter = time.gmtime
     handler.setFormatter(form)
-    _LOG.addHandler(handler)
+    handler.addFilter(_without_trace)
+    logging.getLogger().addHandler(handler)  # of all libraries, too
     _LOG.setLevel(logging.INFO)
     logging.getLogger("uvicorn.error").addFilter(_without_trace)
     # It tells of characters in forms that are not as they should be; their sender is told.
@@ -132,9 +132,13 @@ def _without_trace(record: logging.LogRecord) -> bool:
 
 
 @contextlib.contextmanager
-def _stopping_is_no_failure() -> Iterator[None]:
-    """Uvicorn raises the signal that stopped it once more when it has stopped; by then it has been heeded."""
-    before = {number: signal.signal(number, lambda *_: None) for number in (signal.SIGINT, signal.SIGTERM)}
+def _stopping_is_no_failure(server: uvicorn.Server) -> Iterator[None]:
+    """Stop on a signal that comes before uvicorn heeds it by itself, which it raises once more when it has stopped."""
+
+    def stop(*_: object) -> None:
+        server.should_exit = True
+
+    before = {number: signal.signal(number, stop) for number in (signal.SIGINT, signal.SIGTERM)}
     try:
         yield
     finally:
@@ -173,29 +177,3 @@ def _listening(host: str, port: int) -> Iterator[socket.socket]:
     listener.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
     with listener:
         yield listener
-
-
-@contextlib.contextmanager
-def _expiring(records: Records, keep: timedelta | None) -> Iterator[None]:
-    """Remove films that are too old, now and then."""
-    if keep is None:
-        yield
-        return
-    stopped = threading.Event()
-
-    def work() -> None:
-        while True:
-            try:
-                records.expire(keep)
-            except PneumoscopeError as error:  # the next turn tries again
-                _LOG.error("old films could not be removed: %s", error)
-            if stopped.wait(_EVERY):
-                return
-
-    worker = threading.Thread(target=work, name="retention", daemon=True)
-    worker.start()
-    try:
-        yield
-    finally:
-        stopped.set()
-        worker.join()

@@ -18,7 +18,7 @@ class Together(Generic[_Item, _Done]):
     """A thread that does what waits, all of it at once.
 
     A transaction takes as long to reach the disk with one row as with many. While one is on its way, others gather, and go
-    together next: alone an item waits for nothing, and under load each waits for two turns at most.
+    together next: alone an item waits for nothing, and under load each waits for few turns.
 
     Args:
         do: what is done with items. It gives one result for each, in their order, or the error of that one alone; what it

@@ -86,7 +86,9 @@ class Watched:
         except Exception as error:  # noqa: BLE001  whatever it is, the client is told; what it says may hold anything
             _LOG.debug("a fault of ours", exc_info=error)
             told = fault(request, error)
-            if not status:
+            if status:  # the answer breaks off, which the client sees: it has no end
+                status = 500
+            else:
                 await told(scope, receive, answered)
         route = scope.get("route")
         path = getattr(route, "path", "other")  # with {id} in the place of an id

@@ -117,8 +117,11 @@ def views(service: Judging, most_bytes: int) -> APIRouter:
     @router.post("/sign-in")
     async def signing_in(request: Request) -> Response:
         access: Access = request.app.state.access
-        async with request.form(max_files=0, max_fields=4) as form:
-            token, back = (str(form.get(name, "")) for name in ("token", "next"))
+        try:
+            async with request.form(max_files=0, max_fields=4) as form:
+                token, back = (str(form.get(name, "")) for name in ("token", "next"))
+        except UnicodeError as error:  # it names an encoding that is none
+            raise UsageError("the form cannot be understood", advice="Send it from the page") from error
         try:
             who = access.who(f"Bearer {token}")
         except AccessError:

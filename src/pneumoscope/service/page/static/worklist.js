@@ -1,6 +1,6 @@
 // The worklist: moved through and read by keys, and drawn anew when films have come.
 
-import { elsewhere, review, words } from "./api.js";
+import { ask, elsewhere, review, words } from "./api.js";
 
 const said = document.getElementById("said");
 const rows = () => [...document.querySelectorAll("tr[data-id]")];
@@ -36,7 +36,8 @@ async function read(agrees) {
   const row = rows()[at];
   if (!row) return;
   try {
-    await review(row.dataset.id, agrees, row.dataset.note); // the note that is there stays
+    const now = await (await ask(`/v1/predictions/${row.dataset.id}`)).json();
+    await review(row.dataset.id, agrees, now.review?.note ?? ""); // the note that is there by now stays
   } catch (error) {
     said.textContent = `${words.unsaved} ${error.message}`;
     said.classList.remove("hidden");
