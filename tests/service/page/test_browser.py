@@ -44,9 +44,9 @@ def opened(browser, service):
 def watch(page):
     seen = []
     page.on("request", lambda asked: seen.append(asked.url))
-    # That an answer was a refusal is in the browser's console, too; it is for the page to tell.
-    refused = "Failed to load resource: the server responded"
-    page.on("console", lambda said: refused in said.text or seen.append(f"{said.type}: {said.text}"))
+    # That an answer was a refusal, or none came, is in the browser's console, too; it is for the page to tell.
+    told = ("Failed to load resource: the server responded", "Failed to load resource: net::ERR_FAILED")
+    page.on("console", lambda said: said.text.startswith(told) or seen.append(f"{said.type}: {said.text}"))
     page.on("pageerror", lambda error: seen.append(f"error: {error}"))
     return seen
 
@@ -89,14 +89,30 @@ def test_picked_films_are_sent_each_with_its_progress_and_listed(opened, service
     expect(opened.locator("#sending")).to_be_hidden()
 
 
-def test_a_file_that_is_no_film_says_why_and_may_be_tried_again(opened):
+def test_a_file_that_is_no_film_says_why_in_sight_and_is_not_tried_again(opened):
     bad = {"name": "letter.txt", "mimeType": "text/plain", "buffer": b"Dear colleague"}
-    opened.set_input_files("#pick", [bad, film(90)])
-    failed = opened.locator("#queue [data-done=no]")
+    opened.set_input_files("#pick", [*(film(level) for level in range(90, 100)), bad, film(100)])
+    expect(opened.locator("#sum")).to_have_text("11 of 12 done, 1 failed")
+    failed = opened.locator("#queue li").first
+    expect(failed.locator(".name")).to_have_text("letter.txt")
     expect(failed.locator(".why")).to_contain_text("the film cannot be read")
-    expect(opened.locator("#sum")).to_have_text("1 of 2 done, 1 failed")
-    failed.get_by_role("button", name="Try again").click()
-    expect(opened.locator("#queue [data-done=no] .why")).to_have_count(1)
+    expect(failed.locator(".why")).to_be_in_viewport()
+    expect(opened.get_by_role("button", name="Try again")).to_have_count(0)
+
+
+def test_what_was_lost_on_the_way_may_be_tried_again(opened):
+    lost = []
+
+    def lose_the_first(route):
+        lost.append(1)
+        route.abort() if len(lost) == 1 else route.continue_()
+
+    opened.route("**/v1/predictions", lose_the_first)
+    opened.set_input_files("#pick", [film(90)])
+    expect(opened.locator("#queue .why")).to_contain_text("the service cannot be reached")
+    opened.get_by_role("button", name="Try again").click()
+    expect(opened.locator("#sum")).to_have_text("1 of 1 done, 0 failed")
+    expect(opened.locator("#queue .why")).to_have_count(0)
     expect(opened.locator("#total")).to_have_text("One film")
 
 
@@ -158,7 +174,7 @@ def test_filters_are_chosen_by_hand(opened, service):
 def test_a_worklist_is_read_by_keys_alone(opened, service):
     keys = kept(service)
     opened.reload()
-    for key in ("j", "j", "k", "a", "d"):  # the first is agreed with, the second not
+    for key in ("j", "j", "k", "d", "a", "j", "d"):  # the first is agreed with on second thoughts, the second not
         opened.keyboard.press(key)
         opened.wait_for_timeout(200)
     read = {name: service.get(f"/v1/predictions/{keys[name]}").json()["review"] for name in LEVELS}
@@ -167,6 +183,8 @@ def test_a_worklist_is_read_by_keys_alone(opened, service):
     }  # fmt: skip
     expect(opened.locator("tr[data-id] .review").first).to_have_text("✓ agreed")
     opened.keyboard.press("Enter")
+    at(opened, "high.png")
+    opened.keyboard.press("n")
     at(opened, "middle.png")
     opened.keyboard.press("p")
     at(opened, "high.png")
@@ -297,6 +315,40 @@ def test_a_reading_is_kept_with_its_note(viewed, service):
     assert (review["agrees"], review["note"]) == (True, "rotated <b>film</b>")
 
 
+def test_a_note_that_is_not_saved_is_not_left_unasked(viewed, service):
+    page, key = viewed
+    asked = []
+
+    def stay(dialog):
+        asked.append(dialog.type)
+        dialog.dismiss()
+
+    page.on("dialog", stay)
+    page.click("textarea[name=note]")
+    page.keyboard.type("rotated")
+    page.locator(".top").get_by_role("link", name="Films").click()
+    page.wait_for_timeout(300)
+    assert (asked, page.input_value("textarea[name=note]")) == (["beforeunload"], "rotated")
+    page.get_by_label("I agree").check()
+    page.get_by_role("button", name="Save").click()
+    expect(page.locator("#saved")).to_have_text("Saved.")
+    page.locator(".top").get_by_role("link", name="Films").click()
+    expect(page.get_by_role("heading", name="Films", exact=True)).to_be_visible()
+    assert len(asked) == 1
+    assert service.get(f"/v1/predictions/{key}").json()["review"]["note"] == "rotated"
+
+
+def test_a_key_of_the_worklist_keeps_the_note_that_is_there_by_now(opened, service):
+    key = kept(service, {"high.png": 180})["high.png"]
+    opened.reload()
+    service.put(f"/v1/predictions/{key}/review", json={"agrees": True, "note": "by a colleague"})
+    opened.keyboard.press("j")
+    opened.keyboard.press("d")
+    expect(opened.locator("tr[data-id] .review")).to_have_text("✗ disagreed")
+    review = service.get(f"/v1/predictions/{key}").json()["review"]
+    assert (review["agrees"], review["note"]) == (False, "by a colleague")
+
+
 def test_a_film_is_deleted_only_when_it_is_meant(viewed, service):
     page, key = viewed
     page.click("#remove")
@@ -323,7 +375,12 @@ def test_keys_are_told_and_do_nothing_in_a_field(viewed, service):
 def test_the_report_is_one_page_of_paper_with_the_notice(viewed):
     page, _ = viewed
     page.goto(f"{page.url}/report")
-    page.locator(".pictures img").last.evaluate("image => image.decode()")
+    expect(page.locator("#high")).to_have_text(re.compile(r"\+[0-9.]+"))
+    page.locator(".layer").evaluate("image => image.decode()")
+    film, heatmap = (greys(page.locator(".pictures figure").nth(place).locator("img").first) for place in (0, 1))
+    assert film.shape == heatmap.shape
+    assert (film.max(axis=2) - film.min(axis=2)).max() <= 2
+    assert (heatmap.max(axis=2) - heatmap.min(axis=2)).max() > 40
     page.emulate_media(media="print")
     expect(page.locator(".top")).to_be_hidden()
     expect(page.locator(".notice")).to_be_visible()

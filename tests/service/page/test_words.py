@@ -5,11 +5,17 @@ from pathlib import Path
 
 import pytest
 
+from pneumoscope.bundle.card import find_bundle, read_bundle
 from pneumoscope.predictor.refuse import _WORDS
 from pneumoscope.results import NOTICE
 from pneumoscope.service import page, problems
 from pneumoscope.service.page.views import _ORDERS
 from pneumoscope.service.page.words import LANGUAGES, Words, choose
+
+
+def find_card():
+    return read_bundle(find_bundle(None))[0]
+
 
 TEMPLATES = sorted(Path(page.__file__).parent.glob("templates/*.html"))
 CALL = re.compile(r"""\bt\(\s*(?:"([^"]*)"|'([^']*)')""")
@@ -53,6 +59,8 @@ def test_english_is_what_stands_in_the_template():
         "too narrow for a chest: 900 x 100 pixels",
         "in colour: a radiograph is grey",
         "blank: its grey levels lie within 7 of 256",
+        *(point.rule for point in find_card().points.values()),
+        *(point.rule.removesuffix(", augmented") for point in find_card().points.values()),
     ],
 )
 def test_what_the_software_says_of_films_is_said_with_the_same_numbers(reason):

@@ -30,6 +30,16 @@ export async function ask(path, options = {}) {
   return answer;
 }
 
+/** Lay the heatmap of a film over it, and write at the ends of its scale what they stand for. */
+export async function lay(film, layer, low, high) {
+  const answer = await ask(`/v1/predictions/${film}/heatmap-layer.png`);
+  const most = Number(answer.headers.get("X-Heatmap-Scale")).toPrecision(2);
+  low.textContent = `−${most}`;
+  high.textContent = `+${most}`;
+  layer.src = URL.createObjectURL(await answer.blob());
+  layer.hidden = false;
+}
+
 /** Keep a person's reading of a film. */
 export async function review(id, agrees, note) {
   const body = JSON.stringify({ agrees, note });

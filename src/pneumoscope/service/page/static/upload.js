@@ -63,7 +63,7 @@ async function send(item) {
     if (status === 201) return done(item, found.predictions[0]);
     if (status === 401) return signIn();
     item.tries += 1;
-    if (status !== 503 || !retry || item.tries >= TRIES) return fail(item, why(found) || words.gone, true);
+    if (status !== 503 || !retry || item.tries >= TRIES) return fail(item, why(found) || words.gone, !(status >= 400 && status < 500));
     state(item, words.busy);
     await new Promise((go) => setTimeout(go, 1000 * retry * (1 + Math.random())));
   }
@@ -117,6 +117,8 @@ function fail(item, reason, again) {
   line.className = "why wrong";
   line.textContent = `${words.failed}: ${reason}`;
   item.row.append(line);
+  queue.prepend(item.row); // in sight
+  tell();
   if (!again) return state(item, "");
   const button = document.createElement("button");
   button.textContent = words.again;
@@ -129,7 +131,6 @@ function fail(item, reason, again) {
     start();
   };
   state(item, button);
-  tell();
 }
 
 async function dropped(transfer) {

@@ -1,6 +1,6 @@
 // One film: size, place, level and width, heatmap, a second film beside it, and a person's reading.
 
-import { ask, elsewhere, review, words, say } from "./api.js";
+import { ask, elsewhere, lay, review, words, say } from "./api.js";
 
 const id = (name) => document.getElementById(name);
 const form = id("review");
@@ -44,6 +44,7 @@ function draw() {
   if (layer) {
     layer.style.opacity = (id("opacity")?.value ?? 0) / 100;
     layer.style.visibility = view.heat ? "visible" : "hidden";
+    id("heating")?.style.setProperty("visibility", layer.style.visibility);
   }
 }
 
@@ -153,13 +154,7 @@ async function heatmap(on) {
   draw();
   if (!on || layer.src) return;
   try {
-    const answer = await ask(`/v1/predictions/${here}/heatmap-layer.png`);
-    const most = Number(answer.headers.get("X-Heatmap-Scale"));
-    const short = most.toPrecision(2);
-    id("low").textContent = `−${short}`;
-    id("high").textContent = `+${short}`;
-    layer.src = URL.createObjectURL(await answer.blob());
-    layer.hidden = false;
+    await lay(here, layer, id("low"), id("high"));
   } catch (error) {
     view.heat = false;
     draw();
@@ -182,11 +177,16 @@ function beside() {
 
 // ---- a person's reading
 
+let unsaved = false;
+form.elements.note.addEventListener("input", () => (unsaved = true));
+window.addEventListener("beforeunload", (event) => unsaved && event.preventDefault());
+
 async function save() {
   const data = new FormData(form);
   if (!form.reportValidity()) return;
   try {
     await review(here, data.get("agrees") === "yes", data.get("note"));
+    unsaved = form.elements.note.value !== data.get("note"); // typed meanwhile
     id("saved").textContent = words.saved;
   } catch (error) {
     id("saved").textContent = `${words.unsaved} ${error.message}`;
@@ -204,6 +204,7 @@ async function remove() {
   if (id("sure").returnValue !== "yes") return;
   try {
     await ask(`/v1/predictions/${here}`, { method: "DELETE" });
+    unsaved = false;
     location.assign(list.back ?? "/");
   } catch (error) {
     id("saved").textContent = error.message;

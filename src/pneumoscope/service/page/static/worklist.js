@@ -49,7 +49,6 @@ async function read(agrees) {
   mark.textContent = agrees ? `✓ ${words.agreed}` : `✗ ${words.disagreed}`;
   cell.replaceChildren(mark);
   said.textContent = `${row.dataset.name}: ${agrees ? words.agreed : words.disagreed}`;
-  move(1);
 }
 
 document.addEventListener("keydown", (event) => {
