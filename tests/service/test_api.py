@@ -3,6 +3,7 @@
 import io
 import json
 import logging
+import re
 import threading
 import time
 from collections import Counter
@@ -191,6 +192,37 @@ def test_a_body_that_does_not_say_how_long_it_is_ends_at_the_limit(client):
     parts = (b"x" * 10_000 for _ in range(30))
     answer = client.post("/v1/predictions", content=parts, headers={"Content-Type": "image/png"})
     problem(answer, 413, "TooLargeError")
+
+
+@pytest.mark.parametrize(
+    ("name", "said"),
+    [(b"\\ud800", "half of a character"), (b"a\\x00", "U\\+0000")],
+)
+def test_a_name_that_no_database_could_keep_is_refused(client, name, said):
+    """In a form that says that it is written in Python's escapes."""
+    head = b'--x\r\nContent-Disposition: form-data; name="films"; filename="' + name + b'"\r\n\r\n'
+    kind = {"Content-Type": "multipart/form-data; boundary=x; charset=unicode_escape"}
+    answer = client.post("/v1/predictions", content=head + png() + b"\r\n--x--\r\n", headers=kind)
+    assert re.search(said, problem(answer, 422, "UsageError")["detail"])
+
+
+@pytest.mark.parametrize("path", ["/v1/predictions", "/sign-in"])
+@pytest.mark.parametrize("charset", ["undefined", "unicode_escape", "idna", "nowhere"])
+def test_a_form_in_an_encoding_that_is_none_is_no_fault_of_ours(model, path, charset):
+    body = b'--x\r\nContent-Disposition: form-data; name="token"\r\n\r\n\\ud800\xff\r\n--x--\r\n'
+    kind = {"Content-Type": f"multipart/form-data; boundary=x; charset={charset}", "Authorization": f"Bearer {TOKEN}"}
+    with TestClient(make_app(model, Records(None), Access({"me": TOKEN}), Settings(loopback=False))) as client:
+        assert client.post(path, content=body, headers=kind).status_code in (401, 422)
+
+
+def test_a_temporary_folder_that_takes_no_film_is_told(client, monkeypatch, app):
+    monkeypatch.setattr("tempfile.tempdir", "/nowhere/at/all")
+    app.user_middleware.clear()
+    app.middleware_stack = None  # without the limit on bytes
+    answer = client.post("/v1/predictions", files=films(bytes(2 * 2**20)))
+    found = problem(answer, 503, "StorageError")
+    assert "temporary folder: No such file or directory" in found["detail"]
+    assert "TMPDIR" in found["advice"]
 
 
 def test_every_answer_forbids_what_a_browser_might_do_with_it(client):

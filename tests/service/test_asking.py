@@ -40,6 +40,18 @@ def test_parameters_that_exist_are_taken(client):
     assert [each["path"] for each in page["predictions"]] == ["film 0.png"]
 
 
+def test_a_parameter_that_stands_there_twice_is_refused(client):
+    found = problem(client.get("/v1/predictions?limit=1&limit=2"), 422, "UsageError")
+    assert found["detail"] == "the query parameter 'limit' stands there twice"
+
+
+def test_an_address_that_there_is_not_says_where_all_are(client):
+    assert (
+        problem(client.get("/v1/nothing"), 404, "UnknownNameError")["advice"] == "See /openapi.json for what there is"
+    )
+    assert problem(client.patch("/v1/predictions"), 405, "UsageError")["detail"] == "this address takes other methods"
+
+
 def test_who_has_no_token_learns_of_no_parameter(model):
     with TestClient(make_app(model, Records(None), Access({"me": TOKEN}), Settings(loopback=False))) as client:
         problem(client.get("/v1/predictions?decison=normal"), 401, "AccessError")

@@ -1,7 +1,7 @@
 """The database: opened, made newer, lost, locked and busy; what it says is said in our words."""
 
 import pytest
-from sqlalchemy import text
+from sqlalchemy import create_engine, text
 from tests.service.conftest import add
 
 from pneumoscope.errors import StorageError, UsageError
@@ -9,6 +9,8 @@ from pneumoscope.service.database import DATABASE_FILE, open_database, reading, 
 from pneumoscope.service.record import Filter
 from pneumoscope.service.records import Records
 from pneumoscope.service.tables import METADATA
+
+CANARY = "DOE^JANE"
 
 
 def test_migrations_make_the_tables_that_the_code_reads(records):
@@ -66,6 +68,63 @@ def test_a_connection_that_is_lost_is_told_and_the_next_one_serves(postgresql_se
         assert connection.execute(text("SELECT 1")).scalar_one() == 1
     engine.dispose()
     other.dispose()
+
+
+def test_a_table_that_somebody_holds_is_told_and_serves_again(postgresql_server, tmp_path, monkeypatch):
+    monkeypatch.setattr("pneumoscope.service.database._PATIENCE", 1)
+    records, other = Records(tmp_path / "data", postgresql_server), open_database(None, postgresql_server)
+    with other.connect() as held, held.begin():
+        held.execute(text("LOCK TABLE audit_trail IN SHARE MODE"))
+        with pytest.raises(StorageError, match="lock timeout"):
+            add(records, b"held")
+    assert add(records, b"held")[1]
+    records.close()
+    other.dispose()
+
+
+def test_a_connection_whose_driver_failed_in_the_middle_is_given_up(postgresql_server, tmp_path):
+    records = Records(tmp_path / "data", postgresql_server)
+    for _ in range(3):
+        with pytest.raises(UnicodeEncodeError):
+            add(records, b"half", name="half of a character: \ud800")
+    for place in range(12):
+        add(records, bytes([place]))
+    assert records.find(Filter(), limit=1).total >= 12
+    records.close()
+
+
+def test_a_database_that_has_not_every_character_is_refused(postgresql_server):
+    engine = create_engine(postgresql_server.replace("postgresql", "postgresql+pg8000"), isolation_level="AUTOCOMMIT")
+    with engine.connect() as connection:
+        connection.execute(text("DROP DATABASE IF EXISTS latin"))
+        connection.execute(text("CREATE DATABASE latin ENCODING 'LATIN1' LOCALE 'C' TEMPLATE template0"))
+    with pytest.raises(UsageError, match="encoded in LATIN1") as caught:
+        open_database(None, postgresql_server.removesuffix("postgres") + "latin")
+    assert "--encoding=UTF8" in caught.value.advice
+    engine.dispose()
+
+
+def test_no_value_is_in_what_the_driver_says(postgresql_server, tmp_path, caplog):
+    """A connection that is lost in the middle of a row is told by SQLAlchemy's pool, with a trace."""
+    records, other = Records(tmp_path / "data", postgresql_server), open_database(None, postgresql_server)
+    others = text("SELECT pg_terminate_backend(pid) FROM pg_stat_activity WHERE pid <> pg_backend_pid()")
+
+    def lose():
+        with writing(records.engine) as connection, other.connect() as killer:
+            killer.execute(others)
+            connection.execute(text("SELECT :name"), {"name": CANARY})
+
+    with pytest.raises(StorageError) as caught:
+        lose()
+    assert CANARY not in caplog.text + str(caught.value) + repr(caught.value.__cause__)
+    records.close()
+    other.dispose()
+
+
+def test_at_the_start_nobody_is_told_that_it_goes_on(postgresql_server):
+    with pytest.raises(StorageError) as caught:
+        open_database(None, "postgresql://me@127.0.0.1:1/x")
+    assert caught.value.advice == "Start it, or name another one"
 
 
 def test_a_lost_connection_is_told_where_the_driver_does_not_make_it_an_error_of_its_own(tmp_path):

@@ -1,9 +1,11 @@
 """A slow client is cut, over a real connection; a quick one is not."""
 
+import asyncio
 import socket
 import threading
 import time
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import suppress
 
 import pytest
 import uvicorn
@@ -25,6 +27,9 @@ def mapped():
     limits = Limits(echo, most_bytes=10, most_held=25, seconds=0.5)
 
     async def app(scope, receive, send):
+        if scope["path"] == "/refused":  # before its body is looked at
+            await PlainTextResponse("who are you?", 401)(scope, receive, send)
+            return
         try:
             await limits(scope, receive, send)
         except HTTPException as error:
@@ -105,6 +110,72 @@ def test_a_body_that_comes_too_slowly_is_cut(port):
 def test_a_body_that_is_too_large_is_refused(port, body):
     status, words = spoken(port, HEAD + body)
     assert (status, words) == (b"413", b"the request's body is more than 10 bytes")
+
+
+REFUSED = b"POST /refused HTTP/1.1\r\nHost: a\r\nContent-Length: 1000000000\r\n\r\n"
+
+
+def test_a_body_that_nobody_reads_is_not_waited_for(port):
+    with socket.create_connection(("127.0.0.1", port)) as slow:
+        slow.settimeout(3)
+        slow.sendall(REFUSED)
+        assert slow.recv(1000).startswith(b"HTTP/1.1 401")
+        start = time.monotonic()
+        with suppress(ConnectionError):
+            while time.monotonic() - start < 2:
+                slow.sendall(b"x")
+                time.sleep(0.1)
+    assert time.monotonic() - start < 1.5
+
+
+def test_a_body_that_nobody_reads_is_cut_when_it_is_long(port):
+    sent = 0
+    with socket.create_connection(("127.0.0.1", port)) as endless, suppress(ConnectionError):
+        endless.sendall(REFUSED)
+        start = time.monotonic()
+        while time.monotonic() - start < 0.35:  # sooner than its time is over
+            endless.sendall(bytes(2**16))
+            sent += 2**16
+            if sent > 64 * 2**20:
+                break
+    assert sent < 32 * 2**20  # what is on its way, and in the system's hands, and not what it says that it has
+
+
+def test_after_the_rest_of_such_a_body_another_request_is_answered(port):
+    first = b"POST /refused HTTP/1.1\r\nHost: a\r\nContent-Length: 3\r\n\r\n1"
+    with socket.create_connection(("127.0.0.1", port)) as connection:
+        connection.settimeout(3)
+        connection.sendall(first)
+        assert connection.recv(1000).startswith(b"HTTP/1.1 401")
+        connection.sendall(b"23" + HEAD + b"Content-Length: 2\r\n\r\n")
+        time.sleep(0.1)
+        connection.sendall(b"12")
+        assert connection.recv(1000).startswith(b"HTTP/1.1 200")
+
+
+def test_what_is_held_is_let_go_when_the_answer_begins():
+    """However slowly it is taken."""
+
+    async def answered():
+        slow, body = asyncio.Event(), [{"type": "http.request", "body": b"12345678"}]
+
+        async def receive():
+            return body.pop() if body else await asyncio.Event().wait()
+
+        async def send(message):
+            await slow.wait()
+
+        limits = Limits(echo, most_bytes=10, most_held=25, seconds=5)
+        scope = {"type": "http", "method": "POST", "path": "/v1/predictions", "headers": []}
+        asked = asyncio.ensure_future(limits(scope, receive, send))
+        await asyncio.sleep(0.05)
+        held = limits._held
+        slow.set()
+        await asked
+        return held, limits._held
+
+    with ThreadPoolExecutor(1) as apart:  # a browser that other tests opened has a loop of its own in this thread
+        assert apart.submit(asyncio.run, answered()).result() == (0, 0)
 
 
 def test_a_body_that_brings_no_films_is_small(port):

@@ -101,6 +101,25 @@ def test_who_does_not_take_an_answer_keeps_it_from_stopping_no_longer_than_that(
     assert verified(tmp_path)[1]["rows"] == 1
 
 
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
+def test_a_signal_that_comes_before_it_serves_is_heeded(bundle, tmp_path, number):
+    """As it is started always, but that uvicorn waits before it heeds signals by itself."""
+    slow = (
+        "import time, uvicorn; run = uvicorn.Server.run;"
+        "uvicorn.Server.run = lambda *given, **options: (print('now', flush=True), time.sleep(2), run(*given, **options));"
+        "import pneumoscope.cli as cli; cli.main()"
+    )
+    command = [sys.executable, "-c", slow, "serve", "--port", "0", "--model", str(bundle)]
+    with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, cwd=tmp_path) as process:
+        assert process.stdout.readline() == "now\n"
+        process.send_signal(number)
+        try:
+            assert process.wait(20) == 0
+        finally:
+            process.kill()
+        assert process.stderr.read().endswith("stopped\n")
+
+
 def test_one_process_serves_a_folder(bundle, tmp_path):
     with served(bundle, tmp_path):
         ran = subprocess.run(
@@ -121,6 +140,7 @@ def test_a_port_that_is_taken_is_told(bundle, tmp_path):
     assert re.search(
         r"cannot listen on 127.0.0.1, port \d+: Address already in use. Choose another with --port", ran.stderr
     )
+    assert list(tmp_path.iterdir()) == []
 
 
 @pytest.mark.parametrize(
@@ -128,6 +148,9 @@ def test_a_port_that_is_taken_is_told(bundle, tmp_path):
     [
         (["--host", "0.0.0.0"], "no token is asked"),
         (["--public-name", "films.clinic.example"], "no token is asked"),
+        (["--public-name", "films.clinic.example:443", "--no-auth"], "no name of a host"),
+        (["--public-name", "https://films.clinic.example", "--no-auth"], "without a port"),
+        (["--keep", "99999w"], "is no age"),
         (["--ephemeral", "--data", "x"], "keeps nothing"),
         (["--token-file", "nowhere"], "cannot read the tokens"),
         (["--token-file", "tokens", "--no-auth"], "contradict"),

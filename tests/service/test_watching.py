@@ -42,7 +42,7 @@ def lines(caplog):
         ("GET", "/v1/predictions?decison=" + CANARY, {}, "GET /v1/predictions 422 UsageError local _ ms"),
         ("GET", "/v1/predictions?" + CANARY, {}, "GET /v1/predictions 422 UsageError local _ ms"),
         ("GET", "/v1/predictions?since=" + CANARY, {}, "GET /v1/predictions 422 UsageError local _ ms"),
-        ("GET", "/" + CANARY, {}, "other other 404 UnknownNameError - _ ms"),
+        ("GET", "/" + CANARY, {}, "GET other 404 UnknownNameError - _ ms"),
         (CANARY, "/v1/predictions", {}, "other /v1/predictions 405 UsageError - _ ms"),
         ("POST", "/v1/predictions", {"json": {"a": CANARY}}, "POST /v1/predictions 415 UsageError local _ ms"),
         (
@@ -61,7 +61,7 @@ def lines(caplog):
             "PUT", f"/v1/predictions/{'ab' * 16}/review", {"content": CANARY, "headers": {"Content-Type": CANARY}},
             "PUT /v1/predictions/{id}/review 415 UsageError local _ ms",
         ),
-        ("GET", "/v1/model", {"headers": {"Host": CANARY}}, "other other 403 AccessError - _ ms"),
+        ("GET", "/v1/model", {"headers": {"Host": CANARY}}, "GET /v1/model 403 AccessError - _ ms"),
         ("GET", "/films/" + CANARY, {}, "GET /films/{id} 404 UnknownNameError local _ ms"),
     ],
 )  # fmt: skip
@@ -91,6 +91,35 @@ def test_the_client_is_named_by_its_tokens_name_and_never_by_its_token(model, li
         ("INFO", "POST /sign-in 401 AccessError - _ ms"),
     ]
     assert TOKEN not in str(found)
+
+
+def test_an_answer_that_breaks_off_is_told(client, lines, monkeypatch):
+    for level in range(90, 94):
+        post(client, png(level))
+    monkeypatch.setattr("pneumoscope.service.page.export._PAGE", 2)
+    find, turns = Records.find, []
+
+    def fail_in_the_middle(*arguments, **options):
+        turns.append(1)
+        if len(turns) == 2:
+            raise StorageError(f"gone with {CANARY}")
+        return find(*arguments, **options)
+
+    monkeypatch.setattr(Records, "find", fail_in_the_middle)
+    client.get("/worklist.csv")
+    assert lines() == [("WARNING", "GET /worklist.csv 500 PneumoscopeError local _ ms: an unforeseen StorageError")]
+    assert 'path="/worklist.csv",status="500"} 1.0' in client.get("/metrics").text
+
+
+def test_whoever_asks_without_a_token_whether_it_is_ready_learns_no_address(client, caplog, monkeypatch):
+    def fail(*_, **__):
+        raise StorageError("the database '/secret/place' cannot be used")
+
+    monkeypatch.setattr("pneumoscope.service.records.Records.find", fail)
+    answer = client.get("/readyz")
+    assert problem(answer, 503, "StorageError")["detail"] == "the records cannot be read"
+    assert "secret" not in answer.text
+    assert "not ready: the database '/secret/place'" in caplog.text
 
 
 @pytest.mark.parametrize("error", [StorageError("the disk\nis full"), BusyError("2 films wait")])

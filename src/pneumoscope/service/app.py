@@ -9,6 +9,7 @@ from datetime import timedelta
 
 from fastapi import FastAPI
 from fastapi.concurrency import run_in_threadpool
+from fastapi.routing import APIRoute
 from starlette.staticfiles import StaticFiles
 
 from pneumoscope import __version__
@@ -87,11 +88,15 @@ def make_app(model: Model, records: Records, access: Access, settings: Settings 
     metrics = Metrics(lambda: scoring.waiting)
     answer_errors(app)
     judging = Judging(model, records, scoring, metrics)
-    app.include_router(open_paths(judging))
-    app.include_router(paths(judging, chosen.most_films))
-    app.include_router(views(judging, chosen.most_bytes))
+    routers = (open_paths(judging), paths(judging, chosen.most_films), views(judging, chosen.most_bytes))
+    for router in routers:
+        app.include_router(router)
     app.mount("/static", StaticFiles(packages=[("pneumoscope.service.page", "static")]), name="static")
     app.state.access = access
     app.add_middleware(Limits, most_bytes=chosen.most_bytes, most_held=chosen.most_held, seconds=chosen.body_seconds)
-    app.add_middleware(Watched, metrics=metrics, loopback=chosen.loopback, public_name=chosen.public_name)
+    known = {
+        "/openapi.json",
+        *(route.path for router in routers for route in router.routes if isinstance(route, APIRoute)),
+    }
+    app.add_middleware(Watched, metrics=metrics, loopback=chosen.loopback, public_name=chosen.public_name, known=known)
     return app

@@ -43,7 +43,10 @@ async def known_parameters(request: Request) -> None:
     """
     route: APIRoute = request.scope["route"]
     taken = sorted(each.alias for each in route.dependant.query_params)
-    for name in request.query_params:
+    given = [name for name, _ in request.query_params.multi_items()]
+    for name in given:
+        if given.count(name) > 1:
+            raise UsageError(f"the query parameter {name[:_SHOWN]!r} stands there twice", advice="Send it once")
         if name not in taken:
             near = difflib.get_close_matches(name, taken, n=1)
             known = f"Known: {', '.join(taken)}" if taken else "It takes none"

@@ -45,7 +45,8 @@ def open_database(folder: Path | None, address: str = "") -> Engine:
 
 
 def _migrate(engine: Engine) -> None:
-    with told(engine), writing(engine) as connection:
+    begin = "Start it, or name another one"
+    with told(engine, begin), writing(engine, begin) as connection:
         if engine.dialect.name == "postgresql":
             encoding = connection.exec_driver_sql("SHOW server_encoding").scalar_one()
             if encoding != "UTF8":
@@ -83,13 +84,16 @@ def reading(engine: Engine) -> Iterator[Connection]:
 
 
 @contextlib.contextmanager
-def writing(engine: Engine) -> Iterator[Connection]:
+def writing(engine: Engine, advice: str = "") -> Iterator[Connection]:
     """A transaction of the one writer there is at a time; all of it is kept, or nothing.
 
+    Args:
+        engine: of the database.
+        advice: see `told`.
     Raises:
         StorageError: the database cannot be reached or written, or another writer did not end in time.
     """
-    with told(engine), _writer(engine) as connection, connection.begin(), _left_whole(connection):
+    with told(engine, advice), _writer(engine) as connection, connection.begin(), _left_whole(connection):
         if connection.dialect.name == "postgresql":
             connection.exec_driver_sql(f"SET LOCAL lock_timeout = '{_PATIENCE}s'")
             if connection.dialect.has_table(connection, TRAIL):
@@ -115,14 +119,20 @@ def _left_whole(connection: Connection) -> Iterator[None]:
 
 
 @contextlib.contextmanager
-def told(engine: Engine) -> Iterator[None]:
-    """What a database says in its own way, said in ours."""
+def told(engine: Engine, advice: str = "") -> Iterator[None]:
+    """What a database says in its own way, said in ours.
+
+    Args:
+        engine: of the database.
+        advice: what to do; where empty, that of a service that goes on.
+    """
     try:
         yield
     except (DBAPIError, PoolTimeoutError, OSError) as error:  # a lost connection is now and then a bare OSError
         raise StorageError(
             f"the database {_shown(engine)} cannot be used: {_why(error)}",
-            advice="Nothing was changed. Free space, unlock or start it; the service goes on by itself when it is back",
+            advice=advice
+            or "Nothing was changed. Free space, unlock or start it; the service goes on by itself when it is back",
         ) from error
 
 

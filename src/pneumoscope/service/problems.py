@@ -122,6 +122,13 @@ def refused(request: Request, error: str, why: str = "") -> None:
     request.state.refused = (error, why)
 
 
+# What the framework says in two words, in ours.
+_SAID = {
+    "Not Found": ("there is nothing at this address", "See /openapi.json for what there is"),
+    "Method Not Allowed": ("this address takes other methods", "See /openapi.json, and the header Allow"),
+}
+
+
 def _in_words(error: Mapping[str, Any]) -> str:
     """What is wrong with a value."""
     if error["type"] == "string_pattern_mismatch" and error["loc"][-1] in _FORMS:
@@ -152,7 +159,8 @@ def answer_errors(app: FastAPI) -> None:
     async def _http(request: Request, error: HTTPException) -> JSONResponse:
         name = {404: "UnknownNameError", 413: "TooLargeError"}.get(error.status_code, "UsageError")
         refused(request, name)
-        return problem(error.status_code, name, str(error.detail), headers=error.headers)
+        said, advice = _SAID.get(error.detail, (error.detail, ""))
+        return problem(error.status_code, name, said, advice, error.headers)
 
 
 def responses(*statuses: int) -> dict[int | str, dict[str, Any]]:

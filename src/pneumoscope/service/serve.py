@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import errno
 import logging
+import re
 import signal
 import socket
 import threading
@@ -32,6 +33,7 @@ _IDLE = 15  # seconds that an unused connection is kept
 _HEAD = 16 * 1024  # bytes of a request's head
 _HEAD_SECONDS = 10.0
 _STOP_SECONDS = 150  # for what was taken in to be answered; then whoever has not taken an answer goes without
+_NAME = r"[A-Za-z0-9]([A-Za-z0-9.-]{0,251}[A-Za-z0-9])?"
 _LOCK = ".serving"
 _OF_PORTS = (errno.EADDRINUSE, errno.EACCES, errno.EPERM)  # taken by another process, or kept for the system's own
 
@@ -65,11 +67,17 @@ def serve(
         show: opens the page in this machine's browser.
         tell: called with what a person should know.
     Raises:
-        UsageError: others could reach the address without a token; it cannot be listened on; another process serves the folder.
+        UsageError: others could reach the address without a token; it cannot be listened on; another process serves the folder;
+            a name is none.
         BundleError, StorageError: the model or the data cannot be opened.
     """
     if token_file and no_auth:
         raise UsageError("--token-file and --no-auth contradict each other")
+    if public_name and not re.fullmatch(_NAME, public_name):
+        raise UsageError(
+            f"--public-name is {public_name!r}, which is no name of a host",
+            advice="Give the name that people type, without a port or an address's other parts, such as films.clinic.example",
+        )
     loopback = is_loopback(host)
     if not ((loopback and not public_name) or token_file or no_auth):
         raise UsageError(
@@ -78,7 +86,7 @@ def serve(
         )
     access = Access(read_tokens(token_file) if token_file else {})
     judge = load_model(model, operating_point=operating_point, threads=1)
-    with _alone(folder), _listening(host, port) as listener:
+    with _listening(host, port) as listener, _alone(folder):
         records = Records(folder, database)
         app = make_app(judge, records, access, Settings(loopback=loopback, public_name=public_name, keep=keep))
         server = uvicorn.Server(

@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import logging
+import re
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Collection
 
-from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram
+from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, disable_created_metrics
 from starlette.datastructures import MutableHeaders
 from starlette.requests import Request
 from starlette.responses import Response
@@ -20,6 +21,7 @@ __all__ = ["Metrics", "Watched"]
 _LOG = logging.getLogger("pneumoscope.service")
 _METHODS = ("GET", "HEAD", "POST", "PUT", "PATCH", "DELETE", "OPTIONS")  # others are of a client's own making
 
+_ID = re.compile(r"(?<=^/films)/[^/]+|(?<=^/v1/predictions)/[^/]+")
 _HEADERS = {
     "Cache-Control": "no-store",
     "Content-Security-Policy": "default-src 'none'; frame-ancestors 'none'",
@@ -37,6 +39,7 @@ class Metrics:
     """
 
     def __init__(self, waiting: Callable[[], float]) -> None:
+        disable_created_metrics()  # type: ignore[no-untyped-call]  # series that nobody asks for, one beside each
         self.registry = CollectorRegistry()
         self.films = Counter("pneumoscope_films", "Films by what became of them", ["decision"], registry=self.registry)
         self.requests = Counter(
@@ -55,10 +58,14 @@ class Watched:
         app: behind it.
         metrics: that count.
         loopback, public_name: see `app.Settings`.
+        known: paths that there are, with {id} in the place of an id.
     """
 
-    def __init__(self, app: ASGIApp, *, metrics: Metrics, loopback: bool, public_name: str) -> None:
+    def __init__(
+        self, app: ASGIApp, *, metrics: Metrics, loopback: bool, public_name: str, known: Collection[str]
+    ) -> None:
         self.app, self._metrics, self._loopback, self._public_name = app, metrics, loopback, public_name.lower()
+        self._known = frozenset(known)
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Pass a request on, and see what becomes of it."""
@@ -85,19 +92,24 @@ class Watched:
                 await self.app(scope, receive, answered)
         except Exception as error:  # noqa: BLE001  whatever it is, the client is told; what it says may hold anything
             _LOG.debug("a fault of ours", exc_info=error)
-            told = fault(request, error)
+            # What befalls an answer that has begun comes with a RuntimeError of the framework's around it.
+            told = fault(request, error.__cause__ if status and isinstance(error.__cause__, Exception) else error)
             if status:  # the answer breaks off, which the client sees: it has no end
                 status = 500
             else:
                 await told(scope, receive, answered)
-        route = scope.get("route")
-        path = getattr(route, "path", "other")  # with {id} in the place of an id
-        method = request.method if route and request.method in _METHODS else "other"
+        path = self._shape(scope["path"])
+        method = request.method if request.method in _METHODS else "other"
         seconds = time.perf_counter() - start
         self._metrics.requests.labels(method, path, status).inc()
         self._metrics.seconds.labels(path).observe(seconds)
         if status >= 400:
             _tell(request, f"{method} {path} {status}", seconds, status >= 500)
+
+    def _shape(self, path: str) -> str:
+        """A path with {id} in the place of an id; "other" for one that a client made up."""
+        shape = _ID.sub("/{id}", path)
+        return shape if shape in self._known else "other"
 
     def _refusal(self, request: Request) -> Response | None:
         host = request.headers.get("Host", "")
