@@ -23,10 +23,9 @@ class _Waiting:
     name: str
     found: Future[Prediction]
 
-    def forget(self, found: Future[Prediction]) -> None:
-        """Let go of the bytes of a film that nobody waits for."""
-        if found.cancelled():
-            self.film = b""
+    def forget(self, _: Future[Prediction]) -> None:
+        """Let go of the bytes of a film that is scored, or that nobody waits for any more."""
+        self.film = b""
 
 
 class Scoring:
