@@ -83,6 +83,7 @@ def make_app(model: Model, records: Records, access: Access, settings: Settings 
         license_info={"name": "Apache-2.0", "identifier": "Apache-2.0"},
         docs_url=None,  # its pages load scripts from another host
         redoc_url=None,
+        telemetry={"tracing": False, "metrics": False, "logs": False},  # it would hold addresses, and so names of films
         lifespan=lifespan,
     )
     metrics = Metrics(lambda: scoring.waiting)
