@@ -54,7 +54,7 @@ def take(browser: Browser, service: str, films: list[Path], out: Path) -> None:
     page.goto(service)
     page.set_input_files("#pick", films)
     page.locator("#queue [data-done]").nth(len(films) - 1).wait_for(timeout=120_000)
-    for key in ("j", "a", "a", "d", "a"):
+    for key in ("j", "a", "j", "a", "j", "d", "j", "a"):
         page.keyboard.press(key)
         page.wait_for_timeout(300)
     page.goto(service)
