@@ -2,6 +2,7 @@
 
 import errno
 import os
+import stat
 import subprocess
 import sys
 import threading
@@ -86,6 +87,20 @@ def test_the_file_has_its_name_only_when_it_is_whole(tmp_path):
 
     assert seen == ["old"]
     assert path.read_text() == "half"
+
+
+def test_file_and_name_reach_the_disk(tmp_path, monkeypatch):
+    """The bytes before the name stands for them, and the name before it is told that all is written."""
+    done, replace, fsync = [], Path.replace, os.fsync
+
+    def synced(handle):
+        done.append("folder" if stat.S_ISDIR(os.fstat(handle).st_mode) else "file")
+        fsync(handle)
+
+    monkeypatch.setattr(os, "fsync", synced)
+    monkeypatch.setattr(Path, "replace", lambda path, target: done.append("name") or replace(path, target))
+    write_atomically(tmp_path / "a", "x")
+    assert done == ["file", "name", "folder"]
 
 
 @pytest.mark.parametrize("step", ["write", "fsync", "replace"])
