@@ -195,6 +195,7 @@ def _place(*said):
         {"after": _place("newest", "2026-01-31", 1)},
         {"after": _place("newest")},
         {"after": _place("highest", 0.5, "ab" * 16)},
+        {"after": _place("highest", 0.5, "ab" * 16), "order": "lowest"},
         {"after": _place("highest", float("nan"), "ab" * 16), "order": "highest"},
         {"after": _place("highest", "x", "ab" * 16), "order": "highest"},
         {"after": _place("highest", None, "ab" * 16), "order": "highest"},

@@ -73,10 +73,11 @@ def test_what_befalls_all_is_not_tried_again_for_each():
 
 
 def test_an_item_may_have_an_error_of_its_own():
-    results, batches = run(lambda items: [KeyError(item) if item % 2 else item for item in items], list(range(4)))
-    assert [str(each) for each in results] == ["0", "1", "2", "3"]
-    assert [type(each) for each in results] == [int, KeyError, int, KeyError]
-    assert [len(batch) for batch in batches] == [1, 3]
+    together = Together(lambda items: [KeyError(item) if item % 2 else item for item in items], CommonError, name="odd")
+    found = [together.submit(item) for item in range(4)]
+    together.close()
+    assert [each.result(0) for each in found[::2]] == [0, 2]
+    assert [each.exception(0).args for each in found[1::2]] == [(1,), (3,)]
 
 
 def test_what_is_cancelled_before_its_turn_is_not_done():
