@@ -112,7 +112,8 @@ def impatient(seconds: float) -> type[asyncio.Protocol]:
 
     class Impatient(H11Protocol):
         _end: asyncio.TimerHandle | None = None
-        _unread: int | None = None  # bytes of the rest of a body
+        _answered: object = None  # the request whose body nobody reads
+        _unread = 0  # bytes of the rest of it
 
         def connection_made(self, transport: Any) -> None:
             super().connection_made(transport)
@@ -120,12 +121,15 @@ def impatient(seconds: float) -> type[asyncio.Protocol]:
 
         def data_received(self, data: bytes) -> None:
             super().data_received(data)
-            if self.conn.their_state is h11.IDLE:
-                if self._unread is not None:  # what comes now is another request
-                    self._unread = None
-                    self._wait_no_more()
+            idle = self.conn.their_state is h11.IDLE
+            if self._answered and (
+                idle or self.cycle is not self._answered
+            ):  # its end has come, and maybe the next one
+                self._answered = None
+                self._wait_no_more()
+            if idle:
                 self._wait()
-            elif self._unread is None:
+            elif not self._answered:
                 self._wait_no_more()
             else:
                 self._unread += len(data)
@@ -135,7 +139,7 @@ def impatient(seconds: float) -> type[asyncio.Protocol]:
         def on_response_complete(self) -> None:
             super().on_response_complete()
             if self.conn.our_state is h11.DONE and self.conn.their_state is h11.SEND_BODY:
-                self._unread = 0
+                self._answered, self._unread = self.cycle, 0
                 self._wait()
 
         def connection_lost(self, exc: Exception | None) -> None:

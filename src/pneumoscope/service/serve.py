@@ -33,6 +33,8 @@ _IDLE = 15  # seconds that an unused connection is kept
 _HEAD = 16 * 1024  # bytes of a request's head
 _HEAD_SECONDS = 10.0
 _STOP_SECONDS = 150  # for what was taken in to be answered; then whoever has not taken an answer goes without
+# Whose log lines are told. Those of others are not: what reads films repeats what stands in them.
+_TOLD = ("pneumoscope.service", "sqlalchemy", "asyncio", "concurrent.futures")
 _NAME = r"[A-Za-z0-9]([A-Za-z0-9.-]{0,251}[A-Za-z0-9])?"
 _LOCK = ".serving"
 _OF_PORTS = (errno.EADDRINUSE, errno.EACCES, errno.EPERM)  # taken by another process, or kept for the system's own
@@ -123,7 +125,9 @@ def _log_to_stderr() -> None:
     form.converter = time.gmtime
     handler.setFormatter(form)
     handler.addFilter(_without_trace)
-    logging.getLogger().addHandler(handler)  # of all libraries, too
+    for name in _TOLD:
+        logging.getLogger(name).addHandler(handler)
+    logging.getLogger().addHandler(logging.NullHandler())  # else Python prints what nobody handles
     _LOG.setLevel(logging.INFO)
     logging.getLogger("uvicorn.error").addFilter(_without_trace)
     # It tells of characters in forms that are not as they should be; their sender is told.
