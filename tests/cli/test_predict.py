@@ -279,7 +279,7 @@ def test_a_bundle_that_is_none_and_a_point_that_is_not_there(bundle, films, capf
 
 
 def test_a_table_that_cannot_be_written_is_told_before_films_are_scored(bundle, films, capfd, monkeypatch):
-    monkeypatch.setattr("pneumoscope.predictor.model.Model._predict_batch", lambda *_: pytest.fail("a film was scored"))
+    monkeypatch.setattr("pneumoscope.predictor.model.Model.predict_batch", lambda *_: pytest.fail("a film was scored"))
     (films.parent / "file").touch()
     status, out, err = exits(capfd, bundle, "films", "--csv", "file/table.csv")
     assert (status, out) == (1, "")
