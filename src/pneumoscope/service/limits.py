@@ -122,9 +122,8 @@ def impatient(seconds: float) -> type[asyncio.Protocol]:
         def data_received(self, data: bytes) -> None:
             super().data_received(data)
             idle = self.conn.their_state is h11.IDLE
-            if self._answered and (
-                idle or self.cycle is not self._answered
-            ):  # its end has come, and maybe the next one
+            # The end of that body may come together with the next request.
+            if self._answered and (idle or self.cycle is not self._answered):
                 self._answered = None
                 self._wait_no_more()
             if idle:
