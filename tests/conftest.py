@@ -246,9 +246,12 @@ def maker(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Maker:
     return Maker(tmp_path)
 
 
-@pytest.fixture(scope="session")
+@pytest.fixture(scope="module")
 def browser() -> Iterator[Any]:
-    """A real Chromium that reaches nobody; skipped where there is none."""
+    """A real Chromium that reaches nobody; skipped where there is none.
+
+    Its event loop runs in the tests' thread for as long as it is open, in which no other may begin: hence one a module.
+    """
     playwright = pytest.importorskip("playwright.sync_api", reason="playwright is not installed")
     found = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), None)
     if found is None:

@@ -5,7 +5,6 @@ import importlib.util
 import json
 import statistics
 import sys
-from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
@@ -75,7 +74,6 @@ def test_a_silent_service_and_an_answer_without_retry_after_are_faults(films):
             refused = await benchmark.sent([film], port, 0, 1, 0.2, 5)
         return refused, await benchmark.sent([film], port, 0, 1, 0.2, 5)
 
-    with ThreadPoolExecutor(1) as apart:  # a browser that other tests opened has a loop of its own in this thread
-        refused, silent = apart.submit(asyncio.run, both()).result()
+    refused, silent = asyncio.run(both())
     assert [status for _, _, status in refused] == ["503 without Retry-After"]
     assert [status for _, _, status in silent] == ["ConnectionRefusedError"]

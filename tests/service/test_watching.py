@@ -1,5 +1,6 @@
 """A request that is not done leaves one line in the log, with nothing in it that the client sent."""
 
+import asyncio
 import logging
 import re
 
@@ -147,8 +148,6 @@ def test_of_what_nobody_foresaw_the_kind_alone_is_told(client, lines, caplog, mo
 
 
 def test_with_a_client_that_goes_nothing_is_wrong_here(app, lines):
-    import anyio
-
     async def go(path, method, kind):
         messages = iter([{"type": "http.request", "body": b"--x", "more_body": True}])
         sent = []
@@ -166,6 +165,6 @@ def test_with_a_client_that_goes_nothing_is_wrong_here(app, lines):
         }  # fmt: skip
         await app(scope, receive, send)
 
-    anyio.run(go, "/v1/predictions", "POST", b"multipart/form-data; boundary=x")
-    anyio.run(go, "/v1/predictions", "POST", b"image/png")
+    asyncio.run(go("/v1/predictions", "POST", b"multipart/form-data; boundary=x"))
+    asyncio.run(go("/v1/predictions", "POST", b"image/png"))
     assert lines() == 2 * [("INFO", "POST /v1/predictions 422 UsageError local _ ms")]
