@@ -14,7 +14,7 @@ from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import NamedTuple
 
-from sqlalchemy import ColumnElement, Connection, Engine, Executable, RowMapping, delete, insert, select, update
+from sqlalchemy import ColumnElement, Connection, Engine, Executable, RowMapping, bindparam, delete, insert, select, update
 
 from pneumoscope.errors import GoneError, StorageError, UnknownNameError
 from pneumoscope.results import Prediction
@@ -30,6 +30,8 @@ from pneumoscope.service.trail import Entry, append
 __all__ = ["Records"]
 
 _AT_ONCE = 500  # films whose removal is one transaction
+_THERE = select(predictions).where(predictions.c.id.in_(bindparam("keys", expanding=True)))
+_MAKE = insert(predictions)
 
 
 class _Adding(NamedTuple):
@@ -105,8 +107,8 @@ class Records:
                 again = self.films.keep(lost)
                 written, failed = written + again.written, failed | again.failed
 
-                asked = select(predictions).where(predictions.c.id.in_([row["id"] for row in rows]))
-                there = {row["id"]: dict(row) for row in connection.execute(asked).mappings()}
+                found = connection.execute(_THERE, {"keys": [row["id"] for row in rows]})
+                there = {row["id"]: dict(row) for row in found.mappings()}
                 added: list[tuple[Record, bool] | Exception] = []
                 made, entries = [], []
                 for row, each in zip(rows, films, strict=True):
@@ -124,7 +126,7 @@ class Records:
                         entries.append(_entry(there[key], there[key]["created"], each.who, "judged", said))
                     added.append((of_row(there[key]), new))
                 if made:
-                    connection.execute(insert(predictions), made)
+                    connection.execute(_MAKE, made)
                 append(connection, entries)
         except Exception:
             self._try_to_remove(written)

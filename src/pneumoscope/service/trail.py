@@ -25,6 +25,8 @@ __all__ = ["Entry", "Verified", "append", "read_trail", "verify", "verify_rows"]
 
 _FIRST = "0" * 64
 _AT_ONCE = 1000  # rows that are fetched
+_LAST = select(trail.c.number, trail.c.hash).order_by(trail.c.number.desc()).limit(1)
+_ADD = insert(trail)
 _SAID = ("number", "at", "who", "what", "prediction", "film_sha256", "model_sha256", "details", "previous")
 
 
@@ -74,7 +76,7 @@ def append(connection: Connection, entries: Sequence[Entry]) -> None:
     """
     if not entries:
         return
-    last = connection.execute(select(trail.c.number, trail.c.hash).order_by(trail.c.number.desc()).limit(1)).first()
+    last = connection.execute(_LAST).first()
     number, previous = (last.number, last.hash) if last else (0, _FIRST)
     rows = []
     for entry in entries:
@@ -83,7 +85,7 @@ def append(connection: Connection, entries: Sequence[Entry]) -> None:
         row["details"] = json.dumps(entry.details, sort_keys=True, ensure_ascii=False)
         row["hash"] = previous = _hash(row)
         rows.append(row)
-    connection.execute(insert(trail), rows)
+    connection.execute(_ADD, rows)
 
 
 def read_trail(engine: Engine, *, last: int = 0) -> Iterator[Row[Any]]:
