@@ -1,5 +1,8 @@
 """Who may ask: tokens of a file that nobody else can read, and addresses that only this machine reaches."""
 
+import contextlib
+import hmac
+
 import pytest
 
 from pneumoscope.errors import AccessError, UsageError
@@ -23,6 +26,18 @@ def test_tokens_are_read_with_the_names_of_their_holders(tmp_path):
     for wrong in ("", "Bearer", f"Bearer {TOKEN}3", f"Basic {TOKEN}", TOKEN, "Bearer é" * 9):
         with pytest.raises(AccessError):
             access.who(wrong)
+
+
+def test_every_token_is_compared_in_constant_time_whichever_is_given(monkeypatch):
+    """That `hmac.compare_digest` takes as long for any two of the same length is its own promise."""
+    compared, compare = [], hmac.compare_digest
+    monkeypatch.setattr("hmac.compare_digest", lambda given, own: compared.append(own) or compare(given, own))
+    access = Access({"ward-3": TOKEN, "ward-4": TOKEN + "4", "ward-5": TOKEN + "5"})
+    for token in (TOKEN, TOKEN + "5", "wrong"):
+        compared.clear()
+        with contextlib.suppress(AccessError):
+            access.who(f"Bearer {token}")
+        assert compared == [TOKEN.encode(), f"{TOKEN}4".encode(), f"{TOKEN}5".encode()]
 
 
 def test_without_tokens_everybody_is_local():

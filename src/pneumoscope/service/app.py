@@ -17,7 +17,7 @@ from pneumoscope.predictor.model import Model
 from pneumoscope.results import NOTICE
 from pneumoscope.service.access import Access
 from pneumoscope.service.judging import Judging
-from pneumoscope.service.limits import Limits
+from pneumoscope.service.limits import Limits, Lingering
 from pneumoscope.service.page.views import views
 from pneumoscope.service.paths import open_paths, paths
 from pneumoscope.service.problems import answer_errors
@@ -39,6 +39,7 @@ class Settings:
         most_films: of one request.
         most_waiting: films that may be taken in and not answered.
         body_seconds: for a body to arrive.
+        rest_seconds: for what is left of a body whose request is answered already.
         loopback: whether only this machine can reach it, so that another host's name in a request is a trick.
         public_name: by which a proxy on this machine makes it reachable; empty where there is none.
         keep: age at which films are removed; None keeps them.
@@ -49,6 +50,7 @@ class Settings:
     most_films: int = 64
     most_waiting: int = 256
     body_seconds: float = 60
+    rest_seconds: float = 10
     loopback: bool = True
     public_name: str = ""
     keep: timedelta | None = None
@@ -100,4 +102,5 @@ def make_app(model: Model, records: Records, access: Access, settings: Settings 
         *(route.path for router in routers for route in router.routes if isinstance(route, APIRoute)),
     }
     app.add_middleware(Watched, metrics=metrics, loopback=chosen.loopback, public_name=chosen.public_name, known=known)
+    app.add_middleware(Lingering, most_bytes=chosen.most_bytes, seconds=chosen.rest_seconds)
     return app

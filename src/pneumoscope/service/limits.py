@@ -1,11 +1,12 @@
 """What a request may cost: bytes of its body, bytes of all bodies together, and time for its head and for its body.
 
-Both stand before all else, so that nothing larger is ever in memory and nobody can hold a connection for nothing.
+All stand before all else, so that nothing larger is ever in memory and nobody can hold a connection for nothing.
 """
 
 from __future__ import annotations
 
 import asyncio
+import contextlib
 from typing import Any
 
 import h11
@@ -15,10 +16,9 @@ from uvicorn.protocols.http.h11_impl import H11Protocol
 
 from pneumoscope.errors import BusyError
 
-__all__ = ["FILMS", "Limits", "impatient"]
+__all__ = ["FILMS", "Limits", "Lingering", "impatient"]
 
 FILMS = ("POST", "/v1/predictions")  # what alone has a large body
-_UNREAD = 2**20  # bytes of the rest of a body that nobody reads
 # Bytes of any other body: more than a note of 4,000 characters takes in JSON, however it is written.
 _SMALL = 64 * 2**10
 
@@ -59,7 +59,7 @@ class Limits:
                     message = await receive()
             except TimeoutError as error:
                 said = f"the request's body took longer than {self._seconds:g} s"
-                raise HTTPException(408, said, {"Connection": "close"}) from error
+                raise HTTPException(408, said) from error
             if message["type"] == "http.request":
                 size = len(message.get("body", b""))
                 whole = not message.get("more_body", False)
@@ -97,23 +97,71 @@ class Limits:
 
 
 def _too_large(most: int) -> HTTPException:
-    return HTTPException(413, f"the request's body is more than {most:,} bytes", {"Connection": "close"})
+    return HTTPException(413, f"the request's body is more than {most:,} bytes")
+
+
+class Lingering:
+    """Middleware that takes what is left of a body whose request is answered already, and throws it away.
+
+    A connection that is closed with bytes unread is reset, and whoever is still sending may lose the answer (RFC 9112, section
+    9.6): a program that sends a large film with a wrong token would learn only that the connection broke. So the answer is sent,
+    and ends when the body has come or its time or size is over. Then the connection is closed, as the answer's head says.
+
+    Args:
+        app: behind it.
+        most_bytes: of the rest.
+        seconds: for it to arrive.
+    """
+
+    def __init__(self, app: ASGIApp, *, most_bytes: int, seconds: float) -> None:
+        self.app, self._most, self._seconds = app, most_bytes, seconds
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """Pass a request on, and its answer back."""
+        headers = dict(scope.get("headers", ()))
+        brings = headers.get(b"content-length", b"0") != b"0" or b"transfer-encoding" in headers
+        if scope["type"] != "http" or not brings:
+            await self.app(scope, receive, send)
+            return
+        whole = closing = False
+        begun = b"expect" not in headers  # whoever asks first sends nothing when the answer is no
+
+        async def received() -> Message:
+            nonlocal whole, begun
+            begun = True
+            message = await receive()
+            whole = not message.get("more_body", False)  # or whoever asked has gone
+            return message
+
+        async def sending(message: Message) -> None:
+            nonlocal closing
+            starts = message["type"] == "http.response.start"
+            ends = not starts and not message.get("more_body", False)
+            if starts and not whole:
+                closing = True
+                message = {**message, "headers": [*message.get("headers", ()), (b"connection", b"close")]}
+            if ends and closing and begun and not whole:
+                await send({**message, "more_body": True})
+                left = self._most
+                with contextlib.suppress(TimeoutError):
+                    async with asyncio.timeout(self._seconds):
+                        while not whole and left > 0:
+                            left -= len((await received()).get("body", b""))
+                message = {"type": "http.response.body"}
+            await send(message)
+
+        await self.app(scope, received, sending)
 
 
 def impatient(seconds: float) -> type[asyncio.Protocol]:
-    """Uvicorn's protocol, with an end to two things that it would wait for for ever.
-
-    These are the head of a request, and the rest of a body that nobody reads, because its request is answered already.
+    """Uvicorn's protocol, with an end to what it would wait for for ever: the head of a request.
 
     Args:
-        seconds: for a head to arrive, from when the connection is made, or from the first byte of a later head; and for the rest
-            of a body, which may have no more than `_UNREAD` bytes.
+        seconds: for a head to arrive, from when the connection is made, or from the first byte of a later head.
     """
 
     class Impatient(H11Protocol):
         _end: asyncio.TimerHandle | None = None
-        _answered: object = None  # the request whose body nobody reads
-        _unread = 0  # bytes of the rest of it
 
         def connection_made(self, transport: Any) -> None:
             super().connection_made(transport)
@@ -121,25 +169,10 @@ def impatient(seconds: float) -> type[asyncio.Protocol]:
 
         def data_received(self, data: bytes) -> None:
             super().data_received(data)
-            idle = self.conn.their_state is h11.IDLE
-            # The end of that body may come together with the next request.
-            if self._answered and (idle or self.cycle is not self._answered):
-                self._answered = None
-                self._wait_no_more()
-            if idle:
+            if self.conn.their_state is h11.IDLE:
                 self._wait()
-            elif not self._answered:
-                self._wait_no_more()
             else:
-                self._unread += len(data)
-                if self._unread > _UNREAD:
-                    self.transport.abort()
-
-        def on_response_complete(self) -> None:
-            super().on_response_complete()
-            if self.conn.our_state is h11.DONE and self.conn.their_state is h11.SEND_BODY:
-                self._answered, self._unread = self.cycle, 0
-                self._wait()
+                self._wait_no_more()
 
         def connection_lost(self, exc: Exception | None) -> None:
             self._wait_no_more()

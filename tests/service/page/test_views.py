@@ -181,6 +181,13 @@ def test_the_overview_counts_and_the_model_is_described(client):
     assert "(serves now)" in found.text
 
 
+@pytest.mark.parametrize("path", ["/overview", "/model", "/films/{id}", "/films/{id}/report"])
+def test_operating_points_are_named_in_the_persons_language(client, path):
+    (key,) = sent(client, ("a.png", png()))
+    found, _ = page(client, f"{path.format(id=key)}?language=zh-Hant")
+    assert "平衡" in found.text
+
+
 def test_chinese_is_chosen_once_and_kept(client):
     found, answer = page(client, "/?language=zh-Hant")
     assert ("html", {"lang": "zh-Hant"}) in found.tags

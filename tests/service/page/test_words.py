@@ -70,6 +70,13 @@ def test_what_the_software_says_of_films_is_said_with_the_same_numbers(reason):
     assert Words("en").of_film(reason) == (reason, "en")
 
 
+@pytest.mark.parametrize("name", find_card().points)
+def test_an_operating_point_keeps_the_name_that_programs_use(name):
+    said, language = Words("zh-Hant").of_film(name)
+    assert name in said
+    assert language == "zh-Hant"
+
+
 def test_what_is_not_in_the_table_stays_english_and_says_so():
     assert Words("zh-Hant").of_film("something new") == ("something new", "en")
 

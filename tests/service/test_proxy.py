@@ -1,0 +1,123 @@
+"""Behind the nginx of docs/operating.md, word for word but for ports and certificate, a person signs in and sends films."""
+
+import shutil
+import socket
+import ssl
+import subprocess
+import time
+from pathlib import Path
+
+import httpx
+import pytest
+from tests.service.conftest import TOKEN, png, served
+
+NAME = "films.clinic.example"
+PAGE = Path(__file__).parents[2] / "docs" / "operating.md"
+CANARY = "DOE^JANE"
+
+
+def free_port():
+    with socket.create_server(("127.0.0.1", 0)) as probe:
+        return probe.getsockname()[1]
+
+
+def block(port, certificate, behind):
+    """The server as the page has it, so that what is written there is what is tried."""
+    text = "server {\n" + PAGE.read_text("utf-8").split("```text\nserver {\n")[1].split("```")[0]
+    for ours, here in [
+        ("listen 443 ssl;", f"listen 127.0.0.1:{port} ssl;"),
+        ("/etc/ssl/films.pem", f"{certificate}/films.pem"),
+        ("/etc/ssl/films.key", f"{certificate}/films.key"),
+        ("http://127.0.0.1:8000;", f"http://127.0.0.1:{behind};"),
+    ]:
+        assert ours in text
+        text = text.replace(ours, here)
+    return text
+
+
+@pytest.fixture
+def proxied(bundle, tmp_path):
+    """A client that speaks HTTPS with the proxy, one that speaks with the service itself, and the proxy's folder."""
+    nginx, openssl = (
+        shutil.which("nginx", path="/usr/sbin:/usr/bin:/usr/local/sbin:/usr/local/bin"),
+        shutil.which("openssl"),
+    )
+    if not nginx or not openssl:
+        pytest.skip("nginx and openssl are not both installed (Debian's packages nginx-light and openssl)")
+    tokens, folder, port = tmp_path / "tokens", tmp_path / "nginx", free_port()
+    tokens.write_text(f"ward-3 {TOKEN}\n")
+    tokens.chmod(0o600)
+    folder.mkdir()
+    made = f"req -x509 -newkey rsa:2048 -nodes -subj /CN={NAME} -addext subjectAltName=DNS:{NAME}".split()
+    files = ["-keyout", folder / "films.key", "-out", folder / "films.pem"]
+    subprocess.run([openssl, *made, *files], check=True, capture_output=True)
+    with served(bundle, tmp_path, "--token-file", str(tokens), "--public-name", NAME) as (_, direct):
+        kept = " ".join(
+            f"{what}_temp_path {folder}/{what};" for what in ("client_body", "proxy", "fastcgi", "uwsgi", "scgi")
+        )
+        (folder / "nginx.conf").write_text(
+            f"daemon off; pid {folder}/pid; error_log {folder}/error.log info; events {{}}\n"
+            f"http {{ {kept}\n{block(port, folder, direct.base_url.port)} }}\n"
+        )
+        trusted = ssl.create_default_context(cafile=folder / "films.pem")
+        with (
+            subprocess.Popen([nginx, "-p", folder, "-c", folder / "nginx.conf"], stderr=subprocess.DEVNULL) as proxy,
+            httpx.Client(transport=Named(verify=trusted), base_url=f"https://{NAME}:{port}", timeout=30) as client,
+        ):
+            until = time.monotonic() + 10
+            while time.monotonic() < until and not reached(port):
+                time.sleep(0.05)
+            yield client, direct, folder
+            proxy.terminate()
+
+
+class Named(httpx.HTTPTransport):
+    """Finds the name on this machine, as a clinic's own name server would."""
+
+    def handle_request(self, request):
+        there = request.url.copy_with(host="127.0.0.1")
+        extensions = {**request.extensions, "sni_hostname": NAME}
+        sent = httpx.Request(
+            request.method, there, headers=request.headers, stream=request.stream, extensions=extensions
+        )
+        return super().handle_request(sent)
+
+
+def reached(port):
+    with socket.socket() as probe:
+        return probe.connect_ex(("127.0.0.1", port)) == 0
+
+
+def test_a_person_signs_in_through_the_proxy_with_a_cookie_that_travels_by_https_alone(proxied):
+    client, direct, folder = proxied
+    answer = client.get("/")
+    assert (answer.status_code, answer.headers["Location"]) == (303, "/sign-in?next=%2F")
+    assert answer.headers["Strict-Transport-Security"] == "max-age=31536000"
+    own = {"Origin": str(client.base_url).rstrip("/")}
+
+    assert (
+        client.post("/sign-in", data={"token": TOKEN}, headers={"Origin": "https://elsewhere.example"}).status_code
+        == 403
+    )
+    answer = client.post("/sign-in", data={"token": TOKEN}, headers=own)
+    assert (answer.status_code, answer.headers["Location"]) == (303, "/")
+    for said in ("Secure", "HttpOnly", "SameSite=strict"):
+        assert said in answer.headers["Set-Cookie"]
+    assert client.get("/").status_code == 200
+
+    large = png(size=1500) + bytes(3_000_000)  # nginx takes 1 MB where nothing else is said
+    sending = {"content": large, "headers": {"Content-Type": "image/png", **own}}
+    (found,) = client.post("/v1/predictions", **sending).json()["predictions"]
+    assert found["film_bytes"] == len(large)
+    sending["headers"]["Origin"] = "https://elsewhere.example"
+    assert client.post("/v1/predictions", **sending).status_code == 403
+    bearer = {"Authorization": f"Bearer {TOKEN}"}
+    assert httpx.get(direct.base_url.join(f"/v1/predictions/{found['id']}"), headers=bearer).json()["id"] == found["id"]
+
+    client.post(
+        "/v1/predictions", params={"name": CANARY}, content=b"no film", headers={"Content-Type": "image/png", **own}
+    )
+    for path in ("/metrics", "/healthz", "/readyz"):
+        assert client.get(path).status_code == 404
+        assert direct.get(path).status_code == 200
+    assert CANARY not in "".join(file.read_text() for file in folder.glob("*.log"))
