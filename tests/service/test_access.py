@@ -54,6 +54,9 @@ def test_without_tokens_everybody_is_local():
         (f"me {TOKEN}\nme {TOKEN}2\n", "line 2"),
         (f"me {TOKEN} {TOKEN}\n", "line 1"),
         (f"<me> {TOKEN}\n", "line 1"),
+        (f"me {TOKEN}\nyou {TOKEN}\n", "line 2 .* a token that stands there already"),
+        (f"local {TOKEN}\n", "the name 'local', which is ours"),
+        (f"retention {TOKEN}\n", "the name 'retention', which is ours"),
     ],
 )
 def test_a_file_without_names_and_tokens_is_refused_and_no_token_shown(tmp_path, text, words):

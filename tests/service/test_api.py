@@ -1,5 +1,6 @@
 """The API as a program meets it: films in, predictions out, everything else a problem document; in process, with real films."""
 
+import errno
 import io
 import json
 import logging
@@ -22,6 +23,7 @@ from pneumoscope.radiograph.decode import decode
 from pneumoscope.results import NOTICE
 from pneumoscope.service.access import Access
 from pneumoscope.service.app import Settings, make_app
+from pneumoscope.service.problems import MEDIA_TYPE
 from pneumoscope.service.records import Records
 from pneumoscope.service.trail import verify
 
@@ -294,6 +296,9 @@ def test_who_has_no_token_learns_nothing_but_that_it_lives(model):
 def test_ready_means_that_films_are_judged_and_kept(client, app, monkeypatch):
     assert client.get("/readyz").json() == {"status": "ok"}
     monkeypatch.setattr("pneumoscope.predictor.predictor.golden_film", lambda size: np.zeros((1, size, size), np.uint8))
+    assert client.get("/readyz").status_code == 200  # it was looked at this second
+    monkeypatch.setattr("pneumoscope.service.readiness._SECONDS", 0)
+    time.sleep(1)
     answer = client.get("/readyz")
     problem(answer, 503, "BundleError")
     assert answer.headers["Retry-After"]
@@ -341,6 +346,70 @@ def test_the_trail_tells_who_did_what(model):
         assert [tuple(row) for row in rows] == [("me", "judged"), ("me", "reviewed"), ("me", "deleted")]
 
 
+def test_every_address_tells_the_methods_that_it_takes(client):
+    for method, path, taken in [
+        ("PUT", "/v1/predictions", "GET, HEAD, POST"),
+        ("PUT", "/v1/predictions/" + "ab" * 16, "DELETE, GET, HEAD"),
+        ("GET", f"/v1/predictions/{'ab' * 16}/review", "PUT"),
+        ("POST", "/healthz", "GET, HEAD"),
+        ("DELETE", "/sign-in", "GET, HEAD, POST"),
+    ]:
+        answer = client.request(method, path)
+        problem(answer, 405, "UsageError")
+        assert answer.headers["Allow"] == taken
+
+
+def test_what_may_be_had_may_be_asked_about_without_its_body(client):
+    (found,) = post(client, png())
+    for path in (
+        "/",
+        "/healthz",
+        "/metrics",
+        "/v1/model",
+        f"/v1/predictions/{found['id']}/film.png",
+        "/static/page.css",
+    ):
+        got, asked = client.get(path), client.head(path)
+        assert (asked.status_code, asked.content) == (200, b"")
+        assert asked.headers["Content-Type"] == got.headers["Content-Type"]
+    assert client.head("/v1/predictions/" + "ab" * 16).status_code == 404
+    assert 'method="HEAD",path="/healthz",status="200"} 1.0' in client.get("/metrics").text
+
+
+def test_errors_and_tokens_are_described(model, app):
+    asks = make_app(model, Records(None), Access({"me": TOKEN})).openapi()
+    for path, operations in asks["paths"].items():
+        for operation in operations.values():
+            assert ("security" in operation) == path.startswith("/v1/")
+            for status, answer in operation["responses"].items():
+                if int(status) >= 400:
+                    (content,) = answer["content"].items()
+                    assert content[0] == MEDIA_TYPE
+                    assert content[1]["schema"] == {"$ref": "#/components/schemas/Problem"}
+                    assert content[1]["example"]["status"] == int(status)
+    assert set(asks["components"]["schemas"]["Problem"]["properties"]) >= {"type", "title", "status", "detail"}
+    assert "security" not in app.openapi()["paths"]["/v1/model"]["get"]
+
+
+@pytest.mark.parametrize(
+    "error", [OSError(errno.EMFILE, "Too many open files"), OSError(errno.ENFILE, "in the system")]
+)
+def test_too_many_open_files_are_no_fault_but_a_reason_to_wait(client, monkeypatch, error):
+    def fail(*_, **__):
+        raise error
+
+    monkeypatch.setattr("pneumoscope.service.records.Records.get", fail)
+    answer = client.get("/v1/predictions/" + "ab" * 16)
+    problem(answer, 503, "BusyError")
+    assert answer.headers["Retry-After"]
+
+
+def test_a_reading_is_yes_or_no_and_nothing_like_it(client):
+    (found,) = post(client, png())
+    for like in ("yes", 1, 0.0, "off", None):
+        problem(client.put(f"/v1/predictions/{found['id']}/review", json={"agrees": like}), 422, "UsageError")
+
+
 def test_the_description_has_every_path(app):
     assert set(app.openapi()["paths"]) == {
         "/healthz", "/readyz", "/metrics", "/v1/predictions", "/v1/predictions/{id}", "/v1/predictions/{id}/film.png",
@@ -351,7 +420,8 @@ def test_the_description_has_every_path(app):
 
 def test_every_answer_is_as_the_description_says(model):
     """Schemathesis asks of each path all that the description allows, and much that it does not."""
-    app = make_app(model, Records(None), Access({}), Settings(loopback=False))
+    app = make_app(model, Records(None), Access({"me": TOKEN}), Settings(loopback=False))
+    bearer = {"Authorization": f"Bearer {TOKEN}"}
     asked = Counter()
     for found in schemathesis.openapi.from_asgi("/openapi.json", app).get_all_operations():
         operation = found.ok()
@@ -364,7 +434,7 @@ def test_every_answer_is_as_the_description_says(model):
             )
             def ask(case):
                 # No description says which bytes are a film, or which ids exist.
-                case.call_and_validate(excluded_checks=[positive_data_acceptance])
+                case.call_and_validate(headers=bearer, excluded_checks=[positive_data_acceptance])
                 asked[case.operation.label] += 1
 
             ask()

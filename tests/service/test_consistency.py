@@ -77,6 +77,22 @@ def test_what_only_the_service_changed_holds(lived):
         ("agrees = TRUE", "another review than"),
         ("reviewed = created, agrees = TRUE, reviewer = 'you'", "another review than"),
         ("note = 'Jane Doe'", "another review than"),
+        *(
+            (change, "another size, interval, threshold, reason or model than")
+            for change in (
+                "threshold = 0.9",
+                "interval_low = 0",
+                "interval_high = NULL",
+                "interval_reason = 'none'",
+                "reason = 'blank'",
+                "width = 31",
+                "height = 21",
+                "format = 'PNG '",
+                "film_bytes = 1",
+                "model_name = 'x'",
+                "model_version = '9'",
+            )
+        ),
     ],
 )
 def test_a_changed_record_is_told_by_its_id(lived, change, words):

@@ -1,5 +1,7 @@
 """The database: opened, made newer, lost, locked and busy; what it says is said in our words."""
 
+from pathlib import Path
+
 import pytest
 from sqlalchemy import create_engine, text
 from tests.service.conftest import add
@@ -45,6 +47,16 @@ def test_an_address_that_cannot_be_used_is_refused_without_its_password(address,
     with pytest.raises((UsageError, StorageError), match=words) as caught:
         open_database(None, address)
     assert "secret" not in str(caught.value)
+
+
+@pytest.mark.parametrize("name", ["q?mode=memory", "p%20z", "a#b", "file:x", "ünï"])
+def test_a_folder_has_its_database_in_it_whatever_it_is_called(tmp_path, monkeypatch, name):
+    monkeypatch.chdir(tmp_path)
+    records = Records(Path(name))
+    add(records)
+    records.close()
+    assert {file.name for file in tmp_path.iterdir()} == {name}
+    assert (tmp_path / name / DATABASE_FILE).is_file()
 
 
 def test_of_what_postgresql_says_the_words_are_shown_and_no_more(postgresql_server):

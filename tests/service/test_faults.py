@@ -27,6 +27,8 @@ LARGE = noise(700)  # about 490 kB
 class FullDisk:
     """A small disk of its own, in the place of the data folder, that only the process sees; needs root."""
 
+    ready = 503
+
     def __init__(self, folder):
         self.folder = folder
 
@@ -59,6 +61,7 @@ class SmallFiles:
     """The system lets the process write no file beyond a size, as a quota would; needs nobody's leave."""
 
     beside = ()
+    ready = 200  # no file as large as a film is tried
 
     def __init__(self, folder):
         self.folder = self.seen = folder
@@ -114,7 +117,7 @@ def test_where_there_is_no_room_nothing_is_kept_in_part_and_it_goes_on_when_ther
         assert stored() == kept
         assert client.get(path).json() == first
         assert client.get("/v1/predictions").json()["total"] == 1
-        assert client.get("/readyz").status_code == 200
+        assert client.get("/readyz").status_code == disk.ready
 
         disk.end()
         assert client.post("/v1/predictions", files=[("films", ("large.png", LARGE))]).status_code == 201
@@ -126,6 +129,7 @@ def test_where_there_is_no_room_nothing_is_kept_in_part_and_it_goes_on_when_ther
         assert process.wait(20) == 0
         said = process.stderr.read()
     assert said.count("WARNING POST /v1/predictions 503 StorageError local") == 2
+    assert ("not ready: no room is left" in said) == (disk.ready == 503)
     assert said.count("WARNING PUT /v1/predictions/{id}/review 503 StorageError local") == 1
     assert ".png" not in said
 

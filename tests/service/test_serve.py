@@ -299,6 +299,24 @@ for name in ("uvicorn.error", "sqlalchemy.pool.impl.QueuePool", "asyncio", "some
     assert [line[-25:] for line in ran.stderr.splitlines()] == 3 * ["a fault of ours: KeyError"]
 
 
+def test_what_a_library_in_c_writes_is_not_told_and_what_we_say_is(tmp_path):
+    """By the number of the standard error, past all that Python knows of."""
+    script = """
+import os, sys
+from pneumoscope.service.serve import _libraries_are_silent
+with _libraries_are_silent():
+    os.write(2, b"DOE^JANE: bad code word\\n")
+    print("ours", file=sys.stderr)
+    if sys.argv[1:]:
+        os.abort()
+os.write(2, b"after\\n")
+"""
+    ran = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=True)
+    assert ran.stderr == "ours\nafter\n"
+    ran = subprocess.run([sys.executable, "-c", script, "crash"], capture_output=True, text=True, check=False)
+    assert ran.stderr.startswith("ours\nFatal Python error: Aborted")
+
+
 def test_what_a_library_says_of_a_film_is_not_told(bundle, tmp_path):
     """Pydicom warns about values that are not as they should be, and repeats them."""
     head, file = Dataset(), io.BytesIO()

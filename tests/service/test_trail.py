@@ -79,6 +79,20 @@ def test_rows_are_read_as_they_stand_the_newest_last(records):
     assert [row.number for row in read_trail(records.engine, last=9)] == [1, 2, 3]
 
 
+def test_a_value_that_is_no_text_is_a_row_that_was_altered(tmp_path):
+    """SQLite keeps anything in any column."""
+    records = Records(tmp_path / "data")
+    add(records)
+    with records.engine.begin() as connection:
+        connection.exec_driver_sql("DROP TRIGGER IF EXISTS audit_trail_update")
+        for (trigger,) in connection.exec_driver_sql("SELECT name FROM sqlite_master WHERE type = 'trigger'").all():
+            connection.exec_driver_sql(f"DROP TRIGGER {trigger}")
+        connection.exec_driver_sql("UPDATE audit_trail SET who = CAST(who AS BLOB)")
+    with pytest.raises(TrailError, match="row 1 of the audit trail was altered"):
+        verify(records.engine)
+    records.close()
+
+
 def shown(folder, database, *options):
     where = ["--database", database] if database else ["--data", str(folder)]
     command = [sys.executable, "-m", "pneumoscope", "audit-trail", "show", *where, *options]
@@ -93,7 +107,7 @@ def test_show_prints_a_row_a_line(records, database, tmp_path):
     records.remove(record.id, who="you")
     lines = shown(tmp_path / "data", database).splitlines()
     times = [row.at for row in read_trail(records.engine)]
-    assert [line.split() for line in lines[:1] + lines[2:]] == [
+    assert [line.partition(" rest=")[0].split() for line in lines[:1] + lines[2:]] == [
         [times[0], "me", "judged", record.id, "decision=pneumonia", "probability=0.75"],
         [times[2], "you", "deleted", record.id],
     ]

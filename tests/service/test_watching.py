@@ -116,9 +116,9 @@ def test_whoever_asks_without_a_token_whether_it_is_ready_learns_no_address(clie
     def fail(*_, **__):
         raise StorageError("the database '/secret/place' cannot be used")
 
-    monkeypatch.setattr("pneumoscope.service.records.Records.find", fail)
+    monkeypatch.setattr("pneumoscope.service.records.Records.try_to_keep", fail)
     answer = client.get("/readyz")
-    assert problem(answer, 503, "StorageError")["detail"] == "the records cannot be read"
+    assert problem(answer, 503, "StorageError")["detail"] == "films cannot be kept"
     assert "secret" not in answer.text
     assert "not ready: the database '/secret/place'" in caplog.text
 

@@ -13,9 +13,10 @@ from starlette.requests import Request
 from pneumoscope.errors import AccessError, UsageError
 from pneumoscope.service.sessions import COOKIE, Sessions
 
-__all__ = ["LOCAL", "Access", "is_loopback", "read_tokens"]
+__all__ = ["LOCAL", "RETENTION", "Access", "is_loopback", "read_tokens"]
 
 LOCAL = "local"  # whoever asks where no token is asked for
+RETENTION = "retention"  # the service itself, which removes films that are old
 _LEAST = 16  # characters of a token
 _NAME = re.compile(r"[A-Za-z0-9_.@-]{1,64}")
 
@@ -44,6 +45,14 @@ def read_tokens(file: Path) -> dict[str, str]:
                 f"line {number} of {str(file)!r} is no name and token",
                 advice=f"One name (letters, digits, _ . @ -), a space, and a token of {_LEAST} characters or more, such as"
                 " from: openssl rand -hex 32",
+            )
+        if name in (LOCAL, RETENTION) or token in found.values():
+            what = (
+                "a token that stands there already" if token in found.values() else f"the name {name!r}, which is ours"
+            )
+            raise UsageError(
+                f"line {number} of {str(file)!r} has {what}",
+                advice="The audit trail could not tell who it was: choose another",
             )
         found[name] = token
     if not found:

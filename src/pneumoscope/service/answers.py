@@ -44,9 +44,11 @@ class ModelAnswer(_Answer):
 class ReviewGiven(_Answer):
     """A person's reading."""
 
-    agrees: bool
+    agrees: bool = Field(strict=True, examples=[True])
     """Whether they agree with the decision."""
-    note: str = Field(default="", max_length=4000, pattern=r"^[^\x00]*$")
+    note: str = Field(
+        default="", examples=["infiltrate in the right lower field"], max_length=4000, pattern=r"^[^\x00]*$"
+    )
 
 
 class ReviewAnswer(ReviewGiven):

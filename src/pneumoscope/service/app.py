@@ -16,6 +16,7 @@ from pneumoscope import __version__
 from pneumoscope.predictor.model import Model
 from pneumoscope.results import NOTICE
 from pneumoscope.service.access import Access
+from pneumoscope.service.description import describe
 from pneumoscope.service.judging import Judging
 from pneumoscope.service.limits import Limits, Lingering
 from pneumoscope.service.page.views import views
@@ -89,18 +90,17 @@ def make_app(model: Model, records: Records, access: Access, settings: Settings 
         lifespan=lifespan,
     )
     metrics = Metrics(lambda: scoring.waiting)
-    answer_errors(app)
     judging = Judging(model, records, scoring, metrics)
     routers = (open_paths(judging), paths(judging, chosen.most_films), views(judging, chosen.most_bytes))
     for router in routers:
         app.include_router(router)
+    routes = [route for router in routers for route in router.routes if isinstance(route, APIRoute)]
+    answer_errors(app, routes)
+    describe(app, asks=access.asks)
     app.mount("/static", StaticFiles(packages=[("pneumoscope.service.page", "static")]), name="static")
     app.state.access = access
     app.add_middleware(Limits, most_bytes=chosen.most_bytes, most_held=chosen.most_held, seconds=chosen.body_seconds)
-    known = {
-        "/openapi.json",
-        *(route.path for router in routers for route in router.routes if isinstance(route, APIRoute)),
-    }
+    known = {"/openapi.json", *(route.path for route in routes)}
     app.add_middleware(Watched, metrics=metrics, loopback=chosen.loopback, public_name=chosen.public_name, known=known)
     app.add_middleware(Lingering, most_bytes=chosen.most_bytes, seconds=chosen.rest_seconds)
     return app

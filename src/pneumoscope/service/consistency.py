@@ -19,7 +19,7 @@ from sqlalchemy import ColumnElement, Connection, Engine, Row, Table, func, sele
 from pneumoscope.errors import StorageError, TrailError
 from pneumoscope.service.database import reading, writing
 from pneumoscope.service.film_store import FilmStore
-from pneumoscope.service.record import record_id
+from pneumoscope.service.record import record_id, rest_hash
 from pneumoscope.service.tables import predictions, trail
 
 __all__ = ["compare_films", "compare_records"]
@@ -165,6 +165,7 @@ def _compared(record: Row[Any], told: _Told) -> Iterator[tuple[str, bool]]:
     yield "time", record.created == judged.at
     yield "decision", record.decision == said.get("decision", "")
     yield "probability", record.probability == said.get("probability", "")
+    yield "size, interval, threshold, reason or model", said.get("rest") == rest_hash(record._mapping)
     yield "removal of its film", record.film_removed == (removed and removed.at)
     if reviewed is None:
         yield "review", (record.reviewed, record.reviewer, record.agrees, record.note) == (None, None, None, "")

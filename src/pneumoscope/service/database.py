@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import os
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -10,7 +11,7 @@ from typing import Any
 import alembic.command
 import alembic.config
 import alembic.util
-from sqlalchemy import Connection, Engine, create_engine, event, make_url
+from sqlalchemy import URL, Connection, Engine, create_engine, event, make_url
 from sqlalchemy.exc import ArgumentError, DBAPIError, NoSuchModuleError, SQLAlchemyError
 from sqlalchemy.exc import TimeoutError as PoolTimeoutError
 from sqlalchemy.pool import StaticPool
@@ -147,7 +148,8 @@ def _sqlite(folder: Path | None) -> Engine:
             raise StorageError(
                 f"cannot make {str(folder)!r}: {error.strerror or error}", advice="Choose another folder with --data"
             ) from error
-        address = f"sqlite:///{folder / DATABASE_FILE}"
+        # Not as text: a folder's name may hold what means something else in an address.
+        address = URL.create("sqlite", database=os.path.abspath(folder / DATABASE_FILE))  # noqa: PTH100  without following links
         engine = create_engine(address, connect_args={"timeout": _PATIENCE}, hide_parameters=True)
 
     @event.listens_for(engine, "connect")

@@ -17,6 +17,7 @@ from pneumoscope.storage import is_temporary, write_atomically
 __all__ = ["FILMS", "FilmStore", "FolderStore", "Kept", "MemoryStore", "film_hash"]
 
 FILMS = "films"  # the folder below that of the data
+_TRIAL = ".trial"  # a file that is made and removed to see whether that can be done
 _NAME = re.compile(r"[0-9a-f]{64}")
 
 
@@ -37,6 +38,9 @@ class FilmStore(Protocol):
 
     def keep(self, films: Mapping[str, bytes]) -> Kept:
         """Keep films, each under its hash; they are on the disk when this returns."""
+
+    def try_to_keep(self) -> None:
+        """Raise StorageError where no film could be kept, for another reason than its size."""
 
     def has(self, sha256: str) -> bool:
         """Whether a film is there, without looking at its bytes."""
@@ -78,6 +82,14 @@ class FolderStore:
             except OSError as error:
                 kept.failed[sha256] = _failed("look at", path, error)
         return kept
+
+    def try_to_keep(self) -> None:
+        """See `FilmStore`."""
+        path = write_atomically(self._folder / _TRIAL, b"")
+        try:
+            path.unlink()
+        except OSError as error:
+            raise _failed("remove", path, error) from error
 
     def has(self, sha256: str) -> bool:
         """See `FilmStore`."""
@@ -138,6 +150,9 @@ class MemoryStore:
         written = [sha256 for sha256 in films if sha256 not in self._films]
         self._films.update(films)
         return Kept(written, {})
+
+    def try_to_keep(self) -> None:
+        """See `FilmStore`; there is always room."""
 
     def has(self, sha256: str) -> bool:
         """See `FilmStore`."""

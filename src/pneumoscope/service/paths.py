@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import asyncio
 import io
-import logging
 from collections.abc import Callable
 from typing import Annotated, Any
 
@@ -14,18 +13,18 @@ from fastapi.concurrency import run_in_threadpool
 from PIL import Image
 from prometheus_client import CONTENT_TYPE_LATEST, generate_latest
 
-from pneumoscope.errors import StorageError, UnknownNameError, UnreadableFilmError
+from pneumoscope.errors import UnknownNameError, UnreadableFilmError
 from pneumoscope.radiograph.decode import decode
 from pneumoscope.results import Decision
 from pneumoscope.service.answers import Health, PredictionAnswer, PredictionsAnswer, PredictionsPage, ReviewGiven
 from pneumoscope.service.asking import Who, as_json, known_parameters, who
 from pneumoscope.service.judging import BODY, NAME, Judging, read_films
 from pneumoscope.service.problems import responses
+from pneumoscope.service.readiness import Readiness
 from pneumoscope.service.record import Filter, Order
 
 __all__ = ["SCALE", "open_paths", "paths"]
 
-_LOG = logging.getLogger("pneumoscope.service")
 _DRAWN = 2  # films that are decoded at once to be shown: each may take hundreds of MB
 _THUMBNAIL = 160  # pixels of the longer side
 SCALE = "X-Heatmap-Scale"  # header: the contribution to the logit at which a layer is opaque
@@ -46,7 +45,8 @@ _LAYER: dict[int | str, dict[str, Any]] = {
 
 def open_paths(service: Judging) -> APIRouter:
     """What needs no token: whether it lives, and numbers for a monitor."""
-    router = APIRouter(tags=["operation"])
+    router = APIRouter(tags=["operation"], responses=responses(403))
+    readiness = Readiness(service.model, service.records)
 
     @router.get("/healthz", summary="Whether the process answers")
     async def healthz() -> Health:
@@ -54,13 +54,8 @@ def open_paths(service: Judging) -> APIRouter:
 
     @router.get("/readyz", summary="Whether films can be judged and kept", responses=responses(503))
     def readyz() -> Health:
-        """Score the golden film, and read the database."""
-        service.model.try_golden_film()
-        try:
-            service.records.find(Filter(), limit=1)
-        except StorageError as error:  # whoever asks has no token, and is not told where the records are
-            _LOG.warning("not ready: %s", error.message)
-            raise StorageError("the records cannot be read", advice="The log tells why") from error
+        """Score the golden film, and do all that keeping a film takes; at most once a second, however many ask."""
+        readiness.check()
         return Health()
 
     @router.get(
@@ -106,7 +101,10 @@ def paths(service: Judging, most_films: int) -> APIRouter:
     async def judge(
         request: Request,
         who: Who,
-        name: Annotated[str, Query(max_length=NAME, description="Of the film, where the body is the film itself")] = "",
+        name: Annotated[
+            str,
+            Query(max_length=NAME, description="Of the film, where the body is the film itself", examples=["film.dcm"]),
+        ] = "",
     ) -> PredictionsAnswer:
         """Send films as parts named `films` of a form, or one film as the body.
 
@@ -125,15 +123,17 @@ def paths(service: Judging, most_films: int) -> APIRouter:
     @router.get("/predictions", summary="Films that are kept")
     def find(
         who: Who,
-        decision: Decision | None = None,
-        reviewed: bool | None = None,
+        decision: Annotated[Decision | None, Query(examples=["uncertain"])] = None,
+        reviewed: Annotated[bool | None, Query(description="By a person", examples=[False])] = None,
         since: Annotated[
             str | None, Query(pattern=_TIME, description="ISO 8601 in UTC", examples=["2026-01-31"])
         ] = None,
         until: Annotated[str | None, Query(pattern=_TIME, description="Not included", examples=["2026-02-01"])] = None,
-        order: Annotated[Order, Query(description="By time, or by probability")] = "newest",
-        limit: Annotated[int, Query(ge=1, le=200)] = 50,
-        after: Annotated[str, Query(pattern=r"^[0-9A-Za-z_-]{0,200}$", description="`next` of the page before")] = "",
+        order: Annotated[Order, Query(description="By time, or by probability", examples=["newest"])] = "newest",
+        limit: Annotated[int, Query(ge=1, le=200, examples=[50])] = 50,
+        after: Annotated[
+            str, Query(pattern=r"^[0-9A-Za-z_-]{0,200}$", description="`next` of the page before", examples=[""])
+        ] = "",
     ) -> PredictionsPage:
         """In pages: send `next` of one as `after` of the following one."""
         wanted = Filter(decision=decision, reviewed=reviewed, since=since, until=until)

@@ -6,12 +6,15 @@ a film's name or what stands in a film: names of patients do.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+import errno
+import json
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from fastapi import FastAPI, Request
 from fastapi.exceptions import RequestValidationError
 from fastapi.responses import JSONResponse
+from fastapi.routing import APIRoute
 from pydantic import BaseModel, Field
 from starlette.exceptions import HTTPException
 from starlette.requests import ClientDisconnect
@@ -106,6 +109,10 @@ def of_error(error: PneumoscopeError) -> JSONResponse:
 
 def fault(request: Request, error: Exception) -> JSONResponse:
     """What a client is told of an error that nobody foresaw: its kind alone, for what it says may hold anything."""
+    if isinstance(error, OSError) and error.errno in (errno.EMFILE, errno.ENFILE):
+        busy = errors.BusyError("too many connections and files are open", advice="Try again in a few seconds")
+        refused(request, "BusyError", busy.message)
+        return of_error(busy)
     what = f"an unforeseen {type(error).__name__}"
     refused(request, "PneumoscopeError", what)
     return problem(500, "PneumoscopeError", what, "The log tells when; please report it")
@@ -136,8 +143,13 @@ def _in_words(error: Mapping[str, Any]) -> str:
     return str(error["msg"])
 
 
-def answer_errors(app: FastAPI) -> None:
-    """Give every error of an application this form."""
+def answer_errors(app: FastAPI, routes: Sequence[APIRoute]) -> None:
+    """Give every error of an application this form.
+
+    Args:
+        app: the application.
+        routes: of it, which tell the methods that an address takes.
+    """
 
     @app.exception_handler(PneumoscopeError)
     async def _told(request: Request, error: PneumoscopeError) -> JSONResponse:
@@ -160,11 +172,38 @@ def answer_errors(app: FastAPI) -> None:
         name = {404: "UnknownNameError", 413: "TooLargeError"}.get(error.status_code, "UsageError")
         refused(request, name)
         said, advice = _SAID.get(error.detail, (error.detail, ""))
-        return problem(error.status_code, name, said, advice, error.headers)
+        headers = dict(error.headers or {})
+        if error.status_code == 405:  # the framework names those of one route alone
+            taken = {
+                method for route in routes if route.path_regex.match(request.url.path) for method in route.methods or ()
+            }
+            headers["Allow"] = ", ".join(sorted(taken | ({"HEAD"} if "GET" in taken else set())))
+        return problem(error.status_code, name, said, advice, headers)
+
+
+# Of each status, as OpenAPI shows it: the error, what it says, and its advice.
+_EXAMPLES = {
+    400: ("UsageError", "There was an error parsing the body", ""),
+    401: ("AccessError", "the token is not known", "Send the header: Authorization: Bearer TOKEN"),
+    403: ("AccessError", "the request comes from another site's page", "Send it from this service's page"),
+    404: ("UnknownNameError", "there is no prediction '0123456789abcdef0123456789abcdef'", "It was deleted, or never made here"),
+    408: ("UsageError", "the request's body took longer than 60 s", ""),
+    410: ("GoneError", "the film of prediction '0123456789abcdef0123456789abcdef' was removed", "Its numbers are kept"),
+    413: ("TooLargeError", "a request takes 64 films", "Send them in several requests"),
+    415: ("UsageError", "the Content-Type is 'text/html'; taken is application/json", ""),
+    422: ("UsageError", "query.limit: Input should be less than or equal to 200", "See /openapi.json for what is taken"),
+    503: ("BusyError", "256 films wait to be scored; 256 may", "Try again in a few seconds"),
+}  # fmt: skip
 
 
 def responses(*statuses: int) -> dict[int | str, dict[str, Any]]:
-    """For OpenAPI: the problems that a path may answer with."""
-    return {
-        status: {"model": Problem, "description": _TITLES[status], "content": {MEDIA_TYPE: {}}} for status in statuses
-    }
+    """For OpenAPI: the problems that a path may answer with. `description.describe` adds what they are."""
+    found: dict[int | str, dict[str, Any]] = {}
+    for status in statuses:
+        example = json.loads(bytes(problem(status, *_EXAMPLES[status]).body))
+        content = {MEDIA_TYPE: {"schema": {"$ref": "#/components/schemas/Problem"}, "example": example}}
+        found[status] = {"description": _TITLES[status], "content": content}
+        headers = {503: "Retry-After", 401: "WWW-Authenticate"}
+        if status in headers:
+            found[status]["headers"] = {headers[status]: {"schema": {"type": "string"}}}
+    return found

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import contextlib
 import threading
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import Future
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
@@ -29,11 +29,13 @@ from sqlalchemy import (
 
 from pneumoscope.errors import GoneError, StorageError, UnknownNameError
 from pneumoscope.results import Prediction
-from pneumoscope.service.database import open_database, reading, writing
+from pneumoscope.service.access import RETENTION
+from pneumoscope.service.database import DATABASE_FILE, open_database, reading, writing
 from pneumoscope.service.film_store import FILMS, FilmStore, FolderStore, MemoryStore, film_hash
 from pneumoscope.service.leftovers import clear
+from pneumoscope.service.place import Place
 from pneumoscope.service.queries import find, latest
-from pneumoscope.service.record import Filter, Judged, Order, Page, Record, Row, is_id, new_row, of_row
+from pneumoscope.service.record import Filter, Judged, Order, Page, Record, Row, is_id, new_row, of_row, rest_hash
 from pneumoscope.service.tables import predictions
 from pneumoscope.service.together import Together
 from pneumoscope.service.trail import Entry, append
@@ -70,6 +72,7 @@ class Records:
     ) -> None:
         self.engine: Engine = open_database(folder, database)
         self.films: FilmStore = MemoryStore() if folder is None else FolderStore(folder / FILMS)
+        self._place = Place(folder, DATABASE_FILE)
         self._now = now
         # In memory all threads share one connection.
         self._alone = threading.RLock() if folder is None and not database else contextlib.nullcontext()
@@ -107,12 +110,13 @@ class Records:
 
     def _add(self, films: Sequence[_Adding]) -> list[tuple[Record, bool] | Exception]:
         """Add films in one transaction, which reaches the disk as fast with many as with one."""
+        self._place.check()
         rows = [new_row(each.prediction, each.film, each.operating_point) for each in films]
         content = {row["film_sha256"]: each.film for row, each in zip(rows, films, strict=True)}
         written, failed = self.films.keep(content)  # before the transaction: others wait for its end
         back: list[str] = []
         try:
-            with self._alone, writing(self.engine) as connection:
+            with self._alone, self._writing() as connection:
                 # Another may have removed a film since. While this is the one writer, nobody does.
                 lost = {key: content[key] for key in content.keys() - failed.keys() if not self.films.has(key)}
                 again = self.films.keep(lost)
@@ -133,7 +137,7 @@ class Records:
                     if new:
                         there[key] = row | {"created": self._time()}
                         made.append(there[key])
-                        said = {"decision": row["decision"], "probability": row["probability"]}
+                        said = {"decision": row["decision"], "probability": row["probability"], "rest": rest_hash(row)}
                         entries.append(_entry(there[key], there[key]["created"], each.who, "judged", said))
                     added.append((of_row(there[key]), new))
                 if made:
@@ -144,6 +148,16 @@ class Records:
             raise
         self._try_to_remove(back)  # what was removed does not come back
         return added
+
+    def try_to_keep(self) -> None:
+        """Do all that keeping a film takes, but for a film.
+
+        Raises:
+            StorageError: none could be kept.
+        """
+        with self._alone, self._writing():
+            self._place.check_room()
+            self.films.try_to_keep()
 
     def get(self, key: str) -> Record:
         """One record.
@@ -206,7 +220,7 @@ class Records:
             UnknownNameError: there is no such record.
             StorageError: it cannot be kept.
         """
-        with self._alone, writing(self.engine) as connection:
+        with self._alone, self._writing() as connection:
             at = self._time()
             said = {"agrees": agrees, "note": note, "reviewed": at, "reviewer": who}
             asked = update(predictions).where(predictions.c.id == key).values(said).returning(predictions)
@@ -223,7 +237,7 @@ class Records:
             StorageError: it cannot be removed.
         """
         with self._alone:
-            with writing(self.engine) as connection:
+            with self._writing() as connection:
                 row = _found(connection, delete(predictions).where(predictions.c.id == key).returning(predictions), key)
                 append(connection, [_entry(row, self._time(), who, "deleted")])
             try:
@@ -265,11 +279,11 @@ class Records:
         """Write down that some films older than this are removed: few enough that nobody waits long; their hashes."""
         old = predictions.c.created < _text(limit), predictions.c.film_removed.is_(None)
         some = select(predictions.c.id).where(*old).limit(_AT_ONCE).scalar_subquery()
-        with self._alone, writing(self.engine) as connection:
+        with self._alone, self._writing() as connection:
             at = self._time()
             asked = update(predictions).where(predictions.c.id.in_(some)).values(film_removed=at).returning(predictions)
             rows = connection.execute(asked).mappings().all()
-            append(connection, [_entry(row, at, "retention", "film removed") for row in rows])
+            append(connection, [_entry(row, at, RETENTION, "film removed") for row in rows])
         return [row["film_sha256"] for row in rows]
 
     def _remove_unwanted(self, films: Iterable[str]) -> None:
@@ -277,7 +291,7 @@ class Records:
         every = list(films)
         self._left.update(every)
         for start in range(0, len(every), _AT_ONCE):
-            with self._alone, writing(self.engine) as connection:  # none comes to be held while this is the one writer
+            with self._alone, self._writing() as connection:  # none comes to be held while this is the one writer
                 for sha256 in every[start : start + _AT_ONCE]:
                     if not _has(connection, predictions.c.film_sha256 == sha256):
                         self.films.remove(sha256)
@@ -290,6 +304,13 @@ class Records:
     def _is_kept(self, record: Record) -> bool:
         with self._alone, reading(self.engine) as connection:
             return _has(connection, predictions.c.id == record.id)
+
+    @contextlib.contextmanager
+    def _writing(self) -> Iterator[Connection]:
+        """See `database.writing`; in the place where all of it was opened."""
+        with writing(self.engine) as connection:
+            self._place.check()
+            yield connection
 
     def _time(self) -> str:
         return _text(self._now())

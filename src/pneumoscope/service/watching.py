@@ -73,6 +73,7 @@ class Watched:
             await self.app(scope, receive, send)
             return
         start, status, request = time.perf_counter(), 0, Request(scope)
+        scope.setdefault("state", {})  # of both scopes: what becomes of the request is told there
 
         async def answered(message: Message) -> None:
             nonlocal status
@@ -89,7 +90,9 @@ class Watched:
                 refused(request, "AccessError")
                 await response(scope, receive, answered)
             else:
-                await self.app(scope, receive, answered)
+                # What may be had may be asked about; the server sends no body then.
+                method = "GET" if scope["method"] == "HEAD" else scope["method"]
+                await self.app({**scope, "method": method}, receive, answered)
         except Exception as error:  # noqa: BLE001  whatever it is, the client is told; what it says may hold anything
             _LOG.debug("a fault of ours", exc_info=error)
             # What befalls an answer that has begun comes with a RuntimeError of the framework's around it.
