@@ -99,7 +99,7 @@ class Access:
         if not self._tokens or not cookie or "Authorization" in request.headers:
             return self.who(request.headers.get("Authorization", ""))
         # A browser sends the cookie by itself, so another site's page could make it act; `watching` compares the origin.
-        if request.method not in ("GET", "HEAD") and "Origin" not in request.headers:
+        if request.method not in ("GET", "HEAD") and not request.headers.get("Origin"):
             raise AccessError("the request does not say from which page it comes", advice="Send a token instead")
         return self.sessions.who(cookie)
 

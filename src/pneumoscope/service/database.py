@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import os
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -149,7 +148,7 @@ def _sqlite(folder: Path | None) -> Engine:
                 f"cannot make {str(folder)!r}: {error.strerror or error}", advice="Choose another folder with --data"
             ) from error
         # Not as text: a folder's name may hold what means something else in an address.
-        address = URL.create("sqlite", database=os.path.abspath(folder / DATABASE_FILE))  # noqa: PTH100  without following links
+        address = URL.create("sqlite", database=str(folder / DATABASE_FILE))
         engine = create_engine(address, connect_args={"timeout": _PATIENCE}, hide_parameters=True)
 
     @event.listens_for(engine, "connect")
