@@ -1,4 +1,4 @@
-"""How large compressed pixels really are, read from their own first bytes.
+"""What compressed pixels really are: how large, and in how many scans.
 
 A decoder makes room for what the compressed data say of themselves, whatever the DICOM header around them says: some hundred
 bytes can ask for gigabytes. So the two are compared before anything is decoded.
@@ -10,6 +10,8 @@ import struct
 
 from pydicom import Dataset
 from pydicom.uid import RLELossless
+
+from pneumoscope.radiograph.scans import MAX_SCANS, scans_of_jpeg
 
 __all__ = ["refuse_another_size"]
 
@@ -27,12 +29,15 @@ def refuse_another_size(frame: bytes, dataset: Dataset) -> None:
         frame: compressed, as DICOM encapsulates it.
         dataset: with Rows, Columns, BitsAllocated and the transfer syntax.
     Raises:
-        ValueError: the frame is larger or smaller than the header says, or does not say how large it is.
+        ValueError: the frame is larger or smaller than the header says, does not say how large it is, or has more scans than
+            `MAX_SCANS`.
     """
     rows, columns = int(dataset.Rows), int(dataset.Columns)
     if dataset.file_meta.TransferSyntaxUID == RLELossless:
         _refuse_long_runs(frame, rows * columns, int(dataset.BitsAllocated) // 8)
         return
+    if frame.startswith(_JPEG) and (scans := scans_of_jpeg(frame)) > MAX_SCANS:
+        raise ValueError(f"compressed it has {scans:,} scans")
     found = _of_jpeg(frame) if frame.startswith(_JPEG) else _of_jpeg_2000(frame)
     if found != (rows, columns):
         said = f"{found[1]} x {found[0]}" if found else "no size"

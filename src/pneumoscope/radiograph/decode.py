@@ -18,6 +18,7 @@ from PIL import ExifTags, Image, UnidentifiedImageError
 from pneumoscope.errors import UnreadableFilmError
 from pneumoscope.radiograph.film import MAX_PIXELS, Radiograph
 from pneumoscope.radiograph.muted import muted
+from pneumoscope.radiograph.scans import MAX_SCANS, scans_of_jpeg
 
 __all__ = ["EXTENSIONS", "MAX_BYTES", "MAX_PIXELS", "Radiograph", "begins_as_dicom", "decode"]
 
@@ -25,6 +26,9 @@ EXTENSIONS = frozenset({".jpg", ".jpeg", ".png", ".tif", ".tiff", ".bmp", ".webp
 # Room for `MAX_PIXELS` in 32 bits each, uncompressed: no radiograph is larger, and reading must end somewhere.
 MAX_BYTES = 4 * MAX_PIXELS
 _FORMATS = ("JPEG", "PNG", "TIFF", "BMP", "WEBP")
+# By their numbers in TIFF: none, LZW, deflate twice, PackBits. Fax codings have black and white alone, and go on after faults
+# without end; the others can hold what is refused in files of their own.
+_TIFF_COMPRESSIONS = frozenset({1, 5, 8, 32946, 32773})
 _FEW = 128  # pixels a side that tell whether a picture is in colour
 _MAGIC = b"DICM"  # of DICOM, after 128 bytes of anything
 # What undoes each orientation of EXIF. Pillow's own `exif_transpose` also rewrites the EXIF data, and fails where that
@@ -59,8 +63,8 @@ def decode(source: Path | bytes, *, name: str = "", least_side: int = 0) -> Radi
         The film; its pixels are read-only.
     Raises:
         UnreadableFilmError: no such file, empty, not an image, cut short, larger than `MAX_PIXELS` or `MAX_BYTES`, more
-            than one frame, or pixels whose black and white are not known (32 bits, floating point); for DICOM also what
-            `decode_dicom` refuses.
+            than one frame, pixels whose black and white are not known (32 bits, floating point), a JPEG of more than
+            `MAX_SCANS`, or a TIFF whose compression or tiles no radiograph has; for DICOM also what `decode_dicom` refuses.
     """
     name = name or (str(source) if isinstance(source, Path) else "bytes")
     data = source if isinstance(source, bytes) else _read(source, name)
@@ -119,6 +123,8 @@ def _decode_image(data: bytes, name: str, least_side: int) -> Radiograph:
         if frames > 1:
             raise UnreadableFilmError(name, f"it has {frames} frames; a radiograph is one", advice="Extract one frame")
         mode, kind = image.mode, image.format or ""
+        if why := _bomb(image, data):
+            raise UnreadableFilmError(name, why, advice="Save it as PNG first")
         if mode in {"I", "F"}:
             raise UnreadableFilmError(
                 name, f"black and white are not known in pixels of mode {mode!r}", advice="Save it as 8- or 16-bit grey"
@@ -138,6 +144,32 @@ def _decode_image(data: bytes, name: str, least_side: int) -> Radiograph:
         whole = whole[::-1]
     reduced_from = None if whole == pixels.shape[::-1] else whole
     return Radiograph(pixels, name, kind, mode, reduced_from=reduced_from, chroma=chroma)
+
+
+def _bomb(image: Image.Image, data: bytes) -> str:
+    """Why pixels would cost far more than their number tells; empty where they would not."""
+    # Most films are grey and not progressive: there a second scan is a fault, at which decoding ends.
+    if image.format == "JPEG" and (image.mode != "L" or "progressive" in image.info):
+        scans = scans_of_jpeg(data)
+        if scans > MAX_SCANS:
+            return f"it has {scans:,} scans; {MAX_SCANS} are the most"
+    if image.format != "TIFF":
+        return ""
+    from PIL import TiffImagePlugin
+
+    assert isinstance(image, TiffImagePlugin.TiffImageFile)
+    tags = image.tag_v2
+    compression = tags.get(TiffImagePlugin.COMPRESSION, 1)
+    if compression not in _TIFF_COMPRESSIONS:
+        named = TiffImagePlugin.COMPRESSION_INFO.get(compression, str(compression))
+        return f"it is a TIFF with the compression {named}; known are none, LZW, deflate and PackBits"
+    sides = []
+    for side, tag in ((image.width, TiffImagePlugin.TILEWIDTH), (image.height, TiffImagePlugin.TILELENGTH)):
+        tile = tags.get(tag, side)
+        sides.append(-(-side // tile) * tile if isinstance(tile, int) and tile > 0 else MAX_PIXELS + 1)
+    if sides[0] * sides[1] > MAX_PIXELS:
+        return f"its tiles hold more than {MAX_PIXELS:,} pixels"
+    return ""
 
 
 def _words(error: Exception) -> str:

@@ -22,6 +22,7 @@ from pydicom.pixels.decoders.base import Decoder, get_decoder
 
 from pneumoscope.errors import UnreadableFilmError
 from pneumoscope.radiograph.codestream import refuse_another_size
+from pneumoscope.radiograph.elements import MAX_ELEMENTS, has_too_many_elements
 from pneumoscope.radiograph.film import MAX_PIXELS, Radiograph
 from pneumoscope.radiograph.muted import muted
 
@@ -68,12 +69,18 @@ def decode_dicom(data: bytes, name: str) -> Radiograph:
     Raises:
         UnreadableFilmError: not projection radiography, a body part that is stated and is not the chest, a view that is
             stated and is not from the front or the back, values of a detector that are yet to be processed, several frames,
-            colour, a depth other than 8 to 16 bits, larger than `MAX_PIXELS`, no or truncated pixel data, compressed pixels
-            of another size than the header's, a compression that nothing installed can decode, or a window or table
-            without meaning.
+            colour, a depth other than 8 to 16 bits, larger than `MAX_PIXELS`, more elements than `MAX_ELEMENTS`, no or
+            truncated pixel data, compressed pixels of another size than the header's, a compression that nothing installed
+            can decode, or a window or table without meaning.
     Source: PS3.3 C.11.1 (modality), C.11.2.1.2 and C.11.2.1.3 (window), C.7.6.3.1.2 (MONOCHROME1), C.7.5.1.1.2
         (padding).
     """
+    if has_too_many_elements(data):
+        raise UnreadableFilmError(
+            name,
+            f"its header has more than {MAX_ELEMENTS:,} elements",
+            advice="Only single chest radiographs can be read",
+        )
     with muted:  # pydicom warns about values that it tolerates, and repeats them
         decoder = _decoder(data, name)
         header = _header(data, name)
