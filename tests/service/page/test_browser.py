@@ -3,10 +3,12 @@
 Set PNEUMOSCOPE_SCREENSHOTS to a folder to keep what the browser saw.
 """
 
+import contextlib
 import io
 import json
 import os
 import re
+import sqlite3
 from pathlib import Path
 
 import numpy as np
@@ -124,6 +126,7 @@ def test_a_folder_is_picked_with_all_below_it(opened, tmp_path):
     opened.set_input_files("#folder", tmp_path / "films")
     expect(opened.locator("#queue [data-done=yes]")).to_have_count(2)
     expect(opened.locator("#total")).to_have_text("2 films")
+    assert sorted(shown(opened)) == ["films/a.png", "films/inner/b.png"]
 
 
 @pytest.mark.parametrize("kind", ["drop", "paste"])
@@ -168,7 +171,7 @@ def test_filters_are_chosen_by_hand(opened, service):
     assert shown(opened) == ["middle.png", "high.png"]
     with opened.expect_download() as download:
         opened.get_by_role("link", name="Export as CSV").click()
-    assert len(Path(download.value.path()).read_text().splitlines()) == 3
+    assert len(Path(download.value.path()).read_text("utf-8-sig").splitlines()) == 3
 
 
 def test_a_worklist_is_read_by_keys_alone(opened, service):
@@ -249,7 +252,7 @@ def test_the_film_is_moved_and_its_window_set_by_dragging(viewed):
     expect(page.locator("#drag")).to_have_attribute("aria-pressed", "true")
     page.mouse.move(*middle)
     page.mouse.down()
-    page.mouse.move(middle[0] - 155, middle[1] + 24)
+    page.mouse.move(middle[0] - 155, middle[1] + 25)
     page.mouse.up()
     assert (page.input_value("#width"), page.input_value("#level")) == ("100", "140")
     assert image.bounding_box()["x"] == pytest.approx(after["x"] + 40)  # it stayed where it was
@@ -445,3 +448,408 @@ def test_axe_finds_nothing_serious_and_nothing_sticks_out(browser, service, widt
         if folder:
             page.screenshot(path=Path(folder) / f"{name}-{width}-{scheme}-{language}.png")
     context.close()
+
+
+REVIEW = "**/v1/predictions/*/review"
+# The browser's own answer to the first reading comes late, as that of a busy service.
+LATE = """(() => {
+  const real = window.fetch;
+  let first = true;
+  window.fetch = async (...asked) => {
+    if (asked[1]?.method === "PUT" && first) {
+      first = false;
+      await new Promise((go) => setTimeout(go, 700));
+    }
+    return real(...asked);
+  };
+})()"""
+
+
+def refuse(page, where, status, title="Not now"):
+    """Answer some requests as the API would, until `page.unroute`."""
+    body = json.dumps({"title": title, "detail": f"refused with {status}"})
+    page.route(
+        where,
+        lambda route: (
+            route.fulfill(status=status, content_type="application/problem+json", body=body)
+            if route.request.method != "GET"
+            else route.continue_()
+        ),
+    )
+
+
+def reading(client, key):
+    review = client.get(f"/v1/predictions/{key}").json()["review"]
+    return review and (review["agrees"], review["note"])
+
+
+@pytest.fixture
+def signed(browser, paged, tmp_path):
+    """A page of a service that asks for tokens, with two films, and somebody signed in; any dialog fails."""
+    tokens = tmp_path / "tokens"
+    tokens.write_text(f"ward-3 {TOKEN}\n")
+    tokens.chmod(0o600)
+    with served(paged, tmp_path, "--token-file", str(tokens)) as (_, client):
+        client.headers["Authorization"] = f"Bearer {TOKEN}"
+        context = browser.new_context(locale="en-GB")
+        page = context.new_page()
+        dialogs = []
+        page.on("dialog", lambda dialog: (dialogs.append(dialog.type), dialog.accept()))
+        page.goto(f"{client.base_url}/")
+        sign_in(page)
+        yield page, client
+        context.close()
+        assert dialogs == []
+
+
+def sign_in(page):
+    page.get_by_label("Your token").fill(TOKEN)
+    with page.expect_navigation():  # and its scripts run
+        page.get_by_role("button", name="Sign in").click()
+    expect(page.get_by_label("Your token")).to_have_count(0)
+
+
+def test_a_choice_by_mouse_is_saved_at_once_with_the_note(viewed, service):
+    page, key = viewed
+    page.fill("textarea[name=note]", "rotated")
+    page.get_by_label("I disagree").click()
+    expect(page.locator("#saved")).to_have_text("Saved.")
+    assert reading(service, key) == (False, "rotated")
+    page.get_by_label("I agree").click()
+    page.locator(".top").get_by_role("link", name="Overview").click()  # it waits for the save
+    expect(page.get_by_role("heading", name="Overview")).to_be_visible()
+    assert reading(service, key) == (True, "rotated")
+
+
+def test_what_a_key_could_not_save_is_told_in_sight_until_it_is_saved(opened, service):
+    kept(service, {f"{level}.png": level for level in range(80, 120)})
+    opened.reload()
+    refuse(opened, REVIEW, 503)
+    opened.keyboard.press("j")
+    opened.keyboard.press("a")
+    said = opened.locator("#said")
+    expect(said).to_have_text("119.png: It could not be saved: refused with 503")
+    assert said.evaluate("it => document.elementFromPoint(innerWidth / 2, it.getBoundingClientRect().y + 9) === it")
+    expect(opened.locator("tr.at .lost")).to_have_text("not saved")
+    opened.unroute(REVIEW)
+    opened.keyboard.press("a")
+    expect(opened.locator("tr.at .review")).to_have_text("✓ agreed")
+    assert said.bounding_box()["height"] <= 1
+
+
+@pytest.mark.parametrize("by", ["key", "click"])
+def test_the_next_film_waits_for_the_save_and_stays_away_when_it_fails(opened, service, by):
+    keys = kept(service)
+    opened.goto(f"{service.base_url}/?order=highest")
+    opened.add_init_script(LATE)
+    opened.get_by_role("link", name="high.png").click()
+    at(opened, "high.png")
+    refuse(opened, REVIEW, 503)
+    opened.keyboard.press("a")
+    opened.keyboard.press("n") if by == "key" else opened.click("#next")
+    expect(opened.locator("#saved")).to_have_text("It could not be saved: refused with 503")
+    at(opened, "high.png")
+    assert opened.locator("#saved span").get_attribute("lang") == "en"
+    opened.unroute(REVIEW)
+    opened.keyboard.press("a")
+    opened.keyboard.press("n") if by == "key" else opened.click("#next")
+    at(opened, "middle.png")
+    assert reading(service, keys["high.png"]) == (True, "")
+
+
+def test_films_stay_when_nobody_is_signed_in_any_more(signed):
+    page, client = signed
+    refuse(page, "**/v1/predictions", 401)
+    page.set_input_files("#pick", [film(level) for level in range(80, 90)])
+    expect(page.get_by_role("button", name="Try again")).to_have_count(10)
+    expect(page.locator("#sum")).to_have_text("0 of 10 done, 10 failed")
+    expect(page.locator("#expired")).to_contain_text("You are no longer signed in.")
+    assert page.url == f"{client.base_url}/"
+    expect(page.locator("#clear")).to_be_hidden()
+    with page.expect_popup() as other:
+        page.get_by_role("link", name="Sign in in a new tab").click()
+    other.value.close()
+    page.unroute("**/v1/predictions")
+    page.get_by_role("button", name="Then try all again").click()
+    expect(page.locator("#sum")).to_have_text("10 of 10 done, 0 failed")
+    expect(page.locator("#expired")).to_be_hidden()
+
+
+def test_a_note_and_a_reading_outlive_signing_in_anew_but_not_signing_out(signed):
+    page, client = signed
+    key = kept(client, {"high.png": 180})["high.png"]
+    page.goto(f"{client.base_url}/films/{key}")
+    at(page, "high.png")
+    page.fill("textarea[name=note]", "rotated")
+    page.context.clear_cookies()
+    page.get_by_label("I disagree").click()
+    sign_in(page)
+    at(page, "high.png")
+    expect(page.locator("#saved")).to_have_text("Not saved yet: as you left it.")
+    assert (page.input_value("textarea[name=note]"), page.get_by_label("I disagree").is_checked()) == ("rotated", True)
+    assert reading(client, key) is None
+    page.get_by_role("button", name="Save").click()
+    expect(page.locator("#saved")).to_have_text("Saved.")
+    assert reading(client, key) == (False, "rotated")
+    page.reload()
+    expect(page.locator("#saved")).to_contain_text("Read by ward-3 on")
+    page.fill("textarea[name=note]", "typed")
+    # It stays on the page, so that what it left can be looked at.
+    page.evaluate("document.querySelector('.top form').addEventListener('submit', (event) => event.preventDefault())")
+    assert page.evaluate("Object.keys(sessionStorage).some((name) => name.includes('draft'))")
+    page.get_by_role("button", name="Sign out").click()
+    assert page.evaluate("sessionStorage.length") == 0
+    page.fill("textarea[name=note]", "rotated")
+
+
+@pytest.mark.parametrize("note", ["", "mine"])
+def test_a_reading_that_came_since_is_shown_and_not_wiped(viewed, service, note):
+    page, key = viewed
+    page.fill("textarea[name=note]", note)
+    service.put(f"/v1/predictions/{key}/review", json={"agrees": True, "note": "by a colleague"})
+    page.locator("h1").click()
+    page.keyboard.press("d")
+    expect(page.locator("#theirs")).to_be_visible()
+    expect(page.locator("#theirs-read")).to_have_text(re.compile(r"Read on \d{4}-\d\d-\d\d \d\d:\d\d \(UTC\): agreed"))
+    expect(page.locator("#theirs-note")).to_have_text("by a colleague")
+    assert page.input_value("textarea[name=note]") == (note or "by a colleague")
+    assert reading(service, key) == (True, "by a colleague")
+    page.get_by_label("I disagree").click()
+    expect(page.locator("#saved")).to_have_text("Saved.")
+    expect(page.locator("#theirs")).to_be_hidden()
+    assert reading(service, key) == (False, note or "by a colleague")
+
+
+@pytest.mark.parametrize("where", ["worklist", "viewer"])
+def test_of_two_quick_readings_the_last_one_holds(opened, service, where):
+    key = kept(service, {"high.png": 180})["high.png"]
+    opened.add_init_script(LATE)
+    opened.goto(f"{service.base_url}/")
+    if where == "viewer":
+        opened.get_by_role("link", name="high.png").click()
+        at(opened, "high.png")
+    else:
+        opened.keyboard.press("j")
+    opened.keyboard.press("a")
+    opened.wait_for_timeout(200)
+    opened.keyboard.press("d")
+    opened.wait_for_timeout(1500)
+    assert reading(service, key) == (False, "")
+    if where == "worklist":
+        expect(opened.locator("tr.at .review")).to_have_text("✗ disagreed")
+
+
+def test_without_its_script_nothing_can_be_sent_from_the_form(browser, service):
+    key = kept(service, {"high.png": 180})["high.png"]
+    context = browser.new_context(java_script_enabled=False)
+    page = context.new_page()
+    page.goto(f"{service.base_url}/films/{key}")
+    expect(page.get_by_role("button", name="Save")).to_be_disabled()
+    expect(page.locator("textarea")).to_be_disabled()
+    assert page.get_attribute("#review", "method") == "post"
+    expect(page.locator("noscript p")).to_be_visible()
+    page.goto(f"{service.base_url}/films/{key}/report")
+    expect(page.locator("noscript p")).to_be_visible()
+    context.close()
+
+
+def test_what_holds_no_film_is_told_in_sight(opened):
+    opened.set_input_files("#pick", [{"name": "empty.png", "mimeType": "image/png", "buffer": b""}, film(90)])
+    expect(opened.locator("#sum")).to_have_text("1 of 2 done, 1 failed")
+    expect(opened.locator("#queue li").first).to_contain_text("empty.png")
+    expect(opened.locator("#queue li").first.locator(".why")).to_have_text("failed: it is empty")
+    opened.locator("body").evaluate(
+        "body => body.dispatchEvent(new DragEvent('drop', { bubbles: true, dataTransfer: new DataTransfer() }))"
+    )
+    expect(opened.locator("#said")).to_have_text("There was no file in it.")
+    assert opened.locator("#said").bounding_box()["height"] > 20
+
+
+def test_the_keys_of_the_list_work_after_films_were_picked(opened, service):
+    opened.focus("#pick")
+    opened.set_input_files("#pick", [film(180)])
+    expect(opened.locator("#total")).to_have_text("One film")
+    opened.keyboard.press("j")
+    opened.keyboard.press("a")
+    expect(opened.locator("tr.at .review")).to_have_text("✓ agreed")
+
+
+def covered(page):
+    """What has the focus where the notice lies over it, "" where it does not, and None where nothing has the focus."""
+    return page.evaluate(
+        """() => {
+          const focused = document.activeElement;
+          if (focused === document.body) return null;
+          const { height, bottom } = focused.getBoundingClientRect();
+          const foot = document.querySelector(".foot").getBoundingClientRect().top;
+          // What is higher than the screen cannot be whole in it.
+          return height < foot && bottom > foot + 0.5 ? focused.outerHTML.slice(0, 200) : "";
+        }"""
+    )
+
+
+@pytest.mark.parametrize("width", [1280, 320])
+def test_what_has_the_focus_is_never_hidden_by_the_notice(browser, service, width):
+    keys = kept(service, {f"{level}.png": level for level in range(80, 105)})
+    context = browser.new_context(viewport={"width": width, "height": 500}, locale="en-GB")
+    page = context.new_page()
+    refuse(page, REVIEW, 503)
+    for path in ("/", f"/films/{keys['90.png']}"):
+        page.goto(f"{service.base_url}{path}")
+        if path == "/":  # a message comes up above the notice
+            for key in "jjja":
+                page.keyboard.press(key)
+            expect(page.locator("#said")).to_contain_text("refused with 503")
+            page.evaluate("new Promise((drawn) => requestAnimationFrame(() => requestAnimationFrame(drawn)))")
+            assert covered(page) == ""
+        seen = 0
+        for _ in range(60):
+            page.keyboard.press("Tab")
+            hidden = covered(page)
+            if hidden is None:
+                break
+            assert hidden == ""
+            seen += 1
+        assert seen > 15
+    context.close()
+
+
+def test_a_long_queue_is_reached_by_keys_and_what_is_on_its_way_is_in_sight(opened):
+    asked = []
+
+    def hold_all_but_the_first(route):
+        asked.append(route)
+        if len(asked) == 1:
+            route.continue_()
+
+    opened.route("**/v1/predictions", hold_all_but_the_first)
+    opened.set_input_files("#pick", [film(level) for level in range(80, 110)])
+    expect(opened.locator("#queue progress, #queue li:has-text('judging')").first).to_be_visible()
+    expect(opened.locator("#total")).to_have_text("One film", timeout=10_000)  # the list does not wait for the last
+    expect(opened.locator("#queue li").first).not_to_have_attribute("data-done", "yes")
+    expect(opened.locator("#queue li").last).to_have_attribute("data-done", "yes")
+    found = json.loads(json.dumps(Axe().run(opened).response))["violations"]
+    ids = {each["id"] for each in found}
+    assert ids & {"scrollable-region-focusable", "aria-allowed-role", "region"} == set()
+    assert opened.locator("#queue").evaluate("queue => queue.scrollHeight > queue.clientHeight && queue.tabIndex === 0")
+    opened.keyboard.press("j")
+    opened.wait_for_timeout(4000)  # it is drawn anew meanwhile
+    assert opened.locator("tr.at a").evaluate("link => link === document.activeElement")
+    opened.evaluate("document.activeElement.blur()")
+    opened.wait_for_timeout(4000)
+    expect(opened.locator("tr.at")).to_have_count(1)
+    for route in asked[1:]:
+        route.abort()
+
+
+def test_a_key_that_is_held_is_one_reading(viewed, service):
+    page, _ = viewed
+    sent = []
+    page.on("request", lambda asked: asked.method == "PUT" and sent.append(asked.url))
+    for _ in range(4):
+        page.keyboard.down("a")  # from the second on, as the key repeats
+    page.keyboard.up("a")
+    expect(page.locator("#saved")).to_have_text("Saved.")
+    page.goto(f"{service.base_url}/")
+    page.keyboard.press("j")
+    for _ in range(4):
+        page.keyboard.down("d")
+    page.wait_for_timeout(300)
+    assert len(sent) == 2
+
+
+def test_of_a_film_that_was_removed_no_picture_is_offered(browser, paged, tmp_path):
+    with served(paged, tmp_path) as (_, client):
+        keys = kept(client, {"old.png": 180, "new.png": 150})
+    file = tmp_path / "pneumoscope-data/pneumoscope.sqlite"
+    with contextlib.closing(sqlite3.connect(file)) as database, database:
+        database.execute(
+            "UPDATE predictions SET created = '2020-01-01T00:00:00.000000Z' WHERE id = ?", (keys["old.png"],)
+        )
+    with served(paged, tmp_path, "--keep", "1d") as (_, client):
+        context = browser.new_context(locale="en-GB")
+        page = context.new_page()
+        seen = watch(page)
+        for _ in range(50):
+            page.goto(f"{client.base_url}/?order=highest")
+            if page.locator(".gone").count():
+                break
+            page.wait_for_timeout(200)
+        page.get_by_role("link", name="old.png").click()
+        expect(page.get_by_text("The film was removed on")).to_be_visible()
+        expect(page.locator("#reading")).to_be_enabled()
+        for key in "fi1w0h+-":
+            page.keyboard.press(key)
+        page.keyboard.press("n")
+        at(page, "new.png")
+        assert page.locator("#beside option").all_inner_texts() == ["nothing", "the film without heatmap"]
+        assert [each for each in seen if each.startswith("error")] == []
+        context.close()
+
+
+@pytest.mark.parametrize("width", [360, 320])
+@pytest.mark.parametrize("language", ["en", "zh-Hant"])
+def test_nothing_sticks_out_of_a_narrow_screen(browser, service, width, language):
+    keys = kept(service, LEVELS | {f"{level}.png": level for level in range(80, 135)})
+    service.put(f"/v1/predictions/{keys['high.png']}/review", json={"agrees": True, "note": "clear"})
+    page = browser.new_page(viewport={"width": width, "height": 700})
+    film_page = f"/films/{keys['high.png']}"
+    for path in ("/", film_page, f"{film_page}/report", "/overview", "/model", "/sign-in"):
+        page.goto(f"{service.base_url}{path}?language={language}")
+        assert page.evaluate("document.documentElement.scrollWidth") <= width, path
+    page.close()
+
+
+def test_at_one_to_one_each_pixel_has_its_own_grey(viewed):
+    page, _ = viewed
+    page.keyboard.press("1")
+    row = greys(page.locator(".pane .stage").first)[20, :, 0]
+    assert (row[10], row[-10]) == (100, 180)
+
+
+def test_what_can_be_tried_again_is_not_cleared(opened):
+    lost = []
+
+    def lose_the_first(route):
+        lost.append(1)
+        route.abort() if len(lost) == 1 else route.continue_()
+
+    opened.route("**/v1/predictions", lose_the_first)
+    bad = {"name": "letter.txt", "mimeType": "text/plain", "buffer": b"Dear colleague"}
+    opened.set_input_files("#pick", [film(90), film(180), bad])
+    expect(opened.locator("#sum")).to_have_text("1 of 3 done, 2 failed")
+    opened.click("#clear")
+    expect(opened.locator("#queue li")).to_have_count(1)
+    expect(opened.locator("#sum")).to_have_text("0 of 1 done, 1 failed")
+    expect(opened.locator("#clear")).to_be_hidden()
+    opened.get_by_role("button", name="Try again").click()
+    expect(opened.locator("#sum")).to_have_text("1 of 1 done, 0 failed")
+
+
+@pytest.mark.parametrize("note", ["word " * 800, "word " * 30, "影像有旋轉" * 400, "影像有旋轉" * 30])
+def test_a_report_with_a_long_note_is_one_page(viewed, service, note):
+    page, key = viewed
+    assert service.put(f"/v1/predictions/{key}/review", json={"agrees": True, "note": note}).status_code == 200
+    page.goto(f"{page.url}/report")
+    expect(page.locator("#high")).to_have_text(re.compile(r"\+[0-9.]+"))
+    page.emulate_media(media="print")
+    assert len(re.findall(rb"/Type\s*/Page\b(?!s)", page.pdf(prefer_css_page_size=True))) == 1
+
+
+def test_what_goes_wrong_is_told_in_chinese_and_what_stays_english_says_so(opened, service):
+    key = kept(service, {"high.png": 180})["high.png"]
+    opened.goto(f"{service.base_url}/films/{key}?language=zh-Hant")
+    at(opened, "high.png")
+    opened.route(f"**/v1/predictions/{key}", lambda route: route.abort())
+    opened.keyboard.press("a")
+    expect(opened.locator("#saved")).to_contain_text("無法連線到服務")
+    assert opened.locator("#saved span").get_attribute("lang") == "zh-Hant"
+    opened.unroute(f"**/v1/predictions/{key}")
+    refuse(opened, REVIEW, 503)
+    opened.keyboard.press("a")
+    expect(opened.locator("#saved")).to_contain_text("refused with 503")
+    assert opened.locator("#saved span").get_attribute("lang") == "en"
+    opened.route("**/heatmap-layer.png", lambda route: route.abort())
+    opened.once("dialog", lambda dialog: dialog.accept())  # the reading is not saved
+    opened.goto(f"{service.base_url}/films/{key}/report")
+    expect(opened.locator("#broken")).to_have_text("無法連線到服務")

@@ -5,6 +5,7 @@ import io
 import re
 from html.parser import HTMLParser
 
+import msgspec
 import pytest
 from fastapi.testclient import TestClient
 from tests.service.conftest import png
@@ -156,7 +157,8 @@ def test_the_worklist_as_csv_has_every_film_and_no_formula(client, monkeypatch):
     assert re.fullmatch(
         r'attachment; filename="pneumoscope-\d{4}-\d\d-\d\d\.csv"', answer.headers["Content-Disposition"]
     )
-    rows = list(csv.DictReader(io.StringIO(answer.text)))
+    assert answer.content.startswith(b"\xef\xbb\xbf")  # Excel takes it for UTF-8 only so
+    rows = list(csv.DictReader(io.StringIO(answer.content.decode("utf-8-sig"))))
     assert {row["id"] for row in rows} == set(keys)
     first = next(row for row in rows if row["id"] == keys[0])
     assert (first["path"], first["decision"], first["probability"], first["agrees"], first["note"]) == (
@@ -188,6 +190,25 @@ def test_operating_points_are_named_in_the_persons_language(client, path):
     assert "平衡" in found.text
 
 
+def test_the_cards_labels_are_said_in_the_persons_language(paged, monkeypatch):
+    model = load_model(paged, threads=1)
+    counts = {"train": {"NORMAL": 3, "PNEUMONIA": 4}}
+    monkeypatch.setattr(model, "card", msgspec.structs.replace(model.card, counts=counts))
+    with TestClient(make_app(model, Records(None), Access({})), base_url=BASE) as opened:
+        assert "3 正常, 4 肺炎" in page(opened, "/model?language=zh-Hant")[0].text
+
+
+def test_whoever_read_a_film_is_named_where_names_are_known(client, stranger):
+    (key,) = sent(client, ("a.png", png()))
+    client.put(f"/v1/predictions/{key}/review", json={"agrees": True})
+    stranger.headers["Authorization"] = f"Bearer {TOKEN}"
+    (same,) = sent(stranger, ("a.png", png()))
+    stranger.put(f"/v1/predictions/{same}/review", json={"agrees": True})
+    for path in (f"/films/{key}", f"/films/{key}/report"):
+        assert re.search(r"Read on \d{4}-\d\d-\d\d \d\d:\d\d \(UTC\)", page(client, path)[0].text)
+        assert re.search(r"Read by ward-3 on \d{4}-\d\d-\d\d \d\d:\d\d \(UTC\)", page(stranger, path)[0].text)
+
+
 def test_chinese_is_chosen_once_and_kept(client):
     found, answer = page(client, "/?language=zh-Hant")
     assert ("html", {"lang": "zh-Hant"}) in found.tags
@@ -202,11 +223,12 @@ def test_who_has_not_signed_in_is_asked_to_and_comes_back(stranger):
     answer = stranger.get("/films/0123?language=en")
     assert (answer.status_code, answer.headers["Location"]) == (303, "/sign-in?next=%2Ffilms%2F0123%3Flanguage%3Den")
     assert stranger.get("/worklist.csv").status_code == 303
-    wrong = stranger.post("/sign-in", data={"token": "0123456789abcdeg", "next": "/"})
+    wrong = stranger.post("/sign-in", data={"token": "0123456789abcdeg"}, params={"next": "/overview"})
     assert (wrong.status_code, "Set-Cookie" in wrong.headers) == (401, False)
     assert "This token is not known" in wrong.text
     assert "0123456789abcdeg" not in wrong.text
-    right = stranger.post("/sign-in", data={"token": TOKEN, "next": "/overview"})
+    assert "/sign-in?next=%2Foverview&amp;language=zh-Hant" in wrong.text  # another language forgets no way back
+    right = stranger.post("/sign-in", data={"token": TOKEN}, params={"next": "/overview"})
     assert (right.status_code, right.headers["Location"]) == (303, "/overview")
     cookie = right.headers["Set-Cookie"]
     assert "HttpOnly" in cookie
@@ -226,7 +248,7 @@ def test_behind_https_the_cookie_travels_so_alone(stranger):
 
 @pytest.mark.parametrize("elsewhere", ["//evil.example", "/\\evil.example", "https://evil.example", "evil", "", "/a b"])
 def test_nobody_is_sent_elsewhere_after_signing_in(stranger, elsewhere):
-    answer = stranger.post("/sign-in", data={"token": TOKEN, "next": elsewhere})
+    answer = stranger.post("/sign-in", data={"token": TOKEN}, params={"next": elsewhere})
     assert answer.headers["Location"] == "/"
 
 

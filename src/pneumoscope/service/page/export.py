@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import codecs
 from collections.abc import Iterator
 
 from pneumoscope.predictor.document import COLUMNS, csv_cells, csv_line, no_formula
@@ -27,7 +28,7 @@ def worklist_csv(records: Records, wanted: Filter, order: Order) -> Iterator[byt
 
     def lines() -> Iterator[bytes]:
         found = page
-        yield csv_line((*COLUMNS, *_MORE))
+        yield codecs.BOM_UTF8 + csv_line((*COLUMNS, *_MORE))  # without the mark, Excel takes it for another encoding
         while True:
             for record in found.records:
                 yield csv_line((*csv_cells(record.prediction), *_more(record)))

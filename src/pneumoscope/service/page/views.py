@@ -17,7 +17,7 @@ from pneumoscope.bundle.card import Card
 from pneumoscope.errors import AccessError, PneumoscopeError, UsageError
 from pneumoscope.predictor.decide import threshold_probability
 from pneumoscope.results import Decision
-from pneumoscope.service.access import Access
+from pneumoscope.service.access import LOCAL, Access
 from pneumoscope.service.judging import Judging
 from pneumoscope.service.page.export import worklist_csv
 from pneumoscope.service.page.overview import DECISIONS, overview
@@ -117,17 +117,18 @@ def views(service: Judging, most_bytes: int) -> APIRouter:
     @router.post("/sign-in")
     async def signing_in(request: Request) -> Response:
         access: Access = request.app.state.access
+        back = _local(request.query_params.get("next", ""))  # in the address, where the language's links keep it
         try:
             async with request.form(max_files=0, max_fields=4) as form:
-                token, back = (str(form.get(name, "")) for name in ("token", "next"))
+                token = str(form.get("token", ""))
         except UnicodeError as error:  # it names an encoding that is none
             raise UsageError("the form cannot be understood", advice="Send it from the page") from error
         try:
             who = access.who(f"Bearer {token}")
         except AccessError:
             refused(request, "AccessError")
-            return html(request, "sign-in.html", 401, next=_local(back), wrong=True)
-        answer = RedirectResponse(_local(back), 303)
+            return html(request, "sign-in.html", 401, next=back, wrong=True)
+        answer = RedirectResponse(back, 303)
         # Strict: no link on another site comes with it. A proxy that speaks HTTPS says so, and then it travels so alone.
         answer.set_cookie(
             COOKIE, access.sessions.begin(who), max_age=SECONDS, secure=request.url.scheme == "https", httponly=True,
@@ -203,6 +204,7 @@ def _film(service: Judging, key: str) -> dict[str, Any]:
     shown = record.film_removed is None
     return {
         "record": record,
+        "reader": record.review.who if record.review and record.review.who != LOCAL else "",
         "film": record.prediction,
         "shown": shown,
         "explained": same and shown and record.prediction.decision != "rejected",

@@ -12,21 +12,35 @@ export function why(problem) {
   return [problem?.detail, problem?.advice].filter(Boolean).join(". ");
 }
 
+export let leaving = false; // to sign in, and to come back
+
 /** Go and sign in, and come back. */
-export function signIn() {
+function signIn() {
+  leaving = true;
   location.assign(`/sign-in?${new URLSearchParams({ next: location.pathname + location.search })}`);
 }
 
-/** Send a request to the API; throws an Error whose message a person can read. */
+/** Write a sentence of the page, and after it what went wrong; an API's words are English in every language. */
+export function tell(place, sentence, error) {
+  const detail = document.createElement("span");
+  detail.lang = error.lang ?? document.documentElement.lang;
+  detail.textContent = error.message;
+  place.replaceChildren(sentence, " ", detail);
+}
+
+/** Send a request to the API; throws an Error whose message a person can read, with the language of it. */
 export async function ask(path, options = {}) {
   let answer;
   try {
     answer = await fetch(path, options);
   } catch {
-    throw new Error(words.gone ?? "the service cannot be reached");
+    throw new Error(words.gone);
   }
   if (answer.status === 401) signIn();
-  if (!answer.ok) throw new Error(why(await answer.json().catch(() => null)) || `${answer.status}`);
+  if (!answer.ok) {
+    const said = why(await answer.json().catch(() => null));
+    throw Object.assign(new Error(said || `${answer.status}`), { lang: "en" });
+  }
   return answer;
 }
 
@@ -40,14 +54,20 @@ export async function lay(film, layer, low, high) {
   layer.hidden = false;
 }
 
-/** Keep a person's reading of a film. */
-export async function review(id, agrees, note) {
-  const body = JSON.stringify({ agrees, note });
-  return ask(`/v1/predictions/${id}/review`, { method: "PUT", headers: { "Content-Type": "application/json" }, body });
+/** A film as it is kept now. */
+export async function record(id) {
+  return (await ask(`/v1/predictions/${id}`)).json();
 }
 
-/** True where a key that is pressed is meant for a field, or for the browser. */
+/** Keep a person's reading of a film; gives the film as it is kept then. */
+export async function review(id, agrees, note) {
+  const body = JSON.stringify({ agrees, note });
+  const headers = { "Content-Type": "application/json" };
+  return (await ask(`/v1/predictions/${id}/review`, { method: "PUT", headers, body })).json();
+}
+
+/** True where a key that is pressed is meant for a field in which one types, or for the browser. */
 export function elsewhere(event) {
-  const field = event.target.closest?.("input:not([type=radio]):not([type=range]), textarea, select, dialog");
+  const field = event.target.closest?.("input:not([type=radio], [type=range], [type=file]), textarea, select, dialog");
   return field || event.ctrlKey || event.metaKey || event.altKey;
 }

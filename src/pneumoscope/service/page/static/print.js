@@ -1,12 +1,12 @@
 // The report: its heatmap, and its one button.
 
-import { lay } from "./api.js";
+import { lay, tell } from "./api.js";
 
 const id = (name) => document.getElementById(name);
 const layer = id("layer");
 if (layer) {
   lay(layer.dataset.id, layer, id("low"), id("high")).catch((error) => {
-    id("broken").textContent = error.message;
+    tell(id("broken"), "", error);
   });
 }
 id("print").addEventListener("click", () => window.print());

@@ -1,14 +1,13 @@
-// One film: size, place, level and width, heatmap, a second film beside it, and a person's reading.
+// One film: size, place, level and width, heatmap, a second film beside it, and the keys.
 
-import { ask, elsewhere, lay, review, words, say } from "./api.js";
+import { ask, elsewhere, lay, say, tell, words } from "./api.js";
+import { forget, here, read } from "./reading.js";
 
 const id = (name) => document.getElementById(name);
-const form = id("review");
-const here = form.dataset.id;
 const list = JSON.parse(sessionStorage.getItem("list") ?? '{"films":[]}');
 const panes = [...document.querySelectorAll(".pane")];
 const layer = document.querySelector(".layer");
-const view = { scale: 1, x: 0, y: 0, fitted: true, level: 128, width: 255, inverted: false, heat: false, windowing: false };
+const view = { scale: 1, x: 0, y: 0, fitted: true, level: 127.5, width: 255, inverted: false, heat: false, windowing: false };
 
 // ---- what is seen
 
@@ -88,7 +87,7 @@ function setWindow(level, width) {
 }
 
 function reset() {
-  Object.assign(view, { level: 128, width: 255, inverted: false });
+  Object.assign(view, { level: 127.5, width: 255, inverted: false });
   fit();
 }
 
@@ -141,7 +140,7 @@ function handle(pane) {
     try {
       await ask(event.target.src);
     } catch (error) {
-      id("saved").textContent = `${words.broken} ${error.message}`;
+      tell(id("saved"), words.broken, error);
     }
   });
 }
@@ -158,7 +157,7 @@ async function heatmap(on) {
   } catch (error) {
     view.heat = false;
     draw();
-    id("saved").textContent = error.message;
+    tell(id("saved"), "", error);
   }
 }
 
@@ -175,28 +174,7 @@ function beside() {
   fit();
 }
 
-// ---- a person's reading
-
-let unsaved = false;
-form.elements.note.addEventListener("input", () => (unsaved = true));
-window.addEventListener("beforeunload", (event) => unsaved && event.preventDefault());
-
-async function save() {
-  const data = new FormData(form);
-  if (!form.reportValidity()) return;
-  try {
-    await review(here, data.get("agrees") === "yes", data.get("note"));
-    unsaved = form.elements.note.value !== data.get("note"); // typed meanwhile
-    id("saved").textContent = words.saved;
-  } catch (error) {
-    id("saved").textContent = `${words.unsaved} ${error.message}`;
-  }
-}
-
-function read(value) {
-  form.elements.agrees.value = value;
-  save();
-}
+// ---- the film is deleted
 
 async function remove() {
   id("sure").showModal();
@@ -204,10 +182,10 @@ async function remove() {
   if (id("sure").returnValue !== "yes") return;
   try {
     await ask(`/v1/predictions/${here}`, { method: "DELETE" });
-    unsaved = false;
+    forget();
     location.assign(list.back ?? "/");
   } catch (error) {
-    id("saved").textContent = error.message;
+    tell(id("saved"), "", error);
   }
 }
 
@@ -221,7 +199,7 @@ for (const name of ["previous", "next"]) {
   link.hidden = !(at >= 0 && (go[name] || more));
   link.href = go[name] ? `/films/${go[name]}` : list.more || "/";
 }
-for (const [film, name] of list.films) if (film !== here) id("beside")?.append(new Option(name, film));
+for (const [film, name, shown] of list.films) if (film !== here && shown) id("beside")?.append(new Option(name, film));
 
 const step = 40;
 const keys = {
@@ -229,6 +207,9 @@ const keys = {
   p: () => id("previous").hidden || id("previous").click(),
   a: () => read("yes"),
   d: () => read("no"),
+  "?": () => id("keys").showModal(),
+};
+const filmKeys = {
   h: () => id("heat") && heatmap(!view.heat),
   i: () => toggle("inverted"),
   w: () => toggle("windowing"),
@@ -238,8 +219,8 @@ const keys = {
   "+": () => zoom(1.25),
   "=": () => zoom(1.25),
   "-": () => zoom(0.8),
-  "?": () => id("keys").showModal(),
 };
+if (panes.length) Object.assign(keys, filmKeys); // a film that was removed has nothing to move
 const arrows = { ArrowLeft: [step, 0], ArrowRight: [-step, 0], ArrowUp: [0, step], ArrowDown: [0, -step] };
 document.addEventListener("keydown", (event) => {
   if (elsewhere(event)) return;
@@ -247,13 +228,10 @@ document.addEventListener("keydown", (event) => {
   const does = inPane ? () => move(...arrows[event.key]) : keys[event.key];
   if (!does) return;
   event.preventDefault();
+  if (event.repeat && "ad".includes(event.key)) return; // a key that is held is one reading
   does();
 });
 
-form.addEventListener("submit", (event) => {
-  event.preventDefault();
-  save();
-});
 id("remove").addEventListener("click", remove);
 if (panes.length) {
   const clicks = {

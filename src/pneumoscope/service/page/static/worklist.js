@@ -1,25 +1,59 @@
 // The worklist: moved through and read by keys, and drawn anew when films have come.
 
-import { ask, elsewhere, review, words } from "./api.js";
+import { elsewhere, record, review, tell, words } from "./api.js";
 
 const said = document.getElementById("said");
 const rows = () => [...document.querySelectorAll("tr[data-id]")];
+const rowOf = (film) => document.querySelector(`tr[data-id="${film}"]`);
+const saves = new Map(); // by film: the last one asked for
+let changes = 0; // of readings, begun and ended
+let drawing = Promise.resolve();
 let at = -1;
 
-/** Keep the films of this list in their order, for the viewer's "next" and "previous". */
+/** Keep the films of this list in their order, and whether each is still there, for the viewer. */
 function remember() {
-  const films = rows().map((row) => [row.dataset.id, row.dataset.name]);
+  const films = rows().map((row) => [row.dataset.id, row.dataset.name, !row.querySelector(".gone")]);
   const list = { films, back: location.pathname + location.search, more: document.getElementById("list").dataset.next };
   sessionStorage.setItem("list", JSON.stringify(list));
 }
 
-/** Draw the list anew, as it is now. */
-export async function refresh() {
+/** Say something in sight, until the next time that something is said. */
+export function announce(sentence, error = null) {
+  said.classList.remove("hidden");
+  if (error) tell(said, sentence, error);
+  else said.textContent = sentence;
+}
+
+/** Draw the list anew, as it is now, once it has been drawn as it was. */
+export function refresh() {
+  drawing = drawing.then(draw);
+  return drawing;
+}
+
+async function draw() {
+  const before = changes;
   const answer = await fetch(location.href).catch(() => null);
   if (!answer?.ok || answer.redirected) return;
   const page = new DOMParser().parseFromString(await answer.text(), "text/html");
-  document.getElementById("list").replaceWith(document.adoptNode(page.getElementById("list")));
-  at = -1;
+  if (changes !== before) return draw(); // a reading came meanwhile
+  const list = document.getElementById("list");
+  const fresh = document.adoptNode(page.getElementById("list"));
+  const marked = rows()[at];
+  const top = marked?.getBoundingClientRect().top;
+  const focused = list.contains(document.activeElement) && document.activeElement.getAttribute("href");
+  for (const row of fresh.querySelectorAll("tr[data-id]")) {
+    const old = rowOf(row.dataset.id);
+    if (!old) continue;
+    row.querySelector(".picture").replaceWith(old.querySelector(".picture")); // it is not loaded again
+    row.querySelector(".review").append(...old.querySelectorAll(".lost"));
+  }
+  list.replaceWith(fresh);
+  at = rows().findIndex((row) => row.dataset.id === marked?.dataset.id);
+  if (at >= 0) {
+    rows()[at].classList.add("at");
+    scrollBy(0, rows()[at].getBoundingClientRect().top - top); // it stays where the eyes are
+  }
+  if (focused) [...fresh.querySelectorAll("a")].find((link) => link.getAttribute("href") === focused)?.focus({ preventScroll: true });
   remember();
 }
 
@@ -32,23 +66,37 @@ function move(step) {
   all[at].querySelector("th a").focus();
 }
 
-async function read(agrees) {
-  const row = rows()[at];
-  if (!row) return;
-  try {
-    const now = await (await ask(`/v1/predictions/${row.dataset.id}`)).json();
-    await review(row.dataset.id, agrees, now.review?.note ?? ""); // the note that is there by now stays
-  } catch (error) {
-    said.textContent = `${words.unsaved} ${error.message}`;
-    said.classList.remove("hidden");
-    return;
-  }
-  const cell = row.querySelector(".review");
+/** Keep a reading of the film that is marked; of one film, one after another, so that the last one holds. */
+function read(agrees) {
+  const film = rows()[at]?.dataset.id;
+  if (film) saves.set(film, (saves.get(film) ?? Promise.resolve()).then(() => save(film, agrees)));
+}
+
+async function save(film, agrees) {
   const mark = document.createElement("span");
+  let error = null;
+  changes += 1;
+  try {
+    const now = await record(film);
+    await review(film, agrees, now.review?.note ?? ""); // the note that is there by now stays
+  } catch (found) {
+    error = found;
+  }
+  changes += 1;
+  const row = rowOf(film);
+  const cell = row?.querySelector(".review");
+  if (error) {
+    mark.className = "lost wrong";
+    mark.textContent = words.lost;
+    cell?.querySelector(".lost")?.remove();
+    cell?.append(mark);
+    return announce(`${row?.dataset.name ?? ""}: ${words.unsaved}`, error);
+  }
   mark.className = `read ${agrees ? "agrees" : "disagrees"}`;
   mark.textContent = agrees ? `✓ ${words.agreed}` : `✗ ${words.disagreed}`;
-  cell.replaceChildren(mark);
-  said.textContent = `${row.dataset.name}: ${agrees ? words.agreed : words.disagreed}`;
+  cell?.replaceChildren(mark);
+  said.classList.add("hidden"); // for a screen reader: its row shows it
+  said.textContent = `${row?.dataset.name ?? ""}: ${agrees ? words.agreed : words.disagreed}`;
 }
 
 document.addEventListener("keydown", (event) => {
@@ -56,6 +104,7 @@ document.addEventListener("keydown", (event) => {
   const does = { j: () => move(1), k: () => move(-1), a: () => read(true), d: () => read(false) }[event.key];
   if (!does) return;
   event.preventDefault();
+  if (event.repeat && "ad".includes(event.key)) return; // a key that is held is one reading
   does();
 });
 document.addEventListener("focusin", (event) => {
