@@ -6,7 +6,6 @@ and refused before any pixel is decoded.
 
 from __future__ import annotations
 
-import io
 import stat
 import struct
 from pathlib import Path
@@ -16,9 +15,11 @@ import numpy.typing as npt
 from PIL import ExifTags, Image, UnidentifiedImageError
 
 from pneumoscope.errors import UnreadableFilmError
+from pneumoscope.radiograph.counted import Counted
 from pneumoscope.radiograph.film import MAX_PIXELS, Radiograph
 from pneumoscope.radiograph.muted import muted
 from pneumoscope.radiograph.scans import MAX_SCANS, scans_of_jpeg
+from pneumoscope.radiograph.tiff import fault_of_tiff
 
 __all__ = ["EXTENSIONS", "MAX_BYTES", "MAX_PIXELS", "Radiograph", "begins_as_dicom", "decode"]
 
@@ -29,6 +30,8 @@ _FORMATS = ("JPEG", "PNG", "TIFF", "BMP", "WEBP")
 # By their numbers in TIFF: none, LZW, deflate twice, PackBits. Fax codings have black and white alone, and go on after faults
 # without end; the others can hold what is refused in files of their own.
 _TIFF_COMPRESSIONS = frozenset({1, 5, 8, 32946, 32773})
+# A PNG of `MAX_BYTES` in chunks of 8 KB, as most encoders write them, takes half as many.
+_MAX_READS = 300_000
 _FEW = 128  # pixels a side that tell whether a picture is in colour
 _MAGIC = b"DICM"  # of DICOM, after 128 bytes of anything
 # What undoes each orientation of EXIF. Pillow's own `exif_transpose` also rewrites the EXIF data, and fails where that
@@ -64,7 +67,8 @@ def decode(source: Path | bytes, *, name: str = "", least_side: int = 0) -> Radi
     Raises:
         UnreadableFilmError: no such file, empty, not an image, cut short, larger than `MAX_PIXELS` or `MAX_BYTES`, more
             than one frame, pixels whose black and white are not known (32 bits, floating point), a JPEG of more than
-            `MAX_SCANS`, or a TIFF whose compression or tiles no radiograph has; for DICOM also what `decode_dicom` refuses.
+            `MAX_SCANS`, hundreds of thousands of segments or chunks, or a TIFF whose compression, tiles or directory no
+            radiograph has; for DICOM also what `decode_dicom` refuses.
     """
     name = name or (str(source) if isinstance(source, Path) else "bytes")
     data = source if isinstance(source, bytes) else _read(source, name)
@@ -106,8 +110,10 @@ def _read(path: Path, name: str) -> bytes:
 
 
 def _decode_image(data: bytes, name: str, least_side: int) -> Radiograph:
+    if fault := fault_of_tiff(data):
+        raise UnreadableFilmError(name, fault, advice="Save it as PNG first")
     try:
-        image = Image.open(io.BytesIO(data), formats=_FORMATS)
+        image = Image.open(Counted(data, _MAX_READS), formats=_FORMATS)
         frames = getattr(image, "n_frames", 1)
     except UnidentifiedImageError as error:
         raise UnreadableFilmError(

@@ -6,7 +6,6 @@ anything from it but the few codes that led to a refusal: a DICOM header is full
 
 from __future__ import annotations
 
-import io
 import math
 import re
 from collections.abc import Iterable
@@ -16,13 +15,14 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 from pydicom import Dataset, dcmread, uid
+from pydicom.dataelem import RawDataElement
 from pydicom.encaps import get_frame
 from pydicom.filereader import read_dataset
 from pydicom.pixels.decoders.base import Decoder, get_decoder
 
 from pneumoscope.errors import UnreadableFilmError
 from pneumoscope.radiograph.codestream import refuse_another_size
-from pneumoscope.radiograph.elements import MAX_ELEMENTS, has_too_many_elements
+from pneumoscope.radiograph.elements import MAX_READS, Header, too_long
 from pneumoscope.radiograph.film import MAX_PIXELS, Radiograph
 from pneumoscope.radiograph.muted import muted
 
@@ -47,6 +47,26 @@ _REQUIRED = (
     "BitsStored",
     "PixelRepresentation",
 )
+# Nothing else is kept of a file, so that nothing else costs memory.
+_USED: list[Any] = [
+    *_REQUIRED,
+    *(
+        "Modality",
+        "BodyPartExamined",
+        "ViewPosition",
+        "PresentationIntentType",
+        "SOPClassUID",
+        "NumberOfFrames",
+        "HighBit",
+    ),
+    *("PatientAge", "PatientBirthDate", "AcquisitionDate", "StudyDate", "ContentDate"),
+    *("PixelPaddingValue", "PixelPaddingRangeLimit", "ModalityLUTSequence", "RescaleSlope", "RescaleIntercept"),
+    *("VOILUTSequence", "VOILUTFunction", "WindowCenter", "WindowWidth"),
+    *("PlanarConfiguration", "ExtendedOffsetTable", "ExtendedOffsetTableLengths", "PixelData"),
+]
+_BYTES = (None, "OB", "OW", "UN")  # value representations of pixels; by others they would be taken for numbers or words
+_LONGEST_META = 2**16  # bytes
+_LONGEST_TABLE = 2**17  # bytes: 65,536 entries of 16 bits
 # Views from another side, or of a patient who lies on one (PS3.3 C.8.1.2.1.1); other words are makers' own.
 _OTHER_VIEWS = ("LL", "RL", "LLD", "RLD", "LLO", "RLO", "LAT", "LATERAL", "OBLIQUE")
 _RAW = "1.2.840.10008.5.1.4.1.1.1.1.1"  # digital X-ray image storage, for processing
@@ -69,23 +89,17 @@ def decode_dicom(data: bytes, name: str) -> Radiograph:
     Raises:
         UnreadableFilmError: not projection radiography, a body part that is stated and is not the chest, a view that is
             stated and is not from the front or the back, values of a detector that are yet to be processed, several frames,
-            colour, a depth other than 8 to 16 bits, larger than `MAX_PIXELS`, more elements than `MAX_ELEMENTS`, no or
-            truncated pixel data, compressed pixels of another size than the header's, a compression that nothing installed
-            can decode, or a window or table without meaning.
+            colour, a depth other than 8 to 16 bits, larger than `MAX_PIXELS`, a header of more parts than `MAX_READS` or
+            with values far longer than they can be, no or truncated pixel data, compressed pixels of another size than the
+            header's, a compression that nothing installed can decode, or a window or table without meaning.
     Source: PS3.3 C.11.1 (modality), C.11.2.1.2 and C.11.2.1.3 (window), C.7.6.3.1.2 (MONOCHROME1), C.7.5.1.1.2
         (padding).
     """
-    if has_too_many_elements(data):
-        raise UnreadableFilmError(
-            name,
-            f"its header has more than {MAX_ELEMENTS:,} elements",
-            advice="Only single chest radiographs can be read",
-        )
     with muted:  # pydicom warns about values that it tolerates, and repeats them
         decoder = _decoder(data, name)
         header = _header(data, name)
         try:
-            dataset = dcmread(io.BytesIO(data))
+            dataset = dcmread(Header(data), specific_tags=_USED)
             stored = _stored(dataset, decoder)
         except Exception as error:  # a stranger's bytes can make a parser fail in any way
             why = f"the pixel data cannot be decoded ({_last_line(error)})"
@@ -110,14 +124,27 @@ def _last_line(error: Exception) -> str:
     return str(error).strip().rpartition("\n")[2].strip(" :") or type(error).__name__
 
 
+def _unreadable(name: str, error: Exception, source: Header) -> UnreadableFilmError:
+    if source.is_exhausted:
+        why = f"its header has far too many elements (more than {MAX_READS:,} reads)"
+        return UnreadableFilmError(name, why, advice="Only single chest radiographs can be read")
+    return UnreadableFilmError(name, f"the DICOM header cannot be read ({type(error).__name__})")
+
+
 def _decoder(data: bytes, name: str) -> Decoder:
     """What decodes the transfer syntax, found before the rest is read: a deflated header inflates without bound."""
+    source = Header(data)
     try:
-        meta = read_dataset(io.BytesIO(data[_PREAMBLE:]), False, True, stop_when=lambda tag, vr, size: tag.group != 2)
+        source.seek(_PREAMBLE)
+        meta = read_dataset(source, False, True, stop_when=lambda tag, vr, size: tag.group != 2)
+        if source.tell() > _PREAMBLE + _LONGEST_META:
+            raise ValueError("too long")
+        for _ in meta:  # one of an unknown kind would make pydicom read all of them once more, in another way
+            pass
         syntax = uid.UID(meta.TransferSyntaxUID)
         is_deflated = syntax.is_deflated
     except Exception as error:  # as above
-        raise UnreadableFilmError(name, f"the DICOM header cannot be read ({type(error).__name__})") from error
+        raise _unreadable(name, error, source) from error
     if is_deflated:
         raise UnreadableFilmError(name, "deflated DICOM is refused", advice="Decompress it first: dcmconv +te IN OUT")
     try:
@@ -135,11 +162,12 @@ def _decoder(data: bytes, name: str) -> Decoder:
 
 def _header(data: bytes, name: str) -> Dataset:
     """Everything before the pixels, once nothing in it speaks against reading them."""
+    source = Header(data)
     try:
-        header = dcmread(io.BytesIO(data), stop_before_pixels=True)
-        refusal = _refusal(header)
+        header = dcmread(source, stop_before_pixels=True, specific_tags=_USED)
+        refusal = too_long(header) or _refusal(header)
     except Exception as error:  # as above; its words are left out, since they may hold a patient's name
-        raise UnreadableFilmError(name, f"the DICOM header cannot be read ({type(error).__name__})") from error
+        raise _unreadable(name, error, source) from error
     if refusal:
         raise UnreadableFilmError(name, refusal, advice="Only single chest radiographs can be read")
     return header
@@ -197,8 +225,10 @@ def _stored(dataset: Dataset, decoder: Decoder) -> Whole:
     """Stored values, shape (rows, columns), without what older files keep in the unused bits."""
     if "PixelData" not in dataset:
         raise ValueError("there is none")
+    if dataset.get_item("PixelData").VR not in _BYTES:
+        raise ValueError("they are not bytes")
     if decoder.UID.is_encapsulated:
-        refuse_another_size(get_frame(dataset.PixelData, 0, number_of_frames=1), dataset)
+        refuse_another_size(_frame(dataset.PixelData), dataset)
     plugin = next(
         (name for name in _DECODERS if name in decoder.available_plugins), ""
     )  # none where nothing is compressed
@@ -208,6 +238,17 @@ def _stored(dataset: Dataset, decoder: Decoder) -> Whole:
     if pixels.ndim != 2:
         raise ValueError(f"it holds {len(pixels)} frames")
     return pixels
+
+
+def _frame(encapsulated: bytes) -> bytes:
+    """The compressed film, of as many fragments as can be read."""
+    if int.from_bytes(encapsulated[4:8], "little") > _LONGEST_META:
+        raise ValueError("it has a table of many frames")
+    counted = Header(encapsulated)
+    frame = get_frame(counted, 0, number_of_frames=1)
+    if counted.is_exhausted:
+        raise ValueError("it is in far too many fragments")
+    return frame
 
 
 def _grey(stored: Whole, dataset: Dataset) -> npt.NDArray[np.uint8]:
@@ -276,6 +317,10 @@ def _window(values: Real, centre: float, width: float, function: str) -> Real:
 
 def _look_up(values: Whole | Real, table: Dataset, dataset: Dataset) -> tuple[Real, int]:
     """Entries of a LUT for `values`, and the bits of an entry; beyond the table, its ends (PS3.3 C.11.1.1.1)."""
+    for keyword in ("LUTDescriptor", "LUTData"):
+        raw: Any = table.get_item(keyword)
+        if isinstance(raw, RawDataElement) and len(raw.value or b"") > _LONGEST_TABLE:
+            raise _SenselessError("a look-up table is too long")
     count, first, bits = (int(number) for number in table.LUTDescriptor)
     count = count % 2**16 or 2**16
     entries = _entries(table.LUTData, count, dataset)
