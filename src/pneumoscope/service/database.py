@@ -16,6 +16,7 @@ from sqlalchemy.exc import TimeoutError as PoolTimeoutError
 from sqlalchemy.pool import StaticPool
 
 from pneumoscope.errors import PneumoscopeError, StorageError, UsageError
+from pneumoscope.service.place import make_folder
 from pneumoscope.service.tables import TRAIL
 
 __all__ = ["DATABASE_FILE", "open_database", "reading", "writing"]
@@ -141,12 +142,7 @@ def _sqlite(folder: Path | None) -> Engine:
         connect_args = {"check_same_thread": False}
         engine = create_engine("sqlite://", poolclass=StaticPool, connect_args=connect_args, hide_parameters=True)
     else:
-        try:
-            folder.mkdir(parents=True, exist_ok=True)
-        except OSError as error:
-            raise StorageError(
-                f"cannot make {str(folder)!r}: {error.strerror or error}", advice="Choose another folder with --data"
-            ) from error
+        make_folder(folder)
         # Not as text: a folder's name may hold what means something else in an address.
         address = URL.create("sqlite", database=str(folder / DATABASE_FILE))
         engine = create_engine(address, connect_args={"timeout": _PATIENCE}, hide_parameters=True)

@@ -11,7 +11,7 @@ from pathlib import Path
 
 from pneumoscope.errors import StorageError
 
-__all__ = ["Place"]
+__all__ = ["Place", "make_folder"]
 
 _ROOM = 2**20  # bytes: less is no room for a film
 
@@ -30,12 +30,7 @@ class Place:
         self._known: dict[Path, tuple[int, int] | None] = {}
         if folder is None:
             return
-        try:
-            folder.mkdir(parents=True, exist_ok=True)
-        except OSError as error:
-            raise StorageError(
-                f"cannot make {str(folder)!r}: {error.strerror or error}", advice="Choose another folder with --data"
-            ) from error
+        make_folder(folder)
         watched = (folder, *(folder / name for name in names))
         self._known = {path: _identity(path) for path in watched if path.exists()}
 
@@ -66,6 +61,20 @@ class Place:
                 raise StorageError(f"cannot look at {str(path)!r}: {error.strerror or error}") from error
             if free < _ROOM:
                 raise StorageError(f"no room is left on the disk of {str(path)!r}", advice="Free some space")
+
+
+def make_folder(folder: Path) -> None:
+    """Make a data folder where it is missing, for its owner alone: films of patients are for nobody else on this machine.
+
+    Raises:
+        StorageError: it cannot be made.
+    """
+    try:
+        folder.mkdir(mode=0o700, parents=True, exist_ok=True)
+    except OSError as error:
+        raise StorageError(
+            f"cannot make {str(folder)!r}: {error.strerror or error}", advice="Choose another folder with --data"
+        ) from error
 
 
 def _identity(path: Path) -> tuple[int, int] | None:

@@ -29,9 +29,8 @@ class Readiness:
     def __init__(self, model: Model, records: Records, now: Callable[[], float] = time.monotonic) -> None:
         self._model, self._records, self._now = model, records, now
         self._lock = threading.Lock()
-        self._until, self._found = self._now(), None
-
-    _found: PneumoscopeError | None
+        self._until = self._now()
+        self._found: PneumoscopeError | None = None
 
     def check(self) -> None:
         """Score the golden film, and do all that keeping a film takes.

@@ -20,12 +20,13 @@ from pathlib import Path
 
 import uvicorn
 
-from pneumoscope.errors import StorageError, UsageError
+from pneumoscope.errors import UsageError
 from pneumoscope.predictor.model import load_model
 from pneumoscope.results import NOTICE
 from pneumoscope.service.access import Access, is_loopback, read_tokens
 from pneumoscope.service.app import Settings, make_app
 from pneumoscope.service.limits import impatient
+from pneumoscope.service.place import make_folder
 from pneumoscope.service.records import Records
 from pneumoscope.storage import locked
 
@@ -194,12 +195,7 @@ def _alone(folder: Path | None) -> Iterator[None]:
     if folder is None:
         yield
         return
-    try:
-        folder.mkdir(mode=0o700, parents=True, exist_ok=True)  # films of patients are for nobody else on this machine
-    except OSError as error:
-        raise StorageError(
-            f"cannot make {str(folder)!r}: {error.strerror or error}", advice="Choose another folder with --data"
-        ) from error
+    make_folder(folder)
     held = UsageError(f"another process serves {str(folder)!r}", advice="Stop it, or choose another folder with --data")
     with locked(folder / _LOCK, held):
         yield
