@@ -1,9 +1,9 @@
-"""Whether a bundle's network in 8 bits is worth shipping: how much faster it is, and what it loses on validation films.
+"""Whether a bundle's network in 8 bits is worth shipping: how much faster it is, and what it loses on validation images.
 
 ONNX Runtime's static quantisation, weights a scale a channel, activations a scale a tensor, whose ranges are read off training
-films. What looks at films beside the network, and the layer that the logit comes from, can be left in 32 bits. The goal: 1.4
+images. What looks at images beside the network, and the layer that the logit comes from, can be left in 32 bits. The goal: 1.4
 times as fast, accuracy and AUROC lower by 0.3 points at most. Sessions take turns; a ratio is the median of the rounds' ratios.
-The test films are not touched: they belong to `pneumoscope evaluate` and its ledger.
+The test images are not touched: they belong to `pneumoscope evaluate` and its ledger.
 """
 
 from __future__ import annotations
@@ -29,14 +29,14 @@ from onnxruntime.quantization.shape_inference import quant_pre_process
 
 from pneumoscope import __version__
 from pneumoscope.bundle.card import Card, find_bundle, read_bundle
-from pneumoscope.evaluation.films import choose_films
-from pneumoscope.predictor.decide import DEFAULT_POINT
-from pneumoscope.predictor.predictor import Predictor, sigmoid
-from pneumoscope.radiograph.decode import decode
-from pneumoscope.radiograph.prepare import prepare
-from pneumoscope.results import NOTICE
+from pneumoscope.core.files import write_atomically
+from pneumoscope.core.results import NOTICE
+from pneumoscope.evaluation.selection import select_images
+from pneumoscope.imaging.decode import decode
+from pneumoscope.imaging.preprocess import preprocess
+from pneumoscope.inference.decision import DEFAULT_OPERATING_POINT
+from pneumoscope.inference.session import BundleSession, sigmoid
 from pneumoscope.statistics.roc import auroc
-from pneumoscope.storage import write_atomically
 
 FASTER, LOSS = 1.4, 0.003
 BATCH = 4  # as `predictor.model.BATCH`
@@ -49,7 +49,7 @@ METHODS = {
 
 @dataclasses.dataclass(frozen=True)
 class Row:
-    """One variant. `faster` is the median over rounds of its rate over that of 32 bits; the rest on validation films."""
+    """One variant. `faster` is the median over rounds of its rate over that of 32 bits; the rest on validation images."""
 
     name: str
     megabytes: float
@@ -59,8 +59,8 @@ class Row:
     largest_change: float
 
 
-class Films(quantization.CalibrationDataReader):
-    """Prepared films for the ranges of activations."""
+class Images(quantization.CalibrationDataReader):
+    """Prepared images for the ranges of activations."""
 
     def __init__(self, pixels: npt.NDArray[np.uint8]) -> None:
         self._batches: Iterator[npt.NDArray[np.uint8]] = iter(np.array_split(pixels, max(1, len(pixels) // BATCH)))
@@ -68,7 +68,7 @@ class Films(quantization.CalibrationDataReader):
     def get_next(self) -> dict[str, npt.NDArray[np.uint8]] | None:
         """One batch, None at the end."""
         batch = next(self._batches, None)
-        return None if batch is None else {"film": batch}
+        return None if batch is None else {"image": batch}
 
 
 def quantised(content: bytes, pixels: npt.NDArray[np.uint8], method: quantization.CalibrationMethod) -> bytes:
@@ -80,7 +80,7 @@ def quantised(content: bytes, pixels: npt.NDArray[np.uint8], method: quantizatio
         quantization.quantize_static(
             str(ready),
             str(made),
-            Films(pixels),
+            Images(pixels),
             quant_format=quantization.QuantFormat.QDQ,
             per_channel=True,
             activation_type=quantization.QuantType.QUInt8,
@@ -108,18 +108,18 @@ def behind_the_logit(model: onnx.ModelProto) -> list[str]:
     return found
 
 
-def films(
+def images(
     data: Path, split: str, manifest: Path, card: Card, most: int
 ) -> tuple[npt.NDArray[np.uint8], npt.NDArray[np.bool_]]:
-    """Prepared films of a split, evenly from all over it, and whether they show pneumonia."""
-    root, chosen = choose_films(data, split, manifest)
+    """Prepared images of a split, evenly from all over it, and whether they show pneumonia."""
+    root, chosen = select_images(data, split, manifest)
     places = np.unique(np.linspace(0, len(chosen) - 1, min(most, len(chosen))).astype(int))
-    pixels = np.stack([prepare(decode(root / chosen[i].path), card.preparation) for i in places])
+    pixels = np.stack([preprocess(decode(root / chosen[i].path), card.preprocessing) for i in places])
     return pixels, np.array([chosen[i].positive for i in places])
 
 
-def rate(predictor: Predictor, pixels: npt.NDArray[np.uint8]) -> float:
-    """Films a second, in batches as `predict` makes them."""
+def rate(predictor: BundleSession, pixels: npt.NDArray[np.uint8]) -> float:
+    """Images a second, in batches as `predict` makes them."""
     start = time.perf_counter()
     for first in range(0, len(pixels), BATCH):
         predictor.outputs(pixels[first : first + BATCH])
@@ -130,7 +130,7 @@ def compare(
     variants: dict[str, bytes], card: Card, pixels: npt.NDArray[np.uint8], labels: npt.NDArray[np.bool_], rounds: int
 ) -> list[Row]:
     """Every variant beside the first."""
-    predictors = {name: Predictor(card, content) for name, content in variants.items()}
+    predictors = {name: BundleSession(card, content) for name, content in variants.items()}
     logits = {
         name: np.concatenate([each.logits(pixels[i : i + BATCH]) for i in range(0, len(pixels), BATCH)])
         for name, each in predictors.items()
@@ -140,7 +140,7 @@ def compare(
         for name, predictor in predictors.items():
             rates[name].append(rate(predictor, pixels[:200]))
     first = next(iter(variants))
-    threshold = card.points[DEFAULT_POINT].threshold
+    threshold = card.points[DEFAULT_OPERATING_POINT].threshold
     return [
         Row(
             name,
@@ -158,7 +158,7 @@ def table(rows: Sequence[Row], card: Card, n: int, ranges: int, command: str) ->
     """For a person."""
     whole = rows[0]
     lines = [
-        f"{card.name} ({card.network}) in 8 bits on {platform.machine()}, {n} validation films, ranges of {ranges} training films"
+        f"{card.name} ({card.network}) in 8 bits on {platform.machine()}, {n} validation images, ranges of {ranges} training images"
         f" ({__version__}). It ships where it is {FASTER} times as fast and loses at most {LOSS:.3f} of AUROC and of accuracy.",
         "",
         "| variant | MB | times as fast | AUROC | accuracy at `balanced` | largest change of a score | ships |",
@@ -177,17 +177,17 @@ def table(rows: Sequence[Row], card: Card, n: int, ranges: int, command: str) ->
 def main(arguments: Sequence[str] | None = None) -> None:
     """Quantise in each way, compare, print, and write."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("model", type=Path, help="a run: its manifest tells validation films from training films")
+    parser.add_argument("model", type=Path, help="a run: its manifest tells validation images from training images")
     parser.add_argument("--data", type=Path, required=True)
     parser.add_argument("--out", type=Path, required=True, help="folder for eight_bit.md and .json")
-    parser.add_argument("--ranges", type=int, default=256, help="training films that ranges are read off")
+    parser.add_argument("--ranges", type=int, default=256, help="training images that ranges are read off")
     parser.add_argument("--rounds", type=int, default=7)
     options = parser.parse_args(arguments)
 
     card, content = read_bundle(find_bundle(options.model))
     manifest = options.model / "manifest.csv"
-    ranges, _ = films(options.data, "train", manifest, card, options.ranges)
-    pixels, labels = films(options.data, "validation", manifest, card, 10**6)
+    ranges, _ = images(options.data, "train", manifest, card, options.ranges)
+    pixels, labels = images(options.data, "validation", manifest, card, 10**6)
     variants = {"32 bits": content}
     for name, method in METHODS.items():
         print(f"8 bits, ranges by {name}", file=sys.stderr, flush=True)

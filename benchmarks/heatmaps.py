@@ -1,14 +1,14 @@
 """Whether a bundle's heatmaps show what its network uses: two questions that a pretty map can fail.
 
-- Deletion and insertion (Petsiuk 2018): pixels are taken from a film, or given to a blurred one, in the order of the map, what
+- Deletion and insertion (Petsiuk 2018): pixels are taken from an image, or given to a blurred one, in the order of the map, what
   speaks most for the network's answer first. The area under the score of that answer is to be low for deletion and high for
-  insertion. Beside it stand random maps of the same smoothness: the film's own map with the phases of its spectrum
+  insertion. Beside it stand random maps of the same smoothness: the image's own map with the phases of its spectrum
   drawn anew, so that they differ in where they point and in nothing else.
 - Randomised weights (Adebayo 2018): a map that stays as it was when the weights have lost all meaning never showed what was
   learned. The weights of the last layer, of the last half of the layers and of all are shuffled, each tensor within itself, and
-  the maps are compared place by place with the trained network's. Beside it: the maps of another film.
+  the maps are compared place by place with the trained network's. Beside it: the maps of another image.
 
-It asks the ONNX file alone, so any bundle can be judged. By default it looks at validation films: the test films belong to
+It asks the ONNX file alone, so any bundle can be judged. By default it looks at validation images: the test images belong to
 `pneumoscope evaluate` and its ledger.
 """
 
@@ -33,21 +33,21 @@ from scipy.stats import spearmanr
 
 from pneumoscope import __version__
 from pneumoscope.bundle.card import Card, find_bundle, read_bundle
-from pneumoscope.dataset.manifest import LABELS, Film
-from pneumoscope.errors import UsageError
-from pneumoscope.evaluation.films import choose_films
-from pneumoscope.predictor.heatmap import over_film
-from pneumoscope.predictor.predictor import Outputs, Predictor, sigmoid
-from pneumoscope.radiograph.decode import decode
-from pneumoscope.radiograph.prepare import prepare
-from pneumoscope.results import NOTICE, Interval
+from pneumoscope.core.errors import UsageError
+from pneumoscope.core.files import write_atomically
+from pneumoscope.core.results import NOTICE, Interval
+from pneumoscope.data.manifest import LABELS, LabelledImage
+from pneumoscope.evaluation.selection import select_images
+from pneumoscope.imaging.decode import decode
+from pneumoscope.imaging.preprocess import preprocess
+from pneumoscope.inference.saliency import over_image
+from pneumoscope.inference.session import BundleSession, Outputs, sigmoid
 from pneumoscope.statistics.intervals import patient_bootstrap
-from pneumoscope.storage import write_atomically
 
 STEPS = 16  # equal shares of the pixels
-RANDOM = 3  # random maps a film
+RANDOM = 3  # random maps an image
 SHUFFLES = 3  # of the weights, for each share of the layers
-BLUR = 1 / 8  # radius of what stands in the place of a pixel that is taken away, of the film's side
+BLUR = 1 / 8  # radius of what stands in the place of a pixel that is taken away, of the image's side
 BATCH = 32
 WEIGHTED = {"Conv", "ConvTranspose", "Gemm", "MatMul"}
 FloatArray = npt.NDArray[np.floating]
@@ -55,40 +55,40 @@ FloatArray = npt.NDArray[np.floating]
 
 @dataclasses.dataclass(frozen=True)
 class Sample:
-    """Films, prepared, and what the network says of them."""
+    """Images, prepared, and what the network says of them."""
 
-    films: tuple[Film, ...]
+    images: tuple[LabelledImage, ...]
     pixels: npt.NDArray[np.uint8]
     outputs: Outputs
 
     def interval(self, values: Sequence[float] | FloatArray, seed: int) -> Interval:
-        """Mean over the films that have the value, with an interval over draws of patients."""
+        """Mean over the images that have the value, with an interval over draws of patients."""
         found = np.asarray(values, dtype=np.float64)
         kept = np.flatnonzero(np.isfinite(found))
         if not len(kept):
             return Interval(
                 None, None, None, "patient bootstrap", 0, seed=seed, reason="maps without any difference in them"
             )
-        labels = [self.films[i].label == LABELS[1] for i in kept]
+        labels = [self.images[i].label == LABELS[1] for i in kept]
         return patient_bootstrap(
             lambda x, _, weights: weights @ x / weights.sum(1),
-            found[kept], labels, [self.films[i].patient for i in kept], seed=seed,
+            found[kept], labels, [self.images[i].patient for i in kept], seed=seed,
         )  # fmt: skip
 
 
 def draw_sample(
-    predictor: Predictor, root: Path, films: Sequence[Film], wanted: int, rng: np.random.Generator
+    predictor: BundleSession, root: Path, images: Sequence[LabelledImage], wanted: int, rng: np.random.Generator
 ) -> Sample:
-    """As many normal films as pneumonias, half of `wanted` each or as many as there are."""
-    of_label = [[film for film in films if film.label == label] for label in LABELS]
+    """As many normal images as pneumonias, half of `wanted` each or as many as there are."""
+    of_label = [[image for image in images if image.label == label] for label in LABELS]
     each = min(math.ceil(wanted / 2), *map(len, of_label))
     drawn = tuple(found[i] for found in of_label for i in sorted(rng.permutation(len(found))[:each]))
-    pixels = np.stack([prepare(decode(root / film.path), predictor.card.preparation) for film in drawn])
+    pixels = np.stack([preprocess(decode(root / image.path), predictor.card.preprocessing) for image in drawn])
     return Sample(drawn, pixels, explain(predictor, pixels))
 
 
-def explain(predictor: Predictor, pixels: npt.NDArray[np.uint8]) -> Outputs:
-    """Outputs of many films."""
+def explain(predictor: BundleSession, pixels: npt.NDArray[np.uint8]) -> Outputs:
+    """Outputs of many images."""
     parts = [predictor.outputs(pixels[i : i + BATCH], heatmaps=True) for i in range(0, len(pixels), BATCH)]
     given = [field.name for field in dataclasses.fields(Outputs) if getattr(parts[0], field.name) is not None]
     return Outputs(**{name: np.concatenate([getattr(part, name) for part in parts]) for name in given})
@@ -105,35 +105,37 @@ def same_spectrum(heatmap: FloatArray, rng: np.random.Generator) -> FloatArray:
     return np.fft.irfft2(np.fft.rfft2(heatmap) * phases, s=heatmap.shape)
 
 
-def areas(predictor: Predictor, film: npt.NDArray[np.uint8], heatmap: FloatArray, sign: int) -> tuple[float, float]:
+def areas(
+    predictor: BundleSession, image: npt.NDArray[np.uint8], heatmap: FloatArray, sign: int
+) -> tuple[float, float]:
     """Areas under the score of what the network says, for deletion and for insertion; 0 to 1.
 
     Args:
-        film: prepared, shape (size, size).
+        image: prepared, shape (size, size).
         heatmap: shape (rows, columns).
         sign: 1 where the network says pneumonia, -1 where it says normal.
     """
-    size = len(film)
-    importance = sign * over_film(heatmap.astype(np.float32), size, size, "squash")
+    size = len(image)
+    importance = sign * over_image(heatmap.astype(np.float32), size, size, "squash")
     rank = np.empty(size * size, int)
     rank[np.argsort(-importance, axis=None, kind="stable")] = np.arange(size * size)
     shares = np.linspace(0, 1, STEPS + 1)
     taken = rank.reshape(1, size, size) < shares[:, None, None] * size * size
-    blurred = np.asarray(Image.fromarray(film).filter(ImageFilter.GaussianBlur(BLUR * size)))
-    both = np.concatenate([np.where(taken, blurred, film), np.where(taken, film, blurred)])
+    blurred = np.asarray(Image.fromarray(image).filter(ImageFilter.GaussianBlur(BLUR * size)))
+    both = np.concatenate([np.where(taken, blurred, image), np.where(taken, image, blurred)])
     logits = np.concatenate([predictor.logits(both[i : i + BATCH]) for i in range(0, len(both), BATCH)])
     deletion, insertion = sigmoid(sign * logits).reshape(2, -1)
     return float(np.trapezoid(deletion, shares)), float(np.trapezoid(insertion, shares))
 
 
-def faithfulness(predictor: Predictor, sample: Sample, rng: np.random.Generator, seed: int) -> dict[str, Any]:
+def faithfulness(predictor: BundleSession, sample: Sample, rng: np.random.Generator, seed: int) -> dict[str, Any]:
     """Areas of the network's maps and of random ones, and their differences in the direction that is better."""
     signs = np.where(sample.outputs.logit >= 0, 1, -1)
     own, random = [], []
-    films = list(zip(sample.pixels, sample.outputs.heatmap, signs, strict=True))
-    for film, heatmap, sign in shown(films, "deletion and insertion"):
-        own.append(areas(predictor, film, heatmap, sign))
-        drawn = [areas(predictor, film, same_spectrum(heatmap, rng), sign) for _ in range(RANDOM)]
+    images = list(zip(sample.pixels, sample.outputs.heatmap, signs, strict=True))
+    for image, heatmap, sign in shown(images, "deletion and insertion"):
+        own.append(areas(predictor, image, heatmap, sign))
+        drawn = [areas(predictor, image, same_spectrum(heatmap, rng), sign) for _ in range(RANDOM)]
         random.append(np.mean(drawn, axis=0))
     found: dict[str, Any] = {}
     for column, (name, better) in enumerate((("deletion", -1), ("insertion", 1))):
@@ -142,7 +144,7 @@ def faithfulness(predictor: Predictor, sample: Sample, rng: np.random.Generator,
             "heatmap": sample.interval(mine, seed),
             "random": sample.interval(others, seed),
             "better_by": sample.interval(better * (mine - others), seed),
-            "films_better": float(np.mean(better * (mine - others) > 0)),
+            "images_better": float(np.mean(better * (mine - others) > 0)),
         }
     return found
 
@@ -182,7 +184,7 @@ def shuffled(network: bytes, share: float, rng: np.random.Generator) -> tuple[by
 
 
 def _behind(output: str, graph: Any) -> list[Any]:
-    """The nodes that an output hangs on, in their order: what looks at a film beside the network is not of it."""
+    """The nodes that an output hangs on, in their order: what looks at an image beside the network is not of it."""
     needed, found = {output}, []
     for node in reversed(graph.node):  # a node stands behind those that make its inputs
         if needed.intersection(node.output):
@@ -199,7 +201,7 @@ def likeness(a: FloatArray, b: FloatArray) -> float:
 
 
 def collapse(card: Card, network: bytes, sample: Sample, rng: np.random.Generator, seed: int) -> list[dict[str, Any]]:
-    """A row for each share of the layers that was shuffled, and one for the maps of another film."""
+    """A row for each share of the layers that was shuffled, and one for the maps of another image."""
     maps = sample.outputs.heatmap
 
     def row(name: str, others: Iterable[FloatArray], layers: int) -> dict[str, Any]:
@@ -220,10 +222,10 @@ def collapse(card: Card, network: bytes, sample: Sample, rng: np.random.Generato
         found, layers = [], 0
         for _ in shown(range(SHUFFLES), f"weights shuffled, {name}"):
             content, layers = shuffled(network, share, rng)
-            found.append(explain(Predictor(card, content), sample.pixels).heatmap)
+            found.append(explain(BundleSession(card, content), sample.pixels).heatmap)
         rows.append(row(name, found, layers))
-    # The films lie label by label: half of them further is a film of the other label.
-    rows.append(row("none, but the map of a film of the other label", [np.roll(maps, len(maps) // 2, axis=0)], 0))
+    # The images lie label by label: half of them further is an image of the other label.
+    rows.append(row("none, but the map of an image of the other label", [np.roll(maps, len(maps) // 2, axis=0)], 0))
     return rows
 
 
@@ -254,25 +256,25 @@ def words(interval: Interval) -> str:
 def table(found: dict[str, Any]) -> str:
     """Markdown for people."""
     lines = [
-        f"Heatmaps of {found['bundle']} ({found['network']}, {found['places']} places) on {found['n']} {found['split']} films of"
+        f"Heatmaps of {found['bundle']} ({found['network']}, {found['places']} places) on {found['n']} {found['split']} images of"
         f" {found['patients']} patients, half of them normal; means with 95% intervals over patients, seed {found['seed']}.",
         "",
-        f"Areas under the score of what the network says; {RANDOM} random maps a film with the spectrum of its own.",
+        f"Areas under the score of what the network says; {RANDOM} random maps an image with the spectrum of its own.",
         "",
-        "| curve | heatmap | random map | better by | films where it is better |",
+        "| curve | heatmap | random map | better by | images where it is better |",
         "| --- | --- | --- | --- | --- |",
     ]
     for name, about in (("deletion", "lower is better"), ("insertion", "higher is better")):
         row = found["faithfulness"][name]
         lines.append(
             f"| {name}, {about} | {words(row['heatmap'])} | {words(row['random'])} | {words(row['better_by'])}"
-            f" | {row['films_better']:.0%} |"
+            f" | {row['images_better']:.0%} |"
         )
     lines += [
         "",
         f"Rank correlation with the trained network's maps; near 0 is right. Means of {SHUFFLES} shuffles.",
         "",
-        "| shuffled | layers | correlation | of magnitudes | films |",
+        "| shuffled | layers | correlation | of magnitudes | images |",
         "| --- | --- | --- | --- | --- |",
     ]
     lines += [
@@ -282,24 +284,24 @@ def table(found: dict[str, Any]) -> str:
     return "\n".join([*lines, "", f"`{found['command']}`", "", NOTICE, ""])
 
 
-def measure(target: Path, data: Path, split: str, films: int, seed: int) -> dict[str, Any]:
+def measure(target: Path, data: Path, split: str, images: int, seed: int) -> dict[str, Any]:
     """Everything that is written."""
     card, network = read_bundle(find_bundle(target))
-    predictor = Predictor(card, network)
-    root, found = choose_films(data, split, target / "manifest.csv")
+    predictor = BundleSession(card, network)
+    root, found = select_images(data, split, target / "manifest.csv")
     rng = np.random.default_rng(seed)
-    sample = draw_sample(predictor, root, found, films, rng)
+    sample = draw_sample(predictor, root, found, images, rng)
     rows, columns = sample.outputs.heatmap.shape[1:]
     if rows * columns < 4:
-        raise UsageError(f"a heatmap of {rows} x {columns} places has no order to judge", advice="Take larger films")
+        raise UsageError(f"a heatmap of {rows} x {columns} places has no order to judge", advice="Take larger images")
     return {
         "bundle": card.name,
         "network": card.network,
         "onnx_sha256": card.onnx_sha256,
         "places": f"{rows} x {columns}",
         "split": split,
-        "n": len(sample.films),
-        "patients": len({film.patient or film.path for film in sample.films}),
+        "n": len(sample.images),
+        "patients": len({image.patient or image.path for image in sample.images}),
         "seed": seed,
         "steps": STEPS,
         "faithfulness": faithfulness(predictor, sample, rng, seed),
@@ -315,16 +317,16 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("target", type=Path, help="a run's folder, or a bundle")
     parser.add_argument(
-        "--data", type=Path, required=True, help="the films: a folder, or a manifest for a bundle alone"
+        "--data", type=Path, required=True, help="the images: a folder, or a manifest for a bundle alone"
     )
     parser.add_argument("--split", default="validation")
-    parser.add_argument("--films", type=int, default=100, help="how many are drawn, half of each label")
+    parser.add_argument("--images", type=int, default=100, help="how many are drawn, half of each label")
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument(
         "--out", type=Path, help="folder for heatmaps.json and heatmaps.md; nothing is written without it"
     )
     given = parser.parse_args(arguments)
-    found = measure(given.target, given.data, given.split, given.films, given.seed)
+    found = measure(given.target, given.data, given.split, given.images, given.seed)
     found["command"] = shlex.join(
         ["python", "benchmarks/heatmaps.py", *(sys.argv[1:] if arguments is None else arguments)]
     )

@@ -1,7 +1,7 @@
-"""Whether a service survives what it is sent: mutated films of every format, and forms of random make, to the real process.
+"""Whether a service survives what it is sent: mutated images of every format, and forms of random make, to the real process.
 
 Every answer must be an answer that the description has: a prediction, or a problem that blames the request; never a fault of ours
-(500), and never silence. In the end the process must live, be ready, and its audit trail must hold. Inputs come from a seed: one
+(500), and never silence. In the end the process must live, be ready, and its audit log must hold. Inputs come from a seed: one
 that fails is written to a file, and can be sent again.
 """
 
@@ -31,11 +31,11 @@ from PIL import Image
 from pydicom.uid import RLELossless
 
 from pneumoscope import __version__
-from pneumoscope.radiograph.chest import draw
-from pneumoscope.results import NOTICE
-from pneumoscope.service.database import open_database
-from pneumoscope.service.trail import verify
-from pneumoscope.storage import write_atomically
+from pneumoscope.core.files import write_atomically
+from pneumoscope.core.results import NOTICE
+from pneumoscope.imaging.phantom_drawing import draw
+from pneumoscope.service.audit.log import verify
+from pneumoscope.service.storage.database import open_database
 
 Grey = npt.NDArray[np.uint8]
 sys.path.insert(0, str(Path(__file__).resolve().parent))
@@ -61,7 +61,7 @@ HEADERS = (
 
 
 def seeds() -> list[bytes]:
-    """One good film of each kind."""
+    """One good image of each kind."""
     grey = draw(0, pneumonia=True, size=SIDE)
     pictures = [_file(grey, kind) for kind in ("JPEG", "PNG", "TIFF", "BMP", "WEBP")]
     return [*pictures, dicom(grey), compressed(dicom(grey))]
@@ -73,9 +73,9 @@ def _file(grey: Grey, kind: str) -> bytes:
     return file.getvalue()
 
 
-def compressed(film: bytes) -> bytes:
+def compressed(image: bytes) -> bytes:
     """A DICOM file in run-length coding."""
-    dataset = pydicom.dcmread(io.BytesIO(film))
+    dataset = pydicom.dcmread(io.BytesIO(image))
     dataset.compress(RLELossless)
     file = io.BytesIO()
     pydicom.dcmwrite(file, dataset)
@@ -83,7 +83,7 @@ def compressed(film: bytes) -> bytes:
 
 
 def mutated(content: bytes, chance: random.Random) -> bytes:
-    """A film with some of its bytes changed, moved, doubled, cut or overwritten by what parsers trip over."""
+    """An image with some of its bytes changed, moved, doubled, cut or overwritten by what parsers trip over."""
     data = bytearray(content)
     # Headers are where parsers are led astray.
     for _ in range(chance.choice((1, 1, 2, 4, 16))):
@@ -107,7 +107,7 @@ def mutated(content: bytes, chance: random.Random) -> bytes:
     return bytes(data)
 
 
-def form(chance: random.Random, films: Sequence[bytes]) -> tuple[str, bytes]:
+def form(chance: random.Random, images: Sequence[bytes]) -> tuple[str, bytes]:
     """A content type, and a body that may or may not be of it."""
     if chance.random() < 0.3:
         return chance.choice(HEADERS), chance.randbytes(chance.randrange(400))
@@ -115,29 +115,29 @@ def form(chance: random.Random, films: Sequence[bytes]) -> tuple[str, bytes]:
     for _ in range(chance.randrange(4)):
         name = chance.choice(
             (
-                'name="films"; filename="a"',
-                'name="films"',
+                'name="images"; filename="a"',
+                'name="images"',
                 'name=""; filename=""',
                 "",
-                'name="films"; filename="' + "é" * 200,
+                'name="images"; filename="' + "é" * 200,
             )
         )
         kind = chance.choice(("", "Content-Type: image/png\r\n", "Content-Type: \x00\r\n", "X" * 5000 + ": y\r\n"))
         head = f"--b\r\nContent-Disposition: form-data; {name}\r\n{kind}\r\n".encode()
-        parts.append(head + mutated(chance.choice(films), chance) + b"\r\n")
+        parts.append(head + mutated(chance.choice(images), chance) + b"\r\n")
     body = b"".join(parts) + b"--b--\r\n"
     return "multipart/form-data; boundary=b", mutated(body, chance) if chance.random() < 0.5 else body
 
 
 def inputs(count: int, seed: int) -> Iterator[tuple[str, bytes]]:
     """Content types and bodies, the same for the same seed."""
-    films = seeds()
+    images = seeds()
     for place in range(count):
         chance = random.Random(f"{seed} {place}")
         if chance.random() < 0.2:
-            yield form(chance, films)
+            yield form(chance, images)
         else:
-            yield "application/octet-stream", mutated(chance.choice(films), chance)
+            yield "application/octet-stream", mutated(chance.choice(images), chance)
 
 
 @contextlib.contextmanager
@@ -211,7 +211,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     state = "lives and is ready" if ready and lives else "is dead or not ready"
     text = (
         f"{options.inputs:,} hostile inputs to the real process, seed {options.seed}, {options.clients} clients ({__version__})."
-        f" Afterwards it {state}; {kept:,} films are kept, and the audit trail of {rows:,} rows holds.\n\n"
+        f" Afterwards it {state}; {kept:,} images are kept, and the audit log of {rows:,} rows holds.\n\n"
         "| answer | inputs |\n| --- | --- |\n"
         + "".join(f"| {answer} | {count:,} |\n" for answer, count in sorted(found.items()))
         + f"\n`{command}`\n\n{NOTICE}\n"

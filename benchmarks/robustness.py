@@ -1,13 +1,13 @@
-"""Whether a bundle says the same of the same film however it comes, and says nothing of what it cannot know.
+"""Whether a bundle says the same of the same image however it comes, and says nothing of what it cannot know.
 
-- The same film at full size and as a small copy; as PNG, as PNG and DICOM of more bits, with black and white the other way round
+- The same image at full size and as a small copy; as PNG, as PNG and DICOM of more bits, with black and white the other way round
   in the file: the probability should not move.
-- A film compressed harder, turned a little, lighter or darker: few decisions should change.
-- A film turned, mirrored, inverted or cut, noise, phantoms, and any folder of pictures of which nothing is known: how many are
+- An image compressed harder, turned a little, lighter or darker: few decisions should change.
+- An image turned, mirrored, inverted or cut, noise, phantoms, and any folder of pictures of which nothing is known: how many are
   rejected.
 
-A film that is rejected in one form and not in another is a changed decision. By default it looks at validation films: the test
-films belong to `pneumoscope evaluate` and its ledger.
+An image that is rejected in one form and not in another is a changed decision. By default it looks at validation images: the test
+images belong to `pneumoscope evaluate` and its ledger.
 """
 
 from __future__ import annotations
@@ -32,17 +32,17 @@ from pydicom.dataset import FileDataset, FileMetaDataset
 from pydicom.uid import DigitalXRayImageStorageForPresentation, ExplicitVRLittleEndian, generate_uid
 
 from pneumoscope import __version__
-from pneumoscope.dataset.manifest import LABELS
-from pneumoscope.errors import DatasetError
-from pneumoscope.evaluation.films import choose_films
-from pneumoscope.predictor.films import find_films
-from pneumoscope.predictor.model import Film, Model, load_model
-from pneumoscope.predictor.refuse import sort_of_refusal
-from pneumoscope.radiograph.chest import draw
-from pneumoscope.radiograph.decode import decode
-from pneumoscope.results import NOTICE, Interval, Prediction
+from pneumoscope.core.errors import DatasetError
+from pneumoscope.core.files import write_atomically
+from pneumoscope.core.results import NOTICE, Interval, Prediction
+from pneumoscope.data.manifest import LABELS
+from pneumoscope.evaluation.selection import select_images
+from pneumoscope.imaging.decode import decode
+from pneumoscope.imaging.phantom_drawing import draw
+from pneumoscope.inference.discovery import discover_images
+from pneumoscope.inference.model import LabelledImage, Model, load_model
+from pneumoscope.inference.rejection import sort_of_refusal
 from pneumoscope.statistics.intervals import proportion
-from pneumoscope.storage import write_atomically
 
 Grey = npt.NDArray[np.uint8]
 TURN = 10  # degrees to either side
@@ -52,30 +52,30 @@ NEAR = 0.05  # of a probability
 FIRST_PHANTOM = 10_000  # no gate has learned from this one and those that follow
 
 
-# --- the same film in another form -----------------------------------------------------------------------------------
+# --- the same image in another form -----------------------------------------------------------------------------------
 
 
-def png(film: Grey) -> bytes:
+def png(image: Grey) -> bytes:
     """8 bits."""
-    return _file(Image.fromarray(film), "PNG")
+    return _file(Image.fromarray(image), "PNG")
 
 
-def deep_png(film: Grey) -> bytes:
+def deep_png(image: Grey) -> bytes:
     """16 bits, white at the top of them."""
-    return _file(Image.fromarray(film.astype(np.uint16) * 257), "PNG")
+    return _file(Image.fromarray(image.astype(np.uint16) * 257), "PNG")
 
 
-def dicom(film: Grey, *, inverted: bool = False) -> bytes:
+def dicom(image: Grey, *, inverted: bool = False) -> bytes:
     """12 bits of 16 with the window that shows all of them; `inverted` stores white as 0 and says so."""
-    stored = np.rint(film.astype(np.float64) * (4095 / 255)).astype(np.uint16)
+    stored = np.rint(image.astype(np.float64) * (4095 / 255)).astype(np.uint16)
     meta = FileMetaDataset()
     meta.MediaStorageSOPClassUID = DigitalXRayImageStorageForPresentation
-    meta.MediaStorageSOPInstanceUID = generate_uid(entropy_srcs=["film"])
+    meta.MediaStorageSOPInstanceUID = generate_uid(entropy_srcs=["image"])
     meta.TransferSyntaxUID = ExplicitVRLittleEndian
     data = FileDataset("", {}, file_meta=meta, preamble=b"\0" * 128)
     data.SOPClassUID, data.SOPInstanceUID = meta.MediaStorageSOPClassUID, meta.MediaStorageSOPInstanceUID
     data.Modality, data.BodyPartExamined, data.ViewPosition = "DX", "CHEST", "AP"
-    data.Rows, data.Columns = film.shape
+    data.Rows, data.Columns = image.shape
     data.SamplesPerPixel, data.PixelRepresentation = 1, 0
     data.BitsAllocated, data.BitsStored, data.HighBit = 16, 12, 11
     data.PhotometricInterpretation = "MONOCHROME1" if inverted else "MONOCHROME2"
@@ -86,26 +86,26 @@ def dicom(film: Grey, *, inverted: bool = False) -> bytes:
     return file.getvalue()
 
 
-def squeezed(film: Grey) -> bytes:
+def squeezed(image: Grey) -> bytes:
     """JPEG of half quality."""
-    return _file(Image.fromarray(film), "JPEG", quality=QUALITY)
+    return _file(Image.fromarray(image), "JPEG", quality=QUALITY)
 
 
-def turned(film: Grey, degrees: float) -> Grey:
+def turned(image: Grey, degrees: float) -> Grey:
     """Turned about its middle; what comes into view is black."""
-    return np.asarray(Image.fromarray(film).rotate(degrees, Image.Resampling.BILINEAR))
+    return np.asarray(Image.fromarray(image).rotate(degrees, Image.Resampling.BILINEAR))
 
 
-def lit(film: Grey, factor: float) -> Grey:
+def lit(image: Grey, factor: float) -> Grey:
     """All grey levels times a factor."""
-    return np.clip(np.rint(film * np.float64(factor)), 0, 255).astype(np.uint8)
+    return np.clip(np.rint(image * np.float64(factor)), 0, 255).astype(np.uint8)
 
 
-def middle(film: Grey, area: float) -> Grey:
-    """The middle of a film, of this share of its area."""
-    height, width = (max(1, round(side * area**0.5)) for side in film.shape)
-    top, left = (film.shape[0] - height) // 2, (film.shape[1] - width) // 2
-    return np.ascontiguousarray(film[top : top + height, left : left + width])
+def middle(image: Grey, area: float) -> Grey:
+    """The middle of an image, of this share of its area."""
+    height, width = (max(1, round(side * area**0.5)) for side in image.shape)
+    top, left = (image.shape[0] - height) // 2, (image.shape[1] - width) // 2
+    return np.ascontiguousarray(image[top : top + height, left : left + width])
 
 
 def _file(image: Image.Image, kind: str, **options: Any) -> bytes:
@@ -114,29 +114,29 @@ def _file(image: Image.Image, kind: str, **options: Any) -> bytes:
     return file.getvalue()
 
 
-FORMATS: dict[str, Callable[[Grey], Film]] = {
+FORMATS: dict[str, Callable[[Grey], LabelledImage]] = {
     "PNG": png,
     "PNG, 16 bits": deep_png,
     "DICOM, 12 bits": dicom,
-    "DICOM, MONOCHROME1": lambda film: dicom(film, inverted=True),
+    "DICOM, MONOCHROME1": lambda image: dicom(image, inverted=True),
 }
-CHANGES: dict[str, Callable[[Grey], Film]] = {
+CHANGES: dict[str, Callable[[Grey], LabelledImage]] = {
     f"JPEG quality {QUALITY}": squeezed,
-    f"turned {TURN}° left": lambda film: turned(film, TURN),
-    f"turned {TURN}° right": lambda film: turned(film, -TURN),
-    f"{LIGHT:.0%} lighter": lambda film: lit(film, 1 + LIGHT),
-    f"{LIGHT:.0%} darker": lambda film: lit(film, 1 - LIGHT),
+    f"turned {TURN}° left": lambda image: turned(image, TURN),
+    f"turned {TURN}° right": lambda image: turned(image, -TURN),
+    f"{LIGHT:.0%} lighter": lambda image: lit(image, 1 + LIGHT),
+    f"{LIGHT:.0%} darker": lambda image: lit(image, 1 - LIGHT),
 }
-SPOILT: dict[str, Callable[[Grey], Film]] = {
-    "inverted": lambda film: 255 - film,
-    "upside down": lambda film: np.ascontiguousarray(np.rot90(film, 2)),
-    "on its left side": lambda film: np.ascontiguousarray(np.rot90(film)),
-    "on its right side": lambda film: np.ascontiguousarray(np.rot90(film, 3)),
-    "mirrored": lambda film: np.ascontiguousarray(film[:, ::-1]),
-    "middle quarter of the area": lambda film: middle(film, 0.25),
-    "blank": lambda film: np.full_like(film, int(film.mean())),
-    "noise of its greys": lambda film: (
-        np.random.default_rng(int(film.sum())).permutation(film.ravel()).reshape(film.shape)
+SPOILT: dict[str, Callable[[Grey], LabelledImage]] = {
+    "inverted": lambda image: 255 - image,
+    "upside down": lambda image: np.ascontiguousarray(np.rot90(image, 2)),
+    "on its left side": lambda image: np.ascontiguousarray(np.rot90(image)),
+    "on its right side": lambda image: np.ascontiguousarray(np.rot90(image, 3)),
+    "mirrored": lambda image: np.ascontiguousarray(image[:, ::-1]),
+    "middle quarter of the area": lambda image: middle(image, 0.25),
+    "blank": lambda image: np.full_like(image, int(image.mean())),
+    "noise of its greys": lambda image: (
+        np.random.default_rng(int(image.sum())).permutation(image.ravel()).reshape(image.shape)
     ),
 }
 
@@ -179,22 +179,22 @@ def rejections(name: str, found: Iterable[Prediction], patients: Sequence[str] |
 
 def measure(model: Model, data: Path, target: Path, given: argparse.Namespace) -> dict[str, Any]:
     """Everything that is written."""
-    root, films = choose_films(data, given.split, target / "manifest.csv")
+    root, images = select_images(data, given.split, target / "manifest.csv")
     rng = np.random.default_rng(given.seed)
-    each = min(given.films // 2, *(sum(film.label == label for film in films) for label in LABELS))
+    each = min(given.images // 2, *(sum(image.label == label for image in images) for label in LABELS))
     drawn = [
         found[place]
-        for found in ([film for film in films if film.label == label] for label in LABELS)
+        for found in ([image for image in images if image.label == label] for label in LABELS)
         for place in sorted(rng.permutation(len(found))[:each].tolist())
     ]
-    patients = [film.patient for film in drawn]
-    pixels = [decode(root / film.path).pixels for film in drawn]
+    patients = [image.patient for image in drawn]
+    pixels = [decode(root / image.path).pixels for image in drawn]
 
-    def judged(change: Callable[[Grey], Film], what: str) -> list[Prediction]:
-        print(f"{what}: {len(pixels)} films", file=sys.stderr, flush=True)
-        return list(model.predict_many(change(film) for film in pixels))
+    def judged(change: Callable[[Grey], LabelledImage], what: str) -> list[Prediction]:
+        print(f"{what}: {len(pixels)} images", file=sys.stderr, flush=True)
+        return list(model.predict_many(change(image) for image in pixels))
 
-    before = judged(lambda film: film, "as they are")
+    before = judged(lambda image: image, "as they are")
     found: dict[str, Any] = {
         "bundle": model.card.name,
         "network": model.card.network,
@@ -202,7 +202,7 @@ def measure(model: Model, data: Path, target: Path, given: argparse.Namespace) -
         "operating_point": model.point.rule,
         "split": given.split,
         "n": len(drawn),
-        "patients": len({patient or film.path for patient, film in zip(patients, drawn, strict=True)}),
+        "patients": len({patient or image.path for patient, image in zip(patients, drawn, strict=True)}),
         "seed": given.seed,
         "as_they_are": rejections("as they are", before, patients),
         "formats": [compare(name, before, judged(change, name), patients) for name, change in FORMATS.items()],
@@ -217,13 +217,13 @@ def measure(model: Model, data: Path, target: Path, given: argparse.Namespace) -
     phantoms = (draw(FIRST_PHANTOM + i, i % 2 == 0) for i in range(given.phantoms))
     found["pictures"].append(rejections("phantoms", model.predict_many(phantoms)))
     for folder in given.pictures:
-        found["pictures"].append(rejections(folder.name, model.predict_many(find_films([str(folder)]).paths)))
+        found["pictures"].append(rejections(folder.name, model.predict_many(discover_images([str(folder)]).paths)))
     if given.originals:
-        large = [Path(path) for path in find_films([str(given.originals)]).paths]
+        large = [Path(path) for path in discover_images([str(given.originals)]).paths]
         small = [given.copies / path.relative_to(given.originals) for path in large]
         if gone := [path for path in small if not path.is_file()]:
             raise DatasetError(
-                f"{len(gone)} of {len(large)} films at full size have no copy; the first: {str(gone[0])!r}",
+                f"{len(gone)} of {len(large)} images at full size have no copy; the first: {str(gone[0])!r}",
                 advice="Name the folder whose inner paths are those of --originals",
             )
         both = [list(model.predict_many(paths)) for paths in (large, small)]
@@ -244,17 +244,17 @@ def share(interval: Interval | None) -> str:
 def table(found: dict[str, Any]) -> str:
     """Markdown for people."""
     lines = [
-        f"{found['bundle']} ({found['network']}) on {found['n']} {found['split']} films of {found['patients']} patients, half of"
+        f"{found['bundle']} ({found['network']}) on {found['n']} {found['split']} images of {found['patients']} patients, half of"
         f" them normal; pneumonia is called by this rule: {found['operating_point']}. Shares with 95% intervals, seed"
         f" {found['seed']}.",
         f"Rejected as they are: {share(found['as_they_are']['rejected'])}.",
         "",
-        f"| the same film as | decisions changed | largest change of probability | within {NEAR} | rejected |",
+        f"| the same image as | decisions changed | largest change of probability | within {NEAR} | rejected |",
         "| --- | --- | --- | --- | --- |",
     ]
     rows = [*found["formats"], *found["changes"]]
     if found["sizes"]:
-        rows.insert(0, found["sizes"] | {"name": f"{found['sizes']['name']} ({found['sizes']['n']} other films)"})
+        rows.insert(0, found["sizes"] | {"name": f"{found['sizes']['name']} ({found['sizes']['n']} other images)"})
     for row in rows:
         largest = "none" if row["largest"] is None else f"{row['largest']:.3f}"
         lines.append(
@@ -277,13 +277,13 @@ def main(arguments: Sequence[str] | None = None) -> None:
     """Measure, print, write."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("target", type=Path, help="a run's folder, or a bundle")
-    parser.add_argument("--data", type=Path, required=True, help="films: a folder, or a manifest for a bundle alone")
+    parser.add_argument("--data", type=Path, required=True, help="images: a folder, or a manifest for a bundle alone")
     parser.add_argument("--split", default="validation")
-    parser.add_argument("--films", type=int, default=400, help="how many are drawn, half of each label")
+    parser.add_argument("--images", type=int, default=400, help="how many are drawn, half of each label")
     parser.add_argument("--phantoms", type=int, default=50)
     parser.add_argument("--operating-point", default="")
-    parser.add_argument("--originals", type=Path, help="films at full size")
-    parser.add_argument("--copies", type=Path, help="the same films, smaller, under the same names")
+    parser.add_argument("--originals", type=Path, help="images at full size")
+    parser.add_argument("--copies", type=Path, help="the same images, smaller, under the same names")
     parser.add_argument(
         "--pictures", type=Path, action="append", default=[], help="a folder of which all is to be rejected"
     )

@@ -1,9 +1,9 @@
-"""Attempts at a model, compared on validation films alone: what a choice of network, crop or augmentation is worth.
+"""Attempts at a model, compared on validation images alone: what a choice of network, crop or augmentation is worth.
 
-Every attempt is trained on two kinds of split: by patient, which tells how well it fits films like those it learned from, and by
-block of patient numbers, which shows some of the shift that the official test films have. More of it is made: the validation
-films are read once more framed as the other label is, normal films without a tenth of their height at top and bottom, those with
-pneumonia without a tenth of their width at both sides, and once more turned by ten degrees. The test films are not touched: they
+Every attempt is trained on two kinds of split: by patient, which tells how well it fits images like those it learned from, and by
+block of patient numbers, which shows some of the shift that the official test images have. More of it is made: the validation
+images are read once more framed as the other label is, normal images without a tenth of their height at top and bottom, those with
+pneumonia without a tenth of their width at both sides, and once more turned by ten degrees. The test images are not touched: they
 belong to `pneumoscope evaluate` and its ledger. It goes on where it stopped, and says what each attempt came to in the order in
 which they stand in the file:
 
@@ -14,7 +14,7 @@ which they stand in the file:
     set = []
 
     [attempts.turned]
-    why = "films lie askew"
+    why = "images lie askew"
     set = ["augmentation.rotation=10"]
 """
 
@@ -37,24 +37,24 @@ import numpy.typing as npt
 from PIL import Image
 
 from pneumoscope import __version__
-from pneumoscope.errors import RecipeError
+from pneumoscope.core.errors import RecipeError
+from pneumoscope.core.files import write_atomically
+from pneumoscope.core.results import NOTICE, Evaluation
 from pneumoscope.evaluation.evaluate import evaluate
-from pneumoscope.evaluation.films import choose_films
 from pneumoscope.evaluation.records import EVALUATION_FILE, read_evaluation
-from pneumoscope.predictor.predictor import Predictor, sigmoid
-from pneumoscope.radiograph.decode import decode
-from pneumoscope.radiograph.film import Radiograph
-from pneumoscope.results import NOTICE, Evaluation
+from pneumoscope.evaluation.selection import select_images
+from pneumoscope.imaging.decode import decode
+from pneumoscope.imaging.image import Radiograph
+from pneumoscope.inference.session import BundleSession, sigmoid
 from pneumoscope.statistics.roc import auroc
-from pneumoscope.storage import write_atomically
-from pneumoscope.training.fit import train
 from pneumoscope.training.recipe import Recipe, read_recipe
 from pneumoscope.training.run import BUNDLE, MANIFEST
+from pneumoscope.training.train import train
 
 SPLITS = ("block", "patient")
-POINT = "half"  # the only threshold that validation films did not choose
+POINT = "half"  # the only threshold that validation images did not choose
 METRICS = ("accuracy", "sensitivity", "specificity")
-LEFT = 0.8  # of a side, where films are framed otherwise
+LEFT = 0.8  # of a side, where images are framed otherwise
 TURN = 10  # degrees
 SHIFTED_FILE = "shifted.json"
 MADE = ("auroc_framed", "accuracy_framed", "changed_turned")
@@ -102,7 +102,7 @@ def read_attempts(file: Path) -> list[Attempt]:
 
 
 def run(attempt: Attempt, by: str, seed: int, data: Path, runs: Path) -> None:
-    """Train and judge on validation films what is not done yet."""
+    """Train and judge on validation images what is not done yet."""
     out = runs / f"{attempt.name}-{by}-{seed}"
     judged = out / "evaluation" / "validation" / EVALUATION_FILE
     if not judged.exists():
@@ -115,25 +115,25 @@ def run(attempt: Attempt, by: str, seed: int, data: Path, runs: Path) -> None:
 
 
 def shifted(out: Path, data: Path) -> dict[str, float]:
-    """What a run says of its validation films when they are framed otherwise, or turned.
+    """What a run says of its validation images when they are framed otherwise, or turned.
 
     Returns:
-        Of films framed otherwise the AUROC, and the accuracy at the score 0.5. Of films turned to either side, the share whose
+        Of images framed otherwise the AUROC, and the accuracy at the score 0.5. Of images turned to either side, the share whose
         call at the run's own operating point "balanced" is another than before.
     """
-    predictor = Predictor.load(out / BUNDLE)
-    root, films = choose_films(data, "validation", out / MANIFEST)
-    pixels = [decode(root / film.path).pixels for film in films]
-    labels = np.array([film.positive for film in films])
+    predictor = BundleSession.load(out / BUNDLE)
+    root, images = select_images(data, "validation", out / MANIFEST)
+    pixels = [decode(root / image.path).pixels for image in images]
+    labels = np.array([image.positive for image in images])
 
     def logits(changed: Iterable[npt.NDArray[np.uint8]]) -> npt.NDArray[np.float64]:
-        made = (Radiograph(each, "film", "array", "L") for each in changed)
+        made = (Radiograph(each, "image", "array", "L") for each in changed)
         return np.array([scored.logit for scored in predictor.stream(made)])
 
-    framed = logits(frame(film, positive) for film, positive in zip(pixels, labels, strict=True))
+    framed = logits(frame(image, positive) for image, positive in zip(pixels, labels, strict=True))
     threshold = predictor.card.points["balanced"].threshold
     as_it_is, *turned = (
-        sigmoid(logits(turn(film, degrees) for film in pixels)) >= threshold for degrees in (0, TURN, -TURN)
+        sigmoid(logits(turn(image, degrees) for image in pixels)) >= threshold for degrees in (0, TURN, -TURN)
     )
     return {
         "auroc_framed": auroc(framed, labels),
@@ -142,18 +142,18 @@ def shifted(out: Path, data: Path) -> dict[str, float]:
     }
 
 
-def frame(film: npt.NDArray[np.uint8], positive: bool) -> npt.NDArray[np.uint8]:
-    """The middle `LEFT` of a film's width where it is of a pneumonia, of its height where not."""
-    length = film.shape[int(positive)]
+def frame(image: npt.NDArray[np.uint8], positive: bool) -> npt.NDArray[np.uint8]:
+    """The middle `LEFT` of an image's width where it is of a pneumonia, of its height where not."""
+    length = image.shape[int(positive)]
     left = max(1, round(length * LEFT))
     start = (length - left) // 2
     inner = slice(start, start + left)
-    return np.ascontiguousarray(film[:, inner] if positive else film[inner])
+    return np.ascontiguousarray(image[:, inner] if positive else image[inner])
 
 
-def turn(film: npt.NDArray[np.uint8], degrees: float) -> npt.NDArray[np.uint8]:
+def turn(image: npt.NDArray[np.uint8], degrees: float) -> npt.NDArray[np.uint8]:
     """Turned about its middle; what comes into view is black."""
-    return np.asarray(Image.fromarray(film).rotate(degrees, Image.Resampling.BILINEAR))
+    return np.asarray(Image.fromarray(image).rotate(degrees, Image.Resampling.BILINEAR))
 
 
 def row(attempt: Attempt, by: str, seed: int, found: Evaluation, made: dict[str, float]) -> dict[str, Any]:
@@ -193,7 +193,7 @@ def means(rows: Sequence[dict[str, Any]]) -> Iterator[tuple[str, str, str, int, 
 def table(rows: Sequence[dict[str, Any]], command: str) -> str:
     """Markdown for people."""
     lines = [
-        f"Validation films only; at the score 0.5, means over seeds, each of which has a split of its own ({__version__}).",
+        f"Validation images only; at the score 0.5, means over seeds, each of which has a split of its own ({__version__}).",
         "",
         "| attempt | why | split by | runs | AUROC | accuracy | sensitivity | specificity | framed otherwise: AUROC | accuracy |"
         f" calls changed by {TURN} degrees |",

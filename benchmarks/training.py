@@ -1,7 +1,7 @@
 """How fast training is: ours, the limit, and a plain loop, in one run on one machine.
 
 - limit: the network alone, on one batch of tensors that stays in memory, with the same precision, memory format and optimizer.
-- ours: `pneumoscope train`'s own loop, from cached films to optimizer step.
+- ours: `pneumoscope train`'s own loop, from cached images to optimizer step.
 - plain: what people write: ImageFolder, JPEG decoded every epoch by two workers, float32, default memory format, and for AlexNet
   torch's own LRN.
 
@@ -30,17 +30,17 @@ from torch.utils.data import DataLoader
 from torchvision.datasets import ImageFolder
 from torchvision.transforms import Compose, ToTensor
 
-from pneumoscope.dataset.layouts import load_manifest
-from pneumoscope.networks.alexnet import LocalResponseNorm
-from pneumoscope.networks.build import build
-from pneumoscope.networks.network import Network
-from pneumoscope.radiograph.phantom import phantom
-from pneumoscope.storage import write_atomically
-from pneumoscope.training.films import FilmArrays
-from pneumoscope.training.loop import Devices, device_name, fit, precision_here
+from pneumoscope.core.files import write_atomically
+from pneumoscope.data.layouts import load_manifest
+from pneumoscope.imaging.phantom import phantom
+from pneumoscope.models.alexnet import LocalResponseNorm
+from pneumoscope.models.base import Network
+from pneumoscope.models.factory import build
+from pneumoscope.training.data_module import ImageArrays
 from pneumoscope.training.optimizers import make_optimizer
 from pneumoscope.training.recipe import Recipe, check
 from pneumoscope.training.run import machine, versions
+from pneumoscope.training.trainer import Devices, device_name, fit, precision_here
 
 # (network, batch): the report's, and the small one of ours.
 CASES = {"alexnet": 64, "vgg19": 64, "tf_efficientnet_lite0": 32}
@@ -52,14 +52,14 @@ class Case:
 
     recipe: Recipe
     folder: Path
-    arrays: FilmArrays
+    arrays: ImageArrays
     device: torch.device
     precision: str
     steps: int
 
     @property
     def batch(self) -> int:
-        """Films a step."""
+        """Images a step."""
         return self.recipe.training.batch
 
     def network(self) -> Network:
@@ -67,7 +67,7 @@ class Case:
         return build(self.recipe.network.name, image_size=self.recipe.network.image_size)
 
 
-def seconds_a_film(step: Callable[[], None], case: Case) -> float:
+def seconds_a_image(step: Callable[[], None], case: Case) -> float:
     """Mean over `steps` after one that warms up."""
     step()
     wait(case.device)
@@ -84,10 +84,12 @@ def wait(device: torch.device) -> None:
         torch.cuda.synchronize()
 
 
-def training_step(network: nn.Module, optimizer: torch.optim.Optimizer, films: Any, labels: Any, *, bf16: bool) -> None:
+def training_step(
+    network: nn.Module, optimizer: torch.optim.Optimizer, images: Any, labels: Any, *, bf16: bool
+) -> None:
     """Forward, backward, update."""
-    with torch.autocast(films.device.type, dtype=torch.bfloat16, enabled=bf16):
-        logits = network(films)
+    with torch.autocast(images.device.type, dtype=torch.bfloat16, enabled=bf16):
+        logits = network(images)
     loss = F.binary_cross_entropy_with_logits(logits.float(), labels)
     optimizer.zero_grad()
     loss.backward()
@@ -100,9 +102,11 @@ def limit(case: Case) -> float:
     network.to(memory_format=torch.channels_last if case.device.type == "cuda" else network.memory_format)
     optimizer = make_optimizer(case.recipe.optimizer, network.parameters())
     size = case.recipe.network.image_size
-    films = torch.randint(0, 256, (case.batch, size, size), dtype=torch.uint8, device=case.device)
+    images = torch.randint(0, 256, (case.batch, size, size), dtype=torch.uint8, device=case.device)
     labels = (torch.arange(case.batch, device=case.device) % 2).float()
-    return seconds_a_film(lambda: training_step(network, optimizer, films, labels, bf16=case.precision == "bf16"), case)
+    return seconds_a_image(
+        lambda: training_step(network, optimizer, images, labels, bf16=case.precision == "bf16"), case
+    )
 
 
 class Watch(Callback):
@@ -162,10 +166,10 @@ def plain(case: Case) -> float:
         images, labels = next(batches)
         training_step(model, optimizer, images.to(case.device), labels.float().to(case.device), bf16=False)
 
-    return seconds_a_film(step, case)
+    return seconds_a_image(step, case)
 
 
-def operations_a_film(case: Case) -> int:
+def operations_a_image(case: Case) -> int:
     """Floating-point operations of a training step: three times those of the forward pass of convolutions and dense layers.
 
     Counted here, because torch's counter takes the backward pass of a depthwise convolution for a full one.
@@ -201,7 +205,7 @@ def peak(device: torch.device, precision: str) -> float:
     return best
 
 
-def measure(name: str, size: int, films: Path, device: torch.device, rounds: int, steps: int) -> dict[str, Any]:
+def measure(name: str, size: int, images: Path, device: torch.device, rounds: int, steps: int) -> dict[str, Any]:
     """One row of the table."""
     batch = CASES[name]
     recipe = check(
@@ -212,23 +216,23 @@ def measure(name: str, size: int, films: Path, device: torch.device, rounds: int
         },
         "benchmark",
     )
-    manifest = load_manifest(films)
+    manifest = load_manifest(images)
     every = manifest.split("train")
     wanted = (steps + 1) * batch
-    arrays = FilmArrays(
+    arrays = ImageArrays(
         manifest.root,
         tuple(every[i % len(every)] for i in range(wanted)),
         every[:: len(every) // 8],
-        recipe.preparation,
+        recipe.preprocessing,
     )
     devices = Devices("gpu" if device.type == "cuda" else "cpu", 1)
-    case = Case(recipe, films, arrays, device, precision_here(recipe, devices), steps)
+    case = Case(recipe, images, arrays, device, precision_here(recipe, devices), steps)
     ways = {"limit": limit, "ours": ours, "plain": plain}
     times: dict[str, list[float]] = {way: [] for way in ways}
     for number in range(rounds):
         for way, run in ways.items():
             times[way].append(run(case))
-            print(f"{name} at {size}, round {number + 1}: {way} {1 / times[way][-1]:.1f} films/s", flush=True)
+            print(f"{name} at {size}, round {number + 1}: {way} {1 / times[way][-1]:.1f} images/s", flush=True)
     reached = peak(device, case.precision)
     rates = {way: 1 / statistics.median(found) for way, found in times.items()}
     return {
@@ -236,11 +240,11 @@ def measure(name: str, size: int, films: Path, device: torch.device, rounds: int
         "image_size": size,
         "batch": batch,
         "precision": case.precision,
-        "films_a_second": rates,
+        "images_a_second": rates,
         "ours_to_limit": statistics.median(a / b for a, b in zip(times["limit"], times["ours"], strict=True)),
         "ours_to_plain": statistics.median(a / b for a, b in zip(times["plain"], times["ours"], strict=True)),
-        "operations_a_film": operations_a_film(case),
-        "share_of_peak": operations_a_film(case) * rates["ours"] / reached,
+        "operations_a_image": operations_a_image(case),
+        "share_of_peak": operations_a_image(case) * rates["ours"] / reached,
         "peak_operations_a_second": reached,
     }
 
@@ -252,12 +256,12 @@ def table(rows: list[dict[str, Any]], about: dict[str, Any]) -> str:
         f" torch {about['versions']['torch']}, {about['rounds']} rounds of {about['steps']} steps."
         " Goals: ours at least 0.95 of the limit and 1.4 times plain.",
         "",
-        "| network | pixels | batch | precision | limit, films/s | ours, films/s | plain, films/s | ours / limit | ours / plain"
+        "| network | pixels | batch | precision | limit, images/s | ours, images/s | plain, images/s | ours / limit | ours / plain"
         " | share of peak |",
         "| --- | --- | --- | --- | --- | --- | --- | --- | --- | --- |",
     ]
     for row in rows:
-        rates = row["films_a_second"]
+        rates = row["images_a_second"]
         lines.append(
             f"| {row['network']} | {row['image_size']} | {row['batch']} | {row['precision']} | {rates['limit']:.1f}"
             f" | {rates['ours']:.1f} | {rates['plain']:.1f} | {row['ours_to_limit']:.2f} | {row['ours_to_plain']:.2f}"
@@ -288,10 +292,10 @@ def main() -> None:
     rows = []
     with tempfile.TemporaryDirectory() as folder:
         for name in given.networks:
-            films = Path(folder) / str(sizes[name])
-            if not films.exists():
-                phantom(films, train=192, test=10, size=sizes[name])
-            rows.append(measure(name, sizes[name], films, device, given.rounds, given.steps))
+            images = Path(folder) / str(sizes[name])
+            if not images.exists():
+                phantom(images, train=192, test=10, size=sizes[name])
+            rows.append(measure(name, sizes[name], images, device, given.rounds, given.steps))
     text = table(rows, about)
     print(f"\n{text}")
     write_atomically(given.out / "training.json", json.dumps({**about, "rows": rows}, indent=2) + "\n")

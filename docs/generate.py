@@ -16,11 +16,11 @@ import click
 from pydantic import BaseModel
 from pydantic.fields import FieldInfo
 
-from pneumoscope import errors
 from pneumoscope.bundle.card import find_bundle
-from pneumoscope.bundle.page import card_page
+from pneumoscope.bundle.model_card import model_card
 from pneumoscope.cli import VERBS, cli
-from pneumoscope.errors import PneumoscopeError
+from pneumoscope.core import errors
+from pneumoscope.core.errors import PneumoscopeError
 from pneumoscope.evaluation.records import read_evaluation
 from pneumoscope.training.recipe import Recipe, read_recipe, shipped
 
@@ -36,7 +36,7 @@ def pages() -> dict[str, str]:
     return {
         "cli.md": _MADE + cli_page(),
         "errors.md": _MADE + errors_page(),
-        "model-card.md": _MADE + card_page(find_bundle()),
+        "model-card.md": _MADE + model_card(find_bundle()),
         "recipes.md": _MADE + recipes_page(),
         "../results/default-model/seeds.md": _MADE + seeds_page(),
     }
@@ -119,7 +119,7 @@ def errors_page() -> str:
         "# Errors\n",
         "Every error that the program raises on purpose. On the command line it is printed as `error: ...`, with what to do"
         " next where there is something to do, and the exit status says whose turn it is: 1 ours, 2 yours, 3 some inputs"
-        " failed and the others were done. In Python all of them are in `pneumoscope.errors`, so that one"
+        " failed and the others were done. In Python all of them are in `pneumoscope.core.errors`, so that one"
         " `except PneumoscopeError` catches them all. `pneumoscope --debug ...` shows the traceback.\n",
         _table(
             ("error", "kind of", "exit status", "meaning"),
@@ -251,10 +251,10 @@ def _words(table: type[BaseModel], name: str, field: FieldInfo) -> str:
 
 
 def seeds_page() -> str:
-    """What the shipped recipe, and the one before it, came to on the test films with every seed, and the means."""
+    """What the shipped recipe, and the one before it, came to on the test images with every seed, and the means."""
     runs = FOLDER.parent / "results" / "default-model" / "runs"
     parts = [
-        "# The shipped recipe with every seed\n\nThe official test films; each seed has a validation split of its own."
+        "# The shipped recipe with every seed\n\nThe official test images; each seed has a validation split of its own."
         " Intervals stand in the evaluations of the runs, and the attempts in `attempts.toml`.\n"
     ]
     for attempt, ships in (("mirrored", True), ("edged", False)):

@@ -16,7 +16,6 @@ import torch
 from fastapi.testclient import TestClient
 from PIL import Image
 
-from pneumoscope import errors
 from pneumoscope.bundle.card import (
     FORMAT,
     LABELS,
@@ -30,30 +29,31 @@ from pneumoscope.bundle.card import (
 )
 from pneumoscope.cli import _told
 from pneumoscope.cli.predict import command as predict
-from pneumoscope.dataset.layouts import load_manifest
-from pneumoscope.dataset.manifest import Film, Manifest
-from pneumoscope.dataset.unpack import Limits, unpack
-from pneumoscope.errors import PneumoscopeError
-from pneumoscope.evaluation.films import refuse_chosen_thresholds
-from pneumoscope.networks.build import build
-from pneumoscope.networks.weights import read_tensors
-from pneumoscope.predictor.model import load_model
-from pneumoscope.radiograph.decode import decode
-from pneumoscope.radiograph.phantom import phantom
-from pneumoscope.radiograph.prepare import Preparation
-from pneumoscope.service.access import Access
+from pneumoscope.core import errors
+from pneumoscope.core.errors import PneumoscopeError
+from pneumoscope.core.files import write_atomically
+from pneumoscope.data.layouts import load_manifest
+from pneumoscope.data.manifest import LabelledImage, Manifest
+from pneumoscope.data.unpack import Limits, unpack
+from pneumoscope.evaluation.selection import refuse_chosen_thresholds
+from pneumoscope.imaging.decode import decode
+from pneumoscope.imaging.phantom import phantom
+from pneumoscope.imaging.preprocess import Preprocessing
+from pneumoscope.inference.model import load_model
+from pneumoscope.models.factory import build
+from pneumoscope.models.weights import read_tensors
 from pneumoscope.service.app import Settings, make_app
-from pneumoscope.service.records import Records
-from pneumoscope.service.scoring import Scoring
-from pneumoscope.service.trail import verify
+from pneumoscope.service.audit.log import verify
+from pneumoscope.service.auth.tokens import Authenticator
+from pneumoscope.service.inference_queue import InferenceQueue
+from pneumoscope.service.storage.repository import PredictionRepository
 from pneumoscope.statistics.roc import auroc
-from pneumoscope.storage import write_atomically
 from pneumoscope.training.classifier import Classifier
-from pneumoscope.training.films import Batch
-from pneumoscope.training.fit import split_as_asked
+from pneumoscope.training.data_module import Batch
 from pneumoscope.training.parity import check_parity
 from pneumoscope.training.recipe import read_recipe
 from pneumoscope.training.run import read_run
+from pneumoscope.training.train import split_as_asked
 
 __all__ = ["examples"]
 
@@ -100,7 +100,7 @@ def _png() -> bytes:
     return file.getvalue()
 
 
-FILM = _png()
+IMAGE = _png()
 
 
 def _fault_of_ours() -> None:
@@ -108,9 +108,9 @@ def _fault_of_ours() -> None:
 
 
 def _usage() -> None:
-    Path("films").mkdir()
-    Path("films/thorax.png").touch()
-    phantom(Path("films"))
+    Path("images").mkdir()
+    Path("images/thorax.png").touch()
+    phantom(Path("images"))
 
 
 def _missing_extra() -> None:
@@ -132,27 +132,27 @@ def _layout() -> None:
 
 
 def _manifest() -> None:
-    Path("films.csv").write_text("path,label\na.png,NORMAL\nb.png,SICK\n")
-    load_manifest(Path("films.csv"))
+    Path("images.csv").write_text("path,label\na.png,NORMAL\nb.png,SICK\n")
+    load_manifest(Path("images.csv"))
 
 
-def _films(*rows: tuple[str, str, str]) -> Manifest:
-    """Films of (label, patient, split), split by hand."""
-    films = [
-        Film(f"{n}.png", label, "", patient, split, f"{n:064}")
+def _images(*rows: tuple[str, str, str]) -> Manifest:
+    """Images of (label, patient, split), split by hand."""
+    images = [
+        LabelledImage(f"{n}.png", label, "", patient, split, f"{n:064}")
         for n, (label, patient, split) in enumerate(rows, start=1)
     ]
-    return Manifest(tuple(films), Path(), by="patient")
+    return Manifest(tuple(images), Path(), by="patient")
 
 
 def _leak() -> None:
     rows = (("PNEUMONIA", "bacteria-100", "train"), ("PNEUMONIA", "bacteria-100", "test"))
-    _films(*rows).refuse_leaks("films.csv")
+    _images(*rows).refuse_leaks("images.csv")
 
 
 def _dataset() -> None:
     rows = [(label, f"{label}-{n}", "train") for label in ("NORMAL", "PNEUMONIA") for n in range(2)]
-    split_as_asked(_films(*rows, ("PNEUMONIA", "p", "validation")), read_recipe("quick"), "films.csv")
+    split_as_asked(_images(*rows, ("PNEUMONIA", "p", "validation")), read_recipe("quick"), "images.csv")
 
 
 def _weights() -> None:
@@ -160,11 +160,11 @@ def _weights() -> None:
 
 
 def _threshold() -> None:
-    film = Film("1.png", "NORMAL", "", "", "validation", "ab" * 32)
+    image = LabelledImage("1.png", "NORMAL", "", "", "validation", "ab" * 32)
     share = Share(value=1, low=0.2, high=1, n=1, method="wilson")
     point = OperatingPoint(
         threshold=0.7,
-        rule="highest Youden index on 1 validation films",
+        rule="highest Youden index on 1 validation images",
         chosen_on="validation",
         sensitivity=share,
         specificity=share,
@@ -179,31 +179,31 @@ def _threshold() -> None:
         created="",
         onnx_sha256="",
         onnx_bytes=0,
-        golden_logit=0,
-        preparation=Preparation(),
+        self_test_logit=0,
+        preprocessing=Preprocessing(),
         calibration=Calibration(slope=1, intercept=0, method="none", n=0, prevalence=0.5),
         intervals=None,
         refusal=None,
         spread=None,
         ages=None,
         points={"balanced": point},
-        parity=Parity(films=0, largest=0),
+        parity=Parity(images=0, largest=0),
         recipe={},
         seed=0,
         manifest_sha256="",
         split_by="patient",
         counts={},
-        seen={"validation": [short_hash(film.sha256)]},
+        seen={"validation": [short_hash(image.sha256)]},
         best_epoch=1,
         machine={},
     )
-    refuse_chosen_thresholds([film], card, ["balanced"])
+    refuse_chosen_thresholds([image], card, ["balanced"])
 
 
 def _download() -> None:
-    with zipfile.ZipFile("films.zip", "w") as archive:
+    with zipfile.ZipFile("images.zip", "w") as archive:
         archive.writestr("../outside.jpeg", "x")
-    unpack(Path("films.zip"), Path("films"), Limits())
+    unpack(Path("images.zip"), Path("images"), Limits())
 
 
 def _diverged() -> None:
@@ -227,31 +227,31 @@ def _storage() -> None:
 
 
 def _partial() -> None:
-    Path("thorax.png").write_bytes(FILM)
+    Path("thorax.png").write_bytes(IMAGE)
     Path("empty.png").touch()
-    predict.main(["thorax.png", "empty.png", "--csv", "films.csv"], standalone_mode=False)
+    predict.main(["thorax.png", "empty.png", "--csv", "images.csv"], standalone_mode=False)
 
 
 def _too_large() -> None:
-    app = make_app(load_model(threads=1), Records(None), Access({}), Settings(most_films=1))
+    app = make_app(load_model(threads=1), PredictionRepository(None), Authenticator({}), Settings(most_images=1))
     answer = TestClient(app, base_url="http://localhost").post(
-        "/v1/predictions", files=[("films", ("1.png", b"1")), ("films", ("2.png", b"2"))]
+        "/v1/predictions", files=[("images", ("1.png", b"1")), ("images", ("2.png", b"2"))]
     )
     found = answer.json()
     raise getattr(errors, found["error"])(found["detail"], advice=found["advice"])
 
 
 def _gone() -> None:
-    records, model = Records(None), load_model(threads=1)
-    record, _ = records.add(model.predict(FILM), FILM, operating_point=model.point_name, who="local")
+    records, model = PredictionRepository(None), load_model(threads=1)
+    record, _ = records.add(model.predict(IMAGE), IMAGE, operating_point=model.point_name, who="local")
     records.expire(timedelta(seconds=-1))
-    records.film(records.get(record.id))
+    records.image(records.get(record.id))
 
 
 def _busy() -> None:
-    scoring = Scoring(load_model(threads=1), most_waiting=1, workers=1)
+    scoring = InferenceQueue(load_model(threads=1), most_waiting=1, workers=1)
     scoring.close()
-    scoring.submit([(b"film", "film.png")])
+    scoring.submit([(b"image", "image.png")])
 
 
 _PROVOCATIONS: dict[str, Callable[[], object]] = {
@@ -259,7 +259,7 @@ _PROVOCATIONS: dict[str, Callable[[], object]] = {
     "UsageError": _usage,
     "UnknownNameError": lambda: read_recipe("alexnet-adm"),
     "MissingExtraError": _missing_extra,
-    "UnreadableFilmError": _unreadable,
+    "UnreadableImageError": _unreadable,
     "LayoutError": _layout,
     "ManifestError": _manifest,
     "PatientLeakError": _leak,
@@ -275,9 +275,9 @@ _PROVOCATIONS: dict[str, Callable[[], object]] = {
     "StorageError": _storage,
     "ParityError": _parity,
     "PartialFailureError": _partial,
-    "AccessError": lambda: Access({"me": "0123456789abcdef"}).who("Bearer 0123456789abcdee"),
+    "AuthenticationError": lambda: Authenticator({"me": "0123456789abcdef"}).who("Bearer 0123456789abcdee"),
     "TooLargeError": _too_large,
     "GoneError": _gone,
     "BusyError": _busy,
-    "TrailError": lambda: verify(Records(None).engine, expected="ab" * 32),
+    "AuditLogError": lambda: verify(PredictionRepository(None).engine, expected="ab" * 32),
 }

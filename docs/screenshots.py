@@ -1,8 +1,8 @@
-"""Pictures of the page for docs/page.md, taken in a real Chromium of drawn films: no radiograph of a patient is in them.
+"""Pictures of the page for docs/page.md, taken in a real Chromium of drawn images: no radiograph of a patient is in them.
 
-It needs the drawn films and a network trained on them, as the demo leaves both: `make demo`, then
+It needs the drawn images and a network trained on them, as the demo leaves both: `make demo`, then
 
-    .venv/bin/python docs/screenshots.py --films demo/films/test --model demo/quick --out docs/images
+    .venv/bin/python docs/screenshots.py --images demo/images/test --model demo/quick --out docs/images
 """
 
 from __future__ import annotations
@@ -21,14 +21,14 @@ LANGUAGES = {"en": "en-GB", "zh-Hant": "zh-TW"}
 
 
 def main() -> None:
-    """Serve, send films as a person would, and take the pictures."""
+    """Serve, send images as a person would, and take the pictures."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--films", type=Path, required=True)
+    parser.add_argument("--images", type=Path, required=True)
     parser.add_argument("--model", type=Path, required=True)
     parser.add_argument("--out", type=Path, required=True)
     chosen = parser.parse_args()
-    films = sorted(path for path in chosen.films.rglob("*") if path.is_file())
-    films = films[:: max(1, len(films) // 60)]
+    images = sorted(path for path in chosen.images.rglob("*") if path.is_file())
+    images = images[:: max(1, len(images) // 60)]
     command = [sys.executable, "-m", "pneumoscope", "serve", "--port", "0", "--ephemeral", "--model", str(chosen.model)]
     with subprocess.Popen(command, stderr=subprocess.PIPE, text=True) as process, sync_playwright() as driver:
         try:
@@ -40,7 +40,7 @@ def main() -> None:
             executable = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), None)
             browser = driver.chromium.launch(executable_path=executable, args=["--no-sandbox", "--disable-gpu"])
             with tempfile.TemporaryDirectory() as folder:
-                take(browser, found[1], films, Path(folder))
+                take(browser, found[1], images, Path(folder))
                 for picture in sorted(Path(folder).iterdir()):
                     shutil.copy(picture, chosen.out / picture.name)
                     print(chosen.out / picture.name)
@@ -48,12 +48,12 @@ def main() -> None:
             process.terminate()
 
 
-def take(browser: Browser, service: str, films: list[Path], out: Path) -> None:
+def take(browser: Browser, service: str, images: list[Path], out: Path) -> None:
     """The worklist, the viewer, the overview and the report on a desk, and two of them on a phone in the dark."""
     page = browser.new_context(viewport={"width": 1280, "height": 860}, locale=LANGUAGES["en"]).new_page()
     page.goto(service)
-    page.set_input_files("#pick", films)
-    page.locator("#queue [data-done]").nth(len(films) - 1).wait_for(timeout=120_000)
+    page.set_input_files("#pick", images)
+    page.locator("#queue [data-done]").nth(len(images) - 1).wait_for(timeout=120_000)
     for key in ("j", "a", "j", "a", "j", "d", "j", "a"):
         page.keyboard.press(key)
         page.wait_for_timeout(300)
@@ -66,9 +66,9 @@ def take(browser: Browser, service: str, films: list[Path], out: Path) -> None:
     page.locator(".layer").wait_for()
     settle(page)
     page.screenshot(path=out / "page-viewer.png")
-    film = page.url
+    image = page.url
     page.set_viewport_size({"width": 1280, "height": 1250})  # nothing of it behind the notice
-    page.goto(f"{film}/report")
+    page.goto(f"{image}/report")
     settle(page)
     page.screenshot(path=out / "page-report.png")
     page.goto(f"{service}/overview")
@@ -76,7 +76,7 @@ def take(browser: Browser, service: str, films: list[Path], out: Path) -> None:
     phone = browser.new_context(
         viewport={"width": 390, "height": 844}, color_scheme="dark", locale=LANGUAGES["zh-Hant"], has_touch=True
     ).new_page()
-    for name, path in (("page-phone-worklist.png", service), ("page-phone-viewer.png", film)):
+    for name, path in (("page-phone-worklist.png", service), ("page-phone-viewer.png", image)):
         phone.goto(path)
         settle(phone)
         phone.screenshot(path=out / name)

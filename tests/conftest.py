@@ -1,4 +1,4 @@
-"""Films, bundles and runs that are real but tiny: PNG films of noise, an ONNX network that takes their mean grey."""
+"""Images, bundles and runs that are real but tiny: PNG images of noise, an ONNX network that takes their mean grey."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from PIL import Image
 
 from pneumoscope.bundle.card import (
     FORMAT,
-    KINDS,
+    INPUT_CLASSES,
     LABELS,
     Calibration,
     Card,
@@ -26,43 +26,43 @@ from pneumoscope.bundle.card import (
     Share,
     Spread,
 )
-from pneumoscope.bundle.golden import golden_film
-from pneumoscope.dataset.layouts import load_manifest
-from pneumoscope.radiograph.prepare import Preparation
+from pneumoscope.bundle.self_test import self_test_image
+from pneumoscope.data.layouts import load_manifest
+from pneumoscope.imaging.preprocess import Preprocessing
 
 SIZE = 16
 
 
 def operating_point(threshold: float, rule: str, chosen_on: Literal["fixed", "validation"]) -> OperatingPoint:
-    """What a card says of a threshold; all three of three films right, whose Wilson interval begins at 0.438."""
+    """What a card says of a threshold; all three of three images right, whose Wilson interval begins at 0.438."""
     share = Share(value=1, low=0.438, high=1, n=3, method="wilson")
     return OperatingPoint(threshold=threshold, rule=rule, chosen_on=chosen_on, sensitivity=share, specificity=share)
 
 
 POINTS = {
     "half": operating_point(0.5, "fixed", "fixed"),
-    "balanced": operating_point(0.4, "highest Youden index on 8 validation films", "validation"),
-    "rule-out": operating_point(0.2, "sensitivity 0.99 on 8 validation films", "validation"),
-    "rule-in": operating_point(0.7, "specificity 0.99 on 8 validation films", "validation"),
+    "balanced": operating_point(0.4, "highest Youden index on 8 validation images", "validation"),
+    "rule_out": operating_point(0.2, "sensitivity 0.99 on 8 validation images", "validation"),
+    "rule_in": operating_point(0.7, "specificity 0.99 on 8 validation images", "validation"),
 }
 
 
-# The screened network of `mean_grey_network` takes a film for inverted below grey 76.5, and for far away above 190.
+# The screened network of `mean_grey_network` takes an image for inverted below grey 76.5, and for far away above 190.
 LIMITS = Refusal(
-    kinds=KINDS,
-    least_film=0.3,
-    greatest_distance=1.9,
-    share_kinds=0.01,
-    share_distance=0.02,
+    kinds=INPUT_CLASSES,
+    min_upright=0.3,
+    max_distance=1.9,
+    classifier_share=0.01,
+    distance_share=0.02,
     refused=Share(value=0, low=0, high=0.3, n=9, method="wilson"),
 )
 
 
 def halves(level: int, height: int = SIZE, width: int = SIZE) -> npt.NDArray[np.uint8]:
-    """Grey of this mean, one half lighter than the other by what keeps a film from being blank; at the ends of grey, clipped."""
-    film = np.full((height, width), level - 8, np.int64)
-    film[:, width // 2 :] += 16
-    return np.clip(film, 0, 255).astype(np.uint8)
+    """Grey of this mean, one half lighter than the other by what keeps an image from being blank; at the ends of grey, clipped."""
+    image = np.full((height, width), level - 8, np.int64)
+    image[:, width // 2 :] += 16
+    return np.clip(image, 0, 255).astype(np.uint8)
 
 
 class Maker:
@@ -71,8 +71,10 @@ class Maker:
     def __init__(self, root: Path) -> None:
         self.root = root
 
-    def films(self, name: str = "films", *, split: str = "test", normal: int = 12, pneumonia: int = 20, seed: int = 0):
-        """A split in the public set's layout and names. Pneumonias tend to be lighter; a patient has two films."""
+    def images(
+        self, name: str = "images", *, split: str = "test", normal: int = 12, pneumonia: int = 20, seed: int = 0
+    ):
+        """A split in the public set's layout and names. Pneumonias tend to be lighter; a patient has two images."""
         random = np.random.default_rng(seed)
         for label, count, grey in (("NORMAL", normal, 105), ("PNEUMONIA", pneumonia, 145)):
             folder = self.root / name / split / label
@@ -98,7 +100,7 @@ class Maker:
         ages: tuple[float, float] | None = None,
         spread: Spread | None = None,
     ) -> Path:
-        """logit = gain x (mean grey level - 125); a gain of 0 knows nothing. With `refusal`, films are screened by their grey."""
+        """logit = gain x (mean grey level - 125); a gain of 0 knows nothing. With `refusal`, images are screened by their grey."""
         onnx = mean_grey_network(gain, screened=refusal is not None)
         card = Card(
             format=FORMAT,
@@ -110,15 +112,15 @@ class Maker:
             created="2026-01-02T03:04:05+00:00",
             onnx_sha256=hashlib.sha256(onnx).hexdigest(),
             onnx_bytes=len(onnx),
-            golden_logit=gain * (float(golden_film(SIZE).mean()) - 125),
-            preparation=Preparation(size=SIZE),
+            self_test_logit=gain * (float(self_test_image(SIZE).mean()) - 125),
+            preprocessing=Preprocessing(size=SIZE),
             calibration=Calibration(slope=0.8, intercept=0.1, method="platt", n=8, prevalence=0.5),
             intervals=None,
             refusal=refusal,
             spread=spread,
             ages=ages,
             points=dict(points),
-            parity=Parity(films=8, largest=0.0),
+            parity=Parity(images=8, largest=0.0),
             recipe={"name": name},
             seed=0,
             manifest_sha256="0" * 64,
@@ -163,9 +165,9 @@ class Maker:
         (folder / "run.json").write_text(json.dumps(record))
         return folder
 
-    def manifest(self, films: Path, split: str, *, share: int = 2) -> str:
-        """A manifest of the films with every `share`-th put into another split."""
-        found = load_manifest(films)
+    def manifest(self, images: Path, split: str, *, share: int = 2) -> str:
+        """A manifest of the images with every `share`-th put into another split."""
+        found = load_manifest(images)
         rows = found.to_csv().splitlines()
         return "\n".join(
             [*rows[:2], *(turned(row, split) if i % share == 0 else row for i, row in enumerate(rows[2:]))]
@@ -178,10 +180,10 @@ def turned(row: str, split: str) -> str:
 
 
 def mean_grey_network(gain: float, *, screened: bool = False) -> bytes:
-    """The smallest network of our format: uint8 films in, float32 logits and 4 x 4 heatmaps out.
+    """The smallest network of our format: uint8 images in, float32 logits and 4 x 4 heatmaps out.
 
-    The heatmap is each block's share of gain x mean grey: all of them and -125 x gain are the logit. Where films are screened,
-    the mean grey of 255 is the probability of a film as it should be, the rest of it that of an inverted one; and the mean grey
+    The heatmap is each block's share of gain x mean grey: all of them and -125 x gain are the logit. Where images are screened,
+    the mean grey of 255 is the probability of an image as it should be, the rest of it that of an inverted one; and the mean grey
     of 100 is the distance.
     """
     from onnx import TensorProto, helper
@@ -189,7 +191,7 @@ def mean_grey_network(gain: float, *, screened: bool = False) -> bytes:
     outputs = [("logit", []), ("heatmap", [4, 4]), *([("kinds", [7]), ("distance", [])] if screened else [])]
 
     nodes = [
-        helper.make_node("Cast", ["film"], ["grey"], to=TensorProto.FLOAT),
+        helper.make_node("Cast", ["image"], ["grey"], to=TensorProto.FLOAT),
         helper.make_node("ReduceMean", ["grey", "axes"], ["mean"], keepdims=0),
         helper.make_node("Sub", ["mean", "middle"], ["centred"]),
         helper.make_node("Unsqueeze", ["grey", "one"], ["map"]),
@@ -201,9 +203,9 @@ def mean_grey_network(gain: float, *, screened: bool = False) -> bytes:
     screen = [
         helper.make_node("Div", ["mean", "white"], ["light"]),
         helper.make_node("Sub", ["whole", "light"], ["dark"]),
-        helper.make_node("Unsqueeze", ["light", "one"], ["film column"]),
+        helper.make_node("Unsqueeze", ["light", "one"], ["image column"]),
         helper.make_node("Unsqueeze", ["dark", "one"], ["inverted column"]),
-        helper.make_node("Concat", ["film column", "inverted column"], ["both"], axis=1),
+        helper.make_node("Concat", ["image column", "inverted column"], ["both"], axis=1),
         helper.make_node("Pad", ["both", "five more"], ["kinds"]),
         helper.make_node("Div", ["mean", "unit"], ["distance"]),
     ]
@@ -225,7 +227,7 @@ def mean_grey_network(gain: float, *, screened: bool = False) -> bytes:
     graph = helper.make_graph(
         nodes,
         "mean-grey",
-        [helper.make_tensor_value_info("film", TensorProto.UINT8, ["n", SIZE, SIZE])],
+        [helper.make_tensor_value_info("image", TensorProto.UINT8, ["n", SIZE, SIZE])],
         [helper.make_tensor_value_info(name, TensorProto.FLOAT, ["n", *shape]) for name, shape in outputs],
         constants,
     )
@@ -241,7 +243,7 @@ def shared_maker(tmp_path_factory: pytest.TempPathFactory) -> Maker:
 
 @pytest.fixture
 def maker(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Maker:
-    """Makes films, bundles and runs; the ledger of this test lies in its own folder."""
+    """Makes images, bundles and runs; the ledger of this test lies in its own folder."""
     monkeypatch.setenv("PNEUMOSCOPE_LEDGER", str(tmp_path / "ledger.jsonl"))
     return Maker(tmp_path)
 

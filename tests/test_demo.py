@@ -41,7 +41,7 @@ def test_what_one_line_makes_the_next_one_takes():
     found = [parsed(line) for line in lines(None, Path("out"))]
     (_, phantom), (_, split), (_, first), (_, second), (_, judged), (_, again), (_, compare), (_, predict) = found
 
-    assert split["data"] == phantom["folder"] == Path("out/films")
+    assert split["data"] == phantom["folder"] == Path("out/images")
     assert (
         split["out"] == first["data"] == second["data"] == judged["data"] == again["data"] == Path("out/manifest.csv")
     )
@@ -49,10 +49,10 @@ def test_what_one_line_makes_the_next_one_takes():
     assert compare["runs"] == (first["out"], second["out"]) == (judged["target"], again["target"])
     assert judged["ledger"] == again["ledger"] == Path("out/test-ledger.jsonl")
     assert compare["out"] == Path("out/comparison")
-    assert (predict["paths"], predict["bundle"]) == (("out/films/test",), None)
+    assert (predict["paths"], predict["bundle"]) == (("out/images/test",), None)
 
 
-def test_films_of_ones_own_are_split_where_they_are():
+def test_images_of_ones_own_are_split_where_they_are():
     _, split = parsed(lines(Path("chest_xray"), Path("out"))[0])
 
     assert (split["data"], split["out"]) == (Path("chest_xray"), Path("out/manifest.csv"))
@@ -91,8 +91,8 @@ def test_it_shows_each_command_and_prints_where_the_report_is(quick, tmp_path, c
 def test_an_earlier_demo_is_made_anew(quick, tmp_path):
     out = tmp_path / "demo"
     run_and_exit(command, ["--out", str(out)])
-    (out / "films").mkdir()
-    (out / "films" / "old.png").write_text("")
+    (out / "images").mkdir()
+    (out / "images" / "old.png").write_text("")
 
     run_and_exit(command, ["--out", str(out)])
 
@@ -127,18 +127,18 @@ def test_an_empty_folder_and_a_file_are_left_alone_too(quick, tmp_path, capsys):
     assert (tmp_path / "file").read_text() == "mine"
 
 
-def test_films_inside_the_folder_that_would_be_removed_are_kept(quick, tmp_path, capsys, monkeypatch):
+def test_images_inside_the_folder_that_would_be_removed_are_kept(quick, tmp_path, capsys, monkeypatch):
     monkeypatch.chdir(tmp_path)
     run_and_exit(command, [])
-    films = tmp_path / "demo" / "films"
-    films.mkdir()
-    (films / "film.png").write_text("mine")
+    images = tmp_path / "demo" / "images"
+    images.mkdir()
+    (images / "image.png").write_text("mine")
     capsys.readouterr()
 
-    told = refused(capsys, "--data", films)
+    told = refused(capsys, "--data", images)
 
-    assert f"the films in {str(films)!r} lie inside 'demo', which the demo empties" in told
-    assert (films / "film.png").read_text() == "mine"
+    assert f"the images in {str(images)!r} lie inside 'demo', which the demo empties" in told
+    assert (images / "image.png").read_text() == "mine"
 
 
 def test_a_line_that_fails_stops_the_demo_with_its_status(tmp_path, capsys, monkeypatch):

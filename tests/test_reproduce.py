@@ -9,12 +9,12 @@ import pytest
 
 from pneumoscope import reproduce as module
 from pneumoscope.cli import cli, run_and_exit
-from pneumoscope.errors import RunError, UnknownNameError, WeightsError
+from pneumoscope.core.errors import RunError, UnknownNameError, WeightsError
 from pneumoscope.evaluation.published import ERRATUM
-from pneumoscope.radiograph.phantom import phantom
+from pneumoscope.imaging.phantom import phantom
 from pneumoscope.reproduce import RUNS, recipe_here, reproduce
-from pneumoscope.training.loop import Devices
 from pneumoscope.training.recipe import read_recipe, shipped
+from pneumoscope.training.trainer import Devices
 
 SMALL = (
     "network.name=test_efficientnet",
@@ -81,7 +81,7 @@ def test_vgg19_without_either_is_small_and_starts_from_nothing_and_says_so(no_we
     assert (recipe.network.weights, recipe.network.image_size) == ("none", 64)
     assert words == [
         "vgg19-adam: starts from random weights, not from ImageNet's: they are not on this machine",
-        "vgg19-adam: films of 64 pixels, not 224: no GPU is at hand",
+        "vgg19-adam: images of 64 pixels, not 224: no GPU is at hand",
     ]
     changed = recipe.network.model_copy(update={"weights": "imagenet", "image_size": 224})
     assert recipe.model_copy(update={"network": changed}) == read_recipe("vgg19-adam")
@@ -119,7 +119,7 @@ def test_a_run_that_was_begun_goes_on_as_it_was_whatever_is_at_hand_now(weights_
     assert recipe == begun
     assert words == [
         "vgg19-adam: was begun with the weights 'none', and goes on so",
-        "vgg19-adam: was begun with films of 64 pixels, and goes on so",
+        "vgg19-adam: was begun with images of 64 pixels, and goes on so",
     ]
     assert recipe_here("vgg19-adam", ["network.image_size=96"], gpu=True, run=tmp_path)[0].network.image_size == 96
     assert recipe_here("vgg19-adam", (), gpu=True, run=tmp_path / "absent")[0] == read_recipe("vgg19-adam")
@@ -129,21 +129,21 @@ def test_a_run_that_was_begun_goes_on_as_it_was_whatever_is_at_hand_now(weights_
 
 
 @pytest.fixture(scope="module")
-def films(tmp_path_factory):
-    folder = tmp_path_factory.mktemp("reproduce") / "films"
+def images(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("reproduce") / "images"
     phantom(folder, train=60, test=20, seed=1, size=48)
     return folder
 
 
 @pytest.fixture(scope="module")
-def made(films, tmp_path_factory):
+def made(images, tmp_path_factory):
     """Two runs reproduced once; what was told, and the folder."""
     out = tmp_path_factory.mktemp("made") / "reproduction"
     told = []
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("PNEUMOSCOPE_CACHE", str(tmp_path_factory.getbasetemp() / "cache"))
         result = reproduce(
-            films, out, only=TWO, overrides=SMALL, devices=Devices("cpu"), ledger=out / "looks.jsonl",
+            images, out, only=TWO, overrides=SMALL, devices=Devices("cpu"), ledger=out / "looks.jsonl",
             command="pneumoscope reproduce ...", tell=told.append,
         )  # fmt: skip
     return out, result, told
@@ -156,9 +156,9 @@ def copy(made, tmp_path, monkeypatch, tmp_path_factory):
     return shutil.copytree(made[0], tmp_path / "copy")
 
 
-def again(films, out, only=TWO, overrides=SMALL, **options):
+def again(images, out, only=TWO, overrides=SMALL, **options):
     return reproduce(
-        films, out, only=only, overrides=overrides, devices=Devices("cpu"), ledger=out / "looks.jsonl", **options
+        images, out, only=only, overrides=overrides, devices=Devices("cpu"), ledger=out / "looks.jsonl", **options
     )
 
 
@@ -167,14 +167,14 @@ def stamps(out):
     return {path: path.stat().st_mtime_ns for name in TWO for path in (out / name).rglob("*") if path.is_file()}
 
 
-def test_comparison_json_has_what_it_must(made, films):
+def test_comparison_json_has_what_it_must(made, images):
     out, result, _ = made
     data = json.loads((out / "comparison.json").read_text())
 
-    assert {"schema", "films", "runs", "pairs", "published"} <= set(data)
-    assert (data["films"]["n"], data["films"]["counts"]) == (20, {"NORMAL": 8, "PNEUMONIA": 12})
-    assert len(data["films"]["sha256"]) == 64
-    assert len(list((films / "test").rglob("*.jpeg"))) == 20
+    assert {"schema", "images", "runs", "pairs", "published"} <= set(data)
+    assert (data["images"]["n"], data["images"]["counts"]) == (20, {"NORMAL": 8, "PNEUMONIA": 12})
+    assert len(data["images"]["sha256"]) == 64
+    assert len(list((images / "test").rglob("*.jpeg"))) == 20
     for run, name, optimizer in zip(data["runs"], TWO, ("sgd", "adam"), strict=True):
         assert {key: run[key] for key in ("name", "network", "optimizer", "batch", "image_size", "epochs", "seed")} == {
             "name": name, "network": "test_efficientnet", "optimizer": optimizer, "batch": 8, "image_size": 32,
@@ -220,37 +220,37 @@ def test_whoever_waits_is_told_what_happens(made):
 
     assert told == [
         "alexnet-sgd: training (1 epochs at 32 pixels)",
-        "alexnet-sgd: evaluating on the test films",
+        "alexnet-sgd: evaluating on the test images",
         "vgg19-adam-32: training (1 epochs at 32 pixels)",
-        "vgg19-adam-32: evaluating on the test films",
+        "vgg19-adam-32: evaluating on the test images",
     ]
     assert result.notes == ()
 
 
-def test_each_run_looked_at_the_test_films_once(made):
+def test_each_run_looked_at_the_test_images_once(made):
     looks = [json.loads(line) for line in (made[0] / "looks.jsonl").read_text().splitlines()]
 
     assert [look["look"] for look in looks] == [1, 2]
 
 
-def test_called_again_nothing_is_made_and_no_look_is_added(films, copy):
+def test_called_again_nothing_is_made_and_no_look_is_added(images, copy):
     before, looks = stamps(copy), (copy / "looks.jsonl").read_text()
 
-    result = again(films, copy)
+    result = again(images, copy)
 
     assert stamps(copy) == before
     assert (copy / "looks.jsonl").read_text() == looks
     assert [run.name for run in result.comparison.runs] == list(TWO)
 
 
-def test_results_without_weights_are_enough(films, copy, made):
+def test_results_without_weights_are_enough(images, copy, made):
     """As they are committed: numbers, and neither bundles nor checkpoints."""
     for name in TWO:
         for folder in ("bundle", "checkpoints", "tensorboard"):
             shutil.rmtree(copy / name / folder)
     before = stamps(copy)
 
-    result = again(films, copy)
+    result = again(images, copy)
 
     assert stamps(copy) == before
     assert result.comparison.runs == made[1].comparison.runs
@@ -258,11 +258,11 @@ def test_results_without_weights_are_enough(films, copy, made):
     assert result.page.is_file()
 
 
-def test_an_evaluation_that_is_missing_is_made_without_training_again(films, copy):
+def test_an_evaluation_that_is_missing_is_made_without_training_again(images, copy):
     shutil.rmtree(copy / "alexnet-sgd" / "evaluation")
     before = stamps(copy)
 
-    result = again(films, copy, only=("alexnet-sgd",))
+    result = again(images, copy, only=("alexnet-sgd",))
 
     assert {path: stamp for path, stamp in stamps(copy).items() if path in before} == before
     assert (copy / "alexnet-sgd" / "evaluation" / "test" / "evaluation.json").is_file()
@@ -270,24 +270,24 @@ def test_an_evaluation_that_is_missing_is_made_without_training_again(films, cop
     assert [run.name for run in result.comparison.runs] == list(TWO)
 
 
-def test_runs_finished_before_are_compared_though_others_are_asked_for(films, copy):
+def test_runs_finished_before_are_compared_though_others_are_asked_for(images, copy):
     shutil.rmtree(copy / "alexnet-sgd")
 
-    result = again(films, copy, only=("vgg19-adam-32",))
+    result = again(images, copy, only=("vgg19-adam-32",))
 
     assert [run.name for run in result.comparison.runs] == ["vgg19-adam-32"]
 
 
-def test_another_recipe_does_not_pass_for_the_one_that_was_run(films, copy):
+def test_another_recipe_does_not_pass_for_the_one_that_was_run(images, copy):
     with pytest.raises(RunError, match=r"alexnet-sgd' is a run of another recipe: training.epochs was 1, now 2"):
-        again(films, copy, overrides=[*SMALL, "training.epochs=2"])
+        again(images, copy, overrides=[*SMALL, "training.epochs=2"])
 
 
-def test_an_unknown_run_is_refused_before_any_is_made(films, tmp_path):
+def test_an_unknown_run_is_refused_before_any_is_made(images, tmp_path):
     with pytest.raises(
         UnknownNameError, match=r"there is no run of the report 'alexnet-sdg'\. Did you mean 'alexnet-sgd'"
     ):
-        reproduce(films, tmp_path / "out", only=("vgg19-adam", "alexnet-sdg"))
+        reproduce(images, tmp_path / "out", only=("vgg19-adam", "alexnet-sdg"))
 
     assert not (tmp_path / "out").exists()
 
@@ -295,10 +295,10 @@ def test_an_unknown_run_is_refused_before_any_is_made(films, tmp_path):
 # --- the command -----------------------------------------------------------------------------------------------------
 
 
-def test_the_command_says_what_was_found_and_records_how_it_was_called(films, copy, capsys):
+def test_the_command_says_what_was_found_and_records_how_it_was_called(images, copy, capsys):
     settings = [word for pair in SMALL for word in ("--set", pair)]
     ledger = str(copy / "looks.jsonl")
-    arguments = ["reproduce", "--data", str(films), "--out", str(copy), "--only", ",".join(TWO), *settings]
+    arguments = ["reproduce", "--data", str(images), "--out", str(copy), "--only", ",".join(TWO), *settings]
     arguments += ["--accelerator", "cpu", "--ledger", ledger]
 
     run_and_exit(cli, [*arguments, "--json"])
@@ -313,9 +313,9 @@ def test_the_command_says_what_was_found_and_records_how_it_was_called(films, co
     assert told.startswith("alexnet-sgd: ")
 
 
-def test_an_unknown_name_after_only_exits_with_2(films, tmp_path, capsys):
+def test_an_unknown_name_after_only_exits_with_2(images, tmp_path, capsys):
     with pytest.raises(SystemExit) as stop:
-        run_and_exit(cli, ["reproduce", "--data", str(films), "--out", str(tmp_path / "out"), "--only", "vgg19-adm"])
+        run_and_exit(cli, ["reproduce", "--data", str(images), "--out", str(tmp_path / "out"), "--only", "vgg19-adm"])
 
     assert stop.value.code == 2
     assert capsys.readouterr().err == "error: there is no run of the report 'vgg19-adm'. Did you mean 'vgg19-adam'?\n"

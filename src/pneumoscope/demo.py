@@ -1,4 +1,4 @@
-"""`make demo`: the whole way in a few minutes, on drawn films or on a folder of real ones.
+"""`make demo`: the whole way in a few minutes, on drawn images or on a folder of real ones.
 
 It prints the commands that a person would type, and runs them one after the other.
 """
@@ -13,8 +13,8 @@ from pathlib import Path
 import click
 
 from pneumoscope.cli import cli, run_and_exit
-from pneumoscope.errors import UsageError
-from pneumoscope.storage import write_atomically
+from pneumoscope.core.errors import UsageError
+from pneumoscope.core.files import write_atomically
 
 __all__ = ["RECIPES", "command", "lines"]
 
@@ -27,24 +27,24 @@ def lines(data: Path | None, out: Path) -> list[list[str]]:
     """The demo as command lines, without the word `pneumoscope`.
 
     Args:
-        data: labelled films; phantoms are drawn where None.
+        data: labelled images; phantoms are drawn where None.
         out: folder of everything that is made.
     """
-    films, manifest = data or out / "films", str(out / "manifest.csv")
+    images, manifest = data or out / "images", str(out / "manifest.csv")
     runs = [str(out / name) for name in RECIPES]
     return [
-        *([] if data else [["phantom", str(films), *_PHANTOMS]]),
-        ["split", str(films), "--out", manifest],
+        *([] if data else [["phantom", str(images), *_PHANTOMS]]),
+        ["split", str(images), "--out", manifest],
         *(["train", name, "--data", manifest, "--out", run] for name, run in zip(RECIPES, runs, strict=True)),
         *(["evaluate", run, "--data", manifest, "--ledger", str(out / "test-ledger.jsonl")] for run in runs),
         ["compare", *runs, "--out", str(out / "comparison")],
-        # The model that comes with the package knows that drawn films are none.
-        *([] if data else [["predict", str(films / "test"), "--csv", str(out / "predictions.csv")]]),
+        # The model that comes with the package knows that drawn images are none.
+        *([] if data else [["predict", str(images / "test"), "--csv", str(out / "predictions.csv")]]),
     ]
 
 
 @click.command()
-@click.option("--data", type=click.Path(path_type=Path), help="Labelled films.  [default: phantoms]")
+@click.option("--data", type=click.Path(path_type=Path), help="Labelled images.  [default: phantoms]")
 @click.option("--out", type=click.Path(path_type=Path), default=Path("demo"), show_default=True)
 def command(data: Path | None, out: Path) -> None:
     """Train two small networks, evaluate and compare them, see phantoms refused, and print the path of the report."""
@@ -53,7 +53,7 @@ def command(data: Path | None, out: Path) -> None:
     for line in lines(data, out):
         click.echo(f"\n$ pneumoscope {shlex.join(line)}", err=True)
         cli.main(args=line, prog_name="pneumoscope", standalone_mode=False)
-    click.echo("\nThe model that comes with the package judges a film of yours: pneumoscope predict FILM", err=True)
+    click.echo("\nThe model that comes with the package judges an image of yours: pneumoscope predict IMAGE", err=True)
     click.echo(f"\nDone in {time.monotonic() - started:.0f} seconds. Open the report in a browser:", err=True)
     click.echo(str((out / "comparison" / "report.html").resolve()))
 
@@ -64,7 +64,7 @@ def _empty(data: Path | None, out: Path) -> None:
         raise UsageError(f"{str(out)!r} exists and is no earlier demo", advice="Choose another folder with --out")
     if data and data.resolve().is_relative_to(out.resolve()):
         raise UsageError(
-            f"the films in {str(data)!r} lie inside {str(out)!r}, which the demo empties",
+            f"the images in {str(data)!r} lie inside {str(out)!r}, which the demo empties",
             advice="Move them, or choose another folder with --out",
         )
     shutil.rmtree(out, ignore_errors=True)

@@ -7,22 +7,22 @@ import json
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
-from pneumoscope.errors import UnknownNameError, WeightsError
+from pneumoscope.core.errors import UnknownNameError, WeightsError
+from pneumoscope.core.results import Comparison
 from pneumoscope.evaluation.compare import compare
 from pneumoscope.evaluation.evaluate import evaluate
 from pneumoscope.evaluation.records import EVALUATION_FILE
-from pneumoscope.networks.weights import find_vgg19
-from pneumoscope.report.comparison_page import write_comparison_page
-from pneumoscope.results import Comparison
-from pneumoscope.training.fit import train
-from pneumoscope.training.loop import Devices
+from pneumoscope.models.weights import find_vgg19
+from pneumoscope.reporting.comparison_page import write_comparison_page
 from pneumoscope.training.recipe import Recipe, read_recipe
 from pneumoscope.training.run import RUN, read_run
+from pneumoscope.training.train import train
+from pneumoscope.training.trainer import Devices
 
 __all__ = ["RUNS", "Reproduction", "recipe_here", "reproduce"]
 
 RUNS = ("alexnet-sgd", "alexnet-adam", "alexnet-adam-32", "vgg19-rmsprop", "vgg19-adam", "vgg19-adam-32")
-# A film of 224 pixels is twelve times the arithmetic: without a GPU a run would take the better part of a day or more.
+# An image of 224 pixels is twelve times the arithmetic: without a GPU a run would take the better part of a day or more.
 _SMALL_VGG19 = 64
 
 
@@ -62,7 +62,7 @@ def reproduce(
         only: names of runs to make now.
         overrides: recipe fields of the runs made now, "training.epochs=1" each.
         devices: see `train`.
-        ledger: of looks at the test films; the default one where None.
+        ledger: of looks at the test images; the default one where None.
         command: what was called, for the record.
         tell: is told what happens next.
     Raises:
@@ -83,7 +83,7 @@ def reproduce(
         tell(f"{name}: training ({recipe.training.epochs} epochs at {recipe.network.image_size} pixels)")
         train(recipe, data, run, resume=True, devices=devices, tell=tell)
         if not (run / "evaluation" / "test" / EVALUATION_FILE).exists():
-            tell(f"{name}: evaluating on the test films")
+            tell(f"{name}: evaluating on the test images")
             evaluate(run, data, ledger=ledger)
     done = [out / name for name in RUNS if (out / name / "evaluation" / "test" / EVALUATION_FILE).exists()]
     comparison = compare(done, published=True, out=out, command=command)
@@ -93,7 +93,7 @@ def reproduce(
 def recipe_here(name: str, overrides: Sequence[str], *, gpu: bool, run: Path | None = None) -> tuple[Recipe, list[str]]:
     """The report's recipe as it can be run on this machine, and in words where it differs.
 
-    VGG19 starts from ImageNet weights where they are at hand, and has films of 64 pixels where no GPU is. What was begun
+    VGG19 starts from ImageNet weights where they are at hand, and has images of 64 pixels where no GPU is. What was begun
     otherwise goes on as it was begun, whatever is at hand now.
 
     Args:
@@ -127,7 +127,7 @@ def _at_hand(free: Sequence[str], *, gpu: bool) -> _Found:
         except WeightsError as error:
             found["weights"] = ("none", f"starts from random weights, not from ImageNet's: {error}")
     if not gpu:
-        found["image_size"] = (_SMALL_VGG19, f"films of {_SMALL_VGG19} pixels, not 224: no GPU is at hand")
+        found["image_size"] = (_SMALL_VGG19, f"images of {_SMALL_VGG19} pixels, not 224: no GPU is at hand")
     return found
 
 
@@ -136,5 +136,5 @@ def _as_begun(run: Path) -> _Found:
     weights, size = network["weights"], network["image_size"]
     return {
         "weights": (weights, f"was begun with the weights {weights!r}, and goes on so"),
-        "image_size": (size, f"was begun with films of {size} pixels, and goes on so"),
+        "image_size": (size, f"was begun with images of {size} pixels, and goes on so"),
     }

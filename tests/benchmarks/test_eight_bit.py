@@ -42,7 +42,7 @@ def content():
     )
     places = numpy_helper.from_array(np.array([1, 2, 3]), "places")
     nodes = [
-        helper.make_node("Cast", ["film"], ["float"], to=TensorProto.FLOAT),
+        helper.make_node("Cast", ["image"], ["float"], to=TensorProto.FLOAT),
         helper.make_node("Unsqueeze", ["float", "one"], ["deep"]),
         helper.make_node("Mul", ["deep", "s"], ["scaled"]),
         helper.make_node("Sub", ["scaled", "h"], ["grey"]),
@@ -51,7 +51,7 @@ def content():
         helper.make_node("ReduceMean", ["z", "places"], ["distance"], keepdims=0),
     ]  # fmt: skip
     graph = helper.make_graph(
-        nodes, "g", [helper.make_tensor_value_info("film", TensorProto.UINT8, ["n", SIDE, SIDE])],
+        nodes, "g", [helper.make_tensor_value_info("image", TensorProto.UINT8, ["n", SIDE, SIDE])],
         [helper.make_tensor_value_info(name, TensorProto.FLOAT, ["n"]) for name in ("logit", "distance")],
         [a, b, c, axes, scale, half, places],
     )  # fmt: skip
@@ -67,16 +67,16 @@ def test_only_what_the_logit_hangs_on_is_quantised(content):
 
 @pytest.mark.parametrize("method", METHODS)
 def test_in_8_bits_it_scores_almost_as_before(content, method):
-    films = RANDOM.integers(0, 256, (24, SIDE, SIDE), dtype=np.uint8) // RANDOM.integers(
+    images = RANDOM.integers(0, 256, (24, SIDE, SIDE), dtype=np.uint8) // RANDOM.integers(
         1, 8, (24, 1, 1), dtype=np.uint8
     )
-    small = quantised(content, films, METHODS[method])
+    small = quantised(content, images, METHODS[method])
     kinds = {node.op_type for node in onnx.load_from_string(small).graph.node}
     assert {"QuantizeLinear", "DequantizeLinear"} <= kinds
 
     card, _ = read_bundle(find_bundle())
     labels = np.arange(24) % 2 == 0
-    whole, other = compare({"32 bits": content, "8 bits": small}, card, films, labels, rounds=1)
+    whole, other = compare({"32 bits": content, "8 bits": small}, card, images, labels, rounds=1)
 
     assert whole.faster == 1
     assert whole.largest_change == 0

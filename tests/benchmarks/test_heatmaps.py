@@ -9,8 +9,8 @@ import onnx
 import pytest
 from onnx import TensorProto, helper
 
-from pneumoscope.errors import UsageError
-from pneumoscope.predictor import Predictor
+from pneumoscope.core.errors import UsageError
+from pneumoscope.inference import BundleSession
 
 _PATH = Path(__file__).parents[2] / "benchmarks" / "heatmaps.py"
 _SPEC = importlib.util.spec_from_file_location("benchmark_heatmaps", _PATH)
@@ -19,7 +19,7 @@ sys.modules[_SPEC.name] = benchmark  # dataclasses look their module up there
 _SPEC.loader.exec_module(benchmark)
 
 
-def test_a_random_map_has_the_spectrum_and_the_mean_of_the_films_own():
+def test_a_random_map_has_the_spectrum_and_the_mean_of_the_images_own():
     own = np.random.default_rng(1).normal(2, 1, (7, 7)) + np.linspace(0, 5, 7)
 
     found = benchmark.same_spectrum(own, np.random.default_rng(2))
@@ -31,26 +31,26 @@ def test_a_random_map_has_the_spectrum_and_the_mean_of_the_films_own():
 
 def test_a_map_that_points_at_what_counts_beats_its_opposite(maker):
     """The network takes the mean grey: dark pixels are what speaks for normal, and blurring fills them."""
-    predictor = Predictor.load(maker.bundle(maker.root / "bundle", gain=0.05))
-    film = np.full((16, 16), 100, np.uint8)
-    film[4:8, 4:8] = 0
+    predictor = BundleSession.load(maker.bundle(maker.root / "bundle", gain=0.05))
+    image = np.full((16, 16), 100, np.uint8)
+    image[4:8, 4:8] = 0
     here = np.zeros((4, 4))
     here[1, 1] = -1
 
-    deletion, insertion = benchmark.areas(predictor, film, here, -1)
-    worst_deletion, worst_insertion = benchmark.areas(predictor, film, -here, -1)
+    deletion, insertion = benchmark.areas(predictor, image, here, -1)
+    worst_deletion, worst_insertion = benchmark.areas(predictor, image, -here, -1)
 
     assert deletion < worst_deletion
     assert insertion > worst_insertion
-    # Taking everything away and giving everything back end at the same two films.
+    # Taking everything away and giving everything back end at the same two images.
     assert 0.5 < deletion < insertion < 1
 
 
 def test_a_network_that_knows_nothing_has_areas_of_one_half(maker):
-    predictor = Predictor.load(maker.bundle(maker.root / "bundle", gain=0.0))
-    film = np.random.default_rng(0).integers(0, 256, (16, 16)).astype(np.uint8)
+    predictor = BundleSession.load(maker.bundle(maker.root / "bundle", gain=0.0))
+    image = np.random.default_rng(0).integers(0, 256, (16, 16)).astype(np.uint8)
 
-    assert benchmark.areas(predictor, film, np.eye(4), 1) == pytest.approx((0.5, 0.5))
+    assert benchmark.areas(predictor, image, np.eye(4), 1) == pytest.approx((0.5, 0.5))
 
 
 def three_layers():

@@ -7,8 +7,8 @@ from pathlib import Path
 
 import pytest
 
-from pneumoscope.errors import UnreadableFilmError
-from pneumoscope.radiograph.decode import decode
+from pneumoscope.core.errors import UnreadableImageError
+from pneumoscope.imaging.decode import decode
 
 _PATH = Path(__file__).parents[2] / "benchmarks" / "hostile.py"
 _SPEC = importlib.util.spec_from_file_location("benchmark_hostile", _PATH)
@@ -18,7 +18,7 @@ _SPEC.loader.exec_module(benchmark)
 
 
 def test_what_is_mutated_was_good():
-    assert [decode(film).format for film in benchmark.seeds()] == [
+    assert [decode(image).format for image in benchmark.seeds()] == [
         "JPEG",
         "PNG",
         "TIFF",
@@ -39,7 +39,7 @@ def test_the_same_seed_gives_the_same_inputs_and_most_of_them_are_broken():
         if kind == "application/octet-stream":
             try:
                 decode(body)
-            except UnreadableFilmError:
+            except UnreadableImageError:
                 broken += 1
     assert broken > 10
 

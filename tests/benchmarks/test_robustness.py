@@ -11,9 +11,9 @@ import pytest
 from PIL import Image
 from tests.conftest import LIMITS, SIZE, halves
 
-from pneumoscope.errors import DatasetError
-from pneumoscope.predictor.model import load_model
-from pneumoscope.radiograph.decode import decode
+from pneumoscope.core.errors import DatasetError
+from pneumoscope.imaging.decode import decode
+from pneumoscope.inference.model import load_model
 
 _PATH = Path(__file__).parents[2] / "benchmarks" / "robustness.py"
 _SPEC = importlib.util.spec_from_file_location("benchmark_robustness", _PATH)
@@ -21,19 +21,19 @@ benchmark = importlib.util.module_from_spec(_SPEC)
 sys.modules[_SPEC.name] = benchmark
 _SPEC.loader.exec_module(benchmark)
 
-FILM = np.random.default_rng(0).integers(0, 256, (40, 30)).astype(np.uint8)
+IMAGE = np.random.default_rng(0).integers(0, 256, (40, 30)).astype(np.uint8)
 
 
 @pytest.mark.parametrize("name", benchmark.FORMATS)
-def test_a_film_comes_back_from_each_form_as_it_was(name):
-    np.testing.assert_array_equal(decode(benchmark.FORMATS[name](FILM)).pixels, FILM)
+def test_a_image_comes_back_from_each_form_as_it_was(name):
+    np.testing.assert_array_equal(decode(benchmark.FORMATS[name](IMAGE)).pixels, IMAGE)
 
 
 def test_the_forms_are_what_they_are_called():
-    assert decode(benchmark.deep_png(FILM)).mode == "I;16"
-    assert decode(benchmark.dicom(FILM)).mode == "MONOCHROME2, 12 bits"
-    assert decode(benchmark.dicom(FILM, inverted=True)).mode == "MONOCHROME1, 12 bits"
-    assert Image.open(io.BytesIO(benchmark.squeezed(FILM))).format == "JPEG"
+    assert decode(benchmark.deep_png(IMAGE)).mode == "I;16"
+    assert decode(benchmark.dicom(IMAGE)).mode == "MONOCHROME2, 12 bits"
+    assert decode(benchmark.dicom(IMAGE, inverted=True)).mode == "MONOCHROME1, 12 bits"
+    assert Image.open(io.BytesIO(benchmark.squeezed(IMAGE))).format == "JPEG"
 
 
 def test_changes_by_hand():
@@ -45,15 +45,15 @@ def test_changes_by_hand():
     rows, _ = np.nonzero(benchmark.turned(dot, 10))
     assert set(rows.tolist()) <= {16, 17}
     for name, change in benchmark.SPOILT.items():
-        assert not np.array_equal(change(FILM), FILM), name
+        assert not np.array_equal(change(IMAGE), IMAGE), name
 
 
 def test_what_is_counted_by_hand(maker):
     """Grey 120 has the score 0.4378, above 0.4; a fifth darker, 96, it has 0.19: the decision changes. Grey 200 keeps its own."""
     model = load_model(maker.bundle(maker.root / "bundle"))
-    films = [halves(120), halves(200), halves(20)]
-    before = list(model.predict_many(films))
-    after = list(model.predict_many(benchmark.lit(film, 0.8) for film in films))
+    images = [halves(120), halves(200), halves(20)]
+    before = list(model.predict_many(images))
+    after = list(model.predict_many(benchmark.lit(image, 0.8) for image in images))
 
     row = benchmark.compare("darker", before, after, ["a", "b", "c"])
 
@@ -71,15 +71,15 @@ def test_what_is_counted_by_hand(maker):
 
 def test_the_whole_table(maker, capsys):
     run = maker.run(refusal=LIMITS)
-    films = maker.films(split="train")
-    (run / "manifest.csv").write_text(maker.manifest(films, "validation"))
+    images = maker.images(split="train")
+    (run / "manifest.csv").write_text(maker.manifest(images, "validation"))
     large = maker.root / "large"
-    for path in sorted(films.rglob("*.png"))[:6]:
-        (large / path.relative_to(films)).parent.mkdir(parents=True, exist_ok=True)
-        Image.open(path).resize((64, 64), Image.Resampling.NEAREST).save(large / path.relative_to(films))
-    options = ["--films", "12", "--phantoms", "4", "--pictures", str(films), "--out", str(maker.root / "out")]
+    for path in sorted(images.rglob("*.png"))[:6]:
+        (large / path.relative_to(images)).parent.mkdir(parents=True, exist_ok=True)
+        Image.open(path).resize((64, 64), Image.Resampling.NEAREST).save(large / path.relative_to(images))
+    options = ["--images", "12", "--phantoms", "4", "--pictures", str(images), "--out", str(maker.root / "out")]
 
-    benchmark.main([str(run), "--data", str(films), "--originals", str(large), "--copies", str(films), *options])
+    benchmark.main([str(run), "--data", str(images), "--originals", str(large), "--copies", str(images), *options])
 
     found = json.loads((maker.root / "out" / "robustness.json").read_text())
     assert found["n"] == 12
@@ -96,14 +96,23 @@ def test_the_whole_table(maker, capsys):
 
 def test_an_original_without_its_copy_stops_it(maker):
     run = maker.run(refusal=LIMITS)
-    films = maker.films(split="train")
-    (run / "manifest.csv").write_text(maker.manifest(films, "validation"))
-    options = ["--films", "4", "--phantoms", "1", "--originals", str(films), "--copies", str(maker.root / "elsewhere")]
+    images = maker.images(split="train")
+    (run / "manifest.csv").write_text(maker.manifest(images, "validation"))
+    options = [
+        "--images",
+        "4",
+        "--phantoms",
+        "1",
+        "--originals",
+        str(images),
+        "--copies",
+        str(maker.root / "elsewhere"),
+    ]
 
     with pytest.raises(DatasetError, match="have no copy"):
-        benchmark.main([str(run), "--data", str(films), *options])
+        benchmark.main([str(run), "--data", str(images), *options])
 
 
 def test_originals_need_their_copies(maker):
     with pytest.raises(SystemExit):
-        benchmark.main(["run", "--data", "films", "--originals", "large"])
+        benchmark.main(["run", "--data", "images", "--originals", "large"])

@@ -1,4 +1,4 @@
-"""The study trains each attempt on each split, looks at validation films alone, and goes on where it stopped."""
+"""The study trains each attempt on each split, looks at validation images alone, and goes on where it stopped."""
 
 import csv
 import importlib.util
@@ -12,8 +12,8 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from pneumoscope.errors import RecipeError
-from pneumoscope.radiograph.phantom import phantom
+from pneumoscope.core.errors import RecipeError
+from pneumoscope.imaging.phantom import phantom
 
 _PATH = Path(__file__).parents[2] / "benchmarks" / "study.py"
 _SPEC = importlib.util.spec_from_file_location("benchmark_study", _PATH)
@@ -36,7 +36,7 @@ recipe = "base.toml"
 why = "where we start"
 set = []
 [attempts.turned]
-why = "films lie askew"
+why = "images lie askew"
 set = ["augmentation.rotation=10", "training.batch=8"]
 """
 
@@ -68,9 +68,9 @@ def test_a_file_of_no_attempts_is_refused(tmp_path, text):
 
 
 def test_the_study_as_a_whole(attempts, tmp_path, capsys):
-    films = tmp_path / "films"
-    phantom(films, train=60, test=20, size=48)
-    options = [str(attempts), "--data", str(films), "--runs", str(tmp_path / "runs"), "--out", str(tmp_path / "out")]
+    images = tmp_path / "images"
+    phantom(images, train=60, test=20, size=48)
+    options = [str(attempts), "--data", str(images), "--runs", str(tmp_path / "runs"), "--out", str(tmp_path / "out")]
 
     benchmark.main([*options, "--only", "plain"])
     first = (tmp_path / "runs/plain-block-0/bundle/network.onnx").stat().st_mtime_ns
@@ -92,41 +92,41 @@ def test_the_study_as_a_whole(attempts, tmp_path, capsys):
     mean = (float(rows[0]["auroc"]) + float(rows[1]["auroc"])) / 2
     assert f"| plain | where we start | block | 2 | {mean:.4f} |" in text
     assert text in capsys.readouterr().out
-    assert not (tmp_path / "ledger.jsonl").exists()  # no look at test films
+    assert not (tmp_path / "ledger.jsonl").exists()  # no look at test images
     assert json.loads((tmp_path / "out/validation.json").read_text())[0]["why"] == "where we start"
 
 
-def test_a_film_is_framed_as_those_of_the_other_label_are():
-    film = np.arange(200, dtype=np.uint8).reshape(10, 20)
-    np.testing.assert_array_equal(benchmark.frame(film, positive=True), film[:, 2:18])
-    np.testing.assert_array_equal(benchmark.frame(film, positive=False), film[1:9])
+def test_a_image_is_framed_as_those_of_the_other_label_are():
+    image = np.arange(200, dtype=np.uint8).reshape(10, 20)
+    np.testing.assert_array_equal(benchmark.frame(image, positive=True), image[:, 2:18])
+    np.testing.assert_array_equal(benchmark.frame(image, positive=False), image[1:9])
 
 
-def test_what_is_said_of_shifted_films_by_hand(attempts, tmp_path, monkeypatch):
-    """A network that calls a film by its mean grey: black corners of turned films make it darker, and so another call."""
-    films = tmp_path / "films"
-    phantom(films, train=60, test=20, size=48)
+def test_what_is_said_of_shifted_images_by_hand(attempts, tmp_path, monkeypatch):
+    """A network that calls an image by its mean grey: black corners of turned images make it darker, and so another call."""
+    images = tmp_path / "images"
+    phantom(images, train=60, test=20, size=48)
     run = tmp_path / "run"
-    benchmark.train(benchmark.read_attempts(attempts)[0].made("block", 0), films, run)
-    labels = [film.positive for film in benchmark.choose_films(films, "validation", run / "manifest.csv")[1]]
+    benchmark.train(benchmark.read_attempts(attempts)[0].made("block", 0), images, run)
+    labels = [image.positive for image in benchmark.select_images(images, "validation", run / "manifest.csv")[1]]
 
     class ByGrey:
-        card = benchmark.Predictor.load(run / "bundle").card
+        card = benchmark.BundleSession.load(run / "bundle").card
 
         def stream(self, made):
-            for film in made:
-                logit = float(film.pixels.mean()) - level
+            for image in made:
+                logit = float(image.pixels.mean()) - level
                 yield types.SimpleNamespace(logit=logit)
 
     greys = [
-        benchmark.decode(films / film.path).pixels
-        for film in benchmark.choose_films(films, "validation", run / "manifest.csv")[1]
+        benchmark.decode(images / image.path).pixels
+        for image in benchmark.select_images(images, "validation", run / "manifest.csv")[1]
     ]
     level = float(np.median([grey.mean() for grey in greys]))
     threshold = ByGrey.card.points["balanced"].threshold
-    monkeypatch.setattr(benchmark.Predictor, "load", lambda folder: ByGrey())
+    monkeypatch.setattr(benchmark.BundleSession, "load", lambda folder: ByGrey())
 
-    found = benchmark.shifted(run, films)
+    found = benchmark.shifted(run, images)
 
     def call(grey):
         return 1 / (1 + np.exp(level - grey.mean())) >= threshold

@@ -13,8 +13,8 @@ from msgspec import structs
 from tests.conftest import LIMITS
 
 from pneumoscope.bundle.card import Calibration, Card, Intervals, OperatingPoint, Parity, Share, read_bundle, short_hash
-from pneumoscope.errors import BundleError
-from pneumoscope.radiograph.prepare import PREPARE_VERSION, Preparation
+from pneumoscope.core.errors import BundleError
+from pneumoscope.imaging.preprocess import PREPROCESSING_VERSION, Preprocessing
 
 
 @pytest.fixture
@@ -39,11 +39,11 @@ def test_a_bundle_comes_back_as_it_was_written(bundle):
     assert network == (bundle / "network.onnx").read_bytes()
     assert hashlib.sha256(network).hexdigest() == card.onnx_sha256
     assert card.to_json() == written
-    assert (card.format, card.labels, card.name, card.preparation.size) == (1, ("NORMAL", "PNEUMONIA"), "grey", 16)
-    point = card.points["rule-out"]
+    assert (card.format, card.labels, card.name, card.preprocessing.size) == (1, ("NORMAL", "PNEUMONIA"), "grey", 16)
+    point = card.points["rule_out"]
     assert (point.threshold, point.rule, point.chosen_on) == (
         0.2,
-        "sensitivity 0.99 on 8 validation films",
+        "sensitivity 0.99 on 8 validation images",
         "validation",
     )
     assert (point.specificity.value, point.specificity.low, point.specificity.n) == (1, 0.438, 3)
@@ -88,8 +88,10 @@ def test_an_unknown_field_is_refused_wherever_it_stands(bundle):
     with pytest.raises(BundleError, match=r"malformed: Object contains unknown field `owner`"):
         read_bundle(bundle)
 
-    change(bundle, owner="us", preparation={"size": 16, "crop": "squash", "version": PREPARE_VERSION, "gamma": 2})
-    with pytest.raises(BundleError, match=r"malformed: Object contains unknown field `gamma` - at `\$\.preparation`"):
+    change(
+        bundle, owner="us", preprocessing={"size": 16, "crop": "squash", "version": PREPROCESSING_VERSION, "gamma": 2}
+    )
+    with pytest.raises(BundleError, match=r"malformed: Object contains unknown field `gamma` - at `\$\.preprocessing`"):
         read_bundle(bundle)
 
 
@@ -103,13 +105,15 @@ def test_a_field_that_is_missing_is_named_also_where_a_default_exists(bundle, na
         read_bundle(bundle)
 
 
-@pytest.mark.parametrize("name", Preparation.__struct_fields__)
-def test_how_films_are_prepared_is_never_guessed(bundle, name):
-    data = {"size": 16, "crop": "squash", "version": PREPARE_VERSION}
+@pytest.mark.parametrize("name", Preprocessing.__struct_fields__)
+def test_how_images_are_prepared_is_never_guessed(bundle, name):
+    data = {"size": 16, "crop": "squash", "version": PREPROCESSING_VERSION}
     del data[name]
-    change(bundle, preparation=data)
+    change(bundle, preprocessing=data)
 
-    with pytest.raises(BundleError, match=rf"malformed: Object missing required field `{name}` - at `\$\.preparation`"):
+    with pytest.raises(
+        BundleError, match=rf"malformed: Object missing required field `{name}` - at `\$\.preprocessing`"
+    ):
         read_bundle(bundle)
 
 
@@ -130,12 +134,12 @@ def test_a_format_that_never_was_is_refused(bundle, number):
         read_bundle(bundle)
 
 
-def test_films_prepared_in_another_way_are_refused(bundle):
-    change(bundle, preparation={"size": 16, "crop": "squash", "version": PREPARE_VERSION + 3})
+def test_images_prepared_in_another_way_are_refused(bundle):
+    change(bundle, preprocessing={"size": 16, "crop": "squash", "version": PREPROCESSING_VERSION + 3})
 
     with pytest.raises(
         BundleError,
-        match=rf"prepared by version {PREPARE_VERSION + 3}, here it is {PREPARE_VERSION}\. Train and export",
+        match=rf"prepared by version {PREPROCESSING_VERSION + 3}, here it is {PREPROCESSING_VERSION}\. Train and export",
     ):
         read_bundle(bundle)
 
@@ -233,7 +237,7 @@ def test_a_threshold_is_a_score(threshold):
             msgspec.json.decode(written, type=OperatingPoint)
 
 
-def test_a_point_that_test_films_chose_is_refused(bundle):
+def test_a_point_that_test_images_chose_is_refused(bundle):
     data = json.loads((bundle / "card.json").read_text())
     data["points"]["balanced"]["chosen_on"] = "test"
     (bundle / "card.json").write_text(json.dumps(data))
@@ -244,11 +248,11 @@ def test_a_point_that_test_films_chose_is_refused(bundle):
 
 def test_a_card_cannot_be_changed_in_place():
     with pytest.raises(AttributeError, match="immutable"):
-        Parity(films=1, largest=0.0).films = 2
+        Parity(images=1, largest=0.0).images = 2
 
 
 def test_a_short_hash_is_64_bits():
-    sha256 = hashlib.sha256(b"film").hexdigest()
+    sha256 = hashlib.sha256(b"image").hexdigest()
 
     assert sha256.startswith(short_hash(sha256))
     assert len(bytes.fromhex(short_hash(sha256))) * 8 == 64

@@ -1,4 +1,4 @@
-"""The model that comes with the package is what its card says, phantoms and real films included."""
+"""The model that comes with the package is what its card says, phantoms and real images included."""
 
 import os
 from pathlib import Path
@@ -8,11 +8,11 @@ import pytest
 
 from pneumoscope import load_model
 from pneumoscope.bundle.card import find_bundle
-from pneumoscope.predictor.predictor import Predictor
-from pneumoscope.radiograph.chest import draw
+from pneumoscope.imaging.phantom_drawing import draw
+from pneumoscope.inference.session import BundleSession
 from pneumoscope.training.recipe import check, read_recipe
 
-# Public films at full size.
+# Public images at full size.
 ORIGINALS = Path(os.environ.get("PNEUMOSCOPE_ORIGINALS", "none"))
 
 
@@ -23,7 +23,7 @@ def model():
 
 def test_it_is_small_and_shows_why():
     assert sum(file.stat().st_size for file in find_bundle().rglob("*")) < 20e6
-    assert Predictor.load(find_bundle()).explains
+    assert BundleSession.load(find_bundle()).explains
 
 
 def test_its_recipe_is_the_shipped_one(model):
@@ -31,27 +31,27 @@ def test_its_recipe_is_the_shipped_one(model):
 
 
 def test_the_card_has_what_a_user_picks_from(model):
-    assert set(model.card.points) == {"half", "balanced", "rule-out", "rule-in"}
-    assert model.card.points["rule-out"].sensitivity.value >= 0.99
-    assert model.card.points["rule-in"].specificity.value >= 0.99
+    assert set(model.card.points) == {"half", "balanced", "rule_out", "rule_in"}
+    assert model.card.points["rule_out"].sensitivity.value >= 0.99
+    assert model.card.points["rule_in"].specificity.value >= 0.99
 
 
 @pytest.mark.parametrize("sick", [False, True])
 def test_phantoms_are_refused(model, sick):
-    drawn = [draw(seed, sick, film=0, size=224) for seed in range(20_000, 20_010)]
+    drawn = [draw(seed, sick, image=0, size=224) for seed in range(20_000, 20_010)]
     assert {found.decision for found in model.predict_many(drawn)} == {"rejected"}
 
 
 @pytest.mark.skipif(
-    not ORIGINALS.is_dir(), reason="PNEUMOSCOPE_ORIGINALS is not set: the films at full size are not there"
+    not ORIGINALS.is_dir(), reason="PNEUMOSCOPE_ORIGINALS is not set: the images at full size are not there"
 )
-def test_full_size_films_are_read_as_their_labels_and_refused_where_they_are_spoilt(model):
-    from pneumoscope.radiograph.decode import decode
+def test_full_size_images_are_read_as_their_labels_and_refused_where_they_are_spoilt(model):
+    from pneumoscope.imaging.decode import decode
 
-    films = [path for label in ("NORMAL", "PNEUMONIA") for path in sorted((ORIGINALS / label).iterdir())[:20]]
-    found = list(model.predict_many(films))
+    images = [path for label in ("NORMAL", "PNEUMONIA") for path in sorted((ORIGINALS / label).iterdir())[:20]]
+    found = list(model.predict_many(images))
     # Most of these were learned from: that the whole way works is tested here, how well is in the evaluation.
-    right = [str(each.decision).upper() == path.parent.name for each, path in zip(found, films, strict=True)]
+    right = [str(each.decision).upper() == path.parent.name for each, path in zip(found, images, strict=True)]
     assert np.mean(right) > 0.85
-    inverted = [255 - decode(path).pixels for path in films[::4]]
+    inverted = [255 - decode(path).pixels for path in images[::4]]
     assert {each.decision for each in model.predict_many(inverted)} == {"rejected"}

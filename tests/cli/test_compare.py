@@ -10,10 +10,10 @@ from pneumoscope.evaluation.evaluate import evaluate
 
 @pytest.fixture(scope="module")
 def runs(shared_maker):
-    films = shared_maker.films("shown", normal=20, pneumonia=30)
+    images = shared_maker.images("shown", normal=20, pneumonia=30)
     found = [shared_maker.run("alexnet-adam"), shared_maker.run("other", gain=-0.05)]
     for run in found:
-        evaluate(run, films, ledger=shared_maker.root / "shown.jsonl")
+        evaluate(run, images, ledger=shared_maker.root / "shown.jsonl")
     return found
 
 
@@ -38,17 +38,17 @@ def test_sentences_files_and_the_page(runs, tmp_path):
 
 def test_json_is_one_document_and_the_file(runs, tmp_path):
     out = tmp_path / "out"
-    result = invoke(*runs, "--published", "--point", "rule-out", "--out", out, "--json")
+    result = invoke(*runs, "--published", "--point", "rule_out", "--out", out, "--json")
     assert result.exit_code == 0, result.output
     data = json.loads(result.stdout)
     assert data == json.loads((out / "comparison.json").read_text())
-    assert data["point"] == "rule-out"
-    assert data["command"] == (f"pneumoscope compare {runs[0]} {runs[1]} --published --point rule-out --out {out}")
+    assert data["point"] == "rule_out"
+    assert data["command"] == (f"pneumoscope compare {runs[0]} {runs[1]} --published --point rule_out --out {out}")
 
 
 def test_the_report_stands_beside_ours(runs, tmp_path):
     result = invoke(*runs, "--published", "--out", tmp_path / "out")
-    assert "alexnet-adam: ours was judged on 20 NORMAL and 30 PNEUMONIA films" in result.stdout
+    assert "alexnet-adam: ours was judged on 20 NORMAL and 30 PNEUMONIA images" in result.stdout
     assert "vgg19-adam: not among these runs." in result.stdout
     assert "Erratum: The report's column" in result.stdout
 

@@ -6,7 +6,7 @@ from click.testing import CliRunner
 from pneumoscope.bundle.card import short_hash
 from pneumoscope.cli import cli, run_and_exit
 from pneumoscope.cli.evaluate import command
-from pneumoscope.dataset.layouts import load_manifest
+from pneumoscope.data.layouts import load_manifest
 from pneumoscope.evaluation.records import read_evaluation
 
 
@@ -16,7 +16,7 @@ def invoke(*arguments):
 
 def test_json_is_one_document_and_the_file(maker):
     run = maker.run()
-    result = invoke(run, "--data", maker.films(), "--json")
+    result = invoke(run, "--data", maker.images(), "--json")
     assert result.exit_code == 0, result.output
     data = json.loads(result.stdout)
     assert data["n"] == 32
@@ -25,9 +25,9 @@ def test_json_is_one_document_and_the_file(maker):
 
 def test_the_tables_show_every_number_with_its_interval(maker):
     run = maker.run()
-    result = invoke(run, "--data", maker.films())
+    result = invoke(run, "--data", maker.images())
     evaluation = read_evaluation(run / "evaluation" / "test" / "evaluation.json")
-    assert "grey on 32 test films (12 NORMAL, 20 PNEUMONIA; 16 patients)" in result.stdout
+    assert "grey on 32 test images (12 NORMAL, 20 PNEUMONIA; 16 patients)" in result.stdout
     shown = [*evaluation.metrics.values(), *evaluation.auroc_by_etiology.values()]
     for point in evaluation.points.values():
         shown += [*point.metrics.values(), *point.by_etiology.values()]
@@ -36,21 +36,21 @@ def test_the_tables_show_every_number_with_its_interval(maker):
     for interval in shown:
         assert f"{interval.value:.3f}" in result.stdout
         assert f"{interval.low:.3f} to {interval.high:.3f}" in result.stdout
-    assert "look 1 at these test films" in result.stdout
+    assert "look 1 at these test images" in result.stdout
     assert "Not a medical device" in result.stdout
 
 
 def test_an_undefined_number_says_why(maker):
-    """A network that calls every film pneumonia."""
-    result = invoke(maker.run(gain=1e-6), "--data", maker.films(), "--points", "balanced")
+    """A network that calls every image pneumonia."""
+    result = invoke(maker.run(gain=1e-6), "--data", maker.images(), "--points", "balanced")
     assert result.exit_code == 0
-    assert "every film is called pneumonia" in result.stdout
+    assert "every image is called pneumonia" in result.stdout
 
 
 def test_options_reach_the_library(maker, tmp_path):
     out, ledger = tmp_path / "out", tmp_path / "looks.jsonl"
     options = ["--points", "half, balanced", "--out", out, "--ledger", ledger, "--seed", 5]
-    result = invoke(maker.run(), "--data", maker.films(), *options)
+    result = invoke(maker.run(), "--data", maker.images(), *options)
     assert result.exit_code == 0, result.output
     evaluation = read_evaluation(out / "evaluation.json")
     assert list(evaluation.points) == ["half", "balanced"]
@@ -59,24 +59,24 @@ def test_options_reach_the_library(maker, tmp_path):
 
 
 def test_the_split_reaches_the_library(maker, tmp_path):
-    """Validation films chose three of the thresholds: refused, and judged at the fixed one."""
-    films = maker.films(split="train")
-    manifest = films / "split.csv"
-    manifest.write_text(maker.manifest(films, "validation"))
-    chosen = [short_hash(film.sha256) for film in load_manifest(manifest).split("validation")]
+    """Validation images chose three of the thresholds: refused, and judged at the fixed one."""
+    images = maker.images(split="train")
+    manifest = images / "split.csv"
+    manifest.write_text(maker.manifest(images, "validation"))
+    chosen = [short_hash(image.sha256) for image in load_manifest(manifest).split("validation")]
     run = maker.run(seen={"validation": chosen})
     refused = invoke(run, "--data", manifest, "--split", "validation")
-    assert "chosen on 16 of these 16 films" in str(refused.exception)
+    assert "chosen on 16 of these 16 images" in str(refused.exception)
     result = invoke(run, "--data", manifest, "--split", "validation", "--points", "half")
     assert result.exit_code == 0, result.output
-    assert "16 validation films" in result.stdout
+    assert "16 validation images" in result.stdout
     assert "look" not in result.stdout
 
 
 def test_a_refusal_exits_with_2_and_says_what_to_do(maker, capsys):
     with pytest.raises(SystemExit) as stop:
-        run_and_exit(cli, ["evaluate", str(maker.run()), "--data", str(maker.films(split="train"))])
+        run_and_exit(cli, ["evaluate", str(maker.run()), "--data", str(maker.images(split="train"))])
     assert stop.value.code == 2
     told = capsys.readouterr()
     assert told.out == ""
-    assert "no film in the split 'test' (films: train 32)" in told.err
+    assert "no image in the split 'test' (images: train 32)" in told.err

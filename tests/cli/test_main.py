@@ -15,8 +15,8 @@ from tests.test_errors import SPECIAL, drawn
 
 import pneumoscope
 from pneumoscope import cli as module
-from pneumoscope import errors
 from pneumoscope.cli import VERBS, cli, run_and_exit
+from pneumoscope.core import errors
 
 HEAVY = ("torch", "onnxruntime", "numpy", "scipy", "matplotlib", "msgspec", "pydantic", "sklearn", "PIL", "lightning")
 SOURCE = Path(pneumoscope.__file__).parent
@@ -105,7 +105,7 @@ def raising(error):
 @pytest.mark.parametrize(("name", "status"), [(name, status) for name, (_, status) in drawn().items()])
 def test_each_error_of_the_tree_exits_with_its_status(capsys, name, status):
     kind = getattr(errors, name)
-    error = SPECIAL[kind]() if kind in SPECIAL else kind("film 'a' is grey", advice="Colour it")
+    error = SPECIAL[kind]() if kind in SPECIAL else kind("image 'a' is grey", advice="Colour it")
 
     assert exits(capsys, command=raising(error)) == (status, "", f"error: {error}\n")
 
@@ -227,10 +227,10 @@ def test_statistics_without_their_extra_name_it(tmp_path, arguments):
 
 
 def test_what_needs_no_extra_works_without_any(maker, tmp_path):
-    films, bundle = maker.films(split="train", normal=40, pneumonia=40), maker.bundle(tmp_path / "bundle")
+    images, bundle = maker.images(split="train", normal=40, pneumonia=40), maker.bundle(tmp_path / "bundle")
     for arguments in (
         ["phantom", tmp_path / "drawn", "--train", "4", "--test", "4", "--size", "32"],
-        ["split", films, "--out", tmp_path / "manifest.csv"],
+        ["split", images, "--out", tmp_path / "manifest.csv"],
         ["recipes", "quick"],
         ["models"],
         ["export", bundle, "--out", tmp_path / "copy"],
@@ -241,11 +241,11 @@ def test_what_needs_no_extra_works_without_any(maker, tmp_path):
 
 
 def test_evaluation_needs_no_training(maker, tmp_path):
-    arguments = ["evaluate", maker.run(), "--data", maker.films(), "--ledger", tmp_path / "looks.jsonl"]
+    arguments = ["evaluate", maker.run(), "--data", maker.images(), "--ledger", tmp_path / "looks.jsonl"]
     ran = without(["train"], *arguments)
 
     assert ran.returncode == 0, ran.stderr
-    assert "grey on 32 test films" in ran.stdout
+    assert "grey on 32 test images" in ran.stdout
 
 
 def test_a_module_that_no_extra_brings_is_our_fault(capsys):
@@ -321,7 +321,7 @@ def test_ctrl_c_exits_with_130(capsys, error):
 
 def test_ctrl_c_reaches_a_verb_at_work(tmp_path):
     """Many phantoms are drawn until the first is there."""
-    arguments = ["phantom", tmp_path / "films", "--train", "100000", "--size", "32"]
+    arguments = ["phantom", tmp_path / "images", "--train", "100000", "--size", "32"]
     with subprocess.Popen(
         [sys.executable, "-m", "pneumoscope", *arguments], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
     ) as process:

@@ -6,10 +6,10 @@ import sys
 import pytest
 from click.testing import CliRunner
 
-from pneumoscope.bundle.page import card_page
+from pneumoscope.bundle.model_card import model_card
 from pneumoscope.cli.models import command
-from pneumoscope.errors import UsageError
-from pneumoscope.networks.registry import NETWORKS
+from pneumoscope.core.errors import UsageError
+from pneumoscope.models.registry import NETWORKS
 
 
 def invoke(*arguments):
@@ -52,7 +52,7 @@ def test_it_prints_without_torch(monkeypatch):
 
 def test_the_card_of_a_run_is_its_bundles(maker):
     run = maker.run()
-    assert invoke("--card", str(run)) == card_page(run / "bundle") == invoke("--card", str(run / "bundle"))
+    assert invoke("--card", str(run)) == model_card(run / "bundle") == invoke("--card", str(run / "bundle"))
 
 
 def test_the_card_is_no_json(maker):

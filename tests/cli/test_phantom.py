@@ -10,21 +10,21 @@ from click.testing import CliRunner
 from PIL import Image
 
 from pneumoscope.cli.phantom import command
-from pneumoscope.errors import UsageError
+from pneumoscope.core.errors import UsageError
 
 
-def test_writes_the_films_and_says_so(tmp_path: Path) -> None:
+def test_writes_the_images_and_says_so(tmp_path: Path) -> None:
     target = tmp_path / "phantoms"
     result = CliRunner().invoke(command, [str(target), "--train", "5", "--test", "3", "--seed", "2", "--size", "40"])
     assert result.exit_code == 0, result.output
     lines = result.stdout.splitlines()
     assert lines[0].startswith("train: 2 NORMAL, 3 PNEUMONIA, ")
     assert lines[1].startswith("test: 1 NORMAL, 2 PNEUMONIA, ")
-    assert lines[2] == f"synthetic films written to {target}"
+    assert lines[2] == f"synthetic images written to {target}"
     assert result.stderr == ""
-    films = sorted(target.rglob("*.jpeg"))
-    assert len(films) == 8
-    with Image.open(films[0]) as image:
+    images = sorted(target.rglob("*.jpeg"))
+    assert len(images) == 8
+    with Image.open(images[0]) as image:
         assert image.size == (40, 40)
     assert "seed 2" in (target / "PHANTOMS.txt").read_text(encoding="utf-8")
 
@@ -34,13 +34,13 @@ def test_json_is_one_document(tmp_path: Path) -> None:
     result = CliRunner().invoke(command, [str(target), "--train", "2", "--test", "2", "--size", "32", "--json"])
     summary = json.loads(result.stdout)
     assert summary["folder"] == str(target)
-    assert summary["films"] == {split: {"NORMAL": 1, "PNEUMONIA": 1} for split in ("train", "test")}
+    assert summary["images"] == {split: {"NORMAL": 1, "PNEUMONIA": 1} for split in ("train", "test")}
     assert summary["patients"] == {"train": 2, "test": 2}
     assert summary["schema"] == 1
 
 
 def test_a_folder_that_is_not_empty(tmp_path: Path) -> None:
-    (tmp_path / "film.jpeg").write_bytes(b"a real film")
+    (tmp_path / "image.jpeg").write_bytes(b"a real image")
     with pytest.raises(UsageError, match="is not empty"):
         CliRunner().invoke(command, [str(tmp_path)], catch_exceptions=False)
 

@@ -20,10 +20,10 @@ from tests.conftest import SIZE, halves
 from pneumoscope.bundle.card import find_bundle, read_bundle
 from pneumoscope.cli import cli, run_and_exit
 from pneumoscope.cli import predict as module
-from pneumoscope.errors import PartialFailureError
-from pneumoscope.predictor.document import COLUMNS
-from pneumoscope.predictor.model import load_model
-from pneumoscope.results import NOTICE, SCHEMA
+from pneumoscope.core.errors import PartialFailureError
+from pneumoscope.core.results import NOTICE, SCHEMA
+from pneumoscope.inference.model import load_model
+from pneumoscope.inference.writers import COLUMNS
 
 PROGRAM = [sys.executable, "-m", "pneumoscope", "predict"]
 
@@ -35,14 +35,14 @@ def bundle(shared_maker):
 
 
 @pytest.fixture
-def films(tmp_path, monkeypatch):
-    """The current folder: films/a.png (grey 165), films/b.png (90), and an empty films/c.png."""
+def images(tmp_path, monkeypatch):
+    """The current folder: images/a.png (grey 165), images/b.png (90), and an empty images/c.png."""
     monkeypatch.chdir(tmp_path)
-    (tmp_path / "films").mkdir()
+    (tmp_path / "images").mkdir()
     for name, level in (("a", 165), ("b", 90)):
-        Image.fromarray(halves(level)).save(f"films/{name}.png")
-    (tmp_path / "films" / "c.png").touch()
-    return tmp_path / "films"
+        Image.fromarray(halves(level)).save(f"images/{name}.png")
+    (tmp_path / "images" / "c.png").touch()
+    return tmp_path / "images"
 
 
 def noise():
@@ -72,80 +72,80 @@ def exits(capfd, bundle, *arguments):
 # --- what is given back ------------------------------------------------------------------------------------------------
 
 
-def test_json_is_what_python_says(bundle, films):
-    result = invoke(bundle, "films/b.png", "films/a.png", "--json")
+def test_json_is_what_python_says(bundle, images):
+    result = invoke(bundle, "images/b.png", "images/a.png", "--json")
     assert (result.exit_code, result.stderr) == (0, "")
     data = json.loads(result.stdout)
     assert list(data) == ["schema", "model", "notice", "predictions"]
     assert (data["schema"], data["notice"], data["model"]["name"]) == (SCHEMA, NOTICE, "grey")
     model = load_model(bundle)
-    for found, path in zip(data["predictions"], ["films/b.png", "films/a.png"], strict=True):
+    for found, path in zip(data["predictions"], ["images/b.png", "images/a.png"], strict=True):
         expected = model.predict(path)
         assert found["path"] == path
         assert (found["decision"], found["reason"], found["error"]) == (expected.decision, "", "")
         assert found["probability"] == pytest.approx(expected.probability, abs=1e-6)
         assert found["threshold"] == expected.threshold
         assert (found["interval"], found["interval_reason"]) == (None, "this bundle states none")
-        assert found["film"] == {"width": SIZE, "height": SIZE, "format": "PNG"}
+        assert found["image"] == {"width": SIZE, "height": SIZE, "format": "PNG"}
         assert found["model"] == data["model"]
         assert found["notice"] == NOTICE
 
 
-def test_what_cannot_be_read_is_an_error_of_its_own_and_the_others_are_done(bundle, films, capfd):
-    status, out, err = exits(capfd, bundle, "films/c.png", "gone.png", "films/a.png", "--json")
+def test_what_cannot_be_read_is_an_error_of_its_own_and_the_others_are_done(bundle, images, capfd):
+    status, out, err = exits(capfd, bundle, "images/c.png", "gone.png", "images/a.png", "--json")
     assert status == 3
-    assert err == "error: 2 of 3 films could not be read; each has an error of its own\n"
+    assert err == "error: 2 of 3 images could not be read; each has an error of its own\n"
     found = json.loads(out)["predictions"]
-    assert [(film["decision"], film["error"]) for film in found] == [
+    assert [(image["decision"], image["error"]) for image in found] == [
         (None, "the file is empty (0 bytes)"),
         (None, "No such file or directory"),
         ("pneumonia", ""),
     ]
 
 
-def test_the_table_is_for_people(bundle, films):
-    result = invoke(bundle, "films")
+def test_the_table_is_for_people(bundle, images):
+    result = invoke(bundle, "images")
     assert isinstance(result.exception, PartialFailureError)
     lines = result.stdout.splitlines()
     assert [line.split()[0] for line in lines[:4]] == ["decision", "pneumonia", "normal", "failed"]
     # 0.8455 of 20 characters is 16 and seven eighths, 0.2142 is 4 and two eighths
-    assert lines[1] == f"pneumonia  0.846  {'█' * 16}▉     films/a.png"
-    assert lines[2] == f"normal     0.214  {'█' * 4}▎                 films/b.png"
-    assert lines[3].endswith("  films/c.png  (the file is empty (0 bytes))")
+    assert lines[1] == f"pneumonia  0.846  {'█' * 16}▉     images/a.png"
+    assert lines[2] == f"normal     0.214  {'█' * 4}▎                 images/b.png"
+    assert lines[3].endswith("  images/c.png  (the file is empty (0 bytes))")
     assert lines[4] == "in all: 1 pneumonia, 1 normal, 1 failed"
     assert "model grey, version 0.1.0" in lines[5]
-    assert "highest Youden index on 8 validation films" in lines[5]
+    assert "highest Youden index on 8 validation images" in lines[5]
     assert lines[6] == NOTICE
 
 
-def test_heatmaps_are_numbered_as_the_results_are(bundle, films):
-    """Of two films of one name both are there; a name is cut to letters, digits, - and _; what cannot be read has none."""
+def test_heatmaps_are_numbered_as_the_results_are(bundle, images):
+    """Of two images of one name both are there; a name is cut to letters, digits, - and _; what cannot be read has none."""
     Path("other").mkdir()
-    (films / "a.png").rename("other/a.png")
-    (films / "b.png").rename(films / "a.png")
-    hostile = films / "x; rm -rf ~ \u202e.png"
-    hostile.write_bytes((films / "a.png").read_bytes())
+    (images / "a.png").rename("other/a.png")
+    (images / "b.png").rename(images / "a.png")
+    hostile = images / "x; rm -rf ~ \u202e.png"
+    hostile.write_bytes((images / "a.png").read_bytes())
 
-    result = invoke(bundle, "films/c.png", "other/a.png", "films/a.png", hostile, "--heatmaps", "maps", "--json")
+    result = invoke(bundle, "images/c.png", "other/a.png", "images/a.png", hostile, "--heatmaps", "maps", "--json")
 
     assert isinstance(result.exception, PartialFailureError)
     assert sorted(path.name for path in Path("maps").iterdir()) == ["2-a.png", "3-a.png", "4-x_rm_-rf_.png"]
     model = load_model(bundle)
-    (_, first), (_, second) = model.explain_many(["other/a.png", "films/a.png"])
+    (_, first), (_, second) = model.explain_many(["other/a.png", "images/a.png"])
     assert (Path("maps/2-a.png").read_bytes(), Path("maps/3-a.png").read_bytes()) == (first, second)
-    plain = invoke(bundle, "films/c.png", "other/a.png", "films/a.png", hostile, "--json")
+    plain = invoke(bundle, "images/c.png", "other/a.png", "images/a.png", hostile, "--json")
     assert result.stdout == plain.stdout
 
 
-def test_heatmaps_that_cannot_be_written_end_the_work(bundle, films):
+def test_heatmaps_that_cannot_be_written_end_the_work(bundle, images):
     Path("maps").touch()
-    result = CliRunner().invoke(cli, ["predict", "films", "--model", str(bundle), "--heatmaps", "maps"])
+    result = CliRunner().invoke(cli, ["predict", "images", "--model", str(bundle), "--heatmaps", "maps"])
     assert result.exit_code == 2
     assert "'maps' is a file" in result.stderr
 
 
-def test_without_a_model_the_one_that_comes_with_the_package_scores(films):
-    result = CliRunner().invoke(cli, ["predict", "films", "--json"])
+def test_without_a_model_the_one_that_comes_with_the_package_scores(images):
+    result = CliRunner().invoke(cli, ["predict", "images", "--json"])
     card = read_bundle(find_bundle())[0]
     assert json.loads(result.stdout)["model"] == {
         "name": card.name,
@@ -154,8 +154,8 @@ def test_without_a_model_the_one_that_comes_with_the_package_scores(films):
     }
 
 
-def test_decisions_have_their_colours_on_a_terminal(bundle, films):
-    result = invoke(bundle, "films", color=True)
+def test_decisions_have_their_colours_on_a_terminal(bundle, images):
+    result = invoke(bundle, "images", color=True)
     red, green, bright, reset = "\x1b[31m", "\x1b[32m", "\x1b[91m", "\x1b[0m"
     assert f"{red}pneumonia{reset}" in result.stdout
     assert f"{green}normal   {reset}" in result.stdout
@@ -163,66 +163,69 @@ def test_decisions_have_their_colours_on_a_terminal(bundle, films):
 
 
 @pytest.mark.parametrize("encoding", ["ascii", "latin-1"])
-def test_where_blocks_and_names_cannot_be_shown_something_else_is(bundle, films, encoding):
-    (films / "b.png").rename(films / "Ж.png")
+def test_where_blocks_and_names_cannot_be_shown_something_else_is(bundle, images, encoding):
+    (images / "b.png").rename(images / "Ж.png")
     ran = subprocess.run(
-        [*PROGRAM, "films", "--model", bundle], capture_output=True, env=os.environ | {"PYTHONIOENCODING": encoding}
+        [*PROGRAM, "images", "--model", bundle], capture_output=True, env=os.environ | {"PYTHONIOENCODING": encoding}
     )
     lines = ran.stdout.decode(encoding).splitlines()
-    assert lines[1] == f"pneumonia  0.846  {'#' * 17}     films/a.png"
-    assert lines[3].endswith(r"  films/\u0416.png")
+    assert lines[1] == f"pneumonia  0.846  {'#' * 17}     images/a.png"
+    assert lines[3].endswith(r"  images/\u0416.png")
 
 
-def test_a_strangers_name_does_not_move_the_cursor(bundle, films):
-    (films / "a.png").rename(films / "\x1b[2J\udcff.png")
-    result = invoke(bundle, "films")
-    assert r"films/\x1b[2J\udcff.png" in result.stdout
+def test_a_strangers_name_does_not_move_the_cursor(bundle, images):
+    (images / "a.png").rename(images / "\x1b[2J\udcff.png")
+    result = invoke(bundle, "images")
+    assert r"images/\x1b[2J\udcff.png" in result.stdout
     assert "\x1b" not in result.stdout
 
 
-def test_csv_is_written_and_nothing_printed(bundle, films):
-    result = invoke(bundle, "films/a.png", "films/b.png", "--csv", "out/table.csv")
+def test_csv_is_written_and_nothing_printed(bundle, images):
+    result = invoke(bundle, "images/a.png", "images/b.png", "--csv", "out/table.csv")
     assert (result.exit_code, result.stdout, result.stderr) == (0, "", "")
     with Path("out/table.csv").open(newline="", encoding="utf-8") as file:
         rows = list(csv.DictReader(file))
     assert tuple(rows[0]) == COLUMNS
-    assert [(row["path"], row["decision"]) for row in rows] == [("films/a.png", "pneumonia"), ("films/b.png", "normal")]
+    assert [(row["path"], row["decision"]) for row in rows] == [
+        ("images/a.png", "pneumonia"),
+        ("images/b.png", "normal"),
+    ]
     assert float(rows[0]["probability"]) == pytest.approx(0.8455347, abs=1e-6)
     assert list(Path("out").iterdir()) == [Path("out/table.csv")]
 
 
-def test_the_operating_point_reaches_the_model(bundle, films):
+def test_the_operating_point_reaches_the_model(bundle, images):
     """Grey 100: logit -1.25, score 0.223."""
-    Image.fromarray(halves(100)).save("film.png")
+    Image.fromarray(halves(100)).save("image.png")
     found = {
-        name: json.loads(invoke(bundle, "film.png", "--json", "--operating-point", name).stdout)["predictions"][0]
-        for name in ("rule-out", "balanced")
+        name: json.loads(invoke(bundle, "image.png", "--json", "--operating-point", name).stdout)["predictions"][0]
+        for name in ("rule_out", "balanced")
     }
-    assert {name: film["decision"] for name, film in found.items()} == {"rule-out": "pneumonia", "balanced": "normal"}
+    assert {name: image["decision"] for name, image in found.items()} == {"rule_out": "pneumonia", "balanced": "normal"}
 
 
-# --- which films -------------------------------------------------------------------------------------------------------
+# --- which images -------------------------------------------------------------------------------------------------------
 
 
-def test_a_list_on_standard_input_stands_where_its_dash_does(bundle, films):
-    given = b"films/b.png\r\n\nfilms/a.png"
-    result = invoke(bundle, "gone.png", "-", "films/b.png", "--json", input=given)
-    found = [film["path"] for film in json.loads(result.stdout)["predictions"]]
-    assert found == ["gone.png", "films/b.png", "films/a.png", "films/b.png"]
+def test_a_list_on_standard_input_stands_where_its_dash_does(bundle, images):
+    given = b"images/b.png\r\n\nimages/a.png"
+    result = invoke(bundle, "gone.png", "-", "images/b.png", "--json", input=given)
+    found = [image["path"] for image in json.loads(result.stdout)["predictions"]]
+    assert found == ["gone.png", "images/b.png", "images/a.png", "images/b.png"]
 
 
-def test_a_listed_name_need_not_be_text(bundle, films):
-    (films / "a.png").rename(films / "\udcff.png")
-    result = invoke(bundle, "-", "--json", input=b"films/\xff.png\n")
+def test_a_listed_name_need_not_be_text(bundle, images):
+    (images / "a.png").rename(images / "\udcff.png")
+    result = invoke(bundle, "-", "--json", input=b"images/\xff.png\n")
     assert result.exit_code == 0
-    assert json.loads(result.stdout)["predictions"][0]["path"] == "films/\udcff.png"
+    assert json.loads(result.stdout)["predictions"][0]["path"] == "images/\udcff.png"
 
 
-def test_files_that_are_left_out_are_counted_on_standard_error(bundle, films):
-    (films / "notes.txt").touch()
-    (films / ".hidden.png").touch()
-    result = invoke(bundle, "films", "--json")
-    assert "2 files were left out: hidden, or no films by name or content\n" in result.stderr
+def test_files_that_are_left_out_are_counted_on_standard_error(bundle, images):
+    (images / "notes.txt").touch()
+    (images / ".hidden.png").touch()
+    result = invoke(bundle, "images", "--json")
+    assert "2 files were left out: hidden, or no images by name or content\n" in result.stderr
     assert len(json.loads(result.stdout)["predictions"]) == 3
 
 
@@ -238,50 +241,52 @@ def test_files_that_are_left_out_are_counted_on_standard_error(bundle, films):
         ("header.dcm", b"\0" * 128 + b"DICM", "the DICOM header cannot be read"),
     ],
 )  # fmt: skip
-def test_no_strangers_file_stops_the_others(bundle, films, capfd, name, content, why):
-    (films / name).write_bytes(content)
-    status, out, _ = exits(capfd, bundle, f"films/{name}", "films/a.png", "--json")
+def test_no_strangers_file_stops_the_others(bundle, images, capfd, name, content, why):
+    (images / name).write_bytes(content)
+    status, out, _ = exits(capfd, bundle, f"images/{name}", "images/a.png", "--json")
     bad, good = json.loads(out)["predictions"]
     assert (status, good["decision"]) == (3, "pneumonia")
-    assert (bad["path"], bad["decision"], bad["probability"]) == (f"films/{name}", None, None)
+    assert (bad["path"], bad["decision"], bad["probability"]) == (f"images/{name}", None, None)
     assert why in bad["error"]
 
 
-@pytest.mark.parametrize("name", ["film.jpeg", "film.txt", "film"])
-def test_a_file_that_is_named_is_told_by_its_content(bundle, films, name):
-    (films / "a.png").rename(films / name)
-    assert json.loads(invoke(bundle, f"films/{name}", "--json").stdout)["predictions"][0]["film"]["format"] == "PNG"
+@pytest.mark.parametrize("name", ["image.jpeg", "image.txt", "image"])
+def test_a_file_that_is_named_is_told_by_its_content(bundle, images, name):
+    (images / "a.png").rename(images / name)
+    assert json.loads(invoke(bundle, f"images/{name}", "--json").stdout)["predictions"][0]["image"]["format"] == "PNG"
 
 
 # --- refusals ----------------------------------------------------------------------------------------------------------
 
 
-def test_no_film_is_the_callers_fault(bundle, films, capfd):
-    (films / "empty").mkdir()
-    status, out, err = exits(capfd, bundle, "films/empty")
+def test_no_image_is_the_callers_fault(bundle, images, capfd):
+    (images / "empty").mkdir()
+    status, out, err = exits(capfd, bundle, "images/empty")
     assert (status, out) == (2, "")
-    assert err == "error: there is no film to score. Name films, or folders that hold some\n"
+    assert err == "error: there is no image to score. Name images, or folders that hold some\n"
 
 
-def test_json_and_csv_do_not_go_together(bundle, films, capfd):
-    status, out, err = exits(capfd, bundle, "films", "--json", "--csv", "table.csv")
+def test_json_and_csv_do_not_go_together(bundle, images, capfd):
+    status, out, err = exits(capfd, bundle, "images", "--json", "--csv", "table.csv")
     assert (status, out) == (2, "")
     assert err.startswith("error: --json prints and --csv writes: they do not go together.")
 
 
-def test_a_bundle_that_is_none_and_a_point_that_is_not_there(bundle, films, capfd):
-    status, out, err = exits(capfd, films, "films")
+def test_a_bundle_that_is_none_and_a_point_that_is_not_there(bundle, images, capfd):
+    status, out, err = exits(capfd, images, "images")
     assert (status, out) == (2, "")
     assert "is no bundle" in err
-    status, out, err = exits(capfd, bundle, "films", "--operating-point", "rulein")
+    status, out, err = exits(capfd, bundle, "images", "--operating-point", "rulein")
     assert (status, out) == (2, "")
-    assert "no operating point 'rulein'. Did you mean 'rule-in'?" in err
+    assert "no operating point 'rulein'. Did you mean 'rule_in'?" in err
 
 
-def test_a_table_that_cannot_be_written_is_told_before_films_are_scored(bundle, films, capfd, monkeypatch):
-    monkeypatch.setattr("pneumoscope.predictor.model.Model.predict_batch", lambda *_: pytest.fail("a film was scored"))
-    (films.parent / "file").touch()
-    status, out, err = exits(capfd, bundle, "films", "--csv", "file/table.csv")
+def test_a_table_that_cannot_be_written_is_told_before_images_are_scored(bundle, images, capfd, monkeypatch):
+    monkeypatch.setattr(
+        "pneumoscope.inference.model.Model.predict_batch", lambda *_: pytest.fail("an image was scored")
+    )
+    (images.parent / "file").touch()
+    status, out, err = exits(capfd, bundle, "images", "--csv", "file/table.csv")
     assert (status, out) == (1, "")
     assert "cannot write 'file/table.csv'" in err
 
@@ -306,18 +311,18 @@ class Terminal:
         (9, ["--json"], True, True),
         (9, ["--csv", "t.csv"], True, True),
         (8, ["--json"], True, False),
-        (9, [], True, False),  # the films themselves are seen to go by
+        (9, [], True, False),  # the images themselves are seen to go by
         (9, [], False, True),
     ],
 )
-def test_progress_is_for_more_than_a_few_films_that_nobody_sees(
-    bundle, films, monkeypatch, count, options, terminal, shown
+def test_progress_is_for_more_than_a_few_images_that_nobody_sees(
+    bundle, images, monkeypatch, count, options, terminal, shown
 ):
     seen = []
 
     class Progress:
         def __init__(self, words):
-            assert words == "scoring films"
+            assert words == "scoring images"
 
         def __enter__(self):
             return lambda done, total: seen.append((done, total))
@@ -325,10 +330,10 @@ def test_progress_is_for_more_than_a_few_films_that_nobody_sees(
         def __exit__(self, *_):
             pass
 
-    monkeypatch.setattr(module, "film_progress", Progress)
+    monkeypatch.setattr(module, "image_progress", Progress)
     if terminal:
         monkeypatch.setattr(sys, "stdout", Terminal(sys.stdout))
-    arguments = [*["films/a.png"] * count, *options, "--model", str(bundle)]
+    arguments = [*["images/a.png"] * count, *options, "--model", str(bundle)]
     module.command.main(arguments, standalone_mode=False)
     assert seen == ([(done, count) for done in range(1, count + 1)] if shown else [])
 
@@ -336,19 +341,19 @@ def test_progress_is_for_more_than_a_few_films_that_nobody_sees(
 # --- whoever stops listening, or stops us --------------------------------------------------------------------------------
 
 
-def many(films, count=20_000):
-    """The same film many times: more than can be done before somebody stops it."""
-    return "\n".join([str(films / "a.png")] * count).encode()
+def many(images, count=20_000):
+    """The same image many times: more than can be done before somebody stops it."""
+    return "\n".join([str(images / "a.png")] * count).encode()
 
 
-def test_ctrl_c_closes_the_document(bundle, films):
+def test_ctrl_c_closes_the_document(bundle, images):
     with subprocess.Popen(
         [*PROGRAM, "-", "--json", "--model", bundle],
         stdin=subprocess.PIPE,
         stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,
     ) as process:
-        process.stdin.write(many(films))
+        process.stdin.write(many(images))
         process.stdin.close()
         out = b"".join(process.stdout.readline() for _ in range(40))
         process.send_signal(signal.SIGINT)
@@ -357,13 +362,13 @@ def test_ctrl_c_closes_the_document(bundle, films):
     done = json.loads(out)["predictions"]
     assert process.returncode == 130
     assert 20 < len(done) < 20_000
-    assert all(film["decision"] == "pneumonia" for film in done)
-    assert err == f"{len(done)} of 20000 films were done\nstopped\n"
+    assert all(image["decision"] == "pneumonia" for image in done)
+    assert err == f"{len(done)} of 20000 images were done\nstopped\n"
 
 
-def test_ctrl_c_leaves_a_whole_table(bundle, films, monkeypatch):
-    """The signal comes while the third film is awaited."""
-    from pneumoscope.predictor.model import Model
+def test_ctrl_c_leaves_a_whole_table(bundle, images, monkeypatch):
+    """The signal comes while the third image is awaited."""
+    from pneumoscope.inference.model import Model
 
     whole = Model.predict_many
 
@@ -375,16 +380,16 @@ def test_ctrl_c_leaves_a_whole_table(bundle, films, monkeypatch):
 
     monkeypatch.setattr(Model, "predict_many", interrupted)
     before = signal.getsignal(signal.SIGINT)
-    result = invoke(bundle, "-", "--csv", "table.csv", input=many(films, 200), standalone_mode=False)
+    result = invoke(bundle, "-", "--csv", "table.csv", input=many(images, 200), standalone_mode=False)
     assert isinstance(result.exception, click.Abort)
-    assert "3 of 200 films were done" in result.stderr
+    assert "3 of 200 images were done" in result.stderr
     with Path("table.csv").open(newline="", encoding="utf-8") as file:
         assert [row["decision"] for row in csv.DictReader(file)] == ["pneumonia"] * 3
     assert signal.getsignal(signal.SIGINT) is before
 
 
-def test_a_second_ctrl_c_breaks_off(bundle, films, monkeypatch):
-    from pneumoscope.predictor.model import Model
+def test_a_second_ctrl_c_breaks_off(bundle, images, monkeypatch):
+    from pneumoscope.inference.model import Model
 
     def stuck(self, paths, **options):
         os.kill(os.getpid(), signal.SIGINT)
@@ -392,20 +397,20 @@ def test_a_second_ctrl_c_breaks_off(bundle, films, monkeypatch):
         yield pytest.fail("went on")
 
     monkeypatch.setattr(Model, "predict_many", stuck)
-    result = invoke(bundle, "films", "--csv", "table.csv", standalone_mode=False)
+    result = invoke(bundle, "images", "--csv", "table.csv", standalone_mode=False)
     assert isinstance(result.exception, click.Abort)
-    assert list(Path().iterdir()) == [Path("films")]
+    assert list(Path().iterdir()) == [Path("images")]
 
 
 @pytest.mark.parametrize("options", [["--json"], []])
-def test_a_closed_pipe_is_no_news(bundle, films, options):
+def test_a_closed_pipe_is_no_news(bundle, images, options):
     with subprocess.Popen(
         [*PROGRAM, "-", *options, "--model", bundle],
         stdin=subprocess.PIPE,
         stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,
     ) as process:
-        process.stdin.write(many(films))
+        process.stdin.write(many(images))
         process.stdin.close()
         assert process.stdout.readline()
         process.stdout.close()

@@ -1,11 +1,11 @@
-"""The bar for films: there while films are gone through, and gone before training shows its own."""
+"""The bar for images: there while images are gone through, and gone before training shows its own."""
 
 import io
 import sys
 
 import pytest
 
-from pneumoscope.cli.progress import film_progress
+from pneumoscope.cli.progress import image_progress
 
 
 class Terminal(io.StringIO):
@@ -30,17 +30,17 @@ def watched(monkeypatch):
 # A bar that is alive takes standard error for itself: what others print then goes above it.
 
 
-def test_the_bar_is_gone_when_the_films_are_done_and_comes_back_for_the_next_step(watched):
+def test_the_bar_is_gone_when_the_images_are_done_and_comes_back_for_the_next_step(watched):
     terminal = watched()
-    with film_progress("preparing films") as move:
-        assert sys.stderr is terminal  # nothing to show yet: all films may be in the cache
+    with image_progress("preparing images") as move:
+        assert sys.stderr is terminal  # nothing to show yet: all images may be in the cache
         alive = []
         for done, total in ((256, 600), (512, 600), (600, 600), (32, 64), (64, 64)):
             move(done, total)
             alive.append(sys.stderr is not terminal)
         assert alive == [True, True, False, True, False]
         shown = terminal.getvalue()
-        assert shown.index("preparing films") < shown.index("256/600") < shown.index("32/64")
+        assert shown.index("preparing images") < shown.index("256/600") < shown.index("32/64")
     assert sys.stderr is terminal
 
 
@@ -48,7 +48,7 @@ def test_the_bar_is_gone_after_an_error(watched):
     terminal = watched()
 
     def spoiled():
-        with film_progress("preparing films") as move:
+        with image_progress("preparing images") as move:
             move(1, 2)
             assert sys.stderr is not terminal
             raise KeyboardInterrupt
@@ -62,5 +62,5 @@ def test_the_bar_is_gone_after_an_error(watched):
 def test_there_is_no_bar_where_nobody_watches(monkeypatch):
     monkeypatch.setattr(sys, "stderr", io.StringIO())
 
-    with film_progress("preparing films") as move:
+    with image_progress("preparing images") as move:
         assert move is None

@@ -9,8 +9,8 @@ from click.testing import CliRunner, Result
 from PIL import Image
 
 from pneumoscope.cli.split import command
-from pneumoscope.dataset.layouts import load_manifest
-from pneumoscope.errors import DatasetError, LayoutError, UsageError
+from pneumoscope.core.errors import DatasetError, LayoutError, UsageError
+from pneumoscope.data.layouts import load_manifest
 
 
 def _run(*arguments: object) -> Result:
@@ -23,20 +23,20 @@ def _draw(path: Path, level: int) -> None:
 
 
 @pytest.fixture
-def films(tmp_path: Path) -> Path:
-    root = tmp_path / "films"
+def images(tmp_path: Path) -> Path:
+    root = tmp_path / "images"
     for number in range(20):
-        for film in range(1 + number % 2):
-            _draw(root / "train" / "NORMAL" / f"IM-{number:04}-000{film + 1}.png", number)
-            _draw(root / "train" / "PNEUMONIA" / f"person{number}_virus_{film}.png", number)
+        for image in range(1 + number % 2):
+            _draw(root / "train" / "NORMAL" / f"IM-{number:04}-000{image + 1}.png", number)
+            _draw(root / "train" / "PNEUMONIA" / f"person{number}_virus_{image}.png", number)
     _draw(root / "test" / "NORMAL" / "IM-0100-0001.png", 100)
     _draw(root / "test" / "PNEUMONIA" / "person100_virus_1.png", 101)
     return root
 
 
-def test_writes_a_manifest_and_prints_its_counts(films: Path, tmp_path: Path) -> None:
-    out = tmp_path / "new" / "films.csv"
-    result = _run(films, "--out", out)
+def test_writes_a_manifest_and_prints_its_counts(images: Path, tmp_path: Path) -> None:
+    out = tmp_path / "new" / "images.csv"
+    result = _run(images, "--out", out)
     assert result.exit_code == 0, result.output
     rows = [line.split() for line in result.stdout.splitlines()]
     assert rows[0] == ["split", "NORMAL", "PNEUMONIA", "patients"]
@@ -44,36 +44,36 @@ def test_writes_a_manifest_and_prints_its_counts(films: Path, tmp_path: Path) ->
     assert manifest.by == "patient"
     for name, normal, pneumonia, patients in rows[1:4]:
         assert manifest.counts()[name] == {"NORMAL": int(normal), "PNEUMONIA": int(pneumonia)}
-        assert len({film.patient for film in manifest.split(name)}) == int(patients)
+        assert len({image.patient for image in manifest.split(name)}) == int(patients)
     assert result.stdout.splitlines()[-1] == f"split by patient, seed 0: {out}"
     assert result.stderr == ""
     assert len(manifest.split("validation")) == 9
     assert manifest.leaks() == {}
 
 
-def test_options_reach_the_split(films: Path, tmp_path: Path) -> None:
-    out = tmp_path / "films.csv"
-    assert _run(films, "--out", out, "--by", "image", "--validation", "0.3", "--seed", "4").exit_code == 0
+def test_options_reach_the_split(images: Path, tmp_path: Path) -> None:
+    out = tmp_path / "images.csv"
+    assert _run(images, "--out", out, "--by", "image", "--validation", "0.3", "--seed", "4").exit_code == 0
     manifest = load_manifest(out)
     assert manifest.by == "image"
     assert len(manifest.split("validation")) == 18
     first = out.read_text()
-    _run(films, "--out", out, "--by", "image", "--validation", "0.3", "--seed", "5")
+    _run(images, "--out", out, "--by", "image", "--validation", "0.3", "--seed", "5")
     assert out.read_text() != first
 
 
 def test_what_should_be_known_goes_to_standard_error(tmp_path: Path) -> None:
     for number in range(20):
-        _draw(tmp_path / "films" / "NORMAL" / f"{number}.png", number)
-        _draw(tmp_path / "films" / "PNEUMONIA" / f"{number}.png", number + 50)
-    (tmp_path / "films" / "NORMAL" / "x.txt").touch()
-    result = _run(tmp_path / "films", "--out", tmp_path / "films.csv", "--test", "0.2")
+        _draw(tmp_path / "images" / "NORMAL" / f"{number}.png", number)
+        _draw(tmp_path / "images" / "PNEUMONIA" / f"{number}.png", number + 50)
+    (tmp_path / "images" / "NORMAL" / "x.txt").touch()
+    result = _run(tmp_path / "images", "--out", tmp_path / "images.csv", "--test", "0.2")
     assert result.exit_code == 0
-    assert "note: the patient of 40 of 40 films is unknown" in result.stderr
-    assert "note: 40 films of unknown patients were divided as if each were a patient of its own" in result.stderr
+    assert "note: the patient of 40 of 40 images is unknown" in result.stderr
+    assert "note: 40 images of unknown patients were divided as if each were a patient of its own" in result.stderr
     assert "note: 1 files were left out" in result.stderr
     assert "note" not in result.stdout
-    assert len(load_manifest(tmp_path / "films.csv").split("test")) == 8
+    assert len(load_manifest(tmp_path / "images.csv").split("test")) == 8
 
 
 @pytest.mark.parametrize(
@@ -85,22 +85,22 @@ def test_what_should_be_known_goes_to_standard_error(tmp_path: Path) -> None:
     ],
 )
 def test_errors_of_the_split_pass_through_and_nothing_is_written(
-    films: Path, tmp_path: Path, arguments: list[str], error: type[Exception], why: str
+    images: Path, tmp_path: Path, arguments: list[str], error: type[Exception], why: str
 ) -> None:
-    result = _run(films, "--out", tmp_path / "films.csv", *arguments)
+    result = _run(images, "--out", tmp_path / "images.csv", *arguments)
     assert isinstance(result.exception, error)
     assert why in str(result.exception)
-    assert not (tmp_path / "films.csv").exists()
+    assert not (tmp_path / "images.csv").exists()
 
 
 def test_a_missing_folder_passes_through(tmp_path: Path) -> None:
-    result = _run(tmp_path / "nowhere", "--out", tmp_path / "films.csv")
+    result = _run(tmp_path / "nowhere", "--out", tmp_path / "images.csv")
     assert isinstance(result.exception, LayoutError)
     assert "nowhere" in str(result.exception)
 
 
-def test_a_manifest_is_split_again(films: Path, tmp_path: Path) -> None:
-    _run(films, "--out", tmp_path / "one.csv", "--by", "image")
+def test_a_manifest_is_split_again(images: Path, tmp_path: Path) -> None:
+    _run(images, "--out", tmp_path / "one.csv", "--by", "image")
     assert _run(tmp_path / "one.csv", "--out", tmp_path / "two.csv").exit_code == 0
-    _run(films, "--out", tmp_path / "direct.csv")
+    _run(images, "--out", tmp_path / "direct.csv")
     assert (tmp_path / "two.csv").read_text() == (tmp_path / "direct.csv").read_text()

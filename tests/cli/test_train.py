@@ -13,15 +13,15 @@ from tests.training.conftest import small
 
 from pneumoscope.bundle.card import read_bundle
 from pneumoscope.cli import cli, run_and_exit
-from pneumoscope.radiograph.phantom import phantom
+from pneumoscope.imaging.phantom import phantom
 from pneumoscope.training import fit
-from pneumoscope.training.loop import Devices
 from pneumoscope.training.recipe import read_recipe
+from pneumoscope.training.trainer import Devices
 
 
 @pytest.fixture(scope="module")
-def films(tmp_path_factory):
-    folder = tmp_path_factory.mktemp("train") / "films"
+def images(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("train") / "images"
     phantom(folder, train=60, test=20, seed=1, size=48)
     return folder
 
@@ -54,9 +54,9 @@ def train(capfd):
     return run
 
 
-def test_a_run_is_told_as_one_document_and_in_words(train, recipe, films, tmp_path):
+def test_a_run_is_told_as_one_document_and_in_words(train, recipe, images, tmp_path):
     run = tmp_path / "run"
-    status, out, err = train(recipe, "--data", films, "--out", run, "--json")
+    status, out, err = train(recipe, "--data", images, "--out", run, "--json")
 
     assert status == 0, err
     found = json.loads(out)
@@ -65,7 +65,7 @@ def test_a_run_is_told_as_one_document_and_in_words(train, recipe, films, tmp_pa
     assert "epoch 1/1" in err
     assert read_bundle(run / "bundle")[0].name == "small"
 
-    status, out, err = train(recipe, "--data", films, "--out", run, "--resume")
+    status, out, err = train(recipe, "--data", images, "--out", run, "--resume")
 
     assert (status, err) == (0, "")
     accuracy = found["best_validation_accuracy"]
@@ -74,32 +74,32 @@ def test_a_run_is_told_as_one_document_and_in_words(train, recipe, films, tmp_pa
     assert lines == [
         f"bundle  {run / 'bundle'}",
         f"curves  {run / 'curves.svg'}",
-        f"next    pneumoscope evaluate {run} --data {films}",
+        f"next    pneumoscope evaluate {run} --data {images}",
     ]
     assert (run / "curves.svg").is_file()
 
-    status, out, err = train(recipe, "--data", films, "--out", run)
+    status, out, err = train(recipe, "--data", images, "--out", run)
 
     assert (status, out) == (2, "")
     assert "run' holds a run already. Go on with it: --resume" in err
 
 
-def test_what_the_reading_of_the_films_assumed_is_told_on_standard_error(train, recipe, films, tmp_path):
-    renamed = tmp_path / "films"
-    shutil.copytree(films, renamed)
-    film = next((renamed / "train" / "NORMAL").iterdir())
-    film.rename(film.with_name(f"unknown{film.suffix}"))
+def test_what_the_reading_of_the_images_assumed_is_told_on_standard_error(train, recipe, images, tmp_path):
+    renamed = tmp_path / "images"
+    shutil.copytree(images, renamed)
+    image = next((renamed / "train" / "NORMAL").iterdir())
+    image.rename(image.with_name(f"unknown{image.suffix}"))
 
     status, out, err = train(recipe, "--data", renamed, "--out", tmp_path / "run", "--json")
 
     assert status == 0, err
     assert json.loads(out)["state"] == "finished"
     notes = [line for line in err.splitlines() if line.startswith("note: ")]
-    assert notes[0].startswith("note: the patient of 1 of 80 films is unknown: their names do not tell it.")
-    assert notes[1:] == ["note: 1 films of unknown patients were divided as if each were a patient of its own"]
+    assert notes[0].startswith("note: the patient of 1 of 80 images is unknown: their names do not tell it.")
+    assert notes[1:] == ["note: 1 images of unknown patients were divided as if each were a patient of its own"]
 
 
-def test_options_reach_the_library(train, films, tmp_path, monkeypatch):
+def test_options_reach_the_library(train, images, tmp_path, monkeypatch):
     got = {}
 
     def caught(recipe, data, out, **options):
@@ -115,11 +115,11 @@ def test_options_reach_the_library(train, films, tmp_path, monkeypatch):
 
     monkeypatch.setattr(fit, "train", caught)
     options = ["--set", "training.epochs=3", "--set", "training.seed=9", "--resume", "--accelerator", "cpu"]
-    status, out, err = train("quick", "--data", films, "--out", tmp_path, *options, "--devices", 2, "--nodes", 3)
+    status, out, err = train("quick", "--data", images, "--out", tmp_path, *options, "--devices", 2, "--nodes", 3)
 
     assert status == 0, err
     assert got["recipe"] == read_recipe("quick", ["training.epochs=3", "training.seed=9"])
-    assert (got["data"], got["out"], got["resume"]) == (films, tmp_path, True)
+    assert (got["data"], got["out"], got["resume"]) == (images, tmp_path, True)
     assert got["devices"] == Devices("cpu", 2, 3)
     assert got["progress"] is None  # nobody watches
     assert out.startswith("x: best epoch 1 of 3, validation accuracy 0.5000, 1.0 min\n")
@@ -136,27 +136,27 @@ def test_options_reach_the_library(train, films, tmp_path, monkeypatch):
         (["--devices", "5", "--accelerator", "cpu"], "training.batch is 8 on 5 devices"),
     ],
 )
-def test_what_is_refused_exits_with_2_and_writes_nothing(train, recipe, films, tmp_path, options, words):
-    status, out, err = train(recipe, "--data", films, "--out", tmp_path / "run", "--json", *options)
+def test_what_is_refused_exits_with_2_and_writes_nothing(train, recipe, images, tmp_path, options, words):
+    status, out, err = train(recipe, "--data", images, "--out", tmp_path / "run", "--json", *options)
 
     assert (status, out) == (2, "")
     assert words in err
     assert not (tmp_path / "run").exists()
 
 
-def test_a_folder_with_other_things_is_refused_before_anything_is_done(train, recipe, films, tmp_path, monkeypatch):
+def test_a_folder_with_other_things_is_refused_before_anything_is_done(train, recipe, images, tmp_path, monkeypatch):
     monkeypatch.setattr(fit, "build", lambda *_, **__: pytest.fail("a network was built"))
     (tmp_path / "theirs").write_text("keep")
 
-    status, out, err = train(recipe, "--data", films, "--out", tmp_path)
+    status, out, err = train(recipe, "--data", images, "--out", tmp_path)
 
     assert (status, out) == (2, "")
     assert f"{str(tmp_path)!r} is not empty and holds no run. Choose another folder with --out" in err
     assert [path.name for path in tmp_path.iterdir()] == ["theirs"]
 
 
-def test_an_unknown_recipe_and_missing_films_are_named(train, recipe, films, tmp_path):
-    status, _, err = train("quik", "--data", films, "--out", tmp_path / "run")
+def test_an_unknown_recipe_and_missing_images_are_named(train, recipe, images, tmp_path):
+    status, _, err = train("quik", "--data", images, "--out", tmp_path / "run")
     assert (status, err) == (2, "error: there is no recipe 'quik'. Did you mean 'quick'?\n")
 
     status, _, err = train(recipe, "--data", tmp_path / "absent", "--out", tmp_path / "run")
@@ -177,11 +177,11 @@ def test_an_unknown_recipe_and_missing_films_are_named(train, recipe, films, tmp
         ),
     ],
 )
-def test_gpus_that_are_not_there_are_refused(train, recipe, films, tmp_path, monkeypatch, there, options, words):
+def test_gpus_that_are_not_there_are_refused(train, recipe, images, tmp_path, monkeypatch, there, options, words):
     monkeypatch.setattr(torch.cuda, "device_count", lambda: there)
     monkeypatch.setattr(torch.cuda, "is_available", lambda: there > 0)
 
-    status, _, err = train(recipe, "--data", films, "--out", tmp_path / "run", *options)
+    status, _, err = train(recipe, "--data", images, "--out", tmp_path / "run", *options)
 
     assert status == 2
     assert words in err
@@ -189,9 +189,9 @@ def test_gpus_that_are_not_there_are_refused(train, recipe, films, tmp_path, mon
     assert not (tmp_path / "run").exists()
 
 
-def test_ctrl_c_ends_training_with_130_and_keeps_the_last_epoch(recipe, films, tmp_path):
+def test_ctrl_c_ends_training_with_130_and_keeps_the_last_epoch(recipe, images, tmp_path):
     run = tmp_path / "run"
-    arguments = [recipe, "--data", films, "--out", run, "--set", "training.epochs=3000"]
+    arguments = [recipe, "--data", images, "--out", run, "--set", "training.epochs=3000"]
     with subprocess.Popen(
         [sys.executable, "-m", "pneumoscope", "train", *arguments],
         stdout=subprocess.PIPE,

@@ -25,15 +25,15 @@ from typing import NamedTuple
 import pytest
 
 from pneumoscope.cli import VERBS
-from pneumoscope.dataset.manifest import Manifest
+from pneumoscope.data.manifest import Manifest
 from pneumoscope.evaluation.published import PRINTED, restore
-from pneumoscope.statistics.classification import THRESHOLD_METRICS
+from pneumoscope.statistics.metrics import THRESHOLD_METRICS
 from pneumoscope.training.recipe import read_recipe
 
 ROOT = Path(__file__).resolve().parents[2]
 GENERATED = ("cli.md", "errors.md", "model-card.md", "recipes.md", "../results/default-model/seeds.md")
 # Why a block may be left out, and how many are: a new one has to be counted here.
-NOT_RUN = {"needs the network": 1, "needs the public films": 1, "changes where Python installs": 1, "needs root": 4}
+NOT_RUN = {"needs the network": 1, "needs the public images": 1, "changes where Python installs": 1, "needs root": 4}
 _FENCE = re.compile(r"^```(\w*)\n(.*?)^```$", re.MULTILINE | re.DOTALL)
 _MARK = re.compile(r"<!-- (saved as|not run): (.+?) -->\n\Z")
 _LINK = re.compile(r"\[[^\]]*\]\(([^)\s]+)\)")

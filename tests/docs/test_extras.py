@@ -29,16 +29,16 @@ _TRAIN, _EVALUATE = set(_EXTRAS["train"]), set(_EXTRAS["evaluate"])
     ("blocked", "arguments", "missing"),
     [
         (_TRAIN | _EVALUATE, ["phantom", "other", "--train", "4", "--test", "4", "--size", "32"], ""),
-        (_TRAIN | _EVALUATE, ["split", "films", "--out", "films.csv"], ""),
+        (_TRAIN | _EVALUATE, ["split", "images", "--out", "images.csv"], ""),
         (_TRAIN | _EVALUATE, ["recipes"], ""),
         (_TRAIN | _EVALUATE, ["models"], ""),
         (_TRAIN | _EVALUATE, ["fetch", "--help"], ""),
         (_TRAIN | _EVALUATE, ["export", "bundle", "--out", "copy"], ""),
-        (_TRAIN | _EVALUATE, ["audit", "films"], "evaluate"),
-        (_TRAIN, ["audit", "films", "--html", "audit.html"], ""),
-        (_TRAIN, ["evaluate", "bundle", "--data", "films", "--out", "evaluation"], ""),
-        (_TRAIN, ["train", "quick", "--data", "films", "--out", "run"], "train"),
-        (_TRAIN, ["reproduce", "--data", "films", "--out", "runs"], "train"),
+        (_TRAIN | _EVALUATE, ["audit", "images"], "evaluate"),
+        (_TRAIN, ["audit", "images", "--html", "audit.html"], ""),
+        (_TRAIN, ["evaluate", "bundle", "--data", "images", "--out", "evaluation"], ""),
+        (_TRAIN, ["train", "quick", "--data", "images", "--out", "run"], "train"),
+        (_TRAIN, ["reproduce", "--data", "images", "--out", "runs"], "train"),
     ],
 )
 def test_a_verb_needs_the_extra_that_the_pages_say(
@@ -48,8 +48,8 @@ def test_a_verb_needs_the_extra_that_the_pages_say(
     maker: object,
     tmp_path: Path,
 ) -> None:
-    maker.films("films", split="test")  # type: ignore[attr-defined]
-    maker.films("films", split="train", seed=1)  # type: ignore[attr-defined]
+    maker.images("images", split="test")  # type: ignore[attr-defined]
+    maker.images("images", split="train", seed=1)  # type: ignore[attr-defined]
     maker.bundle(tmp_path / "bundle")  # type: ignore[attr-defined]
     command = [sys.executable, "-c", _WITHOUT.format(blocked=blocked), *arguments]
     done = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, timeout=120, check=False)

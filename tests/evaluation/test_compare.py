@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 from scipy import stats
 
-from pneumoscope.errors import RunError, StorageError, UnknownNameError, UsageError
+from pneumoscope.core.errors import RunError, StorageError, UnknownNameError, UsageError
 from pneumoscope.evaluation.compare import compare
 from pneumoscope.evaluation.evaluate import evaluate
 from pneumoscope.evaluation.records import read_predictions
@@ -18,11 +18,11 @@ from pneumoscope.evaluation.records import read_predictions
 @pytest.fixture(scope="module")
 def prepared(shared_maker):
     """A network that knows something, one that knows little of it, and one that says the opposite."""
-    films = shared_maker.films("compared", normal=40, pneumonia=60)
+    images = shared_maker.images("compared", normal=40, pneumonia=60)
     found = [shared_maker.run("good"), shared_maker.run("weak", gain=0.001), shared_maker.run("wrong", gain=-0.05)]
     for run in found:
-        evaluate(run, films, ledger=shared_maker.root / "compared.jsonl")
-    return films, found
+        evaluate(run, images, ledger=shared_maker.root / "compared.jsonl")
+    return images, found
 
 
 @pytest.fixture
@@ -31,18 +31,18 @@ def runs(prepared, tmp_path):
 
 
 def correct(run):
-    films = sorted(read_predictions(run / "evaluation" / "test" / "predictions.csv"), key=lambda film: film.path)
-    return np.array([(film.score >= 0.5) == (film.label == "PNEUMONIA") for film in films]), films
+    images = sorted(read_predictions(run / "evaluation" / "test" / "predictions.csv"), key=lambda image: image.path)
+    return np.array([(image.score >= 0.5) == (image.label == "PNEUMONIA") for image in images]), images
 
 
 def test_pairs_are_those_of_the_predictions(runs):
     comparison = compare(runs)
-    (good, films), (wrong, _) = correct(runs[0]), correct(runs[2])
+    (good, images), (wrong, _) = correct(runs[0]), correct(runs[2])
     pair = next(pair for pair in comparison.pairs if (pair.a, pair.b, pair.metric) == ("good", "wrong", "accuracy"))
     assert pair.difference.value == pytest.approx(good.mean() - wrong.mean())
     leads = {}
-    for film, lead in zip(films, good.astype(int) - wrong.astype(int), strict=True):
-        leads[film.patient] = leads.get(film.patient, 0) + lead
+    for image, lead in zip(images, good.astype(int) - wrong.astype(int), strict=True):
+        leads[image.patient] = leads.get(image.patient, 0) + lead
     signs = np.array([lead for lead in leads.values() if lead])
     draws = np.random.default_rng(0).choice([-1, 1], (20_000, len(signs))) @ np.abs(signs)
     assert pair.p == pytest.approx((np.abs(draws) >= abs(signs.sum())).mean(), abs=0.003)
@@ -54,9 +54,9 @@ def test_everything_the_issue_asks_for_is_in_the_file(runs, tmp_path):
     comparison = compare(runs, published=True, out=tmp_path / "out", command="pneumoscope compare ...")
     data = json.loads((tmp_path / "out" / "comparison.json").read_text())
     assert data["schema"] == 1
-    assert data["films"]["n"] == 100
-    assert data["films"]["counts"] == {"NORMAL": 40, "PNEUMONIA": 60}
-    assert len(data["films"]["sha256"]) == 64
+    assert data["images"]["n"] == 100
+    assert data["images"]["counts"] == {"NORMAL": 40, "PNEUMONIA": 60}
+    assert len(data["images"]["sha256"]) == 64
     wanted = {"name", "network", "optimizer", "batch", "image_size", "epochs", "seed", "device"}
     wanted |= {"average_train_accuracy", "average_validation_accuracy", "test"}
     for run in data["runs"]:
@@ -96,17 +96,17 @@ def test_weights_and_bundles_are_not_needed(runs):
 
 
 def test_another_operating_point(runs):
-    comparison = compare(runs[:2], point="rule-out")
-    assert comparison.point == "rule-out"
-    _, films = correct(runs[0])
-    called = np.array([film.score >= 0.2 for film in films])
-    labels = np.array([film.label == "PNEUMONIA" for film in films])
+    comparison = compare(runs[:2], point="rule_out")
+    assert comparison.point == "rule_out"
+    _, images = correct(runs[0])
+    called = np.array([image.score >= 0.2 for image in images])
+    labels = np.array([image.label == "PNEUMONIA" for image in images])
     assert comparison.runs[0].test["sensitivity"].value == pytest.approx(called[labels].mean())
-    with pytest.raises(UnknownNameError, match=r"no operating point in .* 'rule-ou'. Did you mean 'rule-out'"):
+    with pytest.raises(UnknownNameError, match=r"no operating point in .* 'rule-ou'. Did you mean 'rule_out'"):
         compare(runs, point="rule-ou")
 
 
-def test_films_are_paired_by_content_and_not_by_place(runs):
+def test_images_are_paired_by_content_and_not_by_place(runs):
     before = compare(runs[:2])
     file = runs[1] / "evaluation" / "test" / "predictions.csv"
     header, *rows = file.read_text().splitlines(keepends=True)
@@ -122,7 +122,7 @@ def test_no_run_is_refused():
 def test_a_run_that_was_not_evaluated_says_what_to_do(maker):
     run = maker.run()
     with pytest.raises(
-        RunError, match=rf"has not been evaluated on test films .*pneumoscope evaluate {run} --data DATA"
+        RunError, match=rf"has not been evaluated on test images .*pneumoscope evaluate {run} --data DATA"
     ):
         compare([run])
 
@@ -132,10 +132,10 @@ def test_what_is_no_run_is_refused(tmp_path):
         compare([tmp_path])
 
 
-def test_other_films_are_refused(runs, maker):
+def test_other_images_are_refused(runs, maker):
     other = maker.run("other")
-    evaluate(other, maker.films("others", seed=5))
-    with pytest.raises(RunError, match=r"run 'other' was judged on other films than 'good' \(32 and 100, hashes"):
+    evaluate(other, maker.images("others", seed=5))
+    with pytest.raises(RunError, match=r"run 'other' was judged on other images than 'good' \(32 and 100, hashes"):
         compare([runs[0], other])
 
 
@@ -163,11 +163,11 @@ def test_two_runs_of_one_recipe_in_folders_of_one_name_are_refused(runs, tmp_pat
         compare([runs[0], tmp_path / runs[0].name])
 
 
-@pytest.mark.parametrize("what", ["a film is missing", "a score was changed"])
+@pytest.mark.parametrize("what", ["an image is missing", "a score was changed"])
 def test_files_of_two_evaluations_are_refused(runs, what):
     file = runs[0] / "evaluation" / "test" / "predictions.csv"
     lines = file.read_text().splitlines(keepends=True)
-    if what == "a film is missing":
+    if what == "an image is missing":
         lines.pop()
     else:
         *before, _, probability = lines[1].split(",")
@@ -181,7 +181,9 @@ def test_looks_beyond_the_runs_are_told(runs, prepared, tmp_path):
     assert not any("ledger" in sentence for sentence in compare(runs).sentences)
     ledger = shutil.copy(prepared[0].parent / "compared.jsonl", tmp_path)
     evaluate(runs[0], prepared[0], ledger=Path(ledger))
-    assert compare(runs).sentences[-1].startswith("The test ledger held 4 looks at these films for the 3 compared here")
+    assert (
+        compare(runs).sentences[-1].startswith("The test ledger held 4 looks at these images for the 3 compared here")
+    )
 
 
 def test_a_place_that_cannot_be_written(runs, tmp_path):
@@ -190,14 +192,14 @@ def test_a_place_that_cannot_be_written(runs, tmp_path):
         compare(runs, out=tmp_path / "file" / "out")
 
 
-def test_a_film_a_patient_is_mcnemars_binomial_test(maker):
-    """Films whose names tell no patient: the p value is scipy's."""
-    films = maker.films(normal=20, pneumonia=30)
-    for path in (films / "test").rglob("*.png"):
-        path.rename(path.with_name(f"film{path.stem.replace('-', '').replace('_', '')}.png"))
+def test_a_image_a_patient_is_mcnemars_binomial_test(maker):
+    """Images whose names tell no patient: the p value is scipy's."""
+    images = maker.images(normal=20, pneumonia=30)
+    for path in (images / "test").rglob("*.png"):
+        path.rename(path.with_name(f"image{path.stem.replace('-', '').replace('_', '')}.png"))
     found = [maker.run("one"), maker.run("two", gain=-0.05)]
     for run in found:
-        evaluate(run, films, points=["half"])
+        evaluate(run, images, points=["half"])
     (one, _), (two, _) = correct(found[0]), correct(found[1])
     only_one, only_two = int((one & ~two).sum()), int((~one & two).sum())
     assert compare(found).pairs[0].p == pytest.approx(stats.binomtest(only_one, only_one + only_two).pvalue)

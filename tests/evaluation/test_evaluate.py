@@ -1,4 +1,4 @@
-"""The whole way from PNG films through ONNX Runtime to files on disk, against numbers worked out from the pixels."""
+"""The whole way from PNG images through ONNX Runtime to files on disk, against numbers worked out from the pixels."""
 
 import csv
 import json
@@ -14,35 +14,35 @@ from sklearn import metrics
 from tests.conftest import LIMITS
 
 from pneumoscope.bundle.card import short_hash
-from pneumoscope.dataset.cache import prepare_films
-from pneumoscope.dataset.layouts import load_manifest
-from pneumoscope.errors import BundleError, DatasetError, RunError, StorageError, UnknownNameError
+from pneumoscope.core.errors import BundleError, DatasetError, RunError, StorageError, UnknownNameError
+from pneumoscope.data.cache import preprocess_images
+from pneumoscope.data.layouts import load_manifest
 from pneumoscope.evaluation.evaluate import evaluate
 from pneumoscope.evaluation.records import read_evaluation, read_predictions
-from pneumoscope.predictor.model import load_model
-from pneumoscope.radiograph.decode import decode
-from pneumoscope.radiograph.prepare import prepare
+from pneumoscope.imaging.decode import decode
+from pneumoscope.imaging.preprocess import preprocess
+from pneumoscope.inference.model import load_model
 
 
-def expected(films: Path, gain: float = 0.05) -> tuple[np.ndarray, np.ndarray]:
+def expected(images: Path, gain: float = 0.05) -> tuple[np.ndarray, np.ndarray]:
     """Logits and labels from the pixels alone, sorted by path."""
-    paths = sorted((films / "test").rglob("*.png"))
+    paths = sorted((images / "test").rglob("*.png"))
     grey = np.array([np.asarray(Image.open(path), dtype=np.float64).mean() for path in paths])
     return gain * (grey - 125), np.array([path.parent.name == "PNEUMONIA" for path in paths])
 
 
 def test_a_run_is_judged_and_written(maker):
-    films, run = maker.films(), maker.run()
-    evaluation, scored = evaluate(run, films)
-    logits, labels = expected(films)
-    assert [film.logit for film in scored] == pytest.approx(logits, abs=1e-4)
-    assert [film.score for film in scored] == pytest.approx(expit(logits), abs=1e-5)
-    assert [film.probability for film in scored] == pytest.approx(expit(0.8 * logits + 0.1), abs=1e-5)
+    images, run = maker.images(), maker.run()
+    evaluation, scored = evaluate(run, images)
+    logits, labels = expected(images)
+    assert [image.logit for image in scored] == pytest.approx(logits, abs=1e-4)
+    assert [image.score for image in scored] == pytest.approx(expit(logits), abs=1e-5)
+    assert [image.probability for image in scored] == pytest.approx(expit(0.8 * logits + 0.1), abs=1e-5)
     assert evaluation.metrics["auroc"].value == pytest.approx(metrics.roc_auc_score(labels, logits))
     assert evaluation.metrics["auprc"].value == pytest.approx(metrics.average_precision_score(labels, logits))
     loss = metrics.brier_score_loss(labels, expit(0.8 * logits + 0.1))
     assert evaluation.metrics["brier"].value == pytest.approx(loss, abs=1e-6)
-    for name, threshold in (("half", 0.5), ("balanced", 0.4), ("rule-out", 0.2), ("rule-in", 0.7)):
+    for name, threshold in (("half", 0.5), ("balanced", 0.4), ("rule_out", 0.2), ("rule_in", 0.7)):
         called = expit(logits) >= threshold
         point = evaluation.points[name]
         assert point.metrics["accuracy"].value == pytest.approx((called == labels).mean())
@@ -57,7 +57,7 @@ def test_a_run_is_judged_and_written(maker):
 
 def test_what_is_written_is_what_is_returned(maker):
     run = maker.run()
-    evaluation, scored = evaluate(run, maker.films())
+    evaluation, scored = evaluate(run, maker.images())
     folder = run / "evaluation" / "test"
     assert sorted(path.name for path in folder.iterdir()) == ["evaluation.json", "predictions.csv"]
     assert read_evaluation(folder / "evaluation.json") == evaluation
@@ -68,37 +68,37 @@ def test_what_is_written_is_what_is_returned(maker):
 
 
 def test_etiology_is_judged_apart(maker):
-    films = maker.films()
-    evaluation, scored = evaluate(maker.run(), films)
+    images = maker.images()
+    evaluation, scored = evaluate(maker.run(), images)
     for etiology in ("bacteria", "virus"):
-        chosen = [film for film in scored if film.etiology in ("normal", etiology)]
-        labels = [film.label == "PNEUMONIA" for film in chosen]
-        area = metrics.roc_auc_score(labels, [film.logit for film in chosen])
+        chosen = [image for image in scored if image.etiology in ("normal", etiology)]
+        labels = [image.label == "PNEUMONIA" for image in chosen]
+        area = metrics.roc_auc_score(labels, [image.logit for image in chosen])
         assert evaluation.auroc_by_etiology[etiology].value == pytest.approx(area)
-        called = [film.score >= 0.5 for film in scored if film.etiology == etiology]
+        called = [image.score >= 0.5 for image in scored if image.etiology == etiology]
         assert evaluation.points["half"].by_etiology[etiology].value == pytest.approx(np.mean(called))
     assert evaluation.points["half"].by_etiology["normal"] == evaluation.points["half"].metrics["specificity"]
 
 
 def test_a_bundle_alone_is_judged_and_writes_only_where_told(maker, tmp_path):
-    films, bundle = maker.films(), maker.bundle(tmp_path / "shipped")
-    evaluation, _ = evaluate(bundle, films)
+    images, bundle = maker.images(), maker.bundle(tmp_path / "shipped")
+    evaluation, _ = evaluate(bundle, images)
     assert sorted(path.name for path in bundle.iterdir()) == ["card.json", "network.onnx"]
-    again, _ = evaluate(bundle, films, out=tmp_path / "out", points=["half"])
+    again, _ = evaluate(bundle, images, out=tmp_path / "out", points=["half"])
     assert read_evaluation(tmp_path / "out" / "evaluation.json") == again
     assert list(again.points) == ["half"]
     assert (evaluation.look, again.look) == (1, 2)
 
 
 def test_the_seed_decides_the_bootstraps(maker):
-    films, run = maker.films(), maker.run()
-    first, second, other = (evaluate(run, films, seed=seed)[0] for seed in (3, 3, 4))
+    images, run = maker.images(), maker.run()
+    first, second, other = (evaluate(run, images, seed=seed)[0] for seed in (3, 3, 4))
     assert first.points == second.points
     assert first.points["half"].metrics["f1"].seed == 3
     assert first.points["half"].metrics["f1"] != other.points["half"].metrics["f1"]
 
 
-def test_a_film_is_read_in_one_way_by_training_evaluation_and_scoring(maker, monkeypatch):
+def test_a_image_is_read_in_one_way_by_training_evaluation_and_scoring(maker, monkeypatch):
     """Large JPEGs, which are decoded at a fraction of their size: by all three at the same one."""
     random, folder = np.random.default_rng(0), maker.root / "large"
     for label, stem in (("NORMAL", "IM-0001-0001"), ("PNEUMONIA", "person1_virus_1")):
@@ -112,31 +112,31 @@ def test_a_film_is_read_in_one_way_by_training_evaluation_and_scoring(maker, mon
     monkeypatch.setenv("PNEUMOSCOPE_CACHE", str(maker.root / "cache"))
 
     _, scored = evaluate(run, folder)
-    prepared = prepare_films(manifest.root, manifest.films, model.card.preparation)
+    prepared = preprocess_images(manifest.root, manifest.images, model.card.preprocessing)
 
-    paths = [folder / film.path for film in scored]
-    assert [film.probability for film in scored] == [model.predict(path).probability for path in paths]
-    again = [prepare(decode(path, least_side=32), model.card.preparation) for path in paths]
+    paths = [folder / image.path for image in scored]
+    assert [image.probability for image in scored] == [model.predict(path).probability for path in paths]
+    again = [preprocess(decode(path, least_side=32), model.card.preprocessing) for path in paths]
     assert np.array_equal(prepared.pixels[prepared.rows], again)
-    assert not np.array_equal(again, [prepare(decode(path), model.card.preparation) for path in paths])
+    assert not np.array_equal(again, [preprocess(decode(path), model.card.preprocessing) for path in paths])
 
 
-def test_progress_counts_films(maker):
+def test_progress_counts_images(maker):
     calls = []
-    evaluate(maker.run(), maker.films(), progress=lambda done, total: calls.append((done, total)))
+    evaluate(maker.run(), maker.images(), progress=lambda done, total: calls.append((done, total)))
     assert calls == [(done, 32) for done in range(1, 33)]
 
 
-def test_many_films_keep_their_order(maker):
-    """More films than are decoded ahead, and than one batch holds."""
-    films = maker.films(normal=75, pneumonia=76)
-    _, scored = evaluate(maker.run(), films, points=["half"])
-    assert [film.logit for film in scored] == pytest.approx(expected(films)[0], abs=1e-4)
+def test_many_images_keep_their_order(maker):
+    """More images than are decoded ahead, and than one batch holds."""
+    images = maker.images(normal=75, pneumonia=76)
+    _, scored = evaluate(maker.run(), images, points=["half"])
+    assert [image.logit for image in scored] == pytest.approx(expected(images)[0], abs=1e-4)
 
 
 def test_an_unknown_operating_point_is_named(maker):
     with pytest.raises(UnknownNameError, match=r"no operating point 'balancd'. Did you mean 'balanced'"):
-        evaluate(maker.run(), maker.films(), points=["half", "balancd"])
+        evaluate(maker.run(), maker.images(), points=["half", "balancd"])
 
 
 def test_an_unfinished_run_is_refused(maker):
@@ -145,46 +145,46 @@ def test_an_unfinished_run_is_refused(maker):
         file.unlink()
     (run / "bundle").rmdir()
     with pytest.raises(RunError, match=r"has no bundle: it is not finished.*--resume"):
-        evaluate(run, maker.films())
+        evaluate(run, maker.images())
 
 
 def test_a_folder_that_is_neither_is_refused(maker, tmp_path):
     with pytest.raises(BundleError, match="is no bundle"):
-        evaluate(tmp_path / "nowhere", maker.films())
+        evaluate(tmp_path / "nowhere", maker.images())
 
 
 @pytest.mark.parametrize("split", ["train", "validation"])
-def test_test_films_that_were_seen_are_refused_by_content(maker, split):
-    films = maker.films()
-    known = [short_hash(film.sha256) for film in load_manifest(films).films[5:8]]
+def test_test_images_that_were_seen_are_refused_by_content(maker, split):
+    images = maker.images()
+    known = [short_hash(image.sha256) for image in load_manifest(images).images[5:8]]
     run = maker.run(seen={split: known})
     with pytest.raises(
-        DatasetError, match=rf"3 of 32 test films were {split} films of 'grey'.*the first: test/NORMAL/IM-0002"
+        DatasetError, match=rf"3 of 32 test images were {split} images of 'grey'.*the first: test/NORMAL/IM-0002"
     ):
-        evaluate(run, films)
+        evaluate(run, images)
     assert not (run / "evaluation").exists()
     assert not Path(os.environ["PNEUMOSCOPE_LEDGER"]).exists()
 
 
-def test_unreadable_films_are_listed_and_never_left_out(maker):
-    films, run = maker.films(), maker.run()
-    paths = sorted((films / "test" / "NORMAL").iterdir())
+def test_unreadable_images_are_listed_and_never_left_out(maker):
+    images, run = maker.images(), maker.run()
+    paths = sorted((images / "test" / "NORMAL").iterdir())
     paths[1].write_bytes(b"no image at all")
     paths[4].write_bytes(paths[4].read_bytes()[:100])
     with pytest.raises(
-        DatasetError, match=rf"^2 test films cannot be read \(test/NORMAL/{paths[1].name}: not an image"
+        DatasetError, match=rf"^2 test images cannot be read \(test/NORMAL/{paths[1].name}: not an image"
     ) as error:
-        evaluate(run, films)
+        evaluate(run, images)
     assert paths[4].name in error.value.message
     assert not (run / "evaluation").exists()
     assert not Path(os.environ["PNEUMOSCOPE_LEDGER"]).exists()
 
 
 def test_no_result_without_its_line_in_the_ledger(maker, tmp_path):
-    films, run = maker.films(), maker.run()
+    images, run = maker.images(), maker.run()
     (tmp_path / "file").write_text("")
     with pytest.raises(StorageError, match="cannot write the test ledger"):
-        evaluate(run, films, ledger=tmp_path / "file" / "ledger.jsonl")
+        evaluate(run, images, ledger=tmp_path / "file" / "ledger.jsonl")
     assert not (run / "evaluation").exists()
 
 
@@ -192,17 +192,17 @@ def test_the_ledger_is_written_before_the_result(maker, tmp_path):
     """Where the result cannot be written the look has still happened."""
     (tmp_path / "file").write_text("")
     with pytest.raises(StorageError, match="cannot write"):
-        evaluate(maker.run(), maker.films(), out=tmp_path / "file" / "out")
+        evaluate(maker.run(), maker.images(), out=tmp_path / "file" / "out")
     line = json.loads(Path(os.environ["PNEUMOSCOPE_LEDGER"]).read_text())
     assert line["look"] == 1
 
 
 def test_what_the_ledger_says(maker):
-    films = maker.films()
-    evaluation, _ = evaluate(maker.run(), films)
+    images = maker.images()
+    evaluation, _ = evaluate(maker.run(), images)
     (line,) = map(json.loads, Path(os.environ["PNEUMOSCOPE_LEDGER"]).read_text().splitlines())
     assert line["bundle_sha256"] == evaluation.bundle_sha256
-    assert line["films_sha256"] == evaluation.films_sha256
+    assert line["images_sha256"] == evaluation.images_sha256
     assert (line["n"], line["split"], line["recipe"], line["name"], line["look"]) == (32, "test", "grey", "grey", 1)
     assert line["metrics"]["auroc"] == evaluation.metrics["auroc"].value
     assert line["points"]["balanced"]["threshold"] == 0.4
@@ -211,11 +211,11 @@ def test_what_the_ledger_says(maker):
 
 
 def test_other_splits_leave_no_line(maker):
-    films = maker.films(split="val")
-    maker.films(split="test", seed=1)
+    images = maker.images(split="val")
+    maker.images(split="test", seed=1)
     run = maker.run()
-    (run / "manifest.csv").write_text(load_manifest(films).to_csv())
-    evaluation, _ = evaluate(run, films, split="validation", points=["half"])
+    (run / "manifest.csv").write_text(load_manifest(images).to_csv())
+    evaluation, _ = evaluate(run, images, split="validation", points=["half"])
     assert evaluation.look is None
     assert not Path(os.environ["PNEUMOSCOPE_LEDGER"]).exists()
     assert (run / "evaluation" / "validation" / "evaluation.json").is_file()
@@ -224,7 +224,7 @@ def test_other_splits_leave_no_line(maker):
 @pytest.mark.real_data
 @pytest.mark.skipif("PNEUMOSCOPE_DATA" not in os.environ, reason="PNEUMOSCOPE_DATA is unset")
 def test_the_official_test_split(maker):
-    """The mean grey level alone on the 624 official test films: counts and etiologies are those of the set."""
+    """The mean grey level alone on the 624 official test images: counts and etiologies are those of the set."""
     evaluation, _ = evaluate(maker.run(), Path(os.environ["PNEUMOSCOPE_DATA"]))
     assert evaluation.counts == {"NORMAL": 234, "PNEUMONIA": 390}
     half = evaluation.points["half"]
@@ -237,20 +237,20 @@ def test_the_official_test_split(maker):
     assert 0.4 < evaluation.metrics["auroc"].value < 0.9
 
 
-def test_films_that_would_be_rejected_are_counted_and_judged_all_the_same(maker):
-    """The screened network takes films for inverted whose mean grey is below 0.4 x 255, and for far away above 160."""
-    films = maker.films()
-    limits = structs.replace(LIMITS, least_film=0.4, greatest_distance=1.6)
-    bare, _ = evaluate(maker.bundle(maker.root / "bare"), films)
-    screened, _ = evaluate(maker.bundle(maker.root / "screened", refusal=limits), films)
+def test_images_that_would_be_rejected_are_counted_and_judged_all_the_same(maker):
+    """The screened network takes images for inverted whose mean grey is below 0.4 x 255, and for far away above 160."""
+    images = maker.images()
+    limits = structs.replace(LIMITS, min_upright=0.4, max_distance=1.6)
+    bare, _ = evaluate(maker.bundle(maker.root / "bare"), images)
+    screened, _ = evaluate(maker.bundle(maker.root / "screened", refusal=limits), images)
 
-    means = [np.asarray(Image.open(path)).mean() for path in films.rglob("*.png")]
+    means = [np.asarray(Image.open(path)).mean() for path in images.rglob("*.png")]
     dark, light = sum(mean < 102 for mean in means), sum(mean > 160 for mean in means)
     assert dark
     assert light
     assert (screened.refused.share.value, screened.refused.share.n) == ((dark + light) / 32, 32)
     assert sorted(screened.refused.reasons.values()) == sorted([dark, light])
     assert "black and white seem to be exchanged" in screened.refused.reasons
-    assert "unlike the films that the model was trained on" in screened.refused.reasons
+    assert "unlike the images that the model was trained on" in screened.refused.reasons
     assert (bare.refused.share.value, bare.refused.reasons) == (0, {})
     assert (screened.metrics, screened.points) == (bare.metrics, bare.points)

@@ -10,19 +10,19 @@ from pathlib import Path
 
 import pytest
 
-from pneumoscope.errors import StorageError
+from pneumoscope.core.errors import StorageError
+from pneumoscope.core.files import locked
 from pneumoscope.evaluation import ledger as module
-from pneumoscope.evaluation.ledger import default_ledger, write_look
-from pneumoscope.storage import locked
+from pneumoscope.evaluation.ledger import default_ledger, record_evaluation
 
 
-def test_looks_are_counted_by_films(tmp_path):
+def test_looks_are_counted_by_images(tmp_path):
     ledger = tmp_path / "results" / "test-ledger.jsonl"
-    looks = [write_look(ledger, {"films_sha256": films, "name": "x"}) for films in ("a", "b", "a", "a")]
+    looks = [record_evaluation(ledger, {"images_sha256": images, "name": "x"}) for images in ("a", "b", "a", "a")]
     assert looks == [1, 1, 2, 3]
     lines = [json.loads(line) for line in ledger.read_text().splitlines()]
     assert [line["look"] for line in lines] == looks
-    assert lines[2] == {"films_sha256": "a", "name": "x", "look": 2}
+    assert lines[2] == {"images_sha256": "a", "name": "x", "look": 2}
 
 
 def test_where_the_ledger_is(monkeypatch):
@@ -35,12 +35,12 @@ def test_where_the_ledger_is(monkeypatch):
 WRITER = """
 import sys
 from pathlib import Path
-from pneumoscope.evaluation.ledger import write_look
+from pneumoscope.evaluation.ledger import record_evaluation
 go = Path(sys.argv[1])
 while not go.exists():
     pass
 for number in range(40):
-    write_look(Path(sys.argv[2]), {"films_sha256": "same", "who": sys.argv[3], "number": number, "pad": "x" * 5000})
+    record_evaluation(Path(sys.argv[2]), {"images_sha256": "same", "who": sys.argv[3], "number": number, "pad": "x" * 5000})
 """
 
 
@@ -57,33 +57,33 @@ def test_processes_that_write_at_once_lose_and_tear_nothing(tmp_path):
 
 @pytest.mark.parametrize(
     ("damage", "number"),
-    [("not json\n", 2), ('{"films_sha256": "a"', 2), ('{"name": "x"}\n', 2), ("[1]\n", 2), ("\n", 2)],
+    [("not json\n", 2), ('{"images_sha256": "a"', 2), ('{"name": "x"}\n', 2), ("[1]\n", 2), ("\n", 2)],
 )
 def test_a_malformed_line_is_named_and_nothing_is_added(tmp_path, damage, number):
     ledger = tmp_path / "ledger.jsonl"
-    write_look(ledger, {"films_sha256": "a"})
+    record_evaluation(ledger, {"images_sha256": "a"})
     before = ledger.read_text() + damage
     ledger.write_text(before)
     with pytest.raises(StorageError, match=rf"ledger.jsonl', line {number} is malformed"):
-        write_look(ledger, {"films_sha256": "a"})
+        record_evaluation(ledger, {"images_sha256": "a"})
     assert ledger.read_text() == before
 
 
 def test_a_line_cut_short_is_taken_back(tmp_path, monkeypatch):
     ledger = tmp_path / "ledger.jsonl"
-    write_look(ledger, {"films_sha256": "a"})
+    record_evaluation(ledger, {"images_sha256": "a"})
     before = ledger.read_bytes()
     whole = os.write
     monkeypatch.setattr(os, "write", lambda handle, data: whole(handle, data[:10]))
     with pytest.raises(StorageError, match="10 of 33 bytes written"):
-        write_look(ledger, {"films_sha256": "a"})
+        record_evaluation(ledger, {"images_sha256": "a"})
     assert ledger.read_bytes() == before
 
 
 def test_a_place_that_cannot_be_written_is_named(tmp_path):
     (tmp_path / "file").write_text("")
     with pytest.raises(StorageError, match=r"cannot write the test ledger .*file/ledger.jsonl.*--ledger FILE"):
-        write_look(tmp_path / "file" / "ledger.jsonl", {"films_sha256": "a"})
+        record_evaluation(tmp_path / "file" / "ledger.jsonl", {"images_sha256": "a"})
 
 
 def test_a_full_disk_is_told(tmp_path, monkeypatch):
@@ -92,7 +92,7 @@ def test_a_full_disk_is_told(tmp_path, monkeypatch):
 
     monkeypatch.setattr(os, "write", full)
     with pytest.raises(StorageError, match=r"cannot write the test ledger .*: No space left on device"):
-        write_look(tmp_path / "ledger.jsonl", {"films_sha256": "a"})
+        record_evaluation(tmp_path / "ledger.jsonl", {"images_sha256": "a"})
     assert (tmp_path / "ledger.jsonl").read_bytes() == b""
 
 
@@ -103,13 +103,13 @@ def test_a_ledger_that_stays_locked_is_told_and_nothing_is_added(tmp_path, monke
         locked(tmp_path / ".ledger.jsonl.lock", StorageError("held")),
         pytest.raises(StorageError, match=r"ledger.jsonl' has been locked by another process for 0 s. Try again"),
     ):
-        write_look(ledger, {"films_sha256": "a"})
+        record_evaluation(ledger, {"images_sha256": "a"})
     assert not ledger.exists()
-    assert write_look(ledger, {"films_sha256": "a"}) == 1
+    assert record_evaluation(ledger, {"images_sha256": "a"}) == 1
 
 
 def test_the_lock_lies_hidden_beside_the_ledger_and_git_does_not_see_it(tmp_path):
-    write_look(tmp_path / "test-ledger.jsonl", {"films_sha256": "a"})
+    record_evaluation(tmp_path / "test-ledger.jsonl", {"images_sha256": "a"})
     assert sorted(path.name for path in tmp_path.iterdir()) == [".test-ledger.jsonl.lock", "test-ledger.jsonl"]
     root = Path(__file__).parents[2]
     if not (root / ".git").exists():

@@ -4,9 +4,9 @@ import numpy as np
 import pytest
 from sklearn import metrics
 
-from pneumoscope.errors import UndefinedMetricError
+from pneumoscope.core.errors import UndefinedMetricError
+from pneumoscope.core.results import Confusion, RunSummary
 from pneumoscope.evaluation.published import COUNTS, ERRATUM, PRINTED, published_rows, restore
-from pneumoscope.results import Confusion, RunSummary
 from pneumoscope.statistics.intervals import newcombe
 
 # TP, FN, TN, FP of each row, worked by hand.
@@ -47,7 +47,7 @@ def test_rows_carry_the_standard_definitions():
         assert row.metrics["f1"].value == pytest.approx(metrics.f1_score(labels, called))
         assert row.metrics["specificity"].value == pytest.approx(row.printed["Precision"], abs=1e-4)
         assert row.metrics["accuracy"].method == "wilson"
-        assert row.metrics["mcc"].method == "bootstrap of films"
+        assert row.metrics["mcc"].method == "bootstrap of images"
     adam = rows[1]
     assert adam.metrics["precision"].value == pytest.approx(0.9453, abs=5e-5)
     assert adam.metrics["f1"].value == pytest.approx(0.9380, abs=5e-5)
@@ -93,17 +93,17 @@ def test_ours_stand_beside_the_reports():
     assert "no difference can be shown" in rows["alexnet-adam"].sentence
     assert rows["vgg19-adam"].sentence.endswith("; ours is lower (unpaired).")
     assert rows["vgg19-adam-32"].sentence.endswith(
-        "(unpaired). Ours was made otherwise: film side in pixels 64, not 224; starting weights none, not imagenet."
+        "(unpaired). Ours was made otherwise: image side in pixels 64, not 224; starting weights none, not imagenet."
     )
     assert rows["vgg19-rmsprop"].ours is None
     assert rows["vgg19-rmsprop"].sentence == "vgg19-rmsprop: not among these runs."
     assert "mine" not in rows
 
 
-def test_other_films_are_not_compared():
+def test_other_images_are_not_compared():
     row = published_rows({"alexnet-adam": ours("alexnet-adam", 5, 0, 5, 0)}, {"NORMAL": 5, "PNEUMONIA": 5})[1]
     assert row.ours is None
-    assert "ours was judged on 5 NORMAL and 5 PNEUMONIA films" in row.sentence
+    assert "ours was judged on 5 NORMAL and 5 PNEUMONIA images" in row.sentence
 
 
 def test_the_erratum_says_what_the_counts_say():

@@ -3,7 +3,8 @@ import json
 
 import pytest
 
-from pneumoscope.errors import RunError
+from pneumoscope.core.errors import RunError
+from pneumoscope.core.results import ScoredImage
 from pneumoscope.evaluation.compare import compare
 from pneumoscope.evaluation.evaluate import evaluate
 from pneumoscope.evaluation.records import (
@@ -13,15 +14,14 @@ from pneumoscope.evaluation.records import (
     read_predictions,
     read_run,
 )
-from pneumoscope.results import ScoredFilm
 
-FILM = ScoredFilm("a,b.png", "ab" * 32, "bacteria-1", "PNEUMONIA", "bacteria", 1 / 3, 0.1 + 0.2, 1.0)
+IMAGE = ScoredImage("a,b.png", "ab" * 32, "bacteria-1", "PNEUMONIA", "bacteria", 1 / 3, 0.1 + 0.2, 1.0)
 
 
 def test_predictions_come_back_to_the_last_digit(tmp_path):
-    films = (FILM, dataclasses.replace(FILM, path="c.png", logit=-1e-300, label="NORMAL", etiology="", patient=""))
-    (tmp_path / "p.csv").write_text(predictions_csv(films))
-    assert read_predictions(tmp_path / "p.csv") == films
+    images = (IMAGE, dataclasses.replace(IMAGE, path="c.png", logit=-1e-300, label="NORMAL", etiology="", patient=""))
+    (tmp_path / "p.csv").write_text(predictions_csv(images))
+    assert read_predictions(tmp_path / "p.csv") == images
 
 
 @pytest.mark.parametrize(
@@ -35,7 +35,7 @@ def test_predictions_come_back_to_the_last_digit(tmp_path):
     ],
 )
 def test_malformed_predictions_name_the_row(tmp_path, old, new, message):
-    (tmp_path / "p.csv").write_text(predictions_csv([FILM]).replace(old, new, 1))
+    (tmp_path / "p.csv").write_text(predictions_csv([IMAGE]).replace(old, new, 1))
     with pytest.raises(RunError, match=message):
         read_predictions(tmp_path / "p.csv")
 
@@ -48,7 +48,7 @@ def test_a_missing_file_says_how_to_make_it(tmp_path):
 @pytest.fixture
 def evaluation_file(maker):
     run = maker.run()
-    evaluate(run, maker.films(), points=["half"])
+    evaluate(run, maker.images(), points=["half"])
     return run / "evaluation" / "test" / "evaluation.json"
 
 
@@ -106,17 +106,17 @@ def test_a_run_without_averages_is_malformed(maker):
 
 
 def test_a_comparison_comes_back_whole(maker):
-    films = maker.films()
+    images = maker.images()
     runs = [maker.run("one"), maker.run("two", gain=-0.01)]
     for run in runs:
-        evaluate(run, films, points=["half"])
+        evaluate(run, images, points=["half"])
     comparison = compare(runs, published=True, out=maker.root / "out", command="what was run")
     assert read_comparison(maker.root / "out" / "comparison.json") == comparison
 
 
 def test_a_comparison_with_a_damaged_metric_is_refused(maker):
     run = maker.run()
-    evaluate(run, maker.films(), points=["half"])
+    evaluate(run, maker.images(), points=["half"])
     compare([run], out=maker.root / "out")
     file = changed(maker.root / "out" / "comparison.json", lambda d: d["runs"][0]["test"]["auroc"].pop("method"))
     with pytest.raises(RunError, match=r"run 'grey': method: (Missing|Field) required"):

@@ -1,4 +1,4 @@
-"""Records on both databases where PostgreSQL is at hand, films that a service can be given, and a service that takes them."""
+"""PredictionRepository on both databases where PostgreSQL is at hand, images that a service can be given, and a service that takes them."""
 
 import io
 import json
@@ -23,16 +23,16 @@ from sqlalchemy import create_engine, text
 from sqlalchemy.exc import DBAPIError
 from tests.conftest import LIMITS, POINTS
 
-from pneumoscope.predictor.model import load_model
-from pneumoscope.results import FilmFacts, ModelFacts, Prediction
-from pneumoscope.service.access import Access
+from pneumoscope.core.results import ImageInfo, ModelInfo, Prediction
+from pneumoscope.inference.model import load_model
+from pneumoscope.service.api.problems import MEDIA_TYPE
 from pneumoscope.service.app import Settings, make_app
-from pneumoscope.service.problems import MEDIA_TYPE
-from pneumoscope.service.records import Records
+from pneumoscope.service.auth.tokens import Authenticator
+from pneumoscope.service.storage.repository import PredictionRepository
 
 
 def png(level=100, size=64):
-    """A film of the small bundle's, told apart by its grey."""
+    """An image of the small bundle's, told apart by its grey."""
     grey = np.full((size, size), level - 8, np.uint8)
     grey[:, size // 2 :] += 16
     file = io.BytesIO()
@@ -41,18 +41,18 @@ def png(level=100, size=64):
 
 
 TOKEN = "0123456789abcdef"
-MODEL = ModelFacts("grey", "0.1.0", "ab" * 32)
+MODEL = ModelInfo("grey", "0.1.0", "ab" * 32)
 
 
-def prediction(probability=0.75, decision="pneumonia", name="a film.png"):
+def prediction(probability=0.75, decision="pneumonia", name="an image.png"):
     interval = None if probability is None else (probability / 2, (1 + probability) / 2)
-    why = "the film is rejected" if probability is None else ""
+    why = "the image is rejected" if probability is None else ""
     reason = "blank" if decision == "rejected" else ""
-    return Prediction(name, decision, probability, interval, why, 0.4, reason, FilmFacts(30, 20, "PNG"), MODEL)
+    return Prediction(name, decision, probability, interval, why, 0.4, reason, ImageInfo(30, 20, "PNG"), MODEL)
 
 
-def add(records, film=b"film", **said):
-    return records.add(prediction(**said), film, operating_point="balanced", who="me")
+def add(records, image=b"image", **said):
+    return records.add(prediction(**said), image, operating_point="balanced", who="me")
 
 
 def _programs():
@@ -113,15 +113,15 @@ def database(request):
     server = request.getfixturevalue("postgresql_server")
     engine = create_engine(server.replace("postgresql", "postgresql+pg8000"), isolation_level="AUTOCOMMIT")
     with engine.connect() as connection:
-        connection.execute(text("DROP DATABASE IF EXISTS films"))
-        connection.execute(text("CREATE DATABASE films"))
-    yield server.removesuffix("/postgres") + "/films"
+        connection.execute(text("DROP DATABASE IF EXISTS images"))
+        connection.execute(text("CREATE DATABASE images"))
+    yield server.removesuffix("/postgres") + "/images"
     engine.dispose()
 
 
 @pytest.fixture
 def records(tmp_path, database):
-    opened = Records(tmp_path / "data", database)
+    opened = PredictionRepository(tmp_path / "data", database)
     yield opened
     opened.close()
 
@@ -151,9 +151,9 @@ def served(bundle, folder, *options, host="127.0.0.1", within=(), program=("-m",
 
 
 def verified(folder, *options, within=()):
-    """What the command that checks the audit trail comes to: its exit status, and what it found or said."""
+    """What the command that checks the audit log comes to: its exit status, and what it found or said."""
     ran = subprocess.run(
-        [*within, sys.executable, "-m", "pneumoscope", "audit-trail", "verify", "--json", *options],
+        [*within, sys.executable, "-m", "pneumoscope", "audit-log", "verify", "--json", *options],
         capture_output=True, text=True, cwd=folder, check=False,
     )  # fmt: skip
     return ran.returncode, json.loads(ran.stdout) if ran.returncode == 0 else ran.stderr
@@ -169,7 +169,7 @@ def model(shared_maker):
 
 @pytest.fixture
 def app(model):
-    return make_app(model, Records(None), Access({}), Settings(most_films=3, most_bytes=100_000))
+    return make_app(model, PredictionRepository(None), Authenticator({}), Settings(most_images=3, most_bytes=100_000))
 
 
 @pytest.fixture
@@ -178,12 +178,12 @@ def client(app):
         yield opened
 
 
-def films(*contents):
-    return [("films", (f"film {place}.png", content)) for place, content in enumerate(contents)]
+def images(*contents):
+    return [("images", (f"image {place}.png", content)) for place, content in enumerate(contents)]
 
 
 def post(client, *contents):
-    answer = client.post("/v1/predictions", files=films(*contents))
+    answer = client.post("/v1/predictions", files=images(*contents))
     assert answer.status_code == 201, answer.text
     return answer.json()["predictions"]
 

@@ -1,4 +1,4 @@
-"""The API as a program meets it: films in, predictions out, everything else a problem document; in process, with real films."""
+"""The API as a program meets it: images in, predictions out, everything else a problem document; in process, with real images."""
 
 import errno
 import io
@@ -17,24 +17,24 @@ from fastapi.testclient import TestClient
 from hypothesis import HealthCheck, given, settings
 from PIL import Image
 from schemathesis.specs.openapi.checks import positive_data_acceptance
-from tests.service.conftest import TOKEN, films, png, post, problem
+from tests.service.conftest import TOKEN, images, png, post, problem
 
-from pneumoscope.radiograph.decode import decode
-from pneumoscope.results import NOTICE
-from pneumoscope.service.access import Access
+from pneumoscope.core.results import NOTICE
+from pneumoscope.imaging.decode import decode
+from pneumoscope.service.api.problems import MEDIA_TYPE
 from pneumoscope.service.app import Settings, make_app
-from pneumoscope.service.problems import MEDIA_TYPE
-from pneumoscope.service.records import Records
-from pneumoscope.service.trail import verify
+from pneumoscope.service.audit.log import verify
+from pneumoscope.service.auth.tokens import Authenticator
+from pneumoscope.service.storage.repository import PredictionRepository
 
 CANARY = "DOE^JANE"
 
 
-def test_films_of_a_form_are_judged_in_their_order_as_predict_judges_them(client, model):
+def test_images_of_a_form_are_judged_in_their_order_as_predict_judges_them(client, model):
     contents = [png(180), png(90), png(130)]
     answers = post(client, *contents)
     for place, (answer, content) in enumerate(zip(answers, contents, strict=True)):
-        expected = json.loads(json.dumps(_said(model.predict(content, name=f"film {place}.png"))))
+        expected = json.loads(json.dumps(_said(model.predict(content, name=f"image {place}.png"))))
         assert {name: answer[name] for name in expected} == expected
         assert client.get(f"/v1/predictions/{answer['id']}").json() == answer
     assert answers[0]["decision"] != answers[1]["decision"]
@@ -47,23 +47,23 @@ def _said(prediction):
 
 
 @pytest.mark.parametrize("kind", ["image/png", "application/octet-stream", "application/dicom"])
-def test_one_film_may_be_the_body(client, kind):
+def test_one_image_may_be_the_body(client, kind):
     answer = client.post("/v1/predictions?name=a.png", content=png(), headers={"Content-Type": kind})
     (found,) = answer.json()["predictions"]
-    assert (answer.status_code, found["path"], found["film"]["format"]) == (201, "a.png", "PNG")
+    assert (answer.status_code, found["path"], found["image"]["format"]) == (201, "a.png", "PNG")
 
 
-def test_the_same_film_has_the_same_id_and_one_record(client):
+def test_the_same_image_has_the_same_id_and_one_record(client):
     first = post(client, png(), png(), png(90))
     again = post(client, png())
     assert first[0] == first[1]
-    assert again == [{**first[0], "path": "film 0.png"}]
+    assert again == [{**first[0], "path": "image 0.png"}]
     page = client.get("/v1/predictions").json()
     assert (page["total"], page["next"], page["notice"]) == (2, "", NOTICE)
 
 
-def test_a_film_that_cannot_be_read_leaves_the_others_done(client):
-    good, bad, empty = post(client, png(), b"no film", b"")
+def test_a_image_that_cannot_be_read_leaves_the_others_done(client):
+    good, bad, empty = post(client, png(), b"no image", b"")
     assert good["id"]
     for each in (bad, empty):
         assert (each["id"], each["decision"], each["probability"]) == (None, None, None)
@@ -71,20 +71,20 @@ def test_a_film_that_cannot_be_read_leaves_the_others_done(client):
     assert client.get("/v1/predictions").json()["total"] == 1
 
 
-def test_where_no_film_can_be_read_it_is_a_problem(client):
-    found = problem(client.post("/v1/predictions", files=films(b"no film")), 422, "UnreadableFilmError")
+def test_where_no_image_can_be_read_it_is_a_problem(client):
+    found = problem(client.post("/v1/predictions", files=images(b"no image")), 422, "UnreadableImageError")
     assert "not an image" in found["detail"]
     assert (
-        "none of 2 films"
-        in problem(client.post("/v1/predictions", files=films(b"a", b"b")), 422, "UnreadableFilmError")["detail"]
+        "none of 2 images"
+        in problem(client.post("/v1/predictions", files=images(b"a", b"b")), 422, "UnreadableImageError")["detail"]
     )
 
 
-def test_pictures_of_a_film(client):
+def test_pictures_of_a_image(client):
     (found,) = post(client, png(150, 70))
-    film = client.get(f"/v1/predictions/{found['id']}/film.png")
-    assert film.headers["Content-Type"] == "image/png"
-    picture = Image.open(io.BytesIO(film.content))
+    image = client.get(f"/v1/predictions/{found['id']}/image.png")
+    assert image.headers["Content-Type"] == "image/png"
+    picture = Image.open(io.BytesIO(image.content))
     assert (picture.mode, picture.size) == ("L", (70, 70))
     assert np.array_equal(np.asarray(picture), np.asarray(Image.open(io.BytesIO(png(150, 70)))))
     heatmap = client.get(f"/v1/predictions/{found['id']}/heatmap.png")
@@ -95,7 +95,7 @@ def test_pictures_of_a_film(client):
     assert float(layer.headers["X-Heatmap-Scale"]) == pytest.approx(0.05 * 158 / 16, rel=0.02)
 
 
-def test_a_thumbnail_is_the_film_small(client):
+def test_a_thumbnail_is_the_image_small(client):
     wide = np.tile(np.repeat(np.array([100, 120], np.uint8), 200), (200, 1))
     file = io.BytesIO()
     Image.fromarray(wide).save(file, "PNG")
@@ -107,7 +107,7 @@ def test_a_thumbnail_is_the_film_small(client):
     assert (picture[:, 81:] == 120).all()
 
 
-def test_a_rejected_film_has_no_heatmap(client):
+def test_a_rejected_image_has_no_heatmap(client):
     (found,) = post(client, png(30))
     assert (found["decision"], found["probability"]) == ("rejected", None)
     for picture in ("heatmap.png", "heatmap-layer.png"):
@@ -133,7 +133,7 @@ def test_what_is_deleted_is_gone(client):
     for answer in (
         client.get(path),
         client.delete(path),
-        client.get(f"{path}/film.png"),
+        client.get(f"{path}/image.png"),
         client.put(f"{path}/review", json={"agrees": True}),
     ):
         problem(answer, 404, "UnknownNameError")
@@ -173,16 +173,16 @@ def test_the_card_is_the_bundles(client, model):
             422,
             "UsageError",
         ),
-        ("POST", "/v1/predictions", {"data": {"films": "text"}, "files": [("other", b"x")]}, 422, "UsageError"),
-        ("POST", "/v1/predictions", {"files": films(*[b"x"] * 4)}, 413, "TooLargeError"),
-        ("POST", "/v1/predictions", {"files": films(b"x" * 200_000)}, 413, "TooLargeError"),
-        ("GET", "/v1/predictions", {"headers": {"Host": "evil.example"}}, 403, "AccessError"),
+        ("POST", "/v1/predictions", {"data": {"images": "text"}, "files": [("other", b"x")]}, 422, "UsageError"),
+        ("POST", "/v1/predictions", {"files": images(*[b"x"] * 4)}, 413, "TooLargeError"),
+        ("POST", "/v1/predictions", {"files": images(b"x" * 200_000)}, 413, "TooLargeError"),
+        ("GET", "/v1/predictions", {"headers": {"Host": "evil.example"}}, 403, "AuthenticationError"),
         (
             "POST",
             "/v1/predictions",
-            {"files": films(b"x"), "headers": {"Origin": "http://evil.example"}},
+            {"files": images(b"x"), "headers": {"Origin": "http://evil.example"}},
             403,
-            "AccessError",
+            "AuthenticationError",
         ),
     ],
 )
@@ -202,7 +202,7 @@ def test_a_body_that_does_not_say_how_long_it_is_ends_at_the_limit(client):
 )
 def test_a_name_that_no_database_could_keep_is_refused(client, name, said):
     """In a form that says that it is written in Python's escapes."""
-    head = b'--x\r\nContent-Disposition: form-data; name="films"; filename="' + name + b'"\r\n\r\n'
+    head = b'--x\r\nContent-Disposition: form-data; name="images"; filename="' + name + b'"\r\n\r\n'
     kind = {"Content-Type": "multipart/form-data; boundary=x; charset=unicode_escape"}
     answer = client.post("/v1/predictions", content=head + png() + b"\r\n--x--\r\n", headers=kind)
     assert re.search(said, problem(answer, 422, "UsageError")["detail"])
@@ -213,15 +213,17 @@ def test_a_name_that_no_database_could_keep_is_refused(client, name, said):
 def test_a_form_in_an_encoding_that_is_none_is_no_fault_of_ours(model, path, charset):
     body = b'--x\r\nContent-Disposition: form-data; name="token"\r\n\r\n\\ud800\xff\r\n--x--\r\n'
     kind = {"Content-Type": f"multipart/form-data; boundary=x; charset={charset}", "Authorization": f"Bearer {TOKEN}"}
-    with TestClient(make_app(model, Records(None), Access({"me": TOKEN}), Settings(loopback=False))) as client:
+    with TestClient(
+        make_app(model, PredictionRepository(None), Authenticator({"me": TOKEN}), Settings(loopback=False))
+    ) as client:
         assert client.post(path, content=body, headers=kind).status_code in (401, 422)
 
 
-def test_a_temporary_folder_that_takes_no_film_is_told(client, monkeypatch, app):
+def test_a_temporary_folder_that_takes_no_image_is_told(client, monkeypatch, app):
     monkeypatch.setattr("tempfile.tempdir", "/nowhere/at/all")
     app.user_middleware.clear()
     app.middleware_stack = None  # without the limit on bytes
-    answer = client.post("/v1/predictions", files=films(bytes(2 * 2**20)))
+    answer = client.post("/v1/predictions", files=images(bytes(2 * 2**20)))
     found = problem(answer, 503, "StorageError")
     assert "temporary folder: No such file or directory" in found["detail"]
     assert "TMPDIR" in found["advice"]
@@ -229,7 +231,7 @@ def test_a_temporary_folder_that_takes_no_film_is_told(client, monkeypatch, app)
 
 def test_every_answer_forbids_what_a_browser_might_do_with_it(client):
     (found,) = post(client, png())
-    for path in ("/healthz", "/v1/predictions", "/nowhere", f"/v1/predictions/{found['id']}/film.png"):
+    for path in ("/healthz", "/v1/predictions", "/nowhere", f"/v1/predictions/{found['id']}/image.png"):
         for method in ("GET", "OPTIONS"):
             headers = client.request(method, path, headers={"Origin": "https://elsewhere.example"}).headers
             assert headers["X-Content-Type-Options"] == "nosniff"
@@ -240,7 +242,7 @@ def test_every_answer_forbids_what_a_browser_might_do_with_it(client):
 
 
 def test_no_library_is_asked_to_report_requests(client, monkeypatch):
-    """FastAPI would, to whatever collector the environment names; with the name of a film in its address."""
+    """FastAPI would, to whatever collector the environment names; with the name of an image in its address."""
 
     def fail():
         raise AssertionError("it was asked")
@@ -251,7 +253,7 @@ def test_no_library_is_asked_to_report_requests(client, monkeypatch):
     assert answer.status_code == 201
 
 
-def test_two_films_are_drawn_at_once_and_others_wait(app, client, monkeypatch):
+def test_two_images_are_drawn_at_once_and_others_wait(app, client, monkeypatch):
     ids = [each["id"] for each in post(client, png(90), png(120), png(150))]
     two, go, began = threading.Barrier(3, timeout=10), threading.Event(), []
 
@@ -262,9 +264,9 @@ def test_two_films_are_drawn_at_once_and_others_wait(app, client, monkeypatch):
         assert go.wait(10)
         return decode(*arguments, **options)
 
-    monkeypatch.setattr("pneumoscope.service.paths.decode", held)
+    monkeypatch.setattr("pneumoscope.service.api.routes.decode", held)
     with ThreadPoolExecutor(6) as pool:
-        pictures = ("film.png", "thumbnail.png")
+        pictures = ("image.png", "thumbnail.png")
         asked = [pool.submit(client.get, f"/v1/predictions/{key}/{name}") for key in ids for name in pictures]
         two.wait()
         time.sleep(0.3)
@@ -275,7 +277,7 @@ def test_two_films_are_drawn_at_once_and_others_wait(app, client, monkeypatch):
 
 
 def test_who_has_no_token_learns_nothing_but_that_it_lives(model):
-    app = make_app(model, Records(None), Access({"me": TOKEN}), Settings(loopback=False))
+    app = make_app(model, PredictionRepository(None), Authenticator({"me": TOKEN}), Settings(loopback=False))
     with TestClient(app) as client:
         for headers in (
             {},
@@ -283,19 +285,21 @@ def test_who_has_no_token_learns_nothing_but_that_it_lives(model):
             {"Authorization": f"Basic {TOKEN}"},
             {"Authorization": f"Bearer {TOKEN}x"},
         ):
-            answer = client.post("/v1/predictions", files=films(png()), headers=headers)
-            problem(answer, 401, "AccessError")
+            answer = client.post("/v1/predictions", files=images(png()), headers=headers)
+            problem(answer, 401, "AuthenticationError")
             assert answer.headers["WWW-Authenticate"] == "Bearer"
-            for path in ("/v1/predictions", f"/v1/predictions/{'ab' * 16}/film.png", "/v1/model"):
-                problem(client.get(path, headers=headers), 401, "AccessError")
+            for path in ("/v1/predictions", f"/v1/predictions/{'ab' * 16}/image.png", "/v1/model"):
+                problem(client.get(path, headers=headers), 401, "AuthenticationError")
         assert client.get("/healthz").json() == {"status": "ok"}
-        answer = client.post("/v1/predictions", files=films(png()), headers={"Authorization": f"Bearer {TOKEN}"})
+        answer = client.post("/v1/predictions", files=images(png()), headers={"Authorization": f"Bearer {TOKEN}"})
         assert answer.status_code == 201
 
 
-def test_ready_means_that_films_are_judged_and_kept(client, app, monkeypatch):
+def test_ready_means_that_images_are_judged_and_kept(client, app, monkeypatch):
     assert client.get("/readyz").json() == {"status": "ok"}
-    monkeypatch.setattr("pneumoscope.predictor.predictor.golden_film", lambda size: np.zeros((1, size, size), np.uint8))
+    monkeypatch.setattr(
+        "pneumoscope.inference.session.self_test_image", lambda size: np.zeros((1, size, size), np.uint8)
+    )
     assert client.get("/readyz").status_code == 200  # it was looked at this second
     monkeypatch.setattr("pneumoscope.service.readiness._SECONDS", 0)
     time.sleep(1)
@@ -304,21 +308,21 @@ def test_ready_means_that_films_are_judged_and_kept(client, app, monkeypatch):
     assert answer.headers["Retry-After"]
 
 
-def test_metrics_count_films_and_requests(client):
-    post(client, png(), png(30), b"no film")
+def test_metrics_count_images_and_requests(client):
+    post(client, png(), png(30), b"no image")
     text = client.get("/metrics").text
-    assert 'pneumoscope_films_total{decision="rejected"} 1.0' in text
-    assert 'pneumoscope_films_total{decision="unreadable"} 1.0' in text
+    assert 'pneumoscope_images_total{decision="rejected"} 1.0' in text
+    assert 'pneumoscope_images_total{decision="unreadable"} 1.0' in text
     assert 'pneumoscope_requests_total{method="POST",path="/v1/predictions",status="201"} 1.0' in text
-    assert "pneumoscope_films_waiting 0.0" in text
+    assert "pneumoscope_images_waiting 0.0" in text
 
 
 def test_a_patients_name_is_in_no_log_line_no_metric_and_no_error(client, caplog, app):
     """It is in the record and nowhere else; what each refused request leaves in the log is in test_watching.py."""
     caplog.set_level(logging.INFO, "pneumoscope.service")
-    named = [("films", (f"{CANARY}.png", b"no film"))]
+    named = [("images", (f"{CANARY}.png", b"no image"))]
     said = client.post("/v1/predictions", files=named).text
-    said += client.post("/v1/predictions", files=[("films", (CANARY, png()))]).headers.__repr__()
+    said += client.post("/v1/predictions", files=[("images", (CANARY, png()))]).headers.__repr__()
     (found,) = client.get("/v1/predictions").json()["predictions"]
     assert found["path"] == CANARY
     said += client.put(f"/v1/predictions/{found['id']}/review", json={"agrees": CANARY, "note": CANARY}).text
@@ -333,8 +337,8 @@ def test_a_patients_name_is_in_no_log_line_no_metric_and_no_error(client, caplog
 
 
 def test_the_trail_tells_who_did_what(model):
-    records = Records(None)
-    with TestClient(make_app(model, records, Access({"me": TOKEN}), Settings(loopback=False))) as client:
+    records = PredictionRepository(None)
+    with TestClient(make_app(model, records, Authenticator({"me": TOKEN}), Settings(loopback=False))) as client:
         client.headers["Authorization"] = f"Bearer {TOKEN}"
         (found,) = post(client, png())
         path = f"/v1/predictions/{found['id']}"
@@ -342,7 +346,7 @@ def test_the_trail_tells_who_did_what(model):
         client.delete(path)
         assert verify(records.engine).rows == 3
         with records.engine.connect() as connection:
-            rows = connection.exec_driver_sql("SELECT who, what FROM audit_trail ORDER BY number").all()
+            rows = connection.exec_driver_sql("SELECT who, what FROM audit_log ORDER BY number").all()
         assert [tuple(row) for row in rows] == [("me", "judged"), ("me", "reviewed"), ("me", "deleted")]
 
 
@@ -366,7 +370,7 @@ def test_what_may_be_had_may_be_asked_about_without_its_body(client):
         "/healthz",
         "/metrics",
         "/v1/model",
-        f"/v1/predictions/{found['id']}/film.png",
+        f"/v1/predictions/{found['id']}/image.png",
         "/static/page.css",
     ):
         got, asked = client.get(path), client.head(path)
@@ -377,7 +381,7 @@ def test_what_may_be_had_may_be_asked_about_without_its_body(client):
 
 
 def test_errors_and_tokens_are_described(model, app):
-    asks = make_app(model, Records(None), Access({"me": TOKEN})).openapi()
+    asks = make_app(model, PredictionRepository(None), Authenticator({"me": TOKEN})).openapi()
     for path, operations in asks["paths"].items():
         for operation in operations.values():
             assert ("security" in operation) == path.startswith("/v1/")
@@ -398,7 +402,7 @@ def test_too_many_open_files_are_no_fault_but_a_reason_to_wait(client, monkeypat
     def fail(*_, **__):
         raise error
 
-    monkeypatch.setattr("pneumoscope.service.records.Records.get", fail)
+    monkeypatch.setattr("pneumoscope.service.storage.repository.PredictionRepository.get", fail)
     answer = client.get("/v1/predictions/" + "ab" * 16)
     problem(answer, 503, "BusyError")
     assert answer.headers["Retry-After"]
@@ -412,7 +416,7 @@ def test_a_reading_is_yes_or_no_and_nothing_like_it(client):
 
 def test_the_description_has_every_path(app):
     assert set(app.openapi()["paths"]) == {
-        "/healthz", "/readyz", "/metrics", "/v1/predictions", "/v1/predictions/{id}", "/v1/predictions/{id}/film.png",
+        "/healthz", "/readyz", "/metrics", "/v1/predictions", "/v1/predictions/{id}", "/v1/predictions/{id}/image.png",
         "/v1/predictions/{id}/heatmap.png", "/v1/predictions/{id}/heatmap-layer.png",
         "/v1/predictions/{id}/thumbnail.png", "/v1/predictions/{id}/review", "/v1/model",
     }  # fmt: skip
@@ -420,7 +424,7 @@ def test_the_description_has_every_path(app):
 
 def test_every_answer_is_as_the_description_says(model):
     """Schemathesis asks of each path all that the description allows, and much that it does not."""
-    app = make_app(model, Records(None), Access({"me": TOKEN}), Settings(loopback=False))
+    app = make_app(model, PredictionRepository(None), Authenticator({"me": TOKEN}), Settings(loopback=False))
     bearer = {"Authorization": f"Bearer {TOKEN}"}
     asked = Counter()
     for found in schemathesis.openapi.from_asgi("/openapi.json", app).get_all_operations():
@@ -433,7 +437,7 @@ def test_every_answer_is_as_the_description_says(model):
                 max_examples=20, deadline=None, derandomize=True, database=None, suppress_health_check=list(HealthCheck)
             )
             def ask(case):
-                # No description says which bytes are a film, or which ids exist.
+                # No description says which bytes are an image, or which ids exist.
                 case.call_and_validate(headers=bearer, excluded_checks=[positive_data_acceptance])
                 asked[case.operation.label] += 1
 

@@ -15,7 +15,7 @@ from tests.service.conftest import png, post, served, verified
 
 
 def noise(size):
-    """A film that no file format makes smaller."""
+    """An image that no file format makes smaller."""
     file = io.BytesIO()
     Image.fromarray(np.random.default_rng(0).integers(0, 256, (size, size), np.uint8)).save(file, "PNG")
     return file.getvalue()
@@ -61,7 +61,7 @@ class SmallFiles:
     """The system lets the process write no file beyond a size, as a quota would; needs nobody's leave."""
 
     beside = ()
-    ready = 200  # no file as large as a film is tried
+    ready = 200  # no file as large as an image is tried
 
     def __init__(self, folder):
         self.folder = self.seen = folder
@@ -95,7 +95,7 @@ def test_where_there_is_no_room_nothing_is_kept_in_part_and_it_goes_on_when_ther
         disk.begin(process)
 
         def stored():
-            return sorted(path for path in (disk.seen / "films").rglob("*") if path.is_file())
+            return sorted(path for path in (disk.seen / "images").rglob("*") if path.is_file())
 
         (first,) = post(client, png())
         kept = stored()
@@ -103,14 +103,14 @@ def test_where_there_is_no_room_nothing_is_kept_in_part_and_it_goes_on_when_ther
         assert len(kept) == 1
 
         disk.leave(64 * 1024)
-        answer = client.post("/v1/predictions", files=[("films", ("large.png", LARGE))])
+        answer = client.post("/v1/predictions", files=[("images", ("large.png", LARGE))])
         assert (answer.status_code, answer.json()["error"]) == (503, "StorageError")
         assert "Retry-After" in answer.headers
         assert stored() == kept  # and nothing half-written beside it
 
         disk.leave(0)
         for asked in (
-            client.post("/v1/predictions", files=[("films", ("small.png", png(150)))]),
+            client.post("/v1/predictions", files=[("images", ("small.png", png(150)))]),
             client.put(f"{path}/review", json={"agrees": True}),
         ):
             assert (asked.status_code, asked.json()["error"]) == (503, "StorageError")
@@ -120,10 +120,10 @@ def test_where_there_is_no_room_nothing_is_kept_in_part_and_it_goes_on_when_ther
         assert client.get("/readyz").status_code == disk.ready
 
         disk.end()
-        assert client.post("/v1/predictions", files=[("films", ("large.png", LARGE))]).status_code == 201
+        assert client.post("/v1/predictions", files=[("images", ("large.png", LARGE))]).status_code == 201
         assert client.put(f"{path}/review", json={"agrees": True}).json()["review"]["agrees"] is True
         status, found = verified(tmp_path, "--data", str(folder), within=disk.beside)
-        assert (status, found["rows"], found["records"], found["films"]) == (0, 3, 2, 2)
+        assert (status, found["rows"], found["records"], found["images"]) == (0, 3, 2, 2)
 
         process.send_signal(signal.SIGTERM)
         assert process.wait(20) == 0
@@ -173,24 +173,24 @@ def test_a_model_whose_file_is_lost_serves_on_and_is_missed_at_the_next_start(bu
         (after,) = post(client, png(150))
         assert (before["decision"], after["decision"]) == ("normal", "pneumonia")
         assert client.get(f"/v1/predictions/{after['id']}/heatmap.png").status_code == 200
-        assert client.get("/readyz").status_code == 200  # it scores the golden film as its card says
+        assert client.get("/readyz").status_code == 200  # it scores the golden image as its card says
     status, said = ended(tmp_path, "--model", "model")
     assert status == 2
     assert words in said
     assert "Traceback" not in said
 
 
-def test_a_film_that_is_lost_is_told_and_the_others_are_there(bundle, tmp_path):
+def test_a_image_that_is_lost_is_told_and_the_others_are_there(bundle, tmp_path):
     with served(bundle, tmp_path) as (_, client):
         lost, here = post(client, png(100), png(150))
-        (tmp_path / "pneumoscope-data/films" / lost["film_sha256"][:2] / lost["film_sha256"]).unlink()
-        answer = client.get(f"/v1/predictions/{lost['id']}/film.png")
+        (tmp_path / "pneumoscope-data/images" / lost["image_sha256"][:2] / lost["image_sha256"]).unlink()
+        answer = client.get(f"/v1/predictions/{lost['id']}/image.png")
         assert (answer.status_code, answer.json()["error"]) == (503, "StorageError")
         assert "from a backup" in answer.json()["advice"]
         assert client.get(f"/v1/predictions/{lost['id']}").json() == lost
-        assert client.get(f"/v1/predictions/{here['id']}/film.png").status_code == 200
+        assert client.get(f"/v1/predictions/{here['id']}/image.png").status_code == 200
         status, said = verified(tmp_path)
-        assert (status, f"the film of record '{lost['id']}' is missing" in said) == (1, True)
-        assert post(client, png(100)) == [{**lost, "path": "film 0.png"}]
-        assert client.get(f"/v1/predictions/{lost['id']}/film.png").status_code == 200
+        assert (status, f"the image of record '{lost['id']}' is missing" in said) == (1, True)
+        assert post(client, png(100)) == [{**lost, "path": "image 0.png"}]
+        assert client.get(f"/v1/predictions/{lost['id']}/image.png").status_code == 200
     assert verified(tmp_path)[0] == 0

@@ -1,4 +1,4 @@
-"""Behind the nginx of docs/operating.md, word for word but for ports and certificate, a person signs in and sends films."""
+"""Behind the nginx of docs/operating.md, word for word but for ports and certificate, a person signs in and sends images."""
 
 import shutil
 import socket
@@ -11,7 +11,7 @@ import httpx
 import pytest
 from tests.service.conftest import TOKEN, png, served
 
-NAME = "films.clinic.example"
+NAME = "images.clinic.example"
 PAGE = Path(__file__).parents[2] / "docs" / "operating.md"
 CANARY = "DOE^JANE"
 
@@ -26,8 +26,8 @@ def block(port, certificate, behind):
     text = "server {\n" + PAGE.read_text("utf-8").split("```text\nserver {\n")[1].split("```")[0]
     for ours, here in [
         ("listen 443 ssl;", f"listen 127.0.0.1:{port} ssl;"),
-        ("/etc/ssl/films.pem", f"{certificate}/films.pem"),
-        ("/etc/ssl/films.key", f"{certificate}/films.key"),
+        ("/etc/ssl/images.pem", f"{certificate}/images.pem"),
+        ("/etc/ssl/images.key", f"{certificate}/images.key"),
         ("http://127.0.0.1:8000;", f"http://127.0.0.1:{behind};"),
     ]:
         assert ours in text
@@ -49,7 +49,7 @@ def proxied(bundle, tmp_path):
     tokens.chmod(0o600)
     folder.mkdir()
     made = f"req -x509 -newkey rsa:2048 -nodes -subj /CN={NAME} -addext subjectAltName=DNS:{NAME}".split()
-    files = ["-keyout", folder / "films.key", "-out", folder / "films.pem"]
+    files = ["-keyout", folder / "images.key", "-out", folder / "images.pem"]
     subprocess.run([openssl, *made, *files], check=True, capture_output=True)
     with served(bundle, tmp_path, "--token-file", str(tokens), "--public-name", NAME) as (_, direct):
         kept = " ".join(
@@ -59,7 +59,7 @@ def proxied(bundle, tmp_path):
             f"daemon off; pid {folder}/pid; error_log {folder}/error.log info; events {{}}\n"
             f"http {{ {kept}\n{block(port, folder, direct.base_url.port)} }}\n"
         )
-        trusted = ssl.create_default_context(cafile=folder / "films.pem")
+        trusted = ssl.create_default_context(cafile=folder / "images.pem")
         with (
             subprocess.Popen([nginx, "-p", folder, "-c", folder / "nginx.conf"], stderr=subprocess.DEVNULL) as proxy,
             httpx.Client(transport=Named(verify=trusted), base_url=f"https://{NAME}:{port}", timeout=30) as client,
@@ -108,14 +108,14 @@ def test_a_person_signs_in_through_the_proxy_with_a_cookie_that_travels_by_https
     large = png(size=1500) + bytes(3_000_000)  # nginx takes 1 MB where nothing else is said
     sending = {"content": large, "headers": {"Content-Type": "image/png", **own}}
     (found,) = client.post("/v1/predictions", **sending).json()["predictions"]
-    assert found["film_bytes"] == len(large)
+    assert found["image_bytes"] == len(large)
     sending["headers"]["Origin"] = "https://elsewhere.example"
     assert client.post("/v1/predictions", **sending).status_code == 403
     bearer = {"Authorization": f"Bearer {TOKEN}"}
     assert httpx.get(direct.base_url.join(f"/v1/predictions/{found['id']}"), headers=bearer).json()["id"] == found["id"]
 
     client.post(
-        "/v1/predictions", params={"name": CANARY}, content=b"no film", headers={"Content-Type": "image/png", **own}
+        "/v1/predictions", params={"name": CANARY}, content=b"no image", headers={"Content-Type": "image/png", **own}
     )
     for path in ("/metrics", "/healthz", "/readyz"):
         assert client.get(path).status_code == 404

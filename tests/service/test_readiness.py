@@ -1,14 +1,14 @@
-"""Whether films can be judged and kept: looked at once a second, however many ask."""
+"""Whether images can be judged and kept: looked at once a second, however many ask."""
 
 import pytest
 
-from pneumoscope.errors import StorageError
+from pneumoscope.core.errors import StorageError
 from pneumoscope.service.readiness import Readiness
-from pneumoscope.service.records import Records
+from pneumoscope.service.storage.repository import PredictionRepository
 
 
 def test_it_is_tried_once_a_second_and_what_came_of_it_is_told_until_then(model, monkeypatch):
-    now, records, tried = [100.0], Records(None), []
+    now, records, tried = [100.0], PredictionRepository(None), []
     keep = records.try_to_keep
     monkeypatch.setattr(records, "try_to_keep", lambda: tried.append(now[0]) or keep())
     readiness = Readiness(model, records, lambda: now[0])
@@ -22,7 +22,7 @@ def test_it_is_tried_once_a_second_and_what_came_of_it_is_told_until_then(model,
     monkeypatch.setattr(records, "try_to_keep", fail)
     readiness.check()
     for now[0] in (101.1, 101.9):
-        with pytest.raises(StorageError, match="films cannot be kept") as caught:
+        with pytest.raises(StorageError, match="images cannot be kept") as caught:
             readiness.check()
         assert "secret" not in str(caught.value)
     monkeypatch.setattr(records, "try_to_keep", keep)
@@ -32,7 +32,7 @@ def test_it_is_tried_once_a_second_and_what_came_of_it_is_told_until_then(model,
 
 
 def test_a_locked_database_is_not_ready(model, tmp_path, monkeypatch):
-    records = Records(tmp_path / "data")
+    records = PredictionRepository(tmp_path / "data")
     monkeypatch.setattr("pneumoscope.service.readiness._SECONDS", 0)
     readiness = Readiness(model, records)
     readiness.check()

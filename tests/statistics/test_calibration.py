@@ -11,7 +11,7 @@ from scipy.special import expit
 from sklearn.calibration import _SigmoidCalibration
 from sklearn.metrics import brier_score_loss
 
-from pneumoscope.errors import UndefinedMetricError
+from pneumoscope.core.errors import UndefinedMetricError
 from pneumoscope.statistics.calibration import (
     at_prevalence,
     brier,
@@ -27,8 +27,8 @@ cases = st.lists(st.tuples(st.floats(0, 1), st.booleans()), min_size=1, max_size
 
 
 @given(cases)
-def test_brier_is_scikit_learns(films):
-    p, y = (np.array(column) for column in zip(*films, strict=True))
+def test_brier_is_scikit_learns(images):
+    p, y = (np.array(column) for column in zip(*images, strict=True))
     assert brier(p, y) == pytest.approx(brier_score_loss(y, p, labels=[False, True]), abs=1e-12)
 
 
@@ -37,14 +37,14 @@ def test_brier_by_hand():
 
 
 def test_calibration_error_by_hand():
-    """Fewer films than bins: a bin a film, except that equal probabilities stay together."""
+    """Fewer images than bins: a bin an image, except that equal probabilities stay together."""
     p, y = [0.9, 0.9, 0.2, 0.6], [True, False, False, True]
     assert expected_calibration_error(p, y) == pytest.approx((2 * abs(0.9 - 0.5) + 0.2 + 0.4) / 4)
 
 
 @given(cases)
-def test_calibration_error_is_the_sum_over_its_bins(films):
-    p, y = (np.array(column) for column in zip(*films, strict=True))
+def test_calibration_error_is_the_sum_over_its_bins(images):
+    p, y = (np.array(column) for column in zip(*images, strict=True))
     bins = reliability(p, y)
     n = sum(part.observed.n for part in bins)
     assert n == len(p)
@@ -54,7 +54,7 @@ def test_calibration_error_is_the_sum_over_its_bins(films):
     assert expected_calibration_error(p, y) == pytest.approx(gaps / n, abs=1e-9)
 
 
-def test_bins_hold_equally_many_films():
+def test_bins_hold_equally_many_images():
     p = np.random.default_rng(0).beta(0.3, 0.1, size=624)
     sizes = [part.observed.n for part in reliability(p, p > 0.5)]
     assert len(sizes) == 15
@@ -62,9 +62,9 @@ def test_bins_hold_equally_many_films():
 
 
 @given(cases, st.integers(0, 2**32 - 1))
-def test_weights_are_copies(films, seed):
-    """The weighted score of the films is the plain score of the films copied as often."""
-    p, y = (np.array(column) for column in zip(*films, strict=True))
+def test_weights_are_copies(images, seed):
+    """The weighted score of the images is the plain score of the images copied as often."""
+    p, y = (np.array(column) for column in zip(*images, strict=True))
     weights = np.random.default_rng(seed).integers(0, 3, len(p))
     if weights.sum():
         again = np.repeat(np.arange(len(p)), weights)
@@ -80,7 +80,7 @@ def test_probabilities_are_within_0_and_1(function):
 
 
 def simulated(random, slope):
-    """624 films whose logits are `slope` times what they should be."""
+    """624 images whose logits are `slope` times what they should be."""
     true = 3 * random.normal(size=624) + 1
     return expit(slope * true), random.random(624) < expit(true)
 
@@ -133,7 +133,7 @@ def test_platt_is_at_the_maximum(scale):
     assert abs((residual * logits).mean()) / scale < 1e-7
 
 
-def test_platt_of_separated_films_is_finite():
+def test_platt_of_separated_images_is_finite():
     logits, labels = np.array([-3.0, -2.0, 4.0, 5.0, 6.0]), np.array([False, False, True, True, True])
     slope, intercept = fit_platt(logits, labels)
     assert 0 < slope < 100
@@ -168,8 +168,8 @@ def test_platt_refuses_a_diverged_network():
         fit_platt([math.nan, 1.0], [True, False])
 
 
-def test_a_probability_at_another_prevalence_is_that_of_films_drawn_otherwise():
-    """Of 80 pneumonias and 20 normal films, 60 and 5 look alike: 60/65. With as many of each label, 60/80 against 5/20."""
+def test_a_probability_at_another_prevalence_is_that_of_images_drawn_otherwise():
+    """Of 80 pneumonias and 20 normal images, 60 and 5 look alike: 60/65. With as many of each label, 60/80 against 5/20."""
     assert at_prevalence(60 / 65, 0.8, 0.5) == pytest.approx(0.75 / (0.75 + 0.25))
     assert at_prevalence([0.0, 0.8, 1.0], 0.8, 0.3) == pytest.approx([0.0, 0.3, 1.0])
 

@@ -5,24 +5,24 @@ import pytest
 from hypothesis import assume, given
 from hypothesis import strategies as st
 
-from pneumoscope.errors import UndefinedMetricError
+from pneumoscope.core.errors import UndefinedMetricError
 from pneumoscope.statistics.conformal import uncertain_band
 
 
 def possible(score, own, coverage, *, low_is_strange):
-    """By the definition: the share of films of the label, the new one included, that are at least as strange."""
+    """By the definition: the share of images of the label, the new one included, that are at least as strange."""
     stranger = sum((other <= score) if low_is_strange else (other >= score) for other in own)
     return (stranger + 1) / (len(own) + 1) > 1 - coverage + 1e-9  # 1 - 0.8 is below 1 / 5 in floating point
 
 
 @st.composite
-def films(draw):
+def images(draw):
     pneumonia = draw(st.lists(st.integers(0, 30), min_size=4, max_size=40))
     normal = draw(st.lists(st.integers(0, 30), min_size=4, max_size=40))
     return np.array(pneumonia) / 30, np.array(normal) / 30
 
 
-@given(films(), st.sampled_from([0.5, 0.6, 0.75, 0.8]), st.integers(0, 30))
+@given(images(), st.sampled_from([0.5, 0.6, 0.75, 0.8]), st.integers(0, 30))
 def test_outside_the_band_exactly_one_label_is_possible(case, coverage, place):
     pneumonia, normal = case
     score = place / 30
@@ -38,7 +38,7 @@ def test_outside_the_band_exactly_one_label_is_possible(case, coverage, place):
 
 
 def test_by_hand_where_labels_overlap():
-    """Nine films of each label and a coverage of 0.8: of 10 ranks 2 are given up, so the second strangest is the end."""
+    """Nine images of each label and a coverage of 0.8: of 10 ranks 2 are given up, so the second strangest is the end."""
     pneumonia = [0.2, 0.4, 0.5, 0.6, 0.7, 0.8, 0.85, 0.9, 0.95]
     normal = [0.05, 0.1, 0.15, 0.25, 0.3, 0.35, 0.45, 0.55, 0.65]
     assert uncertain_band([*pneumonia, *normal], [True] * 9 + [False] * 9, 0.8) == (0.4, 0.55)
@@ -46,12 +46,12 @@ def test_by_hand_where_labels_overlap():
 
 def test_by_hand_where_neither_label_is_possible_between_them():
     pneumonia, normal = [0.6, 0.7, 0.8, 0.9], [0.1, 0.2, 0.3, 0.4]
-    # Of 5 ranks 2 are given up: pneumonias from 0.7, normals to 0.3; in between a film is strange for both.
+    # Of 5 ranks 2 are given up: pneumonias from 0.7, normals to 0.3; in between an image is strange for both.
     assert uncertain_band([*pneumonia, *normal], [True] * 4 + [False] * 4, 0.6) == (0.3, 0.7)
 
 
 def test_the_stated_share_is_reached_for_each_label_whatever_the_scores():
-    """400 draws of 60 calibration and 60 new films of each label; the mean coverage has a standard error below 0.003."""
+    """400 draws of 60 calibration and 60 new images of each label; the mean coverage has a standard error below 0.003."""
     random = np.random.default_rng(0)
     covered = {True: [], False: []}
     for _ in range(400):
@@ -63,7 +63,7 @@ def test_the_stated_share_is_reached_for_each_label_whatever_the_scores():
         assert 0.89 < np.mean(found) < 0.925
 
 
-@given(films(), st.sampled_from([0.5, 0.8]))
+@given(images(), st.sampled_from([0.5, 0.8]))
 def test_a_monotone_change_of_scores_changes_nothing_else(case, coverage):
     pneumonia, normal = case
     scores = np.r_[pneumonia, normal]
@@ -73,8 +73,8 @@ def test_a_monotone_change_of_scores_changes_nothing_else(case, coverage):
     assert cubed == pytest.approx((band.low**3, band.high**3))
 
 
-def test_too_few_films_for_the_coverage_are_refused():
-    with pytest.raises(UndefinedMetricError, match=r"coverage of 0.9 needs 9 NORMAL films or more; here are 8"):
+def test_too_few_images_for_the_coverage_are_refused():
+    with pytest.raises(UndefinedMetricError, match=r"coverage of 0.9 needs 9 NORMAL images or more; here are 8"):
         uncertain_band(np.linspace(0, 1, 28), [True] * 20 + [False] * 8, 0.9)
     uncertain_band(np.linspace(0, 1, 29), [True] * 20 + [False] * 9, 0.9)
     with pytest.raises(UndefinedMetricError, match=r"coverage of 1\.0 is not between"):

@@ -1,15 +1,15 @@
-"""Films against tenths of a reference: the difference by hand, and chance by drawing both samples."""
+"""Images against tenths of a reference: the difference by hand, and chance by drawing both samples."""
 
 import numpy as np
 import pytest
 
-from pneumoscope.errors import UndefinedMetricError
+from pneumoscope.core.errors import UndefinedMetricError
 from pneumoscope.statistics.drift import LEAST, drift
 
 TENTHS = tuple(k / 10 for k in range(1, 10))
 
 
-def test_films_spread_as_the_reference_differ_by_nothing():
+def test_images_spread_as_the_reference_differ_by_nothing():
     found = drift(np.arange(0.05, 1, 0.1).repeat(10), TENTHS, 1000)
     assert (found.counts, found.n, found.difference) == ((10,) * 10, 100, 0)
     assert found.chance > 0
@@ -23,7 +23,7 @@ def test_the_difference_is_the_share_that_lies_elsewhere():
     assert found.difference > found.chance
 
 
-def test_a_film_on_a_cut_belongs_above_it():
+def test_a_image_on_a_cut_belongs_above_it():
     assert drift([0.1] * LEAST, TENTHS, 100).counts[1] == LEAST
 
 
@@ -40,14 +40,14 @@ def test_chance_is_what_two_samples_of_one_population_make(n, reference):
     assert np.mean(np.array(made) <= chance) == pytest.approx(0.95, abs=0.025)
 
 
-def test_the_same_films_have_the_same_chance():
+def test_the_same_images_have_the_same_chance():
     assert drift([0.5] * 80, TENTHS, 100, seed=3) == drift([0.5] * 80, TENTHS, 100, seed=3)
 
 
 @pytest.mark.parametrize(
     ("probabilities", "deciles", "words"),
     [
-        ([0.5] * (LEAST - 1), TENTHS, f"{LEAST - 1} films"),
+        ([0.5] * (LEAST - 1), TENTHS, f"{LEAST - 1} images"),
         ([0.5] * LEAST, TENTHS[:8], "nine rising"),
         ([0.5] * LEAST, TENTHS[::-1], "nine rising"),
     ],

@@ -1,7 +1,7 @@
 import numpy as np
 import pytest
 
-from pneumoscope.errors import UndefinedMetricError
+from pneumoscope.core.errors import UndefinedMetricError
 from pneumoscope.statistics.inputs import checked, patient_numbers
 
 
@@ -15,7 +15,7 @@ def test_lists_become_arrays():
     [
         ([0.1, 0.2], [True], r"shape \(2,\) do not go with labels of shape \(1,\)"),
         ([[0.1], [0.2]], [[True], [False]], r"shape \(2, 1\)"),
-        ([], [], "there is no film"),
+        ([], [], "there is no image"),
         ([0.1, np.nan, np.inf], [True, False, True], "^2 of 3 scores are not finite"),
     ],
 )
@@ -33,6 +33,6 @@ def test_a_patient_called_like_a_place_is_not_that_place():
     assert patient_numbers(["", "0"], 2).tolist() == [0, 1]
 
 
-def test_patients_must_be_as_many_as_films():
-    with pytest.raises(UndefinedMetricError, match=r"^2 patients do not go with 3 films"):
+def test_patients_must_be_as_many_as_images():
+    with pytest.raises(UndefinedMetricError, match=r"^2 patients do not go with 3 images"):
         patient_numbers(["a", "b"], 3)

@@ -8,7 +8,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from scipy import stats
 
-from pneumoscope.errors import UndefinedMetricError
+from pneumoscope.core.errors import UndefinedMetricError
 from pneumoscope.statistics.inputs import patient_numbers
 from pneumoscope.statistics.intervals import (
     design_effect,
@@ -45,10 +45,10 @@ def test_wilson_contains_the_proportion_and_mirrors(case):
     assert found.low == pytest.approx(1 - mirror.high, abs=1e-12)
 
 
-def test_wilson_without_films_is_undefined_with_a_reason():
+def test_wilson_without_images_is_undefined_with_a_reason():
     found = wilson(0, 0)
     assert (found.value, found.low, found.high) == (None, None, None)
-    assert "no film" in found.reason
+    assert "no image" in found.reason
 
 
 @pytest.mark.parametrize("successes", [-1, 11])
@@ -91,9 +91,9 @@ def test_newcombe_contains_the_difference_and_is_antisymmetric(n_a, n_b, data):
     assert found.low == pytest.approx(-turned.high, abs=1e-12)
 
 
-def test_newcombe_without_films_is_undefined():
+def test_newcombe_without_images_is_undefined():
     assert newcombe(0, 0, 1, 2).value is None
-    assert newcombe(0, 0, 1, 2).reason == "one side has no film"
+    assert newcombe(0, 0, 1, 2).reason == "one side has no image"
 
 
 def table(both, only_a, only_b, neither):
@@ -128,8 +128,8 @@ def test_pairing_narrows_the_interval():
 
 
 @given(st.lists(st.tuples(st.booleans(), st.booleans(), st.integers(0, 9)), min_size=1, max_size=60))
-def test_paired_difference_is_antisymmetric_and_contains_the_value(films):
-    a, b, keys = (list(column) for column in zip(*films, strict=True))
+def test_paired_difference_is_antisymmetric_and_contains_the_value(images):
+    a, b, keys = (list(column) for column in zip(*images, strict=True))
     patients = [f"p{key}" for key in keys]
     found, turned = paired_difference(a, b, patients), paired_difference(b, a, patients)
     assert -1 <= found.low <= found.value <= found.high <= 1
@@ -149,7 +149,7 @@ def test_paired_difference_covers():
 
 
 def clustered(random, patients, p, rho):
-    """Films of 1 to 4 a patient that share the patient's luck with chance rho."""
+    """Images of 1 to 4 a patient that share the patient's luck with chance rho."""
     sizes = random.integers(1, 5, patients)
     groups = np.repeat(np.arange(patients), sizes)
     luck, own = random.random(patients) < p, random.random(len(groups)) < p
@@ -162,15 +162,15 @@ def test_repeated_patients_cost_coverage_and_the_design_effect_returns_it():
     naive = ours = 0
     for _ in range(600):
         correct, patients = clustered(random, 150, 0.85, 0.6)
-        by_film, by_patient = wilson(int(correct.sum()), len(correct)), proportion(correct, patients)
-        naive += by_film.low <= 0.85 <= by_film.high
+        by_image, by_patient = wilson(int(correct.sum()), len(correct)), proportion(correct, patients)
+        naive += by_image.low <= 0.85 <= by_image.high
         ours += by_patient.low <= 0.85 <= by_patient.high
     assert naive / 600 < 0.90
     assert abs(ours / 600 - 0.95) < 0.03
 
 
 def test_design_effect_by_hand():
-    """Two patients of two films that agree (1, 1 and 0, 0) and two of one film (1 and 0): n = 6, mean 1/2."""
+    """Two patients of two images that agree (1, 1 and 0, 0) and two of one image (1 and 0): n = 6, mean 1/2."""
     values = np.array([1, 1, 0, 0, 1, 0])
     groups = np.array([0, 0, 1, 1, 2, 3])
     between = 4 / 3 * (1 + 1 + 0.25 + 0.25)
@@ -179,33 +179,33 @@ def test_design_effect_by_hand():
 
 
 @given(st.lists(st.booleans(), min_size=1, max_size=50))
-def test_a_film_a_patient_gives_wilson_itself(correct):
+def test_a_image_a_patient_gives_wilson_itself(correct):
     found, plain = proportion(correct, None), wilson(sum(correct), len(correct))
     assert found == plain
     assert proportion(correct, [f"p{place}" for place in range(len(correct))]) == plain
 
 
-def test_all_films_alike_count_as_patients():
+def test_all_images_alike_count_as_patients():
     found = proportion([True] * 9, ["a"] * 4 + ["b"] * 4 + [""])
     alone = wilson(3, 3)
     assert (found.value, found.n, found.method) == (1.0, 9, "wilson, design effect 3.00")
     assert (found.low, found.high) == pytest.approx((alone.low, alone.high))
 
 
-def test_films_of_one_patient_are_one_film():
+def test_images_of_one_patient_are_one_image():
     assert design_effect([1, 0, 1, 1], np.zeros(4, dtype=np.int64)) == 4.0
 
 
-def test_a_proportion_without_films_says_why():
-    found = proportion([], [], why="no film is called pneumonia")
-    assert (found.value, found.n, found.reason) == (None, 0, "no film is called pneumonia")
+def test_a_proportion_without_images_says_why():
+    found = proportion([], [], why="no image is called pneumonia")
+    assert (found.value, found.n, found.reason) == (None, 0, "no image is called pneumonia")
 
 
 def mean(scores, labels, weights):
     return weights @ scores / weights.sum(axis=1)
 
 
-def test_bootstrap_is_scipys_where_each_film_is_a_patient():
+def test_bootstrap_is_scipys_where_each_image_is_a_patient():
     scores = np.random.default_rng(0).gamma(2.0, size=300)
     ours = patient_bootstrap(mean, scores, scores > 1, None, resamples=4000, seed=1)
     theirs = stats.bootstrap((scores,), np.mean, n_resamples=4000, method="percentile", rng=2).confidence_interval
@@ -214,8 +214,8 @@ def test_bootstrap_is_scipys_where_each_film_is_a_patient():
     assert (ours.value, ours.n, ours.seed, ours.method) == (pytest.approx(scores.mean()), 300, 1, "patient bootstrap")
 
 
-def test_bootstrap_draws_patients_and_not_films():
-    """Each film four times over: the interval must be that of the films, not half as wide."""
+def test_bootstrap_draws_patients_and_not_images():
+    """Each image four times over: the interval must be that of the images, not half as wide."""
     random = np.random.default_rng(5)
     logits, labels = random.normal(size=120), random.random(120) < 0.5
     logits = logits + labels
@@ -223,8 +223,8 @@ def test_bootstrap_draws_patients_and_not_films():
     keys = [f"p{place}" for place in range(120)] * 4
     four = patient_bootstrap(weighted_auroc, np.tile(logits, 4), np.tile(labels, 4), keys, seed=3)
     assert four.high - four.low == pytest.approx(once.high - once.low, rel=1e-9)
-    films = patient_bootstrap(weighted_auroc, np.tile(logits, 4), np.tile(labels, 4), None, seed=3)
-    assert films.high - films.low < 0.6 * (once.high - once.low)
+    images = patient_bootstrap(weighted_auroc, np.tile(logits, 4), np.tile(labels, 4), None, seed=3)
+    assert images.high - images.low < 0.6 * (once.high - once.low)
 
 
 def test_bootstrap_repeats_with_the_seed_whatever_the_blocks(monkeypatch):
@@ -249,18 +249,18 @@ def test_bootstrap_covers():
 
 
 def test_bootstrap_of_what_does_not_exist():
-    found = patient_bootstrap(weighted_auroc, [0.1, 0.2], [True, True], None, why="there is no NORMAL film")
-    assert (found.value, found.low, found.reason, found.seed) == (None, None, "there is no NORMAL film", 0)
+    found = patient_bootstrap(weighted_auroc, [0.1, 0.2], [True, True], None, why="there is no NORMAL image")
+    assert (found.value, found.low, found.reason, found.seed) == (None, None, "there is no NORMAL image", 0)
 
 
 def test_a_draw_without_the_statistic_is_dropped():
-    """One normal film among three: a draw misses it with chance (2/3)^3, and the others still give an interval."""
+    """One normal image among three: a draw misses it with chance (2/3)^3, and the others still give an interval."""
     found = patient_bootstrap(weighted_auroc, [0.4, 0.3, 0.6], [False, True, True], None)
     assert (found.value, found.low, found.high, found.reason) == (0.5, 0.0, 1.0, "")
 
 
 def test_a_statistic_that_exists_too_rarely_has_no_interval():
-    """It exists only where all three films are drawn, which happens in 3!/27 of the draws: 444 of 2000."""
+    """It exists only where all three images are drawn, which happens in 3!/27 of the draws: 444 of 2000."""
 
     def fragile(scores, labels, weights):
         return np.where(weights.min(axis=1) > 0, 1.0, np.nan)

@@ -9,7 +9,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from scipy import stats
 
-from pneumoscope.errors import UndefinedMetricError
+from pneumoscope.core.errors import UndefinedMetricError
 from pneumoscope.statistics.paired import delong_test, holm, mcnemar_exact
 from pneumoscope.statistics.roc import auroc
 
@@ -21,13 +21,13 @@ def discordant(only_a, only_b, agreed=30):
 
 
 @pytest.mark.parametrize(("only_a", "only_b"), [(1, 0), (5, 0), (9, 2), (10, 10), (11, 9), (95, 20), (300, 280)])
-def test_mcnemar_is_the_binomial_test_where_each_film_is_a_patient(only_a, only_b):
+def test_mcnemar_is_the_binomial_test_where_each_image_is_a_patient(only_a, only_b):
     p = mcnemar_exact(*discordant(only_a, only_b))
     assert p == pytest.approx(stats.binomtest(only_a, only_a + only_b).pvalue, rel=1e-9)
 
 
 def test_mcnemar_by_hand():
-    """Five films for a and none for b: 2 of the 32 ways are as far from even."""
+    """Five images for a and none for b: 2 of the 32 ways are as far from even."""
     assert mcnemar_exact(*discordant(5, 0)) == pytest.approx(2 / 32)
 
 
@@ -40,9 +40,9 @@ pairs = st.lists(st.tuples(st.booleans(), st.booleans(), st.integers(0, 6)), min
 
 
 @given(pairs)
-def test_mcnemar_by_patient_counts_every_turn(films):
-    a, b, keys = (list(column) for column in zip(*films, strict=True))
-    leads = [sum(x - y for x, y, key in films if key == patient) for patient in set(keys)]
+def test_mcnemar_by_patient_counts_every_turn(images):
+    a, b, keys = (list(column) for column in zip(*images, strict=True))
+    leads = [sum(x - y for x, y, key in images if key == patient) for patient in set(keys)]
     leads = [lead for lead in leads if lead]
     p = mcnemar_exact(a, b, [f"p{key}" for key in keys])
     if not leads:
@@ -56,14 +56,14 @@ def test_mcnemar_by_patient_counts_every_turn(films):
 
 
 @given(pairs)
-def test_mcnemar_is_symmetric(films):
-    a, b, keys = (list(column) for column in zip(*films, strict=True))
+def test_mcnemar_is_symmetric(images):
+    a, b, keys = (list(column) for column in zip(*images, strict=True))
     patients = [f"p{key}" for key in keys]
     assert mcnemar_exact(a, b, patients) == mcnemar_exact(b, a, patients)
 
 
-def test_films_of_one_patient_do_not_count_as_many():
-    """Nine films that only a gets right: nine patients are evidence, one patient is none."""
+def test_images_of_one_patient_do_not_count_as_many():
+    """Nine images that only a gets right: nine patients are evidence, one patient is none."""
     a, b = discordant(9, 0)
     own = [f"p{place}" for place in range(len(a))]
     assert mcnemar_exact(a, b, own) == pytest.approx(2 / 2**9)
@@ -71,7 +71,7 @@ def test_films_of_one_patient_do_not_count_as_many():
 
 
 def test_mcnemar_keeps_its_level_where_patients_repeat():
-    """Two networks equally good, four alike films a patient: the plain test cries wolf, this one does not."""
+    """Two networks equally good, four alike images a patient: the plain test cries wolf, this one does not."""
     random = np.random.default_rng(8)
     plain = ours = 0
     for _ in range(400):
@@ -130,7 +130,7 @@ def test_equal_rankings_are_no_test(two_networks):
     difference, p = delong_test(a, np.exp(a / 4), labels)
     assert p is None
     assert (difference.value, difference.low) == (0.0, None)
-    assert difference.reason == "the two rank the films alike"
+    assert difference.reason == "the two rank the images alike"
 
 
 def test_delong_needs_two_patients_a_class(two_networks):

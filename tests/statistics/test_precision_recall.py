@@ -4,13 +4,13 @@ import numpy as np
 import pytest
 from sklearn import metrics
 
-from pneumoscope.errors import UndefinedMetricError
+from pneumoscope.core.errors import UndefinedMetricError
 from pneumoscope.statistics.precision_recall import precision_recall_curve
 from pneumoscope.statistics.roc import auprc
 
 
 def test_corners_by_hand_with_a_tie() -> None:
-    # From the top: 0.9 is a pneumonia; at 0.5 one of each; at 0.1 a normal film.
+    # From the top: 0.9 is a pneumonia; at 0.5 one of each; at 0.1 a normal image.
     sensitivity, precision, thresholds = precision_recall_curve([0.9, 0.5, 0.5, 0.1], [True, True, False, False])
     assert thresholds.tolist() == [0.9, 0.5, 0.1]
     assert sensitivity.tolist() == [0.5, 1.0, 1.0]
@@ -31,5 +31,5 @@ def test_as_scikit_learn_has_it(seed: int) -> None:
 
 
 def test_one_class_has_no_curve() -> None:
-    with pytest.raises(UndefinedMetricError, match="no PNEUMONIA film"):
+    with pytest.raises(UndefinedMetricError, match="no PNEUMONIA image"):
         precision_recall_curve([0.1, 0.2], [False, False])

@@ -8,7 +8,7 @@ from hypothesis import assume, given
 from hypothesis import strategies as st
 from sklearn import metrics
 
-from pneumoscope.errors import UndefinedMetricError
+from pneumoscope.core.errors import UndefinedMetricError
 from pneumoscope.statistics.inputs import patient_numbers
 from pneumoscope.statistics.intervals import patient_bootstrap, wilson
 from pneumoscope.statistics.roc import (
@@ -23,7 +23,7 @@ from pneumoscope.statistics.roc import (
 
 
 @st.composite
-def films(draw, most=60):
+def images(draw, most=60):
     """Scores with many ties, and both labels."""
     n = draw(st.integers(2, most))
     scores = draw(st.lists(st.integers(-8, 8), min_size=n, max_size=n))
@@ -32,14 +32,14 @@ def films(draw, most=60):
     return np.array(scores) / 4, np.array(labels)
 
 
-@given(films())
+@given(images())
 def test_areas_are_scikit_learns(case):
     scores, labels = case
     assert auroc(scores, labels) == pytest.approx(metrics.roc_auc_score(labels, scores), abs=1e-12)
     assert auprc(scores, labels) == pytest.approx(metrics.average_precision_score(labels, scores), abs=1e-12)
 
 
-@given(films(), st.integers(0, 2**32 - 1))
+@given(images(), st.integers(0, 2**32 - 1))
 def test_weighted_areas_are_scikit_learns(case, seed):
     scores, labels = case
     weights = np.random.default_rng(seed).integers(0, 4, (3, len(scores))).astype(float)
@@ -54,7 +54,7 @@ def test_weighted_areas_are_scikit_learns(case, seed):
             assert math.isnan(area)
 
 
-@given(films())
+@given(images())
 def test_a_monotone_transform_changes_nothing_and_swapped_labels_flip(case):
     scores, labels = case
     area = auroc(scores, labels)
@@ -70,11 +70,11 @@ def test_auroc_by_hand():
 
 @pytest.mark.parametrize(("labels", "missing"), [([True, True], "NORMAL"), ([False, False], "PNEUMONIA")])
 def test_one_class_has_no_auroc(labels, missing):
-    with pytest.raises(UndefinedMetricError, match=f"there is no {missing} film"):
+    with pytest.raises(UndefinedMetricError, match=f"there is no {missing} image"):
         auroc([0.1, 0.2], labels)
     found = auroc_interval([0.1, 0.2], labels)
     assert found.value is None
-    assert found.reason == f"there is no {missing} film"
+    assert found.reason == f"there is no {missing} image"
 
 
 def test_without_pneumonia_there_is_no_average_precision():
@@ -82,7 +82,7 @@ def test_without_pneumonia_there_is_no_average_precision():
         auprc([0.1, 0.2], [False, False])
 
 
-@given(films())
+@given(images())
 def test_the_curve_is_scikit_learns(case):
     scores, labels = case
     wrong, right, thresholds = roc_curve(scores, labels)
@@ -98,7 +98,7 @@ def delong_by_definition(scores, labels):
     return won.mean(), won.mean(axis=1).var(ddof=1) / len(positive) + won.mean(axis=0).var(ddof=1) / len(negative)
 
 
-@given(films())
+@given(images())
 def test_delong_is_its_definition(case):
     scores, labels = case
     assume(labels.sum() > 1 and (~labels).sum() > 1)
@@ -114,8 +114,8 @@ def test_delong_by_hand():
     assert (area[0], covariance[0, 0]) == pytest.approx((0.75, 0.125))
 
 
-def test_copied_films_of_a_patient_add_nothing():
-    """Each film three times under one patient has the variance of the films alone: here n counts patients."""
+def test_copied_images_of_a_patient_add_nothing():
+    """Each image three times under one patient has the variance of the images alone: here n counts patients."""
     random = np.random.default_rng(2)
     scores, labels = random.normal(size=60), random.random(60) < 0.5
     _, once = delong_covariance(scores, labels, np.arange(60))
@@ -123,10 +123,10 @@ def test_copied_films_of_a_patient_add_nothing():
     assert thrice == pytest.approx(once, rel=1e-9)
 
 
-def test_patients_with_films_of_both_labels_by_hand():
-    """Two patients, each with a pneumonia and a normal film: won shares 1, 1/2 and 1/2, 1, deviations 1/8 and -1/8 twice.
+def test_patients_with_images_of_both_labels_by_hand():
+    """Two patients, each with a pneumonia and a normal image: won shares 1, 1/2 and 1/2, 1, deviations 1/8 and -1/8 twice.
 
-    Pneumonia of a (+1/8) goes with the normal film 0 (+1/8), so the covariance within patients adds: 1/16 + 1/16 + 4/32.
+    Pneumonia of a (+1/8) goes with the normal image 0 (+1/8), so the covariance within patients adds: 1/16 + 1/16 + 4/32.
     """
     scores, labels = [3, 1, 0, 2], [True, True, False, False]
     apart = delong_covariance(scores, labels, np.arange(4))[1][0, 0]
@@ -149,11 +149,11 @@ def test_delong_by_patient_agrees_with_the_patient_bootstrap():
     patients = [f"p{group}" for group in groups]
     ours = auroc_interval(logits, sick, patients)
     drawn = patient_bootstrap(weighted_auroc, logits, sick, patients)
-    films = auroc_interval(logits, sick)
+    images = auroc_interval(logits, sick)
     assert ours.method == "delong by patient"
-    assert films.method == "delong"
+    assert images.method == "delong"
     assert (ours.low, ours.high) == pytest.approx((drawn.low, drawn.high), abs=0.012)
-    assert films.high - films.low < 0.8 * (ours.high - ours.low)
+    assert images.high - images.low < 0.8 * (ours.high - ours.low)
 
 
 def test_the_interval_by_hand():
@@ -164,7 +164,7 @@ def test_the_interval_by_hand():
     assert (found.value, found.low, found.high) == pytest.approx((0.75, low, high))
 
 
-@given(films(), st.integers(1, 5))
+@given(images(), st.integers(1, 5))
 def test_the_interval_contains_the_area(case, patients):
     scores, labels = case
     keys = [f"p{place % (patients * 3)}" for place in range(len(scores))]

@@ -1,4 +1,4 @@
-"""Second opinions: isotonic regression fitted anew for each film, numbers worked by hand, and calibration in simulation."""
+"""Second opinions: isotonic regression fitted anew for each image, numbers worked by hand, and calibration in simulation."""
 
 import numpy as np
 import pytest
@@ -6,7 +6,7 @@ from hypothesis import assume, given, settings
 from hypothesis import strategies as st
 from sklearn.isotonic import IsotonicRegression
 
-from pneumoscope.errors import UndefinedMetricError
+from pneumoscope.core.errors import UndefinedMetricError
 from pneumoscope.statistics.venn_abers import fit_venn_abers
 
 
@@ -15,7 +15,7 @@ def intervals(fitted, scores):
 
 
 @st.composite
-def films(draw):
+def images(draw):
     scores = draw(st.lists(st.integers(0, 15), min_size=2, max_size=25))
     labels = draw(st.lists(st.booleans(), min_size=len(scores), max_size=len(scores)))
     assume(any(labels) and not all(labels))
@@ -23,10 +23,10 @@ def films(draw):
 
 
 @settings(deadline=None)
-@given(films(), st.integers(-1, 16))
-def test_both_answers_are_those_of_a_fit_with_the_film_itself(case, place):
+@given(images(), st.integers(-1, 16))
+def test_both_answers_are_those_of_a_fit_with_the_image_itself(case, place):
     scores, labels = case
-    new = place + 0.5  # between the scores of calibration films
+    new = place + 0.5  # between the scores of calibration images
     low, high = fit_venn_abers(scores, labels).interval(new)
     for answer, label in ((low, 0.0), (high, 1.0)):
         fit = IsotonicRegression().fit(np.r_[scores, new], np.r_[labels, label])
@@ -34,7 +34,7 @@ def test_both_answers_are_those_of_a_fit_with_the_film_itself(case, place):
 
 
 @settings(deadline=None)
-@given(films())
+@given(images())
 def test_the_answers_rise_with_the_score_and_do_not_cross(case):
     low, high = intervals(fit_venn_abers(*case), np.linspace(-1, 16, 200))
     assert (np.diff(low) >= 0).all()
@@ -43,21 +43,21 @@ def test_the_answers_rise_with_the_score_and_do_not_cross(case):
 
 
 def test_by_hand():
-    """One normal film at 0, one pneumonia at 1.
+    """One normal image at 0, one pneumonia at 1.
 
-    Below both: as a normal film 0; as a pneumonia it pools with the normal one, 1/2. Between them: 0 and 1. Above both: 1/2, 1.
+    Below both: as a normal image 0; as a pneumonia it pools with the normal one, 1/2. Between them: 0 and 1. Above both: 1/2, 1.
     """
     fitted = fit_venn_abers([0.0, 1.0], [False, True])
     assert [fitted.interval(score) for score in (-5.0, 0.5, 7.0)] == [(0, 0.5), (0, 1), (0.5, 1)]
 
 
-def test_on_the_score_of_a_calibration_film_the_wider_answer_of_both_sides_is_given():
+def test_on_the_score_of_a_calibration_image_the_wider_answer_of_both_sides_is_given():
     fitted = fit_venn_abers([0.0, 1.0], [False, True])
     assert [fitted.interval(score) for score in (0.0, 1.0)] == [(0, 1), (0, 1)]
 
 
 def test_observed_shares_lie_between_the_means_of_both_answers():
-    """40 data sets of 60 calibration films; 300 new films each, in three bands of the score."""
+    """40 data sets of 60 calibration images; 300 new images each, in three bands of the score."""
     random = np.random.default_rng(0)
     found = {band: [] for band in ((0.0, 0.3), (0.3, 0.7), (0.7, 1.0))}
 
@@ -79,5 +79,5 @@ def test_observed_shares_lie_between_the_means_of_both_answers():
 
 
 def test_one_class_cannot_calibrate():
-    with pytest.raises(UndefinedMetricError, match="here are 2 films of one"):
+    with pytest.raises(UndefinedMetricError, match="here are 2 images of one"):
         fit_venn_abers([0.1, 0.2], [True, True])

@@ -12,10 +12,10 @@ from timm.layers import BatchNormAct2d
 from timm.layers.norm_act import convert_sync_batchnorm
 from torch import nn
 
-from pneumoscope.networks.build import build
+from pneumoscope.models.factory import build
 from pneumoscope.training.batch_norm import JointBatchNorm
 
-FILMS = 15  # shared as 8 and 7
+IMAGES = 15  # shared as 8 and 7
 LAYERS = {
     "1d": lambda: nn.BatchNorm1d(6, eps=1e-3, momentum=0.01),
     "2d": lambda: nn.BatchNorm2d(6),
@@ -35,7 +35,7 @@ def case(name):
     with torch.no_grad():
         for parameter in layer.parameters():
             parameter.copy_(torch.randn(parameter.shape, generator=generator))
-    shape = (FILMS, 6) if name == "1d" else (FILMS, 6, 5, 4)
+    shape = (IMAGES, 6) if name == "1d" else (IMAGES, 6, 5, 4)
     batches = [torch.randn(shape, generator=generator) * 3 + 7 for _ in range(2)]
     if name == "channels last":
         batches = [batch.contiguous(memory_format=torch.channels_last) for batch in batches]
@@ -81,7 +81,7 @@ def shares(tmp_path_factory):
 
 
 def joined(parts):
-    whole = torch.empty(FILMS, *parts[0].shape[1:], dtype=parts[0].dtype)
+    whole = torch.empty(IMAGES, *parts[0].shape[1:], dtype=parts[0].dtype)
     whole[0::2], whole[1::2] = parts
     return whole
 
@@ -123,12 +123,12 @@ def test_what_gpus_get_instead_is_the_same_network_with_the_same_names():
     # torch's own conversion would leave out the activations inside timm's layers.
     network = build("test_efficientnet", image_size=32).eval()
     converted = convert_sync_batchnorm(copy.deepcopy(network))
-    films = torch.randint(0, 256, (3, 32, 32), dtype=torch.uint8)
+    images = torch.randint(0, 256, (3, 32, 32), dtype=torch.uint8)
 
     assert any(isinstance(layer, nn.SyncBatchNorm) for layer in converted.modules())
     assert not any(isinstance(layer, nn.BatchNorm2d) for layer in converted.modules())
     torch.testing.assert_close(converted.state_dict(), network.state_dict(), rtol=0, atol=0)
-    torch.testing.assert_close(converted(films), network(films))
+    torch.testing.assert_close(converted(images), network(images))
 
 
 if __name__ == "__main__":

@@ -12,15 +12,15 @@ import torch
 from safetensors.torch import load_file, save_file
 from tests.training.conftest import small
 
-from pneumoscope.dataset.cache import prepare_films
-from pneumoscope.dataset.layouts import load_manifest
-from pneumoscope.errors import DivergedError
-from pneumoscope.networks.build import build
-from pneumoscope.radiograph.phantom import phantom
+from pneumoscope.core.errors import DivergedError
+from pneumoscope.data.cache import preprocess_images
+from pneumoscope.data.layouts import load_manifest
+from pneumoscope.imaging.phantom import phantom
+from pneumoscope.models.factory import build
 from pneumoscope.training.checkpoints import BEST, EPOCHS
-from pneumoscope.training.films import FilmArrays
-from pneumoscope.training.fit import split_as_asked, train
-from pneumoscope.training.loop import Devices, fit
+from pneumoscope.training.data_module import ImageArrays
+from pneumoscope.training.train import split_as_asked, train
+from pneumoscope.training.trainer import Devices, fit
 
 
 def cli(*arguments):
@@ -34,15 +34,15 @@ def cli(*arguments):
 
 def test_two_processes_reach_the_validation_accuracy_of_one_within_a_point(tmp_path):
     # A batch of 15 is shared as 8 and 7.
-    films, recipe = tmp_path / "films", tmp_path / "recipe.toml"
-    phantom(films, train=200, test=10, seed=4, size=48)
+    images, recipe = tmp_path / "images", tmp_path / "recipe.toml"
+    phantom(images, train=200, test=10, seed=4, size=48)
     recipe.write_text(
         'name = "two"\n[network]\nname = "test_convnext"\nimage_size = 48\n[data]\nvalidation = 0.5\n'
         '[optimizer]\nlearning_rate = 0.002\n[training]\nepochs = 6\nbatch = 15\nprecision = "32"\n'
     )
 
-    one = cli(recipe, "--data", films, "--out", tmp_path / "one")
-    two = cli(recipe, "--data", films, "--out", tmp_path / "two", "--accelerator", "cpu", "--devices", "2")
+    one = cli(recipe, "--data", images, "--out", tmp_path / "one")
+    two = cli(recipe, "--data", images, "--out", tmp_path / "two", "--accelerator", "cpu", "--devices", "2")
 
     assert two["device"] == "2 x cpu"
     assert two["best_validation_accuracy"] == pytest.approx(one["best_validation_accuracy"], abs=0.01)
@@ -55,16 +55,16 @@ def test_batch_normalisation_and_augmentation_are_the_same_in_two_processes(tmp_
     # In double precision, because this network's gradient moves by a hundredth where single precision rounds its weights
     # otherwise: two runs of one process would differ as much. Where each process normalises by its own share, the training
     # losses differ by a hundredth.
-    phantom(tmp_path / "films", train=80, test=4, seed=4, size=64)
+    phantom(tmp_path / "images", train=80, test=4, seed=4, size=64)
     recipe = small(
         network={"name": "tf_efficientnet_lite0", "image_size": 64, "weights": "imagenet", "dropout": 0},
         optimizer={"name": "sgd", "learning_rate": 0.0005},
         training={"epochs": 1, "batch": 15},
         augmentation={"flip": True, "rotation": 8, "scale": 0.2, "contrast": 0.2, "blur": 0.5, "noise": 0.02},
     )
-    manifest = split_as_asked(load_manifest(tmp_path / "films"), recipe, "phantoms")
-    arrays = FilmArrays(manifest.root, manifest.split("train"), manifest.split("validation"), recipe.preparation)
-    prepare_films(manifest.root, (*arrays.train, *arrays.validation), recipe.preparation)
+    manifest = split_as_asked(load_manifest(tmp_path / "images"), recipe, "phantoms")
+    arrays = ImageArrays(manifest.root, manifest.split("train"), manifest.split("validation"), recipe.preprocessing)
+    preprocess_images(manifest.root, (*arrays.train, *arrays.validation), recipe.preprocessing)
     assert len(arrays.train) % 15
 
     def epoch(world):

@@ -11,7 +11,7 @@ from tests.training.conftest import small
 from pneumoscope.training import loop
 from pneumoscope.training.checkpoints import BEST, EPOCHS
 from pneumoscope.training.events import EventLog
-from pneumoscope.training.fit import train
+from pneumoscope.training.train import train
 
 
 def scalars(folder):

@@ -1,4 +1,4 @@
-"""The exported network says what torch says, for any number of films; where it does not, nothing is written."""
+"""The exported network says what torch says, for any number of images; where it does not, nothing is written."""
 
 import dataclasses
 
@@ -8,36 +8,36 @@ import pytest
 import torch
 from tests.conftest import LIMITS
 
-from pneumoscope.bundle.card import FORMAT, KINDS, LABELS, Calibration, Card, Parity, read_bundle
-from pneumoscope.errors import BundleError, ParityError
-from pneumoscope.networks.build import build
-from pneumoscope.networks.gate import Gate
-from pneumoscope.networks.population import Eye, Screen
-from pneumoscope.predictor.predictor import OUTPUTS, Outputs, Predictor, sigmoid
-from pneumoscope.radiograph.prepare import Preparation
+from pneumoscope.bundle.card import FORMAT, INPUT_CLASSES, LABELS, Calibration, Card, Parity, read_bundle
+from pneumoscope.core.errors import BundleError, ParityError
+from pneumoscope.imaging.preprocess import Preprocessing
+from pneumoscope.inference.session import OUTPUTS, BundleSession, Outputs, sigmoid
+from pneumoscope.models.factory import build
+from pneumoscope.models.input_classifier import InputClassifier
+from pneumoscope.models.ood import FeatureExtractor, InputChecks
 from pneumoscope.training import export as module
-from pneumoscope.training.augment import augment
-from pneumoscope.training.films import derive_seed
-from pneumoscope.training.onnx_file import _convolve_back, to_onnx
+from pneumoscope.training.augmentation import augment
+from pneumoscope.training.data_module import derive_seed
+from pneumoscope.training.onnx_export import _convolve_back, to_onnx
+from pneumoscope.training.ood import fit_mahalanobis
 from pneumoscope.training.parity import check_explanations, check_parity
 from pneumoscope.training.recipe import Refusals, read_recipe
-from pneumoscope.training.screen import fit_population
 
 
 def predictor(content, size):
     card = Card(
         format=FORMAT, labels=LABELS,
         name="test", network="test", parameters=1, version="0", created="", onnx_sha256="", onnx_bytes=0,
-        golden_logit=0, intervals=None, refusal=None, spread=None, ages=None,
-        preparation=Preparation(size=size), calibration=Calibration(slope=1, intercept=0, method="none", n=0, prevalence=0.5),
-        points={}, parity=Parity(films=0, largest=0),
+        self_test_logit=0, intervals=None, refusal=None, spread=None, ages=None,
+        preprocessing=Preprocessing(size=size), calibration=Calibration(slope=1, intercept=0, method="none", n=0, prevalence=0.5),
+        points={}, parity=Parity(images=0, largest=0),
         recipe={}, seed=0, manifest_sha256="", split_by="image", counts={}, seen={}, best_epoch=1, machine={},
     )  # fmt: skip
-    return Predictor(card, content)
+    return BundleSession(card, content)
 
 
 NOISE = np.random.default_rng(1)
-LIKE_FILMS = (
+LIKE_IMAGES = (
     ("alexnet", 95, (2, 2)),  # dense layers on the flattened map
     ("vgg19", 64, (2, 2)),
     ("tf_efficientnet_lite0", 64, (2, 2)),  # pooling and one linear layer
@@ -48,25 +48,25 @@ LIKE_FILMS = (
 
 
 @pytest.mark.parametrize("mirrored", [False, True])
-@pytest.mark.parametrize(("name", "size", "places"), LIKE_FILMS)
-def test_onnx_and_torch_agree_on_64_films(name, size, places, mirrored):
+@pytest.mark.parametrize(("name", "size", "places"), LIKE_IMAGES)
+def test_onnx_and_torch_agree_on_64_images(name, size, places, mirrored):
     torch.manual_seed(2)
     network = build(name, image_size=size, mirrored=mirrored)
-    films = (NOISE.integers(0, 256, (64, size, size)) * NOISE.uniform(0, 1, (64, 1, 1))).astype(np.uint8)
-    for layer in network.modules():  # batch statistics of these films, so that logits differ from film to film
+    images = (NOISE.integers(0, 256, (64, size, size)) * NOISE.uniform(0, 1, (64, 1, 1))).astype(np.uint8)
+    for layer in network.modules():  # batch statistics of these images, so that logits differ from image to image
         if isinstance(layer, torch.nn.modules.batchnorm._BatchNorm):
             layer.momentum = 1.0
     with torch.no_grad():
-        network(torch.from_numpy(films))
+        network(torch.from_numpy(images))
     network.eval()
 
     content = to_onnx(network, size)
-    outputs = predictor(content, size).outputs(films, heatmaps=True)
+    outputs = predictor(content, size).outputs(images, heatmaps=True)
 
-    assert check_parity(network, films, outputs.logit).largest <= 4e-4
-    own = network(torch.from_numpy(films)).detach().numpy()
+    assert check_parity(network, images, outputs.logit).largest <= 4e-4
+    own = network(torch.from_numpy(images)).detach().numpy()
     np.testing.assert_allclose(sigmoid(outputs.logit), sigmoid(own), rtol=0, atol=1e-4)
-    check_explanations(network, films, outputs)
+    check_explanations(network, images, outputs)
     assert outputs.logit.std() > 0.001
     assert outputs.heatmap.shape == (64, *places)
     assert outputs.heatmap.std(axis=0).min() > 0
@@ -87,12 +87,12 @@ def test_what_cannot_be_explained_is_exported_for_its_logits(name):
     """A class token, on which no place has a bearing any more; attention, whose gradient ONNX cannot say."""
     torch.manual_seed(0)
     network = build(name, image_size=64).eval()
-    films = NOISE.integers(0, 256, (5, 64, 64)).astype(np.uint8)
+    images = NOISE.integers(0, 256, (5, 64, 64)).astype(np.uint8)
     exported = predictor(to_onnx(network, 64), 64)
 
-    assert check_parity(network, films, exported.logits(films)).films == 5
+    assert check_parity(network, images, exported.logits(images)).images == 5
     with pytest.raises(BundleError, match="gives no heatmaps"):
-        exported.outputs(films, heatmaps=True)
+        exported.outputs(images, heatmaps=True)
 
 
 @pytest.mark.parametrize(("groups", "padding"), [(1, 0), (2, 1), (4, 0)])
@@ -114,21 +114,21 @@ def test_a_convolution_is_differentiated_as_torch_does(groups, padding):
 
 @pytest.fixture(scope="module")
 def small():
-    """A small network, what looks at films beside it, and their file."""
+    """A small network, what looks at images beside it, and their file."""
     torch.manual_seed(0)
     network = build("test_efficientnet", image_size=64).eval()
     with torch.no_grad():
-        features = (eye := Eye())(torch.randint(0, 256, (90, 64, 64), dtype=torch.uint8))
-    screen = Screen(Gate(len(KINDS)).eval(), eye, fit_population(features.numpy()))
+        features = (eye := FeatureExtractor())(torch.randint(0, 256, (90, 64, 64), dtype=torch.uint8))
+    screen = InputChecks(InputClassifier(len(INPUT_CLASSES)).eval(), eye, fit_mahalanobis(features.numpy()))
     return network, screen, to_onnx(network, 64, screen)
 
 
-def test_the_file_is_one_and_takes_any_number_of_films(small):
+def test_the_file_is_one_and_takes_any_number_of_images(small):
     _, _, content = small
     graph = onnx.load_from_string(content).graph
 
     assert [(value.name, value.type.tensor_type.elem_type) for value in graph.input] == [
-        ("film", onnx.TensorProto.UINT8)
+        ("image", onnx.TensorProto.UINT8)
     ]
     assert [
         (value.name, value.type.tensor_type.elem_type, [side.dim_value for side in value.type.tensor_type.shape.dim])
@@ -136,7 +136,7 @@ def test_the_file_is_one_and_takes_any_number_of_films(small):
     ] == [
         ("logit", onnx.TensorProto.FLOAT, [0]),
         ("heatmap", onnx.TensorProto.FLOAT, [0, 2, 2]),
-        ("kinds", onnx.TensorProto.FLOAT, [0, len(KINDS)]),
+        ("kinds", onnx.TensorProto.FLOAT, [0, len(INPUT_CLASSES)]),
         ("distance", onnx.TensorProto.FLOAT, [0]),
     ]
     assert not [tensor for tensor in graph.initializer if tensor.data_location == onnx.TensorProto.EXTERNAL]
@@ -147,18 +147,18 @@ def test_the_file_is_one_and_takes_any_number_of_films(small):
 
 def test_a_difference_is_refused_with_its_size(small):
     network, _, content = small
-    films = NOISE.integers(0, 256, (4, 64, 64)).astype(np.uint8)
-    outputs = predictor(content, 64).outputs(films, heatmaps=True)
+    images = NOISE.integers(0, 256, (4, 64, 64)).astype(np.uint8)
+    outputs = predictor(content, 64).outputs(images, heatmaps=True)
 
-    with pytest.raises(ParityError, match=r"differ from torch's by up to 0.01 .* on 4 films \(at most 0.0004"):
-        check_parity(network, films, outputs.logit + np.float32(0.01))
+    with pytest.raises(ParityError, match=r"differ from torch's by up to 0.01 .* on 4 images \(at most 0.0004"):
+        check_parity(network, images, outputs.logit + np.float32(0.01))
     with pytest.raises(ParityError, match="nan"):
-        check_parity(network, films, outputs.logit * np.float32("nan"))
+        check_parity(network, images, outputs.logit * np.float32("nan"))
 
 
-def scale(network, films):
+def scale(network, images):
     """Of heatmaps: the largest sum over channels of |map x gradient|, by autograd."""
-    maps = network.features(network.image(torch.from_numpy(films))).detach().requires_grad_()
+    maps = network.features(network.image(torch.from_numpy(images))).detach().requires_grad_()
     network.classify(maps).sum().backward()
     return (maps * maps.grad).abs().sum(1).max().item()
 
@@ -167,95 +167,95 @@ def test_a_heatmap_whose_terms_cancel_to_nothing_agrees():
     """One place before a LayerNorm: its contribution is zero to within rounding, of terms ten thousand times larger."""
     torch.manual_seed(0)
     network = build("test_convnext", image_size=48).eval()
-    films = NOISE.integers(0, 256, (12, 48, 48)).astype(np.uint8)
-    outputs = predictor(to_onnx(network, 48), 48).outputs(films, heatmaps=True)
+    images = NOISE.integers(0, 256, (12, 48, 48)).astype(np.uint8)
+    outputs = predictor(to_onnx(network, 48), 48).outputs(images, heatmaps=True)
     assert outputs.heatmap.shape == (12, 1, 1)
-    assert np.abs(outputs.heatmap).max() < 1e-3 * scale(network, films)
+    assert np.abs(outputs.heatmap).max() < 1e-3 * scale(network, images)
 
-    check_explanations(network, films, outputs)
+    check_explanations(network, images, outputs)
 
 
 @pytest.mark.parametrize(
-    ("name", "films_off", "by", "words"),
+    ("name", "images_off", "by", "words"),
     [
-        ("heatmap", 3, 0.02, "by up to 0.02 of its scale on 12 films, by 0.02 without the worst 2"),
-        ("heatmap", 1, 0.2, "by up to 0.2 of its scale on 12 films, by .*e-0. without the worst 2"),
-        ("kinds", 1, 0.02, "by up to 0.02 of its scale on 12 films .at most 0.001"),
-        ("distance", 1, 0.02, "by up to 0.02 of its scale on 12 films .at most 0.001"),
+        ("heatmap", 3, 0.02, "by up to 0.02 of its scale on 12 images, by 0.02 without the worst 2"),
+        ("heatmap", 1, 0.2, "by up to 0.2 of its scale on 12 images, by .*e-0. without the worst 2"),
+        ("kinds", 1, 0.02, "by up to 0.02 of its scale on 12 images .at most 0.001"),
+        ("distance", 1, 0.02, "by up to 0.02 of its scale on 12 images .at most 0.001"),
     ],
 )
-def test_another_explanation_is_refused_with_its_size(small, name, films_off, by, words):
+def test_another_explanation_is_refused_with_its_size(small, name, images_off, by, words):
     network, screen, content = small
-    films = NOISE.integers(0, 256, (12, 64, 64)).astype(np.uint8)
-    outputs = predictor(content, 64).outputs(films, heatmaps=True)
+    images = NOISE.integers(0, 256, (12, 64, 64)).astype(np.uint8)
+    outputs = predictor(content, 64).outputs(images, heatmaps=True)
     wrong = getattr(outputs, name).copy()
-    wrong[:films_off].reshape(films_off, -1)[:, -1] += np.float32(by) * {
-        "heatmap": scale(network, films), "kinds": 1, "distance": outputs.distance.max()
+    wrong[:images_off].reshape(images_off, -1)[:, -1] += np.float32(by) * {
+        "heatmap": scale(network, images), "kinds": 1, "distance": outputs.distance.max()
     }[name]  # fmt: skip
 
     with pytest.raises(ParityError, match=f"output '{name}' of the exported network differs from torch's {words}"):
-        check_explanations(network, films, dataclasses.replace(outputs, **{name: wrong}), screen)
+        check_explanations(network, images, dataclasses.replace(outputs, **{name: wrong}), screen)
 
 
 def test_what_is_as_it_should_be_passes(small):
     network, screen, content = small
-    films = NOISE.integers(0, 256, (12, 64, 64)).astype(np.uint8)
+    images = NOISE.integers(0, 256, (12, 64, 64)).astype(np.uint8)
 
-    check_explanations(network, films, predictor(content, 64).outputs(films, heatmaps=True), screen)
+    check_explanations(network, images, predictor(content, 64).outputs(images, heatmaps=True), screen)
 
 
 def test_a_few_heatmaps_may_jump(small):
     """Two of twelve, as where a ReLU's input is zero to within rounding."""
     network, _, content = small
-    films = NOISE.integers(0, 256, (12, 64, 64)).astype(np.uint8)
-    outputs = predictor(content, 64).outputs(films, heatmaps=True)
-    outputs.heatmap[:2, 0, 0] += np.float32(0.02) * scale(network, films)
+    images = NOISE.integers(0, 256, (12, 64, 64)).astype(np.uint8)
+    outputs = predictor(content, 64).outputs(images, heatmaps=True)
+    outputs.heatmap[:2, 0, 0] += np.float32(0.02) * scale(network, images)
 
-    check_explanations(network, films, outputs)
+    check_explanations(network, images, outputs)
 
 
 @pytest.mark.parametrize("name", ["heatmap", "kinds", "distance"])
 def test_an_explanation_that_is_no_number_is_refused(small, name):
     network, screen, content = small
-    films = NOISE.integers(0, 256, (12, 64, 64)).astype(np.uint8)
-    outputs = predictor(content, 64).outputs(films, heatmaps=True)
+    images = NOISE.integers(0, 256, (12, 64, 64)).astype(np.uint8)
+    outputs = predictor(content, 64).outputs(images, heatmaps=True)
     wrong = getattr(outputs, name).copy()
     wrong[0] = np.nan
 
     with pytest.raises(ParityError, match="nan"):
-        check_explanations(network, films, dataclasses.replace(outputs, **{name: wrong}), screen)
+        check_explanations(network, images, dataclasses.replace(outputs, **{name: wrong}), screen)
 
 
 def test_limits_by_hand():
-    """Of 40 films shares of 0.05 and 0.1 are two and four: the third lowest probability and the fifth highest distance."""
-    kinds = np.zeros((40, len(KINDS)), np.float32)
+    """Of 40 images shares of 0.05 and 0.1 are two and four: the third lowest probability and the fifth highest distance."""
+    kinds = np.zeros((40, len(INPUT_CLASSES)), np.float32)
     kinds[:, 0] = np.r_[0.1, 0.2, 0.3, np.linspace(0.6, 0.99, 37)]
     distance = np.r_[np.ones(35), 2.0, 3.0, 4.0, 5.0, 6.0].astype(np.float32)
     logit = np.zeros(40, np.float32)
     parts = [Outputs(logit[part], None, kinds[part], distance[part]) for part in (slice(0, 30), slice(30, 40))]
 
-    shares = Refusals(share_kinds=0.05, share_distance=0.1)
-    # As they are, one film more is no film, and all are near.
+    shares = Refusals(classifier_share=0.05, distance_share=0.1)
+    # As they are, one image more is no image, and all are near.
     plain = [dataclasses.replace(part, distance=np.ones_like(part.distance)) for part in parts]
     plain[1] = dataclasses.replace(plain[1], kinds=np.minimum(plain[1].kinds, np.float32(0.29)))
 
     limits = module._limits(plain, parts, shares, [""] * 40)
 
-    assert (limits.least_film, limits.greatest_distance) == (pytest.approx(0.3), 2.0)
+    assert (limits.min_upright, limits.max_distance) == (pytest.approx(0.3), 2.0)
     assert (limits.refused.value, limits.refused.n) == (12 / 40, 40)
-    assert limits.kinds == KINDS
-    # A gate that is sure of all films refuses only what is less likely a film than not.
+    assert limits.kinds == INPUT_CLASSES
+    # A gate that is sure of all images refuses only what is less likely an image than not.
     sure = [dataclasses.replace(part, kinds=np.maximum(part.kinds, np.float32(0.9))) for part in parts]
-    assert module._limits(plain, sure, shares, [""] * 40).least_film == 0.5
+    assert module._limits(plain, sure, shares, [""] * 40).min_upright == 0.5
 
 
-def test_the_spread_is_of_the_films_that_are_not_refused(maker):
-    """Of 22 films in two runs the first is no film and the last far away: deciles and labels are of the 20 between."""
+def test_the_spread_is_of_the_images_that_are_not_refused(maker):
+    """Of 22 images in two runs the first is no image and the last far away: deciles and labels are of the 20 between."""
     card, _ = read_bundle(maker.bundle(maker.root / "b", refusal=LIMITS))  # probability = sigmoid(0.8 x logit + 0.1)
     logit = np.r_[99.0, np.linspace(-3, 3, 20), -99.0].astype(np.float32)
-    kinds = np.zeros((22, len(KINDS)), np.float32)
-    kinds[:, 0], kinds[0, 0] = 0.9, LIMITS.least_film - 0.01
-    distance = np.r_[np.ones(21), LIMITS.greatest_distance + 0.1].astype(np.float32)
+    kinds = np.zeros((22, len(INPUT_CLASSES)), np.float32)
+    kinds[:, 0], kinds[0, 0] = 0.9, LIMITS.min_upright - 0.01
+    distance = np.r_[np.ones(21), LIMITS.max_distance + 0.1].astype(np.float32)
     parts = [Outputs(logit[part], None, kinds[part], distance[part]) for part in (slice(0, 16), slice(16, 22))]
     spread = module._spread(card, parts, np.arange(22) % 2 == 0)
     between = 1 / (1 + np.exp(-(0.8 * np.linspace(-3, 3, 20) + 0.1)))
@@ -272,11 +272,11 @@ def test_the_points_on_the_card_are_those_of_the_statistics():
     points = module._points(scores, labels, [""] * 6)
 
     assert points["balanced"].threshold == pytest.approx(0.65)
-    assert points["rule-out"].threshold == pytest.approx(0.7)
-    assert points["rule-in"].threshold == pytest.approx(0.65)
+    assert points["rule_out"].threshold == pytest.approx(0.7)
+    assert points["rule_in"].threshold == pytest.approx(0.65)
     assert [point.chosen_on for point in points.values()] == ["fixed", "validation", "validation", "validation"]
-    assert "6 validation films" in points["balanced"].rule
-    assert "3 validation normals" in points["rule-in"].rule
+    assert "6 validation images" in points["balanced"].rule
+    assert "3 validation normals" in points["rule_in"].rule
     # At 0.5 one of three normals, 0.6, is called pneumonia; Wilson's interval of 2 of 3 is [0.208, 0.939].
     specificity = points["half"].specificity
     assert (specificity.value, specificity.n, specificity.method) == (pytest.approx(2 / 3), 3, "wilson")
@@ -284,8 +284,8 @@ def test_the_points_on_the_card_are_those_of_the_statistics():
     assert points["half"].sensitivity.value == 1
 
 
-def test_the_band_needs_nineteen_films_of_each_label_for_its_coverage():
-    """Of 20 ranks a coverage of 0.95 gives up one: the strangest film of each label is the band's end."""
+def test_the_band_needs_nineteen_images_of_each_label_for_its_coverage():
+    """Of 20 ranks a coverage of 0.95 gives up one: the strangest image of each label is the band's end."""
     scores = np.r_[np.linspace(0, 0.6, 19), np.linspace(0.4, 1, 19)]
     labels = np.repeat([False, True], 19)
 
@@ -308,18 +308,18 @@ def test_the_file_says_nothing_of_the_machine_and_is_the_same_each_time(small):
     assert to_onnx(network, 64, screen) == content
 
 
-def test_films_that_thresholds_are_fitted_on_are_each_augmented_once(small):
+def test_images_that_thresholds_are_fitted_on_are_each_augmented_once(small):
     _, _, content = small
-    films = np.random.default_rng(3).integers(0, 200, (40, 64, 64), dtype=np.uint8)  # more than go through at once
+    images = np.random.default_rng(3).integers(0, 200, (40, 64, 64), dtype=np.uint8)  # more than go through at once
     recipe = read_recipe("quick", ["network.image_size=64", "training.seed=5"])
     scorer = predictor(content, 64)
 
-    found = np.concatenate([scorer.logits(part) for part in module._augmented(films, recipe.augmentation, 5)])
+    found = np.concatenate([scorer.logits(part) for part in module._augmented(images, recipe.augmentation, 5)])
 
     seeds = [derive_seed(5, place, 9) for place in range(40)]
-    changed = augment(torch.from_numpy(films), recipe.augmentation, seeds).round().to(torch.uint8).numpy()
+    changed = augment(torch.from_numpy(images), recipe.augmentation, seeds).round().to(torch.uint8).numpy()
     np.testing.assert_allclose(found, scorer.logits(changed), rtol=0, atol=2e-6)
-    assert np.abs(found - scorer.logits(films)).max() > 1e-4  # an untrained network says little
+    assert np.abs(found - scorer.logits(images)).max() > 1e-4  # an untrained network says little
 
 
 def test_a_rising_score_goes_from_normal_over_uncertain_to_pneumonia():

@@ -6,7 +6,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from pneumoscope.errors import RecipeError, UnknownNameError
+from pneumoscope.core.errors import RecipeError, UnknownNameError
 from pneumoscope.training.recipe import read_recipe, shipped
 
 REPORT = {
@@ -62,7 +62,7 @@ def test_any_text_survives_toml(about):
         ("optimizer.learning_rate=-1", "optimizer.learning_rate: .* greater than 0 \\(it is -1\\)"),
         ("training.epochs=three", "training.epochs: .* \\(it is 'three'\\)"),
         ("optimizer.name=lion", "optimizer.name: .*'sgd', 'rmsprop', 'adam' or 'adamw' \\(it is 'lion'\\)"),
-        ("network.freeze=convolutions", "films cannot be augmented"),
+        ("network.freeze=convolutions", "images cannot be augmented"),
         ("optimizer.warmup_epochs=8", "warmup_epochs: 8.0 leaves nothing of 8 epochs"),
         ("name=a/b", "name: .* \\(it is 'a/b'\\)"),
         ("name.x=1", "'name' is a value, not a table"),
@@ -121,19 +121,19 @@ def test_a_recipe_in_another_encoding_is_named(tmp_path):
 
 
 def test_nothing_is_calibrated_augmented_without_an_augmentation():
-    with pytest.raises(RecipeError, match="calibrate: films cannot be calibrated augmented"):
+    with pytest.raises(RecipeError, match="calibrate: images cannot be calibrated augmented"):
         read_recipe("alexnet-sgd", ["training.calibrate=augmented"])
     assert read_recipe("quick", ["training.calibrate=augmented"]).training.calibrate == "augmented"
 
 
-def test_an_edge_that_leaves_too_little_of_the_film_is_refused():
+def test_an_edge_that_leaves_too_little_of_the_image_is_refused():
     with pytest.raises(RecipeError, match="edge: 28 pixels at each edge leave too little of 112"):
         read_recipe("default", ["network.edge=28"])
     assert read_recipe("default", ["network.edge=27"]).network.edge == 27
 
 
 def test_a_network_says_nothing_of_mirror_images_it_never_saw():
-    with pytest.raises(RecipeError, match=r"network\.mirrored: it never saw a mirrored film"):
+    with pytest.raises(RecipeError, match=r"network\.mirrored: it never saw a mirrored image"):
         read_recipe("default", ["augmentation.flip=false"])
 
 

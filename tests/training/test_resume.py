@@ -12,7 +12,7 @@ import torch
 from tests.training.conftest import small
 
 from pneumoscope.training.checkpoints import BEST, EPOCHS, STATE
-from pneumoscope.training.fit import train
+from pneumoscope.training.train import train
 
 EPOCHS_IN_ALL = 4
 RECIPE = small(training={"epochs": EPOCHS_IN_ALL, "ema": 0.9})
@@ -22,7 +22,7 @@ import os, signal, sys
 from pathlib import Path
 import torch
 from pneumoscope.training import classifier
-from pneumoscope.training.fit import train
+from pneumoscope.training.train import train
 from tests.training.test_resume import RECIPE
 
 step, save = classifier.Classifier.training_step, torch.save
@@ -75,7 +75,7 @@ def comparable(out):
     }
 
 
-# An epoch of 45 films has 6 steps: step 15 is the third of epoch 3.
+# An epoch of 45 images has 6 steps: step 15 is the third of epoch 3.
 @pytest.mark.parametrize(
     ("death", "kept"), [({"DIE_IN_STEP": 15}, 2), ({"DIE_IN_SAVE": 3}, 2), ({"DIE_IN_SAVE": 1}, 0)]
 )

@@ -11,12 +11,12 @@ import torch
 from safetensors.torch import load_file, save_file
 from tests.training.conftest import small
 
-from pneumoscope.errors import RunError, WeightsError
-from pneumoscope.networks.build import build
+from pneumoscope.core.errors import RunError, WeightsError
+from pneumoscope.models.factory import build
 from pneumoscope.training import fit, loop
 from pneumoscope.training.checkpoints import BEST, STATE, epochs_done
-from pneumoscope.training.fit import train
 from pneumoscope.training.run import hold
+from pneumoscope.training.train import train
 
 ONE = small(training={"epochs": 1})
 TWO = small(training={"epochs": 2})
@@ -25,7 +25,7 @@ CHILD = """
 import sys, time
 from pathlib import Path
 from pneumoscope.training.classifier import Classifier
-from pneumoscope.training.fit import train
+from pneumoscope.training.train import train
 from tests.training.test_run import TWO
 
 step = Classifier.training_step
@@ -132,7 +132,7 @@ def test_a_finished_run_is_read_while_its_folder_is_held(whole, phantoms):
         assert train(TWO, phantoms, whole, resume=True)["state"] == "finished"
 
 
-def test_a_run_that_ended_while_this_one_waited_for_its_films_is_not_made_again(whole, phantoms, monkeypatch):
+def test_a_run_that_ended_while_this_one_waited_for_its_images_is_not_made_again(whole, phantoms, monkeypatch):
     # What the first look saw is out of date by the time that the folder is held.
     looks, look = [], fit._done
     monkeypatch.setattr(fit, "_done", lambda *a, **k: looks.append(1) or (look(*a, **k) if len(looks) > 1 else None))

@@ -1,6 +1,6 @@
 """The card of a bundle: everything that must be known to score with a network and to judge what it says.
 
-A bundle is a folder of two files, `network.onnx` and `card.json`. The network takes grey levels made by `radiograph.prepare`
+A bundle is a folder of two files, `network.onnx` and `card.json`. The network takes grey levels made by `radiograph.preprocess`
 (uint8, shape (n, size, size)) and gives what `predictor.Outputs` holds; the rest is on the card. Until the first release the
 format changes without notice, and is 1. Then, to change it: raise `FORMAT`, keep a bundle of the old one under `tests/bundle/`,
 and say in `read_bundle` what becomes of it.
@@ -19,21 +19,21 @@ from typing import Annotated, Any, Literal, get_args
 import msgspec
 from msgspec import Meta, Struct
 
-from pneumoscope.bundle.network_file import MAX_BYTES, refuse_unsafe_network
-from pneumoscope.errors import BundleError, RunError
-from pneumoscope.radiograph.prepare import PREPARE_VERSION, Preparation
+from pneumoscope.bundle.onnx_checks import MAX_BYTES, check_onnx
+from pneumoscope.core.errors import BundleError, RunError
+from pneumoscope.imaging.preprocess import PREPROCESSING_VERSION, Preprocessing
 
 __all__ = [
     "CARD_FILE",
     "FORMAT",
-    "KINDS",
+    "INPUT_CLASSES",
     "LABELS",
     "NETWORK_FILE",
     "Band",
     "Calibration",
     "Card",
+    "InputClass",
     "Intervals",
-    "Kind",
     "OperatingPoint",
     "Parity",
     "Refusal",
@@ -52,20 +52,20 @@ _MOST_CARD = 10_000_000  # bytes
 
 LABELS: tuple[Literal["NORMAL"], Literal["PNEUMONIA"]] = ("NORMAL", "PNEUMONIA")
 
-# What a picture can be, for a bundle that refuses what is no film as it should be.
-Kind = Literal["film", "inverted", "upside down", "on its side", "mirrored", "cropped", "other"]
-KINDS: tuple[Kind, ...] = get_args(Kind)
+# What a picture can be, for a bundle that refuses what is no image as it should be.
+InputClass = Literal["image", "inverted", "upside down", "on its side", "mirrored", "cropped", "other"]
+INPUT_CLASSES: tuple[InputClass, ...] = get_args(InputClass)
 
 _Share = Annotated[float, Meta(ge=0, le=1)]
 _Count = Annotated[int, Meta(ge=0)]
 
 
 class Share(Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
-    """A share of films with its interval.
+    """A share of images with its interval.
 
     Attributes:
         value, low, high: 0 to 1; the interval holds 95%.
-        n: films.
+        n: images.
         method: how the interval was made.
     """
 
@@ -81,8 +81,8 @@ class Band(Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
 
     Attributes:
         low, high: ends, both included, on the score as `OperatingPoint.threshold` is.
-        coverage: least share of films of each label that are not called by the other one, if they are like those of validation.
-        normals, pneumonias: validation films that it was made from.
+        coverage: least share of images of each label that are not called by the other one, if they are like those of validation.
+        normals, pneumonias: validation images that it was made from.
     """
 
     low: _Share
@@ -96,12 +96,12 @@ class OperatingPoint(Struct, frozen=True, forbid_unknown_fields=True, kw_only=Tr
     """A threshold and how it came about.
 
     Attributes:
-        threshold: on the score (sigmoid of the logit, before calibration), 0 to 1; a film at or above it is called pneumonia.
-        rule: in words: "highest Youden index on 782 validation films".
-        chosen_on: "validation" where films decided it, "fixed" where none did.
-        sensitivity, specificity: on validation films, uncertain ones judged by the threshold; kind to a threshold that they
+        threshold: on the score (sigmoid of the logit, before calibration), 0 to 1; an image at or above it is called pneumonia.
+        rule: in words: "highest Youden index on 782 validation images".
+        chosen_on: "validation" where images decided it, "fixed" where none did.
+        sensitivity, specificity: on validation images, uncertain ones judged by the threshold; kind to a threshold that they
             chose.
-        band: scores that are called "uncertain"; None where the threshold decides every film.
+        band: scores that are called "uncertain"; None where the threshold decides every image.
     """
 
     threshold: _Share
@@ -116,8 +116,8 @@ class Calibration(Struct, frozen=True, forbid_unknown_fields=True, kw_only=True)
     """Probability = sigmoid(slope x logit + intercept).
 
     Attributes:
-        method: "platt" (both fitted on validation films) or "none" (1 and 0).
-        n: validation films that it was fitted on.
+        method: "platt" (both fitted on validation images) or "none" (1 and 0).
+        n: validation images that it was fitted on.
         prevalence: share of pneumonia for which the probability and its interval are stated.
     """
 
@@ -135,7 +135,7 @@ class Intervals(Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
         edges: logits at which a step is, rising.
         low, high: probabilities on each side of the edges: one more than these.
         method: "venn-abers".
-        n: validation films that they were fitted on.
+        n: validation images that they were fitted on.
     """
 
     edges: tuple[float, ...]
@@ -154,39 +154,39 @@ class Parity(Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
     """How far the exported network is from the trained one.
 
     Attributes:
-        films: compared at export.
+        images: compared at export.
         largest: difference of logits, relative to their size where that is above 1.
     """
 
-    films: int
+    images: int
     largest: float
 
 
 class Refusal(Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
-    """Beyond what a film is refused, set on validation films, each once a little askew and lit otherwise.
+    """Beyond what an image is refused, set on validation images, each once a little askew and lit otherwise.
 
     Attributes:
         kinds: what the network's output "kinds" gives probabilities of, in its order.
-        least_film: probability that a picture is a film as it should be; below it, it is refused.
-        greatest_distance: from the training films (see `networks.population`); above it, a film is refused.
-        share_kinds, share_distance: of those films that each of the two limits was to refuse at most.
-        refused: of validation films as they are, by both together.
+        min_upright: probability that a picture is an image as it should be; below it, it is refused.
+        max_distance: from the training images (see `networks.population`); above it, an image is refused.
+        classifier_share, distance_share: of those images that each of the two limits was to refuse at most.
+        refused: of validation images as they are, by both together.
     """
 
-    kinds: tuple[Kind, ...]
-    least_film: _Share
-    greatest_distance: float
-    share_kinds: _Share
-    share_distance: _Share
+    kinds: tuple[InputClass, ...]
+    min_upright: _Share
+    max_distance: float
+    classifier_share: _Share
+    distance_share: _Share
     refused: Share
 
 
 class Spread(Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
-    """How the probabilities of validation films that are not refused are spread, for later films to be compared with.
+    """How the probabilities of validation images that are not refused are spread, for later images to be compared with.
 
     Attributes:
-        deciles: the nine probabilities that cut these films into tenths, rising.
-        n: films.
+        deciles: the nine probabilities that cut these images into tenths, rising.
+        n: images.
         pneumonias: of them.
     """
 
@@ -203,20 +203,20 @@ class Card(Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
         network: name in the registry of networks.
         parameters: all of them, frozen ones too.
         onnx_sha256, onnx_bytes: of the network file.
-        golden_logit: of `golden_film`, which is scored again wherever the bundle is loaded.
-        preparation: how a film becomes its input.
+        self_test_logit: of `self_test_image`, which is scored again wherever the bundle is loaded.
+        preprocessing: how an image becomes its input.
         intervals: of the probability; None where the bundle states none.
         refusal: limits beyond which nothing is said; None where the network has no gate.
-        spread: of the probabilities; None where all validation films are refused.
+        spread: of the probabilities; None where all validation images are refused.
         ages: least and greatest of the patients that it learned from, years, each year whole; None where they are not known.
-        points: operating points by name: "half" (0.5), "balanced" (highest Youden index), "rule-out" (sensitivity of 0.99),
-            "rule-in" (specificity of 0.99).
+        points: operating points by name: "half" (0.5), "balanced" (highest Youden index), "rule_out" (sensitivity of 0.99),
+            "rule_in" (specificity of 0.99).
         recipe: what trained it, as data.
         seed: of the run.
-        manifest_sha256: of the films, labels, patients and splits it was trained with.
-        split_by: how validation films were set apart: "patient", "block", "image" or "given".
-        counts: films by split and label.
-        seen: films that decided anything, by split ("train", "validation"): `short_hash` of each, sorted.
+        manifest_sha256: of the images, labels, patients and splits it was trained with.
+        split_by: how validation images were set apart: "patient", "block", "image" or "given".
+        counts: images by split and label.
+        seen: images that decided anything, by split ("train", "validation"): `short_hash` of each, sorted.
         best_epoch: counted from 1.
         machine: processor, operating system, versions.
     """
@@ -229,9 +229,9 @@ class Card(Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
     created: str
     onnx_sha256: str
     onnx_bytes: int
-    golden_logit: float
+    self_test_logit: float
     labels: tuple[Literal["NORMAL"], Literal["PNEUMONIA"]]
-    preparation: Preparation
+    preprocessing: Preprocessing
     calibration: Calibration
     intervals: Intervals | None
     refusal: Refusal | None
@@ -262,7 +262,7 @@ class Card(Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
 
 
 def short_hash(sha256: str) -> str:
-    """The first 16 hexadecimal digits: 64 bits, enough to tell films apart."""
+    """The first 16 hexadecimal digits: 64 bits, enough to tell images apart."""
     return sha256[:16]
 
 
@@ -293,7 +293,7 @@ def read_bundle(folder: Path) -> tuple[Card, bytes]:
     Returns:
         The card and the network file's bytes, whose size and hash are those on the card.
     Raises:
-        BundleError: a file is missing, the card is malformed or of a newer format, the films are prepared in another way than
+        BundleError: a file is missing, the card is malformed or of a newer format, the images are prepared in another way than
             here, the network is not the one that the card describes, or it holds more than a network (see
             `bundle.network_file`).
     """
@@ -306,9 +306,9 @@ def read_bundle(folder: Path) -> tuple[Card, bytes]:
             advice=f"A bundle is a folder with {CARD_FILE} and {NETWORK_FILE}; a finished run has one in RUN/bundle",
         ) from error
     card = _read_card(text, folder)
-    if card.preparation.version != PREPARE_VERSION:
+    if card.preprocessing.version != PREPROCESSING_VERSION:
         raise BundleError(
-            f"{str(folder)!r} expects films prepared by version {card.preparation.version}, here it is {PREPARE_VERSION}",
+            f"{str(folder)!r} expects images prepared by version {card.preprocessing.version}, here it is {PREPROCESSING_VERSION}",
             advice="Train and export it again with this version",
         )
     if len(network) != card.onnx_bytes or hashlib.sha256(network).hexdigest() != card.onnx_sha256:
@@ -317,7 +317,7 @@ def read_bundle(folder: Path) -> tuple[Card, bytes]:
             f" ({len(network)} bytes, expected {card.onnx_bytes}, or another hash)",
             advice="It was altered or cut short: copy the bundle again",
         )
-    refuse_unsafe_network(network, card.name)
+    check_onnx(network, card.name)
     return card, network
 
 
@@ -349,14 +349,14 @@ def _read_card(text: str, folder: Path) -> Card:
     # It is shown on terminals and pages as it is.
     if not all(words.isprintable() for words in _words(data)):
         raise _malformed(folder, "characters that cannot be printed")
-    if card.refusal and card.refusal.kinds != KINDS:
+    if card.refusal and card.refusal.kinds != INPUT_CLASSES:
         raise _malformed(
-            folder, f"kinds of pictures other than {', '.join(KINDS)}, in this order - at `$.refusal.kinds`"
+            folder, f"kinds of pictures other than {', '.join(INPUT_CLASSES)}, in this order - at `$.refusal.kinds`"
         )
     # Its defaults are for whoever makes one. What a card leaves out may have been another.
-    for name in Preparation.__struct_fields__:
-        if name not in data["preparation"]:
-            raise _malformed(folder, f"Object missing required field `{name}` - at `$.preparation`")
+    for name in Preprocessing.__struct_fields__:
+        if name not in data["preprocessing"]:
+            raise _malformed(folder, f"Object missing required field `{name}` - at `$.preprocessing`")
     return card
 
 

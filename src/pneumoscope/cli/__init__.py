@@ -13,7 +13,7 @@ from importlib import import_module
 import click
 
 from pneumoscope import __version__
-from pneumoscope.errors import MissingExtraError, PneumoscopeError, StorageError, UnknownNameError
+from pneumoscope.core.errors import MissingExtraError, PneumoscopeError, StorageError, UnknownNameError
 
 __all__ = ["VERBS", "cli", "main", "run_and_exit"]
 
@@ -32,7 +32,7 @@ VERBS = (
     "export",
     "predict",
     "serve",
-    "audit-trail",
+    "audit-log",
 )
 _EXTRAS = {
     "train": ("torch", "torchvision", "lightning", "timm", "onnx", "onnxscript", "tensorboard", "safetensors"),
@@ -70,7 +70,7 @@ class _Verbs(click.Group):
 def cli() -> None:
     """Identify pneumonia on chest radiographs, and defend every number.
 
-    Try it without any film:  pneumoscope phantom films  and  pneumoscope train quick --data films --out run
+    Try it without any image:  pneumoscope phantom images  and  pneumoscope train quick --data images --out run
     """
 
 

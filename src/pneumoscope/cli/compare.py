@@ -10,21 +10,21 @@ import click
 __all__ = ["command"]
 
 
-@click.command("compare", short_help="Compare runs on the same test films.")
+@click.command("compare", short_help="Compare runs on the same test images.")
 @click.argument("runs", metavar="RUN...", nargs=-1, required=True, type=click.Path(path_type=Path))
 @click.option("--published", is_flag=True, help="Set the report's six rows beside ours, converted, with the erratum.")
 @click.option("--point", default="half", show_default=True, help="Operating point of the threshold metrics.")
 @click.option("--out", required=True, type=click.Path(path_type=Path), help="Folder of the results.")
 @click.option("--json", "as_json", is_flag=True, help="Print one JSON document.")
 def command(runs: tuple[Path, ...], published: bool, point: str, out: Path, as_json: bool) -> None:
-    """Compare runs that were evaluated on the same test films.
+    """Compare runs that were evaluated on the same test images.
 
     Writes comparison.json, comparison.csv and report.html into --out. Needs no weights: run.json, epochs.csv,
     recipe.toml and evaluation/ of each run are enough.
     """
+    from pneumoscope.core.results import to_json
     from pneumoscope.evaluation.compare import compare
-    from pneumoscope.report.comparison_page import write_comparison_page
-    from pneumoscope.results import to_json
+    from pneumoscope.reporting.comparison_page import write_comparison_page
 
     options = ["--published"] * published + (["--point", point] if point != "half" else [])
     line = shlex.join(["pneumoscope", "compare", *map(str, runs), *options, "--out", str(out)])

@@ -1,4 +1,4 @@
-"""`pneumoscope evaluate`: how well a run or bundle does on labelled films."""
+"""`pneumoscope evaluate`: how well a run or bundle does on labelled images."""
 
 from __future__ import annotations
 
@@ -8,24 +8,24 @@ from typing import TYPE_CHECKING
 
 import click
 
-from pneumoscope.cli.progress import film_progress
+from pneumoscope.cli.progress import image_progress
 
 if TYPE_CHECKING:
     from rich.console import Console
     from rich.table import Table
 
-    from pneumoscope.results import Evaluation, Interval
+    from pneumoscope.core.results import Evaluation, Interval
 
 __all__ = ["command"]
 
 
-@click.command("evaluate", short_help="Judge a run or bundle on labelled films.")
+@click.command("evaluate", short_help="Judge a run or bundle on labelled images.")
 @click.argument("target", metavar="RUN|BUNDLE", type=click.Path(path_type=Path))
 @click.option("--data", required=True, type=click.Path(path_type=Path), help="Folder, manifest CSV or archive.")
 @click.option("--split", default="test", show_default=True, help="train, validation or test.")
 @click.option(
     "--points",
-    default="half,balanced,rule-out,rule-in",
+    default="half,balanced,rule_out,rule_in",
     show_default=True,
     help="Operating points, separated by commas.",
 )
@@ -37,7 +37,7 @@ __all__ = ["command"]
 @click.option(
     "--ledger",
     type=click.Path(path_type=Path),
-    help="Where looks at test films are written down.  [default: results/test-ledger.jsonl, or PNEUMOSCOPE_LEDGER]",
+    help="Where looks at test images are written down.  [default: results/test-ledger.jsonl, or PNEUMOSCOPE_LEDGER]",
 )
 @click.option("--seed", default=0, show_default=True, help="Of the bootstraps.")
 @click.option("--json", "as_json", is_flag=True, help="Print one JSON document.")
@@ -51,17 +51,17 @@ def command(
     seed: int,
     as_json: bool,
 ) -> None:
-    """Judge RUN or BUNDLE on labelled films, every number with its interval.
+    """Judge RUN or BUNDLE on labelled images, every number with its interval.
 
-    Thresholds come from the bundle and are never chosen on the films judged. Each look at test films is written to the
+    Thresholds come from the bundle and are never chosen on the images judged. Each look at test images is written to the
     test ledger before its result is shown.
     """
     from rich.console import Console
 
+    from pneumoscope.core.results import to_json
     from pneumoscope.evaluation.evaluate import evaluate
-    from pneumoscope.results import to_json
 
-    with film_progress("scoring films") as progress:
+    with image_progress("scoring images") as progress:
         evaluation, _ = evaluate(
             target,
             data,
@@ -81,7 +81,7 @@ def command(
 def _show(evaluation: Evaluation, console: Console) -> None:
     counts = ", ".join(f"{n} {label}" for label, n in evaluation.counts.items())
     console.print(
-        f"{evaluation.name} on {evaluation.n} {evaluation.split} films ({counts}; {evaluation.patients} patients)",
+        f"{evaluation.name} on {evaluation.n} {evaluation.split} images ({counts}; {evaluation.patients} patients)",
         highlight=False,
         markup=False,
     )
@@ -107,13 +107,13 @@ def _show(evaluation: Evaluation, console: Console) -> None:
         )
         for label, shares in (point.band or {}).items():
             console.print(
-                f"  left uncertain: {_words(shares['uncertain'])} of {label} films; called rightly or left uncertain:"
+                f"  left uncertain: {_words(shares['uncertain'])} of {label} images; called rightly or left uncertain:"
                 f" {_words(shares['covered'])}",
                 highlight=False,
                 markup=False,
             )
     if evaluation.look is not None:
-        console.print(f"look {evaluation.look} at these test films", highlight=False, markup=False)
+        console.print(f"look {evaluation.look} at these test images", highlight=False, markup=False)
     console.print(evaluation.notice, style="dim", highlight=False, markup=False)
 
 

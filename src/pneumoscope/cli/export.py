@@ -15,10 +15,10 @@ import click
 def command(run: Path, out: Path) -> None:
     """Copy the bundle of a finished run to where it is used, checked on the way.
 
-    A bundle is two files: network.onnx and card.json. Scoring with it needs neither PyTorch nor the run.
+    A bundle is two files: network.onnx and card.json. InferenceQueue with it needs neither PyTorch nor the run.
     """
     from pneumoscope.bundle.card import find_bundle
-    from pneumoscope.bundle.copy import copy_bundle
+    from pneumoscope.bundle.export import export_bundle
 
-    card = copy_bundle(find_bundle(run), out)
+    card = export_bundle(find_bundle(run), out)
     click.echo(f"{out}: {card.network}, {card.onnx_bytes / 1e6:.1f} MB, SHA-256 {card.onnx_sha256[:16]}")

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import click
 
-from pneumoscope.errors import UsageError
+from pneumoscope.core.errors import UsageError
 
 
 @click.command("models", short_help="List networks and where their weights come from.")
@@ -28,13 +28,13 @@ def command(as_json: bool, target: str | None) -> None:
     """
     if target is not None:
         from pneumoscope.bundle.card import find_bundle
-        from pneumoscope.bundle.page import card_page
+        from pneumoscope.bundle.model_card import model_card
 
         if as_json:
             raise UsageError("--card prints Markdown", advice="The same as JSON is card.json in the bundle")
-        click.echo(card_page(find_bundle(Path(target) if target else None)), nl=False)
+        click.echo(model_card(find_bundle(Path(target) if target else None)), nl=False)
         return
-    from pneumoscope.networks.registry import NETWORKS
+    from pneumoscope.models.registry import NETWORKS
 
     if as_json:
         click.echo(json.dumps([dataclasses.asdict(row) for row in NETWORKS], indent=2))

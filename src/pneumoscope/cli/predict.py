@@ -1,4 +1,4 @@
-"""`pneumoscope predict`: what a model says of films."""
+"""`pneumoscope predict`: what a model says of images."""
 
 from __future__ import annotations
 
@@ -15,24 +15,24 @@ from typing import TYPE_CHECKING
 
 import click
 
-from pneumoscope.cli.progress import film_progress
-from pneumoscope.errors import PartialFailureError, UsageError
-from pneumoscope.results import NOTICE
+from pneumoscope.cli.progress import image_progress
+from pneumoscope.core.errors import PartialFailureError, UsageError
+from pneumoscope.core.results import NOTICE
 
 if TYPE_CHECKING:
-    from pneumoscope.predictor.model import Model
-    from pneumoscope.results import Prediction
+    from pneumoscope.core.results import Prediction
+    from pneumoscope.inference.model import Model
 
 __all__ = ["command"]
 
-_FEW = 8  # films that are done before anyone looks for a progress bar
+_FEW = 8  # images that are done before anyone looks for a progress bar
 _BAR, _NAME = 20, 60  # characters
 _EIGHTHS = ("", "▏", "▎", "▍", "▌", "▋", "▊", "▉")
 _FAILED = "failed"
 _COLOURS = {"pneumonia": "red", "normal": "green", "uncertain": "yellow", "rejected": "magenta", _FAILED: "bright_red"}
 
 
-@click.command("predict", short_help="Say of films how likely pneumonia is.")
+@click.command("predict", short_help="Say of images how likely pneumonia is.")
 @click.argument("paths", metavar="PATH...", nargs=-1, required=True)
 @click.option(
     "--model",
@@ -51,7 +51,7 @@ _COLOURS = {"pneumonia": "red", "normal": "green", "uncertain": "yellow", "rejec
 @click.option(
     "--heatmaps",
     type=click.Path(file_okay=False, path_type=Path),
-    help="Draw what each place of a film contributed; one numbered PNG a film, in the order of the results.",
+    help="Draw what each place of an image contributed; one numbered PNG an image, in the order of the results.",
 )
 def command(
     paths: tuple[str, ...],
@@ -61,53 +61,53 @@ def command(
     table: Path | None,
     heatmaps: Path | None,
 ) -> None:
-    """Say of each film how likely pneumonia is, and decide at an operating point of the model.
+    """Say of each image how likely pneumonia is, and decide at an operating point of the model.
 
-    PATH is a film (JPEG, PNG, TIFF, BMP, WebP or DICOM), a folder of films, or - for a list of them on standard input, one a
-    line. Of a folder's files, those are left out that are hidden or no films by name or content. A film that cannot be read is an
+    PATH is an image (JPEG, PNG, TIFF, BMP, WebP or DICOM), a folder of images, or - for a list of them on standard input, one a
+    line. Of a folder's files, those are left out that are hidden or no images by name or content. An image that cannot be read is an
     error of its own: the others are done, and the exit status is 3. Ctrl-C keeps what is done.
     """
-    from pneumoscope.predictor.document import csv_rows, json_parts
-    from pneumoscope.predictor.films import find_films
-    from pneumoscope.predictor.model import load_model
+    from pneumoscope.inference.discovery import discover_images
+    from pneumoscope.inference.model import load_model
+    from pneumoscope.inference.writers import iter_csv, iter_json
 
     if as_json and table:
         raise UsageError("--json prints and --csv writes: they do not go together", advice="Leave one of them out")
-    films, skipped = find_films(_named(paths))
+    images, skipped = discover_images(_named(paths))
     if skipped:
         were = "file was" if skipped == 1 else "files were"
-        click.echo(f"{skipped} {were} left out: hidden, or no films by name or content", err=True)
-    if not films:
-        raise UsageError("there is no film to score", advice="Name films, or folders that hold some")
-    # One film is done soonest on all cores; of many, each core takes some of its own.
-    model = load_model(bundle, operating_point=operating_point, threads=0 if len(films) == 1 else 1)
+        click.echo(f"{skipped} {were} left out: hidden, or no images by name or content", err=True)
+    if not images:
+        raise UsageError("there is no image to score", advice="Name images, or folders that hold some")
+    # One image is done soonest on all cores; of many, each core takes some of its own.
+    model = load_model(bundle, operating_point=operating_point, threads=0 if len(images) == 1 else 1)
     counts: Counter[str] = Counter()
-    watched = as_json or table or not sys.stdout.isatty()  # otherwise the films themselves are seen to go by
+    watched = as_json or table or not sys.stdout.isatty()  # otherwise the images themselves are seen to go by
     with contextlib.ExitStack() as stack:
         interrupted = stack.enter_context(_interruptible())
         scored = stack.enter_context(
-            contextlib.closing(_drawn(model, films, heatmaps) if heatmaps else model.predict_many(films))
+            contextlib.closing(_drawn(model, images, heatmaps) if heatmaps else model.predict_many(images))
         )
-        progress = stack.enter_context(film_progress("scoring films")) if watched and len(films) > _FEW else None
-        predictions = _counted(scored, counts, len(films), progress, interrupted)
+        progress = stack.enter_context(image_progress("scoring images")) if watched and len(images) > _FEW else None
+        predictions = _counted(scored, counts, len(images), progress, interrupted)
         if as_json:
-            for part in json_parts(model.facts, predictions):
+            for part in iter_json(model.facts, predictions):
                 click.echo(part, nl=False)
         elif table:
-            from pneumoscope.storage import write_atomically
+            from pneumoscope.core.files import write_atomically
 
             failed: list[Exception] = []
-            write_atomically(table, lambda file: file.writelines(csv_rows(predictions, failed)))
+            write_atomically(table, lambda file: file.writelines(iter_csv(predictions, failed)))
             for error in failed:  # what was done before is in the file
                 raise error
         else:
             _show(model, predictions, counts)
     if interrupted.is_set():
-        click.echo(f"{counts.total()} of {len(films)} films were done", err=True)
+        click.echo(f"{counts.total()} of {len(images)} images were done", err=True)
         raise click.Abort
     if counts["failed"]:
         raise PartialFailureError(
-            f"{counts['failed']} of {len(films)} films could not be read; each has an error of its own"
+            f"{counts['failed']} of {len(images)} images could not be read; each has an error of its own"
         )
 
 
@@ -122,15 +122,15 @@ def _named(paths: Iterable[str]) -> Iterator[str]:
                 yield os.fsdecode(name)
 
 
-def _drawn(model: Model, films: Sequence[str], folder: Path) -> Generator[Prediction]:
+def _drawn(model: Model, images: Sequence[str], folder: Path) -> Generator[Prediction]:
     """The predictions, each once its heatmap is in the folder."""
-    from pneumoscope.storage import write_atomically
+    from pneumoscope.core.files import write_atomically
 
-    digits = len(str(len(films)))
-    with contextlib.closing(model.explain_many(films)) as explained:
+    digits = len(str(len(images)))
+    with contextlib.closing(model.explain_many(images)) as explained:
         for number, (prediction, picture) in enumerate(explained, start=1):
             if picture:
-                # Numbered, since films of several folders may share a name; a stranger's name is cut to what is safe.
+                # Numbered, since images of several folders may share a name; a stranger's name is cut to what is safe.
                 name = re.sub(r"[^A-Za-z0-9_-]+", "_", Path(prediction.path).stem)[:_NAME]
                 write_atomically(folder / f"{number:0{digits}d}-{name}.png", picture)
             yield prediction
@@ -170,16 +170,16 @@ def _counted(
 
 
 def _show(model: Model, predictions: Iterable[Prediction], counts: Counter[str]) -> None:
-    """A line a film, as soon as it is done, and what they came to."""
-    click.secho(f"{'decision':9}  {'probability of pneumonia':{_BAR + 7}}  film", bold=True)
+    """A line an image, as soon as it is done, and what they came to."""
+    click.secho(f"{'decision':9}  {'probability of pneumonia':{_BAR + 7}}  image", bold=True)
     for prediction in predictions:
         decision = prediction.decision or _FAILED
         share = (
             "" if prediction.probability is None else f"{prediction.probability:.3f}  {_bar(prediction.probability)}"
         )
         why = prediction.reason or prediction.error
-        film = _printable(prediction.path) + (f"  ({_printable(why)})" if why else "")
-        click.echo(f"{click.style(f'{decision:9}', fg=_COLOURS[decision])}  {share:{_BAR + 7}}  {film}")
+        image = _printable(prediction.path) + (f"  ({_printable(why)})" if why else "")
+        click.echo(f"{click.style(f'{decision:9}', fg=_COLOURS[decision])}  {share:{_BAR + 7}}  {image}")
     found = ", ".join(f"{count} {decision}" for decision, count in counts.most_common())
     click.echo(f"in all: {found}")
     click.echo(

@@ -1,4 +1,4 @@
-"""One progress bar for every verb that goes through many films: on standard error, and only on a terminal."""
+"""One progress bar for every verb that goes through many images: on standard error, and only on a terminal."""
 
 from __future__ import annotations
 
@@ -6,15 +6,15 @@ import contextlib
 import sys
 from collections.abc import Callable, Iterator
 
-__all__ = ["film_progress"]
+__all__ = ["image_progress"]
 
 
 @contextlib.contextmanager
-def film_progress(words: str) -> Iterator[Callable[[int, int], None] | None]:
-    """A callback taking (films done, films in all), or None where nobody watches.
+def image_progress(words: str) -> Iterator[Callable[[int, int], None] | None]:
+    """A callback taking (images done, images in all), or None where nobody watches.
 
     Args:
-        words: what is going on: "preparing films".
+        words: what is going on: "preparing images".
     """
     if not sys.stderr.isatty():
         yield None
@@ -27,7 +27,7 @@ def film_progress(words: str) -> Iterator[Callable[[int, int], None] | None]:
     task = bar.add_task(words, total=None)
 
     def move(done: int, total: int) -> None:
-        # There only while films are being gone through: training shows a bar of its own, and two at once spoil each other.
+        # There only while images are being gone through: training shows a bar of its own, and two at once spoil each other.
         # One step can follow another (decoding, then features), so that it may come back.
         bar.update(task, completed=done, total=total)
         if done < total:

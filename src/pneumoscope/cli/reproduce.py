@@ -18,7 +18,7 @@ __all__ = ["command"]
 @click.option("--set", "overrides", multiple=True, metavar="KEY=VALUE", help="Change a field: --set training.epochs=1")
 @click.option("--accelerator", type=click.Choice(["auto", "cpu", "gpu"]), default="auto", show_default=True)
 @click.option("--devices", type=click.IntRange(min=0), default=0, help="By default one CPU or every GPU.")
-@click.option("--ledger", type=click.Path(path_type=Path), help="Where looks at test films are written down.")
+@click.option("--ledger", type=click.Path(path_type=Path), help="Where looks at test images are written down.")
 @click.option("--json", "as_json", is_flag=True, help="Print the comparison as one JSON document.")
 def command(
     data: Path,
@@ -33,11 +33,11 @@ def command(
     """Make the report's six runs, evaluate them, and compare them with each other and with what it printed.
 
     Goes on where it stopped: finished runs are not made again. VGG19 starts from ImageNet weights where its public file is
-    at hand, and has films of 64 pixels where there is no GPU; the results say which it was.
+    at hand, and has images of 64 pixels where there is no GPU; the results say which it was.
     """
+    from pneumoscope.core.results import to_json
     from pneumoscope.reproduce import RUNS, reproduce
-    from pneumoscope.results import to_json
-    from pneumoscope.training.loop import Devices
+    from pneumoscope.training.trainer import Devices
 
     names = tuple(filter(None, only.split(","))) or RUNS
     options = [

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import click
 
-from pneumoscope.errors import UsageError
+from pneumoscope.core.errors import UsageError
 
 _UNITS = {"h": "hours", "d": "days", "w": "weeks"}
 
@@ -26,17 +26,17 @@ class _Age(click.ParamType[timedelta]):
         return timedelta(**{_UNITS[found[2]]: int(found[1])})
 
 
-@click.command("serve", short_help="A page and an API that judge films, and keep what was said.")
+@click.command("serve", short_help="A page and an API that judge images, and keep what was said.")
 @click.option("--host", default="127.0.0.1", show_default=True, help="Address to listen on.")
 @click.option("--port", default=8000, show_default=True, type=click.IntRange(0, 65535), help="0 takes a free one.")
 @click.option("--model", type=click.Path(path_type=Path), help="Bundle or run.  [default: what comes with the package]")
 @click.option("--operating-point", default="", metavar="NAME", help="On the card.  [default: balanced]")
 @click.option(
-    "--data", type=click.Path(path_type=Path), help="Folder of films and records.  [default: pneumoscope-data]"
+    "--data", type=click.Path(path_type=Path), help="Folder of images and records.  [default: pneumoscope-data]"
 )
 @click.option("--database", default="", metavar="ADDRESS", help="postgresql://user@host/name, for the records.")
 @click.option("--ephemeral", is_flag=True, help="Keep everything in memory, and nothing at the end.")
-@click.option("--keep", type=_Age(), metavar="AGE", help="Remove films older than this (30d, 12h, 8w); numbers stay.")
+@click.option("--keep", type=_Age(), metavar="AGE", help="Remove images older than this (30d, 12h, 8w); numbers stay.")
 @click.option("--token-file", type=click.Path(path_type=Path), help='Lines "name token"; who has none is refused.')
 @click.option("--no-auth", is_flag=True, help="Let all who can reach the address in.")
 @click.option(
@@ -57,15 +57,15 @@ def command(
     public_name: str,
     show: bool,
 ) -> None:
-    """Serve a page for people and an API for programs, and keep films, predictions and an audit trail.
+    """Serve a page for people and an API for programs, and keep images, predictions and an audit log.
 
-    Open the address that it prints, and drop films on the page.
+    Open the address that it prints, and drop images on the page.
 
     It stops on Ctrl-C or SIGTERM when all that it took in is answered.
 
     Example:  pneumoscope serve --data records
     """
-    from pneumoscope.service.serve import serve
+    from pneumoscope.service.server import serve
 
     if ephemeral and (data or database):
         raise UsageError("--ephemeral keeps nothing, so it goes with neither --data nor --database")

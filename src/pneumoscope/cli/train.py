@@ -17,7 +17,7 @@ import click
     "--data",
     type=click.Path(path_type=Path),
     required=True,
-    help="Folder, CSV or .npz of labelled films, or a manifest.",
+    help="Folder, CSV or .npz of labelled images, or a manifest.",
 )
 @click.option("--out", type=click.Path(path_type=Path), required=True, help="The run's folder.")
 @click.option("--set", "overrides", multiple=True, metavar="KEY=VALUE", help="Change a field: --set training.epochs=3")
@@ -45,17 +45,17 @@ def command(
 ) -> None:
     """Train a network by a recipe, and write its bundle.
 
-    RECIPE is a name (see `pneumoscope recipes`) or a TOML file. Films that are not split yet are split as the recipe says.
+    RECIPE is a name (see `pneumoscope recipes`) or a TOML file. Images that are not split yet are split as the recipe says.
     A run that was killed goes on with --resume and ends with the same weights.
 
     Example:  pneumoscope train alexnet-adam --data chest_xray --out runs/alexnet-adam
     """
-    from pneumoscope.cli.progress import film_progress
-    from pneumoscope.training.fit import train
-    from pneumoscope.training.loop import Devices
+    from pneumoscope.cli.progress import image_progress
     from pneumoscope.training.recipe import read_recipe
+    from pneumoscope.training.train import train
+    from pneumoscope.training.trainer import Devices
 
-    with film_progress("preparing films") as progress, _told_how_to_go_on(out):
+    with image_progress("preparing images") as progress, _told_how_to_go_on(out):
         result = train(
             read_recipe(recipe, overrides),
             data,

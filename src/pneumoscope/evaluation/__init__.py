@@ -1,2 +1,2 @@
-"""Judges bundles on labelled films and compares runs. Everything is scored by `predictor`: what is judged is what is
+"""Judges bundles on labelled images and compares runs. Everything is scored by `predictor`: what is judged is what is
 shipped."""

@@ -1,4 +1,4 @@
-"""Sets finished runs side by side on the same test films. Needs their result files, and no weights."""
+"""Sets finished runs side by side on the same test images. Needs their result files, and no weights."""
 
 from __future__ import annotations
 
@@ -13,10 +13,12 @@ from pathlib import Path
 import numpy as np
 
 from pneumoscope import __version__
-from pneumoscope.dataset.manifest import films_sha256
-from pneumoscope.errors import RunError, UnknownNameError, UsageError
-from pneumoscope.evaluation.measure import positives
-from pneumoscope.evaluation.pairs import JudgedRun, findings, paired_tests
+from pneumoscope.core.errors import RunError, UnknownNameError, UsageError
+from pneumoscope.core.files import write_atomically
+from pneumoscope.core.results import Comparison, Evaluation, Interval, RunSummary, ScoredImage, to_json
+from pneumoscope.data.manifest import images_sha256
+from pneumoscope.evaluation.metrics import positives
+from pneumoscope.evaluation.paired import RunScores, findings, paired_tests
 from pneumoscope.evaluation.published import ERRATUM, published_rows
 from pneumoscope.evaluation.records import (
     COMPARISON_FILE,
@@ -28,8 +30,6 @@ from pneumoscope.evaluation.records import (
     read_predictions,
     read_run,
 )
-from pneumoscope.results import Comparison, Evaluation, Interval, RunSummary, ScoredFilm, to_json
-from pneumoscope.storage import write_atomically
 
 __all__ = ["COMPARISON_TABLE", "compare"]
 
@@ -38,18 +38,18 @@ COMPARISON_TABLE = "comparison.csv"
 
 @dataclasses.dataclass(frozen=True)
 class _Run:
-    """The result files of one run; films in the order that all runs share."""
+    """The result files of one run; images in the order that all runs share."""
 
     folder: Path
     record: RunRecord
     evaluation: Evaluation
-    films: tuple[ScoredFilm, ...]
+    images: tuple[ScoredImage, ...]
 
 
 def compare(
     runs: Sequence[Path], *, published: bool = False, point: str = "half", out: Path | None = None, command: str = ""
 ) -> Comparison:
-    """Compare runs that were evaluated on the same test films.
+    """Compare runs that were evaluated on the same test images.
 
     Args:
         runs: run folders with `run.json` and `evaluation/test/`.
@@ -59,7 +59,7 @@ def compare(
         command: what was run, for the record.
     Raises:
         UsageError: no run.
-        RunError: a file is missing or malformed, two runs have one name, or they were judged on other films.
+        RunError: a file is missing or malformed, two runs have one name, or they were judged on other images.
         UnknownNameError: a run was not evaluated at this operating point.
         StorageError: the results cannot be written.
     """
@@ -67,13 +67,13 @@ def compare(
         raise UsageError("there is no run to compare", advice="Name run folders: pneumoscope compare RUN... --out DIR")
     read = _told_apart([_read(folder, point) for folder in runs])
     _refuse_others(read)
-    films = read[0].films
-    labels, patients = positives(films), [film.patient for film in films]
+    images = read[0].images
+    labels, patients = positives(images), [image.patient for image in images]
     judged = [
-        JudgedRun(
+        RunScores(
             run.record.name,
-            _called(run.films, run.evaluation.points[point].threshold) == labels,
-            np.array([film.logit for film in run.films]),
+            _called(run.images, run.evaluation.points[point].threshold) == labels,
+            np.array([image.logit for image in run.images]),
         )
         for run in read
     ]
@@ -81,8 +81,8 @@ def compare(
     rows = tuple(_summary(run.record, run.evaluation, point) for run in read)
     first = read[0].evaluation
     comparison = Comparison(
-        films={
-            "sha256": first.films_sha256,
+        images={
+            "sha256": first.images_sha256,
             "n": first.n,
             "patients": first.patients,
             "counts": dict(first.counts),
@@ -108,25 +108,25 @@ def _read(folder: Path, point: str) -> _Run:
     results = folder / "evaluation" / "test"
     if not (results / EVALUATION_FILE).is_file():
         raise RunError(
-            f"run {str(folder)!r} has not been evaluated on test films (no {str(results / EVALUATION_FILE)!r})",
+            f"run {str(folder)!r} has not been evaluated on test images (no {str(results / EVALUATION_FILE)!r})",
             advice=f"Do: pneumoscope evaluate {folder} --data DATA",
         )
     evaluation = read_evaluation(results / EVALUATION_FILE)
     if point not in evaluation.points:
         raise UnknownNameError(f"operating point in {str(results / EVALUATION_FILE)!r}", point, evaluation.points)
-    films = read_predictions(results / PREDICTIONS_FILE)
+    images = read_predictions(results / PREDICTIONS_FILE)
     judged = evaluation.points[point]
-    correct = int(np.count_nonzero(_called(films, judged.threshold) == positives(films)))
+    correct = int(np.count_nonzero(_called(images, judged.threshold) == positives(images)))
     if (
-        films_sha256([film.sha256 for film in films]) != evaluation.films_sha256
+        images_sha256([image.sha256 for image in images]) != evaluation.images_sha256
         or correct != judged.confusion.tp + judged.confusion.tn
     ):
         raise RunError(
             f"{EVALUATION_FILE} and {PREDICTIONS_FILE} in {str(results)!r} are not of one evaluation",
             advice=f"Do it again: pneumoscope evaluate {folder} --data DATA",
         )
-    # Content, and the path only among films of the same bytes: the folder above them may have another name elsewhere.
-    ordered = tuple(sorted(films, key=lambda film: (film.sha256, film.path)))
+    # Content, and the path only among images of the same bytes: the folder above them may have another name elsewhere.
+    ordered = tuple(sorted(images, key=lambda image: (image.sha256, image.path)))
     return _Run(folder, record, evaluation, ordered)
 
 
@@ -141,12 +141,12 @@ def _told_apart(runs: Sequence[_Run]) -> list[_Run]:
     ]
 
 
-def _called(films: Sequence[ScoredFilm], threshold: float) -> np.ndarray[tuple[int], np.dtype[np.bool_]]:
-    return np.array([film.score for film in films]) >= threshold
+def _called(images: Sequence[ScoredImage], threshold: float) -> np.ndarray[tuple[int], np.dtype[np.bool_]]:
+    return np.array([image.score for image in images]) >= threshold
 
 
 def _refuse_others(runs: Sequence[_Run]) -> None:
-    """Names must differ; films, labels and patients must not."""
+    """Names must differ; images, labels and patients must not."""
     name, times = Counter(run.record.name for run in runs).most_common(1)[0]
     if times > 1:
         where = ", ".join(str(run.folder) for run in runs if run.record.name == name)
@@ -156,17 +156,17 @@ def _refuse_others(runs: Sequence[_Run]) -> None:
         )
     first = runs[0]
     for run in runs[1:]:
-        if run.evaluation.films_sha256 != first.evaluation.films_sha256:
+        if run.evaluation.images_sha256 != first.evaluation.images_sha256:
             raise RunError(
-                f"run {run.record.name!r} was judged on other films than {first.record.name!r}"
-                f" ({run.evaluation.n} and {first.evaluation.n}, hashes {run.evaluation.films_sha256[:12]} and"
-                f" {first.evaluation.films_sha256[:12]})",
+                f"run {run.record.name!r} was judged on other images than {first.record.name!r}"
+                f" ({run.evaluation.n} and {first.evaluation.n}, hashes {run.evaluation.images_sha256[:12]} and"
+                f" {first.evaluation.images_sha256[:12]})",
                 advice="Evaluate both on the same data",
             )
-        for film, same in zip(run.films, first.films, strict=True):
-            if (film.label, film.patient) != (same.label, same.patient):
+        for image, same in zip(run.images, first.images, strict=True):
+            if (image.label, image.patient) != (same.label, same.patient):
                 raise RunError(
-                    f"film {film.path!r} is {film.label} of patient {film.patient!r} in {run.record.name!r}"
+                    f"image {image.path!r} is {image.label} of patient {image.patient!r} in {run.record.name!r}"
                     f" and {same.label} of patient {same.patient!r} in {first.record.name!r}",
                     advice="Evaluate both on the same data",
                 )
@@ -199,7 +199,7 @@ def _looks(runs: Sequence[_Run]) -> tuple[str, ...]:
     if looks <= len(runs):
         return ()
     return (
-        f"The test ledger held {looks} looks at these films for the {len(runs)} compared here: what was chosen after a"
+        f"The test ledger held {looks} looks at these images for the {len(runs)} compared here: what was chosen after a"
         " look is judged too kindly.",
     )
 

@@ -1,4 +1,4 @@
-"""Judges one bundle on one split. The threshold is never chosen on the films judged, and no look at test films is
+"""Judges one bundle on one split. The threshold is never chosen on the images judged, and no look at test images is
 unseen."""
 
 from __future__ import annotations
@@ -18,25 +18,25 @@ import numpy as np
 
 from pneumoscope import __version__
 from pneumoscope.bundle.card import Card, find_bundle
-from pneumoscope.dataset.layouts import read_film
-from pneumoscope.dataset.manifest import LABELS, Film, films_sha256
-from pneumoscope.errors import UnknownNameError, UnreadableFilmError
-from pneumoscope.evaluation.films import choose_films, refuse_chosen_thresholds, refuse_seen, unreadable_error
-from pneumoscope.evaluation.ledger import default_ledger, write_look
-from pneumoscope.evaluation.measure import etiology_aurocs, judge_point, ranking_metrics
+from pneumoscope.core.errors import UnknownNameError, UnreadableImageError
+from pneumoscope.core.files import write_atomically
+from pneumoscope.core.results import Evaluation, Interval, Refused, ScoredImage, to_json
+from pneumoscope.data.layouts import read_image
+from pneumoscope.data.manifest import LABELS, LabelledImage, images_sha256
+from pneumoscope.evaluation.ledger import default_ledger, record_evaluation
+from pneumoscope.evaluation.metrics import etiology_aurocs, judge_point, ranking_metrics
 from pneumoscope.evaluation.records import EVALUATION_FILE, PREDICTIONS_FILE, predictions_csv
-from pneumoscope.predictor.predictor import Predictor, sigmoid
-from pneumoscope.predictor.refuse import sort_of_refusal
-from pneumoscope.radiograph.decode import Radiograph
-from pneumoscope.results import Evaluation, Interval, Refused, ScoredFilm, to_json
+from pneumoscope.evaluation.selection import refuse_chosen_thresholds, refuse_seen, select_images, unreadable_error
+from pneumoscope.imaging.decode import Radiograph
+from pneumoscope.inference.rejection import sort_of_refusal
+from pneumoscope.inference.session import BundleSession, sigmoid
 from pneumoscope.statistics.inputs import patient_numbers
 from pneumoscope.statistics.intervals import proportion
-from pneumoscope.storage import write_atomically
 
 __all__ = ["POINTS", "evaluate"]
 
-POINTS = ("half", "balanced", "rule-out", "rule-in")
-# Films are decoded by a few threads while the network scores those before them.
+POINTS = ("half", "balanced", "rule_out", "rule_in")
+# Images are decoded by a few threads while the network scores those before them.
 _THREADS = 4
 _AHEAD = 64
 
@@ -51,49 +51,49 @@ def evaluate(
     ledger: Path | None = None,
     seed: int = 0,
     progress: Callable[[int, int], None] | None = None,
-) -> tuple[Evaluation, tuple[ScoredFilm, ...]]:
-    """Score the films of a split and say how well the bundle does, with intervals.
+) -> tuple[Evaluation, tuple[ScoredImage, ...]]:
+    """Score the images of a split and say how well the bundle does, with intervals.
 
-    A film that cannot be read is an error and never left out: a smaller n than the split has would be a lie. To judge
-    without it, list the other films in a manifest.
+    An image that cannot be read is an error and never left out: a smaller n than the split has would be a lie. To judge
+    without it, list the other images in a manifest.
 
     Args:
         target: a run folder (with `bundle/`), or a bundle.
-        data: folder, manifest CSV or archive; see `films.choose_films` for where each split comes from.
+        data: folder, manifest CSV or archive; see `images.select_images` for where each split comes from.
         split: "train", "validation" or "test".
         points: operating points of the card to judge.
         out: where evaluation.json and predictions.csv go; `RUN/evaluation/SPLIT` for a run where None, nowhere for a
             bundle.
-        ledger: where looks at test films are written down; `ledger.default_ledger()` where None.
+        ledger: where looks at test images are written down; `ledger.default_ledger()` where None.
         seed: of the bootstraps.
-        progress: called with (films done, films in all).
+        progress: called with (images done, images in all).
     Returns:
-        The evaluation and the films with their scores, in manifest order.
+        The evaluation and the images with their scores, in manifest order.
     Raises:
         UnknownNameError: the card has no such operating point.
         RunError: the run has no bundle yet.
         BundleError: the bundle cannot be read or run.
-        DatasetError: films missing, unreadable, of one label only, or test films that the network was trained on.
-        ThresholdError: an operating point was chosen on these films.
+        DatasetError: images missing, unreadable, of one label only, or test images that the network was trained on.
+        ThresholdError: an operating point was chosen on these images.
         StorageError: the ledger or the results cannot be written; no result is given then.
     """
     bundle = find_bundle(target)
     is_run = bundle != target
-    predictor = Predictor.load(bundle)
+    predictor = BundleSession.load(bundle)
     card = predictor.card
     for name in points:
         if name not in card.points:
             raise UnknownNameError("operating point", name, card.points)
-    root, films = choose_films(data, split, target / "manifest.csv" if is_run else None)
+    root, images = select_images(data, split, target / "manifest.csv" if is_run else None)
     if split == "test":
-        refuse_seen(films, card)
-    refuse_chosen_thresholds(films, card, points)
+        refuse_seen(images, card)
+    refuse_chosen_thresholds(images, card, points)
     started = time.perf_counter()
-    scored, refusals = _score(predictor, root, films, split, progress)
+    scored, refusals = _score(predictor, root, images, split, progress)
     seconds = time.perf_counter() - started
     evaluation = _judge(card, split, scored, refusals, points, seed, seconds)
     if split == "test":
-        look = write_look(ledger or default_ledger(), _ledger_entry(evaluation))
+        look = record_evaluation(ledger or default_ledger(), _ledger_entry(evaluation))
         evaluation = dataclasses.replace(evaluation, look=look)
     if out is None and is_run:
         out = target / "evaluation" / split
@@ -104,43 +104,47 @@ def evaluate(
 
 
 def _score(
-    predictor: Predictor, root: Path, films: Sequence[Film], split: str, progress: Callable[[int, int], None] | None
-) -> tuple[tuple[ScoredFilm, ...], list[str]]:
+    predictor: BundleSession,
+    root: Path,
+    images: Sequence[LabelledImage],
+    split: str,
+    progress: Callable[[int, int], None] | None,
+) -> tuple[tuple[ScoredImage, ...], list[str]]:
     unreadable: list[tuple[str, str]] = []
     logits: list[float] = []
     refusals: list[str] = []
-    for logit, refusal in predictor.stream(_decoded(root, films, predictor.card.preparation.least_side, unreadable)):
+    for logit, refusal in predictor.stream(_decoded(root, images, predictor.card.preprocessing.least_side, unreadable)):
         logits.append(logit)
         refusals.append(refusal)
         if progress:
-            progress(len(logits), len(films))
+            progress(len(logits), len(images))
     if unreadable:
         raise unreadable_error(unreadable, split)
     x = np.array(logits, dtype=np.float32)
     numbers = zip(x.tolist(), sigmoid(x).tolist(), predictor.probability(x).tolist(), strict=True)
     scored = tuple(
-        ScoredFilm(film.path, film.sha256, film.patient, film.label, film.etiology, *three)
-        for film, three in zip(films, numbers, strict=True)
+        ScoredImage(image.path, image.sha256, image.patient, image.label, image.etiology, *three)
+        for image, three in zip(images, numbers, strict=True)
     )
     return scored, refusals
 
 
 def _decoded(
-    root: Path, films: Sequence[Film], least_side: int, unreadable: list[tuple[str, str]]
+    root: Path, images: Sequence[LabelledImage], least_side: int, unreadable: list[tuple[str, str]]
 ) -> Iterator[Radiograph]:
-    """Films in order, decoded ahead; those that cannot be read are noted and left out."""
-    rest = iter(films)
-    read = functools.partial(read_film, root, least_side=least_side)
+    """Images in order, decoded ahead; those that cannot be read are noted and left out."""
+    rest = iter(images)
+    read = functools.partial(read_image, root, least_side=least_side)
     with ThreadPoolExecutor(_THREADS) as pool:
-        waiting: deque[tuple[Film, Future[Radiograph]]] = deque()
-        for film in islice(rest, _AHEAD):
-            waiting.append((film, pool.submit(read, film)))
+        waiting: deque[tuple[LabelledImage, Future[Radiograph]]] = deque()
+        for image in islice(rest, _AHEAD):
+            waiting.append((image, pool.submit(read, image)))
         while waiting:
-            film, future = waiting.popleft()
+            image, future = waiting.popleft()
             try:
                 yield future.result()
-            except UnreadableFilmError as error:
-                unreadable.append((film.path, error.why))
+            except UnreadableImageError as error:
+                unreadable.append((image.path, error.why))
             for following in islice(rest, 1):
                 waiting.append((following, pool.submit(read, following)))
 
@@ -148,19 +152,19 @@ def _decoded(
 def _judge(
     card: Card,
     split: str,
-    scored: Sequence[ScoredFilm],
+    scored: Sequence[ScoredImage],
     refusals: Sequence[str],
     points: Sequence[str],
     seed: int,
     seconds: float,
 ) -> Evaluation:
-    counts = Counter(film.label for film in scored)
+    counts = Counter(image.label for image in scored)
     return Evaluation(
         name=card.name,
         split=split,
-        films_sha256=films_sha256([film.sha256 for film in scored]),
+        images_sha256=images_sha256([image.sha256 for image in scored]),
         n=len(scored),
-        patients=int(patient_numbers([film.patient for film in scored], len(scored)).max()) + 1,
+        patients=int(patient_numbers([image.patient for image in scored], len(scored)).max()) + 1,
         counts={label: counts[label] for label in LABELS},
         bundle_sha256=card.onnx_sha256,
         recipe=card.recipe,
@@ -175,8 +179,8 @@ def _judge(
     )
 
 
-def _refused(films: Sequence[ScoredFilm], refusals: Sequence[str]) -> Refused:
-    share = proportion(np.array([bool(reason) for reason in refusals]), [film.patient for film in films])
+def _refused(images: Sequence[ScoredImage], refusals: Sequence[str]) -> Refused:
+    share = proportion(np.array([bool(reason) for reason in refusals]), [image.patient for image in images])
     reasons = Counter(sort_of_refusal(reason) for reason in refusals if reason)
     return Refused(share, dict(reasons.most_common()))
 
@@ -192,7 +196,7 @@ def _ledger_entry(evaluation: Evaluation) -> dict[str, Any]:
         "when": evaluation.created,
         "name": evaluation.name,
         "bundle_sha256": evaluation.bundle_sha256,
-        "films_sha256": evaluation.films_sha256,
+        "images_sha256": evaluation.images_sha256,
         "n": evaluation.n,
         "split": evaluation.split,
         "recipe": evaluation.recipe.get("name", ""),

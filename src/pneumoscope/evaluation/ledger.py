@@ -1,4 +1,4 @@
-"""The test ledger: every look at test films is written down before its result can be seen.
+"""The test ledger: every look at test images is written down before its result can be seen.
 
 A test set that is looked at until a figure pleases is no test set. The ledger does not forbid a second look; it makes
 sure that nobody can have had one unseen. One JSON object a line, only ever added to.
@@ -12,10 +12,10 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from pneumoscope.errors import StorageError
-from pneumoscope.storage import locked
+from pneumoscope.core.errors import StorageError
+from pneumoscope.core.files import locked
 
-__all__ = ["ENVIRONMENT", "default_ledger", "write_look"]
+__all__ = ["ENVIRONMENT", "default_ledger", "record_evaluation"]
 
 ENVIRONMENT = "PNEUMOSCOPE_LEDGER"
 # Seconds; a look is written in far less than one.
@@ -27,17 +27,17 @@ def default_ledger() -> Path:
     return Path(os.environ.get(ENVIRONMENT) or Path("results") / "test-ledger.jsonl")
 
 
-def write_look(ledger: Path, entry: Mapping[str, Any]) -> int:
-    """Add one look, and say which look at these films it is.
+def record_evaluation(ledger: Path, entry: Mapping[str, Any]) -> int:
+    """Add one look, and say which look at these images it is.
 
     Processes that write at once wait for each other (a lock, on a hidden file beside the ledger), and the line is on the
     disk when this returns.
 
     Args:
         ledger: the file; made where it is missing.
-        entry: what is known of the evaluation, with `films_sha256`; `look` is added.
+        entry: what is known of the evaluation, with `images_sha256`; `look` is added.
     Returns:
-        How many looks at the same films the ledger holds, this one included.
+        How many looks at the same images the ledger holds, this one included.
     Raises:
         StorageError: the ledger cannot be written, or a line in it is malformed (it is named, and nothing is added).
     """
@@ -60,7 +60,7 @@ def _add(ledger: Path, entry: Mapping[str, Any]) -> int:
         raise _unwritable(ledger, error) from error
     try:
         before = _read(handle)
-        look = 1 + _looks(before, entry["films_sha256"], ledger)
+        look = 1 + _looks(before, entry["images_sha256"], ledger)
         line = json.dumps({**entry, "look": look}, allow_nan=False, ensure_ascii=False) + "\n"
         _append(handle, line.encode(), size=len(before))
     except OSError as error:
@@ -87,13 +87,13 @@ def _append(handle: int, line: bytes, *, size: int) -> None:
         raise
 
 
-def _looks(text: bytes, films_sha256: str, ledger: Path) -> int:
-    """Lines of the same films; every line is checked."""
+def _looks(text: bytes, images_sha256: str, ledger: Path) -> int:
+    """Lines of the same images; every line is checked."""
     count = 0
     for number, line in enumerate(text.splitlines(keepends=True), start=1):
         try:
             data = json.loads(line) if line.endswith(b"\n") else None
-            count += data["films_sha256"] == films_sha256  # type: ignore[index]
+            count += data["images_sha256"] == images_sha256  # type: ignore[index]
         except (ValueError, TypeError, KeyError) as error:
             raise StorageError(
                 f"{str(ledger)!r}, line {number} is malformed: {line[:60].decode(errors='replace')!r}",
@@ -105,5 +105,5 @@ def _looks(text: bytes, films_sha256: str, ledger: Path) -> int:
 def _unwritable(ledger: Path, error: OSError) -> StorageError:
     return StorageError(
         f"cannot write the test ledger {str(ledger)!r}: {error.strerror or error}",
-        advice=f"An evaluation on test films must be written down: name another with --ledger FILE or {ENVIRONMENT}",
+        advice=f"An evaluation on test images must be written down: name another with --ledger FILE or {ENVIRONMENT}",
     )

@@ -1,6 +1,6 @@
 """The report's own table, as printed and as it must be read, and ours beside it.
 
-The report prints accuracy, "recall", "precision" and "F1" of six networks on 390 pneumonia and 234 normal films. The
+The report prints accuracy, "recall", "precision" and "F1" of six networks on 390 pneumonia and 234 normal images. The
 counts behind them are restored here by code and checked against all four columns, so that nothing rests on our word.
 """
 
@@ -12,11 +12,11 @@ from collections.abc import Mapping
 
 import numpy as np
 
-from pneumoscope.errors import UndefinedMetricError
-from pneumoscope.evaluation.pairs import points_text
-from pneumoscope.results import Confusion, Interval, PublishedRow, RunSummary
-from pneumoscope.statistics.classification import threshold_metrics
+from pneumoscope.core.errors import UndefinedMetricError
+from pneumoscope.core.results import Confusion, Interval, PublishedRow, RunSummary
+from pneumoscope.evaluation.paired import points_text
 from pneumoscope.statistics.intervals import newcombe
+from pneumoscope.statistics.metrics import threshold_metrics
 
 __all__ = ["COUNTS", "ERRATUM", "PRINTED", "published_rows", "restore"]
 
@@ -24,7 +24,7 @@ COUNTS = {"NORMAL": 234, "PNEUMONIA": 390}
 ERRATUM = (
     'The report\'s column "Precision" is specificity and its column "F1" is the harmonic mean of sensitivity and'
     " specificity. Its four printed columns fix the counts of every row, since there are 390 PNEUMONIA and 234 NORMAL"
-    ' films; with those counts "Precision" is TN / (TN + FP) to the last printed digit. The rows here are computed from'
+    ' images; with those counts "Precision" is TN / (TN + FP) to the last printed digit. The rows here are computed from'
     " the counts by the standard definitions: for alexnet-adam the precision is 363 / 384 = 0.945 where the report"
     " prints 0.910, and F1 is 0.938 where it prints 0.920. Accuracy and recall (sensitivity) stand as printed."
 )
@@ -58,7 +58,7 @@ def restore(name: str, accuracy: float, recall: float, precision: float, f1: flo
         accuracy: as printed, 6 decimals.
         recall, precision, f1: as printed, 4 decimals.
     Raises:
-        UndefinedMetricError: no counts of 390 and 234 films give the row, to the printed digit.
+        UndefinedMetricError: no counts of 390 and 234 images give the row, to the printed digit.
     """
     tp, tn = round(recall * COUNTS["PNEUMONIA"]), round(precision * COUNTS["NORMAL"])
     found = Confusion(tp, COUNTS["PNEUMONIA"] - tp, tn, COUNTS["NORMAL"] - tn)
@@ -86,9 +86,9 @@ def published_rows(runs: Mapping[str, RunSummary], counts: Mapping[str, int]) ->
 
     Args:
         runs: ours by name; other names than the report's are not looked at.
-        counts: of the films that ours were judged on, by label.
+        counts: of the images that ours were judged on, by label.
     Returns:
-        Every row, whether or not we have such a run. The difference is left out where ours were judged on other films.
+        Every row, whether or not we have such a run. The difference is left out where ours were judged on other images.
     """
     return tuple(_row(name, printed, runs.get(name), counts) for name, printed in PRINTED.items())
 
@@ -108,12 +108,12 @@ def _row(
 
 @functools.cache
 def _standard(counts: Confusion) -> dict[str, Interval]:
-    """The standard definitions; which film was whose is not published, so every film stands for itself."""
+    """The standard definitions; which image was whose is not published, so every image stands for itself."""
     decisions = np.repeat([True, False, False, True], [counts.tp, counts.fn, counts.tn, counts.fp])
     labels = np.repeat([True, True, False, False], [counts.tp, counts.fn, counts.tn, counts.fp])
     metrics = threshold_metrics(decisions, labels, None)
     return {
-        name: dataclasses.replace(found, method=found.method.replace("patient bootstrap", "bootstrap of films"))
+        name: dataclasses.replace(found, method=found.method.replace("patient bootstrap", "bootstrap of images"))
         for name, found in metrics.items()
     }
 
@@ -126,11 +126,11 @@ def _beside(
     if dict(counts) != COUNTS:
         return None, (
             f"{name}: ours was judged on {counts.get('NORMAL', 0)} NORMAL and {counts.get('PNEUMONIA', 0)} PNEUMONIA"
-            " films and the report's on 234 and 390, so the two are not compared."
+            " images and the report's on 234 and 390, so the two are not compared."
         )
     n = sum(COUNTS.values())
     right, theirs = run.confusion.tp + run.confusion.tn, published.tp + published.tn
-    # What the report's networks said of each film is not published, so the two count as independent although the films
+    # What the report's networks said of each image is not published, so the two count as independent although the images
     # are the same ones: the interval is wider than a paired one.
     difference = newcombe(right, n, theirs, n)
     judged = "no difference can be shown"
@@ -153,7 +153,7 @@ def _unlike(name: str, run: RunSummary) -> str:
         "image_size": 224,
         "weights": "imagenet" if network == "vgg19" else "none",
     }
-    words = {"image_size": "film side in pixels", "weights": "starting weights"}
+    words = {"image_size": "image side in pixels", "weights": "starting weights"}
     differ = [
         f"{words.get(field, field)} {getattr(run, field)}, not {value}"
         for field, value in theirs.items()

@@ -16,9 +16,9 @@ from typing import Any, TypeVar
 
 from pydantic import BaseModel, ConfigDict, TypeAdapter, ValidationError
 
-from pneumoscope.dataset.manifest import LABELS
-from pneumoscope.errors import RunError
-from pneumoscope.results import SCHEMA, Comparison, Evaluation, Interval, RunSummary, ScoredFilm
+from pneumoscope.core.errors import RunError
+from pneumoscope.core.results import SCHEMA, Comparison, Evaluation, Interval, RunSummary, ScoredImage
+from pneumoscope.data.manifest import LABELS
 
 __all__ = [
     "COMPARISON_FILE",
@@ -37,7 +37,7 @@ EVALUATION_FILE = "evaluation.json"
 PREDICTIONS_FILE = "predictions.csv"
 COMPARISON_FILE = "comparison.json"
 RUN_FILE = "run.json"
-_FILM_COLUMNS = tuple(field.name for field in dataclasses.fields(ScoredFilm))
+_IMAGE_COLUMNS = tuple(field.name for field in dataclasses.fields(ScoredImage))
 _NUMBERS = ("logit", "score", "probability")
 _Read = TypeVar("_Read")
 
@@ -63,29 +63,29 @@ class RunRecord(BaseModel):
     seconds: float
 
 
-def predictions_csv(films: Iterable[ScoredFilm]) -> str:
-    """Scored films as CSV, numbers in full precision."""
+def predictions_csv(images: Iterable[ScoredImage]) -> str:
+    """Scored images as CSV, numbers in full precision."""
     out = io.StringIO()
     writer = csv.writer(out, lineterminator="\n")
-    writer.writerow(_FILM_COLUMNS)
-    writer.writerows(dataclasses.astuple(film) for film in films)
+    writer.writerow(_IMAGE_COLUMNS)
+    writer.writerows(dataclasses.astuple(image) for image in images)
     return out.getvalue()
 
 
-def read_predictions(path: Path) -> tuple[ScoredFilm, ...]:
+def read_predictions(path: Path) -> tuple[ScoredImage, ...]:
     """Read what `predictions_csv` wrote.
 
     Raises:
         RunError: the file or a column is missing, a label is unknown, or a number is none; the row is named.
     """
     reader = csv.DictReader(io.StringIO(_text(path)))
-    missing = [name for name in _FILM_COLUMNS if name not in (reader.fieldnames or ())]
+    missing = [name for name in _IMAGE_COLUMNS if name not in (reader.fieldnames or ())]
     if missing:
         raise RunError(f"{str(path)!r} has no column {missing[0]!r}", advice=_AGAIN)
-    return tuple(_film(row, f"{str(path)!r}, row {number}") for number, row in enumerate(reader, start=1))
+    return tuple(_image(row, f"{str(path)!r}, row {number}") for number, row in enumerate(reader, start=1))
 
 
-def _film(row: Mapping[str, str], where: str) -> ScoredFilm:
+def _image(row: Mapping[str, str], where: str) -> ScoredImage:
     if row["label"] not in LABELS:
         raise RunError(f"{where}: label is {row['label']!r}, not one of {', '.join(LABELS)}", advice=_AGAIN)
     try:
@@ -95,7 +95,7 @@ def _film(row: Mapping[str, str], where: str) -> ScoredFilm:
     if not all(map(math.isfinite, (logit, score, probability))):
         raise RunError(f"{where}: a number is not finite", advice=_AGAIN)
     texts = (row["path"], row["sha256"], row["patient"], row["label"], row["etiology"])
-    return ScoredFilm(*texts, logit, score, probability)
+    return ScoredImage(*texts, logit, score, probability)
 
 
 def read_evaluation(path: Path) -> Evaluation:

@@ -13,19 +13,19 @@ from fastapi.routing import APIRoute
 from starlette.staticfiles import StaticFiles
 
 from pneumoscope import __version__
-from pneumoscope.predictor.model import Model
-from pneumoscope.results import NOTICE
-from pneumoscope.service.access import Access
-from pneumoscope.service.description import describe
-from pneumoscope.service.judging import Judging
-from pneumoscope.service.limits import Limits, Lingering
-from pneumoscope.service.page.views import views
-from pneumoscope.service.paths import open_paths, paths
-from pneumoscope.service.problems import answer_errors
-from pneumoscope.service.records import Records
-from pneumoscope.service.retention import Retention
-from pneumoscope.service.scoring import Scoring
-from pneumoscope.service.watching import Metrics, Watched
+from pneumoscope.core.results import NOTICE
+from pneumoscope.inference.model import Model
+from pneumoscope.service.api.openapi import describe
+from pneumoscope.service.api.problems import install_exception_handlers
+from pneumoscope.service.api.routes import paths, public_routes
+from pneumoscope.service.auth.tokens import Authenticator
+from pneumoscope.service.inference_queue import InferenceQueue
+from pneumoscope.service.middleware import Metrics, RequestMiddleware
+from pneumoscope.service.predictions import PredictionService
+from pneumoscope.service.request_limits import Limits, Lingering
+from pneumoscope.service.storage.repository import PredictionRepository
+from pneumoscope.service.storage.retention import Retention
+from pneumoscope.service.web.routes import views
 
 __all__ = ["Settings", "make_app"]
 
@@ -35,20 +35,20 @@ class Settings:
     """What a service takes.
 
     Attributes:
-        most_bytes: of a body that brings films.
+        most_bytes: of a body that brings images.
         most_held: bytes of all such bodies that are under way at once.
-        most_films: of one request.
-        most_waiting: films that may be taken in and not answered.
+        most_images: of one request.
+        most_waiting: images that may be taken in and not answered.
         body_seconds: for a body to arrive.
         rest_seconds: for what is left of a body whose request is answered already.
         loopback: whether only this machine can reach it, so that another host's name in a request is a trick.
         public_name: by which a proxy on this machine makes it reachable; empty where there is none.
-        keep: age at which films are removed; None keeps them.
+        keep: age at which images are removed; None keeps them.
     """
 
     most_bytes: int = 256 * 2**20
     most_held: int = 2**30
-    most_films: int = 64
+    most_images: int = 64
     most_waiting: int = 256
     body_seconds: float = 60
     rest_seconds: float = 10
@@ -57,17 +57,19 @@ class Settings:
     keep: timedelta | None = None
 
 
-def make_app(model: Model, records: Records, access: Access, settings: Settings | None = None) -> FastAPI:
+def make_app(
+    model: Model, records: PredictionRepository, access: Authenticator, settings: Settings | None = None
+) -> FastAPI:
     """The application, for a server to run. It closes `records` at its end.
 
     Args:
         model: that judges; load it with one thread a call.
-        records: where films are kept.
+        records: where images are kept.
         access: who may ask.
         settings: limits.
     """
     chosen = settings or Settings()
-    scoring = Scoring(model, most_waiting=chosen.most_waiting)
+    scoring = InferenceQueue(model, most_waiting=chosen.most_waiting)
     retention = Retention(records, chosen.keep)
 
     @contextlib.asynccontextmanager
@@ -86,21 +88,27 @@ def make_app(model: Model, records: Records, access: Access, settings: Settings 
         license_info={"name": "Apache-2.0", "identifier": "Apache-2.0"},
         docs_url=None,  # its pages load scripts from another host
         redoc_url=None,
-        telemetry={"tracing": False, "metrics": False, "logs": False},  # it would hold addresses, and so names of films
+        telemetry={
+            "tracing": False,
+            "metrics": False,
+            "logs": False,
+        },  # it would hold addresses, and so names of images
         lifespan=lifespan,
     )
     metrics = Metrics(lambda: scoring.waiting)
-    judging = Judging(model, records, scoring, metrics)
-    routers = (open_paths(judging), paths(judging, chosen.most_films), views(judging, chosen.most_bytes))
+    judging = PredictionService(model, records, scoring, metrics)
+    routers = (public_routes(judging), paths(judging, chosen.most_images), views(judging, chosen.most_bytes))
     for router in routers:
         app.include_router(router)
     routes = [route for router in routers for route in router.routes if isinstance(route, APIRoute)]
-    answer_errors(app, routes)
+    install_exception_handlers(app, routes)
     describe(app, asks=access.asks)
-    app.mount("/static", StaticFiles(packages=[("pneumoscope.service.page", "static")]), name="static")
+    app.mount("/static", StaticFiles(packages=[("pneumoscope.service.web", "static")]), name="static")
     app.state.access = access
     app.add_middleware(Limits, most_bytes=chosen.most_bytes, most_held=chosen.most_held, seconds=chosen.body_seconds)
     known = {"/openapi.json", *(route.path for route in routes)}
-    app.add_middleware(Watched, metrics=metrics, loopback=chosen.loopback, public_name=chosen.public_name, known=known)
+    app.add_middleware(
+        RequestMiddleware, metrics=metrics, loopback=chosen.loopback, public_name=chosen.public_name, known=known
+    )
     app.add_middleware(Lingering, most_bytes=chosen.most_bytes, seconds=chosen.rest_seconds)
     return app

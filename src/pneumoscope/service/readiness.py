@@ -1,4 +1,4 @@
-"""Whether films can be judged and kept: tried, but not more than once a second, however many ask."""
+"""Whether images can be judged and kept: tried, but not more than once a second, however many ask."""
 
 from __future__ import annotations
 
@@ -7,9 +7,9 @@ import threading
 import time
 from collections.abc import Callable
 
-from pneumoscope.errors import PneumoscopeError, StorageError
-from pneumoscope.predictor.model import Model
-from pneumoscope.service.records import Records
+from pneumoscope.core.errors import PneumoscopeError, StorageError
+from pneumoscope.inference.model import Model
+from pneumoscope.service.storage.repository import PredictionRepository
 
 __all__ = ["Readiness"]
 
@@ -22,21 +22,21 @@ class Readiness:
 
     Args:
         model: that judges.
-        records: where films are kept.
+        records: where images are kept.
         now: seconds on a clock that never goes back, for tests.
     """
 
-    def __init__(self, model: Model, records: Records, now: Callable[[], float] = time.monotonic) -> None:
+    def __init__(self, model: Model, records: PredictionRepository, now: Callable[[], float] = time.monotonic) -> None:
         self._model, self._records, self._now = model, records, now
         self._lock = threading.Lock()
         self._until = self._now()
         self._found: PneumoscopeError | None = None
 
     def check(self) -> None:
-        """Score the golden film, and do all that keeping a film takes.
+        """Score the golden image, and do all that keeping an image takes.
 
         Raises:
-            BundleError: films cannot be judged rightly.
+            BundleError: images cannot be judged rightly.
             StorageError: they cannot be kept. Whoever asks has no token, and is not told where: the log tells.
         """
         with self._lock:
@@ -49,11 +49,11 @@ class Readiness:
 
     def _try(self) -> PneumoscopeError | None:
         try:
-            self._model.try_golden_film()
+            self._model.run_self_test()
             self._records.try_to_keep()
         except StorageError as error:
             _LOG.warning("not ready: %s", error.message)
-            return StorageError("films cannot be kept", advice="The log tells why")
+            return StorageError("images cannot be kept", advice="The log tells why")
         except PneumoscopeError as error:
             return error
         return None

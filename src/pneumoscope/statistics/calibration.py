@@ -9,8 +9,8 @@ import numpy as np
 import numpy.typing as npt
 from scipy import optimize, special
 
-from pneumoscope.errors import UndefinedMetricError
-from pneumoscope.results import Interval
+from pneumoscope.core.errors import UndefinedMetricError
+from pneumoscope.core.results import Interval
 from pneumoscope.statistics.inputs import BoolArray, FloatArray, IntArray, checked
 from pneumoscope.statistics.intervals import RESAMPLES, patient_bootstrap, wilson
 
@@ -28,13 +28,13 @@ __all__ = [
 ]
 
 BINS = 15
-# The smallest slope: a network whose logits say nothing, or the opposite, gets one probability for every film.
+# The smallest slope: a network whose logits say nothing, or the opposite, gets one probability for every image.
 _LEAST_SLOPE = 1e-6
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
 class ReliabilityBin:
-    """Films of similar probability.
+    """Images of similar probability.
 
     Attributes:
         low, high: lowest and highest probability in the bin.
@@ -56,18 +56,18 @@ def _probabilities(probabilities: npt.ArrayLike, labels: npt.ArrayLike) -> tuple
 
 
 def _bins(probabilities: FloatArray, bins: int) -> IntArray:
-    """The bin of each film, numbered from 0 without gaps: equally many films a bin, equal probabilities together."""
+    """The bin of each image, numbered from 0 without gaps: equally many images a bin, equal probabilities together."""
     edges = np.unique(np.quantile(probabilities, np.arange(1, bins) / bins, method="inverted_cdf"))
     return np.asarray(np.unique(np.searchsorted(edges, probabilities), return_inverse=True)[1], dtype=np.int64)
 
 
 def weighted_brier(probabilities: FloatArray, labels: BoolArray, weights: FloatArray) -> FloatArray:
-    """Brier score of each weighting of the films, for `intervals.patient_bootstrap`: (n,), (n,), (r, n) -> (r,)."""
+    """Brier score of each weighting of the images, for `intervals.patient_bootstrap`: (n,), (n,), (r, n) -> (r,)."""
     return np.asarray(weights @ np.square(probabilities - labels) / weights.sum(axis=1))
 
 
 def weighted_calibration_error(probabilities: FloatArray, labels: BoolArray, weights: FloatArray) -> FloatArray:
-    """Expected calibration error of each weighting, in the bins of the unweighted films: (n,), (n,), (r, n) -> (r,)."""
+    """Expected calibration error of each weighting, in the bins of the unweighted images: (n,), (n,), (r, n) -> (r,)."""
     places = _bins(probabilities, BINS)
     gaps = np.zeros((len(places), int(places.max()) + 1))
     gaps[np.arange(len(places)), places] = probabilities - labels
@@ -78,7 +78,7 @@ def brier(probabilities: npt.ArrayLike, labels: npt.ArrayLike) -> float:
     """Mean squared distance of probability and truth: 0 is perfect, 0.25 is a coin.
 
     Raises:
-        UndefinedMetricError: no film, or a probability outside 0 to 1.
+        UndefinedMetricError: no image, or a probability outside 0 to 1.
     Source: Brier 1950, Mon Weather Rev 78:1.
     """
     p, y = _probabilities(probabilities, labels)
@@ -86,14 +86,14 @@ def brier(probabilities: npt.ArrayLike, labels: npt.ArrayLike) -> float:
 
 
 def expected_calibration_error(probabilities: npt.ArrayLike, labels: npt.ArrayLike) -> float:
-    """Mean distance of probability and observed share over 15 bins of equally many films.
+    """Mean distance of probability and observed share over 15 bins of equally many images.
 
     Bins of equal width would leave most of them almost empty, since networks say 0.99 far oftener than 0.5. Equal
     probabilities are never parted, so there can be fewer bins. The number is above 0 even for a perfect calibration, by
-    about 0.02 at 600 films.
+    about 0.02 at 600 images.
 
     Raises:
-        UndefinedMetricError: no film, or a probability outside 0 to 1.
+        UndefinedMetricError: no image, or a probability outside 0 to 1.
     Source: Naeini 2015, AAAI 29:2901; 15 bins by Guo 2017, ICML 70:1321; equal mass by Nixon 2019, CVPR Workshops.
     """
     p, y = _probabilities(probabilities, labels)
@@ -111,15 +111,15 @@ def calibration_error_interval(
 ) -> Interval:
     """Expected calibration error with an interval that a perfectly calibrated network can be inside of.
 
-    Noise can only add to this number, and drawing films again adds it a second time: a percentile interval lies above
+    Noise can only add to this number, and drawing images again adds it a second time: a percentile interval lies above
     the truth. So the percentile interval of `intervals.patient_bootstrap` is reflected at the value (the basic
     bootstrap), and its low end is 0 where labels drawn from the probabilities themselves give as large a value in more
     than 1 - level of draws.
 
-    In simulations of 624 films it holds the truth in 87 to 95% of data sets, the percentile interval in 0 to 91%.
+    In simulations of 624 images it holds the truth in 87 to 95% of data sets, the percentile interval in 0 to 91%.
 
     Raises:
-        UndefinedMetricError: no film, or a probability outside 0 to 1.
+        UndefinedMetricError: no image, or a probability outside 0 to 1.
     Source: Davison & Hinkley 1997, section 5.2 (basic); Bröcker & Smith 2007, Weather Forecast 22:651 (labels drawn).
     """
     p, y = _probabilities(probabilities, labels)
@@ -147,7 +147,7 @@ def reliability(probabilities: npt.ArrayLike, labels: npt.ArrayLike, bins: int =
     """The bins of `expected_calibration_error`, from the lowest probability up.
 
     Raises:
-        UndefinedMetricError: no film, or a probability outside 0 to 1.
+        UndefinedMetricError: no image, or a probability outside 0 to 1.
     """
     p, y = _probabilities(probabilities, labels)
     places = _bins(p, bins)
@@ -163,14 +163,14 @@ def fit_platt(logits: npt.ArrayLike, labels: npt.ArrayLike) -> tuple[float, floa
     """Slope and intercept with which sigmoid(slope x logit + intercept) is a probability.
 
     Maximum likelihood against Platt's smoothed targets, (N+ + 1) / (N+ + 2) and 1 / (N- + 2), which keep both numbers
-    finite where the films are separated perfectly. The slope stays positive: calibration must not change which film
+    finite where the images are separated perfectly. The slope stays positive: calibration must not change which image
     ranks higher.
 
     Args:
-        logits: of validation films, unbounded, shape (n,).
+        logits: of validation images, unbounded, shape (n,).
         labels: True where pneumonia is present, shape (n,).
     Raises:
-        UndefinedMetricError: a class has no film, or a logit is not finite.
+        UndefinedMetricError: a class has no image, or a logit is not finite.
     Source: Platt 1999, Advances in Large Margin Classifiers; Lin, Lin & Weng 2007, Mach Learn 68:267.
     """
     x, y = checked(logits, labels)
@@ -205,7 +205,7 @@ def at_prevalence(probabilities: npt.ArrayLike, now: float, then: float) -> Floa
         probabilities: of pneumonia, 0 to 1, any shape.
         now: share of pneumonia where they hold, above 0 and below 1.
         then: share of pneumonia where they are wanted, above 0 and below 1.
-    Source: Bayes' theorem, with films of either label as they were: Saerens 2002, Neural Comput 14:21, equation 2.4.
+    Source: Bayes' theorem, with images of either label as they were: Saerens 2002, Neural Comput 14:21, equation 2.4.
     """
     p = np.asarray(probabilities, dtype=np.float64)
     sick, well = p * then / now, (1 - p) * (1 - then) / (1 - now)

@@ -1,9 +1,9 @@
 """Where a score says too little to decide: split-conformal prediction for each label on its own (Mondrian).
 
-A label stays possible for a film unless the film's score is among the few strangest of the calibration films of that label.
-Over films that are exchangeable with them the true label then stays possible in at least the stated share of films, for
-normal films and for pneumonias alike, whatever the network is worth. Under a shift the promise does not hold; what held
-on other films has to be measured there.
+A label stays possible for an image unless the image's score is among the few strangest of the calibration images of that label.
+Over images that are exchangeable with them the true label then stays possible in at least the stated share of images, for
+normal images and for pneumonias alike, whatever the network is worth. Under a shift the promise does not hold; what held
+on other images has to be measured there.
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ from typing import NamedTuple
 import numpy as np
 import numpy.typing as npt
 
-from pneumoscope.errors import UndefinedMetricError
+from pneumoscope.core.errors import UndefinedMetricError
 from pneumoscope.statistics.inputs import checked
 
 __all__ = ["Band", "uncertain_band"]
@@ -30,22 +30,22 @@ class Band(NamedTuple):
 def uncertain_band(scores: npt.ArrayLike, labels: npt.ArrayLike, coverage: float) -> Band:
     """The scores at which both labels are possible, or neither is.
 
-    Where few calibration films are called wrongly, neither label may be possible at some scores: such a film is as strange
+    Where few calibration images are called wrongly, neither label may be possible at some scores: such an image is as strange
     for one label as for the other, and is counted as uncertain too, which can only raise the coverage.
 
     Args:
-        scores: of calibration films, on which neither the network nor its epoch was chosen, 0 to 1, shape (n,).
+        scores: of calibration images, on which neither the network nor its epoch was chosen, 0 to 1, shape (n,).
         labels: True where pneumonia is present, shape (n,).
         coverage: for each label, above 0 and below 1.
     Raises:
-        UndefinedMetricError: the coverage is out of range, or a label has too few films for it: at least
+        UndefinedMetricError: the coverage is out of range, or a label has too few images for it: at least
             coverage / (1 - coverage).
     Source: Vovk, Gammerman & Shafer 2005, Algorithmic Learning in a Random World, section 4.5; Vovk 2012, ACML 25:475.
     """
     x, y = checked(scores, labels)
     if not 0 < coverage < 1:
         raise UndefinedMetricError(f"a coverage of {coverage} is not between 0 and 1")
-    # Of n + 1 equally likely ranks of a new film among those of its label this many are given up.
+    # Of n + 1 equally likely ranks of a new image among those of its label this many are given up.
     lowest = np.sort(x[y])
     highest = np.sort(x[~y])[::-1]
     least_pneumonia = lowest[_given_up(len(lowest), coverage, "PNEUMONIA") - 1]
@@ -57,5 +57,5 @@ def _given_up(n: int, coverage: float, label: str) -> int:
     given_up = math.floor((1 - coverage) * (n + 1) + 1e-9)
     if given_up < 1:
         needed = math.ceil(coverage / (1 - coverage) - 1e-9)
-        raise UndefinedMetricError(f"a coverage of {coverage} needs {needed} {label} films or more; here are {n}")
+        raise UndefinedMetricError(f"a coverage of {coverage} needs {needed} {label} images or more; here are {n}")
     return given_up

@@ -1,7 +1,7 @@
 """Intervals of proportions, of their differences, and of anything else by drawing patients.
 
-Several films of one patient are not independent. Two answers are used here, both of which give back the ordinary
-formula where every film is a patient of its own: proportions take Wilson's interval with the films divided by the
+Several images of one patient are not independent. Two answers are used here, both of which give back the ordinary
+formula where every image is a patient of its own: proportions take Wilson's interval with the images divided by the
 design effect, and everything that is no proportion draws whole patients.
 """
 
@@ -15,8 +15,8 @@ import numpy as np
 import numpy.typing as npt
 from scipy import special
 
-from pneumoscope.errors import UndefinedMetricError
-from pneumoscope.results import Interval
+from pneumoscope.core.errors import UndefinedMetricError
+from pneumoscope.core.results import Interval
 from pneumoscope.statistics.inputs import BoolArray, FloatArray, IntArray, checked, patient_numbers
 
 __all__ = [
@@ -33,7 +33,7 @@ __all__ = [
 ]
 
 RESAMPLES = 2000
-# Weights of one block of resamples: 4 million doubles, 32 MB, however many films there are.
+# Weights of one block of resamples: 4 million doubles, 32 MB, however many images there are.
 _BLOCK = 4_000_000
 
 # (scores (n,), labels (n,), weights (r, n)) -> (r,): the statistic of each weighting, NaN where it does not exist.
@@ -57,11 +57,11 @@ def undefined(reason: str, *, n: int, method: str, level: float = 0.95, seed: in
 
 
 def wilson(successes: float, n: float, level: float = 0.95) -> Interval:
-    """A proportion and its score interval; for one film a patient.
+    """A proportion and its score interval; for one image a patient.
 
     Args:
-        successes: 0 to n; fractions are allowed, so that an effective number of films can be used.
-        n: films.
+        successes: 0 to n; fractions are allowed, so that an effective number of images can be used.
+        n: images.
         level: coverage, 0 to 1.
     Returns:
         The interval contains the proportion, stays in 0 to 1 and is undefined where n is 0.
@@ -73,7 +73,7 @@ def wilson(successes: float, n: float, level: float = 0.95) -> Interval:
     if not 0 <= successes <= n:
         raise UndefinedMetricError(f"{successes} of {n} is no proportion")
     if n == 0:
-        return undefined("there is no film to take the proportion of", n=0, method="wilson", level=level)
+        return undefined("there is no image to take the proportion of", n=0, method="wilson", level=level)
     p = successes / n
     centre = (p + z * z / (2 * n)) / (1 + z * z / n)
     half = z / (1 + z * z / n) * math.sqrt(p * (1 - p) / n + z * z / (4 * n * n))
@@ -87,11 +87,11 @@ def design_effect(values: npt.ArrayLike, groups: IntArray) -> float:
     """How many times larger the variance of a mean is because patients repeat.
 
     Args:
-        values: a number a film, shape (n,).
+        values: a number an image, shape (n,).
         groups: patient numbers, shape (n,).
     Returns:
-        At least 1, and exactly 1 where each film is a patient. Where all values are equal nothing can be estimated and
-        the films of a patient count as one.
+        At least 1, and exactly 1 where each image is a patient. Where all values are equal nothing can be estimated and
+        the images of a patient count as one.
     Source: the ratio estimator of Rao & Scott 1992, Biometrics 48:577.
     """
     x = np.asarray(values, dtype=np.float64)
@@ -107,17 +107,17 @@ def design_effect(values: npt.ArrayLike, groups: IntArray) -> float:
 
 
 def proportion(
-    correct: npt.ArrayLike, patients: Sequence[str] | None, *, why: str = "there is no such film", level: float = 0.95
+    correct: npt.ArrayLike, patients: Sequence[str] | None, *, why: str = "there is no such image", level: float = 0.95
 ) -> Interval:
-    """Share of films, by Wilson's interval with n divided by the design effect of repeated patients.
+    """Share of images, by Wilson's interval with n divided by the design effect of repeated patients.
 
-    Wilson's own interval is too narrow where a patient has several films; the design effect widens it and is named in
+    Wilson's own interval is too narrow where a patient has several images; the design effect widens it and is named in
     `method`.
 
     Args:
-        correct: True where the film counts, shape (n,).
-        patients: a key a film; "" is a patient of its own; None where none is known.
-        why: the reason to give where there is no film.
+        correct: True where the image counts, shape (n,).
+        patients: a key an image; "" is a patient of its own; None where none is known.
+        why: the reason to give where there is no image.
     Source: Wilson 1927 with the effective sample size of Rao & Scott 1992.
     """
     x = np.asarray(correct, dtype=np.bool_)
@@ -135,15 +135,15 @@ def _named(method: str, effect: float) -> str:
 
 
 def newcombe(successes_a: int, n_a: int, successes_b: int, n_b: int, level: float = 0.95) -> Interval:
-    """Difference of two proportions of different films, a minus b.
+    """Difference of two proportions of different images, a minus b.
 
     Returns:
-        n is the films of both.
+        n is the images of both.
     Source: the hybrid score interval, method 10 of Newcombe 1998, Stat Med 17:873.
     """
     a, b = wilson(successes_a, n_a, level), wilson(successes_b, n_b, level)
     if a.value is None or b.value is None:
-        return undefined("one side has no film", n=n_a + n_b, method="newcombe, unpaired", level=level)
+        return undefined("one side has no image", n=n_a + n_b, method="newcombe, unpaired", level=level)
     low, high = _square_and_add(a, b, 0.0)
     return Interval(a.value - b.value, low, high, "newcombe, unpaired", n_a + n_b, level)
 
@@ -151,13 +151,13 @@ def newcombe(successes_a: int, n_a: int, successes_b: int, n_b: int, level: floa
 def paired_difference(
     a_correct: npt.ArrayLike, b_correct: npt.ArrayLike, patients: Sequence[str] | None = None, level: float = 0.95
 ) -> Interval:
-    """Difference of two proportions of the same films, a minus b.
+    """Difference of two proportions of the same images, a minus b.
 
     Args:
-        a_correct, b_correct: True where a film is called correctly, shape (n,), in the same order.
-        patients: a key a film; where they repeat all counts are divided by the design effect of the difference.
+        a_correct, b_correct: True where an image is called correctly, shape (n,), in the same order.
+        patients: a key an image; where they repeat all counts are divided by the design effect of the difference.
     Raises:
-        UndefinedMetricError: no film, or not the same films.
+        UndefinedMetricError: no image, or not the same images.
     Source: method 10 of Newcombe 1998, Stat Med 17:2635, with its continuity-corrected phi.
     """
     x, b = checked(a_correct, b_correct)
@@ -189,7 +189,7 @@ def _square_and_add(a: Interval, b: Interval, phi: float) -> tuple[float, float]
 
 
 def mean_of_two(a: Interval, b: Interval) -> Interval:
-    """Mean of two shares of different films, with an interval from theirs: the distances to their ends, squared and added.
+    """Mean of two shares of different images, with an interval from theirs: the distances to their ends, squared and added.
 
     Args:
         a, b: shares at one level; where one does not exist, neither does the mean, for the same reason.
@@ -213,7 +213,7 @@ def patient_bootstrap(
     resamples: int = RESAMPLES,
     level: float = 0.95,
     seed: int = 0,
-    why: str = "the statistic does not exist for these films",
+    why: str = "the statistic does not exist for these images",
 ) -> Interval:
     """Percentile interval of a statistic over draws of whole patients, with replacement.
 
@@ -222,10 +222,10 @@ def patient_bootstrap(
     is dropped; where that is more than half of them, the interval is left out and the reason says so.
 
     Args:
-        statistic: of scores (n,), labels (n,) and film weights (r, n), giving (r,); see `Statistic`.
+        statistic: of scores (n,), labels (n,) and image weights (r, n), giving (r,); see `Statistic`.
         scores: what the statistic is of: scores, probabilities or decisions, shape (n,).
         labels: True where pneumonia is present, shape (n,).
-        patients: a key a film; "" is a patient of its own; None where none is known.
+        patients: a key an image; "" is a patient of its own; None where none is known.
         resamples: draws.
         seed: of the draws.
         why: the reason to give where the statistic does not exist.

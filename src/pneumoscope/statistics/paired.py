@@ -1,4 +1,4 @@
-"""Is one network better than another on the same films? Paired tests, and the correction for asking often."""
+"""Is one network better than another on the same images? Paired tests, and the correction for asking often."""
 
 from __future__ import annotations
 
@@ -9,8 +9,8 @@ import numpy as np
 import numpy.typing as npt
 from scipy import special
 
-from pneumoscope.errors import UndefinedMetricError
-from pneumoscope.results import Interval
+from pneumoscope.core.errors import UndefinedMetricError
+from pneumoscope.core.results import Interval
 from pneumoscope.statistics.inputs import checked, patient_numbers
 from pneumoscope.statistics.intervals import normal_quantile
 from pneumoscope.statistics.roc import delong_covariance
@@ -23,18 +23,18 @@ def mcnemar_exact(
 ) -> float | None:
     """Two-sided p that two networks are right equally often.
 
-    If they are, each patient's lead (films that only a gets right less films that only b does) is as likely the other
-    way round. The chance of a total lead at least as large is summed over all 2^k such turns, exactly. With a film a
-    patient that is McNemar's exact (binomial) test; where patients repeat it keeps their films together, as the plain
+    If they are, each patient's lead (images that only a gets right less images that only b does) is as likely the other
+    way round. The chance of a total lead at least as large is summed over all 2^k such turns, exactly. With an image a
+    patient that is McNemar's exact (binomial) test; where patients repeat it keeps their images together, as the plain
     test does not.
 
     Args:
-        a_correct, b_correct: True where a film is called correctly, shape (n,), in the same order.
-        patients: a key a film; "" is a patient of its own.
+        a_correct, b_correct: True where an image is called correctly, shape (n,), in the same order.
+        patients: a key an image; "" is a patient of its own.
     Returns:
         None where no patient has a lead: nothing speaks for either.
     Raises:
-        UndefinedMetricError: no film, or not the same films.
+        UndefinedMetricError: no image, or not the same images.
     Source: McNemar 1947, Psychometrika 12:153; exact sign-change test, Pitman 1937.
     """
     a, b = checked(a_correct, b_correct)
@@ -59,17 +59,17 @@ def delong_test(
     patients: Sequence[str] | None = None,
     level: float = 0.95,
 ) -> tuple[Interval, float | None]:
-    """Difference of two AUROCs on the same films, a minus b, and the two-sided p that there is none.
+    """Difference of two AUROCs on the same images, a minus b, and the two-sided p that there is none.
 
     Args:
         scores_a, scores_b: shape (n,), in the same order.
         labels: True where pneumonia is present, shape (n,).
-        patients: a key a film; films of one patient may be correlated.
+        patients: a key an image; images of one patient may be correlated.
     Returns:
         The difference with a normal interval, and p: None, and no interval, where the two rank alike and so have no
         variance.
     Raises:
-        UndefinedMetricError: a class has fewer than 2 patients, or not the same films.
+        UndefinedMetricError: a class has fewer than 2 patients, or not the same images.
     Source: as `roc.delong_covariance`.
     """
     a, y = checked(scores_a, labels)
@@ -80,7 +80,7 @@ def delong_test(
     difference = float(area[0] - area[1])
     variance = float(covariance[0, 0] + covariance[1, 1] - 2 * covariance[0, 1])
     if variance <= 1e-15:
-        return Interval(difference, None, None, method, len(a), level, None, "the two rank the films alike"), None
+        return Interval(difference, None, None, method, len(a), level, None, "the two rank the images alike"), None
     deviation = math.sqrt(variance)
     half = normal_quantile(level) * deviation
     interval = Interval(difference, max(-1.0, difference - half), min(1.0, difference + half), method, len(a), level)

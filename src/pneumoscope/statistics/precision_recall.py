@@ -18,10 +18,10 @@ def precision_recall_curve(scores: npt.ArrayLike, labels: npt.ArrayLike) -> tupl
         scores: any ordering, shape (n,).
         labels: True where pneumonia is present, shape (n,).
     Returns:
-        Sensitivity (which rises), precision and threshold (a film at or above it is called pneumonia), each of shape
+        Sensitivity (which rises), precision and threshold (an image at or above it is called pneumonia), each of shape
         (k,) for k distinct scores. Flat up to each corner, its area is `roc.auprc`.
     Raises:
-        UndefinedMetricError: a class has no film.
+        UndefinedMetricError: a class has no image.
     """
     rate, sensitivity, thresholds = (values[1:] for values in roc_curve(scores, labels))
     y = np.asarray(labels, dtype=np.bool_)

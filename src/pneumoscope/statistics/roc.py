@@ -1,4 +1,4 @@
-"""How well scores rank the films, whatever the threshold."""
+"""How well scores rank the images, whatever the threshold."""
 
 from __future__ import annotations
 
@@ -9,8 +9,8 @@ import numpy as np
 import numpy.typing as npt
 from scipy import special, stats
 
-from pneumoscope.errors import UndefinedMetricError
-from pneumoscope.results import Interval
+from pneumoscope.core.errors import UndefinedMetricError
+from pneumoscope.core.results import Interval
 from pneumoscope.statistics.inputs import BoolArray, FloatArray, IntArray, checked, patient_numbers
 from pneumoscope.statistics.intervals import normal_quantile, undefined, wilson
 
@@ -26,7 +26,7 @@ __all__ = [
 
 
 def _at_each_score(scores: FloatArray, labels: BoolArray, weights: FloatArray) -> tuple[FloatArray, FloatArray]:
-    """Weight of pneumonia and of normal films at each distinct score, from the highest down: two arrays (r, k)."""
+    """Weight of pneumonia and of normal images at each distinct score, from the highest down: two arrays (r, k)."""
     order = np.argsort(-scores, kind="stable")
     ranked = scores[order]
     starts = np.flatnonzero(np.concatenate(([True], ranked[1:] != ranked[:-1])))
@@ -36,12 +36,12 @@ def _at_each_score(scores: FloatArray, labels: BoolArray, weights: FloatArray) -
 
 
 def weighted_auroc(scores: FloatArray, labels: BoolArray, weights: FloatArray) -> FloatArray:
-    """AUROC of each weighting of the films, for `intervals.patient_bootstrap`.
+    """AUROC of each weighting of the images, for `intervals.patient_bootstrap`.
 
     Args:
         scores: shape (n,).
         labels: shape (n,).
-        weights: of each film, 0 or more, shape (r, n).
+        weights: of each image, 0 or more, shape (r, n).
     Returns:
         Shape (r,), 0 to 1; NaN where a class has no weight.
     """
@@ -53,7 +53,7 @@ def weighted_auroc(scores: FloatArray, labels: BoolArray, weights: FloatArray) -
 
 
 def weighted_auprc(scores: FloatArray, labels: BoolArray, weights: FloatArray) -> FloatArray:
-    """Average precision of each weighting of the films; arguments and result as in `weighted_auroc`."""
+    """Average precision of each weighting of the images; arguments and result as in `weighted_auroc`."""
     positive, negative = _at_each_score(scores, labels, weights)
     called = np.cumsum(positive + negative, axis=1)
     with np.errstate(invalid="ignore"):
@@ -62,13 +62,13 @@ def weighted_auprc(scores: FloatArray, labels: BoolArray, weights: FloatArray) -
 
 
 def auroc(scores: npt.ArrayLike, labels: npt.ArrayLike) -> float:
-    """Area under the ROC curve: the chance that a pneumonia scores above a normal film; ties count one half.
+    """Area under the ROC curve: the chance that a pneumonia scores above a normal image; ties count one half.
 
     Args:
         scores: any ordering, shape (n,); logits rather than scores, which tie at 0 and 1.
         labels: True where pneumonia is present, shape (n,).
     Raises:
-        UndefinedMetricError: a class has no film.
+        UndefinedMetricError: a class has no image.
     Source: Hanley & McNeil 1982, Radiology 143:29.
     """
     x, y = _both_classes(scores, labels)
@@ -92,10 +92,10 @@ def roc_curve(scores: npt.ArrayLike, labels: npt.ArrayLike) -> tuple[FloatArray,
     """Corners of the ROC curve from (0, 0) to (1, 1).
 
     Returns:
-        False positive rate, sensitivity and threshold (a film at or above it is called pneumonia), each of shape (k +
+        False positive rate, sensitivity and threshold (an image at or above it is called pneumonia), each of shape (k +
         1,) for k distinct scores; the first threshold is infinite.
     Raises:
-        UndefinedMetricError: a class has no film.
+        UndefinedMetricError: a class has no image.
     """
     x, y = _both_classes(scores, labels)
     positive, negative = _at_each_score(x, y, np.ones((1, len(x))))
@@ -105,18 +105,18 @@ def roc_curve(scores: npt.ArrayLike, labels: npt.ArrayLike) -> tuple[FloatArray,
 
 
 def delong_covariance(scores: npt.ArrayLike, labels: npt.ArrayLike, groups: IntArray) -> tuple[FloatArray, FloatArray]:
-    """AUROC of one or more networks on the same films, and their covariance.
+    """AUROC of one or more networks on the same images, and their covariance.
 
     Args:
         scores: a row a network, shape (k, n).
         labels: shape (n,).
-        groups: patient numbers, shape (n,); films of one patient may be correlated.
+        groups: patient numbers, shape (n,); images of one patient may be correlated.
     Returns:
-        AUROC, shape (k,), and covariance, shape (k, k). With a film a patient it is DeLong's.
+        AUROC, shape (k,), and covariance, shape (k, k). With an image a patient it is DeLong's.
     Raises:
         UndefinedMetricError: a class has fewer than 2 patients.
     Source: DeLong 1988, Biometrics 44:837; the mid-ranks of Sun & Xu 2014, IEEE Signal Process Lett 21:1389; sums over
-        the films of a patient by Obuchowski 1997, Biometrics 53:567.
+        the images of a patient by Obuchowski 1997, Biometrics 53:567.
     """
     x, y = np.atleast_2d(np.asarray(scores, dtype=np.float64)), np.asarray(labels, dtype=np.bool_)
     sizes = [len(np.unique(groups[chosen])) for chosen in (y, ~y)]
@@ -146,15 +146,15 @@ def auroc_interval(
     """AUROC with DeLong's interval on the logit scale, which stays in 0 to 1.
 
     Where the variance is 0 or cannot be estimated (perfect separation, a class with one patient) DeLong would claim
-    certainty. Then it is Wilson's interval for as many independent pairs, a pneumonia with a normal film, as the
+    certainty. Then it is Wilson's interval for as many independent pairs, a pneumonia with a normal image, as the
     smaller class has patients.
 
     Args:
         scores: any ordering, shape (n,).
         labels: True where pneumonia is present, shape (n,).
-        patients: a key a film; "" is a patient of its own.
+        patients: a key an image; "" is a patient of its own.
     Returns:
-        Undefined, with the reason, where a class has no film.
+        Undefined, with the reason, where a class has no image.
     Source: `delong_covariance`; logit transform by Pepe 2003, The Statistical Evaluation of Medical Tests, section 5.2.
     """
     x, y = checked(scores, labels)
@@ -162,7 +162,7 @@ def auroc_interval(
     method = "delong" if len(np.unique(groups)) == len(x) else "delong by patient"
     if y.all() or not y.any():
         return undefined(
-            f"there is no {'NORMAL' if y.all() else 'PNEUMONIA'} film", n=len(x), method=method, level=level
+            f"there is no {'NORMAL' if y.all() else 'PNEUMONIA'} image", n=len(x), method=method, level=level
         )
     area = auroc(x, y)
     pairs = min(len(np.unique(groups[chosen])) for chosen in (y, ~y))
@@ -178,5 +178,7 @@ def auroc_interval(
 def _both_classes(scores: npt.ArrayLike, labels: npt.ArrayLike) -> tuple[FloatArray, BoolArray]:
     x, y = checked(scores, labels)
     if y.all() or not y.any():
-        raise UndefinedMetricError(f"AUROC needs both classes; there is no {'NORMAL' if y.all() else 'PNEUMONIA'} film")
+        raise UndefinedMetricError(
+            f"AUROC needs both classes; there is no {'NORMAL' if y.all() else 'PNEUMONIA'} image"
+        )
     return x, y

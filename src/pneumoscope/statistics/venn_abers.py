@@ -1,8 +1,8 @@
-"""A probability with its own uncertainty: two answers for each film, one a label, and how far they are apart.
+"""A probability with its own uncertainty: two answers for each image, one a label, and how far they are apart.
 
-Isotonic regression is fitted to the calibration films and the new film twice, once as if it were normal and once as if it
-were a pneumonia. One of the two is calibrated, whatever the network is worth, as long as films are exchangeable; where few
-calibration films are near, the two are far apart.
+Isotonic regression is fitted to the calibration images and the new image twice, once as if it were normal and once as if it
+were a pneumonia. One of the two is calibrated, whatever the network is worth, as long as images are exchangeable; where few
+calibration images are near, the two are far apart.
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ from typing import NamedTuple
 import numpy as np
 import numpy.typing as npt
 
-from pneumoscope.errors import UndefinedMetricError
+from pneumoscope.core.errors import UndefinedMetricError
 from pneumoscope.statistics.inputs import FloatArray, checked
 
 __all__ = ["VennAbers", "fit_venn_abers"]
@@ -38,29 +38,29 @@ class VennAbers(NamedTuple):
 
 
 def fit_venn_abers(scores: npt.ArrayLike, labels: npt.ArrayLike) -> VennAbers:
-    """Work out both answers for every score that a film can have.
+    """Work out both answers for every score that an image can have.
 
     Args:
-        scores: of calibration films, any unit, shape (n,).
+        scores: of calibration images, any unit, shape (n,).
         labels: True where pneumonia is present, shape (n,).
     Raises:
-        UndefinedMetricError: a class has no film.
+        UndefinedMetricError: a class has no image.
     Source: Vovk, Petej & Fedorova 2015, NeurIPS 28:892 (inductive Venn-Abers predictors).
     """
     from sklearn.isotonic import isotonic_regression  # here, since reading an interval off needs none of it
 
     x, y = checked(scores, labels)
     if y.all() or not y.any():
-        raise UndefinedMetricError(f"calibration needs both classes; here are {len(y)} films of one")
-    edges, ranks, films = np.unique(x, return_inverse=True, return_counts=True)
-    share = np.bincount(ranks, y) / films
+        raise UndefinedMetricError(f"calibration needs both classes; here are {len(y)} images of one")
+    edges, ranks, images = np.unique(x, return_inverse=True, return_counts=True)
+    share = np.bincount(ranks, y) / images
 
     def answers(label: float) -> FloatArray:
-        # A score between two calibration films gets the same answer wherever it is between them.
+        # A score between two calibration images gets the same answer wherever it is between them.
         return np.array(
             [
                 isotonic_regression(
-                    np.insert(share, place, label), sample_weight=np.insert(films.astype(float), place, 1.0)
+                    np.insert(share, place, label), sample_weight=np.insert(images.astype(float), place, 1.0)
                 )[place]
                 for place in range(len(edges) + 1)
             ]

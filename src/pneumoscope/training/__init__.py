@@ -1,1 +1,1 @@
-"""From a recipe and labelled films to a finished run with its bundle. The only floor above `networks` that needs torch."""
+"""From a recipe and labelled images to a finished run with its bundle. The only floor above `networks` that needs torch."""

@@ -1,4 +1,4 @@
-"""Batch normalisation over the films of all devices, on CPUs.
+"""Batch normalisation over the images of all devices, on CPUs.
 
 Each device would otherwise normalise by its own share of a batch, and a recipe would train another network on two devices than
 on one. torch's own remedy, SyncBatchNorm, refuses CPUs; GPUs have it (see `loop.fit`).
@@ -19,7 +19,7 @@ __all__ = ["JointBatchNorm"]
 
 
 class JointBatchNorm(TorchFunctionMode):
-    """While it is entered, layers in training normalise by the statistics of all devices' films together.
+    """While it is entered, layers in training normalise by the statistics of all devices' images together.
 
     Every batch normalisation, timm's with an activation too, ends in `F.batch_norm`, which is what is taken over: layers and the
     names of their tensors stay as they are. The gradient is that of the sum of all devices' losses. A layer in evaluation, or
@@ -55,7 +55,7 @@ def _normalise(
         still = torch.zeros(maps.shape[1], dtype=torch.promote_types(maps.dtype, torch.float32))
         own_mean, own_var = torch.batch_norm_update_stats(maps, still, still, 0.0)
         mean, var = own_mean.double(), own_var.double()
-        # Shares differ by a film, so each device's moments count by its number of values; in double precision, because a
+        # Shares differ by an image, so each device's moments count by its number of values; in double precision, because a
         # variance is then the small difference of large numbers.
         values = torch.full_like(mean, maps.numel() // maps.shape[1])
         moments = torch.stack([values, values * mean, values * (var + mean.square())])

@@ -15,8 +15,8 @@ from lightning.pytorch.callbacks import Checkpoint
 from lightning.pytorch.plugins.io import CheckpointIO
 from safetensors.torch import save
 
-from pneumoscope.errors import StorageError
-from pneumoscope.storage import write_atomically
+from pneumoscope.core.errors import StorageError
+from pneumoscope.core.files import write_atomically
 from pneumoscope.training.classifier import Classifier
 from pneumoscope.training.history import best_epoch, history_csv
 

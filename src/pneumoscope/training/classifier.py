@@ -14,11 +14,11 @@ from lightning.pytorch.utilities.types import OptimizerLRSchedulerConfig
 from torch import Tensor
 from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 
-from pneumoscope.errors import DivergedError
-from pneumoscope.networks.network import Network
+from pneumoscope.core.errors import DivergedError
+from pneumoscope.models.base import Network
 from pneumoscope.statistics.roc import auroc
 from pneumoscope.training.batch_norm import JointBatchNorm
-from pneumoscope.training.films import Batch, derive_seed
+from pneumoscope.training.data_module import Batch, derive_seed
 from pneumoscope.training.history import Epoch
 from pneumoscope.training.optimizers import make_optimizer, make_schedule
 from pneumoscope.training.recipe import Recipe
@@ -34,7 +34,7 @@ class Classifier(pl.LightningModule):
         network: with its starting weights.
         weights: of the loss for (NORMAL, PNEUMONIA).
         steps_an_epoch: training steps of every epoch.
-        on_features: True where batches hold the features of frozen convolutions, not films.
+        on_features: True where batches hold the features of frozen convolutions, not images.
     """
 
     def __init__(
@@ -87,10 +87,10 @@ class Classifier(pl.LightningModule):
         torch.manual_seed(derive_seed(self.recipe.training.seed, self.current_epoch, self.global_rank, batch_idx, 3))
 
     def training_step(self, batch: Batch, _: int) -> Tensor:
-        """One step; its films count towards the epoch's training loss and accuracy as they were seen, as Keras counts."""
+        """One step; its images count towards the epoch's training loss and accuracy as they were seen, as Keras counts."""
         joint = torch.distributed.is_available() and torch.distributed.is_initialized() and self.device.type == "cpu"
         with JointBatchNorm() if joint else contextlib.nullcontext():
-            logits = self._logits(self.network, batch.films)
+            logits = self._logits(self.network, batch.images)
         smoothing = self.recipe.training.label_smoothing
         targets = batch.labels * (1 - smoothing) + 0.5 * smoothing
         normal, pneumonia = self._label_weights
@@ -115,10 +115,10 @@ class Classifier(pl.LightningModule):
 
     def validation_step(self, batch: Batch, _: int) -> None:
         """Collect logits."""
-        self._validated.append((self._logits(self.kept, batch.films).float(), batch.labels, batch.places))
+        self._validated.append((self._logits(self.kept, batch.images).float(), batch.labels, batch.places))
 
     def on_validation_epoch_end(self) -> None:
-        """Loss, accuracy at 0.5 and AUROC over all validation films, each counted once; then close the epoch."""
+        """Loss, accuracy at 0.5 and AUROC over all validation images, each counted once; then close the epoch."""
         columns = [torch.cat(column) for column in zip(*self._validated, strict=True)]
         logits, labels, places = (self._from_all(column).reshape(-1) for column in columns)
         order = torch.argsort(places, stable=True)
@@ -127,7 +127,7 @@ class Classifier(pl.LightningModule):
         logits, labels = logits[once], labels[once]
         if not torch.isfinite(logits).all():
             # Before anything of this epoch is written: the checkpoint of the epoch before stays the last good one.
-            raise self._diverged("a validation film's logit is no number")
+            raise self._diverged("a validation image's logit is no number")
         self._close_epoch(
             F.binary_cross_entropy_with_logits(logits, labels).item(),
             ((logits > 0) == (labels > 0)).double().mean().item(),
@@ -167,8 +167,8 @@ class Classifier(pl.LightningModule):
             " the checkpoint of the epoch before is kept",
         )
 
-    def _logits(self, network: Network, films: Tensor) -> Tensor:
-        logits: Tensor = network.classify(films).squeeze(1) if self.on_features else network(films)
+    def _logits(self, network: Network, images: Tensor) -> Tensor:
+        logits: Tensor = network.classify(images).squeeze(1) if self.on_features else network(images)
         return logits.float()
 
     def _from_all(self, own: Tensor) -> Tensor:

@@ -1,8 +1,8 @@
-"""From trained weights to a bundle: one ONNX file, checked against torch film by film, and its card.
+"""From trained weights to a bundle: one ONNX file, checked against torch image by image, and its card.
 
-Calibration, operating points and limits are fitted on what the exported file says of the validation films, not on what torch
-says: what is described is what is shipped. Limits of what is refused are fitted on films each once a little askew and lit
-otherwise, whatever the rest is fitted on: how a film was laid and lit is no reason to refuse it.
+Calibration, operating points and limits are fitted on what the exported file says of the validation images, not on what torch
+says: what is described is what is shipped. Limits of what is refused are fitted on images each once a little askew and lit
+otherwise, whatever the rest is fitted on: how an image was laid and lit is no reason to refuse it.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ from pneumoscope import __version__
 from pneumoscope.bundle.card import (
     CARD_FILE,
     FORMAT,
-    KINDS,
+    INPUT_CLASSES,
     LABELS,
     NETWORK_FILE,
     Band,
@@ -36,34 +36,34 @@ from pneumoscope.bundle.card import (
     Spread,
     short_hash,
 )
-from pneumoscope.bundle.golden import golden_film
-from pneumoscope.dataset.cache import prepare_films
-from pneumoscope.dataset.manifest import Manifest
-from pneumoscope.errors import UndefinedMetricError
-from pneumoscope.networks.network import Network
-from pneumoscope.predictor.predictor import Outputs, Predictor, calibrated, refusals, sigmoid
+from pneumoscope.bundle.self_test import self_test_image
+from pneumoscope.core.errors import UndefinedMetricError
+from pneumoscope.core.files import write_atomically
+from pneumoscope.data.cache import preprocess_images
+from pneumoscope.data.manifest import Manifest
+from pneumoscope.inference.session import BundleSession, Outputs, calibrated, refusals, sigmoid
+from pneumoscope.models.base import Network
 from pneumoscope.statistics.calibration import at_prevalence, fit_platt
 from pneumoscope.statistics.conformal import uncertain_band
 from pneumoscope.statistics.intervals import proportion
-from pneumoscope.statistics.operating_point import at_sensitivity, at_specificity, highest_youden
+from pneumoscope.statistics.thresholds import at_sensitivity, at_specificity, highest_youden
 from pneumoscope.statistics.venn_abers import fit_venn_abers
-from pneumoscope.storage import write_atomically
-from pneumoscope.training.augment import augment
-from pneumoscope.training.films import FilmArrays, derive_seed
-from pneumoscope.training.gate import PLAUSIBLE
-from pneumoscope.training.onnx_file import to_onnx
+from pneumoscope.training.augmentation import augment
+from pneumoscope.training.data_module import ImageArrays, derive_seed
+from pneumoscope.training.input_classifier import PLAUSIBLE
+from pneumoscope.training.onnx_export import to_onnx
+from pneumoscope.training.ood import fit_input_checks
 from pneumoscope.training.parity import check_explanations, check_parity
 from pneumoscope.training.recipe import Augmentation, Recipe, Refusals
 from pneumoscope.training.run import machine, now, versions
-from pneumoscope.training.screen import make_screen
 
 __all__ = ["COVERAGE", "export"]
 
-# Of films of either label that are to be called rightly or left uncertain.
+# Of images of either label that are to be called rightly or left uncertain.
 COVERAGE = 0.95
-# Above this probability a picture is a film as it should be, however sure the gate is of all validation films.
-_SURELY_A_FILM = 0.5
-_PARITY_FILMS = 64
+# Above this probability a picture is an image as it should be, however sure the gate is of all validation images.
+_SURELY_A_IMAGE = 0.5
+_PARITY_IMAGES = 64
 _BATCH = 32
 
 
@@ -71,7 +71,7 @@ def export(
     network: Network,
     recipe: Recipe,
     manifest: Manifest,
-    arrays: FilmArrays,
+    arrays: ImageArrays,
     folder: Path,
     *,
     best_epoch: int,
@@ -85,16 +85,16 @@ def export(
         best_epoch: counted from 1.
     Raises:
         ParityError: logits, heatmaps, kinds or distances of the exported network differ from torch's (see `check_parity` and
-            `check_explanations`) on the validation films compared: 64, or all where there are fewer.
+            `check_explanations`) on the validation images compared: 64, or all where there are fewer.
         StorageError: it cannot be written.
     """
-    prepared = prepare_films(arrays.root, (*arrays.train, *arrays.validation), arrays.preparation)
+    prepared = preprocess_images(arrays.root, (*arrays.train, *arrays.validation), arrays.preprocessing)
     rows, pixels = prepared.rows[: len(arrays.train)], prepared.pixels[prepared.rows[len(arrays.train) :]]
     screen = None
     if steps := recipe.refusal.steps:
-        screen = make_screen(prepared.pixels, rows, steps=steps, seed=recipe.training.seed)
+        screen = fit_input_checks(prepared.pixels, rows, steps=steps, seed=recipe.training.seed)
     onnx = to_onnx(network, recipe.network.image_size, screen)
-    labels = np.array([film.positive for film in arrays.validation])
+    labels = np.array([image.positive for image in arrays.validation])
     card = Card(
         format=FORMAT,
         labels=LABELS,
@@ -105,34 +105,34 @@ def export(
         created=now(),
         onnx_sha256=hashlib.sha256(onnx).hexdigest(),
         onnx_bytes=len(onnx),
-        golden_logit=0,
-        preparation=arrays.preparation,
+        self_test_logit=0,
+        preprocessing=arrays.preprocessing,
         calibration=Calibration(slope=1, intercept=0, method="none", n=0, prevalence=0.5),
         intervals=None,
         refusal=None,
         spread=None,
         ages=recipe.data.ages,
         points={},
-        parity=Parity(films=0, largest=0),
+        parity=Parity(images=0, largest=0),
         recipe=recipe.model_dump(mode="json"),
         seed=recipe.training.seed,
         manifest_sha256=manifest.sha256(),
         split_by=manifest.by,
         counts=manifest.counts(),
         seen={
-            name: sorted(short_hash(film.sha256) for film in manifest.split(name)) for name in ("train", "validation")
+            name: sorted(short_hash(image.sha256) for image in manifest.split(name)) for name in ("train", "validation")
         },
         best_epoch=best_epoch,
         machine=machine() | versions(),
     )
-    predictor = Predictor(card, onnx)
+    predictor = BundleSession(card, onnx)
     outputs = [predictor.outputs(pixels[i : i + _BATCH]) for i in range(0, len(pixels), _BATCH)]
     logits = np.concatenate([part.logit for part in outputs])
-    # A manifest is sorted: films from all over it are of both labels.
-    spread = np.linspace(0, len(pixels) - 1, min(_PARITY_FILMS, len(pixels))).astype(int)
+    # A manifest is sorted: images from all over it are of both labels.
+    spread = np.linspace(0, len(pixels) - 1, min(_PARITY_IMAGES, len(pixels))).astype(int)
     for part in (pixels[spread[i : i + _BATCH]] for i in range(0, len(spread), _BATCH)):
         check_explanations(network, part, predictor.outputs(part, heatmaps=predictor.explains), screen)
-    patients = [film.patient for film in arrays.validation]
+    patients = [image.patient for image in arrays.validation]
     augmented = recipe.training.calibrate == "augmented"
     fitted = logits
     if augmented:
@@ -146,7 +146,7 @@ def export(
     card = msgspec.structs.replace(
         card,
         parity=check_parity(network, pixels[spread], logits[spread]),
-        golden_logit=float(predictor.logits(golden_film(recipe.network.image_size))[0]),
+        self_test_logit=float(predictor.logits(self_test_image(recipe.network.image_size))[0]),
         calibration=_calibrate(fitted, labels, prevalence),
         intervals=_intervals(fitted, labels, prevalence),
         refusal=limits,
@@ -159,11 +159,11 @@ def export(
 
 
 def _augmented(pixels: npt.NDArray[np.uint8], options: Augmentation, seed: int) -> Iterator[npt.NDArray[np.uint8]]:
-    """Films in batches, each once as `options` may make it look."""
+    """Images in batches, each once as `options` may make it look."""
     for start in range(0, len(pixels), _BATCH):
-        films = torch.from_numpy(np.array(pixels[start : start + _BATCH]))
-        seeds = [derive_seed(seed, start + place, 9) for place in range(len(films))]
-        yield augment(films, options, seeds).round().to(torch.uint8).numpy()
+        images = torch.from_numpy(np.array(pixels[start : start + _BATCH]))
+        seeds = [derive_seed(seed, start + place, 9) for place in range(len(images))]
+        yield augment(images, options, seeds).round().to(torch.uint8).numpy()
 
 
 def _calibrate(logits: npt.NDArray[np.float32], labels: npt.NDArray[np.bool_], prevalence: float) -> Calibration:
@@ -185,12 +185,12 @@ def _points(
     n, positives = len(labels), int(labels.sum())
     chosen = {
         "half": (0.5, "score of 0.5, as in the report"),
-        "balanced": (highest_youden(scores, labels), f"highest Youden index on {n} validation films{how}"),
-        "rule-out": (
+        "balanced": (highest_youden(scores, labels), f"highest Youden index on {n} validation images{how}"),
+        "rule_out": (
             at_sensitivity(scores, labels, 0.99),
             f"highest threshold with sensitivity 0.99 on {positives} validation pneumonias{how}",
         ),
-        "rule-in": (
+        "rule_in": (
             at_specificity(scores, labels, 0.99),
             f"lowest threshold with specificity 0.99 on {n - positives} validation normals{how}",
         ),
@@ -207,7 +207,7 @@ def _points(
             chosen_on="fixed" if name == "half" else "validation",
             sensitivity=share(threshold, True),
             specificity=share(threshold, False),
-            # Whoever asks to rule out or in has said which error is worse: every film is decided.
+            # Whoever asks to rule out or in has said which error is worse: every image is decided.
             band=_band(scores, labels, threshold) if name == "balanced" else None,
         )
         for name, (threshold, rule) in chosen.items()
@@ -220,28 +220,28 @@ def _share(what: npt.NDArray[np.bool_], patients: Sequence[str]) -> Share:
 
 
 def _limits(plain: Sequence[Outputs], askew: Sequence[Outputs], shares: Refusals, patients: Sequence[str]) -> Refusal:
-    """Limits that at most these shares of films lie beyond, by what the network gives of them as they are and once askew."""
+    """Limits that at most these shares of images lie beyond, by what the network gives of them as they are and once askew."""
 
     def found(outputs: Sequence[Outputs]) -> tuple[npt.NDArray[np.float32], npt.NDArray[np.float32]]:
         kinds = [part.kinds[:, 0] for part in outputs if part.kinds is not None]
         return np.concatenate(kinds), np.concatenate([part.distance for part in outputs if part.distance is not None])
 
-    film, distance = found(askew)
-    least = min(_SURELY_A_FILM, float(np.sort(film)[math.floor(shares.share_kinds * len(film) + 1e-9)]))
-    greatest = float(np.sort(distance)[-1 - math.floor(shares.share_distance * len(distance) + 1e-9)])
-    film, distance = found(plain)
+    image, distance = found(askew)
+    least = min(_SURELY_A_IMAGE, float(np.sort(image)[math.floor(shares.classifier_share * len(image) + 1e-9)]))
+    greatest = float(np.sort(distance)[-1 - math.floor(shares.distance_share * len(distance) + 1e-9)])
+    image, distance = found(plain)
     return Refusal(
-        kinds=KINDS,
-        least_film=least,
-        greatest_distance=greatest,
-        share_kinds=shares.share_kinds,
-        share_distance=shares.share_distance,
-        refused=_share((film < least) | (distance > greatest), patients),
+        kinds=INPUT_CLASSES,
+        min_upright=least,
+        max_distance=greatest,
+        classifier_share=shares.classifier_share,
+        distance_share=shares.distance_share,
+        refused=_share((image < least) | (distance > greatest), patients),
     )
 
 
 def _spread(card: Card, plain: Sequence[Outputs], labels: npt.NDArray[np.bool_]) -> Spread | None:
-    """Of films as they are, by what the card says of them; None where it refuses all."""
+    """Of images as they are, by what the card says of them; None where it refuses all."""
     kept = np.array([not reason for part in plain for reason in refusals(card, part)], dtype=np.bool_)
     if not kept.any():
         return None
@@ -254,9 +254,9 @@ def _spread(card: Card, plain: Sequence[Outputs], labels: npt.NDArray[np.bool_])
 
 
 def _band(scores: npt.NDArray[np.float64], labels: npt.NDArray[np.bool_], threshold: float) -> Band | None:
-    """The scores that are left uncertain; None where there are too few films for the coverage.
+    """The scores that are left uncertain; None where there are too few images for the coverage.
 
-    It reaches to the threshold, so that a rising score goes from normal over uncertain to pneumonia and never back: more films
+    It reaches to the threshold, so that a rising score goes from normal over uncertain to pneumonia and never back: more images
     are left uncertain than the coverage needs, and it holds all the more.
     """
     pneumonias = int(labels.sum())

@@ -15,7 +15,7 @@ class Epoch(NamedTuple):
 
     Attributes:
         epoch: counted from 1.
-        train_loss, train_accuracy: over the films as they were seen, dropout and augmentation included.
+        train_loss, train_accuracy: over the images as they were seen, dropout and augmentation included.
         validation_loss, validation_accuracy, validation_auroc: at the end of the epoch; accuracy at the threshold 0.5.
         learning_rate: after the last step.
         seconds: wall clock, validation included.

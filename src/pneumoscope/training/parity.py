@@ -10,10 +10,10 @@ import torch
 from torch import Tensor
 
 from pneumoscope.bundle.card import Parity
-from pneumoscope.errors import ParityError
-from pneumoscope.networks.network import Network
-from pneumoscope.networks.population import Screen
-from pneumoscope.predictor.predictor import Outputs
+from pneumoscope.core.errors import ParityError
+from pneumoscope.inference.session import Outputs
+from pneumoscope.models.base import Network
+from pneumoscope.models.ood import InputChecks
 
 __all__ = ["EXPLAINED_TOLERANCE", "TOLERANCE", "check_explanations", "check_parity"]
 
@@ -27,7 +27,7 @@ _JUMP = 0.1
 def check_parity(network: Network, pixels: npt.NDArray[np.uint8], logits: npt.NDArray[np.float32]) -> Parity:
     """Compare torch with what the exported network said.
 
-    Both compute in single precision, whose rounding a network may magnify: one trained on a few hundred films was found to differ
+    Both compute in single precision, whose rounding a network may magnify: one trained on a few hundred images was found to differ
     by 8e-5 from itself in double precision.
 
     Args:
@@ -35,26 +35,26 @@ def check_parity(network: Network, pixels: npt.NDArray[np.uint8], logits: npt.ND
         pixels: shape (n, size, size).
         logits: of the exported network, shape (n,).
     Raises:
-        ParityError: they differ by more than `TOLERANCE` on a film.
+        ParityError: they differ by more than `TOLERANCE` on an image.
     """
     with torch.inference_mode():
         own = torch.cat([network(torch.from_numpy(np.array(part))) for part in np.array_split(pixels, 2)]).numpy()
     largest = float((np.abs(own - logits) / np.maximum(1, np.abs(own))).max())
     if not largest <= TOLERANCE:
         raise ParityError(
-            f"the exported network's logits differ from torch's by up to {largest:.2g} of their size on {len(pixels)} films"
+            f"the exported network's logits differ from torch's by up to {largest:.2g} of their size on {len(pixels)} images"
             f" (at most {TOLERANCE:g} is allowed)",
             advice="This is a fault of the export, not of the training; the checkpoints are kept",
         )
-    return Parity(films=len(pixels), largest=largest)
+    return Parity(images=len(pixels), largest=largest)
 
 
 def check_explanations(
-    network: Network, pixels: npt.NDArray[np.uint8], outputs: Outputs, screen: Screen | None = None
+    network: Network, pixels: npt.NDArray[np.uint8], outputs: Outputs, screen: InputChecks | None = None
 ) -> None:
     """Compare all but the logits of the exported network with torch's.
 
-    Differences of distances are relative to the largest one on these films, those of heatmaps to the largest sum of their terms'
+    Differences of distances are relative to the largest one on these images, those of heatmaps to the largest sum of their terms'
     sizes: a heatmap sums over channels what may cancel down to nothing, and rounding is of the size of the terms. A gradient
     jumps where a ReLU's input is zero to within rounding, on in one program and off in the other (torch's own single and double
     precision differ so): a heatmap in ten may differ by more, up to `_JUMP`.
@@ -62,24 +62,24 @@ def check_explanations(
     Args:
         network: in evaluation mode.
         pixels: shape (n, size, size).
-        outputs: of the exported network, for these films, heatmaps included where it gives them.
+        outputs: of the exported network, for these images, heatmaps included where it gives them.
         screen: what was exported with it.
     Raises:
         ParityError: they differ by more than `EXPLAINED_TOLERANCE`.
     """
-    films = torch.from_numpy(np.array(pixels))
+    images = torch.from_numpy(np.array(pixels))
     with torch.no_grad():
-        features = network.features(network.image(films))
+        features = network.features(network.image(images))
         if outputs.heatmap is not None:
-            explanation = network.explain(films)
+            explanation = network.explain(images)
             terms = network.places(network.pull(features)[1] * features)
             assert explanation is not None  # the exported network has one
             assert terms is not None
             largest = float(terms.abs().sum(1).max())
             _compare("heatmap", explanation[1], outputs.heatmap, largest, spared=math.ceil(len(pixels) / 10))
         if screen:
-            _compare("kinds", screen.gate(films).softmax(1), outputs.kinds, 1)
-            distance = screen.population(screen.eye(films))
+            _compare("kinds", screen.gate(images).softmax(1), outputs.kinds, 1)
+            distance = screen.population(screen.eye(images))
             _compare("distance", distance, outputs.distance, float(distance.max()))
 
 
@@ -93,6 +93,6 @@ def _compare(name: str, tensor: Tensor, given: npt.NDArray[np.float32] | None, s
         without = f", by {largest:.2g} without the worst {spared}" if spared else ""
         raise ParityError(
             f"output {name!r} of the exported network differs from torch's by up to {jump:.2g} of its scale on {len(own)}"
-            f" films{without} (at most {EXPLAINED_TOLERANCE:g} is allowed)",
+            f" images{without} (at most {EXPLAINED_TOLERANCE:g} is allowed)",
             advice="This is a fault of the export, not of the training; the checkpoints are kept",
         )

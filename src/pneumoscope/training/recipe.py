@@ -11,8 +11,8 @@ from typing import Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 
-from pneumoscope.errors import RecipeError, UnknownNameError
-from pneumoscope.radiograph.prepare import Crop, Preparation
+from pneumoscope.core.errors import RecipeError, UnknownNameError
+from pneumoscope.imaging.preprocess import Crop, Preprocessing
 
 __all__ = ["Augmentation", "Data", "NetworkChoice", "Optimizer", "Recipe", "Training", "read_recipe", "shipped"]
 
@@ -31,28 +31,28 @@ class NetworkChoice(_Table):
     freeze: Literal["nothing", "convolutions"] = "nothing"
     """"convolutions" holds them still: their features are computed once and the rest trains on those."""
     image_size: int = Field(default=224, ge=32, le=1024)
-    """Side of the square film, pixels."""
+    """Side of the square image, pixels."""
     crop: Crop = "squash"
-    """"squash" stretches the film to the square; "centre" cuts the central square of the short side first."""
+    """"squash" stretches the image to the square; "centre" cuts the central square of the short side first."""
     keep_fc8: bool = False
     """AlexNet's literal stack: its 1,000-way layer stays below the head."""
     dropout: float = Field(default=0.0, ge=0, lt=1)
     """Before the last layer of a timm network."""
     edge: int = Field(default=0, ge=0, le=128)
-    """Pixels at each edge of the square that the network sees as black: how a film ends tells where it comes from."""
+    """Pixels at each edge of the square that the network sees as black: how an image ends tells where it comes from."""
     mirrored: bool = False
-    """Once trained, it reads every film and its mirror image, and says the mean."""
+    """Once trained, it reads every image and its mirror image, and says the mean."""
 
 
 class Data(_Table):
-    """[data]: how films that are not split yet are split; ignored for a manifest."""
+    """[data]: how images that are not split yet are split; ignored for a manifest."""
 
     by: Literal["patient", "block", "image", "given"] = "patient"
     """"patient" keeps patients whole, "block" takes contiguous ids, "image" is the report's, "given" takes the data's own."""
     validation: float = Field(default=0.15, gt=0, lt=0.9)
-    """Share of the training films set apart for validation."""
+    """Share of the training images set apart for validation."""
     ages: tuple[float, float] | None = None
-    """Least and greatest age of the patients, years; the bundle refuses a film whose header states another one."""
+    """Least and greatest age of the patients, years; the bundle refuses an image whose header states another one."""
 
 
 class Optimizer(_Table):
@@ -95,31 +95,31 @@ class Training(_Table):
     """[training]: how long, how much at once, and what is kept."""
 
     epochs: int = Field(default=15, ge=1, le=10_000)
-    """Times that every training film is seen."""
+    """Times that every training image is seen."""
     batch: int = Field(default=64, ge=2, le=65_536)
-    """Films a step, over all devices together."""
+    """Images a step, over all devices together."""
     seed: int = Field(default=0, ge=0, lt=2**31)
-    """Of the starting weights, the order of films, dropout, augmentation, and the split where the films have none."""
+    """Of the starting weights, the order of images, dropout, augmentation, and the split where the images have none."""
     select: Literal["accuracy", "auroc", "loss", "last"] = "accuracy"
     """The epoch kept is the one whose validation figure is best, the earlier one at a tie. "last" keeps the last, so that the
-    validation films have chosen nothing when thresholds and calibration are fitted on them."""
+    validation images have chosen nothing when thresholds and calibration are fitted on them."""
     precision: Literal["auto", "32", "bf16"] = "auto"
     """"auto" is bf16 where the processor or GPU computes in it, 32 elsewhere."""
     label_smoothing: float = Field(default=0.0, ge=0, lt=1)
     """Share of each label that is replaced by one half."""
     class_weights: Literal["none", "balanced"] = "none"
     """"balanced" weighs each label by the inverse of its share."""
-    calibrate: Literal["films", "augmented"] = "films"
-    """What calibration, thresholds and bands are fitted on: validation films as they are, or each once as a training film may
-    look. Where the labels differ in how their films are framed and lit, plain validation films do too, and flatter."""
+    calibrate: Literal["images", "augmented"] = "images"
+    """What calibration, thresholds and bands are fitted on: validation images as they are, or each once as a training image may
+    look. Where the labels differ in how their images are framed and lit, plain validation images do too, and flatter."""
     prevalence: float | None = Field(default=None, gt=0, lt=1)
-    """Share of pneumonia that probabilities are stated for; by default that of the validation films."""
+    """Share of pneumonia that probabilities are stated for; by default that of the validation images."""
     ema: float = Field(default=0.0, ge=0, lt=1)
     """Decay a step of an exponential mean of the weights, which is then what is validated and kept; 0 has none."""
 
 
 class Augmentation(_Table):
-    """[augmentation]: what a training film may look like instead. All off by default, as in the report."""
+    """[augmentation]: what a training image may look like instead. All off by default, as in the report."""
 
     flip: bool = False
     """Left and right, half of the time."""
@@ -134,7 +134,7 @@ class Augmentation(_Table):
     brightness: float = Field(default=0.0, ge=0, lt=1)
     """Grey levels are multiplied by 1 - brightness to 1 + brightness."""
     contrast: float = Field(default=0.0, ge=0, lt=1)
-    """Distances from the film's mean grey are multiplied by 1 - contrast to 1 + contrast."""
+    """Distances from the image's mean grey are multiplied by 1 - contrast to 1 + contrast."""
     gamma: float = Field(default=0.0, ge=0, lt=1)
     """Grey levels of 0 to 1 are raised to a power between 1 / (1 + gamma) and 1 + gamma."""
     blur: float = Field(default=0.0, ge=0, le=5)
@@ -146,7 +146,7 @@ class Augmentation(_Table):
 
     @property
     def any(self) -> bool:
-        """True where a training film may differ from the film on disk."""
+        """True where a training image may differ from the image on disk."""
         return any(bool(value) for value in self.model_dump().values())
 
 
@@ -154,12 +154,12 @@ class Refusals(_Table):
     """[refusal]: what the bundle says nothing of."""
 
     steps: int = Field(default=0, ge=0, le=1_000_000)
-    """Batches that a second, small network learns from, which tells films as they should be from other pictures. With 0
+    """Batches that a second, small network learns from, which tells images as they should be from other pictures. With 0
     there is none, and the bundle does not know what it has never seen either. Best where image_size is a multiple of 56."""
-    share_kinds: float = Field(default=0.01, gt=0, le=0.2)
-    """Of validation films, each once a little askew and lit otherwise, that may be refused as such pictures."""
-    share_distance: float = Field(default=0.02, gt=0, le=0.2)
-    """Of the same, that may be refused as too unlike the training films."""
+    classifier_share: float = Field(default=0.01, gt=0, le=0.2)
+    """Of validation images, each once a little askew and lit otherwise, that may be refused as such pictures."""
+    distance_share: float = Field(default=0.02, gt=0, le=0.2)
+    """Of the same, that may be refused as too unlike the training images."""
 
 
 class Recipe(_Table):
@@ -182,14 +182,14 @@ class Recipe(_Table):
     @model_validator(mode="after")
     def _possible(self) -> Recipe:
         if self.training.calibrate == "augmented" and not self.augmentation.any:
-            raise ValueError("training.calibrate: films cannot be calibrated augmented without an [augmentation]")
+            raise ValueError("training.calibrate: images cannot be calibrated augmented without an [augmentation]")
         if self.data.ages and not 0 <= self.data.ages[0] <= self.data.ages[1]:
             raise ValueError("data.ages: the least and the greatest age, in this order")
         if self.network.mirrored and not self.augmentation.flip:
-            raise ValueError("network.mirrored: it never saw a mirrored film; set augmentation.flip")
+            raise ValueError("network.mirrored: it never saw a mirrored image; set augmentation.flip")
         if self.network.freeze == "convolutions" and self.augmentation.any:
             raise ValueError(
-                "network.freeze: features of frozen convolutions are computed once, so films cannot be augmented:"
+                "network.freeze: features of frozen convolutions are computed once, so images cannot be augmented:"
                 " set it to nothing or leave [augmentation] out"
             )
         if 4 * self.network.edge >= self.network.image_size:
@@ -207,9 +207,9 @@ class Recipe(_Table):
         return self
 
     @property
-    def preparation(self) -> Preparation:
-        """How films become the network's input."""
-        return Preparation(size=self.network.image_size, crop=self.network.crop)
+    def preprocessing(self) -> Preprocessing:
+        """How images become the network's input."""
+        return Preprocessing(size=self.network.image_size, crop=self.network.crop)
 
     def to_toml(self) -> str:
         """The recipe with every field that has a value, as TOML that `read_recipe` reads back to an equal recipe."""

@@ -1,7 +1,7 @@
 """The run folder: what a run was asked to do, where it is, and what came of it.
 
 RUN/recipe.toml                 every field, defaults written out
-    manifest.csv                the films, their labels, patients, splits and hashes
+    manifest.csv                the images, their labels, patients, splits and hashes
     run.json                    seed, device, versions, machine, state, averages, times, where it was resumed
     epochs.csv                  a row an epoch
     curves.svg
@@ -26,9 +26,9 @@ from pathlib import Path
 from typing import Any
 
 from pneumoscope import __version__
-from pneumoscope.dataset.manifest import Manifest
-from pneumoscope.errors import RunError
-from pneumoscope.storage import is_temporary, locked, write_atomically
+from pneumoscope.core.errors import RunError
+from pneumoscope.core.files import is_temporary, locked, write_atomically
+from pneumoscope.data.manifest import Manifest
 from pneumoscope.training.recipe import Recipe, check
 
 __all__ = [
@@ -152,13 +152,13 @@ def refuse_another_run(run: Path, recipe: Recipe, manifest: Manifest, *, resume:
             advice="Go on with it: --resume; or choose another folder with --out",
         )
     before = read_run(run)
-    advice = "Resume with the same recipe, the same --set and the same films, or choose another folder with --out"
+    advice = "Resume with the same recipe, the same --set and the same images, or choose another folder with --out"
     # Read as a recipe, so that a field that did not exist yet has the value that leaves everything as it was.
     was, asked = (each.model_dump(mode="json") for each in (check(before["recipe"], str(run / RUN)), recipe))
     if was != asked:
         raise RunError(f"{str(run)!r} is a run of another recipe: {_first_change(was, asked)}", advice=advice)
     if before["manifest_sha256"] != manifest.sha256():
-        raise RunError(f"{str(run)!r} is a run on other films, labels or splits", advice=advice)
+        raise RunError(f"{str(run)!r} is a run on other images, labels or splits", advice=advice)
 
 
 def refuse_other_weights(run: Path, sha256: str) -> None:
@@ -221,7 +221,7 @@ def begin(run: Path, recipe: Recipe, manifest: Manifest, facts: dict[str, Any]) 
 
 
 def go_on(run: Path, epochs: int, facts: dict[str, Any]) -> None:
-    """Record that a run that was begun before goes on, and where: what it began with stays as it was written.
+    """StoredPrediction that a run that was begun before goes on, and where: what it began with stays as it was written.
 
     Args:
         run: the folder.

@@ -1,0 +1,100 @@
+"""`pneumoscope audit`: what a labelled set is, before anything is trained on it."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import click
+
+if TYPE_CHECKING:
+    from rich.table import Table
+
+    from pneumoscope.data.check import Audit
+
+__all__ = ["command"]
+
+
+@click.command("audit", short_help="Count images; find leaks, duplicates and shortcuts.")
+@click.argument("data", type=click.Path(path_type=Path))
+@click.option("--json", "as_json", is_flag=True, help="Print one JSON document.")
+@click.option("--html", type=click.Path(path_type=Path, dir_okay=False), help="Also write a page with pictures.")
+@click.option("--seed", default=0, show_default=True, help="Of the folds of the shortcut controls.")
+def command(data: Path, as_json: bool, html: Path | None, seed: int) -> None:
+    """Count images and patients, find leaks, duplicates and files that cannot be read, and measure shortcuts.
+
+    A file that cannot be read is listed and stops nothing. The page embeds thumbnails of duplicate images from DATA.
+    """
+    from rich.console import Console
+    from rich.progress import Progress
+
+    from pneumoscope.core.results import to_json
+    from pneumoscope.data.check import audit
+    from pneumoscope.data.layouts import load_manifest
+
+    terminal = Console(stderr=True)
+    with Progress(console=terminal, transient=True, disable=not terminal.is_terminal) as bar:
+        task = bar.add_task("listing images", total=None)
+        manifest = load_manifest(data, progress=lambda done, total: bar.update(task, completed=done, total=total))
+        result = audit(
+            manifest,
+            seed=seed,
+            progress=lambda what, done, total: bar.update(task, description=what, completed=done, total=total),
+        )
+    if html:
+        from pneumoscope.core.files import write_atomically
+        from pneumoscope.reporting.check_data_page import check_data_page
+
+        write_atomically(html, check_data_page(result, manifest.root))
+        click.echo(f"page written to {html}", err=True)
+    if as_json:
+        click.echo(to_json(result), nl=False)
+        return
+    console = Console()
+    for table in _tables(result):
+        console.print(table)
+        console.print()
+
+
+def _tables(result: Audit) -> list[Table]:
+    """What a person reads: counts, findings, shortcuts."""
+    from rich.markup import escape
+    from rich.table import Table
+
+    labels = list(next(iter(result.images.values())))
+    etiologies = list(next(iter(result.etiology.values())))
+    counts = Table("split", *labels, *(name for name in etiologies if name != "normal"), "patients", title="Images")
+    for name, images in result.images.items():
+        etiology = [result.etiology[name][column] for column in etiologies if column != "normal"]
+        counts.add_row(name, *(f"{n:,}" for n in (*images.values(), *etiology, result.patients[name])))
+    for column in counts.columns[1:]:
+        column.justify = "right"
+
+    near = result.near_duplicates
+    across = sum(near.across.values())
+    siblings = result.siblings_across_validation
+    findings = Table("finding", "value", title="Findings")
+    for pair, patients in result.patients_in_several_splits.items():
+        findings.add_row(f"patients in {pair}", f"{patients:,}")
+    findings.add_row("images of unknown patients", f"{result.unknown_patients:,}")
+    findings.add_row(
+        "validation images with a sibling in training, split by image",
+        f"{siblings:.1%} expected" if siblings is not None else result.siblings_reason,
+    )
+    findings.add_row("groups of byte-identical images", f"{result.exact_duplicate_groups:,}")
+    findings.add_row("pairs that look the same", f"{near.pairs:,}, {across:,} of them across splits")
+    findings.add_row("files left out", f"{len(result.unreadable):,}")
+    for file in result.unreadable[:10]:
+        findings.add_row(escape(f"  {file.path}"), escape(file.why))
+    if len(result.unreadable) > 10:
+        findings.add_row(f"  and {len(result.unreadable) - 10} more", "all of them with --json")
+    for note in result.notes:
+        findings.add_row("note", escape(note))
+
+    shortcuts = Table("control", "AUROC", "95% interval", title="Shortcuts: 0.5 knows nothing")
+    for name, interval in result.shortcuts.items():
+        if interval.value is None or interval.low is None or interval.high is None:
+            shortcuts.add_row(name, "undefined", interval.reason)
+        else:
+            shortcuts.add_row(name, f"{interval.value:.3f}", f"{interval.low:.3f} to {interval.high:.3f}")
+    return [counts, findings, shortcuts]

@@ -1,0 +1,1 @@
+"""Errors, result types and file access shared by every layer."""

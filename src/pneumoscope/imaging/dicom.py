@@ -1,0 +1,346 @@
+"""A radiograph from DICOM, as its window shows it: the same grey pixels as from a JPEG, or an error that says why not.
+
+What a stranger's file claims about itself is checked from the header, before the pixels are touched. No message repeats
+anything from it but the few codes that led to a refusal: a DICOM header is full of names.
+"""
+
+from __future__ import annotations
+
+import math
+import re
+from collections.abc import Iterable
+from datetime import datetime
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+from pydicom import Dataset, dcmread, uid
+from pydicom.dataelem import RawDataElement
+from pydicom.encaps import get_frame
+from pydicom.filereader import read_dataset
+from pydicom.pixels.decoders.base import Decoder, get_decoder
+
+from pneumoscope.core.errors import UnreadableImageError
+from pneumoscope.imaging.codestream import refuse_another_size
+from pneumoscope.imaging.elements import MAX_READS, Header, too_long
+from pneumoscope.imaging.image import MAX_PIXELS, Radiograph
+from pneumoscope.imaging.muted import muted
+
+__all__ = ["decode_dicom"]
+
+# Projection radiography: computed and digital radiography, image, fluoroscopy, angiography (PS3.3 C.7.3.1.1.1).
+_MODALITIES = ("CR", "DX", "RF", "RG", "XA")
+_CHEST = ("CHEST", "THORAX", "LUNG")  # also within a longer term, such as CHESTABDOMEN of newborns
+# What decompresses, in the order of trust: gdcm has by far the most code for a stranger's bytes to go wrong in, so that it is
+# asked only where nothing else knows the compression.
+_DECODERS = ("pydicom", "pyjpegls", "pylibjpeg", "pillow", "gdcm")
+_DECOMPRESS = "gdcmconv --raw IN OUT"
+Whole = npt.NDArray[np.integer[Any]]
+Real = npt.NDArray[np.floating[Any]]
+
+_REQUIRED = (
+    "PhotometricInterpretation",
+    "SamplesPerPixel",
+    "Rows",
+    "Columns",
+    "BitsAllocated",
+    "BitsStored",
+    "PixelRepresentation",
+)
+# Nothing else is kept of a file, so that nothing else costs memory.
+_USED: list[Any] = [
+    *_REQUIRED,
+    *(
+        "Modality",
+        "BodyPartExamined",
+        "ViewPosition",
+        "PresentationIntentType",
+        "SOPClassUID",
+        "NumberOfFrames",
+        "HighBit",
+    ),
+    *("PatientAge", "PatientBirthDate", "AcquisitionDate", "StudyDate", "ContentDate"),
+    *("PixelPaddingValue", "PixelPaddingRangeLimit", "ModalityLUTSequence", "RescaleSlope", "RescaleIntercept"),
+    *("VOILUTSequence", "VOILUTFunction", "WindowCenter", "WindowWidth"),
+    *("PlanarConfiguration", "ExtendedOffsetTable", "ExtendedOffsetTableLengths", "PixelData"),
+]
+_BYTES = (None, "OB", "OW", "UN")  # value representations of pixels; by others they would be taken for numbers or words
+_LONGEST_META = 2**16  # bytes
+_LONGEST_TABLE = 2**17  # bytes: 65,536 entries of 16 bits
+# Views from another side, or of a patient who lies on one (PS3.3 C.8.1.2.1.1); other words are makers' own.
+_OTHER_VIEWS = ("LL", "RL", "LLD", "RLD", "LLO", "RLO", "LAT", "LATERAL", "OBLIQUE")
+_RAW = "1.2.840.10008.5.1.4.1.1.1.1.1"  # digital X-ray image storage, for processing
+_YEARS = {"D": 1 / 365.25, "W": 7 / 365.25, "M": 1 / 12, "Y": 1.0}
+_PREAMBLE = 132
+
+
+def decode_dicom(data: bytes, name: str) -> Radiograph:
+    """Read one radiograph from the bytes of a DICOM file.
+
+    Stored values go through the modality LUT or the rescale slope and intercept, then through the first VOI LUT or else
+    the first window; without either, the least value of the image becomes black and the greatest white. MONOCHROME1 is
+    inverted at the end. Padding pixels are black.
+
+    Args:
+        data: the whole file, with the 128-byte preamble.
+        name: what to call it in messages.
+    Returns:
+        The image, never resized; its pixels are read-only.
+    Raises:
+        UnreadableImageError: not projection radiography, a body part that is stated and is not the chest, a view that is
+            stated and is not from the front or the back, values of a detector that are yet to be processed, several frames,
+            colour, a depth other than 8 to 16 bits, larger than `MAX_PIXELS`, a header of more parts than `MAX_READS` or
+            with values far longer than they can be, no or truncated pixel data, compressed pixels of another size than the
+            header's, a compression that nothing installed can decode, or a window or table without meaning.
+    Source: PS3.3 C.11.1 (modality), C.11.2.1.2 and C.11.2.1.3 (window), C.7.6.3.1.2 (MONOCHROME1), C.7.5.1.1.2
+        (padding).
+    """
+    with muted:  # pydicom warns about values that it tolerates, and repeats them
+        decoder = _decoder(data, name)
+        header = _header(data, name)
+        try:
+            dataset = dcmread(Header(data), specific_tags=_USED)
+            stored = _stored(dataset, decoder)
+        except Exception as error:  # a stranger's bytes can make a parser fail in any way
+            why = f"the pixel data cannot be decoded ({_last_line(error)})"
+            advice = f"Decompress the file first: {_DECOMPRESS}" if decoder.UID.is_compressed else ""
+            raise UnreadableImageError(name, why, advice=advice) from error
+        try:
+            pixels = _grey(stored, dataset)
+        except Exception as error:  # as above: windows and tables are a stranger's too
+            why = str(error) if isinstance(error, _SenselessError) else type(error).__name__
+            raise UnreadableImageError(name, f"the grey levels make no sense ({why})") from error
+    pixels.flags.writeable = False
+    mode = f"{header.PhotometricInterpretation}, {header.BitsStored} bits"
+    return Radiograph(pixels, name, "DICOM", mode, age=_age(header))
+
+
+class _SenselessError(Exception):
+    """Grey levels without meaning, in words of ours: they name no patient."""
+
+
+def _last_line(error: Exception) -> str:
+    """The reason itself: pydicom puts it below a line that says what it tried."""
+    return str(error).strip().rpartition("\n")[2].strip(" :") or type(error).__name__
+
+
+def _unreadable(name: str, error: Exception, source: Header) -> UnreadableImageError:
+    if source.is_exhausted:
+        why = f"its header has far too many elements (more than {MAX_READS:,} reads)"
+        return UnreadableImageError(name, why, advice="Only single chest radiographs can be read")
+    return UnreadableImageError(name, f"the DICOM header cannot be read ({type(error).__name__})")
+
+
+def _decoder(data: bytes, name: str) -> Decoder:
+    """What decodes the transfer syntax, found before the rest is read: a deflated header inflates without bound."""
+    source = Header(data)
+    try:
+        source.seek(_PREAMBLE)
+        meta = read_dataset(source, False, True, stop_when=lambda tag, vr, size: tag.group != 2)
+        if source.tell() > _PREAMBLE + _LONGEST_META:
+            raise ValueError("too long")
+        for _ in meta:  # one of an unknown kind would make pydicom read all of them once more, in another way
+            pass
+        syntax = uid.UID(meta.TransferSyntaxUID)
+        is_deflated = syntax.is_deflated
+    except Exception as error:  # as above
+        raise _unreadable(name, error, source) from error
+    if is_deflated:
+        raise UnreadableImageError(name, "deflated DICOM is refused", advice="Decompress it first: dcmconv +te IN OUT")
+    try:
+        decoder = get_decoder(syntax)
+    except NotImplementedError as error:
+        raise UnreadableImageError(name, f"no image is known in the transfer syntax {syntax.name}") from error
+    if not decoder.is_available:
+        raise UnreadableImageError(
+            name,
+            f"nothing installed decodes its compression, {syntax.name}",
+            advice=f"Install the extra [dicom]: pip install 'pneumoscope[dicom]'; or decompress the file first: {_DECOMPRESS}",
+        )
+    return decoder
+
+
+def _header(data: bytes, name: str) -> Dataset:
+    """Everything before the pixels, once nothing in it speaks against reading them."""
+    source = Header(data)
+    try:
+        header = dcmread(source, stop_before_pixels=True, specific_tags=_USED)
+        refusal = too_long(header) or _refusal(header)
+    except Exception as error:  # as above; its words are left out, since they may hold a patient's name
+        raise _unreadable(name, error, source) from error
+    if refusal:
+        raise UnreadableImageError(name, refusal, advice="Only single chest radiographs can be read")
+    return header
+
+
+def _refusal(header: Dataset) -> str:
+    """Why these pixels are not to be read; empty where nothing speaks against it."""
+    modality = str(header.get("Modality") or "")
+    if modality not in _MODALITIES:
+        return f"its modality is {modality[:16]!r}, not one of {', '.join(_MODALITIES)}"
+    part = str(header.get("BodyPartExamined") or "").upper()
+    if part and not any(word in part for word in _CHEST):
+        return f"its body part is {part[:16]!r}, not the chest"
+    view = str(header.get("ViewPosition") or "").upper().strip()
+    if view in _OTHER_VIEWS:
+        return f"its view is {view!r}, not from the front or the back"
+    if header.get("PresentationIntentType") == "FOR PROCESSING" or header.get("SOPClassUID") == _RAW:
+        return "its pixels are a detector's values, yet to be processed for people to look at"
+    for keyword in _REQUIRED:
+        if header.get(keyword) in (None, ""):
+            return f"its header has no {keyword}"
+    frames = int(header.get("NumberOfFrames") or 1)
+    if frames > 1:
+        return f"it has {frames} frames; a radiograph is one"
+    photometric, samples = str(header.PhotometricInterpretation), int(header.SamplesPerPixel)
+    if photometric not in {"MONOCHROME1", "MONOCHROME2"} or samples != 1:
+        return f"it is in colour ({photometric[:16]}, {samples} samples a pixel); a radiograph is grey"
+    rows, columns = int(header.Rows), int(header.Columns)
+    if rows * columns > MAX_PIXELS:
+        return f"it is more than {MAX_PIXELS:,} pixels ({columns} x {rows})"
+    if rows * columns == 0:
+        return f"it has no pixels ({columns} x {rows})"
+    allocated, stored = int(header.BitsAllocated), int(header.BitsStored)
+    high = int(header.get("HighBit", stored - 1))
+    if allocated not in {8, 16} or not 8 <= stored <= allocated or high != stored - 1:
+        return f"its pixels are {stored} bits in {allocated} up to bit {high}; known are the lowest 8 to 16 in 8 or 16"
+    return ""
+
+
+def _age(header: Dataset) -> float | None:
+    """Years, by the stated age or else from birth to examination; None where neither can be read."""
+    found = re.fullmatch(r"(\d{3})([DWMY])", str(header.get("PatientAge") or "").strip())
+    if found:
+        return int(found[1]) * _YEARS[found[2]]
+    try:
+        born = datetime.strptime(str(header.get("PatientBirthDate") or ""), "%Y%m%d")
+        seen = str(header.get("AcquisitionDate") or header.get("StudyDate") or header.get("ContentDate") or "")
+        days = (datetime.strptime(seen, "%Y%m%d") - born).days
+    except ValueError:
+        return None
+    return days / 365.25 if days >= 0 else None
+
+
+def _stored(dataset: Dataset, decoder: Decoder) -> Whole:
+    """Stored values, shape (rows, columns), without what older files keep in the unused bits."""
+    if "PixelData" not in dataset:
+        raise ValueError("there is none")
+    if dataset.get_item("PixelData").VR not in _BYTES:
+        raise ValueError("they are not bytes")
+    if decoder.UID.is_encapsulated:
+        refuse_another_size(_frame(dataset.PixelData), dataset)
+    plugin = next(
+        (name for name in _DECODERS if name in decoder.available_plugins), ""
+    )  # none where nothing is compressed
+    # pydicom's annotation takes each option for the whole set of options
+    options: Any = {"raw": True, "correct_unused_bits": True}
+    pixels: Whole = decoder.as_array(dataset, decoding_plugin=plugin, **options)[0]
+    if pixels.ndim != 2:
+        raise ValueError(f"it holds {len(pixels)} frames")
+    return pixels
+
+
+def _frame(encapsulated: bytes) -> bytes:
+    """The compressed image, of as many fragments as can be read."""
+    if int.from_bytes(encapsulated[4:8], "little") > _LONGEST_META:
+        raise ValueError("it has a table of many frames")
+    counted = Header(encapsulated)
+    frame = get_frame(counted, 0, number_of_frames=1)
+    if counted.is_exhausted:
+        raise ValueError("it is in far too many fragments")
+    return frame
+
+
+def _grey(stored: Whole, dataset: Dataset) -> npt.NDArray[np.uint8]:
+    """Grey levels of stored values: worked out once for each value that can occur, then looked up."""
+    padding = _padding(stored, dataset)
+    image = stored[~padding] if padding.any() else stored
+    if image.size == 0:
+        raise _SenselessError("every pixel is padding")
+    least, greatest = int(image.min()), int(image.max())
+    share = _voi(_modality(np.arange(least, greatest + 1), dataset), dataset)
+    levels: npt.NDArray[np.uint8] = np.rint(255 * share).astype(np.uint8)
+    if dataset.PhotometricInterpretation == "MONOCHROME1":
+        levels = 255 - levels
+    grey: npt.NDArray[np.uint8] = levels[np.clip(stored.astype(np.int32), least, greatest) - least]
+    grey[padding] = 0
+    return grey
+
+
+def _padding(stored: Whole, dataset: Dataset) -> npt.NDArray[np.bool_]:
+    """Where the detector saw nothing: the padding value, or the range from it to the range limit."""
+    value = dataset.get("PixelPaddingValue")
+    if value is None:
+        return np.zeros(stored.shape, dtype=np.bool_)
+    low, high = sorted((int(value), int(dataset.get("PixelPaddingRangeLimit", value))))
+    return (stored >= low) & (stored <= high)
+
+
+def _modality(values: Whole, dataset: Dataset) -> Real:
+    """Stored values to the modality's: by table, or by slope and intercept (PS3.3 C.11.1)."""
+    if tables := dataset.get("ModalityLUTSequence"):
+        return _look_up(values, tables[0], dataset)[0]
+    slope, intercept = dataset.get("RescaleSlope"), dataset.get("RescaleIntercept")
+    if slope is None or intercept is None:
+        return values.astype(np.float64)
+    if not (math.isfinite(slope) and math.isfinite(intercept)):
+        raise _SenselessError("the rescale slope or intercept is not a number")
+    return values * float(slope) + float(intercept)
+
+
+def _voi(values: Real, dataset: Dataset) -> Real:
+    """Values of the modality to shares of white, 0 to 1, rising with the value (PS3.3 C.11.2)."""
+    if tables := dataset.get("VOILUTSequence"):
+        entries, bits = _look_up(values, tables[0], dataset)
+        return np.asarray(np.minimum(entries / (2**bits - 1), 1))
+    centre, width = _first(dataset.get("WindowCenter")), _first(dataset.get("WindowWidth"))
+    if centre is None or width is None:
+        low, high = values.min(), values.max()
+        return np.asarray((values - low) / (high - low) if high > low else np.zeros_like(values))
+    return _window(values, centre, width, str(dataset.get("VOILUTFunction") or "LINEAR"))
+
+
+def _window(values: Real, centre: float, width: float, function: str) -> Real:
+    """Shares of white, 0 to 1; PS3.3 C.11.2.1.2.1 (LINEAR), C.11.2.1.3.1 (SIGMOID), C.11.2.1.3.2 (LINEAR_EXACT)."""
+    if function not in {"LINEAR", "LINEAR_EXACT", "SIGMOID"}:
+        raise _SenselessError("the window function is unknown")
+    if not (math.isfinite(centre) and math.isfinite(width)) or width <= 0 or (width < 1 and function == "LINEAR"):
+        raise _SenselessError(f"a {function} window cannot be {width:g} wide around {centre:g}")
+    if function == "SIGMOID":
+        return np.asarray(1 / (1 + np.exp(-4 * (values - centre) / width)))
+    if function == "LINEAR":
+        centre, width = centre - 0.5, width - 1
+    if width == 0:  # the narrowest window, a step
+        return (values > centre).astype(np.float64)
+    return np.asarray(np.clip((values - centre) / width + 0.5, 0, 1))
+
+
+def _look_up(values: Whole | Real, table: Dataset, dataset: Dataset) -> tuple[Real, int]:
+    """Entries of a LUT for `values`, and the bits of an entry; beyond the table, its ends (PS3.3 C.11.1.1.1)."""
+    for keyword in ("LUTDescriptor", "LUTData"):
+        raw: Any = table.get_item(keyword)
+        if isinstance(raw, RawDataElement) and len(raw.value or b"") > _LONGEST_TABLE:
+            raise _SenselessError("a look-up table is too long")
+    count, first, bits = (int(number) for number in table.LUTDescriptor)
+    count = count % 2**16 or 2**16
+    entries = _entries(table.LUTData, count, dataset)
+    if len(entries) < count or not 8 <= bits <= 16:
+        raise _SenselessError(f"a look-up table has {len(entries)} of {count} entries of {bits} bits")
+    index = np.clip(np.floor(values).astype(np.int64) - first, 0, count - 1)
+    return entries[index].astype(np.float64), bits
+
+
+def _entries(raw: bytes | Iterable[int] | int, count: int, dataset: Dataset) -> Whole:
+    """The entries of LUT data, which is numbers (US) or bytes (OW); 8-bit entries may be packed two to a word."""
+    if not isinstance(raw, bytes):
+        return np.atleast_1d(np.asarray(raw, dtype=np.int64))
+    if len(raw) < 2 * count:
+        return np.frombuffer(raw, dtype=np.uint8)
+    return np.frombuffer(raw, dtype="<u2" if dataset.original_encoding[1] else ">u2", count=count)
+
+
+def _first(value: Any) -> float | None:
+    """The first of several windows; None where the element is missing or empty."""
+    if value is None or value == "":
+        return None
+    return float(value if isinstance(value, (int, float, str)) else next(iter(value)))

@@ -1,1 +1,0 @@
-"""Torch modules from films to logits, one family a file, and the table that names them (`registry`, which needs no torch)."""

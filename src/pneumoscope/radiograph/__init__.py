@@ -1,1 +1,0 @@
-"""Pixels: from a file to grey levels, from grey levels to a network's input, and synthetic films to try it all on."""

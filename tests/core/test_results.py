@@ -1,0 +1,91 @@
+"""A result becomes JSON that any reader takes: no NaN, a schema number, the notice."""
+
+import dataclasses
+import json
+import math
+
+import pytest
+
+from pneumoscope.core import results
+from pneumoscope.core.results import (
+    NOTICE,
+    SCHEMA,
+    Comparison,
+    Confusion,
+    Evaluation,
+    Interval,
+    OperatingPointResult,
+    to_json,
+)
+
+HALF = Interval(value=0.5, low=0.25, high=0.75, method="wilson", n=12)
+NONE = Interval(value=None, low=None, high=None, method="wilson", n=0, reason="no image is called pneumonia")
+EVALUATION = Evaluation(
+    name="größer",
+    split="test",
+    images_sha256="ab" * 32,
+    n=12,
+    patients=6,
+    counts={"NORMAL": 4, "PNEUMONIA": 8},
+    bundle_sha256="cd" * 32,
+    recipe={"name": "quick", "training": {"epochs": 3}},
+    metrics={"auroc": HALF},
+    auroc_by_etiology={},
+    points={"half": OperatingPointResult(0.5, "fixed", Confusion(4, 4, 2, 2), {"precision": NONE}, {"virus": HALF})},
+    look=1,
+    seconds=0.25,
+    created="2026-01-02T03:04:05+00:00",
+    version="0.1.0",
+)
+COMPARISON = Comparison(
+    images={"n": 12}, point="half", runs=(), pairs=(), sentences=("A beats B.",), published=None, erratum="", command="",
+    created="", version="0.1.0",
+)  # fmt: skip
+
+
+def test_a_result_is_one_document_with_every_part_of_every_part():
+    data = json.loads(to_json(EVALUATION))
+
+    assert set(data) == {field.name for field in dataclasses.fields(Evaluation)}
+    assert data["metrics"]["auroc"] == {
+        "value": 0.5, "low": 0.25, "high": 0.75, "method": "wilson", "n": 12, "level": 0.95, "seed": None, "reason": "",
+    }  # fmt: skip
+    assert data["points"]["half"]["metrics"]["precision"]["value"] is None
+    assert data["points"]["half"]["metrics"]["precision"]["reason"] == "no image is called pneumonia"
+    assert data["points"]["half"]["confusion"] == {"tp": 4, "fn": 4, "tn": 2, "fp": 2}
+    assert data["recipe"]["training"]["epochs"] == 3
+
+
+@pytest.mark.parametrize("result", [EVALUATION, COMPARISON], ids=["evaluation", "comparison"])
+def test_schema_and_notice_are_on_whatever_is_read_alone(result):
+    data = json.loads(to_json(result))
+
+    assert (data["schema"], data["notice"]) == (SCHEMA, NOTICE)
+
+
+def test_the_notice_says_what_this_is_not():
+    assert NOTICE == (
+        "Research and education software. Not a medical device. Trained on children of 1 to 5 years from one hospital."
+    )
+
+
+@pytest.mark.parametrize("number", [math.nan, math.inf, -math.inf])
+def test_a_number_that_is_none_is_refused_however_deep(number):
+    damaged = dataclasses.replace(EVALUATION, metrics={"auroc": dataclasses.replace(HALF, low=number)})
+
+    with pytest.raises(ValueError, match=r"Out of range float values are not JSON compliant"):
+        to_json(damaged)
+
+
+def test_plain_data_becomes_json_too_and_a_line_ends_the_document():
+    assert to_json({"a": [1, None]}) == '{\n  "a": [\n    1,\n    null\n  ]\n}\n'
+    assert "größer" in to_json(EVALUATION)
+
+
+def test_results_are_frozen():
+    for name in results.__all__:
+        kind = getattr(results, name)
+        if isinstance(kind, type):
+            assert kind.__dataclass_params__.frozen, name
+    with pytest.raises(dataclasses.FrozenInstanceError):
+        HALF.value = 0.6

@@ -1,0 +1,310 @@
+"""Every layout gives the same kind of manifest; everything else is refused and shown."""
+
+from __future__ import annotations
+
+import hashlib
+import os
+import time
+from collections import Counter
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+from pneumoscope.core.errors import LayoutError, ManifestError
+from pneumoscope.data.layouts import load_manifest
+
+Draw = Callable[..., Path]
+
+
+@pytest.fixture
+def kaggle(tmp_path: Path, draw_image: Draw) -> Path:
+    """The Kaggle layout with two images a folder."""
+    root = tmp_path / "chest_xray"
+    names = {
+        "train": ("IM-0115-0001.jpeg", "IM-0115-0002.jpeg", "person1_bacteria_1.jpeg", "person1_virus_6_2.jpeg"),
+        "val": (
+            "NORMAL2-IM-1427-0001.jpeg",
+            "NORMAL2-IM-1430-0001.jpeg",
+            "person1946_bacteria_4874.jpeg",
+            "person2_virus_7.jpeg",
+        ),
+        "test": (
+            "IM-0001-0001.jpeg",
+            "NORMAL2-IM-0007-0001.jpeg",
+            "person78_bacteria_378.jpeg",
+            "person3_virus_15.jpeg",
+        ),
+    }
+    for number, (split, images) in enumerate(names.items()):
+        for image, name in enumerate(images):
+            draw_image(root / split / ("NORMAL" if image < 2 else "PNEUMONIA") / name, seed=10 * number + image)
+    return root
+
+
+def test_kaggle_folders(kaggle: Path) -> None:
+    manifest = load_manifest(kaggle)
+    assert manifest.root == kaggle.resolve()
+    assert [image.path for image in manifest] == sorted(image.path for image in manifest)
+    assert manifest.counts() == {split: {"NORMAL": 2, "PNEUMONIA": 2} for split in ("train", "validation", "test")}
+    image = next(image for image in manifest if image.path == "train/PNEUMONIA/person1_virus_6_2.jpeg")
+    assert (image.label, image.etiology, image.patient, image.split) == ("PNEUMONIA", "virus", "virus-1", "train")
+    assert image.sha256 == hashlib.sha256((kaggle / image.path).read_bytes()).hexdigest()
+    assert manifest.notes == ()
+    assert manifest.unreadable == ()
+
+
+def test_without_val_and_inside_other_folders(kaggle: Path) -> None:
+    for image in (kaggle / "val").rglob("*.jpeg"):
+        image.unlink()
+    for folder in (kaggle / "val" / "NORMAL", kaggle / "val" / "PNEUMONIA", kaggle / "val"):
+        folder.rmdir()
+    outer = kaggle.parent / "outer" / "inner"
+    outer.parent.mkdir()
+    kaggle.rename(outer)
+    manifest = load_manifest(outer.parent)
+    assert manifest.root == outer.resolve()
+    assert set(manifest.counts()) == {"train", "test"}
+
+
+def test_class_folders_in_any_case_and_by_etiology(tmp_path: Path, draw_image: Draw) -> None:
+    draw_image(tmp_path / "normal" / "a.PNG")
+    draw_image(tmp_path / "Pneumonia" / "virus" / "b.png")
+    draw_image(tmp_path / "Pneumonia" / "c.png")
+    draw_image(tmp_path / "BACTERIA" / "d.png")
+    manifest = load_manifest(tmp_path)
+    found = {image.path: (image.label, image.etiology, image.split) for image in manifest}
+    assert found == {
+        "normal/a.PNG": ("NORMAL", "normal", ""),
+        "Pneumonia/virus/b.png": ("PNEUMONIA", "virus", ""),
+        "Pneumonia/c.png": ("PNEUMONIA", "", ""),
+        "BACTERIA/d.png": ("PNEUMONIA", "bacteria", ""),
+    }
+    (note,) = manifest.notes
+    assert "the patient of 4 of 4 images is unknown" in note
+
+
+def test_mendeley_version_3(tmp_path: Path, draw_image: Draw) -> None:
+    draw_image(tmp_path / "train" / "NORMAL" / "NORMAL-28501-0001.jpeg")
+    draw_image(tmp_path / "train" / "PNEUMONIA" / "BACTERIA-1008087-0001.jpeg")
+    draw_image(tmp_path / "test" / "PNEUMONIA" / "VIRUS-1058959-0001.jpeg")
+    found = [(image.split, image.patient, image.etiology) for image in load_manifest(tmp_path)]
+    assert found == [
+        ("test", "VIRUS-1058959", "virus"),
+        ("train", "NORMAL-28501", "normal"),
+        ("train", "BACTERIA-1008087", "bacteria"),
+    ]
+
+
+def test_a_name_that_contradicts_its_folder_tells_no_etiology(tmp_path: Path, draw_image: Draw) -> None:
+    draw_image(tmp_path / "PNEUMONIA" / "IM-0115-0001.jpeg")
+    draw_image(tmp_path / "NORMAL" / "IM-0116-0001.jpeg")
+    found = {image.patient: (image.label, image.etiology) for image in load_manifest(tmp_path)}
+    assert found == {"IM-0115": ("PNEUMONIA", ""), "IM-0116": ("NORMAL", "normal")}
+
+
+def test_what_is_no_image_is_listed_with_the_reason(kaggle: Path, tmp_path: Path, draw_image: Draw) -> None:
+    folder = kaggle / "train" / "NORMAL"
+    (folder / ".DS_Store").touch()
+    (folder / "notes.txt").write_text("x")
+    (folder / "IM-0200-0001.jpeg").touch()
+    (folder / "IM-0201-0001.jpeg").symlink_to(folder / "gone.jpeg")
+    (folder / "empty").mkdir()
+    (folder / "IM-0202-0001.jpeg").symlink_to(draw_image(tmp_path / "outside.jpeg"))
+    (kaggle / "test" / "PNEUMONIA" / "away").symlink_to(tmp_path)
+    os.mkfifo(folder / "IM-0203-0001.jpeg")
+    (kaggle / "__MACOSX").mkdir()
+    (kaggle / "chest_xray").mkdir()
+    (kaggle / "train" / "readme.md").touch()
+    manifest = load_manifest(kaggle)
+    assert len(manifest) == 12
+    assert dict(manifest.unreadable) == {
+        "train/NORMAL/.DS_Store": "hidden",
+        "train/NORMAL/notes.txt": "not an image by its name (.txt)",
+        "train/NORMAL/IM-0200-0001.jpeg": "empty (0 bytes)",
+        "train/NORMAL/IM-0201-0001.jpeg": "a broken link or not a file",
+        "train/NORMAL/IM-0203-0001.jpeg": "a broken link or not a file",
+        "train/NORMAL/empty": "empty folder",
+        "train/NORMAL/IM-0202-0001.jpeg": "a link out of the folder; not followed",
+        "test/PNEUMONIA/away": "a link out of the folder; not followed",
+        "chest_xray": "beside the folders that are read",
+    }
+
+
+@pytest.mark.skipif(os.geteuid() == 0, reason="root may read everything")
+def test_a_file_without_permission_is_listed(kaggle: Path) -> None:
+    image = kaggle / "train" / "NORMAL" / "IM-0115-0001.jpeg"
+    image.chmod(0)
+    assert load_manifest(kaggle).unreadable == (("train/NORMAL/IM-0115-0001.jpeg", "Permission denied"),)
+
+
+def test_links_inside_the_folder_are_followed(kaggle: Path) -> None:
+    link = kaggle / "train" / "NORMAL" / "IM-0300-0001.jpeg"
+    link.symlink_to(kaggle / "train" / "NORMAL" / "IM-0115-0001.jpeg")
+    assert len(load_manifest(kaggle)) == 13
+
+
+def test_a_link_out_in_place_of_a_class_folder_is_not_followed(kaggle: Path, tmp_path: Path, draw_image: Draw) -> None:
+    draw_image(tmp_path / "elsewhere" / "IM-0400-0001.jpeg")
+    (kaggle / "train" / "BACTERIA").symlink_to(tmp_path / "elsewhere")
+    manifest = load_manifest(kaggle)
+    assert manifest.unreadable == (("train/BACTERIA", "a link out of the folder; not followed"),)
+    assert len(manifest) == 12
+
+
+def test_an_unknown_class_is_refused_and_shown(kaggle: Path, draw_image: Draw) -> None:
+    draw_image(kaggle / "train" / "COVID" / "x.png")
+    with pytest.raises(LayoutError, match=r"chest_xray/train/: 'COVID' is no class that we know") as caught:
+        load_manifest(kaggle)
+    assert "COVID/\n    x.png" in str(caught.value)
+    assert "Expected train/, test/" in str(caught.value)
+
+
+def test_a_split_without_classes_is_refused(tmp_path: Path, draw_image: Draw) -> None:
+    draw_image(tmp_path / "train" / "x.png")
+    with pytest.raises(LayoutError, match="train/: it has no class folders"):
+        load_manifest(tmp_path)
+
+
+def test_an_unknown_folder_is_refused_and_shown(tmp_path: Path, draw_image: Draw) -> None:
+    for number in range(9):
+        draw_image(tmp_path / f"image{number}.png")
+    with pytest.raises(LayoutError, match=r"is in no layout that we know; found:\n  image0.png\n") as caught:
+        load_manifest(tmp_path)
+    assert "... and 3 more" in str(caught.value)
+
+
+def test_an_empty_folder_is_refused(tmp_path: Path) -> None:
+    with pytest.raises(LayoutError, match=r"\(empty\)"):
+        load_manifest(tmp_path)
+
+
+def test_a_missing_path_is_refused(tmp_path: Path) -> None:
+    with pytest.raises(LayoutError, match=r"there is no '.*nowhere'"):
+        load_manifest(tmp_path / "nowhere")
+
+
+def test_another_file_is_refused(tmp_path: Path) -> None:
+    (tmp_path / "images.zip").touch()
+    with pytest.raises(LayoutError, match=r"images.zip' is neither a folder, nor a .csv, nor a .npz"):
+        load_manifest(tmp_path / "images.zip")
+
+
+def test_class_folders_without_a_readable_image_are_refused(tmp_path: Path) -> None:
+    (tmp_path / "NORMAL").mkdir()
+    (tmp_path / "PNEUMONIA").mkdir()
+    (tmp_path / "PNEUMONIA" / "a.png").touch()
+    with pytest.raises(
+        LayoutError, match=r"no image could be read .*\(2 were left out; the first: NORMAL: empty folder\)"
+    ):
+        load_manifest(tmp_path)
+
+
+def test_progress_ends_with_all_images(kaggle: Path) -> None:
+    seen: list[tuple[int, int]] = []
+    load_manifest(kaggle, progress=lambda done, total: seen.append((done, total)))
+    assert seen[-1] == (12, 12)
+
+
+# --- CSV -------------------------------------------------------------------------------------------------------------
+
+
+def test_a_csv_of_path_and_label(kaggle: Path, tmp_path: Path) -> None:
+    file = tmp_path / "images.csv"
+    file.write_text(
+        "\ufefflabel,path,remark\n"
+        "Normal,chest_xray/train/NORMAL/IM-0115-0001.jpeg,first\n"
+        "pneumonia,chest_xray/train/PNEUMONIA/person1_virus_6_2.jpeg,\n",
+        encoding="utf-8",
+    )
+    manifest = load_manifest(file)
+    found = [(image.label, image.etiology, image.patient, image.split) for image in manifest]
+    assert found == [("NORMAL", "normal", "IM-0115", ""), ("PNEUMONIA", "virus", "virus-1", "")]
+
+
+def test_patients_of_the_csv_count_and_names_do_not(kaggle: Path, tmp_path: Path) -> None:
+    file = tmp_path / "images.csv"
+    file.write_text(
+        "path,label,patient,split\n"
+        "train/NORMAL/IM-0115-0001.jpeg,NORMAL,P1,train\n"
+        "train/NORMAL/IM-0115-0002.jpeg,NORMAL,,val\n"
+    )
+    manifest = load_manifest(file, root=kaggle)
+    assert [(image.patient, image.split) for image in manifest] == [("P1", "train"), ("", "validation")]
+    assert "the patient of 1 of 2 images is unknown" in manifest.notes[0]
+
+
+def test_a_saved_manifest_loads_again_from_anywhere(kaggle: Path, tmp_path: Path) -> None:
+    listed = load_manifest(kaggle)
+    for file in (kaggle / "images.csv", tmp_path / "images.csv", tmp_path / "far" / "away" / "images.csv"):
+        listed.save(file)
+        again = load_manifest(file)
+        absolute = file.parent.name == "away"
+        assert again.images[0].path.startswith("/") == absolute
+        contents = [(again.root / image.path).read_bytes() for image in again]
+        assert contents == [(listed.root / image.path).read_bytes() for image in listed]
+        rest = [(image.label, image.etiology, image.patient, image.split, image.sha256) for image in again]
+        assert rest == [(image.label, image.etiology, image.patient, image.split, image.sha256) for image in listed]
+        file.unlink()
+
+
+def test_another_image_under_the_same_name_is_refused(kaggle: Path, tmp_path: Path, draw_image: Draw) -> None:
+    file = tmp_path / "images.csv"
+    load_manifest(kaggle).save(file)
+    draw_image(kaggle / "test" / "NORMAL" / "IM-0001-0001.jpeg", seed=99)
+    with pytest.raises(
+        ManifestError, match=r"'chest_xray/test/NORMAL/IM-0001-0001.jpeg' is not the image that .*images.csv"
+    ):
+        load_manifest(file)
+
+
+def test_missing_images_of_a_csv_are_listed(kaggle: Path, tmp_path: Path) -> None:
+    file = tmp_path / "images.csv"
+    file.write_text(
+        "path,label\nchest_xray/train/NORMAL/IM-0115-0001.jpeg,NORMAL\ngone.png,NORMAL\nchest_xray,PNEUMONIA\n"
+    )
+    manifest = load_manifest(file)
+    assert len(manifest) == 1
+    assert manifest.unreadable == (("gone.png", "No such file or directory"), ("chest_xray", "not a file"))
+
+
+@pytest.mark.parametrize("path", ["../outside.png", "link.png", "folder/outside.png"])
+def test_a_csv_may_not_lead_out_of_its_folder(tmp_path: Path, draw_image: Draw, path: str) -> None:
+    outside = draw_image(tmp_path / "outside.png")
+    home = tmp_path / "home"
+    home.mkdir()
+    (home / "link.png").symlink_to(outside)
+    (home / "folder").symlink_to(tmp_path)
+    file = home / "images.csv"
+    file.write_text(f"path,label\n{path},NORMAL\n")
+    with pytest.raises(ManifestError, match=f"'{path}' leads out of"):
+        load_manifest(file)
+    file.write_text(f"path,label\n{outside},NORMAL\n")
+    assert len(load_manifest(file)) == 1
+
+
+def test_a_csv_that_is_no_text_is_refused(tmp_path: Path) -> None:
+    file = tmp_path / "images.csv"
+    file.write_bytes(b"\xff\xfe\x00path,label")
+    with pytest.raises(ManifestError, match=r"cannot read '.*images.csv'"):
+        load_manifest(file)
+
+
+@pytest.mark.real_data
+def test_the_public_images(real_images: Path) -> None:
+    load_manifest(real_images)
+    start = time.perf_counter()
+    manifest = load_manifest(real_images)
+    seconds = time.perf_counter() - start
+    assert seconds < 3, "about 0.3 s on two idle cores"
+    assert manifest.counts() == {
+        "train": {"NORMAL": 1341, "PNEUMONIA": 3875},
+        "validation": {"NORMAL": 8, "PNEUMONIA": 8},
+        "test": {"NORMAL": 234, "PNEUMONIA": 390},
+    }
+    assert manifest.unreadable == ()
+    assert manifest.notes == ()
+    assert manifest.leaks() == {}
+    patients = Counter(image.patient for image in manifest.split("train"))
+    several = [count for count in patients.values() if count > 1]
+    assert (len(several), sum(several)) == (643, 2205)

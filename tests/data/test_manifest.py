@@ -1,0 +1,98 @@
+"""The manifest as a file."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Callable, Iterable
+from pathlib import Path
+
+import pytest
+
+from pneumoscope.core.errors import ManifestError, PatientLeakError, StorageError
+from pneumoscope.data.manifest import LabelledImage, Manifest, images_sha256
+
+Make = Callable[[Iterable[tuple[str, str, str]]], Manifest]
+
+
+def test_csv_and_back(make_manifest: Make) -> None:
+    images = make_manifest(
+        [('NORMAL/a, "b".png', "P-1", "train"), ("PNEUMONIA/ü\nx.png", "", ""), ("PNEUMONIA/c.png", "Q-2", "unused")]
+    ).images
+    manifest = Manifest(images, Path("images"), by="block")
+    again = Manifest.from_csv(manifest.to_csv(), Path("images"), "images.csv")
+    assert again == manifest
+    assert again.sha256() == manifest.sha256()
+    assert len(manifest) == 3
+
+
+def test_the_hash_is_of_every_column_and_image() -> None:
+    image = LabelledImage("a.png", "NORMAL", "normal", "P-1", "train", "0" * 64)
+    same = Manifest((image,), Path("here"))
+    assert same.sha256() == Manifest((image,), Path("there"), by="image").sha256()
+    others = [
+        LabelledImage("b.png", "NORMAL", "normal", "P-1", "train", "0" * 64),
+        LabelledImage("a.png", "NORMAL", "normal", "P-1", "test", "0" * 64),
+        LabelledImage("a.png", "NORMAL", "normal", "P-2", "train", "0" * 64),
+        LabelledImage("a.png", "NORMAL", "normal", "P-1", "train", "1" * 64),
+    ]
+    assert len({same.sha256(), *(Manifest((other,), Path("here")).sha256() for other in others)}) == 5
+
+
+def test_one_hash_for_a_set_of_images_in_any_order() -> None:
+    assert images_sha256(["b", "a"]) == images_sha256(("a", "b")) == hashlib.sha256(b"a\nb").hexdigest()
+
+
+@pytest.mark.parametrize(
+    ("text", "why"),
+    [
+        ("", r"m.csv has no column 'path' \(it has: none\)"),
+        ("path,class\na,b\n", r"m.csv has no column 'label' \(it has: path, class\)"),
+        ("path,label\na.png,COVID\n", "m.csv, row 1: label is 'COVID', not one of NORMAL, PNEUMONIA"),
+        ("path,label\na.png\n", "m.csv, row 1: label is '', not one of"),
+        (
+            "path,label,split\na.png,normal,dev\n",
+            "m.csv, row 1: split is 'dev', not one of train, validation, test, unused",
+        ),
+        (
+            "path,label,etiology\na.png,normal,flu\n",
+            "m.csv, row 1: etiology is 'flu', not one of normal, bacteria, virus",
+        ),
+        ("path,label\n ,normal\n", "m.csv, row 1: ' ' is no path"),
+        ("path,label\na\0b,normal\n", r"m.csv, row 1: 'a\\x00b' is no path"),
+        ("path,label\na.png,normal\nb.png,normal\na.png,normal\n", "m.csv, row 1: 'a.png' is listed 2 times"),
+        (
+            'path,label\n"a.png' + "x" * 140_000 + '",normal\n',
+            r"m.csv, after line 1: field larger than field limit \(131072\)",
+        ),
+    ],
+)
+def test_a_csv_that_is_no_manifest_is_refused(text: str, why: str) -> None:
+    with pytest.raises(ManifestError, match=why):
+        Manifest.from_csv(text, Path("images"), "m.csv")
+
+
+def test_a_patient_in_two_splits_is_refused(make_manifest: Make) -> None:
+    manifest = make_manifest(
+        [
+            ("NORMAL/a.png", "P-1", "train"),
+            ("NORMAL/b.png", "P-1", "test"),
+            ("NORMAL/c.png", "P-2", "unused"),
+            ("NORMAL/d.png", "P-2", "test"),
+            ("NORMAL/e.png", "", "train"),
+            ("NORMAL/f.png", "", "test"),
+        ]
+    )
+    assert manifest.leaks() == {"P-1": ["test", "train"]}
+    with pytest.raises(
+        PatientLeakError, match=r"'P-1' is in both test and train \(1 patients in all, manifest m.csv\)"
+    ):
+        manifest.refuse_leaks("m.csv")
+    Manifest(manifest.images[1:], Path("images")).refuse_leaks("m.csv")
+
+
+def test_a_manifest_that_cannot_be_written_leaves_the_old_one(make_manifest: Make, tmp_path: Path) -> None:
+    manifest = make_manifest([("NORMAL/a.png", "P-1", "train")])
+    (tmp_path / "taken").write_text("a file")
+    with pytest.raises(StorageError, match=r"cannot write '.*taken/images.csv'"):
+        manifest.save(tmp_path / "taken" / "images.csv")
+    assert (tmp_path / "taken").read_text() == "a file"

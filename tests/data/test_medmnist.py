@@ -1,0 +1,117 @@
+"""MedMNIST archives."""
+
+from __future__ import annotations
+
+import hashlib
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+from pneumoscope.core.errors import LayoutError, UnreadableImageError
+from pneumoscope.data.hashing import hash_images, read_image
+from pneumoscope.data.layouts import load_manifest
+from pneumoscope.data.manifest import LabelledImage
+from pneumoscope.data.medmnist import read_archived
+
+
+def _arrays() -> dict[str, Any]:
+    random = np.random.default_rng(0)
+    arrays: dict[str, Any] = {}
+    for split, n in (("train", 6), ("val", 2), ("test", 3)):
+        arrays[f"{split}_images"] = random.integers(0, 256, size=(n, 28, 28), dtype=np.uint8)
+        arrays[f"{split}_labels"] = (np.arange(n) % 2)[:, None]
+    return arrays
+
+
+@pytest.fixture
+def archive(tmp_path: Path) -> Path:
+    file = tmp_path / "pneumoniamnist.npz"
+    np.savez_compressed(file, **_arrays())
+    return file
+
+
+def test_images_come_with_split_label_and_hash_of_their_pixels(archive: Path) -> None:
+    manifest = load_manifest(archive)
+    assert manifest.counts() == {
+        "train": {"NORMAL": 3, "PNEUMONIA": 3},
+        "validation": {"NORMAL": 1, "PNEUMONIA": 1},
+        "test": {"NORMAL": 2, "PNEUMONIA": 1},
+    }
+    image = manifest.images[3]
+    assert (image.path, image.label, image.etiology) == ("pneumoniamnist.npz#train/3", "PNEUMONIA", "")
+    assert image.sha256 == hashlib.sha256(_arrays()["train_images"][3].tobytes()).hexdigest()
+    assert "the patient of 11 of 11 images is unknown" in manifest.notes[0]
+
+
+def test_a_image_is_its_row(archive: Path) -> None:
+    manifest = load_manifest(archive)
+    for image, pixels in zip(manifest.split("validation"), _arrays()["val_images"], strict=True):
+        assert np.array_equal(read_image(manifest.root, image).pixels, pixels)
+
+
+def test_a_saved_manifest_of_an_archive_loads_again(archive: Path, tmp_path: Path) -> None:
+    manifest = load_manifest(archive)
+    manifest.save(tmp_path / "images.csv")
+    assert load_manifest(tmp_path / "images.csv").images == manifest.images
+
+
+def test_an_archive_that_changes_is_read_again(archive: Path) -> None:
+    manifest = load_manifest(archive)
+    read_image(manifest.root, manifest.images[0])
+    np.savez(archive, train_images=np.full((1, 8, 8), 7, np.uint8), train_labels=[0])
+    assert read_image(manifest.root, manifest.images[0]).pixels.max() == 7
+
+
+@pytest.mark.parametrize(
+    ("path", "why"),
+    [
+        ("pneumoniamnist.npz#train/6", "the archive has 6 images of that split"),
+        ("gone.npz#train/0", "No such file or directory"),
+        ("image.png", "not a path into a MedMNIST archive"),
+    ],
+)
+def test_a_path_that_leads_nowhere(archive: Path, path: str, why: str) -> None:
+    with pytest.raises(UnreadableImageError, match=why):
+        read_archived(archive.parent, path)
+
+
+def test_a_broken_archive_is_one_unreadable_image(tmp_path: Path) -> None:
+    (tmp_path / "a.npz").write_bytes(b"no archive")
+    images, unreadable = hash_images(tmp_path, [LabelledImage("a.npz#train/0", "NORMAL", "", "", "", "")])
+    assert images == ()
+    assert unreadable[0][0] == "a.npz#train/0"
+    assert "is not a NumPy archive" in unreadable[0][1]
+
+
+def _changed(**changes: Any) -> dict[str, Any]:
+    return {**_arrays(), **changes}
+
+
+@pytest.mark.parametrize(
+    ("arrays", "why"),
+    [
+        ({"x": np.zeros(3)}, r"has no train_images \(it holds: x\)"),
+        (_changed(train_images=np.zeros((6, 28, 28, 3), np.uint8)), r"train_images has shape \(6, 28, 28, 3\)"),
+        (_changed(val_images=np.zeros((2, 28, 28), np.float32)), "val_images has .* type float32"),
+        (_changed(test_labels=np.array([0, 1, 2])), r"test_labels has 3 values from \[0, 1, 2\] for 3 images"),
+        (_changed(train_labels=np.zeros(5, int)), "train_labels has 5 values from .* for 6 images"),
+        (_changed(train_images=np.array([{"a": 1}])), "train_images cannot be read"),
+        ({"train_images": np.zeros((1, 8, 8), np.uint8)}, "train_labels cannot be read"),
+    ],
+)
+def test_another_archive_is_refused(tmp_path: Path, arrays: dict[str, Any], why: str) -> None:
+    np.savez(tmp_path / "a.npz", **arrays)
+    with pytest.raises(LayoutError, match=why):
+        load_manifest(tmp_path / "a.npz")
+
+
+def test_what_is_no_archive_is_refused(tmp_path: Path) -> None:
+    (tmp_path / "a.npz").write_bytes(b"PK no zip")
+    with pytest.raises(LayoutError, match="is not a NumPy archive"):
+        load_manifest(tmp_path / "a.npz")
+    np.save(tmp_path / "one.npy", np.zeros(3))
+    (tmp_path / "one.npy").rename(tmp_path / "one.npz")
+    with pytest.raises(LayoutError, match="is one array, not an archive"):
+        load_manifest(tmp_path / "one.npz")

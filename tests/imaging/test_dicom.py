@@ -1,0 +1,558 @@
+"""DICOM, against the standard worked by hand and against pydicom's own processing."""
+
+from __future__ import annotations
+
+import io
+import struct
+import warnings
+from importlib.resources import files
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from pydicom import Dataset, FileMetaDataset, Sequence, dcmread, uid
+from pydicom.encaps import encapsulate, get_frame
+from pydicom.pixels import apply_modality_lut, apply_voi_lut
+from pydicom.pixels.decoders.base import Decoder
+
+from pneumoscope.core.errors import UnreadableImageError
+from pneumoscope.imaging.codestream import refuse_another_size
+from pneumoscope.imaging.decode import decode
+from pneumoscope.imaging.dicom import decode_dicom
+from pneumoscope.imaging.image import MAX_PIXELS
+
+RAMP = np.arange(0, 4095, 13, dtype=np.uint16).reshape(9, 35)
+NAME = "Doe^Jane"
+
+
+def image(pixels: npt.NDArray[Any] = RAMP, stored: int = 12, **elements: Any) -> Dataset:
+    """A chest radiograph in memory; an element that is None is left out."""
+    dataset = Dataset()
+    dataset.file_meta = FileMetaDataset()
+    dataset.file_meta.TransferSyntaxUID = elements.pop("syntax", uid.ExplicitVRLittleEndian)
+    dataset.file_meta.MediaStorageSOPClassUID = uid.DigitalXRayImageStorageForPresentation
+    dataset.file_meta.MediaStorageSOPInstanceUID = "1.2.3"
+    defaults = {
+        "PatientName": NAME,
+        "Modality": "DX",
+        "SamplesPerPixel": 1,
+        "PhotometricInterpretation": "MONOCHROME2",
+        "Rows": pixels.shape[0],
+        "Columns": pixels.shape[1],
+        "BitsAllocated": 8 * pixels.itemsize,
+        "BitsStored": stored,
+        "HighBit": stored - 1,
+        "PixelRepresentation": int(np.issubdtype(pixels.dtype, np.signedinteger)),
+        "PixelData": pixels.tobytes(),
+    }
+    for keyword, value in (defaults | elements).items():
+        if value is not None:
+            setattr(dataset, keyword, value)
+    if "PixelData" in dataset:
+        dataset["PixelData"].VR = "OB" if pixels.itemsize == 1 else "OW"
+    return dataset
+
+
+def written(dataset: Dataset) -> bytes:
+    file = io.BytesIO()
+    with warnings.catch_warnings():  # pydicom warns of some of the values that are wrong on purpose
+        warnings.simplefilter("ignore")
+        dataset.save_as(file, enforce_file_format=True)
+    return file.getvalue()
+
+
+def grey(dataset: Dataset) -> npt.NDArray[np.uint8]:
+    return decode(written(dataset), name="image").pixels
+
+
+def row(*values: int, dtype: Any = np.uint16) -> npt.NDArray[Any]:
+    return np.array([values], dtype=dtype)
+
+
+def test_says_what_it_read() -> None:
+    radiograph = decode(written(image()), name="a.dcm")
+    assert (radiograph.width, radiograph.height) == (35, 9)
+    assert (radiograph.source, radiograph.format, radiograph.mode) == ("a.dcm", "DICOM", "MONOCHROME2, 12 bits")
+    assert not radiograph.pixels.flags.writeable
+
+
+# PS3.3 C.11.2.1.2.1 with c = 2048, w = 4096: y = ((x - 2047.5) / 4095 + 0.5) * 255 = x / 4095 * 255
+@pytest.mark.parametrize(("value", "expected"), [(0, 0), (1000, 62), (2048, 128), (4095, 255)])
+def test_linear_window_by_hand(value: int, expected: int) -> None:
+    assert grey(image(row(value), WindowCenter=2048, WindowWidth=4096)) == expected
+
+
+# c = 100, w = 11: black up to 99.5 - 5 = 94.5, white above 104.5; 97 -> ((97 - 99.5) / 10 + 0.5) * 255 = 63.75
+@pytest.mark.parametrize(("value", "expected"), [(94, 0), (95, 13), (97, 64), (104, 242), (105, 255)])
+def test_narrow_linear_window_clips_on_both_sides(value: int, expected: int) -> None:
+    assert grey(image(row(value), WindowCenter=100, WindowWidth=11)) == expected
+
+
+def test_narrowest_linear_window_is_a_step_half_below_its_centre() -> None:
+    assert grey(image(row(99, 100), WindowCenter=100, WindowWidth=1)).tolist() == [[0, 255]]
+
+
+# LINEAR_EXACT, c = 100, w = 10: 98 -> ((98 - 100) / 10 + 0.5) * 255 = 76.5 (to even); LINEAR would give 99.2
+# SIGMOID: 102 -> 255 / (1 + exp(-4 * 2 / 10)) = 175.9
+@pytest.mark.parametrize(("function", "value", "expected"), [("LINEAR_EXACT", 98, 76), ("SIGMOID", 102, 176)])
+def test_other_window_functions_by_hand(function: str, value: int, expected: int) -> None:
+    assert grey(image(row(value), WindowCenter=100, WindowWidth=10, VOILUTFunction=function)) == expected
+
+
+def test_first_of_several_windows() -> None:
+    several = image(WindowCenter=[100, 3000], WindowWidth=[50, 500])
+    assert np.array_equal(grey(several), grey(image(WindowCenter=100, WindowWidth=50)))
+    assert not np.array_equal(grey(several), grey(image(WindowCenter=3000, WindowWidth=500)))
+
+
+def test_monochrome1_is_255_minus_monochrome2() -> None:
+    window = {"WindowCenter": 1500, "WindowWidth": 1000}
+    inverted = grey(image(PhotometricInterpretation="MONOCHROME1", **window))
+    assert np.array_equal(inverted, 255 - grey(image(**window)))
+    assert inverted[0, 0] == 255
+
+
+def test_without_a_window_least_is_black_and_greatest_white() -> None:
+    # (300 - 200) / (1200 - 200) * 255 = 25.5, to even
+    assert grey(image(row(200, 300, 700, 1200))).tolist() == [[0, 26, 128, 255]]
+    assert grey(image(row(7, 7))).tolist() == [[0, 0]]
+    assert grey(image(row(200, 1200), WindowCenter=5)).tolist() == [[0, 255]], "a centre without a width is no window"
+
+
+def test_slope_and_intercept_come_before_the_window() -> None:
+    # 500 * 2 - 1000 = 0; c = 0.5, w = 256: ((0 - 0) / 255 + 0.5) * 255 = 127.5 (to even)
+    assert grey(image(row(500), RescaleSlope=2, RescaleIntercept=-1000, WindowCenter=0.5, WindowWidth=256)) == 128
+    assert grey(image(row(0, 10), RescaleSlope=-1, RescaleIntercept=0)).tolist() == [[255, 0]], "a falling slope"
+
+
+def test_signed_12_bits() -> None:
+    pixels = row(-2048, -1, 0, 2047, dtype=np.int16)
+    # (x + 2048) / 4095 * 255: -1 -> 127.47, 0 -> 127.53
+    assert grey(image(pixels)).tolist() == [[0, 127, 128, 255]]
+
+
+def test_bits_above_the_stored_ones_are_ignored() -> None:
+    window = {"WindowCenter": 2048, "WindowWidth": 4096}
+    assert np.array_equal(grey(image(RAMP | np.uint16(0xA000), **window)), grey(image(RAMP, **window)))
+    # signed: 0xA7FF is 2047 in the lowest 12 bits, 0xA800 is -2048
+    signed = np.array([[0xA7FF, 0xA800]], dtype=np.uint16).view(np.int16)
+    assert grey(image(signed, WindowCenter=0, WindowWidth=4096)).tolist() == [[255, 0]]
+
+
+def test_8_bits_in_8() -> None:
+    pixels = np.arange(256, dtype=np.uint8).reshape(16, 16)
+    assert np.array_equal(grey(image(pixels, stored=8)), pixels)
+
+
+def table(entries: npt.NDArray[Any], first: int, bits: int) -> Sequence:
+    item = Dataset()
+    item.add_new("LUTDescriptor", "US", [len(entries) % 2**16, first, bits])
+    item.add_new("LUTData", "OW", entries.tobytes())
+    return Sequence([item])
+
+
+def test_voi_lut_by_hand_and_before_a_window() -> None:
+    # the table is for 10, 11, 12; below and above it, its ends; 511 / 1023 * 255 = 127.4
+    voi = table(np.array([0, 511, 1023], dtype="<u2"), 10, 10)
+    dataset = image(row(3, 10, 11, 12, 900), VOILUTSequence=voi, WindowCenter=2048, WindowWidth=4096)
+    assert grey(dataset).tolist() == [[0, 0, 127, 255, 255]]
+
+
+def test_a_table_of_65536_entries_is_written_as_0() -> None:
+    voi = table(np.arange(65536, dtype="<u2"), 0, 16)
+    assert voi[0].LUTDescriptor[0] == 0
+    pixels = row(0, 30000, 65535)  # 30000 / 257 = 116.7
+    assert grey(image(pixels, stored=16, VOILUTSequence=voi)).tolist() == [[0, 117, 255]]
+
+
+def test_modality_lut_then_window() -> None:
+    modality = table(np.array([100, 40, 20], dtype="<u2"), 0, 16)
+    dataset = image(row(0, 1, 2), ModalityLUTSequence=modality, WindowCenter=60.5, WindowWidth=81)
+    dataset.ModalityLUTSequence[0].ModalityLUTType = "US"
+    # (x - 60) / 80 + 0.5 for 100, 40, 20 is 1, 0.25, 0
+    assert grey(dataset).tolist() == [[255, 64, 0]]
+
+
+def test_8_bit_entries_packed_two_to_a_word() -> None:
+    entries = np.array([0, 50, 100, 255], dtype=np.uint8)
+    assert grey(image(row(0, 1, 2, 3), VOILUTSequence=table(entries, 0, 8))).tolist() == [[0, 50, 100, 255]]
+
+
+def test_entries_as_numbers() -> None:
+    voi = table(np.array([0, 128], dtype="<u2"), 0, 8)
+    voi[0].add_new("LUTData", "US", [0, 128])
+    assert grey(image(row(0, 1), VOILUTSequence=voi)).tolist() == [[0, 128]]
+
+
+@pytest.mark.parametrize("function", ["LINEAR", "LINEAR_EXACT", "SIGMOID"])
+@pytest.mark.parametrize("photometric", ["MONOCHROME1", "MONOCHROME2"])
+@pytest.mark.parametrize("signed", [False, True])
+def test_windows_agree_with_pydicom(function: str, photometric: str, signed: bool) -> None:
+    pixels = (RAMP.astype(np.int16) - 2048) if signed else RAMP
+    dataset = image(
+        pixels,
+        PhotometricInterpretation=photometric,
+        RescaleSlope=1.5,
+        RescaleIntercept=-300,
+        WindowCenter=700,
+        WindowWidth=900,
+        VOILUTFunction=function,
+    )
+    # pydicom spreads a window over the range that the rescaled pixels can have
+    least, greatest = (1.5 * end - 300 for end in ((-2048, 2047) if signed else (0, 4095)))
+    theirs = apply_voi_lut(apply_modality_lut(pixels, dataset), dataset)
+    share = (theirs - least) / (greatest - least)
+    if photometric == "MONOCHROME1":
+        share = 1 - share
+    assert np.abs(grey(dataset) - 255 * share).max() <= 0.5 + 1e-6
+
+
+def test_voi_lut_agrees_with_pydicom() -> None:
+    curve = np.round(65535 * np.linspace(0, 1, 3000) ** 2.2).astype("<u2")
+    dataset = image(VOILUTSequence=table(curve, 400, 16))
+    theirs = apply_voi_lut(RAMP, dataset) / 65535 * 255
+    assert np.abs(grey(dataset) - theirs).max() <= 0.5
+
+
+def test_padding_is_black_and_does_not_stretch_the_range() -> None:
+    pixels = row(4000, 100, 150, 200, 3990)
+    assert grey(image(pixels, PixelPaddingValue=4000, PixelPaddingRangeLimit=3900)).tolist() == [[0, 0, 128, 255, 0]]
+    inverted = image(
+        pixels, PixelPaddingValue=4000, PixelPaddingRangeLimit=3900, PhotometricInterpretation="MONOCHROME1"
+    )
+    assert grey(inverted).tolist() == [[0, 255, 127, 0, 0]]
+
+
+@pytest.mark.parametrize("syntax", [uid.ImplicitVRLittleEndian, uid.ExplicitVRLittleEndian, uid.RLELossless])
+def test_transfer_syntaxes_give_the_same_image(syntax: uid.UID) -> None:
+    dataset = image()
+    if syntax == uid.RLELossless:
+        dataset.compress(syntax)
+    dataset.file_meta.TransferSyntaxUID = syntax
+    assert np.array_equal(grey(dataset), grey(image()))
+
+
+def test_big_endian() -> None:
+    dataset = image(RAMP.astype(">u2"), syntax=uid.ExplicitVRBigEndian)
+    dataset.VOILUTSequence = table(np.array([257, 40000], dtype=">u2"), 1000, 16)
+    # 257 / 65535 * 255 = 1; 40000 / 65535 * 255 = 155.6
+    assert np.array_equal(grey(dataset), np.where(RAMP <= 1000, 1, 156))
+
+
+def test_jpeg_baseline_by_the_decoder_that_pillow_brings() -> None:
+    from PIL import Image
+
+    smooth = np.add.outer(np.arange(64), np.arange(64)).astype(np.uint8)
+    file = io.BytesIO()
+    Image.fromarray(smooth).save(file, "JPEG", quality=95)
+    dataset = image(smooth, stored=8, syntax=uid.JPEGBaseline8Bit, PixelData=encapsulate([file.getvalue()]))
+    dataset["PixelData"].VR = "OB"
+    dataset.WindowCenter, dataset.WindowWidth = 128, 256
+    assert np.array_equal(grey(dataset), np.asarray(Image.open(file)))
+
+
+@pytest.mark.parametrize(
+    ("elements", "why"),
+    [
+        ({"Modality": "CT"}, "its modality is 'CT', not one of CR, DX, RF, RG, XA"),
+        ({"Modality": "MR"}, "its modality is 'MR'"),
+        ({"Modality": "US"}, "its modality is 'US'"),
+        ({"Modality": None}, "its modality is ''"),
+        ({"BodyPartExamined": "HAND"}, "its body part is 'HAND', not the chest"),
+        ({"NumberOfFrames": 7}, "it has 7 frames"),
+        ({"PhotometricInterpretation": "RGB", "SamplesPerPixel": 3}, r"it is in colour \(RGB, 3 samples a pixel\)"),
+        ({"PhotometricInterpretation": "PALETTE COLOR"}, r"it is in colour \(PALETTE COLOR, 1 "),
+        ({"Rows": None}, "its header has no Rows"),
+        ({"PixelRepresentation": None}, "its header has no PixelRepresentation"),
+        ({"Rows": 0}, r"it has no pixels \(35 x 0\)"),
+        ({"Rows": 60000, "Columns": 50000}, rf"it is more than {MAX_PIXELS:,} pixels \(50000 x 60000\)"),
+        ({"BitsAllocated": 32, "BitsStored": 32, "HighBit": 31}, "its pixels are 32 bits in 32 up to bit 31"),
+        ({"BitsStored": 4, "HighBit": 3}, "its pixels are 4 bits in 16 up to bit 3"),
+        ({"HighBit": 15}, "its pixels are 12 bits in 16 up to bit 15"),
+        ({"PixelData": None}, r"the pixel data cannot be decoded \(there is none\)"),
+        ({"PixelData": RAMP.tobytes()[:-40]}, "the pixel data cannot be decoded .*590 .*630 bytes"),
+        ({"PixelData": RAMP.tobytes() * 2}, r"the pixel data cannot be decoded \(it holds 2 frames\)"),
+        ({"WindowCenter": 5, "WindowWidth": 0.5}, "a LINEAR window cannot be 0.5 wide around 5"),
+        ({"WindowCenter": 5, "WindowWidth": 0, "VOILUTFunction": "SIGMOID"}, "a SIGMOID window cannot be 0 wide"),
+        ({"WindowCenter": 5, "WindowWidth": 9, "VOILUTFunction": "CURVED"}, "the window function is unknown"),
+        ({"RescaleSlope": "1e999", "RescaleIntercept": 0}, "slope or intercept is not a number"),
+        ({"VOILUTSequence": table(np.zeros(4, "<u2"), 0, 20)}, "table has 4 of 4 entries of 20 bits"),
+        ({"PixelPaddingValue": 0, "PixelPaddingRangeLimit": 4095}, "every pixel is padding"),
+    ],
+)
+def test_refusals(elements: dict[str, Any], why: str) -> None:
+    with pytest.raises(UnreadableImageError, match=why) as caught:
+        decode(written(image(**elements)), name="x.dcm")
+    assert caught.value.path == "x.dcm"
+    assert NAME not in str(caught.value)
+
+
+def test_a_table_with_fewer_entries_than_it_says_is_refused() -> None:
+    voi = table(np.zeros(4, "<u2"), 0, 12)
+    voi[0].LUTDescriptor = [9, 0, 12]
+    with pytest.raises(UnreadableImageError, match="table has 8 of 9 entries of 12 bits"):
+        grey(image(VOILUTSequence=voi))
+
+
+@pytest.mark.parametrize("part", ["CHEST", "THORAX", "LUNG", "CHESTABDOMEN", ""])
+def test_the_chest_under_its_names(part: str) -> None:
+    assert np.array_equal(grey(image(BodyPartExamined=part)), grey(image()))
+
+
+@pytest.mark.parametrize("modality", ["CR", "DX", "RF", "RG", "XA"])
+def test_projection_radiography(modality: str) -> None:
+    assert np.array_equal(grey(image(Modality=modality)), grey(image()))
+
+
+@pytest.mark.parametrize("syntax", [uid.JPEG2000Lossless, uid.JPEGLosslessSV1, uid.JPEGLSLossless])
+def test_compression_without_a_decoder_names_the_extra(syntax: uid.UID, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(Decoder, "is_available", False)
+    dataset = image(syntax=syntax, PixelData=encapsulate([b"\0\0"]))
+    with pytest.raises(
+        UnreadableImageError, match=f"nothing installed decodes its compression, {syntax.name[:9]}"
+    ) as caught:
+        grey(dataset)
+    assert caught.value.advice == (
+        "Install the extra [dicom]: pip install 'pneumoscope[dicom]'; or decompress the file first: gdcmconv --raw IN OUT"
+    )
+
+
+# --- compression: files that others made, and what the standard says -----------------------------------------------------
+
+
+def captured(name: str) -> Dataset:
+    """One of the files in pydicom's wheel, said to be a chest image: what is tried is how its pixels are compressed."""
+    dataset = dcmread(files("pydicom") / "data" / "test_files" / name)
+    dataset.Modality, dataset.BodyPartExamined = "DX", "CHEST"
+    return dataset
+
+
+@pytest.mark.parametrize("name", ["MR_small_RLE.dcm", "MR_small_jp2klossless.dcm", "MR_small_jpeg_ls_lossless.dcm"])
+def test_lossless_compression_loses_nothing(name: str) -> None:
+    plain = grey(captured("MR_small.dcm"))
+    assert len(np.unique(plain)) > 100
+    assert np.array_equal(grey(captured(name)), plain)
+
+
+def test_near_lossless_jpeg_ls_is_near() -> None:
+    dataset = image((RAMP // 16).astype(np.uint8), stored=8, WindowCenter=128, WindowWidth=256)
+    plain = grey(dataset).astype(int)
+    dataset.compress(uid.JPEGLSNearLossless, jls_error=3)
+    apart = np.abs(grey(dataset) - plain)
+    assert 0 < apart.max() <= 3
+
+
+def test_12_bits_in_lossy_jpeg_are_refused_by_name() -> None:
+    with pytest.raises(
+        UnreadableImageError, match=r"does not support 'JPEG Extended' for samples with 12-bit"
+    ) as caught:
+        grey(captured("JPEG-lossy.dcm"))
+    assert caught.value.advice == "Decompress the file first: gdcmconv --raw IN OUT"
+
+
+def jpeg_lossless(pixels: npt.NDArray[np.uint16], bits: int) -> bytes:
+    """ITU-T T.81, process 14, first-order prediction, by hand: each difference from the left neighbour as its category, a
+    Huffman code of five bits, and its lowest bits (H.1.2, F.1.2.1)."""
+    height, width = pixels.shape
+    row_by_row = pixels.astype(int)
+    predicted = np.empty_like(row_by_row)
+    predicted[:, 1:] = row_by_row[:, :-1]
+    predicted[1:, 0] = row_by_row[:-1, 0]
+    predicted[0, 0] = 2 ** (bits - 1)
+    stream = ""
+    for difference in (row_by_row - predicted).ravel().tolist():
+        category = abs(difference).bit_length()
+        stream += f"{category:05b}"
+        if category:
+            stream += f"{difference if difference > 0 else difference + 2**category - 1:0{category}b}"
+    stream += "1" * (-len(stream) % 8)
+    scan = int(stream, 2).to_bytes(len(stream) // 8, "big").replace(b"\xff", b"\xff\0")
+
+    def segment(marker: int, content: bytes) -> bytes:
+        return struct.pack(">BBH", 0xFF, marker, 2 + len(content)) + content
+
+    frame = struct.pack(">BHHBBBB", bits, height, width, 1, 1, 0x11, 0)
+    table = bytes([0, 0, 0, 0, 0, 17, *[0] * 11, *range(17)])
+    start = bytes([1, 1, 0, 1, 0, 0])
+    parts = segment(0xC3, frame), segment(0xC4, table), segment(0xDA, start)
+    return b"\xff\xd8" + b"".join(parts) + scan + b"\xff\xd9"
+
+
+@pytest.mark.parametrize("syntax", [uid.JPEGLosslessSV1, uid.JPEGLossless])
+def test_jpeg_lossless_as_the_standard_writes_it(syntax: uid.UID) -> None:
+    pytest.importorskip("gdcm", reason="the extra [dicom] is not installed")
+    noise = np.random.default_rng(5).integers(0, 4096, (9, 35), dtype=np.uint16)
+    for pixels in (RAMP, noise):
+        dataset = image(pixels, syntax=syntax, PixelData=encapsulate([jpeg_lossless(pixels, 12)]))
+        dataset["PixelData"].VR = "OB"
+        assert np.array_equal(grey(dataset), grey(image(pixels)))
+
+
+@pytest.mark.parametrize("kept", [30, 200, -40])
+def test_jpeg_lossless_cut_short_is_an_error(kept: int) -> None:
+    pytest.importorskip("gdcm", reason="the extra [dicom] is not installed")
+    dataset = image(syntax=uid.JPEGLosslessSV1, PixelData=encapsulate([jpeg_lossless(RAMP, 12)[:kept]]))
+    dataset["PixelData"].VR = "OB"
+    with pytest.raises(UnreadableImageError, match="the pixel data cannot be decoded"):
+        grey(dataset)
+
+
+def test_what_decodes_is_the_smallest_code_that_can(monkeypatch: pytest.MonkeyPatch) -> None:
+    asked = []
+    whole = Decoder.as_array
+
+    def as_array(self: Decoder, *arguments: Any, **options: Any) -> Any:
+        asked.append(options["decoding_plugin"])
+        return whole(self, *arguments, **options)
+
+    monkeypatch.setattr(Decoder, "as_array", as_array)
+    for name in ("MR_small.dcm", "MR_small_RLE.dcm", "MR_small_jp2klossless.dcm", "MR_small_jpeg_ls_lossless.dcm"):
+        grey(captured(name))
+    assert asked == ["", "pydicom", "pylibjpeg", "pyjpegls"]
+
+
+def test_truncated_compressed_pixels() -> None:
+    dataset = image()
+    dataset.compress(uid.RLELossless)
+    whole = written(dataset)
+    with pytest.raises(UnreadableImageError, match="the pixel data cannot be decoded"):
+        decode(whole[:-200], name="x")
+
+
+def test_deflated_files_are_refused_before_they_inflate() -> None:
+    dataset = image(syntax=uid.DeflatedExplicitVRLittleEndian)
+    with pytest.raises(UnreadableImageError, match=r"deflated DICOM is refused\. Decompress it first: dcmconv"):
+        grey(dataset)
+
+
+def test_video_is_no_image() -> None:
+    dataset = image(syntax=uid.MPEG2MPML, PixelData=encapsulate([b"\0\0"]))
+    with pytest.raises(UnreadableImageError, match="no image is known in the transfer syntax MPEG2"):
+        grey(dataset)
+
+
+@pytest.mark.parametrize("tail", [b"", b"\0" * 30, b"\xff" * 64, b"\x02\x00\x00\x00UL\x04\x00\xff\xff\xff\xff"])
+def test_rubbish_after_the_magic(tail: bytes) -> None:
+    with pytest.raises(UnreadableImageError, match=r"the DICOM header cannot be read \(\w+\)"):
+        decode(b"\0" * 128 + b"DICM" + tail, name="x")
+
+
+def test_a_header_value_of_the_wrong_kind_is_refused_without_repeating_it() -> None:
+    data = written(image(NumberOfFrames=1, PatientID="SECRET")).replace(b"IS\x02\x00" + b"1 ", b"IS\x02\x00" + b"SE")
+    with pytest.raises(UnreadableImageError, match="the DICOM header cannot be read") as caught:
+        decode(data, name="x")
+    assert "SE" not in caught.value.why
+
+
+def test_warnings_of_pydicom_stay_inside() -> None:
+    data = written(image(PixelData=RAMP.tobytes() + b"\0" * 20))  # too long: pydicom warns and reads on
+    with warnings.catch_warnings(record=True) as caught:
+        warnings.simplefilter("always")
+        decode_dicom(data, "x")
+    assert caught == []
+
+
+WHOLE = written(image(WindowCenter=2000, WindowWidth=1000, VOILUTSequence=table(np.arange(9, dtype="<u2"), 5, 12)))
+
+
+@settings(max_examples=150, deadline=None)
+@given(st.data())
+def test_damaged_files_give_a_image_or_our_error(data: st.DataObject) -> None:
+    damaged = bytearray(WHOLE)
+    for _ in range(data.draw(st.integers(1, 8))):
+        damaged[data.draw(st.integers(132, len(damaged) - RAMP.nbytes))] = data.draw(st.integers(0, 255))
+    cut = data.draw(st.integers(132, len(damaged)))
+    said = ""
+    try:
+        decode(bytes(damaged[:cut]), name="x")
+    except UnreadableImageError as error:
+        said = str(error)
+    assert NAME not in said
+
+
+def test_the_header_is_judged_before_the_pixels_are_read(monkeypatch: pytest.MonkeyPatch) -> None:
+    def refuse(*_: object, **__: object) -> None:
+        raise AssertionError("the pixels were touched")
+
+    monkeypatch.setattr(Decoder, "as_array", refuse)
+    with pytest.raises(UnreadableImageError, match="more than"):
+        grey(image(Rows=struct.unpack("<H", b"\xff\xff")[0], Columns=65535))
+
+
+@pytest.mark.parametrize("view", ["LL", "RL", "LLD", "LATERAL"])
+def test_a_view_from_the_side_is_refused(view: str) -> None:
+    with pytest.raises(UnreadableImageError, match=f"its view is '{view}'"):
+        decode(written(image(ViewPosition=view)))
+
+
+@pytest.mark.parametrize("view", ["AP", "PA", "", "CHEST AP", "W033 CHEST"])
+def test_other_words_for_a_view_are_no_reason_to_refuse(view: str) -> None:
+    assert decode(written(image(ViewPosition=view))).height == 9
+
+
+def test_values_yet_to_be_processed_are_refused() -> None:
+    with pytest.raises(UnreadableImageError, match="yet to be processed"):
+        decode(written(image(PresentationIntentType="FOR PROCESSING")))
+    with pytest.raises(UnreadableImageError, match="yet to be processed"):
+        decode(written(image(SOPClassUID=uid.DigitalXRayImageStorageForProcessing)))
+
+
+@pytest.mark.parametrize(
+    ("elements", "age"),
+    [
+        ({"PatientAge": "067Y"}, 67),
+        ({"PatientAge": "018M"}, 1.5),
+        ({"PatientAge": "026W"}, 26 * 7 / 365.25),
+        ({"PatientAge": "010D"}, 10 / 365.25),
+        ({"PatientBirthDate": "20000301", "StudyDate": "20040301"}, 4),
+        ({"PatientAge": "", "PatientBirthDate": "20000301", "AcquisitionDate": "20020301", "StudyDate": "20040301"}, 2),
+        ({"PatientBirthDate": "20000301"}, None),
+        ({"PatientBirthDate": "20050301", "StudyDate": "20040301"}, None),
+        ({}, None),
+    ],
+)
+def test_the_patients_age_is_read_where_it_is_stated(elements: dict[str, str], age: float | None) -> None:
+    found = decode(written(image(**elements))).age
+    assert found is None if age is None else found == pytest.approx(age, abs=0.002)
+
+
+def test_a_window_that_holds_a_name_is_not_repeated() -> None:
+    content = written(image(WindowCenter="12345678", WindowWidth="1")).replace(b"12345678", b"DOE^JANE")
+    with pytest.raises(UnreadableImageError) as caught:
+        decode(content)
+    assert "DOE" not in str(caught.value)
+
+
+@pytest.mark.parametrize("syntax", [uid.JPEG2000Lossless, uid.JPEGLosslessSV1, uid.JPEGLSLossless])
+def test_compressed_pixels_of_another_size_are_refused_before_they_are_decoded(
+    syntax: uid.UID, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    data = files("pydicom.data").joinpath("test_files")
+    name = {
+        uid.JPEG2000Lossless: "MR_small_jp2klossless.dcm",
+        uid.JPEGLSLossless: "MR_small_jpeg_ls_lossless.dcm",
+        uid.JPEGLosslessSV1: "SC_rgb_jpeg_gdcm.dcm",
+    }[syntax]
+    dataset = dcmread(io.BytesIO(data.joinpath(name).read_bytes()))
+    frame, rows, columns = get_frame(dataset.PixelData, 0, number_of_frames=1), dataset.Rows, dataset.Columns
+    refuse_another_size(frame, dataset)
+    for dataset.Rows, dataset.Columns in ((rows, columns + 1), (rows - 1, columns), (64_000, 1)):
+        with pytest.raises(ValueError, match=f"it says {columns} x {rows}, and its header"):
+            refuse_another_size(frame, dataset)
+    with pytest.raises(ValueError, match="no size"):
+        refuse_another_size(frame[:8], dataset)
+
+
+def test_run_lengths_of_more_than_the_image_are_refused() -> None:
+    good = image()
+    good.compress(uid.RLELossless)
+    assert decode(written(good)).height == 9
+    # The first segment's runs, followed by some thousand pixels more.
+    header = struct.pack("<16I", 2, 64, 64 + 2_002, *[0] * 13)
+    bomb = header + b"\x81\x00" * 1_001 + b"\x81\x00" * 3
+    good.PixelData = encapsulate([bomb])
+    with pytest.raises(UnreadableImageError, match="more than the 315 pixels"):
+        decode(written(good))

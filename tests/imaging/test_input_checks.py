@@ -1,0 +1,76 @@
+"""What no network is needed for: images that are too small, too narrow, in colour or blank."""
+
+import io
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from pneumoscope.imaging.decode import decode
+from pneumoscope.imaging.image import Radiograph
+from pneumoscope.imaging.input_checks import why_implausible
+
+
+def image(height=300, width=300, low=0, high=200, **fields):
+    pixels = np.random.default_rng(0).integers(low, high + 1, (height, width)).astype(np.uint8)
+    return Radiograph(pixels, "image", "PNG", "L", **fields)
+
+
+def test_a_image_like_others_is_plausible():
+    assert why_implausible(image(), 112) == ""
+    assert why_implausible(image(112, 300), 112) == ""
+    assert why_implausible(image(100, 400), 50) == ""
+
+
+@pytest.mark.parametrize(
+    ("picture", "words"),
+    [
+        (image(111, 300), "too small: 300 x 111 pixels, and 112 are the least on each side"),
+        (image(130, 521), "too narrow for a chest: 521 x 130 pixels"),
+        (image(521, 130), "too narrow for a chest: 130 x 521 pixels"),
+        (image(low=90, high=95), "blank: its grey levels lie within 5 of 256"),
+        (image(chroma=12.1), "in colour: a radiograph is grey"),
+    ],
+)
+def test_a_picture_that_is_none_is_told_why(picture, words):
+    assert why_implausible(picture, 112) == words
+
+
+def test_the_size_is_that_in_the_file():
+    """Decoded smaller, it is no smaller image; and the other way round."""
+    assert why_implausible(image(100, 100, reduced_from=(800, 800)), 112) == ""
+
+
+def test_a_speck_on_a_blank_image_does_not_make_it_one():
+    pixels = np.full((500, 500), 40, np.uint8)
+    pixels[:20, :20] = 255
+    assert why_implausible(Radiograph(pixels, "image", "PNG", "L"), 112).startswith("blank")
+
+
+def encoded(image, **options):
+    file = io.BytesIO()
+    image.save(file, **options)
+    return file.getvalue()
+
+
+def test_colour_is_seen_in_the_file_and_grey_stored_as_colour_is_not_colour():
+    """Half red, half blue: the largest and smallest channel are 200 apart everywhere."""
+    red_and_blue = np.zeros((40, 40, 3), np.uint8)
+    red_and_blue[:, :20, 0], red_and_blue[:, 20:, 2] = 200, 200
+    image = Image.fromarray(red_and_blue)
+    assert decode(encoded(image, format="PNG")).chroma == 200
+    assert decode(encoded(image.quantize(4), format="PNG")).chroma == 200
+    assert decode(encoded(image.convert("RGBA"), format="PNG")).chroma == 200
+    assert decode(encoded(image, format="JPEG", quality=95), least_side=20).chroma > 150
+    grey = image.convert("L")
+    for other in (
+        grey,
+        grey.convert("RGB"),
+        grey.convert("RGBA"),
+        grey.convert("P"),
+        grey.convert("LA"),
+        grey.convert("1"),
+    ):
+        assert decode(encoded(other, format="PNG")).chroma == 0
+    assert decode(encoded(grey.convert("RGB"), format="JPEG")).chroma < 1
+    assert decode(encoded(Image.fromarray(np.full((9, 9), 4000, np.uint16)), format="PNG")).chroma == 0

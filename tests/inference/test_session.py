@@ -1,0 +1,362 @@
+"""A bundle scores images: in order, a few at a time, by the card's calibration, and without torch."""
+
+import dataclasses
+import json
+import os
+import subprocess
+import sys
+import weakref
+from types import SimpleNamespace
+
+import numpy as np
+import onnx
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+from msgspec import structs
+from scipy.special import expit
+from tests.conftest import LIMITS, SIZE, halves, mean_grey_network
+
+from pneumoscope.bundle.card import Calibration, read_bundle
+from pneumoscope.core.errors import BundleError, UsageError
+from pneumoscope.imaging.image import Radiograph
+from pneumoscope.inference import BundleSession
+from pneumoscope.inference import predictor as module
+from pneumoscope.inference.session import sigmoid
+
+
+@pytest.fixture
+def predictor(maker):
+    return BundleSession.load(maker.bundle(maker.root / "bundle", gain=0.05))
+
+
+def flat(level, size=SIZE):
+    return Radiograph(np.full((size, size), level, np.uint8), f"image {level}", "PNG", "L")
+
+
+def test_a_logit_is_what_the_network_says(predictor):
+    pixels = np.stack([np.full((SIZE, SIZE), level, np.uint8) for level in (0, 125, 255)])
+
+    logits = predictor.logits(pixels)
+
+    assert logits.dtype == np.float32
+    assert logits.tolist() == pytest.approx([0.05 * (0 - 125), 0, 0.05 * (255 - 125)])
+
+
+def test_one_run_gives_logits_and_heatmaps(predictor):
+    """Each block of 4 x 4 pixels contributes 0.05 x its mean / 16; together they are the logit but for -125 x 0.05."""
+    image = np.zeros((SIZE, SIZE), np.uint8)
+    image[4:8, 8:12] = 160  # the block of the second row and the third column
+    pixels = np.stack([image, np.full((SIZE, SIZE), 200, np.uint8)])
+
+    outputs = predictor.outputs(pixels, heatmaps=True)
+
+    expected = np.zeros((2, 4, 4))
+    expected[0, 1, 2], expected[1] = 0.05 * 160 / 16, 0.05 * 200 / 16
+    assert [part.dtype for part in (outputs.logit, outputs.heatmap)] == [np.float32] * 2
+    assert (outputs.kinds, outputs.distance) == (None, None)
+    assert predictor.outputs(pixels).heatmap is None
+    np.testing.assert_allclose(outputs.heatmap, expected, rtol=1e-6)
+    assert outputs.logit.tolist() == predictor.logits(pixels).tolist()
+    np.testing.assert_allclose(outputs.heatmap.sum((1, 2)) - 0.05 * 125, outputs.logit, rtol=1e-5)
+
+
+def test_a_network_of_logits_alone_scores_and_has_no_heatmap(maker, predictor):
+    card, _ = read_bundle(maker.bundle(maker.root / "other"))
+    bare = BundleSession(card, altered(lambda graph: graph.output.pop()))
+    pixels = np.full((1, SIZE, SIZE), 225, np.uint8)
+
+    assert (predictor.explains, bare.explains) == (True, False)
+    assert bare.logits(pixels).tolist() == predictor.logits(pixels).tolist()
+    with pytest.raises(BundleError, match=r"bundle 'grey' \(mean-grey\) gives no heatmaps"):
+        bare.outputs(pixels, heatmaps=True)
+    assert bare.outputs(pixels).logit.tolist() == predictor.logits(pixels).tolist()
+
+
+def test_a_screened_network_gives_kinds_and_distances_too(maker):
+    predictor = BundleSession.load(maker.bundle(maker.root / "screened", refusal=LIMITS))
+    pixels = np.stack([np.full((SIZE, SIZE), level, np.uint8) for level in (51, 204)])
+
+    outputs = predictor.outputs(pixels)
+
+    np.testing.assert_allclose(outputs.kinds, [[0.2, 0.8, 0, 0, 0, 0, 0], [0.8, 0.2, 0, 0, 0, 0, 0]], rtol=1e-6)
+    np.testing.assert_allclose(outputs.distance, [0.51, 2.04], rtol=1e-6)
+    images = [Radiograph(halves(level), "image", "PNG", "L") for level in (51, 120, 204)]
+    assert [bool(refusal) for _, refusal in predictor.stream(images)] == [True, False, True]
+
+
+def test_a_network_and_a_card_that_speak_of_different_limits_are_refused(maker):
+    bare, screened = maker.bundle(maker.root / "bare"), maker.bundle(maker.root / "screened", refusal=LIMITS)
+    cards = {folder: json.loads((folder / "card.json").read_text()) for folder in (bare, screened)}
+    cards[bare]["refusal"], cards[screened]["refusal"] = cards[screened]["refusal"], None
+    for folder, words in ((bare, "its card has limits for 'kinds'"), (screened, "its card has no limits for 'kinds'")):
+        (folder / "card.json").write_text(json.dumps(cards[folder]))
+        with pytest.raises(BundleError, match=words):
+            BundleSession.load(folder)
+
+
+@pytest.mark.parametrize("batch", [1, 2, 3, 7, 10, 11, 1000])
+def test_a_stream_gives_the_same_logits_in_order_for_any_batch(predictor, batch):
+    levels = [200, 3, 90, 255, 0, 125, 17, 18, 19, 64]
+    expected = predictor.logits(np.stack([flat(level).pixels for level in levels])).tolist()
+
+    scored = list(predictor.stream(map(flat, levels), batch=batch))
+
+    assert [logit for logit, _ in scored] == expected
+    assert {refusal for _, refusal in scored} == {"blank: its grey levels lie within 0 of 256"}
+
+
+def test_images_of_any_size_are_prepared_as_the_card_says(predictor):
+    wide = Radiograph(np.tile(np.uint8([0, 200]), (30, 50)), "wide", "PNG", "L")
+
+    logits = [logit for logit, _ in predictor.stream([wide, flat(100, size=64)])]
+    assert logits == pytest.approx([0.05 * (100 - 125)] * 2, abs=0.05)
+
+
+def test_a_stream_of_nothing_gives_nothing(predictor):
+    assert list(predictor.stream([])) == []
+
+
+def test_a_stream_holds_no_more_images_than_a_batch(predictor, monkeypatch):
+    """Prepared images still alive are counted each time that another one is asked for."""
+    made, most = [], []
+
+    def preprocess(image, preprocessing):
+        pixels = image.pixels.copy()
+        made.append(weakref.ref(pixels))
+        most.append(sum(pixels() is not None for pixels in made))
+        return pixels
+
+    monkeypatch.setattr(module, "preprocess", preprocess)
+
+    assert len(list(predictor.stream(map(flat, range(50)), batch=4))) == 50
+    assert max(most) == 4
+
+
+def test_a_stream_asks_for_no_image_before_it_is_needed(predictor):
+    asked = []
+
+    def images():
+        for level in range(20):
+            asked.append(level)
+            yield flat(level)
+
+    stream = predictor.stream(images(), batch=4)
+    assert asked == []
+    next(stream)
+    assert asked == [0, 1, 2, 3]
+    for _ in range(4):
+        next(stream)
+    assert asked == list(range(8))
+
+
+@pytest.mark.parametrize("batch", [0, -3])
+def test_a_batch_of_no_image_is_refused(predictor, batch):
+    with pytest.raises(UsageError, match=rf"batch is {batch}; one image at a time is the least"):
+        list(predictor.stream([flat(1)], batch=batch))
+
+
+def test_probability_is_the_cards_formula(predictor):
+    """Slope 0.8, intercept 0.1; worked by hand: 1 / (1 + exp(-(0.8 x 2 + 0.1))) = 1 / (1 + 0.1826835) = 0.8455347."""
+    found = predictor.probability(np.float32([2, 0, -0.125]))
+
+    assert found.dtype == np.float64
+    assert found.tolist() == pytest.approx([0.8455347, 0.5249792, 0.5], abs=1e-7)
+
+
+def test_no_calibration_leaves_the_score(maker):
+    card, network = read_bundle(maker.bundle(maker.root / "bundle"))
+    plain = structs.replace(card, calibration=Calibration(slope=1, intercept=0, method="none", n=0, prevalence=0.5))
+    logits = np.linspace(-5, 5, 11, dtype=np.float32)
+
+    assert BundleSession(plain, network).probability(logits).tolist() == sigmoid(logits).tolist()
+
+
+@pytest.mark.filterwarnings("error")
+def test_the_sigmoid_does_not_overflow():
+    with np.errstate(over="raise", divide="raise", invalid="raise"):
+        assert sigmoid(np.array([-1000.0, 1000.0])).tolist() == [0.0, 1.0]
+        assert sigmoid(np.float32([-88.8, -700, 700])).tolist() == pytest.approx(
+            expit(np.float64(np.float32([-88.8, -700, 700]))).tolist(), rel=1e-12
+        )
+
+
+@given(st.lists(st.floats(-1e308, 1e308)))
+def test_the_sigmoid_is_scipys(values):
+    np.testing.assert_allclose(sigmoid(np.array(values)), expit(np.array(values)), rtol=1e-12, atol=1e-300)
+
+
+@given(st.floats(-700, 700))
+def test_the_sigmoid_is_symmetric(x):
+    left, right = sigmoid(np.array([x, -x]))
+    assert left + right == pytest.approx(1, abs=1e-15)
+
+
+def test_single_precision_is_not_kept():
+    assert sigmoid(np.float32([0.1])).dtype == np.float64
+
+
+# --- what is refused -------------------------------------------------------------------------------------------------
+
+
+def altered(change):
+    model = onnx.load_from_string(mean_grey_network(0.05))
+    change(model.graph)
+    return model.SerializeToString()
+
+
+@pytest.mark.parametrize("content", [b"", b"no network", mean_grey_network(0.05)[:-40]])
+def test_a_file_that_cannot_be_run_is_refused(maker, content):
+    card, _ = read_bundle(maker.bundle(maker.root / "bundle"))
+
+    with pytest.raises(BundleError, match=r"the network of bundle 'grey' cannot be run: "):
+        BundleSession(card, content)
+
+
+def other_size(graph):
+    graph.input[0].type.tensor_type.shape.dim[1].dim_value = 32
+
+
+def one_image_only(graph):
+    graph.input[0].type.tensor_type.shape.dim[0].dim_value = 1
+
+
+def floats(graph):
+    graph.input[0].type.tensor_type.elem_type = onnx.TensorProto.FLOAT
+
+
+def other_name(graph):
+    graph.input[0].name = graph.node[0].input[0] = "image"
+
+
+def other_result(graph):
+    graph.output[0].name = graph.node[-1].output[0] = "probability"
+
+
+def unknown_result(graph):
+    graph.output[1].name = graph.node[-2].output[0] = "saliency"
+
+
+def flat_heatmap(graph):
+    graph.node[-2].output[0] = "table"
+    graph.node.insert(7, onnx.helper.make_node("Flatten", ["table"], ["heatmap"]))
+    del graph.output[1].type.tensor_type.shape.dim[2]
+    graph.output[1].type.tensor_type.shape.dim[1].dim_value = 16
+
+
+def another_input(graph):
+    graph.input.append(onnx.helper.make_tensor_value_info("age", onnx.TensorProto.FLOAT, []))
+    graph.node[-1].input[1] = "age"
+
+
+@pytest.mark.parametrize(
+    ("change", "words"),
+    [
+        (other_size, r"takes \[\('image', 'tensor\(uint8\)', \['n', 32, 16\]\)\]"),
+        (one_image_only, r"takes \[\('image', 'tensor\(uint8\)', \[1, 16, 16\]\)\]"),
+        (floats, r"takes \[\('image', 'tensor\(float\)', \['n', 16, 16\]\)\]"),
+        (other_name, r"takes \[\('image', "),
+        (other_result, r"gives \[\('probability', "),
+        (unknown_result, r"gives \[\('logit', 'tensor\(float\)', 1\), \('saliency', 'tensor\(float\)', 3\)\], not"),
+        (
+            flat_heatmap,
+            r"\('heatmap', 'tensor\(float\)', 2\)\], .* and some of \[.*\('heatmap', 'tensor\(float\)', 3\)",
+        ),
+        (another_input, r"\('age', 'tensor\(float\)', \[\]\)\]"),
+    ],
+)
+def test_a_network_of_another_format_is_refused(maker, change, words):
+    card, _ = read_bundle(maker.bundle(maker.root / "bundle"))
+
+    with pytest.raises(BundleError, match=rf"bundle 'grey' .*{words}"):
+        BundleSession(card, altered(change))
+
+
+@pytest.mark.parametrize("absolute", [True, False])
+def test_weights_outside_the_file_are_refused(maker, monkeypatch, absolute):
+    """They are in no hash of the card, and a stranger's file has no business with others on this disk."""
+    monkeypatch.chdir(maker.root)
+    outside = maker.root / "weights.bin"
+    outside.write_bytes(np.float32(3).tobytes())
+
+    def elsewhere(graph):
+        gain = graph.initializer[2]
+        gain.ClearField("float_data")
+        gain.data_location = onnx.TensorProto.EXTERNAL
+        where = str(outside) if absolute else outside.name
+        for key, value in (("location", where), ("length", "4")):
+            gain.external_data.add(key=key, value=value)
+
+    card, _ = read_bundle(maker.bundle(maker.root / "bundle"))
+
+    with pytest.raises(BundleError, match=r"the network of bundle 'grey' cannot be run: "):
+        BundleSession(card, altered(elsewhere))
+
+
+def test_load_refuses_what_read_bundle_refuses(maker):
+    with pytest.raises(BundleError, match=r"absent' is no bundle"):
+        BundleSession.load(maker.root / "absent")
+
+
+def test_scoring_never_imports_torch(maker):
+    """In a fresh interpreter where torch cannot be found at all."""
+    bundle = maker.bundle(maker.root / "bundle")
+    code = f"""
+import sys
+sys.modules["torch"] = None
+from pathlib import Path
+import numpy as np
+from pneumoscope.inference import BundleSession
+print(BundleSession.load(Path({str(bundle)!r}), threads=1).logits(np.full((1, {SIZE}, {SIZE}), 225, np.uint8))[0])
+found = {{"torchvision", "lightning", "timm", "scipy", "sklearn", "onnx"}} & set(sys.modules)
+assert not found, found
+"""
+    ran = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert float(ran.stdout) == pytest.approx(5.0)
+
+
+def test_importing_it_does_not_import_onnx_runtime():
+    code = "import sys, pneumoscope.inference; sys.exit('onnxruntime' in sys.modules)"
+    assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0
+
+
+@pytest.mark.parametrize(
+    ("name", "values", "words"),
+    [("logit", [np.nan], "no number"), ("logit", [1.0, 2.0], "2,"), ("kinds", [[0.5, 0.5, 0.0]], r"\(1, 3\)")],
+)
+def test_a_network_that_gives_too_little_or_no_numbers_is_refused(predictor, monkeypatch, name, values, words):
+    monkeypatch.setattr(predictor, "_session", SimpleNamespace(run=lambda names, _: [np.array(values, np.float32)]))
+    monkeypatch.setattr(predictor, "_gives", [name])
+    with pytest.raises(BundleError, match=words):
+        predictor.outputs(flat(100).pixels[None])
+
+
+def test_a_image_whose_header_states_another_age_is_refused(maker):
+    predictor = BundleSession.load(maker.bundle(maker.root / "aged", ages=(1, 5)))
+    image = Radiograph(np.tile(np.arange(SIZE, dtype=np.uint8) * 4, (SIZE, 1)), "image", "DICOM", "", age=67.0)
+    (scored,) = predictor.stream([image])
+    assert "67.0 years" in scored.refusal
+    (scored,) = predictor.stream([dataclasses.replace(image, age=3.0)])
+    assert not scored.refusal
+
+
+def test_the_runtime_is_told_to_report_nothing_before_it_is_loaded(maker):
+    """ONNX Runtime reads the variable when it starts; later is too late."""
+    bundle = maker.bundle(maker.root / "silent")
+    seen = subprocess.run(
+        [
+            sys.executable, "-c",
+            "import builtins, os, sys, pathlib\n"
+            "real = builtins.__import__\n"
+            "def watch(name, *rest):\n"
+            "    if name == 'onnxruntime' and name not in sys.modules: print(os.environ.get('ORT_DISABLE_TELEMETRY'))\n"
+            "    return real(name, *rest)\n"
+            "builtins.__import__ = watch\n"
+            "from pneumoscope.inference.session import BundleSession\n"
+            "BundleSession.load(pathlib.Path(sys.argv[1]))\n",
+            str(bundle),
+        ],
+        capture_output=True, text=True, check=True,
+        env={name: value for name, value in os.environ.items() if name != "ORT_DISABLE_TELEMETRY"},
+    )  # fmt: skip
+    assert seen.stdout.split() == ["1"]

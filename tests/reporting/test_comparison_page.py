@@ -1,0 +1,304 @@
+"""The page says what the comparison says, to the digit, and nothing that a stranger wrote becomes markup."""
+
+import dataclasses
+from collections.abc import Callable, Iterator
+from html.parser import HTMLParser
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from pneumoscope.core.results import Interval
+from pneumoscope.evaluation.records import read_evaluation
+from pneumoscope.reporting.comparison_page import write_comparison_page
+
+MINUS, DASH = "\N{MINUS SIGN}", "\N{EN DASH}"
+VOID = {"meta", "link", "br", "path", "use", "rect"}
+
+
+@dataclasses.dataclass
+class Node:
+    tag: str
+    attributes: dict[str, str]
+    children: "list[Node | str]"
+
+    def walk(self) -> "Iterator[Node]":
+        yield self
+        for child in self.children:
+            if isinstance(child, Node):
+                yield from child.walk()
+
+    def all(self, tag: str, **attributes: str) -> "list[Node]":
+        return [
+            node
+            for node in self.walk()
+            if node.tag == tag
+            and all(
+                node.attributes.get(name.rstrip("_").replace("_", "-")) == value for name, value in attributes.items()
+            )
+        ]
+
+    def text(self) -> str:
+        return " ".join(" ".join(c if isinstance(c, str) else c.text() for c in self.children).split())
+
+    def values(self) -> list[float]:
+        """The numbers in full precision."""
+        return [float(node.attributes["value"]) for node in self.all("data")]
+
+
+class Tree(HTMLParser):
+    """The page as a reader's browser has it, by the standard library."""
+
+    def __init__(self, text: str) -> None:
+        super().__init__(convert_charrefs=True)
+        self.root = Node("", {}, [])
+        self.open = [self.root]
+        self.feed(text)
+
+    def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
+        node = Node(tag, {name: value or "" for name, value in attrs}, [])
+        self.open[-1].children.append(node)
+        if tag not in VOID:
+            self.open.append(node)
+
+    def handle_startendtag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
+        self.open[-1].children.append(Node(tag, {name: value or "" for name, value in attrs}, []))
+
+    def handle_endtag(self, tag: str) -> None:
+        if tag not in VOID:
+            assert self.open[-1].tag == tag, f"</{tag}> closes <{self.open[-1].tag}>"
+            self.open.pop()
+
+    def handle_data(self, data: str) -> None:
+        self.open[-1].children.append(data)
+
+
+@pytest.fixture(scope="module")
+def page(three: Any) -> Node:
+    return Tree(three[2].read_text(encoding="utf-8")).root
+
+
+def shown(value: Interval) -> str:
+    """A number as the page prints it, formatted here a second time."""
+    ends = f" {value.low:.3f} to {value.high:.3f}" if value.low is not None else f" {DASH} {value.reason}"
+    return f"{value.value:.3f}{ends}".replace("-", MINUS)
+
+
+def section(page: Node, name: str) -> Node:
+    (found,) = page.all("section", id=name)
+    return found
+
+
+def test_every_metric_of_every_run_stands_in_the_table(three: Any, page: Node) -> None:
+    comparison, *_ = three
+    for metric in [name for name in comparison.runs[0].test if name != "n"]:
+        (row,) = section(page, "metrics").all("tr", data_metric=metric)
+        for cell, run in zip(row.all("td"), comparison.runs, strict=True):
+            value = run.test[metric]
+            if value.value is None:
+                continue
+            assert cell.values() == [value.value]
+            assert cell.text() == shown(value)
+
+
+def test_what_does_not_exist_is_a_dash_with_its_reason(page: Node) -> None:
+    (row,) = section(page, "metrics").all("tr", data_metric="precision")
+    assert row.all("td")[0].text() == f"{DASH} no image is called <b>pneumonia</b>"
+    (row,) = section(page, "metrics").all("tr", data_metric="f1")
+    assert row.all("td")[0].text() == f"0.250 {DASH} exists in only 3 of 100 draws"
+    _, p, holm, verdict = section(page, "pairs").all("tr", data_pair="accuracy")[0].all("td")
+    assert p.text() == holm.text() == f"{DASH} no image on which they differ"
+    assert verdict.text() == "not distinguishable"
+
+
+def test_counts_of_the_confusion_matrices(three: Any, page: Node) -> None:
+    comparison, *_ = three
+    found = [table.values() for table in section(page, "decisions").all("table")]
+    assert found == [[r.confusion.tn, r.confusion.fp, r.confusion.fn, r.confusion.tp] for r in comparison.runs]
+
+
+def test_every_pair_stands_with_its_difference_p_and_verdict(three: Any, page: Node) -> None:
+    comparison, *_ = three
+    rows = [
+        *section(page, "pairs").all("tr", data_pair="accuracy"),
+        *section(page, "pairs").all("tr", data_pair="auroc"),
+    ]
+    assert len(rows) == len(comparison.pairs) == 6
+    for row, pair in zip(rows, comparison.pairs, strict=True):
+        difference, _, _, verdict = row.all("td")
+        assert row.all("th")[0].text() == f"{pair.a} {MINUS} {pair.b}"
+        assert row.values() == [v for v in (pair.difference.value, pair.p, pair.p_holm) if v is not None]
+        assert difference.text().startswith(f"{pair.difference.value:+.3f}".replace("-", MINUS))
+        better = {"a": f"{pair.a} is better", "b": f"{pair.b} is better"}
+        assert verdict.text() == better.get(pair.verdict, "not distinguishable")
+    assert {pair.verdict for pair in comparison.pairs} == {"a", "b", "not distinguishable"}
+
+
+def test_etiology_and_operating_points_are_those_of_the_evaluations(three: Any, page: Node) -> None:
+    _, folders, _ = three
+    evaluations = [read_evaluation(folder / "evaluation" / "test" / "evaluation.json") for folder in folders]
+    for index, evaluation in enumerate(evaluations):
+        (row,) = section(page, "etiology").all("tr", data_etiology=str(index))
+        etiology = evaluation.points["half"].by_etiology
+        expected = [
+            *(etiology[kind] for kind in ("normal", "bacteria", "virus")),
+            *evaluation.auroc_by_etiology.values(),
+        ]
+        assert row.values() == [value.value for value in expected]
+        assert [cell.text() for cell in row.all("td")] == [f"{shown(v)} n = {v.n}" for v in expected]
+    for name in ("half", "balanced", "rule_out"):
+        rows = section(page, "points").all("tr", data_point=name)
+        for row, point in zip(rows, (evaluation.points[name] for evaluation in evaluations), strict=True):
+            metrics = [point.metrics[metric].value for metric in ("sensitivity", "specificity", "accuracy")]
+            assert row.values() == [point.threshold, *metrics]
+            assert row.text().endswith(f" {point.confusion.fn} {point.confusion.fp}")
+            assert point.rule in row.text()
+
+
+def test_the_published_table_stands_as_printed_converted_and_beside_ours(three: Any, page: Node) -> None:
+    comparison, *_ = three
+    part = section(page, "published")
+    assert comparison.erratum in part.text()
+    printed, standard, beside = part.all("table")
+    for metric in comparison.published[0].metrics:
+        (row,) = standard.all("tr", data_published=metric)
+        assert row.values() == [published.metrics[metric].value for published in comparison.published]
+    for row, published in zip(printed.all("tr")[1:], comparison.published, strict=True):
+        c = published.confusion
+        assert row.values() == list(published.printed.values())
+        assert row.text().endswith(f" {c.tp} {c.fn} {c.tn} {c.fp}")
+        (row,) = beside.all("tr", data_ours=published.name)
+        ours = next((run for run in comparison.runs if run.name == published.name), None)
+        expected = [published.metrics["accuracy"].value]
+        if ours is not None:
+            expected += [ours.test["accuracy"].value, published.ours.value]
+        expected.append(published.average_validation_accuracy)
+        if ours is not None:
+            expected.append(ours.average_validation_accuracy)
+        else:
+            assert f"{DASH} not run here" in row.text()
+        assert row.values() == expected
+        assert row.text().endswith(published.sentence)
+    assert sum("not run here" in row.text() for row in beside.all("tr")) == 4
+
+
+def test_it_opens_with_title_notice_images_and_findings_in_that_order(three: Any, page: Node) -> None:
+    comparison, *_ = three
+    text = page.all("header")[0].text() + page.all("main")[0].text()
+    order = [
+        "3 runs compared on 96 test images",
+        comparison.notice,
+        "What was compared",
+        f"Test images 96 NORMAL 36 PNEUMONIA 60 Patients {comparison.images['patients']}",
+        comparison.images["sha256"][:16],
+        comparison.sentences[0],
+        comparison.sentences[-1],
+        "Told apart",
+        "Not distinguishable on these images: 4 of 6 comparisons",
+        "All metrics",
+    ]
+    places = [text.index(part) for part in order]
+    assert places == sorted(places)
+
+
+def test_every_sentence_is_a_finding_and_those_of_pairs_alike_are_folded(three: Any, page: Node) -> None:
+    comparison, *_ = three
+    part = section(page, "findings")
+    lines = [node.text() for node in part.walk() if node.tag in {"li", "p"}]
+    assert sorted(lines) == sorted(comparison.sentences)
+    folded = [node.text() for node in part.all("details")[0].all("li")]
+    assert folded == [pair.sentence for pair in comparison.pairs if pair.verdict == "not distinguishable"]
+
+
+def test_what_was_run_is_told_in_full(three: Any, page: Node) -> None:
+    comparison, folders, _ = three
+    part = section(page, "runs")
+    said = part.text()
+    for run in comparison.runs:
+        assert str(run.network) in said
+    assert "31 min 00 s" in said
+    assert "Training all: 1 h 33 min." in said
+    for name in ("versions.torch 2.14.1", "machine.processor 2 cores", "evaluated 2026-01-02T03:04:05Z"):
+        assert name in said
+    recipes = [folder.joinpath("recipe.toml").read_text(encoding="utf-8") for folder in folders]
+    assert [pre.children for pre in part.all("pre")] == [[recipe] for recipe in recipes]
+    assert comparison.command in section(page, "command").text()
+
+
+def test_each_figure_has_a_caption_with_n_and_a_name_for_each_picture(page: Node) -> None:
+    figures = page.all("figure")
+    assert len(figures) == 8
+    for figure in figures[:-2]:
+        assert "n = 96 images" in figure.all("figcaption")[0].text()
+    for svg in page.all("svg"):
+        assert svg.attributes.get("aria-hidden") == "true" or (
+            svg.attributes["role"],
+            bool(svg.attributes["aria-label"]),
+        ) == ("img", True)
+
+
+def test_a_run_keeps_its_colour_in_every_figure(page: Node) -> None:
+    colour = page.all("section", id="rankings")[0].all("path")[2].attributes["stroke"]
+    for key in ("reliability", "histogram", "curves"):
+        drawn = [
+            svg
+            for svg in page.all("svg", role="img")
+            if svg.all("clippath") and any(n.attributes.get("id", "").startswith(f"{key}-2-") for n in svg.walk())
+        ]
+        assert len(drawn) == 1
+        painted = {
+            value for node in drawn[0].walk() for name, value in node.attributes.items() if name in ("fill", "stroke")
+        }
+        assert colour in painted
+
+
+def test_a_name_with_markup_stays_text_everywhere(three: Any, page: Node) -> None:
+    text = three[2].read_text(encoding="utf-8")
+    assert "<script" not in text
+    assert not page.all("script")
+    assert section(page, "metrics").all("th")[2].text() == three[0].runs[1].name
+    assert not [name for node in page.walk() for name in node.attributes if name.startswith("on")]
+
+
+def test_nothing_is_fetched_from_anywhere(three: Any, page: Node) -> None:
+    text = three[2].read_text(encoding="utf-8")
+    assert "http:" not in text
+    assert "https:" not in text
+    assert "url(" not in text.replace("url(#", "")
+    assert not [node for node in page.walk() if "src" in node.attributes]
+    targets = {node.attributes["href"] for node in page.walk() if "href" in node.attributes}
+    assert {target for target in targets if not target.startswith("#")} == {"data:,"}
+    (policy,) = page.all("meta", http_equiv="Content-Security-Policy")
+    assert policy.attributes["content"].startswith("default-src 'none'")
+
+
+def test_ids_are_unique_and_links_inside_the_page_lead_somewhere(page: Node) -> None:
+    ids = [node.attributes["id"] for node in page.walk() if "id" in node.attributes]
+    assert len(ids) == len(set(ids))
+    for node in page.walk():
+        target = node.attributes.get("href", "")
+        assert not target.startswith("#") or target[1:] in ids
+
+
+def test_one_run_without_published_has_no_pairs_and_no_published_table_and_is_the_same_twice(
+    build: Callable[..., Any], tmp_path: Path
+) -> None:
+    comparison, folders = build(["alone"], epochs=1, published=False)
+    first = write_comparison_page(comparison, folders, tmp_path / "1.html").read_bytes()
+    assert write_comparison_page(comparison, folders, tmp_path / "2.html").read_bytes() == first
+    page = Tree(first.decode()).root
+    assert page.all("h1")[0].text() == "Run alone on 96 test images"
+    assert not page.all("section", id="published")
+    assert not page.all("section", id="pairs")
+    assert not page.all("a", href="#published")
+    assert "nothing to compare it with" in section(page, "findings").text()
+
+
+def test_images_of_one_label_have_no_ranking_and_the_page_says_why(build: Callable[..., Any], tmp_path: Path) -> None:
+    comparison, folders = build(["alone"], n=30, normal=0, epochs=1, published=False)
+    page = Tree(write_comparison_page(comparison, folders, tmp_path / "1.html").read_text(encoding="utf-8")).root
+    assert "there is no NORMAL image" in section(page, "rankings").text()
+    assert not section(page, "rankings").all("svg")
+    (row,) = section(page, "metrics").all("tr", data_metric="specificity")
+    assert row.all("td")[0].text() == f"{DASH} there is no NORMAL image"
+    assert section(page, "decisions").text().count("no such image") == 2

@@ -1,0 +1,91 @@
+"""Colours that everybody can tell apart, and a look that stays where it is used."""
+
+import itertools
+import warnings
+
+import matplotlib
+import numpy as np
+import pytest
+
+from pneumoscope.reporting.style import COLOURS, RUN_SLOTS, drawing, new_figure, run_style, short
+
+# Linear RGB as seen with each kind of colour blindness, at full severity: Machado, Oliveira & Fernandes 2009, IEEE TVCG
+# 15:1291, table 1.
+EYES = {
+    "all cones": np.eye(3),
+    "protanopia": [[0.152286, 1.052583, -0.204868], [0.114503, 0.786281, 0.099216], [-0.003882, -0.048116, 1.051998]],
+    "deuteranopia": [[0.367322, 0.860646, -0.227968], [0.280085, 0.672501, 0.047413], [-0.011820, 0.042940, 0.968881]],
+    "tritanopia": [[1.255528, -0.076749, -0.178779], [-0.078411, 0.930809, 0.147602], [0.004733, 0.691367, 0.303900]],
+}
+
+
+def linear(colour: str) -> np.ndarray:
+    channels = np.array([int(colour[i : i + 2], 16) for i in (1, 3, 5)]) / 255
+    return np.where(channels <= 0.04045, channels / 12.92, ((channels + 0.055) / 1.055) ** 2.4)
+
+
+def lab(rgb: np.ndarray) -> np.ndarray:
+    """CIE L*a*b* of linear sRGB under D65."""
+    to_xyz = np.array([[0.4124, 0.3576, 0.1805], [0.2126, 0.7152, 0.0722], [0.0193, 0.1192, 0.9505]])
+    ratio = to_xyz @ np.clip(rgb, 0, 1) / np.array([0.9505, 1.0, 1.089])
+    f = np.where(ratio > 216 / 24389, np.cbrt(ratio), (24389 / 27 * ratio + 16) / 116)
+    return np.array([116 * f[1] - 16, 500 * (f[0] - f[1]), 200 * (f[1] - f[2])])
+
+
+def contrast(a: str, b: str) -> float:
+    """WCAG 2 contrast ratio."""
+    dark, light = sorted(float(np.array([0.2126, 0.7152, 0.0722]) @ linear(colour)) for colour in (a, b))
+    return (light + 0.05) / (dark + 0.05)
+
+
+@pytest.mark.parametrize("eyes", EYES)
+@pytest.mark.parametrize("theme", [0, 1], ids=["light", "dark"])
+def test_two_runs_are_never_confused(eyes: str, theme: int) -> None:
+    seen = [lab(np.array(EYES[eyes]) @ linear(COLOURS[f"run-{i}"][theme])) for i in range(RUN_SLOTS)]
+    nearest = min(float(np.linalg.norm(a - b)) for a, b in itertools.combinations(seen, 2))
+    assert nearest > 15  # a difference of 2 is just visible side by side
+
+
+@pytest.mark.parametrize("theme", [0, 1], ids=["light", "dark"])
+def test_lines_reach_3_to_1_and_text_4_5_to_1_against_the_ground(theme: int) -> None:
+    ground = COLOURS["surface"][theme]
+    for name, pair in COLOURS.items():
+        if name.startswith("run-"):
+            assert contrast(pair[theme], ground) >= 3, name
+    for name in ("ink", "muted"):
+        assert contrast(COLOURS[name][theme], ground) >= 4.5, name
+
+
+def test_every_light_colour_is_different_so_that_a_style_sheet_can_map_it() -> None:
+    assert len({light for light, _ in COLOURS.values()}) == len(COLOURS)
+
+
+def test_the_first_32_runs_differ_in_colour_or_dash_and_keep_both() -> None:
+    looks = [(run_style(i).colour, run_style(i).dash) for i in range(32)]
+    assert len(set(looks)) == 32
+    assert run_style(3) == run_style(3)
+    assert run_style(0).line == "-"
+    assert run_style(1).line == (0, run_style(1).dash)
+
+
+def test_a_long_name_is_cut_and_a_short_one_is_not() -> None:
+    assert short("vgg19-adam-32") == "vgg19-adam-32"
+    assert short("a" * 20) == "a" * 20
+    assert short("a" * 21) == "a" * 19 + "…"
+
+
+def test_the_look_does_not_leak_out() -> None:
+    before = dict(matplotlib.rcParams)
+    with drawing():
+        assert matplotlib.rcParams["svg.fonttype"] == "none"
+        assert matplotlib.rcParams["text.parse_math"] is False
+    assert dict(matplotlib.rcParams) == before
+
+
+def test_other_warnings_than_missing_letters_still_show() -> None:
+    with pytest.warns(UserWarning, match="something else"), drawing():
+        warnings.warn("something else", stacklevel=1)
+
+
+def test_a_figure_has_the_size_asked_for() -> None:
+    assert tuple(new_figure(300, 150).get_size_inches() * 72) == pytest.approx((300, 150))

