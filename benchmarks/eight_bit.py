@@ -140,7 +140,7 @@ def compare(
         for name, predictor in predictors.items():
             rates[name].append(rate(predictor, pixels[:200]))
     first = next(iter(variants))
-    threshold = card.points[DEFAULT_OPERATING_POINT].threshold
+    threshold = card.operating_points[DEFAULT_OPERATING_POINT].threshold
     return [
         Row(
             name,

@@ -129,7 +129,7 @@ CHANGES: dict[str, Callable[[Grey], LabelledImage]] = {
 }
 SPOILT: dict[str, Callable[[Grey], LabelledImage]] = {
     "inverted": lambda image: 255 - image,
-    "upside down": lambda image: np.ascontiguousarray(np.rot90(image, 2)),
+    "upside_down": lambda image: np.ascontiguousarray(np.rot90(image, 2)),
     "on its left side": lambda image: np.ascontiguousarray(np.rot90(image)),
     "on its right side": lambda image: np.ascontiguousarray(np.rot90(image, 3)),
     "mirrored": lambda image: np.ascontiguousarray(image[:, ::-1]),

@@ -108,7 +108,7 @@ def run(attempt: Attempt, by: str, seed: int, data: Path, runs: Path) -> None:
     if not judged.exists():
         print(f"{out.name}: {attempt.why}", file=sys.stderr, flush=True)
         train(attempt.made(by, seed), data, out, resume=True)
-        evaluate(out, data, split="validation", points=(POINT,))
+        evaluate(out, data, split="validation", operating_points=(POINT,))
     if not (judged.parent / SHIFTED_FILE).exists():
         found = shifted(out, data)
         write_atomically(judged.parent / SHIFTED_FILE, json.dumps(found, indent=2) + "\n")
@@ -131,7 +131,7 @@ def shifted(out: Path, data: Path) -> dict[str, float]:
         return np.array([scored.logit for scored in predictor.stream(made)])
 
     framed = logits(frame(image, positive) for image, positive in zip(pixels, labels, strict=True))
-    threshold = predictor.card.points["balanced"].threshold
+    threshold = predictor.card.operating_points["balanced"].threshold
     as_it_is, *turned = (
         sigmoid(logits(turn(image, degrees) for image in pixels)) >= threshold for degrees in (0, TURN, -TURN)
     )
@@ -158,7 +158,7 @@ def turn(image: npt.NDArray[np.uint8], degrees: float) -> npt.NDArray[np.uint8]:
 
 def row(attempt: Attempt, by: str, seed: int, found: Evaluation, made: dict[str, float]) -> dict[str, Any]:
     """What a run came to."""
-    auroc, point = found.metrics["auroc"], found.points[POINT]
+    auroc, point = found.metrics["auroc"], found.operating_points[POINT]
     return {
         "attempt": attempt.name,
         "why": attempt.why,

@@ -269,7 +269,7 @@ def _seeds(files: dict[str, Path]) -> str:
     rows = []
     for file in files.values():
         found = read_evaluation(file)
-        metrics = found.points["balanced"].metrics
+        metrics = found.operating_points["balanced"].metrics
         measured = (
             *(found.metrics[name] for name in ("auroc", "expected_calibration_error")),
             *(metrics[name] for name in ("accuracy", "sensitivity", "specificity")),

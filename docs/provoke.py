@@ -183,10 +183,10 @@ def _threshold() -> None:
         preprocessing=Preprocessing(),
         calibration=Calibration(slope=1, intercept=0, method="none", n=0, prevalence=0.5),
         intervals=None,
-        refusal=None,
-        spread=None,
-        ages=None,
-        points={"balanced": point},
+        rejection_limits=None,
+        reference_distribution=None,
+        age_range=None,
+        operating_points={"balanced": point},
         parity=Parity(images=0, largest=0),
         recipe={},
         seed=0,
@@ -243,7 +243,7 @@ def _too_large() -> None:
 
 def _gone() -> None:
     records, model = PredictionRepository(None), load_model(threads=1)
-    record, _ = records.add(model.predict(IMAGE), IMAGE, operating_point=model.point_name, who="local")
+    record, _ = records.add(model.predict(IMAGE), IMAGE, operating_point=model.operating_point_name, who="local")
     records.expire(timedelta(seconds=-1))
     records.image(records.get(record.id))
 

@@ -22,9 +22,9 @@ from pneumoscope.bundle.card import (
     Card,
     OperatingPoint,
     Parity,
-    Refusal,
+    ReferenceDistribution,
+    RejectionLimits,
     Share,
-    Spread,
 )
 from pneumoscope.bundle.self_test import self_test_image
 from pneumoscope.data.layouts import load_manifest
@@ -48,7 +48,7 @@ POINTS = {
 
 
 # The screened network of `mean_grey_network` takes an image for inverted below grey 76.5, and for far away above 190.
-LIMITS = Refusal(
+LIMITS = RejectionLimits(
     kinds=INPUT_CLASSES,
     min_upright=0.3,
     max_distance=1.9,
@@ -95,10 +95,10 @@ class Maker:
         name: str = "grey",
         gain: float = 0.05,
         seen: Mapping[str, Sequence[str]] | None = None,
-        points: Mapping[str, OperatingPoint] = POINTS,
-        refusal: Refusal | None = None,
-        ages: tuple[float, float] | None = None,
-        spread: Spread | None = None,
+        operating_points: Mapping[str, OperatingPoint] = POINTS,
+        refusal: RejectionLimits | None = None,
+        age_range: tuple[float, float] | None = None,
+        spread: ReferenceDistribution | None = None,
     ) -> Path:
         """logit = gain x (mean grey level - 125); a gain of 0 knows nothing. With `refusal`, images are screened by their grey."""
         onnx = mean_grey_network(gain, screened=refusal is not None)
@@ -116,10 +116,10 @@ class Maker:
             preprocessing=Preprocessing(size=SIZE),
             calibration=Calibration(slope=0.8, intercept=0.1, method="platt", n=8, prevalence=0.5),
             intervals=None,
-            refusal=refusal,
-            spread=spread,
-            ages=ages,
-            points=dict(points),
+            rejection_limits=refusal,
+            reference_distribution=spread,
+            age_range=age_range,
+            operating_points=dict(operating_points),
             parity=Parity(images=8, largest=0.0),
             recipe={"name": name},
             seed=0,
@@ -188,7 +188,7 @@ def mean_grey_network(gain: float, *, screened: bool = False) -> bytes:
     """
     from onnx import TensorProto, helper
 
-    outputs = [("logit", []), ("heatmap", [4, 4]), *([("kinds", [7]), ("distance", [])] if screened else [])]
+    outputs = [("logit", []), ("heatmap", [4, 4]), *([("input_classes", [7]), ("distance", [])] if screened else [])]
 
     nodes = [
         helper.make_node("Cast", ["image"], ["grey"], to=TensorProto.FLOAT),
@@ -206,7 +206,7 @@ def mean_grey_network(gain: float, *, screened: bool = False) -> bytes:
         helper.make_node("Unsqueeze", ["light", "one"], ["image column"]),
         helper.make_node("Unsqueeze", ["dark", "one"], ["inverted column"]),
         helper.make_node("Concat", ["image column", "inverted column"], ["both"], axis=1),
-        helper.make_node("Pad", ["both", "five more"], ["kinds"]),
+        helper.make_node("Pad", ["both", "five more"], ["input_classes"]),
         helper.make_node("Div", ["mean", "unit"], ["distance"]),
     ]
     constants = [

@@ -94,7 +94,7 @@ def test_a_transposed_copy_is_shuffled_alike_and_what_the_logit_does_not_hang_on
     nodes = [
         helper.make_node("MatMul", ["x", "w"], ["logit"]),
         helper.make_node("MatMul", ["logit", "w_t"], ["gradient"]),
-        helper.make_node("MatMul", ["x", "gate"], ["kinds"]),
+        helper.make_node("MatMul", ["x", "gate"], ["input_classes"]),
     ]
     arrays = {"w": weights, "w_t": weights.T, "gate": np.arange(8, dtype=np.float32).reshape(4, 2)}
     x = helper.make_tensor_value_info("x", TensorProto.FLOAT, ["n", 4])

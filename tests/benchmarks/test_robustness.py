@@ -70,7 +70,7 @@ def test_what_is_counted_by_hand(maker):
 
 
 def test_the_whole_table(maker, capsys):
-    run = maker.run(refusal=LIMITS)
+    run = maker.run(rejection_limits=LIMITS)
     images = maker.images(split="train")
     (run / "manifest.csv").write_text(maker.manifest(images, "validation"))
     large = maker.root / "large"
@@ -89,13 +89,13 @@ def test_the_whole_table(maker, capsys):
     spoilt = {row["name"]: row["rejected"]["value"] for row in found["spoilt"]}
     assert spoilt["blank"] == 1
     assert (
-        spoilt["upside down"] == spoilt["mirrored"] == found["as_they_are"]["rejected"]["value"]
+        spoilt["upside_down"] == spoilt["mirrored"] == found["as_they_are"]["rejected"]["value"]
     )  # the mean grey is the same
     assert (maker.root / "out" / "robustness.md").read_text() == capsys.readouterr().out.removesuffix("\n")
 
 
 def test_an_original_without_its_copy_stops_it(maker):
-    run = maker.run(refusal=LIMITS)
+    run = maker.run(rejection_limits=LIMITS)
     images = maker.images(split="train")
     (run / "manifest.csv").write_text(maker.manifest(images, "validation"))
     options = [

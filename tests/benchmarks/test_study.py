@@ -87,7 +87,7 @@ def test_the_study_as_a_whole(attempts, tmp_path, capsys):
     assert (tmp_path / "runs/plain-block-0/bundle/network.onnx").stat().st_mtime_ns == first
     judged = json.loads((tmp_path / "runs/turned-block-1/evaluation/validation/evaluation.json").read_text())
     assert float(rows[4]["auroc"]) == judged["metrics"]["auroc"]["value"]
-    assert float(rows[4]["specificity"]) == judged["points"]["half"]["metrics"]["specificity"]["value"]
+    assert float(rows[4]["specificity"]) == judged["operating_points"]["half"]["metrics"]["specificity"]["value"]
     text = (tmp_path / "out/validation.md").read_text()
     mean = (float(rows[0]["auroc"]) + float(rows[1]["auroc"])) / 2
     assert f"| plain | where we start | block | 2 | {mean:.4f} |" in text
@@ -123,7 +123,7 @@ def test_what_is_said_of_shifted_images_by_hand(attempts, tmp_path, monkeypatch)
         for image in benchmark.select_images(images, "validation", run / "manifest.csv")[1]
     ]
     level = float(np.median([grey.mean() for grey in greys]))
-    threshold = ByGrey.card.points["balanced"].threshold
+    threshold = ByGrey.card.operating_points["balanced"].threshold
     monkeypatch.setattr(benchmark.BundleSession, "load", lambda folder: ByGrey())
 
     found = benchmark.shifted(run, images)

@@ -40,7 +40,7 @@ def test_a_bundle_comes_back_as_it_was_written(bundle):
     assert hashlib.sha256(network).hexdigest() == card.onnx_sha256
     assert card.to_json() == written
     assert (card.format, card.labels, card.name, card.preprocessing.size) == (1, ("NORMAL", "PNEUMONIA"), "grey", 16)
-    point = card.points["rule_out"]
+    point = card.operating_points["rule_out"]
     assert (point.threshold, point.rule, point.chosen_on) == (
         0.2,
         "sensitivity 0.99 on 8 validation images",
@@ -239,7 +239,7 @@ def test_a_threshold_is_a_score(threshold):
 
 def test_a_point_that_test_images_chose_is_refused(bundle):
     data = json.loads((bundle / "card.json").read_text())
-    data["points"]["balanced"]["chosen_on"] = "test"
+    data["operating_points"]["balanced"]["chosen_on"] = "test"
     (bundle / "card.json").write_text(json.dumps(data))
 
     with pytest.raises(BundleError, match=r"Invalid enum value 'test' - at `\$\.points\[\.\.\.\]\.chosen_on`"):
@@ -294,9 +294,9 @@ def test_words_that_would_move_a_terminals_cursor_are_refused(maker):
 
 
 def test_kinds_in_another_order_are_refused(maker):
-    folder = maker.bundle(maker.root / "reversed", refusal=LIMITS)
+    folder = maker.bundle(maker.root / "reversed", rejection_limits=LIMITS)
     card = json.loads((folder / "card.json").read_text())
-    card["refusal"]["kinds"].reverse()
+    card["refusal"]["input_classes"].reverse()
     (folder / "card.json").write_text(json.dumps(card))
     with pytest.raises(BundleError, match="in this order"):
         read_bundle(folder)

@@ -31,9 +31,9 @@ def test_its_recipe_is_the_shipped_one(model):
 
 
 def test_the_card_has_what_a_user_picks_from(model):
-    assert set(model.card.points) == {"half", "balanced", "rule_out", "rule_in"}
-    assert model.card.points["rule_out"].sensitivity.value >= 0.99
-    assert model.card.points["rule_in"].specificity.value >= 0.99
+    assert set(model.card.operating_points) == {"half", "balanced", "rule_out", "rule_in"}
+    assert model.card.operating_points["rule_out"].sensitivity.value >= 0.99
+    assert model.card.operating_points["rule_in"].specificity.value >= 0.99
 
 
 @pytest.mark.parametrize("sick", [False, True])

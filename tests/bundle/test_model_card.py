@@ -6,7 +6,7 @@ import re
 import pytest
 from tests.conftest import LIMITS
 
-from pneumoscope.bundle.card import Band, Intervals, OperatingPoint, Share
+from pneumoscope.bundle.card import Intervals, OperatingPoint, Share, UncertaintyBand
 from pneumoscope.bundle.model_card import EVIDENCE, model_card
 from pneumoscope.core.errors import BundleError
 from pneumoscope.core.results import NOTICE, to_json
@@ -21,13 +21,13 @@ POINT = OperatingPoint(
     chosen_on="validation",
     sensitivity=SHARE,
     specificity=SHARE,
-    band=Band(low=0.3, high=0.6, coverage=0.95, normals=19, pneumonias=21),
+    uncertainty_band=UncertaintyBand(low=0.3, high=0.6, coverage=0.95, n_normal=19, n_pneumonia=21),
 )
 
 
 @pytest.fixture
 def bundle(maker):
-    return maker.bundle(maker.root / "bundle", points={"balanced": POINT}, refusal=LIMITS)
+    return maker.bundle(maker.root / "bundle", operating_points={"balanced": POINT}, rejection_limits=LIMITS)
 
 
 def changed(folder, **fields):
@@ -67,7 +67,7 @@ def test_a_bundle_that_refuses_little_says_so(maker):
 
 def test_measurements_beside_it_are_shown_number_by_number(maker, bundle):
     images = maker.images()
-    found, _ = evaluate(bundle, images, points=["balanced"], out=bundle / "evidence")
+    found, _ = evaluate(bundle, images, operating_points=["balanced"], out=bundle / "evidence")
     (bundle / "evidence" / "audit.json").write_text(to_json(audit(load_manifest(images))))
     row = {"value": 0.125, "low": 0.05, "high": 0.3, "n": 8}
     robustness = {
@@ -82,13 +82,13 @@ def test_measurements_beside_it_are_shown_number_by_number(maker, bundle):
     page = model_card(bundle)
 
     assert "Not measured yet" not in page
-    point = found.points["balanced"]
+    point = found.operating_points["balanced"]
     for interval in (
         *found.metrics.values(),
         *found.auroc_by_etiology.values(),
         *(point.metrics[name] for name in ("sensitivity", "specificity", "accuracy")),
-        *(share for row in point.band.values() for share in row.values()),
-        found.refused.share,
+        *(share for row in point.uncertainty_band.values() for share in row.values()),
+        found.rejected.share,
     ):
         assert f"{interval.value:.3f} [{interval.low:.3f}, {interval.high:.3f}]" in page
     assert f"{point.confusion.tp} of 20" in page
@@ -121,7 +121,7 @@ def test_evidence_of_something_else_is_refused(bundle, text, words):
 
 
 @pytest.mark.parametrize("name", EVIDENCE)
-@pytest.mark.parametrize("content", [{"x": 1}, {"spoilt": 3, "points": [], "metrics": None, "shortcuts": 1}])
+@pytest.mark.parametrize("content", [{"x": 1}, {"spoilt": 3, "operating_points": [], "metrics": None, "shortcuts": 1}])
 def test_evidence_of_another_form_is_refused(bundle, name, content):
     (bundle / "evidence").mkdir()
     (bundle / "evidence" / f"{name}.json").write_text(json.dumps(content))

@@ -29,7 +29,7 @@ def test_the_tables_show_every_number_with_its_interval(maker):
     evaluation = read_evaluation(run / "evaluation" / "test" / "evaluation.json")
     assert "grey on 32 test images (12 NORMAL, 20 PNEUMONIA; 16 patients)" in result.stdout
     shown = [*evaluation.metrics.values(), *evaluation.auroc_by_etiology.values()]
-    for point in evaluation.points.values():
+    for point in evaluation.operating_points.values():
         shown += [*point.metrics.values(), *point.by_etiology.values()]
         cells = point.confusion
         assert f"{point.rule}; called pneumonia: {cells.tp} of 20 PNEUMONIA, {cells.fp} of 12 NORMAL" in result.stdout
@@ -53,8 +53,8 @@ def test_options_reach_the_library(maker, tmp_path):
     result = invoke(maker.run(), "--data", maker.images(), *options)
     assert result.exit_code == 0, result.output
     evaluation = read_evaluation(out / "evaluation.json")
-    assert list(evaluation.points) == ["half", "balanced"]
-    assert evaluation.points["half"].metrics["mcc"].seed == 5
+    assert list(evaluation.operating_points) == ["half", "balanced"]
+    assert evaluation.operating_points["half"].metrics["mcc"].seed == 5
     assert json.loads(ledger.read_text())["look"] == 1
 
 

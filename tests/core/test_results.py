@@ -31,7 +31,9 @@ EVALUATION = Evaluation(
     recipe={"name": "quick", "training": {"epochs": 3}},
     metrics={"auroc": HALF},
     auroc_by_etiology={},
-    points={"half": OperatingPointResult(0.5, "fixed", Confusion(4, 4, 2, 2), {"precision": NONE}, {"virus": HALF})},
+    operating_points={
+        "half": OperatingPointResult(0.5, "fixed", Confusion(4, 4, 2, 2), {"precision": NONE}, {"virus": HALF})
+    },
     look=1,
     seconds=0.25,
     created="2026-01-02T03:04:05+00:00",
@@ -50,9 +52,9 @@ def test_a_result_is_one_document_with_every_part_of_every_part():
     assert data["metrics"]["auroc"] == {
         "value": 0.5, "low": 0.25, "high": 0.75, "method": "wilson", "n": 12, "level": 0.95, "seed": None, "reason": "",
     }  # fmt: skip
-    assert data["points"]["half"]["metrics"]["precision"]["value"] is None
-    assert data["points"]["half"]["metrics"]["precision"]["reason"] == "no image is called pneumonia"
-    assert data["points"]["half"]["confusion"] == {"tp": 4, "fn": 4, "tn": 2, "fp": 2}
+    assert data["operating_points"]["half"]["metrics"]["precision"]["value"] is None
+    assert data["operating_points"]["half"]["metrics"]["precision"]["reason"] == "no image is called pneumonia"
+    assert data["operating_points"]["half"]["confusion"] == {"tp": 4, "fn": 4, "tn": 2, "fp": 2}
     assert data["recipe"]["training"]["epochs"] == 3
 
 

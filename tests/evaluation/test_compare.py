@@ -199,7 +199,7 @@ def test_a_image_a_patient_is_mcnemars_binomial_test(maker):
         path.rename(path.with_name(f"image{path.stem.replace('-', '').replace('_', '')}.png"))
     found = [maker.run("one"), maker.run("two", gain=-0.05)]
     for run in found:
-        evaluate(run, images, points=["half"])
+        evaluate(run, images, operating_points=["half"])
     (one, _), (two, _) = correct(found[0]), correct(found[1])
     only_one, only_two = int((one & ~two).sum()), int((~one & two).sum())
     assert compare(found).pairs[0].p == pytest.approx(stats.binomtest(only_one, only_one + only_two).pvalue)

@@ -44,14 +44,14 @@ def test_a_run_is_judged_and_written(maker):
     assert evaluation.metrics["brier"].value == pytest.approx(loss, abs=1e-6)
     for name, threshold in (("half", 0.5), ("balanced", 0.4), ("rule_out", 0.2), ("rule_in", 0.7)):
         called = expit(logits) >= threshold
-        point = evaluation.points[name]
+        point = evaluation.operating_points[name]
         assert point.metrics["accuracy"].value == pytest.approx((called == labels).mean())
         assert point.metrics["mcc"].value == pytest.approx(metrics.matthews_corrcoef(labels, called))
         tn, fp, fn, tp = metrics.confusion_matrix(labels, called).ravel()
         cells = point.confusion
         assert (cells.tn, cells.fp, cells.fn, cells.tp) == (tn, fp, fn, tp)
     assert (evaluation.n, evaluation.patients, evaluation.counts) == (32, 16, {"NORMAL": 12, "PNEUMONIA": 20})
-    assert evaluation.look == 1
+    assert evaluation.test_evaluation == 1
     assert evaluation.name == "grey"
 
 
@@ -76,26 +76,29 @@ def test_etiology_is_judged_apart(maker):
         area = metrics.roc_auc_score(labels, [image.logit for image in chosen])
         assert evaluation.auroc_by_etiology[etiology].value == pytest.approx(area)
         called = [image.score >= 0.5 for image in scored if image.etiology == etiology]
-        assert evaluation.points["half"].by_etiology[etiology].value == pytest.approx(np.mean(called))
-    assert evaluation.points["half"].by_etiology["normal"] == evaluation.points["half"].metrics["specificity"]
+        assert evaluation.operating_points["half"].by_etiology[etiology].value == pytest.approx(np.mean(called))
+    assert (
+        evaluation.operating_points["half"].by_etiology["normal"]
+        == evaluation.operating_points["half"].metrics["specificity"]
+    )
 
 
 def test_a_bundle_alone_is_judged_and_writes_only_where_told(maker, tmp_path):
     images, bundle = maker.images(), maker.bundle(tmp_path / "shipped")
     evaluation, _ = evaluate(bundle, images)
     assert sorted(path.name for path in bundle.iterdir()) == ["card.json", "network.onnx"]
-    again, _ = evaluate(bundle, images, out=tmp_path / "out", points=["half"])
+    again, _ = evaluate(bundle, images, out=tmp_path / "out", operating_points=["half"])
     assert read_evaluation(tmp_path / "out" / "evaluation.json") == again
-    assert list(again.points) == ["half"]
-    assert (evaluation.look, again.look) == (1, 2)
+    assert list(again.operating_points) == ["half"]
+    assert (evaluation.test_evaluation, again.test_evaluation) == (1, 2)
 
 
 def test_the_seed_decides_the_bootstraps(maker):
     images, run = maker.images(), maker.run()
     first, second, other = (evaluate(run, images, seed=seed)[0] for seed in (3, 3, 4))
-    assert first.points == second.points
-    assert first.points["half"].metrics["f1"].seed == 3
-    assert first.points["half"].metrics["f1"] != other.points["half"].metrics["f1"]
+    assert first.operating_points == second.operating_points
+    assert first.operating_points["half"].metrics["f1"].seed == 3
+    assert first.operating_points["half"].metrics["f1"] != other.operating_points["half"].metrics["f1"]
 
 
 def test_a_image_is_read_in_one_way_by_training_evaluation_and_scoring(maker, monkeypatch):
@@ -130,13 +133,13 @@ def test_progress_counts_images(maker):
 def test_many_images_keep_their_order(maker):
     """More images than are decoded ahead, and than one batch holds."""
     images = maker.images(normal=75, pneumonia=76)
-    _, scored = evaluate(maker.run(), images, points=["half"])
+    _, scored = evaluate(maker.run(), images, operating_points=["half"])
     assert [image.logit for image in scored] == pytest.approx(expected(images)[0], abs=1e-4)
 
 
 def test_an_unknown_operating_point_is_named(maker):
     with pytest.raises(UnknownNameError, match=r"no operating point 'balancd'. Did you mean 'balanced'"):
-        evaluate(maker.run(), maker.images(), points=["half", "balancd"])
+        evaluate(maker.run(), maker.images(), operating_points=["half", "balancd"])
 
 
 def test_an_unfinished_run_is_refused(maker):
@@ -205,8 +208,8 @@ def test_what_the_ledger_says(maker):
     assert line["images_sha256"] == evaluation.images_sha256
     assert (line["n"], line["split"], line["recipe"], line["name"], line["look"]) == (32, "test", "grey", "grey", 1)
     assert line["metrics"]["auroc"] == evaluation.metrics["auroc"].value
-    assert line["points"]["balanced"]["threshold"] == 0.4
-    assert line["points"]["half"]["accuracy"] == evaluation.points["half"].metrics["accuracy"].value
+    assert line["operating_points"]["balanced"]["threshold"] == 0.4
+    assert line["operating_points"]["half"]["accuracy"] == evaluation.operating_points["half"].metrics["accuracy"].value
     assert line["when"] == evaluation.created
 
 
@@ -215,8 +218,8 @@ def test_other_splits_leave_no_line(maker):
     maker.images(split="test", seed=1)
     run = maker.run()
     (run / "manifest.csv").write_text(load_manifest(images).to_csv())
-    evaluation, _ = evaluate(run, images, split="validation", points=["half"])
-    assert evaluation.look is None
+    evaluation, _ = evaluate(run, images, split="validation", operating_points=["half"])
+    assert evaluation.test_evaluation is None
     assert not Path(os.environ["PNEUMOSCOPE_LEDGER"]).exists()
     assert (run / "evaluation" / "validation" / "evaluation.json").is_file()
 
@@ -227,7 +230,7 @@ def test_the_official_test_split(maker):
     """The mean grey level alone on the 624 official test images: counts and etiologies are those of the set."""
     evaluation, _ = evaluate(maker.run(), Path(os.environ["PNEUMOSCOPE_DATA"]))
     assert evaluation.counts == {"NORMAL": 234, "PNEUMONIA": 390}
-    half = evaluation.points["half"]
+    half = evaluation.operating_points["half"]
     assert {name: interval.n for name, interval in half.by_etiology.items()} == {
         "normal": 234,
         "bacteria": 242,
@@ -242,7 +245,7 @@ def test_images_that_would_be_rejected_are_counted_and_judged_all_the_same(maker
     images = maker.images()
     limits = structs.replace(LIMITS, min_upright=0.4, max_distance=1.6)
     bare, _ = evaluate(maker.bundle(maker.root / "bare"), images)
-    screened, _ = evaluate(maker.bundle(maker.root / "screened", refusal=limits), images)
+    screened, _ = evaluate(maker.bundle(maker.root / "screened", rejection_limits=limits), images)
 
     means = [np.asarray(Image.open(path)).mean() for path in images.rglob("*.png")]
     dark, light = sum(mean < 102 for mean in means), sum(mean > 160 for mean in means)
@@ -253,4 +256,4 @@ def test_images_that_would_be_rejected_are_counted_and_judged_all_the_same(maker
     assert "black and white seem to be exchanged" in screened.refused.reasons
     assert "unlike the images that the model was trained on" in screened.refused.reasons
     assert (bare.refused.share.value, bare.refused.reasons) == (0, {})
-    assert (screened.metrics, screened.points) == (bare.metrics, bare.points)
+    assert (screened.metrics, screened.operating_points) == (bare.metrics, bare.operating_points)

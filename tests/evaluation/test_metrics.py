@@ -3,9 +3,9 @@
 import pytest
 from msgspec import structs
 
-from pneumoscope.bundle.card import Band, OperatingPoint, Share
+from pneumoscope.bundle.card import OperatingPoint, Share, UncertaintyBand
 from pneumoscope.core.results import Confusion, ScoredImage
-from pneumoscope.evaluation.metrics import etiology_aurocs, judge_point, positives, ranking_metrics
+from pneumoscope.evaluation.metrics import etiology_aurocs, evaluate_operating_point, positives, ranking_metrics
 
 
 def image(label, etiology, logit, score, patient=""):
@@ -25,13 +25,13 @@ HALF = OperatingPoint(threshold=0.5, rule="fixed", chosen_on="fixed", sensitivit
 
 
 def test_a_image_at_the_threshold_is_called_pneumonia():
-    found = judge_point(IMAGES, HALF, seed=0)
+    found = evaluate_operating_point(IMAGES, HALF, seed=0)
     assert found.confusion == Confusion(tp=3, fn=1, tn=1, fp=1)
     assert (found.threshold, found.rule) == (0.5, "fixed")
 
 
 def test_etiologies_by_hand():
-    found = judge_point(IMAGES, HALF, seed=0).by_etiology
+    found = evaluate_operating_point(IMAGES, HALF, seed=0).by_etiology
     assert {name: (interval.value, interval.n) for name, interval in found.items()} == {
         "normal": (0.5, 2),
         "bacteria": (1.0, 2),
@@ -48,7 +48,7 @@ def test_aurocs_by_hand():
 
 def test_an_etiology_without_images_is_left_out():
     assert list(etiology_aurocs(IMAGES[:4])) == ["bacteria"]
-    assert "virus" not in judge_point(IMAGES[:4], HALF, seed=0).by_etiology
+    assert "virus" not in evaluate_operating_point(IMAGES[:4], HALF, seed=0).by_etiology
 
 
 def test_positives():
@@ -65,10 +65,12 @@ def test_metrics_that_need_no_threshold():
 
 def test_a_band_by_hand():
     """From 0.3 to 0.7 are one of two normal images and two of four pneumonias; no pneumonia is below, no normal above."""
-    band = Band(low=0.3, high=0.7, coverage=0.9, normals=9, pneumonias=9)
-    found = judge_point(IMAGES, structs.replace(HALF, band=band), seed=0)
+    uncertainty_band = UncertaintyBand(low=0.3, high=0.7, coverage=0.9, n_normal=9, n_pneumonia=9)
+    found = evaluate_operating_point(IMAGES, structs.replace(HALF, uncertainty_band=uncertainty_band), seed=0)
     assert {
-        (label, name): (share.value, share.n) for label, row in found.band.items() for name, share in row.items()
+        (label, name): (share.value, share.n)
+        for label, row in found.uncertainty_band.items()
+        for name, share in row.items()
     } == {
         ("normal", "uncertain"): (0.5, 2),
         ("normal", "covered"): (1.0, 2),
@@ -77,10 +79,12 @@ def test_a_band_by_hand():
     }
     assert found.confusion == Confusion(tp=3, fn=1, tn=1, fp=1)  # the threshold judges uncertain images too
     # Another band, of which one image of each label is on the wrong side.
-    wrong = judge_point(IMAGES, structs.replace(HALF, band=structs.replace(band, low=0.4, high=0.45)), seed=0).band
+    wrong = evaluate_operating_point(
+        IMAGES, structs.replace(HALF, uncertainty_band=structs.replace(uncertainty_band, low=0.4, high=0.45)), seed=0
+    ).uncertainty_band
     assert (wrong["normal"]["covered"].value, wrong["pneumonia"]["covered"].value) == (0.5, 0.75)
     assert (wrong["normal"]["uncertain"].value, wrong["pneumonia"]["uncertain"].value) == (0, 0)
 
 
 def test_a_point_without_a_band_leaves_no_image_uncertain():
-    assert judge_point(IMAGES, HALF, seed=0).band is None
+    assert evaluate_operating_point(IMAGES, HALF, seed=0).uncertainty_band is None

@@ -48,7 +48,7 @@ def test_a_missing_file_says_how_to_make_it(tmp_path):
 @pytest.fixture
 def evaluation_file(maker):
     run = maker.run()
-    evaluate(run, maker.images(), points=["half"])
+    evaluate(run, maker.images(), operating_points=["half"])
     return run / "evaluation" / "test" / "evaluation.json"
 
 
@@ -67,7 +67,7 @@ def changed(file, change):
         (lambda d: d.pop("n"), "is malformed: n: "),
         (lambda d: d.update(n="32"), "is malformed: n: "),
         (lambda d: d["metrics"]["auroc"].update(value="high"), "is malformed: metrics.auroc.value: "),
-        (lambda d: d["points"]["half"].pop("confusion"), "is malformed: points.half.confusion: "),
+        (lambda d: d["operating_points"]["half"].pop("confusion"), "is malformed: points.half.confusion: "),
         (lambda d: d["metrics"]["auroc"].update(value=float("nan")), "is not JSON: NaN is no number"),
     ],
 )
@@ -109,14 +109,14 @@ def test_a_comparison_comes_back_whole(maker):
     images = maker.images()
     runs = [maker.run("one"), maker.run("two", gain=-0.01)]
     for run in runs:
-        evaluate(run, images, points=["half"])
+        evaluate(run, images, operating_points=["half"])
     comparison = compare(runs, published=True, out=maker.root / "out", command="what was run")
     assert read_comparison(maker.root / "out" / "comparison.json") == comparison
 
 
 def test_a_comparison_with_a_damaged_metric_is_refused(maker):
     run = maker.run()
-    evaluate(run, maker.images(), points=["half"])
+    evaluate(run, maker.images(), operating_points=["half"])
     compare([run], out=maker.root / "out")
     file = changed(maker.root / "out" / "comparison.json", lambda d: d["runs"][0]["test"]["auroc"].pop("method"))
     with pytest.raises(RunError, match=r"run 'grey': method: (Missing|Field) required"):

@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 from msgspec import structs
 from tests.conftest import operating_point
 
-from pneumoscope.bundle.card import Band, Calibration, Intervals, read_bundle
+from pneumoscope.bundle.card import Calibration, Intervals, UncertaintyBand, read_bundle
 from pneumoscope.core.errors import UnknownNameError
 from pneumoscope.inference import BundleSession
 from pneumoscope.inference.decision import decide, find_operating_point
@@ -31,7 +31,7 @@ def at(threshold):
 def test_a_image_by_hand(card):
     """1 / (1 + exp(-(0.8 x 2 + 0.1))) = 0.8455347; the threshold 0.4 has the logit ln(0.4 / 0.6) = -0.4054651, so that it lies
     at 1 / (1 + exp(0.8 x 0.4054651 - 0.1)) = 1 / (1 + exp(0.2243721)) = 0.4441411 on the scale of the probability."""
-    verdict = decide(card, card.points["balanced"], 2.0)
+    verdict = decide(card, card.operating_points["balanced"], 2.0)
 
     assert (verdict.decision, verdict.reason) == ("pneumonia", "")
     assert verdict.probability == pytest.approx(0.8455347, abs=1e-7)
@@ -72,8 +72,8 @@ def test_the_probability_is_the_predictors(maker):
 
 
 def test_a_point_by_its_name_and_the_one_that_is_meant_without(card):
-    assert find_operating_point(card, "rule_in") is card.points["rule_in"]
-    assert find_operating_point(card) is card.points["balanced"]
+    assert find_operating_point(card, "rule_in") is card.operating_points["rule_in"]
+    assert find_operating_point(card) is card.operating_points["balanced"]
     with pytest.raises(UnknownNameError, match=r"there is no operating point 'ruleout'\. Did you mean 'rule_out'\?"):
         find_operating_point(card, "ruleout")
 
@@ -84,8 +84,8 @@ def test_a_point_by_its_name_and_the_one_that_is_meant_without(card):
 )
 def test_a_score_in_the_band_is_uncertain_with_a_reason_its_ends_included(card, score, decision):
     low, high = (float(sigmoid(np.float64([logit_of(end)]))[0]) for end in (0.3, 0.7))
-    band = Band(low=low, high=high, coverage=0.95, normals=30, pneumonias=40)
-    verdict = decide(card, structs.replace(at(0.5), band=band), logit_of(score))
+    uncertainty_band = UncertaintyBand(low=low, high=high, coverage=0.95, n_normal=30, n_pneumonia=40)
+    verdict = decide(card, structs.replace(at(0.5), uncertainty_band=uncertainty_band), logit_of(score))
 
     assert verdict.decision == decision
     assert ("95%" in verdict.reason) == (decision == "uncertain")

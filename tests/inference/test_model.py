@@ -170,7 +170,7 @@ def test_a_rejected_image_has_no_probability_and_no_heatmap(model):
 
 def test_what_the_network_sees_is_refused_by_the_limits_on_the_card(maker):
     """The screened network takes grey 51 for an image with 0.2, and grey 204 for one at the distance 2.04."""
-    model = load_model(maker.bundle(maker.root / "screened", refusal=LIMITS))
+    model = load_model(maker.bundle(maker.root / "screened", rejection_limits=LIMITS))
 
     found = list(model.predict_many([halves(51), halves(120), halves(204)]))
 
@@ -321,7 +321,7 @@ def test_a_run_is_loaded_by_its_bundle(maker):
 def test_the_package_opens_the_same_door(bundle):
     model = pneumoscope.load_model(bundle, operating_point="rule_in", threads=1)
 
-    assert model.point is model.card.points["rule_in"]
+    assert model.point is model.card.operating_points["rule_in"]
     assert model._predictor._session.get_session_options().intra_op_num_threads == 1
 
 

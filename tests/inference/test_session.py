@@ -54,7 +54,7 @@ def test_one_run_gives_logits_and_heatmaps(predictor):
     expected = np.zeros((2, 4, 4))
     expected[0, 1, 2], expected[1] = 0.05 * 160 / 16, 0.05 * 200 / 16
     assert [part.dtype for part in (outputs.logit, outputs.heatmap)] == [np.float32] * 2
-    assert (outputs.kinds, outputs.distance) == (None, None)
+    assert (outputs.input_classes, outputs.distance) == (None, None)
     assert predictor.outputs(pixels).heatmap is None
     np.testing.assert_allclose(outputs.heatmap, expected, rtol=1e-6)
     assert outputs.logit.tolist() == predictor.logits(pixels).tolist()
@@ -74,19 +74,19 @@ def test_a_network_of_logits_alone_scores_and_has_no_heatmap(maker, predictor):
 
 
 def test_a_screened_network_gives_kinds_and_distances_too(maker):
-    predictor = BundleSession.load(maker.bundle(maker.root / "screened", refusal=LIMITS))
+    predictor = BundleSession.load(maker.bundle(maker.root / "screened", rejection_limits=LIMITS))
     pixels = np.stack([np.full((SIZE, SIZE), level, np.uint8) for level in (51, 204)])
 
     outputs = predictor.outputs(pixels)
 
-    np.testing.assert_allclose(outputs.kinds, [[0.2, 0.8, 0, 0, 0, 0, 0], [0.8, 0.2, 0, 0, 0, 0, 0]], rtol=1e-6)
+    np.testing.assert_allclose(outputs.input_classes, [[0.2, 0.8, 0, 0, 0, 0, 0], [0.8, 0.2, 0, 0, 0, 0, 0]], rtol=1e-6)
     np.testing.assert_allclose(outputs.distance, [0.51, 2.04], rtol=1e-6)
     images = [Radiograph(halves(level), "image", "PNG", "L") for level in (51, 120, 204)]
     assert [bool(refusal) for _, refusal in predictor.stream(images)] == [True, False, True]
 
 
 def test_a_network_and_a_card_that_speak_of_different_limits_are_refused(maker):
-    bare, screened = maker.bundle(maker.root / "bare"), maker.bundle(maker.root / "screened", refusal=LIMITS)
+    bare, screened = maker.bundle(maker.root / "bare"), maker.bundle(maker.root / "screened", rejection_limits=LIMITS)
     cards = {folder: json.loads((folder / "card.json").read_text()) for folder in (bare, screened)}
     cards[bare]["refusal"], cards[screened]["refusal"] = cards[screened]["refusal"], None
     for folder, words in ((bare, "its card has limits for 'kinds'"), (screened, "its card has no limits for 'kinds'")):
@@ -322,7 +322,7 @@ def test_importing_it_does_not_import_onnx_runtime():
 
 @pytest.mark.parametrize(
     ("name", "values", "words"),
-    [("logit", [np.nan], "no number"), ("logit", [1.0, 2.0], "2,"), ("kinds", [[0.5, 0.5, 0.0]], r"\(1, 3\)")],
+    [("logit", [np.nan], "no number"), ("logit", [1.0, 2.0], "2,"), ("input_classes", [[0.5, 0.5, 0.0]], r"\(1, 3\)")],
 )
 def test_a_network_that_gives_too_little_or_no_numbers_is_refused(predictor, monkeypatch, name, values, words):
     monkeypatch.setattr(predictor, "_session", SimpleNamespace(run=lambda names, _: [np.array(values, np.float32)]))
@@ -332,7 +332,7 @@ def test_a_network_that_gives_too_little_or_no_numbers_is_refused(predictor, mon
 
 
 def test_a_image_whose_header_states_another_age_is_refused(maker):
-    predictor = BundleSession.load(maker.bundle(maker.root / "aged", ages=(1, 5)))
+    predictor = BundleSession.load(maker.bundle(maker.root / "aged", age_range=(1, 5)))
     image = Radiograph(np.tile(np.arange(SIZE, dtype=np.uint8) * 4, (SIZE, 1)), "image", "DICOM", "", age=67.0)
     (scored,) = predictor.stream([image])
     assert "67.0 years" in scored.refusal

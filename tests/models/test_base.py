@@ -73,7 +73,7 @@ def test_a_network_without_places_explains_nothing(monkeypatch: pytest.MonkeyPat
 
 @pytest.mark.parametrize("name", ["alexnet", "test_efficientnet"])
 def test_the_edge_is_black_whatever_is_there(name: str) -> None:
-    network = build(name, image_size=64, edge=3).eval()
+    network = build(name, image_size=64, border_mask=3).eval()
     inner, other = images(64), images(64, seed=2)
     other[:, 3:-3, 3:-3] = inner[:, 3:-3, 3:-3]
     black = inner.clone()
@@ -91,7 +91,7 @@ def test_what_is_said_of_a_mirrored_image_is_the_mirror_image_of_what_is_said_of
     given, flipped = images(64), images(64).flip(2)
     with torch.no_grad():
         one = [network.explain(given), network.explain(flipped)]
-        network.mirrored = True
+        network.flip_averaging = True
         both = [network.explain(given), network.explain(flipped)]
         logits = network(given)
 
@@ -107,6 +107,6 @@ def test_what_is_said_of_a_mirrored_image_is_the_mirror_image_of_what_is_said_of
 
 
 def test_a_network_in_training_sees_images_one_way() -> None:
-    network = build("test_efficientnet", image_size=64, mirrored=True)
+    network = build("test_efficientnet", image_size=64, flip_averaging=True)
     torch.testing.assert_close(network.sides(images(64)), images(64))
     assert network(images(64)).shape == (len(images(64)),)

@@ -52,10 +52,10 @@ def test_alexnet_has_the_sizes_of_the_report(alexnet):
 
 
 def test_lrn_comes_after_the_pool(alexnet):
-    kinds = [type(layer).__name__ for layer in alexnet.layers]
+    input_classes = [type(layer).__name__ for layer in alexnet.layers]
 
-    assert kinds[:8] == ["Conv2d", "ReLU", "MaxPool2d", "LocalResponseNorm"] * 2
-    assert "LocalResponseNorm" not in kinds[8:]
+    assert input_classes[:8] == ["Conv2d", "ReLU", "MaxPool2d", "LocalResponseNorm"] * 2
+    assert "LocalResponseNorm" not in input_classes[8:]
 
 
 def test_alexnet_counts_with_and_without_fc8(alexnet):
@@ -100,12 +100,12 @@ def test_lrn_agrees_with_torch_whose_alpha_is_divided_by_n():
 
 @pytest.mark.parametrize(("features", "second"), [(4096, 64), (25_088, 32)])
 def test_the_head_is_the_reports(features, second):
-    kinds = [
+    input_classes = [
         (type(layer).__name__, getattr(layer, "out_features", getattr(layer, "p", None)))
         for layer in dense_head(features, second)
     ]
 
-    assert kinds == [
+    assert input_classes == [
         ("BatchNorm1d", None),
         ("Linear", 128),
         ("ReLU", None),

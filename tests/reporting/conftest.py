@@ -88,14 +88,14 @@ def evaluate(name: str, images: Images, scored: list[ScoredImage]) -> Evaluation
         np.array([getattr(image, field) for image in scored]) for field in ("logit", "score", "probability")
     )
     y, kinds = images.positive, np.array(images.etiology)
-    points = {}
+    operating_points = {}
     for point, threshold, rule in (
         ("half", 0.5, "fixed"),
         ("balanced", 0.731234, "highest Youden index on 782 validation images"),
         ("rule_out", 0.118811, "sensitivity of at least 0.99 on 782 validation images"),
     ):
         called = score >= threshold
-        points[point] = OperatingPointResult(
+        operating_points[point] = OperatingPointResult(
             threshold,
             rule,
             confusion(called, y),
@@ -123,7 +123,7 @@ def evaluate(name: str, images: Images, scored: list[ScoredImage]) -> Evaluation
         auroc_by_etiology={
             kind: auroc_interval(logit[(kinds == kind) | ~y], y[(kinds == kind) | ~y]) for kind in ("bacteria", "virus")
         },
-        points=points,
+        operating_points=operating_points,
         look=1,
         seconds=21.37,
         created="2026-01-02T03:04:05Z",
@@ -184,8 +184,8 @@ def summarise(name: str, row: tuple[Any, ...], evaluation: Evaluation, epochs: i
     _, network, optimizer, batch, size, _ = row
     return RunSummary(
         name, network, optimizer, batch, size, epochs, 0, "cpu", "none", 0.912345, 0.887654, min(epochs, 9), 1860.25,
-        {"n": evaluation.n, **evaluation.points["half"].metrics, **evaluation.metrics},
-        evaluation.points["half"].confusion,
+        {"n": evaluation.n, **evaluation.operating_points["half"].metrics, **evaluation.metrics},
+        evaluation.operating_points["half"].confusion,
     )  # fmt: skip
 
 

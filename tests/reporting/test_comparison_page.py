@@ -139,7 +139,7 @@ def test_etiology_and_operating_points_are_those_of_the_evaluations(three: Any, 
     evaluations = [read_evaluation(folder / "evaluation" / "test" / "evaluation.json") for folder in folders]
     for index, evaluation in enumerate(evaluations):
         (row,) = section(page, "etiology").all("tr", data_etiology=str(index))
-        etiology = evaluation.points["half"].by_etiology
+        etiology = evaluation.operating_points["half"].by_etiology
         expected = [
             *(etiology[kind] for kind in ("normal", "bacteria", "virus")),
             *evaluation.auroc_by_etiology.values(),
@@ -147,8 +147,8 @@ def test_etiology_and_operating_points_are_those_of_the_evaluations(three: Any, 
         assert row.values() == [value.value for value in expected]
         assert [cell.text() for cell in row.all("td")] == [f"{shown(v)} n = {v.n}" for v in expected]
     for name in ("half", "balanced", "rule_out"):
-        rows = section(page, "points").all("tr", data_point=name)
-        for row, point in zip(rows, (evaluation.points[name] for evaluation in evaluations), strict=True):
+        rows = section(page, "operating_points").all("tr", data_point=name)
+        for row, point in zip(rows, (evaluation.operating_points[name] for evaluation in evaluations), strict=True):
             metrics = [point.metrics[metric].value for metric in ("sensitivity", "specificity", "accuracy")]
             assert row.values() == [point.threshold, *metrics]
             assert row.text().endswith(f" {point.confusion.fn} {point.confusion.fp}")

@@ -82,9 +82,9 @@ def test_reliability_shows_each_bin_and_its_interval() -> None:
     ]
     with drawing():
         axes = axes_of(reliability_figure("a", bins, run_style(0)))
-    _, *intervals, points = axes.get_lines()
+    _, *intervals, operating_points = axes.get_lines()
     assert [line.get_xydata().tolist() for line in intervals] == [[[0.1, 0.05], [0.1, 0.5]], [[0.8, 0.5], [0.8, 0.9]]]
-    assert points.get_xydata().tolist() == [[0.1, 0.25], [0.8, 0.75]]
+    assert operating_points.get_xydata().tolist() == [[0.1, 0.25], [0.8, 0.75]]
 
 
 def test_every_image_is_in_a_bar_pneumonia_up_and_normal_down() -> None:

@@ -163,7 +163,7 @@ def verified(folder, *options, within=()):
 def model(shared_maker):
     folder = shared_maker.root / "served"
     if not folder.exists():
-        shared_maker.bundle(folder, gain=0.05, points=POINTS, refusal=LIMITS)
+        shared_maker.bundle(folder, gain=0.05, operating_points=POINTS, rejection_limits=LIMITS)
     return load_model(folder, threads=1)
 
 

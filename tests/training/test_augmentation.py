@@ -79,11 +79,11 @@ def test_each_option_alone_changes_images_and_stays_in_range(images, name):
 def test_a_flip_mirrors_half_of_the_images_and_nothing_else(images):
     many = images[:1].repeat(64, 1, 1)
     made = augment(many, Augmentation(flip=True), range(64))
-    mirrored = [torch.allclose(image, many[0].flip(1).float(), atol=1e-3) for image in made]
+    flip_averaging = [torch.allclose(image, many[0].flip(1).float(), atol=1e-3) for image in made]
     kept = [torch.allclose(image, many[0].float(), atol=1e-3) for image in made]
 
-    assert all(a != b for a, b in zip(mirrored, kept, strict=True))
-    assert 20 <= sum(mirrored) <= 44
+    assert all(a != b for a, b in zip(flip_averaging, kept, strict=True))
+    assert 20 <= sum(flip_averaging) <= 44
 
 
 def test_a_rotation_keeps_the_centre_and_moves_the_square():

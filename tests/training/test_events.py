@@ -34,9 +34,9 @@ def test_tensorboard_reads_the_figures_of_epochs_csv(run):
     found = scalars(run / "tensorboard")
 
     assert set(found) == set(rows[0]) - {"epoch"}
-    for name, points in found.items():
-        assert [step for step, _ in points] == [1, 2]
-        assert [value for _, value in points] == pytest.approx([float(row[name]) for row in rows], rel=1e-6)
+    for name, operating_points in found.items():
+        assert [step for step, _ in operating_points] == [1, 2]
+        assert [value for _, value in operating_points] == pytest.approx([float(row[name]) for row in rows], rel=1e-6)
 
 
 def test_a_resumed_run_is_one_curve(tmp_path):

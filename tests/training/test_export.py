@@ -21,16 +21,16 @@ from pneumoscope.training.data_module import derive_seed
 from pneumoscope.training.onnx_export import _convolve_back, to_onnx
 from pneumoscope.training.ood import fit_mahalanobis
 from pneumoscope.training.parity import check_explanations, check_parity
-from pneumoscope.training.recipe import Refusals, read_recipe
+from pneumoscope.training.recipe import RejectionOptions, read_recipe
 
 
 def predictor(content, size):
     card = Card(
         format=FORMAT, labels=LABELS,
         name="test", network="test", parameters=1, version="0", created="", onnx_sha256="", onnx_bytes=0,
-        self_test_logit=0, intervals=None, refusal=None, spread=None, ages=None,
+        self_test_logit=0, intervals=None, rejection_limits=None, reference_distribution=None, age_range=None,
         preprocessing=Preprocessing(size=size), calibration=Calibration(slope=1, intercept=0, method="none", n=0, prevalence=0.5),
-        points={}, parity=Parity(images=0, largest=0),
+        operating_points={}, parity=Parity(images=0, largest=0),
         recipe={}, seed=0, manifest_sha256="", split_by="image", counts={}, seen={}, best_epoch=1, machine={},
     )  # fmt: skip
     return BundleSession(card, content)
@@ -49,9 +49,9 @@ LIKE_IMAGES = (
 
 @pytest.mark.parametrize("mirrored", [False, True])
 @pytest.mark.parametrize(("name", "size", "places"), LIKE_IMAGES)
-def test_onnx_and_torch_agree_on_64_images(name, size, places, mirrored):
+def test_onnx_and_torch_agree_on_64_images(name, size, places, flip_averaging):
     torch.manual_seed(2)
-    network = build(name, image_size=size, mirrored=mirrored)
+    network = build(name, image_size=size, flip_averaging=flip_averaging)
     images = (NOISE.integers(0, 256, (64, size, size)) * NOISE.uniform(0, 1, (64, 1, 1))).astype(np.uint8)
     for layer in network.modules():  # batch statistics of these images, so that logits differ from image to image
         if isinstance(layer, torch.nn.modules.batchnorm._BatchNorm):
@@ -136,7 +136,7 @@ def test_the_file_is_one_and_takes_any_number_of_images(small):
     ] == [
         ("logit", onnx.TensorProto.FLOAT, [0]),
         ("heatmap", onnx.TensorProto.FLOAT, [0, 2, 2]),
-        ("kinds", onnx.TensorProto.FLOAT, [0, len(INPUT_CLASSES)]),
+        ("input_classes", onnx.TensorProto.FLOAT, [0, len(INPUT_CLASSES)]),
         ("distance", onnx.TensorProto.FLOAT, [0]),
     ]
     assert not [tensor for tensor in graph.initializer if tensor.data_location == onnx.TensorProto.EXTERNAL]
@@ -180,7 +180,7 @@ def test_a_heatmap_whose_terms_cancel_to_nothing_agrees():
     [
         ("heatmap", 3, 0.02, "by up to 0.02 of its scale on 12 images, by 0.02 without the worst 2"),
         ("heatmap", 1, 0.2, "by up to 0.2 of its scale on 12 images, by .*e-0. without the worst 2"),
-        ("kinds", 1, 0.02, "by up to 0.02 of its scale on 12 images .at most 0.001"),
+        ("input_classes", 1, 0.02, "by up to 0.02 of its scale on 12 images .at most 0.001"),
         ("distance", 1, 0.02, "by up to 0.02 of its scale on 12 images .at most 0.001"),
     ],
 )
@@ -190,7 +190,7 @@ def test_another_explanation_is_refused_with_its_size(small, name, images_off, b
     outputs = predictor(content, 64).outputs(images, heatmaps=True)
     wrong = getattr(outputs, name).copy()
     wrong[:images_off].reshape(images_off, -1)[:, -1] += np.float32(by) * {
-        "heatmap": scale(network, images), "kinds": 1, "distance": outputs.distance.max()
+        "heatmap": scale(network, images), "input_classes": 1, "distance": outputs.distance.max()
     }[name]  # fmt: skip
 
     with pytest.raises(ParityError, match=f"output '{name}' of the exported network differs from torch's {words}"):
@@ -214,7 +214,7 @@ def test_a_few_heatmaps_may_jump(small):
     check_explanations(network, images, outputs)
 
 
-@pytest.mark.parametrize("name", ["heatmap", "kinds", "distance"])
+@pytest.mark.parametrize("name", ["heatmap", "input_classes", "distance"])
 def test_an_explanation_that_is_no_number_is_refused(small, name):
     network, screen, content = small
     images = NOISE.integers(0, 256, (12, 64, 64)).astype(np.uint8)
@@ -228,40 +228,42 @@ def test_an_explanation_that_is_no_number_is_refused(small, name):
 
 def test_limits_by_hand():
     """Of 40 images shares of 0.05 and 0.1 are two and four: the third lowest probability and the fifth highest distance."""
-    kinds = np.zeros((40, len(INPUT_CLASSES)), np.float32)
-    kinds[:, 0] = np.r_[0.1, 0.2, 0.3, np.linspace(0.6, 0.99, 37)]
+    input_classes = np.zeros((40, len(INPUT_CLASSES)), np.float32)
+    input_classes[:, 0] = np.r_[0.1, 0.2, 0.3, np.linspace(0.6, 0.99, 37)]
     distance = np.r_[np.ones(35), 2.0, 3.0, 4.0, 5.0, 6.0].astype(np.float32)
     logit = np.zeros(40, np.float32)
-    parts = [Outputs(logit[part], None, kinds[part], distance[part]) for part in (slice(0, 30), slice(30, 40))]
+    parts = [Outputs(logit[part], None, input_classes[part], distance[part]) for part in (slice(0, 30), slice(30, 40))]
 
-    shares = Refusals(classifier_share=0.05, distance_share=0.1)
+    shares = RejectionOptions(classifier_share=0.05, distance_share=0.1)
     # As they are, one image more is no image, and all are near.
     plain = [dataclasses.replace(part, distance=np.ones_like(part.distance)) for part in parts]
-    plain[1] = dataclasses.replace(plain[1], kinds=np.minimum(plain[1].kinds, np.float32(0.29)))
+    plain[1] = dataclasses.replace(plain[1], input_classes=np.minimum(plain[1].input_classes, np.float32(0.29)))
 
     limits = module._limits(plain, parts, shares, [""] * 40)
 
     assert (limits.min_upright, limits.max_distance) == (pytest.approx(0.3), 2.0)
-    assert (limits.refused.value, limits.refused.n) == (12 / 40, 40)
-    assert limits.kinds == INPUT_CLASSES
+    assert (limits.rejected.value, limits.rejected.n) == (12 / 40, 40)
+    assert limits.input_classes == INPUT_CLASSES
     # A gate that is sure of all images refuses only what is less likely an image than not.
-    sure = [dataclasses.replace(part, kinds=np.maximum(part.kinds, np.float32(0.9))) for part in parts]
+    sure = [dataclasses.replace(part, input_classes=np.maximum(part.input_classes, np.float32(0.9))) for part in parts]
     assert module._limits(plain, sure, shares, [""] * 40).min_upright == 0.5
 
 
 def test_the_spread_is_of_the_images_that_are_not_refused(maker):
     """Of 22 images in two runs the first is no image and the last far away: deciles and labels are of the 20 between."""
-    card, _ = read_bundle(maker.bundle(maker.root / "b", refusal=LIMITS))  # probability = sigmoid(0.8 x logit + 0.1)
+    card, _ = read_bundle(
+        maker.bundle(maker.root / "b", rejection_limits=LIMITS)
+    )  # probability = sigmoid(0.8 x logit + 0.1)
     logit = np.r_[99.0, np.linspace(-3, 3, 20), -99.0].astype(np.float32)
-    kinds = np.zeros((22, len(INPUT_CLASSES)), np.float32)
-    kinds[:, 0], kinds[0, 0] = 0.9, LIMITS.min_upright - 0.01
+    input_classes = np.zeros((22, len(INPUT_CLASSES)), np.float32)
+    input_classes[:, 0], input_classes[0, 0] = 0.9, LIMITS.min_upright - 0.01
     distance = np.r_[np.ones(21), LIMITS.max_distance + 0.1].astype(np.float32)
-    parts = [Outputs(logit[part], None, kinds[part], distance[part]) for part in (slice(0, 16), slice(16, 22))]
+    parts = [Outputs(logit[part], None, input_classes[part], distance[part]) for part in (slice(0, 16), slice(16, 22))]
     spread = module._spread(card, parts, np.arange(22) % 2 == 0)
     between = 1 / (1 + np.exp(-(0.8 * np.linspace(-3, 3, 20) + 0.1)))
     assert spread.deciles == pytest.approx(np.quantile(between, np.arange(0.1, 0.95, 0.1)), rel=1e-5)
-    assert (spread.n, spread.pneumonias) == (20, 10)
-    none = [dataclasses.replace(part, kinds=np.zeros_like(part.kinds)) for part in parts]
+    assert (spread.n, spread.n_pneumonia) == (20, 10)
+    none = [dataclasses.replace(part, input_classes=np.zeros_like(part.input_classes)) for part in parts]
     assert module._spread(card, none, np.ones(22, np.bool_)) is None
 
 
@@ -269,19 +271,24 @@ def test_the_points_on_the_card_are_those_of_the_statistics():
     scores = np.array([0.1, 0.2, 0.6, 0.7, 0.8, 0.9])
     labels = np.array([False, False, False, True, True, True])
 
-    points = module._points(scores, labels, [""] * 6)
+    operating_points = module._points(scores, labels, [""] * 6)
 
-    assert points["balanced"].threshold == pytest.approx(0.65)
-    assert points["rule_out"].threshold == pytest.approx(0.7)
-    assert points["rule_in"].threshold == pytest.approx(0.65)
-    assert [point.chosen_on for point in points.values()] == ["fixed", "validation", "validation", "validation"]
-    assert "6 validation images" in points["balanced"].rule
-    assert "3 validation normals" in points["rule_in"].rule
+    assert operating_points["balanced"].threshold == pytest.approx(0.65)
+    assert operating_points["rule_out"].threshold == pytest.approx(0.7)
+    assert operating_points["rule_in"].threshold == pytest.approx(0.65)
+    assert [point.chosen_on for point in operating_points.values()] == [
+        "fixed",
+        "validation",
+        "validation",
+        "validation",
+    ]
+    assert "6 validation images" in operating_points["balanced"].rule
+    assert "3 validation normals" in operating_points["rule_in"].rule
     # At 0.5 one of three normals, 0.6, is called pneumonia; Wilson's interval of 2 of 3 is [0.208, 0.939].
-    specificity = points["half"].specificity
+    specificity = operating_points["half"].specificity
     assert (specificity.value, specificity.n, specificity.method) == (pytest.approx(2 / 3), 3, "wilson")
     assert (specificity.low, specificity.high) == (pytest.approx(0.2077, abs=1e-4), pytest.approx(0.9385, abs=1e-4))
-    assert points["half"].sensitivity.value == 1
+    assert operating_points["half"].sensitivity.value == 1
 
 
 def test_the_band_needs_nineteen_images_of_each_label_for_its_coverage():
@@ -289,14 +296,16 @@ def test_the_band_needs_nineteen_images_of_each_label_for_its_coverage():
     scores = np.r_[np.linspace(0, 0.6, 19), np.linspace(0.4, 1, 19)]
     labels = np.repeat([False, True], 19)
 
-    band = module._points(scores, labels, [""] * 38)["balanced"].band
+    uncertainty_band = module._points(scores, labels, [""] * 38)["balanced"].uncertainty_band
 
-    assert (band.low, band.high) == (pytest.approx(0.4), pytest.approx(0.6))
-    assert (band.coverage, band.normals, band.pneumonias) == (0.95, 19, 19)
+    assert (uncertainty_band.low, uncertainty_band.high) == (pytest.approx(0.4), pytest.approx(0.6))
+    assert (uncertainty_band.coverage, uncertainty_band.n_normal, uncertainty_band.n_pneumonia) == (0.95, 19, 19)
     assert all(
-        point.band is None for name, point in module._points(scores, labels, [""] * 38).items() if name != "balanced"
+        point.uncertainty_band is None
+        for name, point in module._points(scores, labels, [""] * 38).items()
+        if name != "balanced"
     )
-    assert module._points(scores[1:], labels[1:], [""] * 37)["balanced"].band is None
+    assert module._points(scores[1:], labels[1:], [""] * 37)["balanced"].uncertainty_band is None
 
 
 def test_the_file_says_nothing_of_the_machine_and_is_the_same_each_time(small):
@@ -329,6 +338,6 @@ def test_a_rising_score_goes_from_normal_over_uncertain_to_pneumonia():
         labels = np.repeat([False, True], 40)
         scores = 1 / (1 + np.exp(-random.normal(np.where(labels, 1.5, -1.5), random.uniform(0.3, 3))))
         point = module._points(scores, labels, [""] * 80)["balanced"]
-        assert point.band.low <= point.threshold <= point.band.high
-        outside = [scores[~labels] > point.band.high, scores[labels] < point.band.low]
+        assert point.uncertainty_band.low <= point.threshold <= point.uncertainty_band.high
+        outside = [scores[~labels] > point.uncertainty_band.high, scores[labels] < point.uncertainty_band.low]
         assert all(wrong.mean() <= 0.05 for wrong in outside)

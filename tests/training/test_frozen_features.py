@@ -72,6 +72,7 @@ def test_features_of_images_with_a_black_edge_are_kept_apart(phantoms, start):
     manifest = load_manifest(phantoms)
     images = preprocess_images(manifest.root, manifest.images, small().preprocessing)
     names = {
-        keep_features(build("vgg19", image_size=32, weights=str(start), edge=edge), images).name for edge in (0, 2)
+        keep_features(build("vgg19", image_size=32, weights=str(start), border_mask=border_mask), images).name
+        for border_mask in (0, 2)
     }
     assert len(names) == 2

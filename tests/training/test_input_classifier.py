@@ -20,16 +20,16 @@ def images():
 
 
 def test_pictures_are_of_every_kind_and_repeat_with_their_seed(images):
-    pictures, kinds = draw_examples(images, np.arange(40), 200, 5)
+    pictures, input_classes = draw_examples(images, np.arange(40), 200, 5)
     again, kinds_again = draw_examples(images, np.arange(40), 200, 5)
     other, _ = draw_examples(images, np.arange(40), 200, 6)
 
     assert (pictures.shape, pictures.dtype) == ((200, SIDE, SIDE), torch.float32)
     assert (pictures.min() >= 0, pictures.max() <= 255) == (True, True)
     assert torch.equal(pictures, again)
-    assert torch.equal(kinds, kinds_again)
+    assert torch.equal(input_classes, kinds_again)
     assert not torch.equal(pictures, other)
-    counts = torch.bincount(kinds, minlength=len(INPUT_CLASSES))
+    counts = torch.bincount(input_classes, minlength=len(INPUT_CLASSES))
     assert counts.min() > 8
     assert counts.argmax() == INPUT_CLASSES.index("image")
 
@@ -37,8 +37,8 @@ def test_pictures_are_of_every_kind_and_repeat_with_their_seed(images):
 def test_only_the_rows_named_are_shown(images):
     """Of images that are each one grey, no other grey comes out in the middle but what brightness and contrast make of it."""
     flat = np.stack([np.full((32, 32), grey, np.uint8) for grey in (40, 250)])
-    pictures, kinds = draw_examples(flat, np.array([0]), 300, 0)
-    images = pictures[kinds == INPUT_CLASSES.index("image")]
+    pictures, input_classes = draw_examples(flat, np.array([0]), 300, 0)
+    images = pictures[input_classes == INPUT_CLASSES.index("image")]
     assert images[:, SIDE // 2, SIDE // 2].median() < 80
 
 
@@ -47,8 +47,8 @@ def test_only_the_rows_named_are_shown(images):
     [
         ("image", [[0, 1], [2, 3]]),
         ("mirrored", [[1, 0], [3, 2]]),
-        ("upside down", [[3, 2], [1, 0]]),
-        ("on its side", [[1, 3], [0, 2]]),
+        ("upside_down", [[3, 2], [1, 0]]),
+        ("rotated_90", [[1, 3], [0, 2]]),
         ("inverted", [[255, 254], [253, 252]]),
         ("cropped", [[0, 1], [2, 3]]),
         ("other", [[0, 1], [2, 3]]),
@@ -59,9 +59,9 @@ def test_a_image_is_spoilt_as_its_kind_says(kind, expected):
     image = torch.tensor([[0.0, 1.0], [2.0, 3.0]])
     found = [module._spoil(image.clone(), kind, np.random.default_rng(seed)).tolist() for seed in range(30)]
     assert expected in found
-    different = {"image": 1, "mirrored": 1, "cropped": 1, "other": 1, "upside down": 2, "on its side": 4, "inverted": 8}
+    different = {"image": 1, "mirrored": 1, "cropped": 1, "other": 1, "upside_down": 2, "rotated_90": 4, "inverted": 8}
     assert len({str(one) for one in found}) <= different[kind]
-    if kind == "upside down":
+    if kind == "upside_down":
         assert [[0, 1], [2, 3]] not in found
         assert {str(one) for one in found} == {"[[3.0, 2.0], [1.0, 0.0]]", "[[2.0, 3.0], [0.0, 1.0]]"}
 
@@ -97,8 +97,8 @@ def test_a_gate_learns_what_is_wrong_with_a_image_and_repeats_with_its_seed(imag
 
     assert all(torch.equal(a, b) for a, b in zip(gate.state_dict().values(), again.state_dict().values(), strict=True))
     assert not gate.training
-    pictures, kinds = draw_examples(images, np.arange(30, 40), 300, 77)
+    pictures, input_classes = draw_examples(images, np.arange(30, 40), 300, 77)
     with torch.no_grad():
-        right = gate(pictures).argmax(1) == kinds
+        right = gate(pictures).argmax(1) == input_classes
     # Guessing the commonest kind would be right for a third.
     assert right.float().mean() > 0.6

@@ -128,8 +128,8 @@ def test_nothing_is_calibrated_augmented_without_an_augmentation():
 
 def test_an_edge_that_leaves_too_little_of_the_image_is_refused():
     with pytest.raises(RecipeError, match="edge: 28 pixels at each edge leave too little of 112"):
-        read_recipe("default", ["network.edge=28"])
-    assert read_recipe("default", ["network.edge=27"]).network.edge == 27
+        read_recipe("default", ["network.border_mask=28"])
+    assert read_recipe("default", ["network.border_mask=27"]).network.border_mask == 27
 
 
 def test_a_network_says_nothing_of_mirror_images_it_never_saw():
@@ -138,8 +138,8 @@ def test_a_network_says_nothing_of_mirror_images_it_never_saw():
 
 
 def test_ages_are_a_least_and_a_greatest_and_survive_their_toml(tmp_path):
-    recipe = read_recipe("quick", ["data.ages=[1, 5]"])
+    recipe = read_recipe("quick", ["data.age_range=[1, 5]"])
     (tmp_path / "aged.toml").write_text(recipe.to_toml())
-    assert read_recipe(str(tmp_path / "aged.toml")).data.ages == (1, 5)
+    assert read_recipe(str(tmp_path / "aged.toml")).data.age_range == (1, 5)
     with pytest.raises(RecipeError, match="the least and the greatest age"):
-        read_recipe("quick", ["data.ages=[5, 1]"])
+        read_recipe("quick", ["data.age_range=[5, 1]"])

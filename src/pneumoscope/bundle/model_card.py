@@ -122,7 +122,7 @@ def _what(card: Card) -> list[str]:
 def _points(card: Card, evaluation: Mapping[str, Any] | None) -> list[str]:
     rows = [
         (name, f"{point.threshold:.4g}", point.rule, _share(point.sensitivity), _share(point.specificity))
-        for name, point in card.points.items()
+        for name, point in card.operating_points.items()
     ]
     parts = [
         "## Operating points",
@@ -142,7 +142,7 @@ def _points(card: Card, evaluation: Mapping[str, Any] | None) -> list[str]:
                     tn=point["confusion"]["tn"], all=point["confusion"]["tn"] + point["confusion"]["fp"]
                 ),
             )
-            for name, point in evaluation["points"].items()
+            for name, point in evaluation["operating_points"].items()
         ]
         heading = ("name", "sensitivity", "specificity", "accuracy", "pneumonias found", "normal images cleared")
         parts += [f"On {_images(evaluation)}:", _table(heading, rows)]
@@ -167,16 +167,16 @@ def _probability(card: Card, evaluation: Mapping[str, Any] | None) -> list[str]:
         parts.append(f"Expected calibration error on {_images(evaluation)}: {_interval(error)}.")
     if card.intervals:
         parts.append(f"Its interval is by Venn-Abers prediction from {card.intervals.n} validation images.")
-    for name, point in card.points.items():
-        band = point.band
-        if not band:
+    for name, point in card.operating_points.items():
+        uncertainty_band = point.uncertainty_band
+        if not uncertainty_band:
             continue
         parts.append(
             f"At the operating point {name}, images with scores from {band.low:.4g} to {band.high:.4g} are called uncertain:"
             f" split-conformal for each label, coverage {band.coverage:.0%}, from {band.normals} normal images and"
             f" {band.pneumonias} pneumonias."
         )
-        measured = evaluation and evaluation["points"].get(name, {}).get("band")
+        measured = evaluation and evaluation["operating_points"].get(name, {}).get("uncertainty_band")
         if evaluation and measured:
             rows = [(label, _interval(row["covered"]), _interval(row["uncertain"])) for label, row in measured.items()]
             parts += [
@@ -191,7 +191,7 @@ def _refusals(card: Card, evaluation: Mapping[str, Any] | None, robustness: Mapp
         "## What it refuses",
         "Pictures that are blank, in colour, too small or too narrow for a chest are rejected by any bundle.",
     ]
-    limits = card.refusal
+    limits = card.rejection_limits
     if limits is None:
         parts.append(
             "This one knows nothing else that it should refuse: it will call a photograph normal or pneumonia."
@@ -210,16 +210,16 @@ def _refusals(card: Card, evaluation: Mapping[str, Any] | None, robustness: Mapp
         parts.append(
             f"Of validation images, each once a little askew and lit otherwise, at most {limits.classifier_share:.1%} were to be"
             f" rejected by the first and {limits.distance_share:.1%} by the second limit. Of them as they are it rejects"
-            f" {_share(limits.refused)}."
+            f" {_share(limits.rejected)}."
         )
-    if card.ages:
+    if card.age_range:
         parts.append(
-            f"An image whose header states that the patient is not {card.ages[0]:g} to {card.ages[1]:g} years old is rejected. Most"
+            f"An image whose header states that the patient is not {card.age_range[0]:g} to {card.age_range[1]:g} years old is rejected. Most"
             " pictures state no age. **How many images of adults pass then has not been measured** on other images than the few at"
             " hand when this was chosen: expect a confident call on some."
         )
-    if evaluation and evaluation.get("refused"):
-        refused = evaluation["refused"]
+    if evaluation and evaluation.get("rejected"):
+        refused = evaluation["rejected"]
         reasons = "; ".join(f"{reason} ({count})" for reason, count in refused["reasons"].items())
         parts.append(
             f"Of {_images(evaluation)} it refuses {_interval(refused['share'])}" + (f": {reasons}." if reasons else ".")
@@ -278,7 +278,7 @@ def _shortcuts(audit: Mapping[str, Any] | None) -> list[str]:
 def _failures(evaluation: Mapping[str, Any] | None, robustness: Mapping[str, Any] | None) -> list[str]:
     """What goes wrong most, in order."""
     found: list[tuple[float, str]] = []
-    for name, point in (evaluation or {}).get("points", {}).items():
+    for name, point in (evaluation or {}).get("operating_points", {}).items():
         for etiology, share in point["by_etiology"].items():
             if share["value"] is not None:
                 missed = 1 - share["value"]

@@ -45,7 +45,7 @@ def command(
     target: Path,
     data: Path,
     split: str,
-    points: str,
+    operating_points: str,
     out: Path | None,
     ledger: Path | None,
     seed: int,
@@ -66,7 +66,7 @@ def command(
             target,
             data,
             split=split,
-            points=tuple(name.strip() for name in points.split(",")),
+            operating_points=tuple(name.strip() for name in operating_points.split(",")),
             out=out,
             ledger=ledger,
             seed=seed,
@@ -85,7 +85,7 @@ def _show(evaluation: Evaluation, console: Console) -> None:
         highlight=False,
         markup=False,
     )
-    refused = evaluation.refused
+    refused = evaluation.rejected
     if refused and refused.reasons:
         reasons = ", ".join(f"{count} {reason}" for reason, count in refused.reasons.items())
         console.print(
@@ -94,7 +94,7 @@ def _show(evaluation: Evaluation, console: Console) -> None:
             markup=False,
         )
     console.print(_table("any threshold", evaluation.metrics, evaluation.auroc_by_etiology, "AUROC"))
-    for name, point in evaluation.points.items():
+    for name, point in evaluation.operating_points.items():
         console.print(
             _table(f"{name}: threshold {point.threshold:.4g} of the score", point.metrics, point.by_etiology, "correct")
         )
@@ -105,15 +105,15 @@ def _show(evaluation: Evaluation, console: Console) -> None:
             highlight=False,
             markup=False,
         )
-        for label, shares in (point.band or {}).items():
+        for label, shares in (point.uncertainty_band or {}).items():
             console.print(
                 f"  left uncertain: {_words(shares['uncertain'])} of {label} images; called rightly or left uncertain:"
                 f" {_words(shares['covered'])}",
                 highlight=False,
                 markup=False,
             )
-    if evaluation.look is not None:
-        console.print(f"look {evaluation.look} at these test images", highlight=False, markup=False)
+    if evaluation.test_evaluation is not None:
+        console.print(f"look {evaluation.test_evaluation} at these test images", highlight=False, markup=False)
     console.print(evaluation.notice, style="dim", highlight=False, markup=False)
 
 

@@ -25,7 +25,7 @@ __all__ = [
     "PairedTest",
     "Prediction",
     "PublishedRow",
-    "Refused",
+    "RejectionSummary",
     "RunSummary",
     "ScoredImage",
     "to_json",
@@ -115,11 +115,11 @@ class OperatingPointResult:
     confusion: Confusion
     metrics: Mapping[str, Interval]
     by_etiology: Mapping[str, Interval]
-    band: Mapping[str, Mapping[str, Interval]] | None = None
+    uncertainty_band: Mapping[str, Mapping[str, Interval]] | None = None
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
-class Refused:
+class RejectionSummary:
     """Images that a bundle would say nothing of.
 
     Attributes:
@@ -163,12 +163,12 @@ class Evaluation:
     recipe: Mapping[str, Any]
     metrics: Mapping[str, Interval]
     auroc_by_etiology: Mapping[str, Interval]
-    points: Mapping[str, OperatingPointResult]
+    operating_points: Mapping[str, OperatingPointResult]
     look: int | None
     seconds: float
     created: str
     version: str
-    refused: Refused | None = None
+    refused: RejectionSummary | None = None
     schema: int = SCHEMA
     notice: str = NOTICE
 

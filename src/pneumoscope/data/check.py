@@ -18,7 +18,7 @@ from pneumoscope.data.manifest import LABELS, SPLITS, LabelledImage, Manifest
 from pneumoscope.data.shortcuts import CONTROLS, measure_shortcuts
 from pneumoscope.data.split import split
 
-__all__ = ["Audit", "SizeSummary", "Spread", "Unreadable", "audit", "siblings_across_validation"]
+__all__ = ["Audit", "ReferenceDistribution", "SizeSummary", "Unreadable", "audit", "siblings_across_validation"]
 
 AuditProgress = Callable[[str, int, int], None]
 _VALIDATION = 0.15
@@ -39,7 +39,7 @@ class Unreadable:
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
-class Spread:
+class Percentiles:
     """Percentiles over images: half of the images lie from `p25` to `p75`, nine tenths from `p5` to `p95`."""
 
     p5: float
@@ -62,10 +62,10 @@ class SizeSummary:
     """
 
     n: int
-    width: Spread
-    height: Spread
-    aspect: Spread
-    bytes: Spread
+    width: Percentiles
+    height: Percentiles
+    aspect: Percentiles
+    bytes: Percentiles
     modes: Mapping[str, int]
 
 
@@ -213,8 +213,8 @@ def _sizes(examined: Sequence[InspectedImage]) -> dict[str, SizeSummary]:
     return found
 
 
-def _spread(values: Sequence[float]) -> Spread:
-    return Spread(*(float(value) for value in np.percentile(values, (5, 25, 50, 75, 95))))
+def _spread(values: Sequence[float]) -> Percentiles:
+    return Percentiles(*(float(value) for value in np.percentile(values, (5, 25, 50, 75, 95))))
 
 
 def siblings_across_validation(manifest: Manifest) -> tuple[float | None, str]:

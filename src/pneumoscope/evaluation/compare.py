@@ -72,7 +72,7 @@ def compare(
     judged = [
         RunScores(
             run.record.name,
-            _called(run.images, run.evaluation.points[point].threshold) == labels,
+            _called(run.images, run.evaluation.operating_points[point].threshold) == labels,
             np.array([image.logit for image in run.images]),
         )
         for run in read
@@ -112,10 +112,12 @@ def _read(folder: Path, point: str) -> _Run:
             advice=f"Do: pneumoscope evaluate {folder} --data DATA",
         )
     evaluation = read_evaluation(results / EVALUATION_FILE)
-    if point not in evaluation.points:
-        raise UnknownNameError(f"operating point in {str(results / EVALUATION_FILE)!r}", point, evaluation.points)
+    if point not in evaluation.operating_points:
+        raise UnknownNameError(
+            f"operating point in {str(results / EVALUATION_FILE)!r}", point, evaluation.operating_points
+        )
     images = read_predictions(results / PREDICTIONS_FILE)
-    judged = evaluation.points[point]
+    judged = evaluation.operating_points[point]
     correct = int(np.count_nonzero(_called(images, judged.threshold) == positives(images)))
     if (
         images_sha256([image.sha256 for image in images]) != evaluation.images_sha256
@@ -173,7 +175,7 @@ def _refuse_others(runs: Sequence[_Run]) -> None:
 
 
 def _summary(record: RunRecord, evaluation: Evaluation, point: str) -> RunSummary:
-    judged = evaluation.points[point]
+    judged = evaluation.operating_points[point]
     return RunSummary(
         name=record.name,
         network=record.network,
@@ -195,7 +197,7 @@ def _summary(record: RunRecord, evaluation: Evaluation, point: str) -> RunSummar
 
 def _looks(runs: Sequence[_Run]) -> tuple[str, ...]:
     """Said only where there were more looks than runs: something may have been chosen by looking."""
-    looks = max(run.evaluation.look or 0 for run in runs)
+    looks = max(run.evaluation.test_evaluation or 0 for run in runs)
     if looks <= len(runs):
         return ()
     return (

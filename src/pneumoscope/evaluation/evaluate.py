@@ -20,11 +20,11 @@ from pneumoscope import __version__
 from pneumoscope.bundle.card import Card, find_bundle
 from pneumoscope.core.errors import UnknownNameError, UnreadableImageError
 from pneumoscope.core.files import write_atomically
-from pneumoscope.core.results import Evaluation, Interval, Refused, ScoredImage, to_json
+from pneumoscope.core.results import Evaluation, Interval, RejectionSummary, ScoredImage, to_json
 from pneumoscope.data.layouts import read_image
 from pneumoscope.data.manifest import LABELS, LabelledImage, images_sha256
 from pneumoscope.evaluation.ledger import default_ledger, record_evaluation
-from pneumoscope.evaluation.metrics import etiology_aurocs, judge_point, ranking_metrics
+from pneumoscope.evaluation.metrics import etiology_aurocs, evaluate_operating_point, ranking_metrics
 from pneumoscope.evaluation.records import EVALUATION_FILE, PREDICTIONS_FILE, predictions_csv
 from pneumoscope.evaluation.selection import refuse_chosen_thresholds, refuse_seen, select_images, unreadable_error
 from pneumoscope.imaging.decode import Radiograph
@@ -46,7 +46,7 @@ def evaluate(
     data: Path,
     *,
     split: str = "test",
-    points: Sequence[str] = POINTS,
+    operating_points: Sequence[str] = POINTS,
     out: Path | None = None,
     ledger: Path | None = None,
     seed: int = 0,
@@ -81,17 +81,17 @@ def evaluate(
     is_run = bundle != target
     predictor = BundleSession.load(bundle)
     card = predictor.card
-    for name in points:
-        if name not in card.points:
-            raise UnknownNameError("operating point", name, card.points)
+    for name in operating_points:
+        if name not in card.operating_points:
+            raise UnknownNameError("operating point", name, card.operating_points)
     root, images = select_images(data, split, target / "manifest.csv" if is_run else None)
     if split == "test":
         refuse_seen(images, card)
-    refuse_chosen_thresholds(images, card, points)
+    refuse_chosen_thresholds(images, card, operating_points)
     started = time.perf_counter()
     scored, refusals = _score(predictor, root, images, split, progress)
     seconds = time.perf_counter() - started
-    evaluation = _judge(card, split, scored, refusals, points, seed, seconds)
+    evaluation = _judge(card, split, scored, refusals, operating_points, seed, seconds)
     if split == "test":
         look = record_evaluation(ledger or default_ledger(), _ledger_entry(evaluation))
         evaluation = dataclasses.replace(evaluation, look=look)
@@ -154,7 +154,7 @@ def _judge(
     split: str,
     scored: Sequence[ScoredImage],
     refusals: Sequence[str],
-    points: Sequence[str],
+    operating_points: Sequence[str],
     seed: int,
     seconds: float,
 ) -> Evaluation:
@@ -170,7 +170,9 @@ def _judge(
         recipe=card.recipe,
         metrics=ranking_metrics(scored, seed=seed),
         auroc_by_etiology=etiology_aurocs(scored),
-        points={name: judge_point(scored, card.points[name], seed=seed) for name in points},
+        operating_points={
+            name: evaluate_operating_point(scored, card.operating_points[name], seed=seed) for name in operating_points
+        },
         look=None,
         seconds=seconds,
         created=datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
@@ -179,18 +181,19 @@ def _judge(
     )
 
 
-def _refused(images: Sequence[ScoredImage], refusals: Sequence[str]) -> Refused:
+def _refused(images: Sequence[ScoredImage], refusals: Sequence[str]) -> RejectionSummary:
     share = proportion(np.array([bool(reason) for reason in refusals]), [image.patient for image in images])
     reasons = Counter(sort_of_refusal(reason) for reason in refusals if reason)
-    return Refused(share, dict(reasons.most_common()))
+    return RejectionSummary(share, dict(reasons.most_common()))
 
 
 def _ledger_entry(evaluation: Evaluation) -> dict[str, Any]:
     def values(metrics: Mapping[str, Interval]) -> dict[str, float | None]:
         return {name: interval.value for name, interval in metrics.items()}
 
-    points = {
-        name: {"threshold": point.threshold, **values(point.metrics)} for name, point in evaluation.points.items()
+    operating_points = {
+        name: {"threshold": point.threshold, **values(point.metrics)}
+        for name, point in evaluation.operating_points.items()
     }
     return {
         "when": evaluation.created,
@@ -201,6 +204,6 @@ def _ledger_entry(evaluation: Evaluation) -> dict[str, Any]:
         "split": evaluation.split,
         "recipe": evaluation.recipe.get("name", ""),
         "metrics": values(evaluation.metrics),
-        "points": points,
+        "operating_points": operating_points,
         "version": evaluation.version,
     }

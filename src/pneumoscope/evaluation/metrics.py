@@ -6,7 +6,7 @@ from collections.abc import Mapping, Sequence
 
 import numpy as np
 
-from pneumoscope.bundle.card import Band, OperatingPoint
+from pneumoscope.bundle.card import OperatingPoint, UncertaintyBand
 from pneumoscope.core.results import Interval, OperatingPointResult, ScoredImage
 from pneumoscope.statistics.calibration import calibration_error_interval, weighted_brier
 from pneumoscope.statistics.inputs import BoolArray
@@ -51,7 +51,9 @@ def etiology_aurocs(images: Sequence[ScoredImage]) -> dict[str, Interval]:
     return found
 
 
-def judge_point(images: Sequence[ScoredImage], point: OperatingPoint, *, seed: int) -> OperatingPointResult:
+def evaluate_operating_point(
+    images: Sequence[ScoredImage], point: OperatingPoint, *, seed: int
+) -> OperatingPointResult:
     """What happens at one operating point.
 
     Args:
@@ -67,14 +69,16 @@ def judge_point(images: Sequence[ScoredImage], point: OperatingPoint, *, seed: i
         confusion=confusion(decisions, labels),
         metrics=threshold_metrics(decisions, labels, patients, seed=seed),
         by_etiology=_by_etiology(images, decisions == labels),
-        band=_judge_band(images, point.band, labels) if point.band else None,
+        uncertainty_band=_evaluate_band(images, point.uncertainty_band, labels) if point.uncertainty_band else None,
     )
 
 
-def _judge_band(images: Sequence[ScoredImage], band: Band, labels: BoolArray) -> dict[str, dict[str, Interval]]:
+def _evaluate_band(
+    images: Sequence[ScoredImage], uncertainty_band: UncertaintyBand, labels: BoolArray
+) -> dict[str, dict[str, Interval]]:
     scores = np.array([image.score for image in images])
-    uncertain = (scores >= band.low) & (scores <= band.high)
-    covered = np.where(labels, scores >= band.low, scores <= band.high)
+    uncertain = (scores >= uncertainty_band.low) & (scores <= uncertainty_band.high)
+    covered = np.where(labels, scores >= uncertainty_band.low, scores <= uncertainty_band.high)
     patients = [image.patient for image in images]
 
     def share(what: BoolArray, places: Sequence[int]) -> Interval:

@@ -140,7 +140,7 @@ def refuse_seen(images: Sequence[LabelledImage], card: Card) -> None:
             )
 
 
-def refuse_chosen_thresholds(images: Sequence[LabelledImage], card: Card, points: Sequence[str]) -> None:
+def refuse_chosen_thresholds(images: Sequence[LabelledImage], card: Card, operating_points: Sequence[str]) -> None:
     """Refuse to judge a threshold on images that chose it.
 
     Raises:
@@ -148,7 +148,7 @@ def refuse_chosen_thresholds(images: Sequence[LabelledImage], card: Card, points
     """
     known = set(card.seen.get("validation", ()))
     shared = sum(short_hash(image.sha256) in known for image in images)
-    chosen = [name for name in points if card.points[name].chosen_on == "validation"]
+    chosen = [name for name in operating_points if card.operating_points[name].chosen_on == "validation"]
     if shared and chosen:
         raise ThresholdError(
             f"the operating point {chosen[0]!r} was chosen on {shared} of these {len(images)} images"

@@ -198,7 +198,7 @@ def _chroma(image: Image.Image) -> float:
         return 0.0
     few = image.resize((min(image.width, _FEW), min(image.height, _FEW)), Image.Resampling.NEAREST).convert("RGB")
     # Band by band, which is ten times as quick as along the last axis.
-    red, green, blue = (np.asarray(band) for band in few.split())
+    red, green, blue = (np.asarray(uncertainty_band) for uncertainty_band in few.split())
     most, least = np.maximum(np.maximum(red, green), blue), np.minimum(np.minimum(red, green), blue)
     return float((most - least).mean())
 

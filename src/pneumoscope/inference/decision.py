@@ -46,7 +46,7 @@ def decide(card: Card, point: OperatingPoint, logit: float, refused: str = "") -
     probability = float(calibrated(card.calibration, logit))
     decision: Decision = "pneumonia" if score >= point.threshold else "normal"
     reason = ""
-    if point.band and point.band.low <= score <= point.band.high:
+    if point.uncertainty_band and point.uncertainty_band.low <= score <= point.uncertainty_band.high:
         decision = "uncertain"
         reason = f"either label is too likely for {point.band.coverage:.0%} of the images of each to be called rightly"
     interval = None
@@ -76,9 +76,9 @@ def find_operating_point(card: Card, name: str = "") -> OperatingPoint:
         UnknownNameError: the card has none.
     """
     name = name or DEFAULT_OPERATING_POINT
-    if name not in card.points:
-        raise UnknownNameError("operating point", name, card.points)
-    return card.points[name]
+    if name not in card.operating_points:
+        raise UnknownNameError("operating point", name, card.operating_points)
+    return card.operating_points[name]
 
 
 def _logit(score: float) -> float:

@@ -51,7 +51,7 @@ class Model:
         self._predictor = predictor
         self.card: Card = predictor.card
         self.point = find_operating_point(self.card, operating_point)
-        self.point_name = operating_point or DEFAULT_OPERATING_POINT
+        self.operating_point_name = operating_point or DEFAULT_OPERATING_POINT
         self.threshold = threshold_probability(self.card, self.point)
         self.facts = ModelInfo(self.card.name, self.card.version, self.card.onnx_sha256)
 

@@ -11,15 +11,15 @@ __all__ = ["refusal", "refusal_of_age", "sort_of_refusal"]
 
 _WORDS: dict[InputClass, str] = {
     "inverted": "black and white seem to be exchanged",
-    "upside down": "it seems to be upside down",
-    "on its side": "it seems to lie on its side",
+    "upside_down": "it seems to be upside down",
+    "rotated_90": "it seems to lie on its side",
     "mirrored": "left and right seem to be exchanged",
     "cropped": "too little of the chest is on it",
     "other": "it does not look like a radiograph of a chest",
 }
 
 
-def refusal(card: Card, kinds: Sequence[float] | None, distance: float | None) -> str:
+def refusal(card: Card, input_classes: Sequence[float] | None, distance: float | None) -> str:
     """Why nothing is said of an image by what the network gives; empty where it can be judged.
 
     Args:
@@ -27,11 +27,11 @@ def refusal(card: Card, kinds: Sequence[float] | None, distance: float | None) -
         kinds: probabilities of `INPUT_CLASSES`; None where the bundle has no gate.
         distance: from the training images, see `networks.population`; None where the bundle knows none.
     """
-    limits = card.refusal
+    limits = card.rejection_limits
     if limits is None:
         return ""
-    if kinds is not None and not kinds[0] >= limits.min_upright:
-        likely = max(range(1, len(INPUT_CLASSES)), key=lambda place: kinds[place])
+    if input_classes is not None and not input_classes[0] >= limits.min_upright:
+        likely = max(range(1, len(INPUT_CLASSES)), key=lambda place: input_classes[place])
         return _WORDS[INPUT_CLASSES[likely]]
     if distance is not None and not distance <= limits.max_distance:
         return (
@@ -48,9 +48,9 @@ def refusal_of_age(card: Card, age: float | None) -> str:
         card: of the bundle.
         age: years, as the image's header states it.
     """
-    if card.ages is None or age is None or card.ages[0] <= age < card.ages[1] + 1:
+    if card.age_range is None or age is None or card.age_range[0] <= age < card.age_range[1] + 1:
         return ""
-    known = f"{age:.1f} years, and they were {card.ages[0]:g} to {card.ages[1]:g}"
+    known = f"{age:.1f} years, and they were {card.age_range[0]:g} to {card.age_range[1]:g}"
     return f"of another age than the patients that the model learned from: {known}"
 
 

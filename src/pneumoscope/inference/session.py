@@ -24,7 +24,7 @@ if TYPE_CHECKING:
 __all__ = ["OUTPUTS", "BundleSession", "Outputs", "Ready", "Scored", "calibrated", "refusals", "sigmoid"]
 
 # Of the network file, with their numbers of dimensions. Every file gives the first; the others are there where they can be.
-OUTPUTS = {"logit": 1, "heatmap": 3, "kinds": 2, "distance": 1}
+OUTPUTS = {"logit": 1, "heatmap": 3, "input_classes": 2, "distance": 1}
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
@@ -42,7 +42,7 @@ class Outputs:
 
     logit: npt.NDArray[np.float32]
     heatmap: npt.NDArray[np.float32] | None = None
-    kinds: npt.NDArray[np.float32] | None = None
+    input_classes: npt.NDArray[np.float32] | None = None
     distance: npt.NDArray[np.float32] | None = None
 
 
@@ -149,7 +149,7 @@ class BundleSession:
     def _run(self, names: Sequence[str], pixels: npt.NDArray[np.uint8]) -> dict[str, npt.NDArray[np.float32]]:
         found = dict(zip(names, self._session.run(names, {"image": pixels}), strict=True))
         for name, values in found.items():
-            short = len(values) != len(pixels) or (name == "kinds" and values.shape[1] != len(INPUT_CLASSES))
+            short = len(values) != len(pixels) or (name == "input_classes" and values.shape[1] != len(INPUT_CLASSES))
             if short or not np.isfinite(values).all():
                 raise BundleError(
                     f"the network of bundle {self.card.name!r} gives {name!r} of shape {values.shape} for {len(pixels)} images,"
@@ -229,8 +229,8 @@ class BundleSession:
             )
 
     def _refuse_other_limits(self) -> None:
-        expected = self.card.refusal is not None
-        for name in ("kinds", "distance"):
+        expected = self.card.rejection_limits is not None
+        for name in ("input_classes", "distance"):
             if (name in self._gives) != expected:
                 raise BundleError(
                     f"the network of bundle {self.card.name!r} gives {self._gives}; its card"
@@ -242,9 +242,9 @@ class BundleSession:
 def refusals(card: Card, outputs: Outputs) -> list[str]:
     """Why nothing is to be said of each image of a run by what the network gives; empty where something is."""
     n = len(outputs.logit)
-    kinds = [None] * n if outputs.kinds is None else outputs.kinds.tolist()
+    input_classes = [None] * n if outputs.input_classes is None else outputs.input_classes.tolist()
     distances = [None] * n if outputs.distance is None else outputs.distance.tolist()
-    return [refusal(card, *limits) for limits in zip(kinds, distances, strict=True)]
+    return [refusal(card, *limits) for limits in zip(input_classes, distances, strict=True)]
 
 
 def calibrated(calibration: Calibration, logits: npt.ArrayLike) -> npt.NDArray[np.float64]:

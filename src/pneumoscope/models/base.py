@@ -53,8 +53,8 @@ class Network(nn.Module, abc.ABC):
     offset: Tensor
     scale: Tensor
     memory_format = torch.contiguous_format
-    edge = 0
-    mirrored = False
+    border_mask = 0
+    flip_averaging = False
 
     def __init__(self, scaling: Scaling) -> None:
         super().__init__()
@@ -64,9 +64,9 @@ class Network(nn.Module, abc.ABC):
     def image(self, images: Tensor) -> Tensor:
         """Grey levels (n, size, size), uint8 or float, to three scaled channels (n, 3, size, size)."""
         grey = images.unsqueeze(1).to(self.scale.dtype)
-        if self.edge:
-            inner = slice(self.edge, -self.edge)
-            grey = F.pad(grey[..., inner, inner], (self.edge,) * 4)
+        if self.border_mask:
+            inner = slice(self.border_mask, -self.border_mask)
+            grey = F.pad(grey[..., inner, inner], (self.border_mask,) * 4)
         return (grey - self.offset) / self.scale
 
     @abc.abstractmethod
@@ -114,11 +114,11 @@ class Network(nn.Module, abc.ABC):
 
     def sides(self, images: Tensor) -> Tensor:
         """The images that are looked at, (n, size, size): those given, and behind them their mirror images where these count."""
-        return torch.cat([images, images.flip(2)]) if self.mirrored and not self.training else images
+        return torch.cat([images, images.flip(2)]) if self.flip_averaging and not self.training else images
 
     def joined(self, found: Tensor) -> Tensor:
         """What was found on `sides`, logits (m,) or heatmaps (m, height, width), as what is said of the images given."""
-        if not self.mirrored or self.training:
+        if not self.flip_averaging or self.training:
             return found
         # Not by `chunk`, which takes the number of images for a constant when it is exported.
         own, other = found.reshape(2, -1, *found.shape[1:]).unbind()

@@ -21,8 +21,8 @@ def build(
     weights: str = "none",
     keep_fc8: bool = False,
     dropout: float = 0.0,
-    edge: int = 0,
-    mirrored: bool = False,
+    border_mask: int = 0,
+    flip_averaging: bool = False,
 ) -> Network:
     """A network in training mode.
 
@@ -53,7 +53,7 @@ def build(
         network = VGG19(image_size, scaling=UNIT if weights == "none" else IMAGENET)
     else:
         network = Backbone(name, image_size=image_size, dropout=dropout)
-    network.edge, network.mirrored = edge, mirrored
+    network.border_mask, network.flip_averaging = border_mask, flip_averaging
     if weights == "imagenet":
         load_imagenet(network, name)
     elif weights != "none":

@@ -19,7 +19,7 @@ class InputClassifier(nn.Module):
         kinds: how many kinds there are.
     """
 
-    def __init__(self, kinds: int) -> None:
+    def __init__(self, input_classes: int) -> None:
         super().__init__()
         widths = (1, 16, 32, 64, 128)
         self.layers = nn.Sequential(
@@ -29,7 +29,7 @@ class InputClassifier(nn.Module):
                 for before, after in pairwise(widths)
             )
         )  # fmt: skip
-        self.last = nn.Linear(widths[-1], kinds)
+        self.last = nn.Linear(widths[-1], input_classes)
 
     def forward(self, images: Tensor) -> Tensor:
         """Grey levels (n, size, size), uint8 or float, to logits (n, kinds)."""

@@ -33,7 +33,7 @@ class FeatureExtractor(nn.Module):
     def __init__(self) -> None:
         super().__init__()
         with torch.random.fork_rng(devices=[]):  # all that is drawn is replaced
-            network = build("tf_efficientnet_lite0", image_size=_SIDE, weights="imagenet", edge=_EDGE)
+            network = build("tf_efficientnet_lite0", image_size=_SIDE, weights="imagenet", border_mask=_EDGE)
         self.network = cast(Backbone, network.eval().requires_grad_(False))
 
     def forward(self, images: Tensor) -> Tensor:

@@ -133,7 +133,7 @@ def _precision_recall(comparison: Comparison, runs: Sequence[RunData]) -> tuple[
 
 
 def _at(run: RunData, point: str, x: str, y: str) -> tuple[float, float] | None:
-    metrics = run.evaluation.points[point].metrics
+    metrics = run.evaluation.operating_points[point].metrics
     across, up = metrics[x].value, metrics[y].value
     return None if across is None or up is None else (across, up)
 
@@ -151,7 +151,7 @@ def _reliability(run: RunData) -> Markup:
 
 
 def _histogram(point: str, run: RunData) -> Markup:
-    threshold = run.evaluation.points[point].threshold
+    threshold = run.evaluation.operating_points[point].threshold
     figure = histogram_figure(run.summary.name, run.scores.score, run.scores.positive, threshold, run.look)
     label = f"Scores of {run.summary.name} by label; the threshold is {plain(threshold)}"
     return _svg(figure, f"histogram-{run.index}", label)

@@ -66,21 +66,23 @@ def _findings(comparison: Comparison) -> dict[str, list[str]]:
 
 def _etiologies(runs: Sequence[RunData]) -> list[str]:
     """The etiologies that any run was judged by, in the fixed order."""
-    found = {name for run in runs for point in run.evaluation.points.values() for name in point.by_etiology}
+    found = {name for run in runs for point in run.evaluation.operating_points.values() for name in point.by_etiology}
     return [name for name in wording.ETIOLOGIES if name in found]
 
 
 def _notes(comparison: Comparison, runs: Sequence[RunData]) -> dict[str, str]:
     """How the intervals of each part of the page were made."""
-    points = [point for run in runs for point in run.evaluation.points.values()]
+    operating_points = [point for run in runs for point in run.evaluation.operating_points.values()]
     tests = [run.summary.test for run in runs]
     published = comparison.published or ()
     return {
         "metrics": _note((key, test[key]) for test in tests for key in wording.METRICS if key in test),
         **{metric: _note((metric, test[metric]) for test in tests if metric in test) for metric in ("auroc", "auprc")},
-        "points": _note((key, value) for point in points for key, value in point.metrics.items() if key in _AT_POINTS),
+        "operating_points": _note(
+            (key, value) for point in operating_points for key, value in point.metrics.items() if key in _AT_POINTS
+        ),
         "etiology": wording.interval_note(
-            [("share called correctly", value) for point in points for value in point.by_etiology.values()]
+            [("share called correctly", value) for point in operating_points for value in point.by_etiology.values()]
             + [("AUROC", value) for run in runs for value in run.evaluation.auroc_by_etiology.values()]
         ),
         **{f"pairs by {metric}": _pair_note(comparison, metric) for metric in wording.PAIR_METRICS},

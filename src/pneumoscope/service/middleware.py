@@ -136,7 +136,7 @@ class RequestMiddleware:
 
 def _tell(request: Request, what: str, seconds: float, ours: bool) -> None:
     """A line in the log for a request that was not done. Nothing that the client sent is in it, but the name of its token."""
-    error, why = getattr(request.state, "refused", ("-", ""))
+    error, why = getattr(request.state, "rejected", ("-", ""))
     who = getattr(request.state, "who", "-")
     said = f": {' '.join(why.split())}" if ours and why else ""
     _LOG.log(logging.WARNING if ours else logging.INFO, "%s %s %s %.0f ms%s", what, error, who, 1000 * seconds, said)

@@ -84,7 +84,7 @@ class PredictionService:
                 future.cancel()
 
     async def _kept(self, prediction: Prediction, image: bytes, who: str) -> PredictionSchema:
-        point = self.model.point_name
+        point = self.model.operating_point_name
         if prediction.decision is None:
             self.metrics.images.labels("unreadable").inc()
             return PredictionSchema.of_unreadable(prediction, point)

@@ -17,17 +17,17 @@ import numpy.typing as npt
 from pneumoscope.core.errors import UndefinedMetricError
 from pneumoscope.statistics.inputs import checked
 
-__all__ = ["Band", "uncertain_band"]
+__all__ = ["UncertaintyBand", "uncertain_band"]
 
 
-class Band(NamedTuple):
+class UncertaintyBand(NamedTuple):
     """Scores from `low` to `high`, both included, are uncertain: below is normal alone, above is pneumonia alone."""
 
     low: float
     high: float
 
 
-def uncertain_band(scores: npt.ArrayLike, labels: npt.ArrayLike, coverage: float) -> Band:
+def uncertain_band(scores: npt.ArrayLike, labels: npt.ArrayLike, coverage: float) -> UncertaintyBand:
     """The scores at which both labels are possible, or neither is.
 
     Where few calibration images are called wrongly, neither label may be possible at some scores: such an image is as strange
@@ -50,7 +50,7 @@ def uncertain_band(scores: npt.ArrayLike, labels: npt.ArrayLike, coverage: float
     highest = np.sort(x[~y])[::-1]
     least_pneumonia = lowest[_given_up(len(lowest), coverage, "PNEUMONIA") - 1]
     greatest_normal = highest[_given_up(len(highest), coverage, "NORMAL") - 1]
-    return Band(float(min(least_pneumonia, greatest_normal)), float(max(least_pneumonia, greatest_normal)))
+    return UncertaintyBand(float(min(least_pneumonia, greatest_normal)), float(max(least_pneumonia, greatest_normal)))
 
 
 def _given_up(n: int, coverage: float, label: str) -> int:

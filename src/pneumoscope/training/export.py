@@ -25,15 +25,15 @@ from pneumoscope.bundle.card import (
     INPUT_CLASSES,
     LABELS,
     NETWORK_FILE,
-    Band,
     Calibration,
     Card,
     Intervals,
     OperatingPoint,
     Parity,
-    Refusal,
+    ReferenceDistribution,
+    RejectionLimits,
     Share,
-    Spread,
+    UncertaintyBand,
     short_hash,
 )
 from pneumoscope.bundle.self_test import self_test_image
@@ -54,7 +54,7 @@ from pneumoscope.training.input_classifier import PLAUSIBLE
 from pneumoscope.training.onnx_export import to_onnx
 from pneumoscope.training.ood import fit_input_checks
 from pneumoscope.training.parity import check_explanations, check_parity
-from pneumoscope.training.recipe import Augmentation, Recipe, Refusals
+from pneumoscope.training.recipe import Augmentation, Recipe, RejectionOptions
 from pneumoscope.training.run import machine, now, versions
 
 __all__ = ["COVERAGE", "export"]
@@ -91,7 +91,7 @@ def export(
     prepared = preprocess_images(arrays.root, (*arrays.train, *arrays.validation), arrays.preprocessing)
     rows, pixels = prepared.rows[: len(arrays.train)], prepared.pixels[prepared.rows[len(arrays.train) :]]
     screen = None
-    if steps := recipe.refusal.steps:
+    if steps := recipe.rejection.steps:
         screen = fit_input_checks(prepared.pixels, rows, steps=steps, seed=recipe.training.seed)
     onnx = to_onnx(network, recipe.network.image_size, screen)
     labels = np.array([image.positive for image in arrays.validation])
@@ -109,10 +109,10 @@ def export(
         preprocessing=arrays.preprocessing,
         calibration=Calibration(slope=1, intercept=0, method="none", n=0, prevalence=0.5),
         intervals=None,
-        refusal=None,
-        spread=None,
-        ages=recipe.data.ages,
-        points={},
+        rejection_limits=None,
+        reference_distribution=None,
+        age_range=recipe.data.age_range,
+        operating_points={},
         parity=Parity(images=0, largest=0),
         recipe=recipe.model_dump(mode="json"),
         seed=recipe.training.seed,
@@ -141,7 +141,7 @@ def export(
     limits = None
     if screen:
         askew = [predictor.outputs(part) for part in _augmented(pixels, PLAUSIBLE, recipe.training.seed)]
-        limits = _limits(outputs, askew, recipe.refusal, patients)
+        limits = _limits(outputs, askew, recipe.rejection, patients)
     prevalence = recipe.training.prevalence or float(labels.mean())
     card = msgspec.structs.replace(
         card,
@@ -149,10 +149,10 @@ def export(
         self_test_logit=float(predictor.logits(self_test_image(recipe.network.image_size))[0]),
         calibration=_calibrate(fitted, labels, prevalence),
         intervals=_intervals(fitted, labels, prevalence),
-        refusal=limits,
-        points=_points(sigmoid(fitted), labels, patients, ", augmented" if augmented else ""),
+        rejection_limits=limits,
+        operating_points=_points(sigmoid(fitted), labels, patients, ", augmented" if augmented else ""),
     )
-    card = msgspec.structs.replace(card, spread=_spread(card, outputs, labels))
+    card = msgspec.structs.replace(card, reference_distribution=_spread(card, outputs, labels))
     write_atomically(folder / NETWORK_FILE, onnx)
     write_atomically(folder / CARD_FILE, card.to_json())
     return card
@@ -208,7 +208,7 @@ def _points(
             sensitivity=share(threshold, True),
             specificity=share(threshold, False),
             # Whoever asks to rule out or in has said which error is worse: every image is decided.
-            band=_band(scores, labels, threshold) if name == "balanced" else None,
+            uncertainty_band=_band(scores, labels, threshold) if name == "balanced" else None,
         )
         for name, (threshold, rule) in chosen.items()
     }
@@ -219,19 +219,23 @@ def _share(what: npt.NDArray[np.bool_], patients: Sequence[str]) -> Share:
     return msgspec.convert({field: getattr(found, field) for field in Share.__struct_fields__}, Share)
 
 
-def _limits(plain: Sequence[Outputs], askew: Sequence[Outputs], shares: Refusals, patients: Sequence[str]) -> Refusal:
+def _limits(
+    plain: Sequence[Outputs], askew: Sequence[Outputs], shares: RejectionOptions, patients: Sequence[str]
+) -> RejectionLimits:
     """Limits that at most these shares of images lie beyond, by what the network gives of them as they are and once askew."""
 
     def found(outputs: Sequence[Outputs]) -> tuple[npt.NDArray[np.float32], npt.NDArray[np.float32]]:
-        kinds = [part.kinds[:, 0] for part in outputs if part.kinds is not None]
-        return np.concatenate(kinds), np.concatenate([part.distance for part in outputs if part.distance is not None])
+        input_classes = [part.input_classes[:, 0] for part in outputs if part.input_classes is not None]
+        return np.concatenate(input_classes), np.concatenate(
+            [part.distance for part in outputs if part.distance is not None]
+        )
 
     image, distance = found(askew)
     least = min(_SURELY_A_IMAGE, float(np.sort(image)[math.floor(shares.classifier_share * len(image) + 1e-9)]))
     greatest = float(np.sort(distance)[-1 - math.floor(shares.distance_share * len(distance) + 1e-9)])
     image, distance = found(plain)
-    return Refusal(
-        kinds=INPUT_CLASSES,
+    return RejectionLimits(
+        input_classes=INPUT_CLASSES,
         min_upright=least,
         max_distance=greatest,
         classifier_share=shares.classifier_share,
@@ -240,34 +244,34 @@ def _limits(plain: Sequence[Outputs], askew: Sequence[Outputs], shares: Refusals
     )
 
 
-def _spread(card: Card, plain: Sequence[Outputs], labels: npt.NDArray[np.bool_]) -> Spread | None:
+def _spread(card: Card, plain: Sequence[Outputs], labels: npt.NDArray[np.bool_]) -> ReferenceDistribution | None:
     """Of images as they are, by what the card says of them; None where it refuses all."""
     kept = np.array([not reason for part in plain for reason in refusals(card, part)], dtype=np.bool_)
     if not kept.any():
         return None
     probabilities = calibrated(card.calibration, np.concatenate([part.logit for part in plain])[kept])
-    return Spread(
+    return ReferenceDistribution(
         deciles=tuple(np.quantile(probabilities, np.arange(1, 10) / 10).tolist()),
         n=int(kept.sum()),
-        pneumonias=int(labels[kept].sum()),
+        n_pneumonia=int(labels[kept].sum()),
     )
 
 
-def _band(scores: npt.NDArray[np.float64], labels: npt.NDArray[np.bool_], threshold: float) -> Band | None:
+def _band(scores: npt.NDArray[np.float64], labels: npt.NDArray[np.bool_], threshold: float) -> UncertaintyBand | None:
     """The scores that are left uncertain; None where there are too few images for the coverage.
 
     It reaches to the threshold, so that a rising score goes from normal over uncertain to pneumonia and never back: more images
     are left uncertain than the coverage needs, and it holds all the more.
     """
-    pneumonias = int(labels.sum())
+    n_pneumonia = int(labels.sum())
     try:
-        band = uncertain_band(scores, labels, COVERAGE)
+        uncertainty_band = uncertain_band(scores, labels, COVERAGE)
     except UndefinedMetricError:
         return None
-    return Band(
-        low=min(band.low, threshold),
-        high=max(band.high, threshold),
+    return UncertaintyBand(
+        low=min(uncertainty_band.low, threshold),
+        high=max(uncertainty_band.high, threshold),
         coverage=COVERAGE,
-        normals=len(labels) - pneumonias,
-        pneumonias=pneumonias,
+        n_normal=len(labels) - n_pneumonia,
+        n_pneumonia=n_pneumonia,
     )

@@ -36,7 +36,7 @@ def keep_features(network: Network, images: PreprocessedImages, progress: Progre
     network.eval()
     with torch.inference_mode():
         shape = (len(images.pixels), *_features(network, images.pixels[:1]).shape[1:])
-        key = hashlib.sha256(f"{images.key} {network.edge} {weights_sha256(network)}".encode()).hexdigest()[:32]
+        key = hashlib.sha256(f"{images.key} {network.border_mask} {weights_sha256(network)}".encode()).hexdigest()[:32]
         kept = KeptFeatures(f"features-{key}", tuple(int(side) for side in shape))
 
         def fill(target: npt.NDArray[np.generic]) -> None:

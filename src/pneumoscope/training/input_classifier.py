@@ -30,7 +30,7 @@ SIDE = 112
 _BATCH = 64
 # How often each kind is drawn: as it should be as often as three others.
 _ODDS: dict[InputClass, int] = {
-    "image": 6, "inverted": 2, "upside down": 2, "on its side": 2, "mirrored": 2, "cropped": 2, "other": 3,
+    "image": 6, "inverted": 2, "upside_down": 2, "rotated_90": 2, "mirrored": 2, "cropped": 2, "other": 3,
 }  # fmt: skip
 # What an image may look like and still be one: wider than in clinics, so that an image at the edge of it is safe.
 PLAUSIBLE = Augmentation(
@@ -65,9 +65,9 @@ def train_input_classifier(
     gate.train()
     console, hidden = Console(stderr=True), not sys.stderr.isatty()
     for step in track(range(steps), "learning what to refuse", console=console, transient=True, disable=hidden):
-        pictures, kinds = draw_examples(pixels, rows, _BATCH, derive_seed(seed, step, 8))
+        pictures, input_classes = draw_examples(pixels, rows, _BATCH, derive_seed(seed, step, 8))
         optimizer.zero_grad()
-        F.cross_entropy(gate(pictures), kinds).backward()  # type: ignore[no-untyped-call]
+        F.cross_entropy(gate(pictures), input_classes).backward()  # type: ignore[no-untyped-call]
         optimizer.step()
         schedule.step()
     return gate.eval()
@@ -87,23 +87,23 @@ def draw_examples(
     """
     random = np.random.default_rng(seed)
     odds = np.array([_ODDS[kind] for kind in INPUT_CLASSES], dtype=float)
-    kinds = random.choice(len(INPUT_CLASSES), count, p=odds / odds.sum())
+    input_classes = random.choice(len(INPUT_CLASSES), count, p=odds / odds.sum())
     images = pixels[random.choice(rows, count)]
     cut = [
         _cut(image, random) if INPUT_CLASSES[kind] == "cropped" else image
-        for image, kind in zip(images, kinds, strict=True)
+        for image, kind in zip(images, input_classes, strict=True)
     ]
     small = torch.stack([_shrink(image) for image in cut])
-    for place in np.flatnonzero(kinds == INPUT_CLASSES.index("other")).tolist():
+    for place in np.flatnonzero(input_classes == INPUT_CLASSES.index("other")).tolist():
         small[place] = torch.from_numpy(negative_image(random, small[place].numpy()).copy())
     seeds = random.integers(2**62, size=count).tolist()
-    askew = np.isin(kinds, [INPUT_CLASSES.index(kind) for kind in ("upside down", "on its side")])
+    askew = np.isin(input_classes, [INPUT_CLASSES.index(kind) for kind in ("upside_down", "rotated_90")])
     made = torch.where(
         torch.from_numpy(askew).view(-1, 1, 1), augment(small, _TURNED, seeds), augment(small, PLAUSIBLE, seeds)
     )
-    for place, kind in enumerate(kinds.tolist()):
+    for place, kind in enumerate(input_classes.tolist()):
         made[place] = _spoil(made[place], INPUT_CLASSES[kind], random)
-    return made, torch.from_numpy(kinds)
+    return made, torch.from_numpy(input_classes)
 
 
 def _shrink(image: npt.NDArray[np.uint8]) -> Tensor:
@@ -127,7 +127,7 @@ def _spoil(image: Tensor, kind: InputClass, random: np.random.Generator) -> Tens
     if kind == "inverted":
         image = torch.rot90(image, int(random.choice([0, 0, 0, 1, 2, 3])))
         return 255 - (image.flip(1) if mirror else image)
-    if kind in {"upside down", "on its side"}:
-        turns = 2 if kind == "upside down" else int(random.choice([1, 3]))
+    if kind in {"upside_down", "rotated_90"}:
+        turns = 2 if kind == "upside_down" else int(random.choice([1, 3]))
         return torch.rot90(image.flip(1) if mirror else image, turns)
     return image

@@ -97,7 +97,7 @@ class _Whole(nn.Module):
         self.names = [
             "logit",
             *(["heatmap"] if isinstance(reader, _Explained) else []),
-            *(["kinds", "distance"] if screen else []),
+            *(["input_classes", "distance"] if screen else []),
         ]
 
     def forward(self, images: Tensor) -> tuple[Tensor, ...]:

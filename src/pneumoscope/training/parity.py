@@ -78,7 +78,7 @@ def check_explanations(
             largest = float(terms.abs().sum(1).max())
             _compare("heatmap", explanation[1], outputs.heatmap, largest, spared=math.ceil(len(pixels) / 10))
         if screen:
-            _compare("kinds", screen.gate(images).softmax(1), outputs.kinds, 1)
+            _compare("input_classes", screen.gate(images).softmax(1), outputs.input_classes, 1)
             distance = screen.population(screen.eye(images))
             _compare("distance", distance, outputs.distance, float(distance.max()))
 

@@ -38,9 +38,9 @@ class NetworkChoice(_Table):
     """AlexNet's literal stack: its 1,000-way layer stays below the head."""
     dropout: float = Field(default=0.0, ge=0, lt=1)
     """Before the last layer of a timm network."""
-    edge: int = Field(default=0, ge=0, le=128)
+    border_mask: int = Field(default=0, ge=0, le=128)
     """Pixels at each edge of the square that the network sees as black: how an image ends tells where it comes from."""
-    mirrored: bool = False
+    flip_averaging: bool = False
     """Once trained, it reads every image and its mirror image, and says the mean."""
 
 
@@ -51,7 +51,7 @@ class Data(_Table):
     """"patient" keeps patients whole, "block" takes contiguous ids, "image" is the report's, "given" takes the data's own."""
     validation: float = Field(default=0.15, gt=0, lt=0.9)
     """Share of the training images set apart for validation."""
-    ages: tuple[float, float] | None = None
+    age_range: tuple[float, float] | None = None
     """Least and greatest age of the patients, years; the bundle refuses an image whose header states another one."""
 
 
@@ -150,8 +150,8 @@ class Augmentation(_Table):
         return any(bool(value) for value in self.model_dump().values())
 
 
-class Refusals(_Table):
-    """[refusal]: what the bundle says nothing of."""
+class RejectionOptions(_Table):
+    """[rejection]: what the bundle says nothing of."""
 
     steps: int = Field(default=0, ge=0, le=1_000_000)
     """Batches that a second, small network learns from, which tells images as they should be from other pictures. With 0
@@ -177,24 +177,24 @@ class Recipe(_Table):
     optimizer: Optimizer = Optimizer()
     training: Training = Training()
     augmentation: Augmentation = Augmentation()
-    refusal: Refusals = Refusals()
+    refusal: RejectionOptions = RejectionOptions()
 
     @model_validator(mode="after")
     def _possible(self) -> Recipe:
         if self.training.calibrate == "augmented" and not self.augmentation.any:
             raise ValueError("training.calibrate: images cannot be calibrated augmented without an [augmentation]")
-        if self.data.ages and not 0 <= self.data.ages[0] <= self.data.ages[1]:
-            raise ValueError("data.ages: the least and the greatest age, in this order")
-        if self.network.mirrored and not self.augmentation.flip:
-            raise ValueError("network.mirrored: it never saw a mirrored image; set augmentation.flip")
+        if self.data.age_range and not 0 <= self.data.age_range[0] <= self.data.age_range[1]:
+            raise ValueError("data.age_range: the least and the greatest age, in this order")
+        if self.network.flip_averaging and not self.augmentation.flip:
+            raise ValueError("network.flip_averaging: it never saw a mirrored image; set augmentation.flip")
         if self.network.freeze == "convolutions" and self.augmentation.any:
             raise ValueError(
                 "network.freeze: features of frozen convolutions are computed once, so images cannot be augmented:"
                 " set it to nothing or leave [augmentation] out"
             )
-        if 4 * self.network.edge >= self.network.image_size:
+        if 4 * self.network.border_mask >= self.network.image_size:
             raise ValueError(
-                f"network.edge: {self.network.edge} pixels at each edge leave too little of {self.network.image_size}"
+                f"network.border_mask: {self.network.border_mask} pixels at each edge leave too little of {self.network.image_size}"
             )
         every = set().union(*_OWN_FIELDS.values())
         for field in sorted(every - _OWN_FIELDS[self.optimizer.name]):

@@ -134,7 +134,7 @@ def _train(
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(derive_seed(recipe.training.seed, 0))
         network = _build(recipe)
-        if recipe.refusal.steps:
+        if recipe.rejection.steps:
             FeatureExtractor()  # whose weights, where they are missing, would otherwise be missed after the last epoch
         start = _weights_sha256(network, recipe)
         refuse_other_weights(out, start)
@@ -149,8 +149,8 @@ def _train(
             return read_run(out)
         best = best_epoch(history, recipe.training.select)
         load_weights(network, out / BEST)
-        if recipe.refusal.steps:
-            tell(f"learning what to refuse, {recipe.refusal.steps} batches")
+        if recipe.rejection.steps:
+            tell(f"learning what to refuse, {recipe.rejection.steps} batches")
         export(network.cpu().eval(), recipe, manifest, arrays, out / BUNDLE, best_epoch=best.epoch)
     write_curves(out, out / CURVES, best=best.epoch)
     return finish(
@@ -228,8 +228,8 @@ def _build(recipe: Recipe) -> Network:
         weights=choice.weights,
         keep_fc8=choice.keep_fc8,
         dropout=choice.dropout,
-        edge=choice.edge,
-        mirrored=choice.mirrored,
+        border_mask=choice.border_mask,
+        flip_averaging=choice.flip_averaging,
     )
 
 

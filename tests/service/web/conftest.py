@@ -4,7 +4,7 @@ import pytest
 from fastapi.testclient import TestClient
 from tests.conftest import LIMITS, POINTS
 
-from pneumoscope.bundle.card import Spread
+from pneumoscope.bundle.card import ReferenceDistribution
 from pneumoscope.inference.model import load_model
 from pneumoscope.service.app import make_app
 from pneumoscope.service.auth.tokens import Authenticator
@@ -19,8 +19,10 @@ def paged(shared_maker):
     """A bundle that rejects images below grey 77 and knows how its own were spread."""
     folder = shared_maker.root / "paged"
     if not folder.exists():
-        spread = Spread(deciles=tuple(k / 10 for k in range(1, 10)), n=100, pneumonias=60)
-        shared_maker.bundle(folder, gain=0.05, points=POINTS, refusal=LIMITS, spread=spread)
+        spread = ReferenceDistribution(deciles=tuple(k / 10 for k in range(1, 10)), n=100, n_pneumonia=60)
+        shared_maker.bundle(
+            folder, gain=0.05, operating_points=POINTS, rejection_limits=LIMITS, reference_distribution=spread
+        )
     return folder
 
 

@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 from tests.conftest import LIMITS
 
-from pneumoscope.bundle.card import Spread, read_bundle
+from pneumoscope.bundle.card import ReferenceDistribution, read_bundle
 from pneumoscope.service.storage.records import PredictionStatistics
 from pneumoscope.service.web.dashboard import overview
 
@@ -13,8 +13,8 @@ TENTHS = tuple(k / 10 for k in range(1, 10))
 
 @pytest.fixture
 def card(maker):
-    spread = Spread(deciles=TENTHS, n=100, pneumonias=60)
-    return read_bundle(maker.bundle(maker.root / "b", refusal=LIMITS, spread=spread))[0]
+    spread = ReferenceDistribution(deciles=TENTHS, n=100, n_pneumonia=60)
+    return read_bundle(maker.bundle(maker.root / "b", rejection_limits=LIMITS, reference_distribution=spread))[0]
 
 
 def judged(day, decision, probability, agrees=None):

@@ -59,8 +59,8 @@ def test_english_is_what_stands_in_the_template():
         "too narrow for a chest: 900 x 100 pixels",
         "in colour: a radiograph is grey",
         "blank: its grey levels lie within 7 of 256",
-        *(point.rule for point in find_card().points.values()),
-        *(point.rule.removesuffix(", augmented") for point in find_card().points.values()),
+        *(point.rule for point in find_card().operating_points.values()),
+        *(point.rule.removesuffix(", augmented") for point in find_card().operating_points.values()),
     ],
 )
 def test_what_the_software_says_of_images_is_said_with_the_same_numbers(reason):
@@ -70,7 +70,7 @@ def test_what_the_software_says_of_images_is_said_with_the_same_numbers(reason):
     assert Words("en").of_image(reason) == (reason, "en")
 
 
-@pytest.mark.parametrize("name", find_card().points)
+@pytest.mark.parametrize("name", find_card().operating_points)
 def test_an_operating_point_keeps_the_name_that_programs_use(name):
     said, language = Words("zh-Hant").of_image(name)
     assert name in said

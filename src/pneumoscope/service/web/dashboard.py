@@ -66,7 +66,7 @@ def overview(judged: Sequence[PredictionStatistics], card: Card) -> Dashboard:
             read[each.decision].append(each.agrees)
         days[each.created[:10]].append(each.probability)
     probabilities = [each.probability for each in judged if each.probability is not None]
-    no_drift = "card" if card.spread is None else "few" if len(probabilities) < LEAST else ""
+    no_drift = "card" if card.reference_distribution is None else "few" if len(probabilities) < LEAST else ""
     return Dashboard(
         images=len(judged),
         shares={decision: proportion([each.decision == decision for each in judged], None) for decision in DECISIONS}
@@ -74,7 +74,9 @@ def overview(judged: Sequence[PredictionStatistics], card: Card) -> Dashboard:
         else {},
         agreement={decision: proportion(read[decision], None) for decision in ("", *DECISIONS) if read[decision]},
         days=tuple(_day(date, days[date]) for date in sorted(days)[-_DAYS:]),
-        drift=None if no_drift or card.spread is None else drift(probabilities, card.spread.deciles, card.spread.n),
+        drift=None
+        if no_drift or card.reference_distribution is None
+        else drift(probabilities, card.reference_distribution.deciles, card.reference_distribution.n),
         no_drift=no_drift,
     )
 

@@ -99,7 +99,7 @@ def views(service: PredictionService, most_bytes: int) -> APIRouter:
     def summary(request: Request) -> Response:
         _signed_in(request)
         model = service.model
-        judged = records.latest(model.facts.sha256, model.point_name, _LATEST)
+        judged = records.latest(model.facts.sha256, model.operating_point_name, _LATEST)
         return html(
             request, "overview.html", found=overview(judged, model.card), model=model, most=_LATEST, decisions=DECISIONS
         )
@@ -108,7 +108,13 @@ def views(service: PredictionService, most_bytes: int) -> APIRouter:
     def model(request: Request) -> Response:
         _signed_in(request)
         card = service.model.card
-        return html(request, "model.html", card=card, point_name=service.model.point_name, thresholds=_thresholds(card))
+        return html(
+            request,
+            "model.html",
+            card=card,
+            operating_point_name=service.model.operating_point_name,
+            thresholds=_thresholds(card),
+        )
 
     @router.get("/sign-in")
     def sign_in(request: Request) -> Response:
@@ -213,7 +219,7 @@ def _image(service: PredictionService, key: str) -> dict[str, Any]:
 
 
 def _thresholds(card: Card) -> dict[str, float]:
-    return {name: threshold_probability(card, point) for name, point in card.points.items()}
+    return {name: threshold_probability(card, point) for name, point in card.operating_points.items()}
 
 
 def _local(address: str) -> str:
