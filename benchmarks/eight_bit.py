@@ -39,7 +39,7 @@ from pneumoscope.inference.session import BundleSession, sigmoid
 from pneumoscope.statistics.roc import auroc
 
 FASTER, LOSS = 1.4, 0.003
-BATCH = 4  # as `predictor.model.BATCH`
+BATCH = 4  # as `session.model.BATCH`
 METHODS = {
     "least and greatest": quantization.CalibrationMethod.MinMax,
     "entropy": quantization.CalibrationMethod.Entropy,
@@ -122,7 +122,7 @@ def rate(predictor: BundleSession, pixels: npt.NDArray[np.uint8]) -> float:
     """Images a second, in batches as `predict` makes them."""
     start = time.perf_counter()
     for first in range(0, len(pixels), BATCH):
-        predictor.outputs(pixels[first : first + BATCH])
+        session.outputs(pixels[first : first + BATCH])
     return len(pixels) / (time.perf_counter() - start)
 
 
@@ -138,7 +138,7 @@ def compare(
     rates: dict[str, list[float]] = {name: [] for name in variants}
     for _ in range(rounds):
         for name, predictor in predictors.items():
-            rates[name].append(rate(predictor, pixels[:200]))
+            rates[name].append(rate(session, pixels[:200]))
     first = next(iter(variants))
     threshold = card.operating_points[DEFAULT_OPERATING_POINT].threshold
     return [

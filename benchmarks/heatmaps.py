@@ -83,13 +83,13 @@ def draw_sample(
     of_label = [[image for image in images if image.label == label] for label in LABELS]
     each = min(math.ceil(wanted / 2), *map(len, of_label))
     drawn = tuple(found[i] for found in of_label for i in sorted(rng.permutation(len(found))[:each]))
-    pixels = np.stack([preprocess(decode(root / image.path), predictor.card.preprocessing) for image in drawn])
-    return Sample(drawn, pixels, explain(predictor, pixels))
+    pixels = np.stack([preprocess(decode(root / image.path), session.card.preprocessing) for image in drawn])
+    return Sample(drawn, pixels, explain(session, pixels))
 
 
 def explain(predictor: BundleSession, pixels: npt.NDArray[np.uint8]) -> Outputs:
     """Outputs of many images."""
-    parts = [predictor.outputs(pixels[i : i + BATCH], heatmaps=True) for i in range(0, len(pixels), BATCH)]
+    parts = [session.outputs(pixels[i : i + BATCH], heatmaps=True) for i in range(0, len(pixels), BATCH)]
     given = [field.name for field in dataclasses.fields(Outputs) if getattr(parts[0], field.name) is not None]
     return Outputs(**{name: np.concatenate([getattr(part, name) for part in parts]) for name in given})
 
@@ -123,7 +123,7 @@ def areas(
     taken = rank.reshape(1, size, size) < shares[:, None, None] * size * size
     blurred = np.asarray(Image.fromarray(image).filter(ImageFilter.GaussianBlur(BLUR * size)))
     both = np.concatenate([np.where(taken, blurred, image), np.where(taken, image, blurred)])
-    logits = np.concatenate([predictor.logits(both[i : i + BATCH]) for i in range(0, len(both), BATCH)])
+    logits = np.concatenate([session.logits(both[i : i + BATCH]) for i in range(0, len(both), BATCH)])
     deletion, insertion = sigmoid(sign * logits).reshape(2, -1)
     return float(np.trapezoid(deletion, shares)), float(np.trapezoid(insertion, shares))
 
@@ -134,8 +134,8 @@ def faithfulness(predictor: BundleSession, sample: Sample, rng: np.random.Genera
     own, random = [], []
     images = list(zip(sample.pixels, sample.outputs.heatmap, signs, strict=True))
     for image, heatmap, sign in shown(images, "deletion and insertion"):
-        own.append(areas(predictor, image, heatmap, sign))
-        drawn = [areas(predictor, image, same_spectrum(heatmap, rng), sign) for _ in range(RANDOM)]
+        own.append(areas(session, image, heatmap, sign))
+        drawn = [areas(session, image, same_spectrum(heatmap, rng), sign) for _ in range(RANDOM)]
         random.append(np.mean(drawn, axis=0))
     found: dict[str, Any] = {}
     for column, (name, better) in enumerate((("deletion", -1), ("insertion", 1))):
@@ -290,10 +290,10 @@ def measure(target: Path, data: Path, split: str, images: int, seed: int) -> dic
     predictor = BundleSession(card, network)
     root, found = select_images(data, split, target / "manifest.csv")
     rng = np.random.default_rng(seed)
-    sample = draw_sample(predictor, root, found, images, rng)
+    sample = draw_sample(session, root, found, images, rng)
     rows, columns = sample.outputs.heatmap.shape[1:]
     if rows * columns < 4:
-        raise UsageError(f"a heatmap of {rows} x {columns} places has no order to judge", advice="Take larger images")
+        raise UsageError(f"a heatmap of {rows} x {columns} places has no order to judge", hint="Take larger images")
     return {
         "bundle": card.name,
         "network": card.network,
@@ -304,7 +304,7 @@ def measure(target: Path, data: Path, split: str, images: int, seed: int) -> dic
         "patients": len({image.patient or image.path for image in sample.images}),
         "seed": seed,
         "steps": STEPS,
-        "faithfulness": faithfulness(predictor, sample, rng, seed),
+        "faithfulness": faithfulness(session, sample, rng, seed),
         "collapse": collapse(card, network, sample, rng, seed),
         "version": __version__,
         "system": platform.platform(),

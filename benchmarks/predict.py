@@ -143,7 +143,7 @@ def small_images(bundle: Path, images: Sequence[Path], rounds: int) -> list[dict
 def network_alone(predictor: BundleSession, prepared: npt.NDArray[np.uint8], batch: int) -> None:
     """One call after the other."""
     for start in range(0, len(prepared), batch):
-        predictor.logits(prepared[start : start + batch])
+        session.logits(prepared[start : start + batch])
 
 
 def full_size_images(bundle: Path, images: Sequence[Path], xrv: Path | None, rounds: int) -> list[dict[str, Any]]:

@@ -224,7 +224,7 @@ def measure(model: Model, data: Path, target: Path, given: argparse.Namespace) -
         if gone := [path for path in small if not path.is_file()]:
             raise DatasetError(
                 f"{len(gone)} of {len(large)} images at full size have no copy; the first: {str(gone[0])!r}",
-                advice="Name the folder whose inner paths are those of --originals",
+                hint="Name the folder whose inner paths are those of --originals",
             )
         both = [list(model.predict_many(paths)) for paths in (large, small)]
         found["sizes"] = compare("full size and its copy", *both, [""] * len(large)) | {"n": len(large)}

@@ -98,7 +98,7 @@ def read_attempts(file: Path) -> list[Attempt]:
             Attempt(name, attempt["why"], recipe, tuple(attempt["set"])) for name, attempt in data["attempts"].items()
         ]
     except (OSError, tomllib.TOMLDecodeError, KeyError, TypeError, AttributeError) as error:
-        raise RecipeError(f"{str(file)!r} holds no attempts: {error!r}", advice="See --help for an example") from error
+        raise RecipeError(f"{str(file)!r} holds no attempts: {error!r}", hint="See --help for an example") from error
 
 
 def run(attempt: Attempt, by: str, seed: int, data: Path, runs: Path) -> None:
@@ -128,10 +128,10 @@ def shifted(out: Path, data: Path) -> dict[str, float]:
 
     def logits(changed: Iterable[npt.NDArray[np.uint8]]) -> npt.NDArray[np.float64]:
         made = (Radiograph(each, "image", "array", "L") for each in changed)
-        return np.array([scored.logit for scored in predictor.stream(made)])
+        return np.array([scored.logit for scored in session.stream(made)])
 
     framed = logits(frame(image, positive) for image, positive in zip(pixels, labels, strict=True))
-    threshold = predictor.card.operating_points["balanced"].threshold
+    threshold = session.card.operating_points["balanced"].threshold
     as_it_is, *turned = (
         sigmoid(logits(turn(image, degrees) for image in pixels)) >= threshold for degrees in (0, TURN, -TURN)
     )

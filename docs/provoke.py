@@ -238,7 +238,7 @@ def _too_large() -> None:
         "/v1/predictions", files=[("images", ("1.png", b"1")), ("images", ("2.png", b"2"))]
     )
     found = answer.json()
-    raise getattr(errors, found["error"])(found["detail"], advice=found["advice"])
+    raise getattr(errors, found["error"])(found["detail"], hint=found["hint"])
 
 
 def _gone() -> None:

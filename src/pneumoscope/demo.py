@@ -61,11 +61,11 @@ def command(data: Path | None, out: Path) -> None:
 def _empty(data: Path | None, out: Path) -> None:
     mark = out / _MARK
     if out.exists() and not (mark.is_file() and mark.read_bytes() == _SAYS.encode()):
-        raise UsageError(f"{str(out)!r} exists and is no earlier demo", advice="Choose another folder with --out")
+        raise UsageError(f"{str(out)!r} exists and is no earlier demo", hint="Choose another folder with --out")
     if data and data.resolve().is_relative_to(out.resolve()):
         raise UsageError(
             f"the images in {str(data)!r} lie inside {str(out)!r}, which the demo empties",
-            advice="Move them, or choose another folder with --out",
+            hint="Move them, or choose another folder with --out",
         )
     shutil.rmtree(out, ignore_errors=True)
     write_atomically(mark, _SAYS)

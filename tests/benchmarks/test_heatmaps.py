@@ -37,8 +37,8 @@ def test_a_map_that_points_at_what_counts_beats_its_opposite(maker):
     here = np.zeros((4, 4))
     here[1, 1] = -1
 
-    deletion, insertion = benchmark.areas(predictor, image, here, -1)
-    worst_deletion, worst_insertion = benchmark.areas(predictor, image, -here, -1)
+    deletion, insertion = benchmark.areas(session, image, here, -1)
+    worst_deletion, worst_insertion = benchmark.areas(session, image, -here, -1)
 
     assert deletion < worst_deletion
     assert insertion > worst_insertion
@@ -50,7 +50,7 @@ def test_a_network_that_knows_nothing_has_areas_of_one_half(maker):
     predictor = BundleSession.load(maker.bundle(maker.root / "bundle", gain=0.0))
     image = np.random.default_rng(0).integers(0, 256, (16, 16)).astype(np.uint8)
 
-    assert benchmark.areas(predictor, image, np.eye(4), 1) == pytest.approx((0.5, 0.5))
+    assert benchmark.areas(session, image, np.eye(4), 1) == pytest.approx((0.5, 0.5))
 
 
 def three_layers():

@@ -105,7 +105,7 @@ def raising(error):
 @pytest.mark.parametrize(("name", "status"), [(name, status) for name, (_, status) in drawn().items()])
 def test_each_error_of_the_tree_exits_with_its_status(capsys, name, status):
     kind = getattr(errors, name)
-    error = SPECIAL[kind]() if kind in SPECIAL else kind("image 'a' is grey", advice="Colour it")
+    error = SPECIAL[kind]() if kind in SPECIAL else kind("image 'a' is grey", hint="Colour it")
 
     assert exits(capsys, command=raising(error)) == (status, "", f"error: {error}\n")
 

@@ -14,7 +14,7 @@ from pneumoscope.core.errors import MissingExtraError, PneumoscopeError, Unknown
 SPECIAL = {
     UnknownNameError: lambda: UnknownNameError("recipe", "alexnet-adm", ["vgg19-adam", "alexnet-adam"]),
     MissingExtraError: lambda: MissingExtraError("train", "training", "torch"),
-    UnreadableImageError: lambda: UnreadableImageError("a/image.png", "cut short", advice="Copy it again"),
+    UnreadableImageError: lambda: UnreadableImageError("a/image.png", "cut short", hint="Copy it again"),
 }
 
 
@@ -51,7 +51,7 @@ def test_every_error_is_public_and_has_one_parent():
 
 
 def made(kind):
-    return SPECIAL[kind]() if kind in SPECIAL else kind("image 'a' is grey", advice="Colour it")
+    return SPECIAL[kind]() if kind in SPECIAL else kind("image 'a' is grey", hint="Colour it")
 
 
 @pytest.mark.parametrize("kind", classes(), ids=lambda kind: kind.__name__)
@@ -65,7 +65,7 @@ def test_an_error_survives_with_all_it_carries(kind, carry):
 
     assert type(there) is kind
     assert there.__dict__ == error.__dict__
-    assert there.__dict__.keys() >= {"message", "advice", "image", "__notes__"}
+    assert there.__dict__.keys() >= {"message", "hint", "image", "__notes__"}
     assert (str(there), there.args, there.exit_status) == (str(error), error.args, error.exit_status)
 
 
@@ -83,12 +83,12 @@ def test_an_error_comes_out_of_another_process_as_it_was():
 
 def test_the_text_is_the_message_and_the_advice_where_there_is_one():
     assert str(PneumoscopeError("the image is grey")) == "the image is grey"
-    assert str(PneumoscopeError("the image is grey", advice="Colour it")) == "the image is grey. Colour it"
-    assert PneumoscopeError("the image is grey", advice="Colour it").args == ("the image is grey",)
+    assert str(PneumoscopeError("the image is grey", hint="Colour it")) == "the image is grey. Colour it"
+    assert PneumoscopeError("the image is grey", hint="Colour it").args == ("the image is grey",)
 
 
 def test_an_unknown_name_suggests_the_nearest():
-    error = UnknownNameError("network", "resnet81", iter(["vgg19", "resnet18"]), advice="List them")
+    error = UnknownNameError("network", "resnet81", iter(["vgg19", "resnet18"]), hint="List them")
 
     assert str(error) == "there is no network 'resnet81'. Did you mean 'resnet18'?"
     assert error.known == ["resnet18", "vgg19"]
@@ -98,7 +98,7 @@ def test_an_unknown_name_with_nothing_near_gives_the_advice_or_lists_all():
     far = ("network", "zzz", ["vgg19", "alexnet"])
 
     assert str(UnknownNameError(*far)) == "there is no network 'zzz'. Known: alexnet, vgg19"
-    assert str(UnknownNameError(*far, advice="List them")) == "there is no network 'zzz'. List them"
+    assert str(UnknownNameError(*far, hint="List them")) == "there is no network 'zzz'. List them"
 
 
 def test_a_missing_extra_names_it_and_how_to_install_it():

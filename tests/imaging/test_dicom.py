@@ -315,7 +315,7 @@ def test_compression_without_a_decoder_names_the_extra(syntax: uid.UID, monkeypa
         UnreadableImageError, match=f"nothing installed decodes its compression, {syntax.name[:9]}"
     ) as caught:
         grey(dataset)
-    assert caught.value.advice == (
+    assert caught.value.hint == (
         "Install the extra [dicom]: pip install 'pneumoscope[dicom]'; or decompress the file first: gdcmconv --raw IN OUT"
     )
 
@@ -350,7 +350,7 @@ def test_12_bits_in_lossy_jpeg_are_refused_by_name() -> None:
         UnreadableImageError, match=r"does not support 'JPEG Extended' for samples with 12-bit"
     ) as caught:
         grey(captured("JPEG-lossy.dcm"))
-    assert caught.value.advice == "Decompress the file first: gdcmconv --raw IN OUT"
+    assert caught.value.hint == "Decompress the file first: gdcmconv --raw IN OUT"
 
 
 def jpeg_lossless(pixels: npt.NDArray[np.uint16], bits: int) -> bytes:

@@ -8,7 +8,7 @@ from PIL import Image
 
 from pneumoscope.imaging.decode import decode
 from pneumoscope.imaging.image import Radiograph
-from pneumoscope.imaging.input_checks import why_implausible
+from pneumoscope.imaging.input_checks import check_input
 
 
 def image(height=300, width=300, low=0, high=200, **fields):
@@ -17,9 +17,9 @@ def image(height=300, width=300, low=0, high=200, **fields):
 
 
 def test_a_image_like_others_is_plausible():
-    assert why_implausible(image(), 112) == ""
-    assert why_implausible(image(112, 300), 112) == ""
-    assert why_implausible(image(100, 400), 50) == ""
+    assert check_input(image(), 112) == ""
+    assert check_input(image(112, 300), 112) == ""
+    assert check_input(image(100, 400), 50) == ""
 
 
 @pytest.mark.parametrize(
@@ -33,18 +33,18 @@ def test_a_image_like_others_is_plausible():
     ],
 )
 def test_a_picture_that_is_none_is_told_why(picture, words):
-    assert why_implausible(picture, 112) == words
+    assert check_input(picture, 112) == words
 
 
 def test_the_size_is_that_in_the_file():
     """Decoded smaller, it is no smaller image; and the other way round."""
-    assert why_implausible(image(100, 100, reduced_from=(800, 800)), 112) == ""
+    assert check_input(image(100, 100, reduced_from=(800, 800)), 112) == ""
 
 
 def test_a_speck_on_a_blank_image_does_not_make_it_one():
     pixels = np.full((500, 500), 40, np.uint8)
     pixels[:20, :20] = 255
-    assert why_implausible(Radiograph(pixels, "image", "PNG", "L"), 112).startswith("blank")
+    assert check_input(Radiograph(pixels, "image", "PNG", "L"), 112).startswith("blank")
 
 
 def encoded(image, **options):

@@ -67,8 +67,8 @@ def test_the_probability_is_the_predictors(maker):
     predictor = BundleSession.load(maker.bundle(maker.root / "bundle"))
     logits = np.linspace(-9, 9, 37, dtype=np.float32)
 
-    mine = [decide(predictor.card, at(0.5), logit).probability for logit in logits.tolist()]
-    assert mine == pytest.approx(predictor.probability(logits).tolist(), abs=1e-15)
+    mine = [decide(session.card, at(0.5), logit).probability for logit in logits.tolist()]
+    assert mine == pytest.approx(session.probability(logits).tolist(), abs=1e-15)
 
 
 def test_a_point_by_its_name_and_the_one_that_is_meant_without(card):

@@ -34,55 +34,55 @@ def flat(level, size=SIZE):
     return Radiograph(np.full((size, size), level, np.uint8), f"image {level}", "PNG", "L")
 
 
-def test_a_logit_is_what_the_network_says(predictor):
+def test_a_logit_is_what_the_network_says(session):
     pixels = np.stack([np.full((SIZE, SIZE), level, np.uint8) for level in (0, 125, 255)])
 
-    logits = predictor.logits(pixels)
+    logits = session.logits(pixels)
 
     assert logits.dtype == np.float32
     assert logits.tolist() == pytest.approx([0.05 * (0 - 125), 0, 0.05 * (255 - 125)])
 
 
-def test_one_run_gives_logits_and_heatmaps(predictor):
+def test_one_run_gives_logits_and_heatmaps(session):
     """Each block of 4 x 4 pixels contributes 0.05 x its mean / 16; together they are the logit but for -125 x 0.05."""
     image = np.zeros((SIZE, SIZE), np.uint8)
     image[4:8, 8:12] = 160  # the block of the second row and the third column
     pixels = np.stack([image, np.full((SIZE, SIZE), 200, np.uint8)])
 
-    outputs = predictor.outputs(pixels, heatmaps=True)
+    outputs = session.outputs(pixels, heatmaps=True)
 
     expected = np.zeros((2, 4, 4))
     expected[0, 1, 2], expected[1] = 0.05 * 160 / 16, 0.05 * 200 / 16
     assert [part.dtype for part in (outputs.logit, outputs.heatmap)] == [np.float32] * 2
     assert (outputs.input_classes, outputs.distance) == (None, None)
-    assert predictor.outputs(pixels).heatmap is None
+    assert session.outputs(pixels).heatmap is None
     np.testing.assert_allclose(outputs.heatmap, expected, rtol=1e-6)
-    assert outputs.logit.tolist() == predictor.logits(pixels).tolist()
+    assert outputs.logit.tolist() == session.logits(pixels).tolist()
     np.testing.assert_allclose(outputs.heatmap.sum((1, 2)) - 0.05 * 125, outputs.logit, rtol=1e-5)
 
 
-def test_a_network_of_logits_alone_scores_and_has_no_heatmap(maker, predictor):
+def test_a_network_of_logits_alone_scores_and_has_no_heatmap(maker, session):
     card, _ = read_bundle(maker.bundle(maker.root / "other"))
     bare = BundleSession(card, altered(lambda graph: graph.output.pop()))
     pixels = np.full((1, SIZE, SIZE), 225, np.uint8)
 
-    assert (predictor.explains, bare.explains) == (True, False)
-    assert bare.logits(pixels).tolist() == predictor.logits(pixels).tolist()
+    assert (session.explains, bare.explains) == (True, False)
+    assert bare.logits(pixels).tolist() == session.logits(pixels).tolist()
     with pytest.raises(BundleError, match=r"bundle 'grey' \(mean-grey\) gives no heatmaps"):
         bare.outputs(pixels, heatmaps=True)
-    assert bare.outputs(pixels).logit.tolist() == predictor.logits(pixels).tolist()
+    assert bare.outputs(pixels).logit.tolist() == session.logits(pixels).tolist()
 
 
 def test_a_screened_network_gives_kinds_and_distances_too(maker):
     predictor = BundleSession.load(maker.bundle(maker.root / "screened", rejection_limits=LIMITS))
     pixels = np.stack([np.full((SIZE, SIZE), level, np.uint8) for level in (51, 204)])
 
-    outputs = predictor.outputs(pixels)
+    outputs = session.outputs(pixels)
 
     np.testing.assert_allclose(outputs.input_classes, [[0.2, 0.8, 0, 0, 0, 0, 0], [0.8, 0.2, 0, 0, 0, 0, 0]], rtol=1e-6)
     np.testing.assert_allclose(outputs.distance, [0.51, 2.04], rtol=1e-6)
     images = [Radiograph(halves(level), "image", "PNG", "L") for level in (51, 120, 204)]
-    assert [bool(refusal) for _, refusal in predictor.stream(images)] == [True, False, True]
+    assert [bool(refusal) for _, refusal in session.stream(images)] == [True, False, True]
 
 
 def test_a_network_and_a_card_that_speak_of_different_limits_are_refused(maker):
@@ -96,28 +96,28 @@ def test_a_network_and_a_card_that_speak_of_different_limits_are_refused(maker):
 
 
 @pytest.mark.parametrize("batch", [1, 2, 3, 7, 10, 11, 1000])
-def test_a_stream_gives_the_same_logits_in_order_for_any_batch(predictor, batch):
+def test_a_stream_gives_the_same_logits_in_order_for_any_batch(session, batch):
     levels = [200, 3, 90, 255, 0, 125, 17, 18, 19, 64]
-    expected = predictor.logits(np.stack([flat(level).pixels for level in levels])).tolist()
+    expected = session.logits(np.stack([flat(level).pixels for level in levels])).tolist()
 
-    scored = list(predictor.stream(map(flat, levels), batch=batch))
+    scored = list(session.stream(map(flat, levels), batch=batch))
 
     assert [logit for logit, _ in scored] == expected
     assert {refusal for _, refusal in scored} == {"blank: its grey levels lie within 0 of 256"}
 
 
-def test_images_of_any_size_are_prepared_as_the_card_says(predictor):
+def test_images_of_any_size_are_prepared_as_the_card_says(session):
     wide = Radiograph(np.tile(np.uint8([0, 200]), (30, 50)), "wide", "PNG", "L")
 
-    logits = [logit for logit, _ in predictor.stream([wide, flat(100, size=64)])]
+    logits = [logit for logit, _ in session.stream([wide, flat(100, size=64)])]
     assert logits == pytest.approx([0.05 * (100 - 125)] * 2, abs=0.05)
 
 
-def test_a_stream_of_nothing_gives_nothing(predictor):
-    assert list(predictor.stream([])) == []
+def test_a_stream_of_nothing_gives_nothing(session):
+    assert list(session.stream([])) == []
 
 
-def test_a_stream_holds_no_more_images_than_a_batch(predictor, monkeypatch):
+def test_a_stream_holds_no_more_images_than_a_batch(session, monkeypatch):
     """Prepared images still alive are counted each time that another one is asked for."""
     made, most = [], []
 
@@ -129,11 +129,11 @@ def test_a_stream_holds_no_more_images_than_a_batch(predictor, monkeypatch):
 
     monkeypatch.setattr(module, "preprocess", preprocess)
 
-    assert len(list(predictor.stream(map(flat, range(50)), batch=4))) == 50
+    assert len(list(session.stream(map(flat, range(50)), batch=4))) == 50
     assert max(most) == 4
 
 
-def test_a_stream_asks_for_no_image_before_it_is_needed(predictor):
+def test_a_stream_asks_for_no_image_before_it_is_needed(session):
     asked = []
 
     def images():
@@ -141,7 +141,7 @@ def test_a_stream_asks_for_no_image_before_it_is_needed(predictor):
             asked.append(level)
             yield flat(level)
 
-    stream = predictor.stream(images(), batch=4)
+    stream = session.stream(images(), batch=4)
     assert asked == []
     next(stream)
     assert asked == [0, 1, 2, 3]
@@ -151,14 +151,14 @@ def test_a_stream_asks_for_no_image_before_it_is_needed(predictor):
 
 
 @pytest.mark.parametrize("batch", [0, -3])
-def test_a_batch_of_no_image_is_refused(predictor, batch):
+def test_a_batch_of_no_image_is_refused(session, batch):
     with pytest.raises(UsageError, match=rf"batch is {batch}; one image at a time is the least"):
-        list(predictor.stream([flat(1)], batch=batch))
+        list(session.stream([flat(1)], batch=batch))
 
 
-def test_probability_is_the_cards_formula(predictor):
+def test_probability_is_the_cards_formula(session):
     """Slope 0.8, intercept 0.1; worked by hand: 1 / (1 + exp(-(0.8 x 2 + 0.1))) = 1 / (1 + 0.1826835) = 0.8455347."""
-    found = predictor.probability(np.float32([2, 0, -0.125]))
+    found = session.probability(np.float32([2, 0, -0.125]))
 
     assert found.dtype == np.float64
     assert found.tolist() == pytest.approx([0.8455347, 0.5249792, 0.5], abs=1e-7)
@@ -324,19 +324,19 @@ def test_importing_it_does_not_import_onnx_runtime():
     ("name", "values", "words"),
     [("logit", [np.nan], "no number"), ("logit", [1.0, 2.0], "2,"), ("input_classes", [[0.5, 0.5, 0.0]], r"\(1, 3\)")],
 )
-def test_a_network_that_gives_too_little_or_no_numbers_is_refused(predictor, monkeypatch, name, values, words):
-    monkeypatch.setattr(predictor, "_session", SimpleNamespace(run=lambda names, _: [np.array(values, np.float32)]))
-    monkeypatch.setattr(predictor, "_gives", [name])
+def test_a_network_that_gives_too_little_or_no_numbers_is_refused(session, monkeypatch, name, values, words):
+    monkeypatch.setattr(session, "_session", SimpleNamespace(run=lambda names, _: [np.array(values, np.float32)]))
+    monkeypatch.setattr(session, "_gives", [name])
     with pytest.raises(BundleError, match=words):
-        predictor.outputs(flat(100).pixels[None])
+        session.outputs(flat(100).pixels[None])
 
 
 def test_a_image_whose_header_states_another_age_is_refused(maker):
     predictor = BundleSession.load(maker.bundle(maker.root / "aged", age_range=(1, 5)))
     image = Radiograph(np.tile(np.arange(SIZE, dtype=np.uint8) * 4, (SIZE, 1)), "image", "DICOM", "", age=67.0)
-    (scored,) = predictor.stream([image])
+    (scored,) = session.stream([image])
     assert "67.0 years" in scored.refusal
-    (scored,) = predictor.stream([dataclasses.replace(image, age=3.0)])
+    (scored,) = session.stream([dataclasses.replace(image, age=3.0)])
     assert not scored.refusal
 
 

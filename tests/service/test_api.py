@@ -112,7 +112,7 @@ def test_a_rejected_image_has_no_heatmap(client):
     assert (found["decision"], found["probability"]) == ("rejected", None)
     for picture in ("heatmap.png", "heatmap-layer.png"):
         said = problem(client.get(f"/v1/predictions/{found['id']}/{picture}"), 404, "UnknownNameError")
-        assert "rejected" in said["advice"]
+        assert "rejected" in said["hint"]
 
 
 def test_what_a_person_reads_is_kept_beside_it(client):
@@ -226,7 +226,7 @@ def test_a_temporary_folder_that_takes_no_image_is_told(client, monkeypatch, app
     answer = client.post("/v1/predictions", files=images(bytes(2 * 2**20)))
     found = problem(answer, 503, "StorageError")
     assert "temporary folder: No such file or directory" in found["detail"]
-    assert "TMPDIR" in found["advice"]
+    assert "TMPDIR" in found["hint"]
 
 
 def test_every_answer_forbids_what_a_browser_might_do_with_it(client):

@@ -186,7 +186,7 @@ def test_a_image_that_is_lost_is_told_and_the_others_are_there(bundle, tmp_path)
         (tmp_path / "pneumoscope-data/images" / lost["image_sha256"][:2] / lost["image_sha256"]).unlink()
         answer = client.get(f"/v1/predictions/{lost['id']}/image.png")
         assert (answer.status_code, answer.json()["error"]) == (503, "StorageError")
-        assert "from a backup" in answer.json()["advice"]
+        assert "from a backup" in answer.json()["hint"]
         assert client.get(f"/v1/predictions/{lost['id']}").json() == lost
         assert client.get(f"/v1/predictions/{here['id']}/image.png").status_code == 200
         status, said = verified(tmp_path)

@@ -76,13 +76,13 @@ def test_a_run_that_learns_what_to_refuse_has_its_limits_on_the_card(phantoms, t
     )
     predictor = BundleSession.load(tmp_path / "run/bundle")
 
-    limits = predictor.card.rejection_limits
+    limits = session.card.rejection_limits
     assert "learning what to refuse, 3 batches" in told
     assert (limits.input_classes, limits.classifier_share, limits.distance_share) == (INPUT_CLASSES, 0.1, 0.1)
-    assert limits.rejected.n == predictor.card.calibration.n
+    assert limits.rejected.n == session.card.calibration.n
     assert limits.rejected.value <= 0.2
     noise = np.random.default_rng(0).integers(0, 256, (300, 32, 32)).astype(np.uint8)
-    outputs = predictor.outputs(noise)
+    outputs = session.outputs(noise)
     np.testing.assert_allclose(outputs.input_classes.sum(1), 1, rtol=1e-5)
     # After a few batches of learning nothing is known of the gate; the features of noise are far from those of images.
     assert np.median(outputs.distance) > limits.max_distance
@@ -116,8 +116,8 @@ def test_the_edge_of_a_recipe_is_black_to_what_is_shipped(phantoms, tmp_path):
     other = 255 - images
     other[:, 4:-4, 4:-4] = images[:, 4:-4, 4:-4]
 
-    np.testing.assert_array_equal(predictor.logits(other), predictor.logits(images))
-    assert not np.allclose(predictor.logits(255 - images), predictor.logits(images))
+    np.testing.assert_array_equal(session.logits(other), session.logits(images))
+    assert not np.allclose(session.logits(255 - images), session.logits(images))
 
 
 def test_run_json_says_what_a_sceptic_asks(run, phantoms):

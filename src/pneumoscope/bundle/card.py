@@ -1,7 +1,7 @@
 """The card of a bundle: everything that must be known to score with a network and to judge what it says.
 
 A bundle is a folder of two files, `network.onnx` and `card.json`. The network takes grey levels made by `radiograph.preprocess`
-(uint8, shape (n, size, size)) and gives what `predictor.Outputs` holds; the rest is on the card. Until the first release the
+(uint8, shape (n, size, size)) and gives what `session.Outputs` holds; the rest is on the card. Until the first release the
 format changes without notice, and is 1. Then, to change it: raise `FORMAT`, keep a bundle of the old one under `tests/bundle/`,
 and say in `read_bundle` what becomes of it.
 """
@@ -280,7 +280,7 @@ def find_bundle(target: Path | None = None) -> Path:
     if (target / "run.json").is_file():
         raise RunError(
             f"run {str(target)!r} has no bundle: it is not finished, or its weights were left elsewhere",
-            advice="Finish it: pneumoscope train RECIPE --data DATA --out RUN --resume",
+            hint="Finish it: pneumoscope train RECIPE --data DATA --out RUN --resume",
         )
     return target
 
@@ -303,19 +303,19 @@ def read_bundle(folder: Path) -> tuple[Card, bytes]:
     except (OSError, UnicodeDecodeError) as error:
         raise BundleError(
             f"{str(folder)!r} is no bundle: {_why(error)}",
-            advice=f"A bundle is a folder with {CARD_FILE} and {NETWORK_FILE}; a finished run has one in RUN/bundle",
+            hint=f"A bundle is a folder with {CARD_FILE} and {NETWORK_FILE}; a finished run has one in RUN/bundle",
         ) from error
     card = _read_card(text, folder)
     if card.preprocessing.version != PREPROCESSING_VERSION:
         raise BundleError(
             f"{str(folder)!r} expects images prepared by version {card.preprocessing.version}, here it is {PREPROCESSING_VERSION}",
-            advice="Train and export it again with this version",
+            hint="Train and export it again with this version",
         )
     if len(network) != card.onnx_bytes or hashlib.sha256(network).hexdigest() != card.onnx_sha256:
         raise BundleError(
             f"{str(folder / NETWORK_FILE)!r} is not the network that its card describes"
             f" ({len(network)} bytes, expected {card.onnx_bytes}, or another hash)",
-            advice="It was altered or cut short: copy the bundle again",
+            hint="It was altered or cut short: copy the bundle again",
         )
     check_onnx(network, card.name)
     return card, network
@@ -338,7 +338,7 @@ def _read_card(text: str, folder: Path) -> Card:
         if isinstance(found, int) and found > FORMAT:
             raise BundleError(
                 f"{str(folder)!r} has format {found}; this version reads up to {FORMAT}",
-                advice="Upgrade: pip install -U pneumoscope",
+                hint="Upgrade: pip install -U pneumoscope",
             )
         card = msgspec.convert(data, Card)
     except (
@@ -380,4 +380,4 @@ def _why(error: OSError | UnicodeDecodeError) -> str:
 
 
 def _malformed(folder: Path, why: str) -> BundleError:
-    return BundleError(f"{str(folder / CARD_FILE)!r} is malformed: {why}", advice="Export it again")
+    return BundleError(f"{str(folder / CARD_FILE)!r} is malformed: {why}", hint="Export it again")

@@ -24,7 +24,7 @@ def export_bundle(source: Path, out: Path) -> Card:
     """
     card, network = read_bundle(source)
     if out.exists() and (not out.is_dir() or any(out.iterdir())):
-        raise UsageError(f"{str(out)!r} exists and is not an empty folder", advice="Choose another folder with --out")
+        raise UsageError(f"{str(out)!r} exists and is not an empty folder", hint="Choose another folder with --out")
     write_atomically(out / NETWORK_FILE, network)
     write_atomically(out / CARD_FILE, card.to_json())
     return card

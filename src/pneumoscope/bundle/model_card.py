@@ -47,7 +47,7 @@ def model_card(folder: Path) -> str:
     except (KeyError, TypeError, ValueError, AttributeError) as error:
         raise BundleError(
             f"the evidence in {str(folder / 'evidence')!r} is not what our commands write ({type(error).__name__}: {error})",
-            advice="Remove it, or make it again",
+            hint="Remove it, or make it again",
         ) from error
     return "\n\n".join(parts) + "\n"
 
@@ -78,13 +78,13 @@ def _read(path: Path, card: Card) -> dict[str, Any] | None:
         found = json.loads(path.read_text(encoding="utf-8"))
     except (OSError, ValueError) as error:
         raise BundleError(
-            f"{str(path)!r} is no evidence: {error}", advice=f"Make it again: {EVIDENCE[path.stem]}"
+            f"{str(path)!r} is no evidence: {error}", hint=f"Make it again: {EVIDENCE[path.stem]}"
         ) from error
     of = found.get("bundle_sha256", found.get("onnx_sha256", card.onnx_sha256)) if isinstance(found, dict) else None
     if of != card.onnx_sha256:
         raise BundleError(
             f"{str(path)!r} is of the network {str(of)[:16]}, not of this one, {card.onnx_sha256[:16]}",
-            advice=f"Make it again: {EVIDENCE[path.stem]}",
+            hint=f"Make it again: {EVIDENCE[path.stem]}",
         )
     return dict(found)
 

@@ -140,5 +140,5 @@ def _text(words: bytes) -> str:
 
 def _refused(name: str, why: str) -> BundleError:
     return BundleError(
-        f"the network of bundle {name!r} is refused: {why}", advice="Export it again, or get it from whom you trust"
+        f"the network of bundle {name!r} is refused: {why}", hint="Export it again, or get it from whom you trust"
     )

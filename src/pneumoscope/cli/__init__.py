@@ -115,8 +115,8 @@ def _told(error: Exception) -> PneumoscopeError:
                 return MissingExtraError(extra, "this command", error.name)
     if isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EIO):
         return StorageError(
-            f"what is printed cannot be written: {error.strerror}", advice="Free some space, and run it again"
+            f"what is printed cannot be written: {error.strerror}", hint="Free some space, and run it again"
         )
     return PneumoscopeError(
-        f"{type(error).__name__}: {error}", advice="This is a fault of ours; show where with: pneumoscope --debug ..."
+        f"{type(error).__name__}: {error}", hint="This is a fault of ours; show where with: pneumoscope --debug ..."
     )

@@ -97,9 +97,7 @@ def _opened(data: Path | None, database: str) -> tuple[Path | None, Engine]:
 
     folder = data if database else data or Path("pneumoscope-data")
     if folder and not (folder.is_dir() if database else (folder / DATABASE_FILE).is_file()):
-        raise UsageError(
-            f"there are no records in {str(folder)!r}", advice="Name the folder that was served with --data"
-        )
+        raise UsageError(f"there are no records in {str(folder)!r}", hint="Name the folder that was served with --data")
     return folder, open_database(folder, database)
 
 

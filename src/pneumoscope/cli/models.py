@@ -31,7 +31,7 @@ def command(as_json: bool, target: str | None) -> None:
         from pneumoscope.bundle.model_card import model_card
 
         if as_json:
-            raise UsageError("--card prints Markdown", advice="The same as JSON is card.json in the bundle")
+            raise UsageError("--card prints Markdown", hint="The same as JSON is card.json in the bundle")
         click.echo(model_card(find_bundle(Path(target) if target else None)), nl=False)
         return
     from pneumoscope.models.registry import NETWORKS

@@ -72,13 +72,13 @@ def command(
     from pneumoscope.inference.writers import iter_csv, iter_json
 
     if as_json and table:
-        raise UsageError("--json prints and --csv writes: they do not go together", advice="Leave one of them out")
+        raise UsageError("--json prints and --csv writes: they do not go together", hint="Leave one of them out")
     images, skipped = discover_images(_named(paths))
     if skipped:
         were = "file was" if skipped == 1 else "files were"
         click.echo(f"{skipped} {were} left out: hidden, or no images by name or content", err=True)
     if not images:
-        raise UsageError("there is no image to score", advice="Name images, or folders that hold some")
+        raise UsageError("there is no image to score", hint="Name images, or folders that hold some")
     # One image is done soonest on all cores; of many, each core takes some of its own.
     model = load_model(bundle, operating_point=operating_point, threads=0 if len(images) == 1 else 1)
     counts: Counter[str] = Counter()

@@ -29,7 +29,7 @@ One tree, so that it is mapped once to exit statuses (here) and once to HTTP sta
     ├── AuditLogError                    1  the audit log of a service, or what it tells of, was altered
     └── ParityError                   1  an exported network does not agree with the trained one
 
-A message says what is wrong, with which value and where; `advice` says what to do next.
+A message says what is wrong, with which value and where; `hint` says what to do next.
 """
 
 from __future__ import annotations
@@ -72,30 +72,30 @@ class PneumoscopeError(Exception):
 
     Args:
         message: what is wrong, with which value, and where.
-        advice: what to do next; printed after the message.
+        hint: what to do next; printed after the message.
     """
 
     exit_status = 1
 
-    def __init__(self, message: str, *, advice: str = "") -> None:
+    def __init__(self, message: str, *, hint: str = "") -> None:
         super().__init__(message)
         self.message = message
-        self.advice = advice
+        self.hint = hint
 
     def __str__(self) -> str:
-        """The message, and the advice in the same breath."""
-        return f"{self.message}. {self.advice}" if self.advice else self.message
+        """The message, and the hint in the same breath."""
+        return f"{self.message}. {self.hint}" if self.hint else self.message
 
     def __reduce__(self) -> tuple[object, ...]:
         """Survive the trip between processes (a keyword argument would otherwise be lost)."""
-        return (_rebuild, (type(self), self.message, self.advice, self.__dict__))
+        return (_rebuild, (type(self), self.message, self.hint, self.__dict__))
 
 
-def _rebuild(kind: type[PneumoscopeError], message: str, advice: str, state: dict[str, object]) -> PneumoscopeError:
+def _rebuild(kind: type[PneumoscopeError], message: str, hint: str, state: dict[str, object]) -> PneumoscopeError:
     error = kind.__new__(kind)
     Exception.__init__(error, message)
     error.__dict__.update(state)
-    error.message, error.advice = message, advice
+    error.message, error.hint = message, hint
     return error
 
 
@@ -116,14 +116,14 @@ class UnknownNameError(CallerError):
         kind: what was looked up, in words: "recipe".
         name: what was asked for.
         known: the names that exist; the nearest is suggested.
-        advice: what to do next where no name is near.
+        hint: what to do next where no name is near.
     """
 
-    def __init__(self, kind: str, name: str, known: Iterable[str], *, advice: str = "") -> None:
+    def __init__(self, kind: str, name: str, known: Iterable[str], *, hint: str = "") -> None:
         names = sorted(known)
         near = difflib.get_close_matches(name, names, n=1)
-        hint = f"Did you mean {near[0]!r}?" if near else advice or f"Known: {', '.join(names)}"
-        super().__init__(f"there is no {kind} {name!r}", advice=hint)
+        hint = f"Did you mean {near[0]!r}?" if near else hint or f"Known: {', '.join(names)}"
+        super().__init__(f"there is no {kind} {name!r}", hint=hint)
         self.kind, self.name, self.known = kind, name, names
 
 
@@ -139,7 +139,7 @@ class MissingExtraError(CallerError):
         found = f" (no module {module!r})" if module else ""
         super().__init__(
             f"{task} needs the extra [{extra}]{found}",
-            advice=f"Install it: pip install 'pneumoscope[{extra}]'",
+            hint=f"Install it: pip install 'pneumoscope[{extra}]'",
         )
         self.extra = extra
 
@@ -150,11 +150,11 @@ class UnreadableImageError(CallerError):
     Args:
         path: the file, as the caller named it.
         why: the reason, in words.
-        advice: what to do next.
+        hint: what to do next.
     """
 
-    def __init__(self, path: str, why: str, *, advice: str = "") -> None:
-        super().__init__(f"cannot read {path!r}: {why}", advice=advice)
+    def __init__(self, path: str, why: str, *, hint: str = "") -> None:
+        super().__init__(f"cannot read {path!r}: {why}", hint=hint)
         self.path, self.why = path, why
 
 

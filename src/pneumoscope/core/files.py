@@ -32,7 +32,7 @@ def write_atomically(path: Path, content: str | bytes | Callable[[BinaryIO], Non
     """
     target = Path(os.path.realpath(path))  # a link stays one, and what it points to is written
     if target.exists() and not target.is_file() and not target.is_dir():
-        raise StorageError(f"cannot write {str(path)!r}: it is a pipe or a device", advice="Name a file")
+        raise StorageError(f"cannot write {str(path)!r}: it is a pipe or a device", hint="Name a file")
     # Opened like any new file, so that the umask holds: reading it to apply it later would change it for other threads.
     temporary = target.parent / f".{target.name}-{secrets.token_hex(_RANDOM)}"
     try:
@@ -49,7 +49,7 @@ def write_atomically(path: Path, content: str | bytes | Callable[[BinaryIO], Non
     except OSError as error:
         raise StorageError(
             f"cannot write {str(path)!r}: {error.strerror or error}",
-            advice="Free some space or choose another folder; what was there before is kept",
+            hint="Free some space or choose another folder; what was there before is kept",
         ) from error
     finally:
         with contextlib.suppress(OSError):  # where it could not be made there is none
@@ -108,7 +108,7 @@ def locked(path: Path, held: PneumoscopeError, *, wait: float = 0) -> Iterator[N
     except OSError as error:
         raise StorageError(
             f"cannot lock {str(path)!r}: {error.strerror or error}",
-            advice="Choose a folder that can be written, on a drive that has locks; some network drives have none",
+            hint="Choose a folder that can be written, on a drive that has locks; some network drives have none",
         ) from error
     try:
         yield

@@ -87,7 +87,7 @@ def preprocess_images(
         if pixels is None:
             raise StorageError(
                 f"the cache {str(cache_folder() / name)!r} was written and cannot be read back",
-                advice="Set PNEUMOSCOPE_CACHE to a folder on a healthy disk",
+                hint="Set PNEUMOSCOPE_CACHE to a folder on a healthy disk",
             )
     position = {sha256: row for row, sha256 in enumerate(order)}
     return PreprocessedImages(pixels, np.array([position[image.sha256] for image in images], dtype=np.int64), key)
@@ -118,7 +118,7 @@ def _decode_into(
                 progress(min(start + _CHUNK, len(images)), len(images))
     if failed:
         more = f" (and {len(failed) - 1} more images)" if len(failed) > 1 else ""
-        raise UnreadableImageError(failed[0].path, f"{failed[0].why}{more}", advice=AUDIT)
+        raise UnreadableImageError(failed[0].path, f"{failed[0].why}{more}", hint=AUDIT)
 
 
 # --- a file with a checksum ------------------------------------------------------------------------------------------
@@ -170,7 +170,7 @@ def store_array(
     except OSError as error:
         raise StorageError(
             f"cannot write the cache in {str(folder)!r}: {error.strerror or error}",
-            advice="Free some space, or set PNEUMOSCOPE_CACHE to another folder",
+            hint="Free some space, or set PNEUMOSCOPE_CACHE to another folder",
         ) from error
     finally:
         if temporary is not None:

@@ -96,7 +96,7 @@ def fetch(
     except OSError as error:
         raise StorageError(
             f"cannot write in {str(folder)!r}: {error.strerror or error}",
-            advice="Free some space or choose another folder; what was downloaded is kept",
+            hint="Free some space or choose another folder; what was downloaded is kept",
         ) from error
     return images
 
@@ -141,7 +141,7 @@ def _download(archive: Archive, zipped: Path, wait: float, progress: FetchProgre
             if barren == _TRIES:
                 raise DownloadError(
                     f"{archive.url} brought nothing in {barren} tries in a row ({error}); {after:,} bytes are there",
-                    advice="Run the same command again to go on from there",
+                    hint="Run the same command again to go on from there",
                 ) from error
             time.sleep(wait * 2**barren)
     part.replace(zipped)
@@ -168,7 +168,7 @@ def _one_try(archive: Archive, part: Path, start: int, progress: FetchProgress |
             raise _InterruptedError(f"HTTP {error.code}") from error
         raise DownloadError(
             f"{archive.url} answers HTTP {error.code} {error.reason}",
-            advice=f"Download it with a browser, put it into the folder as {archive.name} and run the command again",
+            hint=f"Download it with a browser, put it into the folder as {archive.name} and run the command again",
         ) from error
     except (OSError, http.client.HTTPException) as error:
         raise _InterruptedError(str(error) or type(error).__name__) from error
@@ -186,7 +186,7 @@ def _end_or_refuse(archive: Archive, part: Path, start: int, content_range: str)
         part.unlink()
         raise DownloadError(
             f"{archive.url} has fewer than the {start:,} bytes that were downloaded before",
-            advice="They were removed; run the same command again",
+            hint="They were removed; run the same command again",
         )
 
 
@@ -206,7 +206,7 @@ def _append(
             if done > most:
                 raise DownloadError(
                     f"{archive.url} sends more than {most:,} bytes",
-                    advice="It is another file than it should be; name the right address with --from",
+                    hint="It is another file than it should be; name the right address with --from",
                 )
             file.write(block)
             if progress:
@@ -242,7 +242,7 @@ def _check(archive: Archive, zipped: Path) -> None:
         _forget(zipped)
         raise DownloadError(
             f"{zipped.name} has {size:,} bytes and should have {archive.size:,}",
-            advice="It was removed; run the same command again",
+            hint="It was removed; run the same command again",
         )
     with zipped.open("rb") as file:
         sha256 = hashlib.file_digest(file, "sha256").hexdigest()
@@ -253,7 +253,7 @@ def _check(archive: Archive, zipped: Path) -> None:
             _forget(zipped)
             raise DownloadError(
                 f"{zipped.name} has the SHA-256 {sha256} and {what} {known}",
-                advice="It was removed; run the same command again, with --sha256 if this file is the right one",
+                hint="It was removed; run the same command again, with --sha256 if this file is the right one",
             )
     if recorded is None:
         record.write_text(f"{sha256}  {zipped.name}\n", encoding="utf-8")

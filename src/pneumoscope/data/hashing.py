@@ -66,7 +66,7 @@ def hash_images(
                     raise ManifestError(
                         f"{image.path!r} is not the image that {where} lists: its SHA-256 is {sha256[:12]}..., not"
                         f" {image.sha256[:12]}...",
-                        advice="Use the images that the manifest was made of, or write a new one: pneumoscope split",
+                        hint="Use the images that the manifest was made of, or write a new one: pneumoscope split",
                     )
                 hashed.append(
                     LabelledImage(image.path, image.label, image.etiology, image.patient, image.split, sha256)

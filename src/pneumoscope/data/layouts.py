@@ -66,15 +66,15 @@ def load_manifest(data: Path, *, root: Path | None = None, progress: Progress | 
     if data.is_dir():
         manifest = _load_folder(data, progress)
     elif not data.exists():
-        raise LayoutError(f"there is no {str(data)!r}", advice=_EXPECTED)
+        raise LayoutError(f"there is no {str(data)!r}", hint=_EXPECTED)
     elif data.suffix.lower() == ".csv":
         manifest = _load_csv(data, root or data.parent, progress)
     elif data.suffix.lower() == ".npz":
         manifest = load_npz(data)
     else:
-        raise LayoutError(f"{str(data)!r} is neither a folder, nor a .csv, nor a .npz", advice=_EXPECTED)
+        raise LayoutError(f"{str(data)!r} is neither a folder, nor a .csv, nor a .npz", hint=_EXPECTED)
     if not manifest.images:
-        raise LayoutError(f"no image could be read in {str(data)!r}{_why_none(manifest)}", advice=_EXPECTED)
+        raise LayoutError(f"no image could be read in {str(data)!r}{_why_none(manifest)}", hint=_EXPECTED)
     return dataclasses.replace(manifest, notes=(*manifest.notes, *_notes(manifest.images)))
 
 
@@ -125,7 +125,7 @@ def _descend(folder: Path) -> Path:
         if any(path.name.lower() in SPLIT_FOLDERS | CLASS_FOLDERS for path in below):
             return folder
         if len(below) != 1:
-            raise LayoutError(f"{str(top)!r} is in no layout that we know; found:\n{_tree(top)}\n", advice=_EXPECTED)
+            raise LayoutError(f"{str(top)!r} is in no layout that we know; found:\n{_tree(top)}\n", hint=_EXPECTED)
         folder = below[0]
 
 
@@ -173,7 +173,7 @@ class _Listing:
         if strange or not found:
             what = f"{strange[0]!r} is no class that we know" if strange else "it has no class folders"
             where = folder.relative_to(self.root.parent).as_posix()
-            raise LayoutError(f"{where}/: {what}; found:\n{_tree(folder)}\n", advice=_EXPECTED)
+            raise LayoutError(f"{where}/: {what}; found:\n{_tree(folder)}\n", hint=_EXPECTED)
         self.note_others(folder, known=[path.name for path in found])
         for path in found:
             label, etiology = CLASS_FOLDERS[path.name.lower()]
@@ -249,7 +249,7 @@ def _refuse_escapes(manifest: Manifest, file: Path) -> None:
         if not inside[folder] or linked:
             raise ManifestError(
                 f"{str(file)!r}: {image.path!r} leads out of {str(manifest.root)!r}",
-                advice="Write an absolute path where an image lies elsewhere on purpose",
+                hint="Write an absolute path where an image lies elsewhere on purpose",
             )
 
 

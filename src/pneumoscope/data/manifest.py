@@ -109,7 +109,7 @@ class Manifest:
             raise PatientLeakError(
                 f"patient {patient!r} is in both {' and '.join(splits)} ({len(leaks)} patients in all,"
                 f" manifest {where})",
-                advice='Re-split: pneumoscope split DATA --by patient; or set data.by = "image" in the recipe to'
+                hint='Re-split: pneumoscope split DATA --by patient; or set data.by = "image" in the recipe to'
                 " reproduce a split by image knowingly",
             )
 
@@ -164,7 +164,7 @@ class Manifest:
             if name not in columns:
                 raise ManifestError(
                     f"{where} has no column {name!r} (it has: {', '.join(columns) or 'none'})",
-                    advice="Columns are path and label, and may be etiology, patient, split and sha256",
+                    hint="Columns are path and label, and may be etiology, patient, split and sha256",
                 )
         images = tuple(_image(row, f"{where}, row {number}") for number, row in enumerate(rows, start=1))
         listed = Counter(image.path for image in images)

@@ -43,7 +43,7 @@ def load_npz(file: Path) -> Manifest:
         names = {name for name in _SPLITS if f"{name}_images" in archive.files}
         if not names:
             found = ", ".join(archive.files[:8]) or "nothing"
-            raise LayoutError(f"{str(file)!r} has no train_images (it holds: {found})", advice=_EXPECTED)
+            raise LayoutError(f"{str(file)!r} has no train_images (it holds: {found})", hint=_EXPECTED)
         images = tuple(image for name in _SPLITS if name in names for image in _images(file, archive, name))
     return Manifest(images, file.resolve().parent)
 
@@ -56,9 +56,7 @@ def read_archived(root: Path, path: str) -> Radiograph:
     """
     match = _PATH.fullmatch(path)
     if match is None:
-        raise UnreadableImageError(
-            path, "not a path into a MedMNIST archive", advice="Such a path is FILE.npz#train/17"
-        )
+        raise UnreadableImageError(path, "not a path into a MedMNIST archive", hint="Such a path is FILE.npz#train/17")
     file, row = root / match["archive"], int(match["row"])
     try:
         status = file.stat()
@@ -85,9 +83,9 @@ def _opened(file: Path) -> Any:
         # Objects in an archive are pickles, and a pickle runs code.
         archive = np.load(file, allow_pickle=False)
     except (OSError, ValueError, zipfile.BadZipFile) as error:
-        raise LayoutError(f"{str(file)!r} is not a NumPy archive ({error})", advice=_EXPECTED) from error
+        raise LayoutError(f"{str(file)!r} is not a NumPy archive ({error})", hint=_EXPECTED) from error
     if not hasattr(archive, "files"):
-        raise LayoutError(f"{str(file)!r} is one array, not an archive", advice=_EXPECTED)
+        raise LayoutError(f"{str(file)!r} is one array, not an archive", hint=_EXPECTED)
     return archive
 
 
@@ -95,7 +93,7 @@ def _array(file: Path, archive: Any, key: str) -> npt.NDArray[Any]:
     try:
         return np.asarray(archive[key])
     except (KeyError, ValueError, OSError, EOFError, zipfile.BadZipFile) as error:
-        raise LayoutError(f"{str(file)!r}: {key} cannot be read ({error})", advice=_EXPECTED) from error
+        raise LayoutError(f"{str(file)!r}: {key} cannot be read ({error})", hint=_EXPECTED) from error
 
 
 def _grey_images(file: Path, archive: Any, split: str) -> npt.NDArray[np.uint8]:
@@ -104,7 +102,7 @@ def _grey_images(file: Path, archive: Any, split: str) -> npt.NDArray[np.uint8]:
         raise LayoutError(
             f"{str(file)!r}: {split}_images has shape {images.shape} and type {images.dtype}, not (images, height,"
             " width) of uint8",
-            advice=_EXPECTED,
+            hint=_EXPECTED,
         )
     return images
 
@@ -123,7 +121,7 @@ def _images(file: Path, archive: Any, split: str) -> Iterator[LabelledImage]:
         raise LayoutError(
             f"{str(file)!r}: {split}_labels has {len(labels)} values from {sorted(set(labels.tolist()))[:5]} for"
             f" {len(images)} images, not one 0 (normal) or 1 (pneumonia) an image",
-            advice=_EXPECTED,
+            hint=_EXPECTED,
         )
     for row, (pixels, label) in enumerate(zip(images, labels, strict=True)):
         name = LABELS[int(label)]

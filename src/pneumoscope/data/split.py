@@ -76,7 +76,7 @@ def split(
     if has_test and test is not None:
         raise UsageError(
             f"the data has a test split of its own ({len(manifest.split('test'))} images); test={test} cannot be drawn",
-            advice="Leave --test out",
+            hint="Leave --test out",
         )
     for name, share in (("validation", validation), ("test", _TEST if test is None else test)):
         if not 0 < share < 1:
@@ -145,7 +145,7 @@ def _stratum(images: Sequence[LabelledImage], by: str) -> str:
     if found is None:
         raise DatasetError(
             f"a block needs patients with numbers; {images[0].path!r} has the patient {images[0].patient!r}",
-            advice="Split by patient instead",
+            hint="Split by patient instead",
         )
     return found[0]
 
@@ -219,5 +219,5 @@ def _refuse_useless(manifest: Manifest) -> None:
             task = "learned" if name == "train" else "measured"
             raise DatasetError(
                 f"the {name} split would hold {counts}: nothing can be {task} there",
-                advice="Bring more images of that label, or change the shares, the seed or --by",
+                hint="Bring more images of that label, or change the shares, the seed or --by",
             )

@@ -95,4 +95,4 @@ def _safe_path(archive: Path, entry: zipfile.ZipInfo) -> PurePosixPath:
 
 
 def _unsafe(archive: Path, why: str) -> DownloadError:
-    return DownloadError(f"{archive.name} is refused: {why}", advice="Nothing was unpacked")
+    return DownloadError(f"{archive.name} is refused: {why}", hint="Nothing was unpacked")

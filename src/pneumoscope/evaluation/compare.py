@@ -64,7 +64,7 @@ def compare(
         StorageError: the results cannot be written.
     """
     if not runs:
-        raise UsageError("there is no run to compare", advice="Name run folders: pneumoscope compare RUN... --out DIR")
+        raise UsageError("there is no run to compare", hint="Name run folders: pneumoscope compare RUN... --out DIR")
     read = _told_apart([_read(folder, point) for folder in runs])
     _refuse_others(read)
     images = read[0].images
@@ -109,7 +109,7 @@ def _read(folder: Path, point: str) -> _Run:
     if not (results / EVALUATION_FILE).is_file():
         raise RunError(
             f"run {str(folder)!r} has not been evaluated on test images (no {str(results / EVALUATION_FILE)!r})",
-            advice=f"Do: pneumoscope evaluate {folder} --data DATA",
+            hint=f"Do: pneumoscope evaluate {folder} --data DATA",
         )
     evaluation = read_evaluation(results / EVALUATION_FILE)
     if point not in evaluation.operating_points:
@@ -125,7 +125,7 @@ def _read(folder: Path, point: str) -> _Run:
     ):
         raise RunError(
             f"{EVALUATION_FILE} and {PREDICTIONS_FILE} in {str(results)!r} are not of one evaluation",
-            advice=f"Do it again: pneumoscope evaluate {folder} --data DATA",
+            hint=f"Do it again: pneumoscope evaluate {folder} --data DATA",
         )
     # Content, and the path only among images of the same bytes: the folder above them may have another name elsewhere.
     ordered = tuple(sorted(images, key=lambda image: (image.sha256, image.path)))
@@ -154,7 +154,7 @@ def _refuse_others(runs: Sequence[_Run]) -> None:
         where = ", ".join(str(run.folder) for run in runs if run.record.name == name)
         raise RunError(
             f"{times} runs are called {name!r} ({where})",
-            advice="A comparison speaks of runs by name: give their folders different names",
+            hint="A comparison speaks of runs by name: give their folders different names",
         )
     first = runs[0]
     for run in runs[1:]:
@@ -163,14 +163,14 @@ def _refuse_others(runs: Sequence[_Run]) -> None:
                 f"run {run.record.name!r} was judged on other images than {first.record.name!r}"
                 f" ({run.evaluation.n} and {first.evaluation.n}, hashes {run.evaluation.images_sha256[:12]} and"
                 f" {first.evaluation.images_sha256[:12]})",
-                advice="Evaluate both on the same data",
+                hint="Evaluate both on the same data",
             )
         for image, same in zip(run.images, first.images, strict=True):
             if (image.label, image.patient) != (same.label, same.patient):
                 raise RunError(
                     f"image {image.path!r} is {image.label} of patient {image.patient!r} in {run.record.name!r}"
                     f" and {same.label} of patient {same.patient!r} in {first.record.name!r}",
-                    advice="Evaluate both on the same data",
+                    hint="Evaluate both on the same data",
                 )
 
 

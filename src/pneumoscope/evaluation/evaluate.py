@@ -80,7 +80,7 @@ def evaluate(
     bundle = find_bundle(target)
     is_run = bundle != target
     predictor = BundleSession.load(bundle)
-    card = predictor.card
+    card = session.card
     for name in operating_points:
         if name not in card.operating_points:
             raise UnknownNameError("operating point", name, card.operating_points)
@@ -89,7 +89,7 @@ def evaluate(
         refuse_seen(images, card)
     refuse_chosen_thresholds(images, card, operating_points)
     started = time.perf_counter()
-    scored, refusals = _score(predictor, root, images, split, progress)
+    scored, refusals = _score(session, root, images, split, progress)
     seconds = time.perf_counter() - started
     evaluation = _judge(card, split, scored, refusals, operating_points, seed, seconds)
     if split == "test":
@@ -113,7 +113,7 @@ def _score(
     unreadable: list[tuple[str, str]] = []
     logits: list[float] = []
     refusals: list[str] = []
-    for logit, refusal in predictor.stream(_decoded(root, images, predictor.card.preprocessing.least_side, unreadable)):
+    for logit, refusal in session.stream(_decoded(root, images, session.card.preprocessing.least_side, unreadable)):
         logits.append(logit)
         refusals.append(refusal)
         if progress:
@@ -121,7 +121,7 @@ def _score(
     if unreadable:
         raise unreadable_error(unreadable, split)
     x = np.array(logits, dtype=np.float32)
-    numbers = zip(x.tolist(), sigmoid(x).tolist(), predictor.probability(x).tolist(), strict=True)
+    numbers = zip(x.tolist(), sigmoid(x).tolist(), session.probability(x).tolist(), strict=True)
     scored = tuple(
         ScoredImage(image.path, image.sha256, image.patient, image.label, image.etiology, *three)
         for image, three in zip(images, numbers, strict=True)

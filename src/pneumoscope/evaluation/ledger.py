@@ -43,7 +43,7 @@ def record_evaluation(ledger: Path, entry: Mapping[str, Any]) -> int:
     """
     held = StorageError(
         f"the test ledger {str(ledger)!r} has been locked by another process for {_WAIT:.0f} s",
-        advice="Try again when that process has ended",
+        hint="Try again when that process has ended",
     )
     try:
         ledger.parent.mkdir(parents=True, exist_ok=True)
@@ -97,7 +97,7 @@ def _looks(text: bytes, images_sha256: str, ledger: Path) -> int:
         except (ValueError, TypeError, KeyError) as error:
             raise StorageError(
                 f"{str(ledger)!r}, line {number} is malformed: {line[:60].decode(errors='replace')!r}",
-                advice="Restore the ledger from version control, or mend the line by hand; nothing was added",
+                hint="Restore the ledger from version control, or mend the line by hand; nothing was added",
             ) from error
     return count
 
@@ -105,5 +105,5 @@ def _looks(text: bytes, images_sha256: str, ledger: Path) -> int:
 def _unwritable(ledger: Path, error: OSError) -> StorageError:
     return StorageError(
         f"cannot write the test ledger {str(ledger)!r}: {error.strerror or error}",
-        advice=f"An evaluation on test images must be written down: name another with --ledger FILE or {ENVIRONMENT}",
+        hint=f"An evaluation on test images must be written down: name another with --ledger FILE or {ENVIRONMENT}",
     )

@@ -81,19 +81,19 @@ def read_predictions(path: Path) -> tuple[ScoredImage, ...]:
     reader = csv.DictReader(io.StringIO(_text(path)))
     missing = [name for name in _IMAGE_COLUMNS if name not in (reader.fieldnames or ())]
     if missing:
-        raise RunError(f"{str(path)!r} has no column {missing[0]!r}", advice=_AGAIN)
+        raise RunError(f"{str(path)!r} has no column {missing[0]!r}", hint=_AGAIN)
     return tuple(_image(row, f"{str(path)!r}, row {number}") for number, row in enumerate(reader, start=1))
 
 
 def _image(row: Mapping[str, str], where: str) -> ScoredImage:
     if row["label"] not in LABELS:
-        raise RunError(f"{where}: label is {row['label']!r}, not one of {', '.join(LABELS)}", advice=_AGAIN)
+        raise RunError(f"{where}: label is {row['label']!r}, not one of {', '.join(LABELS)}", hint=_AGAIN)
     try:
         logit, score, probability = (float(row[name]) for name in _NUMBERS)
     except (TypeError, ValueError) as error:
-        raise RunError(f"{where}: {error}", advice=_AGAIN) from error
+        raise RunError(f"{where}: {error}", hint=_AGAIN) from error
     if not all(map(math.isfinite, (logit, score, probability))):
-        raise RunError(f"{where}: a number is not finite", advice=_AGAIN)
+        raise RunError(f"{where}: a number is not finite", hint=_AGAIN)
     texts = (row["path"], row["sha256"], row["patient"], row["label"], row["etiology"])
     return ScoredImage(*texts, logit, score, probability)
 
@@ -133,15 +133,15 @@ def read_run(path: Path) -> RunRecord:
     Raises:
         RunError: it is missing, malformed, of another schema, or of a run that is not finished.
     """
-    advice = "Is it a run folder? Train one: pneumoscope train RECIPE"
-    data = _document(path, advice)
+    hint = "Is it a run folder? Train one: pneumoscope train RECIPE"
+    data = _document(path, hint)
     # First, since a run that is not finished has not all that is read here.
     if data.get("state") not in {"finished", None}:
         raise RunError(
             f"run {data.get('name')!r} is {data['state']!r}, not finished ({str(path)!r})",
-            advice="Finish it: pneumoscope train RECIPE --data DATA --out RUN --resume",
+            hint="Finish it: pneumoscope train RECIPE --data DATA --out RUN --resume",
         )
-    return _checked(TypeAdapter(RunRecord), path, advice)
+    return _checked(TypeAdapter(RunRecord), path, hint)
 
 
 _AGAIN = "Write it again: pneumoscope evaluate RUN --data DATA"
@@ -152,28 +152,28 @@ def _text(path: Path) -> str:
         return path.read_text(encoding="utf-8")
     except (OSError, UnicodeDecodeError) as error:
         why = error.strerror if isinstance(error, OSError) else str(error)
-        raise RunError(f"cannot read {str(path)!r}: {why}", advice=_AGAIN) from error
+        raise RunError(f"cannot read {str(path)!r}: {why}", hint=_AGAIN) from error
 
 
-def _checked(kind: TypeAdapter[_Read], path: Path, advice: str) -> _Read:
+def _checked(kind: TypeAdapter[_Read], path: Path, hint: str) -> _Read:
     """A JSON document of our schema as `kind`; every type must be the right one, nothing is converted."""
-    data = _document(path, advice)
+    data = _document(path, hint)
     try:
         return kind.validate_json(json.dumps(data), strict=True)
     except ValidationError as error:
-        raise RunError(f"{str(path)!r} is malformed: {_first(error)}", advice=advice) from error
+        raise RunError(f"{str(path)!r} is malformed: {_first(error)}", hint=hint) from error
 
 
-def _document(path: Path, advice: str) -> dict[str, Any]:
+def _document(path: Path, hint: str) -> dict[str, Any]:
     """A JSON object of our schema."""
     text = _text(path)
     try:
         data = json.loads(text, parse_constant=_refuse_constant)
     except ValueError as error:
-        raise RunError(f"{str(path)!r} is not JSON: {error}", advice=advice) from error
+        raise RunError(f"{str(path)!r} is not JSON: {error}", hint=hint) from error
     schema = data.get("schema") if isinstance(data, dict) else None
     if schema != SCHEMA:
-        raise RunError(f"{str(path)!r} has schema {schema!r}; this version reads {SCHEMA}", advice=advice)
+        raise RunError(f"{str(path)!r} has schema {schema!r}; this version reads {SCHEMA}", hint=hint)
     return dict(data)
 
 

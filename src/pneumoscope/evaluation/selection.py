@@ -37,7 +37,7 @@ def select_images(data: Path, split: str, run_manifest: Path | None) -> tuple[Pa
             there.
     """
     if split not in _JUDGED:
-        raise UsageError(f"there is no split {split!r} to judge", advice=f"Known: {', '.join(_JUDGED)}")
+        raise UsageError(f"there is no split {split!r} to judge", hint=f"Known: {', '.join(_JUDGED)}")
     manifest = load_manifest(data)
     # A run that split images without a test split of their own knows which ones it set apart.
     of_run = run_manifest is not None and run_manifest.is_file() and not manifest.split("test")
@@ -49,13 +49,13 @@ def select_images(data: Path, split: str, run_manifest: Path | None) -> tuple[Pa
     if not images:
         found = ", ".join(f"{name or 'no split'} {sum(n.values())}" for name, n in manifest.counts().items())
         raise DatasetError(
-            f"{str(data)!r} has no image in the split {split!r} (images: {found})", advice="Name another with --split"
+            f"{str(data)!r} has no image in the split {split!r} (images: {found})", hint="Name another with --split"
         )
     missing = [label for label in LABELS if not any(image.label == label for image in images)]
     if missing:
         raise DatasetError(
             f"the {len(images)} images of the split {split!r} have one label only: there is no {missing[0]}",
-            advice="An evaluation needs both",
+            hint="An evaluation needs both",
         )
     return manifest.root, images
 
@@ -65,7 +65,7 @@ def _of_run(manifest: Manifest, split: str, run_manifest: Path | None, data: Pat
     if run_manifest is None or not run_manifest.is_file():
         raise UsageError(
             f"which images of {str(data)!r} are {split} is not known: {str(run_manifest or 'a bundle')!r} does not say",
-            advice="Give the manifest that it was trained with as --data, or a run folder that has its manifest.csv",
+            hint="Give the manifest that it was trained with as --data, or a run folder that has its manifest.csv",
         )
     text = run_manifest.read_text(encoding="utf-8")
     wanted = Manifest.from_csv(text, manifest.root, str(run_manifest)).split(split)
@@ -77,7 +77,7 @@ def _of_run(manifest: Manifest, split: str, run_manifest: Path | None, data: Pat
         raise DatasetError(
             f"{len(gone)} of the {len(wanted)} {split} images of {str(run_manifest)!r} are not in {str(data)!r}"
             f" with the same content; the first: {gone[0]}",
-            advice="Give the data that the run was trained on",
+            hint="Give the data that the run was trained on",
         )
     # Of several files with the same content, the one of the same name where there is one.
     return tuple(
@@ -119,7 +119,7 @@ def unreadable_error(found: Sequence[tuple[str, str]], split: str) -> DatasetErr
     more = f"; and {len(found) - _SHOWN} more" if len(found) > _SHOWN else ""
     return DatasetError(
         f"{len(found)} {split} images cannot be read ({shown}{more})",
-        advice="Mend them, or list the images to judge without them in a manifest CSV and give that as --data",
+        hint="Mend them, or list the images to judge without them in a manifest CSV and give that as --data",
     )
 
 
@@ -136,7 +136,7 @@ def refuse_seen(images: Sequence[LabelledImage], card: Card) -> None:
             raise DatasetError(
                 f"{len(shared)} of {len(images)} test images were {split} images of {card.name!r}, by content; the first:"
                 f" {shared[0]}",
-                advice="Give other test images, or train on a manifest that keeps these out: pneumoscope split DATA",
+                hint="Give other test images, or train on a manifest that keeps these out: pneumoscope split DATA",
             )
 
 
@@ -153,5 +153,5 @@ def refuse_chosen_thresholds(images: Sequence[LabelledImage], card: Card, operat
         raise ThresholdError(
             f"the operating point {chosen[0]!r} was chosen on {shared} of these {len(images)} images"
             " and cannot be judged by them",
-            advice="Judge a fixed threshold (--points half), or another split",
+            hint="Judge a fixed threshold (--points half), or another split",
         )

@@ -97,9 +97,7 @@ def _read(path: Path, name: str) -> bytes:
     try:
         found = path.stat()
         if not (stat.S_ISREG(found.st_mode) or stat.S_ISDIR(found.st_mode)):  # a pipe or a device may never end
-            raise UnreadableImageError(
-                name, "not a file but a pipe or a device", advice="Give the image's bytes instead"
-            )
+            raise UnreadableImageError(name, "not a file but a pipe or a device", hint="Give the image's bytes instead")
         if found.st_size > MAX_BYTES:
             raise UnreadableImageError(
                 name, f"{found.st_size:,} bytes is more than {MAX_BYTES:,}; no radiograph is that large"
@@ -113,29 +111,29 @@ def _read(path: Path, name: str) -> bytes:
 
 def _decode_image(data: bytes, name: str, least_side: int) -> Radiograph:
     if fault := fault_of_tiff(data):
-        raise UnreadableImageError(name, fault, advice="Save it as PNG first")
+        raise UnreadableImageError(name, fault, hint="Save it as PNG first")
     try:
         image = Image.open(Counted(data, _MAX_READS), formats=_FORMATS)
         frames = getattr(image, "n_frames", 1)
     except UnidentifiedImageError as error:
         raise UnreadableImageError(
-            name, f"not an image ({len(data)} bytes)", advice=f"Known: {', '.join(_FORMATS)}, DICOM"
+            name, f"not an image ({len(data)} bytes)", hint=f"Known: {', '.join(_FORMATS)}, DICOM"
         ) from error
     except Image.DecompressionBombError as error:
-        raise UnreadableImageError(name, _TOO_LARGE, advice="Resize it first") from error
+        raise UnreadableImageError(name, _TOO_LARGE, hint="Resize it first") from error
     except Exception as error:  # a stranger's bytes can make a parser fail in any way
         raise UnreadableImageError(name, f"the header cannot be read ({_words(error)})") from error
     with image:
         if image.width * image.height > MAX_PIXELS:
-            raise UnreadableImageError(name, f"{_TOO_LARGE} ({image.width} x {image.height})", advice="Resize it first")
+            raise UnreadableImageError(name, f"{_TOO_LARGE} ({image.width} x {image.height})", hint="Resize it first")
         if frames > 1:
-            raise UnreadableImageError(name, f"it has {frames} frames; a radiograph is one", advice="Extract one frame")
+            raise UnreadableImageError(name, f"it has {frames} frames; a radiograph is one", hint="Extract one frame")
         mode, kind = image.mode, image.format or ""
         if why := _bomb(image, data):
-            raise UnreadableImageError(name, why, advice="Save it as PNG first")
+            raise UnreadableImageError(name, why, hint="Save it as PNG first")
         if mode in {"I", "F"}:
             raise UnreadableImageError(
-                name, f"black and white are not known in pixels of mode {mode!r}", advice="Save it as 8- or 16-bit grey"
+                name, f"black and white are not known in pixels of mode {mode!r}", hint="Save it as 8- or 16-bit grey"
             )
         whole = image.size
         try:

@@ -103,8 +103,8 @@ def decode_dicom(data: bytes, name: str) -> Radiograph:
             stored = _stored(dataset, decoder)
         except Exception as error:  # a stranger's bytes can make a parser fail in any way
             why = f"the pixel data cannot be decoded ({_last_line(error)})"
-            advice = f"Decompress the file first: {_DECOMPRESS}" if decoder.UID.is_compressed else ""
-            raise UnreadableImageError(name, why, advice=advice) from error
+            hint = f"Decompress the file first: {_DECOMPRESS}" if decoder.UID.is_compressed else ""
+            raise UnreadableImageError(name, why, hint=hint) from error
         try:
             pixels = _grey(stored, dataset)
         except Exception as error:  # as above: windows and tables are a stranger's too
@@ -127,7 +127,7 @@ def _last_line(error: Exception) -> str:
 def _unreadable(name: str, error: Exception, source: Header) -> UnreadableImageError:
     if source.is_exhausted:
         why = f"its header has far too many elements (more than {MAX_READS:,} reads)"
-        return UnreadableImageError(name, why, advice="Only single chest radiographs can be read")
+        return UnreadableImageError(name, why, hint="Only single chest radiographs can be read")
     return UnreadableImageError(name, f"the DICOM header cannot be read ({type(error).__name__})")
 
 
@@ -146,7 +146,7 @@ def _decoder(data: bytes, name: str) -> Decoder:
     except Exception as error:  # as above
         raise _unreadable(name, error, source) from error
     if is_deflated:
-        raise UnreadableImageError(name, "deflated DICOM is refused", advice="Decompress it first: dcmconv +te IN OUT")
+        raise UnreadableImageError(name, "deflated DICOM is refused", hint="Decompress it first: dcmconv +te IN OUT")
     try:
         decoder = get_decoder(syntax)
     except NotImplementedError as error:
@@ -155,7 +155,7 @@ def _decoder(data: bytes, name: str) -> Decoder:
         raise UnreadableImageError(
             name,
             f"nothing installed decodes its compression, {syntax.name}",
-            advice=f"Install the extra [dicom]: pip install 'pneumoscope[dicom]'; or decompress the file first: {_DECOMPRESS}",
+            hint=f"Install the extra [dicom]: pip install 'pneumoscope[dicom]'; or decompress the file first: {_DECOMPRESS}",
         )
     return decoder
 
@@ -169,7 +169,7 @@ def _header(data: bytes, name: str) -> Dataset:
     except Exception as error:  # as above; its words are left out, since they may hold a patient's name
         raise _unreadable(name, error, source) from error
     if refusal:
-        raise UnreadableImageError(name, refusal, advice="Only single chest radiographs can be read")
+        raise UnreadableImageError(name, refusal, hint="Only single chest radiographs can be read")
     return header
 
 

@@ -6,7 +6,7 @@ import numpy as np
 
 from pneumoscope.imaging.image import Radiograph
 
-__all__ = ["why_implausible"]
+__all__ = ["check_input"]
 
 # Images that were stored in colour differ by a grey level or two from channel to channel, stained photographs of images by a few.
 _MOST_CHROMA = 12.0
@@ -16,7 +16,7 @@ _LEAST_CONTRAST = 12
 _MOST_ASPECT = 4.0
 
 
-def why_implausible(image: Radiograph, least_side: int) -> str:
+def check_input(image: Radiograph, least_side: int) -> str:
     """Why a picture cannot be read as an image of a chest; empty where nothing speaks against it.
 
     Args:

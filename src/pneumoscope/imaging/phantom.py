@@ -118,7 +118,7 @@ def _require_empty(folder: Path) -> None:
     if entries:
         raise UsageError(
             f"{str(folder)!r} is not empty ({entries} entries)",
-            advice="Name a folder that does not exist yet, so that no real image is ever mixed with phantoms",
+            hint="Name a folder that does not exist yet, so that no real image is ever mixed with phantoms",
         )
 
 

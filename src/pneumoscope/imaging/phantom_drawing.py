@@ -48,7 +48,7 @@ def draw(
     if size not in SIZES:
         raise UsageError(f"a phantom is {SIZES[0]} to {SIZES[-1]:,} pixels wide, not {size}")
     if etiology not in ("bacteria", "virus", None):
-        raise UsageError(f"there is no etiology {etiology!r} of a phantom", advice="Known: bacteria, virus")
+        raise UsageError(f"there is no etiology {etiology!r} of a phantom", hint="Known: bacteria, virus")
     if etiology and not pneumonia:
         raise UsageError(f"an image without pneumonia has no etiology, not {etiology!r}")
     anatomy, disease, exposure = (

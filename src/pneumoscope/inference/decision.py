@@ -36,7 +36,7 @@ def decide(card: Card, point: OperatingPoint, logit: float, refused: str = "") -
         card: of the bundle; its calibration turns scores into probabilities.
         point: where on the score pneumonia begins.
         logit: of the image.
-        refused: why it is not to be judged (see `predictor.refuse`); empty where it is. Then no probability is given: a number
+        refused: why it is not to be judged (see `session.refuse`); empty where it is. Then no probability is given: a number
             for what the model cannot know would be taken for knowledge.
     """
     threshold = threshold_probability(card, point)

@@ -49,7 +49,7 @@ class Model:
             UnknownNameError: the card has no such operating point.
         """
         self._predictor = predictor
-        self.card: Card = predictor.card
+        self.card: Card = session.card
         self.point = find_operating_point(self.card, operating_point)
         self.operating_point_name = operating_point or DEFAULT_OPERATING_POINT
         self.threshold = threshold_probability(self.card, self.point)
@@ -110,7 +110,7 @@ class Model:
         Args:
             images, batch_size, workers: as for `predict_many`.
         Returns:
-            Predictions, each with a PNG (see `predictor.heatmap`); None where the image could not be read or is rejected.
+            Predictions, each with a PNG (see `session.heatmap`); None where the image could not be read or is rejected.
         Raises:
             BundleError: the network gives no heatmaps.
             UsageError: a number is below what makes sense.
@@ -232,7 +232,7 @@ class Model:
         )
 
     def _failed(self, error: UnreadableImageError) -> Prediction:
-        why = f"{error.why}. {error.advice}" if error.advice else error.why
+        why = f"{error.why}. {error.hint}" if error.hint else error.why
         return Prediction(
             path=error.path,
             decision=None,

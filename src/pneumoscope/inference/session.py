@@ -14,7 +14,7 @@ import numpy.typing as npt
 from pneumoscope.bundle.card import INPUT_CLASSES, Calibration, Card, read_bundle
 from pneumoscope.bundle.self_test import SELF_TEST_TOLERANCE, self_test_image
 from pneumoscope.core.errors import BundleError, UsageError
-from pneumoscope.imaging.input_checks import why_implausible
+from pneumoscope.imaging.input_checks import check_input
 from pneumoscope.imaging.preprocess import preprocess
 from pneumoscope.inference.rejection import refusal, refusal_of_age
 
@@ -105,8 +105,8 @@ class BundleSession:
         """
         card, network = read_bundle(folder)
         predictor = cls(card, network, threads=threads)
-        predictor._refuse_other_limits()
-        predictor.run_self_test()
+        session._refuse_other_limits()
+        session.run_self_test()
         return predictor
 
     def run_self_test(self) -> None:
@@ -119,7 +119,7 @@ class BundleSession:
         if not abs(found - stated) <= SELF_TEST_TOLERANCE * max(1, abs(stated)):
             raise BundleError(
                 f"bundle {self.card.name!r} gives its golden image the logit {found:.6g} here; its card says {stated:.6g}",
-                advice="ONNX Runtime computes it otherwise on this machine: try another version of onnxruntime",
+                hint="ONNX Runtime computes it otherwise on this machine: try another version of onnxruntime",
             )
 
     def logits(self, pixels: npt.NDArray[np.uint8]) -> npt.NDArray[np.float32]:
@@ -154,13 +154,13 @@ class BundleSession:
                 raise BundleError(
                     f"the network of bundle {self.card.name!r} gives {name!r} of shape {values.shape} for {len(pixels)} images,"
                     " or what is no number",
-                    advice="Export it again, or get it from whom you trust",
+                    hint="Export it again, or get it from whom you trust",
                 )
         return found
 
     def ready(self, image: Radiograph) -> Ready:
         """An image as the network takes it, and what its own pixels say against it: all of it that is still needed."""
-        against = why_implausible(image, self.card.preprocessing.size // 2) or refusal_of_age(self.card, image.age)
+        against = check_input(image, self.card.preprocessing.size // 2) or refusal_of_age(self.card, image.age)
         return Ready(preprocess(image, self.card.preprocessing), against)
 
     def scored(self, images: Sequence[Ready], outputs: Outputs) -> list[Scored]:
@@ -185,7 +185,7 @@ class BundleSession:
             raise BundleError(
                 f"the network of bundle {self.card.name!r} ({self.card.network}) gives no heatmaps: its logit does not draw_figures on"
                 " places of a last feature map, or in a way that could not be exported",
-                advice="Ask for none, or train a convolutional network: pneumoscope models",
+                hint="Ask for none, or train a convolutional network: pneumoscope models",
             )
 
     def stream(self, images: Iterable[Radiograph], *, batch: int = 32) -> Iterator[Scored]:
@@ -225,7 +225,7 @@ class BundleSession:
             raise BundleError(
                 f"the network of bundle {self.card.name!r} takes {takes} and gives {gives}, not {should_take}"
                 f" and some of {may_give}, the first always",
-                advice="Export it again",
+                hint="Export it again",
             )
 
     def _refuse_other_limits(self) -> None:
@@ -235,7 +235,7 @@ class BundleSession:
                 raise BundleError(
                     f"the network of bundle {self.card.name!r} gives {self._gives}; its card"
                     f" {'has' if expected else 'has no'} limits for {name!r}",
-                    advice="Export it again",
+                    hint="Export it again",
                 )
 
 

@@ -38,7 +38,7 @@ class Backbone(Network):
 
     def __init__(self, name: str, *, image_size: int, dropout: float = 0.0) -> None:
         if not timm.is_model(name):
-            raise UnknownNameError("network", name, timm.list_models(), advice="List ours with: pneumoscope models")
+            raise UnknownNameError("network", name, timm.list_models(), hint="List ours with: pneumoscope models")
         # Any, because timm's methods are not in torch's types of a module.
         model: Any = create(name, image_size, dropout)
         super().__init__(_scaling(name, model))
@@ -70,7 +70,7 @@ class Backbone(Network):
             size = self.model.pretrained_cfg.get("input_size", (3, 224, 224))[-1]
             raise RecipeError(
                 f"network {name!r} cannot take images of {image_size} pixels: {str(error) or type(error).__name__}",
-                advice=f"Set network.image_size = {size} (its own) in the recipe, or choose another network",
+                hint=f"Set network.image_size = {size} (its own) in the recipe, or choose another network",
             ) from error
         self.train(training)
 

@@ -47,7 +47,7 @@ def read_tensors(path: Path) -> Tensors:
     if path.suffix in _REFUSED:
         raise WeightsError(
             f"{str(path)!r} is refused: {path.suffix} files can run code or are no torch weights",
-            advice="Give a .safetensors file, or a .pt file with tensors alone",
+            hint="Give a .safetensors file, or a .pt file with tensors alone",
         )
     try:
         if path.suffix == ".safetensors":
@@ -59,14 +59,14 @@ def read_tensors(path: Path) -> Tensors:
     except pickle.UnpicklingError as error:
         raise WeightsError(
             f"{str(path)!r} is refused: it is damaged, or holds more than tensors, and loading that could run code",
-            advice="Save the tensors alone: torch.save(model.state_dict(), path)",
+            hint="Save the tensors alone: torch.save(model.state_dict(), path)",
         ) from error
     except OSError as error:
         raise WeightsError(f"cannot read weights {str(path)!r}: {error.strerror or error}") from error
     except (RuntimeError, EOFError, ValueError, KeyError, SafetensorError) as error:
-        raise WeightsError(f"weights {str(path)!r} are damaged: {error}", advice="Copy the file again") from error
+        raise WeightsError(f"weights {str(path)!r} are damaged: {error}", hint="Copy the file again") from error
     if not isinstance(tensors, dict) or not all(isinstance(value, Tensor) for value in tensors.values()):
-        raise WeightsError(f"{str(path)!r} holds no table of named tensors", advice="Save model.state_dict()")
+        raise WeightsError(f"{str(path)!r} holds no table of named tensors", hint="Save model.state_dict()")
     return tensors
 
 
@@ -104,7 +104,7 @@ def load_imagenet(network: Network, name: str) -> None:
     else:
         raise WeightsError(
             f"there are no ImageNet weights for {name!r}: it is the report's own network",
-            advice='Set network.weights = "none" in the recipe, or a path',
+            hint='Set network.weights = "none" in the recipe, or a path',
         )
 
 
@@ -112,11 +112,11 @@ def _put(network: Network, tensors: Tensors, source: str, *, only: str = "") -> 
     wanted = {key: value for key, value in network.state_dict().items() if key.startswith(only)}
     for key, value in wanted.items():
         if key not in tensors:
-            raise WeightsError(f"{source} has no tensor {key!r}", advice="It belongs to another network")
+            raise WeightsError(f"{source} has no tensor {key!r}", hint="It belongs to another network")
         if tensors[key].shape != value.shape:
             raise WeightsError(
                 f"{source}: {key!r} has shape {tuple(tensors[key].shape)}, the network {tuple(value.shape)}",
-                advice="It belongs to another network or to another image size",
+                hint="It belongs to another network or to another image size",
             )
     extra = sorted(set(tensors) - set(wanted))
     if extra:
@@ -149,7 +149,7 @@ def find_vgg19() -> Path:
     except PneumoscopeError as error:
         raise WeightsError(
             f"ImageNet weights for 'vgg19' are not on this machine and cannot be downloaded ({error.message})",
-            advice=f"Get {VGG19_FILE} from {_VGG19_URL} and put it in {folders[0]}"
+            hint=f"Get {VGG19_FILE} from {_VGG19_URL} and put it in {folders[0]}"
             ' (or in a folder named by PNEUMOSCOPE_WEIGHTS), or set network.weights = "none"',
         ) from error
 
@@ -202,7 +202,7 @@ def _load_hub(network: Backbone, name: str) -> None:
     except Exception as error:  # the hub's client raises its own, httpx's and OSErrors; none share a base
         raise WeightsError(
             f"ImageNet weights for {name!r} cannot be downloaded ({type(error).__name__}: {error})",
-            advice=f"Where there is a network, run once: python -c \"import timm; timm.create_model('{name}', pretrained=True)\""
+            hint=f"Where there is a network, run once: python -c \"import timm; timm.create_model('{name}', pretrained=True)\""
             " and copy the folder named by HF_HOME; or give a file as network.weights",
         ) from error
     # All but the last layer, which is ours to begin with.

@@ -60,7 +60,7 @@ def read_epochs(run: Path) -> Epochs:
     path = run / EPOCHS_FILE
     rows = list(csv.DictReader(read_text(path).splitlines()))
     if not rows:
-        raise RunError(f"{path} holds no epoch", advice="Finish the run: pneumoscope train RECIPE --out RUN --resume")
+        raise RunError(f"{path} holds no epoch", hint="Finish the run: pneumoscope train RECIPE --out RUN --resume")
     missing = [name for name in _COLUMNS if name not in rows[0]]
     if missing:
         raise RunError(f"{path} has no column {missing[0]!r} (it has: {', '.join(rows[0])})")

@@ -20,5 +20,5 @@ def read_text(path: Path) -> str:
     except (OSError, UnicodeDecodeError) as error:
         why = error.strerror if isinstance(error, OSError) else str(error)
         raise RunError(
-            f"cannot read {str(path)!r}: {why}", advice="Is it a run folder? Train one: pneumoscope train RECIPE"
+            f"cannot read {str(path)!r}: {why}", hint="Is it a run folder? Train one: pneumoscope train RECIPE"
         ) from error

@@ -91,13 +91,13 @@ def load_run_data(comparison: Comparison, runs: Sequence[Path]) -> tuple[RunData
         if evaluation.name != summary.name:
             raise RunError(
                 f"{folder} holds run {evaluation.name!r}; the comparison has {summary.name!r} in that place",
-                advice="Give the folders in the comparison's order",
+                hint="Give the folders in the comparison's order",
             )
         if evaluation.images_sha256 != comparison.images["sha256"]:
             raise RunError(
                 f"run {summary.name!r} was evaluated on other images ({evaluation.images_sha256[:12]}) than the"
                 f" comparison ({comparison.images['sha256'][:12]})",
-                advice="Evaluate it again on the same data, then compare again",
+                hint="Evaluate it again on the same data, then compare again",
             )
         found.append(
             RunData(

@@ -31,7 +31,7 @@ class _Waiting:
 class InferenceQueue:
     """Threads that decode and score what waits.
 
-    A worker takes its share of what waits, up to `predictor.model.BATCH` images: alone an image is scored at once, and under load
+    A worker takes its share of what waits, up to `session.model.BATCH` images: alone an image is scored at once, and under load
     they go through the network together. An image whose request has gone (its future is cancelled) is passed over.
 
     Args:
@@ -73,7 +73,7 @@ class InferenceQueue:
             # A request that alone is longer than the queue is taken when nothing else waits: it could never be otherwise.
             if self._count and self._count + count > self._most:
                 raise BusyError(
-                    f"{self._count} images wait to be scored; {self._most} may", advice="Try again in a few seconds"
+                    f"{self._count} images wait to be scored; {self._most} may", hint="Try again in a few seconds"
                 )
             self._count += count
         try:
@@ -112,7 +112,7 @@ class InferenceQueue:
 
     def _refuse_when_closed(self) -> None:
         if self._closed:
-            raise BusyError("the service is stopping", advice="Try again when it has started")
+            raise BusyError("the service is stopping", hint="Try again when it has started")
 
     def _work(self) -> None:
         while (first := self._waiting.get()) is not None:

@@ -121,8 +121,8 @@ class RequestMiddleware:
         name = (host.rpartition(":")[0] if host.rpartition(":")[2].isdigit() else host).lower()
         # A page of another site may send a form here, or have its own name point to this machine: neither may act.
         if self._loopback and not is_loopback(name) and not (name and name == self._public_name):
-            advice = "Ask http://127.0.0.1 or http://localhost, or start it with --public-name"
-            return problem(403, "AuthenticationError", "the request names another host", advice)
+            hint = "Ask http://127.0.0.1 or http://localhost, or start it with --public-name"
+            return problem(403, "AuthenticationError", "the request names another host", hint)
         origin = request.headers.get("Origin", "")
         if request.method not in ("GET", "HEAD", "OPTIONS") and origin and origin.partition("://")[2] != host:
             return problem(

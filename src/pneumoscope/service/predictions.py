@@ -115,30 +115,30 @@ async def read_images(request: Request, name: str, most: int) -> list[tuple[byte
             if error.status_code != 400:  # the body broke a limit
                 raise
             if "Too many files" in error.detail:
-                raise TooLargeError(f"a request takes {most} images", advice="Send them in several requests") from error
+                raise TooLargeError(f"a request takes {most} images", hint="Send them in several requests") from error
             raise _unclear() from error
         except UnicodeError as error:  # the form names an encoding that is none
             raise _unclear() from error
         except OSError as error:  # parts beyond 1 MB pass through files
             raise StorageError(
                 f"the form cannot be held in the temporary folder: {error.strerror or error}",
-                advice="Free some space there, or start the service with another one in TMPDIR",
+                hint="Free some space there, or start the service with another one in TMPDIR",
             ) from error
         if not images:
             raise UsageError(
-                "there is no image in the form", advice="Send images as parts named images, each with a file name"
+                "there is no image in the form", hint="Send images as parts named images, each with a file name"
             )
         return [(image, _kept_name(name) or f"image {place}") for place, (image, name) in enumerate(images, 1)]
     if kind in _RAW:
         body = await request.body()
         if not body:
-            raise UsageError("the body is empty", advice="Send an image")
+            raise UsageError("the body is empty", hint="Send an image")
         return [(body, _kept_name(name) or "image 1")]
     raise HTTPException(415, f"the Content-Type is {kind[:64]!r}; taken are {_MULTIPART} and {', '.join(_RAW)}")
 
 
 def _unclear() -> UsageError:
-    return UsageError("the form cannot be understood", advice="Send images as parts named images")
+    return UsageError("the form cannot be understood", hint="Send images as parts named images")
 
 
 def _kept_name(name: str) -> str:
@@ -148,9 +148,9 @@ def _kept_name(name: str) -> str:
         UsageError: one of them cannot.
     """
     if "\0" in name:
-        raise UsageError("an image's name holds the character U+0000", advice="Send it under another name")
+        raise UsageError("an image's name holds the character U+0000", hint="Send it under another name")
     if any("\ud800" <= character <= "\udfff" for character in name):
-        raise UsageError("an image's name holds half of a character", advice="Send it under another name")
+        raise UsageError("an image's name holds half of a character", hint="Send it under another name")
     return name
 
 

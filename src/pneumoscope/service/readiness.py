@@ -53,7 +53,7 @@ class Readiness:
             self._records.try_to_keep()
         except StorageError as error:
             _LOG.warning("not ready: %s", error.message)
-            return StorageError("images cannot be kept", advice="The log tells why")
+            return StorageError("images cannot be kept", hint="The log tells why")
         except PneumoscopeError as error:
             return error
         return None

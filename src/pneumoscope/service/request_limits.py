@@ -92,7 +92,7 @@ class Limits:
         if self._held > self._most_held:
             raise BusyError(
                 f"requests that are under way hold {self._most_held:,} bytes of images, and no more may be",
-                advice="Try again in a few seconds",
+                hint="Try again in a few seconds",
             )
 
 

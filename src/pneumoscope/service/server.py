@@ -82,13 +82,13 @@ def serve(
     if public_name and not re.fullmatch(_NAME, public_name):
         raise UsageError(
             f"--public-name is {public_name!r}, which is no name of a host",
-            advice="Give the name that people type, without a port or an address's other parts, such as images.clinic.example",
+            hint="Give the name that people type, without a port or an address's other parts, such as images.clinic.example",
         )
     loopback = is_loopback(host)
     if not ((loopback and not public_name) or token_file or no_auth):
         raise UsageError(
             f"others can reach {public_name or host}, and no token is asked of them",
-            advice="Name a file of tokens with --token-file, or say --no-auth if something in front of it lets nobody else in",
+            hint="Name a file of tokens with --token-file, or say --no-auth if something in front of it lets nobody else in",
         )
     access = Authenticator(read_tokens(token_file) if token_file else {})
     judge = load_model(model, operating_point=operating_point, threads=1)
@@ -196,7 +196,7 @@ def _alone(folder: Path | None) -> Iterator[None]:
         yield
         return
     create_data_directory(folder)
-    held = UsageError(f"another process serves {str(folder)!r}", advice="Stop it, or choose another folder with --data")
+    held = UsageError(f"another process serves {str(folder)!r}", hint="Stop it, or choose another folder with --data")
     with locked(folder / _LOCK, held):
         yield
 
@@ -210,7 +210,7 @@ def _listening(host: str, port: int) -> Iterator[socket.socket]:
         why = ((isinstance(error, OSError) and error.strerror) or str(error)).partition(" (while ")[0]
         at_fault = "--port" if isinstance(error, OSError) and error.errno in _OF_PORTS else "--host"
         raise UsageError(
-            f"cannot listen on {host}, port {port}: {why}", advice=f"Choose another with {at_fault}"
+            f"cannot listen on {host}, port {port}: {why}", hint=f"Choose another with {at_fault}"
         ) from error
     # An answer's head and body are two packets: without this the second would wait for the first one's receipt, 40 ms each time.
     listener.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)

@@ -41,7 +41,7 @@ class AtomicCheckpoints(CheckpointIO):
         except RuntimeError as error:
             # torch's writer turns an OSError below it into a RuntimeError of its own.
             raise StorageError(
-                f"cannot write {str(path)!r}: {error}", advice="Free some space, then train again with --resume"
+                f"cannot write {str(path)!r}: {error}", hint="Free some space, then train again with --resume"
             ) from error
 
     def load_checkpoint(

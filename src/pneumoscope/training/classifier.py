@@ -163,7 +163,7 @@ class Classifier(pl.LightningModule):
     def _diverged(self, what: str) -> DivergedError:
         return DivergedError(
             f"{what} in epoch {self.current_epoch + 1} of run {self.recipe.name!r}",
-            advice=f"Lower optimizer.learning_rate (it is {self.recipe.optimizer.learning_rate:g}) or set optimizer.clip;"
+            hint=f"Lower optimizer.learning_rate (it is {self.recipe.optimizer.learning_rate:g}) or set optimizer.clip;"
             " the checkpoint of the epoch before is kept",
         )
 

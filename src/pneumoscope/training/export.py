@@ -126,27 +126,27 @@ def export(
         machine=machine() | versions(),
     )
     predictor = BundleSession(card, onnx)
-    outputs = [predictor.outputs(pixels[i : i + _BATCH]) for i in range(0, len(pixels), _BATCH)]
+    outputs = [session.outputs(pixels[i : i + _BATCH]) for i in range(0, len(pixels), _BATCH)]
     logits = np.concatenate([part.logit for part in outputs])
     # A manifest is sorted: images from all over it are of both labels.
     spread = np.linspace(0, len(pixels) - 1, min(_PARITY_IMAGES, len(pixels))).astype(int)
     for part in (pixels[spread[i : i + _BATCH]] for i in range(0, len(spread), _BATCH)):
-        check_explanations(network, part, predictor.outputs(part, heatmaps=predictor.explains), screen)
+        check_explanations(network, part, session.outputs(part, heatmaps=session.explains), screen)
     patients = [image.patient for image in arrays.validation]
     augmented = recipe.training.calibrate == "augmented"
     fitted = logits
     if augmented:
         as_trained = _augmented(pixels, recipe.augmentation, recipe.training.seed)
-        fitted = np.concatenate([predictor.logits(part) for part in as_trained])
+        fitted = np.concatenate([session.logits(part) for part in as_trained])
     limits = None
     if screen:
-        askew = [predictor.outputs(part) for part in _augmented(pixels, PLAUSIBLE, recipe.training.seed)]
+        askew = [session.outputs(part) for part in _augmented(pixels, PLAUSIBLE, recipe.training.seed)]
         limits = _limits(outputs, askew, recipe.rejection, patients)
     prevalence = recipe.training.prevalence or float(labels.mean())
     card = msgspec.structs.replace(
         card,
         parity=check_parity(network, pixels[spread], logits[spread]),
-        self_test_logit=float(predictor.logits(self_test_image(recipe.network.image_size))[0]),
+        self_test_logit=float(session.logits(self_test_image(recipe.network.image_size))[0]),
         calibration=_calibrate(fitted, labels, prevalence),
         intervals=_intervals(fitted, labels, prevalence),
         rejection_limits=limits,

@@ -26,7 +26,7 @@ __all__ = ["to_onnx"]
 
 
 def to_onnx(network: Network, image_size: int, screen: InputChecks | None = None) -> bytes:
-    """One ONNX file, weights inside: "image" uint8 (n, size, size) to what `predictor.Outputs` holds.
+    """One ONNX file, weights inside: "image" uint8 (n, size, size) to what `session.Outputs` holds.
 
     There is no heatmap where the logit does not draw_figures on places of the last feature map (transformers that read a class token,
     networks without a grid), and where the layers behind that map have a gradient that ONNX cannot say (attention).

@@ -44,7 +44,7 @@ def check_parity(network: Network, pixels: npt.NDArray[np.uint8], logits: npt.ND
         raise ParityError(
             f"the exported network's logits differ from torch's by up to {largest:.2g} of their size on {len(pixels)} images"
             f" (at most {TOLERANCE:g} is allowed)",
-            advice="This is a fault of the export, not of the training; the checkpoints are kept",
+            hint="This is a fault of the export, not of the training; the checkpoints are kept",
         )
     return Parity(images=len(pixels), largest=largest)
 
@@ -94,5 +94,5 @@ def _compare(name: str, tensor: Tensor, given: npt.NDArray[np.float32] | None, s
         raise ParityError(
             f"output {name!r} of the exported network differs from torch's by up to {jump:.2g} of its scale on {len(own)}"
             f" images{without} (at most {EXPLAINED_TOLERANCE:g} is allowed)",
-            advice="This is a fault of the export, not of the training; the checkpoints are kept",
+            hint="This is a fault of the export, not of the training; the checkpoints are kept",
         )

@@ -258,10 +258,10 @@ def read_recipe(source: str, overrides: Iterable[str] = ()) -> Recipe:
             text, where = Path(source).read_text(encoding="utf-8"), source
         except (OSError, UnicodeDecodeError) as error:
             raise RecipeError(
-                f"cannot read {source!r} as a recipe: {error}", advice="A recipe is TOML in UTF-8"
+                f"cannot read {source!r} as a recipe: {error}", hint="A recipe is TOML in UTF-8"
             ) from error
     else:
-        raise UnknownNameError("recipe", source, recipes, advice="List them with: pneumoscope recipes; or give a file")
+        raise UnknownNameError("recipe", source, recipes, hint="List them with: pneumoscope recipes; or give a file")
     try:
         data = tomllib.loads(text)
     except tomllib.TOMLDecodeError as error:
@@ -285,7 +285,7 @@ def check(data: Mapping[str, Any], where: str) -> Recipe:
         if first["type"] == "extra_forbidden":
             near = difflib.get_close_matches(field, _fields(), n=1, cutoff=0.5)
             hint = f"Did you mean {near[0]!r}?" if near else f"Known: {', '.join(_fields())}"
-            raise RecipeError(f"{where}: there is no field {field!r}", advice=hint) from error
+            raise RecipeError(f"{where}: there is no field {field!r}", hint=hint) from error
         if first["type"] == "value_error":
             raise RecipeError(f"{where}: {first['msg'].removeprefix('Value error, ')}") from error
         found = "" if first["type"] == "missing" else f" (it is {first['input']!r})"
@@ -306,7 +306,7 @@ def _fields() -> list[str]:
 def _override(data: dict[str, Any], override: str) -> None:
     key, equals, value = override.partition("=")
     if not equals or not key:
-        raise RecipeError(f"--set {override!r} is not key=value", advice="Example: --set training.epochs=3")
+        raise RecipeError(f"--set {override!r} is not key=value", hint="Example: --set training.epochs=3")
     try:
         parsed = tomllib.loads(f"value = {value}")["value"]
     except tomllib.TOMLDecodeError:

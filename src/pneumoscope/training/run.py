@@ -91,7 +91,7 @@ def read_run(run: Path) -> dict[str, Any]:
     try:
         data: dict[str, Any] = json.loads((run / RUN).read_text(encoding="utf-8"))
     except (OSError, json.JSONDecodeError) as error:
-        raise RunError(f"{str(run)!r} is no run folder: {error}", advice="Make one: pneumoscope train") from error
+        raise RunError(f"{str(run)!r} is no run folder: {error}", hint="Make one: pneumoscope train") from error
     if data.get("schema") != _SCHEMA:
         raise RunError(f"{str(run / RUN)!r} has schema {data.get('schema')!r}; this version reads {_SCHEMA}")
     return data
@@ -110,7 +110,7 @@ def hold(run: Path) -> Iterator[None]:
     made = not run.exists()
     held = RunError(
         f"another process is training in {str(run)!r}",
-        advice="Wait for it or stop it, then go on with --resume; or choose another folder with --out",
+        hint="Wait for it or stop it, then go on with --resume; or choose another folder with --out",
     )
     with locked(run / _LOCK, held):
         try:
@@ -134,7 +134,7 @@ def refuse_another_run(run: Path, recipe: Recipe, manifest: Manifest, *, resume:
         RunError: the folder is in use and `resume` is not asked for, or it is another run's.
     """
     if run.exists() and not run.is_dir():
-        raise RunError(f"{str(run)!r} is a file, not a folder", advice="Choose another folder with --out")
+        raise RunError(f"{str(run)!r} is a file, not a folder", hint="Choose another folder with --out")
     if not (run / RUN).exists():
         # A run that was killed while it made its folder has left no more than this, and nothing of anybody else's.
         begun = {path.name for path in run.iterdir()} - {_LOCK} if run.exists() else set()
@@ -144,21 +144,21 @@ def refuse_another_run(run: Path, recipe: Recipe, manifest: Manifest, *, resume:
             if name in {RECIPE, MANIFEST} or any(is_temporary(name, of) for of in (RECIPE, MANIFEST, RUN))
         }
         if begun - own or (begun and not resume):
-            raise RunError(f"{str(run)!r} is not empty and holds no run", advice="Choose another folder with --out")
+            raise RunError(f"{str(run)!r} is not empty and holds no run", hint="Choose another folder with --out")
         return
     if not resume:
         raise RunError(
             f"{str(run)!r} holds a run already",
-            advice="Go on with it: --resume; or choose another folder with --out",
+            hint="Go on with it: --resume; or choose another folder with --out",
         )
     before = read_run(run)
-    advice = "Resume with the same recipe, the same --set and the same images, or choose another folder with --out"
+    hint = "Resume with the same recipe, the same --set and the same images, or choose another folder with --out"
     # Read as a recipe, so that a field that did not exist yet has the value that leaves everything as it was.
     was, asked = (each.model_dump(mode="json") for each in (check(before["recipe"], str(run / RUN)), recipe))
     if was != asked:
-        raise RunError(f"{str(run)!r} is a run of another recipe: {_first_change(was, asked)}", advice=advice)
+        raise RunError(f"{str(run)!r} is a run of another recipe: {_first_change(was, asked)}", hint=hint)
     if before["manifest_sha256"] != manifest.sha256():
-        raise RunError(f"{str(run)!r} is a run on other images, labels or splits", advice=advice)
+        raise RunError(f"{str(run)!r} is a run on other images, labels or splits", hint=hint)
 
 
 def refuse_other_weights(run: Path, sha256: str) -> None:
@@ -179,7 +179,7 @@ def refuse_other_weights(run: Path, sha256: str) -> None:
         raise RunError(
             f"{str(run)!r} was begun with the starting weights {before['weights_sha256'][:16]};"
             f" {before['weights']!r} now gives {sha256[:16]}",
-            advice="Put the weights back that it was begun with, or choose another folder with --out",
+            hint="Put the weights back that it was begun with, or choose another folder with --out",
         )
 
 

@@ -94,7 +94,7 @@ def train(
     if recipe.training.batch < 2 * devices.world:
         raise UsageError(
             f"training.batch is {recipe.training.batch} on {devices.world} devices; two images each are the least",
-            advice="Raise training.batch, or use fewer devices",
+            hint="Raise training.batch, or use fewer devices",
         )
     loaded = load_manifest(data)
     _refuse_unreadable(loaded)
@@ -186,7 +186,7 @@ def _refuse_unreadable(manifest: Manifest) -> None:
     lost = [(path, why) for path, why in manifest.unreadable if PurePosixPath(path).suffix.lower() in EXTENSIONS]
     if lost:
         more = f" (and {len(lost) - 1} more images)" if len(lost) > 1 else ""
-        raise UnreadableImageError(lost[0][0], f"{lost[0][1]}{more}", advice=AUDIT)
+        raise UnreadableImageError(lost[0][0], f"{lost[0][1]}{more}", hint=AUDIT)
 
 
 def split_as_asked(manifest: Manifest, recipe: Recipe, where: str) -> Manifest:
@@ -215,7 +215,7 @@ def split_as_asked(manifest: Manifest, recipe: Recipe, where: str) -> Manifest:
                 raise DatasetError(
                     f"{where}: the {name} split has {count} {label} images ({sum(found.values())} in all); two of each label"
                     " are the least",
-                    advice="Split again: pneumoscope split DATA --out MANIFEST.csv; or give more images",
+                    hint="Split again: pneumoscope split DATA --out MANIFEST.csv; or give more images",
                 )
     return manifest
 

@@ -78,7 +78,7 @@ class Devices:
         if self.gpu and asked > there:
             raise UsageError(
                 f"training on {asked} GPU{'s' * (asked > 1)} is asked for; torch finds {there} on this machine",
-                advice="Use --accelerator cpu, or fewer --devices",
+                hint="Use --accelerator cpu, or fewer --devices",
             )
 
 

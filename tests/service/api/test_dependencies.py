@@ -12,7 +12,7 @@ ID = "ab" * 16
 
 
 @pytest.mark.parametrize(
-    ("method", "path", "name", "advice"),
+    ("method", "path", "name", "hint"),
     [
         ("GET", "/v1/predictions?decison=normal", "decison", "Did you mean 'decision'?"),
         ("GET", "/v1/predictions?decision=normal&colour=grey", "colour", "Known: after, decision, limit, order, "),
@@ -23,10 +23,10 @@ ID = "ab" * 16
         ("GET", "/v1/model?saw=true", "saw", "Known: seen"),
     ],
 )
-def test_a_parameter_that_does_not_exist_is_refused_by_its_name(client, method, path, name, advice):
+def test_a_parameter_that_does_not_exist_is_refused_by_its_name(client, method, path, name, hint):
     found = problem(client.request(method, path), 422, "UsageError")
     assert found["detail"] == f"there is no query parameter {name!r} here"
-    assert found["advice"].startswith(advice)
+    assert found["hint"].startswith(hint)
 
 
 def test_parameters_that_exist_are_taken(client):
@@ -46,9 +46,7 @@ def test_a_parameter_that_stands_there_twice_is_refused(client):
 
 
 def test_an_address_that_there_is_not_says_where_all_are(client):
-    assert (
-        problem(client.get("/v1/nothing"), 404, "UnknownNameError")["advice"] == "See /openapi.json for what there is"
-    )
+    assert problem(client.get("/v1/nothing"), 404, "UnknownNameError")["hint"] == "See /openapi.json for what there is"
     assert problem(client.patch("/v1/predictions"), 405, "UsageError")["detail"] == "this address takes other methods"
 
 

@@ -112,7 +112,7 @@ def test_a_database_that_has_not_every_character_is_refused(postgresql_server):
         connection.execute(text("CREATE DATABASE latin ENCODING 'LATIN1' LOCALE 'C' TEMPLATE template0"))
     with pytest.raises(UsageError, match="encoded in LATIN1") as caught:
         open_database(None, postgresql_server.removesuffix("postgres") + "latin")
-    assert "--encoding=UTF8" in caught.value.advice
+    assert "--encoding=UTF8" in caught.value.hint
     engine.dispose()
 
 
@@ -136,7 +136,7 @@ def test_no_value_is_in_what_the_driver_says(postgresql_server, tmp_path, caplog
 def test_at_the_start_nobody_is_told_that_it_goes_on(postgresql_server):
     with pytest.raises(StorageError) as caught:
         open_database(None, "postgresql://me@127.0.0.1:1/x")
-    assert caught.value.advice == "Start it, or name another one"
+    assert caught.value.hint == "Start it, or name another one"
 
 
 def test_a_lost_connection_is_told_where_the_driver_does_not_make_it_an_error_of_its_own(tmp_path):

@@ -377,7 +377,7 @@ def test_a_image_that_is_missing_though_nobody_removed_it_is_told(records):
     records.images.remove(record.image_sha256)
     with pytest.raises(StorageError, match=f"prediction '{record.id}' is missing") as caught:
         records.image(record)
-    assert f"Restore {record.image_sha256[:2]}/{record.image_sha256} below images/ from a backup" in caught.value.advice
+    assert f"Restore {record.image_sha256[:2]}/{record.image_sha256} below images/ from a backup" in caught.value.hint
     add(records)
     assert records.image(record) == b"image"
     records.remove(record.id, who="me")

@@ -46,13 +46,13 @@ async def known_parameters(request: Request) -> None:
     given = [name for name, _ in request.query_params.multi_items()]
     for name in given:
         if given.count(name) > 1:
-            raise UsageError(f"the query parameter {name[:_SHOWN]!r} stands there twice", advice="Send it once")
+            raise UsageError(f"the query parameter {name[:_SHOWN]!r} stands there twice", hint="Send it once")
         if name not in taken:
             near = difflib.get_close_matches(name, taken, n=1)
             known = f"Known: {', '.join(taken)}" if taken else "It takes none"
             raise UsageError(
                 f"there is no query parameter {name[:_SHOWN]!r} here",
-                advice=f"Did you mean {near[0]!r}?" if near else known,
+                hint=f"Did you mean {near[0]!r}?" if near else known,
             )
 
 

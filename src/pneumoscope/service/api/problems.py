@@ -86,14 +86,14 @@ class Problem(BaseModel):
     status: int = Field(examples=[404])
     detail: str = Field(examples=["there is no prediction '0123456789abcdef0123456789abcdef'"])
     """What is wrong, with which value."""
-    advice: str = Field(examples=["It was deleted, or never made here"])
+    hint: str = Field(examples=["It was deleted, or never made here"])
     """What to do next; may be empty."""
     error: str = Field(examples=["UnknownNameError"])
     """The name of the error, as in Python."""
 
 
 def problem(
-    status: int, error: str, detail: str, advice: str = "", headers: Mapping[str, str] | None = None
+    status: int, error: str, detail: str, hint: str = "", headers: Mapping[str, str] | None = None
 ) -> JSONResponse:
     """An answer that is no success."""
     found = Problem(
@@ -101,7 +101,7 @@ def problem(
         title=_TITLES.get(status, "The request cannot be done"),
         status=status,
         detail=detail,
-        advice=advice,
+        hint=hint,
         error=error,
     )
     return JSONResponse(found.model_dump(), status, headers=dict(headers or {}), media_type=MEDIA_TYPE)
@@ -114,13 +114,13 @@ def of_error(error: PneumoscopeError) -> JSONResponse:
     detail = error.message
     if isinstance(error, errors.UnreadableImageError):  # without the image's name
         detail = f"the image cannot be read: {error.why}"
-    return problem(status, type(error).__name__, detail, error.advice, headers)
+    return problem(status, type(error).__name__, detail, error.hint, headers)
 
 
 def fault(request: Request, error: Exception) -> JSONResponse:
     """What a client is told of an error that nobody foresaw: its kind alone, for what it says may hold anything."""
     if isinstance(error, OSError) and error.errno in (errno.EMFILE, errno.ENFILE):
-        busy = errors.BusyError("too many connections and files are open", advice="Try again in a few seconds")
+        busy = errors.BusyError("too many connections and files are open", hint="Try again in a few seconds")
         refused(request, "BusyError", busy.message)
         return of_error(busy)
     what = f"an unforeseen {type(error).__name__}"
@@ -181,17 +181,17 @@ def install_exception_handlers(app: FastAPI, routes: Sequence[APIRoute]) -> None
     async def _http(request: Request, error: HTTPException) -> JSONResponse:
         name = {404: "UnknownNameError", 413: "TooLargeError"}.get(error.status_code, "UsageError")
         refused(request, name)
-        said, advice = _SAID.get(error.detail, (error.detail, ""))
+        said, hint = _SAID.get(error.detail, (error.detail, ""))
         headers = dict(error.headers or {})
         if error.status_code == 405:  # the framework names those of one route alone
             taken = {
                 method for route in routes if route.path_regex.match(request.url.path) for method in route.methods or ()
             }
             headers["Allow"] = ", ".join(sorted(taken | ({"HEAD"} if "GET" in taken else set())))
-        return problem(error.status_code, name, said, advice, headers)
+        return problem(error.status_code, name, said, hint, headers)
 
 
-# Of each status, as OpenAPI shows it: the error, what it says, and its advice.
+# Of each status, as OpenAPI shows it: the error, what it says, and its hint.
 _EXAMPLES = {
     400: ("UsageError", "There was an error parsing the body", ""),
     401: ("AuthenticationError", "the token is not known", "Send the header: Authorization: Bearer TOKEN"),

@@ -87,9 +87,9 @@ def paths(service: PredictionService, most_images: int) -> APIRouter:
         """The image of a record whose heatmap can be drawn."""
         record = service.records.get(id)
         if record.prediction.model.sha256 != service.model.facts.sha256:
-            raise UnknownNameError("heatmap", id, (), advice="Another model judged this image; post it again")
+            raise UnknownNameError("heatmap", id, (), hint="Another model judged this image; post it again")
         if record.prediction.decision == "rejected":
-            raise UnknownNameError("heatmap", id, (), advice="The image was rejected, so nothing is said of its places")
+            raise UnknownNameError("heatmap", id, (), hint="The image was rejected, so nothing is said of its places")
         return service.records.image(record)
 
     router = APIRouter(

@@ -139,7 +139,7 @@ def verify_rows(connection: Connection, expected: str = "") -> tuple[int, str]:
     if not seen:
         raise AuditLogError(
             f"none of the {number} rows of the audit log has the hash {expected!r}",
-            advice="It was mistyped, or rows were replaced since it was written down: compare with a backup",
+            hint="It was mistyped, or rows were replaced since it was written down: compare with a backup",
         )
     return number, previous
 
@@ -159,5 +159,5 @@ def _hash(row: Mapping[str, object]) -> str:
 def _broken(number: int, how: str) -> AuditLogError:
     return AuditLogError(
         f"row {number} of the audit log was altered: {how}",
-        advice="What stands before it holds. Compare it with a backup to learn what was changed",
+        hint="What stands before it holds. Compare it with a backup to learn what was changed",
     )

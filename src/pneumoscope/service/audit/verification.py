@@ -104,7 +104,7 @@ class _Differences:
             more = f"; and {self._count - len(self._first)} more" if self._count > len(self._first) else ""
             raise AuditLogError(
                 "; ".join(self._first) + more,
-                advice="The audit log itself holds: compare what it tells of with a backup",
+                hint="The audit log itself holds: compare what it tells of with a backup",
             )
 
 

@@ -52,7 +52,7 @@ class Sessions:
             # Looked up as a key of 256 random bits: no time that this takes tells anything of another.
             name, until = self._open.get(value, ("", 0.0))
             if not name or until <= self._now():
-                raise AuthenticationError("nobody is signed in", advice="Sign in again")
+                raise AuthenticationError("nobody is signed in", hint="Sign in again")
             return name
 
     def end(self, value: str) -> None:

@@ -33,7 +33,7 @@ def read_tokens(file: Path) -> dict[str, str]:
         why = (error.strerror or str(error)) if isinstance(error, OSError) else "it is no text in UTF-8"
         raise UsageError(f"cannot read the tokens in {str(file)!r}: {why}") from error
     if mode & 0o077:
-        raise UsageError(f"others may read the tokens in {str(file)!r}", advice=f"chmod 600 {file}")
+        raise UsageError(f"others may read the tokens in {str(file)!r}", hint=f"chmod 600 {file}")
     found: dict[str, str] = {}
     for number, line in enumerate(lines, 1):
         if not line.strip() or line.lstrip().startswith("#"):
@@ -43,7 +43,7 @@ def read_tokens(file: Path) -> dict[str, str]:
         if not _NAME.fullmatch(name) or len(token) < _LEAST or not token.isascii() or " " in token or name in found:
             raise UsageError(
                 f"line {number} of {str(file)!r} is no name and token",
-                advice=f"One name (letters, digits, _ . @ -), a space, and a token of {_LEAST} characters or more, such as"
+                hint=f"One name (letters, digits, _ . @ -), a space, and a token of {_LEAST} characters or more, such as"
                 " from: openssl rand -hex 32",
             )
         if name in (LOCAL, RETENTION) or token in found.values():
@@ -52,11 +52,11 @@ def read_tokens(file: Path) -> dict[str, str]:
             )
             raise UsageError(
                 f"line {number} of {str(file)!r} has {what}",
-                advice="The audit log could not tell who it was: choose another",
+                hint="The audit log could not tell who it was: choose another",
             )
         found[name] = token
     if not found:
-        raise UsageError(f"there is no token in {str(file)!r}", advice="Write one: echo me $(openssl rand -hex 32)")
+        raise UsageError(f"there is no token in {str(file)!r}", hint="Write one: echo me $(openssl rand -hex 32)")
     return found
 
 
@@ -100,9 +100,7 @@ class Authenticator:
             return self.who(request.headers.get("Authorization", ""))
         # A browser sends the cookie by itself, so another site's page could make it act; `watching` compares the origin.
         if request.method not in ("GET", "HEAD") and not request.headers.get("Origin"):
-            raise AuthenticationError(
-                "the request does not say from which page it comes", advice="Send a token instead"
-            )
+            raise AuthenticationError("the request does not say from which page it comes", hint="Send a token instead")
         return self.sessions.who(cookie)
 
     def who(self, authorization: str) -> str:
@@ -120,6 +118,6 @@ class Authenticator:
         if kind.lower() != "bearer" or not known:
             raise AuthenticationError(
                 "the token is not known" if token else "a token is needed",
-                advice="Send the header: Authorization: Bearer TOKEN",
+                hint="Send the header: Authorization: Bearer TOKEN",
             )
         return known[0]

@@ -107,7 +107,7 @@ class FolderBlobStore:
         if content_hash(content) != sha256:
             raise StorageError(
                 f"{str(path)!r} is not the image that was kept there",
-                advice="It was altered or the disk is failing: restore it from a backup",
+                hint="It was altered or the disk is failing: restore it from a backup",
             )
         return content
 
@@ -176,5 +176,5 @@ class MemoryBlobStore:
 
 def _failed(what: str, path: Path, error: OSError) -> StorageError:
     return StorageError(
-        f"cannot {what} {str(path)!r}: {error.strerror or error}", advice="Look at the disk and its rights"
+        f"cannot {what} {str(path)!r}: {error.strerror or error}", hint="Look at the disk and its rights"
     )

@@ -44,7 +44,7 @@ class DataDirectory:
             if _identity(path) != known:
                 raise StorageError(
                     f"{str(path)!r} is gone, or another than this process opened",
-                    advice="Nothing was changed. Put back what was there, or start the service again",
+                    hint="Nothing was changed. Put back what was there, or start the service again",
                 )
 
     def check_room(self) -> None:
@@ -60,7 +60,7 @@ class DataDirectory:
             except OSError as error:
                 raise StorageError(f"cannot look at {str(path)!r}: {error.strerror or error}") from error
             if free < _ROOM:
-                raise StorageError(f"no room is left on the disk of {str(path)!r}", advice="Free some space")
+                raise StorageError(f"no room is left on the disk of {str(path)!r}", hint="Free some space")
 
 
 def create_data_directory(folder: Path) -> None:
@@ -73,7 +73,7 @@ def create_data_directory(folder: Path) -> None:
         folder.mkdir(mode=0o700, parents=True, exist_ok=True)
     except OSError as error:
         raise StorageError(
-            f"cannot make {str(folder)!r}: {error.strerror or error}", advice="Choose another folder with --data"
+            f"cannot make {str(folder)!r}: {error.strerror or error}", hint="Choose another folder with --data"
         ) from error
 
 

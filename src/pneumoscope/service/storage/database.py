@@ -53,7 +53,7 @@ def _migrate(engine: Engine) -> None:
             if encoding != "UTF8":
                 raise UsageError(
                     f"the database {_shown(engine)} is encoded in {encoding}, which has not every character of a name",
-                    advice="createdb --encoding=UTF8 --template=template0",
+                    hint="createdb --encoding=UTF8 --template=template0",
                 )
             # Two processes that start together would both make the tables.
             connection.exec_driver_sql("SELECT pg_advisory_xact_lock(hashtext('pneumoscope'))")
@@ -65,7 +65,7 @@ def _migrate(engine: Engine) -> None:
         except alembic.util.CommandError as error:
             raise StorageError(
                 f"the database {_shown(engine)} was made by a newer version: {error}",
-                advice="Upgrade: pip install -U 'pneumoscope[serve]'",
+                hint="Upgrade: pip install -U 'pneumoscope[serve]'",
             ) from error
 
 
@@ -85,16 +85,16 @@ def reading(engine: Engine) -> Iterator[Connection]:
 
 
 @contextlib.contextmanager
-def writing(engine: Engine, advice: str = "") -> Iterator[Connection]:
+def writing(engine: Engine, hint: str = "") -> Iterator[Connection]:
     """A transaction of the one writer there is at a time; all of it is kept, or nothing.
 
     Args:
         engine: of the database.
-        advice: see `told`.
+        hint: see `told`.
     Raises:
         StorageError: the database cannot be reached or written, or another writer did not end in time.
     """
-    with told(engine, advice), _writer(engine) as connection, connection.begin(), _left_whole(connection):
+    with told(engine, hint), _writer(engine) as connection, connection.begin(), _left_whole(connection):
         if connection.dialect.name == "postgresql":
             connection.exec_driver_sql(f"SET LOCAL lock_timeout = '{_PATIENCE}s'")
             if connection.dialect.has_table(connection, TRAIL):
@@ -120,19 +120,19 @@ def _left_whole(connection: Connection) -> Iterator[None]:
 
 
 @contextlib.contextmanager
-def told(engine: Engine, advice: str = "") -> Iterator[None]:
+def told(engine: Engine, hint: str = "") -> Iterator[None]:
     """What a database says in its own way, said in ours.
 
     Args:
         engine: of the database.
-        advice: what to do; where empty, that of a service that goes on.
+        hint: what to do; where empty, that of a service that goes on.
     """
     try:
         yield
     except (DBAPIError, PoolTimeoutError, OSError) as error:  # a lost connection is now and then a bare OSError
         raise StorageError(
             f"the database {_shown(engine)} cannot be used: {_why(error)}",
-            advice=advice
+            hint=hint
             or "Nothing was changed. Free space, unlock or start it; the service goes on by itself when it is back",
         ) from error
 
@@ -167,7 +167,7 @@ def _postgresql(address: str) -> Engine:
         url = make_url(address)
         if url.get_backend_name() != "postgresql":
             raise UsageError(
-                f"--database takes postgresql://, not {url.drivername}://", advice="SQLite needs no address: use --data"
+                f"--database takes postgresql://, not {url.drivername}://", hint="SQLite needs no address: use --data"
             )
         # A driver whose licence is as free as ours.
         return create_engine(
@@ -179,7 +179,7 @@ def _postgresql(address: str) -> Engine:
             hide_parameters=True,  # names of patients are among them
         )
     except (ArgumentError, NoSuchModuleError, ValueError) as error:
-        raise UsageError("--database is no address of a database", advice="postgresql://user@host/name") from error
+        raise UsageError("--database is no address of a database", hint="postgresql://user@host/name") from error
     except SQLAlchemyError as error:
         raise UsageError(f"--database cannot be used: {error}") from error
 

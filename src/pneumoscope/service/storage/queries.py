@@ -76,7 +76,7 @@ def _place(token: str, order: Order) -> tuple[str | float, str]:
     except (ValueError, TypeError, OverflowError, RecursionError, UsageError) as error:
         raise UsageError(
             f"after is {token[:64]!r}, which is no `next` of a page in the order {order!r}",
-            advice="Begin again without it",
+            hint="Begin again without it",
         ) from error
     return value, key
 

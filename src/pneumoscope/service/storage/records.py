@@ -133,7 +133,7 @@ def moment(text: str, name: str) -> str:
         time = datetime.fromisoformat(text)
         time = time.astimezone(UTC) if time.tzinfo else time.replace(tzinfo=UTC)
     except (ValueError, OverflowError) as error:
-        raise UsageError(f"{name} is {text!r}, which is no time", advice=f"Write it as {TIME_FORM}") from error
+        raise UsageError(f"{name} is {text!r}, which is no time", hint=f"Write it as {TIME_FORM}") from error
     return f"{time.replace(tzinfo=None).isoformat(timespec='microseconds')}Z"
 
 

@@ -192,10 +192,10 @@ class PredictionRepository:
         if content is not None:
             return content
         if record.image_removed or not self._is_kept(record):
-            raise GoneError(f"the image of prediction {record.id!r} was removed", advice="Its numbers are kept")
+            raise GoneError(f"the image of prediction {record.id!r} was removed", hint="Its numbers are kept")
         raise StorageError(
             f"the image of prediction {record.id!r} is missing, and nobody removed it here",
-            advice=f"Restore {record.image_sha256[:2]}/{record.image_sha256} below {IMAGES}/ from a backup, or post the image again",
+            hint=f"Restore {record.image_sha256[:2]}/{record.image_sha256} below {IMAGES}/ from a backup, or post the image again",
         )
 
     def find(self, wanted: Filter, *, order: Order = "newest", limit: int = 50, after: str = "") -> Page:
@@ -258,7 +258,7 @@ class PredictionRepository:
             except StorageError as error:
                 raise StorageError(
                     f"record {key!r} is deleted, but its image could not be: {error.message}",
-                    advice="It is tried again every few minutes, and at the next start",
+                    hint="It is tried again every few minutes, and at the next start",
                 ) from error
 
     def expire(self, age: timedelta, *, stopped: Callable[[], bool] = lambda: False) -> int:
@@ -344,7 +344,7 @@ def _entry(row: Row, at: str, who: str, what: str, details: Mapping[str, object]
 def _found(connection: Connection, asked: Executable, key: str) -> RowMapping:
     row = connection.execute(asked).mappings().first() if is_id(key) else None
     if row is None:
-        raise UnknownNameError("prediction", key, (), advice="It was deleted, or never made here")
+        raise UnknownNameError("prediction", key, (), hint="It was deleted, or never made here")
     return row
 
 

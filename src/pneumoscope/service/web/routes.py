@@ -128,7 +128,7 @@ def views(service: PredictionService, most_bytes: int) -> APIRouter:
             async with request.form(max_files=0, max_fields=4) as form:
                 token = str(form.get("token", ""))
         except UnicodeError as error:  # it names an encoding that is none
-            raise UsageError("the form cannot be understood", advice="Send it from the page") from error
+            raise UsageError("the form cannot be understood", hint="Send it from the page") from error
         try:
             who = access.who(f"Bearer {token}")
         except AuthenticationError:
@@ -182,14 +182,14 @@ def _asked(request: Request) -> tuple[Filter, Order, dict[str, str]]:
     given = {name: request.query_params.get(name, "") for name in ("decision", "reviewed", "since", "until", "order")}
     order = given["order"] or "attention"
     if given["decision"] not in ("", *get_args(Decision)):
-        raise UsageError(f"there is no decision {given['decision'][:40]!r}", advice=f"One of {', '.join(DECISIONS)}")
+        raise UsageError(f"there is no decision {given['decision'][:40]!r}", hint=f"One of {', '.join(DECISIONS)}")
     if given["reviewed"] not in ("", "yes", "no"):
-        raise UsageError("reviewed is yes or no", advice="Choose it in the form")
+        raise UsageError("reviewed is yes or no", hint="Choose it in the form")
     if order not in _ORDERS:
-        raise UsageError(f"there is no order {order[:40]!r}", advice=f"One of {', '.join(_ORDERS)}")
+        raise UsageError(f"there is no order {order[:40]!r}", hint=f"One of {', '.join(_ORDERS)}")
     for name in ("since", "until"):
         if given[name] and not _DATE.fullmatch(given[name]):
-            raise UsageError(f"{name} is no date", advice="Write it as 2026-01-31")
+            raise UsageError(f"{name} is no date", hint="Write it as 2026-01-31")
     wanted = Filter(
         decision=given["decision"] or None,  # type: ignore[arg-type]  # compared above
         reviewed={"yes": True, "no": False}.get(given["reviewed"]),

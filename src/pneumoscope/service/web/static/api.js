@@ -9,7 +9,7 @@ export function say(sentence, values) {
 
 /** What a problem document says, for a person. */
 export function why(problem) {
-  return [problem?.detail, problem?.advice].filter(Boolean).join(". ");
+  return [problem?.detail, problem?.hint].filter(Boolean).join(". ");
 }
 
 export let leaving = false; // to sign in, and to come back
