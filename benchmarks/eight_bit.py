@@ -118,7 +118,7 @@ def images(
     return pixels, np.array([chosen[i].positive for i in places])
 
 
-def rate(predictor: BundleSession, pixels: npt.NDArray[np.uint8]) -> float:
+def rate(session: BundleSession, pixels: npt.NDArray[np.uint8]) -> float:
     """Images a second, in batches as `predict` makes them."""
     start = time.perf_counter()
     for first in range(0, len(pixels), BATCH):
@@ -137,7 +137,7 @@ def compare(
     }
     rates: dict[str, list[float]] = {name: [] for name in variants}
     for _ in range(rounds):
-        for name, predictor in predictors.items():
+        for name, session in predictors.items():
             rates[name].append(rate(session, pixels[:200]))
     first = next(iter(variants))
     threshold = card.operating_points[DEFAULT_OPERATING_POINT].threshold

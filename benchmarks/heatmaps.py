@@ -77,7 +77,7 @@ class Sample:
 
 
 def draw_sample(
-    predictor: BundleSession, root: Path, images: Sequence[LabelledImage], wanted: int, rng: np.random.Generator
+    session: BundleSession, root: Path, images: Sequence[LabelledImage], wanted: int, rng: np.random.Generator
 ) -> Sample:
     """As many normal images as pneumonias, half of `wanted` each or as many as there are."""
     of_label = [[image for image in images if image.label == label] for label in LABELS]
@@ -87,7 +87,7 @@ def draw_sample(
     return Sample(drawn, pixels, explain(session, pixels))
 
 
-def explain(predictor: BundleSession, pixels: npt.NDArray[np.uint8]) -> Outputs:
+def explain(session: BundleSession, pixels: npt.NDArray[np.uint8]) -> Outputs:
     """Outputs of many images."""
     parts = [session.outputs(pixels[i : i + BATCH], heatmaps=True) for i in range(0, len(pixels), BATCH)]
     given = [field.name for field in dataclasses.fields(Outputs) if getattr(parts[0], field.name) is not None]
@@ -105,9 +105,7 @@ def same_spectrum(heatmap: FloatArray, rng: np.random.Generator) -> FloatArray:
     return np.fft.irfft2(np.fft.rfft2(heatmap) * phases, s=heatmap.shape)
 
 
-def areas(
-    predictor: BundleSession, image: npt.NDArray[np.uint8], heatmap: FloatArray, sign: int
-) -> tuple[float, float]:
+def areas(session: BundleSession, image: npt.NDArray[np.uint8], heatmap: FloatArray, sign: int) -> tuple[float, float]:
     """Areas under the score of what the network says, for deletion and for insertion; 0 to 1.
 
     Args:
@@ -128,7 +126,7 @@ def areas(
     return float(np.trapezoid(deletion, shares)), float(np.trapezoid(insertion, shares))
 
 
-def faithfulness(predictor: BundleSession, sample: Sample, rng: np.random.Generator, seed: int) -> dict[str, Any]:
+def faithfulness(session: BundleSession, sample: Sample, rng: np.random.Generator, seed: int) -> dict[str, Any]:
     """Areas of the network's maps and of random ones, and their differences in the direction that is better."""
     signs = np.where(sample.outputs.logit >= 0, 1, -1)
     own, random = [], []
@@ -287,7 +285,7 @@ def table(found: dict[str, Any]) -> str:
 def measure(target: Path, data: Path, split: str, images: int, seed: int) -> dict[str, Any]:
     """Everything that is written."""
     card, network = read_bundle(find_bundle(target))
-    predictor = BundleSession(card, network)
+    session = BundleSession(card, network)
     root, found = select_images(data, split, target / "manifest.csv")
     rng = np.random.default_rng(seed)
     sample = draw_sample(session, root, found, images, rng)

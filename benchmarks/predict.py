@@ -140,7 +140,7 @@ def small_images(bundle: Path, images: Sequence[Path], rounds: int) -> list[dict
     return [row("small images: rate / bare session's", times, ratio(times, "bare", "ours"), "at least 0.9")]
 
 
-def network_alone(predictor: BundleSession, prepared: npt.NDArray[np.uint8], batch: int) -> None:
+def network_alone(session: BundleSession, prepared: npt.NDArray[np.uint8], batch: int) -> None:
     """One call after the other."""
     for start in range(0, len(prepared), batch):
         session.logits(prepared[start : start + batch])

@@ -121,7 +121,7 @@ def shifted(out: Path, data: Path) -> dict[str, float]:
         Of images framed otherwise the AUROC, and the accuracy at the score 0.5. Of images turned to either side, the share whose
         call at the run's own operating point "balanced" is another than before.
     """
-    predictor = BundleSession.load(out / BUNDLE)
+    session = BundleSession.load(out / BUNDLE)
     root, images = select_images(data, "validation", out / MANIFEST)
     pixels = [decode(root / image.path).pixels for image in images]
     labels = np.array([image.positive for image in images])

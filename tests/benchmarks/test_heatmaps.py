@@ -31,7 +31,7 @@ def test_a_random_map_has_the_spectrum_and_the_mean_of_the_images_own():
 
 def test_a_map_that_points_at_what_counts_beats_its_opposite(maker):
     """The network takes the mean grey: dark pixels are what speaks for normal, and blurring fills them."""
-    predictor = BundleSession.load(maker.bundle(maker.root / "bundle", gain=0.05))
+    session = BundleSession.load(maker.bundle(maker.root / "bundle", gain=0.05))
     image = np.full((16, 16), 100, np.uint8)
     image[4:8, 4:8] = 0
     here = np.zeros((4, 4))
@@ -47,7 +47,7 @@ def test_a_map_that_points_at_what_counts_beats_its_opposite(maker):
 
 
 def test_a_network_that_knows_nothing_has_areas_of_one_half(maker):
-    predictor = BundleSession.load(maker.bundle(maker.root / "bundle", gain=0.0))
+    session = BundleSession.load(maker.bundle(maker.root / "bundle", gain=0.0))
     image = np.random.default_rng(0).integers(0, 256, (16, 16)).astype(np.uint8)
 
     assert benchmark.areas(session, image, np.eye(4), 1) == pytest.approx((0.5, 0.5))

@@ -64,7 +64,7 @@ def test_the_ends_are_thresholds_too(card, threshold, decision):
 
 
 def test_the_probability_is_the_predictors(maker):
-    predictor = BundleSession.load(maker.bundle(maker.root / "bundle"))
+    session = BundleSession.load(maker.bundle(maker.root / "bundle"))
     logits = np.linspace(-9, 9, 37, dtype=np.float32)
 
     mine = [decide(session.card, at(0.5), logit).probability for logit in logits.tolist()]

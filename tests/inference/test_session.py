@@ -21,12 +21,12 @@ from pneumoscope.bundle.card import Calibration, read_bundle
 from pneumoscope.core.errors import BundleError, UsageError
 from pneumoscope.imaging.image import Radiograph
 from pneumoscope.inference import BundleSession
-from pneumoscope.inference import predictor as module
+from pneumoscope.inference import session as module
 from pneumoscope.inference.session import sigmoid
 
 
 @pytest.fixture
-def predictor(maker):
+def session(maker):
     return BundleSession.load(maker.bundle(maker.root / "bundle", gain=0.05))
 
 
@@ -74,7 +74,7 @@ def test_a_network_of_logits_alone_scores_and_has_no_heatmap(maker, session):
 
 
 def test_a_screened_network_gives_kinds_and_distances_too(maker):
-    predictor = BundleSession.load(maker.bundle(maker.root / "screened", rejection_limits=LIMITS))
+    session = BundleSession.load(maker.bundle(maker.root / "screened", rejection_limits=LIMITS))
     pixels = np.stack([np.full((SIZE, SIZE), level, np.uint8) for level in (51, 204)])
 
     outputs = session.outputs(pixels)
@@ -332,7 +332,7 @@ def test_a_network_that_gives_too_little_or_no_numbers_is_refused(session, monke
 
 
 def test_a_image_whose_header_states_another_age_is_refused(maker):
-    predictor = BundleSession.load(maker.bundle(maker.root / "aged", age_range=(1, 5)))
+    session = BundleSession.load(maker.bundle(maker.root / "aged", age_range=(1, 5)))
     image = Radiograph(np.tile(np.arange(SIZE, dtype=np.uint8) * 4, (SIZE, 1)), "image", "DICOM", "", age=67.0)
     (scored,) = session.stream([image])
     assert "67.0 years" in scored.refusal

@@ -24,7 +24,7 @@ from pneumoscope.training.parity import check_explanations, check_parity
 from pneumoscope.training.recipe import RejectionOptions, read_recipe
 
 
-def predictor(content, size):
+def session(content, size):
     card = Card(
         format=FORMAT, labels=LABELS,
         name="test", network="test", parameters=1, version="0", created="", onnx_sha256="", onnx_bytes=0,
@@ -61,7 +61,7 @@ def test_onnx_and_torch_agree_on_64_images(name, size, places, flip_averaging):
     network.eval()
 
     content = to_onnx(network, size)
-    outputs = predictor(content, size).outputs(images, heatmaps=True)
+    outputs = session(content, size).outputs(images, heatmaps=True)
 
     assert check_parity(network, images, outputs.logit).largest <= 4e-4
     own = network(torch.from_numpy(images)).detach().numpy()
@@ -88,7 +88,7 @@ def test_what_cannot_be_explained_is_exported_for_its_logits(name):
     torch.manual_seed(0)
     network = build(name, image_size=64).eval()
     images = NOISE.integers(0, 256, (5, 64, 64)).astype(np.uint8)
-    exported = predictor(to_onnx(network, 64), 64)
+    exported = session(to_onnx(network, 64), 64)
 
     assert check_parity(network, images, exported.logits(images)).images == 5
     with pytest.raises(BundleError, match="gives no heatmaps"):
@@ -141,14 +141,14 @@ def test_the_file_is_one_and_takes_any_number_of_images(small):
     ]
     assert not [tensor for tensor in graph.initializer if tensor.data_location == onnx.TensorProto.EXTERNAL]
     for count in (1, 2, 5):
-        outputs = predictor(content, 64).outputs(np.zeros((count, 64, 64), np.uint8), heatmaps=True)
+        outputs = session(content, 64).outputs(np.zeros((count, 64, 64), np.uint8), heatmaps=True)
         assert [len(getattr(outputs, name)) for name in OUTPUTS] == [count] * 4
 
 
 def test_a_difference_is_refused_with_its_size(small):
     network, _, content = small
     images = NOISE.integers(0, 256, (4, 64, 64)).astype(np.uint8)
-    outputs = predictor(content, 64).outputs(images, heatmaps=True)
+    outputs = session(content, 64).outputs(images, heatmaps=True)
 
     with pytest.raises(ParityError, match=r"differ from torch's by up to 0.01 .* on 4 images \(at most 0.0004"):
         check_parity(network, images, outputs.logit + np.float32(0.01))
@@ -168,7 +168,7 @@ def test_a_heatmap_whose_terms_cancel_to_nothing_agrees():
     torch.manual_seed(0)
     network = build("test_convnext", image_size=48).eval()
     images = NOISE.integers(0, 256, (12, 48, 48)).astype(np.uint8)
-    outputs = predictor(to_onnx(network, 48), 48).outputs(images, heatmaps=True)
+    outputs = session(to_onnx(network, 48), 48).outputs(images, heatmaps=True)
     assert outputs.heatmap.shape == (12, 1, 1)
     assert np.abs(outputs.heatmap).max() < 1e-3 * scale(network, images)
 
@@ -187,7 +187,7 @@ def test_a_heatmap_whose_terms_cancel_to_nothing_agrees():
 def test_another_explanation_is_refused_with_its_size(small, name, images_off, by, words):
     network, screen, content = small
     images = NOISE.integers(0, 256, (12, 64, 64)).astype(np.uint8)
-    outputs = predictor(content, 64).outputs(images, heatmaps=True)
+    outputs = session(content, 64).outputs(images, heatmaps=True)
     wrong = getattr(outputs, name).copy()
     wrong[:images_off].reshape(images_off, -1)[:, -1] += np.float32(by) * {
         "heatmap": scale(network, images), "input_classes": 1, "distance": outputs.distance.max()
@@ -201,14 +201,14 @@ def test_what_is_as_it_should_be_passes(small):
     network, screen, content = small
     images = NOISE.integers(0, 256, (12, 64, 64)).astype(np.uint8)
 
-    check_explanations(network, images, predictor(content, 64).outputs(images, heatmaps=True), screen)
+    check_explanations(network, images, session(content, 64).outputs(images, heatmaps=True), screen)
 
 
 def test_a_few_heatmaps_may_jump(small):
     """Two of twelve, as where a ReLU's input is zero to within rounding."""
     network, _, content = small
     images = NOISE.integers(0, 256, (12, 64, 64)).astype(np.uint8)
-    outputs = predictor(content, 64).outputs(images, heatmaps=True)
+    outputs = session(content, 64).outputs(images, heatmaps=True)
     outputs.heatmap[:2, 0, 0] += np.float32(0.02) * scale(network, images)
 
     check_explanations(network, images, outputs)
@@ -218,7 +218,7 @@ def test_a_few_heatmaps_may_jump(small):
 def test_an_explanation_that_is_no_number_is_refused(small, name):
     network, screen, content = small
     images = NOISE.integers(0, 256, (12, 64, 64)).astype(np.uint8)
-    outputs = predictor(content, 64).outputs(images, heatmaps=True)
+    outputs = session(content, 64).outputs(images, heatmaps=True)
     wrong = getattr(outputs, name).copy()
     wrong[0] = np.nan
 
@@ -321,7 +321,7 @@ def test_images_that_thresholds_are_fitted_on_are_each_augmented_once(small):
     _, _, content = small
     images = np.random.default_rng(3).integers(0, 200, (40, 64, 64), dtype=np.uint8)  # more than go through at once
     recipe = read_recipe("quick", ["network.image_size=64", "training.seed=5"])
-    scorer = predictor(content, 64)
+    scorer = session(content, 64)
 
     found = np.concatenate([scorer.logits(part) for part in module._augmented(images, recipe.augmentation, 5)])
 

@@ -74,7 +74,7 @@ def test_a_run_that_learns_what_to_refuse_has_its_limits_on_the_card(phantoms, t
         tmp_path / "run",
         tell=told.append,
     )
-    predictor = BundleSession.load(tmp_path / "run/bundle")
+    session = BundleSession.load(tmp_path / "run/bundle")
 
     limits = session.card.rejection_limits
     assert "learning what to refuse, 3 batches" in told
@@ -111,7 +111,7 @@ def test_the_population_is_images_as_they_are_and_each_four_times_otherwise():
 
 def test_the_edge_of_a_recipe_is_black_to_what_is_shipped(phantoms, tmp_path):
     train(small(training={"epochs": 1}, network={"edge": 4}), phantoms, tmp_path / "run")
-    predictor = BundleSession.load(tmp_path / "run/bundle")
+    session = BundleSession.load(tmp_path / "run/bundle")
     images = np.random.default_rng(0).integers(0, 256, (3, 32, 32)).astype(np.uint8)
     other = 255 - images
     other[:, 4:-4, 4:-4] = images[:, 4:-4, 4:-4]

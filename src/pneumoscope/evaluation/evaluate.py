@@ -79,7 +79,7 @@ def evaluate(
     """
     bundle = find_bundle(target)
     is_run = bundle != target
-    predictor = BundleSession.load(bundle)
+    session = BundleSession.load(bundle)
     card = session.card
     for name in operating_points:
         if name not in card.operating_points:
@@ -104,7 +104,7 @@ def evaluate(
 
 
 def _score(
-    predictor: BundleSession,
+    session: BundleSession,
     root: Path,
     images: Sequence[LabelledImage],
     split: str,

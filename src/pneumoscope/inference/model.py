@@ -42,13 +42,13 @@ class Model:
         threshold: of that point, as a probability.
     """
 
-    def __init__(self, predictor: BundleSession, *, operating_point: str = "") -> None:
+    def __init__(self, session: BundleSession, *, operating_point: str = "") -> None:
         """Choose the operating point.
 
         Raises:
             UnknownNameError: the card has no such operating point.
         """
-        self._predictor = predictor
+        self._predictor = session
         self.card: Card = session.card
         self.point = find_operating_point(self.card, operating_point)
         self.operating_point_name = operating_point or DEFAULT_OPERATING_POINT

@@ -104,10 +104,10 @@ class BundleSession:
                 another logit than the card says.
         """
         card, network = read_bundle(folder)
-        predictor = cls(card, network, threads=threads)
+        session = cls(card, network, threads=threads)
         session._refuse_other_limits()
         session.run_self_test()
-        return predictor
+        return session
 
     def run_self_test(self) -> None:
         """Score the golden image, and compare.

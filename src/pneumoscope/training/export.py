@@ -125,7 +125,7 @@ def export(
         best_epoch=best_epoch,
         machine=machine() | versions(),
     )
-    predictor = BundleSession(card, onnx)
+    session = BundleSession(card, onnx)
     outputs = [session.outputs(pixels[i : i + _BATCH]) for i in range(0, len(pixels), _BATCH)]
     logits = np.concatenate([part.logit for part in outputs])
     # A manifest is sorted: images from all over it are of both labels.
