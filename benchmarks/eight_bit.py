@@ -30,7 +30,7 @@ from onnxruntime.quantization.shape_inference import quant_pre_process
 from pneumoscope import __version__
 from pneumoscope.bundle.card import Card, find_bundle, read_bundle
 from pneumoscope.core.files import write_atomically
-from pneumoscope.core.results import NOTICE
+from pneumoscope.core.i18n import NOTICE
 from pneumoscope.evaluation.selection import select_images
 from pneumoscope.imaging.decode import decode
 from pneumoscope.imaging.preprocess import preprocess

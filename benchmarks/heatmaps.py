@@ -35,7 +35,8 @@ from pneumoscope import __version__
 from pneumoscope.bundle.card import Card, find_bundle, read_bundle
 from pneumoscope.core.errors import UsageError
 from pneumoscope.core.files import write_atomically
-from pneumoscope.core.results import NOTICE, Interval
+from pneumoscope.core.i18n import NOTICE
+from pneumoscope.core.results import Interval
 from pneumoscope.data.manifest import LABELS, LabelledImage
 from pneumoscope.evaluation.selection import select_images
 from pneumoscope.imaging.decode import decode

@@ -34,14 +34,15 @@ from pydicom.uid import DigitalXRayImageStorageForPresentation, ExplicitVRLittle
 from pneumoscope import __version__
 from pneumoscope.core.errors import DatasetError
 from pneumoscope.core.files import write_atomically
-from pneumoscope.core.results import NOTICE, Interval, Prediction
+from pneumoscope.core.i18n import NOTICE
+from pneumoscope.core.prediction import Prediction
+from pneumoscope.core.results import Interval
 from pneumoscope.data.manifest import LABELS
 from pneumoscope.evaluation.selection import select_images
 from pneumoscope.imaging.decode import decode
 from pneumoscope.imaging.phantom_drawing import draw
 from pneumoscope.inference.discovery import discover_images
 from pneumoscope.inference.model import LabelledImage, Model, load_model
-from pneumoscope.inference.rejection import sort_of_refusal
 from pneumoscope.statistics.intervals import proportion
 
 Grey = npt.NDArray[np.uint8]
@@ -168,7 +169,7 @@ def rejections(name: str, found: Iterable[Prediction], patients: Sequence[str] |
     """How many were rejected, and what was said of the others. A file that cannot be read counts as rejected."""
     kept = list(found)
     rejected = np.array([prediction.decision in {"rejected", None} for prediction in kept])
-    reasons = Counter(sort_of_refusal(p.reason or p.error) for p, out in zip(kept, rejected, strict=True) if out)
+    reasons = Counter((p.rejection.code if p.rejection else p.failure and p.failure.code) for p, out in zip(kept, rejected, strict=True) if out)
     return {
         "name": name,
         "rejected": proportion(rejected, patients),
@@ -199,7 +200,7 @@ def measure(model: Model, data: Path, target: Path, given: argparse.Namespace) -
         "bundle": model.card.name,
         "network": model.card.network,
         "onnx_sha256": model.card.onnx_sha256,
-        "operating_point": model.point.rule,
+        "operating_point": model.point.rule_text(),
         "split": given.split,
         "n": len(drawn),
         "patients": len({patient or image.path for patient, image in zip(patients, drawn, strict=True)}),

@@ -39,7 +39,7 @@ import numpy as np
 from pneumoscope import __version__
 from pneumoscope.bundle.card import find_bundle
 from pneumoscope.core.files import write_atomically
-from pneumoscope.core.results import NOTICE
+from pneumoscope.core.i18n import NOTICE
 from pneumoscope.imaging.decode import decode
 from pneumoscope.imaging.phantom import phantom
 from pneumoscope.inference.model import load_model
@@ -104,7 +104,7 @@ async def sent(images: list[bytes], port: int, first: int, clients: int, seconds
                 stream[1].close()
                 stream = None
 
-    await asyncio.load_run_data(*map(client, range(clients)))
+    await asyncio.gather(*map(client, range(clients)))
     return answers
 
 

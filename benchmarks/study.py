@@ -39,7 +39,8 @@ from PIL import Image
 from pneumoscope import __version__
 from pneumoscope.core.errors import RecipeError
 from pneumoscope.core.files import write_atomically
-from pneumoscope.core.results import NOTICE, Evaluation
+from pneumoscope.core.i18n import NOTICE
+from pneumoscope.core.results import Evaluation
 from pneumoscope.evaluation.evaluate import evaluate
 from pneumoscope.evaluation.records import EVALUATION_FILE, read_evaluation
 from pneumoscope.evaluation.selection import select_images

@@ -9,7 +9,8 @@ from tests.conftest import LIMITS
 from pneumoscope.bundle.card import Intervals, OperatingPoint, Share, UncertaintyBand
 from pneumoscope.bundle.model_card import EVIDENCE, model_card
 from pneumoscope.core.errors import BundleError
-from pneumoscope.core.results import NOTICE, to_json
+from pneumoscope.core.i18n import NOTICE
+from pneumoscope.core.results import to_json
 from pneumoscope.data.check import audit
 from pneumoscope.data.layouts import load_manifest
 from pneumoscope.evaluation.evaluate import evaluate

@@ -21,7 +21,8 @@ from pneumoscope.bundle.card import find_bundle, read_bundle
 from pneumoscope.cli import cli, run_and_exit
 from pneumoscope.cli import predict as module
 from pneumoscope.core.errors import PartialFailureError
-from pneumoscope.core.results import NOTICE, SCHEMA
+from pneumoscope.core.i18n import NOTICE
+from pneumoscope.core.results import SCHEMA
 from pneumoscope.inference.model import load_model
 from pneumoscope.inference.writers import COLUMNS
 

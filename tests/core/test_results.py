@@ -7,16 +7,8 @@ import math
 import pytest
 
 from pneumoscope.core import results
-from pneumoscope.core.results import (
-    NOTICE,
-    SCHEMA,
-    Comparison,
-    Confusion,
-    Evaluation,
-    Interval,
-    OperatingPointResult,
-    to_json,
-)
+from pneumoscope.core.i18n import NOTICE
+from pneumoscope.core.results import SCHEMA, Comparison, Confusion, Evaluation, Interval, OperatingPointResult, to_json
 
 HALF = Interval(value=0.5, low=0.25, high=0.75, method="wilson", n=12)
 NONE = Interval(value=None, low=None, high=None, method="wilson", n=0, reason="no image is called pneumonia")

@@ -84,8 +84,8 @@ def test_the_threshold_parts_copies_from_other_images(real_images: Path, tmp_pat
     """What the module says of the public images, on a sample of them."""
     manifest = load_manifest(real_images)
     sample = manifest.images[::146]
-    for number, image in enumerate(sample):
-        image = Image.fromarray(decode(real_images / image.path).pixels)
+    for number, row in enumerate(sample):
+        image = Image.fromarray(decode(real_images / row.path).pixels)
         stem = f"{number:03}"
         image.save(tmp_path / f"{stem}-a-original.png")
         image.save(tmp_path / f"{stem}-b-saved.jpeg", quality=50)

@@ -104,9 +104,9 @@ def test_palette() -> None:
 
 
 def test_one_bit() -> None:
-    image = Image.fromarray(np.array([[True, False, True]]))
+    picture = Image.fromarray(np.array([[True, False, True]]))
     for kind in ("PNG", "BMP", "TIFF"):
-        image = decode(written(image, kind))
+        image = decode(written(picture, kind))
         assert (image.pixels.tolist(), image.mode) == ([[255, 0, 255]], "1")
 
 

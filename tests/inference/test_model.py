@@ -17,7 +17,8 @@ from tests.conftest import LIMITS, SIZE, halves
 
 import pneumoscope
 from pneumoscope.core.errors import BundleError, RunError, UnknownNameError, UnreadableImageError, UsageError
-from pneumoscope.core.results import NOTICE, ImageInfo
+from pneumoscope.core.i18n import NOTICE
+from pneumoscope.core.prediction import ImageInfo
 from pneumoscope.imaging.decode import decode
 from pneumoscope.imaging.preprocess import preprocess
 from pneumoscope.inference import model as module

@@ -2,10 +2,10 @@
 
 import pytest
 from msgspec import structs
+from pneumoscope.inference.rejection import refusal, refusal_of_age, sort_of_refusal
 from tests.conftest import LIMITS
 
 from pneumoscope.bundle.card import INPUT_CLASSES, read_bundle
-from pneumoscope.inference.rejection import refusal, refusal_of_age, sort_of_refusal
 
 
 @pytest.fixture(scope="module")

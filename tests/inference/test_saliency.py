@@ -12,7 +12,7 @@ from PIL import Image, ImageDraw
 
 from pneumoscope.bundle.card import read_bundle
 from pneumoscope.core.errors import UsageError
-from pneumoscope.core.results import NOTICE
+from pneumoscope.core.i18n import NOTICE
 from pneumoscope.imaging.image import Radiograph
 from pneumoscope.imaging.preprocess import Preprocessing, preprocess
 from pneumoscope.inference import heatmap as module

@@ -10,7 +10,9 @@ from collections.abc import Iterator
 
 import pytest
 
-from pneumoscope.core.results import NOTICE, SCHEMA, ImageInfo, ModelInfo, Prediction
+from pneumoscope.core.i18n import NOTICE
+from pneumoscope.core.prediction import ImageInfo, ModelInfo, Prediction
+from pneumoscope.core.results import SCHEMA
 from pneumoscope.inference.writers import COLUMNS, iter_csv, iter_json
 
 MODEL = ModelInfo("grey", "0.1.0", "ab" * 32)

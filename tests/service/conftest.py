@@ -23,7 +23,7 @@ from sqlalchemy import create_engine, text
 from sqlalchemy.exc import DBAPIError
 from tests.conftest import LIMITS, POINTS
 
-from pneumoscope.core.results import ImageInfo, ModelInfo, Prediction
+from pneumoscope.core.prediction import ImageInfo, ModelInfo, Prediction
 from pneumoscope.inference.model import load_model
 from pneumoscope.service.api.problems import MEDIA_TYPE
 from pneumoscope.service.app import Settings, make_app

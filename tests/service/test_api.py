@@ -19,7 +19,7 @@ from PIL import Image
 from schemathesis.specs.openapi.checks import positive_data_acceptance
 from tests.service.conftest import TOKEN, images, png, post, problem
 
-from pneumoscope.core.results import NOTICE
+from pneumoscope.core.i18n import NOTICE
 from pneumoscope.imaging.decode import decode
 from pneumoscope.service.api.problems import MEDIA_TYPE
 from pneumoscope.service.app import Settings, make_app

@@ -21,6 +21,7 @@ from msgspec import Meta, Struct
 
 from pneumoscope.bundle.onnx_checks import MAX_BYTES, check_onnx
 from pneumoscope.core.errors import BundleError, RunError
+from pneumoscope.core.messages import operating_point_rule
 from pneumoscope.imaging.preprocess import PREPROCESSING_VERSION, Preprocessing
 
 __all__ = [
@@ -53,7 +54,9 @@ _MOST_CARD = 10_000_000  # bytes
 LABELS: tuple[Literal["NORMAL"], Literal["PNEUMONIA"]] = ("NORMAL", "PNEUMONIA")
 
 # What a picture can be, for a bundle that refuses what is no image as it should be.
-InputClass = Literal["image", "inverted", "upside_down", "rotated_90", "mirrored", "cropped", "other"]
+InputClass = Literal[
+    "upright", "inverted", "upside_down", "rotated_90", "mirrored", "cropped", "not_a_chest_radiograph"
+]
 INPUT_CLASSES: tuple[InputClass, ...] = get_args(InputClass)
 
 _Share = Annotated[float, Meta(ge=0, le=1)]
@@ -82,7 +85,7 @@ class UncertaintyBand(Struct, frozen=True, forbid_unknown_fields=True, kw_only=T
     Attributes:
         low, high: ends, both included, on the score as `OperatingPoint.threshold` is.
         coverage: least share of images of each label that are not called by the other one, if they are like those of validation.
-        normals, pneumonias: validation images that it was made from.
+        n_normal, n_pneumonia: validation images that it was made from.
     """
 
     low: _Share
@@ -97,19 +100,28 @@ class OperatingPoint(Struct, frozen=True, forbid_unknown_fields=True, kw_only=Tr
 
     Attributes:
         threshold: on the score (sigmoid of the logit, before calibration), 0 to 1; an image at or above it is called pneumonia.
-        rule: in words: "highest Youden index on 782 validation images".
-        chosen_on: "validation" where images decided it, "fixed" where none did.
+        rule: "fixed" (a constant), "youden" (highest Youden index), "sensitivity" (highest threshold with at least this
+            sensitivity) or "specificity" (lowest threshold with at least this specificity).
+        target: Sensitivity or specificity aimed at, 0 to 1; None for the other rules.
+        n: Validation images that determined the threshold; None if it is fixed.
+        augmented: True if those images were augmented.
         sensitivity, specificity: on validation images, uncertain ones judged by the threshold; kind to a threshold that they
             chose.
         band: scores that are called "uncertain"; None where the threshold decides every image.
     """
 
     threshold: _Share
-    rule: str
-    chosen_on: Literal["fixed", "validation"]
+    rule: Literal["fixed", "youden", "sensitivity", "specificity"]
+    target: _Share | None = None
+    n: _Count | None = None
+    augmented: bool = False
     sensitivity: Share
     specificity: Share
     uncertainty_band: UncertaintyBand | None = None
+
+    def rule_text(self, language: str = "en") -> str:
+        """Return how the threshold was chosen, as a phrase."""
+        return operating_point_rule(self.rule, self.target, self.n, self.augmented, language)
 
 
 class Calibration(Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
@@ -166,11 +178,11 @@ class RejectionLimits(Struct, frozen=True, forbid_unknown_fields=True, kw_only=T
     """Beyond what an image is refused, set on validation images, each once a little askew and lit otherwise.
 
     Attributes:
-        kinds: what the network's output "input_classes" gives probabilities of, in its order.
+        input_classes: what the network's output "input_classes" gives probabilities of, in its order.
         min_upright: probability that a picture is an image as it should be; below it, it is refused.
         max_distance: from the training images (see `networks.population`); above it, an image is refused.
         classifier_share, distance_share: of those images that each of the two limits was to refuse at most.
-        refused: of validation images as they are, by both together.
+        rejected: of validation images as they are, by both together.
     """
 
     input_classes: tuple[InputClass, ...]
@@ -178,7 +190,7 @@ class RejectionLimits(Struct, frozen=True, forbid_unknown_fields=True, kw_only=T
     max_distance: float
     classifier_share: _Share
     distance_share: _Share
-    refused: Share
+    rejected: Share
 
 
 class ReferenceDistribution(Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
@@ -206,10 +218,10 @@ class Card(Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
         self_test_logit: of `self_test_image`, which is scored again wherever the bundle is loaded.
         preprocessing: how an image becomes its input.
         intervals: of the probability; None where the bundle states none.
-        refusal: limits beyond which nothing is said; None where the network has no gate.
-        spread: of the probabilities; None where all validation images are refused.
-        ages: least and greatest of the patients that it learned from, years, each year whole; None where they are not known.
-        points: operating points by name: "half" (0.5), "balanced" (highest Youden index), "rule_out" (sensitivity of 0.99),
+        rejection_limits: limits beyond which nothing is said; None where the network has no gate.
+        reference_distribution: of the probabilities; None where all validation images are refused.
+        age_range: least and greatest of the patients that it learned from, years, each year whole; None where they are not known.
+        operating_points: operating points by name: "half" (0.5), "balanced" (highest Youden index), "rule_out" (sensitivity of 0.99),
             "rule_in" (specificity of 0.99).
         recipe: what trained it, as data.
         seed: of the run.
@@ -234,8 +246,8 @@ class Card(Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
     preprocessing: Preprocessing
     calibration: Calibration
     intervals: Intervals | None
-    refusal: RejectionLimits | None
-    spread: ReferenceDistribution | None
+    rejection_limits: RejectionLimits | None
+    reference_distribution: ReferenceDistribution | None
     age_range: tuple[Annotated[float, Meta(ge=0)], Annotated[float, Meta(ge=0)]] | None
     operating_points: dict[str, OperatingPoint]
     parity: Parity
@@ -351,7 +363,8 @@ def _read_card(text: str, folder: Path) -> Card:
         raise _malformed(folder, "characters that cannot be printed")
     if card.rejection_limits and card.rejection_limits.input_classes != INPUT_CLASSES:
         raise _malformed(
-            folder, f"kinds of pictures other than {', '.join(INPUT_CLASSES)}, in this order - at `$.refusal.kinds`"
+            folder,
+            f"kinds of pictures other than {', '.join(INPUT_CLASSES)}, in this order - at `$.rejection_limits.input_classes`",
         )
     # Its defaults are for whoever makes one. What a card leaves out may have been another.
     for name in Preprocessing.__struct_fields__:

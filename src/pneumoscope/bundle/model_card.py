@@ -14,7 +14,7 @@ from typing import Any
 
 from pneumoscope.bundle.card import Card, Share, read_bundle
 from pneumoscope.core.errors import BundleError
-from pneumoscope.core.results import NOTICE
+from pneumoscope.core.i18n import NOTICE
 
 __all__ = ["EVIDENCE", "model_card"]
 
@@ -121,7 +121,7 @@ def _what(card: Card) -> list[str]:
 
 def _points(card: Card, evaluation: Mapping[str, Any] | None) -> list[str]:
     rows = [
-        (name, f"{point.threshold:.4g}", point.rule, _share(point.sensitivity), _share(point.specificity))
+        (name, f"{point.threshold:.4g}", point.rule_text(), _share(point.sensitivity), _share(point.specificity))
         for name, point in card.operating_points.items()
     ]
     parts = [
@@ -160,7 +160,7 @@ def _probability(card: Card, evaluation: Mapping[str, Any] | None) -> list[str]:
         "## Probability, and how sure it is",
         f"The probability is {method}. It is stated for images of which {made.prevalence:.0%} show pneumonia. Where another share"
         " s does, multiply its odds, p / (1 - p), by"
-        f" {(1 - made.prevalence) / made.prevalence:.3g} s / (1 - s). Decisions do not draw_figures on it.",
+        f" {(1 - made.prevalence) / made.prevalence:.3g} s / (1 - s). Decisions do not depend on it.",
     ]
     if evaluation:
         error = evaluation["metrics"]["expected_calibration_error"]
@@ -172,9 +172,9 @@ def _probability(card: Card, evaluation: Mapping[str, Any] | None) -> list[str]:
         if not uncertainty_band:
             continue
         parts.append(
-            f"At the operating point {name}, images with scores from {band.low:.4g} to {band.high:.4g} are called uncertain:"
-            f" split-conformal for each label, coverage {band.coverage:.0%}, from {band.normals} normal images and"
-            f" {band.pneumonias} pneumonias."
+            f"At the operating point {name}, images with scores from {uncertainty_band.low:.4g} to {uncertainty_band.high:.4g} are called uncertain:"
+            f" split-conformal for each label, coverage {uncertainty_band.coverage:.0%}, from {uncertainty_band.n_normal} normal images and"
+            f" {uncertainty_band.n_pneumonia} pneumonias."
         )
         measured = evaluation and evaluation["operating_points"].get(name, {}).get("uncertainty_band")
         if evaluation and measured:
@@ -198,7 +198,7 @@ def _refusals(card: Card, evaluation: Mapping[str, Any] | None, robustness: Mapp
         )
     else:
         parts.append(
-            f"A second network tells images as they should be from other pictures ({', '.join(limits.kinds[1:])}); below a"
+            f"A second network tells images as they should be from other pictures ({', '.join(limits.input_classes[1:])}); below a"
             f" probability of {limits.min_upright:.3f} a picture is rejected."
         )
         parts.append(

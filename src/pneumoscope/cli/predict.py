@@ -17,10 +17,11 @@ import click
 
 from pneumoscope.cli.progress import image_progress
 from pneumoscope.core.errors import PartialFailureError, UsageError
-from pneumoscope.core.results import NOTICE
+from pneumoscope.core.i18n import NOTICE
+from pneumoscope.core.messages import prediction_message
 
 if TYPE_CHECKING:
-    from pneumoscope.core.results import Prediction
+    from pneumoscope.core.prediction import Prediction
     from pneumoscope.inference.model import Model
 
 __all__ = ["command"]
@@ -29,7 +30,13 @@ _FEW = 8  # images that are done before anyone looks for a progress bar
 _BAR, _NAME = 20, 60  # characters
 _EIGHTHS = ("", "▏", "▎", "▍", "▌", "▋", "▊", "▉")
 _FAILED = "failed"
-_COLOURS = {"pneumonia": "red", "normal": "green", "uncertain": "yellow", "rejected": "magenta", _FAILED: "bright_red"}
+_COLOURS = {
+    "pneumonia": "red",
+    "no_pneumonia": "green",
+    "uncertain": "yellow",
+    "rejected": "magenta",
+    _FAILED: "bright_red",
+}
 
 
 @click.command("predict", short_help="Say of images how likely pneumonia is.")
@@ -171,20 +178,20 @@ def _counted(
 
 def _show(model: Model, predictions: Iterable[Prediction], counts: Counter[str]) -> None:
     """A line an image, as soon as it is done, and what they came to."""
-    click.secho(f"{'decision':9}  {'probability of pneumonia':{_BAR + 7}}  image", bold=True)
+    click.secho(f"{'decision':12}  {'probability of pneumonia':{_BAR + 7}}  image", bold=True)
     for prediction in predictions:
         decision = prediction.decision or _FAILED
         share = (
             "" if prediction.probability is None else f"{prediction.probability:.3f}  {_bar(prediction.probability)}"
         )
-        why = prediction.reason or prediction.error
+        why = prediction_message(prediction)
         image = _printable(prediction.path) + (f"  ({_printable(why)})" if why else "")
-        click.echo(f"{click.style(f'{decision:9}', fg=_COLOURS[decision])}  {share:{_BAR + 7}}  {image}")
+        click.echo(f"{click.style(f'{decision:12}', fg=_COLOURS[decision])}  {share:{_BAR + 7}}  {image}")
     found = ", ".join(f"{count} {decision}" for decision, count in counts.most_common())
     click.echo(f"in all: {found}")
     click.echo(
         f"model {model.card.name}, version {model.card.version}; pneumonia is called from a probability of"
-        f" {model.threshold:.3f} ({model.point.rule})"
+        f" {model.threshold:.3f} ({model.point.rule_text()})"
     )
     click.secho(NOTICE, dim=True)
 

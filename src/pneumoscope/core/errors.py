@@ -35,6 +35,7 @@ A message says what is wrong, with which value and where; `hint` says what to do
 from __future__ import annotations
 
 import difflib
+import re
 from collections.abc import Iterable
 
 __all__ = [
@@ -76,6 +77,12 @@ class PneumoscopeError(Exception):
     """
 
     exit_status = 1
+    code = "internal_error"
+
+    def __init_subclass__(cls) -> None:
+        """Derive the stable code from the class name: "UnknownNameError" is "unknown_name"."""
+        super().__init_subclass__()
+        cls.code = re.sub(r"(?<!^)(?=[A-Z])", "_", cls.__name__.removesuffix("Error")).lower()
 
     def __init__(self, message: str, *, hint: str = "") -> None:
         super().__init__(message)

@@ -9,21 +9,18 @@ from __future__ import annotations
 import dataclasses
 import json
 from collections.abc import Mapping
-from typing import Any, Literal
+from typing import Any
+
+from pneumoscope.core.i18n import NOTICE
 
 __all__ = [
-    "NOTICE",
     "SCHEMA",
     "Comparison",
     "Confusion",
-    "Decision",
     "Evaluation",
-    "ImageInfo",
     "Interval",
-    "ModelInfo",
     "OperatingPointResult",
     "PairedTest",
-    "Prediction",
     "PublishedRow",
     "RejectionSummary",
     "RunSummary",
@@ -32,9 +29,6 @@ __all__ = [
 ]
 
 SCHEMA = 1
-NOTICE = "Research and education software. Not a medical device. Trained on children of 1 to 5 years from one hospital."
-
-Decision = Literal["normal", "pneumonia", "uncertain", "rejected"]
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
@@ -46,7 +40,7 @@ class Interval:
         low, high: the ends of the interval at `level`; None where undefined.
         method: how the interval was made: "wilson", "patient bootstrap", "delong", ...
         n: images behind the number (for sensitivity, the pneumonias; for precision, the images called so).
-        level: the coverage aimed at, 0 to 1.
+        level: Coverage aimed at, 0 to 1; None for a Venn-Abers interval, which has no confidence level.
         seed: of the bootstrap; None where no random number was drawn.
         reason: why the value is None; empty otherwise.
     """
@@ -56,7 +50,7 @@ class Interval:
     high: float | None
     method: str
     n: int
-    level: float = 0.95
+    level: float | None = 0.95
     seed: int | None = None
     reason: str = ""
 
@@ -146,8 +140,8 @@ class Evaluation:
         metrics: what needs no threshold: auroc, auprc, brier, expected_calibration_error.
         auroc_by_etiology: bacteria against normal, virus against normal.
         points: operating points by name: "half", "balanced", "rule_out", "rule_in".
-        refused: images that `predict` would reject. All other numbers judge them too: no bundle looks better for refusing.
-        look: how many evaluations of these test images the ledger holds, this one included; None for other splits.
+        rejected: images that `predict` would reject. All other numbers judge them too: no bundle looks better for refusing.
+        test_evaluation: how many evaluations of these test images the ledger holds, this one included; None for other splits.
         seconds: scoring time, wall clock.
         created: UTC, ISO 8601.
         version: of pneumoscope.
@@ -164,11 +158,11 @@ class Evaluation:
     metrics: Mapping[str, Interval]
     auroc_by_etiology: Mapping[str, Interval]
     operating_points: Mapping[str, OperatingPointResult]
-    look: int | None
+    test_evaluation: int | None
     seconds: float
     created: str
     version: str
-    refused: RejectionSummary | None = None
+    rejected: RejectionSummary | None = None
     schema: int = SCHEMA
     notice: str = NOTICE
 
@@ -276,55 +270,6 @@ class Comparison:
     created: str
     version: str
     schema: int = SCHEMA
-    notice: str = NOTICE
-
-
-@dataclasses.dataclass(frozen=True, slots=True)
-class ImageInfo:
-    """What an image's file holds: width and height in pixels as a viewer shows it, and "JPEG", "PNG", "DICOM", ..."""
-
-    width: int
-    height: int
-    format: str
-
-
-@dataclasses.dataclass(frozen=True, slots=True)
-class ModelInfo:
-    """Which bundle spoke: its name, the version of pneumoscope that made it, and the hash of its network file."""
-
-    name: str
-    version: str
-    sha256: str
-
-
-@dataclasses.dataclass(frozen=True, slots=True)
-class Prediction:
-    """What is said of one image; for one that could not be read only `path`, `error`, `model` and `notice`.
-
-    Attributes:
-        path: the image as the caller named it.
-        decision: None where the image could not be read.
-        probability: of pneumonia, calibrated, 0 to 1; None where the image is rejected.
-        interval: of the probability, low and high; None with `interval_reason`.
-        interval_reason: why there is none; empty where there is one.
-        threshold: of the operating point, on the scale of `probability`, so that the two can be compared: an image at or above
-            it is called pneumonia. The card states the same threshold on the score.
-        reason: why the decision is "uncertain" or "rejected"; empty otherwise.
-        image: of the file.
-        model: the bundle that spoke.
-        error: why the image could not be read, and what to do; empty where it was.
-    """
-
-    path: str
-    decision: Decision | None
-    probability: float | None
-    interval: tuple[float, float] | None
-    interval_reason: str
-    threshold: float | None
-    reason: str
-    image: ImageInfo | None
-    model: ModelInfo
-    error: str = ""
     notice: str = NOTICE
 
 

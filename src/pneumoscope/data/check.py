@@ -11,14 +11,15 @@ import numpy as np
 
 from pneumoscope import __version__
 from pneumoscope.core.errors import DatasetError
-from pneumoscope.core.results import NOTICE, SCHEMA, Interval
+from pneumoscope.core.i18n import NOTICE
+from pneumoscope.core.results import SCHEMA, Interval
 from pneumoscope.data.duplicates import NearDuplicates, exact_duplicates, near_duplicates
 from pneumoscope.data.inspection import FINGERPRINT_SIDE, InspectedImage, inspect_images
 from pneumoscope.data.manifest import LABELS, SPLITS, LabelledImage, Manifest
 from pneumoscope.data.shortcuts import CONTROLS, measure_shortcuts
 from pneumoscope.data.split import split
 
-__all__ = ["Audit", "ReferenceDistribution", "SizeSummary", "Unreadable", "audit", "siblings_across_validation"]
+__all__ = ["Audit", "Percentiles", "SizeSummary", "Unreadable", "audit", "siblings_across_validation"]
 
 AuditProgress = Callable[[str, int, int], None]
 _VALIDATION = 0.15

@@ -60,7 +60,7 @@ def read_archived(root: Path, path: str) -> Radiograph:
     file, row = root / match["archive"], int(match["row"])
     try:
         status = file.stat()
-        images = _images(file, match["split"], status.st_mtime_ns, status.st_size)
+        images = _grey_split(file, match["split"], status.st_mtime_ns, status.st_size)
     except OSError as error:
         raise UnreadableImageError(path, error.strerror or type(error).__name__) from error
     except LayoutError as error:
@@ -109,7 +109,7 @@ def _grey_images(file: Path, archive: Any, split: str) -> npt.NDArray[np.uint8]:
 
 # Every row of an archive is compressed with its neighbours, so an opened split is kept; three is one archive's worth.
 @functools.lru_cache(maxsize=3)
-def _images(file: Path, split: str, _changed: int, _size: int) -> npt.NDArray[np.uint8]:
+def _grey_split(file: Path, split: str, _changed: int, _size: int) -> npt.NDArray[np.uint8]:
     with _opened(file) as archive:
         return _grey_images(file, archive, split)
 

@@ -20,6 +20,7 @@ from pneumoscope import __version__
 from pneumoscope.bundle.card import Card, find_bundle
 from pneumoscope.core.errors import UnknownNameError, UnreadableImageError
 from pneumoscope.core.files import write_atomically
+from pneumoscope.core.prediction import Rejection
 from pneumoscope.core.results import Evaluation, Interval, RejectionSummary, ScoredImage, to_json
 from pneumoscope.data.layouts import read_image
 from pneumoscope.data.manifest import LABELS, LabelledImage, images_sha256
@@ -28,8 +29,8 @@ from pneumoscope.evaluation.metrics import etiology_aurocs, evaluate_operating_p
 from pneumoscope.evaluation.records import EVALUATION_FILE, PREDICTIONS_FILE, predictions_csv
 from pneumoscope.evaluation.selection import refuse_chosen_thresholds, refuse_seen, select_images, unreadable_error
 from pneumoscope.imaging.decode import Radiograph
-from pneumoscope.inference.rejection import sort_of_refusal
-from pneumoscope.inference.session import BundleSession, sigmoid
+from pneumoscope.inference.decision import sigmoid
+from pneumoscope.inference.session import BundleSession
 from pneumoscope.statistics.inputs import patient_numbers
 from pneumoscope.statistics.intervals import proportion
 
@@ -89,12 +90,12 @@ def evaluate(
         refuse_seen(images, card)
     refuse_chosen_thresholds(images, card, operating_points)
     started = time.perf_counter()
-    scored, refusals = _score(session, root, images, split, progress)
+    scored, rejections = _score(session, root, images, split, progress)
     seconds = time.perf_counter() - started
-    evaluation = _judge(card, split, scored, refusals, operating_points, seed, seconds)
+    evaluation = _judge(card, split, scored, rejections, operating_points, seed, seconds)
     if split == "test":
-        look = record_evaluation(ledger or default_ledger(), _ledger_entry(evaluation))
-        evaluation = dataclasses.replace(evaluation, look=look)
+        number = record_evaluation(ledger or default_ledger(), _ledger_entry(evaluation))
+        evaluation = dataclasses.replace(evaluation, test_evaluation=number)
     if out is None and is_run:
         out = target / "evaluation" / split
     if out is not None:
@@ -109,13 +110,13 @@ def _score(
     images: Sequence[LabelledImage],
     split: str,
     progress: Callable[[int, int], None] | None,
-) -> tuple[tuple[ScoredImage, ...], list[str]]:
+) -> tuple[tuple[ScoredImage, ...], list[Rejection | None]]:
     unreadable: list[tuple[str, str]] = []
     logits: list[float] = []
-    refusals: list[str] = []
-    for logit, refusal in session.stream(_decoded(root, images, session.card.preprocessing.least_side, unreadable)):
+    rejections: list[Rejection | None] = []
+    for logit, rejection in session.stream(_decoded(root, images, session.card.preprocessing.least_side, unreadable)):
         logits.append(logit)
-        refusals.append(refusal)
+        rejections.append(rejection)
         if progress:
             progress(len(logits), len(images))
     if unreadable:
@@ -126,7 +127,7 @@ def _score(
         ScoredImage(image.path, image.sha256, image.patient, image.label, image.etiology, *three)
         for image, three in zip(images, numbers, strict=True)
     )
-    return scored, refusals
+    return scored, rejections
 
 
 def _decoded(
@@ -153,7 +154,7 @@ def _judge(
     card: Card,
     split: str,
     scored: Sequence[ScoredImage],
-    refusals: Sequence[str],
+    rejections: Sequence[Rejection | None],
     operating_points: Sequence[str],
     seed: int,
     seconds: float,
@@ -173,17 +174,19 @@ def _judge(
         operating_points={
             name: evaluate_operating_point(scored, card.operating_points[name], seed=seed) for name in operating_points
         },
-        look=None,
+        test_evaluation=None,
         seconds=seconds,
         created=datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
         version=__version__,
-        refused=_refused(scored, refusals),
+        rejected=_rejection_summary(scored, rejections),
     )
 
 
-def _refused(images: Sequence[ScoredImage], refusals: Sequence[str]) -> RejectionSummary:
-    share = proportion(np.array([bool(reason) for reason in refusals]), [image.patient for image in images])
-    reasons = Counter(sort_of_refusal(reason) for reason in refusals if reason)
+def _rejection_summary(images: Sequence[ScoredImage], rejections: Sequence[Rejection | None]) -> RejectionSummary:
+    share = proportion(
+        np.array([rejection is not None for rejection in rejections]), [image.patient for image in images]
+    )
+    reasons = Counter(rejection.code for rejection in rejections if rejection)
     return RejectionSummary(share, dict(reasons.most_common()))
 
 

@@ -14,7 +14,7 @@ from pneumoscope.statistics.intervals import patient_bootstrap, proportion
 from pneumoscope.statistics.metrics import confusion, threshold_metrics
 from pneumoscope.statistics.roc import auroc_interval, weighted_auprc
 
-__all__ = ["etiology_aurocs", "judge_point", "positives", "ranking_metrics"]
+__all__ = ["etiology_aurocs", "evaluate_operating_point", "positives", "ranking_metrics"]
 
 
 def positives(images: Sequence[ScoredImage]) -> BoolArray:
@@ -65,7 +65,7 @@ def evaluate_operating_point(
     decisions = np.array([image.score >= point.threshold for image in images])
     return OperatingPointResult(
         threshold=point.threshold,
-        rule=point.rule,
+        rule=point.rule_text(),
         confusion=confusion(decisions, labels),
         metrics=threshold_metrics(decisions, labels, patients, seed=seed),
         by_etiology=_by_etiology(images, decisions == labels),

@@ -136,7 +136,7 @@ class _Row(NamedTuple):
 def _plan(rng: np.random.Generator, counts: dict[str, int]) -> Iterator[_Row]:
     """Every image of the folder, in order: patients are numbered within their series, as in the public data set."""
     patients: Counter[str] = Counter()
-    images = 0
+    written = 0
     for split, count in counts.items():
         sick = min(max(round(PNEUMONIA_SHARE * count), 1), count - 1)
         for label, wanted in (("NORMAL", count - sick), ("PNEUMONIA", sick)):
@@ -144,13 +144,13 @@ def _plan(rng: np.random.Generator, counts: dict[str, int]) -> Iterator[_Row]:
             while wanted:
                 series, etiology = next(turn)
                 patients[series] += 1
-                images = min(1 + int(rng.choice(3, p=_SHARE_WITH_IMAGES)), wanted)
-                wanted -= images
+                count_of_patient = min(1 + int(rng.choice(3, p=_SHARE_WITH_IMAGES)), wanted)
+                wanted -= count_of_patient
                 seed = int(rng.integers(2**62))
-                for image in range(images):
-                    images += 1
+                for image in range(count_of_patient):
+                    written += 1
                     if etiology:
-                        name = f"person{patients[series]}_{etiology}_{images}.jpeg"
+                        name = f"person{patients[series]}_{etiology}_{written}.jpeg"
                     else:
-                        name = f"{series}-{patients[series]:04}-0001{f'-{image + 1:04}' if images > 1 else ''}.jpeg"
+                        name = f"{series}-{patients[series]:04}-0001{f'-{image + 1:04}' if count_of_patient > 1 else ''}.jpeg"
                     yield _Row(split, label, etiology, seed, image, name)

@@ -1,79 +1,126 @@
-"""Where a network's output becomes a decision: the only place, for the command line, Python, the service and the report."""
+"""Turn the network's outputs into a decision or a rejection.
+
+This is the only place that decides; the CLI, the Python API, the service and the evaluation all call it.
+"""
 
 from __future__ import annotations
 
 import dataclasses
+from collections.abc import Sequence
 
 import numpy as np
+import numpy.typing as npt
 
-from pneumoscope.bundle.card import Card, OperatingPoint
+from pneumoscope.bundle.card import INPUT_CLASSES, Calibration, Card, OperatingPoint
 from pneumoscope.core.errors import UnknownNameError
-from pneumoscope.core.results import Decision
-from pneumoscope.inference.session import calibrated, sigmoid
+from pneumoscope.core.prediction import Decision, Rejection, RejectionCode, Uncertainty
+from pneumoscope.core.results import Interval
 from pneumoscope.statistics.venn_abers import VennAbers
 
-__all__ = ["DEFAULT_OPERATING_POINT", "Verdict", "decide", "find_operating_point", "threshold_probability"]
+__all__ = [
+    "DEFAULT_OPERATING_POINT",
+    "DecisionResult",
+    "calibrate",
+    "decide",
+    "find_operating_point",
+    "reject_by_age",
+    "reject_by_network",
+    "sigmoid",
+    "threshold_probability",
+]
 
 DEFAULT_OPERATING_POINT = "balanced"
+_FAULTS: tuple[RejectionCode, ...] = tuple(code for code in INPUT_CLASSES if code != "upright")
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
-class Verdict:
-    """What is said of an image that could be read; see `results.Prediction`."""
+class DecisionResult:
+    """The part of a `Prediction` that follows from the card and the logit."""
 
     decision: Decision
     probability: float | None
-    interval: tuple[float, float] | None
-    interval_reason: str
+    interval: Interval | None
     threshold: float
-    reason: str
+    rejection: Rejection | None
+    uncertainty: Uncertainty | None
 
 
-def decide(card: Card, point: OperatingPoint, logit: float, refused: str = "") -> Verdict:
-    """Judge one image.
+def decide(card: Card, point: OperatingPoint, logit: float, rejection: Rejection | None = None) -> DecisionResult:
+    """Return the decision for one image at an operating point.
 
     Args:
-        card: of the bundle; its calibration turns scores into probabilities.
-        point: where on the score pneumonia begins.
-        logit: of the image.
-        refused: why it is not to be judged (see `session.refuse`); empty where it is. Then no probability is given: a number
-            for what the model cannot know would be taken for knowledge.
+        card: Card of the bundle; its calibration turns scores into probabilities.
+        point: Operating point with the threshold and the uncertainty band.
+        logit: Output of the network.
+        rejection: Reason to make no prediction. A rejected image gets no probability, because the model has no basis for one.
     """
     threshold = threshold_probability(card, point)
-    if refused:
-        return Verdict("rejected", None, None, "the image is rejected", threshold, refused)
+    if rejection:
+        return DecisionResult("rejected", None, None, threshold, rejection, None)
     score = float(sigmoid(np.asarray(logit, dtype=np.float64)))
-    probability = float(calibrated(card.calibration, logit))
-    decision: Decision = "pneumonia" if score >= point.threshold else "normal"
-    reason = ""
-    if point.uncertainty_band and point.uncertainty_band.low <= score <= point.uncertainty_band.high:
+    probability = float(calibrate(card.calibration, logit))
+    decision: Decision = "pneumonia" if score >= point.threshold else "no_pneumonia"
+    uncertainty = None
+    band = point.uncertainty_band
+    if band and band.low <= score <= band.high:
         decision = "uncertain"
-        reason = f"either label is too likely for {point.band.coverage:.0%} of the images of each to be called rightly"
-    interval = None
-    if card.intervals:
-        low, high = VennAbers(card.intervals.edges, card.intervals.low, card.intervals.high).interval(logit)
-        # Both rest on the same images in different ways; the wider interval keeps the promise of the narrower.
-        interval = (min(low, probability), max(high, probability))
-    return Verdict(
-        decision=decision,
-        probability=probability,
-        interval=interval,
-        interval_reason="" if interval else "this bundle states none",
-        threshold=threshold,
-        reason=reason,
-    )
+        low, high = (float(calibrate(card.calibration, _logit(end))) for end in (band.low, band.high))
+        uncertainty = Uncertainty(low, high, band.coverage)
+    return DecisionResult(decision, probability, _interval(card, logit, probability), threshold, None, uncertainty)
+
+
+def _interval(card: Card, logit: float, probability: float) -> Interval | None:
+    if card.intervals is None:
+        return None
+    low, high = VennAbers(card.intervals.edges, card.intervals.low, card.intervals.high).interval(logit)
+    # Platt scaling and Venn-Abers use the same images in different ways; the interval covers both.
+    low, high = min(low, probability), max(high, probability)
+    return Interval(probability, low, high, method=card.intervals.method, n=card.intervals.n, level=None)
+
+
+def reject_by_network(
+    card: Card, input_classes: Sequence[float] | None, ood_distance: float | None
+) -> Rejection | None:
+    """Return the rejection by the input classifier or the OOD detector, or None if the image passes both.
+
+    Args:
+        card: Card of the bundle; its limits were set on validation images.
+        input_classes: Probabilities of `INPUT_CLASSES`; None if the bundle has no input classifier.
+        ood_distance: Distance from the training images, see `models.ood`; None if the bundle has no OOD detector.
+    """
+    limits = card.rejection_limits
+    if limits is None:
+        return None
+    if input_classes is not None and not input_classes[0] >= limits.min_upright:
+        most_likely = max(_FAULTS, key=lambda fault: input_classes[INPUT_CLASSES.index(fault)])
+        return Rejection(most_likely, {"probability": input_classes[0], "limit": limits.min_upright})
+    if ood_distance is not None and not ood_distance <= limits.max_distance:
+        return Rejection("out_of_distribution", {"distance": ood_distance, "limit": limits.max_distance})
+    return None
+
+
+def reject_by_age(card: Card, age: float | None) -> Rejection | None:
+    """Return the rejection by the stated age, or None if the age is in the card's range or not stated.
+
+    Args:
+        card: Card of the bundle.
+        age: Years, from the image's header.
+    """
+    if card.age_range is None or age is None or card.age_range[0] <= age < card.age_range[1] + 1:
+        return None
+    return Rejection("outside_age_range", {"age": age, "minimum": card.age_range[0], "maximum": card.age_range[1]})
 
 
 def threshold_probability(card: Card, point: OperatingPoint) -> float:
-    """The threshold of a point on the scale of the probability, where an image's own can be compared with it."""
-    return float(calibrated(card.calibration, _logit(point.threshold)))
+    """Return the threshold of an operating point as a calibrated probability, 0 to 1."""
+    return float(calibrate(card.calibration, _logit(point.threshold)))
 
 
 def find_operating_point(card: Card, name: str = "") -> OperatingPoint:
-    """The operating point of that name; `DEFAULT_OPERATING_POINT` where it is empty.
+    """Return the operating point of that name, or `DEFAULT_OPERATING_POINT` if the name is empty.
 
     Raises:
-        UnknownNameError: the card has none.
+        UnknownNameError: The card has no such operating point.
     """
     name = name or DEFAULT_OPERATING_POINT
     if name not in card.operating_points:
@@ -81,7 +128,18 @@ def find_operating_point(card: Card, name: str = "") -> OperatingPoint:
     return card.operating_points[name]
 
 
+def calibrate(calibration: Calibration, logits: npt.ArrayLike) -> npt.NDArray[np.float64]:
+    """Return calibrated probabilities of pneumonia, 0 to 1, for logits of any shape, infinite ones included."""
+    return sigmoid(calibration.slope * np.asarray(logits, dtype=np.float64) + calibration.intercept)
+
+
+def sigmoid(logits: npt.NDArray[np.floating]) -> npt.NDArray[np.float64]:
+    """Return 1 / (1 + exp(-x)) in double precision, without overflow at either end."""
+    x = np.asarray(logits, dtype=np.float64)
+    return np.exp(-np.logaddexp(0.0, -x))
+
+
 def _logit(score: float) -> float:
-    """The logit of a score, 0 to 1; its ends are infinite, as thresholds that every image or none reaches."""
+    # 0 and 1 give infinite logits, which are valid thresholds: all images reach the first, none the second.
     with np.errstate(divide="ignore"):
         return float(np.log(score) - np.log1p(-score))

@@ -15,7 +15,7 @@ import numpy.typing as npt
 
 from pneumoscope.bundle.card import Card, find_bundle
 from pneumoscope.core.errors import UnreadableImageError, UsageError
-from pneumoscope.core.results import ImageInfo, ModelInfo, Prediction
+from pneumoscope.core.prediction import Failure, ImageInfo, ModelInfo, Prediction
 from pneumoscope.imaging.decode import Radiograph, decode
 from pneumoscope.inference.decision import DEFAULT_OPERATING_POINT, decide, find_operating_point, threshold_probability
 from pneumoscope.inference.session import BundleSession, Scored
@@ -48,7 +48,7 @@ class Model:
         Raises:
             UnknownNameError: the card has no such operating point.
         """
-        self._predictor = session
+        self._session = session
         self.card: Card = session.card
         self.point = find_operating_point(self.card, operating_point)
         self.operating_point_name = operating_point or DEFAULT_OPERATING_POINT
@@ -57,7 +57,7 @@ class Model:
 
     def run_self_test(self) -> None:
         """See whether the network still scores as its card says; see `BundleSession.run_self_test`."""
-        self._predictor.run_self_test()
+        self._session.run_self_test()
 
     def predict(self, image: ImageSource, *, name: str = "") -> Prediction:
         """Judge one image.
@@ -69,7 +69,7 @@ class Model:
             UnreadableImageError: see `radiograph.decode`.
         """
         radiograph = self._decode(image, name)
-        return self._judge(radiograph, next(self._predictor.stream([radiograph])))
+        return self._predict(radiograph, next(self._session.stream([radiograph])))
 
     def predict_batch(self, images: Sequence[ImageSource]) -> list[Prediction]:
         """Judge images in one run of the network, in the thread that calls; else as `predict_many`.
@@ -79,9 +79,10 @@ class Model:
         """
         read = [self._try_to_decode(image) for image in images]
         good = [found for found in read if isinstance(found, Radiograph)]
-        scored = self._predictor.stream(good, batch=max(1, len(good)))
+        scored = self._session.stream(good, batch=max(1, len(good)))
         return [
-            self._judge(found, next(scored)) if isinstance(found, Radiograph) else self._failed(found) for found in read
+            self._predict(found, next(scored)) if isinstance(found, Radiograph) else self._failed(found)
+            for found in read
         ]
 
     def predict_many(
@@ -115,7 +116,7 @@ class Model:
             BundleError: the network gives no heatmaps.
             UsageError: a number is below what makes sense.
         """
-        self._predictor.refuse_unexplained()
+        self._session.refuse_unexplained()
         return self._stream(images, self._explain_batch, batch_size, workers)
 
     def heatmap_layer(self, image: ImageSource) -> Layer:
@@ -129,10 +130,10 @@ class Model:
         """
         from pneumoscope.inference.saliency import heatmap_layer
 
-        self._predictor.refuse_unexplained()
+        self._session.refuse_unexplained()
         radiograph = self._decode(image, "")
-        ready = self._predictor.ready(radiograph)
-        heatmap = self._predictor.outputs(ready.pixels[None], heatmaps=True).heatmap
+        pixels = self._session.preprocess(radiograph).pixels
+        heatmap = self._session.outputs(pixels[None], heatmaps=True).heatmap
         assert heatmap is not None  # it was asked for
         return heatmap_layer(radiograph, heatmap[0], self.card.preprocessing.crop)
 
@@ -176,17 +177,17 @@ class Model:
         good = [found for found in read if isinstance(found, Radiograph)]
         explained: Iterator[tuple[Scored, npt.NDArray[np.float32]]] = iter(())
         if good:
-            ready = [self._predictor.ready(image) for image in good]
-            outputs = self._predictor.outputs(np.stack([image.pixels for image in ready]), heatmaps=True)
+            preprocessed = [self._session.preprocess(image) for image in good]
+            outputs = self._session.outputs(np.stack([image.pixels for image in preprocessed]), heatmaps=True)
             assert outputs.heatmap is not None  # they were asked for
-            explained = iter(zip(self._predictor.scored(ready, outputs), outputs.heatmap, strict=True))
+            explained = iter(zip(self._session.score(preprocessed, outputs), outputs.heatmap, strict=True))
         judged: list[tuple[Prediction, bytes | None]] = []
         for found in read:
             if not isinstance(found, Radiograph):
                 judged.append((self._failed(found), None))
                 continue
             scored, heatmap = next(explained)
-            prediction = self._judge(found, scored)
+            prediction = self._predict(found, scored)
             picture = None
             if prediction.probability is not None:
                 picture = render_heatmap(
@@ -216,34 +217,29 @@ class Model:
             least_side=self.card.preprocessing.least_side,
         )
 
-    def _judge(self, image: Radiograph, scored: Scored) -> Prediction:
-        verdict = decide(self.card, self.point, scored.logit, scored.refusal)
+    def _predict(self, image: Radiograph, scored: Scored) -> Prediction:
+        result = decide(self.card, self.point, scored.logit, scored.rejection)
         width, height = image.reduced_from or (image.width, image.height)
         return Prediction(
             path=image.source,
-            decision=verdict.decision,
-            probability=verdict.probability,
-            interval=verdict.interval,
-            interval_reason=verdict.interval_reason,
-            threshold=verdict.threshold,
-            reason=verdict.reason,
+            decision=result.decision,
+            probability=result.probability,
+            interval=result.interval,
+            threshold=result.threshold,
+            operating_point=self.operating_point_name,
+            rejection=result.rejection,
+            uncertainty=result.uncertainty,
             image=ImageInfo(width, height, image.format),
             model=self.facts,
         )
 
     def _failed(self, error: UnreadableImageError) -> Prediction:
-        why = f"{error.why}. {error.hint}" if error.hint else error.why
         return Prediction(
             path=error.path,
             decision=None,
-            probability=None,
-            interval=None,
-            interval_reason="the image could not be read",
-            threshold=None,
-            reason="",
-            image=None,
+            operating_point=self.operating_point_name,
+            failure=Failure.from_error(error),
             model=self.facts,
-            error=why,
         )
 
 

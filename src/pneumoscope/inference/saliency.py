@@ -18,7 +18,7 @@ from PIL import Image, ImageDraw, ImageFont
 
 from pneumoscope.bundle.card import Card
 from pneumoscope.core.errors import UsageError
-from pneumoscope.core.results import NOTICE
+from pneumoscope.core.i18n import NOTICE
 from pneumoscope.imaging.image import Radiograph
 from pneumoscope.imaging.preprocess import Crop
 

@@ -11,20 +11,21 @@ from typing import TYPE_CHECKING, NamedTuple
 import numpy as np
 import numpy.typing as npt
 
-from pneumoscope.bundle.card import INPUT_CLASSES, Calibration, Card, read_bundle
+from pneumoscope.bundle.card import INPUT_CLASSES, Card, read_bundle
 from pneumoscope.bundle.self_test import SELF_TEST_TOLERANCE, self_test_image
 from pneumoscope.core.errors import BundleError, UsageError
-from pneumoscope.imaging.input_checks import check_input
+from pneumoscope.core.prediction import Rejection
+from pneumoscope.imaging.input_checks import check_image
 from pneumoscope.imaging.preprocess import preprocess
-from pneumoscope.inference.rejection import refusal, refusal_of_age
+from pneumoscope.inference.decision import calibrate, reject_by_age, reject_by_network
 
 if TYPE_CHECKING:
     from pneumoscope.imaging.decode import Radiograph
 
-__all__ = ["OUTPUTS", "BundleSession", "Outputs", "Ready", "Scored", "calibrated", "refusals", "sigmoid"]
+__all__ = ["OUTPUTS", "BundleSession", "Outputs", "PreprocessedImage", "Scored", "network_rejections"]
 
 # Of the network file, with their numbers of dimensions. Every file gives the first; the others are there where they can be.
-OUTPUTS = {"logit": 1, "heatmap": 3, "input_classes": 2, "distance": 1}
+OUTPUTS = {"logit": 1, "heatmap": 3, "input_classes": 2, "ood_distance": 1}
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
@@ -37,27 +38,32 @@ class Outputs:
             towards pneumonia. The places of one image and a constant sum to the logit where the network ends in average
             pooling and one linear layer; elsewhere these are first-order shares.
         kinds: probability of each kind of picture on the card, float32, shape (n, kinds).
-        distance: of the features from those of the training images, float32, shape (n,); about 1 for images like those.
+        ood_distance: of the features from those of the training images, float32, shape (n,); about 1 for images like those.
     """
 
     logit: npt.NDArray[np.float32]
     heatmap: npt.NDArray[np.float32] | None = None
     input_classes: npt.NDArray[np.float32] | None = None
-    distance: npt.NDArray[np.float32] | None = None
+    ood_distance: npt.NDArray[np.float32] | None = None
 
 
-class Ready(NamedTuple):
-    """A prepared image, shape (size, size), and why its pixels can be no image; empty where nothing speaks against it."""
+class PreprocessedImage(NamedTuple):
+    """An image ready for the network.
+
+    Attributes:
+        pixels: Gray levels, uint8, shape (size, size).
+        rejection: Reason found in the header or the pixels to make no prediction, or None.
+    """
 
     pixels: npt.NDArray[np.uint8]
-    implausible: str
+    rejection: Rejection | None
 
 
 class Scored(NamedTuple):
-    """One image's logit, and why nothing is to be said of it; empty where it can be judged."""
+    """The logit of one image, and the reason to make no prediction or None."""
 
     logit: float
-    refusal: str
+    rejection: Rejection | None
 
 
 class BundleSession:
@@ -158,21 +164,22 @@ class BundleSession:
                 )
         return found
 
-    def ready(self, image: Radiograph) -> Ready:
-        """An image as the network takes it, and what its own pixels say against it: all of it that is still needed."""
-        against = check_input(image, self.card.preprocessing.size // 2) or refusal_of_age(self.card, image.age)
-        return Ready(preprocess(image, self.card.preprocessing), against)
+    def preprocess(self, image: Radiograph) -> PreprocessedImage:
+        """Return the network's input for an image, with the rejection by its pixels or stated age."""
+        rejection = check_image(image, self.card.preprocessing.size // 2) or reject_by_age(self.card, image.age)
+        return PreprocessedImage(preprocess(image, self.card.preprocessing), rejection)
 
-    def scored(self, images: Sequence[Ready], outputs: Outputs) -> list[Scored]:
-        """The images of a run: their logits, and whether they are refused.
+    def score(self, images: Sequence[PreprocessedImage], outputs: Outputs) -> list[Scored]:
+        """Return logits and rejections of a batch.
 
         Args:
-            images: in the order of the run.
-            outputs: of the run.
+            images: The batch, in order.
+            outputs: What the network returned for it.
         """
+        rejections = network_rejections(self.card, outputs)
         return [
-            Scored(logit, image.implausible or refused)
-            for image, logit, refused in zip(images, outputs.logit.tolist(), refusals(self.card, outputs), strict=True)
+            Scored(logit, image.rejection or rejection)
+            for image, logit, rejection in zip(images, outputs.logit.tolist(), rejections, strict=True)
         ]
 
     def refuse_unexplained(self) -> None:
@@ -183,7 +190,7 @@ class BundleSession:
         """
         if not self.explains:
             raise BundleError(
-                f"the network of bundle {self.card.name!r} ({self.card.network}) gives no heatmaps: its logit does not draw_figures on"
+                f"the network of bundle {self.card.name!r} ({self.card.network}) gives no heatmaps: its logit does not depend on"
                 " places of a last feature map, or in a way that could not be exported",
                 hint="Ask for none, or train a convolutional network: pneumoscope models",
             )
@@ -196,21 +203,21 @@ class BundleSession:
         """
         if batch < 1:
             raise UsageError(f"batch is {batch}; one image at a time is the least")
-        waiting: list[Ready] = []
+        waiting: list[PreprocessedImage] = []
         for image in images:
-            waiting.append(self.ready(image))
+            waiting.append(self.preprocess(image))
             if len(waiting) == batch:
                 yield from self._scored(waiting)
                 waiting.clear()
         if waiting:
             yield from self._scored(waiting)
 
-    def _scored(self, images: Sequence[Ready]) -> list[Scored]:
-        return self.scored(images, self.outputs(np.stack([image.pixels for image in images])))
+    def _scored(self, images: Sequence[PreprocessedImage]) -> list[Scored]:
+        return self.score(images, self.outputs(np.stack([image.pixels for image in images])))
 
     def probability(self, logits: npt.NDArray[np.float32]) -> npt.NDArray[np.float64]:
         """Calibrated probability of pneumonia, 0 to 1, by the card's calibration."""
-        return calibrated(self.card.calibration, logits)
+        return calibrate(self.card.calibration, logits)
 
     def _refuse_another_format(self) -> None:
         size = self.card.preprocessing.size
@@ -230,7 +237,7 @@ class BundleSession:
 
     def _refuse_other_limits(self) -> None:
         expected = self.card.rejection_limits is not None
-        for name in ("input_classes", "distance"):
+        for name in ("input_classes", "ood_distance"):
             if (name in self._gives) != expected:
                 raise BundleError(
                     f"the network of bundle {self.card.name!r} gives {self._gives}; its card"
@@ -239,20 +246,9 @@ class BundleSession:
                 )
 
 
-def refusals(card: Card, outputs: Outputs) -> list[str]:
-    """Why nothing is to be said of each image of a run by what the network gives; empty where something is."""
+def network_rejections(card: Card, outputs: Outputs) -> list[Rejection | None]:
+    """Return the rejection of each image of a batch by the network's outputs, or None."""
     n = len(outputs.logit)
     input_classes = [None] * n if outputs.input_classes is None else outputs.input_classes.tolist()
-    distances = [None] * n if outputs.distance is None else outputs.distance.tolist()
-    return [refusal(card, *limits) for limits in zip(input_classes, distances, strict=True)]
-
-
-def calibrated(calibration: Calibration, logits: npt.ArrayLike) -> npt.NDArray[np.float64]:
-    """Probability of pneumonia, 0 to 1, of logits of any shape; infinite ones too."""
-    return sigmoid(calibration.slope * np.asarray(logits, dtype=np.float64) + calibration.intercept)
-
-
-def sigmoid(logits: npt.NDArray[np.floating]) -> npt.NDArray[np.float64]:
-    """1 / (1 + exp(-x)) in double precision, without overflow at either end."""
-    x = np.asarray(logits, dtype=np.float64)
-    return np.exp(-np.logaddexp(0.0, -x))
+    distances = [None] * n if outputs.ood_distance is None else outputs.ood_distance.tolist()
+    return [reject_by_network(card, *each) for each in zip(input_classes, distances, strict=True)]

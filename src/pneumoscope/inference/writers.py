@@ -1,4 +1,4 @@
-"""Predictions as JSON and as CSV, a piece at a time: however many there are, none is kept, and what is cut short is whole."""
+"""Write predictions as JSON and CSV, one at a time, so that memory does not grow with their number."""
 
 from __future__ import annotations
 
@@ -9,36 +9,31 @@ import json
 from collections.abc import Iterable, Iterator
 from typing import Any
 
-from pneumoscope.core.results import NOTICE, SCHEMA, ModelInfo, Prediction
+from pneumoscope.core.i18n import NOTICE
+from pneumoscope.core.messages import prediction_message
+from pneumoscope.core.prediction import ModelInfo, Prediction
+from pneumoscope.core.results import SCHEMA
 
-__all__ = ["COLUMNS", "csv_cells", "csv_line", "escape_formula", "iter_csv", "iter_json"]
+__all__ = ["csv_line", "csv_row", "escape_formula", "iter_csv", "iter_json", "prediction_document"]
 
-COLUMNS = (
-    "path",
-    "decision",
-    "probability",
-    "interval_low",
-    "interval_high",
-    "threshold",
-    "reason",
-    "width",
-    "height",
-    "format",
-    "error",
-    "model",
-    "version",
-    "sha256",
-    "notice",
-)
+_FORMULA_PREFIXES = ("=", "+", "-", "@", "\t", "\r")
 
-_FORMULAS = ("=", "+", "-", "@", "\t", "\r")
+
+def prediction_document(prediction: Prediction, language: str = "en") -> dict[str, Any]:
+    """Return a prediction as a JSON object: its fields, and `message`, which explains the decision in one sentence.
+
+    Args:
+        prediction: The prediction.
+        language: Language of the message, a key of `core.i18n.LANGUAGES`.
+    """
+    return dataclasses.asdict(prediction) | {"message": prediction_message(prediction, language)}
 
 
 def iter_json(model: ModelInfo, predictions: Iterable[Prediction]) -> Iterator[str]:
-    """The pieces of one JSON document: `schema`, `model`, `notice` and `predictions`.
+    """Yield one JSON document in pieces: `schema`, `model`, `notice` and `predictions`.
 
-    It is closed also where `predictions` fail: the error comes after the last piece. Only ASCII is used, since a file's name
-    need not be text, and whoever reads need not read UTF-8.
+    The document is closed even if `predictions` raises; the error follows the last piece. The text is ASCII, because file
+    names may not be valid text and readers may not expect UTF-8.
     """
     head = json.dumps({"schema": SCHEMA, "model": dataclasses.asdict(model), "notice": NOTICE}, indent=2)
     yield head.removesuffix("\n}") + ',\n  "predictions": ['
@@ -46,7 +41,7 @@ def iter_json(model: ModelInfo, predictions: Iterable[Prediction]) -> Iterator[s
     separator = "\n"
     try:
         for prediction in predictions:
-            yield separator + json.dumps(dataclasses.asdict(prediction), allow_nan=False)
+            yield separator + json.dumps(prediction_document(prediction), allow_nan=False)
             separator = ",\n"
     except Exception as error:  # noqa: BLE001  raised again below
         failure = error
@@ -56,48 +51,40 @@ def iter_json(model: ModelInfo, predictions: Iterable[Prediction]) -> Iterator[s
 
 
 def iter_csv(predictions: Iterable[Prediction], failed: list[Exception]) -> Iterator[bytes]:
-    """The lines of a CSV file, RFC 4180, UTF-8: `COLUMNS`, then an image a line; what does not exist is empty.
+    """Yield the lines of a CSV file (RFC 4180, UTF-8): a header, then one line per image; missing values are empty.
 
-    The bytes of a file's name that are no UTF-8 stay as they are.
+    Bytes of a file name that are not valid UTF-8 are kept as they are.
 
     Args:
-        predictions: an image each.
-        failed: where `predictions` fail, the lines end, and the error is added here: what was done is a file of its own.
+        predictions: One per image.
+        failed: Receives the error if `predictions` raises; the lines before it are a complete file.
     """
-    yield csv_line(COLUMNS)
+    header = True
     try:
         for prediction in predictions:
-            yield csv_line(csv_cells(prediction))
-    except Exception as error:  # noqa: BLE001  raised by whoever wrote the lines
+            row = csv_row(prediction)
+            if header:
+                yield csv_line(row)
+                header = False
+            yield csv_line(row.values())
+    except Exception as error:  # noqa: BLE001  raised by the caller, after the file is written
         failed.append(error)
 
 
-def escape_formula(text: str, mark: str) -> str:
-    """A text that a spreadsheet does not take for a formula: where it would, with the mark before it."""
-    return mark + text if text.startswith(_FORMULAS) else text
+def csv_row(prediction: Prediction) -> dict[str, Any]:
+    """Return the row of a prediction in a CSV file: `Prediction.to_row`, `message` and `notice`."""
+    row = prediction.to_row() | {"message": prediction_message(prediction), "notice": NOTICE}
+    row["path"] = escape_formula(prediction.path, "./")  # names the same file
+    return row
 
 
-def csv_cells(prediction: Prediction) -> tuple[Any, ...]:
-    """An image's cells under `COLUMNS`."""
-    image, model = prediction.image, prediction.model
-    return (
-        escape_formula(prediction.path, "./"),  # the same as a path
-        prediction.decision,
-        prediction.probability,
-        *(prediction.interval or (None, None)),
-        prediction.threshold,
-        prediction.reason,
-        *((image.width, image.height, image.format) if image else (None, None, None)),
-        prediction.error,
-        model.name,
-        model.version,
-        model.sha256,
-        prediction.notice,
-    )
+def escape_formula(text: str, prefix: str) -> str:
+    """Return the text, with the prefix if a spreadsheet would run it as a formula."""
+    return prefix + text if text.startswith(_FORMULA_PREFIXES) else text
 
 
 def csv_line(cells: Iterable[Any]) -> bytes:
-    """A line of CSV (RFC 4180) in UTF-8; what is None is empty."""
+    """Return one line of CSV (RFC 4180) in UTF-8; None becomes an empty cell."""
     line = io.StringIO()
     csv.writer(line).writerow(cells)
     return line.getvalue().encode("utf-8", "surrogateescape")

@@ -13,7 +13,7 @@ from fastapi.routing import APIRoute
 from starlette.staticfiles import StaticFiles
 
 from pneumoscope import __version__
-from pneumoscope.core.results import NOTICE
+from pneumoscope.core.i18n import NOTICE
 from pneumoscope.inference.model import Model
 from pneumoscope.service.api.openapi import describe
 from pneumoscope.service.api.problems import install_exception_handlers

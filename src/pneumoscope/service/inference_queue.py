@@ -11,7 +11,7 @@ from collections.abc import Iterator, Sequence
 from concurrent.futures import Future
 
 from pneumoscope.core.errors import BusyError
-from pneumoscope.core.results import Prediction
+from pneumoscope.core.prediction import Prediction
 from pneumoscope.inference.model import BATCH, Model
 
 __all__ = ["InferenceQueue"]

@@ -12,7 +12,7 @@ from starlette.exceptions import HTTPException
 from starlette.requests import Request
 
 from pneumoscope.core.errors import StorageError, TooLargeError, UsageError
-from pneumoscope.core.results import Prediction
+from pneumoscope.core.prediction import Prediction
 from pneumoscope.inference.model import Model
 from pneumoscope.service.api.schemas import PredictionSchema
 from pneumoscope.service.inference_queue import InferenceQueue
@@ -64,13 +64,13 @@ class PredictionService:
         with self.scoring.admitted(len(images)):
             judged = await self._scored(request, images)
             kept = (self._kept(each, image, who) for each, (image, _) in zip(judged, images, strict=True))
-            return await asyncio.load_run_data(*kept)
+            return await asyncio.gather(*kept)
 
     async def _scored(self, request: Request, images: Sequence[tuple[bytes, str]]) -> list[Prediction]:
         """Predictions of all images, while whoever asked is there."""
         futures = self.scoring.submit(images)
         gone: asyncio.Future[Any] = asyncio.ensure_future(_gone(request))
-        waiting: asyncio.Future[list[Prediction]] = asyncio.load_run_data(*map(asyncio.wrap_future, futures))
+        waiting: asyncio.Future[list[Prediction]] = asyncio.gather(*map(asyncio.wrap_future, futures))
         waiting.add_done_callback(lambda done: done.cancelled() or done.exception())  # when nobody waits any more
         try:
             await asyncio.wait({gone, waiting}, return_when=asyncio.FIRST_COMPLETED)

@@ -22,7 +22,7 @@ import uvicorn
 
 from pneumoscope.core.errors import UsageError
 from pneumoscope.core.files import locked
-from pneumoscope.core.results import NOTICE
+from pneumoscope.core.i18n import NOTICE
 from pneumoscope.inference.model import load_model
 from pneumoscope.service.app import Settings, make_app
 from pneumoscope.service.auth.tokens import Authenticator, is_loopback, read_tokens
@@ -112,7 +112,7 @@ def serve(
         shown = f"[{host.strip('[]')}]" if ":" in host else host
         _log_to_stderr()
         address = f"http://{shown}:{listener.getsockname()[1]}"
-        tell(f"{address}  model {judge.card.name}, operating point {judge.point_name}")
+        tell(f"{address}  model {judge.card.name}, operating point {judge.operating_point_name}")
         tell(f"keeps images and records in {folder or 'memory'}" + (" until it stops" if folder is None else ""))
         tell(NOTICE)
         if show:  # it waits for the answer; a browser in a terminal would not come back

@@ -51,7 +51,7 @@ def normal_quantile(level: float) -> float:
     return float(special.ndtri((1 + level) / 2))
 
 
-def undefined(reason: str, *, n: int, method: str, level: float = 0.95, seed: int | None = None) -> Interval:
+def undefined(reason: str, *, n: int, method: str, level: float | None = 0.95, seed: int | None = None) -> Interval:
     """The interval of a number that does not exist, with the reason."""
     return Interval(None, None, None, method, n, level, seed, reason)
 

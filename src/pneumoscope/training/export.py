@@ -11,6 +11,7 @@ import hashlib
 import math
 from collections.abc import Iterator, Sequence
 from pathlib import Path
+from typing import Any
 
 import msgspec
 import numpy as np
@@ -41,7 +42,8 @@ from pneumoscope.core.errors import UndefinedMetricError
 from pneumoscope.core.files import write_atomically
 from pneumoscope.data.cache import preprocess_images
 from pneumoscope.data.manifest import Manifest
-from pneumoscope.inference.session import BundleSession, Outputs, calibrated, refusals, sigmoid
+from pneumoscope.inference.decision import calibrate, sigmoid
+from pneumoscope.inference.session import BundleSession, Outputs, network_rejections
 from pneumoscope.models.base import Network
 from pneumoscope.statistics.calibration import at_prevalence, fit_platt
 from pneumoscope.statistics.conformal import uncertain_band
@@ -150,7 +152,7 @@ def export(
         calibration=_calibrate(fitted, labels, prevalence),
         intervals=_intervals(fitted, labels, prevalence),
         rejection_limits=limits,
-        operating_points=_points(sigmoid(fitted), labels, patients, ", augmented" if augmented else ""),
+        operating_points=_points(sigmoid(fitted), labels, patients, bool(augmented)),
     )
     card = msgspec.structs.replace(card, reference_distribution=_spread(card, outputs, labels))
     write_atomically(folder / NETWORK_FILE, onnx)
@@ -180,21 +182,19 @@ def _intervals(logits: npt.NDArray[np.float32], labels: npt.NDArray[np.bool_], p
 
 
 def _points(
-    scores: npt.NDArray[np.float64], labels: npt.NDArray[np.bool_], patients: Sequence[str], how: str = ""
+    scores: npt.NDArray[np.float64], labels: npt.NDArray[np.bool_], patients: Sequence[str], augmented: bool = False
 ) -> dict[str, OperatingPoint]:
-    n, positives = len(labels), int(labels.sum())
-    chosen = {
-        "half": (0.5, "score of 0.5, as in the report"),
-        "balanced": (highest_youden(scores, labels), f"highest Youden index on {n} validation images{how}"),
-        "rule_out": (
-            at_sensitivity(scores, labels, 0.99),
-            f"highest threshold with sensitivity 0.99 on {positives} validation pneumonias{how}",
-        ),
-        "rule_in": (
-            at_specificity(scores, labels, 0.99),
-            f"lowest threshold with specificity 0.99 on {n - positives} validation normals{how}",
-        ),
-    }
+    n, n_pneumonia = len(labels), int(labels.sum())
+    chosen: dict[str, dict[str, Any]] = {
+        "half": {"threshold": 0.5, "rule": "fixed"},
+        "balanced": {"threshold": highest_youden(scores, labels), "rule": "youden", "n": n},
+        "rule_out": {
+            "threshold": at_sensitivity(scores, labels, 0.99), "rule": "sensitivity", "target": 0.99, "n": n_pneumonia,
+        },
+        "rule_in": {
+            "threshold": at_specificity(scores, labels, 0.99), "rule": "specificity", "target": 0.99, "n": n - n_pneumonia,
+        },
+    }  # fmt: skip
 
     def share(threshold: float, positive: bool) -> Share:
         places = np.flatnonzero(labels == positive)
@@ -202,15 +202,14 @@ def _points(
 
     return {
         name: OperatingPoint(
-            threshold=threshold,
-            rule=rule,
-            chosen_on="fixed" if name == "half" else "validation",
-            sensitivity=share(threshold, True),
-            specificity=share(threshold, False),
-            # Whoever asks to rule out or in has said which error is worse: every image is decided.
-            uncertainty_band=_band(scores, labels, threshold) if name == "balanced" else None,
+            **facts,
+            augmented=augmented and facts["rule"] != "fixed",
+            sensitivity=share(facts["threshold"], True),
+            specificity=share(facts["threshold"], False),
+            # Ruling out and ruling in state which error is worse, so every image is decided there.
+            uncertainty_band=_band(scores, labels, facts["threshold"]) if name == "balanced" else None,
         )
-        for name, (threshold, rule) in chosen.items()
+        for name, facts in chosen.items()
     }
 
 
@@ -227,7 +226,7 @@ def _limits(
     def found(outputs: Sequence[Outputs]) -> tuple[npt.NDArray[np.float32], npt.NDArray[np.float32]]:
         input_classes = [part.input_classes[:, 0] for part in outputs if part.input_classes is not None]
         return np.concatenate(input_classes), np.concatenate(
-            [part.distance for part in outputs if part.distance is not None]
+            [part.ood_distance for part in outputs if part.ood_distance is not None]
         )
 
     image, distance = found(askew)
@@ -240,16 +239,18 @@ def _limits(
         max_distance=greatest,
         classifier_share=shares.classifier_share,
         distance_share=shares.distance_share,
-        refused=_share((image < least) | (distance > greatest), patients),
+        rejected=_share((image < least) | (distance > greatest), patients),
     )
 
 
 def _spread(card: Card, plain: Sequence[Outputs], labels: npt.NDArray[np.bool_]) -> ReferenceDistribution | None:
     """Of images as they are, by what the card says of them; None where it refuses all."""
-    kept = np.array([not reason for part in plain for reason in refusals(card, part)], dtype=np.bool_)
+    kept = np.array(
+        [rejection is None for part in plain for rejection in network_rejections(card, part)], dtype=np.bool_
+    )
     if not kept.any():
         return None
-    probabilities = calibrated(card.calibration, np.concatenate([part.logit for part in plain])[kept])
+    probabilities = calibrate(card.calibration, np.concatenate([part.logit for part in plain])[kept])
     return ReferenceDistribution(
         deciles=tuple(np.quantile(probabilities, np.arange(1, 10) / 10).tolist()),
         n=int(kept.sum()),

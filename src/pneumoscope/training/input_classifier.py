@@ -30,7 +30,7 @@ SIDE = 112
 _BATCH = 64
 # How often each kind is drawn: as it should be as often as three others.
 _ODDS: dict[InputClass, int] = {
-    "image": 6, "inverted": 2, "upside_down": 2, "rotated_90": 2, "mirrored": 2, "cropped": 2, "other": 3,
+    "upright": 6, "inverted": 2, "upside_down": 2, "rotated_90": 2, "mirrored": 2, "cropped": 2, "not_a_chest_radiograph": 3,
 }  # fmt: skip
 # What an image may look like and still be one: wider than in clinics, so that an image at the edge of it is safe.
 PLAUSIBLE = Augmentation(
@@ -94,7 +94,7 @@ def draw_examples(
         for image, kind in zip(images, input_classes, strict=True)
     ]
     small = torch.stack([_shrink(image) for image in cut])
-    for place in np.flatnonzero(input_classes == INPUT_CLASSES.index("other")).tolist():
+    for place in np.flatnonzero(input_classes == INPUT_CLASSES.index("not_a_chest_radiograph")).tolist():
         small[place] = torch.from_numpy(negative_image(random, small[place].numpy()).copy())
     seeds = random.integers(2**62, size=count).tolist()
     askew = np.isin(input_classes, [INPUT_CLASSES.index(kind) for kind in ("upside_down", "rotated_90")])

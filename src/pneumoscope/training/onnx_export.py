@@ -28,7 +28,7 @@ __all__ = ["to_onnx"]
 def to_onnx(network: Network, image_size: int, screen: InputChecks | None = None) -> bytes:
     """One ONNX file, weights inside: "image" uint8 (n, size, size) to what `session.Outputs` holds.
 
-    There is no heatmap where the logit does not draw_figures on places of the last feature map (transformers that read a class token,
+    There is no heatmap where the logit does not depend on places of the last feature map (transformers that read a class token,
     networks without a grid), and where the layers behind that map have a gradient that ONNX cannot say (attention).
 
     Args:
@@ -97,7 +97,7 @@ class _Whole(nn.Module):
         self.names = [
             "logit",
             *(["heatmap"] if isinstance(reader, _Explained) else []),
-            *(["input_classes", "distance"] if screen else []),
+            *(["input_classes", "ood_distance"] if screen else []),
         ]
 
     def forward(self, images: Tensor) -> tuple[Tensor, ...]:

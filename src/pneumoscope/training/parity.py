@@ -80,7 +80,7 @@ def check_explanations(
         if screen:
             _compare("input_classes", screen.gate(images).softmax(1), outputs.input_classes, 1)
             distance = screen.population(screen.eye(images))
-            _compare("distance", distance, outputs.distance, float(distance.max()))
+            _compare("ood_distance", distance, outputs.ood_distance, float(distance.max()))
 
 
 def _compare(name: str, tensor: Tensor, given: npt.NDArray[np.float32] | None, scale: float, spared: int = 0) -> None:

@@ -177,7 +177,7 @@ class Recipe(_Table):
     optimizer: Optimizer = Optimizer()
     training: Training = Training()
     augmentation: Augmentation = Augmentation()
-    refusal: RejectionOptions = RejectionOptions()
+    rejection: RejectionOptions = RejectionOptions()
 
     @model_validator(mode="after")
     def _possible(self) -> Recipe:

@@ -4,10 +4,10 @@ import re
 from pathlib import Path
 
 import pytest
+from pneumoscope.inference.rejection import _WORDS
 
 from pneumoscope.bundle.card import find_bundle, read_bundle
-from pneumoscope.core.results import NOTICE
-from pneumoscope.inference.rejection import _WORDS
+from pneumoscope.core.i18n import NOTICE
 from pneumoscope.service import page, problems
 from pneumoscope.service.web.i18n import LANGUAGES, Words, choose
 from pneumoscope.service.web.routes import _ORDERS

@@ -31,7 +31,7 @@ __all__ = [
     "install_exception_handlers",
     "of_error",
     "problem",
-    "rejected",
+    "refused",
     "responses",
 ]
 

@@ -14,7 +14,7 @@ from PIL import Image
 from prometheus_client import CONTENT_TYPE_LATEST, generate_latest
 
 from pneumoscope.core.errors import UnknownNameError, UnreadableImageError
-from pneumoscope.core.results import Decision
+from pneumoscope.core.prediction import Decision
 from pneumoscope.imaging.decode import decode
 from pneumoscope.service.api.dependencies import Who, as_json, known_parameters, who
 from pneumoscope.service.api.problems import responses
@@ -122,10 +122,10 @@ def paths(service: PredictionService, most_images: int) -> APIRouter:
         images = await read_images(request, name, most_images)
         answers = await service.judge(request, images, who)
         if all(answer.id is None for answer in answers):
-            first = answers[0].error
-            raise UnreadableImageError(
-                "", first if len(answers) == 1 else f"{first} (none of {len(answers)} images can be)"
-            )
+            first = answers[0].failure
+            assert first is not None
+            reason = first.message if len(answers) == 1 else f"{first.message} (none of {len(answers)} images can be read)"
+            raise UnreadableImageError("", reason, hint=first.hint)
         return PredictionsSchema(predictions=answers)
 
     @router.get("/predictions", summary="Images that are kept")

@@ -7,7 +7,10 @@ from typing import Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field
 
-from pneumoscope.core.results import NOTICE, ImageInfo, ModelInfo, Prediction
+from pneumoscope.core.i18n import NOTICE
+from pneumoscope.core.messages import prediction_message
+from pneumoscope.core.prediction import Decision, Failure, ImageInfo, ModelInfo, Prediction, Rejection, Uncertainty
+from pneumoscope.core.results import Interval
 from pneumoscope.service.storage.records import Page, StoredPrediction
 
 __all__ = ["Health", "PredictionPageSchema", "PredictionSchema", "PredictionsSchema", "ReviewRequest", "ReviewSchema"]
@@ -19,26 +22,6 @@ _TIME = "2026-01-31T09:30:00.000000Z"
 
 class _Schema(BaseModel):
     model_config = ConfigDict(frozen=True, extra="forbid", use_attribute_docstrings=True)
-
-
-class ImageInfoSchema(_Schema):
-    """What the image's file holds."""
-
-    width: int = Field(examples=[1320])
-    """Pixels, as a viewer shows it."""
-    height: int = Field(examples=[968])
-    """Pixels."""
-    format: str = Field(examples=["JPEG"])
-
-
-class ModelInfoSchema(_Schema):
-    """Which bundle spoke."""
-
-    name: str = Field(examples=["default"])
-    version: str = Field(examples=["0.1.0"])
-    """Of the pneumoscope that made it."""
-    sha256: str = Field(examples=[_SHA256])
-    """Of its network file."""
 
 
 class ReviewRequest(_Schema):
@@ -69,22 +52,24 @@ class PredictionSchema(_Schema):
     """ISO 8601 in UTC; null where nothing is kept."""
     path: str = Field(examples=["image.jpeg"])
     """The image as the client named it."""
-    decision: Literal["normal", "pneumonia", "uncertain", "rejected"] | None
-    """Null where the image could not be read."""
+    decision: Decision | None
+    """Null if the image could not be read."""
     probability: float | None = Field(examples=[0.97])
-    """Of pneumonia, calibrated; null where the image is rejected."""
-    interval: tuple[float, float] | None = Field(examples=[[0.95, 0.99]])
-    """Of the probability."""
-    interval_reason: str = Field(examples=[""])
-    """Why there is no interval; empty where there is one."""
+    """Calibrated probability of pneumonia; null if the image is rejected."""
+    interval: Interval | None
+    """Venn-Abers interval of the probability."""
     threshold: float | None = Field(examples=[0.5])
-    """An image at or above this probability is called pneumonia."""
-    reason: str = Field(examples=[""])
-    """Why the image is uncertain or rejected."""
-    image: ImageInfoSchema | None
-    model: ModelInfoSchema
-    error: str = Field(examples=[""])
-    """Why the image could not be read, and what to do."""
+    """At or above this probability the decision is "pneumonia"."""
+    rejection: Rejection | None
+    """Why the image is rejected."""
+    uncertainty: Uncertainty | None
+    """The uncertainty band that the score lies in."""
+    failure: Failure | None
+    """Why the image could not be read."""
+    message: str = Field(examples=[""])
+    """The rejection, the uncertainty or the failure as a sentence."""
+    image: ImageInfo | None
+    model: ModelInfo
     operating_point: str = Field(examples=["balanced"])
     image_sha256: str | None = Field(examples=[_SHA256])
     """Of the file as it was posted."""
@@ -100,7 +85,6 @@ class PredictionSchema(_Schema):
         return cls(
             id=record.id,
             created=record.created,
-            operating_point=record.operating_point,
             image_sha256=record.image_sha256,
             image_bytes=record.image_bytes,
             image_removed=record.image_removed,
@@ -114,7 +98,6 @@ class PredictionSchema(_Schema):
         return cls(
             id=None,
             created=None,
-            operating_point=operating_point,
             image_sha256=None,
             image_bytes=None,
             image_removed=None,
@@ -155,10 +138,5 @@ class Health(_Schema):
 
 
 def _said(prediction: Prediction) -> dict[str, Any]:
-    image, model = prediction.image, prediction.model
     said = {field.name: getattr(prediction, field.name) for field in dataclasses.fields(prediction)}
-    return {**said, "image": image and _facts(image), "model": _facts(model)}
-
-
-def _facts(facts: ImageInfo | ModelInfo) -> dict[str, object]:
-    return dataclasses.asdict(facts)
+    return said | {"message": prediction_message(prediction)}

@@ -13,7 +13,7 @@ from typing import Any, Literal, NamedTuple
 from sqlalchemy import RowMapping
 
 from pneumoscope.core.errors import UsageError
-from pneumoscope.core.results import Decision, ImageInfo, ModelInfo, Prediction
+from pneumoscope.core.prediction import Decision, Prediction
 from pneumoscope.service.storage.blob_store import content_hash
 
 __all__ = [
@@ -36,7 +36,8 @@ __all__ = [
 Order = Literal["newest", "oldest", "highest", "lowest", "attention"]
 Row = RowMapping | Mapping[str, Any]  # of the table of predictions, by its columns
 _REST = (
-    "image_bytes", "interval_low", "interval_high", "interval_reason", "threshold", "reason", "width", "height", "format",
+    "image_bytes", "interval_low", "interval_high", "interval_method", "interval_n", "threshold", "rejection_code",
+    "rejection_parameters", "uncertainty_low", "uncertainty_high", "uncertainty_coverage", "width", "height", "format",
     "model_name", "model_version",
 )  # fmt: skip
 TIME_FORM = "2026-01-31 or 2026-01-31T09:30:00Z, in UTC"
@@ -81,7 +82,7 @@ class Filter:
     """Which records: each is of all where it is None.
 
     Attributes:
-        decision: "normal", "pneumonia", "uncertain" or "rejected".
+        decision: "no_pneumonia", "pneumonia", "uncertain" or "rejected".
         reviewed: whether a person has read it.
         since, until: ISO 8601 in UTC; `until` itself is not included.
     """
@@ -145,30 +146,15 @@ def new_row(prediction: Prediction, image: bytes, operating_point: str) -> dict[
         image: the file's bytes.
         operating_point: by name.
     """
-    facts, interval = prediction.image, prediction.interval or (None, None)
-    if facts is None or prediction.decision is None or prediction.threshold is None:
+    if prediction.decision is None:
         raise ValueError(f"{prediction.path!r} could not be read; there is nothing to keep")
     sha256 = content_hash(image)
-    return {
+    row = {name: value for name, value in prediction.to_row().items() if not name.startswith("failure_")}
+    return row | {
         "id": record_id(sha256, prediction.model.sha256, operating_point),
-        "name": prediction.path,
         "image_sha256": sha256,
         "image_bytes": len(image),
         "image_removed": None,
-        "decision": prediction.decision,
-        "probability": prediction.probability,
-        "interval_low": interval[0],
-        "interval_high": interval[1],
-        "interval_reason": prediction.interval_reason,
-        "threshold": prediction.threshold,
-        "reason": prediction.reason,
-        "width": facts.width,
-        "height": facts.height,
-        "format": facts.format,
-        "model_name": prediction.model.name,
-        "model_version": prediction.model.version,
-        "model_sha256": prediction.model.sha256,
-        "operating_point": operating_point,
         "agrees": None,
         "note": "",
         "reviewed": None,
@@ -187,24 +173,13 @@ def rest_hash(row: Row) -> str:
 
 def of_row(row: Row) -> StoredPrediction:
     """A row of the table, or what is to be one, as a record."""
-    prediction = Prediction(
-        path=row["name"],
-        decision=row["decision"],
-        probability=row["probability"],
-        interval=None if row["interval_low"] is None else (row["interval_low"], row["interval_high"]),
-        interval_reason=row["interval_reason"],
-        threshold=row["threshold"],
-        reason=row["reason"],
-        image=ImageInfo(row["width"], row["height"], row["format"]),
-        model=ModelInfo(row["model_name"], row["model_version"], row["model_sha256"]),
-    )
     review = None
     if row["reviewed"] is not None:
         review = Review(row["agrees"], row["note"], row["reviewed"], row["reviewer"])
     return StoredPrediction(
         id=row["id"],
         created=row["created"],
-        prediction=prediction,
+        prediction=Prediction.from_row(dict(row)),
         image_sha256=row["image_sha256"],
         image_bytes=row["image_bytes"],
         image_removed=row["image_removed"],

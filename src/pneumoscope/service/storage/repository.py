@@ -28,7 +28,7 @@ from sqlalchemy import (
 )
 
 from pneumoscope.core.errors import GoneError, StorageError, UnknownNameError
-from pneumoscope.core.results import Prediction
+from pneumoscope.core.prediction import Prediction
 from pneumoscope.service.audit.log import Entry, append
 from pneumoscope.service.auth.tokens import RETENTION
 from pneumoscope.service.storage.blob_store import IMAGES, BlobStore, FolderBlobStore, MemoryBlobStore, content_hash

@@ -13,12 +13,12 @@ METADATA = MetaData()
 HEX = String(64)  # a SHA-256
 WHEN = String(32)
 
-# One image judged by one model at one operating point. The columns are those of `results.Prediction`, and what a person added.
+# One image judged by one model at one operating point. The columns are those of `Prediction.to_row`, and what a person added.
 predictions = Table(
     "predictions",
     METADATA,
     Column("id", String(32), primary_key=True),
-    Column("name", Text, nullable=False),
+    Column("path", Text, nullable=False),
     Column("image_sha256", HEX, nullable=False, index=True),
     Column("image_bytes", Integer, nullable=False),
     Column("image_removed", WHEN),
@@ -27,16 +27,21 @@ predictions = Table(
     Column("probability", Float, index=True),
     Column("interval_low", Float),
     Column("interval_high", Float),
-    Column("interval_reason", Text, nullable=False),
+    Column("interval_method", String(32)),
+    Column("interval_n", Integer),
     Column("threshold", Float, nullable=False),
-    Column("reason", Text, nullable=False),
+    Column("operating_point", String(64), nullable=False),
+    Column("rejection_code", String(64), index=True),
+    Column("rejection_parameters", Text),
+    Column("uncertainty_low", Float),
+    Column("uncertainty_high", Float),
+    Column("uncertainty_coverage", Float),
     Column("width", Integer, nullable=False),
     Column("height", Integer, nullable=False),
     Column("format", String(16), nullable=False),
     Column("model_name", Text, nullable=False),
     Column("model_version", String(64), nullable=False),
     Column("model_sha256", HEX, nullable=False),
-    Column("operating_point", String(64), nullable=False),
     Column("agrees", Boolean),
     Column("note", Text, nullable=False),
     Column("reviewed", WHEN, index=True),

@@ -9,7 +9,8 @@ from collections.abc import Mapping, Sequence
 from typing import get_args
 
 from pneumoscope.bundle.card import Card
-from pneumoscope.core.results import Decision, Interval
+from pneumoscope.core.prediction import Decision
+from pneumoscope.core.results import Interval
 from pneumoscope.service.storage.records import PredictionStatistics
 from pneumoscope.statistics.drift import LEAST, Drift, drift
 from pneumoscope.statistics.intervals import proportion

@@ -5,13 +5,12 @@ from __future__ import annotations
 import codecs
 from collections.abc import Iterator
 
-from pneumoscope.inference.writers import COLUMNS, csv_cells, csv_line, escape_formula
+from pneumoscope.inference.writers import csv_line, csv_row, escape_formula
 from pneumoscope.service.storage.records import Filter, Order, StoredPrediction
 from pneumoscope.service.storage.repository import PredictionRepository
 
 __all__ = ["worklist_csv"]
 
-_MORE = ("id", "created", "operating_point", "image_sha256", "image_removed", "agrees", "note", "reviewed")
 _PAGE = 200
 
 
@@ -27,11 +26,15 @@ def worklist_csv(records: PredictionRepository, wanted: Filter, order: Order) ->
     page = records.find(wanted, order=order, limit=_PAGE)
 
     def lines() -> Iterator[bytes]:
-        found = page
-        yield codecs.BOM_UTF8 + csv_line((*COLUMNS, *_MORE))  # without the mark, Excel takes it for another encoding
+        found, header = page, True
+        yield codecs.BOM_UTF8  # without it, Excel assumes another encoding
         while True:
             for record in found.records:
-                yield csv_line((*csv_cells(record.prediction), *_more(record)))
+                row = _row(record)
+                if header:
+                    yield csv_line(row)
+                    header = False
+                yield csv_line(row.values())
             if not found.next:
                 return
             found = records.find(wanted, order=order, limit=_PAGE, after=found.next)
@@ -39,9 +42,14 @@ def worklist_csv(records: PredictionRepository, wanted: Filter, order: Order) ->
     return lines()
 
 
-def _more(record: StoredPrediction) -> tuple[object, ...]:
+def _row(record: StoredPrediction) -> dict[str, object]:
     review = record.review
-    kept = (record.id, record.created, record.operating_point, record.image_sha256, record.image_removed)
-    if review is None:
-        return (*kept, None, None, None)
-    return (*kept, "yes" if review.agrees else "no", escape_formula(review.note, "'"), review.at)
+    return csv_row(record.prediction) | {
+        "id": record.id,
+        "created": record.created,
+        "image_sha256": record.image_sha256,
+        "image_removed": record.image_removed,
+        "agrees": review and ("yes" if review.agrees else "no"),
+        "note": review and escape_formula(review.note, "'"),
+        "reviewed": review and review.at,
+    }

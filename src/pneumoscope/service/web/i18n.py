@@ -11,10 +11,10 @@ import tomllib
 from collections.abc import Mapping
 from importlib import resources
 
-__all__ = ["LANGUAGES", "Words", "choose"]
+from pneumoscope.core.messages import decision_label, prediction_message
+from pneumoscope.core.prediction import Decision, Prediction
 
-# As BCP 47 names them, each by its own name.
-LANGUAGES: Mapping[str, str] = {"en": "English", "zh-Hant": "繁體中文"}
+__all__ = ["Words"]
 
 
 class Words:
@@ -35,6 +35,14 @@ class Words:
         said = self.known.get(english, english)
         return said.format(**values) if values else said
 
+    def decision(self, decision: Decision) -> str:
+        """Return the display name of a decision."""
+        return decision_label(decision, self.language)
+
+    def message(self, prediction: Prediction) -> str:
+        """Return the explanation of a decision."""
+        return prediction_message(prediction, self.language)
+
     def of_image(self, english: str) -> tuple[str, str]:
         """What the software said of an image, such as why it rejects it, and the language that it is in now."""
         for pattern, said in self._images:
@@ -54,21 +62,3 @@ def _table(language: str) -> dict[str, dict[str, str]]:
 @functools.cache
 def _pattern(english: str) -> re.Pattern[str]:
     return re.compile(re.sub(r"\\\{(\w+)\\\}", r"(?P<\1>.+?)", re.escape(english)), re.DOTALL)
-
-
-def choose(asked: str, accepted: str) -> str:
-    """The language to speak.
-
-    Args:
-        asked: for by the person, in a cookie or an address; may be anything.
-        accepted: the header Accept-Language of their browser.
-    """
-    if asked in LANGUAGES:
-        return asked
-    for wish in accepted.lower().split(","):
-        tag = wish.partition(";")[0].strip()
-        if tag.startswith("en"):
-            return "en"
-        if tag.startswith("zh"):  # simplified script is nearer to traditional than to English
-            return "zh-Hant"
-    return "en"

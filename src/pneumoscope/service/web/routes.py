@@ -15,7 +15,7 @@ from fastapi.routing import APIRoute
 
 from pneumoscope.bundle.card import Card
 from pneumoscope.core.errors import AuthenticationError, PneumoscopeError, UsageError
-from pneumoscope.core.results import Decision
+from pneumoscope.core.prediction import Decision
 from pneumoscope.inference.decision import threshold_probability
 from pneumoscope.service.api.problems import of_error, refused
 from pneumoscope.service.auth.sessions import COOKIE, SECONDS

@@ -12,10 +12,10 @@ from starlette.requests import Request
 from starlette.responses import HTMLResponse
 
 from pneumoscope import __version__
-from pneumoscope.core.results import NOTICE
+from pneumoscope.core.i18n import LANGUAGES, NOTICE, choose_language
 from pneumoscope.inference.saliency import percent
 from pneumoscope.service.auth.tokens import Authenticator
-from pneumoscope.service.web.i18n import LANGUAGES, Words, choose
+from pneumoscope.service.web.i18n import Words
 
 __all__ = ["LANGUAGE", "html", "words_of"]
 
@@ -50,7 +50,7 @@ def _environment() -> jinja2.Environment:
 def words_of(request: Request) -> Words:
     """The language of a request: asked for in its address, else chosen earlier, else its browser's."""
     asked = request.query_params.get(LANGUAGE) or request.cookies.get(LANGUAGE, "")
-    return Words(choose(asked, request.headers.get("Accept-Language", "")))
+    return Words(choose_language(asked, request.headers.get("Accept-Language", "")))
 
 
 def html(request: Request, template: str, status: int = 200, **values: object) -> HTMLResponse:

@@ -1,0 +1,234 @@
+"""The prediction record: the one definition that the CLI, CSV, JSON, HTTP API and database derive from.
+
+Records hold codes and numbers, never sentences. `core.messages` renders them for people.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+from collections.abc import Mapping
+from typing import Any, Literal, Self, get_args
+
+from pneumoscope.core.errors import PneumoscopeError
+from pneumoscope.core.results import Interval
+
+__all__ = [
+    "DECISIONS",
+    "REJECTION_CODES",
+    "Decision",
+    "Failure",
+    "ImageInfo",
+    "ModelInfo",
+    "Prediction",
+    "Rejection",
+    "RejectionCode",
+    "Uncertainty",
+]
+
+Decision = Literal["no_pneumonia", "pneumonia", "uncertain", "rejected"]
+DECISIONS: tuple[Decision, ...] = get_args(Decision)
+
+RejectionCode = Literal[
+    "outside_age_range",
+    "out_of_distribution",
+    "not_a_chest_radiograph",
+    "inverted",
+    "upside_down",
+    "rotated_90",
+    "mirrored",
+    "cropped",
+    "too_small",
+    "too_narrow",
+    "color",
+    "blank",
+]
+REJECTION_CODES: tuple[RejectionCode, ...] = get_args(RejectionCode)
+
+Parameters = Mapping[str, str | int | float]
+
+
+@dataclasses.dataclass(frozen=True, slots=True)
+class Rejection:
+    """Why the model makes no prediction for an image.
+
+    Attributes:
+        code: Stable code, such as "out_of_distribution".
+        parameters: Measured values and limits, such as {"distance": 1.9, "limit": 1.4}.
+    """
+
+    code: RejectionCode
+    parameters: Parameters = dataclasses.field(default_factory=dict)
+
+
+@dataclasses.dataclass(frozen=True, slots=True)
+class Uncertainty:
+    """The uncertainty band that a score lies in.
+
+    Attributes:
+        low, high: Ends of the band as calibrated probabilities, both included, 0 to 1.
+        coverage: Coverage of the conformal prediction that set the band, 0 to 1.
+    """
+
+    low: float
+    high: float
+    coverage: float
+
+
+@dataclasses.dataclass(frozen=True, slots=True)
+class Failure:
+    """Why an image could not be read.
+
+    Attributes:
+        code: Stable error code, such as "unreadable_image".
+        message: The cause, with the file and the offending value.
+        hint: What to do next; may be empty.
+    """
+
+    code: str
+    message: str
+    hint: str = ""
+
+    @classmethod
+    def from_error(cls, error: PneumoscopeError) -> Failure:
+        """Return the record of an error."""
+        return cls(error.code, error.message, error.hint)
+
+    def __str__(self) -> str:
+        """Return the message followed by the hint."""
+        return f"{self.message}. {self.hint}" if self.hint else self.message
+
+
+@dataclasses.dataclass(frozen=True, slots=True)
+class ImageInfo:
+    """Properties of an image file.
+
+    Attributes:
+        width, height: Size in pixels, as displayed.
+        format: "JPEG", "PNG", "DICOM", ...
+    """
+
+    width: int
+    height: int
+    format: str
+
+
+@dataclasses.dataclass(frozen=True, slots=True)
+class ModelInfo:
+    """The bundle that made a prediction.
+
+    Attributes:
+        name: Name on the card.
+        version: Version of pneumoscope that exported the bundle.
+        sha256: Hash of the network file.
+    """
+
+    name: str
+    version: str
+    sha256: str
+
+
+@dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
+class Prediction:
+    """The prediction for one image.
+
+    Attributes:
+        path: The image, as the caller named it.
+        decision: None if the image could not be read.
+        probability: Calibrated probability of pneumonia, 0 to 1; None if the image is rejected or unreadable.
+        interval: Venn-Abers interval of the probability; None if there is no probability or the bundle has no intervals.
+        threshold: Threshold of the operating point, on the scale of `probability`; None if the image is unreadable.
+            At or above it the decision is "pneumonia".
+        operating_point: Name of the operating point.
+        rejection: Set if and only if the decision is "rejected".
+        uncertainty: Set if and only if the decision is "uncertain".
+        failure: Set if and only if the image could not be read.
+        image: Properties of the file; None if it could not be read.
+        model: The bundle that made the prediction.
+    """
+
+    path: str
+    decision: Decision | None
+    probability: float | None = None
+    interval: Interval | None = None
+    threshold: float | None = None
+    operating_point: str
+    rejection: Rejection | None = None
+    uncertainty: Uncertainty | None = None
+    failure: Failure | None = None
+    image: ImageInfo | None = None
+    model: ModelInfo
+
+    def to_row(self) -> dict[str, Any]:
+        """Return the prediction as one flat row, the columns of CSV files, data frames and the database.
+
+        Nested records become prefixed columns such as `interval_low`; missing values are None.
+        """
+        interval, image, model = self.interval, self.image, self.model
+        rejection, uncertainty, failure = self.rejection, self.uncertainty, self.failure
+        return {
+            "path": self.path,
+            "decision": self.decision,
+            "probability": self.probability,
+            "interval_low": interval and interval.low,
+            "interval_high": interval and interval.high,
+            "interval_method": interval and interval.method,
+            "interval_n": interval and interval.n,
+            "threshold": self.threshold,
+            "operating_point": self.operating_point,
+            "rejection_code": rejection and rejection.code,
+            "rejection_parameters": rejection and json.dumps(dict(rejection.parameters)),
+            "uncertainty_low": uncertainty and uncertainty.low,
+            "uncertainty_high": uncertainty and uncertainty.high,
+            "uncertainty_coverage": uncertainty and uncertainty.coverage,
+            "failure_code": failure and failure.code,
+            "failure_message": failure and failure.message,
+            "failure_hint": failure and failure.hint,
+            "width": image and image.width,
+            "height": image and image.height,
+            "format": image and image.format,
+            "model_name": model.name,
+            "model_version": model.version,
+            "model_sha256": model.sha256,
+        }
+
+    @classmethod
+    def fields_from_row(cls, row: Mapping[str, Any]) -> dict[str, Any]:
+        """Return the constructor arguments that `to_row` flattened."""
+
+        def present(name: str) -> bool:
+            return row.get(name) is not None
+
+        return {
+            "path": row["path"],
+            "decision": row["decision"],
+            "probability": row["probability"],
+            "interval": Interval(
+                row["probability"],
+                row["interval_low"],
+                row["interval_high"],
+                method=row["interval_method"],
+                n=row["interval_n"],
+                level=None,
+            )
+            if present("interval_low")
+            else None,
+            "threshold": row["threshold"],
+            "operating_point": row["operating_point"],
+            "rejection": Rejection(row["rejection_code"], json.loads(row["rejection_parameters"]))
+            if present("rejection_code")
+            else None,
+            "uncertainty": Uncertainty(row["uncertainty_low"], row["uncertainty_high"], row["uncertainty_coverage"])
+            if present("uncertainty_low")
+            else None,
+            "failure": Failure(row["failure_code"], row["failure_message"], row["failure_hint"])
+            if present("failure_code")
+            else None,
+            "image": ImageInfo(row["width"], row["height"], row["format"]) if present("width") else None,
+            "model": ModelInfo(row["model_name"], row["model_version"], row["model_sha256"]),
+        }
+
+    @classmethod
+    def from_row(cls, row: Mapping[str, Any]) -> Self:
+        """Return the prediction that `to_row` flattened."""
+        return cls(**cls.fields_from_row(row))
