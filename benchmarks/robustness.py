@@ -169,7 +169,11 @@ def rejections(name: str, found: Iterable[Prediction], patients: Sequence[str] |
     """How many were rejected, and what was said of the others. A file that cannot be read counts as rejected."""
     kept = list(found)
     rejected = np.array([prediction.decision in {"rejected", None} for prediction in kept])
-    reasons = Counter((p.rejection.code if p.rejection else p.failure and p.failure.code) for p, out in zip(kept, rejected, strict=True) if out)
+    reasons = Counter(
+        (p.rejection.code if p.rejection else p.failure and p.failure.code)
+        for p, out in zip(kept, rejected, strict=True)
+        if out
+    )
     return {
         "name": name,
         "rejected": proportion(rejected, patients),

@@ -11,7 +11,6 @@ from pneumoscope.bundle.model_card import EVIDENCE, model_card
 from pneumoscope.core.errors import BundleError
 from pneumoscope.core.i18n import NOTICE
 from pneumoscope.core.results import to_json
-from pneumoscope.data.check import audit
 from pneumoscope.data.layouts import load_manifest
 from pneumoscope.evaluation.evaluate import evaluate
 
@@ -69,7 +68,7 @@ def test_a_bundle_that_refuses_little_says_so(maker):
 def test_measurements_beside_it_are_shown_number_by_number(maker, bundle):
     images = maker.images()
     found, _ = evaluate(bundle, images, operating_points=["balanced"], out=bundle / "evidence")
-    (bundle / "evidence" / "audit.json").write_text(to_json(audit(load_manifest(images))))
+    (bundle / "evidence" / "audit.json").write_text(to_json(check_data(load_manifest(images))))
     row = {"value": 0.125, "low": 0.05, "high": 0.3, "n": 8}
     robustness = {
         "onnx_sha256": found.bundle_sha256, "n": 8, "split": "validation", "sizes": None,

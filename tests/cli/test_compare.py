@@ -38,12 +38,14 @@ def test_sentences_files_and_the_page(runs, tmp_path):
 
 def test_json_is_one_document_and_the_file(runs, tmp_path):
     out = tmp_path / "out"
-    result = invoke(*runs, "--published", "--point", "rule_out", "--out", out, "--json")
+    result = invoke(*runs, "--published", "--operating-point", "rule_out", "--out", out, "--json")
     assert result.exit_code == 0, result.output
     data = json.loads(result.stdout)
     assert data == json.loads((out / "comparison.json").read_text())
     assert data["point"] == "rule_out"
-    assert data["command"] == (f"pneumoscope compare {runs[0]} {runs[1]} --published --point rule_out --out {out}")
+    assert data["command"] == (
+        f"pneumoscope compare {runs[0]} {runs[1]} --published --operating-point rule_out --out {out}"
+    )
 
 
 def test_the_report_stands_beside_ours(runs, tmp_path):

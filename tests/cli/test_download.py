@@ -1,4 +1,4 @@
-"""`pneumoscope fetch`, from a server on this machine."""
+"""`pneumoscope download`, from a server on this machine."""
 
 from __future__ import annotations
 

@@ -42,14 +42,25 @@ def test_the_tables_show_every_number_with_its_interval(maker):
 
 def test_an_undefined_number_says_why(maker):
     """A network that calls every image pneumonia."""
-    result = invoke(maker.run(gain=1e-6), "--data", maker.images(), "--points", "balanced")
+    result = invoke(maker.run(gain=1e-6), "--data", maker.images(), "--operating-point", "balanced")
     assert result.exit_code == 0
     assert "every image is called pneumonia" in result.stdout
 
 
 def test_options_reach_the_library(maker, tmp_path):
     out, ledger = tmp_path / "out", tmp_path / "looks.jsonl"
-    options = ["--points", "half, balanced", "--out", out, "--ledger", ledger, "--seed", 5]
+    options = [
+        "--operating-point",
+        "half",
+        "--operating-point",
+        "balanced",
+        "--out",
+        out,
+        "--ledger",
+        ledger,
+        "--seed",
+        5,
+    ]
     result = invoke(maker.run(), "--data", maker.images(), *options)
     assert result.exit_code == 0, result.output
     evaluation = read_evaluation(out / "evaluation.json")
@@ -67,7 +78,7 @@ def test_the_split_reaches_the_library(maker, tmp_path):
     run = maker.run(seen={"validation": chosen})
     refused = invoke(run, "--data", manifest, "--split", "validation")
     assert "chosen on 16 of these 16 images" in str(refused.exception)
-    result = invoke(run, "--data", manifest, "--split", "validation", "--points", "half")
+    result = invoke(run, "--data", manifest, "--split", "validation", "--operating-point", "half")
     assert result.exit_code == 0, result.output
     assert "16 validation images" in result.stdout
     assert "look" not in result.stdout

@@ -215,7 +215,7 @@ def test_training_without_its_extra_names_it(tmp_path, arguments):
     assert not (tmp_path / "run").exists()
 
 
-@pytest.mark.parametrize("arguments", [["audit", "{}"], ["compare", "{}"], ["evaluate", "{}", "--data", "{}"]])
+@pytest.mark.parametrize("arguments", [["check-data", "{}"], ["compare", "{}"], ["evaluate", "{}", "--data", "{}"]])
 def test_statistics_without_their_extra_name_it(tmp_path, arguments):
     out = ["--out", str(tmp_path / "out")] if arguments[0] != "audit" else []
     ran = without(["train", "evaluate"], *(word.format(tmp_path) for word in arguments), *out)

@@ -253,7 +253,7 @@ def test_an_unreadable_image_is_named_and_no_cache_is_left(root, images, cache):
     (root / "3.png").write_bytes(b"no image")
 
     with pytest.raises(
-        UnreadableImageError, match=r"cannot read '3.png': .*\. .*: pneumoscope audit DATA; then remove"
+        UnreadableImageError, match=r"cannot read '3.png': .*\. .*: pneumoscope check-data DATA; then remove"
     ):
         preprocess_images(root, [*images[:3], row(root, "3.png"), *images[4:]], SMALL)
 

@@ -14,7 +14,7 @@ from PIL import Image
 from pneumoscope.core.errors import DatasetError
 from pneumoscope.core.results import Interval, to_json
 from pneumoscope.data import audit as module
-from pneumoscope.data.check import Audit, audit, siblings_across_validation
+from pneumoscope.data.check import DatasetAudit, siblings_across_validation
 from pneumoscope.data.layouts import load_manifest
 from pneumoscope.data.manifest import LABELS, Manifest
 from pneumoscope.data.shortcuts import CONTROLS
@@ -50,7 +50,7 @@ def faulty(tmp_path: Path, draw_image: Draw) -> Path:
 
 def test_every_fault_is_found(faulty: Path) -> None:
     said: list[tuple[str, int, int]] = []
-    found = audit(load_manifest(faulty), progress=lambda what, done, total: said.append((what, done, total)))
+    found = check_data(load_manifest(faulty), progress=lambda what, done, total: said.append((what, done, total)))
     assert found.images == {
         "train": {"NORMAL": 6, "PNEUMONIA": 7},
         "val": {"NORMAL": 1, "PNEUMONIA": 1},
@@ -82,7 +82,7 @@ def test_every_fault_is_found(faulty: Path) -> None:
 
 
 def test_the_json_has_the_keys_that_were_promised(faulty: Path) -> None:
-    document = json.loads(to_json(audit(load_manifest(faulty))))
+    document = json.loads(to_json(check_data(load_manifest(faulty))))
     assert document["schema"] == 1
     promised = (
         "images etiology patients patients_in_several_splits siblings_across_validation exact_duplicate_groups"
@@ -97,7 +97,7 @@ def test_a_set_without_splits_or_patients(tmp_path: Path, draw_image: Draw) -> N
     for number in range(3):
         draw_image(tmp_path / "NORMAL" / f"{number}.png", seed=number)
         draw_image(tmp_path / "PNEUMONIA" / f"{number}.png", seed=10 + number)
-    found = audit(load_manifest(tmp_path))
+    found = check_data(load_manifest(tmp_path))
     assert found.images == {"all": {"NORMAL": 3, "PNEUMONIA": 3}}
     assert found.etiology == {"all": {"normal": 3, "bacteria": 0, "virus": 0, "unknown": 3}}
     assert found.patients == {"all": 0}
@@ -112,7 +112,7 @@ def test_a_folder_called_validation_keeps_its_name(tmp_path: Path, draw_image: D
     for split in ("train", "validation", "test"):
         draw_image(tmp_path / split / "NORMAL" / "a.png")
         draw_image(tmp_path / split / "PNEUMONIA" / "b.png")
-    assert list(audit(load_manifest(tmp_path)).images) == ["train", "validation", "test"]
+    assert list(check_data(load_manifest(tmp_path)).images) == ["train", "validation", "test"]
 
 
 def test_not_one_image_that_can_be_decoded_is_an_error(tmp_path: Path) -> None:
@@ -122,7 +122,7 @@ def test_not_one_image_that_can_be_decoded_is_an_error(tmp_path: Path) -> None:
     with pytest.raises(
         DatasetError, match=r"none of the 2 images can be decoded; the first: NORMAL/a.png: not an image"
     ):
-        audit(load_manifest(tmp_path))
+        check_data(load_manifest(tmp_path))
 
 
 # --- siblings --------------------------------------------------------------------------------------------------------
@@ -209,14 +209,14 @@ def test_siblings_of_one_label_have_no_share(make_manifest: Make) -> None:
 
 
 @pytest.fixture(scope="module")
-def public(real_images: Path) -> tuple[Audit, float]:
+def public(real_images: Path) -> tuple[DatasetAudit, float]:
     start = time.perf_counter()
-    found = audit(load_manifest(real_images))
+    found = check_data(load_manifest(real_images))
     return found, time.perf_counter() - start
 
 
 @pytest.mark.real_data
-def test_the_public_images(public: tuple[Audit, float]) -> None:
+def test_the_public_images(public: tuple[DatasetAudit, float]) -> None:
     found, seconds = public
     assert found.images == {
         "train": {"NORMAL": 1341, "PNEUMONIA": 3875},
@@ -245,7 +245,9 @@ def test_the_public_images(public: tuple[Audit, float]) -> None:
 
 
 @pytest.mark.real_data
-def test_the_share_of_siblings_is_what_a_split_by_image_does(real_images: Path, public: tuple[Audit, float]) -> None:
+def test_the_share_of_siblings_is_what_a_split_by_image_does(
+    real_images: Path, public: tuple[DatasetAudit, float]
+) -> None:
     manifest = load_manifest(real_images)
     images = manifest.split("train")
     random = np.random.default_rng(0)
@@ -280,6 +282,6 @@ def test_what_gives_the_answer_away_is_a_finding_the_surest_first():
 
 
 def test_the_folder_is_named_and_where_it_lies_is_not(faulty: Path) -> None:
-    found = audit(load_manifest(faulty))
+    found = check_data(load_manifest(faulty))
     assert found.data == "images"
     assert str(faulty.parent) not in to_json(found)

@@ -18,7 +18,7 @@ from pathlib import Path
 import pytest
 
 from pneumoscope.core.errors import DownloadError, StorageError, UsageError
-from pneumoscope.data.download import KERMANY_2018, Archive, fetch
+from pneumoscope.data.download import KERMANY_2018, Archive, download
 from pneumoscope.data.unpack import Limits
 
 
@@ -119,7 +119,7 @@ def _names(folder: Path) -> list[str]:
 def test_images_and_the_measured_hash_arrive(server: Server, tmp_path: Path) -> None:
     seen: list[tuple[int, int | None]] = []
     folder = tmp_path / "new" / "folder"
-    images = fetch(folder, server.archive(), progress=lambda done, total: seen.append((done, total)))
+    images = download(folder, server.archive(), progress=lambda done, total: seen.append((done, total)))
     assert images == folder / "images"
     assert _image(folder) == _content(server.data)
     assert _names(folder) == ["images", "images.zip", "images.zip.sha256"]
@@ -129,32 +129,32 @@ def test_images_and_the_measured_hash_arrive(server: Server, tmp_path: Path) -> 
 
 
 def test_a_second_call_downloads_nothing_and_still_checks(server: Server, tmp_path: Path) -> None:
-    fetch(tmp_path, server.archive())
-    fetch(tmp_path, server.archive())
+    download(tmp_path, server.archive())
+    download(tmp_path, server.archive())
     assert server.asked == [None]
     (tmp_path / "images.zip").write_bytes(b"altered")
     with pytest.raises(DownloadError, match=f"images.zip has 7 bytes and should have {len(server.data):,}"):
-        fetch(tmp_path, server.archive())
+        download(tmp_path, server.archive())
     assert _names(tmp_path) == ["images"]
 
 
 def test_a_cut_line_is_resumed_where_it_was_cut(server: Server, tmp_path: Path) -> None:
     server.cut = [1000, 50_000, 0]
-    fetch(tmp_path, server.archive(), wait=0)
+    download(tmp_path, server.archive(), wait=0)
     assert server.asked == [None, "bytes=1000-", "bytes=51000-", "bytes=51000-"]
     assert _image(tmp_path) == _content(server.data)
 
 
 def test_another_call_resumes_too(server: Server, tmp_path: Path) -> None:
     (tmp_path / "images.zip.part").write_bytes(server.data[:700])
-    fetch(tmp_path, server.archive())
+    download(tmp_path, server.archive())
     assert server.asked == ["bytes=700-"]
     assert _image(tmp_path) == _content(server.data)
 
 
 def test_a_server_without_ranges_starts_anew(server: Server, tmp_path: Path) -> None:
     server.ranges, server.cut = False, [1000]
-    fetch(tmp_path, server.archive(), wait=0)
+    download(tmp_path, server.archive(), wait=0)
     assert server.asked == [None, "bytes=1000-"]
     assert _image(tmp_path) == _content(server.data)
 
@@ -162,7 +162,7 @@ def test_a_server_without_ranges_starts_anew(server: Server, tmp_path: Path) -> 
 def test_a_line_that_is_always_cut_is_given_up_and_kept(server: Server, tmp_path: Path) -> None:
     server.cut = [500, *[0] * 20]
     with pytest.raises(DownloadError, match=r"brought nothing in 5 tries in a row \(.*\); 500 bytes are there"):
-        fetch(tmp_path, server.archive(), wait=0)
+        download(tmp_path, server.archive(), wait=0)
     assert (tmp_path / "images.zip.part").read_bytes() == server.data[:500]
     assert len(server.asked) == 6
 
@@ -170,14 +170,14 @@ def test_a_line_that_is_always_cut_is_given_up_and_kept(server: Server, tmp_path
 def test_no_server_is_given_up(tmp_path: Path) -> None:
     archive = Archive("images.zip", "http://127.0.0.1:9/images.zip", None, None, Limits())
     with pytest.raises(DownloadError, match=r"http://127.0.0.1:9/images.zip brought nothing in 5 tries .*refused"):
-        fetch(tmp_path, archive, wait=0)
+        download(tmp_path, archive, wait=0)
 
 
 def test_waits_grow_between_tries(server: Server, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     waits: list[float] = []
     monkeypatch.setattr("pneumoscope.data.download.time.sleep", waits.append)
     server.status = [503, 429, 500]
-    fetch(tmp_path, server.archive(), wait=0.25)
+    download(tmp_path, server.archive(), wait=0.25)
     assert waits == [0.5, 1.0, 2.0]
 
 
@@ -186,7 +186,7 @@ def test_a_server_that_says_nothing_is_asked_again(
 ) -> None:
     monkeypatch.setattr("pneumoscope.data.download._TIMEOUT", 0.2)
     server.stall = [0.6]
-    fetch(tmp_path, server.archive(), wait=0)
+    download(tmp_path, server.archive(), wait=0)
     assert server.asked == [None, None]
     assert _image(tmp_path) == _content(server.data)
 
@@ -195,7 +195,7 @@ def test_a_server_that_says_nothing_is_asked_again(
 def test_a_file_that_is_not_there_is_not_asked_for_again(server: Server, tmp_path: Path, status: int) -> None:
     server.status = [status]
     with pytest.raises(DownloadError, match=f"answers HTTP {status}"):
-        fetch(tmp_path, server.archive())
+        download(tmp_path, server.archive())
     assert len(server.asked) == 1
 
 
@@ -210,19 +210,19 @@ def test_the_connection_of_a_refusal_is_closed(server: Server, tmp_path: Path, m
     monkeypatch.setattr(urllib.error.HTTPError, "close", spy)
     server.status = [503, 404]
     with pytest.raises(DownloadError, match="answers HTTP 404"):
-        fetch(tmp_path, server.archive(), wait=0)
+        download(tmp_path, server.archive(), wait=0)
     assert closed[:2] == [503, 404]
 
 
 def test_a_length_that_is_too_long_does_not_matter_where_the_size_is_known(server: Server, tmp_path: Path) -> None:
     server.length = len(server.data) + 5000
-    fetch(tmp_path, server.archive(), wait=0)
+    download(tmp_path, server.archive(), wait=0)
     assert _image(tmp_path) == _content(server.data)
 
 
 def test_a_length_that_is_too_long_ends_where_the_server_says_so(server: Server, tmp_path: Path) -> None:
     server.length = len(server.data) + 5000
-    fetch(tmp_path, server.archive(size=None, sha256=None), wait=0)
+    download(tmp_path, server.archive(size=None, sha256=None), wait=0)
     assert server.asked == [None, f"bytes={len(server.data)}-"]
     assert _image(tmp_path) == _content(server.data)
 
@@ -235,29 +235,29 @@ def test_a_length_that_is_too_short_is_resumed(server: Server, tmp_path: Path) -
     def honest(done: int, total: int | None) -> None:
         server.length = None
 
-    fetch(tmp_path, archive, wait=0, progress=honest)
+    download(tmp_path, archive, wait=0, progress=honest)
     assert server.asked == [None, "bytes=1000-"]
     assert _image(tmp_path) == _content(server.data)
 
 
 def test_more_than_there_should_be_is_refused(server: Server, tmp_path: Path) -> None:
     with pytest.raises(DownloadError, match="sends more than 1,000 bytes"):
-        fetch(tmp_path, server.archive(size=1000))
+        download(tmp_path, server.archive(size=1000))
     with pytest.raises(DownloadError, match="sends more than 2,000 bytes"):
-        fetch(tmp_path, server.archive(size=None, limits=Limits(bytes=2000)))
+        download(tmp_path, server.archive(size=None, limits=Limits(bytes=2000)))
 
 
 def test_more_bytes_than_the_server_has_are_thrown_away(server: Server, tmp_path: Path) -> None:
     (tmp_path / "images.zip.part").write_bytes(bytes(len(server.data) + 1))
     with pytest.raises(DownloadError, match=f"has fewer than the {len(server.data) + 1:,} bytes that were downloaded"):
-        fetch(tmp_path, server.archive(size=None, sha256=None))
+        download(tmp_path, server.archive(size=None, sha256=None))
     assert not list(tmp_path.iterdir())
-    fetch(tmp_path, server.archive())
+    download(tmp_path, server.archive())
 
 
 def test_a_whole_part_needs_no_more_bytes(server: Server, tmp_path: Path) -> None:
     (tmp_path / "images.zip.part").write_bytes(server.data)
-    fetch(tmp_path, server.archive())
+    download(tmp_path, server.archive())
     assert server.asked == [f"bytes={len(server.data)}-"]
     assert _image(tmp_path) == _content(server.data)
 
@@ -267,23 +267,23 @@ def test_an_altered_file_is_refused_and_removed(server: Server, tmp_path: Path) 
     server.data = _zipped(seed=1)
     found = hashlib.sha256(server.data).hexdigest()
     with pytest.raises(DownloadError, match=f"images.zip has the SHA-256 {found} and should have {right.sha256}"):
-        fetch(tmp_path, right)
+        download(tmp_path, right)
     assert _names(tmp_path) == []
 
 
 def test_a_file_that_changes_after_the_first_download_is_refused(server: Server, tmp_path: Path) -> None:
     unknown = server.archive(size=None, sha256=None)
-    fetch(tmp_path, unknown)
+    download(tmp_path, unknown)
     (tmp_path / "images.zip").write_bytes(_zipped(seed=1))
     with pytest.raises(DownloadError, match=f"had when it was downloaded {hashlib.sha256(server.data).hexdigest()}"):
-        fetch(tmp_path, unknown)
+        download(tmp_path, unknown)
 
 
 def test_a_hostile_zip_leaves_nothing(server: Server, tmp_path: Path) -> None:
     server.data = _zipped(name="../../evil")
     folder = tmp_path / "a" / "b"
     with pytest.raises(DownloadError, match=r"images.zip is refused: '../../evil' leads out of the folder"):
-        fetch(folder, server.archive())
+        download(folder, server.archive())
     assert _names(folder) == []
     assert _names(tmp_path) == ["a"]
 
@@ -291,7 +291,7 @@ def test_a_hostile_zip_leaves_nothing(server: Server, tmp_path: Path) -> None:
 @pytest.mark.parametrize("url", ["file:///etc/passwd", "ftp://host/a.zip", "images.zip"])
 def test_another_kind_of_address_is_refused(tmp_path: Path, url: str) -> None:
     with pytest.raises(UsageError, match=f"'{url}' is neither an http nor an https address"):
-        fetch(tmp_path, Archive("images.zip", url, None, None, Limits()))
+        download(tmp_path, Archive("images.zip", url, None, None, Limits()))
 
 
 def test_a_full_disk_while_downloading_keeps_what_is_there(server: Server, tmp_path: Path) -> None:
@@ -299,18 +299,18 @@ def test_a_full_disk_while_downloading_keeps_what_is_there(server: Server, tmp_p
     resource.setrlimit(resource.RLIMIT_FSIZE, (100_000, before[1]))
     try:
         with pytest.raises(StorageError, match=r"cannot write in .*: File too large"):
-            fetch(tmp_path, server.archive())
+            download(tmp_path, server.archive())
     finally:
         resource.setrlimit(resource.RLIMIT_FSIZE, before)
     assert _names(tmp_path) == ["images.zip.part"]
-    fetch(tmp_path, server.archive())
+    download(tmp_path, server.archive())
     assert _image(tmp_path) == _content(server.data)
 
 
 def test_a_folder_that_cannot_be_made_is_a_storage_error(server: Server, tmp_path: Path) -> None:
     (tmp_path / "taken").touch()
     with pytest.raises(StorageError, match=r"cannot write in .*taken"):
-        fetch(tmp_path / "taken", server.archive())
+        download(tmp_path / "taken", server.archive())
 
 
 def test_the_public_archive_is_named_by_its_record() -> None:

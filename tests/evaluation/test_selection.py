@@ -147,7 +147,8 @@ def test_a_threshold_is_not_judged_by_the_images_that_chose_it(maker):
     images = load_manifest(maker.images()).images
     card = card_that_saw(maker, "validation", images[:3])
     with pytest.raises(
-        ThresholdError, match=r"^the operating point 'balanced' was chosen on 3 of these 32 images.*--points half"
+        ThresholdError,
+        match=r"^the operating point 'balanced' was chosen on 3 of these 32 images.*--operating-point half",
     ):
         refuse_chosen_thresholds(images, card, ["half", "balanced", "rule_out"])
     refuse_chosen_thresholds(images, card, ["half"])

@@ -15,7 +15,7 @@ import pytest
 from PIL import Image
 
 from pneumoscope.core.results import Interval
-from pneumoscope.data.check import Audit, Unreadable, audit
+from pneumoscope.data.check import DatasetAudit, Unreadable
 from pneumoscope.data.layouts import load_manifest
 from pneumoscope.reporting.check_data_page import check_data_page
 
@@ -47,7 +47,7 @@ class _Page(HTMLParser):
 
 
 @pytest.fixture(scope="module")
-def audited(tmp_path_factory: pytest.TempPathFactory) -> tuple[Audit, Path]:
+def audited(tmp_path_factory: pytest.TempPathFactory) -> tuple[DatasetAudit, Path]:
     root = tmp_path_factory.mktemp("images")
     for number in range(6):
         for split in ("train", "test"):
@@ -58,10 +58,10 @@ def audited(tmp_path_factory: pytest.TempPathFactory) -> tuple[Audit, Path]:
     copy = root / "train" / "NORMAL" / "IM-0002-0001.png"
     (root / "test" / "NORMAL" / EVIL).write_bytes(copy.read_bytes())
     (root / "train" / "NORMAL" / "<b>bad.png").write_text("no image")
-    return audit(load_manifest(root)), root
+    return check_data(load_manifest(root)), root
 
 
-def test_needs_nothing_else_and_runs_nothing(audited: tuple[Audit, Path]) -> None:
+def test_needs_nothing_else_and_runs_nothing(audited: tuple[DatasetAudit, Path]) -> None:
     text = check_data_page(*audited)
     page = _Page(text)
     assert "script" not in page.tags
@@ -73,10 +73,10 @@ def test_needs_nothing_else_and_runs_nothing(audited: tuple[Audit, Path]) -> Non
     assert text == check_data_page(*audited)
 
 
-def test_says_what_was_found(audited: tuple[Audit, Path]) -> None:
+def test_says_what_was_found(audited: tuple[DatasetAudit, Path]) -> None:
     found, _ = audited
     text = " ".join(_Page(check_data_page(*audited)).text.split())
-    assert "Audit of 25 images" in text
+    assert "DatasetAudit of 25 images" in text
     assert found.notice in text
     assert "12 patients are in more than one split : 12 in train/test" in text
     assert found.siblings_across_validation is not None
@@ -89,14 +89,14 @@ def test_says_what_was_found(audited: tuple[Audit, Path]) -> None:
     assert found.images_sha256 in text
 
 
-def test_names_of_files_stay_text(audited: tuple[Audit, Path]) -> None:
+def test_names_of_files_stay_text(audited: tuple[DatasetAudit, Path]) -> None:
     text = check_data_page(*audited)
     assert EVIL not in text
     assert "&lt;img src=x onerror=alert(1)&gt;.png" in text
     assert "<b>bad" not in text
 
 
-def test_figures_are_pictures_with_names(audited: tuple[Audit, Path]) -> None:
+def test_figures_are_pictures_with_names(audited: tuple[DatasetAudit, Path]) -> None:
     found, _ = audited
     figures = re.findall(r"<svg[^>]*class=\"plot\".*?</svg>", check_data_page(*audited), re.DOTALL)
     labels = [ElementTree.fromstring(figure).get("aria-label") for figure in figures]
@@ -110,7 +110,7 @@ def test_figures_are_pictures_with_names(audited: tuple[Audit, Path]) -> None:
     assert f"{found.shortcuts['border'].value:.3f}" in "".join(ElementTree.fromstring(figures[1]).itertext())
 
 
-def test_duplicate_images_are_embedded_small(audited: tuple[Audit, Path]) -> None:
+def test_duplicate_images_are_embedded_small(audited: tuple[DatasetAudit, Path]) -> None:
     pictures = [address for address in _Page(check_data_page(*audited)).addresses if address.startswith("data:image")]
     assert len(pictures) == 2
     for picture in pictures:
@@ -118,13 +118,13 @@ def test_duplicate_images_are_embedded_small(audited: tuple[Audit, Path]) -> Non
             assert image.size == (220, 165)
 
 
-def test_a_image_that_has_gone_since_is_said_to_be(audited: tuple[Audit, Path], tmp_path: Path) -> None:
+def test_a_image_that_has_gone_since_is_said_to_be(audited: tuple[DatasetAudit, Path], tmp_path: Path) -> None:
     page = _Page(check_data_page(audited[0], tmp_path))
     assert page.text.count("cannot be read") == 2
     assert "img" not in page.tags
 
 
-def test_an_audit_without_findings(audited: tuple[Audit, Path]) -> None:
+def test_an_audit_without_findings(audited: tuple[DatasetAudit, Path]) -> None:
     found, root = audited
     missing = Interval(None, None, None, "5-fold by patient", 25, seed=0, reason="5 folds need 5 NORMAL patients")
     bare = dataclasses.replace(
@@ -145,7 +145,7 @@ def test_an_audit_without_findings(audited: tuple[Audit, Path]) -> None:
     assert text.count("None.") == 2
 
 
-def test_long_lists_are_cut_and_say_so(audited: tuple[Audit, Path]) -> None:
+def test_long_lists_are_cut_and_say_so(audited: tuple[DatasetAudit, Path]) -> None:
     found, root = audited
     pair = found.near_duplicates.listed[0]
     many = dataclasses.replace(

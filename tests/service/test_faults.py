@@ -91,7 +91,7 @@ def test_where_there_is_no_room_nothing_is_kept_in_part_and_it_goes_on_when_ther
     folder = tmp_path / "data"
     folder.mkdir()
     disk = kind(folder)
-    with served(bundle, tmp_path, "--data", str(folder), within=disk.within()) as (process, client):
+    with served(bundle, tmp_path, "--data-dir", str(folder), within=disk.within()) as (process, client):
         disk.begin(process)
 
         def stored():
@@ -122,7 +122,7 @@ def test_where_there_is_no_room_nothing_is_kept_in_part_and_it_goes_on_when_ther
         disk.end()
         assert client.post("/v1/predictions", files=[("images", ("large.png", LARGE))]).status_code == 201
         assert client.put(f"{path}/review", json={"agrees": True}).json()["review"]["agrees"] is True
-        status, found = verified(tmp_path, "--data", str(folder), within=disk.beside)
+        status, found = verified(tmp_path, "--data-dir", str(folder), within=disk.beside)
         assert (status, found["rows"], found["records"], found["images"]) == (0, 3, 2, 2)
 
         process.send_signal(signal.SIGTERM)
@@ -151,7 +151,7 @@ def test_a_folder_that_cannot_be_written_is_told_at_the_start(bundle, tmp_path):
         within = FullDisk(folder).within("ro")
     else:
         folder.chmod(0o500)
-    status, said = ended(tmp_path, "--model", str(bundle), "--data", str(folder), within=within)
+    status, said = ended(tmp_path, "--model", str(bundle), "--data-dir", str(folder), within=within)
     assert status == 1
     assert f"error: cannot lock '{folder / '.serving'}': " in said
     assert "Choose a folder that can be written" in said

@@ -40,7 +40,7 @@ def test_it_serves_stops_when_told_and_has_everything_when_it_starts_again(bundl
         assert post(client, 150, 100).json()["predictions"] == answers[::-1]
         process.send_signal(signal.SIGINT)
         assert process.wait(20) == 0
-    assert verified(tmp_path, "--last", found["last"]) == (0, found)
+    assert verified(tmp_path, "--expect-hash", found["last"]) == (0, found)
 
 
 def test_killed_at_any_moment_it_has_all_that_it_answered_once_and_whole(bundle, tmp_path):
@@ -153,7 +153,7 @@ def test_a_port_that_is_taken_is_told(bundle, tmp_path):
         (["--public-name", "images.clinic.example:443", "--no-auth"], "no name of a host"),
         (["--public-name", "https://images.clinic.example", "--no-auth"], "without a port"),
         (["--keep", "99999w"], "is no age"),
-        (["--ephemeral", "--data", "x"], "keeps nothing"),
+        (["--ephemeral", "--data-dir", "x"], "keeps nothing"),
         (["--token-file", "nowhere"], "cannot read the tokens"),
         (["--token-file", "tokens", "--no-auth"], "contradict"),
         (["--keep", "30"], "is no age"),

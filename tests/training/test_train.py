@@ -282,7 +282,7 @@ def test_a_image_that_cannot_be_decoded_is_named_before_training(phantoms, tmp_p
     broken = next((images / "train/NORMAL").iterdir())
     broken.write_bytes(broken.read_bytes()[:length])
 
-    with pytest.raises(UnreadableImageError, match=f"{broken.name}.*pneumoscope audit"):
+    with pytest.raises(UnreadableImageError, match=f"{broken.name}.*pneumoscope check-data"):
         train(small(), images, tmp_path / "run")
     assert not (tmp_path / "run" / checkpoints.STATE).exists()
 

@@ -22,7 +22,7 @@ __all__ = ["EVIDENCE", "model_card"]
 EVIDENCE = {
     "evaluation": "pneumoscope evaluate BUNDLE --data DATA --out BUNDLE/evidence",
     "robustness": "python benchmarks/robustness.py BUNDLE --data MANIFEST --out BUNDLE/evidence",
-    "audit": "pneumoscope audit DATA --json > BUNDLE/evidence/audit.json",
+    "audit": "pneumoscope check-data DATA --json > BUNDLE/evidence/audit.json",
 }
 _KINDS = {"normal": "normal images", "bacteria": "bacterial pneumonias", "virus": "viral pneumonias"}
 _ATTRIBUTION = (

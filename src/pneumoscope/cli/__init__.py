@@ -20,8 +20,8 @@ __all__ = ["VERBS", "cli", "main", "run_and_exit"]
 # In the order in which a person meets them.
 VERBS = (
     "phantom",
-    "fetch",
-    "audit",
+    "download",
+    "check-data",
     "split",
     "recipes",
     "models",

@@ -1,4 +1,4 @@
-"""`pneumoscope audit`: what a labelled set is, before anything is trained on it."""
+"""`pneumoscope check-data`: what a labelled set is, before anything is trained on it."""
 
 from __future__ import annotations
 
@@ -10,12 +10,12 @@ import click
 if TYPE_CHECKING:
     from rich.table import Table
 
-    from pneumoscope.data.check import Audit
+    from pneumoscope.data.check import DatasetAudit
 
 __all__ = ["command"]
 
 
-@click.command("audit", short_help="Count images; find leaks, duplicates and shortcuts.")
+@click.command("check-data", short_help="Count images; find leaks, duplicates and shortcuts.")
 @click.argument("data", type=click.Path(path_type=Path))
 @click.option("--json", "as_json", is_flag=True, help="Print one JSON document.")
 @click.option("--html", type=click.Path(path_type=Path, dir_okay=False), help="Also write a page with pictures.")
@@ -29,14 +29,14 @@ def command(data: Path, as_json: bool, html: Path | None, seed: int) -> None:
     from rich.progress import Progress
 
     from pneumoscope.core.results import to_json
-    from pneumoscope.data.check import audit
+    from pneumoscope.data.check import check_data
     from pneumoscope.data.layouts import load_manifest
 
     terminal = Console(stderr=True)
     with Progress(console=terminal, transient=True, disable=not terminal.is_terminal) as bar:
         task = bar.add_task("listing images", total=None)
         manifest = load_manifest(data, progress=lambda done, total: bar.update(task, completed=done, total=total))
-        result = audit(
+        result = check_data(
             manifest,
             seed=seed,
             progress=lambda what, done, total: bar.update(task, description=what, completed=done, total=total),
@@ -56,7 +56,7 @@ def command(data: Path, as_json: bool, html: Path | None, seed: int) -> None:
         console.print()
 
 
-def _tables(result: Audit) -> list[Table]:
+def _tables(result: DatasetAudit) -> list[Table]:
     """What a person reads: counts, findings, shortcuts."""
     from rich.markup import escape
     from rich.table import Table

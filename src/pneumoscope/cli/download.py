@@ -1,4 +1,4 @@
-"""`pneumoscope fetch`: the public images, downloaded and checked."""
+"""`pneumoscope download`: the public images, downloaded and checked."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ import click
 __all__ = ["command"]
 
 
-@click.command("fetch", short_help="Download the public images (1.2 GB).")
+@click.command("download", short_help="Download the public images (1.2 GB).")
 @click.argument("folder", metavar="DIR", type=click.Path(path_type=Path, file_okay=False))
 @click.option("--from", "url", help="Another address of a zip of images; its size and hash are then not known.")
 @click.option("--sha256", help="The hash that the zip must have, instead of the one that is known.")
@@ -23,7 +23,7 @@ def command(folder: Path, url: str | None, sha256: str | None) -> None:
     from rich.console import Console
     from rich.progress import BarColumn, DownloadColumn, Progress, TextColumn, TimeRemainingColumn, TransferSpeedColumn
 
-    from pneumoscope.data.download import KERMANY_2018, fetch
+    from pneumoscope.data.download import KERMANY_2018, download
 
     archive = KERMANY_2018
     if url:
@@ -34,7 +34,7 @@ def command(folder: Path, url: str | None, sha256: str | None) -> None:
     columns = (TextColumn("downloading"), BarColumn(), DownloadColumn(), TransferSpeedColumn(), TimeRemainingColumn())
     with Progress(*columns, console=terminal, transient=True, disable=not terminal.is_terminal) as bar:
         task = bar.add_task("downloading", total=archive.size)
-        images = fetch(folder, archive, progress=lambda done, total: bar.update(task, completed=done, total=total))
+        images = download(folder, archive, progress=lambda done, total: bar.update(task, completed=done, total=total))
     click.echo(images)
 
 

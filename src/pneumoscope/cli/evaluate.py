@@ -24,10 +24,12 @@ __all__ = ["command"]
 @click.option("--data", required=True, type=click.Path(path_type=Path), help="Folder, manifest CSV or archive.")
 @click.option("--split", default="test", show_default=True, help="train, validation or test.")
 @click.option(
-    "--points",
-    default="half,balanced,rule_out,rule_in",
+    "--operating-point",
+    "operating_points",
+    multiple=True,
+    default=("half", "balanced", "rule_out", "rule_in"),
     show_default=True,
-    help="Operating points, separated by commas.",
+    help="Operating point on the card; repeat for several.",
 )
 @click.option(
     "--out",
@@ -45,7 +47,7 @@ def command(
     target: Path,
     data: Path,
     split: str,
-    operating_points: str,
+    operating_points: tuple[str, ...],
     out: Path | None,
     ledger: Path | None,
     seed: int,
@@ -66,7 +68,7 @@ def command(
             target,
             data,
             split=split,
-            operating_points=tuple(name.strip() for name in operating_points.split(",")),
+            operating_points=operating_points,
             out=out,
             ledger=ledger,
             seed=seed,

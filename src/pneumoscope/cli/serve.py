@@ -32,7 +32,7 @@ class _Age(click.ParamType[timedelta]):
 @click.option("--model", type=click.Path(path_type=Path), help="Bundle or run.  [default: what comes with the package]")
 @click.option("--operating-point", default="", metavar="NAME", help="On the card.  [default: balanced]")
 @click.option(
-    "--data", type=click.Path(path_type=Path), help="Folder of images and records.  [default: pneumoscope-data]"
+    "--data-dir", type=click.Path(path_type=Path), help="Folder of images and records.  [default: pneumoscope-data]"
 )
 @click.option("--database", default="", metavar="ADDRESS", help="postgresql://user@host/name, for the records.")
 @click.option("--ephemeral", is_flag=True, help="Keep everything in memory, and nothing at the end.")
@@ -48,7 +48,7 @@ def command(
     port: int,
     model: Path | None,
     operating_point: str,
-    data: Path | None,
+    data_dir: Path | None,
     database: str,
     ephemeral: bool,
     keep: timedelta | None,
@@ -63,18 +63,18 @@ def command(
 
     It stops on Ctrl-C or SIGTERM when all that it took in is answered.
 
-    Example:  pneumoscope serve --data records
+    Example:  pneumoscope serve --data-dir records
     """
     from pneumoscope.service.server import serve
 
-    if ephemeral and (data or database):
-        raise UsageError("--ephemeral keeps nothing, so it goes with neither --data nor --database")
+    if ephemeral and (data_dir or database):
+        raise UsageError("--ephemeral keeps nothing, so it goes with neither --data-dir nor --database")
     serve(
         host=host,
         port=port,
         model=model,
         operating_point=operating_point,
-        folder=None if ephemeral else data or Path("pneumoscope-data"),
+        folder=None if ephemeral else data_dir or Path("pneumoscope-data"),
         database=database,
         keep=keep,
         token_file=token_file,

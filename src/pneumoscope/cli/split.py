@@ -41,7 +41,9 @@ def command(data: Path, out: Path, by: str, validation: float, test: float | Non
     for note in manifest.notes:
         click.echo(f"note: {note}", err=True)
     if manifest.unreadable:
-        click.echo(f"note: {len(manifest.unreadable)} files were left out; list them: pneumoscope audit DATA", err=True)
+        click.echo(
+            f"note: {len(manifest.unreadable)} files were left out; list them: pneumoscope check-data DATA", err=True
+        )
     table = Table("split", "NORMAL", "PNEUMONIA", "patients", box=None)
     for column in table.columns[1:]:
         column.justify = "right"

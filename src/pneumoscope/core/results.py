@@ -250,7 +250,7 @@ class Comparison:
 
     Attributes:
         images: {"sha256", "n", "patients", "counts"}.
-        point: name of the operating point of the threshold metrics.
+        operating_point: name of the operating point of the threshold metrics.
         runs: a row a run, in the order given.
         pairs: each pair of runs, by accuracy and by AUROC.
         sentences: the findings in words, generated from `pairs`.
@@ -260,7 +260,7 @@ class Comparison:
     """
 
     images: Mapping[str, Any]
-    point: str
+    operating_point: str
     runs: tuple[RunSummary, ...]
     pairs: tuple[PairedTest, ...]
     sentences: tuple[str, ...]

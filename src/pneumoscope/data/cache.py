@@ -29,7 +29,7 @@ from pneumoscope.imaging.preprocess import Preprocessing, preprocess
 
 __all__ = ["AUDIT", "PreprocessedImages", "cache_folder", "load_array", "preprocess_images", "store_array"]
 
-AUDIT = "List all such images with: pneumoscope audit DATA; then remove them"
+AUDIT = "List all such images with: pneumoscope check-data DATA; then remove them"
 _THREADS = min(8, os.cpu_count() or 1)
 _CHUNK = 256
 Pixels = npt.NDArray[np.uint8]

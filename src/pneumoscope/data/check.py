@@ -19,7 +19,7 @@ from pneumoscope.data.manifest import LABELS, SPLITS, LabelledImage, Manifest
 from pneumoscope.data.shortcuts import CONTROLS, measure_shortcuts
 from pneumoscope.data.split import split
 
-__all__ = ["Audit", "Percentiles", "SizeSummary", "Unreadable", "audit", "siblings_across_validation"]
+__all__ = ["DatasetAudit", "Percentiles", "SizeSummary", "Unreadable", "check_data", "siblings_across_validation"]
 
 AuditProgress = Callable[[str, int, int], None]
 _VALIDATION = 0.15
@@ -71,7 +71,7 @@ class SizeSummary:
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
-class Audit:
+class DatasetAudit:
     """An audit of labelled images. Splits are called as their folders are, so that "val" stays "val"; "all" is no split.
 
     Attributes:
@@ -115,7 +115,7 @@ class Audit:
     notice: str = NOTICE
 
 
-def audit(manifest: Manifest, *, seed: int = 0, progress: AuditProgress | None = None) -> Audit:
+def check_data(manifest: Manifest, *, seed: int = 0, progress: AuditProgress | None = None) -> DatasetAudit:
     """Look at every image once and at the set as a whole.
 
     Args:
@@ -145,7 +145,7 @@ def audit(manifest: Manifest, *, seed: int = 0, progress: AuditProgress | None =
     share, reason = siblings_across_validation(dataclasses.replace(manifest, images=tuple(images)))
     say("measuring shortcuts", total, total)
     patients = _patients(images, splits)
-    return Audit(
+    return DatasetAudit(
         data=manifest.root.resolve().name,
         images_sha256=manifest.sha256(),
         images=_counts(names, splits, [image.label for image in images], LABELS),

@@ -19,7 +19,7 @@ from pathlib import Path
 from pneumoscope.core.errors import DownloadError, StorageError, UsageError
 from pneumoscope.data.unpack import Limits, unpack
 
-__all__ = ["KERMANY_2018", "Archive", "fetch"]
+__all__ = ["KERMANY_2018", "Archive", "download"]
 
 _BLOCK = 1 << 20
 _TIMEOUT = 30.0
@@ -62,7 +62,7 @@ KERMANY_2018 = Archive(
 )
 
 
-def fetch(
+def download(
     folder: Path, archive: Archive = KERMANY_2018, *, wait: float = _WAIT, progress: FetchProgress | None = None
 ) -> Path:
     """Download an archive of images into a folder and unpack it there.

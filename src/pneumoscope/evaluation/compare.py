@@ -47,14 +47,19 @@ class _Run:
 
 
 def compare(
-    runs: Sequence[Path], *, published: bool = False, point: str = "half", out: Path | None = None, command: str = ""
+    runs: Sequence[Path],
+    *,
+    published: bool = False,
+    operating_point: str = "half",
+    out: Path | None = None,
+    command: str = "",
 ) -> Comparison:
     """Compare runs that were evaluated on the same test images.
 
     Args:
         runs: run folders with `run.json` and `evaluation/test/`.
         published: set the report's six rows beside ours.
-        point: operating point of the threshold metrics and of McNemar's test.
+        operating_point: operating point of the threshold metrics and of McNemar's test.
         out: where comparison.json and comparison.csv are written; nowhere where None.
         command: what was run, for the record.
     Raises:
@@ -65,20 +70,20 @@ def compare(
     """
     if not runs:
         raise UsageError("there is no run to compare", hint="Name run folders: pneumoscope compare RUN... --out DIR")
-    read = _told_apart([_read(folder, point) for folder in runs])
+    read = _told_apart([_read(folder, operating_point) for folder in runs])
     _refuse_others(read)
     images = read[0].images
     labels, patients = positives(images), [image.patient for image in images]
     judged = [
         RunScores(
             run.record.name,
-            _called(run.images, run.evaluation.operating_points[point].threshold) == labels,
+            _called(run.images, run.evaluation.operating_points[operating_point].threshold) == labels,
             np.array([image.logit for image in run.images]),
         )
         for run in read
     ]
     pairs = paired_tests(judged, labels, patients)
-    rows = tuple(_summary(run.record, run.evaluation, point) for run in read)
+    rows = tuple(_summary(run.record, run.evaluation, operating_point) for run in read)
     first = read[0].evaluation
     comparison = Comparison(
         images={
@@ -87,7 +92,7 @@ def compare(
             "patients": first.patients,
             "counts": dict(first.counts),
         },
-        point=point,
+        operating_point=operating_point,
         runs=rows,
         pairs=pairs,
         sentences=(*findings([row.name for row in rows], [row.test["accuracy"] for row in rows], pairs), *_looks(read)),
@@ -103,7 +108,7 @@ def compare(
     return comparison
 
 
-def _read(folder: Path, point: str) -> _Run:
+def _read(folder: Path, operating_point: str) -> _Run:
     record = read_run(folder / RUN_FILE)
     results = folder / "evaluation" / "test"
     if not (results / EVALUATION_FILE).is_file():
@@ -112,12 +117,12 @@ def _read(folder: Path, point: str) -> _Run:
             hint=f"Do: pneumoscope evaluate {folder} --data DATA",
         )
     evaluation = read_evaluation(results / EVALUATION_FILE)
-    if point not in evaluation.operating_points:
+    if operating_point not in evaluation.operating_points:
         raise UnknownNameError(
-            f"operating point in {str(results / EVALUATION_FILE)!r}", point, evaluation.operating_points
+            f"operating point in {str(results / EVALUATION_FILE)!r}", operating_point, evaluation.operating_points
         )
     images = read_predictions(results / PREDICTIONS_FILE)
-    judged = evaluation.operating_points[point]
+    judged = evaluation.operating_points[operating_point]
     correct = int(np.count_nonzero(_called(images, judged.threshold) == positives(images)))
     if (
         images_sha256([image.sha256 for image in images]) != evaluation.images_sha256
@@ -174,8 +179,8 @@ def _refuse_others(runs: Sequence[_Run]) -> None:
                 )
 
 
-def _summary(record: RunRecord, evaluation: Evaluation, point: str) -> RunSummary:
-    judged = evaluation.operating_points[point]
+def _summary(record: RunRecord, evaluation: Evaluation, operating_point: str) -> RunSummary:
+    judged = evaluation.operating_points[operating_point]
     return RunSummary(
         name=record.name,
         network=record.network,

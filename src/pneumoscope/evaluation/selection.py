@@ -153,5 +153,5 @@ def refuse_chosen_thresholds(images: Sequence[LabelledImage], card: Card, operat
         raise ThresholdError(
             f"the operating point {chosen[0]!r} was chosen on {shared} of these {len(images)} images"
             " and cannot be judged by them",
-            hint="Judge a fixed threshold (--points half), or another split",
+            hint="Judge a fixed threshold (--operating-point half), or another split",
         )

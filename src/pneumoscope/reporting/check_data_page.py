@@ -15,7 +15,7 @@ from PIL import Image
 
 from pneumoscope.core.errors import UnreadableImageError
 from pneumoscope.core.results import Interval
-from pneumoscope.data.check import Audit, SizeSummary
+from pneumoscope.data.check import DatasetAudit, SizeSummary
 from pneumoscope.data.duplicates import DuplicatePair
 from pneumoscope.data.hashing import read_image
 from pneumoscope.data.manifest import LabelledImage
@@ -41,7 +41,7 @@ class _Picture:
     source: str  # a data: address; empty where the image cannot be decoded any more
 
 
-def check_data_page(audit: Audit, root: Path) -> str:
+def check_data_page(audit: DatasetAudit, root: Path) -> str:
     """The page of an audit.
 
     Args:

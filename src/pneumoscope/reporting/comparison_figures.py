@@ -79,7 +79,7 @@ def draw_figures(comparison: Comparison, runs: Sequence[RunData]) -> ComparisonF
             precision_recall=precision_recall,
             undefined=undefined,
             reliability=tuple(map(_reliability, runs)),
-            histograms=tuple(_histogram(comparison.point, run) for run in runs),
+            histograms=tuple(_histogram(comparison.operating_point, run) for run in runs),
             curves=tuple(map(_curves, runs)),
             differences=_differences(comparison),
         )
@@ -109,7 +109,7 @@ def _roc(comparison: Comparison, runs: Sequence[RunData]) -> tuple[Markup, ...]:
     lines = []
     for run in runs:
         x, y, _ = roc_curve(run.scores.logit, run.scores.positive)
-        at = _at(run, comparison.point, "specificity", "sensitivity")
+        at = _at(run, comparison.operating_point, "specificity", "sensitivity")
         lines.append(Line(x, y, None if at is None else (1 - at[0], at[1]), run.look))
     labels = ("1 \N{MINUS SIGN} specificity", "sensitivity")
     whole = overlay_figure(lines, labels=labels, title="ROC", chance=((0, 1), (0, 1)))
@@ -122,7 +122,7 @@ def _precision_recall(comparison: Comparison, runs: Sequence[RunData]) -> tuple[
     lines = []
     for run in runs:
         x, y, _ = precision_recall_curve(run.scores.logit, run.scores.positive)
-        at = _at(run, comparison.point, "sensitivity", "precision")
+        at = _at(run, comparison.operating_point, "sensitivity", "precision")
         lines.append(Line(np.r_[0, x], np.r_[y[0], y], at, run.look, steps=True))
     share = float(runs[0].scores.positive.mean())
     labels = ("sensitivity", "precision")

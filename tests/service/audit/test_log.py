@@ -94,7 +94,7 @@ def test_a_value_that_is_no_text_is_a_row_that_was_altered(tmp_path):
 
 
 def shown(folder, database, *options):
-    where = ["--database", database] if database else ["--data", str(folder)]
+    where = ["--database", database] if database else ["--data-dir", str(folder)]
     command = [sys.executable, "-m", "pneumoscope", "audit-log", "show", *where, *options]
     return subprocess.run(command, capture_output=True, text=True, check=True).stdout
 
@@ -113,8 +113,8 @@ def test_show_prints_a_row_a_line(records, database, tmp_path):
     ]
     assert "agrees=true note=" in lines[1]
     assert "Doe" not in str(lines)
-    assert shown(tmp_path / "data", database, "--last", "1").splitlines() == lines[2:]
-    found = json.loads(shown(tmp_path / "data", database, "--json", "--last", "2"))["rows"]
+    assert shown(tmp_path / "data", database, "--limit", "1").splitlines() == lines[2:]
+    found = json.loads(shown(tmp_path / "data", database, "--json", "--limit", "2"))["rows"]
     assert [(row["number"], row["what"], row["details"].get("agrees")) for row in found] == [
         (2, "reviewed", True),
         (3, "deleted", None),
@@ -140,7 +140,7 @@ def test_show_ends_in_silence_when_its_reader_has_gone(tmp_path):
         append(connection, 2000 * [Entry(at="2026", who="me", what="judged")])  # more than a pipe holds
     records.close()
     ran = subprocess.run(
-        f"{sys.executable} -m pneumoscope audit-log show --data data | head -n 1",
+        f"{sys.executable} -m pneumoscope audit-log show --data-dir data | head -n 1",
         shell=True, cwd=tmp_path, capture_output=True, text=True, check=True,
     )  # fmt: skip
     assert ran.stdout.startswith("2026  me")

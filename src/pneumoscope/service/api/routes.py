@@ -124,7 +124,9 @@ def paths(service: PredictionService, most_images: int) -> APIRouter:
         if all(answer.id is None for answer in answers):
             first = answers[0].failure
             assert first is not None
-            reason = first.message if len(answers) == 1 else f"{first.message} (none of {len(answers)} images can be read)"
+            reason = (
+                first.message if len(answers) == 1 else f"{first.message} (none of {len(answers)} images can be read)"
+            )
             raise UnreadableImageError("", reason, hint=first.hint)
         return PredictionsSchema(predictions=answers)
 
