@@ -143,7 +143,7 @@ def inputs(count: int, seed: int) -> Iterator[tuple[str, bytes]]:
 @contextlib.contextmanager
 def served(folder: Path) -> Iterator[tuple[subprocess.Popen[str], str]]:
     """The real process, and its address."""
-    command = [sys.executable, "-m", "pneumoscope", "serve", "--port", "0", "--data", str(folder / "records")]
+    command = [sys.executable, "-m", "pneumoscope", "serve", "--port", "0", "--data-dir", str(folder / "records")]
     with (folder / "log.txt").open("w") as log, subprocess.Popen(command, stderr=log, text=True) as process:
         try:
             while not (found := re.search(r"http://\S+", (folder / "log.txt").read_text())):

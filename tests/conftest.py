@@ -7,7 +7,7 @@ import json
 import shutil
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
@@ -33,28 +33,29 @@ from pneumoscope.imaging.preprocess import Preprocessing
 SIZE = 16
 
 
-def operating_point(threshold: float, rule: str, chosen_on: Literal["fixed", "validation"]) -> OperatingPoint:
-    """What a card says of a threshold; all three of three images right, whose Wilson interval begins at 0.438."""
+def operating_point(threshold: float, rule: Any, target: float | None = None) -> OperatingPoint:
+    """An operating point; 3 of 3 images are correct, whose Wilson interval begins at 0.438."""
     share = Share(value=1, low=0.438, high=1, n=3, method="wilson")
-    return OperatingPoint(threshold=threshold, rule=rule, chosen_on=chosen_on, sensitivity=share, specificity=share)
+    n = None if rule == "fixed" else 8
+    return OperatingPoint(threshold=threshold, rule=rule, target=target, n=n, sensitivity=share, specificity=share)
 
 
 POINTS = {
-    "half": operating_point(0.5, "fixed", "fixed"),
-    "balanced": operating_point(0.4, "highest Youden index on 8 validation images", "validation"),
-    "rule_out": operating_point(0.2, "sensitivity 0.99 on 8 validation images", "validation"),
-    "rule_in": operating_point(0.7, "specificity 0.99 on 8 validation images", "validation"),
+    "half": operating_point(0.5, "fixed"),
+    "balanced": operating_point(0.4, "youden"),
+    "rule_out": operating_point(0.2, "sensitivity", 0.99),
+    "rule_in": operating_point(0.7, "specificity", 0.99),
 }
 
 
 # The screened network of `mean_grey_network` takes an image for inverted below grey 76.5, and for far away above 190.
 LIMITS = RejectionLimits(
-    kinds=INPUT_CLASSES,
+    input_classes=INPUT_CLASSES,
     min_upright=0.3,
     max_distance=1.9,
     classifier_share=0.01,
     distance_share=0.02,
-    refused=Share(value=0, low=0, high=0.3, n=9, method="wilson"),
+    rejected=Share(value=0, low=0, high=0.3, n=9, method="wilson"),
 )
 
 
@@ -96,12 +97,12 @@ class Maker:
         gain: float = 0.05,
         seen: Mapping[str, Sequence[str]] | None = None,
         operating_points: Mapping[str, OperatingPoint] = POINTS,
-        refusal: RejectionLimits | None = None,
+        rejection_limits: RejectionLimits | None = None,
         age_range: tuple[float, float] | None = None,
-        spread: ReferenceDistribution | None = None,
+        reference_distribution: ReferenceDistribution | None = None,
     ) -> Path:
-        """logit = gain x (mean grey level - 125); a gain of 0 knows nothing. With `refusal`, images are screened by their grey."""
-        onnx = mean_grey_network(gain, screened=refusal is not None)
+        """logit = gain x (mean grey level - 125); a gain of 0 knows nothing. With `rejection_limits`, images are screened by their grey."""
+        onnx = mean_grey_network(gain, screened=rejection_limits is not None)
         card = Card(
             format=FORMAT,
             labels=LABELS,
@@ -116,8 +117,8 @@ class Maker:
             preprocessing=Preprocessing(size=SIZE),
             calibration=Calibration(slope=0.8, intercept=0.1, method="platt", n=8, prevalence=0.5),
             intervals=None,
-            rejection_limits=refusal,
-            reference_distribution=spread,
+            rejection_limits=rejection_limits,
+            reference_distribution=reference_distribution,
             age_range=age_range,
             operating_points=dict(operating_points),
             parity=Parity(images=8, largest=0.0),
@@ -188,7 +189,7 @@ def mean_grey_network(gain: float, *, screened: bool = False) -> bytes:
     """
     from onnx import TensorProto, helper
 
-    outputs = [("logit", []), ("heatmap", [4, 4]), *([("input_classes", [7]), ("distance", [])] if screened else [])]
+    outputs = [("logit", []), ("heatmap", [4, 4]), *([("input_classes", [7]), ("ood_distance", [])] if screened else [])]
 
     nodes = [
         helper.make_node("Cast", ["image"], ["grey"], to=TensorProto.FLOAT),
@@ -207,7 +208,7 @@ def mean_grey_network(gain: float, *, screened: bool = False) -> bytes:
         helper.make_node("Unsqueeze", ["dark", "one"], ["inverted column"]),
         helper.make_node("Concat", ["image column", "inverted column"], ["both"], axis=1),
         helper.make_node("Pad", ["both", "five more"], ["input_classes"]),
-        helper.make_node("Div", ["mean", "unit"], ["distance"]),
+        helper.make_node("Div", ["mean", "unit"], ["ood_distance"]),
     ]
     constants = [
         helper.make_tensor("axes", TensorProto.INT64, [2], [1, 2]),

@@ -11,6 +11,7 @@ from pneumoscope.bundle.model_card import EVIDENCE, model_card
 from pneumoscope.core.errors import BundleError
 from pneumoscope.core.i18n import NOTICE
 from pneumoscope.core.results import to_json
+from pneumoscope.data.check import check_data
 from pneumoscope.data.layouts import load_manifest
 from pneumoscope.evaluation.evaluate import evaluate
 

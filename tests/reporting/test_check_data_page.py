@@ -15,7 +15,7 @@ import pytest
 from PIL import Image
 
 from pneumoscope.core.results import Interval
-from pneumoscope.data.check import DatasetAudit, Unreadable
+from pneumoscope.data.check import DatasetAudit, Unreadable, check_data
 from pneumoscope.data.layouts import load_manifest
 from pneumoscope.reporting.check_data_page import check_data_page
 
