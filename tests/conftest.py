@@ -189,7 +189,11 @@ def mean_grey_network(gain: float, *, screened: bool = False) -> bytes:
     """
     from onnx import TensorProto, helper
 
-    outputs = [("logit", []), ("heatmap", [4, 4]), *([("input_classes", [7]), ("ood_distance", [])] if screened else [])]
+    outputs = [
+        ("logit", []),
+        ("heatmap", [4, 4]),
+        *([("input_classes", [7]), ("ood_distance", [])] if screened else []),
+    ]
 
     nodes = [
         helper.make_node("Cast", ["image"], ["grey"], to=TensorProto.FLOAT),

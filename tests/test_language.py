@@ -10,7 +10,15 @@ import pytest
 ROOT = Path(__file__).parents[1]
 SUFFIXES = {".py", ".md", ".html", ".js", ".css", ".toml", ".po", ".yml", ".cff", ".txt"}
 FOLDERS = ("src", "docs", "tests", "benchmarks")
-FILES = ("README.md", "README.zh-Hant.md", "CHANGELOG.md", "CONTRIBUTING.md", "SECURITY.md", "Makefile", "pyproject.toml")
+FILES = (
+    "README.md",
+    "README.zh-Hant.md",
+    "CHANGELOG.md",
+    "CONTRIBUTING.md",
+    "SECURITY.md",
+    "Makefile",
+    "pyproject.toml",
+)
 
 # Phrase: use instead.
 BANNED = {

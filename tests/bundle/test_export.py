@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from pneumoscope.bundle import copy as module
+from pneumoscope.bundle import export as module
 from pneumoscope.bundle.card import read_bundle
 from pneumoscope.bundle.export import export_bundle
 from pneumoscope.core.errors import BundleError, StorageError, UsageError

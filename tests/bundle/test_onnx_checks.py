@@ -7,7 +7,7 @@ from hypothesis import strategies as st
 from onnx import TensorProto, helper
 from tests.conftest import mean_grey_network
 
-from pneumoscope.bundle import network_file as module
+from pneumoscope.bundle import onnx_checks as module
 from pneumoscope.bundle.card import read_bundle
 from pneumoscope.bundle.onnx_checks import check_onnx
 from pneumoscope.core.errors import BundleError

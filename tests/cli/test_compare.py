@@ -42,7 +42,7 @@ def test_json_is_one_document_and_the_file(runs, tmp_path):
     assert result.exit_code == 0, result.output
     data = json.loads(result.stdout)
     assert data == json.loads((out / "comparison.json").read_text())
-    assert data["point"] == "rule_out"
+    assert data["operating_point"] == "rule_out"
     assert data["command"] == (
         f"pneumoscope compare {runs[0]} {runs[1]} --published --operating-point rule_out --out {out}"
     )

@@ -11,7 +11,7 @@ from pathlib import Path
 
 import click
 import pytest
-from tests.test_errors import SPECIAL, drawn
+from tests.core.test_errors import SPECIAL, drawn
 
 import pneumoscope
 from pneumoscope import cli as module

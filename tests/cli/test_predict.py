@@ -24,7 +24,7 @@ from pneumoscope.core.errors import PartialFailureError
 from pneumoscope.core.i18n import NOTICE
 from pneumoscope.core.results import SCHEMA
 from pneumoscope.inference.model import load_model
-from pneumoscope.inference.writers import COLUMNS
+from pneumoscope.inference.writers import csv_columns
 
 PROGRAM = [sys.executable, "-m", "pneumoscope", "predict"]
 
@@ -186,7 +186,7 @@ def test_csv_is_written_and_nothing_printed(bundle, images):
     assert (result.exit_code, result.stdout, result.stderr) == (0, "", "")
     with Path("out/table.csv").open(newline="", encoding="utf-8") as file:
         rows = list(csv.DictReader(file))
-    assert tuple(rows[0]) == COLUMNS
+    assert list(rows[0]) == csv_columns()
     assert [(row["path"], row["decision"]) for row in rows] == [
         ("images/a.png", "pneumonia"),
         ("images/b.png", "normal"),

@@ -14,7 +14,7 @@ from tests.training.conftest import small
 from pneumoscope.bundle.card import read_bundle
 from pneumoscope.cli import cli, run_and_exit
 from pneumoscope.imaging.phantom import phantom
-from pneumoscope.training import fit
+from pneumoscope.training import train as fit
 from pneumoscope.training.recipe import read_recipe
 from pneumoscope.training.trainer import Devices
 

@@ -26,7 +26,7 @@ EVALUATION = Evaluation(
     operating_points={
         "half": OperatingPointResult(0.5, "fixed", Confusion(4, 4, 2, 2), {"precision": NONE}, {"virus": HALF})
     },
-    look=1,
+    test_evaluation=1,
     seconds=0.25,
     created="2026-01-02T03:04:05+00:00",
     version="0.1.0",

@@ -13,7 +13,7 @@ from PIL import Image
 
 from pneumoscope.core.errors import DatasetError
 from pneumoscope.core.results import Interval, to_json
-from pneumoscope.data import audit as module
+from pneumoscope.data import check as module
 from pneumoscope.data.check import DatasetAudit, check_data, siblings_across_validation
 from pneumoscope.data.layouts import load_manifest
 from pneumoscope.data.manifest import LABELS, Manifest

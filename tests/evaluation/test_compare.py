@@ -96,14 +96,14 @@ def test_weights_and_bundles_are_not_needed(runs):
 
 
 def test_another_operating_point(runs):
-    comparison = compare(runs[:2], point="rule_out")
+    comparison = compare(runs[:2], operating_point="rule_out")
     assert comparison.point == "rule_out"
     _, images = correct(runs[0])
     called = np.array([image.score >= 0.2 for image in images])
     labels = np.array([image.label == "PNEUMONIA" for image in images])
     assert comparison.runs[0].test["sensitivity"].value == pytest.approx(called[labels].mean())
     with pytest.raises(UnknownNameError, match=r"no operating point in .* 'rule-ou'. Did you mean 'rule_out'"):
-        compare(runs, point="rule-ou")
+        compare(runs, operating_point="rule-ou")
 
 
 def test_images_are_paired_by_content_and_not_by_place(runs):

@@ -251,9 +251,9 @@ def test_images_that_would_be_rejected_are_counted_and_judged_all_the_same(maker
     dark, light = sum(mean < 102 for mean in means), sum(mean > 160 for mean in means)
     assert dark
     assert light
-    assert (screened.refused.share.value, screened.refused.share.n) == ((dark + light) / 32, 32)
-    assert sorted(screened.refused.reasons.values()) == sorted([dark, light])
-    assert "black and white seem to be exchanged" in screened.refused.reasons
-    assert "unlike the images that the model was trained on" in screened.refused.reasons
-    assert (bare.refused.share.value, bare.refused.reasons) == (0, {})
+    assert (screened.rejected.share.value, screened.rejected.share.n) == ((dark + light) / 32, 32)
+    assert sorted(screened.rejected.reasons.values()) == sorted([dark, light])
+    assert "black and white seem to be exchanged" in screened.rejected.reasons
+    assert "unlike the images that the model was trained on" in screened.rejected.reasons
+    assert (bare.rejected.share.value, bare.rejected.reasons) == (0, {})
     assert (screened.metrics, screened.operating_points) == (bare.metrics, bare.operating_points)

@@ -21,7 +21,7 @@ IMAGES = [
     image("PNEUMONIA", "", 3.0, 0.95, "e"),
 ]
 SHARE = Share(value=1, low=0.2, high=1, n=1, method="wilson")
-HALF = OperatingPoint(threshold=0.5, rule="fixed", chosen_on="fixed", sensitivity=SHARE, specificity=SHARE)
+HALF = OperatingPoint(threshold=0.5, rule="fixed", sensitivity=SHARE, specificity=SHARE)
 
 
 def test_a_image_at_the_threshold_is_called_pneumonia():

@@ -67,7 +67,7 @@ def changed(file, change):
         (lambda d: d.pop("n"), "is malformed: n: "),
         (lambda d: d.update(n="32"), "is malformed: n: "),
         (lambda d: d["metrics"]["auroc"].update(value="high"), "is malformed: metrics.auroc.value: "),
-        (lambda d: d["operating_points"]["half"].pop("confusion"), "is malformed: points.half.confusion: "),
+        (lambda d: d["operating_points"]["half"].pop("confusion"), "is malformed: operating_points.half.confusion: "),
         (lambda d: d["metrics"]["auroc"].update(value=float("nan")), "is not JSON: NaN is no number"),
     ],
 )

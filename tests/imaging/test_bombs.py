@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 from PIL import Image, ImageFile
 from pydicom import Dataset, Sequence, uid
-from tests.radiograph.test_dicom import image, written
+from tests.imaging.test_dicom import image, written
 
 from pneumoscope.core.errors import UnreadableImageError
 from pneumoscope.imaging.decode import decode

@@ -6,9 +6,10 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from pneumoscope.core.prediction import Rejection
 from pneumoscope.imaging.decode import decode
 from pneumoscope.imaging.image import Radiograph
-from pneumoscope.imaging.input_checks import check_input
+from pneumoscope.imaging.input_checks import check_image
 
 
 def image(height=300, width=300, low=0, high=200, **fields):
@@ -16,35 +17,35 @@ def image(height=300, width=300, low=0, high=200, **fields):
     return Radiograph(pixels, "image", "PNG", "L", **fields)
 
 
-def test_a_image_like_others_is_plausible():
-    assert check_input(image(), 112) == ""
-    assert check_input(image(112, 300), 112) == ""
-    assert check_input(image(100, 400), 50) == ""
+def test_ordinary_images_pass():
+    assert check_image(image(), 112) is None
+    assert check_image(image(112, 300), 112) is None
+    assert check_image(image(100, 400), 50) is None
 
 
 @pytest.mark.parametrize(
-    ("picture", "words"),
+    ("rejected", "code", "parameters"),
     [
-        (image(111, 300), "too small: 300 x 111 pixels, and 112 are the least on each side"),
-        (image(130, 521), "too narrow for a chest: 521 x 130 pixels"),
-        (image(521, 130), "too narrow for a chest: 130 x 521 pixels"),
-        (image(low=90, high=95), "blank: its grey levels lie within 5 of 256"),
-        (image(chroma=12.1), "in colour: a radiograph is grey"),
+        (image(111, 300), "too_small", {"width": 300, "height": 111, "minimum": 112}),
+        (image(130, 521), "too_narrow", {"width": 521, "height": 130, "max_aspect": 4.0}),
+        (image(521, 130), "too_narrow", {"width": 130, "height": 521, "max_aspect": 4.0}),
+        (image(low=90, high=95), "blank", {"levels": 5, "minimum": 12}),
+        (image(chroma=12.1), "color", {"chroma": 12.1, "limit": 12.0}),
     ],
 )
-def test_a_picture_that_is_none_is_told_why(picture, words):
-    assert check_input(picture, 112) == words
+def test_implausible_images_are_rejected(rejected, code, parameters):
+    assert check_image(rejected, 112) == Rejection(code, parameters)
 
 
-def test_the_size_is_that_in_the_file():
-    """Decoded smaller, it is no smaller image; and the other way round."""
-    assert check_input(image(100, 100, reduced_from=(800, 800)), 112) == ""
+def test_size_is_that_of_the_file():
+    """An image decoded at reduced size is not too small."""
+    assert check_image(image(100, 100, reduced_from=(800, 800)), 112) is None
 
 
 def test_a_speck_on_a_blank_image_does_not_make_it_one():
     pixels = np.full((500, 500), 40, np.uint8)
     pixels[:20, :20] = 255
-    assert check_input(Radiograph(pixels, "image", "PNG", "L"), 112).startswith("blank")
+    assert check_image(Radiograph(pixels, "image", "PNG", "L"), 112).code == "blank"
 
 
 def encoded(image, **options):

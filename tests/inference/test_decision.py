@@ -1,4 +1,4 @@
-"""The decision and its numbers, worked by hand."""
+"""Decisions and rejections, with numbers worked out by hand."""
 
 from __future__ import annotations
 
@@ -9,13 +9,13 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 from msgspec import structs
-from tests.conftest import operating_point
+from tests.conftest import LIMITS, operating_point
 
-from pneumoscope.bundle.card import Calibration, Intervals, UncertaintyBand, read_bundle
+from pneumoscope.bundle.card import INPUT_CLASSES, Calibration, Intervals, UncertaintyBand, read_bundle
 from pneumoscope.core.errors import UnknownNameError
+from pneumoscope.core.prediction import Rejection
 from pneumoscope.inference import BundleSession
-from pneumoscope.inference.decision import decide, find_operating_point
-from pneumoscope.inference.session import sigmoid
+from pneumoscope.inference.decision import decide, find_operating_point, reject_by_age, reject_by_network, sigmoid
 
 
 @pytest.fixture(scope="module")
@@ -24,83 +24,167 @@ def card(shared_maker):
     return read_bundle(shared_maker.bundle(shared_maker.root / "decide"))[0]
 
 
+@pytest.fixture(scope="module")
+def limited(shared_maker):
+    """A card with limits: P(upright) at least 0.3, distance at most 1.9."""
+    return read_bundle(shared_maker.bundle(shared_maker.root / "limited", rejection_limits=LIMITS))[0]
+
+
 def at(threshold):
-    return operating_point(threshold, "fixed", "fixed")
+    return operating_point(threshold, "fixed")
 
 
-def test_a_image_by_hand(card):
-    """1 / (1 + exp(-(0.8 x 2 + 0.1))) = 0.8455347; the threshold 0.4 has the logit ln(0.4 / 0.6) = -0.4054651, so that it lies
-    at 1 / (1 + exp(0.8 x 0.4054651 - 0.1)) = 1 / (1 + exp(0.2243721)) = 0.4441411 on the scale of the probability."""
-    verdict = decide(card, card.operating_points["balanced"], 2.0)
-
-    assert (verdict.decision, verdict.reason) == ("pneumonia", "")
-    assert verdict.probability == pytest.approx(0.8455347, abs=1e-7)
-    assert verdict.threshold == pytest.approx(0.4441411, abs=1e-7)
-    assert (verdict.interval, verdict.interval_reason) == (None, "this bundle states none")
+def logit_of(score):
+    return math.log(score / (1 - score))
 
 
-def test_a_image_at_the_threshold_is_called_pneumonia_as_in_evaluation(card):
-    """Thresholds that images chose are scores of images, to the last bit."""
+# ---- decisions
+
+
+def test_decision_by_hand(card):
+    """1 / (1 + exp(-(0.8 x 2 + 0.1))) = 0.8455347. The threshold 0.4 has the logit ln(0.4 / 0.6) = -0.4054651, so it is
+    1 / (1 + exp(0.8 x 0.4054651 - 0.1)) = 1 / (1 + exp(0.2243721)) = 0.4441411 on the scale of the probability."""
+    result = decide(card, card.operating_points["balanced"], 2.0)
+
+    assert (result.decision, result.rejection, result.uncertainty) == ("pneumonia", None, None)
+    assert result.probability == pytest.approx(0.8455347, abs=1e-7)
+    assert result.threshold == pytest.approx(0.4441411, abs=1e-7)
+    assert result.interval is None
+
+
+def test_score_at_the_threshold_is_pneumonia(card):
+    """Thresholds chosen on images are scores of images, to the last bit."""
     for logit in np.float32([-3.3, -0.1, 0, 0.7, 12]).tolist():
         score = float(sigmoid(np.float64([logit]))[0])
         assert decide(card, at(score), logit).decision == "pneumonia"
-        assert decide(card, at(math.nextafter(score, 1)), logit).decision == "normal"
+        assert decide(card, at(math.nextafter(score, 1)), logit).decision == "no_pneumonia"
 
 
 @given(logit=st.floats(-30, 30), threshold=st.floats(0, 1), slope=st.floats(0.01, 20), intercept=st.floats(-5, 5))
-def test_the_decision_can_be_read_off_the_probability_and_the_threshold(card, logit, threshold, slope, intercept):
+def test_decision_agrees_with_probability_and_threshold(card, logit, threshold, slope, intercept):
     calibration = Calibration(slope=slope, intercept=intercept, method="platt", n=9, prevalence=0.5)
-    verdict = decide(structs.replace(card, calibration=calibration), at(threshold), logit)
+    result = decide(structs.replace(card, calibration=calibration), at(threshold), logit)
 
-    if abs(verdict.probability - verdict.threshold) > 1e-12:  # rounding may turn over what is as good as equal
-        assert (verdict.decision == "pneumonia") == (verdict.probability >= verdict.threshold)
-
-
-@pytest.mark.parametrize(("threshold", "decision"), [(0.0, "pneumonia"), (1.0, "normal")])
-def test_the_ends_are_thresholds_too(card, threshold, decision):
-    verdict = decide(card, at(threshold), -3.0 if decision == "pneumonia" else 3.0)
-
-    assert (verdict.decision, verdict.threshold) == (decision, threshold)
+    if abs(result.probability - result.threshold) > 1e-12:  # rounding may swap nearly equal numbers
+        assert (result.decision == "pneumonia") == (result.probability >= result.threshold)
 
 
-def test_the_probability_is_the_predictors(maker):
+@pytest.mark.parametrize(("threshold", "decision"), [(0.0, "pneumonia"), (1.0, "no_pneumonia")])
+def test_thresholds_of_0_and_1_are_valid(card, threshold, decision):
+    result = decide(card, at(threshold), -3.0 if decision == "pneumonia" else 3.0)
+
+    assert (result.decision, result.threshold) == (decision, threshold)
+
+
+def test_probability_equals_that_of_the_session(maker):
     session = BundleSession.load(maker.bundle(maker.root / "bundle"))
     logits = np.linspace(-9, 9, 37, dtype=np.float32)
 
-    mine = [decide(session.card, at(0.5), logit).probability for logit in logits.tolist()]
-    assert mine == pytest.approx(session.probability(logits).tolist(), abs=1e-15)
+    found = [decide(session.card, at(0.5), logit).probability for logit in logits.tolist()]
+    assert found == pytest.approx(session.probability(logits).tolist(), abs=1e-15)
 
 
-def test_a_point_by_its_name_and_the_one_that_is_meant_without(card):
+def test_operating_points_are_found_by_name(card):
     assert find_operating_point(card, "rule_in") is card.operating_points["rule_in"]
     assert find_operating_point(card) is card.operating_points["balanced"]
-    with pytest.raises(UnknownNameError, match=r"there is no operating point 'ruleout'\. Did you mean 'rule_out'\?"):
+    with pytest.raises(UnknownNameError, match=r"'ruleout'\. Did you mean 'rule_out'\?"):
         find_operating_point(card, "ruleout")
 
 
 @pytest.mark.parametrize(
     ("score", "decision"),
-    [(0.2, "normal"), (0.3, "uncertain"), (0.5, "uncertain"), (0.7, "uncertain"), (0.75, "pneumonia")],
+    [(0.2, "no_pneumonia"), (0.3, "uncertain"), (0.5, "uncertain"), (0.7, "uncertain"), (0.75, "pneumonia")],
 )
-def test_a_score_in_the_band_is_uncertain_with_a_reason_its_ends_included(card, score, decision):
+def test_scores_in_the_uncertainty_band_are_uncertain(card, score, decision):
     low, high = (float(sigmoid(np.float64([logit_of(end)]))[0]) for end in (0.3, 0.7))
-    uncertainty_band = UncertaintyBand(low=low, high=high, coverage=0.95, n_normal=30, n_pneumonia=40)
-    verdict = decide(card, structs.replace(at(0.5), uncertainty_band=uncertainty_band), logit_of(score))
+    band = UncertaintyBand(low=low, high=high, coverage=0.95, n_normal=30, n_pneumonia=40)
+    result = decide(card, structs.replace(at(0.5), uncertainty_band=band), logit_of(score))
 
-    assert verdict.decision == decision
-    assert ("95%" in verdict.reason) == (decision == "uncertain")
+    assert result.decision == decision
     assert decide(card, at(0.5), logit_of(score)).decision != "uncertain"
+    if decision == "uncertain":
+        assert result.uncertainty.coverage == 0.95
+        assert result.uncertainty.low <= result.probability <= result.uncertainty.high
+    else:
+        assert result.uncertainty is None
 
 
-def test_an_interval_by_hand_holds_the_probability(card):
-    """Between the edges -1 and 1 the steps are 0.2 and 0.6; of the logit 2 the probability is 0.8455347, of 0 it is 0.5249792."""
+def test_interval_by_hand(card):
+    """Between the edges -1 and 1 the steps are 0.2 and 0.6; the logit 2 has the probability 0.8455347, 0 has 0.5249792."""
     steps = Intervals(edges=(-1.0, 1.0), low=(0.0, 0.2, 0.5), high=(0.1, 0.6, 0.8), method="venn-abers", n=7)
     card = structs.replace(card, intervals=steps)
-    assert decide(card, at(0.5), 0.0).interval == (0.2, 0.6)
-    assert decide(card, at(0.5), 0.0).interval_reason == ""
-    assert decide(card, at(0.5), 2.0).interval == (0.5, pytest.approx(0.8455347))
-    assert decide(card, at(0.5), 1.0).interval == (0.2, 0.8)  # on an edge the wider of both sides
+
+    def ends(logit):
+        interval = decide(card, at(0.5), logit).interval
+        assert (interval.method, interval.n, interval.level) == ("venn-abers", 7, None)
+        assert interval.low <= interval.value <= interval.high
+        return interval.low, interval.high
+
+    assert ends(0.0) == (0.2, 0.6)
+    assert ends(2.0) == (0.5, pytest.approx(0.8455347))
+    assert ends(1.0) == (0.2, 0.8)  # the wider step at an edge
 
 
-def logit_of(score):
-    return math.log(score / (1 - score))
+def test_rejected_image_has_no_probability(card):
+    rejection = Rejection("inverted")
+    result = decide(card, at(0.5), 2.0, rejection)
+
+    assert (result.decision, result.rejection) == ("rejected", rejection)
+    assert (result.probability, result.interval) == (None, None)
+    assert result.threshold == pytest.approx(decide(card, at(0.5), 2.0).threshold)
+
+
+# ---- rejections
+
+
+def classes(upright, **others):
+    return [({"upright": upright} | others).get(name, 0.0) for name in INPUT_CLASSES]
+
+
+@pytest.mark.parametrize(
+    ("probabilities", "code"),
+    [
+        (classes(0.2, inverted=0.5, cropped=0.3), "inverted"),
+        (classes(0.2, upside_down=0.8), "upside_down"),
+        (classes(0.2, rotated_90=0.8), "rotated_90"),
+        (classes(0.2, mirrored=0.8), "mirrored"),
+        (classes(0.29, cropped=0.25, not_a_chest_radiograph=0.24), "cropped"),
+        (classes(0, not_a_chest_radiograph=1), "not_a_chest_radiograph"),
+    ],
+)
+def test_most_likely_fault_is_the_rejection_code(limited, probabilities, code):
+    rejection = reject_by_network(limited, probabilities, 1.0)
+    assert rejection == Rejection(code, {"probability": probabilities[0], "limit": 0.3})
+
+
+def test_limits_themselves_pass(limited):
+    assert reject_by_network(limited, classes(0.3, mirrored=0.7), 1.9) is None
+    assert reject_by_network(limited, classes(0.3, mirrored=0.7), 1.9001).code == "out_of_distribution"
+    assert reject_by_network(limited, classes(0.2999, mirrored=0.7), 1.9).code == "mirrored"
+
+
+def test_rejection_states_the_distance_and_the_limit(limited):
+    assert reject_by_network(limited, classes(1), 3.25).parameters == {"distance": 3.25, "limit": 1.9}
+
+
+def test_missing_outputs_reject_nothing(limited):
+    assert reject_by_network(limited, None, None) is None
+    assert reject_by_network(structs.replace(limited, rejection_limits=None), classes(0), 99.0) is None
+
+
+def test_nan_outputs_are_rejected(limited):
+    assert reject_by_network(limited, classes(float("nan")), 1.0)
+    assert reject_by_network(limited, classes(0.9), float("nan"))
+
+
+@pytest.mark.parametrize(
+    ("age", "rejected"), [(None, False), (0.9, True), (1, False), (5.99, False), (6, True), (67, True)]
+)
+def test_stated_age_outside_the_range_is_rejected(card, age, rejected):
+    rejection = reject_by_age(structs.replace(card, age_range=(1, 5)), age)
+
+    assert reject_by_age(card, age) is None
+    if rejected:
+        assert rejection == Rejection("outside_age_range", {"age": age, "minimum": 1, "maximum": 5})
+    else:
+        assert rejection is None

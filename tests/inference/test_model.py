@@ -124,9 +124,9 @@ def test_the_operating_point_decides(bundle):
     found = {name: load_model(bundle, operating_point=name).predict(image) for name in ("", "rule_out", "balanced")}
 
     assert {name: prediction.decision for name, prediction in found.items()} == {
-        "": "normal",
+        "": "no_pneumonia",
         "rule_out": "pneumonia",
-        "balanced": "normal",
+        "balanced": "no_pneumonia",
     }
     assert found["rule_out"].threshold < found["balanced"].threshold == found[""].threshold
 
@@ -143,7 +143,7 @@ def test_heatmaps_come_with_the_same_predictions_in_the_same_order(model, tmp_pa
     assert [prediction for prediction, _ in explained] == list(model.predict_many(images))
     assert [picture is None for _, picture in explained] == [False, True, False, False, True]
     image = decode(images[0])
-    outputs = model._predictor.outputs(preprocess(image, model.card.preprocessing)[None], heatmaps=True)
+    outputs = model._session.outputs(preprocess(image, model.card.preprocessing)[None], heatmaps=True)
     assert explained[0][1] == render_heatmap(
         image,
         outputs.heatmap[0],
@@ -183,7 +183,7 @@ def test_what_the_network_sees_is_refused_by_the_limits_on_the_card(maker):
 
 def test_a_network_without_heatmaps_is_refused_before_any_image_is_read(maker, monkeypatch):
     model = load_model(maker.bundle(maker.root / "plain"))
-    monkeypatch.setattr(model._predictor, "explains", False)
+    monkeypatch.setattr(model._session, "explains", False)
     with pytest.raises(BundleError, match=r"network of bundle 'grey' .* gives no heatmaps"):
         model.explain_many(iter(lambda: pytest.fail("an image was asked for"), None))
 
@@ -206,7 +206,7 @@ def test_images_that_cannot_be_read_keep_their_places(model, tmp_path):
     paths[3].unlink()
     found = list(model.predict_many(paths, batch_size=2))
 
-    assert [prediction.decision for prediction in found] == [None, "pneumonia", "normal", None, "normal"]
+    assert [prediction.decision for prediction in found] == [None, "pneumonia", "no_pneumonia", None, "no_pneumonia"]
     assert [prediction.path for prediction in found] == list(map(str, paths))
     assert [prediction.error for prediction in found] == [
         "the file is empty (0 bytes)",
@@ -297,7 +297,7 @@ def test_several_images_are_decoded_at_once(model, monkeypatch):
 
 
 def test_a_failure_that_is_no_images_gets_out(model, monkeypatch):
-    monkeypatch.setattr(model._predictor, "ready", lambda *_: (_ for _ in ()).throw(MemoryError("no more")))
+    monkeypatch.setattr(model._session, "ready", lambda *_: (_ for _ in ()).throw(MemoryError("no more")))
     with pytest.raises(MemoryError, match="no more"):
         list(model.predict_many([png(1)] * 9, batch_size=1))
 
@@ -305,9 +305,9 @@ def test_a_failure_that_is_no_images_gets_out(model, monkeypatch):
 def test_prepared_images_are_the_only_ones_the_network_sees(model, tmp_path):
     path = tmp_path / "image.png"
     Image.fromarray(np.random.default_rng(0).integers(0, 256, (40, 70), np.uint8)).save(path)
-    logit = model._predictor.logits(preprocess(decode(path), model.card.preprocessing)[None])
+    logit = model._session.logits(preprocess(decode(path), model.card.preprocessing)[None])
 
-    assert model.predict(path).probability == pytest.approx(float(model._predictor.probability(logit)[0]), abs=1e-12)
+    assert model.predict(path).probability == pytest.approx(float(model._session.probability(logit)[0]), abs=1e-12)
 
 
 # --- loading ---------------------------------------------------------------------------------------------------------
@@ -323,7 +323,7 @@ def test_the_package_opens_the_same_door(bundle):
     model = pneumoscope.load_model(bundle, operating_point="rule_in", threads=1)
 
     assert model.point is model.card.operating_points["rule_in"]
-    assert model._predictor._session.get_session_options().intra_op_num_threads == 1
+    assert model._session._session.get_session_options().intra_op_num_threads == 1
 
 
 def test_what_cannot_be_loaded(bundle, maker, tmp_path):

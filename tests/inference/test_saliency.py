@@ -15,7 +15,7 @@ from pneumoscope.core.errors import UsageError
 from pneumoscope.core.i18n import NOTICE
 from pneumoscope.imaging.image import Radiograph
 from pneumoscope.imaging.preprocess import Preprocessing, preprocess
-from pneumoscope.inference import heatmap as module
+from pneumoscope.inference import saliency as module
 from pneumoscope.inference.saliency import blend, heatmap_layer, over_image, render_heatmap
 
 

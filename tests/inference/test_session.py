@@ -22,7 +22,7 @@ from pneumoscope.core.errors import BundleError, UsageError
 from pneumoscope.imaging.image import Radiograph
 from pneumoscope.inference import BundleSession
 from pneumoscope.inference import session as module
-from pneumoscope.inference.session import sigmoid
+from pneumoscope.inference.decision import sigmoid
 
 
 @pytest.fixture

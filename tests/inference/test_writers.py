@@ -11,37 +11,42 @@ from collections.abc import Iterator
 import pytest
 
 from pneumoscope.core.i18n import NOTICE
-from pneumoscope.core.prediction import ImageInfo, ModelInfo, Prediction
-from pneumoscope.core.results import SCHEMA
-from pneumoscope.inference.writers import COLUMNS, iter_csv, iter_json
+from pneumoscope.core.prediction import Failure, ImageInfo, ModelInfo, Prediction, Uncertainty
+from pneumoscope.core.results import SCHEMA, Interval
+from pneumoscope.inference.writers import iter_csv, iter_json
 
 MODEL = ModelInfo("grey", "0.1.0", "ab" * 32)
-READ = Prediction(
+PREDICTED = Prediction(
     path='größer, "b"\n.png',
     decision="uncertain",
     probability=0.1 + 0.2,
-    interval=(0.25, 0.5),
-    interval_reason="",
+    interval=Interval(0.1 + 0.2, 0.25, 0.5, method="venn-abers", n=7, level=None),
     threshold=0.4,
-    reason="between the two",
+    operating_point="balanced",
+    uncertainty=Uncertainty(0.2, 0.4, 0.95),
     image=ImageInfo(30, 20, "PNG"),
     model=MODEL,
 )
 FAILED = Prediction(
-    "gone\udcff.png", None, None, None, "the image could not be read", None, "", None, MODEL, "no such file"
+    path="gone\udcff.png",
+    decision=None,
+    operating_point="balanced",
+    failure=Failure("unreadable_image", "no such file"),
+    model=MODEL,
 )
+MESSAGE = "The score lies in the uncertainty band (95% coverage)"
 
 
 def test_json_is_one_document_with_every_field() -> None:
-    data = json.loads("".join(iter_json(MODEL, [READ, FAILED])))
+    data = json.loads("".join(iter_json(MODEL, [PREDICTED, FAILED])))
     assert list(data) == ["schema", "model", "notice", "predictions"]
     assert (data["schema"], data["notice"]) == (SCHEMA, NOTICE)
     assert data["model"] == {"name": "grey", "version": "0.1.0", "sha256": "ab" * 32}
-    expected = [json.loads(json.dumps(dataclasses.asdict(prediction))) for prediction in (READ, FAILED)]
-    assert data["predictions"] == expected
-    assert data["predictions"][0]["image"] == {"width": 30, "height": 20, "format": "PNG"}
-    assert data["predictions"][1]["decision"] is None
-    assert data["predictions"][1]["error"] == "no such file"
+    predicted, failed = data["predictions"]
+    assert predicted.pop("message") == MESSAGE
+    assert predicted == json.loads(json.dumps(dataclasses.asdict(PREDICTED)))
+    assert failed["decision"] is None
+    assert (failed["failure"]["code"], failed["message"]) == ("unreadable_image", "no such file")
 
 
 def test_json_of_nothing_is_a_document_too() -> None:
@@ -49,9 +54,9 @@ def test_json_of_nothing_is_a_document_too() -> None:
 
 
 def test_json_is_ascii_and_names_that_are_no_text_come_back() -> None:
-    text = "".join(iter_json(MODEL, [READ, FAILED]))
+    text = "".join(iter_json(MODEL, [PREDICTED, FAILED]))
     assert text.isascii()
-    assert [found["path"] for found in json.loads(text)["predictions"]] == [READ.path, FAILED.path]
+    assert [found["path"] for found in json.loads(text)["predictions"]] == [PREDICTED.path, FAILED.path]
 
 
 def test_each_prediction_is_given_before_the_next_is_asked_for() -> None:
@@ -60,60 +65,63 @@ def test_each_prediction_is_given_before_the_next_is_asked_for() -> None:
     def predictions() -> Iterator[Prediction]:
         for number in range(3):
             asked.append(number)
-            yield READ
+            yield PREDICTED
 
     parts = iter_json(MODEL, predictions())
     next(parts)
     assert asked == []
-    assert json.loads(next(parts).lstrip(","))["path"] == READ.path
+    assert json.loads(next(parts).lstrip(","))["path"] == PREDICTED.path
     assert asked == [0]
 
 
 def test_json_is_closed_before_a_failure_gets_out() -> None:
     def predictions() -> Iterator[Prediction]:
-        yield READ
+        yield PREDICTED
         raise MemoryError("no more")
 
     parts: list[str] = []
     with pytest.raises(MemoryError, match="no more"):
         parts.extend(iter_json(MODEL, predictions()))
-    assert [found["path"] for found in json.loads("".join(parts))["predictions"]] == [READ.path]
+    assert [found["path"] for found in json.loads("".join(parts))["predictions"]] == [PREDICTED.path]
 
 
 def test_csv_is_a_row_a_image() -> None:
-    data = b"".join(iter_csv([READ, FAILED], []))
+    data = b"".join(iter_csv([PREDICTED, FAILED], []))
     rows = list(csv.DictReader(io.StringIO(data.decode("utf-8", "surrogateescape"), newline="")))
-    assert tuple(rows[0]) == COLUMNS
     assert rows[0] == {
-        "path": READ.path,
+        "path": PREDICTED.path,
         "decision": "uncertain",
         "probability": "0.30000000000000004",
         "interval_low": "0.25",
         "interval_high": "0.5",
+        "interval_method": "venn-abers",
+        "interval_n": "7",
         "threshold": "0.4",
-        "reason": "between the two",
+        "operating_point": "balanced",
+        "rejection_code": "",
+        "rejection_parameters": "",
+        "uncertainty_low": "0.2",
+        "uncertainty_high": "0.4",
+        "uncertainty_coverage": "0.95",
+        "failure_code": "",
+        "failure_message": "",
+        "failure_hint": "",
         "width": "30",
         "height": "20",
         "format": "PNG",
-        "error": "",
-        "model": "grey",
-        "version": "0.1.0",
-        "sha256": "ab" * 32,
+        "model_name": "grey",
+        "model_version": "0.1.0",
+        "model_sha256": "ab" * 32,
+        "message": MESSAGE,
         "notice": NOTICE,
     }
-    empty = {
-        "decision",
-        "probability",
-        "interval_low",
-        "interval_high",
-        "threshold",
-        "reason",
-        "width",
-        "height",
-        "format",
-    }
-    assert {name for name, cell in rows[1].items() if not cell} == empty
-    assert rows[1]["error"] == "no such file"
+    present = {"path", "operating_point", "failure_code", "failure_message", "message", "notice"}
+    assert {name for name, cell in rows[1].items() if cell} == present | {"model_name", "model_version", "model_sha256"}
+
+
+def test_csv_of_nothing_has_a_header() -> None:
+    (header,) = csv.reader(io.StringIO(b"".join(iter_csv([], [])).decode()))
+    assert header[:3] == ["path", "decision", "probability"]
 
 
 def test_csv_keeps_the_bytes_of_a_name() -> None:
@@ -122,16 +130,16 @@ def test_csv_keeps_the_bytes_of_a_name() -> None:
 
 def test_csv_ends_where_the_images_fail_and_tells() -> None:
     def predictions() -> Iterator[Prediction]:
-        yield READ
+        yield PREDICTED
         raise MemoryError("no more")
 
     failed: list[Exception] = []
     rows = list(csv.DictReader(io.StringIO(b"".join(iter_csv(predictions(), failed)).decode())))
-    assert [row["path"] for row in rows] == [READ.path]
+    assert [row["path"] for row in rows] == [PREDICTED.path]
     assert [str(error) for error in failed] == ["no more"]
 
 
 @pytest.mark.parametrize("name", ["=1+1.png", "+a.png", "-a.png", "@a.png"])
 def test_a_name_is_no_formula_in_a_spreadsheet(name: str) -> None:
-    (row,) = csv.DictReader(io.StringIO(b"".join(iter_csv([dataclasses.replace(READ, path=name)], [])).decode()))
+    (row,) = csv.DictReader(io.StringIO(b"".join(iter_csv([dataclasses.replace(PREDICTED, path=name)], [])).decode()))
     assert row["path"] == f"./{name}"

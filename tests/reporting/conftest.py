@@ -124,7 +124,7 @@ def evaluate(name: str, images: Images, scored: list[ScoredImage]) -> Evaluation
             kind: auroc_interval(logit[(kinds == kind) | ~y], y[(kinds == kind) | ~y]) for kind in ("bacteria", "virus")
         },
         operating_points=operating_points,
-        look=1,
+        test_evaluation=1,
         seconds=21.37,
         created="2026-01-02T03:04:05Z",
         version="0.1.0",

@@ -76,7 +76,7 @@ def test_needs_nothing_else_and_runs_nothing(audited: tuple[DatasetAudit, Path])
 def test_says_what_was_found(audited: tuple[DatasetAudit, Path]) -> None:
     found, _ = audited
     text = " ".join(_Page(check_data_page(*audited)).text.split())
-    assert "DatasetAudit of 25 images" in text
+    assert "Audit of 25 images" in text
     assert found.notice in text
     assert "12 patients are in more than one split : 12 in train/test" in text
     assert found.siblings_across_validation is not None

@@ -8,7 +8,7 @@ import pytest
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 from tests.training.conftest import small
 
-from pneumoscope.training import loop
+from pneumoscope.training import trainer as loop
 from pneumoscope.training.checkpoints import BEST, EPOCHS
 from pneumoscope.training.events import EventLog
 from pneumoscope.training.train import train

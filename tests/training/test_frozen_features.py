@@ -9,7 +9,7 @@ from tests.training.conftest import small
 from pneumoscope.data.cache import preprocess_images
 from pneumoscope.data.layouts import load_manifest
 from pneumoscope.models.factory import build
-from pneumoscope.training import frozen
+from pneumoscope.training import frozen_features as frozen
 from pneumoscope.training.checkpoints import BEST
 from pneumoscope.training.frozen_features import keep_features
 from pneumoscope.training.train import train

@@ -7,8 +7,8 @@ from PIL import Image
 
 from pneumoscope.bundle.card import INPUT_CLASSES
 from pneumoscope.imaging.phantom_drawing import draw
-from pneumoscope.training import gate as module
-from pneumoscope.training import others
+from pneumoscope.training import input_classifier as module
+from pneumoscope.training import negative_images as others
 from pneumoscope.training.input_classifier import SIDE, draw_examples, train_input_classifier
 from pneumoscope.training.negative_images import negative_image
 

@@ -111,7 +111,7 @@ def test_killed_from_outside_at_any_moment(whole, phantoms, tmp_path):
 
 
 def test_what_is_left_when_only_the_export_was_interrupted(whole, phantoms, tmp_path, monkeypatch):
-    from pneumoscope.training import fit
+    from pneumoscope.training import train as fit
 
     def interrupted(*_, **__):
         raise KeyboardInterrupt

@@ -14,7 +14,7 @@ from pneumoscope.core.messages import prediction_message
 from pneumoscope.core.prediction import ModelInfo, Prediction
 from pneumoscope.core.results import SCHEMA
 
-__all__ = ["csv_line", "csv_row", "escape_formula", "iter_csv", "iter_json", "prediction_document"]
+__all__ = ["csv_columns", "csv_line", "csv_row", "escape_formula", "iter_csv", "iter_json", "prediction_document"]
 
 _FORMULA_PREFIXES = ("=", "+", "-", "@", "\t", "\r")
 
@@ -59,16 +59,18 @@ def iter_csv(predictions: Iterable[Prediction], failed: list[Exception]) -> Iter
         predictions: One per image.
         failed: Receives the error if `predictions` raises; the lines before it are a complete file.
     """
-    header = True
+    yield csv_line(csv_columns())
     try:
         for prediction in predictions:
-            row = csv_row(prediction)
-            if header:
-                yield csv_line(row)
-                header = False
-            yield csv_line(row.values())
+            yield csv_line(csv_row(prediction).values())
     except Exception as error:  # noqa: BLE001  raised by the caller, after the file is written
         failed.append(error)
+
+
+def csv_columns() -> list[str]:
+    """Return the header of a CSV file: the keys of `csv_row`."""
+    model = ModelInfo("", "", "")
+    return list(csv_row(Prediction(path="", decision=None, operating_point="", model=model)))
 
 
 def csv_row(prediction: Prediction) -> dict[str, Any]:

@@ -3,7 +3,7 @@
 import pytest
 
 from pneumoscope.core.errors import AuthenticationError
-from pneumoscope.service import sessions
+from pneumoscope.service.auth import sessions
 from pneumoscope.service.auth.sessions import SECONDS, Sessions
 
 
