@@ -1,6 +1,6 @@
-"""The command line: each verb parses, calls the function of its name, and prints. No number is computed here.
+"""The command line. A command parses, calls the library and prints; it computes nothing.
 
-Nothing heavy is imported until a verb runs, so that `pneumoscope --help` answers at once.
+Heavy imports happen inside commands, so that `pneumoscope --help` is fast.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ from pneumoscope.core.errors import MissingExtraError, PneumoscopeError, Storage
 
 __all__ = ["VERBS", "cli", "main", "run_and_exit"]
 
-# In the order in which a person meets them.
+# In the order of a typical workflow.
 VERBS = (
     "phantom",
     "download",
@@ -52,7 +52,7 @@ _EXTRAS = {
 
 
 class _Verbs(click.Group):
-    """Lists verbs in the order of `VERBS`, and imports a verb's file when it is needed."""
+    """List commands in the order of `VERBS` and import them on demand."""
 
     def list_commands(self, ctx: click.Context) -> list[str]:
         return list(VERBS)
@@ -68,25 +68,28 @@ class _Verbs(click.Group):
 @click.version_option(__version__, prog_name="pneumoscope")
 @click.option("--debug", is_flag=True, expose_value=False, help="Show the traceback of an error.")
 def cli() -> None:
-    """Identify pneumonia on chest radiographs, and defend every number.
+    """Detect pneumonia on chest radiographs, with calibrated probabilities and honest statistics.
 
-    Try it without any image:  pneumoscope phantom images  and  pneumoscope train quick --data images --out run
+    Score an image:  pneumoscope predict image.jpg
+
+    Try everything without radiographs:  pneumoscope phantom images
     """
 
 
 def main() -> None:
-    """The console script."""
+    """Run the console script."""
     run_and_exit(cli)
 
 
 def run_and_exit(command: click.Command, arguments: list[str] | None = None) -> None:
-    """Run a command and exit: 0 done, 1 our fault, 2 the caller's, 3 some inputs failed and the others were done.
+    """Run a command and exit with its status.
 
-    It is 130 after Ctrl-C, and click makes it a silent 1 where whoever read the output has gone.
+    0: done; 1: internal error or closed output; 2: usage error or unusable input; 3: some inputs failed, the rest are done;
+    130: interrupted.
 
     Args:
-        command: with or without verbs below it.
-        arguments: those of the process where None.
+        command: Command or group.
+        arguments: Arguments; those of the process if None.
     """
     given = sys.argv[1:] if arguments is None else arguments
     try:
@@ -95,18 +98,17 @@ def run_and_exit(command: click.Command, arguments: list[str] | None = None) -> 
         error.show()
         sys.exit(error.exit_code)
     except (click.Abort, KeyboardInterrupt):
-        click.echo("stopped", err=True)
+        click.echo("Interrupted", err=True)
         sys.exit(130)
-    except Exception as error:  # noqa: BLE001  the last stop: whatever it is, a person is told in words
+    except Exception as error:  # noqa: BLE001  the last handler: users see a message, not a traceback
         if "--debug" in given:
             traceback.print_exc()
-        told = _told(error)
-        click.echo(f"error: {told}", err=True)
-        sys.exit(told.exit_status)
+        reported = _to_pneumoscope_error(error)
+        click.echo(f"error: {reported}", err=True)
+        sys.exit(reported.exit_status)
 
 
-def _told(error: Exception) -> PneumoscopeError:
-    """What a person is told of an exception."""
+def _to_pneumoscope_error(error: Exception) -> PneumoscopeError:
     if isinstance(error, PneumoscopeError):
         return error
     if isinstance(error, ModuleNotFoundError) and error.name:
@@ -115,8 +117,8 @@ def _told(error: Exception) -> PneumoscopeError:
                 return MissingExtraError(extra, "this command", error.name)
     if isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EIO):
         return StorageError(
-            f"what is printed cannot be written: {error.strerror}", hint="Free some space, and run it again"
+            f"cannot write the output: {error.strerror}", hint="Free some disk space and run the command again"
         )
     return PneumoscopeError(
-        f"{type(error).__name__}: {error}", hint="This is a fault of ours; show where with: pneumoscope --debug ..."
+        f"{type(error).__name__}: {error}", hint="This is a bug. Show the traceback with: pneumoscope --debug ..."
     )

@@ -1,4 +1,4 @@
-"""`pneumoscope check-data`: what a labelled set is, before anything is trained on it."""
+"""`pneumoscope check-data`: audit a labelled data set before training."""
 
 from __future__ import annotations
 
@@ -15,15 +15,17 @@ if TYPE_CHECKING:
 __all__ = ["command"]
 
 
-@click.command("check-data", short_help="Count images; find leaks, duplicates and shortcuts.")
+@click.command("check-data", short_help="Find leaks, duplicates and shortcuts in a data set.")
 @click.argument("data", type=click.Path(path_type=Path))
 @click.option("--json", "as_json", is_flag=True, help="Print one JSON document.")
-@click.option("--html", type=click.Path(path_type=Path, dir_okay=False), help="Also write a page with pictures.")
-@click.option("--seed", default=0, show_default=True, help="Of the folds of the shortcut controls.")
+@click.option(
+    "--html", type=click.Path(path_type=Path, dir_okay=False), help="Also write an HTML page with thumbnails."
+)
+@click.option("--seed", default=0, show_default=True, help="Random seed of the cross-validation folds.")
 def command(data: Path, as_json: bool, html: Path | None, seed: int) -> None:
-    """Count images and patients, find leaks, duplicates and files that cannot be read, and measure shortcuts.
+    """Count images and patients; find patient leaks, duplicates and unreadable files; measure shortcuts.
 
-    A file that cannot be read is listed and stops nothing. The page embeds thumbnails of duplicate images from DATA.
+    Unreadable files are listed. The HTML page embeds thumbnails of duplicate images, so treat it like DATA.
     """
     from rich.console import Console
     from rich.progress import Progress
@@ -46,7 +48,7 @@ def command(data: Path, as_json: bool, html: Path | None, seed: int) -> None:
         from pneumoscope.reporting.check_data_page import check_data_page
 
         write_atomically(html, check_data_page(result, manifest.root))
-        click.echo(f"page written to {html}", err=True)
+        click.echo(f"Wrote {html}", err=True)
     if as_json:
         click.echo(to_json(result), nl=False)
         return
@@ -57,7 +59,7 @@ def command(data: Path, as_json: bool, html: Path | None, seed: int) -> None:
 
 
 def _tables(result: DatasetAudit) -> list[Table]:
-    """What a person reads: counts, findings, shortcuts."""
+    """Return the tables of counts, findings and shortcuts."""
     from rich.markup import escape
     from rich.table import Table
 
@@ -76,22 +78,22 @@ def _tables(result: DatasetAudit) -> list[Table]:
     findings = Table("finding", "value", title="Findings")
     for pair, patients in result.patients_in_several_splits.items():
         findings.add_row(f"patients in {pair}", f"{patients:,}")
-    findings.add_row("images of unknown patients", f"{result.unknown_patients:,}")
+    findings.add_row("images without a known patient", f"{result.unknown_patients:,}")
     findings.add_row(
-        "validation images with a sibling in training, split by image",
+        "validation images whose patient is in training, if split by image",
         f"{siblings:.1%} expected" if siblings is not None else result.siblings_reason,
     )
     findings.add_row("groups of byte-identical images", f"{result.exact_duplicate_groups:,}")
-    findings.add_row("pairs that look the same", f"{near.pairs:,}, {across:,} of them across splits")
-    findings.add_row("files left out", f"{len(result.unreadable):,}")
+    findings.add_row("near-duplicate pairs", f"{near.pairs:,}, {across:,} of them across splits")
+    findings.add_row("skipped files", f"{len(result.unreadable):,}")
     for file in result.unreadable[:10]:
         findings.add_row(escape(f"  {file.path}"), escape(file.why))
     if len(result.unreadable) > 10:
-        findings.add_row(f"  and {len(result.unreadable) - 10} more", "all of them with --json")
+        findings.add_row(f"  and {len(result.unreadable) - 10} more", "list all with --json")
     for note in result.notes:
         findings.add_row("note", escape(note))
 
-    shortcuts = Table("control", "AUROC", "95% interval", title="Shortcuts: 0.5 knows nothing")
+    shortcuts = Table("control", "AUROC", "95% interval", title="Shortcuts (AUROC 0.5: no information)")
     for name, interval in result.shortcuts.items():
         if interval.value is None or interval.low is None or interval.high is None:
             shortcuts.add_row(name, "undefined", interval.reason)

@@ -1,4 +1,4 @@
-"""`pneumoscope download`: the public images, downloaded and checked."""
+"""`pneumoscope download`: download and verify the public data set."""
 
 from __future__ import annotations
 
@@ -9,14 +9,14 @@ import click
 __all__ = ["command"]
 
 
-@click.command("download", short_help="Download the public images (1.2 GB).")
+@click.command("download", short_help="Download the public data set (1.2 GB).")
 @click.argument("folder", metavar="DIR", type=click.Path(path_type=Path, file_okay=False))
-@click.option("--from", "url", help="Another address of a zip of images; its size and hash are then not known.")
-@click.option("--sha256", help="The hash that the zip must have, instead of the one that is known.")
+@click.option("--from", "url", help="URL of another ZIP archive of images, of unknown size and hash.")
+@click.option("--sha256", help="Expected SHA-256 of the archive, instead of the built-in one.")
 def command(folder: Path, url: str | None, sha256: str | None) -> None:
-    """Download the public images of Kermany 2018 (1.2 GB, CC BY 4.0) into DIR, check and unpack them.
+    """Download the public images of Kermany 2018 (1.2 GB, CC BY 4.0) into DIR, verify and unpack them.
 
-    Interrupted at any moment, the same command goes on from there.
+    Run the same command again to resume an interrupted download.
     """
     import dataclasses
 
@@ -39,7 +39,7 @@ def command(folder: Path, url: str | None, sha256: str | None) -> None:
 
 
 def _name(url: str) -> str:
-    """A plain file name for what an address leads to, made of harmless letters."""
+    """Return a safe archive name derived from a URL."""
     from urllib.parse import urlsplit
 
     stem = "".join(letter for letter in Path(urlsplit(url).path).stem if letter.isalnum() or letter in "-_")

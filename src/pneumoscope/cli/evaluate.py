@@ -1,4 +1,4 @@
-"""`pneumoscope evaluate`: how well a run or bundle does on labelled images."""
+"""`pneumoscope evaluate`: measure a run or bundle on labelled images."""
 
 from __future__ import annotations
 
@@ -19,9 +19,11 @@ if TYPE_CHECKING:
 __all__ = ["command"]
 
 
-@click.command("evaluate", short_help="Judge a run or bundle on labelled images.")
+@click.command("evaluate", short_help="Evaluate a run or bundle on labelled images.")
 @click.argument("target", metavar="RUN|BUNDLE", type=click.Path(path_type=Path))
-@click.option("--data", required=True, type=click.Path(path_type=Path), help="Folder, manifest CSV or archive.")
+@click.option(
+    "--data", required=True, type=click.Path(path_type=Path), help="Labelled data set: folder, manifest CSV or archive."
+)
 @click.option("--split", default="test", show_default=True, help="train, validation or test.")
 @click.option(
     "--operating-point",
@@ -34,14 +36,14 @@ __all__ = ["command"]
 @click.option(
     "--out",
     type=click.Path(path_type=Path),
-    help="Folder of the results.  [default: RUN/evaluation/SPLIT; of a bundle nothing is written]",
+    help="Folder for the results.  [default: RUN/evaluation/SPLIT; nothing is written for a bundle]",
 )
 @click.option(
     "--ledger",
     type=click.Path(path_type=Path),
-    help="Where looks at test images are written down.  [default: results/test-ledger.jsonl, or PNEUMOSCOPE_LEDGER]",
+    help="Test ledger.  [default: results/test-ledger.jsonl, or PNEUMOSCOPE_LEDGER]",
 )
-@click.option("--seed", default=0, show_default=True, help="Of the bootstraps.")
+@click.option("--seed", default=0, show_default=True, help="Random seed of the bootstrap.")
 @click.option("--json", "as_json", is_flag=True, help="Print one JSON document.")
 def command(
     target: Path,
@@ -53,10 +55,10 @@ def command(
     seed: int,
     as_json: bool,
 ) -> None:
-    """Judge RUN or BUNDLE on labelled images, every number with its interval.
+    """Evaluate RUN or BUNDLE on labelled images; every number has an interval.
 
-    Thresholds come from the bundle and are never chosen on the images judged. Each look at test images is written to the
-    test ledger before its result is shown.
+    Thresholds come from the bundle and are never chosen on the evaluated images. Each test-set evaluation is recorded in
+    the test ledger before its result is shown.
     """
     from rich.console import Console
 
@@ -77,45 +79,47 @@ def command(
     if as_json:
         click.echo(to_json(evaluation), nl=False)
     else:
-        _show(evaluation, Console())
+        _print_evaluation(evaluation, Console())
 
 
-def _show(evaluation: Evaluation, console: Console) -> None:
-    counts = ", ".join(f"{n} {label}" for label, n in evaluation.counts.items())
+def _print_evaluation(evaluation: Evaluation, console: Console) -> None:
+    labels = ", ".join(f"{n} {label}" for label, n in evaluation.counts.items())
     console.print(
-        f"{evaluation.name} on {evaluation.n} {evaluation.split} images ({counts}; {evaluation.patients} patients)",
+        f"{evaluation.name} on {evaluation.n} {evaluation.split} images ({labels}; {evaluation.patients} patients)",
         highlight=False,
         markup=False,
     )
-    refused = evaluation.rejected
-    if refused and refused.reasons:
-        reasons = ", ".join(f"{count} {reason}" for reason, count in refused.reasons.items())
+    rejected = evaluation.rejected
+    if rejected and rejected.reasons:
+        reasons = ", ".join(f"{count} {code}" for code, count in rejected.reasons.items())
         console.print(
-            f"predict would reject {_words(refused.share)} of them ({reasons}); all are judged here",
+            f"`predict` rejects {_percentages(rejected.share)} of these images ({reasons}); they are evaluated all the same",
             highlight=False,
             markup=False,
         )
-    console.print(_table("any threshold", evaluation.metrics, evaluation.auroc_by_etiology, "AUROC"))
+    console.print(_table("independent of a threshold", evaluation.metrics, evaluation.auroc_by_etiology, "AUROC"))
     for name, point in evaluation.operating_points.items():
         console.print(
             _table(f"{name}: threshold {point.threshold:.4g} of the score", point.metrics, point.by_etiology, "correct")
         )
-        found = point.confusion
+        counts = point.confusion
         console.print(
-            f"  {point.rule}; called pneumonia: {found.tp} of {found.tp + found.fn} PNEUMONIA,"
-            f" {found.fp} of {found.fp + found.tn} NORMAL",
+            f"  {point.rule}; predicted as pneumonia: {counts.tp} of {counts.tp + counts.fn} PNEUMONIA,"
+            f" {counts.fp} of {counts.fp + counts.tn} NORMAL",
             highlight=False,
             markup=False,
         )
         for label, shares in (point.uncertainty_band or {}).items():
             console.print(
-                f"  left uncertain: {_words(shares['uncertain'])} of {label} images; called rightly or left uncertain:"
-                f" {_words(shares['covered'])}",
+                f"  uncertain: {_percentages(shares['uncertain'])} of {label} images; correct or uncertain:"
+                f" {_percentages(shares['covered'])}",
                 highlight=False,
                 markup=False,
             )
     if evaluation.test_evaluation is not None:
-        console.print(f"look {evaluation.test_evaluation} at these test images", highlight=False, markup=False)
+        console.print(
+            f"Test-set evaluation {evaluation.test_evaluation} of these images", highlight=False, markup=False
+        )
     console.print(evaluation.notice, style="dim", highlight=False, markup=False)
 
 
@@ -132,7 +136,7 @@ def _table(title: str, metrics: Mapping[str, Interval], by_etiology: Mapping[str
     return table
 
 
-def _words(share: Interval) -> str:
+def _percentages(share: Interval) -> str:
     return f"{share.value:.1%} ({share.low:.1%} to {share.high:.1%}, n = {share.n})"
 
 

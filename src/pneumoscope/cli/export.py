@@ -1,4 +1,4 @@
-"""`pneumoscope export`."""
+"""`pneumoscope export`: copy the bundle of a run."""
 
 from __future__ import annotations
 
@@ -7,15 +7,15 @@ from pathlib import Path
 import click
 
 
-@click.command("export", short_help="Copy a finished run's bundle to where it is used.")
+@click.command("export", short_help="Copy the bundle of a finished run.")
 @click.argument("run", type=click.Path(path_type=Path))
 @click.option(
-    "--out", type=click.Path(path_type=Path), required=True, help="Folder of the bundle; must not exist, or be empty."
+    "--out", type=click.Path(path_type=Path), required=True, help="Folder for the bundle; must be empty or new."
 )
 def command(run: Path, out: Path) -> None:
-    """Copy the bundle of a finished run to where it is used, checked on the way.
+    """Verify the bundle of a finished run and copy it.
 
-    A bundle is two files: network.onnx and card.json. InferenceQueue with it needs neither PyTorch nor the run.
+    A bundle has two files, network.onnx and card.json. Inference needs neither PyTorch nor the run.
     """
     from pneumoscope.bundle.card import find_bundle
     from pneumoscope.bundle.export import export_bundle

@@ -1,4 +1,4 @@
-"""`pneumoscope models`."""
+"""`pneumoscope models`: list networks and print model cards."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ import click
 from pneumoscope.core.errors import UsageError
 
 
-@click.command("models", short_help="List networks and where their weights come from.")
+@click.command("models", short_help="List networks, or print a model card.")
 @click.option("--json", "as_json", is_flag=True, help="Print one JSON document.")
 @click.option(
     "--card",
@@ -19,19 +19,19 @@ from pneumoscope.core.errors import UsageError
     metavar="[BUNDLE|RUN]",
     is_flag=False,
     flag_value="",
-    help="Print a model card as Markdown.  [default: of the model that comes with the package]",
+    help="Print a model card as Markdown.  [default: the model in the package]",
 )
 def command(as_json: bool, target: str | None) -> None:
-    """List the networks: parameters, input size, and where ImageNet weights come from; or print the card of a model.
+    """List the networks with parameters, input size and source of ImageNet weights, or print the card of a model.
 
-    Any other network of timm's works by its name in a recipe.
+    Recipes also accept any other timm network by name.
     """
     if target is not None:
         from pneumoscope.bundle.card import find_bundle
         from pneumoscope.bundle.model_card import model_card
 
         if as_json:
-            raise UsageError("--card prints Markdown", hint="The same as JSON is card.json in the bundle")
+            raise UsageError("--card and --json cannot be combined", hint="Read card.json in the bundle instead")
         click.echo(model_card(find_bundle(Path(target) if target else None)), nl=False)
         return
     from pneumoscope.models.registry import NETWORKS

@@ -1,4 +1,4 @@
-"""`pneumoscope phantom`: write a folder of synthetic images."""
+"""`pneumoscope phantom`: draw a folder of synthetic images."""
 
 from __future__ import annotations
 
@@ -9,18 +9,18 @@ import click
 __all__ = ["command"]
 
 
-@click.command("phantom", short_help="Draw synthetic images to try everything on.")
+@click.command("phantom", short_help="Draw synthetic chest images for trying things out.")
 @click.argument("folder", metavar="DIR", type=click.Path(path_type=Path))
-@click.option("--train", default=200, show_default=True, help="Images to train on.")
-@click.option("--test", default=100, show_default=True, help="Images to test on.")
-@click.option("--seed", default=0, show_default=True, help="The same seed draws the same images.")
-@click.option("--size", default=224, show_default=True, help="Width and height of an image, pixels.")
+@click.option("--train", default=200, show_default=True, help="Number of training images.")
+@click.option("--test", default=100, show_default=True, help="Number of test images.")
+@click.option("--seed", default=0, show_default=True, help="Random seed.")
+@click.option("--size", default=224, show_default=True, help="Width and height in pixels.")
 @click.option("--json", "as_json", is_flag=True, help="Print one JSON document.")
 def command(folder: Path, train: int, test: int, seed: int, size: int, as_json: bool) -> None:
-    """Draw synthetic images with and without synthetic pneumonia into DIR.
+    """Draw synthetic chest images with and without synthetic pneumonia into DIR.
 
-    The images have the layout and the names of the public data set and can be audited, split and trained on like it.
-    They are drawings: DIR/PHANTOMS.txt says so.
+    Layout and file names are those of the public data set, so every command works on them. They are drawings, not
+    radiographs; DIR/PHANTOMS.txt says so.
     """
     from pneumoscope.cli.progress import image_progress
     from pneumoscope.core.results import to_json
@@ -34,4 +34,4 @@ def command(folder: Path, train: int, test: int, seed: int, size: int, as_json: 
     for split, counts in summary.images.items():
         parts = ", ".join(f"{count} {label}" for label, count in counts.items())
         click.echo(f"{split}: {parts}, {summary.patients[split]} patients")
-    click.echo(f"synthetic images written to {summary.folder}")
+    click.echo(f"Wrote synthetic images to {summary.folder}")

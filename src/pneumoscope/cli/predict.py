@@ -1,4 +1,4 @@
-"""`pneumoscope predict`: what a model says of images."""
+"""`pneumoscope predict`: score images and print decisions."""
 
 from __future__ import annotations
 
@@ -26,11 +26,11 @@ if TYPE_CHECKING:
 
 __all__ = ["command"]
 
-_FEW = 8  # images that are done before anyone looks for a progress bar
-_BAR, _NAME = 20, 60  # characters
+_MIN_FOR_PROGRESS = 8  # images; fewer finish before a progress bar helps
+_BAR_WIDTH, _MAX_STEM = 20, 60  # characters
 _EIGHTHS = ("", "▏", "▎", "▍", "▌", "▋", "▊", "▉")
 _FAILED = "failed"
-_COLOURS = {
+_COLORS = {
     "pneumonia": "red",
     "no_pneumonia": "green",
     "uncertain": "yellow",
@@ -39,26 +39,26 @@ _COLOURS = {
 }
 
 
-@click.command("predict", short_help="Say of images how likely pneumonia is.")
+@click.command("predict", short_help="Estimate the probability of pneumonia.")
 @click.argument("paths", metavar="PATH...", nargs=-1, required=True)
 @click.option(
     "--model",
     "bundle",
     metavar="BUNDLE|RUN",
     type=click.Path(path_type=Path),
-    help="What scores.  [default: the model that comes with the package]",
+    help="Model to use.  [default: the model in the package]",
 )
 @click.option(
-    "--operating-point", default="", metavar="NAME", help="A threshold on the model's card.  [default: balanced]"
+    "--operating-point", default="", metavar="NAME", help="Operating point on the model card.  [default: balanced]"
 )
 @click.option("--json", "as_json", is_flag=True, help="Print one JSON document.")
 @click.option(
-    "--csv", "table", type=click.Path(dir_okay=False, path_type=Path), help="Write a CSV file instead of printing."
+    "--csv", "table", type=click.Path(dir_okay=False, path_type=Path), help="Write a CSV file instead of a table."
 )
 @click.option(
     "--heatmaps",
     type=click.Path(file_okay=False, path_type=Path),
-    help="Draw what each place of an image contributed; one numbered PNG an image, in the order of the results.",
+    help="Write a heatmap (PNG) for each image into this folder, numbered in the order of the results.",
 )
 def command(
     paths: tuple[str, ...],
@@ -68,35 +68,39 @@ def command(
     table: Path | None,
     heatmaps: Path | None,
 ) -> None:
-    """Say of each image how likely pneumonia is, and decide at an operating point of the model.
+    """Estimate the probability of pneumonia for each image.
 
-    PATH is an image (JPEG, PNG, TIFF, BMP, WebP or DICOM), a folder of images, or - for a list of them on standard input, one a
-    line. Of a folder's files, those are left out that are hidden or no images by name or content. An image that cannot be read is an
-    error of its own: the others are done, and the exit status is 3. Ctrl-C keeps what is done.
+    PATH is an image (JPEG, PNG, TIFF, BMP, WebP or DICOM), a folder of images, or - to read paths from standard input,
+    one per line. Folders are searched for images by name and content; hidden files are skipped.
+
+    Unreadable files are reported; the rest are processed, and the exit status is 3. Ctrl-C keeps finished results.
+
+    Example:  pneumoscope predict image.jpg
     """
     from pneumoscope.inference.discovery import discover_images
     from pneumoscope.inference.model import load_model
     from pneumoscope.inference.writers import iter_csv, iter_json
 
     if as_json and table:
-        raise UsageError("--json prints and --csv writes: they do not go together", hint="Leave one of them out")
-    images, skipped = discover_images(_named(paths))
+        raise UsageError("--json and --csv cannot be combined", hint="Choose one of them")
+    images, skipped = discover_images(_expand_stdin(paths))
     if skipped:
-        were = "file was" if skipped == 1 else "files were"
-        click.echo(f"{skipped} {were} left out: hidden, or no images by name or content", err=True)
+        click.echo(f"Skipped {skipped} {'file' if skipped == 1 else 'files'}: hidden or not an image", err=True)
     if not images:
-        raise UsageError("there is no image to score", hint="Name images, or folders that hold some")
-    # One image is done soonest on all cores; of many, each core takes some of its own.
+        raise UsageError("no images found", hint="Pass image files, or folders that contain images")
+    # One image is fastest with all cores on it; many are fastest with one core each.
     model = load_model(bundle, operating_point=operating_point, threads=0 if len(images) == 1 else 1)
     counts: Counter[str] = Counter()
-    watched = as_json or table or not sys.stdout.isatty()  # otherwise the images themselves are seen to go by
+    show_progress = as_json or table or not sys.stdout.isatty()  # the table on a terminal is progress enough
     with contextlib.ExitStack() as stack:
-        interrupted = stack.enter_context(_interruptible())
+        interrupted = stack.enter_context(_catch_interrupt())
         scored = stack.enter_context(
-            contextlib.closing(_drawn(model, images, heatmaps) if heatmaps else model.predict_many(images))
+            contextlib.closing(_write_heatmaps(model, images, heatmaps) if heatmaps else model.predict_many(images))
         )
-        progress = stack.enter_context(image_progress("scoring images")) if watched and len(images) > _FEW else None
-        predictions = _counted(scored, counts, len(images), progress, interrupted)
+        progress = None
+        if show_progress and len(images) > _MIN_FOR_PROGRESS:
+            progress = stack.enter_context(image_progress("scoring images"))
+        predictions = _count(scored, counts, len(images), progress, interrupted)
         if as_json:
             for part in iter_json(model.facts, predictions):
                 click.echo(part, nl=False)
@@ -105,47 +109,47 @@ def command(
 
             failed: list[Exception] = []
             write_atomically(table, lambda file: file.writelines(iter_csv(predictions, failed)))
-            for error in failed:  # what was done before is in the file
+            for error in failed:  # the file holds the results before the error
                 raise error
         else:
-            _show(model, predictions, counts)
+            _print_table(model, predictions, counts)
     if interrupted.is_set():
-        click.echo(f"{counts.total()} of {len(images)} images were done", err=True)
+        click.echo(f"Interrupted after {counts.total()} of {len(images)} images", err=True)
         raise click.Abort
-    if counts["failed"]:
+    if counts[_FAILED]:
         raise PartialFailureError(
-            f"{counts['failed']} of {len(images)} images could not be read; each has an error of its own"
+            f"{counts[_FAILED]} of {len(images)} images could not be read", hint="See the message beside each of them"
         )
 
 
-def _named(paths: Iterable[str]) -> Iterator[str]:
-    """The paths, with a list from standard input where one is -."""
+def _expand_stdin(paths: Iterable[str]) -> Iterator[str]:
+    """Yield the paths; - is replaced by the lines of standard input."""
     for path in paths:
         if path != "-":
             yield path
             continue
-        for line in sys.stdin.buffer:  # as bytes: a file's name need not be text
+        for line in sys.stdin.buffer:  # bytes, because file names may not be valid text
             if name := line.rstrip(b"\r\n"):
                 yield os.fsdecode(name)
 
 
-def _drawn(model: Model, images: Sequence[str], folder: Path) -> Generator[Prediction]:
-    """The predictions, each once its heatmap is in the folder."""
+def _write_heatmaps(model: Model, images: Sequence[str], folder: Path) -> Generator[Prediction]:
+    """Yield predictions, each after its heatmap is written to the folder."""
     from pneumoscope.core.files import write_atomically
 
     digits = len(str(len(images)))
     with contextlib.closing(model.explain_many(images)) as explained:
         for number, (prediction, picture) in enumerate(explained, start=1):
             if picture:
-                # Numbered, since images of several folders may share a name; a stranger's name is cut to what is safe.
-                name = re.sub(r"[^A-Za-z0-9_-]+", "_", Path(prediction.path).stem)[:_NAME]
-                write_atomically(folder / f"{number:0{digits}d}-{name}.png", picture)
+                # Numbered, because images of several folders may share a name; reduced to safe characters.
+                stem = re.sub(r"[^A-Za-z0-9_-]+", "_", Path(prediction.path).stem)[:_MAX_STEM]
+                write_atomically(folder / f"{number:0{digits}d}-{stem}.png", picture)
             yield prediction
 
 
 @contextlib.contextmanager
-def _interruptible() -> Iterator[threading.Event]:
-    """An event that Ctrl-C sets, so that what is being written is ended and not broken off; a second Ctrl-C breaks it off."""
+def _catch_interrupt() -> Iterator[threading.Event]:
+    """Yield an event that Ctrl-C sets, so that output can be completed; a second Ctrl-C interrupts at once."""
     interrupted = threading.Event()
 
     def interrupt(*_: object) -> None:
@@ -159,14 +163,14 @@ def _interruptible() -> Iterator[threading.Event]:
         signal.signal(signal.SIGINT, before)
 
 
-def _counted(
+def _count(
     predictions: Iterable[Prediction],
     counts: Counter[str],
     total: int,
     progress: Callable[[int, int], None] | None,
     interrupted: threading.Event,
 ) -> Iterator[Prediction]:
-    """The predictions, counted by decision, until there is an interrupt."""
+    """Yield predictions and count their decisions; stop after an interrupt."""
     for prediction in predictions:
         counts[prediction.decision or _FAILED] += 1
         if progress:
@@ -176,39 +180,39 @@ def _counted(
             return
 
 
-def _show(model: Model, predictions: Iterable[Prediction], counts: Counter[str]) -> None:
-    """A line an image, as soon as it is done, and what they came to."""
-    click.secho(f"{'decision':12}  {'probability of pneumonia':{_BAR + 7}}  image", bold=True)
+def _print_table(model: Model, predictions: Iterable[Prediction], counts: Counter[str]) -> None:
+    """Print one line per image as results arrive, then the totals and the notice."""
+    click.secho(f"{'decision':12}  {'probability of pneumonia':{_BAR_WIDTH + 7}}  image", bold=True)
     for prediction in predictions:
         decision = prediction.decision or _FAILED
-        share = (
-            "" if prediction.probability is None else f"{prediction.probability:.3f}  {_bar(prediction.probability)}"
-        )
-        why = prediction_message(prediction)
-        image = _printable(prediction.path) + (f"  ({_printable(why)})" if why else "")
-        click.echo(f"{click.style(f'{decision:12}', fg=_COLOURS[decision])}  {share:{_BAR + 7}}  {image}")
-    found = ", ".join(f"{count} {decision}" for decision, count in counts.most_common())
-    click.echo(f"in all: {found}")
+        probability = ""
+        if prediction.probability is not None:
+            probability = f"{prediction.probability:.3f}  {_bar(prediction.probability)}"
+        message = prediction_message(prediction)
+        image = _printable(prediction.path) + (f"  ({_printable(message)})" if message else "")
+        label = click.style(f"{decision:12}", fg=_COLORS[decision])
+        click.echo(f"{label}  {probability:{_BAR_WIDTH + 7}}  {image}")
+    click.echo("Total: " + ", ".join(f"{count} {decision}" for decision, count in counts.most_common()))
     click.echo(
-        f"model {model.card.name}, version {model.card.version}; pneumonia is called from a probability of"
-        f" {model.threshold:.3f} ({model.point.rule_text()})"
+        f"Model: {model.card.name}, version {model.card.version}. Operating point: {model.operating_point_name}, pneumonia"
+        f" at a probability of {model.threshold:.3f} or more ({model.point.rule_text()})."
     )
     click.secho(NOTICE, dim=True)
 
 
-def _bar(share: float) -> str:
-    """A bar as long as the share, in the blocks that the output can show."""
-    eighths = round(8 * _BAR * share)
+def _bar(fraction: float) -> str:
+    """Return a bar of that length, in characters that the output encoding has."""
+    eighths = round(8 * _BAR_WIDTH * fraction)
     blocks = "█" * (eighths // 8) + _EIGHTHS[eighths % 8]
     try:
         blocks.encode(sys.stdout.encoding or "ascii")
     except UnicodeEncodeError:
-        return "#" * round(_BAR * share)
+        return "#" * round(_BAR_WIDTH * fraction)
     return blocks
 
 
 def _printable(text: str) -> str:
-    """The text with what would move the cursor, or cannot be shown, spelt out: a stranger may have named the file."""
+    """Return the text with control and unprintable characters escaped; file names are untrusted."""
     encoding = sys.stdout.encoding or "ascii"
     text = "".join(
         mark if mark.isprintable() else mark.encode("unicode_escape", "surrogatepass").decode() for mark in text

@@ -1,4 +1,4 @@
-"""One progress bar for every verb that goes through many images: on standard error, and only on a terminal."""
+"""The progress bar of all commands, on standard error and only on a terminal."""
 
 from __future__ import annotations
 
@@ -10,11 +10,11 @@ __all__ = ["image_progress"]
 
 
 @contextlib.contextmanager
-def image_progress(words: str) -> Iterator[Callable[[int, int], None] | None]:
-    """A callback taking (images done, images in all), or None where nobody watches.
+def image_progress(description: str) -> Iterator[Callable[[int, int], None] | None]:
+    """Yield a callback taking (images done, total), or None if standard error is not a terminal.
 
     Args:
-        words: what is going on: "preparing images".
+        description: Text beside the bar, such as "scoring images".
     """
     if not sys.stderr.isatty():
         yield None
@@ -22,13 +22,12 @@ def image_progress(words: str) -> Iterator[Callable[[int, int], None] | None]:
     from rich.console import Console
     from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
-    columns = (TextColumn(words), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
+    columns = (TextColumn(description), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
     bar = Progress(*columns, console=Console(stderr=True), transient=True)
-    task = bar.add_task(words, total=None)
+    task = bar.add_task(description, total=None)
 
-    def move(done: int, total: int) -> None:
-        # There only while images are being gone through: training shows a bar of its own, and two at once spoil each other.
-        # One step can follow another (decoding, then features), so that it may come back.
+    def update(done: int, total: int) -> None:
+        # Hidden when complete, because training shows a bar of its own; shown again if another step follows.
         bar.update(task, completed=done, total=total)
         if done < total:
             bar.start()
@@ -37,6 +36,6 @@ def image_progress(words: str) -> Iterator[Callable[[int, int], None] | None]:
             bar.reset(task)
 
     try:
-        yield move
+        yield update
     finally:
         bar.stop()

@@ -1,4 +1,4 @@
-"""`pneumoscope serve`."""
+"""`pneumoscope serve`: run the web UI and the HTTP API."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ class _Age(click.ParamType[timedelta]):
     name = "age"
 
     def convert(self, value: str | timedelta, param: click.Parameter | None, ctx: click.Context | None) -> timedelta:
-        """Turn "30d" into a time."""
+        """Return the duration of a text such as "30d"."""
         if isinstance(value, timedelta):
             return value
         found = re.fullmatch(r"([1-9][0-9]{0,3})([hdw])", value)
@@ -26,23 +26,39 @@ class _Age(click.ParamType[timedelta]):
         return timedelta(**{_UNITS[found[2]]: int(found[1])})
 
 
-@click.command("serve", short_help="A page and an API that judge images, and keep what was said.")
+@click.command("serve", short_help="Run the web UI and the HTTP API.")
 @click.option("--host", default="127.0.0.1", show_default=True, help="Address to listen on.")
-@click.option("--port", default=8000, show_default=True, type=click.IntRange(0, 65535), help="0 takes a free one.")
-@click.option("--model", type=click.Path(path_type=Path), help="Bundle or run.  [default: what comes with the package]")
-@click.option("--operating-point", default="", metavar="NAME", help="On the card.  [default: balanced]")
 @click.option(
-    "--data-dir", type=click.Path(path_type=Path), help="Folder of images and records.  [default: pneumoscope-data]"
+    "--port",
+    default=8000,
+    show_default=True,
+    type=click.IntRange(0, 65535),
+    help="Port to listen on; 0 picks a free one.",
 )
-@click.option("--database", default="", metavar="ADDRESS", help="postgresql://user@host/name, for the records.")
-@click.option("--ephemeral", is_flag=True, help="Keep everything in memory, and nothing at the end.")
-@click.option("--keep", type=_Age(), metavar="AGE", help="Remove images older than this (30d, 12h, 8w); numbers stay.")
-@click.option("--token-file", type=click.Path(path_type=Path), help='Lines "name token"; who has none is refused.')
-@click.option("--no-auth", is_flag=True, help="Let all who can reach the address in.")
+@click.option("--model", type=click.Path(path_type=Path), help="Bundle or run.  [default: the model in the package]")
 @click.option(
-    "--public-name", default="", metavar="HOST", help="By which a proxy on this machine lets others reach it."
+    "--operating-point", default="", metavar="NAME", help="Operating point on the model card.  [default: balanced]"
 )
-@click.option("--open", "show", is_flag=True, help="Open the page in this machine's browser.")
+@click.option(
+    "--data-dir", type=click.Path(path_type=Path), help="Folder for images and database.  [default: pneumoscope-data]"
+)
+@click.option(
+    "--database", default="", metavar="ADDRESS", help="Use PostgreSQL instead of SQLite: postgresql://user@host/name."
+)
+@click.option("--ephemeral", is_flag=True, help="In-memory storage; discarded on exit.")
+@click.option(
+    "--keep", type=_Age(), metavar="AGE", help="Delete images older than this (30d, 12h, 8w); predictions are kept."
+)
+@click.option(
+    "--token-file",
+    type=click.Path(path_type=Path),
+    help='File with one "name token" per line; requires a token from every client.',
+)
+@click.option("--no-auth", is_flag=True, help="Serve without authentication, even on a public address.")
+@click.option(
+    "--public-name", default="", metavar="HOST", help="Host name under which a reverse proxy publishes the service."
+)
+@click.option("--open", "show", is_flag=True, help="Open the web UI in a browser.")
 def command(
     host: str,
     port: int,
@@ -57,18 +73,16 @@ def command(
     public_name: str,
     show: bool,
 ) -> None:
-    """Serve a page for people and an API for programs, and keep images, predictions and an audit log.
+    """Run the web UI and the HTTP API; store images, predictions, reviews and an audit log.
 
-    Open the address that it prints, and drop images on the page.
-
-    It stops on Ctrl-C or SIGTERM when all that it took in is answered.
+    Open the printed address in a browser and drop images on it. Ctrl-C or SIGTERM finishes accepted requests, then stops.
 
     Example:  pneumoscope serve --data-dir records
     """
     from pneumoscope.service.server import serve
 
     if ephemeral and (data_dir or database):
-        raise UsageError("--ephemeral keeps nothing, so it goes with neither --data-dir nor --database")
+        raise UsageError("--ephemeral cannot be combined with --data-dir or --database")
     serve(
         host=host,
         port=port,

@@ -1,4 +1,4 @@
-"""`pneumoscope split`: write who trains, who validates and who tests."""
+"""`pneumoscope split`: assign images to train, validation and test."""
 
 from __future__ import annotations
 
@@ -9,26 +9,24 @@ import click
 __all__ = ["command"]
 
 
-@click.command("split", short_help="Divide images into train, validation and test.")
+@click.command("split", short_help="Split images into train, validation and test.")
 @click.argument("data", type=click.Path(path_type=Path))
-@click.option(
-    "--out", required=True, type=click.Path(path_type=Path, dir_okay=False), help="The manifest to write, a CSV."
-)
+@click.option("--out", required=True, type=click.Path(path_type=Path, dir_okay=False), help="Manifest to write (CSV).")
 @click.option(
     "--by",
     type=click.Choice(["patient", "block", "image"]),
     default="patient",
     show_default=True,
-    help="What stays together: a patient, a block of patient numbers, or nothing but the image.",
+    help="Unit that is never divided: a patient, a block of patient numbers, or an image.",
 )
-@click.option("--validation", default=0.15, show_default=True, help="Share of the training images that validate.")
-@click.option("--test", type=float, help="Share that tests, where DATA has no test split.  [default: 0.15]")
-@click.option("--seed", default=0, show_default=True, help="The same seed gives the same split everywhere.")
+@click.option("--validation", default=0.15, show_default=True, help="Fraction of the training images for validation.")
+@click.option("--test", type=float, help="Fraction for testing if DATA has no test split.  [default: 0.15]")
+@click.option("--seed", default=0, show_default=True, help="Random seed; the split is the same on every machine.")
 def command(data: Path, out: Path, by: str, validation: float, test: float | None, seed: int) -> None:
-    """Divide the images of DATA into train, validation and test.
+    """Split the images of DATA into train, validation and test.
 
-    A test split that comes with DATA is kept. Validation images are drawn by patient unless told otherwise; `--by image`
-    reproduces the report's split, in which training sees other images of the patients that it is validated on.
+    An existing test split in DATA is kept. By default, all images of a patient stay in one split. With `--by image`,
+    training and validation share patients, as in many published experiments.
     """
     from rich.console import Console
     from rich.table import Table
@@ -42,7 +40,7 @@ def command(data: Path, out: Path, by: str, validation: float, test: float | Non
         click.echo(f"note: {note}", err=True)
     if manifest.unreadable:
         click.echo(
-            f"note: {len(manifest.unreadable)} files were left out; list them: pneumoscope check-data DATA", err=True
+            f"note: skipped {len(manifest.unreadable)} files; list them with: pneumoscope check-data DATA", err=True
         )
     table = Table("split", "NORMAL", "PNEUMONIA", "patients", box=None)
     for column in table.columns[1:]:
