@@ -272,7 +272,7 @@ def build(tmp_path_factory: pytest.TempPathFactory) -> Callable[..., Built]:
         sentences = (general[0], *(pair.sentence for pair in pairs), general[1])
         comparison = Comparison(
             images={"sha256": IMAGES_SHA256, "n": n, "patients": len(set(images.patient)), "counts": evaluation.counts},
-            point="half",
+            operating_point="half",
             runs=tuple(summaries),
             pairs=pairs,
             sentences=sentences if len(names) > 1 else (),
