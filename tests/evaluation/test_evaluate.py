@@ -206,7 +206,13 @@ def test_what_the_ledger_says(maker):
     (line,) = map(json.loads, Path(os.environ["PNEUMOSCOPE_LEDGER"]).read_text().splitlines())
     assert line["bundle_sha256"] == evaluation.bundle_sha256
     assert line["images_sha256"] == evaluation.images_sha256
-    assert (line["n"], line["split"], line["recipe"], line["name"], line["test_evaluation"]) == (32, "test", "grey", "grey", 1)
+    assert (line["n"], line["split"], line["recipe"], line["name"], line["test_evaluation"]) == (
+        32,
+        "test",
+        "grey",
+        "grey",
+        1,
+    )
     assert line["metrics"]["auroc"] == evaluation.metrics["auroc"].value
     assert line["operating_points"]["balanced"]["threshold"] == 0.4
     assert line["operating_points"]["half"]["accuracy"] == evaluation.operating_points["half"].metrics["accuracy"].value
