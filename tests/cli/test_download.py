@@ -56,7 +56,7 @@ def test_the_hash_may_be_stated(served: tuple[Path, str], tmp_path: Path) -> Non
     assert _run(tmp_path / "a", "--from", address, "--sha256", right.upper()).exit_code == 0
     result = _run(tmp_path / "b", "--from", address, "--sha256", "0" * 64)
     assert isinstance(result.exception, DownloadError)
-    assert f"has the SHA-256 {right} and should have {'0' * 64}" in str(result.exception)
+    assert f"expected {'0' * 64} but got {right}" in str(result.exception)
     assert list((tmp_path / "b").iterdir()) == []
 
 

@@ -27,7 +27,7 @@ import pytest
 from pneumoscope.cli import VERBS
 from pneumoscope.data.manifest import Manifest
 from pneumoscope.evaluation.published import PRINTED, restore
-from pneumoscope.statistics.metrics import THRESHOLD_METRICS
+from pneumoscope.reporting.wording import METRICS
 from pneumoscope.training.recipe import read_recipe
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -226,7 +226,7 @@ def test_every_extra_is_explained(extra: str) -> None:
     assert f"`[{extra}]`" in written_by_hand()
 
 
-@pytest.mark.parametrize("metric", [*THRESHOLD_METRICS, "auroc", "auprc", "brier", "expected_calibration_error"])
+@pytest.mark.parametrize("metric", METRICS)
 def test_every_statistic_has_its_definition(metric: str) -> None:
     assert f"`{metric}`" in pages()["docs/statistics.md"]
 

@@ -121,3 +121,43 @@ def test_a_person_signs_in_through_the_proxy_with_a_cookie_that_travels_by_https
         assert client.get(path).status_code == 404
         assert direct.get(path).status_code == 200
     assert CANARY not in "".join(file.read_text() for file in folder.glob("*.log"))
+
+
+def received(proxied, *parts):
+    """Send bytes to the proxy and return its response, and the seconds until it closed the connection."""
+    client, _, folder = proxied
+    context = ssl.create_default_context(cafile=folder / "images.pem")
+    with (
+        socket.create_connection(("127.0.0.1", client.base_url.port)) as plain,
+        context.wrap_socket(plain, server_hostname=NAME) as connection,
+    ):
+        connection.settimeout(20)
+        start, answer = time.monotonic(), b""
+        for part in parts:
+            connection.sendall(part)
+        while chunk := connection.recv(1000):
+            answer += chunk
+        return answer, time.monotonic() - start
+
+
+@pytest.mark.parametrize(
+    "sent",
+    [
+        b"POST /v1/predictions HT",
+        f"POST /v1/predictions HTTP/1.1\r\nHost: {NAME}\r\nAuthorization: Bearer {TOKEN}\r\n"
+        "Content-Type: image/png\r\nContent-Length: 9\r\n\r\n1",
+    ],
+    ids=["head", "body"],
+)
+def test_slow_clients_are_timed_out_by_the_proxy(proxied, sent):
+    answer, seconds = received(proxied, sent if isinstance(sent, bytes) else sent.encode())
+    assert b" 200 " not in answer
+    assert b" 201 " not in answer
+    assert 8 < seconds < 15
+
+
+def test_early_response_to_a_large_upload_comes_through_the_proxy(proxied):
+    client, _, _ = proxied
+    for _ in range(5):
+        wrong = {"Authorization": f"Bearer {TOKEN}x", "Content-Type": "image/png"}
+        assert client.post("/v1/predictions", content=bytes(8 * 2**20), headers=wrong).status_code == 401

@@ -40,14 +40,23 @@ _EXTRAS = {
         "fastapi",
         "starlette",
         "uvicorn",
-        "h11",
         "sqlalchemy",
         "alembic",
         "multipart",
         "prometheus_client",
         "pg8000",
     ),
-    "evaluate": ("scipy", "sklearn", "matplotlib", "jinja2", "markupsafe", "imagehash", "threadpoolctl"),
+    "evaluate": (
+        "scipy",
+        "sklearn",
+        "matplotlib",
+        "jinja2",
+        "markupsafe",
+        "imagehash",
+        "pooch",
+        "requests",
+        "threadpoolctl",
+    ),
 }
 
 

@@ -15,7 +15,7 @@ from pneumoscope.bundle.card import INPUT_CLASSES, Calibration, Card, OperatingP
 from pneumoscope.core.errors import UnknownNameError
 from pneumoscope.core.prediction import Decision, Rejection, RejectionCode, Uncertainty
 from pneumoscope.core.results import Interval
-from pneumoscope.statistics.venn_abers import VennAbers
+from pneumoscope.statistics.conformal import VennAbers
 
 __all__ = [
     "DEFAULT_OPERATING_POINT",

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 
-__all__ = ["NETWORKS", "Row", "row_of"]
+__all__ = ["NETWORKS", "Row"]
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
@@ -50,8 +50,3 @@ NETWORKS: tuple[Row, ...] = (
     Row("densenet121", "timm", 6_954_881, 224, _HUB, "the usual choice for chest images"),
     Row("convnext_tiny", "timm", 27_820_897, 224, _HUB, "modern; wants a GPU"),
 )
-
-
-def row_of(name: str) -> Row | None:
-    """The row of that name; None where the table has none (any other timm name is built all the same)."""
-    return next((row for row in NETWORKS if row.name == name), None)

@@ -26,7 +26,6 @@ from pneumoscope.core.i18n import NOTICE
 from pneumoscope.inference.model import load_model
 from pneumoscope.service.app import Settings, make_app
 from pneumoscope.service.auth.tokens import Authenticator, is_loopback, read_tokens
-from pneumoscope.service.request_limits import impatient
 from pneumoscope.service.storage.data_directory import create_data_directory
 from pneumoscope.service.storage.repository import PredictionRepository
 
@@ -35,7 +34,6 @@ __all__ = ["serve"]
 _LOG = logging.getLogger("pneumoscope.service")
 _IDLE = 15  # seconds that an unused connection is kept
 _HEAD = 16 * 1024  # bytes of a request's head
-_HEAD_SECONDS = 10.0
 _STOP_SECONDS = 150  # for what was taken in to be answered; then whoever has not taken an answer goes without
 # Whose log lines are told. Those of others are not: what reads images repeats what stands in them.
 _TOLD = ("pneumoscope.service", "sqlalchemy", "asyncio", "concurrent.futures")
@@ -105,7 +103,7 @@ def serve(
                 timeout_keep_alive=_IDLE,
                 timeout_graceful_shutdown=_STOP_SECONDS,
                 h11_max_incomplete_event_size=_HEAD,
-                http=impatient(_HEAD_SECONDS),
+                http="h11",
                 ws="none",
             )
         )
