@@ -42,6 +42,7 @@ def test_phantoms_are_refused(model, sick):
     assert {found.decision for found in model.predict_many(drawn)} == {"rejected"}
 
 
+@pytest.mark.real_data
 @pytest.mark.skipif(
     not ORIGINALS.is_dir(), reason="PNEUMOSCOPE_ORIGINALS is not set: the images at full size are not there"
 )

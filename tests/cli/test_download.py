@@ -39,7 +39,7 @@ def served(tmp_path: Path) -> Iterator[tuple[Path, str]]:
         thread.start()
         yield folder / "more images.zip", f"http://127.0.0.1:{listening.server_address[1]}"
         listening.shutdown()
-        thread.join()
+        thread.join(10)
 
 
 def test_prints_where_the_images_are(served: tuple[Path, str], tmp_path: Path) -> None:

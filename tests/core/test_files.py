@@ -11,6 +11,7 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
+from tests.processes import started
 
 from pneumoscope.core.errors import RunError, StorageError
 from pneumoscope.core.files import is_temporary, locked, sweep, write_atomically
@@ -129,12 +130,16 @@ def small_disk(tmp_path):
     folder = tmp_path / "disk"
     folder.mkdir()
     made = subprocess.run(
-        ["mount", "-t", "tmpfs", "-o", "size=1m", "tmpfs", folder], capture_output=True, text=True, check=False
+        ["mount", "-t", "tmpfs", "-o", "size=1m", "tmpfs", folder],
+        capture_output=True,
+        text=True,
+        check=False,
+        timeout=60,
     )
     if made.returncode:
         pytest.skip(f"a file system cannot be mounted here: {made.stderr.strip()}")
     yield folder
-    subprocess.run(["umount", folder], check=True)
+    subprocess.run(["umount", folder], check=True, timeout=60)
 
 
 def test_a_disk_that_is_really_full_leaves_what_was_there(small_disk):
@@ -202,7 +207,7 @@ def test_writers_at_once_leave_one_of_their_files_whole(tmp_path):
     with ThreadPoolExecutor(8) as pool:
         list(pool.map(lambda content: write_atomically(path, content), contents * 5))
     stop.set()
-    watcher.join()
+    watcher.join(10)
 
     assert not torn
     assert path.read_bytes() in contents
@@ -225,7 +230,7 @@ def content(file):
 write_atomically(Path({str(path)!r}), content)
 """
 
-    assert subprocess.run([sys.executable, "-c", code], check=False).returncode == -9
+    assert subprocess.run([sys.executable, "-c", code], check=False, timeout=60).returncode == -9
 
     assert path.read_text() == "old"
     write_atomically(path, "new")
@@ -278,7 +283,7 @@ with locked(Path(sys.argv[1]), RunError("held")):
 def holder(tmp_path):
     """Another process that holds `tmp_path/made/lock`."""
     command = [sys.executable, "-c", HOLDER, str(tmp_path / "made" / "lock")]
-    with subprocess.Popen(command, stdout=subprocess.PIPE, text=True) as process:
+    with started(command, stdout=subprocess.PIPE, text=True) as process:
         assert process.stdout.readline() == "held\n"
         yield process
         process.kill()
@@ -295,7 +300,7 @@ def test_a_lock_that_another_process_holds_is_refused_and_goes_when_that_is_kill
     assert time.monotonic() - begun >= 0.3
 
     holder.kill()
-    holder.wait()
+    holder.wait(60)
 
     with locked(path, error):
         assert path.exists()
@@ -305,7 +310,7 @@ def test_who_waits_for_a_lock_gets_it_when_its_holder_is_killed(tmp_path, holder
     threading.Timer(0.3, holder.kill).start()
 
     with locked(tmp_path / "made" / "lock", RunError("in use"), wait=60):
-        assert holder.wait() == -9
+        assert holder.wait(60) == -9
 
 
 def test_a_lock_is_free_again_after_an_error_and_its_error_is_the_callers(tmp_path):

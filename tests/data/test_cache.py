@@ -223,7 +223,7 @@ def test_a_process_that_is_killed_leaves_nothing_that_is_taken_for_whole(root, i
     rows = (f"{image.path},{image.label},{image.sha256}" for image in images)
     listed.write_text("\n".join(["path,label,sha256", *rows]))
     ran = subprocess.run(
-        [sys.executable, "-c", KILLED, step, root, listed], capture_output=True, text=True, check=False
+        [sys.executable, "-c", KILLED, step, root, listed], capture_output=True, text=True, check=False, timeout=60
     )
     assert ran.returncode == -signal.SIGKILL, ran.stderr
     left = files(cache)
@@ -308,7 +308,7 @@ def test_a_disk_that_is_really_full_leaves_what_was_there(root, images, tmp_path
     disk = tmp_path / "disk"
     disk.mkdir()
     mount = ["mount", "-t", "tmpfs", "-o", "size=1m", "tmpfs", disk]
-    made = subprocess.run(mount, capture_output=True, text=True, check=False)
+    made = subprocess.run(mount, capture_output=True, text=True, check=False, timeout=60)
     if made.returncode:
         pytest.skip(f"a file system cannot be mounted here: {made.stderr.strip()}")
     monkeypatch.setenv("PNEUMOSCOPE_CACHE", str(disk))
@@ -321,7 +321,7 @@ def test_a_disk_that_is_really_full_leaves_what_was_there(root, images, tmp_path
         assert files(disk) == [f"images-{key}"]
         assert np.array_equal(preprocess_images(root, images, SMALL).pixels.shape, (10, 16, 16))
     finally:
-        subprocess.run(["umount", "--lazy", disk], check=True)
+        subprocess.run(["umount", "--lazy", disk], check=True, timeout=60)
 
 
 def test_a_cache_folder_that_is_a_file_is_named(root, images, tmp_path, monkeypatch):

@@ -25,6 +25,7 @@ run_and_exit(cli, sys.argv[1:])
 _TRAIN, _EVALUATE = set(_EXTRAS["train"]), set(_EXTRAS["evaluate"])
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("blocked", "arguments", "missing"),
     [

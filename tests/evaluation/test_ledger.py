@@ -6,9 +6,11 @@ import os
 import subprocess
 import sys
 import time
+from contextlib import ExitStack
 from pathlib import Path
 
 import pytest
+from tests.processes import started
 
 from pneumoscope.core.errors import StorageError
 from pneumoscope.core.files import locked
@@ -54,10 +56,12 @@ for number in range(40):
 
 def test_concurrent_processes_lose_no_line(tmp_path):
     ledger, go = tmp_path / "ledger.jsonl", tmp_path / "go"
-    writers = [subprocess.Popen([sys.executable, "-c", WRITER, str(go), str(ledger), name]) for name in "abc"]
-    time.sleep(0.5)
-    go.touch()
-    assert [writer.wait(60) for writer in writers] == [0, 0, 0]
+    with ExitStack() as stack:
+        command = [sys.executable, "-c", WRITER, str(go), str(ledger)]
+        writers = [stack.enter_context(started([*command, who])) for who in "abc"]
+        time.sleep(0.5)
+        go.touch()
+    assert [writer.returncode for writer in writers] == [0, 0, 0]
     lines = [json.loads(line) for line in ledger.read_text().splitlines()]
     assert [line["test_evaluation"] for line in lines] == list(range(1, 121))
     assert sorted((line["writer"], line["number"]) for line in lines) == [(w, n) for w in "abc" for n in range(40)]
@@ -124,12 +128,16 @@ def test_lock_file_is_hidden_and_ignored_by_git(tmp_path):
         pytest.skip("no git checkout")
     names = ["results/.test-ledger.jsonl.lock", "results/runs/a/.run.lock", "results/test-ledger.jsonl"]
     ignored = subprocess.run(
-        ["git", "-C", root, "check-ignore", "--no-index", *names], capture_output=True, text=True, check=False
+        ["git", "-C", root, "check-ignore", "--no-index", *names],
+        capture_output=True,
+        text=True,
+        check=False,
+        timeout=60,
     )
     assert ignored.stdout.split() == names[:2]
 
 
 def test_module_imports_without_fcntl():
     code = "import sys; sys.modules['fcntl'] = None; import pneumoscope.evaluation.ledger"
-    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False, timeout=60)
     assert done.returncode == 0, done.stderr

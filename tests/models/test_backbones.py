@@ -11,6 +11,8 @@ from pneumoscope.models.backbones import Backbone
 from pneumoscope.models.base import LITE
 from pneumoscope.models.factory import build
 
+pytestmark = pytest.mark.training
+
 # One of each way in which timm ends a network: a dense layer, a convolution, two dense layers whose mean is taken, a small
 # head, dense layers side by side, and networks built for one size of image (transformers).
 ENDINGS = (

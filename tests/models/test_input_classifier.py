@@ -1,6 +1,7 @@
 """The gate is small and takes images of any size; the population's distance is the one that the textbook defines."""
 
 import numpy as np
+import pytest
 import torch
 from scipy.spatial.distance import mahalanobis
 from sklearn.decomposition import PCA
@@ -9,6 +10,8 @@ from sklearn.preprocessing import StandardScaler
 from pneumoscope.models.input_classifier import InputClassifier
 from pneumoscope.models.ood import FeatureExtractor
 from pneumoscope.training.ood import fit_mahalanobis
+
+pytestmark = pytest.mark.training
 
 
 def test_the_gate_takes_images_of_any_size_and_is_small():

@@ -9,6 +9,7 @@ import pytest
 from pneumoscope.models.registry import NETWORKS
 
 
+@pytest.mark.training
 @pytest.mark.parametrize("row", NETWORKS, ids=lambda row: row.name)
 def test_every_row_builds_and_has_the_parameters_that_it_states(row):
     from pneumoscope.models.factory import build
@@ -38,7 +39,7 @@ def test_models_prints_without_torch():
         "print(sorted({'torch', 'timm', 'onnxruntime'} & set(sys.modules)), file=sys.stderr)"
     )
 
-    ran = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=True)
+    ran = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=True, timeout=60)
 
     assert ran.stderr.strip() == "[]"
     rows = json.loads(ran.stdout)

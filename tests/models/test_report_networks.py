@@ -14,6 +14,8 @@ from pneumoscope.models.factory import build
 from pneumoscope.models.heads import dense_head
 from pneumoscope.models.vgg19 import VGG19
 
+pytestmark = pytest.mark.training
+
 
 def count(module):
     return sum(parameter.numel() for parameter in module.parameters())

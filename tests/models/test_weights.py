@@ -21,6 +21,8 @@ from pneumoscope.models import weights
 from pneumoscope.models.factory import build
 from pneumoscope.models.weights import VGG19_FILE, load_weights, read_tensors
 
+pytestmark = pytest.mark.training
+
 
 @pytest.fixture
 def public_vgg19(tmp_path, monkeypatch):
@@ -84,7 +86,7 @@ def server(monkeypatch):
         yield sent
         done.set()
         running.shutdown()
-        thread.join()
+        thread.join(10)
 
 
 def test_offline_the_error_names_the_file_where_to_get_it_and_where_to_put_it(nowhere, monkeypatch):

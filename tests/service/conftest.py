@@ -22,6 +22,7 @@ from PIL import Image
 from sqlalchemy import create_engine, text
 from sqlalchemy.exc import DBAPIError
 from tests.conftest import LIMITS, POINTS
+from tests.processes import started
 
 from pneumoscope.core.prediction import ImageInfo, ModelInfo, Prediction
 from pneumoscope.inference.model import load_model
@@ -80,11 +81,11 @@ def postgresql_server():
         environment = {"PATH": os.environ["PATH"], "LC_ALL": "C.UTF-8"}
         subprocess.run(
             [programs / "initdb", "-D", data, "-U", "tester", "--auth=trust", "-N"],
-            check=True, capture_output=True, env=environment, cwd=folder, **user,
+            check=True, capture_output=True, timeout=60, env=environment, cwd=folder, **user,
         )  # fmt: skip
         options = f"-p {port} -c listen_addresses=127.0.0.1 -c unix_socket_directories={folder} -c fsync=off"
-        with subprocess.Popen(
-            [programs / "postgres", "-D", data, *options.split()],
+        with started(
+            [programs / "postgres", "-D", data, *options.split()], deadline=3600,
             stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL, env=environment, cwd=folder, **user,
         ) as server:  # fmt: skip
             address = f"postgresql://tester@127.0.0.1:{port}/postgres"
@@ -154,7 +155,7 @@ def verified(folder, *options, within=()):
     """What the command that checks the audit log comes to: its exit status, and what it found or said."""
     ran = subprocess.run(
         [*within, sys.executable, "-m", "pneumoscope", "audit-log", "verify", "--json", *options],
-        capture_output=True, text=True, cwd=folder, check=False,
+        capture_output=True, text=True, cwd=folder, check=False, timeout=60,
     )  # fmt: skip
     return ran.returncode, json.loads(ran.stdout) if ran.returncode == 0 else ran.stderr
 

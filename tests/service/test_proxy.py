@@ -9,6 +9,7 @@ from pathlib import Path
 
 import httpx
 import pytest
+from tests.processes import started
 from tests.service.conftest import TOKEN, png, served
 
 NAME = "images.clinic.example"
@@ -50,7 +51,7 @@ def proxied(bundle, tmp_path):
     folder.mkdir()
     made = f"req -x509 -newkey rsa:2048 -nodes -subj /CN={NAME} -addext subjectAltName=DNS:{NAME}".split()
     files = ["-keyout", folder / "images.key", "-out", folder / "images.pem"]
-    subprocess.run([openssl, *made, *files], check=True, capture_output=True)
+    subprocess.run([openssl, *made, *files], check=True, capture_output=True, timeout=60)
     with served(bundle, tmp_path, "--token-file", str(tokens), "--public-name", NAME) as (_, direct):
         kept = " ".join(
             f"{what}_temp_path {folder}/{what};" for what in ("client_body", "proxy", "fastcgi", "uwsgi", "scgi")
@@ -61,7 +62,9 @@ def proxied(bundle, tmp_path):
         )
         trusted = ssl.create_default_context(cafile=folder / "images.pem")
         with (
-            subprocess.Popen([nginx, "-p", folder, "-c", folder / "nginx.conf"], stderr=subprocess.DEVNULL) as proxy,
+            started(
+                [nginx, "-p", folder, "-c", folder / "nginx.conf"], deadline=100, stderr=subprocess.DEVNULL
+            ) as proxy,
             httpx.Client(transport=Named(verify=trusted), base_url=f"https://{NAME}:{port}", timeout=30) as client,
         ):
             until = time.monotonic() + 10
@@ -85,6 +88,7 @@ class Named(httpx.HTTPTransport):
 
 def reached(port):
     with socket.socket() as probe:
+        probe.settimeout(10)
         return probe.connect_ex(("127.0.0.1", port)) == 0
 
 

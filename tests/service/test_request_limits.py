@@ -48,16 +48,18 @@ def port():
         server = uvicorn.Server(config)
         thread = threading.Thread(target=server.run, kwargs={"sockets": [listener]})
         thread.start()
-        while not server.started:
+        end = time.monotonic() + 10
+        while not server.started and time.monotonic() < end:
             time.sleep(0.01)
+        assert server.started
         yield listener.getsockname()[1]
         server.should_exit = True
-        thread.join()
+        thread.join(10)
 
 
 def spoken(port, *parts, pause=0.2):
     """What is answered to these parts, with a pause before each but the first; until the connection ends or is idle."""
-    with socket.create_connection(("127.0.0.1", port)) as connection:
+    with socket.create_connection(("127.0.0.1", port), timeout=10) as connection:
         connection.settimeout(1.5)
         answer = b""
         try:
@@ -101,7 +103,7 @@ def test_early_response_reaches_a_client_that_sends_its_whole_body_first(port):
 
 def test_early_response_on_a_connection_that_is_kept_alive_does_not_wait_for_the_body(port):
     """By uvicorn itself, which then discards the body and takes the next request."""
-    with socket.create_connection(("127.0.0.1", port)) as connection:
+    with socket.create_connection(("127.0.0.1", port), timeout=10) as connection:
         connection.settimeout(5)
         for _ in range(2):
             connection.sendall(refused(2**20) + b"1")
@@ -113,7 +115,7 @@ def test_early_response_on_a_connection_that_is_kept_alive_does_not_wait_for_the
 
 
 def test_body_beyond_the_limit_is_not_drained(port):
-    with socket.create_connection(("127.0.0.1", port)) as connection:
+    with socket.create_connection(("127.0.0.1", port), timeout=10) as connection:
         connection.settimeout(5)
         connection.sendall(refused(10 * LONG, b"Connection: close"))
         with pytest.raises(ConnectionError):
@@ -121,7 +123,7 @@ def test_body_beyond_the_limit_is_not_drained(port):
 
 
 def test_early_response_does_not_wait_for_the_body(port):
-    with socket.create_connection(("127.0.0.1", port)) as connection:
+    with socket.create_connection(("127.0.0.1", port), timeout=10) as connection:
         connection.settimeout(5)
         connection.sendall(refused(9, b"Connection: close"))
         assert connection.recv(1000).startswith(b"HTTP/1.1 401")
@@ -152,7 +154,7 @@ def test_what_is_held_is_let_go_when_the_answer_begins():
         await asked
         return held, limits._held
 
-    assert asyncio.run(answered()) == (0, 0)
+    assert asyncio.run(asyncio.wait_for(answered(), 10)) == (0, 0)
 
 
 def test_a_body_that_brings_no_images_is_small(port):
@@ -167,6 +169,6 @@ def test_bodies_that_are_under_way_are_limited_together_and_their_end_makes_room
         others = [pool.submit(spoken, port, begun, b"0", pause=0.3) for _ in range(2)]
         time.sleep(0.15)
         status, words = spoken(port, begun)
-        assert [other.result() for other in others] == 2 * [(b"200", b"10")]
+        assert [other.result(10) for other in others] == 2 * [(b"200", b"10")]
     assert (status, words) == (b"503", b"requests that are under way hold 25 bytes of images, and no more may be")
     assert [spoken(port, begun, b"0", pause=0)[0] for _ in range(3)] == 3 * [b"200"]

@@ -214,5 +214,5 @@ def test_it_holds_while_images_are_added_reviewed_and_removed(records):
     finally:
         stop.set()
         for worker in workers:
-            worker.join()
+            worker.join(60)
     assert verify(records.engine, images=records.images).rows >= 60

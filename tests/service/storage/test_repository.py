@@ -72,7 +72,7 @@ def test_the_same_image_from_many_at_once_is_kept_once(records):
     for thread in threads:
         thread.start()
     for thread in threads:
-        thread.join()
+        thread.join(60)
     assert len(found) == 8
     assert len({record for record, _ in found}) == 1
     assert sum(new for _, new in found) == 1
