@@ -1,4 +1,4 @@
-"""No test may draw_figures: each wait on another process, thread or socket names its deadline."""
+"""No test may hang: each wait on another process, thread or socket names its deadline."""
 
 from __future__ import annotations
 
