@@ -44,7 +44,7 @@ def test_an_undefined_number_says_why(maker):
     """A network that calls every image pneumonia."""
     result = invoke(maker.run(gain=1e-6), "--data", maker.images(), "--operating-point", "balanced")
     assert result.exit_code == 0
-    assert "every image is called pneumonia" in result.stdout
+    assert "every image is predicted as pneumonia" in result.stdout
 
 
 def test_options_reach_the_library(maker, tmp_path):

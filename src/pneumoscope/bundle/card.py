@@ -141,7 +141,7 @@ class Calibration(Struct, frozen=True, forbid_unknown_fields=True, kw_only=True)
 
 
 class Intervals(Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
-    """Lower and upper probability as steps over the logit (see `statistics.venn_abers`).
+    """Lower and upper probability as steps over the logit (see `statistics.conformal`).
 
     Attributes:
         edges: logits at which a step is, rising.

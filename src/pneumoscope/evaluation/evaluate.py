@@ -31,7 +31,7 @@ from pneumoscope.evaluation.selection import refuse_chosen_thresholds, refuse_se
 from pneumoscope.imaging.decode import Radiograph
 from pneumoscope.inference.decision import sigmoid
 from pneumoscope.inference.session import BundleSession
-from pneumoscope.statistics.inputs import patient_numbers
+from pneumoscope.statistics.inputs import patient_groups
 from pneumoscope.statistics.intervals import proportion
 
 __all__ = ["POINTS", "evaluate"]
@@ -165,7 +165,7 @@ def _judge(
         split=split,
         images_sha256=images_sha256([image.sha256 for image in scored]),
         n=len(scored),
-        patients=int(patient_numbers([image.patient for image in scored], len(scored)).max()) + 1,
+        patients=int(patient_groups([image.patient for image in scored], len(scored)).max()) + 1,
         counts={label: counts[label] for label in LABELS},
         bundle_sha256=card.onnx_sha256,
         recipe=card.recipe,

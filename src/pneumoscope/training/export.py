@@ -45,10 +45,10 @@ from pneumoscope.data.manifest import Manifest
 from pneumoscope.inference.decision import calibrate, sigmoid
 from pneumoscope.inference.session import BundleSession, Outputs, network_rejections
 from pneumoscope.models.base import Network
-from pneumoscope.statistics.calibration import at_prevalence, fit_platt
-from pneumoscope.statistics.conformal import fit_venn_abers, uncertain_band
+from pneumoscope.statistics.calibration import adjust_prevalence, fit_platt
+from pneumoscope.statistics.conformal import fit_uncertainty_band, fit_venn_abers
 from pneumoscope.statistics.intervals import proportion
-from pneumoscope.statistics.thresholds import at_sensitivity, at_specificity, highest_youden
+from pneumoscope.statistics.thresholds import threshold_at_sensitivity, threshold_at_specificity, youden_threshold
 from pneumoscope.training.augmentation import augment
 from pneumoscope.training.data_module import ImageArrays, derive_seed
 from pneumoscope.training.input_classifier import PLAUSIBLE
@@ -169,14 +169,14 @@ def _augmented(pixels: npt.NDArray[np.uint8], options: Augmentation, seed: int) 
 
 def _calibrate(logits: npt.NDArray[np.float32], labels: npt.NDArray[np.bool_], prevalence: float) -> Calibration:
     slope, intercept = fit_platt(logits, labels)
-    # What `at_prevalence` does to probabilities adds the same to every logit.
+    # What `adjust_prevalence` does to probabilities adds the same to every logit.
     moved = intercept + float(logit(prevalence) - logit(labels.mean()))
     return Calibration(slope=slope, intercept=moved, method="platt", n=len(labels), prevalence=prevalence)
 
 
 def _intervals(logits: npt.NDArray[np.float32], labels: npt.NDArray[np.bool_], prevalence: float) -> Intervals:
     found = fit_venn_abers(logits, labels)
-    low, high = (at_prevalence(side, float(labels.mean()), prevalence).tolist() for side in (found.low, found.high))
+    low, high = (adjust_prevalence(side, float(labels.mean()), prevalence).tolist() for side in (found.low, found.high))
     return Intervals(edges=tuple(found.edges), low=low, high=high, method="venn-abers", n=len(labels))
 
 
@@ -186,12 +186,13 @@ def _points(
     n, n_pneumonia = len(labels), int(labels.sum())
     chosen: dict[str, dict[str, Any]] = {
         "half": {"threshold": 0.5, "rule": "fixed"},
-        "balanced": {"threshold": highest_youden(scores, labels), "rule": "youden", "n": n},
+        "balanced": {"threshold": youden_threshold(scores, labels), "rule": "youden", "n": n},
         "rule_out": {
-            "threshold": at_sensitivity(scores, labels, 0.99), "rule": "sensitivity", "target": 0.99, "n": n_pneumonia,
+            "threshold": threshold_at_sensitivity(scores, labels, 0.99), "rule": "sensitivity", "target": 0.99, "n": n_pneumonia,
         },
         "rule_in": {
-            "threshold": at_specificity(scores, labels, 0.99), "rule": "specificity", "target": 0.99, "n": n - n_pneumonia,
+            "threshold": threshold_at_specificity(scores, labels, 0.99), "rule": "specificity", "target": 0.99,
+            "n": n - n_pneumonia,
         },
     }  # fmt: skip
 
@@ -265,7 +266,7 @@ def _band(scores: npt.NDArray[np.float64], labels: npt.NDArray[np.bool_], thresh
     """
     n_pneumonia = int(labels.sum())
     try:
-        uncertainty_band = uncertain_band(scores, labels, COVERAGE)
+        uncertainty_band = fit_uncertainty_band(scores, labels, COVERAGE)
     except UndefinedMetricError:
         return None
     return UncertaintyBand(

@@ -12,7 +12,7 @@ from pneumoscope.bundle.card import Card
 from pneumoscope.core.prediction import Decision
 from pneumoscope.core.results import Interval
 from pneumoscope.service.storage.records import PredictionStatistics
-from pneumoscope.statistics.drift import LEAST, Drift, drift
+from pneumoscope.statistics.drift import MIN_IMAGES, Drift, measure_drift
 from pneumoscope.statistics.intervals import proportion
 
 __all__ = ["DECISIONS", "Dashboard", "Day", "overview"]
@@ -40,7 +40,7 @@ class Dashboard:
         agreement: of people with the decision, by decision and under "" for all, among images that somebody read.
         days: the last with images, oldest first.
         drift: of the images that have a probability against the card's; None where it cannot be said, for `no_drift`.
-        no_drift: "few" (under `statistics.drift.LEAST` images), "card" (it states no spread), or empty.
+        no_drift: "few" (under `statistics.drift.MIN_IMAGES` images), "card" (it states no spread), or empty.
     """
 
     images: int
@@ -67,7 +67,7 @@ def overview(judged: Sequence[PredictionStatistics], card: Card) -> Dashboard:
             read[each.decision].append(each.agrees)
         days[each.created[:10]].append(each.probability)
     probabilities = [each.probability for each in judged if each.probability is not None]
-    no_drift = "card" if card.reference_distribution is None else "few" if len(probabilities) < LEAST else ""
+    no_drift = "card" if card.reference_distribution is None else "few" if len(probabilities) < MIN_IMAGES else ""
     return Dashboard(
         images=len(judged),
         shares={decision: proportion([each.decision == decision for each in judged], None) for decision in DECISIONS}
@@ -77,7 +77,7 @@ def overview(judged: Sequence[PredictionStatistics], card: Card) -> Dashboard:
         days=tuple(_day(date, days[date]) for date in sorted(days)[-_DAYS:]),
         drift=None
         if no_drift or card.reference_distribution is None
-        else drift(probabilities, card.reference_distribution.deciles, card.reference_distribution.n),
+        else measure_drift(probabilities, card.reference_distribution.deciles, card.reference_distribution.n),
         no_drift=no_drift,
     )
 
