@@ -27,7 +27,7 @@ import pytest
 from pneumoscope.cli import VERBS
 from pneumoscope.data.manifest import Manifest
 from pneumoscope.evaluation.published import PRINTED, restore
-from pneumoscope.reporting.wording import METRICS
+from pneumoscope.reporting.labels import METRICS
 from pneumoscope.training.recipe import read_recipe
 
 ROOT = Path(__file__).resolve().parents[2]

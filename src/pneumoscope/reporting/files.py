@@ -1,4 +1,4 @@
-"""Reading what a run left as text, with errors that name the file."""
+"""Text files of a run folder."""
 
 from __future__ import annotations
 
@@ -10,15 +10,15 @@ __all__ = ["read_text"]
 
 
 def read_text(path: Path) -> str:
-    """A text file of a run.
+    """Return the text of a file of a run folder.
 
     Raises:
-        RunError: it is missing, unreadable or not UTF-8.
+        RunError: The file is missing, unreadable or not UTF-8.
     """
     try:
         return path.read_text(encoding="utf-8")
     except (OSError, UnicodeDecodeError) as error:
-        why = error.strerror if isinstance(error, OSError) else str(error)
+        reason = error.strerror if isinstance(error, OSError) else str(error)
         raise RunError(
-            f"cannot read {str(path)!r}: {why}", hint="Is it a run folder? Train one: pneumoscope train RECIPE"
+            f"cannot read {str(path)!r}: {reason}", hint="Is it a run folder? Train one: pneumoscope train RECIPE"
         ) from error
