@@ -107,8 +107,8 @@ def test_undefined_values_are_a_dash_with_the_reason(page: Node) -> None:
     (row,) = section(page, "metrics").all("tr", data_metric="f1")
     assert row.all("td")[0].text() == f"0.250 {DASH} the statistic is defined in only 3 of 100 resamples"
     _, p, holm, verdict = section(page, "pairs").all("tr", data_pair="accuracy")[0].all("td")
-    assert p.text() == holm.text() == f"{DASH} undefined: the runs do not differ on any image"
-    assert verdict.text() == "not distinguishable"
+    assert p.text() == holm.text() == f"{DASH} no patient favours either run"
+    assert verdict.text() == "no significant difference"
 
 
 def test_confusion_matrices_have_the_counts(three: Any, page: Node) -> None:
@@ -130,7 +130,7 @@ def test_every_pair_has_its_difference_p_and_verdict(three: Any, page: Node) -> 
         assert row.values() == [v for v in (pair.difference.value, pair.p, pair.p_holm) if v is not None]
         assert difference.text().startswith(f"{pair.difference.value:+.3f}".replace("-", MINUS))
         better = {"a": f"{pair.a} is better", "b": f"{pair.b} is better"}
-        assert verdict.text() == better.get(pair.verdict, "not distinguishable")
+        assert verdict.text() == better.get(pair.verdict, "no significant difference")
     assert {pair.verdict for pair in comparison.pairs} == {"a", "b", "not distinguishable"}
 
 

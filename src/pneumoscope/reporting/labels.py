@@ -27,7 +27,7 @@ METRICS = {
 # Metrics of `PairedTest`, as they are written within a sentence.
 PAIR_METRICS = {"accuracy": "accuracy", "auroc": "AUROC"}
 OPERATING_POINTS = {
-    "half": "threshold 0.5",
+    "half": "half (0.5)",
     "balanced": "balanced",
     "rule_out": "rule-out",
     "rule_in": "rule-in",
