@@ -61,7 +61,7 @@ def test_html_is_written_beside_the_answer(images: Path, tmp_path: Path) -> None
     assert result.stderr == f"page written to {page}\n"
     text = page.read_text(encoding="utf-8")
     assert text.startswith("<!doctype html>")
-    assert "Audit of 13 images" in text
+    assert "Dataset audit: 13 images" in text
 
 
 def test_a_page_that_cannot_be_written_is_an_error(images: Path, tmp_path: Path) -> None:
