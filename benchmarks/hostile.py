@@ -33,7 +33,7 @@ from pydicom.uid import RLELossless
 from pneumoscope import __version__
 from pneumoscope.core.files import write_atomically
 from pneumoscope.core.i18n import NOTICE
-from pneumoscope.imaging.phantom_drawing import draw
+from pneumoscope.imaging.phantom import draw_phantom
 from pneumoscope.service.audit.log import verify
 from pneumoscope.service.storage.database import open_database
 
@@ -62,7 +62,7 @@ HEADERS = (
 
 def seeds() -> list[bytes]:
     """One good image of each kind."""
-    grey = draw(0, pneumonia=True, size=SIDE)
+    grey = draw_phantom(0, pneumonia=True, size=SIDE)
     pictures = [_file(grey, kind) for kind in ("JPEG", "PNG", "TIFF", "BMP", "WEBP")]
     return [*pictures, dicom(grey), compressed(dicom(grey))]
 

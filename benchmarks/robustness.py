@@ -40,7 +40,7 @@ from pneumoscope.core.results import Interval
 from pneumoscope.data.manifest import LABELS
 from pneumoscope.evaluation.selection import select_images
 from pneumoscope.imaging.decode import decode
-from pneumoscope.imaging.phantom_drawing import draw
+from pneumoscope.imaging.phantom import draw_phantom
 from pneumoscope.inference.discovery import discover_images
 from pneumoscope.inference.model import LabelledImage, Model, load_model
 from pneumoscope.statistics.intervals import proportion
@@ -219,7 +219,7 @@ def measure(model: Model, data: Path, target: Path, given: argparse.Namespace) -
         "system": platform.platform(),
         "notice": NOTICE,
     }
-    phantoms = (draw(FIRST_PHANTOM + i, i % 2 == 0) for i in range(given.phantoms))
+    phantoms = (draw_phantom(FIRST_PHANTOM + i, i % 2 == 0) for i in range(given.phantoms))
     found["pictures"].append(rejections("phantoms", model.predict_many(phantoms)))
     for folder in given.pictures:
         found["pictures"].append(rejections(folder.name, model.predict_many(discover_images([str(folder)]).paths)))

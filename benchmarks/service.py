@@ -41,7 +41,7 @@ from pneumoscope.bundle.card import find_bundle
 from pneumoscope.core.files import write_atomically
 from pneumoscope.core.i18n import NOTICE
 from pneumoscope.imaging.decode import decode
-from pneumoscope.imaging.phantom import phantom
+from pneumoscope.imaging.phantom import write_phantoms
 from pneumoscope.inference.model import load_model
 from pneumoscope.inference.session import BundleSession
 from pneumoscope.service.audit.log import verify
@@ -268,7 +268,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     faults = document["faults"] = list[str]()
     with tempfile.TemporaryDirectory() as place:
         if not given.data:
-            phantom(Path(place, "drawn"), train=given.images, test=2, seed=given.seed, size=SIDE)
+            write_phantoms(Path(place, "drawn"), train=given.images, test=2, seed=given.seed, size=SIDE)
         paths = sorted((given.data or Path(place, "drawn", "train")).rglob("*.jp*g"))
         images = paths[:: len(paths) // given.images or 1][: given.images]
         with watched(images, faults) as service:

@@ -32,7 +32,7 @@ from torchvision.transforms import Compose, ToTensor
 
 from pneumoscope.core.files import write_atomically
 from pneumoscope.data.layouts import load_manifest
-from pneumoscope.imaging.phantom import phantom
+from pneumoscope.imaging.phantom import write_phantoms
 from pneumoscope.models.alexnet import LocalResponseNorm
 from pneumoscope.models.base import Network
 from pneumoscope.models.factory import build
@@ -294,7 +294,7 @@ def main() -> None:
         for name in given.networks:
             images = Path(folder) / str(sizes[name])
             if not images.exists():
-                phantom(images, train=192, test=10, size=sizes[name])
+                write_phantoms(images, train=192, test=10, size=sizes[name])
             rows.append(measure(name, sizes[name], images, device, given.rounds, given.steps))
     text = table(rows, about)
     print(f"\n{text}")

@@ -37,7 +37,7 @@ from pneumoscope.data.layouts import load_manifest
 from pneumoscope.data.manifest import LabelledImage, Manifest
 from pneumoscope.evaluation.selection import refuse_chosen_thresholds
 from pneumoscope.imaging.decode import decode
-from pneumoscope.imaging.phantom import phantom
+from pneumoscope.imaging.phantom import write_phantoms
 from pneumoscope.imaging.preprocess import Preprocessing
 from pneumoscope.inference.model import load_model
 from pneumoscope.models.factory import build
@@ -110,7 +110,7 @@ def _fault_of_ours() -> None:
 def _usage() -> None:
     Path("images").mkdir()
     Path("images/thorax.png").touch()
-    phantom(Path("images"))
+    write_phantoms(Path("images"))
 
 
 def _missing_extra() -> None:

@@ -11,7 +11,7 @@ from pneumoscope import reproduce as module
 from pneumoscope.cli import cli, run_and_exit
 from pneumoscope.core.errors import RunError, UnknownNameError, WeightsError
 from pneumoscope.evaluation.published import ERRATUM
-from pneumoscope.imaging.phantom import phantom
+from pneumoscope.imaging.phantom import write_phantoms
 from pneumoscope.reproduce import RUNS, recipe_here, reproduce
 from pneumoscope.training.recipe import read_recipe, shipped
 from pneumoscope.training.trainer import Devices
@@ -133,7 +133,7 @@ def test_a_run_that_was_begun_goes_on_as_it_was_whatever_is_at_hand_now(weights_
 @pytest.fixture(scope="module")
 def images(tmp_path_factory):
     folder = tmp_path_factory.mktemp("reproduce") / "images"
-    phantom(folder, train=60, test=20, seed=1, size=48)
+    write_phantoms(folder, train=60, test=20, seed=1, size=48)
     return folder
 
 

@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 
 from pneumoscope.imaging.decode import decode
-from pneumoscope.imaging.phantom import phantom
+from pneumoscope.imaging.phantom import write_phantoms
 
 _PATH = Path(__file__).parents[2] / "benchmarks" / "service.py"
 _SPEC = importlib.util.spec_from_file_location("benchmark_service", _PATH)
@@ -22,7 +22,7 @@ _SPEC.loader.exec_module(benchmark)
 @pytest.fixture(scope="module")
 def images(tmp_path_factory):
     folder = tmp_path_factory.mktemp("load") / "images"
-    phantom(folder, train=4, test=2, size=64)
+    write_phantoms(folder, train=4, test=2, size=64)
     return folder
 
 

@@ -13,7 +13,7 @@ import pytest
 from PIL import Image
 
 from pneumoscope.core.errors import RecipeError
-from pneumoscope.imaging.phantom import phantom
+from pneumoscope.imaging.phantom import write_phantoms
 
 pytestmark = pytest.mark.training
 
@@ -71,7 +71,7 @@ def test_a_file_of_no_attempts_is_refused(tmp_path, text):
 
 def test_the_study_as_a_whole(attempts, tmp_path, capsys):
     images = tmp_path / "images"
-    phantom(images, train=60, test=20, size=48)
+    write_phantoms(images, train=60, test=20, size=48)
     options = [str(attempts), "--data", str(images), "--runs", str(tmp_path / "runs"), "--out", str(tmp_path / "out")]
 
     benchmark.main([*options, "--only", "plain"])
@@ -107,7 +107,7 @@ def test_a_image_is_framed_as_those_of_the_other_label_are():
 def test_what_is_said_of_shifted_images_by_hand(attempts, tmp_path, monkeypatch):
     """A network that calls an image by its mean grey: black corners of turned images make it darker, and so another call."""
     images = tmp_path / "images"
-    phantom(images, train=60, test=20, size=48)
+    write_phantoms(images, train=60, test=20, size=48)
     run = tmp_path / "run"
     benchmark.train(benchmark.read_attempts(attempts)[0].made("block", 0), images, run)
     labels = [image.positive for image in benchmark.select_images(images, "validation", run / "manifest.csv")[1]]

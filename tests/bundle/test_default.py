@@ -8,7 +8,7 @@ import pytest
 
 from pneumoscope import load_model
 from pneumoscope.bundle.card import find_bundle
-from pneumoscope.imaging.phantom_drawing import draw
+from pneumoscope.imaging.phantom import draw_phantom
 from pneumoscope.inference.session import BundleSession
 from pneumoscope.training.recipe import check, read_recipe
 
@@ -38,7 +38,7 @@ def test_the_card_has_what_a_user_picks_from(model):
 
 @pytest.mark.parametrize("sick", [False, True])
 def test_phantoms_are_refused(model, sick):
-    drawn = [draw(seed, sick, image=0, size=224) for seed in range(20_000, 20_010)]
+    drawn = [draw_phantom(seed, sick, image=0, size=224) for seed in range(20_000, 20_010)]
     assert {found.decision for found in model.predict_many(drawn)} == {"rejected"}
 
 

@@ -14,7 +14,7 @@ from tests.training.conftest import small
 
 from pneumoscope.bundle.card import read_bundle
 from pneumoscope.cli import cli, run_and_exit
-from pneumoscope.imaging.phantom import phantom
+from pneumoscope.imaging.phantom import write_phantoms
 from pneumoscope.training import train as fit
 from pneumoscope.training.recipe import read_recipe
 from pneumoscope.training.trainer import Devices
@@ -25,7 +25,7 @@ pytestmark = pytest.mark.training
 @pytest.fixture(scope="module")
 def images(tmp_path_factory):
     folder = tmp_path_factory.mktemp("train") / "images"
-    phantom(folder, train=60, test=20, seed=1, size=48)
+    write_phantoms(folder, train=60, test=20, seed=1, size=48)
     return folder
 
 

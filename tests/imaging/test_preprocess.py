@@ -16,7 +16,7 @@ from hypothesis import strategies as st
 from PIL import Image
 
 from pneumoscope.imaging.decode import Radiograph, decode
-from pneumoscope.imaging.phantom_drawing import draw
+from pneumoscope.imaging.phantom import draw_phantom
 from pneumoscope.imaging.preprocess import PREPROCESSING_VERSION, Preprocessing, preprocess
 
 
@@ -93,7 +93,7 @@ def test_the_result_is_never_a_view_of_the_image(crop: Literal["squash", "centre
 
 
 def test_a_image_of_the_right_size_is_left_alone() -> None:
-    pixels = draw(3, True)
+    pixels = draw_phantom(3, True)
     assert np.array_equal(preprocess(image(pixels), Preprocessing()), pixels)
 
 

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from pneumoscope.imaging.phantom import phantom
+from pneumoscope.imaging.phantom import write_phantoms
 from pneumoscope.training.recipe import Recipe, check
 
 SMALL = {
@@ -30,7 +30,7 @@ def small(**tables: dict[str, object]) -> Recipe:
 def phantoms(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """60 phantoms to train on and 20 to test on, 48 pixels."""
     folder = tmp_path_factory.mktemp("phantoms") / "images"
-    phantom(folder, train=60, test=20, seed=1, size=48)
+    write_phantoms(folder, train=60, test=20, seed=1, size=48)
     return folder
 
 

@@ -16,7 +16,7 @@ from tests.training.conftest import small
 from pneumoscope.core.errors import DivergedError
 from pneumoscope.data.cache import preprocess_images
 from pneumoscope.data.layouts import load_manifest
-from pneumoscope.imaging.phantom import phantom
+from pneumoscope.imaging.phantom import write_phantoms
 from pneumoscope.models.factory import build
 from pneumoscope.training.checkpoints import BEST, EPOCHS
 from pneumoscope.training.data_module import ImageArrays
@@ -38,7 +38,7 @@ def cli(*arguments):
 def test_two_processes_reach_the_validation_accuracy_of_one_within_a_point(tmp_path):
     # A batch of 15 is shared as 8 and 7.
     images, recipe = tmp_path / "images", tmp_path / "recipe.toml"
-    phantom(images, train=200, test=10, seed=4, size=48)
+    write_phantoms(images, train=200, test=10, seed=4, size=48)
     recipe.write_text(
         'name = "two"\n[network]\nname = "test_convnext"\nimage_size = 48\n[data]\nvalidation = 0.5\n'
         '[optimizer]\nlearning_rate = 0.002\n[training]\nepochs = 6\nbatch = 15\nprecision = "32"\n'
@@ -58,7 +58,7 @@ def test_batch_normalisation_and_augmentation_are_the_same_in_two_processes(tmp_
     # In double precision, because this network's gradient moves by a hundredth where single precision rounds its weights
     # otherwise: two runs of one process would differ as much. Where each process normalises by its own share, the training
     # losses differ by a hundredth.
-    phantom(tmp_path / "images", train=80, test=4, seed=4, size=64)
+    write_phantoms(tmp_path / "images", train=80, test=4, seed=4, size=64)
     recipe = small(
         network={"name": "tf_efficientnet_lite0", "image_size": 64, "weights": "imagenet", "dropout": 0},
         optimizer={"name": "sgd", "learning_rate": 0.0005},

@@ -6,7 +6,7 @@ import torch
 from PIL import Image
 
 from pneumoscope.bundle.card import INPUT_CLASSES
-from pneumoscope.imaging.phantom_drawing import draw
+from pneumoscope.imaging.phantom import draw_phantom
 from pneumoscope.training import input_classifier as module
 from pneumoscope.training import negative_images as others
 from pneumoscope.training.input_classifier import SIDE, draw_examples, train_input_classifier
@@ -18,7 +18,7 @@ pytestmark = pytest.mark.training
 @pytest.fixture(scope="module")
 def images():
     """Phantoms stand for images here, which the gate itself is to refuse: they are left out of the other pictures below."""
-    return np.stack([draw(seed, seed % 2 == 0, size=96) for seed in range(40)])
+    return np.stack([draw_phantom(seed, seed % 2 == 0, size=96) for seed in range(40)])
 
 
 def test_pictures_are_of_every_kind_and_repeat_with_their_seed(images):

@@ -18,7 +18,7 @@ from PIL import Image, ImageDraw, ImageFont
 from pydicom.data import get_testdata_file
 
 from pneumoscope.imaging.decode import decode
-from pneumoscope.imaging.phantom_drawing import draw
+from pneumoscope.imaging.phantom import draw_phantom
 
 __all__ = ["negative_image"]
 
@@ -91,7 +91,7 @@ def _slice(name: str) -> Grey:
 
 @cache
 def _phantom_of(number: int, size: int) -> Grey:
-    return draw(number, bool(number % 2), image=number // 2, size=size)
+    return draw_phantom(number, bool(number % 2), image=number // 2, size=size)
 
 
 def _fit(picture: Grey, size: int) -> Grey:
