@@ -1,7 +1,7 @@
-"""A radiograph from DICOM, as its window shows it: the same grey pixels as from a JPEG, or an error that says why not.
+"""Decode DICOM radiographs to 8-bit grey pixels with their window applied, or raise an error with the reason.
 
-What a stranger's file claims about itself is checked from the header, before the pixels are touched. No message repeats
-anything from it but the few codes that led to a refusal: a DICOM header is full of names.
+The header of an untrusted file is checked before its pixels are decoded. Messages repeat only the codes that led to the
+rejection, since a DICOM header contains personal names.
 """
 
 from __future__ import annotations
@@ -29,11 +29,11 @@ from pneumoscope.imaging.muted import muted
 
 __all__ = ["decode_dicom"]
 
-# Projection radiography: computed and digital radiography, image, fluoroscopy, angiography (PS3.3 C.7.3.1.1.1).
+# Projection radiography: computed and digital radiography, radiographic imaging, fluoroscopy, angiography (PS3.3 C.7.3.1.1.1).
 _MODALITIES = ("CR", "DX", "RF", "RG", "XA")
 _CHEST = ("CHEST", "THORAX", "LUNG")  # also within a longer term, such as CHESTABDOMEN of newborns
-# What decompresses, in the order of trust: gdcm has by far the most code for a stranger's bytes to go wrong in, so that it is
-# asked only where nothing else knows the compression.
+# Decoders in order of preference. gdcm has the most code that is exposed to untrusted bytes, so it is used only for
+# compressions that no other decoder supports.
 _DECODERS = ("pydicom", "pyjpegls", "pylibjpeg", "pillow", "gdcm")
 _DECOMPRESS = "gdcmconv --raw IN OUT"
 Whole = npt.NDArray[np.integer[Any]]
@@ -48,7 +48,7 @@ _REQUIRED = (
     "BitsStored",
     "PixelRepresentation",
 )
-# Nothing else is kept of a file, so that nothing else costs memory.
+# Only these elements are kept, so that others do not use memory.
 _USED: list[Any] = [
     *_REQUIRED,
     *(
@@ -76,11 +76,11 @@ _PREAMBLE = 132
 
 
 def decode_dicom(data: bytes, name: str) -> Radiograph:
-    """Read one radiograph from the bytes of a DICOM file.
+    """Return one radiograph from the bytes of a DICOM file.
 
-    Stored values go through the modality LUT or the rescale slope and intercept, then through the first VOI LUT or else
-    the first window; without either, the least value of the image becomes black and the greatest white. MONOCHROME1 is
-    inverted at the end. Padding pixels are black.
+    The modality LUT, or the rescale slope and intercept, are applied to stored values, then the first VOI LUT or else the
+    first window. Without either, the lowest value of the image becomes black and the highest white. MONOCHROME1 is then
+    inverted. Padding pixels are black.
 
     Args:
         data: the whole file, with the 128-byte preamble.
@@ -102,13 +102,13 @@ def decode_dicom(data: bytes, name: str) -> Radiograph:
         try:
             dataset = dcmread(Header(data), specific_tags=_USED)
             stored = _stored(dataset, decoder)
-        except Exception as error:  # a stranger's bytes can make a parser fail in any way
+        except Exception as error:  # untrusted bytes can make a parser fail in any way
             why = f"the pixel data cannot be decoded ({_last_line(error)})"
             hint = f"Decompress the file first: {_DECOMPRESS}" if decoder.UID.is_compressed else ""
             raise UnreadableImageError(name, why, hint=hint) from error
         try:
             pixels = _grey(stored, dataset)
-        except Exception as error:  # as above: windows and tables are a stranger's too
+        except Exception as error:  # as above: windows and tables are untrusted, too
             why = str(error) if isinstance(error, _SenselessError) else type(error).__name__
             raise UnreadableImageError(name, f"the grey levels make no sense ({why})") from error
     pixels.flags.writeable = False
@@ -117,11 +117,11 @@ def decode_dicom(data: bytes, name: str) -> Radiograph:
 
 
 class _SenselessError(Exception):
-    """Grey levels without meaning, in words of ours: they name no patient."""
+    """Grey levels without meaning; the message contains no patient data."""
 
 
 def _last_line(error: Exception) -> str:
-    """The reason itself: pydicom puts it below a line that says what it tried."""
+    """Return the last line of a message, in which pydicom states the reason."""
     return str(error).strip().rpartition("\n")[2].strip(" :") or type(error).__name__
 
 
@@ -133,7 +133,7 @@ def _unreadable(name: str, error: Exception, source: Header) -> UnreadableImageE
 
 
 def _decoder(data: bytes, name: str) -> Decoder:
-    """What decodes the transfer syntax, found before the rest is read: a deflated header inflates without bound."""
+    """Return the decoder of the transfer syntax, before the rest is read: a deflated header could inflate without bound."""
     source = Header(data)
     try:
         source.seek(_PREAMBLE)
@@ -162,20 +162,20 @@ def _decoder(data: bytes, name: str) -> Decoder:
 
 
 def _header(data: bytes, name: str) -> Dataset:
-    """Everything before the pixels, once nothing in it speaks against reading them."""
+    """Return the header, or raise an error if the pixels cannot be used."""
     source = Header(data)
     try:
         header = dcmread(source, stop_before_pixels=True, specific_tags=_USED)
-        refusal = too_long(header) or _refusal(header)
+        reason = too_long(header) or _rejection(header)
     except Exception as error:  # as above; its words are left out, since they may hold a patient's name
         raise _unreadable(name, error, source) from error
-    if refusal:
-        raise UnreadableImageError(name, refusal, hint="Only single chest radiographs can be read")
+    if reason:
+        raise UnreadableImageError(name, reason, hint="Only single chest radiographs can be read")
     return header
 
 
-def _refusal(header: Dataset) -> str:
-    """Why these pixels are not to be read; empty where nothing speaks against it."""
+def _rejection(header: Dataset) -> str:
+    """Return the reason why the pixels cannot be used; "" if they can."""
     modality = str(header.get("Modality") or "")
     if modality not in _MODALITIES:
         return f"its modality is {modality[:16]!r}, not one of {', '.join(_MODALITIES)}"
@@ -209,7 +209,7 @@ def _refusal(header: Dataset) -> str:
 
 
 def _age(header: Dataset) -> float | None:
-    """Years, by the stated age or else from birth to examination; None where neither can be read."""
+    """Return the age in years: as stated, or else from birth to examination; None if neither can be read."""
     found = re.fullmatch(r"(\d{3})([DWMY])", str(header.get("PatientAge") or "").strip())
     if found:
         return int(found[1]) * _YEARS[found[2]]
@@ -223,7 +223,7 @@ def _age(header: Dataset) -> float | None:
 
 
 def _stored(dataset: Dataset, decoder: Decoder) -> Whole:
-    """Stored values, shape (rows, columns), without what older files keep in the unused bits."""
+    """Return the stored values, shape (rows, columns), without overlays in unused bits."""
     if "PixelData" not in dataset:
         raise ValueError("there is none")
     if dataset.get_item("PixelData").VR not in _BYTES:
@@ -242,7 +242,7 @@ def _stored(dataset: Dataset, decoder: Decoder) -> Whole:
 
 
 def _frame(encapsulated: bytes) -> bytes:
-    """The compressed image, of as many fragments as can be read."""
+    """Return the compressed image from its fragments."""
     if int.from_bytes(encapsulated[4:8], "little") > _LONGEST_META:
         raise ValueError("it has a table of many frames")
     counted = Header(encapsulated)
@@ -253,23 +253,23 @@ def _frame(encapsulated: bytes) -> bytes:
 
 
 def _grey(stored: Whole, dataset: Dataset) -> npt.NDArray[np.uint8]:
-    """Grey levels of stored values: worked out once for each value that can occur, then looked up."""
+    """Return the grey levels of stored values, computed once for each value in their range."""
     padding = _padding(stored, dataset)
     image = stored[~padding] if padding.any() else stored
     if image.size == 0:
         raise _SenselessError("every pixel is padding")
-    least, greatest = int(image.min()), int(image.max())
-    share = _voi(_modality(np.arange(least, greatest + 1), dataset), dataset)
-    levels: npt.NDArray[np.uint8] = np.rint(255 * share).astype(np.uint8)
+    lowest, highest = int(image.min()), int(image.max())
+    brightness = _voi(_modality(np.arange(lowest, highest + 1), dataset), dataset)
+    levels: npt.NDArray[np.uint8] = np.rint(255 * brightness).astype(np.uint8)
     if dataset.PhotometricInterpretation == "MONOCHROME1":
         levels = 255 - levels
-    grey: npt.NDArray[np.uint8] = levels[np.clip(stored.astype(np.int32), least, greatest) - least]
+    grey: npt.NDArray[np.uint8] = levels[np.clip(stored.astype(np.int32), lowest, highest) - lowest]
     grey[padding] = 0
     return grey
 
 
 def _padding(stored: Whole, dataset: Dataset) -> npt.NDArray[np.bool_]:
-    """Where the detector saw nothing: the padding value, or the range from it to the range limit."""
+    """Return the mask of padding: pixels with the padding value, or in the range from it to the range limit."""
     value = dataset.get("PixelPaddingValue")
     if value is None:
         return np.zeros(stored.shape, dtype=np.bool_)
@@ -347,7 +347,7 @@ def _entries(raw: bytes | Iterable[int] | int, count: int, dataset: Dataset) -> 
 
 
 def _first(value: Any) -> float | None:
-    """The first of several windows; None where the element is missing or empty."""
+    """Return the first of several values; None if the element is missing or empty."""
     if value is None or value == "":
         return None
     return float(value if isinstance(value, (int, float, str)) else next(iter(value)))

@@ -1,8 +1,7 @@
-"""From a radiograph to what a network is given: the only definition, used by training, export, evaluation and scoring.
+"""Preprocessing of radiographs: the single definition for training, export, evaluation and prediction.
 
-A network is given whole grey levels, 0 to 255, in a square. The scaling of grey levels to the numbers that a network
-was built for and the repetition to three channels are inside the network (`networks.network`) and so inside the
-exported file: they cannot be written twice. What is left, and stands here, is the crop and the resize.
+The input of a network is a square of grey levels, 0 to 255. Normalization and the repetition to three channels are part of
+the network, and so of the exported file. Only the crop and the resize are defined here.
 """
 
 from __future__ import annotations
@@ -18,21 +17,21 @@ from pneumoscope.imaging.decode import Radiograph
 
 __all__ = ["PREPROCESSING_VERSION", "Crop", "Preprocessing", "preprocess"]
 
-# Raised whenever a file gives other pixels than before: caches made by another version are made anew, and a bundle
-# made by another version is refused.
+# Increase it if the same file gives different pixels. Caches of other versions are rebuilt; bundles of other versions are
+# rejected.
 PREPROCESSING_VERSION = 2
 
 Crop = Literal["squash", "centre"]
 
 
 class Preprocessing(Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
-    """How a radiograph becomes a network's input.
+    """Options of `preprocess`.
 
     Attributes:
-        size: side of the square, 16 to 1024 pixels.
-        crop: "squash" stretches the whole image to the square; "centre" first cuts the central square of the short side,
-            where a pixel more must go at the right or at the bottom.
-        version: of `preprocess`.
+        size: Width and height of the network's input, 16 to 1024 pixels.
+        crop: "squash" resizes the whole image to the square, regardless of its aspect ratio; "centre" first crops the
+            central square. If the margin is odd, one more pixel is cut at the right or at the bottom.
+        version: Version of `preprocess`.
     """
 
     size: Annotated[int, Meta(ge=16, le=1024)] = 224
@@ -41,25 +40,23 @@ class Preprocessing(Struct, frozen=True, forbid_unknown_fields=True, kw_only=Tru
 
     @property
     def least_side(self) -> int:
-        """How small a JPEG may be decoded (see `decode`): twice the side leaves `preprocess` enough to average over."""
+        """Return the smallest side to which a JPEG may be reduced in decoding: twice the size, which leaves pixels to average."""
         return 2 * self.size
 
 
 def preprocess(radiograph: Radiograph, preprocessing: Preprocessing) -> npt.NDArray[np.uint8]:
-    """Crop and resize one radiograph.
+    """Return a radiograph cropped and resized: grey levels 0 to 255, shape (size, size).
 
-    Resizing averages over the area that a pixel comes from (Pillow's bilinear filter, which widens with the reduction),
-    so that shrinking does not alias.
+    The resize is antialiased (Pillow's bilinear filter, whose support grows with the reduction). The result is a new array,
+    never a view of the radiograph's pixels.
 
     Args:
-        radiograph: of any size.
-        preprocessing: the crop and the side.
-    Returns:
-        Grey levels 0 to 255, shape (size, size): an array of its own, never a view of the radiograph's pixels.
+        radiograph: Radiograph of any size.
+        preprocessing: Crop and size.
     """
     pixels = radiograph.pixels
     if preprocessing.crop == "centre":
-        # Cut first: a `box` given to Pillow's resize would let the pixels just outside it show through at the border.
+        # With Pillow's `box` argument instead of a crop, pixels just outside the box would contribute to the border.
         side = min(pixels.shape)
         top, left = (radiograph.height - side) // 2, (radiograph.width - side) // 2
         pixels = pixels[top : top + side, left : left + side]
