@@ -228,8 +228,8 @@ def test_voi_lut_agrees_with_pydicom() -> None:
     assert np.abs(grey(dataset) - theirs).max() <= 0.5
 
 
-# Tables are applied here and not by pydicom's apply_modality_lut and apply_voi, because these are wrong or fail below. If this
-# test fails with a newer pydicom, use pydicom for tables, too.
+# Tables are applied here and not by pydicom's apply_modality_lut and apply_voi, because these are wrong or fail below.
+# If this test fails with a newer pydicom, use pydicom for tables, too.
 @pytest.mark.parametrize(
     ("voi", "slope"),
     [

@@ -9,8 +9,8 @@ import pytest
 
 from pneumoscope.reporting.style import COLOURS, RUN_SLOTS, drawing, new_figure, run_style, short
 
-# Linear RGB as perceived with each kind of colour blindness, at full severity: Machado, Oliveira & Fernandes 2009, IEEE TVCG
-# 15:1291, table 1.
+# Linear RGB as perceived with each kind of colour blindness, at full severity: Machado, Oliveira & Fernandes 2009, IEEE
+# TVCG 15:1291, table 1.
 PERCEPTION = {
     "normal": np.eye(3),
     "protanopia": [[0.152286, 1.052583, -0.204868], [0.114503, 0.786281, 0.099216], [-0.003882, -0.048116, 1.051998]],

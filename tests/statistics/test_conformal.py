@@ -124,7 +124,8 @@ def test_both_probabilities_increase_with_the_score_and_do_not_cross(case):
 def test_venn_abers_by_hand():
     """One NORMAL image scores 0, one PNEUMONIA image scores 1.
 
-    Below both, a NORMAL image gives 0, and a PNEUMONIA image pools with the NORMAL one to 1/2. Between them: 0 and 1. Above
+    Below both, a NORMAL image gives 0, and a PNEUMONIA image pools with the NORMAL one to 1/2. Between them: 0 and 1.
+    Above
     both: 1/2 and 1.
     """
     fitted = fit_venn_abers([0.0, 1.0], [False, True])

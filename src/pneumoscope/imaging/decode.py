@@ -57,13 +57,14 @@ def decode(source: Path | bytes, *, name: str = "", least_side: int = 0) -> Radi
     becomes 255. The EXIF orientation is applied, so that the image appears as in a viewer.
 
     Args:
-        source: a file, or its bytes.
-        name: what to call it in messages; the path where empty.
-        least_side: a JPEG may be decoded at 1/2, 1/4 or 1/8 of its size, where both sides keep at least so many pixels: its
-            blocks are averaged by their own cosine terms, which costs less than to decode them and to shrink the image
-            afterwards. 0 decodes every image whole.
+        source: File, or its bytes.
+        name: Name of the file in messages; by default its path.
+        least_side: Minimum side in pixels to which a JPEG may be reduced by 1/2, 1/4 or 1/8 in decoding, which is faster
+            than to resize it afterwards. With 0, all images are decoded at full size.
+
     Returns:
         The image; its pixels are read-only.
+
     Raises:
         UnreadableImageError: no such file, empty, not an image, cut short, larger than `MAX_PIXELS` or `MAX_BYTES`, more
             than one frame, pixels whose black and white are not known (32 bits, floating point), a JPEG of more than

@@ -29,7 +29,7 @@ from pneumoscope.imaging.muted import muted
 
 __all__ = ["decode_dicom"]
 
-# Projection radiography: computed and digital radiography, radiographic imaging, fluoroscopy, angiography (PS3.3 C.7.3.1.1.1).
+# Projection radiography: computed, digital and other radiography, fluoroscopy, angiography (PS3.3 C.7.3.1.1.1).
 _MODALITIES = ("CR", "DX", "RF", "RG", "XA")
 _CHEST = ("CHEST", "THORAX", "LUNG")  # also within a longer term, such as CHESTABDOMEN of newborns
 # Decoders in order of preference. gdcm has the most code that is exposed to untrusted bytes, so it is used only for
@@ -83,10 +83,10 @@ def decode_dicom(data: bytes, name: str) -> Radiograph:
     inverted. Padding pixels are black.
 
     Args:
-        data: the whole file, with the 128-byte preamble.
-        name: what to call it in messages.
+        data: Bytes of the file, with the 128-byte preamble.
+        name: Name of the file in messages.
     Returns:
-        The image, never resized; its pixels are read-only.
+        The image at full size; its pixels are read-only.
     Raises:
         UnreadableImageError: not projection radiography, a body part that is stated and is not the chest, a view that is
             stated and is not from the front or the back, values of a detector that are yet to be processed, several frames,
@@ -133,7 +133,7 @@ def _unreadable(name: str, error: Exception, source: Header) -> UnreadableImageE
 
 
 def _decoder(data: bytes, name: str) -> Decoder:
-    """Return the decoder of the transfer syntax, before the rest is read: a deflated header could inflate without bound."""
+    """Return the decoder of the transfer syntax. The rest is read later, since a deflated header inflates without bound."""
     source = Header(data)
     try:
         source.seek(_PREAMBLE)

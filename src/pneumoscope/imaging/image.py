@@ -23,8 +23,8 @@ class Radiograph:
         pixels: Grey levels, 0 (black) to 255 (white), shape (height, width).
         source: Path or name of the file.
         format: File format, such as "JPEG", "PNG" or "DICOM".
-        mode: Pixel format of the file: Pillow's mode ("L", "RGB", "I;16"), or DICOM's photometric interpretation and bits
-            ("MONOCHROME2, 12 bits").
+        mode: Pixel format of the file: Pillow's mode ("L", "RGB", "I;16"), or DICOM's photometric interpretation and
+            bits ("MONOCHROME2, 12 bits").
         reduced_from: Width and height in the file, pixels, if the image was decoded at a reduced size; else None.
         age: Age of the patient in years, if the file states it; else None.
         chroma: Mean difference of the largest and smallest colour channel, grey levels; 0 for grey images.

@@ -1,11 +1,11 @@
 """Synthetic chest images: a drawing of ribs, spine, heart, diaphragm and lungs, with or without an opacity.
 
-The classes differ in one way only. The opacity is added inside the lungs, from a random stream of its own. Anatomy, exposure,
-marker and noise come from streams that do not depend on the label. A patient drawn with and without pneumonia is identical
-outside the lungs, pixel for pixel, so a model cannot learn the label from anything else.
+The classes differ in one way only. The opacity is added inside the lungs, from a random stream of its own. Anatomy,
+exposure, marker and noise come from streams that do not depend on the label. A patient drawn with and without pneumonia
+is identical outside the lungs, pixel for pixel, so a model cannot learn the label from anything else.
 
-A folder of phantoms states in PHANTOMS.txt that the images are synthetic. They are written to empty folders only, so that
-they never mix with radiographs.
+A folder of phantoms states in PHANTOMS.txt that the images are synthetic. They are written to empty folders only, so
+that they never mix with radiographs.
 """
 
 from __future__ import annotations
@@ -44,7 +44,7 @@ _WAVES = 40
 _NOTICE = """PHANTOMS
 
 Every image in this folder is synthetic: drawn by `pneumoscope phantom` from random numbers, not from radiographs.
-The "patients" do not exist, and the "pneumonia" is a drawing of an opacity. Use the images to try and test the software.
+The "patients" do not exist, and the "pneumonia" is a drawing of an opacity. Use the images to test the software.
 Results on them have no medical meaning.
 
 seed {seed}, {size} x {size} pixels, {train} images in train, {test} in test
@@ -89,8 +89,8 @@ def write_phantoms(
 ) -> PhantomSummary:
     """Write a folder of synthetic images with the layout and file names of the public data set, and return a summary.
 
-    Three of five images are PNEUMONIA, and half of the patients with pneumonia have bacteria. A third of the patients have
-    two or three images. No patient is in both splits.
+    Three of five images are PNEUMONIA, and half of the patients with pneumonia have bacteria. A third of the patients
+    have two or three images. No patient is in both splits.
 
     Args:
         folder: Folder to create; it may exist if it is empty.
@@ -183,8 +183,8 @@ def draw_phantom(
         size: Width and height, 32 to 2,048 pixels.
 
     Returns:
-        Grey levels 0 to 255, shape (size, size). The same arguments give the same image on every machine, except that a few
-        grey levels may be rounded differently.
+        Grey levels 0 to 255, shape (size, size). The same arguments give the same image on every machine, except that a
+        few grey levels may be rounded differently.
 
     Raises:
         UsageError: A number is out of range, or an etiology is given without pneumonia.
@@ -215,7 +215,7 @@ def _validate_size(size: int) -> None:
 
 
 def _coordinates(rng: np.random.Generator, size: int) -> tuple[Field, Field]:
-    """Return the patient coordinates of each pixel: x from -1 (left) to 1, y from -1 (top) to 1, shapes (size, size)."""
+    """Return patient coordinates of each pixel: x from -1 (left) to 1, y from -1 (top) to 1, shapes (size, size)."""
     line = np.linspace(-1, 1, size, dtype=np.float32)
     angle, scale = rng.normal(0, 0.035), rng.uniform(0.95, 1.12)
     right, down = rng.normal(0, 0.03, 2)
@@ -225,7 +225,7 @@ def _coordinates(rng: np.random.Generator, size: int) -> tuple[Field, Field]:
 
 
 def _smooth_step(distance: Field, width: float) -> Field:
-    """Return a smooth step from 0 at -1.5 `width` to 1 at 1.5 `width`. It is exactly 0 below, so that no opacity leaks."""
+    """Return a smooth step from 0 at -1.5 `width` to 1 at 1.5 `width`. It is exactly 0 below: no opacity leaks."""
     step = distance * np.float32(1 / (3 * width))
     step += np.float32(0.5)
     np.clip(step, 0, 1, out=step)
@@ -237,10 +237,10 @@ def _smooth_step(distance: Field, width: float) -> Field:
 
 
 def _texture(rng: np.random.Generator, x: Field, y: Field, fineness: float) -> Field:
-    """Return a random pattern with mean 0 and a standard deviation of about 1, fixed to the patient and not to the pixels.
+    """Return a random pattern in patient coordinates, with mean 0 and a standard deviation of about 1.
 
-    It is a sum of plane waves of several lengths. The grid is affine, so the phase of a wave is a function of the row plus a
-    function of the column, and the sum is one matrix product.
+    It is a sum of plane waves of several lengths. The grid is affine, so the phase of a wave is a function of the row
+    plus a function of the column, and the sum is one matrix product.
     """
     angle, shift = rng.uniform(0, np.pi, _WAVES), rng.uniform(0, 2 * np.pi, _WAVES)
     k = fineness * np.geomspace(0.4, 2.5, _WAVES)

@@ -1,7 +1,7 @@
 """Preprocessing of radiographs: the single definition for training, export, evaluation and prediction.
 
-The input of a network is a square of grey levels, 0 to 255. Normalization and the repetition to three channels are part of
-the network, and so of the exported file. Only the crop and the resize are defined here.
+The input of a network is a square of grey levels, 0 to 255. Normalization and the repetition to three channels are part
+of the network, and so of the exported file. Only the crop and the resize are defined here.
 """
 
 from __future__ import annotations
@@ -17,8 +17,8 @@ from pneumoscope.imaging.decode import Radiograph
 
 __all__ = ["PREPROCESSING_VERSION", "Crop", "Preprocessing", "preprocess"]
 
-# Increase it if the same file gives different pixels. Caches of other versions are rebuilt; bundles of other versions are
-# rejected.
+# Increase it if the same file gives different pixels. Caches of other versions are rebuilt; bundles of other versions
+# are rejected.
 PREPROCESSING_VERSION = 2
 
 Crop = Literal["squash", "centre"]
@@ -40,15 +40,15 @@ class Preprocessing(Struct, frozen=True, forbid_unknown_fields=True, kw_only=Tru
 
     @property
     def least_side(self) -> int:
-        """Return the smallest side to which a JPEG may be reduced in decoding: twice the size, which leaves pixels to average."""
+        """Return the minimum side to which a JPEG may be reduced in decoding: twice the size leaves pixels to average."""
         return 2 * self.size
 
 
 def preprocess(radiograph: Radiograph, preprocessing: Preprocessing) -> npt.NDArray[np.uint8]:
     """Return a radiograph cropped and resized: grey levels 0 to 255, shape (size, size).
 
-    The resize is antialiased (Pillow's bilinear filter, whose support grows with the reduction). The result is a new array,
-    never a view of the radiograph's pixels.
+    The resize is antialiased (Pillow's bilinear filter, whose support grows with the reduction). The result is a new
+    array, never a view of the radiograph's pixels.
 
     Args:
         radiograph: Radiograph of any size.

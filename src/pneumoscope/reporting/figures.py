@@ -1,7 +1,7 @@
 """Figures of a comparison. They draw results of `statistics` and `evaluation`; nothing is computed here.
 
-Each figure is legible on a phone at its own size, and a page sets several side by side. Legends are part of the page. All
-functions must be called within `style.drawing()`.
+Each figure is legible on a phone at its own size, and a page sets several side by side. Legends are part of the page.
+All functions must be called within `style.drawing()`.
 """
 
 from __future__ import annotations
@@ -125,7 +125,7 @@ def overlay_figure(
 
 
 def reliability_figure(title: str, bins: Sequence[ReliabilityBin], style: RunStyle) -> Figure:
-    """Return a reliability diagram: observed rate of pneumonia by predicted probability, with the interval of each bin."""
+    """Return a reliability diagram: observed rate of pneumonia by predicted probability, with intervals."""
     figure = new_figure(300, 300)
     axes: Axes = figure.subplots()
     show_grid(axes)
@@ -196,7 +196,7 @@ def _signed_square(root: FloatArray) -> FloatArray:
 
 
 def differences_figure(title: str, pairs: Sequence[PairedTest]) -> Figure:
-    """Return the differences of pairs with their intervals around zero; those that are not significant are grey and hollow.
+    """Return the differences of pairs with their intervals; those that are not significant are grey and hollow.
 
     Args:
         title: Title of the figure.

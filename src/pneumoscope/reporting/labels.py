@@ -37,12 +37,12 @@ GLOSSARY = {
     "Image": "one chest radiograph.",
     "Score": "output of the network before calibration, 0 to 1.",
     "Probability": "score calibrated on validation images, 0 to 1.",
-    "Operating point, threshold": "an image is predicted as pneumonia if its score is at or above the threshold. Balanced,"
-    " rule-out and rule-in are chosen on validation images.",
+    "Operating point": "threshold on the score: an image is predicted as pneumonia if its score is at or above it."
+    " Balanced, rule-out and rule-in are chosen on validation images.",
     "Accuracy": "fraction of all images that are classified correctly.",
     "Sensitivity": "fraction of pneumonia images that are predicted as pneumonia; also called recall.",
     "Specificity": "fraction of normal images that are not predicted as pneumonia.",
-    "Precision": "fraction of the images predicted as pneumonia that are pneumonia; also called positive predictive value.",
+    "Precision": "fraction of images predicted as pneumonia that are pneumonia; also called positive predictive value.",
     "Negative predictive value": "fraction of the images not predicted as pneumonia that are normal.",
     "F1": "harmonic mean of precision and sensitivity.",
     "Balanced accuracy": "mean of sensitivity and specificity.",
@@ -50,11 +50,11 @@ GLOSSARY = {
     "AUROC": "probability that a pneumonia image scores above a normal image; 0.5 is chance.",
     "AUPRC": "average precision over all sensitivities; chance is the prevalence of pneumonia.",
     "Brier score": "mean squared difference of probability and label; 0 is perfect, lower is better.",
-    "Calibration error": "mean difference of probability and observed rate over bins of images; lower is better.",
+    "Calibration error": "mean absolute difference of probability and observed rate over bins; lower is better.",
     "95% interval": "confidence interval: 95% of the intervals of repeated studies contain the true value.",
     "McNemar's test": "compares two runs on the images that only one of them classifies correctly.",
     "DeLong's test": "compares two AUROCs measured on the same images.",
-    "Holm p": "p value corrected for the number of pairs, so that any false positive among them has a probability below 5%.",
+    "Holm p": "p value corrected for the number of pairs: the probability of any false positive is below 5%.",
     "Etiology": "cause of the pneumonia according to the image's file name: bacteria or virus.",
 }
 

@@ -1,7 +1,7 @@
 """Style of all figures: colours, fonts and grid, without changes to matplotlib's global state.
 
-Figures are drawn in the light colours. The style sheet of a page or a standalone SVG maps them to the dark ones, so a figure
-copied from either remains valid. A run has the same colour and dash pattern in every figure.
+Figures are drawn in the light colours. The style sheet of a page or a standalone SVG maps them to the dark ones, so a
+figure copied from either remains valid. A run has the same colour and dash pattern in every figure.
 """
 
 from __future__ import annotations

@@ -1,8 +1,8 @@
 """Conversion of matplotlib figures to small SVGs that can be embedded in one page.
 
-Several SVGs of matplotlib are not valid in one page: ids repeat, and a style sheet for `*` applies to the whole page. Here
-ids are prefixed, styles become attributes (which a page's style sheet can override for dark mode), coordinates are rounded,
-and the figure gets an accessible name. The same figure gives the same bytes.
+Several SVGs of matplotlib are not valid in one page: ids repeat, and a style sheet for `*` applies to the whole page.
+Here ids are prefixed, styles become attributes (which a page's style sheet can override for dark mode), coordinates are
+rounded, and the figure gets an accessible name. The same figure gives the same bytes.
 """
 
 from __future__ import annotations

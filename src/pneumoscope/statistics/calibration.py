@@ -54,7 +54,7 @@ def _validate_probabilities(probabilities: npt.ArrayLike, labels: npt.ArrayLike)
 
 
 def _bin_indices(probabilities: FloatArray, bins: int) -> IntArray:
-    """Return the bin of each image, from 0 without gaps. Bins have equally many images; equal probabilities share a bin."""
+    """Return the bin of each image, from 0 without gaps. Bins are of equal mass; equal probabilities share a bin."""
     edges = np.unique(np.quantile(probabilities, np.arange(1, bins) / bins, method="inverted_cdf"))
     return np.asarray(np.unique(np.searchsorted(edges, probabilities), return_inverse=True)[1], dtype=np.int64)
 
@@ -80,10 +80,10 @@ def weighted_brier(probabilities: FloatArray, labels: BoolArray, weights: FloatA
 def weighted_calibration_error(probabilities: FloatArray, labels: BoolArray, weights: FloatArray) -> FloatArray:
     """Return the expected calibration error of each row of image weights; arguments and shape as in `weighted_brier`.
 
-    It is the mean absolute difference of mean probability and observed rate over 15 bins of equally many images. With bins
-    of equal width most would be almost empty, since networks output 0.99 far more often than 0.5. Equal probabilities share
-    a bin, so there can be fewer bins. The bins are those of the unweighted images. Even perfect calibration gives a value
-    above 0, about 0.02 at 600 images.
+    It is the mean absolute difference of mean probability and observed rate over 15 bins of equally many images. With
+    bins of equal width most would be almost empty, since networks output 0.99 far more often than 0.5. Equal
+    probabilities share a bin, so there can be fewer bins. The bins are those of the unweighted images. Even perfect
+    calibration gives a value above 0, about 0.02 at 600 images.
 
     Source: Naeini 2015, AAAI 29:2901; 15 bins by Guo 2017, ICML 70:1321; equal mass by Nixon 2019, CVPR Workshops.
     """
@@ -104,10 +104,10 @@ def calibration_error_interval(
 ) -> Interval:
     """Return the expected calibration error with an interval that can include 0.
 
-    Noise only increases this error, and resampling adds the noise a second time, so a percentile interval lies above the
-    true value. The percentile interval of `intervals.patient_bootstrap` is therefore reflected at the estimate (basic
-    bootstrap). Its low end is 0 if labels drawn from the probabilities themselves give as large a value in more than
-    1 - level of the draws.
+    Noise only increases this error, and resampling adds the noise a second time, so a percentile interval lies above
+    the true value. The percentile interval of `intervals.patient_bootstrap` is therefore reflected at the estimate
+    (basic bootstrap). Its low end is 0 if labels drawn from the probabilities themselves give as large a value in more
+    than 1 - level of the draws.
 
     In simulations of 624 images the interval contains the true value in 87 to 95% of data sets, the percentile interval
     in 0 to 91%.
@@ -140,7 +140,7 @@ def calibration_error_interval(
 
 
 def _max_error_if_calibrated(probabilities: FloatArray, level: float, resamples: int, seed: int) -> float:
-    """Return the quantile at `level` of the calibration error of perfectly calibrated images with these probabilities."""
+    """Return the quantile at `level` of the calibration error if these probabilities are perfectly calibrated."""
     random = np.random.default_rng(seed)
     indices = _bin_indices(probabilities, BINS)
     errors = []
@@ -177,8 +177,9 @@ def reliability_bins(
 def fit_platt(logits: npt.ArrayLike, labels: npt.ArrayLike) -> tuple[float, float]:
     """Return the slope and intercept for which sigmoid(slope x logit + intercept) is a calibrated probability.
 
-    They maximise the likelihood of Platt's smoothed targets, (N+ + 1) / (N+ + 2) and 1 / (N- + 2), which keep both finite
-    if the classes are perfectly separated. The slope stays positive: calibration must not change the ranking of images.
+    They maximise the likelihood of Platt's smoothed targets, (N+ + 1) / (N+ + 2) and 1 / (N- + 2), which keep both
+    finite if the classes are perfectly separated. The slope stays positive: calibration must not change the ranking of
+    images.
 
     Args:
         logits: Logits of validation images, unbounded, shape (n,).
@@ -213,7 +214,8 @@ def fit_platt(logits: npt.ArrayLike, labels: npt.ArrayLike) -> tuple[float, floa
 def adjust_prevalence(probabilities: npt.ArrayLike, source: float, target: float) -> FloatArray:
     """Return probabilities for a population in which pneumonia is more or less common.
 
-    The odds are multiplied by a constant. The images of each label are assumed to be distributed alike in both populations.
+    The odds are multiplied by a constant. The images of each label are assumed to be distributed alike in both
+    populations.
 
     Args:
         probabilities: Probabilities of pneumonia in the source population, 0 to 1, any shape.

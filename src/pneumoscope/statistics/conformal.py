@@ -1,11 +1,11 @@
 """Predictions with a guarantee for exchangeable images: Mondrian conformal prediction and Venn-Abers calibration.
 
-Conformal prediction keeps a label possible for an image unless the score is among the most extreme calibration scores of
-that label. For the images of either label, the true label then stays possible with at least the stated coverage, whatever
-the quality of the network.
+Conformal prediction keeps a label possible for an image unless the score is among the most extreme calibration scores
+of that label. For the images of either label, the true label then stays possible with at least the stated coverage,
+whatever the quality of the network.
 
-Venn-Abers calibration fits isotonic regression to the calibration images and the new image twice, once with each label. One
-of the two probabilities is calibrated. They differ widely where few calibration images have similar scores.
+Venn-Abers calibration fits isotonic regression to the calibration images and the new image twice, once with each label.
+One of the two probabilities is calibrated. They differ widely where few calibration images have similar scores.
 
 Neither guarantee holds under a distribution shift.
 """
@@ -39,8 +39,8 @@ class UncertaintyBand(NamedTuple):
 def fit_uncertainty_band(scores: npt.ArrayLike, labels: npt.ArrayLike, coverage: float) -> UncertaintyBand:
     """Return the scores at which both labels are possible, or neither is.
 
-    If few calibration images are misclassified, neither label may be possible at some scores. Such an image is atypical of
-    both labels and counts as uncertain too, which can only raise the coverage.
+    If few calibration images are misclassified, neither label may be possible at some scores. Such an image is atypical
+    of both labels and counts as uncertain too, which can only raise the coverage.
 
     Args:
         scores: Scores, 0 to 1, of calibration images that selected neither the network nor its epoch, shape (n,).
@@ -63,7 +63,7 @@ def fit_uncertainty_band(scores: npt.ArrayLike, labels: npt.ArrayLike, coverage:
 
 
 def _n_excluded(n: int, coverage: float, label: str) -> int:
-    """Return how many of the n + 1 equally likely ranks of a new image among those of its label lie outside the coverage."""
+    """Return how many of the n + 1 equally likely ranks of a new image of the label lie outside the coverage."""
     n_excluded = math.floor((1 - coverage) * (n + 1) + 1e-9)
     if n_excluded < 1:
         required = math.ceil(coverage / (1 - coverage) - 1e-9)

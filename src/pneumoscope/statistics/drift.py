@@ -1,4 +1,4 @@
-"""Data drift: comparison of recent scores with the reference distribution of a model, of which the deciles are known."""
+"""Data drift: comparison of recent scores with the deciles of a reference distribution."""
 
 from __future__ import annotations
 
@@ -51,8 +51,8 @@ def measure_drift(probabilities: npt.ArrayLike, deciles: Sequence[float], n_refe
     Raises:
         UndefinedMetricError: There are fewer than `MIN_IMAGES` images, or the deciles are not nine ascending numbers.
 
-    Source: The probabilities between neighbouring order statistics have a Dirichlet distribution (Wilks 1962, Mathematical
-        Statistics, section 7.7); the counts in them are multinomial.
+    Source: The probabilities between neighbouring order statistics have a Dirichlet distribution (Wilks 1962,
+        Mathematical Statistics, section 7.7); the counts in them are multinomial.
     """
     x, edges = np.asarray(probabilities, dtype=np.float64), np.asarray(deciles, dtype=np.float64)
     if edges.shape != (_TENTHS - 1,) or not (np.diff(edges) >= 0).all():

@@ -1,8 +1,8 @@
 """Confidence intervals of proportions and their differences, and the bootstrap by patient for any other statistic.
 
-Images of one patient are not independent. For proportions, Wilson's interval is computed for the number of images divided
-by the design effect. For other statistics, whole patients are resampled. With one image per patient both give the usual
-formula.
+Images of one patient are not independent. For proportions, Wilson's interval is computed for the number of images
+divided by the design effect. For other statistics, whole patients are resampled. With one image per patient both give
+the usual formula.
 """
 
 from __future__ import annotations
@@ -95,8 +95,8 @@ def design_effect(values: npt.ArrayLike, groups: IntArray) -> float:
         groups: Patient numbers from `inputs.patient_groups`, shape (n,).
 
     Returns:
-        At least 1, and exactly 1 with one image per patient. If all values are equal the effect cannot be estimated, and
-        the images of a patient count as one.
+        At least 1, and exactly 1 with one image per patient. If all values are equal the effect cannot be estimated,
+        and the images of a patient count as one.
 
     Source: Ratio estimator of Rao & Scott 1992, Biometrics 48:577.
     """
@@ -175,8 +175,8 @@ def paired_difference(
 
     Args:
         a_correct, b_correct: True where an image is classified correctly, shape (n,), in the same order.
-        patients: One patient key per image, "" where unknown. Where patients repeat, all counts are divided by the design
-            effect of the difference.
+        patients: One patient key per image, "" where unknown. Where patients repeat, all counts are divided by the
+            design effect of the difference.
         level: Coverage, 0 to 1.
 
     Raises:
@@ -218,8 +218,8 @@ def mean_of_proportions(a: Interval, b: Interval) -> Interval:
     Args:
         a, b: Proportions at the same level. If one is undefined so is the mean, for the same reason.
 
-    Source: Recovery of variance estimates, Zou & Donner 2008, Stat Med 27:1693; for a difference of Wilson intervals this
-        is Newcombe's method.
+    Source: Recovery of variance estimates, Zou & Donner 2008, Stat Med 27:1693; for a difference of Wilson intervals
+        this is Newcombe's method.
     """
     n, method = a.n + b.n, "wilson, both labels"
     if a.value is None or b.value is None or b.low is None or b.high is None:
@@ -243,8 +243,9 @@ def patient_bootstrap(
     """Return a statistic with its percentile interval over resamples of whole patients, with replacement.
 
     The percentile interval is preferred to BCa: its ends are values of the statistic, it needs no jackknife, and with
-    hundreds of patients the two differ by less than a tenth of their width. Resamples in which the statistic is undefined,
-    such as those without pneumonia, are dropped. If they are more than half, the interval is left out and the reason says so.
+    hundreds of patients the two differ by less than a tenth of their width. Resamples in which the statistic is
+    undefined, such as those without pneumonia, are dropped. If they are more than half, the interval is left out and
+    the reason says so.
 
     Args:
         statistic: Function of scores, labels and image weights; see `WeightedStatistic`.
@@ -259,7 +260,8 @@ def patient_bootstrap(
     Raises:
         UndefinedMetricError: See `inputs.validate`.
 
-    Source: Davison & Hinkley 1997, Bootstrap Methods and their Application, sections 5.3 (percentile) and 3.8 (clusters).
+    Source: Davison & Hinkley 1997, Bootstrap Methods and their Application, sections 5.3 (percentile) and 3.8
+        (clusters).
     """
     x, y = validate(scores, labels)
     groups = patient_groups(patients, len(x))

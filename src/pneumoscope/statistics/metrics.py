@@ -1,4 +1,4 @@
-"""Confusion counts and the metrics of thresholded decisions, with intervals. An undefined metric is None with a reason."""
+"""Confusion counts and metrics of decisions, with intervals. An undefined metric is None with a reason."""
 
 from __future__ import annotations
 
@@ -87,7 +87,8 @@ def threshold_metrics(
 
     The five proportions have Wilson intervals, widened by the design effect where patients repeat
     (`intervals.proportion`). The interval of balanced accuracy combines those of sensitivity and specificity
-    (`intervals.mean_of_proportions`). F1 and MCC have bootstrap intervals by patient (`intervals.patient_bootstrap`). They
+    (`intervals.mean_of_proportions`). F1 and MCC have bootstrap intervals by patient (`intervals.patient_bootstrap`).
+    They
     have none if all images of a class are classified correctly, or all incorrectly: resampling cannot produce an error
     that no image shows.
 

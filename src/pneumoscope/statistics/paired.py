@@ -23,10 +23,10 @@ def mcnemar_exact(
 ) -> float | None:
     """Return the two-sided p of the hypothesis that two networks are correct equally often.
 
-    The lead of a patient is the number of images that only a classifies correctly, minus those that only b does. Under the
-    hypothesis each lead is as likely with the opposite sign. The probability of a total lead at least as large is summed
-    over all 2^k signs, exactly. With one image per patient this is McNemar's exact (binomial) test; where patients repeat,
-    unlike that test, it keeps their images together.
+    The lead of a patient is the number of images that only a classifies correctly, minus those that only b does. Under
+    the hypothesis each lead is as likely with the opposite sign. The probability of a total lead at least as large is
+    summed over all 2^k signs, exactly. With one image per patient this is McNemar's exact (binomial) test; where
+    patients repeat, unlike that test, it keeps their images together.
 
     Args:
         a_correct, b_correct: True where an image is classified correctly, shape (n,), in the same order.
@@ -72,8 +72,8 @@ def delong_test(
         level: Coverage of the interval, 0 to 1.
 
     Returns:
-        The difference with a normal interval, and p. If both networks rank the images alike the variance is 0: the ends of
-        the interval and p are None.
+        The difference with a normal interval, and p. If both networks rank the images alike the variance is 0: the ends
+        of the interval and p are None.
 
     Raises:
         UndefinedMetricError: The shapes differ, or a class has fewer than 2 patients.

@@ -101,8 +101,8 @@ def roc_curve(scores: npt.ArrayLike, labels: npt.ArrayLike) -> tuple[FloatArray,
         labels: True where pneumonia is present, shape (n,).
 
     Returns:
-        False positive rate, sensitivity and threshold, each of shape (k + 1,) for k distinct scores. A score at or above the
-        threshold is positive; the first threshold is infinite.
+        False positive rate, sensitivity and threshold, each of shape (k + 1,) for k distinct scores. A score at or
+        above the threshold is positive; the first threshold is infinite.
 
     Raises:
         UndefinedMetricError: A class has no images.
@@ -122,8 +122,8 @@ def precision_recall_curve(scores: npt.ArrayLike, labels: npt.ArrayLike) -> tupl
         labels: True where pneumonia is present, shape (n,).
 
     Returns:
-        Sensitivity (ascending), precision and threshold, each of shape (k,) for k distinct scores. A score at or above the
-        threshold is positive. The area below the step function is the average precision.
+        Sensitivity (ascending), precision and threshold, each of shape (k,) for k distinct scores. A score at or above
+        the threshold is positive. The area below the step function is the average precision.
 
     Raises:
         UndefinedMetricError: A class has no images.
@@ -142,8 +142,8 @@ def delong_covariance(scores: npt.ArrayLike, labels: npt.ArrayLike, groups: IntA
     Args:
         scores: Scores of k networks in any unit, shape (k, n).
         labels: True where pneumonia is present, shape (n,).
-        groups: Patient numbers from `inputs.patient_groups`, shape (n,). Images of one patient may be correlated. With one
-            image per patient the result is DeLong's.
+        groups: Patient numbers from `inputs.patient_groups`, shape (n,). Images of one patient may be correlated. With
+            one image per patient the result is DeLong's.
 
     Returns:
         AUROC, shape (k,), and covariance, shape (k, k).
@@ -178,7 +178,7 @@ def delong_covariance(scores: npt.ArrayLike, labels: npt.ArrayLike, groups: IntA
 
 
 def delong_method(groups: IntArray) -> str:
-    """Return the name of the method of `delong_covariance`: "delong by patient" where patients repeat, else "delong"."""
+    """Return the name of the method: "delong by patient" if patients repeat, else "delong"."""
     return "delong" if len(np.unique(groups)) == len(groups) else "delong by patient"
 
 
@@ -187,9 +187,9 @@ def auroc_interval(
 ) -> Interval:
     """Return the AUROC with DeLong's interval on the logit scale, which stays within 0 to 1.
 
-    DeLong's variance is 0 if the classes are perfectly separated, and cannot be estimated if a class has one patient. The
-    interval is then Wilson's for k independent pairs of a PNEUMONIA and a NORMAL image, where k is the number of patients
-    of the smaller class.
+    DeLong's variance is 0 if the classes are perfectly separated, and cannot be estimated if a class has one patient.
+    The interval is then Wilson's for k independent pairs of a PNEUMONIA and a NORMAL image, where k is the number of
+    patients of the smaller class.
 
     Args:
         scores: Scores in any unit, shape (n,).

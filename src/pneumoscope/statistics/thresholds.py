@@ -21,8 +21,8 @@ def youden_threshold(scores: npt.ArrayLike, labels: npt.ArrayLike) -> float:
     """Return the threshold with the highest Youden index, sensitivity + specificity - 1.
 
     It lies midway between the lowest score that is predicted as pneumonia and the next lower score. Of thresholds with
-    equal indices the lowest is returned, since it misses the fewest pneumonias. A network that ranks no better than chance
-    therefore predicts pneumonia for every image.
+    equal indices the lowest is returned, since it misses the fewest pneumonias. A network that ranks no better than
+    chance therefore predicts pneumonia for every image.
 
     Args:
         scores: Scores of validation images, 0 to 1, shape (n,).
@@ -64,8 +64,8 @@ def threshold_at_sensitivity(scores: npt.ArrayLike, labels: npt.ArrayLike, sensi
 def threshold_at_specificity(scores: npt.ArrayLike, labels: npt.ArrayLike, specificity: float = 0.99) -> float:
     """Return the lowest threshold with at least this specificity.
 
-    It lies midway between the highest NORMAL score below it and the next higher score, or 1 if no score is higher. If too
-    many NORMAL images score 1, no threshold up to 1 reaches the specificity, and 1 is returned.
+    It lies midway between the highest NORMAL score below it and the next higher score, or 1 if no score is higher. If
+    too many NORMAL images score 1, no threshold up to 1 reaches the specificity, and 1 is returned.
 
     Args:
         scores: Scores of validation images, 0 to 1, shape (n,).
