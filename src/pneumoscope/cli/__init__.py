@@ -33,6 +33,7 @@ VERBS = (
     "predict",
     "serve",
     "audit-log",
+    "storage",
 )
 _EXTRAS = {
     "train": ("torch", "torchvision", "lightning", "timm", "onnx", "onnxscript", "tensorboard", "safetensors"),

@@ -14,7 +14,7 @@ from filelock import FileLock, Timeout
 
 from pneumoscope.core.errors import PneumoscopeError, StorageError
 
-__all__ = ["is_temporary", "locked", "sweep", "write_atomically"]
+__all__ = ["fsync_directory", "is_temporary", "locked", "sweep", "write_atomically"]
 
 _RANDOM = 8  # bytes
 
@@ -45,7 +45,7 @@ def write_atomically(path: Path, content: str | bytes | Callable[[BinaryIO], Non
             file.flush()
             os.fsync(file.fileno())
         temporary.replace(target)
-        _settle(target.parent)
+        fsync_directory(target.parent)
     except OSError as error:
         raise StorageError(
             f"cannot write {str(path)!r}: {error.strerror or error}",
@@ -57,8 +57,8 @@ def write_atomically(path: Path, content: str | bytes | Callable[[BinaryIO], Non
     return path
 
 
-def _settle(folder: Path) -> None:
-    """Have a folder's new names on the disk, so that they are there after a power cut, too."""
+def fsync_directory(folder: Path) -> None:
+    """Write a directory's entries to the disk, so that new names survive a power cut."""
     with contextlib.suppress(OSError):  # some systems cannot; a crash of the process alone loses no name
         handle = os.open(folder, os.O_RDONLY)
         try:
