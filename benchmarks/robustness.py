@@ -43,6 +43,7 @@ from pneumoscope.imaging.decode import decode
 from pneumoscope.imaging.phantom_drawing import draw
 from pneumoscope.inference.discovery import discover_images
 from pneumoscope.inference.model import LabelledImage, Model, load_model
+from pneumoscope.runs.run_folder import MANIFEST_FILE
 from pneumoscope.statistics.intervals import proportion
 
 Grey = npt.NDArray[np.uint8]
@@ -184,7 +185,7 @@ def rejections(name: str, found: Iterable[Prediction], patients: Sequence[str] |
 
 def measure(model: Model, data: Path, target: Path, given: argparse.Namespace) -> dict[str, Any]:
     """Everything that is written."""
-    root, images = select_images(data, given.split, target / "manifest.csv")
+    root, images = select_images(data, given.split, target / MANIFEST_FILE)
     rng = np.random.default_rng(given.seed)
     each = min(given.images // 2, *(sum(image.label == label for image in images) for label in LABELS))
     drawn = [

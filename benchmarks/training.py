@@ -36,11 +36,12 @@ from pneumoscope.imaging.phantom import phantom
 from pneumoscope.models.alexnet import LocalResponseNorm
 from pneumoscope.models.base import Network
 from pneumoscope.models.factory import build
+from pneumoscope.runs.recipe import Recipe, check
+from pneumoscope.runs.record import machine, versions
 from pneumoscope.training.data_module import ImageArrays
+from pneumoscope.training.devices import Devices, device_name, precision_here
 from pneumoscope.training.optimizers import make_optimizer
-from pneumoscope.training.recipe import Recipe, check
-from pneumoscope.training.run import machine, versions
-from pneumoscope.training.trainer import Devices, device_name, fit, precision_here
+from pneumoscope.training.trainer import run_trainer
 
 # (network, batch): the report's, and the small one of ours.
 CASES = {"alexnet": 64, "vgg19": 64, "tf_efficientnet_lite0": 32}
@@ -126,7 +127,7 @@ def ours(case: Case) -> float:
     watch = Watch(case.device)
     with tempfile.TemporaryDirectory() as out:
         devices = Devices("gpu" if case.device.type == "cuda" else "cpu", 1)
-        fit(case.recipe, case.network(), case.arrays, Path(out), devices, case.precision, watch=(watch,))
+        run_trainer(case.recipe, case.network(), case.arrays, Path(out), devices, case.precision, callbacks=(watch,))
     return (watch.ends[-1] - watch.ends[0]) / ((len(watch.ends) - 1) * case.batch)
 
 

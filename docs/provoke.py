@@ -42,6 +42,8 @@ from pneumoscope.imaging.preprocess import Preprocessing
 from pneumoscope.inference.model import load_model
 from pneumoscope.models.factory import build
 from pneumoscope.models.weights import read_tensors
+from pneumoscope.runs.recipe import read_recipe
+from pneumoscope.runs.record import read_run
 from pneumoscope.service.app import Settings, make_app
 from pneumoscope.service.audit.log import verify
 from pneumoscope.service.auth.tokens import Authenticator
@@ -51,8 +53,6 @@ from pneumoscope.statistics.roc import auroc
 from pneumoscope.training.classifier import Classifier
 from pneumoscope.training.data_module import Batch
 from pneumoscope.training.parity import check_parity
-from pneumoscope.training.recipe import read_recipe
-from pneumoscope.training.run import read_run
 from pneumoscope.training.train import split_as_asked
 
 __all__ = ["examples"]
@@ -257,7 +257,7 @@ def _busy() -> None:
 _PROVOCATIONS: dict[str, Callable[[], object]] = {
     "PneumoscopeError": _fault_of_ours,
     "UsageError": _usage,
-    "UnknownNameError": lambda: read_recipe("alexnet-adm"),
+    "UnknownNameError": lambda: read_recipe("quik"),
     "MissingExtraError": _missing_extra,
     "UnreadableImageError": _unreadable,
     "LayoutError": _layout,

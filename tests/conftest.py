@@ -201,8 +201,8 @@ class Maker:
         self.bundle(folder / "bundle", name=name, **bundle)
         (folder / "recipe.toml").write_text(f'name = "{name}"\n')
         (folder / "epochs.csv").write_text(
-            "epoch,train_loss,train_accuracy,validation_loss,validation_accuracy,learning_rate,seconds\n"
-            "1,0.6,0.7,0.6,0.72,0.001,2.0\n2,0.5,0.8,0.55,0.78,0.001,2.0\n"
+            "epoch,train_loss,train_accuracy,validation_loss,validation_accuracy,validation_auroc,learning_rate,seconds\n"
+            "1,0.6,0.7,0.6,0.72,0.8,0.001,2.0\n2,0.5,0.8,0.55,0.78,0.9,0.001,2.0\n"
         )
         record = {
             "schema": 1,
@@ -217,7 +217,15 @@ class Maker:
             "image_size": SIZE,
             "epochs": 2,
             "weights": "none",
+            "manifest_sha256": "9d" * 32,
+            "counts": {},
+            "split_by": "patient",
+            "precision": "32",
+            "versions": {},
+            "machine": {},
+            "started": "2026-01-02T03:04:05+00:00",
             "best_epoch": 2,
+            "best_validation_accuracy": 0.78,
             "average_train_accuracy": 0.75,
             "average_validation_accuracy": 0.75,
             "seconds": 4.0,

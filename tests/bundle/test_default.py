@@ -7,10 +7,10 @@ import numpy as np
 import pytest
 
 from pneumoscope import load_model
-from pneumoscope.bundle.card import find_bundle
 from pneumoscope.imaging.phantom_drawing import draw
 from pneumoscope.inference.session import BundleSession
-from pneumoscope.training.recipe import check, read_recipe
+from pneumoscope.runs.recipe import check, read_recipe
+from pneumoscope.runs.run_folder import find_bundle
 
 # Public images at full size.
 ORIGINALS = Path(os.environ.get("PNEUMOSCOPE_ORIGINALS", "none"))

@@ -18,7 +18,7 @@ from PIL import Image
 from tests.conftest import SIZE, halves
 from tests.processes import started
 
-from pneumoscope.bundle.card import find_bundle, read_bundle
+from pneumoscope.bundle.card import read_bundle
 from pneumoscope.cli import cli, run_and_exit
 from pneumoscope.cli import predict as module
 from pneumoscope.core.errors import PartialFailureError
@@ -26,6 +26,7 @@ from pneumoscope.core.i18n import NOTICE
 from pneumoscope.core.results import SCHEMA
 from pneumoscope.inference.model import load_model
 from pneumoscope.inference.writers import csv_columns
+from pneumoscope.runs.run_folder import find_bundle
 
 PROGRAM = [sys.executable, "-m", "pneumoscope", "predict"]
 

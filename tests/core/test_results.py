@@ -32,7 +32,7 @@ EVALUATION = Evaluation(
     version="0.1.0",
 )
 COMPARISON = Comparison(
-    images={"n": 12}, point="half", runs=(), pairs=(), sentences=("A beats B.",), published=None, erratum="", command="",
+    images={"n": 12}, point="half", runs=(), pairs=(), sentences=("A beats B.",), command="",
     created="", version="0.1.0",
 )  # fmt: skip
 

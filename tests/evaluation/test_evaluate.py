@@ -18,10 +18,10 @@ from pneumoscope.core.errors import BundleError, DatasetError, RunError, Storage
 from pneumoscope.data.cache import preprocess_images
 from pneumoscope.data.layouts import load_manifest
 from pneumoscope.evaluation.evaluate import evaluate
-from pneumoscope.evaluation.records import read_evaluation, read_predictions
 from pneumoscope.imaging.decode import decode
 from pneumoscope.imaging.preprocess import preprocess
 from pneumoscope.inference.model import load_model
+from pneumoscope.runs.evaluations import read_evaluation, read_predictions
 
 
 def expected(images: Path, gain: float = 0.05) -> tuple[np.ndarray, np.ndarray]:

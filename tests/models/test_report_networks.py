@@ -62,7 +62,7 @@ def test_lrn_comes_after_the_pool(alexnet):
 
 def test_alexnet_counts_with_and_without_fc8(alexnet):
     assert count(alexnet) == 58_822_657
-    literal = AlexNet(keep_fc8=True)
+    literal = AlexNet(fc8=True)
     assert count(literal) == 62_517_177
     assert [type(layer) for layer in literal.dense][-2:] == [nn.Linear, nn.Softmax]
 
@@ -165,8 +165,3 @@ def test_the_smallest_images_pass(name, size):
 
     with torch.inference_mode():
         assert network(torch.zeros(2, size, size, dtype=torch.uint8)).shape == (2,)
-
-
-def test_fc8_is_alexnets_alone():
-    with pytest.raises(RecipeError, match="keep_fc8 is an option of 'alexnet', not of 'vgg19'"):
-        build("vgg19", image_size=32, keep_fc8=True)

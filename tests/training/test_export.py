@@ -15,13 +15,13 @@ from pneumoscope.inference.session import OUTPUTS, BundleSession, Outputs, sigmo
 from pneumoscope.models.factory import build
 from pneumoscope.models.input_classifier import InputClassifier
 from pneumoscope.models.ood import FeatureExtractor, InputChecks
+from pneumoscope.runs.recipe import RejectionOptions, read_recipe
 from pneumoscope.training import export as module
 from pneumoscope.training.augmentation import augment
 from pneumoscope.training.data_module import derive_seed
 from pneumoscope.training.onnx_export import _convolve_back, to_onnx
 from pneumoscope.training.ood import fit_mahalanobis
 from pneumoscope.training.parity import check_explanations, check_parity
-from pneumoscope.training.recipe import RejectionOptions, read_recipe
 
 pytestmark = pytest.mark.training
 

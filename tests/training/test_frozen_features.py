@@ -9,8 +9,8 @@ from tests.training.conftest import small
 from pneumoscope.data.cache import preprocess_images
 from pneumoscope.data.layouts import load_manifest
 from pneumoscope.models.factory import build
+from pneumoscope.runs.run_folder import WEIGHTS_FILE
 from pneumoscope.training import frozen_features as frozen
-from pneumoscope.training.checkpoints import BEST
 from pneumoscope.training.frozen_features import keep_features
 from pneumoscope.training.train import train
 
@@ -30,7 +30,7 @@ def recipe(start):
 
 def test_convolutions_stay_and_the_head_moves(phantoms, tmp_path, start):
     train(recipe(start), phantoms, tmp_path / "run")
-    before, after = load_file(start), load_file(tmp_path / "run" / BEST)
+    before, after = load_file(start), load_file(tmp_path / "run" / WEIGHTS_FILE)
 
     moved = {name.partition(".")[0] for name in before if not torch.equal(before[name], after[name])}
 

@@ -20,12 +20,13 @@ import msgspec
 from msgspec import Meta, Struct
 
 from pneumoscope.bundle.onnx_checks import MAX_BYTES, check_onnx
-from pneumoscope.core.errors import BundleError, RunError
+from pneumoscope.core.errors import BundleError
 from pneumoscope.core.messages import operating_point_rule
 from pneumoscope.imaging.preprocess import PREPROCESSING_VERSION, Preprocessing
 
 __all__ = [
     "CARD_FILE",
+    "DEFAULT_BUNDLE",
     "FORMAT",
     "INPUT_CLASSES",
     "LABELS",
@@ -40,7 +41,6 @@ __all__ = [
     "RejectionLimits",
     "Share",
     "UncertaintyBand",
-    "find_bundle",
     "read_bundle",
     "short_hash",
 ]
@@ -48,6 +48,7 @@ __all__ = [
 FORMAT = 1
 CARD_FILE = "card.json"
 NETWORK_FILE = "network.onnx"
+DEFAULT_BUNDLE = Path(__file__).parent / "default"
 _MOST_CARD = 10_000_000  # bytes
 
 
@@ -276,25 +277,6 @@ class Card(Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
 def short_hash(sha256: str) -> str:
     """The first 16 hexadecimal digits: 64 bits, enough to tell images apart."""
     return sha256[:16]
-
-
-def find_bundle(target: Path | None = None) -> Path:
-    """The bundle of a run, the folder itself where it is no run, and the one that comes with the package where None.
-
-    Raises:
-        RunError: the run has none.
-    """
-    if target is None:
-        return Path(__file__).parent / "default"
-    bundle = target / "bundle"
-    if bundle.is_dir():
-        return bundle
-    if (target / "run.json").is_file():
-        raise RunError(
-            f"run {str(target)!r} has no bundle: it is not finished, or its weights were left elsewhere",
-            hint="Finish it: pneumoscope train RECIPE --data DATA --out RUN --resume",
-        )
-    return target
 
 
 def read_bundle(folder: Path) -> tuple[Card, bytes]:

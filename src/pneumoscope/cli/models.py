@@ -27,8 +27,8 @@ def command(as_json: bool, target: str | None) -> None:
     Recipes also accept any other timm network by name.
     """
     if target is not None:
-        from pneumoscope.bundle.card import find_bundle
         from pneumoscope.bundle.model_card import model_card
+        from pneumoscope.runs.run_folder import find_bundle
 
         if as_json:
             raise UsageError("--card and --json cannot be combined", hint="Read card.json in the bundle instead")

@@ -21,7 +21,8 @@ __all__ = [
     "Interval",
     "OperatingPointResult",
     "PairedTest",
-    "PublishedRow",
+    "ReferenceRow",
+    "ReferenceTable",
     "RejectionSummary",
     "RunSummary",
     "ScoredImage",
@@ -180,7 +181,7 @@ class RunSummary:
     """One row of a comparison.
 
     Attributes:
-        average_train_accuracy, average_validation_accuracy: means over the epochs, as the report has them.
+        average_train_accuracy, average_validation_accuracy: means over the epochs.
         test: n, and each metric as an `Interval`, at the operating point that the comparison names.
         confusion: at that operating point.
         seconds: of training, wall clock.
@@ -230,16 +231,17 @@ class PairedTest:
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
-class PublishedRow:
-    """One row of the report's table, as printed and as converted from its restored counts.
+class ReferenceRow:
+    """One row of a table published elsewhere, as printed and as computed from its counts.
 
     Attributes:
-        printed: the report's own columns under the report's own names.
-        confusion: the counts restored from them.
+        name: of the row; a run of the same name is set beside it.
+        printed: the table's columns under their own names.
+        confusion: the counts behind them.
         metrics: standard definitions computed from the counts, each an `Interval`.
         average_train_accuracy, average_validation_accuracy: as printed.
-        ours: accuracy difference ours minus published with an unpaired interval; None where we have no such run.
-        sentence: what that difference says.
+        difference: accuracy of the run minus that of the row, unpaired; None where there is no such run on the same images.
+        sentence: the difference in words.
     """
 
     name: str
@@ -248,8 +250,21 @@ class PublishedRow:
     metrics: Mapping[str, Interval]
     average_train_accuracy: float
     average_validation_accuracy: float
-    ours: Interval | None
+    difference: Interval | None
     sentence: str
+
+
+@dataclasses.dataclass(frozen=True, slots=True)
+class ReferenceTable:
+    """A table published elsewhere, beside the runs of a comparison.
+
+    Attributes:
+        note: what a reader must know of its columns.
+        rows: of the table, at least one.
+    """
+
+    note: str
+    rows: tuple[ReferenceRow, ...]
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
@@ -262,9 +277,8 @@ class Comparison:
         runs: a row a run, in the order given.
         pairs: each pair of runs, by accuracy and by AUROC.
         sentences: the findings in words, generated from `pairs`.
-        published: the report's six rows; None unless asked for.
-        erratum: what the report's column names really mean; empty unless `published`.
         command: what was run.
+        reference: a published table beside the runs; None where there is none.
     """
 
     images: Mapping[str, Any]
@@ -272,11 +286,10 @@ class Comparison:
     runs: tuple[RunSummary, ...]
     pairs: tuple[PairedTest, ...]
     sentences: tuple[str, ...]
-    published: tuple[PublishedRow, ...] | None
-    erratum: str
     command: str
     created: str
     version: str
+    reference: ReferenceTable | None = None
     schema: int = SCHEMA
     notice: str = NOTICE
 

@@ -46,15 +46,15 @@ class LocalResponseNorm(nn.Module):
 
 
 class AlexNet(Network):
-    """58,822,657 trainable parameters at 224 pixels; 62,517,177 with fc8 kept.
+    """58,822,657 trainable parameters at 224 pixels; 62,517,177 with fc8.
 
     Args:
         image_size: side of the image, at least 63 pixels (below that nothing is left for the last pool).
-        keep_fc8: the literal stack: the 1,000-way layer with its softmax is kept and the head stands on its outputs.
+        fc8: Keep the 1,000-way layer with its softmax; the head then reads its outputs ("alexnet-fc8").
         scaling: of grey levels.
     """
 
-    def __init__(self, image_size: int = 224, *, keep_fc8: bool = False, scaling: Scaling = UNIT) -> None:
+    def __init__(self, image_size: int = 224, *, fc8: bool = False, scaling: Scaling = UNIT) -> None:
         super().__init__(scaling)
         self.layers = nn.Sequential(
             nn.Conv2d(3, 96, 11, stride=4, padding=2),
@@ -79,10 +79,10 @@ class AlexNet(Network):
         dense: list[nn.Module] = [nn.Flatten()]
         for inputs in (256 * side * side, 4096):
             dense += [nn.Linear(inputs, 4096), nn.ReLU(inplace=True), nn.Dropout(0.5)]
-        if keep_fc8:
+        if fc8:
             dense += [nn.Linear(4096, 1000), nn.Softmax(dim=1)]
         self.dense = nn.Sequential(*dense)
-        self.head = dense_head(1000 if keep_fc8 else 4096, second=64)
+        self.head = dense_head(1000 if fc8 else 4096, second=64)
         keras_initialise(self)
 
     def features(self, image: Tensor) -> Tensor:

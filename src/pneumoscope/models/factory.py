@@ -19,7 +19,6 @@ def build(
     *,
     image_size: int,
     weights: str = "none",
-    keep_fc8: bool = False,
     dropout: float = 0.0,
     border_mask: int = 0,
     flip_averaging: bool = False,
@@ -32,22 +31,19 @@ def build(
         name: in `registry.NETWORKS`, or any other name of timm's.
         image_size: side of the images, pixels.
         weights: "none", "imagenet", or a file's path.
-        keep_fc8: AlexNet's literal stack.
-        dropout: before the last layer of a timm network; the report's networks have their own.
+        dropout: before the last layer of a timm network; AlexNet and VGG19 have their own.
         edge, mirrored: see `Network`.
     Raises:
         UnknownNameError: no such network.
         RecipeError: images too small for it, or an option that it does not have.
         WeightsError, MissingExtraError: see `weights`.
     """
-    smallest = {"alexnet": 63, "vgg19": 32}.get(name, 32)
+    smallest = {"alexnet": 63, "alexnet-fc8": 63}.get(name, 32)
     if image_size < smallest:
         raise RecipeError(f"network.image_size is {image_size}; {name!r} needs at least {smallest}")
-    if keep_fc8 and name != "alexnet":
-        raise RecipeError(f"network.keep_fc8 is an option of 'alexnet', not of {name!r}")
     network: Network
-    if name == "alexnet":
-        network = AlexNet(image_size, keep_fc8=keep_fc8)
+    if name in ("alexnet", "alexnet-fc8"):
+        network = AlexNet(image_size, fc8=name == "alexnet-fc8")
     elif name == "vgg19":
         # A network that starts from ImageNet must see images as ImageNet's pictures were seen.
         network = VGG19(image_size, scaling=UNIT if weights == "none" else IMAGENET)

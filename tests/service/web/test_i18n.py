@@ -6,8 +6,9 @@ from pathlib import Path
 import pytest
 from pneumoscope.inference.rejection import _WORDS
 
-from pneumoscope.bundle.card import find_bundle, read_bundle
+from pneumoscope.bundle.card import read_bundle
 from pneumoscope.core.i18n import NOTICE
+from pneumoscope.runs.run_folder import find_bundle
 from pneumoscope.service import page, problems
 from pneumoscope.service.web.i18n import LANGUAGES, Words, choose
 from pneumoscope.service.web.routes import _ORDERS

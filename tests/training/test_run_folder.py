@@ -14,9 +14,11 @@ from tests.training.conftest import small
 
 from pneumoscope.core.errors import RunError, WeightsError
 from pneumoscope.models.factory import build
-from pneumoscope.training import fit, loop
-from pneumoscope.training.checkpoints import BEST, STATE, epochs_done
-from pneumoscope.training.run import hold
+from pneumoscope.runs.record import lock_run, read_run
+from pneumoscope.runs.run_folder import CHECKPOINT_FILE, WEIGHTS_FILE
+from pneumoscope.training import devices, trainer
+from pneumoscope.training import train as train_module
+from pneumoscope.training.checkpoints import epochs_done
 from pneumoscope.training.train import train
 
 pytestmark = pytest.mark.training
@@ -29,7 +31,7 @@ import sys, time
 from pathlib import Path
 from pneumoscope.training.classifier import Classifier
 from pneumoscope.training.train import train
-from tests.training.test_run import TWO
+from tests.training.test_run_folder import TWO
 
 step = Classifier.training_step
 
@@ -67,7 +69,7 @@ def stopped(monkeypatch, recipe, phantoms, out, *, before="export", resume=False
         raise KeyboardInterrupt
 
     with monkeypatch.context() as patch:
-        patch.setattr(fit, before, stop)
+        patch.setattr(train_module, before, stop)
         with pytest.raises(KeyboardInterrupt):
             train(recipe, phantoms, out, resume=resume)
 
@@ -102,8 +104,8 @@ def test_a_second_process_is_refused_until_the_first_is_killed_and_its_remains_a
 
     result = train(TWO, phantoms, out, resume=True)
 
-    assert [entry["epoch"] for entry in result["resumed"]] == [1]
-    assert (out / BEST).read_bytes() == (whole / BEST).read_bytes()
+    assert [entry.epoch for entry in result.resumed] == [1]
+    assert (out / WEIGHTS_FILE).read_bytes() == (whole / WEIGHTS_FILE).read_bytes()
     assert not any(path.exists() for path in left)
     assert all(path.read_text() == "half" for path in theirs)
     assert not (out / ".run.lock").exists()
@@ -126,21 +128,23 @@ def test_a_folder_whose_maker_was_killed_before_it_began_is_free(phantoms, tmp_p
     out.mkdir()
     (out / ".run.lock").touch()
 
-    assert train(ONE, phantoms, out)["state"] == "finished"
+    assert train(ONE, phantoms, out).state == "finished"
 
 
 def test_a_finished_run_is_read_while_its_folder_is_held(whole, phantoms):
-    with hold(whole):
-        assert train(TWO, phantoms, whole, resume=True)["state"] == "finished"
+    with lock_run(whole):
+        assert train(TWO, phantoms, whole, resume=True).state == "finished"
 
 
 def test_a_run_that_ended_while_this_one_waited_for_its_images_is_not_made_again(whole, phantoms, monkeypatch):
     # What the first look saw is out of date by the time that the folder is held.
-    looks, look = [], fit._done
-    monkeypatch.setattr(fit, "_done", lambda *a, **k: looks.append(1) or (look(*a, **k) if len(looks) > 1 else None))
-    monkeypatch.setattr(fit, "_train", lambda *_: pytest.fail("trained again"))
+    looks, look = [], train_module._done
+    monkeypatch.setattr(
+        train_module, "_done", lambda *a, **k: looks.append(1) or (look(*a, **k) if len(looks) > 1 else None)
+    )
+    monkeypatch.setattr(train_module, "_train", lambda *_: pytest.fail("trained again"))
 
-    assert train(TWO, phantoms, whole, resume=True) == record(whole)
+    assert train(TWO, phantoms, whole, resume=True) == read_run(whole)
 
 
 # --- starting weights ------------------------------------------------------------------------------------------------
@@ -163,19 +167,19 @@ def spoil(start, part):
 @pytest.mark.parametrize("part", ["conv_stem", "classifier"])
 def test_a_run_does_not_go_on_from_other_weights_than_it_began_with(phantoms, tmp_path, monkeypatch, start, part):
     recipe, out = small(network={"weights": str(start)}, training={"epochs": 1}), tmp_path / "run"
-    stopped(monkeypatch, recipe, phantoms, out, before="fit")
+    stopped(monkeypatch, recipe, phantoms, out, before="run_trainer")
     was, good = record(out)["weights_sha256"], start.read_bytes()
     spoil(start, part)
 
     with pytest.raises(
         RunError,
-        match=rf"begun with the starting weights {was[:16]}; '{start}' now gives (?!{was[:16]})[0-9a-f]{{16}}\.",
+        match=rf"was started with the weights {was[:16]}; '{start}' now gives (?!{was[:16]})[0-9a-f]{{16}}\.",
     ):
         train(recipe, phantoms, out, resume=True)
-    assert record(out)["resumed"] == []
+    assert read_run(out).resumed == ()
 
     start.write_bytes(good)
-    assert train(recipe, phantoms, out, resume=True)["weights_sha256"] == was
+    assert train(recipe, phantoms, out, resume=True).weights_sha256 == was
 
 
 def test_weights_drawn_by_seed_are_recorded_and_not_compared(whole, phantoms, tmp_path, monkeypatch):
@@ -185,19 +189,19 @@ def test_weights_drawn_by_seed_are_recorded_and_not_compared(whole, phantoms, tm
     assert data["weights_sha256"] == record(whole)["weights_sha256"]
     (out / "run.json").write_text(json.dumps({**data, "weights_sha256": "0" * 64}))
 
-    assert train(TWO, phantoms, out, resume=True)["weights_sha256"] == "0" * 64
+    assert train(TWO, phantoms, out, resume=True).weights_sha256 == "0" * 64
 
 
 def test_what_imagenets_weights_leave_to_be_drawn_is_not_in_their_hash():
     recipe = small(network={"weights": "imagenet"})
     network = build("test_efficientnet", image_size=32)
-    first = fit._weights_sha256(network, recipe)
+    first = train_module._weights_sha256(network, recipe)
     with torch.no_grad():
         network.model.classifier.weight += 1
-    assert fit._weights_sha256(network, recipe) == first
+    assert train_module._weights_sha256(network, recipe) == first
     with torch.no_grad():
         network.model.conv_stem.weight += 1
-    assert fit._weights_sha256(network, recipe) != first
+    assert train_module._weights_sha256(network, recipe) != first
 
 
 # --- where it was resumed --------------------------------------------------------------------------------------------
@@ -205,21 +209,20 @@ def test_what_imagenets_weights_leave_to_be_drawn_is_not_in_their_hash():
 
 def test_each_resume_is_recorded_with_what_it_ran_on(phantoms, tmp_path, monkeypatch):
     out = tmp_path / "run"
-    stopped(monkeypatch, TWO, phantoms, out, before="fit")
-    begun = record(out)
-    assert (begun["resumed"], epochs_done(out)) == ([], 0)
-    monkeypatch.setattr(fit, "device_name", lambda devices: "another device")
+    stopped(monkeypatch, TWO, phantoms, out, before="run_trainer")
+    begun = read_run(out)
+    assert (begun.resumed, epochs_done(out)) == ((), 0)
+    monkeypatch.setattr(train_module, "device_name", lambda devices: "another device")
 
     stopped(monkeypatch, TWO, phantoms, out, resume=True)
     result = train(TWO, phantoms, out, resume=True)
 
-    assert [entry["epoch"] for entry in result["resumed"]] == [0, 2]
-    first = result["resumed"][0]
-    assert set(first) == {"when", "epoch", "device", "precision", "machine", "versions"}
-    assert (first["device"], first["precision"]) == ("another device", begun["precision"])
-    assert (first["machine"], first["versions"]) == (begun["machine"], begun["versions"])
-    assert first["when"] >= begun["started"]
-    assert result["device"] == "cpu"
+    assert [entry.epoch for entry in result.resumed] == [0, 2]
+    first = result.resumed[0]
+    assert (first.device, first.precision) == ("another device", begun.precision)
+    assert (first.machine, first.versions) == (begun.machine, begun.versions)
+    assert first.when >= begun.started
+    assert result.device == "cpu"
     assert train(TWO, phantoms, out, resume=True) == result  # finished: not one more
 
 
@@ -228,11 +231,13 @@ def test_a_run_moved_to_another_machine_goes_on_in_the_precision_that_it_began_i
     phantoms, tmp_path, monkeypatch, begun
 ):
     out, told, used = tmp_path / "run", [], []
-    monkeypatch.setattr(loop, "bf16_is_native", lambda *, gpu: begun == "bf16")
-    stopped(monkeypatch, ONE, phantoms, out, before="fit")
-    monkeypatch.setattr(loop, "bf16_is_native", lambda *, gpu: begun != "bf16")
-    trainer = loop.pl.Trainer
-    monkeypatch.setattr(loop.pl, "Trainer", lambda **options: used.append(options["precision"]) or trainer(**options))
+    monkeypatch.setattr(devices, "bf16_is_native", lambda *, gpu: begun == "bf16")
+    stopped(monkeypatch, ONE, phantoms, out, before="run_trainer")
+    monkeypatch.setattr(devices, "bf16_is_native", lambda *, gpu: begun != "bf16")
+    original = trainer.pl.Trainer
+    monkeypatch.setattr(
+        trainer.pl, "Trainer", lambda **options: used.append(options["precision"]) or original(**options)
+    )
 
     result = train(ONE, phantoms, out, resume=True, tell=told.append)
 
@@ -241,8 +246,8 @@ def test_a_run_moved_to_another_machine_goes_on_in_the_precision_that_it_began_i
         f"note: the run was begun in precision {begun} and goes on so; begun on this machine it would be {here}"
     ]
     assert used == [{"32": "32-true", "bf16": "bf16-mixed"}[begun]]
-    assert (result["precision"], result["resumed"][0]["precision"]) == (begun, begun)
-    assert (out / STATE).exists()
+    assert (result.precision, result.resumed[0].precision) == (begun, begun)
+    assert (out / CHECKPOINT_FILE).exists()
 
 
 def test_a_run_from_before_a_field_existed_goes_on_where_the_field_leaves_everything_as_it_was(phantoms, tmp_path):
@@ -252,8 +257,6 @@ def test_a_run_from_before_a_field_existed_goes_on_where_the_field_leaves_everyt
     del before["recipe"]["refusal"]
     (out / "run.json").write_text(json.dumps(before))
 
-    assert (
-        train(ONE, phantoms, out, resume=True)["finished"] == result["finished"]
-    )  # it was done, and is known as that run
+    assert train(ONE, phantoms, out, resume=True).finished == result.finished  # it was done, and is known as that run
     with pytest.raises(RunError, match=r"is a run of another recipe: refusal\.steps was 0, now 3"):
         train(small(training={"epochs": 1}, rejection_limits={"steps": 3}), phantoms, out, resume=True)

@@ -2,19 +2,21 @@
 
 import json
 import shutil
-import tomllib
 
 import numpy as np
 import pytest
 
-from pneumoscope import reproduce as module
 from pneumoscope.cli import cli, run_and_exit
 from pneumoscope.core.errors import RunError, UnknownNameError, WeightsError
-from pneumoscope.evaluation.published import ERRATUM
+from pneumoscope.data.layouts import load_manifest
 from pneumoscope.imaging.phantom import phantom
-from pneumoscope.reproduce import RUNS, recipe_here, reproduce
-from pneumoscope.training.recipe import read_recipe, shipped
-from pneumoscope.training.trainer import Devices
+from pneumoscope.reproduction import experiment as module
+from pneumoscope.reproduction.experiment import recipe_here, reproduce
+from pneumoscope.reproduction.published import ERRATUM
+from pneumoscope.reproduction.recipes import RUNS, report_recipes
+from pneumoscope.runs.recipe import read_recipe
+from pneumoscope.runs.record import create_run
+from pneumoscope.training.devices import Devices
 
 pytestmark = pytest.mark.training
 
@@ -46,35 +48,13 @@ def weights_at_hand(monkeypatch, tmp_path):
     monkeypatch.setattr(module, "find_vgg19", lambda: tmp_path / "vgg19.pth")
 
 
-def test_the_runs_are_the_reports_and_every_one_has_a_recipe():
-    """Names, networks, optimizers and batches as the report's table has them."""
-    table = {
-        "alexnet-sgd": ("alexnet", "sgd", 64),
-        "alexnet-adam": ("alexnet", "adam", 64),
-        "alexnet-adam-32": ("alexnet", "adam", 32),
-        "vgg19-rmsprop": ("vgg19", "rmsprop", 64),
-        "vgg19-adam": ("vgg19", "adam", 64),
-        "vgg19-adam-32": ("vgg19", "adam", 32),
-    }
-    recipes = {name: read_recipe(name) for name in RUNS}
-
-    assert tuple(table) == RUNS
-    assert set(RUNS) == {name for name, text in shipped().items() if "the report" in tomllib.loads(text)["about"]}
-    assert {
-        name: (recipe.network.name, recipe.optimizer.name, recipe.training.batch) for name, recipe in recipes.items()
-    } == table
-    assert {
-        (recipe.name, recipe.training.epochs, recipe.data.by, recipe.data.validation) for recipe in recipes.values()
-    } == {(name, 15, "image", 0.15) for name in RUNS}
-
-
 @pytest.mark.parametrize("gpu", [False, True])
 def test_alexnet_is_the_reports_wherever_it_runs(no_weights, gpu):
-    assert recipe_here("alexnet-adam", (), gpu=gpu) == (read_recipe("alexnet-adam"), [])
+    assert recipe_here("alexnet-adam", (), gpu=gpu) == (read_recipe("alexnet-adam", recipes=report_recipes()), [])
 
 
 def test_vgg19_with_weights_and_a_gpu_is_the_reports(weights_at_hand):
-    assert recipe_here("vgg19-adam", (), gpu=True) == (read_recipe("vgg19-adam"), [])
+    assert recipe_here("vgg19-adam", (), gpu=True) == (read_recipe("vgg19-adam", recipes=report_recipes()), [])
 
 
 def test_vgg19_without_either_is_small_and_starts_from_nothing_and_says_so(no_weights):
@@ -86,7 +66,7 @@ def test_vgg19_without_either_is_small_and_starts_from_nothing_and_says_so(no_we
         "vgg19-adam: images of 64 pixels, not 224: no GPU is at hand",
     ]
     changed = recipe.network.model_copy(update={"weights": "imagenet", "image_size": 224})
-    assert recipe.model_copy(update={"network": changed}) == read_recipe("vgg19-adam")
+    assert recipe.model_copy(update={"network": changed}) == read_recipe("vgg19-adam", recipes=report_recipes())
 
 
 def test_one_of_the_two_changes_only_what_it_must(no_weights):
@@ -111,10 +91,9 @@ def test_weights_are_not_looked_for_where_nobody_needs_them(monkeypatch):
     assert recipe_here("alexnet-sgd", (), gpu=False)[1] == []
 
 
-def test_a_run_that_was_begun_goes_on_as_it_was_whatever_is_at_hand_now(weights_at_hand, tmp_path):
-    begun = read_recipe("vgg19-adam", ["network.weights=none", "network.image_size=64"])
-    record = {"schema": 1, "recipe": begun.model_dump(mode="json")}
-    (tmp_path / "run.json").write_text(json.dumps(record))
+def test_a_run_that_was_begun_goes_on_as_it_was_whatever_is_at_hand_now(weights_at_hand, tmp_path, images):
+    begun = read_recipe("vgg19-adam", ["network.weights=none", "network.image_size=64"], report_recipes())
+    create_run(tmp_path, begun, load_manifest(images), device="cpu", precision="32", weights_sha256="")
 
     recipe, words = recipe_here("vgg19-adam", (), gpu=True, run=tmp_path)
 
@@ -124,7 +103,9 @@ def test_a_run_that_was_begun_goes_on_as_it_was_whatever_is_at_hand_now(weights_
         "vgg19-adam: was begun with images of 64 pixels, and goes on so",
     ]
     assert recipe_here("vgg19-adam", ["network.image_size=96"], gpu=True, run=tmp_path)[0].network.image_size == 96
-    assert recipe_here("vgg19-adam", (), gpu=True, run=tmp_path / "absent")[0] == read_recipe("vgg19-adam")
+    assert recipe_here("vgg19-adam", (), gpu=True, run=tmp_path / "absent")[0] == read_recipe(
+        "vgg19-adam", recipes=report_recipes()
+    )
 
 
 # --- the whole -------------------------------------------------------------------------------------------------------
@@ -173,7 +154,7 @@ def test_comparison_json_has_what_it_must(made, images):
     out, result, _ = made
     data = json.loads((out / "comparison.json").read_text())
 
-    assert {"schema", "images", "runs", "pairs", "published"} <= set(data)
+    assert {"schema", "images", "runs", "pairs", "reference"} <= set(data)
     assert (data["images"]["n"], data["images"]["counts"]) == (20, {"NORMAL": 8, "PNEUMONIA": 12})
     assert len(data["images"]["sha256"]) == 64
     assert len(list((images / "test").rglob("*.jpeg"))) == 20
@@ -195,8 +176,8 @@ def test_comparison_json_has_what_it_must(made, images):
         (*TWO, "accuracy"),
         (*TWO, "auroc"),
     }
-    assert [row["name"] for row in data["published"]] == list(RUNS)
-    assert data["erratum"] == ERRATUM
+    assert [row["name"] for row in data["reference"]["rows"]] == list(RUNS)
+    assert data["reference"]["note"] == ERRATUM
     assert data["command"] == "pneumoscope reproduce ..."
     assert [run.name for run in result.comparison.runs] == list(TWO)
 
@@ -311,7 +292,12 @@ def test_the_command_says_what_was_found_and_records_how_it_was_called(images, c
     run_and_exit(cli, arguments)
     printed, told = capsys.readouterr()
     assert printed.splitlines()[-1] == str(copy / "report.html")
-    assert [*document["sentences"], *(row["sentence"] for row in document["published"])] == printed.splitlines()[:-1]
+    reference = document["reference"]
+    assert printed.splitlines()[:-1] == [
+        *document["sentences"],
+        *(row["sentence"] for row in reference["rows"]),
+        f"Erratum: {reference['note']}",
+    ]
     assert told.startswith("alexnet-sgd: ")
 
 

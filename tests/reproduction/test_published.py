@@ -5,8 +5,8 @@ import pytest
 from sklearn import metrics
 
 from pneumoscope.core.errors import UndefinedMetricError
-from pneumoscope.core.results import Confusion, RunSummary
-from pneumoscope.evaluation.published import COUNTS, ERRATUM, PRINTED, published_rows, restore
+from pneumoscope.core.results import Comparison, Confusion, RunSummary
+from pneumoscope.reproduction.published import COUNTS, ERRATUM, PRINTED, published_table, restore
 from pneumoscope.statistics.intervals import newcombe
 
 # TP, FN, TN, FP of each row, worked by hand.
@@ -37,8 +37,15 @@ def test_a_row_that_does_not_add_up_is_refused(place, value, column):
         restore("alexnet-adam", *printed)
 
 
+def rows_beside(counts, *runs):
+    comparison = Comparison(
+        images={"counts": counts}, point="half", runs=runs, pairs=(), sentences=(), command="", created="", version=""
+    )
+    return published_table(comparison).rows
+
+
 def test_rows_carry_the_standard_definitions():
-    rows = published_rows({}, {})
+    rows = rows_beside(COUNTS)
     assert [row.name for row in rows] == list(PRINTED)
     for row in rows:
         tp, fn, tn, fp = BY_HAND[row.name]
@@ -76,16 +83,16 @@ def ours(name, *cells, size=224, weights="none"):
 
 
 def test_ours_stand_beside_the_reports():
-    runs = {
-        "alexnet-sgd": ours("alexnet-sgd", 380, 10, 200, 34),
-        "alexnet-adam": ours("alexnet-adam", 360, 30, 212, 22),
-        "vgg19-adam": ours("vgg19-adam", 384, 6, 100, 134, weights="imagenet"),
-        "vgg19-adam-32": ours("vgg19-adam-32", 385, 5, 177, 57, size=64),
-        "mine": ours("mine", 390, 0, 234, 0),
-    }
-    rows = {row.name: row for row in published_rows(runs, COUNTS)}
+    runs = [
+        ours("alexnet-sgd", 380, 10, 200, 34),
+        ours("alexnet-adam", 360, 30, 212, 22),
+        ours("vgg19-adam", 384, 6, 100, 134, weights="imagenet"),
+        ours("vgg19-adam-32", 385, 5, 177, 57, size=64),
+        ours("mine", 390, 0, 234, 0),
+    ]
+    rows = {row.name: row for row in rows_beside(COUNTS, *runs)}
     expected = newcombe(580, 624, 498, 624)
-    assert rows["alexnet-sgd"].ours == expected
+    assert rows["alexnet-sgd"].difference == expected
     assert rows["alexnet-sgd"].sentence == (
         f"alexnet-sgd: accuracy 0.929 here, 0.798 in the report, +13.1 points [{100 * expected.low:.1f},"
         f" {100 * expected.high:.1f}]; ours is higher (unpaired)."
@@ -95,14 +102,14 @@ def test_ours_stand_beside_the_reports():
     assert rows["vgg19-adam-32"].sentence.endswith(
         "(unpaired). Ours was made otherwise: image side in pixels 64, not 224; starting weights none, not imagenet."
     )
-    assert rows["vgg19-rmsprop"].ours is None
+    assert rows["vgg19-rmsprop"].difference is None
     assert rows["vgg19-rmsprop"].sentence == "vgg19-rmsprop: not among these runs."
     assert "mine" not in rows
 
 
 def test_other_images_are_not_compared():
-    row = published_rows({"alexnet-adam": ours("alexnet-adam", 5, 0, 5, 0)}, {"NORMAL": 5, "PNEUMONIA": 5})[1]
-    assert row.ours is None
+    row = rows_beside({"NORMAL": 5, "PNEUMONIA": 5}, ours("alexnet-adam", 5, 0, 5, 0))[1]
+    assert row.difference is None
     assert "ours was judged on 5 NORMAL and 5 PNEUMONIA images" in row.sentence
 
 

@@ -1,4 +1,4 @@
-"""The report's experiment in one call: its six runs, their evaluation, and the comparison with what it printed."""
+"""Run the report's experiment: train its six runs, evaluate them, and compare them with its published table."""
 
 from __future__ import annotations
 
@@ -9,31 +9,32 @@ from pathlib import Path
 
 from pneumoscope.core.errors import UnknownNameError, WeightsError
 from pneumoscope.core.results import Comparison
-from pneumoscope.evaluation.compare import compare
+from pneumoscope.evaluation.compare import compare, write_comparison
 from pneumoscope.evaluation.evaluate import evaluate
-from pneumoscope.evaluation.records import EVALUATION_FILE
 from pneumoscope.models.weights import find_vgg19
 from pneumoscope.reporting.comparison_page import write_comparison_page
-from pneumoscope.training.recipe import Recipe, read_recipe
-from pneumoscope.training.run import RUN, read_run
+from pneumoscope.reproduction.published import published_table
+from pneumoscope.reproduction.recipes import RUNS, report_recipes
+from pneumoscope.runs.recipe import Recipe, read_recipe
+from pneumoscope.runs.record import read_run
+from pneumoscope.runs.run_folder import EVALUATION_FILE, evaluation_folder, is_run_folder
+from pneumoscope.training.devices import Devices
 from pneumoscope.training.train import train
-from pneumoscope.training.trainer import Devices
 
-__all__ = ["RUNS", "Reproduction", "recipe_here", "reproduce"]
+__all__ = ["Reproduction", "recipe_here", "reproduce"]
 
-RUNS = ("alexnet-sgd", "alexnet-adam", "alexnet-adam-32", "vgg19-rmsprop", "vgg19-adam", "vgg19-adam-32")
-# An image of 224 pixels is twelve times the arithmetic: without a GPU a run would take the better part of a day or more.
+# 224 pixels are twelve times the arithmetic: without a GPU a run would take most of a day or more.
 _SMALL_VGG19 = 64
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
 class Reproduction:
-    """What `reproduce` made.
+    """The result of `reproduce`.
 
     Attributes:
-        comparison: of every run in the folder that is finished, with the report's rows.
-        page: the HTML report.
-        notes: where a run differs from the report's, in words.
+        comparison: Of every evaluated run in the folder, with the report's table as reference.
+        page: The HTML report.
+        notes: Where a run differs from the report's, in words.
     """
 
     comparison: Comparison
@@ -52,22 +53,22 @@ def reproduce(
     command: str = "",
     tell: Callable[[str], None] = lambda words: None,
 ) -> Reproduction:
-    """Run what is not finished yet, evaluate what is not evaluated yet, compare all that is.
+    """Train and evaluate the runs that are not done yet, and compare all runs that are.
 
-    A run that is finished in `out` is not run again, also where its weights are no longer there.
+    A finished run in `out` is not trained again, even where its weights were removed.
 
     Args:
-        data: the public data set.
-        out: a folder a run, and the comparison.
-        only: names of runs to make now.
-        overrides: recipe fields of the runs made now, "training.epochs=1" each.
-        devices: see `train`.
-        ledger: of looks at the test images; the default one where None.
-        command: what was called, for the record.
-        tell: is told what happens next.
+        data: The public data set.
+        out: Folder with one folder per run, and the comparison.
+        only: Names of the runs to do now.
+        overrides: Recipe fields of these runs, "training.epochs=1" each.
+        devices: See `train`.
+        ledger: The test ledger; the default one where None.
+        command: The command line, for the record.
+        tell: Called with a line for each step.
     Raises:
-        UnknownNameError: no such run.
-        PneumoscopeError: see `train`, `evaluate` and `compare`.
+        UnknownNameError: There is no such run.
+        PneumoscopeError: See `train`, `evaluate` and `compare`.
     """
     for name in only:
         if name not in RUNS:
@@ -82,37 +83,44 @@ def reproduce(
             tell(words)
         tell(f"{name}: training ({recipe.training.epochs} epochs at {recipe.network.image_size} pixels)")
         train(recipe, data, run, resume=True, devices=devices, tell=tell)
-        if not (run / "evaluation" / "test" / EVALUATION_FILE).exists():
+        if not _is_evaluated(run):
             tell(f"{name}: evaluating on the test images")
             evaluate(run, data, ledger=ledger)
-    done = [out / name for name in RUNS if (out / name / "evaluation" / "test" / EVALUATION_FILE).exists()]
-    comparison = compare(done, published=True, out=out, command=command)
+    done = [out / name for name in RUNS if _is_evaluated(out / name)]
+    comparison = compare(done, command=command)
+    comparison = dataclasses.replace(comparison, reference=published_table(comparison))
+    write_comparison(comparison, out)
     return Reproduction(comparison, write_comparison_page(comparison, done, out / "report.html"), tuple(notes))
 
 
-def recipe_here(name: str, overrides: Sequence[str], *, gpu: bool, run: Path | None = None) -> tuple[Recipe, list[str]]:
-    """The report's recipe as it can be run on this machine, and in words where it differs.
+def _is_evaluated(run: Path) -> bool:
+    return (evaluation_folder(run) / EVALUATION_FILE).exists()
 
-    VGG19 starts from ImageNet weights where they are at hand, and has images of 64 pixels where no GPU is. What was begun
-    otherwise goes on as it was begun, whatever is at hand now.
+
+def recipe_here(name: str, overrides: Sequence[str], *, gpu: bool, run: Path | None = None) -> tuple[Recipe, list[str]]:
+    """Return the report's recipe as it can be run on this machine, and sentences that say where it differs.
+
+    VGG19 starts from ImageNet weights where they are found, and uses images of 64 pixels without a GPU. A run that was started
+    keeps its settings.
 
     Args:
-        name: of the run.
-        overrides: given by the caller; they win.
-        gpu: True where one is used.
-        run: its folder, where it may have been begun.
+        name: Of the run.
+        overrides: Given by the caller; they take precedence.
+        gpu: True where a GPU is used.
+        run: Its folder; the run may have been started there.
     """
-    recipe = read_recipe(name, overrides)
+    recipes = report_recipes()
+    recipe = read_recipe(name, overrides, recipes)
     if recipe.network.name != "vgg19":
         return recipe, []
     asked = {override.partition("=")[0].strip() for override in overrides}
     free = [field for field in ("weights", "image_size") if f"network.{field}" not in asked]
-    found = _as_begun(run) if run is not None and (run / RUN).exists() else _at_hand(free, gpu=gpu)
+    found = _as_begun(run) if run is not None and is_run_folder(run) else _at_hand(free, gpu=gpu)
     changed = {
         field: found[field] for field in free if field in found and found[field][0] != getattr(recipe.network, field)
     }
     here = [f"network.{field}={json.dumps(value)}" for field, (value, _) in changed.items()]
-    return read_recipe(name, [*overrides, *here]), [f"{name}: {why}" for _, why in changed.values()]
+    return read_recipe(name, [*overrides, *here], recipes), [f"{name}: {why}" for _, why in changed.values()]
 
 
 # A field of the network: its value, and why it is not the report's.
@@ -132,7 +140,7 @@ def _at_hand(free: Sequence[str], *, gpu: bool) -> _Found:
 
 
 def _as_begun(run: Path) -> _Found:
-    network = read_run(run)["recipe"]["network"]
+    network = read_run(run).recipe["network"]
     weights, size = network["weights"], network["image_size"]
     return {
         "weights": (weights, f"was begun with the weights {weights!r}, and goes on so"),

@@ -1,3 +1,5 @@
+"""Evaluation files: exact round trips, and errors that name the file, the row or the field."""
+
 import dataclasses
 import json
 
@@ -6,12 +8,7 @@ import pytest
 from pneumoscope.core.errors import RunError
 from pneumoscope.core.results import ScoredImage
 from pneumoscope.evaluation.evaluate import evaluate
-from pneumoscope.evaluation.records import (
-    predictions_csv,
-    read_evaluation,
-    read_predictions,
-    read_run,
-)
+from pneumoscope.runs.evaluations import predictions_csv, read_evaluation, read_predictions
 
 IMAGE = ScoredImage("a,b.png", "ab" * 32, "bacteria-1", "PNEUMONIA", "bacteria", 1 / 3, 0.1 + 0.2, 1.0)
 
@@ -62,11 +59,11 @@ def changed(file, change):
     [
         (lambda d: d.update(schema=2), "has schema 2; this version reads 1"),
         (lambda d: d.pop("schema"), "has schema None"),
-        (lambda d: d.pop("n"), "is malformed: n: "),
-        (lambda d: d.update(n="32"), "is malformed: n: "),
-        (lambda d: d["metrics"]["auroc"].update(value="high"), "is malformed: metrics.auroc.value: "),
-        (lambda d: d["operating_points"]["half"].pop("confusion"), "is malformed: operating_points.half.confusion: "),
-        (lambda d: d["metrics"]["auroc"].update(value=float("nan")), "is not JSON: NaN is no number"),
+        (lambda d: d.pop("n"), r"is malformed: .*`n`"),
+        (lambda d: d.update(n="32"), r"is malformed: .*\$\.n`"),
+        (lambda d: d["metrics"]["auroc"].update(value="high"), r"is malformed: .*\$\.metrics\[\.\.\.\]\.value`"),
+        (lambda d: d["operating_points"]["half"].pop("confusion"), r"is malformed: .*`confusion`"),
+        (lambda d: d["metrics"]["auroc"].update(value=float("nan")), "is not JSON"),
     ],
 )
 def test_evaluations_are_read_strictly(evaluation_file, change, message):
@@ -76,7 +73,7 @@ def test_evaluations_are_read_strictly(evaluation_file, change, message):
 
 def test_what_is_no_json_object_is_refused(tmp_path):
     (tmp_path / "e.json").write_text("[1]")
-    with pytest.raises(RunError, match="has schema None"):
+    with pytest.raises(RunError, match="is malformed: Expected `object`, got `array`"):
         read_evaluation(tmp_path / "e.json")
     (tmp_path / "e.json").write_text("{")
     with pytest.raises(RunError, match="is not JSON"):
@@ -84,20 +81,3 @@ def test_what_is_no_json_object_is_refused(tmp_path):
     (tmp_path / "e.json").write_bytes(b"\xff\xfe")
     with pytest.raises(RunError, match="cannot read"):
         read_evaluation(tmp_path / "e.json")
-
-
-def test_an_unfinished_run_is_refused(maker):
-    def before_the_end(data):
-        data.update(state="running")
-        for what_came_of_it in ("best_epoch", "average_train_accuracy", "average_validation_accuracy", "seconds"):
-            del data[what_came_of_it]
-
-    file = changed(maker.run() / "run.json", before_the_end)
-    with pytest.raises(RunError, match=r"run 'grey' is 'running', not finished.*--resume"):
-        read_run(file)
-
-
-def test_a_run_without_averages_is_malformed(maker):
-    file = changed(maker.run() / "run.json", lambda d: d.pop("average_train_accuracy"))
-    with pytest.raises(RunError, match="average_train_accuracy: Field required"):
-        read_run(file)

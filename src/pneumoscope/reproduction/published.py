@@ -1,7 +1,7 @@
-"""The report's own table, as printed and as it must be read, and ours beside it.
+"""The report's published table, its erratum, and the differences to runs made here.
 
-The report prints accuracy, "recall", "precision" and "F1" of six networks on 390 pneumonia and 234 normal images. The
-counts behind them are restored here by code and checked against all four columns, so that nothing rests on our word.
+The report prints accuracy, "recall", "precision" and "F1" of six networks on 390 pneumonia and 234 normal images. The counts
+behind them are restored and checked against all four columns.
 """
 
 from __future__ import annotations
@@ -13,12 +13,12 @@ from collections.abc import Mapping
 import numpy as np
 
 from pneumoscope.core.errors import UndefinedMetricError
-from pneumoscope.core.results import Confusion, Interval, PublishedRow, RunSummary
+from pneumoscope.core.results import Comparison, Confusion, Interval, ReferenceRow, ReferenceTable, RunSummary
 from pneumoscope.evaluation.paired import points_text
 from pneumoscope.statistics.intervals import newcombe
 from pneumoscope.statistics.metrics import threshold_metrics
 
-__all__ = ["COUNTS", "ERRATUM", "PRINTED", "published_rows", "restore"]
+__all__ = ["COUNTS", "ERRATUM", "PRINTED", "published_table", "restore"]
 
 COUNTS = {"NORMAL": 234, "PNEUMONIA": 390}
 ERRATUM = (
@@ -81,16 +81,15 @@ def restore(name: str, accuracy: float, recall: float, precision: float, f1: flo
     return found
 
 
-def published_rows(runs: Mapping[str, RunSummary], counts: Mapping[str, int]) -> tuple[PublishedRow, ...]:
-    """The report's six rows with ours beside them.
+def published_table(comparison: Comparison) -> ReferenceTable:
+    """Return the report's six rows with their differences to the runs of the same names.
 
-    Args:
-        runs: ours by name; other names than the report's are not looked at.
-        counts: of the images that ours were judged on, by label.
-    Returns:
-        Every row, whether or not we have such a run. The difference is left out where ours were judged on other images.
+    Every row is there, whether or not there is such a run. The difference is None where the test images are not the report's.
     """
-    return tuple(_row(name, printed, runs.get(name), counts) for name, printed in PRINTED.items())
+    runs, counts = {run.name: run for run in comparison.runs}, comparison.images["counts"]
+    return ReferenceTable(
+        note=ERRATUM, rows=tuple(_row(name, printed, runs.get(name), counts) for name, printed in PRINTED.items())
+    )
 
 
 def _row(
@@ -98,12 +97,12 @@ def _row(
     printed: tuple[float, float, float, float, float, float],
     run: RunSummary | None,
     counts: Mapping[str, int],
-) -> PublishedRow:
+) -> ReferenceRow:
     accuracy, recall, precision, f1, train, validation = printed
     restored = restore(name, accuracy, recall, precision, f1)
     ours, sentence = _beside(name, restored, run, counts)
     columns = {"Accuracy": accuracy, "Recall": recall, "Precision": precision, "F1": f1}
-    return PublishedRow(name, columns, restored, _standard(restored), train, validation, ours, sentence)
+    return ReferenceRow(name, columns, restored, _standard(restored), train, validation, ours, sentence)
 
 
 @functools.cache

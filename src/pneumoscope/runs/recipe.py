@@ -1,4 +1,4 @@
-"""A recipe: everything that decides what a run makes, as validated data. TOML in, the same TOML saved in the run folder."""
+"""Recipes: validated settings of a training run, read from TOML and saved as TOML in the run folder."""
 
 from __future__ import annotations
 
@@ -9,12 +9,23 @@ from importlib.resources import files
 from pathlib import Path
 from typing import Any, Literal
 
+import tomli_w
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 
 from pneumoscope.core.errors import RecipeError, UnknownNameError
 from pneumoscope.imaging.preprocess import Crop, Preprocessing
 
-__all__ = ["Augmentation", "Data", "NetworkChoice", "Optimizer", "Recipe", "Training", "read_recipe", "shipped"]
+__all__ = [
+    "Augmentation",
+    "Data",
+    "NetworkChoice",
+    "Optimizer",
+    "Recipe",
+    "Training",
+    "check",
+    "read_recipe",
+    "shipped",
+]
 
 
 class _Table(BaseModel):
@@ -34,8 +45,6 @@ class NetworkChoice(_Table):
     """Side of the square image, pixels."""
     crop: Crop = "squash"
     """"squash" stretches the image to the square; "centre" cuts the central square of the short side first."""
-    keep_fc8: bool = False
-    """AlexNet's literal stack: its 1,000-way layer stays below the head."""
     dropout: float = Field(default=0.0, ge=0, lt=1)
     """Before the last layer of a timm network."""
     border_mask: int = Field(default=0, ge=0, le=128)
@@ -212,45 +221,28 @@ class Recipe(_Table):
         return Preprocessing(size=self.network.image_size, crop=self.network.crop)
 
     def to_toml(self) -> str:
-        """The recipe with every field that has a value, as TOML that `read_recipe` reads back to an equal recipe."""
-        lines = [f"name = {_toml(self.name)}", f"about = {_toml(self.about)}"]
-        for table, fields in self.model_dump(mode="json", exclude_none=True).items():
-            if isinstance(fields, dict):
-                lines += ["", f"[{table}]", *(f"{key} = {_toml(value)}" for key, value in fields.items())]
-        return "\n".join(lines) + "\n"
+        """Return the recipe as TOML, with every field that has a value; `read_recipe` reads it back to an equal recipe."""
+        return tomli_w.dumps(self.model_dump(mode="json", exclude_none=True))
 
 
-def _toml(value: object) -> str:
-    if isinstance(value, bool):
-        return "true" if value else "false"
-    if isinstance(value, list):
-        return f"[{', '.join(map(_toml, value))}]"
-    if isinstance(value, str):
-        escaped = "".join(
-            f"\\{char}" if char in '"\\' else char if char.isprintable() else f"\\U{ord(char):08x}" for char in value
-        )
-        return f'"{escaped}"'
-    return repr(value)
-
-
-def shipped() -> dict[str, str]:
-    """The recipes inside the package: {name: TOML text}, sorted by name."""
-    folder = files("pneumoscope.recipes")
-    found = {item.name.removesuffix(".toml"): item for item in folder.iterdir() if item.name.endswith(".toml")}
+def shipped(package: str = "pneumoscope.recipes") -> dict[str, str]:
+    """Return the recipes inside a package as {name: TOML text}, sorted by name."""
+    found = {item.name.removesuffix(".toml"): item for item in files(package).iterdir() if item.name.endswith(".toml")}
     return {name: found[name].read_text(encoding="utf-8") for name in sorted(found)}
 
 
-def read_recipe(source: str, overrides: Iterable[str] = ()) -> Recipe:
-    """A recipe by name or from a file, with single fields overridden.
+def read_recipe(source: str, overrides: Iterable[str] = (), recipes: Mapping[str, str] | None = None) -> Recipe:
+    """Return a recipe by name or from a file, with single fields overridden.
 
     Args:
-        source: the name of a shipped recipe, or the path of a TOML file.
-        overrides: "training.epochs=3" each; the value is read as TOML, and as a plain string where that fails.
+        source: The name of a known recipe, or the path of a TOML file.
+        overrides: "training.epochs=3" each; the value is parsed as TOML, and taken as a string where that fails.
+        recipes: Known recipes as {name: TOML text}; those of `shipped()` by default.
     Raises:
-        UnknownNameError: neither a shipped recipe nor a file.
-        RecipeError: no TOML, an unknown field (the nearest is named), or a value that is not possible.
+        UnknownNameError: Neither a known recipe nor a file.
+        RecipeError: Not TOML, an unknown field (the nearest is named), or an invalid value.
     """
-    recipes = shipped()
+    recipes = shipped() if recipes is None else recipes
     if source in recipes:
         text, where = recipes[source], f"recipe {source}"
     elif Path(source).is_file():
