@@ -25,7 +25,7 @@ from pneumoscope.service.predictions import PredictionService
 from pneumoscope.service.request_limits import Limits, Lingering
 from pneumoscope.service.storage.repository import PredictionRepository
 from pneumoscope.service.storage.retention import Retention
-from pneumoscope.service.web.routes import views
+from pneumoscope.service.web.routes import web_router
 
 __all__ = ["Settings", "make_app"]
 
@@ -97,7 +97,7 @@ def make_app(
     )
     metrics = Metrics(lambda: scoring.waiting)
     judging = PredictionService(model, records, scoring, metrics)
-    routers = (public_routes(judging), paths(judging, chosen.most_images), views(judging, chosen.most_bytes))
+    routers = (public_routes(judging), paths(judging, chosen.most_images), web_router(judging, chosen.most_bytes))
     for router in routers:
         app.include_router(router)
     routes = [route for router in routers for route in router.routes if isinstance(route, APIRoute)]

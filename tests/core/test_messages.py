@@ -1,0 +1,125 @@
+"""Messages rendered from codes, in English and Traditional Chinese."""
+
+import re
+
+import pytest
+
+from pneumoscope.core import errors
+from pneumoscope.core.i18n import LANGUAGES, NOTICE
+from pneumoscope.core.messages import (
+    decision_label,
+    error_text,
+    error_titles,
+    notice,
+    operating_point_label,
+    operating_point_rule,
+    prediction_message,
+    probability_text,
+    rejection_message,
+)
+from pneumoscope.core.prediction import (
+    DECISIONS,
+    REJECTION_CODES,
+    Failure,
+    ModelInfo,
+    Prediction,
+    Rejection,
+    Uncertainty,
+)
+
+PARAMETERS = {
+    "outside_age_range": {"age": 61.0, "minimum": 1, "maximum": 5},
+    "out_of_distribution": {"distance": 1.52, "limit": 1.42},
+    "too_small": {"width": 40, "height": 30, "minimum": 56},
+    "too_narrow": {"width": 900, "height": 100},
+    "blank": {"levels": 7},
+}
+
+
+def numbers(text: str) -> list[str]:
+    return sorted(re.findall(r"\d+(?:\.\d+)?", text))
+
+
+def prediction(**fields: object) -> Prediction:
+    model = ModelInfo("grey", "0.1.0", "ab" * 32)
+    return Prediction(**{"path": "a.png", "decision": None, "operating_point": "balanced", "model": model} | fields)
+
+
+@pytest.mark.parametrize("code", REJECTION_CODES)
+def test_every_rejection_has_a_message_with_its_numbers_in_both_languages(code):
+    rejection = Rejection(code, PARAMETERS.get(code, {}))
+    english, chinese = (rejection_message(rejection, language) for language in LANGUAGES)
+    assert english != chinese
+    assert numbers(english) == numbers(chinese)
+    for value in rejection.parameters.values():
+        assert f"{value}" in english
+
+
+def test_decision_labels_are_unique_and_never_normal():
+    for language in LANGUAGES:
+        labels = [decision_label(decision, language) for decision in DECISIONS]
+        assert len(set(labels)) == len(DECISIONS)
+        assert not [label for label in labels if "normal" in label.lower() or "正常" in label]
+    assert decision_label("no_pneumonia", "zh-Hant") == "未偵測到肺炎"
+
+
+def test_explanation_comes_from_rejection_uncertainty_or_failure():
+    inverted = prediction(decision="rejected", rejection=Rejection("inverted"))
+    assert prediction_message(inverted) == "Black and white appear to be inverted"
+    uncertain = prediction(decision="uncertain", uncertainty=Uncertainty(0.3, 0.6, 0.95))
+    assert "95%" in prediction_message(uncertain, "zh-Hant")
+    unreadable = prediction(failure=Failure("unreadable_image", "cannot read 'a.png': it is empty", "Export it again"))
+    assert prediction_message(unreadable, "zh-Hant") == "cannot read 'a.png': it is empty. Export it again"
+    assert prediction_message(prediction(decision="pneumonia", probability=0.9)) == ""
+
+
+@pytest.mark.parametrize(
+    ("rule", "english", "chinese"),
+    [
+        (("fixed", None, None, False), "fixed score of 0.5", "固定分數 0.5"),
+        (
+            ("youden", None, 80, True),
+            "highest Youden index on 80 validation images, augmented",
+            "在 80 張驗證影像上 Youden 指數最高（影像經擴增）",
+        ),
+        (
+            ("sensitivity", 0.99, 80, False),
+            "highest threshold with sensitivity 0.99 on 80 validation images with pneumonia",
+            "在 80 張肺炎驗證影像上敏感度達 0.99 的最高門檻值",
+        ),
+    ],
+)
+def test_operating_point_rule_states_target_and_images(rule, english, chinese):
+    assert operating_point_rule(*rule) == english
+    assert operating_point_rule(*rule, language="zh-Hant") == chinese
+
+
+def test_operating_point_label_contains_the_name_of_the_command_line():
+    for name in ("half", "balanced", "rule_out", "rule_in"):
+        assert operating_point_label(name) == name
+        assert re.fullmatch(rf".+（{name}）", operating_point_label(name, "zh-Hant"))
+    assert operating_point_label("mine", "zh-Hant") == "mine"
+
+
+@pytest.mark.parametrize(
+    ("probability", "text"),
+    [(0.0, "below 1%"), (0.0099, "below 1%"), (0.01, "1%"), (0.5, "50%"), (0.99, "99%"), (0.991, "above 99%")],
+)
+def test_probability_is_never_shown_as_zero_or_certain(probability, text):
+    assert probability_text(probability) == text
+
+
+def test_error_text_is_that_of_the_nearest_base_class():
+    assert error_text(errors.BusyError("256 images wait"))[0] == "Service busy"
+    assert error_text(errors.RecipeError("unknown field")) == error_text(errors.CallerError("x"))
+    assert error_text(errors.DivergedError("x"))[0] == "Internal error"
+    assert error_text(errors.StorageError("x"), "zh-Hant") == (
+        "儲存空間無法使用",
+        "資料未儲存，請聯絡系統管理員。",
+    )
+    assert error_titles()["UnreadableImageError"] == "Unreadable image"
+
+
+def test_notice_is_translated():
+    assert notice() == NOTICE
+    assert "非醫療器材" in notice("zh-Hant")
