@@ -94,6 +94,8 @@ def format_minute(time: str) -> str:
 
 def format_interval(interval: Interval) -> str:
     """Return a proportion and its interval in whole percent, "94% (90–97%)"; the interval is rounded outwards."""
+    if interval.value is None or interval.low is None or interval.high is None:
+        return "–"
     return f"{interval.value:.0%} ({math.floor(100 * interval.low)}\u2013{math.ceil(100 * interval.high)}%)"
 
 

@@ -6,11 +6,11 @@ import codecs
 import dataclasses
 import re
 from collections.abc import Iterator, Mapping
-from typing import Any, cast
+from typing import Any
 
 from pneumoscope.core.errors import UsageError
 from pneumoscope.core.i18n import N_
-from pneumoscope.core.prediction import DECISIONS, Decision
+from pneumoscope.core.prediction import DECISIONS
 from pneumoscope.inference.writers import csv_line, csv_row, escape_formula
 from pneumoscope.service.storage.records import Filter, Order, StoredPrediction
 from pneumoscope.service.storage.repository import PredictionRepository
@@ -69,12 +69,12 @@ def parse_query(parameters: Mapping[str, str]) -> WorklistQuery:
             raise UsageError(f"{name} is not a date", hint="Write it as 2026-01-31")
     return WorklistQuery(
         filter=Filter(
-            decision=cast(Decision, decision) if decision else None,
+            decision=decision or None,
             reviewed=_REVIEWED[reviewed],
             since=form["since"] or None,
             until=form["until"] or None,
         ),
-        order=cast(Order, order),
+        order=order,
         form=form,
     )
 
