@@ -9,6 +9,7 @@ model on them. Then run
 from __future__ import annotations
 
 import argparse
+import math
 import re
 import shutil
 import socket
@@ -38,7 +39,7 @@ def main() -> None:
     parser.add_argument("--out", type=Path, required=True, help="folder of the screenshots")
     arguments = parser.parse_args()
     images = sorted(path for path in arguments.images.rglob("*") if path.is_file())
-    images = images[:: max(1, len(images) // MAX_IMAGES)]
+    images = images[:: math.ceil(len(images) / MAX_IMAGES)]
     executable = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), None)
     with (
         running_service(arguments.model) as url,
@@ -128,7 +129,7 @@ def upload_and_review(page: Page, url: str, images: list[Path]) -> None:
         page.keyboard.press("j")
         page.keyboard.press(key)
         review = page.locator("tr[data-id] .review").nth(row)
-        expect(review).to_have_text("✓ agrees" if key == "a" else "✗ disagrees")
+        expect(review).to_have_text("✓ Agrees" if key == "a" else "✗ Disagrees")
 
 
 def save(page: Page, file: Path) -> None:

@@ -113,7 +113,7 @@ def test_heatmap_is_hidden_at_first_and_has_an_adjustable_opacity(viewer):
 
 def test_compared_images_zoom_together(viewer):
     page, _ = viewer
-    page.select_option("#compare", label="image without heatmap")
+    page.select_option("#compare", label="Image without heatmap")
     first, second = page.locator(".viewport .image").first, page.locator("#compare-viewport .image")
     second.evaluate("image => image.decode()")
     expect(page.locator(".heatmap-layer")).to_be_visible()
@@ -123,7 +123,7 @@ def test_compared_images_zoom_together(viewer):
     page.select_option("#compare", label="other.png")
     second.evaluate("image => image.decode()")
     assert first.bounding_box()["height"] == pytest.approx(second.bounding_box()["height"], abs=1)
-    page.select_option("#compare", label="none")
+    page.select_option("#compare", label="None")
     expect(page.locator("#compare-viewport")).to_be_hidden()
 
 
@@ -199,7 +199,7 @@ def test_newer_review_of_another_person_is_shown_before_it_is_replaced(viewer, s
     page.locator("h1").click()
     page.keyboard.press("d")
     expect(page.locator("#conflict")).to_be_visible()
-    expect(page.locator("#conflict-review")).to_have_text(re.compile(f"Read on {TIME} – agrees"))
+    expect(page.locator("#conflict-review")).to_have_text(re.compile(f"Read on {TIME} – Agrees"))
     expect(page.locator("#conflict-note")).to_have_text("by a colleague")
     assert page.input_value(NOTE) == (note or "by a colleague")
     assert stored_review(service, id) == (True, "by a colleague")
@@ -328,7 +328,7 @@ def test_removed_image_has_no_display_controls(browser, bundle_folder, tmp_path)
             page.keyboard.press(key)
         page.keyboard.press("n")
         expect_viewer(page, "new.png")
-        assert page.locator("#compare option").all_inner_texts() == ["none", "image without heatmap"]
+        assert page.locator("#compare option").all_inner_texts() == ["None", "Image without heatmap"]
         assert [each for each in seen if each.startswith("error")] == []
         context.close()
 

@@ -166,7 +166,7 @@ def test_list_is_refreshed_during_uploads_and_keeps_selection_and_focus(page):
 
     page.route(PREDICTIONS_URL, hold_all_but_the_first)
     page.set_input_files("#file-input", [image_file(level) for level in range(80, 110)])
-    expect(page.locator("#upload-queue progress, #upload-queue li:has-text('processing')").first).to_be_visible()
+    expect(page.locator("#upload-queue progress, #upload-queue li:has-text('Processing')").first).to_be_visible()
     expect(page.locator("#total")).to_have_text("1 image", timeout=10_000)
     expect(page.locator("#upload-queue li").first).not_to_have_attribute("data-state", "done")
     expect(page.locator("#upload-queue li").last).to_have_attribute("data-state", "done")
@@ -201,8 +201,8 @@ def test_worklist_is_reviewed_by_keyboard(page, service):
     page.reload()
     for key in ("j", "j", "k", "d", "a", "j", "d"):  # the second review of the first image replaces the first one
         page.keyboard.press(key)
-    expect(page.locator("tr[data-id] .review").nth(0)).to_have_text("✓ agrees")
-    expect(page.locator("tr[data-id] .review").nth(1)).to_have_text("✗ disagrees")
+    expect(page.locator("tr[data-id] .review").nth(0)).to_have_text("✓ Agrees")
+    expect(page.locator("tr[data-id] .review").nth(1)).to_have_text("✗ Disagrees")
     reviews = {name: stored_review(service, ids[name]) for name in LEVELS}
     assert reviews == {"dark.png": (True, ""), "high.png": (False, ""), "middle.png": None, "low.png": None}
     page.keyboard.press("Enter")
@@ -218,7 +218,7 @@ def test_shortcuts_work_after_files_were_chosen(page):
     expect(page.locator("#total")).to_have_text("1 image")
     page.keyboard.press("j")
     page.keyboard.press("a")
-    expect(page.locator(REVIEW_CELL)).to_have_text("✓ agrees")
+    expect(page.locator(REVIEW_CELL)).to_have_text("✓ Agrees")
 
 
 def test_review_by_keyboard_keeps_the_stored_note(page, service):
@@ -227,7 +227,7 @@ def test_review_by_keyboard_keeps_the_stored_note(page, service):
     service.put(f"/v1/predictions/{id}/review", json={"agrees": True, "note": "by a colleague"})
     page.keyboard.press("j")
     page.keyboard.press("d")
-    expect(page.locator("tr[data-id] .review")).to_have_text("✗ disagrees")
+    expect(page.locator("tr[data-id] .review")).to_have_text("✗ Disagrees")
     assert stored_review(service, id) == (False, "by a colleague")
 
 
@@ -240,10 +240,10 @@ def test_failed_review_is_reported_in_view_until_it_is_saved(page, service):
     status = page.locator("#status")
     expect(status).to_have_text("119.png: not saved. Service busy (failed with 503)")
     assert status.evaluate("it => document.elementFromPoint(innerWidth / 2, it.getBoundingClientRect().y + 9) === it")
-    expect(page.locator("tr.selected .not-saved")).to_have_text("not saved")
+    expect(page.locator("tr.selected .not-saved")).to_have_text("Not saved")
     page.unroute(REVIEW_URL)
     page.keyboard.press("a")
-    expect(page.locator(REVIEW_CELL)).to_have_text("✓ agrees")
+    expect(page.locator(REVIEW_CELL)).to_have_text("✓ Agrees")
     assert status.bounding_box()["height"] <= 1
 
 
@@ -257,7 +257,7 @@ def test_last_of_two_quick_reviews_is_stored(page, service):
         page.keyboard.press(key)
     wait_until(page, lambda: len(finished) == 2)
     assert stored_review(service, id) == (False, "")
-    expect(page.locator(REVIEW_CELL)).to_have_text("✗ disagrees")
+    expect(page.locator(REVIEW_CELL)).to_have_text("✗ Disagrees")
 
 
 def test_held_key_saves_one_review(page, service):
@@ -269,7 +269,7 @@ def test_held_key_saves_one_review(page, service):
     for _ in range(4):
         page.keyboard.down("d")  # repeats from the second call on
     page.keyboard.up("d")
-    expect(page.locator(REVIEW_CELL)).to_have_text("✗ disagrees")
+    expect(page.locator(REVIEW_CELL)).to_have_text("✗ Disagrees")
     page.keyboard.press("a")  # is saved after all earlier reviews
-    expect(page.locator(REVIEW_CELL)).to_have_text("✓ agrees")
+    expect(page.locator(REVIEW_CELL)).to_have_text("✓ Agrees")
     assert len(sent) == 2

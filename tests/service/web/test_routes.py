@@ -79,7 +79,7 @@ def test_worklist_lists_images_that_need_review_first(client):
     page, _ = get_page(client, "/")
     assert list(page.rows()) == ["dark.png", "high.png", "low.png", "read.png"]  # reviewed images come last
     assert "Black and white appear to be inverted" in page.text
-    assert "✗ disagrees" in page.text
+    assert "✗ Disagrees" in page.text
     assert client.get(f"/v1/predictions/{ids['dark.png']}/thumbnail.png").status_code == 200
 
 
@@ -205,14 +205,14 @@ def test_viewer_and_report_show_the_prediction_of_the_api(client):
     assert "calibrated for a prevalence of 50%." in page.text
     client.put(f"/v1/predictions/{id}/review", json={"agrees": False, "note": "rotated"})
     page, _ = get_page(client, f"/images/{id}/report")
-    for expected in ("disagrees", "rotated", prediction["image_sha256"], prediction["model"]["sha256"], NOTICE):
+    for expected in ("Disagrees", "rotated", prediction["image_sha256"], prediction["model"]["sha256"], NOTICE):
         assert expected in page.text
 
 
 def test_rejected_image_has_no_probability_and_no_heatmap(client):
     (id,) = upload(client, ("dark.png", png(60)))
     page, _ = get_page(client, f"/images/{id}")
-    assert "no probability" in page.text
+    assert "No probability" in page.text
     assert "heatmap-toggle" not in [attrs.get("id") for _, attrs in page.tags]
     page, _ = get_page(client, f"/images/{id}/report")
     assert "heatmap-layer" not in [attrs.get("id") for _, attrs in page.tags]
