@@ -31,7 +31,7 @@ _MAX_DASHBOARD_IMAGES = 10_000
 
 
 class _PageRoute(APIRoute):
-    """A route that redirects to the sign-in page if nobody is signed in, and renders other errors as a page."""
+    """A route that redirects to the sign-in page without a session, and renders other errors as a page."""
 
     def get_route_handler(self) -> Callable[[Request], Coroutine[Any, Any, Response]]:
         """Return the handler of the route; see `APIRoute`."""
