@@ -145,7 +145,7 @@ def _decoded(
             try:
                 yield future.result()
             except UnreadableImageError as error:
-                unreadable.append((image.path, error.why))
+                unreadable.append((image.path, error.reason))
             for following in islice(rest, 1):
                 waiting.append((following, pool.submit(read, following)))
 

@@ -12,7 +12,7 @@ import torch
 
 from pneumoscope.bundle.card import CARD_FILE, NETWORK_FILE
 from pneumoscope.core.errors import DatasetError, UnreadableImageError, UsageError
-from pneumoscope.core.files import sweep
+from pneumoscope.core.files import remove_temporary_files
 from pneumoscope.data.cache import AUDIT, preprocess_images
 from pneumoscope.data.hashing import Progress
 from pneumoscope.data.layouts import load_manifest
@@ -110,7 +110,7 @@ def train(
             for note in manifest.notes:
                 tell(f"note: {note}")
             for name in _FILES:
-                sweep(out / name)
+                remove_temporary_files(out / name)
         return _train(recipe, manifest, out, devices, progress, tell if devices.first else lambda words: None)
 
 
