@@ -23,7 +23,7 @@ from pneumoscope.bundle.card import (
     Card,
     OperatingPoint,
     Parity,
-    Share,
+    Proportion,
     read_bundle,
     short_hash,
 )
@@ -161,7 +161,7 @@ def _weights() -> None:
 
 def _threshold() -> None:
     image = LabelledImage("1.png", "NORMAL", "", "", "validation", "ab" * 32)
-    share = Share(value=1, low=0.2, high=1, n=1, method="wilson")
+    share = Proportion(value=1, low=0.2, high=1, n=1, method="wilson")
     point = OperatingPoint(
         threshold=0.7,
         rule="highest Youden index on 1 validation images",

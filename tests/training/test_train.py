@@ -13,7 +13,7 @@ from safetensors.torch import load_file, save_file
 from tests.training.conftest import small
 
 from pneumoscope.bundle.card import INPUT_CLASSES, read_bundle, short_hash
-from pneumoscope.bundle.self_test import self_test_image
+from pneumoscope.bundle.network_checks import self_test_image
 from pneumoscope.core.errors import (
     DatasetError,
     DivergedError,

@@ -31,13 +31,13 @@ from pneumoscope.bundle.card import (
     Intervals,
     OperatingPoint,
     Parity,
+    Proportion,
     ReferenceDistribution,
     RejectionLimits,
-    Share,
     UncertaintyBand,
     short_hash,
 )
-from pneumoscope.bundle.self_test import self_test_image
+from pneumoscope.bundle.network_checks import self_test_image
 from pneumoscope.core.errors import UndefinedMetricError
 from pneumoscope.core.files import write_atomically
 from pneumoscope.data.cache import preprocess_images
@@ -196,7 +196,7 @@ def _points(
         },
     }  # fmt: skip
 
-    def share(threshold: float, positive: bool) -> Share:
+    def share(threshold: float, positive: bool) -> Proportion:
         places = np.flatnonzero(labels == positive)
         return _share((scores[places] >= threshold) == positive, [patients[place] for place in places.tolist()])
 
@@ -213,9 +213,9 @@ def _points(
     }
 
 
-def _share(what: npt.NDArray[np.bool_], patients: Sequence[str]) -> Share:
+def _share(what: npt.NDArray[np.bool_], patients: Sequence[str]) -> Proportion:
     found = proportion(what, patients)
-    return msgspec.convert({field: getattr(found, field) for field in Share.__struct_fields__}, Share)
+    return msgspec.convert({field: getattr(found, field) for field in Proportion.__struct_fields__}, Proportion)
 
 
 def _limits(
