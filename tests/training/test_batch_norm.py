@@ -12,7 +12,7 @@ from timm.layers import BatchNormAct2d
 from timm.layers.norm_act import convert_sync_batchnorm
 from torch import nn
 
-from pneumoscope.models.factory import build
+from pneumoscope.models.factory import create_model
 from pneumoscope.training.batch_norm import JointBatchNorm
 
 IMAGES = 15  # shared as 8 and 7
@@ -121,7 +121,7 @@ def test_a_layer_held_still_waits_for_nobody(name):
 
 def test_what_gpus_get_instead_is_the_same_network_with_the_same_names():
     # torch's own conversion would leave out the activations inside timm's layers.
-    network = build("test_efficientnet", image_size=32).eval()
+    network = create_model("test_efficientnet", image_size=32).eval()
     converted = convert_sync_batchnorm(copy.deepcopy(network))
     images = torch.randint(0, 256, (3, 32, 32), dtype=torch.uint8)
 

@@ -16,7 +16,7 @@ from pneumoscope.core.errors import DivergedError
 from pneumoscope.data.cache import preprocess_images
 from pneumoscope.data.layouts import load_manifest
 from pneumoscope.imaging.phantom import phantom
-from pneumoscope.models.factory import build
+from pneumoscope.models.factory import create_model
 from pneumoscope.training.checkpoints import BEST, EPOCHS
 from pneumoscope.training.data_module import ImageArrays
 from pneumoscope.training.train import split_as_asked, train
@@ -69,7 +69,7 @@ def test_batch_normalisation_and_augmentation_are_the_same_in_two_processes(tmp_
 
     def epoch(world):
         torch.manual_seed(0)
-        network = build("tf_efficientnet_lite0", image_size=64, weights="imagenet").double()
+        network = create_model("tf_efficientnet_lite0", image_size=64, weights="imagenet").double()
         history = fit(recipe, network, arrays, tmp_path / str(world), Devices("cpu", world), "32")
         return history[0], load_file(tmp_path / str(world) / BEST)
 
@@ -87,7 +87,7 @@ def test_batch_normalisation_and_augmentation_are_the_same_in_two_processes(tmp_
 def test_an_error_in_a_process_arrives_as_what_it_was(phantoms, tmp_path):
     torch.manual_seed(0)
     tensors = {name: torch.full_like(value, float("nan")) if value.is_floating_point() else value
-               for name, value in build("test_efficientnet", image_size=32).state_dict().items()}  # fmt: skip
+               for name, value in create_model("test_efficientnet", image_size=32).state_dict().items()}  # fmt: skip
     save_file(tensors, tmp_path / "nan.safetensors")
 
     with pytest.raises(DivergedError, match="the loss is nan in epoch 1 of run 'small'"):

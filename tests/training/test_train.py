@@ -28,7 +28,7 @@ from pneumoscope.data.layouts import load_manifest
 from pneumoscope.data.split import split
 from pneumoscope.evaluation.evaluate import evaluate
 from pneumoscope.inference import BundleSession
-from pneumoscope.models.factory import build
+from pneumoscope.models.factory import create_model
 from pneumoscope.training import checkpoints
 from pneumoscope.training.augmentation import augment
 from pneumoscope.training.classifier import Classifier
@@ -105,8 +105,8 @@ def test_the_population_is_images_as_they_are_and_each_four_times_otherwise():
     for copy in range(4):
         seen.append(augment(plain, PLAUSIBLE, [derive_seed(5, place, copy, 10) for place in range(40)]))
     with torch.no_grad():
-        mean = torch.cat([screen.eye(each) for each in seen]).mean(0)
-    torch.testing.assert_close(screen.population.mean, mean, rtol=1e-4, atol=1e-5)
+        mean = torch.cat([screen.extractor(each) for each in seen]).mean(0)
+    torch.testing.assert_close(screen.detector.mean, mean, rtol=1e-4, atol=1e-5)
 
 
 def test_the_edge_of_a_recipe_is_black_to_what_is_shipped(phantoms, tmp_path):
@@ -294,7 +294,7 @@ def test_a_batch_too_small_for_the_devices_is_refused(phantoms, tmp_path):
 
 def test_a_loss_that_is_no_number_is_an_error_that_names_the_epoch(phantoms, tmp_path):
     torch.manual_seed(0)
-    tensors = build("test_efficientnet", image_size=32).state_dict()
+    tensors = create_model("test_efficientnet", image_size=32).state_dict()
     last = list(tensors)[-1]
     tensors[last] = torch.full_like(tensors[last], float("nan"))
     save_file(tensors, tmp_path / "nan.safetensors")

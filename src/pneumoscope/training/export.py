@@ -44,7 +44,7 @@ from pneumoscope.data.cache import preprocess_images
 from pneumoscope.data.manifest import Manifest
 from pneumoscope.inference.decision import calibrate, sigmoid
 from pneumoscope.inference.session import BundleSession, Outputs, network_rejections
-from pneumoscope.models.base import Network
+from pneumoscope.models.base import ClassifierNetwork
 from pneumoscope.statistics.calibration import at_prevalence, fit_platt
 from pneumoscope.statistics.conformal import uncertain_band
 from pneumoscope.statistics.intervals import proportion
@@ -70,7 +70,7 @@ _BATCH = 32
 
 
 def export(
-    network: Network,
+    network: ClassifierNetwork,
     recipe: Recipe,
     manifest: Manifest,
     arrays: ImageArrays,

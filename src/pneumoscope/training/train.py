@@ -19,9 +19,9 @@ from pneumoscope.data.layouts import load_manifest
 from pneumoscope.data.manifest import LABELS, Manifest
 from pneumoscope.data.split import split
 from pneumoscope.imaging.decode import EXTENSIONS
-from pneumoscope.models.base import Network
-from pneumoscope.models.factory import build
-from pneumoscope.models.ood import FeatureExtractor
+from pneumoscope.models.base import ClassifierNetwork
+from pneumoscope.models.factory import create_model
+from pneumoscope.models.input_checks import FeatureExtractor
 from pneumoscope.models.weights import load_weights, weights_sha256
 from pneumoscope.reporting.curves import write_curves
 from pneumoscope.training.checkpoints import BEST, EPOCHS, STATE, epochs_done
@@ -174,9 +174,9 @@ def _precision(recipe: Recipe, out: Path, devices: Devices, tell: Callable[[str]
     return begun
 
 
-def _weights_sha256(network: Network, recipe: Recipe) -> str:
+def _weights_sha256(network: ClassifierNetwork, recipe: Recipe) -> str:
     # What ImageNet's weights leave to be drawn may be drawn otherwise on another machine.
-    convolutions = {id(parameter) for parameter in network.convolutions()}
+    convolutions = {id(parameter) for parameter in network.backbone_parameters()}
     drawn = [name for name, parameter in network.named_parameters() if id(parameter) not in convolutions]
     return weights_sha256(network, without=drawn if recipe.network.weights == "imagenet" else ())
 
@@ -220,9 +220,9 @@ def split_as_asked(manifest: Manifest, recipe: Recipe, where: str) -> Manifest:
     return manifest
 
 
-def _build(recipe: Recipe) -> Network:
+def _build(recipe: Recipe) -> ClassifierNetwork:
     choice = recipe.network
-    return build(
+    return create_model(
         choice.name,
         image_size=choice.image_size,
         weights=choice.weights,
@@ -233,7 +233,7 @@ def _build(recipe: Recipe) -> Network:
     )
 
 
-def _arrays(recipe: Recipe, manifest: Manifest, network: Network, progress: Progress | None) -> ImageArrays:
+def _arrays(recipe: Recipe, manifest: Manifest, network: ClassifierNetwork, progress: Progress | None) -> ImageArrays:
     train_images, validation_images = manifest.split("train"), manifest.split("validation")
     arrays = ImageArrays(manifest.root, train_images, validation_images, recipe.preprocessing)
     prepared = preprocess_images(manifest.root, (*train_images, *validation_images), recipe.preprocessing, progress)

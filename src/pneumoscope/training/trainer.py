@@ -24,7 +24,7 @@ from torch.multiprocessing.spawn import ProcessRaisedException
 import pneumoscope.core.errors
 from pneumoscope.core.errors import PneumoscopeError, RunError, UsageError
 from pneumoscope.data.manifest import LabelledImage
-from pneumoscope.models.base import Network
+from pneumoscope.models.base import ClassifierNetwork
 from pneumoscope.training.checkpoints import STATE, AtomicCheckpoints, KeepBestAndLast
 from pneumoscope.training.classifier import Classifier
 from pneumoscope.training.data_module import ImageArrays, ImageDataModule
@@ -106,7 +106,7 @@ def device_name(devices: Devices) -> str:
 
 def fit(
     recipe: Recipe,
-    network: Network,
+    network: ClassifierNetwork,
     arrays: ImageArrays,
     out: Path,
     devices: Devices,
