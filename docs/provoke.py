@@ -147,7 +147,7 @@ def _images(*rows: tuple[str, str, str]) -> Manifest:
 
 def _leak() -> None:
     rows = (("PNEUMONIA", "bacteria-100", "train"), ("PNEUMONIA", "bacteria-100", "test"))
-    _images(*rows).refuse_leaks("images.csv")
+    _images(*rows).check_patient_leaks("images.csv")
 
 
 def _dataset() -> None:

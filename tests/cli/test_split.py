@@ -41,7 +41,7 @@ def test_writes_a_manifest_and_prints_its_counts(images: Path, tmp_path: Path) -
     rows = [line.split() for line in result.stdout.splitlines()]
     assert rows[0] == ["split", "NORMAL", "PNEUMONIA", "patients"]
     manifest = load_manifest(out)
-    assert manifest.by == "patient"
+    assert manifest.split_by == "patient"
     for name, normal, pneumonia, patients in rows[1:4]:
         assert manifest.counts()[name] == {"NORMAL": int(normal), "PNEUMONIA": int(pneumonia)}
         assert len({image.patient for image in manifest.split(name)}) == int(patients)
@@ -55,7 +55,7 @@ def test_options_reach_the_split(images: Path, tmp_path: Path) -> None:
     out = tmp_path / "images.csv"
     assert _run(images, "--out", out, "--by", "image", "--validation", "0.3", "--seed", "4").exit_code == 0
     manifest = load_manifest(out)
-    assert manifest.by == "image"
+    assert manifest.split_by == "image"
     assert len(manifest.split("validation")) == 18
     first = out.read_text()
     _run(images, "--out", out, "--by", "image", "--validation", "0.3", "--seed", "5")

@@ -25,7 +25,7 @@ from pneumoscope.core.errors import (
     UsageError,
 )
 from pneumoscope.data.layouts import load_manifest
-from pneumoscope.data.split import split
+from pneumoscope.data.split import split_manifest
 from pneumoscope.evaluation.evaluate import evaluate
 from pneumoscope.inference import BundleSession
 from pneumoscope.models.factory import create_model
@@ -227,7 +227,7 @@ def test_resuming_on_other_images_is_refused(run, phantoms, tmp_path):
 
 def test_a_manifest_with_a_patient_in_two_splits_is_refused(phantoms, tmp_path):
     manifest = load_manifest(phantoms)
-    leaked = split(manifest, by="image", validation=0.4)
+    leaked = split_manifest(manifest, by="image", validation=0.4)
     assert leaked.leaks()
     relabelled = type(leaked)(leaked.images, leaked.root, "patient")
 
@@ -243,13 +243,13 @@ def test_the_recipe_splits_images_that_are_not_split(phantoms):
 
     asked = split_as_asked(manifest, small(data={"by": "patient", "validation": 0.3}), "images")
 
-    assert asked == split(manifest, by="patient", validation=0.3, seed=3)
+    assert asked == split_manifest(manifest, by="patient", validation=0.3, seed=3)
 
 
 def test_the_splits_of_a_csv_are_taken_and_its_leaks_are_refused(phantoms):
-    split_by_image = split(load_manifest(phantoms), by="image", validation=0.4)
+    split_by_image = split_manifest(load_manifest(phantoms), by="image", validation=0.4)
     given = type(split_by_image)(split_by_image.images, split_by_image.root, "given")
-    whole = split(load_manifest(phantoms), by="patient", validation=0.3)
+    whole = split_manifest(load_manifest(phantoms), by="patient", validation=0.3)
 
     with pytest.raises(PatientLeakError, match=r"is in both train and validation .*mine.csv"):
         split_as_asked(given, small(), "mine.csv")

@@ -119,7 +119,7 @@ def export(
         recipe=recipe.model_dump(mode="json"),
         seed=recipe.training.seed,
         manifest_sha256=manifest.sha256(),
-        split_by=manifest.by,
+        split_by=manifest.split_by,
         counts=manifest.counts(),
         seen={
             name: sorted(short_hash(image.sha256) for image in manifest.split(name)) for name in ("train", "validation")

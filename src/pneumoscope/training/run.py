@@ -209,7 +209,7 @@ def begin(run: Path, recipe: Recipe, manifest: Manifest, facts: dict[str, Any]) 
         "weights": recipe.network.weights,
         "manifest_sha256": manifest.sha256(),
         "counts": manifest.counts(),
-        "split_by": manifest.by,
+        "split_by": manifest.split_by,
         **facts,
         "versions": versions(),
         "machine": machine(),

@@ -13,11 +13,11 @@ import torch
 from pneumoscope.bundle.card import CARD_FILE, NETWORK_FILE
 from pneumoscope.core.errors import DatasetError, UnreadableImageError, UsageError
 from pneumoscope.core.files import remove_temporary_files
-from pneumoscope.data.cache import AUDIT, preprocess_images
+from pneumoscope.data.cache import UNREADABLE_HINT, preprocess_images
 from pneumoscope.data.hashing import Progress
 from pneumoscope.data.layouts import load_manifest
 from pneumoscope.data.manifest import LABELS, Manifest
-from pneumoscope.data.split import split
+from pneumoscope.data.split import split_manifest
 from pneumoscope.imaging.decode import EXTENSIONS
 from pneumoscope.models.base import ClassifierNetwork
 from pneumoscope.models.factory import create_model
@@ -186,7 +186,7 @@ def _refuse_unreadable(manifest: Manifest) -> None:
     lost = [(path, why) for path, why in manifest.unreadable if PurePosixPath(path).suffix.lower() in EXTENSIONS]
     if lost:
         more = f" (and {len(lost) - 1} more images)" if len(lost) > 1 else ""
-        raise UnreadableImageError(lost[0][0], f"{lost[0][1]}{more}", hint=AUDIT)
+        raise UnreadableImageError(lost[0][0], f"{lost[0][1]}{more}", hint=UNREADABLE_HINT)
 
 
 def split_as_asked(manifest: Manifest, recipe: Recipe, where: str) -> Manifest:
@@ -204,10 +204,10 @@ def split_as_asked(manifest: Manifest, recipe: Recipe, where: str) -> Manifest:
     """
     how = recipe.data
     listed = where.lower().endswith(".csv") and manifest.split("train") and manifest.split("validation")
-    if manifest.by == "given" and how.by != "given" and not listed:
-        manifest = split(manifest, by=how.by, validation=how.validation, seed=recipe.training.seed)
+    if manifest.split_by == "given" and how.by != "given" and not listed:
+        manifest = split_manifest(manifest, by=how.by, validation=how.validation, seed=recipe.training.seed)
     if how.by != "image":
-        manifest.refuse_leaks(where)
+        manifest.check_patient_leaks(where)
     for name in ("train", "validation"):
         found = {label: sum(image.label == label for image in manifest.split(name)) for label in LABELS}
         for label, count in found.items():
