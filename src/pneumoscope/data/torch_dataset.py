@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from typing import TYPE_CHECKING
 
-import numpy as np
-import numpy.typing as npt
 import torch
 from torch import Tensor
 from torch.utils.data import Dataset
+
+if TYPE_CHECKING:
+    from pneumoscope.data.labelled_dataset import LabelledDataset
 
 __all__ = ["TorchDataset"]
 
@@ -19,10 +20,10 @@ class TorchDataset(Dataset[tuple[Tensor, int]]):
     The networks of `create_model` take batches of these images, shape (n, size, size), without further normalization.
 
     Args:
-        source: A sequence of (image, label), such as a `LabelledDataset`.
+        source: The images and labels.
     """
 
-    def __init__(self, source: Sequence[tuple[npt.NDArray[np.uint8], int]]) -> None:
+    def __init__(self, source: LabelledDataset) -> None:
         self.source = source
 
     def __len__(self) -> int:
