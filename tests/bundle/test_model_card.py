@@ -49,7 +49,7 @@ def test_card_of_a_bundle_without_evidence_lists_missing_measurements(bundle):
     assert "rejected if its distance is above 1.90" in page
     assert "slope 0.800, intercept 0.100" in page
     assert "refers to a prevalence of pneumonia of 50%" in page
-    assert "by 1 q / (1 - q)" in page
+    assert "by q / (1 - q)" in page
     for name in EVIDENCE:
         assert f"Not measured yet: `{EVIDENCE[name]}`" in page
     assert "Known failures" not in page

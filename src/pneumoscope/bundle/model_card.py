@@ -170,11 +170,12 @@ def _probability(card: Card, evaluation: Json | None) -> list[str]:
         if calibration.method == "platt"
         else "the score itself, without calibration"
     )
+    odds = (1 - calibration.prevalence) / calibration.prevalence
+    factor = "" if odds == 1 else f"{odds:.3g} x "
     sections = [
         "## Probability and uncertainty",
         f"The probability is {method}. It refers to a prevalence of pneumonia of {calibration.prevalence:.0%}. For another"
-        " prevalence q, multiply the odds, p / (1 - p), by"
-        f" {(1 - calibration.prevalence) / calibration.prevalence:.3g} q / (1 - q). Decisions do not depend on the prevalence.",
+        f" prevalence q, multiply the odds, p / (1 - p), by {factor}q / (1 - q). Decisions do not depend on the prevalence.",
     ]
     if evaluation:
         error = evaluation["metrics"]["expected_calibration_error"]
