@@ -2,24 +2,32 @@
 PYTHON ?= python3
 BIN := .venv/bin
 READY := .venv/.ready
+# The package without [train], in a virtual environment for each version of Python.
+CORE = .venv-core-$(shell $(PYTHON) -c 'import sys; print("{}.{}".format(*sys.version_info))')
 DATA ?=
 DEMO := demo
 PORT ?= 8000
 
-.PHONY: help demo serve test check bench docs format clean
+.PHONY: help demo serve test test-fast test-core check bench docs format clean
 .DELETE_ON_ERROR:
 
 help:
 	@echo "make demo [DATA=folder]  train, evaluate and compare two small networks; prints the path of the report"
 	@echo "make serve [PORT=8000]   the page and the API on this machine, with the model that comes with the package"
-	@echo "make test                everything: format, lint, types, import contracts, tests"
-	@echo "make check               the quick part of it, as pre-commit calls it"
+	@echo "make test                all checks and all tests"
+	@echo "make test-fast           the tests that need no browser, no database and no PyTorch"
+	@echo "make test-core           the same on an installation without PyTorch; choose a Python by PYTHON=python3.13"
+	@echo "make check               format, lint, types and import contracts, as pre-commit calls it"
 	@echo "make bench               measure speed; writes results/benchmarks/"
 	@echo "make docs                write the generated pages of docs/ anew"
-	@echo "make clean               remove the virtual environment and what the demo made"
+	@echo "make clean               remove the virtual environments and the demo"
+
+define REQUIRE_PYTHON
+@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and "Python 3.11 or newer is required; $(PYTHON) is version " + sys.version.split()[0] + ". Choose another: make PYTHON=python3.12 ...")'
+endef
 
 $(READY): pyproject.toml constraints.txt
-	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and "Python 3.11 or newer is needed, this is " + sys.version.split()[0] + "; choose one: make PYTHON=python3.12 ...")'
+	$(REQUIRE_PYTHON)
 	$(PYTHON) -m venv .venv
 	$(BIN)/python -m pip install --quiet --upgrade 'pip>=24'
 	$(BIN)/python -m pip install --quiet --constraint constraints.txt --editable '.[dev]'
@@ -33,6 +41,17 @@ check: $(READY)
 
 test: check
 	$(BIN)/python -m pytest -n 2 --dist loadfile
+
+test-fast: $(READY)
+	$(BIN)/python -m pytest -n 2 --dist loadfile -m fast
+
+# Installs the wheel, not a link to src, so that it also shows what the wheel contains.
+test-core:
+	$(REQUIRE_PYTHON)
+	test -x $(CORE)/bin/python || $(PYTHON) -m venv $(CORE)
+	$(CORE)/bin/python -m pip install --quiet --upgrade 'pip>=24'
+	$(CORE)/bin/python -m pip install --quiet --constraint constraints.txt '.[evaluate,dicom,serve,test]'
+	$(CORE)/bin/python -m pytest -n 2 --dist loadfile -m fast
 
 demo: $(READY)
 	$(BIN)/python -m pneumoscope.demo --out $(DEMO)$(if $(DATA), --data '$(DATA)')
@@ -51,4 +70,4 @@ format: $(READY)
 	$(BIN)/ruff check --fix src tests benchmarks docs
 
 clean:
-	rm -rf .venv $(DEMO)
+	rm -rf .venv .venv-core-* $(DEMO)

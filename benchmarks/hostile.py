@@ -146,8 +146,9 @@ def served(folder: Path) -> Iterator[tuple[subprocess.Popen[str], str]]:
     command = [sys.executable, "-m", "pneumoscope", "serve", "--port", "0", "--data-dir", str(folder / "records")]
     with (folder / "log.txt").open("w") as log, subprocess.Popen(command, stderr=log, text=True) as process:
         try:
+            deadline = time.monotonic() + 60
             while not (found := re.search(r"http://\S+", (folder / "log.txt").read_text())):
-                if process.poll() is not None:
+                if process.poll() is not None or time.monotonic() > deadline:
                     raise SystemExit((folder / "log.txt").read_text())
                 time.sleep(0.1)
             yield process, found[0]

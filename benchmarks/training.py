@@ -25,7 +25,6 @@ from typing import Any
 import torch
 import torch.nn.functional as F
 from lightning.pytorch.callbacks import Callback
-from pneumoscope.models.alexnet import LocalResponseNorm
 from torch import nn
 from torch.utils.data import DataLoader
 from torchvision.datasets import ImageFolder
@@ -36,6 +35,7 @@ from pneumoscope.data.layouts import load_manifest
 from pneumoscope.imaging.phantom import phantom
 from pneumoscope.models.base import ClassifierNetwork
 from pneumoscope.models.factory import create_model
+from pneumoscope.models.report_networks import LocalResponseNorm
 from pneumoscope.training.data_module import ImageArrays
 from pneumoscope.training.optimizers import make_optimizer
 from pneumoscope.training.recipe import Recipe, check

@@ -32,9 +32,9 @@ from pneumoscope.cli.predict import command as predict
 from pneumoscope.core import errors
 from pneumoscope.core.errors import PneumoscopeError
 from pneumoscope.core.files import write_atomically
+from pneumoscope.data.download import Limits, unpack
 from pneumoscope.data.layouts import load_manifest
 from pneumoscope.data.manifest import LabelledImage, Manifest
-from pneumoscope.data.unpack import Limits, unpack
 from pneumoscope.evaluation.selection import refuse_chosen_thresholds
 from pneumoscope.imaging.decode import decode
 from pneumoscope.imaging.phantom import phantom
@@ -275,7 +275,7 @@ _PROVOCATIONS: dict[str, Callable[[], object]] = {
     "StorageError": _storage,
     "ParityError": _parity,
     "PartialFailureError": _partial,
-    "AuthenticationError": lambda: Authenticator({"me": "0123456789abcdef"}).who("Bearer 0123456789abcdee"),
+    "AuthenticationError": lambda: Authenticator({"me": "0123456789abcdef"}).who("0123456789abcdee"),
     "TooLargeError": _too_large,
     "GoneError": _gone,
     "BusyError": _busy,

@@ -3,9 +3,14 @@
 from __future__ import annotations
 
 import hashlib
+import importlib.util
 import json
+import re
 import shutil
+import subprocess
+import threading
 from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -31,6 +36,60 @@ from pneumoscope.data.layouts import load_manifest
 from pneumoscope.imaging.preprocess import Preprocessing
 
 SIZE = 16
+
+# --- tiers ---------------------------------------------------------------------------------------------------------------
+
+HAS_TORCH = importlib.util.find_spec("torch") is not None
+NEEDS_TORCH = re.compile(r"^pytestmark = .*pytest\.mark\.training\b", re.MULTILINE)
+MARKER_OF_FIXTURE = {
+    "browser": "browser",
+    "postgresql_server": "database",
+    "real_images": "real_data",
+}
+TIERS = {"browser", "database", "pacs", "real_data", "slow", "training"}
+
+
+def pytest_ignore_collect(collection_path: Path, config: pytest.Config) -> bool | None:
+    """Skip modules marked `training` if PyTorch is not installed or not needed: their imports fail, or take seconds."""
+    wanted = HAS_TORCH and config.getoption("markexpr") != "fast"
+    if wanted or collection_path.suffix != ".py":
+        return None
+    return bool(NEEDS_TORCH.search(collection_path.read_text(encoding="utf-8"))) or None
+
+
+@pytest.hookimpl(tryfirst=True)
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Mark each test by the fixtures and helpers that it uses, and as `fast` if it has no other marker."""
+    for item in items:
+        for fixture in getattr(item, "fixturenames", ()):
+            if fixture in MARKER_OF_FIXTURE:
+                item.add_marker(MARKER_OF_FIXTURE[fixture])
+        parameters = item.callspec.params if hasattr(item, "callspec") else {}
+        if parameters.get("database") == "postgresql":
+            item.add_marker("database")
+        if hasattr(getattr(item, "module", None), "served"):
+            item.add_marker("slow")
+        if "training" in item.keywords and not HAS_TORCH:
+            item.add_marker(pytest.mark.skip(reason="PyTorch is not installed (the extra [train])"))
+        if {"slow", "training"} & item.keywords.keys() and item.get_closest_marker("timeout") is None:
+            item.add_marker(pytest.mark.timeout(300))
+        if not TIERS & {marker.name for marker in item.iter_markers()}:
+            item.add_marker("fast")
+
+
+@contextmanager
+def killed_after(seconds: float, process: subprocess.Popen[Any]) -> Iterator[None]:
+    """Kill a process at the end, or after a time: then no read of its output waits for longer."""
+    timer = threading.Timer(seconds, process.kill)
+    timer.start()
+    try:
+        yield
+    finally:
+        timer.cancel()
+        process.kill()
+
+
+# --- images, bundles, runs -----------------------------------------------------------------------------------------------
 
 
 def operating_point(threshold: float, rule: Any, target: float | None = None) -> OperatingPoint:

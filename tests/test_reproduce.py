@@ -16,6 +16,8 @@ from pneumoscope.reproduce import RUNS, recipe_here, reproduce
 from pneumoscope.training.recipe import read_recipe, shipped
 from pneumoscope.training.trainer import Devices
 
+pytestmark = pytest.mark.training
+
 SMALL = (
     "network.name=test_efficientnet",
     "network.weights=none",

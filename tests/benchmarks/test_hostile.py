@@ -44,6 +44,7 @@ def test_the_same_seed_gives_the_same_inputs_and_most_of_them_are_broken():
     assert broken > 10
 
 
+@pytest.mark.slow
 def test_the_real_process_survives_a_slice(tmp_path, capsys):
     assert benchmark.main(["--inputs", "300", "--seed", "3", "--clients", "4", "--out", str(tmp_path)]) == 0
     answers = json.loads((tmp_path / "hostile.json").read_text())["answers"]

@@ -34,6 +34,7 @@ def test_a_number_makes_another_file_of_the_same_image(images):
     assert (decode(other).pixels == decode(image).pixels).all()
 
 
+@pytest.mark.slow
 def test_the_real_process_bears_a_slice(images, tmp_path, capsys):
     slice_ = ["--rounds", "1", "--seconds", "1", "--overload", "2", "--soak", "0.04", "--out", str(tmp_path)]
     benchmark.main(["--data", str(images), *slice_])

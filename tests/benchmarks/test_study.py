@@ -15,6 +15,8 @@ from PIL import Image
 from pneumoscope.core.errors import RecipeError
 from pneumoscope.imaging.phantom import phantom
 
+pytestmark = pytest.mark.training
+
 _PATH = Path(__file__).parents[2] / "benchmarks" / "study.py"
 _SPEC = importlib.util.spec_from_file_location("benchmark_study", _PATH)
 benchmark = importlib.util.module_from_spec(_SPEC)

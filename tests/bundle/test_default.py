@@ -42,6 +42,7 @@ def test_phantoms_are_rejected(model, pneumonia):
     assert {prediction.decision for prediction in model.predict_many(phantoms)} == {"rejected"}
 
 
+@pytest.mark.real_data
 @pytest.mark.skipif(not ORIGINALS.is_dir(), reason="PNEUMOSCOPE_ORIGINALS is not set")
 def test_full_size_images_are_classified_and_inverted_ones_rejected(model):
     from pneumoscope.imaging.decode import decode

@@ -12,6 +12,7 @@ from pathlib import Path
 import click
 import pytest
 from tests.core.test_errors import SPECIAL, drawn
+from tests.processes import started
 
 import pneumoscope
 from pneumoscope import cli as module
@@ -31,7 +32,9 @@ def exits(capsys, *arguments, command=cli):
 
 
 def python(*arguments, **options):
-    return subprocess.run([sys.executable, *arguments], capture_output=True, text=True, check=False, **options)
+    return subprocess.run(
+        [sys.executable, *arguments], capture_output=True, text=True, check=False, timeout=60, **options
+    )
 
 
 # --- help ------------------------------------------------------------------------------------------------------------
@@ -85,7 +88,7 @@ def test_python_m_pneumoscope_is_the_same_program():
 
 def test_the_console_script_is_installed():
     script = Path(sys.executable).with_name("pneumoscope")
-    ran = subprocess.run([script, "--version"], capture_output=True, text=True, check=True)
+    ran = subprocess.run([script, "--version"], capture_output=True, text=True, check=True, timeout=60)
 
     assert ran.stdout == f"pneumoscope, version {pneumoscope.__version__}\n"
 
@@ -260,6 +263,7 @@ def distribution_of(requirement):
     return requirement.partition(">")[0].partition("[")[0].lower().replace("_", "-")
 
 
+@pytest.mark.training  # reads what the installed distributions bring
 def test_every_module_that_an_extra_brings_is_known():
     """So that whatever is missing first, the extra is named."""
     project = tomllib.loads((SOURCE.parents[1] / "pyproject.toml").read_text())["project"]
@@ -273,6 +277,7 @@ def test_every_module_that_an_extra_brings_is_known():
         assert distributions - {"pneumoscope"} <= mapped
 
 
+@pytest.mark.training
 def test_every_module_imported_is_one_that_something_brings():
     project = tomllib.loads((SOURCE.parents[1] / "pyproject.toml").read_text())["project"]
     extras = [requirement for extra in project["optional-dependencies"].values() for requirement in extra]
@@ -292,7 +297,7 @@ def test_every_module_imported_is_one_that_something_brings():
 
 @pytest.mark.parametrize("arguments", [["--help"], ["recipes"], ["models", "--json"]])
 def test_a_closed_pipe_is_no_news(arguments):
-    with subprocess.Popen(
+    with started(
         [sys.executable, "-m", "pneumoscope", *arguments], stdout=subprocess.PIPE, stderr=subprocess.PIPE
     ) as process:
         process.stdout.close()
@@ -306,6 +311,7 @@ def test_the_first_line_is_enough_for_head():
         capture_output=True,
         text=True,
         check=True,
+        timeout=60,
     )
     assert ran.stdout.startswith("alexnet-adam ")
     assert ran.stdout.count("\n") == 1
@@ -322,7 +328,7 @@ def test_ctrl_c_exits_with_130(capsys, error):
 def test_ctrl_c_reaches_a_verb_at_work(tmp_path):
     """Many phantoms are drawn until the first is there."""
     arguments = ["phantom", tmp_path / "images", "--train", "100000", "--size", "32"]
-    with subprocess.Popen(
+    with started(
         [sys.executable, "-m", "pneumoscope", *arguments], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
     ) as process:
         while not any(tmp_path.rglob("*.jpeg")) and process.poll() is None:
@@ -342,6 +348,7 @@ def test_a_full_disk_behind_the_output_is_told(arguments):
             stderr=subprocess.PIPE,
             text=True,
             check=False,
+            timeout=60,
         )
     assert ran.returncode == 1
     assert "cannot be written: No space left on device" in ran.stderr

@@ -16,6 +16,7 @@ import pytest
 from click.testing import CliRunner
 from PIL import Image
 from tests.conftest import SIZE, halves
+from tests.processes import started
 
 from pneumoscope.bundle.card import find_bundle, read_bundle
 from pneumoscope.cli import cli, run_and_exit
@@ -167,7 +168,10 @@ def test_decisions_have_their_colours_on_a_terminal(bundle, images):
 def test_where_blocks_and_names_cannot_be_shown_something_else_is(bundle, images, encoding):
     (images / "b.png").rename(images / "Ж.png")
     ran = subprocess.run(
-        [*PROGRAM, "images", "--model", bundle], capture_output=True, env=os.environ | {"PYTHONIOENCODING": encoding}
+        [*PROGRAM, "images", "--model", bundle],
+        capture_output=True,
+        env=os.environ | {"PYTHONIOENCODING": encoding},
+        timeout=60,
     )
     lines = ran.stdout.decode(encoding).splitlines()
     assert lines[1] == f"pneumonia  0.846  {'#' * 17}     images/a.png"
@@ -348,7 +352,7 @@ def many(images, count=20_000):
 
 
 def test_ctrl_c_closes_the_document(bundle, images):
-    with subprocess.Popen(
+    with started(
         [*PROGRAM, "-", "--json", "--model", bundle],
         stdin=subprocess.PIPE,
         stdout=subprocess.PIPE,
@@ -405,7 +409,7 @@ def test_a_second_ctrl_c_breaks_off(bundle, images, monkeypatch):
 
 @pytest.mark.parametrize("options", [["--json"], []])
 def test_a_closed_pipe_is_no_news(bundle, images, options):
-    with subprocess.Popen(
+    with started(
         [*PROGRAM, "-", *options, "--model", bundle],
         stdin=subprocess.PIPE,
         stdout=subprocess.PIPE,

@@ -9,6 +9,7 @@ import time
 
 import pytest
 import torch
+from tests.processes import started
 from tests.training.conftest import small
 
 from pneumoscope.bundle.card import read_bundle
@@ -17,6 +18,8 @@ from pneumoscope.imaging.phantom import phantom
 from pneumoscope.training import train as fit
 from pneumoscope.training.recipe import read_recipe
 from pneumoscope.training.trainer import Devices
+
+pytestmark = pytest.mark.training
 
 
 @pytest.fixture(scope="module")
@@ -192,11 +195,12 @@ def test_gpus_that_are_not_there_are_refused(train, recipe, images, tmp_path, mo
 def test_ctrl_c_ends_training_with_130_and_keeps_the_last_epoch(recipe, images, tmp_path):
     run = tmp_path / "run"
     arguments = [recipe, "--data", images, "--out", run, "--set", "training.epochs=3000"]
-    with subprocess.Popen(
+    with started(
         [sys.executable, "-m", "pneumoscope", "train", *arguments],
         stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,
         text=True,
+        deadline=200,
     ) as process:
         while not (run / "epochs.csv").exists() and process.poll() is None:
             time.sleep(0.02)

@@ -11,6 +11,7 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
+from tests.processes import started
 
 from pneumoscope.core.errors import RunError, StorageError
 from pneumoscope.core.files import is_temporary, locked, remove_temporary_files, write_atomically
@@ -277,7 +278,7 @@ with locked(Path(sys.argv[1]), RunError("held")):
 def holder(tmp_path):
     """A process that holds the lock `tmp_path/made/lock`."""
     command = [sys.executable, "-c", HOLDER, str(tmp_path / "made" / "lock")]
-    with subprocess.Popen(command, stdout=subprocess.PIPE, text=True) as process:
+    with started(command, stdout=subprocess.PIPE, text=True) as process:
         assert process.stdout.readline() == "held\n"
         yield process
         process.kill()

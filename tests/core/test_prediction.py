@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import csv
+import dataclasses
 import io
 
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from pneumoscope.core.i18n import NOTICE
 from pneumoscope.core.prediction import (
     REJECTION_CODES,
     Failure,
@@ -96,3 +98,23 @@ def test_row_values_are_flat():
 @pytest.mark.parametrize(("hint", "text"), [("", "no such file"), ("Check the path", "no such file. Check the path")])
 def test_failure_text_ends_with_the_hint(hint, text):
     assert str(Failure("unreadable_image", "no such file", hint)) == text
+
+
+def test_repr_shows_decision_and_interval():
+    prediction = predicted(Interval(0.25, 0.2, 0.3, method="venn-abers", n=7, level=None), None)
+    assert repr(prediction) == (
+        "Prediction('a.png', no_pneumonia, probability=0.250 [0.200, 0.300], operating_point='balanced')"
+    )
+    assert repr(rejected(Rejection("inverted"))) == (
+        "Prediction('a.png', rejected, rejection=inverted, operating_point='half')"
+    )
+
+
+def test_html_shows_the_decision_and_escapes_the_path():
+    prediction = dataclasses.replace(predicted(None, None), path="<b>.png")
+    page = prediction._repr_html_()
+    assert "No pneumonia detected" in page
+    assert "0.250" in page
+    assert "&lt;b&gt;.png" in page
+    assert "<b>" not in page
+    assert NOTICE in page

@@ -137,6 +137,7 @@ def test_missing_dependency_names_the_extra(
         getattr(dataset, method)()
 
 
+@pytest.mark.training
 @pytest.mark.parametrize("workers", [0, 1])
 def test_torch_dataset_gives_batches_for_a_network(folder: Path, workers: int) -> None:
     torch = pytest.importorskip("torch")

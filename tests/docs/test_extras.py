@@ -25,6 +25,7 @@ run_and_exit(cli, sys.argv[1:])
 _TRAIN, _EVALUATE = set(_EXTRAS["train"]), set(_EXTRAS["evaluate"])
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("blocked", "arguments", "missing"),
     [
@@ -32,7 +33,8 @@ _TRAIN, _EVALUATE = set(_EXTRAS["train"]), set(_EXTRAS["evaluate"])
         (_TRAIN | _EVALUATE, ["split", "images", "--out", "images.csv"], ""),
         (_TRAIN | _EVALUATE, ["recipes"], ""),
         (_TRAIN | _EVALUATE, ["models"], ""),
-        (_TRAIN | _EVALUATE, ["fetch", "--help"], ""),
+        (_TRAIN | _EVALUATE, ["fetch", "data"], "evaluate"),
+        (_TRAIN, ["fetch", "--help"], ""),
         (_TRAIN | _EVALUATE, ["export", "bundle", "--out", "copy"], ""),
         (_TRAIN | _EVALUATE, ["audit", "images"], "evaluate"),
         (_TRAIN, ["audit", "images", "--html", "audit.html"], ""),

@@ -97,7 +97,7 @@ def test_weights_and_bundles_are_not_needed(runs):
 
 def test_another_operating_point(runs):
     comparison = compare(runs[:2], operating_point="rule_out")
-    assert comparison.point == "rule_out"
+    assert comparison.operating_point == "rule_out"
     _, images = correct(runs[0])
     called = np.array([image.score >= 0.2 for image in images])
     labels = np.array([image.label == "PNEUMONIA" for image in images])

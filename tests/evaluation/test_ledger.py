@@ -1,4 +1,4 @@
-"""The ledger under several processes, a full disk and a damaged line."""
+"""The test ledger with several processes, a full disk and damaged lines."""
 
 import errno
 import json
@@ -6,9 +6,11 @@ import os
 import subprocess
 import sys
 import time
+from contextlib import ExitStack
 from pathlib import Path
 
 import pytest
+from tests.processes import started
 
 from pneumoscope.core.errors import StorageError
 from pneumoscope.core.files import locked
@@ -16,20 +18,28 @@ from pneumoscope.evaluation import ledger as module
 from pneumoscope.evaluation.ledger import default_ledger, record_evaluation
 
 
-def test_looks_are_counted_by_images(tmp_path):
+def test_evaluations_are_numbered_by_images(tmp_path):
     ledger = tmp_path / "results" / "test-ledger.jsonl"
-    looks = [record_evaluation(ledger, {"images_sha256": images, "name": "x"}) for images in ("a", "b", "a", "a")]
-    assert looks == [1, 1, 2, 3]
+    numbers = [record_evaluation(ledger, {"images_sha256": images, "name": "x"}) for images in ("a", "b", "a", "a")]
+    assert numbers == [1, 1, 2, 3]
     lines = [json.loads(line) for line in ledger.read_text().splitlines()]
-    assert [line["look"] for line in lines] == looks
-    assert lines[2] == {"images_sha256": "a", "name": "x", "look": 2}
+    assert [line["test_evaluation"] for line in lines] == numbers
+    assert lines[2] == {"images_sha256": "a", "name": "x", "test_evaluation": 2}
 
 
-def test_where_the_ledger_is(monkeypatch):
+def test_default_ledger_comes_from_the_environment(monkeypatch):
     monkeypatch.delenv("PNEUMOSCOPE_LEDGER", raising=False)
     assert default_ledger() == Path("results/test-ledger.jsonl")
     monkeypatch.setenv("PNEUMOSCOPE_LEDGER", "elsewhere.jsonl")
     assert default_ledger() == Path("elsewhere.jsonl")
+
+
+def test_older_lines_and_notes_are_read(tmp_path):
+    ledger = tmp_path / "ledger.jsonl"
+    old = {"films_sha256": "a", "name": "x", "look": 1}
+    note = {"when": "2026-11-28T00:00:00+00:00", "note": "keys renamed"}
+    ledger.write_text(json.dumps(old) + "\n" + json.dumps(note) + "\n")
+    assert record_evaluation(ledger, {"images_sha256": "a", "name": "y"}) == 2
 
 
 WRITER = """
@@ -40,53 +50,55 @@ go = Path(sys.argv[1])
 while not go.exists():
     pass
 for number in range(40):
-    record_evaluation(Path(sys.argv[2]), {"images_sha256": "same", "who": sys.argv[3], "number": number, "pad": "x" * 5000})
+    record_evaluation(Path(sys.argv[2]), {"images_sha256": "same", "writer": sys.argv[3], "number": number, "pad": "x" * 5000})
 """
 
 
-def test_processes_that_write_at_once_lose_and_tear_nothing(tmp_path):
+def test_concurrent_processes_lose_no_line(tmp_path):
     ledger, go = tmp_path / "ledger.jsonl", tmp_path / "go"
-    writers = [subprocess.Popen([sys.executable, "-c", WRITER, str(go), str(ledger), who]) for who in "abc"]
-    time.sleep(0.5)
-    go.touch()
-    assert [writer.wait(60) for writer in writers] == [0, 0, 0]
+    with ExitStack() as stack:
+        command = [sys.executable, "-c", WRITER, str(go), str(ledger)]
+        writers = [stack.enter_context(started([*command, who])) for who in "abc"]
+        time.sleep(0.5)
+        go.touch()
+    assert [writer.returncode for writer in writers] == [0, 0, 0]
     lines = [json.loads(line) for line in ledger.read_text().splitlines()]
-    assert [line["look"] for line in lines] == list(range(1, 121))
-    assert sorted((line["who"], line["number"]) for line in lines) == [(w, n) for w in "abc" for n in range(40)]
+    assert [line["test_evaluation"] for line in lines] == list(range(1, 121))
+    assert sorted((line["writer"], line["number"]) for line in lines) == [(w, n) for w in "abc" for n in range(40)]
 
 
 @pytest.mark.parametrize(
     ("damage", "number"),
     [("not json\n", 2), ('{"images_sha256": "a"', 2), ('{"name": "x"}\n', 2), ("[1]\n", 2), ("\n", 2)],
 )
-def test_a_malformed_line_is_named_and_nothing_is_added(tmp_path, damage, number):
+def test_malformed_line_is_reported_and_nothing_is_appended(tmp_path, damage, number):
     ledger = tmp_path / "ledger.jsonl"
     record_evaluation(ledger, {"images_sha256": "a"})
     before = ledger.read_text() + damage
     ledger.write_text(before)
-    with pytest.raises(StorageError, match=rf"ledger.jsonl', line {number} is malformed"):
+    with pytest.raises(StorageError, match=rf"line {number} of .*ledger.jsonl' is malformed"):
         record_evaluation(ledger, {"images_sha256": "a"})
     assert ledger.read_text() == before
 
 
-def test_a_line_cut_short_is_taken_back(tmp_path, monkeypatch):
+def test_partial_line_is_removed(tmp_path, monkeypatch):
     ledger = tmp_path / "ledger.jsonl"
     record_evaluation(ledger, {"images_sha256": "a"})
     before = ledger.read_bytes()
     whole = os.write
     monkeypatch.setattr(os, "write", lambda handle, data: whole(handle, data[:10]))
-    with pytest.raises(StorageError, match="10 of 33 bytes written"):
+    with pytest.raises(StorageError, match="10 of 45 bytes written"):
         record_evaluation(ledger, {"images_sha256": "a"})
     assert ledger.read_bytes() == before
 
 
-def test_a_place_that_cannot_be_written_is_named(tmp_path):
+def test_unwritable_path_is_reported(tmp_path):
     (tmp_path / "file").write_text("")
     with pytest.raises(StorageError, match=r"cannot write the test ledger .*file/ledger.jsonl.*--ledger FILE"):
         record_evaluation(tmp_path / "file" / "ledger.jsonl", {"images_sha256": "a"})
 
 
-def test_a_full_disk_is_told(tmp_path, monkeypatch):
+def test_full_disk_is_reported(tmp_path, monkeypatch):
     def full(handle, data):
         raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
 
@@ -96,9 +108,9 @@ def test_a_full_disk_is_told(tmp_path, monkeypatch):
     assert (tmp_path / "ledger.jsonl").read_bytes() == b""
 
 
-def test_a_ledger_that_stays_locked_is_told_and_nothing_is_added(tmp_path, monkeypatch):
+def test_locked_ledger_is_reported_and_nothing_is_appended(tmp_path, monkeypatch):
     ledger = tmp_path / "ledger.jsonl"
-    monkeypatch.setattr(module, "_WAIT", 0.2)
+    monkeypatch.setattr(module, "_LOCK_TIMEOUT", 0.2)
     with (
         locked(tmp_path / ".ledger.jsonl.lock", StorageError("held")),
         pytest.raises(StorageError, match=r"ledger.jsonl' has been locked by another process for 0 s. Try again"),
@@ -108,7 +120,7 @@ def test_a_ledger_that_stays_locked_is_told_and_nothing_is_added(tmp_path, monke
     assert record_evaluation(ledger, {"images_sha256": "a"}) == 1
 
 
-def test_the_lock_lies_hidden_beside_the_ledger_and_git_does_not_see_it(tmp_path):
+def test_lock_file_is_hidden_and_ignored_by_git(tmp_path):
     record_evaluation(tmp_path / "test-ledger.jsonl", {"images_sha256": "a"})
     assert sorted(path.name for path in tmp_path.iterdir()) == [".test-ledger.jsonl.lock", "test-ledger.jsonl"]
     root = Path(__file__).parents[2]
@@ -116,12 +128,16 @@ def test_the_lock_lies_hidden_beside_the_ledger_and_git_does_not_see_it(tmp_path
         pytest.skip("no git checkout")
     names = ["results/.test-ledger.jsonl.lock", "results/runs/a/.run.lock", "results/test-ledger.jsonl"]
     ignored = subprocess.run(
-        ["git", "-C", root, "check-ignore", "--no-index", *names], capture_output=True, text=True, check=False
+        ["git", "-C", root, "check-ignore", "--no-index", *names],
+        capture_output=True,
+        text=True,
+        check=False,
+        timeout=60,
     )
     assert ignored.stdout.split() == names[:2]
 
 
-def test_it_can_be_imported_where_there_is_no_fcntl():
+def test_module_imports_without_fcntl():
     code = "import sys; sys.modules['fcntl'] = None; import pneumoscope.evaluation.ledger"
-    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False, timeout=60)
     assert done.returncode == 0, done.stderr

@@ -27,7 +27,7 @@ HALF = OperatingPoint(threshold=0.5, rule="fixed", sensitivity=SHARE, specificit
 def test_a_image_at_the_threshold_is_called_pneumonia():
     found = evaluate_operating_point(IMAGES, HALF, seed=0)
     assert found.confusion == Confusion(tp=3, fn=1, tn=1, fp=1)
-    assert (found.threshold, found.rule) == (0.5, "fixed")
+    assert (found.threshold, found.rule) == (0.5, "fixed score of 0.5")
 
 
 def test_etiologies_by_hand():

@@ -5,11 +5,9 @@ import pytest
 
 from pneumoscope.core.errors import RunError
 from pneumoscope.core.results import ScoredImage
-from pneumoscope.evaluation.compare import compare
 from pneumoscope.evaluation.evaluate import evaluate
 from pneumoscope.evaluation.records import (
     predictions_csv,
-    read_comparison,
     read_evaluation,
     read_predictions,
     read_run,
@@ -103,21 +101,3 @@ def test_a_run_without_averages_is_malformed(maker):
     file = changed(maker.run() / "run.json", lambda d: d.pop("average_train_accuracy"))
     with pytest.raises(RunError, match="average_train_accuracy: Field required"):
         read_run(file)
-
-
-def test_a_comparison_comes_back_whole(maker):
-    images = maker.images()
-    runs = [maker.run("one"), maker.run("two", gain=-0.01)]
-    for run in runs:
-        evaluate(run, images, operating_points=["half"])
-    comparison = compare(runs, published=True, out=maker.root / "out", command="what was run")
-    assert read_comparison(maker.root / "out" / "comparison.json") == comparison
-
-
-def test_a_comparison_with_a_damaged_metric_is_refused(maker):
-    run = maker.run()
-    evaluate(run, maker.images(), operating_points=["half"])
-    compare([run], out=maker.root / "out")
-    file = changed(maker.root / "out" / "comparison.json", lambda d: d["runs"][0]["test"]["auroc"].pop("method"))
-    with pytest.raises(RunError, match=r"run 'grey': method: (Missing|Field) required"):
-        read_comparison(file)

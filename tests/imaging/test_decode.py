@@ -330,7 +330,7 @@ def test_threads_decode_the_same() -> None:
     for thread in threads:
         thread.start()
     for thread in threads:
-        thread.join()
+        thread.join(60)
     assert len(images) == 8
     assert all(np.array_equal(image, GREY) for image in images)
 
@@ -443,7 +443,7 @@ def test_a_pipe_is_refused_before_it_is_waited_for(tmp_path: Path) -> None:
 
 
 def test_a_name_that_no_file_can_have() -> None:
-    with pytest.raises(UnreadableImageError, match="null byte"):
+    with pytest.raises(UnreadableImageError, match=r"null (byte|character)"):
         decode(Path("image\0.jpeg"))
 
 

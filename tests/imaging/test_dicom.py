@@ -1,8 +1,9 @@
-"""DICOM, against the standard worked by hand and against pydicom's own processing."""
+"""DICOM files, against the standard worked by hand."""
 
 from __future__ import annotations
 
 import io
+import math
 import struct
 import warnings
 from importlib.resources import files
@@ -15,7 +16,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from pydicom import Dataset, FileMetaDataset, Sequence, dcmread, uid
 from pydicom.encaps import encapsulate, get_frame
-from pydicom.pixels import apply_modality_lut, apply_voi_lut
+from pydicom.pixels import apply_voi_lut
 from pydicom.pixels.decoders.base import Decoder
 
 from pneumoscope.core.errors import UnreadableImageError
@@ -187,24 +188,34 @@ def test_entries_as_numbers() -> None:
     assert grey(image(row(0, 1), VOILUTSequence=voi)).tolist() == [[0, 128]]
 
 
+def brightness(x: float, centre: float, width: float, function: str) -> float:
+    """PS3.3 C.11.2.1.2.1, C.11.2.1.3.1 and C.11.2.1.3.2 as written there, for an output range of 0 to 1."""
+    if function == "SIGMOID":
+        return 1 / (1 + math.exp(-4 * (x - centre) / width))
+    c, w = (centre - 0.5, width - 1) if function == "LINEAR" else (centre, width)
+    if x <= c - w / 2:
+        return 0
+    if x > c + w / 2:
+        return 1
+    return (x - c) / w + 0.5
+
+
 @pytest.mark.parametrize("function", ["LINEAR", "LINEAR_EXACT", "SIGMOID"])
 @pytest.mark.parametrize("photometric", ["MONOCHROME1", "MONOCHROME2"])
 @pytest.mark.parametrize("signed", [False, True])
-def test_windows_agree_with_pydicom(function: str, photometric: str, signed: bool) -> None:
+@pytest.mark.parametrize("slope", [1.5, -0.25])
+def test_windows_follow_the_standard(function: str, photometric: str, signed: bool, slope: float) -> None:
     pixels = (RAMP.astype(np.int16) - 2048) if signed else RAMP
     dataset = image(
         pixels,
         PhotometricInterpretation=photometric,
-        RescaleSlope=1.5,
+        RescaleSlope=slope,
         RescaleIntercept=-300,
         WindowCenter=700,
         WindowWidth=900,
         VOILUTFunction=function,
     )
-    # pydicom spreads a window over the range that the rescaled pixels can have
-    least, greatest = (1.5 * end - 300 for end in ((-2048, 2047) if signed else (0, 4095)))
-    theirs = apply_voi_lut(apply_modality_lut(pixels, dataset), dataset)
-    share = (theirs - least) / (greatest - least)
+    share = np.array([[brightness(slope * x - 300, 700, 900, function) for x in line] for line in pixels.tolist()])
     if photometric == "MONOCHROME1":
         share = 1 - share
     assert np.abs(grey(dataset) - 255 * share).max() <= 0.5 + 1e-6
@@ -215,6 +226,29 @@ def test_voi_lut_agrees_with_pydicom() -> None:
     dataset = image(VOILUTSequence=table(curve, 400, 16))
     theirs = apply_voi_lut(RAMP, dataset) / 65535 * 255
     assert np.abs(grey(dataset) - theirs).max() <= 0.5
+
+
+# Tables are applied here and not by pydicom's apply_modality_lut and apply_voi, because these are wrong or fail below. If this
+# test fails with a newer pydicom, use pydicom for tables, too.
+@pytest.mark.parametrize(
+    ("voi", "slope"),
+    [
+        pytest.param(table((np.arange(4096) // 16).astype("<u2"), 0, 8), 1, id="8-bit entries, more than 256"),
+        pytest.param(table(np.arange(256, dtype=np.uint8), 0, 8), 1, id="8-bit entries, packed"),
+        pytest.param(table(np.arange(65536, dtype="<u2"), 0, 16), 20, id="values above 65,535"),
+    ],
+)
+def test_tables_that_pydicom_applies_wrongly(voi: Sequence, slope: int) -> None:
+    dataset = image(VOILUTSequence=voi, RescaleSlope=slope, RescaleIntercept=0)
+    entries = np.frombuffer(voi[0].LUTData, np.uint8 if len(voi[0].LUTData) == 256 else "<u2").tolist()
+    largest = 2 ** voi[0].LUTDescriptor[2] - 1
+    right = np.array([[entries[min(slope * x, len(entries) - 1)] for x in line] for line in RAMP.tolist()])
+    assert np.abs(grey(dataset) - 255 * right / largest).max() <= 0.5
+    try:
+        theirs = apply_voi_lut(RAMP.astype(np.int64) * slope, dataset)
+    except struct.error:
+        return
+    assert not np.array_equal(theirs, right)
 
 
 def test_padding_is_black_and_does_not_stretch_the_range() -> None:

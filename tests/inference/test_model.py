@@ -286,10 +286,10 @@ def test_who_stops_listening_stops_the_work(model, monkeypatch):
 
 def test_several_images_are_decoded_at_once(model, monkeypatch):
     """Four workers meet at one barrier: with fewer threads it would break."""
-    barrier = threading.Barrier(4, timeout=10)
+    barrier = threading.Barrier(4)
 
     def meet(*arguments, **options):
-        barrier.wait()
+        barrier.wait(10)
         return decode(*arguments, **options)
 
     monkeypatch.setattr(module, "decode", meet)
@@ -343,7 +343,7 @@ def test_importing_the_package_imports_nothing_else():
         "assert callable(pneumoscope.load_model)\n"
         "print(*sorted(set(sys.modules) - before))"
     )
-    ran = subprocess.run([sys.executable, "-I", "-c", code], capture_output=True, text=True, check=True)
+    ran = subprocess.run([sys.executable, "-I", "-c", code], capture_output=True, text=True, check=True, timeout=60)
 
     assert set(ran.stdout.split()) - {"__future__"} == {"pneumoscope"}
 
@@ -354,6 +354,6 @@ def test_scoring_imports_no_torch_and_dicom_only_for_dicom(bundle):
         f"pneumoscope.load_model({str(bundle)!r}).predict(numpy.zeros((9, 9), 'uint8'))\n"
         "print(*({'torch', 'scipy', 'pydicom', 'rich', 'filelock'} & set(sys.modules)))"
     )
-    ran = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    ran = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True, timeout=60)
 
     assert ran.stdout == "\n"

@@ -243,7 +243,7 @@ def test_drawing_needs_the_base_installation_alone():
         "import sys; sys.modules.update(matplotlib=None, torch=None, scipy=None, onnxruntime=None)\n"
         "import pneumoscope.inference.saliency"
     )
-    assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0
+    assert subprocess.run([sys.executable, "-c", code], check=False, timeout=60).returncode == 0
 
 
 @pytest.mark.parametrize(

@@ -311,13 +311,13 @@ print(BundleSession.load(Path({str(bundle)!r}), threads=1).logits(np.full((1, {S
 found = {{"torchvision", "lightning", "timm", "scipy", "sklearn", "onnx"}} & set(sys.modules)
 assert not found, found
 """
-    ran = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    ran = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True, timeout=60)
     assert float(ran.stdout) == pytest.approx(5.0)
 
 
 def test_importing_it_does_not_import_onnx_runtime():
     code = "import sys, pneumoscope.inference; sys.exit('onnxruntime' in sys.modules)"
-    assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0
+    assert subprocess.run([sys.executable, "-c", code], check=False, timeout=60).returncode == 0
 
 
 @pytest.mark.parametrize(
@@ -356,7 +356,7 @@ def test_the_runtime_is_told_to_report_nothing_before_it_is_loaded(maker):
             "BundleSession.load(pathlib.Path(sys.argv[1]))\n",
             str(bundle),
         ],
-        capture_output=True, text=True, check=True,
+        capture_output=True, text=True, check=True, timeout=60,
         env={name: value for name, value in os.environ.items() if name != "ORT_DISABLE_TELEMETRY"},
     )  # fmt: skip
     assert seen.stdout.split() == ["1"]

@@ -11,6 +11,8 @@ from pneumoscope.models.backbones import Backbone
 from pneumoscope.models.base import EFFICIENTNET_LITE
 from pneumoscope.models.factory import create_model
 
+pytestmark = pytest.mark.training
+
 # One of each kind of head in timm: a dense layer, a convolution, two dense layers that are averaged, a small head, parallel
 # dense layers, and networks built for one image size (transformers).
 NETWORKS = (

@@ -8,6 +8,8 @@ from torch import nn
 
 from pneumoscope.models.factory import create_model
 
+pytestmark = pytest.mark.training
+
 
 def images(size: int, seed: int = 1) -> torch.Tensor:
     generator = torch.Generator().manual_seed(seed)

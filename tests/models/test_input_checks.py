@@ -1,6 +1,7 @@
 """Input classifier, feature extractor and Mahalanobis detector, compared with timm, SciPy and scikit-learn."""
 
 import numpy as np
+import pytest
 import torch
 from scipy.spatial.distance import mahalanobis
 from sklearn.decomposition import PCA
@@ -8,6 +9,8 @@ from sklearn.preprocessing import StandardScaler
 
 from pneumoscope.models.input_checks import FeatureExtractor, InputClassifier
 from pneumoscope.training.ood import fit_mahalanobis
+
+pytestmark = pytest.mark.training
 
 
 def test_input_classifier_is_small_and_accepts_any_image_size():

@@ -9,6 +9,7 @@ import pytest
 from pneumoscope.models.registry import MODELS, find_model, list_models
 
 
+@pytest.mark.training
 @pytest.mark.parametrize("spec", MODELS, ids=lambda spec: spec.name)
 def test_every_network_has_the_stated_number_of_parameters_at_its_default_size(spec):
     from pneumoscope.models.factory import create_model
@@ -47,6 +48,7 @@ def test_cli_lists_networks_without_importing_torch():
     assert set(rows[0]) >= {"name", "family", "parameters", "image_size", "imagenet"}
 
 
+@pytest.mark.training
 def test_create_model_uses_timms_default_size_for_unlisted_networks():
     from pneumoscope.models.factory import create_model
 

@@ -12,6 +12,8 @@ from pneumoscope.models.base import EFFICIENTNET_LITE, IMAGENET, UNIT
 from pneumoscope.models.factory import create_model
 from pneumoscope.models.report_networks import VGG19, AlexNet, LocalResponseNorm, dense_head
 
+pytestmark = pytest.mark.training
+
 
 def count(module):
     return sum(parameter.numel() for parameter in module.parameters())

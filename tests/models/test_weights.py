@@ -21,6 +21,8 @@ from pneumoscope.models import weights
 from pneumoscope.models.factory import create_model
 from pneumoscope.models.weights import VGG19_FILE, load_weights, read_tensors
 
+pytestmark = pytest.mark.training
+
 
 @pytest.fixture
 def public_vgg19(tmp_path, monkeypatch):

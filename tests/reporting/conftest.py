@@ -26,11 +26,11 @@ from pneumoscope.core.results import (
     to_json,
 )
 from pneumoscope.reporting.comparison_page import write_comparison_page
-from pneumoscope.statistics.calibration import brier, expected_calibration_error
+from pneumoscope.statistics.calibration import weighted_brier, weighted_calibration_error
 from pneumoscope.statistics.intervals import newcombe, paired_difference, proportion, wilson
 from pneumoscope.statistics.metrics import confusion, threshold_metrics
 from pneumoscope.statistics.paired import delong_test, holm, mcnemar_exact
-from pneumoscope.statistics.roc import auprc, auroc_interval
+from pneumoscope.statistics.roc import auroc_interval, weighted_auprc
 
 # Long enough to test the layout, too.
 HOSTILE = '<script>alert("$x$")</script>-a-run-whose-name-is-too-long-for-any-column-of-any-table'
@@ -102,8 +102,9 @@ def evaluate(name: str, images: Images, scored: list[ScoredImage]) -> Evaluation
             threshold_metrics(called, y, images.patient, resamples=RESAMPLES),
             {kind: proportion((called == y)[kinds == kind], None) for kind in ("normal", "bacteria", "virus")},
         )
-    ece, loss = expected_calibration_error(probability, y), brier(probability, y)
-    precision = auprc(logit, y)
+    once = np.ones((1, len(y)))
+    ece, loss = (float(metric(probability, y, once)[0]) for metric in (weighted_calibration_error, weighted_brier))
+    precision = float(weighted_auprc(logit, y, once)[0])
     bootstrap = {"method": "patient bootstrap", "n": len(y), "seed": 0}
     return Evaluation(
         name=name,
@@ -272,7 +273,7 @@ def build(tmp_path_factory: pytest.TempPathFactory) -> Callable[..., Built]:
         sentences = (general[0], *(pair.sentence for pair in pairs), general[1])
         comparison = Comparison(
             images={"sha256": IMAGES_SHA256, "n": n, "patients": len(set(images.patient)), "counts": evaluation.counts},
-            point="half",
+            operating_point="half",
             runs=tuple(summaries),
             pairs=pairs,
             sentences=sentences if len(names) > 1 else (),

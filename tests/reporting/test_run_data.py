@@ -38,7 +38,7 @@ def test_everything_of_a_run_is_read(built: Any) -> None:
     assert second.scores.positive.tolist() == [image.label == "PNEUMONIA" for image in images]
     assert second.recipe.startswith("# second\n")
     assert (first.index, second.index) == (0, 1)
-    assert first.test_evaluation != second.test_evaluation
+    assert first.look != second.look
     assert len(second.epochs.epoch) == 2
 
 

@@ -255,12 +255,12 @@ def test_no_library_is_asked_to_report_requests(client, monkeypatch):
 
 def test_two_images_are_drawn_at_once_and_others_wait(app, client, monkeypatch):
     ids = [each["id"] for each in post(client, png(90), png(120), png(150))]
-    two, go, began = threading.Barrier(3, timeout=10), threading.Event(), []
+    two, go, began = threading.Barrier(3), threading.Event(), []
 
     def held(*arguments, **options):
         began.append(1)
         if len(began) <= 2:
-            two.wait()
+            two.wait(10)
         assert go.wait(10)
         return decode(*arguments, **options)
 
@@ -268,7 +268,7 @@ def test_two_images_are_drawn_at_once_and_others_wait(app, client, monkeypatch):
     with ThreadPoolExecutor(6) as pool:
         pictures = ("image.png", "thumbnail.png")
         asked = [pool.submit(client.get, f"/v1/predictions/{key}/{name}") for key in ids for name in pictures]
-        two.wait()
+        two.wait(10)
         time.sleep(0.3)
         assert len(began) == 2
         go.set()

@@ -40,7 +40,7 @@ def named(*levels):
 def test_what_waits_goes_through_together_and_each_gets_its_own(gated):
     scoring = InferenceQueue(gated, most_waiting=100, workers=1)
     first = scoring.submit(named(90))
-    gated.begun.acquire()
+    assert gated.begun.acquire(timeout=10)
     rest = [scoring.submit(named(level))[0] for level in range(100, 106)]
     gated.open.set()
     found = [future.result(10) for future in [*first, *rest]]
@@ -54,7 +54,7 @@ def test_workers_share_what_waits(gated):
     scoring = InferenceQueue(gated, most_waiting=100, workers=2)
     first = scoring.submit(named(90)), scoring.submit(named(91))
     for _ in first:
-        gated.begun.acquire()
+        assert gated.begun.acquire(timeout=10)
     rest = scoring.submit(named(*range(100, 106)))
     gated.open.set()
     assert len({future.result(10).path for future in rest}) == 6
@@ -80,7 +80,7 @@ def test_past_the_end_of_the_queue_a_request_is_refused_whole_and_at_once(gated)
 def test_a_image_whose_request_has_gone_is_not_scored(gated):
     scoring = InferenceQueue(gated, most_waiting=10, workers=1)
     first = scoring.submit(named(90))
-    gated.begun.acquire()
+    assert gated.begun.acquire(timeout=10)
     large = bytes(2**20)
     gone, here = scoring.submit([(large, "large.png"), *named(110)])
     held = sys.getrefcount(large)
@@ -109,7 +109,7 @@ def test_what_was_taken_in_is_answered_before_it_stops_and_nothing_more_is_taken
     futures = scoring.submit(named(*range(90, 110)))
     threading.Timer(0.2, gated.open.set).start()
     scoring.close()
-    assert all(future.done() and future.result().error == "" for future in futures)
+    assert all(future.done() and future.result(0).error == "" for future in futures)
     with pytest.raises(BusyError, match="stopping"):
         scoring.submit(named(90))
     with pytest.raises(BusyError, match="stopping"), scoring.admitted(1):
@@ -128,7 +128,7 @@ def test_a_fault_reaches_those_whose_images_have_it_and_no_other(gated, monkeypa
     monkeypatch.setattr(gated.model, "predict_batch", fail_on_one)
     scoring = InferenceQueue(gated, most_waiting=10, workers=1)
     first = scoring.submit(named(90))
-    gated.begun.acquire()
+    assert gated.begun.acquire(timeout=10)
     rest = scoring.submit(named(100, 120, 130))
     gated.open.set()
     assert [future.result(10).path for future in (first[0], rest[0], rest[2])] == ["90.png", "100.png", "130.png"]

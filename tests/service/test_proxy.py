@@ -9,6 +9,7 @@ from pathlib import Path
 
 import httpx
 import pytest
+from tests.processes import started
 from tests.service.conftest import TOKEN, png, served
 
 NAME = "images.clinic.example"
@@ -50,7 +51,7 @@ def proxied(bundle, tmp_path):
     folder.mkdir()
     made = f"req -x509 -newkey rsa:2048 -nodes -subj /CN={NAME} -addext subjectAltName=DNS:{NAME}".split()
     files = ["-keyout", folder / "images.key", "-out", folder / "images.pem"]
-    subprocess.run([openssl, *made, *files], check=True, capture_output=True)
+    subprocess.run([openssl, *made, *files], check=True, capture_output=True, timeout=60)
     with served(bundle, tmp_path, "--token-file", str(tokens), "--public-name", NAME) as (_, direct):
         kept = " ".join(
             f"{what}_temp_path {folder}/{what};" for what in ("client_body", "proxy", "fastcgi", "uwsgi", "scgi")
@@ -61,14 +62,20 @@ def proxied(bundle, tmp_path):
         )
         trusted = ssl.create_default_context(cafile=folder / "images.pem")
         with (
-            subprocess.Popen([nginx, "-p", folder, "-c", folder / "nginx.conf"], stderr=subprocess.DEVNULL) as proxy,
+            started(
+                [nginx, "-p", folder, "-c", folder / "nginx.conf"], deadline=100, stderr=subprocess.DEVNULL
+            ) as proxy,
             httpx.Client(transport=Named(verify=trusted), base_url=f"https://{NAME}:{port}", timeout=30) as client,
         ):
-            until = time.monotonic() + 10
-            while time.monotonic() < until and not reached(port):
-                time.sleep(0.05)
-            yield client, direct, folder
-            proxy.terminate()
+            try:
+                until = time.monotonic() + 10
+                while time.monotonic() < until and not reached(port):
+                    time.sleep(0.05)
+                yield client, direct, folder
+                proxy.terminate()
+                proxy.wait(20)
+            finally:
+                proxy.kill()
 
 
 class Named(httpx.HTTPTransport):
@@ -85,6 +92,7 @@ class Named(httpx.HTTPTransport):
 
 def reached(port):
     with socket.socket() as probe:
+        probe.settimeout(10)
         return probe.connect_ex(("127.0.0.1", port)) == 0
 
 
@@ -121,3 +129,43 @@ def test_a_person_signs_in_through_the_proxy_with_a_cookie_that_travels_by_https
         assert client.get(path).status_code == 404
         assert direct.get(path).status_code == 200
     assert CANARY not in "".join(file.read_text() for file in folder.glob("*.log"))
+
+
+def received(proxied, *parts):
+    """Send bytes to the proxy and return its response, and the seconds until it closed the connection."""
+    client, _, folder = proxied
+    context = ssl.create_default_context(cafile=folder / "images.pem")
+    with (
+        socket.create_connection(("127.0.0.1", client.base_url.port)) as plain,
+        context.wrap_socket(plain, server_hostname=NAME) as connection,
+    ):
+        connection.settimeout(20)
+        start, answer = time.monotonic(), b""
+        for part in parts:
+            connection.sendall(part)
+        while chunk := connection.recv(1000):
+            answer += chunk
+        return answer, time.monotonic() - start
+
+
+@pytest.mark.parametrize(
+    "sent",
+    [
+        b"POST /v1/predictions HT",
+        f"POST /v1/predictions HTTP/1.1\r\nHost: {NAME}\r\nAuthorization: Bearer {TOKEN}\r\n"
+        "Content-Type: image/png\r\nContent-Length: 9\r\n\r\n1",
+    ],
+    ids=["head", "body"],
+)
+def test_slow_clients_are_timed_out_by_the_proxy(proxied, sent):
+    answer, seconds = received(proxied, sent if isinstance(sent, bytes) else sent.encode())
+    assert b" 200 " not in answer
+    assert b" 201 " not in answer
+    assert 8 < seconds < 15
+
+
+def test_early_response_to_a_large_upload_comes_through_the_proxy(proxied):
+    client, _, _ = proxied
+    for _ in range(5):
+        wrong = {"Authorization": f"Bearer {TOKEN}x", "Content-Type": "image/png"}
+        assert client.post("/v1/predictions", content=bytes(8 * 2**20), headers=wrong).status_code == 401

@@ -31,6 +31,7 @@ def test_it_is_tried_once_a_second_and_what_came_of_it_is_told_until_then(model,
     records.close()
 
 
+@pytest.mark.slow
 def test_a_locked_database_is_not_ready(model, tmp_path, monkeypatch):
     records = PredictionRepository(tmp_path / "data")
     monkeypatch.setattr("pneumoscope.service.readiness._SECONDS", 0)

@@ -12,7 +12,6 @@ from pneumoscope.core.errors import UndefinedMetricError
 from pneumoscope.core.results import Confusion
 from pneumoscope.statistics.intervals import newcombe
 from pneumoscope.statistics.metrics import (
-    THRESHOLD_METRICS,
     confusion,
     threshold_metrics,
     weighted_f1,
@@ -39,7 +38,16 @@ def decided(tp, fn, tn, fp):
 def test_values_are_scikit_learns(cells):
     decisions, labels = decided(*cells)
     found = threshold_metrics(decisions, labels, None, resamples=20)
-    assert tuple(found) == THRESHOLD_METRICS
+    assert list(found) == [
+        "accuracy",
+        "sensitivity",
+        "specificity",
+        "precision",
+        "negative_predictive_value",
+        "f1",
+        "balanced_accuracy",
+        "mcc",
+    ]
     for name, interval in found.items():
         assert interval.value == pytest.approx(THEIRS[name](labels, decisions), abs=1e-12), name
         assert interval.low <= interval.high

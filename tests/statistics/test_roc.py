@@ -12,10 +12,10 @@ from pneumoscope.core.errors import UndefinedMetricError
 from pneumoscope.statistics.inputs import patient_numbers
 from pneumoscope.statistics.intervals import patient_bootstrap, wilson
 from pneumoscope.statistics.roc import (
-    auprc,
     auroc,
     auroc_interval,
     delong_covariance,
+    precision_recall_curve,
     roc_curve,
     weighted_auprc,
     weighted_auroc,
@@ -33,10 +33,9 @@ def images(draw, most=60):
 
 
 @given(images())
-def test_areas_are_scikit_learns(case):
+def test_auroc_agrees_with_scikit_learn(case):
     scores, labels = case
     assert auroc(scores, labels) == pytest.approx(metrics.roc_auc_score(labels, scores), abs=1e-12)
-    assert auprc(scores, labels) == pytest.approx(metrics.average_precision_score(labels, scores), abs=1e-12)
 
 
 @given(images(), st.integers(0, 2**32 - 1))
@@ -77,18 +76,44 @@ def test_one_class_has_no_auroc(labels, missing):
     assert found.reason == f"there is no {missing} image"
 
 
-def test_without_pneumonia_there_is_no_average_precision():
-    with pytest.raises(UndefinedMetricError, match="needs a pneumonia"):
-        auprc([0.1, 0.2], [False, False])
+def test_roc_curve_by_hand_with_a_tie():
+    rate, sensitivity, thresholds = roc_curve([0.9, 0.5, 0.5, 0.1], [True, True, False, False])
+    assert rate.tolist() == [0.0, 0.0, 0.5, 1.0]
+    assert sensitivity.tolist() == [0.0, 0.5, 1.0, 1.0]
+    assert thresholds.tolist() == [math.inf, 0.9, 0.5, 0.1]
 
 
 @given(images())
-def test_the_curve_is_scikit_learns(case):
+def test_roc_curve_keeps_every_threshold_and_counts_scores_at_or_above_it(case):
     scores, labels = case
-    wrong, right, thresholds = roc_curve(scores, labels)
-    theirs = metrics.roc_curve(labels, scores, drop_intermediate=False)
-    for ours, other in zip((wrong, right, thresholds), theirs, strict=True):
-        assert ours == pytest.approx(other, abs=1e-12)
+    rate, sensitivity, thresholds = roc_curve(scores, labels)
+    assert thresholds[1:].tolist() == sorted(set(scores.tolist()), reverse=True)
+    for at, wrong, right in zip(thresholds, rate, sensitivity, strict=True):
+        assert right == np.mean(scores[labels] >= at)
+        assert wrong == np.mean(scores[~labels] >= at)
+
+
+def test_precision_recall_curve_by_hand_with_a_tie():
+    # From the top: 0.9 is a pneumonia; at 0.5 one of each; at 0.1 a normal image.
+    sensitivity, precision, thresholds = precision_recall_curve([0.9, 0.5, 0.5, 0.1], [True, True, False, False])
+    assert thresholds.tolist() == [0.9, 0.5, 0.1]
+    assert sensitivity.tolist() == [0.5, 1.0, 1.0]
+    assert precision == pytest.approx([1.0, 2 / 3, 0.5])
+
+
+@given(images())
+def test_area_below_the_precision_recall_steps_is_the_average_precision(case):
+    scores, labels = case
+    sensitivity, precision, thresholds = precision_recall_curve(scores, labels)
+    assert thresholds.tolist() == sorted(set(scores.tolist()), reverse=True)
+    area = float(np.sum(np.diff(sensitivity, prepend=0.0) * precision))
+    assert area == pytest.approx(weighted_auprc(scores, labels, np.ones((1, len(scores))))[0], abs=1e-12)
+
+
+@pytest.mark.parametrize("curve", [roc_curve, precision_recall_curve])
+def test_one_class_has_no_curve(curve):
+    with pytest.raises(UndefinedMetricError, match="no PNEUMONIA image"):
+        curve([0.1, 0.2], [False, False])
 
 
 def delong_by_definition(scores, labels):

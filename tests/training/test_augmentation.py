@@ -10,6 +10,8 @@ from PIL import Image
 from pneumoscope.training.augmentation import augment
 from pneumoscope.training.recipe import Augmentation
 
+pytestmark = pytest.mark.training
+
 
 @pytest.fixture
 def images():

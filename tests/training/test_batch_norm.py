@@ -2,7 +2,6 @@
 
 import copy
 import socket
-import subprocess
 import sys
 from pathlib import Path
 
@@ -14,6 +13,8 @@ from torch import nn
 
 from pneumoscope.models.factory import create_model
 from pneumoscope.training.batch_norm import JointBatchNorm
+
+pytestmark = pytest.mark.training
 
 IMAGES = 15  # shared as 8 and 7
 LAYERS = {
@@ -71,12 +72,19 @@ def work(rank, port, folder):
 
 @pytest.fixture(scope="module")
 def shares(tmp_path_factory):
+    from tests.processes import started  # this file also runs as a script, which does not find `tests`
+
     folder = tmp_path_factory.mktemp("shares")
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         port = free.getsockname()[1]
-    processes = [subprocess.Popen([sys.executable, __file__, str(rank), str(port), folder]) for rank in range(2)]
-    assert [process.wait(timeout=120) for process in processes] == [0, 0]
+    command = [sys.executable, __file__]
+    with (
+        started([*command, "0", str(port), folder], deadline=120) as first,
+        started([*command, "1", str(port), folder], deadline=120) as second,
+    ):
+        pass
+    assert (first.returncode, second.returncode) == (0, 0)
     return [torch.load(folder / f"{rank}.pt", weights_only=True) for rank in range(2)]
 
 

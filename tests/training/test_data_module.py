@@ -13,6 +13,8 @@ from pneumoscope.imaging.preprocess import Preprocessing
 from pneumoscope.training.data_module import ImageArrays, ImageDataModule, derive_seed, epoch_order
 from pneumoscope.training.recipe import Augmentation
 
+pytestmark = pytest.mark.training
+
 
 @given(st.integers(2, 300), st.integers(8, 70), st.integers(0, 5), st.integers(1, 4))
 def test_every_image_is_in_one_batch_and_no_batch_is_too_small(count, batch, epoch, world):

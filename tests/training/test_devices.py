@@ -10,6 +10,7 @@ import numpy as np
 import pytest
 import torch
 from safetensors.torch import load_file, save_file
+from tests.processes import started
 from tests.training.conftest import small
 
 from pneumoscope.core.errors import DivergedError
@@ -22,11 +23,13 @@ from pneumoscope.training.data_module import ImageArrays
 from pneumoscope.training.train import split_as_asked, train
 from pneumoscope.training.trainer import Devices, fit
 
+pytestmark = pytest.mark.training
+
 
 def cli(*arguments):
     ran = subprocess.run(
         [sys.executable, "-m", "pneumoscope", "train", *map(str, arguments), "--json"],
-        capture_output=True, text=True, env=os.environ, check=False,
+        capture_output=True, text=True, env=os.environ, check=False, timeout=300,
     )  # fmt: skip
     assert ran.returncode == 0, ran.stderr
     return json.loads(ran.stdout)
@@ -99,13 +102,9 @@ def test_an_error_in_a_process_arrives_as_what_it_was(phantoms, tmp_path):
         )
 
 
-@pytest.mark.parametrize(
-    "tables",
-    [{"training": {"epochs": 1, "ema": 0.9}}, {"network": {"freeze": "convolutions"}, "training": {"epochs": 1}}],
-    ids=["mean of the weights", "frozen convolutions"],
-)
-def test_what_one_process_can_two_can(phantoms, tmp_path, tables):
-    result = train(small(**tables), phantoms, tmp_path / "run", devices=Devices("cpu", 2))
+def test_two_processes_average_weights_and_freeze_convolutions(phantoms, tmp_path):
+    recipe = small(network={"freeze": "convolutions"}, training={"epochs": 1, "ema": 0.9})
+    result = train(recipe, phantoms, tmp_path / "run", devices=Devices("cpu", 2))
 
     assert result["state"] == "finished"
 
@@ -119,20 +118,22 @@ def test_two_nodes_share_one_run(phantoms, tmp_path):
         port = free.getsockname()[1]
 
     def node(rank):
-        return subprocess.Popen(
+        return started(
             [
                 *(sys.executable, "-m", "torch.distributed.run", "--nnodes", "2", "--node-rank", str(rank)),
                 *("--nproc-per-node", "1", "--master-addr", "127.0.0.1", "--master-port", str(port)),
                 *("-m", "pneumoscope", "train", str(recipe), "--data", str(phantoms), "--out", str(tmp_path / "run")),
                 *("--accelerator", "cpu", "--devices", "1", "--nodes", "2"),
             ],
+            deadline=200,
             stdout=subprocess.PIPE,
             stderr=subprocess.PIPE,
             text=True,
         )
 
-    nodes = [node(0), node(1)]
-    told = [process.communicate(timeout=200) for process in nodes]
+    with node(0) as first, node(1) as second:
+        nodes = [first, second]
+        told = [process.communicate(timeout=200) for process in nodes]
 
     assert [process.returncode for process in nodes] == [0, 0], told
     assert "best epoch 1 of 1" in told[0][0]

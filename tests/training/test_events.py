@@ -13,6 +13,8 @@ from pneumoscope.training.checkpoints import BEST, EPOCHS
 from pneumoscope.training.events import EventLog
 from pneumoscope.training.train import train
 
+pytestmark = pytest.mark.training
+
 
 def scalars(folder):
     """What TensorBoard itself reads: {tag: [(step, value), ...]}."""
@@ -53,12 +55,12 @@ def full_disk(tmp_path):
     folder = tmp_path / "disk"
     folder.mkdir()
     mount = ["mount", "-t", "tmpfs", "-o", "size=16k", "tmpfs", folder]
-    made = subprocess.run(mount, capture_output=True, text=True, check=False)
+    made = subprocess.run(mount, capture_output=True, text=True, check=False, timeout=60)
     if made.returncode:
         pytest.skip(f"a file system cannot be mounted here: {made.stderr.strip()}")
     (folder / "others").write_bytes(bytes(12_288))
     yield folder
-    subprocess.run(["umount", folder], check=True)
+    subprocess.run(["umount", folder], check=True, timeout=60)
 
 
 def test_a_disk_that_is_really_full_ends_the_record(full_disk, capsys):

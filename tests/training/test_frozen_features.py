@@ -14,6 +14,8 @@ from pneumoscope.training.checkpoints import BEST
 from pneumoscope.training.frozen_features import keep_features
 from pneumoscope.training.train import train
 
+pytestmark = pytest.mark.training
+
 
 @pytest.fixture
 def start(tmp_path):

@@ -9,6 +9,8 @@ from torch import nn
 from pneumoscope.training.optimizers import make_optimizer, make_schedule
 from pneumoscope.training.recipe import Optimizer, read_recipe
 
+pytestmark = pytest.mark.training
+
 GRADIENTS = (1.0, -2.0, 0.5)
 
 

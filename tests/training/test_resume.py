@@ -5,7 +5,6 @@ import os
 import signal
 import subprocess
 import sys
-import time
 
 import pytest
 import torch
@@ -13,6 +12,8 @@ from tests.training.conftest import small
 
 from pneumoscope.training.checkpoints import BEST, EPOCHS, STATE
 from pneumoscope.training.train import train
+
+pytestmark = pytest.mark.training
 
 EPOCHS_IN_ALL = 4
 RECIPE = small(training={"epochs": EPOCHS_IN_ALL, "ema": 0.9})
@@ -54,6 +55,7 @@ def child(phantoms, out, **environment):
         capture_output=True,
         text=True,
         check=False,
+        timeout=200,
     )
 
 
@@ -92,21 +94,6 @@ def test_a_killed_run_ends_with_the_weights_of_one_that_was_not(whole, phantoms,
     resumed = child(phantoms, out)
 
     assert resumed.returncode == 0, resumed.stderr
-    assert comparable(out) == comparable(whole)
-
-
-def test_killed_from_outside_at_any_moment(whole, phantoms, tmp_path):
-    out = tmp_path / "run"
-    started = subprocess.Popen(
-        [sys.executable, "-c", CHILD, str(phantoms), str(out)], stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL
-    )
-    limit = time.monotonic() + 120
-    while not (out / EPOCHS).exists() and time.monotonic() < limit and started.poll() is None:
-        time.sleep(0.01)
-    started.kill()
-    started.wait()
-
-    assert child(phantoms, out).returncode == 0
     assert comparable(out) == comparable(whole)
 
 

@@ -9,6 +9,7 @@ import time
 import pytest
 import torch
 from safetensors.torch import load_file, save_file
+from tests.processes import started
 from tests.training.conftest import small
 
 from pneumoscope.core.errors import RunError, WeightsError
@@ -17,6 +18,8 @@ from pneumoscope.training import fit, loop
 from pneumoscope.training.checkpoints import BEST, STATE, epochs_done
 from pneumoscope.training.run import hold
 from pneumoscope.training.train import train
+
+pytestmark = pytest.mark.training
 
 ONE = small(training={"epochs": 1})
 TWO = small(training={"epochs": 2})
@@ -74,14 +77,13 @@ def stopped(monkeypatch, recipe, phantoms, out, *, before="export", resume=False
 
 def test_a_second_process_is_refused_until_the_first_is_killed_and_its_remains_are_swept(whole, phantoms, tmp_path):
     out, reached = tmp_path / "run", tmp_path / "reached"
-    with subprocess.Popen(
-        [sys.executable, "-c", CHILD, str(phantoms), str(out), str(reached)], stderr=subprocess.PIPE, text=True
-    ) as child:
+    command = [sys.executable, "-c", CHILD, str(phantoms), str(out), str(reached)]
+    with started(command, deadline=200, stderr=subprocess.PIPE, text=True) as child:
         try:
             limit = time.monotonic() + 120
             while not reached.exists() and child.poll() is None and time.monotonic() < limit:
                 time.sleep(0.02)
-            assert reached.exists(), child.communicate()[1]
+            assert reached.exists(), child.communicate(timeout=60)[1]
             before = (out / "run.json").read_bytes()
             with pytest.raises(
                 RunError, match=rf"another process is training in '{out}'\. Wait for it or stop it, then"

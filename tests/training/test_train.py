@@ -39,6 +39,8 @@ from pneumoscope.training.recipe import read_recipe
 from pneumoscope.training.train import split_as_asked, train
 from pneumoscope.training.trainer import Devices, bf16_is_native
 
+pytestmark = pytest.mark.training
+
 
 @pytest.fixture(scope="module")
 def run(phantoms, tmp_path_factory):

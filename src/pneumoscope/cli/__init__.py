@@ -33,6 +33,7 @@ VERBS = (
     "predict",
     "serve",
     "audit-log",
+    "storage",
 )
 _EXTRAS = {
     "train": ("torch", "torchvision", "lightning", "timm", "onnx", "onnxscript", "tensorboard", "safetensors"),
@@ -40,14 +41,23 @@ _EXTRAS = {
         "fastapi",
         "starlette",
         "uvicorn",
-        "h11",
         "sqlalchemy",
         "alembic",
         "multipart",
         "prometheus_client",
         "pg8000",
     ),
-    "evaluate": ("scipy", "sklearn", "matplotlib", "jinja2", "markupsafe", "imagehash", "threadpoolctl"),
+    "evaluate": (
+        "scipy",
+        "sklearn",
+        "matplotlib",
+        "jinja2",
+        "markupsafe",
+        "imagehash",
+        "pooch",
+        "requests",
+        "threadpoolctl",
+    ),
 }
 
 

@@ -14,7 +14,7 @@ from filelock import FileLock, Timeout
 
 from pneumoscope.core.errors import PneumoscopeError, StorageError
 
-__all__ = ["is_temporary", "locked", "remove_temporary_files", "write_atomically"]
+__all__ = ["fsync_directory", "is_temporary", "locked", "remove_temporary_files", "write_atomically"]
 
 _SUFFIX_BYTES = 8
 _POLL_SECONDS = 0.01
@@ -47,7 +47,7 @@ def write_atomically(path: Path, content: str | bytes | Callable[[BinaryIO], Non
             file.flush()
             os.fsync(file.fileno())
         temporary.replace(target)
-        _sync_folder(target.parent)
+        fsync_directory(target.parent)
     except OSError as error:
         raise StorageError(
             f"cannot write {str(path)!r}: {error.strerror or error}",
@@ -59,8 +59,8 @@ def write_atomically(path: Path, content: str | bytes | Callable[[BinaryIO], Non
     return path
 
 
-def _sync_folder(folder: Path) -> None:
-    """Flush a folder's entries, so that a new name survives a power cut."""
+def fsync_directory(folder: Path) -> None:
+    """Flush a folder's entries to the disk, so that new names survive a power cut."""
     with contextlib.suppress(OSError):  # not every system can; a crash of the process alone loses no name
         handle = os.open(folder, os.O_RDONLY)
         try:

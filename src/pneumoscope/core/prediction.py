@@ -128,7 +128,7 @@ class ModelInfo:
     sha256: str
 
 
-@dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
+@dataclasses.dataclass(frozen=True, slots=True, kw_only=True, repr=False)
 class Prediction:
     """The prediction for one image.
 
@@ -158,6 +158,20 @@ class Prediction:
     failure: Failure | None = None
     image: ImageInfo | None = None
     model: ModelInfo
+
+    def __repr__(self) -> str:
+        """Return the path, the decision and the probability with its interval."""
+        parts = [repr(self.path), str(self.decision or (self.failure and self.failure.code))]
+        if self.probability is not None:
+            parts.append(f"probability={self.interval or f'{self.probability:.3f}'}")
+        if self.rejection:
+            parts.append(f"rejection={self.rejection.code}")
+        return f"Prediction({', '.join(parts)}, operating_point={self.operating_point!r})"
+
+    def _repr_html_(self) -> str:
+        from pneumoscope.core.display import prediction_html
+
+        return prediction_html(self)
 
     def to_row(self) -> dict[str, Any]:
         """Return the prediction as one flat row, the columns of CSV files, data frames and the database.

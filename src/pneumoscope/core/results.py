@@ -54,6 +54,14 @@ class Interval:
     seed: int | None = None
     reason: str = ""
 
+    def __str__(self) -> str:
+        """Return the value with its ends, such as "0.912 [0.880, 0.940]", or the reason why it is undefined."""
+        if self.value is None:
+            return f"undefined ({self.reason})"
+        if self.low is None or self.high is None:
+            return f"{self.value:.3f}"
+        return f"{self.value:.3f} [{self.low:.3f}, {self.high:.3f}]"
+
 
 @dataclasses.dataclass(frozen=True, slots=True)
 class Confusion:

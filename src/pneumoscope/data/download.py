@@ -1,45 +1,67 @@
-"""The public images, from Mendeley Data to a folder: resumed where the line was cut, checked, unpacked without trust.
+"""Download the public data set, verify it and unpack it safely.
 
 Kermany, Zhang & Goldbaum 2018, "Labeled Optical Coherence Tomography (OCT) and Chest X-Ray Images for Classification",
 version 2, doi:10.17632/rscbjbr9sj.2, CC BY 4.0.
+
+`pooch` decides whether to download, verifies the SHA-256 and moves the file into place. It cannot resume, so its
+downloader is replaced by one that sends a Range request. `pooch.Unzip` has no limits on size, so `unpack` is used instead.
 """
 
 from __future__ import annotations
 
 import dataclasses
-import hashlib
-import http.client
+import functools
+import shutil
+import stat
 import time
-import urllib.error
 import urllib.parse
-import urllib.request
-from collections.abc import Callable, Iterator
-from pathlib import Path
+import zipfile
+import zlib
+from collections.abc import Callable
+from pathlib import Path, PurePosixPath, PureWindowsPath
+
+import pooch
+import requests
+from urllib3.exceptions import HTTPError
 
 from pneumoscope.core.errors import DownloadError, StorageError, UsageError
-from pneumoscope.data.unpack import Limits, unpack
 
-__all__ = ["KERMANY_2018", "Archive", "download"]
+__all__ = ["KERMANY_2018", "Archive", "Limits", "download", "unpack"]
 
-_BLOCK = 1 << 20
-_TIMEOUT = 30.0
-# Tries in a row that bring nothing; one that brings bytes starts the count anew.
-_TRIES = 5
-_WAIT = 1.0
+_CHUNK = 1 << 20  # bytes
+_TIMEOUT = 30.0  # seconds
+_TRIES = 5  # consecutive attempts without a new byte
+_WAIT = 1.0  # seconds
+_IGNORED = {"__MACOSX", ".DS_Store", "Thumbs.db", "desktop.ini"}
 
-FetchProgress = Callable[[int, int | None], None]
+DownloadProgress = Callable[[int, int | None], None]
+
+
+@dataclasses.dataclass(frozen=True, slots=True)
+class Limits:
+    """Limits on the content of an archive.
+
+    Attributes:
+        bytes: size of all files together, counted while they are written; the archive's own figures are not trusted.
+        files: number of entries.
+        ratio: unpacked bytes per byte of the archive. Images are compressed already: 1.1 is usual.
+    """
+
+    bytes: int = 20_000_000_000
+    files: int = 100_000
+    ratio: float = 20.0
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
 class Archive:
-    """A zip to fetch and what is known of it.
+    """A zip file to download.
 
     Attributes:
-        name: of the file.
-        url: where it is.
-        size: bytes; None where unknown.
-        sha256: hexadecimal; None where unknown.
-        limits: what it may unpack to.
+        name: file name.
+        url: http or https address.
+        size: bytes; None if unknown.
+        sha256: hexadecimal digest; None if unknown.
+        limits: limits on the unpacked content.
     """
 
     name: str
@@ -49,7 +71,7 @@ class Archive:
     limits: Limits
 
 
-# The size is what several projects found, the hash what one of them published; neither was measured by us.
+# Size and hash were published by other projects that use this file.
 KERMANY_2018 = Archive(
     name="ChestXRay2017.zip",
     url=(
@@ -63,197 +85,227 @@ KERMANY_2018 = Archive(
 
 
 def download(
-    folder: Path, archive: Archive = KERMANY_2018, *, wait: float = _WAIT, progress: FetchProgress | None = None
+    folder: Path, archive: Archive = KERMANY_2018, *, wait: float = _WAIT, progress: DownloadProgress | None = None
 ) -> Path:
-    """Download an archive of images into a folder and unpack it there.
+    """Download an archive of images into a folder, verify it and unpack it there.
 
-    The archive stays beside the images with its measured hash in NAME.sha256, so that a later call downloads nothing and
-    still checks it. Images appear in the folder all at once or not at all.
+    The archive is kept. Calling this again verifies it and downloads nothing. If no SHA-256 is known, the digest of the first
+    download is stored in NAME.sha256 and verified by later calls.
 
     Args:
-        folder: where to; made where missing.
-        archive: what to fetch.
-        wait: seconds before the second try; doubled each time.
-        progress: called with (bytes so far, bytes in all where known).
+        folder: destination; created if missing.
+        archive: file to download.
+        wait: seconds before the second attempt; doubled each time.
+        progress: called with (bytes so far, total bytes or None).
     Returns:
-        The folder of the unpacked images.
+        The folder of the unpacked images. It appears complete or not at all.
     Raises:
-        UsageError: the address is neither http nor https.
-        DownloadError: it cannot be fetched, is not what it should be, or is unsafe to unpack.
-        StorageError: the disk is full or cannot be written.
+        UsageError: The address is neither http nor https.
+        DownloadError: The download failed, the hash differs, or the archive is unsafe to unpack.
+        StorageError: The disk is full or not writable.
     """
     if urllib.parse.urlsplit(archive.url).scheme not in {"http", "https"}:
         raise UsageError(f"{archive.url!r} is neither an http nor an https address")
     images, zipped = folder / Path(archive.name).stem, folder / archive.name
     try:
-        folder.mkdir(parents=True, exist_ok=True)
-        if not images.exists() and not zipped.exists():
-            _download(archive, zipped, wait, progress)
-        if zipped.exists():
-            _check(archive, zipped)
+        if zipped.exists() or not images.exists():
+            _retrieve(folder, archive, wait, progress)
         if not images.exists():
-            _unpack(zipped, images, archive.limits)
+            try:
+                unpack(zipped, images, archive.limits)
+            except DownloadError:  # so that the next call downloads it again
+                zipped.unlink()
+                _record(zipped).unlink(missing_ok=True)
+                raise
     except OSError as error:
         raise StorageError(
-            f"cannot write in {str(folder)!r}: {error.strerror or error}",
-            hint="Free some space or choose another folder; what was downloaded is kept",
+            f"cannot write to {str(folder)!r}: {error.strerror or error}",
+            hint="Free some space or choose another folder. The bytes downloaded so far are kept",
         ) from error
     return images
 
 
-def _unpack(zipped: Path, images: Path, limits: Limits) -> None:
+# --- download --------------------------------------------------------------------------------------------------------
+
+
+def _retrieve(folder: Path, archive: Archive, wait: float, progress: DownloadProgress | None) -> None:
+    """Make sure that the archive is in the folder and has the expected hash."""
+    zipped = folder / archive.name
+    record = _record(zipped)
+    known = archive.sha256 or (record.read_text(encoding="utf-8").partition(" ")[0] if record.exists() else None)
+    pooch.get_logger().setLevel("WARNING")
+    store = pooch.create(
+        path=folder,
+        base_url="",
+        registry={archive.name: known},
+        urls={archive.name: archive.url},
+        allow_updates=False,  # never overwrite a file that the user put there
+    )
+    resume = functools.partial(_download, archive, folder / f"{archive.name}.part", wait, progress)
     try:
-        unpack(zipped, images, limits)
-    except DownloadError:
-        _forget(zipped)
-        raise
-
-
-def _forget(zipped: Path) -> None:
-    """Remove a zip that is not what it should be, so that the next call fetches it anew."""
-    zipped.unlink(missing_ok=True)
-    _record(zipped).unlink(missing_ok=True)
+        store.fetch(archive.name, downloader=resume)
+    except ValueError as error:  # raised by pooch for a hash that differs
+        if not zipped.exists():  # pooch removed it
+            raise DownloadError(
+                str(error).rstrip("."), hint="Run the same command again, or give the right --sha256"
+            ) from error
+        raise DownloadError(
+            f"{str(zipped)!r} has the SHA-256 {pooch.file_hash(str(zipped))}, expected {known}",
+            hint="Remove the file to download it again, or give the right --sha256",
+        ) from error
+    if known is None:
+        record.write_text(f"{pooch.file_hash(str(zipped))}  {archive.name}\n", encoding="utf-8")
 
 
 def _record(zipped: Path) -> Path:
     return zipped.with_name(f"{zipped.name}.sha256")
 
 
-# --- download --------------------------------------------------------------------------------------------------------
+class _IncompleteError(Exception):
+    """An attempt ended early; the next one continues."""
 
 
-class _InterruptedError(Exception):
-    """A try ended early; the next may go on from there."""
-
-
-def _download(archive: Archive, zipped: Path, wait: float, progress: FetchProgress | None) -> None:
-    """Bytes into NAME.part, in as many tries as it takes; then the name without .part."""
-    part = zipped.with_name(f"{zipped.name}.part")
-    barren = 0
-    while True:
-        before = part.stat().st_size if part.exists() else 0
-        try:
-            _one_try(archive, part, before, progress)
-            break
-        except _InterruptedError as error:
-            after = part.stat().st_size if part.exists() else 0
-            barren = 0 if after > before else barren + 1
-            if barren == _TRIES:
-                raise DownloadError(
-                    f"{archive.url} brought nothing in {barren} tries in a row ({error}); {after:,} bytes are there",
-                    hint="Run the same command again to go on from there",
-                ) from error
-            time.sleep(wait * 2**barren)
-    part.replace(zipped)
-
-
-def _one_try(archive: Archive, part: Path, start: int, progress: FetchProgress | None) -> None:
-    """Ask for what is missing and append it.
-
-    Raises:
-        _InterruptedError: cut, refused for now, or short of what was promised.
-        DownloadError: the server says that there is no such file, or sends more than there should be.
-    """
-    request = urllib.request.Request(archive.url, headers={"User-Agent": "pneumoscope"})  # noqa: S310 - see `fetch`
-    if start:
-        request.add_header("Range", f"bytes={start}-")
-    try:
-        answer = urllib.request.urlopen(request, timeout=_TIMEOUT)  # noqa: S310 - http or https, see `fetch`
-    except urllib.error.HTTPError as error:
-        error.close()
-        if error.code == 416:  # nothing after `start`
-            _end_or_refuse(archive, part, start, error.headers.get("Content-Range", ""))
-            return
-        if error.code in {408, 425, 429} or error.code >= 500:
-            raise _InterruptedError(f"HTTP {error.code}") from error
-        raise DownloadError(
-            f"{archive.url} answers HTTP {error.code} {error.reason}",
-            hint=f"Download it with a browser, put it into the folder as {archive.name} and run the command again",
-        ) from error
-    except (OSError, http.client.HTTPException) as error:
-        raise _InterruptedError(str(error) or type(error).__name__) from error
-    with answer:
-        # A server that ignores Range sends the whole again: begin anew rather than append it to what is there.
-        resumed = answer.status == 206 and answer.headers.get("Content-Range", "").startswith(f"bytes {start}-")
-        length = answer.headers.get("Content-Length", "")
-        promised = (start if resumed else 0) + int(length) if length.isdigit() else None
-        _append(answer, part, "ab" if resumed else "wb", archive, promised, progress)
-
-
-def _end_or_refuse(archive: Archive, part: Path, start: int, content_range: str) -> None:
-    """All bytes were there already, or they are of a longer file than the server has."""
-    if start != (archive.size or 0) and content_range != f"bytes */{start}":
-        part.unlink()
-        raise DownloadError(
-            f"{archive.url} has fewer than the {start:,} bytes that were downloaded before",
-            hint="They were removed; run the same command again",
-        )
-
-
-def _append(
-    answer: http.client.HTTPResponse,
-    part: Path,
-    mode: str,
+def _download(
     archive: Archive,
-    promised: int | None,
-    progress: FetchProgress | None,
+    part: Path,
+    wait: float,
+    progress: DownloadProgress | None,
+    url: str,
+    output_file: str,
+    pooch: object,
 ) -> None:
-    most = archive.limits.bytes if archive.size is None else archive.size
-    with part.open(mode) as file:
-        done = file.tell()
-        for block in _blocks(answer):
-            done += len(block)
-            if done > most:
-                raise DownloadError(
-                    f"{archive.url} sends more than {most:,} bytes",
-                    hint="It is another file than it should be; name the right address with --from",
-                )
-            file.write(block)
-            if progress:
-                progress(done, archive.size or promised)
-    expected = archive.size if archive.size is not None else promised
-    if expected is not None and done < expected:
-        raise _InterruptedError(f"ended after {done:,} of {expected:,} bytes")
-
-
-def _blocks(answer: http.client.HTTPResponse) -> Iterator[bytes]:
-    """What is read; a fault of the line is not a fault of the disk."""
+    """Download to `part`, continuing what is there, then move it to `output_file`: a downloader for pooch."""
+    failures = 0
     while True:
+        before = _size(part)
         try:
-            block = answer.read1(_BLOCK)
-        except (OSError, http.client.HTTPException) as error:
-            raise _InterruptedError(str(error) or type(error).__name__) from error
-        if not block:
+            _attempt(archive, url, part, before, progress)
+            break
+        except (_IncompleteError, requests.ConnectionError, requests.Timeout, HTTPError) as error:
+            failures = 0 if _size(part) > before else failures + 1
+            if failures == _TRIES:
+                raise DownloadError(
+                    f"{url} sent nothing in {failures} consecutive attempts ({error}); {_size(part):,} bytes are kept",
+                    hint="Run the same command again to resume",
+                ) from error
+            time.sleep(wait * 2**failures)
+        except requests.RequestException as error:
+            raise DownloadError(f"{url} cannot be downloaded: {error}") from error
+    part.replace(output_file)
+
+
+def _attempt(archive: Archive, url: str, part: Path, start: int, progress: DownloadProgress | None) -> None:
+    """Request the bytes from `start` on and append them."""
+    if archive.size is not None and start == archive.size:
+        return
+    headers = {"User-Agent": "pneumoscope", "Accept-Encoding": "identity"}
+    if start:
+        headers["Range"] = f"bytes={start}-"
+    with requests.get(url, headers=headers, stream=True, timeout=_TIMEOUT) as response:
+        status, content_range = response.status_code, response.headers.get("Content-Range", "")
+        if status == 416:
+            if content_range != f"bytes */{start}":  # else nothing is missing
+                part.unlink()
+                raise _IncompleteError(f"the server has fewer than {start:,} bytes")
             return
-        yield block
-
-
-# --- check -----------------------------------------------------------------------------------------------------------
-
-
-def _check(archive: Archive, zipped: Path) -> None:
-    """Size and hash against what is known, and against what was measured on the first download.
-
-    Raises:
-        DownloadError: it is another file; it is removed.
-    """
-    size = zipped.stat().st_size
-    if archive.size is not None and size != archive.size:
-        _forget(zipped)
-        raise DownloadError(
-            f"{zipped.name} has {size:,} bytes and should have {archive.size:,}",
-            hint="It was removed; run the same command again",
-        )
-    with zipped.open("rb") as file:
-        sha256 = hashlib.file_digest(file, "sha256").hexdigest()
-    record = _record(zipped)
-    recorded = record.read_text(encoding="utf-8").partition(" ")[0] if record.exists() else None
-    for known, what in ((archive.sha256, "should have"), (recorded, "had when it was downloaded")):
-        if known and sha256 != known.lower():
-            _forget(zipped)
+        if status in {408, 425, 429} or status >= 500:
+            raise _IncompleteError(f"HTTP {status}")
+        if status not in {200, 206}:
             raise DownloadError(
-                f"{zipped.name} has the SHA-256 {sha256} and {what} {known}",
-                hint="It was removed; run the same command again, with --sha256 if this file is the right one",
+                f"{url} answers HTTP {status} {response.reason}",
+                hint=f"Download it with a browser, save it in the folder as {archive.name} and run the command again",
             )
-    if recorded is None:
-        record.write_text(f"{sha256}  {zipped.name}\n", encoding="utf-8")
+        # A server that ignores Range sends the whole file.
+        resumed = status == 206 and content_range.startswith(f"bytes {start}-")
+        length = response.headers.get("Content-Length", "")
+        total = archive.size or ((start if resumed else 0) + int(length) if length.isdigit() else None)
+        most = archive.limits.bytes if archive.size is None else archive.size
+        with part.open("ab" if resumed else "wb") as file:
+            while chunk := response.raw.read1(
+                _CHUNK
+            ):  # iter_content would drop the last bytes before a broken connection
+                if file.tell() + len(chunk) > most:
+                    part.unlink()
+                    raise DownloadError(
+                        f"{url} sends more than {most:,} bytes",
+                        hint="This is not the expected file; state the right address with --from",
+                    )
+                file.write(chunk)
+                if progress:
+                    progress(file.tell(), total)
+    if archive.size is not None and _size(part) < archive.size:
+        raise _IncompleteError(f"ended after {_size(part):,} of {archive.size:,} bytes")
+
+
+def _size(file: Path) -> int:
+    return file.stat().st_size if file.exists() else 0
+
+
+# --- unpack ----------------------------------------------------------------------------------------------------------
+
+
+def unpack(archive: Path, folder: Path, limits: Limits) -> None:
+    """Unpack an untrusted zip file into a new folder.
+
+    Files are written to a hidden folder next to it, which is renamed at the end.
+
+    Args:
+        archive: zip file.
+        folder: destination; must not exist.
+        limits: enforced while writing.
+    Raises:
+        DownloadError: The archive is damaged or encrypted, exceeds the limits, or has a path outside the folder, a link or a
+            duplicate name.
+        OSError: The disk is full or not writable; nothing is left behind.
+    """
+    part = folder.with_name(f".{folder.name}.part")
+    shutil.rmtree(part, ignore_errors=True)  # left by a killed process
+    part.mkdir()
+    try:
+        with zipfile.ZipFile(archive) as zipped:
+            _unpack_into(part, zipped, archive, limits)
+        part.rename(folder)
+    except (zipfile.BadZipFile, zlib.error, EOFError) as error:
+        raise _unsafe(archive, f"not a valid zip file ({error})") from error
+    finally:
+        shutil.rmtree(part, ignore_errors=True)
+
+
+def _unpack_into(part: Path, zipped: zipfile.ZipFile, archive: Path, limits: Limits) -> None:
+    entries = [entry for entry in zipped.infolist() if _IGNORED.isdisjoint(entry.filename.split("/"))]
+    if len(entries) > limits.files:
+        raise _unsafe(archive, f"it holds {len(entries):,} files, more than {limits.files:,}")
+    most = int(min(limits.bytes, limits.ratio * archive.stat().st_size))
+    written = 0
+    for entry in entries:
+        target = part / _safe_path(archive, entry)
+        try:
+            (target if entry.is_dir() else target.parent).mkdir(parents=True, exist_ok=True)
+            if entry.is_dir():
+                continue
+            file = target.open("xb")
+        except (FileExistsError, NotADirectoryError) as error:
+            raise _unsafe(archive, f"{entry.filename!r} is a duplicate name") from error
+        with file, zipped.open(entry) as source:
+            while block := source.read(_CHUNK):
+                written += len(block)
+                if written > most:
+                    raise _unsafe(archive, f"it unpacks to more than {most:,} bytes")
+                file.write(block)
+
+
+def _safe_path(archive: Path, entry: zipfile.ZipInfo) -> PurePosixPath:
+    name = entry.filename
+    path = PurePosixPath(name)
+    kind = stat.S_IFMT(entry.external_attr >> 16)
+    if kind not in {0, stat.S_IFREG, stat.S_IFDIR}:
+        raise _unsafe(archive, f"{name!r} is a link or a device")
+    if path.is_absolute() or ".." in path.parts or "\\" in name or PureWindowsPath(name).drive or not path.parts:
+        raise _unsafe(archive, f"{name!r} is outside the folder")
+    if entry.flag_bits & 0x1 or entry.compress_type not in {zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED}:
+        raise _unsafe(archive, f"{name!r} is encrypted or compressed by an unsupported method")
+    return path
+
+
+def _unsafe(archive: Path, why: str) -> DownloadError:
+    return DownloadError(f"{archive.name} was rejected: {why}", hint="Nothing was unpacked")

@@ -1,7 +1,8 @@
-"""The test ledger: every look at test images is written down before its result can be seen.
+"""The test ledger: every test-set evaluation is recorded before its result is shown.
 
-A test set that is looked at until a figure pleases is no test set. The ledger does not forbid a second look; it makes
-sure that nobody can have had one unseen. One JSON object a line, only ever added to.
+The ledger does not forbid repeated evaluations of a test set; it makes them visible. It is a JSON Lines file that is only
+appended to. Lines written before 2026-11-28 use the keys `films_sha256` and `look` for `images_sha256` and `test_evaluation`.
+A line with the key `note` records a remark, not an evaluation.
 """
 
 from __future__ import annotations
@@ -18,38 +19,35 @@ from pneumoscope.core.files import locked
 __all__ = ["ENVIRONMENT", "default_ledger", "record_evaluation"]
 
 ENVIRONMENT = "PNEUMOSCOPE_LEDGER"
-# Seconds; a look is written in far less than one.
-_WAIT = 60.0
+_LOCK_TIMEOUT = 60.0  # seconds; writing a line takes far less than one
 
 
 def default_ledger() -> Path:
-    """The ledger where none is named: PNEUMOSCOPE_LEDGER, else `results/test-ledger.jsonl` below the current folder."""
+    """Return the path in PNEUMOSCOPE_LEDGER, or `results/test-ledger.jsonl` in the current folder."""
     return Path(os.environ.get(ENVIRONMENT) or Path("results") / "test-ledger.jsonl")
 
 
 def record_evaluation(ledger: Path, entry: Mapping[str, Any]) -> int:
-    """Add one look, and say which look at these images it is.
+    """Append one evaluation and return its number among the evaluations of the same images.
 
-    Processes that write at once wait for each other (a lock, on a hidden file beside the ledger), and the line is on the
-    disk when this returns.
+    Concurrent processes wait for each other, by a lock on a hidden file beside the ledger. The line is on disk when this
+    returns.
 
     Args:
-        ledger: the file; made where it is missing.
-        entry: what is known of the evaluation, with `images_sha256`; `look` is added.
-    Returns:
-        How many looks at the same images the ledger holds, this one included.
+        ledger: The file; created if missing.
+        entry: The evaluation, with `images_sha256`; `test_evaluation` is added.
     Raises:
-        StorageError: the ledger cannot be written, or a line in it is malformed (it is named, and nothing is added).
+        StorageError: The ledger cannot be written, or one of its lines is malformed. Nothing is appended then.
     """
     held = StorageError(
-        f"the test ledger {str(ledger)!r} has been locked by another process for {_WAIT:.0f} s",
+        f"the test ledger {str(ledger)!r} has been locked by another process for {_LOCK_TIMEOUT:.0f} s",
         hint="Try again when that process has ended",
     )
     try:
         ledger.parent.mkdir(parents=True, exist_ok=True)
     except OSError as error:
         raise _unwritable(ledger, error) from error
-    with locked(ledger.parent / f".{ledger.name}.lock", held, timeout=_WAIT):
+    with locked(ledger.parent / f".{ledger.name}.lock", held, timeout=_LOCK_TIMEOUT):
         return _add(ledger, entry)
 
 
@@ -60,14 +58,14 @@ def _add(ledger: Path, entry: Mapping[str, Any]) -> int:
         raise _unwritable(ledger, error) from error
     try:
         before = _read(handle)
-        look = 1 + _looks(before, entry["images_sha256"], ledger)
-        line = json.dumps({**entry, "look": look}, allow_nan=False, ensure_ascii=False) + "\n"
+        number = 1 + _count_evaluations(before, entry["images_sha256"], ledger)
+        line = json.dumps({**entry, "test_evaluation": number}, allow_nan=False, ensure_ascii=False) + "\n"
         _append(handle, line.encode(), size=len(before))
     except OSError as error:
         raise _unwritable(ledger, error) from error
     finally:
         os.close(handle)
-    return look
+    return number
 
 
 def _read(handle: int) -> bytes:
@@ -83,21 +81,24 @@ def _append(handle: int, line: bytes, *, size: int) -> None:
         if written < len(line):
             raise OSError(f"{written} of {len(line)} bytes written")
     except OSError:
-        os.ftruncate(handle, size)  # half a line would make the whole ledger unreadable
+        os.ftruncate(handle, size)  # a partial line would make the ledger unreadable
         raise
 
 
-def _looks(text: bytes, images_sha256: str, ledger: Path) -> int:
-    """Lines of the same images; every line is checked."""
+def _count_evaluations(text: bytes, images_sha256: str, ledger: Path) -> int:
+    """Return the number of lines about the same images, after checking every line."""
     count = 0
+    data: Any
     for number, line in enumerate(text.splitlines(keepends=True), start=1):
         try:
             data = json.loads(line) if line.endswith(b"\n") else None
-            count += data["images_sha256"] == images_sha256  # type: ignore[index]
-        except (ValueError, TypeError, KeyError) as error:
+            if "note" not in data:
+                key = "films_sha256" if "films_sha256" in data else "images_sha256"
+                count += data[key] == images_sha256
+        except (ValueError, TypeError, KeyError, AttributeError) as error:
             raise StorageError(
-                f"{str(ledger)!r}, line {number} is malformed: {line[:60].decode(errors='replace')!r}",
-                hint="Restore the ledger from version control, or mend the line by hand; nothing was added",
+                f"line {number} of {str(ledger)!r} is malformed: {line[:60].decode(errors='replace')!r}",
+                hint="Restore the ledger from version control, or repair the line by hand; nothing was appended",
             ) from error
     return count
 
@@ -105,5 +106,5 @@ def _looks(text: bytes, images_sha256: str, ledger: Path) -> int:
 def _unwritable(ledger: Path, error: OSError) -> StorageError:
     return StorageError(
         f"cannot write the test ledger {str(ledger)!r}: {error.strerror or error}",
-        hint=f"An evaluation on test images must be written down: name another with --ledger FILE or {ENVIRONMENT}",
+        hint=f"Test-set evaluations must be recorded; choose another ledger with --ledger FILE or {ENVIRONMENT}",
     )

@@ -17,7 +17,7 @@ from typing import Any, TypeVar
 from pydantic import BaseModel, ConfigDict, TypeAdapter, ValidationError
 
 from pneumoscope.core.errors import RunError
-from pneumoscope.core.results import SCHEMA, Comparison, Evaluation, Interval, RunSummary, ScoredImage
+from pneumoscope.core.results import SCHEMA, Evaluation, ScoredImage
 from pneumoscope.data.manifest import LABELS
 
 __all__ = [
@@ -27,7 +27,6 @@ __all__ = [
     "RUN_FILE",
     "RunRecord",
     "predictions_csv",
-    "read_comparison",
     "read_evaluation",
     "read_predictions",
     "read_run",
@@ -105,26 +104,6 @@ def read_evaluation(path: Path) -> Evaluation:
         RunError: it is missing, malformed, or of another schema.
     """
     return _checked(TypeAdapter(Evaluation), path, _AGAIN)
-
-
-def read_comparison(path: Path) -> Comparison:
-    """Read a `comparison.json`.
-
-    Raises:
-        RunError: it is missing, malformed, or of another schema.
-    """
-    found = _checked(TypeAdapter(Comparison), path, "Write it again: pneumoscope compare RUN... --out DIR")
-    return dataclasses.replace(found, runs=tuple(_with_intervals(run, path) for run in found.runs))
-
-
-def _with_intervals(run: RunSummary, path: Path) -> RunSummary:
-    """`RunSummary.test` is untyped, since it holds n beside the metrics; its metrics become intervals again."""
-    interval = TypeAdapter(Interval)
-    try:
-        test = {name: value if name == "n" else interval.validate_python(value) for name, value in run.test.items()}
-    except ValidationError as error:
-        raise RunError(f"{str(path)!r}, run {run.name!r}: {_first(error)}") from error
-    return dataclasses.replace(run, test=test)
 
 
 def read_run(path: Path) -> RunRecord:

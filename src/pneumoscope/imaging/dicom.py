@@ -19,6 +19,7 @@ from pydicom.dataelem import RawDataElement
 from pydicom.encaps import get_frame
 from pydicom.filereader import read_dataset
 from pydicom.pixels.decoders.base import Decoder, get_decoder
+from pydicom.pixels.processing import apply_modality_lut, apply_windowing
 
 from pneumoscope.core.errors import UnreadableImageError
 from pneumoscope.imaging.codestream import refuse_another_size
@@ -277,7 +278,7 @@ def _padding(stored: Whole, dataset: Dataset) -> npt.NDArray[np.bool_]:
 
 
 def _modality(values: Whole, dataset: Dataset) -> Real:
-    """Stored values to the modality's: by table, or by slope and intercept (PS3.3 C.11.1)."""
+    """Return the modality values of stored values: by table, or by slope and intercept (PS3.3 C.11.1)."""
     if tables := dataset.get("ModalityLUTSequence"):
         return _look_up(values, tables[0], dataset)[0]
     slope, intercept = dataset.get("RescaleSlope"), dataset.get("RescaleIntercept")
@@ -285,11 +286,11 @@ def _modality(values: Whole, dataset: Dataset) -> Real:
         return values.astype(np.float64)
     if not (math.isfinite(slope) and math.isfinite(intercept)):
         raise _SenselessError("the rescale slope or intercept is not a number")
-    return values * float(slope) + float(intercept)
+    return apply_modality_lut(values, _module(RescaleSlope=float(slope), RescaleIntercept=float(intercept)))
 
 
 def _voi(values: Real, dataset: Dataset) -> Real:
-    """Values of the modality to shares of white, 0 to 1, rising with the value (PS3.3 C.11.2)."""
+    """Return the brightness of modality values, 0 to 1, rising with the value (PS3.3 C.11.2)."""
     if tables := dataset.get("VOILUTSequence"):
         entries, bits = _look_up(values, tables[0], dataset)
         return np.asarray(np.minimum(entries / (2**bits - 1), 1))
@@ -297,26 +298,32 @@ def _voi(values: Real, dataset: Dataset) -> Real:
     if centre is None or width is None:
         low, high = values.min(), values.max()
         return np.asarray((values - low) / (high - low) if high > low else np.zeros_like(values))
-    return _window(values, centre, width, str(dataset.get("VOILUTFunction") or "LINEAR"))
-
-
-def _window(values: Real, centre: float, width: float, function: str) -> Real:
-    """Shares of white, 0 to 1; PS3.3 C.11.2.1.2.1 (LINEAR), C.11.2.1.3.1 (SIGMOID), C.11.2.1.3.2 (LINEAR_EXACT)."""
+    function = str(dataset.get("VOILUTFunction") or "LINEAR")
     if function not in {"LINEAR", "LINEAR_EXACT", "SIGMOID"}:
         raise _SenselessError("the window function is unknown")
     if not (math.isfinite(centre) and math.isfinite(width)) or width <= 0 or (width < 1 and function == "LINEAR"):
         raise _SenselessError(f"a {function} window cannot be {width:g} wide around {centre:g}")
-    if function == "SIGMOID":
-        return np.asarray(1 / (1 + np.exp(-4 * (values - centre) / width)))
-    if function == "LINEAR":
-        centre, width = centre - 0.5, width - 1
-    if width == 0:  # the narrowest window, a step
-        return (values > centre).astype(np.float64)
-    return np.asarray(np.clip((values - centre) / width + 0.5, 0, 1))
+    window = _module(WindowCenter=centre, WindowWidth=width)
+    window.VOILUTFunction, window.PhotometricInterpretation = function, "MONOCHROME2"
+    # pydicom scales the result to the range of the stored values: with 1 bit, 0 to 1.
+    window.BitsStored, window.PixelRepresentation = 1, 0
+    return apply_windowing(values, window)
+
+
+def _module(**numbers: float) -> Dataset:
+    """Return a data set of nothing but these numbers, so that no other element of the file takes part."""
+    module = Dataset()
+    for keyword, number in numbers.items():
+        module.add_new(keyword, "FD", number)
+    return module
 
 
 def _look_up(values: Whole | Real, table: Dataset, dataset: Dataset) -> tuple[Real, int]:
-    """Entries of a LUT for `values`, and the bits of an entry; beyond the table, its ends (PS3.3 C.11.1.1.1)."""
+    """Return the LUT entries of `values`, and the bits of an entry; beyond the table, its ends (PS3.3 C.11.1.1.1).
+
+    pydicom 3.0 cannot read packed 8-bit entries, and its `apply_voi` returns wrong entries of an 8-bit table with more than
+    256 of them and for values above 65,535.
+    """
     for keyword in ("LUTDescriptor", "LUTData"):
         raw: Any = table.get_item(keyword)
         if isinstance(raw, RawDataElement) and len(raw.value or b"") > _LONGEST_TABLE:
@@ -331,7 +338,7 @@ def _look_up(values: Whole | Real, table: Dataset, dataset: Dataset) -> tuple[Re
 
 
 def _entries(raw: bytes | Iterable[int] | int, count: int, dataset: Dataset) -> Whole:
-    """The entries of LUT data, which is numbers (US) or bytes (OW); 8-bit entries may be packed two to a word."""
+    """Return the entries of LUT data: numbers (US) or bytes (OW), where 8-bit entries may be packed two to a word."""
     if not isinstance(raw, bytes):
         return np.atleast_1d(np.asarray(raw, dtype=np.int64))
     if len(raw) < 2 * count:

@@ -15,7 +15,7 @@ from pneumoscope.bundle.card import INPUT_CLASSES, Calibration, Card, OperatingP
 from pneumoscope.core.errors import UnknownNameError
 from pneumoscope.core.prediction import Decision, Rejection, RejectionCode, Uncertainty
 from pneumoscope.core.results import Interval
-from pneumoscope.statistics.venn_abers import VennAbers
+from pneumoscope.statistics.conformal import VennAbers
 
 __all__ = [
     "DEFAULT_OPERATING_POINT",
@@ -86,7 +86,7 @@ def reject_by_network(
     Args:
         card: Card of the bundle; its limits were set on validation images.
         input_classes: Probabilities of `INPUT_CLASSES`; None if the bundle has no input classifier.
-        ood_distance: Distance from the training images, see `models.ood`; None if the bundle has no OOD detector.
+        ood_distance: Distance from the training images, see `models.input_checks`; None if the bundle has no OOD detector.
     """
     limits = card.rejection_limits
     if limits is None:

@@ -25,8 +25,7 @@ from pneumoscope.reporting.style import drawing
 from pneumoscope.reporting.svg import inline_svg
 from pneumoscope.reporting.wording import METRICS, PAIR_METRICS, plain
 from pneumoscope.statistics.calibration import reliability
-from pneumoscope.statistics.precision_recall import precision_recall_curve
-from pneumoscope.statistics.roc import roc_curve
+from pneumoscope.statistics.roc import precision_recall_curve, roc_curve
 
 __all__ = ["ComparisonFigures", "draw_figures"]
 

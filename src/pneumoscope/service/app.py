@@ -15,14 +15,14 @@ from starlette.staticfiles import StaticFiles
 from pneumoscope import __version__
 from pneumoscope.core.i18n import NOTICE
 from pneumoscope.inference.model import Model
-from pneumoscope.service.api.openapi import describe
-from pneumoscope.service.api.problems import install_exception_handlers
+from pneumoscope.service.api.dependencies import authentication
+from pneumoscope.service.api.problems import describe_errors, install_exception_handlers
 from pneumoscope.service.api.routes import paths, public_routes
 from pneumoscope.service.auth.tokens import Authenticator
 from pneumoscope.service.inference_queue import InferenceQueue
 from pneumoscope.service.middleware import Metrics, RequestMiddleware
 from pneumoscope.service.predictions import PredictionService
-from pneumoscope.service.request_limits import Limits, Lingering
+from pneumoscope.service.request_limits import DrainBody, Limits
 from pneumoscope.service.storage.repository import PredictionRepository
 from pneumoscope.service.storage.retention import Retention
 from pneumoscope.service.web.routes import views
@@ -39,8 +39,6 @@ class Settings:
         most_held: bytes of all such bodies that are under way at once.
         most_images: of one request.
         most_waiting: images that may be taken in and not answered.
-        body_seconds: for a body to arrive.
-        rest_seconds: for what is left of a body whose request is answered already.
         loopback: whether only this machine can reach it, so that another host's name in a request is a trick.
         public_name: by which a proxy on this machine makes it reachable; empty where there is none.
         keep: age at which images are removed; None keeps them.
@@ -50,8 +48,6 @@ class Settings:
     most_held: int = 2**30
     most_images: int = 64
     most_waiting: int = 256
-    body_seconds: float = 60
-    rest_seconds: float = 10
     loopback: bool = True
     public_name: str = ""
     keep: timedelta | None = None
@@ -97,18 +93,23 @@ def make_app(
     )
     metrics = Metrics(lambda: scoring.waiting)
     judging = PredictionService(model, records, scoring, metrics)
-    routers = (public_routes(judging), paths(judging, chosen.most_images), views(judging, chosen.most_bytes))
+    identify = authentication(access)
+    routers = (
+        public_routes(judging),
+        paths(judging, chosen.most_images, identify),
+        views(judging, chosen.most_bytes, identify),
+    )
     for router in routers:
         app.include_router(router)
     routes = [route for router in routers for route in router.routes if isinstance(route, APIRoute)]
     install_exception_handlers(app, routes)
-    describe(app, asks=access.asks)
+    describe_errors(app)
     app.mount("/static", StaticFiles(packages=[("pneumoscope.service.web", "static")]), name="static")
     app.state.access = access
-    app.add_middleware(Limits, most_bytes=chosen.most_bytes, most_held=chosen.most_held, seconds=chosen.body_seconds)
+    app.add_middleware(Limits, most_bytes=chosen.most_bytes, most_held=chosen.most_held)
     known = {"/openapi.json", *(route.path for route in routes)}
     app.add_middleware(
         RequestMiddleware, metrics=metrics, loopback=chosen.loopback, public_name=chosen.public_name, known=known
     )
-    app.add_middleware(Lingering, most_bytes=chosen.most_bytes, seconds=chosen.rest_seconds)
+    app.add_middleware(DrainBody, most_bytes=chosen.most_bytes)
     return app

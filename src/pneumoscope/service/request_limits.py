@@ -1,40 +1,33 @@
-"""What a request may cost: bytes of its body, bytes of all bodies together, and time for its head and for its body.
+"""Middleware for request bodies: limits on their size and on the memory that all of them take, and reading what is left.
 
-All stand before all else, so that nothing larger is ever in memory and nobody can hold a connection for nothing.
+uvicorn limits neither. Slow clients are left to the reverse proxy, see docs/operating.md.
 """
 
 from __future__ import annotations
 
-import asyncio
-import contextlib
-from typing import Any
-
-import h11
 from starlette.exceptions import HTTPException
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
-from uvicorn.protocols.http.h11_impl import H11Protocol
 
 from pneumoscope.core.errors import BusyError
 
-__all__ = ["IMAGES", "Limits", "Lingering", "impatient"]
+__all__ = ["IMAGES", "DrainBody", "Limits"]
 
-IMAGES = ("POST", "/v1/predictions")  # what alone has a large body
-# Bytes of any other body: more than a note of 4,000 characters takes in JSON, however it is written.
+IMAGES = ("POST", "/v1/predictions")  # the only request with a large body
+# Bytes of any other body: more than a note of 4,000 characters takes in JSON, whatever its escapes.
 _SMALL = 64 * 2**10
 
 
 class Limits:
-    """Middleware that ends a request whose body is too large, or too slow: whoever reads the body gets the error.
+    """Middleware that raises an error where the application reads a body that is too large.
 
     Args:
-        app: behind it.
-        most_bytes: of a body that brings images. Others are small, and need no token to be read.
-        most_held: bytes of all bodies with images that are under way at once.
-        seconds: for a body to arrive, from when its request began.
+        app: the application behind it.
+        most_bytes: size of a body with images. Other bodies are small, and are read without a token.
+        most_held: bytes of all bodies with images in progress together.
     """
 
-    def __init__(self, app: ASGIApp, *, most_bytes: int, most_held: int, seconds: float) -> None:
-        self.app, self._most, self._most_held, self._seconds = app, most_bytes, most_held, seconds
+    def __init__(self, app: ASGIApp, *, most_bytes: int, most_held: int) -> None:
+        self.app, self._most, self._most_held = app, most_bytes, most_held
         self._held = 0
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
@@ -45,35 +38,25 @@ class Limits:
         images = (scope["method"], scope["path"]) == IMAGES
         most = self._most if images else _SMALL
         stated = dict(scope["headers"]).get(b"content-length", b"0")
-        loop = asyncio.get_running_loop()
-        end, taken, whole, held = loop.time() + self._seconds, 0, False, 0
+        taken, held = 0, 0
 
         async def limited() -> Message:
-            nonlocal taken, whole, held
+            nonlocal taken, held
             if stated.isdigit() and int(stated) > most:
                 raise _too_large(most)
-            if whole:  # nothing more is to come but the client's going
-                return await receive()
-            try:
-                async with asyncio.timeout_at(end):
-                    message = await receive()
-            except TimeoutError as error:
-                said = f"the request's body took longer than {self._seconds:g} s"
-                raise HTTPException(408, said) from error
-            if message["type"] == "http.request":
-                size = len(message.get("body", b""))
-                whole = not message.get("more_body", False)
-                if taken + size > most:
-                    raise _too_large(most)
-                taken += size
-                if images:
-                    held += size
-                    self._hold(size)
+            message = await receive()
+            size = len(message.get("body", b""))
+            if taken + size > most:
+                raise _too_large(most)
+            taken += size
+            if images:
+                held += size
+                self._hold(size)
             return message
 
         async def sending(message: Message) -> None:
             nonlocal held
-            self._held -= held  # nobody needs the images any more, however slowly the answer is taken
+            self._held -= held  # the images are no longer needed, however slowly the response is read
             held = 0
             await send(message)
 
@@ -86,7 +69,7 @@ class Limits:
         """Count bytes that are held until their request is answered.
 
         Raises:
-            BusyError: there are too many.
+            BusyError: All requests together hold too many.
         """
         self._held += size
         if self._held > self._most_held:
@@ -100,91 +83,43 @@ def _too_large(most: int) -> HTTPException:
     return HTTPException(413, f"the request's body is more than {most:,} bytes")
 
 
-class Lingering:
-    """Middleware that takes what is left of a body whose request is answered already, and throws it away.
+class DrainBody:
+    """Middleware that reads the rest of a body before it ends an early response on a connection that will be closed.
 
-    A connection that is closed with bytes unread is reset, and whoever is still sending may lose the answer (RFC 9112, section
-    9.6): a program that sends a large image with a wrong token would learn only that the connection broke. So the answer is sent,
-    and ends when the body has come or its time or size is over. Then the connection is closed, as the answer's head says.
+    uvicorn discards the rest of a body on a connection that is kept alive. With `Connection: close`, which nginx and Python's
+    urllib send, it closes the connection with bytes unread; the client gets a reset and may lose the response (RFC 9112,
+    section 9.6).
 
     Args:
-        app: behind it.
-        most_bytes: of the rest.
-        seconds: for it to arrive.
+        app: the application behind it.
+        most_bytes: read at most.
     """
 
-    def __init__(self, app: ASGIApp, *, most_bytes: int, seconds: float) -> None:
-        self.app, self._most, self._seconds = app, most_bytes, seconds
+    def __init__(self, app: ASGIApp, *, most_bytes: int) -> None:
+        self.app, self._most = app, most_bytes
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        """Pass a request on, and its answer back."""
+        """Pass a request on."""
         headers = dict(scope.get("headers", ()))
-        brings = headers.get(b"content-length", b"0") != b"0" or b"transfer-encoding" in headers
-        if scope["type"] != "http" or not brings:
+        # A client that sends `Expect: 100-continue` sends nothing after an early response.
+        if b"close" not in headers.get(b"connection", b"").lower() or b"expect" in headers:
             await self.app(scope, receive, send)
             return
-        whole = closing = False
-        begun = b"expect" not in headers  # whoever asks first sends nothing when the answer is no
+        complete = False
 
-        async def received() -> Message:
-            nonlocal whole, begun
-            begun = True
+        async def receiving() -> Message:
+            nonlocal complete
             message = await receive()
-            whole = not message.get("more_body", False)  # or whoever asked has gone
+            complete = not message.get("more_body", False)
             return message
 
         async def sending(message: Message) -> None:
-            nonlocal closing
-            starts = message["type"] == "http.response.start"
-            ends = not starts and not message.get("more_body", False)
-            if starts and not whole:
-                closing = True
-                message = {**message, "headers": [*message.get("headers", ()), (b"connection", b"close")]}
-            if ends and closing and begun and not whole:
+            if message["type"] == "http.response.body" and not message.get("more_body", False) and not complete:
                 await send({**message, "more_body": True})
                 left = self._most
-                with contextlib.suppress(TimeoutError):
-                    async with asyncio.timeout(self._seconds):
-                        while not whole and left > 0:
-                            left -= len((await received()).get("body", b""))
+                while not complete and left > 0:
+                    left -= len((await receiving()).get("body", b""))
                 message = {"type": "http.response.body"}
             await send(message)
 
-        await self.app(scope, received, sending)
-
-
-def impatient(seconds: float) -> type[asyncio.Protocol]:
-    """Uvicorn's protocol, with an end to what it would wait for for ever: the head of a request.
-
-    Args:
-        seconds: for a head to arrive, from when the connection is made, or from the first byte of a later head.
-    """
-
-    class Impatient(H11Protocol):
-        _end: asyncio.TimerHandle | None = None
-
-        def connection_made(self, transport: Any) -> None:
-            super().connection_made(transport)
-            self._wait()
-
-        def data_received(self, data: bytes) -> None:
-            super().data_received(data)
-            if self.conn.their_state is h11.IDLE:
-                self._wait()
-            else:
-                self._wait_no_more()
-
-        def connection_lost(self, exc: Exception | None) -> None:
-            self._wait_no_more()
-            super().connection_lost(exc)
-
-        def _wait(self) -> None:
-            if self._end is None:
-                self._end = self.loop.call_later(seconds, self.transport.abort)
-
-        def _wait_no_more(self) -> None:
-            if self._end is not None:
-                self._end.cancel()
-                self._end = None
-
-    return Impatient
+        await self.app(scope, receiving, sending)

@@ -21,13 +21,12 @@ from pathlib import Path
 import uvicorn
 
 from pneumoscope.core.errors import UsageError
-from pneumoscope.core.files import locked
 from pneumoscope.core.i18n import NOTICE
 from pneumoscope.inference.model import load_model
 from pneumoscope.service.app import Settings, make_app
 from pneumoscope.service.auth.tokens import Authenticator, is_loopback, read_tokens
-from pneumoscope.service.request_limits import impatient
-from pneumoscope.service.storage.data_directory import create_data_directory
+from pneumoscope.service.storage.blob_store import BLOBS
+from pneumoscope.service.storage.data_directory import data_directory_lock
 from pneumoscope.service.storage.repository import PredictionRepository
 
 __all__ = ["serve"]
@@ -35,12 +34,10 @@ __all__ = ["serve"]
 _LOG = logging.getLogger("pneumoscope.service")
 _IDLE = 15  # seconds that an unused connection is kept
 _HEAD = 16 * 1024  # bytes of a request's head
-_HEAD_SECONDS = 10.0
 _STOP_SECONDS = 150  # for what was taken in to be answered; then whoever has not taken an answer goes without
 # Whose log lines are told. Those of others are not: what reads images repeats what stands in them.
 _TOLD = ("pneumoscope.service", "sqlalchemy", "asyncio", "concurrent.futures")
 _NAME = r"[A-Za-z0-9]([A-Za-z0-9.-]{0,251}[A-Za-z0-9])?"
-_LOCK = ".serving"
 _OF_PORTS = (errno.EADDRINUSE, errno.EACCES, errno.EPERM)  # taken by another process, or kept for the system's own
 
 
@@ -92,7 +89,11 @@ def serve(
         )
     access = Authenticator(read_tokens(token_file) if token_file else {})
     judge = load_model(model, operating_point=operating_point, threads=1)
-    with _libraries_are_silent(), _listening(host, port) as listener, _alone(folder):
+    with (
+        _libraries_are_silent(),
+        _listening(host, port) as listener,
+        data_directory_lock(folder) if folder else contextlib.nullcontext(),
+    ):
         records = PredictionRepository(folder, database)
         app = make_app(judge, records, access, Settings(loopback=loopback, public_name=public_name, keep=keep))
         server = uvicorn.Server(
@@ -105,7 +106,7 @@ def serve(
                 timeout_keep_alive=_IDLE,
                 timeout_graceful_shutdown=_STOP_SECONDS,
                 h11_max_incomplete_event_size=_HEAD,
-                http=impatient(_HEAD_SECONDS),
+                http="h11",
                 ws="none",
             )
         )
@@ -115,11 +116,18 @@ def serve(
         tell(f"{address}  model {judge.card.name}, operating point {judge.operating_point_name}")
         tell(f"keeps images and records in {folder or 'memory'}" + (" until it stops" if folder is None else ""))
         tell(NOTICE)
+        _warn_of_orphaned_files(len(records.orphaned))
         if show:  # it waits for the answer; a browser in a terminal would not come back
             threading.Thread(target=webbrowser.open, args=(address,), daemon=True).start()
         with _stopping_is_no_failure(server):
             server.run(sockets=[listener])
     tell("stopped")
+
+
+def _warn_of_orphaned_files(count: int) -> None:
+    if count:
+        files = f"{count} orphaned file{'' if count == 1 else 's'}"
+        _LOG.warning("Found %s in %s/ (no database record). See `pneumoscope storage check`", files, BLOBS)
 
 
 def _log_to_stderr() -> None:
@@ -188,17 +196,6 @@ def _stopping_is_no_failure(server: uvicorn.Server) -> Iterator[None]:
     finally:
         for number, handler in before.items():
             signal.signal(number, handler)
-
-
-@contextlib.contextmanager
-def _alone(folder: Path | None) -> Iterator[None]:
-    if folder is None:
-        yield
-        return
-    create_data_directory(folder)
-    held = UsageError(f"another process serves {str(folder)!r}", hint="Stop it, or choose another folder with --data")
-    with locked(folder / _LOCK, held):
-        yield
 
 
 @contextlib.contextmanager

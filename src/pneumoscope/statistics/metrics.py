@@ -13,23 +13,11 @@ from pneumoscope.statistics.inputs import BoolArray, FloatArray, checked
 from pneumoscope.statistics.intervals import RESAMPLES, Statistic, mean_of_two, patient_bootstrap, proportion
 
 __all__ = [
-    "THRESHOLD_METRICS",
     "confusion",
     "threshold_metrics",
     "weighted_f1",
     "weighted_mcc",
 ]
-
-THRESHOLD_METRICS = (
-    "accuracy",
-    "sensitivity",
-    "specificity",
-    "precision",
-    "negative_predictive_value",
-    "f1",
-    "balanced_accuracy",
-    "mcc",
-)
 
 
 def confusion(decisions: npt.ArrayLike, labels: npt.ArrayLike) -> Confusion:
@@ -77,7 +65,7 @@ def threshold_metrics(
     resamples: int = RESAMPLES,
     seed: int = 0,
 ) -> dict[str, Interval]:
-    """The eight numbers of `THRESHOLD_METRICS`, in that order.
+    """Return accuracy, sensitivity, specificity, precision, negative predictive value, F1, balanced accuracy and MCC.
 
     The five plain proportions take Wilson's interval (`intervals.proportion`: with the design effect where patients
     repeat), and balanced accuracy the two that it is the mean of (`intervals.mean_of_two`). The other two draw patients

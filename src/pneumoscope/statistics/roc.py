@@ -1,4 +1,4 @@
-"""How well scores rank the images, whatever the threshold."""
+"""ROC and precision-recall curves, and the area under the ROC curve with DeLong's variance."""
 
 from __future__ import annotations
 
@@ -15,10 +15,10 @@ from pneumoscope.statistics.inputs import BoolArray, FloatArray, IntArray, check
 from pneumoscope.statistics.intervals import normal_quantile, undefined, wilson
 
 __all__ = [
-    "auprc",
     "auroc",
     "auroc_interval",
     "delong_covariance",
+    "precision_recall_curve",
     "roc_curve",
     "weighted_auprc",
     "weighted_auroc",
@@ -53,7 +53,12 @@ def weighted_auroc(scores: FloatArray, labels: BoolArray, weights: FloatArray) -
 
 
 def weighted_auprc(scores: FloatArray, labels: BoolArray, weights: FloatArray) -> FloatArray:
-    """Average precision of each weighting of the images; arguments and result as in `weighted_auroc`."""
+    """Return the average precision of each weighting of the images; arguments and result as in `weighted_auroc`.
+
+    Precision at each score, weighted by the sensitivity gained there; no interpolation.
+
+    Source: the step-wise sum of scikit-learn's `average_precision_score`.
+    """
     positive, negative = _at_each_score(scores, labels, weights)
     called = np.cumsum(positive + negative, axis=1)
     with np.errstate(invalid="ignore"):
@@ -75,33 +80,46 @@ def auroc(scores: npt.ArrayLike, labels: npt.ArrayLike) -> float:
     return float(weighted_auroc(x, y, np.ones((1, len(x))))[0])
 
 
-def auprc(scores: npt.ArrayLike, labels: npt.ArrayLike) -> float:
-    """Average precision: precision at each score, weighted by the sensitivity gained there. No interpolation.
-
-    Raises:
-        UndefinedMetricError: there is no pneumonia.
-    Source: the step-wise sum that scikit-learn documents as `average_precision_score`.
-    """
-    x, y = checked(scores, labels)
-    if not y.any():
-        raise UndefinedMetricError("average precision needs a pneumonia; there is none")
-    return float(weighted_auprc(x, y, np.ones((1, len(x))))[0])
-
-
 def roc_curve(scores: npt.ArrayLike, labels: npt.ArrayLike) -> tuple[FloatArray, FloatArray, FloatArray]:
-    """Corners of the ROC curve from (0, 0) to (1, 1).
+    """Return the corners of the ROC curve from (0, 0) to (1, 1).
 
+    Args:
+        scores: in any unit, shape (n,).
+        labels: True where pneumonia is present, shape (n,).
     Returns:
-        False positive rate, sensitivity and threshold (an image at or above it is called pneumonia), each of shape (k +
-        1,) for k distinct scores; the first threshold is infinite.
+        False positive rate, sensitivity and threshold, each of shape (k + 1,) for k distinct scores. A score at or above the
+        threshold is positive; the first threshold is infinite.
     Raises:
-        UndefinedMetricError: a class has no image.
+        UndefinedMetricError: A class has no image.
     """
+    from sklearn import metrics  # takes a second to import
+
     x, y = _both_classes(scores, labels)
-    positive, negative = _at_each_score(x, y, np.ones((1, len(x))))
-    thresholds = np.concatenate(([np.inf], np.unique(x)[::-1]))
-    sensitivity = np.concatenate(([0.0], np.cumsum(positive[0]) / positive.sum()))
-    return np.concatenate(([0.0], np.cumsum(negative[0]) / negative.sum())), sensitivity, thresholds
+    rate, sensitivity, thresholds = metrics.roc_curve(y, x, drop_intermediate=False)
+    return rate, sensitivity, thresholds
+
+
+def precision_recall_curve(scores: npt.ArrayLike, labels: npt.ArrayLike) -> tuple[FloatArray, FloatArray, FloatArray]:
+    """Return the corners of the precision-recall curve, from the highest threshold down.
+
+    Args:
+        scores: in any unit, shape (n,).
+        labels: True where pneumonia is present, shape (n,).
+    Returns:
+        Sensitivity (rising), precision and threshold, each of shape (k,) for k distinct scores. A score at or above the
+        threshold is positive. The area below it as a step function is the average precision.
+    Raises:
+        UndefinedMetricError: A class has no image.
+    """
+    from sklearn import metrics
+
+    x, y = _both_classes(scores, labels)
+    precision, sensitivity, thresholds = metrics.precision_recall_curve(y, x)
+    return (
+        sensitivity[-2::-1],
+        precision[-2::-1],
+        thresholds[::-1],
+    )  # without the end point (0, 1), which no threshold has
 
 
 def delong_covariance(scores: npt.ArrayLike, labels: npt.ArrayLike, groups: IntArray) -> tuple[FloatArray, FloatArray]:

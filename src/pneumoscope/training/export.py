@@ -46,10 +46,9 @@ from pneumoscope.inference.decision import calibrate, sigmoid
 from pneumoscope.inference.session import BundleSession, Outputs, network_rejections
 from pneumoscope.models.base import ClassifierNetwork
 from pneumoscope.statistics.calibration import at_prevalence, fit_platt
-from pneumoscope.statistics.conformal import uncertain_band
+from pneumoscope.statistics.conformal import fit_venn_abers, uncertain_band
 from pneumoscope.statistics.intervals import proportion
 from pneumoscope.statistics.thresholds import at_sensitivity, at_specificity, highest_youden
-from pneumoscope.statistics.venn_abers import fit_venn_abers
 from pneumoscope.training.augmentation import augment
 from pneumoscope.training.data_module import ImageArrays, derive_seed
 from pneumoscope.training.input_classifier import PLAUSIBLE

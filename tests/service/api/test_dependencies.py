@@ -24,7 +24,7 @@ ID = "ab" * 16
     ],
 )
 def test_a_parameter_that_does_not_exist_is_refused_by_its_name(client, method, path, name, hint):
-    found = problem(client.request(method, path), 422, "UsageError")
+    found = problem(client.request(method, path, headers={"Content-Type": "application/json"}), 422, "UsageError")
     assert found["detail"] == f"there is no query parameter {name!r} here"
     assert found["hint"].startswith(hint)
 

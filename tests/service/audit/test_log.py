@@ -96,9 +96,10 @@ def test_a_value_that_is_no_text_is_a_row_that_was_altered(tmp_path):
 def shown(folder, database, *options):
     where = ["--database", database] if database else ["--data-dir", str(folder)]
     command = [sys.executable, "-m", "pneumoscope", "audit-log", "show", *where, *options]
-    return subprocess.run(command, capture_output=True, text=True, check=True).stdout
+    return subprocess.run(command, capture_output=True, text=True, check=True, timeout=60).stdout
 
 
+@pytest.mark.slow
 def test_show_prints_a_row_a_line(records, database, tmp_path):
     assert shown(tmp_path / "data", database) == ""
     assert json.loads(shown(tmp_path / "data", database, "--json")) == {"rows": []}
@@ -141,7 +142,7 @@ def test_show_ends_in_silence_when_its_reader_has_gone(tmp_path):
     records.close()
     ran = subprocess.run(
         f"{sys.executable} -m pneumoscope audit-log show --data-dir data | head -n 1",
-        shell=True, cwd=tmp_path, capture_output=True, text=True, check=True,
+        shell=True, cwd=tmp_path, capture_output=True, text=True, check=True, timeout=60,
     )  # fmt: skip
     assert ran.stdout.startswith("2026  me")
     assert ran.stderr == ""

@@ -21,9 +21,9 @@ def written(tmp_path, text, mode=0o600):
 def test_tokens_are_read_with_the_names_of_their_holders(tmp_path):
     file = written(tmp_path, f"# who may ask\n\nward-3 {TOKEN}\nme@home   {TOKEN}2\n")
     access = Authenticator(read_tokens(file))
-    assert access.who(f"Bearer {TOKEN}") == "ward-3"
-    assert access.who(f"bearer  {TOKEN}2") == "me@home"
-    for wrong in ("", "Bearer", f"Bearer {TOKEN}3", f"Basic {TOKEN}", TOKEN, "Bearer é" * 9):
+    assert access.who(TOKEN) == "ward-3"
+    assert access.who(f" {TOKEN}2") == "me@home"
+    for wrong in ("", f"{TOKEN}3", TOKEN[:-1], "é" * 9, "\udcff"):
         with pytest.raises(AuthenticationError):
             access.who(wrong)
 
@@ -36,7 +36,7 @@ def test_every_token_is_compared_in_constant_time_whichever_is_given(monkeypatch
     for token in (TOKEN, TOKEN + "5", "wrong"):
         compared.clear()
         with contextlib.suppress(AuthenticationError):
-            access.who(f"Bearer {token}")
+            access.who(token)
         assert compared == [TOKEN.encode(), f"{TOKEN}4".encode(), f"{TOKEN}5".encode()]
 
 

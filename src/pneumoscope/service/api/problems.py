@@ -6,6 +6,7 @@ an image's name or what stands in an image: names of patients do.
 
 from __future__ import annotations
 
+import difflib
 import errno
 import json
 from collections.abc import Mapping, Sequence
@@ -27,6 +28,7 @@ __all__ = [
     "MEDIA_TYPE",
     "STATUSES",
     "Problem",
+    "describe_errors",
     "fault",
     "install_exception_handlers",
     "of_error",
@@ -36,6 +38,7 @@ __all__ = [
 ]
 
 MEDIA_TYPE = "application/problem+json"
+_SHOWN = 64  # characters of client input that an error repeats
 _RETRY = 2  # seconds, about what a full queue takes to be scored
 
 # How what has a form is written, in words: the form itself is an expression that nobody should have to read.
@@ -67,7 +70,6 @@ _TITLES = {
     403: "This is not allowed from there",
     404: "There is no such thing",
     405: "This cannot be done here",
-    408: "The request took too long to arrive",
     410: "The image was removed",
     413: "The request is too large",
     415: "This kind of content is not taken",
@@ -153,6 +155,16 @@ def _in_words(error: Mapping[str, Any]) -> str:
     return str(error["msg"])
 
 
+def _unknown_parameter(request: Request, name: str) -> JSONResponse:
+    """Return the problem of a query parameter that the route does not have, with the nearest that it has."""
+    route: APIRoute = request.scope["route"]
+    models = [field.field_info.annotation for field in route.dependant.query_params]
+    known = sorted(each for model in models for each in getattr(model, "model_fields", ()))
+    near = difflib.get_close_matches(name, known, n=1)
+    hint = f"Did you mean {near[0]!r}?" if near else f"Known: {', '.join(known)}" if known else "It takes none"
+    return problem(422, "UsageError", f"there is no query parameter {name[:_SHOWN]!r} here", hint)
+
+
 def install_exception_handlers(app: FastAPI, routes: Sequence[APIRoute]) -> None:
     """Give every error of an application this form.
 
@@ -172,6 +184,10 @@ def install_exception_handlers(app: FastAPI, routes: Sequence[APIRoute]) -> None
 
     @app.exception_handler(RequestValidationError)
     async def _invalid(request: Request, error: RequestValidationError) -> JSONResponse:
+        for each in error.errors():
+            if each["type"] == "extra_forbidden" and each["loc"][0] == "query":
+                refused(request, "UsageError")
+                return _unknown_parameter(request, str(each["loc"][-1]))
         # Where and why, not what was given: a note may name a patient.
         said = "; ".join(f"{'.'.join(map(str, each['loc']))}: {_in_words(each)}" for each in error.errors())
         refused(request, "UsageError")
@@ -197,7 +213,6 @@ _EXAMPLES = {
     401: ("AuthenticationError", "the token is not known", "Send the header: Authorization: Bearer TOKEN"),
     403: ("AuthenticationError", "the request comes from another site's page", "Send it from this service's page"),
     404: ("UnknownNameError", "there is no prediction '0123456789abcdef0123456789abcdef'", "It was deleted, or never made here"),
-    408: ("UsageError", "the request's body took longer than 60 s", ""),
     410: ("GoneError", "the image of prediction '0123456789abcdef0123456789abcdef' was removed", "Its numbers are kept"),
     413: ("TooLargeError", "a request takes 64 images", "Send them in several requests"),
     415: ("UsageError", "the Content-Type is 'text/html'; taken is application/json", ""),
@@ -207,7 +222,7 @@ _EXAMPLES = {
 
 
 def responses(*statuses: int) -> dict[int | str, dict[str, Any]]:
-    """For OpenAPI: the problems that a path may answer with. `description.describe` adds what they are."""
+    """Return the problems that an operation may answer with, for OpenAPI. `describe_errors` adds their schema."""
     found: dict[int | str, dict[str, Any]] = {}
     for status in statuses:
         example = json.loads(bytes(problem(status, *_EXAMPLES[status]).body))
@@ -217,3 +232,18 @@ def responses(*statuses: int) -> dict[int | str, dict[str, Any]]:
         if status in headers:
             found[status]["headers"] = {headers[status]: {"schema": {"type": "string"}}}
     return found
+
+
+def describe_errors(app: FastAPI) -> None:
+    """Add the schema of a problem document to an application's OpenAPI document, as `responses` refers to it.
+
+    FastAPI would describe a model in `responses` as application/json, not as application/problem+json.
+    """
+    generate = app.openapi
+
+    def openapi() -> dict[str, Any]:
+        document = generate()
+        document["components"]["schemas"]["Problem"] = Problem.model_json_schema()
+        return document
+
+    app.openapi = openapi  # type: ignore[method-assign]  # FastAPI's documented way to extend it

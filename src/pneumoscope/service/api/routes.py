@@ -1,7 +1,5 @@
 """What can be asked of the service, path by path."""
 
-from __future__ import annotations
-
 import asyncio
 import io
 from collections.abc import Callable
@@ -14,9 +12,16 @@ from PIL import Image
 from prometheus_client import CONTENT_TYPE_LATEST, generate_latest
 
 from pneumoscope.core.errors import UnknownNameError, UnreadableImageError
-from pneumoscope.core.prediction import Decision
 from pneumoscope.imaging.decode import decode
-from pneumoscope.service.api.dependencies import Who, as_json, known_parameters, who
+from pneumoscope.service.api.dependencies import (
+    CardParameters,
+    FindParameters,
+    Identify,
+    JudgeParameters,
+    NoParameters,
+    json_body,
+    no_duplicate_parameters,
+)
 from pneumoscope.service.api.problems import responses
 from pneumoscope.service.api.schemas import (
     Health,
@@ -25,16 +30,15 @@ from pneumoscope.service.api.schemas import (
     PredictionsSchema,
     ReviewRequest,
 )
-from pneumoscope.service.predictions import BODY, NAME, PredictionService, read_images
+from pneumoscope.service.predictions import BODY, PredictionService, read_images
 from pneumoscope.service.readiness import Readiness
-from pneumoscope.service.storage.records import Filter, Order
+from pneumoscope.service.storage.records import Filter
 
 __all__ = ["SCALE", "paths", "public_routes"]
 
 _DRAWN = 2  # images that are decoded at once to be shown: each may take hundreds of MB
 _THUMBNAIL = 160  # pixels of the longer side
 SCALE = "X-Heatmap-Scale"  # header: the contribution to the logit at which a layer is opaque
-_TIME = r"^[0-9]{4}-[0-9]{2}-[0-9]{2}(T[0-9]{2}:[0-9]{2}(:[0-9]{2}(\.[0-9]{1,6})?)?Z)?$"
 _PICTURE: dict[int | str, dict[str, Any]] = {
     200: {"content": {"image/png": {"schema": {"type": "string", "format": "binary"}}}}
 }
@@ -79,8 +83,15 @@ def public_routes(service: PredictionService) -> APIRouter:
 _Id = Annotated[str, Path(pattern=r"^[0-9a-f]{32}$", examples=["0123456789abcdef0123456789abcdef"])]
 
 
-def paths(service: PredictionService, most_images: int) -> APIRouter:
-    """What needs a token: images, and the model's card."""
+def paths(service: PredictionService, most_images: int, identify: Identify) -> APIRouter:
+    """Return the routes that need a token: images, and the model's card.
+
+    Args:
+        service: behind them.
+        most_images: of one request.
+        identify: see `asking.authentication`.
+    """
+    Who = Annotated[str, Depends(identify)]  # noqa: N806  a type; seen by FastAPI since annotations here are not strings
     drawing = asyncio.Semaphore(_DRAWN)
 
     def explained(id: str) -> bytes:
@@ -94,32 +105,27 @@ def paths(service: PredictionService, most_images: int) -> APIRouter:
 
     router = APIRouter(
         prefix="/v1", tags=["predictions"], responses=responses(401, 403, 422, 503),
-        dependencies=[Depends(who), Depends(known_parameters)],
+        dependencies=[Depends(identify), Depends(no_duplicate_parameters)],
     )  # fmt: skip
 
     @router.post(
         "/predictions",
         status_code=201,
         summary="Judge images",
-        responses=responses(400, 408, 413, 415),
+        responses=responses(400, 413, 415),
         openapi_extra={"requestBody": BODY},
     )
     async def judge(
         request: Request,
         who: Who,
-        name: Annotated[
-            str,
-            Query(
-                max_length=NAME, description="Of the image, where the body is the image itself", examples=["image.dcm"]
-            ),
-        ] = "",
+        query: Annotated[JudgeParameters, Query()],
     ) -> PredictionsSchema:
         """Send images as parts named `images` of a form, or one image as the body.
 
         They are judged together, and kept: when this is answered, they are on the disk. One that cannot be read has `error` and
         no id, and the others are done; where none can be read, the answer is a problem.
         """
-        images = await read_images(request, name, most_images)
+        images = await read_images(request, query.name, most_images)
         answers = await service.judge(request, images, who)
         if all(answer.id is None for answer in answers):
             first = answers[0].failure
@@ -133,31 +139,22 @@ def paths(service: PredictionService, most_images: int) -> APIRouter:
     @router.get("/predictions", summary="Images that are kept")
     def find(
         who: Who,
-        decision: Annotated[Decision | None, Query(examples=["uncertain"])] = None,
-        reviewed: Annotated[bool | None, Query(description="By a person", examples=[False])] = None,
-        since: Annotated[
-            str | None, Query(pattern=_TIME, description="ISO 8601 in UTC", examples=["2026-01-31"])
-        ] = None,
-        until: Annotated[str | None, Query(pattern=_TIME, description="Not included", examples=["2026-02-01"])] = None,
-        order: Annotated[Order, Query(description="By time, or by probability", examples=["newest"])] = "newest",
-        limit: Annotated[int, Query(ge=1, le=200, examples=[50])] = 50,
-        after: Annotated[
-            str, Query(pattern=r"^[0-9A-Za-z_-]{0,200}$", description="`next` of the page before", examples=[""])
-        ] = "",
+        query: Annotated[FindParameters, Query()],
     ) -> PredictionPageSchema:
         """In pages: send `next` of one as `after` of the following one."""
-        wanted = Filter(decision=decision, reviewed=reviewed, since=since, until=until)
-        return PredictionPageSchema.of_page(service.records.find(wanted, order=order, limit=limit, after=after))
+        wanted = Filter(decision=query.decision, reviewed=query.reviewed, since=query.since, until=query.until)
+        page = service.records.find(wanted, order=query.order, limit=query.limit, after=query.after)
+        return PredictionPageSchema.of_page(page)
 
     @router.get("/predictions/{id}", summary="One image", responses=responses(404))
-    def get(who: Who, id: _Id) -> PredictionSchema:
+    def get(who: Who, id: _Id, _: NoParameters) -> PredictionSchema:
         return PredictionSchema.of_record(service.records.get(id))
 
     @router.get(
         "/predictions/{id}/image.png", summary="The image as it was read, 8 bits of grey",
         response_class=Response, responses=_PICTURE | responses(404, 410),
     )  # fmt: skip
-    async def image(who: Who, id: _Id) -> Response:
+    async def image(who: Who, id: _Id, _: NoParameters) -> Response:
         def draw() -> bytes:
             return _png(
                 Image.fromarray(decode(service.records.image(service.records.get(id)), name="the image").pixels)
@@ -169,7 +166,7 @@ def paths(service: PredictionService, most_images: int) -> APIRouter:
         "/predictions/{id}/thumbnail.png", summary="The image, small",
         response_class=Response, responses=_PICTURE | responses(404, 410),
     )  # fmt: skip
-    async def thumbnail(who: Who, id: _Id) -> Response:
+    async def thumbnail(who: Who, id: _Id, _: NoParameters) -> Response:
         def draw() -> bytes:
             picture = Image.fromarray(decode(service.records.image(service.records.get(id)), name="the image").pixels)
             picture.thumbnail((_THUMBNAIL, _THUMBNAIL), Image.Resampling.BOX, reducing_gap=2)
@@ -181,7 +178,7 @@ def paths(service: PredictionService, most_images: int) -> APIRouter:
         "/predictions/{id}/heatmap.png", summary="What spoke for and against pneumonia",
         response_class=Response, responses=_PICTURE | responses(404, 410),
     )  # fmt: skip
-    async def heatmap(who: Who, id: _Id) -> Response:
+    async def heatmap(who: Who, id: _Id, _: NoParameters) -> Response:
         def draw() -> bytes:
             ((_, picture),) = service.model.explain_many([explained(id)], batch_size=1, workers=1)
             assert picture is not None  # it was not rejected
@@ -193,7 +190,7 @@ def paths(service: PredictionService, most_images: int) -> APIRouter:
         "/predictions/{id}/heatmap-layer.png", summary="The heatmap alone, to be laid over the image",
         response_class=Response, responses=_LAYER | responses(404, 410),
     )  # fmt: skip
-    async def heatmap_layer(who: Who, id: _Id) -> Response:
+    async def heatmap_layer(who: Who, id: _Id, _: NoParameters) -> Response:
         """Transparent where nothing was contributed, of the image's aspect; orange towards pneumonia, blue towards normal."""
 
         def draw() -> Response:
@@ -204,31 +201,28 @@ def paths(service: PredictionService, most_images: int) -> APIRouter:
             return await run_in_threadpool(draw)
 
     @router.put(
-        "/predictions/{id}/review", summary="A person's reading", responses=responses(400, 404, 408, 413, 415),
-        dependencies=[Depends(as_json)],
+        "/predictions/{id}/review", summary="A person's reading", responses=responses(400, 404, 413, 415),
+        dependencies=[Depends(json_body)],
     )  # fmt: skip
-    def review(who: Who, id: _Id, given: ReviewRequest) -> PredictionSchema:
+    def review(who: Who, id: _Id, _: NoParameters, given: ReviewRequest) -> PredictionSchema:
         """Agree or disagree, and a note; an earlier reading is replaced."""
         return PredictionSchema.of_record(service.records.review(id, agrees=given.agrees, note=given.note, who=who))
 
     @router.delete(
         "/predictions/{id}", status_code=204, summary="Remove an image and its numbers", responses=responses(404)
     )
-    def remove(who: Who, id: _Id) -> None:
+    def remove(who: Who, id: _Id, _: NoParameters) -> None:
         """That it was there, and when it was removed, stays in the audit log."""
         service.records.remove(id, who=who)
 
     @router.get("/model", summary="The model's card", tags=["model"])
     def card(
         who: Who,
-        seen: Annotated[
-            bool,
-            Query(description="With the hashes of all images that it learned from or was tuned on, long as they are"),
-        ] = False,
+        query: Annotated[CardParameters, Query()],
     ) -> dict[str, Any]:
         """As `card.json` in its bundle, without `seen` where that is not asked for."""
         found: dict[str, Any] = msgspec.to_builtins(service.model.card)
-        if not seen:
+        if not query.seen:
             del found["seen"]
         return found
 

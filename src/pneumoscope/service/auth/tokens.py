@@ -89,33 +89,35 @@ class Authenticator:
         """Whether a token is asked for."""
         return bool(self._tokens)
 
-    def of_request(self, request: Request) -> str:
-        """The name behind a request's token, or behind the cookie of a page that somebody signed in to.
+    def of_request(self, request: Request, token: str) -> str:
+        """Return the name behind a request's token or session cookie.
 
+        Args:
+            request: with the cookie, if any.
+            token: from the header Authorization; empty if there is none.
         Raises:
-            AuthenticationError: neither is known; or a cookie comes to change something without saying from which page.
+            AuthenticationError: Neither is known; or a request with a cookie changes something without an Origin.
         """
         cookie = request.cookies.get(COOKIE, "")
         if not self._tokens or not cookie or "Authorization" in request.headers:
-            return self.who(request.headers.get("Authorization", ""))
+            return self.who(token)
         # A browser sends the cookie by itself, so another site's page could make it act; `watching` compares the origin.
         if request.method not in ("GET", "HEAD") and not request.headers.get("Origin"):
             raise AuthenticationError("the request does not say from which page it comes", hint="Send a token instead")
         return self.sessions.who(cookie)
 
-    def who(self, authorization: str) -> str:
-        """The name behind "Bearer TOKEN".
+    def who(self, token: str) -> str:
+        """Return the name of a token's holder.
 
         Raises:
-            AuthenticationError: no token, or none that is known.
+            AuthenticationError: The token is empty or not known.
         """
         if not self._tokens:
             return LOCAL
-        kind, _, token = authorization.partition(" ")
         given = token.strip().encode(errors="surrogatepass")
         # All are compared, so that the time tells nothing of which.
         known = [name for name, own in self._tokens.items() if hmac.compare_digest(given, own)]
-        if kind.lower() != "bearer" or not known:
+        if not known:
             raise AuthenticationError(
                 "the token is not known" if token else "a token is needed",
                 hint="Send the header: Authorization: Bearer TOKEN",

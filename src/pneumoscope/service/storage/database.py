@@ -58,7 +58,7 @@ def _migrate(engine: Engine) -> None:
             # Two processes that start together would both make the tables.
             connection.exec_driver_sql("SELECT pg_advisory_xact_lock(hashtext('pneumoscope'))")
         config = alembic.config.Config()
-        config.set_main_option("script_location", "pneumoscope.service:migrations")
+        config.set_main_option("script_location", "pneumoscope.service.storage:migrations")
         config.attributes["connection"] = connection
         try:
             alembic.command.upgrade(config, "head")

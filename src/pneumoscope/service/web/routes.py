@@ -9,7 +9,7 @@ from collections.abc import Callable, Coroutine
 from typing import Any, get_args
 from urllib.parse import urlencode
 
-from fastapi import APIRouter, Request, Response
+from fastapi import APIRouter, Depends, Request, Response
 from fastapi.responses import RedirectResponse, StreamingResponse
 from fastapi.routing import APIRoute
 
@@ -17,6 +17,7 @@ from pneumoscope.bundle.card import Card
 from pneumoscope.core.errors import AuthenticationError, PneumoscopeError, UsageError
 from pneumoscope.core.prediction import Decision
 from pneumoscope.inference.decision import threshold_probability
+from pneumoscope.service.api.dependencies import Identify
 from pneumoscope.service.api.problems import of_error, refused
 from pneumoscope.service.auth.sessions import COOKIE, SECONDS
 from pneumoscope.service.auth.tokens import LOCAL, Authenticator
@@ -54,19 +55,19 @@ class _Page(APIRoute):
         return told
 
 
-def views(service: PredictionService, most_bytes: int) -> APIRouter:
+def views(service: PredictionService, most_bytes: int, identify: Identify) -> APIRouter:
     """The pages.
 
     Args:
         service: what they show.
         most_bytes: of an image that can be sent.
+        identify: see `asking.authentication`.
     """
     router = APIRouter(route_class=_Page, include_in_schema=False)
-    records = service.records
+    records, signed_in = service.records, [Depends(identify)]
 
-    @router.get("/")
+    @router.get("/", dependencies=signed_in)
     def worklist(request: Request) -> Response:
-        _signed_in(request)
         wanted, order, chosen = _asked(request)
         page = records.find(wanted, order=order, limit=_ROWS, after=request.query_params.get("after", ""))
         return html(
@@ -74,9 +75,8 @@ def views(service: PredictionService, most_bytes: int) -> APIRouter:
             most_bytes=most_bytes, model=service.model,
         )  # fmt: skip
 
-    @router.get("/worklist.csv")
+    @router.get("/worklist.csv", dependencies=signed_in)
     def export(request: Request) -> Response:
-        _signed_in(request)
         wanted, order, _ = _asked(request)
         lines = worklist_csv(records, wanted, order)
         name = f"pneumoscope-{datetime.datetime.now(datetime.UTC):%Y-%m-%d}.csv"
@@ -84,29 +84,25 @@ def views(service: PredictionService, most_bytes: int) -> APIRouter:
             lines, media_type="text/csv", headers={"Content-Disposition": f'attachment; filename="{name}"'}
         )
 
-    @router.get("/images/{id}")
+    @router.get("/images/{id}", dependencies=signed_in)
     def viewer(request: Request, id: str) -> Response:
-        _signed_in(request)
         return html(request, "viewer.html", **_image(service, id))
 
-    @router.get("/images/{id}/report")
+    @router.get("/images/{id}/report", dependencies=signed_in)
     def report(request: Request, id: str) -> Response:
-        _signed_in(request)
         now = datetime.datetime.now(datetime.UTC).isoformat()
         return html(request, "report.html", printed=now, **_image(service, id))
 
-    @router.get("/overview")
+    @router.get("/overview", dependencies=signed_in)
     def summary(request: Request) -> Response:
-        _signed_in(request)
         model = service.model
         judged = records.latest(model.facts.sha256, model.operating_point_name, _LATEST)
         return html(
             request, "overview.html", found=overview(judged, model.card), model=model, most=_LATEST, decisions=DECISIONS
         )
 
-    @router.get("/model")
+    @router.get("/model", dependencies=signed_in)
     def model(request: Request) -> Response:
-        _signed_in(request)
         card = service.model.card
         return html(
             request,
@@ -130,7 +126,7 @@ def views(service: PredictionService, most_bytes: int) -> APIRouter:
         except UnicodeError as error:  # it names an encoding that is none
             raise UsageError("the form cannot be understood", hint="Send it from the page") from error
         try:
-            who = access.who(f"Bearer {token}")
+            who = access.who(token)
         except AuthenticationError:
             refused(request, "AuthenticationError")
             return html(request, "sign-in.html", 401, next=back, wrong=True)
@@ -161,16 +157,6 @@ _ORDERS: dict[Order, str] = {
     "highest": "Highest probability first",
     "lowest": "Lowest probability first",
 }
-
-
-def _signed_in(request: Request) -> None:
-    """Go on for whoever may; the page then shows the name.
-
-    Raises:
-        AuthenticationError: nobody is signed in.
-    """
-    access: Authenticator = request.app.state.access
-    request.state.who = access.of_request(request)
 
 
 def _asked(request: Request) -> tuple[Filter, Order, dict[str, str]]:

@@ -1,0 +1,97 @@
+"""HTML of records for notebooks (`_repr_html_`): self-contained, without scripts or external assets."""
+
+from __future__ import annotations
+
+import base64
+from html import escape
+from typing import TYPE_CHECKING
+
+from pneumoscope.core.i18n import NOTICE
+from pneumoscope.core.messages import decision_label, prediction_message
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable, Mapping
+
+    from pneumoscope.core.prediction import Prediction
+    from pneumoscope.core.results import Interval
+
+__all__ = ["facts_html", "intervals_html", "prediction_html"]
+
+_COLORS = {
+    "pneumonia": "#a63d00",
+    "no_pneumonia": "#1f5fae",
+    "uncertain": "#6b4fa0",
+    "rejected": "#5b6270",
+    None: "#b00020",
+}
+_WIDTH, _HEIGHT = 260, 14  # pixels of the probability scale
+
+
+def prediction_html(prediction: Prediction, picture: bytes | None = None) -> str:
+    """Return a prediction as HTML: file, decision, probability with its interval, explanation and notice.
+
+    Args:
+        prediction: The prediction.
+        picture: PNG to show above it, such as the image with its heatmap.
+    """
+    label = "Unreadable" if prediction.decision is None else decision_label(prediction.decision)
+    parts = []
+    if picture is not None:
+        data = base64.b64encode(picture).decode()
+        parts.append(f'<img src="data:image/png;base64,{data}" alt="Image with heatmap" style="max-width:480px"><br>')
+    parts.append(f"<code>{escape(prediction.path)}</code><br>")
+    parts.append(f'<strong style="color:{_COLORS[prediction.decision]}">{escape(label)}</strong>')
+    if prediction.probability is not None:
+        parts.append(f" &nbsp; probability of pneumonia {_interval_text(prediction)}<br>{_scale(prediction)}")
+    if message := prediction_message(prediction):
+        parts.append(f"<br>{escape(message)}")
+    model, point = escape(prediction.model.name), escape(prediction.operating_point)
+    parts.append(f"<br><small>Model {model}, operating point {point}. {escape(NOTICE)}</small>")
+    return f"<div>{''.join(parts)}</div>"
+
+
+def facts_html(title: str, facts: Mapping[str, str]) -> str:
+    """Return a titled two-column table of names and values."""
+    rows = "".join(
+        f'<tr><th style="text-align:left">{escape(name)}</th><td style="text-align:left">{escape(value)}</td></tr>'
+        for name, value in facts.items()
+    )
+    return f"<div><strong>{escape(title)}</strong><table>{rows}</table><small>{escape(NOTICE)}</small></div>"
+
+
+def intervals_html(title: str, intervals: Iterable[tuple[str, Interval]]) -> str:
+    """Return a titled table of named intervals."""
+    rows = "".join(
+        f'<tr><th style="text-align:left">{escape(name)}</th><td>{escape(str(interval))}</td><td>{interval.n}</td>'
+        f"<td>{escape(interval.method)}</td></tr>"
+        for name, interval in intervals
+    )
+    head = "<tr><th></th><th>value [interval]</th><th>n</th><th>method</th></tr>"
+    return f"<strong>{escape(title)}</strong><table>{head}{rows}</table>"
+
+
+def _interval_text(prediction: Prediction) -> str:
+    interval = prediction.interval
+    text = f"<strong>{prediction.probability:.3f}</strong>"
+    if interval and interval.low is not None and interval.high is not None:
+        text += f" [{interval.low:.3f}, {interval.high:.3f}]"
+    return text
+
+
+def _scale(prediction: Prediction) -> str:
+    """Return the probability on a scale from 0 to 1, with the interval and the threshold."""
+
+    def bar(x: float, width: float, y: int, height: int, color: str) -> str:
+        return f'<rect x="{_WIDTH * x:.1f}" y="{y}" width="{max(width, 2):.1f}" height="{height}" fill="{color}"/>'
+
+    interval = prediction.interval
+    parts = [bar(0, _WIDTH, 6, 2, "#c8ccd2")]
+    if interval and interval.low is not None and interval.high is not None:
+        parts.append(bar(interval.low, _WIDTH * (interval.high - interval.low), 4, 6, "#9aa3b0"))
+    if prediction.threshold is not None:
+        parts.append(bar(prediction.threshold, 2, 0, _HEIGHT, "#1c1e21"))
+    if prediction.probability is not None:
+        parts.append(bar(prediction.probability, 4, 2, 10, _COLORS[prediction.decision]))
+    return (
+        f'<svg width="{_WIDTH + 4}" height="{_HEIGHT}" role="img" aria-label="Probability scale">{"".join(parts)}</svg>'
+    )

@@ -1,0 +1,32 @@
+"""Start other processes in tests, with a deadline for each."""
+
+from __future__ import annotations
+
+import subprocess
+import threading
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from typing import Any
+
+DEADLINE = 60.0
+
+
+@contextmanager
+def started(command: Sequence[Any], *, deadline: float = DEADLINE, **options: Any) -> Iterator[subprocess.Popen[Any]]:
+    """Start a process, and wait for its end when the block is done.
+
+    The process is killed at the deadline, in seconds from its start, and when the block raises. A read from its pipes
+    or a wait for its end therefore ends, too.
+    """
+    with subprocess.Popen(command, **options) as process:
+        killer = threading.Timer(deadline, process.kill)
+        killer.daemon = True
+        killer.start()
+        try:
+            yield process
+            process.wait(deadline + 1)
+        except BaseException:
+            process.kill()
+            raise
+        finally:
+            killer.cancel()
