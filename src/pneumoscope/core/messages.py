@@ -72,7 +72,7 @@ _ERRORS: dict[type[PneumoscopeError], tuple[str, str]] = {
         N_("Internal error"),
         N_("Contact the administrator. The server log has the time and the cause."),
     ),
-    errors.CallerError: (N_("Invalid request"), N_("Go back to the worklist and try again.")),
+    errors.InputError: (N_("Invalid request"), N_("Go back to the worklist and try again.")),
     errors.UnknownNameError: (N_("Not found"), N_("The image was deleted, or the address is wrong.")),
     errors.AuthenticationError: (N_("Not signed in"), N_("Sign in again.")),
     errors.TooLargeError: (N_("Too large"), N_("Send smaller files, or fewer at a time.")),
