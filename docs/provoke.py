@@ -5,9 +5,10 @@ from __future__ import annotations
 import contextlib
 import io
 import os
+import sys
 import tempfile
 import zipfile
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from datetime import timedelta
 from pathlib import Path
 
@@ -39,6 +40,8 @@ from pneumoscope.evaluation.selection import refuse_chosen_thresholds
 from pneumoscope.imaging.decode import decode
 from pneumoscope.imaging.phantom import phantom
 from pneumoscope.imaging.preprocess import Preprocessing
+from pneumoscope.imaging.sandbox import DecodePool
+from pneumoscope.imaging.sandbox import Limits as DecodeLimits
 from pneumoscope.inference.model import load_model
 from pneumoscope.models.factory import create_model
 from pneumoscope.models.weights import read_tensors
@@ -248,6 +251,21 @@ def _gone() -> None:
     records.image(records.get(record.id))
 
 
+def _decoded(limits: DecodeLimits, picture: Image.Image, preload: Sequence[str] = ()) -> None:
+    picture.save("thorax.png")
+    with DecodePool(1, limits=limits, preload=preload) as pool:
+        pool.decode(Path("thorax.png"))
+
+
+def _crash() -> None:
+    Path("crashing_codec.py").write_text("import os\nfrom PIL import Image\nImage.open = lambda *_, **__: os.abort()\n")
+    sys.path.insert(0, str(Path.cwd()))
+    try:
+        _decoded(DecodeLimits(), Image.linear_gradient("L"), ["crashing_codec"])
+    finally:
+        sys.path.pop(0)
+
+
 def _busy() -> None:
     scoring = InferenceQueue(load_model(threads=1), most_waiting=1, workers=1)
     scoring.close()
@@ -260,6 +278,9 @@ _PROVOCATIONS: dict[str, Callable[[], object]] = {
     "UnknownNameError": lambda: read_recipe("quik"),
     "MissingExtraError": _missing_extra,
     "UnreadableImageError": _unreadable,
+    "DecodeCrashedError": _crash,
+    "DecodeMemoryError": lambda: _decoded(DecodeLimits(memory=2**28), Image.new("RGBA", (8000, 8000))),
+    "DecodeTimeoutError": lambda: _decoded(DecodeLimits(wall_seconds=0.001), Image.new("L", (4000, 4000))),
     "LayoutError": _layout,
     "ManifestError": _manifest,
     "PatientLeakError": _leak,

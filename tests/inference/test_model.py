@@ -273,8 +273,14 @@ def test_a_batch_is_judged_as_its_images_are(model):
 def test_who_stops_listening_stops_the_work(model, monkeypatch):
     """What was waiting is not begun, and no thread is left."""
     judged = []
-    batch = model.predict_batch
-    monkeypatch.setattr(model, "predict_batch", lambda images: judged.append(1) or time.sleep(0.3) or batch(images))
+    batch = model._predict_batch
+
+    def slow(images, pool):
+        judged.append(1)
+        time.sleep(0.3)
+        return batch(images, pool)
+
+    monkeypatch.setattr(model, "_predict_batch", slow)
     stream = model.predict_many([png(1)] * 50, batch_size=1, workers=1)
     next(stream)
     before = threading.active_count()

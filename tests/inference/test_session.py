@@ -14,6 +14,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 from msgspec import structs
+from pneumoscope.imaging.prepared import prepare_image
 from scipy.special import expit
 from tests.conftest import LIMITS, SIZE, halves, mean_grey_network
 
@@ -66,7 +67,7 @@ def test_a_network_of_logits_alone_scores_and_has_no_heatmap(maker, session):
     bare = BundleSession(card, altered(lambda graph: graph.output.pop()))
     pixels = np.full((1, SIZE, SIZE), 225, np.uint8)
 
-    assert (session.explains, bare.explains) == (True, False)
+    assert (session.has_heatmaps, bare.has_heatmaps) == (True, False)
     assert bare.logits(pixels).tolist() == session.logits(pixels).tolist()
     with pytest.raises(BundleError, match=r"bundle 'grey' \(mean-grey\) gives no heatmaps"):
         bare.outputs(pixels, heatmaps=True)
@@ -122,12 +123,12 @@ def test_a_stream_holds_no_more_images_than_a_batch(session, monkeypatch):
     made, most = [], []
 
     def preprocess(image, preprocessing):
-        pixels = image.pixels.copy()
-        made.append(weakref.ref(pixels))
+        image = prepare_image(image, preprocessing)
+        made.append(weakref.ref(image.pixels))
         most.append(sum(pixels() is not None for pixels in made))
-        return pixels
+        return image
 
-    monkeypatch.setattr(module, "preprocess", preprocess)
+    monkeypatch.setattr(module, "prepare_image", preprocess)
 
     assert len(list(session.stream(map(flat, range(50)), batch=4))) == 50
     assert max(most) == 4
