@@ -15,7 +15,6 @@ from pathlib import Path
 import numpy as np
 import pytest
 from PIL import Image
-from pneumoscope.imaging.prepared import PreparedImage, prepare_image
 from tests.radiograph.test_dicom import image, written
 
 from pneumoscope.core.errors import (
@@ -28,7 +27,7 @@ from pneumoscope.core.errors import (
 )
 from pneumoscope.imaging import decode as decode_module
 from pneumoscope.imaging.decode import decode
-from pneumoscope.imaging.preprocess import Preprocessing
+from pneumoscope.imaging.preprocess import PreprocessedImage, Preprocessing, preprocess_image
 from pneumoscope.imaging.sandbox import DecodePool, Limits
 
 CODEC = ("tests.radiograph.hostile_codec",)
@@ -88,7 +87,7 @@ def hurried() -> Iterator[DecodePool]:
 @pytest.mark.parametrize("kind", ["PNG", "JPEG", "DICOM"])
 def test_a_worker_returns_what_this_process_would(pool: DecodePool, tmp_path: Path, kind: str, keep: bool) -> None:
     data = written(image(PatientAge="004Y")) if kind == "DICOM" else png(GREY, kind)
-    expected = prepare_image(decode(data, name="x", least_side=SIZE.least_side), SIZE, keep=keep)
+    expected = preprocess_image(decode(data, name="x", least_side=SIZE.least_side), SIZE, keep=keep)
     path = tmp_path / "café \udcff.img"  # a name that is no text
     path.write_bytes(data)
 
@@ -183,18 +182,18 @@ def test_among_several_each_harmful_image_alone_has_an_error(pool: DecodePool, a
     for (content, name), result in zip(given, found, strict=True):
         if name in actions:
             assert isinstance(result, DecodeCrashedError | DecodeMemoryError), name
-            assert image.path == name
+            assert result.path == name
         elif name == "last":
-            assert type(image) is UnreadableImageError
+            assert type(result) is UnreadableImageError
         else:
-            assert isinstance(image, PreparedImage)
-            assert image.source == name
-            assert np.array_equal(image.pixels, prepare_image(decode(content), SIZE).pixels)
+            assert isinstance(result, PreprocessedImage)
+            assert result.source == name
+            assert np.array_equal(result.pixels, preprocess_image(decode(content), SIZE).pixels)
 
 
 def test_among_several_one_that_hangs_alone_has_an_error(hurried: DecodePool) -> None:
     found = hurried.preprocess_many([(png(), "a"), (hostile("sleep"), "b"), (png(), "c")], SIZE)
-    assert [type(image) for image in found] == [PreparedImage, DecodeTimeoutError, PreparedImage]
+    assert [type(image) for image in found] == [PreprocessedImage, DecodeTimeoutError, PreprocessedImage]
 
 
 @pytest.mark.parametrize("action", ["sleep", "drip", "loop", "native"])

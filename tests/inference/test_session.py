@@ -14,13 +14,13 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 from msgspec import structs
-from pneumoscope.imaging.prepared import prepare_image
 from scipy.special import expit
 from tests.conftest import LIMITS, SIZE, halves, mean_grey_network
 
 from pneumoscope.bundle.card import Calibration, read_bundle
 from pneumoscope.core.errors import BundleError, UsageError
 from pneumoscope.imaging.image import Radiograph
+from pneumoscope.imaging.preprocess import preprocess_image
 from pneumoscope.inference import BundleSession
 from pneumoscope.inference import session as module
 from pneumoscope.inference.decision import sigmoid
@@ -123,7 +123,7 @@ def test_a_stream_holds_no_more_images_than_a_batch(session, monkeypatch):
     made, most = [], []
 
     def preprocess(image, preprocessing):
-        image = prepare_image(image, preprocessing)
+        image = preprocess_image(image, preprocessing)
         made.append(weakref.ref(image.pixels))
         most.append(sum(pixels() is not None for pixels in made))
         return image
