@@ -438,7 +438,7 @@ def test_what_decoders_warn_about_is_not_printed(bundle, images, capfd):
 
 def test_many_images_are_decoded_in_worker_processes_and_a_few_in_this_one(bundle, images, monkeypatch):
     started = []
-    monkeypatch.setattr(DecodePool, "start", started.append)
+    monkeypatch.setattr(DecodePool, "start", lambda pool: started.append(pool))
     few, many = (["images/a.png"] * count for count in (MIN_IMAGES_FOR_POOL, MIN_IMAGES_FOR_POOL + 1))
     assert invoke(bundle, *few).exit_code == 0
     assert started == []

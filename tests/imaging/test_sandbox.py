@@ -15,7 +15,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 from PIL import Image
-from tests.radiograph.test_dicom import image, written
+from tests.imaging.test_dicom import image, written
 
 from pneumoscope.core.errors import (
     DecodeCrashedError,
@@ -30,7 +30,7 @@ from pneumoscope.imaging.decode import decode
 from pneumoscope.imaging.preprocess import PreprocessedImage, Preprocessing, preprocess_image
 from pneumoscope.imaging.sandbox import DecodePool, Limits
 
-CODEC = ("tests.radiograph.hostile_codec",)
+CODEC = ("tests.imaging.hostile_codec",)
 LIMITS = Limits(memory=2**30, cpu_seconds=20, wall_seconds=60)
 # Short ones, for what must be ended.
 HURRIED = Limits(memory=2**30, cpu_seconds=20, wall_seconds=1.5)
@@ -308,7 +308,7 @@ PARENT = """
 import sys, threading
 from pathlib import Path
 from pneumoscope.imaging.sandbox import DecodePool
-pool = DecodePool(2, preload=["tests.radiograph.hostile_codec"])
+pool = DecodePool(2, preload=["tests.imaging.hostile_codec"])
 pool.start()
 print(*(worker._process.pid for worker in pool._idle), flush=True)
 pool.decode(Path(sys.argv[1]))
