@@ -91,7 +91,10 @@ def test_a_worker_returns_what_this_process_would(pool: DecodePool, tmp_path: Pa
     path = tmp_path / "café \udcff.img"  # a name that is no text
     path.write_bytes(data)
 
-    for found in (pool.preprocess(data, SIZE, name="x", keep_radiograph=keep), pool.preprocess(path, SIZE, name="x", keep_radiograph=keep)):
+    for found in (
+        pool.preprocess(data, SIZE, name="x", keep_radiograph=keep),
+        pool.preprocess(path, SIZE, name="x", keep_radiograph=keep),
+    ):
         assert np.array_equal(found.pixels, expected.pixels)
         assert not found.pixels.flags.writeable
         for field in ("source", "format", "width", "height", "age", "rejection"):
