@@ -72,7 +72,7 @@ def _notes(comparison: Comparison, runs: Sequence[RunData]) -> dict[str, str]:
     """Return a sentence on the methods of the intervals for each part of the page."""
     operating_points = [point for run in runs for point in run.evaluation.operating_points.values()]
     tests = [run.summary.test for run in runs]
-    published = comparison.published or ()
+    rows = comparison.reference.rows if comparison.reference else ()
     return {
         "metrics": _note((key, test[key]) for test in tests for key in labels.METRICS if key in test),
         **{metric: _note((metric, test[metric]) for test in tests if metric in test) for metric in ("auroc", "auprc")},
@@ -92,8 +92,8 @@ def _notes(comparison: Comparison, runs: Sequence[RunData]) -> dict[str, str]:
             )
             for metric, label in labels.PAIR_METRICS.items()
         },
-        "published": _note((key, value) for row in published for key, value in row.metrics.items()),
-        "ours": labels.interval_note(("difference", row.ours) for row in published if row.ours is not None),
+        "reference": _note((key, value) for row in rows for key, value in row.metrics.items()),
+        "difference": labels.interval_note(("difference", row.difference) for row in rows if row.difference),
     }
 
 
