@@ -1,7 +1,7 @@
 """Decode image files to 8-bit grey pixels, or raise an error with the reason. Damaged files are not repaired.
 
-Untrusted files may be empty, truncated, huge, animated, or not images. The numbers of bytes, frames and pixels are checked
-before any pixel is decoded. `sandbox` runs the decoders in a separate process, which may crash.
+Untrusted files may be empty, truncated, huge, animated, or not images. The numbers of bytes, frames and pixels are
+checked before any pixel is decoded. `sandbox` runs the decoders in a separate process, which may crash.
 """
 
 from __future__ import annotations
@@ -44,22 +44,23 @@ _TOO_LARGE = f"it is more than {MAX_PIXELS:,} pixels"
 def decode(source: Path | bytes, *, name: str = "", least_side: int = 0) -> Radiograph:
     """Return one radiograph as 8-bit grey.
 
-    The format is detected from the content, not from the file extension. Colour is converted to ITU-R 601 luma (Pillow's
-    "L"), transparent pixels are composited on black, and 12- or 16-bit grey is scaled so that the largest storable value
-    becomes 255. The EXIF orientation is applied, so that the image appears as in a viewer.
+    The format is detected from the content, not from the file extension. Colour is converted to ITU-R 601 luma
+    (Pillow's "L"), transparent pixels are composited on black, and 12- or 16-bit grey is scaled so that the largest
+    storable value becomes 255. The EXIF orientation is applied, so that the image appears as in a viewer.
 
     Args:
         source: File, or its bytes.
         name: Name of the file in messages; by default its path.
-        least_side: Minimum side in pixels to which a JPEG may be reduced by 1/2, 1/4 or 1/8 in decoding, which is faster
-            than to resize it afterwards. With 0, all images are decoded at full size.
+        least_side: Minimum side in pixels to which a JPEG may be reduced by 1/2, 1/4 or 1/8 in decoding, which is
+            faster than to resize it afterwards. With 0, all images are decoded at full size.
 
     Returns:
         The image; its pixels are read-only.
 
     Raises:
-        UnreadableImageError: The file is missing, empty, not an image, truncated, or larger than `MAX_PIXELS` or `MAX_BYTES`, has
-            more than one frame, or has pixels of unknown range (32 bits, floating point). For DICOM see `decode_dicom`.
+        UnreadableImageError: The file is missing, empty, not an image, truncated, or larger than `MAX_PIXELS` or
+            `MAX_BYTES`, has more than one frame, or has pixels of unknown range (32 bits, floating point). For DICOM
+            see `decode_dicom`.
     """
     name = name or (str(source) if isinstance(source, Path) else "bytes")
     data = source if isinstance(source, bytes) else _read(source, name)

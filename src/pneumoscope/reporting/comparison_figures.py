@@ -105,7 +105,7 @@ def _metric_figures(runs: Sequence[RunData]) -> tuple[Markup, ...]:
             f"{name} {'undefined' if value.value is None else format_value(value.value)}"
             for name, value in zip(names, values, strict=True)
         )
-        figure = metric_figure(title, names, values, [run.look for run in runs])
+        figure = metric_figure(title, names, values, [run.style for run in runs])
         svgs.append(_svg(figure, f"metric-{metric}", f"{title} of each run with its interval: {text}"))
     return tuple(svgs)
 
@@ -115,7 +115,7 @@ def _roc_figures(runs: Sequence[RunData], operating_point: str) -> tuple[Markup,
     for run in runs:
         x, y, _ = roc_curve(run.scores.logit, run.scores.positive)
         position = _position(run, operating_point, "specificity", "sensitivity")
-        curves.append(Curve(x, y, None if position is None else (1 - position[0], position[1]), run.look))
+        curves.append(Curve(x, y, None if position is None else (1 - position[0], position[1]), run.style))
     axes = ("1 \N{MINUS SIGN} specificity", "sensitivity")
     whole = overlay_figure(curves, labels=axes, title="ROC", chance=((0, 1), (0, 1)))
     corner = overlay_figure(curves, labels=axes, title="Upper left corner", window=(0, 0.5, 0.5, 1))
@@ -128,7 +128,7 @@ def _precision_recall_figures(runs: Sequence[RunData], operating_point: str) -> 
     for run in runs:
         x, y, _ = precision_recall_curve(run.scores.logit, run.scores.positive)
         position = _position(run, operating_point, "sensitivity", "precision")
-        curves.append(Curve(np.r_[0, x], np.r_[y[0], y], position, run.look, steps=True))
+        curves.append(Curve(np.r_[0, x], np.r_[y[0], y], position, run.style, steps=True))
     prevalence = float(runs[0].scores.positive.mean())
     axes = ("sensitivity", "precision")
     chance = ((0.0, 1.0), (prevalence, prevalence))
@@ -153,19 +153,19 @@ def _areas(runs: Sequence[RunData], metric: str) -> str:
 def _reliability_figure(run: RunData) -> Markup:
     name, bins = run.summary.name, reliability_bins(run.scores.probability, run.scores.positive)
     label = f"Reliability diagram of {name}: observed rate of pneumonia by predicted probability in {len(bins)} bins"
-    return _svg(reliability_figure(name, bins, run.look), f"reliability-{run.index}", label)
+    return _svg(reliability_figure(name, bins, run.style), f"reliability-{run.index}", label)
 
 
 def _histogram_figure(run: RunData, operating_point: str) -> Markup:
     name, threshold = run.summary.name, run.evaluation.operating_points[operating_point].threshold
-    figure = histogram_figure(name, run.scores.score, run.scores.positive, threshold, run.look)
+    figure = histogram_figure(name, run.scores.score, run.scores.positive, threshold, run.style)
     label = f"Scores of {name} by label; the threshold is {format_value(threshold)}"
     return _svg(figure, f"histogram-{run.index}", label)
 
 
 def _training_figure(run: RunData) -> Markup:
     name, best_epoch = run.summary.name, run.summary.best_epoch
-    figure = curves_figure(run.epochs, run.look, title=name, best=best_epoch)
+    figure = curves_figure(run.epochs, run.style, title=name, best=best_epoch)
     return _svg(figure, f"curves-{run.index}", curves_label(name, run.epochs, best_epoch))
 
 
