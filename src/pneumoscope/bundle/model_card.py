@@ -226,7 +226,7 @@ def _refusals(card: Card, evaluation: Mapping[str, Any] | None, robustness: Mapp
         )
     if robustness:
         rows = [
-            (row["name"], str(row["rejected"]["n"]), _interval(row["rejected"]), str(row["called_pneumonia"]))
+            (row["name"], str(row["rejected"]["n"]), _interval(row["rejected"]), str(row["predicted_pneumonia"]))
             for row in [*robustness["spoilt"], *robustness["pictures"]]
         ]
         parts.append(_table(("what should be rejected", "n", "rejected", "called pneumonia"), rows))
