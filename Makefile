@@ -65,6 +65,7 @@ bench: $(READY)
 docs: $(READY)
 	$(BIN)/python docs/generate_reference.py
 	NO_MKDOCS_2_WARNING=true $(BIN)/mkdocs build --quiet --strict
+	@echo site/index.html
 
 format: $(READY)
 	$(BIN)/ruff format src tests benchmarks docs

@@ -21,7 +21,7 @@ from rich.console import Console
 from rich.text import Text
 
 _IMAGES = 6
-_COLUMNS = 124
+_COLUMNS = 116
 _COMMAND = ["pneumoscope", "predict", "images", "--model", "quick", "--heatmaps", "heatmaps"]
 
 
@@ -36,8 +36,8 @@ def main() -> None:
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
         (folder / "images").mkdir()
-        for file in files[:: max(1, len(files) // _IMAGES)][:_IMAGES]:
-            shutil.copy(file, folder / "images")
+        for number, file in enumerate(files[:: max(1, len(files) // _IMAGES)][:_IMAGES], start=1):
+            shutil.copy(file, folder / "images" / f"{number}{file.suffix}")
         Image.new("L", (512, 512)).save(folder / "images" / "blank.png")
         (folder / "quick").symlink_to(options.model.resolve())
         (options.out / "predict.svg").write_text(render(run_in_terminal(_COMMAND, folder)), encoding="utf-8")
