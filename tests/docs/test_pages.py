@@ -7,10 +7,12 @@ executed (with prompts, doctest compares the output), `toml` and `csv` blocks ar
 
 from __future__ import annotations
 
+import contextlib
 import itertools
 import os
 import re
 import shlex
+import signal
 import subprocess
 import sys
 import tempfile
@@ -37,6 +39,7 @@ NOT_RUN = {
     "needs root": 4,
     "needs the network": 1,
     "needs the public images": 1,
+    "needs two evaluated runs": 1,
     "needs your own bundle": 2,
     "needs your own image": 5,
     "opens a browser": 3,
@@ -141,8 +144,18 @@ def environment(tmp_path_factory: pytest.TempPathFactory) -> dict[str, str]:
 @pytest.mark.training
 @pytest.mark.parametrize("name", [name for name, text in pages().items() if "```" in text])
 def test_every_block_of_a_page_runs(name: str, tmp_path: Path, environment: dict[str, str]) -> None:
-    for block in blocks(pages()[name]):
-        run_block(block, tmp_path, environment)
+    try:
+        for block in blocks(pages()[name]):
+            run_block(block, tmp_path, environment)
+    finally:
+        kill_background_process(tmp_path / "serve.pid")
+
+
+def kill_background_process(pid_file: Path) -> None:
+    """Kill the service that a page started, if the page failed before it stopped the service."""
+    if pid_file.exists():
+        with contextlib.suppress(ProcessLookupError):
+            os.kill(int(pid_file.read_text()), signal.SIGKILL)
 
 
 def test_blocks_are_skipped_only_for_listed_reasons() -> None:
