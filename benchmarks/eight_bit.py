@@ -28,7 +28,7 @@ from onnxruntime import quantization
 from onnxruntime.quantization.shape_inference import quant_pre_process
 
 from pneumoscope import __version__
-from pneumoscope.bundle.card import Card, find_bundle, read_bundle
+from pneumoscope.bundle.card import Card, read_bundle
 from pneumoscope.core.files import write_atomically
 from pneumoscope.core.i18n import NOTICE
 from pneumoscope.evaluation.selection import select_images
@@ -36,6 +36,7 @@ from pneumoscope.imaging.decode import decode
 from pneumoscope.imaging.preprocess import preprocess
 from pneumoscope.inference.decision import DEFAULT_OPERATING_POINT
 from pneumoscope.inference.session import BundleSession, sigmoid
+from pneumoscope.runs.run_folder import MANIFEST_FILE, find_bundle
 from pneumoscope.statistics.roc import auroc
 
 FASTER, LOSS = 1.4, 0.003
@@ -185,7 +186,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     options = parser.parse_args(arguments)
 
     card, content = read_bundle(find_bundle(options.model))
-    manifest = options.model / "manifest.csv"
+    manifest = options.model / MANIFEST_FILE
     ranges, _ = images(options.data, "train", manifest, card, options.ranges)
     pixels, labels = images(options.data, "validation", manifest, card, 10**6)
     variants = {"32 bits": content}

@@ -32,7 +32,7 @@ from PIL import Image, ImageFilter
 from scipy.stats import spearmanr
 
 from pneumoscope import __version__
-from pneumoscope.bundle.card import Card, find_bundle, read_bundle
+from pneumoscope.bundle.card import Card, read_bundle
 from pneumoscope.core.errors import UsageError
 from pneumoscope.core.files import write_atomically
 from pneumoscope.core.i18n import NOTICE
@@ -43,6 +43,7 @@ from pneumoscope.imaging.decode import decode
 from pneumoscope.imaging.preprocess import preprocess
 from pneumoscope.inference.saliency import over_image
 from pneumoscope.inference.session import BundleSession, Outputs, sigmoid
+from pneumoscope.runs.run_folder import MANIFEST_FILE, find_bundle
 from pneumoscope.statistics.intervals import patient_bootstrap
 
 STEPS = 16  # equal shares of the pixels
@@ -287,7 +288,7 @@ def measure(target: Path, data: Path, split: str, images: int, seed: int) -> dic
     """Everything that is written."""
     card, network = read_bundle(find_bundle(target))
     session = BundleSession(card, network)
-    root, found = select_images(data, split, target / "manifest.csv")
+    root, found = select_images(data, split, target / MANIFEST_FILE)
     rng = np.random.default_rng(seed)
     sample = draw_sample(session, root, found, images, rng)
     rows, columns = sample.outputs.heatmap.shape[1:]

@@ -214,12 +214,12 @@ def _undefined_metric() -> None:
 def _diverged() -> None:
     import torch
 
-    from pneumoscope.models.factory import build
+    from pneumoscope.models.factory import create_model
     from pneumoscope.training.classifier import Classifier
     from pneumoscope.training.data_module import Batch
-    from pneumoscope.training.recipe import read_recipe
+    from pneumoscope.runs.recipe import read_recipe
 
-    network = build(_NETWORK, image_size=32)
+    network = create_model(_NETWORK, image_size=32)
     torch.nn.init.constant_(network.model.get_classifier().bias, float("nan"))
     classifier = Classifier(read_recipe("quick"), network, (1.0, 1.0), 1, on_features=False)
     batch = Batch(torch.zeros(2, 32, 32, dtype=torch.uint8), torch.tensor([0.0, 1.0]), torch.arange(2), weight=1.0)
@@ -230,10 +230,10 @@ def _parity() -> None:
     import numpy as np
     import torch
 
-    from pneumoscope.models.factory import build
+    from pneumoscope.models.factory import create_model
     from pneumoscope.training.parity import check_parity
 
-    network = build(_NETWORK, image_size=32).eval()
+    network = create_model(_NETWORK, image_size=32).eval()
     for parameter in network.parameters():
         torch.nn.init.zeros_(parameter)
     check_parity(network, np.zeros((64, 32, 32), np.uint8), np.full(64, 0.02, np.float32))
@@ -293,7 +293,7 @@ def _audit_log() -> None:
 _EXAMPLES: dict[str, Callable[[], object]] = {
     "PneumoscopeError": lambda: _run_failing(ZeroDivisionError("division by zero"), errors.PneumoscopeError),
     "UsageError": _usage,
-    "UnknownNameError": lambda: _run("recipes alexnet-adm"),
+    "UnknownNameError": lambda: _run("recipes quik"),
     "MissingExtraError": lambda: _run_failing(
         ModuleNotFoundError("No module named 'torch'", name="torch"), errors.MissingExtraError
     ),

@@ -23,13 +23,14 @@ import click
 from pydantic import BaseModel
 from pydantic.fields import FieldInfo
 
-from pneumoscope.bundle.card import find_bundle
 from pneumoscope.bundle.model_card import model_card
 from pneumoscope.cli import VERBS, cli
 from pneumoscope.core import errors
 from pneumoscope.core.errors import PneumoscopeError
-from pneumoscope.evaluation.records import read_evaluation
-from pneumoscope.training.recipe import Recipe, read_recipe, shipped
+from pneumoscope.reproduction.recipes import report_recipes
+from pneumoscope.runs.evaluations import read_evaluation
+from pneumoscope.runs.recipe import Recipe, read_recipe, shipped
+from pneumoscope.runs.run_folder import find_bundle
 
 DOCS = Path(__file__).resolve().parent
 sys.path.insert(0, str(DOCS))
@@ -330,7 +331,8 @@ def _slug(title: str) -> str:
 
 def recipes_page() -> str:
     """Return the included recipes, and every field of a recipe."""
-    recipes = [read_recipe(name) for name in shipped()]
+    available = shipped() | report_recipes()
+    recipes = [read_recipe(name, recipes=available) for name in available]
     parts = [
         "# Recipes\n",
         "A recipe is a TOML file that configures the training of one network. It is validated before anything runs; an unknown field"

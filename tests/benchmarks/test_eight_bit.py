@@ -9,7 +9,8 @@ import onnx
 import pytest
 from onnx import TensorProto, helper, numpy_helper
 
-from pneumoscope.bundle.card import find_bundle, read_bundle
+from pneumoscope.bundle.card import read_bundle
+from pneumoscope.runs.run_folder import find_bundle
 
 _PATH = Path(__file__).parents[2] / "benchmarks" / "eight_bit.py"
 _SPEC = importlib.util.spec_from_file_location("benchmark_eight_bit", _PATH)

@@ -18,7 +18,7 @@ from PIL import Image
 from tests.conftest import SIZE, halves
 from tests.processes import started
 
-from pneumoscope.bundle.card import find_bundle, read_bundle
+from pneumoscope.bundle.card import read_bundle
 from pneumoscope.cli import cli, run_and_exit
 from pneumoscope.cli import predict as module
 from pneumoscope.core.errors import PartialFailureError
@@ -26,6 +26,7 @@ from pneumoscope.core.i18n import NOTICE
 from pneumoscope.core.results import SCHEMA
 from pneumoscope.inference.model import load_model
 from pneumoscope.inference.writers import csv_columns
+from pneumoscope.runs.run_folder import find_bundle
 
 PROGRAM = [sys.executable, "-m", "pneumoscope", "predict"]
 
@@ -280,7 +281,7 @@ def test_json_and_csv_do_not_go_together(bundle, images, capfd):
 def test_a_bundle_that_is_none_and_a_point_that_is_not_there(bundle, images, capfd):
     status, out, err = exits(capfd, images, "images")
     assert (status, out) == (2, "")
-    assert "is no bundle" in err
+    assert "is not a bundle" in err
     status, out, err = exits(capfd, bundle, "images", "--operating-point", "rulein")
     assert (status, out) == (2, "")
     assert "no operating point 'rulein'. Did you mean 'rule_in'?" in err

@@ -13,12 +13,13 @@ from typing import TYPE_CHECKING, TypeVar
 import numpy as np
 import numpy.typing as npt
 
-from pneumoscope.bundle.card import Card, find_bundle
+from pneumoscope.bundle.card import Card
 from pneumoscope.core.errors import UnreadableImageError, UsageError
 from pneumoscope.core.prediction import Failure, ImageInfo, ModelInfo, Prediction
 from pneumoscope.imaging.decode import Radiograph, decode
 from pneumoscope.inference.decision import DEFAULT_OPERATING_POINT, decide, find_operating_point, threshold_probability
 from pneumoscope.inference.session import BundleSession, Scored
+from pneumoscope.runs.run_folder import find_bundle
 
 if TYPE_CHECKING:
     from pneumoscope.inference.saliency import Layer
