@@ -178,7 +178,9 @@ def errors_page() -> str:
         if each.__name__ in messages:
             parts.append(f"Example:\n\n```text\nerror: {messages[each.__name__]}\n```\n")
         elif each.__subclasses__():
-            parts.append(f"Never raised itself; its subclasses are {_code(sub.__name__ for sub in each.__subclasses__())}.\n")
+            parts.append(
+                f"Never raised itself; its subclasses are {_code(sub.__name__ for sub in each.__subclasses__())}.\n"
+            )
         else:
             raise RuntimeError(f"docs/error_examples.py has no example of {each.__name__}")
     return "\n".join(parts)
@@ -282,7 +284,10 @@ def _operation(title: str, operation: Mapping[str, Any]) -> list[str]:
             f"`{media}`, {_schema_type(each['schema'])}" for media, each in response.get("content", {}).items()
         )
         responses.setdefault(content or "no content", []).append(status)
-    return [*parts, _table(("status", "response"), ((", ".join(sorted(codes)), text) for text, codes in responses.items()))]
+    return [
+        *parts,
+        _table(("status", "response"), ((", ".join(sorted(codes)), text) for text, codes in responses.items())),
+    ]
 
 
 def _schema(name: str, schema: Mapping[str, Any]) -> Iterator[str]:

@@ -117,7 +117,9 @@ def test_an_external_asset_is_reported(name: str, text: str) -> None:
 
 
 def test_links_to_other_hosts_are_not_assets() -> None:
-    assert not external_assets("a.html", '<a href="https://doi.org/1">x</a><link rel="canonical" href="https://e.org/">')
+    assert not external_assets(
+        "a.html", '<a href="https://doi.org/1">x</a><link rel="canonical" href="https://e.org/">'
+    )
 
 
 def test_the_python_reference_documents_every_public_name(build: tuple[Path, str]) -> None:
