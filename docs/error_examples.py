@@ -215,9 +215,9 @@ def _diverged() -> None:
     import torch
 
     from pneumoscope.models.factory import create_model
+    from pneumoscope.runs.recipe import read_recipe
     from pneumoscope.training.classifier import Classifier
     from pneumoscope.training.data_module import Batch
-    from pneumoscope.runs.recipe import read_recipe
 
     network = create_model(_NETWORK, image_size=32)
     torch.nn.init.constant_(network.model.get_classifier().bias, float("nan"))

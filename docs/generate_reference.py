@@ -155,10 +155,10 @@ def errors_page() -> str:
     messages = examples()
     parts = [
         "# Errors\n",
-        "Every error that pneumoscope raises deliberately. The command line prints it as `error: ...` and exits with its status:"
-        " 1 for an internal error, 2 for unusable input, 3 if some inputs failed and the others were processed."
-        " `pneumoscope --debug ...` shows the traceback. In Python, `except pneumoscope.core.errors.PneumoscopeError` catches all of"
-        " them. The code is stable; JSON documents contain it.\n",
+        "Every error that pneumoscope raises deliberately. The command line prints it as `error: ...` and exits with its"
+        " status: 1 for an internal error, 2 for unusable input, 3 if some inputs failed and the others were processed."
+        " `pneumoscope --debug ...` shows the traceback. In Python, `except pneumoscope.core.errors.PneumoscopeError` catches"
+        " all of them. The code is stable; JSON documents contain it.\n",
         _table(
             ("error", "code", "parent", "exit status", "meaning"),
             (
@@ -214,7 +214,7 @@ def openapi_document() -> dict[str, Any]:
             for _ in range(_START_TIMEOUT * 10):
                 log.seek(0)
                 if address := re.search(r"http://[\w.:]+", log.read()):
-                    with urllib.request.urlopen(f"{address[0]}/openapi.json", timeout=30) as response:
+                    with urllib.request.urlopen(f"{address[0]}/openapi.json", timeout=30) as response:  # noqa: S310  http, from the pattern
                         return typing.cast("dict[str, Any]", json.load(response))
                 try:
                     process.wait(0.1)
@@ -241,8 +241,8 @@ def http_api_page(document: Mapping[str, Any]) -> str:
     parts = [
         "# HTTP API\n",
         "Generated from the OpenAPI document that a running service publishes at `/openapi.json`."
-        " [Call the service](../how-to/serve.md) shows requests that work. Unknown query parameters are rejected. Every error is a"
-        " problem document (RFC 9457), see [Problem](#problem); `error` names one of the [errors](errors.md).\n",
+        " [Call the service](../how-to/serve.md) shows requests that work. Unknown query parameters are rejected. Every error is"
+        " a problem document (RFC 9457), see [Problem](#problem); `error` names one of the [errors](errors.md).\n",
         _table(
             ("request", "purpose"),
             ((f"[`{title}`](#{_slug(title)})", operation.get("summary", "")) for title, operation in operations),
@@ -340,9 +340,9 @@ def recipes_page() -> str:
     recipes = [read_recipe(name, recipes=available) for name in available]
     parts = [
         "# Recipes\n",
-        "A recipe is a TOML file that configures the training of one network. It is validated before anything runs; an unknown field"
-        " is an error that names the nearest known one. `pneumoscope recipes NAME` prints an included recipe. Override single fields"
-        " with `--set`, for example `--set training.epochs=3`. A run stores its recipe, with all defaults filled in, as"
+        "A recipe is a TOML file that configures the training of one network. It is validated before anything runs; an unknown"
+        " field is an error that names the nearest known one. `pneumoscope recipes NAME` prints an included recipe. Override"
+        " single fields with `--set`, for example `--set training.epochs=3`. A run stores its recipe, with all defaults filled in, as"
         " `recipe.toml`.\n",
         "## Included recipes\n",
         _table(

@@ -8,6 +8,8 @@ It scores drawn images with a network that was trained on drawn images, as the d
 from __future__ import annotations
 
 import argparse
+import contextlib
+import io
 import os
 import pty
 import re
@@ -55,12 +57,10 @@ def run_in_terminal(command: list[str], folder: Path) -> str:
     with subprocess.Popen(command, cwd=folder, stdout=writer, stderr=writer, env=environment) as process:
         os.close(writer)
         printed = b""
-        with open(reader, "rb", buffering=0) as terminal:
-            try:
-                while chunk := terminal.read(4096):
-                    printed += chunk
-            except OSError:  # Linux reports the end of a terminal as an error
-                pass
+        with contextlib.suppress(OSError):  # Linux reports the end of a terminal as an error
+            while chunk := os.read(reader, 4096):
+                printed += chunk
+        os.close(reader)
     if process.returncode:
         raise subprocess.CalledProcessError(process.returncode, command, printed)
     return printed.decode().replace("\r\n", "\n")
@@ -68,10 +68,9 @@ def run_in_terminal(command: list[str], folder: Path) -> str:
 
 def render(printed: str) -> str:
     """Return terminal output as an SVG that loads no font from another host."""
-    with open(os.devnull, "w") as nowhere:
-        console = Console(width=_COLUMNS, record=True, file=nowhere, force_terminal=True)
-        console.print(Text.from_ansi(f"$ {' '.join(_COMMAND)}\n{printed.rstrip()}"))
-        svg = console.export_svg(title="pneumoscope", unique_id="predict")
+    console = Console(width=_COLUMNS, record=True, file=io.StringIO(), force_terminal=True)
+    console.print(Text.from_ansi(f"$ {' '.join(_COMMAND)}\n{printed.rstrip()}"))
+    svg = console.export_svg(title="pneumoscope", unique_id="predict")
     svg = re.sub(r"@font-face \{.*?\}\s*", "", svg, flags=re.DOTALL)
     return svg.replace("Fira Code", "ui-monospace, Menlo, Consolas, DejaVu Sans Mono")
 
