@@ -12,10 +12,11 @@ import io
 import json
 import os
 import shutil
+import sys
 import tempfile
 import threading
 import zipfile
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from datetime import timedelta
 from pathlib import Path
 
@@ -211,6 +212,24 @@ def _undefined_metric() -> None:
     auroc([0.2, 0.9], [True, True])
 
 
+def _decode(image: Image.Image, preload: Sequence[str] = (), **limits: float) -> None:
+    """Decode an image in a worker process with these limits."""
+    from pneumoscope.imaging.sandbox import DecodePool, Limits
+
+    image.save("thorax.png")
+    with DecodePool(1, limits=Limits(**limits), preload=preload) as pool:  # type: ignore[arg-type]
+        pool.decode(Path("thorax.png"))
+
+
+def _decode_crashed() -> None:
+    Path("crashing_codec.py").write_text("import os\nfrom PIL import Image\nImage.open = lambda *_, **__: os.abort()\n")
+    sys.path.insert(0, str(Path.cwd()))
+    try:
+        _decode(Image.linear_gradient("L"), ["crashing_codec"])
+    finally:
+        sys.path.pop(0)
+
+
 def _diverged() -> None:
     import torch
 
@@ -298,6 +317,9 @@ _EXAMPLES: dict[str, Callable[[], object]] = {
         ModuleNotFoundError("No module named 'torch'", name="torch"), errors.MissingExtraError
     ),
     "UnreadableImageError": _unreadable_image,
+    "DecodeCrashedError": _decode_crashed,
+    "DecodeMemoryError": lambda: _decode(Image.new("RGBA", (8000, 8000)), memory=2**28),
+    "DecodeTimeoutError": lambda: _decode(Image.new("L", (4000, 4000)), wall_seconds=0.001),
     "LayoutError": _layout,
     "ManifestError": _manifest,
     "PatientLeakError": _patient_leak,

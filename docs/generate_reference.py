@@ -157,7 +157,7 @@ def errors_page() -> str:
         "# Errors\n",
         "Every error that pneumoscope raises deliberately. The command line prints it as `error: ...` and exits with its"
         " status: 1 for an internal error, 2 for unusable input, 3 if some inputs failed and the others were processed."
-        " `pneumoscope --debug ...` shows the traceback. In Python, `except pneumoscope.core.errors.PneumoscopeError` catches"
+        " `pneumoscope --debug ...` shows the traceback. In Python, `except pneumoscope.PneumoscopeError` catches"
         " all of them. The code is stable; JSON documents contain it.\n",
         _table(
             ("error", "code", "parent", "exit status", "meaning"),
@@ -342,8 +342,8 @@ def recipes_page() -> str:
         "# Recipes\n",
         "A recipe is a TOML file that configures the training of one network. It is validated before anything runs; an unknown"
         " field is an error that names the nearest known one. `pneumoscope recipes NAME` prints an included recipe. Override"
-        " single fields with `--set`, for example `--set training.epochs=3`. A run stores its recipe, with all defaults filled in, as"
-        " `recipe.toml`.\n",
+        " single fields with `--set`, for example `--set training.epochs=3`. A run stores its recipe, with all defaults filled in,"
+        " as `recipe.toml`.\n",
         "## Included recipes\n",
         _table(
             ("recipe", "description", "network", "weights", "pixels", "optimizer", "batch", "epochs"),

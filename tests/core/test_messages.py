@@ -111,7 +111,7 @@ def test_probability_is_never_shown_as_zero_or_certain(probability, text):
 
 def test_error_text_is_that_of_the_nearest_base_class():
     assert error_text(errors.BusyError("256 images wait"))[0] == "Service busy"
-    assert error_text(errors.RecipeError("unknown field")) == error_text(errors.CallerError("x"))
+    assert error_text(errors.RecipeError("unknown field")) == error_text(errors.InputError("x"))
     assert error_text(errors.DivergedError("x"))[0] == "Internal error"
     assert error_text(errors.StorageError("x"), "zh-Hant") == (
         "儲存空間無法使用",

@@ -132,7 +132,7 @@ def export(
     # A manifest is sorted: images from all over it are of both labels.
     spread = np.linspace(0, len(pixels) - 1, min(_PARITY_IMAGES, len(pixels))).astype(int)
     for part in (pixels[spread[i : i + _BATCH]] for i in range(0, len(spread), _BATCH)):
-        check_explanations(network, part, session.outputs(part, heatmaps=session.explains), screen)
+        check_explanations(network, part, session.outputs(part, heatmaps=session.has_heatmaps), screen)
     patients = [image.patient for image in arrays.validation]
     augmented = recipe.training.calibrate == "augmented"
     fitted = logits
