@@ -342,8 +342,8 @@ def recipes_page() -> str:
         "# Recipes\n",
         "A recipe is a TOML file that configures the training of one network. It is validated before anything runs; an unknown"
         " field is an error that names the nearest known one. `pneumoscope recipes NAME` prints an included recipe. Override"
-        " single fields with `--set`, for example `--set training.epochs=3`. A run stores its recipe, with all defaults filled in,"
-        " as `recipe.toml`.\n",
+        " single fields with `--set`, for example `--set training.epochs=3`. A run stores its recipe, with all defaults filled"
+        " in, as `recipe.toml`.\n",
         "## Included recipes\n",
         _table(
             ("recipe", "description", "network", "weights", "pixels", "optimizer", "batch", "epochs"),
