@@ -13,6 +13,7 @@ import os
 import re
 import shlex
 import signal
+import socket
 import subprocess
 import sys
 import tempfile
@@ -47,6 +48,7 @@ NOT_RUN = {
 _FENCE = re.compile(r"^```(\w*)\n(.*?)^```$", re.MULTILINE | re.DOTALL)
 _MARK = re.compile(r"<!-- (saved as|not run): (.+?) -->\n\Z")
 _LINK = re.compile(r"\[[^\]]*\]\(([^)\s]+)\)")
+_PORT = re.compile(r"\b864\d\b")  # of the services that pages start; replaced by a free one
 _SECONDS = 200
 
 
@@ -144,11 +146,18 @@ def environment(tmp_path_factory: pytest.TempPathFactory) -> dict[str, str]:
 @pytest.mark.training
 @pytest.mark.parametrize("name", [name for name, text in pages().items() if "```" in text])
 def test_every_block_of_a_page_runs(name: str, tmp_path: Path, environment: dict[str, str]) -> None:
+    port = str(free_port())
     try:
         for block in blocks(pages()[name]):
-            run_block(block, tmp_path, environment)
+            run_block(block._replace(text=_PORT.sub(port, block.text)), tmp_path, environment)
     finally:
         kill_background_process(tmp_path / "serve.pid")
+
+
+def free_port() -> int:
+    with socket.create_server(("127.0.0.1", 0)) as server:
+        port: int = server.getsockname()[1]
+        return port
 
 
 def kill_background_process(pid_file: Path) -> None:
