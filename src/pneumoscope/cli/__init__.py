@@ -27,6 +27,8 @@ VERBS = (
     "models",
     "train",
     "evaluate",
+    "robustness",
+    "saliency-check",
     "compare",
     "reproduce",
     "export",

@@ -20,9 +20,18 @@ if TYPE_CHECKING:
 def _location_options(command: Callable[..., None]) -> Callable[..., None]:
     """Add the options that locate the audit log."""
     for option in (
-        click.option("--database", default="", metavar="ADDRESS", help="PostgreSQL address, if used: postgresql://user@host/name."),
-        click.option("--data-dir", type=click.Path(path_type=Path), help="Data directory of the service.  [default: pneumoscope-data]"),
-    ):  # fmt: skip
+        click.option(
+            "--database",
+            default="",
+            metavar="ADDRESS",
+            help="PostgreSQL address, if used: postgresql://user@host/name.",
+        ),
+        click.option(
+            "--data-dir",
+            type=click.Path(path_type=Path),
+            help="Data directory of the service.  [default: pneumoscope-data]",
+        ),
+    ):
         command = option(command)
     return command
 
