@@ -1,7 +1,7 @@
 """The model card for people: all of it read from the bundle, none of it typed.
 
 What was measured after the bundle was made lies beside it in `evidence/`, as the commands wrote it: `evaluation.json`
-(`evaluate`), `robustness.json` (`benchmarks/robustness.py`) and `audit.json` (`audit --json`). What is not there is said to be
+(`evaluate`), `robustness.json` (`robustness`) and `audit.json` (`check-data --json`). What is not there is said to be
 missing.
 """
 
@@ -21,7 +21,7 @@ __all__ = ["EVIDENCE", "model_card"]
 # Where each measurement lies, and what makes it.
 EVIDENCE = {
     "evaluation": "pneumoscope evaluate BUNDLE --data DATA --out BUNDLE/evidence",
-    "robustness": "python benchmarks/robustness.py BUNDLE --data MANIFEST --out BUNDLE/evidence",
+    "robustness": "pneumoscope robustness BUNDLE --data MANIFEST --out BUNDLE/evidence",
     "audit": "pneumoscope check-data DATA --json > BUNDLE/evidence/audit.json",
 }
 _KINDS = {"normal": "normal images", "bacteria": "bacterial pneumonias", "virus": "viral pneumonias"}
@@ -226,8 +226,8 @@ def _refusals(card: Card, evaluation: Mapping[str, Any] | None, robustness: Mapp
         )
     if robustness:
         rows = [
-            (row["name"], str(row["rejected"]["n"]), _interval(row["rejected"]), str(row["called_pneumonia"]))
-            for row in [*robustness["spoilt"], *robustness["pictures"]]
+            (row["name"], str(row["rejected"]["n"]), _interval(row["rejected"]), str(row["predicted_pneumonia"]))
+            for row in [*robustness["corruptions"], *robustness["other_images"]]
         ]
         parts.append(_table(("what should be rejected", "n", "rejected", "called pneumonia"), rows))
     return parts
@@ -287,7 +287,7 @@ def _failures(evaluation: Mapping[str, Any] | None, robustness: Mapping[str, Any
     for row in (robustness or {}).get("changes", []):
         share = row["changed"]["value"]
         found.append((share, f"{share:.1%} of decisions changed on images {row['name']}."))
-    for row in [*(robustness or {}).get("spoilt", []), *(robustness or {}).get("pictures", [])]:
+    for row in [*(robustness or {}).get("corruptions", []), *(robustness or {}).get("other_images", [])]:
         missed = 1 - row["rejected"]["value"]
         found.append(
             (
