@@ -58,6 +58,7 @@ _EXTRAS = {
         "pooch",
         "requests",
         "threadpoolctl",
+        "urllib3",
     ),
 }
 
