@@ -28,7 +28,7 @@ from onnxruntime import quantization
 from onnxruntime.quantization.shape_inference import quant_pre_process
 
 from pneumoscope import __version__
-from pneumoscope.bundle.card import Card, find_bundle, read_bundle
+from pneumoscope.bundle.card import Card, read_bundle
 from pneumoscope.core.files import write_atomically
 from pneumoscope.core.i18n import NOTICE
 from pneumoscope.evaluation.selection import select_images
@@ -37,6 +37,7 @@ from pneumoscope.imaging.preprocess import preprocess
 from pneumoscope.inference.decision import DEFAULT_OPERATING_POINT, sigmoid
 from pneumoscope.inference.model import BATCH
 from pneumoscope.inference.session import BundleSession
+from pneumoscope.runs.run_folder import MANIFEST_FILE, find_bundle
 from pneumoscope.statistics.roc import auroc
 
 MIN_SPEEDUP, MAX_LOSS = 1.4, 0.003
@@ -199,7 +200,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     options = parser.parse_args(arguments)
 
     card, network = read_bundle(find_bundle(options.run))
-    manifest = options.run / "manifest.csv"
+    manifest = options.run / MANIFEST_FILE
     calibration, _ = load_images(options.data, "train", manifest, card, options.calibration_images)
     pixels, labels = load_images(options.data, "validation", manifest, card, 10**6)
     variants = {"32 bits": network}

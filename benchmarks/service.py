@@ -37,13 +37,13 @@ from typing import Any
 import numpy as np
 
 from pneumoscope import __version__
-from pneumoscope.bundle.card import find_bundle
 from pneumoscope.core.files import write_atomically
 from pneumoscope.core.i18n import NOTICE
 from pneumoscope.imaging.decode import decode
 from pneumoscope.imaging.phantom import phantom
 from pneumoscope.inference.model import load_model
 from pneumoscope.inference.session import BundleSession
+from pneumoscope.runs.run_folder import find_bundle
 from pneumoscope.service.audit.log import verify
 from pneumoscope.service.storage.database import open_database
 

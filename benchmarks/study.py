@@ -42,14 +42,14 @@ from pneumoscope.core.files import write_atomically
 from pneumoscope.core.i18n import NOTICE
 from pneumoscope.core.results import Evaluation
 from pneumoscope.evaluation.evaluate import evaluate
-from pneumoscope.evaluation.records import EVALUATION_FILE, read_evaluation
 from pneumoscope.evaluation.selection import select_images
 from pneumoscope.imaging.decode import decode
 from pneumoscope.imaging.image import Radiograph
 from pneumoscope.inference.session import BundleSession, sigmoid
+from pneumoscope.runs.evaluations import read_evaluation
+from pneumoscope.runs.recipe import Recipe, read_recipe
+from pneumoscope.runs.run_folder import BUNDLE_FOLDER, EVALUATION_FILE, MANIFEST_FILE, evaluation_folder
 from pneumoscope.statistics.roc import auroc
-from pneumoscope.training.recipe import Recipe, read_recipe
-from pneumoscope.training.run import BUNDLE, MANIFEST
 from pneumoscope.training.train import train
 
 SPLITS = ("block", "patient")
@@ -105,7 +105,7 @@ def read_attempts(file: Path) -> list[Attempt]:
 def run(attempt: Attempt, by: str, seed: int, data: Path, runs: Path) -> None:
     """Train and judge on validation images what is not done yet."""
     out = runs / f"{attempt.name}-{by}-{seed}"
-    judged = out / "evaluation" / "validation" / EVALUATION_FILE
+    judged = evaluation_folder(out, "validation") / EVALUATION_FILE
     if not judged.exists():
         print(f"{out.name}: {attempt.why}", file=sys.stderr, flush=True)
         train(attempt.made(by, seed), data, out, resume=True)
@@ -122,8 +122,8 @@ def shifted(out: Path, data: Path) -> dict[str, float]:
         Of images framed otherwise the AUROC, and the accuracy at the score 0.5. Of images turned to either side, the share whose
         call at the run's own operating point "balanced" is another than before.
     """
-    session = BundleSession.load(out / BUNDLE)
-    root, images = select_images(data, "validation", out / MANIFEST)
+    session = BundleSession.load(out / BUNDLE_FOLDER)
+    root, images = select_images(data, "validation", out / MANIFEST_FILE)
     pixels = [decode(root / image.path).pixels for image in images]
     labels = np.array([image.positive for image in images])
 
@@ -241,7 +241,7 @@ def _done(attempts: Sequence[Attempt], runs: Path) -> list[dict[str, Any]]:
             for folder in sorted(
                 runs.glob(f"{attempt.name}-{by}-*"), key=lambda path: int(path.name.rsplit("-", 1)[1])
             ):
-                judged = folder / "evaluation" / "validation"
+                judged = evaluation_folder(folder, "validation")
                 if (judged / SHIFTED_FILE).exists():
                     found = read_evaluation(judged / EVALUATION_FILE)
                     made = json.loads((judged / SHIFTED_FILE).read_text(encoding="utf-8"))

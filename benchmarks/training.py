@@ -33,14 +33,15 @@ from torchvision.transforms import Compose, ToTensor
 from pneumoscope.core.files import write_atomically
 from pneumoscope.data.layouts import load_manifest
 from pneumoscope.imaging.phantom import phantom
-from pneumoscope.models.alexnet import LocalResponseNorm
-from pneumoscope.models.base import Network
-from pneumoscope.models.factory import build
+from pneumoscope.models.base import ClassifierNetwork
+from pneumoscope.models.factory import create_model
+from pneumoscope.models.report_networks import LocalResponseNorm
+from pneumoscope.runs.recipe import Recipe, check
+from pneumoscope.runs.record import machine, versions
 from pneumoscope.training.data_module import ImageArrays
+from pneumoscope.training.devices import Devices, device_name, precision_here
 from pneumoscope.training.optimizers import make_optimizer
-from pneumoscope.training.recipe import Recipe, check
-from pneumoscope.training.run import machine, versions
-from pneumoscope.training.trainer import Devices, device_name, fit, precision_here
+from pneumoscope.training.trainer import run_trainer
 
 # (network, batch): the report's, and the small one of ours.
 CASES = {"alexnet": 64, "vgg19": 64, "tf_efficientnet_lite0": 32}
@@ -62,9 +63,9 @@ class Case:
         """Images a step."""
         return self.recipe.training.batch
 
-    def network(self) -> Network:
+    def network(self) -> ClassifierNetwork:
         """A fresh one."""
-        return build(self.recipe.network.name, image_size=self.recipe.network.image_size)
+        return create_model(self.recipe.network.name, image_size=self.recipe.network.image_size)
 
 
 def seconds_a_image(step: Callable[[], None], case: Case) -> float:
@@ -126,20 +127,20 @@ def ours(case: Case) -> float:
     watch = Watch(case.device)
     with tempfile.TemporaryDirectory() as out:
         devices = Devices("gpu" if case.device.type == "cuda" else "cpu", 1)
-        fit(case.recipe, case.network(), case.arrays, Path(out), devices, case.precision, watch=(watch,))
+        run_trainer(case.recipe, case.network(), case.arrays, Path(out), devices, case.precision, callbacks=(watch,))
     return (watch.ends[-1] - watch.ends[0]) / ((len(watch.ends) - 1) * case.batch)
 
 
 class PlainScaling(nn.Module):
     """Takes the pictures of ToTensor, 0 to 1 in three channels, past our own scaling of grey levels."""
 
-    def __init__(self, network: Network) -> None:
+    def __init__(self, network: ClassifierNetwork) -> None:
         super().__init__()
         self.network = network
 
     def forward(self, images: torch.Tensor) -> torch.Tensor:
         """Three channels, 0 to 1, to logits."""
-        return self.network.classify(self.network.features(images)).squeeze(1)
+        return self.network.forward_head(self.network.forward_features(images)).squeeze(1)
 
 
 def plain(case: Case) -> float:

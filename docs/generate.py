@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import inspect
 import sys
+import types
 import typing
 from collections.abc import Iterator
 from pathlib import Path
@@ -16,13 +17,14 @@ import click
 from pydantic import BaseModel
 from pydantic.fields import FieldInfo
 
-from pneumoscope.bundle.card import find_bundle
 from pneumoscope.bundle.model_card import model_card
 from pneumoscope.cli import VERBS, cli
 from pneumoscope.core import errors
 from pneumoscope.core.errors import PneumoscopeError
-from pneumoscope.evaluation.records import read_evaluation
-from pneumoscope.training.recipe import Recipe, read_recipe, shipped
+from pneumoscope.reproduction.recipes import report_recipes
+from pneumoscope.runs.evaluations import read_evaluation
+from pneumoscope.runs.recipe import Recipe, read_recipe, shipped
+from pneumoscope.runs.run_folder import find_bundle
 
 FOLDER = Path(__file__).resolve().parent
 sys.path.insert(0, str(FOLDER))
@@ -161,7 +163,8 @@ def _first(text: str) -> str:
 
 def recipes_page() -> str:
     """The shipped recipes, and every field that a recipe may have."""
-    read = [read_recipe(name) for name in shipped()]
+    known = shipped() | report_recipes()
+    read = [read_recipe(name, recipes=known) for name in known]
     parts = [
         "# Recipes\n",
         "A recipe is a TOML file that says how one network is trained. It is checked before anything runs: an unknown field"
@@ -213,11 +216,18 @@ def _fields(table: type[BaseModel]) -> str:
 
 
 def _type(field: FieldInfo) -> str:
-    choices = typing.get_args(field.annotation)
-    if choices:
-        return ", ".join(f'`"{choice}"`' for choice in choices)
-    names = {str: "text", int: "whole number", float: "number", bool: "`true` or `false`"}
-    return names[typing.cast(type, field.annotation)]
+    (kind,) = [kind for kind in _alternatives(field.annotation) if kind is not type(None)]
+    if typing.get_origin(kind) is typing.Literal:
+        return ", ".join(f'`"{choice}"`' for choice in typing.get_args(kind))
+    names = {
+        str: "text", int: "whole number", float: "number", bool: "`true` or `false`", tuple[float, float]: "two numbers",
+    }  # fmt: skip
+    return names[kind]
+
+
+def _alternatives(annotation: typing.Any) -> tuple[typing.Any, ...]:
+    """The members of a union, and anything else as itself."""
+    return typing.get_args(annotation) if isinstance(annotation, types.UnionType) else (annotation,)
 
 
 def _default(field: FieldInfo) -> str:

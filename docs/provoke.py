@@ -5,9 +5,10 @@ from __future__ import annotations
 import contextlib
 import io
 import os
+import sys
 import tempfile
 import zipfile
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from datetime import timedelta
 from pathlib import Path
 
@@ -23,7 +24,7 @@ from pneumoscope.bundle.card import (
     Card,
     OperatingPoint,
     Parity,
-    Share,
+    Proportion,
     read_bundle,
     short_hash,
 )
@@ -39,9 +40,13 @@ from pneumoscope.evaluation.selection import refuse_chosen_thresholds
 from pneumoscope.imaging.decode import decode
 from pneumoscope.imaging.phantom import phantom
 from pneumoscope.imaging.preprocess import Preprocessing
+from pneumoscope.imaging.sandbox import DecodePool
+from pneumoscope.imaging.sandbox import Limits as DecodeLimits
 from pneumoscope.inference.model import load_model
-from pneumoscope.models.factory import build
+from pneumoscope.models.factory import create_model
 from pneumoscope.models.weights import read_tensors
+from pneumoscope.runs.recipe import read_recipe
+from pneumoscope.runs.record import read_run
 from pneumoscope.service.app import Settings, make_app
 from pneumoscope.service.audit.log import verify
 from pneumoscope.service.auth.tokens import Authenticator
@@ -51,8 +56,6 @@ from pneumoscope.statistics.roc import auroc
 from pneumoscope.training.classifier import Classifier
 from pneumoscope.training.data_module import Batch
 from pneumoscope.training.parity import check_parity
-from pneumoscope.training.recipe import read_recipe
-from pneumoscope.training.run import read_run
 from pneumoscope.training.train import split_as_asked
 
 __all__ = ["examples"]
@@ -147,7 +150,7 @@ def _images(*rows: tuple[str, str, str]) -> Manifest:
 
 def _leak() -> None:
     rows = (("PNEUMONIA", "bacteria-100", "train"), ("PNEUMONIA", "bacteria-100", "test"))
-    _images(*rows).refuse_leaks("images.csv")
+    _images(*rows).check_patient_leaks("images.csv")
 
 
 def _dataset() -> None:
@@ -161,7 +164,7 @@ def _weights() -> None:
 
 def _threshold() -> None:
     image = LabelledImage("1.png", "NORMAL", "", "", "validation", "ab" * 32)
-    share = Share(value=1, low=0.2, high=1, n=1, method="wilson")
+    share = Proportion(value=1, low=0.2, high=1, n=1, method="wilson")
     point = OperatingPoint(
         threshold=0.7,
         rule="highest Youden index on 1 validation images",
@@ -207,7 +210,7 @@ def _download() -> None:
 
 
 def _diverged() -> None:
-    network = build(_NETWORK, image_size=32)
+    network = create_model(_NETWORK, image_size=32)
     torch.nn.init.constant_(network.model.get_classifier().bias, float("nan"))
     classifier = Classifier(read_recipe("quick"), network, (1.0, 1.0), 1, on_features=False)
     batch = Batch(torch.zeros(2, 32, 32, dtype=torch.uint8), torch.tensor([0.0, 1.0]), torch.arange(2), weight=1.0)
@@ -215,7 +218,7 @@ def _diverged() -> None:
 
 
 def _parity() -> None:
-    network = build(_NETWORK, image_size=32).eval()
+    network = create_model(_NETWORK, image_size=32).eval()
     for parameter in network.parameters():
         torch.nn.init.zeros_(parameter)
     check_parity(network, np.zeros((64, 32, 32), np.uint8), np.full(64, 0.02, np.float32))
@@ -248,6 +251,21 @@ def _gone() -> None:
     records.image(records.get(record.id))
 
 
+def _decoded(limits: DecodeLimits, picture: Image.Image, preload: Sequence[str] = ()) -> None:
+    picture.save("thorax.png")
+    with DecodePool(1, limits=limits, preload=preload) as pool:
+        pool.decode(Path("thorax.png"))
+
+
+def _crash() -> None:
+    Path("crashing_codec.py").write_text("import os\nfrom PIL import Image\nImage.open = lambda *_, **__: os.abort()\n")
+    sys.path.insert(0, str(Path.cwd()))
+    try:
+        _decoded(DecodeLimits(), Image.linear_gradient("L"), ["crashing_codec"])
+    finally:
+        sys.path.pop(0)
+
+
 def _busy() -> None:
     scoring = InferenceQueue(load_model(threads=1), most_waiting=1, workers=1)
     scoring.close()
@@ -257,9 +275,12 @@ def _busy() -> None:
 _PROVOCATIONS: dict[str, Callable[[], object]] = {
     "PneumoscopeError": _fault_of_ours,
     "UsageError": _usage,
-    "UnknownNameError": lambda: read_recipe("alexnet-adm"),
+    "UnknownNameError": lambda: read_recipe("quik"),
     "MissingExtraError": _missing_extra,
     "UnreadableImageError": _unreadable,
+    "DecodeCrashedError": _crash,
+    "DecodeMemoryError": lambda: _decoded(DecodeLimits(memory=2**28), Image.new("RGBA", (8000, 8000))),
+    "DecodeTimeoutError": lambda: _decoded(DecodeLimits(wall_seconds=0.001), Image.new("L", (4000, 4000))),
     "LayoutError": _layout,
     "ManifestError": _manifest,
     "PatientLeakError": _leak,

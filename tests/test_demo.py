@@ -12,7 +12,7 @@ import pytest
 from pneumoscope import demo
 from pneumoscope.cli import VERBS, cli, run_and_exit
 from pneumoscope.demo import RECIPES, command, lines
-from pneumoscope.training.recipe import shipped
+from pneumoscope.runs.recipe import shipped
 
 
 def parse(line: list[str]) -> tuple[str, dict[str, Any]]:

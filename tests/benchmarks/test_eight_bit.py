@@ -10,7 +10,8 @@ import pytest
 from onnx import TensorProto, helper, numpy_helper
 from tests.benchmarks.loading import load_benchmark
 
-from pneumoscope.bundle.card import find_bundle, read_bundle
+from pneumoscope.bundle.card import read_bundle
+from pneumoscope.runs.run_folder import find_bundle
 
 benchmark = load_benchmark("eight_bit")
 CALIBRATION_METHODS, Row = benchmark.CALIBRATION_METHODS, benchmark.Row

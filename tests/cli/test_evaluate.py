@@ -9,7 +9,7 @@ from pneumoscope.bundle.card import short_hash
 from pneumoscope.cli import cli, run_and_exit
 from pneumoscope.cli.evaluate import command
 from pneumoscope.data.layouts import load_manifest
-from pneumoscope.evaluation.records import read_evaluation
+from pneumoscope.runs.evaluations import read_evaluation
 
 
 def invoke(*arguments):

@@ -68,7 +68,7 @@ def test_unfinished_run_is_refused_with_a_hint(maker, tmp_path, error_of):
 
     error = error_of(run, "--out", tmp_path / "there")
 
-    assert f"run {str(run)!r} has no bundle" in error
+    assert f"run {str(run)!r} has no bundle: training is not finished, or the bundle was not copied" in error
     assert "--resume" in error
     assert not (tmp_path / "there").exists()
 
@@ -77,12 +77,12 @@ def test_incomplete_bundle_is_refused(maker, tmp_path, error_of):
     run = maker.run()
     (run / "bundle" / "card.json").unlink()
 
-    assert f"{str(run / 'bundle')!r}" in error_of(run, "--out", tmp_path / "there")
+    assert "is not a bundle" in error_of(run, "--out", tmp_path / "there")
     assert not (tmp_path / "there").exists()
 
 
 def test_missing_run_is_refused(tmp_path, error_of):
-    assert f"{str(tmp_path / 'absent')!r} is " in error_of(tmp_path / "absent", "--out", tmp_path / "there")
+    assert f"{str(tmp_path / 'absent')!r} is not a bundle" in error_of(tmp_path / "absent", "--out", tmp_path / "there")
 
 
 def test_out_is_required(maker):

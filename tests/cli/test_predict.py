@@ -22,15 +22,17 @@ from PIL import Image
 from tests.conftest import LIMITS, SIZE, halves
 from tests.processes import started
 
-from pneumoscope.bundle.card import find_bundle, read_bundle
+from pneumoscope.bundle.card import read_bundle
 from pneumoscope.cli import cli, run_and_exit
 from pneumoscope.cli import predict as module
 from pneumoscope.core.errors import PartialFailureError
 from pneumoscope.core.i18n import NOTICE
 from pneumoscope.core.prediction import Prediction
 from pneumoscope.core.results import SCHEMA
-from pneumoscope.inference.model import Model, load_model
+from pneumoscope.imaging.sandbox import DecodePool
+from pneumoscope.inference.model import MIN_IMAGES_FOR_POOL, Model, load_model
 from pneumoscope.inference.writers import csv_columns
+from pneumoscope.runs.run_folder import find_bundle
 
 PROGRAM = [sys.executable, "-m", "pneumoscope", "predict"]
 MANY = 20_000  # more images than can be scored before the process is interrupted
@@ -364,8 +366,7 @@ def test_missing_bundle_and_unknown_operating_point_are_usage_errors(
 ) -> None:
     status, out, err = run_command(images, "images")
     assert (status, out) == (2, "")
-    assert f"error: {str(images)!r} is " in err
-    assert "bundle" in err
+    assert f"error: {str(images)!r} is not a bundle" in err
     status, out, err = run_command(bundle, "images", "--operating-point", "rulein")
     assert (status, out) == (2, "")
     assert "no operating point 'rulein'. Did you mean 'rule_in'?" in err
@@ -374,7 +375,7 @@ def test_missing_bundle_and_unknown_operating_point_are_usage_errors(
 def test_unwritable_csv_is_reported_before_images_are_scored(
     bundle: Path, images: Path, run_command: Callable[..., tuple[int, str, str]], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(Model, "predict_batch", lambda *_: pytest.fail("an image was scored"))
+    monkeypatch.setattr(Model, "_predict_batch", lambda *_: pytest.fail("an image was scored"))
     (images.parent / "file").touch()
     status, out, err = run_command(bundle, "images", "--csv", "file/table.csv")
     assert (status, out) == (1, "")
@@ -517,3 +518,28 @@ def test_closed_pipe_ends_the_command_silently(bundle: Path, images: Path, optio
         process.stdout.close()
         assert process.stderr.read() == b""
     assert process.returncode == 1
+
+
+# --- decoding ----------------------------------------------------------------------------------------------------------
+
+
+def test_warnings_of_decoders_are_not_printed(
+    bundle: Path, images: Path, run_command: Callable[..., tuple[int, str, str]]
+) -> None:
+    """Pillow warns between its limit on pixels and twice that limit, before the file is refused."""
+    Image.new("1", (12_000, 8_000)).save(images / "large.png")
+    status, _, err = run_command(bundle, "images/large.png")
+    assert status == 3
+    assert "Warning" not in err
+
+
+def test_many_images_are_decoded_in_worker_processes_and_a_few_in_this_one(
+    bundle: Path, images: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    pools: list[DecodePool] = []
+    monkeypatch.setattr(DecodePool, "start", pools.append)
+    few, many = (["images/a.png"] * count for count in (MIN_IMAGES_FOR_POOL, MIN_IMAGES_FOR_POOL + 1))
+    assert invoke(bundle, *few).exit_code == 0
+    assert pools == []
+    assert invoke(bundle, *many).exit_code == 0
+    assert len(pools) == 1

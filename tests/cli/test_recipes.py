@@ -7,7 +7,10 @@ from pathlib import Path
 from click.testing import CliRunner
 
 from pneumoscope.cli.recipes import command
-from pneumoscope.training.recipe import read_recipe, shipped
+from pneumoscope.reproduction.recipes import report_recipes
+from pneumoscope.runs.recipe import read_recipe, shipped
+
+KNOWN = shipped() | report_recipes()
 
 
 def invoke(*arguments):
@@ -20,32 +23,34 @@ def invoke(*arguments):
 def test_every_recipe_is_listed_with_its_description():
     lines = dict(line.split(maxsplit=1) for line in invoke().splitlines())
 
-    assert lines == {name: tomllib.loads(text)["about"] for name, text in shipped().items()}
+    assert lines == {name: tomllib.loads(text)["about"] for name, text in KNOWN.items()}
     assert "alexnet-sgd" in lines
 
 
 def test_printed_recipe_can_be_read_back(tmp_path):
-    for name in shipped():
+    for name in KNOWN:
         (tmp_path / "mine.toml").write_text(invoke(name))
-        assert read_recipe(str(tmp_path / "mine.toml")) == read_recipe(name)
+        assert read_recipe(str(tmp_path / "mine.toml")) == read_recipe(name, recipes=KNOWN)
 
 
 def test_printed_recipe_has_every_field_with_a_value():
     printed = tomllib.loads(invoke("alexnet-sgd"))
 
-    assert printed == read_recipe("alexnet-sgd").model_dump(mode="json", exclude_none=True)
+    assert printed == read_recipe("alexnet-sgd", recipes=KNOWN).model_dump(mode="json", exclude_none=True)
     assert (printed["optimizer"]["momentum"], printed["training"]["label_smoothing"]) == (0.0, 0.0)
 
 
 def test_json_has_all_recipes():
     found = json.loads(invoke("--json"))
 
-    assert [recipe["name"] for recipe in found] == sorted(shipped())
+    assert [recipe["name"] for recipe in found] == list(KNOWN)
     assert found[0]["optimizer"]["beta1"] == 0.9
 
 
 def test_json_of_one_recipe():
-    assert json.loads(invoke("vgg19-adam-32", "--json")) == read_recipe("vgg19-adam-32").model_dump(mode="json")
+    assert json.loads(invoke("vgg19-adam-32", "--json")) == read_recipe("vgg19-adam-32", recipes=KNOWN).model_dump(
+        mode="json"
+    )
 
 
 def test_recipe_file_is_printed_with_defaults(tmp_path):

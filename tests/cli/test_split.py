@@ -41,7 +41,7 @@ def test_manifest_is_written_and_its_counts_are_printed(images: Path, tmp_path: 
     rows = [line.split() for line in result.stdout.splitlines()]
     assert rows[0] == ["split", "NORMAL", "PNEUMONIA", "patients"]
     manifest = load_manifest(out)
-    assert manifest.by == "patient"
+    assert manifest.split_by == "patient"
     for name, normal, pneumonia, patients in rows[1:4]:
         assert manifest.counts()[name] == {"NORMAL": int(normal), "PNEUMONIA": int(pneumonia)}
         assert len({image.patient for image in manifest.split(name)}) == int(patients)
@@ -55,7 +55,7 @@ def test_options_reach_the_split(images: Path, tmp_path: Path) -> None:
     out = tmp_path / "images.csv"
     assert invoke(images, "--out", out, "--by", "image", "--validation", "0.3", "--seed", "4").exit_code == 0
     manifest = load_manifest(out)
-    assert manifest.by == "image"
+    assert manifest.split_by == "image"
     assert len(manifest.split("validation")) == 18
     first = out.read_text()
     invoke(images, "--out", out, "--by", "image", "--validation", "0.3", "--seed", "5")
@@ -70,7 +70,7 @@ def test_notes_are_printed_to_standard_error(tmp_path: Path) -> None:
     result = invoke(tmp_path / "images", "--out", tmp_path / "images.csv", "--test", "0.2")
     assert result.exit_code == 0
     assert "note: the patient of 40 of 40 images is unknown" in result.stderr
-    assert "note: 40 images of unknown patients " in result.stderr
+    assert "note: 40 images of unknown patients are split as if each were a patient" in result.stderr
     assert "note: skipped 1 files" in result.stderr
     assert "note:" not in result.stdout
     assert len(load_manifest(tmp_path / "images.csv").split("test")) == 8
@@ -79,9 +79,9 @@ def test_notes_are_printed_to_standard_error(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("arguments", "error", "message"),
     [
-        (["--test", "0.2"], UsageError, "test split"),
-        (["--validation", "2"], UsageError, "between 0 and 1, not 2.0"),
-        (["--validation", "0.001"], DatasetError, "0 NORMAL, 0 PNEUMONIA"),
+        (["--test", "0.2"], UsageError, "the data already has one"),
+        (["--validation", "2"], UsageError, "validation is 2.0; it must be a fraction between 0 and 1"),
+        (["--validation", "0.001"], DatasetError, "the validation split would have 0 NORMAL, 0 PNEUMONIA"),
     ],
 )
 def test_impossible_split_writes_nothing(

@@ -15,9 +15,10 @@ from tests.training.conftest import small
 from pneumoscope.bundle.card import read_bundle
 from pneumoscope.cli import cli, run_and_exit
 from pneumoscope.imaging.phantom import phantom
-from pneumoscope.training import train as fit
-from pneumoscope.training.recipe import read_recipe
-from pneumoscope.training.trainer import Devices
+from pneumoscope.runs.recipe import read_recipe
+from pneumoscope.runs.record import read_run
+from pneumoscope.training import train as train_module
+from pneumoscope.training.devices import Devices
 
 pytestmark = pytest.mark.training
 
@@ -84,7 +85,7 @@ def test_result_is_printed_as_json_and_as_text(train, recipe, images, tmp_path):
     status, out, err = train(recipe, "--data", images, "--out", run)
 
     assert (status, out) == (2, "")
-    assert "run' holds a run already. Go on with it: --resume" in err
+    assert "run' holds a run already. Resume it: --resume" in err
 
 
 def test_notes_about_the_images_are_printed_to_standard_error(train, recipe, images, tmp_path):
@@ -98,26 +99,20 @@ def test_notes_about_the_images_are_printed_to_standard_error(train, recipe, ima
     assert status == 0, err
     assert json.loads(out)["state"] == "finished"
     notes = [line for line in err.splitlines() if line.startswith("note: ")]
-    assert notes[0].startswith("note: the patient of 1 of 80 images is unknown")
-    assert len(notes) == 2
-    assert notes[1].startswith("note: 1 images of unknown patients ")
+    assert notes[0].startswith(
+        "note: the patient of 1 of 80 images is unknown, because the file names do not contain it."
+    )
+    assert notes[1:] == ["note: 1 images of unknown patients are split as if each were a patient"]
 
 
-def test_options_reach_the_library(train, images, tmp_path, monkeypatch):
+def test_options_reach_the_library(train, images, maker, tmp_path, monkeypatch):
     got = {}
 
     def caught(recipe, data, out, **options):
         got.update(options, recipe=recipe, data=data, out=out)
-        return {
-            "state": "finished",
-            "name": "x",
-            "best_epoch": 1,
-            "epochs": 3,
-            "best_validation_accuracy": 0.5,
-            "seconds": 60.0,
-        }
+        return read_run(maker.run("x"))
 
-    monkeypatch.setattr(fit, "train", caught)
+    monkeypatch.setattr(train_module, "train", caught)
     options = ["--set", "training.epochs=3", "--set", "training.seed=9", "--resume", "--accelerator", "cpu"]
     status, out, err = train("quick", "--data", images, "--out", tmp_path, *options, "--devices", 2, "--nodes", 3)
 
@@ -126,7 +121,7 @@ def test_options_reach_the_library(train, images, tmp_path, monkeypatch):
     assert (got["data"], got["out"], got["resume"]) == (images, tmp_path, True)
     assert got["devices"] == Devices("cpu", 2, 3)
     assert got["progress"] is None  # standard error is not a terminal
-    assert out.startswith("x: best epoch 1 of 3, validation accuracy 0.5000, 1.0 min\n")
+    assert out.startswith("x: best epoch 2 of 2, validation accuracy 0.7800, 0.1 min\n")
 
 
 @pytest.mark.parametrize(
@@ -136,7 +131,7 @@ def test_options_reach_the_library(train, images, tmp_path, monkeypatch):
         (["--set", "training.epochs=0"], "training.epochs: Input should be greater than or equal to 1 (it is 0)"),
         (["--set", "training.epochs"], "--set 'training.epochs' is not key=value"),
         (["--set", "network.name=resnet81"], "there is no network 'resnet81'. Did you mean 'resnet18'?"),
-        (["--set", "data.validation=0.01"], "the validation split would hold 0 NORMAL"),
+        (["--set", "data.validation=0.01"], "the validation split would have 0 NORMAL"),
         (["--devices", "5", "--accelerator", "cpu"], "training.batch is 8 on 5 devices"),
     ],
 )
@@ -149,7 +144,7 @@ def test_invalid_options_write_nothing(train, recipe, images, tmp_path, options,
 
 
 def test_folder_of_other_files_is_refused_before_training(train, recipe, images, tmp_path, monkeypatch):
-    monkeypatch.setattr(fit, "build", lambda *_, **__: pytest.fail("a network was built"))
+    monkeypatch.setattr(train_module, "create_model", lambda *_, **__: pytest.fail("a network was built"))
     (tmp_path / "theirs").write_text("keep")
 
     status, out, err = train(recipe, "--data", images, "--out", tmp_path)
@@ -172,12 +167,12 @@ def test_unknown_recipe_and_missing_images_are_named(train, recipe, images, tmp_
 @pytest.mark.parametrize(
     ("there", "options", "words"),
     [
-        (0, ["--accelerator", "gpu"], "training on 1 GPU is asked for; torch finds 0 on this machine"),
-        (2, ["--devices", "3"], "training on 3 GPUs is asked for; torch finds 2 on this machine"),
+        (0, ["--accelerator", "gpu"], "training on 1 GPU was requested; torch finds 0 on this machine"),
+        (2, ["--devices", "3"], "training on 3 GPUs was requested; torch finds 2 on this machine"),
         (
             2,
             ["--accelerator", "gpu", "--devices", "3", "--nodes", "2"],
-            "training on 3 GPUs is asked for; torch finds 2",
+            "training on 3 GPUs was requested; torch finds 2",
         ),
     ],
 )
@@ -203,7 +198,8 @@ def test_ctrl_c_keeps_the_last_epoch(recipe, images, tmp_path):
         text=True,
         deadline=200,
     ) as process:
-        while not (run / "epochs.csv").exists() and process.poll() is None:
+        limit = time.monotonic() + 120
+        while not (run / "epochs.csv").exists() and process.poll() is None and time.monotonic() < limit:
             time.sleep(0.02)
         process.send_signal(signal.SIGINT)
         out, err = process.communicate(timeout=60)

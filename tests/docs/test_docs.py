@@ -26,9 +26,9 @@ import pytest
 
 from pneumoscope.cli import VERBS
 from pneumoscope.data.manifest import Manifest
-from pneumoscope.evaluation.published import PRINTED, restore
 from pneumoscope.reporting.wording import METRICS
-from pneumoscope.training.recipe import read_recipe
+from pneumoscope.reproduction.published import PRINTED, restore
+from pneumoscope.runs.recipe import read_recipe
 
 ROOT = Path(__file__).resolve().parents[2]
 GENERATED = ("cli.md", "errors.md", "model-card.md", "recipes.md", "../results/default-model/seeds.md")

@@ -12,7 +12,7 @@ from scipy import stats
 from pneumoscope.core.errors import RunError, StorageError, UnknownNameError, UsageError
 from pneumoscope.evaluation.compare import compare
 from pneumoscope.evaluation.evaluate import evaluate
-from pneumoscope.evaluation.records import read_predictions
+from pneumoscope.runs.evaluations import read_predictions
 
 
 @pytest.fixture(scope="module")
@@ -51,7 +51,7 @@ def test_pairs_are_those_of_the_predictions(runs):
 
 
 def test_everything_the_issue_asks_for_is_in_the_file(runs, tmp_path):
-    comparison = compare(runs, published=True, out=tmp_path / "out", command="pneumoscope compare ...")
+    comparison = compare(runs, out=tmp_path / "out", command="pneumoscope compare ...")
     data = json.loads((tmp_path / "out" / "comparison.json").read_text())
     assert data["schema"] == 1
     assert data["images"]["n"] == 100
@@ -65,8 +65,7 @@ def test_everything_the_issue_asks_for_is_in_the_file(runs, tmp_path):
         assert {"value", "low", "high", "method", "n"} <= set(run["test"]["accuracy"])
         assert len(run["test"]) == 13
     assert len(data["pairs"]) == 6
-    assert len(data["published"]) == 6
-    assert data["erratum"].startswith("The report's column")
+    assert data["reference"] is None
     assert data["command"] == "pneumoscope compare ..."
     assert data["sentences"] == list(comparison.sentences)
 
@@ -79,10 +78,8 @@ def test_the_table_has_a_row_a_run_and_metric(runs, tmp_path):
     assert float(row["value"]) == comparison.runs[1].test["auroc"].value
 
 
-def test_without_published_there_is_no_report(runs):
+def test_one_run_alone_has_no_pairs(runs):
     comparison = compare(runs[:1])
-    assert comparison.published is None
-    assert comparison.erratum == ""
     assert comparison.pairs == ()
     assert comparison.sentences == ()
 

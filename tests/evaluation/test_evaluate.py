@@ -18,10 +18,10 @@ from pneumoscope.core.errors import BundleError, DatasetError, RunError, Storage
 from pneumoscope.data.cache import preprocess_images
 from pneumoscope.data.layouts import load_manifest
 from pneumoscope.evaluation.evaluate import evaluate
-from pneumoscope.evaluation.records import read_evaluation, read_predictions
 from pneumoscope.imaging.decode import decode
 from pneumoscope.imaging.preprocess import preprocess
 from pneumoscope.inference.model import load_model
+from pneumoscope.runs.evaluations import read_evaluation, read_predictions
 
 
 def expected(images: Path, gain: float = 0.05) -> tuple[np.ndarray, np.ndarray]:
@@ -147,12 +147,12 @@ def test_an_unfinished_run_is_refused(maker):
     for file in (run / "bundle").iterdir():
         file.unlink()
     (run / "bundle").rmdir()
-    with pytest.raises(RunError, match=r"has no bundle: it is not finished.*--resume"):
+    with pytest.raises(RunError, match=r"has no bundle: training is not finished.*--resume"):
         evaluate(run, maker.images())
 
 
 def test_a_folder_that_is_neither_is_refused(maker, tmp_path):
-    with pytest.raises(BundleError, match="is no bundle"):
+    with pytest.raises(BundleError, match="is not a bundle"):
         evaluate(tmp_path / "nowhere", maker.images())
 
 

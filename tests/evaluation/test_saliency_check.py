@@ -147,10 +147,10 @@ def test_test_images_are_refused(maker: Any) -> None:
 @pytest.mark.slow
 def test_default_model_on_phantoms(tmp_path: Any) -> None:
     """The bundle in the package, on 4 phantoms: files, records and Markdown agree; the same seed gives the same numbers."""
-    from pneumoscope.bundle.card import find_bundle
     from pneumoscope.data.layouts import load_manifest
     from pneumoscope.data.split import split
     from pneumoscope.imaging.phantom import phantom
+    from pneumoscope.runs.run_folder import find_bundle
 
     phantom(tmp_path / "images", train=20, test=4, size=64)
     manifest = split(load_manifest(tmp_path / "images"), by="patient", validation=0.4, test=None, seed=0)

@@ -174,7 +174,7 @@ def test_the_legend_has_result_scale_and_notice_inside_its_edges(card, written, 
     drawn(grey(600, width), one_place(0, 0, -0.3456) + one_place(1, 1, 0.1), card, 0.973, "pneumonia")
 
     words = " ".join(line[0] for line in written)
-    for part in ("pneumonia: probability of pneumonia 97%", "towards normal", "towards pneumonia", "-0.35", "+0.35"):
+    for part in ("pneumonia: probability of pneumonia 97%", "against pneumonia", "towards pneumonia", "-0.35", "+0.35"):
         assert part in words
     assert "7 x 7 places contributed to the logit of grey" in words
     assert NOTICE in words

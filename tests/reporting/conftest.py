@@ -20,7 +20,8 @@ from pneumoscope.core.results import (
     Interval,
     OperatingPointResult,
     PairedTest,
-    PublishedRow,
+    ReferenceRow,
+    ReferenceTable,
     RunSummary,
     ScoredImage,
     to_json,
@@ -153,14 +154,34 @@ def write_run(folder: Path, evaluation: Evaluation, scored: list[ScoredImage], e
         "recipe": {"name": "said in recipe.toml"},
         "seed": 0,
         "device": "cpu",
+        "network": "alexnet",
+        "optimizer": "adam",
+        "batch": 64,
+        "image_size": 224,
+        "epochs": epochs,
+        "weights": "none",
+        "split_by": "image",
+        "precision": "32",
+        "started": "2026-01-02T03:04:05+00:00",
+        "best_epoch": 1,
+        "average_train_accuracy": 0.9,
+        "average_validation_accuracy": 0.9,
+        "best_validation_accuracy": 0.9,
         "manifest_sha256": "9d" * 32,
         "versions": {"pneumoscope": "0.1.0", "torch": "2.14.1", "python": "3.11.2"},
-        "machine": {"processor": "2 cores", "memory_gib": 15.6},
+        "machine": {"processor": "2 cores", "memory": "15.6 GiB"},
         "seconds": 1860.25,
         "counts": {"train": {"NORMAL": 1140}},
-        "devices": ["cpu", "cpu"],
-        "rows": [{"left": "out"}],
-        "note": None,
+        "resumed": [
+            {
+                "when": "2026-01-02T04:04:05+00:00",
+                "epoch": 1,
+                "device": "cpu",
+                "precision": "32",
+                "machine": {},
+                "versions": {},
+            }
+        ],
     }
     (folder / "run.json").write_text(json.dumps(facts), encoding="utf-8")
     write_epochs(folder / "epochs.csv", epochs, rng)
@@ -222,7 +243,7 @@ def compare_pairs(names: list[str], scored: list[list[ScoredImage]], images: Ima
     return tuple(found)
 
 
-def published_rows(n: int, runs: list[RunSummary]) -> tuple[PublishedRow, ...]:
+def published_rows(n: int, runs: list[RunSummary]) -> tuple[ReferenceRow, ...]:
     rows = []
     for name, *_, c in SIX:
         sensitivity, specificity = c.tp / (c.tp + c.fn), c.tn / (c.tn + c.fp)
@@ -242,7 +263,7 @@ def published_rows(n: int, runs: list[RunSummary]) -> tuple[PublishedRow, ...]:
         mine = next((run for run in runs if run.name == name), None)
         ours = None if mine is None else newcombe(mine.confusion.tp + mine.confusion.tn, n, c.tp + c.tn, 624)
         says = "We ran no such run." if mine is None else f"{name}: not distinguishable from the published one."
-        rows.append(PublishedRow(name, printed, c, metrics, 0.9123, 0.8765, ours, says))
+        rows.append(ReferenceRow(name, printed, c, metrics, 0.9123, 0.8765, ours, says))
     return tuple(rows)
 
 
@@ -277,10 +298,11 @@ def build(tmp_path_factory: pytest.TempPathFactory) -> Callable[..., Built]:
             runs=tuple(summaries),
             pairs=pairs,
             sentences=sentences if len(names) > 1 else (),
-            published=published_rows(n, summaries) if published else None,
-            erratum="The report's “Precision” is specificity, and its “F1” is the harmonic mean of sensitivity and "
-            "specificity. The counts restored from its columns add up to the digit." if published else "",
-            command="pneumoscope compare runs/* --published --out report",
+            reference=ReferenceTable(
+                "The report's “Precision” is specificity, and its “F1” is the harmonic mean of sensitivity and specificity.",
+                published_rows(n, summaries),
+            ) if published else None,
+            command="pneumoscope compare runs/* --out report",
             created="2026-01-02T03:04:05Z",
             version="0.1.0",
         )  # fmt: skip

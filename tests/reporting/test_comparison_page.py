@@ -9,8 +9,8 @@ from typing import Any
 import pytest
 
 from pneumoscope.core.results import Interval
-from pneumoscope.evaluation.records import read_evaluation
 from pneumoscope.reporting.comparison_page import write_comparison_page
+from pneumoscope.runs.evaluations import read_evaluation
 
 MINUS, DASH = "\N{MINUS SIGN}", "\N{EN DASH}"
 VOID = {"meta", "link", "br", "path", "use", "rect"}
@@ -158,12 +158,12 @@ def test_etiology_and_operating_points_are_those_of_the_evaluations(three: Any, 
 def test_the_published_table_stands_as_printed_converted_and_beside_ours(three: Any, page: Node) -> None:
     comparison, *_ = three
     part = section(page, "published")
-    assert comparison.erratum in part.text()
+    assert comparison.reference.note in part.text()
     printed, standard, beside = part.all("table")
-    for metric in comparison.published[0].metrics:
+    for metric in comparison.reference.rows[0].metrics:
         (row,) = standard.all("tr", data_published=metric)
-        assert row.values() == [published.metrics[metric].value for published in comparison.published]
-    for row, published in zip(printed.all("tr")[1:], comparison.published, strict=True):
+        assert row.values() == [published.metrics[metric].value for published in comparison.reference.rows]
+    for row, published in zip(printed.all("tr")[1:], comparison.reference.rows, strict=True):
         c = published.confusion
         assert row.values() == list(published.printed.values())
         assert row.text().endswith(f" {c.tp} {c.fn} {c.tn} {c.fp}")
@@ -171,7 +171,7 @@ def test_the_published_table_stands_as_printed_converted_and_beside_ours(three: 
         ours = next((run for run in comparison.runs if run.name == published.name), None)
         expected = [published.metrics["accuracy"].value]
         if ours is not None:
-            expected += [ours.test["accuracy"].value, published.ours.value]
+            expected += [ours.test["accuracy"].value, published.difference.value]
         expected.append(published.average_validation_accuracy)
         if ours is not None:
             expected.append(ours.average_validation_accuracy)

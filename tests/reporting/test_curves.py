@@ -6,15 +6,16 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from pneumoscope.core.errors import RunError, StorageError
-from pneumoscope.reporting.curves import curves_figure, read_epochs, write_curves
+from pneumoscope.core.errors import StorageError
+from pneumoscope.reporting.curves import curves_figure, write_curves
 from pneumoscope.reporting.style import COLOURS, drawing, run_style
+from pneumoscope.runs.epochs import read_epochs
 
 HEADER = "epoch,train_loss,train_accuracy,validation_loss,validation_accuracy,validation_auroc,learning_rate,seconds\n"
 THREE = (
     "1,0.9,0.5,0.8,0.60,0.7,0.001,12.5\n"
     "2,0.6,0.7,0.5,0.81,0.8,0.001,12.4\n"
-    "3,0.3,0.9,0.6,0.81,,0.001,12.6\n"
+    "3,0.3,0.9,0.6,0.81,0.7,0.001,12.6\n"
 )  # fmt: skip
 SVG = "{http://www.w3.org/2000/svg}"
 
@@ -25,23 +26,9 @@ def run(folder: Path, rows: str, header: str = HEADER) -> Path:
     return folder
 
 
-def test_epochs_are_read_and_the_first_of_equal_bests_is_the_best(tmp_path: Path) -> None:
-    epochs = read_epochs(run(tmp_path / "a", THREE))
-    np.testing.assert_array_equal(epochs.epoch, [1, 2, 3])
-    np.testing.assert_array_equal(epochs.train_loss, [0.9, 0.6, 0.3])
-    np.testing.assert_array_equal(epochs.validation_accuracy, [0.60, 0.81, 0.81])
-    assert epochs.best == 2
-
-
-def test_an_empty_cell_is_not_a_number_and_no_validation_is_no_best(tmp_path: Path) -> None:
-    epochs = read_epochs(run(tmp_path / "a", "1,0.9,0.5,,,,0.001,1\n"))
-    assert np.isnan(epochs.validation_loss).all()
-    assert epochs.best is None
-
-
-@pytest.mark.parametrize("rows", [THREE, "1,0.9,0.5,0.8,0.6,0.7,0.001,1\n", "1,0.9,0.5,,,,0.001,1\n"])
+@pytest.mark.parametrize("rows", [THREE, "1,0.9,0.5,0.8,0.6,0.7,0.001,1\n"])
 def test_a_file_is_written_for_any_number_of_epochs(tmp_path: Path, rows: str) -> None:
-    out = write_curves(run(tmp_path / "vgg19", rows), tmp_path / "new" / "curves.svg")
+    out = write_curves(run(tmp_path / "vgg19", rows), tmp_path / "new" / "curves.svg", best=1)
     assert out == tmp_path / "new" / "curves.svg"
     root = ElementTree.parse(out).getroot()
     said = {element.text for element in root.iter(f"{SVG}text")}
@@ -49,16 +36,15 @@ def test_a_file_is_written_for_any_number_of_epochs(tmp_path: Path, rows: str) -
     assert root.findtext(f"{SVG}title").startswith("Accuracy and loss of vgg19 over ")
 
 
-def test_the_epoch_kept_is_the_callers_where_he_says_so(tmp_path: Path) -> None:
+def test_label_names_the_epoch_kept(tmp_path: Path) -> None:
     folder = run(tmp_path / "a", THREE)
-    assert "epoch 2 were kept" in write_curves(folder, tmp_path / "1.svg").read_text(encoding="utf-8")
     assert "epoch 3 were kept" in write_curves(folder, tmp_path / "2.svg", best=3).read_text(encoding="utf-8")
 
 
 def test_the_same_run_gives_the_same_bytes(tmp_path: Path) -> None:
     folder = run(tmp_path / "a", THREE)
-    first = write_curves(folder, tmp_path / "1.svg").read_bytes()
-    assert write_curves(folder, tmp_path / "2.svg").read_bytes() == first
+    first = write_curves(folder, tmp_path / "1.svg", best=2).read_bytes()
+    assert write_curves(folder, tmp_path / "2.svg", best=2).read_bytes() == first
 
 
 def test_the_figure_shows_the_values_their_averages_and_the_best(tmp_path: Path) -> None:
@@ -83,29 +69,7 @@ def test_one_epoch_is_a_point_that_can_be_seen(tmp_path: Path) -> None:
     assert upper.get_lines()[0].get_marker() == "o"
 
 
-def test_a_run_without_epochs_is_refused(tmp_path: Path) -> None:
-    with pytest.raises(RunError, match=r"cannot read '.*a/epochs\.csv': No such file"):
-        read_epochs(tmp_path / "a")
-    with pytest.raises(RunError, match=r"a/epochs\.csv holds no epoch"):
-        read_epochs(run(tmp_path / "a", ""))
-
-
-def test_a_missing_column_and_a_word_for_a_number_are_named(tmp_path: Path) -> None:
-    with pytest.raises(RunError, match=r"has no column 'train_accuracy' \(it has: epoch, train_loss\)"):
-        read_epochs(run(tmp_path / "a", "1,0.5\n", header="epoch,train_loss\n"))
-    with pytest.raises(RunError, match="row 2: validation_loss is 'high', not a number"):
-        read_epochs(run(tmp_path / "a", "1,1,1,1,1,1,1,1\n2,0.9,0.5,high,0.6,0.7,0.001,1\n"))
-    with pytest.raises(RunError, match=r"row 1: epoch is '1\.5', not a whole number"):
-        read_epochs(run(tmp_path / "a", "1.5,0.9,0.5,0.8,0.6,0.7,0.001,1\n"))
-
-
-def test_bytes_that_are_no_text_are_refused(tmp_path: Path) -> None:
-    (tmp_path / "epochs.csv").write_bytes(b"\xff\xfe\x00")
-    with pytest.raises(RunError, match=r"cannot read '.*epochs\.csv': 'utf-8' codec"):
-        read_epochs(tmp_path)
-
-
 def test_a_place_that_cannot_be_written_is_named(tmp_path: Path) -> None:
     (tmp_path / "file").write_text("in the way", encoding="utf-8")
     with pytest.raises(StorageError, match=r"cannot write '.*file/curves\.svg'"):
-        write_curves(run(tmp_path / "a", THREE), tmp_path / "file" / "curves.svg")
+        write_curves(run(tmp_path / "a", THREE), tmp_path / "file" / "curves.svg", best=1)

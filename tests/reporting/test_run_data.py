@@ -10,8 +10,8 @@ from typing import Any
 import pytest
 
 from pneumoscope.core.errors import RunError
-from pneumoscope.evaluation.records import read_predictions
 from pneumoscope.reporting.run_data import load_run_data
+from pneumoscope.runs.evaluations import read_predictions
 
 
 @pytest.fixture(scope="module")
@@ -39,16 +39,16 @@ def test_everything_of_a_run_is_read(built: Any) -> None:
     assert second.recipe.startswith("# second\n")
     assert (first.index, second.index) == (0, 1)
     assert first.look != second.look
-    assert len(second.epochs.epoch) == 2
+    assert len(second.epochs) == 2
 
 
 def test_facts_are_flat_and_leave_out_the_recipe_what_is_empty_and_tables(built: Any) -> None:
     facts = dict(load_run_data(*built)[0].facts)
     assert facts["versions.torch"] == "2.14.1"
     assert facts["counts.train.NORMAL"] == "1140"
-    assert facts["devices"] == "cpu, cpu"
-    assert facts["machine.memory_gib"] == "15.6"
-    assert not {"note", "rows"} & set(facts)
+    assert facts["machine.memory"] == "15.6 GiB"
+    assert facts["seconds"] == "1860.25"
+    assert not {"resumed", "finished"} & set(facts)
     assert not [name for name in facts if name.startswith("recipe")]
 
 
@@ -80,7 +80,7 @@ def test_a_image_too_few_is_refused(built: Any) -> None:
 
 
 @pytest.mark.parametrize(
-    ("text", "message"), [("{", "run.json is not JSON"), (json.dumps([1]), "run.json holds a list, not an object")]
+    ("text", "message"), [("{", "run.json' is not JSON"), (json.dumps([1]), "run.json' is malformed")]
 )
 def test_a_damaged_record_is_refused(built: Any, text: str, message: str) -> None:
     comparison, folders = built

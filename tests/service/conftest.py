@@ -1,4 +1,4 @@
-"""PredictionRepository on both databases where PostgreSQL is at hand, images that a service can be given, and a service that takes them."""
+"""Repositories on SQLite and PostgreSQL, test images, and a running service."""
 
 import io
 import json
@@ -42,6 +42,7 @@ def png(level=100, size=64):
 
 
 TOKEN = "0123456789abcdef"
+START_SECONDS = 60  # a deadline, far above what a start takes under load
 MODEL = ModelInfo("grey", "0.1.0", "ab" * 32)
 
 
@@ -89,18 +90,25 @@ def postgresql_server():
             stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL, env=environment, cwd=folder, **user,
         ) as server:  # fmt: skip
             address = f"postgresql://tester@127.0.0.1:{port}/postgres"
-            _wait(address)
-            yield address
-            server.send_signal(signal.SIGINT)  # waits for no client, as SIGTERM would
+            try:
+                _wait_for_database(address)
+                yield address
+                server.send_signal(signal.SIGINT)  # fast shutdown: SIGTERM would wait for clients
+                server.wait(30)
+            finally:
+                server.kill()
 
 
-def _wait(address):
-    engine = create_engine(address.replace("postgresql", "postgresql+pg8000"))
-    for _ in range(100):
+def _wait_for_database(address):
+    engine = create_engine(address.replace("postgresql", "postgresql+pg8000"), connect_args={"timeout": 5})
+    deadline = time.monotonic() + START_SECONDS
+    while True:
         try:
             with engine.connect():
                 break
         except DBAPIError:
+            if time.monotonic() > deadline:
+                raise
             time.sleep(0.1)
     engine.dispose()
 
@@ -137,22 +145,45 @@ def bundle(shared_maker):
 
 @contextmanager
 def served(bundle, folder, *options, host="127.0.0.1", within=(), program=("-m", "pneumoscope")):
-    """A process that serves, and a client of it; it is started by the command `within`, where there is one."""
-    command = [sys.executable, *program, "serve", "--port", "0", "--model", str(bundle), "--host", host]
-    with subprocess.Popen([*within, *command, *options], stderr=subprocess.PIPE, text=True, cwd=folder) as process:
-        first = process.stderr.readline()
-        port = re.search(r":(\d+)  model", first)
+    """Start a service and yield its process and a client; the process is killed in the end.
+
+    Args:
+        within: A command that runs the service's command.
+        program: How Python is started.
+    """
+    command = [*within, sys.executable, *program, "serve", "--port", "0", "--model", str(bundle), "--host", host]
+    # Standard error goes to a file: reading it never blocks, and writing it never blocks the service.
+    with (
+        tempfile.NamedTemporaryFile("a") as log,
+        Path(log.name).open() as written,
+        subprocess.Popen([*command, *options], stdout=subprocess.DEVNULL, stderr=log, cwd=folder) as process,
+    ):
         try:
-            assert port, first + process.stderr.read()
-            with httpx.Client(base_url=f"http://127.0.0.1:{port[1]}", timeout=30) as client:
+            port = _port(process, written)
+            written.seek(0)
+            process.stderr = written
+            with httpx.Client(base_url=f"http://127.0.0.1:{port}", timeout=30) as client:
                 yield process, client
         finally:
-            if process.poll() is None:
-                process.kill()
+            process.kill()
+
+
+def _port(process, written):
+    """Wait until a service prints its address, and return its port."""
+    deadline = time.monotonic() + START_SECONDS
+    while True:
+        ended = process.poll() is not None
+        written.seek(0)
+        text = written.read()
+        if found := re.search(r"^http://\S+:(\d+)  model", text, re.MULTILINE):
+            return int(found[1])
+        assert not ended, f"the service ended with status {process.returncode}: {text}"
+        assert time.monotonic() < deadline, f"no address after {START_SECONDS} s: {text}"
+        time.sleep(0.02)
 
 
 def verified(folder, *options, within=()):
-    """What the command that checks the audit log comes to: its exit status, and what it found or said."""
+    """Run `audit-log verify` and return its exit status, and its document or its message."""
     ran = subprocess.run(
         [*within, sys.executable, "-m", "pneumoscope", "audit-log", "verify", "--json", *options],
         capture_output=True, text=True, cwd=folder, check=False, timeout=60,

@@ -371,7 +371,7 @@ def test_what_may_be_had_may_be_asked_about_without_its_body(client):
         "/metrics",
         "/v1/model",
         f"/v1/predictions/{found['id']}/image.png",
-        "/static/page.css",
+        "/static/style.css",
     ):
         got, asked = client.get(path), client.head(path)
         assert (asked.status_code, asked.content) == (200, b"")

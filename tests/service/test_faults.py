@@ -37,8 +37,9 @@ class FullDisk:
             pytest.skip("only Linux gives a process a disk of its own")
         script = f'mount -t tmpfs -o {options} tmpfs "$0" && exec "$@"'
         tried = subprocess.run(
-            ["unshare", "-m", "sh", "-c", script, self.folder, "true"], capture_output=True, text=True, check=False
-        )
+            ["unshare", "-m", "sh", "-c", script, self.folder, "true"],
+            capture_output=True, text=True, check=False, timeout=30,
+        )  # fmt: skip
         if tried.returncode:
             pytest.skip(f"no disk can be mounted here, as by root it can: {tried.stderr.strip()}")
         return ["unshare", "-m", "sh", "-c", script, self.folder]
@@ -95,7 +96,9 @@ def test_where_there_is_no_room_nothing_is_kept_in_part_and_it_goes_on_when_ther
         disk.begin(process)
 
         def stored():
-            return sorted(path for path in (disk.seen / "images").rglob("*") if path.is_file())
+            return sorted(
+                path for name in ("blobs", "staging") for path in (disk.seen / name).rglob("*") if path.is_file()
+            )
 
         (first,) = post(client, png())
         kept = stored()
@@ -129,7 +132,7 @@ def test_where_there_is_no_room_nothing_is_kept_in_part_and_it_goes_on_when_ther
         assert process.wait(20) == 0
         said = process.stderr.read()
     assert said.count("WARNING POST /v1/predictions 503 StorageError local") == 2
-    assert ("not ready: no room is left" in said) == (disk.ready == 503)
+    assert ("not ready: no space left" in said) == (disk.ready == 503)
     assert said.count("WARNING PUT /v1/predictions/{id}/review 503 StorageError local") == 1
     assert ".png" not in said
 
@@ -162,7 +165,7 @@ def test_a_folder_that_cannot_be_written_is_told_at_the_start(bundle, tmp_path):
     [
         (lambda folder: (folder / "network.onnx").unlink(), "network.onnx"),
         (lambda folder: (folder / "network.onnx").write_bytes(b"altered"), "network.onnx"),
-        (lambda folder: shutil.rmtree(folder), "'model' is no bundle"),
+        (lambda folder: shutil.rmtree(folder), "'model' is not a bundle"),
     ],
 )
 def test_a_model_whose_file_is_lost_serves_on_and_is_missed_at_the_next_start(bundle, tmp_path, damage, words):
@@ -183,7 +186,7 @@ def test_a_model_whose_file_is_lost_serves_on_and_is_missed_at_the_next_start(bu
 def test_a_image_that_is_lost_is_told_and_the_others_are_there(bundle, tmp_path):
     with served(bundle, tmp_path) as (_, client):
         lost, here = post(client, png(100), png(150))
-        (tmp_path / "pneumoscope-data/images" / lost["image_sha256"][:2] / lost["image_sha256"]).unlink()
+        (tmp_path / "pneumoscope-data/blobs" / lost["image_sha256"][:2] / lost["image_sha256"]).unlink()
         answer = client.get(f"/v1/predictions/{lost['id']}/image.png")
         assert (answer.status_code, answer.json()["error"]) == (503, "StorageError")
         assert "from a backup" in answer.json()["hint"]

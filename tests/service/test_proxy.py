@@ -67,11 +67,15 @@ def proxied(bundle, tmp_path):
             ) as proxy,
             httpx.Client(transport=Named(verify=trusted), base_url=f"https://{NAME}:{port}", timeout=30) as client,
         ):
-            until = time.monotonic() + 10
-            while time.monotonic() < until and not reached(port):
-                time.sleep(0.05)
-            yield client, direct, folder
-            proxy.terminate()
+            try:
+                until = time.monotonic() + 10
+                while time.monotonic() < until and not reached(port):
+                    time.sleep(0.05)
+                yield client, direct, folder
+                proxy.terminate()
+                proxy.wait(20)
+            finally:
+                proxy.kill()
 
 
 class Named(httpx.HTTPTransport):

@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 from pneumoscope.imaging.phantom import phantom
-from pneumoscope.training.recipe import Recipe, check
+from pneumoscope.runs.recipe import Recipe, check
 
 SMALL = {
     "name": "small",

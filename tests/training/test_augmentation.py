@@ -7,8 +7,8 @@ import pytest
 import torch
 from PIL import Image
 
+from pneumoscope.runs.recipe import Augmentation
 from pneumoscope.training.augmentation import augment
-from pneumoscope.training.recipe import Augmentation
 
 pytestmark = pytest.mark.training
 

@@ -10,8 +10,8 @@ from hypothesis import strategies as st
 
 from pneumoscope.data.layouts import load_manifest
 from pneumoscope.imaging.preprocess import Preprocessing
+from pneumoscope.runs.recipe import Augmentation
 from pneumoscope.training.data_module import ImageArrays, ImageDataModule, derive_seed, epoch_order
-from pneumoscope.training.recipe import Augmentation
 
 pytestmark = pytest.mark.training
 

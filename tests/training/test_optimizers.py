@@ -6,8 +6,9 @@ import pytest
 import torch
 from torch import nn
 
+from pneumoscope.reproduction.recipes import report_recipes
+from pneumoscope.runs.recipe import Optimizer, read_recipe
 from pneumoscope.training.optimizers import make_optimizer, make_schedule
-from pneumoscope.training.recipe import Optimizer, read_recipe
 
 pytestmark = pytest.mark.training
 
@@ -27,7 +28,9 @@ def walk(choice, gradients=GRADIENTS):
 
 def test_sgd():
     # 1 - 0.01 x 1;  + 0.01 x 2;  - 0.01 x 0.5
-    assert walk(read_recipe("alexnet-sgd").optimizer) == pytest.approx([0.99, 1.01, 1.005], abs=1e-12)
+    assert walk(read_recipe("alexnet-sgd", recipes=report_recipes()).optimizer) == pytest.approx(
+        [0.99, 1.01, 1.005], abs=1e-12
+    )
 
 
 def test_rmsprop_has_epsilon_inside_the_root():
@@ -39,12 +42,12 @@ def test_rmsprop_has_epsilon_inside_the_root():
     # By hand, the first step: E = 0.1, so 1 - 0.001 / sqrt(0.1000001) = 1 - 0.0031622761 = 0.9968377239.
     assert expected[0] == pytest.approx(0.9968377239, abs=1e-10)
 
-    assert walk(read_recipe("vgg19-rmsprop").optimizer) == pytest.approx(expected, abs=1e-14)
+    assert walk(read_recipe("vgg19-rmsprop", recipes=report_recipes()).optimizer) == pytest.approx(expected, abs=1e-14)
 
 
 def test_rmsprop_differs_from_torchs_where_gradients_are_small():
     # g = 1e-4: inside, sqrt(1e-9 + 1e-7); outside, sqrt(1e-9) + 1e-7.
-    ours = 1 - walk(read_recipe("vgg19-rmsprop").optimizer, [1e-4])[0]
+    ours = 1 - walk(read_recipe("vgg19-rmsprop", recipes=report_recipes()).optimizer, [1e-4])[0]
 
     assert ours == pytest.approx(0.001 * 1e-4 / math.sqrt(1e-9 + 1e-7), rel=1e-9)
     assert ours < 0.2 * (0.001 * 1e-4 / (math.sqrt(1e-9) + 1e-7))
@@ -59,7 +62,7 @@ def test_adam():
     # By hand, the first step is the learning rate itself: 1 - 0.001 x 1 / (1 + 1e-7).
     assert expected[0] == pytest.approx(0.9990000001, abs=1e-12)
 
-    assert walk(read_recipe("alexnet-adam").optimizer) == pytest.approx(expected, abs=1e-12)
+    assert walk(read_recipe("alexnet-adam", recipes=report_recipes()).optimizer) == pytest.approx(expected, abs=1e-12)
 
 
 def test_adamw_decays_weights_apart_from_the_gradient():

@@ -10,7 +10,7 @@ import pytest
 import torch
 from tests.training.conftest import small
 
-from pneumoscope.training.checkpoints import BEST, EPOCHS, STATE
+from pneumoscope.runs.run_folder import CHECKPOINT_FILE, EPOCHS_FILE, WEIGHTS_FILE
 from pneumoscope.training.train import train
 
 pytestmark = pytest.mark.training
@@ -68,9 +68,9 @@ def whole(phantoms, tmp_path_factory):
 
 
 def comparable(out):
-    table = [line.rpartition(",")[0] for line in (out / EPOCHS).read_text().splitlines()]  # without seconds
+    table = [line.rpartition(",")[0] for line in (out / EPOCHS_FILE).read_text().splitlines()]  # without seconds
     return {
-        "weights": (out / BEST).read_bytes(),
+        "weights": (out / WEIGHTS_FILE).read_bytes(),
         "network": (out / "bundle/network.onnx").read_bytes(),
         "epochs": table,
         "best": json.loads((out / "run.json").read_text())["best_epoch"],
@@ -87,9 +87,9 @@ def test_a_killed_run_ends_with_the_weights_of_one_that_was_not(whole, phantoms,
     assert killed.returncode == -signal.SIGKILL, killed.stderr
     assert not (out / "bundle").exists()
     assert json.loads((out / "run.json").read_text())["state"] == "running"
-    state = torch.load(out / STATE, weights_only=True) if kept else {"history": []}
+    state = torch.load(out / CHECKPOINT_FILE, weights_only=True) if kept else {"history": []}
     assert len(state["history"]) == kept
-    assert (out / STATE).exists() == bool(kept)
+    assert (out / CHECKPOINT_FILE).exists() == bool(kept)
 
     resumed = child(phantoms, out)
 
@@ -98,13 +98,13 @@ def test_a_killed_run_ends_with_the_weights_of_one_that_was_not(whole, phantoms,
 
 
 def test_what_is_left_when_only_the_export_was_interrupted(whole, phantoms, tmp_path, monkeypatch):
-    from pneumoscope.training import train as fit
+    from pneumoscope.training import train as module
 
     def interrupted(*_, **__):
         raise KeyboardInterrupt
 
     out = tmp_path / "run"
-    monkeypatch.setattr(fit, "export", interrupted)
+    monkeypatch.setattr(module, "export", interrupted)
     with pytest.raises(KeyboardInterrupt):
         train(RECIPE, phantoms, out)
     monkeypatch.undo()

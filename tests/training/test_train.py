@@ -13,7 +13,7 @@ from safetensors.torch import load_file, save_file
 from tests.training.conftest import small
 
 from pneumoscope.bundle.card import INPUT_CLASSES, read_bundle, short_hash
-from pneumoscope.bundle.self_test import self_test_image
+from pneumoscope.bundle.network_checks import self_test_image
 from pneumoscope.core.errors import (
     DatasetError,
     DivergedError,
@@ -25,19 +25,21 @@ from pneumoscope.core.errors import (
     UsageError,
 )
 from pneumoscope.data.layouts import load_manifest
-from pneumoscope.data.split import split
+from pneumoscope.data.split import split_manifest
 from pneumoscope.evaluation.evaluate import evaluate
 from pneumoscope.inference import BundleSession
-from pneumoscope.models.factory import build
+from pneumoscope.models.factory import create_model
+from pneumoscope.runs.recipe import read_recipe
+from pneumoscope.runs.record import read_run
+from pneumoscope.runs.run_folder import CHECKPOINT_FILE, WEIGHTS_FILE
 from pneumoscope.training import checkpoints
 from pneumoscope.training.augmentation import augment
 from pneumoscope.training.classifier import Classifier
 from pneumoscope.training.data_module import derive_seed
+from pneumoscope.training.devices import Devices, bf16_is_native
 from pneumoscope.training.input_classifier import PLAUSIBLE
 from pneumoscope.training.ood import fit_input_checks
-from pneumoscope.training.recipe import read_recipe
 from pneumoscope.training.train import split_as_asked, train
-from pneumoscope.training.trainer import Devices, bf16_is_native
 
 pytestmark = pytest.mark.training
 
@@ -64,7 +66,7 @@ def test_a_run_leaves_what_its_folder_promises(run):
     ):
         assert (out / name).stat().st_size > 0, name
     assert list((out / "tensorboard").glob("events*"))
-    assert json.loads((out / "run.json").read_text()) == result
+    assert read_run(out) == result
     assert read_recipe(str(out / "recipe.toml")) == small()
 
 
@@ -107,8 +109,8 @@ def test_the_population_is_images_as_they_are_and_each_four_times_otherwise():
     for copy in range(4):
         seen.append(augment(plain, PLAUSIBLE, [derive_seed(5, place, copy, 10) for place in range(40)]))
     with torch.no_grad():
-        mean = torch.cat([screen.eye(each) for each in seen]).mean(0)
-    torch.testing.assert_close(screen.population.mean, mean, rtol=1e-4, atol=1e-5)
+        mean = torch.cat([screen.extractor(each) for each in seen]).mean(0)
+    torch.testing.assert_close(screen.detector.mean, mean, rtol=1e-4, atol=1e-5)
 
 
 def test_the_edge_of_a_recipe_is_black_to_what_is_shipped(phantoms, tmp_path):
@@ -127,15 +129,15 @@ def test_run_json_says_what_a_sceptic_asks(run, phantoms):
     manifest = load_manifest(out / "manifest.csv", root=phantoms)
     rows = [line.split(",") for line in (out / "epochs.csv").read_text().splitlines()[1:]]
 
-    assert result["state"] == "finished"
-    assert (result["seed"], result["device"], result["split_by"]) == (3, "cpu", "patient")
-    assert {"python", "torch", "pneumoscope"} <= set(result["versions"])
-    assert {"processor", "cores", "system"} == set(result["machine"])
-    assert result["counts"]["train"] == manifest.counts()["train"]
-    assert result["average_train_accuracy"] == pytest.approx(np.mean([float(row[2]) for row in rows]))
-    assert result["average_validation_accuracy"] == pytest.approx(np.mean([float(row[4]) for row in rows]))
+    assert result.state == "finished"
+    assert (result.seed, result.device, result.split_by) == (3, "cpu", "patient")
+    assert {"python", "torch", "pneumoscope"} <= set(result.versions)
+    assert {"processor", "cores", "system"} == set(result.machine)
+    assert result.counts["train"] == manifest.counts()["train"]
+    assert result.average_train_accuracy == pytest.approx(np.mean([float(row[2]) for row in rows]))
+    assert result.average_validation_accuracy == pytest.approx(np.mean([float(row[4]) for row in rows]))
     best = max(rows, key=lambda row: float(row[4]))
-    assert (result["best_epoch"], result["best_validation_accuracy"]) == (int(best[0]), float(best[4]))
+    assert (result.best_epoch, result.best_validation_accuracy) == (int(best[0]), float(best[4]))
 
 
 def test_the_card_tells_which_images_decided(run, phantoms):
@@ -160,7 +162,7 @@ def test_the_same_seed_gives_the_same_weights_and_another_does_not(run, phantoms
     train(small(), phantoms, again)
     train(small(training={"seed": 4}), phantoms, other)
 
-    first, second, third = ((folder / checkpoints.BEST).read_bytes() for folder in (out, again, other))
+    first, second, third = ((folder / WEIGHTS_FILE).read_bytes() for folder in (out, again, other))
 
     assert first == second
     assert first != third
@@ -205,7 +207,7 @@ def test_a_run_killed_while_it_made_its_folder_goes_on(phantoms, tmp_path):
     with pytest.raises(RunError, match="is not empty and holds no run"):
         train(small(training={"epochs": 1}), phantoms, out)
 
-    assert train(small(training={"epochs": 1}), phantoms, out, resume=True)["state"] == "finished"
+    assert train(small(training={"epochs": 1}), phantoms, out, resume=True).state == "finished"
     assert read_recipe(str(out / "recipe.toml")).training.epochs == 1
 
 
@@ -229,7 +231,7 @@ def test_resuming_on_other_images_is_refused(run, phantoms, tmp_path):
 
 def test_a_manifest_with_a_patient_in_two_splits_is_refused(phantoms, tmp_path):
     manifest = load_manifest(phantoms)
-    leaked = split(manifest, by="image", validation=0.4)
+    leaked = split_manifest(manifest, by="image", validation=0.4)
     assert leaked.leaks()
     relabelled = type(leaked)(leaked.images, leaked.root, "patient")
 
@@ -245,13 +247,13 @@ def test_the_recipe_splits_images_that_are_not_split(phantoms):
 
     asked = split_as_asked(manifest, small(data={"by": "patient", "validation": 0.3}), "images")
 
-    assert asked == split(manifest, by="patient", validation=0.3, seed=3)
+    assert asked == split_manifest(manifest, by="patient", validation=0.3, seed=3)
 
 
 def test_the_splits_of_a_csv_are_taken_and_its_leaks_are_refused(phantoms):
-    split_by_image = split(load_manifest(phantoms), by="image", validation=0.4)
+    split_by_image = split_manifest(load_manifest(phantoms), by="image", validation=0.4)
     given = type(split_by_image)(split_by_image.images, split_by_image.root, "given")
-    whole = split(load_manifest(phantoms), by="patient", validation=0.3)
+    whole = split_manifest(load_manifest(phantoms), by="patient", validation=0.3)
 
     with pytest.raises(PatientLeakError, match=r"is in both train and validation .*mine.csv"):
         split_as_asked(given, small(), "mine.csv")
@@ -286,7 +288,7 @@ def test_a_image_that_cannot_be_decoded_is_named_before_training(phantoms, tmp_p
 
     with pytest.raises(UnreadableImageError, match=f"{broken.name}.*pneumoscope check-data"):
         train(small(), images, tmp_path / "run")
-    assert not (tmp_path / "run" / checkpoints.STATE).exists()
+    assert not (tmp_path / "run" / CHECKPOINT_FILE).exists()
 
 
 def test_a_batch_too_small_for_the_devices_is_refused(phantoms, tmp_path):
@@ -296,7 +298,7 @@ def test_a_batch_too_small_for_the_devices_is_refused(phantoms, tmp_path):
 
 def test_a_loss_that_is_no_number_is_an_error_that_names_the_epoch(phantoms, tmp_path):
     torch.manual_seed(0)
-    tensors = build("test_efficientnet", image_size=32).state_dict()
+    tensors = create_model("test_efficientnet", image_size=32).state_dict()
     last = list(tensors)[-1]
     tensors[last] = torch.full_like(tensors[last], float("nan"))
     save_file(tensors, tmp_path / "nan.safetensors")
@@ -320,7 +322,7 @@ def test_weights_that_spoil_after_the_last_step_of_an_epoch_are_not_kept(phantom
     with pytest.raises(DivergedError, match="logit is no number in epoch 2"):
         train(small(), phantoms, tmp_path / "run")
 
-    state = torch.load(tmp_path / "run" / checkpoints.STATE, weights_only=True)
+    state = torch.load(tmp_path / "run" / CHECKPOINT_FILE, weights_only=True)
     assert len(state["history"]) == 1
     assert all(torch.isfinite(value).all() for value in state["state_dict"].values())
 
@@ -329,7 +331,7 @@ def test_weights_that_spoil_after_the_last_step_of_an_epoch_are_not_kept(phantom
 def test_gradients_are_clipped_in_mixed_precision_too(phantoms, tmp_path, optimizer):
     recipe = small(optimizer={"name": optimizer, "clip": 1.0}, training={"epochs": 1, "precision": "bf16", "batch": 32})
 
-    assert train(recipe, phantoms, tmp_path / "run")["precision"] == "bf16"
+    assert train(recipe, phantoms, tmp_path / "run").precision == "bf16"
 
 
 def test_a_full_disk_keeps_the_last_good_checkpoint_and_the_run_goes_on_from_it(run, phantoms, tmp_path, monkeypatch):
@@ -353,12 +355,12 @@ def test_a_full_disk_keeps_the_last_good_checkpoint_and_the_run_goes_on_from_it(
     monkeypatch.undo()
     monkeypatch.setenv("PNEUMOSCOPE_CACHE", str(tmp_path / "cache"))
     assert json.loads((tmp_path / "run/run.json").read_text())["state"] == "running"
-    assert len(torch.load(tmp_path / "run" / checkpoints.STATE, weights_only=True)["history"]) == 1
+    assert len(torch.load(tmp_path / "run" / CHECKPOINT_FILE, weights_only=True)["history"]) == 1
     assert not [path for path in (tmp_path / "run/checkpoints").iterdir() if path.name.startswith(".")]
 
     train(small(), phantoms, tmp_path / "run", resume=True)
 
-    assert (tmp_path / "run" / checkpoints.BEST).read_bytes() == (out / checkpoints.BEST).read_bytes()
+    assert (tmp_path / "run" / WEIGHTS_FILE).read_bytes() == (out / WEIGHTS_FILE).read_bytes()
 
 
 def test_everything_of_ours_together_trains(phantoms, tmp_path):
@@ -370,13 +372,13 @@ def test_everything_of_ours_together_trains(phantoms, tmp_path):
 
     result = train(recipe, phantoms, tmp_path / "run")
 
-    state = torch.load(tmp_path / "run" / checkpoints.STATE, weights_only=True)["state_dict"]
-    kept = load_file(tmp_path / "run" / checkpoints.BEST)
+    state = torch.load(tmp_path / "run" / CHECKPOINT_FILE, weights_only=True)["state_dict"]
+    kept = load_file(tmp_path / "run" / WEIGHTS_FILE)
     averaged = {
         name.removeprefix("average.module."): value for name, value in state.items() if "average.module" in name
     }
     assert averaged.keys() == kept.keys()
-    if result["best_epoch"] == 2:
+    if result.best_epoch == 2:
         assert all(torch.equal(averaged[name], value) for name, value in kept.items())
     assert any(not torch.equal(state[f"network.{name}"], value) for name, value in kept.items())
 
@@ -396,7 +398,7 @@ def test_images_of_a_medmnist_archive_train_too(tmp_path):
 
     result = train(small(data={"by": "given"}, training={"epochs": 1}), tmp_path / "set.npz", tmp_path / "run")
 
-    assert result["counts"]["validation"] == {"NORMAL": 6, "PNEUMONIA": 6}
+    assert result.counts["validation"] == {"NORMAL": 6, "PNEUMONIA": 6}
 
 
 def test_sixteen_bit_images_train_too(tmp_path):
@@ -406,7 +408,7 @@ def test_sixteen_bit_images_train_too(tmp_path):
             path.parent.mkdir(parents=True, exist_ok=True)
             Image.fromarray(np.full((40, 40), grey + 100 * place, dtype=np.uint16)).save(path)
 
-    assert train(small(training={"epochs": 1}), tmp_path / "images", tmp_path / "run")["state"] == "finished"
+    assert train(small(training={"epochs": 1}), tmp_path / "images", tmp_path / "run").state == "finished"
 
 
 def test_all_that_is_fitted_on_scores_is_fitted_on_augmented_images_where_asked(phantoms, tmp_path):

@@ -59,12 +59,12 @@ def verify_command(data_dir: Path | None, database: str, expect_hash: str, as_js
     Example:  pneumoscope audit-log verify --data-dir records
     """
     from pneumoscope.service.audit.log import verify
-    from pneumoscope.service.storage.blob_store import IMAGES, FolderBlobStore
+    from pneumoscope.service.storage.blob_store import FolderBlobStore
 
     if expect_hash and not re.fullmatch(r"[0-9a-f]{64}", expect_hash):
         raise UsageError(f"--expect-hash {expect_hash[:80]!r} is not a SHA-256 hash", hint="Pass 64 hexadecimal digits")
     folder, engine = _opened(data_dir, database)
-    found = verify(engine, expected=expect_hash, images=FolderBlobStore(folder / IMAGES) if folder else None)
+    found = verify(engine, expected=expect_hash, images=FolderBlobStore(folder) if folder else None)
     if as_json:
         click.echo(json.dumps(dataclasses.asdict(found), indent=2))
         return

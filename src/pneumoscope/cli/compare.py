@@ -1,4 +1,4 @@
-"""`pneumoscope compare`: finished runs side by side, and what may be said of them."""
+"""`pneumoscope compare`."""
 
 from __future__ import annotations
 
@@ -12,11 +12,10 @@ __all__ = ["command"]
 
 @click.command("compare", short_help="Compare runs on the same test images.")
 @click.argument("runs", metavar="RUN...", nargs=-1, required=True, type=click.Path(path_type=Path))
-@click.option("--published", is_flag=True, help="Set the report's six rows beside ours, converted, with the erratum.")
 @click.option("--operating-point", default="half", show_default=True, help="Operating point of the threshold metrics.")
 @click.option("--out", required=True, type=click.Path(path_type=Path), help="Folder of the results.")
 @click.option("--json", "as_json", is_flag=True, help="Print one JSON document.")
-def command(runs: tuple[Path, ...], published: bool, operating_point: str, out: Path, as_json: bool) -> None:
+def command(runs: tuple[Path, ...], operating_point: str, out: Path, as_json: bool) -> None:
     """Compare runs that were evaluated on the same test images.
 
     Writes comparison.json, comparison.csv and report.html into --out. Needs no weights: run.json, epochs.csv,
@@ -26,11 +25,9 @@ def command(runs: tuple[Path, ...], published: bool, operating_point: str, out: 
     from pneumoscope.evaluation.compare import compare
     from pneumoscope.reporting.comparison_page import write_comparison_page
 
-    options = ["--published"] * published + (
-        ["--operating-point", operating_point] if operating_point != "half" else []
-    )
+    options = ["--operating-point", operating_point] if operating_point != "half" else []
     line = shlex.join(["pneumoscope", "compare", *map(str, runs), *options, "--out", str(out)])
-    comparison = compare(runs, published=published, operating_point=operating_point, out=out, command=line)
+    comparison = compare(runs, operating_point=operating_point, out=out, command=line)
     page = write_comparison_page(comparison, runs, out / "report.html")
     if as_json:
         click.echo(to_json(comparison), nl=False)
@@ -38,8 +35,4 @@ def command(runs: tuple[Path, ...], published: bool, operating_point: str, out: 
         return
     for sentence in comparison.sentences:
         click.echo(sentence)
-    for row in comparison.published or ():
-        click.echo(row.sentence)
-    if comparison.erratum:
-        click.echo(f"Erratum: {comparison.erratum}")
     click.echo(str(page))

@@ -17,8 +17,8 @@ def command(run: Path, out: Path) -> None:
 
     A bundle has two files, network.onnx and card.json. Inference needs neither PyTorch nor the run.
     """
-    from pneumoscope.bundle.card import find_bundle
-    from pneumoscope.bundle.export import export_bundle
+    from pneumoscope.bundle.card import export_bundle
+    from pneumoscope.runs.run_folder import find_bundle
 
     card = export_bundle(find_bundle(run), out)
     click.echo(f"{out}: {card.network}, {card.onnx_bytes / 1e6:.1f} MB, SHA-256 {card.onnx_sha256[:16]}")

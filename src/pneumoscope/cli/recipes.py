@@ -15,9 +15,11 @@ def command(name: str | None, as_json: bool) -> None:
 
     Example:  pneumoscope recipes alexnet-adam > mine.toml
     """
-    from pneumoscope.training.recipe import read_recipe, shipped
+    from pneumoscope.reproduction.recipes import report_recipes
+    from pneumoscope.runs.recipe import read_recipe, shipped
 
-    recipes = [read_recipe(name) for name in ([name] if name is not None else shipped())]
+    known = shipped() | report_recipes()
+    recipes = [read_recipe(name, recipes=known) for name in ([name] if name is not None else known)]
     if as_json:
         found = [recipe.model_dump(mode="json") for recipe in recipes]
         click.echo(json.dumps(found if name is None else found[0], indent=2))

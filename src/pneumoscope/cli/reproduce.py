@@ -30,14 +30,15 @@ def command(
     ledger: Path | None,
     as_json: bool,
 ) -> None:
-    """Make the report's six runs, evaluate them, and compare them with each other and with what it printed.
+    """Make the report's six runs, evaluate them, and compare them with each other and with the published table.
 
-    Goes on where it stopped: finished runs are not made again. VGG19 starts from ImageNet weights where its public file is
-    at hand, and has images of 64 pixels where there is no GPU; the results say which it was.
+    Finished runs are not made again, so an interrupted command can be repeated. VGG19 starts from ImageNet weights where its
+    public file is found, and uses images of 64 pixels without a GPU; the results say which.
     """
     from pneumoscope.core.results import to_json
-    from pneumoscope.reproduce import RUNS, reproduce
-    from pneumoscope.training.trainer import Devices
+    from pneumoscope.reproduction.experiment import reproduce
+    from pneumoscope.reproduction.recipes import RUNS
+    from pneumoscope.training.devices import Devices
 
     names = tuple(filter(None, only.split(","))) or RUNS
     options = [
@@ -62,6 +63,8 @@ def command(
         return
     for sentence in made.comparison.sentences:
         click.echo(sentence)
-    for row in made.comparison.published or ():
-        click.echo(row.sentence)
+    if made.comparison.reference:
+        for row in made.comparison.reference.rows:
+            click.echo(row.sentence)
+        click.echo(f"Erratum: {made.comparison.reference.note}")
     click.echo(str(made.page))

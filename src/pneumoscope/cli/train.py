@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import json
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Literal
@@ -31,7 +30,7 @@ import click
     show_default=True,
     help="Machines sharing a disk, each started by torchrun.",
 )
-@click.option("--json", "as_json", is_flag=True, help="Print what came of the run as one JSON document.")
+@click.option("--json", "as_json", is_flag=True, help="Print the run's record (run.json) as one JSON document.")
 def command(
     recipe: str,
     data: Path,
@@ -51,13 +50,15 @@ def command(
     Example:  pneumoscope train alexnet-adam --data chest_xray --out runs/alexnet-adam
     """
     from pneumoscope.cli.progress import image_progress
-    from pneumoscope.training.recipe import read_recipe
+    from pneumoscope.reproduction.recipes import report_recipes
+    from pneumoscope.runs.recipe import read_recipe, shipped
+    from pneumoscope.runs.run_folder import BUNDLE_FOLDER, CURVES_FILE
+    from pneumoscope.training.devices import Devices
     from pneumoscope.training.train import train
-    from pneumoscope.training.trainer import Devices
 
     with image_progress("preparing images") as progress, _told_how_to_go_on(out):
-        result = train(
-            read_recipe(recipe, overrides),
+        record = train(
+            read_recipe(recipe, overrides, shipped() | report_recipes()),
             data,
             out,
             resume=resume,
@@ -65,25 +66,27 @@ def command(
             progress=progress,
             tell=lambda words: click.echo(words, err=True),
         )
-    if result["state"] != "finished":
-        return  # another process of several nodes; the first one tells
+    if record.state != "finished":
+        return  # another process of several nodes; the first one prints
     if as_json:
-        click.echo(json.dumps(result, indent=2))
+        click.echo(record.to_json(), nl=False)
         return
     click.echo(
-        f"{result['name']}: best epoch {result['best_epoch']} of {result['epochs']},"
-        f" validation accuracy {result['best_validation_accuracy']:.4f}, {result['seconds'] / 60:.1f} min"
+        f"{record.name}: best epoch {record.best_epoch} of {record.epochs},"
+        f" validation accuracy {record.best_validation_accuracy:.4f}, {(record.seconds or 0) / 60:.1f} min"
     )
-    click.echo(f"bundle  {out / 'bundle'}")
-    click.echo(f"curves  {out / 'curves.svg'}")
+    click.echo(f"bundle  {out / BUNDLE_FOLDER}")
+    click.echo(f"curves  {out / CURVES_FILE}")
     click.echo(f"next    pneumoscope evaluate {out} --data {data}")
 
 
 @contextlib.contextmanager
 def _told_how_to_go_on(out: Path) -> Iterator[None]:
+    from pneumoscope.runs.run_folder import is_run_folder
+
     try:
         yield
     except KeyboardInterrupt:
-        if (out / "run.json").is_file():
+        if is_run_folder(out):
             click.echo("what was done is kept: the same command with --resume goes on", err=True)
         raise

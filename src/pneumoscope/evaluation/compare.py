@@ -1,4 +1,4 @@
-"""Sets finished runs side by side on the same test images. Needs their result files, and no weights."""
+"""Compare finished runs on the same test images. Needs their result files, and no weights."""
 
 from __future__ import annotations
 
@@ -10,6 +10,7 @@ from collections import Counter
 from collections.abc import Sequence
 from pathlib import Path
 
+import msgspec
 import numpy as np
 
 from pneumoscope import __version__
@@ -19,20 +20,13 @@ from pneumoscope.core.results import Comparison, Evaluation, Interval, RunSummar
 from pneumoscope.data.manifest import images_sha256
 from pneumoscope.evaluation.metrics import positives
 from pneumoscope.evaluation.paired import RunScores, findings, paired_tests
-from pneumoscope.evaluation.published import ERRATUM, published_rows
-from pneumoscope.evaluation.records import (
-    COMPARISON_FILE,
-    EVALUATION_FILE,
-    PREDICTIONS_FILE,
-    RUN_FILE,
-    RunRecord,
-    read_evaluation,
-    read_predictions,
-    read_run,
-)
+from pneumoscope.runs.evaluations import read_evaluation, read_predictions
+from pneumoscope.runs.record import RunRecord, read_run
+from pneumoscope.runs.run_folder import EVALUATION_FILE, PREDICTIONS_FILE, evaluation_folder
 
-__all__ = ["COMPARISON_TABLE", "compare"]
+__all__ = ["COMPARISON_FILE", "COMPARISON_TABLE", "compare", "write_comparison"]
 
+COMPARISON_FILE = "comparison.json"
 COMPARISON_TABLE = "comparison.csv"
 
 
@@ -47,18 +41,12 @@ class _Run:
 
 
 def compare(
-    runs: Sequence[Path],
-    *,
-    published: bool = False,
-    operating_point: str = "half",
-    out: Path | None = None,
-    command: str = "",
+    runs: Sequence[Path], *, operating_point: str = "half", out: Path | None = None, command: str = ""
 ) -> Comparison:
     """Compare runs that were evaluated on the same test images.
 
     Args:
         runs: run folders with `run.json` and `evaluation/test/`.
-        published: set the report's six rows beside ours.
         operating_point: operating point of the threshold metrics and of McNemar's test.
         out: where comparison.json and comparison.csv are written; nowhere where None.
         command: what was run, for the record.
@@ -96,21 +84,28 @@ def compare(
         runs=rows,
         pairs=pairs,
         sentences=(*findings([row.name for row in rows], [row.test["accuracy"] for row in rows], pairs), *_looks(read)),
-        published=published_rows({row.name: row for row in rows}, first.counts) if published else None,
-        erratum=ERRATUM if published else "",
         command=command,
         created=datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
         version=__version__,
     )
     if out is not None:
-        write_atomically(out / COMPARISON_TABLE, _table(comparison))
-        write_atomically(out / COMPARISON_FILE, to_json(comparison))
+        write_comparison(comparison, out)
     return comparison
 
 
+def write_comparison(comparison: Comparison, out: Path) -> None:
+    """Write comparison.json and comparison.csv into a folder, which is made where missing.
+
+    Raises:
+        StorageError: A file cannot be written.
+    """
+    write_atomically(out / COMPARISON_TABLE, _table(comparison))
+    write_atomically(out / COMPARISON_FILE, to_json(comparison))
+
+
 def _read(folder: Path, operating_point: str) -> _Run:
-    record = read_run(folder / RUN_FILE)
-    results = folder / "evaluation" / "test"
+    record = read_run(folder, finished=True)
+    results = evaluation_folder(folder)
     if not (results / EVALUATION_FILE).is_file():
         raise RunError(
             f"run {str(folder)!r} has not been evaluated on test images (no {str(results / EVALUATION_FILE)!r})",
@@ -143,7 +138,7 @@ def _told_apart(runs: Sequence[_Run]) -> list[_Run]:
     return [
         run
         if times[run.record.name] == 1
-        else dataclasses.replace(run, record=run.record.model_copy(update={"name": run.folder.resolve().name}))
+        else dataclasses.replace(run, record=msgspec.structs.replace(run.record, name=run.folder.resolve().name))
         for run in runs
     ]
 
@@ -181,6 +176,7 @@ def _refuse_others(runs: Sequence[_Run]) -> None:
 
 def _summary(record: RunRecord, evaluation: Evaluation, operating_point: str) -> RunSummary:
     judged = evaluation.operating_points[operating_point]
+    assert record.seconds is not None
     return RunSummary(
         name=record.name,
         network=record.network,

@@ -17,20 +17,21 @@ from typing import Any
 import numpy as np
 
 from pneumoscope import __version__
-from pneumoscope.bundle.card import Card, find_bundle
+from pneumoscope.bundle.card import Card
 from pneumoscope.core.errors import UnknownNameError, UnreadableImageError
 from pneumoscope.core.files import write_atomically
 from pneumoscope.core.prediction import Rejection
 from pneumoscope.core.results import Evaluation, Interval, RejectionSummary, ScoredImage, to_json
-from pneumoscope.data.layouts import read_image
+from pneumoscope.data.hashing import read_image
 from pneumoscope.data.manifest import LABELS, LabelledImage, images_sha256
 from pneumoscope.evaluation.ledger import default_ledger, record_evaluation
 from pneumoscope.evaluation.metrics import etiology_aurocs, evaluate_operating_point, ranking_metrics
-from pneumoscope.evaluation.records import EVALUATION_FILE, PREDICTIONS_FILE, predictions_csv
 from pneumoscope.evaluation.selection import refuse_chosen_thresholds, refuse_seen, select_images, unreadable_error
 from pneumoscope.imaging.decode import Radiograph
 from pneumoscope.inference.decision import sigmoid
 from pneumoscope.inference.session import BundleSession
+from pneumoscope.runs.evaluations import predictions_csv
+from pneumoscope.runs.run_folder import EVALUATION_FILE, MANIFEST_FILE, PREDICTIONS_FILE, evaluation_folder, find_bundle
 from pneumoscope.statistics.inputs import patient_numbers
 from pneumoscope.statistics.intervals import proportion
 
@@ -85,7 +86,7 @@ def evaluate(
     for name in operating_points:
         if name not in card.operating_points:
             raise UnknownNameError("operating point", name, card.operating_points)
-    root, images = select_images(data, split, target / "manifest.csv" if is_run else None)
+    root, images = select_images(data, split, target / MANIFEST_FILE if is_run else None)
     if split == "test":
         refuse_seen(images, card)
     refuse_chosen_thresholds(images, card, operating_points)
@@ -97,7 +98,7 @@ def evaluate(
         number = record_evaluation(ledger or default_ledger(), _ledger_entry(evaluation))
         evaluation = dataclasses.replace(evaluation, test_evaluation=number)
     if out is None and is_run:
-        out = target / "evaluation" / split
+        out = evaluation_folder(target, split)
     if out is not None:
         write_atomically(out / PREDICTIONS_FILE, predictions_csv(scored))
         write_atomically(out / EVALUATION_FILE, to_json(evaluation))
@@ -145,7 +146,7 @@ def _decoded(
             try:
                 yield future.result()
             except UnreadableImageError as error:
-                unreadable.append((image.path, error.why))
+                unreadable.append((image.path, error.reason))
             for following in islice(rest, 1):
                 waiting.append((following, pool.submit(read, following)))
 

@@ -36,6 +36,7 @@ from pneumoscope.imaging.decode import decode
 from pneumoscope.imaging.phantom_drawing import draw
 from pneumoscope.inference.discovery import discover_images
 from pneumoscope.inference.model import ImageSource, load_model
+from pneumoscope.runs.run_folder import MANIFEST_FILE
 from pneumoscope.statistics.intervals import proportion
 
 __all__ = [
@@ -265,7 +266,7 @@ def measure_robustness(
         raise UsageError("--originals and --copies must be given together")
     size_pairs = _pair_copies(originals, copies) if originals and copies else None
     model = load_model(target, operating_point=operating_point, threads=1)
-    root, available = select_images(data, split, target / "manifest.csv")
+    root, available = select_images(data, split, target / MANIFEST_FILE)
     sample = balanced_sample(available, images // 2, np.random.default_rng(seed))
     patients = [image.patient for image in sample]
     pixels = [decode(root / image.path).pixels for image in sample]

@@ -29,7 +29,7 @@ from PIL import Image, ImageFilter
 from scipy.stats import spearmanr
 
 from pneumoscope import __version__
-from pneumoscope.bundle.card import Card, find_bundle, read_bundle
+from pneumoscope.bundle.card import Card, read_bundle
 from pneumoscope.core.errors import UsageError
 from pneumoscope.core.files import write_atomically
 from pneumoscope.core.i18n import NOTICE
@@ -41,6 +41,7 @@ from pneumoscope.imaging.preprocess import preprocess
 from pneumoscope.inference.decision import sigmoid
 from pneumoscope.inference.saliency import over_image
 from pneumoscope.inference.session import BundleSession
+from pneumoscope.runs.run_folder import MANIFEST_FILE, find_bundle
 from pneumoscope.statistics.intervals import patient_bootstrap, undefined
 
 __all__ = [
@@ -195,7 +196,7 @@ def check_saliency(
     card, network = read_bundle(find_bundle(target))
     session = BundleSession(card, network)
     session.refuse_unexplained()
-    root, available = select_images(data, split, target / "manifest.csv")
+    root, available = select_images(data, split, target / MANIFEST_FILE)
     rng = np.random.default_rng(seed)
     sample = _draw_sample(session, root, available, images, rng)
     rows, columns = sample.heatmaps.shape[1:]

@@ -19,10 +19,11 @@ from PIL import Image, ImageDraw, ImageFont
 from pneumoscope.bundle.card import Card
 from pneumoscope.core.errors import UsageError
 from pneumoscope.core.i18n import NOTICE
+from pneumoscope.core.messages import probability_text
 from pneumoscope.imaging.image import Radiograph
 from pneumoscope.imaging.preprocess import Crop
 
-__all__ = ["Layer", "blend", "heatmap_layer", "over_image", "percent", "render_heatmap"]
+__all__ = ["Layer", "blend", "heatmap_layer", "over_image", "render_heatmap"]
 
 _LONGEST, _SHORTEST = 1024, 640  # of the picture's longer side, pixels; small images are enlarged, for the text to fit
 _LAYER = 512  # of a layer's longer side: its places are few, and it is stretched
@@ -78,7 +79,7 @@ def render_heatmap(
     grey = Image.fromarray(image.pixels).resize((width, height), Image.Resampling.BILINEAR)
     strength = over_image(heatmap, width, height, card.preprocessing.crop) / (most or 1.0)
     picture = _lay_over(np.asarray(grey), strength)
-    words = f"{decision}: probability of pneumonia {percent(probability)}"
+    words = f"{decision}: probability of pneumonia {probability_text(probability)}"
     legend = _legend(max(width, _NARROWEST), words, threshold, card, heatmap.shape, most)
     canvas = Image.new("RGB", (legend.width, height + legend.height), _GROUND)
     canvas.paste(Image.fromarray(picture), ((legend.width - width) // 2, 0))
@@ -184,8 +185,8 @@ def _legend(width: int, words: str, threshold: float, card: Card, places: tuple[
     inner = width - 2 * _MARGIN
     few = " So few places hardly tell one part of an image from another." if places[0] * places[1] < _FEW else ""
     about = (
-        f"Pneumonia is called from {percent(threshold)}. What each of {places[0]} x {places[1]} places contributed to the logit"
-        f" of {card.name}, on a scale of this image alone."
+        f"Pneumonia is called from {probability_text(threshold)}. What each of {places[0]} x {places[1]} places"
+        f" contributed to the logit of {card.name}, on a scale of this image alone."
         f" It shows what the network used, not where disease is.{few}"
     )
     draw = ImageDraw.Draw(Image.new("RGB", (1, 1)))
@@ -210,7 +211,7 @@ def _legend(width: int, words: str, threshold: float, card: Card, places: tuple[
 def _scale(legend: Image.Image, draw: ImageDraw.ImageDraw, font: _Font, y: int, most: float) -> int:
     """The bar as it looks over mid grey, names above it, numbers below; gives the next free row."""
     left, right = _MARGIN, legend.width - _MARGIN - 1
-    draw.text((left, y), "towards normal", _INK, font)
+    draw.text((left, y), "against pneumonia", _INK, font)
     draw.text((right, y), "towards pneumonia", _INK, font, anchor="ra")
     y += 22
     strength = np.linspace(-1, 1, right - left + 1, dtype=np.float32)
@@ -233,10 +234,3 @@ def _wrap(draw: ImageDraw.ImageDraw, words: str, font: _Font, width: int) -> lis
         else:
             lines.append(word)
     return lines
-
-
-def percent(probability: float) -> str:
-    """Never 0% or 100%: no image is certain."""
-    if probability < 0.01:
-        return "below 1%"
-    return "above 99%" if probability > 0.99 else f"{100 * probability:.0f}%"

@@ -74,7 +74,7 @@ def _notes(comparison: Comparison, runs: Sequence[RunData]) -> dict[str, str]:
     """How the intervals of each part of the page were made."""
     operating_points = [point for run in runs for point in run.evaluation.operating_points.values()]
     tests = [run.summary.test for run in runs]
-    published = comparison.published or ()
+    rows = comparison.reference.rows if comparison.reference else ()
     return {
         "metrics": _note((key, test[key]) for test in tests for key in wording.METRICS if key in test),
         **{metric: _note((metric, test[metric]) for test in tests if metric in test) for metric in ("auroc", "auprc")},
@@ -86,8 +86,8 @@ def _notes(comparison: Comparison, runs: Sequence[RunData]) -> dict[str, str]:
             + [("AUROC", value) for run in runs for value in run.evaluation.auroc_by_etiology.values()]
         ),
         **{f"pairs by {metric}": _pair_note(comparison, metric) for metric in wording.PAIR_METRICS},
-        "published": _note((key, value) for row in published for key, value in row.metrics.items()),
-        "ours": wording.interval_note(("difference", row.ours) for row in published if row.ours is not None),
+        "reference": _note((key, value) for row in rows for key, value in row.metrics.items()),
+        "difference": wording.interval_note(("difference", row.difference) for row in rows if row.difference),
     }
 
 

@@ -3,33 +3,26 @@
 from __future__ import annotations
 
 import dataclasses
-import json
 import math
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+import msgspec
 import numpy as np
 
 from pneumoscope.core.errors import RunError
 from pneumoscope.core.results import Comparison, Evaluation, RunSummary
 from pneumoscope.evaluation.metrics import positives
-from pneumoscope.evaluation.records import (
-    EVALUATION_FILE,
-    PREDICTIONS_FILE,
-    RUN_FILE,
-    read_evaluation,
-    read_predictions,
-)
-from pneumoscope.reporting.curves import Epochs, read_epochs
-from pneumoscope.reporting.files import read_text
 from pneumoscope.reporting.style import RunStyle, run_style
+from pneumoscope.runs.epochs import Epoch, read_epochs
+from pneumoscope.runs.evaluations import read_evaluation, read_predictions
+from pneumoscope.runs.files import read_text
+from pneumoscope.runs.record import RunRecord, read_run
+from pneumoscope.runs.run_folder import EVALUATION_FILE, PREDICTIONS_FILE, RECIPE_FILE, evaluation_folder
 from pneumoscope.statistics.inputs import BoolArray, FloatArray
 
 __all__ = ["RunData", "load_run_data"]
-
-_TEST = Path("evaluation") / "test"
-RECIPE_FILE = "recipe.toml"
 
 
 @dataclasses.dataclass(frozen=True)
@@ -61,7 +54,7 @@ class RunData:
         scores: image by image.
         epochs: of its training.
         recipe: the recipe file, verbatim.
-        facts: what its `run.json` says, nested names joined by dots.
+        facts: its record without the recipe, nested names joined by dots.
     """
 
     index: int
@@ -69,7 +62,7 @@ class RunData:
     summary: RunSummary
     evaluation: Evaluation
     scores: Scores
-    epochs: Epochs
+    epochs: tuple[Epoch, ...]
     recipe: str
     facts: tuple[tuple[str, str], ...]
 
@@ -87,7 +80,8 @@ def load_run_data(comparison: Comparison, runs: Sequence[Path]) -> tuple[RunData
         raise RunError(f"the comparison has {len(comparison.runs)} runs and {len(runs)} folders were given")
     found = []
     for index, (summary, folder) in enumerate(zip(comparison.runs, runs, strict=True)):
-        evaluation = read_evaluation(folder / _TEST / EVALUATION_FILE)
+        results = evaluation_folder(folder)
+        evaluation = read_evaluation(results / EVALUATION_FILE)
         if evaluation.name != summary.name:
             raise RunError(
                 f"{folder} holds run {evaluation.name!r}; the comparison has {summary.name!r} in that place",
@@ -105,10 +99,10 @@ def load_run_data(comparison: Comparison, runs: Sequence[Path]) -> tuple[RunData
                 look=run_style(index),
                 summary=summary,
                 evaluation=evaluation,
-                scores=_scores(folder / _TEST / PREDICTIONS_FILE, evaluation.n),
+                scores=_scores(results / PREDICTIONS_FILE, evaluation.n),
                 epochs=read_epochs(folder),
                 recipe=read_text(folder / RECIPE_FILE),
-                facts=_facts(folder / RUN_FILE),
+                facts=_facts(read_run(folder)),
             )
         )
     return tuple(found)
@@ -124,27 +118,18 @@ def _scores(path: Path, n: int) -> Scores:
     )
 
 
-def _facts(path: Path) -> tuple[tuple[str, str], ...]:
-    """What `run.json` says beside the recipe, which is shown verbatim."""
-    try:
-        data = json.loads(read_text(path))
-    except ValueError as error:
-        raise RunError(f"{path} is not JSON: {error}") from error
-    if not isinstance(data, dict):
-        raise RunError(f"{path} holds a {type(data).__name__}, not an object")
-    return tuple(_flat({name: value for name, value in data.items() if name != "recipe"}))
+def _facts(record: RunRecord) -> tuple[tuple[str, str], ...]:
+    """The record without the recipe, which is shown verbatim."""
+    return tuple(_flat({name: value for name, value in msgspec.to_builtins(record).items() if name != "recipe"}))
 
 
 def _flat(data: Mapping[str, Any], before: str = "") -> list[tuple[str, str]]:
-    """Names and values as a reader sees them; nested names are joined by dots; what is empty or a table is left out."""
+    """Return names and values as text; nested names are joined by dots; empty values and lists are left out."""
     found: list[tuple[str, str]] = []
     for name, value in data.items():
         if isinstance(value, Mapping):
             found += _flat(value, f"{before}{name}.")
-        elif isinstance(value, list):
-            if value and not isinstance(value[0], Mapping | list):
-                found.append((before + name, ", ".join(map(str, value))))
-        elif value is not None and value != "":
+        elif value is not None and value != "" and not isinstance(value, tuple):
             text = f"{value:g}" if isinstance(value, float) and math.isfinite(value) else str(value)
             found.append((before + name, text))
     return found

@@ -6,11 +6,9 @@ import contextlib
 import errno
 import faulthandler
 import logging
-import os
 import re
 import signal
 import socket
-import sys
 import threading
 import time
 import webbrowser
@@ -21,12 +19,12 @@ from pathlib import Path
 import uvicorn
 
 from pneumoscope.core.errors import UsageError
-from pneumoscope.core.files import locked
 from pneumoscope.core.i18n import NOTICE
 from pneumoscope.inference.model import load_model
 from pneumoscope.service.app import Settings, make_app
 from pneumoscope.service.auth.tokens import Authenticator, is_loopback, read_tokens
-from pneumoscope.service.storage.data_directory import create_data_directory
+from pneumoscope.service.storage.blob_store import BLOBS
+from pneumoscope.service.storage.data_directory import data_directory_lock
 from pneumoscope.service.storage.repository import PredictionRepository
 
 __all__ = ["serve"]
@@ -38,7 +36,6 @@ _STOP_SECONDS = 150  # for what was taken in to be answered; then whoever has no
 # Whose log lines are told. Those of others are not: what reads images repeats what stands in them.
 _TOLD = ("pneumoscope.service", "sqlalchemy", "asyncio", "concurrent.futures")
 _NAME = r"[A-Za-z0-9]([A-Za-z0-9.-]{0,251}[A-Za-z0-9])?"
-_LOCK = ".serving"
 _OF_PORTS = (errno.EADDRINUSE, errno.EACCES, errno.EPERM)  # taken by another process, or kept for the system's own
 
 
@@ -89,8 +86,13 @@ def serve(
             hint="Name a file of tokens with --token-file, or say --no-auth if something in front of it lets nobody else in",
         )
     access = Authenticator(read_tokens(token_file) if token_file else {})
-    judge = load_model(model, operating_point=operating_point, threads=1)
-    with _libraries_are_silent(), _listening(host, port) as listener, _alone(folder):
+    judge = load_model(model, operating_point=operating_point, threads=1, isolated=True)
+    faulthandler.enable()  # a crash is logged
+    with (
+        contextlib.closing(judge),
+        _listening(host, port) as listener,
+        data_directory_lock(folder) if folder else contextlib.nullcontext(),
+    ):
         records = PredictionRepository(folder, database)
         app = make_app(judge, records, access, Settings(loopback=loopback, public_name=public_name, keep=keep))
         server = uvicorn.Server(
@@ -113,11 +115,18 @@ def serve(
         tell(f"{address}  model {judge.card.name}, operating point {judge.operating_point_name}")
         tell(f"keeps images and records in {folder or 'memory'}" + (" until it stops" if folder is None else ""))
         tell(NOTICE)
+        _warn_of_orphaned_files(len(records.orphaned))
         if show:  # it waits for the answer; a browser in a terminal would not come back
             threading.Thread(target=webbrowser.open, args=(address,), daemon=True).start()
         with _stopping_is_no_failure(server):
             server.run(sockets=[listener])
     tell("stopped")
+
+
+def _warn_of_orphaned_files(count: int) -> None:
+    if count:
+        files = f"{count} orphaned file{'' if count == 1 else 's'}"
+        _LOG.warning("Found %s in %s/ (no database record). See `pneumoscope storage check`", files, BLOBS)
 
 
 def _log_to_stderr() -> None:
@@ -134,34 +143,6 @@ def _log_to_stderr() -> None:
     logging.getLogger("uvicorn.error").addFilter(_without_trace)
     # It tells of characters in forms that are not as they should be; their sender is told.
     logging.getLogger("python_multipart").setLevel(logging.CRITICAL)
-
-
-@contextlib.contextmanager
-def _libraries_are_silent() -> Iterator[None]:
-    """Keep the log to ourselves.
-
-    Libraries in C write to the process's standard error by its number, past all that Python knows of: libtiff a line for each
-    row of an image that is not as it should be. What Python writes goes on through another number.
-    """
-    try:
-        shown = os.dup(2)
-    except OSError:  # there is none
-        yield
-        return
-    before, none = sys.stderr, os.open(os.devnull, os.O_WRONLY)
-    with open(shown, "w", buffering=1, encoding="utf-8", errors="backslashreplace") as ours:  # noqa: PTH123  it is a number
-        os.dup2(none, 2)
-        if before is sys.__stderr__:  # else it goes elsewhere already
-            sys.stderr = ours
-            faulthandler.enable(ours)  # a crash is told
-        try:
-            yield
-        finally:
-            if before is sys.__stderr__:
-                faulthandler.disable()
-                sys.stderr = before
-            os.dup2(shown, 2)
-            os.close(none)
 
 
 def _without_trace(record: logging.LogRecord) -> bool:
@@ -186,17 +167,6 @@ def _stopping_is_no_failure(server: uvicorn.Server) -> Iterator[None]:
     finally:
         for number, handler in before.items():
             signal.signal(number, handler)
-
-
-@contextlib.contextmanager
-def _alone(folder: Path | None) -> Iterator[None]:
-    if folder is None:
-        yield
-        return
-    create_data_directory(folder)
-    held = UsageError(f"another process serves {str(folder)!r}", hint="Stop it, or choose another folder with --data")
-    with locked(folder / _LOCK, held):
-        yield
 
 
 @contextlib.contextmanager

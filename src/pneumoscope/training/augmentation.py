@@ -17,7 +17,7 @@ from PIL import Image
 from torch import Tensor
 from torchvision.transforms.v2.functional import gaussian_blur
 
-from pneumoscope.training.recipe import Augmentation
+from pneumoscope.runs.recipe import Augmentation
 
 __all__ = ["augment"]
 

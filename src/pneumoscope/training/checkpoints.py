@@ -17,14 +17,11 @@ from safetensors.torch import save
 
 from pneumoscope.core.errors import StorageError
 from pneumoscope.core.files import write_atomically
+from pneumoscope.runs.epochs import best_epoch, epochs_csv
+from pneumoscope.runs.run_folder import CHECKPOINT_FILE, EPOCHS_FILE, WEIGHTS_FILE
 from pneumoscope.training.classifier import Classifier
-from pneumoscope.training.history import best_epoch, history_csv
 
-__all__ = ["BEST", "EPOCHS", "STATE", "AtomicCheckpoints", "KeepBestAndLast", "epochs_done"]
-
-STATE = "checkpoints/last.ckpt"
-BEST = "checkpoints/best.safetensors"
-EPOCHS = "epochs.csv"
+__all__ = ["AtomicCheckpoints", "KeepBestAndLast", "epochs_done"]
 
 
 class AtomicCheckpoints(CheckpointIO):
@@ -72,14 +69,14 @@ class KeepBestAndLast(Checkpoint):
         history, select = pl_module.history, pl_module.recipe.training.select
         if trainer.is_global_zero and best_epoch(history, select) is history[-1]:
             tensors = {name: value.contiguous().cpu() for name, value in pl_module.kept.state_dict().items()}
-            write_atomically(self.run / BEST, save(tensors))
-        trainer.save_checkpoint(self.run / STATE)
+            write_atomically(self.run / WEIGHTS_FILE, save(tensors))
+        trainer.save_checkpoint(self.run / CHECKPOINT_FILE)
         if trainer.is_global_zero:
-            write_atomically(self.run / EPOCHS, history_csv(history))
+            write_atomically(self.run / EPOCHS_FILE, epochs_csv(history))
 
 
 def epochs_done(run: Path) -> int:
     """Whole epochs that a run's state holds; 0 where there is no state yet."""
-    state = run / STATE
+    state = run / CHECKPOINT_FILE
     # Mapped, not read: the tensors are hundreds of megabytes.
     return len(torch.load(state, map_location="cpu", weights_only=True, mmap=True)["history"]) if state.exists() else 0

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import contextlib
 import functools
 import time
 from typing import Any, cast
@@ -15,13 +14,12 @@ from torch import Tensor
 from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 
 from pneumoscope.core.errors import DivergedError
-from pneumoscope.models.base import Network
+from pneumoscope.models.base import ClassifierNetwork
+from pneumoscope.runs.epochs import Epoch
+from pneumoscope.runs.recipe import Recipe
 from pneumoscope.statistics.roc import auroc
-from pneumoscope.training.batch_norm import JointBatchNorm
 from pneumoscope.training.data_module import Batch, derive_seed
-from pneumoscope.training.history import Epoch
 from pneumoscope.training.optimizers import make_optimizer, make_schedule
-from pneumoscope.training.recipe import Recipe
 
 __all__ = ["Classifier"]
 
@@ -38,7 +36,13 @@ class Classifier(pl.LightningModule):
     """
 
     def __init__(
-        self, recipe: Recipe, network: Network, weights: tuple[float, float], steps_an_epoch: int, *, on_features: bool
+        self,
+        recipe: Recipe,
+        network: ClassifierNetwork,
+        weights: tuple[float, float],
+        steps_an_epoch: int,
+        *,
+        on_features: bool,
     ) -> None:
         super().__init__()
         self.recipe, self.network, self.on_features = recipe, network, on_features
@@ -52,7 +56,7 @@ class Classifier(pl.LightningModule):
             # It follows; it does not train. Several devices would otherwise wait for its gradients.
             self.average.requires_grad_(False)
         if on_features:
-            for parameter in network.convolutions():
+            for parameter in network.backbone_parameters():
                 parameter.requires_grad_(False)
         self.history: list[Epoch] = []
         self._sums = torch.zeros(3)
@@ -60,11 +64,11 @@ class Classifier(pl.LightningModule):
         self._started = 0.0
 
     @property
-    def kept(self) -> Network:
+    def kept(self) -> ClassifierNetwork:
         """The network that is validated and kept: the mean of the weights where the recipe has one."""
         if self.average is None:
             return self.network
-        return cast(Network, self.average.module)
+        return cast(ClassifierNetwork, self.average.module)
 
     def configure_optimizers(self) -> OptimizerLRSchedulerConfig:
         """By the recipe; the schedule moves a step at a time."""
@@ -88,9 +92,7 @@ class Classifier(pl.LightningModule):
 
     def training_step(self, batch: Batch, _: int) -> Tensor:
         """One step; its images count towards the epoch's training loss and accuracy as they were seen, as Keras counts."""
-        joint = torch.distributed.is_available() and torch.distributed.is_initialized() and self.device.type == "cpu"
-        with JointBatchNorm() if joint else contextlib.nullcontext():
-            logits = self._logits(self.network, batch.images)
+        logits = self._logits(self.network, batch.images)
         smoothing = self.recipe.training.label_smoothing
         targets = batch.labels * (1 - smoothing) + 0.5 * smoothing
         normal, pneumonia = self._label_weights
@@ -101,6 +103,7 @@ class Classifier(pl.LightningModule):
         correct = ((logits > 0) == (batch.labels > 0)).sum()
         count = len(batch.labels)
         self._sums += torch.stack([loss.detach() * count, correct, torch.full_like(loss.detach(), count)])
+        self.log("train_loss", loss.detach(), prog_bar=True, logger=False)
         # Devices' gradients are averaged evenly, whatever their shares of the batch.
         return loss * batch.weight
 
@@ -149,8 +152,9 @@ class Classifier(pl.LightningModule):
         )
         self.history.append(row)
         if self.logger is not None:
-            figures = {key: value for key, value in row._asdict().items() if key != "epoch"}
-            self.logger.log_metrics(figures, step=row.epoch)
+            metrics = {key: value for key, value in row._asdict().items() if key != "epoch"}
+            self.logger.log_metrics(metrics, step=row.epoch)
+        self.log("validation_accuracy", accuracy, prog_bar=True, logger=False, sync_dist=True)
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         """Remember the history."""
@@ -167,8 +171,8 @@ class Classifier(pl.LightningModule):
             " the checkpoint of the epoch before is kept",
         )
 
-    def _logits(self, network: Network, images: Tensor) -> Tensor:
-        logits: Tensor = network.classify(images).squeeze(1) if self.on_features else network(images)
+    def _logits(self, network: ClassifierNetwork, images: Tensor) -> Tensor:
+        logits: Tensor = network.forward_head(images).squeeze(1) if self.on_features else network(images)
         return logits.float()
 
     def _from_all(self, own: Tensor) -> Tensor:

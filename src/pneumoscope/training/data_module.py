@@ -22,8 +22,8 @@ from torch.utils.data import DataLoader, Dataset
 from pneumoscope.data.cache import load_array, preprocess_images
 from pneumoscope.data.manifest import LabelledImage
 from pneumoscope.imaging.preprocess import Preprocessing
+from pneumoscope.runs.recipe import Augmentation
 from pneumoscope.training.augmentation import augment
-from pneumoscope.training.recipe import Augmentation
 
 __all__ = ["Batch", "ImageArrays", "ImageDataModule", "KeptFeatures", "derive_seed", "epoch_order"]
 

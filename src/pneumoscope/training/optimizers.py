@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 from torch.optim.lr_scheduler import LambdaLR
 
-from pneumoscope.training.recipe import Optimizer
+from pneumoscope.runs.recipe import Optimizer
 
 __all__ = ["RMSprop", "make_optimizer", "make_schedule"]
 

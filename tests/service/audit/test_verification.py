@@ -20,7 +20,7 @@ NAME = "Jane Doe"
 
 @pytest.fixture
 def lived(tmp_path, database):
-    """PredictionRepository of all kinds: plain, reviewed twice, rejected, with its image removed, deleted, and deleted and sent once more."""
+    """A repository with records of all kinds: reviewed twice, rejected, image removed, deleted, deleted and posted again."""
     now = [datetime(2026, 1, 1, tzinfo=UTC)]
 
     def tick():
@@ -52,13 +52,13 @@ def changed(records, statement, **values):
 
 def told(records):
     with pytest.raises(AuditLogError) as caught:
-        verify(records.engine, images=records.images)
+        verify(records.engine, images=records.blobs)
     assert "Doe" not in str(caught.value)
     return caught.value.message
 
 
 def test_what_only_the_service_changed_holds(lived):
-    found = verify(lived.engine, images=lived.images)
+    found = verify(lived.engine, images=lived.blobs)
     assert (found.rows, found.records, found.images) == (14, 5, 4)
     assert verify(lived.engine) == Verified(14, found.last, 5, None)
 
@@ -165,15 +165,15 @@ def test_of_many_differences_the_first_are_told_and_the_others_counted(records):
     ("damage", "words"),
     [
         (lambda path: path.unlink(), "is missing"),
-        (lambda path: path.write_bytes(b"another"), "cannot be given out: .* is not the image that was kept there"),
+        (lambda path: path.write_bytes(b"another"), "cannot be given out: .* is damaged"),
     ],
 )
 def test_a_image_that_is_missing_or_another_is_told(lived, tmp_path, damage, words):
     sha256 = content_hash(b"reviewed")
-    damage(tmp_path / "data/images" / sha256[:2] / sha256)
+    damage(tmp_path / "data/blobs" / sha256[:2] / sha256)
     verify(lived.engine)  # the images are not looked at
     with pytest.raises(AuditLogError, match=f"the image of record '[0-9a-f]{{32}}' {words}"):
-        verify(lived.engine, images=lived.images)
+        verify(lived.engine, images=lived.blobs)
 
 
 def test_a_image_that_is_removed_meanwhile_is_not_missed(lived):
@@ -185,7 +185,7 @@ def test_a_image_that_is_removed_meanwhile_is_not_missed(lived):
             if sha256 == record.image_sha256 and not removed:
                 removed.append(sha256)
                 lived.remove(record.id, who="me")
-            return lived.images.get(sha256)
+            return lived.blobs.get(sha256)
 
     removed = []
     assert verify(lived.engine, images=Removing()).images == 4
@@ -209,10 +209,11 @@ def test_it_holds_while_images_are_added_reviewed_and_removed(records):
         worker.start()
     try:
         end = time.monotonic() + 30
-        while verify(records.engine, images=records.images).rows < 60 and time.monotonic() < end:
+        while verify(records.engine, images=records.blobs).rows < 60 and time.monotonic() < end:
             pass
     finally:
         stop.set()
         for worker in workers:
             worker.join(60)
-    assert verify(records.engine, images=records.images).rows >= 60
+            assert not worker.is_alive()
+    assert verify(records.engine, images=records.blobs).rows >= 60

@@ -12,9 +12,9 @@ from pneumoscope.service.storage.repository import PredictionRepository
 
 
 def told(records):
-    with pytest.raises(StorageError, match="is gone, or another than this process opened"):
+    with pytest.raises(StorageError, match="was moved, removed or replaced while in use"):
         add(records, b"new")
-    with pytest.raises(StorageError, match="is gone, or another"):
+    with pytest.raises(StorageError, match="was moved, removed or replaced"):
         records.try_to_keep()
 
 
@@ -31,7 +31,7 @@ def test_of_a_folder_that_was_moved_nothing_is_made_in_its_old_place(tmp_path, d
     moved.rename(data)  # it goes on by itself
     records.try_to_keep()
     add(records, b"new")
-    assert verify(records.engine, images=records.images).images == 2
+    assert verify(records.engine, images=records.blobs).images == 2
     records.close()
 
 
@@ -55,7 +55,7 @@ def test_a_database_that_was_removed_is_noticed(tmp_path):
     records = PredictionRepository(tmp_path / "data")
     (tmp_path / "data" / DATABASE_FILE).unlink()
     told(records)
-    assert not list((tmp_path / "data").glob("images/*"))
+    assert not list((tmp_path / "data").glob("blobs/*"))
     records.close()
 
 
@@ -63,14 +63,14 @@ def test_no_room_is_told_before_a_image_comes(tmp_path, monkeypatch):
     records = PredictionRepository(tmp_path / "data")
     records.try_to_keep()
     monkeypatch.setattr("shutil.disk_usage", lambda _: shutil._ntuple_diskusage(10**9, 10**9, 1000))
-    with pytest.raises(StorageError, match="no room is left"):
+    with pytest.raises(StorageError, match="no space left"):
         records.try_to_keep()
     records.close()
 
 
 def test_images_that_could_not_be_written_are_told_before_one_comes(tmp_path):
     records = PredictionRepository(tmp_path / "data")
-    (tmp_path / "data" / "images").write_text("no folder")
+    (tmp_path / "data" / "blobs").write_text("no folder")
     with pytest.raises(StorageError):
         records.try_to_keep()
     records.close()
@@ -78,5 +78,5 @@ def test_images_that_could_not_be_written_are_told_before_one_comes(tmp_path):
 
 def test_trying_leaves_nothing(records, tmp_path):
     records.try_to_keep()
-    assert list((tmp_path / "data").glob("images/*")) == []
+    assert list((tmp_path / "data").glob("blobs/*")) == []
     assert verify(records.engine).rows == 0

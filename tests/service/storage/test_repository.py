@@ -1,6 +1,7 @@
 """What a service keeps, on SQLite and on PostgreSQL: once, whole, and in order."""
 
 import base64
+import contextlib
 import dataclasses
 import json
 import os
@@ -14,8 +15,9 @@ from sqlalchemy import text
 from tests.service.conftest import MODEL, add, prediction
 
 from pneumoscope.core.errors import GoneError, StorageError, UnknownNameError, UsageError
-from pneumoscope.service.audit.log import verify
+from pneumoscope.service.audit.log import read_trail, verify
 from pneumoscope.service.storage.blob_store import FolderBlobStore, content_hash
+from pneumoscope.service.storage.database import writing
 from pneumoscope.service.storage.records import Filter, record_id
 from pneumoscope.service.storage.repository import PredictionRepository
 
@@ -53,7 +55,7 @@ def test_what_is_sql_is_text(records):
     assert (found.prediction.path, found.review.note) == (sent, sent)
     with pytest.raises(UnknownNameError):
         records.get(sent)
-    assert verify(records.engine, images=records.images).rows == 2
+    assert verify(records.engine, images=records.blobs).rows == 2
 
 
 def test_the_same_image_is_kept_once_as_it_was_first(records):
@@ -225,7 +227,7 @@ def test_what_is_deleted_is_gone_with_its_image(records):
     records.remove(record.id, who="me")
     assert records.image(other) == b"image"  # which another record needs
     records.remove(other.id, who="me")
-    assert records.images.get(record.image_sha256) is None
+    assert records.blobs.get(record.image_sha256) is None
     for ask in (records.get, lambda key: records.remove(key, who="me")):
         with pytest.raises(UnknownNameError, match="there is no prediction"):
             ask(record.id)
@@ -235,23 +237,23 @@ def test_what_is_deleted_is_gone_with_its_image(records):
 def test_a_image_that_comes_while_it_is_removed_is_kept(records, monkeypatch):
     """Two requests, one in the middle of the other."""
     first, _ = add(records)
-    keep, others = records.images.keep, []
+    stage, others = records.blobs.stage, []
 
-    def kept_and_then_removed_by_another(images):
-        kept = keep(images)
+    def staged_and_then_removed_by_another(images):
+        staged = stage(images)
         if not others:
             others.append(threading.Thread(target=lambda: records.remove(first.id, who="me")))
             others[-1].start()
             others[-1].join(10)
-        return kept
+        return staged
 
     with monkeypatch.context() as between:
-        between.setattr(records.images, "keep", kept_and_then_removed_by_another)
+        between.setattr(records.blobs, "stage", staged_and_then_removed_by_another)
         second, new = records.add(prediction(), b"image", operating_point="rule_out", who="me")
     assert new
     assert records.image(second) == b"image"
 
-    remove, found = records.images.remove, []
+    remove, found = records.blobs.remove, []
 
     def removed_while_another_comes(sha256):
         others.append(threading.Thread(target=lambda: found.append(add(records)[0])))
@@ -259,7 +261,7 @@ def test_a_image_that_comes_while_it_is_removed_is_kept(records, monkeypatch):
         others[-1].join(0.3)
         remove(sha256)
 
-    monkeypatch.setattr(records.images, "remove", removed_while_another_comes)
+    monkeypatch.setattr(records.blobs, "remove", removed_while_another_comes)
     records.remove(second.id, who="me")
     others[-1].join(10)
     assert records.image(found[0]) == b"image"
@@ -267,16 +269,16 @@ def test_a_image_that_comes_while_it_is_removed_is_kept(records, monkeypatch):
 
 def test_a_image_that_the_disk_does_not_take_harms_no_other(records, monkeypatch):
     """Three that come while the first one is being kept, and so go together."""
-    begun, go, keep = threading.Event(), threading.Event(), records.images.keep
+    begun, go, stage = threading.Event(), threading.Event(), records.blobs.stage
 
-    def kept_but_for_the_large_one(images):
+    def staged_but_for_the_large_one(images):
         begun.set()
         assert go.wait(10)
         large = content_hash(b"large")
-        kept = keep({sha256: image for sha256, image in images.items() if sha256 != large})
-        return kept._replace(failed={large: StorageError("full")} if large in images else {})
+        staged = stage({sha256: image for sha256, image in images.items() if sha256 != large})
+        return staged._replace(failed={large: StorageError("full")} if large in images else {})
 
-    monkeypatch.setattr(records.images, "keep", kept_but_for_the_large_one)
+    monkeypatch.setattr(records.blobs, "stage", staged_but_for_the_large_one)
     submit = partial(records.submit, operating_point="balanced", who="me")
     futures = [submit(prediction(), b"first")]
     assert begun.wait(10)
@@ -287,7 +289,14 @@ def test_a_image_that_the_disk_does_not_take_harms_no_other(records, monkeypatch
     kept = [futures[place].result(10) for place in (0, 1, 3, 4)]
     assert [new for _, new in kept] == [True, True, True, False]
     assert {records.image(record) for record, _ in kept} == {b"first", b"small", b"small too"}
-    assert records.find(Filter()).total == verify(records.engine, images=records.images).rows == 3
+    assert records.find(Filter()).total == verify(records.engine, images=records.blobs).rows == 3
+
+
+def put(store, *contents):
+    """Store blobs without a database record."""
+    for content in contents:
+        store.stage({content_hash(content): content})
+        store.publish(content_hash(content))
 
 
 def fail(*_, **__):
@@ -295,14 +304,14 @@ def fail(*_, **__):
 
 
 def test_of_what_could_not_be_kept_there_is_no_image_but_what_was_there_before(records, monkeypatch):
-    records.images.keep({content_hash(b"before"): b"before"})  # of another database, or of a process that was killed
+    put(records.blobs, b"before")  # of another database
     with monkeypatch.context() as failing:
         failing.setattr("pneumoscope.service.storage.repository.append", fail)
         for image in (b"image", b"before"):
             with pytest.raises(StorageError, match="full"):
                 add(records, image)
     assert records.find(Filter()).total == 0
-    assert [key for key, _ in records.images.kept()] == [content_hash(b"before")]
+    assert [key for key, _ in records.blobs.stored()] == [content_hash(b"before")]
 
 
 def test_a_image_that_cannot_be_removed_is_told_and_removed_later(records, monkeypatch):
@@ -310,23 +319,23 @@ def test_a_image_that_cannot_be_removed_is_told_and_removed_later(records, monke
     deleted, _ = add(records, b"deleted")
     add(records, b"old")
     with monkeypatch.context() as failing:
-        failing.setattr(records.images, "remove", fail)
+        failing.setattr(records.blobs, "remove", fail)
         with pytest.raises(StorageError, match=f"record '{deleted.id}' is deleted, but its image could not be: full"):
             records.remove(deleted.id, who="me")
         with pytest.raises(StorageError, match="full"):
             records.expire(timedelta(0))
         with pytest.raises(StorageError, match="full"):
             records.tidy()
-    assert len(list(records.images.kept())) == 2
+    assert len(list(records.blobs.stored())) == 2
     records.tidy()
-    assert list(records.images.kept()) == []
-    assert verify(records.engine, images=records.images).rows == 4
+    assert list(records.blobs.stored()) == []
+    assert verify(records.engine, images=records.blobs).rows == 4
 
 
 def test_a_image_that_came_again_before_it_could_be_removed_stays(records, monkeypatch):
     record, _ = add(records)
     with monkeypatch.context() as failing:
-        failing.setattr(records.images, "remove", fail)
+        failing.setattr(records.blobs, "remove", fail)
         with pytest.raises(StorageError):
             records.remove(record.id, who="me")
     again, new = add(records)
@@ -337,14 +346,14 @@ def test_a_image_that_came_again_before_it_could_be_removed_stays(records, monke
 
 def test_others_wait_for_no_image_to_reach_the_disk(records, monkeypatch):
     record, _ = add(records)
-    begun, go, keep = threading.Event(), threading.Event(), records.images.keep
+    begun, go, stage = threading.Event(), threading.Event(), records.blobs.stage
 
     def slow(images):
         begun.set()
         assert go.wait(10)
-        return keep(images)
+        return stage(images)
 
-    monkeypatch.setattr(records.images, "keep", slow)
+    monkeypatch.setattr(records.blobs, "stage", slow)
     coming = records.submit(prediction(), b"slow", operating_point="balanced", who="me")
     assert begun.wait(10)
     assert records.review(record.id, agrees=True, note="", who="me").review.agrees
@@ -366,18 +375,18 @@ def test_images_expire_and_their_numbers_stay(tmp_path, database):
     assert found.image_removed == "2026-02-01T00:00:00.000000Z"
     with pytest.raises(GoneError, match="was removed"):
         records.image(found)
-    assert records.images.get(old.image_sha256) is None
+    assert records.blobs.get(old.image_sha256) is None
     assert add(records, b"old") == (found, False)  # what was removed does not come back
-    assert records.images.get(old.image_sha256) is None
+    assert records.blobs.get(old.image_sha256) is None
     records.close()
 
 
 def test_a_image_that_is_missing_though_nobody_removed_it_is_told(records):
     record, _ = add(records)
-    records.images.remove(record.image_sha256)
+    records.blobs.remove(record.image_sha256)
     with pytest.raises(StorageError, match=f"prediction '{record.id}' is missing") as caught:
         records.image(record)
-    assert f"Restore {record.image_sha256[:2]}/{record.image_sha256} below images/ from a backup" in caught.value.hint
+    assert f"Restore {record.image_sha256[:2]}/{record.image_sha256} below blobs/ from a backup" in caught.value.hint
     add(records)
     assert records.image(record) == b"image"
     records.remove(record.id, who="me")
@@ -385,24 +394,59 @@ def test_a_image_that_is_missing_though_nobody_removed_it_is_told(records):
         records.image(record)
 
 
-def test_what_was_kept_is_there_after_a_start_and_what_a_killed_process_left_is_not(tmp_path, database):
+def test_start_completes_committed_predictions_and_discards_the_rest(tmp_path, database):
+    """The states that a killed process can leave, made by hand; `test_crashes` makes them by killing one."""
     records = PredictionRepository(tmp_path / "data", database)
     record, _ = add(records)
     gone, _ = add(records, b"deleted")
     records.remove(gone.id, who="me")
-    orphan = gone.image_sha256
-    records.images.keep({orphan: b"deleted"})  # as if it had been killed between the row's removal and the image's
-    (tmp_path / "data/images/ab").mkdir(exist_ok=True)
-    half = tmp_path / f"data/images/ab/.{'ab' * 32}-{'0' * 16}"
-    half.write_bytes(b"half")
+    put(records.blobs, b"deleted")  # as if killed between the removal of the row and of the file
     records.close()
+    staging = tmp_path / "data/staging"
+    (tmp_path / "data/blobs" / record.image_sha256[:2] / record.image_sha256).rename(staging / record.image_sha256)
+    (staging / content_hash(b"uncommitted")).write_bytes(b"uncommitted")
+    (staging / f"{'ab' * 32}.part").write_bytes(b"half")
 
     again = PredictionRepository(tmp_path / "data", database)
     assert again.get(record.id) == record
     assert again.image(record) == b"image"
-    assert again.images.get(orphan) is None
-    assert not half.exists()
+    assert [key for key, _ in again.blobs.stored()] == [record.image_sha256]
+    assert (again.blobs.staging_files(), again.orphaned) == ([], {})
     again.close()
+
+
+def test_image_that_cannot_be_moved_into_the_store_is_readable_and_moved_later(records, monkeypatch, caplog):
+    with monkeypatch.context() as failing:
+        failing.setattr(records.blobs, "publish", fail)
+        record, new = add(records)
+        assert new
+        assert records.image(record) == b"image"
+        assert "stays in the staging area for now: full" in caplog.text
+        records.tidy()
+        assert records.blobs.staging_files() == [record.image_sha256]
+    records.tidy()
+    assert records.blobs.staging_files() == []
+    assert records.image(record) == b"image"
+
+
+def test_transaction_that_was_committed_although_it_failed_keeps_its_image(records, monkeypatch):
+    """The connection is lost after the database committed and before it said so."""
+    remaining = [1]
+
+    @contextlib.contextmanager
+    def committed_but_failed(engine):
+        with writing(engine) as connection:
+            yield connection
+        if remaining:
+            remaining.pop()
+            raise StorageError("connection lost")
+
+    monkeypatch.setattr("pneumoscope.service.storage.repository.writing", committed_but_failed)
+    with pytest.raises(StorageError, match="connection lost"):
+        add(records)
+    (record,) = records.find(Filter()).records
+    assert records.image(record) == b"image"
+    assert records.blobs.staging_files() == []
 
 
 def test_a_image_whose_record_is_lost_is_left(tmp_path, database):
@@ -413,11 +457,11 @@ def test_a_image_whose_record_is_lost_is_left(tmp_path, database):
         connection.execute(text("DELETE FROM predictions"))
     records.close()
     again = PredictionRepository(tmp_path / "data", database)
-    assert again.images.get(record.image_sha256) == b"image"
+    assert again.blobs.get(record.image_sha256) == b"image"
     again.close()
 
 
-def test_images_of_another_database_are_left_where_they_are_and_told(tmp_path, caplog):
+def test_files_of_another_database_are_left_where_they_are(tmp_path):
     first = PredictionRepository(tmp_path / "data")
     record, _ = add(first)
     first.close()
@@ -426,9 +470,9 @@ def test_images_of_another_database_are_left_where_they_are_and_told(tmp_path, c
     for name in ("pneumoscope.sqlite-wal", "pneumoscope.sqlite-shm"):
         (tmp_path / "data" / name).unlink(missing_ok=True)
 
-    PredictionRepository(tmp_path / "data").close()
-    assert "1 images have no record" in caplog.text
-    assert "another database" in caplog.text
+    opened = PredictionRepository(tmp_path / "data")
+    assert list(opened.orphaned) == [record.image_sha256]
+    opened.close()
 
     (tmp_path / "elsewhere").rename(database)
     again = PredictionRepository(tmp_path / "data")
@@ -436,36 +480,40 @@ def test_images_of_another_database_are_left_where_they_are_and_told(tmp_path, c
     again.close()
 
 
-def test_images_that_no_record_tells_of_expire_as_others_do(tmp_path, database):
+def test_orphaned_files_expire_with_an_audit_entry(tmp_path, database):
     PredictionRepository(tmp_path / "data", database).close()
     left = {content_hash(image): image for image in (b"old", b"new", b"posted again")}
-    FolderBlobStore(tmp_path / "data/images").keep(left)
+    put(FolderBlobStore(tmp_path / "data"), *left.values())
     for sha256, image in left.items():
         if image != b"new":
-            os.utime(tmp_path / "data/images" / sha256[:2] / sha256, (0, 0))
+            os.utime(tmp_path / "data/blobs" / sha256[:2] / sha256, (0, 0))
     records = PredictionRepository(tmp_path / "data", database)
+    assert records.orphaned.keys() == left.keys()
     again, _ = add(records, b"posted again")
     assert records.expire(timedelta(days=30)) == 0
-    assert {image for image in left.values() if records.images.get(content_hash(image))} == {b"new", b"posted again"}
+    assert {image for image in left.values() if records.blobs.get(content_hash(image))} == {b"new", b"posted again"}
     assert records.image(again) == b"posted again"
+    entry = list(read_trail(records.engine))[-1]
+    assert (entry.what, entry.image_sha256, entry.prediction) == ("image removed", content_hash(b"old"), "")
+    assert verify(records.engine, images=records.blobs).rows == 2
     records.close()
 
 
 def test_many_images_expire_in_turns(records, monkeypatch):
-    monkeypatch.setattr("pneumoscope.service.storage.repository._AT_ONCE", 2)
+    monkeypatch.setattr("pneumoscope.service.storage.repository._BATCH", 2)
     for place in range(5):
         add(records, bytes([place]))
     assert records.expire(timedelta(0)) == 5
     assert [each.image_removed is not None for each in records.find(Filter()).records] == 5 * [True]
-    assert list(records.images.kept()) == []
-    assert verify(records.engine, images=records.images).rows == 10
+    assert list(records.blobs.stored()) == []
+    assert verify(records.engine, images=records.blobs).rows == 10
 
 
 def test_a_image_that_changed_on_the_disk_is_not_given_out(records, tmp_path):
     record, _ = add(records)
-    (path,) = (tmp_path / "data/images").glob("*/*")
+    (path,) = (tmp_path / "data/blobs").glob("*/*")
     path.write_bytes(b"another")
-    with pytest.raises(StorageError, match="not the image that was kept"):
+    with pytest.raises(StorageError, match="is damaged"):
         records.image(record)
 
 

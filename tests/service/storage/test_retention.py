@@ -31,7 +31,7 @@ def test_old_images_go_and_what_fails_is_told_and_tried_again(records, soon, mon
     retention.start()
     assert done.wait(10)
     retention.stop()
-    assert list(records.images.kept()) == []
+    assert list(records.blobs.stored()) == []
     assert caplog.messages == [
         "old images could not be removed, which is tried again: locked",
         "old images could not be removed, which is tried again: KeyError",
@@ -41,7 +41,7 @@ def test_old_images_go_and_what_fails_is_told_and_tried_again(records, soon, mon
 def test_without_an_age_images_stay_and_removals_that_failed_are_done(records, soon, monkeypatch):
     record, _ = add(records)
     add(records, b"stays")
-    remove, failures, done = records.images.remove, [1, 1, 1], threading.Event()
+    remove, failures, done = records.blobs.remove, [1, 1, 1], threading.Event()
 
     def fail(sha256):
         if failures:
@@ -50,20 +50,20 @@ def test_without_an_age_images_stay_and_removals_that_failed_are_done(records, s
         remove(sha256)
         done.set()
 
-    monkeypatch.setattr(records.images, "remove", fail)
+    monkeypatch.setattr(records.blobs, "remove", fail)
     with pytest.raises(StorageError):
         records.remove(record.id, who="me")
     retention = Retention(records, None)
     retention.start()
     assert done.wait(10)
     retention.stop()
-    assert [records.images.get(key) for key, _ in records.images.kept()] == [b"stays"]
+    assert [records.blobs.get(key) for key, _ in records.blobs.stored()] == [b"stays"]
 
 
 def test_when_it_is_stopped_the_rest_is_left_for_another_time(records, monkeypatch):
-    monkeypatch.setattr("pneumoscope.service.storage.repository._AT_ONCE", 1)
+    monkeypatch.setattr("pneumoscope.service.storage.repository._BATCH", 1)
     for place in range(5):
         add(records, bytes([place]))
     turns = iter([False, False, True])
     assert records.expire(timedelta(0), stopped=lambda: next(turns)) == 2
-    assert len(list(records.images.kept())) == 3
+    assert len(list(records.blobs.stored())) == 3

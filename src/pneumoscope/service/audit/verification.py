@@ -14,11 +14,11 @@ import json
 from collections.abc import Iterable, Iterator
 from typing import Any
 
-from sqlalchemy import ColumnElement, Connection, Engine, Row, Table, func, select
+from sqlalchemy import ColumnElement, Connection, Engine, Row, Table, select
 
-from pneumoscope.core.errors import AuditLogError, StorageError
+from pneumoscope.core.errors import AuditLogError
 from pneumoscope.service.storage.blob_store import BlobStore
-from pneumoscope.service.storage.database import reading, writing
+from pneumoscope.service.storage.check import check_blobs
 from pneumoscope.service.storage.records import record_id, rest_hash
 from pneumoscope.service.storage.tables import predictions, trail
 
@@ -61,28 +61,20 @@ def compare_records(connection: Connection) -> int:
 
 
 def compare_images(engine: Engine, images: BlobStore) -> int:
-    """Read every image that is not removed; how many there are.
+    """Read every stored image and return their number.
 
     Args:
-        engine: of the database; images may come and go meanwhile.
-        images: where they are kept.
+        engine: Of the database; others may add and remove predictions meanwhile.
+        images: The blob store.
     Raises:
-        AuditLogError: an image is missing, cannot be read, or is another than was judged.
-        StorageError: the database cannot be reached.
+        AuditLogError: An image is missing, unreadable or damaged.
+        StorageError: The database cannot be reached.
     """
-    count, doubted = 0, []
-    with reading(engine) as connection:
-        for row in connection.execute(_images().execution_options(yield_per=_AT_ONCE)):
-            count += 1
-            if _wrong(images, row.image_sha256):
-                doubted.append(row)
+    count, faults = check_blobs(engine, images)
     found = _Differences()
-    for row in doubted:
-        # It may have been removed since. While this is the one writer, nobody removes it, and it is looked at once more.
-        with writing(engine) as connection:
-            still = connection.execute(_images(predictions.c.image_sha256 == row.image_sha256)).first()
-            if still and (why := _wrong(images, row.image_sha256)):
-                found.add(f"the image of record {still.id!r} {why}")
+    for fault in faults:
+        why = f"cannot be given out: {fault.error}" if fault.error else "is missing"
+        found.add(f"the image of record {fault.prediction!r} {why}")
     found.tell()
     return count
 
@@ -183,21 +175,3 @@ def _details(row: Row[Any]) -> dict[str, Any]:
     except ValueError:  # such a row was never written by us, and tells of nothing
         return {}
     return found if isinstance(found, dict) else {}
-
-
-def _images(*which: ColumnElement[bool]) -> Any:
-    """The images that are to be there, each with one of its records."""
-    held = predictions.c.image_removed.is_(None)
-    return (
-        select(predictions.c.image_sha256, func.min(predictions.c.id).label("id"))
-        .where(held, *which)
-        .group_by(predictions.c.image_sha256)
-    )
-
-
-def _wrong(images: BlobStore, sha256: str) -> str:
-    """What is wrong with an image that is to be there; empty where nothing is."""
-    try:
-        return "" if images.get(sha256) is not None else "is missing"
-    except StorageError as error:
-        return f"cannot be given out: {error.message}"

@@ -1,4 +1,8 @@
-"""Images as they were posted, each under the hash of its content: the same image is kept once, and no client's name is a path."""
+"""Store images as they were posted, each under the SHA-256 of its content.
+
+An image is written to the staging area first. It is moved into the store after the transaction that records its prediction, so a
+file in the store has a row in the database. `recovery` completes or discards what a killed process left in the staging area.
+"""
 
 from __future__ import annotations
 
@@ -12,169 +16,255 @@ from pathlib import Path
 from typing import NamedTuple, Protocol
 
 from pneumoscope.core.errors import StorageError
-from pneumoscope.core.files import is_temporary, write_atomically
+from pneumoscope.core.files import fsync_directory
 
-__all__ = ["IMAGES", "BlobStore", "FolderBlobStore", "Kept", "MemoryBlobStore", "content_hash"]
+__all__ = ["BLOBS", "STAGING", "BlobStore", "FolderBlobStore", "MemoryBlobStore", "StageResult", "content_hash"]
 
-IMAGES = "images"  # the folder below that of the data
-_TRIAL = ".trial"  # a file that is made and removed to see whether that can be done
+BLOBS = "blobs"  # both below the data directory, on the same file system
+STAGING = "staging"
+_TRIAL = ".trial"
+_PARTIAL = ".part"
 _NAME = re.compile(r"[0-9a-f]{64}")
 
 
 def content_hash(content: bytes) -> str:
-    """The SHA-256 of an image's bytes, which it is kept under."""
+    """Return the SHA-256 of an image's bytes, which is its name in the store."""
     return hashlib.sha256(content).hexdigest()
 
 
-class Kept(NamedTuple):
-    """What became of images: the hashes of those that are new on the disk, and why others are not there."""
+class StageResult(NamedTuple):
+    """Hashes of the blobs that were staged, and the errors of those that could not be."""
 
-    written: list[str]
+    staged: list[str]
     failed: dict[str, StorageError]
 
 
 class BlobStore(Protocol):
-    """Where images are kept."""
+    """A content-addressed store with a staging area."""
 
-    def keep(self, images: Mapping[str, bytes]) -> Kept:
-        """Keep images, each under its hash; they are on the disk when this returns."""
+    def stage(self, blobs: Mapping[str, bytes]) -> StageResult:
+        """Write blobs to the staging area, and return when they are on the disk.
 
-    def try_to_keep(self) -> None:
-        """Raise StorageError where no image could be kept, for another reason than its size."""
+        A blob that the store holds undamaged is not staged again.
+        """
+
+    def publish(self, sha256: str) -> None:
+        """Move a staged blob into the store; do nothing if it is not staged. Raise StorageError if it cannot be moved."""
+
+    def discard(self, sha256: str) -> None:
+        """Remove a staged blob if there is one. Raise StorageError if it cannot be removed."""
+
+    def staging_files(self) -> list[str]:
+        """Return the names of the files in the staging area: hashes, and partly written files."""
+
+    def empty_staging(self) -> None:
+        """Remove every file from the staging area. Raise StorageError if one cannot be removed."""
+
+    def check_writable(self) -> None:
+        """Raise StorageError if no blob could be staged and published, whatever its size."""
 
     def has(self, sha256: str) -> bool:
-        """Whether an image is there, without looking at its bytes."""
+        """Return whether a blob is stored or staged, without reading it."""
 
     def get(self, sha256: str) -> bytes | None:
-        """An image's bytes; None where it is not kept. Raises StorageError where it cannot be read, or is another image."""
+        """Return a stored or staged blob, or None. Raise StorageError if it is unreadable or damaged."""
 
     def remove(self, sha256: str) -> None:
-        """Remove an image; nothing happens where it is not kept. Raises StorageError where it cannot be removed."""
+        """Remove a blob if it is stored or staged. Raise StorageError if it cannot be removed."""
 
-    def kept(self) -> Iterator[tuple[str, datetime]]:
-        """The hash of each image, and since when it is kept."""
-
-    def tidy(self) -> None:
-        """Remove what a killed process left half-way; nobody may be keeping images meanwhile."""
+    def stored(self) -> Iterator[tuple[str, datetime]]:
+        """Yield the hash of each stored blob and the time when it was written."""
 
 
 class FolderBlobStore:
-    """Images in a folder, spread over 256 below it.
+    """Blobs as files below a data directory, spread over 256 subdirectories.
 
     Args:
-        folder: made where missing.
+        folder: The data directory. Subdirectories are made when the first blob is staged.
     """
 
     def __init__(self, folder: Path) -> None:
-        self._folder = folder
+        self._blobs = folder / BLOBS
+        self._staging = folder / STAGING
 
-    def keep(self, images: Mapping[str, bytes]) -> Kept:
-        """See `BlobStore`; a file that is there and damaged is written anew."""
-        kept = Kept([], {})
-        for sha256, content in images.items():
+    def stage(self, blobs: Mapping[str, bytes]) -> StageResult:
+        """See `BlobStore`; the staging directory is synchronized once for all blobs."""
+        result = StageResult([], {})
+        for sha256, content in blobs.items():
             path = self._path(sha256)
             try:
-                if not self.has(sha256) or path.read_bytes() != content:
-                    write_atomically(path, content)
-                    kept.written.append(sha256)
-            except StorageError as error:
-                kept.failed[sha256] = error
+                if path.is_file() and path.read_bytes() == content:
+                    continue
+                path.parent.mkdir(parents=True, exist_ok=True)  # so that publishing needs no more space than a name
+                self._write(sha256, content)
             except OSError as error:
-                kept.failed[sha256] = _failed("look at", path, error)
-        return kept
+                result.failed[sha256] = _failed("write", path, error)
+            else:
+                result.staged.append(sha256)
+        if result.staged:
+            fsync_directory(self._staging)
+        return result
 
-    def try_to_keep(self) -> None:
-        """See `BlobStore`."""
-        path = write_atomically(self._folder / _TRIAL, b"")
+    def _write(self, sha256: str, content: bytes) -> None:
+        """Write a staged file so that it is complete once it has its name."""
+        self._staging.mkdir(parents=True, exist_ok=True)
+        partial = self._staging / f"{sha256}{_PARTIAL}"
         try:
-            path.unlink()
+            with partial.open("wb") as file:
+                file.write(content)
+                file.flush()
+                os.fsync(file.fileno())
+            partial.replace(self._staging / sha256)
+        except OSError:
+            with contextlib.suppress(OSError):  # the next start empties the staging area
+                partial.unlink()
+            raise
+
+    def publish(self, sha256: str) -> None:
+        """See `BlobStore`.
+
+        Directories need not be synchronized: after a power cut the file has its old name or its new one.
+        """
+        path, staged = self._path(sha256), self._staging / sha256
+        try:
+            if staged.is_file():
+                path.parent.mkdir(parents=True, exist_ok=True)
+                staged.replace(path)
         except OSError as error:
-            raise _failed("remove", path, error) from error
+            raise _failed("write", path, error) from error
+
+    def discard(self, sha256: str) -> None:
+        """See `BlobStore`."""
+        self._path(sha256)
+        _unlink(self._staging / sha256)
+
+    def staging_files(self) -> list[str]:
+        """See `BlobStore`."""
+        try:
+            return sorted(entry.name for entry in os.scandir(self._staging) if not entry.is_dir(follow_symlinks=False))
+        except FileNotFoundError:
+            return []
+        except OSError as error:
+            raise _failed("list", self._staging, error) from error
+
+    def empty_staging(self) -> None:
+        """See `BlobStore`."""
+        for name in self.staging_files():
+            _unlink(self._staging / name)
+
+    def check_writable(self) -> None:
+        """See `BlobStore`."""
+        staged, path = self._staging / _TRIAL, self._blobs / _TRIAL
+        try:
+            for folder in (self._staging, self._blobs):
+                folder.mkdir(parents=True, exist_ok=True)
+            staged.write_bytes(b"")
+            staged.replace(path)
+        except OSError as error:
+            raise _failed("write", path, error) from error
+        _unlink(path)
 
     def has(self, sha256: str) -> bool:
         """See `BlobStore`."""
-        return os.path.isfile(self._path(sha256))  # noqa: PTH113  what may not be looked at is not there, and no error
+        return os.path.isfile(self._path(sha256)) or os.path.isfile(self._staging / sha256)  # noqa: PTH113  no error if unreadable
 
     def get(self, sha256: str) -> bytes | None:
         """See `BlobStore`."""
         path = self._path(sha256)
-        try:
-            content = path.read_bytes()
-        except FileNotFoundError:
-            return None
-        except OSError as error:
-            raise _failed("read", path, error) from error
-        if content_hash(content) != sha256:
-            raise StorageError(
-                f"{str(path)!r} is not the image that was kept there",
-                hint="It was altered or the disk is failing: restore it from a backup",
-            )
-        return content
+        # The blob may be published between the first look and the second one.
+        for place in (path, self._staging / sha256, path):
+            try:
+                content = place.read_bytes()
+            except FileNotFoundError:
+                continue
+            except OSError as error:
+                raise _failed("read", place, error) from error
+            if content_hash(content) != sha256:
+                raise StorageError(
+                    f"{str(place)!r} is damaged: its hash differs from its name",
+                    hint="The file was changed or the disk is failing. Restore it from a backup",
+                )
+            return content
+        return None
 
     def remove(self, sha256: str) -> None:
         """See `BlobStore`."""
         path = self._path(sha256)
-        try:
-            path.unlink(missing_ok=True)
-        except OSError as error:
-            raise _failed("remove", path, error) from error
+        _unlink(self._staging / sha256)
+        _unlink(path)
 
-    def kept(self) -> Iterator[tuple[str, datetime]]:
+    def stored(self) -> Iterator[tuple[str, datetime]]:
         """See `BlobStore`."""
-        for path in self._folder.glob("??/*"):
+        for path in self._blobs.glob("??/*"):
             if _NAME.fullmatch(path.name):
                 with contextlib.suppress(FileNotFoundError):  # removed since it was listed
                     yield path.name, datetime.fromtimestamp(path.stat().st_mtime, UTC)
 
-    def tidy(self) -> None:
-        """See `BlobStore`."""
-        for path in self._folder.glob("??/.*"):
-            if is_temporary(path.name, path.name[1:65]):
-                with contextlib.suppress(OSError):  # the next start tries again
-                    path.unlink()
-
     def _path(self, sha256: str) -> Path:
         if not _NAME.fullmatch(sha256):
-            raise ValueError(f"{sha256!r} is no hash of an image")
-        return self._folder / sha256[:2] / sha256
+            raise ValueError(f"{sha256!r} is not a SHA-256")
+        return self._blobs / sha256[:2] / sha256
 
 
 class MemoryBlobStore:
-    """Images in memory, for a service that keeps nothing."""
+    """Blobs in memory, for an ephemeral service."""
 
     def __init__(self) -> None:
-        self._images: dict[str, bytes] = {}
+        self._blobs: dict[str, bytes] = {}
+        self._staged: dict[str, bytes] = {}
 
-    def keep(self, images: Mapping[str, bytes]) -> Kept:
+    def stage(self, blobs: Mapping[str, bytes]) -> StageResult:
         """See `BlobStore`."""
-        written = [sha256 for sha256 in images if sha256 not in self._images]
-        self._images.update(images)
-        return Kept(written, {})
+        new = {sha256: content for sha256, content in blobs.items() if sha256 not in self._blobs}
+        self._staged.update(new)
+        return StageResult(list(new), {})
 
-    def try_to_keep(self) -> None:
-        """See `BlobStore`; there is always room."""
+    def publish(self, sha256: str) -> None:
+        """See `BlobStore`."""
+        if sha256 in self._staged:
+            self._blobs[sha256] = self._staged.pop(sha256)
+
+    def discard(self, sha256: str) -> None:
+        """See `BlobStore`."""
+        self._staged.pop(sha256, None)
+
+    def staging_files(self) -> list[str]:
+        """See `BlobStore`."""
+        return sorted(self._staged)
+
+    def empty_staging(self) -> None:
+        """See `BlobStore`."""
+        self._staged.clear()
+
+    def check_writable(self) -> None:
+        """See `BlobStore`; memory is always writable."""
 
     def has(self, sha256: str) -> bool:
         """See `BlobStore`."""
-        return sha256 in self._images
+        return sha256 in self._blobs or sha256 in self._staged
 
     def get(self, sha256: str) -> bytes | None:
         """See `BlobStore`."""
-        return self._images.get(sha256)
+        return self._blobs.get(sha256, self._staged.get(sha256))
 
     def remove(self, sha256: str) -> None:
         """See `BlobStore`."""
-        self._images.pop(sha256, None)
+        self._staged.pop(sha256, None)
+        self._blobs.pop(sha256, None)
 
-    def kept(self) -> Iterator[tuple[str, datetime]]:
-        """See `BlobStore`; a process that is killed leaves none."""
+    def stored(self) -> Iterator[tuple[str, datetime]]:
+        """See `BlobStore`; nothing outlives the process, so nothing is listed."""
         return iter(())
 
-    def tidy(self) -> None:
-        """See `BlobStore`; there is nothing to do."""
+
+def _unlink(path: Path) -> None:
+    try:
+        path.unlink(missing_ok=True)
+    except OSError as error:
+        raise _failed("remove", path, error) from error
 
 
-def _failed(what: str, path: Path, error: OSError) -> StorageError:
+def _failed(verb: str, path: Path, error: OSError) -> StorageError:
     return StorageError(
-        f"cannot {what} {str(path)!r}: {error.strerror or error}", hint="Look at the disk and its rights"
+        f"cannot {verb} {str(path)!r}: {error.strerror or error}", hint="Check the disk and its permissions"
     )

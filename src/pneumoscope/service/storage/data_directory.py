@@ -1,29 +1,35 @@
-"""The data folder, of which it is noticed when it is moved, removed or exchanged while it is in use.
+"""The data directory: created for its owner alone, locked by one process, and checked before every write.
 
-An open database goes with its file wherever that is moved to; images would go to the place where it was. One of the two would
-then be missing in either place.
+An open database file moves with its directory, whereas images would go to the old path. So a directory that was moved, removed
+or replaced while it is in use is detected, and nothing is written.
 """
 
 from __future__ import annotations
 
+import contextlib
 import shutil
+from collections.abc import Iterator
 from pathlib import Path
 
-from pneumoscope.core.errors import StorageError
+from pneumoscope.core.errors import StorageError, UsageError
+from pneumoscope.core.files import locked
 
-__all__ = ["DataDirectory", "create_data_directory"]
+__all__ = ["DataDirectory", "create_data_directory", "data_directory_lock", "is_in_use"]
 
-_ROOM = 2**20  # bytes: less is no room for an image
+_LOCK_FILE = ".serving"
+_PATIENCE = 1.0  # seconds: `is_in_use` holds the lock for a moment
+_MIN_FREE = 2**20  # bytes
 
 
 class DataDirectory:
-    """A folder as it is now.
+    """The identity of a data directory when it was opened.
 
     Args:
-        folder: made where missing; None is in memory, and stays.
-        names: of files in it that must stay; those that are there are watched.
+        folder: Created if missing; None stands for memory, which never changes.
+        names: Files in it whose identity is checked, too, if they exist.
+
     Raises:
-        StorageError: it cannot be made.
+        StorageError: It cannot be created.
     """
 
     def __init__(self, folder: Path | None, *names: str) -> None:
@@ -35,45 +41,62 @@ class DataDirectory:
         self._known = {path: _identity(path) for path in watched if path.exists()}
 
     def check(self) -> None:
-        """Go on where it is what it was.
-
-        Raises:
-            StorageError: it is another one, or none.
-        """
+        """Raise StorageError if the directory or one of its files was moved, removed or replaced."""
         for path, known in self._known.items():
             if _identity(path) != known:
                 raise StorageError(
-                    f"{str(path)!r} is gone, or another than this process opened",
-                    hint="Nothing was changed. Put back what was there, or start the service again",
+                    f"{str(path)!r} was moved, removed or replaced while in use",
+                    hint="Nothing was changed. Put the original back, or restart the service",
                 )
 
     def check_room(self) -> None:
-        """Go on where there is room for images, too.
-
-        Raises:
-            StorageError: there is none, or `check` says so.
-        """
+        """Raise StorageError if `check` does, or if the disk is full."""
         self.check()
         for path in self._known:
             try:
                 free = shutil.disk_usage(path).free
             except OSError as error:
-                raise StorageError(f"cannot look at {str(path)!r}: {error.strerror or error}") from error
-            if free < _ROOM:
-                raise StorageError(f"no room is left on the disk of {str(path)!r}", hint="Free some space")
+                raise StorageError(f"cannot access {str(path)!r}: {error.strerror or error}") from error
+            if free < _MIN_FREE:
+                raise StorageError(f"no space left on the disk of {str(path)!r}", hint="Free some space")
+
+
+@contextlib.contextmanager
+def data_directory_lock(folder: Path) -> Iterator[None]:
+    """Hold the lock that lets one process serve a data directory, which is created if missing.
+
+    Raises:
+        UsageError: Another process holds it.
+        StorageError: The directory or the lock file cannot be created.
+    """
+    create_data_directory(folder)
+    held = UsageError(f"another process serves {str(folder)!r}", hint="Stop it, or choose another directory")
+    with locked(folder / _LOCK_FILE, held, timeout=_PATIENCE):
+        yield
+
+
+def is_in_use(folder: Path) -> bool:
+    """Return whether a process serves a data directory."""
+    if not (folder / _LOCK_FILE).exists():  # and do not create one that the service might not be allowed to open
+        return False
+    try:
+        with locked(folder / _LOCK_FILE, UsageError("in use")):
+            return False
+    except UsageError:
+        return True
 
 
 def create_data_directory(folder: Path) -> None:
-    """Make a data folder where it is missing, for its owner alone: images of patients are for nobody else on this machine.
+    """Create a data directory if it is missing, readable by its owner only.
 
     Raises:
-        StorageError: it cannot be made.
+        StorageError: It cannot be created.
     """
     try:
         folder.mkdir(mode=0o700, parents=True, exist_ok=True)
     except OSError as error:
         raise StorageError(
-            f"cannot make {str(folder)!r}: {error.strerror or error}", hint="Choose another folder with --data"
+            f"cannot create {str(folder)!r}: {error.strerror or error}", hint="Choose another directory with --data"
         ) from error
 
 

@@ -1,4 +1,4 @@
-"""Work that costs as much for many as for one, done once for all that wait for it."""
+"""Group commit: store everything that waits in one transaction, which costs as much as storing one item."""
 
 from __future__ import annotations
 
@@ -15,40 +15,39 @@ _Done = TypeVar("_Done")
 
 
 class GroupCommit(Generic[_Item, _Done]):
-    """A thread that does what waits, all of it at once.
+    """A thread that commits waiting items in batches.
 
-    A transaction takes as long to reach the disk with one row as with many. While one is on its way, others load_run_data, and go
-    together next: alone an item waits for nothing, and under load each waits for few turns.
+    While a batch is written, further items load_run_data and form the next one. A single item waits for nothing.
 
     Args:
-        do: what is done with items. It gives one result for each, in their order, or the error of that one alone; what it
-            raises befalls all of them.
-        common: an error that none of the items is the cause of; after another, each is tried alone.
-        name: of the thread.
-        most: items at once.
+        commit: Commits a batch. It returns, in the same order, a result or an error for each item; an exception that it raises
+            is the error of all items.
+        common: An exception that no single item causes. After any other exception, each item is committed alone.
+        name: Of the thread.
+        most: Items in a batch.
     """
 
     def __init__(
         self,
-        do: Callable[[Sequence[_Item]], Sequence[_Done | Exception]],
+        commit: Callable[[Sequence[_Item]], Sequence[_Done | Exception]],
         common: type[Exception],
         *,
         name: str,
         most: int = 64,
     ) -> None:
-        self._do, self._common, self._most = do, common, most
+        self._commit, self._common, self._most = commit, common, most
         self._waiting: queue.SimpleQueue[tuple[_Item, Future[_Done]] | None] = queue.SimpleQueue()
         self._thread = threading.Thread(target=self._work, name=name, daemon=True)
         self._thread.start()
 
     def submit(self, item: _Item) -> Future[_Done]:
-        """What becomes of an item; one that is cancelled before its turn is not done."""
+        """Return a future of the item's result; an item that is cancelled before its turn is not committed."""
         found: Future[_Done] = Future()
         self._waiting.put((item, found))
         return found
 
     def close(self) -> None:
-        """Return when all that was submitted is done; nothing more may be."""
+        """Wait until every submitted item is committed; nothing may be submitted afterwards."""
         self._waiting.put(None)
         self._thread.join()
 
@@ -56,9 +55,9 @@ class GroupCommit(Generic[_Item, _Done]):
         while (first := self._waiting.get()) is not None:
             batch = [first]
             while len(batch) < self._most and not self._waiting.empty():
-                following = self._waiting.get()  # nobody else takes from it
+                following = self._waiting.get()  # this thread is the only reader
                 if following is None:
-                    self._waiting.put(None)  # the end is for the next turn
+                    self._waiting.put(None)  # for the next turn
                     break
                 batch.append(following)
             self._try([each for each in batch if each[1].set_running_or_notify_cancel()])
@@ -67,9 +66,9 @@ class GroupCommit(Generic[_Item, _Done]):
         if not batch:
             return
         try:
-            results = self._do([item for item, _ in batch])
-        except Exception as error:  # noqa: BLE001  whatever it is, those who wait must be told
-            if len(batch) > 1 and not isinstance(error, self._common):  # one keeps the others from being done
+            results = self._commit([item for item, _ in batch])
+        except Exception as error:  # noqa: BLE001  every waiting caller must get an answer
+            if len(batch) > 1 and not isinstance(error, self._common):  # one item may be the cause
                 for each in batch:
                     self._try([each])
             else:

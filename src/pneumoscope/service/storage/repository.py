@@ -1,12 +1,12 @@
-"""What a service keeps of every image: the prediction, a person's reading of it, and the image itself, with the audit log.
+"""Store predictions, reviews and images, with an audit entry for each change.
 
-The order of writing makes a killed process harmless. An image is on the disk before its row is, and its row goes before it does:
-at worst an image without a row is left (see `leftovers`).
+`recovery` describes the order of writing, and what becomes of it when the process is killed.
 """
 
 from __future__ import annotations
 
 import contextlib
+import logging
 import threading
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import Future
@@ -31,11 +31,10 @@ from pneumoscope.core.errors import GoneError, StorageError, UnknownNameError
 from pneumoscope.core.prediction import Prediction
 from pneumoscope.service.audit.log import Entry, append
 from pneumoscope.service.auth.tokens import RETENTION
-from pneumoscope.service.storage.blob_store import IMAGES, BlobStore, FolderBlobStore, MemoryBlobStore, content_hash
+from pneumoscope.service.storage.blob_store import BLOBS, BlobStore, FolderBlobStore, MemoryBlobStore, content_hash
 from pneumoscope.service.storage.data_directory import DataDirectory
 from pneumoscope.service.storage.database import DATABASE_FILE, open_database, reading, writing
 from pneumoscope.service.storage.group_commit import GroupCommit
-from pneumoscope.service.storage.orphaned_files import clear
 from pneumoscope.service.storage.queries import find, latest
 from pneumoscope.service.storage.records import (
     Filter,
@@ -49,17 +48,19 @@ from pneumoscope.service.storage.records import (
     of_row,
     rest_hash,
 )
+from pneumoscope.service.storage.recovery import recover
 from pneumoscope.service.storage.tables import predictions
 
 __all__ = ["PredictionRepository"]
 
-_AT_ONCE = 500  # images whose removal is one transaction
+_LOG = logging.getLogger("pneumoscope.service")
+_BATCH = 500  # images that are removed in one transaction
 _THERE = select(predictions).where(predictions.c.id.in_(bindparam("keys", expanding=True)))
 _MAKE = insert(predictions)
 
 
-class _Adding(NamedTuple):
-    """An image to be kept, what was said of it, and who asked."""
+class _Addition(NamedTuple):
+    """A prediction to store, its image, and the user who asked for it."""
 
     prediction: Prediction
     image: bytes
@@ -68,109 +69,153 @@ class _Adding(NamedTuple):
 
 
 class PredictionRepository:
-    """Open records.
+    """The predictions, reviews and images of one service.
+
+    Opening it completes or rolls back what a killed process left; see `recovery`.
 
     Args:
-        folder: of the data; None keeps everything in memory.
-        database: address of a PostgreSQL database; SQLite in the folder where empty.
-        now: the time, for tests.
+        folder: The data directory; None stores everything in memory.
+        database: URL of a PostgreSQL database; SQLite in the data directory if empty.
+        now: Returns the time, for tests.
+
+    Attributes:
+        engine: Of the database.
+        blobs: The images.
+        orphaned: Files in the blob store that the database does not know: hash and time.
+
     Raises:
-        StorageError, UsageError: see `database.open_database`.
+        StorageError, UsageError: See `open_database` and `recover`.
     """
 
     def __init__(
         self, folder: Path | None, database: str = "", *, now: Callable[[], datetime] = lambda: datetime.now(UTC)
     ) -> None:
         self.engine: Engine = open_database(folder, database)
-        self.images: BlobStore = MemoryBlobStore() if folder is None else FolderBlobStore(folder / IMAGES)
-        self._place = DataDirectory(folder, DATABASE_FILE)
+        self.blobs: BlobStore = MemoryBlobStore() if folder is None else FolderBlobStore(folder)
+        self._directory = DataDirectory(folder, DATABASE_FILE)
         self._now = now
         # In memory all threads share one connection.
         self._alone = threading.RLock() if folder is None and not database else contextlib.nullcontext()
-        self._unknown = clear(self.engine, self.images)
-        self._left: set[str] = set()  # images that are to be removed, and could not be yet
-        self._together = GroupCommit(self._add, StorageError, name="keeping")
+        # No image is removed between the commit of its row and its move into the blob store. Taken before a transaction begins.
+        self._blob_lock = threading.Lock()
+        self.orphaned = recover(self.engine, self.blobs)
+        self._unsettled: set[str] = set()  # staged, and neither published nor discarded because of an error
+        self._unremoved: set[str] = set()  # to be removed, and not removed because of an error
+        self._commits = GroupCommit(self._add, StorageError, name="group-commit")
 
     def close(self) -> None:
-        """Keep what was submitted, and give back connections."""
-        self._together.close()
+        """Store what was submitted, and close the connections."""
+        self._commits.close()
         self.engine.dispose()
 
     def add(
         self, prediction: Prediction, image: bytes, *, operating_point: str, who: str
     ) -> tuple[StoredPrediction, bool]:
-        """Keep an image and what was said of it; see `submit`.
+        """Store a prediction and its image, and wait for it; see `submit`.
 
         Raises:
-            StorageError: it cannot be kept, and nothing of it was.
+            StorageError: It cannot be stored; nothing was.
         """
         return self.submit(prediction, image, operating_point=operating_point, who=who).result()
 
     def submit(
         self, prediction: Prediction, image: bytes, *, operating_point: str, who: str
     ) -> Future[tuple[StoredPrediction, bool]]:
-        """Keep an image and what was said of it, together with what others submit meanwhile.
+        """Store a prediction and its image in one transaction with others that are submitted meanwhile.
 
         Args:
-            prediction: of an image that could be read.
-            image: the file's bytes.
-            operating_point, who: for the record and the trail.
+            prediction: Of a readable image.
+            image: The file's bytes.
+            operating_point: By name.
+            who: The user, for the audit log.
+
         Returns:
-            The record, and whether it is new: the same image judged by the same model is kept once, as it was first. Or
-            StorageError: it cannot be kept, and nothing of it was.
+            A future of the record and of whether it is new: the first prediction for the same image, model and operating point
+            is kept. Its error is StorageError if nothing could be stored.
         """
-        return self._together.submit(_Adding(prediction, image, operating_point, who))
+        return self._commits.submit(_Addition(prediction, image, operating_point, who))
 
-    def _add(self, images: Sequence[_Adding]) -> list[tuple[StoredPrediction, bool] | Exception]:
-        """Add images in one transaction, which reaches the disk as fast with many as with one."""
-        self._place.check()
-        rows = [new_row(each.prediction, each.image, each.operating_point) for each in images]
-        content = {row["image_sha256"]: each.image for row, each in zip(rows, images, strict=True)}
-        written, failed = self.images.keep(content)  # before the transaction: others wait for its end
-        back: list[str] = []
+    def _add(self, additions: Sequence[_Addition]) -> list[tuple[StoredPrediction, bool] | Exception]:
+        """Store a batch in one transaction, which reaches the disk as fast with many rows as with one."""
+        self._directory.check()
+        rows = [new_row(each.prediction, each.image, each.operating_point) for each in additions]
+        content = {row["image_sha256"]: each.image for row, each in zip(rows, additions, strict=True)}
+        staged, failed = self.blobs.stage(content)  # before the transaction: other writers wait for its end
+        held: set[str] = set()  # hashes of images that a row refers to
         try:
-            with self._alone, self._writing() as connection:
-                # Another may have removed an image since. While this is the one writer, nobody does.
-                lost = {key: content[key] for key in content.keys() - failed.keys() if not self.images.has(key)}
-                again = self.images.keep(lost)
-                written, failed = written + again.written, failed | again.failed
+            with self._alone, self._blob_lock:
+                with self._writing() as connection:
+                    # Another request may have removed an image since. None can while the lock is held.
+                    lost = {key: content[key] for key in content.keys() - failed.keys() if not self.blobs.has(key)}
+                    again = self.blobs.stage(lost)
+                    staged, failed = [*staged, *again.staged], failed | again.failed
 
-                found = connection.execute(_THERE, {"keys": [row["id"] for row in rows]})
-                there = {row["id"]: dict(row) for row in found.mappings()}
-                added: list[tuple[StoredPrediction, bool] | Exception] = []
-                made, entries = [], []
-                for row, each in zip(rows, images, strict=True):
-                    key, sha256, new = row["id"], row["image_sha256"], row["id"] not in there
-                    removed = not new and there[key]["image_removed"]
-                    if removed:
-                        back.append(sha256)
-                    elif sha256 in failed:
-                        added.append(failed[sha256])
-                        continue
-                    if new:
-                        there[key] = row | {"created": self._time()}
-                        made.append(there[key])
-                        said = {"decision": row["decision"], "probability": row["probability"], "rest": rest_hash(row)}
-                        entries.append(_entry(there[key], there[key]["created"], each.who, "judged", said))
-                    added.append((of_row(there[key]), new))
-                if made:
-                    connection.execute(_MAKE, made)
-                append(connection, entries)
+                    found = connection.execute(_THERE, {"keys": [row["id"] for row in rows]})
+                    there = {row["id"]: dict(row) for row in found.mappings()}
+                    added: list[tuple[StoredPrediction, bool] | Exception] = []
+                    made, entries = [], []
+                    for row, each in zip(rows, additions, strict=True):
+                        key, sha256, new = row["id"], row["image_sha256"], row["id"] not in there
+                        if new or not there[key]["image_removed"]:  # an image that was removed does not come back
+                            if sha256 in failed:
+                                added.append(failed[sha256])
+                                continue
+                            held.add(sha256)
+                        if new:
+                            there[key] = row | {"created": self._time()}
+                            made.append(there[key])
+                            said = {
+                                "decision": row["decision"],
+                                "probability": row["probability"],
+                                "rest": rest_hash(row),
+                            }
+                            entries.append(_entry(there[key], there[key]["created"], each.who, "judged", said))
+                        added.append((of_row(there[key]), new))
+                    if made:
+                        connection.execute(_MAKE, made)
+                    append(connection, entries)
+                for sha256 in staged:
+                    self._place(sha256, held=sha256 in held)
         except Exception:
-            self._try_to_remove(written)
+            self._unsettled.update(staged)
+            with contextlib.suppress(StorageError):  # `tidy` tries again
+                self._settle()
             raise
-        self._try_to_remove(back)  # what was removed does not come back
         return added
 
+    def _place(self, sha256: str, *, held: bool) -> None:
+        """Publish a staged image if a committed row refers to it; discard it otherwise.
+
+        A failure is logged, and `tidy` tries again: the row is committed, and the staged image is on the disk and can be read.
+        """
+        try:
+            if held:
+                self.blobs.publish(sha256)
+            else:
+                self.blobs.discard(sha256)
+        except StorageError as error:
+            self._unsettled.add(sha256)
+            _LOG.error("an image stays in the staging area for now: %s", error.message)
+
+    def _settle(self) -> None:
+        """Publish or discard staged images of which an error left open whether their rows are committed."""
+        unsettled = list(self._unsettled)
+        if not unsettled:
+            return
+        with self._alone, self._blob_lock, self._writing() as connection:
+            for sha256 in unsettled:
+                self._unsettled.discard(sha256)
+                self._place(sha256, held=_has(connection, predictions.c.image_sha256 == sha256))
+
     def try_to_keep(self) -> None:
-        """Do all that keeping an image takes, but for an image.
+        """Do everything that storing an image takes, without an image.
 
         Raises:
-            StorageError: none could be kept.
+            StorageError: No image could be stored.
         """
         with self._alone, self._writing():
-            self._place.check_room()
-            self.images.try_to_keep()
+            self._directory.check_room()
+            self.blobs.check_writable()
 
     def get(self, key: str) -> StoredPrediction:
         """One record.
@@ -188,14 +233,14 @@ class PredictionRepository:
             GoneError: it was removed.
             StorageError: it cannot be read, or is missing although nobody removed it.
         """
-        content = None if record.image_removed else self.images.get(record.image_sha256)
+        content = None if record.image_removed else self.blobs.get(record.image_sha256)
         if content is not None:
             return content
         if record.image_removed or not self._is_kept(record):
             raise GoneError(f"the image of prediction {record.id!r} was removed", hint="Its numbers are kept")
         raise StorageError(
             f"the image of prediction {record.id!r} is missing, and nobody removed it here",
-            hint=f"Restore {record.image_sha256[:2]}/{record.image_sha256} below {IMAGES}/ from a backup, or post the image again",
+            hint=f"Restore {record.image_sha256[:2]}/{record.image_sha256} below {BLOBS}/ from a backup, or post the image again",
         )
 
     def find(self, wanted: Filter, *, order: Order = "newest", limit: int = 50, after: str = "") -> Page:
@@ -254,7 +299,7 @@ class PredictionRepository:
                 row = _found(connection, delete(predictions).where(predictions.c.id == key).returning(predictions), key)
                 append(connection, [_entry(row, self._time(), who, "deleted")])
             try:
-                self._remove_unwanted([row["image_sha256"]])
+                self._remove_unheld([row["image_sha256"]])
             except StorageError as error:
                 raise StorageError(
                     f"record {key!r} is deleted, but its image could not be: {error.message}",
@@ -273,25 +318,23 @@ class PredictionRepository:
         limit, removed = self._now() - age, 0
         while not stopped() and (some := self._expire(limit)):
             removed += len(some)
-            self._remove_unwanted(some)
-        old = [sha256 for sha256, since in self._unknown.items() if since < limit]
-        self._remove_unwanted(old)
-        for sha256 in old:
-            del self._unknown[sha256]
+            self._remove_unheld(some)
+        self._expire_orphaned(limit)
         return removed
 
     def tidy(self) -> None:
-        """Try again to remove images that could not be.
+        """Retry what failed: moving images out of the staging area, and removing images.
 
         Raises:
-            StorageError: they still cannot be.
+            StorageError: It failed again.
         """
-        self._remove_unwanted(list(self._left))
+        self._settle()
+        self._remove_unheld(list(self._unremoved))
 
     def _expire(self, limit: datetime) -> list[str]:
         """Write down that some images older than this are removed: few enough that nobody waits long; their hashes."""
         old = predictions.c.created < _text(limit), predictions.c.image_removed.is_(None)
-        some = select(predictions.c.id).where(*old).limit(_AT_ONCE).scalar_subquery()
+        some = select(predictions.c.id).where(*old).limit(_BATCH).scalar_subquery()
         with self._alone, self._writing() as connection:
             at = self._time()
             asked = (
@@ -301,20 +344,29 @@ class PredictionRepository:
             append(connection, [_entry(row, at, RETENTION, "image removed") for row in rows])
         return [row["image_sha256"] for row in rows]
 
-    def _remove_unwanted(self, images: Iterable[str]) -> None:
-        """Remove images, but for those that a record holds: another model's, or one that came meanwhile."""
-        every = list(images)
-        self._left.update(every)
-        for start in range(0, len(every), _AT_ONCE):
-            with self._alone, self._writing() as connection:  # none comes to be held while this is the one writer
-                for sha256 in every[start : start + _AT_ONCE]:
-                    if not _has(connection, predictions.c.image_sha256 == sha256):
-                        self.images.remove(sha256)
-                    self._left.discard(sha256)
+    def _expire_orphaned(self, limit: datetime) -> None:
+        """Remove orphaned files older than this, with an audit entry for each."""
+        old = [sha256 for sha256, since in self.orphaned.items() if since < limit]
+        for start in range(0, len(old), _BATCH):
+            some = old[start : start + _BATCH]
+            with self._alone, self._writing() as connection:
+                gone = [sha256 for sha256 in some if not _has(connection, predictions.c.image_sha256 == sha256)]
+                at = self._time()
+                append(connection, [Entry(at, RETENTION, "image removed", image_sha256=sha256) for sha256 in gone])
+            self._remove_unheld(gone)
+            for sha256 in some:
+                del self.orphaned[sha256]
 
-    def _try_to_remove(self, images: Sequence[str]) -> None:
-        with contextlib.suppress(StorageError):  # `tidy` tries again
-            self._remove_unwanted(images)
+    def _remove_unheld(self, images: Iterable[str]) -> None:
+        """Remove images, except those that a record still refers to."""
+        every = list(images)
+        self._unremoved.update(every)
+        for start in range(0, len(every), _BATCH):
+            with self._alone, self._blob_lock, self._writing() as connection:
+                for sha256 in every[start : start + _BATCH]:
+                    if not _has(connection, predictions.c.image_sha256 == sha256):
+                        self.blobs.remove(sha256)
+                    self._unremoved.discard(sha256)
 
     def _is_kept(self, record: StoredPrediction) -> bool:
         with self._alone, reading(self.engine) as connection:
@@ -324,7 +376,7 @@ class PredictionRepository:
     def _writing(self) -> Iterator[Connection]:
         """See `database.writing`; in the place where all of it was opened."""
         with writing(self.engine) as connection:
-            self._place.check()
+            self._directory.check()
             yield connection
 
     def _time(self) -> str:

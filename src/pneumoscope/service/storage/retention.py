@@ -1,4 +1,4 @@
-"""A thread that removes images that are too old, and tries again those that could not be removed."""
+"""Retention: remove images that are too old, and retry removals that failed."""
 
 from __future__ import annotations
 
@@ -12,15 +12,15 @@ from pneumoscope.service.storage.repository import PredictionRepository
 __all__ = ["Retention"]
 
 _LOG = logging.getLogger("pneumoscope.service")
-_EVERY = 600  # seconds between looks
+_EVERY = 600  # seconds between runs
 
 
 class Retention:
-    """Looks at the start, and every few minutes.
+    """A thread that runs at the start and every few minutes.
 
     Args:
-        records: whose images they are.
-        keep: age at which images are removed; None keeps them.
+        records: Where the images are stored.
+        keep: Age at which images are removed; None keeps them.
     """
 
     def __init__(self, records: PredictionRepository, keep: timedelta | None) -> None:
@@ -29,11 +29,11 @@ class Retention:
         self._thread = threading.Thread(target=self._work, name="retention", daemon=True)
 
     def start(self) -> None:
-        """Begin."""
+        """Start the thread."""
         self._thread.start()
 
     def stop(self) -> None:
-        """End, with what is being removed removed."""
+        """Stop the thread, and wait for a removal that has begun."""
         self._stopped.set()
         self._thread.join()
 
@@ -43,7 +43,7 @@ class Retention:
                 self._records.tidy()
                 if self._keep is not None:
                     self._records.expire(self._keep, stopped=self._stopped.is_set)
-            except Exception as error:  # noqa: BLE001  the next turn tries again; what nobody foresaw may say anything
+            except Exception as error:  # noqa: BLE001  the next run tries again; an unexpected message may contain anything
                 why = error.message if isinstance(error, PneumoscopeError) else type(error).__name__
                 _LOG.error("old images could not be removed, which is tried again: %s", why)
             if self._stopped.wait(_EVERY):

@@ -1,0 +1,83 @@
+"""`pneumoscope storage`."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import click
+
+from pneumoscope.core.errors import PartialFailureError, UsageError
+
+if TYPE_CHECKING:
+    from pneumoscope.service.storage.check import StorageReport
+
+_ADVICE = {
+    "orphaned_files": "The database does not know them: it is another one, or older than they are",
+    "missing_blobs": "Restore them from a backup, or post the images again",
+    "damaged_blobs": "Restore them from a backup, or post the images again, and check the disk",
+    "staging_files": "The next start of the service completes or removes them",
+}
+
+
+@click.group("storage", short_help="Check the stored images of a service.")
+def command() -> None:
+    """Check the stored images of a service."""
+
+
+@command.command("check")
+@click.option(
+    "--data-dir",
+    type=click.Path(path_type=Path),
+    default=Path("pneumoscope-data"),
+    show_default=True,
+    help="Data directory of the service.",
+)
+@click.option("--database", default="", metavar="URL", help="postgresql://user@host/name, if the service uses one.")
+@click.option("--json", "as_json", is_flag=True, help="Print one JSON document.")
+def check_command(data_dir: Path, database: str, as_json: bool) -> None:
+    """Compare the stored images with the database, and report every difference.
+
+    Reports orphaned files (no database record), missing blobs, damaged blobs (their hash differs) and files left in the staging
+    area. Every image is read; nothing is changed. The service may be running; then the staging area is not checked.
+
+    The exit status is 0 if everything is consistent and 3 if not.
+
+    Example:  pneumoscope storage check --data-dir records
+    """
+    from pneumoscope.service.storage.check import check_storage
+    from pneumoscope.service.storage.database import DATABASE_FILE, open_database
+
+    if not (data_dir if database else data_dir / DATABASE_FILE).exists():
+        raise UsageError(f"{str(data_dir)!r} is not a data directory of the service", hint="Name it with --data-dir")
+    engine = open_database(data_dir, database)
+    try:
+        report = check_storage(data_dir, engine)
+    finally:
+        engine.dispose()
+    if as_json:
+        click.echo(json.dumps({"consistent": not report.problems} | dataclasses.asdict(report), indent=2))
+    else:
+        _print(report)
+    if report.problems:
+        raise PartialFailureError(
+            f"the storage in {str(data_dir)!r} is not consistent: {_count(report.problems, 'problem')}"
+        )
+
+
+def _print(report: StorageReport) -> None:
+    for kind, hint in _ADVICE.items():
+        paths = getattr(report, kind)
+        if paths:
+            click.echo(f"{kind.replace('_', ' ').capitalize()}: {len(paths)}. {hint}.")
+            for path in paths:
+                click.echo(f"  {path.encode('unicode_escape').decode()}")
+    if report.staging_files is None:
+        click.echo("The service is running: the staging area was not checked.")
+    click.echo(f"{_count(report.blobs, 'image')} checked, {_count(report.problems, 'problem')} found.")
+
+
+def _count(number: int, noun: str) -> str:
+    return f"{number} {noun}{'' if number == 1 else 's'}"

@@ -1,0 +1,1 @@
+"""Recipes and run folders. No other package knows how a run folder is laid out."""

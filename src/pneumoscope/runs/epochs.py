@@ -1,0 +1,87 @@
+"""Metrics of each epoch (`epochs.csv`), and the choice of the epoch whose weights are kept."""
+
+from __future__ import annotations
+
+import csv
+import io
+import math
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Literal, NamedTuple
+
+from pneumoscope.core.errors import RunError
+from pneumoscope.runs.files import read_text
+from pneumoscope.runs.run_folder import EPOCHS_FILE
+
+__all__ = ["Epoch", "best_epoch", "epochs_csv", "read_epochs"]
+
+
+class Epoch(NamedTuple):
+    """One row of `epochs.csv`.
+
+    Attributes:
+        epoch: Counted from 1.
+        train_loss, train_accuracy: Over the training images as seen, with dropout and augmentation.
+        validation_loss, validation_accuracy, validation_auroc: At the end of the epoch; accuracy at threshold 0.5.
+        learning_rate: After the last step.
+        seconds: Wall clock, validation included.
+    """
+
+    epoch: int
+    train_loss: float
+    train_accuracy: float
+    validation_loss: float
+    validation_accuracy: float
+    validation_auroc: float
+    learning_rate: float
+    seconds: float
+
+
+def best_epoch(epochs: Sequence[Epoch], select: Literal["accuracy", "auroc", "loss", "last"]) -> Epoch:
+    """Return the epoch with the best validation metric, the earlier one at a tie; or the last one."""
+    if select == "last":
+        return epochs[-1]
+    if select == "loss":
+        return min(epochs, key=lambda row: row.validation_loss)
+    if select == "auroc":
+        return max(epochs, key=lambda row: row.validation_auroc)
+    return max(epochs, key=lambda row: row.validation_accuracy)
+
+
+def epochs_csv(epochs: Sequence[Epoch]) -> str:
+    """Return the epochs as CSV text, numbers in full precision."""
+    out = io.StringIO()
+    writer = csv.writer(out, lineterminator="\n")
+    writer.writerow(Epoch._fields)
+    writer.writerows(epochs)
+    return out.getvalue()
+
+
+def read_epochs(run: Path) -> tuple[Epoch, ...]:
+    """Return the epochs of a run, at least one.
+
+    Raises:
+        RunError: The file or a column is missing, it has no rows, or a value is not a finite number (the row is named).
+    """
+    path = run / EPOCHS_FILE
+    reader = csv.DictReader(read_text(path).splitlines())
+    missing = [name for name in Epoch._fields if name not in (reader.fieldnames or ())]
+    if missing:
+        raise RunError(f"{path} has no column {missing[0]!r} (it has: {', '.join(reader.fieldnames or ())})")
+    rows = tuple(_epoch(row, f"{path}, row {number}") for number, row in enumerate(reader, start=1))
+    if not rows:
+        raise RunError(f"{path} has no rows", hint="Finish the run: pneumoscope train RECIPE --out RUN --resume")
+    return rows
+
+
+def _epoch(row: dict[str, str], where: str) -> Epoch:
+    values: dict[str, float] = {}
+    for name in Epoch._fields:
+        try:
+            values[name] = int(row[name]) if name == "epoch" else float(row[name])
+        except (TypeError, ValueError):
+            values[name] = math.nan
+        if not math.isfinite(values[name]):
+            kind = "a whole number" if name == "epoch" else "a finite number"
+            raise RunError(f"{where}: {name} is {row[name]!r}, not {kind}")
+    return Epoch(**values)  # type: ignore[arg-type]

@@ -1,0 +1,132 @@
+"""Check that the database and the blob store agree, without changing either."""
+
+from __future__ import annotations
+
+import dataclasses
+from pathlib import Path
+from typing import Any, NamedTuple
+
+from sqlalchemy import ColumnElement, Engine, Row, func, select
+
+from pneumoscope.core.errors import StorageError
+from pneumoscope.service.storage.blob_store import BLOBS, STAGING, BlobStore, FolderBlobStore
+from pneumoscope.service.storage.data_directory import is_in_use
+from pneumoscope.service.storage.database import reading, writing
+from pneumoscope.service.storage.recovery import find_unreferenced_files
+from pneumoscope.service.storage.tables import predictions
+
+__all__ = ["BlobFault", "StorageReport", "check_blobs", "check_storage"]
+
+_BATCH = 1000  # rows that are fetched at once
+
+
+class BlobFault(NamedTuple):
+    """A blob that a prediction refers to and that cannot be used.
+
+    Attributes:
+        sha256: Of the blob.
+        prediction: Id of one of the predictions that refer to it.
+        error: Why it cannot be read, or that its hash differs; empty if it is missing.
+    """
+
+    sha256: str
+    prediction: str
+    error: str
+
+
+@dataclasses.dataclass(frozen=True, slots=True)
+class StorageReport:
+    """Result of `check_storage`; paths are relative to the data directory.
+
+    Attributes:
+        blobs: Number of blobs that predictions refer to.
+        orphaned_files: Files in the blob store without a database record.
+        missing_blobs: Blobs that a prediction refers to and that are not there.
+        damaged_blobs: Blobs whose hash differs from their name, or that cannot be read.
+        staging_files: Files left in the staging area; None if they were not checked because a service is running.
+    """
+
+    blobs: int
+    orphaned_files: tuple[str, ...]
+    missing_blobs: tuple[str, ...]
+    damaged_blobs: tuple[str, ...]
+    staging_files: tuple[str, ...] | None
+
+    @property
+    def problems(self) -> int:
+        """Number of files that were found in any state but the right one."""
+        found = self.orphaned_files, self.missing_blobs, self.damaged_blobs, self.staging_files or ()
+        return sum(map(len, found))
+
+
+def check_storage(folder: Path, engine: Engine) -> StorageReport:
+    """Compare a data directory with its database; every blob is read.
+
+    While a service is running, files that it is just adding or removing are not reported.
+
+    Args:
+        folder: The data directory.
+        engine: Of its database.
+
+    Raises:
+        StorageError: The database cannot be reached, or the directory cannot be listed.
+    """
+    store = FolderBlobStore(folder)
+    running = is_in_use(folder)
+    staging = None if running else tuple(f"{STAGING}/{name}" for name in store.staging_files())
+    unreferenced = find_unreferenced_files(engine, store)
+    orphaned = [*unreferenced.orphaned, *([] if running else unreferenced.deleted)]
+    count, faults = check_blobs(engine, store)
+    return StorageReport(
+        blobs=count,
+        orphaned_files=_paths(orphaned),
+        missing_blobs=_paths([fault.sha256 for fault in faults if not fault.error]),
+        damaged_blobs=_paths([fault.sha256 for fault in faults if fault.error]),
+        staging_files=staging,
+    )
+
+
+def check_blobs(engine: Engine, blobs: BlobStore) -> tuple[int, list[BlobFault]]:
+    """Read every blob that a prediction refers to, and return their number and the missing and damaged ones.
+
+    Args:
+        engine: Of the database; others may add and remove predictions meanwhile.
+        blobs: The store.
+
+    Raises:
+        StorageError: The database cannot be reached.
+    """
+    count, doubted = 0, []
+    with reading(engine) as connection:
+        for row in connection.execute(_held().execution_options(yield_per=_BATCH)):
+            count += 1
+            if _fault(blobs, row):
+                doubted.append(row)
+    faults = []
+    for row in doubted:
+        # It may have been removed meanwhile. Nobody removes it while this is the one writer.
+        with writing(engine) as connection:
+            still = connection.execute(_held(predictions.c.image_sha256 == row.image_sha256)).first()
+            if still and (fault := _fault(blobs, still)):
+                faults.append(fault)
+    return count, faults
+
+
+def _held(*which: ColumnElement[bool]) -> Any:
+    """Select the blobs that predictions refer to, each with one of them."""
+    return (
+        select(predictions.c.image_sha256, func.min(predictions.c.id).label("id"))
+        .where(predictions.c.image_removed.is_(None), *which)
+        .group_by(predictions.c.image_sha256)
+    )
+
+
+def _fault(blobs: BlobStore, row: Row[Any]) -> BlobFault | None:
+    try:
+        return None if blobs.get(row.image_sha256) is not None else BlobFault(row.image_sha256, row.id, "")
+    except StorageError as error:
+        return BlobFault(row.image_sha256, row.id, error.message)
+
+
+def _paths(hashes: list[str]) -> tuple[str, ...]:
+    return tuple(f"{BLOBS}/{sha256[:2]}/{sha256}" for sha256 in sorted(hashes))

@@ -1,0 +1,44 @@
+"""The report's constants in its six recipes."""
+
+import pytest
+
+from pneumoscope.reproduction.recipes import RUNS, report_recipes
+from pneumoscope.runs.recipe import read_recipe, shipped
+
+REPORT = {
+    "alexnet-sgd": ("alexnet", "sgd", 64, 0.01),
+    "alexnet-adam": ("alexnet", "adam", 64, 0.001),
+    "alexnet-adam-32": ("alexnet", "adam", 32, 0.001),
+    "vgg19-rmsprop": ("vgg19", "rmsprop", 64, 0.001),
+    "vgg19-adam": ("vgg19", "adam", 64, 0.001),
+    "vgg19-adam-32": ("vgg19", "adam", 32, 0.001),
+}
+
+
+@pytest.mark.parametrize("name", REPORT)
+def test_recipe_has_the_constants_of_the_report(name):
+    network, optimizer, batch, rate = REPORT[name]
+
+    recipe = read_recipe(name, recipes=report_recipes())
+
+    assert (recipe.name, recipe.network.name, recipe.optimizer.name) == (name, network, optimizer)
+    assert (recipe.training.batch, recipe.optimizer.learning_rate) == (batch, rate)
+    assert (recipe.training.epochs, recipe.training.select) == (15, "accuracy")
+    assert (recipe.data.by, recipe.data.validation, recipe.network.image_size) == ("image", 0.15, 224)
+    assert (recipe.optimizer.momentum, recipe.optimizer.decay) == (0.0, 0.9)
+    assert (recipe.optimizer.beta1, recipe.optimizer.beta2, recipe.optimizer.epsilon) == (0.9, 0.999, 1e-7)
+    assert not recipe.optimizer.weight_decay
+    assert not recipe.augmentation.any
+
+
+def test_recipes_are_those_of_the_table_and_none_is_a_general_one():
+    assert tuple(report_recipes()) == RUNS == tuple(REPORT)
+    assert not set(RUNS) & set(shipped())
+
+
+@pytest.mark.parametrize("name", RUNS)
+def test_recipe_survives_its_own_toml(name, tmp_path):
+    recipe = read_recipe(name, recipes=report_recipes())
+    (tmp_path / "recipe.toml").write_text(recipe.to_toml())
+
+    assert read_recipe(str(tmp_path / "recipe.toml")) == recipe

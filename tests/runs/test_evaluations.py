@@ -1,0 +1,83 @@
+"""Evaluation files: exact round trips, and errors that name the file, the row or the field."""
+
+import dataclasses
+import json
+
+import pytest
+
+from pneumoscope.core.errors import RunError
+from pneumoscope.core.results import ScoredImage
+from pneumoscope.evaluation.evaluate import evaluate
+from pneumoscope.runs.evaluations import predictions_csv, read_evaluation, read_predictions
+
+IMAGE = ScoredImage("a,b.png", "ab" * 32, "bacteria-1", "PNEUMONIA", "bacteria", 1 / 3, 0.1 + 0.2, 1.0)
+
+
+def test_predictions_come_back_to_the_last_digit(tmp_path):
+    images = (IMAGE, dataclasses.replace(IMAGE, path="c.png", logit=-1e-300, label="NORMAL", etiology="", patient=""))
+    (tmp_path / "p.csv").write_text(predictions_csv(images))
+    assert read_predictions(tmp_path / "p.csv") == images
+
+
+@pytest.mark.parametrize(
+    ("old", "new", "message"),
+    [
+        ("sha256", "hash", "has no column 'sha256'"),
+        ("PNEUMONIA", "COVID", r"row 1: label is 'COVID', not one of NORMAL, PNEUMONIA"),
+        ("0.3333333333333333", "much", "row 1: could not convert string to float: 'much'"),
+        ("0.3333333333333333", "nan", "row 1: a number is not finite"),
+        (",1.0", "", "row 1: float"),
+    ],
+)
+def test_malformed_predictions_name_the_row(tmp_path, old, new, message):
+    (tmp_path / "p.csv").write_text(predictions_csv([IMAGE]).replace(old, new, 1))
+    with pytest.raises(RunError, match=message):
+        read_predictions(tmp_path / "p.csv")
+
+
+def test_a_missing_file_says_how_to_make_it(tmp_path):
+    with pytest.raises(RunError, match=r"cannot read .*p.csv': No such file.*pneumoscope evaluate"):
+        read_predictions(tmp_path / "p.csv")
+
+
+@pytest.fixture
+def evaluation_file(maker):
+    run = maker.run()
+    evaluate(run, maker.images(), operating_points=["half"])
+    return run / "evaluation" / "test" / "evaluation.json"
+
+
+def changed(file, change):
+    data = json.loads(file.read_text())
+    change(data)
+    file.write_text(json.dumps(data))
+    return file
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        (lambda d: d.update(schema=2), "has schema 2; this version reads 1"),
+        (lambda d: d.pop("schema"), "has schema None"),
+        (lambda d: d.pop("n"), r"is malformed: .*`n`"),
+        (lambda d: d.update(n="32"), r"is malformed: .*\$\.n`"),
+        (lambda d: d["metrics"]["auroc"].update(value="high"), r"is malformed: .*\$\.metrics\[\.\.\.\]\.value`"),
+        (lambda d: d["operating_points"]["half"].pop("confusion"), r"is malformed: .*`confusion`"),
+        (lambda d: d["metrics"]["auroc"].update(value=float("nan")), "is not JSON"),
+    ],
+)
+def test_evaluations_are_read_strictly(evaluation_file, change, message):
+    with pytest.raises(RunError, match=message):
+        read_evaluation(changed(evaluation_file, change))
+
+
+def test_what_is_no_json_object_is_refused(tmp_path):
+    (tmp_path / "e.json").write_text("[1]")
+    with pytest.raises(RunError, match="is malformed: Expected `object`, got `array`"):
+        read_evaluation(tmp_path / "e.json")
+    (tmp_path / "e.json").write_text("{")
+    with pytest.raises(RunError, match="is not JSON"):
+        read_evaluation(tmp_path / "e.json")
+    (tmp_path / "e.json").write_bytes(b"\xff\xfe")
+    with pytest.raises(RunError, match="cannot read"):
+        read_evaluation(tmp_path / "e.json")

@@ -1,0 +1,186 @@
+"""Run an operation of the repository in a child process that kills itself with SIGKILL before a chosen step.
+
+A step is whatever changes a file or the database: opening a file for writing, half of its content, synchronizing, renaming,
+removing, making a directory, each SQL statement, the moments before and after a commit, and each answer to the caller.
+
+Child processes import this module and nothing else of the tests, so that each starts in milliseconds.
+"""
+
+import io
+import multiprocessing
+import os
+import pathlib
+import signal
+import sys
+import threading
+from datetime import timedelta
+
+from sqlalchemy import event
+
+from pneumoscope.core.results import ImageInfo, ModelInfo, Prediction
+from pneumoscope.service.storage.records import Filter
+from pneumoscope.service.storage.repository import PredictionRepository
+
+PROCESSES = multiprocessing.get_context("forkserver")
+PROCESSES.set_forkserver_preload(
+    ["pytest", "alembic.runtime.migration", "sqlalchemy.dialects.postgresql.pg8000", __name__]
+)
+PREDICTION = Prediction(
+    "image.png",
+    "pneumonia",
+    0.75,
+    (0.375, 0.875),
+    "",
+    0.4,
+    "",
+    ImageInfo(30, 20, "PNG"),
+    ModelInfo("grey", "0.1.0", "ab" * 32),
+)
+
+
+class Steps:
+    """Report each step to the parent process, and kill this process before the step of a number.
+
+    Args:
+        report: Connection to the parent.
+        last: Number of the step; the process is killed before it.
+    """
+
+    def __init__(self, report, last):
+        self.report, self.last, self.count = report, last, 0
+        self.counting = False
+        self.lock = threading.Lock()
+
+    def __call__(self, name):
+        with self.lock:
+            if not self.counting:
+                return
+            if self.count == self.last:
+                os.kill(os.getpid(), signal.SIGKILL)
+            self.count += 1
+            self.report.send(name)
+
+    def watch_files(self, folder):
+        """Count changes of files below a directory."""
+        changes = {"os.rename": "rename", "os.remove": "remove", "os.mkdir": "make directory"}
+        fsync, open_path = os.fsync, pathlib.Path.open
+
+        def changed(kind, arguments):
+            if kind in changes and str(arguments[0]).startswith(str(folder)):
+                self(f"{changes[kind]} {pathlib.Path(arguments[0]).parent.name}")
+
+        def synchronized(handle):
+            self("fsync")
+            fsync(handle)
+
+        def opened(path, mode="r", *arguments, **options):
+            if mode != "wb":
+                return open_path(path, mode, *arguments, **options)
+            self("open for writing")
+            return HalfwayWriter(io.FileIO(path, "w"), self)
+
+        sys.addaudithook(changed)
+        os.fsync, pathlib.Path.open = synchronized, opened
+
+    def watch_database(self, engine):
+        """Count statements and commits."""
+        commit = engine.dialect.do_commit
+
+        def committed(connection):
+            self("commit")
+            commit(connection)
+            self("committed")
+
+        engine.dialect.do_commit = committed
+        event.listen(
+            engine, "before_cursor_execute", lambda _, __, statement, *___: self(statement.split("\n")[0][:40])
+        )
+
+
+class HalfwayWriter(io.BufferedWriter):
+    """A file whose content reaches the disk in two halves, with a step between them."""
+
+    def __init__(self, raw, step):
+        super().__init__(raw)
+        self.step = step
+
+    def write(self, content):
+        half = len(content) // 2
+        super().write(content[:half])
+        self.flush()
+        self.step("half of the content")
+        return half + super().write(content[half:])
+
+
+def images(number):
+    return [b"%d of step %d" % (place, number) for place in range(2)]
+
+
+def add_images(records, number, step):
+    """Add two images in one transaction: they are submitted while another one is being stored, before the steps count."""
+    stage, begun, submitted = records.blobs.stage, threading.Event(), threading.Event()
+
+    def stage_before_and_count_after(blobs):
+        if begun.is_set():
+            step.counting = True
+        begun.set()
+        assert submitted.wait(30)
+        return stage(blobs)
+
+    records.blobs.stage = stage_before_and_count_after
+    records.submit(PREDICTION, b"before", operating_point="balanced", who="me")
+    assert begun.wait(30)
+    futures = [records.submit(PREDICTION, each, operating_point="balanced", who="me") for each in images(number)]
+    submitted.set()
+    for place, future in enumerate(futures):
+        future.result(30)
+        step(f"answer {place}")
+
+
+def delete_image(records, number, step):
+    key = records.find(Filter()).records[0].id
+    records.remove(key, who="me")
+    step(f"answer {key}")
+
+
+def expire_images(records, number, step):
+    records.expire(timedelta(0))
+    step("answer")
+
+
+def recover(records, number, step):
+    """Nothing: opening the repository is the operation."""
+
+
+def run(operation, folder, database, number, report):
+    """Run an operation until the step of a number; the steps of opening count only for `recover`."""
+    step = Steps(report, number)
+    if operation is recover:
+        step.watch_files(folder)
+        step.counting = True
+    records = PredictionRepository(folder, database)
+    if operation is not recover:
+        step.watch_files(folder)
+    step.watch_database(records.engine)
+    step.counting = operation is not add_images  # which begins to count later
+    operation(records, number, step)
+    os._exit(0)
+
+
+def steps_until_killed(operation, folder, database, number):
+    """Run an operation in a child process, and return its steps and whether it was killed."""
+    reader, writer = PROCESSES.Pipe(duplex=False)
+    process = PROCESSES.Process(target=run, args=(operation, folder, database, number, writer))
+    process.start()
+    writer.close()
+    steps = []
+    try:
+        while True:
+            assert reader.poll(60), f"no step after {steps}"
+            steps.append(reader.recv())
+    except EOFError:
+        process.join(60)
+    finally:
+        process.kill()
+    assert process.exitcode in (0, -signal.SIGKILL)
+    return steps, process.exitcode != 0

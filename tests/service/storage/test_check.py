@@ -1,0 +1,130 @@
+"""`pneumoscope storage check`: orphaned, missing, damaged and staged files are reported, and nothing is changed."""
+
+import json
+
+import pytest
+from click.testing import CliRunner
+from tests.service.conftest import add, png, post, served
+
+from pneumoscope.cli import cli
+from pneumoscope.core.errors import PartialFailureError, UsageError
+from pneumoscope.service.storage.blob_store import FolderBlobStore, content_hash
+from pneumoscope.service.storage.check import check_storage
+from pneumoscope.service.storage.data_directory import data_directory_lock
+from pneumoscope.service.storage.repository import PredictionRepository
+
+
+def check(folder, database, *options):
+    """Run the command, and return its exit status, its standard output and its error message."""
+    where = ["--data-dir", str(folder), *(["--database", database] if database else [])]
+    result = CliRunner().invoke(cli, ["storage", "check", *where, *options])
+    if result.exception and not isinstance(result.exception, PartialFailureError | UsageError):
+        raise result.exception
+    return getattr(result.exception, "exit_status", 0), result.stdout, str(result.exception or "")
+
+
+def path_of(content):
+    sha256 = content_hash(content)
+    return f"blobs/{sha256[:2]}/{sha256}"
+
+
+def files(folder):
+    return {path: path.read_bytes() for path in folder.rglob("*") if path.is_file() and path.suffix != ".sqlite-shm"}
+
+
+@pytest.fixture
+def folder(tmp_path, database):
+    """A data directory with two images."""
+    records = PredictionRepository(tmp_path / "data", database)
+    for image in (b"first", b"second"):
+        add(records, image)
+    records.close()
+    return tmp_path / "data"
+
+
+def test_consistent_storage_has_exit_status_0(folder, database):
+    status, out, message = check(folder, database)
+    assert (status, out, message) == (0, "2 images checked, 0 problems found.\n", "")
+    status, out, _ = check(folder, database, "--json")
+    assert (status, json.loads(out)) == (
+        0,
+        {
+            "consistent": True,
+            "blobs": 2,
+            "orphaned_files": [],
+            "missing_blobs": [],
+            "damaged_blobs": [],
+            "staging_files": [],
+        },
+    )
+
+
+def test_every_kind_of_problem_is_reported_with_exit_status_3_and_nothing_is_changed(folder, database):
+    store = FolderBlobStore(folder)
+    store.stage({content_hash(b"orphaned"): b"orphaned"})
+    store.publish(content_hash(b"orphaned"))
+    store.stage({content_hash(b"staged"): b"staged"})
+    (folder / path_of(b"first")).unlink()
+    (folder / path_of(b"second")).write_bytes(b"damaged")
+    before = files(folder)
+
+    status, out, message = check(folder, database, "--json")
+    assert (status, json.loads(out)) == (
+        3,
+        {
+            "consistent": False,
+            "blobs": 2,
+            "orphaned_files": [path_of(b"orphaned")],
+            "missing_blobs": [path_of(b"first")],
+            "damaged_blobs": [path_of(b"second")],
+            "staging_files": [f"staging/{content_hash(b'staged')}"],
+        },
+    )
+    assert message == f"the storage in {str(folder)!r} is not consistent: 4 problems"
+
+    status, out, _ = check(folder, database)
+    assert status == 3
+    for line in ("Orphaned files: 1. ", "Missing blobs: 1. ", "Damaged blobs: 1. ", "Staging files: 1. "):
+        assert line in out
+    assert f"  {path_of(b'orphaned')}\n" in out
+    assert out.endswith("2 images checked, 4 problems found.\n")
+    if not database:
+        del before[folder / "pneumoscope.sqlite"]
+    assert {path: content for path, content in files(folder).items() if path in before} == before
+
+
+def test_file_whose_removal_did_not_finish_is_orphaned_until_the_next_start(tmp_path, database):
+    folder = tmp_path / "data"
+    records = PredictionRepository(folder, database)
+    record, _ = add(records, b"deleted")
+    records.remove(record.id, who="me")
+    records.blobs.stage({record.image_sha256: b"deleted"})
+    records.blobs.publish(record.image_sha256)
+    assert check_storage(folder, records.engine).orphaned_files == (path_of(b"deleted"),)
+    with data_directory_lock(folder):  # a running service may be just removing it
+        report = check_storage(folder, records.engine)
+    assert (report.orphaned_files, report.staging_files) == ((), None)
+    records.close()
+    PredictionRepository(folder, database).close()
+    assert check(folder, database)[0] == 0
+
+
+def test_storage_of_a_running_service_can_be_checked(bundle, tmp_path):
+    with served(bundle, tmp_path) as (_, client):
+        post(client, png(100))
+        status, out, _ = check(tmp_path / "pneumoscope-data", "")
+    assert status == 0
+    assert "The service is running: the staging area was not checked." in out
+
+
+def test_name_in_the_staging_area_moves_no_cursor(folder, database):
+    (folder / "staging" / "\x1b[2J").write_bytes(b"")
+    status, out, _ = check(folder, database)
+    assert (status, "\x1b" in out, r"staging/\x1b[2J" in out) == (3, False, True)
+
+
+def test_directory_that_is_not_a_data_directory_is_rejected_and_not_created(tmp_path):
+    status, out, message = check(tmp_path / "nowhere", "")
+    assert (status, out) == (2, "")
+    assert "is not a data directory of the service" in message
+    assert list(tmp_path.iterdir()) == []

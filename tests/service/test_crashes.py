@@ -1,0 +1,171 @@
+"""Kill a process at every step of adding, deleting, expiring and recovering, and start again.
+
+`crash_steps` says what a step is. Each test moves on by one step until the operation ends without being killed.
+"""
+
+import signal
+
+import httpx
+import pytest
+from tests.service.conftest import add, png, served, verified
+from tests.service.crash_steps import add_images, delete_image, expire_images, images, recover, steps_until_killed
+
+from pneumoscope.service.audit.log import verify
+from pneumoscope.service.storage.blob_store import FolderBlobStore, content_hash
+from pneumoscope.service.storage.check import check_storage
+from pneumoscope.service.storage.records import Filter
+from pneumoscope.service.storage.repository import PredictionRepository
+
+
+def every_crash(operation, folder, database, before=lambda number: None):
+    """Crash at each step in turn; yield its number and the steps before it. The last turn is not killed."""
+    for number in range(200):
+        before(number)
+        steps, killed = steps_until_killed(operation, folder, database, number)
+        yield number, steps
+        if not killed:
+            return
+    pytest.fail("the operation does not end")
+
+
+def assert_consistent(records, folder):
+    """Check that the database, the blob store and the audit log agree, and return the records."""
+    found = records.find(Filter(), limit=200).records
+    held = {record.image_sha256 for record in found if not record.image_removed}
+    assert {sha256 for sha256, _ in records.blobs.stored()} == held
+    assert all(records.image(record) for record in found if not record.image_removed)
+    assert (records.orphaned, check_storage(folder, records.engine).problems) == ({}, 0)
+    verify(records.engine, images=records.blobs)
+    return found
+
+
+def delete(folder, database, image):
+    records = PredictionRepository(folder, database)
+    records.remove(add(records, image)[0].id, who="me")
+    records.close()
+
+
+def test_crash_while_adding_leaves_nothing_or_a_complete_prediction(tmp_path, database):
+    folder = tmp_path / "data"
+
+    def before(number):
+        """Let the audit log record that one of the images was deleted earlier."""
+        delete(folder, database, images(number)[1])
+
+    outcomes, seen = set(), set()
+    for number, steps in every_crash(add_images, folder, database, before):
+        records = PredictionRepository(folder, database)
+        found = {record.image_sha256: record for record in assert_consistent(records, folder)}
+        there = [content_hash(image) in found for image in images(number)]
+        for image in images(number):
+            assert content_hash(image) not in found or records.image(found[content_hash(image)]) == image
+        assert all(there[int(step[-1])] for step in steps if step.startswith("answer"))
+        assert there[0] == there[1]  # one transaction
+        outcomes.add(tuple(there))
+        seen.update(step.partition(" ")[0] for step in steps)
+        records.close()
+    assert outcomes == {(False, False), (True, True)}
+    assert {"open", "half", "fsync", "rename", "INSERT", "commit", "committed", "answer"} <= seen
+
+
+def test_crash_while_deleting_leaves_the_prediction_or_nothing(tmp_path, database):
+    folder = tmp_path / "data"
+
+    def before(number):
+        records = PredictionRepository(folder, database)
+        add(records, b"image %d" % number)
+        records.close()
+
+    outcomes = []
+    for number, steps in every_crash(delete_image, folder, database, before):
+        records = PredictionRepository(folder, database)
+        there = content_hash(b"image %d" % number) in {each.image_sha256 for each in assert_consistent(records, folder)}
+        assert not (there and any(step.startswith("answer") for step in steps))
+        outcomes.append((there, "committed" in steps, "remove" in str(steps)))
+        records.close()
+    assert {(True, False, False), (False, True, False), (False, True, True)} <= set(outcomes)
+
+
+def test_crash_while_expiring_leaves_no_expired_image(tmp_path, database):
+    folder = tmp_path / "data"
+
+    def before(number):
+        records = PredictionRepository(folder, database)
+        add(records, b"image %d" % number)
+        records.close()
+
+    outcomes = set()
+    for number, steps in every_crash(expire_images, folder, database, before):
+        records = PredictionRepository(folder, database)
+        found = {each.image_sha256: each for each in assert_consistent(records, folder)}
+        removed = found[content_hash(b"image %d" % number)].image_removed is not None
+        assert removed or "answer" not in steps
+        outcomes.add(removed)
+        records.close()
+    assert outcomes == {False, True}
+
+
+def test_crash_while_recovering_is_recovered_from(tmp_path, database):
+    folder = tmp_path / "data"
+
+    def before(number):
+        """Make by hand what a crash can leave: to be completed, to be discarded, half written, and to be removed."""
+        records = PredictionRepository(folder, database)
+        record, _ = add(records, b"complete %d" % number)
+        gone, _ = add(records, b"gone %d" % number)
+        records.remove(gone.id, who="me")
+        store = FolderBlobStore(folder)
+        store.stage({gone.image_sha256: b"gone %d" % number})
+        store.publish(gone.image_sha256)
+        (folder / "blobs" / record.image_sha256[:2] / record.image_sha256).rename(
+            folder / "staging" / record.image_sha256
+        )
+        (folder / "staging" / content_hash(b"discarded")).write_bytes(b"discarded")
+        (folder / "staging" / f"{content_hash(b'half')}.part").write_bytes(b"ha")
+        records.close()
+
+    turns = 0
+    for number, _ in every_crash(recover, folder, database, before):
+        records = PredictionRepository(folder, database)
+        found = {record.image_sha256 for record in assert_consistent(records, folder)}
+        assert content_hash(b"complete %d" % number) in found
+        turns += 1
+        records.close()
+    assert turns > 4
+
+
+KILLED_BEFORE_THE_COMMIT = (
+    "import os, signal; import pneumoscope.service.storage.repository as module;"
+    "module.append = lambda *_: os.kill(os.getpid(), signal.SIGKILL);"
+    "import pneumoscope.cli as cli; cli.main()"
+)
+
+
+def test_service_starts_after_a_crash_between_writing_an_image_and_committing_its_row(bundle, tmp_path):
+    with served(bundle, tmp_path, program=["-c", KILLED_BEFORE_THE_COMMIT]) as (process, client):
+        with pytest.raises(httpx.TransportError):
+            client.post("/v1/predictions", files=[("images", ("a.png", png(100)))])
+        assert process.wait(20) == -signal.SIGKILL
+    assert len(list((tmp_path / "pneumoscope-data/staging").iterdir())) == 1
+    with served(bundle, tmp_path) as (process, client):
+        assert client.get("/v1/predictions").json()["total"] == 0
+        process.terminate()
+        assert process.wait(20) == 0
+        assert "orphaned" not in process.stderr.read()
+    files = [path for name in ("blobs", "staging") for path in (tmp_path / "pneumoscope-data" / name).rglob("*")]
+    assert [path for path in files if path.is_file()] == []
+    assert verified(tmp_path)[1]["rows"] == 0
+
+
+def test_service_prints_its_address_before_it_warns_of_orphaned_files(bundle, tmp_path):
+    store = FolderBlobStore(tmp_path / "pneumoscope-data")
+    store.stage({content_hash(b"another database's"): b"another database's"})
+    store.publish(content_hash(b"another database's"))
+    with served(bundle, tmp_path) as (process, _):
+        process.terminate()
+        assert process.wait(20) == 0
+        first, *rest = process.stderr.read().splitlines()
+    assert first.startswith("http://127.0.0.1:")
+    warning = "WARNING Found 1 orphaned file in blobs/ (no database record). See `pneumoscope storage check`"
+    assert sum(line.endswith(warning) for line in rest) == 1
+    assert store.get(content_hash(b"another database's"))
