@@ -35,7 +35,7 @@ from pneumoscope.evaluation.selection import select_images
 from pneumoscope.imaging.decode import decode
 from pneumoscope.imaging.preprocess import preprocess
 from pneumoscope.inference.decision import DEFAULT_OPERATING_POINT, sigmoid
-from pneumoscope.inference.model import BATCH
+from pneumoscope.inference.model import BATCH_SIZE
 from pneumoscope.inference.session import BundleSession
 from pneumoscope.runs.run_folder import MANIFEST_FILE, find_bundle
 from pneumoscope.statistics.roc import auroc
@@ -72,7 +72,7 @@ class CalibrationImages(quantization.CalibrationDataReader):
     """Batches of network inputs that determine the ranges of activations."""
 
     def __init__(self, pixels: npt.NDArray[np.uint8]) -> None:
-        self._batches: Iterator[npt.NDArray[np.uint8]] = iter(np.array_split(pixels, max(1, len(pixels) // BATCH)))
+        self._batches: Iterator[npt.NDArray[np.uint8]] = iter(np.array_split(pixels, max(1, len(pixels) // BATCH_SIZE)))
 
     def get_next(self) -> dict[str, npt.NDArray[np.uint8]] | None:
         """Return the next batch, or None at the end."""
@@ -130,8 +130,8 @@ def load_images(
 def measure_rate(session: BundleSession, pixels: npt.NDArray[np.uint8]) -> float:
     """Return images per second in batches of the size that `predict` uses."""
     start = time.perf_counter()
-    for first in range(0, len(pixels), BATCH):
-        session.outputs(pixels[first : first + BATCH])
+    for first in range(0, len(pixels), BATCH_SIZE):
+        session.outputs(pixels[first : first + BATCH_SIZE])
     return len(pixels) / (time.perf_counter() - start)
 
 
@@ -141,7 +141,7 @@ def compare(
     """Return one row per variant; the first variant is the reference."""
     sessions = {name: BundleSession(card, network) for name, network in variants.items()}
     logits = {
-        name: np.concatenate([session.logits(pixels[i : i + BATCH]) for i in range(0, len(pixels), BATCH)])
+        name: np.concatenate([session.logits(pixels[i : i + BATCH_SIZE]) for i in range(0, len(pixels), BATCH_SIZE)])
         for name, session in sessions.items()
     }
     rates: dict[str, list[float]] = {name: [] for name in variants}

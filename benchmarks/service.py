@@ -41,6 +41,7 @@ from pneumoscope.core.files import write_atomically
 from pneumoscope.core.i18n import NOTICE
 from pneumoscope.imaging.decode import decode
 from pneumoscope.imaging.phantom import phantom
+from pneumoscope.imaging.preprocess import preprocess
 from pneumoscope.inference.model import load_model
 from pneumoscope.inference.session import BundleSession
 from pneumoscope.runs.run_folder import find_bundle
@@ -199,7 +200,7 @@ def measure_throughput(service: Service, paths: list[Path], rounds: int, seconds
     """Return the rates, the rates relative to the bare session, and the latencies of all variants."""
     model, session = load_model(threads=1), BundleSession.load(find_bundle(None))
     images = [path.read_bytes() for path in paths]
-    preprocessed = np.stack([session.preprocess(decode(image)).pixels for image in images])
+    preprocessed = np.stack([preprocess(decode(image), session.card.preprocessing) for image in images])
 
     def measure_rate(score: Callable[[Iterator[bytes]], int]) -> float:
         start = time.perf_counter()

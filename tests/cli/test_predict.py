@@ -537,7 +537,7 @@ def test_many_images_are_decoded_in_worker_processes_and_a_few_in_this_one(
     bundle: Path, images: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     pools: list[DecodePool] = []
-    monkeypatch.setattr(DecodePool, "start", pools.append)
+    monkeypatch.setattr(DecodePool, "start", lambda pool: pools.append(pool))
     few, many = (["images/a.png"] * count for count in (MIN_IMAGES_FOR_POOL, MIN_IMAGES_FOR_POOL + 1))
     assert invoke(bundle, *few).exit_code == 0
     assert pools == []

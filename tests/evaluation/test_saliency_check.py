@@ -148,12 +148,12 @@ def test_test_images_are_refused(maker: Any) -> None:
 def test_default_model_on_phantoms(tmp_path: Any) -> None:
     """The bundle in the package, on 4 phantoms: files, records and Markdown agree; the same seed gives the same numbers."""
     from pneumoscope.data.layouts import load_manifest
-    from pneumoscope.data.split import split
+    from pneumoscope.data.split import split_manifest
     from pneumoscope.imaging.phantom import phantom
     from pneumoscope.runs.run_folder import find_bundle
 
     phantom(tmp_path / "images", train=20, test=4, size=64)
-    manifest = split(load_manifest(tmp_path / "images"), by="patient", validation=0.4, test=None, seed=0)
+    manifest = split_manifest(load_manifest(tmp_path / "images"), by="patient", validation=0.4, test=None, seed=0)
     manifest.save(tmp_path / "manifest.csv")
     stages: list[str] = []
 

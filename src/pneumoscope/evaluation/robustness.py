@@ -35,7 +35,7 @@ from pneumoscope.evaluation.selection import balanced_sample, select_images
 from pneumoscope.imaging.decode import decode
 from pneumoscope.imaging.phantom_drawing import draw
 from pneumoscope.inference.discovery import discover_images
-from pneumoscope.inference.model import ImageSource, load_model
+from pneumoscope.inference.model import load_model
 from pneumoscope.runs.run_folder import MANIFEST_FILE
 from pneumoscope.statistics.intervals import proportion
 
@@ -54,8 +54,9 @@ __all__ = [
 ]
 
 GrayImage = npt.NDArray[np.uint8]
-Progress = Callable[[str, int, int], None]
-Predict = Callable[[str, Iterable[ImageSource], int], list[Prediction]]
+_Source = GrayImage | bytes | str | Path
+_Variants = Mapping[str, Callable[[GrayImage], GrayImage | bytes]]
+_Predict = Callable[[str, Iterable[_Source], int], list[Prediction]]
 
 _ROTATION = 10  # degrees
 _BRIGHTNESS = 0.2  # relative change of all gray levels
@@ -192,20 +193,20 @@ def _shuffle_pixels(image: GrayImage) -> GrayImage:
     return np.random.default_rng(int(image.sum())).permutation(image.ravel()).reshape(image.shape)
 
 
-FORMATS: Mapping[str, Callable[[GrayImage], ImageSource]] = {
+FORMATS: _Variants = {
     "PNG": lambda image: _encode(image, "PNG"),
     "PNG, 16 bits": lambda image: _encode(image.astype(np.uint16) * 257, "PNG"),
     "DICOM, 12 bits": encode_dicom,
     "DICOM, MONOCHROME1": lambda image: encode_dicom(image, inverted=True),
 }
-CHANGES: Mapping[str, Callable[[GrayImage], ImageSource]] = {
+CHANGES: _Variants = {
     f"JPEG quality {_JPEG_QUALITY}": lambda image: _encode(image, "JPEG", quality=_JPEG_QUALITY),
     f"rotated {_ROTATION}° counterclockwise": lambda image: _rotate(image, _ROTATION),
     f"rotated {_ROTATION}° clockwise": lambda image: _rotate(image, -_ROTATION),
     f"{_BRIGHTNESS:.0%} brighter": lambda image: _scale_brightness(image, 1 + _BRIGHTNESS),
     f"{_BRIGHTNESS:.0%} darker": lambda image: _scale_brightness(image, 1 - _BRIGHTNESS),
 }
-CORRUPTIONS: Mapping[str, Callable[[GrayImage], ImageSource]] = {
+CORRUPTIONS: _Variants = {
     "inverted": lambda image: 255 - image,
     "upside down": lambda image: np.ascontiguousarray(np.rot90(image, 2)),
     "rotated 90° counterclockwise": lambda image: np.ascontiguousarray(np.rot90(image)),
@@ -234,7 +235,7 @@ def measure_robustness(
     seed: int = 0,
     out: Path | None = None,
     command: str = "",
-    progress: Progress | None = None,
+    progress: Callable[[str, int, int], None] | None = None,
 ) -> Robustness:
     """Return the robustness of a bundle on a random sample of images, half of them with pneumonia.
 
@@ -271,7 +272,7 @@ def measure_robustness(
     patients = [image.patient for image in sample]
     pixels = [decode(root / image.path).pixels for image in sample]
 
-    def predict(name: str, sources: Iterable[ImageSource], total: int) -> list[Prediction]:
+    def predict(name: str, sources: Iterable[_Source], total: int) -> list[Prediction]:
         predictions: list[Prediction] = []
         for prediction in model.predict_many(sources):
             predictions.append(prediction)
@@ -279,10 +280,10 @@ def measure_robustness(
                 progress(name, len(predictions), total)
         return predictions
 
-    def predict_variant(name: str, variant: Callable[[GrayImage], ImageSource]) -> list[Prediction]:
+    def predict_variant(name: str, variant: Callable[[GrayImage], GrayImage | bytes]) -> list[Prediction]:
         return predict(name, (variant(image) for image in pixels), len(pixels))
 
-    def compare(variants: Mapping[str, Callable[[GrayImage], ImageSource]]) -> tuple[VariantResult, ...]:
+    def compare(variants: _Variants) -> tuple[VariantResult, ...]:
         return tuple(
             compare_predictions(name, unmodified, predict_variant(name, variant), patients)
             for name, variant in variants.items()
@@ -316,7 +317,7 @@ def measure_robustness(
     return result
 
 
-def _predict_other_images(predict: Predict, phantoms: int, folders: Sequence[Path]) -> tuple[RejectionResult, ...]:
+def _predict_other_images(predict: _Predict, phantoms: int, folders: Sequence[Path]) -> tuple[RejectionResult, ...]:
     drawn = (draw(_FIRST_PHANTOM_SEED + i, i % 2 == 0) for i in range(phantoms))
     results = [count_rejections("phantoms", predict("phantoms", drawn, phantoms))]
     for folder in folders:
@@ -337,7 +338,7 @@ def _pair_copies(originals: Path, copies: Path) -> tuple[list[Path], list[Path]]
     return full_size, downsampled
 
 
-def _compare_sizes(predict: Predict, full_size: Sequence[Path], downsampled: Sequence[Path]) -> VariantResult:
+def _compare_sizes(predict: _Predict, full_size: Sequence[Path], downsampled: Sequence[Path]) -> VariantResult:
     before = predict("full size", full_size, len(full_size))
     after = predict("downsampled", downsampled, len(downsampled))
     return compare_predictions("full size and downsampled copy", before, after, [""] * len(full_size))

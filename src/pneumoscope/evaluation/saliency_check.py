@@ -195,7 +195,7 @@ def check_saliency(
         )
     card, network = read_bundle(find_bundle(target))
     session = BundleSession(card, network)
-    session.refuse_unexplained()
+    session.require_heatmaps()
     root, available = select_images(data, split, target / MANIFEST_FILE)
     rng = np.random.default_rng(seed)
     sample = _draw_sample(session, root, available, images, rng)
