@@ -264,7 +264,7 @@ def test_two_images_are_drawn_at_once_and_others_wait(app, client, monkeypatch):
         assert go.wait(10)
         return decode(*arguments, **options)
 
-    monkeypatch.setattr("pneumoscope.service.api.routes.decode", held)
+    monkeypatch.setattr("pneumoscope.inference.model.decode", held)
     with ThreadPoolExecutor(6) as pool:
         pictures = ("image.png", "thumbnail.png")
         asked = [pool.submit(client.get, f"/v1/predictions/{key}/{name}") for key in ids for name in pictures]

@@ -15,7 +15,7 @@ LIMITS = Limits(memory=2**30, cpu_seconds=20, wall_seconds=2)
 
 @pytest.fixture
 def pool():
-    with DecodePool(2, limits=LIMITS, preload=["tests.radiograph.hostile_codec"]) as made:
+    with DecodePool(2, limits=LIMITS, preload=["tests.imaging.hostile_codec"]) as made:
         yield made
 
 

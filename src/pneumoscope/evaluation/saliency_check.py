@@ -39,7 +39,7 @@ from pneumoscope.evaluation.selection import balanced_sample, select_images
 from pneumoscope.imaging.decode import decode
 from pneumoscope.imaging.preprocess import preprocess
 from pneumoscope.inference.decision import sigmoid
-from pneumoscope.inference.saliency import over_image
+from pneumoscope.inference.saliency import resize_to_image
 from pneumoscope.inference.session import BundleSession
 from pneumoscope.runs.run_folder import MANIFEST_FILE, find_bundle
 from pneumoscope.statistics.intervals import patient_bootstrap, undefined
@@ -271,7 +271,7 @@ def perturbation_aucs(
     Source: Petsiuk, Das and Saenko 2018.
     """
     size = len(image)
-    importance = sign * over_image(heatmap.astype(np.float32), size, size, "squash")
+    importance = sign * resize_to_image(heatmap.astype(np.float32), size, size, "squash")
     rank = np.empty(size * size, int)
     rank[np.argsort(-importance, axis=None, kind="stable")] = np.arange(size * size)
     fractions = np.linspace(0, 1, _STEPS + 1)

@@ -198,7 +198,7 @@ def paths(service: PredictionService, most_images: int, identify: Identify) -> A
 
         def draw() -> Response:
             layer = service.model.heatmap_layer(explained(id))
-            return Response(layer.png, media_type="image/png", headers={SCALE: f"{layer.most:.6g}"})
+            return Response(layer.png, media_type="image/png", headers={SCALE: f"{layer.maximum:.6g}"})
 
         async with drawing:
             return await run_in_threadpool(draw)
