@@ -281,6 +281,15 @@ def test_saliency_check_without_onnx_names_the_extra(tmp_path: Path) -> None:
     )
 
 
+def test_serving_without_its_extra_names_the_extra(tmp_path: Path) -> None:
+    completed = run_without(["serve"], "serve", "--port", "0", "--data-dir", tmp_path / "records")
+
+    assert (completed.returncode, completed.stdout) == (2, "")
+    assert "needs the extra [serve]" in completed.stderr
+    assert "pip install 'pneumoscope[serve]'" in completed.stderr
+    assert not (tmp_path / "records").exists()
+
+
 @pytest.mark.parametrize(
     "arguments",
     [
