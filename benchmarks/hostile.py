@@ -33,7 +33,7 @@ from pydicom.uid import RLELossless
 from pneumoscope import __version__
 from pneumoscope.core.files import write_atomically
 from pneumoscope.core.i18n import NOTICE
-from pneumoscope.evaluation.robustness import encode_dicom
+from pneumoscope.evaluation.image_variants import encode_dicom
 from pneumoscope.imaging.phantom_drawing import draw
 from pneumoscope.service.audit.log import verify
 from pneumoscope.service.storage.database import open_database
