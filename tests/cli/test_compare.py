@@ -1,3 +1,5 @@
+"""`pneumoscope compare`."""
+
 import json
 
 import pytest
@@ -21,7 +23,7 @@ def invoke(*arguments):
     return CliRunner().invoke(command, [str(argument) for argument in arguments])
 
 
-def test_sentences_files_and_the_page(runs, tmp_path):
+def test_prints_findings_and_the_path_of_the_report(runs, tmp_path):
     out = tmp_path / "out"
     result = invoke(*runs, "--out", out)
     assert result.exit_code == 0, result.output
@@ -36,7 +38,7 @@ def test_sentences_files_and_the_page(runs, tmp_path):
     assert (out / "comparison.csv").is_file()
 
 
-def test_json_is_one_document_and_the_file(runs, tmp_path):
+def test_json_is_the_written_document(runs, tmp_path):
     out = tmp_path / "out"
     result = invoke(*runs, "--operating-point", "rule_out", "--out", out, "--json")
     assert result.exit_code == 0, result.output
@@ -46,7 +48,7 @@ def test_json_is_one_document_and_the_file(runs, tmp_path):
     assert data["command"] == (f"pneumoscope compare {runs[0]} {runs[1]} --operating-point rule_out --out {out}")
 
 
-def test_a_run_without_evaluation_exits_with_2(maker, tmp_path, capsys):
+def test_run_without_evaluation_is_refused(maker, tmp_path, capsys):
     run = maker.run("lonely")
     with pytest.raises(SystemExit) as stop:
         run_and_exit(cli, ["compare", str(run), "--out", str(tmp_path / "out")])
@@ -55,7 +57,7 @@ def test_a_run_without_evaluation_exits_with_2(maker, tmp_path, capsys):
     assert not (tmp_path / "out").exists()
 
 
-def test_a_run_must_be_named(tmp_path):
+def test_run_argument_is_required(tmp_path):
     result = invoke("--out", tmp_path)
     assert result.exit_code == 2
     assert "RUN..." in result.stderr

@@ -1,4 +1,4 @@
-"""`train` on the command line: one document, or words and where things are; what is refused leaves nothing."""
+"""`pneumoscope train`: output, usage errors and interruption."""
 
 import json
 import shutil
@@ -44,7 +44,7 @@ def own_cache(tmp_path_factory, monkeypatch):
 
 @pytest.fixture
 def train(capfd):
-    """Status, standard output, standard error, those of libraries included."""
+    """Return a function that runs the command and returns its exit status, standard output and standard error."""
 
     def run(*arguments):
         status = 0
@@ -58,7 +58,7 @@ def train(capfd):
     return run
 
 
-def test_a_run_is_told_as_one_document_and_in_words(train, recipe, images, tmp_path):
+def test_result_is_printed_as_json_and_as_text(train, recipe, images, tmp_path):
     run = tmp_path / "run"
     status, out, err = train(recipe, "--data", images, "--out", run, "--json")
 
@@ -88,7 +88,7 @@ def test_a_run_is_told_as_one_document_and_in_words(train, recipe, images, tmp_p
     assert "run' holds a run already. Resume it: --resume" in err
 
 
-def test_what_the_reading_of_the_images_assumed_is_told_on_standard_error(train, recipe, images, tmp_path):
+def test_notes_about_the_images_are_printed_to_standard_error(train, recipe, images, tmp_path):
     renamed = tmp_path / "images"
     shutil.copytree(images, renamed)
     image = next((renamed / "train" / "NORMAL").iterdir())
@@ -120,7 +120,7 @@ def test_options_reach_the_library(train, images, maker, tmp_path, monkeypatch):
     assert got["recipe"] == read_recipe("quick", ["training.epochs=3", "training.seed=9"])
     assert (got["data"], got["out"], got["resume"]) == (images, tmp_path, True)
     assert got["devices"] == Devices("cpu", 2, 3)
-    assert got["progress"] is None  # nobody watches
+    assert got["progress"] is None  # standard error is not a terminal
     assert out.startswith("x: best epoch 2 of 2, validation accuracy 0.7800, 0.1 min\n")
 
 
@@ -131,11 +131,11 @@ def test_options_reach_the_library(train, images, maker, tmp_path, monkeypatch):
         (["--set", "training.epochs=0"], "training.epochs: Input should be greater than or equal to 1 (it is 0)"),
         (["--set", "training.epochs"], "--set 'training.epochs' is not key=value"),
         (["--set", "network.name=resnet81"], "there is no network 'resnet81'. Did you mean 'resnet18'?"),
-        (["--set", "data.validation=0.01"], "the validation split would hold 0 NORMAL"),
+        (["--set", "data.validation=0.01"], "the validation split would have 0 NORMAL"),
         (["--devices", "5", "--accelerator", "cpu"], "training.batch is 8 on 5 devices"),
     ],
 )
-def test_what_is_refused_exits_with_2_and_writes_nothing(train, recipe, images, tmp_path, options, words):
+def test_invalid_options_write_nothing(train, recipe, images, tmp_path, options, words):
     status, out, err = train(recipe, "--data", images, "--out", tmp_path / "run", "--json", *options)
 
     assert (status, out) == (2, "")
@@ -143,8 +143,8 @@ def test_what_is_refused_exits_with_2_and_writes_nothing(train, recipe, images, 
     assert not (tmp_path / "run").exists()
 
 
-def test_a_folder_with_other_things_is_refused_before_anything_is_done(train, recipe, images, tmp_path, monkeypatch):
-    monkeypatch.setattr(train_module, "build", lambda *_, **__: pytest.fail("a network was built"))
+def test_folder_of_other_files_is_refused_before_training(train, recipe, images, tmp_path, monkeypatch):
+    monkeypatch.setattr(train_module, "create_model", lambda *_, **__: pytest.fail("a network was built"))
     (tmp_path / "theirs").write_text("keep")
 
     status, out, err = train(recipe, "--data", images, "--out", tmp_path)
@@ -154,7 +154,7 @@ def test_a_folder_with_other_things_is_refused_before_anything_is_done(train, re
     assert [path.name for path in tmp_path.iterdir()] == ["theirs"]
 
 
-def test_an_unknown_recipe_and_missing_images_are_named(train, recipe, images, tmp_path):
+def test_unknown_recipe_and_missing_images_are_named(train, recipe, images, tmp_path):
     status, _, err = train("quik", "--data", images, "--out", tmp_path / "run")
     assert (status, err) == (2, "error: there is no recipe 'quik'. Did you mean 'quick'?\n")
 
@@ -176,7 +176,7 @@ def test_an_unknown_recipe_and_missing_images_are_named(train, recipe, images, t
         ),
     ],
 )
-def test_gpus_that_are_not_there_are_refused(train, recipe, images, tmp_path, monkeypatch, there, options, words):
+def test_missing_gpus_are_a_usage_error(train, recipe, images, tmp_path, monkeypatch, there, options, words):
     monkeypatch.setattr(torch.cuda, "device_count", lambda: there)
     monkeypatch.setattr(torch.cuda, "is_available", lambda: there > 0)
 
@@ -188,7 +188,7 @@ def test_gpus_that_are_not_there_are_refused(train, recipe, images, tmp_path, mo
     assert not (tmp_path / "run").exists()
 
 
-def test_ctrl_c_ends_training_with_130_and_keeps_the_last_epoch(recipe, images, tmp_path):
+def test_ctrl_c_keeps_the_last_epoch(recipe, images, tmp_path):
     run = tmp_path / "run"
     arguments = [recipe, "--data", images, "--out", run, "--set", "training.epochs=3000"]
     with started(
@@ -207,7 +207,7 @@ def test_ctrl_c_ends_training_with_130_and_keeps_the_last_epoch(recipe, images, 
     assert (process.returncode, out) == (130, ""), err
     assert [line for line in err.splitlines() if line][-2:] == [
         "what was done is kept: the same command with --resume goes on",
-        "stopped",
+        "Interrupted",
     ]
     assert "Traceback" not in err
     assert json.loads((run / "run.json").read_text())["state"] == "running"

@@ -7,13 +7,15 @@ from collections import defaultdict
 from collections.abc import Sequence
 from pathlib import Path, PurePosixPath
 
+import numpy as np
+
 from pneumoscope.bundle.card import Card, short_hash
 from pneumoscope.core.errors import DatasetError, ThresholdError, UsageError
 from pneumoscope.data.layouts import SPLIT_FOLDERS, load_manifest
 from pneumoscope.data.manifest import LABELS, LabelledImage, Manifest
 from pneumoscope.imaging.decode import EXTENSIONS
 
-__all__ = ["refuse_chosen_thresholds", "refuse_seen", "select_images", "unreadable_error"]
+__all__ = ["balanced_sample", "refuse_chosen_thresholds", "refuse_seen", "select_images", "unreadable_error"]
 
 _JUDGED = ("train", "validation", "test")
 _SHOWN = 5
@@ -155,3 +157,18 @@ def refuse_chosen_thresholds(images: Sequence[LabelledImage], card: Card, operat
             " and cannot be judged by them",
             hint="Judge a fixed threshold (--operating-point half), or another split",
         )
+
+
+def balanced_sample(
+    images: Sequence[LabelledImage], per_label: int, rng: np.random.Generator
+) -> tuple[LabelledImage, ...]:
+    """Return a random sample with as many normal images as pneumonias, ordered by label, then as given.
+
+    Args:
+        images: Images of both labels.
+        per_label: Number of images of each label; smaller if a label has fewer.
+        rng: Source of random numbers.
+    """
+    by_label = [[image for image in images if image.label == label] for label in LABELS]
+    count = min(per_label, *map(len, by_label))
+    return tuple(group[i] for group in by_label for i in sorted(rng.permutation(len(group))[:count]))
