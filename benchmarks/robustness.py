@@ -129,7 +129,7 @@ CHANGES: dict[str, Callable[[Grey], LabelledImage]] = {
     f"{LIGHT:.0%} lighter": lambda image: lit(image, 1 + LIGHT),
     f"{LIGHT:.0%} darker": lambda image: lit(image, 1 - LIGHT),
 }
-SPOILT: dict[str, Callable[[Grey], LabelledImage]] = {
+CORRUPTIONS: dict[str, Callable[[Grey], LabelledImage]] = {
     "inverted": lambda image: 255 - image,
     "upside_down": lambda image: np.ascontiguousarray(np.rot90(image, 2)),
     "on its left side": lambda image: np.ascontiguousarray(np.rot90(image)),
@@ -179,7 +179,7 @@ def rejections(name: str, found: Iterable[Prediction], patients: Sequence[str] |
         "name": name,
         "rejected": proportion(rejected, patients),
         "reasons": dict(reasons.most_common(3)),
-        "called_pneumonia": sum(prediction.decision == "pneumonia" for prediction in kept),
+        "predicted_pneumonia": sum(prediction.decision == "pneumonia" for prediction in kept),
     }
 
 
@@ -213,17 +213,17 @@ def measure(model: Model, data: Path, target: Path, given: argparse.Namespace) -
         "as_they_are": rejections("as they are", before, patients),
         "formats": [compare(name, before, judged(change, name), patients) for name, change in FORMATS.items()],
         "changes": [compare(name, before, judged(change, name), patients) for name, change in CHANGES.items()],
-        "spoilt": [rejections(name, judged(change, name), patients) for name, change in SPOILT.items()],
-        "pictures": [],
+        "corruptions": [rejections(name, judged(change, name), patients) for name, change in CORRUPTIONS.items()],
+        "other_images": [],
         "sizes": None,
         "version": __version__,
         "system": platform.platform(),
         "notice": NOTICE,
     }
     phantoms = (draw(FIRST_PHANTOM + i, i % 2 == 0) for i in range(given.phantoms))
-    found["pictures"].append(rejections("phantoms", model.predict_many(phantoms)))
+    found["other_images"].append(rejections("phantoms", model.predict_many(phantoms)))
     for folder in given.pictures:
-        found["pictures"].append(rejections(folder.name, model.predict_many(discover_images([str(folder)]).paths)))
+        found["other_images"].append(rejections(folder.name, model.predict_many(discover_images([str(folder)]).paths)))
     if given.originals:
         large = [Path(path) for path in discover_images([str(given.originals)]).paths]
         small = [given.copies / path.relative_to(given.originals) for path in large]
@@ -271,10 +271,10 @@ def table(found: dict[str, Any]) -> str:
         "| what should be rejected | n | rejected | most often because | called pneumonia |",
         "| --- | --- | --- | --- | --- |",
     ]
-    for row in [*found["spoilt"], *found["pictures"]]:
+    for row in [*found["corruptions"], *found["other_images"]]:
         reasons = "; ".join(f"{reason} ({count})" for reason, count in row["reasons"].items())
         lines.append(
-            f"| {row['name']} | {row['rejected'].n} | {share(row['rejected'])} | {reasons} | {row['called_pneumonia']} |"
+            f"| {row['name']} | {row['rejected'].n} | {share(row['rejected'])} | {reasons} | {row['predicted_pneumonia']} |"
         )
     return "\n".join([*lines, "", f"`{found['command']}`", "", NOTICE, ""])
 

@@ -33,9 +33,9 @@ from torchvision.transforms import Compose, ToTensor
 from pneumoscope.core.files import write_atomically
 from pneumoscope.data.layouts import load_manifest
 from pneumoscope.imaging.phantom import phantom
-from pneumoscope.models.alexnet import LocalResponseNorm
-from pneumoscope.models.base import Network
-from pneumoscope.models.factory import build
+from pneumoscope.models.base import ClassifierNetwork
+from pneumoscope.models.factory import create_model
+from pneumoscope.models.report_networks import LocalResponseNorm
 from pneumoscope.runs.recipe import Recipe, check
 from pneumoscope.runs.record import machine, versions
 from pneumoscope.training.data_module import ImageArrays
@@ -63,9 +63,9 @@ class Case:
         """Images a step."""
         return self.recipe.training.batch
 
-    def network(self) -> Network:
+    def network(self) -> ClassifierNetwork:
         """A fresh one."""
-        return build(self.recipe.network.name, image_size=self.recipe.network.image_size)
+        return create_model(self.recipe.network.name, image_size=self.recipe.network.image_size)
 
 
 def seconds_a_image(step: Callable[[], None], case: Case) -> float:
@@ -134,13 +134,13 @@ def ours(case: Case) -> float:
 class PlainScaling(nn.Module):
     """Takes the pictures of ToTensor, 0 to 1 in three channels, past our own scaling of grey levels."""
 
-    def __init__(self, network: Network) -> None:
+    def __init__(self, network: ClassifierNetwork) -> None:
         super().__init__()
         self.network = network
 
     def forward(self, images: torch.Tensor) -> torch.Tensor:
         """Three channels, 0 to 1, to logits."""
-        return self.network.classify(self.network.features(images)).squeeze(1)
+        return self.network.forward_head(self.network.forward_features(images)).squeeze(1)
 
 
 def plain(case: Case) -> float:

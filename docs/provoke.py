@@ -23,7 +23,7 @@ from pneumoscope.bundle.card import (
     Card,
     OperatingPoint,
     Parity,
-    Share,
+    Proportion,
     read_bundle,
     short_hash,
 )
@@ -40,7 +40,7 @@ from pneumoscope.imaging.decode import decode
 from pneumoscope.imaging.phantom import phantom
 from pneumoscope.imaging.preprocess import Preprocessing
 from pneumoscope.inference.model import load_model
-from pneumoscope.models.factory import build
+from pneumoscope.models.factory import create_model
 from pneumoscope.models.weights import read_tensors
 from pneumoscope.runs.recipe import read_recipe
 from pneumoscope.runs.record import read_run
@@ -147,7 +147,7 @@ def _images(*rows: tuple[str, str, str]) -> Manifest:
 
 def _leak() -> None:
     rows = (("PNEUMONIA", "bacteria-100", "train"), ("PNEUMONIA", "bacteria-100", "test"))
-    _images(*rows).refuse_leaks("images.csv")
+    _images(*rows).check_patient_leaks("images.csv")
 
 
 def _dataset() -> None:
@@ -161,7 +161,7 @@ def _weights() -> None:
 
 def _threshold() -> None:
     image = LabelledImage("1.png", "NORMAL", "", "", "validation", "ab" * 32)
-    share = Share(value=1, low=0.2, high=1, n=1, method="wilson")
+    share = Proportion(value=1, low=0.2, high=1, n=1, method="wilson")
     point = OperatingPoint(
         threshold=0.7,
         rule="highest Youden index on 1 validation images",
@@ -207,7 +207,7 @@ def _download() -> None:
 
 
 def _diverged() -> None:
-    network = build(_NETWORK, image_size=32)
+    network = create_model(_NETWORK, image_size=32)
     torch.nn.init.constant_(network.model.get_classifier().bias, float("nan"))
     classifier = Classifier(read_recipe("quick"), network, (1.0, 1.0), 1, on_features=False)
     batch = Batch(torch.zeros(2, 32, 32, dtype=torch.uint8), torch.tensor([0.0, 1.0]), torch.arange(2), weight=1.0)
@@ -215,7 +215,7 @@ def _diverged() -> None:
 
 
 def _parity() -> None:
-    network = build(_NETWORK, image_size=32).eval()
+    network = create_model(_NETWORK, image_size=32).eval()
     for parameter in network.parameters():
         torch.nn.init.zeros_(parameter)
     check_parity(network, np.zeros((64, 32, 32), np.uint8), np.full(64, 0.02, np.float32))

@@ -1,4 +1,4 @@
-"""Images, bundles and runs that are real but tiny: PNG images of noise, an ONNX network that takes their mean grey."""
+"""Shared fixtures: small real images, bundles and runs. The network's logit is a linear function of the mean gray level."""
 
 from __future__ import annotations
 
@@ -27,11 +27,11 @@ from pneumoscope.bundle.card import (
     Card,
     OperatingPoint,
     Parity,
+    Proportion,
     ReferenceDistribution,
     RejectionLimits,
-    Share,
 )
-from pneumoscope.bundle.self_test import self_test_image
+from pneumoscope.bundle.network_checks import self_test_image
 from pneumoscope.data.layouts import load_manifest
 from pneumoscope.imaging.preprocess import Preprocessing
 
@@ -93,10 +93,12 @@ def killed_after(seconds: float, process: subprocess.Popen[Any]) -> Iterator[Non
 
 
 def operating_point(threshold: float, rule: Any, target: float | None = None) -> OperatingPoint:
-    """An operating point; 3 of 3 images are correct, whose Wilson interval begins at 0.438."""
-    share = Share(value=1, low=0.438, high=1, n=3, method="wilson")
+    """Return an operating point with 3 of 3 correct images, whose Wilson interval starts at 0.438."""
+    proportion = Proportion(value=1, low=0.438, high=1, n=3, method="wilson")
     n = None if rule == "fixed" else 8
-    return OperatingPoint(threshold=threshold, rule=rule, target=target, n=n, sensitivity=share, specificity=share)
+    return OperatingPoint(
+        threshold=threshold, rule=rule, target=target, n=n, sensitivity=proportion, specificity=proportion
+    )
 
 
 POINTS = {
@@ -107,26 +109,26 @@ POINTS = {
 }
 
 
-# The screened network of `mean_grey_network` takes an image for inverted below grey 76.5, and for far away above 190.
+# With these limits, `mean_grey_network` rejects mean gray levels below 76.5 as inverted and above 190 as out of distribution.
 LIMITS = RejectionLimits(
     input_classes=INPUT_CLASSES,
     min_upright=0.3,
     max_distance=1.9,
     classifier_share=0.01,
     distance_share=0.02,
-    rejected=Share(value=0, low=0, high=0.3, n=9, method="wilson"),
+    rejected=Proportion(value=0, low=0, high=0.3, n=9, method="wilson"),
 )
 
 
 def halves(level: int, height: int = SIZE, width: int = SIZE) -> npt.NDArray[np.uint8]:
-    """Grey of this mean, one half lighter than the other by what keeps an image from being blank; at the ends of grey, clipped."""
+    """Return an image with this mean gray level whose right half is 16 levels brighter, so that it is not blank."""
     image = np.full((height, width), level - 8, np.int64)
     image[:, width // 2 :] += 16
     return np.clip(image, 0, 255).astype(np.uint8)
 
 
 class Maker:
-    """Makes what a test of evaluation needs, below one folder."""
+    """Creates data sets, bundles and runs below one folder."""
 
     def __init__(self, root: Path) -> None:
         self.root = root
@@ -134,15 +136,15 @@ class Maker:
     def images(
         self, name: str = "images", *, split: str = "test", normal: int = 12, pneumonia: int = 20, seed: int = 0
     ):
-        """A split in the public set's layout and names. Pneumonias tend to be lighter; a patient has two images."""
+        """Create a split in the layout of the public data set: two images per patient, pneumonias brighter on average."""
         random = np.random.default_rng(seed)
         for label, count, grey in (("NORMAL", normal, 105), ("PNEUMONIA", pneumonia, 145)):
             folder = self.root / name / split / label
             folder.mkdir(parents=True, exist_ok=True)
-            for place in range(count):
-                patient = 100 * seed + place // 2
-                kind = "bacteria" if patient % 2 else "virus"
-                stem = f"IM-{patient:04d}-{place:04d}" if label == "NORMAL" else f"person{patient}_{kind}_{place}"
+            for number in range(count):
+                patient = 100 * seed + number // 2
+                etiology = "bacteria" if patient % 2 else "virus"
+                stem = f"IM-{patient:04d}-{number:04d}" if label == "NORMAL" else f"person{patient}_{etiology}_{number}"
                 level = np.clip(random.normal(grey, 30), 20, 235)
                 pixels = np.clip(random.normal(level, 10, (SIZE, SIZE)), 0, 255).astype(np.uint8)
                 Image.fromarray(pixels).save(folder / f"{stem}.png")
@@ -160,7 +162,7 @@ class Maker:
         age_range: tuple[float, float] | None = None,
         reference_distribution: ReferenceDistribution | None = None,
     ) -> Path:
-        """logit = gain x (mean grey level - 125); a gain of 0 knows nothing. With `rejection_limits`, images are screened by their grey."""
+        """Create a bundle with logit = gain x (mean gray level - 125), and input checks if it has rejection limits."""
         onnx = mean_grey_network(gain, screened=rejection_limits is not None)
         card = Card(
             format=FORMAT,
@@ -196,7 +198,7 @@ class Maker:
         return folder
 
     def run(self, name: str = "grey", **bundle: Any) -> Path:
-        """A finished run: run.json, recipe.toml, epochs.csv and a bundle."""
+        """Create a finished run: run.json, recipe.toml, epochs.csv and a bundle."""
         folder = self.root / "runs" / name
         self.bundle(folder / "bundle", name=name, **bundle)
         (folder / "recipe.toml").write_text(f'name = "{name}"\n')
@@ -234,25 +236,24 @@ class Maker:
         return folder
 
     def manifest(self, images: Path, split: str, *, share: int = 2) -> str:
-        """A manifest of the images with every `share`-th put into another split."""
-        found = load_manifest(images)
-        rows = found.to_csv().splitlines()
-        return "\n".join(
-            [*rows[:2], *(turned(row, split) if i % share == 0 else row for i, row in enumerate(rows[2:]))]
-        )
+        """Return a manifest, as CSV text, with every `share`-th image moved to another split."""
+        rows = load_manifest(images).to_csv().splitlines()
+        moved = (with_split(row, split) if i % share == 0 else row for i, row in enumerate(rows[2:]))
+        return "\n".join([*rows[:2], *moved])
 
 
-def turned(row: str, split: str) -> str:
+def with_split(row: str, split: str) -> str:
     *before, _, sha256 = row.split(",")
     return ",".join([*before, split, sha256])
 
 
 def mean_grey_network(gain: float, *, screened: bool = False) -> bytes:
-    """The smallest network of our format: uint8 images in, float32 logits and 4 x 4 heatmaps out.
+    """Return the smallest ONNX file of the bundle format.
 
-    The heatmap is each block's share of gain x mean grey: all of them and -125 x gain are the logit. Where images are screened,
-    the mean grey of 255 is the probability of an image as it should be, the rest of it that of an inverted one; and the mean grey
-    of 100 is the distance.
+    It maps uint8 images (n, SIZE, SIZE) to float32 logits (n,) and heatmaps (n, 4, 4). Each heatmap cell is gain times the
+    block's mean gray level, divided by 16; the sum of all cells and of -125 x gain is the logit. With `screened`, the
+    probability of "upright" is the mean gray level divided by 255, the rest is that of "inverted", and the distance is the
+    mean gray level divided by 100.
     """
     from onnx import TensorProto, helper
 
@@ -268,16 +269,16 @@ def mean_grey_network(gain: float, *, screened: bool = False) -> bytes:
         helper.make_node("Sub", ["mean", "middle"], ["centred"]),
         helper.make_node("Unsqueeze", ["grey", "one"], ["map"]),
         helper.make_node("AveragePool", ["map"], ["blocks"], kernel_shape=[SIZE // 4] * 2, strides=[SIZE // 4] * 2),
-        helper.make_node("Squeeze", ["blocks", "one"], ["places"]),
-        helper.make_node("Mul", ["places", "share"], ["heatmap"]),
+        helper.make_node("Squeeze", ["blocks", "one"], ["cells"]),
+        helper.make_node("Mul", ["cells", "cell gain"], ["heatmap"]),
         helper.make_node("Mul", ["centred", "gain"], ["logit"]),
     ]
     screen = [
         helper.make_node("Div", ["mean", "white"], ["light"]),
         helper.make_node("Sub", ["whole", "light"], ["dark"]),
-        helper.make_node("Unsqueeze", ["light", "one"], ["image column"]),
+        helper.make_node("Unsqueeze", ["light", "one"], ["upright column"]),
         helper.make_node("Unsqueeze", ["dark", "one"], ["inverted column"]),
-        helper.make_node("Concat", ["image column", "inverted column"], ["both"], axis=1),
+        helper.make_node("Concat", ["upright column", "inverted column"], ["both"], axis=1),
         helper.make_node("Pad", ["both", "five more"], ["input_classes"]),
         helper.make_node("Div", ["mean", "unit"], ["ood_distance"]),
     ]
@@ -285,7 +286,7 @@ def mean_grey_network(gain: float, *, screened: bool = False) -> bytes:
         helper.make_tensor("axes", TensorProto.INT64, [2], [1, 2]),
         helper.make_tensor("middle", TensorProto.FLOAT, [], [125.0]),
         helper.make_tensor("gain", TensorProto.FLOAT, [], [gain]),
-        helper.make_tensor("share", TensorProto.FLOAT, [], [gain / 16]),
+        helper.make_tensor("cell gain", TensorProto.FLOAT, [], [gain / 16]),
         helper.make_tensor("one", TensorProto.INT64, [1], [1]),
     ]
     if screened:
@@ -309,30 +310,31 @@ def mean_grey_network(gain: float, *, screened: bool = False) -> bytes:
 
 @pytest.fixture(scope="session")
 def shared_maker(tmp_path_factory: pytest.TempPathFactory) -> Maker:
-    """For what many tests only read or copy; name another folder in each module."""
+    """Factory for data that many tests read; each module uses its own folder names."""
     return Maker(tmp_path_factory.mktemp("shared"))
 
 
 @pytest.fixture
 def maker(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Maker:
-    """Makes images, bundles and runs; the ledger of this test lies in its own folder."""
+    """Factory for images, bundles and runs; the test ledger is in the same folder."""
     monkeypatch.setenv("PNEUMOSCOPE_LEDGER", str(tmp_path / "ledger.jsonl"))
     return Maker(tmp_path)
 
 
 @pytest.fixture(scope="module")
 def browser() -> Iterator[Any]:
-    """A real Chromium that reaches nobody; skipped where there is none.
+    """A real Chromium; skipped if it is not installed.
 
-    Its event loop runs in the tests' thread for as long as it is open, in which no other may begin: hence one a module.
+    Playwright's event loop runs in the thread of the tests while the browser is open, and excludes any other: one per
+    module.
     """
     playwright = pytest.importorskip("playwright.sync_api", reason="playwright is not installed")
-    found = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), None)
-    if found is None:
-        pytest.skip("no Chromium on this machine")
+    executable = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), None)
+    if executable is None:
+        pytest.skip("Chromium is not installed")
     quiet = ("--no-sandbox", "--disable-gpu", "--disable-quic", "--no-first-run", "--disable-background-networking",
              "--disable-component-update", "--disable-sync")  # fmt: skip
     with playwright.sync_playwright() as driver:
-        chromium = driver.chromium.launch(executable_path=found, args=list(quiet))
+        chromium = driver.chromium.launch(executable_path=executable, args=list(quiet))
         yield chromium
         chromium.close()

@@ -44,7 +44,7 @@ def test_changes_by_hand():
     dot[20, 40] = 255  # the middle of the right edge rises when it is turned to the left
     rows, _ = np.nonzero(benchmark.turned(dot, 10))
     assert set(rows.tolist()) <= {16, 17}
-    for name, change in benchmark.SPOILT.items():
+    for name, change in benchmark.CORRUPTIONS.items():
         assert not np.array_equal(change(IMAGE), IMAGE), name
 
 
@@ -65,7 +65,7 @@ def test_what_is_counted_by_hand(maker):
     row = benchmark.compare("blank", before, rejected, ["a", "b", "c"])
     assert (row["changed"].value, row["largest"]) == (1, pytest.approx(0.0, abs=1.0))
     row = benchmark.rejections("blank", rejected)
-    assert (row["rejected"].value, row["called_pneumonia"]) == (2 / 3, 1)
+    assert (row["rejected"].value, row["predicted_pneumonia"]) == (2 / 3, 1)
     assert row["reasons"] == {"blank": 1, "the file is empty": 1}
 
 
@@ -86,10 +86,10 @@ def test_the_whole_table(maker, capsys):
     assert {row["name"] for row in found["formats"]} == set(benchmark.FORMATS)
     assert [row["largest"] for row in found["formats"]] == [0, 0, 0, 0]
     assert (found["sizes"]["n"], found["sizes"]["changed"]["value"]) == (6, 0)
-    spoilt = {row["name"]: row["rejected"]["value"] for row in found["spoilt"]}
-    assert spoilt["blank"] == 1
+    rejected_rate = {row["name"]: row["rejected"]["value"] for row in found["corruptions"]}
+    assert rejected_rate["blank"] == 1
     assert (
-        spoilt["upside_down"] == spoilt["mirrored"] == found["as_they_are"]["rejected"]["value"]
+        rejected_rate["upside_down"] == rejected_rate["mirrored"] == found["as_they_are"]["rejected"]["value"]
     )  # the mean grey is the same
     assert (maker.root / "out" / "robustness.md").read_text() == capsys.readouterr().out.removesuffix("\n")
 

@@ -1,4 +1,4 @@
-"""The model card says what the bundle and the measurements beside it say, and names what was not measured."""
+"""The model card shows the bundle and its evidence, and states which measurements are missing."""
 
 import json
 import re
@@ -6,7 +6,7 @@ import re
 import pytest
 from tests.conftest import LIMITS
 
-from pneumoscope.bundle.card import Intervals, OperatingPoint, Share, UncertaintyBand
+from pneumoscope.bundle.card import Intervals, OperatingPoint, Proportion, UncertaintyBand
 from pneumoscope.bundle.model_card import EVIDENCE, model_card
 from pneumoscope.core.errors import BundleError
 from pneumoscope.core.i18n import NOTICE
@@ -15,13 +15,13 @@ from pneumoscope.data.check import check_data
 from pneumoscope.data.layouts import load_manifest
 from pneumoscope.evaluation.evaluate import evaluate
 
-SHARE = Share(value=0.9, low=0.7, high=0.95, n=20, method="wilson")
+PROPORTION = Proportion(value=0.9, low=0.7, high=0.95, n=20, method="wilson")
 POINT = OperatingPoint(
     threshold=0.4,
-    rule="highest Youden index on 40 validation images",
-    chosen_on="validation",
-    sensitivity=SHARE,
-    specificity=SHARE,
+    rule="youden",
+    n=40,
+    sensitivity=PROPORTION,
+    specificity=PROPORTION,
     uncertainty_band=UncertaintyBand(low=0.3, high=0.6, coverage=0.95, n_normal=19, n_pneumonia=21),
 )
 
@@ -36,37 +36,37 @@ def changed(folder, **fields):
     (folder / "card.json").write_text(json.dumps({**card, **fields}))
 
 
-def test_a_bundle_alone_tells_what_it_is_and_what_is_not_known(bundle):
+def test_card_of_a_bundle_without_evidence_lists_missing_measurements(bundle):
     page = model_card(bundle)
 
     assert page.startswith("# Model card: grey\n")
     assert NOTICE in page
     assert json.loads((bundle / "card.json").read_text())["onnx_sha256"] in page
     assert "| balanced | 0.4 | highest Youden index on 40 validation images | 0.900 [0.700, 0.950], n = 20 |" in page
-    assert "scores from 0.3 to 0.6 are called uncertain" in page
+    assert "scores from 0.3 to 0.6 are classified as uncertain" in page
     assert "19 normal images and 21 pneumonias" in page
-    assert "below a probability of 0.300 a picture is rejected" in page
-    assert "than 1.90 (Mahalanobis" in page
+    assert "if its probability of being upright is below 0.300" in page
+    assert "rejected if its distance is above 1.90" in page
     assert "slope 0.800, intercept 0.100" in page
-    assert "for images of which 50% show pneumonia" in page
-    assert "by 1 s / (1 - s)" in page
+    assert "refers to a prevalence of pneumonia of 50%" in page
+    assert "by q / (1 - q)" in page
     for name in EVIDENCE:
         assert f"Not measured yet: `{EVIDENCE[name]}`" in page
     assert "Known failures" not in page
 
 
-def test_a_bundle_that_refuses_little_says_so(maker):
+def test_card_of_a_bundle_without_input_checks_or_intervals(maker):
     folder = maker.bundle(maker.root / "plain")
     page = model_card(folder)
-    assert "it will call a photograph normal or pneumonia" in page
-    assert "uncertain" not in page
+    assert "it gives a probability for any photograph" in page
+    assert "uncertain:" not in page
     assert "Venn-Abers" not in page
     changed(folder, intervals={"edges": [0.0], "low": [0.1, 0.2], "high": [0.3, 0.4], "method": "venn-abers", "n": 40})
     assert Intervals(edges=(0.0,), low=(0.1, 0.2), high=(0.3, 0.4), method="venn-abers", n=40)
     assert "Venn-Abers prediction from 40 validation images" in model_card(folder)
 
 
-def test_measurements_beside_it_are_shown_number_by_number(maker, bundle):
+def test_card_shows_every_number_of_the_evidence(maker, bundle):
     images = maker.images()
     found, _ = evaluate(bundle, images, operating_points=["balanced"], out=bundle / "evidence")
     (bundle / "evidence" / "audit.json").write_text(to_json(check_data(load_manifest(images))))
@@ -74,9 +74,11 @@ def test_measurements_beside_it_are_shown_number_by_number(maker, bundle):
     robustness = {
         "onnx_sha256": found.bundle_sha256, "n": 8, "split": "validation", "sizes": None,
         "formats": [{"name": "PNG", "changed": row, "largest": 0.0125}],
-        "changes": [{"name": "turned 10° left", "changed": row, "largest": None}],
-        "spoilt": [{"name": "inverted", "rejected": {**row, "value": 0.25}, "called_pneumonia": 6, "reasons": {}}],
-        "pictures": [],
+        "changes": [{"name": "rotated by 10°", "changed": row, "largest": None}],
+        "corruptions": [
+            {"name": "inverted", "rejected": {**row, "value": 0.25}, "predicted_pneumonia": 6, "reasons": {}}
+        ],
+        "other_images": [],
     }  # fmt: skip
     (bundle / "evidence" / "robustness.json").write_text(json.dumps(robustness))
 
@@ -88,43 +90,44 @@ def test_measurements_beside_it_are_shown_number_by_number(maker, bundle):
         *found.metrics.values(),
         *found.auroc_by_etiology.values(),
         *(point.metrics[name] for name in ("sensitivity", "specificity", "accuracy")),
-        *(share for row in point.uncertainty_band.values() for share in row.values()),
+        *(interval for row in point.uncertainty_band.values() for interval in row.values()),
         found.rejected.share,
     ):
         assert f"{interval.value:.3f} [{interval.low:.3f}, {interval.high:.3f}]" in page
     assert f"{point.confusion.tp} of 20" in page
     assert f"{point.confusion.tn} of 12" in page
     assert "on 32 test images (12 NORMAL, 20 PNEUMONIA; " in page.replace("On 32", "on 32")
-    assert "Look 1 at these images" in page
+    assert "This is evaluation number 1 on these test images" in page
     assert "| PNG | 0.125 [0.050, 0.300] | 0.013 |" in page
-    assert "| turned 10° left | 0.125 [0.050, 0.300] | none |" in page
-    assert "75.0% of 8 pictures that should be rejected (inverted) were judged" in page
-    # Failures stand in the order of their size.
-    shares = [float(share) for share in re.findall(r"^- .*?([0-9.]+)% of", page, re.MULTILINE)]
-    assert len(shares) > 1
-    assert shares == sorted(shares, reverse=True)
+    assert "| rotated by 10° | 0.125 [0.050, 0.300] | none |" in page
+    assert "75.0% of 8 images that should be rejected (inverted) are not rejected" in page
+    rates = [float(rate) for rate in re.findall(r"^- .*?([0-9.]+)% of", page, re.MULTILINE)]
+    assert len(rates) > 1
+    assert rates == sorted(rates, reverse=True)
     assert "| outer border" in page or "| border" in page
 
 
 @pytest.mark.parametrize(
-    ("text", "words"),
+    ("text", "message"),
     [
-        ("{", "evaluation.json' is no evidence: .*Make it again: pneumoscope evaluate"),
-        ("[]", "evaluation.json' is of the network None"),
-        ('{"bundle_sha256": "abc"}', "evaluation.json' is of the network abc, not of this one"),
+        ("{", "cannot read the evidence .*evaluation.json': .*Measure again: pneumoscope evaluate"),
+        ("[]", "evaluation.json' is not a JSON object"),
+        ('{"bundle_sha256": "abc"}', "evaluation.json' belongs to the network abc, not to this one"),
     ],
 )
-def test_evidence_of_something_else_is_refused(bundle, text, words):
+def test_evidence_of_another_network_is_rejected(bundle, text, message):
     (bundle / "evidence").mkdir()
     (bundle / "evidence" / "evaluation.json").write_text(text)
-    with pytest.raises(BundleError, match=words):
+    with pytest.raises(BundleError, match=message):
         model_card(bundle)
 
 
 @pytest.mark.parametrize("name", EVIDENCE)
-@pytest.mark.parametrize("content", [{"x": 1}, {"spoilt": 3, "operating_points": [], "metrics": None, "shortcuts": 1}])
-def test_evidence_of_another_form_is_refused(bundle, name, content):
+@pytest.mark.parametrize(
+    "content", [{"x": 1}, {"corruptions": 3, "operating_points": [], "metrics": None, "shortcuts": 1}]
+)
+def test_evidence_with_another_structure_is_rejected(bundle, name, content):
     (bundle / "evidence").mkdir()
     (bundle / "evidence" / f"{name}.json").write_text(json.dumps(content))
-    with pytest.raises(BundleError, match="not what our commands write"):
+    with pytest.raises(BundleError, match="has an unexpected structure"):
         model_card(bundle)

@@ -49,7 +49,7 @@ def test_json_is_one_document_and_nothing_else(images: Path) -> None:
     result = _run(images, "--json", "--seed", "3")
     document = json.loads(result.stdout)
     assert document["images"] == {"all": {"NORMAL": 7, "PNEUMONIA": 6}}
-    assert document["unreadable"] == [{"path": "NORMAL/[red]broken[&slash].png", "why": "not an image (8 bytes)"}]
+    assert document["unreadable"] == [{"path": "NORMAL/[red]broken[&slash].png", "reason": "not an image (8 bytes)"}]
     assert {interval["seed"] for interval in document["shortcuts"].values()} == {3}
     assert document["notice"].startswith("Research and education software")
 

@@ -68,7 +68,7 @@ def test_a_run_that_is_not_finished_is_refused_and_says_how_to_finish_it(maker, 
 
     told = refused(run, "--out", tmp_path / "there")
 
-    assert f"run {str(run)!r} has no bundle: it is not finished, or its weights were left elsewhere" in told
+    assert f"run {str(run)!r} has no bundle: training is not finished, or the bundle was not copied" in told
     assert "--resume" in told
     assert not (tmp_path / "there").exists()
 
@@ -77,12 +77,12 @@ def test_half_a_bundle_is_refused(maker, tmp_path, refused):
     run = maker.run()
     (run / "bundle" / "card.json").unlink()
 
-    assert "is no bundle" in refused(run, "--out", tmp_path / "there")
+    assert "is not a bundle" in refused(run, "--out", tmp_path / "there")
     assert not (tmp_path / "there").exists()
 
 
 def test_what_is_neither_run_nor_bundle_is_refused(tmp_path, refused):
-    assert f"{str(tmp_path / 'absent')!r} is no bundle" in refused(tmp_path / "absent", "--out", tmp_path / "there")
+    assert f"{str(tmp_path / 'absent')!r} is not a bundle" in refused(tmp_path / "absent", "--out", tmp_path / "there")
 
 
 def test_where_to_is_required(maker):

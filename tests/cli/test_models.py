@@ -9,7 +9,7 @@ from click.testing import CliRunner
 from pneumoscope.bundle.model_card import model_card
 from pneumoscope.cli.models import command
 from pneumoscope.core.errors import UsageError
-from pneumoscope.models.registry import NETWORKS
+from pneumoscope.models.registry import MODELS
 
 
 def invoke(*arguments):
@@ -21,20 +21,20 @@ def invoke(*arguments):
 def test_json_has_what_is_needed_to_choose():
     found = {row["name"]: row for row in json.loads(invoke("--json"))}
 
-    assert len(found) == len(NETWORKS)
+    assert len(found) == len(MODELS)
     assert found["alexnet"] == {
         "name": "alexnet",
         "family": "alexnet",
         "parameters": 58_822_657,
         "image_size": 224,
         "imagenet": "",
-        "about": "AlexNet of 2012 in one column, a dense head instead of fc8",
+        "description": "the report's AlexNet with its head",
     }
     assert found["vgg19"]["parameters"] == 23_290_433
     assert "vgg19-dcbb9e9d.pth" in found["vgg19"]["imagenet"]
 
 
-@pytest.mark.parametrize("row", NETWORKS, ids=lambda row: row.name)
+@pytest.mark.parametrize("row", MODELS, ids=lambda row: row.name)
 def test_every_network_has_a_line(row):
     line = next(line for line in invoke().splitlines() if line.startswith(f"{row.name} "))
 

@@ -281,7 +281,7 @@ def test_json_and_csv_do_not_go_together(bundle, images, capfd):
 def test_a_bundle_that_is_none_and_a_point_that_is_not_there(bundle, images, capfd):
     status, out, err = exits(capfd, images, "images")
     assert (status, out) == (2, "")
-    assert "is no bundle" in err
+    assert "is not a bundle" in err
     status, out, err = exits(capfd, bundle, "images", "--operating-point", "rulein")
     assert (status, out) == (2, "")
     assert "no operating point 'rulein'. Did you mean 'rule_in'?" in err

@@ -41,7 +41,7 @@ def test_writes_a_manifest_and_prints_its_counts(images: Path, tmp_path: Path) -
     rows = [line.split() for line in result.stdout.splitlines()]
     assert rows[0] == ["split", "NORMAL", "PNEUMONIA", "patients"]
     manifest = load_manifest(out)
-    assert manifest.by == "patient"
+    assert manifest.split_by == "patient"
     for name, normal, pneumonia, patients in rows[1:4]:
         assert manifest.counts()[name] == {"NORMAL": int(normal), "PNEUMONIA": int(pneumonia)}
         assert len({image.patient for image in manifest.split(name)}) == int(patients)
@@ -55,7 +55,7 @@ def test_options_reach_the_split(images: Path, tmp_path: Path) -> None:
     out = tmp_path / "images.csv"
     assert _run(images, "--out", out, "--by", "image", "--validation", "0.3", "--seed", "4").exit_code == 0
     manifest = load_manifest(out)
-    assert manifest.by == "image"
+    assert manifest.split_by == "image"
     assert len(manifest.split("validation")) == 18
     first = out.read_text()
     _run(images, "--out", out, "--by", "image", "--validation", "0.3", "--seed", "5")
@@ -70,7 +70,7 @@ def test_what_should_be_known_goes_to_standard_error(tmp_path: Path) -> None:
     result = _run(tmp_path / "images", "--out", tmp_path / "images.csv", "--test", "0.2")
     assert result.exit_code == 0
     assert "note: the patient of 40 of 40 images is unknown" in result.stderr
-    assert "note: 40 images of unknown patients were divided as if each were a patient of its own" in result.stderr
+    assert "note: 40 images of unknown patients are split as if each were a patient" in result.stderr
     assert "note: 1 files were left out" in result.stderr
     assert "note" not in result.stdout
     assert len(load_manifest(tmp_path / "images.csv").split("test")) == 8
@@ -79,9 +79,9 @@ def test_what_should_be_known_goes_to_standard_error(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("arguments", "error", "why"),
     [
-        (["--test", "0.2"], UsageError, "has a test split of its own"),
-        (["--validation", "2"], UsageError, "validation is a share between 0 and 1, not 2.0"),
-        (["--validation", "0.001"], DatasetError, "the validation split would hold 0 NORMAL, 0 PNEUMONIA"),
+        (["--test", "0.2"], UsageError, "the data already has one"),
+        (["--validation", "2"], UsageError, "validation is 2.0; it must be a fraction between 0 and 1"),
+        (["--validation", "0.001"], DatasetError, "the validation split would have 0 NORMAL, 0 PNEUMONIA"),
     ],
 )
 def test_errors_of_the_split_pass_through_and_nothing_is_written(

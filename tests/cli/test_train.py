@@ -99,8 +99,8 @@ def test_what_the_reading_of_the_images_assumed_is_told_on_standard_error(train,
     assert status == 0, err
     assert json.loads(out)["state"] == "finished"
     notes = [line for line in err.splitlines() if line.startswith("note: ")]
-    assert notes[0].startswith("note: the patient of 1 of 80 images is unknown: their names do not tell it.")
-    assert notes[1:] == ["note: 1 images of unknown patients were divided as if each were a patient of its own"]
+    assert notes[0].startswith("note: the patient of 1 of 80 images is unknown, because the file names do not contain it.")
+    assert notes[1:] == ["note: 1 images of unknown patients are split as if each were a patient"]
 
 
 def test_options_reach_the_library(train, images, maker, tmp_path, monkeypatch):

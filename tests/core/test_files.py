@@ -1,4 +1,4 @@
-"""Whoever looks at a file sees the old one or the new one, whatever happens while it is written; one at a time holds a lock."""
+"""Atomic writes leave the old file or the new one at every failure; locks exclude other processes."""
 
 import errno
 import os
@@ -14,7 +14,7 @@ import pytest
 from tests.processes import started
 
 from pneumoscope.core.errors import RunError, StorageError
-from pneumoscope.core.files import is_temporary, locked, sweep, write_atomically
+from pneumoscope.core.files import is_temporary, locked, remove_temporary_files, write_atomically
 
 
 def names(folder):
@@ -30,7 +30,7 @@ def names(folder):
         ("", b""),
     ],
 )
-def test_text_bytes_and_a_function_are_written_as_they_are(tmp_path, content, expected):
+def test_writes_text_bytes_and_functions(tmp_path, content, expected):
     path = tmp_path / "made" / "on the way" / "file"
 
     assert write_atomically(path, content) == path
@@ -38,7 +38,7 @@ def test_text_bytes_and_a_function_are_written_as_they_are(tmp_path, content, ex
     assert names(path.parent) == ["file"]
 
 
-def test_what_was_there_is_replaced(tmp_path):
+def test_replaces_an_existing_file(tmp_path):
     path = tmp_path / "file"
     path.write_text("a longer text than the new one")
 
@@ -62,7 +62,7 @@ def failing(error, after=b"half of it"):
 
 @pytest.mark.parametrize("old", ["old", None])
 @pytest.mark.parametrize("error", [StopError("stop"), KeyboardInterrupt(), MemoryError()])
-def test_a_content_that_raises_leaves_what_was_there(tmp_path, old, error):
+def test_content_that_raises_leaves_the_old_file(tmp_path, old, error):
     path = tmp_path / "file"
     if old:
         path.write_text(old)
@@ -74,7 +74,7 @@ def test_a_content_that_raises_leaves_what_was_there(tmp_path, old, error):
     assert names(tmp_path) == (["file"] if old else [])
 
 
-def test_the_file_has_its_name_only_when_it_is_whole(tmp_path):
+def test_file_gets_its_name_only_when_complete(tmp_path):
     path = tmp_path / "file"
     path.write_text("old")
     seen = []
@@ -90,8 +90,7 @@ def test_the_file_has_its_name_only_when_it_is_whole(tmp_path):
     assert path.read_text() == "half"
 
 
-def test_file_and_name_reach_the_disk(tmp_path, monkeypatch):
-    """The bytes before the name stands for them, and the name before it is told that all is written."""
+def test_syncs_the_file_before_renaming_and_the_folder_after(tmp_path, monkeypatch):
     done, replace, fsync = [], Path.replace, os.fsync
 
     def synced(handle):
@@ -105,7 +104,7 @@ def test_file_and_name_reach_the_disk(tmp_path, monkeypatch):
 
 
 @pytest.mark.parametrize("step", ["write", "fsync", "replace"])
-def test_a_disk_that_fills_up_at_any_step_leaves_what_was_there(tmp_path, monkeypatch, step):
+def test_full_disk_at_any_step_leaves_the_old_file(tmp_path, monkeypatch, step):
     path = tmp_path / "file"
     path.write_text("old")
 
@@ -126,23 +125,18 @@ def test_a_disk_that_fills_up_at_any_step_leaves_what_was_there(tmp_path, monkey
 
 @pytest.fixture
 def small_disk(tmp_path):
-    """A file system of 1 MB."""
+    """A mounted file system of 1 MB."""
     folder = tmp_path / "disk"
     folder.mkdir()
-    made = subprocess.run(
-        ["mount", "-t", "tmpfs", "-o", "size=1m", "tmpfs", folder],
-        capture_output=True,
-        text=True,
-        check=False,
-        timeout=60,
-    )
-    if made.returncode:
-        pytest.skip(f"a file system cannot be mounted here: {made.stderr.strip()}")
+    command = ["mount", "-t", "tmpfs", "-o", "size=1m", "tmpfs", folder]
+    mount = subprocess.run(command, capture_output=True, text=True, check=False, timeout=60)
+    if mount.returncode:
+        pytest.skip(f"cannot mount a file system: {mount.stderr.strip()}")
     yield folder
     subprocess.run(["umount", folder], check=True, timeout=60)
 
 
-def test_a_disk_that_is_really_full_leaves_what_was_there(small_disk):
+def test_full_file_system_leaves_the_old_file(small_disk):
     path = small_disk / "file"
     write_atomically(path, bytes(600_000))
 
@@ -151,12 +145,12 @@ def test_a_disk_that_is_really_full_leaves_what_was_there(small_disk):
 
     assert path.read_bytes() == bytes(600_000)
     assert names(small_disk) == ["file"]
-    write_atomically(path, "what is small fits again")
-    assert path.read_text() == "what is small fits again"
+    write_atomically(path, "a small file fits")
+    assert path.read_text() == "a small file fits"
 
 
-def test_a_place_that_cannot_be_written_is_named(tmp_path):
-    (tmp_path / "file").write_text("a file, and no folder")
+def test_unwritable_path_is_named(tmp_path):
+    (tmp_path / "file").write_text("a file, not a folder")
     (tmp_path / "folder" / "inner").mkdir(parents=True)
 
     with pytest.raises(StorageError, match=r"cannot write '.*file/new': (Not a directory|File exists)"):
@@ -169,7 +163,7 @@ def test_a_place_that_cannot_be_written_is_named(tmp_path):
 
 
 @pytest.mark.parametrize(("umask", "mode"), [(0o022, 0o644), (0o077, 0o600), (0o002, 0o664)])
-def test_the_umask_is_honoured_also_where_an_older_file_had_other_rights(tmp_path, umask, mode):
+def test_umask_applies_even_if_the_old_file_had_other_permissions(tmp_path, umask, mode):
     old = tmp_path / "old"
     old.write_text("old")
     old.chmod(0o400)
@@ -182,7 +176,7 @@ def test_the_umask_is_honoured_also_where_an_older_file_had_other_rights(tmp_pat
     assert after == umask
 
 
-def test_the_umask_is_never_set_since_other_threads_make_files_by_it(tmp_path, monkeypatch):
+def test_never_changes_the_umask_of_the_process(tmp_path, monkeypatch):
     def touched(mask):
         pytest.fail(f"the umask of the process was set to {mask:o}")
 
@@ -191,7 +185,7 @@ def test_the_umask_is_never_set_since_other_threads_make_files_by_it(tmp_path, m
     write_atomically(tmp_path / "file", "new")
 
 
-def test_writers_at_once_leave_one_of_their_files_whole(tmp_path):
+def test_concurrent_writers_leave_one_complete_file(tmp_path):
     path = tmp_path / "file"
     contents = [bytes([number]) * 200_000 for number in range(8)]
     write_atomically(path, contents[0])
@@ -207,14 +201,15 @@ def test_writers_at_once_leave_one_of_their_files_whole(tmp_path):
     with ThreadPoolExecutor(8) as pool:
         list(pool.map(lambda content: write_atomically(path, content), contents * 5))
     stop.set()
-    watcher.join(10)
+    watcher.join(timeout=60)
+    assert not watcher.is_alive()
 
     assert not torn
     assert path.read_bytes() in contents
     assert names(tmp_path) == ["file"]
 
 
-def test_a_process_that_is_killed_while_it_writes_leaves_what_was_there(tmp_path):
+def test_killed_writer_leaves_the_old_file_and_a_removable_temporary_file(tmp_path):
     path = tmp_path / "file"
     path.write_text("old")
     code = f"""
@@ -238,30 +233,30 @@ write_atomically(Path({str(path)!r}), content)
     (left,) = set(names(tmp_path)) - {"file"}
     assert is_temporary(left, "file")
 
-    sweep(path)
+    remove_temporary_files(path)
 
     assert names(tmp_path) == ["file"]
     assert path.read_text() == "new"
 
 
-def test_only_what_killed_writes_of_this_file_left_is_swept(tmp_path):
-    theirs = ["file", ".file", ".file-", ".file-0123", ".file-0123456789abcdeg", ".file-0123456789abcdef0", ".file-x"]
-    theirs += [
+def test_removes_only_temporary_files_of_this_file(tmp_path):
+    others = ["file", ".file", ".file-", ".file-0123", ".file-0123456789abcdeg", ".file-0123456789abcdef0", ".file-x"]
+    others += [
         "file-0123456789abcdef",
         ".another-0123456789abcdef",
         ".my.file-0123456789abcdef",
         ".FILE-0123456789abcdef",
     ]
-    for name in (*theirs, ".file-0123456789abcdef", ".file-fedcba9876543210"):
+    for name in (*others, ".file-0123456789abcdef", ".file-fedcba9876543210"):
         (tmp_path / name).write_text("kept")
 
-    sweep(tmp_path / "file")
-    sweep(tmp_path / "absent" / "file")
+    remove_temporary_files(tmp_path / "file")
+    remove_temporary_files(tmp_path / "absent" / "file")
 
-    assert names(tmp_path) == sorted(theirs)
+    assert names(tmp_path) == sorted(others)
 
 
-def test_a_dot_in_a_name_is_a_dot(tmp_path):
+def test_dot_in_a_file_name_is_literal(tmp_path):
     assert is_temporary(".last.ckpt-0123456789abcdef", "last.ckpt")
     assert not is_temporary(".lastxckpt-0123456789abcdef", "last.ckpt")
 
@@ -281,7 +276,7 @@ with locked(Path(sys.argv[1]), RunError("held")):
 
 @pytest.fixture
 def holder(tmp_path):
-    """Another process that holds `tmp_path/made/lock`."""
+    """A process that holds the lock `tmp_path/made/lock`."""
     command = [sys.executable, "-c", HOLDER, str(tmp_path / "made" / "lock")]
     with started(command, stdout=subprocess.PIPE, text=True) as process:
         assert process.stdout.readline() == "held\n"
@@ -289,39 +284,38 @@ def holder(tmp_path):
         process.kill()
 
 
-def test_a_lock_that_another_process_holds_is_refused_and_goes_when_that_is_killed(tmp_path, holder):
+def test_lock_of_another_process_is_respected_until_that_process_is_killed(tmp_path, holder):
     path, error = tmp_path / "made" / "lock", RunError("in use")
 
     with pytest.raises(RunError, match="in use"), locked(path, error):
-        pytest.fail("two hold it")
+        pytest.fail("two processes hold the lock")
     begun = time.monotonic()
-    with pytest.raises(RunError, match="in use"), locked(path, error, wait=0.3):
-        pytest.fail("two hold it")
+    with pytest.raises(RunError, match="in use"), locked(path, error, timeout=0.3):
+        pytest.fail("two processes hold the lock")
     assert time.monotonic() - begun >= 0.3
 
     holder.kill()
-    holder.wait(60)
+    holder.wait(timeout=60)
 
     with locked(path, error):
         assert path.exists()
 
 
-def test_who_waits_for_a_lock_gets_it_when_its_holder_is_killed(tmp_path, holder):
+def test_waiting_process_gets_the_lock_when_its_holder_is_killed(tmp_path, holder):
     threading.Timer(0.3, holder.kill).start()
 
-    with locked(tmp_path / "made" / "lock", RunError("in use"), wait=60):
-        assert holder.wait(60) == -9
+    with locked(tmp_path / "made" / "lock", RunError("in use"), timeout=60):
+        assert holder.wait(timeout=60) == -9
 
 
-def test_a_lock_is_free_again_after_an_error_and_its_error_is_the_callers(tmp_path):
-    error = RunError("in use")
+def test_lock_is_released_after_an_error_in_its_block(tmp_path):
     for _ in range(2):
-        with pytest.raises(OSError, match="theirs"), locked(tmp_path / "lock", error):
-            raise OSError("theirs")
+        with pytest.raises(OSError, match="of the block"), locked(tmp_path / "lock", RunError("in use")):
+            raise OSError("of the block")
 
 
 @pytest.mark.parametrize("number", [errno.ENOLCK, errno.ENOSYS, errno.EOPNOTSUPP])
-def test_a_drive_without_locks_is_an_error_and_not_a_lock_that_outlives_its_holder(tmp_path, monkeypatch, number):
+def test_file_system_without_locks_is_an_error(tmp_path, monkeypatch, number):
     fcntl = pytest.importorskip("fcntl")
 
     def none(*_):
@@ -331,24 +325,25 @@ def test_a_drive_without_locks_is_an_error_and_not_a_lock_that_outlives_its_hold
 
     with (
         pytest.raises(
-            StorageError, match=rf"cannot lock '.*/lock': {os.strerror(number)}. Choose a folder .* has locks"
+            StorageError,
+            match=rf"cannot lock '.*/lock': {os.strerror(number)}. Choose a writable folder .* supports locks",
         ),
         locked(tmp_path / "lock", RunError("in use")),
     ):
-        pytest.fail("it was locked")
+        pytest.fail("the lock was acquired")
 
 
-def test_a_lock_that_cannot_be_made_is_named(tmp_path):
-    (tmp_path / "file").write_text("a file, and no folder")
+def test_lock_file_that_cannot_be_created_is_named(tmp_path):
+    (tmp_path / "file").write_text("a file, not a folder")
 
     with (
         pytest.raises(StorageError, match=r"cannot lock '.*file/lock': (Not a directory|File exists)"),
         locked(tmp_path / "file" / "lock", RunError("in use")),
     ):
-        pytest.fail("it was locked")
+        pytest.fail("the lock was acquired")
 
 
-def test_a_link_stays_one_and_what_it_points_to_is_written(tmp_path):
+def test_symbolic_link_is_followed(tmp_path):
     (tmp_path / "target").write_text("old")
     (tmp_path / "link").symlink_to("target")
     assert write_atomically(tmp_path / "link", "new") == tmp_path / "link"
@@ -356,7 +351,7 @@ def test_a_link_stays_one_and_what_it_points_to_is_written(tmp_path):
     assert (tmp_path / "target").read_text() == "new"
 
 
-def test_a_pipe_is_not_replaced(tmp_path):
+def test_pipe_is_not_replaced(tmp_path):
     os.mkfifo(tmp_path / "pipe")
     with pytest.raises(StorageError, match="a pipe or a device"):
         write_atomically(tmp_path / "pipe", "new")

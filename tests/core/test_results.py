@@ -1,4 +1,4 @@
-"""A result becomes JSON that any reader takes: no NaN, a schema number, the notice."""
+"""Results as strict JSON: no NaN, with the schema number and the notice."""
 
 import dataclasses
 import json
@@ -11,7 +11,9 @@ from pneumoscope.core.i18n import NOTICE
 from pneumoscope.core.results import SCHEMA, Comparison, Confusion, Evaluation, Interval, OperatingPointResult, to_json
 
 HALF = Interval(value=0.5, low=0.25, high=0.75, method="wilson", n=12)
-NONE = Interval(value=None, low=None, high=None, method="wilson", n=0, reason="no image is called pneumonia")
+UNDEFINED = Interval(
+    value=None, low=None, high=None, method="wilson", n=0, reason="no image is classified as pneumonia"
+)
 EVALUATION = Evaluation(
     name="größer",
     split="test",
@@ -24,7 +26,7 @@ EVALUATION = Evaluation(
     metrics={"auroc": HALF},
     auroc_by_etiology={},
     operating_points={
-        "half": OperatingPointResult(0.5, "fixed", Confusion(4, 4, 2, 2), {"precision": NONE}, {"virus": HALF})
+        "half": OperatingPointResult(0.5, "fixed", Confusion(4, 4, 2, 2), {"precision": UNDEFINED}, {"virus": HALF})
     },
     test_evaluation=1,
     seconds=0.25,
@@ -32,12 +34,12 @@ EVALUATION = Evaluation(
     version="0.1.0",
 )
 COMPARISON = Comparison(
-    images={"n": 12}, point="half", runs=(), pairs=(), sentences=("A beats B.",), command="",
+    images={"n": 12}, operating_point="half", runs=(), pairs=(), sentences=("A beats B.",), command="",
     created="", version="0.1.0",
 )  # fmt: skip
 
 
-def test_a_result_is_one_document_with_every_part_of_every_part():
+def test_json_has_every_field_of_nested_records():
     data = json.loads(to_json(EVALUATION))
 
     assert set(data) == {field.name for field in dataclasses.fields(Evaluation)}
@@ -45,41 +47,41 @@ def test_a_result_is_one_document_with_every_part_of_every_part():
         "value": 0.5, "low": 0.25, "high": 0.75, "method": "wilson", "n": 12, "level": 0.95, "seed": None, "reason": "",
     }  # fmt: skip
     assert data["operating_points"]["half"]["metrics"]["precision"]["value"] is None
-    assert data["operating_points"]["half"]["metrics"]["precision"]["reason"] == "no image is called pneumonia"
+    assert data["operating_points"]["half"]["metrics"]["precision"]["reason"] == "no image is classified as pneumonia"
     assert data["operating_points"]["half"]["confusion"] == {"tp": 4, "fn": 4, "tn": 2, "fp": 2}
     assert data["recipe"]["training"]["epochs"] == 3
 
 
 @pytest.mark.parametrize("result", [EVALUATION, COMPARISON], ids=["evaluation", "comparison"])
-def test_schema_and_notice_are_on_whatever_is_read_alone(result):
+def test_json_has_schema_and_notice(result):
     data = json.loads(to_json(result))
 
     assert (data["schema"], data["notice"]) == (SCHEMA, NOTICE)
 
 
-def test_the_notice_says_what_this_is_not():
+def test_notice():
     assert NOTICE == (
         "Research and education software. Not a medical device. Trained on children of 1 to 5 years from one hospital."
     )
 
 
 @pytest.mark.parametrize("number", [math.nan, math.inf, -math.inf])
-def test_a_number_that_is_none_is_refused_however_deep(number):
+def test_non_finite_number_at_any_depth_is_an_error(number):
     damaged = dataclasses.replace(EVALUATION, metrics={"auroc": dataclasses.replace(HALF, low=number)})
 
     with pytest.raises(ValueError, match=r"Out of range float values are not JSON compliant"):
         to_json(damaged)
 
 
-def test_plain_data_becomes_json_too_and_a_line_ends_the_document():
+def test_plain_data_becomes_json_that_ends_with_a_line_feed():
     assert to_json({"a": [1, None]}) == '{\n  "a": [\n    1,\n    null\n  ]\n}\n'
     assert "größer" in to_json(EVALUATION)
 
 
 def test_results_are_frozen():
     for name in results.__all__:
-        kind = getattr(results, name)
-        if isinstance(kind, type):
-            assert kind.__dataclass_params__.frozen, name
+        member = getattr(results, name)
+        if isinstance(member, type):
+            assert member.__dataclass_params__.frozen, name
     with pytest.raises(dataclasses.FrozenInstanceError):
         HALF.value = 0.6

@@ -1,4 +1,4 @@
-"""Small labelled sets for the tests of `dataset`: images drawn with noise, and manifests without images."""
+"""Fixtures for data sets: images of noise, and manifests without files."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ MakeManifest = Callable[[Iterable[tuple[str, str, str]]], Manifest]
 
 @pytest.fixture
 def draw_image() -> DrawImage:
-    """Draw one image: smooth noise of its own, so that no two look alike."""
+    """Return a function that writes an image of smooth noise; different seeds give dissimilar images."""
 
     def draw(path: Path, *, seed: int = 0, size: tuple[int, int] = (60, 50)) -> Path:
         path.parent.mkdir(parents=True, exist_ok=True)
@@ -32,7 +32,7 @@ def draw_image() -> DrawImage:
 
 @pytest.fixture
 def make_manifest() -> MakeManifest:
-    """A manifest of (path, patient, split); PNEUMONIA where the path says so. There are no files."""
+    """Return a function that creates a manifest from (path, patient, split); the label is in the path. There are no files."""
 
     def make(rows: Iterable[tuple[str, str, str]]) -> Manifest:
         images = (
@@ -53,8 +53,8 @@ def make_manifest() -> MakeManifest:
 
 @pytest.fixture(scope="session")
 def real_images() -> Path:
-    """The folder of the public images."""
+    """Folder of the public data set."""
     folder = os.environ.get("PNEUMOSCOPE_DATA")
     if not folder:
-        pytest.skip("PNEUMOSCOPE_DATA is not set: the public images are not there")
+        pytest.skip("PNEUMOSCOPE_DATA is not set")
     return Path(folder)

@@ -1,4 +1,4 @@
-"""Images are prepared once, and what is kept is whole or made anew."""
+"""The cache of preprocessed images: used once complete, written again if damaged."""
 
 import errno
 import hashlib
@@ -47,7 +47,7 @@ def cache(tmp_path, monkeypatch):
 
 @pytest.fixture
 def decoded(monkeypatch):
-    """Paths of the images that were decoded."""
+    """Record the paths of the images that are decoded."""
     paths, read_image = [], module.read_image
 
     def counting(root, image, **options):
@@ -59,28 +59,28 @@ def decoded(monkeypatch):
 
 
 def expected(root, images, size=16):
-    """Pillow's own resize of each image: what `preprocess` says that it does."""
-    made = [Image.open(root / image.path).resize((size, size), Image.Resampling.BILINEAR) for image in images]
-    return np.stack([np.asarray(image) for image in made])
+    """Return each image, resized with Pillow."""
+    resized = [Image.open(root / image.path).resize((size, size), Image.Resampling.BILINEAR) for image in images]
+    return np.stack([np.asarray(image) for image in resized])
 
 
 def files(cache):
     return sorted(path.name for path in cache.iterdir())
 
 
-# --- what is kept ----------------------------------------------------------------------------------------------------
+# --- content ---------------------------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("chunk", [256, 4])
-def test_images_come_prepared_in_the_order_asked_for(root, images, monkeypatch, chunk):
-    monkeypatch.setattr(module, "_CHUNK", chunk)
+def test_images_are_in_the_requested_order(root, images, monkeypatch, chunk):
+    monkeypatch.setattr(module, "_CHUNK_IMAGES", chunk)
     for order in (images, images[::-1], images[3:6]):
         prepared = preprocess_images(root, order, SMALL)
         assert np.array_equal(prepared.pixels[prepared.rows], expected(root, order))
         assert prepared.pixels.dtype == np.uint8
 
 
-def test_the_second_call_decodes_nothing(root, images, decoded):
+def test_second_call_uses_the_cache(root, images, decoded):
     first = preprocess_images(root, images, SMALL)
     assert sorted(decoded) == sorted(image.path for image in images)
     decoded.clear()
@@ -92,7 +92,7 @@ def test_the_second_call_decodes_nothing(root, images, decoded):
     assert first.key == second.key
 
 
-def test_the_second_call_needs_no_images_on_disk(root, images):
+def test_cached_images_need_no_files(root, images):
     first = preprocess_images(root, images, SMALL)
     for image in images:
         (root / image.path).unlink()
@@ -100,7 +100,7 @@ def test_the_second_call_needs_no_images_on_disk(root, images):
     assert np.array_equal(preprocess_images(root, images, SMALL).pixels, first.pixels)
 
 
-def test_the_same_images_in_another_order_or_elsewhere_share_the_file(root, images, cache, decoded):
+def test_order_and_folder_of_the_images_do_not_change_the_cache(root, images, cache, decoded):
     first = preprocess_images(root, images, SMALL)
     decoded.clear()
     moved = root.rename(root.with_name("moved"))
@@ -112,16 +112,16 @@ def test_the_same_images_in_another_order_or_elsewhere_share_the_file(root, imag
     assert np.array_equal(again.pixels[again.rows], first.pixels[first.rows][::-1])
 
 
-def test_the_same_content_is_decoded_and_kept_once(root, images, decoded):
-    (root / "twin.png").write_bytes((root / "4.png").read_bytes())
+def test_identical_files_are_stored_once(root, images, decoded):
+    (root / "copy.png").write_bytes((root / "4.png").read_bytes())
 
-    prepared = preprocess_images(root, [*images, row(root, "twin.png")], SMALL)
+    prepared = preprocess_images(root, [*images, row(root, "copy.png")], SMALL)
 
     assert len(decoded) == len(prepared.pixels) == 10
     assert prepared.rows[10] == prepared.rows[4]
 
 
-def test_the_key_changes_with_content_preparation_and_version(root, images, monkeypatch):
+def test_key_depends_on_content_preprocessing_and_version(root, images, monkeypatch):
     def key(preprocessing=SMALL, images=images):
         return preprocess_images(root, images, preprocessing).key
 
@@ -134,24 +134,24 @@ def test_the_key_changes_with_content_preparation_and_version(root, images, monk
     assert key() == keys[0]
 
 
-def test_what_is_kept_cannot_be_changed_by_accident(root, images):
+def test_cached_images_are_read_only(root, images):
     prepared = preprocess_images(root, images, SMALL)
 
     with pytest.raises(ValueError, match="read-only"):
         prepared.pixels[0] = 0
 
 
-def test_progress_is_told_up_to_the_last_image_and_only_while_images_are_decoded(root, images, monkeypatch):
-    monkeypatch.setattr(module, "_CHUNK", 4)
-    told = []
+def test_progress_is_reported_only_while_images_are_decoded(root, images, monkeypatch):
+    monkeypatch.setattr(module, "_CHUNK_IMAGES", 4)
+    calls = []
 
-    preprocess_images(root, images, SMALL, lambda done, total: told.append((done, total)))
-    preprocess_images(root, images, SMALL, lambda done, total: told.append((done, total)))
+    preprocess_images(root, images, SMALL, lambda done, total: calls.append((done, total)))
+    preprocess_images(root, images, SMALL, lambda done, total: calls.append((done, total)))
 
-    assert told == [(4, 10), (8, 10), (10, 10)]
+    assert calls == [(4, 10), (8, 10), (10, 10)]
 
 
-# --- what is damaged -------------------------------------------------------------------------------------------------
+# --- damage ----------------------------------------------------------------------------------------------------------
 
 
 def truncate(content):
@@ -162,14 +162,14 @@ def empty(content):
     return b""
 
 
-def lengthen(content):
+def extend(content):
     return content + b"\0"
 
 
-def flip(place):
+def flip(position):
     def damage(content):
         content = bytearray(content)
-        content[place] ^= 1
+        content[position] ^= 1
         return bytes(content)
 
     return damage
@@ -177,22 +177,22 @@ def flip(place):
 
 @pytest.mark.parametrize(
     "damage",
-    [truncate, empty, lengthen, flip(0), flip(1000), flip(-5), flip(-1)],
-    ids=["half", "empty", "longer", "first byte", "a byte", "last byte", "checksum"],
+    [truncate, empty, extend, flip(0), flip(1000), flip(-5), flip(-1)],
+    ids=["truncated", "empty", "extended", "first byte", "a byte", "last byte", "checksum"],
 )
-def test_a_damaged_file_is_made_anew(root, images, cache, decoded, damage):
+def test_damaged_file_is_written_again(root, images, cache, decoded, damage):
     first = preprocess_images(root, images, SMALL)
     file = cache / f"images-{first.key}"
-    whole = file.read_bytes()
+    content = file.read_bytes()
     del first
-    file.write_bytes(damage(whole))
+    file.write_bytes(damage(content))
     decoded.clear()
 
     again = preprocess_images(root, images, SMALL)
 
     assert len(decoded) == 10
     assert np.array_equal(again.pixels[again.rows], expected(root, images))
-    assert file.read_bytes() == whole
+    assert file.read_bytes() == content
     assert files(cache) == [file.name]
 
 
@@ -200,7 +200,7 @@ KILLED = """
 import os, signal, sys
 from pathlib import Path
 from pneumoscope.data import cache
-from pneumoscope.data.manifest import Image, Manifest
+from pneumoscope.data.manifest import Manifest
 from pneumoscope.imaging.preprocess import Preprocessing
 
 def die(*_):
@@ -208,24 +208,23 @@ def die(*_):
 
 step, root = sys.argv[1], Path(sys.argv[2])
 images = Manifest.from_csv(Path(sys.argv[3]).read_text(), root, "images.csv").images
-cache._CHUNK = 4
+cache._CHUNK_IMAGES = 4
 if step == "before the checksum":
     cache._checksum = die
-if step == "before its name":
+if step == "before the rename":
     Path.replace = die
 cache.preprocess_images(root, images, Preprocessing(size=16), die if step == "while decoding" else None)
 """
 
 
-@pytest.mark.parametrize("step", ["while decoding", "before the checksum", "before its name"])
-def test_a_process_that_is_killed_leaves_nothing_that_is_taken_for_whole(root, images, cache, decoded, tmp_path, step):
+@pytest.mark.parametrize("step", ["while decoding", "before the checksum", "before the rename"])
+def test_killed_process_leaves_no_file_that_is_used(root, images, cache, decoded, tmp_path, step):
     listed = tmp_path / "images.csv"
     rows = (f"{image.path},{image.label},{image.sha256}" for image in images)
     listed.write_text("\n".join(["path,label,sha256", *rows]))
-    ran = subprocess.run(
-        [sys.executable, "-c", KILLED, step, root, listed], capture_output=True, text=True, check=False, timeout=60
-    )
-    assert ran.returncode == -signal.SIGKILL, ran.stderr
+    command = [sys.executable, "-c", KILLED, step, root, listed]
+    result = subprocess.run(command, capture_output=True, text=True, check=False, timeout=60)
+    assert result.returncode == -signal.SIGKILL, result.stderr
     left = files(cache)
     assert len(left) == 1
     assert left[0].startswith(".images-")
@@ -237,7 +236,7 @@ def test_a_process_that_is_killed_leaves_nothing_that_is_taken_for_whole(root, i
     assert files(cache) == [*left, f"images-{prepared.key}"]
 
 
-def test_an_array_of_another_shape_or_kind_is_not_taken(cache):
+def test_array_of_another_shape_or_type_is_not_used(cache):
     store_array("features", (3, 4), np.float32, lambda target: np.copyto(target, 7))
 
     assert load_array("features", (3, 4), np.float32).tolist() == [[7.0] * 4] * 3
@@ -246,11 +245,11 @@ def test_an_array_of_another_shape_or_kind_is_not_taken(cache):
     assert load_array("absent", (3, 4), np.float32) is None
 
 
-# --- what fails ------------------------------------------------------------------------------------------------------
+# --- errors ----------------------------------------------------------------------------------------------------------
 
 
-def test_an_unreadable_image_is_named_and_no_cache_is_left(root, images, cache):
-    (root / "3.png").write_bytes(b"no image")
+def test_unreadable_image_is_named_and_nothing_is_cached(root, images, cache):
+    (root / "3.png").write_bytes(b"not an image")
 
     with pytest.raises(
         UnreadableImageError, match=r"cannot read '3.png': .*\. .*: pneumoscope check-data DATA; then remove"
@@ -260,9 +259,9 @@ def test_an_unreadable_image_is_named_and_no_cache_is_left(root, images, cache):
     assert files(cache) == []
 
 
-def test_several_unreadable_images_are_counted(root, images, cache):
+def test_unreadable_images_are_counted(root, images, cache):
     for number in (2, 3, 5):
-        (root / f"{number}.png").write_bytes(b"no image %d" % number)
+        (root / f"{number}.png").write_bytes(b"not an image %d" % number)
 
     with pytest.raises(UnreadableImageError, match=r"cannot read '[235].png': .* \(and 2 more images\)"):
         preprocess_images(root, [row(root, image.path) for image in images], SMALL)
@@ -270,14 +269,14 @@ def test_several_unreadable_images_are_counted(root, images, cache):
     assert files(cache) == []
 
 
-def test_no_image_at_all_is_no_trouble(root, cache):
+def test_empty_list_of_images(root, cache):
     prepared = preprocess_images(root, [], SMALL)
 
     assert prepared.pixels.shape == (0, 16, 16)
     assert prepared.rows.tolist() == []
 
 
-def test_a_full_disk_is_an_error_with_what_to_do_and_leaves_nothing(root, images, cache, monkeypatch):
+def test_full_disk_is_an_error_and_leaves_no_file(root, images, cache, monkeypatch):
     def full(*_):
         raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
 
@@ -289,28 +288,28 @@ def test_a_full_disk_is_an_error_with_what_to_do_and_leaves_nothing(root, images
     assert files(cache) == []
 
 
-@pytest.mark.parametrize("reserves", [True, False], ids=["where blocks can be reserved", "where they cannot"])
-def test_images_are_kept_on_systems_that_reserve_blocks_and_on_others(root, images, cache, monkeypatch, reserves):
-    if not reserves:
+@pytest.mark.parametrize("fallocate", [True, False])
+def test_cache_is_written_with_and_without_posix_fallocate(root, images, cache, monkeypatch, fallocate):
+    if not fallocate:
         monkeypatch.delattr(os, "posix_fallocate", raising=False)
     elif not hasattr(os, "posix_fallocate"):
-        pytest.skip("this system cannot")
+        pytest.skip("this system has no posix_fallocate")
 
-    made = preprocess_images(root, images, SMALL)
+    prepared = preprocess_images(root, images, SMALL)
 
-    assert (cache / f"images-{made.key}").stat().st_size == made.pixels.size + 4
+    assert (cache / f"images-{prepared.key}").stat().st_size == prepared.pixels.size + 4
     np.testing.assert_array_equal(
-        made.pixels[made.rows], [module.preprocess(module.read_image(root, image), SMALL) for image in images]
+        prepared.pixels[prepared.rows], [module.preprocess(module.read_image(root, image), SMALL) for image in images]
     )
 
 
-def test_a_disk_that_is_really_full_leaves_what_was_there(root, images, tmp_path, monkeypatch):
+def test_full_file_system_keeps_earlier_files(root, images, tmp_path, monkeypatch):
     disk = tmp_path / "disk"
     disk.mkdir()
     mount = ["mount", "-t", "tmpfs", "-o", "size=1m", "tmpfs", disk]
-    made = subprocess.run(mount, capture_output=True, text=True, check=False, timeout=60)
-    if made.returncode:
-        pytest.skip(f"a file system cannot be mounted here: {made.stderr.strip()}")
+    mounted = subprocess.run(mount, capture_output=True, text=True, check=False, timeout=60)
+    if mounted.returncode:
+        pytest.skip(f"cannot mount a file system: {mounted.stderr.strip()}")
     monkeypatch.setenv("PNEUMOSCOPE_CACHE", str(disk))
     try:
         key = preprocess_images(root, images, SMALL).key
@@ -324,7 +323,7 @@ def test_a_disk_that_is_really_full_leaves_what_was_there(root, images, tmp_path
         subprocess.run(["umount", "--lazy", disk], check=True, timeout=60)
 
 
-def test_a_cache_folder_that_is_a_file_is_named(root, images, tmp_path, monkeypatch):
+def test_file_instead_of_the_cache_folder_is_an_error(root, images, tmp_path, monkeypatch):
     (tmp_path / "file").write_text("")
     monkeypatch.setenv("PNEUMOSCOPE_CACHE", str(tmp_path / "file"))
 
@@ -332,31 +331,31 @@ def test_a_cache_folder_that_is_a_file_is_named(root, images, tmp_path, monkeypa
         preprocess_images(root, images, SMALL)
 
 
-def test_a_disk_that_gives_other_bytes_back_is_named(root, images, cache, monkeypatch):
+def test_unreadable_cache_is_an_error(root, images, cache, monkeypatch):
     monkeypatch.setattr(module, "load_array", lambda *_: None)
 
-    with pytest.raises(StorageError, match=r"images-.*' was written and cannot be read back\. Set PNEUMOSCOPE_CACHE"):
+    with pytest.raises(StorageError, match=r"images-.*' was written but cannot be read\. Set PNEUMOSCOPE_CACHE"):
         preprocess_images(root, images, SMALL)
 
 
-# --- several at once, and where --------------------------------------------------------------------------------------
+# --- processes and folders -------------------------------------------------------------------------------------------
 
 
-def test_processes_at_once_make_one_whole_file(root, images, cache):
+def test_concurrent_processes_write_one_complete_file(root, images, cache):
     with ProcessPoolExecutor(2, mp_context=get_context("spawn")) as pool:
         tasks = [
             pool.submit(preprocess_images, root, images[:9] if odd else images, SMALL) for odd in (0, 0, 1, 0, 0, 1)
         ]
-        made = [task.result(timeout=60) for task in tasks]
+        results = [task.result(timeout=60) for task in tasks]
 
-    for prepared, odd in zip(made, (0, 0, 1, 0, 0, 1), strict=True):
-        asked = images[:9] if odd else images
-        assert np.array_equal(np.asarray(prepared.pixels)[prepared.rows], expected(root, asked))
-    assert files(cache) == sorted({f"images-{prepared.key}" for prepared in made})
+    for prepared, odd in zip(results, (0, 0, 1, 0, 0, 1), strict=True):
+        requested = images[:9] if odd else images
+        assert np.array_equal(np.asarray(prepared.pixels)[prepared.rows], expected(root, requested))
+    assert files(cache) == sorted({f"images-{prepared.key}" for prepared in results})
     assert len(files(cache)) == 2
 
 
-def test_one_that_is_read_while_another_makes_it_anew_stays_whole(root, images, cache):
+def test_open_array_is_unaffected_by_a_new_file(root, images, cache):
     first = preprocess_images(root, images, SMALL)
     before = np.array(first.pixels)
     shape = before.shape
@@ -366,14 +365,14 @@ def test_one_that_is_read_while_another_makes_it_anew_stays_whole(root, images, 
     assert np.array_equal(load_array(f"images-{first.key}", shape, np.uint8), np.full(shape, 9))
 
 
-def test_the_folder_is_named_by_the_environment(monkeypatch):
-    monkeypatch.setenv("PNEUMOSCOPE_CACHE", "/ours")
-    monkeypatch.setenv("XDG_CACHE_HOME", "/users")
+def test_cache_folder_is_set_by_the_environment(monkeypatch):
+    monkeypatch.setenv("PNEUMOSCOPE_CACHE", "/custom")
+    monkeypatch.setenv("XDG_CACHE_HOME", "/xdg")
     monkeypatch.setenv("HOME", "/home/user")
-    assert cache_folder() == Path("/ours")
+    assert cache_folder() == Path("/custom")
 
     monkeypatch.setenv("PNEUMOSCOPE_CACHE", "")
-    assert cache_folder() == Path("/users/pneumoscope")
+    assert cache_folder() == Path("/xdg/pneumoscope")
 
     monkeypatch.setenv("XDG_CACHE_HOME", "")
     assert cache_folder() == Path("/home/user/.cache/pneumoscope")

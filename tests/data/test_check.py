@@ -1,31 +1,32 @@
-"""The audit as a whole, on small sets with known faults and on the public images."""
+"""Checking data sets with known faults, planted shortcuts, and the public data set."""
 
 from __future__ import annotations
 
 import json
 import time
-from collections.abc import Callable, Iterable
+from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
 import pytest
 from PIL import Image
+from sklearn.metrics import roc_auc_score
 
 from pneumoscope.core.errors import DatasetError
 from pneumoscope.core.results import Interval, to_json
 from pneumoscope.data import check as module
-from pneumoscope.data.check import DatasetAudit, check_data, siblings_across_validation
+from pneumoscope.data.check import CONTROLS, DatasetAudit, border_mask, check_data, measure_shortcuts
+from pneumoscope.data.inspection import InspectedImage
 from pneumoscope.data.layouts import load_manifest
-from pneumoscope.data.manifest import LABELS, Manifest
-from pneumoscope.data.shortcuts import CONTROLS
+from pneumoscope.data.manifest import LABELS, LabelledImage
 
 Draw = Callable[..., Path]
-Make = Callable[[Iterable[tuple[str, str, str]]], Manifest]
+N = 240
 
 
 @pytest.fixture
 def faulty(tmp_path: Path, draw_image: Draw) -> Path:
-    """Six patients a label in train, two in test, one of them leaked; a copy, a re-saved copy, and three bad files."""
+    """Six patients per label in train, two in test, one of them leaked; a copy, a re-saved copy, and three unreadable files."""
     root = tmp_path / "images"
     for number in range(6):
         draw_image(root / "train" / "NORMAL" / f"IM-{number:04}-0001.png", seed=number, size=(90, 80))
@@ -48,9 +49,9 @@ def faulty(tmp_path: Path, draw_image: Draw) -> Path:
     return root
 
 
-def test_every_fault_is_found(faulty: Path) -> None:
-    said: list[tuple[str, int, int]] = []
-    found = check_data(load_manifest(faulty), progress=lambda what, done, total: said.append((what, done, total)))
+def test_all_faults_are_found(faulty: Path) -> None:
+    calls: list[tuple[str, int, int]] = []
+    found = check_data(load_manifest(faulty), progress=lambda *call: calls.append(call))
     assert found.images == {
         "train": {"NORMAL": 6, "PNEUMONIA": 7},
         "val": {"NORMAL": 1, "PNEUMONIA": 1},
@@ -67,33 +68,33 @@ def test_every_fault_is_found(faulty: Path) -> None:
     assert found.exact_duplicate_groups == 1
     assert found.exact_duplicates == (("test/NORMAL/IM-0100-0001.png", "train/NORMAL/IM-0001-0001.png"),)
     near = found.near_duplicates
-    assert (near.pairs, near.identical, near.of_two_patients) == (2, 1, 2)
+    assert (near.pairs, near.identical, near.different_patients) == (2, 1, 2)
     assert dict(near.across) == {"train/val": 0, "train/test": 2, "val/test": 0}
-    assert {(file.path, file.why) for file in found.unreadable} == {
+    assert {(file.path, file.reason) for file in found.unreadable} == {
         ("train/NORMAL/IM-0300-0001.png", "not an image (8 bytes)"),
         ("train/NORMAL/IM-0301-0001.png", "empty (0 bytes)"),
-        ("train/NORMAL/read.me", "not an image by its name (.me)"),
+        ("train/NORMAL/read.me", "not an image file (.me)"),
     }
     assert (found.sizes["NORMAL"].n, found.sizes["NORMAL"].width.p50) == (9, 90.0)
     assert found.sizes["PNEUMONIA"].aspect.p25 == pytest.approx(1.2)
     assert found.sizes["PNEUMONIA"].modes == {"L": 9, "RGB": 1}
     assert set(found.shortcuts) == {"metadata", "border", "centre_blanked"}
-    assert said[-1] == ("measuring shortcuts", 19, 19)
+    assert calls[-1] == ("measuring shortcuts", 19, 19)
 
 
-def test_the_json_has_the_keys_that_were_promised(faulty: Path) -> None:
+def test_json_has_the_documented_keys(faulty: Path) -> None:
     document = json.loads(to_json(check_data(load_manifest(faulty))))
     assert document["schema"] == 1
-    promised = (
-        "images etiology patients patients_in_several_splits siblings_across_validation exact_duplicate_groups"
+    documented = (
+        "images etiology patients patients_in_several_splits expected_leak_rate exact_duplicate_groups"
         " near_duplicates unreadable shortcuts"
     )
-    assert set(promised.split()) <= set(document)
-    assert document["unreadable"][0] == {"path": "train/NORMAL/IM-0300-0001.png", "why": "not an image (8 bytes)"}
+    assert set(documented.split()) <= set(document)
+    assert document["unreadable"][0] == {"path": "train/NORMAL/IM-0300-0001.png", "reason": "not an image (8 bytes)"}
     assert document["near_duplicates"]["listed"][0]["split_a"] == "test"
 
 
-def test_a_set_without_splits_or_patients(tmp_path: Path, draw_image: Draw) -> None:
+def test_data_without_splits_or_patients(tmp_path: Path, draw_image: Draw) -> None:
     for number in range(3):
         draw_image(tmp_path / "NORMAL" / f"{number}.png", seed=number)
         draw_image(tmp_path / "PNEUMONIA" / f"{number}.png", seed=10 + number)
@@ -103,19 +104,19 @@ def test_a_set_without_splits_or_patients(tmp_path: Path, draw_image: Draw) -> N
     assert found.patients == {"all": 0}
     assert found.unknown_patients == 6
     assert found.patients_in_several_splits == {}
-    assert (found.siblings_across_validation, found.siblings_reason) == (None, "no patient is known")
+    assert (found.expected_leak_rate, found.expected_leak_rate_reason) == (None, "no patient is known")
     assert found.shortcuts["border"].value is None
     assert "the patient of 6 of 6 images is unknown" in found.notes[-1]
 
 
-def test_a_folder_called_validation_keeps_its_name(tmp_path: Path, draw_image: Draw) -> None:
+def test_splits_have_the_names_of_their_folders(tmp_path: Path, draw_image: Draw) -> None:
     for split in ("train", "validation", "test"):
         draw_image(tmp_path / split / "NORMAL" / "a.png")
         draw_image(tmp_path / split / "PNEUMONIA" / "b.png")
     assert list(check_data(load_manifest(tmp_path)).images) == ["train", "validation", "test"]
 
 
-def test_not_one_image_that_can_be_decoded_is_an_error(tmp_path: Path) -> None:
+def test_data_without_a_readable_image_is_an_error(tmp_path: Path) -> None:
     for label in LABELS:
         (tmp_path / label).mkdir()
         (tmp_path / label / "a.png").write_text("no image")
@@ -123,86 +124,6 @@ def test_not_one_image_that_can_be_decoded_is_an_error(tmp_path: Path) -> None:
         DatasetError, match=r"none of the 2 images can be decoded; the first: NORMAL/a.png: not an image"
     ):
         check_data(load_manifest(tmp_path))
-
-
-# --- siblings --------------------------------------------------------------------------------------------------------
-
-
-def test_siblings_by_hand(make_manifest: Make) -> None:
-    """20 normal images of 20 patients, 20 pneumonias of 10 patients; 3 of each 20 validate.
-
-    A drawn pneumonia's sibling is among the other 2 drawn of 19 with 2/19, else in training: 3 x 17/19 of 6 images.
-    """
-    rows = [(f"train/NORMAL/{n}.png", f"IM-{n}", "train") for n in range(20)]
-    rows += [(f"train/PNEUMONIA/p{n}.png", f"virus-{n // 2}", "train") for n in range(20)]
-    rows += [(f"test/{label}/t.png", f"T{label}-1", "test") for label in LABELS]
-    share, reason = siblings_across_validation(make_manifest(rows))
-    assert reason == ""
-    assert share == pytest.approx(17 / 38, abs=1e-12)
-
-
-@pytest.mark.parametrize("given_test", [True, False])
-def test_siblings_as_in_a_simulation(make_manifest: Make, given_test: bool) -> None:
-    """Patients of 1 to 5 images, some with images of both labels, drawn at random many times."""
-    random = np.random.default_rng(1)
-    rows = []
-    for patient in range(70):
-        for image in range(1 + patient % 5):
-            label = LABELS[patient % 2 if image < 3 else 1]
-            rows.append((f"{label}/{patient}-{image}.png", f"P-{patient}", "train" if given_test else ""))
-    if given_test:
-        rows += [(f"test/{label}/t.png", f"T{label}-1", "test") for label in LABELS]
-    expected, _ = siblings_across_validation(make_manifest(rows))
-    pool = [row for row in rows if row[2] != "test"]
-    labels = np.array(["PNEUMONIA" in path for path, _, _ in pool])
-    patients = np.array([int(patient[2:]) for _, patient, _ in pool])
-    shares = []
-    for _ in range(3000):
-        place = np.full(len(pool), "train", dtype="U10")
-        for label in (False, True):
-            shuffled = random.permutation(np.flatnonzero(labels == label))
-            drawn = _drawn(len(shuffled), labels, label, given_test)
-            place[shuffled[: drawn[0]]] = "test"
-            place[shuffled[drawn[0] : drawn[0] + drawn[1]]] = "validation"
-        trained = np.bincount(patients[place == "train"], minlength=70) > 0
-        shares.append(trained[patients[place == "validation"]].mean())
-    error = np.std(shares) / np.sqrt(len(shares))
-    assert expected == pytest.approx(np.mean(shares), abs=4 * error)
-    assert error < 0.003
-
-
-def _drawn(n: int, labels: np.ndarray, label: bool, given_test: bool) -> tuple[int, int]:
-    """Test and validation images of one label: 15% of all, then 15% of the rest, largest remainder rounded up."""
-    sizes = {False: int((~labels).sum()), True: int(labels.sum())}
-
-    def draw(sizes: dict[bool, int]) -> dict[bool, int]:
-        exact = {key: 0.15 * size for key, size in sizes.items()}
-        taken = {key: int(value) for key, value in exact.items()}
-        for key in sorted(exact, key=lambda key: taken[key] - exact[key])[
-            : round(sum(exact.values())) - sum(taken.values())
-        ]:
-            taken[key] += 1
-        return taken
-
-    tested = dict.fromkeys(sizes, 0) if given_test else draw(sizes)
-    validated = draw({key: sizes[key] - tested[key] for key in sizes})
-    assert n == sizes[label]
-    return tested[label], validated[label]
-
-
-def test_no_siblings_where_each_patient_has_one_image_and_all_where_all_have_many(make_manifest: Make) -> None:
-    tests = [(f"test/{label}/t.png", f"T{label}-1", "test") for label in LABELS]
-    alone = [(f"{label}/{n}.png", f"{label}-{n}", "train") for label in LABELS for n in range(30)]
-    assert siblings_across_validation(make_manifest(alone + tests)) == (0.0, "")
-    one = [(f"{label}/{n}.png", f"{label}-0", "train") for label in LABELS for n in range(30)]
-    assert siblings_across_validation(make_manifest(one + tests)) == (1.0, "")
-
-
-def test_siblings_of_one_label_have_no_share(make_manifest: Make) -> None:
-    manifest = make_manifest((f"NORMAL/{n}.png", f"P-{n}", "train") for n in range(9))
-    share, reason = siblings_across_validation(manifest)
-    assert share is None
-    assert "split would hold" in reason
 
 
 # --- the public images ------------------------------------------------------------------------------------------------
@@ -226,43 +147,25 @@ def test_the_public_images(public: tuple[DatasetAudit, float]) -> None:
     assert found.etiology["train"] == {"normal": 1341, "bacteria": 2530, "virus": 1345}
     assert found.etiology["test"] == {"normal": 234, "bacteria": 242, "virus": 148}
     assert found.patients_in_several_splits == {"train/val": 0, "train/test": 0, "val/test": 0}
-    assert found.siblings_across_validation == pytest.approx(0.40, abs=0.01)
+    assert found.expected_leak_rate == pytest.approx(0.40, abs=0.01)
     assert found.exact_duplicate_groups == 30
     assert not any({"train", "test"} == {path.split("/")[0] for path in group} for group in found.exact_duplicates)
     near = found.near_duplicates
     assert near.pairs >= sum(len(group) * (len(group) - 1) // 2 for group in found.exact_duplicates) == near.identical
     assert near.across["train/test"] == 0
-    strange = [pair for pair in near.listed if pair.of_two_patients]
-    assert [(Path(pair.a).name, Path(pair.b).name) for pair in strange] == [
+    mislabelled = [pair for pair in near.listed if pair.different_patients]
+    assert [(Path(pair.a).name, Path(pair.b).name) for pair in mislabelled] == [
         ("NORMAL2-IM-0095-0001.jpeg", "NORMAL2-IM-0096-0001.jpeg")
     ]
     assert found.unreadable == ()
     for interval in found.shortcuts.values():
         assert interval.value is not None
-        assert 0.8 < interval.value < 0.98, "the public images have shortcuts, and no control sees a lung"
+        assert 0.8 < interval.value < 0.98, "the public data set has shortcuts"
         assert interval.n == 5856
     assert seconds < 150, "about 30 s on two idle cores"
 
 
-@pytest.mark.real_data
-def test_the_share_of_siblings_is_what_a_split_by_image_does(
-    real_images: Path, public: tuple[DatasetAudit, float]
-) -> None:
-    manifest = load_manifest(real_images)
-    images = manifest.split("train")
-    random = np.random.default_rng(0)
-    patients = np.unique([image.patient for image in images], return_inverse=True)[1]
-    shares = []
-    for _ in range(200):
-        drawn = np.zeros(len(images), dtype=bool)
-        for label, count in (("NORMAL", 201), ("PNEUMONIA", 581)):
-            ours = np.flatnonzero([image.label == label for image in images])
-            drawn[random.choice(ours, count, replace=False)] = True
-        shares.append(np.isin(patients[drawn], patients[~drawn]).mean())
-    assert public[0].siblings_across_validation == pytest.approx(np.mean(shares), abs=0.005)
-
-
-def test_what_gives_the_answer_away_is_a_finding_the_surest_first():
+def test_shortcuts_are_noted_in_descending_order():
     def interval(value, low, high):
         return Interval(value, low, high, "delong", 40)
 
@@ -271,17 +174,105 @@ def test_what_gives_the_answer_away_is_a_finding_the_surest_first():
         "border": interval(0.978, 0.9, 0.995),
         "centre_blanked": interval(0.55, 0.5, 0.7),
     }
-    found = list(module._giveaways(shortcuts))
-    assert [line.split(":")[1].split(" alone")[0].strip() for line in found] == [
-        CONTROLS["border"],
-        CONTROLS["metadata"],
-    ]
-    assert "alone give an AUROC of 0.978 (0.900 to 0.995)" in found[0]
+    found = list(module._shortcut_notes(shortcuts))
+    assert [next(name for name in CONTROLS if CONTROLS[name] in note) for note in found] == ["border", "metadata"]
+    assert "has an AUROC of 0.978 (0.900 to 0.995)" in found[0]
     undefined = {name: Interval(None, None, None, "delong", 4, reason="too few") for name in shortcuts}
-    assert not list(module._giveaways(undefined))
+    assert not list(module._shortcut_notes(undefined))
 
 
-def test_the_folder_is_named_and_where_it_lies_is_not(faulty: Path) -> None:
+def test_audit_names_the_folder_without_its_parents(faulty: Path) -> None:
     found = check_data(load_manifest(faulty))
     assert found.data == "images"
     assert str(faulty.parent) not in to_json(found)
+
+
+# --- shortcuts -------------------------------------------------------------------------------------------------------
+
+
+def _images(plant: str = "", *, images_per_patient: int = 2) -> list[InspectedImage]:
+    """Return images of noise, with a shortcut in one place."""
+    generator = np.random.default_rng(5)
+    images = []
+    for number in range(N):
+        patient = number // images_per_patient
+        positive = patient % 2 == 1
+        pixels = generator.integers(90, 160, size=(32, 32), dtype=np.uint8)
+        if plant == "border" and positive:
+            pixels[:2] += 60
+        if plant == "rim" and positive:
+            pixels[2:4, 4:28] += 60
+        if plant == "centre" and positive:
+            pixels[10:20, 10:20] += 60
+        if plant == "patient":
+            pixels[border_mask(4)] = np.random.default_rng(patient).integers(0, 256, size=int(border_mask(4).sum()))
+        size = 6000 + int(generator.integers(0, 3000)) + (9000 if plant == "metadata" and positive else 0)
+        image = LabelledImage(
+            f"{number}.png", "PNEUMONIA" if positive else "NORMAL", "", f"P-{patient}", "", str(number)
+        )
+        images.append(InspectedImage(image, size, 224, 224, "JPEG", "L", 4638, np.zeros(256, bool), pixels))
+    return images
+
+
+@pytest.mark.parametrize(
+    ("plant", "affected"),
+    [
+        ("metadata", {"metadata"}),
+        ("border", {"border", "centre_blanked"}),
+        ("rim", {"centre_blanked"}),
+        ("centre", set()),
+        ("", set()),
+    ],
+)
+def test_planted_shortcut_is_found_by_the_controls_that_see_it(plant: str, affected: set[str]) -> None:
+    found = measure_shortcuts(_images(plant))
+    assert set(found) == set(CONTROLS)
+    for control, interval in found.items():
+        assert interval.value is not None
+        assert interval.low is not None
+        assert interval.high is not None
+        assert interval.low <= interval.value <= interval.high
+        if control in affected:
+            assert interval.value > 0.95
+        else:
+            assert 0.35 < interval.value < 0.65
+        assert (interval.n, interval.level, interval.seed) == (N, 0.95, 0)
+        assert interval.method.startswith("5-fold by patient, ")
+
+
+def test_folds_keep_patients_together() -> None:
+    """Borders that identify the patient but not the label are useless if no patient is in two folds."""
+    value = measure_shortcuts(_images("patient", images_per_patient=8))["centre_blanked"].value
+    assert value is not None
+    assert value < 0.75
+
+
+def test_result_depends_on_the_seed_only() -> None:
+    images = _images("rim")[:80]
+    assert measure_shortcuts(images, seed=1) == measure_shortcuts(images, seed=1)
+    one, two = measure_shortcuts(_images(), seed=1), measure_shortcuts(_images(), seed=2)
+    assert one["border"].value != two["border"].value
+
+
+def test_auroc_matches_scikit_learn(monkeypatch: pytest.MonkeyPatch) -> None:
+    images = _images("border")
+    labels = np.array([item.image.positive for item in images])
+    scores = np.random.default_rng(0).random(N) + 0.4 * labels
+    monkeypatch.setattr("pneumoscope.data.check._out_of_fold_scores", lambda *_: scores)
+    for interval in measure_shortcuts(images).values():
+        assert interval.value == pytest.approx(roc_auc_score(labels, scores), abs=1e-12)
+
+
+def test_too_few_patients_are_undefined() -> None:
+    images = [item for item in _images() if item.image.positive or item.image.patient in {"P-0", "P-2", "P-4", "P-6"}]
+    for interval in measure_shortcuts(images).values():
+        assert interval.value is None
+        assert interval.reason == "5 folds need 5 NORMAL patients; there are 4"
+        assert interval.n == len(images)
+
+
+def test_border_mask_is_true_in_the_outer_pixels() -> None:
+    assert border_mask(2).sum() == 32 * 32 - 28 * 28
+    assert border_mask(2)[:2].all()
+    assert border_mask(2)[:, -2:].all()
+    assert not border_mask(2)[2:-2, 2:-2].any()

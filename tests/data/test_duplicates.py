@@ -1,4 +1,4 @@
-"""Exact and near duplicates."""
+"""Exact duplicates and near-duplicates."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 from PIL import Image, ImageEnhance
 
-from pneumoscope.data.duplicates import NEAR, exact_duplicates, near_duplicates
+from pneumoscope.data.duplicates import MAX_DISTANCE, exact_duplicates, near_duplicates
 from pneumoscope.data.inspection import inspect_images
 from pneumoscope.data.layouts import load_manifest
 from pneumoscope.data.manifest import LabelledImage
@@ -19,7 +19,7 @@ def _image(path: str, sha256: str, patient: str = "") -> LabelledImage:
     return LabelledImage(path, "NORMAL", "", patient, "", sha256)
 
 
-def test_groups_of_equal_bytes() -> None:
+def test_exact_duplicates_are_groups_of_equal_hashes() -> None:
     images = [
         _image("a", "1"),
         _image("b", "2"),
@@ -32,10 +32,10 @@ def test_groups_of_equal_bytes() -> None:
     assert exact_duplicates(images[:2]) == ()
 
 
-def test_pairs_are_those_of_a_plain_count_over_many_blocks() -> None:
+def test_pairs_match_a_brute_force_search() -> None:
     random = np.random.default_rng(3)
     bits = random.integers(0, 2, size=(1500, 256)).astype(bool)
-    for number in range(60):  # copies at known distances, some in other blocks
+    for number in range(60):  # copies at known distances
         source, target = random.choice(1500, 2, replace=False)
         bits[target] = bits[source]
         bits[target, random.choice(256, number, replace=False)] ^= True
@@ -44,13 +44,13 @@ def test_pairs_are_those_of_a_plain_count_over_many_blocks() -> None:
     expected = {}
     for i in range(1500):
         different = (bits[i] != bits[i + 1 :]).sum(axis=1)
-        expected |= {(str(i), str(i + 1 + j)): int(different[j]) for j in np.flatnonzero(different <= NEAR)}
-    assert {(pair.a, pair.b): pair.bits for pair in found.listed} == expected
+        expected |= {(str(i), str(i + 1 + j)): int(different[j]) for j in np.flatnonzero(different <= MAX_DISTANCE)}
+    assert {(pair.a, pair.b): pair.hamming_distance for pair in found.listed} == expected
     assert found.pairs == len(expected) > 20
-    assert max(expected.values()) == NEAR
+    assert max(expected.values()) == MAX_DISTANCE
 
 
-def test_pairs_are_counted_by_split_patient_and_bytes() -> None:
+def test_pairs_are_counted_by_split_patient_and_content() -> None:
     same = np.zeros((5, 256), dtype=bool)
     images = [
         _image("a", "1", "P"),
@@ -65,14 +65,14 @@ def test_pairs_are_counted_by_split_patient_and_bytes() -> None:
     assert found.identical == 1
     assert dict(found.within) == {"train": 1, "val": 0, "test": 0}
     assert dict(found.across) == {"train/val": 2, "train/test": 2, "val/test": 1}
-    assert found.of_two_patients == 2
+    assert found.different_patients == 2
     first, last = found.listed[0], found.listed[-1]
     assert (first.a, first.b, first.split_a, first.split_b) == ("a", "c", "train", "test")
-    assert (last.a, last.b, last.identical, last.of_one_patient) == ("a", "b", True, True)
-    assert found.method == "perceptual hash of 256 bits, at most 28 of them different"
+    assert (last.a, last.b, last.identical, last.same_patient) == ("a", "b", True, True)
+    assert found.method == "perceptual hash of 256 bits, Hamming distance at most 28"
 
 
-def test_a_set_of_equal_images_is_counted_in_full_and_listed_in_part() -> None:
+def test_all_pairs_are_counted_but_only_500_are_listed() -> None:
     images = [_image(str(number), "1") for number in range(100)]
     found = near_duplicates(images, np.ones((100, 256), dtype=bool), ["all"] * 100, ["all"])
     assert found.pairs == 100 * 99 // 2
@@ -80,8 +80,7 @@ def test_a_set_of_equal_images_is_counted_in_full_and_listed_in_part() -> None:
 
 
 @pytest.mark.real_data
-def test_the_threshold_parts_copies_from_other_images(real_images: Path, tmp_path: Path) -> None:
-    """What the module says of the public images, on a sample of them."""
+def test_threshold_separates_copies_from_different_images(real_images: Path, tmp_path: Path) -> None:
     manifest = load_manifest(real_images)
     sample = manifest.images[::146]
     for number, row in enumerate(sample):
@@ -93,9 +92,9 @@ def test_the_threshold_parts_copies_from_other_images(real_images: Path, tmp_pat
         ImageEnhance.Brightness(image).enhance(1.2).save(tmp_path / f"{stem}-d-bright.png")
         ImageEnhance.Contrast(image).enhance(1.3).save(tmp_path / f"{stem}-e-contrast.png")
     images = [_image(path.name, path.name) for path in sorted(tmp_path.iterdir())]
-    examined, _ = inspect_images(tmp_path, images)
-    prints = np.array([one.fingerprint for one in examined])
-    found = near_duplicates(images, prints, ["all"] * len(images), ["all"])
+    inspected, _ = inspect_images(tmp_path, images)
+    hashes = np.array([item.perceptual_hash for item in inspected])
+    found = near_duplicates(images, hashes, ["all"] * len(images), ["all"])
     assert all(pair.a[:3] == pair.b[:3] for pair in found.listed)
     with_original = {(pair.a[:3], pair.b[4]) for pair in found.listed if pair.a[4] == "a"}
     assert with_original == {(f"{number:03}", copy) for number in range(len(sample)) for copy in "bcde"}

@@ -1,4 +1,4 @@
-"""Hashes and images behind the rows of a manifest."""
+"""Reading and hashing the images of a manifest."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ def _image(path: str, sha256: str = "") -> LabelledImage:
     return LabelledImage(path, "NORMAL", "", "", "", sha256)
 
 
-def test_reads_the_pixels_of_a_file(tmp_path: Path, draw_image: Callable[..., Path]) -> None:
+def test_image_is_read_by_its_path_in_the_manifest(tmp_path: Path, draw_image: Callable[..., Path]) -> None:
     draw_image(tmp_path / "a.png", size=(30, 20))
     radiograph = read_image(tmp_path, _image("a.png"))
     with Image.open(tmp_path / "a.png") as image:
@@ -27,13 +27,13 @@ def test_reads_the_pixels_of_a_file(tmp_path: Path, draw_image: Callable[..., Pa
     assert radiograph.source == "a.png"
 
 
-def test_a_file_that_is_no_image_names_the_image(tmp_path: Path) -> None:
+def test_unreadable_image_is_named(tmp_path: Path) -> None:
     (tmp_path / "a.png").write_text("hello")
     with pytest.raises(UnreadableImageError, match=r"cannot read 'a.png': not an image \(5 bytes\)"):
         read_image(tmp_path, _image("a.png"))
 
 
-def test_hashes_keep_the_order_over_many_chunks(tmp_path: Path) -> None:
+def test_hashes_keep_the_order_of_the_images(tmp_path: Path) -> None:
     images = []
     for number in range(200):
         (tmp_path / f"{number}.png").write_bytes(b"" if number % 50 == 7 else bytes([number]))
@@ -46,10 +46,12 @@ def test_hashes_keep_the_order_over_many_chunks(tmp_path: Path) -> None:
     assert [image.path for image in hashed] == [image.path for image in images if image.path not in dict(unreadable)]
 
 
-def test_a_stated_hash_is_checked_in_any_case(tmp_path: Path) -> None:
+def test_existing_hash_is_verified_in_any_case(tmp_path: Path) -> None:
     (tmp_path / "a.png").write_bytes(b"image")
-    right = hashlib.sha256(b"image").hexdigest()
-    (image,), _ = hash_images(tmp_path, [_image("a.png", right.upper())])
-    assert image.sha256 == right
-    with pytest.raises(ManifestError, match=f"'a.png' is not the image that m.csv lists: its SHA-256 is {right[:12]}"):
-        hash_images(tmp_path, [_image("a.png", "0" * 64)], where="m.csv")
+    expected = hashlib.sha256(b"image").hexdigest()
+    (image,), _ = hash_images(tmp_path, [_image("a.png", expected.upper())])
+    assert image.sha256 == expected
+    with pytest.raises(
+        ManifestError, match=f"'a.png' has changed since m.csv was written: its SHA-256 is {expected[:12]}"
+    ):
+        hash_images(tmp_path, [_image("a.png", "0" * 64)], manifest_name="m.csv")

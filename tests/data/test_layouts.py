@@ -1,4 +1,4 @@
-"""Every layout gives the same kind of manifest; everything else is refused and shown."""
+"""Loading manifests from all supported layouts; other layouts are errors that show the content."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ Draw = Callable[..., Path]
 
 @pytest.fixture
 def kaggle(tmp_path: Path, draw_image: Draw) -> Path:
-    """The Kaggle layout with two images a folder."""
+    """The Kaggle layout with two images per folder."""
     root = tmp_path / "chest_xray"
     names = {
         "train": ("IM-0115-0001.jpeg", "IM-0115-0002.jpeg", "person1_bacteria_1.jpeg", "person1_virus_6_2.jpeg"),
@@ -42,7 +42,7 @@ def kaggle(tmp_path: Path, draw_image: Draw) -> Path:
     return root
 
 
-def test_kaggle_folders(kaggle: Path) -> None:
+def test_kaggle_layout(kaggle: Path) -> None:
     manifest = load_manifest(kaggle)
     assert manifest.root == kaggle.resolve()
     assert [image.path for image in manifest] == sorted(image.path for image in manifest)
@@ -54,7 +54,7 @@ def test_kaggle_folders(kaggle: Path) -> None:
     assert manifest.unreadable == ()
 
 
-def test_without_val_and_inside_other_folders(kaggle: Path) -> None:
+def test_nested_layout_without_val(kaggle: Path) -> None:
     for image in (kaggle / "val").rglob("*.jpeg"):
         image.unlink()
     for folder in (kaggle / "val" / "NORMAL", kaggle / "val" / "PNEUMONIA", kaggle / "val"):
@@ -67,7 +67,7 @@ def test_without_val_and_inside_other_folders(kaggle: Path) -> None:
     assert set(manifest.counts()) == {"train", "test"}
 
 
-def test_class_folders_in_any_case_and_by_etiology(tmp_path: Path, draw_image: Draw) -> None:
+def test_class_folders_in_any_case_and_with_etiology(tmp_path: Path, draw_image: Draw) -> None:
     draw_image(tmp_path / "normal" / "a.PNG")
     draw_image(tmp_path / "Pneumonia" / "virus" / "b.png")
     draw_image(tmp_path / "Pneumonia" / "c.png")
@@ -84,7 +84,7 @@ def test_class_folders_in_any_case_and_by_etiology(tmp_path: Path, draw_image: D
     assert "the patient of 4 of 4 images is unknown" in note
 
 
-def test_mendeley_version_3(tmp_path: Path, draw_image: Draw) -> None:
+def test_mendeley_version_3_layout(tmp_path: Path, draw_image: Draw) -> None:
     draw_image(tmp_path / "train" / "NORMAL" / "NORMAL-28501-0001.jpeg")
     draw_image(tmp_path / "train" / "PNEUMONIA" / "BACTERIA-1008087-0001.jpeg")
     draw_image(tmp_path / "test" / "PNEUMONIA" / "VIRUS-1058959-0001.jpeg")
@@ -96,14 +96,14 @@ def test_mendeley_version_3(tmp_path: Path, draw_image: Draw) -> None:
     ]
 
 
-def test_a_name_that_contradicts_its_folder_tells_no_etiology(tmp_path: Path, draw_image: Draw) -> None:
+def test_etiology_that_contradicts_the_label_is_ignored(tmp_path: Path, draw_image: Draw) -> None:
     draw_image(tmp_path / "PNEUMONIA" / "IM-0115-0001.jpeg")
     draw_image(tmp_path / "NORMAL" / "IM-0116-0001.jpeg")
     found = {image.patient: (image.label, image.etiology) for image in load_manifest(tmp_path)}
     assert found == {"IM-0115": ("PNEUMONIA", ""), "IM-0116": ("NORMAL", "normal")}
 
 
-def test_what_is_no_image_is_listed_with_the_reason(kaggle: Path, tmp_path: Path, draw_image: Draw) -> None:
+def test_skipped_files_are_listed_with_the_reason(kaggle: Path, tmp_path: Path, draw_image: Draw) -> None:
     folder = kaggle / "train" / "NORMAL"
     (folder / ".DS_Store").touch()
     (folder / "notes.txt").write_text("x")
@@ -120,19 +120,19 @@ def test_what_is_no_image_is_listed_with_the_reason(kaggle: Path, tmp_path: Path
     assert len(manifest) == 12
     assert dict(manifest.unreadable) == {
         "train/NORMAL/.DS_Store": "hidden",
-        "train/NORMAL/notes.txt": "not an image by its name (.txt)",
+        "train/NORMAL/notes.txt": "not an image file (.txt)",
         "train/NORMAL/IM-0200-0001.jpeg": "empty (0 bytes)",
         "train/NORMAL/IM-0201-0001.jpeg": "a broken link or not a file",
         "train/NORMAL/IM-0203-0001.jpeg": "a broken link or not a file",
         "train/NORMAL/empty": "empty folder",
-        "train/NORMAL/IM-0202-0001.jpeg": "a link out of the folder; not followed",
-        "test/PNEUMONIA/away": "a link out of the folder; not followed",
-        "chest_xray": "beside the folders that are read",
+        "train/NORMAL/IM-0202-0001.jpeg": "a link to outside the folder",
+        "test/PNEUMONIA/away": "a link to outside the folder",
+        "chest_xray": "outside the split and class folders",
     }
 
 
 @pytest.mark.skipif(os.geteuid() == 0, reason="root may read everything")
-def test_a_file_without_permission_is_listed(kaggle: Path) -> None:
+def test_file_without_permission_is_listed(kaggle: Path) -> None:
     image = kaggle / "train" / "NORMAL" / "IM-0115-0001.jpeg"
     image.chmod(0)
     assert load_manifest(kaggle).unreadable == (("train/NORMAL/IM-0115-0001.jpeg", "Permission denied"),)
@@ -144,72 +144,72 @@ def test_links_inside_the_folder_are_followed(kaggle: Path) -> None:
     assert len(load_manifest(kaggle)) == 13
 
 
-def test_a_link_out_in_place_of_a_class_folder_is_not_followed(kaggle: Path, tmp_path: Path, draw_image: Draw) -> None:
+def test_class_folder_that_links_outside_is_skipped(kaggle: Path, tmp_path: Path, draw_image: Draw) -> None:
     draw_image(tmp_path / "elsewhere" / "IM-0400-0001.jpeg")
     (kaggle / "train" / "BACTERIA").symlink_to(tmp_path / "elsewhere")
     manifest = load_manifest(kaggle)
-    assert manifest.unreadable == (("train/BACTERIA", "a link out of the folder; not followed"),)
+    assert manifest.unreadable == (("train/BACTERIA", "a link to outside the folder"),)
     assert len(manifest) == 12
 
 
-def test_an_unknown_class_is_refused_and_shown(kaggle: Path, draw_image: Draw) -> None:
+def test_unknown_class_is_an_error_that_shows_the_content(kaggle: Path, draw_image: Draw) -> None:
     draw_image(kaggle / "train" / "COVID" / "x.png")
-    with pytest.raises(LayoutError, match=r"chest_xray/train/: 'COVID' is no class that we know") as caught:
+    with pytest.raises(LayoutError, match=r"chest_xray/train/: 'COVID' is not a known class") as caught:
         load_manifest(kaggle)
     assert "COVID/\n    x.png" in str(caught.value)
     assert "Expected train/, test/" in str(caught.value)
 
 
-def test_a_split_without_classes_is_refused(tmp_path: Path, draw_image: Draw) -> None:
+def test_split_without_class_folders_is_an_error(tmp_path: Path, draw_image: Draw) -> None:
     draw_image(tmp_path / "train" / "x.png")
-    with pytest.raises(LayoutError, match="train/: it has no class folders"):
+    with pytest.raises(LayoutError, match="train/: there are no class folders"):
         load_manifest(tmp_path)
 
 
-def test_an_unknown_folder_is_refused_and_shown(tmp_path: Path, draw_image: Draw) -> None:
+def test_unknown_layout_is_an_error_that_shows_the_content(tmp_path: Path, draw_image: Draw) -> None:
     for number in range(9):
         draw_image(tmp_path / f"image{number}.png")
-    with pytest.raises(LayoutError, match=r"is in no layout that we know; found:\n  image0.png\n") as caught:
+    with pytest.raises(LayoutError, match=r"has an unsupported layout. It contains:\n  image0.png\n") as caught:
         load_manifest(tmp_path)
     assert "... and 3 more" in str(caught.value)
 
 
-def test_an_empty_folder_is_refused(tmp_path: Path) -> None:
+def test_empty_folder_is_an_error(tmp_path: Path) -> None:
     with pytest.raises(LayoutError, match=r"\(empty\)"):
         load_manifest(tmp_path)
 
 
-def test_a_missing_path_is_refused(tmp_path: Path) -> None:
-    with pytest.raises(LayoutError, match=r"there is no '.*nowhere'"):
+def test_missing_path_is_an_error(tmp_path: Path) -> None:
+    with pytest.raises(LayoutError, match=r"'.*nowhere' does not exist"):
         load_manifest(tmp_path / "nowhere")
 
 
-def test_another_file_is_refused(tmp_path: Path) -> None:
+def test_other_file_type_is_an_error(tmp_path: Path) -> None:
     (tmp_path / "images.zip").touch()
     with pytest.raises(LayoutError, match=r"images.zip' is neither a folder, nor a .csv, nor a .npz"):
         load_manifest(tmp_path / "images.zip")
 
 
-def test_class_folders_without_a_readable_image_are_refused(tmp_path: Path) -> None:
+def test_data_without_a_readable_image_is_an_error(tmp_path: Path) -> None:
     (tmp_path / "NORMAL").mkdir()
     (tmp_path / "PNEUMONIA").mkdir()
     (tmp_path / "PNEUMONIA" / "a.png").touch()
     with pytest.raises(
-        LayoutError, match=r"no image could be read .*\(2 were left out; the first: NORMAL: empty folder\)"
+        LayoutError, match=r"no image can be read .*\(2 files were skipped; the first: NORMAL: empty folder\)"
     ):
         load_manifest(tmp_path)
 
 
-def test_progress_ends_with_all_images(kaggle: Path) -> None:
-    seen: list[tuple[int, int]] = []
-    load_manifest(kaggle, progress=lambda done, total: seen.append((done, total)))
-    assert seen[-1] == (12, 12)
+def test_progress_reaches_the_number_of_images(kaggle: Path) -> None:
+    calls: list[tuple[int, int]] = []
+    load_manifest(kaggle, progress=lambda done, total: calls.append((done, total)))
+    assert calls[-1] == (12, 12)
 
 
 # --- CSV -------------------------------------------------------------------------------------------------------------
 
 
-def test_a_csv_of_path_and_label(kaggle: Path, tmp_path: Path) -> None:
+def test_csv_with_path_and_label(kaggle: Path, tmp_path: Path) -> None:
     file = tmp_path / "images.csv"
     file.write_text(
         "\ufefflabel,path,remark\n"
@@ -222,7 +222,7 @@ def test_a_csv_of_path_and_label(kaggle: Path, tmp_path: Path) -> None:
     assert found == [("NORMAL", "normal", "IM-0115", ""), ("PNEUMONIA", "virus", "virus-1", "")]
 
 
-def test_patients_of_the_csv_count_and_names_do_not(kaggle: Path, tmp_path: Path) -> None:
+def test_patients_in_the_csv_replace_those_in_file_names(kaggle: Path, tmp_path: Path) -> None:
     file = tmp_path / "images.csv"
     file.write_text(
         "path,label,patient,split\n"
@@ -234,7 +234,7 @@ def test_patients_of_the_csv_count_and_names_do_not(kaggle: Path, tmp_path: Path
     assert "the patient of 1 of 2 images is unknown" in manifest.notes[0]
 
 
-def test_a_saved_manifest_loads_again_from_anywhere(kaggle: Path, tmp_path: Path) -> None:
+def test_saved_manifest_loads_again_from_any_folder(kaggle: Path, tmp_path: Path) -> None:
     listed = load_manifest(kaggle)
     for file in (kaggle / "images.csv", tmp_path / "images.csv", tmp_path / "far" / "away" / "images.csv"):
         listed.save(file)
@@ -248,12 +248,12 @@ def test_a_saved_manifest_loads_again_from_anywhere(kaggle: Path, tmp_path: Path
         file.unlink()
 
 
-def test_another_image_under_the_same_name_is_refused(kaggle: Path, tmp_path: Path, draw_image: Draw) -> None:
+def test_changed_image_is_an_error(kaggle: Path, tmp_path: Path, draw_image: Draw) -> None:
     file = tmp_path / "images.csv"
     load_manifest(kaggle).save(file)
     draw_image(kaggle / "test" / "NORMAL" / "IM-0001-0001.jpeg", seed=99)
     with pytest.raises(
-        ManifestError, match=r"'chest_xray/test/NORMAL/IM-0001-0001.jpeg' is not the image that .*images.csv"
+        ManifestError, match=r"'chest_xray/test/NORMAL/IM-0001-0001.jpeg' has changed since .*images.csv"
     ):
         load_manifest(file)
 
@@ -265,11 +265,11 @@ def test_missing_images_of_a_csv_are_listed(kaggle: Path, tmp_path: Path) -> Non
     )
     manifest = load_manifest(file)
     assert len(manifest) == 1
-    assert manifest.unreadable == (("gone.png", "No such file or directory"), ("chest_xray", "not a file"))
+    assert manifest.unreadable == (("gone.png", "No such file or directory"), ("chest_xray", "not a regular file"))
 
 
 @pytest.mark.parametrize("path", ["../outside.png", "link.png", "folder/outside.png"])
-def test_a_csv_may_not_lead_out_of_its_folder(tmp_path: Path, draw_image: Draw, path: str) -> None:
+def test_relative_path_outside_the_root_is_an_error(tmp_path: Path, draw_image: Draw, path: str) -> None:
     outside = draw_image(tmp_path / "outside.png")
     home = tmp_path / "home"
     home.mkdir()
@@ -277,13 +277,13 @@ def test_a_csv_may_not_lead_out_of_its_folder(tmp_path: Path, draw_image: Draw, 
     (home / "folder").symlink_to(tmp_path)
     file = home / "images.csv"
     file.write_text(f"path,label\n{path},NORMAL\n")
-    with pytest.raises(ManifestError, match=f"'{path}' leads out of"):
+    with pytest.raises(ManifestError, match=f"'{path}' is outside"):
         load_manifest(file)
     file.write_text(f"path,label\n{outside},NORMAL\n")
     assert len(load_manifest(file)) == 1
 
 
-def test_a_csv_that_is_no_text_is_refused(tmp_path: Path) -> None:
+def test_csv_that_is_not_text_is_an_error(tmp_path: Path) -> None:
     file = tmp_path / "images.csv"
     file.write_bytes(b"\xff\xfe\x00path,label")
     with pytest.raises(ManifestError, match=r"cannot read '.*images.csv'"):

@@ -1,4 +1,4 @@
-"""The manifest as a file."""
+"""The manifest: CSV form, hash, and patient leaks."""
 
 from __future__ import annotations
 
@@ -14,21 +14,21 @@ from pneumoscope.data.manifest import LabelledImage, Manifest, images_sha256
 Make = Callable[[Iterable[tuple[str, str, str]]], Manifest]
 
 
-def test_csv_and_back(make_manifest: Make) -> None:
+def test_csv_round_trip(make_manifest: Make) -> None:
     images = make_manifest(
         [('NORMAL/a, "b".png', "P-1", "train"), ("PNEUMONIA/ü\nx.png", "", ""), ("PNEUMONIA/c.png", "Q-2", "unused")]
     ).images
-    manifest = Manifest(images, Path("images"), by="block")
-    again = Manifest.from_csv(manifest.to_csv(), Path("images"), "images.csv")
-    assert again == manifest
-    assert again.sha256() == manifest.sha256()
+    manifest = Manifest(images, Path("images"), split_by="block")
+    reloaded = Manifest.from_csv(manifest.to_csv(), Path("images"), "images.csv")
+    assert reloaded == manifest
+    assert reloaded.sha256() == manifest.sha256()
     assert len(manifest) == 3
 
 
-def test_the_hash_is_of_every_column_and_image() -> None:
+def test_hash_depends_on_every_column_but_not_on_the_root() -> None:
     image = LabelledImage("a.png", "NORMAL", "normal", "P-1", "train", "0" * 64)
     same = Manifest((image,), Path("here"))
-    assert same.sha256() == Manifest((image,), Path("there"), by="image").sha256()
+    assert same.sha256() == Manifest((image,), Path("there"), split_by="image").sha256()
     others = [
         LabelledImage("b.png", "NORMAL", "normal", "P-1", "train", "0" * 64),
         LabelledImage("a.png", "NORMAL", "normal", "P-1", "test", "0" * 64),
@@ -38,15 +38,15 @@ def test_the_hash_is_of_every_column_and_image() -> None:
     assert len({same.sha256(), *(Manifest((other,), Path("here")).sha256() for other in others)}) == 5
 
 
-def test_one_hash_for_a_set_of_images_in_any_order() -> None:
+def test_hash_of_a_set_of_images_is_independent_of_their_order() -> None:
     assert images_sha256(["b", "a"]) == images_sha256(("a", "b")) == hashlib.sha256(b"a\nb").hexdigest()
 
 
 @pytest.mark.parametrize(
-    ("text", "why"),
+    ("text", "reason"),
     [
-        ("", r"m.csv has no column 'path' \(it has: none\)"),
-        ("path,class\na,b\n", r"m.csv has no column 'label' \(it has: path, class\)"),
+        ("", r"m.csv has no column 'path' \(its columns: none\)"),
+        ("path,class\na,b\n", r"m.csv has no column 'label' \(its columns: path, class\)"),
         ("path,label\na.png,COVID\n", "m.csv, row 1: label is 'COVID', not one of NORMAL, PNEUMONIA"),
         ("path,label\na.png\n", "m.csv, row 1: label is '', not one of"),
         (
@@ -57,8 +57,8 @@ def test_one_hash_for_a_set_of_images_in_any_order() -> None:
             "path,label,etiology\na.png,normal,flu\n",
             "m.csv, row 1: etiology is 'flu', not one of normal, bacteria, virus",
         ),
-        ("path,label\n ,normal\n", "m.csv, row 1: ' ' is no path"),
-        ("path,label\na\0b,normal\n", r"m.csv, row 1: 'a\\x00b' is no path"),
+        ("path,label\n ,normal\n", "m.csv, row 1: ' ' is not a valid path"),
+        ("path,label\na\0b,normal\n", r"m.csv, row 1: 'a\\x00b' is not a valid path"),
         ("path,label\na.png,normal\nb.png,normal\na.png,normal\n", "m.csv, row 1: 'a.png' is listed 2 times"),
         (
             'path,label\n"a.png' + "x" * 140_000 + '",normal\n',
@@ -66,12 +66,12 @@ def test_one_hash_for_a_set_of_images_in_any_order() -> None:
         ),
     ],
 )
-def test_a_csv_that_is_no_manifest_is_refused(text: str, why: str) -> None:
-    with pytest.raises(ManifestError, match=why):
+def test_malformed_csv_is_rejected(text: str, reason: str) -> None:
+    with pytest.raises(ManifestError, match=reason):
         Manifest.from_csv(text, Path("images"), "m.csv")
 
 
-def test_a_patient_in_two_splits_is_refused(make_manifest: Make) -> None:
+def test_patient_in_two_splits_is_an_error(make_manifest: Make) -> None:
     manifest = make_manifest(
         [
             ("NORMAL/a.png", "P-1", "train"),
@@ -84,13 +84,13 @@ def test_a_patient_in_two_splits_is_refused(make_manifest: Make) -> None:
     )
     assert manifest.leaks() == {"P-1": ["test", "train"]}
     with pytest.raises(
-        PatientLeakError, match=r"'P-1' is in both test and train \(1 patients in all, manifest m.csv\)"
+        PatientLeakError, match=r"'P-1' is in both test and train \(1 patients in total, manifest m.csv\)"
     ):
-        manifest.refuse_leaks("m.csv")
-    Manifest(manifest.images[1:], Path("images")).refuse_leaks("m.csv")
+        manifest.check_patient_leaks("m.csv")
+    Manifest(manifest.images[1:], Path("images")).check_patient_leaks("m.csv")
 
 
-def test_a_manifest_that_cannot_be_written_leaves_the_old_one(make_manifest: Make, tmp_path: Path) -> None:
+def test_unwritable_file_is_an_error(make_manifest: Make, tmp_path: Path) -> None:
     manifest = make_manifest([("NORMAL/a.png", "P-1", "train")])
     (tmp_path / "taken").write_text("a file")
     with pytest.raises(StorageError, match=r"cannot write '.*taken/images.csv'"):

@@ -13,7 +13,7 @@ from pneumoscope.core.errors import LayoutError, UnreadableImageError
 from pneumoscope.data.hashing import hash_images, read_image
 from pneumoscope.data.layouts import load_manifest
 from pneumoscope.data.manifest import LabelledImage
-from pneumoscope.data.medmnist import read_archived
+from pneumoscope.data.medmnist import read_archive_image
 
 
 def _arrays() -> dict[str, Any]:
@@ -32,7 +32,7 @@ def archive(tmp_path: Path) -> Path:
     return file
 
 
-def test_images_come_with_split_label_and_hash_of_their_pixels(archive: Path) -> None:
+def test_manifest_has_split_label_and_pixel_hash(archive: Path) -> None:
     manifest = load_manifest(archive)
     assert manifest.counts() == {
         "train": {"NORMAL": 3, "PNEUMONIA": 3},
@@ -45,19 +45,19 @@ def test_images_come_with_split_label_and_hash_of_their_pixels(archive: Path) ->
     assert "the patient of 11 of 11 images is unknown" in manifest.notes[0]
 
 
-def test_a_image_is_its_row(archive: Path) -> None:
+def test_images_are_rows_of_the_array(archive: Path) -> None:
     manifest = load_manifest(archive)
     for image, pixels in zip(manifest.split("validation"), _arrays()["val_images"], strict=True):
         assert np.array_equal(read_image(manifest.root, image).pixels, pixels)
 
 
-def test_a_saved_manifest_of_an_archive_loads_again(archive: Path, tmp_path: Path) -> None:
+def test_saved_manifest_of_an_archive_loads_again(archive: Path, tmp_path: Path) -> None:
     manifest = load_manifest(archive)
     manifest.save(tmp_path / "images.csv")
     assert load_manifest(tmp_path / "images.csv").images == manifest.images
 
 
-def test_an_archive_that_changes_is_read_again(archive: Path) -> None:
+def test_changed_archive_is_read_again(archive: Path) -> None:
     manifest = load_manifest(archive)
     read_image(manifest.root, manifest.images[0])
     np.savez(archive, train_images=np.full((1, 8, 8), 7, np.uint8), train_labels=[0])
@@ -65,20 +65,20 @@ def test_an_archive_that_changes_is_read_again(archive: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    ("path", "why"),
+    ("path", "reason"),
     [
-        ("pneumoniamnist.npz#train/6", "the archive has 6 images of that split"),
+        ("pneumoniamnist.npz#train/6", "the archive has 6 images in that split"),
         ("gone.npz#train/0", "No such file or directory"),
-        ("image.png", "not a path into a MedMNIST archive"),
+        ("image.png", "not a path of a MedMNIST image"),
     ],
 )
-def test_a_path_that_leads_nowhere(archive: Path, path: str, why: str) -> None:
-    with pytest.raises(UnreadableImageError, match=why):
-        read_archived(archive.parent, path)
+def test_path_without_an_image_is_an_error(archive: Path, path: str, reason: str) -> None:
+    with pytest.raises(UnreadableImageError, match=reason):
+        read_archive_image(archive.parent, path)
 
 
-def test_a_broken_archive_is_one_unreadable_image(tmp_path: Path) -> None:
-    (tmp_path / "a.npz").write_bytes(b"no archive")
+def test_broken_archive_makes_its_images_unreadable(tmp_path: Path) -> None:
+    (tmp_path / "a.npz").write_bytes(b"not an archive")
     images, unreadable = hash_images(tmp_path, [LabelledImage("a.npz#train/0", "NORMAL", "", "", "", "")])
     assert images == ()
     assert unreadable[0][0] == "a.npz#train/0"
@@ -90,25 +90,25 @@ def _changed(**changes: Any) -> dict[str, Any]:
 
 
 @pytest.mark.parametrize(
-    ("arrays", "why"),
+    ("arrays", "reason"),
     [
-        ({"x": np.zeros(3)}, r"has no train_images \(it holds: x\)"),
+        ({"x": np.zeros(3)}, r"has no train_images \(it contains: x\)"),
         (_changed(train_images=np.zeros((6, 28, 28, 3), np.uint8)), r"train_images has shape \(6, 28, 28, 3\)"),
         (_changed(val_images=np.zeros((2, 28, 28), np.float32)), "val_images has .* type float32"),
         (_changed(test_labels=np.array([0, 1, 2])), r"test_labels has 3 values from \[0, 1, 2\] for 3 images"),
         (_changed(train_labels=np.zeros(5, int)), "train_labels has 5 values from .* for 6 images"),
-        (_changed(train_images=np.array([{"a": 1}])), "train_images cannot be read"),
-        ({"train_images": np.zeros((1, 8, 8), np.uint8)}, "train_labels cannot be read"),
+        (_changed(train_images=np.array([{"a": 1}])), "cannot read train_images"),
+        ({"train_images": np.zeros((1, 8, 8), np.uint8)}, "cannot read train_labels"),
     ],
 )
-def test_another_archive_is_refused(tmp_path: Path, arrays: dict[str, Any], why: str) -> None:
+def test_archive_with_other_arrays_is_rejected(tmp_path: Path, arrays: dict[str, Any], reason: str) -> None:
     np.savez(tmp_path / "a.npz", **arrays)
-    with pytest.raises(LayoutError, match=why):
+    with pytest.raises(LayoutError, match=reason):
         load_manifest(tmp_path / "a.npz")
 
 
-def test_what_is_no_archive_is_refused(tmp_path: Path) -> None:
-    (tmp_path / "a.npz").write_bytes(b"PK no zip")
+def test_other_files_are_rejected(tmp_path: Path) -> None:
+    (tmp_path / "a.npz").write_bytes(b"PK not a zip")
     with pytest.raises(LayoutError, match="is not a NumPy archive"):
         load_manifest(tmp_path / "a.npz")
     np.save(tmp_path / "one.npy", np.zeros(3))

@@ -1,4 +1,4 @@
-"""Patients and etiologies from file names."""
+"""Parsing patients and etiologies from file names."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from pneumoscope.data.patients import Identity, identify, series_and_number
+from pneumoscope.data.patients import FileNameInfo, parse_file_name, parse_patient
 
 
 @pytest.mark.parametrize(
@@ -26,8 +26,8 @@ from pneumoscope.data.patients import Identity, identify, series_and_number
         ("NORMAL-28501-0001.jpeg", "NORMAL-28501", "normal"),
     ],
 )
-def test_the_name_tells_series_number_and_etiology(name: str, patient: str, etiology: str) -> None:
-    assert identify(name) == Identity(patient, etiology)
+def test_known_patterns_give_patient_and_etiology(name: str, patient: str, etiology: str) -> None:
+    assert parse_file_name(name) == FileNameInfo(patient, etiology)
 
 
 @pytest.mark.parametrize(
@@ -42,13 +42,13 @@ def test_the_name_tells_series_number_and_etiology(name: str, patient: str, etio
         ".jpeg",
     ],
 )
-def test_an_unknown_name_is_not_guessed(name: str) -> None:
-    assert identify(name) == Identity("", "")
+def test_unknown_pattern_gives_nothing(name: str) -> None:
+    assert parse_file_name(name) == FileNameInfo("", "")
 
 
-def test_series_count_for_themselves() -> None:
+def test_equal_numbers_in_different_series_are_different_patients() -> None:
     names = ["person115_bacteria_1", "person115_virus_1", "IM-0115-0001", "NORMAL2-IM-0115-0001", "VIRUS-115-0001"]
-    assert len({identify(name).patient for name in names}) == len(names)
+    assert len({parse_file_name(name).patient for name in names}) == len(names)
 
 
 @pytest.mark.parametrize(
@@ -62,20 +62,20 @@ def test_series_count_for_themselves() -> None:
         ("", None),
     ],
 )
-def test_a_key_comes_apart_into_series_and_number(patient: str, expected: tuple[str, int] | None) -> None:
-    assert series_and_number(patient) == expected
+def test_patient_is_parsed_into_series_and_its_number(patient: str, expected: tuple[str, int] | None) -> None:
+    assert parse_patient(patient) == expected
 
 
 @pytest.mark.real_data
-def test_the_key_by_number_alone_would_invent_a_leak(real_images: Path) -> None:
-    keyed: dict[str, set[str]] = defaultdict(set)
-    naive: dict[str, set[str]] = defaultdict(set)
+def test_number_without_series_would_report_false_leaks(real_images: Path) -> None:
+    patients: dict[str, set[str]] = defaultdict(set)
+    numbers: dict[str, set[str]] = defaultdict(set)
     for split in ("train", "test"):
         for image in (real_images / split).rglob("*.jpeg"):
-            keyed[split].add(identify(image.name).patient)
-            found = re.search(r"person(\d+)|IM-(\d+)", image.name)
-            assert found is not None
-            naive[split].add(found[0])
-    assert "" not in keyed["train"] | keyed["test"]
-    assert not keyed["train"] & keyed["test"]
-    assert len(naive["train"] & naive["test"]) == 264
+            patients[split].add(parse_file_name(image.name).patient)
+            match = re.search(r"person(\d+)|IM-(\d+)", image.name)
+            assert match is not None
+            numbers[split].add(match[0])
+    assert "" not in patients["train"] | patients["test"]
+    assert not patients["train"] & patients["test"]
+    assert len(numbers["train"] & numbers["test"]) == 264

@@ -147,12 +147,12 @@ def test_an_unfinished_run_is_refused(maker):
     for file in (run / "bundle").iterdir():
         file.unlink()
     (run / "bundle").rmdir()
-    with pytest.raises(RunError, match=r"has no bundle: it is not finished.*--resume"):
+    with pytest.raises(RunError, match=r"has no bundle: training is not finished.*--resume"):
         evaluate(run, maker.images())
 
 
 def test_a_folder_that_is_neither_is_refused(maker, tmp_path):
-    with pytest.raises(BundleError, match="is no bundle"):
+    with pytest.raises(BundleError, match="is not a bundle"):
         evaluate(tmp_path / "nowhere", maker.images())
 
 

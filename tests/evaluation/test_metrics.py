@@ -3,7 +3,7 @@
 import pytest
 from msgspec import structs
 
-from pneumoscope.bundle.card import OperatingPoint, Share, UncertaintyBand
+from pneumoscope.bundle.card import OperatingPoint, Proportion, UncertaintyBand
 from pneumoscope.core.results import Confusion, ScoredImage
 from pneumoscope.evaluation.metrics import etiology_aurocs, evaluate_operating_point, positives, ranking_metrics
 
@@ -20,7 +20,7 @@ IMAGES = [
     image("PNEUMONIA", "virus", -1.0, 0.3, "d"),
     image("PNEUMONIA", "", 3.0, 0.95, "e"),
 ]
-SHARE = Share(value=1, low=0.2, high=1, n=1, method="wilson")
+SHARE = Proportion(value=1, low=0.2, high=1, n=1, method="wilson")
 HALF = OperatingPoint(threshold=0.5, rule="fixed", sensitivity=SHARE, specificity=SHARE)
 
 

@@ -478,7 +478,7 @@ def test_a_header_value_of_the_wrong_kind_is_refused_without_repeating_it() -> N
     data = written(image(NumberOfFrames=1, PatientID="SECRET")).replace(b"IS\x02\x00" + b"1 ", b"IS\x02\x00" + b"SE")
     with pytest.raises(UnreadableImageError, match="the DICOM header cannot be read") as caught:
         decode(data, name="x")
-    assert "SE" not in caught.value.why
+    assert "SE" not in caught.value.reason
 
 
 def test_warnings_of_pydicom_stay_inside() -> None:

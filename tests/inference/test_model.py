@@ -327,7 +327,7 @@ def test_the_package_opens_the_same_door(bundle):
 
 
 def test_what_cannot_be_loaded(bundle, maker, tmp_path):
-    with pytest.raises(BundleError, match="is no bundle"):
+    with pytest.raises(BundleError, match="is not a bundle"):
         load_model(tmp_path)
     with pytest.raises(UnknownNameError, match="no operating point 'best'"):
         load_model(bundle, operating_point="best")

@@ -294,7 +294,7 @@ def test_weights_outside_the_file_are_refused(maker, monkeypatch, absolute):
 
 
 def test_load_refuses_what_read_bundle_refuses(maker):
-    with pytest.raises(BundleError, match=r"absent' is no bundle"):
+    with pytest.raises(BundleError, match=r"absent' is not a bundle"):
         BundleSession.load(maker.root / "absent")
 
 

@@ -1,4 +1,4 @@
-"""What a place of the last feature map contributes to the logit, for every network by one definition."""
+"""Class activation maps, border mask and flip averaging of all networks."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ import pytest
 import torch
 from torch import nn
 
-from pneumoscope.models.factory import build
+from pneumoscope.models.factory import create_model
 
 pytestmark = pytest.mark.training
 
@@ -17,15 +17,15 @@ def images(size: int, seed: int = 1) -> torch.Tensor:
 
 
 @pytest.mark.parametrize(("name", "last"), [("resnet18", "fc"), ("tf_efficientnet_lite0", "classifier")])
-def test_behind_average_pooling_and_a_linear_layer_it_is_class_activation_mapping(name: str, last: str) -> None:
-    """The closed form: the last layer's weights over the map, divided by its places; with the bias they are the logit."""
+def test_average_pooling_and_linear_layer_give_class_activation_mapping(name: str, last: str) -> None:
+    """Closed form (Zhou 2016): weights of the last layer times the map, divided by its positions."""
     torch.manual_seed(0)
-    network = build(name, image_size=96).eval()
+    network = create_model(name, image_size=96).eval()
     layer: nn.Linear = getattr(network.model, last)
     nn.init.constant_(layer.bias, 0.3)
     with torch.no_grad():
-        maps = network.features(network.image(images(96)))
-        logit, heatmap = network.explain(images(96)) or ()
+        maps = network.forward_features(network.normalize(images(96)))
+        logit, heatmap = network.class_activation(images(96)) or ()
 
         assert maps.shape[2:] == (3, 3)
         expected = torch.einsum("nchw,c->nhw", maps, layer.weight[0]) / 9
@@ -36,79 +36,83 @@ def test_behind_average_pooling_and_a_linear_layer_it_is_class_activation_mappin
 
 
 @pytest.mark.parametrize(("name", "size"), [("alexnet", 95), ("vgg19", 64)])
-def test_behind_the_reports_heads_it_is_how_the_logit_moves_when_one_place_grows(name: str, size: int) -> None:
-    """Central differences in double precision: that place of the map 1 + h and 1 - h times as strong."""
+def test_dense_heads_give_the_derivative_by_the_strength_of_one_position(name: str, size: int) -> None:
+    """Central differences in double precision: one position of the map scaled by 1 + h and 1 - h."""
     torch.manual_seed(0)
-    network = build(name, image_size=size).eval().double()
+    network = create_model(name, image_size=size).eval().double()
     with torch.no_grad():
-        maps = network.features(network.image(images(size)))
-        _, heatmap = network.explain(images(size)) or ()
+        maps = network.forward_features(network.normalize(images(size)))
+        _, heatmap = network.class_activation(images(size)) or ()
         assert heatmap.shape == (3, 2, 2)
         step = 1e-5
         for row in range(2):
             for column in range(2):
-                place = torch.zeros(2, 2, dtype=torch.double)
-                place[row, column] = step
-                moved = network.classify(maps * (1 + place)) - network.classify(maps * (1 - place))
-                expected = moved.squeeze(1) / (2 * step)
+                perturbation = torch.zeros(2, 2, dtype=torch.double)
+                perturbation[row, column] = step
+                difference = network.forward_head(maps * (1 + perturbation)) - network.forward_head(
+                    maps * (1 - perturbation)
+                )
+                expected = difference.squeeze(1) / (2 * step)
                 torch.testing.assert_close(heatmap[:, row, column], expected, rtol=1e-4, atol=1e-10)
     assert heatmap.abs().min() > 1e-8
 
 
-def test_another_way_to_the_gradient_can_be_given() -> None:
-    network = build("test_efficientnet", image_size=64).eval()
+def test_accepts_another_implementation_of_the_head_gradient() -> None:
+    network = create_model("test_efficientnet", image_size=64).eval()
     with torch.no_grad():
-        maps = network.features(network.image(images(64)))
-        logit, heatmap = network.explain(images(64), lambda maps: (maps[:, :1, 0, 0], 2 * maps)) or ()
+        maps = network.forward_features(network.normalize(images(64)))
+        logit, heatmap = network.class_activation(images(64), lambda maps: (maps[:, :1, 0, 0], 2 * maps)) or ()
 
     torch.testing.assert_close(logit, maps[:, 0, 0, 0])
     torch.testing.assert_close(heatmap, (2 * maps * maps).sum(1))
 
 
-def test_a_network_without_places_explains_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
-    network = build("test_efficientnet", image_size=64).eval()
-    monkeypatch.setattr(network, "places", lambda features: None)
+def test_network_without_spatial_features_has_no_class_activation_map(monkeypatch: pytest.MonkeyPatch) -> None:
+    network = create_model("test_efficientnet", image_size=64).eval()
+    monkeypatch.setattr(network, "feature_grid", lambda features: None)
 
     with torch.no_grad():
-        assert network.explain(images(64)) is None
+        assert network.class_activation(images(64)) is None
 
 
 @pytest.mark.parametrize("name", ["alexnet", "test_efficientnet"])
-def test_the_edge_is_black_whatever_is_there(name: str) -> None:
-    network = build(name, image_size=64, border_mask=3).eval()
+def test_border_mask_hides_the_border(name: str) -> None:
+    network = create_model(name, image_size=64, border_mask=3).eval()
     inner, other = images(64), images(64, seed=2)
     other[:, 3:-3, 3:-3] = inner[:, 3:-3, 3:-3]
     black = inner.clone()
     for side in (black[:, :3], black[:, -3:], black[:, :, :3], black[:, :, -3:]):
         side.zero_()
 
-    torch.testing.assert_close(network.image(other), network.image(inner), rtol=0, atol=0)
-    torch.testing.assert_close(network.image(inner), build(name, image_size=64).image(black), rtol=0, atol=0)
+    torch.testing.assert_close(network.normalize(other), network.normalize(inner), rtol=0, atol=0)
+    torch.testing.assert_close(
+        network.normalize(inner), create_model(name, image_size=64).normalize(black), rtol=0, atol=0
+    )
 
 
 @pytest.mark.parametrize("name", ["alexnet", "test_efficientnet", "test_vit2"])
-def test_what_is_said_of_a_mirrored_image_is_the_mirror_image_of_what_is_said_of_the_image(name: str) -> None:
+def test_flip_averaging_makes_outputs_equivariant_to_mirroring(name: str) -> None:
     torch.manual_seed(0)
-    network = build(name, image_size=64).eval()
-    given, flipped = images(64), images(64).flip(2)
+    network = create_model(name, image_size=64).eval()
+    original, mirrored = images(64), images(64).flip(2)
     with torch.no_grad():
-        one = [network.explain(given), network.explain(flipped)]
+        single = [network.class_activation(original), network.class_activation(mirrored)]
         network.flip_averaging = True
-        both = [network.explain(given), network.explain(flipped)]
-        logits = network(given)
+        averaged = [network.class_activation(original), network.class_activation(mirrored)]
+        logits = network(original)
 
-    assert one[0]
-    assert one[1]
-    assert both[0]
-    assert both[1]
-    torch.testing.assert_close(both[0][0], (one[0][0] + one[1][0]) / 2)
-    torch.testing.assert_close(both[0][1], (one[0][1] + one[1][1].flip(2)) / 2)
-    torch.testing.assert_close(both[1][0], both[0][0])
-    torch.testing.assert_close(both[1][1], both[0][1].flip(2))
-    torch.testing.assert_close(logits, both[0][0])
+    assert single[0]
+    assert single[1]
+    assert averaged[0]
+    assert averaged[1]
+    torch.testing.assert_close(averaged[0][0], (single[0][0] + single[1][0]) / 2)
+    torch.testing.assert_close(averaged[0][1], (single[0][1] + single[1][1].flip(2)) / 2)
+    torch.testing.assert_close(averaged[1][0], averaged[0][0])
+    torch.testing.assert_close(averaged[1][1], averaged[0][1].flip(2))
+    torch.testing.assert_close(logits, averaged[0][0])
 
 
-def test_a_network_in_training_sees_images_one_way() -> None:
-    network = build("test_efficientnet", image_size=64, flip_averaging=True)
-    torch.testing.assert_close(network.sides(images(64)), images(64))
+def test_flip_averaging_is_off_during_training() -> None:
+    network = create_model("test_efficientnet", image_size=64, flip_averaging=True)
+    torch.testing.assert_close(network.with_flips(images(64)), images(64))
     assert network(images(64)).shape == (len(images(64)),)

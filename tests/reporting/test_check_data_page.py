@@ -15,7 +15,7 @@ import pytest
 from PIL import Image
 
 from pneumoscope.core.results import Interval
-from pneumoscope.data.check import DatasetAudit, Unreadable, check_data
+from pneumoscope.data.check import DatasetAudit, UnreadableFile, check_data
 from pneumoscope.data.layouts import load_manifest
 from pneumoscope.reporting.check_data_page import check_data_page
 
@@ -79,8 +79,8 @@ def test_says_what_was_found(audited: tuple[DatasetAudit, Path]) -> None:
     assert "Audit of 25 images" in text
     assert found.notice in text
     assert "12 patients are in more than one split : 12 in train/test" in text
-    assert found.siblings_across_validation is not None
-    assert f"{100 * found.siblings_across_validation:.1f}%" in text
+    assert found.expected_leak_rate is not None
+    assert f"{100 * found.expected_leak_rate:.1f}%" in text
     for interval in found.shortcuts.values():
         assert f"{interval.value:.3f} {interval.low:.3f} to {interval.high:.3f}" in text
     assert "1 groups of byte-identical images" in text
@@ -132,8 +132,8 @@ def test_an_audit_without_findings(audited: tuple[DatasetAudit, Path]) -> None:
         near_duplicates=dataclasses.replace(found.near_duplicates, pairs=0, identical=0, listed=()),
         unreadable=(),
         patients_in_several_splits={},
-        siblings_across_validation=None,
-        siblings_reason="no patient is known",
+        expected_leak_rate=None,
+        expected_leak_rate_reason="no patient is known",
         shortcuts=dict.fromkeys(found.shortcuts, missing),
         notes=("the patient of 25 images is unknown",),
     )
@@ -150,7 +150,7 @@ def test_long_lists_are_cut_and_say_so(audited: tuple[DatasetAudit, Path]) -> No
     pair = found.near_duplicates.listed[0]
     many = dataclasses.replace(
         found,
-        unreadable=tuple(Unreadable(f"{number}.png", "broken") for number in range(150)),
+        unreadable=tuple(UnreadableFile(f"{number}.png", "broken") for number in range(150)),
         near_duplicates=dataclasses.replace(found.near_duplicates, pairs=600, listed=(pair,) * 500),
     )
     text = " ".join(_Page(check_data_page(many, root)).text.split())

@@ -165,7 +165,7 @@ def test_a_folder_that_cannot_be_written_is_told_at_the_start(bundle, tmp_path):
     [
         (lambda folder: (folder / "network.onnx").unlink(), "network.onnx"),
         (lambda folder: (folder / "network.onnx").write_bytes(b"altered"), "network.onnx"),
-        (lambda folder: shutil.rmtree(folder), "'model' is no bundle"),
+        (lambda folder: shutil.rmtree(folder), "'model' is not a bundle"),
     ],
 )
 def test_a_model_whose_file_is_lost_serves_on_and_is_missed_at_the_next_start(bundle, tmp_path, damage, words):

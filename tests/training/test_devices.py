@@ -17,7 +17,7 @@ from pneumoscope.core.errors import DivergedError
 from pneumoscope.data.cache import preprocess_images
 from pneumoscope.data.layouts import load_manifest
 from pneumoscope.imaging.phantom import phantom
-from pneumoscope.models.factory import build
+from pneumoscope.models.factory import create_model
 from pneumoscope.runs.run_folder import EPOCHS_FILE, WEIGHTS_FILE
 from pneumoscope.training.data_module import ImageArrays
 from pneumoscope.training.devices import Devices
@@ -74,7 +74,7 @@ def test_two_processes_augment_and_step_as_one_process_does(tmp_path, capfd):
 
     def epoch(world):
         torch.manual_seed(0)
-        network = build("test_convnext", image_size=48).double()
+        network = create_model("test_convnext", image_size=48).double()
         history = run_trainer(recipe, network, arrays, tmp_path / str(world), Devices("cpu", world), "32")
         return history[0], load_file(tmp_path / str(world) / WEIGHTS_FILE)
 
@@ -92,7 +92,7 @@ def test_two_processes_augment_and_step_as_one_process_does(tmp_path, capfd):
 def test_an_error_in_a_process_arrives_as_what_it_was(phantoms, tmp_path):
     torch.manual_seed(0)
     tensors = {name: torch.full_like(value, float("nan")) if value.is_floating_point() else value
-               for name, value in build("test_efficientnet", image_size=32).state_dict().items()}  # fmt: skip
+               for name, value in create_model("test_efficientnet", image_size=32).state_dict().items()}  # fmt: skip
     save_file(tensors, tmp_path / "nan.safetensors")
 
     with pytest.raises(DivergedError, match="the loss is nan in epoch 1 of run 'small'"):

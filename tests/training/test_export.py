@@ -12,9 +12,8 @@ from pneumoscope.bundle.card import FORMAT, INPUT_CLASSES, LABELS, Calibration, 
 from pneumoscope.core.errors import BundleError, ParityError
 from pneumoscope.imaging.preprocess import Preprocessing
 from pneumoscope.inference.session import OUTPUTS, BundleSession, Outputs, sigmoid
-from pneumoscope.models.factory import build
-from pneumoscope.models.input_classifier import InputClassifier
-from pneumoscope.models.ood import FeatureExtractor, InputChecks
+from pneumoscope.models.factory import create_model
+from pneumoscope.models.input_checks import FeatureExtractor, InputChecks, InputClassifier
 from pneumoscope.runs.recipe import RejectionOptions, read_recipe
 from pneumoscope.training import export as module
 from pneumoscope.training.augmentation import augment
@@ -61,7 +60,7 @@ LIKE_IMAGES = (
 )
 def test_onnx_and_torch_agree_on_64_images(name, size, places, flip_averaging):
     torch.manual_seed(2)
-    network = build(name, image_size=size, flip_averaging=flip_averaging)
+    network = create_model(name, image_size=size, flip_averaging=flip_averaging)
     images = (NOISE.integers(0, 256, (64, size, size)) * NOISE.uniform(0, 1, (64, 1, 1))).astype(np.uint8)
     for layer in network.modules():  # batch statistics of these images, so that logits differ from image to image
         if isinstance(layer, torch.nn.modules.batchnorm._BatchNorm):
@@ -96,7 +95,7 @@ def test_onnx_and_torch_agree_on_64_images(name, size, places, flip_averaging):
 def test_what_cannot_be_explained_is_exported_for_its_logits(name):
     """A class token, on which no place has a bearing any more; attention, whose gradient ONNX cannot say."""
     torch.manual_seed(0)
-    network = build(name, image_size=64).eval()
+    network = create_model(name, image_size=64).eval()
     images = NOISE.integers(0, 256, (5, 64, 64)).astype(np.uint8)
     exported = session(to_onnx(network, 64), 64)
 
@@ -126,7 +125,7 @@ def test_a_convolution_is_differentiated_as_torch_does(groups, padding):
 def small():
     """A small network, what looks at images beside it, and their file."""
     torch.manual_seed(0)
-    network = build("test_efficientnet", image_size=64).eval()
+    network = create_model("test_efficientnet", image_size=64).eval()
     with torch.no_grad():
         features = (eye := FeatureExtractor())(torch.randint(0, 256, (90, 64, 64), dtype=torch.uint8))
     screen = InputChecks(InputClassifier(len(INPUT_CLASSES)).eval(), eye, fit_mahalanobis(features.numpy()))
@@ -168,15 +167,15 @@ def test_a_difference_is_refused_with_its_size(small):
 
 def scale(network, images):
     """Of heatmaps: the largest sum over channels of |map x gradient|, by autograd."""
-    maps = network.features(network.image(torch.from_numpy(images))).detach().requires_grad_()
-    network.classify(maps).sum().backward()
+    maps = network.forward_features(network.normalize(torch.from_numpy(images))).detach().requires_grad_()
+    network.forward_head(maps).sum().backward()
     return (maps * maps.grad).abs().sum(1).max().item()
 
 
 def test_a_heatmap_whose_terms_cancel_to_nothing_agrees():
     """One place before a LayerNorm: its contribution is zero to within rounding, of terms ten thousand times larger."""
     torch.manual_seed(0)
-    network = build("test_convnext", image_size=48).eval()
+    network = create_model("test_convnext", image_size=48).eval()
     images = NOISE.integers(0, 256, (12, 48, 48)).astype(np.uint8)
     outputs = session(to_onnx(network, 48), 48).outputs(images, heatmaps=True)
     assert outputs.heatmap.shape == (12, 1, 1)

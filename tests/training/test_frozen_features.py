@@ -8,7 +8,7 @@ from tests.training.conftest import small
 
 from pneumoscope.data.cache import preprocess_images
 from pneumoscope.data.layouts import load_manifest
-from pneumoscope.models.factory import build
+from pneumoscope.models.factory import create_model
 from pneumoscope.runs.run_folder import WEIGHTS_FILE
 from pneumoscope.training import frozen_features as frozen
 from pneumoscope.training.frozen_features import keep_features
@@ -20,7 +20,7 @@ pytestmark = pytest.mark.training
 @pytest.fixture
 def start(tmp_path):
     torch.manual_seed(9)
-    save_file(build("vgg19", image_size=32).state_dict(), tmp_path / "start.safetensors")
+    save_file(create_model("vgg19", image_size=32).state_dict(), tmp_path / "start.safetensors")
     return tmp_path / "start.safetensors"
 
 
@@ -39,7 +39,7 @@ def test_convolutions_stay_and_the_head_moves(phantoms, tmp_path, start):
 
 def test_features_are_the_networks_own_and_are_computed_once(phantoms, tmp_path, start, monkeypatch):
     manifest = load_manifest(phantoms)
-    network = build("vgg19", image_size=32, weights=str(start))
+    network = create_model("vgg19", image_size=32, weights=str(start))
     images = preprocess_images(manifest.root, manifest.images, small().preprocessing)
     calls = []
     original = frozen._features
@@ -56,7 +56,7 @@ def test_features_are_the_networks_own_and_are_computed_once(phantoms, tmp_path,
 
     array = load_array(kept.name, kept.shape, np.float32)
     with torch.inference_mode():
-        expected = network.eval().features(network.image(torch.from_numpy(np.array(images.pixels[:3]))))
+        expected = network.eval().forward_features(network.normalize(torch.from_numpy(np.array(images.pixels[:3]))))
     np.testing.assert_allclose(array[:3], expected.numpy(), rtol=1e-4, atol=1e-5)
 
 
@@ -65,7 +65,7 @@ def test_other_weights_have_other_features(phantoms, start):
     images = preprocess_images(manifest.root, manifest.images, small().preprocessing)
     torch.manual_seed(1)
 
-    names = {keep_features(build("vgg19", image_size=32), images).name for _ in range(2)}
+    names = {keep_features(create_model("vgg19", image_size=32), images).name for _ in range(2)}
 
     assert len(names) == 2
 
@@ -74,7 +74,7 @@ def test_features_of_images_with_a_black_edge_are_kept_apart(phantoms, start):
     manifest = load_manifest(phantoms)
     images = preprocess_images(manifest.root, manifest.images, small().preprocessing)
     names = {
-        keep_features(build("vgg19", image_size=32, weights=str(start), border_mask=border_mask), images).name
+        keep_features(create_model("vgg19", image_size=32, weights=str(start), border_mask=border_mask), images).name
         for border_mask in (0, 2)
     }
     assert len(names) == 2

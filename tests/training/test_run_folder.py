@@ -13,7 +13,7 @@ from tests.processes import started
 from tests.training.conftest import small
 
 from pneumoscope.core.errors import RunError, WeightsError
-from pneumoscope.models.factory import build
+from pneumoscope.models.factory import create_model
 from pneumoscope.runs.record import lock_run, read_run
 from pneumoscope.runs.run_folder import CHECKPOINT_FILE, WEIGHTS_FILE
 from pneumoscope.training import devices, trainer
@@ -153,7 +153,7 @@ def test_a_run_that_ended_while_this_one_waited_for_its_images_is_not_made_again
 @pytest.fixture
 def start(tmp_path):
     torch.manual_seed(5)
-    save_file(build("test_efficientnet", image_size=32).state_dict(), tmp_path / "start.safetensors")
+    save_file(create_model("test_efficientnet", image_size=32).state_dict(), tmp_path / "start.safetensors")
     return tmp_path / "start.safetensors"
 
 
@@ -194,7 +194,7 @@ def test_weights_drawn_by_seed_are_recorded_and_not_compared(whole, phantoms, tm
 
 def test_what_imagenets_weights_leave_to_be_drawn_is_not_in_their_hash():
     recipe = small(network={"weights": "imagenet"})
-    network = build("test_efficientnet", image_size=32)
+    network = create_model("test_efficientnet", image_size=32)
     first = train_module._weights_sha256(network, recipe)
     with torch.no_grad():
         network.model.classifier.weight += 1

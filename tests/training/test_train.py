@@ -13,7 +13,7 @@ from safetensors.torch import load_file, save_file
 from tests.training.conftest import small
 
 from pneumoscope.bundle.card import INPUT_CLASSES, read_bundle, short_hash
-from pneumoscope.bundle.self_test import self_test_image
+from pneumoscope.bundle.network_checks import self_test_image
 from pneumoscope.core.errors import (
     DatasetError,
     DivergedError,
@@ -25,10 +25,10 @@ from pneumoscope.core.errors import (
     UsageError,
 )
 from pneumoscope.data.layouts import load_manifest
-from pneumoscope.data.split import split
+from pneumoscope.data.split import split_manifest
 from pneumoscope.evaluation.evaluate import evaluate
 from pneumoscope.inference import BundleSession
-from pneumoscope.models.factory import build
+from pneumoscope.models.factory import create_model
 from pneumoscope.runs.recipe import read_recipe
 from pneumoscope.runs.record import read_run
 from pneumoscope.runs.run_folder import CHECKPOINT_FILE, WEIGHTS_FILE
@@ -109,8 +109,8 @@ def test_the_population_is_images_as_they_are_and_each_four_times_otherwise():
     for copy in range(4):
         seen.append(augment(plain, PLAUSIBLE, [derive_seed(5, place, copy, 10) for place in range(40)]))
     with torch.no_grad():
-        mean = torch.cat([screen.eye(each) for each in seen]).mean(0)
-    torch.testing.assert_close(screen.population.mean, mean, rtol=1e-4, atol=1e-5)
+        mean = torch.cat([screen.extractor(each) for each in seen]).mean(0)
+    torch.testing.assert_close(screen.detector.mean, mean, rtol=1e-4, atol=1e-5)
 
 
 def test_the_edge_of_a_recipe_is_black_to_what_is_shipped(phantoms, tmp_path):
@@ -231,7 +231,7 @@ def test_resuming_on_other_images_is_refused(run, phantoms, tmp_path):
 
 def test_a_manifest_with_a_patient_in_two_splits_is_refused(phantoms, tmp_path):
     manifest = load_manifest(phantoms)
-    leaked = split(manifest, by="image", validation=0.4)
+    leaked = split_manifest(manifest, by="image", validation=0.4)
     assert leaked.leaks()
     relabelled = type(leaked)(leaked.images, leaked.root, "patient")
 
@@ -247,13 +247,13 @@ def test_the_recipe_splits_images_that_are_not_split(phantoms):
 
     asked = split_as_asked(manifest, small(data={"by": "patient", "validation": 0.3}), "images")
 
-    assert asked == split(manifest, by="patient", validation=0.3, seed=3)
+    assert asked == split_manifest(manifest, by="patient", validation=0.3, seed=3)
 
 
 def test_the_splits_of_a_csv_are_taken_and_its_leaks_are_refused(phantoms):
-    split_by_image = split(load_manifest(phantoms), by="image", validation=0.4)
+    split_by_image = split_manifest(load_manifest(phantoms), by="image", validation=0.4)
     given = type(split_by_image)(split_by_image.images, split_by_image.root, "given")
-    whole = split(load_manifest(phantoms), by="patient", validation=0.3)
+    whole = split_manifest(load_manifest(phantoms), by="patient", validation=0.3)
 
     with pytest.raises(PatientLeakError, match=r"is in both train and validation .*mine.csv"):
         split_as_asked(given, small(), "mine.csv")
@@ -298,7 +298,7 @@ def test_a_batch_too_small_for_the_devices_is_refused(phantoms, tmp_path):
 
 def test_a_loss_that_is_no_number_is_an_error_that_names_the_epoch(phantoms, tmp_path):
     torch.manual_seed(0)
-    tensors = build("test_efficientnet", image_size=32).state_dict()
+    tensors = create_model("test_efficientnet", image_size=32).state_dict()
     last = list(tensors)[-1]
     tensors[last] = torch.full_like(tensors[last], float("nan"))
     save_file(tensors, tmp_path / "nan.safetensors")

@@ -15,7 +15,7 @@ from tests.training.conftest import small
 from timm.layers.norm_act import convert_sync_batchnorm
 from torch import nn
 
-from pneumoscope.models.factory import build
+from pneumoscope.models.factory import create_model
 from pneumoscope.runs.run_folder import EPOCHS_FILE, TENSORBOARD_FOLDER, WEIGHTS_FILE
 from pneumoscope.training.classifier import Classifier
 from pneumoscope.training.train import train
@@ -99,7 +99,7 @@ def test_a_terminal_gets_a_bar_and_training_gives_the_same_weights(phantoms, tmp
 
 def test_synchronised_batch_normalisation_keeps_the_network_and_its_names():
     # torch's own conversion, which Lightning's `sync_batchnorm` calls, leaves out the activations inside timm's layers.
-    network = build("test_efficientnet", image_size=32).eval()
+    network = create_model("test_efficientnet", image_size=32).eval()
     converted = convert_sync_batchnorm(copy.deepcopy(network))
     images = torch.randint(0, 256, (3, 32, 32), dtype=torch.uint8)
 

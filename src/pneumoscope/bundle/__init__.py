@@ -1,1 +1,1 @@
-"""The shipped unit: a folder with one ONNX file and its card. Nothing here needs torch or ONNX Runtime."""
+"""Model bundles: one ONNX file and its card. Needs neither torch nor ONNX Runtime."""

@@ -1,9 +1,11 @@
-"""The card of a bundle: everything that must be known to score with a network and to judge what it says.
+"""Read, write and check model bundles.
 
-A bundle is a folder of two files, `network.onnx` and `card.json`. The network takes grey levels made by `radiograph.preprocess`
-(uint8, shape (n, size, size)) and gives what `session.Outputs` holds; the rest is on the card. Until the first release the
-format changes without notice, and is 1. Then, to change it: raise `FORMAT`, keep a bundle of the old one under `tests/bundle/`,
-and say in `read_bundle` what becomes of it.
+A bundle is a folder with two files: `network.onnx` and `card.json`. The network takes gray levels from
+`imaging.preprocess` (uint8, shape (n, size, size)) and returns the outputs that `inference.session.Outputs` describes.
+The card holds everything else: preprocessing, calibration, operating points, rejection limits and provenance.
+
+To change the format after the first release, raise `FORMAT`, keep a bundle of the previous format for the tests, and
+convert it in `read_bundle`.
 """
 
 from __future__ import annotations
@@ -19,8 +21,9 @@ from typing import Annotated, Any, Literal, get_args
 import msgspec
 from msgspec import Meta, Struct
 
-from pneumoscope.bundle.onnx_checks import MAX_BYTES, check_onnx
-from pneumoscope.core.errors import BundleError
+from pneumoscope.bundle.network_checks import MAX_BYTES, check_onnx
+from pneumoscope.core.errors import BundleError, UsageError
+from pneumoscope.core.files import write_atomically
 from pneumoscope.core.messages import operating_point_rule
 from pneumoscope.imaging.preprocess import PREPROCESSING_VERSION, Preprocessing
 
@@ -37,10 +40,11 @@ __all__ = [
     "Intervals",
     "OperatingPoint",
     "Parity",
+    "Proportion",
     "ReferenceDistribution",
     "RejectionLimits",
-    "Share",
     "UncertaintyBand",
+    "export_bundle",
     "read_bundle",
     "short_hash",
 ]
@@ -49,75 +53,76 @@ FORMAT = 1
 CARD_FILE = "card.json"
 NETWORK_FILE = "network.onnx"
 DEFAULT_BUNDLE = Path(__file__).parent / "default"
-_MOST_CARD = 10_000_000  # bytes
-
+_MAX_CARD_BYTES = 10_000_000
 
 LABELS: tuple[Literal["NORMAL"], Literal["PNEUMONIA"]] = ("NORMAL", "PNEUMONIA")
 
-# What a picture can be, for a bundle that refuses what is no image as it should be.
+# Classes of the input classifier.
 InputClass = Literal[
     "upright", "inverted", "upside_down", "rotated_90", "mirrored", "cropped", "not_a_chest_radiograph"
 ]
 INPUT_CLASSES: tuple[InputClass, ...] = get_args(InputClass)
 
-_Share = Annotated[float, Meta(ge=0, le=1)]
+_Fraction = Annotated[float, Meta(ge=0, le=1)]
 _Count = Annotated[int, Meta(ge=0)]
 
 
-class Share(Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
-    """A share of images with its interval.
+class Proportion(Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
+    """A fraction of images with its 95% interval.
 
     Attributes:
-        value, low, high: 0 to 1; the interval holds 95%.
-        n: images.
-        method: how the interval was made.
+        value, low, high: Fraction and ends of the interval, 0 to 1.
+        n: Number of images.
+        method: Method of the interval.
     """
 
-    value: _Share
-    low: _Share
-    high: _Share
+    value: _Fraction
+    low: _Fraction
+    high: _Fraction
     n: Annotated[int, Meta(ge=1)]
     method: str
 
 
 class UncertaintyBand(Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
-    """Scores at which neither label can be told from the other (see `statistics.conformal`).
+    """Range of scores that are classified as uncertain (see `statistics.conformal`).
 
     Attributes:
-        low, high: ends, both included, on the score as `OperatingPoint.threshold` is.
-        coverage: least share of images of each label that are not called by the other one, if they are like those of validation.
-        n_normal, n_pneumonia: validation images that it was made from.
+        low, high: Ends of the band, both included, on the scale of `OperatingPoint.threshold`.
+        coverage: Minimum fraction of images of each label whose decision is correct or uncertain, for images like those
+            of validation.
+        n_normal, n_pneumonia: Number of validation images of each label that determined the band.
     """
 
-    low: _Share
-    high: _Share
-    coverage: _Share
+    low: _Fraction
+    high: _Fraction
+    coverage: _Fraction
     n_normal: _Count
     n_pneumonia: _Count
 
 
 class OperatingPoint(Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
-    """A threshold and how it came about.
+    """A decision threshold and how it was chosen.
 
     Attributes:
-        threshold: on the score (sigmoid of the logit, before calibration), 0 to 1; an image at or above it is called pneumonia.
+        threshold: Threshold on the score (sigmoid of the logit, before calibration), 0 to 1. At or above it the decision
+            is pneumonia.
         rule: "fixed" (a constant), "youden" (highest Youden index), "sensitivity" (highest threshold with at least this
             sensitivity) or "specificity" (lowest threshold with at least this specificity).
-        target: Sensitivity or specificity aimed at, 0 to 1; None for the other rules.
-        n: Validation images that determined the threshold; None if it is fixed.
+        target: Target sensitivity or specificity, 0 to 1; None for the other rules.
+        n: Number of validation images that determined the threshold; None if it is fixed.
         augmented: True if those images were augmented.
-        sensitivity, specificity: on validation images, uncertain ones judged by the threshold; kind to a threshold that they
-            chose.
-        band: scores that are called "uncertain"; None where the threshold decides every image.
+        sensitivity, specificity: On the validation images, with the threshold applied to uncertain images. Optimistic
+            unless the threshold is fixed, because these images determined it.
+        uncertainty_band: Scores that are classified as uncertain; None if the threshold decides every image.
     """
 
-    threshold: _Share
+    threshold: _Fraction
     rule: Literal["fixed", "youden", "sensitivity", "specificity"]
-    target: _Share | None = None
+    target: _Fraction | None = None
     n: _Count | None = None
     augmented: bool = False
-    sensitivity: Share
-    specificity: Share
+    sensitivity: Proportion
+    specificity: Proportion
     uncertainty_band: UncertaintyBand | None = None
 
     def rule_text(self, language: str = "en") -> str:
@@ -126,12 +131,13 @@ class OperatingPoint(Struct, frozen=True, forbid_unknown_fields=True, kw_only=Tr
 
 
 class Calibration(Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
-    """Probability = sigmoid(slope x logit + intercept).
+    """Calibration of the probability: sigmoid(slope x logit + intercept).
 
     Attributes:
-        method: "platt" (both fitted on validation images) or "none" (1 and 0).
-        n: validation images that it was fitted on.
-        prevalence: share of pneumonia for which the probability and its interval are stated.
+        slope, intercept: Parameters of the logistic curve.
+        prevalence: Prevalence of pneumonia that the probability and its interval refer to.
+        method: "platt" (fitted on validation images) or "none" (slope 1, intercept 0).
+        n: Number of validation images that it was fitted on.
     """
 
     slope: Annotated[float, Meta(gt=0)]
@@ -142,33 +148,33 @@ class Calibration(Struct, frozen=True, forbid_unknown_fields=True, kw_only=True)
 
 
 class Intervals(Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
-    """Lower and upper probability as steps over the logit (see `statistics.venn_abers`).
+    """Venn-Abers intervals of the probability, as step functions of the logit (see `statistics`).
 
     Attributes:
-        edges: logits at which a step is, rising.
-        low, high: probabilities on each side of the edges: one more than these.
+        edges: Logits at which the steps lie, ascending.
+        low, high: Lower and upper probability on each side of the edges; one more than there are edges.
         method: "venn-abers".
-        n: validation images that they were fitted on.
+        n: Number of validation images that they were fitted on.
     """
 
     edges: tuple[float, ...]
-    low: tuple[_Share, ...]
-    high: tuple[_Share, ...]
+    low: tuple[_Fraction, ...]
+    high: tuple[_Fraction, ...]
     method: Literal["venn-abers"]
     n: _Count
 
     def __post_init__(self) -> None:
-        """Refuse steps that do not fit together."""
+        """Check the lengths of the step functions."""
         if not len(self.low) == len(self.high) == len(self.edges) + 1:
             raise ValueError(f"{len(self.edges)} edges, {len(self.low)} lower and {len(self.high)} upper probabilities")
 
 
 class Parity(Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
-    """How far the exported network is from the trained one.
+    """Agreement of the exported network with the trained one.
 
     Attributes:
-        images: compared at export.
-        largest: difference of logits, relative to their size where that is above 1.
+        images: Number of images compared at export.
+        largest: Largest difference of logits, relative to their magnitude if that is above 1.
     """
 
     images: int
@@ -176,62 +182,61 @@ class Parity(Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
 
 
 class RejectionLimits(Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
-    """Beyond what an image is refused, set on validation images, each once a little askew and lit otherwise.
+    """Limits beyond which an image is rejected, set on mildly augmented validation images.
 
     Attributes:
-        input_classes: what the network's output "input_classes" gives probabilities of, in its order.
-        min_upright: probability that a picture is an image as it should be; below it, it is refused.
-        max_distance: from the training images (see `networks.population`); above it, an image is refused.
-        classifier_share, distance_share: of those images that each of the two limits was to refuse at most.
-        rejected: of validation images as they are, by both together.
+        input_classes: Classes of the network's output "input_classes", in its order.
+        min_upright: Minimum probability of the class "upright".
+        max_distance: Maximum distance from the training images (see `models.input_checks.MahalanobisDetector`).
+        classifier_share, distance_share: Fraction of the validation images that each limit was set to reject.
+        rejected: Fraction of the original validation images that both limits reject together.
     """
 
     input_classes: tuple[InputClass, ...]
-    min_upright: _Share
+    min_upright: _Fraction
     max_distance: float
-    classifier_share: _Share
-    distance_share: _Share
-    rejected: Share
+    classifier_share: _Fraction
+    distance_share: _Fraction
+    rejected: Proportion
 
 
 class ReferenceDistribution(Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
-    """How the probabilities of validation images that are not refused are spread, for later images to be compared with.
+    """Distribution of the probabilities of accepted validation images, the reference for drift detection.
 
     Attributes:
-        deciles: the nine probabilities that cut these images into tenths, rising.
-        n: images.
-        pneumonias: of them.
+        deciles: The nine probabilities that divide these images into tenths, ascending.
+        n: Number of images.
+        n_pneumonia: Number of these images with pneumonia.
     """
 
-    deciles: tuple[_Share, _Share, _Share, _Share, _Share, _Share, _Share, _Share, _Share]
+    deciles: Annotated[tuple[_Fraction, ...], Meta(min_length=9, max_length=9)]
     n: Annotated[int, Meta(ge=1)]
     n_pneumonia: _Count
 
 
 class Card(Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
-    """What stands in `card.json`.
+    """The content of `card.json`.
 
     Attributes:
-        name: of the run that made it.
-        network: name in the registry of networks.
-        parameters: all of them, frozen ones too.
-        onnx_sha256, onnx_bytes: of the network file.
-        self_test_logit: of `self_test_image`, which is scored again wherever the bundle is loaded.
-        preprocessing: how an image becomes its input.
-        intervals: of the probability; None where the bundle states none.
-        rejection_limits: limits beyond which nothing is said; None where the network has no gate.
-        reference_distribution: of the probabilities; None where all validation images are refused.
-        age_range: least and greatest of the patients that it learned from, years, each year whole; None where they are not known.
-        operating_points: operating points by name: "half" (0.5), "balanced" (highest Youden index), "rule_out" (sensitivity of 0.99),
-            "rule_in" (specificity of 0.99).
-        recipe: what trained it, as data.
-        seed: of the run.
-        manifest_sha256: of the images, labels, patients and splits it was trained with.
-        split_by: how validation images were set apart: "patient", "block", "image" or "given".
-        counts: images by split and label.
-        seen: images that decided anything, by split ("train", "validation"): `short_hash` of each, sorted.
-        best_epoch: counted from 1.
-        machine: processor, operating system, versions.
+        format, version, created: Version of the bundle format, of pneumoscope, and time of the export (UTC, ISO 8601).
+        name, seed, recipe: Name, seed and recipe of the run that trained the network.
+        network, parameters: Architecture in `models.registry`, and its number of parameters, including frozen ones.
+        onnx_sha256, onnx_bytes: Hash and size of the network file.
+        self_test_logit: Logit of the self-test image (see `bundle.network_checks`).
+        labels: Labels of the negative and the positive class.
+        preprocessing: How an image becomes the network's input.
+        calibration, intervals: From the logit to the probability and to its interval; intervals may be None.
+        rejection_limits: Limits beyond which images are rejected; None if the network has no input checks.
+        reference_distribution: Distribution of the probabilities; None if every validation image is rejected.
+        age_range: Minimum and maximum age of the training patients, years, both included; None if unknown.
+        operating_points: Operating points by name: "half" (0.5), "balanced" (highest Youden index), "rule_out"
+            (sensitivity 0.99), "rule_in" (specificity 0.99).
+        manifest_sha256: Hash of the images, labels, patients and splits.
+        split_by: How the validation images were selected: "patient", "block", "image" or "given".
+        counts: Number of images by split and label.
+        seen: `short_hash` of the images that influenced the network or its thresholds, by split, sorted.
+        best_epoch: Epoch of the weights, counted from 1.
+        machine: Processor, operating system and library versions.
     """
 
     format: Annotated[int, Meta(ge=1, le=FORMAT)]
@@ -262,10 +267,10 @@ class Card(Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
     machine: dict[str, str]
 
     def to_json(self) -> str:
-        """The card as written to disk.
+        """Return the content of `card.json`.
 
         Raises:
-            BundleError: a field is not what `read_bundle` would take.
+            BundleError: A field has a value that `read_bundle` would not accept.
         """
         try:
             checked = msgspec.convert(msgspec.to_builtins(self), Card)
@@ -275,104 +280,116 @@ class Card(Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
 
 
 def short_hash(sha256: str) -> str:
-    """The first 16 hexadecimal digits: 64 bits, enough to tell images apart."""
+    """Return the first 16 hexadecimal digits (64 bits), enough to identify an image."""
     return sha256[:16]
 
 
-def read_bundle(folder: Path) -> tuple[Card, bytes]:
-    """Read a bundle and check it before it is used.
+def export_bundle(source: Path, out: Path) -> Card:
+    """Check a bundle, copy it to a new folder and return its card.
+
+    The card is written last, so that an interrupted copy is not a bundle.
 
     Args:
-        folder: with `card.json` and `network.onnx`.
-    Returns:
-        The card and the network file's bytes, whose size and hash are those on the card.
+        source: Folder of the bundle.
+        out: The new folder; it may exist if it is empty.
+
     Raises:
-        BundleError: a file is missing, the card is malformed or of a newer format, the images are prepared in another way than
-            here, the network is not the one that the card describes, or it holds more than a network (see
-            `bundle.network_file`).
+        BundleError: See `read_bundle`.
+        UsageError: `out` exists and is not an empty folder.
+        StorageError: `out` cannot be written.
+    """
+    card, network = read_bundle(source)
+    if out.exists() and (not out.is_dir() or any(out.iterdir())):
+        raise UsageError(f"{str(out)!r} exists and is not an empty folder", hint="Choose another folder with --out")
+    write_atomically(out / NETWORK_FILE, network)
+    write_atomically(out / CARD_FILE, card.to_json())
+    return card
+
+
+def read_bundle(folder: Path) -> tuple[Card, bytes]:
+    """Read and check a bundle; return its card and the content of its network file.
+
+    Raises:
+        BundleError: A file is missing; the card is malformed or of a newer format; the preprocessing has another version;
+            the network does not match the size and hash on the card, or is unsafe (see `bundle.network_checks`).
     """
     try:
-        text = _read(folder / CARD_FILE, _MOST_CARD).decode()
-        network = _read(folder / NETWORK_FILE, MAX_BYTES)
+        text = _read_file(folder / CARD_FILE, _MAX_CARD_BYTES).decode()
+        network = _read_file(folder / NETWORK_FILE, MAX_BYTES)
     except (OSError, UnicodeDecodeError) as error:
         raise BundleError(
-            f"{str(folder)!r} is no bundle: {_why(error)}",
+            f"{str(folder)!r} is not a bundle: {_describe(error)}",
             hint=f"A bundle is a folder with {CARD_FILE} and {NETWORK_FILE}; a finished run has one in RUN/bundle",
         ) from error
-    card = _read_card(text, folder)
+    card = _parse_card(text, folder)
     if card.preprocessing.version != PREPROCESSING_VERSION:
         raise BundleError(
-            f"{str(folder)!r} expects images prepared by version {card.preprocessing.version}, here it is {PREPROCESSING_VERSION}",
-            hint="Train and export it again with this version",
+            f"{str(folder)!r} needs version {card.preprocessing.version} of the preprocessing; this is version"
+            f" {PREPROCESSING_VERSION}",
+            hint="Train and export the model with this version of pneumoscope",
         )
     if len(network) != card.onnx_bytes or hashlib.sha256(network).hexdigest() != card.onnx_sha256:
         raise BundleError(
-            f"{str(folder / NETWORK_FILE)!r} is not the network that its card describes"
-            f" ({len(network)} bytes, expected {card.onnx_bytes}, or another hash)",
-            hint="It was altered or cut short: copy the bundle again",
+            f"{str(folder / NETWORK_FILE)!r} does not match its card: it has {len(network)} bytes, expected"
+            f" {card.onnx_bytes}, or another hash",
+            hint="It was altered or truncated: copy the bundle again",
         )
     check_onnx(network, card.name)
     return card, network
 
 
-def _read(path: Path, most: int) -> bytes:
-    """A file's bytes, once it is known to be one, and to end."""
-    found = path.stat()
-    if not stat.S_ISREG(found.st_mode):  # a pipe or a device may never end
-        raise OSError(errno.EINVAL, "it is no file", str(path))
-    if found.st_size > most:
-        raise OSError(errno.EFBIG, f"{found.st_size:,} bytes are more than {most:,}", str(path))
+def _read_file(path: Path, max_bytes: int) -> bytes:
+    """Return the content of a regular file of limited size."""
+    status = path.stat()
+    if not stat.S_ISREG(status.st_mode):  # reading a pipe or a device may never end
+        raise OSError(errno.EINVAL, "not a regular file", str(path))
+    if status.st_size > max_bytes:
+        raise OSError(errno.EFBIG, f"it has {status.st_size:,} bytes, at most {max_bytes:,} are allowed", str(path))
     return path.read_bytes()
 
 
-def _read_card(text: str, folder: Path) -> Card:
+def _parse_card(text: str, folder: Path) -> Card:
     try:
         data = msgspec.json.decode(text)
-        found = data.get("format") if isinstance(data, dict) else None
-        if isinstance(found, int) and found > FORMAT:
+        version = data.get("format") if isinstance(data, dict) else None
+        if isinstance(version, int) and version > FORMAT:
             raise BundleError(
-                f"{str(folder)!r} has format {found}; this version reads up to {FORMAT}",
+                f"{str(folder)!r} has format {version}; this version reads formats up to {FORMAT}",
                 hint="Upgrade: pip install -U pneumoscope",
             )
         card = msgspec.convert(data, Card)
-    except (
-        ValueError,
-        RecursionError,
-    ) as error:  # no JSON, another type, a number of too many digits, too many brackets
+    except (ValueError, RecursionError) as error:  # not JSON, invalid fields, or too deeply nested
         raise _malformed(folder, str(error)) from error
-    # It is shown on terminals and pages as it is.
-    if not all(words.isprintable() for words in _words(data)):
-        raise _malformed(folder, "characters that cannot be printed")
+    # Terminals and pages show these strings; control characters could forge their output.
+    if not all(string.isprintable() for string in _strings(data)):
+        raise _malformed(folder, "it contains characters that are not printable")
     if card.rejection_limits and card.rejection_limits.input_classes != INPUT_CLASSES:
-        raise _malformed(
-            folder,
-            f"kinds of pictures other than {', '.join(INPUT_CLASSES)}, in this order - at `$.rejection_limits.input_classes`",
-        )
-    # Its defaults are for whoever makes one. What a card leaves out may have been another.
+        expected = ", ".join(INPUT_CLASSES)
+        raise _malformed(folder, f"expected {expected}, in this order - at `$.rejection_limits.input_classes`")
+    # The defaults of Preprocessing are for new models; a card must state every field.
     for name in Preprocessing.__struct_fields__:
         if name not in data["preprocessing"]:
             raise _malformed(folder, f"Object missing required field `{name}` - at `$.preprocessing`")
     return card
 
 
-def _words(data: Any) -> Iterator[str]:
+def _strings(data: Any) -> Iterator[str]:
     if isinstance(data, str):
         yield data
     elif isinstance(data, dict):
         for key, value in data.items():
             yield key
-            yield from _words(value)
+            yield from _strings(value)
     elif isinstance(data, list):
         for value in data:
-            yield from _words(value)
+            yield from _strings(value)
 
 
-def _why(error: OSError | UnicodeDecodeError) -> str:
-    """In words, without Python's."""
+def _describe(error: OSError | UnicodeDecodeError) -> str:
     if isinstance(error, OSError):
         return f"{Path(error.filename).name}: {error.strerror}" if error.filename and error.strerror else str(error)
-    return f"{CARD_FILE} is no text in UTF-8"
+    return f"{CARD_FILE} is not UTF-8 text"
 
 
-def _malformed(folder: Path, why: str) -> BundleError:
-    return BundleError(f"{str(folder / CARD_FILE)!r} is malformed: {why}", hint="Export it again")
+def _malformed(folder: Path, reason: str) -> BundleError:
+    return BundleError(f"{str(folder / CARD_FILE)!r} is malformed: {reason}", hint="Export the bundle again")

@@ -1,8 +1,8 @@
-"""The model card for people: all of it read from the bundle, none of it typed.
+"""Render the model card of a bundle as Markdown, entirely from the bundle's own files.
 
-What was measured after the bundle was made lies beside it in `evidence/`, as the commands wrote it: `evaluation.json`
-(`evaluate`), `robustness.json` (`benchmarks/robustness.py`) and `audit.json` (`audit --json`). What is not there is said to be
-missing.
+Measurements made after the export are in the bundle's folder `evidence/`, as the commands wrote them: `evaluation.json`
+(`evaluate`), `robustness.json` (`benchmarks/robustness.py`) and `audit.json` (`check-data --json`). The page states which
+of them are missing.
 """
 
 from __future__ import annotations
@@ -12,308 +12,317 @@ from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from pneumoscope.bundle.card import Card, Share, read_bundle
+from pneumoscope.bundle.card import Card, Proportion, read_bundle
 from pneumoscope.core.errors import BundleError
 from pneumoscope.core.i18n import NOTICE
 
 __all__ = ["EVIDENCE", "model_card"]
 
-# Where each measurement lies, and what makes it.
+# Command that writes each evidence file.
 EVIDENCE = {
     "evaluation": "pneumoscope evaluate BUNDLE --data DATA --out BUNDLE/evidence",
     "robustness": "python benchmarks/robustness.py BUNDLE --data MANIFEST --out BUNDLE/evidence",
     "audit": "pneumoscope check-data DATA --json > BUNDLE/evidence/audit.json",
 }
-_KINDS = {"normal": "normal images", "bacteria": "bacterial pneumonias", "virus": "viral pneumonias"}
-_ATTRIBUTION = (
-    "Weights that ship with pneumoscope are licensed under Apache-2.0. Where weights were learned from the public radiographs of"
-    " children, those are by Kermany, Zhang and Goldbaum, Mendeley Data, doi:10.17632/rscbjbr9sj, licensed under CC BY 4.0."
+_ETIOLOGIES = {"normal": "normal images", "bacteria": "bacterial pneumonias", "virus": "viral pneumonias"}
+_MAX_FAILURES = 8
+_LICENSE = (
+    "Weights that ship with pneumoscope are licensed under Apache-2.0. Weights trained on the public pediatric radiographs are"
+    " derived from data by Kermany, Zhang and Goldbaum, Mendeley Data, doi:10.17632/rscbjbr9sj, licensed under CC BY 4.0."
 )
+
+Json = Mapping[str, Any]
 
 
 def model_card(folder: Path) -> str:
-    """The card of a bundle as Markdown.
+    """Return the model card of a bundle as Markdown.
 
     Args:
-        folder: of the bundle.
+        folder: Folder of the bundle.
+
     Raises:
-        BundleError: see `read_bundle`; or evidence beside it is no JSON, of another bundle, or not as our commands write
-            it.
+        BundleError: See `read_bundle`; or an evidence file is not JSON, belongs to another bundle or has another structure.
     """
     card, _ = read_bundle(folder)
-    evidence = {name: _read(folder / "evidence" / f"{name}.json", card) for name in EVIDENCE}
+    evidence = {name: _read_evidence(folder / "evidence" / f"{name}.json", card) for name in EVIDENCE}
     try:
-        parts = _parts(card, **evidence)
+        sections = _sections(card, **evidence)
     except (KeyError, TypeError, ValueError, AttributeError) as error:
         raise BundleError(
-            f"the evidence in {str(folder / 'evidence')!r} is not what our commands write ({type(error).__name__}: {error})",
-            hint="Remove it, or make it again",
+            f"the evidence in {str(folder / 'evidence')!r} has an unexpected structure ({type(error).__name__}: {error})",
+            hint="Remove it, or measure again",
         ) from error
-    return "\n\n".join(parts) + "\n"
+    return "\n\n".join(sections) + "\n"
 
 
-def _parts(
-    card: Card, *, evaluation: dict[str, Any] | None, robustness: dict[str, Any] | None, audit: dict[str, Any] | None
-) -> list[str]:
+def _sections(card: Card, *, evaluation: Json | None, robustness: Json | None, audit: Json | None) -> list[str]:
     return [
         f"# Model card: {card.name}",
         NOTICE,
-        *_what(card),
-        *_points(card, evaluation),
+        *_overview(card),
+        *_operating_points(card, evaluation),
         *_probability(card, evaluation),
-        *_refusals(card, evaluation, robustness),
-        *_figures(evaluation),
+        *_rejection(card, evaluation, robustness),
+        *_performance(evaluation),
         *_robustness(robustness),
         *_shortcuts(audit),
         *_failures(evaluation, robustness),
-        "## Licence",
-        _ATTRIBUTION,
+        "## License",
+        _LICENSE,
     ]
 
 
-def _read(path: Path, card: Card) -> dict[str, Any] | None:
+def _read_evidence(path: Path, card: Card) -> dict[str, Any] | None:
     if not path.is_file():
         return None
+    hint = f"Measure again: {EVIDENCE[path.stem]}"
     try:
-        found = json.loads(path.read_text(encoding="utf-8"))
+        evidence = json.loads(path.read_text(encoding="utf-8"))
     except (OSError, ValueError) as error:
+        raise BundleError(f"cannot read the evidence {str(path)!r}: {error}", hint=hint) from error
+    if not isinstance(evidence, dict):
+        raise BundleError(f"the evidence {str(path)!r} is not a JSON object", hint=hint)
+    sha256 = evidence.get("bundle_sha256", evidence.get("onnx_sha256", card.onnx_sha256))
+    if sha256 != card.onnx_sha256:
         raise BundleError(
-            f"{str(path)!r} is no evidence: {error}", hint=f"Make it again: {EVIDENCE[path.stem]}"
-        ) from error
-    of = found.get("bundle_sha256", found.get("onnx_sha256", card.onnx_sha256)) if isinstance(found, dict) else None
-    if of != card.onnx_sha256:
-        raise BundleError(
-            f"{str(path)!r} is of the network {str(of)[:16]}, not of this one, {card.onnx_sha256[:16]}",
-            hint=f"Make it again: {EVIDENCE[path.stem]}",
+            f"the evidence {str(path)!r} belongs to the network {str(sha256)[:16]}, not to this one,"
+            f" {card.onnx_sha256[:16]}",
+            hint=hint,
         )
-    return dict(found)
+    return evidence
 
 
-def _what(card: Card) -> list[str]:
-    counts = {name: ", ".join(f"{n:,} {label}" for label, n in of.items()) for name, of in card.counts.items()}
+def _overview(card: Card) -> list[str]:
+    counts = {
+        split: ", ".join(f"{n:,} {label}" for label, n in labels.items()) for split, labels in card.counts.items()
+    }
     preprocessing = card.preprocessing
-    how = "stretched to a square" if preprocessing.crop == "squash" else "cut to the square of its short side"
+    crop = (
+        "resized to a square" if preprocessing.crop == "squash" else "cropped to the central square, resized to a side"
+    )
     rows = [
         ("network", f"{card.network}, {card.parameters:,} parameters, {card.onnx_bytes / 1e6:.1f} MB"),
         ("SHA-256 of the network file", f"`{card.onnx_sha256}`"),
-        ("made", f"{card.created} by pneumoscope {card.version}"),
+        ("created", f"{card.created} by pneumoscope {card.version}"),
         (
-            "takes",
-            f"one image in grey, {how} of {preprocessing.size} pixels (version {preprocessing.version} of the preprocessing)",
+            "input",
+            f"grayscale image, {crop} of {preprocessing.size} pixels (preprocessing version {preprocessing.version})",
         ),
-        *((f"images, {name or 'no split'}", text) for name, text in counts.items()),
-        ("validation images set apart by", card.split_by),
+        *((f"images, {split or 'no split'}", text) for split, text in counts.items()),
+        ("validation split by", card.split_by),
         ("SHA-256 of the manifest", f"`{card.manifest_sha256}`"),
         ("seed", str(card.seed)),
-        ("epoch kept", str(card.best_epoch)),
+        ("epoch of the weights", str(card.best_epoch)),
         ("trained on", ", ".join(f"{name} {value}" for name, value in card.machine.items())),
         (
-            "exported network against torch",
-            f"{card.parity.largest:.1e} of the logit at most, on {card.parity.images} images",
+            "exported network compared with PyTorch",
+            f"logits differ by at most {card.parity.largest:.1e} (relative) on {card.parity.images} images",
         ),
     ]
     recipe = "\n".join(
-        f"{table}.{key} = {value}" for table, fields in card.recipe.items() if isinstance(fields, Mapping)
+        f"{table}.{key} = {value}"
+        for table, fields in card.recipe.items()
+        if isinstance(fields, Mapping)
         for key, value in fields.items()
-    )  # fmt: skip
-    return ["## What it is", _table(("", ""), rows), *(["The recipe:", f"```text\n{recipe}\n```"] if recipe else [])]
+    )
+    return ["## Overview", _table(("", ""), rows), *(["Recipe:", f"```text\n{recipe}\n```"] if recipe else [])]
 
 
-def _points(card: Card, evaluation: Mapping[str, Any] | None) -> list[str]:
+def _operating_points(card: Card, evaluation: Json | None) -> list[str]:
     rows = [
-        (name, f"{point.threshold:.4g}", point.rule_text(), _share(point.sensitivity), _share(point.specificity))
+        (
+            name,
+            f"{point.threshold:.4g}",
+            point.rule_text(),
+            _proportion(point.sensitivity),
+            _proportion(point.specificity),
+        )
         for name, point in card.operating_points.items()
     ]
-    parts = [
+    sections = [
         "## Operating points",
-        "An image is called pneumonia where its score, before calibration, is at the threshold or above. Thresholds were set on"
-        " validation images and are kind to those: what they come to on test images stands below.",
+        "An image is classified as pneumonia if its score (before calibration) is at or above the threshold. The thresholds were"
+        " chosen on validation images, so the metrics on these images are optimistic; the metrics on test images follow below.",
         _table(("name", "threshold", "rule", "sensitivity, validation", "specificity, validation"), rows),
     ]
     if evaluation:
-        rows = [
-            (
-                name,
-                *(_interval(point["metrics"][metric]) for metric in ("sensitivity", "specificity", "accuracy")),
-                "{tp} of {all}".format(
-                    tp=point["confusion"]["tp"], all=point["confusion"]["tp"] + point["confusion"]["fn"]
-                ),
-                "{tn} of {all}".format(
-                    tn=point["confusion"]["tn"], all=point["confusion"]["tn"] + point["confusion"]["fp"]
-                ),
+        rows = []
+        for name, point in evaluation["operating_points"].items():
+            confusion = point["confusion"]
+            rows.append(
+                (
+                    name,
+                    *(_interval(point["metrics"][metric]) for metric in ("sensitivity", "specificity", "accuracy")),
+                    f"{confusion['tp']} of {confusion['tp'] + confusion['fn']}",
+                    f"{confusion['tn']} of {confusion['tn'] + confusion['fp']}",
+                )
             )
-            for name, point in evaluation["operating_points"].items()
-        ]
-        heading = ("name", "sensitivity", "specificity", "accuracy", "pneumonias found", "normal images cleared")
-        parts += [f"On {_images(evaluation)}:", _table(heading, rows)]
-    return parts
+        heading = ("name", "sensitivity", "specificity", "accuracy", "true positives", "true negatives")
+        sections += [f"On {_images(evaluation)}:", _table(heading, rows)]
+    return sections
 
 
-def _probability(card: Card, evaluation: Mapping[str, Any] | None) -> list[str]:
-    made = card.calibration
+def _probability(card: Card, evaluation: Json | None) -> list[str]:
+    calibration = card.calibration
     method = (
-        f"Platt's logistic curve, fitted on {made.n} validation images: slope {made.slope:.3f}, intercept {made.intercept:.3f}"
-        if made.method == "platt"
-        else "the score itself; it was not calibrated"
+        f"calibrated by Platt scaling on {calibration.n} validation images: slope {calibration.slope:.3f}, intercept"
+        f" {calibration.intercept:.3f}"
+        if calibration.method == "platt"
+        else "the score itself, without calibration"
     )
-    parts = [
-        "## Probability, and how sure it is",
-        f"The probability is {method}. It is stated for images of which {made.prevalence:.0%} show pneumonia. Where another share"
-        " s does, multiply its odds, p / (1 - p), by"
-        f" {(1 - made.prevalence) / made.prevalence:.3g} s / (1 - s). Decisions do not depend on it.",
+    odds = (1 - calibration.prevalence) / calibration.prevalence
+    factor = "" if odds == 1 else f"{odds:.3g} x "
+    sections = [
+        "## Probability and uncertainty",
+        f"The probability is {method}. It refers to a prevalence of pneumonia of {calibration.prevalence:.0%}. For another"
+        f" prevalence q, multiply the odds, p / (1 - p), by {factor}q / (1 - q). Decisions do not depend on the prevalence.",
     ]
     if evaluation:
         error = evaluation["metrics"]["expected_calibration_error"]
-        parts.append(f"Expected calibration error on {_images(evaluation)}: {_interval(error)}.")
+        sections.append(f"Expected calibration error on {_images(evaluation)}: {_interval(error)}.")
     if card.intervals:
-        parts.append(f"Its interval is by Venn-Abers prediction from {card.intervals.n} validation images.")
+        sections.append(
+            f"The interval of the probability is a Venn-Abers prediction from {card.intervals.n} validation images."
+        )
     for name, point in card.operating_points.items():
-        uncertainty_band = point.uncertainty_band
-        if not uncertainty_band:
+        band = point.uncertainty_band
+        if not band:
             continue
-        parts.append(
-            f"At the operating point {name}, images with scores from {uncertainty_band.low:.4g} to {uncertainty_band.high:.4g} are called uncertain:"
-            f" split-conformal for each label, coverage {uncertainty_band.coverage:.0%}, from {uncertainty_band.n_normal} normal images and"
-            f" {uncertainty_band.n_pneumonia} pneumonias."
+        sections.append(
+            f"At the operating point {name}, images with scores from {band.low:.4g} to {band.high:.4g} are classified as"
+            f" uncertain: split conformal prediction for each label, coverage {band.coverage:.0%}, from {band.n_normal} normal"
+            f" images and {band.n_pneumonia} pneumonias."
         )
         measured = evaluation and evaluation["operating_points"].get(name, {}).get("uncertainty_band")
         if evaluation and measured:
             rows = [(label, _interval(row["covered"]), _interval(row["uncertain"])) for label, row in measured.items()]
-            parts += [
-                f"On {_images(evaluation)}:",
-                _table(("label", "called rightly or uncertain", "uncertain"), rows),
-            ]
-    return parts
+            sections += [f"On {_images(evaluation)}:", _table(("label", "correct or uncertain", "uncertain"), rows)]
+    return sections
 
 
-def _refusals(card: Card, evaluation: Mapping[str, Any] | None, robustness: Mapping[str, Any] | None) -> list[str]:
-    parts = [
-        "## What it refuses",
-        "Pictures that are blank, in colour, too small or too narrow for a chest are rejected by any bundle.",
+def _rejection(card: Card, evaluation: Json | None, robustness: Json | None) -> list[str]:
+    sections = [
+        "## Rejected images",
+        "Every bundle rejects images that are blank, in color, too small or too narrow for a chest radiograph.",
     ]
     limits = card.rejection_limits
     if limits is None:
-        parts.append(
-            "This one knows nothing else that it should refuse: it will call a photograph normal or pneumonia."
-        )
+        sections.append("This bundle has no input checks beyond that: it gives a probability for any photograph.")
     else:
-        parts.append(
-            f"A second network tells images as they should be from other pictures ({', '.join(limits.input_classes[1:])}); below a"
-            f" probability of {limits.min_upright:.3f} a picture is rejected."
-        )
-        parts.append(
-            "An image is rejected, too, where what describes it (the middle of a network that was never trained on images) lies"
-            f" farther from what describes the training images than {limits.max_distance:.2f} (Mahalanobis distance;"
-            " training images are at about 1). It is the only guard against images of another population, such as adults for a"
-            " network that learned from children; a short distance is no proof that an image is of the right one."
-        )
-        parts.append(
-            f"Of validation images, each once a little askew and lit otherwise, at most {limits.classifier_share:.1%} were to be"
-            f" rejected by the first and {limits.distance_share:.1%} by the second limit. Of them as they are it rejects"
-            f" {_share(limits.rejected)}."
-        )
+        classes = ", ".join(name.replace("_", " ") for name in limits.input_classes[1:])
+        sections += [
+            f"An input classifier distinguishes upright chest radiographs from other images ({classes}). An image is rejected if"
+            f" its probability of being upright is below {limits.min_upright:.3f}.",
+            "An out-of-distribution detector measures the Mahalanobis distance of an image's features from those of the training"
+            " images, in a network that was not trained on radiographs; training images have a distance of about 1. An image is"
+            f" rejected if its distance is above {limits.max_distance:.2f}. This is the only check for images of another"
+            " population, such as adults for a network trained on children; a short distance does not prove that an image belongs"
+            " to the right population.",
+            f"The limits were set to reject at most {limits.classifier_share:.1%} (classifier) and {limits.distance_share:.1%}"
+            " (distance) of mildly augmented validation images. Of the original validation images, both together reject"
+            f" {_proportion(limits.rejected)}.",
+        ]
     if card.age_range:
-        parts.append(
-            f"An image whose header states that the patient is not {card.age_range[0]:g} to {card.age_range[1]:g} years old is rejected. Most"
-            " pictures state no age. **How many images of adults pass then has not been measured** on other images than the few at"
-            " hand when this was chosen: expect a confident call on some."
+        sections.append(
+            f"An image is rejected if its header states an age outside {card.age_range[0]:g} to {card.age_range[1]:g} years."
+            " Most image files state no age. **The fraction of adult radiographs that pass all checks has not been measured**"
+            " except on the few images that were used to develop the checks: expect confident predictions for some of them."
         )
     if evaluation and evaluation.get("rejected"):
-        refused = evaluation["rejected"]
-        reasons = "; ".join(f"{reason} ({count})" for reason, count in refused["reasons"].items())
-        parts.append(
-            f"Of {_images(evaluation)} it refuses {_interval(refused['share'])}" + (f": {reasons}." if reasons else ".")
+        rejected = evaluation["rejected"]
+        codes = "; ".join(f"{code.replace('_', ' ')} ({count})" for code, count in rejected["reasons"].items())
+        sections.append(
+            f"Of {_images(evaluation)}, it rejects {_interval(rejected['share'])}" + (f": {codes}." if codes else ".")
         )
     if robustness:
         rows = [
-            (row["name"], str(row["rejected"]["n"]), _interval(row["rejected"]), str(row["called_pneumonia"]))
-            for row in [*robustness["spoilt"], *robustness["pictures"]]
+            (row["name"], str(row["rejected"]["n"]), _interval(row["rejected"]), str(row["predicted_pneumonia"]))
+            for row in _unusable_images(robustness)
         ]
-        parts.append(_table(("what should be rejected", "n", "rejected", "called pneumonia"), rows))
-    return parts
+        sections.append(_table(("images that should be rejected", "n", "rejected", "classified as pneumonia"), rows))
+    return sections
 
 
-def _figures(evaluation: Mapping[str, Any] | None) -> list[str]:
+def _performance(evaluation: Json | None) -> list[str]:
     if not evaluation:
-        return ["## Figures", f"Not measured yet: `{EVIDENCE['evaluation']}`."]
+        return ["## Performance", f"Not measured yet: `{EVIDENCE['evaluation']}`."]
     rows = [(name.replace("_", " "), _interval(value)) for name, value in evaluation["metrics"].items()]
     rows += [
-        (f"AUROC, {_KINDS.get(name, name)}", _interval(value))
+        (f"AUROC, {_ETIOLOGIES.get(name, name)}", _interval(value))
         for name, value in evaluation["auroc_by_etiology"].items()
     ]
-    look = f" Look {evaluation['look']} at these images." if evaluation.get("look") else ""
-    return ["## Figures", f"On {_images(evaluation)}.{look}", _table(("", "value [95% interval]"), rows)]
+    number = evaluation.get("test_evaluation")
+    ledger = f" This is evaluation number {number} on these test images." if number else ""
+    return ["## Performance", f"On {_images(evaluation)}.{ledger}", _table(("", "value [95% interval]"), rows)]
 
 
-def _robustness(robustness: Mapping[str, Any] | None) -> list[str]:
+def _robustness(robustness: Json | None) -> list[str]:
     if not robustness:
         return ["## Robustness", f"Not measured yet: `{EVIDENCE['robustness']}`."]
     rows = []
-    for row in [
-        *([robustness["sizes"]] if robustness["sizes"] else []),
-        *robustness["formats"],
-        *robustness["changes"],
-    ]:
+    sizes = [robustness["sizes"]] if robustness["sizes"] else []
+    for row in [*sizes, *robustness["formats"], *robustness["changes"]]:
         largest = "none" if row["largest"] is None else f"{row['largest']:.3f}"
         rows.append((row["name"], _interval(row["changed"]), largest))
     return [
         "## Robustness",
-        f"On {robustness['n']} {robustness['split']} images; images at full size are others.",
-        _table(("the same image as", "decisions changed", "largest change of probability"), rows),
+        f"On {robustness['n']} {robustness['split']} images; the full-size images are a separate set.",
+        _table(("variant of the same image", "changed decisions", "largest change of probability"), rows),
     ]
 
 
-def _shortcuts(audit: Mapping[str, Any] | None) -> list[str]:
+def _shortcuts(audit: Json | None) -> list[str]:
     if not audit:
         return ["## Shortcuts in the data", f"Not measured yet: `{EVIDENCE['audit']}`."]
     rows = [(name.replace("_", " "), _interval(value)) for name, value in audit["shortcuts"].items()]
     return [
         "## Shortcuts in the data",
-        "What a model that must not know the answer finds out from these, as cross-validated AUROC; 0.5 is nothing. A network"
-        " trained on the data may have learned it too.",
+        "Cross-validated AUROC of simple models that see no lung; 0.5 is chance. A network trained on the data may have learned"
+        " the same shortcuts.",
         _table(("control", "AUROC [95% interval]"), rows),
     ]
 
 
-def _failures(evaluation: Mapping[str, Any] | None, robustness: Mapping[str, Any] | None) -> list[str]:
-    """What goes wrong most, in order."""
-    found: list[tuple[float, str]] = []
+def _failures(evaluation: Json | None, robustness: Json | None) -> list[str]:
+    """Return the largest error rates of all measurements, in descending order."""
+    failures: list[tuple[float, str]] = []
     for name, point in (evaluation or {}).get("operating_points", {}).items():
-        for etiology, share in point["by_etiology"].items():
-            if share["value"] is not None:
-                missed = 1 - share["value"]
-                words = f"{missed:.1%} of the {share['n']} {_KINDS[etiology]} were called wrongly."
-                found.append((missed, f"At the operating point {name}, {words}"))
+        for etiology, correct in point["by_etiology"].items():
+            if correct["value"] is not None:
+                rate = 1 - correct["value"]
+                text = f"{rate:.1%} of the {correct['n']} {_ETIOLOGIES[etiology]} are misclassified."
+                failures.append((rate, f"At the operating point {name}, {text}"))
     for row in (robustness or {}).get("changes", []):
-        share = row["changed"]["value"]
-        found.append((share, f"{share:.1%} of decisions changed on images {row['name']}."))
-    for row in [*(robustness or {}).get("spoilt", []), *(robustness or {}).get("pictures", [])]:
-        missed = 1 - row["rejected"]["value"]
-        found.append(
-            (
-                missed,
-                f"{missed:.1%} of {row['rejected']['n']} pictures that should be rejected ({row['name']}) were judged.",
-            )
-        )
-    worst = [f"- {words}" for share, words in sorted(found, key=lambda each: -each[0])[:8] if share > 0]
-    if not worst:
+        rate = row["changed"]["value"]
+        failures.append((rate, f"{rate:.1%} of decisions change if the image is altered: {row['name']}."))
+    for row in _unusable_images(robustness) if robustness else []:
+        rate = 1 - row["rejected"]["value"]
+        text = f"{rate:.1%} of {row['rejected']['n']} images that should be rejected ({row['name']}) are not rejected."
+        failures.append((rate, text))
+    worst = sorted(failures, key=lambda failure: -failure[0])[:_MAX_FAILURES]
+    lines = [f"- {text}" for rate, text in worst if rate > 0]
+    if not lines:
         return []
-    return ["## Known failures", "The largest shares of errors of all that was measured above:", "\n".join(worst)]
+    return ["## Known failures", "The highest error rates of all measurements above:", "\n".join(lines)]
 
 
-def _images(evaluation: Mapping[str, Any]) -> str:
+def _unusable_images(robustness: Json) -> list[Json]:
+    return [*robustness["corruptions"], *robustness["other_images"]]
+
+
+def _images(evaluation: Json) -> str:
     counts = ", ".join(f"{n} {label}" for label, n in evaluation["counts"].items())
     return f"{evaluation['n']} {evaluation['split']} images ({counts}; {evaluation['patients']} patients)"
 
 
-def _interval(interval: Mapping[str, Any]) -> str:
+def _interval(interval: Json) -> str:
     if interval["value"] is None:
-        return f"none: {interval['reason']}"
+        return f"undefined: {interval['reason']}"
     return f"{interval['value']:.3f} [{interval['low']:.3f}, {interval['high']:.3f}]"
 
 
-def _share(share: Share) -> str:
-    return f"{share.value:.3f} [{share.low:.3f}, {share.high:.3f}], n = {share.n}"
+def _proportion(proportion: Proportion) -> str:
+    return f"{proportion.value:.3f} [{proportion.low:.3f}, {proportion.high:.3f}], n = {proportion.n}"
 
 
 def _table(headings: Sequence[str], rows: Iterable[Sequence[str]]) -> str:

@@ -74,20 +74,20 @@ def _tables(result: DatasetAudit) -> list[Table]:
 
     near = result.near_duplicates
     across = sum(near.across.values())
-    siblings = result.siblings_across_validation
+    leak_rate = result.expected_leak_rate
     findings = Table("finding", "value", title="Findings")
     for pair, patients in result.patients_in_several_splits.items():
         findings.add_row(f"patients in {pair}", f"{patients:,}")
     findings.add_row("images without a known patient", f"{result.unknown_patients:,}")
     findings.add_row(
         "validation images whose patient is in training, if split by image",
-        f"{siblings:.1%} expected" if siblings is not None else result.siblings_reason,
+        f"{leak_rate:.1%} expected" if leak_rate is not None else result.expected_leak_rate_reason,
     )
     findings.add_row("groups of byte-identical images", f"{result.exact_duplicate_groups:,}")
     findings.add_row("near-duplicate pairs", f"{near.pairs:,}, {across:,} of them across splits")
     findings.add_row("skipped files", f"{len(result.unreadable):,}")
     for file in result.unreadable[:10]:
-        findings.add_row(escape(f"  {file.path}"), escape(file.why))
+        findings.add_row(escape(f"  {file.path}"), escape(file.reason))
     if len(result.unreadable) > 10:
         findings.add_row(f"  and {len(result.unreadable) - 10} more", "list all with --json")
     for note in result.notes:

@@ -17,7 +17,7 @@ def command(run: Path, out: Path) -> None:
 
     A bundle has two files, network.onnx and card.json. Inference needs neither PyTorch nor the run.
     """
-    from pneumoscope.bundle.export import export_bundle
+    from pneumoscope.bundle.card import export_bundle
     from pneumoscope.runs.run_folder import find_bundle
 
     card = export_bundle(find_bundle(run), out)

@@ -34,11 +34,11 @@ def command(as_json: bool, target: str | None) -> None:
             raise UsageError("--card and --json cannot be combined", hint="Read card.json in the bundle instead")
         click.echo(model_card(find_bundle(Path(target) if target else None)), nl=False)
         return
-    from pneumoscope.models.registry import NETWORKS
+    from pneumoscope.models.registry import list_models
 
     if as_json:
-        click.echo(json.dumps([dataclasses.asdict(row) for row in NETWORKS], indent=2))
+        click.echo(json.dumps([dataclasses.asdict(model) for model in list_models()], indent=2))
         return
     click.echo(f"{'network':24} {'parameters':>11} {'pixels':>6}  ImageNet weights")
-    for row in NETWORKS:
-        click.echo(f"{row.name:24} {row.parameters:11,} {row.image_size:6}  {row.imagenet or 'none'}")
+    for model in list_models():
+        click.echo(f"{model.name:24} {model.parameters:11,} {model.image_size:6}  {model.imagenet or 'none'}")

@@ -32,9 +32,9 @@ def command(data: Path, out: Path, by: str, validation: float, test: float | Non
     from rich.table import Table
 
     from pneumoscope.data.layouts import load_manifest
-    from pneumoscope.data.split import split
+    from pneumoscope.data.split import split_manifest
 
-    manifest = split(load_manifest(data), by=by, validation=validation, test=test, seed=seed)
+    manifest = split_manifest(load_manifest(data), by=by, validation=validation, test=test, seed=seed)
     manifest.save(out)
     for note in manifest.notes:
         click.echo(f"note: {note}", err=True)

@@ -1,1 +1,1 @@
-"""Errors, result types and file access shared by every layer."""
+"""Errors, records, message catalogues and file access: used by all other packages."""

@@ -1,35 +1,36 @@
-"""Every error that pneumoscope raises on purpose.
+"""Errors that pneumoscope raises on purpose.
 
-One tree, so that it is mapped once to exit statuses (here) and once to HTTP statuses (in a service)::
+Each class has a stable `code`, derived from its name ("UnknownNameError" is "unknown_name"), and an exit status of the
+command line. The HTTP API maps the classes to status codes in `service.api`::
 
-    PneumoscopeError                  1  our fault, unless a branch below says otherwise
-    ├── CallerError                   2  something the caller gave cannot be used
-    │   ├── UsageError                   options that do not go together
-    │   ├── UnknownNameError             no network, recipe, run, ... of that name
+    PneumoscopeError                  1  an internal error, unless a branch below states another status
+    ├── InputError                    2  an input cannot be used
+    │   ├── UsageError                   an option has an invalid value, or options conflict
+    │   ├── UnknownNameError             a network, recipe, run or metric does not exist
     │   ├── MissingExtraError            an optional dependency is not installed
-    │   ├── UnreadableImageError          a file is not a radiograph that can be decoded
-    │   ├── LayoutError                  a folder or file is in no layout that we know
-    │   ├── ManifestError                a manifest is malformed or does not fit its images
+    │   ├── UnreadableImageError         a file cannot be decoded as a radiograph
+    │   ├── LayoutError                  a folder or file has an unsupported data layout
+    │   ├── ManifestError                a manifest is malformed or does not match its images
     │   │   └── PatientLeakError         a patient is in more than one split
-    │   ├── DatasetError                 images that cannot be trained on or evaluated: one class, none, too few
-    │   ├── RecipeError                  an unknown or impossible field of a recipe
-    │   ├── WeightsError                 starting weights are missing, of another shape, or refused
-    │   ├── BundleError                  a bundle is missing, damaged, newer than this version, or refused
-    │   ├── RunError                     a run folder is missing, unfinished or another run's
-    │   ├── ThresholdError               a threshold would be chosen on the images that it is judged on
+    │   ├── DatasetError                 the images are too few, or of one label only
+    │   ├── RecipeError                  a field of a recipe is unknown or has an invalid value
+    │   ├── WeightsError                 initial weights are missing, do not fit, or have an unsafe format
+    │   ├── BundleError                  a bundle is missing, damaged, unsafe or too new for this version
+    │   ├── RunError                     a run folder is missing, unfinished or belongs to another run
+    │   ├── ThresholdError               a threshold would be evaluated on the images that it was chosen on
     │   ├── DownloadError                a download is incomplete, altered or unsafe to unpack
-    │   ├── AuthenticationError                  a request to the service has no token, or a wrong one
-    │   ├── TooLargeError                a request to the service holds more than it takes
-    │   └── GoneError                    an image was removed from the service, and its numbers kept
-    ├── UndefinedMetricError          2  a statistic does not exist for these images
-    ├── PartialFailureError           3  some inputs failed and the others were done
-    ├── DivergedError                 1  the loss is not a number any more
+    │   ├── AuthenticationError          a request to the service has no valid token
+    │   ├── TooLargeError                a request to the service has too many bytes or images
+    │   └── GoneError                    an image was deleted from the service
+    ├── UndefinedMetricError          2  a metric is undefined for these images
+    ├── PartialFailureError           3  some inputs failed; the others were processed
+    ├── DivergedError                 1  the training loss is not finite
     ├── StorageError                  1  the disk is full or cannot be written
-    ├── BusyError                     1  more images wait to be scored than the service lets wait
-    ├── AuditLogError                    1  the audit log of a service, or what it tells of, was altered
-    └── ParityError                   1  an exported network does not agree with the trained one
+    ├── BusyError                     1  the queue of the service is full
+    ├── AuditLogError                 1  the audit log of the service does not match its records
+    └── ParityError                   1  an exported network does not agree with the trained network
 
-A message says what is wrong, with which value and where; `hint` says what to do next.
+`message` states the problem, the value and the place; `hint` states what to do next.
 """
 
 from __future__ import annotations
@@ -43,11 +44,11 @@ __all__ = [
     "AuthenticationError",
     "BundleError",
     "BusyError",
-    "CallerError",
     "DatasetError",
     "DivergedError",
     "DownloadError",
     "GoneError",
+    "InputError",
     "LayoutError",
     "ManifestError",
     "MissingExtraError",
@@ -69,18 +70,22 @@ __all__ = [
 
 
 class PneumoscopeError(Exception):
-    """Base of every error raised on purpose.
+    """Base of all errors that pneumoscope raises on purpose.
 
     Args:
-        message: what is wrong, with which value, and where.
-        hint: what to do next; printed after the message.
+        message: The problem, with the offending value and its place.
+        hint: What to do next; printed after the message.
+
+    Attributes:
+        code: Stable error code, such as "unknown_name".
+        exit_status: Exit status of the command line.
     """
 
     exit_status = 1
     code = "internal_error"
 
     def __init_subclass__(cls) -> None:
-        """Derive the stable code from the class name: "UnknownNameError" is "unknown_name"."""
+        """Derive the error code from the class name."""
         super().__init_subclass__()
         cls.code = re.sub(r"(?<!^)(?=[A-Z])", "_", cls.__name__.removesuffix("Error")).lower()
 
@@ -90,160 +95,160 @@ class PneumoscopeError(Exception):
         self.hint = hint
 
     def __str__(self) -> str:
-        """The message, and the hint in the same breath."""
+        """Return the message followed by the hint."""
         return f"{self.message}. {self.hint}" if self.hint else self.message
 
     def __reduce__(self) -> tuple[object, ...]:
-        """Survive the trip between processes (a keyword argument would otherwise be lost)."""
-        return (_rebuild, (type(self), self.message, self.hint, self.__dict__))
+        """Pickle all attributes: the default of `Exception` loses keyword arguments."""
+        return (_rebuild, (type(self), self.message, self.__dict__))
 
 
-def _rebuild(kind: type[PneumoscopeError], message: str, hint: str, state: dict[str, object]) -> PneumoscopeError:
-    error = kind.__new__(kind)
+def _rebuild(cls: type[PneumoscopeError], message: str, state: dict[str, object]) -> PneumoscopeError:
+    error = cls.__new__(cls)
     Exception.__init__(error, message)
     error.__dict__.update(state)
-    error.message, error.hint = message, hint
     return error
 
 
-class CallerError(PneumoscopeError):
-    """Something the caller gave cannot be used."""
+class InputError(PneumoscopeError):
+    """An input cannot be used."""
 
     exit_status = 2
 
 
-class UsageError(CallerError):
-    """Options that do not go together, or a value outside what an option takes."""
+class UsageError(InputError):
+    """An option has an invalid value, or options conflict."""
 
 
-class UnknownNameError(CallerError):
-    """No such network, recipe, run or metric.
+class UnknownNameError(InputError):
+    """A network, recipe, run or metric does not exist.
 
     Args:
-        kind: what was looked up, in words: "recipe".
-        name: what was asked for.
-        known: the names that exist; the nearest is suggested.
-        hint: what to do next where no name is near.
+        kind: Kind of thing that was looked up, such as "recipe".
+        name: The unknown name.
+        known: Existing names; the hint suggests the closest one.
+        hint: What to do next if no name is close.
     """
 
     def __init__(self, kind: str, name: str, known: Iterable[str], *, hint: str = "") -> None:
         names = sorted(known)
-        near = difflib.get_close_matches(name, names, n=1)
-        hint = f"Did you mean {near[0]!r}?" if near else hint or f"Known: {', '.join(names)}"
+        closest = difflib.get_close_matches(name, names, n=1)
+        hint = f"Did you mean {closest[0]!r}?" if closest else hint or f"Known: {', '.join(names)}"
         super().__init__(f"there is no {kind} {name!r}", hint=hint)
         self.kind, self.name, self.known = kind, name, names
 
 
-class MissingExtraError(CallerError):
+class MissingExtraError(InputError):
     """An optional dependency is not installed.
 
     Args:
-        extra: the extra of this package that brings it: "train".
-        task: what needs it, in words: "training".
+        extra: The extra of this package that installs it, such as "train".
+        task: The task that needs it, such as "training".
+        module: The module that could not be imported.
     """
 
     def __init__(self, extra: str, task: str, module: str = "") -> None:
-        found = f" (no module {module!r})" if module else ""
+        detail = f" (no module {module!r})" if module else ""
         super().__init__(
-            f"{task} needs the extra [{extra}]{found}",
+            f"{task} needs the extra [{extra}]{detail}",
             hint=f"Install it: pip install 'pneumoscope[{extra}]'",
         )
         self.extra = extra
 
 
-class UnreadableImageError(CallerError):
-    """A file is not a radiograph that can be decoded: damaged, empty, too large, or not an image.
+class UnreadableImageError(InputError):
+    """A file cannot be decoded as a radiograph: it is damaged, empty, too large or not an image.
 
     Args:
-        path: the file, as the caller named it.
-        why: the reason, in words.
-        hint: what to do next.
+        path: The file, as the caller named it.
+        reason: The cause, as a phrase without a full stop.
+        hint: What to do next.
     """
 
-    def __init__(self, path: str, why: str, *, hint: str = "") -> None:
-        super().__init__(f"cannot read {path!r}: {why}", hint=hint)
-        self.path, self.why = path, why
+    def __init__(self, path: str, reason: str, *, hint: str = "") -> None:
+        super().__init__(f"cannot read {path!r}: {reason}", hint=hint)
+        self.path, self.reason = path, reason
 
 
-class LayoutError(CallerError):
-    """A folder or file is in no layout that we know."""
+class LayoutError(InputError):
+    """A folder or file has an unsupported data layout."""
 
 
-class ManifestError(CallerError):
-    """A manifest is malformed or does not fit the images that it lists."""
+class ManifestError(InputError):
+    """A manifest is malformed or does not match its images."""
 
 
 class PatientLeakError(ManifestError):
     """A patient is in more than one split."""
 
 
-class DatasetError(CallerError):
-    """Images that cannot be trained on or evaluated: one class only, none, or too few."""
+class DatasetError(InputError):
+    """The images cannot be trained on or evaluated: there are too few, or they have one label only."""
 
 
-class RecipeError(CallerError):
-    """An unknown or impossible field of a recipe."""
+class RecipeError(InputError):
+    """A field of a recipe is unknown or has an invalid value."""
 
 
-class WeightsError(CallerError):
-    """Starting weights are missing, of another shape, or in a format that is refused."""
+class WeightsError(InputError):
+    """Initial weights are missing, do not fit the network, or have an unsafe format."""
 
 
-class BundleError(CallerError):
-    """A bundle is missing, damaged, newer than this version, or refused."""
+class BundleError(InputError):
+    """A bundle is missing, damaged, unsafe or too new for this version."""
 
 
-class RunError(CallerError):
-    """A run folder is missing, unfinished, or belongs to another run."""
+class RunError(InputError):
+    """A run folder is missing, unfinished or belongs to another run."""
 
 
-class ThresholdError(CallerError):
-    """A threshold would be chosen on the images that it is judged on."""
+class ThresholdError(InputError):
+    """A threshold would be evaluated on the images that it was chosen on."""
 
 
-class DownloadError(CallerError):
-    """A download is incomplete, altered, or unsafe to unpack."""
+class DownloadError(InputError):
+    """A download is incomplete, altered or unsafe to unpack."""
 
 
-class AuthenticationError(CallerError):
-    """A request to the service has no token, or a wrong one."""
+class AuthenticationError(InputError):
+    """A request to the service has no valid token."""
 
 
-class TooLargeError(CallerError):
-    """A request to the service holds more bytes or images than it takes."""
+class TooLargeError(InputError):
+    """A request to the service has too many bytes or images."""
 
 
-class GoneError(CallerError):
-    """An image was removed from the service; what was said of it is kept."""
+class GoneError(InputError):
+    """An image was deleted from the service; its predictions are kept."""
 
 
 class UndefinedMetricError(PneumoscopeError):
-    """A statistic does not exist for these images, such as sensitivity without a pneumonia."""
+    """A metric is undefined for these images, such as sensitivity without a pneumonia."""
 
     exit_status = 2
 
 
 class PartialFailureError(PneumoscopeError):
-    """Some inputs failed and the others were done."""
+    """Some inputs failed; the others were processed."""
 
     exit_status = 3
 
 
 class DivergedError(PneumoscopeError):
-    """The loss is not a number any more; the last good checkpoint is kept."""
+    """The training loss is not finite; the last good checkpoint is kept."""
 
 
 class StorageError(PneumoscopeError):
-    """The disk is full or cannot be written; what was there before is kept."""
-
-
-class ParityError(PneumoscopeError):
-    """An exported network does not give the same logits as the trained one."""
+    """The disk is full or cannot be written; existing files are unchanged."""
 
 
 class BusyError(PneumoscopeError):
-    """More images wait to be scored than the service lets wait, or it is stopping; nothing was kept."""
+    """The queue of the service is full, or the service is stopping; nothing was stored."""
 
 
 class AuditLogError(PneumoscopeError):
-    """The audit log of a service was altered, or a record or image is not what it tells."""
+    """The audit log of the service was altered, or a record or image does not match it."""
+
+
+class ParityError(PneumoscopeError):
+    """An exported network does not give the same outputs as the trained network."""

@@ -1,4 +1,4 @@
-"""Files that are whole or absent, written beside their place and moved there in one step; and locks between processes."""
+"""Atomic file writes and locks between processes."""
 
 from __future__ import annotations
 
@@ -14,27 +14,29 @@ from filelock import FileLock, Timeout
 
 from pneumoscope.core.errors import PneumoscopeError, StorageError
 
-__all__ = ["fsync_directory", "is_temporary", "locked", "sweep", "write_atomically"]
+__all__ = ["fsync_directory", "is_temporary", "locked", "remove_temporary_files", "write_atomically"]
 
-_RANDOM = 8  # bytes
+_SUFFIX_BYTES = 8
+_POLL_SECONDS = 0.01
 
 
 def write_atomically(path: Path, content: str | bytes | Callable[[BinaryIO], None]) -> Path:
-    """Write a file so that whoever looks sees the old one or the new one, also after a crash or a full disk.
+    """Write a file atomically and return its path.
+
+    Readers see the old file or the complete new one, even after a crash or on a full disk. Symbolic links are followed.
 
     Args:
-        path: its folder is made where missing.
-        content: text (written as UTF-8), bytes, or a function that writes to an open binary file.
-    Returns:
-        The path.
+        path: The file; missing parent folders are created.
+        content: Text (written as UTF-8), bytes, or a function that writes to an open binary file.
+
     Raises:
-        StorageError: the disk is full or cannot be written; what was there before is kept.
+        StorageError: The file cannot be written; an existing file is unchanged.
     """
-    target = Path(os.path.realpath(path))  # a link stays one, and what it points to is written
+    target = Path(os.path.realpath(path))
     if target.exists() and not target.is_file() and not target.is_dir():
-        raise StorageError(f"cannot write {str(path)!r}: it is a pipe or a device", hint="Name a file")
-    # Opened like any new file, so that the umask holds: reading it to apply it later would change it for other threads.
-    temporary = target.parent / f".{target.name}-{secrets.token_hex(_RANDOM)}"
+        raise StorageError(f"cannot write {str(path)!r}: it is a pipe or a device", hint="Choose a regular file")
+    # Opened like any new file, so that the umask applies: reading the umask would change it for other threads.
+    temporary = target.parent / f".{target.name}-{secrets.token_hex(_SUFFIX_BYTES)}"
     try:
         target.parent.mkdir(parents=True, exist_ok=True)
         with temporary.open("xb") as file:
@@ -49,17 +51,17 @@ def write_atomically(path: Path, content: str | bytes | Callable[[BinaryIO], Non
     except OSError as error:
         raise StorageError(
             f"cannot write {str(path)!r}: {error.strerror or error}",
-            hint="Free some space or choose another folder; what was there before is kept",
+            hint="Free some space or choose another folder. An existing file is unchanged",
         ) from error
     finally:
-        with contextlib.suppress(OSError):  # where it could not be made there is none
+        with contextlib.suppress(OSError):
             temporary.unlink()
     return path
 
 
 def fsync_directory(folder: Path) -> None:
-    """Write a directory's entries to the disk, so that new names survive a power cut."""
-    with contextlib.suppress(OSError):  # some systems cannot; a crash of the process alone loses no name
+    """Flush a folder's entries to the disk, so that new names survive a power cut."""
+    with contextlib.suppress(OSError):  # not every system can; a crash of the process alone loses no name
         handle = os.open(folder, os.O_RDONLY)
         try:
             os.fsync(handle)
@@ -67,49 +69,56 @@ def fsync_directory(folder: Path) -> None:
             os.close(handle)
 
 
-def is_temporary(name: str, of: str) -> bool:
-    """True for the name of what `write_atomically` leaves when it is killed while it writes a file called `of`."""
-    return re.fullmatch(rf"\.{re.escape(of)}-[0-9a-f]{{{2 * _RANDOM}}}", name) is not None
-
-
-def sweep(path: Path) -> None:
-    """Remove what killed writes of one file have left beside it. Nobody else may be writing that file.
+def is_temporary(name: str, target: str) -> bool:
+    """Return whether a file name is that of a temporary file of `write_atomically`.
 
     Args:
-        path: of the file; it, or its folder, need not be there.
+        name: The file name.
+        target: Name of the file that was being written.
     """
-    # What cannot be listed or removed now is in nobody's way, and the next call tries again.
+    return re.fullmatch(rf"\.{re.escape(target)}-[0-9a-f]{{{2 * _SUFFIX_BYTES}}}", name) is not None
+
+
+def remove_temporary_files(path: Path) -> None:
+    """Remove the temporary files that killed processes left beside a file.
+
+    Files that cannot be removed are skipped. No other process may be writing the file.
+
+    Args:
+        path: The file; neither it nor its folder need exist.
+    """
     with contextlib.suppress(OSError):
-        for found in path.parent.iterdir():
-            if is_temporary(found.name, path.name):
-                found.unlink()
+        for entry in path.parent.iterdir():
+            if is_temporary(entry.name, path.name):
+                entry.unlink()
 
 
 @contextlib.contextmanager
-def locked(path: Path, held: PneumoscopeError, *, wait: float = 0) -> Iterator[None]:
-    """Hold a lock that one process at a time can have. It is the operating system's: it goes when its holder is killed.
+def locked(path: Path, error: PneumoscopeError, *, timeout: float = 0) -> Iterator[None]:
+    """Hold an exclusive lock between processes; the operating system releases it if the process is killed.
 
     Args:
-        path: an empty file of its own; made where missing, with its folder, and left there: whoever removes it while others
-            wait for it would let two of them in.
-        held: raised when another holds it for longer than `wait`.
-        wait: seconds.
+        path: The lock file, which is created if missing. It is never removed: removing it while others wait would let
+            two of them in.
+        error: Raised if another process holds the lock.
+        timeout: Time to wait for the lock, seconds.
+
     Raises:
-        PneumoscopeError: `held`.
-        StorageError: the file cannot be made, or its file system has no locks (some network drives).
+        PneumoscopeError: `error`, after `timeout`.
+        StorageError: The file cannot be created, or its file system does not support locks (some network drives).
     """
-    # Without the soft lock, a mere file, which outlives a killed process.
-    lock = FileLock(path, timeout=wait, poll_interval=0.01, fallback_to_soft=False)
+    # A soft lock is a plain file, which outlives a killed process.
+    lock = FileLock(path, timeout=timeout, poll_interval=_POLL_SECONDS, fallback_to_soft=False)
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
         lock.acquire()
-    except Timeout as error:
-        raise held from error
-    except OSError as error:
+    except Timeout as timed_out:
+        raise error from timed_out
+    except OSError as os_error:
         raise StorageError(
-            f"cannot lock {str(path)!r}: {error.strerror or error}",
-            hint="Choose a folder that can be written, on a drive that has locks; some network drives have none",
-        ) from error
+            f"cannot lock {str(path)!r}: {os_error.strerror or os_error}",
+            hint="Choose a writable folder on a drive that supports locks; some network drives do not",
+        ) from os_error
     try:
         yield
     finally:

@@ -1,7 +1,7 @@
-"""What every command returns, as plain frozen data that becomes JSON with a schema number.
+"""Results of evaluations and comparisons as frozen records, and their JSON form.
 
-Nothing here computes: the numbers come from `statistics`, the sentences from `evaluation`. A number never travels alone:
-`Interval` carries the value, its interval, the method, the images behind it and the seed, or why it does not exist.
+The records hold no logic: numbers come from `statistics`, sentences from `evaluation`. Every number has an `Interval`: the
+value, its interval, the method, the number of images and the seed, or the reason why it is undefined.
 """
 
 from __future__ import annotations
@@ -34,16 +34,16 @@ SCHEMA = 1
 
 @dataclasses.dataclass(frozen=True, slots=True)
 class Interval:
-    """A number with its uncertainty, or the reason why it does not exist.
+    """A number with its interval, or the reason why it is undefined.
 
     Attributes:
-        value: the point estimate; None where undefined.
-        low, high: the ends of the interval at `level`; None where undefined.
-        method: how the interval was made: "wilson", "patient bootstrap", "delong", ...
-        n: images behind the number (for sensitivity, the pneumonias; for precision, the images called so).
-        level: Coverage aimed at, 0 to 1; None for a Venn-Abers interval, which has no confidence level.
-        seed: of the bootstrap; None where no random number was drawn.
-        reason: why the value is None; empty otherwise.
+        value: Point estimate; None if undefined.
+        low, high: Ends of the interval at `level`; None if undefined.
+        method: Method of the interval, such as "wilson", "patient bootstrap" or "delong".
+        n: Number of images: for sensitivity, those with pneumonia; for precision, those classified as pneumonia.
+        level: Nominal coverage, 0 to 1; None for a Venn-Abers interval, which has no confidence level.
+        seed: Seed of the bootstrap; None if no random number was drawn.
+        reason: Why the value is None; empty otherwise.
     """
 
     value: float | None
@@ -66,7 +66,7 @@ class Interval:
 
 @dataclasses.dataclass(frozen=True, slots=True)
 class Confusion:
-    """Counts of decisions against labels; pneumonia is the positive class."""
+    """Confusion matrix; pneumonia is the positive class."""
 
     tp: int
     fn: int
@@ -76,17 +76,17 @@ class Confusion:
 
 @dataclasses.dataclass(frozen=True, slots=True)
 class ScoredImage:
-    """One image and what the network said of it.
+    """A labelled image with the network's output.
 
     Attributes:
-        path: of the image, relative to the data folder.
-        sha256: of the image's bytes: how runs are paired.
-        patient: the patient key; bootstraps draw patients, not images.
+        path: Path relative to the data folder.
+        sha256: SHA-256 of the file; runs are paired by it.
+        patient: Patient identifier; bootstraps resample patients, not images. Empty if unknown.
         label: "NORMAL" or "PNEUMONIA".
-        etiology: "normal", "bacteria", "virus" or "" where unknown.
-        logit: the network's output, unbounded; rankings use it, since scores tie at 0 and 1.
-        score: sigmoid of the logit, 0 to 1, before calibration.
-        probability: after calibration, 0 to 1.
+        etiology: "normal", "bacteria", "virus", or "" if unknown.
+        logit: Output of the network. Rankings use it, because scores tie at 0 and 1.
+        score: Sigmoid of the logit before calibration, 0 to 1.
+        probability: Calibrated probability of pneumonia, 0 to 1.
     """
 
     path: str
@@ -101,16 +101,17 @@ class ScoredImage:
 
 @dataclasses.dataclass(frozen=True, slots=True)
 class OperatingPointResult:
-    """What happens at one operating point.
+    """Performance at one operating point.
 
     Attributes:
-        threshold: on the score (before calibration); an image at or above it is called pneumonia.
-        rule: how the threshold was chosen, in words, and on which images.
-        confusion: the four counts.
+        threshold: Threshold on the score (before calibration); at or above it the decision is pneumonia.
+        rule: How the threshold was chosen, and on which images.
+        confusion: Confusion matrix.
         metrics: accuracy, sensitivity, specificity, precision, negative_predictive_value, f1, balanced_accuracy, mcc.
-        by_etiology: share called correctly among normal, bacteria and virus images.
-        band: of a point that leaves images uncertain, for "normal" and "pneumonia" each the share "uncertain" and the share
-            "covered", called rightly or uncertain; the other numbers judge those images by the threshold.
+        by_etiology: Fraction of correct decisions among normal, bacteria and virus images.
+        uncertainty_band: For "normal" and "pneumonia", the fraction of images that are "uncertain", and the fraction
+            "covered": correct or uncertain. All other numbers apply the threshold to these images. None if the operating
+            point has no uncertainty band.
     """
 
     threshold: float
@@ -123,11 +124,11 @@ class OperatingPointResult:
 
 @dataclasses.dataclass(frozen=True, slots=True)
 class RejectionSummary:
-    """Images that a bundle would say nothing of.
+    """Images that the model rejects.
 
     Attributes:
-        share: of all images of the split.
-        reasons: how many images for each reason, the numbers in its words left out.
+        share: Fraction of all images of the split.
+        reasons: Number of images by rejection code.
     """
 
     share: Interval
@@ -136,24 +137,26 @@ class RejectionSummary:
 
 @dataclasses.dataclass(frozen=True, slots=True)
 class Evaluation:
-    """One bundle judged on one split.
+    """The evaluation of one bundle on one split.
 
     Attributes:
-        name: of the run or bundle.
+        name: Name of the run or bundle.
         split: "train", "validation" or "test".
-        images_sha256: of the sorted image hashes: two evaluations with the same one are of the same images.
-        n, patients: images and patients.
-        counts: images by label.
-        bundle_sha256: of the network file that scored.
-        recipe: the recipe as data.
-        metrics: what needs no threshold: auroc, auprc, brier, expected_calibration_error.
-        auroc_by_etiology: bacteria against normal, virus against normal.
-        points: operating points by name: "half", "balanced", "rule_out", "rule_in".
-        rejected: images that `predict` would reject. All other numbers judge them too: no bundle looks better for refusing.
-        test_evaluation: how many evaluations of these test images the ledger holds, this one included; None for other splits.
-        seconds: scoring time, wall clock.
-        created: UTC, ISO 8601.
-        version: of pneumoscope.
+        images_sha256: Hash of the sorted image hashes; equal for evaluations on the same images.
+        n, patients: Number of images and of patients.
+        counts: Number of images by label.
+        bundle_sha256: SHA-256 of the network file.
+        recipe: The recipe that trained the network.
+        metrics: Threshold-free metrics: auroc, auprc, brier, expected_calibration_error.
+        auroc_by_etiology: AUROC of bacteria against normal and of virus against normal.
+        operating_points: Results by operating point: "half", "balanced", "rule_out", "rule_in".
+        test_evaluation: Number of test-set evaluations of these images in the ledger, including this one; None for other
+            splits.
+        seconds: Scoring time, wall clock.
+        created: Time of the evaluation, UTC, ISO 8601.
+        version: Version of pneumoscope.
+        rejected: Images that `predict` would reject. All other numbers include them, so that rejecting images does not
+            improve a result.
     """
 
     name: str
@@ -178,13 +181,13 @@ class Evaluation:
 
 @dataclasses.dataclass(frozen=True, slots=True)
 class RunSummary:
-    """One row of a comparison.
+    """One run of a comparison.
 
     Attributes:
-        average_train_accuracy, average_validation_accuracy: means over the epochs.
-        test: n, and each metric as an `Interval`, at the operating point that the comparison names.
-        confusion: at that operating point.
-        seconds: of training, wall clock.
+        average_train_accuracy, average_validation_accuracy: Means over the epochs, as in the report.
+        seconds: Training time, wall clock.
+        test: n, and each metric as an `Interval` at the operating point of the comparison.
+        confusion: Confusion matrix at that operating point.
     """
 
     name: str
@@ -206,17 +209,17 @@ class RunSummary:
 
 @dataclasses.dataclass(frozen=True, slots=True)
 class PairedTest:
-    """Two runs on the same images.
+    """A paired test of two runs on the same images.
 
     Attributes:
-        a, b: the runs; a difference is a minus b.
-        metric: "accuracy" (McNemar, exact) or "auroc" (DeLong).
-        difference: with its interval.
-        test: name of the test.
-        p: two-sided, before correction; None where undefined (no discordant image, equal rankings).
-        p_holm: after Holm's correction over all pairs of the same metric.
+        a, b: Names of the runs.
+        metric: "accuracy" (exact McNemar test) or "auroc" (DeLong test).
+        difference: Metric of a minus metric of b.
+        test: Name of the test.
+        p: Two-sided p-value before correction; None if undefined (no discordant image, equal rankings).
+        p_holm: p-value after Holm correction over all pairs of the same metric.
         verdict: "a", "b" or "not distinguishable".
-        sentence: the same in words.
+        sentence: The finding as a sentence.
     """
 
     a: str
@@ -232,16 +235,17 @@ class PairedTest:
 
 @dataclasses.dataclass(frozen=True, slots=True)
 class ReferenceRow:
-    """One row of a table published elsewhere, as printed and as computed from its counts.
+    """One row of a published table, as printed and as computed from the counts behind it.
 
     Attributes:
-        name: of the row; a run of the same name is set beside it.
-        printed: the table's columns under their own names.
-        confusion: the counts behind them.
-        metrics: standard definitions computed from the counts, each an `Interval`.
-        average_train_accuracy, average_validation_accuracy: as printed.
-        difference: accuracy of the run minus that of the row, unpaired; None where there is no such run on the same images.
-        sentence: the difference in words.
+        name: Name of the row; it is compared with the run of the same name.
+        printed: The columns of the table under their printed names.
+        confusion: Counts reconstructed from the printed numbers.
+        metrics: Metrics by their standard definitions, computed from the counts.
+        average_train_accuracy, average_validation_accuracy: As printed.
+        difference: Accuracy of the run minus the published accuracy, with an unpaired interval; None without such a run on
+            the same images.
+        sentence: The finding as a sentence.
     """
 
     name: str
@@ -269,16 +273,18 @@ class ReferenceTable:
 
 @dataclasses.dataclass(frozen=True, slots=True)
 class Comparison:
-    """Several runs on the same images.
+    """A comparison of several runs on the same images.
 
     Attributes:
         images: {"sha256", "n", "patients", "counts"}.
-        operating_point: name of the operating point of the threshold metrics.
-        runs: a row a run, in the order given.
-        pairs: each pair of runs, by accuracy and by AUROC.
-        sentences: the findings in words, generated from `pairs`.
-        command: what was run.
-        reference: a published table beside the runs; None where there is none.
+        operating_point: Operating point of the threshold metrics.
+        runs: One entry per run, in the order given.
+        pairs: Tests of each pair of runs, by accuracy and by AUROC.
+        sentences: The findings as sentences, generated from `pairs`.
+        command: The command line.
+        created: Time of the comparison, UTC, ISO 8601.
+        version: Version of pneumoscope.
+        reference: Published table that the runs are compared with; None without one.
     """
 
     images: Mapping[str, Any]
@@ -295,10 +301,10 @@ class Comparison:
 
 
 def to_json(result: object) -> str:
-    """A result as one JSON document, indented, without NaN.
+    """Return a record, or plain data, as one indented JSON document that ends with a line feed.
 
     Raises:
-        ValueError: a number is not finite: undefined must be None with a reason.
+        ValueError: A number is not finite. Undefined numbers must be None with a reason.
     """
     data = dataclasses.asdict(result) if dataclasses.is_dataclass(result) else result  # type: ignore[arg-type]
     return json.dumps(data, indent=2, allow_nan=False, ensure_ascii=False) + "\n"

@@ -1,1 +1,1 @@
-"""Labelled images: listing them in any layout, dividing them, auditing them, fetching the public set."""
+"""Labelled data sets: reading any layout, splitting by patient, checking, caching and downloading."""

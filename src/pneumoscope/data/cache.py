@@ -1,8 +1,8 @@
-"""Images decoded and prepared once, kept in one file that later runs map into memory.
+"""Cache of preprocessed images: one file per set of images, memory-mapped by later runs.
 
-The file's name is a hash of what is in it: the content of the images, the preprocessing and its version. It gets that name only when
-it is complete and its checksum is written, so a file that was half written is never taken for a whole one; one that was
-damaged later fails the checksum and is made anew.
+The file name is a hash of its content: the images, the preprocessing and its version. A file gets its name only when it is
+complete and has its checksum, so an incomplete file is never used; a file that was damaged later fails the checksum and is
+written again.
 """
 
 from __future__ import annotations
@@ -27,23 +27,24 @@ from pneumoscope.data.hashing import Progress, read_image
 from pneumoscope.data.manifest import LabelledImage
 from pneumoscope.imaging.preprocess import Preprocessing, preprocess
 
-__all__ = ["AUDIT", "PreprocessedImages", "cache_folder", "load_array", "preprocess_images", "store_array"]
+__all__ = ["UNREADABLE_HINT", "PreprocessedImages", "cache_folder", "load_array", "preprocess_images", "store_array"]
 
-AUDIT = "List all such images with: pneumoscope check-data DATA; then remove them"
+UNREADABLE_HINT = "List all unreadable images with: pneumoscope check-data DATA; then remove them"
 _THREADS = min(8, os.cpu_count() or 1)
-_CHUNK = 256
+_CHUNK_IMAGES = 256
+_CHECKSUM_BYTES = 4
 Pixels = npt.NDArray[np.uint8]
 Number = TypeVar("Number", np.uint8, np.float32)
 
 
 @dataclasses.dataclass(frozen=True)
 class PreprocessedImages:
-    """Prepared images in the order asked for.
+    """Preprocessed images.
 
     Attributes:
-        pixels: grey levels, shape (distinct images, size, size), mapped from disk and read-only.
-        rows: for each image asked for, its row in `pixels`.
-        key: of the cache file.
+        pixels: Gray levels, shape (distinct images, size, size), memory-mapped and read-only.
+        rows: Row in `pixels` of each requested image, shape (images,).
+        key: Key of the cache file.
     """
 
     pixels: Pixels
@@ -52,7 +53,7 @@ class PreprocessedImages:
 
 
 def cache_folder() -> Path:
-    """Where caches are kept: PNEUMOSCOPE_CACHE, else `pneumoscope` in the user's cache folder (XDG_CACHE_HOME)."""
+    """Return the cache folder: PNEUMOSCOPE_CACHE, or `pneumoscope` in the user's cache folder (XDG_CACHE_HOME)."""
     if os.environ.get("PNEUMOSCOPE_CACHE"):
         return Path(os.environ["PNEUMOSCOPE_CACHE"])
     base = os.environ.get("XDG_CACHE_HOME")
@@ -62,21 +63,22 @@ def cache_folder() -> Path:
 def preprocess_images(
     root: Path, images: Sequence[LabelledImage], preprocessing: Preprocessing, progress: Progress | None = None
 ) -> PreprocessedImages:
-    """Every image as a network takes it, from the cache where it is there.
+    """Return images as the network's input, from the cache if possible.
 
     Args:
-        root: the manifest's root.
-        images: in any order; the same content is prepared and kept once.
-        preprocessing: crop and size.
-        progress: called with (images done, images in all) while the cache is made.
+        root: The manifest's root.
+        images: The images, in any order; identical files are stored once.
+        preprocessing: Crop and size.
+        progress: Called with the number of processed images and of all images, unless the cache is used.
+
     Raises:
-        UnreadableImageError: an image cannot be decoded.
-        StorageError: the cache cannot be written.
+        UnreadableImageError: An image cannot be decoded.
+        StorageError: The cache cannot be written.
     """
     distinct = {image.sha256: image for image in images}
     order = sorted(distinct)
-    described = json.dumps(msgspec.to_builtins(preprocessing), sort_keys=True)
-    key = hashlib.sha256("\n".join([described, *order]).encode()).hexdigest()[:32]
+    description = json.dumps(msgspec.to_builtins(preprocessing), sort_keys=True)
+    key = hashlib.sha256("\n".join([description, *order]).encode()).hexdigest()[:32]
     shape = (len(order), preprocessing.size, preprocessing.size)
     name = f"images-{key}"
     pixels = load_array(name, shape, np.uint8)
@@ -86,7 +88,7 @@ def preprocess_images(
         pixels = load_array(name, shape, np.uint8)
         if pixels is None:
             raise StorageError(
-                f"the cache {str(cache_folder() / name)!r} was written and cannot be read back",
+                f"the cache {str(cache_folder() / name)!r} was written but cannot be read",
                 hint="Set PNEUMOSCOPE_CACHE to a folder on a healthy disk",
             )
     position = {sha256: row for row, sha256 in enumerate(order)}
@@ -100,7 +102,7 @@ def _decode_into(
     preprocessing: Preprocessing,
     progress: Progress | None,
 ) -> None:
-    def one(image: LabelledImage) -> Pixels | UnreadableImageError:
+    def preprocess_image(image: LabelledImage) -> Pixels | UnreadableImageError:
         try:
             return preprocess(read_image(root, image, least_side=preprocessing.least_side), preprocessing)
         except UnreadableImageError as error:
@@ -108,62 +110,65 @@ def _decode_into(
 
     failed: list[UnreadableImageError] = []
     with ThreadPoolExecutor(_THREADS) as pool:
-        for start in range(0, len(images), _CHUNK):
-            for row, made in enumerate(pool.map(one, images[start : start + _CHUNK]), start):
-                if isinstance(made, UnreadableImageError):
-                    failed.append(made)
+        for start in range(0, len(images), _CHUNK_IMAGES):
+            for row, result in enumerate(pool.map(preprocess_image, images[start : start + _CHUNK_IMAGES]), start):
+                if isinstance(result, UnreadableImageError):
+                    failed.append(result)
                 else:
-                    target[row] = made
+                    target[row] = result
             if progress:
-                progress(min(start + _CHUNK, len(images)), len(images))
+                progress(min(start + _CHUNK_IMAGES, len(images)), len(images))
     if failed:
         more = f" (and {len(failed) - 1} more images)" if len(failed) > 1 else ""
-        raise UnreadableImageError(failed[0].path, f"{failed[0].why}{more}", hint=AUDIT)
+        raise UnreadableImageError(failed[0].path, f"{failed[0].reason}{more}", hint=UNREADABLE_HINT)
 
 
-# --- a file with a checksum ------------------------------------------------------------------------------------------
+# --- arrays with a checksum -------------------------------------------------------------------------------------------
 
 
 def load_array(name: str, shape: tuple[int, ...], dtype: type[Number]) -> npt.NDArray[Number] | None:
-    """An array that `store_array` kept, mapped read-only; None where there is none or it is damaged."""
+    """Return an array of `store_array`, memory-mapped and read-only; None if it is missing or damaged."""
     path = cache_folder() / name
     size = int(np.prod(shape)) * np.dtype(dtype).itemsize
     try:
-        if path.stat().st_size != size + 4:
+        if path.stat().st_size != size + _CHECKSUM_BYTES:
             return None
         array = np.memmap(path, dtype=dtype, mode="r", shape=shape)
         with path.open("rb") as file:
             file.seek(size)
-            stated = int.from_bytes(file.read(4), "little")
+            expected = int.from_bytes(file.read(_CHECKSUM_BYTES), "little")
     except (OSError, ValueError):
         return None
-    return array if _checksum(array) == stated else None
+    return array if _checksum(array) == expected else None
 
 
 def store_array(
     name: str, shape: tuple[int, ...], dtype: type[Number], fill: Callable[[npt.NDArray[Number]], None]
 ) -> None:
-    """Write an array and its checksum under a temporary name, then give it its own in one step.
+    """Write an array and its checksum atomically.
 
     Args:
-        fill: writes the whole array in place.
+        name: File name in the cache folder.
+        shape, dtype: Shape and type of the array.
+        fill: Writes the whole array in place.
+
     Raises:
-        StorageError: the disk is full or cannot be written; nothing is left behind.
+        StorageError: The disk is full or cannot be written; no file is left behind.
     """
     folder = cache_folder()
     temporary: Path | None = None
     try:
         folder.mkdir(parents=True, exist_ok=True)
-        handle, made = tempfile.mkstemp(prefix=f".{name}-", dir=folder)
-        temporary = Path(made)
+        handle, temporary_name = tempfile.mkstemp(prefix=f".{name}-", dir=folder)
+        temporary = Path(temporary_name)
         size = int(np.prod(shape)) * np.dtype(dtype).itemsize
         with os.fdopen(handle, "r+b") as file:
-            _reserve(file, size + 4)
+            _reserve(file, size + _CHECKSUM_BYTES)
             array = np.memmap(file, dtype=dtype, mode="r+", shape=shape)
             fill(array)
             array.flush()
             file.seek(size)
-            file.write(_checksum(array).to_bytes(4, "little"))
+            file.write(_checksum(array).to_bytes(_CHECKSUM_BYTES, "little"))
             file.flush()
             os.fsync(file.fileno())
         temporary.replace(folder / name)
@@ -178,8 +183,8 @@ def store_array(
 
 
 def _reserve(file: BinaryIO, size: int) -> None:
-    # A disk that fills up behind a memory map kills the process instead of raising: where the system can, the blocks are
-    # taken now. macOS and Windows cannot; there the file gets its length, and its blocks as they are written.
+    # If the disk fills up behind a memory map, the process is killed without an exception: the blocks are allocated first.
+    # macOS and Windows have no such call; there, only the length is set.
     reserve = getattr(os, "posix_fallocate", None)
     if reserve is None:
         file.truncate(size)

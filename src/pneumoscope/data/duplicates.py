@@ -1,11 +1,10 @@
-"""The same image twice: byte for byte by SHA-256, or re-saved, resized or relit by perceptual hash.
+"""Find exact duplicates by SHA-256 and near-duplicates by perceptual hash.
 
-Chest images resemble each other, so the usual hash of 64 bits calls strangers duplicates: on the public set pairs of
-different patients come as near as 2 bits, which is where a re-saved copy is too. With 256 bits the two separate.
-Measured on the public set: copies of 60 images saved at JPEG quality 50, halved, or with brightness or contrast raised
-by 20% or 30% differ in at most 20 bits; the nearest two different images of all 5,856 differ in 38. `NEAR` lies
-between. Copies that were turned or shifted by a degree or a hundredth of the width differ in 20 to 60 and are found
-in part.
+Chest radiographs resemble each other, so the usual 64-bit hash reports different patients as duplicates: in the public data
+set, pairs of different patients differ in as few as 2 bits, like a re-saved copy. 256 bits separate the two. Measured on the
+public data set: copies of 60 images, saved at JPEG quality 50, halved in size, or with brightness or contrast raised by 20% or
+30%, differ in at most 20 bits; the closest two different images of all 5,856 differ in 38. `MAX_DISTANCE` lies between. Copies
+that were rotated by a degree or shifted by a hundredth of the width differ in 20 to 60 bits; some of them are found.
 """
 
 from __future__ import annotations
@@ -19,23 +18,23 @@ import numpy.typing as npt
 
 from pneumoscope.data.manifest import LabelledImage
 
-__all__ = ["NEAR", "DuplicatePair", "NearDuplicates", "exact_duplicates", "near_duplicates"]
+__all__ = ["MAX_DISTANCE", "DuplicatePair", "NearDuplicates", "exact_duplicates", "near_duplicates"]
 
-NEAR = 28
-_BLOCK = 1024
-_LISTED = 500
+MAX_DISTANCE = 28  # bits
+_BLOCK_ROWS = 1024
+_MAX_LISTED = 500
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
 class DuplicatePair:
-    """Two images that look the same.
+    """A pair of near-duplicates.
 
     Attributes:
-        a, b: paths.
-        split_a, split_b: where they are.
-        patient_a, patient_b: "" where unknown.
-        bits: in which their fingerprints differ.
-        identical: byte for byte.
+        a, b: Paths of the images.
+        split_a, split_b: Their splits.
+        patient_a, patient_b: Their patients; "" if unknown.
+        hamming_distance: Number of different bits of their perceptual hashes.
+        identical: True if the files are byte-identical.
     """
 
     a: str
@@ -44,32 +43,32 @@ class DuplicatePair:
     split_b: str
     patient_a: str
     patient_b: str
-    bits: int
+    hamming_distance: int
     identical: bool
 
     @property
-    def of_one_patient(self) -> bool:
-        """Both patients are known and the same."""
+    def same_patient(self) -> bool:
+        """True if both patients are known and the same."""
         return self.patient_a == self.patient_b != ""
 
     @property
-    def of_two_patients(self) -> bool:
-        """Both patients are known and differ."""
+    def different_patients(self) -> bool:
+        """True if both patients are known and differ."""
         return "" not in (self.patient_a, self.patient_b) and self.patient_a != self.patient_b
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
 class NearDuplicates:
-    """Pairs by perceptual hash, byte-identical ones included.
+    """Pairs of near-duplicates, including byte-identical images.
 
     Attributes:
-        method: the hash, its length and the threshold, in words.
-        pairs: how many.
-        identical: how many of them are byte-identical.
-        within: pairs inside one split: {split: pairs}.
-        across: pairs across two: {"train/test": pairs}.
-        of_two_patients: how many show two known patients under two keys.
-        listed: the pairs, across splits first, then of two patients, then nearest first; at most 500 of them.
+        method: The hash, its length and the threshold, as a phrase.
+        pairs: Number of pairs.
+        identical: Number of byte-identical pairs.
+        within: Number of pairs inside each split, {split: n}.
+        across: Number of pairs across two splits, {"train/test": n}.
+        different_patients: Number of pairs of two different known patients.
+        listed: Up to 500 pairs: first those across splits, then those of different patients, then by distance.
     """
 
     method: str
@@ -77,12 +76,12 @@ class NearDuplicates:
     identical: int
     within: Mapping[str, int]
     across: Mapping[str, int]
-    of_two_patients: int
+    different_patients: int
     listed: tuple[DuplicatePair, ...]
 
 
 def exact_duplicates(images: Sequence[LabelledImage]) -> tuple[tuple[str, ...], ...]:
-    """Groups of two or more images with the same bytes, as paths, in manifest order."""
+    """Return the groups of byte-identical images, as paths, in manifest order."""
     groups: dict[str, list[str]] = defaultdict(list)
     for image in images:
         groups[image.sha256].append(image.path)
@@ -90,58 +89,60 @@ def exact_duplicates(images: Sequence[LabelledImage]) -> tuple[tuple[str, ...], 
 
 
 def near_duplicates(
-    images: Sequence[LabelledImage], fingerprints: npt.NDArray[np.bool_], splits: Sequence[str], names: Sequence[str]
+    images: Sequence[LabelledImage], hashes: npt.NDArray[np.bool_], splits: Sequence[str], names: Sequence[str]
 ) -> NearDuplicates:
-    """Pairs of images whose fingerprints differ in at most `NEAR` bits.
+    """Return the pairs of images whose perceptual hashes differ in at most `MAX_DISTANCE` bits.
 
     Args:
-        images: n of them.
-        fingerprints: shape (n, bits).
-        splits: name of each image's split, as it is to be reported.
-        names: the splits in the order to report them in.
+        images: The images.
+        hashes: Perceptual hashes, shape (n, bits).
+        splits: Display name of each image's split.
+        names: Display names of all splits, in the order of the report.
     """
     within = Counter(dict.fromkeys(names, 0))
-    across = Counter({f"{a}/{b}": 0 for place, a in enumerate(names) for b in names[place + 1 :]})
-    found: list[DuplicatePair] = []
-    for i, j, bits in _near_pairs(fingerprints):
+    across = Counter({f"{a}/{b}": 0 for i, a in enumerate(names) for b in names[i + 1 :]})
+    pairs: list[DuplicatePair] = []
+    for i, j, distance in _near_pairs(hashes):
         a, b = images[i], images[j]
-        same = a.sha256 == b.sha256
-        found.append(DuplicatePair(a.path, b.path, splits[i], splits[j], a.patient, b.patient, bits, same))
+        identical = a.sha256 == b.sha256
+        pairs.append(DuplicatePair(a.path, b.path, splits[i], splits[j], a.patient, b.patient, distance, identical))
         first, second = sorted((splits[i], splits[j]), key=names.index)
         if first == second:
             within[first] += 1
         else:
             across[f"{first}/{second}"] += 1
-    found.sort(key=lambda pair: (pair.split_a == pair.split_b, pair.of_one_patient, pair.bits, pair.a, pair.b))
+    pairs.sort(
+        key=lambda pair: (pair.split_a == pair.split_b, pair.same_patient, pair.hamming_distance, pair.a, pair.b)
+    )
     return NearDuplicates(
-        method=f"perceptual hash of {fingerprints.shape[1]} bits, at most {NEAR} of them different",
-        pairs=len(found),
-        identical=sum(pair.identical for pair in found),
+        method=f"perceptual hash of {hashes.shape[1]} bits, Hamming distance at most {MAX_DISTANCE}",
+        pairs=len(pairs),
+        identical=sum(pair.identical for pair in pairs),
         within=dict(within),
         across=dict(across),
-        of_two_patients=sum(pair.of_two_patients for pair in found),
-        listed=tuple(found[:_LISTED]),
+        different_patients=sum(pair.different_patients for pair in pairs),
+        listed=tuple(pairs[:_MAX_LISTED]),
     )
 
 
-def _near_pairs(fingerprints: npt.NDArray[np.bool_]) -> list[tuple[int, int, int]]:
-    """(i, j, differing bits) with i < j, in blocks that bound the memory.
+def _near_pairs(hashes: npt.NDArray[np.bool_]) -> list[tuple[int, int, int]]:
+    """Return (i, j, Hamming distance) of the near pairs with i < j, computed in blocks to bound the memory.
 
-    With bits as -1 and 1, a dot product is (equal - different) bits; small whole numbers are exact in float32.
+    With bits as -1 and 1, a dot product is the number of equal bits minus that of different bits, exact in float32.
     """
-    signs = np.where(fingerprints, np.float32(1), np.float32(-1))
+    signs = np.where(hashes, np.float32(1), np.float32(-1))
     bits = signs.shape[1]
     pairs: list[tuple[int, int, int]] = []
-    for start in range(0, len(signs), _BLOCK):
-        different = (bits - signs[start : start + _BLOCK] @ signs[start:].T) / 2
-        rows, columns = np.nonzero(different <= NEAR)
+    for start in range(0, len(signs), _BLOCK_ROWS):
+        distances = (bits - signs[start : start + _BLOCK_ROWS] @ signs[start:].T) / 2
+        rows, columns = np.nonzero(distances <= MAX_DISTANCE)
         upper = columns > rows
-        distances = different[rows[upper], columns[upper]]
+        near = distances[rows[upper], columns[upper]]
         pairs.extend(
             zip(
                 (rows[upper] + start).tolist(),
                 (columns[upper] + start).tolist(),
-                distances.astype(int).tolist(),
+                near.astype(int).tolist(),
                 strict=True,
             )
         )

@@ -1,4 +1,4 @@
-"""The bytes behind the rows of a manifest: their hashes, and the images themselves."""
+"""Read and hash the images of a manifest."""
 
 from __future__ import annotations
 
@@ -10,63 +10,67 @@ from pathlib import Path
 
 from pneumoscope.core.errors import ManifestError, UnreadableImageError
 from pneumoscope.data.manifest import LabelledImage
-from pneumoscope.data.medmnist import is_archived, pixels_sha256, read_archived
+from pneumoscope.data.medmnist import is_archive_path, pixels_sha256, read_archive_image
 from pneumoscope.imaging.decode import Radiograph, decode
 
 __all__ = ["Progress", "hash_images", "read_image"]
 
-# Called with (images done, images in all).
+# Called with the number of processed images and the number of all images.
 Progress = Callable[[int, int], None]
-# Hashing and reading let other threads run; more than a few only wait for each other.
-_THREADS = 4
-_CHUNK = 64
+
+_THREADS = 4  # more threads wait for each other
+_CHUNK_IMAGES = 64
+_BLOCK_BYTES = 1 << 20
 
 
 def read_image(root: Path, image: LabelledImage, *, least_side: int = 0) -> Radiograph:
-    """Decode one image of a manifest.
+    """Decode an image of a manifest.
 
     Args:
-        root: the manifest's root.
-        image: a row of it; its path may lead into a MedMNIST archive.
-        least_side: see `radiograph.decode`.
+        root: The manifest's root.
+        image: The image; its path may be in a MedMNIST archive.
+        least_side: See `imaging.decode.decode`.
+
     Raises:
-        UnreadableImageError: it cannot be decoded.
+        UnreadableImageError: The image cannot be decoded.
     """
-    if is_archived(image.path):
-        return read_archived(root, image.path)
+    if is_archive_path(image.path):
+        return read_archive_image(root, image.path)
     return decode(root / image.path, name=image.path, least_side=least_side)
 
 
 def hash_images(
-    root: Path, images: Sequence[LabelledImage], progress: Progress | None = None, *, where: str = ""
+    root: Path, images: Sequence[LabelledImage], progress: Progress | None = None, *, manifest_name: str = ""
 ) -> tuple[tuple[LabelledImage, ...], tuple[tuple[str, str], ...]]:
-    """State the SHA-256 of every image, in the order given.
+    """Compute the SHA-256 of images; a hash that an image already has is verified.
 
     Args:
-        root: what the paths are relative to.
-        images: those that already state one are checked against their bytes.
-        progress: called now and then.
-        where: name of the manifest that states the hashes, for the message.
+        root: Folder that the paths are relative to.
+        images: The images.
+        progress: Called after each chunk of images.
+        manifest_name: Name of the manifest with the existing hashes, for messages.
+
     Returns:
-        The images that can be opened, and (path, why) of the others.
+        The images that can be opened, with their hash and in the same order; and (path, reason) of the others.
+
     Raises:
-        ManifestError: an image is not the one that the manifest was made of.
+        ManifestError: An image differs from its hash in the manifest.
     """
     hashed: list[LabelledImage] = []
     unreadable: list[tuple[str, str]] = []
-    chunks = [images[start : start + _CHUNK] for start in range(0, len(images), _CHUNK)]
+    chunks = [images[start : start + _CHUNK_IMAGES] for start in range(0, len(images), _CHUNK_IMAGES)]
     with ThreadPoolExecutor(_THREADS) as pool:
-        for found in pool.map(lambda chunk: [_sha256(root, image.path) for image in chunk], chunks):
-            for sha256, why in found:
+        for results in pool.map(lambda chunk: [_sha256(root, image.path) for image in chunk], chunks):
+            for sha256, reason in results:
                 image = images[len(hashed) + len(unreadable)]
-                if why:
-                    unreadable.append((image.path, why))
+                if reason:
+                    unreadable.append((image.path, reason))
                     continue
                 if image.sha256 and image.sha256.lower() != sha256:
                     raise ManifestError(
-                        f"{image.path!r} is not the image that {where} lists: its SHA-256 is {sha256[:12]}..., not"
-                        f" {image.sha256[:12]}...",
-                        hint="Use the images that the manifest was made of, or write a new one: pneumoscope split",
+                        f"image {image.path!r} has changed since {manifest_name} was written: its SHA-256 is"
+                        f" {sha256[:12]}..., expected {image.sha256[:12]}...",
+                        hint="Restore the image, or write a new manifest: pneumoscope split",
                     )
                 hashed.append(
                     LabelledImage(image.path, image.label, image.etiology, image.patient, image.split, sha256)
@@ -77,19 +81,19 @@ def hash_images(
 
 
 def _sha256(root: Path, path: str) -> tuple[str, str]:
-    """The hash, or why there is none."""
-    if is_archived(path):
+    """Return the hash and "", or "" and the reason why there is none."""
+    if is_archive_path(path):
         try:
-            return pixels_sha256(read_archived(root, path).pixels), ""
+            return pixels_sha256(read_archive_image(root, path).pixels), ""
         except UnreadableImageError as error:
-            return "", error.why
+            return "", error.reason
     try:
-        if not stat.S_ISREG((root / path).stat().st_mode):  # reading a pipe or a device would never end
-            return "", "not a file"
+        if not stat.S_ISREG((root / path).stat().st_mode):  # reading a pipe or a device may never end
+            return "", "not a regular file"
         with (root / path).open("rb", buffering=0) as file:
             digest = hashlib.sha256()
             size = 0
-            while block := file.read(1 << 20):
+            while block := file.read(_BLOCK_BYTES):
                 digest.update(block)
                 size += len(block)
     except OSError as error:

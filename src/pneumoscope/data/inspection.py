@@ -1,4 +1,4 @@
-"""One look at every image for the audit: its file, a fingerprint and a thumbnail. Images are decoded once."""
+"""Inspect the images of a data set: file properties, perceptual hash and thumbnail. Each image is decoded once."""
 
 from __future__ import annotations
 
@@ -17,29 +17,30 @@ from PIL import Image
 from pneumoscope.core.errors import UnreadableImageError
 from pneumoscope.data.hashing import Progress, read_image
 from pneumoscope.data.manifest import LabelledImage
-from pneumoscope.data.medmnist import is_archived
+from pneumoscope.data.medmnist import is_archive_path
 from pneumoscope.imaging.decode import Radiograph, decode
 from pneumoscope.imaging.preprocess import Preprocessing, preprocess
 
-__all__ = ["FINGERPRINT_SIDE", "THUMBNAIL_SIDE", "InspectedImage", "inspect_images"]
+__all__ = ["HASH_BITS", "THUMBNAIL_SIDE", "InspectedImage", "inspect_images"]
 
-FINGERPRINT_SIDE = 16
+_HASH_SIDE = 16
+HASH_BITS = _HASH_SIDE**2
 THUMBNAIL_SIDE = 32
-_CHUNK = 32
+_CHUNK_IMAGES = 32
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
 class InspectedImage:
-    """What the audit keeps of an image.
+    """Properties of an image that duplicates and shortcuts are computed from.
 
     Attributes:
-        image: the row of the manifest.
-        bytes: size of its file; 0 inside an archive.
-        width, height: pixels.
-        format, mode: as `Radiograph` has them.
-        quantisation: sum over the JPEG quantisation tables, larger is coarser; 0 for other formats.
-        fingerprint: perceptual hash, `FINGERPRINT_SIDE` squared bits.
-        thumbnail: grey levels, shape (`THUMBNAIL_SIDE`, `THUMBNAIL_SIDE`).
+        image: The image in the manifest.
+        bytes: File size; 0 in an archive.
+        width, height: Size in pixels.
+        format, mode: See `Radiograph`.
+        quantization: Sum of the JPEG quantization tables, larger for lower quality; 0 for other formats.
+        perceptual_hash: Perceptual hash (DCT), shape (`HASH_BITS`,).
+        thumbnail: Gray levels, shape (`THUMBNAIL_SIDE`, `THUMBNAIL_SIDE`).
     """
 
     image: LabelledImage
@@ -48,52 +49,50 @@ class InspectedImage:
     height: int
     format: str
     mode: str
-    quantisation: int
-    fingerprint: npt.NDArray[np.bool_]
+    quantization: int
+    perceptual_hash: npt.NDArray[np.bool_]
     thumbnail: npt.NDArray[np.uint8]
 
 
 def inspect_images(
     root: Path, images: Sequence[LabelledImage], progress: Progress | None = None
 ) -> tuple[list[InspectedImage], list[tuple[str, str]]]:
-    """Decode every image once.
-
-    Returns:
-        What was found of the images that can be decoded, in order, and (path, why) of the others.
-    """
-    examined: list[InspectedImage] = []
+    """Return the properties of the images that can be decoded, in order, and (path, reason) of the others."""
+    inspected: list[InspectedImage] = []
     unreadable: list[tuple[str, str]] = []
 
-    def one(image: LabelledImage) -> InspectedImage | UnreadableImageError:
+    def inspect(image: LabelledImage) -> InspectedImage | UnreadableImageError:
         try:
-            return _examine(root, image)
+            return _inspect(root, image)
         except UnreadableImageError as error:
             return error
 
     with ThreadPoolExecutor(os.cpu_count() or 1) as pool:
-        for start in range(0, len(images), _CHUNK):
-            for found in pool.map(one, images[start : start + _CHUNK]):
-                if isinstance(found, UnreadableImageError):
-                    unreadable.append((found.path, found.why))
+        for start in range(0, len(images), _CHUNK_IMAGES):
+            for result in pool.map(inspect, images[start : start + _CHUNK_IMAGES]):
+                if isinstance(result, UnreadableImageError):
+                    unreadable.append((result.path, result.reason))
                 else:
-                    examined.append(found)
+                    inspected.append(result)
             if progress:
-                progress(min(start + _CHUNK, len(images)), len(images))
-    return examined, unreadable
+                progress(min(start + _CHUNK_IMAGES, len(images)), len(images))
+    return inspected, unreadable
 
 
-def _examine(root: Path, image: LabelledImage) -> InspectedImage:
-    if is_archived(image.path):
-        return _examined(image, read_image(root, image), 0, 0)
+def _inspect(root: Path, image: LabelledImage) -> InspectedImage:
+    if is_archive_path(image.path):
+        return _properties(image, read_image(root, image), size=0, quantization=0)
     try:
         data = (root / image.path).read_bytes()
     except OSError as error:
         raise UnreadableImageError(image.path, error.strerror or type(error).__name__) from error
     radiograph = decode(data, name=image.path)
-    return _examined(image, radiograph, len(data), _quantisation(data) if radiograph.format == "JPEG" else 0)
+    quantization = _quantization(data) if radiograph.format == "JPEG" else 0
+    return _properties(image, radiograph, size=len(data), quantization=quantization)
 
 
-def _examined(image: LabelledImage, radiograph: Radiograph, size: int, quantisation: int) -> InspectedImage:
+def _properties(image: LabelledImage, radiograph: Radiograph, *, size: int, quantization: int) -> InspectedImage:
+    perceptual_hash = imagehash.phash(Image.fromarray(radiograph.pixels), _HASH_SIDE).hash
     return InspectedImage(
         image,
         size,
@@ -101,14 +100,14 @@ def _examined(image: LabelledImage, radiograph: Radiograph, size: int, quantisat
         radiograph.height,
         radiograph.format,
         radiograph.mode,
-        quantisation,
-        np.asarray(imagehash.phash(Image.fromarray(radiograph.pixels), FINGERPRINT_SIDE).hash, dtype=np.bool_).ravel(),
+        quantization,
+        np.asarray(perceptual_hash, dtype=np.bool_).ravel(),
         preprocess(radiograph, Preprocessing(size=THUMBNAIL_SIDE)),
     )
 
 
-def _quantisation(data: bytes) -> int:
-    """Of a file that was decoded before; only its header is read again."""
+def _quantization(data: bytes) -> int:
+    """Return the sum of the quantization tables in the header of a valid JPEG file."""
     with Image.open(io.BytesIO(data), formats=["JPEG"]) as image:
         tables: dict[int, list[int]] = getattr(image, "quantization", {})
         return sum(sum(table) for table in tables.values())

@@ -1,13 +1,14 @@
-"""Whatever way the images lie on disk, out comes one manifest. What is in no known layout is refused and shown.
+"""Load the manifest of a labelled data set from any supported layout.
 
-Known layouts:
+Supported layouts:
 
-- split folders of class folders, `train/NORMAL/*.jpeg` (Kaggle, Mendeley versions 2 and 3; with or without `val`);
-- class folders alone, `NORMAL/*.png` and `PNEUMONIA/*.png`, with no splits yet;
-- a CSV with at least the columns path and label (our own manifests are such);
+- split folders with class folders, `train/NORMAL/*.jpeg` (Kaggle, Mendeley versions 2 and 3; `val` is optional);
+- class folders only, `NORMAL/*.png` and `PNEUMONIA/*.png`, without splits;
+- a CSV file with at least the columns path and label, such as a saved manifest;
 - a MedMNIST archive, `pneumoniamnist.npz`.
 
-Folders may stand inside other folders that hold nothing else, as archives unpack.
+Folders may be nested in other folders that contain nothing else, as archives often unpack. Any other layout is an error that
+shows the folder's content.
 """
 
 from __future__ import annotations
@@ -18,13 +19,13 @@ from collections.abc import Iterable, Iterator
 from pathlib import Path, PurePosixPath
 
 from pneumoscope.core.errors import LayoutError, ManifestError
-from pneumoscope.data.hashing import Progress, hash_images, read_image
+from pneumoscope.data.hashing import Progress, hash_images
 from pneumoscope.data.manifest import LabelledImage, Manifest
-from pneumoscope.data.medmnist import load_npz
-from pneumoscope.data.patients import identify
+from pneumoscope.data.medmnist import load_medmnist
+from pneumoscope.data.patients import parse_file_name
 from pneumoscope.imaging.decode import EXTENSIONS
 
-__all__ = ["load_manifest", "read_image"]
+__all__ = ["load_manifest"]
 
 SPLIT_FOLDERS = {
     "train": "train",
@@ -35,54 +36,55 @@ SPLIT_FOLDERS = {
     "test": "test",
     "testing": "test",
 }
-# Class folder -> (label, etiology where the folder alone tells it).
+# Class folder: label, and etiology if the folder implies one.
 CLASS_FOLDERS = {
     "normal": ("NORMAL", "normal"),
     "pneumonia": ("PNEUMONIA", ""),
     "bacteria": ("PNEUMONIA", "bacteria"),
     "virus": ("PNEUMONIA", "virus"),
 }
-_EXPECTED = (
-    "Expected train/, test/ (and val/) with NORMAL/ and PNEUMONIA/ inside, or NORMAL/ and PNEUMONIA/ alone, or a CSV"
+_HINT = (
+    "Expected train/, test/ (and val/) with NORMAL/ and PNEUMONIA/ inside, or NORMAL/ and PNEUMONIA/ only, or a CSV"
     " with the columns path and label, or a MedMNIST .npz"
 )
-_LITTER = {"__MACOSX", "Thumbs.db", "desktop.ini"}
+_IGNORED = {"__MACOSX", "Thumbs.db", "desktop.ini"}
 
 
 def load_manifest(data: Path, *, root: Path | None = None, progress: Progress | None = None) -> Manifest:
-    """List and hash the labelled images of a folder, CSV or archive.
+    """List and hash the labelled images of a folder, a CSV file or a MedMNIST archive.
 
-    Images come sorted by path (a CSV keeps its own order). Files that cannot be opened, that are no images or that are
-    links out of the folder are in `Manifest.unreadable`; what the caller should know is in `Manifest.notes`.
+    Images are sorted by path; a CSV file keeps its order. Files that cannot be opened, are not images, or are links to outside
+    the folder are in `Manifest.unreadable`; remarks for the user are in `Manifest.notes`.
 
     Args:
-        data: the folder, the CSV, or the `.npz`.
-        root: for a CSV, what its relative paths are relative to; its own folder where None.
-        progress: called with (images done, images in all).
+        data: The folder, the CSV file or the `.npz` file.
+        root: For a CSV file, the folder that its paths are relative to; the CSV's folder if None.
+        progress: Called with the number of processed images and of all images.
+
     Raises:
-        LayoutError: no such path, or no known layout; what was found is shown.
-        ManifestError: a CSV is malformed, leads out of its root, or states another SHA-256 than an image has.
+        LayoutError: The path does not exist, or its layout is not supported.
+        ManifestError: The CSV file is malformed, a path leaves the root, or an image differs from its SHA-256.
     """
     if data.is_dir():
         manifest = _load_folder(data, progress)
     elif not data.exists():
-        raise LayoutError(f"there is no {str(data)!r}", hint=_EXPECTED)
+        raise LayoutError(f"{str(data)!r} does not exist", hint=_HINT)
     elif data.suffix.lower() == ".csv":
         manifest = _load_csv(data, root or data.parent, progress)
     elif data.suffix.lower() == ".npz":
-        manifest = load_npz(data)
+        manifest = load_medmnist(data)
     else:
-        raise LayoutError(f"{str(data)!r} is neither a folder, nor a .csv, nor a .npz", hint=_EXPECTED)
+        raise LayoutError(f"{str(data)!r} is neither a folder, nor a .csv, nor a .npz", hint=_HINT)
     if not manifest.images:
-        raise LayoutError(f"no image could be read in {str(data)!r}{_why_none(manifest)}", hint=_EXPECTED)
+        raise LayoutError(f"no image can be read in {str(data)!r}{_first_unreadable(manifest)}", hint=_HINT)
     return dataclasses.replace(manifest, notes=(*manifest.notes, *_notes(manifest.images)))
 
 
-def _why_none(manifest: Manifest) -> str:
+def _first_unreadable(manifest: Manifest) -> str:
     if not manifest.unreadable:
         return ""
-    path, why = manifest.unreadable[0]
-    return f" ({len(manifest.unreadable)} were left out; the first: {path}: {why})"
+    path, reason = manifest.unreadable[0]
+    return f" ({len(manifest.unreadable)} files were skipped; the first: {path}: {reason})"
 
 
 def _notes(images: Iterable[LabelledImage]) -> Iterator[str]:
@@ -90,8 +92,8 @@ def _notes(images: Iterable[LabelledImage]) -> Iterator[str]:
     unknown = sum(not image.patient for image in images)
     if unknown:
         yield (
-            f"the patient of {unknown:,} of {len(images):,} images is unknown: their names do not tell it. Give a CSV"
-            " with a column patient where several images may show the same one"
+            f"the patient of {unknown:,} of {len(images):,} images is unknown, because the file names do not contain it. If"
+            " several images may show the same patient, use a CSV file with a column patient"
         )
 
 
@@ -101,119 +103,118 @@ def _notes(images: Iterable[LabelledImage]) -> Iterator[str]:
 def _load_folder(data: Path, progress: Progress | None) -> Manifest:
     root = _descend(data.resolve())
     listing = _Listing(root)
-    names = {folder.name: folder for folder in _visible_folders(root)}
-    splits = {name: SPLIT_FOLDERS[name.lower()] for name in names if name.lower() in SPLIT_FOLDERS}
+    folders = {folder.name: folder for folder in _visible_folders(root)}
+    splits = {name: SPLIT_FOLDERS[name.lower()] for name in folders if name.lower() in SPLIT_FOLDERS}
     if splits:
-        listing.note_others(root, known=splits)
+        listing.skip_others(root, known=splits)
         for name in sorted(splits):
-            listing.add_classes(names[name], splits[name])
+            listing.add_split(folders[name], splits[name])
     else:
-        listing.add_classes(root, "")
+        listing.add_split(root, "")
     images, unreadable = hash_images(root, sorted(listing.images, key=lambda image: image.path), progress)
     return Manifest(images, root, unreadable=tuple(sorted((*listing.unreadable, *unreadable))))
 
 
 def _visible_folders(folder: Path) -> list[Path]:
-    return sorted(path for path in folder.iterdir() if path.is_dir() and not _is_litter(path.name))
+    return sorted(path for path in folder.iterdir() if path.is_dir() and not _is_ignored(path.name))
 
 
 def _descend(folder: Path) -> Path:
-    """Through folders that hold one folder and nothing else that is known."""
+    """Return the first folder with split or class folders, descending through folders with a single subfolder."""
     top = folder
     while True:
-        below = _visible_folders(folder)
-        if any(path.name.lower() in SPLIT_FOLDERS | CLASS_FOLDERS for path in below):
+        subfolders = _visible_folders(folder)
+        if any(path.name.lower() in SPLIT_FOLDERS | CLASS_FOLDERS for path in subfolders):
             return folder
-        if len(below) != 1:
-            raise LayoutError(f"{str(top)!r} is in no layout that we know; found:\n{_tree(top)}\n", hint=_EXPECTED)
-        folder = below[0]
+        if len(subfolders) != 1:
+            raise LayoutError(f"{str(top)!r} has an unsupported layout. It contains:\n{_tree(top)}\n", hint=_HINT)
+        folder = subfolders[0]
 
 
-def _tree(folder: Path, *, depth: int = 2, most: int = 6, indent: str = "  ") -> str:
-    """A few lines that show what is there."""
+def _tree(folder: Path, *, depth: int = 2, max_entries: int = 6, indent: str = "  ") -> str:
+    """Return a short listing of a folder for messages."""
     entries = sorted(folder.iterdir())
     lines = []
-    for path in entries[:most]:
+    for path in entries[:max_entries]:
         lines.append(f"{indent}{path.name}{'/' if path.is_dir() else ''}")
         if depth > 1 and path.is_dir() and not path.is_symlink():
-            lines.extend(filter(None, [_tree(path, depth=depth - 1, most=3, indent=indent + "  ")]))
-    if len(entries) > most:
-        lines.append(f"{indent}... and {len(entries) - most} more")
+            lines.extend(filter(None, [_tree(path, depth=depth - 1, max_entries=3, indent=indent + "  ")]))
+    if len(entries) > max_entries:
+        lines.append(f"{indent}... and {len(entries) - max_entries} more")
     return "\n".join(lines) or f"{indent}(empty)"
 
 
-def _is_litter(name: str) -> bool:
-    return name.startswith(".") or name in _LITTER
+def _is_ignored(name: str) -> bool:
+    return name.startswith(".") or name in _IGNORED
 
 
 class _Listing:
-    """The images below one root, and what was left out of them."""
+    """The images below a root, and the files that were skipped."""
 
     def __init__(self, root: Path) -> None:
         self.root = root
         self.images: list[LabelledImage] = []
         self.unreadable: list[tuple[str, str]] = []
 
-    def leave_out(self, path: Path, why: str) -> None:
-        self.unreadable.append((path.relative_to(self.root).as_posix(), why))
+    def skip(self, path: Path, reason: str) -> None:
+        self.unreadable.append((path.relative_to(self.root).as_posix(), reason))
 
-    def note_others(self, folder: Path, *, known: Iterable[str]) -> None:
-        """Folders and images beside the folders that are read: left out, and said so. A licence or a note is neither."""
+    def skip_others(self, folder: Path, *, known: Iterable[str]) -> None:
+        """Record folders and images beside the expected folders as skipped; other files, such as a license, are ignored."""
         for path in sorted(folder.iterdir()):
-            is_image = path.is_dir() or path.suffix.lower() in EXTENSIONS
-            if path.name not in known and is_image and not _is_litter(path.name):
-                self.leave_out(path, "beside the folders that are read")
+            is_relevant = path.is_dir() or path.suffix.lower() in EXTENSIONS
+            if path.name not in known and is_relevant and not _is_ignored(path.name):
+                self.skip(path, "outside the split and class folders")
 
-    def add_classes(self, folder: Path, split: str) -> None:
-        """The class folders of one split (or of the whole, where there are no splits)."""
-        if self._leads_out(folder):
+    def add_split(self, folder: Path, split: str) -> None:
+        """Add the class folders of one split, or of a data set without splits."""
+        if self._skip_outside_link(folder):
             return
-        found = _visible_folders(folder)
-        strange = [path.name for path in found if path.name.lower() not in CLASS_FOLDERS]
-        if strange or not found:
-            what = f"{strange[0]!r} is no class that we know" if strange else "it has no class folders"
-            where = folder.relative_to(self.root.parent).as_posix()
-            raise LayoutError(f"{where}/: {what}; found:\n{_tree(folder)}\n", hint=_EXPECTED)
-        self.note_others(folder, known=[path.name for path in found])
-        for path in found:
+        classes = _visible_folders(folder)
+        unknown = [path.name for path in classes if path.name.lower() not in CLASS_FOLDERS]
+        if unknown or not classes:
+            reason = f"{unknown[0]!r} is not a known class" if unknown else "there are no class folders"
+            name = folder.relative_to(self.root.parent).as_posix()
+            raise LayoutError(f"{name}/: {reason}. It contains:\n{_tree(folder)}\n", hint=_HINT)
+        self.skip_others(folder, known=[path.name for path in classes])
+        for path in classes:
             label, etiology = CLASS_FOLDERS[path.name.lower()]
             self._add_images(path, split, label, etiology)
 
-    def _leads_out(self, path: Path) -> bool:
+    def _skip_outside_link(self, path: Path) -> bool:
         if not path.is_symlink() or path.resolve().is_relative_to(self.root):
             return False
-        self.leave_out(path, "a link out of the folder; not followed")
+        self.skip(path, "a link to outside the folder")
         return True
 
     def _add_images(self, folder: Path, split: str, label: str, etiology: str) -> None:
-        if self._leads_out(folder):
+        if self._skip_outside_link(folder):
             return
         try:
-            with os.scandir(folder) as entries:
-                found = sorted(entries, key=lambda entry: entry.name)
+            with os.scandir(folder) as iterator:
+                entries = sorted(iterator, key=lambda entry: entry.name)
         except OSError as error:
-            self.leave_out(folder, error.strerror or type(error).__name__)
+            self.skip(folder, error.strerror or type(error).__name__)
             return
-        if not found:
-            self.leave_out(folder, "empty folder")
+        if not entries:
+            self.skip(folder, "empty folder")
         base = folder.relative_to(self.root).as_posix()
-        for entry in found:
-            extension = os.path.splitext(entry.name)[1]  # noqa: PTH122  (a Path each would cost a fifth of a second)
-            if _is_litter(entry.name):
-                self.leave_out(Path(entry), "hidden")
-            elif entry.is_symlink() and self._leads_out(Path(entry)):
+        for entry in entries:
+            extension = os.path.splitext(entry.name)[1]  # noqa: PTH122  (a Path per file takes 0.2 s more)
+            if _is_ignored(entry.name):
+                self.skip(Path(entry), "hidden")
+            elif entry.is_symlink() and self._skip_outside_link(Path(entry)):
                 pass
             elif entry.is_dir():
                 inner = CLASS_FOLDERS.get(entry.name.lower(), (label, ""))
                 self._add_images(Path(entry), split, label, inner[1] if inner[0] == label and inner[1] else etiology)
             elif not entry.is_file():
-                self.leave_out(Path(entry), "a broken link or not a file")
+                self.skip(Path(entry), "a broken link or not a file")
             elif extension.lower() not in EXTENSIONS:
-                self.leave_out(Path(entry), f"not an image by its name ({extension or 'no extension'})")
+                self.skip(Path(entry), f"not an image file ({extension or 'no extension'})")
             else:
-                self.images.append(
-                    identify_image(LabelledImage(f"{base}/{entry.name}", label, etiology, "", split, ""))
-                )
+                image = LabelledImage(f"{base}/{entry.name}", label, etiology, "", split, "")
+                self.images.append(_add_file_name_info(image))
 
 
 # --- CSV -------------------------------------------------------------------------------------------------------------
@@ -225,17 +226,17 @@ def _load_csv(file: Path, root: Path, progress: Progress | None) -> Manifest:
     except (OSError, UnicodeDecodeError) as error:
         raise ManifestError(f"cannot read {str(file)!r}: {error}") from error
     listed = Manifest.from_csv(text, root.resolve(), str(file))
-    _refuse_escapes(listed, file)
+    _check_paths(listed, file)
     images = listed.images
-    # Patients come from names only where the file says nothing of any: two kinds of key would hide a leak.
+    # Patients are parsed from file names only if the CSV has none: two kinds of identifiers would hide leaks.
     if not any(image.patient for image in images):
-        images = tuple(identify_image(image) for image in images)
-    images, unreadable = hash_images(listed.root, images, progress, where=str(file))
+        images = tuple(_add_file_name_info(image) for image in images)
+    images, unreadable = hash_images(listed.root, images, progress, manifest_name=str(file))
     return dataclasses.replace(listed, images=images, unreadable=unreadable)
 
 
-def _refuse_escapes(manifest: Manifest, file: Path) -> None:
-    """A relative path stays below the root, links included; an absolute path is the caller's own word."""
+def _check_paths(manifest: Manifest, file: Path) -> None:
+    """Raise if a relative path, with its links resolved, leaves the root; absolute paths are allowed."""
     inside: dict[Path, bool] = {}
     for image in manifest.images:
         relative = PurePosixPath(image.path)
@@ -245,19 +246,17 @@ def _refuse_escapes(manifest: Manifest, file: Path) -> None:
         folder = path.parent
         if folder not in inside:
             inside[folder] = folder.resolve().is_relative_to(manifest.root)
-        linked = path.is_symlink() and not path.resolve().is_relative_to(manifest.root)
-        if not inside[folder] or linked:
+        outside_link = path.is_symlink() and not path.resolve().is_relative_to(manifest.root)
+        if not inside[folder] or outside_link:
             raise ManifestError(
-                f"{str(file)!r}: {image.path!r} leads out of {str(manifest.root)!r}",
-                hint="Write an absolute path where an image lies elsewhere on purpose",
+                f"{str(file)!r}: {image.path!r} is outside {str(manifest.root)!r}",
+                hint="Use an absolute path if this is intended",
             )
 
 
-def identify_image(image: LabelledImage) -> LabelledImage:
-    """The image with the patient and etiology that its file name tells; its label stays what the data says."""
-    identity = identify(image.path.rpartition("/")[2])
-    fits = identity.etiology and (identity.etiology == "normal") == (image.label == "NORMAL")
-    etiology = image.etiology or (identity.etiology if fits else "")
-    return LabelledImage(
-        image.path, image.label, etiology, image.patient or identity.patient, image.split, image.sha256
-    )
+def _add_file_name_info(image: LabelledImage) -> LabelledImage:
+    """Return the image with patient and etiology from its file name; an etiology that contradicts the label is ignored."""
+    info = parse_file_name(image.path.rpartition("/")[2])
+    consistent = info.etiology and (info.etiology == "normal") == (image.label == "NORMAL")
+    etiology = image.etiology or (info.etiology if consistent else "")
+    return LabelledImage(image.path, image.label, etiology, image.patient or info.patient, image.split, image.sha256)

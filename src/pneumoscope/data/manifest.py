@@ -1,4 +1,4 @@
-"""The manifest: one row an image. Whatever the layout on disk, everything after `dataset` sees only this."""
+"""The manifest of a labelled data set: one row per image, independent of the layout on disk."""
 
 from __future__ import annotations
 
@@ -18,21 +18,22 @@ __all__ = ["COLUMNS", "ETIOLOGIES", "LABELS", "SPLITS", "LabelledImage", "Manife
 LABELS = ("NORMAL", "PNEUMONIA")
 ETIOLOGIES = ("normal", "bacteria", "virus", "")
 SPLITS = ("train", "validation", "test", "unused", "")
-_BY = "# split by "
 COLUMNS = ("path", "label", "etiology", "patient", "split", "sha256")
+_SPLIT_BY_COMMENT = "# split by "
+_SPLIT_ALIASES = {"val": "validation"}
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
 class LabelledImage:
-    """One labelled image.
+    """A labelled image.
 
     Attributes:
-        path: relative to the manifest's root, with forward slashes; for a MedMNIST archive "file.npz#train/17".
-        label: one of `LABELS`.
-        etiology: one of `ETIOLOGIES`; "" where the name does not tell.
-        patient: the patient key, unique over the manifest ("bacteria-100"); "" where unknown.
-        split: one of `SPLITS`; "unused" is set aside, "" not yet decided.
-        sha256: of the image's bytes, hexadecimal.
+        path: Path relative to the manifest's root, with forward slashes; "file.npz#train/17" in a MedMNIST archive.
+        label: One of `LABELS`.
+        etiology: One of `ETIOLOGIES`; "" if unknown.
+        patient: Patient identifier, unique in the manifest, such as "bacteria-100"; "" if unknown.
+        split: One of `SPLITS`: "unused" is set aside, "" is not assigned yet.
+        sha256: SHA-256 of the file, hexadecimal.
     """
 
     path: str
@@ -44,25 +45,25 @@ class LabelledImage:
 
     @property
     def positive(self) -> bool:
-        """True where pneumonia is present."""
+        """True if the label is PNEUMONIA."""
         return self.label == "PNEUMONIA"
 
 
 @dataclasses.dataclass(frozen=True)
 class Manifest:
-    """Labelled images below one folder.
+    """The labelled images of a data set.
 
     Attributes:
-        images: in a fixed order: as listed in the file, or sorted by path.
-        root: the folder that the paths are relative to.
-        by: how the splits were made: "patient", "block", "image", or "given" where they came with the data.
-        unreadable: (path, why) of the files that could not be opened while listing.
-        notes: what the caller should know of how the manifest came about, in sentences.
+        images: The images, in the order of the file or sorted by path.
+        root: Folder that the paths are relative to.
+        split_by: How the splits were made: "patient", "block", "image", or "given" if they came with the data.
+        unreadable: (path, reason) of files that could not be opened.
+        notes: Remarks for the user, as sentences.
     """
 
     images: tuple[LabelledImage, ...]
     root: Path
-    by: str = "given"
+    split_by: str = "given"
     unreadable: tuple[tuple[str, str], ...] = ()
     notes: tuple[str, ...] = ()
 
@@ -73,62 +74,64 @@ class Manifest:
         return iter(self.images)
 
     def split(self, name: str) -> tuple[LabelledImage, ...]:
-        """The images of one split, in manifest order."""
+        """Return the images of one split, in manifest order."""
         return tuple(image for image in self.images if image.split == name)
 
     def counts(self) -> dict[str, dict[str, int]]:
-        """Images by split and label: {split: {label: n}}."""
-        found = Counter((image.split, image.label) for image in self.images)
-        names = [name for name in SPLITS if any(split == name for split, _ in found)]
-        return {name: {label: found[name, label] for label in LABELS} for name in names}
+        """Return the number of images by split and label, {split: {label: n}}."""
+        counts = Counter((image.split, image.label) for image in self.images)
+        splits = [name for name in SPLITS if any(split == name for split, _ in counts)]
+        return {name: {label: counts[name, label] for label in LABELS} for name in splits}
 
     def sha256(self) -> str:
-        """Hash of everything that a run depends on: path, label, patient, split and content of every image."""
+        """Return a hash of all columns of all images; the root and `split_by` do not change it."""
         text = "\n".join("\t".join(dataclasses.astuple(image)) for image in self.images)
         return hashlib.sha256(text.encode()).hexdigest()
 
     def leaks(self) -> dict[str, list[str]]:
-        """Patients in more than one of train, validation and test: {patient: [split, ...]}."""
-        seen: dict[str, set[str]] = defaultdict(set)
+        """Return the patients that are in more than one of train, validation and test, {patient: [split, ...]}."""
+        splits: dict[str, set[str]] = defaultdict(set)
         for image in self.images:
             if image.patient and image.split in {"train", "validation", "test"}:
-                seen[image.patient].add(image.split)
-        return {patient: sorted(splits) for patient, splits in sorted(seen.items()) if len(splits) > 1}
+                splits[image.patient].add(image.split)
+        return {patient: sorted(names) for patient, names in sorted(splits.items()) if len(names) > 1}
 
-    def refuse_leaks(self, where: str) -> None:
-        """Raise where a patient is in two splits.
+    def check_patient_leaks(self, name: str) -> None:
+        """Raise if a patient is in more than one split.
 
         Args:
-            where: the manifest's name for the message.
+            name: Name of the manifest, for the message.
+
         Raises:
-            PatientLeakError: naming the first patient, its splits and how many there are.
+            PatientLeakError: With the first patient, its splits, and the number of such patients.
         """
         leaks = self.leaks()
         if leaks:
             patient, splits = next(iter(leaks.items()))
             raise PatientLeakError(
-                f"patient {patient!r} is in both {' and '.join(splits)} ({len(leaks)} patients in all,"
-                f" manifest {where})",
-                hint='Re-split: pneumoscope split DATA --by patient; or set data.by = "image" in the recipe to'
-                " reproduce a split by image knowingly",
+                f"patient {patient!r} is in both {' and '.join(splits)} ({len(leaks)} patients in total,"
+                f" manifest {name})",
+                hint='Re-split with: pneumoscope split DATA --by patient; or set data.by = "image" in the recipe to'
+                " accept a split by image",
             )
 
     def to_csv(self) -> str:
-        """The manifest as CSV text, with `by` in a comment line at the top."""
+        """Return the manifest as CSV text, with `split_by` in a comment on the first line."""
         out = io.StringIO()
-        out.write(f"{_BY}{self.by}\n")
+        out.write(f"{_SPLIT_BY_COMMENT}{self.split_by}\n")
         writer = csv.writer(out, lineterminator="\n")
         writer.writerow(COLUMNS)
         writer.writerows(dataclasses.astuple(image) for image in self.images)
         return out.getvalue()
 
     def save(self, file: Path) -> None:
-        """Write the manifest whole or not at all, so that `load_manifest` finds the images from where it stands.
+        """Write the manifest to a CSV file, atomically.
 
-        Paths are relative to the file's folder where the images lie below it, and absolute otherwise.
+        Paths are relative to the file's folder if the images are below it, else absolute, so that `load_manifest` finds
+        the images.
 
         Raises:
-            StorageError: it cannot be written; what was there before is kept.
+            StorageError: The file cannot be written; an existing file is unchanged.
         """
         folder, root = file.resolve().parent, self.root.resolve()
         prefix = root.relative_to(folder).as_posix() if root.is_relative_to(folder) else root.as_posix()
@@ -139,53 +142,54 @@ class Manifest:
         write_atomically(file, dataclasses.replace(self, images=tuple(images)).to_csv())
 
     @classmethod
-    def from_csv(cls, text: str, root: Path, where: str) -> Manifest:
-        """Read what `to_csv` wrote, or a table of someone else's with at least the columns path and label.
+    def from_csv(cls, text: str, root: Path, name: str) -> Manifest:
+        """Return the manifest of a CSV text with at least the columns path and label.
 
-        Labels may be written in any case, "val" stands for "validation"; other columns are ignored.
+        Labels may have any case; "val" is an alias of "validation"; other columns are ignored.
 
         Args:
-            text: the CSV.
-            root: the folder that the paths are relative to.
-            where: the file's name for messages.
+            text: The CSV text.
+            root: Folder that the paths are relative to.
+            name: Name of the file, for messages.
+
         Raises:
-            ManifestError: a column is missing, a value is unknown, a path is empty or listed twice; the row is named.
+            ManifestError: A column is missing, a value is unknown, or a path is empty or listed twice.
         """
-        by, body = "given", text
-        if text.startswith(_BY):
+        split_by, body = "given", text
+        if text.startswith(_SPLIT_BY_COMMENT):
             first, _, body = text.partition("\n")
-            by = first.removeprefix(_BY).strip()
+            split_by = first.removeprefix(_SPLIT_BY_COMMENT).strip()
         reader = csv.DictReader(io.StringIO(body), restval="")
         try:
             columns, rows = reader.fieldnames or [], list(reader)
         except csv.Error as error:
-            raise ManifestError(f"{where}, after line {reader.line_num}: {error}") from error
-        for name in ("path", "label"):
-            if name not in columns:
+            raise ManifestError(f"{name}, after line {reader.line_num}: {error}") from error
+        for column in ("path", "label"):
+            if column not in columns:
                 raise ManifestError(
-                    f"{where} has no column {name!r} (it has: {', '.join(columns) or 'none'})",
-                    hint="Columns are path and label, and may be etiology, patient, split and sha256",
+                    f"{name} has no column {column!r} (its columns: {', '.join(columns) or 'none'})",
+                    hint="Required columns: path, label. Optional columns: etiology, patient, split, sha256",
                 )
-        images = tuple(_image(row, f"{where}, row {number}") for number, row in enumerate(rows, start=1))
+        images = tuple(_parse_row(row, f"{name}, row {number}") for number, row in enumerate(rows, start=1))
         listed = Counter(image.path for image in images)
         for number, image in enumerate(images, start=1):
             if listed[image.path] > 1:
-                raise ManifestError(f"{where}, row {number}: {image.path!r} is listed {listed[image.path]} times")
-        return cls(images, root, by)
+                raise ManifestError(f"{name}, row {number}: {image.path!r} is listed {listed[image.path]} times")
+        return cls(images, root, split_by)
 
 
-def _image(row: Mapping[str, str], where: str) -> LabelledImage:
-    values = {name: row.get(name, "").strip() for name in COLUMNS}
+def _parse_row(row: Mapping[str, str], place: str) -> LabelledImage:
+    values = {column: row.get(column, "").strip() for column in COLUMNS}
     values["label"] = values["label"].upper()
-    values["split"] = {"val": "validation"}.get(values["split"], values["split"])
+    values["split"] = _SPLIT_ALIASES.get(values["split"], values["split"])
     for column, allowed in (("label", LABELS), ("etiology", ETIOLOGIES), ("split", SPLITS)):
         if values[column] not in allowed:
-            raise ManifestError(f"{where}: {column} is {row[column]!r}, not one of {', '.join(filter(None, allowed))}")
+            raise ManifestError(f"{place}: {column} is {row[column]!r}, not one of {', '.join(filter(None, allowed))}")
     if not values["path"] or "\0" in values["path"]:
-        raise ManifestError(f"{where}: {row['path']!r} is no path")
+        raise ManifestError(f"{place}: {row['path']!r} is not a valid path")
     return LabelledImage(**values)
 
 
 def images_sha256(hashes: Iterable[str] | Sequence[str]) -> str:
-    """One hash for a set of images: SHA-256 of their sorted hashes, one a line."""
+    """Return one hash for a set of images: the SHA-256 of their sorted hashes, one per line."""
     return hashlib.sha256("\n".join(sorted(hashes)).encode()).hexdigest()

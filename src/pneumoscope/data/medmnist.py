@@ -1,6 +1,6 @@
-"""MedMNIST archives: images that are rows of an array instead of files.
+"""MedMNIST archives (.npz), whose images are rows of an array instead of files.
 
-An image's path is "pneumoniamnist.npz#train/17": the archive, its split in MedMNIST's word, and the row.
+The path of an image is "pneumoniamnist.npz#train/17": the archive, MedMNIST's name of the split, and the row.
 """
 
 from __future__ import annotations
@@ -20,111 +20,113 @@ from pneumoscope.core.errors import LayoutError, UnreadableImageError
 from pneumoscope.data.manifest import LABELS, LabelledImage, Manifest
 from pneumoscope.imaging.decode import Radiograph
 
-__all__ = ["is_archived", "load_npz", "pixels_sha256", "read_archived"]
+__all__ = ["is_archive_path", "load_medmnist", "pixels_sha256", "read_archive_image"]
 
 _SPLITS = {"train": "train", "val": "validation", "test": "test"}
-_ETIOLOGY = {"NORMAL": "normal", "PNEUMONIA": ""}
+_ETIOLOGIES = {"NORMAL": "normal", "PNEUMONIA": ""}
 _PATH = re.compile(r"(?P<archive>.+\.npz)#(?P<split>train|val|test)/(?P<row>\d+)")
+_HINT = "Expected a MedMNIST archive such as pneumoniamnist.npz with train_images, train_labels, ..."
+_MAX_SHOWN = 8
+_CACHED_SPLITS = 3  # the splits of one archive
 
 
-def is_archived(path: str) -> bool:
-    """True for the path of an image inside an archive."""
+def is_archive_path(path: str) -> bool:
+    """Return whether a path names an image in an archive."""
     return _PATH.fullmatch(path) is not None
 
 
-def load_npz(file: Path) -> Manifest:
-    """The images of one MedMNIST archive; the SHA-256 is of an image's pixel bytes.
+def load_medmnist(file: Path) -> Manifest:
+    """Return the manifest of a MedMNIST archive; the SHA-256 of an image is that of its pixels.
 
     Raises:
-        LayoutError: not an archive of `{train,val,test}_{images,labels}` with grey images and labels 0 (normal) and 1
-            (pneumonia).
+        LayoutError: The file is not an archive of `{train,val,test}_{images,labels}` with grayscale images and labels 0
+            (normal) and 1 (pneumonia).
     """
-    with _opened(file) as archive:
-        names = {name for name in _SPLITS if f"{name}_images" in archive.files}
-        if not names:
-            found = ", ".join(archive.files[:8]) or "nothing"
-            raise LayoutError(f"{str(file)!r} has no train_images (it holds: {found})", hint=_EXPECTED)
-        images = tuple(image for name in _SPLITS if name in names for image in _images(file, archive, name))
+    with _open_archive(file) as archive:
+        splits = {split for split in _SPLITS if f"{split}_images" in archive.files}
+        if not splits:
+            names = ", ".join(archive.files[:_MAX_SHOWN]) or "nothing"
+            raise LayoutError(f"{str(file)!r} has no train_images (it contains: {names})", hint=_HINT)
+        images = tuple(image for split in _SPLITS if split in splits for image in _images(file, archive, split))
     return Manifest(images, file.resolve().parent)
 
 
-def read_archived(root: Path, path: str) -> Radiograph:
-    """One image of an archive.
+def read_archive_image(root: Path, path: str) -> Radiograph:
+    """Return one image of an archive.
+
+    Args:
+        root: Folder of the archive.
+        path: Path such as "pneumoniamnist.npz#train/17".
 
     Raises:
-        UnreadableImageError: no such archive or row.
+        UnreadableImageError: There is no such archive or row.
     """
     match = _PATH.fullmatch(path)
     if match is None:
-        raise UnreadableImageError(path, "not a path into a MedMNIST archive", hint="Such a path is FILE.npz#train/17")
+        raise UnreadableImageError(path, "not a path of a MedMNIST image", hint="Expected FILE.npz#train/17")
     file, row = root / match["archive"], int(match["row"])
     try:
         status = file.stat()
-        images = _grey_split(file, match["split"], status.st_mtime_ns, status.st_size)
+        images = _cached_images(file, match["split"], status.st_mtime_ns, status.st_size)
     except OSError as error:
         raise UnreadableImageError(path, error.strerror or type(error).__name__) from error
     except LayoutError as error:
         raise UnreadableImageError(path, error.message) from error
     if row >= len(images):
-        raise UnreadableImageError(path, f"the archive has {len(images)} images of that split")
+        raise UnreadableImageError(path, f"the archive has {len(images)} images in that split")
     return Radiograph(np.ascontiguousarray(images[row]), path, "NPZ", "L")
 
 
 def pixels_sha256(pixels: npt.NDArray[np.uint8]) -> str:
-    """SHA-256 of the pixel bytes, row by row."""
+    """Return the SHA-256 of the pixels, row by row."""
     return hashlib.sha256(np.ascontiguousarray(pixels).tobytes()).hexdigest()
 
 
-_EXPECTED = "Expected a MedMNIST archive such as pneumoniamnist.npz: train_images, train_labels and so on"
-
-
-def _opened(file: Path) -> Any:
+def _open_archive(file: Path) -> Any:
     try:
-        # Objects in an archive are pickles, and a pickle runs code.
-        archive = np.load(file, allow_pickle=False)
+        archive = np.load(file, allow_pickle=False)  # unpickling objects could run code
     except (OSError, ValueError, zipfile.BadZipFile) as error:
-        raise LayoutError(f"{str(file)!r} is not a NumPy archive ({error})", hint=_EXPECTED) from error
+        raise LayoutError(f"{str(file)!r} is not a NumPy archive ({error})", hint=_HINT) from error
     if not hasattr(archive, "files"):
-        raise LayoutError(f"{str(file)!r} is one array, not an archive", hint=_EXPECTED)
+        raise LayoutError(f"{str(file)!r} is one array, not an archive", hint=_HINT)
     return archive
 
 
-def _array(file: Path, archive: Any, key: str) -> npt.NDArray[Any]:
+def _read_array(file: Path, archive: Any, key: str) -> npt.NDArray[Any]:
     try:
         return np.asarray(archive[key])
     except (KeyError, ValueError, OSError, EOFError, zipfile.BadZipFile) as error:
-        raise LayoutError(f"{str(file)!r}: {key} cannot be read ({error})", hint=_EXPECTED) from error
+        raise LayoutError(f"{str(file)!r}: cannot read {key} ({error})", hint=_HINT) from error
 
 
-def _grey_images(file: Path, archive: Any, split: str) -> npt.NDArray[np.uint8]:
-    images = _array(file, archive, f"{split}_images")
+def _read_images(file: Path, archive: Any, split: str) -> npt.NDArray[np.uint8]:
+    images = _read_array(file, archive, f"{split}_images")
     if images.ndim != 3 or images.dtype != np.uint8:
         raise LayoutError(
-            f"{str(file)!r}: {split}_images has shape {images.shape} and type {images.dtype}, not (images, height,"
+            f"{str(file)!r}: {split}_images has shape {images.shape} and type {images.dtype}, expected (images, height,"
             " width) of uint8",
-            hint=_EXPECTED,
+            hint=_HINT,
         )
     return images
 
 
-# Every row of an archive is compressed with its neighbours, so an opened split is kept; three is one archive's worth.
-@functools.lru_cache(maxsize=3)
-def _grey_split(file: Path, split: str, _changed: int, _size: int) -> npt.NDArray[np.uint8]:
-    with _opened(file) as archive:
-        return _grey_images(file, archive, split)
+# A split is compressed as a whole, so the last ones are kept in memory. Time and size in the key detect changes.
+@functools.lru_cache(maxsize=_CACHED_SPLITS)
+def _cached_images(file: Path, split: str, _modified_ns: int, _size: int) -> npt.NDArray[np.uint8]:
+    with _open_archive(file) as archive:
+        return _read_images(file, archive, split)
 
 
 def _images(file: Path, archive: Any, split: str) -> Iterator[LabelledImage]:
-    images = _grey_images(file, archive, split)
-    labels = _array(file, archive, f"{split}_labels").reshape(-1)
+    images = _read_images(file, archive, split)
+    labels = _read_array(file, archive, f"{split}_labels").reshape(-1)
     if len(labels) != len(images) or not np.isin(labels, (0, 1)).all():
         raise LayoutError(
             f"{str(file)!r}: {split}_labels has {len(labels)} values from {sorted(set(labels.tolist()))[:5]} for"
-            f" {len(images)} images, not one 0 (normal) or 1 (pneumonia) an image",
-            hint=_EXPECTED,
+            f" {len(images)} images, expected one 0 (normal) or 1 (pneumonia) per image",
+            hint=_HINT,
         )
-    for row, (pixels, label) in enumerate(zip(images, labels, strict=True)):
-        name = LABELS[int(label)]
-        yield LabelledImage(
-            f"{file.name}#{split}/{row}", name, _ETIOLOGY[name], "", _SPLITS[split], pixels_sha256(pixels)
-        )
+    for row, (pixels, value) in enumerate(zip(images, labels, strict=True)):
+        label = LABELS[int(value)]
+        path = f"{file.name}#{split}/{row}"
+        yield LabelledImage(path, label, _ETIOLOGIES[label], "", _SPLITS[split], pixels_sha256(pixels))

@@ -1,8 +1,8 @@
-"""Who is on an image, read from its name. Wrong keys here make leaks there, so the rule stands alone.
+"""Parse patient identifiers from file names of the public pediatric data set.
 
-Each series of the public set counts for itself: `person100_bacteria` and `person100_virus` are two patients, and so are
-`IM-0115` and `NORMAL2-IM-0115`. The key is therefore (series, number); a key of the number alone finds 264 patients in
-both train and test that are not there.
+Each series has its own numbering: `person100_bacteria` and `person100_virus` are two patients, and so are `IM-0115` and
+`NORMAL2-IM-0115`. The patient identifier is therefore (series, number). With the number alone, 264 patients would seem to be
+in both train and test, which they are not.
 """
 
 from __future__ import annotations
@@ -10,55 +10,52 @@ from __future__ import annotations
 import dataclasses
 import re
 
-__all__ = ["Identity", "identify", "series_and_number"]
+__all__ = ["FileNameInfo", "parse_file_name", "parse_patient"]
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
-class Identity:
-    """What a file name tells.
+class FileNameInfo:
+    """Patient and etiology in a file name.
 
     Attributes:
-        patient: the key "<series>-<number>"; "" where the name does not tell.
-        etiology: "normal", "bacteria", "virus", or "" where the name does not tell.
+        patient: Patient identifier "<series>-<number>"; "" if the name has none.
+        etiology: "normal", "bacteria", "virus", or "" if the name has none.
     """
 
     patient: str
     etiology: str
 
 
-_UNKNOWN = Identity("", "")
+_UNKNOWN = FileNameInfo("", "")
 # Version 2, which Kaggle redistributes: person100_bacteria_475.jpeg, person1_virus_6_2.jpeg.
-_PERSON = re.compile(r"person(?P<number>\d+)_(?P<etiology>bacteria|virus)_\d+(_\d+)?")
+_VERSION_2_PNEUMONIA = re.compile(r"person(?P<number>\d+)_(?P<etiology>bacteria|virus)_\d+(_\d+)?")
 # Version 2, normal: IM-0115-0001.jpeg, NORMAL2-IM-0115-0001-0002.jpeg.
-_STUDY = re.compile(r"(?P<series>(NORMAL2-)?IM)-(?P<number>\d+)-\d+(-\d+)?")
-# Version 3: BACTERIA-1008087-0001.jpeg. Its keys keep the capitals: its numbers are not those of version 2.
+_VERSION_2_NORMAL = re.compile(r"(?P<series>(NORMAL2-)?IM)-(?P<number>\d+)-\d+(-\d+)?")
+# Version 3: BACTERIA-1008087-0001.jpeg. The identifiers keep the capitals, because the numbers differ from version 2.
 _VERSION_3 = re.compile(r"(?P<series>BACTERIA|VIRUS|NORMAL)-(?P<number>\d+)-\d+")
-_NUMBERED = re.compile(r"(?P<series>.*?)-?(?P<number>\d+)")
+_PATIENT = re.compile(r"(?P<series>.*?)-?(?P<number>\d+)")
 
 
-def identify(name: str) -> Identity:
-    """Patient and etiology from a file name.
+def parse_file_name(name: str) -> FileNameInfo:
+    """Return patient and etiology from a file name; both are empty if the name has an unknown pattern.
 
     Args:
-        name: without folders; the extension does not matter.
-    Returns:
-        What the name tells; an unknown name gives an empty patient and etiology, never a guess.
+        name: File name without folders; the extension is ignored.
     """
     stem = name.partition(".")[0]
-    if match := _PERSON.fullmatch(stem):
-        return Identity(f"{match['etiology']}-{match['number']}", match["etiology"])
-    if match := _STUDY.fullmatch(stem):
-        return Identity(f"{match['series']}-{match['number']}", "normal")
+    if match := _VERSION_2_PNEUMONIA.fullmatch(stem):
+        return FileNameInfo(f"{match['etiology']}-{match['number']}", match["etiology"])
+    if match := _VERSION_2_NORMAL.fullmatch(stem):
+        return FileNameInfo(f"{match['series']}-{match['number']}", "normal")
     if match := _VERSION_3.fullmatch(stem):
-        return Identity(f"{match['series']}-{match['number']}", match["series"].lower())
+        return FileNameInfo(f"{match['series']}-{match['number']}", match["series"].lower())
     return _UNKNOWN
 
 
-def series_and_number(patient: str) -> tuple[str, int] | None:
-    """A key taken apart: "NORMAL2-IM-0381" is ("NORMAL2-IM", 381).
+def parse_patient(patient: str) -> tuple[str, int] | None:
+    """Return series and number of a patient identifier: "NORMAL2-IM-0381" is ("NORMAL2-IM", 381).
 
-    Returns:
-        Series and number; None where the key does not end in a number and so has no neighbours.
+    None if the identifier does not end in a number.
     """
-    match = _NUMBERED.fullmatch(patient)
+    match = _PATIENT.fullmatch(patient)
     return (match["series"], int(match["number"])) if match else None

@@ -1,14 +1,14 @@
-"""Who trains, who validates, who tests. The same images and seed give the same split on every machine and library.
+"""Split a data set into train, validation and test. The result depends only on the images, the method and the seed.
 
-No random number generator is used: whatever is divided is put in the order of SHA-256 of (seed, key), which no library
-can change. Keys are patients, or file names without folders where those are unique: images moved or resized are split
-the same way.
+No random number generator is used: units are ordered by the SHA-256 of (seed, key), so that a library update cannot change a
+split. The key of a unit is its patient, or the file name without folders if that is unique, so that moved or resized images
+are split in the same way.
 
-A given test split is kept as it is. The other images are pooled and divided anew, with two exceptions, set "unused":
+A given test split is kept. The other images are pooled and divided, except for two groups, which get the split "unused":
 
-- given validation images that are fewer than 1% of the pool (the public set has 16): they are too few to choose anything
+- given validation images that are fewer than 1% of the pool (the public data set has 16): they are too few to choose anything
   on, and training on them would make runs incomparable with the report, which set them aside;
-- images of a patient who is also in the given test split, unless the split is by image.
+- images of patients who are also in the given test split, unless the split is by image.
 """
 
 from __future__ import annotations
@@ -18,149 +18,201 @@ import hashlib
 from collections import Counter, defaultdict
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import PurePosixPath
-from typing import Literal
+from typing import Literal, get_args
 
 from pneumoscope.core.errors import DatasetError, UsageError
 from pneumoscope.data.manifest import LABELS, LabelledImage, Manifest
-from pneumoscope.data.patients import series_and_number
+from pneumoscope.data.patients import parse_patient
 
-__all__ = ["By", "split"]
+__all__ = ["METHODS", "SplitMethod", "expected_leak_rate", "split_manifest"]
 
-By = Literal["patient", "block", "image"]
-_METHODS = ("patient", "block", "image")
-_TINY = 0.01
-_TEST = 0.15
+SplitMethod = Literal["patient", "block", "image"]
+METHODS: tuple[SplitMethod, ...] = get_args(SplitMethod)
+_MIN_GIVEN_VALIDATION = 0.01  # of the pool
+_DEFAULT_TEST = 0.15
+_DEFAULT_VALIDATION = 0.15
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
 class _Unit:
-    """What is never divided: the images of one patient, or one image.
+    """Images that stay in one split: those of a patient, or a single image.
 
     Attributes:
-        key: of the patient, or the image's name.
-        stratum: what shares are kept in: the label, or the series of a block.
-        images: their paths.
+        key: Patient, or name of the image.
+        stratum: Label, or series of a block split; fractions are kept in each stratum.
+        paths: Paths of the images.
     """
 
     key: str
     stratum: str
-    images: tuple[str, ...]
+    paths: tuple[str, ...]
 
 
-def split(
-    manifest: Manifest, *, by: str = "patient", validation: float = 0.15, test: float | None = None, seed: int = 0
+def split_manifest(
+    manifest: Manifest,
+    *,
+    by: str = "patient",
+    validation: float = _DEFAULT_VALIDATION,
+    test: float | None = None,
+    seed: int = 0,
 ) -> Manifest:
-    """Divide images into train, validation and test.
+    """Return the manifest with every image assigned to train, validation, test or unused.
 
     - "patient": whole patients, stratified by label. A patient with images of both labels counts as PNEUMONIA.
-    - "block": one contiguous block of patient numbers in each series, from a seeded start and without wrapping around:
-      the validation images then differ from the train images somewhat as the official test images do.
-    - "image": images, stratified by label, whoever is on them. As the report did; leaks patients into validation.
+    - "block": one contiguous block of patient numbers per series, starting at a seeded position without wrapping around.
+      Validation images then differ from training images somewhat, as the official test images do.
+    - "image": single images, stratified by label, regardless of patients. Like the report; leaks patients into validation.
 
     Args:
-        manifest: with or without splits.
+        manifest: A manifest with or without splits.
         by: "patient", "block" or "image".
-        validation: share of the pooled images (without test images) that validate, between 0 and 1; whole patients come
-            as near as they can.
-        test: share of all images that test, where the data has no test split; 0.15 where None.
-        seed: of the order.
+        validation: Fraction of the pooled images (all but test) for validation, between 0 and 1; approximate for whole
+            patients.
+        test: Fraction of all images for testing, if the data has no test split; 0.15 if None.
+        seed: Seed of the order.
+
     Returns:
-        The same images in the same order, each with its split; `notes` say what was set aside.
+        The same images in the same order; `notes` describes those that were set aside.
+
     Raises:
-        UsageError: an unknown `by`, a share outside (0, 1), or `test` for data that has a test split.
-        DatasetError: a split would be empty or of one label; or a block is asked of patients without numbers.
+        UsageError: `by` is unknown, a fraction is not between 0 and 1, or `test` is given for data with a test split.
+        DatasetError: A split would be empty or have one label only; or "block" is used for patients without numbers.
     """
-    if by not in _METHODS:
-        raise UsageError(f"a split is by {', '.join(_METHODS)}, not by {by!r}")
+    if by not in METHODS:
+        raise UsageError(f"unknown split method {by!r}", hint=f"Choose one of: {', '.join(METHODS)}")
     has_test = any(image.split == "test" for image in manifest.images)
     if has_test and test is not None:
         raise UsageError(
-            f"the data has a test split of its own ({len(manifest.split('test'))} images); test={test} cannot be drawn",
-            hint="Leave --test out",
+            f"cannot draw a test split of {test}: the data already has one ({len(manifest.split('test'))} images)",
+            hint="Omit --test",
         )
-    for name, share in (("validation", validation), ("test", _TEST if test is None else test)):
-        if not 0 < share < 1:
-            raise UsageError(f"{name} is a share between 0 and 1, not {share}")
+    test_fraction = _DEFAULT_TEST if test is None else test
+    for name, fraction in (("validation", validation), ("test", test_fraction)):
+        if not 0 < fraction < 1:
+            raise UsageError(f"{name} is {fraction}; it must be a fraction between 0 and 1")
 
     pool, notes = _pool(manifest, by)
     units = _units(pool, by)
-    chosen: dict[str, str] = {}
+    assigned: dict[str, str] = {}
     if not has_test:
-        chosen |= dict.fromkeys(_draw(units, _TEST if test is None else test, by, f"{seed}\ntest"), "test")
-        units = [unit for unit in units if unit.images[0] not in chosen]
-    chosen |= dict.fromkeys(_draw(units, validation, by, f"{seed}\nvalidation"), "validation")
+        assigned |= dict.fromkeys(_draw(units, test_fraction, by, f"{seed}\ntest"), "test")
+        units = [unit for unit in units if unit.paths[0] not in assigned]
+    assigned |= dict.fromkeys(_draw(units, validation, by, f"{seed}\nvalidation"), "validation")
     pooled = {image.path for image in pool}
-    images = tuple(
-        dataclasses.replace(image, split=chosen.get(image.path, "train") if image.path in pooled else _kept(image))
-        for image in manifest.images
-    )
-    result = dataclasses.replace(manifest, images=images, by=by, notes=(*manifest.notes, *notes))
-    _refuse_useless(result)
+
+    def new_split(image: LabelledImage) -> str:
+        if image.path in pooled:
+            return assigned.get(image.path, "train")
+        return "test" if image.split == "test" else "unused"
+
+    images = tuple(dataclasses.replace(image, split=new_split(image)) for image in manifest.images)
+    result = dataclasses.replace(manifest, images=images, split_by=by, notes=(*manifest.notes, *notes))
+    _check_labels(result)
     return result
 
 
-def _kept(image: LabelledImage) -> str:
-    return "test" if image.split == "test" else "unused"
+def expected_leak_rate(manifest: Manifest) -> tuple[float | None, str]:
+    """Return the expected fraction of validation images whose patient is also in train, for a split by image.
+
+    Images are drawn without replacement in each label. If an image of a patient with m of the n images of that label is drawn
+    into validation, the patient's other images all miss the t training images with probability
+    C(n - 1 - t, m - 1) / C(n - 1, m - 1). Labels are drawn independently.
+
+    Returns:
+        The fraction for 15% validation images, 0 to 1, and ""; or None and the reason.
+    """
+    if not any(image.patient for image in manifest.images):
+        return None, "no patient is known"
+    try:
+        divided = split_manifest(manifest, by="image")
+    except DatasetError as error:
+        return None, error.message
+    given_test = any(image.split == "test" for image in manifest.images)
+    pooled = {"train", "validation"} if given_test else {"train", "validation", "test"}
+    pool = [image for image in divided if image.split in pooled]
+    size = Counter(image.label for image in pool)
+    train = Counter(image.label for image in pool if image.split == "train")
+    validation = Counter(image.label for image in pool if image.split == "validation")
+    images_of_patient: dict[str, Counter[str]] = defaultdict(Counter)
+    for image in pool:
+        images_of_patient[image.patient or image.path][image.label] += 1
+    expected = 0.0
+    for counts in images_of_patient.values():
+        for label, images in counts.items():
+            no_leak = 1.0
+            for other, siblings in counts.items():
+                itself = int(other == label)  # the validation image is not among the training images
+                no_leak *= _probability_of_none(size[other] - itself, train[other], siblings - itself)
+            expected += images * validation[label] / size[label] * (1 - no_leak)
+    return expected / validation.total(), ""
+
+
+def _probability_of_none(n: int, drawn: int, marked: int) -> float:
+    """Return the probability that `drawn` of n items, without replacement, include none of the `marked` ones."""
+    probability = 1.0
+    for i in range(marked):
+        probability *= (n - drawn - i) / (n - i)
+    return max(0.0, probability)
 
 
 def _pool(manifest: Manifest, by: str) -> tuple[list[LabelledImage], list[str]]:
-    """The images to divide, and what the caller should know of the others."""
+    """Return the images to divide, and notes on those that are set aside."""
     notes = []
     pool = [image for image in manifest.images if image.split in {"train", "validation", ""}]
     given = sum(image.split == "validation" for image in pool)
-    if 0 < given < _TINY * len(pool):
+    if 0 < given < _MIN_GIVEN_VALIDATION * len(pool):
         pool = [image for image in pool if image.split != "validation"]
         notes.append(f"the {given} given validation images are set aside: too few to choose anything on")
     if by != "image":
-        tested = {image.patient for image in manifest.images if image.split == "test" and image.patient}
-        leaked = [image for image in pool if image.patient in tested]
+        test_patients = {image.patient for image in manifest.images if image.split == "test" and image.patient}
+        leaked = [image for image in pool if image.patient in test_patients]
         if leaked:
-            pool = [image for image in pool if image.patient not in tested]
+            pool = [image for image in pool if image.patient not in test_patients]
             patients = len({image.patient for image in leaked})
             notes.append(f"{len(leaked)} images of {patients} patients who are also in the test split are set aside")
         unknown = sum(not image.patient for image in pool)
         if unknown and by == "patient":
-            notes.append(f"{unknown:,} images of unknown patients were divided as if each were a patient of its own")
+            notes.append(f"{unknown:,} images of unknown patients are split as if each were a patient")
     return pool, notes
 
 
 def _units(pool: Sequence[LabelledImage], by: str) -> list[_Unit]:
     listed = Counter(_name(image.path) for image in pool)
-    alone = {image.path: _name(image.path) if listed[_name(image.path)] == 1 else image.path for image in pool}
+    keys = {image.path: _name(image.path) if listed[_name(image.path)] == 1 else image.path for image in pool}
     if by == "image":
-        return [_Unit(alone[image.path], image.label, (image.path,)) for image in pool]
-    together: dict[tuple[str, str], list[LabelledImage]] = defaultdict(list)
+        return [_Unit(keys[image.path], image.label, (image.path,)) for image in pool]
+    groups: dict[tuple[str, str], list[LabelledImage]] = defaultdict(list)
     for image in pool:
-        together[image.patient, "" if image.patient else alone[image.path]].append(image)
+        groups[image.patient, "" if image.patient else keys[image.path]].append(image)
     return [
         _Unit(patient or name, _stratum(images, by), tuple(image.path for image in images))
-        for (patient, name), images in together.items()
+        for (patient, name), images in groups.items()
     ]
 
 
 def _stratum(images: Sequence[LabelledImage], by: str) -> str:
     if by == "patient":
         return LABELS[any(image.positive for image in images)]
-    found = series_and_number(images[0].patient)
-    if found is None:
+    parsed = parse_patient(images[0].patient)
+    if parsed is None:
         raise DatasetError(
-            f"a block needs patients with numbers; {images[0].path!r} has the patient {images[0].patient!r}",
+            f"a block split needs patients with numbers; {images[0].path!r} has the patient {images[0].patient!r}",
             hint="Split by patient instead",
         )
-    return found[0]
+    return parsed[0]
 
 
 def _name(path: str) -> str:
-    """The name without folders; within an archive its split and row."""
+    """Return the file name without folders; in an archive, the split and row."""
     return path.partition("#")[2] or PurePosixPath(path).name
 
 
-def _draw(units: Sequence[_Unit], share: float, by: str, salt: str) -> list[str]:
-    """Paths of a share of the images, drawn stratum by stratum."""
+def _draw(units: Sequence[_Unit], fraction: float, by: str, salt: str) -> list[str]:
+    """Return the paths of a fraction of the images, drawn in each stratum."""
     strata: dict[str, list[_Unit]] = defaultdict(list)
     for unit in units:
         strata[unit.stratum].append(unit)
-    targets = _targets({name: sum(len(unit.images) for unit in strata[name]) for name in sorted(strata)}, share)
+    targets = _targets({name: sum(len(unit.paths) for unit in strata[name]) for name in sorted(strata)}, fraction)
     paths: list[str] = []
     for name, target in targets.items():
         block = by == "block"
@@ -169,11 +221,11 @@ def _draw(units: Sequence[_Unit], share: float, by: str, salt: str) -> list[str]
     return paths
 
 
-def _targets(sizes: Mapping[str, int], share: float) -> dict[str, int]:
-    """Images to draw in each stratum: the total is the nearest whole number, the largest remainders are rounded up."""
-    total = int(sum(sizes.values()) * share + 0.5)
-    targets = {name: int(size * share) for name, size in sizes.items()}
-    by_remainder = sorted(sizes, key=lambda name: (targets[name] - sizes[name] * share, name))
+def _targets(sizes: Mapping[str, int], fraction: float) -> dict[str, int]:
+    """Return the number of images to draw in each stratum, by the largest remainder method."""
+    total = int(sum(sizes.values()) * fraction + 0.5)
+    targets = {name: int(size * fraction) for name, size in sizes.items()}
+    by_remainder = sorted(sizes, key=lambda name: (targets[name] - sizes[name] * fraction, name))
     for name in by_remainder[: max(0, total - sum(targets.values()))]:
         targets[name] += 1
     return targets
@@ -184,40 +236,38 @@ def _digest(*parts: str) -> bytes:
 
 
 def _hash_order(units: Iterable[_Unit], salt: str) -> list[_Unit]:
-    return sorted(units, key=lambda unit: (_digest(salt, unit.key), unit.images))
+    return sorted(units, key=lambda unit: (_digest(salt, unit.key), unit.paths))
 
 
 def _block_order(units: Iterable[_Unit], target: int, salt: str) -> list[_Unit]:
-    """By patient number, from a seeded start after which enough images are left."""
-    ordered = sorted(units, key=lambda unit: (series_and_number(unit.key) or ("", 0), unit.key))
-    left = 0
+    """Return the units by patient number, from a seeded start that leaves enough images."""
+    ordered = sorted(units, key=lambda unit: (parse_patient(unit.key) or ("", 0), unit.key))
+    remaining = 0
     last = len(ordered)
-    while left < target:
+    while remaining < target:
         last -= 1
-        left += len(ordered[last].images)
+        remaining += len(ordered[last].paths)
     start = int.from_bytes(_digest(salt)[:8], "big") % (last + 1) if ordered else 0
     return ordered[start:]
 
 
 def _take(units: Iterable[_Unit], target: int, *, contiguous: bool) -> list[str]:
-    """Whole units in order, as near to the target as they come; a block ends at the first that does not fit."""
+    """Return whole units in order, as close to the target as possible; a block ends at the first that does not fit."""
     paths: list[str] = []
     for unit in units:
-        if abs(len(paths) + len(unit.images) - target) < abs(len(paths) - target):
-            paths.extend(unit.images)
+        if abs(len(paths) + len(unit.paths) - target) < abs(len(paths) - target):
+            paths.extend(unit.paths)
         elif contiguous:
             break
     return paths
 
 
-def _refuse_useless(manifest: Manifest) -> None:
+def _check_labels(manifest: Manifest) -> None:
     for name in ("train", "validation", "test"):
-        found = Counter(image.label for image in manifest.split(name))
-        missing = [label for label in LABELS if not found[label]]
-        if missing:
-            counts = ", ".join(f"{found[label]} {label}" for label in LABELS)
-            task = "learned" if name == "train" else "measured"
+        counts = Counter(image.label for image in manifest.split(name))
+        if not all(counts[label] for label in LABELS):
+            found = ", ".join(f"{counts[label]} {label}" for label in LABELS)
             raise DatasetError(
-                f"the {name} split would hold {counts}: nothing can be {task} there",
-                hint="Bring more images of that label, or change the shares, the seed or --by",
+                f"the {name} split would have {found} images; it needs both labels",
+                hint="Add images of that label, or change the fractions, the seed or --by",
             )

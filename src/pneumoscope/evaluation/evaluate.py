@@ -22,7 +22,7 @@ from pneumoscope.core.errors import UnknownNameError, UnreadableImageError
 from pneumoscope.core.files import write_atomically
 from pneumoscope.core.prediction import Rejection
 from pneumoscope.core.results import Evaluation, Interval, RejectionSummary, ScoredImage, to_json
-from pneumoscope.data.layouts import read_image
+from pneumoscope.data.hashing import read_image
 from pneumoscope.data.manifest import LABELS, LabelledImage, images_sha256
 from pneumoscope.evaluation.ledger import default_ledger, record_evaluation
 from pneumoscope.evaluation.metrics import etiology_aurocs, evaluate_operating_point, ranking_metrics
@@ -146,7 +146,7 @@ def _decoded(
             try:
                 yield future.result()
             except UnreadableImageError as error:
-                unreadable.append((image.path, error.why))
+                unreadable.append((image.path, error.reason))
             for following in islice(rest, 1):
                 waiting.append((following, pool.submit(read, following)))
 

@@ -47,7 +47,7 @@ def record_evaluation(ledger: Path, entry: Mapping[str, Any]) -> int:
         ledger.parent.mkdir(parents=True, exist_ok=True)
     except OSError as error:
         raise _unwritable(ledger, error) from error
-    with locked(ledger.parent / f".{ledger.name}.lock", held, wait=_LOCK_TIMEOUT):
+    with locked(ledger.parent / f".{ledger.name}.lock", held, timeout=_LOCK_TIMEOUT):
         return _add(ledger, entry)
 
 

@@ -86,7 +86,7 @@ def reject_by_network(
     Args:
         card: Card of the bundle; its limits were set on validation images.
         input_classes: Probabilities of `INPUT_CLASSES`; None if the bundle has no input classifier.
-        ood_distance: Distance from the training images, see `models.ood`; None if the bundle has no OOD detector.
+        ood_distance: Distance from the training images, see `models.input_checks`; None if the bundle has no OOD detector.
     """
     limits = card.rejection_limits
     if limits is None:

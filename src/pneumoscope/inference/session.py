@@ -12,7 +12,7 @@ import numpy as np
 import numpy.typing as npt
 
 from pneumoscope.bundle.card import INPUT_CLASSES, Card, read_bundle
-from pneumoscope.bundle.self_test import SELF_TEST_TOLERANCE, self_test_image
+from pneumoscope.bundle.network_checks import SELF_TEST_TOLERANCE, self_test_image
 from pneumoscope.core.errors import BundleError, UsageError
 from pneumoscope.core.prediction import Rejection
 from pneumoscope.imaging.input_checks import check_image

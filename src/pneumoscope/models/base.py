@@ -1,12 +1,12 @@
-"""What every network here is: images in, logits out, with the convolutions and the rest kept apart.
+"""The interface of all classifier networks: gray-level images in, one logit per image out.
 
-The scaling of grey levels is inside, so that training, the exported file and everything that scores share it by construction.
-The cut between `features` and `classify` is where frozen convolutions are cached and where a heatmap looks: what a place of
-the last feature map contributes to the logit is the sum over channels of map times gradient of the logit (HiResCAM, Draelos &
-Carin 2020). Where a network ends in average pooling and one linear layer this is class activation mapping (Zhou 2016), and the
-contributions and the bias sum to the logit; behind any other head it is their first-order share. Behind a head that normalises
-the pooled map (LayerNorm, as in ConvNeXt) contributions sum to about zero, since such a head does not mind its input's size:
-they compare places, and a map of one place says nothing.
+Normalization is part of the network, so that training, the exported file and inference share it. The network is divided into
+`forward_features` (to the last feature map) and `forward_head` (to the logit), as in timm. The features of frozen layers are
+cached at this cut, and the class activation map is computed from it: the contribution of a position is the sum over channels
+of feature map times gradient of the logit (HiResCAM, Draelos & Carin 2020). For average pooling with one linear layer this is
+class activation mapping (Zhou 2016), and the contributions plus the bias sum to the logit; for any other head it is a
+first-order approximation. For a head that normalizes the pooled features (LayerNorm, as in ConvNeXt), the contributions sum
+to about zero, because such a head is invariant to the scale of its input; they then compare positions only.
 """
 
 from __future__ import annotations
@@ -20,34 +20,35 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-__all__ = ["IMAGENET", "LITE", "UNIT", "Network", "Pull", "Scaling"]
+__all__ = ["EFFICIENTNET_LITE", "IMAGENET", "UNIT", "ClassifierNetwork", "HeadGradient", "Normalization"]
 
-# A last feature map to logits (n, 1) and their gradient with respect to that map, in its shape.
-Pull = Callable[[Tensor], tuple[Tensor, Tensor]]
+# From the last feature map to logits, shape (n, 1), and their gradient with respect to that map, in its shape.
+HeadGradient = Callable[[Tensor], tuple[Tensor, Tensor]]
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
-class Scaling:
-    """(grey level - offset) / scale, one value a channel, in units of 0 to 255."""
+class Normalization:
+    """Normalization of gray levels, (level - offset) / scale, one value per channel, in units of 0 to 255."""
 
     offset: tuple[float, float, float]
     scale: tuple[float, float, float]
 
 
-UNIT = Scaling((0.0, 0.0, 0.0), (255.0, 255.0, 255.0))
-# Mean and deviation of ImageNet in the units of torchvision's weights (0.485, 0.229, ... of 1), times 255.
-IMAGENET = Scaling((123.675, 116.28, 103.53), (58.395, 57.12, 57.375))
-LITE = Scaling((127.0, 127.0, 127.0), (128.0, 128.0, 128.0))
+UNIT = Normalization((0.0, 0.0, 0.0), (255.0, 255.0, 255.0))
+# ImageNet's mean and standard deviation as in torchvision (0.485, 0.229, ...), times 255.
+IMAGENET = Normalization((123.675, 116.28, 103.53), (58.395, 57.12, 57.375))
+EFFICIENTNET_LITE = Normalization((127.0, 127.0, 127.0), (128.0, 128.0, 128.0))
 
 
-class Network(nn.Module, abc.ABC):
-    """A network for one logit an image.
+class ClassifierNetwork(nn.Module, abc.ABC):
+    """A network with one logit per image.
 
     Attributes:
-        offset, scale: of grey levels; buffers, so that they travel with the weights.
-        memory_format: of the weights, the quicker one on a CPU.
-        edge: pixels at each edge that are seen as black, whatever is there.
-        mirrored: in evaluation mode, whatever is said of an image is the mean of what is said of it and of its mirror image.
+        offset, scale: Normalization, shape (1, 3, 1, 1); buffers, so that they are saved with the weights.
+        memory_format: Memory format of the weights that is faster on a CPU.
+        border_mask: Width of the border that is replaced by black, pixels.
+        flip_averaging: Test-time augmentation: in evaluation mode, logits and class activation maps are means over the image
+            and its mirror image.
     """
 
     offset: Tensor
@@ -56,74 +57,85 @@ class Network(nn.Module, abc.ABC):
     border_mask = 0
     flip_averaging = False
 
-    def __init__(self, scaling: Scaling) -> None:
+    def __init__(self, normalization: Normalization) -> None:
         super().__init__()
-        self.register_buffer("offset", torch.tensor(scaling.offset).view(1, 3, 1, 1))
-        self.register_buffer("scale", torch.tensor(scaling.scale).view(1, 3, 1, 1))
+        self.register_buffer("offset", torch.tensor(normalization.offset).view(1, 3, 1, 1))
+        self.register_buffer("scale", torch.tensor(normalization.scale).view(1, 3, 1, 1))
 
-    def image(self, images: Tensor) -> Tensor:
-        """Grey levels (n, size, size), uint8 or float, to three scaled channels (n, 3, size, size)."""
-        grey = images.unsqueeze(1).to(self.scale.dtype)
+    def normalize(self, images: Tensor) -> Tensor:
+        """Return gray levels (n, size, size), uint8 or float, as three normalized channels (n, 3, size, size)."""
+        gray = images.unsqueeze(1).to(self.scale.dtype)
         if self.border_mask:
             inner = slice(self.border_mask, -self.border_mask)
-            grey = F.pad(grey[..., inner, inner], (self.border_mask,) * 4)
-        return (grey - self.offset) / self.scale
+            gray = F.pad(gray[..., inner, inner], (self.border_mask,) * 4)
+        return (gray - self.offset) / self.scale
 
     @abc.abstractmethod
-    def features(self, image: Tensor) -> Tensor:
-        """Scaled channels (n, 3, size, size) to the last feature map (n, channels, height, width)."""
+    def forward_features(self, channels: Tensor) -> Tensor:
+        """Return the last feature map (n, channels, height, width) of normalized channels (n, 3, size, size)."""
 
     @abc.abstractmethod
-    def classify(self, features: Tensor) -> Tensor:
-        """The last feature map to logits (n, 1)."""
+    def forward_head(self, features: Tensor) -> Tensor:
+        """Return the logits (n, 1) of the last feature map."""
 
     @abc.abstractmethod
-    def convolutions(self) -> Iterator[nn.Parameter]:
-        """The parameters behind `features`: what `freeze = "convolutions"` holds still."""
+    def backbone_parameters(self) -> Iterator[nn.Parameter]:
+        """Return the parameters of `forward_features`, which `freeze = "convolutions"` freezes."""
 
-    def places(self, features: Tensor) -> Tensor | None:
-        """The last feature map rearranged to (n, channels, height, width), so that it lies over the image.
+    def feature_grid(self, features: Tensor) -> Tensor | None:
+        """Return the last feature map as (n, channels, height, width), or None if it has no spatial positions.
 
-        None where it has no places to lay over an image. Overridden where `features` gives another arrangement.
+        Overridden if `forward_features` returns another order of axes.
         """
         return features
 
-    def pull(self, features: Tensor) -> tuple[Tensor, Tensor]:
-        """Logits (n, 1) and their gradient with respect to the last feature map: the reference `Pull`."""
-        traced: Any = torch.func.vjp(self.classify, features)  # typed as two or three values
-        logits, back = traced
-        return logits, back(torch.ones_like(logits))[0]
+    def logits_and_gradient(self, features: Tensor) -> tuple[Tensor, Tensor]:
+        """Return the logits (n, 1) and their gradient with respect to the last feature map; the reference `HeadGradient`."""
+        result: Any = torch.func.vjp(self.forward_head, features)  # torch's stubs allow two or three values
+        logits, backward = result
+        return logits, backward(torch.ones_like(logits))[0]
 
-    def explain(self, images: Tensor, pull: Pull | None = None) -> tuple[Tensor, Tensor] | None:
-        """Logits and heatmaps.
+    def class_activation(
+        self, images: Tensor, head_gradient: HeadGradient | None = None
+    ) -> tuple[Tensor, Tensor] | None:
+        """Return the logits and the class activation maps of images.
 
         Args:
-            images: grey levels (n, size, size).
-            pull: another way to the same gradient, such as its exported graph.
-        Returns:
-            Logits (n,); what each place contributes to its image's logit (n, height, width). None where the last feature map
-            has no places.
-        """
-        features = self.features(self.image(self.sides(images)))
-        if self.places(features) is None:
-            return None
-        logits, gradient = (pull or self.pull)(features)
-        contributions = self.places(gradient * features)
-        assert contributions is not None  # of the same shape as the features
-        return self.joined(logits.squeeze(1)), self.joined(contributions.sum(1))
+            images: Gray levels (n, size, size).
+            head_gradient: Another implementation of `logits_and_gradient`, such as its exported graph.
 
-    def sides(self, images: Tensor) -> Tensor:
-        """The images that are looked at, (n, size, size): those given, and behind them their mirror images where these count."""
+        Returns:
+            Logits (n,), and the contribution of each position to the logit of its image (n, height, width); None if the last
+            feature map has no spatial positions.
+        """
+        features = self.forward_features(self.normalize(self.with_flips(images)))
+        if self.feature_grid(features) is None:
+            return None
+        logits, gradient = (head_gradient or self.logits_and_gradient)(features)
+        contributions = self.feature_grid(gradient * features)
+        assert contributions is not None  # same shape as the features
+        return self.average_flips(logits.squeeze(1)), self.average_flips(contributions.sum(1))
+
+    def with_flips(self, images: Tensor) -> Tensor:
+        """Return the images (n, size, size), followed by their mirror images if flip averaging is active."""
         return torch.cat([images, images.flip(2)]) if self.flip_averaging and not self.training else images
 
-    def joined(self, found: Tensor) -> Tensor:
-        """What was found on `sides`, logits (m,) or heatmaps (m, height, width), as what is said of the images given."""
+    def average_flips(self, outputs: Tensor) -> Tensor:
+        """Return the mean over images and mirror images of the outputs of `with_flips`.
+
+        Args:
+            outputs: Logits (m,) or maps (m, height, width); maps of mirror images are mirrored back.
+
+        Returns:
+            Logits (n,) or maps (n, height, width); m is n or 2 n.
+        """
         if not self.flip_averaging or self.training:
-            return found
-        # Not by `chunk`, which takes the number of images for a constant when it is exported.
-        own, other = found.reshape(2, -1, *found.shape[1:]).unbind()
-        return (own + (other.flip(2) if other.ndim == 3 else other)) / 2
+            return outputs
+        # Not `chunk`: the exporter would take the number of images for a constant.
+        original, mirrored = outputs.reshape(2, -1, *outputs.shape[1:]).unbind()
+        return (original + (mirrored.flip(2) if mirrored.ndim == 3 else mirrored)) / 2
 
     def forward(self, images: Tensor) -> Tensor:
-        """Grey levels (n, size, size) to logits (n,)."""
-        return self.joined(self.classify(self.features(self.image(self.sides(images)))).squeeze(1))
+        """Return the logits (n,) of gray levels (n, size, size)."""
+        channels = self.normalize(self.with_flips(images))
+        return self.average_flips(self.forward_head(self.forward_features(channels)).squeeze(1))

@@ -1,57 +1,71 @@
-"""From a name in a recipe to a network with its starting weights."""
+"""Create a network by name, with its initial weights."""
 
 from __future__ import annotations
 
 from pathlib import Path
 
+import timm
+
 from pneumoscope.core.errors import RecipeError
-from pneumoscope.models.alexnet import AlexNet
 from pneumoscope.models.backbones import Backbone
-from pneumoscope.models.base import IMAGENET, UNIT, Network
-from pneumoscope.models.vgg19 import VGG19
+from pneumoscope.models.base import IMAGENET, UNIT, ClassifierNetwork
+from pneumoscope.models.registry import find_model
+from pneumoscope.models.report_networks import VGG19, AlexNet
 from pneumoscope.models.weights import load_imagenet, load_weights
 
-__all__ = ["build"]
+__all__ = ["create_model"]
+
+_MIN_IMAGE_SIZE = {"alexnet": 63, "vgg19": 32}  # pixels; below it, the last pooling has no input
+_DEFAULT_IMAGE_SIZE = 224
 
 
-def build(
+def create_model(
     name: str,
     *,
-    image_size: int,
     weights: str = "none",
+    image_size: int | None = None,
     dropout: float = 0.0,
     border_mask: int = 0,
     flip_averaging: bool = False,
-) -> Network:
-    """A network in training mode.
+) -> ClassifierNetwork:
+    """Return a network as a torch module in training mode: gray levels (n, size, size) to logits (n,).
 
-    Initial values come from torch's global generator: seed it first.
+    Initial values come from torch's global random generator; set its seed first.
 
     Args:
-        name: in `registry.NETWORKS`, or any other name of timm's.
-        image_size: side of the images, pixels.
-        weights: "none", "imagenet", or a file's path.
-        dropout: before the last layer of a timm network; AlexNet and VGG19 have their own.
-        edge, mirrored: see `Network`.
+        name: Name in `list_models()`, or any other name of timm.
+        weights: "none", "imagenet", or the path of a file.
+        image_size: Side of the images, pixels; the network's default if None.
+        dropout: Dropout rate before the last layer of a timm network; the report's networks have fixed rates.
+        border_mask, flip_averaging: See `ClassifierNetwork`.
+
     Raises:
-        UnknownNameError: no such network.
-        RecipeError: images too small for it, or an option that it does not have.
-        WeightsError, MissingExtraError: see `weights`.
+        UnknownNameError: There is no network of that name.
+        RecipeError: The images are too small, or the network does not have that option.
+        WeightsError, MissingExtraError: See `models.weights`.
     """
-    smallest = {"alexnet": 63, "alexnet-fc8": 63}.get(name, 32)
-    if image_size < smallest:
-        raise RecipeError(f"network.image_size is {image_size}; {name!r} needs at least {smallest}")
-    network: Network
+    size = image_size if image_size is not None else _default_image_size(name)
+    minimum = _MIN_IMAGE_SIZE.get(name, 32)
+    if size < minimum:
+        raise RecipeError(f"network.image_size is {size}; {name!r} needs at least {minimum}")
+    network: ClassifierNetwork
     if name in ("alexnet", "alexnet-fc8"):
-        network = AlexNet(image_size, fc8=name == "alexnet-fc8")
+        network = AlexNet(size, fc8=name == "alexnet-fc8")
     elif name == "vgg19":
-        # A network that starts from ImageNet must see images as ImageNet's pictures were seen.
-        network = VGG19(image_size, scaling=UNIT if weights == "none" else IMAGENET)
+        # ImageNet weights need ImageNet's normalization.
+        network = VGG19(size, normalization=UNIT if weights == "none" else IMAGENET)
     else:
-        network = Backbone(name, image_size=image_size, dropout=dropout)
+        network = Backbone(name, image_size=size, dropout=dropout)
     network.border_mask, network.flip_averaging = border_mask, flip_averaging
     if weights == "imagenet":
         load_imagenet(network, name)
     elif weights != "none":
         load_weights(network, Path(weights))
     return network
+
+
+def _default_image_size(name: str) -> int:
+    if spec := find_model(name):
+        return spec.image_size
+    config = timm.get_pretrained_cfg(name, allow_unregistered=True)
+    return int(config.input_size[-1]) if config is not None else _DEFAULT_IMAGE_SIZE

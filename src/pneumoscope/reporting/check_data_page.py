@@ -15,11 +15,10 @@ from PIL import Image
 
 from pneumoscope.core.errors import UnreadableImageError
 from pneumoscope.core.results import Interval
-from pneumoscope.data.check import DatasetAudit, SizeSummary
+from pneumoscope.data.check import CONTROLS, DatasetAudit, SizeSummary
 from pneumoscope.data.duplicates import DuplicatePair
 from pneumoscope.data.hashing import read_image
 from pneumoscope.data.manifest import LabelledImage
-from pneumoscope.data.shortcuts import CONTROLS
 from pneumoscope.reporting.style import COLOURS, drawing, new_figure, show_grid
 from pneumoscope.reporting.svg import inline_svg
 from pneumoscope.reporting.templating import environment, theme

@@ -268,7 +268,7 @@ def create_run(
         weights=recipe.network.weights,
         manifest_sha256=manifest.sha256(),
         counts=manifest.counts(),
-        split_by=manifest.by,
+        split_by=manifest.split_by,
         device=device,
         precision=precision,
         weights_sha256=weights_sha256,

@@ -14,7 +14,7 @@ from torch import Tensor
 from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 
 from pneumoscope.core.errors import DivergedError
-from pneumoscope.models.base import Network
+from pneumoscope.models.base import ClassifierNetwork
 from pneumoscope.runs.epochs import Epoch
 from pneumoscope.runs.recipe import Recipe
 from pneumoscope.statistics.roc import auroc
@@ -36,7 +36,13 @@ class Classifier(pl.LightningModule):
     """
 
     def __init__(
-        self, recipe: Recipe, network: Network, weights: tuple[float, float], steps_an_epoch: int, *, on_features: bool
+        self,
+        recipe: Recipe,
+        network: ClassifierNetwork,
+        weights: tuple[float, float],
+        steps_an_epoch: int,
+        *,
+        on_features: bool,
     ) -> None:
         super().__init__()
         self.recipe, self.network, self.on_features = recipe, network, on_features
@@ -50,7 +56,7 @@ class Classifier(pl.LightningModule):
             # It follows; it does not train. Several devices would otherwise wait for its gradients.
             self.average.requires_grad_(False)
         if on_features:
-            for parameter in network.convolutions():
+            for parameter in network.backbone_parameters():
                 parameter.requires_grad_(False)
         self.history: list[Epoch] = []
         self._sums = torch.zeros(3)
@@ -58,11 +64,11 @@ class Classifier(pl.LightningModule):
         self._started = 0.0
 
     @property
-    def kept(self) -> Network:
+    def kept(self) -> ClassifierNetwork:
         """The network that is validated and kept: the mean of the weights where the recipe has one."""
         if self.average is None:
             return self.network
-        return cast(Network, self.average.module)
+        return cast(ClassifierNetwork, self.average.module)
 
     def configure_optimizers(self) -> OptimizerLRSchedulerConfig:
         """By the recipe; the schedule moves a step at a time."""
@@ -165,8 +171,8 @@ class Classifier(pl.LightningModule):
             " the checkpoint of the epoch before is kept",
         )
 
-    def _logits(self, network: Network, images: Tensor) -> Tensor:
-        logits: Tensor = network.classify(images).squeeze(1) if self.on_features else network(images)
+    def _logits(self, network: ClassifierNetwork, images: Tensor) -> Tensor:
+        logits: Tensor = network.forward_head(images).squeeze(1) if self.on_features else network(images)
         return logits.float()
 
     def _from_all(self, own: Tensor) -> Tensor:

@@ -31,20 +31,20 @@ from pneumoscope.bundle.card import (
     Intervals,
     OperatingPoint,
     Parity,
+    Proportion,
     ReferenceDistribution,
     RejectionLimits,
-    Share,
     UncertaintyBand,
     short_hash,
 )
-from pneumoscope.bundle.self_test import self_test_image
+from pneumoscope.bundle.network_checks import self_test_image
 from pneumoscope.core.errors import UndefinedMetricError
 from pneumoscope.core.files import write_atomically
 from pneumoscope.data.cache import preprocess_images
 from pneumoscope.data.manifest import Manifest
 from pneumoscope.inference.decision import calibrate, sigmoid
 from pneumoscope.inference.session import BundleSession, Outputs, network_rejections
-from pneumoscope.models.base import Network
+from pneumoscope.models.base import ClassifierNetwork
 from pneumoscope.runs.recipe import Augmentation, Recipe, RejectionOptions
 from pneumoscope.runs.record import machine, now, versions
 from pneumoscope.statistics.calibration import at_prevalence, fit_platt
@@ -69,7 +69,7 @@ _BATCH = 32
 
 
 def export(
-    network: Network,
+    network: ClassifierNetwork,
     recipe: Recipe,
     manifest: Manifest,
     arrays: ImageArrays,
@@ -118,7 +118,7 @@ def export(
         recipe=recipe.model_dump(mode="json"),
         seed=recipe.training.seed,
         manifest_sha256=manifest.sha256(),
-        split_by=manifest.by,
+        split_by=manifest.split_by,
         counts=manifest.counts(),
         seen={
             name: sorted(short_hash(image.sha256) for image in manifest.split(name)) for name in ("train", "validation")
@@ -195,7 +195,7 @@ def _points(
         },
     }  # fmt: skip
 
-    def share(threshold: float, positive: bool) -> Share:
+    def share(threshold: float, positive: bool) -> Proportion:
         places = np.flatnonzero(labels == positive)
         return _share((scores[places] >= threshold) == positive, [patients[place] for place in places.tolist()])
 
@@ -212,9 +212,9 @@ def _points(
     }
 
 
-def _share(what: npt.NDArray[np.bool_], patients: Sequence[str]) -> Share:
+def _share(what: npt.NDArray[np.bool_], patients: Sequence[str]) -> Proportion:
     found = proportion(what, patients)
-    return msgspec.convert({field: getattr(found, field) for field in Share.__struct_fields__}, Share)
+    return msgspec.convert({field: getattr(found, field) for field in Proportion.__struct_fields__}, Proportion)
 
 
 def _limits(

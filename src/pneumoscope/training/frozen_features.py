@@ -13,7 +13,7 @@ import torch
 
 from pneumoscope.data.cache import PreprocessedImages, load_array, store_array
 from pneumoscope.data.hashing import Progress
-from pneumoscope.models.base import Network
+from pneumoscope.models.base import ClassifierNetwork
 from pneumoscope.models.weights import weights_sha256
 from pneumoscope.training.data_module import KeptFeatures
 
@@ -22,7 +22,9 @@ __all__ = ["keep_features"]
 _BATCH = 32
 
 
-def keep_features(network: Network, images: PreprocessedImages, progress: Progress | None = None) -> KeptFeatures:
+def keep_features(
+    network: ClassifierNetwork, images: PreprocessedImages, progress: Progress | None = None
+) -> KeptFeatures:
     """Compute the last feature map of every image, unless it is kept already.
 
     Args:
@@ -52,6 +54,6 @@ def keep_features(network: Network, images: PreprocessedImages, progress: Progre
     return kept
 
 
-def _features(network: Network, pixels: npt.NDArray[np.uint8]) -> npt.NDArray[np.float32]:
-    maps = network.features(network.image(torch.from_numpy(np.array(pixels))))
+def _features(network: ClassifierNetwork, pixels: npt.NDArray[np.uint8]) -> npt.NDArray[np.float32]:
+    maps = network.forward_features(network.normalize(torch.from_numpy(np.array(pixels))))
     return np.asarray(maps.numpy(), dtype=np.float32)

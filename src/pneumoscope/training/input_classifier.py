@@ -17,7 +17,7 @@ from rich.progress import track
 from torch import Tensor
 
 from pneumoscope.bundle.card import INPUT_CLASSES, InputClass
-from pneumoscope.models.input_classifier import InputClassifier
+from pneumoscope.models.input_checks import InputClassifier
 from pneumoscope.runs.recipe import Augmentation
 from pneumoscope.training.augmentation import augment
 from pneumoscope.training.data_module import derive_seed

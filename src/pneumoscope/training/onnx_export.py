@@ -19,13 +19,13 @@ from torch import Tensor, nn
 from torch.fx.experimental.proxy_tensor import make_fx
 
 from pneumoscope.core.errors import ParityError
-from pneumoscope.models.base import Network
-from pneumoscope.models.ood import InputChecks
+from pneumoscope.models.base import ClassifierNetwork
+from pneumoscope.models.input_checks import InputChecks
 
 __all__ = ["to_onnx"]
 
 
-def to_onnx(network: Network, image_size: int, screen: InputChecks | None = None) -> bytes:
+def to_onnx(network: ClassifierNetwork, image_size: int, screen: InputChecks | None = None) -> bytes:
     """One ONNX file, weights inside: "image" uint8 (n, size, size) to what `session.Outputs` holds.
 
     There is no heatmap where the logit does not depend on places of the last feature map (transformers that read a class token,
@@ -79,10 +79,10 @@ def _without_origins(model: Any) -> bytes:
     return content
 
 
-def explains(network: Network, images: Tensor) -> bool:
+def explains(network: ClassifierNetwork, images: Tensor) -> bool:
     """Whether places of the last feature map carry any of the logits of these images (n, size, size)."""
     with torch.no_grad():
-        explanation = network.explain(images)
+        explanation = network.class_activation(images)
     return explanation is not None and bool(explanation[1].any())
 
 
@@ -92,8 +92,8 @@ class _Whole(nn.Module):
     def __init__(self, reader: _Explained | _Unexplained, screen: InputChecks | None) -> None:
         super().__init__()
         self.reader = reader
-        self.gate = screen.gate if screen else None
-        self.distance = nn.Sequential(screen.eye, screen.population) if screen else None
+        self.gate = screen.classifier if screen else None
+        self.distance = nn.Sequential(screen.extractor, screen.detector) if screen else None
         self.names = [
             "logit",
             *(["heatmap"] if isinstance(reader, _Explained) else []),
@@ -110,7 +110,7 @@ class _Whole(nn.Module):
 class _Unexplained(nn.Module):
     """Images to logits."""
 
-    def __init__(self, network: Network) -> None:
+    def __init__(self, network: ClassifierNetwork) -> None:
         super().__init__()
         self.network = network
 
@@ -121,13 +121,15 @@ class _Unexplained(nn.Module):
 class _Explained(nn.Module):
     """Images to logits and heatmaps, in operations that the exporter knows."""
 
-    def __init__(self, network: Network, images: Tensor) -> None:
+    def __init__(self, network: ClassifierNetwork, images: Tensor) -> None:
         super().__init__()
         self.head = _Head(network)
         # In channels last the layers in between would be traced as strides in memory, which ONNX does not have.
         with torch.no_grad():
-            features = network.features(network.image(images)).contiguous()
-            self.pools = network.places(features) is features and _same_everywhere(network.pull(features)[1])
+            features = network.forward_features(network.normalize(images)).contiguous()
+            self.pools = network.feature_grid(features) is features and _same_everywhere(
+                network.logits_and_gradient(features)[1]
+            )
             if self.pools:
                 features = features.mean((2, 3), keepdim=True)
             weights = {name: tensor.detach() for name, tensor in self._weights().items()}
@@ -147,15 +149,15 @@ class _Explained(nn.Module):
     def forward(self, images: Tensor) -> tuple[Tensor, Tensor] | None:
         network = self.head.network
         if not self.pools:
-            return network.explain(images, self._pull)
+            return network.class_activation(images, self._pull)
         # The closed form: behind average pooling all places of a channel have one gradient, that of their mean divided by their
         # number. One product of a vector and a matrix an image; the product of two whole maps costs 3% of lite0's time.
-        maps = network.features(network.image(network.sides(images)))
+        maps = network.forward_features(network.normalize(network.with_flips(images)))
         mean = maps.mean((2, 3), keepdim=True)
         logits, gradient = self._pull(mean)
         heatmap = gradient.flatten(1).unsqueeze(1) @ maps.flatten(2) / (maps.shape[2] * maps.shape[3])
         heatmap = heatmap.reshape(-1, maps.shape[2], maps.shape[3])
-        return network.joined(logits.squeeze(1)), network.joined(heatmap)
+        return network.average_flips(logits.squeeze(1)), network.average_flips(heatmap)
 
 
 def _same_everywhere(gradient: Tensor) -> bool:
@@ -179,14 +181,14 @@ def _convolve_back(
 
 
 class _Head(nn.Module):
-    """`Network.pull` as a module, whose weights can be given."""
+    """`ClassifierNetwork.logits_and_gradient` as a module, whose weights can be given."""
 
-    def __init__(self, network: Network) -> None:
+    def __init__(self, network: ClassifierNetwork) -> None:
         super().__init__()
         self.network = network
 
     def forward(self, features: Tensor) -> tuple[Tensor, Tensor]:
-        return self.network.pull(features)
+        return self.network.logits_and_gradient(features)
 
 
 @contextlib.contextmanager

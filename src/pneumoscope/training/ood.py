@@ -7,7 +7,7 @@ import numpy.typing as npt
 import torch
 from sklearn.decomposition import PCA
 
-from pneumoscope.models.ood import FeatureExtractor, InputChecks, MahalanobisDetector
+from pneumoscope.models.input_checks import FeatureExtractor, InputChecks, MahalanobisDetector
 from pneumoscope.training.augmentation import augment
 from pneumoscope.training.data_module import derive_seed
 from pneumoscope.training.input_classifier import PLAUSIBLE, train_input_classifier

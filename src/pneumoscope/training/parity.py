@@ -12,8 +12,8 @@ from torch import Tensor
 from pneumoscope.bundle.card import Parity
 from pneumoscope.core.errors import ParityError
 from pneumoscope.inference.session import Outputs
-from pneumoscope.models.base import Network
-from pneumoscope.models.ood import InputChecks
+from pneumoscope.models.base import ClassifierNetwork
+from pneumoscope.models.input_checks import InputChecks
 
 __all__ = ["EXPLAINED_TOLERANCE", "TOLERANCE", "check_explanations", "check_parity"]
 
@@ -24,7 +24,7 @@ EXPLAINED_TOLERANCE = 1e-3
 _JUMP = 0.1
 
 
-def check_parity(network: Network, pixels: npt.NDArray[np.uint8], logits: npt.NDArray[np.float32]) -> Parity:
+def check_parity(network: ClassifierNetwork, pixels: npt.NDArray[np.uint8], logits: npt.NDArray[np.float32]) -> Parity:
     """Compare torch with what the exported network said.
 
     Both compute in single precision, whose rounding a network may magnify: one trained on a few hundred images was found to differ
@@ -50,7 +50,7 @@ def check_parity(network: Network, pixels: npt.NDArray[np.uint8], logits: npt.ND
 
 
 def check_explanations(
-    network: Network, pixels: npt.NDArray[np.uint8], outputs: Outputs, screen: InputChecks | None = None
+    network: ClassifierNetwork, pixels: npt.NDArray[np.uint8], outputs: Outputs, screen: InputChecks | None = None
 ) -> None:
     """Compare all but the logits of the exported network with torch's.
 
@@ -69,17 +69,17 @@ def check_explanations(
     """
     images = torch.from_numpy(np.array(pixels))
     with torch.no_grad():
-        features = network.features(network.image(images))
+        features = network.forward_features(network.normalize(images))
         if outputs.heatmap is not None:
-            explanation = network.explain(images)
-            terms = network.places(network.pull(features)[1] * features)
+            explanation = network.class_activation(images)
+            terms = network.feature_grid(network.logits_and_gradient(features)[1] * features)
             assert explanation is not None  # the exported network has one
             assert terms is not None
             largest = float(terms.abs().sum(1).max())
             _compare("heatmap", explanation[1], outputs.heatmap, largest, spared=math.ceil(len(pixels) / 10))
         if screen:
-            _compare("input_classes", screen.gate(images).softmax(1), outputs.input_classes, 1)
-            distance = screen.population(screen.eye(images))
+            _compare("input_classes", screen.classifier(images).softmax(1), outputs.input_classes, 1)
+            distance = screen.detector(screen.extractor(images))
             _compare("ood_distance", distance, outputs.ood_distance, float(distance.max()))
 
 

@@ -11,16 +11,16 @@ import torch
 
 from pneumoscope.bundle.card import CARD_FILE, NETWORK_FILE
 from pneumoscope.core.errors import DatasetError, UnreadableImageError, UsageError
-from pneumoscope.core.files import sweep
-from pneumoscope.data.cache import AUDIT, preprocess_images
+from pneumoscope.core.files import remove_temporary_files
+from pneumoscope.data.cache import UNREADABLE_HINT, preprocess_images
 from pneumoscope.data.hashing import Progress
 from pneumoscope.data.layouts import load_manifest
 from pneumoscope.data.manifest import LABELS, Manifest
-from pneumoscope.data.split import split
+from pneumoscope.data.split import split_manifest
 from pneumoscope.imaging.decode import EXTENSIONS
-from pneumoscope.models.base import Network
-from pneumoscope.models.factory import build
-from pneumoscope.models.ood import FeatureExtractor
+from pneumoscope.models.base import ClassifierNetwork
+from pneumoscope.models.factory import create_model
+from pneumoscope.models.input_checks import FeatureExtractor
 from pneumoscope.models.weights import load_weights, weights_sha256
 from pneumoscope.reporting.curves import write_curves
 from pneumoscope.runs.epochs import best_epoch
@@ -116,7 +116,7 @@ def train(
             for note in manifest.notes:
                 tell(f"note: {note}")
             for name in _FILES:
-                sweep(out / name)
+                remove_temporary_files(out / name)
         return _train(recipe, manifest, out, devices, progress, tell if devices.first else lambda words: None)
 
 
@@ -180,9 +180,9 @@ def _precision(recipe: Recipe, out: Path, devices: Devices, tell: Callable[[str]
     return begun
 
 
-def _weights_sha256(network: Network, recipe: Recipe) -> str:
+def _weights_sha256(network: ClassifierNetwork, recipe: Recipe) -> str:
     # What ImageNet's weights leave to be drawn may be drawn otherwise on another machine.
-    convolutions = {id(parameter) for parameter in network.convolutions()}
+    convolutions = {id(parameter) for parameter in network.backbone_parameters()}
     drawn = [name for name, parameter in network.named_parameters() if id(parameter) not in convolutions]
     return weights_sha256(network, without=drawn if recipe.network.weights == "imagenet" else ())
 
@@ -192,7 +192,7 @@ def _refuse_unreadable(manifest: Manifest) -> None:
     lost = [(path, why) for path, why in manifest.unreadable if PurePosixPath(path).suffix.lower() in EXTENSIONS]
     if lost:
         more = f" (and {len(lost) - 1} more images)" if len(lost) > 1 else ""
-        raise UnreadableImageError(lost[0][0], f"{lost[0][1]}{more}", hint=AUDIT)
+        raise UnreadableImageError(lost[0][0], f"{lost[0][1]}{more}", hint=UNREADABLE_HINT)
 
 
 def split_as_asked(manifest: Manifest, recipe: Recipe, where: str) -> Manifest:
@@ -210,10 +210,10 @@ def split_as_asked(manifest: Manifest, recipe: Recipe, where: str) -> Manifest:
     """
     how = recipe.data
     listed = where.lower().endswith(".csv") and manifest.split("train") and manifest.split("validation")
-    if manifest.by == "given" and how.by != "given" and not listed:
-        manifest = split(manifest, by=how.by, validation=how.validation, seed=recipe.training.seed)
+    if manifest.split_by == "given" and how.by != "given" and not listed:
+        manifest = split_manifest(manifest, by=how.by, validation=how.validation, seed=recipe.training.seed)
     if how.by != "image":
-        manifest.refuse_leaks(where)
+        manifest.check_patient_leaks(where)
     for name in ("train", "validation"):
         found = {label: sum(image.label == label for image in manifest.split(name)) for label in LABELS}
         for label, count in found.items():
@@ -226,9 +226,9 @@ def split_as_asked(manifest: Manifest, recipe: Recipe, where: str) -> Manifest:
     return manifest
 
 
-def _build(recipe: Recipe) -> Network:
+def _build(recipe: Recipe) -> ClassifierNetwork:
     choice = recipe.network
-    return build(
+    return create_model(
         choice.name,
         image_size=choice.image_size,
         weights=choice.weights,
@@ -238,7 +238,7 @@ def _build(recipe: Recipe) -> Network:
     )
 
 
-def _arrays(recipe: Recipe, manifest: Manifest, network: Network, progress: Progress | None) -> ImageArrays:
+def _arrays(recipe: Recipe, manifest: Manifest, network: ClassifierNetwork, progress: Progress | None) -> ImageArrays:
     train_images, validation_images = manifest.split("train"), manifest.split("validation")
     arrays = ImageArrays(manifest.root, train_images, validation_images, recipe.preprocessing)
     prepared = preprocess_images(manifest.root, (*train_images, *validation_images), recipe.preprocessing, progress)

@@ -23,7 +23,7 @@ from torch.multiprocessing.spawn import ProcessRaisedException
 import pneumoscope.core.errors
 from pneumoscope.core.errors import PneumoscopeError, RunError
 from pneumoscope.data.manifest import LabelledImage
-from pneumoscope.models.base import Network
+from pneumoscope.models.base import ClassifierNetwork
 from pneumoscope.runs.epochs import Epoch
 from pneumoscope.runs.recipe import Recipe
 from pneumoscope.runs.run_folder import CHECKPOINT_FILE, TENSORBOARD_FOLDER
@@ -40,7 +40,7 @@ _LIGHTNING = ("lightning.pytorch", "lightning.fabric")
 
 def run_trainer(
     recipe: Recipe,
-    network: Network,
+    network: ClassifierNetwork,
     arrays: ImageArrays,
     out: Path,
     devices: Devices,

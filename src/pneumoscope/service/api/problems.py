@@ -53,7 +53,7 @@ _FORMS = {
 # The nearest class of an error's family tells its status.
 STATUSES: Mapping[type[PneumoscopeError], int] = {
     errors.PneumoscopeError: 500,
-    errors.CallerError: 400,
+    errors.InputError: 400,
     errors.UsageError: 422,
     errors.UnknownNameError: 404,
     errors.AuthenticationError: 401,
@@ -115,7 +115,7 @@ def of_error(error: PneumoscopeError) -> JSONResponse:
     headers = {503: {"Retry-After": str(_RETRY)}, 401: {"WWW-Authenticate": "Bearer"}}.get(status)
     detail = error.message
     if isinstance(error, errors.UnreadableImageError):  # without the image's name
-        detail = f"the image cannot be read: {error.why}"
+        detail = f"the image cannot be read: {error.reason}"
     return problem(status, type(error).__name__, detail, error.hint, headers)
 
 

@@ -71,7 +71,7 @@ def data_directory_lock(folder: Path) -> Iterator[None]:
     """
     create_data_directory(folder)
     held = UsageError(f"another process serves {str(folder)!r}", hint="Stop it, or choose another directory")
-    with locked(folder / _LOCK_FILE, held, wait=_PATIENCE):
+    with locked(folder / _LOCK_FILE, held, timeout=_PATIENCE):
         yield
 
 
