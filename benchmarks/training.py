@@ -36,12 +36,11 @@ from pneumoscope.imaging.phantom import phantom
 from pneumoscope.models.base import ClassifierNetwork
 from pneumoscope.models.factory import create_model
 from pneumoscope.models.report_networks import LocalResponseNorm
-from pneumoscope.runs.recipe import Recipe, check
+from pneumoscope.runs.recipe import Recipe, parse_recipe
 from pneumoscope.runs.record import machine, versions
 from pneumoscope.training.data_module import ImageArrays
-from pneumoscope.training.devices import Devices, device_name, precision_here
-from pneumoscope.training.optimizers import make_optimizer
-from pneumoscope.training.trainer import run_trainer
+from pneumoscope.training.trainer import Devices, device_name, resolve_precision, run_trainer
+from pneumoscope.training.optimizers import create_optimizer
 
 # (network, batch): the report's, and the small one of ours.
 CASES = {"alexnet": 64, "vgg19": 64, "tf_efficientnet_lite0": 32}
@@ -101,7 +100,7 @@ def limit(case: Case) -> float:
     """The network alone."""
     network = case.network().to(case.device)
     network.to(memory_format=torch.channels_last if case.device.type == "cuda" else network.memory_format)
-    optimizer = make_optimizer(case.recipe.optimizer, network.parameters())
+    optimizer = create_optimizer(case.recipe.optimizer, network.parameters())
     size = case.recipe.network.image_size
     images = torch.randint(0, 256, (case.batch, size, size), dtype=torch.uint8, device=case.device)
     labels = (torch.arange(case.batch, device=case.device) % 2).float()
@@ -209,7 +208,7 @@ def peak(device: torch.device, precision: str) -> float:
 def measure(name: str, size: int, images: Path, device: torch.device, rounds: int, steps: int) -> dict[str, Any]:
     """One row of the table."""
     batch = CASES[name]
-    recipe = check(
+    recipe = parse_recipe(
         {
             "name": f"benchmark-{name}",
             "network": {"name": name, "image_size": size},
@@ -227,7 +226,7 @@ def measure(name: str, size: int, images: Path, device: torch.device, rounds: in
         recipe.preprocessing,
     )
     devices = Devices("gpu" if device.type == "cuda" else "cpu", 1)
-    case = Case(recipe, images, arrays, device, precision_here(recipe, devices), steps)
+    case = Case(recipe, images, arrays, device, resolve_precision(recipe, devices), steps)
     ways = {"limit": limit, "ours": ours, "plain": plain}
     times: dict[str, list[float]] = {way: [] for way in ways}
     for number in range(rounds):

@@ -35,7 +35,7 @@ from pneumoscope.core.files import write_atomically
 from pneumoscope.data.download import Limits, unpack
 from pneumoscope.data.layouts import load_manifest
 from pneumoscope.data.manifest import LabelledImage, Manifest
-from pneumoscope.evaluation.selection import refuse_chosen_thresholds
+from pneumoscope.evaluation.selection import check_thresholds
 from pneumoscope.imaging.decode import decode
 from pneumoscope.imaging.phantom import phantom
 from pneumoscope.imaging.preprocess import Preprocessing
@@ -52,8 +52,8 @@ from pneumoscope.service.storage.repository import PredictionRepository
 from pneumoscope.statistics.roc import auroc
 from pneumoscope.training.classifier import Classifier
 from pneumoscope.training.data_module import Batch
-from pneumoscope.training.parity import check_parity
-from pneumoscope.training.train import split_as_asked
+from pneumoscope.training.onnx_export import check_logits
+from pneumoscope.training.train import apply_split
 
 __all__ = ["examples"]
 
@@ -152,7 +152,7 @@ def _leak() -> None:
 
 def _dataset() -> None:
     rows = [(label, f"{label}-{n}", "train") for label in ("NORMAL", "PNEUMONIA") for n in range(2)]
-    split_as_asked(_images(*rows, ("PNEUMONIA", "p", "validation")), read_recipe("quick"), "images.csv")
+    apply_split(_images(*rows, ("PNEUMONIA", "p", "validation")), read_recipe("quick"), "images.csv")
 
 
 def _weights() -> None:
@@ -197,7 +197,7 @@ def _threshold() -> None:
         best_epoch=1,
         machine={},
     )
-    refuse_chosen_thresholds([image], card, ["balanced"])
+    check_thresholds([image], card, ["balanced"])
 
 
 def _download() -> None:
@@ -218,7 +218,7 @@ def _parity() -> None:
     network = create_model(_NETWORK, image_size=32).eval()
     for parameter in network.parameters():
         torch.nn.init.zeros_(parameter)
-    check_parity(network, np.zeros((64, 32, 32), np.uint8), np.full(64, 0.02, np.float32))
+    check_logits(network, np.zeros((64, 32, 32), np.uint8), np.full(64, 0.02, np.float32))
 
 
 def _storage() -> None:

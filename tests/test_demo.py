@@ -9,7 +9,7 @@ import pytest
 from pneumoscope import demo
 from pneumoscope.cli import VERBS, cli, run_and_exit
 from pneumoscope.demo import RECIPES, command, lines
-from pneumoscope.runs.recipe import shipped
+from pneumoscope.runs.recipe import packaged_recipes
 
 
 def parsed(line):
@@ -58,8 +58,8 @@ def test_images_of_ones_own_are_split_where_they_are():
     assert (split["data"], split["out"]) == (Path("chest_xray"), Path("out/manifest.csv"))
 
 
-def test_its_recipes_are_shipped():
-    assert set(RECIPES) <= set(shipped())
+def test_its_recipes_are_packaged_recipes():
+    assert set(RECIPES) <= set(packaged_recipes())
 
 
 @pytest.fixture
