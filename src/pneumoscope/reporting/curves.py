@@ -1,4 +1,4 @@
-"""Learning curves: accuracy and loss of every epoch."""
+"""Learning curves: accuracy and loss per epoch."""
 
 from __future__ import annotations
 
@@ -19,17 +19,16 @@ __all__ = ["curves_figure", "curves_label", "write_curves"]
 
 
 def write_curves(run: Path, out: Path, *, best: int) -> Path:
-    """Accuracy and loss curves of one run as one SVG file.
+    """Write the learning curves of a run to an SVG file, and return its path.
 
     Args:
-        run: the run's folder.
-        out: the file to write; its folder is made.
-        best: the epoch whose weights were kept.
-    Returns:
-        `out`.
+        run: The run folder.
+        out: The file; its folder is created if it is missing.
+        best: The epoch whose weights were selected.
+
     Raises:
-        RunError: as `read_epochs`.
-        StorageError: the file cannot be written.
+        RunError: See `read_epochs`.
+        StorageError: The file cannot be written.
     """
     epochs = read_epochs(run)
     name = run.resolve().name
@@ -41,23 +40,23 @@ def write_curves(run: Path, out: Path, *, best: int) -> Path:
 
 
 def curves_label(name: str, epochs: Sequence[Epoch], best: int | None) -> str:
-    """The figure in words."""
+    """Return the description of the figure for screen readers."""
     n = len(epochs)
     start = f"Accuracy and loss of {name} over {n} epoch{'s' if n > 1 else ''}"
-    return start if best is None else f"{start}; the weights of epoch {best} were kept"
+    return start if best is None else f"{start}; the weights of epoch {best} were selected"
 
 
 def curves_figure(
     epochs: Sequence[Epoch], look: RunStyle, *, title: str, best: int | None, wide: bool = False
 ) -> Figure:
-    """Accuracy and loss per epoch, training dotted and validation solid, the averages over epochs as thin lines.
+    """Return a figure of accuracy and loss per epoch: training dotted, validation solid, averages over epochs as thin lines.
 
     Args:
-        epochs: at least one.
-        look: the run's colour.
-        title: the run's name.
-        best: the epoch whose weights were kept; None marks none.
-        wide: side by side, for a file; else one above the other, for a phone and for small multiples.
+        epochs: The epochs; at least one.
+        look: Color of the run.
+        title: Name of the run.
+        best: The epoch whose weights were selected; None marks no epoch.
+        wide: Place the panels side by side, for a file; otherwise one above the other, for small screens.
     """
     figure = new_figure(720, 300) if wide else new_figure(300, 360)
     upper, lower = figure.subplots(1, 2) if wide else figure.subplots(2, 1, sharex=True)
@@ -81,7 +80,7 @@ def curves_figure(
 def _panel(axes: Axes, epochs: Sequence[Epoch], metric: str, look: RunStyle, best: int | None) -> None:
     x = [row.epoch for row in epochs]
     train, validation = ([getattr(row, f"{split}_{metric}") for row in epochs] for split in ("train", "validation"))
-    marker = "o" if len(x) == 1 else None  # a line through one point cannot be seen
+    marker = "o" if len(x) == 1 else None  # a line through one point is invisible
     muted = COLOURS["muted"][0]
     show_grid(axes, "y")
     axes.plot(x, train, color=muted, linestyle=(0, (1.4, 1.4)), marker=marker, label="train")
@@ -89,7 +88,7 @@ def _panel(axes: Axes, epochs: Sequence[Epoch], metric: str, look: RunStyle, bes
     for values, colour, name in ((train, muted, "train"), (validation, look.colour, "validation")):
         axes.axhline(float(np.mean(values)), color=colour, linewidth=0.7, alpha=0.75, label=f"{name}, average")
     if best is not None and best in x:
-        axes.plot([best], [validation[x.index(best)]], marker="o", markersize=7, linestyle="", label="epoch kept", zorder=5,
+        axes.plot([best], [validation[x.index(best)]], marker="o", markersize=7, linestyle="", label="selected epoch", zorder=5,
                   markerfacecolor=COLOURS["surface"][0], markeredgecolor=look.colour, markeredgewidth=1.8)  # fmt: skip
     axes.xaxis.set_major_locator(MaxNLocator(integer=True, min_n_ticks=1, nbins=8))
     axes.set_xlim(x[0] - 0.5, x[-1] + 0.5)

@@ -1,4 +1,4 @@
-"""What a page is made of: each run of a comparison with the files in its folder, checked to belong together."""
+"""The data of a comparison page: each run of a comparison with the files of its folder, checked for consistency."""
 
 from __future__ import annotations
 
@@ -17,9 +17,8 @@ from pneumoscope.evaluation.metrics import positives
 from pneumoscope.reporting.style import RunStyle, run_style
 from pneumoscope.runs.epochs import Epoch, read_epochs
 from pneumoscope.runs.evaluations import read_evaluation, read_predictions
-from pneumoscope.runs.files import read_text
 from pneumoscope.runs.record import RunRecord, read_run
-from pneumoscope.runs.run_folder import EVALUATION_FILE, PREDICTIONS_FILE, RECIPE_FILE, evaluation_folder
+from pneumoscope.runs.run_folder import EVALUATION_FILE, PREDICTIONS_FILE, RECIPE_FILE, evaluation_folder, read_text
 from pneumoscope.statistics.inputs import BoolArray, FloatArray
 
 __all__ = ["RunData", "load_run_data"]
@@ -27,13 +26,13 @@ __all__ = ["RunData", "load_run_data"]
 
 @dataclasses.dataclass(frozen=True)
 class Scores:
-    """What one run said of each image; arrays of shape (n,).
+    """Labels and outputs of one run for each image; arrays of shape (n,).
 
     Attributes:
-        positive: True where pneumonia is present.
-        logit: unbounded, for rankings.
-        score: before calibration, 0 to 1.
-        probability: after calibration, 0 to 1.
+        positive: True for pneumonia.
+        logit: Logit, for rankings.
+        score: Sigmoid of the logit before calibration, 0 to 1.
+        probability: Calibrated probability, 0 to 1.
     """
 
     positive: BoolArray
@@ -47,14 +46,14 @@ class RunData:
     """One run of a comparison.
 
     Attributes:
-        index: its place in the comparison, from 0.
-        look: its colour and dash.
-        summary: its row of the comparison.
-        evaluation: of the test images.
-        scores: image by image.
-        epochs: of its training.
-        recipe: the recipe file, verbatim.
-        facts: its record without the recipe, nested names joined by dots.
+        index: Position in the comparison, from 0.
+        look: Color and line style.
+        summary: Summary in the comparison.
+        evaluation: Evaluation on the test images.
+        scores: Outputs for the test images.
+        epochs: Metrics of the training epochs.
+        recipe: Text of the recipe file.
+        facts: Names and values of the run record without the recipe; nested names are joined by dots.
     """
 
     index: int
@@ -68,32 +67,34 @@ class RunData:
 
 
 def load_run_data(comparison: Comparison, runs: Sequence[Path]) -> tuple[RunData, ...]:
-    """Read the folders of a comparison's runs.
+    """Read the run folders of a comparison.
 
     Args:
-        comparison: as made from these runs.
-        runs: their folders, in the comparison's order.
+        comparison: The comparison of these runs.
+        runs: The run folders, in the order of the comparison.
+
     Raises:
-        RunError: a folder too many or too few, another run's folder, other images, or a file missing or malformed.
+        RunError: The number of folders differs, a folder has another run or an evaluation on other images, or a file is missing
+            or malformed.
     """
     if len(runs) != len(comparison.runs):
-        raise RunError(f"the comparison has {len(comparison.runs)} runs and {len(runs)} folders were given")
-    found = []
+        raise RunError(f"the comparison has {len(comparison.runs)} runs, but {len(runs)} folders were given")
+    loaded = []
     for index, (summary, folder) in enumerate(zip(comparison.runs, runs, strict=True)):
         results = evaluation_folder(folder)
         evaluation = read_evaluation(results / EVALUATION_FILE)
         if evaluation.name != summary.name:
             raise RunError(
-                f"{folder} holds run {evaluation.name!r}; the comparison has {summary.name!r} in that place",
-                hint="Give the folders in the comparison's order",
+                f"{folder} has run {evaluation.name!r}; the comparison has {summary.name!r} at this position",
+                hint="Give the folders in the order of the comparison",
             )
         if evaluation.images_sha256 != comparison.images["sha256"]:
             raise RunError(
                 f"run {summary.name!r} was evaluated on other images ({evaluation.images_sha256[:12]}) than the"
                 f" comparison ({comparison.images['sha256'][:12]})",
-                hint="Evaluate it again on the same data, then compare again",
+                hint="Evaluate the run on the same data, then repeat the comparison",
             )
-        found.append(
+        loaded.append(
             RunData(
                 index=index,
                 look=run_style(index),
@@ -105,13 +106,13 @@ def load_run_data(comparison: Comparison, runs: Sequence[Path]) -> tuple[RunData
                 facts=_facts(read_run(folder)),
             )
         )
-    return tuple(found)
+    return tuple(loaded)
 
 
 def _scores(path: Path, n: int) -> Scores:
     images = read_predictions(path)
     if len(images) != n:
-        raise RunError(f"{path} holds {len(images)} images and its evaluation {n}")
+        raise RunError(f"{path} has {len(images)} images, its evaluation has {n}")
     return Scores(
         positive=positives(images),
         **{name: np.array([getattr(image, name) for image in images]) for name in ("logit", "score", "probability")},
@@ -119,17 +120,16 @@ def _scores(path: Path, n: int) -> Scores:
 
 
 def _facts(record: RunRecord) -> tuple[tuple[str, str], ...]:
-    """The record without the recipe, which is shown verbatim."""
-    return tuple(_flat({name: value for name, value in msgspec.to_builtins(record).items() if name != "recipe"}))
+    return tuple(_flatten({name: value for name, value in msgspec.to_builtins(record).items() if name != "recipe"}))
 
 
-def _flat(data: Mapping[str, Any], before: str = "") -> list[tuple[str, str]]:
-    """Return names and values as text; nested names are joined by dots; empty values and lists are left out."""
-    found: list[tuple[str, str]] = []
+def _flatten(data: Mapping[str, Any], prefix: str = "") -> list[tuple[str, str]]:
+    """Return names and values as text, without empty values and lists. Nested names are joined by dots."""
+    facts: list[tuple[str, str]] = []
     for name, value in data.items():
         if isinstance(value, Mapping):
-            found += _flat(value, f"{before}{name}.")
+            facts += _flatten(value, f"{prefix}{name}.")
         elif value is not None and value != "" and not isinstance(value, tuple):
             text = f"{value:g}" if isinstance(value, float) and math.isfinite(value) else str(value)
-            found.append((before + name, text))
-    return found
+            facts.append((prefix + name, text))
+    return facts
