@@ -39,7 +39,14 @@ def test_contradictory_row_is_an_error(position, value, column):
 
 def published_rows(counts, *runs):
     comparison = Comparison(
-        images={"counts": counts}, operating_point="half", runs=runs, pairs=(), sentences=(), command="", created="", version=""
+        images={"counts": counts},
+        operating_point="half",
+        runs=runs,
+        pairs=(),
+        sentences=(),
+        command="",
+        created="",
+        version="",
     )
     return published_table(comparison).rows
 

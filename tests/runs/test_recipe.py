@@ -95,19 +95,21 @@ def test_recipe_in_another_encoding_is_an_error(tmp_path):
 
 
 def test_calibration_on_augmented_images_needs_an_augmentation():
-    with pytest.raises(RecipeError, match='calibrate: "augmented" needs an .augmentation. table'):
+    with pytest.raises(RecipeError, match=r'calibrate: "augmented" needs an \[augmentation\] table'):
         read_recipe("one", ["training.calibrate=augmented"], {"one": TOML.format("sgd")})
     assert read_recipe("quick", ["training.calibrate=augmented"]).training.calibrate == "augmented"
 
 
 def test_border_mask_must_be_less_than_a_quarter_of_the_image():
-    with pytest.raises(RecipeError, match="border_mask: 28 pixels must be less than a quarter of image_size .112."):
+    with pytest.raises(RecipeError, match=r"border_mask: 28 pixels must be less than a quarter of image_size \(112\)"):
         read_recipe("default", ["network.border_mask=28"])
     assert read_recipe("default", ["network.border_mask=27"]).network.border_mask == 27
 
 
 def test_flip_averaging_needs_training_with_flips():
-    with pytest.raises(RecipeError, match=r"network\.flip_averaging: needs training with mirror images; set augmentation\.flip"):
+    with pytest.raises(
+        RecipeError, match=r"network\.flip_averaging: needs training with mirror images; set augmentation\.flip"
+    ):
         read_recipe("default", ["augmentation.flip=false"])
 
 
@@ -115,5 +117,5 @@ def test_age_range_is_ordered_and_round_trips_through_toml(tmp_path):
     recipe = read_recipe("quick", ["data.age_range=[1, 5]"])
     (tmp_path / "aged.toml").write_text(recipe.to_toml())
     assert read_recipe(str(tmp_path / "aged.toml")).data.age_range == (1, 5)
-    with pytest.raises(RecipeError, match="age_range: .5, 1. is not a minimum and a maximum age"):
+    with pytest.raises(RecipeError, match=r"age_range: \[5, 1\] is not a minimum and a maximum age"):
         read_recipe("quick", ["data.age_range=[5, 1]"])
