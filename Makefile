@@ -8,7 +8,7 @@ DATA ?=
 DEMO := demo
 PORT ?= 8000
 
-.PHONY: help demo serve test test-fast test-core check bench docs format clean
+.PHONY: help demo serve test test-fast test-core check bench docs messages format clean
 .DELETE_ON_ERROR:
 
 help:
@@ -19,7 +19,8 @@ help:
 	@echo "make test-core           the same on an installation without PyTorch; choose a Python by PYTHON=python3.13"
 	@echo "make check               format, lint, types and import contracts, as pre-commit calls it"
 	@echo "make bench               measure speed; writes results/benchmarks/"
-	@echo "make docs                write the generated pages of docs/ anew"
+	@echo "make docs                build the documentation in site/"
+	@echo "make messages            update the message catalogues of src/pneumoscope/locale/ and compile them"
 	@echo "make clean               remove the virtual environments and the demo"
 
 define REQUIRE_PYTHON
@@ -63,7 +64,18 @@ bench: $(READY)
 	$(BIN)/python benchmarks/training.py --out results/benchmarks
 
 docs: $(READY)
-	$(BIN)/python docs/generate.py
+	$(BIN)/python docs/generate_reference.py
+	NO_MKDOCS_2_WARNING=true $(BIN)/mkdocs build --quiet --strict
+	@echo site/index.html
+
+# New messages get an empty msgstr, obsolete ones are removed; translate, then run it again to compile.
+LOCALE := src/pneumoscope/locale
+messages: $(READY)
+	$(BIN)/pybabel -q extract -F babel.cfg -k N_ --no-location --omit-header -w 120 -o $(LOCALE)/pneumoscope.pot src/pneumoscope
+	$(BIN)/pybabel -q update -D pneumoscope -i $(LOCALE)/pneumoscope.pot -d $(LOCALE) -w 120 \
+		--no-fuzzy-matching --ignore-obsolete --ignore-pot-creation-date
+	$(BIN)/pybabel -q compile -D pneumoscope -d $(LOCALE) --statistics
+	rm $(LOCALE)/pneumoscope.pot
 
 format: $(READY)
 	$(BIN)/ruff format src tests benchmarks docs

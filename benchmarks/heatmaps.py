@@ -41,7 +41,7 @@ from pneumoscope.data.manifest import LABELS, LabelledImage
 from pneumoscope.evaluation.selection import select_images
 from pneumoscope.imaging.decode import decode
 from pneumoscope.imaging.preprocess import preprocess
-from pneumoscope.inference.saliency import over_image
+from pneumoscope.inference.saliency import resize_to_image
 from pneumoscope.inference.session import BundleSession, Outputs, sigmoid
 from pneumoscope.runs.run_folder import MANIFEST_FILE, find_bundle
 from pneumoscope.statistics.intervals import patient_bootstrap
@@ -116,7 +116,7 @@ def areas(session: BundleSession, image: npt.NDArray[np.uint8], heatmap: FloatAr
         sign: 1 where the network says pneumonia, -1 where it says normal.
     """
     size = len(image)
-    importance = sign * over_image(heatmap.astype(np.float32), size, size, "squash")
+    importance = sign * resize_to_image(heatmap.astype(np.float32), size, size, "squash")
     rank = np.empty(size * size, int)
     rank[np.argsort(-importance, axis=None, kind="stable")] = np.arange(size * size)
     shares = np.linspace(0, 1, STEPS + 1)

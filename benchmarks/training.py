@@ -39,8 +39,8 @@ from pneumoscope.models.report_networks import LocalResponseNorm
 from pneumoscope.runs.recipe import Recipe, parse_recipe
 from pneumoscope.runs.record import machine, versions
 from pneumoscope.training.data_module import ImageArrays
-from pneumoscope.training.trainer import Devices, device_name, resolve_precision, run_trainer
 from pneumoscope.training.optimizers import create_optimizer
+from pneumoscope.training.trainer import Devices, device_name, resolve_precision, run_trainer
 
 # (network, batch): the report's, and the small one of ours.
 CASES = {"alexnet": 64, "vgg19": 64, "tf_efficientnet_lite0": 32}

@@ -1,6 +1,7 @@
-"""Pictures of the page for docs/page.md, taken in a real Chromium of drawn images: no radiograph of a patient is in them.
+"""Take the screenshots of the web UI for the documentation, in both languages, in a real Chromium.
 
-It needs the drawn images and a network trained on them, as the demo leaves both: `make demo`, then
+The images are synthetic; no radiograph of a patient appears in a screenshot. `make demo` generates the images and trains a
+model on them. Then run
 
     .venv/bin/python docs/screenshots.py --images demo/images/test --model demo/quick --out docs/images
 """
@@ -8,84 +9,134 @@ It needs the drawn images and a network trained on them, as the demo leaves both
 from __future__ import annotations
 
 import argparse
+import math
 import re
 import shutil
+import socket
 import subprocess
 import sys
 import tempfile
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
-from playwright.sync_api import Browser, Page, sync_playwright
+import httpx
+from playwright.sync_api import Browser, Page, expect, sync_playwright
 
-LANGUAGES = {"en": "en-GB", "zh-Hant": "zh-TW"}
+LANGUAGES = {"en": "en-GB", "zh-Hant": "zh-TW"}  # language of the UI: locale of the browser
+DESKTOP = {"width": 1280, "height": 860}
+PHONE = {"width": 390, "height": 844}
+MAX_IMAGES = 60
+START_SECONDS = 60
 
 
 def main() -> None:
-    """Serve, send images as a person would, and take the pictures."""
+    """Start a service, upload images as a user would, and take the screenshots."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--images", type=Path, required=True)
-    parser.add_argument("--model", type=Path, required=True)
-    parser.add_argument("--out", type=Path, required=True)
-    chosen = parser.parse_args()
-    images = sorted(path for path in chosen.images.rglob("*") if path.is_file())
-    images = images[:: max(1, len(images) // 60)]
-    command = [sys.executable, "-m", "pneumoscope", "serve", "--port", "0", "--ephemeral", "--model", str(chosen.model)]
-    with subprocess.Popen(command, stderr=subprocess.PIPE, text=True) as process, sync_playwright() as driver:
+    parser.add_argument("--images", type=Path, required=True, help="folder of images to upload")
+    parser.add_argument("--model", type=Path, required=True, help="bundle or run folder to serve")
+    parser.add_argument("--out", type=Path, required=True, help="folder of the screenshots")
+    arguments = parser.parse_args()
+    images = sorted(path for path in arguments.images.rglob("*") if path.is_file())
+    images = images[:: math.ceil(len(images) / MAX_IMAGES)]
+    executable = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), None)
+    with (
+        running_service(arguments.model) as url,
+        sync_playwright() as playwright,
+        tempfile.TemporaryDirectory() as folder,
+    ):
+        browser = playwright.chromium.launch(executable_path=executable, args=["--no-sandbox", "--disable-gpu"])
+        take_screenshots(browser, url, images, Path(folder))
+        for file in sorted(Path(folder).iterdir()):
+            shutil.copy(file, arguments.out / file.name)
+            print(arguments.out / file.name)
+
+
+@contextmanager
+def running_service(model: Path) -> Iterator[str]:
+    """Start a service with in-memory storage, yield its URL and stop it in the end.
+
+    Raises:
+        TimeoutError: The service does not answer within `START_SECONDS`.
+    """
+    with socket.create_server(("127.0.0.1", 0)) as probe:
+        port = probe.getsockname()[1]
+    url = f"http://127.0.0.1:{port}"
+    command = [sys.executable, "-m", "pneumoscope", "serve", "--port", str(port), "--ephemeral", "--model", str(model)]
+    with subprocess.Popen(command) as process:
         try:
-            assert process.stderr is not None
-            first = process.stderr.readline()
-            found = re.match(r"(http://\S+)", first)
-            if not found:
-                sys.exit(first + process.stderr.read())
-            executable = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), None)
-            browser = driver.chromium.launch(executable_path=executable, args=["--no-sandbox", "--disable-gpu"])
-            with tempfile.TemporaryDirectory() as folder:
-                take(browser, found[1], images, Path(folder))
-                for picture in sorted(Path(folder).iterdir()):
-                    shutil.copy(picture, chosen.out / picture.name)
-                    print(chosen.out / picture.name)
+            deadline = time.monotonic() + START_SECONDS
+            while not is_ready(url):
+                if process.poll() is not None or time.monotonic() > deadline:
+                    raise TimeoutError(f"{' '.join(command)} does not answer")
+                time.sleep(0.1)
+            yield url
         finally:
             process.terminate()
 
 
-def take(browser: Browser, service: str, images: list[Path], out: Path) -> None:
-    """The worklist, the viewer, the overview and the report on a desk, and two of them on a phone in the dark."""
-    page = browser.new_context(viewport={"width": 1280, "height": 860}, locale=LANGUAGES["en"]).new_page()
-    page.goto(service)
-    page.set_input_files("#pick", images)
-    page.locator("#queue [data-done]").nth(len(images) - 1).wait_for(timeout=120_000)
-    for key in ("j", "a", "j", "a", "j", "d", "j", "a"):
-        page.keyboard.press(key)
-        page.wait_for_timeout(300)
-    page.goto(service)
-    settle(page)
-    page.screenshot(path=out / "page-worklist.png")
-    page.locator("tr[data-id]", has_text="pneumonia").first.locator("a").click()
-    page.locator("#zoom", has_text="%").wait_for()
-    page.select_option("#beside", "same")
-    page.locator(".layer").wait_for()
-    settle(page)
-    page.screenshot(path=out / "page-viewer.png")
-    image = page.url
-    page.set_viewport_size({"width": 1280, "height": 1250})  # nothing of it behind the notice
-    page.goto(f"{image}/report")
-    settle(page)
-    page.screenshot(path=out / "page-report.png")
-    page.goto(f"{service}/overview")
-    page.screenshot(path=out / "page-overview.png")
+def is_ready(url: str) -> bool:
+    """Return True if the service answers its readiness check."""
+    try:
+        return httpx.get(f"{url}/readyz", timeout=5).is_success
+    except httpx.TransportError:
+        return False
+
+
+def take_screenshots(browser: Browser, url: str, images: list[Path], out: Path) -> None:
+    """Save all pages at desktop size in each language, and worklist and viewer on a phone in Chinese."""
+    upload_and_review(new_page(browser, "en"), url, images)
+    for language in LANGUAGES:
+        suffix = "" if language == "en" else f".{language}"
+        page = new_page(browser, language)
+        page.goto(url)
+        save(page, out / f"page-worklist{suffix}.png")
+        page.locator("tr[data-id]", has=page.locator(".decision.pneumonia")).first.locator("a").click()
+        expect(page.locator("#zoom")).to_have_text(re.compile("%"))
+        page.select_option("#compare", "same")
+        page.locator(".heatmap-layer").wait_for()
+        save(page, out / f"page-viewer{suffix}.png")
+        viewer = page.url
+        for name, path in (
+            ("dashboard", f"{url}/dashboard"),
+            ("model", f"{url}/model"),
+            ("report", f"{viewer}/report"),
+        ):
+            page.set_viewport_size({**DESKTOP, "height": 1250 if name == "report" else DESKTOP["height"]})
+            page.goto(path)
+            save(page, out / f"page-{name}{suffix}.png")
     phone = browser.new_context(
-        viewport={"width": 390, "height": 844}, color_scheme="dark", locale=LANGUAGES["zh-Hant"], has_touch=True
+        viewport=PHONE, color_scheme="dark", locale=LANGUAGES["zh-Hant"], has_touch=True
     ).new_page()
-    for name, path in (("page-phone-worklist.png", service), ("page-phone-viewer.png", image)):
+    for name, path in (("worklist", url), ("viewer", viewer)):
         phone.goto(path)
-        settle(phone)
-        phone.screenshot(path=out / name)
+        save(phone, out / f"page-phone-{name}.png")
 
 
-def settle(page: Page) -> None:
-    """Wait until every picture in sight is there."""
+def new_page(browser: Browser, language: str) -> Page:
+    """Return a page at desktop size in a language."""
+    return browser.new_context(viewport=DESKTOP, locale=LANGUAGES[language]).new_page()
+
+
+def upload_and_review(page: Page, url: str, images: list[Path]) -> None:
+    """Upload images to the worklist and review the first ones by keyboard."""
+    page.goto(url)
+    page.set_input_files("#file-input", images)
+    expect(page.locator("#upload-queue [data-state]")).to_have_count(len(images), timeout=120_000)
+    page.reload()
+    for row, key in enumerate("aada"):
+        page.keyboard.press("j")
+        page.keyboard.press(key)
+        review = page.locator("tr[data-id] .review").nth(row)
+        expect(review).to_have_text("✓ Agrees" if key == "a" else "✗ Disagrees")
+
+
+def save(page: Page, file: Path) -> None:
+    """Take a screenshot when all images in view are decoded."""
+    page.wait_for_load_state("networkidle")
     page.evaluate("Promise.all([...document.images].filter(i => i.src && i.loading !== 'lazy').map(i => i.decode()))")
-    page.wait_for_timeout(1000)
+    page.screenshot(path=file)
 
 
 if __name__ == "__main__":

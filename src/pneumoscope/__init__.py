@@ -1,25 +1,78 @@
-"""Identifies pneumonia on chest radiographs with neural networks, and defends every number it prints.
+"""Detect pneumonia on chest radiographs, with calibrated probabilities and honest statistics.
 
-    model = pneumoscope.load_model()
-    model.predict("image.jpg").probability
+    >>> import pneumoscope
+    >>> model = pneumoscope.load_model()
+    >>> model.predict("image.jpg").decision
 
-Importing this package imports nothing else: no torch, no onnxruntime, no side effects.
+The names in `__all__` are the public API; see the stability policy in the documentation. They are imported on first use, so
+that `import pneumoscope` is fast and needs neither PyTorch nor ONNX Runtime.
 """
 
 from __future__ import annotations
 
-TYPE_CHECKING = False  # typing's own costs an import
+TYPE_CHECKING = False  # importing it from typing costs time
 if TYPE_CHECKING:
-    from pathlib import Path
-
-    from pneumoscope.inference.model import Model
+    from pneumoscope.core import errors
+    from pneumoscope.core.errors import PneumoscopeError
+    from pneumoscope.core.prediction import Prediction, Rejection
+    from pneumoscope.core.results import Interval
+    from pneumoscope.data.labelled_dataset import LabelledDataset, load_dataset
+    from pneumoscope.evaluation.compare import compare
+    from pneumoscope.evaluation.evaluate import evaluate
+    from pneumoscope.inference.model import Explanation, Model, load_model
+    from pneumoscope.inference.writers import to_dataframe
+    from pneumoscope.models.factory import create_model
+    from pneumoscope.models.registry import list_models
 
 __version__ = "0.1.0"
-__all__ = ["__version__", "load_model"]
+__all__ = [
+    "Explanation",
+    "Interval",
+    "LabelledDataset",
+    "Model",
+    "PneumoscopeError",
+    "Prediction",
+    "Rejection",
+    "__version__",
+    "compare",
+    "create_model",
+    "errors",
+    "evaluate",
+    "list_models",
+    "load_dataset",
+    "load_model",
+    "to_dataframe",
+]
+
+_MODULES = {
+    "Explanation": "inference.model",
+    "Interval": "core.results",
+    "LabelledDataset": "data.labelled_dataset",
+    "Model": "inference.model",
+    "PneumoscopeError": "core.errors",
+    "Prediction": "core.prediction",
+    "Rejection": "core.prediction",
+    "compare": "evaluation.compare",
+    "create_model": "models.factory",
+    "evaluate": "evaluation.evaluate",
+    "list_models": "models.registry",
+    "load_dataset": "data.labelled_dataset",
+    "load_model": "inference.model",
+    "to_dataframe": "inference.writers",
+}
 
 
-def load_model(bundle: str | Path | None = None, *, operating_point: str = "", threads: int = 0) -> Model:
-    """Load the model that comes with the package, a bundle, or that of a run; see `pneumoscope.inference.model.load_model`."""
-    from pneumoscope.inference.model import load_model as load
+def __getattr__(name: str) -> object:
+    from importlib import import_module
 
-    return load(bundle, operating_point=operating_point, threads=threads)
+    if name == "errors":
+        return import_module("pneumoscope.core.errors")
+    if name not in _MODULES:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    value = getattr(import_module(f"{__name__}.{_MODULES[name]}"), name)
+    globals()[name] = value
+    return value
+
+
+def __dir__() -> list[str]:
+    return sorted({*globals(), *__all__})

@@ -23,7 +23,7 @@ def model():
 
 def test_default_bundle_is_small_and_has_heatmaps():
     assert sum(file.stat().st_size for file in find_bundle().rglob("*")) < 20e6
-    assert BundleSession.load(find_bundle()).explains
+    assert BundleSession.load(find_bundle()).has_heatmaps
 
 
 def test_recipe_on_the_card_is_the_shipped_recipe(model):

@@ -28,7 +28,7 @@ def test_json_has_what_is_needed_to_choose():
         "parameters": 58_822_657,
         "image_size": 224,
         "imagenet": "",
-        "description": "the report's AlexNet with its head",
+        "description": "AlexNet of 2012 in one column, with a dense head instead of fc8",
     }
     assert found["vgg19"]["parameters"] == 23_290_433
     assert "vgg19-dcbb9e9d.pth" in found["vgg19"]["imagenet"]

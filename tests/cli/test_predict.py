@@ -24,7 +24,8 @@ from pneumoscope.cli import predict as module
 from pneumoscope.core.errors import PartialFailureError
 from pneumoscope.core.i18n import NOTICE
 from pneumoscope.core.results import SCHEMA
-from pneumoscope.inference.model import load_model
+from pneumoscope.imaging.sandbox import DecodePool
+from pneumoscope.inference.model import MIN_IMAGES_FOR_POOL, load_model
 from pneumoscope.inference.writers import csv_columns
 from pneumoscope.runs.run_folder import find_bundle
 
@@ -289,7 +290,7 @@ def test_a_bundle_that_is_none_and_a_point_that_is_not_there(bundle, images, cap
 
 def test_a_table_that_cannot_be_written_is_told_before_images_are_scored(bundle, images, capfd, monkeypatch):
     monkeypatch.setattr(
-        "pneumoscope.inference.model.Model.predict_batch", lambda *_: pytest.fail("an image was scored")
+        "pneumoscope.inference.model.Model._predict_batch", lambda *_: pytest.fail("an image was scored")
     )
     (images.parent / "file").touch()
     status, out, err = exits(capfd, bundle, "images", "--csv", "file/table.csv")
@@ -422,3 +423,24 @@ def test_a_closed_pipe_is_no_news(bundle, images, options):
         process.stdout.close()
         assert process.stderr.read() == b""
     assert process.returncode == 1
+
+
+# --- decoders ----------------------------------------------------------------------------------------------------------
+
+
+def test_what_decoders_warn_about_is_not_printed(bundle, images, capfd):
+    """Pillow warns between its limit on pixels and twice that limit, before the file is refused."""
+    Image.new("1", (12_000, 8_000)).save(images / "large.png")
+    status, _, err = exits(capfd, bundle, "images/large.png")
+    assert status == 3
+    assert "Warning" not in err
+
+
+def test_many_images_are_decoded_in_worker_processes_and_a_few_in_this_one(bundle, images, monkeypatch):
+    started = []
+    monkeypatch.setattr(DecodePool, "start", lambda pool: started.append(pool))
+    few, many = (["images/a.png"] * count for count in (MIN_IMAGES_FOR_POOL, MIN_IMAGES_FOR_POOL + 1))
+    assert invoke(bundle, *few).exit_code == 0
+    assert started == []
+    assert invoke(bundle, *many).exit_code == 0
+    assert len(started) == 1

@@ -1,15 +1,21 @@
-"""Codes are rendered as sentences; every code has one."""
+"""Messages rendered from codes, in English and Traditional Chinese."""
 
-from __future__ import annotations
+import re
 
 import pytest
 
+from pneumoscope.core import errors
+from pneumoscope.core.i18n import LANGUAGES, NOTICE
 from pneumoscope.core.messages import (
     decision_label,
+    error_text,
+    error_titles,
+    notice,
+    operating_point_label,
     operating_point_rule,
     prediction_message,
+    probability_text,
     rejection_message,
-    uncertainty_message,
 )
 from pneumoscope.core.prediction import (
     DECISIONS,
@@ -21,74 +27,99 @@ from pneumoscope.core.prediction import (
     Uncertainty,
 )
 
-MODEL = ModelInfo("grey", "0.1.0", "ab" * 32)
 PARAMETERS = {
-    "outside_age_range": {"age": 67.25, "minimum": 1.0, "maximum": 5.0},
-    "out_of_distribution": {"distance": 3.249, "limit": 1.9},
-    "too_small": {"width": 300, "height": 111, "minimum": 112},
-    "too_narrow": {"width": 521, "height": 130, "max_aspect": 4.0},
-    "color": {"chroma": 12.1, "limit": 12.0},
-    "blank": {"levels": 5, "minimum": 12},
+    "outside_age_range": {"age": 61.0, "minimum": 1, "maximum": 5},
+    "out_of_distribution": {"distance": 1.52, "limit": 1.42},
+    "too_small": {"width": 40, "height": 30, "minimum": 56},
+    "too_narrow": {"width": 900, "height": 100},
+    "blank": {"levels": 7},
 }
 
 
+def numbers(text: str) -> list[str]:
+    return sorted(re.findall(r"\d+(?:\.\d+)?", text))
+
+
+def prediction(**fields: object) -> Prediction:
+    model = ModelInfo("grey", "0.1.0", "ab" * 32)
+    return Prediction(**{"path": "a.png", "decision": None, "operating_point": "balanced", "model": model} | fields)
+
+
 @pytest.mark.parametrize("code", REJECTION_CODES)
-def test_every_rejection_code_has_a_message(code):
-    message = rejection_message(Rejection(code, PARAMETERS.get(code, {"probability": 0.2, "limit": 0.3})))
-    assert message
-    assert "{" not in message
-    assert not message.endswith(".")
+def test_every_rejection_has_a_message_with_its_numbers_in_both_languages(code):
+    rejection = Rejection(code, PARAMETERS.get(code, {}))
+    english, chinese = (rejection_message(rejection, language) for language in LANGUAGES)
+    assert english != chinese
+    assert numbers(english) == numbers(chinese)
+    for value in rejection.parameters.values():
+        assert f"{value}" in english
 
 
-def test_messages_show_the_value_and_the_limit():
-    assert rejection_message(Rejection("outside_age_range", PARAMETERS["outside_age_range"])) == (
-        "The stated age of 67.2 years is outside the model's range of 1 to 5 years"
-    )
-    assert "(distance 3.25, limit 1.90)" in rejection_message(
-        Rejection("out_of_distribution", PARAMETERS["out_of_distribution"])
-    )
-    assert "300 x 111 pixels; each side needs at least 112" in rejection_message(
-        Rejection("too_small", PARAMETERS["too_small"])
-    )
+def test_decision_labels_are_unique_and_never_normal():
+    for language in LANGUAGES:
+        labels = [decision_label(decision, language) for decision in DECISIONS]
+        assert len(set(labels)) == len(DECISIONS)
+        assert not [label for label in labels if "normal" in label.lower() or "正常" in label]
+    assert decision_label("no_pneumonia", "zh-Hant") == "未偵測到肺炎"
 
 
-def test_every_decision_has_a_label_and_none_says_normal():
-    labels = {decision: decision_label(decision) for decision in DECISIONS}
-    assert labels["no_pneumonia"] == "No pneumonia detected"
-    assert not any("normal" in label.lower() for label in labels.values())
-
-
-def test_uncertainty_states_the_coverage():
-    assert uncertainty_message(Uncertainty(0.4, 0.6, 0.95)) == ("The score lies in the uncertainty band (95% coverage)")
+def test_explanation_comes_from_rejection_uncertainty_or_failure():
+    inverted = prediction(decision="rejected", rejection=Rejection("inverted"))
+    assert prediction_message(inverted) == "Black and white appear to be inverted"
+    uncertain = prediction(decision="uncertain", uncertainty=Uncertainty(0.3, 0.6, 0.95))
+    assert "95%" in prediction_message(uncertain, "zh-Hant")
+    unreadable = prediction(failure=Failure("unreadable_image", "cannot read 'a.png': it is empty", "Export it again"))
+    assert prediction_message(unreadable, "zh-Hant") == "cannot read 'a.png': it is empty. Export it again"
+    assert prediction_message(prediction(decision="pneumonia", probability=0.9)) == ""
 
 
 @pytest.mark.parametrize(
-    ("rule", "text"),
+    ("rule", "english", "chinese"),
     [
-        (("fixed", None, None, False), "fixed score of 0.5"),
-        (("youden", None, 782, True), "highest Youden index on 782 validation images, augmented"),
+        (("fixed", None, None, False), "fixed score of 0.5", "固定分數 0.5"),
         (
-            ("sensitivity", 0.99, 581, False),
-            "highest threshold with sensitivity 0.99 on 581 validation images with pneumonia",
+            ("youden", None, 80, True),
+            "highest Youden index on 80 validation images, augmented",
+            "在 80 張驗證影像上 Youden 指數最高（影像經擴增）",
         ),
         (
-            ("specificity", 0.99, 201, True),
-            "lowest threshold with specificity 0.99 on 201 validation images without pneumonia, augmented",
+            ("sensitivity", 0.99, 80, False),
+            "highest threshold with sensitivity 0.99 on 80 validation images with pneumonia",
+            "在 80 張肺炎驗證影像上敏感度達 0.99 的最高門檻值",
         ),
     ],
 )
-def test_operating_point_rules(rule, text):
-    assert operating_point_rule(*rule) == text
+def test_operating_point_rule_states_target_and_images(rule, english, chinese):
+    assert operating_point_rule(*rule) == english
+    assert operating_point_rule(*rule, language="zh-Hant") == chinese
 
 
-def test_prediction_message_explains_what_needs_an_explanation():
-    def message(**fields):
-        return prediction_message(Prediction(path="a", operating_point="half", model=MODEL, **fields))
+def test_operating_point_label_contains_the_name_of_the_command_line():
+    for name in ("half", "balanced", "rule_out", "rule_in"):
+        assert operating_point_label(name) == name
+        assert re.fullmatch(rf".+（{name}）", operating_point_label(name, "zh-Hant"))
+    assert operating_point_label("mine", "zh-Hant") == "mine"
 
-    assert message(decision="pneumonia", probability=0.9) == ""
-    assert message(decision="rejected", rejection=Rejection("inverted")) == rejection_message(Rejection("inverted"))
-    assert message(decision=None, failure=Failure("unreadable_image", "no such file", "Check it")) == (
-        "no such file. Check it"
+
+@pytest.mark.parametrize(
+    ("probability", "text"),
+    [(0.0, "below 1%"), (0.0099, "below 1%"), (0.01, "1%"), (0.5, "50%"), (0.99, "99%"), (0.991, "above 99%")],
+)
+def test_probability_is_never_shown_as_zero_or_certain(probability, text):
+    assert probability_text(probability) == text
+
+
+def test_error_text_is_that_of_the_nearest_base_class():
+    assert error_text(errors.BusyError("256 images wait"))[0] == "Service busy"
+    assert error_text(errors.RecipeError("unknown field")) == error_text(errors.InputError("x"))
+    assert error_text(errors.DivergedError("x"))[0] == "Internal error"
+    assert error_text(errors.StorageError("x"), "zh-Hant") == (
+        "儲存空間無法使用",
+        "資料未儲存，請聯絡系統管理員。",
     )
-    uncertainty = Uncertainty(0.4, 0.6, 0.95)
-    assert message(decision="uncertain", uncertainty=uncertainty) == uncertainty_message(uncertainty)
+    assert error_titles()["UnreadableImageError"] == "Unreadable image"
+
+
+def test_notice_is_translated():
+    assert notice() == NOTICE
+    assert "非醫療器材" in notice("zh-Hant")

@@ -137,7 +137,7 @@ def public(real_images: Path) -> tuple[DatasetAudit, float]:
 
 
 @pytest.mark.real_data
-def test_the_public_images(public: tuple[DatasetAudit, float]) -> None:
+def test_public_data_set(public: tuple[DatasetAudit, float]) -> None:
     found, seconds = public
     assert found.images == {
         "train": {"NORMAL": 1341, "PNEUMONIA": 3875},

@@ -291,7 +291,7 @@ def test_csv_that_is_not_text_is_an_error(tmp_path: Path) -> None:
 
 
 @pytest.mark.real_data
-def test_the_public_images(real_images: Path) -> None:
+def test_public_data_set(real_images: Path) -> None:
     load_manifest(real_images)
     start = time.perf_counter()
     manifest = load_manifest(real_images)

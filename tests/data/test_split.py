@@ -263,7 +263,7 @@ def test_split_with_one_label_is_an_error(make_manifest: Make) -> None:
 
 
 @pytest.mark.real_data
-def test_the_public_images(real_images: Path) -> None:
+def test_public_data_set(real_images: Path) -> None:
     manifest = load_manifest(real_images)
     for by in ("patient", "block", "image"):
         divided = split_manifest(manifest, by=by)

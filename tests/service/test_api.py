@@ -264,7 +264,7 @@ def test_two_images_are_drawn_at_once_and_others_wait(app, client, monkeypatch):
         assert go.wait(10)
         return decode(*arguments, **options)
 
-    monkeypatch.setattr("pneumoscope.service.api.routes.decode", held)
+    monkeypatch.setattr("pneumoscope.inference.model.decode", held)
     with ThreadPoolExecutor(6) as pool:
         pictures = ("image.png", "thumbnail.png")
         asked = [pool.submit(client.get, f"/v1/predictions/{key}/{name}") for key in ids for name in pictures]
@@ -371,7 +371,7 @@ def test_what_may_be_had_may_be_asked_about_without_its_body(client):
         "/metrics",
         "/v1/model",
         f"/v1/predictions/{found['id']}/image.png",
-        "/static/page.css",
+        "/static/style.css",
     ):
         got, asked = client.get(path), client.head(path)
         assert (asked.status_code, asked.content) == (200, b"")

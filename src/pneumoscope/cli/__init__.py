@@ -8,6 +8,7 @@ from __future__ import annotations
 import errno
 import sys
 import traceback
+import warnings
 from importlib import import_module
 
 import click
@@ -102,6 +103,8 @@ def run_and_exit(command: click.Command, arguments: list[str] | None = None) -> 
         arguments: Arguments; those of the process if None.
     """
     given = sys.argv[1:] if arguments is None else arguments
+    # Decoders warn about what they tolerate, and repeat what is in the file, which may be a patient's name.
+    warnings.filterwarnings("ignore", module=r"(PIL|pydicom|pneumoscope\.radiograph)\b")
     try:
         command.main(args=given, prog_name="pneumoscope", standalone_mode=False)
     except click.ClickException as error:

@@ -78,7 +78,7 @@ def command(
     Example:  pneumoscope predict image.jpg
     """
     from pneumoscope.inference.discovery import discover_images
-    from pneumoscope.inference.model import load_model
+    from pneumoscope.inference.model import MIN_IMAGES_FOR_POOL, load_model
     from pneumoscope.inference.writers import iter_csv, iter_json
 
     if as_json and table:
@@ -89,7 +89,12 @@ def command(
     if not images:
         raise UsageError("no images found", hint="Pass image files, or folders that contain images")
     # One image is fastest with all cores on it; many are fastest with one core each.
-    model = load_model(bundle, operating_point=operating_point, threads=0 if len(images) == 1 else 1)
+    model = load_model(
+        bundle,
+        operating_point=operating_point,
+        threads=0 if len(images) == 1 else 1,
+        isolated=len(images) > MIN_IMAGES_FOR_POOL and os.name == "posix",
+    )
     counts: Counter[str] = Counter()
     show_progress = as_json or table or not sys.stdout.isatty()  # the table on a terminal is progress enough
     with contextlib.ExitStack() as stack:

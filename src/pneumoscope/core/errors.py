@@ -9,6 +9,9 @@ command line. The HTTP API maps the classes to status codes in `service.api`::
     │   ├── UnknownNameError             a network, recipe, run or metric does not exist
     │   ├── MissingExtraError            an optional dependency is not installed
     │   ├── UnreadableImageError         a file cannot be decoded as a radiograph
+    │   │   ├── DecodeCrashedError       the decoder crashed
+    │   │   ├── DecodeMemoryError        decoding exceeds the memory limit
+    │   │   └── DecodeTimeoutError       decoding exceeds the time limit
     │   ├── LayoutError                  a folder or file has an unsupported data layout
     │   ├── ManifestError                a manifest is malformed or does not match its images
     │   │   └── PatientLeakError         a patient is in more than one split
@@ -45,6 +48,9 @@ __all__ = [
     "BundleError",
     "BusyError",
     "DatasetError",
+    "DecodeCrashedError",
+    "DecodeMemoryError",
+    "DecodeTimeoutError",
     "DivergedError",
     "DownloadError",
     "GoneError",
@@ -168,6 +174,18 @@ class UnreadableImageError(InputError):
     def __init__(self, path: str, reason: str, *, hint: str = "") -> None:
         super().__init__(f"cannot read {path!r}: {reason}", hint=hint)
         self.path, self.reason = path, reason
+
+
+class DecodeCrashedError(UnreadableImageError):
+    """The decoder crashed in its worker process."""
+
+
+class DecodeMemoryError(UnreadableImageError):
+    """Decoding exceeds the memory limit of one image."""
+
+
+class DecodeTimeoutError(UnreadableImageError):
+    """Decoding exceeds the time limit of one image."""
 
 
 class LayoutError(InputError):

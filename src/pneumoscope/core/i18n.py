@@ -51,8 +51,6 @@ def choose_language(chosen: str, accepted: str) -> str:
         tag = preference.partition(";")[0].strip()
         if tag.startswith("en"):
             return "en"
-        if tag.startswith(
-            "zh"
-        ):  # readers of simplified Chinese are better served by traditional Chinese than by English
+        if tag.startswith("zh"):  # Traditional Chinese serves readers of Simplified Chinese better than English
             return "zh-Hant"
     return "en"

@@ -2,14 +2,20 @@
 
 from __future__ import annotations
 
+from pneumoscope.core import errors
+from pneumoscope.core.errors import PneumoscopeError
 from pneumoscope.core.i18n import N_, NOTICE, translations
 from pneumoscope.core.prediction import Decision, Prediction, Rejection, RejectionCode, Uncertainty
 
 __all__ = [
     "decision_label",
+    "error_text",
+    "error_titles",
     "notice",
+    "operating_point_label",
     "operating_point_rule",
     "prediction_message",
+    "probability_text",
     "rejection_message",
     "uncertainty_message",
 ]
@@ -41,6 +47,13 @@ _REJECTIONS: dict[RejectionCode, str] = {
     "blank": N_("The image is blank: its gray levels span {levels} of 256"),
 }
 
+_OPERATING_POINTS = {
+    "half": N_("half"),
+    "balanced": N_("balanced"),
+    "rule_out": N_("rule_out"),
+    "rule_in": N_("rule_in"),
+}
+
 _RULES = {
     "fixed": N_("fixed score of 0.5"),
     "youden": N_("highest Youden index on {n} validation images"),
@@ -50,6 +63,25 @@ _RULES = {
 _AUGMENTED = N_("{rule}, augmented")
 
 _UNCERTAIN = N_("The score lies in the uncertainty band ({coverage:.0%} coverage)")
+
+_BELOW_1_PERCENT, _ABOVE_99_PERCENT = N_("below 1%"), N_("above 99%")
+
+# Title and advice for a person at the browser; other errors have those of the nearest base class.
+_ERRORS: dict[type[PneumoscopeError], tuple[str, str]] = {
+    errors.PneumoscopeError: (
+        N_("Internal error"),
+        N_("Contact the administrator. The server log has the time and the cause."),
+    ),
+    errors.InputError: (N_("Invalid request"), N_("Go back to the worklist and try again.")),
+    errors.UnknownNameError: (N_("Not found"), N_("The image was deleted, or the address is wrong.")),
+    errors.AuthenticationError: (N_("Not signed in"), N_("Sign in again.")),
+    errors.TooLargeError: (N_("Too large"), N_("Send smaller files, or fewer at a time.")),
+    errors.UnreadableImageError: (N_("Unreadable image"), N_("Export the image again, or choose another file.")),
+    errors.GoneError: (N_("Image removed"), N_("The retention period has ended. The prediction is kept.")),
+    errors.BundleError: (N_("Model unavailable"), N_("Contact the administrator.")),
+    errors.StorageError: (N_("Storage unavailable"), N_("Nothing was saved. Contact the administrator.")),
+    errors.BusyError: (N_("Service busy"), N_("Try again in a few seconds.")),
+}
 
 
 def notice(language: str = "en") -> str:
@@ -62,6 +94,19 @@ def decision_label(decision: Decision, language: str = "en") -> str:
     return translations(language).gettext(_DECISIONS[decision])
 
 
+def error_text(error: PneumoscopeError, language: str = "en") -> tuple[str, str]:
+    """Return the title of an error and what a person at the browser can do about it."""
+    gettext = translations(language).gettext
+    title, advice = next(_ERRORS[kind] for kind in type(error).__mro__ if kind in _ERRORS)
+    return gettext(title), gettext(advice)
+
+
+def error_titles(language: str = "en") -> dict[str, str]:
+    """Return the titles of errors by the name that a problem document of the HTTP API gives them."""
+    gettext = translations(language).gettext
+    return {kind.__name__: gettext(title) for kind, (title, _) in _ERRORS.items()}
+
+
 def rejection_message(rejection: Rejection, language: str = "en") -> str:
     """Return the reason of a rejection as a sentence without a full stop."""
     return translations(language).gettext(_REJECTIONS[rejection.code]).format(**rejection.parameters)
@@ -72,6 +117,12 @@ def uncertainty_message(uncertainty: Uncertainty, language: str = "en") -> str:
     return translations(language).gettext(_UNCERTAIN).format(coverage=uncertainty.coverage)
 
 
+def operating_point_label(name: str, language: str = "en") -> str:
+    """Return the display name of an operating point; the name itself if it is not one of the standard ones."""
+    label = _OPERATING_POINTS.get(name)
+    return translations(language).gettext(label) if label else name
+
+
 def operating_point_rule(rule: str, target: float | None, n: int | None, augmented: bool, language: str = "en") -> str:
     """Return how the threshold of an operating point was chosen, as a phrase; see `bundle.card.OperatingPoint`."""
     catalogue = translations(language)
@@ -79,8 +130,18 @@ def operating_point_rule(rule: str, target: float | None, n: int | None, augment
     return catalogue.gettext(_AUGMENTED).format(rule=phrase) if augmented else phrase
 
 
+def probability_text(probability: float, language: str = "en") -> str:
+    """Return a probability of 0 to 1 in whole percent, never as 0% or 100%."""
+    if 0.01 <= probability <= 0.99:
+        return f"{probability:.0%}"
+    return translations(language).gettext(_BELOW_1_PERCENT if probability < 0.01 else _ABOVE_99_PERCENT)
+
+
 def prediction_message(prediction: Prediction, language: str = "en") -> str:
-    """Return the explanation of a rejected, uncertain or failed prediction; empty for the others."""
+    """Return the explanation of a rejected, uncertain or failed prediction; empty for other predictions.
+
+    Failures are in English in every language: they quote the file and the decoder.
+    """
     if prediction.rejection:
         return rejection_message(prediction.rejection, language)
     if prediction.uncertainty:

@@ -6,8 +6,10 @@ anything from it but the few codes that led to a refusal: a DICOM header is full
 
 from __future__ import annotations
 
+import io
 import math
 import re
+import struct
 from collections.abc import Iterable
 from datetime import datetime
 from typing import Any
@@ -22,10 +24,7 @@ from pydicom.pixels.decoders.base import Decoder, get_decoder
 from pydicom.pixels.processing import apply_modality_lut, apply_windowing
 
 from pneumoscope.core.errors import UnreadableImageError
-from pneumoscope.imaging.codestream import refuse_another_size
-from pneumoscope.imaging.elements import MAX_READS, Header, too_long
 from pneumoscope.imaging.image import MAX_PIXELS, Radiograph
-from pneumoscope.imaging.muted import muted
 
 __all__ = ["decode_dicom"]
 
@@ -66,13 +65,13 @@ _USED: list[Any] = [
     *("PlanarConfiguration", "ExtendedOffsetTable", "ExtendedOffsetTableLengths", "PixelData"),
 ]
 _BYTES = (None, "OB", "OW", "UN")  # value representations of pixels; by others they would be taken for numbers or words
-_LONGEST_META = 2**16  # bytes
 _LONGEST_TABLE = 2**17  # bytes: 65,536 entries of 16 bits
 # Views from another side, or of a patient who lies on one (PS3.3 C.8.1.2.1.1); other words are makers' own.
 _OTHER_VIEWS = ("LL", "RL", "LLD", "RLD", "LLO", "RLO", "LAT", "LATERAL", "OBLIQUE")
 _RAW = "1.2.840.10008.5.1.4.1.1.1.1.1"  # digital X-ray image storage, for processing
 _YEARS = {"D": 1 / 365.25, "W": 7 / 365.25, "M": 1 / 12, "Y": 1.0}
 _PREAMBLE = 132
+_STARTS_OF_FRAME = {*range(0xC0, 0xD0), 0xF7} - {0xC4, 0xC8, 0xCC}  # second bytes of JPEG's and JPEG-LS's markers
 
 
 def decode_dicom(data: bytes, name: str) -> Radiograph:
@@ -90,27 +89,26 @@ def decode_dicom(data: bytes, name: str) -> Radiograph:
     Raises:
         UnreadableImageError: not projection radiography, a body part that is stated and is not the chest, a view that is
             stated and is not from the front or the back, values of a detector that are yet to be processed, several frames,
-            colour, a depth other than 8 to 16 bits, larger than `MAX_PIXELS`, a header of more parts than `MAX_READS` or
-            with values far longer than they can be, no or truncated pixel data, compressed pixels of another size than the
-            header's, a compression that nothing installed can decode, or a window or table without meaning.
+            colour, a depth other than 8 to 16 bits, larger than `MAX_PIXELS`, no or truncated pixel data, compressed
+            pixels of another size than the header's, a compression that nothing installed can decode, or a window or table
+            without meaning.
     Source: PS3.3 C.11.1 (modality), C.11.2.1.2 and C.11.2.1.3 (window), C.7.6.3.1.2 (MONOCHROME1), C.7.5.1.1.2
         (padding).
     """
-    with muted:  # pydicom warns about values that it tolerates, and repeats them
-        decoder = _decoder(data, name)
-        header = _header(data, name)
-        try:
-            dataset = dcmread(Header(data), specific_tags=_USED)
-            stored = _stored(dataset, decoder)
-        except Exception as error:  # a stranger's bytes can make a parser fail in any way
-            why = f"the pixel data cannot be decoded ({_last_line(error)})"
-            hint = f"Decompress the file first: {_DECOMPRESS}" if decoder.UID.is_compressed else ""
-            raise UnreadableImageError(name, why, hint=hint) from error
-        try:
-            pixels = _grey(stored, dataset)
-        except Exception as error:  # as above: windows and tables are a stranger's too
-            why = str(error) if isinstance(error, _SenselessError) else type(error).__name__
-            raise UnreadableImageError(name, f"the grey levels make no sense ({why})") from error
+    decoder = _decoder(data, name)
+    header = _header(data, name)
+    try:
+        dataset = dcmread(io.BytesIO(data), specific_tags=_USED)
+        stored = _stored(dataset, decoder)
+    except Exception as error:  # a stranger's bytes can make a parser fail in any way
+        why = f"the pixel data cannot be decoded ({_last_line(error)})"
+        hint = f"Decompress the file first: {_DECOMPRESS}" if decoder.UID.is_compressed else ""
+        raise UnreadableImageError(name, why, hint=hint) from error
+    try:
+        pixels = _grey(stored, dataset)
+    except Exception as error:  # as above: windows and tables are a stranger's too
+        why = str(error) if isinstance(error, _SenselessError) else type(error).__name__
+        raise UnreadableImageError(name, f"the grey levels make no sense ({why})") from error
     pixels.flags.writeable = False
     mode = f"{header.PhotometricInterpretation}, {header.BitsStored} bits"
     return Radiograph(pixels, name, "DICOM", mode, age=_age(header))
@@ -125,27 +123,20 @@ def _last_line(error: Exception) -> str:
     return str(error).strip().rpartition("\n")[2].strip(" :") or type(error).__name__
 
 
-def _unreadable(name: str, error: Exception, source: Header) -> UnreadableImageError:
-    if source.is_exhausted:
-        why = f"its header has far too many elements (more than {MAX_READS:,} reads)"
-        return UnreadableImageError(name, why, hint="Only single chest radiographs can be read")
+def _unreadable(name: str, error: Exception) -> UnreadableImageError:
     return UnreadableImageError(name, f"the DICOM header cannot be read ({type(error).__name__})")
 
 
 def _decoder(data: bytes, name: str) -> Decoder:
     """What decodes the transfer syntax, found before the rest is read: a deflated header inflates without bound."""
-    source = Header(data)
+    source = io.BytesIO(data)
     try:
         source.seek(_PREAMBLE)
         meta = read_dataset(source, False, True, stop_when=lambda tag, vr, size: tag.group != 2)
-        if source.tell() > _PREAMBLE + _LONGEST_META:
-            raise ValueError("too long")
-        for _ in meta:  # one of an unknown kind would make pydicom read all of them once more, in another way
-            pass
         syntax = uid.UID(meta.TransferSyntaxUID)
         is_deflated = syntax.is_deflated
     except Exception as error:  # as above
-        raise _unreadable(name, error, source) from error
+        raise _unreadable(name, error) from error
     if is_deflated:
         raise UnreadableImageError(name, "deflated DICOM is refused", hint="Decompress it first: dcmconv +te IN OUT")
     try:
@@ -163,12 +154,11 @@ def _decoder(data: bytes, name: str) -> Decoder:
 
 def _header(data: bytes, name: str) -> Dataset:
     """Everything before the pixels, once nothing in it speaks against reading them."""
-    source = Header(data)
     try:
-        header = dcmread(source, stop_before_pixels=True, specific_tags=_USED)
-        refusal = too_long(header) or _refusal(header)
+        header = dcmread(io.BytesIO(data), stop_before_pixels=True, specific_tags=_USED)
+        refusal = _refusal(header)
     except Exception as error:  # as above; its words are left out, since they may hold a patient's name
-        raise _unreadable(name, error, source) from error
+        raise _unreadable(name, error) from error
     if refusal:
         raise UnreadableImageError(name, refusal, hint="Only single chest radiographs can be read")
     return header
@@ -229,7 +219,7 @@ def _stored(dataset: Dataset, decoder: Decoder) -> Whole:
     if dataset.get_item("PixelData").VR not in _BYTES:
         raise ValueError("they are not bytes")
     if decoder.UID.is_encapsulated:
-        refuse_another_size(_frame(dataset.PixelData), dataset)
+        _refuse_another_shape(get_frame(dataset.PixelData, 0, number_of_frames=1), dataset)
     plugin = next(
         (name for name in _DECODERS if name in decoder.available_plugins), ""
     )  # none where nothing is compressed
@@ -241,15 +231,23 @@ def _stored(dataset: Dataset, decoder: Decoder) -> Whole:
     return pixels
 
 
-def _frame(encapsulated: bytes) -> bytes:
-    """The compressed image, of as many fragments as can be read."""
-    if int.from_bytes(encapsulated[4:8], "little") > _LONGEST_META:
-        raise ValueError("it has a table of many frames")
-    counted = Header(encapsulated)
-    frame = get_frame(counted, 0, number_of_frames=1)
-    if counted.is_exhausted:
-        raise ValueError("it is in far too many fragments")
-    return frame
+def _refuse_another_shape(frame: bytes, dataset: Dataset) -> None:
+    """Raise where a compressed frame has another shape than its header.
+
+    A decoder reports another number of pixels itself. The same number, 30 x 40 for 40 x 30, it would return scrambled.
+    """
+    place, found = 2, None
+    if frame.startswith(b"\xff\xd8"):  # JPEG and JPEG-LS: segments up to the start of frame
+        while place + 9 <= len(frame) and frame[place + 1] not in _STARTS_OF_FRAME:
+            place += 2 + int.from_bytes(frame[place + 2 : place + 4], "big")
+        found = struct.unpack_from(">HH", frame, place + 5) if place + 9 <= len(frame) else None
+    elif (place := frame.find(b"\xff\x4f\xff\x51", 0, 4096)) >= 0 and place + 24 <= len(frame):  # JPEG 2000
+        width, height, left, top = struct.unpack_from(">4I", frame, place + 8)
+        found = height - top, width - left
+    if found and found != (dataset.Rows, dataset.Columns):
+        raise ValueError(
+            f"compressed it is {found[1]} x {found[0]}, and by its header {dataset.Columns} x {dataset.Rows}"
+        )
 
 
 def _grey(stored: Whole, dataset: Dataset) -> npt.NDArray[np.uint8]:

@@ -1,12 +1,12 @@
-"""From a radiograph to what a network is given: the only definition, used by training, export, evaluation and scoring.
+"""Preprocess radiographs: the one definition used by training, export, evaluation and inference.
 
-A network is given whole grey levels, 0 to 255, in a square. The scaling of grey levels to the numbers that a network
-was built for and the repetition to three channels are inside the network (`networks.network`) and so inside the
-exported file: they cannot be written twice. What is left, and stands here, is the crop and the resize.
+The network receives whole gray levels, 0 to 255, in a square. Normalization and the repetition to three channels are inside the
+network (`models.base`), so the exported file contains them. Cropping, resizing and the checks of the image are here.
 """
 
 from __future__ import annotations
 
+import dataclasses
 from typing import Annotated, Literal
 
 import numpy as np
@@ -14,25 +14,26 @@ import numpy.typing as npt
 from msgspec import Meta, Struct
 from PIL import Image
 
-from pneumoscope.imaging.decode import Radiograph
+from pneumoscope.core.prediction import Rejection
+from pneumoscope.imaging.image import Radiograph
+from pneumoscope.imaging.input_checks import check_image
 
-__all__ = ["PREPROCESSING_VERSION", "Crop", "Preprocessing", "preprocess"]
+__all__ = ["PREPROCESSING_VERSION", "Crop", "PreprocessedImage", "Preprocessing", "preprocess", "preprocess_image"]
 
-# Raised whenever a file gives other pixels than before: caches made by another version are made anew, and a bundle
-# made by another version is refused.
+# Incremented whenever the output changes: caches of another version are rebuilt, bundles of another version are rejected.
 PREPROCESSING_VERSION = 2
 
 Crop = Literal["squash", "centre"]
 
 
 class Preprocessing(Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
-    """How a radiograph becomes a network's input.
+    """Parameters of the preprocessing.
 
     Attributes:
-        size: side of the square, 16 to 1024 pixels.
-        crop: "squash" stretches the whole image to the square; "centre" first cuts the central square of the short side,
-            where a pixel more must go at the right or at the bottom.
-        version: of `preprocess`.
+        size: Side of the square, 16 to 1024 pixels.
+        crop: "squash" stretches the whole image to the square; "centre" first crops the central square, whose odd pixel goes
+            to the right or the bottom.
+        version: Version of the algorithm.
     """
 
     size: Annotated[int, Meta(ge=16, le=1024)] = 224
@@ -41,25 +42,24 @@ class Preprocessing(Struct, frozen=True, forbid_unknown_fields=True, kw_only=Tru
 
     @property
     def least_side(self) -> int:
-        """How small a JPEG may be decoded (see `decode`): twice the side leaves `preprocess` enough to average over."""
+        """Smallest side that a JPEG may be decoded to (see `decode`): twice the size, so that resizing can average."""
         return 2 * self.size
 
 
 def preprocess(radiograph: Radiograph, preprocessing: Preprocessing) -> npt.NDArray[np.uint8]:
-    """Crop and resize one radiograph.
+    """Return the network's input for a radiograph.
 
-    Resizing averages over the area that a pixel comes from (Pillow's bilinear filter, which widens with the reduction),
-    so that shrinking does not alias.
+    Pillow's bilinear filter widens with the reduction, so downsampling does not alias.
 
     Args:
-        radiograph: of any size.
-        preprocessing: the crop and the side.
+        radiograph: Decoded image of any size.
+        preprocessing: Crop and size.
     Returns:
-        Grey levels 0 to 255, shape (size, size): an array of its own, never a view of the radiograph's pixels.
+        Gray levels 0 to 255, uint8, shape (size, size); never a view of the radiograph's pixels.
     """
     pixels = radiograph.pixels
     if preprocessing.crop == "centre":
-        # Cut first: a `box` given to Pillow's resize would let the pixels just outside it show through at the border.
+        # Crop before resizing: with Pillow's `box`, pixels outside it would leak in at the border.
         side = min(pixels.shape)
         top, left = (radiograph.height - side) // 2, (radiograph.width - side) // 2
         pixels = pixels[top : top + side, left : left + side]
@@ -67,3 +67,50 @@ def preprocess(radiograph: Radiograph, preprocessing: Preprocessing) -> npt.NDAr
     if pixels.shape == target:
         return pixels.copy()
     return np.array(Image.fromarray(pixels).resize(target, Image.Resampling.BILINEAR), dtype=np.uint8)
+
+
+@dataclasses.dataclass(frozen=True, slots=True)
+class PreprocessedImage:
+    """An image ready for the network, with the properties that a prediction reports.
+
+    Attributes:
+        pixels: Gray levels 0 to 255, uint8, shape (size, size).
+        source: Path or name.
+        format: Format of the file: "JPEG", "PNG", "DICOM", ...
+        width, height: Size of the image in its file, pixels.
+        age: Age of the patient in years, if the file states it.
+        rejection: Why the pixels cannot be a chest radiograph, or None.
+        radiograph: The decoded image, if requested.
+    """
+
+    pixels: npt.NDArray[np.uint8]
+    source: str
+    format: str
+    width: int
+    height: int
+    age: float | None
+    rejection: Rejection | None
+    radiograph: Radiograph | None = None
+
+
+def preprocess_image(
+    radiograph: Radiograph, preprocessing: Preprocessing, *, keep_radiograph: bool = False
+) -> PreprocessedImage:
+    """Return the network's input for a radiograph together with its properties.
+
+    Args:
+        radiograph: Decoded image of any size.
+        preprocessing: Crop and size.
+        keep_radiograph: Keep the decoded image, to draw a heatmap on.
+    """
+    width, height = radiograph.reduced_from or (radiograph.width, radiograph.height)
+    return PreprocessedImage(
+        pixels=preprocess(radiograph, preprocessing),
+        source=radiograph.source,
+        format=radiograph.format,
+        width=width,
+        height=height,
+        age=radiograph.age,
+        rejection=check_image(radiograph, preprocessing.size // 2),
+        radiograph=radiograph if keep_radiograph else None,
+    )

@@ -1,4 +1,4 @@
-"""Which images are meant by the files and folders that a person names."""
+"""Find the image files that a user names."""
 
 from __future__ import annotations
 
@@ -13,52 +13,50 @@ __all__ = ["DiscoveredImages", "discover_images"]
 
 
 class DiscoveredImages(NamedTuple):
-    """Images in the order in which they were named, and how many other files, hidden folders and links were left out."""
+    """Image files in the order of the arguments, and the number of skipped files, hidden folders and links."""
 
     paths: tuple[str, ...]
     skipped: int
 
 
-def discover_images(named: Iterable[str]) -> DiscoveredImages:
-    """List the images of files and folders.
+def discover_images(arguments: Iterable[str]) -> DiscoveredImages:
+    """Return the images among files and folders.
 
-    A file that is named is taken whatever it is: it either is an image or an error of its own. From a folder come, sorted,
-    those below it that have an image's extension or begin as DICOM does, which often has none. Hidden files and folders and
-    the index of a DICOM folder are left out.
-
-    Links to folders are not followed; they count as left out.
+    A file is returned whatever its content, so that an unreadable one is reported. A folder is searched recursively, in sorted
+    order, for files with the extension of an image or the beginning of a DICOM file, which often has no extension. Hidden files
+    and folders, DICOMDIR files and links to folders are skipped.
 
     Args:
-        named: files and folders; what does not exist is taken as a file.
+        arguments: Files and folders; a missing path counts as a file.
     """
     paths: list[str] = []
     skipped = 0
-    for name in named:
-        if not os.path.isdir(name):  # noqa: PTH112  a name must come back as it was given
-            paths.append(name)
+    for argument in arguments:
+        if not os.path.isdir(argument):  # noqa: PTH112  the path keeps the form that the user wrote
+            paths.append(argument)
             continue
-        images, others = _below(name)
+        images, others = _search(argument)
         paths.extend(images)
         skipped += others
     return DiscoveredImages(tuple(paths), skipped)
 
 
-def _below(folder: str) -> tuple[list[str], int]:
-    """The images below a folder, and how many other files there are."""
+def _search(folder: str) -> tuple[list[str], int]:
+    """Return the images below a folder, and the number of other files."""
     images: list[str] = []
-    others = 0
+    skipped = 0
 
-    def refused(error: OSError) -> None:
-        images.append(str(error.filename))  # a folder that cannot be listed: reading it as an image tells why
+    def on_error(error: OSError) -> None:
+        images.append(str(error.filename))  # decoding the unreadable folder reports why
 
-    for parent, folders, names in os.walk(folder, onerror=refused):
-        followed = [name for name in folders if not name.startswith(".") and not Path(parent, name).is_symlink()]
-        others += len(folders) - len(followed)
-        folders[:] = followed
+    for parent, folders, names in os.walk(folder, onerror=on_error):
+        visited = [name for name in folders if not name.startswith(".") and not Path(parent, name).is_symlink()]
+        skipped += len(folders) - len(visited)
+        folders[:] = visited
         found = [path for name in names if _is_image(path := Path(parent, name))]
-        images.extend(os.path.join(parent, path.name) for path in found)  # noqa: PTH118  as above: Path drops a leading ./
-        others += len(names) - len(found)
-    return sorted(images, key=lambda path: Path(path).parts), others
+        images.extend(os.path.join(parent, path.name) for path in found)  # noqa: PTH118  Path would drop a leading ./
+        skipped += len(names) - len(found)
+    return sorted(images, key=lambda path: Path(path).parts), skipped
 
 
 def _is_image(path: Path) -> bool:

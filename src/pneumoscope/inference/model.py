@@ -1,53 +1,90 @@
-"""A bundle as Python and the command line use it: an image in, a `Prediction` out; many images in, a stream of them out."""
+"""The model as Python and the command line use it: images in, predictions out.
+
+One image or a few are decoded in this process; many are decoded in worker processes (`imaging.sandbox`), as are all images of a
+model loaded with `isolated=True`.
+"""
 
 from __future__ import annotations
 
+import io
 import os
+import threading
 from collections import deque
 from collections.abc import Callable, Generator, Iterable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from itertools import islice
+from operator import length_hint
 from pathlib import Path
-from typing import TYPE_CHECKING, TypeVar
+from typing import TYPE_CHECKING, Any, NamedTuple, TypeVar
 
 import numpy as np
 import numpy.typing as npt
 
 from pneumoscope.bundle.card import Card
+from pneumoscope.core.display import facts_html, prediction_html
 from pneumoscope.core.errors import UnreadableImageError, UsageError
 from pneumoscope.core.prediction import Failure, ImageInfo, ModelInfo, Prediction
-from pneumoscope.imaging.decode import Radiograph, decode
+from pneumoscope.imaging.decode import decode
+from pneumoscope.imaging.image import Radiograph
+from pneumoscope.imaging.preprocess import PreprocessedImage, preprocess_image
 from pneumoscope.inference.decision import DEFAULT_OPERATING_POINT, decide, find_operating_point, threshold_probability
 from pneumoscope.inference.session import BundleSession, Scored
 from pneumoscope.runs.run_folder import find_bundle
 
 if TYPE_CHECKING:
+    from PIL import Image
+    from pydicom import Dataset
+
+    from pneumoscope.imaging.sandbox import DecodePool
     from pneumoscope.inference.saliency import Layer
 
-__all__ = ["BATCH", "ImageSource", "Model", "load_model"]
+    # A path, the bytes of a file, gray levels (uint8, shape (height, width), 0 is black), a PIL image or a pydicom Dataset.
+    ImageSource = str | Path | bytes | npt.NDArray[np.uint8] | Image.Image | Dataset
 
-# A path, the bytes of a file, or grey levels (uint8, shape (height, width), 0 black).
-ImageSource = str | Path | bytes | npt.NDArray[np.uint8]
-_Judged = TypeVar("_Judged")
-# Images that go through the network at once. More are no faster on a processor, and hold up what comes after them.
-BATCH = 4
+__all__ = ["BATCH_SIZE", "MIN_IMAGES_FOR_POOL", "Explanation", "Model", "load_model"]
+
+BATCH_SIZE = 4  # images per network call; larger batches are no faster on a CPU and delay the results behind them
+MIN_IMAGES_FOR_POOL = 8  # up to this many, decoding in this process is faster than starting workers
+
+_Encoded = tuple[Path | bytes, str]  # a file or its content, and its name
+_Result = TypeVar("_Result")
+
+
+class Explanation(NamedTuple):
+    """A prediction and its heatmap.
+
+    Attributes:
+        prediction: The prediction.
+        picture: PNG of the image with its heatmap and a legend; None if the image is unreadable or rejected.
+    """
+
+    prediction: Prediction
+    picture: bytes | None
+
+    def _repr_html_(self) -> str:
+        return prediction_html(self.prediction, self.picture)
 
 
 class Model:
-    """A bundle that judges images at one operating point.
+    """A bundle at one operating point.
 
     Attributes:
-        card: of the bundle.
-        facts: what each prediction says of the bundle.
-        point, point_name: the operating point.
-        threshold: of that point, as a probability.
+        card: Card of the bundle.
+        facts: Name, version and hash of the bundle, as predictions report them.
+        point, operating_point_name: The operating point and its name.
+        threshold: Threshold of the operating point as a calibrated probability.
     """
 
-    def __init__(self, session: BundleSession, *, operating_point: str = "") -> None:
+    def __init__(self, session: BundleSession, *, operating_point: str = "", pool: DecodePool | None = None) -> None:
         """Choose the operating point.
 
+        Args:
+            session: Session that scores.
+            operating_point: Name on the card; "balanced" if empty.
+            pool: Pool that decodes every image. If None, a few images are decoded in this process, and many in a pool that is
+                created on first use.
         Raises:
-            UnknownNameError: the card has no such operating point.
+            UnknownNameError: The card has no such operating point.
         """
         self._session = session
         self.card: Card = session.card
@@ -55,172 +92,252 @@ class Model:
         self.operating_point_name = operating_point or DEFAULT_OPERATING_POINT
         self.threshold = threshold_probability(self.card, self.point)
         self.facts = ModelInfo(self.card.name, self.card.version, self.card.onnx_sha256)
+        self._pool = pool
+        self._is_isolated = pool is not None
+        self._pool_lock = threading.Lock()
+
+    def __repr__(self) -> str:
+        """Return the name, the network and the operating point."""
+        return (
+            f"Model({self.card.name!r}, network={self.card.network!r}, operating_point={self.operating_point_name!r},"
+            f" threshold={self.threshold:.3f})"
+        )
+
+    def _repr_html_(self) -> str:
+        point, card = self.point, self.card
+        sensitivity, specificity = point.sensitivity, point.specificity
+        ages = "not stated" if card.age_range is None else f"{card.age_range[0]:g} to {card.age_range[1]:g} years"
+        facts = {
+            "Network": f"{card.network}, {card.parameters:,} parameters, {card.preprocessing.size} pixels",
+            "Operating point": f"{self.operating_point_name}: {point.rule_text()}",
+            "Threshold": f"probability of {self.threshold:.3f}",
+            "Sensitivity (validation)": f"{sensitivity.value:.3f} [{sensitivity.low:.3f}, {sensitivity.high:.3f}]",
+            "Specificity (validation)": f"{specificity.value:.3f} [{specificity.low:.3f}, {specificity.high:.3f}]",
+            "Age range": ages,
+        }
+        return facts_html(f"Model {card.name}", facts)
+
+    def close(self) -> None:
+        """Stop the worker processes, if any; they also stop with this process."""
+        if self._pool is not None:
+            self._pool.close()
 
     def run_self_test(self) -> None:
-        """See whether the network still scores as its card says; see `BundleSession.run_self_test`."""
+        """Check that the network still gives the logit on its card; see `BundleSession.run_self_test`."""
         self._session.run_self_test()
 
     def predict(self, image: ImageSource, *, name: str = "") -> Prediction:
-        """Judge one image.
+        """Return the prediction for one image.
 
         Args:
-            image: a path, the bytes of a file, or an array of grey levels: uint8, shape (height, width), 0 black.
-            name: what to call it; its path where empty, or "bytes" or "array".
+            image: A path, the bytes of a file, gray levels (uint8, shape (height, width), 0 is black), a PIL image or a
+                pydicom Dataset.
+            name: Name in the prediction; the path if empty, or "bytes", "array", "image" or "dataset".
         Raises:
-            UnreadableImageError: see `radiograph.decode`.
+            UnreadableImageError: The image cannot be decoded; see `imaging.decode`.
         """
-        radiograph = self._decode(image, name)
-        return self._predict(radiograph, next(self._session.stream([radiograph])))
+        preprocessed = self._preprocess(image, self._single_image_pool(), name=name)
+        return self._predict(preprocessed, next(self._session.stream([preprocessed])))
+
+    def explain(self, image: ImageSource, *, name: str = "") -> Explanation:
+        """Return the prediction for one image and its heatmap, from the same run of the network.
+
+        Args:
+            image, name: See `predict`.
+        Raises:
+            BundleError: The network has no heatmaps.
+            UnreadableImageError: The image cannot be decoded.
+        """
+        self._session.require_heatmaps()
+        preprocessed = self._preprocess(image, self._single_image_pool(), name=name, keep_radiograph=True)
+        return self._explain([preprocessed])[0]
 
     def predict_batch(self, images: Sequence[ImageSource]) -> list[Prediction]:
-        """Judge images in one run of the network, in the thread that calls; else as `predict_many`.
+        """Return predictions from one run of the network, in the calling thread; otherwise like `predict_many`.
 
         Args:
-            images: as for `predict`.
+            images: See `predict`.
         """
-        read = [self._try_to_decode(image) for image in images]
-        good = [found for found in read if isinstance(found, Radiograph)]
-        scored = self._session.stream(good, batch=max(1, len(good)))
-        return [
-            self._predict(found, next(scored)) if isinstance(found, Radiograph) else self._failed(found)
-            for found in read
-        ]
+        return self._predict_batch(images, self._single_image_pool())
 
     def predict_many(
-        self, images: Iterable[ImageSource], *, batch_size: int = BATCH, workers: int = 0
+        self, images: Iterable[ImageSource], *, batch_size: int = BATCH_SIZE, workers: int = 0
     ) -> Generator[Prediction]:
-        """Judge many images, in the order given. One that cannot be read becomes a prediction with `error`.
+        """Yield predictions in the order of the images. An unreadable image yields a prediction with `failure`.
 
-        Each worker reads, decodes and scores a batch of its own, so that every core has work whether decoding or the network
-        takes longer. However many images there are, no more than a few batches a worker are ahead of the caller, and `images` is
-        not asked for more.
+        Each thread decodes and scores batches of its own. At most a few batches per thread are read ahead of the caller. More
+        than `MIN_IMAGES_FOR_POOL` images are decoded in worker processes, one per core, which stay for the next call.
 
         Args:
-            images: as for `predict`.
-            batch_size: images that go through the network at once.
-            workers: threads; 0 takes one a core.
+            images: See `predict`.
+            batch_size: Images per network call.
+            workers: Threads that score; 0 means one per core, and one more if worker processes decode.
         Raises:
-            UsageError: a number is below what makes sense.
+            UsageError: A number is out of range.
         """
-        return self._stream(images, self.predict_batch, batch_size, workers)
+        return self._stream(images, self._predict_batch, batch_size, workers)
 
     def explain_many(
-        self, images: Iterable[ImageSource], *, batch_size: int = BATCH, workers: int = 0
-    ) -> Generator[tuple[Prediction, bytes | None]]:
-        """Judge many images as `predict_many` does, and draw the heatmap of each out of the same run of the network.
+        self, images: Iterable[ImageSource], *, batch_size: int = BATCH_SIZE, workers: int = 0
+    ) -> Generator[Explanation]:
+        """Yield predictions and heatmaps like `predict_many`, each pair from the same run of the network.
 
         Args:
-            images, batch_size, workers: as for `predict_many`.
-        Returns:
-            Predictions, each with a PNG (see `session.heatmap`); None where the image could not be read or is rejected.
+            images, batch_size, workers: See `predict_many`.
         Raises:
-            BundleError: the network gives no heatmaps.
-            UsageError: a number is below what makes sense.
+            BundleError: The network has no heatmaps.
+            UsageError: A number is out of range.
         """
-        self._session.refuse_unexplained()
+        self._session.require_heatmaps()
         return self._stream(images, self._explain_batch, batch_size, workers)
 
     def heatmap_layer(self, image: ImageSource) -> Layer:
-        """The heatmap of one image alone, to be laid over it.
+        """Return the heatmap of one image as a transparent layer. Rejections are ignored.
 
         Args:
-            image: as for `predict`; it is drawn for rejected images too, so ask only for others.
+            image: See `predict`.
         Raises:
-            BundleError: the network gives no heatmaps.
-            UnreadableImageError: see `radiograph.decode`.
+            BundleError: The network has no heatmaps.
+            UnreadableImageError: The image cannot be decoded.
         """
         from pneumoscope.inference.saliency import heatmap_layer
 
-        self._session.refuse_unexplained()
-        radiograph = self._decode(image, "")
-        pixels = self._session.preprocess(radiograph).pixels
-        heatmap = self._session.outputs(pixels[None], heatmaps=True).heatmap
-        assert heatmap is not None  # it was asked for
-        return heatmap_layer(radiograph, heatmap[0], self.card.preprocessing.crop)
+        self._session.require_heatmaps()
+        preprocessed = self._preprocess(image, self._single_image_pool(), keep_radiograph=True)
+        heatmap = self._session.outputs(preprocessed.pixels[None], heatmaps=True).heatmap
+        assert heatmap is not None
+        assert preprocessed.radiograph is not None
+        return heatmap_layer(preprocessed.radiograph, heatmap[0], self.card.preprocessing.crop)
+
+    def decode(self, image: Path | bytes, *, name: str = "") -> Radiograph:
+        """Return an image decoded at its own size, for display.
+
+        Raises:
+            UnreadableImageError: The image cannot be decoded.
+        """
+        pool = self._single_image_pool()
+        return pool.decode(image, name=name) if pool else decode(image, name=name)
 
     def _stream(
         self,
         images: Iterable[ImageSource],
-        judge: Callable[[Sequence[ImageSource]], list[_Judged]],
-        size: int,
+        process: Callable[[Sequence[ImageSource], DecodePool | None], list[_Result]],
+        batch_size: int,
         workers: int,
-    ) -> Generator[_Judged]:
-        if size < 1:
-            raise UsageError(f"batch_size is {size}; one image at a time is the least")
+    ) -> Generator[_Result]:
+        if batch_size < 1:
+            raise UsageError(f"batch_size is {batch_size}; the minimum is 1")
         if workers < 0:
-            raise UsageError(f"workers is {workers}; 0 takes one a core")
-        return self._ahead(images, judge, size, workers or os.cpu_count() or 1)
+            raise UsageError(f"workers is {workers}; pass 0 for one per core")
+        return self._process_ahead(images, process, batch_size, workers)
 
-    def _ahead(
+    def _process_ahead(
         self,
         images: Iterable[ImageSource],
-        judge: Callable[[Sequence[ImageSource]], list[_Judged]],
-        size: int,
+        process: Callable[[Sequence[ImageSource], DecodePool | None], list[_Result]],
+        batch_size: int,
         workers: int,
-    ) -> Generator[_Judged]:
-        ahead: deque[Future[list[_Judged]]] = deque()
-        with ThreadPoolExecutor(workers) as pool:
+    ) -> Generator[_Result]:
+        is_few = length_hint(images, MIN_IMAGES_FOR_POOL + 1) <= MIN_IMAGES_FOR_POOL
+        pool = self._single_image_pool() if is_few else self._many_images_pool()
+        pending: deque[Future[list[_Result]]] = deque()
+        # One thread more than cores covers the hand-over between a thread and its worker process.
+        threads = workers or (os.cpu_count() or 1) + (pool is not None)
+        with ThreadPoolExecutor(threads) as executor:
             try:
-                for batch in _batches(images, size):
-                    ahead.append(pool.submit(judge, batch))
-                    if len(ahead) > 2 * workers:
-                        yield from ahead.popleft().result()
-                while ahead:
-                    yield from ahead.popleft().result()
-            finally:  # whoever listened has gone, or a batch failed: what has not begun is not begun
-                for future in ahead:
+                for batch in _batches(images, batch_size):
+                    pending.append(executor.submit(process, batch, pool))
+                    if len(pending) > 2 * threads:
+                        yield from pending.popleft().result()
+                while pending:
+                    yield from pending.popleft().result()
+            finally:  # the consumer stopped, or a batch failed
+                for future in pending:
                     future.cancel()
 
-    def _explain_batch(self, images: Sequence[ImageSource]) -> list[tuple[Prediction, bytes | None]]:
+    def _single_image_pool(self) -> DecodePool | None:
+        return self._pool if self._is_isolated else None
+
+    def _many_images_pool(self) -> DecodePool | None:
+        with self._pool_lock:
+            if self._pool is None and os.name == "posix":
+                from pneumoscope.imaging.sandbox import DecodePool
+
+                self._pool = DecodePool()
+            return self._pool
+
+    def _predict_batch(self, images: Sequence[ImageSource], pool: DecodePool | None) -> list[Prediction]:
+        preprocessed = self._preprocess_many(images, pool)
+        readable = [each for each in preprocessed if isinstance(each, PreprocessedImage)]
+        scored = self._session.stream(readable, batch=max(1, len(readable)))
+        return [
+            self._predict(each, next(scored)) if isinstance(each, PreprocessedImage) else self._failed(each)
+            for each in preprocessed
+        ]
+
+    def _explain_batch(self, images: Sequence[ImageSource], pool: DecodePool | None) -> list[Explanation]:
+        preprocessed = self._preprocess_many(images, pool, keep_radiograph=True)
+        explanations = iter(self._explain([each for each in preprocessed if isinstance(each, PreprocessedImage)]))
+        return [
+            next(explanations) if isinstance(each, PreprocessedImage) else Explanation(self._failed(each), None)
+            for each in preprocessed
+        ]
+
+    def _explain(self, images: Sequence[PreprocessedImage]) -> list[Explanation]:
         from pneumoscope.inference.saliency import render_heatmap
 
-        read = [self._try_to_decode(image) for image in images]
-        good = [found for found in read if isinstance(found, Radiograph)]
-        explained: Iterator[tuple[Scored, npt.NDArray[np.float32]]] = iter(())
-        if good:
-            preprocessed = [self._session.preprocess(image) for image in good]
-            outputs = self._session.outputs(np.stack([image.pixels for image in preprocessed]), heatmaps=True)
-            assert outputs.heatmap is not None  # they were asked for
-            explained = iter(zip(self._session.score(preprocessed, outputs), outputs.heatmap, strict=True))
-        judged: list[tuple[Prediction, bytes | None]] = []
-        for found in read:
-            if not isinstance(found, Radiograph):
-                judged.append((self._failed(found), None))
-                continue
-            scored, heatmap = next(explained)
-            prediction = self._predict(found, scored)
-            picture = None
-            if prediction.probability is not None:
+        if not images:
+            return []
+        outputs = self._session.outputs(np.stack([image.pixels for image in images]), heatmaps=True)
+        assert outputs.heatmap is not None
+        explanations = []
+        for image, scored, heatmap in zip(images, self._session.score(images, outputs), outputs.heatmap, strict=True):
+            prediction, picture = self._predict(image, scored), None
+            if prediction.probability is not None and prediction.decision is not None:
+                assert image.radiograph is not None
                 picture = render_heatmap(
-                    found,
+                    image.radiograph,
                     heatmap,
                     self.card,
                     probability=prediction.probability,
                     threshold=self.threshold,
-                    decision=str(prediction.decision),
+                    decision=prediction.decision,
                 )
-            judged.append((prediction, picture))
-        return judged
+            explanations.append(Explanation(prediction, picture))
+        return explanations
 
-    def _try_to_decode(self, image: ImageSource) -> Radiograph | UnreadableImageError:
+    def _preprocess_many(
+        self, images: Sequence[ImageSource], pool: DecodePool | None, *, keep_radiograph: bool = False
+    ) -> list[PreprocessedImage | UnreadableImageError]:
+        if pool is None or any(isinstance(image, np.ndarray) for image in images):
+            return [self._try_to_preprocess(image, pool, keep_radiograph=keep_radiograph) for image in images]
+        encoded = [_encode(image) for image in images]
+        return pool.preprocess_many(encoded, self.card.preprocessing, keep_radiograph=keep_radiograph)
+
+    def _try_to_preprocess(
+        self, image: ImageSource, pool: DecodePool | None, *, keep_radiograph: bool
+    ) -> PreprocessedImage | UnreadableImageError:
         try:
-            return self._decode(image, "")
+            return self._preprocess(image, pool, keep_radiograph=keep_radiograph)
         except UnreadableImageError as error:
             return error
 
-    def _decode(self, image: ImageSource, name: str) -> Radiograph:
+    def _preprocess(
+        self, image: ImageSource, pool: DecodePool | None, *, name: str = "", keep_radiograph: bool = False
+    ) -> PreprocessedImage:
+        preprocessing = self.card.preprocessing
         if isinstance(image, np.ndarray):
-            return Radiograph(image, name or "array", "array", str(image.dtype))
-        source = image if isinstance(image, bytes) else Path(image)
-        return decode(
-            source,
-            name=name or (image if isinstance(image, str) else ""),
-            least_side=self.card.preprocessing.least_side,
-        )
+            radiograph = Radiograph(image, name or "array", "array", str(image.dtype))
+            return preprocess_image(radiograph, preprocessing, keep_radiograph=keep_radiograph)
+        source, default_name = _encode(image)
+        name = name or default_name
+        if pool is not None:
+            return pool.preprocess(source, preprocessing, name=name, keep_radiograph=keep_radiograph)
+        radiograph = decode(source, name=name, least_side=preprocessing.least_side)
+        return preprocess_image(radiograph, preprocessing, keep_radiograph=keep_radiograph)
 
-    def _predict(self, image: Radiograph, scored: Scored) -> Prediction:
+    def _predict(self, image: PreprocessedImage, scored: Scored) -> Prediction:
         result = decide(self.card, self.point, scored.logit, scored.rejection)
-        width, height = image.reduced_from or (image.width, image.height)
         return Prediction(
             path=image.source,
             decision=result.decision,
@@ -230,7 +347,7 @@ class Model:
             operating_point=self.operating_point_name,
             rejection=result.rejection,
             uncertainty=result.uncertainty,
-            image=ImageInfo(width, height, image.format),
+            image=ImageInfo(image.width, image.height, image.format),
             model=self.facts,
         )
 
@@ -244,23 +361,70 @@ class Model:
         )
 
 
-def load_model(bundle: str | Path | None = None, *, operating_point: str = "", threads: int = 0) -> Model:
-    """Load a bundle.
+def load_model(
+    bundle: str | Path | None = None, *, operating_point: str = "", threads: int = 0, isolated: bool = False
+) -> Model:
+    """Return a model that is ready to predict.
 
     Args:
-        bundle: its folder, or that of a run, which has one inside; the one that comes with the package where None.
-        operating_point: a name on the card; "balanced" where empty.
-        threads: for one network call; 0 takes every core. With 1, `predict_many` is a little faster and `predict` slower.
+        bundle: Folder of a bundle or of a run; the model in the package if None.
+        operating_point: Name on the card; "balanced" if empty.
+        threads: Threads per network call; 0 means one per core. With 1, `predict_many` is slightly faster and `predict` slower.
+        isolated: Decode every image, even a single one, in worker processes with limits on memory and time. Use it for
+            untrusted images. Linux and macOS only.
     Raises:
-        BundleError: there is none, or it is refused; see `bundle.card.read_bundle`.
-        RunError: the run has no bundle.
-        UnknownNameError: the card has no such operating point.
+        BundleError: There is no bundle, or it is rejected; see `bundle.card.read_bundle`.
+        RunError: The run has no bundle.
+        UnknownNameError: The card has no such operating point.
+        UsageError: `isolated` is not available on this platform.
     """
     folder = find_bundle(None if bundle is None else Path(bundle))
-    return Model(BundleSession.load(folder, threads=threads), operating_point=operating_point)
+    pool = None
+    if isolated:
+        from pneumoscope.imaging.sandbox import DecodePool
+
+        pool = DecodePool()
+        pool.start()  # while the network is loaded
+    return Model(BundleSession.load(folder, threads=threads), operating_point=operating_point, pool=pool)
 
 
 def _batches(images: Iterable[ImageSource], size: int) -> Iterator[tuple[ImageSource, ...]]:
-    asked = iter(images)
-    while batch := tuple(islice(asked, size)):
+    iterator = iter(images)
+    while batch := tuple(islice(iterator, size)):
         yield batch
+
+
+def _encode(image: Any) -> _Encoded:
+    """Return a file or its content, and its name; a path keeps the form that the caller wrote.
+
+    PIL images become PNG and pydicom data sets DICOM in memory, so that all images are decoded in one way.
+
+    Raises:
+        UsageError: The type is not supported.
+        UnreadableImageError: The PIL image or data set cannot be encoded.
+    """
+    if isinstance(image, bytes):
+        return image, "bytes"
+    if isinstance(image, str):
+        return Path(image), image
+    if isinstance(image, Path):
+        return image, str(image)
+    buffer = io.BytesIO()
+    if hasattr(image, "mode") and hasattr(image, "save"):  # a PIL image; Pillow need not be imported to find out
+        try:
+            image.save(buffer, "PNG")
+        except (OSError, ValueError) as error:
+            raise UnreadableImageError("image", f"the PIL image cannot be encoded: {error}") from error
+        return buffer.getvalue(), "image"
+    if hasattr(image, "PixelData") or hasattr(image, "SOPClassUID"):  # a pydicom Dataset
+        from pydicom import dcmwrite
+
+        try:
+            dcmwrite(buffer, image, enforce_file_format=True)
+        except Exception as error:  # pydicom raises many types
+            raise UnreadableImageError("dataset", f"the data set cannot be encoded: {error}") from error
+        return buffer.getvalue(), "dataset"
+    raise UsageError(
+        f"an image of type {type(image).__name__} is not supported",
+        hint="Pass a path, bytes, a uint8 array, a PIL image or a pydicom Dataset",
+    )

@@ -1,4 +1,4 @@
-"""Scores images with a bundle. What is evaluated is what is shipped: nothing after training scores in another way."""
+"""Run the network of a bundle with ONNX Runtime. Evaluation, the CLI and the service all score through this module."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ import dataclasses
 import os
 from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, NamedTuple
+from typing import NamedTuple
 
 import numpy as np
 import numpy.typing as npt
@@ -15,48 +15,33 @@ from pneumoscope.bundle.card import INPUT_CLASSES, Card, read_bundle
 from pneumoscope.bundle.network_checks import SELF_TEST_TOLERANCE, self_test_image
 from pneumoscope.core.errors import BundleError, UsageError
 from pneumoscope.core.prediction import Rejection
-from pneumoscope.imaging.input_checks import check_image
-from pneumoscope.imaging.preprocess import preprocess
+from pneumoscope.imaging.image import Radiograph
+from pneumoscope.imaging.preprocess import PreprocessedImage, preprocess_image
 from pneumoscope.inference.decision import calibrate, reject_by_age, reject_by_network
 
-if TYPE_CHECKING:
-    from pneumoscope.imaging.decode import Radiograph
+__all__ = ["OUTPUTS", "BundleSession", "Outputs", "Scored", "network_rejections"]
 
-__all__ = ["OUTPUTS", "BundleSession", "Outputs", "PreprocessedImage", "Scored", "network_rejections"]
-
-# Of the network file, with their numbers of dimensions. Every file gives the first; the others are there where they can be.
+# Outputs of the network file and their numbers of dimensions. The first is required, the others are optional.
 OUTPUTS = {"logit": 1, "heatmap": 3, "input_classes": 2, "ood_distance": 1}
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
 class Outputs:
-    """What a network gives in one run for n images; None where it does not, or was not asked to.
+    """Outputs of the network for n images; None if the network has no such output or it was not requested.
 
     Attributes:
         logit: float32, shape (n,).
-        heatmap: what each place of the last feature map contributes to the logit, float32, shape (n, height, width); above 0
-            towards pneumonia. The places of one image and a constant sum to the logit where the network ends in average
-            pooling and one linear layer; elsewhere these are first-order shares.
-        kinds: probability of each kind of picture on the card, float32, shape (n, kinds).
-        ood_distance: of the features from those of the training images, float32, shape (n,); about 1 for images like those.
+        heatmap: Contribution of each position of the last feature map to the logit, float32, shape (n, height, width);
+            positive towards pneumonia. The contributions and a constant sum to the logit if the network ends in average
+            pooling and one linear layer (class activation mapping); otherwise they are first-order contributions.
+        input_classes: Probability of each input class on the card, float32, shape (n, classes).
+        ood_distance: Distance from the training images in feature space, float32, shape (n,); about 1 in distribution.
     """
 
     logit: npt.NDArray[np.float32]
     heatmap: npt.NDArray[np.float32] | None = None
     input_classes: npt.NDArray[np.float32] | None = None
     ood_distance: npt.NDArray[np.float32] | None = None
-
-
-class PreprocessedImage(NamedTuple):
-    """An image ready for the network.
-
-    Attributes:
-        pixels: Gray levels, uint8, shape (size, size).
-        rejection: Reason found in the header or the pixels to make no prediction, or None.
-    """
-
-    pixels: npt.NDArray[np.uint8]
-    rejection: Rejection | None
 
 
 class Scored(NamedTuple):
@@ -67,25 +52,24 @@ class Scored(NamedTuple):
 
 
 class BundleSession:
-    """A bundle, ready to score.
+    """A bundle that is ready to score images.
 
     Attributes:
-        card: of the bundle.
-        explains: whether the network gives heatmaps.
+        card: Card of the bundle.
+        has_heatmaps: True if the network has the output `heatmap`.
     """
 
     def __init__(self, card: Card, network: bytes, *, threads: int = 0) -> None:
-        """Start a session.
+        """Start an ONNX Runtime session.
 
         Args:
-            card: of the bundle.
-            network: the ONNX file's bytes.
-            threads: for one network call; 0 takes every core.
+            card: Card of the bundle.
+            network: Content of the ONNX file.
+            threads: Threads per network call; 0 means one per core.
         Raises:
-            BundleError: ONNX Runtime cannot run the file, or it takes or gives something else than our format says.
+            BundleError: ONNX Runtime cannot run the file, or its inputs and outputs do not match the bundle format.
         """
-        # Its builds can report on their use to their maker, which is switched off where it is first imported: nothing leaves
-        # the machine. Whoever has set it otherwise has decided so.
+        # ONNX Runtime's builds may report usage to their vendor. Disable that before the first import, unless it is configured.
         os.environ.setdefault("ORT_DISABLE_TELEMETRY", "1")
         import onnxruntime
 
@@ -97,152 +81,154 @@ class BundleSession:
         except Exception as error:
             raise BundleError(f"the network of bundle {card.name!r} cannot be run: {error}") from error
         self.card = card
-        self._gives = [output.name for output in self._session.get_outputs()]
-        self._refuse_another_format()
-        self.explains = "heatmap" in self._gives
+        self._output_names = [output.name for output in self._session.get_outputs()]
+        self._check_signature()
+        self.has_heatmaps = "heatmap" in self._output_names
 
     @classmethod
     def load(cls, folder: Path, *, threads: int = 0) -> BundleSession:
-        """Read and check a bundle, start a session, and try it on the golden image.
+        """Read and verify a bundle, start a session and run its self-test.
 
         Raises:
-            BundleError: see `bundle.card.read_bundle`; the network gives what the card has no limits for, or the golden image
-                another logit than the card says.
+            BundleError: See `bundle.card.read_bundle`; the outputs do not match the limits on the card, or the self-test fails.
         """
         card, network = read_bundle(folder)
         session = cls(card, network, threads=threads)
-        session._refuse_other_limits()
+        session._check_limits()
         session.run_self_test()
         return session
 
     def run_self_test(self) -> None:
-        """Score the golden image, and compare.
+        """Score the self-test image and compare the logit with the card.
 
         Raises:
-            BundleError: its logit is another than the card says.
+            BundleError: The logits differ.
         """
-        found, stated = float(self.logits(self_test_image(self.card.preprocessing.size))[0]), self.card.self_test_logit
-        if not abs(found - stated) <= SELF_TEST_TOLERANCE * max(1, abs(stated)):
+        actual = float(self.logits(self_test_image(self.card.preprocessing.size))[0])
+        expected = self.card.self_test_logit
+        if not abs(actual - expected) <= SELF_TEST_TOLERANCE * max(1, abs(expected)):
             raise BundleError(
-                f"bundle {self.card.name!r} gives its golden image the logit {found:.6g} here; its card says {stated:.6g}",
-                hint="ONNX Runtime computes it otherwise on this machine: try another version of onnxruntime",
+                f"the self-test of bundle {self.card.name!r} failed: logit {actual:.6g}, expected {expected:.6g}",
+                hint="ONNX Runtime computes other values on this machine; try another version of onnxruntime",
             )
 
     def logits(self, pixels: npt.NDArray[np.uint8]) -> npt.NDArray[np.float32]:
-        """Logits of images that are already prepared.
+        """Return the logits of preprocessed images, shape (n,); positive towards pneumonia.
 
         Args:
-            pixels: grey levels, shape (n, size, size).
-        Returns:
-            Shape (n,); above 0 the network leans to pneumonia.
+            pixels: Gray levels, uint8, shape (n, size, size).
         """
         return np.asarray(self._run(["logit"], pixels)["logit"], dtype=np.float32)
 
     def outputs(self, pixels: npt.NDArray[np.uint8], *, heatmaps: bool = False) -> Outputs:
-        """All that the network gives for images that are already prepared, in one run.
+        """Return all outputs for preprocessed images, from one run of the network.
 
         Args:
-            pixels: grey levels, shape (n, size, size).
-            heatmaps: whether they are wanted; the heatmap is None otherwise.
+            pixels: Gray levels, uint8, shape (n, size, size).
+            heatmaps: Include heatmaps.
         Raises:
-            BundleError: heatmaps are wanted and the network gives none; it gives too few of something, or no numbers.
+            BundleError: The network has no heatmaps, or an output has the wrong shape or is not finite.
         """
         if heatmaps:
-            self.refuse_unexplained()
-        names = [name for name in self._gives if heatmaps or name != "heatmap"]
+            self.require_heatmaps()
+        names = [name for name in self._output_names if heatmaps or name != "heatmap"]
         return Outputs(**self._run(names, pixels))
 
     def _run(self, names: Sequence[str], pixels: npt.NDArray[np.uint8]) -> dict[str, npt.NDArray[np.float32]]:
-        found = dict(zip(names, self._session.run(names, {"image": pixels}), strict=True))
-        for name, values in found.items():
-            short = len(values) != len(pixels) or (name == "input_classes" and values.shape[1] != len(INPUT_CLASSES))
-            if short or not np.isfinite(values).all():
+        outputs = dict(zip(names, self._session.run(names, {"image": pixels}), strict=True))
+        for name, values in outputs.items():
+            bad_shape = len(values) != len(pixels) or (
+                name == "input_classes" and values.shape[1] != len(INPUT_CLASSES)
+            )
+            if bad_shape or not np.isfinite(values).all():
                 raise BundleError(
-                    f"the network of bundle {self.card.name!r} gives {name!r} of shape {values.shape} for {len(pixels)} images,"
-                    " or what is no number",
-                    hint="Export it again, or get it from whom you trust",
+                    f"the network of bundle {self.card.name!r} returned {name!r} of shape {values.shape} for"
+                    f" {len(pixels)} images, or values that are not finite",
+                    hint="Export the bundle again, or get it from a trusted source",
                 )
-        return found
-
-    def preprocess(self, image: Radiograph) -> PreprocessedImage:
-        """Return the network's input for an image, with the rejection by its pixels or stated age."""
-        rejection = check_image(image, self.card.preprocessing.size // 2) or reject_by_age(self.card, image.age)
-        return PreprocessedImage(preprocess(image, self.card.preprocessing), rejection)
+        return outputs
 
     def score(self, images: Sequence[PreprocessedImage], outputs: Outputs) -> list[Scored]:
         """Return logits and rejections of a batch.
 
         Args:
             images: The batch, in order.
-            outputs: What the network returned for it.
+            outputs: Outputs of the network for it.
         """
-        rejections = network_rejections(self.card, outputs)
         return [
-            Scored(logit, image.rejection or rejection)
-            for image, logit, rejection in zip(images, outputs.logit.tolist(), rejections, strict=True)
+            Scored(logit, image.rejection or reject_by_age(self.card, image.age) or rejection)
+            for image, logit, rejection in zip(
+                images, outputs.logit.tolist(), network_rejections(self.card, outputs), strict=True
+            )
         ]
 
-    def refuse_unexplained(self) -> None:
-        """Raise where the network gives no heatmaps.
+    def require_heatmaps(self) -> None:
+        """Raise if the network has no heatmaps.
 
         Raises:
-            BundleError: saying why it may not.
+            BundleError: The network has no output `heatmap`.
         """
-        if not self.explains:
+        if not self.has_heatmaps:
             raise BundleError(
-                f"the network of bundle {self.card.name!r} ({self.card.network}) gives no heatmaps: its logit does not depend on"
-                " places of a last feature map, or in a way that could not be exported",
-                hint="Ask for none, or train a convolutional network: pneumoscope models",
+                f"the network of bundle {self.card.name!r} ({self.card.network}) has no heatmaps: its logit does not depend on"
+                " a last feature map, or the dependence could not be exported",
+                hint="Run without heatmaps, or train a convolutional network: pneumoscope models",
             )
 
-    def stream(self, images: Iterable[Radiograph], *, batch: int = 32) -> Iterator[Scored]:
-        """Images one after the other, scored, holding at most `batch` of them in memory.
+    def stream(self, images: Iterable[Radiograph | PreprocessedImage], *, batch: int = 32) -> Iterator[Scored]:
+        """Yield logits and rejections image by image, holding at most `batch` images in memory.
 
         Raises:
             UsageError: `batch` is below 1.
         """
         if batch < 1:
-            raise UsageError(f"batch is {batch}; one image at a time is the least")
-        waiting: list[PreprocessedImage] = []
+            raise UsageError(f"batch is {batch}; the minimum is 1")
+        pending: list[PreprocessedImage] = []
         for image in images:
-            waiting.append(self.preprocess(image))
-            if len(waiting) == batch:
-                yield from self._scored(waiting)
-                waiting.clear()
-        if waiting:
-            yield from self._scored(waiting)
+            if not isinstance(image, PreprocessedImage):
+                image = preprocess_image(image, self.card.preprocessing)  # noqa: PLW2901
+            pending.append(image)
+            if len(pending) == batch:
+                yield from self._score_batch(pending)
+                pending.clear()
+        if pending:
+            yield from self._score_batch(pending)
 
-    def _scored(self, images: Sequence[PreprocessedImage]) -> list[Scored]:
+    def _score_batch(self, images: Sequence[PreprocessedImage]) -> list[Scored]:
         return self.score(images, self.outputs(np.stack([image.pixels for image in images])))
 
     def probability(self, logits: npt.NDArray[np.float32]) -> npt.NDArray[np.float64]:
-        """Calibrated probability of pneumonia, 0 to 1, by the card's calibration."""
+        """Return calibrated probabilities of pneumonia, 0 to 1, of logits of any shape."""
         return calibrate(self.card.calibration, logits)
 
-    def _refuse_another_format(self) -> None:
+    def _check_signature(self) -> None:
         size = self.card.preprocessing.size
-        takes = [
+        inputs = [
             (value.name, value.type, [side if isinstance(side, int) else "n" for side in value.shape])
             for value in self._session.get_inputs()
         ]
-        gives = [(value.name, value.type, len(value.shape)) for value in self._session.get_outputs()]
-        should_take = [("image", "tensor(uint8)", ["n", size, size])]
-        may_give = [(name, "tensor(float)", dimensions) for name, dimensions in OUTPUTS.items()]
-        if takes != should_take or gives[:1] != may_give[:1] or any(output not in may_give for output in gives):
+        outputs = [(value.name, value.type, len(value.shape)) for value in self._session.get_outputs()]
+        expected_inputs = [("image", "tensor(uint8)", ["n", size, size])]
+        known_outputs = [(name, "tensor(float)", dimensions) for name, dimensions in OUTPUTS.items()]
+        if (
+            inputs != expected_inputs
+            or outputs[:1] != known_outputs[:1]
+            or any(output not in known_outputs for output in outputs)
+        ):
             raise BundleError(
-                f"the network of bundle {self.card.name!r} takes {takes} and gives {gives}, not {should_take}"
-                f" and some of {may_give}, the first always",
-                hint="Export it again",
+                f"the network of bundle {self.card.name!r} has inputs {inputs} and outputs {outputs}; expected inputs"
+                f" {expected_inputs} and outputs among {known_outputs}, the first of them required",
+                hint="Export the bundle again",
             )
 
-    def _refuse_other_limits(self) -> None:
-        expected = self.card.rejection_limits is not None
+    def _check_limits(self) -> None:
+        has_limits = self.card.rejection_limits is not None
         for name in ("input_classes", "ood_distance"):
-            if (name in self._gives) != expected:
+            if (name in self._output_names) != has_limits:
                 raise BundleError(
-                    f"the network of bundle {self.card.name!r} gives {self._gives}; its card"
-                    f" {'has' if expected else 'has no'} limits for {name!r}",
-                    hint="Export it again",
+                    f"the network of bundle {self.card.name!r} has outputs {self._output_names}, but its card"
+                    f" {'has' if has_limits else 'has no'} limits for {name!r}",
+                    hint="Export the bundle again",
                 )
 
 

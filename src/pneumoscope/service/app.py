@@ -25,7 +25,7 @@ from pneumoscope.service.predictions import PredictionService
 from pneumoscope.service.request_limits import DrainBody, Limits
 from pneumoscope.service.storage.repository import PredictionRepository
 from pneumoscope.service.storage.retention import Retention
-from pneumoscope.service.web.routes import views
+from pneumoscope.service.web.routes import web_router
 
 __all__ = ["Settings", "make_app"]
 
@@ -97,7 +97,7 @@ def make_app(
     routers = (
         public_routes(judging),
         paths(judging, chosen.most_images, identify),
-        views(judging, chosen.most_bytes, identify),
+        web_router(judging, chosen.most_bytes, identify),
     )
     for router in routers:
         app.include_router(router)

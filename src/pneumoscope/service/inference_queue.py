@@ -12,7 +12,7 @@ from concurrent.futures import Future
 
 from pneumoscope.core.errors import BusyError
 from pneumoscope.core.prediction import Prediction
-from pneumoscope.inference.model import BATCH, Model
+from pneumoscope.inference.model import BATCH_SIZE, Model
 
 __all__ = ["InferenceQueue"]
 
@@ -31,7 +31,7 @@ class _Waiting:
 class InferenceQueue:
     """Threads that decode and score what waits.
 
-    A worker takes its share of what waits, up to `session.model.BATCH` images: alone an image is scored at once, and under load
+    A worker takes its share of what waits, up to `session.model.BATCH_SIZE` images: alone an image is scored at once, and under load
     they go through the network together. An image whose request has gone (its future is cancelled) is passed over.
 
     Args:
@@ -119,7 +119,7 @@ class InferenceQueue:
             batch = [first]
             share = -(-(1 + self._waiting.qsize()) // len(self._workers))  # the others are to have some, too
             with contextlib.suppress(queue.Empty):
-                while len(batch) < min(share, BATCH):
+                while len(batch) < min(share, BATCH_SIZE):
                     following = self._waiting.get_nowait()
                     if following is None:
                         self._waiting.put(None)  # the end is for another worker, or for this one's next turn

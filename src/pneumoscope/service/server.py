@@ -6,11 +6,9 @@ import contextlib
 import errno
 import faulthandler
 import logging
-import os
 import re
 import signal
 import socket
-import sys
 import threading
 import time
 import webbrowser
@@ -88,9 +86,10 @@ def serve(
             hint="Name a file of tokens with --token-file, or say --no-auth if something in front of it lets nobody else in",
         )
     access = Authenticator(read_tokens(token_file) if token_file else {})
-    judge = load_model(model, operating_point=operating_point, threads=1)
+    judge = load_model(model, operating_point=operating_point, threads=1, isolated=True)
+    faulthandler.enable()  # a crash is logged
     with (
-        _libraries_are_silent(),
+        contextlib.closing(judge),
         _listening(host, port) as listener,
         data_directory_lock(folder) if folder else contextlib.nullcontext(),
     ):
@@ -144,34 +143,6 @@ def _log_to_stderr() -> None:
     logging.getLogger("uvicorn.error").addFilter(_without_trace)
     # It tells of characters in forms that are not as they should be; their sender is told.
     logging.getLogger("python_multipart").setLevel(logging.CRITICAL)
-
-
-@contextlib.contextmanager
-def _libraries_are_silent() -> Iterator[None]:
-    """Keep the log to ourselves.
-
-    Libraries in C write to the process's standard error by its number, past all that Python knows of: libtiff a line for each
-    row of an image that is not as it should be. What Python writes goes on through another number.
-    """
-    try:
-        shown = os.dup(2)
-    except OSError:  # there is none
-        yield
-        return
-    before, none = sys.stderr, os.open(os.devnull, os.O_WRONLY)
-    with open(shown, "w", buffering=1, encoding="utf-8", errors="backslashreplace") as ours:  # noqa: PTH123  it is a number
-        os.dup2(none, 2)
-        if before is sys.__stderr__:  # else it goes elsewhere already
-            sys.stderr = ours
-            faulthandler.enable(ours)  # a crash is told
-        try:
-            yield
-        finally:
-            if before is sys.__stderr__:
-                faulthandler.disable()
-                sys.stderr = before
-            os.dup2(shown, 2)
-            os.close(none)
 
 
 def _without_trace(record: logging.LogRecord) -> bool:

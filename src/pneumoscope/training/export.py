@@ -93,7 +93,7 @@ def export(
     # Evenly spaced, because a manifest is sorted by label.
     sample = np.linspace(0, len(pixels) - 1, min(_PARITY_IMAGES, len(pixels))).astype(int)
     for batch in (pixels[sample[i : i + _BATCH]] for i in range(0, len(sample), _BATCH)):
-        check_outputs(network, batch, session.outputs(batch, heatmaps=session.explains), input_checks)
+        check_outputs(network, batch, session.outputs(batch, heatmaps=session.has_heatmaps), input_checks)
     parity = check_logits(network, pixels[sample], logits[sample])
 
     augmented = recipe.training.calibrate == "augmented"

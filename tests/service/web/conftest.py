@@ -1,8 +1,15 @@
-"""Bundles and applications that the page is tested with."""
+"""A bundle and clients for the tests of the web UI."""
 
+import io
+import re
+
+import numpy as np
 import pytest
 from fastapi.testclient import TestClient
+from PIL import Image
 from tests.conftest import LIMITS, POINTS
+from tests.service.conftest import served
+from tests.service.web.helpers import BASE_URL, TOKEN, expect, record_traffic, sign_in, upload
 
 from pneumoscope.bundle.card import ReferenceDistribution
 from pneumoscope.inference.model import load_model
@@ -10,34 +17,85 @@ from pneumoscope.service.app import make_app
 from pneumoscope.service.auth.tokens import Authenticator
 from pneumoscope.service.storage.repository import PredictionRepository
 
-TOKEN = "0123456789abcdef"
-BASE = "http://127.0.0.1:8000"
-
 
 @pytest.fixture(scope="session")
-def paged(shared_maker):
-    """A bundle that rejects images below grey 77 and knows how its own were spread."""
-    folder = shared_maker.root / "paged"
+def bundle_folder(shared_maker):
+    """A bundle that rejects images of mean gray below 77 and has a reference distribution."""
+    folder = shared_maker.root / "web"
     if not folder.exists():
-        spread = ReferenceDistribution(deciles=tuple(k / 10 for k in range(1, 10)), n=100, n_pneumonia=60)
+        reference = ReferenceDistribution(deciles=tuple(k / 10 for k in range(1, 10)), n=100, n_pneumonia=60)
         shared_maker.bundle(
-            folder, gain=0.05, operating_points=POINTS, rejection_limits=LIMITS, reference_distribution=spread
+            folder, gain=0.05, operating_points=POINTS, rejection_limits=LIMITS, reference_distribution=reference
         )
     return folder
 
 
 @pytest.fixture
-def client(paged):
-    """Somebody on this machine, of whom no token is asked."""
-    with TestClient(
-        make_app(load_model(paged, threads=1), PredictionRepository(None), Authenticator({})), base_url=BASE
-    ) as opened:
+def client(bundle_folder):
+    """A client of a service without authentication."""
+    app = make_app(load_model(bundle_folder, threads=1), PredictionRepository(None), Authenticator({}))
+    with TestClient(app, base_url=BASE_URL) as opened:
         yield opened
 
 
 @pytest.fixture
-def stranger(paged):
-    """Somebody who has not signed in where a token is asked for; nothing is followed by itself."""
-    app = make_app(load_model(paged, threads=1), PredictionRepository(None), Authenticator({"ward-3": TOKEN}))
-    with TestClient(app, base_url=BASE, follow_redirects=False) as opened:
+def anonymous_client(bundle_folder):
+    """A client, not signed in, of a service with authentication; it does not follow redirects."""
+    app = make_app(load_model(bundle_folder, threads=1), PredictionRepository(None), Authenticator({"ward-3": TOKEN}))
+    with TestClient(app, base_url=BASE_URL, follow_redirects=False) as opened:
         yield opened
+
+
+@pytest.fixture
+def service(bundle_folder, tmp_path):
+    """A client of a real process without authentication."""
+    with served(bundle_folder, tmp_path) as (_, client):
+        yield client
+
+
+@pytest.fixture
+def page(browser, service):
+    """The worklist in Chromium; fails if a page loads anything from another host or logs an error."""
+    context = browser.new_context(viewport={"width": 1280, "height": 900}, locale="en-GB")
+    opened = context.new_page()
+    seen = record_traffic(opened)
+    opened.goto(str(service.base_url))
+    yield opened
+    context.close()
+    assert [each for each in seen if not each.startswith((str(service.base_url), "blob:"))] == []
+
+
+@pytest.fixture
+def signed_in(browser, bundle_folder, tmp_path):
+    """The worklist of a service with authentication, signed in, and a client with the token; any dialog fails."""
+    token_file = tmp_path / "tokens"
+    token_file.write_text(f"ward-3 {TOKEN}\n")
+    token_file.chmod(0o600)
+    with served(bundle_folder, tmp_path, "--token-file", str(token_file)) as (_, client):
+        client.headers["Authorization"] = f"Bearer {TOKEN}"
+        context = browser.new_context(locale="en-GB")
+        opened = context.new_page()
+        dialogs = []
+        opened.on("dialog", lambda dialog: (dialogs.append(dialog.type), dialog.accept()))
+        opened.goto(f"{client.base_url}/")
+        sign_in(opened)
+        yield opened, client
+        context.close()
+        assert dialogs == []
+
+
+@pytest.fixture
+def viewer(page, service):
+    """The viewer of an image of 400 x 300 pixels, dark on the left and light on the right, and its id."""
+    gray = np.full((300, 400), 100, np.uint8)
+    gray[:, 200:] = 180
+    file = io.BytesIO()
+    Image.fromarray(gray).save(file, "PNG")
+    response = service.post("/v1/predictions", files=[("images", ("two.png", file.getvalue()))])
+    (prediction,) = response.json()["predictions"]
+    upload(service, {"other.png": 150})
+    page.goto(f"{service.base_url}/")
+    page.get_by_role("link", name="two.png").click()
+    page.locator(".viewport .image").first.evaluate("image => image.decode()")
+    expect(page.locator("#zoom")).to_have_text(re.compile(r"^(?!100%)\d+%$"))  # the script has fitted the image
+    return page, prediction["id"]

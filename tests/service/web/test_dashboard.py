@@ -1,4 +1,4 @@
-"""The overview's numbers, by hand."""
+"""Statistics of the dashboard, against values computed by hand."""
 
 import numpy as np
 import pytest
@@ -6,60 +6,63 @@ from tests.conftest import LIMITS
 
 from pneumoscope.bundle.card import ReferenceDistribution, read_bundle
 from pneumoscope.service.storage.records import PredictionStatistics
-from pneumoscope.service.web.dashboard import overview
+from pneumoscope.service.web.dashboard import summarize
 
-TENTHS = tuple(k / 10 for k in range(1, 10))
+DECILES = tuple(k / 10 for k in range(1, 10))
 
 
 @pytest.fixture
 def card(maker):
-    spread = ReferenceDistribution(deciles=TENTHS, n=100, n_pneumonia=60)
-    return read_bundle(maker.bundle(maker.root / "b", rejection_limits=LIMITS, reference_distribution=spread))[0]
+    reference = ReferenceDistribution(deciles=DECILES, n=100, n_pneumonia=60)
+    return read_bundle(maker.bundle(maker.root / "b", rejection_limits=LIMITS, reference_distribution=reference))[0]
 
 
-def judged(day, decision, probability, agrees=None):
+def predicted(day, decision, probability, agrees=None):
     return PredictionStatistics(f"2026-01-{day:02d}T10:00:00.000000Z", decision, probability, agrees)
 
 
-def test_shares_agreement_and_days(card):
-    found = overview(
+def test_proportions_agreement_and_daily_quartiles(card):
+    dashboard = summarize(
         [
-            judged(3, "rejected", None, False),
-            judged(2, "pneumonia", 0.9, True),
-            judged(2, "pneumonia", 0.7, True),
-            judged(2, "normal", 0.1, False),
-            judged(1, "uncertain", 0.5),
+            predicted(3, "rejected", None, False),
+            predicted(2, "pneumonia", 0.9, True),
+            predicted(2, "pneumonia", 0.7, True),
+            predicted(2, "no_pneumonia", 0.1, False),
+            predicted(1, "uncertain", 0.5),
         ],
         card,
     )
-    assert found.images == 5
-    assert {name: share.value for name, share in found.shares.items()} == {
-        "normal": 0.2, "pneumonia": 0.4, "uncertain": 0.2, "rejected": 0.2,
+    assert dashboard.images == 5
+    assert {name: each.value for name, each in dashboard.proportions.items()} == {
+        "no_pneumonia": 0.2, "pneumonia": 0.4, "uncertain": 0.2, "rejected": 0.2,
     }  # fmt: skip
-    # Wilson for 2 of 4, by the formula: (2 + 1.96^2/2) / (4 + 1.96^2) -+ ...
+    # Wilson interval of 2 of 4, by its formula.
     z, n = 1.959964, 4
     half = z / (1 + z * z / n) * np.sqrt(0.25 / n + z * z / (4 * n * n))
-    assert found.agreement[""].value == 0.5
-    assert (found.agreement[""].low, found.agreement[""].high) == pytest.approx((0.5 - half, 0.5 + half), abs=1e-6)
-    assert {name: (each.value, each.n) for name, each in found.agreement.items() if name} == {
-        "normal": (0, 1), "pneumonia": (1, 2), "rejected": (0, 1),
+    agreement = dashboard.agreement
+    assert (agreement.value, agreement.n) == (0.5, 4)
+    assert (agreement.low, agreement.high) == pytest.approx((0.5 - half, 0.5 + half), abs=1e-6)
+    assert {name: (each.value, each.n) for name, each in dashboard.agreement_by_decision.items()} == {
+        "no_pneumonia": (0, 1), "pneumonia": (1, 2), "rejected": (0, 1),
     }  # fmt: skip
-    assert [(day.date[-2:], day.images) for day in found.days] == [("01", 1), ("02", 3), ("03", 1)]
-    assert found.days[0].quartiles == (0.5, 0.5, 0.5)
-    assert found.days[1].quartiles == pytest.approx(tuple(np.quantile([0.1, 0.7, 0.9], [0.25, 0.5, 0.75])))
-    assert found.days[2].quartiles is None
-    assert (found.drift, found.no_drift) == (None, "few")
+    assert [(day.date[-2:], day.images) for day in dashboard.days] == [("01", 1), ("02", 3), ("03", 1)]
+    assert dashboard.days[0].quartiles == (0.5, 0.5, 0.5)
+    assert dashboard.days[1].quartiles == pytest.approx(tuple(np.quantile([0.1, 0.7, 0.9], [0.25, 0.5, 0.75])))
+    assert dashboard.days[2].quartiles is None
+    assert (dashboard.drift, dashboard.drift_unavailable) == (None, "too_few_images")
 
 
-def test_drift_is_of_images_with_a_probability(card):
-    images = [judged(1, "pneumonia", 0.95)] * 60 + [judged(1, "rejected", None)] * 10
-    found = overview(images, card)
-    assert (found.drift.n, found.drift.counts[9], found.no_drift) == (60, 60, "")
-    assert found.drift.difference == pytest.approx(0.9)
+def test_drift_compares_images_with_a_probability(card):
+    predictions = [predicted(1, "pneumonia", 0.95)] * 60 + [predicted(1, "rejected", None)] * 10
+    dashboard = summarize(predictions, card)
+    assert (dashboard.drift.n, dashboard.drift.counts[9], dashboard.drift_unavailable) == (60, 60, "")
+    assert dashboard.drift.difference == pytest.approx(0.9)
 
 
-def test_without_images_or_without_a_spread_it_says_so(card, maker):
-    empty = overview([], card)
-    assert (empty.images, empty.shares, empty.days, empty.no_drift) == (0, {}, (), "few")
-    silent = read_bundle(maker.bundle(maker.root / "silent"))[0]
-    assert overview([judged(1, "normal", 0.1)] * 60, silent).no_drift == "card"
+def test_no_drift_without_images_or_without_a_reference(card, maker):
+    empty = summarize([], card)
+    assert (empty.images, empty.proportions, empty.agreement, empty.days) == (0, {}, None, ())
+    assert empty.drift_unavailable == "too_few_images"
+    without_reference = read_bundle(maker.bundle(maker.root / "no-reference"))[0]
+    dashboard = summarize([predicted(1, "no_pneumonia", 0.1)] * 60, without_reference)
+    assert (dashboard.drift, dashboard.drift_unavailable) == (None, "no_reference")

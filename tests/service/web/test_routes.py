@@ -1,281 +1,375 @@
-"""The pages as they are answered: what stands on them, what cannot break out of them, and who gets in."""
+"""The pages of the web UI as the server sends them: content, escaping, languages and authentication."""
 
 import csv
 import io
+import json
 import re
 from html.parser import HTMLParser
+from pathlib import Path
 
+import jinja2
 import msgspec
 import pytest
 from fastapi.testclient import TestClient
 from tests.service.conftest import png
-from tests.service.page.conftest import BASE, TOKEN
+from tests.service.web.helpers import BASE_URL, TOKEN
 
 from pneumoscope.inference.model import load_model
+from pneumoscope.service import web
 from pneumoscope.service.app import Settings, make_app
 from pneumoscope.service.auth.tokens import Authenticator
 from pneumoscope.service.storage.repository import PredictionRepository
 
 HOSTILE = "<script>alert(1)</script>\"'><img src=x onerror=alert(2)>.png"
 NOTICE = "Not a medical device"
+WEB = Path(web.__file__).parent
 
 
-class Read(HTMLParser):
-    """Tags with their attributes, and the text of the page."""
+class ParsedPage(HTMLParser):
+    """The tags of a page with their attributes, its text, and the messages for its scripts."""
 
     def __init__(self, html):
         super().__init__()
-        self.tags, self.text = [], ""
+        self.tags, self.text, self.messages = [], "", {}
+        self._in_script = False
         self.feed(html)
 
     def handle_starttag(self, tag, attrs):
         self.tags.append((tag, dict(attrs)))
+        self._in_script = tag == "script"
+
+    def handle_endtag(self, tag):
+        self._in_script = False
 
     def handle_data(self, data):
-        self.text += data
+        if self._in_script:
+            self.messages = json.loads(data)
+        else:
+            self.text += data
+
+    def rows(self):
+        """Return the ids of the worklist by name, in order."""
+        return {attrs["data-name"]: attrs["data-id"] for tag, attrs in self.tags if tag == "tr" and "data-id" in attrs}
 
 
-def sent(client, *images, **kwargs):
+def upload(client, *images, **kwargs):
     parts = [("images", (name, content)) for name, content in images]
-    answer = client.post("/v1/predictions", files=parts, **kwargs)
-    assert answer.status_code == 201, answer.text
-    return [each["id"] for each in answer.json()["predictions"]]
+    response = client.post("/v1/predictions", files=parts, **kwargs)
+    assert response.status_code == 201, response.text
+    return [each["id"] for each in response.json()["predictions"]]
 
 
-def page(client, path, status=200):
-    answer = client.get(path)
-    assert (answer.status_code, answer.headers["Content-Type"]) == (status, "text/html; charset=utf-8"), answer.text[
-        :500
-    ]
-    return Read(answer.text), answer
+def get_page(client, path, status=200):
+    response = client.get(path)
+    assert response.status_code == status, response.text[:500]
+    assert response.headers["Content-Type"] == "text/html; charset=utf-8"
+    return ParsedPage(response.text), response
 
 
-def test_the_worklist_has_what_needs_eyes_first(client):
-    sent(client, ("low.png", png(90)), ("high.png", png(180)), ("dark.png", png(60)), ("read.png", png(170)))
-    found, _ = page(client, "/")
-    ids = {attrs["data-name"]: attrs["data-id"] for tag, attrs in found.tags if tag == "tr" and "data-id" in attrs}
+def all_paths(id):
+    return ("/", f"/images/{id}", f"/images/{id}/report", "/dashboard", "/model", "/sign-in")
+
+
+def test_worklist_lists_images_that_need_review_first(client):
+    upload(client, ("low.png", png(90)), ("high.png", png(180)), ("dark.png", png(60)), ("read.png", png(170)))
+    page, _ = get_page(client, "/")
+    ids = page.rows()
     assert list(ids) == ["dark.png", "high.png", "read.png", "low.png"]  # rejected, then by probability
     client.put(f"/v1/predictions/{ids['read.png']}/review", json={"agrees": False})
-    found, _ = page(client, "/")
-    names = [attrs["data-name"] for tag, attrs in found.tags if tag == "tr" and "data-id" in attrs]
-    assert names == ["dark.png", "high.png", "low.png", "read.png"]  # what was read needs no eyes
-    assert "black and white seem to be exchanged" in found.text
-    assert "disagreed" in found.text
+    page, _ = get_page(client, "/")
+    assert list(page.rows()) == ["dark.png", "high.png", "low.png", "read.png"]  # reviewed images come last
+    assert "Black and white appear to be inverted" in page.text
+    assert "✗ Disagrees" in page.text
     assert client.get(f"/v1/predictions/{ids['dark.png']}/thumbnail.png").status_code == 200
 
 
-def test_filters_and_pages(client, monkeypatch):
-    monkeypatch.setattr("pneumoscope.service.web.routes._ROWS", 2)
-    sent(client, *((f"{level}.png", png(level)) for level in (120, 140, 160, 180, 90)))
-    found, _ = page(client, "/?decision=pneumonia&order=highest")
-    (following,) = [attrs["href"] for tag, attrs in found.tags if tag == "a" and attrs.get("rel") == "next"]
-    names = [attrs["data-name"] for tag, attrs in found.tags if "data-name" in attrs]
-    assert names == ["180.png", "160.png"]
-    found, _ = page(client, following)
-    assert [attrs["data-name"] for tag, attrs in found.tags if "data-name" in attrs] == ["140.png", "120.png"]
-    assert ("option", {"value": "pneumonia", "selected": None}) in found.tags
-    assert "No image is so" in page(client, "/?decision=uncertain")[0].text
-    assert "No image is so" in page(client, "/?since=2999-01-01")[0].text
+def test_worklist_is_filtered_sorted_and_paged(client, monkeypatch):
+    monkeypatch.setattr("pneumoscope.service.web.routes._PAGE_SIZE", 2)
+    upload(client, *((f"{level}.png", png(level)) for level in (120, 140, 160, 180, 90)))
+    page, _ = get_page(client, "/?decision=pneumonia&order=highest")
+    assert list(page.rows()) == ["180.png", "160.png"]
+    assert ("option", {"value": "pneumonia", "selected": None}) in page.tags
+    (next_page,) = [attrs["href"] for tag, attrs in page.tags if tag == "a" and attrs.get("rel") == "next"]
+    page, _ = get_page(client, next_page)
+    assert list(page.rows()) == ["140.png", "120.png"]
+    assert "No images match these filters" in get_page(client, "/?decision=uncertain")[0].text
+    assert "No images match these filters" in get_page(client, "/?since=2999-01-01")[0].text
+
+
+def test_decisions_are_labelled_no_pneumonia_detected_and_never_normal(client):
+    (id,) = upload(client, ("low.png", png(90)))
+    for path in ("/", f"/images/{id}", f"/images/{id}/report", "/dashboard"):
+        page, _ = get_page(client, path)
+        assert "No pneumonia detected" in page.text
+        assert "normal" not in page.text
+        page, _ = get_page(client, f"{path}?language=zh-Hant")
+        assert "未偵測到肺炎" in page.text
+        assert "正常" not in page.text
+        client.cookies.clear()
 
 
 @pytest.mark.parametrize(
     "query", ["decision=ill", "reviewed=maybe", "order=best", "since=yesterday", "until=1", "after=x"]
 )
-def test_what_cannot_be_asked_for_is_told_on_a_page(client, query):
-    sent(client, ("a.png", png()))
-    found, _ = page(client, f"/?{query}", 422)
-    assert "The request cannot be done" in found.text
-    assert NOTICE in found.text
+def test_invalid_query_is_an_error_page(client, query):
+    upload(client, ("a.png", png()))
+    page, _ = get_page(client, f"/?{query}", 422)
+    assert "Invalid request" in page.text
+    assert NOTICE in page.text
 
 
-def test_nothing_of_a_images_name_or_note_breaks_out(client):
-    (key,) = sent(client, (HOSTILE, png()))
-    client.put(f"/v1/predictions/{key}/review", json={"agrees": True, "note": f"</textarea>{HOSTILE}"})
-    for path in ("/", f"/images/{key}", f"/images/{key}/report"):
-        found, answer = page(client, path)
-        assert "<script>alert" not in answer.text
-        assert not [tag for tag, attrs in found.tags if "onerror" in attrs]
-        assert all(
-            "src" in attrs or attrs.get("type") == "application/json" for tag, attrs in found.tags if tag == "script"
-        )
-        assert "<script>alert(1)</script>" in found.text
+def test_any_query_parameter_is_kept_by_the_language_link(client):
+    page, _ = get_page(client, "/?path=x&request=y")
+    assert ("a", {"href": "/?path=x&request=y&language=zh-Hant", "lang": "zh-Hant", "hreflang": "zh-Hant"}) in page.tags
 
 
-def test_pages_load_nothing_from_elsewhere_and_run_nothing_that_stands_in_them(client):
-    (key,) = sent(client, ("a.png", png()))
-    for path in ("/", f"/images/{key}", f"/images/{key}/report", "/overview", "/model", "/sign-in"):
-        found, answer = page(client, path)
-        policy = answer.headers["Content-Security-Policy"]
+def test_image_name_and_note_are_escaped(client):
+    (id,) = upload(client, (HOSTILE, png()))
+    client.put(f"/v1/predictions/{id}/review", json={"agrees": True, "note": f"</textarea>{HOSTILE}"})
+    for path in ("/", f"/images/{id}", f"/images/{id}/report"):
+        page, response = get_page(client, path)
+        assert "<script>alert" not in response.text
+        assert not [tag for tag, attrs in page.tags if "onerror" in attrs]
+        scripts = [attrs for tag, attrs in page.tags if tag == "script"]
+        assert all("src" in attrs or attrs.get("type") == "application/json" for attrs in scripts)
+        assert "<script>alert(1)</script>" in page.text
+
+
+def test_pages_load_nothing_from_other_hosts_and_have_no_inline_code(client):
+    (id,) = upload(client, ("a.png", png()))
+    for path in all_paths(id):
+        page, response = get_page(client, path)
+        policy = response.headers["Content-Security-Policy"]
         assert policy.startswith("default-src 'none'; script-src 'self'; style-src 'self'")
         assert "frame-ancestors 'none'" in policy
         assert "unsafe" not in policy
         assert "http" not in policy
-        for _, attrs in found.tags:
+        for _, attrs in page.tags:
             assert not [name for name in attrs if name.startswith("on") or name == "style"]
             for name in ("src", "href", "action"):
                 assert re.match(r"[/#]", attrs.get(name) or "/"), attrs
                 if (attrs.get(name) or "").startswith("/static/"):
                     assert client.get(attrs[name].split("#")[0]).status_code == 200
-        assert NOTICE in found.text
-        assert answer.headers["Cache-Control"] == "no-store"
+        assert NOTICE in page.text
+        assert response.headers["Cache-Control"] == "no-store"
 
 
-def test_the_page_of_a_image_says_what_the_api_says(client):
-    (key,) = sent(client, ("a.png", png(140)))
-    said = client.get(f"/v1/predictions/{key}").json()
-    found, _ = page(client, f"/images/{key}")
-    assert f"{100 * said['probability']:.0f}%" in found.text
-    assert "pneumonia" in found.text
-    assert "64 \u00d7 64, PNG" in found.text
-    client.put(f"/v1/predictions/{key}/review", json={"agrees": False, "note": "rotated"})
-    found, _ = page(client, f"/images/{key}/report")
-    for expected in ("disagreed", "rotated", said["image_sha256"], said["model"]["sha256"], NOTICE):
-        assert expected in found.text
+def test_pages_contain_every_message_that_their_scripts_use(client):
+    (id,) = upload(client, ("a.png", png()))
+    for path in all_paths(id):
+        page, _ = get_page(client, path)
+        files, keys = [attrs["src"] for tag, attrs in page.tags if tag == "script" and "src" in attrs], set()
+        while files:
+            script = client.get(files.pop()).text
+            keys |= set(re.findall(r"\bmessages\.(\w+)", script))
+            files += [f"/static/{name}" for name in re.findall(r'from "\./([\w.]+)"', script)]
+        assert keys == set(page.messages), path
 
 
-def test_of_a_rejected_image_no_number_and_no_heatmap_is_shown(client):
-    (key,) = sent(client, ("dark.png", png(60)))
-    found, _ = page(client, f"/images/{key}")
-    assert "no probability" in found.text
-    assert "heat" not in [attrs.get("id") for _, attrs in found.tags]
-    assert not [
-        attrs for _, attrs in page(client, f"/images/{key}/report")[0].tags if "heatmap" in attrs.get("src", "")
-    ]
+@pytest.mark.parametrize("template", sorted(file.name for file in (WEB / "templates").iterdir()))
+def test_templates_contain_no_untranslated_text(template):
+    environment = jinja2.Environment(extensions=["jinja2.ext.i18n"], autoescape=True)
+    environment.install_null_translations(newstyle=True)
+    tree = environment.parse((WEB / "templates" / template).read_text(encoding="utf-8"))
+    tree.body = [node for node in tree.body if getattr(node, "name", "") != "page_class"]
+    literal = "".join(data.data for data in tree.find_all(jinja2.nodes.TemplateData))
+    page = HTMLTextAndLabels(literal)
+    words = set(re.findall(r"[A-Za-z]{2,}", " ".join(page.texts)))
+    assert words <= {"pneumoscope", "SHA"}
 
 
-def test_a_image_that_is_not_there_is_told_on_a_page(client):
+class HTMLTextAndLabels(HTMLParser):
+    """Text of a page, and the attributes that a person reads."""
+
+    def __init__(self, html):
+        super().__init__()
+        self.texts = []
+        self.feed(html)
+
+    def handle_starttag(self, tag, attrs):
+        self.texts += [
+            value for name, value in attrs if name in ("alt", "title", "aria-label") and len(value or "") > 1
+        ]
+
+    def handle_data(self, data):
+        self.texts.append(data)
+
+
+def test_viewer_and_report_show_the_prediction_of_the_api(client):
+    (id,) = upload(client, ("a.png", png(140)))
+    prediction = client.get(f"/v1/predictions/{id}").json()
+    page, _ = get_page(client, f"/images/{id}")
+    assert f"{prediction['probability']:.0%}" in page.text
+    assert "Pneumonia" in page.text
+    assert "64 \u00d7 64, PNG" in page.text
+    assert "calibrated for a prevalence of 50%." in page.text
+    client.put(f"/v1/predictions/{id}/review", json={"agrees": False, "note": "rotated"})
+    page, _ = get_page(client, f"/images/{id}/report")
+    for expected in ("Disagrees", "rotated", prediction["image_sha256"], prediction["model"]["sha256"], NOTICE):
+        assert expected in page.text
+
+
+def test_rejected_image_has_no_probability_and_no_heatmap(client):
+    (id,) = upload(client, ("dark.png", png(60)))
+    page, _ = get_page(client, f"/images/{id}")
+    assert "No probability" in page.text
+    assert "heatmap-toggle" not in [attrs.get("id") for _, attrs in page.tags]
+    page, _ = get_page(client, f"/images/{id}/report")
+    assert "heatmap-layer" not in [attrs.get("id") for _, attrs in page.tags]
+
+
+def test_unknown_image_is_an_error_page_with_advice_in_the_language_of_the_page(client):
     for path in ("/images/0123", "/images/0123/report", "/images/%3Cscript%3E"):
-        found, answer = page(client, path, 404)
-        assert "There is no such thing" in found.text
-        assert "<script>" not in answer.text.replace('<script src="', "")
+        page, response = get_page(client, path, 404)
+        assert "Not found" in page.text
+        assert "<script>" not in response.text.replace('<script src="', "")
+    page, _ = get_page(client, "/images/0123?language=zh-Hant", 404)
+    assert "找不到資料" in page.text
+    assert "影像已刪除，或網址有誤。" in page.text
+    assert ("p", {"class": "note", "lang": "en"}) in page.tags  # the details are in English
 
 
-def test_the_worklist_as_csv_has_every_image_and_no_formula(client, monkeypatch):
-    monkeypatch.setattr("pneumoscope.service.web.export._PAGE", 2)
-    keys = sent(client, *((f"={level}.png", png(level)) for level in (60, 90, 120, 150, 180)))
-    client.put(f"/v1/predictions/{keys[0]}/review", json={"agrees": True, "note": "=1+1"})
-    answer = client.get("/worklist.csv?order=oldest")
-    assert answer.headers["Content-Type"].startswith("text/csv")
-    assert re.fullmatch(
-        r'attachment; filename="pneumoscope-\d{4}-\d\d-\d\d\.csv"', answer.headers["Content-Disposition"]
-    )
-    assert answer.content.startswith(b"\xef\xbb\xbf")  # Excel takes it for UTF-8 only so
-    rows = list(csv.DictReader(io.StringIO(answer.content.decode("utf-8-sig"))))
-    assert {row["id"] for row in rows} == set(keys)
-    first = next(row for row in rows if row["id"] == keys[0])
+def test_csv_export_has_every_image_and_no_formula(client, monkeypatch):
+    monkeypatch.setattr("pneumoscope.service.web.worklist._EXPORT_BATCH", 2)
+    ids = upload(client, *((f"={level}.png", png(level)) for level in (60, 90, 120, 150, 180)))
+    client.put(f"/v1/predictions/{ids[0]}/review", json={"agrees": True, "note": "=1+1"})
+    response = client.get("/worklist.csv?order=oldest")
+    assert response.headers["Content-Type"].startswith("text/csv")
+    disposition = response.headers["Content-Disposition"]
+    assert re.fullmatch(r'attachment; filename="pneumoscope-\d{4}-\d\d-\d\d\.csv"', disposition)
+    assert response.content.startswith(b"\xef\xbb\xbf")  # Excel needs it to recognize UTF-8
+    rows = {row["id"]: row for row in csv.DictReader(io.StringIO(response.content.decode("utf-8-sig")))}
+    assert set(rows) == set(ids)
+    first = rows[ids[0]]
     assert (first["path"], first["decision"], first["probability"], first["agrees"], first["note"]) == (
         "./=60.png", "rejected", "", "yes", "'=1+1",
     )  # fmt: skip
-    said = client.get(f"/v1/predictions/{keys[4]}").json()
-    last = next(row for row in rows if row["id"] == keys[4])
-    assert float(last["probability"]) == said["probability"]
+    prediction = client.get(f"/v1/predictions/{ids[4]}").json()
+    assert float(rows[ids[4]]["probability"]) == prediction["probability"]
     assert len(list(csv.DictReader(io.StringIO(client.get("/worklist.csv?decision=rejected").text)))) == 1
 
 
-def test_the_overview_counts_and_the_model_is_described(client):
-    keys = sent(client, *((f"{level}.png", png(level)) for level in range(80, 140)))
-    for key in keys[:4]:
-        client.put(f"/v1/predictions/{key}/review", json={"agrees": True})
-    found, _ = page(client, "/overview")
-    assert "at the operating point balanced: 60." in found.text
-    assert re.search(r"100% \(51.100%\)", found.text)  # 4 of 4 by Wilson
-    assert "would have to lie elsewhere" in found.text
-    found, _ = page(client, "/model")
-    assert "mean-grey" in found.text
-    assert "(serves now)" in found.text
+def test_dashboard_shows_counts_agreement_and_drift(client):
+    ids = upload(client, *((f"{level}.png", png(level)) for level in range(80, 140)))
+    for id in ids[:4]:
+        client.put(f"/v1/predictions/{id}/review", json={"agrees": True})
+    page, _ = get_page(client, "/dashboard")
+    assert "60 predictions of model grey at operating point balanced." in page.text
+    assert re.search(r"100% \(51.100%\)", page.text)  # 4 of 4 by Wilson
+    assert "Total variation distance" in page.text
 
 
-@pytest.mark.parametrize("path", ["/overview", "/model", "/images/{id}", "/images/{id}/report"])
-def test_operating_points_are_named_in_the_persons_language(client, path):
-    (key,) = sent(client, ("a.png", png()))
-    found, _ = page(client, f"{path.format(id=key)}?language=zh-Hant")
-    assert "平衡" in found.text
+def test_counts_are_in_singular_and_plural(client):
+    assert "0 images" in get_page(client, "/")[0].text
+    upload(client, ("a.png", png()))
+    assert re.search(r"\b1 image\b", get_page(client, "/")[0].text)
+    assert "1 prediction of model" in get_page(client, "/dashboard")[0].text
+    assert "1 張影像" in get_page(client, "/?language=zh-Hant")[0].text
 
 
-def test_the_cards_labels_are_said_in_the_persons_language(paged, monkeypatch):
-    model = load_model(paged, threads=1)
+def test_model_page_describes_the_current_model(client):
+    page, _ = get_page(client, "/model")
+    assert "mean-grey" in page.text
+    assert "balanced (in use)" in page.text
+
+
+@pytest.mark.parametrize("path", ["/dashboard", "/model", "/images/{id}", "/images/{id}/report"])
+def test_operating_points_are_translated(client, path):
+    (id,) = upload(client, ("a.png", png()))
+    page, _ = get_page(client, f"{path.format(id=id)}?language=zh-Hant")
+    assert "平衡（balanced）" in page.text
+
+
+def test_training_labels_are_translated(bundle_folder, monkeypatch):
+    model = load_model(bundle_folder, threads=1)
     counts = {"train": {"NORMAL": 3, "PNEUMONIA": 4}}
     monkeypatch.setattr(model, "card", msgspec.structs.replace(model.card, counts=counts))
-    with TestClient(make_app(model, PredictionRepository(None), Authenticator({})), base_url=BASE) as opened:
-        assert "3 正常, 4 肺炎" in page(opened, "/model?language=zh-Hant")[0].text
+    with TestClient(make_app(model, PredictionRepository(None), Authenticator({})), base_url=BASE_URL) as client:
+        assert "3 normal, 4 pneumonia" in get_page(client, "/model")[0].text
+        assert "正常 3 張，肺炎 4 張" in get_page(client, "/model?language=zh-Hant")[0].text
 
 
-def test_whoever_read_a_image_is_named_where_names_are_known(client, stranger):
-    (key,) = sent(client, ("a.png", png()))
-    client.put(f"/v1/predictions/{key}/review", json={"agrees": True})
-    stranger.headers["Authorization"] = f"Bearer {TOKEN}"
-    (same,) = sent(stranger, ("a.png", png()))
-    stranger.put(f"/v1/predictions/{same}/review", json={"agrees": True})
-    for path in (f"/images/{key}", f"/images/{key}/report"):
-        assert re.search(r"Read on \d{4}-\d\d-\d\d \d\d:\d\d \(UTC\)", page(client, path)[0].text)
-        assert re.search(r"Read by ward-3 on \d{4}-\d\d-\d\d \d\d:\d\d \(UTC\)", page(stranger, path)[0].text)
+def test_reviewer_is_named_if_the_service_has_authentication(client, anonymous_client):
+    (id,) = upload(client, ("a.png", png()))
+    client.put(f"/v1/predictions/{id}/review", json={"agrees": True})
+    anonymous_client.headers["Authorization"] = f"Bearer {TOKEN}"
+    (same_id,) = upload(anonymous_client, ("a.png", png()))
+    anonymous_client.put(f"/v1/predictions/{same_id}/review", json={"agrees": True})
+    time = r"\d{4}-\d\d-\d\d \d\d:\d\d \(UTC\)"
+    for path in (f"/images/{id}", f"/images/{id}/report"):
+        assert re.search(f"Read on {time}", get_page(client, path)[0].text)
+        assert re.search(f"Read by ward-3 on {time}", get_page(anonymous_client, path)[0].text)
 
 
-def test_chinese_is_chosen_once_and_kept(client):
-    found, answer = page(client, "/?language=zh-Hant")
-    assert ("html", {"lang": "zh-Hant"}) in found.tags
-    assert "並非醫療器材" in found.text
-    assert "HttpOnly" in answer.headers["Set-Cookie"]
-    assert ("html", {"lang": "zh-Hant"}) in page(client, "/overview")[0].tags
-    assert ("html", {"lang": "en"}) in page(client, "/model?language=en")[0].tags
-    assert ("html", {"lang": "en"}) in page(client, "/?language=../../x")[0].tags
+def test_chosen_language_is_kept_in_a_cookie(client):
+    page, response = get_page(client, "/?language=zh-Hant")
+    assert ("html", {"lang": "zh-Hant"}) in page.tags
+    assert "非醫療器材" in page.text
+    assert "HttpOnly" in response.headers["Set-Cookie"]
+    assert ("html", {"lang": "zh-Hant"}) in get_page(client, "/dashboard")[0].tags
+    assert ("html", {"lang": "en"}) in get_page(client, "/model?language=en")[0].tags
+    assert ("html", {"lang": "en"}) in get_page(client, "/?language=../../x")[0].tags
 
 
-def test_who_has_not_signed_in_is_asked_to_and_comes_back(stranger):
-    answer = stranger.get("/images/0123?language=en")
-    assert (answer.status_code, answer.headers["Location"]) == (303, "/sign-in?next=%2Fimages%2F0123%3Flanguage%3Den")
-    assert stranger.get("/worklist.csv").status_code == 303
-    wrong = stranger.post("/sign-in", data={"token": "0123456789abcdeg"}, params={"next": "/overview"})
+def test_sign_in_returns_to_the_requested_page(anonymous_client):
+    client = anonymous_client
+    response = client.get("/images/0123?language=en")
+    assert response.status_code == 303
+    assert response.headers["Location"] == "/sign-in?next=%2Fimages%2F0123%3Flanguage%3Den"
+    assert client.get("/worklist.csv").status_code == 303
+    wrong = client.post("/sign-in", data={"token": "0123456789abcdeg"}, params={"next": "/dashboard"})
     assert (wrong.status_code, "Set-Cookie" in wrong.headers) == (401, False)
-    assert "This token is not known" in wrong.text
+    assert "Invalid access token" in wrong.text
     assert "0123456789abcdeg" not in wrong.text
-    assert "/sign-in?next=%2Foverview&amp;language=zh-Hant" in wrong.text  # another language forgets no way back
-    right = stranger.post("/sign-in", data={"token": TOKEN}, params={"next": "/overview"})
-    assert (right.status_code, right.headers["Location"]) == (303, "/overview")
+    assert "/sign-in?next=%2Fdashboard&amp;language=zh-Hant" in wrong.text  # the language link keeps the target
+    right = client.post("/sign-in", data={"token": TOKEN}, params={"next": "/dashboard"})
+    assert (right.status_code, right.headers["Location"]) == (303, "/dashboard")
     cookie = right.headers["Set-Cookie"]
     assert "HttpOnly" in cookie
     assert "SameSite=strict" in cookie
     assert TOKEN not in cookie
-    assert "ward-3" in stranger.get("/").text
-    assert stranger.get("/v1/predictions").status_code == 200  # pictures and scripts of the page ask the API
-    stranger.post("/sign-out")
-    assert stranger.get("/").status_code == 303
-    assert stranger.get("/v1/predictions").status_code == 401
+    assert "ward-3" in client.get("/").text
+    assert client.get("/v1/predictions").status_code == 200  # the scripts of the pages use the API
+    client.post("/sign-out")
+    assert client.get("/").status_code == 303
+    assert client.get("/v1/predictions").status_code == 401
 
 
-def test_behind_https_the_cookie_travels_so_alone(stranger):
-    answer = stranger.post(f"{BASE.replace('http', 'https')}/sign-in", data={"token": TOKEN})
-    assert "Secure" in answer.headers["Set-Cookie"]
+def test_session_cookie_is_secure_behind_https(anonymous_client):
+    response = anonymous_client.post(f"{BASE_URL.replace('http', 'https')}/sign-in", data={"token": TOKEN})
+    assert "Secure" in response.headers["Set-Cookie"]
 
 
-@pytest.mark.parametrize("elsewhere", ["//evil.example", "/\\evil.example", "https://evil.example", "evil", "", "/a b"])
-def test_nobody_is_sent_elsewhere_after_signing_in(stranger, elsewhere):
-    answer = stranger.post("/sign-in", data={"token": TOKEN}, params={"next": elsewhere})
-    assert answer.headers["Location"] == "/"
+@pytest.mark.parametrize("target", ["//evil.example", "/\\evil.example", "https://evil.example", "evil", "", "/a b"])
+def test_sign_in_never_redirects_to_another_site(anonymous_client, target):
+    response = anonymous_client.post("/sign-in", data={"token": TOKEN}, params={"next": target})
+    assert response.headers["Location"] == "/"
 
 
-def test_another_sites_page_changes_nothing_with_a_persons_cookie(stranger):
-    stranger.post("/sign-in", data={"token": TOKEN})
+def test_session_cookie_changes_nothing_from_another_origin(anonymous_client):
+    client = anonymous_client
+    client.post("/sign-in", data={"token": TOKEN})
     image = {"files": [("images", ("a.png", png()))]}
-    assert stranger.post("/v1/predictions", **image, headers={"Origin": "https://evil.example"}).status_code == 403
-    for nothing in ({}, {"Origin": ""}):  # a browser says where it comes from
-        assert stranger.post("/v1/predictions", **image, headers=nothing).status_code == 401
-    (key,) = sent(stranger, ("a.png", png()), headers={"Origin": BASE})
-    assert stranger.delete(f"/v1/predictions/{key}").status_code == 401
-    assert stranger.get("/v1/predictions").json()["total"] == 1
-    # A program's token needs no origin, whatever cookies it sends along.
-    assert stranger.delete(f"/v1/predictions/{key}", headers={"Authorization": f"Bearer {TOKEN}"}).status_code == 204
+    assert client.post("/v1/predictions", **image, headers={"Origin": "https://evil.example"}).status_code == 403
+    for headers in ({}, {"Origin": ""}):
+        assert client.post("/v1/predictions", **image, headers=headers).status_code == 401
+    (id,) = upload(client, ("a.png", png()), headers={"Origin": BASE_URL})
+    assert client.delete(f"/v1/predictions/{id}").status_code == 401
+    assert client.get("/v1/predictions").json()["total"] == 1
+    # A bearer token needs no Origin, even if a cookie comes along.
+    assert client.delete(f"/v1/predictions/{id}", headers={"Authorization": f"Bearer {TOKEN}"}).status_code == 204
 
 
-def test_behind_a_proxy_it_answers_to_its_public_name_and_to_no_other(paged):
+def test_service_behind_a_proxy_accepts_only_its_public_name(bundle_folder):
     settings = Settings(public_name="images.clinic.example")
-    app = make_app(load_model(paged, threads=1), PredictionRepository(None), Authenticator({"ward-3": TOKEN}), settings)
+    model, authenticator = load_model(bundle_folder, threads=1), Authenticator({"ward-3": TOKEN})
+    app = make_app(model, PredictionRepository(None), authenticator, settings)
     public = "https://images.clinic.example"
-    with TestClient(app, base_url=public, follow_redirects=False) as there:
-        there.post("/sign-in", data={"token": TOKEN}, headers={"Origin": public})
-        sent(there, ("a.png", png()), headers={"Origin": public})
+    with TestClient(app, base_url=public, follow_redirects=False) as client:
+        client.post("/sign-in", data={"token": TOKEN}, headers={"Origin": public})
+        upload(client, ("a.png", png()), headers={"Origin": public})
         for headers in ({"Origin": "https://evil.example"}, {"Host": "evil.example", "Origin": "https://evil.example"}):
-            answer = there.post("/v1/predictions", files=[("images", ("b.png", png(90)))], headers=headers)
-            assert answer.status_code == 403
-        assert there.get("/", headers={"Host": "evil.example"}).status_code == 403
-        assert there.get("/healthz", headers={"Host": "127.0.0.1:8000"}).status_code == 200
+            response = client.post("/v1/predictions", files=[("images", ("b.png", png(90)))], headers=headers)
+            assert response.status_code == 403
+        assert client.get("/", headers={"Host": "evil.example"}).status_code == 403
+        assert client.get("/healthz", headers={"Host": "127.0.0.1:8000"}).status_code == 200

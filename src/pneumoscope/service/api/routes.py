@@ -12,7 +12,6 @@ from PIL import Image
 from prometheus_client import CONTENT_TYPE_LATEST, generate_latest
 
 from pneumoscope.core.errors import UnknownNameError, UnreadableImageError
-from pneumoscope.imaging.decode import decode
 from pneumoscope.service.api.dependencies import (
     CardParameters,
     FindParameters,
@@ -157,7 +156,9 @@ def paths(service: PredictionService, most_images: int, identify: Identify) -> A
     async def image(who: Who, id: _Id, _: NoParameters) -> Response:
         def draw() -> bytes:
             return _png(
-                Image.fromarray(decode(service.records.image(service.records.get(id)), name="the image").pixels)
+                Image.fromarray(
+                    service.model.decode(service.records.image(service.records.get(id)), name="the image").pixels
+                )
             )
 
         return await _drawn(drawing, draw)
@@ -168,7 +169,9 @@ def paths(service: PredictionService, most_images: int, identify: Identify) -> A
     )  # fmt: skip
     async def thumbnail(who: Who, id: _Id, _: NoParameters) -> Response:
         def draw() -> bytes:
-            picture = Image.fromarray(decode(service.records.image(service.records.get(id)), name="the image").pixels)
+            picture = Image.fromarray(
+                service.model.decode(service.records.image(service.records.get(id)), name="the image").pixels
+            )
             picture.thumbnail((_THUMBNAIL, _THUMBNAIL), Image.Resampling.BOX, reducing_gap=2)
             return _png(picture)
 
@@ -195,7 +198,7 @@ def paths(service: PredictionService, most_images: int, identify: Identify) -> A
 
         def draw() -> Response:
             layer = service.model.heatmap_layer(explained(id))
-            return Response(layer.png, media_type="image/png", headers={SCALE: f"{layer.most:.6g}"})
+            return Response(layer.png, media_type="image/png", headers={SCALE: f"{layer.maximum:.6g}"})
 
         async with drawing:
             return await run_in_threadpool(draw)

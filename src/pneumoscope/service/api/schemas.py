@@ -77,7 +77,7 @@ class PredictionSchema(_Schema):
     image_removed: str | None = Field(examples=[None])
     """When the image was removed and its numbers kept; null while it is here."""
     review: ReviewSchema | None
-    notice: str = Field(examples=[NOTICE])
+    notice: str = Field(default=NOTICE, examples=[NOTICE])
 
     @classmethod
     def of_record(cls, record: StoredPrediction) -> PredictionSchema:

@@ -1,1 +1,1 @@
-"""The page for a person who reads images: HTML made here, over the same records and the same API as for programs."""
+"""The web UI: HTML pages for reviewers, rendered from the same records that the HTTP API serves."""

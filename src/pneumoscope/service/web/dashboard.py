@@ -1,29 +1,35 @@
-"""What became of the images so far: shares with their intervals, agreement, and whether the scores drift."""
+"""Statistics of the dashboard: decisions, reviewer agreement, probabilities by day and data drift."""
 
 from __future__ import annotations
 
 import dataclasses
 import statistics
-from collections import Counter, defaultdict
+from collections import defaultdict
 from collections.abc import Mapping, Sequence
-from typing import get_args
+from typing import Literal
 
 from pneumoscope.bundle.card import Card
-from pneumoscope.core.prediction import Decision
+from pneumoscope.core.prediction import DECISIONS, Decision
 from pneumoscope.core.results import Interval
 from pneumoscope.service.storage.records import PredictionStatistics
-from pneumoscope.statistics.drift import LEAST, Drift, drift
+from pneumoscope.statistics.drift import LEAST as MIN_DRIFT_IMAGES
+from pneumoscope.statistics.drift import Drift, drift
 from pneumoscope.statistics.intervals import proportion
 
-__all__ = ["DECISIONS", "Dashboard", "Day", "overview"]
+__all__ = ["MIN_DRIFT_IMAGES", "DailyProbabilities", "Dashboard", "summarize"]
 
-DECISIONS: tuple[Decision, ...] = get_args(Decision)
-_DAYS = 60  # with images that are drawn
+_MAX_DAYS = 60  # days with images in the chart
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
-class Day:
-    """One day in UTC, "2026-01-31": images, and the quartiles of their probabilities (None where none has one)."""
+class DailyProbabilities:
+    """Probabilities of one day.
+
+    Attributes:
+        date: Day in UTC, "2026-01-31".
+        images: Number of images.
+        quartiles: Lower quartile, median and upper quartile of the probabilities; None if no image has one.
+    """
 
     date: str
     images: int
@@ -32,59 +38,64 @@ class Day:
 
 @dataclasses.dataclass(frozen=True, slots=True)
 class Dashboard:
-    """Images that one model judged at one operating point.
+    """Summary of the predictions of one model at one operating point.
 
     Attributes:
-        images: how many.
-        shares: of each decision.
-        agreement: of people with the decision, by decision and under "" for all, among images that somebody read.
-        days: the last with images, oldest first.
-        drift: of the images that have a probability against the card's; None where it cannot be said, for `no_drift`.
-        no_drift: "few" (under `statistics.drift.LEAST` images), "card" (it states no spread), or empty.
+        images: Number of images.
+        proportions: Proportion of each decision; empty without images.
+        agreement: Proportion of reviews that agree with the decision; None without reviews.
+        agreement_by_decision: The same for each decision that has reviews.
+        days: The latest days with images, oldest first.
+        drift: Comparison of the probabilities with the reference distribution; None if it is not possible.
+        drift_unavailable: Reason if `drift` is None, else empty.
     """
 
     images: int
-    shares: Mapping[Decision, Interval]
-    agreement: Mapping[str, Interval]
-    days: tuple[Day, ...]
+    proportions: Mapping[Decision, Interval]
+    agreement: Interval | None
+    agreement_by_decision: Mapping[Decision, Interval]
+    days: tuple[DailyProbabilities, ...]
     drift: Drift | None
-    no_drift: str
+    drift_unavailable: Literal["", "too_few_images", "no_reference"]
 
 
-def overview(judged: Sequence[PredictionStatistics], card: Card) -> Dashboard:
-    """Sum up images.
+def summarize(predictions: Sequence[PredictionStatistics], card: Card) -> Dashboard:
+    """Return the summary of predictions.
 
     Args:
-        judged: newest first.
-        card: of the model that judged them.
+        predictions: Predictions of one model at one operating point, in any order.
+        card: The model's card.
     """
-    counts = Counter(each.decision for each in judged)
-    read: dict[str, list[bool]] = defaultdict(list)
+    agreement: dict[Decision, list[bool]] = defaultdict(list)
     days: dict[str, list[float | None]] = defaultdict(list)
-    for each in judged:
-        if each.agrees is not None:
-            read[""].append(each.agrees)
-            read[each.decision].append(each.agrees)
+    for each in predictions:
         days[each.created[:10]].append(each.probability)
-    probabilities = [each.probability for each in judged if each.probability is not None]
-    no_drift = "card" if card.reference_distribution is None else "few" if len(probabilities) < LEAST else ""
+        if each.agrees is not None:
+            agreement[each.decision].append(each.agrees)
+    probabilities = [each.probability for each in predictions if each.probability is not None]
+    reference = card.reference_distribution
+    comparable = reference is not None and len(probabilities) >= MIN_DRIFT_IMAGES
+    all_reviews = [agrees for reviews in agreement.values() for agrees in reviews]
     return Dashboard(
-        images=len(judged),
-        shares={decision: proportion([each.decision == decision for each in judged], None) for decision in DECISIONS}
-        if counts
+        images=len(predictions),
+        proportions={
+            decision: proportion([each.decision == decision for each in predictions], None) for decision in DECISIONS
+        }
+        if predictions
         else {},
-        agreement={decision: proportion(read[decision], None) for decision in ("", *DECISIONS) if read[decision]},
-        days=tuple(_day(date, days[date]) for date in sorted(days)[-_DAYS:]),
-        drift=None
-        if no_drift or card.reference_distribution is None
-        else drift(probabilities, card.reference_distribution.deciles, card.reference_distribution.n),
-        no_drift=no_drift,
+        agreement=proportion(all_reviews, None) if all_reviews else None,
+        agreement_by_decision={
+            decision: proportion(agreement[decision], None) for decision in DECISIONS if agreement[decision]
+        },
+        days=tuple(_daily_probabilities(date, days[date]) for date in sorted(days)[-_MAX_DAYS:]),
+        drift=drift(probabilities, reference.deciles, reference.n) if reference and comparable else None,
+        drift_unavailable="no_reference" if reference is None else "" if comparable else "too_few_images",
     )
 
 
-def _day(date: str, probabilities: Sequence[float | None]) -> Day:
-    found = [each for each in probabilities if each is not None]
-    if not found:
-        return Day(date, len(probabilities), None)
-    low, middle, high = statistics.quantiles(found, method="inclusive") if len(found) > 1 else found * 3
-    return Day(date, len(probabilities), (low, middle, high))
+def _daily_probabilities(date: str, probabilities: Sequence[float | None]) -> DailyProbabilities:
+    present = [each for each in probabilities if each is not None]
+    if not present:
+        return DailyProbabilities(date, len(probabilities), None)
+    lower, median, upper = statistics.quantiles(present, method="inclusive") if len(present) > 1 else present * 3
+    return DailyProbabilities(date, len(probabilities), (lower, median, upper))

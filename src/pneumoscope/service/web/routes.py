@@ -1,84 +1,82 @@
-"""The addresses that a person opens: worklist, viewer, report, overview, card, and signing in."""
+"""Routes of the web UI: worklist, viewer, report, dashboard, model card and sign-in."""
 
 from __future__ import annotations
 
 import datetime
-import json
 import re
 from collections.abc import Callable, Coroutine
-from typing import Any, get_args
+from typing import Any
 from urllib.parse import urlencode
 
 from fastapi import APIRouter, Depends, Request, Response
 from fastapi.responses import RedirectResponse, StreamingResponse
 from fastapi.routing import APIRoute
 
-from pneumoscope.bundle.card import Card
 from pneumoscope.core.errors import AuthenticationError, PneumoscopeError, UsageError
-from pneumoscope.core.prediction import Decision
+from pneumoscope.core.messages import error_text
+from pneumoscope.core.prediction import DECISIONS
 from pneumoscope.inference.decision import threshold_probability
 from pneumoscope.service.api.dependencies import Identify
 from pneumoscope.service.api.problems import of_error, refused
 from pneumoscope.service.auth.sessions import COOKIE, SECONDS
 from pneumoscope.service.auth.tokens import LOCAL, Authenticator
 from pneumoscope.service.predictions import PredictionService
-from pneumoscope.service.storage.records import Filter, Order
-from pneumoscope.service.web.dashboard import DECISIONS, overview
-from pneumoscope.service.web.export import worklist_csv
-from pneumoscope.service.web.templating import html
+from pneumoscope.service.web.dashboard import MIN_DRIFT_IMAGES, summarize
+from pneumoscope.service.web.templating import render, request_language
+from pneumoscope.service.web.worklist import ORDERS, export_csv, parse_query
 
-__all__ = ["views"]
+__all__ = ["web_router"]
 
-_ROWS = 50  # images of a worklist's page
-_LATEST = 10_000  # images that the overview sums up
-_DATE = re.compile(r"\d{4}-\d\d-\d\d")
+_PAGE_SIZE = 50  # images on a page of the worklist
+_MAX_DASHBOARD_IMAGES = 10_000
 
 
-class _Page(APIRoute):
-    """Answers errors as a page: whoever is not signed in is asked to, everybody else is told what is wrong."""
+class _PageRoute(APIRoute):
+    """A route that redirects to the sign-in page without a session, and renders other errors as a page."""
 
     def get_route_handler(self) -> Callable[[Request], Coroutine[Any, Any, Response]]:
-        """See `APIRoute`."""
+        """Return the handler of the route; see `APIRoute`."""
         handle = super().get_route_handler()
 
-        async def told(request: Request) -> Response:
+        async def handle_errors(request: Request) -> Response:
             try:
                 return await handle(request)
             except AuthenticationError:
-                back = request.url.path + (f"?{request.url.query}" if request.url.query else "")
-                return RedirectResponse(f"/sign-in?{urlencode({'next': back})}", 303)
+                target = request.url.path + (f"?{request.url.query}" if request.url.query else "")
+                return RedirectResponse(f"/sign-in?{urlencode({'next': target})}", 303)
             except PneumoscopeError as error:
                 refused(request, type(error).__name__, error.message)
-                found = of_error(error)
-                return html(request, "error.html", found.status_code, problem=json.loads(bytes(found.body)))
+                title, advice = error_text(error, request_language(request))
+                status = of_error(error).status_code
+                return render(request, "error.html", status, title=title, advice=advice, detail=str(error))
 
-        return told
+        return handle_errors
 
 
-def views(service: PredictionService, most_bytes: int, identify: Identify) -> APIRouter:
-    """The pages.
+def web_router(service: PredictionService, max_upload_bytes: int, identify: Identify) -> APIRouter:
+    """Return the router of the web UI.
 
     Args:
-        service: what they show.
-        most_bytes: of an image that can be sent.
-        identify: see `asking.authentication`.
+        service: Source of predictions and of the current model.
+        max_upload_bytes: Largest upload that the API accepts, which the worklist checks before it uploads.
+        identify: Dependency that authenticates the request; see `api.dependencies.authentication`.
     """
-    router = APIRouter(route_class=_Page, include_in_schema=False)
-    records, signed_in = service.records, [Depends(identify)]
+    router = APIRouter(route_class=_PageRoute, include_in_schema=False)
+    repository, signed_in = service.records, [Depends(identify)]
 
     @router.get("/", dependencies=signed_in)
     def worklist(request: Request) -> Response:
-        wanted, order, chosen = _asked(request)
-        page = records.find(wanted, order=order, limit=_ROWS, after=request.query_params.get("after", ""))
-        return html(
-            request, "worklist.html", page=page, chosen=chosen, order=order, orders=_ORDERS, decisions=DECISIONS,
-            most_bytes=most_bytes, model=service.model,
+        query = parse_query(request.query_params)
+        after = request.query_params.get("after", "")
+        page = repository.find(query.filter, order=query.order, limit=_PAGE_SIZE, after=after)
+        return render(
+            request, "worklist.html", page=page, query=query, orders=ORDERS, decisions=DECISIONS,
+            max_upload_bytes=max_upload_bytes, page_size=_PAGE_SIZE,
         )  # fmt: skip
 
     @router.get("/worklist.csv", dependencies=signed_in)
-    def export(request: Request) -> Response:
-        wanted, order, _ = _asked(request)
-        lines = worklist_csv(records, wanted, order)
+    def worklist_csv(request: Request) -> Response:
+        lines = export_csv(repository, parse_query(request.query_params))
         name = f"pneumoscope-{datetime.datetime.now(datetime.UTC):%Y-%m-%d}.csv"
         return StreamingResponse(
             lines, media_type="text/csv", headers={"Content-Disposition": f'attachment; filename="{name}"'}
@@ -86,128 +84,97 @@ def views(service: PredictionService, most_bytes: int, identify: Identify) -> AP
 
     @router.get("/images/{id}", dependencies=signed_in)
     def viewer(request: Request, id: str) -> Response:
-        return html(request, "viewer.html", **_image(service, id))
+        return render(request, "viewer.html", **_image_context(service, id))
 
     @router.get("/images/{id}/report", dependencies=signed_in)
     def report(request: Request, id: str) -> Response:
         now = datetime.datetime.now(datetime.UTC).isoformat()
-        return html(request, "report.html", printed=now, **_image(service, id))
+        return render(request, "report.html", printed=now, **_image_context(service, id))
 
-    @router.get("/overview", dependencies=signed_in)
-    def summary(request: Request) -> Response:
+    @router.get("/dashboard", dependencies=signed_in)
+    def dashboard(request: Request) -> Response:
         model = service.model
-        judged = records.latest(model.facts.sha256, model.operating_point_name, _LATEST)
-        return html(
-            request, "overview.html", found=overview(judged, model.card), model=model, most=_LATEST, decisions=DECISIONS
-        )
+        latest = repository.latest(model.facts.sha256, model.operating_point_name, _MAX_DASHBOARD_IMAGES)
+        return render(
+            request, "dashboard.html", dashboard=summarize(latest, model.card), model=model,
+            max_images=_MAX_DASHBOARD_IMAGES, min_drift_images=MIN_DRIFT_IMAGES,
+        )  # fmt: skip
 
     @router.get("/model", dependencies=signed_in)
     def model(request: Request) -> Response:
         card = service.model.card
-        return html(
+        return render(
             request,
             "model.html",
             card=card,
             operating_point_name=service.model.operating_point_name,
-            thresholds=_thresholds(card),
+            thresholds={name: threshold_probability(card, point) for name, point in card.operating_points.items()},
         )
 
     @router.get("/sign-in")
-    def sign_in(request: Request) -> Response:
-        return html(request, "sign-in.html", next=_local(request.query_params.get("next", "")), wrong=False)
+    def sign_in_form(request: Request) -> Response:
+        return _sign_in_page(request)
 
     @router.post("/sign-in")
-    async def signing_in(request: Request) -> Response:
-        access: Authenticator = request.app.state.access
-        back = _local(request.query_params.get("next", ""))  # in the address, where the language's links keep it
+    async def sign_in(request: Request) -> Response:
+        authenticator: Authenticator = request.app.state.access
         try:
             async with request.form(max_files=0, max_fields=4) as form:
                 token = str(form.get("token", ""))
-        except UnicodeError as error:  # it names an encoding that is none
-            raise UsageError("the form cannot be understood", hint="Send it from the page") from error
+        except UnicodeError as error:  # the form declares an unknown character encoding
+            raise UsageError("the form cannot be parsed", hint="Use the form on the sign-in page") from error
         try:
-            who = access.who(token)
+            user = authenticator.who(token)
         except AuthenticationError:
             refused(request, "AuthenticationError")
-            return html(request, "sign-in.html", 401, next=back, wrong=True)
-        answer = RedirectResponse(back, 303)
-        # Strict: no link on another site comes with it. A proxy that speaks HTTPS says so, and then it travels so alone.
-        answer.set_cookie(
-            COOKIE, access.sessions.begin(who), max_age=SECONDS, secure=request.url.scheme == "https", httponly=True,
-            samesite="strict",
+            return _sign_in_page(request, 401, invalid_token=True)
+        response = RedirectResponse(_local_url(request.query_params.get("next", "")), 303)
+        # SameSite=Strict: requests from other sites carry no session. Secure: set if the proxy terminates HTTPS.
+        response.set_cookie(
+            COOKIE, authenticator.sessions.begin(user), max_age=SECONDS, secure=request.url.scheme == "https",
+            httponly=True, samesite="strict",
         )  # fmt: skip
-        return answer
+        return response
 
     @router.post("/sign-out")
     def sign_out(request: Request) -> Response:
-        access: Authenticator = request.app.state.access
-        access.sessions.end(request.cookies.get(COOKIE, ""))
-        answer = RedirectResponse("/sign-in", 303)
-        answer.delete_cookie(COOKIE, httponly=True, samesite="strict")
-        return answer
+        authenticator: Authenticator = request.app.state.access
+        authenticator.sessions.end(request.cookies.get(COOKIE, ""))
+        response = RedirectResponse("/sign-in", 303)
+        response.delete_cookie(COOKIE, httponly=True, samesite="strict")
+        return response
 
     return router
 
 
-# As the page names them.
-_ORDERS: dict[Order, str] = {
-    "attention": "What needs eyes first",
-    "newest": "Newest first",
-    "oldest": "Oldest first",
-    "highest": "Highest probability first",
-    "lowest": "Lowest probability first",
-}
-
-
-def _asked(request: Request) -> tuple[Filter, Order, dict[str, str]]:
-    """Which records a person asked for, in which order, and in which words.
+def _image_context(service: PredictionService, id: str) -> dict[str, Any]:
+    """Return the template variables of the viewer and the report.
 
     Raises:
-        UsageError: a value is none that can be asked for.
+        UnknownNameError: There is no prediction with this id.
     """
-    given = {name: request.query_params.get(name, "") for name in ("decision", "reviewed", "since", "until", "order")}
-    order = given["order"] or "attention"
-    if given["decision"] not in ("", *get_args(Decision)):
-        raise UsageError(f"there is no decision {given['decision'][:40]!r}", hint=f"One of {', '.join(DECISIONS)}")
-    if given["reviewed"] not in ("", "yes", "no"):
-        raise UsageError("reviewed is yes or no", hint="Choose it in the form")
-    if order not in _ORDERS:
-        raise UsageError(f"there is no order {order[:40]!r}", hint=f"One of {', '.join(_ORDERS)}")
-    for name in ("since", "until"):
-        if given[name] and not _DATE.fullmatch(given[name]):
-            raise UsageError(f"{name} is no date", hint="Write it as 2026-01-31")
-    wanted = Filter(
-        decision=given["decision"] or None,  # type: ignore[arg-type]  # compared above
-        reviewed={"yes": True, "no": False}.get(given["reviewed"]),
-        since=given["since"] or None,
-        until=given["until"] or None,
-    )
-    return wanted, order, given
-
-
-def _image(service: PredictionService, key: str) -> dict[str, Any]:
-    """What the pages of one image show.
-
-    Raises:
-        UnknownNameError: there is no such record.
-    """
-    record = service.records.get(key)
-    same = record.prediction.model.sha256 == service.model.facts.sha256
-    shown = record.image_removed is None
+    record = service.records.get(id)
+    review, prediction = record.review, record.prediction
+    current_model = prediction.model.sha256 == service.model.facts.sha256
+    image_available = record.image_removed is None
     return {
         "record": record,
-        "reader": record.review.who if record.review and record.review.who != LOCAL else "",
-        "image": record.prediction,
-        "shown": shown,
-        "explained": same and shown and record.prediction.decision != "rejected",
-        "same_model": same,
+        "prediction": prediction,
+        "reviewer": review.who if review and review.who != LOCAL else "",
+        "image_available": image_available,
+        "heatmap_available": current_model and image_available and prediction.decision != "rejected",
+        "current_model": current_model,
+        "prevalence": f"{service.model.card.calibration.prevalence:.0%}" if current_model else "",
     }
 
 
-def _thresholds(card: Card) -> dict[str, float]:
-    return {name: threshold_probability(card, point) for name, point in card.operating_points.items()}
+def _sign_in_page(request: Request, status: int = 200, *, invalid_token: bool = False) -> Response:
+    return render(
+        request, "sign_in.html", status, next=_local_url(request.query_params.get("next", "")),
+        invalid_token=invalid_token, session_hours=SECONDS // 3600,
+    )  # fmt: skip
 
 
-def _local(address: str) -> str:
-    """An address of this service alone: nobody is sent elsewhere after signing in."""
-    return address if re.fullmatch(r"/(?![/\\])[\x21-\x5b\x5d-\x7e]*", address) else "/"
+def _local_url(url: str) -> str:
+    """Return the URL if it is a path on this server, else "/": sign-in never redirects to another site."""
+    return url if re.fullmatch(r"/(?![/\\])[\x21-\x5b\x5d-\x7e]*", url) else "/"

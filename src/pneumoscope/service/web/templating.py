@@ -1,31 +1,34 @@
-"""Turns data into HTML that nothing in an image's name or note can break out of, and that loads nothing from elsewhere."""
+"""Render pages: Jinja2 templates in the language of the request, with a strict content security policy.
+
+Templates escape every value, and pages load nothing from other hosts.
+"""
 
 from __future__ import annotations
 
 import functools
 import math
-from collections.abc import Mapping
 from urllib.parse import urlencode
 
 import jinja2
 from starlette.requests import Request
 from starlette.responses import HTMLResponse
 
-from pneumoscope import __version__
-from pneumoscope.core.i18n import LANGUAGES, NOTICE, choose_language
-from pneumoscope.inference.saliency import percent
+from pneumoscope.core import messages
+from pneumoscope.core.i18n import LANGUAGES, choose_language, translations
+from pneumoscope.core.prediction import DECISIONS
+from pneumoscope.core.results import Interval
 from pneumoscope.service.auth.tokens import Authenticator
-from pneumoscope.service.web.i18n import Words
 
-__all__ = ["LANGUAGE", "html", "words_of"]
+__all__ = ["LANGUAGE", "render", "request_language"]
 
-LANGUAGE = "language"  # cookie and parameter
-_POLICY = "; ".join(
+LANGUAGE = "language"  # name of the cookie and of the query parameter
+_LANGUAGE_COOKIE_SECONDS = 365 * 86400
+_CONTENT_SECURITY_POLICY = "; ".join(
     (
         "default-src 'none'",
         "script-src 'self'",
         "style-src 'self'",
-        "img-src 'self' blob:",  # a heatmap is fetched for its scale, then shown
+        "img-src 'self' blob:",  # scripts fetch the heatmap together with its scale
         "connect-src 'self'",
         "form-action 'self'",
         "base-uri 'none'",
@@ -34,74 +37,89 @@ _POLICY = "; ".join(
 )
 
 
+def request_language(request: Request) -> str:
+    """Return the language of a request, a key of `LANGUAGES`: from its query, its cookie or the browser's settings."""
+    chosen = request.query_params.get(LANGUAGE) or request.cookies.get(LANGUAGE, "")
+    return choose_language(chosen, request.headers.get("Accept-Language", ""))
+
+
+def render(request: Request, template: str, status: int = 200, **context: object) -> HTMLResponse:
+    """Return a page as a response.
+
+    Args:
+        request: Determines the language and the signed-in user.
+        template: File name in `templates/`.
+        status: HTTP status.
+        context: Variables of the template.
+    """
+    language, path = request_language(request), request.url.path
+    authenticator: Authenticator = request.app.state.access
+    query = {name: value for name, value in request.query_params.items() if name != LANGUAGE}
+    html = (
+        _environment(language)
+        .get_template(template)
+        .render(
+            current_path=path,
+            languages={
+                tag: (name, url_with_query(path, **query, **{LANGUAGE: tag})) for tag, name in LANGUAGES.items()
+            },
+            user=getattr(request.state, "who", "") if authenticator.asks else "",
+            **context,
+        )
+    )
+    headers = {"Content-Security-Policy": _CONTENT_SECURITY_POLICY, "Vary": "Accept-Language, Cookie"}
+    response = HTMLResponse(html, status, headers)
+    if request.query_params.get(LANGUAGE) in LANGUAGES:
+        response.set_cookie(
+            LANGUAGE,
+            language,
+            max_age=_LANGUAGE_COOKIE_SECONDS,
+            secure=request.url.scheme == "https",
+            httponly=True,
+            samesite="strict",
+        )
+    return response
+
+
+def url_with_query(path: str, /, **parameters: str) -> str:
+    """Return a path with a query string of the parameters that are not empty."""
+    query = urlencode({name: value for name, value in parameters.items() if value})
+    return f"{path}?{query}" if query else path
+
+
+def format_minute(time: str) -> str:
+    """Return an ISO 8601 time, such as "2026-01-31T09:30:00.000000Z", to the minute: "2026-01-31 09:30"."""
+    return f"{time[:10]} {time[11:16]}"
+
+
+def format_interval(interval: Interval) -> str:
+    """Return a proportion and its interval in whole percent, "94% (90–97%)"; the interval is rounded outwards."""
+    if interval.value is None or interval.low is None or interval.high is None:
+        return "–"
+    return f"{interval.value:.0%} ({math.floor(100 * interval.low)}\u2013{math.ceil(100 * interval.high)}%)"
+
+
 @functools.cache
-def _environment() -> jinja2.Environment:
-    made = jinja2.Environment(
+def _environment(language: str) -> jinja2.Environment:
+    environment = jinja2.Environment(
         loader=jinja2.PackageLoader("pneumoscope.service.web"),
+        extensions=["jinja2.ext.i18n"],
         autoescape=True,
         undefined=jinja2.StrictUndefined,
         trim_blocks=True,
         lstrip_blocks=True,
     )
-    made.filters |= {"time": _time, "share": _share}
-    return made
-
-
-def words_of(request: Request) -> Words:
-    """The language of a request: asked for in its address, else chosen earlier, else its browser's."""
-    asked = request.query_params.get(LANGUAGE) or request.cookies.get(LANGUAGE, "")
-    return Words(choose_language(asked, request.headers.get("Accept-Language", "")))
-
-
-def html(request: Request, template: str, status: int = 200, **values: object) -> HTMLResponse:
-    """A page.
-
-    Args:
-        request: that it answers; tells the language, and who is signed in.
-        template: its file.
-        status: of the answer.
-        values: for the template.
-    """
-    words = words_of(request)
-
-    def probability(value: float) -> str:
-        return words(text) if (text := percent(value)) in ("below 1%", "above 99%") else text
-
-    def address(path: str, **changed: object) -> str:
-        kept = {name: value for name, value in changed.items() if value not in (None, "")}
-        return f"{path}?{urlencode(kept)}" if kept else path
-
-    access: Authenticator = request.app.state.access
-    query = {name: value for name, value in request.query_params.items() if name != LANGUAGE}
-    text = _environment().get_template(template).render(
-        t=words,
-        language=words.language,
-        languages={
-            name: (own, f"{request.url.path}?{urlencode({**query, LANGUAGE: name})}") for name, own in LANGUAGES.items()
+    environment.install_gettext_translations(translations(language), newstyle=True)  # type: ignore[attr-defined]
+    environment.filters |= {"minute": format_minute, "interval_percent": format_interval}
+    environment.globals |= {
+        "language": language,
+        "notice": messages.notice(language),
+        "decision_labels": {decision: messages.decision_label(decision, language) for decision in DECISIONS},
+        "error_titles": messages.error_titles(language),
+        "url_with_query": url_with_query,
+        **{
+            name: functools.partial(getattr(messages, name), language=language)
+            for name in ("decision_label", "operating_point_label", "prediction_message", "probability_text")
         },
-        of_image=words.of_image,
-        probability=probability,
-        address=address,
-        notice=words.of_image(NOTICE),
-        version=__version__,
-        who=getattr(request.state, "who", "") if access.asks else "",
-        **values,
-    )  # fmt: skip
-    answer = HTMLResponse(text, status, headers={"Content-Security-Policy": _POLICY, "Vary": "Accept-Language, Cookie"})
-    if request.query_params.get(LANGUAGE) in LANGUAGES:
-        secure = request.url.scheme == "https"
-        answer.set_cookie(
-            LANGUAGE, words.language, max_age=365 * 86400, secure=secure, httponly=True, samesite="strict"
-        )
-    return answer
-
-
-def _time(iso: str) -> str:
-    """ "2026-01-31T09:30:00.000000Z" to the minute, as a person reads it; in UTC, which the page says."""
-    return f"{iso[:10]} {iso[11:16]}"
-
-
-def _share(found: Mapping[str, float] | object) -> str:
-    """An interval in whole percents: "94 (90 to 97)"; outwards, so that it never promises more than was found."""
-    value, low, high = (getattr(found, name) for name in ("value", "low", "high"))
-    return f"{100 * value:.0f}% ({math.floor(100 * low)}\u2013{math.ceil(100 * high)}%)"
+    }
+    return environment

@@ -1,73 +1,81 @@
-// What the pages share: words in the person's language, and requests whose failures say what is wrong.
+// Shared by all pages: translated messages and requests to the HTTP API.
 
-export const words = JSON.parse(document.getElementById("words")?.textContent ?? "{}");
+/** Messages in the language of the page, from its template. */
+export const messages = JSON.parse(document.getElementById("messages")?.textContent ?? "{}");
 
-/** A sentence with its values put in. */
-export function say(sentence, values) {
-  return sentence.replace(/\{(\w+)\}/g, (_, name) => values[name]);
+/** Return a message with {name} placeholders replaced by values. */
+export function format(message, values) {
+  return message.replace(/\{(\w+)\}/g, (_, name) => values[name]);
 }
 
-/** What a problem document says, for a person. */
-export function why(problem) {
-  return [problem?.detail, problem?.hint].filter(Boolean).join(". ");
-}
+/** True while the browser leaves the page to sign in. */
+export let signingIn = false;
 
-export let leaving = false; // to sign in, and to come back
-
-/** Go and sign in, and come back. */
+/** Open the sign-in page, which returns to this page afterwards. */
 function signIn() {
-  leaving = true;
+  signingIn = true;
   location.assign(`/sign-in?${new URLSearchParams({ next: location.pathname + location.search })}`);
 }
 
-/** Write a sentence of the page, and after it what went wrong; an API's words are English in every language. */
-export function tell(place, sentence, error) {
+/** A failed request: a translated message, and the details of the API, which are in English. */
+export class ApiError extends Error {
+  constructor(message, detail = "") {
+    super(message);
+    this.detail = detail;
+  }
+}
+
+/** Return the error that a problem document (RFC 9457) describes; `problem` is null if the response is not one. */
+export function problemError(problem) {
+  const detail = [problem?.detail, problem?.hint].filter(Boolean).join(". ");
+  return new ApiError(messages.errors[problem?.error] ?? messages.requestFailed, detail);
+}
+
+/** Show an error in an element: `template` with the error's message as {error}, followed by its details. */
+export function showError(element, template, error, values = {}) {
   const detail = document.createElement("span");
-  detail.lang = error.lang ?? document.documentElement.lang;
-  detail.textContent = error.message;
-  place.replaceChildren(sentence, " ", detail);
+  detail.lang = "en";
+  detail.textContent = error.detail ? `(${error.detail})` : "";
+  element.replaceChildren(format(template, { ...values, error: error.message }), " ", detail);
 }
 
-/** Send a request to the API; throws an Error whose message a person can read, with the language of it. */
-export async function ask(path, options = {}) {
-  let answer;
+/** Send a request to the API and return the response. Throws an ApiError if it fails. */
+export async function request(path, options = {}) {
+  let response;
   try {
-    answer = await fetch(path, options);
+    response = await fetch(path, options);
   } catch {
-    throw new Error(words.gone);
+    throw new ApiError(messages.unreachable);
   }
-  if (answer.status === 401) signIn();
-  if (!answer.ok) {
-    const said = why(await answer.json().catch(() => null));
-    throw Object.assign(new Error(said || `${answer.status}`), { lang: "en" });
-  }
-  return answer;
+  if (response.status === 401) signIn();
+  if (!response.ok) throw problemError(await response.json().catch(() => null));
+  return response;
 }
 
-/** Lay the heatmap of an image over it, and write at the ends of its scale what they stand for. */
-export async function lay(image, layer, low, high) {
-  const answer = await ask(`/v1/predictions/${image}/heatmap-layer.png`);
-  const most = Number(answer.headers.get("X-Heatmap-Scale")).toPrecision(2);
-  low.textContent = `−${most}`;
-  high.textContent = `+${most}`;
-  layer.src = URL.createObjectURL(await answer.blob());
+/** Load the heatmap of a prediction into an image element, and write the ends of its scale. */
+export async function loadHeatmap(id, layer, scaleMin, scaleMax) {
+  const response = await request(`/v1/predictions/${id}/heatmap-layer.png`);
+  const limit = Number(response.headers.get("X-Heatmap-Scale")).toPrecision(2);
+  scaleMin.textContent = `−${limit}`;
+  scaleMax.textContent = `+${limit}`;
+  layer.src = URL.createObjectURL(await response.blob());
   layer.hidden = false;
 }
 
-/** An image as it is kept now. */
-export async function record(id) {
-  return (await ask(`/v1/predictions/${id}`)).json();
+/** Return the stored prediction with this id. */
+export async function fetchPrediction(id) {
+  return (await request(`/v1/predictions/${id}`)).json();
 }
 
-/** Keep a person's reading of an image; gives the image as it is kept then. */
-export async function review(id, agrees, note) {
+/** Store a review and return the updated prediction. */
+export async function putReview(id, agrees, note) {
   const body = JSON.stringify({ agrees, note });
   const headers = { "Content-Type": "application/json" };
-  return (await ask(`/v1/predictions/${id}/review`, { method: "PUT", headers, body })).json();
+  return (await request(`/v1/predictions/${id}/review`, { method: "PUT", headers, body })).json();
 }
 
-/** True where a key that is pressed is meant for a field in which one types, or for the browser. */
-export function elsewhere(event) {
+/** Return true if a key press belongs to a form field, a dialog or the browser instead of a shortcut. */
+export function ignoresShortcut(event) {
   const field = event.target.closest?.("input:not([type=radio], [type=range], [type=file]), textarea, select, dialog");
   return field || event.ctrlKey || event.metaKey || event.altKey;
 }

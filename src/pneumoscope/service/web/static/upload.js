@@ -1,221 +1,232 @@
-// Images on their way to the service: dropped, pasted or picked, a few at a time, each with its progress.
+// Uploads from the worklist: dropped, pasted or chosen files, a few at a time, with progress and retries.
 
-import { say, tell, why, words } from "./api.js";
-import { announce, refresh } from "./worklist.js";
+import { ApiError, format, messages, problemError, showError } from "./api.js";
+import { refresh, showStatus } from "./worklist.js";
 
-const AT_ONCE = 3;
-const TRIES = 8; // while the service is busy
-const EVERY = 3000; // milliseconds after which the list is drawn anew, while images are sent
-const drop = document.getElementById("drop");
-const queue = document.getElementById("queue");
-const most = Number(drop.dataset.most);
+const CONCURRENT_UPLOADS = 3;
+const MAX_ATTEMPTS = 8; // while the service is busy
+const REFRESH_MS = 3000; // between updates of the list during uploads
+const byId = (id) => document.getElementById(id);
+const dropzone = byId("dropzone");
+const queue = byId("upload-queue");
+const maxBytes = Number(dropzone.dataset.maxBytes);
 const waiting = [];
-const counts = { all: 0, done: 0, failed: 0, running: 0 };
-let following = false;
+const counts = { total: 0, done: 0, failed: 0, running: 0 };
+let refreshing = false;
 
-/** Send files, each under its name or, from a folder, its path. */
-function add(files) {
+/** Queue files for upload. Hidden files and DICOM directories are skipped. */
+function enqueue(files) {
   const images = files.filter(({ file }) => !file.name.startsWith(".") && file.name !== "DICOMDIR");
-  announce(images.length ? "" : words.none);
+  showStatus(images.length ? "" : messages.noFiles);
   for (const { file, name } of images) {
-    const item = { file, name, row: row(name), tries: 0 };
-    counts.all += 1;
-    if (file.size) waiting.push(item);
-    else fail(item, { message: words.empty }, false);
+    const upload = { file, name, row: addRow(name), attempts: 0 };
+    counts.total += 1;
+    if (file.size) waiting.push(upload);
+    else fail(upload, new ApiError(messages.emptyFile), false);
   }
-  document.getElementById("sending").hidden = counts.all === 0;
-  start();
+  byId("uploads").hidden = counts.total === 0;
+  startUploads();
 }
 
-function picked(files) {
+/** Return files with their names; files of a folder are named by their path. */
+function named(files) {
   return [...files].map((file) => ({ file, name: file.webkitRelativePath || file.name }));
 }
 
-function row(name) {
-  const made = document.createElement("li");
+/** Append a row to the upload queue. */
+function addRow(name) {
+  const row = document.createElement("li");
   const label = document.createElement("span");
-  label.className = "name";
+  label.className = "filename";
   label.textContent = name;
   const state = document.createElement("span");
-  state.className = "state";
-  state.textContent = words.waiting;
-  made.append(label, state);
-  queue.append(made);
-  return made;
+  state.className = "upload-state";
+  state.textContent = messages.waiting;
+  row.append(label, state);
+  queue.append(row);
+  return row;
 }
 
-function start() {
-  while (counts.running < AT_ONCE && waiting.length) {
+/** Start waiting uploads up to the limit, and refresh the list when the last one ends. */
+function startUploads() {
+  while (counts.running < CONCURRENT_UPLOADS && waiting.length) {
     counts.running += 1;
-    send(waiting.shift()).finally(() => {
+    upload(waiting.shift()).finally(() => {
       counts.running -= 1;
-      start();
+      startUploads();
       if (!counts.running && !waiting.length) refresh();
     });
   }
-  sum();
-  follow();
+  updateSummary();
+  refreshDuringUploads();
 }
 
-/** Draw the list anew from time to time while images are sent. */
-async function follow() {
-  if (following) return;
-  following = true;
+/** Refresh the list at intervals while uploads run. */
+async function refreshDuringUploads() {
+  if (refreshing) return;
+  refreshing = true;
   while (counts.running) {
-    await new Promise((go) => setTimeout(go, EVERY));
+    await new Promise((resolve) => setTimeout(resolve, REFRESH_MS));
     if (counts.running) await refresh();
   }
-  following = false;
+  refreshing = false;
 }
 
-function sum() {
-  const finished = counts.done + counts.failed;
-  document.getElementById("sum").textContent = say(words.progress, { ...counts });
-  const bar = document.getElementById("all");
-  bar.max = Math.max(counts.all, 1);
-  bar.value = finished;
-  document.getElementById("clear").hidden = !cleared().length;
+/** Show the counts and the overall progress. */
+function updateSummary() {
+  byId("upload-summary").textContent = format(messages.progress, counts);
+  const bar = byId("upload-progress");
+  bar.max = Math.max(counts.total, 1);
+  bar.value = counts.done + counts.failed;
+  byId("clear-finished").hidden = !finishedRows().length;
 }
 
-/** What is done with: an image that can be tried again is not. */
-function cleared() {
-  return queue.querySelectorAll("[data-done=yes], [data-done=no]");
+/** Return the rows of uploads that are done or cannot be retried. */
+function finishedRows() {
+  return queue.querySelectorAll("[data-state=done], [data-state=failed]");
 }
 
-async function send(item) {
-  if (item.file.size > most) return fail(item, { message: words.large }, false);
+/** Upload one file; try again while the service is busy. */
+async function upload(item) {
+  if (item.file.size > maxBytes) return fail(item, new ApiError(messages.tooLarge), false);
   for (;;) {
-    const { status, found, retry } = await post(item);
-    if (status === 201) return done(item, found.predictions[0]);
-    if (status === 401) return stop(item);
-    item.tries += 1;
-    if (status !== 503 || !retry || item.tries >= TRIES) {
-      const reason = why(found) ? { message: why(found), lang: "en" } : { message: words.gone };
-      return fail(item, reason, !(status >= 400 && status < 500));
+    const { status, body, retryAfter } = await post(item);
+    if (status === 201) return succeed(item, body.predictions[0]);
+    if (status === 401) return pauseUntilSignIn(item);
+    item.attempts += 1;
+    if (status !== 503 || !retryAfter || item.attempts >= MAX_ATTEMPTS) {
+      const error = status ? problemError(body) : new ApiError(messages.unreachable);
+      return fail(item, error, !(status >= 400 && status < 500));
     }
-    state(item, words.busy);
-    await new Promise((go) => setTimeout(go, 1000 * retry * (1 + Math.random())));
+    setState(item, messages.busy);
+    await new Promise((resolve) => setTimeout(resolve, 1000 * retryAfter * (1 + Math.random())));
   }
 }
 
-/** Nobody is signed in any more: nothing is sent until they are, and the images stay here meanwhile. */
-function stop(item) {
-  for (const each of [...waiting.splice(0).reverse(), item]) fail(each, { message: words.expired }, true);
-  document.getElementById("expired").hidden = false;
+/** Stop all uploads because the session has expired; the files stay in the queue for a retry. */
+function pauseUntilSignIn(item) {
+  const error = new ApiError(messages.sessionExpired);
+  for (const each of [...waiting.splice(0).reverse(), item]) fail(each, error, true);
+  byId("session-expired").hidden = false;
 }
 
-// XMLHttpRequest, because fetch does not tell how much of a body has gone.
+/** Post a file and show its progress. Uses XMLHttpRequest because fetch reports no upload progress. */
 function post(item) {
-  return new Promise((answer) => {
+  return new Promise((resolve) => {
     const request = new XMLHttpRequest();
     const form = new FormData();
     form.append("images", item.file, item.name);
     const bar = document.createElement("progress");
-    bar.setAttribute("aria-label", `${words.sending}: ${item.name}`);
+    bar.setAttribute("aria-label", `${messages.uploading}: ${item.name}`);
     bar.max = 1;
     bar.value = 0;
-    state(item, bar);
+    setState(item, bar);
     request.upload.onprogress = (event) => event.lengthComputable && (bar.value = event.loaded / event.total);
-    request.upload.onload = () => state(item, words.judging);
+    request.upload.onload = () => setState(item, messages.processing);
     request.onload = () => {
-      let found = null;
+      let body = null;
       try {
-        found = JSON.parse(request.responseText);
-      } catch {} // something between the page and the service answered
-      answer({ status: request.status, found, retry: Number(request.getResponseHeader("Retry-After")) });
+        body = JSON.parse(request.responseText);
+      } catch {} // the response of a proxy, for example
+      resolve({ status: request.status, body, retryAfter: Number(request.getResponseHeader("Retry-After")) });
     };
-    request.onerror = () => answer({ status: 0, found: null, retry: 0 });
+    request.onerror = () => resolve({ status: 0, body: null, retryAfter: 0 });
     request.open("POST", "/v1/predictions");
     request.send(form);
   });
 }
 
-function state(item, shown) {
-  item.row.querySelector(".state").replaceChildren(shown);
+/** Show the state of an upload: text or an element. */
+function setState(item, content) {
+  item.row.querySelector(".upload-state").replaceChildren(content);
 }
 
-function done(item, prediction) {
+/** Show the decision with a link to the image, and move the row to the end of the queue. */
+function succeed(item, prediction) {
   counts.done += 1;
   const link = document.createElement("a");
   link.href = `/images/${prediction.id}`;
   link.className = `decision ${prediction.decision}`;
-  link.textContent = words[prediction.decision];
-  state(item, link);
-  item.row.dataset.done = "yes";
-  queue.append(item.row); // those on their way stay in sight
-  sum();
+  link.textContent = messages.decisions[prediction.decision];
+  setState(item, link);
+  item.row.dataset.state = "done";
+  queue.append(item.row);
+  updateSummary();
 }
 
-function fail(item, reason, again) {
+/** Show an error at the top of the queue, with a button to retry if that can help. */
+function fail(item, error, canRetry) {
   counts.failed += 1;
-  item.row.dataset.done = again ? "again" : "no";
+  item.row.dataset.state = canRetry ? "retry" : "failed";
   const line = document.createElement("span");
-  line.className = "why wrong";
-  tell(line, `${words.failed}:`, reason);
+  line.className = "upload-error error";
+  showError(line, messages.failed, error);
   item.row.append(line);
-  queue.prepend(item.row); // in sight
-  sum();
-  if (!again) return state(item, "");
+  queue.prepend(item.row);
+  updateSummary();
+  if (!canRetry) return setState(item, "");
   const button = document.createElement("button");
-  button.textContent = words.again;
+  button.textContent = messages.retry;
   button.onclick = () => {
-    document.getElementById("expired").hidden = true;
+    byId("session-expired").hidden = true;
     counts.failed -= 1;
     line.remove();
-    delete item.row.dataset.done;
-    waiting.push({ ...item, tries: 0 });
-    state(item, words.waiting);
-    start();
+    delete item.row.dataset.state;
+    waiting.push({ ...item, attempts: 0 });
+    setState(item, messages.waiting);
+    startUploads();
   };
-  state(item, button);
+  setState(item, button);
 }
 
-async function dropped(transfer) {
-  // Entries must be asked for before anything is awaited: the browser forgets them afterwards.
+/** Queue the files and folders of a drop. */
+async function enqueueDropped(transfer) {
+  // The browser discards the entries after the first await.
   const entries = [...transfer.items].map((item) => item.webkitGetAsEntry?.()).filter(Boolean);
-  add(entries.length ? (await Promise.all(entries.map(filesOf))).flat() : picked(transfer.files));
+  enqueue(entries.length ? (await Promise.all(entries.map(filesBelow))).flat() : named(transfer.files));
 }
 
-async function filesOf(entry) {
-  const name = entry.fullPath.slice(1); // it begins with "/"
-  if (entry.isFile) return new Promise((found) => entry.file((file) => found([{ file, name }]), () => found([])));
+/** Return all files of a dropped entry, named by their path. */
+async function filesBelow(entry) {
+  const name = entry.fullPath.slice(1); // without the leading "/"
+  if (entry.isFile) return new Promise((resolve) => entry.file((file) => resolve([{ file, name }]), () => resolve([])));
   const reader = entry.createReader();
-  const all = [];
+  const files = [];
   for (;;) {
-    const some = await new Promise((found) => reader.readEntries(found, () => found([]))); // at most 100 a call
-    if (!some.length) return all;
-    all.push(...(await Promise.all(some.map(filesOf))).flat());
+    const batch = await new Promise((resolve) => reader.readEntries(resolve, () => resolve([]))); // at most 100 per call
+    if (!batch.length) return files;
+    files.push(...(await Promise.all(batch.map(filesBelow))).flat());
   }
 }
 
 document.addEventListener("dragover", (event) => {
   event.preventDefault();
-  drop.classList.add("over");
+  dropzone.classList.add("active");
 });
-document.addEventListener("dragleave", () => drop.classList.remove("over"));
+document.addEventListener("dragleave", () => dropzone.classList.remove("active"));
 document.addEventListener("drop", (event) => {
   event.preventDefault();
-  drop.classList.remove("over");
-  dropped(event.dataTransfer);
+  dropzone.classList.remove("active");
+  enqueueDropped(event.dataTransfer);
 });
-document.addEventListener("paste", (event) => event.clipboardData.files.length && add(picked(event.clipboardData.files)));
-for (const id of ["pick", "folder"]) {
-  const input = document.getElementById(id);
+document.addEventListener("paste", (event) => event.clipboardData.files.length && enqueue(named(event.clipboardData.files)));
+for (const id of ["file-input", "folder-input"]) {
+  const input = byId(id);
   input.addEventListener("change", () => {
-    add(picked(input.files));
+    enqueue(named(input.files));
     input.value = "";
   });
 }
-document.getElementById("resume").addEventListener("click", () => {
-  for (const each of queue.querySelectorAll("[data-done=again] button")) each.click();
+byId("retry-all").addEventListener("click", () => {
+  for (const button of queue.querySelectorAll("[data-state=retry] button")) button.click();
 });
-document.getElementById("clear").addEventListener("click", () => {
-  const rows = cleared();
-  for (const each of rows) each.remove();
-  counts.all -= rows.length;
+byId("clear-finished").addEventListener("click", () => {
+  const rows = finishedRows();
+  for (const row of rows) row.remove();
+  counts.total -= rows.length;
   counts.failed -= rows.length - counts.done;
   counts.done = 0;
-  document.getElementById("sending").hidden = counts.all === 0;
-  sum();
+  byId("uploads").hidden = counts.total === 0;
+  updateSummary();
 });
 window.addEventListener("beforeunload", (event) => (counts.running || waiting.length) && event.preventDefault());

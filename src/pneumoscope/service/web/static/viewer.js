@@ -1,59 +1,64 @@
-// One image: size, place, level and width, heatmap, a second image beside it, and the keys.
+// The viewer: zoom, pan, window/level, heatmap, comparison with a second image, and keyboard shortcuts.
 
-import { ask, elsewhere, lay, say, tell, words } from "./api.js";
-import { forget, here, read } from "./reading.js";
+import { format, ignoresShortcut, loadHeatmap, messages, request, showError } from "./api.js";
+import { chooseAndSave, discardChanges, predictionId } from "./review.js";
 
-const id = (name) => document.getElementById(name);
-const list = JSON.parse(sessionStorage.getItem("list") ?? '{"images":[]}');
-const panes = [...document.querySelectorAll(".pane")];
-const layer = document.querySelector(".layer");
-const view = { scale: 1, x: 0, y: 0, fitted: true, level: 127.5, width: 255, inverted: false, heat: false, windowing: false };
+const byId = (id) => document.getElementById(id);
+const list = JSON.parse(sessionStorage.getItem("list") ?? '{"images":[]}'); // stored by the worklist
+const viewports = [...document.querySelectorAll(".viewport")];
+const heatmapLayer = document.querySelector(".heatmap-layer");
+const DEFAULT_WINDOW = { level: 127.5, width: 255, inverted: false };
+const view = { scale: 1, x: 0, y: 0, fitted: true, ...DEFAULT_WINDOW, heatmap: false, windowDrag: false };
 
-// ---- what is seen
+// ---- Display
 
-function size(image) {
+/** Return width and height of an image in its own pixels. */
+function naturalSize(image) {
   return [image.naturalWidth || 1, image.naturalHeight || 1];
 }
 
+/** Apply the state of the view to the viewports and controls. */
 function draw() {
-  for (const pane of panes.filter((each) => !each.hidden)) {
-    const image = pane.querySelector(".image");
-    const stage = pane.querySelector(".stage");
-    const [width, height] = size(image);
-    // Another image beside it is drawn as large as this one is, whatever its pixels.
-    const factor = (view.scale * size(panes[0].querySelector(".image"))[1]) / height;
+  for (const viewport of viewports.filter((each) => !each.hidden)) {
+    const image = viewport.querySelector(".image");
+    const stage = viewport.querySelector(".stage");
+    const [width, height] = naturalSize(image);
+    // Both images have the same displayed height, whatever their size in pixels.
+    const factor = (view.scale * naturalSize(viewports[0].querySelector(".image"))[1]) / height;
     stage.style.width = `${width}px`;
     stage.style.height = `${height}px`;
     stage.style.transform = `translate(${view.x}px, ${view.y}px) scale(${factor})`;
-    stage.classList.toggle("close", factor * devicePixelRatio >= 2);
-    pane.classList.toggle("windowing", view.windowing);
+    stage.classList.toggle("magnified", factor * devicePixelRatio >= 2);
+    viewport.classList.toggle("window-dragging", view.windowDrag);
   }
   const slope = (255 / view.width) * (view.inverted ? -1 : 1);
-  const start = 0.5 - view.level / view.width;
-  for (const part of document.querySelectorAll("#window feComponentTransfer > *")) {
-    part.setAttribute("slope", slope);
-    part.setAttribute("intercept", view.inverted ? 1 - start : start);
+  const intercept = 0.5 - view.level / view.width;
+  for (const transfer of document.querySelectorAll("#window-filter feComponentTransfer > *")) {
+    transfer.setAttribute("slope", slope);
+    transfer.setAttribute("intercept", view.inverted ? 1 - intercept : intercept);
   }
-  id("level").value = view.level;
-  id("width").value = view.width;
-  id("zoom").value = `${Math.round(100 * view.scale * devicePixelRatio)}%`;
-  press("invert", view.inverted);
-  press("drag", view.windowing);
-  press("heat", view.heat);
-  if (layer) {
-    layer.style.opacity = (id("opacity")?.value ?? 0) / 100;
-    layer.style.visibility = view.heat ? "visible" : "hidden";
-    id("heating")?.style.setProperty("visibility", layer.style.visibility);
+  byId("window-level").value = view.level;
+  byId("window-width").value = view.width;
+  byId("zoom").value = `${Math.round(100 * view.scale * devicePixelRatio)}%`;
+  setPressed("invert", view.inverted);
+  setPressed("window-drag", view.windowDrag);
+  setPressed("heatmap-toggle", view.heatmap);
+  if (heatmapLayer) {
+    heatmapLayer.style.opacity = (byId("heatmap-opacity")?.value ?? 0) / 100;
+    heatmapLayer.style.visibility = view.heatmap ? "visible" : "hidden";
+    byId("heatmap-controls")?.style.setProperty("visibility", heatmapLayer.style.visibility);
   }
 }
 
-function press(name, on) {
-  id(name)?.setAttribute("aria-pressed", on);
+/** Set the pressed state of a toggle button. */
+function setPressed(id, pressed) {
+  byId(id)?.setAttribute("aria-pressed", pressed);
 }
 
+/** Fit the image to its viewport. */
 function fit() {
-  const [width, height] = size(panes[0].querySelector(".image"));
-  const box = panes[0].getBoundingClientRect();
+  const [width, height] = naturalSize(viewports[0].querySelector(".image"));
+  const box = viewports[0].getBoundingClientRect();
   view.scale = Math.min(box.width / width, box.height / height);
   view.x = (box.width - view.scale * width) / 2;
   view.y = (box.height - view.scale * height) / 2;
@@ -61,158 +66,174 @@ function fit() {
   draw();
 }
 
-/** Make it larger around a point of the pane, which stays where it is. */
+/** Zoom by a factor around a point of the viewport, by default its center. */
 function zoom(factor, x, y) {
-  const box = panes[0].getBoundingClientRect();
-  const [px, py] = [x ?? box.width / 2, y ?? box.height / 2];
+  const box = viewports[0].getBoundingClientRect();
+  const [centerX, centerY] = [x ?? box.width / 2, y ?? box.height / 2];
   const scale = Math.min(Math.max(view.scale * factor, 0.02), 40);
-  view.x = px - ((px - view.x) * scale) / view.scale;
-  view.y = py - ((py - view.y) * scale) / view.scale;
+  view.x = centerX - ((centerX - view.x) * scale) / view.scale;
+  view.y = centerY - ((centerY - view.y) * scale) / view.scale;
   view.scale = scale;
   view.fitted = false;
   draw();
 }
 
-function move(x, y) {
-  view.x += x;
-  view.y += y;
+/** Move the image by pixels of the screen. */
+function pan(dx, dy) {
+  view.x += dx;
+  view.y += dy;
   view.fitted = false;
   draw();
 }
 
+/** Set the window in gray levels of 0 to 255. */
 function setWindow(level, width) {
   view.level = Math.min(Math.max(level, 0), 255);
   view.width = Math.min(Math.max(width, 2), 510);
   draw();
 }
 
+/** Restore the default window and fit the image. */
 function reset() {
-  Object.assign(view, { level: 127.5, width: 255, inverted: false });
+  Object.assign(view, DEFAULT_WINDOW);
   fit();
 }
 
-function toggle(what) {
-  view[what] = !view[what];
+/** Switch a flag of the view. */
+function toggle(flag) {
+  view[flag] = !view[flag];
   draw();
 }
 
-// ---- mouse, fingers
+// ---- Mouse and touch
 
-function handle(pane) {
-  const fingers = new Map();
-  const place = (event) => {
-    const box = pane.getBoundingClientRect();
+/** Make a viewport react to dragging, pinching, the wheel and double clicks. */
+function addPointerControls(viewport) {
+  const pointers = new Map();
+  const position = (event) => {
+    const box = viewport.getBoundingClientRect();
     return [event.clientX - box.left, event.clientY - box.top];
   };
-  pane.addEventListener("pointerdown", (event) => {
-    pane.setPointerCapture(event.pointerId);
-    fingers.set(event.pointerId, place(event));
+  viewport.addEventListener("pointerdown", (event) => {
+    viewport.setPointerCapture(event.pointerId);
+    pointers.set(event.pointerId, position(event));
   });
-  pane.addEventListener("pointermove", (event) => {
-    const before = fingers.get(event.pointerId);
+  viewport.addEventListener("pointermove", (event) => {
+    const before = pointers.get(event.pointerId);
     if (!before) return;
-    const now = place(event);
-    const other = [...fingers].find(([key]) => key !== event.pointerId)?.[1];
-    fingers.set(event.pointerId, now);
+    const now = position(event);
+    const other = [...pointers].find(([id]) => id !== event.pointerId)?.[1];
+    pointers.set(event.pointerId, now);
     const [dx, dy] = [now[0] - before[0], now[1] - before[1]];
     if (other) {
-      const length = ([x, y]) => Math.hypot(x - other[0], y - other[1]) || 1;
-      zoom(length(now) / length(before), (now[0] + other[0]) / 2, (now[1] + other[1]) / 2);
-      move(dx / 2, dy / 2);
-    } else if (view.windowing || event.buttons === 2 || event.shiftKey) {
+      const distance = ([x, y]) => Math.hypot(x - other[0], y - other[1]) || 1;
+      zoom(distance(now) / distance(before), (now[0] + other[0]) / 2, (now[1] + other[1]) / 2);
+      pan(dx / 2, dy / 2);
+    } else if (view.windowDrag || event.buttons === 2 || event.shiftKey) {
       setWindow(view.level + dy / 2, view.width + dx);
-    } else move(dx, dy);
+    } else pan(dx, dy);
   });
-  for (const end of ["pointerup", "pointercancel"]) pane.addEventListener(end, (event) => fingers.delete(event.pointerId));
-  pane.addEventListener("contextmenu", (event) => event.preventDefault());
-  pane.addEventListener("dblclick", fit);
-  pane.addEventListener(
+  for (const type of ["pointerup", "pointercancel"]) {
+    viewport.addEventListener(type, (event) => pointers.delete(event.pointerId));
+  }
+  viewport.addEventListener("contextmenu", (event) => event.preventDefault());
+  viewport.addEventListener("dblclick", fit);
+  viewport.addEventListener(
     "wheel",
     (event) => {
       event.preventDefault();
-      zoom(Math.exp(-event.deltaY / 400), ...place(event));
+      zoom(Math.exp(-event.deltaY / 400), ...position(event));
     },
     { passive: false },
   );
-  pane.querySelector(".image").addEventListener("load", () => (view.fitted ? fit() : draw()));
-  pane.querySelector(".image").addEventListener("error", async (event) => {
-    if (!event.target.getAttribute("src")) return;
+  const image = viewport.querySelector(".image");
+  image.addEventListener("load", () => (view.fitted ? fit() : draw()));
+  image.addEventListener("error", async () => {
+    if (!image.getAttribute("src")) return;
     try {
-      await ask(event.target.src);
+      await request(image.src); // an image element does not tell why it failed
     } catch (error) {
-      tell(id("saved"), words.broken, error);
+      showError(byId("save-status"), messages.imageFailed, error);
     }
   });
 }
 
-// ---- the heatmap, and an image beside
+// ---- Heatmap and comparison
 
-/** Show the heatmap, or no longer; it is asked for when it is first wanted, so that the image itself is seen first. */
-async function heatmap(on) {
-  view.heat = on;
+/** Show or hide the heatmap. It is loaded when first shown: the reviewer sees the image without it first. */
+async function showHeatmap(visible) {
+  view.heatmap = visible;
   draw();
-  if (!on || layer.src) return;
+  if (!visible || heatmapLayer.src) return;
   try {
-    await lay(here, layer, id("low"), id("high"));
+    await loadHeatmap(predictionId, heatmapLayer, byId("scale-min"), byId("scale-max"));
   } catch (error) {
-    view.heat = false;
+    view.heatmap = false;
     draw();
-    tell(id("saved"), "", error);
+    showError(byId("save-status"), messages.heatmapFailed, error);
   }
 }
 
-function beside() {
-  const chosen = id("beside").value;
-  const pane = id("second");
-  pane.hidden = !chosen;
-  if (chosen === "same") heatmap(true);
+/** Show the chosen image in the second viewport, or hide it. */
+function updateComparison() {
+  const chosen = byId("compare").value;
+  const viewport = byId("compare-viewport");
+  viewport.hidden = !chosen;
+  if (chosen === "same") showHeatmap(true);
   if (chosen) {
-    pane.querySelector(".image").src = `/v1/predictions/${chosen === "same" ? here : chosen}/image.png`;
-    id("second-name").textContent = id("beside").selectedOptions[0].textContent;
-    pane.setAttribute("aria-label", say(words.beside, { name: id("second-name").textContent }));
+    const name = byId("compare").selectedOptions[0].textContent;
+    viewport.querySelector(".image").src = `/v1/predictions/${chosen === "same" ? predictionId : chosen}/image.png`;
+    byId("compare-caption").textContent = name;
+    viewport.setAttribute("aria-label", format(messages.compareWith, { name }));
   }
   fit();
 }
 
-// ---- the image is deleted
+// ---- Deletion
 
-async function remove() {
-  id("sure").showModal();
-  await new Promise((closed) => id("sure").addEventListener("close", closed, { once: true }));
-  if (id("sure").returnValue !== "yes") return;
+/** Delete the image after confirmation, and return to the list. */
+async function deleteImage() {
+  const dialog = byId("confirm-delete");
+  dialog.showModal();
+  await new Promise((resolve) => dialog.addEventListener("close", resolve, { once: true }));
+  if (dialog.returnValue !== "yes") return;
   try {
-    await ask(`/v1/predictions/${here}`, { method: "DELETE" });
-    forget();
-    location.assign(list.back ?? "/");
+    await request(`/v1/predictions/${predictionId}`, { method: "DELETE" });
+    discardChanges();
+    location.assign(list.url ?? "/");
   } catch (error) {
-    tell(id("saved"), "", error);
+    showError(byId("save-status"), messages.deleteFailed, error);
   }
 }
 
-// ---- next and previous, in the order of the list that the person came from
+// ---- Next and previous image of the list
 
-const at = list.images.findIndex(([image]) => image === here);
-const go = { previous: list.images[at - 1]?.[0], next: list.images[at + 1]?.[0] };
-for (const name of ["previous", "next"]) {
-  const link = id(name);
-  const more = name === "next" && at >= 0 && list.more;
-  link.hidden = !(at >= 0 && (go[name] || more));
-  link.href = go[name] ? `/images/${go[name]}` : list.more || "/";
+const index = list.images.findIndex((image) => image.id === predictionId);
+const neighbors = { previous: list.images[index - 1]?.id, next: list.images[index + 1]?.id };
+for (const [name, id] of Object.entries(neighbors)) {
+  const link = byId(name);
+  const nextPage = name === "next" && list.nextPage;
+  link.hidden = index < 0 || !(id || nextPage);
+  link.href = id ? `/images/${id}` : nextPage || "/";
 }
-for (const [image, name, shown] of list.images) if (image !== here && shown) id("beside")?.append(new Option(name, image));
+for (const { id, name, available } of list.images) {
+  if (id !== predictionId && available) byId("compare")?.append(new Option(name, id));
+}
 
-const step = 40;
-const keys = {
-  n: () => id("next").hidden || id("next").click(),
-  p: () => id("previous").hidden || id("previous").click(),
-  a: () => read("yes"),
-  d: () => read("no"),
-  "?": () => id("keys").showModal(),
+// ---- Keyboard shortcuts and buttons
+
+const PAN_STEP = 40; // pixels
+const shortcuts = {
+  n: () => byId("next").hidden || byId("next").click(),
+  p: () => byId("previous").hidden || byId("previous").click(),
+  a: () => chooseAndSave("yes"),
+  d: () => chooseAndSave("no"),
+  "?": () => byId("shortcuts").showModal(),
 };
-const imageKeys = {
-  h: () => id("heat") && heatmap(!view.heat),
+const displayShortcuts = {
+  h: () => byId("heatmap-toggle") && showHeatmap(!view.heatmap),
   i: () => toggle("inverted"),
-  w: () => toggle("windowing"),
+  w: () => toggle("windowDrag"),
   f: fit,
   1: () => zoom(1 / devicePixelRatio / view.scale),
   0: reset,
@@ -220,29 +241,42 @@ const imageKeys = {
   "=": () => zoom(1.25),
   "-": () => zoom(0.8),
 };
-if (panes.length) Object.assign(keys, imageKeys); // an image that was removed has nothing to move
-const arrows = { ArrowLeft: [step, 0], ArrowRight: [-step, 0], ArrowUp: [0, step], ArrowDown: [0, -step] };
+if (viewports.length) Object.assign(shortcuts, displayShortcuts); // absent if the image was removed
+const arrows = {
+  ArrowLeft: [PAN_STEP, 0],
+  ArrowRight: [-PAN_STEP, 0],
+  ArrowUp: [0, PAN_STEP],
+  ArrowDown: [0, -PAN_STEP],
+};
 document.addEventListener("keydown", (event) => {
-  if (elsewhere(event)) return;
-  const inPane = event.target.closest(".pane") && arrows[event.key];
-  const does = inPane ? () => move(...arrows[event.key]) : keys[event.key];
-  if (!does) return;
+  if (ignoresShortcut(event)) return;
+  const arrow = event.target.closest(".viewport") && arrows[event.key];
+  const action = arrow ? () => pan(...arrow) : shortcuts[event.key];
+  if (!action) return;
   event.preventDefault();
-  if (event.repeat && "ad".includes(event.key)) return; // a key that is held is one reading
-  does();
+  if (event.repeat && "ad".includes(event.key)) return; // holding the key down saves once
+  action();
 });
 
-id("remove").addEventListener("click", remove);
-if (panes.length) {
-  const clicks = {
-    fit, reset, pixel: keys[1], in: keys["+"], out: keys["-"], invert: keys.i, drag: keys.w, heat: keys.h, help: keys["?"],
+byId("delete").addEventListener("click", deleteImage);
+if (viewports.length) {
+  const buttons = {
+    fit,
+    reset,
+    "actual-size": shortcuts[1],
+    "zoom-in": shortcuts["+"],
+    "zoom-out": shortcuts["-"],
+    invert: shortcuts.i,
+    "window-drag": shortcuts.w,
+    "heatmap-toggle": shortcuts.h,
+    help: shortcuts["?"],
   };
-  for (const [name, does] of Object.entries(clicks)) id(name)?.addEventListener("click", does);
-  id("level").addEventListener("input", (event) => setWindow(Number(event.target.value), view.width));
-  id("width").addEventListener("input", (event) => setWindow(view.level, Number(event.target.value)));
-  id("opacity")?.addEventListener("input", draw);
-  id("beside").addEventListener("change", beside);
-  panes.forEach(handle);
-  new ResizeObserver(() => view.fitted && fit()).observe(panes[0]);
+  for (const [id, action] of Object.entries(buttons)) byId(id)?.addEventListener("click", action);
+  byId("window-level").addEventListener("input", (event) => setWindow(Number(event.target.value), view.width));
+  byId("window-width").addEventListener("input", (event) => setWindow(view.level, Number(event.target.value)));
+  byId("heatmap-opacity")?.addEventListener("input", draw);
+  byId("compare").addEventListener("change", updateComparison);
+  viewports.forEach(addPointerControls);
+  new ResizeObserver(() => view.fitted && fit()).observe(viewports[0]);
   fit();
 }

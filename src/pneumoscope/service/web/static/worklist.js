@@ -1,116 +1,135 @@
-// The worklist: moved through and read by keys, and drawn anew when images have come.
+// The worklist: keyboard navigation and review, and refreshing the list without losing the selection.
 
-import { elsewhere, record, review, tell, words } from "./api.js";
+import { fetchPrediction, ignoresShortcut, messages, putReview, showError } from "./api.js";
 
-const said = document.getElementById("said");
+const status = document.getElementById("status");
 const rows = () => [...document.querySelectorAll("tr[data-id]")];
-const rowOf = (image) => document.querySelector(`tr[data-id="${image}"]`);
-const saves = new Map(); // by image: the last one asked for
-let changes = 0; // of readings, begun and ended
-let drawing = Promise.resolve();
-let at = -1;
+const rowOf = (id) => document.querySelector(`tr[data-id="${id}"]`);
+const pendingSaves = new Map(); // latest save by prediction id
+let reviewEvents = 0; // saves started and finished
+let lastRefresh = Promise.resolve();
+let selected = -1;
 
-/** Keep the images of this list in their order, and whether each is still there, for the viewer. */
-function remember() {
-  const images = rows().map((row) => [row.dataset.id, row.dataset.name, !row.querySelector(".gone")]);
-  const list = { images, back: location.pathname + location.search, more: document.getElementById("list").dataset.next };
+/** Store the ids of this list, in order, for the viewer's next and previous buttons. */
+function storeList() {
+  const images = rows().map((row) => ({
+    id: row.dataset.id,
+    name: row.dataset.name,
+    available: !row.querySelector(".image-removed"),
+  }));
+  const list = { images, url: location.pathname + location.search, nextPage: document.getElementById("list").dataset.next };
   sessionStorage.setItem("list", JSON.stringify(list));
 }
 
-/** Say something in sight, until the next time that something is said. */
-export function announce(sentence, error = null) {
-  said.classList.remove("hidden");
-  if (error) tell(said, sentence, error);
-  else said.textContent = sentence;
+/** Show a message in the status line until the next one. */
+export function showStatus(message) {
+  status.classList.remove("visually-hidden");
+  status.textContent = message;
 }
 
-/** Draw the list anew, as it is now, once it has been drawn as it was. */
+/** Load the list again, after any refresh that is under way. */
 export function refresh() {
-  drawing = drawing.then(draw);
-  return drawing;
+  lastRefresh = lastRefresh.then(reloadList);
+  return lastRefresh;
 }
 
-async function draw() {
-  const before = changes;
-  const answer = await fetch(location.href).catch(() => null);
-  if (!answer?.ok || answer.redirected) return;
-  const page = new DOMParser().parseFromString(await answer.text(), "text/html");
-  if (changes !== before) return draw(); // a reading came meanwhile
+/** Replace the list by its current state; selection, focus and scroll position stay. */
+async function reloadList() {
+  const eventsBefore = reviewEvents;
+  const response = await fetch(location.href).catch(() => null);
+  if (!response?.ok || response.redirected) return;
+  const page = new DOMParser().parseFromString(await response.text(), "text/html");
+  if (reviewEvents !== eventsBefore) return reloadList(); // the response may not contain the latest review
   const list = document.getElementById("list");
-  const fresh = document.adoptNode(page.getElementById("list"));
-  const marked = rows()[at];
-  const top = marked?.getBoundingClientRect().top;
-  const focused = list.contains(document.activeElement) && document.activeElement.getAttribute("href");
-  for (const row of fresh.querySelectorAll("tr[data-id]")) {
-    const old = rowOf(row.dataset.id);
-    if (!old) continue;
-    row.querySelector(".picture").replaceWith(old.querySelector(".picture")); // it is not loaded again
-    row.querySelector(".review").append(...old.querySelectorAll(".lost"));
+  const newList = document.adoptNode(page.getElementById("list"));
+  const selectedRow = rows()[selected];
+  const top = selectedRow?.getBoundingClientRect().top;
+  const focusedLink = list.contains(document.activeElement) && document.activeElement.getAttribute("href");
+  for (const row of newList.querySelectorAll("tr[data-id]")) {
+    const oldRow = rowOf(row.dataset.id);
+    if (!oldRow) continue;
+    row.querySelector(".thumbnail").replaceWith(oldRow.querySelector(".thumbnail")); // keeps the loaded image
+    row.querySelector(".review").append(...oldRow.querySelectorAll(".not-saved"));
   }
-  list.replaceWith(fresh);
-  at = rows().findIndex((row) => row.dataset.id === marked?.dataset.id);
-  if (at >= 0) {
-    rows()[at].classList.add("at");
-    scrollBy(0, rows()[at].getBoundingClientRect().top - top); // it stays where the eyes are
+  list.replaceWith(newList);
+  selected = rows().findIndex((row) => row.dataset.id === selectedRow?.dataset.id);
+  if (selected >= 0) {
+    rows()[selected].classList.add("selected");
+    scrollBy(0, rows()[selected].getBoundingClientRect().top - top);
   }
-  if (focused) [...fresh.querySelectorAll("a")].find((link) => link.getAttribute("href") === focused)?.focus({ preventScroll: true });
-  remember();
+  if (focusedLink) {
+    [...newList.querySelectorAll("a")]
+      .find((link) => link.getAttribute("href") === focusedLink)
+      ?.focus({ preventScroll: true });
+  }
+  storeList();
 }
 
-function move(step) {
+/** Select the row `step` rows further down. */
+function moveSelection(step) {
   const all = rows();
   if (!all.length) return;
-  all[at]?.classList.remove("at");
-  at = Math.min(Math.max(at + step, 0), all.length - 1);
-  all[at].classList.add("at");
-  all[at].querySelector("th a").focus();
+  all[selected]?.classList.remove("selected");
+  selected = Math.min(Math.max(selected + step, 0), all.length - 1);
+  all[selected].classList.add("selected");
+  all[selected].querySelector("th a").focus();
 }
 
-/** Keep a reading of the image that is marked; of one image, one after another, so that the last one holds. */
-function read(agrees) {
-  const image = rows()[at]?.dataset.id;
-  if (image) saves.set(image, (saves.get(image) ?? Promise.resolve()).then(() => save(image, agrees)));
+/** Review the selected image. Saves of the same image run one after another, so that the latest one wins. */
+function reviewSelected(agrees) {
+  const id = rows()[selected]?.dataset.id;
+  if (id) pendingSaves.set(id, (pendingSaves.get(id) ?? Promise.resolve()).then(() => save(id, agrees)));
 }
 
-async function save(image, agrees) {
+/** Save a review with the note that is stored, and show the result in the row. */
+async function save(id, agrees) {
   const mark = document.createElement("span");
-  let error = null;
-  changes += 1;
+  let failure = null;
+  reviewEvents += 1;
   try {
-    const now = await record(image);
-    await review(image, agrees, now.review?.note ?? ""); // the note that is there by now stays
-  } catch (found) {
-    error = found;
+    const stored = await fetchPrediction(id);
+    await putReview(id, agrees, stored.review?.note ?? "");
+  } catch (error) {
+    failure = error;
   }
-  changes += 1;
-  const row = rowOf(image);
+  reviewEvents += 1;
+  const row = rowOf(id);
   const cell = row?.querySelector(".review");
-  if (error) {
-    mark.className = "lost wrong";
-    mark.textContent = words.lost;
-    cell?.querySelector(".lost")?.remove();
+  const name = row?.dataset.name ?? "";
+  if (failure) {
+    mark.className = "not-saved error";
+    mark.textContent = messages.notSavedShort;
+    cell?.querySelector(".not-saved")?.remove();
     cell?.append(mark);
-    return announce(`${row?.dataset.name ?? ""}: ${words.unsaved}`, error);
+    status.classList.remove("visually-hidden");
+    return showError(status, messages.imageNotSaved, failure, { name });
   }
-  mark.className = `read ${agrees ? "agrees" : "disagrees"}`;
-  mark.textContent = agrees ? `✓ ${words.agreed}` : `✗ ${words.disagreed}`;
+  const label = agrees ? messages.agrees : messages.disagrees;
+  mark.className = agrees ? "agrees" : "disagrees";
+  mark.textContent = `${agrees ? "✓" : "✗"} ${label}`;
   cell?.replaceChildren(mark);
-  said.classList.add("hidden"); // for a screen reader: its row shows it
-  said.textContent = `${row?.dataset.name ?? ""}: ${agrees ? words.agreed : words.disagreed}`;
+  status.classList.add("visually-hidden"); // for screen readers; the row shows the result
+  status.textContent = `${name}: ${label}`;
 }
 
 document.addEventListener("keydown", (event) => {
-  if (elsewhere(event)) return;
-  const does = { j: () => move(1), k: () => move(-1), a: () => read(true), d: () => read(false) }[event.key];
-  if (!does) return;
+  if (ignoresShortcut(event)) return;
+  const shortcuts = {
+    j: () => moveSelection(1),
+    k: () => moveSelection(-1),
+    a: () => reviewSelected(true),
+    d: () => reviewSelected(false),
+  };
+  const action = shortcuts[event.key];
+  if (!action) return;
   event.preventDefault();
-  if (event.repeat && "ad".includes(event.key)) return; // a key that is held is one reading
-  does();
+  if (event.repeat && "ad".includes(event.key)) return; // holding the key down saves once
+  action();
 });
 document.addEventListener("focusin", (event) => {
-  const row = event.target.closest("tr[data-id]");
-  if (!row) return;
-  for (const each of rows()) each.classList.toggle("at", each === row);
-  at = rows().indexOf(row);
+  const focused = event.target.closest("tr[data-id]");
+  if (!focused) return;
+  for (const row of rows()) row.classList.toggle("selected", row === focused);
+  selected = rows().indexOf(focused);
 });
-remember();
+storeList();

@@ -1,0 +1,10 @@
+// Every page: keep the focused element above the fixed footer, and clear drafts at sign-out.
+
+const footer = document.querySelector(".footer");
+// The footer's height changes when its text wraps or a status message appears.
+new ResizeObserver(() => {
+  document.documentElement.style.setProperty("--footer-height", `${footer.offsetHeight}px`);
+  const focused = document.activeElement;
+  if (focused !== document.body) focused.scrollIntoView({ block: "nearest" });
+}).observe(footer);
+document.querySelector("form[action='/sign-out']")?.addEventListener("submit", () => sessionStorage.clear());

@@ -1,0 +1,119 @@
+"""The worklist: its filters, its sort order and its CSV export."""
+
+from __future__ import annotations
+
+import codecs
+import dataclasses
+import re
+from collections.abc import Iterator, Mapping
+from typing import Any
+
+from pneumoscope.core.errors import UsageError
+from pneumoscope.core.i18n import N_
+from pneumoscope.core.prediction import DECISIONS
+from pneumoscope.inference.writers import csv_line, csv_row, escape_formula
+from pneumoscope.service.storage.records import Filter, Order, StoredPrediction
+from pneumoscope.service.storage.repository import PredictionRepository
+
+__all__ = ["ORDERS", "WorklistQuery", "export_csv", "parse_query"]
+
+# Labels of the sort orders; the first one is the default.
+ORDERS: dict[Order, str] = {
+    "attention": N_("Needs review first"),
+    "newest": N_("Newest first"),
+    "oldest": N_("Oldest first"),
+    "highest": N_("Highest probability first"),
+    "lowest": N_("Lowest probability first"),
+}
+_EXPORT_BATCH = 200  # predictions read from the database at a time
+_DATE = re.compile(r"\d{4}-\d\d-\d\d")
+_REVIEWED = {"": None, "yes": True, "no": False}
+
+
+@dataclasses.dataclass(frozen=True, slots=True)
+class WorklistQuery:
+    """A worklist's query.
+
+    Attributes:
+        filter: Which predictions to list.
+        order: Sort order.
+        form: The query parameters "decision", "reviewed", "since", "until" and "order" as given; empty if absent.
+    """
+
+    filter: Filter
+    order: Order
+    form: Mapping[str, str]
+
+    @property
+    def filtered(self) -> bool:
+        """True if any filter is set."""
+        return self.filter != Filter()
+
+
+def parse_query(parameters: Mapping[str, str]) -> WorklistQuery:
+    """Return the query that the parameters of a URL describe.
+
+    Raises:
+        UsageError: A value is not one of those allowed.
+    """
+    form = {name: parameters.get(name, "") for name in ("decision", "reviewed", "since", "until", "order")}
+    decision, reviewed, order = form["decision"], form["reviewed"], form["order"] or next(iter(ORDERS))
+    if decision and decision not in DECISIONS:
+        raise UsageError(f"unknown decision {decision[:40]!r}", hint=f"Use one of: {', '.join(DECISIONS)}")
+    if reviewed not in _REVIEWED:
+        raise UsageError(f"reviewed is {reviewed[:40]!r}", hint="Use yes or no")
+    if order not in ORDERS:
+        raise UsageError(f"unknown order {order[:40]!r}", hint=f"Use one of: {', '.join(ORDERS)}")
+    for name in ("since", "until"):
+        if form[name] and not _DATE.fullmatch(form[name]):
+            raise UsageError(f"{name} is not a date", hint="Write it as 2026-01-31")
+    return WorklistQuery(
+        filter=Filter(
+            decision=decision or None,
+            reviewed=_REVIEWED[reviewed],
+            since=form["since"] or None,
+            until=form["until"] or None,
+        ),
+        order=order,
+        form=form,
+    )
+
+
+def export_csv(repository: PredictionRepository, query: WorklistQuery) -> Iterator[bytes]:
+    """Return the lines of a CSV file with the predictions of a query: the columns of `predict --csv` and the review.
+
+    The file begins with a byte order mark, which Excel needs to recognize UTF-8.
+
+    Raises:
+        StorageError: The database cannot be read; raised before the first line if it fails at the beginning.
+    """
+    first = repository.find(query.filter, order=query.order, limit=_EXPORT_BATCH)
+
+    def lines() -> Iterator[bytes]:
+        page, header = first, True
+        yield codecs.BOM_UTF8
+        while True:
+            for record in page.records:
+                row = _row(record)
+                if header:
+                    yield csv_line(row)
+                    header = False
+                yield csv_line(row.values())
+            if not page.next:
+                return
+            page = repository.find(query.filter, order=query.order, limit=_EXPORT_BATCH, after=page.next)
+
+    return lines()
+
+
+def _row(record: StoredPrediction) -> dict[str, Any]:
+    review = record.review
+    return csv_row(record.prediction) | {
+        "id": record.id,
+        "created": record.created,
+        "image_sha256": record.image_sha256,
+        "image_removed": record.image_removed,
+        "agrees": review and ("yes" if review.agrees else "no"),
+        "note": review and escape_formula(review.note, "'"),
+        "reviewed": review and review.at,
+    }

@@ -1,0 +1,120 @@
+"""Constants and helpers of the tests of the web UI, most of them for the tests in a real Chromium."""
+
+import io
+import json
+import re
+import time
+
+import numpy as np
+from PIL import Image
+from tests.service.conftest import png
+
+try:
+    from playwright.sync_api import expect
+except ImportError:  # the fixture `browser` skips the tests that need it
+    expect = None
+
+TOKEN = "0123456789abcdef"
+BASE_URL = "http://127.0.0.1:8000"
+LEVELS = {"dark.png": 60, "low.png": 90, "high.png": 180, "middle.png": 150}
+REVIEW_URL = "**/v1/predictions/*/review"
+# Delays the browser's first review, as a busy service would.
+DELAY_FIRST_REVIEW = """(() => {
+  const realFetch = window.fetch;
+  let first = true;
+  window.fetch = async (...args) => {
+    if (args[1]?.method === "PUT" && first) {
+      first = false;
+      await new Promise((resolve) => setTimeout(resolve, 700));
+    }
+    return realFetch(...args);
+  };
+})()"""
+
+
+def record_traffic(page):
+    """Return a list that receives the URL of every request, console message and script error of a page."""
+    seen = []
+    page.on("request", lambda request: seen.append(request.url))
+    # The browser also logs failed requests; the pages handle those.
+    expected = ("Failed to load resource: the server responded", "Failed to load resource: net::ERR_FAILED")
+    page.on("console", lambda line: line.text.startswith(expected) or seen.append(f"{line.type}: {line.text}"))
+    page.on("pageerror", lambda error: seen.append(f"error: {error}"))
+    return seen
+
+
+def image_file(level, size=64):
+    """Return an image as a file for `set_input_files`."""
+    return {"name": f"{level}.png", "mimeType": "image/png", "buffer": png(level, size)}
+
+
+def upload(client, images=LEVELS):
+    """Upload images through the API and return their ids by name."""
+    parts = [("images", (name, png(level))) for name, level in images.items()]
+    response = client.post("/v1/predictions", files=parts)
+    return {each["path"]: each["id"] for each in response.json()["predictions"]}
+
+
+def expect_viewer(page, name):
+    """Wait until the viewer of an image is open and its scripts run."""
+    expect(page.get_by_role("heading", name=name)).to_be_visible()
+    expect(page.locator("#zoom")).to_have_text(re.compile("%"))
+
+
+def row_names(page):
+    return page.locator("tr[data-id]").evaluate_all("rows => rows.map(row => row.dataset.name)")
+
+
+def pixels(locator):
+    """Return a screenshot of an element, shape (height, width, 3)."""
+    return np.asarray(Image.open(io.BytesIO(locator.screenshot())).convert("RGB")).astype(int)
+
+
+def colorfulness(rgb):
+    """Return the largest difference between the channels of a pixel; 0 for gray."""
+    return (rgb.max(axis=2) - rgb.min(axis=2)).max()
+
+
+def fail_requests(page, url, status, error="BusyError"):
+    """Answer all requests but GET with a problem document, until `page.unroute(url)`."""
+    body = json.dumps({"title": error, "detail": f"failed with {status}", "error": error})
+    page.route(
+        url,
+        lambda route: (
+            route.fulfill(status=status, content_type="application/problem+json", body=body)
+            if route.request.method != "GET"
+            else route.continue_()
+        ),
+    )
+
+
+def abort_first_request(page, url):
+    """Abort the first request, as if the network failed."""
+    aborted = []
+
+    def handle(route):
+        aborted.append(route)
+        route.abort() if len(aborted) == 1 else route.continue_()
+
+    page.route(url, handle)
+
+
+def stored_review(client, id):
+    """Return (agrees, note) of the stored review; None if there is none."""
+    review = client.get(f"/v1/predictions/{id}").json()["review"]
+    return review and (review["agrees"], review["note"])
+
+
+def wait_until(page, condition, seconds=10):
+    """Wait until a condition is true; the page's events are handled meanwhile."""
+    deadline = time.monotonic() + seconds
+    while not condition():
+        assert time.monotonic() < deadline, "timed out"
+        page.wait_for_timeout(20)
+
+
+def sign_in(page):
+    page.get_by_label("Access token").fill(TOKEN)
+    with page.expect_navigation():
+        page.get_by_role("button", name="Sign in").click()
+    expect(page.get_by_label("Access token")).to_have_count(0)

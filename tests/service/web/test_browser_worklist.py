@@ -1,0 +1,275 @@
+"""Uploads and the worklist in a real Chromium, against a real process."""
+
+from pathlib import Path
+
+import pytest
+from tests.service.conftest import png
+from tests.service.web.helpers import (
+    DELAY_FIRST_REVIEW,
+    LEVELS,
+    REVIEW_URL,
+    abort_first_request,
+    expect,
+    expect_viewer,
+    fail_requests,
+    image_file,
+    row_names,
+    stored_review,
+    upload,
+    wait_until,
+)
+
+pytestmark = pytest.mark.browser
+PREDICTIONS_URL = "**/v1/predictions"
+TEXT_FILE = {"name": "letter.txt", "mimeType": "text/plain", "buffer": b"Dear colleague"}
+REVIEW_CELL = "tr.selected .review"
+
+
+def test_chosen_files_are_uploaded_and_listed(page, service):
+    page.set_input_files("#file-input", [image_file(60), image_file(90), image_file(180)])
+    expect(page.locator("#upload-queue [data-state=done]")).to_have_count(3)
+    expect(page.locator("#upload-summary")).to_have_text("3 of 3 done, 0 failed")
+    expect(page.locator("#total")).to_have_text("3 images")
+    assert row_names(page) == ["60.png", "180.png", "90.png"]
+    thumbnail = page.locator("tr[data-id] img").first
+    expect(thumbnail).to_be_visible()
+    assert thumbnail.evaluate("image => image.decode().then(() => image.naturalWidth)") == 64
+    assert service.get("/v1/predictions").json()["total"] == 3
+    page.click("#clear-finished")
+    expect(page.locator("#uploads")).to_be_hidden()
+
+
+def test_unreadable_file_shows_its_error_in_view_and_cannot_be_retried(page):
+    page.set_input_files("#file-input", [*(image_file(level) for level in range(90, 100)), TEXT_FILE, image_file(100)])
+    expect(page.locator("#upload-summary")).to_have_text("11 of 12 done, 1 failed")
+    failed = page.locator("#upload-queue li").first
+    expect(failed.locator(".filename")).to_have_text("letter.txt")
+    expect(failed.locator(".upload-error")).to_contain_text("Failed: Unreadable image (")
+    expect(failed.locator(".upload-error")).to_be_in_viewport()
+    expect(page.get_by_role("button", name="Retry", exact=True)).to_have_count(0)
+
+
+def test_unreadable_file_is_explained_in_chinese_with_details_in_english(page, service):
+    page.goto(f"{service.base_url}/?language=zh-Hant")
+    page.set_input_files("#file-input", [TEXT_FILE])
+    error = page.locator("#upload-queue .upload-error")
+    expect(error).to_contain_text("失敗：無法讀取影像")
+    expect(error.locator("span[lang=en]")).to_contain_text("cannot be read")
+
+
+def test_upload_can_be_retried_after_a_network_failure(page):
+    abort_first_request(page, PREDICTIONS_URL)
+    page.set_input_files("#file-input", [image_file(90)])
+    expect(page.locator("#upload-queue .upload-error")).to_contain_text("The server cannot be reached.")
+    page.get_by_role("button", name="Retry", exact=True).click()
+    expect(page.locator("#upload-summary")).to_have_text("1 of 1 done, 0 failed")
+    expect(page.locator("#upload-queue .upload-error")).to_have_count(0)
+    expect(page.locator("#total")).to_have_text("1 image")
+
+
+def test_uploads_that_can_be_retried_are_not_cleared(page):
+    abort_first_request(page, PREDICTIONS_URL)
+    page.set_input_files("#file-input", [image_file(90), image_file(180), TEXT_FILE])
+    expect(page.locator("#upload-summary")).to_have_text("1 of 3 done, 2 failed")
+    page.click("#clear-finished")
+    expect(page.locator("#upload-queue li")).to_have_count(1)
+    expect(page.locator("#upload-summary")).to_have_text("0 of 1 done, 1 failed")
+    expect(page.locator("#clear-finished")).to_be_hidden()
+    page.get_by_role("button", name="Retry", exact=True).click()
+    expect(page.locator("#upload-summary")).to_have_text("1 of 1 done, 0 failed")
+
+
+def test_folder_is_uploaded_with_its_subfolders(page, tmp_path):
+    (tmp_path / "images/inner").mkdir(parents=True)
+    (tmp_path / "images/a.png").write_bytes(png(100))
+    (tmp_path / "images/inner/b.png").write_bytes(png(140))
+    (tmp_path / "images/.hidden").write_bytes(b"x")
+    page.set_input_files("#folder-input", tmp_path / "images")
+    expect(page.locator("#upload-queue [data-state=done]")).to_have_count(2)
+    expect(page.locator("#total")).to_have_text("2 images")
+    assert sorted(row_names(page)) == ["images/a.png", "images/inner/b.png"]
+
+
+@pytest.mark.parametrize("action", ["drop", "paste"])
+def test_dropped_and_pasted_images_are_uploaded(page, action):
+    page.locator("body").evaluate(
+        """(body, [action, bytes]) => {
+          const transfer = new DataTransfer();
+          transfer.items.add(new File([new Uint8Array(bytes)], "mine.png", { type: "image/png" }));
+          const options = { bubbles: true, cancelable: true };
+          body.dispatchEvent(action === "drop" ? new DragEvent("drop", { ...options, dataTransfer: transfer })
+            : new ClipboardEvent("paste", { ...options, clipboardData: transfer }));
+        }""",
+        [action, list(png(140))],
+    )
+    expect(page.locator("#total")).to_have_text("1 image")
+    assert row_names(page) == ["mine.png"]
+
+
+def test_upload_is_repeated_while_the_service_is_busy(page):
+    attempts = []
+
+    def busy_once(route):
+        attempts.append(route)
+        if len(attempts) == 1:
+            return route.fulfill(status=503, headers={"Retry-After": "0.1"}, content_type="application/json", body="{}")
+        return route.continue_()
+
+    page.route(PREDICTIONS_URL, busy_once)
+    page.set_input_files("#file-input", [image_file(90)])
+    expect(page.locator("#upload-queue [data-state=done]")).to_have_count(1, timeout=10_000)
+    assert len(attempts) == 2
+
+
+def test_empty_file_and_empty_drop_are_reported(page):
+    page.set_input_files("#file-input", [{"name": "empty.png", "mimeType": "image/png", "buffer": b""}, image_file(90)])
+    expect(page.locator("#upload-summary")).to_have_text("1 of 2 done, 1 failed")
+    first = page.locator("#upload-queue li").first
+    expect(first).to_contain_text("empty.png")
+    expect(first.locator(".upload-error")).to_have_text("Failed: The file is empty.")
+    page.locator("body").evaluate(
+        "body => body.dispatchEvent(new DragEvent('drop', { bubbles: true, dataTransfer: new DataTransfer() }))"
+    )
+    expect(page.locator("#status")).to_have_text("No files found.")
+    assert page.locator("#status").bounding_box()["height"] > 20
+
+
+def test_uploads_wait_in_the_queue_when_the_session_expires(signed_in):
+    page, client = signed_in
+    fail_requests(page, PREDICTIONS_URL, 401, "AuthenticationError")
+    page.set_input_files("#file-input", [image_file(level) for level in range(80, 90)])
+    expect(page.get_by_role("button", name="Retry", exact=True)).to_have_count(10)
+    expect(page.locator("#upload-summary")).to_have_text("0 of 10 done, 10 failed")
+    expect(page.locator("#session-expired")).to_contain_text("Your session has expired.")
+    assert page.url == f"{client.base_url}/"
+    expect(page.locator("#clear-finished")).to_be_hidden()
+    with page.expect_popup() as popup:
+        page.get_by_role("link", name="Sign in in a new tab").click()
+    popup.value.close()
+    page.unroute(PREDICTIONS_URL)
+    page.get_by_role("button", name="Retry all").click()
+    expect(page.locator("#upload-summary")).to_have_text("10 of 10 done, 0 failed")
+    expect(page.locator("#session-expired")).to_be_hidden()
+
+
+def test_list_is_refreshed_during_uploads_and_keeps_selection_and_focus(page):
+    held = []
+
+    def hold_all_but_the_first(route):
+        held.append(route)
+        if len(held) == 1:
+            route.continue_()
+
+    def wait_for_refresh():
+        page.evaluate("document.getElementById('list').dataset.old = ''")
+        expect(page.locator("#list[data-old]")).to_have_count(0, timeout=10_000)
+
+    page.route(PREDICTIONS_URL, hold_all_but_the_first)
+    page.set_input_files("#file-input", [image_file(level) for level in range(80, 110)])
+    expect(page.locator("#upload-queue progress, #upload-queue li:has-text('Processing')").first).to_be_visible()
+    expect(page.locator("#total")).to_have_text("1 image", timeout=10_000)
+    expect(page.locator("#upload-queue li").first).not_to_have_attribute("data-state", "done")
+    expect(page.locator("#upload-queue li").last).to_have_attribute("data-state", "done")
+    queue = page.locator("#upload-queue")
+    assert queue.evaluate("queue => queue.scrollHeight > queue.clientHeight && queue.tabIndex === 0")
+    page.keyboard.press("j")
+    wait_for_refresh()
+    assert page.locator("tr.selected a").evaluate("link => link === document.activeElement")
+    page.evaluate("document.activeElement.blur()")
+    wait_for_refresh()
+    expect(page.locator("tr.selected")).to_have_count(1)
+    for route in held[1:]:
+        route.abort()
+
+
+def test_filters_and_csv_export(page, service):
+    upload(service)
+    page.reload()
+    assert row_names(page) == ["dark.png", "high.png", "middle.png", "low.png"]
+    page.select_option("select[name=decision]", "pneumonia")
+    page.select_option("select[name=order]", "lowest")
+    page.get_by_role("button", name="Apply").click()
+    expect(page.locator("#total")).to_have_text("2 images")
+    assert row_names(page) == ["middle.png", "high.png"]
+    with page.expect_download() as download:
+        page.get_by_role("link", name="Export as CSV").click()
+    assert len(Path(download.value.path()).read_text("utf-8-sig").splitlines()) == 3
+
+
+def test_worklist_is_reviewed_by_keyboard(page, service):
+    ids = upload(service)
+    page.reload()
+    for key in ("j", "j", "k", "d", "a", "j", "d"):  # the second review of the first image replaces the first one
+        page.keyboard.press(key)
+    expect(page.locator("tr[data-id] .review").nth(0)).to_have_text("✓ Agrees")
+    expect(page.locator("tr[data-id] .review").nth(1)).to_have_text("✗ Disagrees")
+    reviews = {name: stored_review(service, ids[name]) for name in LEVELS}
+    assert reviews == {"dark.png": (True, ""), "high.png": (False, ""), "middle.png": None, "low.png": None}
+    page.keyboard.press("Enter")
+    expect_viewer(page, "high.png")
+    for key, name in (("n", "middle.png"), ("p", "high.png"), ("n", "middle.png"), ("n", "low.png")):
+        page.keyboard.press(key)
+        expect_viewer(page, name)
+
+
+def test_shortcuts_work_after_files_were_chosen(page):
+    page.focus("#file-input")
+    page.set_input_files("#file-input", [image_file(180)])
+    expect(page.locator("#total")).to_have_text("1 image")
+    page.keyboard.press("j")
+    page.keyboard.press("a")
+    expect(page.locator(REVIEW_CELL)).to_have_text("✓ Agrees")
+
+
+def test_review_by_keyboard_keeps_the_stored_note(page, service):
+    id = upload(service, {"high.png": 180})["high.png"]
+    page.reload()
+    service.put(f"/v1/predictions/{id}/review", json={"agrees": True, "note": "by a colleague"})
+    page.keyboard.press("j")
+    page.keyboard.press("d")
+    expect(page.locator("tr[data-id] .review")).to_have_text("✗ Disagrees")
+    assert stored_review(service, id) == (False, "by a colleague")
+
+
+def test_failed_review_is_reported_in_view_until_it_is_saved(page, service):
+    upload(service, {f"{level}.png": level for level in range(80, 120)})
+    page.reload()
+    fail_requests(page, REVIEW_URL, 503)
+    page.keyboard.press("j")
+    page.keyboard.press("a")
+    status = page.locator("#status")
+    expect(status).to_have_text("119.png: not saved. Service busy (failed with 503)")
+    assert status.evaluate("it => document.elementFromPoint(innerWidth / 2, it.getBoundingClientRect().y + 9) === it")
+    expect(page.locator("tr.selected .not-saved")).to_have_text("Not saved")
+    page.unroute(REVIEW_URL)
+    page.keyboard.press("a")
+    expect(page.locator(REVIEW_CELL)).to_have_text("✓ Agrees")
+    assert status.bounding_box()["height"] <= 1
+
+
+def test_last_of_two_quick_reviews_is_stored(page, service):
+    id = upload(service, {"high.png": 180})["high.png"]
+    finished = []
+    page.on("requestfinished", lambda request: request.method == "PUT" and finished.append(request))
+    page.add_init_script(DELAY_FIRST_REVIEW)
+    page.goto(f"{service.base_url}/")
+    for key in "jad":
+        page.keyboard.press(key)
+    wait_until(page, lambda: len(finished) == 2)
+    assert stored_review(service, id) == (False, "")
+    expect(page.locator(REVIEW_CELL)).to_have_text("✗ Disagrees")
+
+
+def test_held_key_saves_one_review(page, service):
+    upload(service, {"high.png": 180})
+    page.reload()
+    sent = []
+    page.on("request", lambda request: request.method == "PUT" and sent.append(request))
+    page.keyboard.press("j")
+    for _ in range(4):
+        page.keyboard.down("d")  # repeats from the second call on
+    page.keyboard.up("d")
+    expect(page.locator(REVIEW_CELL)).to_have_text("✗ Disagrees")
+    page.keyboard.press("a")  # is saved after all earlier reviews
+    expect(page.locator(REVIEW_CELL)).to_have_text("✓ Agrees")
+    assert len(sent) == 2
