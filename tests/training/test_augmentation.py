@@ -82,9 +82,9 @@ def test_flip_mirrors_half_of_the_images(images):
     many = images[:1].repeat(64, 1, 1)
     augmented = augment(many, AugmentationOptions(flip=True), range(64))
     mirrored = [torch.allclose(image, many[0].flip(1).float(), atol=1e-3) for image in augmented]
-    kept = [torch.allclose(image, many[0].float(), atol=1e-3) for image in augmented]
+    unchanged = [torch.allclose(image, many[0].float(), atol=1e-3) for image in augmented]
 
-    assert all(a != b for a, b in zip(mirrored, kept, strict=True))
+    assert all(a != b for a, b in zip(mirrored, unchanged, strict=True))
     assert 20 <= sum(mirrored) <= 44
 
 

@@ -38,21 +38,21 @@ from tests.training.test_resume import RECIPE
 step, save = classifier.Classifier.training_step, torch.save
 count = {"step": 0, "save": 0}
 
-def dying_step(self, batch, number):
+def killed_step(self, batch, number):
     count["step"] += 1
-    if count["step"] == int(os.environ.get("DIE_IN_STEP", 0)):
+    if count["step"] == int(os.environ.get("KILL_IN_STEP", 0)):
         os.kill(os.getpid(), signal.SIGKILL)
     return step(self, batch, number)
 
-def dying_save(checkpoint, file):
+def killed_save(checkpoint, file):
     count["save"] += 1
-    if count["save"] == int(os.environ.get("DIE_IN_SAVE", 0)):
+    if count["save"] == int(os.environ.get("KILL_IN_SAVE", 0)):
         file.write(b"half of a checkpoint")
         file.flush()
         os.kill(os.getpid(), signal.SIGKILL)
     return save(checkpoint, file)
 
-classifier.Classifier.training_step, torch.save = dying_step, dying_save
+classifier.Classifier.training_step, torch.save = killed_step, killed_save
 train(RECIPE, Path(sys.argv[1]), Path(sys.argv[2]), resume=True)
 """
 
@@ -88,17 +88,17 @@ def comparable(out):
 
 # An epoch of 45 images has 6 steps: step 15 is the third of epoch 3.
 @pytest.mark.parametrize(
-    ("death", "kept"), [({"DIE_IN_STEP": 15}, 2), ({"DIE_IN_SAVE": 3}, 2), ({"DIE_IN_SAVE": 1}, 0)]
+    ("kill", "epochs"), [({"KILL_IN_STEP": 15}, 2), ({"KILL_IN_SAVE": 3}, 2), ({"KILL_IN_SAVE": 1}, 0)]
 )
-def test_killed_run_is_resumed_with_the_same_result(uninterrupted, phantoms, tmp_path, death, kept):
+def test_killed_run_is_resumed_with_the_same_result(uninterrupted, phantoms, tmp_path, kill, epochs):
     out = tmp_path / "run"
-    killed = child(phantoms, out, **death)
-    assert killed.returncode == -signal.SIGKILL, killed.stderr
+    process = child(phantoms, out, **kill)
+    assert process.returncode == -signal.SIGKILL, process.stderr
     assert not (out / "bundle").exists()
     assert json.loads((out / "run.json").read_text())["state"] == "running"
-    state = torch.load(out / CHECKPOINT_FILE, weights_only=True) if kept else {"history": []}
-    assert len(state["history"]) == kept
-    assert (out / CHECKPOINT_FILE).exists() == bool(kept)
+    state = torch.load(out / CHECKPOINT_FILE, weights_only=True) if epochs else {"history": []}
+    assert len(state["history"]) == epochs
+    assert (out / CHECKPOINT_FILE).exists() == bool(epochs)
 
     resumed = child(phantoms, out)
 

@@ -53,7 +53,7 @@ class _BatchIndices(NamedTuple):
 
 @dataclasses.dataclass(frozen=True)
 class ImageArrays:
-    """What a data module needs to open its arrays in any process.
+    """Description of the arrays of a run, from which any process can open them.
 
     Attributes:
         root: Root of the manifest.
