@@ -47,8 +47,8 @@ from pneumoscope.models.factory import create_model
 from pneumoscope.models.weights import read_tensors
 from pneumoscope.runs.recipe import read_recipe
 from pneumoscope.runs.record import read_run
-from pneumoscope.service.app import Settings, make_app
-from pneumoscope.service.audit.log import verify
+from pneumoscope.service.app import Settings, create_app
+from pneumoscope.service.audit.verification import verify
 from pneumoscope.service.auth.tokens import Authenticator
 from pneumoscope.service.inference_queue import InferenceQueue
 from pneumoscope.service.storage.repository import PredictionRepository
@@ -206,7 +206,7 @@ def _threshold() -> None:
 def _download() -> None:
     with zipfile.ZipFile("images.zip", "w") as archive:
         archive.writestr("../outside.jpeg", "x")
-    unpack(Path("images.zip"), Path("images"), Limits())
+    unpack(Path("images.zip"), Path("images"), BodyLimitMiddleware())
 
 
 def _diverged() -> None:
@@ -236,7 +236,7 @@ def _partial() -> None:
 
 
 def _too_large() -> None:
-    app = make_app(load_model(threads=1), PredictionRepository(None), Authenticator({}), Settings(most_images=1))
+    app = create_app(load_model(threads=1), PredictionRepository(None), Authenticator({}), Settings(max_images=1))
     answer = TestClient(app, base_url="http://localhost").post(
         "/v1/predictions", files=[("images", ("1.png", b"1")), ("images", ("2.png", b"2"))]
     )
@@ -267,38 +267,38 @@ def _crash() -> None:
 
 
 def _busy() -> None:
-    scoring = InferenceQueue(load_model(threads=1), most_waiting=1, workers=1)
+    scoring = InferenceQueue(load_model(threads=1), max_waiting=1, workers=1)
     scoring.close()
     scoring.submit([(b"image", "image.png")])
 
 
 _PROVOCATIONS: dict[str, Callable[[], object]] = {
-    "PneumoscopeError": _fault_of_ours,
-    "UsageError": _usage,
-    "UnknownNameError": lambda: read_recipe("quik"),
-    "MissingExtraError": _missing_extra,
-    "UnreadableImageError": _unreadable,
-    "DecodeCrashedError": _crash,
-    "DecodeMemoryError": lambda: _decoded(DecodeLimits(memory=2**28), Image.new("RGBA", (8000, 8000))),
-    "DecodeTimeoutError": lambda: _decoded(DecodeLimits(wall_seconds=0.001), Image.new("L", (4000, 4000))),
-    "LayoutError": _layout,
-    "ManifestError": _manifest,
-    "PatientLeakError": _leak,
-    "DatasetError": _dataset,
-    "RecipeError": lambda: read_recipe("quick", ["training.epoch=3"]),
-    "WeightsError": _weights,
-    "BundleError": lambda: read_bundle(Path("bundle")),
-    "RunError": lambda: read_run(Path("runs/quick")),
-    "ThresholdError": _threshold,
-    "DownloadError": _download,
-    "UndefinedMetricError": lambda: auroc([0.2, 0.9], [True, True]),
-    "DivergedError": _diverged,
-    "StorageError": _storage,
-    "ParityError": _parity,
-    "PartialFailureError": _partial,
-    "AuthenticationError": lambda: Authenticator({"me": "0123456789abcdef"}).who("0123456789abcdee"),
-    "TooLargeError": _too_large,
-    "GoneError": _gone,
-    "BusyError": _busy,
-    "AuditLogError": lambda: verify(PredictionRepository(None).engine, expected="ab" * 32),
+    "internal_error": _fault_of_ours,
+    "usage": _usage,
+    "unknown_name": lambda: read_recipe("quik"),
+    "missing_extra": _missing_extra,
+    "unreadable_image": _unreadable,
+    "decode_crashed": _crash,
+    "decode_memory": lambda: _decoded(DecodeLimits(memory=2**28), Image.new("RGBA", (8000, 8000))),
+    "decode_timeout": lambda: _decoded(DecodeLimits(wall_seconds=0.001), Image.new("L", (4000, 4000))),
+    "layout": _layout,
+    "manifest": _manifest,
+    "patient_leak": _leak,
+    "dataset": _dataset,
+    "recipe": lambda: read_recipe("quick", ["training.epoch=3"]),
+    "weights": _weights,
+    "bundle": lambda: read_bundle(Path("bundle")),
+    "run": lambda: read_run(Path("runs/quick")),
+    "threshold": _threshold,
+    "download": _download,
+    "undefined_metric": lambda: auroc([0.2, 0.9], [True, True]),
+    "diverged": _diverged,
+    "storage": _storage,
+    "parity": _parity,
+    "partial_failure": _partial,
+    "authentication": lambda: Authenticator({"me": "0123456789abcdef"}).who("0123456789abcdee"),
+    "too_large": _too_large,
+    "gone": _gone,
+    "busy": _busy,
+    "audit_log": lambda: verify(PredictionRepository(None).engine, expected="ab" * 32),
 }

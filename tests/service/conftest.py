@@ -24,10 +24,11 @@ from sqlalchemy.exc import DBAPIError
 from tests.conftest import LIMITS, POINTS
 from tests.processes import started
 
-from pneumoscope.core.prediction import ImageInfo, ModelInfo, Prediction
+from pneumoscope.core.prediction import ImageInfo, ModelInfo, Prediction, Rejection, Uncertainty
+from pneumoscope.core.results import Interval
 from pneumoscope.inference.model import load_model
-from pneumoscope.service.api.problems import MEDIA_TYPE
-from pneumoscope.service.app import Settings, make_app
+from pneumoscope.service.api.exception_handlers import PROBLEM_MEDIA_TYPE
+from pneumoscope.service.app import Settings, create_app
 from pneumoscope.service.auth.tokens import Authenticator
 from pneumoscope.service.storage.repository import PredictionRepository
 
@@ -46,15 +47,28 @@ START_SECONDS = 60  # a deadline, far above what a start takes under load
 MODEL = ModelInfo("grey", "0.1.0", "ab" * 32)
 
 
-def prediction(probability=0.75, decision="pneumonia", name="an image.png"):
-    interval = None if probability is None else (probability / 2, (1 + probability) / 2)
-    why = "the image is rejected" if probability is None else ""
-    reason = "blank" if decision == "rejected" else ""
-    return Prediction(name, decision, probability, interval, why, 0.4, reason, ImageInfo(30, 20, "PNG"), MODEL)
+def prediction(probability=0.75, decision="pneumonia", name="an image.png", operating_point="balanced"):
+    interval = None
+    if probability is not None:
+        interval = Interval(
+            probability, probability / 2, (1 + probability) / 2, method="venn-abers", n=100, level=None
+        )
+    return Prediction(
+        path=name,
+        decision=decision,
+        probability=probability,
+        interval=interval,
+        threshold=0.4,
+        operating_point=operating_point,
+        rejection=Rejection("blank", {"levels": 3}) if decision == "rejected" else None,
+        uncertainty=Uncertainty(0.3, 0.7, 0.95) if decision == "uncertain" else None,
+        image=ImageInfo(30, 20, "PNG"),
+        model=MODEL,
+    )
 
 
-def add(records, image=b"image", **said):
-    return records.add(prediction(**said), image, operating_point="balanced", who="me")
+def add(repository, image=b"image", **fields):
+    return repository.add(prediction(**fields), image, user="me")
 
 
 def _programs():
@@ -201,7 +215,7 @@ def model(shared_maker):
 
 @pytest.fixture
 def app(model):
-    return make_app(model, PredictionRepository(None), Authenticator({}), Settings(most_images=3, most_bytes=100_000))
+    return create_app(model, PredictionRepository(None), Authenticator({}), Settings(max_images=3, max_body_bytes=100_000))
 
 
 @pytest.fixture
@@ -221,7 +235,7 @@ def post(client, *contents):
 
 
 def problem(answer, status, error):
-    assert (answer.status_code, answer.headers["Content-Type"]) == (status, MEDIA_TYPE)
+    assert (answer.status_code, answer.headers["Content-Type"]) == (status, PROBLEM_MEDIA_TYPE)
     found = answer.json()
     assert (found["status"], found["error"], found["type"]) == (status, error, f"urn:pneumoscope:error:{error}")
     assert found["detail"]

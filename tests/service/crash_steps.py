@@ -128,9 +128,9 @@ def add_images(records, number, step):
         return stage(blobs)
 
     records.blobs.stage = stage_before_and_count_after
-    records.submit(PREDICTION, b"before", operating_point="balanced", who="me")
+    records.submit(PREDICTION, b"before", user="me")
     assert begun.wait(30)
-    futures = [records.submit(PREDICTION, each, operating_point="balanced", who="me") for each in images(number)]
+    futures = [records.submit(PREDICTION, each, user="me") for each in images(number)]
     submitted.set()
     for place, future in enumerate(futures):
         future.result(30)
@@ -139,7 +139,7 @@ def add_images(records, number, step):
 
 def delete_image(records, number, step):
     key = records.find(Filter()).records[0].id
-    records.remove(key, who="me")
+    records.remove(key, user="me")
     step(f"answer {key}")
 
 

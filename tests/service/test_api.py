@@ -21,9 +21,9 @@ from tests.service.conftest import TOKEN, images, png, post, problem
 
 from pneumoscope.core.i18n import NOTICE
 from pneumoscope.imaging.decode import decode
-from pneumoscope.service.api.problems import MEDIA_TYPE
-from pneumoscope.service.app import Settings, make_app
-from pneumoscope.service.audit.log import verify
+from pneumoscope.service.api.exception_handlers import PROBLEM_MEDIA_TYPE
+from pneumoscope.service.app import Settings, create_app
+from pneumoscope.service.audit.verification import verify
 from pneumoscope.service.auth.tokens import Authenticator
 from pneumoscope.service.storage.repository import PredictionRepository
 
@@ -72,11 +72,11 @@ def test_a_image_that_cannot_be_read_leaves_the_others_done(client):
 
 
 def test_where_no_image_can_be_read_it_is_a_problem(client):
-    found = problem(client.post("/v1/predictions", files=images(b"no image")), 422, "UnreadableImageError")
+    found = problem(client.post("/v1/predictions", files=images(b"no image")), 422, "unreadable_image")
     assert "not an image" in found["detail"]
     assert (
         "none of 2 images"
-        in problem(client.post("/v1/predictions", files=images(b"a", b"b")), 422, "UnreadableImageError")["detail"]
+        in problem(client.post("/v1/predictions", files=images(b"a", b"b")), 422, "unreadable_image")["detail"]
     )
 
 
@@ -111,7 +111,7 @@ def test_a_rejected_image_has_no_heatmap(client):
     (found,) = post(client, png(30))
     assert (found["decision"], found["probability"]) == ("rejected", None)
     for picture in ("heatmap.png", "heatmap-layer.png"):
-        said = problem(client.get(f"/v1/predictions/{found['id']}/{picture}"), 404, "UnknownNameError")
+        said = problem(client.get(f"/v1/predictions/{found['id']}/{picture}"), 404, "unknown_name")
         assert "rejected" in said["hint"]
 
 
@@ -120,7 +120,7 @@ def test_what_a_person_reads_is_kept_beside_it(client):
     path = f"/v1/predictions/{found['id']}"
     answer = client.put(f"{path}/review", json={"agrees": False, "note": "a shadow"}).json()
     review = answer["review"]
-    assert (review["agrees"], review["note"], review["who"]) == (False, "a shadow", "local")
+    assert (review["agrees"], review["note"], review["reviewer"]) == (False, "a shadow", "local")
     assert client.get(path).json() == answer
     assert client.get("/v1/predictions?reviewed=true").json()["total"] == 1
     assert client.get("/v1/predictions?reviewed=false").json()["total"] == 0
@@ -136,7 +136,7 @@ def test_what_is_deleted_is_gone(client):
         client.get(f"{path}/image.png"),
         client.put(f"{path}/review", json={"agrees": True}),
     ):
-        problem(answer, 404, "UnknownNameError")
+        problem(answer, 404, "unknown_name")
 
 
 def test_pages_follow_one_another(client):
@@ -155,34 +155,34 @@ def test_the_card_is_the_bundles(client, model):
 @pytest.mark.parametrize(
     ("method", "path", "options", "status", "error"),
     [
-        ("GET", "/nowhere", {}, 404, "UnknownNameError"),
-        ("PATCH", "/v1/predictions", {}, 405, "UsageError"),
-        ("GET", f"/v1/predictions/{'ab' * 16}", {}, 404, "UnknownNameError"),
-        ("GET", "/v1/predictions/..%2f..%2fetc", {}, 404, "UnknownNameError"),
-        ("GET", "/v1/predictions/xyz", {}, 422, "UsageError"),
-        ("GET", "/v1/predictions?limit=0", {}, 422, "UsageError"),
-        ("GET", "/v1/predictions?since=yesterday", {}, 422, "UsageError"),
-        ("GET", f"/v1/predictions?after={'ab' * 16}", {}, 422, "UsageError"),
-        ("POST", "/v1/predictions", {"json": {}}, 415, "UsageError"),
-        ("POST", "/v1/predictions", {}, 415, "UsageError"),
-        ("POST", "/v1/predictions", {"content": b"", "headers": {"Content-Type": "image/png"}}, 422, "UsageError"),
+        ("GET", "/nowhere", {}, 404, "unknown_name"),
+        ("PATCH", "/v1/predictions", {}, 405, "usage"),
+        ("GET", f"/v1/predictions/{'ab' * 16}", {}, 404, "unknown_name"),
+        ("GET", "/v1/predictions/..%2f..%2fetc", {}, 404, "unknown_name"),
+        ("GET", "/v1/predictions/xyz", {}, 422, "usage"),
+        ("GET", "/v1/predictions?limit=0", {}, 422, "usage"),
+        ("GET", "/v1/predictions?since=yesterday", {}, 422, "usage"),
+        ("GET", f"/v1/predictions?after={'ab' * 16}", {}, 422, "usage"),
+        ("POST", "/v1/predictions", {"json": {}}, 415, "usage"),
+        ("POST", "/v1/predictions", {}, 415, "usage"),
+        ("POST", "/v1/predictions", {"content": b"", "headers": {"Content-Type": "image/png"}}, 422, "usage"),
         (
             "POST",
             "/v1/predictions",
             {"content": b"x", "headers": {"Content-Type": "multipart/form-data"}},
             422,
-            "UsageError",
+            "usage",
         ),
-        ("POST", "/v1/predictions", {"data": {"images": "text"}, "files": [("other", b"x")]}, 422, "UsageError"),
-        ("POST", "/v1/predictions", {"files": images(*[b"x"] * 4)}, 413, "TooLargeError"),
-        ("POST", "/v1/predictions", {"files": images(b"x" * 200_000)}, 413, "TooLargeError"),
-        ("GET", "/v1/predictions", {"headers": {"Host": "evil.example"}}, 403, "AuthenticationError"),
+        ("POST", "/v1/predictions", {"data": {"images": "text"}, "files": [("other", b"x")]}, 422, "usage"),
+        ("POST", "/v1/predictions", {"files": images(*[b"x"] * 4)}, 413, "too_large"),
+        ("POST", "/v1/predictions", {"files": images(b"x" * 200_000)}, 413, "too_large"),
+        ("GET", "/v1/predictions", {"headers": {"Host": "evil.example"}}, 403, "authentication"),
         (
             "POST",
             "/v1/predictions",
             {"files": images(b"x"), "headers": {"Origin": "http://evil.example"}},
             403,
-            "AuthenticationError",
+            "authentication",
         ),
     ],
 )
@@ -193,7 +193,7 @@ def test_what_cannot_be_done_is_a_problem_document(client, method, path, options
 def test_a_body_that_does_not_say_how_long_it_is_ends_at_the_limit(client):
     parts = (b"x" * 10_000 for _ in range(30))
     answer = client.post("/v1/predictions", content=parts, headers={"Content-Type": "image/png"})
-    problem(answer, 413, "TooLargeError")
+    problem(answer, 413, "too_large")
 
 
 @pytest.mark.parametrize(
@@ -205,7 +205,7 @@ def test_a_name_that_no_database_could_keep_is_refused(client, name, said):
     head = b'--x\r\nContent-Disposition: form-data; name="images"; filename="' + name + b'"\r\n\r\n'
     kind = {"Content-Type": "multipart/form-data; boundary=x; charset=unicode_escape"}
     answer = client.post("/v1/predictions", content=head + png() + b"\r\n--x--\r\n", headers=kind)
-    assert re.search(said, problem(answer, 422, "UsageError")["detail"])
+    assert re.search(said, problem(answer, 422, "usage")["detail"])
 
 
 @pytest.mark.parametrize("path", ["/v1/predictions", "/sign-in"])
@@ -214,7 +214,7 @@ def test_a_form_in_an_encoding_that_is_none_is_no_fault_of_ours(model, path, cha
     body = b'--x\r\nContent-Disposition: form-data; name="token"\r\n\r\n\\ud800\xff\r\n--x--\r\n'
     kind = {"Content-Type": f"multipart/form-data; boundary=x; charset={charset}", "Authorization": f"Bearer {TOKEN}"}
     with TestClient(
-        make_app(model, PredictionRepository(None), Authenticator({"me": TOKEN}), Settings(loopback=False))
+        create_app(model, PredictionRepository(None), Authenticator({"me": TOKEN}), Settings(loopback=False))
     ) as client:
         assert client.post(path, content=body, headers=kind).status_code in (401, 422)
 
@@ -224,7 +224,7 @@ def test_a_temporary_folder_that_takes_no_image_is_told(client, monkeypatch, app
     app.user_middleware.clear()
     app.middleware_stack = None  # without the limit on bytes
     answer = client.post("/v1/predictions", files=images(bytes(2 * 2**20)))
-    found = problem(answer, 503, "StorageError")
+    found = problem(answer, 503, "storage")
     assert "temporary folder: No such file or directory" in found["detail"]
     assert "TMPDIR" in found["hint"]
 
@@ -277,7 +277,7 @@ def test_two_images_are_drawn_at_once_and_others_wait(app, client, monkeypatch):
 
 
 def test_who_has_no_token_learns_nothing_but_that_it_lives(model):
-    app = make_app(model, PredictionRepository(None), Authenticator({"me": TOKEN}), Settings(loopback=False))
+    app = create_app(model, PredictionRepository(None), Authenticator({"me": TOKEN}), Settings(loopback=False))
     with TestClient(app) as client:
         for headers in (
             {},
@@ -286,10 +286,10 @@ def test_who_has_no_token_learns_nothing_but_that_it_lives(model):
             {"Authorization": f"Bearer {TOKEN}x"},
         ):
             answer = client.post("/v1/predictions", files=images(png()), headers=headers)
-            problem(answer, 401, "AuthenticationError")
+            problem(answer, 401, "authentication")
             assert answer.headers["WWW-Authenticate"] == "Bearer"
             for path in ("/v1/predictions", f"/v1/predictions/{'ab' * 16}/image.png", "/v1/model"):
-                problem(client.get(path, headers=headers), 401, "AuthenticationError")
+                problem(client.get(path, headers=headers), 401, "authentication")
         assert client.get("/healthz").json() == {"status": "ok"}
         answer = client.post("/v1/predictions", files=images(png()), headers={"Authorization": f"Bearer {TOKEN}"})
         assert answer.status_code == 201
@@ -301,10 +301,10 @@ def test_ready_means_that_images_are_judged_and_kept(client, app, monkeypatch):
         "pneumoscope.inference.session.self_test_image", lambda size: np.zeros((1, size, size), np.uint8)
     )
     assert client.get("/readyz").status_code == 200  # it was looked at this second
-    monkeypatch.setattr("pneumoscope.service.readiness._SECONDS", 0)
+    monkeypatch.setattr("pneumoscope.service.predictions._CHECK_SECONDS", 0)
     time.sleep(1)
     answer = client.get("/readyz")
-    problem(answer, 503, "BundleError")
+    problem(answer, 503, "bundle")
     assert answer.headers["Retry-After"]
 
 
@@ -338,16 +338,16 @@ def test_a_patients_name_is_in_no_log_line_no_metric_and_no_error(client, caplog
 
 def test_the_trail_tells_who_did_what(model):
     records = PredictionRepository(None)
-    with TestClient(make_app(model, records, Authenticator({"me": TOKEN}), Settings(loopback=False))) as client:
+    with TestClient(create_app(model, records, Authenticator({"me": TOKEN}), Settings(loopback=False))) as client:
         client.headers["Authorization"] = f"Bearer {TOKEN}"
         (found,) = post(client, png())
         path = f"/v1/predictions/{found['id']}"
-        assert client.put(f"{path}/review", json={"agrees": True}).json()["review"]["who"] == "me"
+        assert client.put(f"{path}/review", json={"agrees": True}).json()["review"]["reviewer"] == "me"
         client.delete(path)
         assert verify(records.engine).rows == 3
         with records.engine.connect() as connection:
-            rows = connection.exec_driver_sql("SELECT who, what FROM audit_log ORDER BY number").all()
-        assert [tuple(row) for row in rows] == [("me", "judged"), ("me", "reviewed"), ("me", "deleted")]
+            rows = connection.exec_driver_sql("SELECT \"user\", event FROM audit_log ORDER BY number").all()
+        assert [tuple(row) for row in rows] == [("me", "predicted"), ("me", "reviewed"), ("me", "deleted")]
 
 
 def test_every_address_tells_the_methods_that_it_takes(client):
@@ -359,7 +359,7 @@ def test_every_address_tells_the_methods_that_it_takes(client):
         ("DELETE", "/sign-in", "GET, HEAD, POST"),
     ]:
         answer = client.request(method, path)
-        problem(answer, 405, "UsageError")
+        problem(answer, 405, "usage")
         assert answer.headers["Allow"] == taken
 
 
@@ -381,14 +381,14 @@ def test_what_may_be_had_may_be_asked_about_without_its_body(client):
 
 
 def test_errors_and_tokens_are_described(model, app):
-    asks = make_app(model, PredictionRepository(None), Authenticator({"me": TOKEN})).openapi()
+    asks = create_app(model, PredictionRepository(None), Authenticator({"me": TOKEN})).openapi()
     for path, operations in asks["paths"].items():
         for operation in operations.values():
             assert ("security" in operation) == path.startswith("/v1/")
             for status, answer in operation["responses"].items():
                 if int(status) >= 400:
                     (content,) = answer["content"].items()
-                    assert content[0] == MEDIA_TYPE
+                    assert content[0] == PROBLEM_MEDIA_TYPE
                     assert content[1]["schema"] == {"$ref": "#/components/schemas/Problem"}
                     assert content[1]["example"]["status"] == int(status)
     assert set(asks["components"]["schemas"]["Problem"]["properties"]) >= {"type", "title", "status", "detail"}
@@ -404,14 +404,14 @@ def test_too_many_open_files_are_no_fault_but_a_reason_to_wait(client, monkeypat
 
     monkeypatch.setattr("pneumoscope.service.storage.repository.PredictionRepository.get", fail)
     answer = client.get("/v1/predictions/" + "ab" * 16)
-    problem(answer, 503, "BusyError")
+    problem(answer, 503, "busy")
     assert answer.headers["Retry-After"]
 
 
 def test_a_reading_is_yes_or_no_and_nothing_like_it(client):
     (found,) = post(client, png())
     for like in ("yes", 1, 0.0, "off", None):
-        problem(client.put(f"/v1/predictions/{found['id']}/review", json={"agrees": like}), 422, "UsageError")
+        problem(client.put(f"/v1/predictions/{found['id']}/review", json={"agrees": like}), 422, "usage")
 
 
 def test_the_description_has_every_path(app):
@@ -424,7 +424,7 @@ def test_the_description_has_every_path(app):
 
 def test_every_answer_is_as_the_description_says(model):
     """Schemathesis asks of each path all that the description allows, and much that it does not."""
-    app = make_app(model, PredictionRepository(None), Authenticator({"me": TOKEN}), Settings(loopback=False))
+    app = create_app(model, PredictionRepository(None), Authenticator({"me": TOKEN}), Settings(loopback=False))
     bearer = {"Authorization": f"Bearer {TOKEN}"}
     asked = Counter()
     for found in schemathesis.openapi.from_asgi("/openapi.json", app).get_all_operations():

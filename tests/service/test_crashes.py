@@ -10,7 +10,7 @@ import pytest
 from tests.service.conftest import add, png, served, verified
 from tests.service.crash_steps import add_images, delete_image, expire_images, images, recover, steps_until_killed
 
-from pneumoscope.service.audit.log import verify
+from pneumoscope.service.audit.verification import verify
 from pneumoscope.service.storage.blob_store import FolderBlobStore, content_hash
 from pneumoscope.service.storage.check import check_storage
 from pneumoscope.service.storage.records import Filter
@@ -30,7 +30,7 @@ def every_crash(operation, folder, database, before=lambda number: None):
 
 def assert_consistent(records, folder):
     """Check that the database, the blob store and the audit log agree, and return the records."""
-    found = records.find(Filter(), limit=200).records
+    found = records.find(Filter(), limit=200).predictions
     held = {record.image_sha256 for record in found if not record.image_removed}
     assert {sha256 for sha256, _ in records.blobs.stored()} == held
     assert all(records.image(record) for record in found if not record.image_removed)
@@ -41,7 +41,7 @@ def assert_consistent(records, folder):
 
 def delete(folder, database, image):
     records = PredictionRepository(folder, database)
-    records.remove(add(records, image)[0].id, who="me")
+    records.remove(add(records, image)[0].id, user="me")
     records.close()
 
 
@@ -113,7 +113,7 @@ def test_crash_while_recovering_is_recovered_from(tmp_path, database):
         records = PredictionRepository(folder, database)
         record, _ = add(records, b"complete %d" % number)
         gone, _ = add(records, b"gone %d" % number)
-        records.remove(gone.id, who="me")
+        records.remove(gone.id, user="me")
         store = FolderBlobStore(folder)
         store.stage({gone.image_sha256: b"gone %d" % number})
         store.publish(gone.image_sha256)

@@ -107,7 +107,7 @@ def test_where_there_is_no_room_nothing_is_kept_in_part_and_it_goes_on_when_ther
 
         disk.leave(64 * 1024)
         answer = client.post("/v1/predictions", files=[("images", ("large.png", LARGE))])
-        assert (answer.status_code, answer.json()["error"]) == (503, "StorageError")
+        assert (answer.status_code, answer.json()["error"]) == (503, "storage")
         assert "Retry-After" in answer.headers
         assert stored() == kept  # and nothing half-written beside it
 
@@ -116,7 +116,7 @@ def test_where_there_is_no_room_nothing_is_kept_in_part_and_it_goes_on_when_ther
             client.post("/v1/predictions", files=[("images", ("small.png", png(150)))]),
             client.put(f"{path}/review", json={"agrees": True}),
         ):
-            assert (asked.status_code, asked.json()["error"]) == (503, "StorageError")
+            assert (asked.status_code, asked.json()["error"]) == (503, "storage")
         assert stored() == kept
         assert client.get(path).json() == first
         assert client.get("/v1/predictions").json()["total"] == 1
@@ -188,7 +188,7 @@ def test_a_image_that_is_lost_is_told_and_the_others_are_there(bundle, tmp_path)
         lost, here = post(client, png(100), png(150))
         (tmp_path / "pneumoscope-data/blobs" / lost["image_sha256"][:2] / lost["image_sha256"]).unlink()
         answer = client.get(f"/v1/predictions/{lost['id']}/image.png")
-        assert (answer.status_code, answer.json()["error"]) == (503, "StorageError")
+        assert (answer.status_code, answer.json()["error"]) == (503, "storage")
         assert "from a backup" in answer.json()["hint"]
         assert client.get(f"/v1/predictions/{lost['id']}").json() == lost
         assert client.get(f"/v1/predictions/{here['id']}/image.png").status_code == 200

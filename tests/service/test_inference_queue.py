@@ -38,7 +38,7 @@ def named(*levels):
 
 
 def test_what_waits_goes_through_together_and_each_gets_its_own(gated):
-    scoring = InferenceQueue(gated, most_waiting=100, workers=1)
+    scoring = InferenceQueue(gated, max_waiting=100, workers=1)
     first = scoring.submit(named(90))
     assert gated.begun.acquire(timeout=10)
     rest = [scoring.submit(named(level))[0] for level in range(100, 106)]
@@ -51,7 +51,7 @@ def test_what_waits_goes_through_together_and_each_gets_its_own(gated):
 
 
 def test_workers_share_what_waits(gated):
-    scoring = InferenceQueue(gated, most_waiting=100, workers=2)
+    scoring = InferenceQueue(gated, max_waiting=100, workers=2)
     first = scoring.submit(named(90)), scoring.submit(named(91))
     for _ in first:
         assert gated.begun.acquire(timeout=10)
@@ -64,7 +64,7 @@ def test_workers_share_what_waits(gated):
 
 
 def test_past_the_end_of_the_queue_a_request_is_refused_whole_and_at_once(gated):
-    scoring = InferenceQueue(gated, most_waiting=3, workers=1)
+    scoring = InferenceQueue(gated, max_waiting=3, workers=1)
     with scoring.admitted(2):
         assert scoring.waiting == 2
         with pytest.raises(BusyError, match="2 images wait to be scored; 3 may"), scoring.admitted(2):
@@ -78,7 +78,7 @@ def test_past_the_end_of_the_queue_a_request_is_refused_whole_and_at_once(gated)
 
 
 def test_a_image_whose_request_has_gone_is_not_scored(gated):
-    scoring = InferenceQueue(gated, most_waiting=10, workers=1)
+    scoring = InferenceQueue(gated, max_waiting=10, workers=1)
     first = scoring.submit(named(90))
     assert gated.begun.acquire(timeout=10)
     large = bytes(2**20)
@@ -97,7 +97,7 @@ def test_a_image_whose_request_has_gone_is_not_scored(gated):
 
 def test_a_image_that_cannot_be_read_is_an_answer_of_its_own(gated):
     gated.open.set()
-    scoring = InferenceQueue(gated, most_waiting=10, workers=2)
+    scoring = InferenceQueue(gated, max_waiting=10, workers=2)
     good, bad = scoring.submit([(png(), "good.png"), (b"no image", "bad.png")])
     assert good.result(10).decision
     assert (bad.result(10).decision, bad.result(10).path) == (None, "bad.png")
@@ -105,7 +105,7 @@ def test_a_image_that_cannot_be_read_is_an_answer_of_its_own(gated):
 
 
 def test_what_was_taken_in_is_answered_before_it_stops_and_nothing_more_is_taken(gated):
-    scoring = InferenceQueue(gated, most_waiting=100, workers=2)
+    scoring = InferenceQueue(gated, max_waiting=100, workers=2)
     futures = scoring.submit(named(*range(90, 110)))
     threading.Timer(0.2, gated.open.set).start()
     scoring.close()
@@ -126,7 +126,7 @@ def test_a_fault_reaches_those_whose_images_have_it_and_no_other(gated, monkeypa
         return batch(images)
 
     monkeypatch.setattr(gated.model, "predict_batch", fail_on_one)
-    scoring = InferenceQueue(gated, most_waiting=10, workers=1)
+    scoring = InferenceQueue(gated, max_waiting=10, workers=1)
     first = scoring.submit(named(90))
     assert gated.begun.acquire(timeout=10)
     rest = scoring.submit(named(100, 120, 130))

@@ -6,11 +6,11 @@ from tests.service.conftest import images, png
 
 from pneumoscope.imaging.sandbox import DecodePool, Limits
 from pneumoscope.inference.model import Model
-from pneumoscope.service.app import make_app
+from pneumoscope.service.app import create_app
 from pneumoscope.service.auth.tokens import Authenticator
 from pneumoscope.service.storage.repository import PredictionRepository
 
-LIMITS = Limits(memory=2**30, cpu_seconds=20, wall_seconds=2)
+LIMITS = BodyLimitMiddleware(memory=2**30, cpu_seconds=20, wall_seconds=2)
 
 
 @pytest.fixture
@@ -21,7 +21,7 @@ def pool():
 
 @pytest.fixture
 def isolated(model, pool):
-    app = make_app(Model(model._predictor, pool=pool), PredictionRepository(None), Authenticator({}))
+    app = create_app(Model(model._predictor, pool=pool), PredictionRepository(None), Authenticator({}))
     with TestClient(app, base_url="http://127.0.0.1:8000", raise_server_exceptions=False) as opened:
         yield opened
 

@@ -9,7 +9,7 @@ from fastapi.testclient import TestClient
 from tests.service.conftest import TOKEN, images, png, post, problem
 
 from pneumoscope.core.errors import BusyError, StorageError
-from pneumoscope.service.app import Settings, make_app
+from pneumoscope.service.app import Settings, create_app
 from pneumoscope.service.auth.tokens import Authenticator
 from pneumoscope.service.storage.repository import PredictionRepository
 
@@ -25,7 +25,7 @@ def lines(caplog):
     def read():
         found = [
             (each.levelname, re.sub(r"(?<= )\d+(?= ms)", "_", each.getMessage()))
-            for each in caplog.records
+            for each in caplog.predictions
             if each.name == LOG
         ]
         assert all(" _ ms" in line for _, line in found)
@@ -81,7 +81,7 @@ def test_a_request_that_is_done_leaves_none(client, lines):
 
 def test_the_client_is_named_by_its_tokens_name_and_never_by_its_token(model, lines):
     with TestClient(
-        make_app(model, PredictionRepository(None), Authenticator({"ward-3": TOKEN}), Settings(loopback=False))
+        create_app(model, PredictionRepository(None), Authenticator({"ward-3": TOKEN}), Settings(loopback=False))
     ) as client:
         for token in (TOKEN, TOKEN + "x", ""):
             client.get("/v1/predictions/xyz", headers={"Authorization": f"Bearer {token}"})
@@ -120,7 +120,7 @@ def test_whoever_asks_without_a_token_whether_it_is_ready_learns_no_address(clie
 
     monkeypatch.setattr("pneumoscope.service.storage.repository.PredictionRepository.try_to_keep", fail)
     answer = client.get("/readyz")
-    assert problem(answer, 503, "StorageError")["detail"] == "images cannot be kept"
+    assert problem(answer, 503, "storage")["detail"] == "images cannot be kept"
     assert "secret" not in answer.text
     assert "not ready: the database '/secret/place'" in caplog.text
 
@@ -142,7 +142,7 @@ def test_of_what_nobody_foresaw_the_kind_alone_is_told(client, lines, caplog, mo
 
     monkeypatch.setattr("pneumoscope.service.storage.repository.PredictionRepository.submit", fail)
     answer = client.post("/v1/predictions", files=[("images", (CANARY, png()))])
-    assert problem(answer, 500, "PneumoscopeError")["detail"] == "an unforeseen KeyError"
+    assert problem(answer, 500, "internal_error")["detail"] == "an unforeseen KeyError"
     assert answer.headers["X-Content-Type-Options"] == "nosniff"
     assert CANARY not in answer.text + caplog.text
     assert lines() == [("WARNING", "POST /v1/predictions 500 PneumoscopeError local _ ms: an unforeseen KeyError")]

@@ -3,7 +3,7 @@
 import pytest
 
 from pneumoscope.core.errors import StorageError
-from pneumoscope.service.readiness import Readiness
+from pneumoscope.service.predictions import Readiness
 from pneumoscope.service.storage.repository import PredictionRepository
 
 
@@ -34,7 +34,7 @@ def test_it_is_tried_once_a_second_and_what_came_of_it_is_told_until_then(model,
 @pytest.mark.slow
 def test_a_locked_database_is_not_ready(model, tmp_path, monkeypatch):
     records = PredictionRepository(tmp_path / "data")
-    monkeypatch.setattr("pneumoscope.service.readiness._SECONDS", 0)
+    monkeypatch.setattr("pneumoscope.service.predictions._CHECK_SECONDS", 0)
     readiness = Readiness(model, records)
     readiness.check()
     with records.engine.connect().execution_options(writes=True) as other, other.begin(), pytest.raises(StorageError):

@@ -13,7 +13,7 @@ from starlette.requests import Request
 from starlette.responses import PlainTextResponse
 
 from pneumoscope.core.errors import BusyError
-from pneumoscope.service.request_limits import DrainBody, Limits
+from pneumoscope.service.request_limits import BodyLimitMiddleware, DrainBodyMiddleware
 
 LONG = 16 * 2**20  # bytes of the rest of a body that are taken
 
@@ -25,7 +25,7 @@ async def echo(scope, receive, send):
 
 
 def mapped():
-    limits = Limits(echo, most_bytes=10, most_held=25)
+    limits = BodyLimitMiddleware(echo, max_body_bytes=10, max_total_bytes=25)
 
     async def app(scope, receive, send):
         if scope["path"] == "/refused":  # before its body is looked at
@@ -38,7 +38,7 @@ def mapped():
         except BusyError as error:
             await PlainTextResponse(error.message, 503)(scope, receive, send)
 
-    return DrainBody(app, most_bytes=LONG)
+    return DrainBodyMiddleware(app, max_body_bytes=LONG)
 
 
 @pytest.fixture(scope="module")
@@ -96,7 +96,7 @@ def refused(size, *lines):
 
 
 def test_early_response_reaches_a_client_that_sends_its_whole_body_first(port):
-    """Without `DrainBody` a connection that is closed afterwards is reset, and the response is lost."""
+    """Without `DrainBodyMiddleware` a connection that is closed afterwards is reset, and the response is lost."""
     for _ in range(5):
         assert spoken(port, refused(8 * 2**20, b"Connection: close") + bytes(8 * 2**20)) == (b"401", b"who are you?")
 
@@ -145,7 +145,7 @@ def test_what_is_held_is_let_go_when_the_answer_begins():
         async def send(message):
             await slow.wait()
 
-        limits = Limits(echo, most_bytes=10, most_held=25)
+        limits = BodyLimitMiddleware(echo, max_body_bytes=10, max_total_bytes=25)
         scope = {"type": "http", "method": "POST", "path": "/v1/predictions", "headers": []}
         asked = asyncio.ensure_future(limits(scope, receive, send))
         await asyncio.sleep(0.05)

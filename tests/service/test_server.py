@@ -216,7 +216,7 @@ def test_a_disk_that_cannot_be_written_is_told_and_it_goes_on_when_it_can(bundle
         moved = images.rename(images.with_name("away"))
         images.write_bytes(b"")  # a file in the place of the folder: nothing can be written below it, by root either
         answer = post(client, 100)
-        assert (answer.status_code, answer.json()["error"]) == (503, "StorageError")
+        assert (answer.status_code, answer.json()["error"]) == (503, "storage")
         assert client.get("/v1/predictions").json()["total"] == 1
         images.unlink()
         moved.rename(images)

@@ -9,9 +9,9 @@ from sqlalchemy import text
 from tests.service.conftest import add
 
 from pneumoscope.core.errors import AuditLogError, StorageError
-from pneumoscope.service.audit.log import Entry, append, read_trail, verify, verify_rows
+from pneumoscope.service.audit.log import Entry, append, read_rows, verify, verify_rows
 from pneumoscope.service.storage.blob_store import content_hash
-from pneumoscope.service.storage.database import writing
+from pneumoscope.service.storage.database import write_transaction
 from pneumoscope.service.storage.repository import PredictionRepository
 
 
@@ -62,8 +62,8 @@ def test_rows_cut_from_the_end_are_seen_by_the_hash_that_was_written_down(tmp_pa
 
 def test_a_row_is_not_there_where_what_it_tells_of_failed(records):
     def fail():
-        with writing(records.engine) as connection:
-            append(connection, [Entry(at="", who="me", what="judged")])
+        with write_transaction(records.engine) as connection:
+            append(connection, [Entry(at="", user="me", what="predicted")])
             raise ZeroDivisionError
 
     with pytest.raises(ZeroDivisionError):
@@ -74,9 +74,9 @@ def test_a_row_is_not_there_where_what_it_tells_of_failed(records):
 def test_rows_are_read_as_they_stand_the_newest_last(records):
     for image in (b"a", b"b", b"c"):
         add(records, image)
-    assert [row.number for row in read_trail(records.engine)] == [1, 2, 3]
-    assert [row.number for row in read_trail(records.engine, last=2)] == [2, 3]
-    assert [row.number for row in read_trail(records.engine, last=9)] == [1, 2, 3]
+    assert [row.number for row in read_rows(records.engine)] == [1, 2, 3]
+    assert [row.number for row in read_rows(records.engine, last=2)] == [2, 3]
+    assert [row.number for row in read_rows(records.engine, last=9)] == [1, 2, 3]
 
 
 def test_a_value_that_is_no_text_is_a_row_that_was_altered(tmp_path):
@@ -104,12 +104,12 @@ def test_show_prints_a_row_a_line(records, database, tmp_path):
     assert shown(tmp_path / "data", database) == ""
     assert json.loads(shown(tmp_path / "data", database, "--json")) == {"rows": []}
     record, _ = add(records)
-    records.review(record.id, agrees=True, note="Jane Doe", who="you")
-    records.remove(record.id, who="you")
+    records.review(record.id, agrees=True, note="Jane Doe", user="you")
+    records.remove(record.id, user="you")
     lines = shown(tmp_path / "data", database).splitlines()
-    times = [row.at for row in read_trail(records.engine)]
+    times = [row.at for row in read_rows(records.engine)]
     assert [line.partition(" rest=")[0].split() for line in lines[:1] + lines[2:]] == [
-        [times[0], "me", "judged", record.id, "decision=pneumonia", "probability=0.75"],
+        [times[0], "me", "predicted", record.id, "decision=pneumonia", "probability=0.75"],
         [times[2], "you", "deleted", record.id],
     ]
     assert "agrees=true note=" in lines[1]
@@ -125,7 +125,7 @@ def test_show_prints_a_row_a_line(records, database, tmp_path):
 
 def test_what_was_put_into_a_row_moves_no_cursor(tmp_path):
     records = PredictionRepository(tmp_path / "data")
-    with writing(records.engine) as connection:
+    with write_transaction(records.engine) as connection:
         append(connection, [Entry(at="2026", who="\x1b[2J", what="\r", details={"a": "\u009b"})])
         connection.execute(text("DROP TRIGGER only_added_to_update"))
         connection.execute(text("UPDATE audit_log SET details = '{' || details"))
@@ -137,8 +137,8 @@ def test_what_was_put_into_a_row_moves_no_cursor(tmp_path):
 
 def test_show_ends_in_silence_when_its_reader_has_gone(tmp_path):
     records = PredictionRepository(tmp_path / "data")
-    with writing(records.engine) as connection:
-        append(connection, 2000 * [Entry(at="2026", who="me", what="judged")])  # more than a pipe holds
+    with write_transaction(records.engine) as connection:
+        append(connection, 2000 * [Entry(at="2026", user="me", what="predicted")])  # more than a pipe holds
     records.close()
     ran = subprocess.run(
         f"{sys.executable} -m pneumoscope audit-log show --data-dir data | head -n 1",

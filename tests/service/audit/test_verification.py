@@ -11,7 +11,7 @@ from tests.service.conftest import add, prediction
 from pneumoscope.core.errors import AuditLogError
 from pneumoscope.service.audit.log import Verified, verify
 from pneumoscope.service.storage.blob_store import content_hash
-from pneumoscope.service.storage.database import reading, writing
+from pneumoscope.service.storage.database import read_transaction, write_transaction
 from pneumoscope.service.storage.records import Filter
 from pneumoscope.service.storage.repository import PredictionRepository
 
@@ -35,18 +35,18 @@ def lived(tmp_path, database):
     add(records, b"rejected", name=NAME, probability=None, decision="rejected")
     for image in (b"deleted", b"again"):
         record, _ = add(records, image)
-        records.review(record.id, agrees=True, note="", who="me")
-        records.remove(record.id, who="me")
+        records.review(record.id, agrees=True, note="", user="me")
+        records.remove(record.id, user="me")
     add(records, b"again")
     record, _ = add(records, b"reviewed", name=NAME)
-    records.review(record.id, agrees=True, note="", who="me")
-    records.review(record.id, agrees=False, note=f"{NAME}, a shadow", who="you")
+    records.review(record.id, agrees=True, note="", user="me")
+    records.review(record.id, agrees=False, note=f"{NAME}, a shadow", user="you")
     yield records
     records.close()
 
 
 def changed(records, statement, **values):
-    with writing(records.engine) as connection:
+    with write_transaction(records.engine) as connection:
         assert connection.execute(text(statement), values).rowcount == 1
 
 
@@ -97,7 +97,7 @@ def test_what_only_the_service_changed_holds(lived):
 )
 def test_a_changed_record_is_told_by_its_id(lived, change, words):
     sha256 = content_hash(b"plain")
-    with reading(lived.engine) as connection:
+    with read_transaction(lived.engine) as connection:
         asked = text("SELECT id FROM predictions WHERE image_sha256 = :image")
         key = connection.execute(asked, {"image": sha256}).scalar_one()
     changed(lived, f"UPDATE predictions SET {change} WHERE id = :id", id=key)
@@ -135,7 +135,7 @@ def test_a_record_that_was_taken_away_is_told(lived):
 @pytest.mark.parametrize("digit", ["0", "f"])  # before all others in the order of ids, and after them
 def test_a_record_that_was_slipped_in_is_told(lived, digit):
     key = digit * 32
-    with writing(lived.engine) as connection:
+    with write_transaction(lived.engine) as connection:
         connection.execute(text("CREATE TABLE one AS SELECT * FROM predictions LIMIT 1"))
         connection.execute(text("UPDATE one SET id = :id"), {"id": key})
         connection.execute(text("INSERT INTO predictions SELECT * FROM one"))
@@ -144,10 +144,10 @@ def test_a_record_that_was_slipped_in_is_told(lived, digit):
 
 def test_a_record_that_is_there_again_after_it_was_deleted_is_told(records):
     record, _ = add(records)
-    with writing(records.engine) as connection:
+    with write_transaction(records.engine) as connection:
         connection.execute(text("CREATE TABLE one AS SELECT * FROM predictions"))
-    records.remove(record.id, who="me")
-    with writing(records.engine) as connection:
+    records.remove(record.id, user="me")
+    with write_transaction(records.engine) as connection:
         connection.execute(text("INSERT INTO predictions SELECT * FROM one"))
     assert f"record '{record.id}' is there, and no row" in told(records)
 
@@ -155,7 +155,7 @@ def test_a_record_that_is_there_again_after_it_was_deleted_is_told(records):
 def test_of_many_differences_the_first_are_told_and_the_others_counted(records):
     for place in range(5):
         add(records, bytes([place]))
-    with writing(records.engine) as connection:
+    with write_transaction(records.engine) as connection:
         connection.execute(text("UPDATE predictions SET decision = 'normal'"))
     words = told(records)
     assert (words.count("another decision"), words.endswith("; and 2 more")) == (3, True)
@@ -184,7 +184,7 @@ def test_a_image_that_is_removed_meanwhile_is_not_missed(lived):
         def get(self, sha256):
             if sha256 == record.image_sha256 and not removed:
                 removed.append(sha256)
-                lived.remove(record.id, who="me")
+                lived.remove(record.id, user="me")
             return lived.blobs.get(sha256)
 
     removed = []
@@ -198,10 +198,10 @@ def test_it_holds_while_images_are_added_reviewed_and_removed(records):
     def work(number):
         place = 0
         while not stop.is_set():
-            record, _ = records.add(prediction(), b"%d %d" % (number, place), operating_point="balanced", who="me")
-            records.review(record.id, agrees=True, note="", who="me")
+            record, _ = records.add(prediction(), b"%d %d" % (number, place), user="me")
+            records.review(record.id, agrees=True, note="", user="me")
             if place % 2:
-                records.remove(record.id, who="me")
+                records.remove(record.id, user="me")
             place += 1
 
     workers = [threading.Thread(target=work, args=(number,)) for number in range(2)]

@@ -97,7 +97,7 @@ def test_file_whose_removal_did_not_finish_is_orphaned_until_the_next_start(tmp_
     folder = tmp_path / "data"
     records = PredictionRepository(folder, database)
     record, _ = add(records, b"deleted")
-    records.remove(record.id, who="me")
+    records.remove(record.id, user="me")
     records.blobs.stage({record.image_sha256: b"deleted"})
     records.blobs.publish(record.image_sha256)
     assert check_storage(folder, records.engine).orphaned_files == (path_of(b"deleted"),)

@@ -6,7 +6,7 @@ import pytest
 from tests.service.conftest import add
 
 from pneumoscope.core.errors import StorageError
-from pneumoscope.service.audit.log import verify
+from pneumoscope.service.audit.verification import verify
 from pneumoscope.service.storage.database import DATABASE_FILE
 from pneumoscope.service.storage.repository import PredictionRepository
 
@@ -15,7 +15,7 @@ def told(records):
     with pytest.raises(StorageError, match="was moved, removed or replaced while in use"):
         add(records, b"new")
     with pytest.raises(StorageError, match="was moved, removed or replaced"):
-        records.try_to_keep()
+        records.check_writable()
 
 
 def test_of_a_folder_that_was_moved_nothing_is_made_in_its_old_place(tmp_path, database):
@@ -25,11 +25,11 @@ def test_of_a_folder_that_was_moved_nothing_is_made_in_its_old_place(tmp_path, d
     data.rename(moved)
     told(records)
     with pytest.raises(StorageError):
-        records.review(record.id, agrees=True, note="", who="me")
+        records.review(record.id, agrees=True, note="", user="me")
     assert not data.exists()
 
     moved.rename(data)  # it goes on by itself
-    records.try_to_keep()
+    records.check_writable()
     add(records, b"new")
     assert verify(records.engine, images=records.blobs).images == 2
     records.close()
@@ -61,10 +61,10 @@ def test_a_database_that_was_removed_is_noticed(tmp_path):
 
 def test_no_room_is_told_before_a_image_comes(tmp_path, monkeypatch):
     records = PredictionRepository(tmp_path / "data")
-    records.try_to_keep()
+    records.check_writable()
     monkeypatch.setattr("shutil.disk_usage", lambda _: shutil._ntuple_diskusage(10**9, 10**9, 1000))
     with pytest.raises(StorageError, match="no space left"):
-        records.try_to_keep()
+        records.check_writable()
     records.close()
 
 
@@ -72,11 +72,11 @@ def test_images_that_could_not_be_written_are_told_before_one_comes(tmp_path):
     records = PredictionRepository(tmp_path / "data")
     (tmp_path / "data" / "blobs").write_text("no folder")
     with pytest.raises(StorageError):
-        records.try_to_keep()
+        records.check_writable()
     records.close()
 
 
 def test_trying_leaves_nothing(records, tmp_path):
-    records.try_to_keep()
+    records.check_writable()
     assert list((tmp_path / "data").glob("blobs/*")) == []
     assert verify(records.engine).rows == 0

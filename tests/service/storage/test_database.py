@@ -26,7 +26,7 @@ def test_migrations_make_the_tables_that_the_code_reads(records):
 
 
 def test_a_database_of_a_newer_version_is_refused(records, database, tmp_path):
-    with writing(records.engine) as connection:
+    with write_transaction(records.engine) as connection:
         connection.execute(text("UPDATE alembic_version SET version_num = 'of the future'"))
     with pytest.raises(StorageError, match="newer version"):
         open_database(tmp_path / "data", database)
@@ -70,13 +70,13 @@ def test_a_connection_that_is_lost_is_told_and_the_next_one_serves(postgresql_se
     others = text("SELECT pg_terminate_backend(pid) FROM pg_stat_activity WHERE pid <> pg_backend_pid()")
 
     def lose():
-        with reading(engine) as connection, other.connect() as killer:
+        with read_transaction(engine) as connection, other.connect() as killer:
             killer.execute(others)
             connection.execute(text("SELECT 1"))
 
     with pytest.raises(StorageError, match="cannot be used: "):
         lose()
-    with reading(engine) as connection:
+    with read_transaction(engine) as connection:
         assert connection.execute(text("SELECT 1")).scalar_one() == 1
     engine.dispose()
     other.dispose()
@@ -122,7 +122,7 @@ def test_no_value_is_in_what_the_driver_says(postgresql_server, tmp_path, caplog
     others = text("SELECT pg_terminate_backend(pid) FROM pg_stat_activity WHERE pid <> pg_backend_pid()")
 
     def lose():
-        with writing(records.engine) as connection, other.connect() as killer:
+        with write_transaction(records.engine) as connection, other.connect() as killer:
             killer.execute(others)
             connection.execute(text("SELECT :name"), {"name": CANARY})
 
@@ -157,7 +157,7 @@ def test_when_all_connections_are_busy_it_is_told(tmp_path, monkeypatch):
 
 def test_a_reader_sees_one_state_while_others_write(records):
     add(records, b"a")
-    with reading(records.engine) as connection:
+    with read_transaction(records.engine) as connection:
         counted = text("SELECT count(*) FROM predictions")
         assert connection.execute(counted).scalar_one() == 1
         add(records, b"b")
@@ -175,7 +175,7 @@ def test_a_locked_database_is_told_and_serves_again(tmp_path, monkeypatch):
     monkeypatch.setattr("pneumoscope.service.storage.database._PATIENCE", 0.1)
     records = PredictionRepository(tmp_path / "data")
     other = open_database(tmp_path / "data")
-    with writing(other), pytest.raises(StorageError, match="locked"):
+    with write_transaction(other), pytest.raises(StorageError, match="locked"):
         add(records)
     assert add(records)[1]
     records.close()

@@ -15,10 +15,11 @@ from sqlalchemy import text
 from tests.service.conftest import MODEL, add, prediction
 
 from pneumoscope.core.errors import GoneError, StorageError, UnknownNameError, UsageError
-from pneumoscope.service.audit.log import read_trail, verify
+from pneumoscope.service.audit.log import read_rows
+from pneumoscope.service.audit.verification import verify
 from pneumoscope.service.storage.blob_store import FolderBlobStore, content_hash
-from pneumoscope.service.storage.database import writing
-from pneumoscope.service.storage.records import Filter, record_id
+from pneumoscope.service.storage.database import write_transaction
+from pneumoscope.service.storage.records import Filter, compute_id
 from pneumoscope.service.storage.repository import PredictionRepository
 
 
@@ -36,7 +37,7 @@ def test_what_is_kept_comes_back_as_it_was(records):
     assert record.prediction == prediction(name="é <b>\u202e.png")
     assert (record.image_sha256, record.image_bytes) == (content_hash(b"image"), 4)
     assert records.image(record) == b"image"
-    assert record.id == record_id(content_hash(b"image"), MODEL.sha256, "balanced")
+    assert record.id == compute_id(content_hash(b"image"), MODEL.sha256, "balanced")
     rejected, _ = add(records, b"other", probability=None, decision="rejected")
     assert rejected.prediction == prediction(None, "rejected")
 
@@ -50,9 +51,9 @@ def test_what_cannot_be_an_id_is_none(records, key):
 def test_what_is_sql_is_text(records):
     sent = "'); DROP TABLE predictions; DELETE FROM audit_log; --\\ \" %s :name ${x}"
     record, _ = add(records, name=sent)
-    records.review(record.id, agrees=True, note=sent, who="me")
+    records.review(record.id, agrees=True, note=sent, user="me")
     found = records.get(record.id)
-    assert (found.prediction.path, found.review.note) == (sent, sent)
+    assert (found.path, found.review.note) == (sent, sent)
     with pytest.raises(UnknownNameError):
         records.get(sent)
     assert verify(records.engine, images=records.blobs).rows == 2
@@ -62,7 +63,7 @@ def test_the_same_image_is_kept_once_as_it_was_first(records):
     first, _ = add(records, name="first.png")
     again, new = add(records, name="again.png", probability=0.2)
     assert (again, new) == (first, False)
-    other, new = records.add(prediction(), b"image", operating_point="rule_out", who="me")
+    other, new = records.add(prediction(), b"image", ROP user="me")
     assert new
     assert other.id != first.id
     assert verify(records.engine).rows == 2
@@ -96,23 +97,23 @@ def test_pages_show_each_record_once_while_more_are_added(records):
         while True:
             page = records.find(Filter(), order=order, limit=2, after=after)
             assert page.total == 6
-            seen += page.records
+            seen += page.predictions
             if not (after := page.next):
                 break
-        assert [record.prediction.probability for record in seen] == expected
+        assert [record.probability for record in seen] == expected
         assert len({record.id for record in seen}) == 6
     first = records.find(Filter(), limit=2)
     add(records, b"newer")
     second = records.find(Filter(), limit=2, after=first.next)
-    assert [each.prediction.probability for each in second.records] == scores[3:1:-1]
+    assert [each.probability for each in second.predictions] == scores[3:1:-1]
 
 
 def test_what_needs_eyes_is_what_nobody_has_read_and_first_what_the_model_leaves_open(records):
     said = {"rejected": None, "uncertain": 0.6, "pneumonia": 0.95, "normal": 0.1}
     made = {each: add(records, each.encode(), probability=said[each], decision=each)[0].id for each in reversed(said)}
     read, _ = add(records, b"read", probability=0.99, decision="pneumonia")
-    records.review(read.id, agrees=True, note="", who="me")
-    found = [each.id for each in records.find(Filter(), order="attention").records]
+    records.review(read.id, agrees=True, note="", user="me")
+    found = [each.id for each in records.find(Filter(), order="attention").predictions]
     assert set(found[:2]) == {made["rejected"], made["uncertain"]}
     assert found[2:] == [made["pneumonia"], made["normal"], read.id]
 
@@ -122,10 +123,10 @@ def test_records_are_found_by_decision_review_and_time(tmp_path, database):
     records = PredictionRepository(tmp_path / "data", database, now=lambda: next(times))
     a, _ = add(records, b"a", decision="normal")
     b, _ = add(records, b"b")
-    records.review(a.id, agrees=False, note="a shadow", who="me")
+    records.review(a.id, agrees=False, note="a shadow", user="me")
 
     def found(**wanted):
-        return [record.id for record in records.find(Filter(**wanted), order="oldest").records]
+        return [record.id for record in records.find(Filter(**wanted), order="oldest").predictions]
 
     assert found() == [a.id, b.id]
     assert found(decision="normal") == found(reviewed=True) == found(until="2026-01-02") == [a.id]
@@ -152,7 +153,7 @@ def test_times_are_compared_as_times_however_exactly_they_are_written(records, s
         records._now = lambda seconds=seconds: start + timedelta(seconds=seconds)
         add(records, bytes([place]))
     page = records.find(Filter(since=since, until=until), order="oldest")
-    found = [(datetime.fromisoformat(each.created) - start).total_seconds() for each in page.records]
+    found = [(datetime.fromisoformat(each.created) - start).total_seconds() for each in page.predictions]
     assert (found, page.total) == (expected, len(expected))
 
 
@@ -168,12 +169,12 @@ def test_no_image_is_passed_over_while_others_are_read_and_deleted(records, orde
     seen, after = [], ""
     while True:
         page = records.find(Filter(), order=order, limit=3, after=after)
-        fresh = [record.id for record in page.records if record.review is None]
+        fresh = [record.id for record in page.predictions if record.review is None]
         seen += fresh
         for key in fresh[:2]:
-            records.review(key, agrees=True, note="", who="me")
+            records.review(key, agrees=True, note="", user="me")
         for key in fresh[2:]:
-            records.remove(key, who="me")
+            records.remove(key, user="me")
         if not (after := page.next):
             break
     assert sorted(seen) == sorted(made)
@@ -211,24 +212,24 @@ def test_a_page_that_cannot_be_is_refused(records, asked):
 
 def test_a_review_replaces_the_one_before_and_both_are_in_the_trail(records):
     record, _ = add(records)
-    records.review(record.id, agrees=True, note="", who="me")
-    reviewed = records.review(record.id, agrees=False, note="Jane Doe", who="you")
-    assert (reviewed.review.agrees, reviewed.review.note, reviewed.review.who) == (False, "Jane Doe", "you")
+    records.review(record.id, agrees=True, note="", user="me")
+    reviewed = records.review(record.id, agrees=False, note="Jane Doe", user="you")
+    assert (reviewed.review.agrees, reviewed.review.note, reviewed.review.reviewer) == (False, "Jane Doe", "you")
     assert records.get(record.id) == reviewed
     with records.engine.connect() as connection:
-        rows = connection.execute(text("SELECT who, what, details FROM audit_log ORDER BY number")).all()
-    assert [(row.who, row.what) for row in rows] == [("me", "judged"), ("me", "reviewed"), ("you", "reviewed")]
+        rows = connection.execute(text("SELECT \"user\", event, details FROM audit_log ORDER BY number")).all()
+    assert [(row.user, row.event) for row in rows] == [("me", "predicted"), ("me", "reviewed"), ("you", "reviewed")]
     assert "Doe" not in str(rows)
 
 
 def test_what_is_deleted_is_gone_with_its_image(records):
     record, _ = add(records)
-    other, _ = records.add(prediction(), b"image", operating_point="rule_out", who="me")
-    records.remove(record.id, who="me")
+    other, _ = records.add(prediction(), b"image", ROP user="me")
+    records.remove(record.id, user="me")
     assert records.image(other) == b"image"  # which another record needs
-    records.remove(other.id, who="me")
+    records.remove(other.id, user="me")
     assert records.blobs.get(record.image_sha256) is None
-    for ask in (records.get, lambda key: records.remove(key, who="me")):
+    for ask in (records.get, lambda key: records.remove(key, user="me")):
         with pytest.raises(UnknownNameError, match="there is no prediction"):
             ask(record.id)
     assert verify(records.engine).rows == 4
@@ -242,14 +243,14 @@ def test_a_image_that_comes_while_it_is_removed_is_kept(records, monkeypatch):
     def staged_and_then_removed_by_another(images):
         staged = stage(images)
         if not others:
-            others.append(threading.Thread(target=lambda: records.remove(first.id, who="me")))
+            others.append(threading.Thread(target=lambda: records.remove(first.id, user="me")))
             others[-1].start()
             others[-1].join(10)
         return staged
 
     with monkeypatch.context() as between:
         between.setattr(records.blobs, "stage", staged_and_then_removed_by_another)
-        second, new = records.add(prediction(), b"image", operating_point="rule_out", who="me")
+        second, new = records.add(prediction(), b"image", ROP user="me")
     assert new
     assert records.image(second) == b"image"
 
@@ -262,7 +263,7 @@ def test_a_image_that_comes_while_it_is_removed_is_kept(records, monkeypatch):
         remove(sha256)
 
     monkeypatch.setattr(records.blobs, "remove", removed_while_another_comes)
-    records.remove(second.id, who="me")
+    records.remove(second.id, user="me")
     others[-1].join(10)
     assert records.image(found[0]) == b"image"
 
@@ -279,7 +280,7 @@ def test_a_image_that_the_disk_does_not_take_harms_no_other(records, monkeypatch
         return staged._replace(failed={large: StorageError("full")} if large in images else {})
 
     monkeypatch.setattr(records.blobs, "stage", staged_but_for_the_large_one)
-    submit = partial(records.submit, operating_point="balanced", who="me")
+    submit = partial(records.submit, user="me")
     futures = [submit(prediction(), b"first")]
     assert begun.wait(10)
     futures += [submit(prediction(), image) for image in (b"small", b"large", b"small too", b"small")]
@@ -321,13 +322,13 @@ def test_a_image_that_cannot_be_removed_is_told_and_removed_later(records, monke
     with monkeypatch.context() as failing:
         failing.setattr(records.blobs, "remove", fail)
         with pytest.raises(StorageError, match=f"record '{deleted.id}' is deleted, but its image could not be: full"):
-            records.remove(deleted.id, who="me")
+            records.remove(deleted.id, user="me")
         with pytest.raises(StorageError, match="full"):
             records.expire(timedelta(0))
         with pytest.raises(StorageError, match="full"):
-            records.tidy()
+            records.retry_failed()
     assert len(list(records.blobs.stored())) == 2
-    records.tidy()
+    records.retry_failed()
     assert list(records.blobs.stored()) == []
     assert verify(records.engine, images=records.blobs).rows == 4
 
@@ -337,9 +338,9 @@ def test_a_image_that_came_again_before_it_could_be_removed_stays(records, monke
     with monkeypatch.context() as failing:
         failing.setattr(records.blobs, "remove", fail)
         with pytest.raises(StorageError):
-            records.remove(record.id, who="me")
+            records.remove(record.id, user="me")
     again, new = add(records)
-    records.tidy()
+    records.retry_failed()
     assert new
     assert records.image(again) == b"image"
 
@@ -354,9 +355,9 @@ def test_others_wait_for_no_image_to_reach_the_disk(records, monkeypatch):
         return stage(images)
 
     monkeypatch.setattr(records.blobs, "stage", slow)
-    coming = records.submit(prediction(), b"slow", operating_point="balanced", who="me")
+    coming = records.submit(prediction(), b"slow", user="me")
     assert begun.wait(10)
-    assert records.review(record.id, agrees=True, note="", who="me").review.agrees
+    assert records.review(record.id, agrees=True, note="", user="me").review.agrees
     go.set()
     assert coming.result(10)[1]
 
@@ -389,7 +390,7 @@ def test_a_image_that_is_missing_though_nobody_removed_it_is_told(records):
     assert f"Restore {record.image_sha256[:2]}/{record.image_sha256} below blobs/ from a backup" in caught.value.hint
     add(records)
     assert records.image(record) == b"image"
-    records.remove(record.id, who="me")
+    records.remove(record.id, user="me")
     with pytest.raises(GoneError, match="was removed"):  # by another request, since this one read the record
         records.image(record)
 
@@ -399,7 +400,7 @@ def test_start_completes_committed_predictions_and_discards_the_rest(tmp_path, d
     records = PredictionRepository(tmp_path / "data", database)
     record, _ = add(records)
     gone, _ = add(records, b"deleted")
-    records.remove(gone.id, who="me")
+    records.remove(gone.id, user="me")
     put(records.blobs, b"deleted")  # as if killed between the removal of the row and of the file
     records.close()
     staging = tmp_path / "data/staging"
@@ -422,9 +423,9 @@ def test_image_that_cannot_be_moved_into_the_store_is_readable_and_moved_later(r
         assert new
         assert records.image(record) == b"image"
         assert "stays in the staging area for now: full" in caplog.text
-        records.tidy()
+        records.retry_failed()
         assert records.blobs.staging_files() == [record.image_sha256]
-    records.tidy()
+    records.retry_failed()
     assert records.blobs.staging_files() == []
     assert records.image(record) == b"image"
 
@@ -435,7 +436,7 @@ def test_transaction_that_was_committed_although_it_failed_keeps_its_image(recor
 
     @contextlib.contextmanager
     def committed_but_failed(engine):
-        with writing(engine) as connection:
+        with write_transaction(engine) as connection:
             yield connection
         if remaining:
             remaining.pop()
@@ -444,7 +445,7 @@ def test_transaction_that_was_committed_although_it_failed_keeps_its_image(recor
     monkeypatch.setattr("pneumoscope.service.storage.repository.writing", committed_but_failed)
     with pytest.raises(StorageError, match="connection lost"):
         add(records)
-    (record,) = records.find(Filter()).records
+    (record,) = records.find(Filter()).predictions
     assert records.image(record) == b"image"
     assert records.blobs.staging_files() == []
 
@@ -493,8 +494,8 @@ def test_orphaned_files_expire_with_an_audit_entry(tmp_path, database):
     assert records.expire(timedelta(days=30)) == 0
     assert {image for image in left.values() if records.blobs.get(content_hash(image))} == {b"new", b"posted again"}
     assert records.image(again) == b"posted again"
-    entry = list(read_trail(records.engine))[-1]
-    assert (entry.what, entry.image_sha256, entry.prediction) == ("image removed", content_hash(b"old"), "")
+    entry = list(read_rows(records.engine))[-1]
+    assert (entry.what, entry.image_sha256, entry.prediction) == ("image_removed", content_hash(b"old"), "")
     assert verify(records.engine, images=records.blobs).rows == 2
     records.close()
 
@@ -504,7 +505,7 @@ def test_many_images_expire_in_turns(records, monkeypatch):
     for place in range(5):
         add(records, bytes([place]))
     assert records.expire(timedelta(0)) == 5
-    assert [each.image_removed is not None for each in records.find(Filter()).records] == 5 * [True]
+    assert [each.image_removed is not None for each in records.find(Filter()).predictions] == 5 * [True]
     assert list(records.blobs.stored()) == []
     assert verify(records.engine, images=records.blobs).rows == 10
 
@@ -530,4 +531,4 @@ def test_nothing_is_kept_of_a_service_without_a_folder(tmp_path, monkeypatch):
 def test_a_prediction_of_an_unreadable_image_is_not_kept(records):
     failed = dataclasses.replace(prediction(), decision=None, image=None, threshold=None)
     with pytest.raises(ValueError, match="nothing to keep"):
-        records.add(failed, b"x", operating_point="balanced", who="me")
+        records.add(failed, b"x", user="me")

@@ -52,7 +52,7 @@ def test_without_an_age_images_stay_and_removals_that_failed_are_done(records, s
 
     monkeypatch.setattr(records.blobs, "remove", fail)
     with pytest.raises(StorageError):
-        records.remove(record.id, who="me")
+        records.remove(record.id, user="me")
     retention = Retention(records, None)
     retention.start()
     assert done.wait(10)

@@ -75,7 +75,7 @@ def colorfulness(rgb):
     return (rgb.max(axis=2) - rgb.min(axis=2)).max()
 
 
-def fail_requests(page, url, status, error="BusyError"):
+def fail_requests(page, url, status, error="busy"):
     """Answer all requests but GET with a problem document, until `page.unroute(url)`."""
     body = json.dumps({"title": error, "detail": f"failed with {status}", "error": error})
     page.route(
