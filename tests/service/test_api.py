@@ -337,16 +337,16 @@ def test_a_patients_name_is_in_no_log_line_no_metric_and_no_error(client, caplog
 
 
 def test_the_trail_tells_who_did_what(model):
-    records = PredictionRepository(None)
-    with TestClient(create_app(model, records, Authenticator({"me": TOKEN}), Settings(loopback=False))) as client:
+    repository = PredictionRepository(None)
+    with TestClient(create_app(model, repository, Authenticator({"me": TOKEN}), Settings(loopback=False))) as client:
         client.headers["Authorization"] = f"Bearer {TOKEN}"
         (found,) = post(client, png())
         path = f"/v1/predictions/{found['id']}"
         assert client.put(f"{path}/review", json={"agrees": True}).json()["review"]["reviewer"] == "me"
         client.delete(path)
-        assert verify(records.engine).rows == 3
-        with records.engine.connect() as connection:
-            rows = connection.exec_driver_sql("SELECT \"user\", event FROM audit_log ORDER BY number").all()
+        assert verify(repository.engine).rows == 3
+        with repository.engine.connect() as connection:
+            rows = connection.exec_driver_sql('SELECT "user", event FROM audit_log ORDER BY number').all()
         assert [tuple(row) for row in rows] == [("me", "predicted"), ("me", "reviewed"), ("me", "deleted")]
 
 

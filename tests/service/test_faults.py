@@ -107,7 +107,7 @@ def test_where_there_is_no_room_nothing_is_kept_in_part_and_it_goes_on_when_ther
 
         disk.leave(64 * 1024)
         answer = client.post("/v1/predictions", files=[("images", ("large.png", LARGE))])
-        assert (answer.status_code, answer.json()["error"]) == (503, "storage")
+        assert (answer.status_code, answer.json()["code"]) == (503, "storage")
         assert "Retry-After" in answer.headers
         assert stored() == kept  # and nothing half-written beside it
 
@@ -116,7 +116,7 @@ def test_where_there_is_no_room_nothing_is_kept_in_part_and_it_goes_on_when_ther
             client.post("/v1/predictions", files=[("images", ("small.png", png(150)))]),
             client.put(f"{path}/review", json={"agrees": True}),
         ):
-            assert (asked.status_code, asked.json()["error"]) == (503, "storage")
+            assert (asked.status_code, asked.json()["code"]) == (503, "storage")
         assert stored() == kept
         assert client.get(path).json() == first
         assert client.get("/v1/predictions").json()["total"] == 1
@@ -126,14 +126,14 @@ def test_where_there_is_no_room_nothing_is_kept_in_part_and_it_goes_on_when_ther
         assert client.post("/v1/predictions", files=[("images", ("large.png", LARGE))]).status_code == 201
         assert client.put(f"{path}/review", json={"agrees": True}).json()["review"]["agrees"] is True
         status, found = verified(tmp_path, "--data-dir", str(folder), within=disk.beside)
-        assert (status, found["rows"], found["records"], found["images"]) == (0, 3, 2, 2)
+        assert (status, found["rows"], found["predictions"], found["images"]) == (0, 3, 2, 2)
 
         process.send_signal(signal.SIGTERM)
         assert process.wait(20) == 0
         said = process.stderr.read()
-    assert said.count("WARNING POST /v1/predictions 503 StorageError local") == 2
+    assert said.count("WARNING POST /v1/predictions 503 storage local") == 2
     assert ("not ready: no space left" in said) == (disk.ready == 503)
-    assert said.count("WARNING PUT /v1/predictions/{id}/review 503 StorageError local") == 1
+    assert said.count("WARNING PUT /v1/predictions/{id}/review 503 storage local") == 1
     assert ".png" not in said
 
 
@@ -174,7 +174,7 @@ def test_a_model_whose_file_is_lost_serves_on_and_is_missed_at_the_next_start(bu
         (before,) = post(client, png(100))
         damage(own)
         (after,) = post(client, png(150))
-        assert (before["decision"], after["decision"]) == ("normal", "pneumonia")
+        assert (before["decision"], after["decision"]) == ("no_pneumonia", "pneumonia")
         assert client.get(f"/v1/predictions/{after['id']}/heatmap.png").status_code == 200
         assert client.get("/readyz").status_code == 200  # it scores the golden image as its card says
     status, said = ended(tmp_path, "--model", "model")
@@ -188,7 +188,7 @@ def test_a_image_that_is_lost_is_told_and_the_others_are_there(bundle, tmp_path)
         lost, here = post(client, png(100), png(150))
         (tmp_path / "pneumoscope-data/blobs" / lost["image_sha256"][:2] / lost["image_sha256"]).unlink()
         answer = client.get(f"/v1/predictions/{lost['id']}/image.png")
-        assert (answer.status_code, answer.json()["error"]) == (503, "storage")
+        assert (answer.status_code, answer.json()["code"]) == (503, "storage")
         assert "from a backup" in answer.json()["hint"]
         assert client.get(f"/v1/predictions/{lost['id']}").json() == lost
         assert client.get(f"/v1/predictions/{here['id']}/image.png").status_code == 200

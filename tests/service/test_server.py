@@ -20,7 +20,7 @@ from PIL import Image
 from pydicom import Dataset
 from pydicom.dataset import FileMetaDataset
 from pydicom.uid import ExplicitVRLittleEndian
-from tests.conftest import killed_after
+from tests.processes import started
 from tests.service.conftest import TOKEN, png, served, verified
 
 
@@ -34,7 +34,7 @@ def test_it_serves_stops_when_told_and_has_everything_when_it_starts_again(bundl
         answers = post(client, 100, 150).json()["predictions"]
         process.send_signal(signal.SIGTERM)
         assert process.wait(20) == 0
-        assert "stopped" in process.stderr.read()
+        assert "Stopped" in process.stderr.read()
     status, found = verified(tmp_path)
     assert (status, found["rows"]) == (0, 2)
     with served(bundle, tmp_path) as (process, client):
@@ -102,7 +102,7 @@ def test_who_does_not_take_an_answer_keeps_it_from_stopping_no_longer_than_that(
             with pytest.raises(subprocess.TimeoutExpired):  # it waits, and then no longer
                 process.wait(0.5)
             assert process.wait(20) == 0
-            assert "stopped" in process.stderr.read()
+            assert "Stopped" in process.stderr.read()
     assert verified(tmp_path)[1]["rows"] == 1
 
 
@@ -115,14 +115,12 @@ def test_a_signal_that_comes_before_it_serves_is_heeded(bundle, tmp_path, number
         "import pneumoscope.cli as cli; cli.main()"
     )
     command = [sys.executable, "-c", slow, "serve", "--port", "0", "--model", str(bundle)]
-    with (
-        subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, cwd=tmp_path) as process,
-        killed_after(60, process),
-    ):
+    pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE, "text": True}
+    with started(command, cwd=tmp_path, **pipes) as process:
         assert process.stdout.readline() == "now\n"
         process.send_signal(number)
         assert process.wait(20) == 0
-        assert process.stderr.read().endswith("stopped\n")
+        assert process.stderr.read().endswith("Stopped\n")
 
 
 def test_one_process_serves_a_folder(bundle, tmp_path):
@@ -216,7 +214,7 @@ def test_a_disk_that_cannot_be_written_is_told_and_it_goes_on_when_it_can(bundle
         moved = images.rename(images.with_name("away"))
         images.write_bytes(b"")  # a file in the place of the folder: nothing can be written below it, by root either
         answer = post(client, 100)
-        assert (answer.status_code, answer.json()["error"]) == (503, "storage")
+        assert (answer.status_code, answer.json()["code"]) == (503, "storage")
         assert client.get("/v1/predictions").json()["total"] == 1
         images.unlink()
         moved.rename(images)
@@ -264,7 +262,7 @@ def test_a_trail_that_was_altered_is_told(bundle, tmp_path):
     with served(bundle, tmp_path) as (_, client):
         post(client, 100)
     with sqlite3.connect(tmp_path / "pneumoscope-data/pneumoscope.sqlite") as database:
-        database.execute("DROP TRIGGER only_added_to_update")
+        database.execute("DROP TRIGGER audit_log_append_only_update")
         database.execute("UPDATE audit_log SET who = 'nobody'")
     status, words = verified(tmp_path)
     assert (status, "row 1 of the audit log was altered" in words) == (1, True)
@@ -317,7 +315,7 @@ def test_what_a_library_in_c_writes_is_not_told(bundle, tmp_path):
         process.wait(20)
         said = process.stderr.read()
     assert not re.search("(?i)fax|tiff|code word", said)
-    assert said.endswith("stopped\n")
+    assert said.endswith("Stopped\n")
 
 
 def test_what_a_library_says_of_a_image_is_not_told(bundle, tmp_path):

@@ -11,72 +11,72 @@ from pneumoscope.service.storage.database import DATABASE_FILE
 from pneumoscope.service.storage.repository import PredictionRepository
 
 
-def told(records):
+def told(repository):
     with pytest.raises(StorageError, match="was moved, removed or replaced while in use"):
-        add(records, b"new")
+        add(repository, b"new")
     with pytest.raises(StorageError, match="was moved, removed or replaced"):
-        records.check_writable()
+        repository.check_writable()
 
 
 def test_of_a_folder_that_was_moved_nothing_is_made_in_its_old_place(tmp_path, database):
     data, moved = tmp_path / "data", tmp_path / "moved"
-    records = PredictionRepository(data, database)
-    record, _ = add(records, b"old")
+    repository = PredictionRepository(data, database)
+    record, _ = add(repository, b"old")
     data.rename(moved)
-    told(records)
+    told(repository)
     with pytest.raises(StorageError):
-        records.review(record.id, agrees=True, note="", user="me")
+        repository.review(record.id, agrees=True, note="", user="me")
     assert not data.exists()
 
     moved.rename(data)  # it goes on by itself
-    records.check_writable()
-    add(records, b"new")
-    assert verify(records.engine, images=records.blobs).images == 2
-    records.close()
+    repository.check_writable()
+    add(repository, b"new")
+    assert verify(repository.engine, images=repository.blobs).images == 2
+    repository.close()
 
 
 @pytest.mark.parametrize("restored", [False, True])
 def test_another_folder_in_its_place_is_not_taken_for_it(tmp_path, restored):
     data = tmp_path / "data"
-    records = PredictionRepository(data)
-    add(records, b"old")
+    repository = PredictionRepository(data)
+    add(repository, b"old")
     data.rename(tmp_path / "before")
     if restored:
         shutil.copytree(tmp_path / "before", data)
     else:
         data.mkdir()
     there = sorted(data.rglob("*"))
-    told(records)
+    told(repository)
     assert sorted(data.rglob("*")) == there
-    records.close()
+    repository.close()
 
 
 def test_a_database_that_was_removed_is_noticed(tmp_path):
-    records = PredictionRepository(tmp_path / "data")
+    repository = PredictionRepository(tmp_path / "data")
     (tmp_path / "data" / DATABASE_FILE).unlink()
-    told(records)
+    told(repository)
     assert not list((tmp_path / "data").glob("blobs/*"))
-    records.close()
+    repository.close()
 
 
 def test_no_room_is_told_before_a_image_comes(tmp_path, monkeypatch):
-    records = PredictionRepository(tmp_path / "data")
-    records.check_writable()
+    repository = PredictionRepository(tmp_path / "data")
+    repository.check_writable()
     monkeypatch.setattr("shutil.disk_usage", lambda _: shutil._ntuple_diskusage(10**9, 10**9, 1000))
     with pytest.raises(StorageError, match="no space left"):
-        records.check_writable()
-    records.close()
+        repository.check_writable()
+    repository.close()
 
 
 def test_images_that_could_not_be_written_are_told_before_one_comes(tmp_path):
-    records = PredictionRepository(tmp_path / "data")
+    repository = PredictionRepository(tmp_path / "data")
     (tmp_path / "data" / "blobs").write_text("no folder")
     with pytest.raises(StorageError):
-        records.check_writable()
-    records.close()
+        repository.check_writable()
+    repository.close()
 
 
-def test_trying_leaves_nothing(records, tmp_path):
-    records.check_writable()
+def test_trying_leaves_nothing(repository, tmp_path):
+    repository.check_writable()
     assert list((tmp_path / "data").glob("blobs/*")) == []
-    assert verify(records.engine).rows == 0
+    assert verify(repository.engine).rows == 0

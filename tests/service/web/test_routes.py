@@ -101,7 +101,7 @@ def test_decisions_are_labelled_no_pneumonia_detected_and_never_normal(client):
     for path in ("/", f"/images/{id}", f"/images/{id}/report", "/dashboard"):
         page, _ = get_page(client, path)
         assert "No pneumonia detected" in page.text
-        assert "normal" not in page.text
+        assert "no_pneumonia" not in page.text
         page, _ = get_page(client, f"{path}?language=zh-Hant")
         assert "未偵測到肺炎" in page.text
         assert "正常" not in page.text
