@@ -24,6 +24,7 @@ from sqlalchemy.exc import DBAPIError
 from tests.conftest import LIMITS, POINTS
 from tests.processes import started
 
+from pneumoscope.core.i18n import NOTICE
 from pneumoscope.core.prediction import ImageInfo, ModelInfo, Prediction, Rejection, Uncertainty
 from pneumoscope.core.results import Interval
 from pneumoscope.inference.model import load_model
@@ -244,4 +245,11 @@ def problem(response, status, code):
     document = response.json()
     assert (document["status"], document["code"], document["type"]) == (status, code, f"urn:pneumoscope:error:{code}")
     assert document["detail"]
+    return document
+
+
+def fetch(client, id):
+    """Return a prediction from the API without the notice, which must be there."""
+    document = client.get(f"/v1/predictions/{id}").json()
+    assert document.pop("notice") == NOTICE
     return document
