@@ -48,7 +48,7 @@ async def read_images(request: Request, name: str, max_images: int) -> list[tupl
         name: Name of an image that is the body.
         max_images: Limit on the images in a form.
     Raises:
-        UsageError: There is no image, or the form is malformed.
+        UsageError: The request contains no image, or the form is malformed.
         TooLargeError: There are too many images.
         StorageError: The form does not fit into the temporary folder.
         HTTPException: The content type is not supported (415), or the body exceeds its limit (413).
