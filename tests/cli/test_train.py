@@ -131,7 +131,7 @@ def test_options_are_passed_to_train(train, images, maker, tmp_path, monkeypatch
         (["--set", "training.epochs=0"], "training.epochs: Input should be greater than or equal to 1 (it is 0)"),
         (["--set", "training.epochs"], "--set 'training.epochs' is not KEY=VALUE"),
         (["--set", "network.name=resnet81"], "there is no network 'resnet81'. Did you mean 'resnet18'?"),
-        (["--set", "data.validation=0.01"], "the validation split would hold 0 NORMAL"),
+        (["--set", "data.validation=0.01"], "the validation split would have 0 NORMAL"),
         (["--devices", "5", "--accelerator", "cpu"], "training.batch is 8 on 5 devices"),
     ],
 )
@@ -144,7 +144,7 @@ def test_invalid_options_exit_with_2_and_write_nothing(train, recipe, images, tm
 
 
 def test_folder_with_other_files_is_an_error_before_training(train, recipe, images, tmp_path, monkeypatch):
-    monkeypatch.setattr(train_module, "build", lambda *_, **__: pytest.fail("a network was built"))
+    monkeypatch.setattr(train_module, "create_model", lambda *_, **__: pytest.fail("a network was created"))
     (tmp_path / "other").write_text("keep")
 
     status, out, err = train(recipe, "--data", images, "--out", tmp_path)
