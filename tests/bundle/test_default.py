@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 
 from pneumoscope import load_model
-from pneumoscope.imaging.phantom_drawing import draw
+from pneumoscope.imaging.phantom import draw_phantom
 from pneumoscope.inference.session import BundleSession
 from pneumoscope.runs.recipe import parse_recipe, read_recipe
 from pneumoscope.runs.run_folder import find_bundle
@@ -38,7 +38,7 @@ def test_card_has_all_operating_points(model):
 
 @pytest.mark.parametrize("pneumonia", [False, True])
 def test_phantoms_are_rejected(model, pneumonia):
-    phantoms = [draw(seed, pneumonia, image=0, size=224) for seed in range(20_000, 20_010)]
+    phantoms = [draw_phantom(seed, pneumonia, image=0, size=224) for seed in range(20_000, 20_010)]
     assert {prediction.decision for prediction in model.predict_many(phantoms)} == {"rejected"}
 
 

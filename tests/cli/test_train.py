@@ -14,7 +14,7 @@ from tests.training.conftest import small
 
 from pneumoscope.bundle.card import read_bundle
 from pneumoscope.cli import cli, run_and_exit
-from pneumoscope.imaging.phantom import phantom
+from pneumoscope.imaging.phantom import write_phantoms
 from pneumoscope.runs.recipe import read_recipe
 from pneumoscope.runs.record import read_run
 from pneumoscope.training import train as train_module
@@ -26,7 +26,7 @@ pytestmark = pytest.mark.training
 @pytest.fixture(scope="module")
 def images(tmp_path_factory):
     folder = tmp_path_factory.mktemp("train") / "images"
-    phantom(folder, train=60, test=20, seed=1, size=48)
+    write_phantoms(folder, train=60, test=20, seed=1, size=48)
     return folder
 
 

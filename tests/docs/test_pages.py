@@ -27,7 +27,7 @@ import pytest
 
 from pneumoscope.cli import VERBS
 from pneumoscope.data.manifest import Manifest
-from pneumoscope.reporting.wording import METRICS
+from pneumoscope.reporting.labels import METRICS
 from pneumoscope.reproduction.published import PRINTED, reconstruct_counts
 from pneumoscope.runs.recipe import read_recipe
 

@@ -16,7 +16,7 @@ from pneumoscope.core.i18n import NOTICE
 from pneumoscope.imaging.image import Radiograph
 from pneumoscope.imaging.preprocess import Preprocessing, preprocess
 from pneumoscope.inference import saliency as module
-from pneumoscope.inference.saliency import blend, heatmap_layer, resize_to_image, render_heatmap
+from pneumoscope.inference.saliency import blend, heatmap_layer, render_heatmap, resize_to_image
 
 
 @pytest.fixture

@@ -27,7 +27,7 @@ def run(folder: Path, rows: str, header: str = HEADER) -> Path:
 
 
 @pytest.mark.parametrize("rows", [THREE, "1,0.9,0.5,0.8,0.6,0.7,0.001,1\n"])
-def test_file_is_written_for_any_number_of_epochs(tmp_path: Path, rows: str) -> None:
+def test_a_file_is_written_for_one_and_for_several_epochs(tmp_path: Path, rows: str) -> None:
     out = write_curves(run(tmp_path / "vgg19", rows), tmp_path / "new" / "curves.svg", best=1)
     assert out == tmp_path / "new" / "curves.svg"
     root = ElementTree.parse(out).getroot()
@@ -36,9 +36,9 @@ def test_file_is_written_for_any_number_of_epochs(tmp_path: Path, rows: str) -> 
     assert root.findtext(f"{SVG}title").startswith("Accuracy and loss of vgg19 over ")
 
 
-def test_label_states_the_selected_epoch(tmp_path: Path) -> None:
+def test_the_label_names_the_selected_epoch(tmp_path: Path) -> None:
     folder = run(tmp_path / "a", THREE)
-    assert "epoch 3 were selected" in write_curves(folder, tmp_path / "2.svg", best=3).read_text(encoding="utf-8")
+    assert "epoch 3 was selected" in write_curves(folder, tmp_path / "2.svg", best=3).read_text(encoding="utf-8")
 
 
 def test_same_run_gives_the_same_file(tmp_path: Path) -> None:
@@ -47,7 +47,7 @@ def test_same_run_gives_the_same_file(tmp_path: Path) -> None:
     assert write_curves(folder, tmp_path / "2.svg", best=2).read_bytes() == first
 
 
-def test_figure_shows_values_averages_and_the_selected_epoch(tmp_path: Path) -> None:
+def test_the_figure_shows_values_averages_and_the_selected_epoch(tmp_path: Path) -> None:
     epochs = read_epochs(run(tmp_path / "a", THREE))
     with drawing():
         upper, lower = curves_figure(epochs, run_style(2), title="a", best=2).axes
@@ -62,14 +62,14 @@ def test_figure_shows_values_averages_and_the_selected_epoch(tmp_path: Path) -> 
     assert selected.get_xydata().tolist() == [[2.0, 0.5]]
 
 
-def test_single_epoch_is_drawn_as_a_point(tmp_path: Path) -> None:
+def test_a_single_epoch_is_drawn_as_a_point(tmp_path: Path) -> None:
     epochs = read_epochs(run(tmp_path / "a", "1,0.9,0.5,0.8,0.6,0.7,0.001,1\n"))
     with drawing():
         upper, _ = curves_figure(epochs, run_style(0), title="a", best=1).axes
     assert upper.get_lines()[0].get_marker() == "o"
 
 
-def test_unwritable_file_is_an_error(tmp_path: Path) -> None:
+def test_an_unwritable_path_is_reported(tmp_path: Path) -> None:
     (tmp_path / "file").write_text("in the way", encoding="utf-8")
     with pytest.raises(StorageError, match=r"cannot write '.*file/curves\.svg'"):
         write_curves(run(tmp_path / "a", THREE), tmp_path / "file" / "curves.svg", best=1)

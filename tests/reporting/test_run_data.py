@@ -1,4 +1,4 @@
-"""Reading the run folders of a comparison, and inconsistent folders."""
+"""Data of the runs of a comparison, and run folders that do not belong to it."""
 
 import dataclasses
 import json
@@ -21,12 +21,12 @@ def original(build: Callable[..., Any]) -> Any:
 
 @pytest.fixture
 def built(original: Any, tmp_path: Path) -> Any:
-    """A copy that a test may damage."""
+    """Return a copy that a test can damage."""
     comparison, folders = original
     return comparison, [Path(shutil.copytree(folder, tmp_path / folder.name)) for folder in folders]
 
 
-def test_run_data_has_scores_recipe_and_epochs(built: Any) -> None:
+def test_data_of_a_run_is_read(built: Any) -> None:
     comparison, folders = built
     first, second = load_run_data(comparison, folders)
     images = read_predictions(folders[1] / "evaluation" / "test" / "predictions.csv")
@@ -38,7 +38,7 @@ def test_run_data_has_scores_recipe_and_epochs(built: Any) -> None:
     assert second.scores.positive.tolist() == [image.label == "PNEUMONIA" for image in images]
     assert second.recipe.startswith("# second\n")
     assert (first.index, second.index) == (0, 1)
-    assert first.look != second.look
+    assert first.style != second.style
     assert len(second.epochs) == 2
 
 
@@ -52,44 +52,44 @@ def test_facts_are_flat_without_recipe_lists_and_empty_values(built: Any) -> Non
     assert not [name for name in facts if name.startswith("recipe")]
 
 
-def test_missing_folder_is_an_error(built: Any) -> None:
+def test_a_missing_folder_is_rejected(built: Any) -> None:
     comparison, folders = built
-    with pytest.raises(RunError, match="the comparison has 2 runs, but 1 folders were given"):
+    with pytest.raises(RunError, match="the comparison has 2 runs, but there are 1 run folders"):
         load_run_data(comparison, folders[:1])
 
 
-def test_folders_in_another_order_are_an_error(built: Any) -> None:
+def test_folders_in_another_order_are_rejected(built: Any) -> None:
     comparison, folders = built
-    with pytest.raises(RunError, match="run-1 has run 'second'; the comparison has 'first' at this position"):
+    with pytest.raises(RunError, match="run-1 holds run 'second'; the comparison has 'first' at this position"):
         load_run_data(comparison, folders[::-1])
 
 
-def test_evaluation_on_other_images_is_an_error(built: Any) -> None:
+def test_evaluations_of_other_images_are_rejected(built: Any) -> None:
     comparison, folders = built
     other = dataclasses.replace(comparison, images={**comparison.images, "sha256": "0" * 64})
     with pytest.raises(RunError, match=r"'first' was evaluated on other images \(5f2c5f2c5f2c\).*\(000000000000\)"):
         load_run_data(other, folders)
 
 
-def test_missing_prediction_is_an_error(built: Any) -> None:
+def test_missing_predictions_are_rejected(built: Any) -> None:
     comparison, folders = built
     path = folders[0] / "evaluation" / "test" / "predictions.csv"
     path.write_text("".join(path.read_text(encoding="utf-8").splitlines(keepends=True)[:-1]), encoding="utf-8")
-    with pytest.raises(RunError, match=r"predictions\.csv has 39 images, its evaluation has 40"):
+    with pytest.raises(RunError, match=r"predictions\.csv holds 39 images, but the evaluation has 40"):
         load_run_data(comparison, folders)
 
 
 @pytest.mark.parametrize(
     ("text", "message"), [("{", "run.json' is not JSON"), (json.dumps([1]), "run.json' is malformed")]
 )
-def test_damaged_record_is_an_error(built: Any, text: str, message: str) -> None:
+def test_a_damaged_record_is_rejected(built: Any, text: str, message: str) -> None:
     comparison, folders = built
     (folders[1] / "run.json").write_text(text, encoding="utf-8")
     with pytest.raises(RunError, match=message):
         load_run_data(comparison, folders)
 
 
-def test_missing_recipe_is_an_error(built: Any) -> None:
+def test_a_missing_recipe_is_reported(built: Any) -> None:
     comparison, folders = built
     (folders[1] / "recipe.toml").unlink()
     with pytest.raises(RunError, match=r"cannot read '.*run-1/recipe\.toml': No such file"):

@@ -9,7 +9,7 @@ import pytest
 from pneumoscope.cli import cli, run_and_exit
 from pneumoscope.core.errors import RunError, UnknownNameError, WeightsError
 from pneumoscope.data.layouts import load_manifest
-from pneumoscope.imaging.phantom import phantom
+from pneumoscope.imaging.phantom import write_phantoms
 from pneumoscope.reproduction import experiment as module
 from pneumoscope.reproduction.experiment import adapt_recipe, reproduce
 from pneumoscope.reproduction.published import ERRATUM
@@ -114,7 +114,7 @@ def test_started_run_keeps_its_settings(weights_available, tmp_path, images):
 @pytest.fixture(scope="module")
 def images(tmp_path_factory):
     folder = tmp_path_factory.mktemp("reproduce") / "images"
-    phantom(folder, train=60, test=20, seed=1, size=48)
+    write_phantoms(folder, train=60, test=20, seed=1, size=48)
     return folder
 
 

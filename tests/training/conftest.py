@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from pneumoscope.imaging.phantom import phantom
+from pneumoscope.imaging.phantom import write_phantoms
 from pneumoscope.runs.recipe import Recipe, parse_recipe
 
 SMALL = {
@@ -30,7 +30,7 @@ def small(**tables: dict[str, object]) -> Recipe:
 def phantoms(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """60 training phantoms and 20 test phantoms, 48 pixels."""
     folder = tmp_path_factory.mktemp("phantoms") / "images"
-    phantom(folder, train=60, test=20, seed=1, size=48)
+    write_phantoms(folder, train=60, test=20, seed=1, size=48)
     return folder
 
 

@@ -6,7 +6,7 @@ import torch
 from PIL import Image
 
 from pneumoscope.bundle.card import INPUT_CLASSES
-from pneumoscope.imaging.phantom_drawing import draw
+from pneumoscope.imaging.phantom import draw_phantom
 from pneumoscope.training import input_checks, negative_images
 from pneumoscope.training.augmentation import augment
 from pneumoscope.training.data_module import derive_seed
@@ -25,7 +25,7 @@ pytestmark = pytest.mark.training
 @pytest.fixture(scope="module")
 def images():
     """Phantoms in place of radiographs; they are therefore not used as negative images below."""
-    return np.stack([draw(seed, seed % 2 == 0, size=96) for seed in range(40)])
+    return np.stack([draw_phantom(seed, seed % 2 == 0, size=96) for seed in range(40)])
 
 
 def test_examples_have_every_class_and_depend_on_the_seed(images):

@@ -23,7 +23,7 @@ from torch import nn
 from pneumoscope.core.errors import DivergedError
 from pneumoscope.data.cache import preprocess_images
 from pneumoscope.data.layouts import load_manifest
-from pneumoscope.imaging.phantom import phantom
+from pneumoscope.imaging.phantom import write_phantoms
 from pneumoscope.models.factory import create_model
 from pneumoscope.runs.run_folder import EPOCHS_FILE, TENSORBOARD_FOLDER, WEIGHTS_FILE
 from pneumoscope.training.classifier import Classifier
@@ -135,7 +135,7 @@ def cli(*arguments):
 def test_two_processes_reach_the_validation_accuracy_of_one_within_a_point(tmp_path):
     # A batch of 15 is divided into 8 and 7.
     images, recipe = tmp_path / "images", tmp_path / "recipe.toml"
-    phantom(images, train=200, test=10, seed=4, size=48)
+    write_phantoms(images, train=200, test=10, seed=4, size=48)
     recipe.write_text(
         'name = "two"\n[network]\nname = "test_convnext"\nimage_size = 48\n[data]\nvalidation = 0.5\n'
         '[optimizer]\nlearning_rate = 0.002\n[training]\nepochs = 6\nbatch = 15\nprecision = "32"\n'
@@ -156,7 +156,7 @@ def test_two_processes_reach_the_validation_accuracy_of_one_within_a_point(tmp_p
 def test_two_processes_take_the_same_steps_as_one(tmp_path, capfd):
     # A network without batch normalization, because CPU processes normalize by their own part of a batch. In double
     # precision, so that the order of sums does not matter.
-    phantom(tmp_path / "images", train=80, test=4, seed=4, size=48)
+    write_phantoms(tmp_path / "images", train=80, test=4, seed=4, size=48)
     recipe = small(
         network={"name": "test_convnext", "image_size": 48, "dropout": 0},
         optimizer={"name": "sgd", "learning_rate": 0.0005},

@@ -20,9 +20,18 @@ if TYPE_CHECKING:
 def _location_options(command: Callable[..., None]) -> Callable[..., None]:
     """Add the options that locate the audit log."""
     for option in (
-        click.option("--database", default="", metavar="ADDRESS", help="PostgreSQL address, if used: postgresql://user@host/name."),
-        click.option("--data-dir", type=click.Path(path_type=Path), help="Data directory of the service.  [default: pneumoscope-data]"),
-    ):  # fmt: skip
+        click.option(
+            "--database",
+            default="",
+            metavar="ADDRESS",
+            help="PostgreSQL address, if used: postgresql://user@host/name.",
+        ),
+        click.option(
+            "--data-dir",
+            type=click.Path(path_type=Path),
+            help="Data directory of the service.  [default: pneumoscope-data]",
+        ),
+    ):
         command = option(command)
     return command
 
@@ -54,16 +63,18 @@ def verify_command(data_dir: Path | None, database: str, expect_hash: str, as_js
 
     if expect_hash and not re.fullmatch(r"[0-9a-f]{64}", expect_hash):
         raise UsageError(f"--expect-hash {expect_hash[:80]!r} is not a SHA-256 hash", hint="Pass 64 hexadecimal digits")
-    folder, engine = _opened(data_dir, database)
-    found = verify(engine, expected=expect_hash, images=FolderBlobStore(folder) if folder else None)
+    folder, engine = _open(data_dir, database)
+    result = verify(engine, expected=expect_hash, images=FolderBlobStore(folder) if folder else None)
     if as_json:
-        click.echo(json.dumps(dataclasses.asdict(found), indent=2))
+        click.echo(json.dumps(dataclasses.asdict(result), indent=2))
         return
-    click.echo(f"{found.rows} rows, none altered. Last hash: {found.last}")
-    if found.images is None:
-        click.echo(f"{found.records} predictions match the log. Images were not checked; pass --data-dir to check them")
+    click.echo(f"{result.rows} rows, none altered. Last hash: {result.last}")
+    if result.images is None:
+        click.echo(
+            f"{result.records} predictions match the log. Images were not checked; pass --data-dir to check them"
+        )
     else:
-        click.echo(f"{found.records} predictions and {found.images} images match the log")
+        click.echo(f"{result.records} predictions and {result.images} images match the log")
 
 
 @command.command("show")
@@ -79,20 +90,20 @@ def show_command(data_dir: Path | None, database: str, limit: int | None, as_jso
     """
     from pneumoscope.service.audit.log import read_trail
 
-    _, engine = _opened(data_dir, database)
+    _, engine = _open(data_dir, database)
     if not as_json:
         for row in read_trail(engine, last=limit or 0):
             click.echo(_line(row))
         return
-    # Row by row, because the log may not fit into memory.
-    before = '{"rows": [\n'
+    # Printed row by row, because the log may not fit into memory.
+    separator = '{"rows": [\n'
     for row in read_trail(engine, last=limit or 0):
-        click.echo(before + json.dumps({**row._mapping, "details": _details(row)}), nl=False)
-        before = ",\n"
-    click.echo("\n]}" if before == ",\n" else '{"rows": []}')
+        click.echo(separator + json.dumps({**row._mapping, "details": _details(row)}), nl=False)
+        separator = ",\n"
+    click.echo("\n]}" if separator == ",\n" else '{"rows": []}')
 
 
-def _opened(data_dir: Path | None, database: str) -> tuple[Path | None, Engine]:
+def _open(data_dir: Path | None, database: str) -> tuple[Path | None, Engine]:
     """Return the data directory, if known, and the database engine."""
     from pneumoscope.service.storage.database import DATABASE_FILE, open_database
 

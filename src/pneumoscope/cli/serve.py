@@ -20,10 +20,10 @@ class _Age(click.ParamType[timedelta]):
         """Return the duration of a text such as "30d"."""
         if isinstance(value, timedelta):
             return value
-        found = re.fullmatch(r"([1-9][0-9]{0,3})([hdw])", value)
-        if found is None:
-            self.fail(f"{value!r} is no age: a number and h, d or w, such as 30d", param, ctx)
-        return timedelta(**{_UNITS[found[2]]: int(found[1])})
+        match = re.fullmatch(r"([1-9][0-9]{0,3})([hdw])", value)
+        if match is None:
+            self.fail(f"{value!r} is not an age; pass a number with the unit h, d or w, such as 30d", param, ctx)
+        return timedelta(**{_UNITS[match[2]]: int(match[1])})
 
 
 @click.command("serve", short_help="Run the web UI and the HTTP API.")

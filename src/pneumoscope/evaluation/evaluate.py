@@ -35,7 +35,7 @@ from pneumoscope.inference.decision import sigmoid
 from pneumoscope.inference.session import BundleSession
 from pneumoscope.runs.evaluations import predictions_csv
 from pneumoscope.runs.run_folder import EVALUATION_FILE, MANIFEST_FILE, PREDICTIONS_FILE, evaluation_folder, find_bundle
-from pneumoscope.statistics.inputs import patient_numbers
+from pneumoscope.statistics.inputs import patient_groups
 from pneumoscope.statistics.intervals import proportion
 
 __all__ = ["OPERATING_POINTS", "evaluate"]
@@ -174,7 +174,7 @@ def _summarize(
         split=split,
         images_sha256=images_sha256([image.sha256 for image in scored]),
         n=len(scored),
-        patients=int(patient_numbers([image.patient for image in scored], len(scored)).max()) + 1,
+        patients=int(patient_groups([image.patient for image in scored], len(scored)).max()) + 1,
         counts={label: counts[label] for label in LABELS},
         bundle_sha256=card.onnx_sha256,
         recipe=card.recipe,

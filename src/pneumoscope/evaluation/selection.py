@@ -7,13 +7,15 @@ from collections import defaultdict
 from collections.abc import Sequence
 from pathlib import Path, PurePosixPath
 
+import numpy as np
+
 from pneumoscope.bundle.card import Card, short_hash
 from pneumoscope.core.errors import DatasetError, ThresholdError, UsageError
 from pneumoscope.data.layouts import SPLIT_FOLDERS, load_manifest
 from pneumoscope.data.manifest import LABELS, LabelledImage, Manifest
 from pneumoscope.imaging.decode import EXTENSIONS
 
-__all__ = ["check_thresholds", "check_unseen", "select_images", "unreadable_error"]
+__all__ = ["balanced_sample", "check_thresholds", "check_unseen", "select_images", "unreadable_error"]
 
 _SPLITS = ("train", "validation", "test")
 _MAX_LISTED = 5
@@ -154,3 +156,18 @@ def check_thresholds(images: Sequence[LabelledImage], card: Card, operating_poin
             " cannot be evaluated on them",
             hint="Evaluate the fixed threshold (--operating-point half), or choose another split",
         )
+
+
+def balanced_sample(
+    images: Sequence[LabelledImage], per_label: int, rng: np.random.Generator
+) -> tuple[LabelledImage, ...]:
+    """Return a random sample with as many normal images as pneumonias, ordered by label, then as given.
+
+    Args:
+        images: Images of both labels.
+        per_label: Number of images of each label; smaller if a label has fewer.
+        rng: Source of random numbers.
+    """
+    by_label = [[image for image in images if image.label == label] for label in LABELS]
+    count = min(per_label, *map(len, by_label))
+    return tuple(group[i] for group in by_label for i in sorted(rng.permutation(len(group))[:count]))

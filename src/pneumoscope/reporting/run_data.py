@@ -1,4 +1,4 @@
-"""The data of a comparison page: each run of a comparison with the files of its folder, checked for consistency."""
+"""Data of the comparison page: each run with the files of its folder, checked to belong together."""
 
 from __future__ import annotations
 
@@ -26,13 +26,13 @@ __all__ = ["RunData", "load_run_data"]
 
 @dataclasses.dataclass(frozen=True)
 class Scores:
-    """Labels and outputs of one run for each image; arrays of shape (n,).
+    """Predictions of one run; arrays of shape (n,).
 
     Attributes:
-        positive: True for pneumonia.
-        logit: Logit, for rankings.
-        score: Sigmoid of the logit before calibration, 0 to 1.
-        probability: Calibrated probability, 0 to 1.
+        positive: True where pneumonia is present.
+        logit: Logits, unbounded.
+        score: Scores before calibration, 0 to 1.
+        probability: Calibrated probabilities, 0 to 1.
     """
 
     positive: BoolArray
@@ -46,18 +46,18 @@ class RunData:
     """One run of a comparison.
 
     Attributes:
-        index: Position in the comparison, from 0.
-        look: Color and line style.
-        summary: Summary in the comparison.
-        evaluation: Evaluation on the test images.
-        scores: Outputs for the test images.
-        epochs: Metrics of the training epochs.
+        index: Index in the comparison, from 0.
+        style: Colour and dash pattern in figures.
+        summary: Row of the comparison.
+        evaluation: Evaluation of the test images.
+        scores: Predictions by image.
+        epochs: Epochs of the training.
         recipe: Text of the recipe file.
-        facts: Names and values of the run record without the recipe; nested names are joined by dots.
+        facts: Record of the run without the recipe, as names and values; nested names are joined by dots.
     """
 
     index: int
-    look: RunStyle
+    style: RunStyle
     summary: RunSummary
     evaluation: Evaluation
     scores: Scores
@@ -67,26 +67,26 @@ class RunData:
 
 
 def load_run_data(comparison: Comparison, runs: Sequence[Path]) -> tuple[RunData, ...]:
-    """Read the run folders of a comparison.
+    """Return the data of a comparison's runs, read from their folders.
 
     Args:
-        comparison: The comparison of these runs.
-        runs: The run folders, in the order of the comparison.
+        comparison: Comparison of these runs.
+        runs: Run folders in the order of the comparison.
 
     Raises:
-        RunError: The number of folders differs, a folder has another run or an evaluation on other images, or a file is missing
-            or malformed.
+        RunError: The number of folders differs, a folder holds another run or an evaluation of other images, or a file
+            is missing or malformed.
     """
     if len(runs) != len(comparison.runs):
-        raise RunError(f"the comparison has {len(comparison.runs)} runs, but {len(runs)} folders were given")
-    loaded = []
+        raise RunError(f"the comparison has {len(comparison.runs)} runs, but there are {len(runs)} run folders")
+    data = []
     for index, (summary, folder) in enumerate(zip(comparison.runs, runs, strict=True)):
         results = evaluation_folder(folder)
         evaluation = read_evaluation(results / EVALUATION_FILE)
         if evaluation.name != summary.name:
             raise RunError(
-                f"{folder} has run {evaluation.name!r}; the comparison has {summary.name!r} at this position",
-                hint="Give the folders in the order of the comparison",
+                f"{folder} holds run {evaluation.name!r}; the comparison has {summary.name!r} at this position",
+                hint="Pass the folders in the order of the comparison",
             )
         if evaluation.images_sha256 != comparison.images["sha256"]:
             raise RunError(
@@ -94,10 +94,10 @@ def load_run_data(comparison: Comparison, runs: Sequence[Path]) -> tuple[RunData
                 f" comparison ({comparison.images['sha256'][:12]})",
                 hint="Evaluate the run on the same data, then repeat the comparison",
             )
-        loaded.append(
+        data.append(
             RunData(
                 index=index,
-                look=run_style(index),
+                style=run_style(index),
                 summary=summary,
                 evaluation=evaluation,
                 scores=_scores(results / PREDICTIONS_FILE, evaluation.n),
@@ -106,13 +106,13 @@ def load_run_data(comparison: Comparison, runs: Sequence[Path]) -> tuple[RunData
                 facts=_facts(read_run(folder)),
             )
         )
-    return tuple(loaded)
+    return tuple(data)
 
 
 def _scores(path: Path, n: int) -> Scores:
     images = read_predictions(path)
     if len(images) != n:
-        raise RunError(f"{path} has {len(images)} images, its evaluation has {n}")
+        raise RunError(f"{path} holds {len(images)} images, but the evaluation has {n}")
     return Scores(
         positive=positives(images),
         **{name: np.array([getattr(image, name) for image in images]) for name in ("logit", "score", "probability")},
@@ -120,16 +120,17 @@ def _scores(path: Path, n: int) -> Scores:
 
 
 def _facts(record: RunRecord) -> tuple[tuple[str, str], ...]:
-    return tuple(_flatten({name: value for name, value in msgspec.to_builtins(record).items() if name != "recipe"}))
+    """Return the record without the recipe, which the page shows verbatim."""
+    return tuple(_flat({name: value for name, value in msgspec.to_builtins(record).items() if name != "recipe"}))
 
 
-def _flatten(data: Mapping[str, Any], prefix: str = "") -> list[tuple[str, str]]:
-    """Return names and values as text, without empty values and lists. Nested names are joined by dots."""
-    facts: list[tuple[str, str]] = []
+def _flat(data: Mapping[str, Any], prefix: str = "") -> list[tuple[str, str]]:
+    """Return names and values as text; nested names are joined by dots; empty values and lists are left out."""
+    pairs: list[tuple[str, str]] = []
     for name, value in data.items():
         if isinstance(value, Mapping):
-            facts += _flatten(value, f"{prefix}{name}.")
+            pairs += _flat(value, f"{prefix}{name}.")
         elif value is not None and value != "" and not isinstance(value, tuple):
             text = f"{value:g}" if isinstance(value, float) and math.isfinite(value) else str(value)
-            facts.append((prefix + name, text))
-    return facts
+            pairs.append((prefix + name, text))
+    return pairs

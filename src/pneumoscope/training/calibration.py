@@ -30,11 +30,11 @@ from pneumoscope.core.errors import UndefinedMetricError
 from pneumoscope.inference.decision import calibrate
 from pneumoscope.inference.session import Outputs, network_rejections
 from pneumoscope.runs.recipe import RejectionOptions
-from pneumoscope.statistics.calibration import at_prevalence, fit_platt
-from pneumoscope.statistics.conformal import fit_venn_abers, uncertain_band
+from pneumoscope.statistics.calibration import adjust_prevalence, fit_platt
+from pneumoscope.statistics.conformal import fit_uncertainty_band, fit_venn_abers
 from pneumoscope.statistics.inputs import BoolArray, FloatArray
 from pneumoscope.statistics.intervals import proportion
-from pneumoscope.statistics.thresholds import at_sensitivity, at_specificity, highest_youden
+from pneumoscope.statistics.thresholds import threshold_at_sensitivity, threshold_at_specificity, youden_threshold
 
 __all__ = [
     "COVERAGE",
@@ -62,7 +62,7 @@ def fit_calibration(logits: npt.NDArray[np.float32], labels: BoolArray, prevalen
         prevalence: Prevalence that probabilities are stated for, between 0 and 1.
     """
     slope, intercept = fit_platt(logits, labels)
-    # Another prevalence adds a constant to every logit; see `at_prevalence`.
+    # Another prevalence adds a constant to every logit; see `adjust_prevalence`.
     intercept += float(logit(prevalence) - logit(labels.mean()))
     return Calibration(slope=slope, intercept=intercept, method="platt", n=len(labels), prevalence=prevalence)
 
@@ -70,7 +70,7 @@ def fit_calibration(logits: npt.NDArray[np.float32], labels: BoolArray, prevalen
 def fit_intervals(logits: npt.NDArray[np.float32], labels: BoolArray, prevalence: float) -> Intervals:
     """Return the Venn-Abers intervals for a prevalence of pneumonia; arguments as for `fit_calibration`."""
     steps = fit_venn_abers(logits, labels)
-    low, high = (at_prevalence(side, float(labels.mean()), prevalence).tolist() for side in (steps.low, steps.high))
+    low, high = (adjust_prevalence(side, float(labels.mean()), prevalence).tolist() for side in (steps.low, steps.high))
     return Intervals(edges=tuple(steps.edges), low=low, high=high, method="venn-abers", n=len(labels))
 
 
@@ -88,16 +88,16 @@ def fit_operating_points(
     n, n_pneumonia = len(labels), int(labels.sum())
     rules: dict[str, dict[str, Any]] = {
         "half": {"rule": "fixed", "threshold": 0.5},
-        "balanced": {"rule": "youden", "threshold": highest_youden(scores, labels), "n": n},
+        "balanced": {"rule": "youden", "threshold": youden_threshold(scores, labels), "n": n},
         "rule_out": {
             "rule": "sensitivity",
-            "threshold": at_sensitivity(scores, labels, _TARGET),
+            "threshold": threshold_at_sensitivity(scores, labels, _TARGET),
             "target": _TARGET,
             "n": n_pneumonia,
         },
         "rule_in": {
             "rule": "specificity",
-            "threshold": at_specificity(scores, labels, _TARGET),
+            "threshold": threshold_at_specificity(scores, labels, _TARGET),
             "target": _TARGET,
             "n": n - n_pneumonia,
         },
@@ -127,7 +127,7 @@ def _uncertainty_band(scores: FloatArray, labels: BoolArray, threshold: float) -
     rises. Extending it can only increase the coverage.
     """
     try:
-        band = uncertain_band(scores, labels, COVERAGE)
+        band = fit_uncertainty_band(scores, labels, COVERAGE)
     except UndefinedMetricError:
         return None
     n_pneumonia = int(labels.sum())

@@ -18,7 +18,7 @@ from PIL import Image, ImageDraw, ImageFont
 from pydicom.data import get_testdata_file
 
 from pneumoscope.imaging.decode import decode
-from pneumoscope.imaging.phantom_drawing import draw
+from pneumoscope.imaging.phantom import draw_phantom
 
 __all__ = ["negative_image"]
 
@@ -89,7 +89,7 @@ def _dicom_image(name: str) -> GrayImage:
 
 @cache
 def _phantom_image(number: int, size: int) -> GrayImage:
-    return draw(number, bool(number % 2), image=number // 2, size=size)
+    return draw_phantom(number, bool(number % 2), image=number // 2, size=size)
 
 
 def _resize(image: GrayImage, size: int) -> GrayImage:
