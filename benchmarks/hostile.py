@@ -159,7 +159,7 @@ def served(folder: Path) -> Iterator[tuple[subprocess.Popen[str], str]]:
 def attack(address: str, count: int, seed: int, clients: int, failed: Path) -> Counter[str]:
     """Send all inputs; how often each answer came. Inputs whose answer is none that is expected are written to `failed`."""
     found: Counter[str] = Counter()
-    with httpx.Client(base_url=address, timeout=120, limits=httpx.BodyLimitMiddleware(max_connections=clients)) as client:
+    with httpx.Client(base_url=address, timeout=120, limits=httpx.Limits(max_connections=clients)) as client:
 
         def send(place: int, kind: str, body: bytes) -> str:
             try:

@@ -177,7 +177,7 @@ def watched(images: list[Path], faults: list[str]) -> Iterator[Service]:
         rows = verify(engine).rows
         engine.dispose()
     if process.returncode or rows != service.kept:
-        faults.append(f"it ended with {process.returncode}; {rows} rows in the trail for {service.kept} images")
+        faults.append(f"it ended with {process.returncode}; {rows} rows in the audit log for {service.kept} images")
 
 
 def throughput(service: Service, paths: list[Path], rounds: int, seconds: float) -> dict[str, dict[str, Any]]:

@@ -206,7 +206,7 @@ def _threshold() -> None:
 def _download() -> None:
     with zipfile.ZipFile("images.zip", "w") as archive:
         archive.writestr("../outside.jpeg", "x")
-    unpack(Path("images.zip"), Path("images"), BodyLimitMiddleware())
+    unpack(Path("images.zip"), Path("images"), Limits())
 
 
 def _diverged() -> None:
@@ -245,10 +245,10 @@ def _too_large() -> None:
 
 
 def _gone() -> None:
-    records, model = PredictionRepository(None), load_model(threads=1)
-    record, _ = records.add(model.predict(IMAGE), IMAGE, operating_point=model.operating_point_name, who="local")
-    records.expire(timedelta(seconds=-1))
-    records.image(records.get(record.id))
+    repository, model = PredictionRepository(None), load_model(threads=1)
+    stored, _ = repository.add(model.predict(IMAGE), IMAGE, user="local")
+    repository.expire(timedelta(seconds=-1))
+    repository.image(repository.get(stored.id))
 
 
 def _decoded(limits: DecodeLimits, picture: Image.Image, preload: Sequence[str] = ()) -> None:
@@ -267,38 +267,38 @@ def _crash() -> None:
 
 
 def _busy() -> None:
-    scoring = InferenceQueue(load_model(threads=1), max_waiting=1, workers=1)
-    scoring.close()
-    scoring.submit([(b"image", "image.png")])
+    queue = InferenceQueue(load_model(threads=1), max_waiting=1, workers=1)
+    queue.close()
+    queue.submit([(b"image", "image.png")])
 
 
 _PROVOCATIONS: dict[str, Callable[[], object]] = {
-    "internal_error": _fault_of_ours,
-    "usage": _usage,
-    "unknown_name": lambda: read_recipe("quik"),
-    "missing_extra": _missing_extra,
-    "unreadable_image": _unreadable,
-    "decode_crashed": _crash,
-    "decode_memory": lambda: _decoded(DecodeLimits(memory=2**28), Image.new("RGBA", (8000, 8000))),
-    "decode_timeout": lambda: _decoded(DecodeLimits(wall_seconds=0.001), Image.new("L", (4000, 4000))),
-    "layout": _layout,
-    "manifest": _manifest,
-    "patient_leak": _leak,
-    "dataset": _dataset,
-    "recipe": lambda: read_recipe("quick", ["training.epoch=3"]),
-    "weights": _weights,
-    "bundle": lambda: read_bundle(Path("bundle")),
-    "run": lambda: read_run(Path("runs/quick")),
-    "threshold": _threshold,
-    "download": _download,
-    "undefined_metric": lambda: auroc([0.2, 0.9], [True, True]),
-    "diverged": _diverged,
-    "storage": _storage,
-    "parity": _parity,
-    "partial_failure": _partial,
-    "authentication": lambda: Authenticator({"me": "0123456789abcdef"}).who("0123456789abcdee"),
-    "too_large": _too_large,
-    "gone": _gone,
-    "busy": _busy,
-    "audit_log": lambda: verify(PredictionRepository(None).engine, expected="ab" * 32),
+    "PneumoscopeError": _fault_of_ours,
+    "UsageError": _usage,
+    "UnknownNameError": lambda: read_recipe("quik"),
+    "MissingExtraError": _missing_extra,
+    "UnreadableImageError": _unreadable,
+    "DecodeCrashedError": _crash,
+    "DecodeMemoryError": lambda: _decoded(DecodeLimits(memory=2**28), Image.new("RGBA", (8000, 8000))),
+    "DecodeTimeoutError": lambda: _decoded(DecodeLimits(wall_seconds=0.001), Image.new("L", (4000, 4000))),
+    "LayoutError": _layout,
+    "ManifestError": _manifest,
+    "PatientLeakError": _leak,
+    "DatasetError": _dataset,
+    "RecipeError": lambda: read_recipe("quick", ["training.epoch=3"]),
+    "WeightsError": _weights,
+    "BundleError": lambda: read_bundle(Path("bundle")),
+    "RunError": lambda: read_run(Path("runs/quick")),
+    "ThresholdError": _threshold,
+    "DownloadError": _download,
+    "UndefinedMetricError": lambda: auroc([0.2, 0.9], [True, True]),
+    "DivergedError": _diverged,
+    "StorageError": _storage,
+    "ParityError": _parity,
+    "PartialFailureError": _partial,
+    "AuthenticationError": lambda: Authenticator({"me": "0123456789abcdef"}).authenticate("0123456789abcdee"),
+    "TooLargeError": _too_large,
+    "GoneError": _gone,
+    "BusyError": _busy,
+    "AuditLogError": lambda: verify(PredictionRepository(None).engine, expected="ab" * 32),
 }
