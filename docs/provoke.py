@@ -240,8 +240,8 @@ def _too_large() -> None:
     answer = TestClient(app, base_url="http://localhost").post(
         "/v1/predictions", files=[("images", ("1.png", b"1")), ("images", ("2.png", b"2"))]
     )
-    found = answer.json()
-    raise getattr(errors, found["error"])(found["detail"], hint=found["hint"])
+    problem = answer.json()
+    raise errors.TooLargeError(problem["detail"], hint=problem["hint"])
 
 
 def _gone() -> None:
