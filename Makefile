@@ -19,7 +19,7 @@ help:
 	@echo "make test-core           the same on an installation without PyTorch; choose a Python by PYTHON=python3.13"
 	@echo "make check               format, lint, types and import contracts, as pre-commit calls it"
 	@echo "make bench               measure speed; writes results/benchmarks/"
-	@echo "make docs                write the generated pages of docs/ anew"
+	@echo "make docs                build the documentation in site/"
 	@echo "make messages            update the message catalogues of src/pneumoscope/locale/ and compile them"
 	@echo "make clean               remove the virtual environments and the demo"
 
@@ -64,7 +64,9 @@ bench: $(READY)
 	$(BIN)/python benchmarks/training.py --out results/benchmarks
 
 docs: $(READY)
-	$(BIN)/python docs/generate.py
+	$(BIN)/python docs/generate_reference.py
+	NO_MKDOCS_2_WARNING=true $(BIN)/mkdocs build --quiet --strict
+	@echo site/index.html
 
 # New messages get an empty msgstr, obsolete ones are removed; translate, then run it again to compile.
 LOCALE := src/pneumoscope/locale

@@ -1,9 +1,9 @@
-"""Whether a bundle's network in 8 bits is worth shipping: how much faster it is, and what it loses on validation images.
+"""Measure the speed-up and the loss of accuracy of 8-bit quantization, to decide whether to ship a quantized network.
 
-ONNX Runtime's static quantisation, weights a scale a channel, activations a scale a tensor, whose ranges are read off training
-images. What looks at images beside the network, and the layer that the logit comes from, can be left in 32 bits. The goal: 1.4
-times as fast, accuracy and AUROC lower by 0.3 points at most. Sessions take turns; a ratio is the median of the rounds' ratios.
-The test images are not touched: they belong to `pneumoscope evaluate` and its ledger.
+ONNX Runtime's static quantization: weights per channel, activations per tensor with ranges from training images. Only the
+convolutions that the logit depends on are quantized; the input checks and the final layers stay in 32 bits. Goal: 1.4 times as
+fast, with accuracy and AUROC lower by at most 0.3 points. Sessions take turns; a ratio is the median over the rounds.
+Validation images only: test images are reserved for `pneumoscope evaluate`.
 """
 
 from __future__ import annotations
@@ -34,171 +34,189 @@ from pneumoscope.core.i18n import NOTICE
 from pneumoscope.evaluation.selection import select_images
 from pneumoscope.imaging.decode import decode
 from pneumoscope.imaging.preprocess import preprocess
-from pneumoscope.inference.decision import DEFAULT_OPERATING_POINT
-from pneumoscope.inference.session import BundleSession, sigmoid
+from pneumoscope.inference.decision import DEFAULT_OPERATING_POINT, sigmoid
+from pneumoscope.inference.model import BATCH_SIZE
+from pneumoscope.inference.session import BundleSession
 from pneumoscope.runs.run_folder import MANIFEST_FILE, find_bundle
 from pneumoscope.statistics.roc import auroc
 
-FASTER, LOSS = 1.4, 0.003
-BATCH = 4  # as `session.model.BATCH`
-METHODS = {
-    "least and greatest": quantization.CalibrationMethod.MinMax,
+MIN_SPEEDUP, MAX_LOSS = 1.4, 0.003
+CALIBRATION_METHODS = {
+    "min-max": quantization.CalibrationMethod.MinMax,
     "entropy": quantization.CalibrationMethod.Entropy,
-    "99.99% of values": quantization.CalibrationMethod.Percentile,
+    "99.99th percentile": quantization.CalibrationMethod.Percentile,
 }
 
 
 @dataclasses.dataclass(frozen=True)
 class Row:
-    """One variant. `faster` is the median over rounds of its rate over that of 32 bits; the rest on validation images."""
+    """One variant of the network.
+
+    Attributes:
+        name: Name of the variant.
+        megabytes: Size of the file.
+        speedup: Median over rounds of its speed relative to 32 bits.
+        auroc, accuracy: On validation images; accuracy at the default operating point.
+        max_change: Largest absolute change of a score, 0 to 1.
+    """
 
     name: str
     megabytes: float
-    faster: float
+    speedup: float
     auroc: float
     accuracy: float
-    largest_change: float
+    max_change: float
 
 
-class Images(quantization.CalibrationDataReader):
-    """Prepared images for the ranges of activations."""
+class CalibrationImages(quantization.CalibrationDataReader):
+    """Batches of network inputs that determine the ranges of activations."""
 
     def __init__(self, pixels: npt.NDArray[np.uint8]) -> None:
-        self._batches: Iterator[npt.NDArray[np.uint8]] = iter(np.array_split(pixels, max(1, len(pixels) // BATCH)))
+        self._batches: Iterator[npt.NDArray[np.uint8]] = iter(np.array_split(pixels, max(1, len(pixels) // BATCH_SIZE)))
 
     def get_next(self) -> dict[str, npt.NDArray[np.uint8]] | None:
-        """One batch, None at the end."""
+        """Return the next batch, or None at the end."""
         batch = next(self._batches, None)
         return None if batch is None else {"image": batch}
 
 
-def quantised(content: bytes, pixels: npt.NDArray[np.uint8], method: quantization.CalibrationMethod) -> bytes:
-    """The same network in 8 bits, its convolutions and products that the logit hangs on."""
+def quantize(network: bytes, pixels: npt.NDArray[np.uint8], method: quantization.CalibrationMethod) -> bytes:
+    """Return the ONNX file with the convolutions that the logit depends on quantized to 8 bits."""
     with tempfile.TemporaryDirectory() as folder:
-        whole, ready, made = (Path(folder) / f"{name}.onnx" for name in ("whole", "ready", "made"))
-        whole.write_bytes(content)
-        quant_pre_process(str(whole), str(ready), skip_symbolic_shape=True)
+        original, prepared, quantized = (Path(folder, f"{name}.onnx") for name in ("original", "prepared", "quantized"))
+        original.write_bytes(network)
+        quant_pre_process(str(original), str(prepared), skip_symbolic_shape=True)
         quantization.quantize_static(
-            str(ready),
-            str(made),
-            Images(pixels),
+            str(prepared),
+            str(quantized),
+            CalibrationImages(pixels),
             quant_format=quantization.QuantFormat.QDQ,
             per_channel=True,
             activation_type=quantization.QuantType.QUInt8,
             weight_type=quantization.QuantType.QInt8,
             calibrate_method=method,
-            nodes_to_quantize=behind_the_logit(onnx.load(str(ready))),
+            nodes_to_quantize=convolutions_of_logit(onnx.load(str(prepared))),
             extra_options={"ActivationSymmetric": False, "WeightSymmetric": True},
         )
-        return made.read_bytes()
+        return quantized.read_bytes()
 
 
-def behind_the_logit(model: onnx.ModelProto) -> list[str]:
-    """Names of the convolutions that the logit hangs on: what is costly. The products behind them are few, and sensitive."""
-    makers = {output: node for node in model.graph.node for output in node.output}
-    waiting, seen = ["logit"], set()
-    found = []
-    while waiting:
-        node = makers.get(waiting.pop())
-        if node is None or node.output[0] in seen:  # by what it makes: it need not have a name
+def convolutions_of_logit(model: onnx.ModelProto) -> list[str]:
+    """Return the names of the convolutions that the logit depends on; the products after them are cheap and sensitive."""
+    producers = {output: node for node in model.graph.node for output in node.output}
+    pending, visited = ["logit"], set()
+    names = []
+    while pending:
+        node = producers.get(pending.pop())
+        if node is None or node.output[0] in visited:  # identified by its output, because a node may have no name
             continue
-        seen.add(node.output[0])
-        waiting += node.input
+        visited.add(node.output[0])
+        pending += node.input
         if node.op_type == "Conv":
-            found.append(node.name)
-    return found
+            names.append(node.name)
+    return names
 
 
-def images(
-    data: Path, split: str, manifest: Path, card: Card, most: int
+def load_images(
+    data: Path, split: str, manifest: Path, card: Card, max_images: int
 ) -> tuple[npt.NDArray[np.uint8], npt.NDArray[np.bool_]]:
-    """Prepared images of a split, evenly from all over it, and whether they show pneumonia."""
-    root, chosen = select_images(data, split, manifest)
-    places = np.unique(np.linspace(0, len(chosen) - 1, min(most, len(chosen))).astype(int))
-    pixels = np.stack([preprocess(decode(root / chosen[i].path), card.preprocessing) for i in places])
-    return pixels, np.array([chosen[i].positive for i in places])
+    """Return network inputs of evenly spaced images of a split, shape (n, size, size), and their labels, shape (n,)."""
+    root, images = select_images(data, split, manifest)
+    indices = np.unique(np.linspace(0, len(images) - 1, min(max_images, len(images))).astype(int))
+    pixels = np.stack([preprocess(decode(root / images[i].path), card.preprocessing) for i in indices])
+    return pixels, np.array([images[i].positive for i in indices])
 
 
-def rate(session: BundleSession, pixels: npt.NDArray[np.uint8]) -> float:
-    """Images a second, in batches as `predict` makes them."""
+def measure_rate(session: BundleSession, pixels: npt.NDArray[np.uint8]) -> float:
+    """Return images per second in batches of the size that `predict` uses."""
     start = time.perf_counter()
-    for first in range(0, len(pixels), BATCH):
-        session.outputs(pixels[first : first + BATCH])
+    for first in range(0, len(pixels), BATCH_SIZE):
+        session.outputs(pixels[first : first + BATCH_SIZE])
     return len(pixels) / (time.perf_counter() - start)
 
 
 def compare(
     variants: dict[str, bytes], card: Card, pixels: npt.NDArray[np.uint8], labels: npt.NDArray[np.bool_], rounds: int
 ) -> list[Row]:
-    """Every variant beside the first."""
-    predictors = {name: BundleSession(card, content) for name, content in variants.items()}
+    """Return one row per variant; the first variant is the reference."""
+    sessions = {name: BundleSession(card, network) for name, network in variants.items()}
     logits = {
-        name: np.concatenate([each.logits(pixels[i : i + BATCH]) for i in range(0, len(pixels), BATCH)])
-        for name, each in predictors.items()
+        name: np.concatenate([session.logits(pixels[i : i + BATCH_SIZE]) for i in range(0, len(pixels), BATCH_SIZE)])
+        for name, session in sessions.items()
     }
     rates: dict[str, list[float]] = {name: [] for name in variants}
     for _ in range(rounds):
-        for name, session in predictors.items():
-            rates[name].append(rate(session, pixels[:200]))
-    first = next(iter(variants))
+        for name, session in sessions.items():
+            rates[name].append(measure_rate(session, pixels[:200]))
+    reference = next(iter(variants))
     threshold = card.operating_points[DEFAULT_OPERATING_POINT].threshold
     return [
         Row(
             name,
             len(variants[name]) / 1e6,
-            statistics.median(own / whole for own, whole in zip(rates[name], rates[first], strict=True)),
-            auroc(found.astype(np.float64), labels),
-            float(((sigmoid(found) >= threshold) == labels).mean()),
-            float(np.abs(sigmoid(found) - sigmoid(logits[first])).max()),
+            statistics.median(a / b for a, b in zip(rates[name], rates[reference], strict=True)),
+            auroc(x.astype(np.float64), labels),
+            float(((sigmoid(x) >= threshold) == labels).mean()),
+            float(np.abs(sigmoid(x) - sigmoid(logits[reference])).max()),
         )
-        for name, found in logits.items()
+        for name, x in logits.items()
     ]
 
 
-def table(rows: Sequence[Row], card: Card, n: int, ranges: int, command: str) -> str:
-    """For a person."""
-    whole = rows[0]
+def meets_goal(row: Row, reference: Row) -> bool:
+    """Return whether a variant is fast enough and loses little enough."""
+    loss = max(reference.auroc - row.auroc, reference.accuracy - row.accuracy)
+    return row.speedup >= MIN_SPEEDUP and loss <= MAX_LOSS
+
+
+def to_markdown(rows: Sequence[Row], card: Card, images: int, calibration_images: int, command: str) -> str:
+    """Return the rows as a Markdown table."""
+    reference = rows[0]
     lines = [
-        f"{card.name} ({card.network}) in 8 bits on {platform.machine()}, {n} validation images, ranges of {ranges} training images"
-        f" ({__version__}). It ships where it is {FASTER} times as fast and loses at most {LOSS:.3f} of AUROC and of accuracy.",
+        f"8-bit quantization of {card.name} ({card.network}) on {platform.machine()}: {images} validation images, ranges from"
+        f" {calibration_images} training images ({__version__}). Goal: {MIN_SPEEDUP} times as fast, with AUROC and accuracy lower"
+        f" by at most {MAX_LOSS:.3f}.",
         "",
-        "| variant | MB | times as fast | AUROC | accuracy at `balanced` | largest change of a score | ships |",
+        "| variant | MB | speed-up | AUROC | accuracy at `balanced` | largest change of a score | meets the goal |",
         "| --- | --- | --- | --- | --- | --- | --- |",
     ]
     for row in rows:
-        kept = min(row.auroc - whole.auroc, row.accuracy - whole.accuracy) >= -LOSS
-        ships = "as it is" if row is whole else "yes" if row.faster >= FASTER and kept else "no"
+        verdict = "reference" if row is reference else "yes" if meets_goal(row, reference) else "no"
         lines.append(
-            f"| {row.name} | {row.megabytes:.1f} | {row.faster:.2f} | {row.auroc:.4f} | {row.accuracy:.4f} |"
-            f" {row.largest_change:.3f} | {ships} |"
+            f"| {row.name} | {row.megabytes:.1f} | {row.speedup:.2f} | {row.auroc:.4f} | {row.accuracy:.4f} |"
+            f" {row.max_change:.3f} | {verdict} |"
         )
     return "\n".join([*lines, "", f"`{command}`", "", NOTICE]) + "\n"
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
-    """Quantise in each way, compare, print, and write."""
+    """Quantize by each method, compare, and print and write the table."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("model", type=Path, help="a run: its manifest tells validation images from training images")
-    parser.add_argument("--data", type=Path, required=True)
-    parser.add_argument("--out", type=Path, required=True, help="folder for eight_bit.md and .json")
-    parser.add_argument("--ranges", type=int, default=256, help="training images that ranges are read off")
+    parser.add_argument("run", type=Path, help="run folder; its manifest separates validation from training images")
+    parser.add_argument("--data", type=Path, required=True, help="labelled data set of the run")
+    parser.add_argument("--out", type=Path, required=True, help="folder for eight_bit.md and eight_bit.json")
+    parser.add_argument("--calibration-images", type=int, default=256, help="training images that determine the ranges")
     parser.add_argument("--rounds", type=int, default=7)
     options = parser.parse_args(arguments)
 
-    card, content = read_bundle(find_bundle(options.model))
-    manifest = options.model / MANIFEST_FILE
-    ranges, _ = images(options.data, "train", manifest, card, options.ranges)
-    pixels, labels = images(options.data, "validation", manifest, card, 10**6)
-    variants = {"32 bits": content}
-    for name, method in METHODS.items():
-        print(f"8 bits, ranges by {name}", file=sys.stderr, flush=True)
-        variants[f"8 bits, ranges by {name}"] = quantised(content, ranges, method)
+    card, network = read_bundle(find_bundle(options.run))
+    manifest = options.run / MANIFEST_FILE
+    calibration, _ = load_images(options.data, "train", manifest, card, options.calibration_images)
+    pixels, labels = load_images(options.data, "validation", manifest, card, 10**6)
+    variants = {"32 bits": network}
+    for name, method in CALIBRATION_METHODS.items():
+        print(f"8 bits, {name} ranges", file=sys.stderr, flush=True)
+        variants[f"8 bits, {name} ranges"] = quantize(network, calibration, method)
     rows = compare(variants, card, pixels, labels, options.rounds)
     command = shlex.join(["python", "benchmarks/eight_bit.py", *(arguments or sys.argv[1:])])
-    text = table(rows, card, len(pixels), len(ranges), command)
+    text = to_markdown(rows, card, len(pixels), len(calibration), command)
     print(text)
-    found: dict[str, Any] = {"rows": [dataclasses.asdict(row) for row in rows], "command": command, "notice": NOTICE}
-    write_atomically(options.out / "eight_bit.json", json.dumps(found, indent=2) + "\n")
+    document: dict[str, Any] = {
+        "rows": [dataclasses.asdict(row) for row in rows],
+        "command": command,
+        "notice": NOTICE,
+    }
+    write_atomically(options.out / "eight_bit.json", json.dumps(document, indent=2) + "\n")
     write_atomically(options.out / "eight_bit.md", text)
 
 

@@ -1,8 +1,8 @@
-"""Whether a service survives what it is sent: mutated images of every format, and forms of random make, to the real process.
+"""Fuzz the HTTP API: mutated images of every format and malformed multipart forms, sent to a real server process.
 
-Every answer must be an answer that the description has: a prediction, or a problem that blames the request; never a fault of ours
-(500), and never silence. In the end the process must live, be ready, and its audit log must hold. Inputs come from a seed: one
-that fails is written to a file, and can be sent again.
+Every response must be a prediction or a client error that the API documents; a server error, a timeout or a closed connection
+is a failure. Afterwards the process must be alive and ready, and its audit log must verify. Inputs are generated from a seed;
+inputs that fail are written to files, so that they can be sent again.
 """
 
 from __future__ import annotations
@@ -33,16 +33,13 @@ from pydicom.uid import RLELossless
 from pneumoscope import __version__
 from pneumoscope.core.files import write_atomically
 from pneumoscope.core.i18n import NOTICE
-from pneumoscope.imaging.phantom_drawing import draw
+from pneumoscope.evaluation.image_variants import encode_dicom
+from pneumoscope.imaging.phantom import draw_phantom
 from pneumoscope.service.audit.verification import verify
 from pneumoscope.service.storage.database import open_database
 
-Grey = npt.NDArray[np.uint8]
-sys.path.insert(0, str(Path(__file__).resolve().parent))
-from robustness import dicom  # noqa: E402  beside this file, which is no package
-
-EXPECTED = {201, 400, 413, 415, 422}
-SIDE = 96
+EXPECTED_STATUSES = {201, 400, 413, 415, 422}
+SIZE = 96  # pixels
 TOKENS = (
     b"\x00",
     b"\xff",
@@ -54,174 +51,179 @@ TOKENS = (
     b"DICM",
     b"IHDR",
 )
-HEADERS = (
+CONTENT_TYPES = (
     "multipart/form-data", "multipart/form-data; boundary=", "multipart/form-data; boundary=" + "x" * 300,
     "multipart/form-data; boundary=b", "image/png", "application/dicom", "application/octet-stream", "text/html", "", "\x7f",
 )  # fmt: skip
+FORM_FIELDS = (
+    'name="images"; filename="a"',
+    'name="images"',
+    'name=""; filename=""',
+    "",
+    'name="images"; filename="' + "é" * 200,
+)
+PART_HEADERS = ("", "Content-Type: image/png\r\n", "Content-Type: \x00\r\n", "X" * 5000 + ": y\r\n")
 
 
-def seeds() -> list[bytes]:
-    """One good image of each kind."""
-    grey = draw(0, pneumonia=True, size=SIDE)
-    pictures = [_file(grey, kind) for kind in ("JPEG", "PNG", "TIFF", "BMP", "WEBP")]
-    return [*pictures, dicom(grey), compressed(dicom(grey))]
+def valid_images() -> list[bytes]:
+    """Return one valid file of each format."""
+    gray = draw_phantom(0, pneumonia=True, size=SIZE)
+    files = [_encode(gray, file_format) for file_format in ("JPEG", "PNG", "TIFF", "BMP", "WEBP")]
+    return [*files, encode_dicom(gray), _compress_dicom(encode_dicom(gray))]
 
 
-def _file(grey: Grey, kind: str) -> bytes:
+def _encode(gray: npt.NDArray[np.uint8], file_format: str) -> bytes:
     file = io.BytesIO()
-    Image.fromarray(grey).save(file, kind)
+    Image.fromarray(gray).save(file, file_format)
     return file.getvalue()
 
 
-def compressed(image: bytes) -> bytes:
-    """A DICOM file in run-length coding."""
-    dataset = pydicom.dcmread(io.BytesIO(image))
+def _compress_dicom(content: bytes) -> bytes:
+    dataset = pydicom.dcmread(io.BytesIO(content))
     dataset.compress(RLELossless)
     file = io.BytesIO()
     pydicom.dcmwrite(file, dataset)
     return file.getvalue()
 
 
-def mutated(content: bytes, chance: random.Random) -> bytes:
-    """An image with some of its bytes changed, moved, doubled, cut or overwritten by what parsers trip over."""
+def mutate(content: bytes, rng: random.Random) -> bytes:
+    """Return the content with some bytes flipped, deleted, duplicated, inserted or overwritten, mostly in the header."""
     data = bytearray(content)
-    # Headers are where parsers are led astray.
-    for _ in range(chance.choice((1, 1, 2, 4, 16))):
-        place = chance.randrange(min(len(data), chance.choice((64, 1000, len(data)))))
-        how = chance.randrange(6)
-        if how == 0:
-            data[place] ^= 1 << chance.randrange(8)
-        elif how == 1:
-            token = chance.choice(TOKENS)
-            data[place : place + len(token)] = token
-        elif how == 2:
-            del data[place : place + chance.randrange(1, 64)]
-        elif how == 3:
-            data[place:place] = data[place : place + chance.randrange(1, 256)]
-        elif how == 4:
-            del data[place:]
+    for _ in range(rng.choice((1, 1, 2, 4, 16))):
+        position = rng.randrange(min(len(data), rng.choice((64, 1000, len(data)))))
+        mutation = rng.randrange(6)
+        if mutation == 0:
+            data[position] ^= 1 << rng.randrange(8)
+        elif mutation == 1:
+            token = rng.choice(TOKENS)
+            data[position : position + len(token)] = token
+        elif mutation == 2:
+            del data[position : position + rng.randrange(1, 64)]
+        elif mutation == 3:
+            data[position:position] = data[position : position + rng.randrange(1, 256)]
+        elif mutation == 4:
+            del data[position:]
         else:
-            data[place:place] = chance.randbytes(chance.randrange(1, 32))
+            data[position:position] = rng.randbytes(rng.randrange(1, 32))
         if not data:
             return b""
     return bytes(data)
 
 
-def form(chance: random.Random, images: Sequence[bytes]) -> tuple[str, bytes]:
-    """A content type, and a body that may or may not be of it."""
-    if chance.random() < 0.3:
-        return chance.choice(HEADERS), chance.randbytes(chance.randrange(400))
+def malformed_form(rng: random.Random, images: Sequence[bytes]) -> tuple[str, bytes]:
+    """Return a content type and a body, which may not match each other."""
+    if rng.random() < 0.3:
+        return rng.choice(CONTENT_TYPES), rng.randbytes(rng.randrange(400))
     parts = []
-    for _ in range(chance.randrange(4)):
-        name = chance.choice(
-            (
-                'name="images"; filename="a"',
-                'name="images"',
-                'name=""; filename=""',
-                "",
-                'name="images"; filename="' + "é" * 200,
-            )
-        )
-        kind = chance.choice(("", "Content-Type: image/png\r\n", "Content-Type: \x00\r\n", "X" * 5000 + ": y\r\n"))
-        head = f"--b\r\nContent-Disposition: form-data; {name}\r\n{kind}\r\n".encode()
-        parts.append(head + mutated(chance.choice(images), chance) + b"\r\n")
+    for _ in range(rng.randrange(4)):
+        field, header = rng.choice(FORM_FIELDS), rng.choice(PART_HEADERS)
+        head = f"--b\r\nContent-Disposition: form-data; {field}\r\n{header}\r\n".encode()
+        parts.append(head + mutate(rng.choice(images), rng) + b"\r\n")
     body = b"".join(parts) + b"--b--\r\n"
-    return "multipart/form-data; boundary=b", mutated(body, chance) if chance.random() < 0.5 else body
+    return "multipart/form-data; boundary=b", mutate(body, rng) if rng.random() < 0.5 else body
 
 
-def inputs(count: int, seed: int) -> Iterator[tuple[str, bytes]]:
-    """Content types and bodies, the same for the same seed."""
-    images = seeds()
-    for place in range(count):
-        chance = random.Random(f"{seed} {place}")
-        if chance.random() < 0.2:
-            yield form(chance, images)
+def generate_inputs(count: int, seed: int) -> Iterator[tuple[str, bytes]]:
+    """Yield content types and bodies, the same for the same seed."""
+    images = valid_images()
+    for number in range(count):
+        rng = random.Random(f"{seed} {number}")
+        if rng.random() < 0.2:
+            yield malformed_form(rng, images)
         else:
-            yield "application/octet-stream", mutated(chance.choice(images), chance)
+            yield "application/octet-stream", mutate(rng.choice(images), rng)
 
 
 @contextlib.contextmanager
-def served(folder: Path) -> Iterator[tuple[subprocess.Popen[str], str]]:
-    """The real process, and its address."""
+def start_server(folder: Path) -> Iterator[tuple[subprocess.Popen[str], str]]:
+    """Start `pneumoscope serve` with its data in `folder`, and yield the process and its URL."""
     command = [sys.executable, "-m", "pneumoscope", "serve", "--port", "0", "--data-dir", str(folder / "records")]
-    with (folder / "log.txt").open("w") as log, subprocess.Popen(command, stderr=log, text=True) as process:
+    log_file = folder / "log.txt"
+    with log_file.open("w") as log, subprocess.Popen(command, stderr=log, text=True) as process:
         try:
             deadline = time.monotonic() + 60
-            while not (found := re.search(r"http://\S+", (folder / "log.txt").read_text())):
+            while not (url := re.search(r"http://\S+", log_file.read_text())):
                 if process.poll() is not None or time.monotonic() > deadline:
-                    raise SystemExit((folder / "log.txt").read_text())
+                    raise SystemExit(log_file.read_text())
                 time.sleep(0.1)
-            yield process, found[0]
+            yield process, url[0]
         finally:
             process.terminate()
 
 
-def attack(address: str, count: int, seed: int, clients: int, failed: Path) -> Counter[str]:
-    """Send all inputs; how often each answer came. Inputs whose answer is none that is expected are written to `failed`."""
-    found: Counter[str] = Counter()
-    with httpx.Client(base_url=address, timeout=120, limits=httpx.Limits(max_connections=clients)) as client:
+def send_inputs(url: str, count: int, seed: int, clients: int, failures: Path) -> Counter[str]:
+    """Send all inputs and return the number of responses per status; inputs that fail are written to `failures`."""
+    responses: Counter[str] = Counter()
+    with httpx.Client(base_url=url, timeout=120, limits=httpx.Limits(max_connections=clients)) as client:
 
-        def send(place: int, kind: str, body: bytes) -> str:
+        def send(number: int, content_type: str, body: bytes) -> str:
             try:
-                answer = client.post("/v1/predictions", content=body, headers={"Content-Type": kind.encode()})
+                response = client.post("/v1/predictions", content=body, headers={"Content-Type": content_type.encode()})
             except httpx.HTTPError as error:
-                said = type(error).__name__
+                outcome = type(error).__name__
             else:
-                if answer.status_code in EXPECTED:
-                    return str(answer.status_code)
-                said = str(answer.status_code)
-            write_atomically(failed / f"{seed}-{place}-{said}.bin", f"{kind!r}\n".encode() + body)
-            return f"{said}, which is a fault of ours"
+                outcome = str(response.status_code)
+                if response.status_code in EXPECTED_STATUSES:
+                    return outcome
+            write_atomically(failures / f"{seed}-{number}-{outcome}.bin", f"{content_type!r}\n".encode() + body)
+            return f"{outcome} (unexpected)"
 
         with ThreadPoolExecutor(clients) as pool:
-            waiting = []
-            for place, (kind, body) in enumerate(inputs(count, seed)):
-                waiting.append(pool.submit(send, place, kind, body))
-                if len(waiting) == 200 or place == count - 1:
-                    found.update(future.result() for future in waiting)
-                    waiting.clear()
-                    print(f"{place + 1} of {count}", file=sys.stderr, flush=True)
-    return found
+            pending = []
+            for number, (content_type, body) in enumerate(generate_inputs(count, seed)):
+                pending.append(pool.submit(send, number, content_type, body))
+                if len(pending) == 200 or number == count - 1:
+                    responses.update(future.result() for future in pending)
+                    pending.clear()
+                    print(f"{number + 1} of {count}", file=sys.stderr, flush=True)
+    return responses
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Attack, print what came of it; 1 where anything failed."""
+    """Send the inputs, print and write the result; return 1 if anything failed."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--inputs", type=int, default=20_000)
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--clients", type=int, default=8)
     parser.add_argument(
-        "--out", type=Path, required=True, help="folder for hostile.md and .json, and inputs that failed"
+        "--out", type=Path, required=True, help="folder for hostile.md, hostile.json and inputs that failed"
     )
     options = parser.parse_args(arguments)
 
-    with tempfile.TemporaryDirectory() as place:
-        folder = Path(place)
-        with served(folder) as (process, address):
+    with tempfile.TemporaryDirectory() as name:
+        folder = Path(name)
+        with start_server(folder) as (process, url):
             start = time.perf_counter()
-            found = attack(address, options.inputs, options.seed, options.clients, options.out / "failed")
+            responses = send_inputs(url, options.inputs, options.seed, options.clients, options.out / "failed")
             seconds = time.perf_counter() - start
-            ready = httpx.get(f"{address}/readyz", timeout=30).status_code == 200
-            kept = httpx.get(f"{address}/v1/predictions?limit=1", timeout=30).json()["total"]
-            lives = process.poll() is None
+            ready = httpx.get(f"{url}/readyz", timeout=30).status_code == 200
+            stored = httpx.get(f"{url}/v1/predictions?limit=1", timeout=30).json()["total"]
+            alive = process.poll() is None
         engine = open_database(folder / "records")
         rows = verify(engine).rows
         engine.dispose()
-    good = ready and lives and rows == kept and all(answer.isdigit() for answer in found)
+    passed = ready and alive and rows == stored and all(status.isdigit() for status in responses)
     command = shlex.join(["python", "benchmarks/hostile.py", *(arguments or sys.argv[1:])])
-    state = "lives and is ready" if ready and lives else "is dead or not ready"
+    state = "alive and ready" if ready and alive else "dead or not ready"
     text = (
-        f"{options.inputs:,} hostile inputs to the real process, seed {options.seed}, {options.clients} clients ({__version__})."
-        f" Afterwards it {state}; {kept:,} images are kept, and the audit log of {rows:,} rows holds.\n\n"
-        "| answer | inputs |\n| --- | --- |\n"
-        + "".join(f"| {answer} | {count:,} |\n" for answer, count in sorted(found.items()))
+        f"{options.inputs:,} malformed inputs sent to `pneumoscope serve`, seed {options.seed}, {options.clients} clients"
+        f" ({__version__}). Afterwards the process is {state}; {stored:,} images are stored, and the audit log of {rows:,} rows"
+        " verifies.\n\n| status | inputs |\n| --- | --- |\n"
+        + "".join(f"| {status} | {count:,} |\n" for status, count in sorted(responses.items()))
         + f"\n`{command}`\n\n{NOTICE}\n"
     )
     print(text)
-    document = {"answers": found, "ready": ready, "kept": kept, "trail": rows, "seconds": seconds, "command": command}
+    document = {
+        "responses": responses,
+        "ready": ready,
+        "stored_images": stored,
+        "audit_log_rows": rows,
+        "seconds": seconds,
+        "command": command,
+    }
     write_atomically(options.out / "hostile.json", json.dumps(document, indent=2) + "\n")
     write_atomically(options.out / "hostile.md", text)
-    return 0 if good else 1
+    return 0 if passed else 1
 
 
 if __name__ == "__main__":

@@ -1,20 +1,19 @@
-"""Attempts at a model, compared on validation images alone: what a choice of network, crop or augmentation is worth.
+"""Compare changes of a recipe on validation images: networks, crops, augmentation.
 
-Every attempt is trained on two kinds of split: by patient, which tells how well it fits images like those it learned from, and by
-block of patient numbers, which shows some of the shift that the official test images have. More of it is made: the validation
-images are read once more framed as the other label is, normal images without a tenth of their height at top and bottom, those with
-pneumonia without a tenth of their width at both sides, and once more turned by ten degrees. The test images are not touched: they
-belong to `pneumoscope evaluate` and its ledger. It goes on where it stopped, and says what each attempt came to in the order in
-which they stand in the file:
+Each attempt is trained on two kinds of split: by patient, which measures the fit to images like the training images, and by
+block of patient numbers, which has some of the shift of the official test images. Two more shifts are simulated: the validation
+images are cropped like the other label (normal images lose a tenth of their height at the top and at the bottom, pneumonias a
+tenth of their width at both sides), and rotated by 10 degrees. Test images are not used: they are reserved for
+`pneumoscope evaluate`. An interrupted study is resumed by the same command. Attempts are read from a file:
 
-    recipe = "base.toml"          # a shipped recipe, or a file beside this one
+    recipe = "base.toml"          # a shipped recipe, or a file in the same folder
 
     [attempts.plain]
-    why = "where we start"
+    why = "baseline"
     set = []
 
-    [attempts.turned]
-    why = "images lie askew"
+    [attempts.rotated]
+    why = "patients are not always upright"
     set = ["augmentation.rotation=10"]
 """
 
@@ -45,32 +44,35 @@ from pneumoscope.evaluation.evaluate import evaluate
 from pneumoscope.evaluation.selection import select_images
 from pneumoscope.imaging.decode import decode
 from pneumoscope.imaging.image import Radiograph
-from pneumoscope.inference.session import BundleSession, sigmoid
+from pneumoscope.inference.decision import sigmoid
+from pneumoscope.inference.session import BundleSession
 from pneumoscope.runs.evaluations import read_evaluation
 from pneumoscope.runs.recipe import Recipe, read_recipe
 from pneumoscope.runs.run_folder import BUNDLE_FOLDER, EVALUATION_FILE, MANIFEST_FILE, evaluation_folder
 from pneumoscope.statistics.roc import auroc
 from pneumoscope.training.train import train
 
+GrayImage = npt.NDArray[np.uint8]
+
 SPLITS = ("block", "patient")
-POINT = "half"  # the only threshold that validation images did not choose
+OPERATING_POINT = "half"  # the only threshold that was not chosen on validation images
 METRICS = ("accuracy", "sensitivity", "specificity")
-LEFT = 0.8  # of a side, where images are framed otherwise
-TURN = 10  # degrees
+CROP = 0.8  # of a side
+ROTATION = 10  # degrees
 SHIFTED_FILE = "shifted.json"
-MADE = ("auroc_framed", "accuracy_framed", "changed_turned")
-COLUMNS = ("auroc", *METRICS, *MADE)
+SHIFTED_METRICS = ("auroc_cropped", "accuracy_cropped", "changed_by_rotation")
+COLUMNS = ("auroc", *METRICS, *SHIFTED_METRICS)
 
 
 @dataclasses.dataclass(frozen=True)
 class Attempt:
-    """One idea.
+    """A change of a recipe.
 
     Attributes:
-        name: of its runs.
-        why: one line for the reader.
-        recipe: name or file of the recipe that it changes.
-        overrides: "table.field=value" each.
+        name: Name of the attempt and of its runs.
+        why: One-line reason.
+        recipe: Name or file of the base recipe.
+        overrides: Changed fields, each "table.field=value".
     """
 
     name: str
@@ -78,178 +80,178 @@ class Attempt:
     recipe: str
     overrides: tuple[str, ...]
 
-    def made(self, by: str, seed: int) -> Recipe:
-        """The recipe of one run; the seed decides the split, too."""
-        own = [f'name="{self.name}-{by}-{seed}"', f'data.by="{by}"', f"training.seed={seed}"]
-        return read_recipe(self.recipe, [*self.overrides, *own])
+    def run_recipe(self, split_by: str, seed: int) -> Recipe:
+        """Return the recipe of one run; the seed also determines the split."""
+        run = [f'name="{self.name}-{split_by}-{seed}"', f'data.by="{split_by}"', f"training.seed={seed}"]
+        return read_recipe(self.recipe, [*self.overrides, *run])
 
 
 def read_attempts(file: Path) -> list[Attempt]:
-    """The attempts of a file, in its order.
+    """Return the attempts of a file, in its order.
 
     Raises:
-        RecipeError: it is not as the example above.
+        RecipeError: The file has another structure than the example above.
     """
     try:
         data = tomllib.loads(file.read_text(encoding="utf-8"))
         base = data["recipe"]
-        beside = file.parent / base
-        recipe = str(beside) if beside.is_file() else base
+        neighbor = file.parent / base
+        recipe = str(neighbor) if neighbor.is_file() else base
         return [
             Attempt(name, attempt["why"], recipe, tuple(attempt["set"])) for name, attempt in data["attempts"].items()
         ]
     except (OSError, tomllib.TOMLDecodeError, KeyError, TypeError, AttributeError) as error:
-        raise RecipeError(f"{str(file)!r} holds no attempts: {error!r}", hint="See --help for an example") from error
+        raise RecipeError(
+            f"cannot read attempts from {str(file)!r}: {error!r}", hint="See --help for an example"
+        ) from error
 
 
-def run(attempt: Attempt, by: str, seed: int, data: Path, runs: Path) -> None:
-    """Train and judge on validation images what is not done yet."""
-    out = runs / f"{attempt.name}-{by}-{seed}"
-    judged = evaluation_folder(out, "validation") / EVALUATION_FILE
-    if not judged.exists():
+def run_attempt(attempt: Attempt, split_by: str, seed: int, data: Path, runs: Path) -> None:
+    """Train and evaluate on validation images, unless it is already done."""
+    out = runs / f"{attempt.name}-{split_by}-{seed}"
+    evaluation = evaluation_folder(out, "validation")
+    if not (evaluation / EVALUATION_FILE).exists():
         print(f"{out.name}: {attempt.why}", file=sys.stderr, flush=True)
-        train(attempt.made(by, seed), data, out, resume=True)
-        evaluate(out, data, split="validation", operating_points=(POINT,))
-    if not (judged.parent / SHIFTED_FILE).exists():
-        found = shifted(out, data)
-        write_atomically(judged.parent / SHIFTED_FILE, json.dumps(found, indent=2) + "\n")
+        train(attempt.run_recipe(split_by, seed), data, out, resume=True)
+        evaluate(out, data, split="validation", operating_points=(OPERATING_POINT,))
+    if not (evaluation / SHIFTED_FILE).exists():
+        metrics = evaluate_shifted(out, data)
+        write_atomically(evaluation / SHIFTED_FILE, json.dumps(metrics, indent=2) + "\n")
 
 
-def shifted(out: Path, data: Path) -> dict[str, float]:
-    """What a run says of its validation images when they are framed otherwise, or turned.
+def evaluate_shifted(run: Path, data: Path) -> dict[str, float]:
+    """Return the metrics of a run on cropped and on rotated validation images.
 
     Returns:
-        Of images framed otherwise the AUROC, and the accuracy at the score 0.5. Of images turned to either side, the share whose
-        call at the run's own operating point "balanced" is another than before.
+        AUROC and accuracy at a score of 0.5 on cropped images, and the fraction of images whose prediction at the operating
+        point "balanced" changes when they are rotated to either side.
     """
-    session = BundleSession.load(out / BUNDLE_FOLDER)
-    root, images = select_images(data, "validation", out / MANIFEST_FILE)
+    session = BundleSession.load(run / BUNDLE_FOLDER)
+    root, images = select_images(data, "validation", run / MANIFEST_FILE)
     pixels = [decode(root / image.path).pixels for image in images]
     labels = np.array([image.positive for image in images])
 
-    def logits(changed: Iterable[npt.NDArray[np.uint8]]) -> npt.NDArray[np.float64]:
-        made = (Radiograph(each, "image", "array", "L") for each in changed)
-        return np.array([scored.logit for scored in session.stream(made)])
+    def logits(shifted: Iterable[GrayImage]) -> npt.NDArray[np.float64]:
+        radiographs = (Radiograph(gray, "image", "array", "L") for gray in shifted)
+        return np.array([scored.logit for scored in session.stream(radiographs)])
 
-    framed = logits(frame(image, positive) for image, positive in zip(pixels, labels, strict=True))
+    cropped = logits(crop_like_other_label(gray, positive) for gray, positive in zip(pixels, labels, strict=True))
     threshold = session.card.operating_points["balanced"].threshold
-    as_it_is, *turned = (
-        sigmoid(logits(turn(image, degrees) for image in pixels)) >= threshold for degrees in (0, TURN, -TURN)
+    unmodified, *rotated = (
+        sigmoid(logits(rotate(gray, degrees) for gray in pixels)) >= threshold for degrees in (0, ROTATION, -ROTATION)
     )
     return {
-        "auroc_framed": auroc(framed, labels),
-        "accuracy_framed": float(np.mean((framed > 0) == labels)),
-        "changed_turned": float(np.mean([as_it_is != other for other in turned])),
+        "auroc_cropped": auroc(cropped, labels),
+        "accuracy_cropped": float(np.mean((cropped > 0) == labels)),
+        "changed_by_rotation": float(np.mean([unmodified != other for other in rotated])),
     }
 
 
-def frame(image: npt.NDArray[np.uint8], positive: bool) -> npt.NDArray[np.uint8]:
-    """The middle `LEFT` of an image's width where it is of a pneumonia, of its height where not."""
+def crop_like_other_label(image: GrayImage, positive: bool) -> GrayImage:
+    """Return the central `CROP` of the width of a pneumonia, or of the height of a normal image."""
     length = image.shape[int(positive)]
-    left = max(1, round(length * LEFT))
-    start = (length - left) // 2
-    inner = slice(start, start + left)
-    return np.ascontiguousarray(image[:, inner] if positive else image[inner])
+    remaining = max(1, round(length * CROP))
+    start = (length - remaining) // 2
+    center = slice(start, start + remaining)
+    return np.ascontiguousarray(image[:, center] if positive else image[center])
 
 
-def turn(image: npt.NDArray[np.uint8], degrees: float) -> npt.NDArray[np.uint8]:
-    """Turned about its middle; what comes into view is black."""
+def rotate(image: GrayImage, degrees: float) -> GrayImage:
+    """Return the image rotated about its center; new corners are black."""
     return np.asarray(Image.fromarray(image).rotate(degrees, Image.Resampling.BILINEAR))
 
 
-def row(attempt: Attempt, by: str, seed: int, found: Evaluation, made: dict[str, float]) -> dict[str, Any]:
-    """What a run came to."""
-    auroc, point = found.metrics["auroc"], found.operating_points[POINT]
+def make_row(
+    attempt: Attempt, split_by: str, seed: int, evaluation: Evaluation, shifted: dict[str, float]
+) -> dict[str, Any]:
+    """Return the results of one run as a row."""
+    auroc, point = evaluation.metrics["auroc"], evaluation.operating_points[OPERATING_POINT]
     return {
         "attempt": attempt.name,
         "why": attempt.why,
         "set": " ".join(attempt.overrides),
-        "by": by,
+        "split_by": split_by,
         "seed": seed,
-        "n": found.n,
+        "n": evaluation.n,
         "auroc": auroc.value,
         "auroc_low": auroc.low,
         "auroc_high": auroc.high,
         **{name: point.metrics[name].value for name in METRICS},
-        "expected_calibration_error": found.metrics["expected_calibration_error"].value,
-        **made,
+        "expected_calibration_error": evaluation.metrics["expected_calibration_error"].value,
+        **shifted,
     }
 
 
-def means(rows: Sequence[dict[str, Any]]) -> Iterator[tuple[str, str, str, int, dict[str, float]]]:
-    """Attempt, why, split, runs and means over the seeds, in the order of the rows."""
-    seen: dict[tuple[str, str], list[dict[str, Any]]] = {}
-    for each in rows:
-        seen.setdefault((each["attempt"], each["by"]), []).append(each)
-    for (name, by), runs in seen.items():
-        yield (
-            name,
-            runs[0]["why"],
-            by,
-            len(runs),
-            {metric: float(np.mean([each[metric] for each in runs])) for metric in COLUMNS},
-        )
+def mean_rows(rows: Sequence[dict[str, Any]]) -> Iterator[tuple[str, str, str, int, dict[str, float]]]:
+    """Yield attempt, reason, split, number of runs and the means over the seeds, in the order of the rows."""
+    groups: dict[tuple[str, str], list[dict[str, Any]]] = {}
+    for row in rows:
+        groups.setdefault((row["attempt"], row["split_by"]), []).append(row)
+    for (name, split_by), runs in groups.items():
+        means = {metric: float(np.mean([run[metric] for run in runs])) for metric in COLUMNS}
+        yield name, runs[0]["why"], split_by, len(runs), means
 
 
-def table(rows: Sequence[dict[str, Any]], command: str) -> str:
-    """Markdown for people."""
+def to_markdown(rows: Sequence[dict[str, Any]], command: str) -> str:
+    """Return the means over the seeds as a Markdown table."""
     lines = [
-        f"Validation images only; at the score 0.5, means over seeds, each of which has a split of its own ({__version__}).",
+        f"Validation images only; threshold 0.5; means over seeds, each with its own split ({__version__}).",
         "",
-        "| attempt | why | split by | runs | AUROC | accuracy | sensitivity | specificity | framed otherwise: AUROC | accuracy |"
-        f" calls changed by {TURN} degrees |",
+        "| attempt | why | split by | runs | AUROC | accuracy | sensitivity | specificity | cropped: AUROC | accuracy |"
+        f" changed by rotation of {ROTATION} degrees |",
         "| --- | --- | --- | --- | --- | --- | --- | --- | --- | --- | --- |",
     ]
-    for name, why, by, count, mean in means(rows):
-        numbers = " | ".join(f"{mean[metric]:.4f}" for metric in COLUMNS)
-        lines.append(f"| {name} | {why} | {by} | {count} | {numbers} |")
+    for name, why, split_by, count, means in mean_rows(rows):
+        numbers = " | ".join(f"{means[metric]:.4f}" for metric in COLUMNS)
+        lines.append(f"| {name} | {why} | {split_by} | {count} | {numbers} |")
     return "\n".join([*lines, "", f"`{command}`", "", NOTICE, ""])
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
-    """Train, judge, print, write after each run."""
+    """Train and evaluate, write the tables after each run, and print them."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("attempts", type=Path)
-    parser.add_argument("--data", type=Path, required=True)
-    parser.add_argument("--runs", type=Path, required=True, help="folder of the runs; none of it need be kept")
+    parser.add_argument("attempts", type=Path, help="TOML file")
+    parser.add_argument("--data", type=Path, required=True, help="labelled data set")
+    parser.add_argument("--runs", type=Path, required=True, help="folder for the runs; can be deleted afterwards")
     parser.add_argument("--out", type=Path, required=True, help="folder for validation.csv, .json and .md")
-    parser.add_argument("--only", nargs="+", help="names of attempts; all are listed where they are done")
-    parser.add_argument("--by", nargs="+", choices=SPLITS, default=SPLITS)
+    parser.add_argument("--only", nargs="+", metavar="NAME", help="attempts to run; the tables list all finished ones")
+    parser.add_argument("--split-by", nargs="+", choices=SPLITS, default=SPLITS)
     parser.add_argument("--seeds", nargs="+", type=int, default=[0])
-    given = parser.parse_args(arguments)
-    attempts = read_attempts(given.attempts)
-    unknown = set(given.only or ()) - {attempt.name for attempt in attempts}
+    options = parser.parse_args(arguments)
+    attempts = read_attempts(options.attempts)
+    unknown = set(options.only or ()) - {attempt.name for attempt in attempts}
     if unknown:
-        parser.error(f"there is no attempt {', '.join(sorted(unknown))}")
+        parser.error(f"unknown attempts: {', '.join(sorted(unknown))}")
     command = shlex.join(["python", "benchmarks/study.py", *(sys.argv[1:] if arguments is None else arguments)])
     for attempt in attempts:
-        if given.only and attempt.name not in given.only:
+        if options.only and attempt.name not in options.only:
             continue
-        for by in given.by:
-            for seed in given.seeds:
-                run(attempt, by, seed, given.data, given.runs)
-                rows = _done(attempts, given.runs)
-                _write(rows, table(rows, command), given.out)
-    print(table(_done(attempts, given.runs), command))
+        for split_by in options.split_by:
+            for seed in options.seeds:
+                run_attempt(attempt, split_by, seed, options.data, options.runs)
+                rows = finished_rows(attempts, options.runs)
+                write_tables(rows, to_markdown(rows, command), options.out)
+    print(to_markdown(finished_rows(attempts, options.runs), command))
 
 
-def _done(attempts: Sequence[Attempt], runs: Path) -> list[dict[str, Any]]:
-    """Every run that was ever judged, whatever was asked for now."""
+def finished_rows(attempts: Sequence[Attempt], runs: Path) -> list[dict[str, Any]]:
+    """Return the rows of all evaluated runs in a folder, including those of earlier commands."""
     rows = []
     for attempt in attempts:
-        for by in SPLITS:
-            for folder in sorted(
-                runs.glob(f"{attempt.name}-{by}-*"), key=lambda path: int(path.name.rsplit("-", 1)[1])
-            ):
-                judged = evaluation_folder(folder, "validation")
-                if (judged / SHIFTED_FILE).exists():
-                    found = read_evaluation(judged / EVALUATION_FILE)
-                    made = json.loads((judged / SHIFTED_FILE).read_text(encoding="utf-8"))
-                    rows.append(row(attempt, by, int(folder.name.rsplit("-", 1)[1]), found, made))
+        for split_by in SPLITS:
+            folders = {int(path.name.rsplit("-", 1)[1]): path for path in runs.glob(f"{attempt.name}-{split_by}-*")}
+            for seed, folder in sorted(folders.items()):
+                evaluation = evaluation_folder(folder, "validation")
+                if (evaluation / SHIFTED_FILE).exists():
+                    shifted = json.loads((evaluation / SHIFTED_FILE).read_text(encoding="utf-8"))
+                    rows.append(
+                        make_row(attempt, split_by, seed, read_evaluation(evaluation / EVALUATION_FILE), shifted)
+                    )
     return rows
 
 
-def _write(rows: Sequence[dict[str, Any]], text: str, out: Path) -> None:
+def write_tables(rows: Sequence[dict[str, Any]], text: str, out: Path) -> None:
+    """Write the rows as CSV and JSON, and the Markdown table."""
     file = io.StringIO()
     writer = csv.DictWriter(file, rows[0], lineterminator="\n")
     writer.writeheader()

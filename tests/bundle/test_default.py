@@ -7,9 +7,9 @@ import numpy as np
 import pytest
 
 from pneumoscope import load_model
-from pneumoscope.imaging.phantom_drawing import draw
+from pneumoscope.imaging.phantom import draw_phantom
 from pneumoscope.inference.session import BundleSession
-from pneumoscope.runs.recipe import check, read_recipe
+from pneumoscope.runs.recipe import parse_recipe, read_recipe
 from pneumoscope.runs.run_folder import find_bundle
 
 # Folder of public radiographs at full size.
@@ -27,7 +27,7 @@ def test_default_bundle_is_small_and_has_heatmaps():
 
 
 def test_recipe_on_the_card_is_the_shipped_recipe(model):
-    assert check(model.card.recipe, "card") == read_recipe("default")
+    assert parse_recipe(model.card.recipe, "card") == read_recipe("default")
 
 
 def test_card_has_all_operating_points(model):
@@ -38,7 +38,7 @@ def test_card_has_all_operating_points(model):
 
 @pytest.mark.parametrize("pneumonia", [False, True])
 def test_phantoms_are_rejected(model, pneumonia):
-    phantoms = [draw(seed, pneumonia, image=0, size=224) for seed in range(20_000, 20_010)]
+    phantoms = [draw_phantom(seed, pneumonia, image=0, size=224) for seed in range(20_000, 20_010)]
     assert {prediction.decision for prediction in model.predict_many(phantoms)} == {"rejected"}
 
 

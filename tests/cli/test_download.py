@@ -1,4 +1,4 @@
-"""`pneumoscope download`, from a server on this machine."""
+"""`pneumoscope download`, from a local HTTP server."""
 
 from __future__ import annotations
 
@@ -21,19 +21,19 @@ def _run(*arguments: object) -> Result:
     return CliRunner().invoke(command, [str(argument) for argument in arguments])
 
 
-class _Quiet(http.server.SimpleHTTPRequestHandler):
+class _QuietHandler(http.server.SimpleHTTPRequestHandler):
     def log_message(self, format: str, *args: object) -> None:
         return
 
 
 @pytest.fixture
 def served(tmp_path: Path) -> Iterator[tuple[Path, str]]:
-    """A folder with one zip, and its address."""
+    """A served ZIP archive: its path and the URL of its folder."""
     folder = tmp_path / "served"
     folder.mkdir()
     with zipfile.ZipFile(folder / "more images.zip", "w") as zipped:
         zipped.writestr("chest_xray/train/NORMAL/a.jpeg", b"image")
-    handler = functools.partial(_Quiet, directory=str(folder))
+    handler = functools.partial(_QuietHandler, directory=str(folder))
     with http.server.ThreadingHTTPServer(("127.0.0.1", 0), handler) as listening:
         thread = threading.Thread(target=listening.serve_forever, kwargs={"poll_interval": 0.01})
         thread.start()
@@ -42,7 +42,7 @@ def served(tmp_path: Path) -> Iterator[tuple[Path, str]]:
         thread.join(10)
 
 
-def test_prints_where_the_images_are(served: tuple[Path, str], tmp_path: Path) -> None:
+def test_prints_the_folder_of_the_images(served: tuple[Path, str], tmp_path: Path) -> None:
     result = _run(tmp_path / "data", "--from", f"{served[1]}/more%20images.zip?download=1")
     assert result.exit_code == 0, result.output
     assert result.stdout == f"{tmp_path / 'data' / 'more20images'}\n"
@@ -50,17 +50,17 @@ def test_prints_where_the_images_are(served: tuple[Path, str], tmp_path: Path) -
     assert (tmp_path / "data/more20images/chest_xray/train/NORMAL/a.jpeg").read_bytes() == b"image"
 
 
-def test_the_hash_may_be_stated(served: tuple[Path, str], tmp_path: Path) -> None:
+def test_archive_is_verified_by_the_given_hash(served: tuple[Path, str], tmp_path: Path) -> None:
     address = f"{served[1]}/more%20images.zip"
-    right = hashlib.sha256(served[0].read_bytes()).hexdigest()
-    assert _run(tmp_path / "a", "--from", address, "--sha256", right.upper()).exit_code == 0
+    sha256 = hashlib.sha256(served[0].read_bytes()).hexdigest()
+    assert _run(tmp_path / "a", "--from", address, "--sha256", sha256.upper()).exit_code == 0
     result = _run(tmp_path / "b", "--from", address, "--sha256", "0" * 64)
     assert isinstance(result.exception, DownloadError)
-    assert f"expected {'0' * 64} but got {right}" in str(result.exception)
+    assert f"expected {'0' * 64} but got {sha256}" in str(result.exception)
     assert list((tmp_path / "b").iterdir()) == []
 
 
-def test_errors_pass_through(served: tuple[Path, str], tmp_path: Path) -> None:
+def test_missing_archive_and_unsupported_scheme_are_errors(served: tuple[Path, str], tmp_path: Path) -> None:
     result = _run(tmp_path / "data", "--from", f"{served[1]}/gone.zip")
     assert isinstance(result.exception, DownloadError)
     assert "gone.zip answers HTTP 404" in str(result.exception)

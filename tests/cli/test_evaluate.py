@@ -1,3 +1,5 @@
+"""`pneumoscope evaluate`."""
+
 import json
 
 import pytest
@@ -11,10 +13,10 @@ from pneumoscope.runs.evaluations import read_evaluation
 
 
 def invoke(*arguments):
-    return CliRunner().invoke(command, [str(argument) for argument in arguments], env={"COLUMNS": "120"})
+    return CliRunner().invoke(command, [str(argument) for argument in arguments], env={"COLUMNS": "200"})
 
 
-def test_json_is_one_document_and_the_file(maker):
+def test_json_is_the_written_document(maker):
     run = maker.run()
     result = invoke(run, "--data", maker.images(), "--json")
     assert result.exit_code == 0, result.output
@@ -23,7 +25,7 @@ def test_json_is_one_document_and_the_file(maker):
     assert data == json.loads((run / "evaluation" / "test" / "evaluation.json").read_text())
 
 
-def test_the_tables_show_every_number_with_its_interval(maker):
+def test_tables_show_every_number_with_its_interval(maker):
     run = maker.run()
     result = invoke(run, "--data", maker.images())
     evaluation = read_evaluation(run / "evaluation" / "test" / "evaluation.json")
@@ -32,23 +34,30 @@ def test_the_tables_show_every_number_with_its_interval(maker):
     for point in evaluation.operating_points.values():
         shown += [*point.metrics.values(), *point.by_etiology.values()]
         cells = point.confusion
-        assert f"{point.rule}; called pneumonia: {cells.tp} of 20 PNEUMONIA, {cells.fp} of 12 NORMAL" in result.stdout
+        assert (
+            f"{point.rule}; predicted as pneumonia: {cells.tp} of 20 PNEUMONIA, {cells.fp} of 12 NORMAL"
+            in result.stdout
+        )
     for interval in shown:
         assert f"{interval.value:.3f}" in result.stdout
         assert f"{interval.low:.3f} to {interval.high:.3f}" in result.stdout
-    assert "look 1 at these test images" in result.stdout
+    assert "Test-set evaluation 1 of these images" in result.stdout
     assert "Not a medical device" in result.stdout
 
 
-def test_an_undefined_number_says_why(maker):
-    """A network that calls every image pneumonia."""
-    result = invoke(maker.run(gain=1e-6), "--data", maker.images(), "--operating-point", "balanced")
+def test_undefined_metrics_are_explained(maker):
+    """The network predicts pneumonia for every image, so that the negative predictive value does not exist."""
+    run = maker.run(gain=1e-6)
+    result = invoke(run, "--data", maker.images(), "--operating-point", "balanced")
     assert result.exit_code == 0
-    assert "every image is called pneumonia" in result.stdout
+    evaluation = read_evaluation(run / "evaluation" / "test" / "evaluation.json")
+    interval = evaluation.operating_points["balanced"].metrics["negative_predictive_value"]
+    assert interval.value is None
+    assert interval.reason in result.stdout
 
 
 def test_options_reach_the_library(maker, tmp_path):
-    out, ledger = tmp_path / "out", tmp_path / "looks.jsonl"
+    out, ledger = tmp_path / "out", tmp_path / "ledger.jsonl"
     options = [
         "--operating-point",
         "half",
@@ -66,28 +75,28 @@ def test_options_reach_the_library(maker, tmp_path):
     evaluation = read_evaluation(out / "evaluation.json")
     assert list(evaluation.operating_points) == ["half", "balanced"]
     assert evaluation.operating_points["half"].metrics["mcc"].seed == 5
-    assert json.loads(ledger.read_text())["look"] == 1
+    assert json.loads(ledger.read_text())["test_evaluation"] == 1
 
 
-def test_the_split_reaches_the_library(maker, tmp_path):
-    """Validation images chose three of the thresholds: refused, and judged at the fixed one."""
+def test_thresholds_chosen_on_the_same_images_are_refused(maker, tmp_path):
+    """Three thresholds were chosen on the validation images; only the fixed one may be evaluated on them."""
     images = maker.images(split="train")
     manifest = images / "split.csv"
     manifest.write_text(maker.manifest(images, "validation"))
     chosen = [short_hash(image.sha256) for image in load_manifest(manifest).split("validation")]
     run = maker.run(seen={"validation": chosen})
-    refused = invoke(run, "--data", manifest, "--split", "validation")
-    assert "chosen on 16 of these 16 images" in str(refused.exception)
+    result = invoke(run, "--data", manifest, "--split", "validation")
+    assert "chosen on 16 of these 16 images" in str(result.exception)
     result = invoke(run, "--data", manifest, "--split", "validation", "--operating-point", "half")
     assert result.exit_code == 0, result.output
     assert "16 validation images" in result.stdout
-    assert "look" not in result.stdout
+    assert "Test-set evaluation" not in result.stdout
 
 
-def test_a_refusal_exits_with_2_and_says_what_to_do(maker, capsys):
+def test_missing_split_exits_with_2_and_names_the_existing_ones(maker, capsys):
     with pytest.raises(SystemExit) as stop:
         run_and_exit(cli, ["evaluate", str(maker.run()), "--data", str(maker.images(split="train"))])
     assert stop.value.code == 2
-    told = capsys.readouterr()
-    assert told.out == ""
-    assert "no image in the split 'test' (images: train 32)" in told.err
+    captured = capsys.readouterr()
+    assert captured.out == ""
+    assert "no image in the split 'test' (images: train 32)" in captured.err

@@ -1,4 +1,4 @@
-"""A finished run's bundle, copied to where it is used."""
+"""`pneumoscope export`."""
 
 import json
 
@@ -11,16 +11,16 @@ from pneumoscope.cli.export import command
 
 
 @pytest.fixture
-def refused(capsys):
-    """What is printed where the command exits with 2."""
+def error_of(capsys):
+    """Return a function that runs a command that exits with status 2, and returns its standard error."""
 
     def run(*arguments):
         with pytest.raises(SystemExit) as stop:
             run_and_exit(cli, ["export", *map(str, arguments)])
         assert stop.value.code == 2
-        found = capsys.readouterr()
-        assert found.out == ""
-        return found.err
+        captured = capsys.readouterr()
+        assert captured.out == ""
+        return captured.err
 
     return run
 
@@ -31,7 +31,7 @@ def export(*arguments):
     return result.stdout
 
 
-def test_a_runs_bundle_is_copied_and_can_be_read(maker, tmp_path):
+def test_bundle_of_a_run_is_copied(maker, tmp_path):
     run, out = maker.run(), tmp_path / "there"
 
     printed = export(run, "--out", out)
@@ -42,7 +42,7 @@ def test_a_runs_bundle_is_copied_and_can_be_read(maker, tmp_path):
     assert sorted(path.name for path in out.iterdir()) == ["card.json", "network.onnx"]
 
 
-def test_a_bundle_is_copied_as_well(maker, tmp_path):
+def test_bundle_is_copied(maker, tmp_path):
     bundle = maker.bundle(tmp_path / "bundle")
 
     export(bundle, "--out", tmp_path / "there")
@@ -50,42 +50,42 @@ def test_a_bundle_is_copied_as_well(maker, tmp_path):
     assert read_bundle(tmp_path / "there") == read_bundle(bundle)
 
 
-def test_a_folder_with_anything_in_it_is_refused(maker, tmp_path, refused):
+def test_nonempty_folder_is_refused(maker, tmp_path, error_of):
     out = tmp_path / "there"
     out.mkdir()
-    (out / "theirs").write_text("keep")
+    (out / "other").write_text("keep")
 
-    assert "there' exists and is not an empty folder. Choose another folder with --out" in refused(
+    assert "there' exists and is not an empty folder. Choose another folder with --out" in error_of(
         maker.run(), "--out", out
     )
-    assert [path.name for path in out.iterdir()] == ["theirs"]
+    assert [path.name for path in out.iterdir()] == ["other"]
 
 
-def test_a_run_that_is_not_finished_is_refused_and_says_how_to_finish_it(maker, tmp_path, refused):
+def test_unfinished_run_is_refused_with_a_hint(maker, tmp_path, error_of):
     run = tmp_path / "run"
     run.mkdir()
     (run / "run.json").write_text(json.dumps({"schema": 1, "name": "begun", "state": "running"}))
 
-    told = refused(run, "--out", tmp_path / "there")
+    error = error_of(run, "--out", tmp_path / "there")
 
-    assert f"run {str(run)!r} has no bundle: training is not finished, or the bundle was not copied" in told
-    assert "--resume" in told
+    assert f"run {str(run)!r} has no bundle" in error
+    assert "--resume" in error
     assert not (tmp_path / "there").exists()
 
 
-def test_half_a_bundle_is_refused(maker, tmp_path, refused):
+def test_incomplete_bundle_is_refused(maker, tmp_path, error_of):
     run = maker.run()
     (run / "bundle" / "card.json").unlink()
 
-    assert "is not a bundle" in refused(run, "--out", tmp_path / "there")
+    assert "is not a bundle" in error_of(run, "--out", tmp_path / "there")
     assert not (tmp_path / "there").exists()
 
 
-def test_what_is_neither_run_nor_bundle_is_refused(tmp_path, refused):
-    assert f"{str(tmp_path / 'absent')!r} is not a bundle" in refused(tmp_path / "absent", "--out", tmp_path / "there")
+def test_missing_run_is_refused(tmp_path, error_of):
+    assert f"{str(tmp_path / 'absent')!r} is not a bundle" in error_of(tmp_path / "absent", "--out", tmp_path / "there")
 
 
-def test_where_to_is_required(maker):
+def test_out_is_required(maker):
     result = CliRunner().invoke(command, [str(maker.run())])
 
     assert result.exit_code == 2

@@ -1,133 +1,189 @@
-"""The command line as a whole: quick help, exit statuses, and words instead of tracebacks."""
+"""The command line as a whole: help, exit statuses, error messages, missing extras, interruption and closed pipes."""
+
+from __future__ import annotations
 
 import ast
+import inspect
 import re
 import signal
 import subprocess
 import sys
+import time
 import tomllib
 from importlib.metadata import packages_distributions
 from pathlib import Path
+from typing import Any
 
 import click
 import pytest
-from tests.core.test_errors import SPECIAL, drawn
 from tests.processes import started
 
 import pneumoscope
 from pneumoscope import cli as module
 from pneumoscope.cli import VERBS, cli, run_and_exit
 from pneumoscope.core import errors
+from pneumoscope.core.errors import MissingExtraError, PneumoscopeError, UnknownNameError, UnreadableImageError
 
-HEAVY = ("torch", "onnxruntime", "numpy", "scipy", "matplotlib", "msgspec", "pydantic", "sklearn", "PIL", "lightning")
+HEAVY_MODULES = (
+    "torch", "onnx", "onnxruntime", "numpy", "scipy", "matplotlib", "msgspec", "pydantic", "pydicom", "sklearn", "PIL",
+    "lightning", "sqlalchemy", "fastapi",
+)  # fmt: skip
 SOURCE = Path(pneumoscope.__file__).parent
+PROGRAM = [sys.executable, "-m", "pneumoscope"]
+Capture = pytest.CaptureFixture[str]
 
 
-def exits(capsys, *arguments, command=cli):
-    """Status, standard output, standard error."""
+def exit_of(capsys: Capture, *arguments: str, command: click.Command = cli) -> tuple[int, str, str]:
+    """Return the exit status, standard output and standard error of a command that fails."""
     with pytest.raises(SystemExit) as stop:
         run_and_exit(command, list(arguments))
-    found = capsys.readouterr()
-    return stop.value.code, found.out, found.err
+    captured = capsys.readouterr()
+    assert isinstance(stop.value.code, int)
+    return stop.value.code, captured.out, captured.err
 
 
-def python(*arguments, **options):
-    return subprocess.run(
-        [sys.executable, *arguments], capture_output=True, text=True, check=False, timeout=60, **options
-    )
+def run_python(*arguments: str) -> subprocess.CompletedProcess[str]:
+    return subprocess.run([sys.executable, *arguments], capture_output=True, text=True, check=False, timeout=60)
 
 
 # --- help ------------------------------------------------------------------------------------------------------------
 
 
-def test_help_lists_every_verb_with_a_line(capsys):
+def test_help_lists_every_command_with_a_description(capsys: Capture) -> None:
     run_and_exit(cli, ["--help"])
 
-    shown = capsys.readouterr().out
-    lines = [line.split(None, 1) for line in shown.partition("Commands:\n")[2].splitlines()]
+    text = capsys.readouterr().out
+    lines = [line.split(None, 1) for line in text.partition("Commands:\n")[2].splitlines()]
     assert [line[0] for line in lines] == list(VERBS)
     assert all(len(line[1]) > 10 and not line[1].endswith("...") for line in lines)
 
 
-def test_there_is_a_file_for_every_verb_and_no_other():
-    files = {path.stem for path in (SOURCE / "cli").glob("*.py")} - {"__init__", "progress"}
-    assert files == {verb.replace("-", "_") for verb in VERBS}
+def test_every_command_has_a_module() -> None:
+    modules = {path.stem for path in (SOURCE / "cli").glob("*.py")} - {"__init__", "progress"}
+    assert modules == {name.replace("-", "_") for name in VERBS}
 
 
-@pytest.mark.parametrize("arguments", [["--help"], ["-h"], ["--version"], *([verb, "--help"] for verb in VERBS)])
-def test_help_imports_nothing_heavy(arguments):
+@pytest.mark.parametrize("arguments", [["--help"], ["-h"], ["--version"], *([name, "--help"] for name in VERBS)])
+def test_help_imports_nothing_heavy(arguments: list[str]) -> None:
     code = f"""
 import sys
 from pneumoscope.cli import run_and_exit, cli
 run_and_exit(cli, {arguments!r})
-print(*(name for name in {HEAVY!r} if name in sys.modules), file=sys.stderr)
+print(*(name for name in {HEAVY_MODULES!r} if name in sys.modules), file=sys.stderr)
 """
-    ran = python("-c", code)
-    assert (ran.returncode, ran.stderr) == (0, "\n")
-    assert ran.stdout.startswith("pneumoscope, version" if "--version" in arguments else "Usage: pneumoscope")
+    completed = run_python("-c", code)
+    assert (completed.returncode, completed.stderr) == (0, "\n")
+    assert completed.stdout.startswith("pneumoscope, version" if "--version" in arguments else "Usage: pneumoscope")
 
 
-def test_every_verb_says_what_its_options_mean():
-    """And `--json` is called the same everywhere."""
-    for verb in VERBS:
-        command = cli.get_command(click.Context(cli), verb)
-        assert command.name == verb
+def subcommands() -> list[tuple[str, click.Command]]:
+    """Return every command and the commands of groups, with their names."""
+    context = click.Context(cli)
+    found: list[tuple[str, click.Command]] = []
+    for name in VERBS:
+        command = cli.get_command(context, name)
+        assert command
+        found.append((name, command))
+        if isinstance(command, click.Group):
+            found += [(f"{name} {child}", sub) for child, sub in command.commands.items()]
+    return found
+
+
+def test_every_option_is_documented() -> None:
+    for name, command in subcommands():
+        assert command.name == name.split()[-1]
         assert command.help
         for option in command.params:
-            if isinstance(option, click.Option) and option.name not in {"accelerator"}:
-                assert option.help, f"{verb} {option.name}"
-            if option.name == "as_json":
-                assert option.opts == ["--json"], verb
+            if isinstance(option, click.Option) and option.name != "accelerator":
+                assert option.help, f"{name} {option.name}"
 
 
-def test_python_m_pneumoscope_is_the_same_program():
-    ran = python("-m", "pneumoscope", "--version")
+def test_json_output_has_the_same_flag_everywhere() -> None:
+    flags = {
+        name: option.opts for name, command in subcommands() for option in command.params if option.name == "as_json"
+    }
+    assert len(flags) > 8
+    assert set(map(tuple, flags.values())) == {("--json",)}
 
-    assert (ran.returncode, ran.stdout, ran.stderr) == (0, f"pneumoscope, version {pneumoscope.__version__}\n", "")
+
+def test_python_m_runs_the_same_program() -> None:
+    completed = run_python("-m", "pneumoscope", "--version")
+
+    version = f"pneumoscope, version {pneumoscope.__version__}\n"
+    assert (completed.returncode, completed.stdout, completed.stderr) == (0, version, "")
 
 
-def test_the_console_script_is_installed():
+def test_console_script_is_installed() -> None:
     script = Path(sys.executable).with_name("pneumoscope")
-    ran = subprocess.run([script, "--version"], capture_output=True, text=True, check=True, timeout=60)
+    completed = subprocess.run([script, "--version"], capture_output=True, text=True, check=True, timeout=60)
 
-    assert ran.stdout == f"pneumoscope, version {pneumoscope.__version__}\n"
+    assert completed.stdout == f"pneumoscope, version {pneumoscope.__version__}\n"
 
 
 # --- exit statuses ---------------------------------------------------------------------------------------------------
 
+# All other errors are errors of the input, with status 2.
+OTHER_STATUSES = {
+    "PneumoscopeError": 1,
+    "DivergedError": 1,
+    "StorageError": 1,
+    "BusyError": 1,
+    "AuditLogError": 1,
+    "ParityError": 1,
+    "PartialFailureError": 3,
+}
+ERRORS = [
+    error
+    for _, error in inspect.getmembers(errors, inspect.isclass)
+    if issubclass(error, PneumoscopeError) and error.__module__ == errors.__name__
+]
 
-def raising(error):
+
+def example(error_class: type[PneumoscopeError]) -> PneumoscopeError:
+    """Return an error of a class; some take other arguments than a message and a hint."""
+    if issubclass(error_class, UnknownNameError):
+        return error_class("recipe", "alexnet-adm", ["vgg19-adam", "alexnet-adam"])
+    if issubclass(error_class, MissingExtraError):
+        return error_class("train", "training", "torch")
+    if issubclass(error_class, UnreadableImageError):
+        return error_class("a/image.png", "truncated", hint="Copy it again")
+    return error_class("the image 'a' is blank", hint="Choose another")
+
+
+def failing(error: BaseException) -> click.Command:
     @click.command()
     @click.option("--debug", is_flag=True)
-    def command(debug):
+    def command(debug: bool) -> None:
         raise error
 
     return command
 
 
-@pytest.mark.parametrize(("name", "status"), [(name, status) for name, (_, status) in drawn().items()])
-def test_each_error_of_the_tree_exits_with_its_status(capsys, name, status):
-    kind = getattr(errors, name)
-    error = SPECIAL[kind]() if kind in SPECIAL else kind("image 'a' is grey", hint="Colour it")
+@pytest.mark.parametrize("error_class", ERRORS, ids=lambda error_class: error_class.__name__)
+def test_every_error_has_its_exit_status_and_is_printed_on_one_line(
+    capsys: Capture, error_class: type[PneumoscopeError]
+) -> None:
+    error = example(error_class)
+    status = OTHER_STATUSES.get(error_class.__name__, 2)
 
-    assert exits(capsys, command=raising(error)) == (status, "", f"error: {error}\n")
+    assert exit_of(capsys, command=failing(error)) == (status, "", f"error: {error}\n")
 
 
-def test_what_nobody_foresaw_is_our_fault_and_told_in_words(capsys):
-    assert exits(capsys, command=raising(ZeroDivisionError("division by zero"))) == (
+def test_unexpected_exceptions_are_internal_errors_without_traceback(capsys: Capture) -> None:
+    assert exit_of(capsys, command=failing(ZeroDivisionError("division by zero"))) == (
         1,
         "",
-        "error: ZeroDivisionError: division by zero. This is a fault of ours; show where with: pneumoscope --debug ...\n",
+        "error: ZeroDivisionError: division by zero. This is a bug. Show the traceback with: pneumoscope --debug ...\n",
     )
 
 
-def test_a_verb_that_is_done_does_not_exit_early(capsys):
+def test_success_returns_without_exit(capsys: Capture) -> None:
     run_and_exit(cli, ["models", "--json"])
     assert capsys.readouterr().err == ""
 
 
 @pytest.mark.parametrize(
-    ("arguments", "words"),
+    ("arguments", "message"),
     [
         (["models", "--bogus"], "No such option"),
         (["train"], "Missing argument 'RECIPE'"),
@@ -137,26 +193,26 @@ def test_a_verb_that_is_done_does_not_exit_early(capsys):
         (["--bogus"], "No such option"),
     ],
 )
-def test_wrong_usage_exits_with_2_and_says_where_help_is(capsys, arguments, words):
-    status, out, err = exits(capsys, *arguments)
+def test_usage_errors_exit_with_2_and_point_to_the_help(capsys: Capture, arguments: list[str], message: str) -> None:
+    status, out, err = exit_of(capsys, *arguments)
 
     assert (status, out) == (2, "")
-    assert words in err
+    assert message in err
     assert "--help" in err
 
 
-def test_no_verb_shows_the_help_and_exits_with_2(capsys):
-    status, _, err = exits(capsys)
+def test_missing_command_shows_the_help_and_exits_with_2(capsys: Capture) -> None:
+    status, _, err = exit_of(capsys)
 
     assert status == 2
     assert "Commands:" in err
 
 
-def test_an_unknown_verb_suggests_the_nearest(capsys):
-    assert exits(capsys, "trian") == (2, "", "error: there is no command 'trian'. Did you mean 'train'?\n")
+def test_unknown_command_suggests_the_closest(capsys: Capture) -> None:
+    assert exit_of(capsys, "trian") == (2, "", "error: there is no command 'trian'. Did you mean 'train'?\n")
 
 
-def test_arguments_are_those_of_the_process_where_none_are_given(capsys, monkeypatch):
+def test_main_uses_the_arguments_of_the_process(capsys: Capture, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(sys, "argv", ["pneumoscope", "recipes", "nowhere"])
 
     with pytest.raises(SystemExit) as stop:
@@ -166,24 +222,21 @@ def test_arguments_are_those_of_the_process_where_none_are_given(capsys, monkeyp
     assert capsys.readouterr().err.startswith("error: there is no recipe 'nowhere'.")
 
 
-# --- tracebacks ------------------------------------------------------------------------------------------------------
-
-
-def test_no_traceback_reaches_a_user_unless_asked_for(capsys):
-    status, _, err = exits(capsys, "recipes", "nowhere")
+def test_traceback_is_printed_only_with_debug(capsys: Capture) -> None:
+    status, _, err = exit_of(capsys, "recipes", "nowhere")
     assert (status, err.count("\n")) == (2, 1)
     assert "Traceback" not in err
 
-    status, out, err = exits(capsys, "--debug", "recipes", "nowhere")
+    status, out, err = exit_of(capsys, "--debug", "recipes", "nowhere")
     assert (status, out) == (2, "")
     assert err.startswith("Traceback (most recent call last):")
     assert "read_recipe" in err
     assert err.splitlines()[-1].startswith("error: there is no recipe 'nowhere'.")
 
 
-# --- what is not installed -------------------------------------------------------------------------------------------
+# --- missing extras --------------------------------------------------------------------------------------------------
 
-BLOCKED = """
+BLOCK_MODULES = """
 import sys
 blocked, arguments = sys.argv[1].split(","), sys.argv[2:]
 
@@ -199,37 +252,63 @@ main()
 """
 
 
-def without(extras, *arguments):
+def run_without(extras: list[str], *arguments: object) -> subprocess.CompletedProcess[str]:
+    """Run a command in a process that cannot import the modules of some extras."""
     blocked = ",".join(name for extra in extras for name in module._EXTRAS[extra])
-    return python("-c", BLOCKED, blocked, *map(str, arguments))
+    return run_python("-c", BLOCK_MODULES, blocked, *map(str, arguments))
 
 
 @pytest.mark.parametrize("arguments", [["train", "quick"], ["reproduce"]])
-def test_training_without_its_extra_names_it(tmp_path, arguments):
-    ran = without(["train"], *arguments, "--data", tmp_path, "--out", tmp_path / "run")
+def test_training_without_its_extra_names_the_extra(tmp_path: Path, arguments: list[str]) -> None:
+    completed = run_without(["train"], *arguments, "--data", tmp_path, "--out", tmp_path / "run")
 
-    assert (ran.returncode, ran.stdout) == (2, "")
-    # Which of the extra's modules is missed first is the import order's affair.
+    assert (completed.returncode, completed.stdout) == (2, "")
+    # The first missing module depends on the order of imports.
     assert re.fullmatch(
         r"error: this command needs the extra \[train\] \(no module '(torch|timm|lightning)'\)\."
         r" Install it: pip install 'pneumoscope\[train\]'\n",
-        ran.stderr,
+        completed.stderr,
     )
     assert not (tmp_path / "run").exists()
 
 
-@pytest.mark.parametrize("arguments", [["check-data", "{}"], ["compare", "{}"], ["evaluate", "{}", "--data", "{}"]])
-def test_statistics_without_their_extra_name_it(tmp_path, arguments):
-    out = ["--out", str(tmp_path / "out")] if arguments[0] != "audit" else []
-    ran = without(["train", "evaluate"], *(word.format(tmp_path) for word in arguments), *out)
+def test_saliency_check_without_onnx_names_the_extra(tmp_path: Path) -> None:
+    completed = run_without(["train"], "saliency-check", tmp_path, "--data", tmp_path)
 
-    assert (ran.returncode, ran.stdout) == (2, "")
-    assert "needs the extra [evaluate]" in ran.stderr
-    assert "pip install 'pneumoscope[evaluate]'" in ran.stderr
-    assert ran.stderr.count("\n") == 1
+    assert (completed.returncode, completed.stdout) == (2, "")
+    assert completed.stderr == (
+        "error: this command needs the extra [train] (no module 'onnx'). Install it: pip install 'pneumoscope[train]'\n"
+    )
 
 
-def test_what_needs_no_extra_works_without_any(maker, tmp_path):
+def test_serving_without_its_extra_names_the_extra(tmp_path: Path) -> None:
+    completed = run_without(["serve"], "serve", "--port", "0", "--data-dir", tmp_path / "records")
+
+    assert (completed.returncode, completed.stdout) == (2, "")
+    assert "needs the extra [serve]" in completed.stderr
+    assert "pip install 'pneumoscope[serve]'" in completed.stderr
+    assert not (tmp_path / "records").exists()
+
+
+@pytest.mark.parametrize(
+    "arguments",
+    [
+        ["check-data", "{}"],
+        ["compare", "{}", "--out", "{}/out"],
+        ["evaluate", "{}", "--data", "{}", "--out", "{}/out"],
+        ["robustness", "{}", "--data", "{}"],
+    ],
+)
+def test_statistics_without_their_extra_name_the_extra(tmp_path: Path, arguments: list[str]) -> None:
+    completed = run_without(["train", "evaluate"], *(word.format(tmp_path) for word in arguments))
+
+    assert (completed.returncode, completed.stdout) == (2, "")
+    assert "needs the extra [evaluate]" in completed.stderr
+    assert "pip install 'pneumoscope[evaluate]'" in completed.stderr
+    assert completed.stderr.count("\n") == 1
+
+
+def test_core_commands_work_without_extras(maker: Any, tmp_path: Path) -> None:
     images, bundle = maker.images(split="train", normal=40, pneumonia=40), maker.bundle(tmp_path / "bundle")
     for arguments in (
         ["phantom", tmp_path / "drawn", "--train", "4", "--test", "4", "--size", "32"],
@@ -237,118 +316,108 @@ def test_what_needs_no_extra_works_without_any(maker, tmp_path):
         ["recipes", "quick"],
         ["models"],
         ["export", bundle, "--out", tmp_path / "copy"],
-        ["fetch", "--help"],
+        ["predict", images, "--model", bundle],
+        ["download", "--help"],
     ):
-        ran = without(["train", "evaluate"], *arguments)
-        assert (ran.returncode, bool(ran.stdout)) == (0, True), ran.stderr
+        completed = run_without(["train", "evaluate", "serve"], *arguments)
+        assert (completed.returncode, bool(completed.stdout)) == (0, True), completed.stderr
 
 
-def test_evaluation_needs_no_training(maker, tmp_path):
-    arguments = ["evaluate", maker.run(), "--data", maker.images(), "--ledger", tmp_path / "looks.jsonl"]
-    ran = without(["train"], *arguments)
+def test_evaluation_works_without_pytorch(maker: Any, tmp_path: Path) -> None:
+    arguments = ["evaluate", maker.run(), "--data", maker.images(), "--ledger", tmp_path / "ledger.jsonl"]
+    completed = run_without(["train"], *arguments)
 
-    assert ran.returncode == 0, ran.stderr
-    assert "grey on 32 test images" in ran.stdout
+    assert completed.returncode == 0, completed.stderr
+    assert "grey on 32 test images" in completed.stdout
 
 
-def test_a_module_that_no_extra_brings_is_our_fault(capsys):
+def test_missing_module_of_no_extra_is_an_internal_error(capsys: Capture) -> None:
     error = ModuleNotFoundError("No module named 'pneumoscope.nowhere'", name="pneumoscope.nowhere")
-    status, _, err = exits(capsys, command=raising(error))
+    status, _, err = exit_of(capsys, command=failing(error))
 
     assert status == 1
     assert "ModuleNotFoundError: No module named 'pneumoscope.nowhere'" in err
 
 
-def distribution_of(requirement):
+def distribution_of(requirement: str) -> str:
     return requirement.partition(">")[0].partition("[")[0].lower().replace("_", "-")
 
 
-@pytest.mark.training  # reads what the installed distributions bring
-def test_every_module_that_an_extra_brings_is_known():
-    """So that whatever is missing first, the extra is named."""
+@pytest.mark.training  # needs the distributions of all extras
+def test_modules_of_extras_match_pyproject() -> None:
+    """Every distribution of an extra has a module in `_EXTRAS`, so that the error names the extra."""
     project = tomllib.loads((SOURCE.parents[1] / "pyproject.toml").read_text())["project"]
-    brought = {
-        name: {distribution_of(requirement) for requirement in project["optional-dependencies"][name]}
-        for name in ("train", "evaluate")
-    }
     known = packages_distributions()
-    for extra, distributions in brought.items():
+    for extra in ("train", "evaluate"):
+        requirements = {distribution_of(each) for each in project["optional-dependencies"][extra]}
         mapped = {known[name][0].lower() for name in module._EXTRAS[extra]}
-        assert distributions - {"pneumoscope"} <= mapped
+        assert requirements - {"pneumoscope"} <= mapped
 
 
 @pytest.mark.training
-def test_every_module_imported_is_one_that_something_brings():
+def test_every_imported_distribution_is_declared() -> None:
     project = tomllib.loads((SOURCE.parents[1] / "pyproject.toml").read_text())["project"]
     extras = [requirement for extra in project["optional-dependencies"].values() for requirement in extra]
-    stated = {distribution_of(requirement) for requirement in [*project["dependencies"], *extras]}
+    declared = {distribution_of(requirement) for requirement in [*project["dependencies"], *extras]}
     known = packages_distributions()
     for path in SOURCE.rglob("*.py"):
         for node in ast.walk(ast.parse(path.read_text())):
             names = [alias.name for alias in node.names] if isinstance(node, ast.Import) else []
             if isinstance(node, ast.ImportFrom):
-                names = [node.module]
+                names = [node.module or ""]
             for top in {name.partition(".")[0] for name in names} - set(sys.stdlib_module_names) - {"pneumoscope"}:
-                assert known[top][0].lower().replace("_", "-") in stated, f"{path.name} imports {top}"
+                assert known[top][0].lower().replace("_", "-") in declared, f"{path.name} imports {top}"
 
 
-# --- whoever stops listening, or stops us ----------------------------------------------------------------------------
+# --- interruption, closed pipes, full disks --------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("arguments", [["--help"], ["recipes"], ["models", "--json"]])
-def test_a_closed_pipe_is_no_news(arguments):
-    with started(
-        [sys.executable, "-m", "pneumoscope", *arguments], stdout=subprocess.PIPE, stderr=subprocess.PIPE
-    ) as process:
+def test_closed_pipe_ends_the_command_silently(arguments: list[str]) -> None:
+    with started([*PROGRAM, *arguments], stdout=subprocess.PIPE, stderr=subprocess.PIPE) as process:
+        assert process.stdout
+        assert process.stderr
         process.stdout.close()
         assert process.stderr.read() == b""
     assert process.returncode == 1
 
 
-def test_the_first_line_is_enough_for_head():
-    ran = subprocess.run(
+def test_output_can_be_piped_into_head() -> None:
+    completed = subprocess.run(
         ["/bin/sh", "-c", f"{sys.executable} -m pneumoscope recipes | head -1"],
         capture_output=True,
         text=True,
         check=True,
         timeout=60,
     )
-    assert ran.stdout.startswith("alexnet-adam ")
-    assert ran.stdout.count("\n") == 1
-    assert ran.stderr == ""
+    assert completed.stdout.startswith("default ")
+    assert completed.stdout.count("\n") == 1
+    assert completed.stderr == ""
 
 
 @pytest.mark.parametrize("error", [KeyboardInterrupt(), click.Abort()])
-def test_ctrl_c_exits_with_130(capsys, error):
-    status, out, err = exits(capsys, command=raising(error))
+def test_interrupted_commands_exit_with_130(capsys: Capture, error: BaseException) -> None:
+    status, out, err = exit_of(capsys, command=failing(error))
 
-    assert (status, out, err.strip()) == (130, "", "stopped")
+    assert (status, out, err.strip()) == (130, "", "Interrupted")
 
 
-def test_ctrl_c_reaches_a_verb_at_work(tmp_path):
-    """Many phantoms are drawn until the first is there."""
+def test_ctrl_c_interrupts_a_running_command(tmp_path: Path) -> None:
     arguments = ["phantom", tmp_path / "images", "--train", "100000", "--size", "32"]
-    with started(
-        [sys.executable, "-m", "pneumoscope", *arguments], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
-    ) as process:
+    with started([*PROGRAM, *arguments], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True) as process:
         while not any(tmp_path.rglob("*.jpeg")) and process.poll() is None:
-            pass
+            time.sleep(0.01)
         process.send_signal(signal.SIGINT)
         out, err = process.communicate(timeout=60)
-    assert (process.returncode, out, err.strip()) == (130, "", "stopped")
+    assert (process.returncode, out, err.strip()) == (130, "", "Interrupted")
 
 
-@pytest.mark.skipif(not Path("/dev/full").exists(), reason="no /dev/full here")
+@pytest.mark.skipif(not Path("/dev/full").exists(), reason="needs /dev/full")
 @pytest.mark.parametrize("arguments", [["models"], ["recipes", "--json"]])
-def test_a_full_disk_behind_the_output_is_told(arguments):
+def test_full_disk_behind_standard_output_is_reported(arguments: list[str]) -> None:
     with Path("/dev/full").open("w") as full:
-        ran = subprocess.run(
-            [sys.executable, "-m", "pneumoscope", *arguments],
-            stdout=full,
-            stderr=subprocess.PIPE,
-            text=True,
-            check=False,
-            timeout=60,
+        completed = subprocess.run(
+            [*PROGRAM, *arguments], stdout=full, stderr=subprocess.PIPE, text=True, check=False, timeout=60
         )
-    assert ran.returncode == 1
-    assert "cannot be written: No space left on device" in ran.stderr
+    assert completed.returncode == 1
+    assert "cannot write the output: No space left on device" in completed.stderr

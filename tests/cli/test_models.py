@@ -1,4 +1,4 @@
-"""The table of networks, printed without torch."""
+"""`pneumoscope models`."""
 
 import json
 import sys
@@ -18,7 +18,7 @@ def invoke(*arguments):
     return result.stdout
 
 
-def test_json_has_what_is_needed_to_choose():
+def test_json_describes_every_network():
     found = {row["name"]: row for row in json.loads(invoke("--json"))}
 
     assert len(found) == len(MODELS)
@@ -43,18 +43,18 @@ def test_every_network_has_a_line(row):
     assert line.endswith(row.imagenet or "none")
 
 
-def test_it_prints_without_torch(monkeypatch):
+def test_table_needs_no_pytorch(monkeypatch):
     for name in ("torch", "timm", "numpy"):
-        monkeypatch.setitem(sys.modules, name, None)  # importing it would fail now
+        monkeypatch.setitem(sys.modules, name, None)  # makes the import fail
 
     assert "alexnet" in invoke()
 
 
-def test_the_card_of_a_run_is_its_bundles(maker):
+def test_card_of_a_run_is_that_of_its_bundle(maker):
     run = maker.run()
     assert invoke("--card", str(run)) == model_card(run / "bundle") == invoke("--card", str(run / "bundle"))
 
 
-def test_the_card_is_no_json(maker):
+def test_card_and_json_cannot_be_combined(maker):
     result = CliRunner().invoke(command, ["--card", str(maker.run()), "--json"])
     assert isinstance(result.exception, UsageError)

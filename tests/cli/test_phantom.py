@@ -13,14 +13,14 @@ from pneumoscope.cli.phantom import command
 from pneumoscope.core.errors import UsageError
 
 
-def test_writes_the_images_and_says_so(tmp_path: Path) -> None:
+def test_prints_the_number_of_images(tmp_path: Path) -> None:
     target = tmp_path / "phantoms"
     result = CliRunner().invoke(command, [str(target), "--train", "5", "--test", "3", "--seed", "2", "--size", "40"])
     assert result.exit_code == 0, result.output
     lines = result.stdout.splitlines()
     assert lines[0].startswith("train: 2 NORMAL, 3 PNEUMONIA, ")
     assert lines[1].startswith("test: 1 NORMAL, 2 PNEUMONIA, ")
-    assert lines[2] == f"synthetic images written to {target}"
+    assert lines[2] == f"Wrote synthetic images to {target}"
     assert result.stderr == ""
     images = sorted(target.rglob("*.jpeg"))
     assert len(images) == 8
@@ -39,13 +39,13 @@ def test_json_is_one_document(tmp_path: Path) -> None:
     assert summary["schema"] == 1
 
 
-def test_a_folder_that_is_not_empty(tmp_path: Path) -> None:
+def test_nonempty_folder_is_refused(tmp_path: Path) -> None:
     (tmp_path / "image.jpeg").write_bytes(b"a real image")
     with pytest.raises(UsageError, match="is not empty"):
         CliRunner().invoke(command, [str(tmp_path)], catch_exceptions=False)
 
 
-def test_help_names_every_option() -> None:
+def test_help_lists_every_option() -> None:
     text = CliRunner().invoke(command, ["--help"]).output
     for option in ("DIR", "--train", "--test", "--seed", "--size", "--json"):
         assert option in text

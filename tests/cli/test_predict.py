@@ -1,4 +1,6 @@
-"""`predict` as a shell sees it: what is printed and written, exit statuses, Ctrl-C and closed pipes."""
+"""`pneumoscope predict`: output, exit statuses, interruption and closed pipes."""
+
+from __future__ import annotations
 
 import csv
 import io
@@ -8,14 +10,16 @@ import signal
 import struct
 import subprocess
 import sys
+from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import Any
 
 import click
 import numpy as np
 import pytest
-from click.testing import CliRunner
+from click.testing import CliRunner, Result
 from PIL import Image
-from tests.conftest import SIZE, halves
+from tests.conftest import LIMITS, SIZE, halves
 from tests.processes import started
 
 from pneumoscope.bundle.card import read_bundle
@@ -23,24 +27,27 @@ from pneumoscope.cli import cli, run_and_exit
 from pneumoscope.cli import predict as module
 from pneumoscope.core.errors import PartialFailureError
 from pneumoscope.core.i18n import NOTICE
+from pneumoscope.core.prediction import Prediction
 from pneumoscope.core.results import SCHEMA
 from pneumoscope.imaging.sandbox import DecodePool
-from pneumoscope.inference.model import MIN_IMAGES_FOR_POOL, load_model
+from pneumoscope.inference.model import MIN_IMAGES_FOR_POOL, Model, load_model
 from pneumoscope.inference.writers import csv_columns
 from pneumoscope.runs.run_folder import find_bundle
 
 PROGRAM = [sys.executable, "-m", "pneumoscope", "predict"]
+MANY = 20_000  # more images than can be scored before the process is interrupted
 
 
 @pytest.fixture(scope="module")
-def bundle(shared_maker):
-    """logit = 0.05 x (mean grey - 125); grey 165 has the probability 0.846, grey 90 0.214."""
-    return shared_maker.bundle(shared_maker.root / "predict")
+def bundle(shared_maker: Any) -> Path:
+    """logit = 0.05 x (mean gray level - 125): gray 165 has the probability 0.846, gray 90 has 0.214."""
+    folder: Path = shared_maker.bundle(shared_maker.root / "predict")
+    return folder
 
 
 @pytest.fixture
-def images(tmp_path, monkeypatch):
-    """The current folder: images/a.png (grey 165), images/b.png (90), and an empty images/c.png."""
+def images(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """A working directory with images/a.png (gray 165), images/b.png (gray 90) and an empty images/c.png."""
     monkeypatch.chdir(tmp_path)
     (tmp_path / "images").mkdir()
     for name, level in (("a", 165), ("b", 90)):
@@ -49,251 +56,328 @@ def images(tmp_path, monkeypatch):
     return tmp_path / "images"
 
 
-def noise():
-    return Image.fromarray(np.random.default_rng(0).integers(0, 256, (SIZE, SIZE, 3), np.uint8))
-
-
-def file_of(kind, image, *others):
-    """Its bytes; the second of two frames is turned, so that no writer takes them for one."""
-    file = io.BytesIO()
-    more = {"save_all": True, "append_images": [other.rotate(180) for other in others]} if others else {}
-    image.save(file, kind, **more)
-    return file.getvalue()
-
-
-def invoke(bundle, *arguments, **options):
+def invoke(bundle: Path, *arguments: object, **options: Any) -> Result:
     return CliRunner().invoke(module.command, [*map(str, arguments), "--model", str(bundle)], **options)
 
 
-def exits(capfd, bundle, *arguments):
-    """Status, standard output, standard error."""
-    with pytest.raises(SystemExit) as stop:
-        run_and_exit(cli, ["predict", *map(str, arguments), "--model", str(bundle)])
-    found = capfd.readouterr()
-    return stop.value.code, found.out, found.err
-
-
-# --- what is given back ------------------------------------------------------------------------------------------------
-
-
-def test_json_is_what_python_says(bundle, images):
-    result = invoke(bundle, "images/b.png", "images/a.png", "--json")
-    assert (result.exit_code, result.stderr) == (0, "")
-    data = json.loads(result.stdout)
-    assert list(data) == ["schema", "model", "notice", "predictions"]
-    assert (data["schema"], data["notice"], data["model"]["name"]) == (SCHEMA, NOTICE, "grey")
-    model = load_model(bundle)
-    for found, path in zip(data["predictions"], ["images/b.png", "images/a.png"], strict=True):
-        expected = model.predict(path)
-        assert found["path"] == path
-        assert (found["decision"], found["reason"], found["error"]) == (expected.decision, "", "")
-        assert found["probability"] == pytest.approx(expected.probability, abs=1e-6)
-        assert found["threshold"] == expected.threshold
-        assert (found["interval"], found["interval_reason"]) == (None, "this bundle states none")
-        assert found["image"] == {"width": SIZE, "height": SIZE, "format": "PNG"}
-        assert found["model"] == data["model"]
-        assert found["notice"] == NOTICE
-
-
-def test_what_cannot_be_read_is_an_error_of_its_own_and_the_others_are_done(bundle, images, capfd):
-    status, out, err = exits(capfd, bundle, "images/c.png", "gone.png", "images/a.png", "--json")
-    assert status == 3
-    assert err == "error: 2 of 3 images could not be read; each has an error of its own\n"
-    found = json.loads(out)["predictions"]
-    assert [(image["decision"], image["error"]) for image in found] == [
-        (None, "the file is empty (0 bytes)"),
-        (None, "No such file or directory"),
-        ("pneumonia", ""),
+def invoke_json(bundle: Path, *arguments: object, **options: Any) -> list[dict[str, Any]]:
+    predictions: list[dict[str, Any]] = json.loads(invoke(bundle, *arguments, "--json", **options).stdout)[
+        "predictions"
     ]
+    return predictions
 
 
-def test_the_table_is_for_people(bundle, images):
+@pytest.fixture
+def run_command(capfd: pytest.CaptureFixture[str]) -> Callable[..., tuple[int, str, str]]:
+    """Return a function that runs a failing command and returns its exit status, standard output and standard error."""
+
+    def run(bundle: Path, *arguments: object) -> tuple[int, str, str]:
+        with pytest.raises(SystemExit) as stop:
+            run_and_exit(cli, ["predict", *map(str, arguments), "--model", str(bundle)])
+        captured = capfd.readouterr()
+        assert isinstance(stop.value.code, int)
+        return stop.value.code, captured.out, captured.err
+
+    return run
+
+
+# --- output ------------------------------------------------------------------------------------------------------------
+
+
+def test_json_has_the_predictions_of_the_python_api(bundle: Path, images: Path) -> None:
+    result = invoke(bundle, "images/b.png", "images/a.png", "--json")
+
+    assert (result.exit_code, result.stderr) == (0, "")
+    document = json.loads(result.stdout)
+    assert list(document) == ["schema", "model", "notice", "predictions"]
+    assert (document["schema"], document["notice"], document["model"]["name"]) == (SCHEMA, NOTICE, "grey")
+    model = load_model(bundle)
+    for prediction, path in zip(document["predictions"], ["images/b.png", "images/a.png"], strict=True):
+        expected = model.predict(path)
+        assert prediction["path"] == path
+        assert prediction["decision"] == expected.decision
+        assert prediction["probability"] == pytest.approx(expected.probability, abs=1e-6)
+        assert prediction["threshold"] == expected.threshold
+        assert prediction["operating_point"] == "balanced"
+        assert [prediction[name] for name in ("interval", "rejection", "uncertainty", "failure")] == [None] * 4
+        assert prediction["message"] == ""
+        assert prediction["image"] == {"width": SIZE, "height": SIZE, "format": "PNG"}
+        assert prediction["model"] == document["model"]
+
+
+def test_json_states_rejections_as_codes_with_parameters(maker: Any, images: Path) -> None:
+    bundle = maker.bundle(maker.root / "screened", rejection_limits=LIMITS)
+    Image.fromarray(halves(50)).save("images/dark.png")
+    Image.fromarray(halves(210)).save("images/bright.png")
+
+    dark, bright = invoke_json(bundle, "images/dark.png", "images/bright.png")
+
+    assert (dark["decision"], dark["probability"], dark["rejection"]["code"]) == ("rejected", None, "inverted")
+    assert dark["message"] == "Black and white appear to be inverted"
+    assert bright["rejection"]["code"] == "out_of_distribution"
+    assert bright["rejection"]["parameters"] == pytest.approx({"distance": 2.1, "limit": 1.9})
+
+
+def test_json_states_the_interval_of_a_bundle_that_has_one(maker: Any, images: Path) -> None:
+    bundle = maker.bundle(maker.root / "with-intervals")
+    card = json.loads((bundle / "card.json").read_text())
+    card["intervals"] = {"edges": [0.0], "low": [0.1, 0.7], "high": [0.3, 0.9], "method": "venn-abers", "n": 50}
+    (bundle / "card.json").write_text(json.dumps(card))
+
+    (prediction,) = invoke_json(bundle, "images/a.png")
+
+    assert prediction["interval"] == {
+        "value": prediction["probability"],
+        "low": 0.7,
+        "high": 0.9,
+        "method": "venn-abers",
+        "n": 50,
+        "level": None,
+        "seed": None,
+        "reason": "",
+    }
+
+
+def test_model_in_the_package_is_the_default(images: Path) -> None:
+    document = json.loads(CliRunner().invoke(cli, ["predict", "images", "--json"]).stdout)
+
+    card = read_bundle(find_bundle())[0]
+    assert document["model"] == {"name": card.name, "version": card.version, "sha256": card.onnx_sha256}
+
+
+def test_unreadable_files_are_reported_and_the_rest_are_processed(
+    bundle: Path, images: Path, run_command: Callable[..., tuple[int, str, str]]
+) -> None:
+    status, out, err = run_command(bundle, "images/c.png", "gone.png", "images/a.png", "--json")
+
+    assert status == 3
+    assert err == "error: 2 of 3 images could not be read. See the message beside each of them\n"
+    empty, missing, good = json.loads(out)["predictions"]
+    assert (empty["decision"], empty["failure"]["code"]) == (None, "unreadable_image")
+    assert "the file is empty (0 bytes)" in empty["failure"]["message"]
+    assert "No such file or directory" in missing["failure"]["message"]
+    assert missing["message"].startswith(missing["failure"]["message"])
+    assert (good["decision"], good["failure"]) == ("pneumonia", None)
+
+
+def test_table_has_a_line_per_image_then_totals_model_and_notice(bundle: Path, images: Path) -> None:
     result = invoke(bundle, "images")
+
     assert isinstance(result.exception, PartialFailureError)
     lines = result.stdout.splitlines()
-    assert [line.split()[0] for line in lines[:4]] == ["decision", "pneumonia", "normal", "failed"]
-    # 0.8455 of 20 characters is 16 and seven eighths, 0.2142 is 4 and two eighths
-    assert lines[1] == f"pneumonia  0.846  {'█' * 16}▉     images/a.png"
-    assert lines[2] == f"normal     0.214  {'█' * 4}▎                 images/b.png"
-    assert lines[3].endswith("  images/c.png  (the file is empty (0 bytes))")
-    assert lines[4] == "in all: 1 pneumonia, 1 normal, 1 failed"
-    assert "model grey, version 0.1.0" in lines[5]
+    assert [line.split()[0] for line in lines[:4]] == ["decision", "pneumonia", "no_pneumonia", "failed"]
+    # 0.8455 of 20 characters is 16 and seven eighths, 0.2142 is 4 and two eighths.
+    assert lines[1] == f"pneumonia     0.846  {'█' * 16}▉     images/a.png"
+    assert lines[2] == f"no_pneumonia  0.214  {'█' * 4}▎                 images/b.png"
+    assert "  images/c.png  (" in lines[3]
+    assert "the file is empty (0 bytes)" in lines[3]
+    assert lines[4] == "Total: 1 pneumonia, 1 no_pneumonia, 1 failed"
+    assert lines[5].startswith("Model: grey, version 0.1.0. Operating point: balanced")
     assert "highest Youden index on 8 validation images" in lines[5]
     assert lines[6] == NOTICE
 
 
-def test_heatmaps_are_numbered_as_the_results_are(bundle, images):
-    """Of two images of one name both are there; a name is cut to letters, digits, - and _; what cannot be read has none."""
+def test_table_explains_rejections(maker: Any, images: Path) -> None:
+    bundle = maker.bundle(maker.root / "screened", rejection_limits=LIMITS)
+    Image.fromarray(halves(50)).save("images/a.png")
+
+    lines = invoke(bundle, "images/a.png").stdout.splitlines()
+
+    assert lines[1].startswith("rejected ")
+    assert lines[1].endswith("  images/a.png  (Black and white appear to be inverted)")
+
+
+def test_heatmaps_are_numbered_in_the_order_of_the_results(bundle: Path, images: Path) -> None:
+    """Images with equal names do not overwrite each other; unsafe characters are replaced; unreadable images have none."""
     Path("other").mkdir()
     (images / "a.png").rename("other/a.png")
     (images / "b.png").rename(images / "a.png")
-    hostile = images / "x; rm -rf ~ \u202e.png"
-    hostile.write_bytes((images / "a.png").read_bytes())
+    unsafe = images / "x; rm -rf ~ \u202e.png"
+    unsafe.write_bytes((images / "a.png").read_bytes())
+    paths = ["images/c.png", "other/a.png", "images/a.png", unsafe]
 
-    result = invoke(bundle, "images/c.png", "other/a.png", "images/a.png", hostile, "--heatmaps", "maps", "--json")
+    result = invoke(bundle, *paths, "--heatmaps", "maps", "--json")
 
     assert isinstance(result.exception, PartialFailureError)
     assert sorted(path.name for path in Path("maps").iterdir()) == ["2-a.png", "3-a.png", "4-x_rm_-rf_.png"]
-    model = load_model(bundle)
-    (_, first), (_, second) = model.explain_many(["other/a.png", "images/a.png"])
+    (_, first), (_, second) = load_model(bundle).explain_many(["other/a.png", "images/a.png"])
     assert (Path("maps/2-a.png").read_bytes(), Path("maps/3-a.png").read_bytes()) == (first, second)
-    plain = invoke(bundle, "images/c.png", "other/a.png", "images/a.png", hostile, "--json")
-    assert result.stdout == plain.stdout
+    assert result.stdout == invoke(bundle, *paths, "--json").stdout
 
 
-def test_heatmaps_that_cannot_be_written_end_the_work(bundle, images):
+def test_unwritable_heatmap_folder_stops_the_command(bundle: Path, images: Path) -> None:
     Path("maps").touch()
     result = CliRunner().invoke(cli, ["predict", "images", "--model", str(bundle), "--heatmaps", "maps"])
     assert result.exit_code == 2
     assert "'maps' is a file" in result.stderr
 
 
-def test_without_a_model_the_one_that_comes_with_the_package_scores(images):
-    result = CliRunner().invoke(cli, ["predict", "images", "--json"])
-    card = read_bundle(find_bundle())[0]
-    assert json.loads(result.stdout)["model"] == {
-        "name": card.name,
-        "version": card.version,
-        "sha256": card.onnx_sha256,
-    }
-
-
-def test_decisions_have_their_colours_on_a_terminal(bundle, images):
+def test_decisions_are_colored_on_a_terminal(bundle: Path, images: Path) -> None:
     result = invoke(bundle, "images", color=True)
-    red, green, bright, reset = "\x1b[31m", "\x1b[32m", "\x1b[91m", "\x1b[0m"
-    assert f"{red}pneumonia{reset}" in result.stdout
-    assert f"{green}normal   {reset}" in result.stdout
-    assert f"{bright}failed   {reset}" in result.stdout
+    red, green, bright_red, reset = "\x1b[31m", "\x1b[32m", "\x1b[91m", "\x1b[0m"
+    assert f"{red}pneumonia   {reset}" in result.stdout
+    assert f"{green}no_pneumonia{reset}" in result.stdout
+    assert f"{bright_red}failed      {reset}" in result.stdout
 
 
 @pytest.mark.parametrize("encoding", ["ascii", "latin-1"])
-def test_where_blocks_and_names_cannot_be_shown_something_else_is(bundle, images, encoding):
+def test_characters_missing_from_the_output_encoding_are_replaced(bundle: Path, images: Path, encoding: str) -> None:
     (images / "b.png").rename(images / "Ж.png")
-    ran = subprocess.run(
+    completed = subprocess.run(
         [*PROGRAM, "images", "--model", bundle],
         capture_output=True,
         env=os.environ | {"PYTHONIOENCODING": encoding},
         timeout=60,
+        check=False,
     )
-    lines = ran.stdout.decode(encoding).splitlines()
-    assert lines[1] == f"pneumonia  0.846  {'#' * 17}     images/a.png"
+    lines = completed.stdout.decode(encoding).splitlines()
+    assert lines[1] == f"pneumonia     0.846  {'#' * 17}     images/a.png"
     assert lines[3].endswith(r"  images/\u0416.png")
 
 
-def test_a_strangers_name_does_not_move_the_cursor(bundle, images):
+def test_control_characters_in_file_names_are_escaped(bundle: Path, images: Path) -> None:
     (images / "a.png").rename(images / "\x1b[2J\udcff.png")
     result = invoke(bundle, "images")
     assert r"images/\x1b[2J\udcff.png" in result.stdout
     assert "\x1b" not in result.stdout
 
 
-def test_csv_is_written_and_nothing_printed(bundle, images):
+def test_csv_is_written_instead_of_a_table(bundle: Path, images: Path) -> None:
     result = invoke(bundle, "images/a.png", "images/b.png", "--csv", "out/table.csv")
+
     assert (result.exit_code, result.stdout, result.stderr) == (0, "", "")
     with Path("out/table.csv").open(newline="", encoding="utf-8") as file:
         rows = list(csv.DictReader(file))
     assert list(rows[0]) == csv_columns()
     assert [(row["path"], row["decision"]) for row in rows] == [
         ("images/a.png", "pneumonia"),
-        ("images/b.png", "normal"),
+        ("images/b.png", "no_pneumonia"),
     ]
     assert float(rows[0]["probability"]) == pytest.approx(0.8455347, abs=1e-6)
     assert list(Path("out").iterdir()) == [Path("out/table.csv")]
 
 
-def test_the_operating_point_reaches_the_model(bundle, images):
-    """Grey 100: logit -1.25, score 0.223."""
+def test_operating_point_sets_the_decision(bundle: Path, images: Path) -> None:
+    """Gray 100 has the score 0.223, between the thresholds 0.2 and 0.4."""
     Image.fromarray(halves(100)).save("image.png")
-    found = {
-        name: json.loads(invoke(bundle, "image.png", "--json", "--operating-point", name).stdout)["predictions"][0]
+    decisions = {
+        name: invoke_json(bundle, "image.png", "--operating-point", name)[0]["decision"]
         for name in ("rule_out", "balanced")
     }
-    assert {name: image["decision"] for name, image in found.items()} == {"rule_out": "pneumonia", "balanced": "normal"}
+    assert decisions == {"rule_out": "pneumonia", "balanced": "no_pneumonia"}
 
 
-# --- which images -------------------------------------------------------------------------------------------------------
+# --- input -------------------------------------------------------------------------------------------------------------
 
 
-def test_a_list_on_standard_input_stands_where_its_dash_does(bundle, images):
-    given = b"images/b.png\r\n\nimages/a.png"
-    result = invoke(bundle, "gone.png", "-", "images/b.png", "--json", input=given)
-    found = [image["path"] for image in json.loads(result.stdout)["predictions"]]
-    assert found == ["gone.png", "images/b.png", "images/a.png", "images/b.png"]
+def test_paths_from_standard_input_take_the_position_of_the_dash(bundle: Path, images: Path) -> None:
+    predictions = invoke_json(bundle, "gone.png", "-", "images/b.png", input=b"images/b.png\r\n\nimages/a.png")
+    assert [prediction["path"] for prediction in predictions] == [
+        "gone.png",
+        "images/b.png",
+        "images/a.png",
+        "images/b.png",
+    ]
 
 
-def test_a_listed_name_need_not_be_text(bundle, images):
+def test_paths_from_standard_input_may_be_invalid_utf8(bundle: Path, images: Path) -> None:
     (images / "a.png").rename(images / "\udcff.png")
     result = invoke(bundle, "-", "--json", input=b"images/\xff.png\n")
     assert result.exit_code == 0
     assert json.loads(result.stdout)["predictions"][0]["path"] == "images/\udcff.png"
 
 
-def test_files_that_are_left_out_are_counted_on_standard_error(bundle, images):
+def test_skipped_files_are_counted_on_standard_error(bundle: Path, images: Path) -> None:
     (images / "notes.txt").touch()
     (images / ".hidden.png").touch()
     result = invoke(bundle, "images", "--json")
-    assert "2 files were left out: hidden, or no images by name or content\n" in result.stderr
+    assert "Skipped 2 files: hidden or not an image\n" in result.stderr
     assert len(json.loads(result.stdout)["predictions"]) == 3
 
 
+def _noise() -> Image.Image:
+    return Image.fromarray(np.random.default_rng(0).integers(0, 256, (SIZE, SIZE, 3), np.uint8))
+
+
+def _encode(file_format: str, image: Image.Image, *frames: Image.Image) -> bytes:
+    """Return the bytes of a file; further frames are rotated, because some writers merge equal frames."""
+    file = io.BytesIO()
+    options = {"save_all": True, "append_images": [frame.rotate(180) for frame in frames]} if frames else {}
+    image.save(file, file_format, **options)
+    return file.getvalue()
+
+
 @pytest.mark.parametrize(
-    ("name", "content", "why"),
+    ("name", "content", "reason"),
     [
         ("empty.jpeg", b"", "the file is empty (0 bytes)"),
         ("text.jpeg", b"no radiograph at all", "not an image (20 bytes)"),
-        ("cut.png", file_of("PNG", noise())[:300], "the pixels cannot be decoded"),
-        ("animated.webp", file_of("WEBP", noise(), noise()), "it has 2 frames"),
-        ("pages.tiff", file_of("TIFF", noise(), noise()), "it has 2 frames"),
+        ("truncated.png", _encode("PNG", _noise())[:300], "the pixels cannot be decoded"),
+        ("animated.webp", _encode("WEBP", _noise(), _noise()), "2 frames"),
+        ("pages.tiff", _encode("TIFF", _noise(), _noise()), "2 frames"),
         ("huge.bmp", b"BM" + struct.pack("<IIIIiiHH6I", 0, 0, 54, 40, 65535, 65535, 1, 8, *[0] * 6), "75,000,000 pixels"),
         ("header.dcm", b"\0" * 128 + b"DICM", "the DICOM header cannot be read"),
     ],
 )  # fmt: skip
-def test_no_strangers_file_stops_the_others(bundle, images, capfd, name, content, why):
+def test_malformed_files_do_not_stop_the_others(
+    bundle: Path,
+    images: Path,
+    run_command: Callable[..., tuple[int, str, str]],
+    name: str,
+    content: bytes,
+    reason: str,
+) -> None:
     (images / name).write_bytes(content)
-    status, out, _ = exits(capfd, bundle, f"images/{name}", "images/a.png", "--json")
-    bad, good = json.loads(out)["predictions"]
+    status, out, _ = run_command(bundle, f"images/{name}", "images/a.png", "--json")
+    malformed, good = json.loads(out)["predictions"]
     assert (status, good["decision"]) == (3, "pneumonia")
-    assert (bad["path"], bad["decision"], bad["probability"]) == (f"images/{name}", None, None)
-    assert why in bad["error"]
+    assert (malformed["path"], malformed["decision"], malformed["probability"]) == (f"images/{name}", None, None)
+    assert reason in malformed["failure"]["message"]
 
 
 @pytest.mark.parametrize("name", ["image.jpeg", "image.txt", "image"])
-def test_a_file_that_is_named_is_told_by_its_content(bundle, images, name):
+def test_format_of_a_named_file_is_detected_by_content(bundle: Path, images: Path, name: str) -> None:
     (images / "a.png").rename(images / name)
-    assert json.loads(invoke(bundle, f"images/{name}", "--json").stdout)["predictions"][0]["image"]["format"] == "PNG"
+    assert invoke_json(bundle, f"images/{name}")[0]["image"]["format"] == "PNG"
 
 
-# --- refusals ----------------------------------------------------------------------------------------------------------
+# --- usage errors ------------------------------------------------------------------------------------------------------
 
 
-def test_no_image_is_the_callers_fault(bundle, images, capfd):
+def test_no_images_is_a_usage_error(
+    bundle: Path, images: Path, run_command: Callable[..., tuple[int, str, str]]
+) -> None:
     (images / "empty").mkdir()
-    status, out, err = exits(capfd, bundle, "images/empty")
+    status, out, err = run_command(bundle, "images/empty")
     assert (status, out) == (2, "")
-    assert err == "error: there is no image to score. Name images, or folders that hold some\n"
+    assert err == "error: no images found. Pass image files, or folders that contain images\n"
 
 
-def test_json_and_csv_do_not_go_together(bundle, images, capfd):
-    status, out, err = exits(capfd, bundle, "images", "--json", "--csv", "table.csv")
+def test_json_and_csv_cannot_be_combined(
+    bundle: Path, images: Path, run_command: Callable[..., tuple[int, str, str]]
+) -> None:
+    status, out, err = run_command(bundle, "images", "--json", "--csv", "table.csv")
     assert (status, out) == (2, "")
-    assert err.startswith("error: --json prints and --csv writes: they do not go together.")
+    assert err == "error: --json and --csv cannot be combined. Choose one of them\n"
 
 
-def test_a_bundle_that_is_none_and_a_point_that_is_not_there(bundle, images, capfd):
-    status, out, err = exits(capfd, images, "images")
+def test_missing_bundle_and_unknown_operating_point_are_usage_errors(
+    bundle: Path, images: Path, run_command: Callable[..., tuple[int, str, str]]
+) -> None:
+    status, out, err = run_command(images, "images")
     assert (status, out) == (2, "")
-    assert "is not a bundle" in err
-    status, out, err = exits(capfd, bundle, "images", "--operating-point", "rulein")
+    assert f"error: {str(images)!r} is not a bundle" in err
+    status, out, err = run_command(bundle, "images", "--operating-point", "rulein")
     assert (status, out) == (2, "")
     assert "no operating point 'rulein'. Did you mean 'rule_in'?" in err
 
 
-def test_a_table_that_cannot_be_written_is_told_before_images_are_scored(bundle, images, capfd, monkeypatch):
-    monkeypatch.setattr(
-        "pneumoscope.inference.model.Model._predict_batch", lambda *_: pytest.fail("an image was scored")
-    )
+def test_unwritable_csv_is_reported_before_images_are_scored(
+    bundle: Path, images: Path, run_command: Callable[..., tuple[int, str, str]], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(Model, "_predict_batch", lambda *_: pytest.fail("an image was scored"))
     (images.parent / "file").touch()
-    status, out, err = exits(capfd, bundle, "images", "--csv", "file/table.csv")
+    status, out, err = run_command(bundle, "images", "--csv", "file/table.csv")
     assert (status, out) == (1, "")
     assert "cannot write 'file/table.csv'" in err
 
@@ -302,13 +386,15 @@ def test_a_table_that_cannot_be_written_is_told_before_images_are_scored(bundle,
 
 
 class Terminal:
-    def __init__(self, stream):
+    """A stream that claims to be a terminal."""
+
+    def __init__(self, stream: Any) -> None:
         self.stream = stream
 
-    def isatty(self):
+    def isatty(self) -> bool:
         return True
 
-    def __getattr__(self, name):
+    def __getattr__(self, name: str) -> Any:
         return getattr(self.stream, name)
 
 
@@ -317,24 +403,30 @@ class Terminal:
     [
         (9, ["--json"], True, True),
         (9, ["--csv", "t.csv"], True, True),
-        (8, ["--json"], True, False),
-        (9, [], True, False),  # the images themselves are seen to go by
+        (8, ["--json"], True, False),  # too few images
+        (9, [], True, False),  # the table itself shows progress
         (9, [], False, True),
     ],
 )
-def test_progress_is_for_more_than_a_few_images_that_nobody_sees(
-    bundle, images, monkeypatch, count, options, terminal, shown
-):
-    seen = []
+def test_progress_is_shown_for_many_images_without_a_visible_table(
+    bundle: Path,
+    images: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    count: int,
+    options: list[str],
+    terminal: bool,
+    shown: bool,
+) -> None:
+    calls: list[tuple[int, int]] = []
 
     class Progress:
-        def __init__(self, words):
-            assert words == "scoring images"
+        def __init__(self, description: str) -> None:
+            assert description == "scoring images"
 
-        def __enter__(self):
-            return lambda done, total: seen.append((done, total))
+        def __enter__(self) -> Callable[[int, int], None]:
+            return lambda done, total: calls.append((done, total))
 
-        def __exit__(self, *_):
+        def __exit__(self, *_: object) -> None:
             pass
 
     monkeypatch.setattr(module, "image_progress", Progress)
@@ -342,82 +434,85 @@ def test_progress_is_for_more_than_a_few_images_that_nobody_sees(
         monkeypatch.setattr(sys, "stdout", Terminal(sys.stdout))
     arguments = [*["images/a.png"] * count, *options, "--model", str(bundle)]
     module.command.main(arguments, standalone_mode=False)
-    assert seen == ([(done, count) for done in range(1, count + 1)] if shown else [])
+    assert calls == ([(done, count) for done in range(1, count + 1)] if shown else [])
 
 
-# --- whoever stops listening, or stops us --------------------------------------------------------------------------------
+# --- interruption ------------------------------------------------------------------------------------------------------
 
 
-def many(images, count=20_000):
-    """The same image many times: more than can be done before somebody stops it."""
+def _repeated(images: Path, count: int = MANY) -> bytes:
     return "\n".join([str(images / "a.png")] * count).encode()
 
 
-def test_ctrl_c_closes_the_document(bundle, images):
+def test_ctrl_c_completes_the_json_document(bundle: Path, images: Path) -> None:
     with started(
         [*PROGRAM, "-", "--json", "--model", bundle],
         stdin=subprocess.PIPE,
         stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,
     ) as process:
-        process.stdin.write(many(images))
+        assert process.stdin
+        assert process.stdout
+        assert process.stderr
+        process.stdin.write(_repeated(images))
         process.stdin.close()
         out = b"".join(process.stdout.readline() for _ in range(40))
         process.send_signal(signal.SIGINT)
         out += process.stdout.read()
         err = process.stderr.read().decode()
-    done = json.loads(out)["predictions"]
+    predictions = json.loads(out)["predictions"]
     assert process.returncode == 130
-    assert 20 < len(done) < 20_000
-    assert all(image["decision"] == "pneumonia" for image in done)
-    assert err == f"{len(done)} of 20000 images were done\nstopped\n"
+    assert 20 < len(predictions) < MANY
+    assert all(prediction["decision"] == "pneumonia" for prediction in predictions)
+    assert err == f"Interrupted after {len(predictions)} of {MANY} images\nInterrupted\n"
 
 
-def test_ctrl_c_leaves_a_whole_table(bundle, images, monkeypatch):
-    """The signal comes while the third image is awaited."""
-    from pneumoscope.inference.model import Model
+def test_ctrl_c_keeps_finished_rows_of_the_csv_file(
+    bundle: Path, images: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The signal arrives while the third image is scored."""
+    predict_many = Model.predict_many
 
-    whole = Model.predict_many
-
-    def interrupted(self, paths, **options):
-        for place, prediction in enumerate(whole(self, paths, **options)):
-            if place == 2:
+    def interrupted(self: Model, paths: Any, **options: Any) -> Iterator[Prediction]:
+        for number, prediction in enumerate(predict_many(self, paths, **options)):
+            if number == 2:
                 os.kill(os.getpid(), signal.SIGINT)
             yield prediction
 
     monkeypatch.setattr(Model, "predict_many", interrupted)
     before = signal.getsignal(signal.SIGINT)
-    result = invoke(bundle, "-", "--csv", "table.csv", input=many(images, 200), standalone_mode=False)
+    result = invoke(bundle, "-", "--csv", "table.csv", input=_repeated(images, 200), standalone_mode=False)
     assert isinstance(result.exception, click.Abort)
-    assert "3 of 200 images were done" in result.stderr
+    assert "Interrupted after 3 of 200 images" in result.stderr
     with Path("table.csv").open(newline="", encoding="utf-8") as file:
         assert [row["decision"] for row in csv.DictReader(file)] == ["pneumonia"] * 3
     assert signal.getsignal(signal.SIGINT) is before
 
 
-def test_a_second_ctrl_c_breaks_off(bundle, images, monkeypatch):
-    from pneumoscope.inference.model import Model
-
-    def stuck(self, paths, **options):
+def test_second_ctrl_c_stops_at_once(bundle: Path, images: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def interrupted_twice(self: Model, paths: Any, **options: Any) -> Iterator[Prediction]:
         os.kill(os.getpid(), signal.SIGINT)
         os.kill(os.getpid(), signal.SIGINT)
-        yield pytest.fail("went on")
+        yield pytest.fail("the command continued")
 
-    monkeypatch.setattr(Model, "predict_many", stuck)
+    monkeypatch.setattr(Model, "predict_many", interrupted_twice)
     result = invoke(bundle, "images", "--csv", "table.csv", standalone_mode=False)
     assert isinstance(result.exception, click.Abort)
     assert list(Path().iterdir()) == [Path("images")]
 
 
 @pytest.mark.parametrize("options", [["--json"], []])
-def test_a_closed_pipe_is_no_news(bundle, images, options):
+def test_closed_pipe_ends_the_command_silently(bundle: Path, images: Path, options: list[str]) -> None:
     with started(
         [*PROGRAM, "-", *options, "--model", bundle],
         stdin=subprocess.PIPE,
         stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,
     ) as process:
-        process.stdin.write(many(images))
+        assert process.stdin
+        assert process.stdout
+        assert process.stderr
+        process.stdin.write(_repeated(images))
         process.stdin.close()
         assert process.stdout.readline()
         process.stdout.close()
@@ -425,22 +520,26 @@ def test_a_closed_pipe_is_no_news(bundle, images, options):
     assert process.returncode == 1
 
 
-# --- decoders ----------------------------------------------------------------------------------------------------------
+# --- decoding ----------------------------------------------------------------------------------------------------------
 
 
-def test_what_decoders_warn_about_is_not_printed(bundle, images, capfd):
+def test_warnings_of_decoders_are_not_printed(
+    bundle: Path, images: Path, run_command: Callable[..., tuple[int, str, str]]
+) -> None:
     """Pillow warns between its limit on pixels and twice that limit, before the file is refused."""
     Image.new("1", (12_000, 8_000)).save(images / "large.png")
-    status, _, err = exits(capfd, bundle, "images/large.png")
+    status, _, err = run_command(bundle, "images/large.png")
     assert status == 3
     assert "Warning" not in err
 
 
-def test_many_images_are_decoded_in_worker_processes_and_a_few_in_this_one(bundle, images, monkeypatch):
-    started = []
-    monkeypatch.setattr(DecodePool, "start", started.append)
+def test_many_images_are_decoded_in_worker_processes_and_a_few_in_this_one(
+    bundle: Path, images: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    pools: list[DecodePool] = []
+    monkeypatch.setattr(DecodePool, "start", lambda pool: pools.append(pool))
     few, many = (["images/a.png"] * count for count in (MIN_IMAGES_FOR_POOL, MIN_IMAGES_FOR_POOL + 1))
     assert invoke(bundle, *few).exit_code == 0
-    assert started == []
+    assert pools == []
     assert invoke(bundle, *many).exit_code == 0
-    assert len(started) == 1
+    assert len(pools) == 1

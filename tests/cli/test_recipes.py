@@ -1,4 +1,4 @@
-"""A recipe that is printed is a recipe that can be used."""
+"""`pneumoscope recipes`: the list, and recipes as TOML and JSON."""
 
 import json
 import tomllib
@@ -8,9 +8,9 @@ from click.testing import CliRunner
 
 from pneumoscope.cli.recipes import command
 from pneumoscope.reproduction.recipes import report_recipes
-from pneumoscope.runs.recipe import read_recipe, shipped
+from pneumoscope.runs.recipe import packaged_recipes, read_recipe
 
-KNOWN = shipped() | report_recipes()
+KNOWN = packaged_recipes() | report_recipes()
 
 
 def invoke(*arguments):
@@ -20,40 +20,40 @@ def invoke(*arguments):
     return result.stdout
 
 
-def test_every_recipe_is_listed_with_what_it_is_for():
+def test_every_recipe_is_listed_with_its_description():
     lines = dict(line.split(maxsplit=1) for line in invoke().splitlines())
 
     assert lines == {name: tomllib.loads(text)["about"] for name, text in KNOWN.items()}
     assert "alexnet-sgd" in lines
 
 
-def test_a_recipe_is_printed_as_toml_that_is_read_back(tmp_path):
+def test_printed_toml_is_read_back_to_an_equal_recipe(tmp_path):
     for name in KNOWN:
         (tmp_path / "mine.toml").write_text(invoke(name))
         assert read_recipe(str(tmp_path / "mine.toml")) == read_recipe(name, recipes=KNOWN)
 
 
-def test_what_is_printed_has_every_field_that_has_a_value():
+def test_printed_toml_has_all_defaults():
     printed = tomllib.loads(invoke("alexnet-sgd"))
 
     assert printed == read_recipe("alexnet-sgd", recipes=KNOWN).model_dump(mode="json", exclude_none=True)
     assert (printed["optimizer"]["momentum"], printed["training"]["label_smoothing"]) == (0.0, 0.0)
 
 
-def test_json_is_one_document_of_all():
-    found = json.loads(invoke("--json"))
+def test_json_is_one_document_with_all_recipes():
+    recipes = json.loads(invoke("--json"))
 
-    assert [recipe["name"] for recipe in found] == list(KNOWN)
-    assert found[0]["optimizer"]["beta1"] == 0.9
+    assert [recipe["name"] for recipe in recipes] == list(KNOWN)
+    assert recipes[0]["optimizer"]["beta1"] == 0.9
 
 
-def test_json_of_one_recipe_is_that_recipe():
+def test_json_of_one_recipe():
     assert json.loads(invoke("vgg19-adam-32", "--json")) == read_recipe("vgg19-adam-32", recipes=KNOWN).model_dump(
         mode="json"
     )
 
 
-def test_a_file_is_printed_too_with_its_defaults(tmp_path):
+def test_recipe_file_is_printed_with_its_defaults(tmp_path):
     path = Path(tmp_path / "mine.toml")
     path.write_text('name = "mine"\n[network]\nname = "resnet18"\n')
 

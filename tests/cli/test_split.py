@@ -13,7 +13,7 @@ from pneumoscope.core.errors import DatasetError, LayoutError, UsageError
 from pneumoscope.data.layouts import load_manifest
 
 
-def _run(*arguments: object) -> Result:
+def invoke(*arguments: object) -> Result:
     return CliRunner().invoke(command, [str(argument) for argument in arguments])
 
 
@@ -34,9 +34,9 @@ def images(tmp_path: Path) -> Path:
     return root
 
 
-def test_writes_a_manifest_and_prints_its_counts(images: Path, tmp_path: Path) -> None:
+def test_manifest_is_written_and_its_counts_are_printed(images: Path, tmp_path: Path) -> None:
     out = tmp_path / "new" / "images.csv"
-    result = _run(images, "--out", out)
+    result = invoke(images, "--out", out)
     assert result.exit_code == 0, result.output
     rows = [line.split() for line in result.stdout.splitlines()]
     assert rows[0] == ["split", "NORMAL", "PNEUMONIA", "patients"]
@@ -53,54 +53,54 @@ def test_writes_a_manifest_and_prints_its_counts(images: Path, tmp_path: Path) -
 
 def test_options_reach_the_split(images: Path, tmp_path: Path) -> None:
     out = tmp_path / "images.csv"
-    assert _run(images, "--out", out, "--by", "image", "--validation", "0.3", "--seed", "4").exit_code == 0
+    assert invoke(images, "--out", out, "--by", "image", "--validation", "0.3", "--seed", "4").exit_code == 0
     manifest = load_manifest(out)
     assert manifest.split_by == "image"
     assert len(manifest.split("validation")) == 18
     first = out.read_text()
-    _run(images, "--out", out, "--by", "image", "--validation", "0.3", "--seed", "5")
+    invoke(images, "--out", out, "--by", "image", "--validation", "0.3", "--seed", "5")
     assert out.read_text() != first
 
 
-def test_what_should_be_known_goes_to_standard_error(tmp_path: Path) -> None:
+def test_notes_are_printed_to_standard_error(tmp_path: Path) -> None:
     for number in range(20):
         _draw(tmp_path / "images" / "NORMAL" / f"{number}.png", number)
         _draw(tmp_path / "images" / "PNEUMONIA" / f"{number}.png", number + 50)
     (tmp_path / "images" / "NORMAL" / "x.txt").touch()
-    result = _run(tmp_path / "images", "--out", tmp_path / "images.csv", "--test", "0.2")
+    result = invoke(tmp_path / "images", "--out", tmp_path / "images.csv", "--test", "0.2")
     assert result.exit_code == 0
     assert "note: the patient of 40 of 40 images is unknown" in result.stderr
     assert "note: 40 images of unknown patients are split as if each were a patient" in result.stderr
-    assert "note: 1 files were left out" in result.stderr
-    assert "note" not in result.stdout
+    assert "note: skipped 1 files" in result.stderr
+    assert "note:" not in result.stdout
     assert len(load_manifest(tmp_path / "images.csv").split("test")) == 8
 
 
 @pytest.mark.parametrize(
-    ("arguments", "error", "why"),
+    ("arguments", "error", "message"),
     [
         (["--test", "0.2"], UsageError, "the data already has one"),
         (["--validation", "2"], UsageError, "validation is 2.0; it must be a fraction between 0 and 1"),
         (["--validation", "0.001"], DatasetError, "the validation split would have 0 NORMAL, 0 PNEUMONIA"),
     ],
 )
-def test_errors_of_the_split_pass_through_and_nothing_is_written(
-    images: Path, tmp_path: Path, arguments: list[str], error: type[Exception], why: str
+def test_impossible_split_writes_nothing(
+    images: Path, tmp_path: Path, arguments: list[str], error: type[Exception], message: str
 ) -> None:
-    result = _run(images, "--out", tmp_path / "images.csv", *arguments)
+    result = invoke(images, "--out", tmp_path / "images.csv", *arguments)
     assert isinstance(result.exception, error)
-    assert why in str(result.exception)
+    assert message in str(result.exception)
     assert not (tmp_path / "images.csv").exists()
 
 
-def test_a_missing_folder_passes_through(tmp_path: Path) -> None:
-    result = _run(tmp_path / "nowhere", "--out", tmp_path / "images.csv")
+def test_missing_folder_is_an_error(tmp_path: Path) -> None:
+    result = invoke(tmp_path / "nowhere", "--out", tmp_path / "images.csv")
     assert isinstance(result.exception, LayoutError)
     assert "nowhere" in str(result.exception)
 
 
-def test_a_manifest_is_split_again(images: Path, tmp_path: Path) -> None:
-    _run(images, "--out", tmp_path / "one.csv", "--by", "image")
-    assert _run(tmp_path / "one.csv", "--out", tmp_path / "two.csv").exit_code == 0
-    _run(images, "--out", tmp_path / "direct.csv")
+def test_manifest_can_be_split_again(images: Path, tmp_path: Path) -> None:
+    invoke(images, "--out", tmp_path / "one.csv", "--by", "image")
+    assert invoke(tmp_path / "one.csv", "--out", tmp_path / "two.csv").exit_code == 0
+    invoke(images, "--out", tmp_path / "direct.csv")
     assert (tmp_path / "two.csv").read_text() == (tmp_path / "direct.csv").read_text()

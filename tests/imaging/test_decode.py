@@ -1,4 +1,4 @@
-"""Image files of every kind that a stranger may have, against grey levels worked by hand."""
+"""Decoding of untrusted image files, checked against grey levels computed by hand."""
 
 from __future__ import annotations
 
@@ -28,14 +28,14 @@ GREY = np.random.default_rng(0).integers(0, 256, (20, 30), dtype=np.uint8)
 ORIENTATION = 0x0112
 
 
-def written(image: Image.Image, kind: str, **options: Any) -> bytes:
+def encode(image: Image.Image, kind: str, **options: Any) -> bytes:
     file = io.BytesIO()
     image.save(file, kind, **options)
     return file.getvalue()
 
 
 def png(width: int, height: int, depth: int = 8, colour: int = 0, body: bytes = b"") -> bytes:
-    """A PNG by hand: header, one data chunk, end."""
+    """Return a PNG of a header, one data chunk and an end chunk."""
 
     def chunk(kind: bytes, content: bytes) -> bytes:
         return struct.pack(">I", len(content)) + kind + content + struct.pack(">I", zlib.crc32(kind + content))
@@ -47,7 +47,7 @@ def png(width: int, height: int, depth: int = 8, colour: int = 0, body: bytes = 
 def tiff(
     width: int, height: int, bits: int, body: bytes, *, white_is_zero: bool = False, signed: bool = False
 ) -> bytes:
-    """A little-endian grey TIFF by hand: one strip after the header and nine or ten tags."""
+    """Return a little-endian grey TIFF of one strip."""
     tags = [(256, width), (257, height), (258, bits), (259, 1), (262, 0 if white_is_zero else 1), (273, 8)]
     tags += [(277, 1), (278, height), (279, len(body))] + ([(339, 2)] if signed else [])
     directory = struct.pack("<H", len(tags)) + b"".join(struct.pack("<HHII", tag, 4, 1, value) for tag, value in tags)
@@ -55,23 +55,23 @@ def tiff(
 
 
 @pytest.mark.parametrize("kind", ["PNG", "TIFF", "BMP"])
-def test_lossless_grey_comes_back_bit_for_bit(kind: str) -> None:
-    image = decode(written(Image.fromarray(GREY), kind), name="an image")
+def test_lossless_grey_is_decoded_exactly(kind: str) -> None:
+    image = decode(encode(Image.fromarray(GREY), kind), name="an image")
     assert np.array_equal(image.pixels, GREY)
     assert (image.width, image.height, image.source, image.format, image.mode) == (30, 20, "an image", kind, "L")
     assert not image.pixels.flags.writeable
 
 
 @pytest.mark.parametrize("mode", ["L", "RGB"])
-def test_jpeg_as_pillow_decodes_it(mode: str) -> None:
-    data = written(Image.fromarray(GREY).convert(mode), "JPEG", quality=90)
+def test_jpeg_is_decoded_as_by_pillow(mode: str) -> None:
+    data = encode(Image.fromarray(GREY).convert(mode), "JPEG", quality=90)
     image = decode(data)
     assert (image.format, image.mode, image.source) == ("JPEG", mode, "bytes")
     assert np.array_equal(image.pixels, np.asarray(Image.open(io.BytesIO(data)).convert("L")))
 
 
 def test_lossless_webp() -> None:
-    image = decode(written(Image.fromarray(GREY).convert("RGB"), "WEBP", lossless=True))
+    image = decode(encode(Image.fromarray(GREY).convert("RGB"), "WEBP", lossless=True))
     assert np.array_equal(image.pixels, GREY)
     assert image.format == "WEBP"
 
@@ -82,38 +82,38 @@ def test_lossless_webp() -> None:
     [((255, 0, 0), 76), ((0, 255, 0), 150), ((0, 0, 255), 29), ((200, 100, 50), 124), ((9, 9, 9), 9)],
 )
 def test_colour_becomes_luma(colour: tuple[int, int, int], expected: int) -> None:
-    assert decode(written(Image.new("RGB", (2, 2), colour), "PNG")).pixels.tolist() == [[expected] * 2] * 2
+    assert decode(encode(Image.new("RGB", (2, 2), colour), "PNG")).pixels.tolist() == [[expected] * 2] * 2
 
 
-# what is transparent is laid on black: 200 * 128 / 255 = 100.4
+# Transparent pixels are composited on black: 200 * 128 / 255 = 100.4
 @pytest.mark.parametrize(("alpha", "expected"), [(255, 200), (128, 100), (0, 0)])
 @pytest.mark.parametrize("mode", ["LA", "RGBA"])
-def test_transparency_is_laid_on_black(mode: str, alpha: int, expected: int) -> None:
+def test_transparent_pixels_are_composited_on_black(mode: str, alpha: int, expected: int) -> None:
     colour = (200, alpha) if mode == "LA" else (200, 200, 200, alpha)
-    image = decode(written(Image.new(mode, (1, 1), colour), "PNG"))
+    image = decode(encode(Image.new(mode, (1, 1), colour), "PNG"))
     assert (image.pixels.tolist(), image.mode) == ([[expected]], mode)
 
 
 def test_palette() -> None:
     image = Image.frombytes("P", (3, 1), bytes([0, 1, 2]))
     image.putpalette([0, 0, 0, 255, 0, 0, 40, 40, 40])
-    assert decode(written(image, "PNG")).pixels.tolist() == [[0, 76, 40]]
-    assert decode(written(image, "PNG", transparency=bytes([255, 255, 0]))).pixels.tolist() == [[0, 76, 0]]
-    assert decode(written(image, "PNG", transparency=1)).pixels.tolist() == [[0, 0, 40]]
+    assert decode(encode(image, "PNG")).pixels.tolist() == [[0, 76, 40]]
+    assert decode(encode(image, "PNG", transparency=bytes([255, 255, 0]))).pixels.tolist() == [[0, 76, 0]]
+    assert decode(encode(image, "PNG", transparency=1)).pixels.tolist() == [[0, 0, 40]]
 
 
 def test_one_bit() -> None:
     picture = Image.fromarray(np.array([[True, False, True]]))
     for kind in ("PNG", "BMP", "TIFF"):
-        image = decode(written(picture, kind))
+        image = decode(encode(picture, kind))
         assert (image.pixels.tolist(), image.mode) == ([[255, 0, 255]], "1")
 
 
 def test_cmyk() -> None:
     # black ink alone: 255 - K
-    image = decode(written(Image.new("CMYK", (1, 1), (0, 0, 0, 55)), "TIFF"))
+    image = decode(encode(Image.new("CMYK", (1, 1), (0, 0, 0, 55)), "TIFF"))
     assert (image.pixels.tolist(), image.mode) == ([[200]], "CMYK")
-    image = decode(written(Image.new("CMYK", (8, 8), (0, 0, 0, 55)), "JPEG", quality=100))
+    image = decode(encode(Image.new("CMYK", (8, 8), (0, 0, 0, 55)), "JPEG", quality=100))
     assert np.abs(image.pixels.astype(int) - 200).max() <= 1
 
 
@@ -125,15 +125,15 @@ def test_16_bits_scale_so_that_65535_is_white() -> None:
     image = decode(png(6, 1, 16, body=b"\0" + DEEP.astype(">u2").tobytes()))
     assert (image.pixels.tolist(), image.mode) == (DEEP_GREY, "I;16")
     assert not image.pixels.flags.writeable
-    assert decode(written(Image.fromarray(DEEP), "TIFF")).pixels.tolist() == DEEP_GREY
-    big = written(Image.frombytes("I;16B", (6, 1), DEEP.astype(">u2").tobytes()), "TIFF")
+    assert decode(encode(Image.fromarray(DEEP), "TIFF")).pixels.tolist() == DEEP_GREY
+    big = encode(Image.frombytes("I;16B", (6, 1), DEEP.astype(">u2").tobytes()), "TIFF")
     assert (decode(big).pixels.tolist(), decode(big).mode) == (DEEP_GREY, "I;16B")
 
 
-def test_every_16_bit_level_is_the_nearest_of_its_256() -> None:
+def test_16_bit_levels_are_rounded_to_the_nearest_of_256() -> None:
     levels = np.arange(65536, dtype=np.uint16).reshape(256, 256)
     nearest = [(2 * int(level) + 257) // 514 for level in levels.ravel()]
-    assert decode(written(Image.fromarray(levels), "TIFF")).pixels.ravel().tolist() == nearest
+    assert decode(encode(Image.fromarray(levels), "TIFF")).pixels.ravel().tolist() == nearest
 
 
 def test_12_bits_scale_so_that_4095_is_white() -> None:
@@ -152,10 +152,10 @@ def test_white_is_zero_is_inverted_at_8_and_at_16_bits(bits: int, body: bytes) -
     [
         (tiff(1, 1, 32, b"\0" * 4), "I"),
         (tiff(1, 1, 16, b"\0" * 2, signed=True), "I"),
-        (written(Image.new("F", (2, 2), 0.5), "TIFF"), "F"),
+        (encode(Image.new("F", (2, 2), 0.5), "TIFF"), "F"),
     ],
 )
-def test_pixels_without_a_known_white_are_refused(data: bytes, mode: str) -> None:
+def test_pixels_of_unknown_range_are_rejected(data: bytes, mode: str) -> None:
     with pytest.raises(UnreadableImageError, match=f"black and white are not known in pixels of mode '{mode}'"):
         decode(data)
 
@@ -174,37 +174,37 @@ TURNS = {  # what a viewer does to the stored pixels (EXIF 2.3, tag 274)
 
 @pytest.mark.parametrize("orientation", TURNS)
 @pytest.mark.parametrize("kind", ["PNG", "TIFF", "WEBP"])
-def test_exif_orientation_is_honoured(orientation: int, kind: str) -> None:
+def test_exif_orientation_is_applied(orientation: int, kind: str) -> None:
     exif = Image.Exif()
     exif[ORIENTATION] = orientation
     image = Image.fromarray(GREY).convert("RGB")
-    data = written(image, kind, exif=exif, **({"lossless": True} if kind == "WEBP" else {}))
+    data = encode(image, kind, exif=exif, **({"lossless": True} if kind == "WEBP" else {}))
     assert np.array_equal(decode(data).pixels, TURNS[orientation](GREY))
 
 
 def test_exif_orientation_of_a_jpeg_and_of_16_bits() -> None:
     exif = Image.Exif()
     exif[ORIENTATION] = 6
-    data = written(Image.fromarray(GREY), "JPEG", exif=exif, quality=95)
+    data = encode(Image.fromarray(GREY), "JPEG", exif=exif, quality=95)
     assert np.array_equal(decode(data).pixels, np.rot90(np.asarray(Image.open(io.BytesIO(data))), -1))
-    assert decode(written(Image.fromarray(DEEP), "PNG", exif=exif)).pixels.T.tolist() == DEEP_GREY
+    assert decode(encode(Image.fromarray(DEEP), "PNG", exif=exif)).pixels.T.tolist() == DEEP_GREY
 
 
 @pytest.mark.parametrize(
     ("block", "failure"), [(b"rubbish instead of a directory", SyntaxError), (b"MM\0*\0\0", struct.error)]
 )
-def test_a_damaged_exif_block_leaves_the_image_as_it_is_stored(block: bytes, failure: type[Exception]) -> None:
-    data = written(Image.fromarray(GREY), "PNG", exif=block)
+def test_a_damaged_exif_block_is_ignored(block: bytes, failure: type[Exception]) -> None:
+    data = encode(Image.fromarray(GREY), "PNG", exif=block)
     with pytest.raises(failure):
         Image.open(io.BytesIO(data)).getexif()
     assert np.array_equal(decode(data).pixels, GREY)
 
 
-def test_pillow_reads_every_orientation_alike() -> None:
+def test_orientations_agree_with_pillow() -> None:
     for orientation in TURNS:
         exif = Image.Exif()
         exif[ORIENTATION] = orientation
-        data = written(Image.fromarray(GREY), "PNG", exif=exif)
+        data = encode(Image.fromarray(GREY), "PNG", exif=exif)
         theirs = ImageOps.exif_transpose(Image.open(io.BytesIO(data)))
         assert np.array_equal(decode(data).pixels, np.asarray(theirs))
 
@@ -214,41 +214,41 @@ def test_pillow_reads_every_orientation_alike() -> None:
     [
         (b"", r"the file is empty \(0 bytes\)"),
         (b"no radiograph at all\n" * 20, r"not an image \(420 bytes\)\. Known: JPEG, PNG, TIFF, BMP, WEBP, DICOM"),
-        (written(Image.fromarray(GREY), "GIF"), r"not an image \("),
+        (encode(Image.fromarray(GREY), "GIF"), r"not an image \("),
         (png(0, 5), r"not an image \("),
-        (written(Image.fromarray(GREY), "JPEG")[:25], r"the header cannot be read \(Truncated File Read\)"),
-        (written(Image.fromarray(GREY), "JPEG")[:400], "the pixels cannot be decoded"),
-        (written(Image.fromarray(GREY), "PNG")[:400], "the pixels cannot be decoded"),
-        (written(Image.fromarray(GREY), "BMP")[:-9], "the pixels cannot be decoded .*truncated"),
+        (encode(Image.fromarray(GREY), "JPEG")[:25], r"the header cannot be read \(Truncated File Read\)"),
+        (encode(Image.fromarray(GREY), "JPEG")[:400], "the pixels cannot be decoded"),
+        (encode(Image.fromarray(GREY), "PNG")[:400], "the pixels cannot be decoded"),
+        (encode(Image.fromarray(GREY), "BMP")[:-9], "the pixels cannot be decoded .*truncated"),
         (b"\x89PNG\r\n\x1a\n", r"not an image \(8 bytes\)"),
     ],
 )
-def test_refused_bytes(data: bytes, why: str) -> None:
+def test_unreadable_bytes_are_rejected(data: bytes, why: str) -> None:
     with pytest.raises(UnreadableImageError, match=why) as caught:
         decode(data, name="x.png")
     assert caught.value.path == "x.png"
 
 
 @pytest.mark.parametrize("kind", ["JPEG", "PNG", "WEBP", "TIFF"])
-def test_no_cut_gives_part_of_a_image(kind: str) -> None:
-    whole = written(Image.fromarray(GREY).convert("RGB"), kind)
+def test_truncated_files_are_rejected(kind: str) -> None:
+    whole = encode(Image.fromarray(GREY).convert("RGB"), kind)
     expected = decode(whole).pixels
-    refused = 0
+    n_rejected = 0
     for length in range(1, len(whole), 7):
         try:
             pixels = decode(whole[:length]).pixels
         except UnreadableImageError:
-            refused += 1
+            n_rejected += 1
         else:  # only the end marker was lost
             assert np.array_equal(pixels, expected), length
-    assert refused > len(whole) // 7 - 5
+    assert n_rejected > len(whole) // 7 - 5
 
 
 @pytest.mark.filterwarnings("ignore")  # Pillow warns between its limit and twice that limit
 @pytest.mark.parametrize(
     ("width", "height", "says"), [(65535, 65535, "pixels"), (9000, 9000, "9000 x 9000"), (12000, 8000, "12000 x 8000")]
 )
-def test_enormous_images_are_refused_from_the_header(width: int, height: int, says: str) -> None:
+def test_images_with_too_many_pixels_are_rejected_by_their_header(width: int, height: int, says: str) -> None:
     data = png(width, height, body=b"")
     tracemalloc.start()
     with pytest.raises(UnreadableImageError, match=f"it is more than {MAX_PIXELS:,} pixels") as caught:
@@ -260,23 +260,23 @@ def test_enormous_images_are_refused_from_the_header(width: int, height: int, sa
 
 
 @pytest.mark.parametrize("kind", ["TIFF", "PNG", "WEBP"])
-def test_several_frames_are_refused(kind: str) -> None:
+def test_several_frames_are_rejected(kind: str) -> None:
     frames = [Image.fromarray(GREY).convert("RGB"), Image.fromarray(255 - GREY).convert("RGB")]
-    data = written(frames[0], kind, save_all=True, append_images=frames[1:])
+    data = encode(frames[0], kind, save_all=True, append_images=frames[1:])
     with pytest.raises(UnreadableImageError, match=r"it has 2 frames; a radiograph is one\. Extract one frame"):
         decode(data)
 
 
-def test_the_content_counts_and_not_the_extension(tmp_path: Path) -> None:
+def test_the_format_is_detected_from_the_content(tmp_path: Path) -> None:
     path = tmp_path / "image.jpeg"
-    path.write_bytes(written(Image.fromarray(GREY), "PNG"))
+    path.write_bytes(encode(Image.fromarray(GREY), "PNG"))
     image = decode(path)
     assert (image.format, image.source) == ("PNG", str(path))
     assert np.array_equal(image.pixels, GREY)
     assert decode(path, name="given").source == "given"
 
 
-def test_no_file_or_no_plain_file(tmp_path: Path) -> None:
+def test_missing_files_and_folders_are_rejected(tmp_path: Path) -> None:
     with pytest.raises(UnreadableImageError, match=r"cannot read '.*gone\.png': No such file or directory"):
         decode(tmp_path / "gone.png")
     with pytest.raises(UnreadableImageError, match="Is a directory"):
@@ -284,7 +284,7 @@ def test_no_file_or_no_plain_file(tmp_path: Path) -> None:
 
 
 @pytest.mark.skipif(os.geteuid() == 0, reason="root may read everything")
-def test_permission_denied(tmp_path: Path) -> None:
+def test_unreadable_files_are_rejected(tmp_path: Path) -> None:
     path = tmp_path / "image.png"
     path.write_bytes(b"x")
     path.chmod(0)
@@ -292,7 +292,7 @@ def test_permission_denied(tmp_path: Path) -> None:
         decode(path)
 
 
-def test_a_file_larger_than_any_radiograph_is_not_read(tmp_path: Path) -> None:
+def test_files_with_too_many_bytes_are_not_read(tmp_path: Path) -> None:
     path = tmp_path / "image.png"
     with path.open("wb") as file:
         file.truncate(module.MAX_BYTES + 1)  # sparse
@@ -300,13 +300,13 @@ def test_a_file_larger_than_any_radiograph_is_not_read(tmp_path: Path) -> None:
         decode(path)
 
 
-def test_more_bytes_than_any_radiograph_has_are_not_parsed(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_too_many_bytes_are_not_parsed(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(module, "MAX_BYTES", 100)
     with pytest.raises(UnreadableImageError, match=r"101 bytes is more than 100; no radiograph is that large"):
         decode(bytes(101))
 
 
-def test_importing_leaves_pillow_and_the_warnings_as_they_were() -> None:
+def test_importing_changes_no_settings_of_pillow_or_warnings() -> None:
     code = (
         "import sys, warnings, numpy, pydantic; from PIL import Image, ImageFile\n"
         "state = lambda: (Image.MAX_IMAGE_PIXELS, ImageFile.LOAD_TRUNCATED_IMAGES, tuple(warnings.filters))\n"
@@ -317,8 +317,8 @@ def test_importing_leaves_pillow_and_the_warnings_as_they_were() -> None:
     subprocess.run([sys.executable, "-c", code], check=True, timeout=60)
 
 
-def test_threads_decode_the_same() -> None:
-    data = written(Image.fromarray(GREY), "PNG")
+def test_threads_give_the_same_pixels() -> None:
+    data = encode(Image.fromarray(GREY), "PNG")
     images: list[npt.NDArray[np.uint8]] = []
     threads = [threading.Thread(target=lambda: images.append(decode(data).pixels)) for _ in range(8)]
     for thread in threads:
@@ -335,17 +335,17 @@ def test_extensions_are_those_of_the_formats() -> None:
 
 
 SMALL = {
-    "JPEG": written(Image.fromarray(GREY), "JPEG"),
-    "PNG": written(Image.fromarray(GREY), "PNG"),
-    "TIFF": written(Image.fromarray(GREY), "TIFF"),
-    "BMP": written(Image.fromarray(GREY), "BMP"),
-    "WEBP": written(Image.fromarray(GREY).convert("RGB"), "WEBP"),
+    "JPEG": encode(Image.fromarray(GREY), "JPEG"),
+    "PNG": encode(Image.fromarray(GREY), "PNG"),
+    "TIFF": encode(Image.fromarray(GREY), "TIFF"),
+    "BMP": encode(Image.fromarray(GREY), "BMP"),
+    "WEBP": encode(Image.fromarray(GREY).convert("RGB"), "WEBP"),
 }
 
 
 @settings(max_examples=200, deadline=None)
 @given(st.sampled_from(sorted(SMALL)), st.data())
-def test_damaged_files_give_a_image_or_our_error(kind: str, data: st.DataObject) -> None:
+def test_damaged_files_give_an_image_or_an_unreadable_image_error(kind: str, data: st.DataObject) -> None:
     damaged = bytearray(SMALL[kind])
     for _ in range(data.draw(st.integers(1, 5))):
         damaged[data.draw(st.integers(0, len(damaged) - 1))] = data.draw(st.integers(0, 255))
@@ -356,11 +356,11 @@ def test_damaged_files_give_a_image_or_our_error(kind: str, data: st.DataObject)
     assert image.pixels.dtype == np.uint8
 
 
-# --- JPEG decoded smaller --------------------------------------------------------------------------------------------
+# --- JPEG decoded at reduced size -------------------------------------------------------------------------------------
 
 
 def smooth(height: int, width: int) -> Image.Image:
-    """Waves of some 40 pixels: nothing that a block of 8 could lose."""
+    """Return waves of about 40 pixels, which blocks of 8 pixels preserve."""
     rows, columns = np.mgrid[:height, :width]
     return Image.fromarray(np.rint(128 + 60 * np.sin(rows / 7) + 60 * np.cos(columns / 6)).astype(np.uint8))
 
@@ -382,53 +382,53 @@ HALF, QUARTER, EIGHTH = (151, 100), (76, 50), (38, 25)
         (1, EIGHTH),
     ],
 )
-def test_a_jpeg_is_decoded_no_smaller_than_asked(least_side: int, size: tuple[int, int]) -> None:
-    image = decode(written(smooth(200, 301), "JPEG"), least_side=least_side)
+def test_a_jpeg_is_not_reduced_below_the_minimum_side(least_side: int, size: tuple[int, int]) -> None:
+    image = decode(encode(smooth(200, 301), "JPEG"), least_side=least_side)
     assert (image.width, image.height) == size
     assert image.reduced_from == (None if size == (301, 200) else (301, 200))
 
 
-def test_what_is_decoded_smaller_is_the_average_of_what_it_covers() -> None:
-    data = written(smooth(160, 320), "JPEG", quality=95)
+def test_reduced_pixels_are_averages() -> None:
+    data = encode(smooth(160, 320), "JPEG", quality=95)
     whole, half = decode(data).pixels.astype(float), decode(data, least_side=80).pixels
     assert np.abs(whole.reshape(80, 2, 160, 2).mean(axis=(1, 3)) - half).max() < 2
 
 
 @pytest.mark.parametrize("mode", ["L", "RGB"])
-def test_a_jpeg_that_is_small_enough_is_untouched(mode: str) -> None:
-    data = written(smooth(224, 224).convert(mode), "JPEG")
+def test_a_small_jpeg_is_not_reduced(mode: str) -> None:
+    data = encode(smooth(224, 224).convert(mode), "JPEG")
     image = decode(data, least_side=448)
     assert np.array_equal(image.pixels, decode(data).pixels)
     assert image.reduced_from is None
 
 
 @pytest.mark.parametrize("kind", ["PNG", "TIFF", "BMP", "WEBP"])
-def test_nothing_but_a_jpeg_is_decoded_smaller(kind: str) -> None:
-    data = written(smooth(160, 320).convert("RGB"), kind)
+def test_only_jpegs_are_reduced(kind: str) -> None:
+    data = encode(smooth(160, 320).convert("RGB"), kind)
     image = decode(data, least_side=16)
     assert np.array_equal(image.pixels, decode(data).pixels)
     assert image.reduced_from is None
 
 
-def test_a_turned_jpeg_states_its_size_as_a_viewer_shows_it() -> None:
+def test_the_size_of_a_rotated_jpeg_is_that_after_rotation() -> None:
     exif = Image.Exif()
     exif[ORIENTATION] = 6
-    data = written(smooth(200, 301), "JPEG", exif=exif)
+    data = encode(smooth(200, 301), "JPEG", exif=exif)
     image = decode(data, least_side=100)
     assert (image.width, image.height, image.reduced_from) == (100, 151, (200, 301))
     assert decode(data).reduced_from is None
 
 
-def test_a_jpeg_cut_short_is_refused_at_any_size() -> None:
-    data = written(smooth(400, 400), "JPEG")
+def test_a_truncated_jpeg_is_rejected_at_any_size() -> None:
+    data = encode(smooth(400, 400), "JPEG")
     with pytest.raises(UnreadableImageError, match=r"the pixels cannot be decoded .*truncated"):
         decode(data[: len(data) // 2], least_side=100)
 
 
-# --- what is no file ---------------------------------------------------------------------------------------------------
+# --- Other files than regular ones ------------------------------------------------------------------------------------
 
 
-def test_a_pipe_is_refused_before_it_is_waited_for(tmp_path: Path) -> None:
+def test_a_pipe_is_rejected_without_waiting(tmp_path: Path) -> None:
     os.mkfifo(tmp_path / "image.jpeg")
     with pytest.raises(
         UnreadableImageError, match=r"image\.jpeg': not a file but a pipe or a device\. Give the image's bytes"
@@ -436,12 +436,12 @@ def test_a_pipe_is_refused_before_it_is_waited_for(tmp_path: Path) -> None:
         decode(tmp_path / "image.jpeg")
 
 
-def test_a_name_that_no_file_can_have() -> None:
+def test_invalid_file_names_are_rejected() -> None:
     with pytest.raises(UnreadableImageError, match=r"null (byte|character)"):
         decode(Path("image\0.jpeg"))
 
 
-def test_dicom_is_told_by_its_first_bytes(tmp_path: Path) -> None:
+def test_dicom_is_detected_by_its_prefix(tmp_path: Path) -> None:
     for name, content in {
         "dicom": b"\0" * 128 + b"DICM",
         "short": b"\0" * 128 + b"DIC",

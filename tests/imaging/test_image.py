@@ -1,4 +1,4 @@
-"""What counts as an image."""
+"""The record of a decoded image."""
 
 from __future__ import annotations
 
@@ -21,18 +21,18 @@ def test_width_is_columns_and_height_is_rows() -> None:
 
 
 @pytest.mark.parametrize(
-    ("pixels", "says"),
+    ("pixels", "description"),
     [
         (np.zeros((3, 5, 3), np.uint8), r"uint8 of shape \(3, 5, 3\)"),
         (np.zeros((0, 5), np.uint8), r"uint8 of shape \(0, 5\)"),
         (np.zeros((3, 5), np.float32), r"float32 of shape \(3, 5\)"),
     ],
 )
-def test_anything_but_8_bit_grey_is_refused(pixels: np.ndarray, says: str) -> None:
-    with pytest.raises(UnreadableImageError, match=rf"cannot read 'a\.png': pixels are {says}, not uint8"):
+def test_other_arrays_than_8_bit_grey_are_rejected(pixels: np.ndarray, description: str) -> None:
+    with pytest.raises(UnreadableImageError, match=rf"cannot read 'a\.png': pixels are {description}, not uint8"):
         Radiograph(pixels, "a.png", "PNG", "L")
 
 
-def test_the_public_names_are_these() -> None:
+def test_decode_exports_the_record() -> None:
     assert PublicRadiograph is Radiograph
     assert PUBLIC_MAX_PIXELS == MAX_PIXELS

@@ -1,4 +1,4 @@
-"""What no network is needed for: images that are too small, too narrow, in colour or blank."""
+"""Images that are too small, too narrow, in colour or blank are rejected."""
 
 import io
 
@@ -17,7 +17,7 @@ def image(height=300, width=300, low=0, high=200, **fields):
     return Radiograph(pixels, "image", "PNG", "L", **fields)
 
 
-def test_ordinary_images_pass():
+def test_ordinary_images_are_accepted():
     assert check_image(image(), 112) is None
     assert check_image(image(112, 300), 112) is None
     assert check_image(image(100, 400), 50) is None
@@ -37,12 +37,11 @@ def test_implausible_images_are_rejected(rejected, code, parameters):
     assert check_image(rejected, 112) == Rejection(code, parameters)
 
 
-def test_size_is_that_of_the_file():
-    """An image decoded at reduced size is not too small."""
+def test_the_size_in_the_file_counts_for_images_decoded_at_reduced_size():
     assert check_image(image(100, 100, reduced_from=(800, 800)), 112) is None
 
 
-def test_a_speck_on_a_blank_image_does_not_make_it_one():
+def test_a_small_bright_area_does_not_make_a_blank_image_acceptable():
     pixels = np.full((500, 500), 40, np.uint8)
     pixels[:20, :20] = 255
     assert check_image(Radiograph(pixels, "image", "PNG", "L"), 112).code == "blank"
@@ -54,8 +53,7 @@ def encoded(image, **options):
     return file.getvalue()
 
 
-def test_colour_is_seen_in_the_file_and_grey_stored_as_colour_is_not_colour():
-    """Half red, half blue: the largest and smallest channel are 200 apart everywhere."""
+def test_chroma_is_measured_in_the_file_and_zero_for_grey_stored_as_colour():
     red_and_blue = np.zeros((40, 40, 3), np.uint8)
     red_and_blue[:, :20, 0], red_and_blue[:, 20:, 2] = 200, 200
     image = Image.fromarray(red_and_blue)

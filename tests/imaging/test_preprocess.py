@@ -1,4 +1,4 @@
-"""The crop and the resize, against Pillow, numpy and the public data set's own small copies."""
+"""Crop and resize, checked against Pillow, NumPy and the small copies of the public data set."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from hypothesis import strategies as st
 from PIL import Image
 
 from pneumoscope.imaging.decode import Radiograph, decode
-from pneumoscope.imaging.phantom_drawing import draw
+from pneumoscope.imaging.phantom import draw_phantom
 from pneumoscope.imaging.preprocess import PREPROCESSING_VERSION, Preprocessing, preprocess
 
 
@@ -34,7 +34,9 @@ sides = st.integers(1, 300)
 
 @settings(max_examples=60, deadline=None)
 @given(sides, sides, st.integers(16, 256), crops)
-def test_any_image_becomes_the_square(height: int, width: int, size: int, crop: Literal["squash", "centre"]) -> None:
+def test_images_of_any_size_become_squares(
+    height: int, width: int, size: int, crop: Literal["squash", "centre"]
+) -> None:
     prepared = preprocess(image(noise(height, width)), Preprocessing(size=size, crop=crop))
     assert prepared.shape == (size, size)
     assert prepared.dtype == np.uint8
@@ -51,15 +53,15 @@ def test_a_constant_image_stays_constant(
 
 @settings(max_examples=60, deadline=None)
 @given(sides, sides, st.integers(0, 99))
-def test_the_mirrored_image_gives_the_mirrored_input(height: int, width: int, seed: int) -> None:
+def test_mirrored_images_give_mirrored_results(height: int, width: int, seed: int) -> None:
     pixels, preprocessing = noise(height, width, seed), Preprocessing(size=64)
     straight = preprocess(image(pixels), preprocessing)
     mirrored = preprocess(image(np.ascontiguousarray(np.fliplr(pixels))), preprocessing)
     assert np.abs(np.fliplr(straight).astype(int) - mirrored).max() <= 1
 
 
-def test_squash_averages_what_it_shrinks() -> None:
-    # Halving, a pixel takes weights 1, 3, 3, 1 over 8 from the four that it covers (a triangle two output pixels wide).
+def test_reduction_averages_pixels() -> None:
+    # At half size a pixel has the weights 1, 3, 3, 1 over 8 (a triangle two output pixels wide).
     row = np.array([0, 0, 80, 160, 240, 0, 0, 0] * 4, dtype=np.uint8)
     prepared = preprocess(image(np.tile(row, (32, 1))), Preprocessing(size=16))
     # (1 * 0 + 3 * 80 + 3 * 160 + 1 * 240) / 8 = 120, (1 * 160 + 3 * 240) / 8 = 110
@@ -67,23 +69,23 @@ def test_squash_averages_what_it_shrinks() -> None:
 
 
 @pytest.mark.parametrize(("height", "width"), [(100, 180), (180, 100), (224, 301)])
-def test_centre_is_the_square_that_numpy_cuts(height: int, width: int) -> None:
+def test_centre_crops_the_central_square(height: int, width: int) -> None:
     pixels, side = noise(height, width), min(height, width)
     top, left = (height - side) // 2, (width - side) // 2
-    cut = np.ascontiguousarray(pixels[top : top + side, left : left + side])
+    cropped = np.ascontiguousarray(pixels[top : top + side, left : left + side])
     centre = preprocess(image(pixels), Preprocessing(size=96, crop="centre"))
-    assert np.array_equal(centre, preprocess(image(cut), Preprocessing(size=96)))
+    assert np.array_equal(centre, preprocess(image(cropped), Preprocessing(size=96)))
     assert not np.array_equal(centre, preprocess(image(pixels), Preprocessing(size=96)))
 
 
-def test_centre_without_a_resize_is_the_cut_itself() -> None:
+def test_centre_without_a_resize_keeps_the_pixels() -> None:
     pixels = noise(64, 100)
     assert np.array_equal(preprocess(image(pixels), Preprocessing(size=64, crop="centre")), pixels[:, 18:82])
 
 
 @pytest.mark.parametrize("crop", ["squash", "centre"])
 @pytest.mark.parametrize("side", [64, 100])
-def test_the_result_is_never_a_view_of_the_image(crop: Literal["squash", "centre"], side: int) -> None:
+def test_the_result_is_not_a_view_of_the_image(crop: Literal["squash", "centre"], side: int) -> None:
     pixels = noise(side, side)
     before = pixels.copy()
     prepared = preprocess(image(pixels), Preprocessing(size=64, crop=crop))
@@ -92,42 +94,42 @@ def test_the_result_is_never_a_view_of_the_image(crop: Literal["squash", "centre
     assert np.array_equal(pixels, before)
 
 
-def test_a_image_of_the_right_size_is_left_alone() -> None:
-    pixels = draw(3, True)
+def test_images_of_the_target_size_are_unchanged() -> None:
+    pixels = draw_phantom(3, True)
     assert np.array_equal(preprocess(image(pixels), Preprocessing()), pixels)
 
 
-def test_preparation_is_frozen_checked_data() -> None:
+def test_options_are_immutable_and_validated() -> None:
     assert msgspec.to_builtins(Preprocessing()) == {"size": 224, "crop": "squash", "version": PREPROCESSING_VERSION}
     assert (
         msgspec.json.decode(msgspec.json.encode(Preprocessing(size=64, crop="centre")), type=Preprocessing).size == 64
     )
-    for wrong in ({"size": 15}, {"size": 1025}, {"crop": "pad"}, {"colour": 3}):
-        with pytest.raises(msgspec.ValidationError, match=next(iter(wrong))):
-            msgspec.convert(wrong, Preprocessing)
+    for invalid in ({"size": 15}, {"size": 1025}, {"crop": "pad"}, {"colour": 3}):
+        with pytest.raises(msgspec.ValidationError, match=next(iter(invalid))):
+            msgspec.convert(invalid, Preprocessing)
     with pytest.raises(AttributeError, match="immutable"):
         Preprocessing().size = 32  # type: ignore[misc]
 
 
-def _folder(variable: str) -> Path:
+def data_folder(variable: str) -> Path:
     if not os.environ.get(variable):
-        pytest.skip(f"{variable} is unset: no radiographs here")
+        pytest.skip(f"{variable} is unset")
     return Path(os.environ[variable])
 
 
 @pytest.mark.real_data
-def test_full_size_images_come_near_the_small_copies_of_the_public_set(
+def test_full_size_images_match_the_small_copies_of_the_public_set(
     record_property: Callable[[str, object], None],
 ) -> None:
-    originals, small = _folder("PNEUMOSCOPE_ORIGINALS"), _folder("PNEUMOSCOPE_DATA")
+    originals, small = data_folder("PNEUMOSCOPE_ORIGINALS"), data_folder("PNEUMOSCOPE_DATA")
     copies = {path.name: path for path in small.rglob("*.jpeg")}
     differences = []
     for path in sorted(originals.rglob("*.jpeg")):
         original = decode(path)
-        ours = preprocess(original, Preprocessing()).astype(int)
-        theirs = decode(copies[path.name]).pixels.astype(int)
-        assert theirs.shape == ours.shape
-        differences.append(np.abs(ours - theirs).mean())
+        result = preprocess(original, Preprocessing()).astype(int)
+        reference = decode(copies[path.name]).pixels.astype(int)
+        assert reference.shape == result.shape
+        differences.append(np.abs(result - reference).mean())
     record_property("mean absolute difference, grey levels", float(np.mean(differences)))
     print(f"{len(differences)} images: mean |difference| {np.mean(differences):.2f}, worst {max(differences):.2f}")
     assert len(differences) > 0
@@ -136,14 +138,14 @@ def test_full_size_images_come_near_the_small_copies_of_the_public_set(
 
 
 @pytest.mark.real_data
-def test_images_decoded_smaller_come_near_those_decoded_whole() -> None:
+def test_images_decoded_at_reduced_size_match_those_decoded_at_full_size() -> None:
     differences = []
-    for path in sorted(_folder("PNEUMOSCOPE_ORIGINALS").rglob("*.jpeg")):
-        whole, smaller = decode(path), decode(path, least_side=Preprocessing().least_side)
-        if smaller.reduced_from:
-            assert smaller.reduced_from == (whole.width, whole.height)
-            apart = np.abs(preprocess(whole, Preprocessing()).astype(int) - preprocess(smaller, Preprocessing()))
-            differences.append(apart.mean())
+    for path in sorted(data_folder("PNEUMOSCOPE_ORIGINALS").rglob("*.jpeg")):
+        full, reduced = decode(path), decode(path, least_side=Preprocessing().least_side)
+        if reduced.reduced_from:
+            assert reduced.reduced_from == (full.width, full.height)
+            difference = np.abs(preprocess(full, Preprocessing()).astype(int) - preprocess(reduced, Preprocessing()))
+            differences.append(difference.mean())
     print(f"{len(differences)} images: mean |difference| {np.mean(differences):.2f}, worst {max(differences):.2f}")
     assert len(differences) > 0
     assert np.mean(differences) < 0.5
@@ -151,12 +153,12 @@ def test_images_decoded_smaller_come_near_those_decoded_whole() -> None:
 
 
 @pytest.mark.real_data
-def test_images_of_the_public_set_are_small_enough_to_be_decoded_whole() -> None:
-    for path in sorted(_folder("PNEUMOSCOPE_DATA").rglob("*.jpeg"))[::50]:
+def test_images_of_the_public_set_are_not_reduced() -> None:
+    for path in sorted(data_folder("PNEUMOSCOPE_DATA").rglob("*.jpeg"))[::50]:
         assert np.array_equal(decode(path, least_side=Preprocessing().least_side).pixels, decode(path).pixels)
 
 
-def test_bilinear_is_pillows_own() -> None:
+def test_resize_agrees_with_pillow() -> None:
     pixels = noise(150, 90)
-    theirs = Image.fromarray(pixels).resize((32, 32), Image.Resampling.BILINEAR)
-    assert np.array_equal(preprocess(image(pixels), Preprocessing(size=32)), np.asarray(theirs))
+    reference = Image.fromarray(pixels).resize((32, 32), Image.Resampling.BILINEAR)
+    assert np.array_equal(preprocess(image(pixels), Preprocessing(size=32)), np.asarray(reference))

@@ -15,7 +15,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 from PIL import Image
-from tests.radiograph.test_dicom import image, written
+from tests.imaging.test_dicom import image, written
 
 from pneumoscope.core.errors import (
     DecodeCrashedError,
@@ -30,7 +30,7 @@ from pneumoscope.imaging.decode import decode
 from pneumoscope.imaging.preprocess import PreprocessedImage, Preprocessing, preprocess_image
 from pneumoscope.imaging.sandbox import DecodePool, Limits
 
-CODEC = ("tests.radiograph.hostile_codec",)
+CODEC = ("tests.imaging.hostile_codec",)
 LIMITS = Limits(memory=2**30, cpu_seconds=20, wall_seconds=60)
 # Short ones, for what must be ended.
 HURRIED = Limits(memory=2**30, cpu_seconds=20, wall_seconds=1.5)
@@ -87,11 +87,14 @@ def hurried() -> Iterator[DecodePool]:
 @pytest.mark.parametrize("kind", ["PNG", "JPEG", "DICOM"])
 def test_a_worker_returns_what_this_process_would(pool: DecodePool, tmp_path: Path, kind: str, keep: bool) -> None:
     data = written(image(PatientAge="004Y")) if kind == "DICOM" else png(GREY, kind)
-    expected = preprocess_image(decode(data, name="x", least_side=SIZE.least_side), SIZE, keep=keep)
+    expected = preprocess_image(decode(data, name="x", least_side=SIZE.least_side), SIZE, keep_radiograph=keep)
     path = tmp_path / "café \udcff.img"  # a name that is no text
     path.write_bytes(data)
 
-    for found in (pool.preprocess(data, SIZE, name="x", keep=keep), pool.preprocess(path, SIZE, name="x", keep=keep)):
+    for found in (
+        pool.preprocess(data, SIZE, name="x", keep_radiograph=keep),
+        pool.preprocess(path, SIZE, name="x", keep_radiograph=keep),
+    ):
         assert np.array_equal(found.pixels, expected.pixels)
         assert not found.pixels.flags.writeable
         for field in ("source", "format", "width", "height", "age", "rejection"):
@@ -308,7 +311,7 @@ PARENT = """
 import sys, threading
 from pathlib import Path
 from pneumoscope.imaging.sandbox import DecodePool
-pool = DecodePool(2, preload=["tests.radiograph.hostile_codec"])
+pool = DecodePool(2, preload=["tests.imaging.hostile_codec"])
 pool.start()
 print(*(worker._process.pid for worker in pool._idle), flush=True)
 pool.decode(Path(sys.argv[1]))

@@ -27,13 +27,13 @@ def make(*names: str, content: bytes = b"x") -> None:
         path.write_bytes(content)
 
 
-def test_files_come_as_they_were_named(folder: Path) -> None:
+def test_file_arguments_are_returned_unchanged(folder: Path) -> None:
     make("b.png", "a.txt")
     named = ["./b.png", "a.txt", "gone.jpeg", "b.png"]
     assert discover_images(named) == (tuple(named), 0)
 
 
-def test_a_folder_gives_its_images_sorted_from_every_depth(folder: Path) -> None:
+def test_folder_is_searched_recursively_in_sorted_order(folder: Path) -> None:
     make("images/b.png", "images/a/2.jpeg", "images/a/10.jpeg", "images/a.png", "images/c/d/e.dcm")
     found = discover_images(["images"])
     assert found.skipped == 0
@@ -41,43 +41,41 @@ def test_a_folder_gives_its_images_sorted_from_every_depth(folder: Path) -> None
     assert found.paths[0] == "images/a/10.jpeg"
 
 
-def test_a_folder_is_named_as_the_caller_named_it(folder: Path) -> None:
+def test_paths_keep_the_form_of_the_argument(folder: Path) -> None:
     make("images/a.png")
     assert discover_images(["./images/"]).paths == ("./images/a.png",)
     assert discover_images([str(folder / "images")]).paths == (str(folder / "images" / "a.png"),)
 
 
-def test_order_is_that_of_the_names(folder: Path) -> None:
+def test_order_follows_the_arguments(folder: Path) -> None:
     make("z/1.png", "a/2.png", "m.png")
     assert discover_images(["z", "m.png", "a"]).paths == ("z/1.png", "m.png", "a/2.png")
 
 
-def test_other_files_are_left_out_and_counted(folder: Path) -> None:
+def test_other_files_are_skipped_and_counted(folder: Path) -> None:
     make("images/a.png", "images/notes.txt", "images/.hidden.png", "images/.git/b.png", "images/c", "images/d.csv")
     assert discover_images(["images"]) == (("images/a.png",), 5)
 
 
 @pytest.mark.parametrize("extension", sorted(EXTENSIONS))
-def test_every_extension_of_a_image_counts_in_either_case(extension: str, folder: Path) -> None:
+def test_every_image_extension_is_recognized_in_either_case(extension: str, folder: Path) -> None:
     make(f"images/lower{extension}", f"images/UPPER{extension.upper()}")
     assert discover_images(["images"]) == ((f"images/UPPER{extension.upper()}", f"images/lower{extension}"), 0)
 
 
-def test_dicom_is_found_under_any_name_but_its_index_is_no_image(folder: Path) -> None:
+def test_dicom_is_found_under_any_name_except_dicomdir(folder: Path) -> None:
     make("disc/IM0001", "disc/1.2.840.1", "disc/DICOMDIR", content=DICOM)
     make("disc/README", "disc/short", content=DICOM[:-1])
     assert discover_images(["disc"]) == (("disc/1.2.840.1", "disc/IM0001"), 3)
 
 
-def test_a_pipe_without_a_images_name_is_not_waited_for(folder: Path) -> None:
+def test_pipe_without_an_image_extension_is_skipped(folder: Path) -> None:
     make("images/a.png")
     os.mkfifo("images/pipe")
     assert discover_images(["images"]) == (("images/a.png",), 1)
 
 
-def test_a_folder_that_cannot_be_listed_comes_as_a_image_that_cannot_be_read(
-    folder: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_unlistable_folder_is_returned_as_an_unreadable_image(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     make("images/a.png", "images/closed/b.png")
     scandir = os.scandir
 
@@ -96,7 +94,7 @@ def test_links_to_folders_are_not_followed(folder: Path) -> None:
     assert discover_images(["images"]).paths == ("images/a.png",)
 
 
-def test_a_link_to_a_folder_is_not_followed_and_counts_as_left_out(folder: Path) -> None:
+def test_linked_folder_counts_as_skipped(folder: Path) -> None:
     make("images/a.png", "elsewhere/b.png")
     Path("images/link").symlink_to("../elsewhere")
     Path("images/round").symlink_to(".")

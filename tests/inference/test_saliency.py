@@ -16,7 +16,7 @@ from pneumoscope.core.i18n import NOTICE
 from pneumoscope.imaging.image import Radiograph
 from pneumoscope.imaging.preprocess import Preprocessing, preprocess
 from pneumoscope.inference import saliency as module
-from pneumoscope.inference.saliency import blend, heatmap_layer, over_image, render_heatmap
+from pneumoscope.inference.saliency import blend, heatmap_layer, render_heatmap, resize_to_image
 
 
 @pytest.fixture
@@ -72,7 +72,7 @@ def oklab(rgb):
 
 @pytest.mark.parametrize("level", [0.0, 0.2, 0.5, 0.8, 1.0])
 @pytest.mark.parametrize("side", [-1, 1])
-def test_equal_steps_of_contribution_are_equal_steps_for_the_eye(level, side):
+def test_equal_steps_of_contribution_look_equal(level, side):
     lab = oklab(blend(np.array(level), side * np.linspace(0, 1, 21)))
 
     steps = np.linalg.norm(np.diff(lab, axis=0), axis=1)
@@ -92,10 +92,10 @@ def test_neither_direction_looks_stronger(level):
     assert towards[2] > 0 > away[2]  # yellowish, bluish
 
 
-def test_no_contribution_leaves_the_image_as_it_is():
+def test_zero_contribution_leaves_the_image_unchanged():
     image = np.arange(256).reshape(16, 16).astype(np.uint8)
 
-    laid = module._lay_over(image, np.zeros((16, 16), np.float32))
+    laid = module._overlay(image, np.zeros((16, 16), np.float32))
 
     assert np.abs(laid.astype(int) - image[..., None]).max() <= 1
 
@@ -106,9 +106,9 @@ def test_no_contribution_leaves_the_image_as_it_is():
 @pytest.mark.parametrize("crop", ["squash", "centre"])
 @pytest.mark.parametrize(("height", "width"), [(140, 140), (140, 210), (251, 140)])
 @pytest.mark.parametrize(("row", "column"), [(0, 0), (2, 5), (6, 3), (6, 6)])
-def test_a_place_lies_where_prepare_takes_its_pixels_from(crop, height, width, row, column):
+def test_positions_map_back_to_the_pixels_they_come_from(crop, height, width, row, column):
     """What the map marks on the image is where the prepared image is bright in that place."""
-    laid = over_image(one_place(row, column), width, height, crop)
+    laid = resize_to_image(one_place(row, column), width, height, crop)
     image = Radiograph((255 * laid.clip(0, 1)).astype(np.uint8), "map", "PNG", "L")
 
     prepared = preprocess(image, Preprocessing(size=56, crop=crop)).reshape(7, 8, 7, 8).mean((1, 3))
@@ -117,8 +117,8 @@ def test_a_place_lies_where_prepare_takes_its_pixels_from(crop, height, width, r
     assert prepared[row, column] > 2.5 * np.sort(prepared, axis=None)[-2]
 
 
-def test_outside_of_the_cut_there_is_no_contribution():
-    laid = over_image(np.ones((7, 7), np.float32), 300, 200, "centre")
+def test_contribution_outside_the_crop_is_zero():
+    laid = resize_to_image(np.ones((7, 7), np.float32), 300, 200, "centre")
 
     assert (laid[:, 50:250] == 1).all()
     assert not laid[:, :50].any()
@@ -126,15 +126,15 @@ def test_outside_of_the_cut_there_is_no_contribution():
 
 
 @given(st.integers(0, 2**32 - 1))
-def test_nothing_is_stronger_than_the_places_are(seed):
+def test_resizing_does_not_overshoot(seed):
     heatmap = np.random.default_rng(seed).normal(size=(3, 5)).astype(np.float32)
-    laid = over_image(heatmap, 90, 60, "squash")
+    laid = resize_to_image(heatmap, 90, 60, "squash")
 
     assert heatmap.min() <= laid.min()
     assert laid.max() <= heatmap.max()
 
 
-def test_what_speaks_for_pneumonia_is_orange_and_what_speaks_against_it_blue(card):
+def test_towards_pneumonia_is_orange_and_against_is_blue(card):
     heatmap = one_place(1, 1, 0.8) + one_place(5, 5, -0.8)
 
     image = drawn(grey(700, 700), heatmap, card)
@@ -159,7 +159,7 @@ def test_what_speaks_for_pneumonia_is_orange_and_what_speaks_against_it_blue(car
         (1, 4000, 1, 1024),
     ],
 )
-def test_a_image_keeps_its_aspect_and_finds_room_for_the_legend(card, height, width, drawn_height, drawn_width):
+def test_picture_keeps_the_aspect_ratio_and_fits_the_legend(card, height, width, drawn_height, drawn_width):
     image = drawn(grey(height, width, 200), np.zeros((7, 7), np.float32), card)
 
     assert image.shape[1] == drawn_width
@@ -170,13 +170,13 @@ def test_a_image_keeps_its_aspect_and_finds_room_for_the_legend(card, height, wi
 
 
 @pytest.mark.parametrize("width", [100, 640, 2000])
-def test_the_legend_has_result_scale_and_notice_inside_its_edges(card, written, width):
+def test_legend_shows_result_scale_and_notice_within_its_margins(card, written, width):
     drawn(grey(600, width), one_place(0, 0, -0.3456) + one_place(1, 1, 0.1), card, 0.973, "pneumonia")
 
     words = " ".join(line[0] for line in written)
-    for part in ("pneumonia: probability of pneumonia 97%", "against pneumonia", "towards pneumonia", "-0.35", "+0.35"):
+    for part in ("Pneumonia: probability of pneumonia 97%", "against pneumonia", "towards pneumonia", "-0.35", "+0.35"):
         assert part in words
-    assert "7 x 7 places contributed to the logit of grey" in words
+    assert "Contributions of 7 x 7 positions to the logit of grey" in words
     assert NOTICE in words
     assert "0" in [line[0] for line in written]
     for _, left, top, right, bottom, size in written:
@@ -190,7 +190,7 @@ def test_the_legend_has_result_scale_and_notice_inside_its_edges(card, written, 
 
 
 @pytest.mark.parametrize(
-    ("probability", "words"),
+    ("probability", "text"),
     [
         (0.0, "below 1%"),
         (0.0099, "below 1%"),
@@ -201,23 +201,23 @@ def test_the_legend_has_result_scale_and_notice_inside_its_edges(card, written, 
         (1.0, "above 99%"),
     ],
 )
-def test_a_probability_is_never_called_certain(card, written, probability, words):
-    drawn(grey(64, 64), one_place(0, 0), card, probability, "normal")
+def test_probability_is_never_shown_as_certain(card, written, probability, text):
+    drawn(grey(64, 64), one_place(0, 0), card, probability, "no_pneumonia")
 
-    assert written[0][0] == f"normal: probability of pneumonia {words}"
+    assert " ".join(line[0] for line in written).startswith(f"No pneumonia detected: probability of pneumonia {text}")
 
 
-def test_the_threshold_and_what_a_coarse_map_cannot_tell_stand_below(card, written):
-    drawn(grey(640, 640), one_place(0, 0), card, 0.725, "normal", 0.744)
+def test_legend_states_the_threshold_and_warns_of_coarse_maps(card, written):
+    drawn(grey(640, 640), one_place(0, 0), card, 0.725, "no_pneumonia", 0.744)
     words = " ".join(line[0] for line in written)
-    assert "Pneumonia is called from 74%." in words
-    assert "So few places" not in words
+    assert "Pneumonia at 74% or more." in words
+    assert "too coarse" not in words
     written.clear()
     drawn(grey(640, 640), one_place(0, 0, side=2), card)
-    assert "So few places hardly tell one part of an image from another." in " ".join(line[0] for line in written)
+    assert "The heatmap is too coarse to localize anything." in " ".join(line[0] for line in written)
 
 
-def test_a_map_of_nothing_has_a_scale_of_nothing(card, written):
+def test_zero_heatmap_has_a_zero_scale(card, written):
     image = drawn(grey(640, 640), np.zeros((7, 7), np.float32), card)
 
     assert [line[0] for line in written].count("0") == 3
@@ -233,12 +233,12 @@ def test_a_map_of_nothing_has_a_scale_of_nothing(card, written):
         (one_place(1, 1, np.inf), r"\(7, 7\)"),
     ],
 )
-def test_what_is_no_heatmap_is_refused(card, heatmap, shape):
+def test_invalid_heatmaps_are_rejected(card, heatmap, shape):
     with pytest.raises(UsageError, match=f"this one has shape {shape}"):
-        render_heatmap(grey(64, 64), heatmap, card, probability=0.5, threshold=0.5, decision="normal")
+        render_heatmap(grey(64, 64), heatmap, card, probability=0.5, threshold=0.5, decision="no_pneumonia")
 
 
-def test_drawing_needs_the_base_installation_alone():
+def test_rendering_needs_only_the_core_installation():
     code = (
         "import sys; sys.modules.update(matplotlib=None, torch=None, scipy=None, onnxruntime=None)\n"
         "import pneumoscope.inference.saliency"
@@ -249,13 +249,11 @@ def test_drawing_needs_the_base_installation_alone():
 @pytest.mark.parametrize(
     ("height", "width", "drawn_height", "drawn_width"), [(300, 400, 300, 400), (2000, 1000, 512, 256)]
 )
-def test_a_layer_is_opaque_where_most_was_contributed_and_clear_where_nothing_was(
-    height, width, drawn_height, drawn_width
-):
+def test_layer_alpha_follows_the_contribution(height, width, drawn_height, drawn_width):
     heatmap = one_place(3, 1, -2.5)
     heatmap[3, 5] = 1.25
     layer = heatmap_layer(grey(height, width), heatmap, "squash")
-    assert layer.most == 2.5
+    assert layer.maximum == 2.5
     picture = np.asarray(Image.open(io.BytesIO(layer.png)))
     assert picture.shape == (drawn_height, drawn_width, 4)
     row, (left, right) = drawn_height // 2, (drawn_width * 3 // 14, drawn_width * 11 // 14)
@@ -269,7 +267,7 @@ def test_a_layer_is_opaque_where_most_was_contributed_and_clear_where_nothing_wa
     assert picture[row, right, 0] > picture[row, right, 2]
 
 
-def test_a_layer_of_nothing_is_clear():
+def test_zero_layer_is_transparent():
     layer = heatmap_layer(grey(64, 64), np.zeros((4, 4), np.float32), "squash")
-    assert layer.most == 0
+    assert layer.maximum == 0
     assert not np.asarray(Image.open(io.BytesIO(layer.png)))[..., 3].any()

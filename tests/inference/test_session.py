@@ -1,4 +1,4 @@
-"""A bundle scores images: in order, a few at a time, by the card's calibration, and without torch."""
+"""Sessions score images in order and in batches, apply the card's calibration, and reject unsuitable networks."""
 
 import dataclasses
 import json
@@ -19,6 +19,7 @@ from tests.conftest import LIMITS, SIZE, halves, mean_grey_network
 
 from pneumoscope.bundle.card import Calibration, read_bundle
 from pneumoscope.core.errors import BundleError, UsageError
+from pneumoscope.core.prediction import Rejection
 from pneumoscope.imaging.image import Radiograph
 from pneumoscope.imaging.preprocess import preprocess_image
 from pneumoscope.inference import BundleSession
@@ -35,7 +36,7 @@ def flat(level, size=SIZE):
     return Radiograph(np.full((size, size), level, np.uint8), f"image {level}", "PNG", "L")
 
 
-def test_a_logit_is_what_the_network_says(session):
+def test_logits_are_the_networks(session):
     pixels = np.stack([np.full((SIZE, SIZE), level, np.uint8) for level in (0, 125, 255)])
 
     logits = session.logits(pixels)
@@ -44,7 +45,7 @@ def test_a_logit_is_what_the_network_says(session):
     assert logits.tolist() == pytest.approx([0.05 * (0 - 125), 0, 0.05 * (255 - 125)])
 
 
-def test_one_run_gives_logits_and_heatmaps(session):
+def test_one_run_returns_logits_and_heatmaps(session):
     """Each block of 4 x 4 pixels contributes 0.05 x its mean / 16; together they are the logit but for -125 x 0.05."""
     image = np.zeros((SIZE, SIZE), np.uint8)
     image[4:8, 8:12] = 160  # the block of the second row and the third column
@@ -55,86 +56,94 @@ def test_one_run_gives_logits_and_heatmaps(session):
     expected = np.zeros((2, 4, 4))
     expected[0, 1, 2], expected[1] = 0.05 * 160 / 16, 0.05 * 200 / 16
     assert [part.dtype for part in (outputs.logit, outputs.heatmap)] == [np.float32] * 2
-    assert (outputs.input_classes, outputs.distance) == (None, None)
+    assert (outputs.input_classes, outputs.ood_distance) == (None, None)
     assert session.outputs(pixels).heatmap is None
     np.testing.assert_allclose(outputs.heatmap, expected, rtol=1e-6)
     assert outputs.logit.tolist() == session.logits(pixels).tolist()
     np.testing.assert_allclose(outputs.heatmap.sum((1, 2)) - 0.05 * 125, outputs.logit, rtol=1e-5)
 
 
-def test_a_network_of_logits_alone_scores_and_has_no_heatmap(maker, session):
+def test_network_without_heatmaps_still_scores(maker, session):
     card, _ = read_bundle(maker.bundle(maker.root / "other"))
     bare = BundleSession(card, altered(lambda graph: graph.output.pop()))
     pixels = np.full((1, SIZE, SIZE), 225, np.uint8)
 
     assert (session.has_heatmaps, bare.has_heatmaps) == (True, False)
     assert bare.logits(pixels).tolist() == session.logits(pixels).tolist()
-    with pytest.raises(BundleError, match=r"bundle 'grey' \(mean-grey\) gives no heatmaps"):
+    with pytest.raises(BundleError, match=r"bundle 'grey' \(mean-grey\) has no heatmaps"):
         bare.outputs(pixels, heatmaps=True)
     assert bare.outputs(pixels).logit.tolist() == session.logits(pixels).tolist()
 
 
-def test_a_screened_network_gives_kinds_and_distances_too(maker):
+def test_input_classes_and_distances_are_returned(maker):
     session = BundleSession.load(maker.bundle(maker.root / "screened", rejection_limits=LIMITS))
     pixels = np.stack([np.full((SIZE, SIZE), level, np.uint8) for level in (51, 204)])
 
     outputs = session.outputs(pixels)
 
     np.testing.assert_allclose(outputs.input_classes, [[0.2, 0.8, 0, 0, 0, 0, 0], [0.8, 0.2, 0, 0, 0, 0, 0]], rtol=1e-6)
-    np.testing.assert_allclose(outputs.distance, [0.51, 2.04], rtol=1e-6)
+    np.testing.assert_allclose(outputs.ood_distance, [0.51, 2.04], rtol=1e-6)
     images = [Radiograph(halves(level), "image", "PNG", "L") for level in (51, 120, 204)]
-    assert [bool(refusal) for _, refusal in session.stream(images)] == [True, False, True]
+    assert [rejection and rejection.code for _, rejection in session.stream(images)] == [
+        "inverted",
+        None,
+        "out_of_distribution",
+    ]
 
 
-def test_a_network_and_a_card_that_speak_of_different_limits_are_refused(maker):
+def test_outputs_and_limits_on_the_card_must_match(maker):
     bare, screened = maker.bundle(maker.root / "bare"), maker.bundle(maker.root / "screened", rejection_limits=LIMITS)
     cards = {folder: json.loads((folder / "card.json").read_text()) for folder in (bare, screened)}
-    cards[bare]["refusal"], cards[screened]["refusal"] = cards[screened]["refusal"], None
-    for folder, words in ((bare, "its card has limits for 'kinds'"), (screened, "its card has no limits for 'kinds'")):
+    key = "rejection_limits"
+    cards[bare][key], cards[screened][key] = cards[screened][key], None
+    for folder, message in (
+        (bare, "its card has limits for 'input_classes'"),
+        (screened, "its card has no limits for 'input_classes'"),
+    ):
         (folder / "card.json").write_text(json.dumps(cards[folder]))
-        with pytest.raises(BundleError, match=words):
+        with pytest.raises(BundleError, match=message):
             BundleSession.load(folder)
 
 
 @pytest.mark.parametrize("batch", [1, 2, 3, 7, 10, 11, 1000])
-def test_a_stream_gives_the_same_logits_in_order_for_any_batch(session, batch):
+def test_stream_yields_the_same_logits_for_any_batch_size(session, batch):
     levels = [200, 3, 90, 255, 0, 125, 17, 18, 19, 64]
     expected = session.logits(np.stack([flat(level).pixels for level in levels])).tolist()
 
     scored = list(session.stream(map(flat, levels), batch=batch))
 
     assert [logit for logit, _ in scored] == expected
-    assert {refusal for _, refusal in scored} == {"blank: its grey levels lie within 0 of 256"}
+    assert [rejection.code for _, rejection in scored] == ["blank"] * len(levels)
 
 
-def test_images_of_any_size_are_prepared_as_the_card_says(session):
+def test_images_of_any_size_are_preprocessed(session):
     wide = Radiograph(np.tile(np.uint8([0, 200]), (30, 50)), "wide", "PNG", "L")
 
     logits = [logit for logit, _ in session.stream([wide, flat(100, size=64)])]
     assert logits == pytest.approx([0.05 * (100 - 125)] * 2, abs=0.05)
 
 
-def test_a_stream_of_nothing_gives_nothing(session):
+def test_stream_of_no_images_is_empty(session):
     assert list(session.stream([])) == []
 
 
-def test_a_stream_holds_no_more_images_than_a_batch(session, monkeypatch):
-    """Prepared images still alive are counted each time that another one is asked for."""
-    made, most = [], []
+def test_stream_holds_at_most_one_batch(session, monkeypatch):
+    """Count the preprocessed images that are alive whenever another one is made."""
+    created, alive = [], []
 
     def preprocess(image, preprocessing):
         image = preprocess_image(image, preprocessing)
-        made.append(weakref.ref(image.pixels))
-        most.append(sum(pixels() is not None for pixels in made))
+        created.append(weakref.ref(image.pixels))
+        alive.append(sum(pixels() is not None for pixels in created))
         return image
 
-    monkeypatch.setattr(module, "prepare_image", preprocess)
+    monkeypatch.setattr(module, "preprocess_image", preprocess)
 
     assert len(list(session.stream(map(flat, range(50)), batch=4))) == 50
-    assert max(most) == 4
+    assert max(alive) == 4
 
 
-def test_a_stream_asks_for_no_image_before_it_is_needed(session):
+def test_stream_reads_one_batch_at_a_time(session):
     asked = []
 
     def images():
@@ -152,12 +161,12 @@ def test_a_stream_asks_for_no_image_before_it_is_needed(session):
 
 
 @pytest.mark.parametrize("batch", [0, -3])
-def test_a_batch_of_no_image_is_refused(session, batch):
-    with pytest.raises(UsageError, match=rf"batch is {batch}; one image at a time is the least"):
+def test_batch_below_one_is_rejected(session, batch):
+    with pytest.raises(UsageError, match=rf"batch is {batch}; the minimum is 1"):
         list(session.stream([flat(1)], batch=batch))
 
 
-def test_probability_is_the_cards_formula(session):
+def test_probability_follows_the_card(session):
     """Slope 0.8, intercept 0.1; worked by hand: 1 / (1 + exp(-(0.8 x 2 + 0.1))) = 1 / (1 + 0.1826835) = 0.8455347."""
     found = session.probability(np.float32([2, 0, -0.125]))
 
@@ -165,7 +174,7 @@ def test_probability_is_the_cards_formula(session):
     assert found.tolist() == pytest.approx([0.8455347, 0.5249792, 0.5], abs=1e-7)
 
 
-def test_no_calibration_leaves_the_score(maker):
+def test_probability_without_calibration_is_the_score(maker):
     card, network = read_bundle(maker.bundle(maker.root / "bundle"))
     plain = structs.replace(card, calibration=Calibration(slope=1, intercept=0, method="none", n=0, prevalence=0.5))
     logits = np.linspace(-5, 5, 11, dtype=np.float32)
@@ -174,7 +183,7 @@ def test_no_calibration_leaves_the_score(maker):
 
 
 @pytest.mark.filterwarnings("error")
-def test_the_sigmoid_does_not_overflow():
+def test_sigmoid_does_not_overflow():
     with np.errstate(over="raise", divide="raise", invalid="raise"):
         assert sigmoid(np.array([-1000.0, 1000.0])).tolist() == [0.0, 1.0]
         assert sigmoid(np.float32([-88.8, -700, 700])).tolist() == pytest.approx(
@@ -183,21 +192,21 @@ def test_the_sigmoid_does_not_overflow():
 
 
 @given(st.lists(st.floats(-1e308, 1e308)))
-def test_the_sigmoid_is_scipys(values):
+def test_sigmoid_equals_scipys(values):
     np.testing.assert_allclose(sigmoid(np.array(values)), expit(np.array(values)), rtol=1e-12, atol=1e-300)
 
 
 @given(st.floats(-700, 700))
-def test_the_sigmoid_is_symmetric(x):
+def test_sigmoid_is_symmetric(x):
     left, right = sigmoid(np.array([x, -x]))
     assert left + right == pytest.approx(1, abs=1e-15)
 
 
-def test_single_precision_is_not_kept():
+def test_sigmoid_computes_in_double_precision():
     assert sigmoid(np.float32([0.1])).dtype == np.float64
 
 
-# --- what is refused -------------------------------------------------------------------------------------------------
+# --- invalid networks -------------------------------------------------------------------------------------------------
 
 
 def altered(change):
@@ -207,7 +216,7 @@ def altered(change):
 
 
 @pytest.mark.parametrize("content", [b"", b"no network", mean_grey_network(0.05)[:-40]])
-def test_a_file_that_cannot_be_run_is_refused(maker, content):
+def test_invalid_file_is_rejected(maker, content):
     card, _ = read_bundle(maker.bundle(maker.root / "bundle"))
 
     with pytest.raises(BundleError, match=r"the network of bundle 'grey' cannot be run: "):
@@ -227,7 +236,7 @@ def floats(graph):
 
 
 def other_name(graph):
-    graph.input[0].name = graph.node[0].input[0] = "image"
+    graph.input[0].name = graph.node[0].input[0] = "pixels"
 
 
 def other_result(graph):
@@ -251,31 +260,34 @@ def another_input(graph):
 
 
 @pytest.mark.parametrize(
-    ("change", "words"),
+    ("change", "message"),
     [
-        (other_size, r"takes \[\('image', 'tensor\(uint8\)', \['n', 32, 16\]\)\]"),
-        (one_image_only, r"takes \[\('image', 'tensor\(uint8\)', \[1, 16, 16\]\)\]"),
-        (floats, r"takes \[\('image', 'tensor\(float\)', \['n', 16, 16\]\)\]"),
-        (other_name, r"takes \[\('image', "),
-        (other_result, r"gives \[\('probability', "),
-        (unknown_result, r"gives \[\('logit', 'tensor\(float\)', 1\), \('saliency', 'tensor\(float\)', 3\)\], not"),
+        (other_size, r"has inputs \[\('image', 'tensor\(uint8\)', \['n', 32, 16\]\)\]"),
+        (one_image_only, r"has inputs \[\('image', 'tensor\(uint8\)', \[1, 16, 16\]\)\]"),
+        (floats, r"has inputs \[\('image', 'tensor\(float\)', \['n', 16, 16\]\)\]"),
+        (other_name, r"has inputs \[\('pixels', "),
+        (other_result, r"outputs \[\('probability', "),
+        (
+            unknown_result,
+            r"outputs \[\('logit', 'tensor\(float\)', 1\), \('saliency', 'tensor\(float\)', 3\)\]; expected",
+        ),
         (
             flat_heatmap,
-            r"\('heatmap', 'tensor\(float\)', 2\)\], .* and some of \[.*\('heatmap', 'tensor\(float\)', 3\)",
+            r"\('heatmap', 'tensor\(float\)', 2\)\]; .* outputs among \[.*\('heatmap', 'tensor\(float\)', 3\)",
         ),
         (another_input, r"\('age', 'tensor\(float\)', \[\]\)\]"),
     ],
 )
-def test_a_network_of_another_format_is_refused(maker, change, words):
+def test_unexpected_inputs_and_outputs_are_rejected(maker, change, message):
     card, _ = read_bundle(maker.bundle(maker.root / "bundle"))
 
-    with pytest.raises(BundleError, match=rf"bundle 'grey' .*{words}"):
+    with pytest.raises(BundleError, match=rf"bundle 'grey' .*{message}"):
         BundleSession(card, altered(change))
 
 
 @pytest.mark.parametrize("absolute", [True, False])
-def test_weights_outside_the_file_are_refused(maker, monkeypatch, absolute):
-    """They are in no hash of the card, and a stranger's file has no business with others on this disk."""
+def test_external_weights_are_rejected(maker, monkeypatch, absolute):
+    """The card's hash does not cover them, and an untrusted file must not read other files."""
     monkeypatch.chdir(maker.root)
     outside = maker.root / "weights.bin"
     outside.write_bytes(np.float32(3).tobytes())
@@ -294,7 +306,7 @@ def test_weights_outside_the_file_are_refused(maker, monkeypatch, absolute):
         BundleSession(card, altered(elsewhere))
 
 
-def test_load_refuses_what_read_bundle_refuses(maker):
+def test_load_rejects_what_read_bundle_rejects(maker):
     with pytest.raises(BundleError, match=r"absent' is not a bundle"):
         BundleSession.load(maker.root / "absent")
 
@@ -316,33 +328,33 @@ assert not found, found
     assert float(ran.stdout) == pytest.approx(5.0)
 
 
-def test_importing_it_does_not_import_onnx_runtime():
+def test_import_does_not_import_onnx_runtime():
     code = "import sys, pneumoscope.inference; sys.exit('onnxruntime' in sys.modules)"
     assert subprocess.run([sys.executable, "-c", code], check=False, timeout=60).returncode == 0
 
 
 @pytest.mark.parametrize(
-    ("name", "values", "words"),
-    [("logit", [np.nan], "no number"), ("logit", [1.0, 2.0], "2,"), ("input_classes", [[0.5, 0.5, 0.0]], r"\(1, 3\)")],
+    ("name", "values", "message"),
+    [("logit", [np.nan], "not finite"), ("logit", [1.0, 2.0], "2,"), ("input_classes", [[0.5, 0.5, 0.0]], r"\(1, 3\)")],
 )
-def test_a_network_that_gives_too_little_or_no_numbers_is_refused(session, monkeypatch, name, values, words):
+def test_outputs_of_wrong_shape_or_not_finite_are_rejected(session, monkeypatch, name, values, message):
     monkeypatch.setattr(session, "_session", SimpleNamespace(run=lambda names, _: [np.array(values, np.float32)]))
-    monkeypatch.setattr(session, "_gives", [name])
-    with pytest.raises(BundleError, match=words):
+    monkeypatch.setattr(session, "_output_names", [name])
+    with pytest.raises(BundleError, match=message):
         session.outputs(flat(100).pixels[None])
 
 
-def test_a_image_whose_header_states_another_age_is_refused(maker):
+def test_stated_age_outside_the_range_is_rejected(maker):
     session = BundleSession.load(maker.bundle(maker.root / "aged", age_range=(1, 5)))
     image = Radiograph(np.tile(np.arange(SIZE, dtype=np.uint8) * 4, (SIZE, 1)), "image", "DICOM", "", age=67.0)
     (scored,) = session.stream([image])
-    assert "67.0 years" in scored.refusal
+    assert scored.rejection == Rejection("outside_age_range", {"age": 67.0, "minimum": 1.0, "maximum": 5.0})
     (scored,) = session.stream([dataclasses.replace(image, age=3.0)])
-    assert not scored.refusal
+    assert scored.rejection is None
 
 
-def test_the_runtime_is_told_to_report_nothing_before_it_is_loaded(maker):
-    """ONNX Runtime reads the variable when it starts; later is too late."""
+def test_telemetry_is_disabled_before_onnx_runtime_is_imported(maker):
+    """ONNX Runtime reads the variable on import."""
     bundle = maker.bundle(maker.root / "silent")
     seen = subprocess.run(
         [

@@ -1,4 +1,4 @@
-"""Runs that were never trained: synthetic predictions with known differences, in the folders that a page reads."""
+"""Run folders of synthetic predictions with known differences, and their comparison."""
 
 from __future__ import annotations
 
@@ -33,11 +33,11 @@ from pneumoscope.statistics.metrics import confusion, threshold_metrics
 from pneumoscope.statistics.paired import delong_test, holm, mcnemar_exact
 from pneumoscope.statistics.roc import auroc_interval, weighted_auprc
 
-# Long enough to test the layout, too.
-HOSTILE = '<script>alert("$x$")</script>-a-run-whose-name-is-too-long-for-any-column-of-any-table'
+# Markup, a formula, and more characters than fit into a column.
+MARKUP_NAME = '<script>alert("$x$")</script>-a-run-whose-name-is-too-long-for-any-column-of-any-table'
 IMAGES_SHA256 = "5f2c" * 16
-# name, network, optimizer, batch, size, and the report's counts: what the synthetic runs imitate.
-SIX = (
+# Name, network, optimizer, batch size, image size and published counts of the runs that the synthetic ones imitate.
+PUBLISHED = (
     ("alexnet-sgd", "alexnet", "sgd", 64, 224, Confusion(386, 4, 112, 122)),
     ("alexnet-adam", "alexnet", "adam", 64, 224, Confusion(363, 27, 213, 21)),
     ("alexnet-adam-32", "alexnet", "adam", 32, 224, Confusion(389, 1, 142, 92)),
@@ -45,67 +45,70 @@ SIX = (
     ("vgg19-adam", "vgg19", "adam", 64, 64, Confusion(384, 6, 168, 66)),
     ("vgg19-adam-32", "vgg19", "adam", 32, 64, Confusion(385, 5, 177, 57)),
 )
-# How well each synthetic run separates the labels, and how far it leans to pneumonia.
-IMITATIONS = ((0.75, 0.9), (1.2, 0.1), (1.05, 0.8), (1.15, 0.5), (1.1, 0.5), (1.3, 0.4))
+# Class separation and bias of the logits of each synthetic run.
+SYNTHETIC = ((0.75, 0.9), (1.2, 0.1), (1.05, 0.8), (1.15, 0.5), (1.1, 0.5), (1.3, 0.4))
 RESAMPLES = 100
-Built = tuple[Comparison, list[Path]]
+ComparisonAndFolders = tuple[Comparison, list[Path]]
 
 
 @dataclasses.dataclass(frozen=True)
 class Images:
-    """The images that every synthetic run scores."""
+    """Images that all synthetic runs score."""
 
     positive: np.ndarray
     etiology: list[str]
     patient: list[str]
-    hardness: np.ndarray
+    difficulty: np.ndarray
 
 
 def make_images(n: int, normal: int, rng: np.random.Generator) -> Images:
     positive = np.arange(n) >= normal
     etiology = ["normal" if not p else ("bacteria" if i % 5 < 3 else "virus") for i, p in enumerate(positive)]
-    patient = [f"{kind}-{i if i % 4 else i - 1}" for i, kind in enumerate(etiology)]
+    patient = [f"{name}-{i if i % 4 else i - 1}" for i, name in enumerate(etiology)]
     return Images(positive, etiology, patient, rng.normal(size=n))
 
 
-def score_images(images: Images, quality: float, shift: float, rng: np.random.Generator) -> list[ScoredImage]:
+def score_images(images: Images, separation: float, bias: float, rng: np.random.Generator) -> list[ScoredImage]:
     logits = (
-        quality * (2.2 * images.positive - 1.1) + 0.8 * images.hardness + rng.normal(size=len(images.positive)) + shift
+        separation * (2.2 * images.positive - 1.1)
+        + 0.8 * images.difficulty
+        + rng.normal(size=len(images.positive))
+        + bias
     )
     logits *= 1.8
-    found = []
+    scored = []
     for i, logit in enumerate(logits):
         label = "PNEUMONIA" if images.positive[i] else "NORMAL"
         score, probability = 1 / (1 + np.exp(-logit)), 1 / (1 + np.exp(-0.8 * logit + 0.6))
-        found.append(
+        scored.append(
             ScoredImage(f"test/{label}/{images.patient[i]}_{i}.jpeg", f"{i:064x}", images.patient[i], label,
                        images.etiology[i], float(logit), float(score), float(probability))
         )  # fmt: skip
-    return found
+    return scored
 
 
 def evaluate(name: str, images: Images, scored: list[ScoredImage]) -> Evaluation:
     logit, score, probability = (
         np.array([getattr(image, field) for image in scored]) for field in ("logit", "score", "probability")
     )
-    y, kinds = images.positive, np.array(images.etiology)
+    y, etiologies = images.positive, np.array(images.etiology)
     operating_points = {}
     for point, threshold, rule in (
         ("half", 0.5, "fixed"),
         ("balanced", 0.731234, "highest Youden index on 782 validation images"),
         ("rule_out", 0.118811, "sensitivity of at least 0.99 on 782 validation images"),
     ):
-        called = score >= threshold
+        predicted = score >= threshold
         operating_points[point] = OperatingPointResult(
             threshold,
             rule,
-            confusion(called, y),
-            threshold_metrics(called, y, images.patient, resamples=RESAMPLES),
-            {kind: proportion((called == y)[kinds == kind], None) for kind in ("normal", "bacteria", "virus")},
+            confusion(predicted, y),
+            threshold_metrics(predicted, y, images.patient, resamples=RESAMPLES),
+            {name: proportion((predicted == y)[etiologies == name], None) for name in ("normal", "bacteria", "virus")},
         )
-    once = np.ones((1, len(y)))
-    ece, loss = (float(metric(probability, y, once)[0]) for metric in (weighted_calibration_error, weighted_brier))
-    precision = float(weighted_auprc(logit, y, once)[0])
+    weights = np.ones((1, len(y)))
+    ece, loss = (float(metric(probability, y, weights)[0]) for metric in (weighted_calibration_error, weighted_brier))
+    precision = float(weighted_auprc(logit, y, weights)[0])
     bootstrap = {"method": "patient bootstrap", "n": len(y), "seed": 0}
     return Evaluation(
         name=name,
@@ -123,7 +126,8 @@ def evaluate(name: str, images: Images, scored: list[ScoredImage]) -> Evaluation
             "expected_calibration_error": Interval(ece, ece * 0.7, ece * 1.4, **bootstrap),
         },
         auroc_by_etiology={
-            kind: auroc_interval(logit[(kinds == kind) | ~y], y[(kinds == kind) | ~y]) for kind in ("bacteria", "virus")
+            name: auroc_interval(logit[(etiologies == name) | ~y], y[(etiologies == name) | ~y])
+            for name in ("bacteria", "virus")
         },
         operating_points=operating_points,
         test_evaluation=1,
@@ -134,11 +138,11 @@ def evaluate(name: str, images: Images, scored: list[ScoredImage]) -> Evaluation
 
 
 def write_run(folder: Path, evaluation: Evaluation, scored: list[ScoredImage], epochs: int, rng: Any) -> None:
-    """The files that a page reads, as training and evaluation leave them."""
-    where = folder / "evaluation" / "test"
-    where.mkdir(parents=True)
-    (where / "evaluation.json").write_text(to_json(evaluation), encoding="utf-8")
-    with (where / "predictions.csv").open("w", newline="", encoding="utf-8") as file:
+    """Write the files of a run folder that the page reads."""
+    test_folder = folder / "evaluation" / "test"
+    test_folder.mkdir(parents=True)
+    (test_folder / "evaluation.json").write_text(to_json(evaluation), encoding="utf-8")
+    with (test_folder / "predictions.csv").open("w", newline="", encoding="utf-8") as file:
         writer = csv.writer(file)
         writer.writerow([field.name for field in dataclasses.fields(ScoredImage)])
         writer.writerows(dataclasses.astuple(image) for image in scored)
@@ -151,7 +155,7 @@ def write_run(folder: Path, evaluation: Evaluation, scored: list[ScoredImage], e
         "schema": 1,
         "name": evaluation.name,
         "state": "finished",
-        "recipe": {"name": "said in recipe.toml"},
+        "recipe": {"name": "shown verbatim"},
         "seed": 0,
         "device": "cpu",
         "network": "alexnet",
@@ -214,7 +218,7 @@ def summarise(name: str, row: tuple[Any, ...], evaluation: Evaluation, epochs: i
 def compare_pairs(names: list[str], scored: list[list[ScoredImage]], images: Images) -> tuple[PairedTest, ...]:
     logits = [np.array([image.logit for image in each]) for each in scored]
     correct = [(each >= 0) == images.positive for each in logits]
-    found = []
+    tests = []
     for metric in ("accuracy", "auroc"):
         rows = []
         for a, b in itertools.combinations(range(len(names)), 2):
@@ -225,9 +229,9 @@ def compare_pairs(names: list[str], scored: list[list[ScoredImage]], images: Ima
                 difference, p = delong_test(logits[a], logits[b], images.positive)
                 rows.append((a, b, difference, "delong", p))
         for (a, b, difference, test, p), corrected in zip(rows, holm([row[4] for row in rows]), strict=True):
-            apart = corrected is not None and corrected < 0.05
-            verdict = ("a" if difference.value > 0 else "b") if apart else "not distinguishable"
-            found.append(
+            is_significant = corrected is not None and corrected < 0.05
+            verdict = ("a" if difference.value > 0 else "b") if is_significant else "not distinguishable"
+            tests.append(
                 PairedTest(
                     names[a],
                     names[b],
@@ -240,12 +244,12 @@ def compare_pairs(names: list[str], scored: list[list[ScoredImage]], images: Ima
                     f"{metric} of {names[a]} and {names[b]}",
                 )
             )
-    return tuple(found)
+    return tuple(tests)
 
 
 def published_rows(n: int, runs: list[RunSummary]) -> tuple[ReferenceRow, ...]:
     rows = []
-    for name, *_, c in SIX:
+    for name, *_, c in PUBLISHED:
         sensitivity, specificity = c.tp / (c.tp + c.fn), c.tn / (c.tn + c.fp)
         printed = {
             "Accuracy": (c.tp + c.tn) / 624,
@@ -260,28 +264,30 @@ def published_rows(n: int, runs: list[RunSummary]) -> tuple[ReferenceRow, ...]:
             "precision": wilson(c.tp, c.tp + c.fp),
             "f1": Interval(2 * c.tp / (2 * c.tp + c.fp + c.fn), None, None, "none", 624, reason="needs the images"),
         }
-        mine = next((run for run in runs if run.name == name), None)
-        ours = None if mine is None else newcombe(mine.confusion.tp + mine.confusion.tn, n, c.tp + c.tn, 624)
-        says = "We ran no such run." if mine is None else f"{name}: not distinguishable from the published one."
-        rows.append(ReferenceRow(name, printed, c, metrics, 0.9123, 0.8765, ours, says))
+        run = next((run for run in runs if run.name == name), None)
+        ours = None if run is None else newcombe(run.confusion.tp + run.confusion.tn, n, c.tp + c.tn, 624)
+        sentence = (
+            "There is no run of this name." if run is None else f"{name}: not distinguishable from the published one."
+        )
+        rows.append(ReferenceRow(name, printed, c, metrics, 0.9123, 0.8765, ours, sentence))
     return tuple(rows)
 
 
 @pytest.fixture(scope="session")
-def build(tmp_path_factory: pytest.TempPathFactory) -> Callable[..., Built]:
-    """build(names, n=..., normal=..., epochs=..., published=...) -> a comparison and its run folders."""
+def build(tmp_path_factory: pytest.TempPathFactory) -> Callable[..., ComparisonAndFolders]:
+    """Return a function that writes run folders and returns their comparison and the folders."""
 
     def build(
         names: list[str], *, n: int = 96, normal: int | None = None, epochs: int = 4, published: bool = True
-    ) -> Built:
+    ) -> ComparisonAndFolders:
         rng = np.random.default_rng(7)
         root = tmp_path_factory.mktemp("runs")
         images = make_images(n, n * 234 // 624 if normal is None else normal, rng)
         folders, summaries, scored = [], [], []
         for index, name in enumerate(names):
-            row = SIX[index % len(SIX)]
-            quality, shift = IMITATIONS[index % len(SIX)]
-            scored.append(score_images(images, quality, shift, rng))
+            row = PUBLISHED[index % len(PUBLISHED)]
+            separation, bias = SYNTHETIC[index % len(PUBLISHED)]
+            scored.append(score_images(images, separation, bias, rng))
             evaluation = evaluate(name, images, scored[-1])
             folders.append(root / f"run-{index}")
             write_run(folders[-1], evaluation, scored[-1], epochs, rng)
@@ -312,10 +318,12 @@ def build(tmp_path_factory: pytest.TempPathFactory) -> Callable[..., Built]:
 
 
 @pytest.fixture(scope="session")
-def three(build: Callable[..., Built], tmp_path_factory: pytest.TempPathFactory) -> tuple[Comparison, list[Path], Path]:
-    """A comparison of three runs, one with a hostile name, with gaps; its folders; its page."""
-    comparison, folders = build(["alexnet-sgd", HOSTILE, "vgg19-adam-32"])
-    comparison = with_gaps(comparison)
+def three(
+    build: Callable[..., ComparisonAndFolders], tmp_path_factory: pytest.TempPathFactory
+) -> tuple[Comparison, list[Path], Path]:
+    """Return a comparison of three runs with undefined values and a name with markup, its folders and its page."""
+    comparison, folders = build(["alexnet-sgd", MARKUP_NAME, "vgg19-adam-32"])
+    comparison = with_undefined_values(comparison)
     return (
         comparison,
         folders,
@@ -323,13 +331,21 @@ def three(build: Callable[..., Built], tmp_path_factory: pytest.TempPathFactory)
     )
 
 
-def with_gaps(comparison: Comparison) -> Comparison:
-    """The same, where the first run has no precision, F1 has no interval, and the pairs have every verdict."""
+def with_undefined_values(comparison: Comparison) -> Comparison:
+    """Return the comparison with an undefined precision, an F1 without interval, and pairs with every verdict."""
     run = comparison.runs[0]
     test = {
         **run.test,
-        "precision": Interval(None, None, None, "wilson", 0, reason="no image is called <b>pneumonia</b>"),
-        "f1": Interval(0.25, None, None, "patient bootstrap", 96, seed=0, reason="exists in only 3 of 100 draws"),
+        "precision": Interval(None, None, None, "wilson", 0, reason="no image is <b>predicted</b> as pneumonia"),
+        "f1": Interval(
+            0.25,
+            None,
+            None,
+            "patient bootstrap",
+            96,
+            seed=0,
+            reason="the statistic is defined in only 3 of 100 resamples",
+        ),
     }
     first, second, third, *others = comparison.pairs
     pairs = (

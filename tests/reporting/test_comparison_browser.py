@@ -1,6 +1,6 @@
-"""The page in a real browser, on a desk and on a phone, by day and by night, and on paper.
+"""The comparison page in Chromium: desktop and phone widths, light and dark mode, and print.
 
-Set PNEUMOSCOPE_SCREENSHOTS to a folder to keep what the browser saw.
+Set PNEUMOSCOPE_SCREENSHOTS to a folder to save screenshots.
 """
 
 import os
@@ -11,7 +11,7 @@ from typing import Any
 import pytest
 
 pytestmark = pytest.mark.browser
-# Texts whose contrast (WCAG 2) against what lies behind them is below 4.5, as "ratio: text".
+# Texts with a contrast (WCAG 2) to their background below 4.5, as "ratio: text".
 CONTRAST = """() => {
   const parse = c => { const m = c.match(/[\\d.]+/g).map(Number); return c.startsWith('color(srgb')
     ? [m[0]*255, m[1]*255, m[2]*255, m[3] ?? 1] : [m[0], m[1], m[2], m[3] ?? 1] };
@@ -34,9 +34,9 @@ CONTRAST = """() => {
   }
   return [seen, bad];
 }"""
-NAMELESS = """() => [...document.querySelectorAll('svg, img')].filter(e => e.getAttribute('aria-hidden') !== 'true'
+UNLABELLED = """() => [...document.querySelectorAll('svg, img')].filter(e => e.getAttribute('aria-hidden') !== 'true'
   && !(e.getAttribute('role') === 'img' && e.getAttribute('aria-label')) && !e.getAttribute('alt')).length"""
-# Plots in which a text sticks out of the picture, by name.
+# Labels of plots in which a text extends beyond the plot.
 CUT_OFF = """() => [...document.querySelectorAll('svg.plot')].filter(svg => { const box = svg.getBoundingClientRect();
   return [...svg.querySelectorAll('text')].some(t => { const r = t.getBoundingClientRect();
     return r.left < box.left - 1 || r.right > box.right + 1 || r.top < box.top - 1 || r.bottom > box.bottom + 1 })
@@ -52,36 +52,36 @@ def report(three: tuple[Any, Any, Path]) -> Path:
 
 @pytest.fixture(params=[(1280, "light"), (1280, "dark"), (390, "light"), (390, "dark")], ids=lambda p: f"{p[0]}-{p[1]}")
 def opened(request: pytest.FixtureRequest, browser: Any, report: Path) -> Iterator[tuple[Any, int, str, list[str]]]:
-    """(page, width, scheme, everything it asked for or complained of)."""
+    """Return the page, its width, its colour scheme, and all requests, console messages and errors."""
     width, scheme = request.param
     page = browser.new_page(viewport={"width": width, "height": 900}, color_scheme=scheme)
-    seen: list[str] = []
-    page.on("request", lambda asked: seen.append(asked.url))
-    page.on("console", lambda message: seen.append(f"{message.type}: {message.text}"))
-    page.on("pageerror", lambda error: seen.append(f"error: {error}"))
+    events: list[str] = []
+    page.on("request", lambda request: events.append(request.url))
+    page.on("console", lambda message: events.append(f"{message.type}: {message.text}"))
+    page.on("pageerror", lambda error: events.append(f"error: {error}"))
     page.goto(report.as_uri())
     if folder := os.environ.get("PNEUMOSCOPE_SCREENSHOTS"):
         page.screenshot(path=Path(folder) / f"comparison-{width}-{scheme}.png", full_page=True)
-    yield page, width, scheme, seen
+    yield page, width, scheme, events
     page.close()
 
 
-def test_the_page_can_be_read_and_asks_nobody(opened: tuple[Any, int, str, list[str]], report: Path) -> None:
-    page, width, scheme, seen = opened
-    assert [url for url in seen if url != "data:,"] == [report.as_uri()]
+def test_the_page_is_legible_and_makes_no_requests(opened: tuple[Any, int, str, list[str]], report: Path) -> None:
+    page, width, scheme, events = opened
+    assert [url for url in events if url != "data:,"] == [report.as_uri()]
     body, scrolling = page.evaluate(WIDTHS)
     assert body == width
     assert scrolling > 0 or width > 390
-    assert page.evaluate(NAMELESS) == 0
+    assert page.evaluate(UNLABELLED) == 0
     assert page.evaluate(CUT_OFF) == []
-    texts, faint = page.evaluate(CONTRAST)
+    texts, low_contrast = page.evaluate(CONTRAST)
     assert texts > 500
-    assert faint == []
-    ground = page.evaluate("getComputedStyle(document.body).backgroundColor")
-    assert ground == {"light": "rgb(251, 251, 250)", "dark": "rgb(16, 18, 21)"}[scheme]
+    assert low_contrast == []
+    background = page.evaluate("getComputedStyle(document.body).backgroundColor")
+    assert background == {"light": "rgb(251, 251, 250)", "dark": "rgb(16, 18, 21)"}[scheme]
 
 
-def test_figures_are_repainted_for_the_dark_inside_references_too(opened: tuple[Any, int, str, list[str]]) -> None:
+def test_figures_follow_dark_mode_including_referenced_markers(opened: tuple[Any, int, str, list[str]]) -> None:
     page, _, scheme, _ = opened
     strokes = page.evaluate(
         "[...document.querySelectorAll('[stroke=\"#1f58d6\"]')].map(e => getComputedStyle(e).stroke)"
@@ -90,7 +90,7 @@ def test_figures_are_repainted_for_the_dark_inside_references_too(opened: tuple[
     assert set(strokes) == {{"light": "rgb(31, 88, 214)", "dark": "rgb(74, 130, 245)"}[scheme]}
 
 
-def test_paper_is_light_whatever_the_screen_and_holds_what_was_folded(browser: Any, report: Path) -> None:
+def test_print_is_light_and_includes_collapsed_details(browser: Any, report: Path) -> None:
     page = browser.new_page(color_scheme="dark")
     page.goto(report.as_uri())
     page.emulate_media(media="print", color_scheme="dark")

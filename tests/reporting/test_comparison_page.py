@@ -1,4 +1,4 @@
-"""The page says what the comparison says, to the digit, and nothing that a stranger wrote becomes markup."""
+"""The page shows the exact values of the comparison, and escapes names."""
 
 import dataclasses
 from collections.abc import Callable, Iterator
@@ -42,12 +42,12 @@ class Node:
         return " ".join(" ".join(c if isinstance(c, str) else c.text() for c in self.children).split())
 
     def values(self) -> list[float]:
-        """The numbers in full precision."""
+        """Return the values in full precision."""
         return [float(node.attributes["value"]) for node in self.all("data")]
 
 
 class Tree(HTMLParser):
-    """The page as a reader's browser has it, by the standard library."""
+    """Element tree of a page."""
 
     def __init__(self, text: str) -> None:
         super().__init__(convert_charrefs=True)
@@ -79,17 +79,17 @@ def page(three: Any) -> Node:
 
 
 def shown(value: Interval) -> str:
-    """A number as the page prints it, formatted here a second time."""
+    """Return a metric as the page shows it."""
     ends = f" {value.low:.3f} to {value.high:.3f}" if value.low is not None else f" {DASH} {value.reason}"
     return f"{value.value:.3f}{ends}".replace("-", MINUS)
 
 
 def section(page: Node, name: str) -> Node:
-    (found,) = page.all("section", id=name)
-    return found
+    (node,) = page.all("section", id=name)
+    return node
 
 
-def test_every_metric_of_every_run_stands_in_the_table(three: Any, page: Node) -> None:
+def test_the_table_has_every_metric_of_every_run(three: Any, page: Node) -> None:
     comparison, *_ = three
     for metric in [name for name in comparison.runs[0].test if name != "n"]:
         (row,) = section(page, "metrics").all("tr", data_metric=metric)
@@ -101,23 +101,23 @@ def test_every_metric_of_every_run_stands_in_the_table(three: Any, page: Node) -
             assert cell.text() == shown(value)
 
 
-def test_what_does_not_exist_is_a_dash_with_its_reason(page: Node) -> None:
+def test_undefined_values_are_a_dash_with_the_reason(page: Node) -> None:
     (row,) = section(page, "metrics").all("tr", data_metric="precision")
-    assert row.all("td")[0].text() == f"{DASH} no image is called <b>pneumonia</b>"
+    assert row.all("td")[0].text() == f"{DASH} no image is <b>predicted</b> as pneumonia"
     (row,) = section(page, "metrics").all("tr", data_metric="f1")
-    assert row.all("td")[0].text() == f"0.250 {DASH} exists in only 3 of 100 draws"
+    assert row.all("td")[0].text() == f"0.250 {DASH} the statistic is defined in only 3 of 100 resamples"
     _, p, holm, verdict = section(page, "pairs").all("tr", data_pair="accuracy")[0].all("td")
-    assert p.text() == holm.text() == f"{DASH} no image on which they differ"
-    assert verdict.text() == "not distinguishable"
+    assert p.text() == holm.text() == f"{DASH} no patient favours either run"
+    assert verdict.text() == "no significant difference"
 
 
-def test_counts_of_the_confusion_matrices(three: Any, page: Node) -> None:
+def test_confusion_matrices_have_the_counts(three: Any, page: Node) -> None:
     comparison, *_ = three
-    found = [table.values() for table in section(page, "decisions").all("table")]
-    assert found == [[r.confusion.tn, r.confusion.fp, r.confusion.fn, r.confusion.tp] for r in comparison.runs]
+    counts = [table.values() for table in section(page, "confusion").all("table")]
+    assert counts == [[r.confusion.tn, r.confusion.fp, r.confusion.fn, r.confusion.tp] for r in comparison.runs]
 
 
-def test_every_pair_stands_with_its_difference_p_and_verdict(three: Any, page: Node) -> None:
+def test_every_pair_has_its_difference_p_and_verdict(three: Any, page: Node) -> None:
     comparison, *_ = three
     rows = [
         *section(page, "pairs").all("tr", data_pair="accuracy"),
@@ -130,18 +130,18 @@ def test_every_pair_stands_with_its_difference_p_and_verdict(three: Any, page: N
         assert row.values() == [v for v in (pair.difference.value, pair.p, pair.p_holm) if v is not None]
         assert difference.text().startswith(f"{pair.difference.value:+.3f}".replace("-", MINUS))
         better = {"a": f"{pair.a} is better", "b": f"{pair.b} is better"}
-        assert verdict.text() == better.get(pair.verdict, "not distinguishable")
+        assert verdict.text() == better.get(pair.verdict, "no significant difference")
     assert {pair.verdict for pair in comparison.pairs} == {"a", "b", "not distinguishable"}
 
 
-def test_etiology_and_operating_points_are_those_of_the_evaluations(three: Any, page: Node) -> None:
+def test_etiologies_and_operating_points_are_those_of_the_evaluations(three: Any, page: Node) -> None:
     _, folders, _ = three
     evaluations = [read_evaluation(folder / "evaluation" / "test" / "evaluation.json") for folder in folders]
     for index, evaluation in enumerate(evaluations):
         (row,) = section(page, "etiology").all("tr", data_etiology=str(index))
         etiology = evaluation.operating_points["half"].by_etiology
         expected = [
-            *(etiology[kind] for kind in ("normal", "bacteria", "virus")),
+            *(etiology[name] for name in ("normal", "bacteria", "virus")),
             *evaluation.auroc_by_etiology.values(),
         ]
         assert row.values() == [value.value for value in expected]
@@ -155,7 +155,7 @@ def test_etiology_and_operating_points_are_those_of_the_evaluations(three: Any, 
             assert point.rule in row.text()
 
 
-def test_the_published_table_stands_as_printed_converted_and_beside_ours(three: Any, page: Node) -> None:
+def test_the_published_table_is_shown_as_printed_converted_and_compared(three: Any, page: Node) -> None:
     comparison, *_ = three
     part = section(page, "published")
     assert comparison.reference.note in part.text()
@@ -182,50 +182,50 @@ def test_the_published_table_stands_as_printed_converted_and_beside_ours(three: 
     assert sum("not run here" in row.text() for row in beside.all("tr")) == 4
 
 
-def test_it_opens_with_title_notice_images_and_findings_in_that_order(three: Any, page: Node) -> None:
+def test_the_page_begins_with_title_notice_images_and_findings(three: Any, page: Node) -> None:
     comparison, *_ = three
     text = page.all("header")[0].text() + page.all("main")[0].text()
     order = [
-        "3 runs compared on 96 test images",
+        "Comparison of 3 runs on 96 test images",
         comparison.notice,
-        "What was compared",
+        "Test images",
         f"Test images 96 NORMAL 36 PNEUMONIA 60 Patients {comparison.images['patients']}",
         comparison.images["sha256"][:16],
         comparison.sentences[0],
         comparison.sentences[-1],
-        "Told apart",
-        "Not distinguishable on these images: 4 of 6 comparisons",
-        "All metrics",
+        "Significant differences",
+        "No significant difference: 4 of 6 comparisons",
+        "Metrics",
     ]
-    places = [text.index(part) for part in order]
-    assert places == sorted(places)
+    positions = [text.index(part) for part in order]
+    assert positions == sorted(positions)
 
 
-def test_every_sentence_is_a_finding_and_those_of_pairs_alike_are_folded(three: Any, page: Node) -> None:
+def test_findings_without_a_significant_difference_are_collapsed(three: Any, page: Node) -> None:
     comparison, *_ = three
     part = section(page, "findings")
     lines = [node.text() for node in part.walk() if node.tag in {"li", "p"}]
     assert sorted(lines) == sorted(comparison.sentences)
-    folded = [node.text() for node in part.all("details")[0].all("li")]
-    assert folded == [pair.sentence for pair in comparison.pairs if pair.verdict == "not distinguishable"]
+    collapsed = [node.text() for node in part.all("details")[0].all("li")]
+    assert collapsed == [pair.sentence for pair in comparison.pairs if pair.verdict == "not distinguishable"]
 
 
-def test_what_was_run_is_told_in_full(three: Any, page: Node) -> None:
+def test_runs_have_settings_times_versions_and_recipes(three: Any, page: Node) -> None:
     comparison, folders, _ = three
     part = section(page, "runs")
-    said = part.text()
+    text = part.text()
     for run in comparison.runs:
-        assert str(run.network) in said
-    assert "31 min 00 s" in said
-    assert "Training all: 1 h 33 min." in said
+        assert str(run.network) in text
+    assert "31 min 00 s" in text
+    assert "Total training time: 1 h 33 min." in text
     for name in ("versions.torch 2.14.1", "machine.processor 2 cores", "evaluated 2026-01-02T03:04:05Z"):
-        assert name in said
+        assert name in text
     recipes = [folder.joinpath("recipe.toml").read_text(encoding="utf-8") for folder in folders]
     assert [pre.children for pre in part.all("pre")] == [[recipe] for recipe in recipes]
     assert comparison.command in section(page, "command").text()
 
 
-def test_each_figure_has_a_caption_with_n_and_a_name_for_each_picture(page: Node) -> None:
+def test_each_figure_has_a_caption_with_n_and_a_text_alternative(page: Node) -> None:
     figures = page.all("figure")
     assert len(figures) == 8
     for figure in figures[:-2]:
@@ -237,22 +237,22 @@ def test_each_figure_has_a_caption_with_n_and_a_name_for_each_picture(page: Node
         ) == ("img", True)
 
 
-def test_a_run_keeps_its_colour_in_every_figure(page: Node) -> None:
-    colour = page.all("section", id="rankings")[0].all("path")[2].attributes["stroke"]
+def test_a_run_has_the_same_colour_in_every_figure(page: Node) -> None:
+    colour = page.all("section", id="discrimination")[0].all("path")[2].attributes["stroke"]
     for key in ("reliability", "histogram", "curves"):
-        drawn = [
+        svgs = [
             svg
             for svg in page.all("svg", role="img")
             if svg.all("clippath") and any(n.attributes.get("id", "").startswith(f"{key}-2-") for n in svg.walk())
         ]
-        assert len(drawn) == 1
-        painted = {
-            value for node in drawn[0].walk() for name, value in node.attributes.items() if name in ("fill", "stroke")
+        assert len(svgs) == 1
+        colours = {
+            value for node in svgs[0].walk() for name, value in node.attributes.items() if name in ("fill", "stroke")
         }
-        assert colour in painted
+        assert colour in colours
 
 
-def test_a_name_with_markup_stays_text_everywhere(three: Any, page: Node) -> None:
+def test_names_are_escaped(three: Any, page: Node) -> None:
     text = three[2].read_text(encoding="utf-8")
     assert "<script" not in text
     assert not page.all("script")
@@ -260,7 +260,7 @@ def test_a_name_with_markup_stays_text_everywhere(three: Any, page: Node) -> Non
     assert not [name for node in page.walk() for name in node.attributes if name.startswith("on")]
 
 
-def test_nothing_is_fetched_from_anywhere(three: Any, page: Node) -> None:
+def test_the_page_makes_no_requests(three: Any, page: Node) -> None:
     text = three[2].read_text(encoding="utf-8")
     assert "http:" not in text
     assert "https:" not in text
@@ -272,7 +272,7 @@ def test_nothing_is_fetched_from_anywhere(three: Any, page: Node) -> None:
     assert policy.attributes["content"].startswith("default-src 'none'")
 
 
-def test_ids_are_unique_and_links_inside_the_page_lead_somewhere(page: Node) -> None:
+def test_ids_are_unique_and_internal_links_have_targets(page: Node) -> None:
     ids = [node.attributes["id"] for node in page.walk() if "id" in node.attributes]
     assert len(ids) == len(set(ids))
     for node in page.walk():
@@ -280,9 +280,7 @@ def test_ids_are_unique_and_links_inside_the_page_lead_somewhere(page: Node) -> 
         assert not target.startswith("#") or target[1:] in ids
 
 
-def test_one_run_without_published_has_no_pairs_and_no_published_table_and_is_the_same_twice(
-    build: Callable[..., Any], tmp_path: Path
-) -> None:
+def test_the_page_of_one_run_has_no_paired_tests_and_is_reproducible(build: Callable[..., Any], tmp_path: Path) -> None:
     comparison, folders = build(["alone"], epochs=1, published=False)
     first = write_comparison_page(comparison, folders, tmp_path / "1.html").read_bytes()
     assert write_comparison_page(comparison, folders, tmp_path / "2.html").read_bytes() == first
@@ -291,14 +289,16 @@ def test_one_run_without_published_has_no_pairs_and_no_published_table_and_is_th
     assert not page.all("section", id="published")
     assert not page.all("section", id="pairs")
     assert not page.all("a", href="#published")
-    assert "nothing to compare it with" in section(page, "findings").text()
+    assert "there is no comparison" in section(page, "findings").text()
 
 
-def test_images_of_one_label_have_no_ranking_and_the_page_says_why(build: Callable[..., Any], tmp_path: Path) -> None:
+def test_images_of_one_label_have_no_curves_and_the_page_states_the_reason(
+    build: Callable[..., Any], tmp_path: Path
+) -> None:
     comparison, folders = build(["alone"], n=30, normal=0, epochs=1, published=False)
     page = Tree(write_comparison_page(comparison, folders, tmp_path / "1.html").read_text(encoding="utf-8")).root
-    assert "there is no NORMAL image" in section(page, "rankings").text()
-    assert not section(page, "rankings").all("svg")
+    assert "0 NORMAL and 30 PNEUMONIA images" in section(page, "discrimination").text()
+    assert not section(page, "discrimination").all("svg")
     (row,) = section(page, "metrics").all("tr", data_metric="specificity")
     assert row.all("td")[0].text() == f"{DASH} there is no NORMAL image"
-    assert section(page, "decisions").text().count("no such image") == 2
+    assert section(page, "confusion").text().count("no images") == 2

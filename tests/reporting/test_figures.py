@@ -1,4 +1,4 @@
-"""Figures show the numbers that they are given, in the run's colour."""
+"""Figures show the given values in the style of the run."""
 
 import numpy as np
 import pytest
@@ -7,7 +7,7 @@ from matplotlib.figure import Figure
 
 from pneumoscope.core.results import Interval, PairedTest
 from pneumoscope.reporting.figures import (
-    Line,
+    Curve,
     differences_figure,
     histogram_figure,
     metric_figure,
@@ -19,7 +19,7 @@ from pneumoscope.statistics.calibration import ReliabilityBin
 
 
 def interval(value: float | None, low: float | None = None, high: float | None = None) -> Interval:
-    return Interval(value, low, high, "wilson", 10, reason="" if value is not None else "why")
+    return Interval(value, low, high, "wilson", 10, reason="" if value is not None else "undefined")
 
 
 def axes_of(figure: Figure) -> Axes:
@@ -31,7 +31,7 @@ def texts(axes: Axes) -> list[str]:
     return [text.get_text() for text in axes.texts]
 
 
-def test_a_bar_is_as_long_as_its_metric_and_the_line_on_it_is_its_interval() -> None:
+def test_metric_figure_shows_values_as_bars_and_intervals_as_lines() -> None:
     values = [interval(0.75, 0.7, 0.8), interval(0.5, 0.4, 0.65)]
     with drawing():
         axes = axes_of(metric_figure("Accuracy", ["a", "b"], values, [run_style(0), run_style(1)]))
@@ -42,31 +42,31 @@ def test_a_bar_is_as_long_as_its_metric_and_the_line_on_it_is_its_interval() -> 
     assert axes.get_xlim() == (0, 1)
 
 
-def test_a_metric_that_does_not_exist_has_words_and_no_bar() -> None:
+def test_an_undefined_metric_has_text_and_no_bar() -> None:
     with drawing():
         axes = axes_of(metric_figure("Precision", ["a"], [interval(None)], [run_style(0)]))
     assert not axes.patches
-    assert texts(axes) == ["not defined"]
+    assert texts(axes) == ["undefined"]
 
 
-def test_a_number_without_interval_has_a_bar_and_no_line() -> None:
+def test_a_metric_without_interval_has_a_bar_and_no_line() -> None:
     with drawing():
         axes = axes_of(metric_figure("Precision", ["a"], [interval(0.5)], [run_style(0)]))
     assert len(axes.patches) == 1
     assert not axes.get_lines()
 
 
-def test_a_negative_correlation_has_room() -> None:
+def test_the_axis_extends_to_negative_values() -> None:
     with drawing():
         axes = axes_of(metric_figure("MCC", ["a"], [interval(-0.2, -0.4, 0.1)], [run_style(0)]))
     assert axes.get_xlim() == (-1, 1)
 
 
-def test_curves_keep_their_colours_dashes_and_points() -> None:
-    line = Line(np.array([0, 0.2, 1]), np.array([0, 0.9, 1]), (0.2, 0.9), run_style(1))
-    other = Line(np.array([0, 1]), np.array([0, 1]), None, run_style(2), steps=True)
+def test_overlay_figure_shows_curves_and_operating_points_in_the_style_of_the_run() -> None:
+    first_curve = Curve(np.array([0, 0.2, 1]), np.array([0, 0.9, 1]), (0.2, 0.9), run_style(1))
+    second_curve = Curve(np.array([0, 1]), np.array([0, 1]), None, run_style(2), steps=True)
     with drawing():
-        axes = axes_of(overlay_figure([line, other], labels=("x", "y"), chance=((0, 1), (0, 1))))
+        axes = axes_of(overlay_figure([first_curve, second_curve], labels=("x", "y"), chance=((0, 1), (0, 1))))
     _, first, second, ring = axes.get_lines()
     assert first.get_xydata().tolist() == [[0, 0], [0.2, 0.9], [1, 1]]
     assert (first.get_color(), second.get_color()) == (COLOURS["run-1"][0], COLOURS["run-2"][0])
@@ -75,19 +75,19 @@ def test_curves_keep_their_colours_dashes_and_points() -> None:
     assert ring.get_markeredgecolor() == COLOURS["run-1"][0]
 
 
-def test_reliability_shows_each_bin_and_its_interval() -> None:
+def test_reliability_figure_shows_each_bin_with_its_interval() -> None:
     bins = [
         ReliabilityBin(0, 0.2, 0.1, interval(0.25, 0.05, 0.5)),
         ReliabilityBin(0.7, 1, 0.8, interval(0.75, 0.5, 0.9)),
     ]
     with drawing():
         axes = axes_of(reliability_figure("a", bins, run_style(0)))
-    _, *intervals, operating_points = axes.get_lines()
+    _, *intervals, points = axes.get_lines()
     assert [line.get_xydata().tolist() for line in intervals] == [[[0.1, 0.05], [0.1, 0.5]], [[0.8, 0.5], [0.8, 0.9]]]
-    assert operating_points.get_xydata().tolist() == [[0.1, 0.25], [0.8, 0.75]]
+    assert points.get_xydata().tolist() == [[0.1, 0.25], [0.8, 0.75]]
 
 
-def test_every_image_is_in_a_bar_pneumonia_up_and_normal_down() -> None:
+def test_histogram_counts_pneumonia_upward_and_normal_downward() -> None:
     scores = np.array([0.0, 0.01, 0.52, 0.97, 1.0, 1.0])
     positive = np.array([False, False, True, False, True, True])
     with drawing():
@@ -101,27 +101,27 @@ def test_every_image_is_in_a_bar_pneumonia_up_and_normal_down() -> None:
 
 
 @pytest.mark.parametrize("positive", [True, False])
-def test_images_of_one_label_can_be_drawn(positive: bool) -> None:
+def test_histogram_of_one_label(positive: bool) -> None:
     with drawing():
         axes = axes_of(histogram_figure("a", np.array([0.3]), np.array([positive]), 0.5, run_style(0)))
     assert sum(abs(bar.get_height()) for bar in axes.patches) == 1
 
 
-def test_a_pair_told_apart_is_full_one_that_is_not_is_hollow_and_one_without_test_has_words() -> None:
+def test_significant_differences_are_filled_others_hollow_and_undefined_ones_have_text() -> None:
     def pair(verdict: str, difference: Interval) -> PairedTest:
         return PairedTest("a", "b", "auroc", difference, "delong", 0.5, 0.5, verdict, "")
 
-    told, open_, none = (
+    significant, not_significant, undefined = (
         pair("a", interval(0.2, 0.1, 0.3)),
         pair("not distinguishable", interval(0.05, 0.01, 0.09)),
         pair("not distinguishable", interval(0.0)),
     )
     with drawing():
-        axes = axes_of(differences_figure("Difference", [told, open_, none]))
-    _, line, full, _, hollow = axes.get_lines()
+        axes = axes_of(differences_figure("Difference", [significant, not_significant, undefined]))
+    _, line, filled, _, hollow = axes.get_lines()
     assert list(line.get_xdata()) == [0.1, 0.3]
-    assert full.get_xydata().tolist() == [[0.2, 0.0]]
-    assert full.get_markerfacecolor() == COLOURS["ink"][0]
+    assert filled.get_xydata().tolist() == [[0.2, 0.0]]
+    assert filled.get_markerfacecolor() == COLOURS["ink"][0]
     assert hollow.get_markerfacecolor() == COLOURS["surface"][0]
-    assert texts(axes) == ["  not defined"]
+    assert texts(axes) == ["  undefined"]
     assert axes.get_yticklabels()[0].get_text() == "a \N{MINUS SIGN} b"

@@ -1,4 +1,4 @@
-"""What is read of a run's folder, and what is refused."""
+"""Data of the runs of a comparison, and run folders that do not belong to it."""
 
 import dataclasses
 import json
@@ -21,12 +21,12 @@ def original(build: Callable[..., Any]) -> Any:
 
 @pytest.fixture
 def built(original: Any, tmp_path: Path) -> Any:
-    """A copy that a test may damage."""
+    """Return a copy that a test can damage."""
     comparison, folders = original
     return comparison, [Path(shutil.copytree(folder, tmp_path / folder.name)) for folder in folders]
 
 
-def test_everything_of_a_run_is_read(built: Any) -> None:
+def test_data_of_a_run_is_read(built: Any) -> None:
     comparison, folders = built
     first, second = load_run_data(comparison, folders)
     images = read_predictions(folders[1] / "evaluation" / "test" / "predictions.csv")
@@ -38,11 +38,11 @@ def test_everything_of_a_run_is_read(built: Any) -> None:
     assert second.scores.positive.tolist() == [image.label == "PNEUMONIA" for image in images]
     assert second.recipe.startswith("# second\n")
     assert (first.index, second.index) == (0, 1)
-    assert first.look != second.look
+    assert first.style != second.style
     assert len(second.epochs) == 2
 
 
-def test_facts_are_flat_and_leave_out_the_recipe_what_is_empty_and_tables(built: Any) -> None:
+def test_facts_are_flat_without_recipe_lists_and_empty_values(built: Any) -> None:
     facts = dict(load_run_data(*built)[0].facts)
     assert facts["versions.torch"] == "2.14.1"
     assert facts["counts.train.NORMAL"] == "1140"
@@ -52,44 +52,44 @@ def test_facts_are_flat_and_leave_out_the_recipe_what_is_empty_and_tables(built:
     assert not [name for name in facts if name.startswith("recipe")]
 
 
-def test_a_folder_too_few_is_refused(built: Any) -> None:
+def test_a_missing_folder_is_rejected(built: Any) -> None:
     comparison, folders = built
-    with pytest.raises(RunError, match="the comparison has 2 runs and 1 folders were given"):
+    with pytest.raises(RunError, match="the comparison has 2 runs, but there are 1 run folders"):
         load_run_data(comparison, folders[:1])
 
 
-def test_folders_in_another_order_are_refused(built: Any) -> None:
+def test_folders_in_another_order_are_rejected(built: Any) -> None:
     comparison, folders = built
-    with pytest.raises(RunError, match="run-1 holds run 'second'; the comparison has 'first' in that place"):
+    with pytest.raises(RunError, match="run-1 holds run 'second'; the comparison has 'first' at this position"):
         load_run_data(comparison, folders[::-1])
 
 
-def test_other_images_are_refused(built: Any) -> None:
+def test_evaluations_of_other_images_are_rejected(built: Any) -> None:
     comparison, folders = built
     other = dataclasses.replace(comparison, images={**comparison.images, "sha256": "0" * 64})
     with pytest.raises(RunError, match=r"'first' was evaluated on other images \(5f2c5f2c5f2c\).*\(000000000000\)"):
         load_run_data(other, folders)
 
 
-def test_a_image_too_few_is_refused(built: Any) -> None:
+def test_missing_predictions_are_rejected(built: Any) -> None:
     comparison, folders = built
     path = folders[0] / "evaluation" / "test" / "predictions.csv"
     path.write_text("".join(path.read_text(encoding="utf-8").splitlines(keepends=True)[:-1]), encoding="utf-8")
-    with pytest.raises(RunError, match=r"predictions\.csv holds 39 images and its evaluation 40"):
+    with pytest.raises(RunError, match=r"predictions\.csv holds 39 images, but the evaluation has 40"):
         load_run_data(comparison, folders)
 
 
 @pytest.mark.parametrize(
     ("text", "message"), [("{", "run.json' is not JSON"), (json.dumps([1]), "run.json' is malformed")]
 )
-def test_a_damaged_record_is_refused(built: Any, text: str, message: str) -> None:
+def test_a_damaged_record_is_rejected(built: Any, text: str, message: str) -> None:
     comparison, folders = built
     (folders[1] / "run.json").write_text(text, encoding="utf-8")
     with pytest.raises(RunError, match=message):
         load_run_data(comparison, folders)
 
 
-def test_a_missing_recipe_is_named(built: Any) -> None:
+def test_a_missing_recipe_is_reported(built: Any) -> None:
     comparison, folders = built
     (folders[1] / "recipe.toml").unlink()
     with pytest.raises(RunError, match=r"cannot read '.*run-1/recipe\.toml': No such file"):

@@ -1,4 +1,4 @@
-"""Colours that everybody can tell apart, and a look that stays where it is used."""
+"""Colours can be distinguished, and the style applies to its context only."""
 
 import itertools
 import warnings
@@ -9,10 +9,10 @@ import pytest
 
 from pneumoscope.reporting.style import COLOURS, RUN_SLOTS, drawing, new_figure, run_style, short
 
-# Linear RGB as seen with each kind of colour blindness, at full severity: Machado, Oliveira & Fernandes 2009, IEEE TVCG
-# 15:1291, table 1.
-EYES = {
-    "all cones": np.eye(3),
+# Linear RGB as perceived with each kind of colour blindness, at full severity: Machado, Oliveira & Fernandes 2009, IEEE
+# TVCG 15:1291, table 1.
+PERCEPTION = {
+    "normal": np.eye(3),
     "protanopia": [[0.152286, 1.052583, -0.204868], [0.114503, 0.786281, 0.099216], [-0.003882, -0.048116, 1.051998]],
     "deuteranopia": [[0.367322, 0.860646, -0.227968], [0.280085, 0.672501, 0.047413], [-0.011820, 0.042940, 0.968881]],
     "tritanopia": [[1.255528, -0.076749, -0.178779], [-0.078411, 0.930809, 0.147602], [0.004733, 0.691367, 0.303900]],
@@ -25,7 +25,7 @@ def linear(colour: str) -> np.ndarray:
 
 
 def lab(rgb: np.ndarray) -> np.ndarray:
-    """CIE L*a*b* of linear sRGB under D65."""
+    """Return CIE L*a*b* of linear sRGB under D65."""
     to_xyz = np.array([[0.4124, 0.3576, 0.1805], [0.2126, 0.7152, 0.0722], [0.0193, 0.1192, 0.9505]])
     ratio = to_xyz @ np.clip(rgb, 0, 1) / np.array([0.9505, 1.0, 1.089])
     f = np.where(ratio > 216 / 24389, np.cbrt(ratio), (24389 / 27 * ratio + 16) / 116)
@@ -33,48 +33,48 @@ def lab(rgb: np.ndarray) -> np.ndarray:
 
 
 def contrast(a: str, b: str) -> float:
-    """WCAG 2 contrast ratio."""
+    """Return the WCAG 2 contrast ratio."""
     dark, light = sorted(float(np.array([0.2126, 0.7152, 0.0722]) @ linear(colour)) for colour in (a, b))
     return (light + 0.05) / (dark + 0.05)
 
 
-@pytest.mark.parametrize("eyes", EYES)
+@pytest.mark.parametrize("perception", PERCEPTION)
 @pytest.mark.parametrize("theme", [0, 1], ids=["light", "dark"])
-def test_two_runs_are_never_confused(eyes: str, theme: int) -> None:
-    seen = [lab(np.array(EYES[eyes]) @ linear(COLOURS[f"run-{i}"][theme])) for i in range(RUN_SLOTS)]
-    nearest = min(float(np.linalg.norm(a - b)) for a, b in itertools.combinations(seen, 2))
+def test_colours_of_runs_can_be_distinguished(perception: str, theme: int) -> None:
+    perceived = [lab(np.array(PERCEPTION[perception]) @ linear(COLOURS[f"run-{i}"][theme])) for i in range(RUN_SLOTS)]
+    nearest = min(float(np.linalg.norm(a - b)) for a, b in itertools.combinations(perceived, 2))
     assert nearest > 15  # a difference of 2 is just visible side by side
 
 
 @pytest.mark.parametrize("theme", [0, 1], ids=["light", "dark"])
-def test_lines_reach_3_to_1_and_text_4_5_to_1_against_the_ground(theme: int) -> None:
-    ground = COLOURS["surface"][theme]
+def test_lines_have_contrast_3_and_text_4_5(theme: int) -> None:
+    background = COLOURS["surface"][theme]
     for name, pair in COLOURS.items():
         if name.startswith("run-"):
-            assert contrast(pair[theme], ground) >= 3, name
+            assert contrast(pair[theme], background) >= 3, name
     for name in ("ink", "muted"):
-        assert contrast(COLOURS[name][theme], ground) >= 4.5, name
+        assert contrast(COLOURS[name][theme], background) >= 4.5, name
 
 
-def test_every_light_colour_is_different_so_that_a_style_sheet_can_map_it() -> None:
+def test_light_colours_are_distinct() -> None:
     assert len({light for light, _ in COLOURS.values()}) == len(COLOURS)
 
 
-def test_the_first_32_runs_differ_in_colour_or_dash_and_keep_both() -> None:
-    looks = [(run_style(i).colour, run_style(i).dash) for i in range(32)]
-    assert len(set(looks)) == 32
+def test_the_first_32_styles_are_distinct_and_stable() -> None:
+    styles = [(run_style(i).colour, run_style(i).dash) for i in range(32)]
+    assert len(set(styles)) == 32
     assert run_style(3) == run_style(3)
     assert run_style(0).line == "-"
     assert run_style(1).line == (0, run_style(1).dash)
 
 
-def test_a_long_name_is_cut_and_a_short_one_is_not() -> None:
+def test_long_names_are_truncated() -> None:
     assert short("vgg19-adam-32") == "vgg19-adam-32"
     assert short("a" * 20) == "a" * 20
     assert short("a" * 21) == "a" * 19 + "…"
 
 
-def test_the_look_does_not_leak_out() -> None:
+def test_the_style_does_not_change_global_settings() -> None:
     before = dict(matplotlib.rcParams)
     with drawing():
         assert matplotlib.rcParams["svg.fonttype"] == "none"
@@ -82,10 +82,10 @@ def test_the_look_does_not_leak_out() -> None:
     assert dict(matplotlib.rcParams) == before
 
 
-def test_other_warnings_than_missing_letters_still_show() -> None:
+def test_only_warnings_about_missing_glyphs_are_suppressed() -> None:
     with pytest.warns(UserWarning, match="something else"), drawing():
         warnings.warn("something else", stacklevel=1)
 
 
-def test_a_figure_has_the_size_asked_for() -> None:
+def test_a_figure_has_the_given_size() -> None:
     assert tuple(new_figure(300, 150).get_size_inches() * 72) == pytest.approx((300, 150))

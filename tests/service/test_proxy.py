@@ -1,4 +1,4 @@
-"""Behind the nginx of docs/operating.md, word for word but for ports and certificate, a person signs in and sends images."""
+"""Behind the nginx of docs/how-to/operate.md, word for word but for ports and certificate, a person signs in and sends images."""
 
 import shutil
 import socket
@@ -13,7 +13,7 @@ from tests.processes import started
 from tests.service.conftest import TOKEN, png, served
 
 NAME = "images.clinic.example"
-PAGE = Path(__file__).parents[2] / "docs" / "operating.md"
+PAGE = Path(__file__).parents[2] / "docs" / "how-to" / "operate.md"
 CANARY = "DOE^JANE"
 
 

@@ -1,4 +1,4 @@
-"""Property tests here are bounded by their number of examples, not by the clock of a busy machine."""
+"""Hypothesis profile: property tests have a limited number of examples and no time limit per example."""
 
 from hypothesis import settings
 

@@ -1,57 +1,57 @@
-"""Images against tenths of a reference: the difference by hand, and chance by drawing both samples."""
+"""Drift: the difference by hand, and the difference by chance from simulating both samples."""
 
 import numpy as np
 import pytest
 
 from pneumoscope.core.errors import UndefinedMetricError
-from pneumoscope.statistics.drift import LEAST, drift
+from pneumoscope.statistics.drift import MIN_IMAGES, measure_drift
 
 TENTHS = tuple(k / 10 for k in range(1, 10))
 
 
-def test_images_spread_as_the_reference_differ_by_nothing():
-    found = drift(np.arange(0.05, 1, 0.1).repeat(10), TENTHS, 1000)
-    assert (found.counts, found.n, found.difference) == ((10,) * 10, 100, 0)
-    assert found.chance > 0
+def test_images_distributed_like_the_reference_have_no_difference():
+    drift = measure_drift(np.arange(0.05, 1, 0.1).repeat(10), TENTHS, 1000)
+    assert (drift.counts, drift.n, drift.difference) == ((10,) * 10, 100, 0)
+    assert drift.chance > 0
 
 
-def test_the_difference_is_the_share_that_lies_elsewhere():
-    # 60 in the lowest tenth, 40 in the highest, where 10 each would be: 50 and 30 of 100 must move.
-    found = drift([0.01] * 60 + [0.99] * 40, TENTHS, 1000)
-    assert found.counts == (60, 0, 0, 0, 0, 0, 0, 0, 0, 40)
-    assert found.difference == pytest.approx(0.8)
-    assert found.difference > found.chance
+def test_the_difference_is_the_fraction_of_images_that_would_have_to_move():
+    # 60 in the lowest tenth and 40 in the highest instead of 10 in each: 50 and 30 of 100 must move.
+    drift = measure_drift([0.01] * 60 + [0.99] * 40, TENTHS, 1000)
+    assert drift.counts == (60, 0, 0, 0, 0, 0, 0, 0, 0, 40)
+    assert drift.difference == pytest.approx(0.8)
+    assert drift.difference > drift.chance
 
 
-def test_a_image_on_a_cut_belongs_above_it():
-    assert drift([0.1] * LEAST, TENTHS, 100).counts[1] == LEAST
+def test_an_image_on_a_decile_belongs_to_the_tenth_above():
+    assert measure_drift([0.1] * MIN_IMAGES, TENTHS, 100).counts[1] == MIN_IMAGES
 
 
 @pytest.mark.parametrize(("n", "reference"), [(60, 60), (60, 800), (500, 800)])
-def test_chance_is_what_two_samples_of_one_population_make(n, reference):
-    # The second opinion draws both samples themselves, from a population that is no uniform one.
+def test_chance_is_the_95th_percentile_for_two_samples_of_one_population(n, reference):
+    # Both samples are drawn from a population that is not uniform.
     random = np.random.default_rng(1)
-    made = []
+    differences = []
     for _ in range(1500):
-        cuts = np.quantile(random.beta(0.3, 0.2, reference), TENTHS)
-        counts = np.bincount(np.searchsorted(cuts, random.beta(0.3, 0.2, n)), minlength=10)
-        made.append(np.abs(counts / n - 0.1).sum() / 2)
-    chance = drift(np.full(n, 0.5), TENTHS, reference).chance
-    assert np.mean(np.array(made) <= chance) == pytest.approx(0.95, abs=0.025)
+        deciles = np.quantile(random.beta(0.3, 0.2, reference), TENTHS)
+        counts = np.bincount(np.searchsorted(deciles, random.beta(0.3, 0.2, n)), minlength=10)
+        differences.append(np.abs(counts / n - 0.1).sum() / 2)
+    chance = measure_drift(np.full(n, 0.5), TENTHS, reference).chance
+    assert np.mean(np.array(differences) <= chance) == pytest.approx(0.95, abs=0.025)
 
 
-def test_the_same_images_have_the_same_chance():
-    assert drift([0.5] * 80, TENTHS, 100, seed=3) == drift([0.5] * 80, TENTHS, 100, seed=3)
+def test_the_same_seed_gives_the_same_result():
+    assert measure_drift([0.5] * 80, TENTHS, 100, seed=3) == measure_drift([0.5] * 80, TENTHS, 100, seed=3)
 
 
 @pytest.mark.parametrize(
-    ("probabilities", "deciles", "words"),
+    ("probabilities", "deciles", "message"),
     [
-        ([0.5] * (LEAST - 1), TENTHS, f"{LEAST - 1} images"),
-        ([0.5] * LEAST, TENTHS[:8], "nine rising"),
-        ([0.5] * LEAST, TENTHS[::-1], "nine rising"),
+        ([0.5] * (MIN_IMAGES - 1), TENTHS, f"needs at least {MIN_IMAGES} images; there are {MIN_IMAGES - 1}"),
+        ([0.5] * MIN_IMAGES, TENTHS[:8], "nine ascending"),
+        ([0.5] * MIN_IMAGES, TENTHS[::-1], "nine ascending"),
     ],
 )
-def test_what_says_nothing_is_refused(probabilities, deciles, words):
-    with pytest.raises(UndefinedMetricError, match=words):
-        drift(probabilities, deciles, 100)
+def test_too_few_images_and_malformed_deciles_are_rejected(probabilities, deciles, message):
+    with pytest.raises(UndefinedMetricError, match=message):
+        measure_drift(probabilities, deciles, 100)

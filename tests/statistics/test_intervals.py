@@ -1,4 +1,4 @@
-"""Second opinions: scipy's Wilson and bootstrap, examples printed in Newcombe's papers, simulated coverage."""
+"""Intervals, checked against SciPy, the examples of Newcombe's papers, and simulated coverage."""
 
 import math
 
@@ -9,7 +9,6 @@ from hypothesis import strategies as st
 from scipy import stats
 
 from pneumoscope.core.errors import UndefinedMetricError
-from pneumoscope.statistics.inputs import patient_numbers
 from pneumoscope.statistics.intervals import (
     design_effect,
     newcombe,
@@ -23,51 +22,50 @@ from pneumoscope.statistics.roc import weighted_auroc
 
 @pytest.mark.parametrize(("successes", "n"), [(0, 10), (10, 10), (1, 3), (576, 624), (386, 390), (112, 234)])
 @pytest.mark.parametrize("level", [0.8, 0.95, 0.99])
-def test_wilson_is_scipys(successes, n, level):
-    ours = wilson(successes, n, level)
-    theirs = stats.binomtest(successes, n).proportion_ci(level, method="wilson")
-    assert (ours.low, ours.high) == pytest.approx((theirs.low, theirs.high), abs=1e-12)
-    assert (ours.value, ours.n, ours.level, ours.method) == (successes / n, n, level, "wilson")
+def test_wilson_agrees_with_scipy(successes, n, level):
+    interval = wilson(successes, n, level)
+    reference = stats.binomtest(successes, n).proportion_ci(level, method="wilson")
+    assert (interval.low, interval.high) == pytest.approx((reference.low, reference.high), abs=1e-12)
+    assert (interval.value, interval.n, interval.level, interval.method) == (successes / n, n, level, "wilson")
 
 
 def test_wilson_of_the_published_accuracies():
-    """The report's two best accuracies overlap at about two points to either side."""
     best, last = wilson(576, 624), wilson(562, 624)
     assert (best.low, best.high, last.low, last.high) == pytest.approx((0.900, 0.942, 0.875, 0.922), abs=1e-3)
 
 
 @given(st.integers(1, 2000).flatmap(lambda n: st.tuples(st.integers(0, n), st.just(n))))
-def test_wilson_contains_the_proportion_and_mirrors(case):
+def test_wilson_contains_the_proportion_and_is_symmetric(case):
     successes, n = case
-    found, mirror = wilson(successes, n), wilson(n - successes, n)
-    assert 0 <= found.low <= found.value <= found.high <= 1
-    assert found.low < found.high
-    assert found.low == pytest.approx(1 - mirror.high, abs=1e-12)
+    interval, mirror = wilson(successes, n), wilson(n - successes, n)
+    assert 0 <= interval.low <= interval.value <= interval.high <= 1
+    assert interval.low < interval.high
+    assert interval.low == pytest.approx(1 - mirror.high, abs=1e-12)
 
 
 def test_wilson_without_images_is_undefined_with_a_reason():
-    found = wilson(0, 0)
-    assert (found.value, found.low, found.high) == (None, None, None)
-    assert "no image" in found.reason
+    interval = wilson(0, 0)
+    assert (interval.value, interval.low, interval.high) == (None, None, None)
+    assert "no images" in interval.reason
 
 
 @pytest.mark.parametrize("successes", [-1, 11])
-def test_wilson_refuses_what_is_no_proportion(successes):
-    with pytest.raises(UndefinedMetricError, match=rf"^{successes} of 10 is no proportion"):
+def test_wilson_rejects_successes_outside_0_to_n(successes):
+    with pytest.raises(UndefinedMetricError, match=rf"^{successes} of 10 is not a proportion"):
         wilson(successes, 10)
 
 
 @pytest.mark.parametrize("level", [0.0, 1.0, 95.0])
-def test_a_level_is_a_share(level):
+def test_a_level_outside_0_to_1_is_rejected(level):
     with pytest.raises(UndefinedMetricError, match=f"is {level}, not between 0 and 1"):
         wilson(1, 2, level)
 
 
 @pytest.mark.parametrize("p", [0.5, 0.92, 0.99])
-def test_wilson_covers(p):
-    """Exact coverage, summed over the binomial distribution: near the level, never far below it."""
+def test_wilson_has_coverage(p):
+    """The exact coverage, summed over the binomial distribution, is near the level."""
     n = 234
-    inside = [found.low <= p <= found.high for found in (wilson(k, n) for k in range(n + 1))]
+    inside = [interval.low <= p <= interval.high for interval in (wilson(k, n) for k in range(n + 1))]
     coverage = stats.binom.pmf(np.arange(n + 1), n, p)[inside].sum()
     assert 0.93 < coverage < 0.98
 
@@ -77,23 +75,23 @@ def test_wilson_covers(p):
     ("counts", "low", "high"),
     [((56, 70, 48, 80), 0.0524, 0.3339), ((10, 10, 0, 20), 0.6791, 1.0000), ((10, 10, 0, 10), 0.6075, 1.0000)],
 )
-def test_newcombe_is_the_papers_example(counts, low, high):
-    found = newcombe(*counts)
-    assert (found.low, found.high) == pytest.approx((low, high), abs=5e-5)
-    assert found.method == "newcombe, unpaired"
+def test_newcombe_agrees_with_the_examples_of_the_paper(counts, low, high):
+    interval = newcombe(*counts)
+    assert (interval.low, interval.high) == pytest.approx((low, high), abs=5e-5)
+    assert interval.method == "newcombe, unpaired"
 
 
 @given(st.integers(1, 400), st.integers(1, 400), st.data())
 def test_newcombe_contains_the_difference_and_is_antisymmetric(n_a, n_b, data):
     a, b = data.draw(st.integers(0, n_a)), data.draw(st.integers(0, n_b))
-    found, turned = newcombe(a, n_a, b, n_b), newcombe(b, n_b, a, n_a)
-    assert -1 <= found.low <= found.value <= found.high <= 1
-    assert found.low == pytest.approx(-turned.high, abs=1e-12)
+    interval, swapped = newcombe(a, n_a, b, n_b), newcombe(b, n_b, a, n_a)
+    assert -1 <= interval.low <= interval.value <= interval.high <= 1
+    assert interval.low == pytest.approx(-swapped.high, abs=1e-12)
 
 
 def test_newcombe_without_images_is_undefined():
     assert newcombe(0, 0, 1, 2).value is None
-    assert newcombe(0, 0, 1, 2).reason == "one side has no image"
+    assert newcombe(0, 0, 1, 2).reason == "one side has no images"
 
 
 def table(both, only_a, only_b, neither):
@@ -102,25 +100,24 @@ def table(both, only_a, only_b, neither):
     return np.array(a), np.array(b)
 
 
-def test_paired_difference_is_the_textbook_example():
+def test_paired_difference_agrees_with_the_textbook_example():
     """Altman et al. 2000, Statistics with Confidence, table 6.2: 14, 5, 0, 22 give 0.122 (0.011 to 0.226)."""
-    found = paired_difference(*table(14, 5, 0, 22))
-    assert (found.value, found.low, found.high) == pytest.approx((5 / 41, 0.011, 0.226), abs=6e-4)
-    assert (found.method, found.n) == ("newcombe, paired", 41)
+    interval = paired_difference(*table(14, 5, 0, 22))
+    assert (interval.value, interval.low, interval.high) == pytest.approx((5 / 41, 0.011, 0.226), abs=6e-4)
+    assert (interval.method, interval.n) == ("newcombe, paired", 41)
 
 
 def test_paired_difference_by_hand_with_positive_phi():
-    """60, 15, 5, 20: every step of the formula written out."""
     l1, u1 = wilson(75, 100).low, wilson(75, 100).high
     l2, u2 = wilson(65, 100).low, wilson(65, 100).high
     phi = (60 * 20 - 15 * 5 - 50) / math.sqrt(75 * 25 * 65 * 35)
     low = 0.1 - math.sqrt((0.75 - l1) ** 2 - 2 * phi * (0.75 - l1) * (u2 - 0.65) + (u2 - 0.65) ** 2)
     high = 0.1 + math.sqrt((u1 - 0.75) ** 2 - 2 * phi * (u1 - 0.75) * (0.65 - l2) + (0.65 - l2) ** 2)
-    found = paired_difference(*table(60, 15, 5, 20))
-    assert (found.low, found.high) == pytest.approx((low, high), abs=1e-12)
+    interval = paired_difference(*table(60, 15, 5, 20))
+    assert (interval.low, interval.high) == pytest.approx((low, high), abs=1e-12)
 
 
-def test_pairing_narrows_the_interval():
+def test_the_paired_interval_is_narrower_than_the_unpaired():
     a, b = table(540, 36, 10, 38)
     paired, unpaired = paired_difference(a, b), newcombe(576, 624, 550, 624)
     assert paired.value == pytest.approx(unpaired.value)
@@ -131,42 +128,42 @@ def test_pairing_narrows_the_interval():
 def test_paired_difference_is_antisymmetric_and_contains_the_value(images):
     a, b, keys = (list(column) for column in zip(*images, strict=True))
     patients = [f"p{key}" for key in keys]
-    found, turned = paired_difference(a, b, patients), paired_difference(b, a, patients)
-    assert -1 <= found.low <= found.value <= found.high <= 1
-    assert found.value == pytest.approx(np.mean(a) - np.mean(b), abs=1e-12)
-    assert (found.low, found.high) == pytest.approx((-turned.high, -turned.low), abs=1e-9)
+    interval, swapped = paired_difference(a, b, patients), paired_difference(b, a, patients)
+    assert -1 <= interval.low <= interval.value <= interval.high <= 1
+    assert interval.value == pytest.approx(np.mean(a) - np.mean(b), abs=1e-12)
+    assert (interval.low, interval.high) == pytest.approx((-swapped.high, -swapped.low), abs=1e-9)
 
 
-def test_paired_difference_covers():
+def test_paired_difference_has_coverage():
     random = np.random.default_rng(7)
     cells = np.array([0.80, 0.09, 0.05, 0.06])
     draws = random.multinomial(200, cells, size=1000)
     inside = 0
     for draw in draws:
-        found = paired_difference(*table(*draw))
-        inside += found.low <= 0.04 <= found.high
+        interval = paired_difference(*table(*draw))
+        inside += interval.low <= 0.04 <= interval.high
     assert abs(inside / 1000 - 0.95) < 4 * math.sqrt(0.95 * 0.05 / 1000)
 
 
-def clustered(random, patients, p, rho):
-    """Images of 1 to 4 a patient that share the patient's luck with chance rho."""
+def simulate_patients(random, patients, p, rho):
+    """Return outcomes and patients of 1 to 4 images per patient with intraclass correlation rho."""
     sizes = random.integers(1, 5, patients)
     groups = np.repeat(np.arange(patients), sizes)
-    luck, own = random.random(patients) < p, random.random(len(groups)) < p
-    shares = random.random(len(groups)) < math.sqrt(rho)
-    return np.where(shares, luck[groups], own), [f"p{group}" for group in groups]
+    shared, own = random.random(patients) < p, random.random(len(groups)) < p
+    is_shared = random.random(len(groups)) < math.sqrt(rho)
+    return np.where(is_shared, shared[groups], own), [f"p{group}" for group in groups]
 
 
-def test_repeated_patients_cost_coverage_and_the_design_effect_returns_it():
+def test_the_design_effect_restores_coverage_where_patients_repeat():
     random = np.random.default_rng(3)
-    naive = ours = 0
+    n_by_image = n_by_patient = 0
     for _ in range(600):
-        correct, patients = clustered(random, 150, 0.85, 0.6)
+        correct, patients = simulate_patients(random, 150, 0.85, 0.6)
         by_image, by_patient = wilson(int(correct.sum()), len(correct)), proportion(correct, patients)
-        naive += by_image.low <= 0.85 <= by_image.high
-        ours += by_patient.low <= 0.85 <= by_patient.high
-    assert naive / 600 < 0.90
-    assert abs(ours / 600 - 0.95) < 0.03
+        n_by_image += by_image.low <= 0.85 <= by_image.high
+        n_by_patient += by_patient.low <= 0.85 <= by_patient.high
+    assert n_by_image / 600 < 0.90
+    assert abs(n_by_patient / 600 - 0.95) < 0.03
 
 
 def test_design_effect_by_hand():
@@ -179,97 +176,100 @@ def test_design_effect_by_hand():
 
 
 @given(st.lists(st.booleans(), min_size=1, max_size=50))
-def test_a_image_a_patient_gives_wilson_itself(correct):
-    found, plain = proportion(correct, None), wilson(sum(correct), len(correct))
-    assert found == plain
-    assert proportion(correct, [f"p{place}" for place in range(len(correct))]) == plain
+def test_proportion_with_one_image_per_patient_is_wilson(correct):
+    interval, plain = proportion(correct, None), wilson(sum(correct), len(correct))
+    assert interval == plain
+    assert proportion(correct, [f"p{index}" for index in range(len(correct))]) == plain
 
 
-def test_all_images_alike_count_as_patients():
-    found = proportion([True] * 9, ["a"] * 4 + ["b"] * 4 + [""])
-    alone = wilson(3, 3)
-    assert (found.value, found.n, found.method) == (1.0, 9, "wilson, design effect 3.00")
-    assert (found.low, found.high) == pytest.approx((alone.low, alone.high))
+def test_equal_images_of_a_patient_count_as_one():
+    interval = proportion([True] * 9, ["a"] * 4 + ["b"] * 4 + [""])
+    of_patients = wilson(3, 3)
+    assert (interval.value, interval.n, interval.method) == (1.0, 9, "wilson, design effect 3.00")
+    assert (interval.low, interval.high) == pytest.approx((of_patients.low, of_patients.high))
 
 
-def test_images_of_one_patient_are_one_image():
+def test_the_design_effect_of_one_patient_is_the_number_of_images():
     assert design_effect([1, 0, 1, 1], np.zeros(4, dtype=np.int64)) == 4.0
 
 
-def test_a_proportion_without_images_says_why():
-    found = proportion([], [], why="no image is called pneumonia")
-    assert (found.value, found.n, found.reason) == (None, 0, "no image is called pneumonia")
+def test_a_proportion_without_images_states_the_reason():
+    interval = proportion([], [], reason="no image is predicted as pneumonia")
+    assert (interval.value, interval.n, interval.reason) == (None, 0, "no image is predicted as pneumonia")
 
 
 def mean(scores, labels, weights):
     return weights @ scores / weights.sum(axis=1)
 
 
-def test_bootstrap_is_scipys_where_each_image_is_a_patient():
+def test_bootstrap_with_one_image_per_patient_agrees_with_scipy():
     scores = np.random.default_rng(0).gamma(2.0, size=300)
-    ours = patient_bootstrap(mean, scores, scores > 1, None, resamples=4000, seed=1)
-    theirs = stats.bootstrap((scores,), np.mean, n_resamples=4000, method="percentile", rng=2).confidence_interval
-    spread = scores.std() / math.sqrt(300)
-    assert (ours.low, ours.high) == pytest.approx((theirs.low, theirs.high), abs=0.12 * spread)
-    assert (ours.value, ours.n, ours.seed, ours.method) == (pytest.approx(scores.mean()), 300, 1, "patient bootstrap")
+    interval = patient_bootstrap(mean, scores, scores > 1, None, resamples=4000, seed=1)
+    reference = stats.bootstrap((scores,), np.mean, n_resamples=4000, method="percentile", rng=2).confidence_interval
+    standard_error = scores.std() / math.sqrt(300)
+    assert (interval.low, interval.high) == pytest.approx((reference.low, reference.high), abs=0.12 * standard_error)
+    assert (interval.value, interval.n, interval.seed, interval.method) == (
+        pytest.approx(scores.mean()),
+        300,
+        1,
+        "patient bootstrap",
+    )
 
 
-def test_bootstrap_draws_patients_and_not_images():
-    """Each image four times over: the interval must be that of the images, not half as wide."""
+def test_bootstrap_resamples_patients_and_not_images():
+    """With four copies of each image of a patient, the interval is as wide as with one."""
     random = np.random.default_rng(5)
     logits, labels = random.normal(size=120), random.random(120) < 0.5
     logits = logits + labels
     once = patient_bootstrap(weighted_auroc, logits, labels, None, seed=3)
-    keys = [f"p{place}" for place in range(120)] * 4
+    keys = [f"p{index}" for index in range(120)] * 4
     four = patient_bootstrap(weighted_auroc, np.tile(logits, 4), np.tile(labels, 4), keys, seed=3)
     assert four.high - four.low == pytest.approx(once.high - once.low, rel=1e-9)
     images = patient_bootstrap(weighted_auroc, np.tile(logits, 4), np.tile(labels, 4), None, seed=3)
     assert images.high - images.low < 0.6 * (once.high - once.low)
 
 
-def test_bootstrap_repeats_with_the_seed_whatever_the_blocks(monkeypatch):
+def test_bootstrap_depends_on_the_seed_and_not_on_the_block_size(monkeypatch):
     scores = np.random.default_rng(0).normal(size=50)
     whole = patient_bootstrap(mean, scores, scores > 0, None, resamples=200, seed=9)
     monkeypatch.setattr("pneumoscope.statistics.intervals._BLOCK", 50 * 7)
     again = patient_bootstrap(mean, scores, scores > 0, None, resamples=200, seed=9)
-    # Processors add numbers in an order of their own: equal but for the last bit.
+    # The order of summation differs between processors: equal except for the last bit.
     assert (again.low, again.high) == pytest.approx((whole.low, whole.high), rel=1e-12)
     assert patient_bootstrap(mean, scores, scores > 0, None, resamples=200, seed=8) != whole
 
 
-def test_bootstrap_covers():
+def test_bootstrap_has_coverage():
     random = np.random.default_rng(11)
     inside = 0
     for trial in range(300):
         groups = np.repeat(np.arange(80), 2)
         scores = random.normal(size=80)[groups] + 0.3 * random.normal(size=160)
-        found = patient_bootstrap(mean, scores, scores > 0, [f"p{g}" for g in groups], resamples=300, seed=trial)
-        inside += found.low <= 0 <= found.high
+        interval = patient_bootstrap(mean, scores, scores > 0, [f"p{g}" for g in groups], resamples=300, seed=trial)
+        inside += interval.low <= 0 <= interval.high
     assert abs(inside / 300 - 0.94) < 4 * math.sqrt(0.95 * 0.05 / 300)
 
 
-def test_bootstrap_of_what_does_not_exist():
-    found = patient_bootstrap(weighted_auroc, [0.1, 0.2], [True, True], None, why="there is no NORMAL image")
-    assert (found.value, found.low, found.reason, found.seed) == (None, None, "there is no NORMAL image", 0)
+def test_bootstrap_of_an_undefined_statistic_states_the_reason():
+    interval = patient_bootstrap(weighted_auroc, [0.1, 0.2], [True, True], None, reason="there is no NORMAL image")
+    assert (interval.value, interval.low, interval.reason, interval.seed) == (None, None, "there is no NORMAL image", 0)
 
 
-def test_a_draw_without_the_statistic_is_dropped():
-    """One normal image among three: a draw misses it with chance (2/3)^3, and the others still give an interval."""
-    found = patient_bootstrap(weighted_auroc, [0.4, 0.3, 0.6], [False, True, True], None)
-    assert (found.value, found.low, found.high, found.reason) == (0.5, 0.0, 1.0, "")
+def test_resamples_with_an_undefined_statistic_are_dropped():
+    """A resample misses the only NORMAL image of three with probability (2/3)^3; the others give an interval."""
+    interval = patient_bootstrap(weighted_auroc, [0.4, 0.3, 0.6], [False, True, True], None)
+    assert (interval.value, interval.low, interval.high, interval.reason) == (0.5, 0.0, 1.0, "")
 
 
-def test_a_statistic_that_exists_too_rarely_has_no_interval():
-    """It exists only where all three images are drawn, which happens in 3!/27 of the draws: 444 of 2000."""
+def test_a_statistic_that_is_undefined_in_most_resamples_has_no_interval():
+    """It is defined only if all three images are drawn, with probability 3!/27: in 444 of 2000 resamples."""
 
-    def fragile(scores, labels, weights):
+    def rarely_defined(scores, labels, weights):
         return np.where(weights.min(axis=1) > 0, 1.0, np.nan)
 
-    found = patient_bootstrap(fragile, [1, 2, 3], [False, True, True], None)
-    assert (found.value, found.low, found.high) == (1.0, None, None)
-    kept = int(found.reason.removeprefix("the statistic exists in only ").removesuffix(" of 2000 draws"))
-    assert abs(kept - 2000 * 6 / 27) < 4 * math.sqrt(2000 * 6 / 27 * 21 / 27)
-
-
-def test_unknown_patients_are_alone():
-    assert patient_numbers(["", "a", "", "a"], 4).tolist() == [0, 1, 2, 1]
+    interval = patient_bootstrap(rarely_defined, [1, 2, 3], [False, True, True], None)
+    assert (interval.value, interval.low, interval.high) == (1.0, None, None)
+    n_defined = int(
+        interval.reason.removeprefix("the statistic is defined in only ").removesuffix(" of 2000 resamples")
+    )
+    assert abs(n_defined - 2000 * 6 / 27) < 4 * math.sqrt(2000 * 6 / 27 * 21 / 27)

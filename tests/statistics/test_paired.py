@@ -1,4 +1,4 @@
-"""Second opinions: scipy's binomial test, DeLong from all pairs, every turn counted out, simulated false alarms."""
+"""Paired tests, checked against SciPy's binomial test, DeLong's definition, enumeration, and simulated error rates."""
 
 import itertools
 import math
@@ -21,17 +21,17 @@ def discordant(only_a, only_b, agreed=30):
 
 
 @pytest.mark.parametrize(("only_a", "only_b"), [(1, 0), (5, 0), (9, 2), (10, 10), (11, 9), (95, 20), (300, 280)])
-def test_mcnemar_is_the_binomial_test_where_each_image_is_a_patient(only_a, only_b):
+def test_mcnemar_is_the_binomial_test_with_one_image_per_patient(only_a, only_b):
     p = mcnemar_exact(*discordant(only_a, only_b))
     assert p == pytest.approx(stats.binomtest(only_a, only_a + only_b).pvalue, rel=1e-9)
 
 
 def test_mcnemar_by_hand():
-    """Five images for a and none for b: 2 of the 32 ways are as far from even."""
+    """Five images favour a and none b: 2 of 32 sign patterns are as extreme."""
     assert mcnemar_exact(*discordant(5, 0)) == pytest.approx(2 / 32)
 
 
-def test_mcnemar_without_a_lead_is_no_test():
+def test_mcnemar_without_a_lead_has_no_p():
     assert mcnemar_exact([True, False], [True, False]) is None
     assert mcnemar_exact([True, False], [False, True], ["a", "a"]) is None
 
@@ -40,7 +40,7 @@ pairs = st.lists(st.tuples(st.booleans(), st.booleans(), st.integers(0, 6)), min
 
 
 @given(pairs)
-def test_mcnemar_by_patient_counts_every_turn(images):
+def test_mcnemar_by_patient_agrees_with_enumeration_of_all_signs(images):
     a, b, keys = (list(column) for column in zip(*images, strict=True))
     leads = [sum(x - y for x, y, key in images if key == patient) for patient in set(keys)]
     leads = [lead for lead in leads if lead]
@@ -48,11 +48,11 @@ def test_mcnemar_by_patient_counts_every_turn(images):
     if not leads:
         assert p is None
         return
-    turns = [
-        abs(sum(s * lead for s, lead in zip(t, leads, strict=True)))
-        for t in itertools.product((-1, 1), repeat=len(leads))
+    totals = [
+        abs(sum(s * lead for s, lead in zip(signs, leads, strict=True)))
+        for signs in itertools.product((-1, 1), repeat=len(leads))
     ]
-    assert p == pytest.approx(np.mean([turn >= abs(sum(leads)) for turn in turns]))
+    assert p == pytest.approx(np.mean([total >= abs(sum(leads)) for total in totals]))
 
 
 @given(pairs)
@@ -62,39 +62,39 @@ def test_mcnemar_is_symmetric(images):
     assert mcnemar_exact(a, b, patients) == mcnemar_exact(b, a, patients)
 
 
-def test_images_of_one_patient_do_not_count_as_many():
-    """Nine images that only a gets right: nine patients are evidence, one patient is none."""
+def test_images_of_one_patient_do_not_count_as_independent():
+    """Only a classifies nine images correctly: of nine patients they are evidence, of one patient they are not."""
     a, b = discordant(9, 0)
-    own = [f"p{place}" for place in range(len(a))]
-    assert mcnemar_exact(a, b, own) == pytest.approx(2 / 2**9)
-    assert mcnemar_exact(a, b, ["one"] * 9 + own[9:]) == 1.0
+    separate = [f"p{index}" for index in range(len(a))]
+    assert mcnemar_exact(a, b, separate) == pytest.approx(2 / 2**9)
+    assert mcnemar_exact(a, b, ["one"] * 9 + separate[9:]) == 1.0
 
 
-def test_mcnemar_keeps_its_level_where_patients_repeat():
-    """Two networks equally good, four alike images a patient: the plain test cries wolf, this one does not."""
+def test_mcnemar_by_patient_keeps_its_level_where_patients_repeat():
+    """With equally good networks and four identical images per patient, the test by image rejects far too often."""
     random = np.random.default_rng(8)
-    plain = ours = 0
+    by_image = by_patient = 0
     for _ in range(400):
         groups = np.repeat(np.arange(60), 4)
         a, b = random.random(60)[groups] < 0.7, random.random(60)[groups] < 0.7
         patients = [f"p{group}" for group in groups]
-        plain += (mcnemar_exact(a, b) or 1) < 0.05
-        ours += (mcnemar_exact(a, b, patients) or 1) < 0.05
-    assert plain / 400 > 0.2
-    assert ours / 400 < 0.05 + 4 * math.sqrt(0.05 * 0.95 / 400)
+        by_image += (mcnemar_exact(a, b) or 1) < 0.05
+        by_patient += (mcnemar_exact(a, b, patients) or 1) < 0.05
+    assert by_image / 400 > 0.2
+    assert by_patient / 400 < 0.05 + 4 * math.sqrt(0.05 * 0.95 / 400)
 
 
 def delong_by_definition(a, b, labels):
-    """Difference and variance from all pairs, as DeLong writes them."""
-    shares = []
+    """Return the difference and its variance from all pairs."""
+    fractions = []
     for scores in (a, b):
         positive, negative = scores[labels][:, None], scores[~labels][None, :]
         won = (positive > negative) + 0.5 * (positive == negative)
-        shares.append((won.mean(), won.mean(axis=1), won.mean(axis=0)))
-    s10 = np.cov(shares[0][1], shares[1][1]) / labels.sum()
-    s01 = np.cov(shares[0][2], shares[1][2]) / (~labels).sum()
+        fractions.append((won.mean(), won.mean(axis=1), won.mean(axis=0)))
+    s10 = np.cov(fractions[0][1], fractions[1][1]) / labels.sum()
+    s01 = np.cov(fractions[0][2], fractions[1][2]) / (~labels).sum()
     contrast = np.array([1, -1])
-    return shares[0][0] - shares[1][0], contrast @ (s10 + s01) @ contrast
+    return fractions[0][0] - fractions[1][0], contrast @ (s10 + s01) @ contrast
 
 
 @pytest.fixture
@@ -107,7 +107,7 @@ def two_networks():
     return a, b, labels
 
 
-def test_delong_is_its_definition(two_networks):
+def test_delong_test_agrees_with_its_definition(two_networks):
     a, b, labels = two_networks
     difference, p = delong_test(a, b, labels)
     expected, variance = delong_by_definition(a, b, labels)
@@ -118,39 +118,39 @@ def test_delong_is_its_definition(two_networks):
     assert (difference.method, difference.n) == ("delong", 150)
 
 
-def test_delong_turns_with_its_sides(two_networks):
+def test_delong_test_is_antisymmetric(two_networks):
     a, b, labels = two_networks
-    (there, p), (back, q) = delong_test(a, b, labels), delong_test(b, a, labels)
+    (forward, p), (backward, q) = delong_test(a, b, labels), delong_test(b, a, labels)
     assert p == pytest.approx(q)
-    assert (there.value, there.low, there.high) == pytest.approx((-back.value, -back.high, -back.low))
+    assert (forward.value, forward.low, forward.high) == pytest.approx((-backward.value, -backward.high, -backward.low))
 
 
-def test_equal_rankings_are_no_test(two_networks):
+def test_equal_rankings_have_no_p(two_networks):
     a, _, labels = two_networks
     difference, p = delong_test(a, np.exp(a / 4), labels)
     assert p is None
     assert (difference.value, difference.low) == (0.0, None)
-    assert difference.reason == "the two rank the images alike"
+    assert difference.reason == "both networks rank the images alike"
 
 
-def test_delong_needs_two_patients_a_class(two_networks):
-    with pytest.raises(UndefinedMetricError, match="here are 1 and 2"):
+def test_delong_test_needs_two_patients_in_each_class(two_networks):
+    with pytest.raises(UndefinedMetricError, match="there are 1 with PNEUMONIA and 2 NORMAL"):
         delong_test([3, 1, 2], [1, 2, 3], [True, False, False])
 
 
-def test_delong_keeps_its_level_and_its_coverage():
+def test_delong_test_keeps_its_level_and_coverage():
     random = np.random.default_rng(12)
-    alarms = inside = 0
+    rejections = inside = 0
     for _ in range(600):
         groups = np.repeat(np.arange(80), 2)
         labels = (np.arange(80) < 50)[groups]
         common = random.normal(size=80)[groups]
         a, b = (common + random.normal(size=80)[groups] + labels for _ in "ab")
         difference, p = delong_test(a, b, labels, [f"p{group}" for group in groups])
-        alarms += p < 0.05
+        rejections += p < 0.05
         inside += difference.low <= 0 <= difference.high
-    assert abs(alarms / 600 - 0.05) < 4 * math.sqrt(0.05 * 0.95 / 600)
-    assert inside == 600 - alarms
+    assert abs(rejections / 600 - 0.05) < 4 * math.sqrt(0.05 * 0.95 / 600)
+    assert inside == 600 - rejections
 
 
 def test_holm_by_hand():
@@ -160,7 +160,7 @@ def test_holm_by_hand():
 
 
 @given(st.lists(st.one_of(st.none(), st.floats(0, 1)), max_size=12))
-def test_holm_is_monotone_and_never_kinder_than_p(p_values):
+def test_holm_keeps_the_order_and_never_lowers_p(p_values):
     corrected = holm(p_values)
     tests = [(p, q) for p, q in zip(p_values, corrected, strict=True) if p is not None]
     assert [q is None for q in corrected] == [p is None for p in p_values]
@@ -170,6 +170,6 @@ def test_holm_is_monotone_and_never_kinder_than_p(p_values):
 
 
 @pytest.mark.parametrize("p", [-0.1, 1.5])
-def test_holm_refuses_what_is_no_p(p):
-    with pytest.raises(UndefinedMetricError, match=f"p value 2 is {p}"):
+def test_holm_rejects_p_values_outside_0_to_1(p):
+    with pytest.raises(UndefinedMetricError, match=f"p value 2 of 2 is {p}"):
         holm([0.5, p])

@@ -1,4 +1,4 @@
-"""Second opinions: scikit-learn for areas, DeLong's variance from its definition, simulated coverage."""
+"""ROC analysis, checked against scikit-learn, the definition of DeLong's variance, and simulated coverage."""
 
 import math
 
@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 from sklearn import metrics
 
 from pneumoscope.core.errors import UndefinedMetricError
-from pneumoscope.statistics.inputs import patient_numbers
+from pneumoscope.statistics.inputs import patient_groups
 from pneumoscope.statistics.intervals import patient_bootstrap, wilson
 from pneumoscope.statistics.roc import (
     auroc,
@@ -23,9 +23,9 @@ from pneumoscope.statistics.roc import (
 
 
 @st.composite
-def images(draw, most=60):
-    """Scores with many ties, and both labels."""
-    n = draw(st.integers(2, most))
+def images(draw, max_size=60):
+    """Return scores with many ties, and labels of both classes."""
+    n = draw(st.integers(2, max_size))
     scores = draw(st.lists(st.integers(-8, 8), min_size=n, max_size=n))
     labels = draw(st.lists(st.booleans(), min_size=n, max_size=n))
     assume(any(labels) and not all(labels))
@@ -39,7 +39,7 @@ def test_auroc_agrees_with_scikit_learn(case):
 
 
 @given(images(), st.integers(0, 2**32 - 1))
-def test_weighted_areas_are_scikit_learns(case, seed):
+def test_weighted_areas_agree_with_scikit_learn(case, seed):
     scores, labels = case
     weights = np.random.default_rng(seed).integers(0, 4, (3, len(scores))).astype(float)
     for row, area, precision in zip(
@@ -47,14 +47,14 @@ def test_weighted_areas_are_scikit_learns(case, seed):
     ):
         if row[labels].sum() and row[~labels].sum():
             assert area == pytest.approx(metrics.roc_auc_score(labels, scores, sample_weight=row), abs=1e-12)
-            theirs = metrics.average_precision_score(labels, scores, sample_weight=row)
-            assert precision == pytest.approx(theirs, abs=1e-12)
+            reference = metrics.average_precision_score(labels, scores, sample_weight=row)
+            assert precision == pytest.approx(reference, abs=1e-12)
         else:
             assert math.isnan(area)
 
 
 @given(images())
-def test_a_monotone_transform_changes_nothing_and_swapped_labels_flip(case):
+def test_auroc_is_invariant_to_monotone_transforms_and_mirrored_by_swapped_labels(case):
     scores, labels = case
     area = auroc(scores, labels)
     assert auroc(np.exp(scores) * 3 + 1, labels) == area
@@ -68,12 +68,12 @@ def test_auroc_by_hand():
 
 
 @pytest.mark.parametrize(("labels", "missing"), [([True, True], "NORMAL"), ([False, False], "PNEUMONIA")])
-def test_one_class_has_no_auroc(labels, missing):
-    with pytest.raises(UndefinedMetricError, match=f"there is no {missing} image"):
+def test_auroc_needs_both_classes(labels, missing):
+    with pytest.raises(UndefinedMetricError, match=f"AUROC needs both classes; there are .*0 {missing}"):
         auroc([0.1, 0.2], labels)
-    found = auroc_interval([0.1, 0.2], labels)
-    assert found.value is None
-    assert found.reason == f"there is no {missing} image"
+    interval = auroc_interval([0.1, 0.2], labels)
+    assert interval.value is None
+    assert interval.reason == f"there is no {missing} image"
 
 
 def test_roc_curve_by_hand_with_a_tie():
@@ -88,13 +88,13 @@ def test_roc_curve_keeps_every_threshold_and_counts_scores_at_or_above_it(case):
     scores, labels = case
     rate, sensitivity, thresholds = roc_curve(scores, labels)
     assert thresholds[1:].tolist() == sorted(set(scores.tolist()), reverse=True)
-    for at, wrong, right in zip(thresholds, rate, sensitivity, strict=True):
-        assert right == np.mean(scores[labels] >= at)
-        assert wrong == np.mean(scores[~labels] >= at)
+    for at, fpr, tpr in zip(thresholds, rate, sensitivity, strict=True):
+        assert tpr == np.mean(scores[labels] >= at)
+        assert fpr == np.mean(scores[~labels] >= at)
 
 
 def test_precision_recall_curve_by_hand_with_a_tie():
-    # From the top: 0.9 is a pneumonia; at 0.5 one of each; at 0.1 a normal image.
+    # In descending order: PNEUMONIA at 0.9, one of each at 0.5, NORMAL at 0.1.
     sensitivity, precision, thresholds = precision_recall_curve([0.9, 0.5, 0.5, 0.1], [True, True, False, False])
     assert thresholds.tolist() == [0.9, 0.5, 0.1]
     assert sensitivity.tolist() == [0.5, 1.0, 1.0]
@@ -111,20 +111,20 @@ def test_area_below_the_precision_recall_steps_is_the_average_precision(case):
 
 
 @pytest.mark.parametrize("curve", [roc_curve, precision_recall_curve])
-def test_one_class_has_no_curve(curve):
-    with pytest.raises(UndefinedMetricError, match="no PNEUMONIA image"):
+def test_curves_need_both_classes(curve):
+    with pytest.raises(UndefinedMetricError, match="2 NORMAL and 0 PNEUMONIA"):
         curve([0.1, 0.2], [False, False])
 
 
 def delong_by_definition(scores, labels):
-    """Variance from all pairs, as DeLong writes it: no ranks."""
+    """Return the AUROC and its variance from all pairs, without ranks."""
     positive, negative = scores[labels], scores[~labels]
     won = (positive[:, None] > negative[None, :]) + 0.5 * (positive[:, None] == negative[None, :])
     return won.mean(), won.mean(axis=1).var(ddof=1) / len(positive) + won.mean(axis=0).var(ddof=1) / len(negative)
 
 
 @given(images())
-def test_delong_is_its_definition(case):
+def test_delong_variance_agrees_with_its_definition(case):
     scores, labels = case
     assume(labels.sum() > 1 and (~labels).sum() > 1)
     area, covariance = delong_covariance(scores, labels, np.arange(len(scores)))
@@ -133,14 +133,13 @@ def test_delong_is_its_definition(case):
     assert covariance[0, 0] == pytest.approx(variance, abs=1e-12)
 
 
-def test_delong_by_hand():
-    """Pneumonia 3, 1 against normal 2, 0: shares won 1 and 1/2, lost to 1/2 and 1; variance (1/8)/2 + (1/8)/2."""
+def test_delong_variance_by_hand():
+    """Pneumonia 3, 1 against normal 2, 0: fractions won 1 and 1/2, lost to 1/2 and 1; variance (1/8)/2 + (1/8)/2."""
     area, covariance = delong_covariance([3, 1, 2, 0], [True, True, False, False], np.arange(4))
     assert (area[0], covariance[0, 0]) == pytest.approx((0.75, 0.125))
 
 
-def test_copied_images_of_a_patient_add_nothing():
-    """Each image three times under one patient has the variance of the images alone: here n counts patients."""
+def test_copies_of_an_image_of_one_patient_do_not_change_the_variance():
     random = np.random.default_rng(2)
     scores, labels = random.normal(size=60), random.random(60) < 0.5
     _, once = delong_covariance(scores, labels, np.arange(60))
@@ -149,9 +148,9 @@ def test_copied_images_of_a_patient_add_nothing():
 
 
 def test_patients_with_images_of_both_labels_by_hand():
-    """Two patients, each with a pneumonia and a normal image: won shares 1, 1/2 and 1/2, 1, deviations 1/8 and -1/8 twice.
+    """Two patients have a PNEUMONIA and a NORMAL image each: fractions won 1, 1/2 and 1/2, 1, deviations 1/8 and -1/8.
 
-    Pneumonia of a (+1/8) goes with the normal image 0 (+1/8), so the covariance within patients adds: 1/16 + 1/16 + 4/32.
+    Deviations within a patient have equal signs, so their covariance adds: 1/16 + 1/16 + 4/32.
     """
     scores, labels = [3, 1, 0, 2], [True, True, False, False]
     apart = delong_covariance(scores, labels, np.arange(4))[1][0, 0]
@@ -161,8 +160,8 @@ def test_patients_with_images_of_both_labels_by_hand():
     assert opposed == pytest.approx(0.0, abs=1e-12)
 
 
-def test_a_class_of_one_patient_has_no_variance():
-    with pytest.raises(UndefinedMetricError, match="here are 1 and 2"):
+def test_variance_needs_two_patients_in_each_class():
+    with pytest.raises(UndefinedMetricError, match="there are 1 with PNEUMONIA and 2 NORMAL"):
         delong_covariance([1, 2, 3, 4], [True, True, False, False], np.array([0, 0, 1, 2]))
 
 
@@ -172,52 +171,52 @@ def test_delong_by_patient_agrees_with_the_patient_bootstrap():
     sick = (random.random(200) < 0.6)[groups]
     logits = random.normal(size=200)[groups] + 0.5 * random.normal(size=len(groups)) + 1.5 * sick
     patients = [f"p{group}" for group in groups]
-    ours = auroc_interval(logits, sick, patients)
-    drawn = patient_bootstrap(weighted_auroc, logits, sick, patients)
-    images = auroc_interval(logits, sick)
-    assert ours.method == "delong by patient"
-    assert images.method == "delong"
-    assert (ours.low, ours.high) == pytest.approx((drawn.low, drawn.high), abs=0.012)
-    assert images.high - images.low < 0.8 * (ours.high - ours.low)
+    by_patient = auroc_interval(logits, sick, patients)
+    bootstrap = patient_bootstrap(weighted_auroc, logits, sick, patients)
+    by_image = auroc_interval(logits, sick)
+    assert by_patient.method == "delong by patient"
+    assert by_image.method == "delong"
+    assert (by_patient.low, by_patient.high) == pytest.approx((bootstrap.low, bootstrap.high), abs=0.012)
+    assert by_image.high - by_image.low < 0.8 * (by_patient.high - by_patient.low)
 
 
-def test_the_interval_by_hand():
+def test_auroc_interval_by_hand():
     scores, labels = np.array([3.0, 1.0, 2.0, 0.0]), np.array([True, True, False, False])
     half = 1.959963984540054 * math.sqrt(0.125) / (0.75 * 0.25)
-    found = auroc_interval(scores, labels)
+    interval = auroc_interval(scores, labels)
     low, high = (1 / (1 + math.exp(-(math.log(3) + side * half))) for side in (-1, 1))
-    assert (found.value, found.low, found.high) == pytest.approx((0.75, low, high))
+    assert (interval.value, interval.low, interval.high) == pytest.approx((0.75, low, high))
 
 
 @given(images(), st.integers(1, 5))
-def test_the_interval_contains_the_area(case, patients):
+def test_auroc_interval_contains_the_auroc(case, patients):
     scores, labels = case
-    keys = [f"p{place % (patients * 3)}" for place in range(len(scores))]
-    found = auroc_interval(scores, labels, keys)
-    assert 0 <= found.low <= found.value <= found.high <= 1
+    keys = [f"p{index % (patients * 3)}" for index in range(len(scores))]
+    interval = auroc_interval(scores, labels, keys)
+    assert 0 <= interval.low <= interval.value <= interval.high <= 1
 
 
-def test_perfect_separation_is_not_certainty():
+def test_the_interval_of_perfect_separation_has_a_width():
     scores, labels = np.arange(30.0), np.arange(30) >= 12
-    found = auroc_interval(scores, labels)
-    assert found.value == 1.0
-    assert (found.low, found.high) == pytest.approx((wilson(12, 12).low, 1.0))
-    assert found.method == "wilson of 12 pairs"
+    interval = auroc_interval(scores, labels)
+    assert interval.value == 1.0
+    assert (interval.low, interval.high) == pytest.approx((wilson(12, 12).low, 1.0))
+    assert interval.method == "wilson of 12 pairs"
 
 
-def test_the_interval_covers():
+def test_auroc_interval_has_coverage():
     random = np.random.default_rng(6)
-    truth = 0.8  # normal scores one standard deviation and a fifth apart: AUROC = Phi(d / sqrt 2)
+    truth = 0.8  # of normal distributions at distance d: AUROC = Phi(d / sqrt 2)
     distance = math.sqrt(2) * 0.8416212335729143
     inside = 0
     for _ in range(1000):
         labels = np.arange(100) < 60
-        found = auroc_interval(random.normal(size=100) + distance * labels, labels)
-        inside += found.low <= truth <= found.high
+        interval = auroc_interval(random.normal(size=100) + distance * labels, labels)
+        inside += interval.low <= truth <= interval.high
     assert abs(inside / 1000 - 0.95) < 4 * math.sqrt(0.95 * 0.05 / 1000)
 
 
-def test_patient_numbers_reach_the_variance():
+def test_patients_reach_the_variance():
     scores, labels = [3, 1, 2, 0], [True, True, False, False]
     assert auroc_interval(scores, labels, ["a", "a", "b", "c"]).method == "wilson of 1 pairs"
-    assert patient_numbers(["a", "a", "b", "c"], 4).tolist() == [0, 0, 1, 2]
+    assert patient_groups(["a", "a", "b", "c"], 4).tolist() == [0, 0, 1, 2]

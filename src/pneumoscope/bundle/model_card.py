@@ -1,7 +1,7 @@
 """Render the model card of a bundle as Markdown, entirely from the bundle's own files.
 
 Measurements made after the export are in the bundle's folder `evidence/`, as the commands wrote them: `evaluation.json`
-(`evaluate`), `robustness.json` (`benchmarks/robustness.py`) and `audit.json` (`check-data --json`). The page states which
+(`evaluate`), `robustness.json` (`robustness`) and `audit.json` (`check-data --json`). The page states which
 of them are missing.
 """
 
@@ -21,7 +21,7 @@ __all__ = ["EVIDENCE", "model_card"]
 # Command that writes each evidence file.
 EVIDENCE = {
     "evaluation": "pneumoscope evaluate BUNDLE --data DATA --out BUNDLE/evidence",
-    "robustness": "python benchmarks/robustness.py BUNDLE --data MANIFEST --out BUNDLE/evidence",
+    "robustness": "pneumoscope robustness BUNDLE --data MANIFEST --out BUNDLE/evidence",
     "audit": "pneumoscope check-data DATA --json > BUNDLE/evidence/audit.json",
 }
 _ETIOLOGIES = {"normal": "normal images", "bacteria": "bacterial pneumonias", "virus": "viral pneumonias"}

@@ -28,6 +28,8 @@ VERBS = (
     "models",
     "train",
     "evaluate",
+    "robustness",
+    "saliency-check",
     "compare",
     "reproduce",
     "export",
@@ -58,6 +60,7 @@ _EXTRAS = {
         "pooch",
         "requests",
         "threadpoolctl",
+        "urllib3",
     ),
 }
 
@@ -103,8 +106,8 @@ def run_and_exit(command: click.Command, arguments: list[str] | None = None) -> 
         arguments: Arguments; those of the process if None.
     """
     given = sys.argv[1:] if arguments is None else arguments
-    # Decoders warn about what they tolerate, and repeat what is in the file, which may be a patient's name.
-    warnings.filterwarnings("ignore", module=r"(PIL|pydicom|pneumoscope\.radiograph)\b")
+    # Warnings of decoders quote the file, which may contain a patient's name.
+    warnings.filterwarnings("ignore", module=r"(PIL|pydicom|pneumoscope\.imaging)\b")
     try:
         command.main(args=given, prog_name="pneumoscope", standalone_mode=False)
     except click.ClickException as error:

@@ -28,21 +28,15 @@ def command(data: Path, as_json: bool, html: Path | None, seed: int) -> None:
     Unreadable files are listed. The HTML page embeds thumbnails of duplicate images, so treat it like DATA.
     """
     from rich.console import Console
-    from rich.progress import Progress
 
+    from pneumoscope.cli.progress import staged_progress
     from pneumoscope.core.results import to_json
     from pneumoscope.data.check import check_data
     from pneumoscope.data.layouts import load_manifest
 
-    terminal = Console(stderr=True)
-    with Progress(console=terminal, transient=True, disable=not terminal.is_terminal) as bar:
-        task = bar.add_task("listing images", total=None)
-        manifest = load_manifest(data, progress=lambda done, total: bar.update(task, completed=done, total=total))
-        result = check_data(
-            manifest,
-            seed=seed,
-            progress=lambda what, done, total: bar.update(task, description=what, completed=done, total=total),
-        )
+    with staged_progress() as progress:
+        manifest = load_manifest(data, progress=lambda done, total: progress("listing images", done, total))
+        result = check_data(manifest, seed=seed, progress=progress)
     if html:
         from pneumoscope.core.files import write_atomically
         from pneumoscope.reporting.check_data_page import check_data_page

@@ -84,18 +84,14 @@ def command(
 
 def _print_evaluation(evaluation: Evaluation, console: Console) -> None:
     labels = ", ".join(f"{n} {label}" for label, n in evaluation.counts.items())
-    console.print(
-        f"{evaluation.name} on {evaluation.n} {evaluation.split} images ({labels}; {evaluation.patients} patients)",
-        highlight=False,
-        markup=False,
+    click.echo(
+        f"{evaluation.name} on {evaluation.n} {evaluation.split} images ({labels}; {evaluation.patients} patients)"
     )
     rejected = evaluation.rejected
     if rejected and rejected.reasons:
         reasons = ", ".join(f"{count} {code}" for code, count in rejected.reasons.items())
-        console.print(
-            f"`predict` rejects {_percentages(rejected.share)} of these images ({reasons}); they are evaluated all the same",
-            highlight=False,
-            markup=False,
+        click.echo(
+            f"`predict` rejects {_percentages(rejected.share)} of these images ({reasons}); they are evaluated all the same"
         )
     console.print(_table("independent of a threshold", evaluation.metrics, evaluation.auroc_by_etiology, "AUROC"))
     for name, point in evaluation.operating_points.items():
@@ -103,24 +99,18 @@ def _print_evaluation(evaluation: Evaluation, console: Console) -> None:
             _table(f"{name}: threshold {point.threshold:.4g} of the score", point.metrics, point.by_etiology, "correct")
         )
         counts = point.confusion
-        console.print(
+        click.echo(
             f"  {point.rule}; predicted as pneumonia: {counts.tp} of {counts.tp + counts.fn} PNEUMONIA,"
-            f" {counts.fp} of {counts.fp + counts.tn} NORMAL",
-            highlight=False,
-            markup=False,
+            f" {counts.fp} of {counts.fp + counts.tn} NORMAL"
         )
         for label, shares in (point.uncertainty_band or {}).items():
-            console.print(
+            click.echo(
                 f"  uncertain: {_percentages(shares['uncertain'])} of {label} images; correct or uncertain:"
-                f" {_percentages(shares['covered'])}",
-                highlight=False,
-                markup=False,
+                f" {_percentages(shares['covered'])}"
             )
     if evaluation.test_evaluation is not None:
-        console.print(
-            f"Test-set evaluation {evaluation.test_evaluation} of these images", highlight=False, markup=False
-        )
-    console.print(evaluation.notice, style="dim", highlight=False, markup=False)
+        click.echo(f"Test-set evaluation {evaluation.test_evaluation} of these images")
+    click.secho(evaluation.notice, dim=True)
 
 
 def _table(title: str, metrics: Mapping[str, Interval], by_etiology: Mapping[str, Interval], noun: str) -> Table:

@@ -24,10 +24,10 @@ def command(folder: Path, train: int, test: int, seed: int, size: int, as_json: 
     """
     from pneumoscope.cli.progress import image_progress
     from pneumoscope.core.results import to_json
-    from pneumoscope.imaging.phantom import phantom
+    from pneumoscope.imaging.phantom import write_phantoms
 
     with image_progress("drawing images") as progress:
-        summary = phantom(folder, train=train, test=test, seed=seed, size=size, progress=progress)
+        summary = write_phantoms(folder, train=train, test=test, seed=seed, size=size, progress=progress)
     if as_json:
         click.echo(to_json(summary), nl=False)
         return

@@ -1,4 +1,4 @@
-"""The progress bar of all commands, on standard error and only on a terminal."""
+"""Progress bars on standard error, shown only on a terminal."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ import contextlib
 import sys
 from collections.abc import Callable, Iterator
 
-__all__ = ["image_progress"]
+__all__ = ["image_progress", "staged_progress"]
 
 
 @contextlib.contextmanager
@@ -39,3 +39,15 @@ def image_progress(description: str) -> Iterator[Callable[[int, int], None] | No
         yield update
     finally:
         bar.stop()
+
+
+@contextlib.contextmanager
+def staged_progress() -> Iterator[Callable[[str, int, int], None]]:
+    """Yield a callback taking (name of the stage, steps done, total); it shows nothing if standard error is not a terminal."""
+    from rich.console import Console
+    from rich.progress import Progress
+
+    terminal = Console(stderr=True)
+    with Progress(console=terminal, transient=True, disable=not terminal.is_terminal) as bar:
+        task = bar.add_task("", total=None)
+        yield lambda stage, done, total: bar.update(task, description=stage, completed=done, total=total)

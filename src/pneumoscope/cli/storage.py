@@ -1,4 +1,4 @@
-"""`pneumoscope storage`."""
+"""`pneumoscope storage`: check the stored images of the service."""
 
 from __future__ import annotations
 
@@ -14,8 +14,8 @@ from pneumoscope.core.errors import PartialFailureError, UsageError
 if TYPE_CHECKING:
     from pneumoscope.service.storage.check import StorageReport
 
-_ADVICE = {
-    "orphaned_files": "The database does not know them: it is another one, or older than they are",
+_HINTS = {
+    "orphaned_files": "They have no database record. The database may be another one, or restored from an older backup",
     "missing_blobs": "Restore them from a backup, or post the images again",
     "damaged_blobs": "Restore them from a backup, or post the images again, and check the disk",
     "staging_files": "The next start of the service completes or removes them",
@@ -35,7 +35,9 @@ def command() -> None:
     show_default=True,
     help="Data directory of the service.",
 )
-@click.option("--database", default="", metavar="URL", help="postgresql://user@host/name, if the service uses one.")
+@click.option(
+    "--database", default="", metavar="ADDRESS", help="PostgreSQL address, if used: postgresql://user@host/name."
+)
 @click.option("--json", "as_json", is_flag=True, help="Print one JSON document.")
 def check_command(data_dir: Path, database: str, as_json: bool) -> None:
     """Compare the stored images with the database, and report every difference.
@@ -51,7 +53,10 @@ def check_command(data_dir: Path, database: str, as_json: bool) -> None:
     from pneumoscope.service.storage.database import DATABASE_FILE, open_database
 
     if not (data_dir if database else data_dir / DATABASE_FILE).exists():
-        raise UsageError(f"{str(data_dir)!r} is not a data directory of the service", hint="Name it with --data-dir")
+        raise UsageError(
+            f"{str(data_dir)!r} is not a data directory of the service",
+            hint="Pass the data directory of the service with --data-dir",
+        )
     engine = open_database(data_dir, database)
     try:
         report = check_storage(data_dir, engine)
@@ -60,15 +65,15 @@ def check_command(data_dir: Path, database: str, as_json: bool) -> None:
     if as_json:
         click.echo(json.dumps({"consistent": not report.problems} | dataclasses.asdict(report), indent=2))
     else:
-        _print(report)
+        _print_report(report)
     if report.problems:
         raise PartialFailureError(
             f"the storage in {str(data_dir)!r} is not consistent: {_count(report.problems, 'problem')}"
         )
 
 
-def _print(report: StorageReport) -> None:
-    for kind, hint in _ADVICE.items():
+def _print_report(report: StorageReport) -> None:
+    for kind, hint in _HINTS.items():
         paths = getattr(report, kind)
         if paths:
             click.echo(f"{kind.replace('_', ' ').capitalize()}: {len(paths)}. {hint}.")

@@ -172,7 +172,9 @@ class UnreadableImageError(InputError):
     """
 
     def __init__(self, path: str, reason: str, *, hint: str = "") -> None:
-        super().__init__(f"cannot read {path!r}: {reason}" if path else f"the image cannot be read: {reason}", hint=hint)
+        super().__init__(
+            f"cannot read {path!r}: {reason}" if path else f"the image cannot be read: {reason}", hint=hint
+        )
         self.path, self.reason = path, reason
 
 

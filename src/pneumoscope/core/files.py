@@ -10,8 +10,6 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import BinaryIO
 
-from filelock import FileLock, Timeout
-
 from pneumoscope.core.errors import PneumoscopeError, StorageError
 
 __all__ = ["fsync_directory", "is_temporary", "locked", "remove_temporary_files", "write_atomically"]
@@ -107,6 +105,8 @@ def locked(path: Path, error: PneumoscopeError, *, timeout: float = 0) -> Iterat
         PneumoscopeError: `error`, after `timeout`.
         StorageError: The file cannot be created, or its file system does not support locks (some network drives).
     """
+    from filelock import FileLock, Timeout  # imported here, because prediction needs no lock
+
     # A soft lock is a plain file, which outlives a killed process.
     lock = FileLock(path, timeout=timeout, poll_interval=_POLL_SECONDS, fallback_to_soft=False)
     try:

@@ -1,7 +1,7 @@
-"""From a file or bytes to grey pixels, or an error that says why not. Nothing is guessed and nothing is repaired.
+"""Decode image files to 8-bit grey pixels, or raise an error with the reason. Damaged files are not repaired.
 
-An untrusted file may be empty, cut short, enormous, animated, or not an image at all. Bytes, frames and pixels are checked in
-the header before any pixel is decoded. What a decoder may do after that, `sandbox` keeps in a process of its own.
+Untrusted files may be empty, truncated, huge, animated, or not images. The numbers of bytes, frames and pixels are
+checked before any pixel is decoded. `sandbox` runs the decoders in a separate process, which may crash.
 """
 
 from __future__ import annotations
@@ -21,13 +21,13 @@ from pneumoscope.imaging.image import MAX_PIXELS, Radiograph
 __all__ = ["EXTENSIONS", "MAX_BYTES", "MAX_PIXELS", "Radiograph", "begins_as_dicom", "decode", "refuse_too_many_bytes"]
 
 EXTENSIONS = frozenset({".jpg", ".jpeg", ".png", ".tif", ".tiff", ".bmp", ".webp", ".dcm"})
-# Room for `MAX_PIXELS` in 32 bits each, uncompressed: no radiograph is larger, and reading must end somewhere.
+# `MAX_PIXELS` of 32 bits each, uncompressed.
 MAX_BYTES = 4 * MAX_PIXELS
 _FORMATS = ("JPEG", "PNG", "TIFF", "BMP", "WEBP")
-_FEW = 128  # pixels a side that tell whether a picture is in colour
-_MAGIC = b"DICM"  # of DICOM, after 128 bytes of anything
-# What undoes each orientation of EXIF. Pillow's own `exif_transpose` also rewrites the EXIF data, and fails where that
-# is damaged elsewhere.
+_CHROMA_SIDE = 128  # pixels per side of the sample in which the chroma is measured
+_MAGIC = b"DICM"  # of DICOM, after a preamble of 128 bytes
+# Transposition that undoes each EXIF orientation. Pillow's `exif_transpose` also rewrites the EXIF data, and fails if
+# any other part of it is damaged.
 _TURNS = {
     2: Image.Transpose.FLIP_LEFT_RIGHT,
     3: Image.Transpose.ROTATE_180,
@@ -42,24 +42,25 @@ _TOO_LARGE = f"it is more than {MAX_PIXELS:,} pixels"
 
 
 def decode(source: Path | bytes, *, name: str = "", least_side: int = 0) -> Radiograph:
-    """Read one radiograph as 8-bit grey.
+    """Return one radiograph as 8-bit grey.
 
-    The content says what a file is, not its extension. Colour is converted by ITU-R 601 luma (Pillow's "L"), what is
-    transparent is laid on black, and 12- or 16-bit grey is scaled so that the greatest storable value becomes 255. An
-    orientation in the file's EXIF data is honoured, so that the image comes out as a viewer shows it.
+    The format is detected from the content, not from the file extension. Colour is converted to ITU-R 601 luma
+    (Pillow's "L"), transparent pixels are composited on black, and 12- or 16-bit grey is scaled so that the largest
+    storable value becomes 255. The EXIF orientation is applied, so that the image appears as in a viewer.
 
     Args:
-        source: a file, or its bytes.
-        name: what to call it in messages; the path where empty.
-        least_side: a JPEG may be decoded at 1/2, 1/4 or 1/8 of its size, where both sides keep at least so many pixels: its
-            blocks are averaged by their own cosine terms, which costs less than to decode them and to shrink the image
-            afterwards. 0 decodes every image whole.
+        source: File, or its bytes.
+        name: Name of the file in messages; by default its path.
+        least_side: Minimum side in pixels to which a JPEG may be reduced by 1/2, 1/4 or 1/8 in decoding, which is
+            faster than to resize it afterwards. With 0, all images are decoded at full size.
+
     Returns:
         The image; its pixels are read-only.
+
     Raises:
-        UnreadableImageError: no such file, empty, not an image, cut short, larger than `MAX_PIXELS` or `MAX_BYTES`, more
-            than one frame, or pixels whose black and white are not known (32 bits, floating point); for DICOM also what
-            `decode_dicom` refuses.
+        UnreadableImageError: The file is missing, empty, not an image, truncated, or larger than `MAX_PIXELS` or
+            `MAX_BYTES`, has more than one frame, or has pixels of unknown range (32 bits, floating point). For DICOM
+            see `decode_dicom`.
     """
     name = name or (str(source) if isinstance(source, Path) else "bytes")
     data = source if isinstance(source, bytes) else _read(source, name)
@@ -84,7 +85,7 @@ def refuse_too_many_bytes(name: str, size: int) -> None:
 
 
 def begins_as_dicom(path: Path) -> bool:
-    """True for a file that says so in its first bytes: by its name, DICOM often cannot be told."""
+    """Return whether a file has the DICOM prefix; the names of DICOM files often have no extension."""
     try:
         if not path.is_file():
             return False
@@ -117,7 +118,7 @@ def _decode_image(data: bytes, name: str, least_side: int) -> Radiograph:
         ) from error
     except Image.DecompressionBombError as error:
         raise UnreadableImageError(name, _TOO_LARGE, hint="Resize it first") from error
-    except Exception as error:  # a stranger's bytes can make a parser fail in any way
+    except Exception as error:  # untrusted bytes can make a parser fail in any way
         raise UnreadableImageError(name, f"the header cannot be read ({_words(error)})") from error
     with image:
         if image.width * image.height > MAX_PIXELS:
@@ -151,7 +152,7 @@ def _words(error: Exception) -> str:
 
 
 def _turn(image: Image.Image) -> Image.Transpose | None:
-    """What puts a loaded image upright; None where it is, or where its EXIF data cannot be read."""
+    """Return the transposition that makes a loaded image upright; None if it is, or if its EXIF data cannot be read."""
     try:
         return _TURNS.get(image.getexif().get(ExifTags.Base.Orientation, 1))
     except (SyntaxError, struct.error):
@@ -159,14 +160,16 @@ def _turn(image: Image.Image) -> Image.Transpose | None:
 
 
 def _chroma(image: Image.Image) -> float:
-    """See `Radiograph.chroma`; of a few pixels, since a mean needs no more."""
+    """Return the chroma (see `Radiograph.chroma`) of a sample of the pixels, which suffices for a mean."""
     if image.mode in {"1", "L", "LA"} or image.mode.startswith("I"):
         return 0.0
-    few = image.resize((min(image.width, _FEW), min(image.height, _FEW)), Image.Resampling.NEAREST).convert("RGB")
-    # Band by band, which is ten times as quick as along the last axis.
-    red, green, blue = (np.asarray(uncertainty_band) for uncertainty_band in few.split())
-    most, least = np.maximum(np.maximum(red, green), blue), np.minimum(np.minimum(red, green), blue)
-    return float((most - least).mean())
+    sample = image.resize(
+        (min(image.width, _CHROMA_SIDE), min(image.height, _CHROMA_SIDE)), Image.Resampling.NEAREST
+    ).convert("RGB")
+    # Separate bands are ten times as fast as a reduction along the last axis.
+    red, green, blue = (np.asarray(band) for band in sample.split())
+    highest, lowest = np.maximum(np.maximum(red, green), blue), np.minimum(np.minimum(red, green), blue)
+    return float((highest - lowest).mean())
 
 
 def _grey(image: Image.Image) -> npt.NDArray[np.uint8]:
@@ -179,8 +182,8 @@ def _grey(image: Image.Image) -> npt.NDArray[np.uint8]:
 
 
 def _grey_16(image: Image.Image) -> npt.NDArray[np.uint8]:
-    """16-bit grey as 8-bit; what TIFF says of the depth and of which end is white, Pillow leaves to its caller."""
-    from PIL import TiffImagePlugin  # here, since a JPEG is read sooner without it
+    """Return 16-bit grey as 8-bit. Pillow does not apply the bit depth and the photometric interpretation of TIFF."""
+    from PIL import TiffImagePlugin  # JPEGs are decoded without this import
 
     tags = image.tag_v2 if isinstance(image, TiffImagePlugin.TiffImageFile) else {}
     bits = tags.get(TiffImagePlugin.BITSPERSAMPLE, (16,))[0]

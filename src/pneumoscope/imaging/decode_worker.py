@@ -98,12 +98,12 @@ class Failure(Struct, frozen=True, tag="failure"):
 
     Attributes:
         number: of the request.
-        why, hint: see `UnreadableImageError`.
+        reason, hint: see `UnreadableImageError`.
         memory: whether the memory did not suffice; the worker is replaced then.
     """
 
     number: int
-    why: Text
+    reason: Text
     hint: Text
     memory: bool
 

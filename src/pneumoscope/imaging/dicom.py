@@ -1,7 +1,7 @@
-"""A radiograph from DICOM, as its window shows it: the same grey pixels as from a JPEG, or an error that says why not.
+"""Decode DICOM radiographs to 8-bit grey pixels with their window applied, or raise an error with the reason.
 
-What a stranger's file claims about itself is checked from the header, before the pixels are touched. No message repeats
-anything from it but the few codes that led to a refusal: a DICOM header is full of names.
+The header of an untrusted file is checked before its pixels are decoded. Messages repeat only the codes that led to the
+rejection, since a DICOM header contains personal names.
 """
 
 from __future__ import annotations
@@ -28,11 +28,11 @@ from pneumoscope.imaging.image import MAX_PIXELS, Radiograph
 
 __all__ = ["decode_dicom"]
 
-# Projection radiography: computed and digital radiography, image, fluoroscopy, angiography (PS3.3 C.7.3.1.1.1).
+# Projection radiography: computed, digital and other radiography, fluoroscopy, angiography (PS3.3 C.7.3.1.1.1).
 _MODALITIES = ("CR", "DX", "RF", "RG", "XA")
 _CHEST = ("CHEST", "THORAX", "LUNG")  # also within a longer term, such as CHESTABDOMEN of newborns
-# What decompresses, in the order of trust: gdcm has by far the most code for a stranger's bytes to go wrong in, so that it is
-# asked only where nothing else knows the compression.
+# Decoders in order of preference. gdcm has the most code that is exposed to untrusted bytes, so it is used only for
+# compressions that no other decoder supports.
 _DECODERS = ("pydicom", "pyjpegls", "pylibjpeg", "pillow", "gdcm")
 _DECOMPRESS = "gdcmconv --raw IN OUT"
 Whole = npt.NDArray[np.integer[Any]]
@@ -47,7 +47,7 @@ _REQUIRED = (
     "BitsStored",
     "PixelRepresentation",
 )
-# Nothing else is kept of a file, so that nothing else costs memory.
+# Only these elements are kept, so that others do not use memory.
 _USED: list[Any] = [
     *_REQUIRED,
     *(
@@ -75,17 +75,17 @@ _STARTS_OF_FRAME = {*range(0xC0, 0xD0), 0xF7} - {0xC4, 0xC8, 0xCC}  # second byt
 
 
 def decode_dicom(data: bytes, name: str) -> Radiograph:
-    """Read one radiograph from the bytes of a DICOM file.
+    """Return one radiograph from the bytes of a DICOM file.
 
-    Stored values go through the modality LUT or the rescale slope and intercept, then through the first VOI LUT or else
-    the first window; without either, the least value of the image becomes black and the greatest white. MONOCHROME1 is
-    inverted at the end. Padding pixels are black.
+    The modality LUT, or the rescale slope and intercept, are applied to stored values, then the first VOI LUT or else the
+    first window. Without either, the lowest value of the image becomes black and the highest white. MONOCHROME1 is then
+    inverted. Padding pixels are black.
 
     Args:
-        data: the whole file, with the 128-byte preamble.
-        name: what to call it in messages.
+        data: Bytes of the file, with the 128-byte preamble.
+        name: Name of the file in messages.
     Returns:
-        The image, never resized; its pixels are read-only.
+        The image at full size; its pixels are read-only.
     Raises:
         UnreadableImageError: not projection radiography, a body part that is stated and is not the chest, a view that is
             stated and is not from the front or the back, values of a detector that are yet to be processed, several frames,
@@ -100,13 +100,13 @@ def decode_dicom(data: bytes, name: str) -> Radiograph:
     try:
         dataset = dcmread(io.BytesIO(data), specific_tags=_USED)
         stored = _stored(dataset, decoder)
-    except Exception as error:  # a stranger's bytes can make a parser fail in any way
+    except Exception as error:  # untrusted bytes can make a parser fail in any way
         why = f"the pixel data cannot be decoded ({_last_line(error)})"
         hint = f"Decompress the file first: {_DECOMPRESS}" if decoder.UID.is_compressed else ""
         raise UnreadableImageError(name, why, hint=hint) from error
     try:
         pixels = _grey(stored, dataset)
-    except Exception as error:  # as above: windows and tables are a stranger's too
+    except Exception as error:  # as above: windows and tables are untrusted, too
         why = str(error) if isinstance(error, _SenselessError) else type(error).__name__
         raise UnreadableImageError(name, f"the grey levels make no sense ({why})") from error
     pixels.flags.writeable = False
@@ -115,11 +115,11 @@ def decode_dicom(data: bytes, name: str) -> Radiograph:
 
 
 class _SenselessError(Exception):
-    """Grey levels without meaning, in words of ours: they name no patient."""
+    """Grey levels without meaning; the message contains no patient data."""
 
 
 def _last_line(error: Exception) -> str:
-    """The reason itself: pydicom puts it below a line that says what it tried."""
+    """Return the last line of a message, in which pydicom states the reason."""
     return str(error).strip().rpartition("\n")[2].strip(" :") or type(error).__name__
 
 
@@ -128,7 +128,7 @@ def _unreadable(name: str, error: Exception) -> UnreadableImageError:
 
 
 def _decoder(data: bytes, name: str) -> Decoder:
-    """What decodes the transfer syntax, found before the rest is read: a deflated header inflates without bound."""
+    """Return the decoder of the transfer syntax. The rest is read later, since a deflated header inflates without bound."""
     source = io.BytesIO(data)
     try:
         source.seek(_PREAMBLE)
@@ -153,19 +153,19 @@ def _decoder(data: bytes, name: str) -> Decoder:
 
 
 def _header(data: bytes, name: str) -> Dataset:
-    """Everything before the pixels, once nothing in it speaks against reading them."""
+    """Return the header, or raise an error if the pixels cannot be used."""
     try:
         header = dcmread(io.BytesIO(data), stop_before_pixels=True, specific_tags=_USED)
-        refusal = _refusal(header)
+        reason = _rejection(header)
     except Exception as error:  # as above; its words are left out, since they may hold a patient's name
         raise _unreadable(name, error) from error
-    if refusal:
-        raise UnreadableImageError(name, refusal, hint="Only single chest radiographs can be read")
+    if reason:
+        raise UnreadableImageError(name, reason, hint="Only single chest radiographs can be read")
     return header
 
 
-def _refusal(header: Dataset) -> str:
-    """Why these pixels are not to be read; empty where nothing speaks against it."""
+def _rejection(header: Dataset) -> str:
+    """Return the reason why the pixels cannot be used; "" if they can."""
     modality = str(header.get("Modality") or "")
     if modality not in _MODALITIES:
         return f"its modality is {modality[:16]!r}, not one of {', '.join(_MODALITIES)}"
@@ -199,7 +199,7 @@ def _refusal(header: Dataset) -> str:
 
 
 def _age(header: Dataset) -> float | None:
-    """Years, by the stated age or else from birth to examination; None where neither can be read."""
+    """Return the age in years: as stated, or else from birth to examination; None if neither can be read."""
     found = re.fullmatch(r"(\d{3})([DWMY])", str(header.get("PatientAge") or "").strip())
     if found:
         return int(found[1]) * _YEARS[found[2]]
@@ -213,7 +213,7 @@ def _age(header: Dataset) -> float | None:
 
 
 def _stored(dataset: Dataset, decoder: Decoder) -> Whole:
-    """Stored values, shape (rows, columns), without what older files keep in the unused bits."""
+    """Return the stored values, shape (rows, columns), without overlays in unused bits."""
     if "PixelData" not in dataset:
         raise ValueError("there is none")
     if dataset.get_item("PixelData").VR not in _BYTES:
@@ -232,42 +232,42 @@ def _stored(dataset: Dataset, decoder: Decoder) -> Whole:
 
 
 def _refuse_another_shape(frame: bytes, dataset: Dataset) -> None:
-    """Raise where a compressed frame has another shape than its header.
+    """Raise an error if a compressed frame has another shape than the header states.
 
-    A decoder reports another number of pixels itself. The same number, 30 x 40 for 40 x 30, it would return scrambled.
+    Decoders detect another number of pixels, but return the same number in another shape (30 x 40 for 40 x 30) scrambled.
     """
-    place, found = 2, None
+    position, shape = 2, None
     if frame.startswith(b"\xff\xd8"):  # JPEG and JPEG-LS: segments up to the start of frame
-        while place + 9 <= len(frame) and frame[place + 1] not in _STARTS_OF_FRAME:
-            place += 2 + int.from_bytes(frame[place + 2 : place + 4], "big")
-        found = struct.unpack_from(">HH", frame, place + 5) if place + 9 <= len(frame) else None
-    elif (place := frame.find(b"\xff\x4f\xff\x51", 0, 4096)) >= 0 and place + 24 <= len(frame):  # JPEG 2000
-        width, height, left, top = struct.unpack_from(">4I", frame, place + 8)
-        found = height - top, width - left
-    if found and found != (dataset.Rows, dataset.Columns):
+        while position + 9 <= len(frame) and frame[position + 1] not in _STARTS_OF_FRAME:
+            position += 2 + int.from_bytes(frame[position + 2 : position + 4], "big")
+        shape = struct.unpack_from(">HH", frame, position + 5) if position + 9 <= len(frame) else None
+    elif (position := frame.find(b"\xff\x4f\xff\x51", 0, 4096)) >= 0 and position + 24 <= len(frame):  # JPEG 2000
+        width, height, left, top = struct.unpack_from(">4I", frame, position + 8)
+        shape = height - top, width - left
+    if shape and shape != (dataset.Rows, dataset.Columns):
         raise ValueError(
-            f"compressed it is {found[1]} x {found[0]}, and by its header {dataset.Columns} x {dataset.Rows}"
+            f"compressed it is {shape[1]} x {shape[0]}, and by its header {dataset.Columns} x {dataset.Rows}"
         )
 
 
 def _grey(stored: Whole, dataset: Dataset) -> npt.NDArray[np.uint8]:
-    """Grey levels of stored values: worked out once for each value that can occur, then looked up."""
+    """Return the grey levels of stored values, computed once for each value in their range."""
     padding = _padding(stored, dataset)
     image = stored[~padding] if padding.any() else stored
     if image.size == 0:
         raise _SenselessError("every pixel is padding")
-    least, greatest = int(image.min()), int(image.max())
-    share = _voi(_modality(np.arange(least, greatest + 1), dataset), dataset)
-    levels: npt.NDArray[np.uint8] = np.rint(255 * share).astype(np.uint8)
+    lowest, highest = int(image.min()), int(image.max())
+    brightness = _voi(_modality(np.arange(lowest, highest + 1), dataset), dataset)
+    levels: npt.NDArray[np.uint8] = np.rint(255 * brightness).astype(np.uint8)
     if dataset.PhotometricInterpretation == "MONOCHROME1":
         levels = 255 - levels
-    grey: npt.NDArray[np.uint8] = levels[np.clip(stored.astype(np.int32), least, greatest) - least]
+    grey: npt.NDArray[np.uint8] = levels[np.clip(stored.astype(np.int32), lowest, highest) - lowest]
     grey[padding] = 0
     return grey
 
 
 def _padding(stored: Whole, dataset: Dataset) -> npt.NDArray[np.bool_]:
-    """Where the detector saw nothing: the padding value, or the range from it to the range limit."""
+    """Return the mask of padding: pixels with the padding value, or in the range from it to the range limit."""
     value = dataset.get("PixelPaddingValue")
     if value is None:
         return np.zeros(stored.shape, dtype=np.bool_)
@@ -345,7 +345,7 @@ def _entries(raw: bytes | Iterable[int] | int, count: int, dataset: Dataset) -> 
 
 
 def _first(value: Any) -> float | None:
-    """The first of several windows; None where the element is missing or empty."""
+    """Return the first of several values; None if the element is missing or empty."""
     if value is None or value == "":
         return None
     return float(value if isinstance(value, (int, float, str)) else next(iter(value)))

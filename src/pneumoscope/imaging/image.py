@@ -1,4 +1,4 @@
-"""What every decoder gives and `preprocess` takes: one image as grey levels."""
+"""The decoded image: grey levels, with the file's format and the facts that input checks need."""
 
 from __future__ import annotations
 
@@ -11,25 +11,26 @@ from pneumoscope.core.errors import UnreadableImageError
 
 __all__ = ["MAX_PIXELS", "Radiograph"]
 
-# The largest detector in use is about 4,300 x 4,300; four times that is no radiograph.
+# The largest detectors have about 4,300 x 4,300 pixels; this is four times as many.
 MAX_PIXELS = 75_000_000
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
 class Radiograph:
-    """One image.
+    """One decoded radiograph.
 
     Attributes:
-        pixels: grey levels, 0 black to 255 white, shape (height, width).
-        source: the path or name it was read from.
-        format: of the file: "JPEG", "PNG", "DICOM", ...
-        mode: how its pixels were stored: in Pillow's words ("L", "RGB", "I;16", ...), or in DICOM's with the bits
-            ("MONOCHROME2, 12 bits").
-        reduced_from: width and height of the image in its file, pixels, where it was decoded smaller; None where it was not.
-        age: of the patient, years, where the file states it; None where it does not.
-        chroma: how far a pixel's largest and smallest colour are apart, grey levels, mean over the image; 0 where it is grey.
+        pixels: Grey levels, 0 (black) to 255 (white), shape (height, width).
+        source: Path or name of the file.
+        format: File format, such as "JPEG", "PNG" or "DICOM".
+        mode: Pixel format of the file: Pillow's mode ("L", "RGB", "I;16"), or DICOM's photometric interpretation and
+            bits ("MONOCHROME2, 12 bits").
+        reduced_from: Width and height in the file, pixels, if the image was decoded at a reduced size; else None.
+        age: Age of the patient in years, if the file states it; else None.
+        chroma: Mean difference of the largest and smallest colour channel, grey levels; 0 for grey images.
+
     Raises:
-        UnreadableImageError: the pixels are not 8-bit grey in two dimensions, or there are none.
+        UnreadableImageError: The pixels are not 8-bit grey levels in two dimensions, or there are none.
     """
 
     pixels: npt.NDArray[np.uint8]
@@ -41,17 +42,17 @@ class Radiograph:
     age: float | None = None
 
     def __post_init__(self) -> None:
-        """Refuse what would be resized into something else than an image, three channels for one."""
-        shape, kind = self.pixels.shape, self.pixels.dtype
-        if len(shape) != 2 or 0 in shape or kind != np.uint8:
-            raise UnreadableImageError(self.source, f"pixels are {kind} of shape {shape}, not uint8 (height, width)")
+        """Raise an error for other arrays than 8-bit grey images, such as those with three channels."""
+        shape, dtype = self.pixels.shape, self.pixels.dtype
+        if len(shape) != 2 or 0 in shape or dtype != np.uint8:
+            raise UnreadableImageError(self.source, f"pixels are {dtype} of shape {shape}, not uint8 (height, width)")
 
     @property
     def width(self) -> int:
-        """Columns, pixels."""
+        """Return the number of columns."""
         return int(self.pixels.shape[1])
 
     @property
     def height(self) -> int:
-        """Rows, pixels."""
+        """Return the number of rows."""
         return int(self.pixels.shape[0])

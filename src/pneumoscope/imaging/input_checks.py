@@ -9,9 +9,11 @@ from pneumoscope.imaging.image import Radiograph
 
 __all__ = ["check_image"]
 
-# Radiographs stored in color differ by one or two gray levels between channels; tinted photographs of radiographs by a few.
+# Radiographs stored in color differ by one or two gray levels between channels; tinted photographs of radiographs by a
+# few.
 _MAX_CHROMA = 12.0
-# Gray levels between the 1st and the 99th percentile. A blank detector's noise spans fewer; the palest of 5,856 images spans 85.
+# Gray levels between the 1st and the 99th percentile. A blank detector's noise spans fewer; the palest of 5,856 images
+# spans 85.
 _MIN_CONTRAST = 12
 # Longer side to shorter side; the widest of 120 radiographs of children has 3.2.
 _MAX_ASPECT = 4.0

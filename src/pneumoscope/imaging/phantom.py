@@ -1,40 +1,51 @@
-"""A folder of synthetic images, so that the whole program can be tried and tested without a radiograph of anyone.
+"""Synthetic chest images: a drawing of ribs, spine, heart, diaphragm and lungs, with or without an opacity.
 
-A phantom is a drawing and is never called real: the folder says so in PHANTOMS.txt, and a folder that holds anything
-already is refused, so that phantoms are never mixed with images.
+The classes differ in one way only. The opacity is added inside the lungs, from a random stream of its own. Anatomy,
+exposure, marker and noise come from streams that do not depend on the label. A patient drawn with and without pneumonia
+is identical outside the lungs, pixel for pixel, so a model cannot learn the label from anything else.
+
+A folder of phantoms states in PHANTOMS.txt that the images are synthetic. They are written to empty folders only, so
+that they never mix with radiographs.
 """
 
 from __future__ import annotations
 
 import dataclasses
 import itertools
+import math
 from collections import Counter
 from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, Literal, NamedTuple
 
 import numpy as np
+import numpy.typing as npt
 from PIL import Image
 
 from pneumoscope.core.errors import StorageError, UsageError
 from pneumoscope.core.results import SCHEMA
-from pneumoscope.imaging.phantom_drawing import SIZES, Etiology, draw
 
-__all__ = ["PhantomSummary", "draw", "phantom"]
+__all__ = ["SIZES", "Etiology", "PhantomSummary", "draw_phantom", "write_phantoms"]
 
-PNEUMONIA_SHARE = 0.6
-_SHARE_WITH_IMAGES = (0.65, 0.25, 0.10)  # patients with one, two and three images
-# Where the patients of a label are numbered, and what they have; patients take turns.
+Etiology = Literal["bacteria", "virus"]
+Field = npt.NDArray[np.floating[Any]]
+
+SIZES = range(32, 2049)  # pixels
+_PNEUMONIA_FRACTION = 0.6
+_IMAGES_PER_PATIENT = (0.65, 0.25, 0.10)  # probabilities of one, two and three images
+# File name prefix and etiology of the patients of each label. Patients alternate between the two series.
 _SERIES: dict[str, tuple[tuple[str, Etiology | None], ...]] = {
     "NORMAL": (("IM", None), ("NORMAL2-IM", None)),
     "PNEUMONIA": (("bacteria", "bacteria"), ("virus", "virus")),
 }
+_ANATOMY, _DISEASE, _IMAGE = range(3)  # independent random streams of a patient
+_MARKERS = {"R": (30, 17, 17, 30, 20, 18, 17), "L": (16, 16, 16, 16, 16, 16, 31)}  # 5 x 7 dots, one number per row
+_WAVES = 40
 _NOTICE = """PHANTOMS
 
-Every image in this folder is synthetic: drawn by `pneumoscope phantom` from random numbers, from no radiograph.
-The "patients" do not exist and the "pneumonia" is a drawing of an opacity. Use the images to try the program and to
-test it.
-Nothing measured on them says anything about medicine.
+Every image in this folder is synthetic: drawn by `pneumoscope phantom` from random numbers, not from radiographs.
+The "patients" do not exist, and the "pneumonia" is a drawing of an opacity. Use the images to test the software.
+Results on them have no medical meaning.
 
 seed {seed}, {size} x {size} pixels, {train} images in train, {test} in test
 """
@@ -42,12 +53,12 @@ seed {seed}, {size} x {size} pixels, {train} images in train, {test} in test
 
 @dataclasses.dataclass(frozen=True, slots=True)
 class PhantomSummary:
-    """What `phantom` wrote.
+    """Summary of the images that `write_phantoms` wrote.
 
     Attributes:
-        folder: where.
-        images: by split and label.
-        patients: by split.
+        folder: Folder of the images.
+        images: Number of images by split and label.
+        patients: Number of patients by split.
     """
 
     folder: str
@@ -56,7 +67,18 @@ class PhantomSummary:
     schema: int = SCHEMA
 
 
-def phantom(
+class _PlannedImage(NamedTuple):
+    """One image to write; `seed` identifies the patient."""
+
+    split: str
+    label: str
+    etiology: Etiology | None
+    seed: int
+    image: int
+    name: str
+
+
+def write_phantoms(
     folder: Path,
     *,
     train: int = 200,
@@ -65,46 +87,48 @@ def phantom(
     size: int = 224,
     progress: Callable[[int, int], None] | None = None,
 ) -> PhantomSummary:
-    """Write a folder of synthetic images in the layout and with the names of the public data set.
+    """Write a folder of synthetic images with the layout and file names of the public data set, and return a summary.
 
-    Three images in five are PNEUMONIA, half of those patients have bacteria; one patient in three has two or three
-    images; no patient is in both splits. PHANTOMS.txt in the folder says that the images are synthetic.
+    Three of five images are PNEUMONIA, and half of the patients with pneumonia have bacteria. A third of the patients
+    have two or three images. No patient is in both splits.
 
     Args:
-        folder: must not exist yet, or be empty.
-        train, test: images in each split, 2 or more.
-        seed: the same seed writes the same images.
-        size: side of the images, pixels, 32 to 2,048.
-        progress: called with images written and images in all.
+        folder: Folder to create; it may exist if it is empty.
+        train, test: Number of images in each split, at least 2.
+        seed: Random seed, 0 or more. The same seed gives the same images.
+        size: Width and height of the images, 32 to 2,048 pixels.
+        progress: Called after each image with the number of images written and the total.
+
     Raises:
-        UsageError: the folder is not empty or not a folder, or a number is out of its range.
-        StorageError: an image cannot be written.
+        UsageError: The folder is not empty or not a folder, or a number is out of range.
+        StorageError: An image cannot be written.
     """
     if train < 2 or test < 2:
-        raise UsageError(f"a split needs 2 images or more, one a label, not train {train} and test {test}")
+        raise UsageError(f"each split needs at least 2 images, one per label, not {train} in train and {test} in test")
     if seed < 0:
-        raise UsageError(f"a seed is 0 or more, not {seed}")
-    if size not in SIZES:
-        raise UsageError(f"a phantom is {SIZES[0]} to {SIZES[-1]:,} pixels wide, not {size}")
+        raise UsageError(f"the seed must be 0 or more, not {seed}")
+    _validate_size(size)
     _require_empty(folder)
     plan = list(_plan(np.random.Generator(np.random.PCG64(seed)), {"train": train, "test": test}))
     try:
         folder.mkdir(parents=True, exist_ok=True)
-        note = _NOTICE.format(seed=seed, size=size, train=train, test=test)
-        (folder / "PHANTOMS.txt").write_text(note, encoding="utf-8")
-        for done, row in enumerate(plan, start=1):
-            target = folder / row.split / row.label
+        notice = _NOTICE.format(seed=seed, size=size, train=train, test=test)
+        (folder / "PHANTOMS.txt").write_text(notice, encoding="utf-8")
+        for done, item in enumerate(plan, start=1):
+            target = folder / item.split / item.label
             target.mkdir(parents=True, exist_ok=True)
-            pixels = draw(row.seed, row.etiology is not None, etiology=row.etiology, image=row.image, size=size)
-            Image.fromarray(pixels).save(target / row.name, format="JPEG", quality=92)
+            pixels = draw_phantom(
+                item.seed, item.etiology is not None, etiology=item.etiology, image=item.image, size=size
+            )
+            Image.fromarray(pixels).save(target / item.name, format="JPEG", quality=92)
             if progress:
                 progress(done, len(plan))
     except OSError as error:
         raise StorageError(f"cannot write phantoms to {str(folder)!r}: {error.strerror or error}") from error
     return PhantomSummary(
         str(folder),
-        {split: dict(Counter(row.label for row in plan if row.split == split)) for split in ("train", "test")},
-        {split: len({row.seed for row in plan if row.split == split}) for split in ("train", "test")},
+        {split: dict(Counter(item.label for item in plan if item.split == split)) for split in ("train", "test")},
+        {split: len({item.seed for item in plan if item.split == split}) for split in ("train", "test")},
     )
 
 
@@ -118,39 +142,240 @@ def _require_empty(folder: Path) -> None:
     if entries:
         raise UsageError(
             f"{str(folder)!r} is not empty ({entries} entries)",
-            hint="Name a folder that does not exist yet, so that no real image is ever mixed with phantoms",
+            hint="Name a folder that does not exist yet, so that phantoms never mix with radiographs",
         )
 
 
-class _Row(NamedTuple):
-    """One image to write; `seed` stands for the patient."""
-
-    split: str
-    label: str
-    etiology: Etiology | None
-    seed: int
-    image: int
-    name: str
-
-
-def _plan(rng: np.random.Generator, counts: dict[str, int]) -> Iterator[_Row]:
-    """Every image of the folder, in order: patients are numbered within their series, as in the public data set."""
+def _plan(rng: np.random.Generator, counts: dict[str, int]) -> Iterator[_PlannedImage]:
+    """Yield every image in order. Patients are numbered within their series, as in the public data set."""
     patients: Counter[str] = Counter()
     written = 0
     for split, count in counts.items():
-        sick = min(max(round(PNEUMONIA_SHARE * count), 1), count - 1)
-        for label, wanted in (("NORMAL", count - sick), ("PNEUMONIA", sick)):
-            turn = itertools.cycle(_SERIES[label])
-            while wanted:
-                series, etiology = next(turn)
+        n_pneumonia = min(max(round(_PNEUMONIA_FRACTION * count), 1), count - 1)
+        for label, remaining in (("NORMAL", count - n_pneumonia), ("PNEUMONIA", n_pneumonia)):
+            series_cycle = itertools.cycle(_SERIES[label])
+            while remaining:
+                series, etiology = next(series_cycle)
                 patients[series] += 1
-                count_of_patient = min(1 + int(rng.choice(3, p=_SHARE_WITH_IMAGES)), wanted)
-                wanted -= count_of_patient
+                n_images = min(1 + int(rng.choice(3, p=_IMAGES_PER_PATIENT)), remaining)
+                remaining -= n_images
                 seed = int(rng.integers(2**62))
-                for image in range(count_of_patient):
+                for image in range(n_images):
                     written += 1
                     if etiology:
                         name = f"person{patients[series]}_{etiology}_{written}.jpeg"
                     else:
-                        name = f"{series}-{patients[series]:04}-0001{f'-{image + 1:04}' if count_of_patient > 1 else ''}.jpeg"
-                    yield _Row(split, label, etiology, seed, image, name)
+                        suffix = f"-{image + 1:04}" if n_images > 1 else ""
+                        name = f"{series}-{patients[series]:04}-0001{suffix}.jpeg"
+                    yield _PlannedImage(split, label, etiology, seed, image, name)
+
+
+def draw_phantom(
+    seed: int, pneumonia: bool, *, etiology: Etiology | None = None, image: int = 0, size: int = 224
+) -> npt.NDArray[np.uint8]:
+    """Return one synthetic chest image.
+
+    Args:
+        seed: Seed of the patient, 0 or more: anatomy and, with pneumonia, the opacity.
+        pneumonia: Whether to add an opacity inside the lungs. Nothing else depends on it.
+        etiology: "bacteria" (lobar and dense) or "virus" (patchy, bilateral); None lets the seed choose.
+        image: Number of the patient's image, 0 or more: position, exposure, marker and noise.
+        size: Width and height, 32 to 2,048 pixels.
+
+    Returns:
+        Grey levels 0 to 255, shape (size, size). The same arguments give the same image on every machine, except that a
+        few grey levels may be rounded differently.
+
+    Raises:
+        UsageError: A number is out of range, or an etiology is given without pneumonia.
+    """
+    if seed < 0 or image < 0:
+        raise UsageError(f"seed and image of a phantom must be 0 or more, not {seed} and {image}")
+    _validate_size(size)
+    if etiology not in ("bacteria", "virus", None):
+        raise UsageError(f"unknown etiology {etiology!r}", hint="Known etiologies: bacteria, virus")
+    if etiology and not pneumonia:
+        raise UsageError(f"etiology {etiology!r} is given for an image without pneumonia")
+    anatomy, disease, exposure = (
+        np.random.Generator(np.random.PCG64(np.random.SeedSequence(seed, spawn_key=key)))
+        for key in ((_ANATOMY,), (_DISEASE,), (_IMAGE, image))
+    )
+    x, y = _coordinates(exposure, size)
+    body, bones, lungs = _anatomy(anatomy, x, y)
+    if pneumonia:
+        opacity = lungs * _opacity(disease, etiology, x, y)
+        bones = bones * (1 - np.minimum(1.6 * opacity, 0.7))
+        body = body + opacity
+    return _expose(exposure, body + bones, size)
+
+
+def _validate_size(size: int) -> None:
+    if size not in SIZES:
+        raise UsageError(f"the size must be {SIZES[0]} to {SIZES[-1]:,} pixels, not {size}")
+
+
+def _coordinates(rng: np.random.Generator, size: int) -> tuple[Field, Field]:
+    """Return patient coordinates of each pixel: x from -1 (left) to 1, y from -1 (top) to 1, shapes (size, size)."""
+    line = np.linspace(-1, 1, size, dtype=np.float32)
+    angle, scale = rng.normal(0, 0.035), rng.uniform(0.95, 1.12)
+    right, down = rng.normal(0, 0.03, 2)
+    cosine, sine = np.float32(scale * np.cos(angle)), np.float32(scale * np.sin(angle))
+    x, y = line[None, :] - np.float32(right), line[:, None] - np.float32(down)
+    return cosine * x - sine * y, sine * x + cosine * y
+
+
+def _smooth_step(distance: Field, width: float) -> Field:
+    """Return a smooth step from 0 at -1.5 `width` to 1 at 1.5 `width`. It is exactly 0 below: no opacity leaks."""
+    step = distance * np.float32(1 / (3 * width))
+    step += np.float32(0.5)
+    np.clip(step, 0, 1, out=step)
+    smooth: Field = step * step
+    step *= -2
+    step += 3
+    smooth *= step
+    return smooth
+
+
+def _texture(rng: np.random.Generator, x: Field, y: Field, fineness: float) -> Field:
+    """Return a random pattern in patient coordinates, with mean 0 and a standard deviation of about 1.
+
+    It is a sum of plane waves of several lengths. The grid is affine, so the phase of a wave is a function of the row
+    plus a function of the column, and the sum is one matrix product.
+    """
+    angle, shift = rng.uniform(0, np.pi, _WAVES), rng.uniform(0, 2 * np.pi, _WAVES)
+    k = fineness * np.geomspace(0.4, 2.5, _WAVES)
+    along, down = k * np.cos(angle), k * np.sin(angle)
+    column = np.outer(x[0], along) + np.outer(y[0], down)
+    row = np.outer(x[:, 0] - x[0, 0], along) + np.outer(y[:, 0] - y[0, 0], down) + shift
+    strength = np.sqrt(2 / _WAVES)
+    left = np.hstack([np.sin(row), np.cos(row)]) * strength
+    right = np.hstack([np.cos(column), np.sin(column)])
+    return np.asarray(left.astype(np.float32) @ right.T.astype(np.float32))
+
+
+def _anatomy(rng: np.random.Generator, x: Field, y: Field) -> tuple[Field, Field, Field]:
+    """Return the density of soft tissue, the density of bones, and a mask of the lungs, 0 to 1, in the shape of `x`."""
+    chest, top, dome = rng.uniform(0.56, 0.64), rng.uniform(-0.66, -0.58), rng.uniform(0.36, 0.48)
+    side = np.sign(x)
+    across = np.abs(x)
+    # Rib cage: an egg, narrower at the top. The domes of the diaphragm bound the lungs below, the right one higher.
+    middle = (top + 0.62) / 2
+    height = 0.62 - middle
+    wall = chest * (1 - 0.28 * np.clip(-y, 0, 1) ** 2)
+    egg = 1 - (across / wall) ** 2 - np.abs(((y - middle) / height) ** 3)
+    diaphragm = dome + rng.uniform(0.02, 0.05) * side + rng.uniform(0.9, 1.5) * (across - 0.3 * chest / 0.6) ** 2 - y
+    medial = across - (0.115 + 0.05 * np.clip(y + 0.3, 0, 1))
+    lungs = _smooth_step(egg, 0.07) * _smooth_step(diaphragm, 0.025) * _smooth_step(medial, 0.03)
+
+    # Torso, shoulders and neck; air outside.
+    shoulder = 0.24 + 0.95 * _smooth_step(y + rng.uniform(0.74, 0.82) - 0.25 * across, 0.10)
+    torso = np.minimum(shoulder, rng.uniform(0.80, 0.90) + 0.18 * _smooth_step(-y - 0.35, 0.15))
+    body: Field = _smooth_step(torso - across, 0.02) * np.float32(rng.uniform(0.50, 0.56))
+    body = body * (1 - 0.25 * (across / 0.95) ** 2) + 0.05 * _smooth_step(y - dome, 0.10) * (torso > across)
+
+    aeration = np.float32(rng.uniform(0.27, 0.36))
+    body = body - aeration * lungs
+    # Heart: an ellipse tilted to the right of the image, with the mediastinum and the dark trachea above it.
+    heart_x, heart_y, lean = rng.uniform(0.06, 0.12), dome - rng.uniform(0.20, 0.26), rng.uniform(0.3, 0.7)
+    u, v = x - heart_x, y - heart_y
+    along, beside = u * math.cos(lean) + v * math.sin(lean), v * math.cos(lean) - u * math.sin(lean)
+    wide = rng.uniform(0.24, 0.32)
+    heart = _smooth_step(1 - (along / wide) ** 2 - (beside / (0.78 * wide)) ** 2, 0.16) * (0.3 + 0.7 * lungs)
+    body = body + np.float32(rng.uniform(0.20, 0.26)) * heart
+    body = body + 0.12 * _smooth_step(0.13 + 0.05 * np.clip(-y - 0.1, 0, 0.4) - across, 0.03) * _smooth_step(
+        dome - y, 0.1
+    )
+    body = body - 0.10 * _smooth_step(0.035 - np.abs(x - rng.uniform(-0.015, 0.015)), 0.012) * _smooth_step(
+        -0.22 - y, 0.05
+    )
+    # Vessels: streaks that fade from the hila outwards. In every image they resemble an early opacity.
+    hilum = np.exp(-((across - 0.17) ** 2 + 0.6 * (y + 0.02) ** 2) / np.float32(rng.uniform(0.025, 0.05)))
+    vessels: Field = np.float32(rng.uniform(0.05, 0.09)) * hilum
+    vessels = vessels + np.float32(rng.uniform(0.008, 0.018)) * _texture(rng, x, y, 38.0) * (0.4 + hilum)
+    body = body + lungs * vessels
+    # A gas bubble under the left dome in half of the patients.
+    bubble = (x - rng.uniform(0.28, 0.40)) ** 2 / 0.014 + (y - dome - rng.uniform(0.14, 0.18)) ** 2 / 0.005
+    body = body - (0.16 if rng.random() < 0.5 else 0.0) * _smooth_step(1 - bubble, 0.25)
+    return body, _bones(rng, x, y, chest, torso), lungs
+
+
+def _bones(rng: np.random.Generator, x: Field, y: Field, chest: float, torso: Field) -> Field:
+    """Return the density of ribs, spine and clavicles."""
+    across = np.abs(x)
+    spacing, start = rng.uniform(0.125, 0.150), rng.uniform(-0.66, -0.58)
+    cage = (
+        _smooth_step(chest * 1.06 - across, 0.03) * _smooth_step(y - start + 0.06, 0.04) * _smooth_step(0.74 - y, 0.05)
+    )
+    # A rib lies where the height above a curve is a multiple of the spacing.
+    behind = (y - start - 0.10 * np.sin(np.float32(np.pi / 0.75) * across) - 0.35 * across**3) / spacing
+    front = (y - start + rng.uniform(0.02, 0.10) - 0.30 * (chest - across)) / (1.25 * spacing)
+    ribs = np.zeros_like(x)
+    for phase, thickness, density in ((behind, 0.19, 0.085), (front, 0.22, 0.045)):
+        distance = np.abs(phase - np.round(phase))
+        ribs += np.float32(density) * (
+            _smooth_step(thickness - distance, 0.05) + 0.35 * np.exp(-(((distance - thickness) / 0.05) ** 2))
+        )
+    ribs = ribs * cage * _smooth_step(across - 0.07, 0.02) * np.float32(rng.uniform(0.75, 1.15))
+    # Vertebrae and discs.
+    pitch = np.float32(2 * np.pi / rng.uniform(0.115, 0.14))
+    spine = _smooth_step(0.075 + 0.008 * np.cos(pitch * y) - across, 0.015) * (0.085 + 0.03 * np.cos(pitch * y))
+    slope, level = rng.uniform(0.22, 0.38), start - rng.uniform(0.00, 0.05)
+    collar = y - level + slope * (across - 0.1) - 0.05 * np.sin(np.float32(7) * across)
+    clavicles = (
+        _smooth_step(0.028 - np.abs(collar), 0.010)
+        * _smooth_step(across - 0.08, 0.02)
+        * _smooth_step(0.58 - across, 0.03)
+    )
+    return np.asarray((ribs + spine + 0.10 * clavicles) * (torso > across), dtype=np.float32)
+
+
+def _opacity(rng: np.random.Generator, etiology: Etiology | None, x: Field, y: Field) -> Field:
+    """Return the density that pneumonia adds, not yet confined to the lungs."""
+    random_etiology = rng.choice(["bacteria", "virus"])
+    mottle = _texture(rng, x, y, 34.0)
+    opacity = np.zeros_like(x)
+    if (etiology or random_etiology) == "bacteria":  # one lobe, rarely two: dense, with a sharp border at the fissure
+        first = math.copysign(1.0, rng.random() - 0.5)
+        for side in (first, -first)[: 2 if rng.random() < 0.2 else 1]:
+            level, radius, tilt = rng.uniform(-0.40, 0.32), rng.uniform(0.20, 0.32), rng.normal(0, 0.3)
+            u, v = x - side * rng.uniform(0.26, 0.42), y - level
+            blob = np.exp(-(((u / (0.95 * radius)) ** 2 + (v / (1.1 * radius)) ** 2) ** 2))
+            fissure = _smooth_step(math.copysign(1, level) * v + tilt * u + 0.6 * radius, 0.02)
+            opacity = np.maximum(opacity, np.float32(rng.uniform(0.16, 0.28)) * blob * (0.25 + 0.75 * fissure))
+        return np.asarray(opacity * np.clip(1 + 0.22 * mottle, 0, 2))
+    for side in (-1.0, 1.0):  # several faint patches on both sides, mostly near the hila
+        for _ in range(rng.integers(3, 6)):
+            u, v = x - side * (0.16 + abs(rng.normal(0.08, 0.12))), y - rng.normal(0.02, 0.20)
+            radius = rng.uniform(0.09, 0.20)
+            opacity += np.float32(rng.uniform(0.06, 0.13)) * np.exp(-(u**2 + v**2) / np.float32(radius**2))
+    return np.asarray(np.minimum(opacity, 0.22) * np.clip(1 + 0.4 * mottle, 0, 2))
+
+
+def _expose(rng: np.random.Generator, density: Field, size: int) -> npt.NDArray[np.uint8]:
+    """Return the grey levels of a density: characteristic curve, noise, collimation and marker."""
+    line = np.linspace(-1, 1, size, dtype=np.float32)
+    tilt = rng.normal(0, 0.03, 2)
+    uneven = np.float32(tilt[0]) * line[None, :] + np.float32(tilt[1]) * line[:, None]
+    brightness, contrast, gamma = rng.normal(0, 0.05), rng.uniform(0.85, 1.2), rng.uniform(0.8, 1.25)
+    grey = np.clip(density + uneven, 0, 1) ** np.float32(gamma)
+    grey = 0.42 + brightness + contrast * 1.25 * (grey - 0.42)
+    grain = rng.standard_normal((size, size), dtype=np.float32)
+    grey = grey + np.float32(rng.uniform(0.008, 0.025)) * grain
+    _stamp_marker(rng, grey, size)
+    shutters = rng.uniform(0, 0.05, 4) * (rng.random(4) < 0.3)
+    left, top, right, bottom = (round(float(fraction) * size) for fraction in shutters)
+    grey[:top], grey[size - bottom :] = 0, 0
+    grey[:, :left], grey[:, size - right :] = 0, 0
+    return np.asarray(np.rint(np.clip(grey, 0, 1) * 255), dtype=np.uint8)
+
+
+def _stamp_marker(rng: np.random.Generator, grey: Field, size: int) -> None:
+    """Stamp a side marker into an upper corner of two thirds of the images."""
+    letter, dot = rng.choice(["", *_MARKERS]), max(1, round(size / 224 * rng.uniform(1.2, 2.4)))
+    row, gap = int(size * rng.uniform(0.03, 0.09)), int(size * rng.uniform(0.03, 0.07))
+    if not letter:
+        return
+    dots = np.array([[rank >> bit & 1 for bit in (4, 3, 2, 1, 0)] for rank in _MARKERS[str(letter)]], dtype=bool)
+    stamp = np.kron(dots, np.ones((dot, dot), dtype=bool))
+    column = gap if letter == "R" else size - gap - stamp.shape[1]
+    grey[row : row + stamp.shape[0], column : column + stamp.shape[1]][stamp] = 0.97

@@ -106,13 +106,14 @@ class Model:
 
     def _repr_html_(self) -> str:
         point, card = self.point, self.card
+        sensitivity, specificity = point.sensitivity, point.specificity
         ages = "not stated" if card.age_range is None else f"{card.age_range[0]:g} to {card.age_range[1]:g} years"
         facts = {
             "Network": f"{card.network}, {card.parameters:,} parameters, {card.preprocessing.size} pixels",
             "Operating point": f"{self.operating_point_name}: {point.rule_text()}",
             "Threshold": f"probability of {self.threshold:.3f}",
-            "Sensitivity (validation)": f"{point.sensitivity.value:.3f} [{point.sensitivity.low:.3f}, {point.sensitivity.high:.3f}]",
-            "Specificity (validation)": f"{point.specificity.value:.3f} [{point.specificity.low:.3f}, {point.specificity.high:.3f}]",
+            "Sensitivity (validation)": f"{sensitivity.value:.3f} [{sensitivity.low:.3f}, {sensitivity.high:.3f}]",
+            "Specificity (validation)": f"{specificity.value:.3f} [{specificity.low:.3f}, {specificity.high:.3f}]",
             "Age range": ages,
         }
         return facts_html(f"Model {card.name}", facts)
@@ -172,7 +173,7 @@ class Model:
         Args:
             images: See `predict`.
             batch_size: Images per network call.
-            workers: Threads; 0 means one per core.
+            workers: Threads that score; 0 means one per core, and one more if worker processes decode.
         Raises:
             UsageError: A number is out of range.
         """
@@ -230,7 +231,7 @@ class Model:
             raise UsageError(f"batch_size is {batch_size}; the minimum is 1")
         if workers < 0:
             raise UsageError(f"workers is {workers}; pass 0 for one per core")
-        return self._process_ahead(images, process, batch_size, workers or os.cpu_count() or 1)
+        return self._process_ahead(images, process, batch_size, workers)
 
     def _process_ahead(
         self,
@@ -242,12 +243,13 @@ class Model:
         is_few = length_hint(images, MIN_IMAGES_FOR_POOL + 1) <= MIN_IMAGES_FOR_POOL
         pool = self._single_image_pool() if is_few else self._many_images_pool()
         pending: deque[Future[list[_Result]]] = deque()
-        # One extra thread covers the hand-over between a thread and its worker process.
-        with ThreadPoolExecutor(workers + (pool is not None)) as executor:
+        # One thread more than cores covers the hand-over between a thread and its worker process.
+        threads = workers or (os.cpu_count() or 1) + (pool is not None)
+        with ThreadPoolExecutor(threads) as executor:
             try:
                 for batch in _batches(images, batch_size):
                     pending.append(executor.submit(process, batch, pool))
-                    if len(pending) > 2 * workers:
+                    if len(pending) > 2 * threads:
                         yield from pending.popleft().result()
                 while pending:
                     yield from pending.popleft().result()

@@ -1,9 +1,8 @@
-"""A heatmap as a picture that explains itself: the image in grey, what each place contributed, the scale, the notice.
+"""Render heatmaps: the image in gray, contributions to the logit in color, a legend and the notice.
 
-Both directions are information, so the colours run both ways from the image's own grey: orange towards pneumonia, blue towards
-normal, which people with a colour deficiency tell apart too. From every grey each way is a straight line in OKLab, so equal
-steps of contribution are equal steps for the eye; both ends have the same lightness and chroma, so that neither looks stronger
-than it is.
+Colors diverge from the gray of the image: orange towards pneumonia, blue against it, which remains distinguishable with color
+vision deficiency. From each gray, both directions are straight lines in OKLab, so equal steps of contribution look equal, and
+both ends have the same lightness and chroma, so neither looks stronger than it is.
 """
 
 from __future__ import annotations
@@ -19,19 +18,20 @@ from PIL import Image, ImageDraw, ImageFont
 from pneumoscope.bundle.card import Card
 from pneumoscope.core.errors import UsageError
 from pneumoscope.core.i18n import NOTICE
-from pneumoscope.core.messages import probability_text
+from pneumoscope.core.messages import decision_label, probability_text
+from pneumoscope.core.prediction import Decision
 from pneumoscope.imaging.image import Radiograph
 from pneumoscope.imaging.preprocess import Crop
 
-__all__ = ["Layer", "blend", "heatmap_layer", "over_image", "render_heatmap"]
+__all__ = ["Layer", "blend", "heatmap_layer", "render_heatmap", "resize_to_image"]
 
-_LONGEST, _SHORTEST = 1024, 640  # of the picture's longer side, pixels; small images are enlarged, for the text to fit
-_LAYER = 512  # of a layer's longer side: its places are few, and it is stretched
-_NARROWEST = 480  # canvas, pixels
-_OPACITY = 0.7  # of the strongest place: the image is seen through it
-_STEPS = 255  # of each direction
-# Lightness and chroma of both ends in OKLab, their hues in degrees; as strong as the screen's blue allows.
-_LIGHTNESS, _CHROMA, _PNEUMONIA, _NORMAL = 0.74, 0.13, 55, 250
+_MAX_SIDE, _MIN_SIDE = 1024, 640  # longer side of the picture, pixels; small images are enlarged to fit the text
+_MAX_LAYER_SIDE = 512  # longer side of a layer, pixels; it has few positions and is stretched by the viewer
+_MIN_CANVAS_WIDTH = 480  # pixels
+_OPACITY = 0.7  # of the strongest contribution, so that the image shows through
+_STEPS = 255  # color steps in each direction
+# Lightness and chroma of both ends in OKLab and their hues in degrees; as saturated as sRGB blue allows.
+_LIGHTNESS, _CHROMA, _HUE_TOWARDS, _HUE_AGAINST = 0.74, 0.13, 55, 250
 _LAB_TO_LMS = np.array(
     [[1, 0.3963377774, 0.2158037573], [1, -0.1055613458, -0.0638541728], [1, -0.0894841775, -1.2914855480]]
 )
@@ -42,10 +42,10 @@ _LMS_TO_RGB = np.array(
         [-0.0041960863, -0.7034186147, 1.7076147010],
     ]
 )
-_GROUND, _INK, _FAINT = (17, 17, 17), (240, 240, 240), (170, 170, 170)
-_MARGIN, _BAR = 16, 16  # pixels
+_BACKGROUND, _TEXT, _MUTED = (17, 17, 17), (240, 240, 240), (170, 170, 170)
+_MARGIN, _BAR_HEIGHT = 16, 16  # pixels
 _Font = ImageFont.FreeTypeFont | ImageFont.ImageFont
-_FEW = 16  # places that a map must have to tell parts of an image apart
+_MIN_POSITIONS = 16  # fewer positions hardly localize anything
 
 
 def render_heatmap(
@@ -55,33 +55,33 @@ def render_heatmap(
     *,
     probability: float,
     threshold: float,
-    decision: str,
+    decision: Decision,
 ) -> bytes:
-    """Draw an image with its heatmap.
+    """Return a PNG of an image with its heatmap and a legend.
+
+    The image keeps its aspect ratio; its longer side has 640 to 1,024 pixels.
 
     Args:
-        image: as decoded, not prepared.
-        heatmap: contributions to the logit, shape (height, width); one of `Outputs.heatmap`.
-        card: of the bundle that gave it.
-        probability: of pneumonia, calibrated, 0 to 1.
-        threshold: as a probability.
-        decision: in words: "pneumonia".
-    Returns:
-        A PNG in colour: the image at its own aspect, its longer side 640 to 1,024 pixels, and the legend below.
+        image: Decoded image, not preprocessed.
+        heatmap: Contributions to the logit, shape (height, width); one of `Outputs.heatmap`.
+        card: Card of the bundle.
+        probability: Calibrated probability of pneumonia, 0 to 1.
+        threshold: Threshold as a calibrated probability.
+        decision: The decision.
     Raises:
-        UsageError: the heatmap is no table of finite numbers.
+        UsageError: The heatmap is not two-dimensional or not finite.
     """
     if heatmap.ndim != 2 or not heatmap.size or not np.isfinite(heatmap).all():
-        raise UsageError(f"a heatmap is a table of finite numbers; this one has shape {heatmap.shape}")
-    most = float(np.abs(heatmap).max())
-    factor = min(max(image.width, image.height, _SHORTEST), _LONGEST) / max(image.width, image.height)
+        raise UsageError(f"a heatmap has two dimensions and finite values; this one has shape {heatmap.shape}")
+    maximum = float(np.abs(heatmap).max())
+    factor = min(max(image.width, image.height, _MIN_SIDE), _MAX_SIDE) / max(image.width, image.height)
     width, height = (max(1, round(side * factor)) for side in (image.width, image.height))
-    grey = Image.fromarray(image.pixels).resize((width, height), Image.Resampling.BILINEAR)
-    strength = over_image(heatmap, width, height, card.preprocessing.crop) / (most or 1.0)
-    picture = _lay_over(np.asarray(grey), strength)
-    words = f"{decision}: probability of pneumonia {probability_text(probability)}"
-    legend = _legend(max(width, _NARROWEST), words, threshold, card, heatmap.shape, most)
-    canvas = Image.new("RGB", (legend.width, height + legend.height), _GROUND)
+    gray = Image.fromarray(image.pixels).resize((width, height), Image.Resampling.BILINEAR)
+    strength = resize_to_image(heatmap, width, height, card.preprocessing.crop) / (maximum or 1.0)
+    picture = _overlay(np.asarray(gray), strength)
+    title = f"{decision_label(decision)}: probability of pneumonia {probability_text(probability)}"
+    legend = _legend(max(width, _MIN_CANVAS_WIDTH), title, threshold, card, heatmap.shape, maximum)
+    canvas = Image.new("RGB", (legend.width, height + legend.height), _BACKGROUND)
     canvas.paste(Image.fromarray(picture), ((legend.width - width) // 2, 0))
     canvas.paste(legend, (0, height))
     file = io.BytesIO()
@@ -90,49 +90,50 @@ def render_heatmap(
 
 
 class Layer(NamedTuple):
-    """A heatmap to be laid over an image: a PNG, and the largest contribution to the logit in it, which its scale ends at."""
+    """A transparent heatmap for display over an image.
+
+    Attributes:
+        png: RGBA picture.
+        maximum: Largest absolute contribution to the logit, the end of the color scale.
+    """
 
     png: bytes
-    most: float
+    maximum: float
 
 
 def heatmap_layer(image: Radiograph, heatmap: npt.NDArray[np.float32], crop: Crop) -> Layer:
-    """The heatmap alone, to be stretched over an image and made as strong as wanted.
+    """Return the heatmap as a transparent layer in the colors of the scale's ends, opaque at the largest contribution.
+
+    The layer has the aspect ratio of the image, with at most 512 pixels on the longer side.
 
     Args:
-        image: as decoded, not prepared.
-        heatmap: contributions to the logit, shape (height, width).
-        crop: of the preprocessing.
-    Returns:
-        Of the image's aspect, its longer side 512 pixels at most, the ends' colours, opaque where the contribution is largest.
+        image: Decoded image, not preprocessed.
+        heatmap: Contributions to the logit, shape (height, width).
+        crop: Crop of the preprocessing.
     """
-    most = float(np.abs(heatmap).max())
-    factor = min(1.0, _LAYER / max(image.width, image.height))
+    maximum = float(np.abs(heatmap).max())
+    factor = min(1.0, _MAX_LAYER_SIDE / max(image.width, image.height))
     width, height = (max(1, round(side * factor)) for side in (image.width, image.height))
-    strength = over_image(heatmap, width, height, crop) / (most or 1.0)
-    normal, pneumonia = (
-        np.rint(255 * blend(np.float64(0.5), np.float64(end), 1.0)).astype(np.uint8) for end in (-1, 1)
-    )
-    colours = np.where(strength[..., None] > 0, pneumonia, normal)
-    opaque = np.rint(255 * np.abs(strength)).astype(np.uint8)
+    strength = resize_to_image(heatmap, width, height, crop) / (maximum or 1.0)
+    against, towards = (np.rint(255 * blend(np.float64(0.5), np.float64(end), 1.0)).astype(np.uint8) for end in (-1, 1))
+    colors = np.where(strength[..., None] > 0, towards, against)
+    alpha = np.rint(255 * np.abs(strength)).astype(np.uint8)
     file = io.BytesIO()
-    Image.fromarray(np.dstack([colours, opaque])).save(file, "PNG")
-    return Layer(file.getvalue(), most)
+    Image.fromarray(np.dstack([colors, alpha])).save(file, "PNG")
+    return Layer(file.getvalue(), maximum)
 
 
-def over_image(heatmap: npt.NDArray[np.float32], width: int, height: int, crop: Crop) -> npt.NDArray[np.float32]:
-    """The heatmap at an image's own aspect: the inverse of what `preprocess` cut and stretched.
+def resize_to_image(heatmap: npt.NDArray[np.float32], width: int, height: int, crop: Crop) -> npt.NDArray[np.float32]:
+    """Return the heatmap resized to an image, the inverse of the crop and resize of `preprocess`; shape (height, width).
 
     Args:
-        heatmap: shape (rows, columns).
-        width, height: of the image as drawn, pixels.
-        crop: of the preprocessing; outside of what it cut the map is 0.
-    Returns:
-        Shape (height, width): smooth between the places, nowhere beyond their smallest and largest value.
+        heatmap: Contributions, shape (rows, columns).
+        width, height: Size of the drawn image, pixels.
+        crop: Crop of the preprocessing; the heatmap is 0 outside of it.
     """
     side = min(width, height)
     inner = (side, side) if crop == "centre" else (width, height)
-    # Bicubic, because bilinear shows the places as diamonds; it overshoots, which would be contributions nobody made.
+    # Bilinear would show each position as a diamond. Bicubic overshoots, so values are clipped to the range of the heatmap.
     smooth = np.asarray(Image.fromarray(heatmap.astype(np.float32)).resize(inner, Image.Resampling.BICUBIC))
     whole = np.zeros((height, width), np.float32)
     top, left = (height - inner[1]) // 2, (width - inner[0]) // 2
@@ -145,22 +146,24 @@ def blend(
     strength: npt.NDArray[np.floating] | np.float64,
     opacity: float = _OPACITY,
 ) -> npt.NDArray[np.float64]:
-    """Colours of contributions over greys.
+    """Return the colors of contributions over grays: sRGB, 0 to 1, with a last axis of 3.
 
     Args:
-        grey: of the image, sRGB, 0 black to 1 white.
-        strength: -1 (the strongest towards normal) to 1 (the strongest towards pneumonia); of a shape that goes with `grey`.
-        opacity: of the strongest.
-    Returns:
-        sRGB, 0 to 1, with a last axis of 3.
+        grey: Gray of the image, sRGB, 0 is black and 1 is white.
+        strength: -1 (strongest against pneumonia) to 1 (strongest towards pneumonia); broadcasts with `grey`.
+        opacity: Opacity of the strongest contribution.
     Source: Ottosson 2020, "A perceptual color space for image processing" (OKLab); IEC 61966-2-1 (sRGB).
     """
-    hue = np.radians(np.where(strength > 0, _PNEUMONIA, _NORMAL))
-    share = opacity * np.abs(strength)
-    lightness = np.cbrt(np.where(grey <= 0.04045, grey / 12.92, ((grey + 0.055) / 1.055) ** 2.4))  # of a grey in OKLab
+    hue = np.radians(np.where(strength > 0, _HUE_TOWARDS, _HUE_AGAINST))
+    weight = opacity * np.abs(strength)
+    lightness = np.cbrt(
+        np.where(grey <= 0.04045, grey / 12.92, ((grey + 0.055) / 1.055) ** 2.4)
+    )  # OKLab lightness of a gray
     lab = np.stack(
         np.broadcast_arrays(
-            (1 - share) * lightness + share * _LIGHTNESS, share * _CHROMA * np.cos(hue), share * _CHROMA * np.sin(hue)
+            (1 - weight) * lightness + weight * _LIGHTNESS,
+            weight * _CHROMA * np.cos(hue),
+            weight * _CHROMA * np.sin(hue),
         ),
         axis=-1,
     )
@@ -170,64 +173,66 @@ def blend(
 
 
 @functools.cache
-def _table() -> npt.NDArray[np.uint8]:
-    """`blend` for every grey level and `_STEPS` each way, shape (256, 2 x steps + 1, 3): images are painted by looking it up."""
+def _color_table() -> npt.NDArray[np.uint8]:
+    """Return `blend` for every gray level and step, shape (256, 2 x steps + 1, 3)."""
     table = blend(np.arange(256)[:, None] / 255, np.arange(-_STEPS, _STEPS + 1)[None, :] / _STEPS)
     return np.rint(255 * table).astype(np.uint8)
 
 
-def _lay_over(grey: npt.NDArray[np.uint8], strength: npt.NDArray[np.float32]) -> npt.NDArray[np.uint8]:
-    return _table()[grey, np.rint(strength * _STEPS).astype(np.int16) + _STEPS]
+def _overlay(grey: npt.NDArray[np.uint8], strength: npt.NDArray[np.float32]) -> npt.NDArray[np.uint8]:
+    return _color_table()[grey, np.rint(strength * _STEPS).astype(np.int16) + _STEPS]
 
 
-def _legend(width: int, words: str, threshold: float, card: Card, places: tuple[int, ...], most: float) -> Image.Image:
-    """What stands below the image: the result, the scale with its numbers, what they are, the notice."""
+def _legend(
+    width: int, title: str, threshold: float, card: Card, positions: tuple[int, ...], maximum: float
+) -> Image.Image:
+    """Return the legend: the result, the color scale, an explanation and the notice."""
     inner = width - 2 * _MARGIN
-    few = " So few places hardly tell one part of an image from another." if places[0] * places[1] < _FEW else ""
+    rows, columns = positions
+    coarse = " The heatmap is too coarse to localize anything." if rows * columns < _MIN_POSITIONS else ""
     about = (
-        f"Pneumonia is called from {probability_text(threshold)}. What each of {places[0]} x {places[1]} places"
-        f" contributed to the logit of {card.name}, on a scale of this image alone."
-        f" It shows what the network used, not where disease is.{few}"
+        f"Pneumonia at {probability_text(threshold)} or more. Contributions of {rows} x {columns} positions to the logit of"
+        f" {card.name}, scaled to this image. They show what the network used, not where disease is.{coarse}"
     )
     draw = ImageDraw.Draw(Image.new("RGB", (1, 1)))
-    title, text = ImageFont.load_default(24), ImageFont.load_default(16)
-    rows = [(line, title, _INK) for line in _wrap(draw, words, title, inner)]
-    notes = [(line, text, _FAINT) for line in _wrap(draw, about, text, inner)]
-    notes += [(line, text, _INK) for line in _wrap(draw, NOTICE, text, inner)]
-    height = 3 * _MARGIN + 32 * len(rows) + 2 * 22 + _BAR + 22 * len(notes)
-    legend = Image.new("RGB", (width, height), _GROUND)
+    large, text = ImageFont.load_default(24), ImageFont.load_default(16)
+    titles = [(line, large, _TEXT) for line in _wrap(draw, title, large, inner)]
+    notes = [(line, text, _MUTED) for line in _wrap(draw, about, text, inner)]
+    notes += [(line, text, _TEXT) for line in _wrap(draw, NOTICE, text, inner)]
+    height = 3 * _MARGIN + 32 * len(titles) + 2 * 22 + _BAR_HEIGHT + 22 * len(notes)
+    legend = Image.new("RGB", (width, height), _BACKGROUND)
     draw = ImageDraw.Draw(legend)
     y = _MARGIN
-    for line, font, ink in rows:
-        draw.text((_MARGIN, y), line, ink, font)
+    for line, font, color in titles:
+        draw.text((_MARGIN, y), line, color, font)
         y += 32
-    y = _scale(legend, draw, text, y, most) + _MARGIN
-    for line, font, ink in notes:
-        draw.text((_MARGIN, y), line, ink, font)
+    y = _draw_scale(legend, draw, text, y, maximum) + _MARGIN
+    for line, font, color in notes:
+        draw.text((_MARGIN, y), line, color, font)
         y += 22
     return legend
 
 
-def _scale(legend: Image.Image, draw: ImageDraw.ImageDraw, font: _Font, y: int, most: float) -> int:
-    """The bar as it looks over mid grey, names above it, numbers below; gives the next free row."""
+def _draw_scale(legend: Image.Image, draw: ImageDraw.ImageDraw, font: _Font, y: int, maximum: float) -> int:
+    """Draw the color bar over mid gray with labels and numbers, and return the next free row."""
     left, right = _MARGIN, legend.width - _MARGIN - 1
-    draw.text((left, y), "against pneumonia", _INK, font)
-    draw.text((right, y), "towards pneumonia", _INK, font, anchor="ra")
+    draw.text((left, y), "against pneumonia", _TEXT, font)
+    draw.text((right, y), "towards pneumonia", _TEXT, font, anchor="ra")
     y += 22
     strength = np.linspace(-1, 1, right - left + 1, dtype=np.float32)
-    bar = _lay_over(np.full((_BAR, len(strength)), 128, np.uint8), np.tile(strength, (_BAR, 1)))
+    bar = _overlay(np.full((_BAR_HEIGHT, len(strength)), 128, np.uint8), np.tile(strength, (_BAR_HEIGHT, 1)))
     legend.paste(Image.fromarray(bar), (left, y))
-    y += _BAR + 4
+    y += _BAR_HEIGHT + 4
     middle = (left + right) // 2
-    for x, share, anchor in ((left, -1.0, "la"), (middle, 0.0, "ma"), (right, 1.0, "ra")):
-        draw.text((x, y), f"{share * most:+.2g}" if share and most else "0", _INK, font, anchor=anchor)
+    for x, fraction, anchor in ((left, -1.0, "la"), (middle, 0.0, "ma"), (right, 1.0, "ra")):
+        draw.text((x, y), f"{fraction * maximum:+.2g}" if fraction and maximum else "0", _TEXT, font, anchor=anchor)
     return y + 18
 
 
-def _wrap(draw: ImageDraw.ImageDraw, words: str, font: _Font, width: int) -> list[str]:
-    """Lines that are no wider than `width` pixels, cut between words."""
+def _wrap(draw: ImageDraw.ImageDraw, text: str, font: _Font, width: int) -> list[str]:
+    """Return the text in lines of at most `width` pixels, broken between words."""
     lines = [""]
-    for word in words.split():
+    for word in text.split():
         longer = f"{lines[-1]} {word}".strip()
         if draw.textlength(longer, font) <= width or not lines[-1]:
             lines[-1] = longer

@@ -1,1 +1,1 @@
-"""What a person looks at: figures and pages made of results, self-contained and the same for the same input."""
+"""Figures and self-contained HTML pages of results. The same input gives the same bytes."""

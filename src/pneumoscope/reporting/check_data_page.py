@@ -1,4 +1,4 @@
-"""The audit as one HTML file that opens anywhere: no other host, no script, light or dark, screen or paper."""
+"""The dataset audit as one self-contained HTML file: no scripts or requests; light, dark and print styles."""
 
 from __future__ import annotations
 
@@ -27,29 +27,26 @@ __all__ = ["check_data_page"]
 
 _INK, _MUTED = (COLOURS[name][0] for name in ("ink", "muted"))
 _LABEL_COLOURS = {"NORMAL": "run-0", "PNEUMONIA": "run-1"}
-_PAIRS_SHOWN = 24
-_FILES_SHOWN = 100
-_THUMBNAIL = 220
-_CONTROL_NAMES = {"metadata": "metadata", "border": "border", "centre_blanked": "centre blanked"}
+_MAX_PAIRS = 24
+_MAX_FILES = 100
+_THUMBNAIL_SIDE = 220  # pixels
+_CONTROL_LABELS = {"metadata": "metadata", "border": "border", "centre_blanked": "centre blanked"}
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
-class _Picture:
+class _Thumbnail:
     path: str
-    split: str
-    source: str  # a data: address; empty where the image cannot be decoded any more
+    source: str  # data: URL; empty if the image can no longer be decoded
 
 
 def check_data_page(audit: DatasetAudit, root: Path) -> str:
-    """The page of an audit.
+    """Return the HTML page of an audit.
 
     Args:
-        audit: of the images below `root`.
-        root: the manifest's root; thumbnails of duplicate images are read there and embedded.
-    Returns:
-        HTML that needs nothing else.
+        audit: Audit of the images below `root`.
+        root: Root of the manifest. Thumbnails of duplicates are read there and embedded.
     """
-    pairs = [(pair, _pictures(pair, root)) for pair in audit.near_duplicates.listed[:_PAIRS_SHOWN]]
+    pairs = [(pair, _thumbnails(pair, root)) for pair in audit.near_duplicates.listed[:_MAX_PAIRS]]
     with drawing():
         figures = {
             "images": inline_svg(_images_figure(audit.images), key="images", label="Images by split and label"),
@@ -63,17 +60,17 @@ def check_data_page(audit: DatasetAudit, root: Path) -> str:
         }
     return (
         environment()
-        .get_template("audit.html")
+        .get_template("check_data.html")
         .render(
             a=audit,
             near=audit.near_duplicates,
             across=sum(audit.near_duplicates.across.values()),
             shared=sum(audit.patients_in_several_splits.values()),
             pairs=pairs,
-            files=audit.unreadable[:_FILES_SHOWN],
-            figures={name: Markup(svg) for name, svg in figures.items()},  # noqa: S704 - drawn here
+            files=audit.unreadable[:_MAX_FILES],
+            figures={name: Markup(svg) for name, svg in figures.items()},  # noqa: S704 - written by `inline_svg`
             sizes=[name for name in figures if name.startswith("size-")],
-            controls=[(_CONTROL_NAMES[name], CONTROLS[name], audit.shortcuts[name]) for name in CONTROLS],
+            controls=[(_CONTROL_LABELS[name], CONTROLS[name], audit.shortcuts[name]) for name in CONTROLS],
             colours=_LABEL_COLOURS,
             theme=theme(),
             total=sum(n for images in audit.images.values() for n in images.values()),
@@ -81,92 +78,88 @@ def check_data_page(audit: DatasetAudit, root: Path) -> str:
     )
 
 
-def _pictures(pair: DuplicatePair, root: Path) -> tuple[_Picture, _Picture]:
-    return (
-        _Picture(pair.a, pair.split_a, _thumbnail(pair.a, root)),
-        _Picture(pair.b, pair.split_b, _thumbnail(pair.b, root)),
-    )
+def _thumbnails(pair: DuplicatePair, root: Path) -> tuple[_Thumbnail, _Thumbnail]:
+    return _Thumbnail(pair.a, _data_url(pair.a, root)), _Thumbnail(pair.b, _data_url(pair.b, root))
 
 
-def _thumbnail(path: str, root: Path) -> str:
+def _data_url(path: str, root: Path) -> str:
     try:
         radiograph = read_image(root, LabelledImage(path, "", "", "", "", ""))
     except UnreadableImageError:
         return ""
     image = Image.fromarray(radiograph.pixels)
-    image.thumbnail((_THUMBNAIL, _THUMBNAIL))
+    image.thumbnail((_THUMBNAIL_SIDE, _THUMBNAIL_SIDE))
     out = io.BytesIO()
     image.save(out, "JPEG", quality=80)
     return f"data:image/jpeg;base64,{base64.b64encode(out.getvalue()).decode()}"
 
 
 def _images_figure(images: Mapping[str, Mapping[str, int]]) -> Figure:
-    """A bar a split and label, the count beside it."""
+    """Return a bar chart of the images by split and label."""
     rows = [(f"{split} {label}", label, count) for split, labels in images.items() for label, count in labels.items()]
     figure = new_figure(380, 48 + 24 * len(rows))
     axes: Axes = figure.subplots()
     show_grid(axes, "x")
     for row, (_, label, count) in enumerate(rows):
-        axes.barh(row, count, height=0.62, color=_drawn(label), linewidth=0)
+        axes.barh(row, count, height=0.62, color=_label_colour(label), linewidth=0)
         axes.annotate(f"{count:,}", (count, row), (5, 0), textcoords="offset points", va="center", fontsize=10)
-    _name_rows(axes, [name for name, _, _ in rows])
+    _label_rows(axes, [name for name, _, _ in rows])
     axes.set_xlim(0, 1.2 * max(count for _, _, count in rows))
     axes.set_title("Images")
     return figure
 
 
 def _shortcuts_figure(shortcuts: Mapping[str, Interval]) -> Figure:
-    """A point a control with its interval, on the scale from chance to certainty."""
+    """Return the AUROC of each shortcut control with its interval, and a line at chance."""
     figure = new_figure(380, 64 + 34 * len(shortcuts))
     axes: Axes = figure.subplots()
     show_grid(axes, "x")
     axes.axvline(0.5, color=_MUTED, linewidth=1.2, dashes=(4, 2))
     for row, interval in enumerate(shortcuts.values()):
         if interval.value is None or interval.low is None or interval.high is None:
-            axes.text(0.52, row, "not defined", va="center", color=_MUTED, fontsize=10)
+            axes.text(0.52, row, "undefined", va="center", color=_MUTED, fontsize=10)
             continue
         axes.plot([interval.low, interval.high], [row, row], color=_INK, linewidth=2, solid_capstyle="butt")
         axes.plot([interval.value], [row], "o", color=COLOURS["run-1"][0], markersize=8)
         axes.text(interval.value, row - 0.24, f"{interval.value:.3f}", ha="center", va="bottom", fontsize=10)
-    _name_rows(axes, [_CONTROL_NAMES[name] for name in shortcuts])
+    _label_rows(axes, [_CONTROL_LABELS[name] for name in shortcuts])
     lows = [interval.low for interval in shortcuts.values() if interval.low is not None]
     axes.set_xlim(min([0.45, *(low - 0.02 for low in lows)]), 1)
-    axes.set_xlabel("AUROC (0.5: knows nothing)")
-    axes.set_title("What should not know the answer")
+    axes.set_xlabel("AUROC (0.5 is chance)")
+    axes.set_title("Shortcut controls")
     return figure
 
 
 def _size_figures(sizes: Mapping[str, SizeSummary]) -> list[tuple[str, str, Figure]]:
-    shown = (
+    measures = (
         ("width", "Width, pixels", 1),
         ("height", "Height, pixels", 1),
         ("aspect", "Width / height", 1),
         ("bytes", "File size, kB", 1000),
     )
-    return [(name, title, _size_figure(name, title, unit, sizes)) for name, title, unit in shown]
+    return [(name, title, _size_figure(name, title, unit, sizes)) for name, title, unit in measures]
 
 
 def _size_figure(name: str, title: str, unit: int, sizes: Mapping[str, SizeSummary]) -> Figure:
-    """A line from 5% to 95% of the images, a box for the middle half, a notch at the median."""
+    """Return a box plot by label: a line from the 5th to the 95th percentile, a box of the quartiles, the median."""
     figure = new_figure(300, 48 + 34 * len(sizes))
     axes: Axes = figure.subplots()
     show_grid(axes, "x")
     for row, (label, size) in enumerate(sizes.items()):
-        spread = getattr(size, name)
-        p5, p25, p50, p75, p95 = (value / unit for value in dataclasses.astuple(spread))
-        axes.plot([p5, p95], [row, row], color=_drawn(label), linewidth=2)
-        axes.barh(row, p75 - p25, left=p25, height=0.5, color=_drawn(label), linewidth=0)
+        p5, p25, p50, p75, p95 = (value / unit for value in dataclasses.astuple(getattr(size, name)))
+        axes.plot([p5, p95], [row, row], color=_label_colour(label), linewidth=2)
+        axes.barh(row, p75 - p25, left=p25, height=0.5, color=_label_colour(label), linewidth=0)
         axes.plot([p50, p50], [row - 0.34, row + 0.34], color=_INK, linewidth=2, solid_capstyle="butt")
-    _name_rows(axes, list(sizes))
+    _label_rows(axes, list(sizes))
     axes.set_title(title)
     return figure
 
 
-def _drawn(label: str) -> str:
+def _label_colour(label: str) -> str:
     return COLOURS[_LABEL_COLOURS[label]][0]
 
 
-def _name_rows(axes: Axes, names: Sequence[str]) -> None:
+def _label_rows(axes: Axes, names: Sequence[str]) -> None:
     axes.set_yticks(range(len(names)), names, color=_INK)
     axes.set_ylim(len(names) - 0.4, -0.6)
     axes.spines["left"].set_visible(False)

@@ -1,4 +1,4 @@
-"""All figures of a comparison as inline SVG, each with the words for those who cannot see it."""
+"""All figures of a comparison as inline SVG, each with a text alternative."""
 
 from __future__ import annotations
 
@@ -13,24 +13,25 @@ from pneumoscope.core.errors import UndefinedMetricError
 from pneumoscope.core.results import Comparison
 from pneumoscope.reporting.curves import curves_figure, curves_label
 from pneumoscope.reporting.figures import (
-    Line,
+    Curve,
     differences_figure,
     histogram_figure,
     metric_figure,
     overlay_figure,
     reliability_figure,
 )
+from pneumoscope.reporting.labels import METRICS, PAIR_METRICS
 from pneumoscope.reporting.run_data import RunData
 from pneumoscope.reporting.style import drawing
 from pneumoscope.reporting.svg import inline_svg
-from pneumoscope.reporting.wording import METRICS, PAIR_METRICS, plain
-from pneumoscope.statistics.calibration import reliability
+from pneumoscope.reporting.templating import format_value
+from pneumoscope.statistics.calibration import reliability_bins
 from pneumoscope.statistics.roc import precision_recall_curve, roc_curve
 
 __all__ = ["ComparisonFigures", "draw_figures"]
 
-# Shown as bars; the table has all. What is better when lower would mislead beside these.
-_BARS = (
+# Metrics drawn as bars; the table has all of them. Metrics for which lower is better would be misleading among these.
+_BAR_METRICS = (
     "accuracy",
     "balanced_accuracy",
     "f1",
@@ -45,14 +46,14 @@ _BARS = (
 
 @dataclasses.dataclass(frozen=True)
 class ComparisonFigures:
-    """Inline SVG, ready for the page.
+    """Inline SVG of a comparison page.
 
     Attributes:
-        metrics: one a metric.
-        roc, precision_recall: the whole square and its corner; empty where a class has no image.
-        undefined: why those two are empty; "" otherwise.
-        reliability, histograms, curves: one a run.
-        differences: by the metric of the pairs.
+        metrics: One figure per metric.
+        roc, precision_recall: The whole curve and its corner; empty if a class has no images.
+        undefined: Reason why `roc` and `precision_recall` are empty, else "".
+        reliability, histograms, curves: One figure per run.
+        differences: One figure per metric of the paired tests.
     """
 
     metrics: tuple[Markup, ...]
@@ -66,107 +67,113 @@ class ComparisonFigures:
 
 
 def draw_figures(comparison: Comparison, runs: Sequence[RunData]) -> ComparisonFigures:
-    """Draw everything."""
+    """Return all figures of a comparison of these runs."""
+    operating_point = comparison.operating_point
     with drawing():
         try:
-            roc, precision_recall, undefined = _roc(comparison, runs), _precision_recall(comparison, runs), ""
+            roc, precision_recall = (
+                _roc_figures(runs, operating_point),
+                _precision_recall_figures(runs, operating_point),
+            )
+            undefined = ""
         except UndefinedMetricError as error:
             roc, precision_recall, undefined = (), (), error.message
         return ComparisonFigures(
-            metrics=_metrics(runs),
+            metrics=_metric_figures(runs),
             roc=roc,
             precision_recall=precision_recall,
             undefined=undefined,
-            reliability=tuple(map(_reliability, runs)),
-            histograms=tuple(_histogram(comparison.operating_point, run) for run in runs),
-            curves=tuple(map(_curves, runs)),
-            differences=_differences(comparison),
+            reliability=tuple(map(_reliability_figure, runs)),
+            histograms=tuple(_histogram_figure(run, operating_point) for run in runs),
+            curves=tuple(map(_training_figure, runs)),
+            differences=_difference_figures(comparison),
         )
 
 
 def _svg(figure: Figure, key: str, label: str) -> Markup:
-    # The SVG is made by an XML writer, which escapes every name in it.
+    # The SVG is written by an XML library, which escapes all names.
     return Markup(inline_svg(figure, key=key, label=label))  # noqa: S704
 
 
-def _metrics(runs: Sequence[RunData]) -> tuple[Markup, ...]:
-    found = []
-    for metric in _BARS:
+def _metric_figures(runs: Sequence[RunData]) -> tuple[Markup, ...]:
+    svgs = []
+    for metric in _BAR_METRICS:
         title = METRICS[metric]
         values = [run.summary.test[metric] for run in runs]
         names = [run.summary.name for run in runs]
-        said = ", ".join(
-            f"{name} {'not defined' if value.value is None else plain(value.value)}"
+        text = ", ".join(
+            f"{name} {'undefined' if value.value is None else format_value(value.value)}"
             for name, value in zip(names, values, strict=True)
         )
-        figure = metric_figure(title, names, values, [run.look for run in runs])
-        found.append(_svg(figure, f"metric-{metric}", f"{title} of each run with its interval: {said}"))
-    return tuple(found)
+        figure = metric_figure(title, names, values, [run.style for run in runs])
+        svgs.append(_svg(figure, f"metric-{metric}", f"{title} of each run with its interval: {text}"))
+    return tuple(svgs)
 
 
-def _roc(comparison: Comparison, runs: Sequence[RunData]) -> tuple[Markup, ...]:
-    lines = []
+def _roc_figures(runs: Sequence[RunData], operating_point: str) -> tuple[Markup, ...]:
+    curves = []
     for run in runs:
         x, y, _ = roc_curve(run.scores.logit, run.scores.positive)
-        at = _at(run, comparison.operating_point, "specificity", "sensitivity")
-        lines.append(Line(x, y, None if at is None else (1 - at[0], at[1]), run.look))
-    labels = ("1 \N{MINUS SIGN} specificity", "sensitivity")
-    whole = overlay_figure(lines, labels=labels, title="ROC", chance=((0, 1), (0, 1)))
-    corner = overlay_figure(lines, labels=labels, title="Its upper left corner", window=(0, 0.5, 0.5, 1))
-    said = "ROC curves: " + _areas(runs, "auroc")
-    return _svg(whole, "roc", said), _svg(corner, "roc-corner", f"{said}; the upper left corner enlarged")
+        position = _position(run, operating_point, "specificity", "sensitivity")
+        curves.append(Curve(x, y, None if position is None else (1 - position[0], position[1]), run.style))
+    axes = ("1 \N{MINUS SIGN} specificity", "sensitivity")
+    whole = overlay_figure(curves, labels=axes, title="ROC", chance=((0, 1), (0, 1)))
+    corner = overlay_figure(curves, labels=axes, title="Upper left corner", window=(0, 0.5, 0.5, 1))
+    text = "ROC curves: " + _areas(runs, "auroc")
+    return _svg(whole, "roc", text), _svg(corner, "roc-corner", f"{text}; enlarged upper left corner")
 
 
-def _precision_recall(comparison: Comparison, runs: Sequence[RunData]) -> tuple[Markup, ...]:
-    lines = []
+def _precision_recall_figures(runs: Sequence[RunData], operating_point: str) -> tuple[Markup, ...]:
+    curves = []
     for run in runs:
         x, y, _ = precision_recall_curve(run.scores.logit, run.scores.positive)
-        at = _at(run, comparison.operating_point, "sensitivity", "precision")
-        lines.append(Line(np.r_[0, x], np.r_[y[0], y], at, run.look, steps=True))
-    share = float(runs[0].scores.positive.mean())
-    labels = ("sensitivity", "precision")
-    whole = overlay_figure(lines, labels=labels, title="Precision and recall", chance=((0, 1), (share, share)))
-    corner = overlay_figure(lines, labels=labels, title="Its upper right corner", window=(0.6, 1, 0.6, 1))
-    said = "Precision-recall curves: " + _areas(runs, "auprc")
-    return _svg(whole, "pr", said), _svg(corner, "pr-corner", f"{said}; the upper right corner enlarged")
+        position = _position(run, operating_point, "sensitivity", "precision")
+        curves.append(Curve(np.r_[0, x], np.r_[y[0], y], position, run.style, steps=True))
+    prevalence = float(runs[0].scores.positive.mean())
+    axes = ("sensitivity", "precision")
+    chance = ((0.0, 1.0), (prevalence, prevalence))
+    whole = overlay_figure(curves, labels=axes, title="Precision-recall", chance=chance)
+    corner = overlay_figure(curves, labels=axes, title="Upper right corner", window=(0.6, 1, 0.6, 1))
+    text = "Precision-recall curves: " + _areas(runs, "auprc")
+    return _svg(whole, "pr", text), _svg(corner, "pr-corner", f"{text}; enlarged upper right corner")
 
 
-def _at(run: RunData, point: str, x: str, y: str) -> tuple[float, float] | None:
-    metrics = run.evaluation.operating_points[point].metrics
-    across, up = metrics[x].value, metrics[y].value
-    return None if across is None or up is None else (across, up)
+def _position(run: RunData, operating_point: str, x: str, y: str) -> tuple[float, float] | None:
+    """Return the two metrics of a run at the operating point; None if one is undefined."""
+    metrics = run.evaluation.operating_points[operating_point].metrics
+    horizontal, vertical = metrics[x].value, metrics[y].value
+    return None if horizontal is None or vertical is None else (horizontal, vertical)
 
 
 def _areas(runs: Sequence[RunData], metric: str) -> str:
     values = [(run.summary.name, run.summary.test[metric].value) for run in runs]
-    return ", ".join(f"{name} {METRICS[metric]} {plain(value)}" for name, value in values if value is not None)
+    return ", ".join(f"{name} {METRICS[metric]} {format_value(value)}" for name, value in values if value is not None)
 
 
-def _reliability(run: RunData) -> Markup:
-    bins = reliability(run.scores.probability, run.scores.positive)
-    figure = reliability_figure(run.summary.name, bins, run.look)
-    label = f"Reliability of {run.summary.name}: share with pneumonia against predicted probability in {len(bins)} bins"
-    return _svg(figure, f"reliability-{run.index}", label)
+def _reliability_figure(run: RunData) -> Markup:
+    name, bins = run.summary.name, reliability_bins(run.scores.probability, run.scores.positive)
+    label = f"Reliability diagram of {name}: observed rate of pneumonia by predicted probability in {len(bins)} bins"
+    return _svg(reliability_figure(name, bins, run.style), f"reliability-{run.index}", label)
 
 
-def _histogram(point: str, run: RunData) -> Markup:
-    threshold = run.evaluation.operating_points[point].threshold
-    figure = histogram_figure(run.summary.name, run.scores.score, run.scores.positive, threshold, run.look)
-    label = f"Scores of {run.summary.name} by label; the threshold is {plain(threshold)}"
+def _histogram_figure(run: RunData, operating_point: str) -> Markup:
+    name, threshold = run.summary.name, run.evaluation.operating_points[operating_point].threshold
+    figure = histogram_figure(name, run.scores.score, run.scores.positive, threshold, run.style)
+    label = f"Scores of {name} by label; the threshold is {format_value(threshold)}"
     return _svg(figure, f"histogram-{run.index}", label)
 
 
-def _curves(run: RunData) -> Markup:
-    best, name = run.summary.best_epoch, run.summary.name
-    figure = curves_figure(run.epochs, run.look, title=name, best=best)
-    return _svg(figure, f"curves-{run.index}", curves_label(name, run.epochs, best))
+def _training_figure(run: RunData) -> Markup:
+    name, best_epoch = run.summary.name, run.summary.best_epoch
+    figure = curves_figure(run.epochs, run.style, title=name, best=best_epoch)
+    return _svg(figure, f"curves-{run.index}", curves_label(name, run.epochs, best_epoch))
 
 
-def _differences(comparison: Comparison) -> dict[str, Markup]:
-    found = {}
+def _difference_figures(comparison: Comparison) -> dict[str, Markup]:
+    svgs = {}
     for metric, title in PAIR_METRICS.items():
         pairs = [pair for pair in comparison.pairs if pair.metric == metric]
         if pairs:
-            label = f"Differences in {title} of {len(pairs)} pairs of runs with their intervals; the table lists them"
-            found[metric] = _svg(differences_figure(f"Difference in {title}", pairs), f"differences-{metric}", label)
-    return found
+            label = f"Differences in {title} of {len(pairs)} pairs of runs with their intervals, as in the table"
+            svgs[metric] = _svg(differences_figure(f"Difference in {title}", pairs), f"differences-{metric}", label)
+    return svgs

@@ -1,4 +1,4 @@
-"""Learning curves: accuracy and loss of every epoch."""
+"""Learning curves: accuracy and loss per epoch."""
 
 from __future__ import annotations
 
@@ -19,17 +19,16 @@ __all__ = ["curves_figure", "curves_label", "write_curves"]
 
 
 def write_curves(run: Path, out: Path, *, best: int) -> Path:
-    """Accuracy and loss curves of one run as one SVG file.
+    """Write the learning curves of one run as an SVG file, and return its path.
 
     Args:
-        run: the run's folder.
-        out: the file to write; its folder is made.
-        best: the epoch whose weights were kept.
-    Returns:
-        `out`.
+        run: Run folder.
+        out: SVG file to write. Missing parent folders are created.
+        best: Selected epoch.
+
     Raises:
-        RunError: as `read_epochs`.
-        StorageError: the file cannot be written.
+        RunError: See `read_epochs`.
+        StorageError: The file cannot be written.
     """
     epochs = read_epochs(run)
     name = run.resolve().name
@@ -41,28 +40,28 @@ def write_curves(run: Path, out: Path, *, best: int) -> Path:
 
 
 def curves_label(name: str, epochs: Sequence[Epoch], best: int | None) -> str:
-    """The figure in words."""
+    """Return the text alternative of the figure."""
     n = len(epochs)
     start = f"Accuracy and loss of {name} over {n} epoch{'s' if n > 1 else ''}"
-    return start if best is None else f"{start}; the weights of epoch {best} were kept"
+    return start if best is None else f"{start}; epoch {best} was selected"
 
 
 def curves_figure(
-    epochs: Sequence[Epoch], look: RunStyle, *, title: str, best: int | None, wide: bool = False
+    epochs: Sequence[Epoch], style: RunStyle, *, title: str, best: int | None, wide: bool = False
 ) -> Figure:
-    """Accuracy and loss per epoch, training dotted and validation solid, the averages over epochs as thin lines.
+    """Return the accuracy and loss per epoch: training dotted, validation solid, averages as thin lines.
 
     Args:
-        epochs: at least one.
-        look: the run's colour.
-        title: the run's name.
-        best: the epoch whose weights were kept; None marks none.
-        wide: side by side, for a file; else one above the other, for a phone and for small multiples.
+        epochs: Epochs, at least one.
+        style: Style of the run.
+        title: Name of the run.
+        best: Selected epoch; None marks none.
+        wide: Whether the panels are side by side, for a file, or one above the other, for a page.
     """
     figure = new_figure(720, 300) if wide else new_figure(300, 360)
     upper, lower = figure.subplots(1, 2) if wide else figure.subplots(2, 1, sharex=True)
-    _panel(upper, epochs, "accuracy", look, best)
-    _panel(lower, epochs, "loss", look, best)
+    _panel(upper, epochs, "accuracy", style, best)
+    _panel(lower, epochs, "loss", style, best)
     upper.set_ylabel("accuracy")
     lower.set_ylabel("loss")
     lower.set_ylim(bottom=0)
@@ -78,18 +77,18 @@ def curves_figure(
     return figure
 
 
-def _panel(axes: Axes, epochs: Sequence[Epoch], metric: str, look: RunStyle, best: int | None) -> None:
+def _panel(axes: Axes, epochs: Sequence[Epoch], metric: str, style: RunStyle, best: int | None) -> None:
     x = [row.epoch for row in epochs]
     train, validation = ([getattr(row, f"{split}_{metric}") for row in epochs] for split in ("train", "validation"))
-    marker = "o" if len(x) == 1 else None  # a line through one point cannot be seen
+    marker = "o" if len(x) == 1 else None  # a line through one point is invisible
     muted = COLOURS["muted"][0]
     show_grid(axes, "y")
     axes.plot(x, train, color=muted, linestyle=(0, (1.4, 1.4)), marker=marker, label="train")
-    axes.plot(x, validation, color=look.colour, marker=marker, label="validation")
-    for values, colour, name in ((train, muted, "train"), (validation, look.colour, "validation")):
+    axes.plot(x, validation, color=style.colour, marker=marker, label="validation")
+    for values, colour, name in ((train, muted, "train"), (validation, style.colour, "validation")):
         axes.axhline(float(np.mean(values)), color=colour, linewidth=0.7, alpha=0.75, label=f"{name}, average")
     if best is not None and best in x:
-        axes.plot([best], [validation[x.index(best)]], marker="o", markersize=7, linestyle="", label="epoch kept", zorder=5,
-                  markerfacecolor=COLOURS["surface"][0], markeredgecolor=look.colour, markeredgewidth=1.8)  # fmt: skip
+        axes.plot([best], [validation[x.index(best)]], marker="o", markersize=7, linestyle="", label="selected epoch", zorder=5,
+                  markerfacecolor=COLOURS["surface"][0], markeredgecolor=style.colour, markeredgewidth=1.8)  # fmt: skip
     axes.xaxis.set_major_locator(MaxNLocator(integer=True, min_n_ticks=1, nbins=8))
     axes.set_xlim(x[0] - 0.5, x[-1] + 0.5)

@@ -1,7 +1,7 @@
-"""One look for every figure: the colours of runs, the type and the grid, without touching matplotlib's global state.
+"""Style of all figures: colours, fonts and grid, without changes to matplotlib's global state.
 
-Figures are drawn in the light colours; a page or a standalone SVG maps each of them to its dark twin by style sheet, so
-that a figure copied out of either is still a valid picture. A run keeps its colour and its dash in every figure.
+Figures are drawn in the light colours. The style sheet of a page or a standalone SVG maps them to the dark ones, so a
+figure copied from either remains valid. A run has the same colour and dash pattern in every figure.
 """
 
 from __future__ import annotations
@@ -19,8 +19,8 @@ from matplotlib.figure import Figure
 
 __all__ = ["COLOURS", "RUN_SLOTS", "RunStyle", "drawing", "new_figure", "run_style", "short", "show_grid"]
 
-# name: (light, dark). The light value is what is drawn; no two are equal, so that a style sheet can tell them apart.
-# The runs' colours stay apart for the three common kinds of colour blindness (tests/report/test_style.py measures it).
+# name: (light, dark). Light values are distinct, so that a style sheet can map each of them. The colours of runs can be
+# distinguished with the three common kinds of colour blindness (see tests/reporting/test_style.py).
 COLOURS = {
     "ink": ("#1c1e21", "#e8e9ec"),
     "muted": ("#5b6270", "#a5acb8"),
@@ -37,13 +37,13 @@ COLOURS = {
 }
 RUN_SLOTS = 8
 _DASHES: tuple[tuple[float, ...], ...] = ((), (5.0, 1.6), (1.4, 1.4), (6.0, 1.6, 1.4, 1.6))
-_LONGEST_NAME = 20
+_MAX_NAME_LENGTH = 20
 
 _RC: Any = {
-    # Text stays text: small files, selectable, drawn in the reader's own font.
+    # Text is not converted to paths: files are small, and text is selectable and in the browser's font.
     "svg.fonttype": "none",
     "svg.hashsalt": "pneumoscope",
-    # A run may be called "$x$": it is a name, not a formula.
+    # A run name such as "$x$" is not a formula.
     "text.parse_math": False,
     "text.usetex": False,
     "font.family": "sans-serif",
@@ -82,12 +82,12 @@ _RC: Any = {
 
 @dataclasses.dataclass(frozen=True, slots=True)
 class RunStyle:
-    """How one run looks in every figure.
+    """Style of one run in every figure.
 
     Attributes:
-        name: the key in `COLOURS`.
-        colour: its light value, as drawn.
-        dash: lengths of dashes and gaps in line widths; empty for a solid line.
+        name: Key in `COLOURS`.
+        colour: Light value of the colour.
+        dash: Lengths of dashes and gaps in line widths; empty for a solid line.
     """
 
     name: str
@@ -96,35 +96,35 @@ class RunStyle:
 
     @property
     def line(self) -> str | tuple[float, tuple[float, ...]]:
-        """The dash as matplotlib's `linestyle`."""
+        """Return the dash pattern as a matplotlib `linestyle`."""
         return (0, self.dash) if self.dash else "-"
 
 
 def run_style(index: int) -> RunStyle:
-    """Colour and dash of the run at this place of a comparison; the first 32 pairs differ."""
+    """Return the style of the run at this index of a comparison; the first 32 styles differ."""
     name = f"run-{index % RUN_SLOTS}"
     return RunStyle(name, COLOURS[name][0], _DASHES[(index + index // RUN_SLOTS) % len(_DASHES)])
 
 
 def short(name: str) -> str:
-    """A run's name, cut where a figure has no room for it; the tables beside it show the whole."""
-    return name if len(name) <= _LONGEST_NAME else name[: _LONGEST_NAME - 1] + "…"
+    """Return the name of a run, truncated to the space in a figure; tables show it in full."""
+    return name if len(name) <= _MAX_NAME_LENGTH else name[: _MAX_NAME_LENGTH - 1] + "…"
 
 
 @contextmanager
 def drawing() -> Iterator[None]:
-    """Draw and save inside this block: the look holds in it and nowhere else."""
+    """Apply the style to figures drawn and saved within this context."""
     with matplotlib.rc_context(_RC), warnings.catch_warnings():
-        # Text is measured with the bundled font and drawn by the browser: a letter that the former lacks is no fault.
+        # The bundled font only measures text, which the browser draws, so it may lack a glyph.
         warnings.filterwarnings("ignore", message="Glyph .* missing from font")
         yield
 
 
 def new_figure(width: float, height: float) -> Figure:
-    """An empty figure without pyplot.
+    """Return an empty figure with a constrained layout.
 
     Args:
-        width, height: in SVG units, which are CSS pixels where the figure is shown at its own size.
+        width, height: Size in SVG units, which are CSS pixels if the figure is shown at its own size.
     """
     figure = Figure(figsize=(width / 72, height / 72), dpi=72, layout="constrained")
     FigureCanvasSVG(figure)
@@ -133,6 +133,6 @@ def new_figure(width: float, height: float) -> Figure:
 
 
 def show_grid(axes: Axes, axis: str = "both") -> None:
-    """Hairlines behind the data, and no tick marks where they end."""
+    """Show grid lines behind the data instead of tick marks."""
     axes.grid(True, axis=axis)  # type: ignore[arg-type]
     axes.tick_params(length=0)

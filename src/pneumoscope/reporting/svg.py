@@ -1,8 +1,8 @@
-"""A matplotlib figure as small, clean SVG text that may stand in a page beside others.
+"""Conversion of matplotlib figures to small SVGs that can be embedded in one page.
 
-What matplotlib writes is valid alone but not together: ids repeat from figure to figure and a style sheet for `*` leaks
-into the page. Here ids are prefixed, styles become attributes (which a page's style sheet may override for the dark),
-decimals are cut, and the figure gets an accessible name. The same figure always gives the same bytes.
+Several SVGs of matplotlib are not valid in one page: ids repeat, and a style sheet for `*` applies to the whole page.
+Here ids are prefixed, styles become attributes (which a page's style sheet can override for dark mode), coordinates are
+rounded, and the figure gets an accessible name. The same figure gives the same bytes.
 """
 
 from __future__ import annotations
@@ -30,26 +30,26 @@ _DECIMALS = re.compile(r"-?\d+\.\d{3,}")
 
 
 def theme_rules(values: dict[str, str]) -> str:
-    """Style rules that repaint every figure.
+    """Return CSS rules that replace the colours of all figures.
 
     Args:
-        values: {name in `COLOURS`: any CSS colour, `var(--name)` included}.
+        values: CSS colour, which may be a `var(--name)`, by name in `COLOURS`.
     """
     rules = []
     for name, value in values.items():
-        drawn = COLOURS[name][0]
-        # No ancestor in the selector: a marker that is drawn by reference has none.
-        rules.append(f'[fill="{drawn}"]{{fill:{value}}}[stroke="{drawn}"]{{stroke:{value}}}')
+        light = COLOURS[name][0]
+        # The selector has no ancestor, since markers that are drawn by reference have none.
+        rules.append(f'[fill="{light}"]{{fill:{value}}}[stroke="{light}"]{{stroke:{value}}}')
     return "\n".join(rules)
 
 
 def inline_svg(figure: Figure, *, key: str, label: str) -> str:
-    """SVG to be put into a page. Call it inside `style.drawing()`.
+    """Return an SVG element to embed in a page. Must be called within `style.drawing()`.
 
     Args:
-        figure: drawn with the colours of `style`.
-        key: unique in the page, made of letters, digits and hyphens; prefixes the ids.
-        label: what the figure shows, for those who cannot see it.
+        figure: Figure in the colours of `style`.
+        key: Prefix of the ids, unique in the page: letters, digits and hyphens.
+        label: Text alternative of the figure.
     """
     root = _clean(figure, key)
     root.set("role", "img")
@@ -59,40 +59,40 @@ def inline_svg(figure: Figure, *, key: str, label: str) -> str:
 
 
 def standalone_svg(figure: Figure, *, label: str) -> str:
-    """SVG as a file of its own: light or dark as the reader prefers. Call it inside `style.drawing()`."""
+    """Return an SVG file that follows the light or dark mode of the viewer. Must be called within `style.drawing()`."""
     root = _clean(figure, "figure")
     root.set("xmlns", "http://www.w3.org/2000/svg")
     root.set("role", "img")
     root.set("aria-label", label)
     root.set("font-family", _FONTS)
     dark = theme_rules({name: dark for name, (_, dark) in COLOURS.items()})
-    look = ElementTree.Element("style")
-    look.text = f"@media (prefers-color-scheme: dark){{{dark}}}"
-    name = ElementTree.Element("title")
-    name.text = label
-    ground = ElementTree.Element("rect", {"width": "100%", "height": "100%", "fill": COLOURS["surface"][0]})
-    root[:0] = [name, look, ground]
+    style = ElementTree.Element("style")
+    style.text = f"@media (prefers-color-scheme: dark){{{dark}}}"
+    title = ElementTree.Element("title")
+    title.text = label
+    background = ElementTree.Element("rect", {"width": "100%", "height": "100%", "fill": COLOURS["surface"][0]})
+    root[:0] = [title, style, background]
     return ElementTree.tostring(root, encoding="unicode") + "\n"
 
 
 def _clean(figure: Figure, key: str) -> ElementTree.Element:
     out = io.BytesIO()
     figure.savefig(out, format="svg", metadata={"Date": None, "Creator": None, "Format": None, "Type": None})
-    root = ElementTree.fromstring(out.getvalue())  # noqa: S314 - matplotlib has just written it
+    root = ElementTree.fromstring(out.getvalue())  # noqa: S314 - written by matplotlib
     _prune(root)
-    used = {value for element in root.iter() for value in element.attrib.values()}
+    references = {value for element in root.iter() for value in element.attrib.values()}
     for element in root.iter():
-        _clean_element(element, key, used)
+        _clean_element(element, key, references)
     for attribute in ("version", "width", "height"):
         root.attrib.pop(attribute, None)
-    # What matplotlib says in a style sheet for everything; attributes are inherited and stay inside the figure.
+    # These replace matplotlib's style sheet for `*`: attributes are inherited within the figure only.
     root.set("stroke-linejoin", "round")
     root.set("stroke-linecap", "butt")
     return root
 
 
 def _prune(parent: ElementTree.Element) -> None:
-    """Drop style sheets and what that leaves empty, from the leaves up."""
+    """Remove style sheets, and groups that are empty without them."""
     for child in list(parent):
         _prune(child)
         name = child.tag.rpartition("}")[2]
@@ -100,28 +100,29 @@ def _prune(parent: ElementTree.Element) -> None:
             parent.remove(child)
 
 
-def _clean_element(element: ElementTree.Element, key: str, used: set[str]) -> None:
+def _clean_element(element: ElementTree.Element, key: str, references: set[str]) -> None:
+    """Turn styles into attributes, prefix referenced ids, remove other ids and round coordinates."""
     element.tag = element.tag.rpartition("}")[2]
     attributes = element.attrib
-    kept = []
+    other_styles = []
     for part in attributes.pop("style", "").split("; "):
         name, _, value = part.partition(": ")
         if name in _ATTRIBUTES:
-            attributes[name] = _DECIMALS.sub(_cut, value)
+            attributes[name] = _DECIMALS.sub(_round, value)
         elif name and name != "font-family":
-            kept.append(part)
-    if kept:
-        attributes["style"] = "; ".join(kept)
+            other_styles.append(part)
+    if other_styles:
+        attributes["style"] = "; ".join(other_styles)
     if _XLINK in attributes:
         attributes["href"] = attributes.pop(_XLINK)
     identity = attributes.pop("id", None)
-    if identity and (f"#{identity}" in used or f"url(#{identity})" in used):
+    if identity and (f"#{identity}" in references or f"url(#{identity})" in references):
         attributes["id"] = f"{key}-{identity}"
     for name, value in attributes.items():
         attributes[name] = value.replace("url(#", f"url(#{key}-") if name != "href" else f"#{key}-{value[1:]}"
     for name in _GEOMETRY:
         if name in attributes:
-            attributes[name] = _DECIMALS.sub(_cut, attributes[name].replace("\n", "")).strip()
+            attributes[name] = _DECIMALS.sub(_round, attributes[name].replace("\n", "")).strip()
     if attributes.get("transform", "").startswith("rotate(-0 "):
         del attributes["transform"]
     if element.tag != "text":
@@ -130,5 +131,5 @@ def _clean_element(element: ElementTree.Element, key: str, used: set[str]) -> No
         element.tail = None
 
 
-def _cut(match: re.Match[str]) -> str:
+def _round(match: re.Match[str]) -> str:
     return f"{float(match[0]):.2f}".rstrip("0").rstrip(".")

@@ -1,30 +1,68 @@
-"""What every page of ours shares: the template environment and the colours, light and dark."""
+"""Jinja environment of the pages: number formats, and the colours as CSS variables."""
 
 from __future__ import annotations
 
 import jinja2
 from markupsafe import Markup
 
+from pneumoscope.reporting.labels import method_name
 from pneumoscope.reporting.style import COLOURS
 from pneumoscope.reporting.svg import theme_rules
 
-__all__ = ["environment", "theme"]
+__all__ = ["environment", "format_difference", "format_duration", "format_p", "format_value", "theme"]
 
 
 def environment() -> jinja2.Environment:
-    """Templates that escape what they are given and refuse names that they are not given."""
-    return jinja2.Environment(
+    """Return an environment that escapes all values and raises an error for undefined names.
+
+    Filters: `value`, `difference`, `p_value`, `duration` and `method_name`.
+    """
+    templates = jinja2.Environment(
         loader=jinja2.PackageLoader("pneumoscope.reporting"),
         autoescape=True,
         undefined=jinja2.StrictUndefined,
         trim_blocks=True,
         lstrip_blocks=True,
     )
+    templates.filters |= {
+        "value": format_value,
+        "difference": format_difference,
+        "p_value": format_p,
+        "duration": format_duration,
+        "method_name": method_name,
+    }
+    return templates
+
+
+def format_value(value: float) -> str:
+    """Return a metric with three decimals and a true minus sign."""
+    return f"{value:.3f}".replace("-", "\N{MINUS SIGN}")
+
+
+def format_difference(value: float) -> str:
+    """Return a difference with its sign and three decimals."""
+    return f"{value:+.3f}".replace("-", "\N{MINUS SIGN}")
+
+
+def format_p(value: float) -> str:
+    """Return a p value with three decimals, or "< 0.001"."""
+    return "< 0.001" if value < 0.001 else f"{value:.3f}"
+
+
+def format_duration(seconds: float) -> str:
+    """Return a wall-clock time in the two largest units, such as "2 h 03 min"."""
+    if seconds < 59.95:
+        return f"{seconds:.1f} s"
+    minutes, rest = divmod(round(seconds), 60)
+    if minutes < 60:
+        return f"{minutes} min {rest:02d} s"
+    hours, minutes = divmod(minutes, 60)
+    return f"{hours} h {minutes:02d} min"
 
 
 def theme() -> Markup:
-    """The colours as CSS variables, light and dark, and the rules by which figures take them."""
-    light, dark = ("".join(f"--{name}:{pair[which]};" for name, pair in COLOURS.items()) for which in (0, 1))
+    """Return CSS that defines the colours as variables, light and dark, and applies them to figures."""
+    light, dark = ("".join(f"--{name}:{pair[index]};" for name, pair in COLOURS.items()) for index in (0, 1))
     rules = theme_rules({name: f"var(--{name})" for name in COLOURS})
     return Markup(  # noqa: S704 - constants of this package
         f":root{{{light}}}\n@media screen and (prefers-color-scheme:dark){{:root{{{dark}}}}}\n{rules}"

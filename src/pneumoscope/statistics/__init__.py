@@ -1,1 +1,1 @@
-"""Numbers about predictions: numpy arrays in, floats and intervals out. Each formula names its source."""
+"""Metrics, intervals, tests and calibration of NumPy arrays. Each formula names its source."""

@@ -1,11 +1,11 @@
 """Predictions with a guarantee for exchangeable images: Mondrian conformal prediction and Venn-Abers calibration.
 
-Conformal prediction, for each label on its own: a label stays possible for an image unless its score is among the most
-extreme calibration scores of that label. The true label then stays possible for at least the stated share of images of
-either label, whatever the quality of the network.
+Conformal prediction keeps a label possible for an image unless the score is among the most extreme calibration scores
+of that label. For the images of either label, the true label then stays possible with at least the stated coverage,
+whatever the quality of the network.
 
-Venn-Abers calibration: isotonic regression is fitted to the calibration images and the new image twice, once for each label.
-One of the two probabilities is calibrated. Where few calibration images are near, the two differ widely.
+Venn-Abers calibration fits isotonic regression to the calibration images and the new image twice, once with each label.
+One of the two probabilities is calibrated. They differ widely where few calibration images have similar scores.
 
 Neither guarantee holds under a distribution shift.
 """
@@ -21,58 +21,62 @@ import numpy as np
 import numpy.typing as npt
 
 from pneumoscope.core.errors import UndefinedMetricError
-from pneumoscope.statistics.inputs import FloatArray, checked
+from pneumoscope.statistics.inputs import FloatArray, validate, validate_both_classes
 
-__all__ = ["UncertaintyBand", "VennAbers", "fit_venn_abers", "uncertain_band"]
+__all__ = ["UncertaintyBand", "VennAbers", "fit_uncertainty_band", "fit_venn_abers"]
 
 
 class UncertaintyBand(NamedTuple):
-    """Scores from `low` to `high`, both included, are uncertain: below is normal alone, above is pneumonia alone."""
+    """Scores from `low` to `high`, both included, are uncertain.
+
+    Below the band NORMAL is the only possible label; above it PNEUMONIA is.
+    """
 
     low: float
     high: float
 
 
-def uncertain_band(scores: npt.ArrayLike, labels: npt.ArrayLike, coverage: float) -> UncertaintyBand:
-    """The scores at which both labels are possible, or neither is.
+def fit_uncertainty_band(scores: npt.ArrayLike, labels: npt.ArrayLike, coverage: float) -> UncertaintyBand:
+    """Return the scores at which both labels are possible, or neither is.
 
-    Where few calibration images are called wrongly, neither label may be possible at some scores: such an image is as strange
-    for one label as for the other, and is counted as uncertain too, which can only raise the coverage.
+    If few calibration images are misclassified, neither label may be possible at some scores. Such an image is atypical
+    of both labels and counts as uncertain too, which can only raise the coverage.
 
     Args:
-        scores: of calibration images, on which neither the network nor its epoch was chosen, 0 to 1, shape (n,).
+        scores: Scores, 0 to 1, of calibration images that selected neither the network nor its epoch, shape (n,).
         labels: True where pneumonia is present, shape (n,).
-        coverage: for each label, above 0 and below 1.
+        coverage: Coverage of each label, above 0 and below 1.
+
     Raises:
-        UndefinedMetricError: the coverage is out of range, or a label has too few images for it: at least
-            coverage / (1 - coverage).
+        UndefinedMetricError: The coverage is out of range, or a label has fewer than coverage / (1 - coverage) images.
+
     Source: Vovk, Gammerman & Shafer 2005, Algorithmic Learning in a Random World, section 4.5; Vovk 2012, ACML 25:475.
     """
-    x, y = checked(scores, labels)
+    x, y = validate(scores, labels)
     if not 0 < coverage < 1:
-        raise UndefinedMetricError(f"a coverage of {coverage} is not between 0 and 1")
-    # Of n + 1 equally likely ranks of a new image among those of its label this many are given up.
-    lowest = np.sort(x[y])
-    highest = np.sort(x[~y])[::-1]
-    least_pneumonia = lowest[_given_up(len(lowest), coverage, "PNEUMONIA") - 1]
-    greatest_normal = highest[_given_up(len(highest), coverage, "NORMAL") - 1]
-    return UncertaintyBand(float(min(least_pneumonia, greatest_normal)), float(max(least_pneumonia, greatest_normal)))
+        raise UndefinedMetricError(f"the coverage is {coverage}, not between 0 and 1")
+    ascending = np.sort(x[y])
+    descending = np.sort(x[~y])[::-1]
+    min_pneumonia = ascending[_n_excluded(len(ascending), coverage, "PNEUMONIA") - 1]
+    max_normal = descending[_n_excluded(len(descending), coverage, "NORMAL") - 1]
+    return UncertaintyBand(float(min(min_pneumonia, max_normal)), float(max(min_pneumonia, max_normal)))
 
 
-def _given_up(n: int, coverage: float, label: str) -> int:
-    given_up = math.floor((1 - coverage) * (n + 1) + 1e-9)
-    if given_up < 1:
-        needed = math.ceil(coverage / (1 - coverage) - 1e-9)
-        raise UndefinedMetricError(f"a coverage of {coverage} needs {needed} {label} images or more; here are {n}")
-    return given_up
+def _n_excluded(n: int, coverage: float, label: str) -> int:
+    """Return how many of the n + 1 equally likely ranks of a new image of the label lie outside the coverage."""
+    n_excluded = math.floor((1 - coverage) * (n + 1) + 1e-9)
+    if n_excluded < 1:
+        required = math.ceil(coverage / (1 - coverage) - 1e-9)
+        raise UndefinedMetricError(f"a coverage of {coverage} needs at least {required} {label} images; there are {n}")
+    return n_excluded
 
 
 class VennAbers(NamedTuple):
-    """Two step functions of the score; monotone, the lower one below the upper one.
+    """Lower and upper probability of pneumonia as ascending step functions of the score.
 
     Attributes:
-        edges: where a step may be, rising, k of them.
-        low, high: probability of pneumonia on each side of the edges, k + 1 of them.
+        edges: Scores at which a step may occur, ascending, k of them.
+        low, high: Probabilities between the edges, k + 1 of each; `low` is below `high`.
     """
 
     edges: Sequence[float]
@@ -80,40 +84,40 @@ class VennAbers(NamedTuple):
     high: Sequence[float]
 
     def interval(self, score: float) -> tuple[float, float]:
-        """Lower and upper probability; on an edge the wider of both sides."""
+        """Return the lower and upper probability of a score; on an edge, the wider interval of both sides."""
         return self.low[bisect_left(self.edges, score)], self.high[bisect_right(self.edges, score)]
 
 
 def fit_venn_abers(scores: npt.ArrayLike, labels: npt.ArrayLike) -> VennAbers:
-    """Work out both answers for every score that an image can have.
+    """Return both probabilities for every score that an image can have.
 
     Args:
-        scores: of calibration images, any unit, shape (n,).
+        scores: Scores of calibration images in any unit, shape (n,).
         labels: True where pneumonia is present, shape (n,).
+
     Raises:
-        UndefinedMetricError: a class has no image.
+        UndefinedMetricError: A class has no images.
+
     Source: Vovk, Petej & Fedorova 2015, NeurIPS 28:892 (inductive Venn-Abers predictors).
     """
-    from sklearn.isotonic import isotonic_regression  # here, since reading an interval off needs none of it
+    from sklearn.isotonic import isotonic_regression  # not needed to evaluate the step functions
 
-    x, y = checked(scores, labels)
-    if y.all() or not y.any():
-        raise UndefinedMetricError(f"calibration needs both classes; here are {len(y)} images of one")
-    edges, ranks, images = np.unique(x, return_inverse=True, return_counts=True)
-    share = np.bincount(ranks, y) / images
+    x, y = validate_both_classes(scores, labels, "Venn-Abers calibration")
+    edges, ranks, counts = np.unique(x, return_inverse=True, return_counts=True)
+    rates = np.bincount(ranks, y) / counts
 
-    def answers(label: float) -> FloatArray:
-        # A score between two calibration images gets the same answer wherever it is between them.
+    def probabilities(label: float) -> FloatArray:
+        """Return the probability for a score below all edges, between two neighbouring ones, and above all."""
         return np.array(
             [
                 isotonic_regression(
-                    np.insert(share, place, label), sample_weight=np.insert(images.astype(float), place, 1.0)
-                )[place]
-                for place in range(len(edges) + 1)
+                    np.insert(rates, index, label), sample_weight=np.insert(counts.astype(float), index, 1.0)
+                )[index]
+                for index in range(len(edges) + 1)
             ]
         )
 
-    low, high = answers(0.0), answers(1.0)
+    low, high = probabilities(0.0), probabilities(1.0)
     steps = (np.diff(low) != 0) | (np.diff(high) != 0)
-    kept = np.r_[True, steps]
-    return VennAbers(edges[steps].tolist(), low[kept].tolist(), high[kept].tolist())
+    distinct = np.r_[True, steps]
+    return VennAbers(edges[steps].tolist(), low[distinct].tolist(), high[distinct].tolist())

@@ -1,4 +1,4 @@
-"""Whether the images of today are spread over the scale as those were that a model was set with."""
+"""Data drift: comparison of recent scores with the deciles of a reference distribution."""
 
 from __future__ import annotations
 
@@ -10,24 +10,24 @@ import numpy.typing as npt
 
 from pneumoscope.core.errors import UndefinedMetricError
 
-__all__ = ["LEAST", "Drift", "drift"]
+__all__ = ["MIN_IMAGES", "Drift", "measure_drift"]
 
-LEAST = 50  # images: fewer say nothing
+MIN_IMAGES = 50  # with fewer images, chance alone makes a large difference
 _DRAWS = 4000
 _TENTHS = 10
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
 class Drift:
-    """Images of today against tenths of the reference.
+    """Recent images by tenths of the reference distribution.
 
     Attributes:
-        counts: images in each tenth of the reference, lowest first; alike, each holds about a tenth.
-        n: images.
-        difference: share of images that would have to lie elsewhere for each tenth to hold as many, 0 to 0.9 (the total variation
-            distance).
-        chance: what the difference stays below in 95 of 100 draws when nothing but chance makes it.
-        seed: of the draws.
+        counts: Images in each tenth of the reference distribution, lowest first. Without drift each has about n / 10.
+        n: Number of images.
+        difference: Total variation distance, 0 to 0.9: the fraction of images that would have to move for the tenths to
+            be equal.
+        chance: 95th percentile of the difference without drift.
+        seed: Seed of the simulation behind `chance`.
     """
 
     counts: tuple[int, ...]
@@ -37,38 +37,42 @@ class Drift:
     seed: int
 
 
-def drift(probabilities: npt.ArrayLike, deciles: Sequence[float], reference: int, *, seed: int = 0) -> Drift:
-    """Compare images with a reference of which only the deciles are known.
+def measure_drift(probabilities: npt.ArrayLike, deciles: Sequence[float], n_reference: int, *, seed: int = 0) -> Drift:
+    """Return the difference of recent images from the reference distribution, and the difference expected by chance.
+
+    The images are taken to be independent. Where patients repeat, chance makes larger differences.
 
     Args:
-        probabilities: of today's images, shape (n,), 0 to 1.
-        deciles: the nine values that cut the reference into tenths, rising.
-        reference: images that these came from; they are a sample themselves, and chance moved them, too.
-        seed: of the draws.
+        probabilities: Probabilities of recent images, 0 to 1, shape (n,).
+        deciles: The nine deciles of the reference distribution, in ascending order.
+        n_reference: Number of images behind the deciles, which vary by chance as well.
+        seed: Seed of the simulation.
+
     Raises:
-        UndefinedMetricError: fewer than `LEAST` images, or deciles that are no nine rising numbers.
-    Source: the share of a population between neighbouring order statistics of a sample is Dirichlet distributed (Wilks 1962);
-        images fall into such shares as a multinomial. Images are taken as independent: where patients repeat, chance does more.
+        UndefinedMetricError: There are fewer than `MIN_IMAGES` images, or the deciles are not nine ascending numbers.
+
+    Source: The probabilities between neighbouring order statistics have a Dirichlet distribution (Wilks 1962,
+        Mathematical Statistics, section 7.7); the counts in them are multinomial.
     """
-    x, cuts = np.asarray(probabilities, dtype=np.float64), np.asarray(deciles, dtype=np.float64)
-    if cuts.shape != (_TENTHS - 1,) or not (np.diff(cuts) >= 0).all():
-        raise UndefinedMetricError(f"deciles are nine rising numbers; these are {list(deciles)}")
-    if len(x) < LEAST:
-        raise UndefinedMetricError(f"{len(x)} images say nothing of a drift; {LEAST} are the least")
-    counts = np.bincount(np.searchsorted(cuts, x, side="right"), minlength=_TENTHS)
+    x, edges = np.asarray(probabilities, dtype=np.float64), np.asarray(deciles, dtype=np.float64)
+    if edges.shape != (_TENTHS - 1,) or not (np.diff(edges) >= 0).all():
+        raise UndefinedMetricError(f"deciles must be nine ascending numbers, not {list(deciles)}")
+    if len(x) < MIN_IMAGES:
+        raise UndefinedMetricError(f"drift needs at least {MIN_IMAGES} images; there are {len(x)}")
+    counts = np.bincount(np.searchsorted(edges, x, side="right"), minlength=_TENTHS)
     random = np.random.default_rng(seed)
-    shares = random.dirichlet(np.full(_TENTHS, (reference + 1) / _TENTHS), _DRAWS)
-    drawn = random.multinomial(len(x), shares)
+    fractions = random.dirichlet(np.full(_TENTHS, (n_reference + 1) / _TENTHS), _DRAWS)
+    simulated = random.multinomial(len(x), fractions)
     return Drift(
         counts=tuple(counts.tolist()),
         n=len(x),
-        difference=float(_distance(counts)),
-        chance=float(np.quantile(_distance(drawn), 0.95)),
+        difference=float(_total_variation(counts)),
+        chance=float(np.quantile(_total_variation(simulated), 0.95)),
         seed=seed,
     )
 
 
-def _distance(counts: npt.NDArray[np.int64]) -> npt.NDArray[np.float64]:
+def _total_variation(counts: npt.NDArray[np.int64]) -> npt.NDArray[np.float64]:
+    """Return the total variation distance of counts from equal counts, over the last axis."""
     n = counts.sum(axis=-1, keepdims=True)
-    found: npt.NDArray[np.float64] = np.abs(counts / n - 1 / _TENTHS).sum(axis=-1) / 2
-    return found
+    return np.asarray(np.abs(counts / n - 1 / _TENTHS).sum(axis=-1) / 2)

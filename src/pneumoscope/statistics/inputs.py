@@ -1,4 +1,4 @@
-"""What every statistic is given: scores, labels and patients, checked once and in the same words."""
+"""Array types of this package, and the validation of scores, labels and patients that its functions share."""
 
 from __future__ import annotations
 
@@ -9,49 +9,71 @@ import numpy.typing as npt
 
 from pneumoscope.core.errors import UndefinedMetricError
 
-__all__ = ["BoolArray", "FloatArray", "IntArray", "checked", "patient_numbers"]
+__all__ = ["BoolArray", "FloatArray", "IntArray", "patient_groups", "validate", "validate_both_classes"]
 
 FloatArray = npt.NDArray[np.float64]
 BoolArray = npt.NDArray[np.bool_]
 IntArray = npt.NDArray[np.int64]
 
 
-def checked(scores: npt.ArrayLike, labels: npt.ArrayLike) -> tuple[FloatArray, BoolArray]:
-    """Scores and labels as arrays that a statistic can be computed from.
+def validate(scores: npt.ArrayLike, labels: npt.ArrayLike) -> tuple[FloatArray, BoolArray]:
+    """Return scores and labels as arrays of float64 and bool.
 
     Args:
-        scores: a finite number an image, shape (n,).
+        scores: One finite number per image, shape (n,).
         labels: True where pneumonia is present, shape (n,).
-    Returns:
-        The same in double precision and as truth values.
+
     Raises:
-        UndefinedMetricError: no image, other shapes, or a score that is not finite.
+        UndefinedMetricError: There are no images, the shapes differ, or a score is not finite.
     """
     x, y = np.asarray(scores, dtype=np.float64), np.asarray(labels, dtype=np.bool_)
     if x.ndim != 1 or x.shape != y.shape:
-        raise UndefinedMetricError(f"scores of shape {x.shape} do not go with labels of shape {y.shape}")
+        raise UndefinedMetricError(f"scores of shape {x.shape} do not match labels of shape {y.shape}")
     if not len(x):
-        raise UndefinedMetricError("there is no image")
-    bad = int(np.count_nonzero(~np.isfinite(x)))
-    if bad:
-        raise UndefinedMetricError(f"{bad} of {len(x)} scores are not finite")
+        raise UndefinedMetricError("there are no images")
+    n_invalid = int(np.count_nonzero(~np.isfinite(x)))
+    if n_invalid:
+        raise UndefinedMetricError(f"{n_invalid} of {len(x)} scores are not finite")
     return x, y
 
 
-def patient_numbers(patients: Sequence[str] | None, n: int) -> IntArray:
-    """Patients numbered from 0; images whose patient is unknown ("" or no list at all) are a patient each.
+def validate_both_classes(scores: npt.ArrayLike, labels: npt.ArrayLike, purpose: str) -> tuple[FloatArray, BoolArray]:
+    """Return the same as `validate` for images of both classes.
 
     Args:
-        patients: a key an image, or None.
-        n: images.
-    Returns:
-        Shape (n,); equal numbers are one patient.
+        scores: One finite number per image, shape (n,).
+        labels: True where pneumonia is present, shape (n,).
+        purpose: Subject of the error message, such as "AUROC".
+
     Raises:
-        UndefinedMetricError: not a key an image.
+        UndefinedMetricError: As in `validate`, or a class has no images.
+    """
+    x, y = validate(scores, labels)
+    n_pneumonia = int(np.count_nonzero(y))
+    if n_pneumonia in (0, len(y)):
+        raise UndefinedMetricError(
+            f"{purpose} needs both classes; there are {len(y) - n_pneumonia} NORMAL and {n_pneumonia} PNEUMONIA images"
+        )
+    return x, y
+
+
+def patient_groups(patients: Sequence[str] | None, n: int) -> IntArray:
+    """Return a group number per image, shape (n,): images of one patient have the same number.
+
+    Groups are numbered from 0 in order of appearance. An image whose patient is unknown is a group of its own.
+
+    Args:
+        patients: One patient key per image, "" where unknown; None if no patient is known.
+        n: Number of images.
+
+    Raises:
+        UndefinedMetricError: The number of keys is not `n`.
     """
     if patients is None:
         return np.arange(n, dtype=np.int64)
     if len(patients) != n:
-        raise UndefinedMetricError(f"{len(patients)} patients do not go with {n} images")
-    known: dict[str | int, int] = {}
-    return np.array([known.setdefault(key or image, len(known)) for image, key in enumerate(patients)], dtype=np.int64)
+        raise UndefinedMetricError(f"{len(patients)} patients do not match {n} images")
+    groups: dict[str | int, int] = {}
+    return np.array(
+        [groups.setdefault(key or image, len(groups)) for image, key in enumerate(patients)], dtype=np.int64
+    )

@@ -1,8 +1,8 @@
-"""Intervals of proportions, of their differences, and of anything else by drawing patients.
+"""Confidence intervals of proportions and their differences, and the bootstrap by patient for any other statistic.
 
-Several images of one patient are not independent. Two answers are used here, both of which give back the ordinary
-formula where every image is a patient of its own: proportions take Wilson's interval with the images divided by the
-design effect, and everything that is no proportion draws whole patients.
+Images of one patient are not independent. For proportions, Wilson's interval is computed for the number of images
+divided by the design effect. For other statistics, whole patients are resampled. With one image per patient both give
+the usual formula.
 """
 
 from __future__ import annotations
@@ -17,12 +17,13 @@ from scipy import special
 
 from pneumoscope.core.errors import UndefinedMetricError
 from pneumoscope.core.results import Interval
-from pneumoscope.statistics.inputs import BoolArray, FloatArray, IntArray, checked, patient_numbers
+from pneumoscope.statistics.inputs import BoolArray, FloatArray, IntArray, patient_groups, validate
 
 __all__ = [
     "RESAMPLES",
-    "Statistic",
+    "WeightedStatistic",
     "design_effect",
+    "mean_of_proportions",
     "newcombe",
     "normal_quantile",
     "paired_difference",
@@ -33,66 +34,71 @@ __all__ = [
 ]
 
 RESAMPLES = 2000
-# Weights of one block of resamples: 4 million doubles, 32 MB, however many images there are.
+# Weights per block of resamples: 4 million doubles, 32 MB, for any number of images.
 _BLOCK = 4_000_000
 
-# (scores (n,), labels (n,), weights (r, n)) -> (r,): the statistic of each weighting, NaN where it does not exist.
-Statistic = Callable[[FloatArray, BoolArray, FloatArray], FloatArray]
+# (scores (n,), labels (n,), weights (r, n)) -> (r,): the statistic for each row of image weights, NaN where undefined.
+WeightedStatistic = Callable[[FloatArray, BoolArray, FloatArray], FloatArray]
 
 
 def normal_quantile(level: float) -> float:
-    """Half-width of a two-sided normal interval, in standard deviations: 1.96 at 0.95.
+    """Return the half-width of a two-sided normal interval in standard deviations: 1.96 at 0.95.
 
     Raises:
-        UndefinedMetricError: the level is not between 0 and 1.
+        UndefinedMetricError: The level is not between 0 and 1.
     """
     if not 0 < level < 1:
-        raise UndefinedMetricError(f"the level of an interval is {level}, not between 0 and 1")
+        raise UndefinedMetricError(f"the confidence level is {level}, not between 0 and 1")
     return float(special.ndtri((1 + level) / 2))
 
 
 def undefined(reason: str, *, n: int, method: str, level: float | None = 0.95, seed: int | None = None) -> Interval:
-    """The interval of a number that does not exist, with the reason."""
+    """Return the interval of an undefined statistic, with the reason."""
     return Interval(None, None, None, method, n, level, seed, reason)
 
 
 def wilson(successes: float, n: float, level: float = 0.95) -> Interval:
-    """A proportion and its score interval; for one image a patient.
+    """Return a proportion with its score interval, for one image per patient.
 
     Args:
-        successes: 0 to n; fractions are allowed, so that an effective number of images can be used.
-        n: images.
-        level: coverage, 0 to 1.
+        successes: 0 to n. Fractions are allowed, so that n can be an effective sample size.
+        n: Number of images.
+        level: Coverage, 0 to 1.
+
     Returns:
-        The interval contains the proportion, stays in 0 to 1 and is undefined where n is 0.
+        The interval; it contains the proportion, stays within 0 to 1, and is undefined if n is 0.
+
     Raises:
-        UndefinedMetricError: fewer than 0 or more than n successes.
+        UndefinedMetricError: `successes` is not within 0 to n, or the level is not between 0 and 1.
+
     Source: Wilson 1927, J Am Stat Assoc 22:209.
     """
     z = normal_quantile(level)
     if not 0 <= successes <= n:
-        raise UndefinedMetricError(f"{successes} of {n} is no proportion")
+        raise UndefinedMetricError(f"{successes} of {n} is not a proportion")
     if n == 0:
-        return undefined("there is no image to take the proportion of", n=0, method="wilson", level=level)
+        return undefined("there are no images", n=0, method="wilson", level=level)
     p = successes / n
     centre = (p + z * z / (2 * n)) / (1 + z * z / n)
-    half = z / (1 + z * z / n) * math.sqrt(p * (1 - p) / n + z * z / (4 * n * n))
-    # At 0 and n the formula gives 0 and 1 but for rounding.
-    low = 0.0 if successes == 0 else max(0.0, min(p, centre - half))
-    high = 1.0 if successes == n else min(1.0, max(p, centre + half))
+    half_width = z / (1 + z * z / n) * math.sqrt(p * (1 - p) / n + z * z / (4 * n * n))
+    # At 0 and n the formula gives exactly 0 and 1, apart from rounding.
+    low = 0.0 if successes == 0 else max(0.0, min(p, centre - half_width))
+    high = 1.0 if successes == n else min(1.0, max(p, centre + half_width))
     return Interval(p, low, high, "wilson", round(n), level)
 
 
 def design_effect(values: npt.ArrayLike, groups: IntArray) -> float:
-    """How many times larger the variance of a mean is because patients repeat.
+    """Return the factor by which repeated patients increase the variance of a mean.
 
     Args:
-        values: a number an image, shape (n,).
-        groups: patient numbers, shape (n,).
+        values: One number per image, shape (n,).
+        groups: Patient numbers from `inputs.patient_groups`, shape (n,).
+
     Returns:
-        At least 1, and exactly 1 where each image is a patient. Where all values are equal nothing can be estimated and
-        the images of a patient count as one.
-    Source: the ratio estimator of Rao & Scott 1992, Biometrics 48:577.
+        At least 1, and exactly 1 with one image per patient. If all values are equal the effect cannot be estimated,
+        and the images of a patient count as one.
+
+    Source: Ratio estimator of Rao & Scott 1992, Biometrics 48:577.
     """
     x = np.asarray(values, dtype=np.float64)
     n, m = len(x), int(groups.max()) + 1
@@ -107,62 +113,80 @@ def design_effect(values: npt.ArrayLike, groups: IntArray) -> float:
 
 
 def proportion(
-    correct: npt.ArrayLike, patients: Sequence[str] | None, *, why: str = "there is no such image", level: float = 0.95
+    correct: npt.ArrayLike,
+    patients: Sequence[str] | None,
+    *,
+    reason: str = "there are no such images",
+    level: float = 0.95,
 ) -> Interval:
-    """Share of images, by Wilson's interval with n divided by the design effect of repeated patients.
+    """Return the fraction of images that are True, with Wilson's interval for repeated patients.
 
-    Wilson's own interval is too narrow where a patient has several images; the design effect widens it and is named in
-    `method`.
+    The interval is that of n divided by the design effect, which `Interval.method` states.
 
     Args:
-        correct: True where the image counts, shape (n,).
-        patients: a key an image; "" is a patient of its own; None where none is known.
-        why: the reason to give where there is no image.
+        correct: True for images that count, shape (n,).
+        patients: One patient key per image, "" where unknown; None if no patient is known.
+        reason: Reason of the undefined interval if there are no images.
+        level: Coverage, 0 to 1.
+
+    Raises:
+        UndefinedMetricError: The number of patient keys is not n, or the level is not between 0 and 1.
+
     Source: Wilson 1927 with the effective sample size of Rao & Scott 1992.
     """
     x = np.asarray(correct, dtype=np.bool_)
     n = len(x)
-    groups = patient_numbers(patients, n)
+    groups = patient_groups(patients, n)
     if n == 0:
-        return undefined(why, n=0, method="wilson", level=level)
+        return undefined(reason, n=0, method="wilson", level=level)
     effect = design_effect(x, groups)
-    found = wilson(int(np.count_nonzero(x)) / effect, n / effect, level)
-    return Interval(found.value, found.low, found.high, _named("wilson", effect), n, level)
+    interval = wilson(int(np.count_nonzero(x)) / effect, n / effect, level)
+    return dataclasses.replace(interval, method=_with_design_effect("wilson", effect), n=n)
 
 
-def _named(method: str, effect: float) -> str:
+def _with_design_effect(method: str, effect: float) -> str:
     return method if effect == 1 else f"{method}, design effect {effect:.2f}"
 
 
 def newcombe(successes_a: int, n_a: int, successes_b: int, n_b: int, level: float = 0.95) -> Interval:
-    """Difference of two proportions of different images, a minus b.
+    """Return the difference of two proportions of different images, a minus b.
 
-    Returns:
-        n is the images of both.
-    Source: the hybrid score interval, method 10 of Newcombe 1998, Stat Med 17:873.
+    Args:
+        successes_a, successes_b: 0 to `n_a` and 0 to `n_b`.
+        n_a, n_b: Numbers of images; the interval states their sum.
+        level: Coverage, 0 to 1.
+
+    Raises:
+        UndefinedMetricError: See `wilson`.
+
+    Source: Hybrid score interval, method 10 of Newcombe 1998, Stat Med 17:873.
     """
     a, b = wilson(successes_a, n_a, level), wilson(successes_b, n_b, level)
     if a.value is None or b.value is None:
-        return undefined("one side has no image", n=n_a + n_b, method="newcombe, unpaired", level=level)
-    low, high = _square_and_add(a, b, 0.0)
+        return undefined("one side has no images", n=n_a + n_b, method="newcombe, unpaired", level=level)
+    low, high = _newcombe_limits(a, b, 0.0)
     return Interval(a.value - b.value, low, high, "newcombe, unpaired", n_a + n_b, level)
 
 
 def paired_difference(
     a_correct: npt.ArrayLike, b_correct: npt.ArrayLike, patients: Sequence[str] | None = None, level: float = 0.95
 ) -> Interval:
-    """Difference of two proportions of the same images, a minus b.
+    """Return the difference of two proportions of the same images, a minus b.
 
     Args:
-        a_correct, b_correct: True where an image is called correctly, shape (n,), in the same order.
-        patients: a key an image; where they repeat all counts are divided by the design effect of the difference.
+        a_correct, b_correct: True where an image is classified correctly, shape (n,), in the same order.
+        patients: One patient key per image, "" where unknown. Where patients repeat, all counts are divided by the
+            design effect of the difference.
+        level: Coverage, 0 to 1.
+
     Raises:
-        UndefinedMetricError: no image, or not the same images.
-    Source: method 10 of Newcombe 1998, Stat Med 17:2635, with its continuity-corrected phi.
+        UndefinedMetricError: There are no images, or the shapes differ.
+
+    Source: Method 10 of Newcombe 1998, Stat Med 17:2635, with its continuity-corrected phi.
     """
-    x, b = checked(a_correct, b_correct)
+    x, b = validate(a_correct, b_correct)
     a = x.astype(np.bool_)
-    effect = design_effect(x - b, patient_numbers(patients, len(b)))
+    effect = design_effect(x - b, patient_groups(patients, len(b)))
     both, only_a, only_b, neither = (
         float(np.count_nonzero(cell)) / effect for cell in (a & b, a & ~b, ~a & b, ~a & ~b)
     )
@@ -172,15 +196,15 @@ def paired_difference(
     if product > 0:
         product = max(product - n / 2, 0.0)
     phi = product / math.sqrt(margins) if margins > 0 else 0.0
-    first, second = wilson(both + only_a, n, level), wilson(both + only_b, n, level)
-    low, high = _square_and_add(first, second, phi)
-    return Interval((only_a - only_b) / n, low, high, _named("newcombe, paired", effect), len(b), level)
+    low, high = _newcombe_limits(wilson(both + only_a, n, level), wilson(both + only_b, n, level), phi)
+    method = _with_design_effect("newcombe, paired", effect)
+    return Interval((only_a - only_b) / n, low, high, method, len(b), level)
 
 
-def _square_and_add(a: Interval, b: Interval, phi: float) -> tuple[float, float]:
-    """Ends of a minus b from the ends of each and their correlation."""
+def _newcombe_limits(a: Interval, b: Interval, phi: float) -> tuple[float, float]:
+    """Return the limits of a minus b from the limits of each proportion and their correlation."""
     if a.value is None or a.low is None or a.high is None or b.value is None or b.low is None or b.high is None:
-        raise UndefinedMetricError("a difference needs two proportions that exist")
+        raise UndefinedMetricError("the difference of two proportions needs two that are defined")
     down_a, up_a, down_b, up_b = a.value - a.low, a.high - a.value, b.value - b.low, b.high - b.value
     low = math.sqrt(max(0.0, down_a**2 - 2 * phi * down_a * up_b + up_b**2))
     high = math.sqrt(max(0.0, up_a**2 - 2 * phi * up_a * down_b + down_b**2))
@@ -188,24 +212,25 @@ def _square_and_add(a: Interval, b: Interval, phi: float) -> tuple[float, float]
     return max(-1.0, difference - low), min(1.0, difference + high)
 
 
-def mean_of_two(a: Interval, b: Interval) -> Interval:
-    """Mean of two shares of different images, with an interval from theirs: the distances to their ends, squared and added.
+def mean_of_proportions(a: Interval, b: Interval) -> Interval:
+    """Return the mean of two proportions of different images.
 
     Args:
-        a, b: shares at one level; where one does not exist, neither does the mean, for the same reason.
-    Source: Zou & Donner 2008, Statistics in Medicine 27:1693 (recovery of variance estimates); for a difference of Wilson
-        intervals this is Newcombe's method.
+        a, b: Proportions at the same level. If one is undefined so is the mean, for the same reason.
+
+    Source: Recovery of variance estimates, Zou & Donner 2008, Stat Med 27:1693; for a difference of Wilson intervals
+        this is Newcombe's method.
     """
     n, method = a.n + b.n, "wilson, both labels"
     if a.value is None or b.value is None or b.low is None or b.high is None:
         return undefined(a.reason or b.reason, n=n, method=method, level=a.level)
-    # The mean is half of a - (1 - b), and half of one.
-    low, high = _square_and_add(a, dataclasses.replace(b, value=1 - b.value, low=1 - b.high, high=1 - b.low), 0)
+    # The mean is half of a - (1 - b), plus one half.
+    low, high = _newcombe_limits(a, dataclasses.replace(b, value=1 - b.value, low=1 - b.high, high=1 - b.low), 0)
     return Interval((a.value + b.value) / 2, (1 + low) / 2, (1 + high) / 2, method, n, a.level)
 
 
 def patient_bootstrap(
-    statistic: Statistic,
+    statistic: WeightedStatistic,
     scores: npt.ArrayLike,
     labels: npt.ArrayLike,
     patients: Sequence[str] | None,
@@ -213,52 +238,57 @@ def patient_bootstrap(
     resamples: int = RESAMPLES,
     level: float = 0.95,
     seed: int = 0,
-    why: str = "the statistic does not exist for these images",
+    reason: str = "the statistic is undefined for these images",
 ) -> Interval:
-    """Percentile interval of a statistic over draws of whole patients, with replacement.
+    """Return a statistic with its percentile interval over resamples of whole patients, with replacement.
 
-    Percentile and not BCa: its ends are values that the statistic takes, it needs no jackknife, and at hundreds of
-    patients the two differ by less than a tenth of their width. A draw without the statistic (no pneumonia in it, say)
-    is dropped; where that is more than half of them, the interval is left out and the reason says so.
+    The percentile interval is preferred to BCa: its ends are values of the statistic, it needs no jackknife, and with
+    hundreds of patients the two differ by less than a tenth of their width. Resamples in which the statistic is
+    undefined, such as those without pneumonia, are dropped. If they are more than half, the interval is left out and
+    the reason says so.
 
     Args:
-        statistic: of scores (n,), labels (n,) and image weights (r, n), giving (r,); see `Statistic`.
-        scores: what the statistic is of: scores, probabilities or decisions, shape (n,).
+        statistic: Function of scores, labels and image weights; see `WeightedStatistic`.
+        scores: Scores, probabilities or decisions, shape (n,).
         labels: True where pneumonia is present, shape (n,).
-        patients: a key an image; "" is a patient of its own; None where none is known.
-        resamples: draws.
-        seed: of the draws.
-        why: the reason to give where the statistic does not exist.
+        patients: One patient key per image, "" where unknown; None if no patient is known.
+        resamples: Number of resamples.
+        level: Coverage, 0 to 1.
+        seed: Seed of the resamples.
+        reason: Reason of the undefined interval if the statistic is undefined for all images.
+
     Raises:
-        UndefinedMetricError: see `inputs.checked`.
-    Source: Davison & Hinkley 1997, Bootstrap Methods and their Application, sections 5.3 and 3.8 (draws of clusters).
+        UndefinedMetricError: See `inputs.validate`.
+
+    Source: Davison & Hinkley 1997, Bootstrap Methods and their Application, sections 5.3 (percentile) and 3.8
+        (clusters).
     """
-    x, y = checked(scores, labels)
-    groups = patient_numbers(patients, len(x))
+    x, y = validate(scores, labels)
+    groups = patient_groups(patients, len(x))
     value = float(statistic(x, y, np.ones((1, len(x))))[0])
     method = "patient bootstrap"
     if not math.isfinite(value):
-        return undefined(why, n=len(x), method=method, level=level, seed=seed)
-    drawn = _drawn(statistic, x, y, groups, resamples, seed)
-    kept = drawn[np.isfinite(drawn)]
-    if 2 * len(kept) < resamples:
-        reason = f"the statistic exists in only {len(kept)} of {resamples} draws"
+        return undefined(reason, n=len(x), method=method, level=level, seed=seed)
+    values = _resample(statistic, x, y, groups, resamples, seed)
+    defined = values[np.isfinite(values)]
+    if 2 * len(defined) < resamples:
+        reason = f"the statistic is defined in only {len(defined)} of {resamples} resamples"
         return Interval(value, None, None, method, len(x), level, seed, reason)
-    low, high = np.quantile(kept, [(1 - level) / 2, (1 + level) / 2])
+    low, high = np.quantile(defined, [(1 - level) / 2, (1 + level) / 2])
     return Interval(value, float(low), float(high), method, len(x), level, seed)
 
 
-def _drawn(
-    statistic: Statistic, scores: FloatArray, labels: BoolArray, groups: IntArray, resamples: int, seed: int
+def _resample(
+    statistic: WeightedStatistic, scores: FloatArray, labels: BoolArray, groups: IntArray, resamples: int, seed: int
 ) -> FloatArray:
-    """The statistic of each draw, in blocks that bound the memory."""
+    """Return the statistic of each resample, shape (resamples,), computed in blocks that bound the memory."""
     random = np.random.default_rng(seed)
     patients = int(groups.max()) + 1
     block = max(1, min(resamples, _BLOCK // len(scores)))
-    found = []
+    values = []
     for start in range(0, resamples, block):
         rows = min(block, resamples - start)
         draws = random.integers(0, patients, size=(rows, patients)) + patients * np.arange(rows)[:, None]
-        times = np.bincount(draws.ravel(), minlength=rows * patients).reshape(rows, patients)
-        found.append(statistic(scores, labels, times[:, groups].astype(np.float64)))
-    return np.concatenate(found)
+        counts = np.bincount(draws.ravel(), minlength=rows * patients).reshape(rows, patients)
+        values.append(statistic(scores, labels, counts[:, groups].astype(np.float64)))
+    return np.concatenate(values)

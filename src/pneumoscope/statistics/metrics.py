@@ -1,4 +1,4 @@
-"""Decisions against labels: the four counts, and the eight numbers made from them. Undefined is None with a reason."""
+"""Confusion counts and metrics of decisions, with intervals. An undefined metric is None with a reason."""
 
 from __future__ import annotations
 
@@ -9,50 +9,68 @@ import numpy as np
 import numpy.typing as npt
 
 from pneumoscope.core.results import Confusion, Interval
-from pneumoscope.statistics.inputs import BoolArray, FloatArray, checked
-from pneumoscope.statistics.intervals import RESAMPLES, Statistic, mean_of_two, patient_bootstrap, proportion
+from pneumoscope.statistics.inputs import BoolArray, FloatArray, validate
+from pneumoscope.statistics.intervals import (
+    RESAMPLES,
+    WeightedStatistic,
+    mean_of_proportions,
+    patient_bootstrap,
+    proportion,
+)
 
-__all__ = [
-    "confusion",
-    "threshold_metrics",
-    "weighted_f1",
-    "weighted_mcc",
-]
+__all__ = ["confusion", "threshold_metrics", "weighted_f1", "weighted_mcc"]
 
 
 def confusion(decisions: npt.ArrayLike, labels: npt.ArrayLike) -> Confusion:
-    """The four counts.
+    """Return the confusion counts.
 
     Args:
-        decisions: True where an image is called pneumonia, shape (n,).
+        decisions: True where pneumonia is predicted, shape (n,).
         labels: True where pneumonia is present, shape (n,).
+
     Raises:
-        UndefinedMetricError: no image, or other shapes.
+        UndefinedMetricError: There are no images, or the shapes differ.
     """
-    called, y = checked(decisions, labels)
-    tp, fn, tn, fp = _cells(called, y, np.ones((1, len(y))))
+    predicted, y = validate(decisions, labels)
+    tp, fn, tn, fp = _weighted_confusion(predicted, y, np.ones((1, len(y))))
     return Confusion(int(tp[0]), int(fn[0]), int(tn[0]), int(fp[0]))
 
 
-def _cells(
-    called: FloatArray, labels: BoolArray, weights: FloatArray
+def _weighted_confusion(
+    predicted: FloatArray, labels: BoolArray, weights: FloatArray
 ) -> tuple[FloatArray, FloatArray, FloatArray, FloatArray]:
-    """Weight of true positives, false negatives, true negatives and false positives, each of shape (r,)."""
-    cells = np.stack([called * labels, (1 - called) * labels, (1 - called) * ~labels, called * ~labels], axis=1)
+    """Return the weights of true positives, false negatives, true negatives and false positives, each of shape (r,)."""
+    cells = np.stack(
+        [predicted * labels, (1 - predicted) * labels, (1 - predicted) * ~labels, predicted * ~labels], axis=1
+    )
     tp, fn, tn, fp = (weights @ cells).T
     return tp, fn, tn, fp
 
 
-def weighted_f1(called: FloatArray, labels: BoolArray, weights: FloatArray) -> FloatArray:
-    """Harmonic mean of precision and sensitivity, 2 TP / (2 TP + FP + FN): decisions (n,), (n,), (r, n) -> (r,)."""
-    tp, fn, _, fp = _cells(called, labels, weights)
+def weighted_f1(predicted: FloatArray, labels: BoolArray, weights: FloatArray) -> FloatArray:
+    """Return F1, the harmonic mean of precision and sensitivity: 2 TP / (2 TP + FP + FN).
+
+    Args:
+        predicted: 1 where pneumonia is predicted, else 0, shape (n,).
+        labels: True where pneumonia is present, shape (n,).
+        weights: Image weights, 0 or more, shape (r, n).
+
+    Returns:
+        Shape (r,); NaN where undefined.
+
+    Source: van Rijsbergen 1979, Information Retrieval, chapter 7.
+    """
+    tp, fn, _, fp = _weighted_confusion(predicted, labels, weights)
     with np.errstate(invalid="ignore"):
         return np.asarray(2 * tp / (2 * tp + fp + fn))
 
 
-def weighted_mcc(called: FloatArray, labels: BoolArray, weights: FloatArray) -> FloatArray:
-    """Matthews correlation (Matthews 1975, Biochim Biophys Acta 405:442): decisions (n,), (n,), (r, n) -> (r,)."""
-    tp, fn, tn, fp = _cells(called, labels, weights)
+def weighted_mcc(predicted: FloatArray, labels: BoolArray, weights: FloatArray) -> FloatArray:
+    """Return the Matthews correlation coefficient, -1 to 1; arguments and shape as in `weighted_f1`.
+
+    Source: Matthews 1975, Biochim Biophys Acta 405:442.
+    """
+    tp, fn, tn, fp = _weighted_confusion(predicted, labels, weights)
     with np.errstate(invalid="ignore", divide="ignore"):
         return np.asarray((tp * tn - fp * fn) / np.sqrt((tp + fp) * (tp + fn) * (tn + fp) * (tn + fn)))
 
@@ -67,50 +85,56 @@ def threshold_metrics(
 ) -> dict[str, Interval]:
     """Return accuracy, sensitivity, specificity, precision, negative predictive value, F1, balanced accuracy and MCC.
 
-    The five plain proportions take Wilson's interval (`intervals.proportion`: with the design effect where patients
-    repeat), and balanced accuracy the two that it is the mean of (`intervals.mean_of_two`). The other two draw patients
-    (`intervals.patient_bootstrap`), which knows nothing of errors that no image shows: where a label's images are called all
-    rightly or all wrongly, they have no interval.
+    The five proportions have Wilson intervals, widened by the design effect where patients repeat
+    (`intervals.proportion`). The interval of balanced accuracy combines those of sensitivity and specificity
+    (`intervals.mean_of_proportions`). F1 and MCC have bootstrap intervals by patient (`intervals.patient_bootstrap`).
+    They
+    have none if all images of a class are classified correctly, or all incorrectly: resampling cannot produce an error
+    that no image shows.
 
     Args:
-        decisions: True where an image is called pneumonia, shape (n,).
+        decisions: True where pneumonia is predicted, shape (n,).
         labels: True where pneumonia is present, shape (n,).
-        patients: a key an image; "" is a patient of its own.
+        patients: One patient key per image, "" where unknown; None if no patient is known.
+        resamples: Number of bootstrap resamples.
+        seed: Seed of the bootstrap.
+
     Raises:
-        UndefinedMetricError: no image, or other shapes.
+        UndefinedMetricError: There are no images, or the shapes differ.
     """
-    called, y = checked(decisions, labels)
-    positive = called.astype(np.bool_)
+    predicted, y = validate(decisions, labels)
+    positive = predicted.astype(np.bool_)
     keys = None if patients is None else np.asarray(patients, dtype=object)
 
-    def share(correct: BoolArray, among: BoolArray, why: str) -> Interval:
-        return proportion(correct[among], None if keys is None else list(keys[among]), why=why)
+    def rate(correct: BoolArray, among: BoolArray, reason: str) -> Interval:
+        return proportion(correct[among], None if keys is None else list(keys[among]), reason=reason)
 
-    def drawn(statistic: Statistic, why: str) -> Interval:
-        found = patient_bootstrap(statistic, called, y, patients, resamples=resamples, seed=seed, why=why)
-        if found.value is None or not (unvaried := _unvaried(sensitivity, specificity)):
-            return found
+    def bootstrap(statistic: WeightedStatistic, reason: str) -> Interval:
+        interval = patient_bootstrap(statistic, predicted, y, patients, resamples=resamples, seed=seed, reason=reason)
+        constant_class = _constant_class(sensitivity, specificity)
+        if interval.value is None or not constant_class:
+            return interval
         return dataclasses.replace(
-            found, low=None, high=None, reason=f"{unvaried}: drawing images anew cannot vary that"
+            interval, low=None, high=None, reason=f"{constant_class}, which resampling cannot vary"
         )
 
-    sensitivity = share(positive, y, "there is no PNEUMONIA image")
-    specificity = share(~positive, ~y, "there is no NORMAL image")
+    sensitivity = rate(positive, y, "there is no PNEUMONIA image")
+    specificity = rate(~positive, ~y, "there is no NORMAL image")
     return {
-        "accuracy": share(positive == y, np.ones_like(y), "there is no image"),
+        "accuracy": rate(positive == y, np.ones_like(y), "there are no images"),
         "sensitivity": sensitivity,
         "specificity": specificity,
-        "precision": share(y, positive, "no image is called pneumonia"),
-        "negative_predictive_value": share(~y, ~positive, "every image is called pneumonia"),
-        "f1": drawn(weighted_f1, "there is no PNEUMONIA image and none is called so"),
-        "balanced_accuracy": mean_of_two(sensitivity, specificity),
-        "mcc": drawn(weighted_mcc, "all images have one label, or all are called the same"),
+        "precision": rate(y, positive, "no image is predicted as pneumonia"),
+        "negative_predictive_value": rate(~y, ~positive, "every image is predicted as pneumonia"),
+        "f1": bootstrap(weighted_f1, "there is no PNEUMONIA image and none is predicted as pneumonia"),
+        "balanced_accuracy": mean_of_proportions(sensitivity, specificity),
+        "mcc": bootstrap(weighted_mcc, "all images have one label, or all have the same prediction"),
     }
 
 
-def _unvaried(sensitivity: Interval, specificity: Interval) -> str:
-    """Which label's images are called all alike, in words; empty where those of both vary."""
-    for found, label in ((sensitivity, "PNEUMONIA"), (specificity, "NORMAL")):
-        if found.value in {0, 1}:
-            return f"all {found.n} {label} images are called {'rightly' if found.value else 'wrongly'}"
+def _constant_class(sensitivity: Interval, specificity: Interval) -> str:
+    """Return a description of the class whose images are all classified correctly or all incorrectly; "" if neither."""
+    for rate, label in ((sensitivity, "PNEUMONIA"), (specificity, "NORMAL")):
+        if rate.value in {0, 1}:
+            return f"all {rate.n} {label} images are classified {'correctly' if rate.value else 'incorrectly'}"
     return ""

@@ -1,4 +1,4 @@
-"""Is one network better than another on the same images? Paired tests, and the correction for asking often."""
+"""Paired tests of two networks on the same images, and Holm's correction for several tests."""
 
 from __future__ import annotations
 
@@ -11,9 +11,9 @@ from scipy import special
 
 from pneumoscope.core.errors import UndefinedMetricError
 from pneumoscope.core.results import Interval
-from pneumoscope.statistics.inputs import checked, patient_numbers
+from pneumoscope.statistics.inputs import patient_groups, validate
 from pneumoscope.statistics.intervals import normal_quantile
-from pneumoscope.statistics.roc import delong_covariance
+from pneumoscope.statistics.roc import delong_covariance, delong_method
 
 __all__ = ["delong_test", "holm", "mcnemar_exact"]
 
@@ -21,35 +21,39 @@ __all__ = ["delong_test", "holm", "mcnemar_exact"]
 def mcnemar_exact(
     a_correct: npt.ArrayLike, b_correct: npt.ArrayLike, patients: Sequence[str] | None = None
 ) -> float | None:
-    """Two-sided p that two networks are right equally often.
+    """Return the two-sided p of the hypothesis that two networks are correct equally often.
 
-    If they are, each patient's lead (images that only a gets right less images that only b does) is as likely the other
-    way round. The chance of a total lead at least as large is summed over all 2^k such turns, exactly. With an image a
-    patient that is McNemar's exact (binomial) test; where patients repeat it keeps their images together, as the plain
-    test does not.
+    The lead of a patient is the number of images that only a classifies correctly, minus those that only b does. Under
+    the hypothesis each lead is as likely with the opposite sign. The probability of a total lead at least as large is
+    summed over all 2^k signs, exactly. With one image per patient this is McNemar's exact (binomial) test; where
+    patients repeat, unlike that test, it keeps their images together.
 
     Args:
-        a_correct, b_correct: True where an image is called correctly, shape (n,), in the same order.
-        patients: a key an image; "" is a patient of its own.
+        a_correct, b_correct: True where an image is classified correctly, shape (n,), in the same order.
+        patients: One patient key per image, "" where unknown; None if no patient is known.
+
     Returns:
-        None where no patient has a lead: nothing speaks for either.
+        The p value; None if every lead is 0.
+
     Raises:
-        UndefinedMetricError: no image, or not the same images.
-    Source: McNemar 1947, Psychometrika 12:153; exact sign-change test, Pitman 1937.
+        UndefinedMetricError: There are no images, or the shapes differ.
+
+    Source: McNemar 1947, Psychometrika 12:153; exact sign-change test by Pitman 1937, J R Stat Soc Suppl 4:119.
     """
-    a, b = checked(a_correct, b_correct)
-    leads = np.bincount(patient_numbers(patients, len(a)), a - b)
+    a, b = validate(a_correct, b_correct)
+    leads = np.bincount(patient_groups(patients, len(a)), a - b)
     steps = np.abs(leads[leads != 0]).astype(np.int64)
     if not len(steps):
         return None
-    reach = int(steps.sum())
-    chance = np.zeros(2 * reach + 1)  # of a total lead of -reach ... reach
-    chance[reach] = 1.0
+    max_lead = int(steps.sum())
+    probabilities = np.zeros(2 * max_lead + 1)  # of a total lead of -max_lead to max_lead
+    probabilities[max_lead] = 1.0
     for step in steps:
-        chance = (np.roll(chance, step) + np.roll(chance, -step)) / 2  # nothing wraps: reach is the sum of all steps
-    total = abs(round(float(leads.sum())))
-    at_least = np.abs(np.arange(-reach, reach + 1)) >= total
-    return min(1.0, float(chance[at_least].sum()))
+        # Nothing wraps around: max_lead is the sum of all steps.
+        probabilities = (np.roll(probabilities, step) + np.roll(probabilities, -step)) / 2
+    observed = abs(round(float(leads.sum())))
+    as_large = np.abs(np.arange(-max_lead, max_lead + 1)) >= observed
+    return min(1.0, float(probabilities[as_large].sum()))
 
 
 def delong_test(
@@ -59,47 +63,57 @@ def delong_test(
     patients: Sequence[str] | None = None,
     level: float = 0.95,
 ) -> tuple[Interval, float | None]:
-    """Difference of two AUROCs on the same images, a minus b, and the two-sided p that there is none.
+    """Return the difference of two AUROCs on the same images, a minus b, and its two-sided p.
 
     Args:
-        scores_a, scores_b: shape (n,), in the same order.
+        scores_a, scores_b: Scores in any unit, shape (n,), in the same order.
         labels: True where pneumonia is present, shape (n,).
-        patients: a key an image; images of one patient may be correlated.
+        patients: One patient key per image, "" where unknown; images of one patient may be correlated.
+        level: Coverage of the interval, 0 to 1.
+
     Returns:
-        The difference with a normal interval, and p: None, and no interval, where the two rank alike and so have no
-        variance.
+        The difference with a normal interval, and p. If both networks rank the images alike the variance is 0: the ends
+        of the interval and p are None.
+
     Raises:
-        UndefinedMetricError: a class has fewer than 2 patients, or not the same images.
-    Source: as `roc.delong_covariance`.
+        UndefinedMetricError: The shapes differ, or a class has fewer than 2 patients.
+
+    Source: See `roc.delong_covariance`.
     """
-    a, y = checked(scores_a, labels)
-    b, _ = checked(scores_b, labels)
-    groups = patient_numbers(patients, len(a))
-    method = "delong" if len(np.unique(groups)) == len(a) else "delong by patient"
+    a, y = validate(scores_a, labels)
+    b, _ = validate(scores_b, labels)
+    groups = patient_groups(patients, len(a))
+    method = delong_method(groups)
     area, covariance = delong_covariance(np.stack([a, b]), y, groups)
     difference = float(area[0] - area[1])
     variance = float(covariance[0, 0] + covariance[1, 1] - 2 * covariance[0, 1])
     if variance <= 1e-15:
-        return Interval(difference, None, None, method, len(a), level, None, "the two rank the images alike"), None
+        reason = "both networks rank the images alike"
+        return Interval(difference, None, None, method, len(a), level, None, reason), None
     deviation = math.sqrt(variance)
-    half = normal_quantile(level) * deviation
-    interval = Interval(difference, max(-1.0, difference - half), min(1.0, difference + half), method, len(a), level)
-    return interval, float(2 * special.ndtr(-abs(difference) / deviation))
+    half_width = normal_quantile(level) * deviation
+    low, high = max(-1.0, difference - half_width), min(1.0, difference + half_width)
+    p = float(2 * special.ndtr(-abs(difference) / deviation))
+    return Interval(difference, low, high, method, len(a), level), p
 
 
 def holm(p_values: Sequence[float | None]) -> list[float | None]:
-    """P values corrected for their number, in the order given. None is no test: it passes through and is not counted.
+    """Return p values corrected for the number of tests, in the same order.
+
+    Args:
+        p_values: One p per test; None where no test was possible. None stays None and does not count as a test.
 
     Raises:
-        UndefinedMetricError: a p outside 0 to 1.
+        UndefinedMetricError: A p value is outside 0 to 1.
+
     Source: Holm 1979, Scand J Stat 6:65.
     """
-    tests = sorted((p, place) for place, p in enumerate(p_values) if p is not None)
+    tests = sorted((p, index) for index, p in enumerate(p_values) if p is not None)
     corrected: list[float | None] = [None] * len(p_values)
     largest = 0.0
-    for rank, (p, place) in enumerate(tests):
+    for rank, (p, index) in enumerate(tests):
         if not 0 <= p <= 1:
-            raise UndefinedMetricError(f"p value {place + 1} is {p}, not between 0 and 1")
+            raise UndefinedMetricError(f"p value {index + 1} of {len(p_values)} is {p}, not within 0 to 1")
         largest = max(largest, min(1.0, (len(tests) - rank) * p))
-        corrected[place] = largest
+        corrected[index] = largest
     return corrected

@@ -11,13 +11,21 @@ from scipy import special, stats
 
 from pneumoscope.core.errors import UndefinedMetricError
 from pneumoscope.core.results import Interval
-from pneumoscope.statistics.inputs import BoolArray, FloatArray, IntArray, checked, patient_numbers
+from pneumoscope.statistics.inputs import (
+    BoolArray,
+    FloatArray,
+    IntArray,
+    patient_groups,
+    validate,
+    validate_both_classes,
+)
 from pneumoscope.statistics.intervals import normal_quantile, undefined, wilson
 
 __all__ = [
     "auroc",
     "auroc_interval",
     "delong_covariance",
+    "delong_method",
     "precision_recall_curve",
     "roc_curve",
     "weighted_auprc",
@@ -25,8 +33,8 @@ __all__ = [
 ]
 
 
-def _at_each_score(scores: FloatArray, labels: BoolArray, weights: FloatArray) -> tuple[FloatArray, FloatArray]:
-    """Weight of pneumonia and of normal images at each distinct score, from the highest down: two arrays (r, k)."""
+def _weights_by_score(scores: FloatArray, labels: BoolArray, weights: FloatArray) -> tuple[FloatArray, FloatArray]:
+    """Return the weights of PNEUMONIA and of NORMAL images at each of k distinct scores, descending, each (r, k)."""
     order = np.argsort(-scores, kind="stable")
     ranked = scores[order]
     starts = np.flatnonzero(np.concatenate(([True], ranked[1:] != ranked[:-1])))
@@ -36,16 +44,17 @@ def _at_each_score(scores: FloatArray, labels: BoolArray, weights: FloatArray) -
 
 
 def weighted_auroc(scores: FloatArray, labels: BoolArray, weights: FloatArray) -> FloatArray:
-    """AUROC of each weighting of the images, for `intervals.patient_bootstrap`.
+    """Return the AUROC of each row of image weights, for `intervals.patient_bootstrap`.
 
     Args:
-        scores: shape (n,).
-        labels: shape (n,).
-        weights: of each image, 0 or more, shape (r, n).
+        scores: Scores in any unit, shape (n,).
+        labels: True where pneumonia is present, shape (n,).
+        weights: Image weights, 0 or more, shape (r, n).
+
     Returns:
         Shape (r,), 0 to 1; NaN where a class has no weight.
     """
-    positive, negative = _at_each_score(scores, labels, weights)
+    positive, negative = _weights_by_score(scores, labels, weights)
     above = np.cumsum(positive, axis=1) - positive / 2
     pairs = positive.sum(axis=1) * negative.sum(axis=1)
     with np.errstate(invalid="ignore"):
@@ -53,30 +62,34 @@ def weighted_auroc(scores: FloatArray, labels: BoolArray, weights: FloatArray) -
 
 
 def weighted_auprc(scores: FloatArray, labels: BoolArray, weights: FloatArray) -> FloatArray:
-    """Return the average precision of each weighting of the images; arguments and result as in `weighted_auroc`.
+    """Return the average precision of each row of image weights; arguments and shape as in `weighted_auroc`.
 
-    Precision at each score, weighted by the sensitivity gained there; no interpolation.
+    It is the sum of the precision at each score times the sensitivity gained there, without interpolation.
 
-    Source: the step-wise sum of scikit-learn's `average_precision_score`.
+    Source: scikit-learn's `average_precision_score`.
     """
-    positive, negative = _at_each_score(scores, labels, weights)
-    called = np.cumsum(positive + negative, axis=1)
+    positive, negative = _weights_by_score(scores, labels, weights)
+    predicted = np.cumsum(positive + negative, axis=1)
     with np.errstate(invalid="ignore"):
-        precision = np.where(called > 0, np.cumsum(positive, axis=1) / called, 0.0)
+        precision = np.where(predicted > 0, np.cumsum(positive, axis=1) / predicted, 0.0)
         return np.asarray((precision * positive).sum(axis=1) / positive.sum(axis=1))
 
 
 def auroc(scores: npt.ArrayLike, labels: npt.ArrayLike) -> float:
-    """Area under the ROC curve: the chance that a pneumonia scores above a normal image; ties count one half.
+    """Return the area under the ROC curve: the probability that a PNEUMONIA image scores above a NORMAL one.
+
+    Ties count one half.
 
     Args:
-        scores: any ordering, shape (n,); logits rather than scores, which tie at 0 and 1.
+        scores: Scores in any unit, shape (n,). Prefer logits: scores tie at 0 and 1.
         labels: True where pneumonia is present, shape (n,).
+
     Raises:
-        UndefinedMetricError: a class has no image.
+        UndefinedMetricError: A class has no images.
+
     Source: Hanley & McNeil 1982, Radiology 143:29.
     """
-    x, y = _both_classes(scores, labels)
+    x, y = validate_both_classes(scores, labels, "AUROC")
     return float(weighted_auroc(x, y, np.ones((1, len(x))))[0])
 
 
@@ -84,119 +97,126 @@ def roc_curve(scores: npt.ArrayLike, labels: npt.ArrayLike) -> tuple[FloatArray,
     """Return the corners of the ROC curve from (0, 0) to (1, 1).
 
     Args:
-        scores: in any unit, shape (n,).
+        scores: Scores in any unit, shape (n,).
         labels: True where pneumonia is present, shape (n,).
+
     Returns:
-        False positive rate, sensitivity and threshold, each of shape (k + 1,) for k distinct scores. A score at or above the
-        threshold is positive; the first threshold is infinite.
+        False positive rate, sensitivity and threshold, each of shape (k + 1,) for k distinct scores. A score at or
+        above the threshold is positive; the first threshold is infinite.
+
     Raises:
-        UndefinedMetricError: A class has no image.
+        UndefinedMetricError: A class has no images.
     """
     from sklearn import metrics  # takes a second to import
 
-    x, y = _both_classes(scores, labels)
-    rate, sensitivity, thresholds = metrics.roc_curve(y, x, drop_intermediate=False)
-    return rate, sensitivity, thresholds
+    x, y = validate_both_classes(scores, labels, "the ROC curve")
+    false_positive_rate, sensitivity, thresholds = metrics.roc_curve(y, x, drop_intermediate=False)
+    return false_positive_rate, sensitivity, thresholds
 
 
 def precision_recall_curve(scores: npt.ArrayLike, labels: npt.ArrayLike) -> tuple[FloatArray, FloatArray, FloatArray]:
     """Return the corners of the precision-recall curve, from the highest threshold down.
 
     Args:
-        scores: in any unit, shape (n,).
+        scores: Scores in any unit, shape (n,).
         labels: True where pneumonia is present, shape (n,).
-    Returns:
-        Sensitivity (rising), precision and threshold, each of shape (k,) for k distinct scores. A score at or above the
-        threshold is positive. The area below it as a step function is the average precision.
-    Raises:
-        UndefinedMetricError: A class has no image.
-    """
-    from sklearn import metrics
 
-    x, y = _both_classes(scores, labels)
+    Returns:
+        Sensitivity (ascending), precision and threshold, each of shape (k,) for k distinct scores. A score at or above
+        the threshold is positive. The area below the step function is the average precision.
+
+    Raises:
+        UndefinedMetricError: A class has no images.
+    """
+    from sklearn import metrics  # takes a second to import
+
+    x, y = validate_both_classes(scores, labels, "the precision-recall curve")
     precision, sensitivity, thresholds = metrics.precision_recall_curve(y, x)
-    return (
-        sensitivity[-2::-1],
-        precision[-2::-1],
-        thresholds[::-1],
-    )  # without the end point (0, 1), which no threshold has
+    # scikit-learn appends the point (0, 1), which has no threshold.
+    return sensitivity[-2::-1], precision[-2::-1], thresholds[::-1]
 
 
 def delong_covariance(scores: npt.ArrayLike, labels: npt.ArrayLike, groups: IntArray) -> tuple[FloatArray, FloatArray]:
-    """AUROC of one or more networks on the same images, and their covariance.
+    """Return the AUROCs of one or more networks on the same images, and the covariance of these AUROCs.
 
     Args:
-        scores: a row a network, shape (k, n).
-        labels: shape (n,).
-        groups: patient numbers, shape (n,); images of one patient may be correlated.
+        scores: Scores of k networks in any unit, shape (k, n).
+        labels: True where pneumonia is present, shape (n,).
+        groups: Patient numbers from `inputs.patient_groups`, shape (n,). Images of one patient may be correlated. With
+            one image per patient the result is DeLong's.
+
     Returns:
-        AUROC, shape (k,), and covariance, shape (k, k). With an image a patient it is DeLong's.
+        AUROC, shape (k,), and covariance, shape (k, k).
+
     Raises:
-        UndefinedMetricError: a class has fewer than 2 patients.
-    Source: DeLong 1988, Biometrics 44:837; the mid-ranks of Sun & Xu 2014, IEEE Signal Process Lett 21:1389; sums over
-        the images of a patient by Obuchowski 1997, Biometrics 53:567.
+        UndefinedMetricError: A class has fewer than 2 patients.
+
+    Source: DeLong 1988, Biometrics 44:837; mid-ranks by Sun & Xu 2014, IEEE Signal Process Lett 21:1389; sums over the
+        images of a patient by Obuchowski 1997, Biometrics 53:567.
     """
     x, y = np.atleast_2d(np.asarray(scores, dtype=np.float64)), np.asarray(labels, dtype=np.bool_)
-    sizes = [len(np.unique(groups[chosen])) for chosen in (y, ~y)]
-    if min(sizes) < 2:
+    n_patients = [len(np.unique(groups[members])) for members in (y, ~y)]
+    if min(n_patients) < 2:
         raise UndefinedMetricError(
-            f"the variance of AUROC needs 2 patients a class; here are {sizes[0]} and {sizes[1]}"
+            "the variance of the AUROC needs 2 patients in each class;"
+            f" there are {n_patients[0]} with PNEUMONIA and {n_patients[1]} NORMAL"
         )
-    m, n, patients = int(y.sum()), int((~y).sum()), int(groups.max()) + 1
+    m, n, total = int(y.sum()), int((~y).sum()), int(groups.max()) + 1
     ranks = stats.rankdata(x, axis=1)
     above = (ranks[:, y] - stats.rankdata(x[:, y], axis=1)) / n
     below = 1 - (ranks[:, ~y] - stats.rankdata(x[:, ~y], axis=1)) / m
     area = above.mean(axis=1)
-    positive = np.stack([np.bincount(groups[y], row, patients) for row in (above - area[:, None]) / m])
-    negative = np.stack([np.bincount(groups[~y], row, patients) for row in (below - area[:, None]) / n])
+    positive = np.stack([np.bincount(groups[y], row, total) for row in (above - area[:, None]) / m])
+    negative = np.stack([np.bincount(groups[~y], row, total) for row in (below - area[:, None]) / n])
     cross = positive @ negative.T
     covariance = (
-        sizes[0] / (sizes[0] - 1) * positive @ positive.T
-        + sizes[1] / (sizes[1] - 1) * negative @ negative.T
-        + patients / (patients - 1) * (cross + cross.T)
+        n_patients[0] / (n_patients[0] - 1) * positive @ positive.T
+        + n_patients[1] / (n_patients[1] - 1) * negative @ negative.T
+        + total / (total - 1) * (cross + cross.T)
     )
     return area, covariance
+
+
+def delong_method(groups: IntArray) -> str:
+    """Return the name of the method: "delong by patient" if patients repeat, else "delong"."""
+    return "delong" if len(np.unique(groups)) == len(groups) else "delong by patient"
 
 
 def auroc_interval(
     scores: npt.ArrayLike, labels: npt.ArrayLike, patients: Sequence[str] | None = None, level: float = 0.95
 ) -> Interval:
-    """AUROC with DeLong's interval on the logit scale, which stays in 0 to 1.
+    """Return the AUROC with DeLong's interval on the logit scale, which stays within 0 to 1.
 
-    Where the variance is 0 or cannot be estimated (perfect separation, a class with one patient) DeLong would claim
-    certainty. Then it is Wilson's interval for as many independent pairs, a pneumonia with a normal image, as the
-    smaller class has patients.
+    DeLong's variance is 0 if the classes are perfectly separated, and cannot be estimated if a class has one patient.
+    The interval is then Wilson's for k independent pairs of a PNEUMONIA and a NORMAL image, where k is the number of
+    patients of the smaller class.
 
     Args:
-        scores: any ordering, shape (n,).
+        scores: Scores in any unit, shape (n,).
         labels: True where pneumonia is present, shape (n,).
-        patients: a key an image; "" is a patient of its own.
+        patients: One patient key per image, "" where unknown; None if no patient is known.
+        level: Coverage, 0 to 1.
+
     Returns:
-        Undefined, with the reason, where a class has no image.
+        The interval; undefined, with the reason, if a class has no images.
+
+    Raises:
+        UndefinedMetricError: See `inputs.validate`.
+
     Source: `delong_covariance`; logit transform by Pepe 2003, The Statistical Evaluation of Medical Tests, section 5.2.
     """
-    x, y = checked(scores, labels)
-    groups = patient_numbers(patients, len(x))
-    method = "delong" if len(np.unique(groups)) == len(x) else "delong by patient"
+    x, y = validate(scores, labels)
+    groups = patient_groups(patients, len(x))
+    method = delong_method(groups)
     if y.all() or not y.any():
-        return undefined(
-            f"there is no {'NORMAL' if y.all() else 'PNEUMONIA'} image", n=len(x), method=method, level=level
-        )
+        reason = f"there is no {'NORMAL' if y.all() else 'PNEUMONIA'} image"
+        return undefined(reason, n=len(x), method=method, level=level)
     area = auroc(x, y)
-    pairs = min(len(np.unique(groups[chosen])) for chosen in (y, ~y))
+    pairs = min(len(np.unique(groups[members])) for members in (y, ~y))
     variance = float(delong_covariance(x, y, groups)[1][0, 0]) if pairs > 1 else 0.0
     if variance <= 1e-15 or not 0 < area < 1:
-        found = wilson(area * pairs, pairs, level)
-        return Interval(area, found.low, found.high, f"wilson of {pairs} pairs", len(x), level)
-    half = normal_quantile(level) * math.sqrt(variance) / (area * (1 - area))
-    low, high = (float(special.expit(special.logit(area) + side * half)) for side in (-1, 1))
+        interval = wilson(area * pairs, pairs, level)
+        return Interval(area, interval.low, interval.high, f"wilson of {pairs} pairs", len(x), level)
+    half_width = normal_quantile(level) * math.sqrt(variance) / (area * (1 - area))
+    low, high = (float(special.expit(special.logit(area) + sign * half_width)) for sign in (-1, 1))
     return Interval(area, low, high, method, len(x), level)
-
-
-def _both_classes(scores: npt.ArrayLike, labels: npt.ArrayLike) -> tuple[FloatArray, BoolArray]:
-    x, y = checked(scores, labels)
-    if y.all() or not y.any():
-        raise UndefinedMetricError(
-            f"AUROC needs both classes; there is no {'NORMAL' if y.all() else 'PNEUMONIA'} image"
-        )
-    return x, y

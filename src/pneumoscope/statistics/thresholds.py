@@ -1,4 +1,7 @@
-"""Where to cut the score. Chosen on validation images only; an image at or above the threshold is called pneumonia."""
+"""Selection of operating points: thresholds on the score, chosen on validation images only.
+
+An image is predicted as pneumonia if its score is at or above the threshold.
+"""
 
 from __future__ import annotations
 
@@ -8,79 +11,86 @@ import numpy as np
 import numpy.typing as npt
 
 from pneumoscope.core.errors import UndefinedMetricError
-from pneumoscope.statistics.inputs import checked
+from pneumoscope.statistics.inputs import validate
 from pneumoscope.statistics.roc import roc_curve
 
-__all__ = ["at_sensitivity", "at_specificity", "highest_youden"]
+__all__ = ["threshold_at_sensitivity", "threshold_at_specificity", "youden_threshold"]
 
 
-def highest_youden(scores: npt.ArrayLike, labels: npt.ArrayLike) -> float:
-    """The threshold with the highest Youden index (sensitivity + specificity - 1).
+def youden_threshold(scores: npt.ArrayLike, labels: npt.ArrayLike) -> float:
+    """Return the threshold with the highest Youden index, sensitivity + specificity - 1.
 
-    It lies midway between the lowest score called pneumonia and the next below it. Of equally good ones the lowest is
-    taken, the one that misses fewest pneumonias; a network that ranks no better than chance so calls every image
-    pneumonia.
+    It lies midway between the lowest score that is predicted as pneumonia and the next lower score. Of thresholds with
+    equal indices the lowest is returned, since it misses the fewest pneumonias. A network that ranks no better than
+    chance therefore predicts pneumonia for every image.
 
     Args:
-        scores: of validation images, 0 to 1, shape (n,).
+        scores: Scores of validation images, 0 to 1, shape (n,).
         labels: True where pneumonia is present, shape (n,).
+
     Raises:
-        UndefinedMetricError: a class has no image.
+        UndefinedMetricError: A class has no images.
+
     Source: Youden 1950, Cancer 3:32.
     """
-    wrong, right, thresholds = roc_curve(scores, labels)
-    youden = right - wrong
-    # Equal indices can differ in their last bit; images are fewer than 1e9, so true differences are larger than this.
-    place = int(np.flatnonzero(youden >= youden.max() - 1e-12)[-1])
-    upper = float(thresholds[max(place, 1)])
-    if place in (0, len(thresholds) - 1):
+    false_positive_rate, sensitivity, thresholds = roc_curve(scores, labels)
+    youden = sensitivity - false_positive_rate
+    # Equal indices can differ in the last bit. With fewer than 1e9 images, true differences exceed 1e-12.
+    best = int(np.flatnonzero(youden >= youden.max() - 1e-12)[-1])
+    upper = float(thresholds[max(best, 1)])
+    if best in (0, len(thresholds) - 1):
         return upper
-    lower = float(thresholds[place + 1])
+    return _midpoint(float(thresholds[best + 1]), upper)
+
+
+def threshold_at_sensitivity(scores: npt.ArrayLike, labels: npt.ArrayLike, sensitivity: float = 0.99) -> float:
+    """Return the highest threshold with at least this sensitivity: the score of the last pneumonia to be detected.
+
+    Args:
+        scores: Scores of validation images, 0 to 1, shape (n,).
+        labels: True where pneumonia is present, shape (n,).
+        sensitivity: Required sensitivity, above 0, up to 1.
+
+    Raises:
+        UndefinedMetricError: There is no PNEUMONIA image, or the sensitivity is out of range.
+    """
+    x, y = validate(scores, labels)
+    if not y.any():
+        raise UndefinedMetricError("a threshold by sensitivity needs a PNEUMONIA image; there is none")
+    descending = np.sort(x[y])[::-1]
+    return float(descending[_required_count("sensitivity", sensitivity, len(descending)) - 1])
+
+
+def threshold_at_specificity(scores: npt.ArrayLike, labels: npt.ArrayLike, specificity: float = 0.99) -> float:
+    """Return the lowest threshold with at least this specificity.
+
+    It lies midway between the highest NORMAL score below it and the next higher score, or 1 if no score is higher. If
+    too many NORMAL images score 1, no threshold up to 1 reaches the specificity, and 1 is returned.
+
+    Args:
+        scores: Scores of validation images, 0 to 1, shape (n,).
+        labels: True where pneumonia is present, shape (n,).
+        specificity: Required specificity, above 0, up to 1.
+
+    Raises:
+        UndefinedMetricError: There is no NORMAL image, or the specificity is out of range.
+    """
+    x, y = validate(scores, labels)
+    if y.all():
+        raise UndefinedMetricError("a threshold by specificity needs a NORMAL image; there is none")
+    ascending = np.sort(x[~y])
+    last = float(ascending[_required_count("specificity", specificity, len(ascending)) - 1])
+    return _midpoint(last, float(x[x > last].min(initial=1.0)))
+
+
+def _required_count(name: str, rate: float, n: int) -> int:
+    """Return how many of `n` images must be classified correctly to reach the rate."""
+    if not 0 < rate <= 1:
+        raise UndefinedMetricError(f"{name} is {rate}, not above 0 and up to 1")
+    return max(1, math.ceil(rate * n - 1e-9))  # 0.07 x 100 is 7.000000000000001
+
+
+def _midpoint(lower: float, upper: float) -> float:
+    """Return the midpoint, or `upper` if no float lies between the two."""
     middle = lower + (upper - lower) / 2
     return middle if lower < middle else upper
-
-
-def at_sensitivity(scores: npt.ArrayLike, labels: npt.ArrayLike, sensitivity: float = 0.99) -> float:
-    """The largest threshold with at least this sensitivity: the score of the last pneumonia that must be found.
-
-    Args:
-        scores: of validation images, 0 to 1, shape (n,).
-        labels: True where pneumonia is present, shape (n,).
-        sensitivity: above 0, up to 1.
-    Raises:
-        UndefinedMetricError: there is no pneumonia, or the sensitivity is outside its range.
-    """
-    x, y = checked(scores, labels)
-    if not 0 < sensitivity <= 1:
-        raise UndefinedMetricError(f"a sensitivity of {sensitivity} is not above 0 and up to 1")
-    if not y.any():
-        raise UndefinedMetricError("a threshold by sensitivity needs a pneumonia; there is none")
-    positive = np.sort(x[y])[::-1]
-    needed = max(1, math.ceil(sensitivity * len(positive) - 1e-9))  # 0.07 x 100 is 7.000000000000001
-    return float(positive[needed - 1])
-
-
-def at_specificity(scores: npt.ArrayLike, labels: npt.ArrayLike, specificity: float = 0.99) -> float:
-    """The smallest threshold with at least this specificity, midway between the last normal below it and the next score.
-
-    Where no score lies above that normal, midway to 1. A threshold cannot lie above 1: where so many normals score 1 that the
-    specificity is out of reach, 1 is given.
-
-    Args:
-        scores: of validation images, 0 to 1, shape (n,).
-        labels: True where pneumonia is present, shape (n,).
-        specificity: above 0, up to 1.
-    Raises:
-        UndefinedMetricError: there is no normal image, or the specificity is outside its range.
-    """
-    x, y = checked(scores, labels)
-    if not 0 < specificity <= 1:
-        raise UndefinedMetricError(f"a specificity of {specificity} is not above 0 and up to 1")
-    if y.all():
-        raise UndefinedMetricError("a threshold by specificity needs a normal image; there is none")
-    normal = np.sort(x[~y])
-    needed = max(1, math.ceil(specificity * len(normal) - 1e-9))
-    last = float(normal[needed - 1])
-    above = float(x[x > last].min(initial=1.0))
-    middle = last + (above - last) / 2
-    return middle if last < middle else above

@@ -181,7 +181,7 @@ def prediction_router(service: PredictionService, max_images: int, authenticate:
 
         def draw() -> Response:
             layer = model.heatmap_layer(explainable_image(id))
-            return _png_response(layer.png, {HEATMAP_SCALE: f"{layer.most:.6g}"})
+            return _png_response(layer.png, {HEATMAP_SCALE: f"{layer.maximum:.6g}"})
 
         return await render(draw)
 

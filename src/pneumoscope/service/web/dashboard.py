@@ -12,8 +12,8 @@ from pneumoscope.bundle.card import Card
 from pneumoscope.core.prediction import DECISIONS, Decision
 from pneumoscope.core.results import Interval
 from pneumoscope.service.storage.records import PredictionStatistics
-from pneumoscope.statistics.drift import LEAST as MIN_DRIFT_IMAGES
-from pneumoscope.statistics.drift import Drift, drift
+from pneumoscope.statistics.drift import MIN_IMAGES as MIN_DRIFT_IMAGES
+from pneumoscope.statistics.drift import Drift, measure_drift
 from pneumoscope.statistics.intervals import proportion
 
 __all__ = ["MIN_DRIFT_IMAGES", "DailyProbabilities", "Dashboard", "summarize"]
@@ -88,7 +88,7 @@ def summarize(predictions: Sequence[PredictionStatistics], card: Card) -> Dashbo
             decision: proportion(agreement[decision], None) for decision in DECISIONS if agreement[decision]
         },
         days=tuple(_daily_probabilities(date, days[date]) for date in sorted(days)[-_MAX_DAYS:]),
-        drift=drift(probabilities, reference.deciles, reference.n) if reference and comparable else None,
+        drift=measure_drift(probabilities, reference.deciles, reference.n) if reference and comparable else None,
         drift_unavailable="no_reference" if reference is None else "" if comparable else "too_few_images",
     )
 

@@ -1,0 +1,357 @@
+"""Test whether the heatmaps of a bundle show what its network uses.
+
+- Deletion and insertion (Petsiuk 2018): pixels are blurred, or restored in a blurred image, in the order of the heatmap, most
+  important first. The area under the curve of the predicted class's score should be low for deletion and high for insertion.
+  The baseline is random heatmaps with the same power spectrum, which differ only in where they point.
+- Sanity check by weight randomization (Adebayo 2018): the weights of the last layer, of the last half of the layers and of all
+  layers are shuffled within each tensor. Heatmaps that stay the same do not depend on what the network learned. The baseline is
+  the heatmap of another image.
+
+Only the ONNX file is used, so any bundle can be checked. Needs the extra [train], which installs onnx.
+
+Sources: Petsiuk, Das and Saenko 2018, "RISE: Randomized Input Sampling for Explanation of Black-box Models". Adebayo et al.
+2018, "Sanity Checks for Saliency Maps".
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+import platform
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+
+import numpy as np
+import numpy.typing as npt
+
+from pneumoscope import __version__
+from pneumoscope.bundle.card import Card, read_bundle
+from pneumoscope.core.errors import UsageError
+from pneumoscope.core.files import write_atomically
+from pneumoscope.core.i18n import NOTICE
+from pneumoscope.core.results import SCHEMA, Interval, to_json
+from pneumoscope.data.manifest import LABELS, LabelledImage
+from pneumoscope.evaluation.saliency_metrics import (
+    STEPS,
+    FloatArray,
+    perturbation_aucs,
+    random_heatmap,
+    rank_correlation,
+    shuffle_weights,
+)
+from pneumoscope.evaluation.selection import balanced_sample, select_images
+from pneumoscope.imaging.decode import decode
+from pneumoscope.imaging.preprocess import preprocess
+from pneumoscope.inference.session import BundleSession
+from pneumoscope.runs.run_folder import MANIFEST_FILE, find_bundle
+from pneumoscope.statistics.intervals import patient_bootstrap, undefined
+
+__all__ = [
+    "CurveResult",
+    "RandomizationResult",
+    "SaliencyCheck",
+    "check_saliency",
+    "saliency_markdown",
+]
+
+Progress = Callable[[str, int, int], None]
+
+_RANDOM_HEATMAPS = 3  # per image
+_SHUFFLES = 3  # of the weights, per row
+_BATCH = 32
+_RANDOMIZED_LAYERS = {"last layer": 0.0, "last half of the layers": 0.5, "all layers": 1.0}
+
+
+@dataclasses.dataclass(frozen=True, slots=True)
+class CurveResult:
+    """Areas under the deletion or the insertion curve, 0 to 1, as means over the images.
+
+    Attributes:
+        heatmap: Area for the heatmaps of the network.
+        random: Area for random heatmaps.
+        improvement: Difference between the two, positive if the heatmaps of the network are better.
+        fraction_better: Fraction of images whose heatmap is better than random ones.
+    """
+
+    heatmap: Interval
+    random: Interval
+    improvement: Interval
+    fraction_better: float
+
+
+@dataclasses.dataclass(frozen=True, slots=True)
+class RandomizationResult:
+    """Similarity of heatmaps before and after randomization, as means over the images.
+
+    Attributes:
+        name: Randomized layers.
+        layers: Number of randomized layers.
+        correlation: Rank correlation of the heatmaps.
+        magnitude_correlation: Rank correlation of their absolute values.
+    """
+
+    name: str
+    layers: int
+    correlation: Interval
+    magnitude_correlation: Interval
+
+
+@dataclasses.dataclass(frozen=True, slots=True)
+class SaliencyCheck:
+    """Checks of the heatmaps of one bundle.
+
+    Attributes:
+        bundle, network, onnx_sha256: Name, network and file hash of the bundle.
+        heatmap_shape: Rows and columns of a heatmap.
+        split, n, patients, seed: The sample: split, images, patients, and the seed of all random numbers.
+        steps: Number of steps of the deletion and insertion curves.
+        deletion: Lower areas are better.
+        insertion: Higher areas are better.
+        randomization: One row per group of randomized layers; the last row is the baseline.
+        version, system: Version of pneumoscope and operating system.
+        command: Command line that measured this.
+    """
+
+    bundle: str
+    network: str
+    onnx_sha256: str
+    heatmap_shape: tuple[int, int]
+    split: str
+    n: int
+    patients: int
+    seed: int
+    steps: int
+    deletion: CurveResult
+    insertion: CurveResult
+    randomization: tuple[RandomizationResult, ...]
+    version: str
+    system: str
+    command: str
+    schema: int = SCHEMA
+    notice: str = NOTICE
+
+
+@dataclasses.dataclass(frozen=True, slots=True)
+class _Sample:
+    """Images as the network's input, uint8, shape (n, size, size), with its logits (n,) and heatmaps (n, rows, columns)."""
+
+    images: tuple[LabelledImage, ...]
+    pixels: npt.NDArray[np.uint8]
+    logits: npt.NDArray[np.float32]
+    heatmaps: npt.NDArray[np.float32]
+
+    def mean(self, values: npt.ArrayLike, seed: int) -> Interval:
+        """Return the mean over the images, NaN left out, with a patient bootstrap interval."""
+        x = np.asarray(values, dtype=np.float64)
+        finite = np.flatnonzero(np.isfinite(x))
+        if not len(finite):
+            return undefined("all heatmaps are constant", n=0, method="patient bootstrap", seed=seed)
+        return patient_bootstrap(
+            lambda x, _, weights: weights @ x / weights.sum(1),
+            x[finite],
+            [self.images[i].label == LABELS[1] for i in finite],
+            [self.images[i].patient for i in finite],
+            seed=seed,
+        )
+
+
+def check_saliency(
+    target: Path,
+    data: Path,
+    *,
+    split: str = "validation",
+    images: int = 100,
+    seed: int = 0,
+    out: Path | None = None,
+    command: str = "",
+    progress: Progress | None = None,
+) -> SaliencyCheck:
+    """Return the deletion and insertion areas of a bundle's heatmaps, and their similarity after weight randomization.
+
+    Args:
+        target: Run folder or bundle.
+        data: Folder, manifest CSV or archive; see `selection.select_images`.
+        split: "validation" or "train". Test images are reserved for `evaluate`, which records every test-set evaluation.
+        images: Size of the random sample, half of it with pneumonia; smaller if a class has fewer images.
+        seed: Seed of the sample, the random heatmaps, the shuffled weights and the bootstraps.
+        out: Folder for saliency_check.json and saliency_check.md; nothing is written if None.
+        command: Command line to record in the result.
+        progress: Called with (stage, steps done, total).
+    Raises:
+        UsageError: The split is "test", the network has no weights, or its heatmaps have fewer than 4 cells.
+        BundleError: The bundle cannot be read or run, or gives no heatmaps.
+        DatasetError: Images cannot be used; see `selection.select_images`.
+    """
+    if split == "test":
+        raise UsageError(
+            "heatmaps are not checked on test images",
+            hint="Choose --split validation, or evaluate with: pneumoscope evaluate",
+        )
+    card, network = read_bundle(find_bundle(target))
+    session = BundleSession(card, network)
+    session.require_heatmaps()
+    root, available = select_images(data, split, target / MANIFEST_FILE)
+    rng = np.random.default_rng(seed)
+    sample = _draw_sample(session, root, available, images, rng)
+    rows, columns = sample.heatmaps.shape[1:]
+    if rows * columns < 4:
+        raise UsageError(
+            f"heatmaps of {rows} x {columns} cells have no spatial order to check",
+            hint="Train with a larger image size",
+        )
+    curves = _perturbation_curves(session, sample, rng, seed, progress)
+    result = SaliencyCheck(
+        bundle=card.name,
+        network=card.network,
+        onnx_sha256=card.onnx_sha256,
+        heatmap_shape=(rows, columns),
+        split=split,
+        n=len(sample.images),
+        patients=len({image.patient or image.path for image in sample.images}),
+        seed=seed,
+        steps=STEPS,
+        deletion=curves["deletion"],
+        insertion=curves["insertion"],
+        randomization=_randomization(card, network, sample, rng, seed, progress),
+        version=__version__,
+        system=platform.platform(),
+        command=command,
+    )
+    if out is not None:
+        write_atomically(out / "saliency_check.json", to_json(result))
+        write_atomically(out / "saliency_check.md", saliency_markdown(result))
+    return result
+
+
+def _draw_sample(
+    session: BundleSession, root: Path, available: Sequence[LabelledImage], images: int, rng: np.random.Generator
+) -> _Sample:
+    chosen = balanced_sample(available, math.ceil(images / 2), rng)
+    pixels = np.stack([preprocess(decode(root / image.path), session.card.preprocessing) for image in chosen])
+    logits, heatmaps = _explain(session, pixels)
+    return _Sample(chosen, pixels, logits, heatmaps)
+
+
+def _explain(
+    session: BundleSession, pixels: npt.NDArray[np.uint8]
+) -> tuple[npt.NDArray[np.float32], npt.NDArray[np.float32]]:
+    """Return the logits, shape (n,), and the heatmaps, shape (n, rows, columns)."""
+    batches = [session.outputs(pixels[i : i + _BATCH], heatmaps=True) for i in range(0, len(pixels), _BATCH)]
+    heatmaps = [outputs.heatmap for outputs in batches if outputs.heatmap is not None]
+    return np.concatenate([outputs.logit for outputs in batches]), np.concatenate(heatmaps)
+
+
+# --- deletion and insertion ------------------------------------------------------------------------------------------
+
+
+def _perturbation_curves(
+    session: BundleSession, sample: _Sample, rng: np.random.Generator, seed: int, progress: Progress | None
+) -> dict[str, CurveResult]:
+    signs = np.where(sample.logits >= 0, 1, -1)
+    network_areas, random_areas = [], []
+    for done, (image, heatmap, sign) in enumerate(zip(sample.pixels, sample.heatmaps, signs, strict=True), start=1):
+        network_areas.append(perturbation_aucs(session, image, heatmap, sign))
+        areas = [perturbation_aucs(session, image, random_heatmap(heatmap, rng), sign) for _ in range(_RANDOM_HEATMAPS)]
+        random_areas.append(np.mean(areas, axis=0))
+        if progress:
+            progress("deletion and insertion", done, len(signs))
+    curves = {}
+    for column, (name, direction) in enumerate((("deletion", -1), ("insertion", 1))):
+        network, random = np.array(network_areas)[:, column], np.array(random_areas)[:, column]
+        improvement = direction * (network - random)
+        curves[name] = CurveResult(
+            heatmap=sample.mean(network, seed),
+            random=sample.mean(random, seed),
+            improvement=sample.mean(improvement, seed),
+            fraction_better=float(np.mean(improvement > 0)),
+        )
+    return curves
+
+
+# --- weight randomization --------------------------------------------------------------------------------------------
+
+
+def _randomization(
+    card: Card,
+    network: bytes,
+    sample: _Sample,
+    rng: np.random.Generator,
+    seed: int,
+    progress: Progress | None,
+) -> tuple[RandomizationResult, ...]:
+    def similarity(name: str, others: Sequence[FloatArray], layers: int) -> RandomizationResult:
+        def mean(transform: Callable[[FloatArray], FloatArray]) -> Interval:
+            correlations = [
+                [rank_correlation(transform(a), transform(b)) for a, b in zip(sample.heatmaps, other, strict=True)]
+                for other in others
+            ]
+            return sample.mean(_finite_mean(correlations), seed)
+
+        return RandomizationResult(name, layers, correlation=mean(lambda x: x), magnitude_correlation=mean(np.abs))
+
+    results = []
+    for name, fraction in _RANDOMIZED_LAYERS.items():
+        others, layers = [], 0
+        for done in range(1, _SHUFFLES + 1):
+            shuffled, layers = shuffle_weights(network, fraction, rng)
+            others.append(_explain(BundleSession(card, shuffled), sample.pixels)[1])
+            if progress:
+                progress(f"weight randomization, {name}", done, _SHUFFLES)
+        results.append(similarity(name, others, layers))
+    # The images are ordered by label: half of them further on is an image of the other label.
+    shifted = np.roll(sample.heatmaps, len(sample.heatmaps) // 2, axis=0)
+    results.append(similarity("none (heatmap of an image of the other label)", [shifted], 0))
+    return tuple(results)
+
+
+def _finite_mean(values: Sequence[Sequence[float]]) -> FloatArray:
+    """Return the mean of each column without its NaN; NaN for a column without numbers."""
+    table = np.array(values)
+    counts = np.isfinite(table).sum(0)
+    return np.where(counts > 0, np.nansum(table, axis=0) / np.maximum(counts, 1), np.nan)
+
+
+# --- Markdown --------------------------------------------------------------------------------------------------------
+
+
+def saliency_markdown(result: SaliencyCheck) -> str:
+    """Return the result as Markdown tables."""
+    rows, columns = result.heatmap_shape
+    lines = [
+        f"Heatmaps of {result.bundle} ({result.network}, {rows} x {columns} cells) on {result.n} {result.split} images of"
+        f" {result.patients} patients, half of them with pneumonia; means with 95% intervals over patients, seed {result.seed}.",
+        "",
+        f"Area under the curve of the predicted class's score. Baseline: {_RANDOM_HEATMAPS} random heatmaps per image with the"
+        " same power spectrum.",
+        "",
+        "| curve | heatmap | random heatmap | improvement | images that improve |",
+        "| --- | --- | --- | --- | --- |",
+    ]
+    curves: Mapping[str, CurveResult] = {
+        "deletion, lower is better": result.deletion,
+        "insertion, higher is better": result.insertion,
+    }
+    for name, curve in curves.items():
+        lines.append(
+            f"| {name} | {_format(curve.heatmap)} | {_format(curve.random)} | {_format(curve.improvement)}"
+            f" | {curve.fraction_better:.0%} |"
+        )
+    lines += [
+        "",
+        f"Rank correlation with the heatmaps of the trained network; near 0 is expected. Means of {_SHUFFLES} shuffles.",
+        "",
+        "| randomized | layers | correlation | correlation of magnitudes | images |",
+        "| --- | --- | --- | --- | --- |",
+    ]
+    lines += [
+        f"| {row.name} | {row.layers} | {_format(row.correlation)} | {_format(row.magnitude_correlation)}"
+        f" | {row.correlation.n} |"
+        for row in result.randomization
+    ]
+    return "\n".join([*lines, "", f"`{result.command}`", "", result.notice, ""])
+
+
+def _format(interval: Interval) -> str:
+    if interval.value is None:
+        return f"none: {interval.reason}"
+    return f"{interval.value:.3f} [{interval.low:.3f}, {interval.high:.3f}]"

@@ -1,0 +1,116 @@
+"""Measures of saliency maps: areas under deletion and insertion curves, weight randomization, rank correlation.
+
+Sources: Petsiuk, Das and Saenko 2018, "RISE: Randomized Input Sampling for Explanation of Black-box Models". Adebayo et al.
+2018, "Sanity Checks for Saliency Maps".
+"""
+
+from __future__ import annotations
+
+import math
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+import onnx
+from PIL import Image, ImageFilter
+from scipy.stats import spearmanr
+
+from pneumoscope.core.errors import UsageError
+from pneumoscope.inference.decision import sigmoid
+from pneumoscope.inference.saliency import resize_to_image
+from pneumoscope.inference.session import BundleSession
+
+__all__ = ["STEPS", "FloatArray", "perturbation_aucs", "random_heatmap", "rank_correlation", "shuffle_weights"]
+
+FloatArray = npt.NDArray[np.floating[Any]]
+
+STEPS = 16  # of the deletion and insertion curves
+_BLUR_RADIUS = 1 / 8  # relative to the side of the image
+_WEIGHTED_OPERATORS = {"Conv", "ConvTranspose", "Gemm", "MatMul"}
+_BATCH = 32
+
+
+def random_heatmap(heatmap: FloatArray, rng: np.random.Generator) -> FloatArray:
+    """Return a random heatmap with the power spectrum and the mean of the given one, and the phases of white noise."""
+    noise = np.fft.rfft2(rng.normal(size=heatmap.shape))
+    phases = noise / np.abs(noise)
+    phases[0, 0] = 1
+    return np.fft.irfft2(np.fft.rfft2(heatmap) * phases, s=heatmap.shape)
+
+
+def perturbation_aucs(
+    session: BundleSession, image: npt.NDArray[np.uint8], heatmap: FloatArray, sign: int
+) -> tuple[float, float]:
+    """Return the areas under the deletion and the insertion curve of the predicted class's score, 0 to 1.
+
+    Args:
+        session: Session of the bundle.
+        image: Input of the network, shape (size, size).
+        heatmap: Contributions to the logit, shape (rows, columns).
+        sign: 1 if the predicted class is pneumonia, -1 otherwise.
+    Source: Petsiuk, Das and Saenko 2018.
+    """
+    size = len(image)
+    importance = sign * resize_to_image(heatmap.astype(np.float32), size, size, "squash")
+    rank = np.empty(size * size, int)
+    rank[np.argsort(-importance, axis=None, kind="stable")] = np.arange(size * size)
+    fractions = np.linspace(0, 1, STEPS + 1)
+    selected = rank.reshape(1, size, size) < fractions[:, None, None] * size * size
+    blurred = np.asarray(Image.fromarray(image).filter(ImageFilter.GaussianBlur(_BLUR_RADIUS * size)))
+    perturbed = np.concatenate([np.where(selected, blurred, image), np.where(selected, image, blurred)])
+    logits = np.concatenate([session.logits(perturbed[i : i + _BATCH]) for i in range(0, len(perturbed), _BATCH)])
+    deletion, insertion = sigmoid(sign * logits).reshape(2, -1)
+    return float(np.trapezoid(deletion, fractions)), float(np.trapezoid(insertion, fractions))
+
+
+def shuffle_weights(network: bytes, fraction: float, rng: np.random.Generator) -> tuple[bytes, int]:
+    """Return the network with the weights and biases of its last layers shuffled within each tensor.
+
+    Args:
+        network: ONNX file.
+        fraction: Fraction of the layers, counted from the logit; 0 is the last layer only.
+        rng: Source of random numbers.
+    Returns:
+        The ONNX file and the number of shuffled layers.
+    Raises:
+        UsageError: The network has no layer with weights.
+    """
+    model = onnx.load_from_string(network)
+    tensors = {tensor.name: tensor for tensor in model.graph.initializer}
+    layers: list[list[str]] = []
+    known: set[str] = set()
+    for node in _ancestors("logit", model.graph):
+        # The gradient, if exported, reuses the weights of layers that are already known.
+        weights = [name for name in node.input if name in tensors and name not in known]
+        if node.op_type in _WEIGHTED_OPERATORS and weights:
+            layers.append(weights)
+            known.update(weights)
+    if not layers:
+        raise UsageError("the network has no layer with weights to shuffle")
+    count = max(1, round(fraction * len(layers)))
+    for name in (name for layer in layers[-count:] for name in layer):
+        values = onnx.numpy_helper.to_array(tensors[name])
+        shuffled = rng.permutation(values.flatten()).reshape(values.shape)
+        # The gradient may have its own transposed copy of the weights.
+        for copy, tensor in tensors.items():
+            if copy != name and values.ndim == 2 and np.array_equal(onnx.numpy_helper.to_array(tensor), values.T):
+                tensor.CopyFrom(onnx.numpy_helper.from_array(np.ascontiguousarray(shuffled.T), copy))
+        tensors[name].CopyFrom(onnx.numpy_helper.from_array(shuffled, name))
+    return model.SerializeToString(), count
+
+
+def _ancestors(output: str, graph: Any) -> list[Any]:
+    """Return the nodes that an output depends on, in the order of the graph, which is topological."""
+    needed, nodes = {output}, []
+    for node in reversed(graph.node):
+        if needed.intersection(node.output):
+            needed.update(node.input)
+            nodes.append(node)
+    return nodes[::-1]
+
+
+def rank_correlation(a: FloatArray, b: FloatArray) -> float:
+    """Return Spearman's correlation of two heatmaps over their cells; NaN if one is constant."""
+    if np.ptp(a) == 0 or np.ptp(b) == 0:
+        return math.nan
+    return float(spearmanr(a, b, axis=None).statistic)

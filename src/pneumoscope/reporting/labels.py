@@ -1,0 +1,101 @@
+"""Labels of metrics and operating points, the glossary of the pages, and sentences about intervals."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterable
+
+from pneumoscope.core.results import Interval
+
+__all__ = ["ETIOLOGIES", "GLOSSARY", "METRICS", "OPERATING_POINTS", "PAIR_METRICS", "interval_note", "method_name"]
+
+# In the order of tables and figures. Keys are those of `Evaluation` and `OperatingPointResult`.
+METRICS = {
+    "accuracy": "Accuracy",
+    "sensitivity": "Sensitivity",
+    "specificity": "Specificity",
+    "precision": "Precision",
+    "negative_predictive_value": "Negative predictive value",
+    "f1": "F1",
+    "balanced_accuracy": "Balanced accuracy",
+    "mcc": "MCC",
+    "auroc": "AUROC",
+    "auprc": "AUPRC",
+    "brier": "Brier score",
+    "expected_calibration_error": "Calibration error",
+}
+# Metrics of `PairedTest`, as they are written within a sentence.
+PAIR_METRICS = {"accuracy": "accuracy", "auroc": "AUROC"}
+OPERATING_POINTS = {
+    "half": "half (0.5)",
+    "balanced": "balanced",
+    "rule_out": "rule-out",
+    "rule_in": "rule-in",
+}
+ETIOLOGIES = ("normal", "bacteria", "virus")
+GLOSSARY = {
+    "Image": "one chest radiograph.",
+    "Score": "output of the network before calibration, 0 to 1.",
+    "Probability": "score calibrated on validation images, 0 to 1.",
+    "Operating point": "threshold on the score: an image is predicted as pneumonia if its score is at or above it."
+    " Balanced, rule-out and rule-in are chosen on validation images.",
+    "Accuracy": "fraction of all images that are classified correctly.",
+    "Sensitivity": "fraction of pneumonia images that are predicted as pneumonia; also called recall.",
+    "Specificity": "fraction of normal images that are not predicted as pneumonia.",
+    "Precision": "fraction of images predicted as pneumonia that are pneumonia; also called positive predictive value.",
+    "Negative predictive value": "fraction of the images not predicted as pneumonia that are normal.",
+    "F1": "harmonic mean of precision and sensitivity.",
+    "Balanced accuracy": "mean of sensitivity and specificity.",
+    "MCC": "Matthews correlation coefficient of predictions and labels, \N{MINUS SIGN}1 to 1; 0 is chance.",
+    "AUROC": "probability that a pneumonia image scores above a normal image; 0.5 is chance.",
+    "AUPRC": "average precision over all sensitivities; chance is the prevalence of pneumonia.",
+    "Brier score": "mean squared difference of probability and label; 0 is perfect, lower is better.",
+    "Calibration error": "mean absolute difference of probability and observed rate over bins; lower is better.",
+    "95% interval": "confidence interval: 95% of the intervals of repeated studies contain the true value.",
+    "McNemar's test": "compares two runs on the images that only one of them classifies correctly.",
+    "DeLong's test": "compares two AUROCs measured on the same images.",
+    "Holm p": "p value corrected for the number of pairs: the probability of any false positive is below 5%.",
+    "Etiology": "cause of the pneumonia according to the image's file name: bacteria or virus.",
+}
+
+_NAMES = {"wilson": "Wilson", "delong": "DeLong", "newcombe": "Newcombe", "mcnemar": "McNemar"}
+
+
+def method_name(method: str) -> str:
+    """Return the name of a method or test with capitalised proper names, such as "McNemar, exact"."""
+    return re.sub("|".join(_NAMES), lambda match: _NAMES[match[0]], method)
+
+
+def interval_note(intervals: Iterable[tuple[str, Interval]]) -> str:
+    """Return a sentence on the methods, such as "95% intervals: Wilson (accuracy); patient bootstrap, seed 0 (F1)."
+
+    Args:
+        intervals: Labels and intervals. Those without ends are skipped.
+
+    Returns:
+        The sentence; empty if no interval has ends.
+    """
+    labels: dict[str, list[str]] = {}
+    adjusted: set[str] = set()
+    levels = set()
+    for label, interval in intervals:
+        if interval.low is None:
+            continue
+        levels.add(f"{interval.level:.0%}")
+        # The design effect differs between metrics; the note states only that intervals were adjusted for it.
+        method, design_effect, _ = interval.method.partition(", design effect")
+        method = method_name(method)
+        method = method if interval.seed is None else f"{method}, seed {interval.seed}"
+        if design_effect:
+            adjusted.add(method)
+        if label not in labels.setdefault(method, []):
+            labels[method].append(label)
+    if not labels:
+        return ""
+    parts = [
+        method
+        + (", adjusted for repeated patients" if method in adjusted else "")
+        + (f" ({', '.join(labels[method])})" if len(labels) > 1 else "")
+        for method in labels
+    ]
+    return f"{' and '.join(sorted(levels))} intervals: {'; '.join(parts)}."

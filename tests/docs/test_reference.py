@@ -1,0 +1,87 @@
+"""The generated pages are up to date, and complete."""
+
+from __future__ import annotations
+
+import importlib.util
+import re
+from pathlib import Path
+from types import ModuleType
+
+import pytest
+
+from pneumoscope.cli import VERBS
+from pneumoscope.core import errors
+
+DOCS = Path(__file__).resolve().parents[2] / "docs"
+pytestmark = [pytest.mark.slow, pytest.mark.training]
+
+
+@pytest.fixture(scope="module")
+def generator() -> ModuleType:
+    spec = importlib.util.spec_from_file_location("generate_reference", DOCS / "generate_reference.py")
+    assert spec is not None
+    assert spec.loader is not None
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
+
+
+@pytest.fixture(scope="module")
+def pages(generator: ModuleType) -> dict[str, str]:
+    pages: dict[str, str] = generator.pages()
+    return pages
+
+
+def test_committed_pages_are_up_to_date(pages: dict[str, str]) -> None:
+    stale = [path for path, text in pages.items() if (DOCS / path).read_text(encoding="utf-8") != text]
+    assert not stale, "run make docs"
+
+
+def test_no_page_contains_a_python_object(pages: dict[str, str]) -> None:
+    for path, text in pages.items():
+        assert not re.search(r"<class '|NoneType|typing\.|object at 0x", text), path
+
+
+def test_every_command_and_error_has_a_section(pages: dict[str, str]) -> None:
+    assert re.findall(r"^## pneumoscope ([\w-]+)$", pages["reference/cli.md"], re.MULTILINE) == list(VERBS)
+    assert set(re.findall(r"^## (\w+)$", pages["reference/errors.md"], re.MULTILINE)) == set(errors.__all__)
+
+
+def test_every_error_has_an_example_unless_it_is_only_a_base_class(pages: dict[str, str]) -> None:
+    sections = dict(re.findall(r"^## (\w+)\n(.*?)(?=^## |\Z)", pages["reference/errors.md"], re.MULTILINE | re.DOTALL))
+    without = {name for name, text in sections.items() if "error: " not in text}
+    assert without == {name for name in errors.__all__ if name not in sections or "Never raised" in sections[name]}
+    assert len(without) == 1
+
+
+def test_http_api_lists_every_operation_and_schema(generator: ModuleType) -> None:
+    document = {
+        "paths": {
+            "/v1/things/{id}": {
+                "get": {
+                    "summary": "Return a thing",
+                    "parameters": [{"name": "id", "in": "path", "required": True, "schema": {"type": "string"}}],
+                    "responses": {
+                        "200": {"content": {"application/json": {"schema": {"$ref": "#/components/schemas/Thing"}}}}
+                    },
+                }
+            }
+        },
+        "components": {
+            "schemas": {
+                "Thing": {
+                    "description": "A thing.\n\nAttributes:\n    low, high: Ends.",
+                    "properties": {
+                        "low": {"anyOf": [{"type": "number"}, {"type": "null"}]},
+                        "kind": {"enum": ["a", "b"], "description": "Its kind."},
+                    },
+                }
+            }
+        },
+    }
+    page = generator.http_api_page(document)
+    assert "[`GET /v1/things/{id}`](#get-v1thingsid)" in page
+    assert "| `id` | path | string | required |" in page
+    assert "| 200 | `application/json`, [Thing](#thing) |" in page
+    assert "| `low` | number or null | Ends. |" in page
+    assert '| `kind` | `"a"`, `"b"` | Its kind. |' in page

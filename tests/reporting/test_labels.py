@@ -1,0 +1,40 @@
+"""Labels, and sentences about intervals."""
+
+from pneumoscope.core.results import Interval
+from pneumoscope.reporting import labels
+
+
+def test_method_names_have_capitalised_proper_names() -> None:
+    assert labels.method_name("mcnemar, exact") == "McNemar, exact"
+    assert labels.method_name("delong by patient") == "DeLong by patient"
+    assert labels.method_name("patient bootstrap") == "patient bootstrap"
+
+
+def interval(method: str, *, level: float = 0.95, seed: int | None = None, low: float | None = 0.1) -> Interval:
+    return Interval(0.5, low, None if low is None else 0.9, method, 10, level, seed, "" if low else "undefined")
+
+
+def test_interval_note_states_each_method_once_with_its_seed_and_metrics() -> None:
+    note = labels.interval_note(
+        [
+            ("Accuracy", interval("wilson, design effect 1.31")),
+            ("Accuracy", interval("wilson, design effect 1.02")),
+            ("Sensitivity", interval("wilson")),
+            ("F1", interval("patient bootstrap", seed=3)),
+            ("MCC", interval("delong", low=None)),
+        ]
+    )
+    assert note == (
+        "95% intervals: Wilson, adjusted for repeated patients (Accuracy, Sensitivity); patient bootstrap, seed 3 (F1)."
+    )
+
+
+def test_interval_note_of_one_method_lists_no_metrics_and_of_none_is_empty() -> None:
+    assert labels.interval_note([("a", interval("newcombe, paired", level=0.9))]) == "90% intervals: Newcombe, paired."
+    assert labels.interval_note([("a", interval("wilson", low=None))]) == ""
+    both = labels.interval_note([("a", interval("wilson")), ("b", interval("wilson", level=0.99))])
+    assert both == "95% and 99% intervals: Wilson."
+
+
+def test_every_metric_is_in_the_glossary() -> None:
+    assert set(labels.METRICS.values()) <= set(labels.GLOSSARY)
