@@ -365,12 +365,12 @@ def smooth(height: int, width: int) -> Image.Image:
     return Image.fromarray(np.rint(128 + 60 * np.sin(rows / 7) + 60 * np.cos(columns / 6)).astype(np.uint8))
 
 
-# The largest of 1, 1/2, 1/4 and 1/8 that leaves both sides at least `least_side`, rounded up.
+# The largest of 1, 1/2, 1/4 and 1/8 that leaves both sides at least `min_side`, rounded up.
 HALF, QUARTER, EIGHTH = (151, 100), (76, 50), (38, 25)
 
 
 @pytest.mark.parametrize(
-    ("least_side", "size"),
+    ("min_side", "size"),
     [
         (0, (301, 200)),
         (101, (301, 200)),
@@ -382,22 +382,22 @@ HALF, QUARTER, EIGHTH = (151, 100), (76, 50), (38, 25)
         (1, EIGHTH),
     ],
 )
-def test_a_jpeg_is_not_reduced_below_the_minimum_side(least_side: int, size: tuple[int, int]) -> None:
-    image = decode(encode(smooth(200, 301), "JPEG"), least_side=least_side)
+def test_a_jpeg_is_not_reduced_below_the_minimum_side(min_side: int, size: tuple[int, int]) -> None:
+    image = decode(encode(smooth(200, 301), "JPEG"), min_side=min_side)
     assert (image.width, image.height) == size
     assert image.reduced_from == (None if size == (301, 200) else (301, 200))
 
 
 def test_reduced_pixels_are_averages() -> None:
     data = encode(smooth(160, 320), "JPEG", quality=95)
-    whole, half = decode(data).pixels.astype(float), decode(data, least_side=80).pixels
+    whole, half = decode(data).pixels.astype(float), decode(data, min_side=80).pixels
     assert np.abs(whole.reshape(80, 2, 160, 2).mean(axis=(1, 3)) - half).max() < 2
 
 
 @pytest.mark.parametrize("mode", ["L", "RGB"])
 def test_a_small_jpeg_is_not_reduced(mode: str) -> None:
     data = encode(smooth(224, 224).convert(mode), "JPEG")
-    image = decode(data, least_side=448)
+    image = decode(data, min_side=448)
     assert np.array_equal(image.pixels, decode(data).pixels)
     assert image.reduced_from is None
 
@@ -405,7 +405,7 @@ def test_a_small_jpeg_is_not_reduced(mode: str) -> None:
 @pytest.mark.parametrize("kind", ["PNG", "TIFF", "BMP", "WEBP"])
 def test_only_jpegs_are_reduced(kind: str) -> None:
     data = encode(smooth(160, 320).convert("RGB"), kind)
-    image = decode(data, least_side=16)
+    image = decode(data, min_side=16)
     assert np.array_equal(image.pixels, decode(data).pixels)
     assert image.reduced_from is None
 
@@ -414,7 +414,7 @@ def test_the_size_of_a_rotated_jpeg_is_that_after_rotation() -> None:
     exif = Image.Exif()
     exif[ORIENTATION] = 6
     data = encode(smooth(200, 301), "JPEG", exif=exif)
-    image = decode(data, least_side=100)
+    image = decode(data, min_side=100)
     assert (image.width, image.height, image.reduced_from) == (100, 151, (200, 301))
     assert decode(data).reduced_from is None
 
@@ -422,7 +422,7 @@ def test_the_size_of_a_rotated_jpeg_is_that_after_rotation() -> None:
 def test_a_truncated_jpeg_is_rejected_at_any_size() -> None:
     data = encode(smooth(400, 400), "JPEG")
     with pytest.raises(UnreadableImageError, match=r"the pixels cannot be decoded .*truncated"):
-        decode(data[: len(data) // 2], least_side=100)
+        decode(data[: len(data) // 2], min_side=100)
 
 
 # --- Other files than regular ones ------------------------------------------------------------------------------------

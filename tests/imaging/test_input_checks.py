@@ -60,7 +60,7 @@ def test_chroma_is_measured_in_the_file_and_zero_for_grey_stored_as_colour():
     assert decode(encoded(image, format="PNG")).chroma == 200
     assert decode(encoded(image.quantize(4), format="PNG")).chroma == 200
     assert decode(encoded(image.convert("RGBA"), format="PNG")).chroma == 200
-    assert decode(encoded(image, format="JPEG", quality=95), least_side=20).chroma > 150
+    assert decode(encoded(image, format="JPEG", quality=95), min_side=20).chroma > 150
     grey = image.convert("L")
     for other in (
         grey,

@@ -141,7 +141,7 @@ def test_full_size_images_match_the_small_copies_of_the_public_set(
 def test_images_decoded_at_reduced_size_match_those_decoded_at_full_size() -> None:
     differences = []
     for path in sorted(data_folder("PNEUMOSCOPE_ORIGINALS").rglob("*.jpeg")):
-        full, reduced = decode(path), decode(path, least_side=Preprocessing().least_side)
+        full, reduced = decode(path), decode(path, min_side=Preprocessing().min_side)
         if reduced.reduced_from:
             assert reduced.reduced_from == (full.width, full.height)
             difference = np.abs(preprocess(full, Preprocessing()).astype(int) - preprocess(reduced, Preprocessing()))
@@ -155,7 +155,7 @@ def test_images_decoded_at_reduced_size_match_those_decoded_at_full_size() -> No
 @pytest.mark.real_data
 def test_images_of_the_public_set_are_not_reduced() -> None:
     for path in sorted(data_folder("PNEUMOSCOPE_DATA").rglob("*.jpeg"))[::50]:
-        assert np.array_equal(decode(path, least_side=Preprocessing().least_side).pixels, decode(path).pixels)
+        assert np.array_equal(decode(path, min_side=Preprocessing().min_side).pixels, decode(path).pixels)
 
 
 def test_resize_agrees_with_pillow() -> None:

@@ -87,7 +87,7 @@ def hurried() -> Iterator[DecodePool]:
 @pytest.mark.parametrize("kind", ["PNG", "JPEG", "DICOM"])
 def test_a_worker_returns_what_this_process_would(pool: DecodePool, tmp_path: Path, kind: str, keep: bool) -> None:
     data = written(image(PatientAge="004Y")) if kind == "DICOM" else png(GREY, kind)
-    expected = preprocess_image(decode(data, name="x", least_side=SIZE.least_side), SIZE, keep_radiograph=keep)
+    expected = preprocess_image(decode(data, name="x", min_side=SIZE.min_side), SIZE, keep_radiograph=keep)
     path = tmp_path / "café \udcff.img"  # a name that is no text
     path.write_bytes(data)
 

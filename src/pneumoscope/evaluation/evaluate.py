@@ -115,7 +115,7 @@ def _score(
     unreadable: list[tuple[str, str]] = []
     logits: list[float] = []
     rejections: list[Rejection | None] = []
-    for logit, rejection in session.stream(_decoded(root, images, session.card.preprocessing.least_side, unreadable)):
+    for logit, rejection in session.stream(_decoded(root, images, session.card.preprocessing.min_side, unreadable)):
         logits.append(logit)
         rejections.append(rejection)
         if progress:
@@ -132,11 +132,11 @@ def _score(
 
 
 def _decoded(
-    root: Path, images: Sequence[LabelledImage], least_side: int, unreadable: list[tuple[str, str]]
+    root: Path, images: Sequence[LabelledImage], min_side: int, unreadable: list[tuple[str, str]]
 ) -> Iterator[Radiograph]:
     """Images in order, decoded ahead; those that cannot be read are noted and left out."""
     rest = iter(images)
-    read = functools.partial(read_image, root, least_side=least_side)
+    read = functools.partial(read_image, root, min_side=min_side)
     with ThreadPoolExecutor(_THREADS) as pool:
         waiting: deque[tuple[LabelledImage, Future[Radiograph]]] = deque()
         for image in islice(rest, _AHEAD):

@@ -41,7 +41,7 @@ _SIDEWAYS = frozenset(_TURNS[orientation] for orientation in (5, 6, 7, 8))
 _TOO_LARGE = f"it is more than {MAX_PIXELS:,} pixels"
 
 
-def decode(source: Path | bytes, *, name: str = "", least_side: int = 0) -> Radiograph:
+def decode(source: Path | bytes, *, name: str = "", min_side: int = 0) -> Radiograph:
     """Return one radiograph as 8-bit grey.
 
     The format is detected from the content, not from the file extension. Colour is converted to ITU-R 601 luma
@@ -51,7 +51,7 @@ def decode(source: Path | bytes, *, name: str = "", least_side: int = 0) -> Radi
     Args:
         source: File, or its bytes.
         name: Name of the file in messages; by default its path.
-        least_side: Minimum side in pixels to which a JPEG may be reduced by 1/2, 1/4 or 1/8 in decoding, which is
+        min_side: Minimum side in pixels to which a JPEG may be reduced by 1/2, 1/4 or 1/8 in decoding, which is
             faster than to resize it afterwards. With 0, all images are decoded at full size.
 
     Returns:
@@ -71,7 +71,7 @@ def decode(source: Path | bytes, *, name: str = "", least_side: int = 0) -> Radi
         from pneumoscope.imaging.dicom import decode_dicom
 
         return decode_dicom(data, name)
-    return _decode_image(data, name, least_side)
+    return _decode_image(data, name, min_side)
 
 
 def refuse_too_many_bytes(name: str, size: int) -> None:
@@ -108,7 +108,7 @@ def _read(path: Path, name: str) -> bytes:
         raise UnreadableImageError(name, str(error)) from error
 
 
-def _decode_image(data: bytes, name: str, least_side: int) -> Radiograph:
+def _decode_image(data: bytes, name: str, min_side: int) -> Radiograph:
     try:
         image = Image.open(io.BytesIO(data), formats=_FORMATS)
         frames = getattr(image, "n_frames", 1)
@@ -132,8 +132,8 @@ def _decode_image(data: bytes, name: str, least_side: int) -> Radiograph:
             )
         whole = image.size
         try:
-            if least_side:
-                image.draft(None, (least_side, least_side))  # nothing but a JPEG minds it
+            if min_side:
+                image.draft(None, (min_side, min_side))  # nothing but a JPEG minds it
             image.load()
             turn = _turn(image)
             pixels = _grey(image if turn is None else image.transpose(turn))

@@ -182,7 +182,7 @@ def _reply(request: Request, content: bytes) -> tuple[Reply, Sequence[npt.NDArra
 
 def _decoded(request: Request, content: bytes) -> tuple[Reply, Sequence[npt.NDArray[np.uint8]]]:
     source = Path(os.fsdecode(request.path)) if request.path else content
-    radiograph = decode(source, least_side=request.preprocessing.least_side if request.preprocessing else 0)
+    radiograph = decode(source, min_side=request.preprocessing.min_side if request.preprocessing else 0)
     parts, rejection = [], None
     if request.preprocessing:
         preprocessed = preprocess_image(radiograph, request.preprocessing)

@@ -41,7 +41,7 @@ class Preprocessing(Struct, frozen=True, forbid_unknown_fields=True, kw_only=Tru
     version: int = PREPROCESSING_VERSION
 
     @property
-    def least_side(self) -> int:
+    def min_side(self) -> int:
         """Smallest side that a JPEG may be decoded to (see `decode`): twice the size, so that resizing can average."""
         return 2 * self.size
 

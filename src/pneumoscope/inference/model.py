@@ -333,7 +333,7 @@ class Model:
         name = name or default_name
         if pool is not None:
             return pool.preprocess(source, preprocessing, name=name, keep_radiograph=keep_radiograph)
-        radiograph = decode(source, name=name, least_side=preprocessing.least_side)
+        radiograph = decode(source, name=name, min_side=preprocessing.min_side)
         return preprocess_image(radiograph, preprocessing, keep_radiograph=keep_radiograph)
 
     def _predict(self, image: PreprocessedImage, scored: Scored) -> Prediction:
