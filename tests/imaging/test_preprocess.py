@@ -15,9 +15,10 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from PIL import Image
 
+from pneumoscope.core.prediction import Rejection
 from pneumoscope.imaging.decode import Radiograph, decode
 from pneumoscope.imaging.phantom import draw_phantom
-from pneumoscope.imaging.preprocess import PREPROCESSING_VERSION, Preprocessing, preprocess
+from pneumoscope.imaging.preprocess import PREPROCESSING_VERSION, Preprocessing, preprocess, preprocess_image
 
 
 def image(pixels: npt.NDArray[np.uint8]) -> Radiograph:
@@ -109,6 +110,16 @@ def test_options_are_immutable_and_validated() -> None:
             msgspec.convert(invalid, Preprocessing)
     with pytest.raises(AttributeError, match="immutable"):
         Preprocessing().size = 32  # type: ignore[misc]
+
+
+def test_a_rejection_by_the_header_takes_precedence_over_the_input_checks() -> None:
+    rejection = Rejection("lateral_view", {"view": "LL"})
+    blank = np.zeros((100, 100), np.uint8)
+    rejected = Radiograph(blank, "image", "DICOM", "MONOCHROME2, 8 bits", rejection=rejection)
+    assert preprocess_image(rejected, Preprocessing(size=64)).rejection == rejection
+    other = preprocess_image(image(blank), Preprocessing(size=64)).rejection
+    assert other is not None
+    assert other.code == "blank"
 
 
 def data_folder(variable: str) -> Path:
