@@ -35,7 +35,7 @@ from pneumoscope.core.files import write_atomically
 from pneumoscope.core.i18n import NOTICE
 from pneumoscope.evaluation.image_variants import encode_dicom
 from pneumoscope.imaging.phantom import draw_phantom
-from pneumoscope.service.audit.log import verify
+from pneumoscope.service.audit.verification import verify
 from pneumoscope.service.storage.database import open_database
 
 EXPECTED_STATUSES = {201, 400, 413, 415, 422}

@@ -45,7 +45,7 @@ from pneumoscope.imaging.preprocess import preprocess
 from pneumoscope.inference.model import load_model
 from pneumoscope.inference.session import BundleSession
 from pneumoscope.runs.run_folder import find_bundle
-from pneumoscope.service.audit.log import verify
+from pneumoscope.service.audit.verification import verify
 from pneumoscope.service.storage.database import open_database
 
 sys.path.insert(0, str(Path(__file__).resolve().parent))

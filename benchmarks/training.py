@@ -36,12 +36,11 @@ from pneumoscope.imaging.phantom import write_phantoms
 from pneumoscope.models.base import ClassifierNetwork
 from pneumoscope.models.factory import create_model
 from pneumoscope.models.report_networks import LocalResponseNorm
-from pneumoscope.runs.recipe import Recipe, check
+from pneumoscope.runs.recipe import Recipe, parse_recipe
 from pneumoscope.runs.record import machine, versions
 from pneumoscope.training.data_module import ImageArrays
-from pneumoscope.training.devices import Devices, device_name, precision_here
-from pneumoscope.training.optimizers import make_optimizer
-from pneumoscope.training.trainer import run_trainer
+from pneumoscope.training.optimizers import create_optimizer
+from pneumoscope.training.trainer import Devices, device_name, resolve_precision, run_trainer
 
 BATCH_SIZES = {"alexnet": 64, "vgg19": 64, "tf_efficientnet_lite0": 32}
 
@@ -109,7 +108,7 @@ def time_upper_bound(case: Case) -> float:
     """Return the seconds per image of the network alone."""
     network = case.network().to(case.device)
     network.to(memory_format=torch.channels_last if case.device.type == "cuda" else network.memory_format)
-    optimizer = make_optimizer(case.recipe.optimizer, network.parameters())
+    optimizer = create_optimizer(case.recipe.optimizer, network.parameters())
     size = case.recipe.network.image_size
     images = torch.randint(0, 256, (case.batch, size, size), dtype=torch.uint8, device=case.device)
     labels = (torch.arange(case.batch, device=case.device) % 2).float()
@@ -216,7 +215,7 @@ def measure_peak_flops(device: torch.device, precision: str) -> float:
 def measure(name: str, size: int, images: Path, device: torch.device, rounds: int, steps: int) -> dict[str, Any]:
     """Return one row of the table."""
     batch = BATCH_SIZES[name]
-    recipe = check(
+    recipe = parse_recipe(
         {
             "name": f"benchmark-{name}",
             "network": {"name": name, "image_size": size},
@@ -233,7 +232,7 @@ def measure(name: str, size: int, images: Path, device: torch.device, rounds: in
         recipe.preprocessing,
     )
     devices = Devices("gpu" if device.type == "cuda" else "cpu", 1)
-    case = Case(recipe, images, arrays, device, precision_here(recipe, devices), steps)
+    case = Case(recipe, images, arrays, device, resolve_precision(recipe, devices), steps)
     variants = {"upper_bound": time_upper_bound, "pneumoscope": time_pneumoscope, "plain_pytorch": time_plain_pytorch}
     times: dict[str, list[float]] = {variant: [] for variant in variants}
     for number in range(rounds):

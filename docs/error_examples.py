@@ -250,12 +250,12 @@ def _parity() -> None:
     import torch
 
     from pneumoscope.models.factory import create_model
-    from pneumoscope.training.parity import check_parity
+    from pneumoscope.training.onnx_export import check_logits
 
     network = create_model(_NETWORK, image_size=32).eval()
     for parameter in network.parameters():
         torch.nn.init.zeros_(parameter)
-    check_parity(network, np.zeros((64, 32, 32), np.uint8), np.full(64, 0.02, np.float32))
+    check_logits(network, np.zeros((64, 32, 32), np.uint8), np.full(64, 0.02, np.float32))
 
 
 # --- service ---------------------------------------------------------------------------------------------------------

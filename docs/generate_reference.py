@@ -29,7 +29,7 @@ from pneumoscope.core import errors
 from pneumoscope.core.errors import PneumoscopeError
 from pneumoscope.reproduction.recipes import report_recipes
 from pneumoscope.runs.evaluations import read_evaluation
-from pneumoscope.runs.recipe import Recipe, read_recipe, shipped
+from pneumoscope.runs.recipe import Recipe, packaged_recipes, read_recipe
 from pneumoscope.runs.run_folder import find_bundle
 
 DOCS = Path(__file__).resolve().parent
@@ -336,7 +336,7 @@ def _slug(title: str) -> str:
 
 def recipes_page() -> str:
     """Return the included recipes, and every field of a recipe."""
-    available = shipped() | report_recipes()
+    available = packaged_recipes() | report_recipes()
     recipes = [read_recipe(name, recipes=available) for name in available]
     parts = [
         "# Recipes\n",

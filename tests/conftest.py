@@ -7,10 +7,7 @@ import importlib.util
 import json
 import re
 import shutil
-import subprocess
-import threading
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -75,18 +72,6 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
             item.add_marker(pytest.mark.timeout(300))
         if not TIERS & {marker.name for marker in item.iter_markers()}:
             item.add_marker("fast")
-
-
-@contextmanager
-def killed_after(seconds: float, process: subprocess.Popen[Any]) -> Iterator[None]:
-    """Kill a process at the end, or after a time: then no read of its output waits for longer."""
-    timer = threading.Timer(seconds, process.kill)
-    timer.start()
-    try:
-        yield
-    finally:
-        timer.cancel()
-        process.kill()
 
 
 # --- images, bundles, runs -----------------------------------------------------------------------------------------------

@@ -35,18 +35,9 @@ def endless(source: str) -> list[int]:
 
 # tests/processes.py is the one place that starts a process, and kills it at its deadline.
 MODULES = sorted(path.relative_to(TESTS).as_posix() for path in TESTS.rglob("*.py") if path.name != "processes.py")
-KNOWN = {"service/conftest.py", "service/test_faults.py", "service/test_serve.py"}
 
 
-@pytest.mark.parametrize(
-    "module",
-    [
-        pytest.param(name, marks=pytest.mark.xfail(reason="starts the service without a deadline"))
-        if name in KNOWN
-        else name
-        for name in MODULES
-    ],
-)
+@pytest.mark.parametrize("module", MODULES)
 def test_every_wait_has_a_deadline(module: str) -> None:
     assert endless((TESTS / module).read_text(encoding="utf-8")) == []
 

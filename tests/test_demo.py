@@ -12,7 +12,7 @@ import pytest
 from pneumoscope import demo
 from pneumoscope.cli import VERBS, cli, run_and_exit
 from pneumoscope.demo import RECIPES, command, lines
-from pneumoscope.runs.recipe import shipped
+from pneumoscope.runs.recipe import packaged_recipes
 
 
 def parse(line: list[str]) -> tuple[str, dict[str, Any]]:
@@ -62,8 +62,8 @@ def test_own_images_are_used_in_place() -> None:
     assert (split["data"], split["out"]) == (Path("chest_xray"), Path("out/manifest.csv"))
 
 
-def test_recipes_are_shipped() -> None:
-    assert set(RECIPES) <= set(shipped())
+def test_recipes_are_packaged_recipes() -> None:
+    assert set(RECIPES) <= set(packaged_recipes())
 
 
 @pytest.fixture

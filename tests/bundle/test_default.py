@@ -9,7 +9,7 @@ import pytest
 from pneumoscope import load_model
 from pneumoscope.imaging.phantom import draw_phantom
 from pneumoscope.inference.session import BundleSession
-from pneumoscope.runs.recipe import check, read_recipe
+from pneumoscope.runs.recipe import parse_recipe, read_recipe
 from pneumoscope.runs.run_folder import find_bundle
 
 # Folder of public radiographs at full size.
@@ -27,7 +27,7 @@ def test_default_bundle_is_small_and_has_heatmaps():
 
 
 def test_recipe_on_the_card_is_the_shipped_recipe(model):
-    assert check(model.card.recipe, "card") == read_recipe("default")
+    assert parse_recipe(model.card.recipe, "card") == read_recipe("default")
 
 
 def test_card_has_all_operating_points(model):

@@ -1,4 +1,4 @@
-"""`pneumoscope compare`."""
+"""`pneumoscope compare`: sentences, files and the report page."""
 
 import json
 
@@ -13,24 +13,24 @@ from pneumoscope.evaluation.evaluate import evaluate
 @pytest.fixture(scope="module")
 def runs(shared_maker):
     images = shared_maker.images("shown", normal=20, pneumonia=30)
-    found = [shared_maker.run("alexnet-adam"), shared_maker.run("other", gain=-0.05)]
-    for run in found:
+    runs = [shared_maker.run("alexnet-adam"), shared_maker.run("other", gain=-0.05)]
+    for run in runs:
         evaluate(run, images, ledger=shared_maker.root / "shown.jsonl")
-    return found
+    return runs
 
 
 def invoke(*arguments):
     return CliRunner().invoke(command, [str(argument) for argument in arguments])
 
 
-def test_prints_findings_and_the_path_of_the_report(runs, tmp_path):
+def test_command_prints_sentences_and_writes_the_files(runs, tmp_path):
     out = tmp_path / "out"
     result = invoke(*runs, "--out", out)
     assert result.exit_code == 0, result.output
     data = json.loads((out / "comparison.json").read_text())
     *sentences, page = result.stdout.splitlines()
     assert sentences == data["sentences"]
-    assert sentences[0].startswith("alexnet-adam beats other: accuracy +")
+    assert sentences[0].startswith("alexnet-adam has a higher accuracy than other: +")
     assert page == str(out / "report.html")
     html = (out / "report.html").read_text()
     assert "alexnet-adam" in html
@@ -38,7 +38,7 @@ def test_prints_findings_and_the_path_of_the_report(runs, tmp_path):
     assert (out / "comparison.csv").is_file()
 
 
-def test_json_is_the_written_document(runs, tmp_path):
+def test_json_is_one_document_and_equals_the_file(runs, tmp_path):
     out = tmp_path / "out"
     result = invoke(*runs, "--operating-point", "rule_out", "--out", out, "--json")
     assert result.exit_code == 0, result.output
@@ -48,7 +48,7 @@ def test_json_is_the_written_document(runs, tmp_path):
     assert data["command"] == (f"pneumoscope compare {runs[0]} {runs[1]} --operating-point rule_out --out {out}")
 
 
-def test_run_without_evaluation_is_refused(maker, tmp_path, capsys):
+def test_run_without_evaluation_exits_with_2(maker, tmp_path, capsys):
     run = maker.run("lonely")
     with pytest.raises(SystemExit) as stop:
         run_and_exit(cli, ["compare", str(run), "--out", str(tmp_path / "out")])
@@ -57,7 +57,7 @@ def test_run_without_evaluation_is_refused(maker, tmp_path, capsys):
     assert not (tmp_path / "out").exists()
 
 
-def test_run_argument_is_required(tmp_path):
+def test_command_without_runs_exits_with_2(tmp_path):
     result = invoke("--out", tmp_path)
     assert result.exit_code == 2
     assert "RUN..." in result.stderr

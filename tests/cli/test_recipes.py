@@ -1,4 +1,4 @@
-"""`pneumoscope recipes`."""
+"""`pneumoscope recipes`: the list, and recipes as TOML and JSON."""
 
 import json
 import tomllib
@@ -8,9 +8,9 @@ from click.testing import CliRunner
 
 from pneumoscope.cli.recipes import command
 from pneumoscope.reproduction.recipes import report_recipes
-from pneumoscope.runs.recipe import read_recipe, shipped
+from pneumoscope.runs.recipe import packaged_recipes, read_recipe
 
-KNOWN = shipped() | report_recipes()
+KNOWN = packaged_recipes() | report_recipes()
 
 
 def invoke(*arguments):
@@ -27,24 +27,24 @@ def test_every_recipe_is_listed_with_its_description():
     assert "alexnet-sgd" in lines
 
 
-def test_printed_recipe_can_be_read_back(tmp_path):
+def test_printed_toml_is_read_back_to_an_equal_recipe(tmp_path):
     for name in KNOWN:
         (tmp_path / "mine.toml").write_text(invoke(name))
         assert read_recipe(str(tmp_path / "mine.toml")) == read_recipe(name, recipes=KNOWN)
 
 
-def test_printed_recipe_has_every_field_with_a_value():
+def test_printed_toml_has_all_defaults():
     printed = tomllib.loads(invoke("alexnet-sgd"))
 
     assert printed == read_recipe("alexnet-sgd", recipes=KNOWN).model_dump(mode="json", exclude_none=True)
     assert (printed["optimizer"]["momentum"], printed["training"]["label_smoothing"]) == (0.0, 0.0)
 
 
-def test_json_has_all_recipes():
-    found = json.loads(invoke("--json"))
+def test_json_is_one_document_with_all_recipes():
+    recipes = json.loads(invoke("--json"))
 
-    assert [recipe["name"] for recipe in found] == list(KNOWN)
-    assert found[0]["optimizer"]["beta1"] == 0.9
+    assert [recipe["name"] for recipe in recipes] == list(KNOWN)
+    assert recipes[0]["optimizer"]["beta1"] == 0.9
 
 
 def test_json_of_one_recipe():
@@ -53,7 +53,7 @@ def test_json_of_one_recipe():
     )
 
 
-def test_recipe_file_is_printed_with_defaults(tmp_path):
+def test_recipe_file_is_printed_with_its_defaults(tmp_path):
     path = Path(tmp_path / "mine.toml")
     path.write_text('name = "mine"\n[network]\nname = "resnet18"\n')
 

@@ -1,4 +1,4 @@
-"""`pneumoscope train`: output, usage errors and interruption."""
+"""`pneumoscope train`: output, options, errors and interruption."""
 
 import json
 import shutil
@@ -18,7 +18,7 @@ from pneumoscope.imaging.phantom import write_phantoms
 from pneumoscope.runs.recipe import read_recipe
 from pneumoscope.runs.record import read_run
 from pneumoscope.training import train as train_module
-from pneumoscope.training.devices import Devices
+from pneumoscope.training.trainer import Devices
 
 pytestmark = pytest.mark.training
 
@@ -44,7 +44,7 @@ def own_cache(tmp_path_factory, monkeypatch):
 
 @pytest.fixture
 def train(capfd):
-    """Return a function that runs the command and returns its exit status, standard output and standard error."""
+    """Run the command; return its exit status, standard output and standard error, including the output of libraries."""
 
     def run(*arguments):
         status = 0
@@ -52,27 +52,27 @@ def train(capfd):
             run_and_exit(cli, ["train", *map(str, arguments)])
         except SystemExit as stop:
             status = stop.code
-        found = capfd.readouterr()
-        return status, found.out, found.err
+        captured = capfd.readouterr()
+        return status, captured.out, captured.err
 
     return run
 
 
-def test_result_is_printed_as_json_and_as_text(train, recipe, images, tmp_path):
+def test_command_prints_the_record_or_a_summary(train, recipe, images, tmp_path):
     run = tmp_path / "run"
     status, out, err = train(recipe, "--data", images, "--out", run, "--json")
 
     assert status == 0, err
-    found = json.loads(out)
-    assert found == json.loads((run / "run.json").read_text())
-    assert found["state"] == "finished"
+    record = json.loads(out)
+    assert record == json.loads((run / "run.json").read_text())
+    assert record["state"] == "finished"
     assert "epoch 1/1" in err
     assert read_bundle(run / "bundle")[0].name == "small"
 
     status, out, err = train(recipe, "--data", images, "--out", run, "--resume")
 
     assert (status, err) == (0, "")
-    accuracy = found["best_validation_accuracy"]
+    accuracy = record["best_validation_accuracy"]
     first, *lines = out.splitlines()
     assert first.startswith(f"small: best epoch 1 of 1, validation accuracy {accuracy:.4f}, 0.")
     assert lines == [
@@ -85,10 +85,10 @@ def test_result_is_printed_as_json_and_as_text(train, recipe, images, tmp_path):
     status, out, err = train(recipe, "--data", images, "--out", run)
 
     assert (status, out) == (2, "")
-    assert "run' holds a run already. Resume it: --resume" in err
+    assert "run' already has a run. Resume it with --resume" in err
 
 
-def test_notes_about_the_images_are_printed_to_standard_error(train, recipe, images, tmp_path):
+def test_notes_on_the_data_go_to_standard_error(train, recipe, images, tmp_path):
     renamed = tmp_path / "images"
     shutil.copytree(images, renamed)
     image = next((renamed / "train" / "NORMAL").iterdir())
@@ -105,11 +105,11 @@ def test_notes_about_the_images_are_printed_to_standard_error(train, recipe, ima
     assert notes[1:] == ["note: 1 images of unknown patients are split as if each were a patient"]
 
 
-def test_options_reach_the_library(train, images, maker, tmp_path, monkeypatch):
-    got = {}
+def test_options_are_passed_to_train(train, images, maker, tmp_path, monkeypatch):
+    arguments = {}
 
     def caught(recipe, data, out, **options):
-        got.update(options, recipe=recipe, data=data, out=out)
+        arguments.update(options, recipe=recipe, data=data, out=out)
         return read_run(maker.run("x"))
 
     monkeypatch.setattr(train_module, "train", caught)
@@ -117,44 +117,44 @@ def test_options_reach_the_library(train, images, maker, tmp_path, monkeypatch):
     status, out, err = train("quick", "--data", images, "--out", tmp_path, *options, "--devices", 2, "--nodes", 3)
 
     assert status == 0, err
-    assert got["recipe"] == read_recipe("quick", ["training.epochs=3", "training.seed=9"])
-    assert (got["data"], got["out"], got["resume"]) == (images, tmp_path, True)
-    assert got["devices"] == Devices("cpu", 2, 3)
-    assert got["progress"] is None  # standard error is not a terminal
+    assert arguments["recipe"] == read_recipe("quick", ["training.epochs=3", "training.seed=9"])
+    assert (arguments["data"], arguments["out"], arguments["resume"]) == (images, tmp_path, True)
+    assert arguments["devices"] == Devices("cpu", 2, 3)
+    assert arguments["progress"] is None
     assert out.startswith("x: best epoch 2 of 2, validation accuracy 0.7800, 0.1 min\n")
 
 
 @pytest.mark.parametrize(
-    ("options", "words"),
+    ("options", "message"),
     [
         (["--set", "training.epoch=3"], "there is no field 'training.epoch'. Did you mean 'training.epochs'?"),
         (["--set", "training.epochs=0"], "training.epochs: Input should be greater than or equal to 1 (it is 0)"),
-        (["--set", "training.epochs"], "--set 'training.epochs' is not key=value"),
+        (["--set", "training.epochs"], "--set 'training.epochs' is not KEY=VALUE"),
         (["--set", "network.name=resnet81"], "there is no network 'resnet81'. Did you mean 'resnet18'?"),
         (["--set", "data.validation=0.01"], "the validation split would have 0 NORMAL"),
         (["--devices", "5", "--accelerator", "cpu"], "training.batch is 8 on 5 devices"),
     ],
 )
-def test_invalid_options_write_nothing(train, recipe, images, tmp_path, options, words):
+def test_invalid_options_exit_with_2_and_write_nothing(train, recipe, images, tmp_path, options, message):
     status, out, err = train(recipe, "--data", images, "--out", tmp_path / "run", "--json", *options)
 
     assert (status, out) == (2, "")
-    assert words in err
+    assert message in err
     assert not (tmp_path / "run").exists()
 
 
-def test_folder_of_other_files_is_refused_before_training(train, recipe, images, tmp_path, monkeypatch):
+def test_folder_with_other_files_is_an_error_before_training(train, recipe, images, tmp_path, monkeypatch):
     monkeypatch.setattr(train_module, "create_model", lambda *_, **__: pytest.fail("a network was built"))
-    (tmp_path / "theirs").write_text("keep")
+    (tmp_path / "other").write_text("keep")
 
     status, out, err = train(recipe, "--data", images, "--out", tmp_path)
 
     assert (status, out) == (2, "")
-    assert f"{str(tmp_path)!r} is not empty and holds no run. Choose another folder with --out" in err
-    assert [path.name for path in tmp_path.iterdir()] == ["theirs"]
+    assert f"{str(tmp_path)!r} is not empty and has no run. Choose another folder with --out" in err
+    assert [path.name for path in tmp_path.iterdir()] == ["other"]
 
 
-def test_unknown_recipe_and_missing_images_are_named(train, recipe, images, tmp_path):
+def test_unknown_recipe_and_missing_data_exit_with_2(train, recipe, images, tmp_path):
     status, _, err = train("quik", "--data", images, "--out", tmp_path / "run")
     assert (status, err) == (2, "error: there is no recipe 'quik'. Did you mean 'quick'?\n")
 
@@ -165,7 +165,7 @@ def test_unknown_recipe_and_missing_images_are_named(train, recipe, images, tmp_
 
 
 @pytest.mark.parametrize(
-    ("there", "options", "words"),
+    ("available", "options", "message"),
     [
         (0, ["--accelerator", "gpu"], "training on 1 GPU was requested; torch finds 0 on this machine"),
         (2, ["--devices", "3"], "training on 3 GPUs was requested; torch finds 2 on this machine"),
@@ -176,19 +176,19 @@ def test_unknown_recipe_and_missing_images_are_named(train, recipe, images, tmp_
         ),
     ],
 )
-def test_missing_gpus_are_a_usage_error(train, recipe, images, tmp_path, monkeypatch, there, options, words):
-    monkeypatch.setattr(torch.cuda, "device_count", lambda: there)
-    monkeypatch.setattr(torch.cuda, "is_available", lambda: there > 0)
+def test_unavailable_gpus_exit_with_2(train, recipe, images, tmp_path, monkeypatch, available, options, message):
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: available)
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: available > 0)
 
     status, _, err = train(recipe, "--data", images, "--out", tmp_path / "run", *options)
 
     assert status == 2
-    assert words in err
+    assert message in err
     assert "--accelerator cpu" in err
     assert not (tmp_path / "run").exists()
 
 
-def test_ctrl_c_keeps_the_last_epoch(recipe, images, tmp_path):
+def test_ctrl_c_exits_with_130_and_keeps_complete_epochs(recipe, images, tmp_path):
     run = tmp_path / "run"
     arguments = [recipe, "--data", images, "--out", run, "--set", "training.epochs=3000"]
     with started(
@@ -205,10 +205,7 @@ def test_ctrl_c_keeps_the_last_epoch(recipe, images, tmp_path):
         out, err = process.communicate(timeout=60)
 
     assert (process.returncode, out) == (130, ""), err
-    assert [line for line in err.splitlines() if line][-2:] == [
-        "what was done is kept: the same command with --resume goes on",
-        "Interrupted",
-    ]
+    assert "Complete epochs are saved. To continue, repeat the command with --resume." in err.splitlines()
     assert "Traceback" not in err
     assert json.loads((run / "run.json").read_text())["state"] == "running"
     assert (run / "checkpoints" / "last.ckpt").is_file()

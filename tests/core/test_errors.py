@@ -22,6 +22,8 @@ def classes():
 
 
 def example(cls):
+    if issubclass(cls, UnreadableImageError):
+        return cls("a/image.png", "truncated", hint="Copy it again")
     return EXAMPLES[cls]() if cls in EXAMPLES else cls("image 'a' is gray", hint="Color it")
 
 

@@ -3,12 +3,23 @@
 import dataclasses
 import json
 import math
+import sys
 
 import pytest
 
 from pneumoscope.core import results
+from pneumoscope.core.errors import MissingExtraError
 from pneumoscope.core.i18n import NOTICE
-from pneumoscope.core.results import SCHEMA, Comparison, Confusion, Evaluation, Interval, OperatingPointResult, to_json
+from pneumoscope.core.results import (
+    SCHEMA,
+    Comparison,
+    Confusion,
+    Evaluation,
+    Interval,
+    OperatingPointResult,
+    RunSummary,
+    to_json,
+)
 
 HALF = Interval(value=0.5, low=0.25, high=0.75, method="wilson", n=12)
 UNDEFINED = Interval(
@@ -34,8 +45,8 @@ EVALUATION = Evaluation(
     version="0.1.0",
 )
 COMPARISON = Comparison(
-    images={"n": 12}, operating_point="half", runs=(), pairs=(), sentences=("A beats B.",),
-    command="", created="", version="0.1.0",
+    images={"n": 12}, operating_point="half", runs=(), pairs=(), sentences=("A has a higher accuracy than B.",), command="",
+    created="", version="0.1.0",
 )  # fmt: skip
 
 
@@ -85,3 +96,62 @@ def test_results_are_frozen():
             assert member.__dataclass_params__.frozen, name
     with pytest.raises(dataclasses.FrozenInstanceError):
         HALF.value = 0.6
+
+
+def test_evaluation_rows_have_one_interval_each():
+    rows = EVALUATION.rows()
+
+    assert [(row["operating_point"], row["etiology"], row["metric"]) for row in rows] == [
+        (None, None, "auroc"),
+        ("half", None, "precision"),
+        ("half", "virus", "accuracy"),
+    ]
+    assert rows[0] == {"operating_point": None, "etiology": None, "metric": "auroc", **dataclasses.asdict(HALF)}
+
+
+def test_comparison_rows_have_the_run_and_the_metric():
+    run = RunSummary(
+        name="a", network="alexnet", optimizer="sgd", batch=8, image_size=64, epochs=1, seed=0, device="cpu", weights="none",
+        average_train_accuracy=None, average_validation_accuracy=None, best_epoch=1, seconds=1.0,
+        test={"n": 12, "accuracy": HALF, "auroc": UNDEFINED}, confusion=Confusion(4, 4, 2, 2),
+    )  # fmt: skip
+    comparison = dataclasses.replace(COMPARISON, runs=(run,))
+
+    assert [(row["run"], row["metric"], row["value"]) for row in comparison.rows()] == [
+        ("a", "accuracy", 0.5),
+        ("a", "auroc", None),
+    ]
+    assert repr(comparison) == "Comparison(n=12, operating_point='half', a: accuracy=0.500 [0.250, 0.750])"
+    html = comparison._repr_html_()
+    assert "a: accuracy" in html
+    assert "A has a higher accuracy than B." in html
+    assert NOTICE in html
+
+
+def test_evaluation_is_short_as_text_and_a_table_in_a_notebook():
+    evaluation = dataclasses.replace(EVALUATION, name="<b>")
+
+    assert repr(evaluation) == "Evaluation('<b>', split='test', n=12, patients=6, auroc=0.500 [0.250, 0.750])"
+    html = evaluation._repr_html_()
+    assert "&lt;b&gt;: 12 test images (4 NORMAL, 8 PNEUMONIA; 6 patients)" in html
+    assert "undefined (no image is classified as pneumonia)" in html
+    assert "half: threshold 0.5" in html
+    assert NOTICE in html
+
+
+@pytest.mark.parametrize("result", [EVALUATION, COMPARISON], ids=["evaluation", "comparison"])
+def test_dataframe_without_pandas_states_the_extra(result, monkeypatch):
+    monkeypatch.setitem(sys.modules, "pandas", None)
+
+    with pytest.raises(MissingExtraError, match=r"pip install 'pneumoscope\[pandas\]'"):
+        result.to_dataframe()
+
+
+def test_dataframe_has_the_rows():
+    pandas = pytest.importorskip("pandas")
+
+    frame = EVALUATION.to_dataframe()
+
+    assert isinstance(frame, pandas.DataFrame)
+    assert frame.set_index("metric").loc["auroc", "low"] == 0.25
+    assert len(frame) == 3

@@ -28,7 +28,7 @@ import pytest
 from pneumoscope.cli import VERBS
 from pneumoscope.data.manifest import Manifest
 from pneumoscope.reporting.labels import METRICS
-from pneumoscope.reproduction.published import PRINTED, restore
+from pneumoscope.reproduction.published import PRINTED, reconstruct_counts
 from pneumoscope.runs.recipe import read_recipe
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -260,7 +260,7 @@ def test_every_metric_is_defined(metric: str) -> None:
 def test_the_erratum_follows_from_the_counts() -> None:
     page = pages()["docs/explanation/experiment.md"]
     for name, (accuracy, recall, precision, f1, *averages) in PRINTED.items():
-        counts = restore(name, accuracy, recall, precision, f1)
+        counts = reconstruct_counts(name, accuracy, recall, precision, f1)
         tp, fn, tn, fp = counts.tp, counts.fn, counts.tn, counts.fp
         numbers = [(tp + tn) / 624, tp / 390, tn / 234, tp / (tp + fp), 2 * tp / (2 * tp + fp + fn)]
         cells = [f"`{name}`", *map(str, (tp, fn, tn, fp)), *(f"{number:.4f}" for number in numbers)]

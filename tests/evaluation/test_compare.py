@@ -1,4 +1,4 @@
-"""Runs compared from their result files alone; numbers against scipy on the written predictions."""
+"""Comparison of runs from their result files, compared with SciPy on the predictions."""
 
 import csv
 import json
@@ -17,12 +17,12 @@ from pneumoscope.runs.evaluations import read_predictions
 
 @pytest.fixture(scope="module")
 def prepared(shared_maker):
-    """A network that knows something, one that knows little of it, and one that says the opposite."""
+    """A good run, a run with smaller logits, and a run with the opposite decisions."""
     images = shared_maker.images("compared", normal=40, pneumonia=60)
-    found = [shared_maker.run("good"), shared_maker.run("weak", gain=0.001), shared_maker.run("wrong", gain=-0.05)]
-    for run in found:
+    runs = [shared_maker.run("good"), shared_maker.run("weak", gain=0.001), shared_maker.run("wrong", gain=-0.05)]
+    for run in runs:
         evaluate(run, images, ledger=shared_maker.root / "compared.jsonl")
-    return images, found
+    return images, runs
 
 
 @pytest.fixture
@@ -35,32 +35,32 @@ def correct(run):
     return np.array([(image.score >= 0.5) == (image.label == "PNEUMONIA") for image in images]), images
 
 
-def test_pairs_are_those_of_the_predictions(runs):
+def test_paired_test_agrees_with_a_permutation_test(runs):
     comparison = compare(runs)
     (good, images), (wrong, _) = correct(runs[0]), correct(runs[2])
     pair = next(pair for pair in comparison.pairs if (pair.a, pair.b, pair.metric) == ("good", "wrong", "accuracy"))
     assert pair.difference.value == pytest.approx(good.mean() - wrong.mean())
-    leads = {}
-    for image, lead in zip(images, good.astype(int) - wrong.astype(int), strict=True):
-        leads[image.patient] = leads.get(image.patient, 0) + lead
-    signs = np.array([lead for lead in leads.values() if lead])
+    sums = {}
+    for image, value in zip(images, good.astype(int) - wrong.astype(int), strict=True):
+        sums[image.patient] = sums.get(image.patient, 0) + value
+    signs = np.array([value for value in sums.values() if value])
     draws = np.random.default_rng(0).choice([-1, 1], (20_000, len(signs))) @ np.abs(signs)
     assert pair.p == pytest.approx((np.abs(draws) >= abs(signs.sum())).mean(), abs=0.003)
     assert pair.verdict == "a"
     assert comparison.runs[0].test["accuracy"].value == pytest.approx(good.mean())
 
 
-def test_everything_the_issue_asks_for_is_in_the_file(runs, tmp_path):
+def test_comparison_json_has_images_runs_pairs_and_sentences(runs, tmp_path):
     comparison = compare(runs, out=tmp_path / "out", command="pneumoscope compare ...")
     data = json.loads((tmp_path / "out" / "comparison.json").read_text())
     assert data["schema"] == 1
     assert data["images"]["n"] == 100
     assert data["images"]["counts"] == {"NORMAL": 40, "PNEUMONIA": 60}
     assert len(data["images"]["sha256"]) == 64
-    wanted = {"name", "network", "optimizer", "batch", "image_size", "epochs", "seed", "device"}
-    wanted |= {"average_train_accuracy", "average_validation_accuracy", "test"}
+    required = {"name", "network", "optimizer", "batch", "image_size", "epochs", "seed", "device"}
+    required |= {"average_train_accuracy", "average_validation_accuracy", "test"}
     for run in data["runs"]:
-        assert wanted <= set(run)
+        assert required <= set(run)
         assert run["test"]["n"] == 100
         assert {"value", "low", "high", "method", "n"} <= set(run["test"]["accuracy"])
         assert len(run["test"]) == 13
@@ -70,7 +70,7 @@ def test_everything_the_issue_asks_for_is_in_the_file(runs, tmp_path):
     assert data["sentences"] == list(comparison.sentences)
 
 
-def test_the_table_has_a_row_a_run_and_metric(runs, tmp_path):
+def test_csv_has_one_row_per_run_and_metric(runs, tmp_path):
     comparison = compare(runs[:2], out=tmp_path)
     rows = list(csv.DictReader((tmp_path / "comparison.csv").read_text().splitlines()))
     assert len(rows) == 2 * 12
@@ -78,7 +78,7 @@ def test_the_table_has_a_row_a_run_and_metric(runs, tmp_path):
     assert float(row["value"]) == comparison.runs[1].test["auroc"].value
 
 
-def test_one_run_alone_has_no_pairs(runs):
+def test_single_run_has_no_pairs(runs):
     comparison = compare(runs[:1])
     assert comparison.pairs == ()
     assert comparison.sentences == ()
@@ -92,18 +92,18 @@ def test_weights_and_bundles_are_not_needed(runs):
     assert (again.runs, again.pairs, again.sentences) == (before.runs, before.pairs, before.sentences)
 
 
-def test_another_operating_point(runs):
+def test_operating_point_selects_the_threshold(runs):
     comparison = compare(runs[:2], operating_point="rule_out")
     assert comparison.operating_point == "rule_out"
     _, images = correct(runs[0])
-    called = np.array([image.score >= 0.2 for image in images])
+    decisions = np.array([image.score >= 0.2 for image in images])
     labels = np.array([image.label == "PNEUMONIA" for image in images])
-    assert comparison.runs[0].test["sensitivity"].value == pytest.approx(called[labels].mean())
+    assert comparison.runs[0].test["sensitivity"].value == pytest.approx(decisions[labels].mean())
     with pytest.raises(UnknownNameError, match=r"no operating point in .* 'rule-ou'. Did you mean 'rule_out'"):
         compare(runs, operating_point="rule-ou")
 
 
-def test_images_are_paired_by_content_and_not_by_place(runs):
+def test_images_are_paired_by_content(runs):
     before = compare(runs[:2])
     file = runs[1] / "evaluation" / "test" / "predictions.csv"
     header, *rows = file.read_text().splitlines(keepends=True)
@@ -111,32 +111,30 @@ def test_images_are_paired_by_content_and_not_by_place(runs):
     assert compare(runs[:2]).pairs == before.pairs
 
 
-def test_no_run_is_refused():
-    with pytest.raises(UsageError, match="no run to compare"):
+def test_comparison_without_runs_is_an_error():
+    with pytest.raises(UsageError, match="no runs to compare"):
         compare([])
 
 
-def test_a_run_that_was_not_evaluated_says_what_to_do(maker):
+def test_error_for_a_run_without_evaluation_states_the_command(maker):
     run = maker.run()
-    with pytest.raises(
-        RunError, match=rf"has not been evaluated on test images .*pneumoscope evaluate {run} --data DATA"
-    ):
+    with pytest.raises(RunError, match=rf"has no evaluation on test images .*pneumoscope evaluate {run} --data DATA"):
         compare([run])
 
 
-def test_what_is_no_run_is_refused(tmp_path):
+def test_folder_without_a_run_is_an_error(tmp_path):
     with pytest.raises(RunError, match=r"cannot read .*run.json"):
         compare([tmp_path])
 
 
-def test_other_images_are_refused(runs, maker):
+def test_runs_on_different_images_are_an_error(runs, maker):
     other = maker.run("other")
     evaluate(other, maker.images("others", seed=5))
-    with pytest.raises(RunError, match=r"run 'other' was judged on other images than 'good' \(32 and 100, hashes"):
+    with pytest.raises(RunError, match=r"run 'other' was evaluated on other images than 'good' \(32 and 100 images"):
         compare([runs[0], other])
 
 
-def test_other_labels_are_refused(runs):
+def test_different_patients_are_an_error(runs):
     file = runs[1] / "evaluation" / "test" / "predictions.csv"
     text = file.read_text()
     assert "IM-0000," in text
@@ -145,58 +143,61 @@ def test_other_labels_are_refused(runs):
         compare(runs[:2])
 
 
-def test_two_runs_of_one_recipe_go_by_their_folders(runs, tmp_path):
+def test_runs_with_the_same_name_get_the_names_of_their_folders(runs, tmp_path):
     shutil.copytree(runs[0], tmp_path / "again")
-    found = compare([runs[0], tmp_path / "again", runs[1]])
-    assert [row.name for row in found.runs] == [runs[0].name, "again", "weak"]
-    assert {pair.a for pair in found.pairs} | {pair.b for pair in found.pairs} == {runs[0].name, "again", "weak"}
+    comparison = compare([runs[0], tmp_path / "again", runs[1]])
+    assert [row.name for row in comparison.runs] == [runs[0].name, "again", "weak"]
+    assert {pair.a for pair in comparison.pairs} | {pair.b for pair in comparison.pairs} == {
+        runs[0].name,
+        "again",
+        "weak",
+    }
 
 
-def test_two_runs_of_one_recipe_in_folders_of_one_name_are_refused(runs, tmp_path):
+def test_runs_with_the_same_name_and_folder_name_are_an_error(runs, tmp_path):
     shutil.copytree(runs[0], tmp_path / runs[0].name)
     with pytest.raises(
-        RunError, match=rf"2 runs are called '{runs[0].name}' \(.*{runs[0].name}\).*give their folders different names"
+        RunError, match=rf"2 runs have the name '{runs[0].name}' \(.*{runs[0].name}\).*Rename the folders"
     ):
         compare([runs[0], tmp_path / runs[0].name])
 
 
-@pytest.mark.parametrize("what", ["an image is missing", "a score was changed"])
-def test_files_of_two_evaluations_are_refused(runs, what):
+@pytest.mark.parametrize("damage", ["missing image", "changed score"])
+def test_files_of_different_evaluations_are_an_error(runs, damage):
     file = runs[0] / "evaluation" / "test" / "predictions.csv"
     lines = file.read_text().splitlines(keepends=True)
-    if what == "an image is missing":
+    if damage == "missing image":
         lines.pop()
     else:
         *before, _, probability = lines[1].split(",")
         lines[1] = ",".join([*before, "0.0" if float(lines[1].split(",")[6]) >= 0.5 else "1.0", probability])
     file.write_text("".join(lines))
-    with pytest.raises(RunError, match=r"evaluation.json and predictions.csv in .* are not of one evaluation"):
+    with pytest.raises(RunError, match=r"evaluation.json and predictions.csv in .* are from different evaluations"):
         compare(runs)
 
 
-def test_looks_beyond_the_runs_are_told(runs, prepared, tmp_path):
+def test_more_test_set_evaluations_than_runs_are_reported(runs, prepared, tmp_path):
     assert not any("ledger" in sentence for sentence in compare(runs).sentences)
     ledger = shutil.copy(prepared[0].parent / "compared.jsonl", tmp_path)
     evaluate(runs[0], prepared[0], ledger=Path(ledger))
     assert (
-        compare(runs).sentences[-1].startswith("The test ledger held 4 looks at these images for the 3 compared here")
+        compare(runs).sentences[-1].startswith("The test ledger has 4 evaluations on these images, for 3 compared runs")
     )
 
 
-def test_a_place_that_cannot_be_written(runs, tmp_path):
+def test_unwritable_folder_is_an_error(runs, tmp_path):
     (tmp_path / "file").write_text("")
     with pytest.raises(StorageError, match="cannot write"):
         compare(runs, out=tmp_path / "file" / "out")
 
 
-def test_a_image_a_patient_is_mcnemars_binomial_test(maker):
-    """Images whose names tell no patient: the p value is scipy's."""
+def test_mcnemar_test_of_independent_images_is_the_binomial_test(maker):
     images = maker.images(normal=20, pneumonia=30)
     for path in (images / "test").rglob("*.png"):
         path.rename(path.with_name(f"image{path.stem.replace('-', '').replace('_', '')}.png"))
-    found = [maker.run("one"), maker.run("two", gain=-0.05)]
-    for run in found:
+    runs = [maker.run("one"), maker.run("two", gain=-0.05)]
+    for run in runs:
         evaluate(run, images, operating_points=["half"])
-    (one, _), (two, _) = correct(found[0]), correct(found[1])
+    (one, _), (two, _) = correct(runs[0]), correct(runs[1])
     only_one, only_two = int((one & ~two).sum()), int((~one & two).sum())
-    assert compare(found).pairs[0].p == pytest.approx(stats.binomtest(only_one, only_one + only_two).pvalue)
+    assert compare(runs).pairs[0].p == pytest.approx(stats.binomtest(only_one, only_one + only_two).pvalue)

@@ -1,4 +1,4 @@
-"""The whole way from PNG images through ONNX Runtime to files on disk, against numbers worked out from the pixels."""
+"""Evaluation from image files to result files, compared with numbers computed from the pixels."""
 
 import csv
 import json
@@ -25,13 +25,13 @@ from pneumoscope.runs.evaluations import read_evaluation, read_predictions
 
 
 def expected(images: Path, gain: float = 0.05) -> tuple[np.ndarray, np.ndarray]:
-    """Logits and labels from the pixels alone, sorted by path."""
+    """Return logits and labels computed from the pixels, sorted by path."""
     paths = sorted((images / "test").rglob("*.png"))
-    grey = np.array([np.asarray(Image.open(path), dtype=np.float64).mean() for path in paths])
-    return gain * (grey - 125), np.array([path.parent.name == "PNEUMONIA" for path in paths])
+    means = np.array([np.asarray(Image.open(path), dtype=np.float64).mean() for path in paths])
+    return gain * (means - 125), np.array([path.parent.name == "PNEUMONIA" for path in paths])
 
 
-def test_a_run_is_judged_and_written(maker):
+def test_metrics_of_a_run(maker):
     images, run = maker.images(), maker.run()
     evaluation, scored = evaluate(run, images)
     logits, labels = expected(images)
@@ -43,19 +43,19 @@ def test_a_run_is_judged_and_written(maker):
     loss = metrics.brier_score_loss(labels, expit(0.8 * logits + 0.1))
     assert evaluation.metrics["brier"].value == pytest.approx(loss, abs=1e-6)
     for name, threshold in (("half", 0.5), ("balanced", 0.4), ("rule_out", 0.2), ("rule_in", 0.7)):
-        called = expit(logits) >= threshold
+        decisions = expit(logits) >= threshold
         point = evaluation.operating_points[name]
-        assert point.metrics["accuracy"].value == pytest.approx((called == labels).mean())
-        assert point.metrics["mcc"].value == pytest.approx(metrics.matthews_corrcoef(labels, called))
-        tn, fp, fn, tp = metrics.confusion_matrix(labels, called).ravel()
-        cells = point.confusion
-        assert (cells.tn, cells.fp, cells.fn, cells.tp) == (tn, fp, fn, tp)
+        assert point.metrics["accuracy"].value == pytest.approx((decisions == labels).mean())
+        assert point.metrics["mcc"].value == pytest.approx(metrics.matthews_corrcoef(labels, decisions))
+        tn, fp, fn, tp = metrics.confusion_matrix(labels, decisions).ravel()
+        counts = point.confusion
+        assert (counts.tn, counts.fp, counts.fn, counts.tp) == (tn, fp, fn, tp)
     assert (evaluation.n, evaluation.patients, evaluation.counts) == (32, 16, {"NORMAL": 12, "PNEUMONIA": 20})
     assert evaluation.test_evaluation == 1
     assert evaluation.name == "grey"
 
 
-def test_what_is_written_is_what_is_returned(maker):
+def test_written_files_equal_the_returned_records(maker):
     run = maker.run()
     evaluation, scored = evaluate(run, maker.images())
     folder = run / "evaluation" / "test"
@@ -67,7 +67,7 @@ def test_what_is_written_is_what_is_returned(maker):
     assert len(rows) == 32
 
 
-def test_etiology_is_judged_apart(maker):
+def test_metrics_by_etiology(maker):
     images = maker.images()
     evaluation, scored = evaluate(maker.run(), images)
     for etiology in ("bacteria", "virus"):
@@ -75,15 +75,15 @@ def test_etiology_is_judged_apart(maker):
         labels = [image.label == "PNEUMONIA" for image in chosen]
         area = metrics.roc_auc_score(labels, [image.logit for image in chosen])
         assert evaluation.auroc_by_etiology[etiology].value == pytest.approx(area)
-        called = [image.score >= 0.5 for image in scored if image.etiology == etiology]
-        assert evaluation.operating_points["half"].by_etiology[etiology].value == pytest.approx(np.mean(called))
+        decisions = [image.score >= 0.5 for image in scored if image.etiology == etiology]
+        assert evaluation.operating_points["half"].by_etiology[etiology].value == pytest.approx(np.mean(decisions))
     assert (
         evaluation.operating_points["half"].by_etiology["normal"]
         == evaluation.operating_points["half"].metrics["specificity"]
     )
 
 
-def test_a_bundle_alone_is_judged_and_writes_only_where_told(maker, tmp_path):
+def test_bundle_is_evaluated_and_writes_to_out_only(maker, tmp_path):
     images, bundle = maker.images(), maker.bundle(tmp_path / "shipped")
     evaluation, _ = evaluate(bundle, images)
     assert sorted(path.name for path in bundle.iterdir()) == ["card.json", "network.onnx"]
@@ -93,7 +93,7 @@ def test_a_bundle_alone_is_judged_and_writes_only_where_told(maker, tmp_path):
     assert (evaluation.test_evaluation, again.test_evaluation) == (1, 2)
 
 
-def test_the_seed_decides_the_bootstraps(maker):
+def test_bootstraps_depend_on_the_seed(maker):
     images, run = maker.images(), maker.run()
     first, second, other = (evaluate(run, images, seed=seed)[0] for seed in (3, 3, 4))
     assert first.operating_points == second.operating_points
@@ -101,8 +101,8 @@ def test_the_seed_decides_the_bootstraps(maker):
     assert first.operating_points["half"].metrics["f1"] != other.operating_points["half"].metrics["f1"]
 
 
-def test_a_image_is_read_in_one_way_by_training_evaluation_and_scoring(maker, monkeypatch):
-    """Large JPEGs, which are decoded at a fraction of their size: by all three at the same one."""
+def test_training_evaluation_and_prediction_read_images_in_the_same_way(maker, monkeypatch):
+    # Large JPEG files are decoded at a reduced size, which must be the same for all three.
     random, folder = np.random.default_rng(0), maker.root / "large"
     for label, stem in (("NORMAL", "IM-0001-0001"), ("PNEUMONIA", "person1_virus_1")):
         (folder / "test" / label).mkdir(parents=True)
@@ -124,25 +124,25 @@ def test_a_image_is_read_in_one_way_by_training_evaluation_and_scoring(maker, mo
     assert not np.array_equal(again, [preprocess(decode(path), model.card.preprocessing) for path in paths])
 
 
-def test_progress_counts_images(maker):
+def test_progress_is_called_for_each_image(maker):
     calls = []
     evaluate(maker.run(), maker.images(), progress=lambda done, total: calls.append((done, total)))
     assert calls == [(done, 32) for done in range(1, 33)]
 
 
 def test_many_images_keep_their_order(maker):
-    """More images than are decoded ahead, and than one batch holds."""
+    # More images than are prefetched, and more than one batch.
     images = maker.images(normal=75, pneumonia=76)
     _, scored = evaluate(maker.run(), images, operating_points=["half"])
     assert [image.logit for image in scored] == pytest.approx(expected(images)[0], abs=1e-4)
 
 
-def test_an_unknown_operating_point_is_named(maker):
+def test_unknown_operating_point_is_an_error(maker):
     with pytest.raises(UnknownNameError, match=r"no operating point 'balancd'. Did you mean 'balanced'"):
         evaluate(maker.run(), maker.images(), operating_points=["half", "balancd"])
 
 
-def test_an_unfinished_run_is_refused(maker):
+def test_unfinished_run_is_an_error(maker):
     run = maker.run()
     for file in (run / "bundle").iterdir():
         file.unlink()
@@ -151,28 +151,28 @@ def test_an_unfinished_run_is_refused(maker):
         evaluate(run, maker.images())
 
 
-def test_a_folder_that_is_neither_is_refused(maker, tmp_path):
+def test_folder_without_a_bundle_is_an_error(maker, tmp_path):
     with pytest.raises(BundleError, match="is not a bundle"):
         evaluate(tmp_path / "nowhere", maker.images())
 
 
 @pytest.mark.parametrize("split", ["train", "validation"])
-def test_test_images_that_were_seen_are_refused_by_content(maker, split):
+def test_test_images_seen_in_training_are_an_error(maker, split):
     images = maker.images()
     known = [short_hash(image.sha256) for image in load_manifest(images).images[5:8]]
     run = maker.run(seen={split: known})
     with pytest.raises(
-        DatasetError, match=rf"3 of 32 test images were {split} images of 'grey'.*the first: test/NORMAL/IM-0002"
+        DatasetError, match=rf"3 of 32 test images were {split} images of 'grey'.*the first is test/NORMAL/IM-0002"
     ):
         evaluate(run, images)
     assert not (run / "evaluation").exists()
     assert not Path(os.environ["PNEUMOSCOPE_LEDGER"]).exists()
 
 
-def test_unreadable_images_are_listed_and_never_left_out(maker):
+def test_unreadable_images_are_an_error(maker):
     images, run = maker.images(), maker.run()
     paths = sorted((images / "test" / "NORMAL").iterdir())
-    paths[1].write_bytes(b"no image at all")
+    paths[1].write_bytes(b"not an image")
     paths[4].write_bytes(paths[4].read_bytes()[:100])
     with pytest.raises(
         DatasetError, match=rf"^2 test images cannot be read \(test/NORMAL/{paths[1].name}: not an image"
@@ -183,7 +183,7 @@ def test_unreadable_images_are_listed_and_never_left_out(maker):
     assert not Path(os.environ["PNEUMOSCOPE_LEDGER"]).exists()
 
 
-def test_no_result_without_its_line_in_the_ledger(maker, tmp_path):
+def test_no_result_is_written_without_a_ledger_entry(maker, tmp_path):
     images, run = maker.images(), maker.run()
     (tmp_path / "file").write_text("")
     with pytest.raises(StorageError, match="cannot write the test ledger"):
@@ -191,8 +191,7 @@ def test_no_result_without_its_line_in_the_ledger(maker, tmp_path):
     assert not (run / "evaluation").exists()
 
 
-def test_the_ledger_is_written_before_the_result(maker, tmp_path):
-    """Where the result cannot be written the look has still happened."""
+def test_ledger_entry_is_written_before_the_result(maker, tmp_path):
     (tmp_path / "file").write_text("")
     with pytest.raises(StorageError, match="cannot write"):
         evaluate(maker.run(), maker.images(), out=tmp_path / "file" / "out")
@@ -200,7 +199,7 @@ def test_the_ledger_is_written_before_the_result(maker, tmp_path):
     assert line["test_evaluation"] == 1
 
 
-def test_what_the_ledger_says(maker):
+def test_ledger_entry_has_the_metrics(maker):
     images = maker.images()
     evaluation, _ = evaluate(maker.run(), images)
     (line,) = map(json.loads, Path(os.environ["PNEUMOSCOPE_LEDGER"]).read_text().splitlines())
@@ -219,7 +218,7 @@ def test_what_the_ledger_says(maker):
     assert line["when"] == evaluation.created
 
 
-def test_other_splits_leave_no_line(maker):
+def test_other_splits_have_no_ledger_entry(maker):
     images = maker.images(split="val")
     maker.images(split="test", seed=1)
     run = maker.run()
@@ -232,8 +231,7 @@ def test_other_splits_leave_no_line(maker):
 
 @pytest.mark.real_data
 @pytest.mark.skipif("PNEUMOSCOPE_DATA" not in os.environ, reason="PNEUMOSCOPE_DATA is unset")
-def test_the_official_test_split(maker):
-    """The mean grey level alone on the 624 official test images: counts and etiologies are those of the set."""
+def test_official_test_split_has_its_counts_and_etiologies(maker):
     evaluation, _ = evaluate(maker.run(), Path(os.environ["PNEUMOSCOPE_DATA"]))
     assert evaluation.counts == {"NORMAL": 234, "PNEUMONIA": 390}
     half = evaluation.operating_points["half"]
@@ -246,20 +244,20 @@ def test_the_official_test_split(maker):
     assert 0.4 < evaluation.metrics["auroc"].value < 0.9
 
 
-def test_images_that_would_be_rejected_are_counted_and_judged_all_the_same(maker):
-    """The screened network takes images for inverted whose mean grey is below 0.4 x 255, and for far away above 160."""
+def test_rejected_images_are_counted_and_included_in_all_metrics(maker):
+    # The test network rejects images with a mean gray level below 0.4 x 255 as inverted, and above 160 by its OOD distance.
     images = maker.images()
     limits = structs.replace(LIMITS, min_upright=0.4, max_distance=1.6)
     bare, _ = evaluate(maker.bundle(maker.root / "bare"), images)
-    screened, _ = evaluate(maker.bundle(maker.root / "screened", rejection_limits=limits), images)
+    checked, _ = evaluate(maker.bundle(maker.root / "checked", rejection_limits=limits), images)
 
     means = [np.asarray(Image.open(path)).mean() for path in images.rglob("*.png")]
     dark, light = sum(mean < 102 for mean in means), sum(mean > 160 for mean in means)
     assert dark
     assert light
-    assert (screened.rejected.share.value, screened.rejected.share.n) == ((dark + light) / 32, 32)
-    assert sorted(screened.rejected.reasons.values()) == sorted([dark, light])
-    assert "inverted" in screened.rejected.reasons
-    assert "out_of_distribution" in screened.rejected.reasons
+    assert (checked.rejected.share.value, checked.rejected.share.n) == ((dark + light) / 32, 32)
+    assert sorted(checked.rejected.reasons.values()) == sorted([dark, light])
+    assert "inverted" in checked.rejected.reasons
+    assert "out_of_distribution" in checked.rejected.reasons
     assert (bare.rejected.share.value, bare.rejected.reasons) == (0, {})
-    assert (screened.metrics, screened.operating_points) == (bare.metrics, bare.operating_points)
+    assert (checked.metrics, checked.operating_points) == (bare.metrics, bare.operating_points)

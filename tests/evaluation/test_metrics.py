@@ -1,4 +1,4 @@
-"""Numbers of hand-made images; that they are written and read as here is checked in test_evaluate."""
+"""Metrics of a few images, compared with numbers computed by hand."""
 
 import pytest
 from msgspec import structs
@@ -24,52 +24,52 @@ SHARE = Proportion(value=1, low=0.2, high=1, n=1, method="wilson")
 HALF = OperatingPoint(threshold=0.5, rule="fixed", sensitivity=SHARE, specificity=SHARE)
 
 
-def test_a_image_at_the_threshold_is_called_pneumonia():
-    found = evaluate_operating_point(IMAGES, HALF, seed=0)
-    assert found.confusion == Confusion(tp=3, fn=1, tn=1, fp=1)
-    assert (found.threshold, found.rule) == (0.5, "fixed score of 0.5")
+def test_score_at_the_threshold_is_classified_as_pneumonia():
+    result = evaluate_operating_point(IMAGES, HALF, seed=0)
+    assert result.confusion == Confusion(tp=3, fn=1, tn=1, fp=1)
+    assert (result.threshold, result.rule) == (0.5, "fixed score of 0.5")
 
 
-def test_etiologies_by_hand():
-    found = evaluate_operating_point(IMAGES, HALF, seed=0).by_etiology
-    assert {name: (interval.value, interval.n) for name, interval in found.items()} == {
+def test_accuracy_by_etiology():
+    result = evaluate_operating_point(IMAGES, HALF, seed=0).by_etiology
+    assert {name: (interval.value, interval.n) for name, interval in result.items()} == {
         "normal": (0.5, 2),
         "bacteria": (1.0, 2),
         "virus": (0.0, 1),
     }
 
 
-def test_aurocs_by_hand():
-    """Bacteria win all pairs; the virus image wins one of two; the image of unknown etiology is in neither."""
-    found = etiology_aurocs(IMAGES)
-    assert {name: interval.value for name, interval in found.items()} == {"bacteria": 1.0, "virus": 0.5}
+def test_auroc_by_etiology():
+    # Bacteria rank above all normal images, the virus image above one of two; the unknown etiology is in neither AUROC.
+    result = etiology_aurocs(IMAGES)
+    assert {name: interval.value for name, interval in result.items()} == {"bacteria": 1.0, "virus": 0.5}
     assert ranking_metrics(IMAGES, seed=0)["auroc"].value == pytest.approx(7 / 8)
 
 
-def test_an_etiology_without_images_is_left_out():
+def test_etiology_without_images_is_omitted():
     assert list(etiology_aurocs(IMAGES[:4])) == ["bacteria"]
     assert "virus" not in evaluate_operating_point(IMAGES[:4], HALF, seed=0).by_etiology
 
 
-def test_positives():
+def test_positives_are_the_pneumonias():
     assert positives(IMAGES).tolist() == [False, False, True, True, True, True]
 
 
-def test_metrics_that_need_no_threshold():
-    found = ranking_metrics(IMAGES, seed=7)
-    assert list(found) == ["auroc", "auprc", "brier", "expected_calibration_error"]
+def test_ranking_metrics_include_the_calibration_metrics():
+    result = ranking_metrics(IMAGES, seed=7)
+    assert list(result) == ["auroc", "auprc", "brier", "expected_calibration_error"]
     squares = [0.1**2, 0.5**2, 0.1**2, 0.3**2, 0.7**2, 0.05**2]
-    assert found["brier"].value == pytest.approx(sum(squares) / 6)
-    assert found["brier"].seed == 7
+    assert result["brier"].value == pytest.approx(sum(squares) / 6)
+    assert result["brier"].seed == 7
 
 
-def test_a_band_by_hand():
-    """From 0.3 to 0.7 are one of two normal images and two of four pneumonias; no pneumonia is below, no normal above."""
-    uncertainty_band = UncertaintyBand(low=0.3, high=0.7, coverage=0.9, n_normal=9, n_pneumonia=9)
-    found = evaluate_operating_point(IMAGES, structs.replace(HALF, uncertainty_band=uncertainty_band), seed=0)
+def test_uncertainty_band_counts_uncertain_and_covered_images():
+    # One of two normal images and two of four pneumonias are between 0.3 and 0.7; no image is on the wrong side.
+    band = UncertaintyBand(low=0.3, high=0.7, coverage=0.9, n_normal=9, n_pneumonia=9)
+    result = evaluate_operating_point(IMAGES, structs.replace(HALF, uncertainty_band=band), seed=0)
     assert {
         (label, name): (share.value, share.n)
-        for label, row in found.uncertainty_band.items()
+        for label, row in result.uncertainty_band.items()
         for name, share in row.items()
     } == {
         ("normal", "uncertain"): (0.5, 2),
@@ -77,14 +77,14 @@ def test_a_band_by_hand():
         ("pneumonia", "uncertain"): (0.5, 4),
         ("pneumonia", "covered"): (1.0, 4),
     }
-    assert found.confusion == Confusion(tp=3, fn=1, tn=1, fp=1)  # the threshold judges uncertain images too
-    # Another band, of which one image of each label is on the wrong side.
+    assert result.confusion == Confusion(tp=3, fn=1, tn=1, fp=1)  # the threshold applies to uncertain images too
+    # Another band, with one image of each label on the wrong side.
     wrong = evaluate_operating_point(
-        IMAGES, structs.replace(HALF, uncertainty_band=structs.replace(uncertainty_band, low=0.4, high=0.45)), seed=0
+        IMAGES, structs.replace(HALF, uncertainty_band=structs.replace(band, low=0.4, high=0.45)), seed=0
     ).uncertainty_band
     assert (wrong["normal"]["covered"].value, wrong["pneumonia"]["covered"].value) == (0.5, 0.75)
     assert (wrong["normal"]["uncertain"].value, wrong["pneumonia"]["uncertain"].value) == (0, 0)
 
 
-def test_a_point_without_a_band_leaves_no_image_uncertain():
+def test_operating_point_without_a_band_has_no_band_result():
     assert evaluate_operating_point(IMAGES, HALF, seed=0).uncertainty_band is None

@@ -1,70 +1,73 @@
-"""Sentences are checked against tests worked with scipy, and against what they must not claim."""
+"""Paired tests and their sentences, compared with SciPy."""
 
 import numpy as np
 import pytest
 from scipy import stats
 
 from pneumoscope.core.results import Interval
-from pneumoscope.evaluation.paired import RunScores, findings, paired_tests, points_text
+from pneumoscope.evaluation.paired import RunScores, findings, paired_tests, percentage_points
 from pneumoscope.statistics.intervals import wilson
 
 N = 624
 LABELS = np.arange(N) < 390
-PATIENTS = [f"p{place}" for place in range(N)]
+PATIENTS = [f"p{i}" for i in range(N)]
 
 
 def run(name, wrong, quality=2.0, seed=0):
-    """A network that is wrong on the images listed, and ranks with the quality given."""
+    """Return a run with wrong decisions on the given images, and logits whose ranking improves with the quality."""
     correct = np.ones(N, dtype=bool)
     correct[list(wrong)] = False
     logits = np.random.default_rng(seed).normal(size=N) + quality * LABELS
     return RunScores(name, correct, logits)
 
 
-def test_a_clear_difference_beats():
+def test_significant_difference_names_the_better_run_first():
     a, b = run("good", range(48)), run("bad", range(126), quality=0.5)
     accuracy, auroc = paired_tests([a, b], LABELS, PATIENTS)
     p = stats.binomtest(78, 78).pvalue
     assert accuracy.p == accuracy.p_holm == pytest.approx(p)
     assert (accuracy.verdict, accuracy.metric, accuracy.test) == ("a", "accuracy", "mcnemar, exact")
     low, high = (f"{100 * end:.1f}" for end in (accuracy.difference.low, accuracy.difference.high))
-    assert accuracy.sentence == f"good beats bad: accuracy +12.5 points [{low}, {high}], McNemar p < 0.001 after Holm."
+    assert accuracy.sentence == (
+        f"good has a higher accuracy than bad: +12.5 percentage points [{low}, {high}]"
+        " (n = 624; McNemar p < 0.001, Holm-corrected)."
+    )
     assert auroc.verdict == "a"
-    assert auroc.sentence.startswith("good ranks images better than bad: AUROC +0.")
+    assert auroc.sentence.startswith("good has a higher AUROC than bad: +0.")
 
 
-def test_the_winner_is_named_first_and_the_difference_is_his():
+def test_sentence_states_the_difference_of_the_better_run():
     (accuracy, _) = paired_tests([run("bad", range(126)), run("good", range(48))], LABELS, PATIENTS)
     assert accuracy.verdict == "b"
     assert accuracy.difference.value == pytest.approx(-0.125)
-    assert accuracy.sentence.startswith("good beats bad: accuracy +12.5 points [")
+    assert accuracy.sentence.startswith("good has a higher accuracy than bad: +12.5 percentage points [")
     low, high = (float(end) for end in accuracy.sentence.partition("[")[2].partition("]")[0].split(", "))
     assert 0 < low < 12.5 < high
 
 
-def test_a_small_difference_is_not_claimed():
+def test_small_difference_is_not_significant():
     accuracy, auroc = paired_tests([run("x", range(48)), run("y", range(40, 100), seed=1)], LABELS, PATIENTS)
     p = stats.binomtest(40, 92).pvalue
     assert p > 0.05
     assert accuracy.p == pytest.approx(p)
     assert accuracy.verdict == auroc.verdict == "not distinguishable"
-    assert accuracy.sentence.startswith("x and y are not distinguishable by accuracy at n = 624 (+1.9 points [")
-    assert accuracy.sentence.endswith(f", McNemar p = {p:.3f} after Holm).")
+    assert accuracy.sentence.startswith("x and y do not differ significantly in accuracy: +1.9 percentage points [")
+    assert accuracy.sentence.endswith(f"(n = 624; McNemar p = {p:.3f}, Holm-corrected).")
 
 
-def test_equal_decisions_are_nothing_to_test():
+def test_equal_decisions_have_no_p_value():
     same = run("x", range(48))
     accuracy, auroc = paired_tests([same, RunScores("y", same.correct, same.logits * 2)], LABELS, PATIENTS)
     assert accuracy.p is None
     assert accuracy.p_holm is None
     assert auroc.p is None
-    assert accuracy.sentence.startswith("x and y are not distinguishable by accuracy at n = 624 (+0.0 points [")
-    assert accuracy.sentence.endswith("], nothing to test).")
-    assert auroc.sentence == "x and y are not distinguishable by AUROC at n = 624 (+0.000, nothing to test)."
+    assert accuracy.sentence.startswith("x and y do not differ significantly in accuracy: +0.0 percentage points [")
+    assert accuracy.sentence.endswith("] (n = 624; no discordant images).")
+    assert auroc.sentence == "x and y do not differ significantly in AUROC: +0.000 (n = 624; equal rankings)."
 
 
-def test_holm_can_take_a_find_back():
-    """20 against 38 images: p = 0.02 by itself, and above 0.05 as the smallest of three."""
+def test_holm_correction_can_remove_significance():
+    # 20 against 38 discordant images: p = 0.02 alone, and above 0.05 as the smallest of three.
     a, b, c = run("a", range(20)), run("b", range(100, 138)), run("c", [*range(10), *range(100, 119)])
     alone = paired_tests([a, b], LABELS, PATIENTS)[0]
     together = paired_tests([a, b, c], LABELS, PATIENTS)[0]
@@ -75,50 +78,52 @@ def test_holm_can_take_a_find_back():
     assert together.verdict == "not distinguishable"
 
 
-def test_every_pair_is_tested_once_by_each_metric():
-    found = paired_tests(
+def test_every_pair_is_tested_once_per_metric():
+    tests = paired_tests(
         [run(name, range(k)) for name, k in zip("abcd", (40, 50, 60, 70), strict=True)], LABELS, PATIENTS
     )
-    names = [(pair.metric, pair.a, pair.b) for pair in found]
+    names = [(pair.metric, pair.a, pair.b) for pair in tests]
     assert len(names) == len(set(names)) == 12
     assert names[0] == ("accuracy", "a", "b")
 
 
-def test_images_of_one_patient_are_kept_together():
-    """The same images, all of three patients: what was clear is none."""
+def test_tests_account_for_several_images_of_one_patient():
+    # The same images, but of three patients only.
     a, b = run("good", range(48)), run("bad", range(126))
-    three = [f"p{place % 3}" for place in range(N)]
+    three = [f"p{i % 3}" for i in range(N)]
     assert paired_tests([a, b], LABELS, PATIENTS)[0].verdict == "a"
     together = paired_tests([a, b], LABELS, three)[0]
     assert together.verdict == "not distinguishable"
     assert together.p == 0.25
 
 
-def test_findings_name_the_leader_and_what_is_not_shown():
+def test_findings_state_the_best_run_the_pairs_and_the_limits():
     runs = [run("a", range(48)), run("b", range(44, 96)), run("c", range(126))]
     pairs = paired_tests(runs, LABELS, PATIENTS)
     accuracies = [wilson(int(r.correct.sum()), N) for r in runs]
     sentences = findings(["a", "b", "c"], accuracies, pairs)
     assert sentences[0] == (
-        "Of 3 runs a has the highest accuracy (0.923 [0.899, 0.941]); it is not distinguishable from b."
+        "a has the highest accuracy of the 3 runs, 0.923 [0.899, 0.941]; the difference is not significant for b."
     )
     assert list(sentences[1:-1]) == [pair.sentence for pair in pairs]
-    assert sentences[-1].startswith("Each run is one network from one seed")
-    assert "3 pairs a metric" in sentences[-1]
+    assert sentences[-1].startswith("Each run is one training with one seed")
+    assert "3 pairs per metric" in sentences[-1]
 
 
-def test_a_leader_alone_at_the_top():
+def test_findings_state_that_the_best_run_differs_from_all_others():
     runs = [run("a", range(10)), run("b", range(100)), run("c", range(126))]
     accuracies = [wilson(int(r.correct.sum()), N) for r in runs]
     assert findings(["a", "b", "c"], accuracies, paired_tests(runs, LABELS, PATIENTS))[0].endswith(
-        "; it is distinguishable from every other."
+        "; the difference from every other run is significant."
     )
 
 
-def test_one_run_has_no_findings():
+def test_single_run_has_no_findings():
     assert findings(["a"], [wilson(1, 2)], ()) == ()
 
 
-def test_points_are_hundredths():
-    assert points_text(Interval(-0.0125, -0.04, 0.015, "", 624)) == "-1.2 points [-4.0, 1.5]"
-    assert points_text(Interval(None, None, None, "", 0, reason="one side has no image")) == "one side has no image"
+def test_percentage_points_are_hundredths():
+    assert percentage_points(Interval(-0.0125, -0.04, 0.015, "", 624)) == "-1.2 percentage points [-4.0, 1.5]"
+    assert (
+        percentage_points(Interval(None, None, None, "", 0, reason="one side has no image")) == "one side has no image"
+    )

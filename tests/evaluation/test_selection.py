@@ -1,17 +1,19 @@
+"""Selection of images, and checks against evaluating on images that the model was fitted on."""
+
 import pytest
 
 from pneumoscope.bundle.card import read_bundle, short_hash
 from pneumoscope.core.errors import DatasetError, ThresholdError, UsageError
 from pneumoscope.data.layouts import load_manifest
 from pneumoscope.evaluation.selection import (
-    refuse_chosen_thresholds,
-    refuse_seen,
+    check_thresholds,
+    check_unseen,
     select_images,
     unreadable_error,
 )
 
 
-def test_the_official_test_split_is_taken_as_it_is(maker):
+def test_given_test_split_is_used(maker):
     images = maker.images()
     maker.images(split="train", seed=1)
     root, chosen = select_images(images, "test", None)
@@ -20,7 +22,7 @@ def test_the_official_test_split_is_taken_as_it_is(maker):
     assert len(chosen) == 32
 
 
-def test_a_manifest_says_what_is_validation(maker):
+def test_manifest_states_the_validation_split(maker):
     images = maker.images(split="train")
     manifest = images / "split.csv"
     manifest.write_text(maker.manifest(images, "validation"))
@@ -29,14 +31,14 @@ def test_a_manifest_says_what_is_validation(maker):
     assert len(select_images(manifest, "train", None)[1]) == 16
 
 
-def test_a_run_says_what_is_validation(maker):
+def test_manifest_of_the_run_states_the_validation_split(maker):
     images = maker.images(split="train")
     (images / "run-manifest.csv").write_text(maker.manifest(images, "validation"))
     _, chosen = select_images(images, "validation", images / "run-manifest.csv")
     assert [image.path for image in chosen] == [image.path for image in load_manifest(images).images[::2]]
 
 
-def test_a_run_says_what_is_test_where_the_data_does_not(maker):
+def test_manifest_of_the_run_states_the_test_split_if_the_data_has_none(maker):
     images = maker.images(split="train")
     run_manifest = maker.root / "manifest.csv"
     run_manifest.write_text(maker.manifest(images, "test"))
@@ -44,30 +46,30 @@ def test_a_run_says_what_is_test_where_the_data_does_not(maker):
     assert [image.path for image in chosen] == [image.path for image in load_manifest(images).images[::2]]
 
 
-def test_images_of_a_run_must_be_there_with_the_same_content(maker):
+def test_changed_image_of_the_run_is_an_error(maker):
     images = maker.images(split="train")
     manifest = maker.root / "manifest.csv"
     manifest.write_text(maker.manifest(images, "validation"))
     changed = images / load_manifest(images).images[2].path
     changed.write_bytes((images / load_manifest(images).images[1].path).read_bytes())
     with pytest.raises(
-        DatasetError, match=rf"^1 of the 16 validation images of .* the first: train/NORMAL/{changed.name}"
+        DatasetError, match=rf"^1 of the 16 validation images in .* the first is train/NORMAL/{changed.name}"
     ):
         select_images(images, "validation", manifest)
 
 
-def test_images_of_a_run_are_found_wherever_its_manifest_lay(maker):
-    """A manifest beside the folder says images/train/...; the folder itself says train/...."""
+def test_images_of_the_run_are_found_by_content(maker):
+    # Paths are images/train/... in a manifest beside the folder, and train/... in the folder itself.
     images, run = maker.images(split="train"), maker.run()
     text = maker.manifest(images, "validation")
     header, columns, *rows = text.splitlines()
     (run / "manifest.csv").write_text("\n".join([header, columns, *(f"images/{row}" for row in rows)]))
-    root, found = select_images(images, "validation", run / "manifest.csv")
-    assert len(found) == 16
-    assert all((root / image.path).is_file() for image in found)
+    root, selected = select_images(images, "validation", run / "manifest.csv")
+    assert len(selected) == 16
+    assert all((root / image.path).is_file() for image in selected)
 
 
-def test_of_two_copies_of_a_image_the_one_of_its_name_is_taken(maker):
+def test_copy_with_the_same_name_is_preferred(maker):
     images, run = maker.images(split="train"), maker.run()
     (run / "manifest.csv").write_text(maker.manifest(images, "validation"))
     _, before = select_images(images, "validation", run / "manifest.csv")
@@ -77,36 +79,36 @@ def test_of_two_copies_of_a_image_the_one_of_its_name_is_taken(maker):
 
 
 @pytest.mark.parametrize("with_run", [True, False])
-def test_validation_of_a_folder_needs_a_manifest(maker, with_run):
+def test_validation_split_of_a_folder_needs_a_manifest(maker, with_run):
     images = maker.images()
-    with pytest.raises(UsageError, match=r"which images of .* are validation is not known"):
+    with pytest.raises(UsageError, match=r"cannot tell which images of .* are in the validation split"):
         select_images(images, "validation", images / "manifest.csv" if with_run else None)
 
 
-def test_an_unknown_split_is_named(maker):
-    with pytest.raises(UsageError, match="there is no split 'unused' to judge"):
+def test_unknown_split_is_an_error(maker):
+    with pytest.raises(UsageError, match="there is no split 'unused'"):
         select_images(maker.images(), "unused", None)
 
 
-def test_an_empty_split_shows_what_there_is(maker):
+def test_error_for_an_empty_split_lists_the_splits(maker):
     with pytest.raises(DatasetError, match=r"no image in the split 'test' \(images: train 32\)"):
         select_images(maker.images(split="train"), "test", None)
 
 
 @pytest.mark.parametrize(("normal", "pneumonia", "missing"), [(0, 6, "NORMAL"), (6, 0, "PNEUMONIA")])
-def test_one_label_is_no_evaluation(maker, normal, pneumonia, missing):
+def test_split_with_one_label_is_an_error(maker, normal, pneumonia, missing):
     with pytest.raises(
-        DatasetError, match=f"the 6 images of the split 'test' have one label only: there is no {missing}"
+        DatasetError, match=f"the 6 images of the split 'test' have one label only: there is no {missing} image"
     ):
         select_images(maker.images(normal=normal, pneumonia=pneumonia), "test", None)
 
 
-def test_a_image_that_cannot_be_opened_is_refused_in_its_split_only(maker):
+def test_unreadable_image_is_an_error_in_its_split_only(maker):
     images = maker.images()
     maker.images(split="train", seed=1)
     train = next((images / "train" / "NORMAL").iterdir())
     train.write_bytes(b"")
-    (images / "test" / "NORMAL" / "notes.txt").write_text("litter is no image")
+    (images / "test" / "NORMAL" / "notes.txt").write_text("not an image")
     assert len(select_images(images, "test", None)[1]) == 32
     test = next((images / "test" / "NORMAL").iterdir())
     test = images / "test" / "NORMAL" / "IM-0001-0002.png"
@@ -115,7 +117,7 @@ def test_a_image_that_cannot_be_opened_is_refused_in_its_split_only(maker):
         select_images(images, "test", None)
 
 
-def test_a_manifest_whose_image_is_gone_is_refused_in_its_split_only(maker):
+def test_missing_image_is_an_error_in_its_split_only(maker):
     images = maker.images(split="train")
     manifest = images / "split.csv"
     manifest.write_text(maker.manifest(images, "test"))
@@ -126,7 +128,7 @@ def test_a_manifest_whose_image_is_gone_is_refused_in_its_split_only(maker):
         select_images(manifest, "test", None)
 
 
-def test_long_lists_are_cut():
+def test_error_lists_at_most_five_unreadable_images():
     error = unreadable_error([(f"{i}.png", "empty") for i in range(8)], "test")
     assert error.message.startswith("8 test images cannot be read (0.png: empty; 1.png")
     assert error.message.endswith("4.png: empty; and 3 more)")
@@ -136,20 +138,20 @@ def card_that_saw(maker, split, images):
     return read_bundle(maker.bundle(maker.root / "b", seen={split: [short_hash(image.sha256) for image in images]}))[0]
 
 
-def test_seen_images_are_refused(maker):
+def test_training_images_are_rejected_as_test_images(maker):
     images = load_manifest(maker.images()).images
-    refuse_seen(images[:4], card_that_saw(maker, "train", images[4:]))
+    check_unseen(images[:4], card_that_saw(maker, "train", images[4:]))
     with pytest.raises(DatasetError, match=r"^28 of 32 test images were train images of 'grey'"):
-        refuse_seen(images, read_bundle(maker.root / "b")[0])
+        check_unseen(images, read_bundle(maker.root / "b")[0])
 
 
-def test_a_threshold_is_not_judged_by_the_images_that_chose_it(maker):
+def test_threshold_is_not_evaluated_on_the_images_that_it_was_chosen_on(maker):
     images = load_manifest(maker.images()).images
     card = card_that_saw(maker, "validation", images[:3])
     with pytest.raises(
         ThresholdError,
-        match=r"^the operating point 'balanced' was chosen on 3 of these 32 images.*--operating-point half",
+        match=r"^the threshold of the operating point 'balanced' was chosen on 3 of these 32 images.*--operating-point half",
     ):
-        refuse_chosen_thresholds(images, card, ["half", "balanced", "rule_out"])
-    refuse_chosen_thresholds(images, card, ["half"])
-    refuse_chosen_thresholds(images[3:], card, ["half", "balanced", "rule_out"])
+        check_thresholds(images, card, ["half", "balanced", "rule_out"])
+    check_thresholds(images, card, ["half"])
+    check_thresholds(images[3:], card, ["half", "balanced", "rule_out"])

@@ -8,7 +8,7 @@ from sklearn.decomposition import PCA
 from sklearn.preprocessing import StandardScaler
 
 from pneumoscope.models.input_checks import FeatureExtractor, InputClassifier
-from pneumoscope.training.ood import fit_mahalanobis
+from pneumoscope.training.input_checks import fit_mahalanobis
 
 pytestmark = pytest.mark.training
 

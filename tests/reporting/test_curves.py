@@ -41,7 +41,7 @@ def test_the_label_names_the_selected_epoch(tmp_path: Path) -> None:
     assert "epoch 3 was selected" in write_curves(folder, tmp_path / "2.svg", best=3).read_text(encoding="utf-8")
 
 
-def test_the_same_run_gives_the_same_bytes(tmp_path: Path) -> None:
+def test_same_run_gives_the_same_file(tmp_path: Path) -> None:
     folder = run(tmp_path / "a", THREE)
     first = write_curves(folder, tmp_path / "1.svg", best=2).read_bytes()
     assert write_curves(folder, tmp_path / "2.svg", best=2).read_bytes() == first

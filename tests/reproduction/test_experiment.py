@@ -1,4 +1,4 @@
-"""The whole experiment in one call: what runs where, what it writes, and that it goes on where it stopped."""
+"""The report's experiment in one call: recipes for this machine, results, and continuation."""
 
 import json
 import shutil
@@ -11,12 +11,12 @@ from pneumoscope.core.errors import RunError, UnknownNameError, WeightsError
 from pneumoscope.data.layouts import load_manifest
 from pneumoscope.imaging.phantom import write_phantoms
 from pneumoscope.reproduction import experiment as module
-from pneumoscope.reproduction.experiment import recipe_here, reproduce
+from pneumoscope.reproduction.experiment import adapt_recipe, reproduce
 from pneumoscope.reproduction.published import ERRATUM
 from pneumoscope.reproduction.recipes import RUNS, report_recipes
 from pneumoscope.runs.recipe import read_recipe
 from pneumoscope.runs.record import create_run
-from pneumoscope.training.devices import Devices
+from pneumoscope.training.trainer import Devices
 
 pytestmark = pytest.mark.training
 
@@ -30,85 +30,85 @@ SMALL = (
 TWO = ("alexnet-sgd", "vgg19-adam-32")
 
 
-# --- which recipe ----------------------------------------------------------------------------------------------------
+# --- recipes ---------------------------------------------------------------------------------------------------------
 
 
 @pytest.fixture
 def no_weights(monkeypatch):
-    """ImageNet's weights are not on this machine, and there is no network."""
+    """ImageNet weights are not available."""
 
     def find():
-        raise WeightsError("they are not on this machine")
+        raise WeightsError("cannot find the weights")
 
     monkeypatch.setattr(module, "find_vgg19", find)
 
 
 @pytest.fixture
-def weights_at_hand(monkeypatch, tmp_path):
+def weights_available(monkeypatch, tmp_path):
     monkeypatch.setattr(module, "find_vgg19", lambda: tmp_path / "vgg19.pth")
 
 
 @pytest.mark.parametrize("gpu", [False, True])
-def test_alexnet_is_the_reports_wherever_it_runs(no_weights, gpu):
-    assert recipe_here("alexnet-adam", (), gpu=gpu) == (read_recipe("alexnet-adam", recipes=report_recipes()), [])
+def test_alexnet_recipe_is_unchanged_on_any_machine(no_weights, gpu):
+    assert adapt_recipe("alexnet-adam", (), gpu=gpu) == (read_recipe("alexnet-adam", recipes=report_recipes()), [])
 
 
-def test_vgg19_with_weights_and_a_gpu_is_the_reports(weights_at_hand):
-    assert recipe_here("vgg19-adam", (), gpu=True) == (read_recipe("vgg19-adam", recipes=report_recipes()), [])
+def test_vgg19_recipe_is_unchanged_with_weights_and_a_gpu(weights_available):
+    assert adapt_recipe("vgg19-adam", (), gpu=True) == (read_recipe("vgg19-adam", recipes=report_recipes()), [])
 
 
-def test_vgg19_without_either_is_small_and_starts_from_nothing_and_says_so(no_weights):
-    recipe, words = recipe_here("vgg19-adam", (), gpu=False)
+def test_vgg19_without_weights_and_gpu_uses_small_images_and_random_weights(no_weights):
+    recipe, reasons = adapt_recipe("vgg19-adam", (), gpu=False)
 
     assert (recipe.network.weights, recipe.network.image_size) == ("none", 64)
-    assert words == [
-        "vgg19-adam: starts from random weights, not from ImageNet's: they are not on this machine",
-        "vgg19-adam: images of 64 pixels, not 224: no GPU is at hand",
+    assert reasons == [
+        "vgg19-adam: random initial weights instead of ImageNet weights: cannot find the weights",
+        "vgg19-adam: images of 64 pixels instead of 224, because there is no GPU",
     ]
     changed = recipe.network.model_copy(update={"weights": "imagenet", "image_size": 224})
     assert recipe.model_copy(update={"network": changed}) == read_recipe("vgg19-adam", recipes=report_recipes())
 
 
-def test_one_of_the_two_changes_only_what_it_must(no_weights):
-    recipe, words = recipe_here("vgg19-rmsprop", (), gpu=True)
+def test_only_the_missing_resource_changes_the_recipe(no_weights):
+    recipe, reasons = adapt_recipe("vgg19-rmsprop", (), gpu=True)
 
     assert (recipe.network.weights, recipe.network.image_size) == ("none", 224)
-    assert [word.partition(",")[0] for word in words] == ["vgg19-rmsprop: starts from random weights"]
+    assert [reason.partition(" instead")[0] for reason in reasons] == ["vgg19-rmsprop: random initial weights"]
 
 
-def test_what_the_caller_asks_for_wins(no_weights):
-    recipe, words = recipe_here("vgg19-adam", ["network.image_size = 96", "network.weights=imagenet"], gpu=False)
+def test_overrides_take_precedence(no_weights):
+    recipe, reasons = adapt_recipe("vgg19-adam", ["network.image_size = 96", "network.weights=imagenet"], gpu=False)
 
-    assert (recipe.network.weights, recipe.network.image_size, words) == ("imagenet", 96, [])
-
-
-def test_weights_are_not_looked_for_where_nobody_needs_them(monkeypatch):
-    """Looking may try to download half a gigabyte."""
-    monkeypatch.setattr(module, "find_vgg19", lambda: pytest.fail("looked for"))
-
-    assert recipe_here("vgg19-adam", ["network.weights=none"], gpu=True)[0].network.weights == "none"
-    assert recipe_here("vgg19-adam", ["network.name=resnet18"], gpu=False)[0].network.image_size == 224
-    assert recipe_here("alexnet-sgd", (), gpu=False)[1] == []
+    assert (recipe.network.weights, recipe.network.image_size, reasons) == ("imagenet", 96, [])
 
 
-def test_a_run_that_was_begun_goes_on_as_it_was_whatever_is_at_hand_now(weights_at_hand, tmp_path, images):
-    begun = read_recipe("vgg19-adam", ["network.weights=none", "network.image_size=64"], report_recipes())
-    create_run(tmp_path, begun, load_manifest(images), device="cpu", precision="32", weights_sha256="")
+def test_weights_are_searched_only_if_needed(monkeypatch):
+    """The search may download half a gigabyte."""
+    monkeypatch.setattr(module, "find_vgg19", lambda: pytest.fail("searched for weights"))
 
-    recipe, words = recipe_here("vgg19-adam", (), gpu=True, run=tmp_path)
+    assert adapt_recipe("vgg19-adam", ["network.weights=none"], gpu=True)[0].network.weights == "none"
+    assert adapt_recipe("vgg19-adam", ["network.name=resnet18"], gpu=False)[0].network.image_size == 224
+    assert adapt_recipe("alexnet-sgd", (), gpu=False)[1] == []
 
-    assert recipe == begun
-    assert words == [
-        "vgg19-adam: was begun with the weights 'none', and goes on so",
-        "vgg19-adam: was begun with images of 64 pixels, and goes on so",
+
+def test_started_run_keeps_its_settings(weights_available, tmp_path, images):
+    started = read_recipe("vgg19-adam", ["network.weights=none", "network.image_size=64"], report_recipes())
+    create_run(tmp_path, started, load_manifest(images), device="cpu", precision="32", weights_sha256="")
+
+    recipe, reasons = adapt_recipe("vgg19-adam", (), gpu=True, run=tmp_path)
+
+    assert recipe == started
+    assert reasons == [
+        "vgg19-adam: continues with weights 'none', as the run was started",
+        "vgg19-adam: continues with images of 64 pixels, as the run was started",
     ]
-    assert recipe_here("vgg19-adam", ["network.image_size=96"], gpu=True, run=tmp_path)[0].network.image_size == 96
-    assert recipe_here("vgg19-adam", (), gpu=True, run=tmp_path / "absent")[0] == read_recipe(
+    assert adapt_recipe("vgg19-adam", ["network.image_size=96"], gpu=True, run=tmp_path)[0].network.image_size == 96
+    assert adapt_recipe("vgg19-adam", (), gpu=True, run=tmp_path / "absent")[0] == read_recipe(
         "vgg19-adam", recipes=report_recipes()
     )
 
 
-# --- the whole -------------------------------------------------------------------------------------------------------
+# --- reproduce -------------------------------------------------------------------------------------------------------
 
 
 @pytest.fixture(scope="module")
@@ -120,37 +120,37 @@ def images(tmp_path_factory):
 
 @pytest.fixture(scope="module")
 def made(images, tmp_path_factory):
-    """Two runs reproduced once; what was told, and the folder."""
+    """Two runs reproduced once: folder, result and log messages."""
     out = tmp_path_factory.mktemp("made") / "reproduction"
-    told = []
+    messages = []
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("PNEUMOSCOPE_CACHE", str(tmp_path_factory.getbasetemp() / "cache"))
         result = reproduce(
-            images, out, only=TWO, overrides=SMALL, devices=Devices("cpu"), ledger=out / "looks.jsonl",
-            command="pneumoscope reproduce ...", tell=told.append,
+            images, out, only=TWO, overrides=SMALL, devices=Devices("cpu"), ledger=out / "ledger.jsonl",
+            command="pneumoscope reproduce ...", log=messages.append,
         )  # fmt: skip
-    return out, result, told
+    return out, result, messages
 
 
 @pytest.fixture
 def copy(made, tmp_path, monkeypatch, tmp_path_factory):
-    """The folder with its results, to be changed."""
+    """A copy of the folder that a test may change."""
     monkeypatch.setenv("PNEUMOSCOPE_CACHE", str(tmp_path_factory.getbasetemp() / "cache"))
     return shutil.copytree(made[0], tmp_path / "copy")
 
 
 def again(images, out, only=TWO, overrides=SMALL, **options):
     return reproduce(
-        images, out, only=only, overrides=overrides, devices=Devices("cpu"), ledger=out / "looks.jsonl", **options
+        images, out, only=only, overrides=overrides, devices=Devices("cpu"), ledger=out / "ledger.jsonl", **options
     )
 
 
 def stamps(out):
-    """When each file of the runs was written."""
+    """Modification time of each file of the runs."""
     return {path: path.stat().st_mtime_ns for name in TWO for path in (out / name).rglob("*") if path.is_file()}
 
 
-def test_comparison_json_has_what_it_must(made, images):
+def test_comparison_json_has_runs_pairs_and_reference(made, images):
     out, result, _ = made
     data = json.loads((out / "comparison.json").read_text())
 
@@ -182,14 +182,14 @@ def test_comparison_json_has_what_it_must(made, images):
     assert [run.name for run in result.comparison.runs] == list(TWO)
 
 
-def test_averages_are_those_of_the_epochs(made):
+def test_averages_are_means_over_the_epochs(made):
     out, result, _ = made
     for run in result.comparison.runs:
         rows = np.genfromtxt(out / run.name / "epochs.csv", delimiter=",", names=True)
         assert run.average_validation_accuracy == pytest.approx(float(np.mean(rows["validation_accuracy"])))
 
 
-def test_the_report_is_one_page_that_names_the_runs(made):
+def test_report_page_names_the_runs(made):
     out, result, _ = made
 
     assert result.page == out / "report.html"
@@ -198,10 +198,10 @@ def test_the_report_is_one_page_that_names_the_runs(made):
     assert (out / "comparison.csv").is_file()
 
 
-def test_whoever_waits_is_told_what_happens(made):
-    _, result, told = made
+def test_each_step_is_logged(made):
+    _, result, messages = made
 
-    assert told == [
+    assert messages == [
         "alexnet-sgd: training (1 epochs at 32 pixels)",
         "alexnet-sgd: evaluating on the test images",
         "vgg19-adam-32: training (1 epochs at 32 pixels)",
@@ -210,24 +210,24 @@ def test_whoever_waits_is_told_what_happens(made):
     assert result.notes == ()
 
 
-def test_each_run_looked_at_the_test_images_once(made):
-    looks = [json.loads(line) for line in (made[0] / "looks.jsonl").read_text().splitlines()]
+def test_each_run_has_one_ledger_entry(made):
+    entries = [json.loads(line) for line in (made[0] / "ledger.jsonl").read_text().splitlines()]
 
-    assert [look["look"] for look in looks] == [1, 2]
+    assert [entry["test_evaluation"] for entry in entries] == [1, 2]
 
 
-def test_called_again_nothing_is_made_and_no_look_is_added(images, copy):
-    before, looks = stamps(copy), (copy / "looks.jsonl").read_text()
+def test_second_call_trains_and_evaluates_nothing(images, copy):
+    before, ledger = stamps(copy), (copy / "ledger.jsonl").read_text()
 
     result = again(images, copy)
 
     assert stamps(copy) == before
-    assert (copy / "looks.jsonl").read_text() == looks
+    assert (copy / "ledger.jsonl").read_text() == ledger
     assert [run.name for run in result.comparison.runs] == list(TWO)
 
 
-def test_results_without_weights_are_enough(images, copy, made):
-    """As they are committed: numbers, and neither bundles nor checkpoints."""
+def test_results_without_weights_are_compared(images, copy, made):
+    """Results in version control have neither bundles nor checkpoints."""
     for name in TWO:
         for folder in ("bundle", "checkpoints", "tensorboard"):
             shutil.rmtree(copy / name / folder)
@@ -241,7 +241,7 @@ def test_results_without_weights_are_enough(images, copy, made):
     assert result.page.is_file()
 
 
-def test_an_evaluation_that_is_missing_is_made_without_training_again(images, copy):
+def test_missing_evaluation_is_repeated_without_training(images, copy):
     shutil.rmtree(copy / "alexnet-sgd" / "evaluation")
     before = stamps(copy)
 
@@ -249,11 +249,11 @@ def test_an_evaluation_that_is_missing_is_made_without_training_again(images, co
 
     assert {path: stamp for path, stamp in stamps(copy).items() if path in before} == before
     assert (copy / "alexnet-sgd" / "evaluation" / "test" / "evaluation.json").is_file()
-    assert len((copy / "looks.jsonl").read_text().splitlines()) == 3
+    assert len((copy / "ledger.jsonl").read_text().splitlines()) == 3
     assert [run.name for run in result.comparison.runs] == list(TWO)
 
 
-def test_runs_finished_before_are_compared_though_others_are_asked_for(images, copy):
+def test_only_existing_runs_are_compared(images, copy):
     shutil.rmtree(copy / "alexnet-sgd")
 
     result = again(images, copy, only=("vgg19-adam-32",))
@@ -261,12 +261,12 @@ def test_runs_finished_before_are_compared_though_others_are_asked_for(images, c
     assert [run.name for run in result.comparison.runs] == ["vgg19-adam-32"]
 
 
-def test_another_recipe_does_not_pass_for_the_one_that_was_run(images, copy):
-    with pytest.raises(RunError, match=r"alexnet-sgd' is a run of another recipe: training.epochs was 1, now 2"):
+def test_finished_run_of_another_recipe_is_an_error(images, copy):
+    with pytest.raises(RunError, match=r"alexnet-sgd' has a run of another recipe: training.epochs was 1, now 2"):
         again(images, copy, overrides=[*SMALL, "training.epochs=2"])
 
 
-def test_an_unknown_run_is_refused_before_any_is_made(images, tmp_path):
+def test_unknown_run_is_an_error_before_training(images, tmp_path):
     with pytest.raises(
         UnknownNameError, match=r"there is no run of the report 'alexnet-sdg'\. Did you mean 'alexnet-sgd'"
     ):
@@ -278,9 +278,9 @@ def test_an_unknown_run_is_refused_before_any_is_made(images, tmp_path):
 # --- the command -----------------------------------------------------------------------------------------------------
 
 
-def test_the_command_says_what_was_found_and_records_how_it_was_called(images, copy, capsys):
+def test_command_prints_the_findings_and_records_its_command_line(images, copy, capsys):
     settings = [word for pair in SMALL for word in ("--set", pair)]
-    ledger = str(copy / "looks.jsonl")
+    ledger = str(copy / "ledger.jsonl")
     arguments = ["reproduce", "--data", str(images), "--out", str(copy), "--only", ",".join(TWO), *settings]
     arguments += ["--accelerator", "cpu", "--ledger", ledger]
 
@@ -290,7 +290,7 @@ def test_the_command_says_what_was_found_and_records_how_it_was_called(images, c
     assert document == json.loads((copy / "comparison.json").read_text())
 
     run_and_exit(cli, arguments)
-    printed, told = capsys.readouterr()
+    printed, err = capsys.readouterr()
     assert printed.splitlines()[-1] == str(copy / "report.html")
     reference = document["reference"]
     assert printed.splitlines()[:-1] == [
@@ -298,10 +298,10 @@ def test_the_command_says_what_was_found_and_records_how_it_was_called(images, c
         *(row["sentence"] for row in reference["rows"]),
         f"Erratum: {reference['note']}",
     ]
-    assert told.startswith("alexnet-sgd: ")
+    assert err.startswith("alexnet-sgd: ")
 
 
-def test_an_unknown_name_after_only_exits_with_2(images, tmp_path, capsys):
+def test_unknown_run_exits_with_2(images, tmp_path, capsys):
     with pytest.raises(SystemExit) as stop:
         run_and_exit(cli, ["reproduce", "--data", str(images), "--out", str(tmp_path / "out"), "--only", "vgg19-adm"])
 
@@ -310,17 +310,17 @@ def test_an_unknown_name_after_only_exits_with_2(images, tmp_path, capsys):
 
 
 @pytest.mark.parametrize(("given", "expected"), [("", RUNS), ("vgg19-adam,alexnet-sgd", ("vgg19-adam", "alexnet-sgd"))])
-def test_all_six_are_made_unless_some_are_named(monkeypatch, made, tmp_path, given, expected, capsys):
-    asked = {}
+def test_only_selects_the_runs(monkeypatch, made, tmp_path, given, expected, capsys):
+    arguments = {}
 
     def caught(data, out, **options):
-        asked.update(options, data=data, out=out)
+        arguments.update(options, data=data, out=out)
         return made[1]
 
     monkeypatch.setattr(module, "reproduce", caught)
 
     run_and_exit(cli, ["reproduce", "--data", "d", "--out", "o", "--only", given, "--devices", "2"])
 
-    assert asked["only"] == expected
-    assert asked["devices"] == Devices("auto", 2)
-    assert asked["command"].endswith(f"--out o{' --only ' + given if given else ''} --devices 2")
+    assert arguments["only"] == expected
+    assert arguments["devices"] == Devices("auto", 2)
+    assert arguments["command"].endswith(f"--out o{' --only ' + given if given else ''} --devices 2")

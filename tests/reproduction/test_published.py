@@ -1,4 +1,4 @@
-"""The report's table: its counts as the specification restored them by hand, and scikit-learn's numbers from them."""
+"""The published table: counts reconstructed by hand, and metrics of these counts by scikit-learn."""
 
 import numpy as np
 import pytest
@@ -6,10 +6,10 @@ from sklearn import metrics
 
 from pneumoscope.core.errors import UndefinedMetricError
 from pneumoscope.core.results import Comparison, Confusion, RunSummary
-from pneumoscope.reproduction.published import COUNTS, ERRATUM, PRINTED, published_table, restore
+from pneumoscope.reproduction.published import COUNTS, ERRATUM, PRINTED, published_table, reconstruct_counts
 from pneumoscope.statistics.intervals import newcombe
 
-# TP, FN, TN, FP of each row, worked by hand.
+# TP, FN, TN, FP of each row, computed by hand.
 BY_HAND = {
     "alexnet-sgd": (386, 4, 112, 122),
     "alexnet-adam": (363, 27, 213, 21),
@@ -21,37 +21,44 @@ BY_HAND = {
 
 
 @pytest.mark.parametrize("name", BY_HAND)
-def test_counts_are_restored(name):
-    assert restore(name, *PRINTED[name][:4]) == Confusion(*BY_HAND[name])
+def test_counts_are_reconstructed_from_the_printed_row(name):
+    assert reconstruct_counts(name, *PRINTED[name][:4]) == Confusion(*BY_HAND[name])
 
 
 @pytest.mark.parametrize(
-    ("place", "value", "column"),
+    ("position", "value", "column"),
     [(0, 0.923076 - 0.0016, "accuracy"), (1, 0.9318, "Recall"), (2, 0.9453, "accuracy"), (3, 0.938, "F1")],
 )
-def test_a_row_that_does_not_add_up_is_refused(place, value, column):
-    """0.9453 and 0.938 are the true precision and F1: read as printed columns they do not fit."""
+def test_contradictory_row_is_an_error(position, value, column):
+    """The correct precision and F1, 0.9453 and 0.938, contradict the other printed columns."""
     printed = list(PRINTED["alexnet-adam"][:4])
-    printed[place] = value
+    printed[position] = value
     with pytest.raises(UndefinedMetricError, match=f"row 'alexnet-adam' prints {column} "):
-        restore("alexnet-adam", *printed)
+        reconstruct_counts("alexnet-adam", *printed)
 
 
-def rows_beside(counts, *runs):
+def published_rows(counts, *runs):
     comparison = Comparison(
-        images={"counts": counts}, point="half", runs=runs, pairs=(), sentences=(), command="", created="", version=""
+        images={"counts": counts},
+        operating_point="half",
+        runs=runs,
+        pairs=(),
+        sentences=(),
+        command="",
+        created="",
+        version="",
     )
     return published_table(comparison).rows
 
 
-def test_rows_carry_the_standard_definitions():
-    rows = rows_beside(COUNTS)
+def test_metrics_follow_the_standard_definitions():
+    rows = published_rows(COUNTS)
     assert [row.name for row in rows] == list(PRINTED)
     for row in rows:
         tp, fn, tn, fp = BY_HAND[row.name]
-        labels, called = np.repeat([1, 1, 0, 0], [tp, fn, tn, fp]), np.repeat([1, 0, 0, 1], [tp, fn, tn, fp])
-        assert row.metrics["precision"].value == pytest.approx(metrics.precision_score(labels, called))
-        assert row.metrics["f1"].value == pytest.approx(metrics.f1_score(labels, called))
+        labels, decisions = np.repeat([1, 1, 0, 0], [tp, fn, tn, fp]), np.repeat([1, 0, 0, 1], [tp, fn, tn, fp])
+        assert row.metrics["precision"].value == pytest.approx(metrics.precision_score(labels, decisions))
+        assert row.metrics["f1"].value == pytest.approx(metrics.f1_score(labels, decisions))
         assert row.metrics["specificity"].value == pytest.approx(row.printed["Precision"], abs=1e-4)
         assert row.metrics["accuracy"].method == "wilson"
         assert row.metrics["mcc"].method == "bootstrap of images"
@@ -62,7 +69,7 @@ def test_rows_carry_the_standard_definitions():
     assert adam.printed == {"Accuracy": 0.923077, "Recall": 0.9308, "Precision": 0.9103, "F1": 0.9204}
 
 
-def ours(name, *cells, size=224, weights="none"):
+def summary(name, *cells, size=224, weights="none"):
     return RunSummary(
         name=name,
         network=name.partition("-")[0],
@@ -82,38 +89,39 @@ def ours(name, *cells, size=224, weights="none"):
     )
 
 
-def test_ours_stand_beside_the_reports():
+def test_runs_are_compared_with_the_row_of_the_same_name():
     runs = [
-        ours("alexnet-sgd", 380, 10, 200, 34),
-        ours("alexnet-adam", 360, 30, 212, 22),
-        ours("vgg19-adam", 384, 6, 100, 134, weights="imagenet"),
-        ours("vgg19-adam-32", 385, 5, 177, 57, size=64),
-        ours("mine", 390, 0, 234, 0),
+        summary("alexnet-sgd", 380, 10, 200, 34),
+        summary("alexnet-adam", 360, 30, 212, 22),
+        summary("vgg19-adam", 384, 6, 100, 134, weights="imagenet"),
+        summary("vgg19-adam-32", 385, 5, 177, 57, size=64),
+        summary("mine", 390, 0, 234, 0),
     ]
-    rows = {row.name: row for row in rows_beside(COUNTS, *runs)}
+    rows = {row.name: row for row in published_rows(COUNTS, *runs)}
     expected = newcombe(580, 624, 498, 624)
     assert rows["alexnet-sgd"].difference == expected
     assert rows["alexnet-sgd"].sentence == (
-        f"alexnet-sgd: accuracy 0.929 here, 0.798 in the report, +13.1 points [{100 * expected.low:.1f},"
-        f" {100 * expected.high:.1f}]; ours is higher (unpaired)."
+        f"alexnet-sgd: accuracy 0.929 here and 0.798 in the report, difference +13.1 percentage points"
+        f" [{100 * expected.low:.1f}, {100 * expected.high:.1f}], significantly higher (unpaired interval)."
     )
-    assert "no difference can be shown" in rows["alexnet-adam"].sentence
-    assert rows["vgg19-adam"].sentence.endswith("; ours is lower (unpaired).")
+    assert ", not significant (" in rows["alexnet-adam"].sentence
+    assert rows["vgg19-adam"].sentence.endswith(", significantly lower (unpaired interval).")
     assert rows["vgg19-adam-32"].sentence.endswith(
-        "(unpaired). Ours was made otherwise: image side in pixels 64, not 224; starting weights none, not imagenet."
+        "(unpaired interval). Settings that differ from the report: image size in pixels 64 instead of 224;"
+        " initial weights none instead of imagenet."
     )
     assert rows["vgg19-rmsprop"].difference is None
-    assert rows["vgg19-rmsprop"].sentence == "vgg19-rmsprop: not among these runs."
+    assert rows["vgg19-rmsprop"].sentence == "vgg19-rmsprop: no run with this name."
     assert "mine" not in rows
 
 
-def test_other_images_are_not_compared():
-    row = rows_beside({"NORMAL": 5, "PNEUMONIA": 5}, ours("alexnet-adam", 5, 0, 5, 0))[1]
+def test_runs_on_other_images_are_not_compared():
+    row = published_rows({"NORMAL": 5, "PNEUMONIA": 5}, summary("alexnet-adam", 5, 0, 5, 0))[1]
     assert row.difference is None
-    assert "ours was judged on 5 NORMAL and 5 PNEUMONIA images" in row.sentence
+    assert "not compared. The run was evaluated on 5 NORMAL and 5 PNEUMONIA images" in row.sentence
 
 
-def test_the_erratum_says_what_the_counts_say():
+def test_erratum_agrees_with_the_counts():
     tp, fn, _, fp = BY_HAND["alexnet-adam"]
     assert f"{tp} / {tp + fp} = {tp / (tp + fp):.3f}" in ERRATUM
     assert f"F1 is {2 * tp / (2 * tp + fn + fp):.3f}" in ERRATUM

@@ -1,9 +1,9 @@
-"""The report's constants in its six recipes."""
+"""The report's six recipes have the constants of the report."""
 
 import pytest
 
 from pneumoscope.reproduction.recipes import RUNS, report_recipes
-from pneumoscope.runs.recipe import read_recipe, shipped
+from pneumoscope.runs.recipe import packaged_recipes, read_recipe
 
 REPORT = {
     "alexnet-sgd": ("alexnet", "sgd", 64, 0.01),
@@ -31,13 +31,13 @@ def test_recipe_has_the_constants_of_the_report(name):
     assert not recipe.augmentation.any
 
 
-def test_recipes_are_those_of_the_table_and_none_is_a_general_one():
+def test_report_recipes_are_the_rows_of_the_table_and_not_general_recipes():
     assert tuple(report_recipes()) == RUNS == tuple(REPORT)
-    assert not set(RUNS) & set(shipped())
+    assert not set(RUNS) & set(packaged_recipes())
 
 
 @pytest.mark.parametrize("name", RUNS)
-def test_recipe_survives_its_own_toml(name, tmp_path):
+def test_recipe_round_trips_through_toml(name, tmp_path):
     recipe = read_recipe(name, recipes=report_recipes())
     (tmp_path / "recipe.toml").write_text(recipe.to_toml())
 

@@ -1,4 +1,4 @@
-"""Epochs: the choice of the one that is kept, and the CSV file."""
+"""Selection of the best epoch, and `epochs.csv`."""
 
 import csv
 import io
@@ -16,18 +16,18 @@ def row(epoch, loss, accuracy, area):
 HISTORY = [row(1, 0.4, 0.90, 0.95), row(2, 0.5, 0.92, 0.90), row(3, 0.3, 0.92, 0.97), row(4, 0.35, 0.91, 0.97)]
 
 
-def test_the_best_epoch_is_the_earliest_with_the_best_figure():
+def test_best_epoch_is_the_earliest_with_the_best_metric():
     assert best_epoch(HISTORY, "accuracy").epoch == 2
     assert best_epoch(HISTORY, "auroc").epoch == 3
     assert best_epoch(HISTORY, "loss").epoch == 3
 
 
-def test_the_last_epoch_is_kept_where_nothing_is_to_be_chosen():
+def test_select_last_returns_the_last_epoch():
     assert best_epoch(HISTORY, "last").epoch == 4
     assert best_epoch(HISTORY[:1], "last").epoch == 1
 
 
-def test_the_table_holds_every_figure():
+def test_csv_has_numbers_in_full_precision():
     rows = list(csv.DictReader(io.StringIO(epochs_csv(HISTORY))))
 
     assert [row["validation_accuracy"] for row in rows] == ["0.9", "0.92", "0.92", "0.91"]
@@ -37,7 +37,7 @@ def test_the_table_holds_every_figure():
 HEADER = ",".join(Epoch._fields)
 
 
-def test_epochs_survive_their_csv(tmp_path):
+def test_epochs_round_trip_through_csv(tmp_path):
     (tmp_path / "epochs.csv").write_text(epochs_csv(HISTORY))
 
     assert read_epochs(tmp_path) == tuple(HISTORY)
@@ -54,13 +54,13 @@ def test_epochs_survive_their_csv(tmp_path):
         (f"{HEADER}\n1,1\n", "row 1: train_accuracy is None, not a finite number"),
     ],
 )
-def test_malformed_epochs_name_the_row(tmp_path, text, message):
+def test_malformed_value_is_an_error_with_its_row(tmp_path, text, message):
     (tmp_path / "epochs.csv").write_text(text)
     with pytest.raises(RunError, match=message):
         read_epochs(tmp_path)
 
 
-def test_missing_and_undecodable_files_are_named(tmp_path):
+def test_missing_or_undecodable_file_is_an_error(tmp_path):
     with pytest.raises(RunError, match=r"cannot read '.*epochs\.csv': No such file"):
         read_epochs(tmp_path)
     (tmp_path / "epochs.csv").write_bytes(b"\xff\xfe\x00")

@@ -1,4 +1,4 @@
-"""Evaluation files: exact round trips, and errors that name the file, the row or the field."""
+"""evaluation.json and predictions.csv: exact round trips, and errors with the file, the row or the field."""
 
 import dataclasses
 import json
@@ -13,7 +13,7 @@ from pneumoscope.runs.evaluations import predictions_csv, read_evaluation, read_
 IMAGE = ScoredImage("a,b.png", "ab" * 32, "bacteria-1", "PNEUMONIA", "bacteria", 1 / 3, 0.1 + 0.2, 1.0)
 
 
-def test_predictions_come_back_to_the_last_digit(tmp_path):
+def test_predictions_round_trip_in_full_precision(tmp_path):
     images = (IMAGE, dataclasses.replace(IMAGE, path="c.png", logit=-1e-300, label="NORMAL", etiology="", patient=""))
     (tmp_path / "p.csv").write_text(predictions_csv(images))
     assert read_predictions(tmp_path / "p.csv") == images
@@ -29,13 +29,13 @@ def test_predictions_come_back_to_the_last_digit(tmp_path):
         (",1.0", "", "row 1: float"),
     ],
 )
-def test_malformed_predictions_name_the_row(tmp_path, old, new, message):
+def test_malformed_prediction_is_an_error_with_its_row(tmp_path, old, new, message):
     (tmp_path / "p.csv").write_text(predictions_csv([IMAGE]).replace(old, new, 1))
     with pytest.raises(RunError, match=message):
         read_predictions(tmp_path / "p.csv")
 
 
-def test_a_missing_file_says_how_to_make_it(tmp_path):
+def test_error_for_a_missing_file_states_the_command_that_writes_it(tmp_path):
     with pytest.raises(RunError, match=r"cannot read .*p.csv': No such file.*pneumoscope evaluate"):
         read_predictions(tmp_path / "p.csv")
 
@@ -66,12 +66,12 @@ def changed(file, change):
         (lambda d: d["metrics"]["auroc"].update(value=float("nan")), "is not JSON"),
     ],
 )
-def test_evaluations_are_read_strictly(evaluation_file, change, message):
+def test_malformed_evaluation_is_an_error_with_the_field(evaluation_file, change, message):
     with pytest.raises(RunError, match=message):
         read_evaluation(changed(evaluation_file, change))
 
 
-def test_what_is_no_json_object_is_refused(tmp_path):
+def test_file_that_is_not_a_json_object_is_an_error(tmp_path):
     (tmp_path / "e.json").write_text("[1]")
     with pytest.raises(RunError, match="is malformed: Expected `object`, got `array`"):
         read_evaluation(tmp_path / "e.json")

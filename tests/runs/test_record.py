@@ -1,4 +1,4 @@
-"""The record of a run is read strictly, and says whether the run is finished."""
+"""The record of a run: strict reading, and its state."""
 
 import json
 
@@ -16,7 +16,7 @@ def changed(run, **fields):
     return run
 
 
-def test_record_survives_its_own_json(maker):
+def test_record_round_trips_through_json(maker):
     run = maker.run()
     record = read_run(run)
 
@@ -26,7 +26,7 @@ def test_record_survives_its_own_json(maker):
     assert (record.name, record.state, record.best_epoch, record.resumed) == ("grey", "finished", 2, ())
 
 
-def test_unfinished_run_is_read_unless_a_finished_one_is_required(maker):
+def test_unfinished_run_is_an_error_only_if_a_finished_one_is_required(maker):
     run = changed(maker.run(), state="running", best_epoch=None, seconds=None)
 
     assert read_run(run).best_epoch is None
@@ -43,11 +43,11 @@ def test_unfinished_run_is_read_unless_a_finished_one_is_required(maker):
         ({"schema": 2}, "has schema 2; this version reads 1"),
     ],
 )
-def test_malformed_record_names_the_field(maker, fields, message):
+def test_malformed_record_is_an_error_with_the_field(maker, fields, message):
     with pytest.raises(RunError, match=message):
         read_run(changed(maker.run(), **fields))
 
 
-def test_folder_without_record_says_how_to_make_one(tmp_path):
+def test_error_for_a_folder_without_a_record_states_the_command(tmp_path):
     with pytest.raises(RunError, match=r"cannot read '.*run\.json': No such file.*pneumoscope train RECIPE"):
         read_run(tmp_path)

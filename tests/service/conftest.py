@@ -24,16 +24,18 @@ from sqlalchemy.exc import DBAPIError
 from tests.conftest import LIMITS, POINTS
 from tests.processes import started
 
-from pneumoscope.core.prediction import ImageInfo, ModelInfo, Prediction
+from pneumoscope.core.i18n import NOTICE
+from pneumoscope.core.prediction import ImageInfo, ModelInfo, Prediction, Rejection, Uncertainty
+from pneumoscope.core.results import Interval
 from pneumoscope.inference.model import load_model
-from pneumoscope.service.api.problems import MEDIA_TYPE
-from pneumoscope.service.app import Settings, make_app
+from pneumoscope.service.api.exception_handlers import PROBLEM_MEDIA_TYPE
+from pneumoscope.service.app import Settings, create_app
 from pneumoscope.service.auth.tokens import Authenticator
 from pneumoscope.service.storage.repository import PredictionRepository
 
 
 def png(level=100, size=64):
-    """An image of the small bundle's, told apart by its grey."""
+    """Return an image of this mean gray level; its right half is brighter."""
     grey = np.full((size, size), level - 8, np.uint8)
     grey[:, size // 2 :] += 16
     file = io.BytesIO()
@@ -43,18 +45,30 @@ def png(level=100, size=64):
 
 TOKEN = "0123456789abcdef"
 START_SECONDS = 60  # a deadline, far above what a start takes under load
+SERVICE_SECONDS = 300  # after which a service is killed; above the time limit of a test
 MODEL = ModelInfo("grey", "0.1.0", "ab" * 32)
 
 
-def prediction(probability=0.75, decision="pneumonia", name="an image.png"):
-    interval = None if probability is None else (probability / 2, (1 + probability) / 2)
-    why = "the image is rejected" if probability is None else ""
-    reason = "blank" if decision == "rejected" else ""
-    return Prediction(name, decision, probability, interval, why, 0.4, reason, ImageInfo(30, 20, "PNG"), MODEL)
+def prediction(probability=0.75, decision="pneumonia", name="an image.png", operating_point="balanced"):
+    interval = None
+    if probability is not None:
+        interval = Interval(probability, probability / 2, (1 + probability) / 2, method="venn-abers", n=100, level=None)
+    return Prediction(
+        path=name,
+        decision=decision,
+        probability=probability,
+        interval=interval,
+        threshold=0.4,
+        operating_point=operating_point,
+        rejection=Rejection("blank", {"levels": 3}) if decision == "rejected" else None,
+        uncertainty=Uncertainty(0.3, 0.7, 0.95) if decision == "uncertain" else None,
+        image=ImageInfo(30, 20, "PNG"),
+        model=MODEL,
+    )
 
 
-def add(records, image=b"image", **said):
-    return records.add(prediction(**said), image, operating_point="balanced", who="me")
+def add(repository, image=b"image", **fields):
+    return repository.add(prediction(**fields), image, user="me")
 
 
 def _programs():
@@ -67,14 +81,14 @@ def _programs():
 
 @pytest.fixture(scope="session")
 def postgresql_server():
-    """The address of a PostgreSQL that runs for these tests alone."""
+    """The URL of a PostgreSQL server that runs for these tests only."""
     programs = _programs()
     if programs is None:
         pytest.skip("PostgreSQL is not installed (Debian's package postgresql)")
     with tempfile.TemporaryDirectory() as folder, socket.create_server(("127.0.0.1", 0)) as probe:
         port = probe.getsockname()[1]
         probe.close()
-        # It refuses to run as root.
+        # PostgreSQL does not run as root.
         user = {"user": "nobody"} if os.getuid() == 0 else {}
         if user:
             shutil.chown(folder, "nobody")
@@ -115,21 +129,21 @@ def _wait_for_database(address):
 
 @pytest.fixture(params=["sqlite", "postgresql"])
 def database(request):
-    """The address of an empty database; empty for SQLite."""
+    """The URL of an empty database; empty for SQLite."""
     if request.param == "sqlite":
         yield ""
         return
     server = request.getfixturevalue("postgresql_server")
     engine = create_engine(server.replace("postgresql", "postgresql+pg8000"), isolation_level="AUTOCOMMIT")
     with engine.connect() as connection:
-        connection.execute(text("DROP DATABASE IF EXISTS images"))
+        connection.execute(text("DROP DATABASE IF EXISTS images WITH (FORCE)"))
         connection.execute(text("CREATE DATABASE images"))
     yield server.removesuffix("/postgres") + "/images"
     engine.dispose()
 
 
 @pytest.fixture
-def records(tmp_path, database):
+def repository(tmp_path, database):
     opened = PredictionRepository(tmp_path / "data", database)
     yield opened
     opened.close()
@@ -156,7 +170,9 @@ def served(bundle, folder, *options, host="127.0.0.1", within=(), program=("-m",
     with (
         tempfile.NamedTemporaryFile("a") as log,
         Path(log.name).open() as written,
-        subprocess.Popen([*command, *options], stdout=subprocess.DEVNULL, stderr=log, cwd=folder) as process,
+        started(
+            [*command, *options], deadline=SERVICE_SECONDS, stdout=subprocess.DEVNULL, stderr=log, cwd=folder
+        ) as process,
     ):
         try:
             port = _port(process, written)
@@ -183,7 +199,7 @@ def _port(process, written):
 
 
 def verified(folder, *options, within=()):
-    """Run `audit-log verify` and return its exit status, and its document or its message."""
+    """Run `audit-log verify` and return its exit status, and its JSON document or its message."""
     ran = subprocess.run(
         [*within, sys.executable, "-m", "pneumoscope", "audit-log", "verify", "--json", *options],
         capture_output=True, text=True, cwd=folder, check=False, timeout=60,
@@ -201,7 +217,9 @@ def model(shared_maker):
 
 @pytest.fixture
 def app(model):
-    return make_app(model, PredictionRepository(None), Authenticator({}), Settings(most_images=3, most_bytes=100_000))
+    return create_app(
+        model, PredictionRepository(None), Authenticator({}), Settings(max_images=3, max_body_bytes=100_000)
+    )
 
 
 @pytest.fixture
@@ -215,14 +233,23 @@ def images(*contents):
 
 
 def post(client, *contents):
-    answer = client.post("/v1/predictions", files=images(*contents))
-    assert answer.status_code == 201, answer.text
-    return answer.json()["predictions"]
+    """Upload images and return their predictions."""
+    response = client.post("/v1/predictions", files=images(*contents))
+    assert response.status_code == 201, response.text
+    return response.json()["predictions"]
 
 
-def problem(answer, status, error):
-    assert (answer.status_code, answer.headers["Content-Type"]) == (status, MEDIA_TYPE)
-    found = answer.json()
-    assert (found["status"], found["error"], found["type"]) == (status, error, f"urn:pneumoscope:error:{error}")
-    assert found["detail"]
-    return found
+def problem(response, status, code):
+    """Check that a response is a problem document, and return the document."""
+    assert (response.status_code, response.headers["Content-Type"]) == (status, PROBLEM_MEDIA_TYPE)
+    document = response.json()
+    assert (document["status"], document["code"], document["type"]) == (status, code, f"urn:pneumoscope:error:{code}")
+    assert document["detail"]
+    return document
+
+
+def fetch(client, id):
+    """Return a prediction from the API without the notice, which must be there."""
+    document = client.get(f"/v1/predictions/{id}").json()
+    assert document.pop("notice") == NOTICE
+    return document

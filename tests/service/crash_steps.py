@@ -17,7 +17,7 @@ from datetime import timedelta
 
 from sqlalchemy import event
 
-from pneumoscope.core.results import ImageInfo, ModelInfo, Prediction
+from pneumoscope.core.prediction import ImageInfo, ModelInfo, Prediction
 from pneumoscope.service.storage.records import Filter
 from pneumoscope.service.storage.repository import PredictionRepository
 
@@ -26,15 +26,13 @@ PROCESSES.set_forkserver_preload(
     ["pytest", "alembic.runtime.migration", "sqlalchemy.dialects.postgresql.pg8000", __name__]
 )
 PREDICTION = Prediction(
-    "image.png",
-    "pneumonia",
-    0.75,
-    (0.375, 0.875),
-    "",
-    0.4,
-    "",
-    ImageInfo(30, 20, "PNG"),
-    ModelInfo("grey", "0.1.0", "ab" * 32),
+    path="image.png",
+    decision="pneumonia",
+    probability=0.75,
+    threshold=0.4,
+    operating_point="balanced",
+    image=ImageInfo(30, 20, "PNG"),
+    model=ModelInfo("grey", "0.1.0", "ab" * 32),
 )
 
 
@@ -116,9 +114,9 @@ def images(number):
     return [b"%d of step %d" % (place, number) for place in range(2)]
 
 
-def add_images(records, number, step):
+def add_images(repository, number, step):
     """Add two images in one transaction: they are submitted while another one is being stored, before the steps count."""
-    stage, begun, submitted = records.blobs.stage, threading.Event(), threading.Event()
+    stage, begun, submitted = repository.blobs.stage, threading.Event(), threading.Event()
 
     def stage_before_and_count_after(blobs):
         if begun.is_set():
@@ -127,28 +125,28 @@ def add_images(records, number, step):
         assert submitted.wait(30)
         return stage(blobs)
 
-    records.blobs.stage = stage_before_and_count_after
-    records.submit(PREDICTION, b"before", operating_point="balanced", who="me")
+    repository.blobs.stage = stage_before_and_count_after
+    repository.submit(PREDICTION, b"before", user="me")
     assert begun.wait(30)
-    futures = [records.submit(PREDICTION, each, operating_point="balanced", who="me") for each in images(number)]
+    futures = [repository.submit(PREDICTION, each, user="me") for each in images(number)]
     submitted.set()
     for place, future in enumerate(futures):
         future.result(30)
         step(f"answer {place}")
 
 
-def delete_image(records, number, step):
-    key = records.find(Filter()).records[0].id
-    records.remove(key, who="me")
+def delete_image(repository, number, step):
+    key = repository.find(Filter()).predictions[0].id
+    repository.remove(key, user="me")
     step(f"answer {key}")
 
 
-def expire_images(records, number, step):
-    records.expire(timedelta(0))
+def expire_images(repository, number, step):
+    repository.expire(timedelta(0))
     step("answer")
 
 
-def recover(records, number, step):
+def recover(repository, number, step):
     """Nothing: opening the repository is the operation."""
 
 
@@ -158,12 +156,12 @@ def run(operation, folder, database, number, report):
     if operation is recover:
         step.watch_files(folder)
         step.counting = True
-    records = PredictionRepository(folder, database)
+    repository = PredictionRepository(folder, database)
     if operation is not recover:
         step.watch_files(folder)
-    step.watch_database(records.engine)
+    step.watch_database(repository.engine)
     step.counting = operation is not add_images  # which begins to count later
-    operation(records, number, step)
+    operation(repository, number, step)
     os._exit(0)
 
 

@@ -10,7 +10,7 @@ import pytest
 from tests.service.conftest import add, png, served, verified
 from tests.service.crash_steps import add_images, delete_image, expire_images, images, recover, steps_until_killed
 
-from pneumoscope.service.audit.log import verify
+from pneumoscope.service.audit.verification import verify
 from pneumoscope.service.storage.blob_store import FolderBlobStore, content_hash
 from pneumoscope.service.storage.check import check_storage
 from pneumoscope.service.storage.records import Filter
@@ -28,21 +28,21 @@ def every_crash(operation, folder, database, before=lambda number: None):
     pytest.fail("the operation does not end")
 
 
-def assert_consistent(records, folder):
-    """Check that the database, the blob store and the audit log agree, and return the records."""
-    found = records.find(Filter(), limit=200).records
+def assert_consistent(repository, folder):
+    """Check that the database, the blob store and the audit log agree, and return the repository."""
+    found = repository.find(Filter(), limit=200).predictions
     held = {record.image_sha256 for record in found if not record.image_removed}
-    assert {sha256 for sha256, _ in records.blobs.stored()} == held
-    assert all(records.image(record) for record in found if not record.image_removed)
-    assert (records.orphaned, check_storage(folder, records.engine).problems) == ({}, 0)
-    verify(records.engine, images=records.blobs)
+    assert {sha256 for sha256, _ in repository.blobs.stored()} == held
+    assert all(repository.image(record) for record in found if not record.image_removed)
+    assert (repository.orphaned, check_storage(folder, repository.engine).problems) == ({}, 0)
+    verify(repository.engine, images=repository.blobs)
     return found
 
 
 def delete(folder, database, image):
-    records = PredictionRepository(folder, database)
-    records.remove(add(records, image)[0].id, who="me")
-    records.close()
+    repository = PredictionRepository(folder, database)
+    repository.remove(add(repository, image)[0].id, user="me")
+    repository.close()
 
 
 def test_crash_while_adding_leaves_nothing_or_a_complete_prediction(tmp_path, database):
@@ -54,16 +54,16 @@ def test_crash_while_adding_leaves_nothing_or_a_complete_prediction(tmp_path, da
 
     outcomes, seen = set(), set()
     for number, steps in every_crash(add_images, folder, database, before):
-        records = PredictionRepository(folder, database)
-        found = {record.image_sha256: record for record in assert_consistent(records, folder)}
+        repository = PredictionRepository(folder, database)
+        found = {record.image_sha256: record for record in assert_consistent(repository, folder)}
         there = [content_hash(image) in found for image in images(number)]
         for image in images(number):
-            assert content_hash(image) not in found or records.image(found[content_hash(image)]) == image
+            assert content_hash(image) not in found or repository.image(found[content_hash(image)]) == image
         assert all(there[int(step[-1])] for step in steps if step.startswith("answer"))
         assert there[0] == there[1]  # one transaction
         outcomes.add(tuple(there))
         seen.update(step.partition(" ")[0] for step in steps)
-        records.close()
+        repository.close()
     assert outcomes == {(False, False), (True, True)}
     assert {"open", "half", "fsync", "rename", "INSERT", "commit", "committed", "answer"} <= seen
 
@@ -72,17 +72,19 @@ def test_crash_while_deleting_leaves_the_prediction_or_nothing(tmp_path, databas
     folder = tmp_path / "data"
 
     def before(number):
-        records = PredictionRepository(folder, database)
-        add(records, b"image %d" % number)
-        records.close()
+        repository = PredictionRepository(folder, database)
+        add(repository, b"image %d" % number)
+        repository.close()
 
     outcomes = []
     for number, steps in every_crash(delete_image, folder, database, before):
-        records = PredictionRepository(folder, database)
-        there = content_hash(b"image %d" % number) in {each.image_sha256 for each in assert_consistent(records, folder)}
+        repository = PredictionRepository(folder, database)
+        there = content_hash(b"image %d" % number) in {
+            each.image_sha256 for each in assert_consistent(repository, folder)
+        }
         assert not (there and any(step.startswith("answer") for step in steps))
         outcomes.append((there, "committed" in steps, "remove" in str(steps)))
-        records.close()
+        repository.close()
     assert {(True, False, False), (False, True, False), (False, True, True)} <= set(outcomes)
 
 
@@ -90,18 +92,18 @@ def test_crash_while_expiring_leaves_no_expired_image(tmp_path, database):
     folder = tmp_path / "data"
 
     def before(number):
-        records = PredictionRepository(folder, database)
-        add(records, b"image %d" % number)
-        records.close()
+        repository = PredictionRepository(folder, database)
+        add(repository, b"image %d" % number)
+        repository.close()
 
     outcomes = set()
     for number, steps in every_crash(expire_images, folder, database, before):
-        records = PredictionRepository(folder, database)
-        found = {each.image_sha256: each for each in assert_consistent(records, folder)}
+        repository = PredictionRepository(folder, database)
+        found = {each.image_sha256: each for each in assert_consistent(repository, folder)}
         removed = found[content_hash(b"image %d" % number)].image_removed is not None
         assert removed or "answer" not in steps
         outcomes.add(removed)
-        records.close()
+        repository.close()
     assert outcomes == {False, True}
 
 
@@ -110,10 +112,10 @@ def test_crash_while_recovering_is_recovered_from(tmp_path, database):
 
     def before(number):
         """Make by hand what a crash can leave: to be completed, to be discarded, half written, and to be removed."""
-        records = PredictionRepository(folder, database)
-        record, _ = add(records, b"complete %d" % number)
-        gone, _ = add(records, b"gone %d" % number)
-        records.remove(gone.id, who="me")
+        repository = PredictionRepository(folder, database)
+        record, _ = add(repository, b"complete %d" % number)
+        gone, _ = add(repository, b"gone %d" % number)
+        repository.remove(gone.id, user="me")
         store = FolderBlobStore(folder)
         store.stage({gone.image_sha256: b"gone %d" % number})
         store.publish(gone.image_sha256)
@@ -122,15 +124,15 @@ def test_crash_while_recovering_is_recovered_from(tmp_path, database):
         )
         (folder / "staging" / content_hash(b"discarded")).write_bytes(b"discarded")
         (folder / "staging" / f"{content_hash(b'half')}.part").write_bytes(b"ha")
-        records.close()
+        repository.close()
 
     turns = 0
     for number, _ in every_crash(recover, folder, database, before):
-        records = PredictionRepository(folder, database)
-        found = {record.image_sha256 for record in assert_consistent(records, folder)}
+        repository = PredictionRepository(folder, database)
+        found = {record.image_sha256 for record in assert_consistent(repository, folder)}
         assert content_hash(b"complete %d" % number) in found
         turns += 1
-        records.close()
+        repository.close()
     assert turns > 4
 
 

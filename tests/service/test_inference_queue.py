@@ -1,4 +1,4 @@
-"""Images of all requests wait in one queue with an end, and go through the network together."""
+"""The inference queue: batches, fairness between workers, its limit and its shutdown."""
 
 import sys
 import threading
@@ -8,21 +8,21 @@ import pytest
 from tests.service.conftest import png
 
 from pneumoscope.core.errors import BusyError
-from pneumoscope.inference.model import BATCH, load_model
+from pneumoscope.inference.model import BATCH_SIZE, load_model
 from pneumoscope.service.inference_queue import InferenceQueue
 
 
 class Gated:
-    """A model that waits to be let through, and remembers what it was given at once."""
+    """A model that waits until it is opened, and records the size of each batch."""
 
     def __init__(self, model):
         self.model, self.open, self.given, self.begun = model, threading.Event(), [], threading.Semaphore(0)
 
-    def predict_batch(self, images):
+    def predict_batch(self, images, **options):
         self.given.append(len(images))
         self.begun.release()
         assert self.open.wait(10)
-        return self.model.predict_batch(images)
+        return self.model.predict_batch(images, **options)
 
 
 @pytest.fixture
@@ -37,102 +37,103 @@ def named(*levels):
     return [(png(level), f"{level}.png") for level in levels]
 
 
-def test_what_waits_goes_through_together_and_each_gets_its_own(gated):
-    scoring = InferenceQueue(gated, most_waiting=100, workers=1)
-    first = scoring.submit(named(90))
+def test_waiting_images_share_a_batch(gated):
+    queue = InferenceQueue(gated, max_waiting=100, workers=1)
+    first = queue.submit(named(90))
     assert gated.begun.acquire(timeout=10)
-    rest = [scoring.submit(named(level))[0] for level in range(100, 106)]
+    rest = [queue.submit(named(level))[0] for level in range(100, 106)]
     gated.open.set()
     found = [future.result(10) for future in [*first, *rest]]
     assert [each.path for each in found] == ["90.png", *(f"{level}.png" for level in range(100, 106))]
     assert len({each.probability for each in found}) == 7
-    assert gated.given == [1, BATCH, 6 - BATCH]
-    scoring.close()
+    assert gated.given == [1, BATCH_SIZE, 6 - BATCH_SIZE]
+    queue.close()
 
 
-def test_workers_share_what_waits(gated):
-    scoring = InferenceQueue(gated, most_waiting=100, workers=2)
-    first = scoring.submit(named(90)), scoring.submit(named(91))
+def test_workers_share_waiting_images(gated):
+    queue = InferenceQueue(gated, max_waiting=100, workers=2)
+    first = queue.submit(named(90)), queue.submit(named(91))
     for _ in first:
         assert gated.begun.acquire(timeout=10)
-    rest = scoring.submit(named(*range(100, 106)))
+    rest = queue.submit(named(*range(100, 106)))
     gated.open.set()
     assert len({future.result(10).path for future in rest}) == 6
     assert gated.given[:2] == [1, 1]
-    assert max(gated.given) <= 3  # and not 4 for one, and 2 for the other
-    scoring.close()
+    assert max(gated.given) <= 3  # not 4 for one and 2 for the other
+    queue.close()
 
 
-def test_past_the_end_of_the_queue_a_request_is_refused_whole_and_at_once(gated):
-    scoring = InferenceQueue(gated, most_waiting=3, workers=1)
-    with scoring.admitted(2):
-        assert scoring.waiting == 2
-        with pytest.raises(BusyError, match="2 images wait to be scored; 3 may"), scoring.admitted(2):
+def test_full_queue_rejects_a_whole_request(gated):
+    queue = InferenceQueue(gated, max_waiting=3, workers=1)
+    with queue.reserve(2):
+        assert queue.waiting == 2
+        with pytest.raises(BusyError, match="2 images are waiting, and the limit is 3"), queue.reserve(2):
             pass
-        with scoring.admitted(1):
-            assert scoring.waiting == 3
-    assert scoring.waiting == 0
-    with scoring.admitted(4):  # alone, it may be longer than the queue
-        assert scoring.waiting == 4
-    scoring.close()
+        with queue.reserve(1):
+            assert queue.waiting == 3
+    assert queue.waiting == 0
+    with queue.reserve(4):  # an empty queue accepts a request larger than itself
+        assert queue.waiting == 4
+    queue.close()
 
 
-def test_a_image_whose_request_has_gone_is_not_scored(gated):
-    scoring = InferenceQueue(gated, most_waiting=10, workers=1)
-    first = scoring.submit(named(90))
+def test_image_of_a_cancelled_request_is_not_scored(gated):
+    queue = InferenceQueue(gated, max_waiting=10, workers=1)
+    first = queue.submit(named(90))
     assert gated.begun.acquire(timeout=10)
     large = bytes(2**20)
-    gone, here = scoring.submit([(large, "large.png"), *named(110)])
+    gone, here = queue.submit([(large, "large.png"), *named(110)])
     held = sys.getrefcount(large)
     assert gone.cancel()
-    assert sys.getrefcount(large) == held - 1  # it is in memory no longer than somebody waits for it
+    assert sys.getrefcount(large) == held - 1  # the queue holds no reference to a cancelled image
     gated.open.set()
     assert here.result(10).path == "110.png"
     assert first[0].result(10)
     with pytest.raises(CancelledError):
         gone.result(10)
     assert gated.given == [1, 1]
-    scoring.close()
+    queue.close()
 
 
-def test_a_image_that_cannot_be_read_is_an_answer_of_its_own(gated):
+def test_unreadable_image_has_a_failure(gated):
     gated.open.set()
-    scoring = InferenceQueue(gated, most_waiting=10, workers=2)
-    good, bad = scoring.submit([(png(), "good.png"), (b"no image", "bad.png")])
+    queue = InferenceQueue(gated, max_waiting=10, workers=2)
+    good, bad = queue.submit([(png(), "good.png"), (b"no image", "bad.png")])
     assert good.result(10).decision
     assert (bad.result(10).decision, bad.result(10).path) == (None, "bad.png")
-    scoring.close()
+    assert bad.result(10).failure.message.startswith("the image cannot be read: not an image")
+    queue.close()
 
 
-def test_what_was_taken_in_is_answered_before_it_stops_and_nothing_more_is_taken(gated):
-    scoring = InferenceQueue(gated, most_waiting=100, workers=2)
-    futures = scoring.submit(named(*range(90, 110)))
+def test_close_scores_accepted_images_and_accepts_no_more(gated):
+    queue = InferenceQueue(gated, max_waiting=100, workers=2)
+    futures = queue.submit(named(*range(90, 110)))
     threading.Timer(0.2, gated.open.set).start()
-    scoring.close()
-    assert all(future.done() and future.result(0).error == "" for future in futures)
+    queue.close()
+    assert all(future.done() and future.result(0).failure is None for future in futures)
     with pytest.raises(BusyError, match="stopping"):
-        scoring.submit(named(90))
-    with pytest.raises(BusyError, match="stopping"), scoring.admitted(1):
+        queue.submit(named(90))
+    with pytest.raises(BusyError, match="stopping"), queue.reserve(1):
         pass
-    scoring.close()
+    queue.close()
 
 
-def test_a_fault_reaches_those_whose_images_have_it_and_no_other(gated, monkeypatch):
+def test_internal_error_of_an_image_affects_no_other(gated, monkeypatch):
     bad, batch = png(120), gated.model.predict_batch
 
-    def fail_on_one(images):
+    def fail_on_one(images, **options):
         if bad in images:
             raise MemoryError("too large")
-        return batch(images)
+        return batch(images, **options)
 
     monkeypatch.setattr(gated.model, "predict_batch", fail_on_one)
-    scoring = InferenceQueue(gated, most_waiting=10, workers=1)
-    first = scoring.submit(named(90))
+    queue = InferenceQueue(gated, max_waiting=10, workers=1)
+    first = queue.submit(named(90))
     assert gated.begun.acquire(timeout=10)
-    rest = scoring.submit(named(100, 120, 130))
+    rest = queue.submit(named(100, 120, 130))
     gated.open.set()
     assert [future.result(10).path for future in (first[0], rest[0], rest[2])] == ["90.png", "100.png", "130.png"]
     with pytest.raises(MemoryError):
         rest[1].result(10)
-    assert scoring.submit(named(140))[0].result(10).path == "140.png"
-    scoring.close()
+    assert queue.submit(named(140))[0].result(10).path == "140.png"
+    queue.close()

@@ -1,4 +1,4 @@
-"""What a hostile image does to its decoder costs the service nothing but that image."""
+"""A hostile image costs the service only that image."""
 
 import pytest
 from fastapi.testclient import TestClient
@@ -6,7 +6,7 @@ from tests.service.conftest import images, png
 
 from pneumoscope.imaging.sandbox import DecodePool, Limits
 from pneumoscope.inference.model import Model
-from pneumoscope.service.app import make_app
+from pneumoscope.service.app import create_app
 from pneumoscope.service.auth.tokens import Authenticator
 from pneumoscope.service.storage.repository import PredictionRepository
 
@@ -21,7 +21,7 @@ def pool():
 
 @pytest.fixture
 def isolated(model, pool):
-    app = make_app(Model(model._predictor, pool=pool), PredictionRepository(None), Authenticator({}))
+    app = create_app(Model(model._session, pool=pool), PredictionRepository(None), Authenticator({}))
     with TestClient(app, base_url="http://127.0.0.1:8000", raise_server_exceptions=False) as opened:
         yield opened
 
@@ -34,19 +34,19 @@ def isolated(model, pool):
         ("8GB", "decoding takes more than 1 GiB of memory"),
     ],
 )
-def test_a_image_that_crashes_its_decoder_is_unreadable_and_the_service_goes_on(isolated, action, says):
+def test_image_that_crashes_its_decoder_is_unreadable_and_the_service_continues(isolated, action, says):
     answer = isolated.post("/v1/predictions", files=images(png(90), b"BM" + action.encode(), png(180)))
     first, bad, last = answer.json()["predictions"]
     assert answer.status_code == 201
     assert first["decision"]
     assert last["decision"]
     assert (bad["id"], bad["decision"]) == (None, None)
-    assert says in bad["error"]
-    assert "The file is damaged" in bad["error"]
+    assert bad["failure"]["message"].startswith(f"the image cannot be read: {says}")
+    assert "The file is damaged" in bad["failure"]["hint"]
     assert isolated.post("/v1/predictions", files=images(b"BM" + action.encode())).status_code == 422
 
 
-def test_every_picture_of_a_image_is_decoded_in_a_worker(isolated, pool, monkeypatch):
+def test_rendered_images_are_decoded_in_a_worker(isolated, pool, monkeypatch):
     monkeypatch.setattr("pneumoscope.inference.model.decode", lambda *_, **__: pytest.fail("decoded in the service"))
     (made,) = isolated.post("/v1/predictions", files=images(png(180))).json()["predictions"]
     for picture in ("image.png", "thumbnail.png", "heatmap.png", "heatmap-layer.png"):
@@ -54,8 +54,8 @@ def test_every_picture_of_a_image_is_decoded_in_a_worker(isolated, pool, monkeyp
         assert (found.status_code, found.headers["Content-Type"]) == (200, "image/png"), picture
 
 
-def test_serve_isolates(monkeypatch):
-    """It asks for a model whose every image is decoded in a worker."""
+def test_serve_decodes_images_in_workers(monkeypatch):
+    """The service loads an isolated model."""
     from pneumoscope.service import server as module
 
     def load(*_, **options):
@@ -66,5 +66,5 @@ def test_serve_isolates(monkeypatch):
     with pytest.raises(KeyboardInterrupt):
         module.serve(
             host="127.0.0.1", port=0, model=None, operating_point="", folder=None, database="", keep=None,
-            token_file=None, no_auth=False, public_name="", show=False, tell=print,
+            token_file=None, no_auth=False, public_name="", open_browser=False, echo=print,
         )  # fmt: skip

@@ -1,4 +1,4 @@
-"""A request that is not done leaves one line in the log, with nothing in it that the client sent."""
+"""Each failed request is logged in one line, which contains nothing that the client sent."""
 
 import asyncio
 import logging
@@ -9,7 +9,7 @@ from fastapi.testclient import TestClient
 from tests.service.conftest import TOKEN, images, png, post, problem
 
 from pneumoscope.core.errors import BusyError, StorageError
-from pneumoscope.service.app import Settings, make_app
+from pneumoscope.service.app import Settings, create_app
 from pneumoscope.service.auth.tokens import Authenticator
 from pneumoscope.service.storage.repository import PredictionRepository
 
@@ -19,7 +19,7 @@ CANARY = "DOE^JANE"
 
 @pytest.fixture
 def lines(caplog):
-    """The log's lines so far, without the milliseconds, which must be some."""
+    """Return a function that reads the new log lines, with the milliseconds replaced by _."""
     caplog.set_level(logging.INFO, LOG)
 
     def read():
@@ -38,68 +38,68 @@ def lines(caplog):
 @pytest.mark.parametrize(
     ("method", "path", "options", "line"),
     [
-        ("GET", "/v1/predictions/" + "ab" * 16, {}, "GET /v1/predictions/{id} 404 UnknownNameError local _ ms"),
-        ("GET", "/v1/predictions/" + CANARY, {}, "GET /v1/predictions/{id} 422 UsageError local _ ms"),
-        ("GET", "/v1/predictions?decison=" + CANARY, {}, "GET /v1/predictions 422 UsageError local _ ms"),
-        ("GET", "/v1/predictions?" + CANARY, {}, "GET /v1/predictions 422 UsageError local _ ms"),
-        ("GET", "/v1/predictions?since=" + CANARY, {}, "GET /v1/predictions 422 UsageError local _ ms"),
-        ("GET", "/" + CANARY, {}, "GET other 404 UnknownNameError - _ ms"),
-        (CANARY, "/v1/predictions", {}, "other /v1/predictions 405 UsageError - _ ms"),
-        ("POST", "/v1/predictions", {"json": {"a": CANARY}}, "POST /v1/predictions 415 UsageError local _ ms"),
+        ("GET", "/v1/predictions/" + "ab" * 16, {}, "GET /v1/predictions/{id} 404 unknown_name local _ ms"),
+        ("GET", "/v1/predictions/" + CANARY, {}, "GET /v1/predictions/{id} 422 usage local _ ms"),
+        ("GET", "/v1/predictions?decison=" + CANARY, {}, "GET /v1/predictions 422 usage local _ ms"),
+        ("GET", "/v1/predictions?" + CANARY, {}, "GET /v1/predictions 422 usage local _ ms"),
+        ("GET", "/v1/predictions?since=" + CANARY, {}, "GET /v1/predictions 422 usage local _ ms"),
+        ("GET", "/" + CANARY, {}, "GET other 404 unknown_name - _ ms"),
+        (CANARY, "/v1/predictions", {}, "other /v1/predictions 405 usage - _ ms"),
+        ("POST", "/v1/predictions", {"json": {"a": CANARY}}, "POST /v1/predictions 415 usage local _ ms"),
         (
             "POST", "/v1/predictions", {"files": [("images", (CANARY, CANARY.encode()))]},
-            "POST /v1/predictions 422 UnreadableImageError local _ ms",
+            "POST /v1/predictions 422 unreadable_image local _ ms",
         ),
         (
             "POST", "/v1/predictions", {"files": images(b"x" * 200_000)},
-            "POST /v1/predictions 413 TooLargeError local _ ms",
+            "POST /v1/predictions 413 too_large local _ ms",
         ),
         (
             "PUT", f"/v1/predictions/{'ab' * 16}/review", {"json": {"agrees": CANARY, "note": CANARY}},
-            "PUT /v1/predictions/{id}/review 422 UsageError local _ ms",
+            "PUT /v1/predictions/{id}/review 422 usage local _ ms",
         ),
         (
             "PUT", f"/v1/predictions/{'ab' * 16}/review", {"content": CANARY, "headers": {"Content-Type": CANARY}},
-            "PUT /v1/predictions/{id}/review 415 UsageError local _ ms",
+            "PUT /v1/predictions/{id}/review 415 usage local _ ms",
         ),
-        ("GET", "/v1/model", {"headers": {"Host": CANARY}}, "GET /v1/model 403 AuthenticationError - _ ms"),
-        ("GET", "/images/" + CANARY, {}, "GET /images/{id} 404 UnknownNameError local _ ms"),
+        ("GET", "/v1/model", {"headers": {"Host": CANARY}}, "GET /v1/model 403 authentication - _ ms"),
+        ("GET", "/images/" + CANARY, {}, "GET /images/{id} 404 unknown_name local _ ms"),
     ],
 )  # fmt: skip
-def test_a_request_that_is_refused_leaves_one_line_without_what_was_sent(client, lines, method, path, options, line):
+def test_failed_request_is_logged_without_client_input(client, lines, method, path, options, line):
     client.request(method, path, **options)
     assert lines() == [("INFO", line)]
     assert CANARY not in client.get("/metrics").text
 
 
-def test_a_request_that_is_done_leaves_none(client, lines):
+def test_successful_request_is_not_logged(client, lines):
     (found,) = post(client, png())
     client.get(f"/v1/predictions/{found['id']}")
     client.get("/readyz")
     assert lines() == []
 
 
-def test_the_client_is_named_by_its_tokens_name_and_never_by_its_token(model, lines):
+def test_log_contains_the_user_and_never_the_token(model, lines):
     with TestClient(
-        make_app(model, PredictionRepository(None), Authenticator({"ward-3": TOKEN}), Settings(loopback=False))
+        create_app(model, PredictionRepository(None), Authenticator({"ward-3": TOKEN}), Settings(loopback=False))
     ) as client:
         for token in (TOKEN, TOKEN + "x", ""):
             client.get("/v1/predictions/xyz", headers={"Authorization": f"Bearer {token}"})
         client.post("/sign-in", data={"token": TOKEN + "x"})
     found = lines()
     assert found == [
-        ("INFO", "GET /v1/predictions/{id} 422 UsageError ward-3 _ ms"),
-        ("INFO", "GET /v1/predictions/{id} 401 AuthenticationError - _ ms"),
-        ("INFO", "GET /v1/predictions/{id} 401 AuthenticationError - _ ms"),
-        ("INFO", "POST /sign-in 401 AuthenticationError - _ ms"),
+        ("INFO", "GET /v1/predictions/{id} 422 usage ward-3 _ ms"),
+        ("INFO", "GET /v1/predictions/{id} 401 authentication - _ ms"),
+        ("INFO", "GET /v1/predictions/{id} 401 authentication - _ ms"),
+        ("INFO", "POST /sign-in 401 authentication - _ ms"),
     ]
     assert TOKEN not in str(found)
 
 
-def test_an_answer_that_breaks_off_is_told(client, lines, monkeypatch):
+def test_interrupted_response_is_logged(client, lines, monkeypatch):
     for level in range(90, 94):
         post(client, png(level))
-    monkeypatch.setattr("pneumoscope.service.web.export._PAGE", 2)
+    monkeypatch.setattr("pneumoscope.service.web.worklist._EXPORT_BATCH", 2)
     find, turns = PredictionRepository.find, []
 
     def fail_in_the_middle(*arguments, **options):
@@ -110,46 +110,46 @@ def test_an_answer_that_breaks_off_is_told(client, lines, monkeypatch):
 
     monkeypatch.setattr(PredictionRepository, "find", fail_in_the_middle)
     client.get("/worklist.csv")
-    assert lines() == [("WARNING", "GET /worklist.csv 500 PneumoscopeError local _ ms: an unforeseen StorageError")]
+    assert lines() == [("WARNING", "GET /worklist.csv 500 internal_error local _ ms: unexpected StorageError")]
     assert 'path="/worklist.csv",status="500"} 1.0' in client.get("/metrics").text
 
 
-def test_whoever_asks_without_a_token_whether_it_is_ready_learns_no_address(client, caplog, monkeypatch):
+def test_readiness_check_hides_the_location_of_the_storage(client, caplog, monkeypatch):
     def fail(*_, **__):
         raise StorageError("the database '/secret/place' cannot be used")
 
-    monkeypatch.setattr("pneumoscope.service.storage.repository.PredictionRepository.try_to_keep", fail)
+    monkeypatch.setattr("pneumoscope.service.storage.repository.PredictionRepository.check_writable", fail)
     answer = client.get("/readyz")
-    assert problem(answer, 503, "StorageError")["detail"] == "images cannot be kept"
+    assert problem(answer, 503, "storage")["detail"] == "images cannot be stored"
     assert "secret" not in answer.text
-    assert "not ready: the database '/secret/place'" in caplog.text
+    assert "Not ready: the database '/secret/place'" in caplog.text
 
 
 @pytest.mark.parametrize("error", [StorageError("the disk\nis full"), BusyError("2 images wait")])
-def test_what_is_no_fault_of_the_clients_is_a_warning_that_says_why(client, lines, monkeypatch, error):
+def test_server_errors_are_warnings_with_their_message(client, lines, monkeypatch, error):
     def fail(*_, **__):
         raise error
 
     monkeypatch.setattr("pneumoscope.service.storage.repository.PredictionRepository.find", fail)
-    problem(client.get("/v1/predictions"), 503, type(error).__name__)
+    problem(client.get("/v1/predictions"), 503, error.code)
     said = " ".join(error.message.split())
-    assert lines() == [("WARNING", f"GET /v1/predictions 503 {type(error).__name__} local _ ms: {said}")]
+    assert lines() == [("WARNING", f"GET /v1/predictions 503 {error.code} local _ ms: {said}")]
 
 
-def test_of_what_nobody_foresaw_the_kind_alone_is_told(client, lines, caplog, monkeypatch):
+def test_unexpected_error_shows_only_its_type(client, lines, caplog, monkeypatch):
     def fail(*_, **__):
         raise KeyError(CANARY)
 
     monkeypatch.setattr("pneumoscope.service.storage.repository.PredictionRepository.submit", fail)
     answer = client.post("/v1/predictions", files=[("images", (CANARY, png()))])
-    assert problem(answer, 500, "PneumoscopeError")["detail"] == "an unforeseen KeyError"
+    assert problem(answer, 500, "internal_error")["detail"] == "unexpected KeyError"
     assert answer.headers["X-Content-Type-Options"] == "nosniff"
     assert CANARY not in answer.text + caplog.text
-    assert lines() == [("WARNING", "POST /v1/predictions 500 PneumoscopeError local _ ms: an unforeseen KeyError")]
+    assert lines() == [("WARNING", "POST /v1/predictions 500 internal_error local _ ms: unexpected KeyError")]
     assert 'path="/v1/predictions",status="500"} 1.0' in client.get("/metrics").text
 
 
-def test_with_a_client_that_goes_nothing_is_wrong_here(app, lines):
+def test_disconnect_during_upload_is_not_a_server_error(app, lines):
     async def go(path, method, kind):
         messages = iter([{"type": "http.request", "body": b"--x", "more_body": True}])
         sent = []
@@ -169,4 +169,4 @@ def test_with_a_client_that_goes_nothing_is_wrong_here(app, lines):
 
     asyncio.run(go("/v1/predictions", "POST", b"multipart/form-data; boundary=x"))
     asyncio.run(go("/v1/predictions", "POST", b"image/png"))
-    assert lines() == 2 * [("INFO", "POST /v1/predictions 422 UsageError local _ ms")]
+    assert lines() == 2 * [("INFO", "POST /v1/predictions 422 usage local _ ms")]

@@ -136,7 +136,7 @@ def received(proxied, *parts):
     client, _, folder = proxied
     context = ssl.create_default_context(cafile=folder / "images.pem")
     with (
-        socket.create_connection(("127.0.0.1", client.base_url.port)) as plain,
+        socket.create_connection(("127.0.0.1", client.base_url.port), timeout=20) as plain,
         context.wrap_socket(plain, server_hostname=NAME) as connection,
     ):
         connection.settimeout(20)

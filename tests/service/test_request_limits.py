@@ -13,23 +13,23 @@ from starlette.requests import Request
 from starlette.responses import PlainTextResponse
 
 from pneumoscope.core.errors import BusyError
-from pneumoscope.service.request_limits import DrainBody, Limits
+from pneumoscope.service.request_limits import BodyLimitMiddleware, DrainBodyMiddleware
 
-LONG = 16 * 2**20  # bytes of the rest of a body that are taken
+LONG = 16 * 2**20  # limit on the bytes of a drained body
 
 
 async def echo(scope, receive, send):
-    """Answers with how many bytes the body has."""
+    """Respond with the number of bytes of the body."""
     body = await Request(scope, receive).body()
     await PlainTextResponse(str(len(body)))(scope, receive, send)
 
 
-def mapped():
-    limits = Limits(echo, most_bytes=10, most_held=25)
+def application():
+    limits = BodyLimitMiddleware(echo, max_body_bytes=10, max_total_bytes=25)
 
     async def app(scope, receive, send):
-        if scope["path"] == "/refused":  # before its body is looked at
-            await PlainTextResponse("who are you?", 401)(scope, receive, send)
+        if scope["path"] == "/early":  # before its body is read
+            await PlainTextResponse("token required", 401)(scope, receive, send)
             return
         try:
             await limits(scope, receive, send)
@@ -38,13 +38,13 @@ def mapped():
         except BusyError as error:
             await PlainTextResponse(error.message, 503)(scope, receive, send)
 
-    return DrainBody(app, most_bytes=LONG)
+    return DrainBodyMiddleware(app, max_bytes=LONG)
 
 
 @pytest.fixture(scope="module")
 def port():
     with socket.create_server(("127.0.0.1", 0)) as listener:
-        config = uvicorn.Config(mapped(), http="h11", log_level="critical", lifespan="off", timeout_keep_alive=5)
+        config = uvicorn.Config(application(), http="h11", log_level="critical", lifespan="off", timeout_keep_alive=5)
         server = uvicorn.Server(config)
         thread = threading.Thread(target=server.run, kwargs={"sockets": [listener]})
         thread.start()
@@ -57,8 +57,8 @@ def port():
         thread.join(10)
 
 
-def spoken(port, *parts, pause=0.2):
-    """What is answered to these parts, with a pause before each but the first; until the connection ends or is idle."""
+def exchange(port, *parts, pause=0.2):
+    """Send parts with pauses between them, and return the status and the body of the response."""
     with socket.create_connection(("127.0.0.1", port), timeout=10) as connection:
         connection.settimeout(1.5)
         answer = b""
@@ -76,39 +76,42 @@ def spoken(port, *parts, pause=0.2):
 HEAD = b"POST /v1/predictions HTTP/1.1\r\nHost: a\r\nConnection: close\r\n"
 
 
-def test_a_quick_request_is_answered(port):
-    assert spoken(port, HEAD + b"Content-Length: 5\r\n\r\n12345") == (b"200", b"5")
-    assert spoken(port, HEAD + b"Content-Length: 5\r\n\r\n123", b"45") == (b"200", b"5")
+def test_small_body_is_accepted(port):
+    assert exchange(port, HEAD + b"Content-Length: 5\r\n\r\n12345") == (b"200", b"5")
+    assert exchange(port, HEAD + b"Content-Length: 5\r\n\r\n123", b"45") == (b"200", b"5")
 
 
 @pytest.mark.parametrize(
     "body",
     [b"Content-Length: 11\r\n\r\n12345678901", b"Transfer-Encoding: chunked\r\n\r\nb\r\n12345678901\r\n0\r\n\r\n"],
 )
-def test_a_body_that_is_too_large_is_refused(port, body):
-    status, words = spoken(port, HEAD + body)
-    assert (status, words) == (b"413", b"the request's body is more than 10 bytes")
+def test_a_body_that_is_too_large_is_early_request(port, body):
+    status, words = exchange(port, HEAD + body)
+    assert (status, words) == (b"413", b"the body is larger than 10 bytes")
 
 
-def refused(size, *lines):
-    head = (b"POST /refused HTTP/1.1", b"Host: a", b"Content-Length: %d" % size, *lines)
+def early_request(size, *lines):
+    head = (b"POST /early HTTP/1.1", b"Host: a", b"Content-Length: %d" % size, *lines)
     return b"\r\n".join((*head, b"", b""))
 
 
 def test_early_response_reaches_a_client_that_sends_its_whole_body_first(port):
-    """Without `DrainBody` a connection that is closed afterwards is reset, and the response is lost."""
+    """Without `DrainBodyMiddleware` a connection that is closed afterwards is reset, and the response is lost."""
     for _ in range(5):
-        assert spoken(port, refused(8 * 2**20, b"Connection: close") + bytes(8 * 2**20)) == (b"401", b"who are you?")
+        assert exchange(port, early_request(8 * 2**20, b"Connection: close") + bytes(8 * 2**20)) == (
+            b"401",
+            b"token required",
+        )
 
 
 def test_early_response_on_a_connection_that_is_kept_alive_does_not_wait_for_the_body(port):
-    """By uvicorn itself, which then discards the body and takes the next request."""
+    """uvicorn itself discards the body and reads the next request."""
     with socket.create_connection(("127.0.0.1", port), timeout=10) as connection:
         connection.settimeout(5)
         for _ in range(2):
-            connection.sendall(refused(2**20) + b"1")
+            connection.sendall(early_request(2**20) + b"1")
             answer = b""
-            while not answer.endswith(b"who are you?"):
+            while not answer.endswith(b"token required"):
                 answer += connection.recv(1000)
             assert answer.startswith(b"HTTP/1.1 401")
             connection.sendall(bytes(2**20 - 1))
@@ -117,7 +120,7 @@ def test_early_response_on_a_connection_that_is_kept_alive_does_not_wait_for_the
 def test_body_beyond_the_limit_is_not_drained(port):
     with socket.create_connection(("127.0.0.1", port), timeout=10) as connection:
         connection.settimeout(5)
-        connection.sendall(refused(10 * LONG, b"Connection: close"))
+        connection.sendall(early_request(10 * LONG, b"Connection: close"))
         with pytest.raises(ConnectionError):
             connection.sendall(bytes(10 * LONG))
 
@@ -125,16 +128,19 @@ def test_body_beyond_the_limit_is_not_drained(port):
 def test_early_response_does_not_wait_for_the_body(port):
     with socket.create_connection(("127.0.0.1", port), timeout=10) as connection:
         connection.settimeout(5)
-        connection.sendall(refused(9, b"Connection: close"))
+        connection.sendall(early_request(9, b"Connection: close"))
         assert connection.recv(1000).startswith(b"HTTP/1.1 401")
 
 
 def test_client_that_sends_expect_is_answered_without_its_body(port):
-    assert spoken(port, refused(9, b"Connection: close", b"Expect: 100-continue")) == (b"401", b"who are you?")
+    assert exchange(port, early_request(9, b"Connection: close", b"Expect: 100-continue")) == (
+        b"401",
+        b"token required",
+    )
 
 
-def test_what_is_held_is_let_go_when_the_answer_begins():
-    """However slowly it is taken."""
+def test_memory_is_released_when_the_response_begins():
+    """However slowly the client reads it."""
 
     async def answered():
         slow, body = asyncio.Event(), [{"type": "http.request", "body": b"12345678"}]
@@ -145,30 +151,30 @@ def test_what_is_held_is_let_go_when_the_answer_begins():
         async def send(message):
             await slow.wait()
 
-        limits = Limits(echo, most_bytes=10, most_held=25)
+        limits = BodyLimitMiddleware(echo, max_body_bytes=10, max_total_bytes=25)
         scope = {"type": "http", "method": "POST", "path": "/v1/predictions", "headers": []}
         asked = asyncio.ensure_future(limits(scope, receive, send))
         await asyncio.sleep(0.05)
-        held = limits._held
+        held = limits._total
         slow.set()
         await asked
-        return held, limits._held
+        return held, limits._total
 
     assert asyncio.run(asyncio.wait_for(answered(), 10)) == (0, 0)
 
 
-def test_a_body_that_brings_no_images_is_small(port):
+def test_body_without_images_has_a_small_limit(port):
     head = b"PUT /v1/predictions/1/review HTTP/1.1\r\nHost: a\r\nConnection: close\r\nContent-Length: "
-    assert spoken(port, head + b"65536\r\n\r\n" + bytes(65536)) == (b"200", b"65536")
-    assert spoken(port, head + b"65537\r\n\r\n") == (b"413", b"the request's body is more than 65,536 bytes")
+    assert exchange(port, head + b"65536\r\n\r\n" + bytes(65536)) == (b"200", b"65536")
+    assert exchange(port, head + b"65537\r\n\r\n") == (b"413", b"the body is larger than 65,536 bytes")
 
 
-def test_bodies_that_are_under_way_are_limited_together_and_their_end_makes_room(port):
+def test_bodies_in_progress_share_a_limit(port):
     begun = HEAD + b"Content-Length: 10\r\n\r\n123456789"
     with ThreadPoolExecutor(3) as pool:
-        others = [pool.submit(spoken, port, begun, b"0", pause=0.3) for _ in range(2)]
+        others = [pool.submit(exchange, port, begun, b"0", pause=0.3) for _ in range(2)]
         time.sleep(0.15)
-        status, words = spoken(port, begun)
+        status, words = exchange(port, begun)
         assert [other.result(10) for other in others] == 2 * [(b"200", b"10")]
-    assert (status, words) == (b"503", b"requests that are under way hold 25 bytes of images, and no more may be")
-    assert [spoken(port, begun, b"0", pause=0)[0] for _ in range(3)] == 3 * [b"200"]
+    assert (status, words) == (b"503", b"the requests in progress hold 27 bytes of images; the limit is 25")
+    assert [exchange(port, begun, b"0", pause=0)[0] for _ in range(3)] == 3 * [b"200"]

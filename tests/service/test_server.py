@@ -1,4 +1,4 @@
-"""The real process: started, asked, stopped and killed."""
+"""The real process: start, shutdown, crashes, options and its log."""
 
 import io
 import itertools
@@ -20,31 +20,31 @@ from PIL import Image
 from pydicom import Dataset
 from pydicom.dataset import FileMetaDataset
 from pydicom.uid import ExplicitVRLittleEndian
-from tests.conftest import killed_after
-from tests.service.conftest import TOKEN, png, served, verified
+from tests.processes import started
+from tests.service.conftest import TOKEN, fetch, png, served, verified
 
 
 def post(client, *levels):
     return client.post("/v1/predictions", files=[("images", (f"{level}.png", png(level))) for level in levels])
 
 
-def test_it_serves_stops_when_told_and_has_everything_when_it_starts_again(bundle, tmp_path):
+def test_restart_keeps_everything(bundle, tmp_path):
     with served(bundle, tmp_path) as (process, client):
         assert client.get("/readyz").json() == {"status": "ok"}
         answers = post(client, 100, 150).json()["predictions"]
         process.send_signal(signal.SIGTERM)
         assert process.wait(20) == 0
-        assert "stopped" in process.stderr.read()
+        assert "Stopped" in process.stderr.read()
     status, found = verified(tmp_path)
     assert (status, found["rows"]) == (0, 2)
     with served(bundle, tmp_path) as (process, client):
         assert post(client, 150, 100).json()["predictions"] == answers[::-1]
         process.send_signal(signal.SIGINT)
         assert process.wait(20) == 0
-    assert verified(tmp_path, "--expect-hash", found["last"]) == (0, found)
+    assert verified(tmp_path, "--expect-hash", found["last_hash"]) == (0, found)
 
 
-def test_killed_at_any_moment_it_has_all_that_it_answered_once_and_whole(bundle, tmp_path):
+def test_kill_loses_no_answered_prediction(bundle, tmp_path):
     answered = {}
     for turn in range(3):
         with served(bundle, tmp_path) as (process, client):
@@ -56,17 +56,17 @@ def test_killed_at_any_moment_it_has_all_that_it_answered_once_and_whole(bundle,
                     answered |= {each["id"]: each for each in answer.json()["predictions"]}
     assert len(answered) >= 3
     with served(bundle, tmp_path) as (process, client):
-        for key, said in answered.items():
-            assert client.get(f"/v1/predictions/{key}").json() == said
+        for key, prediction in answered.items():
+            assert fetch(client, key) == prediction
             assert client.get(f"/v1/predictions/{key}/image.png").status_code == 200
-        # One image may have been kept whose answer did not arrive any more, in each turn.
+        # In each turn, one image may have been stored whose response did not arrive.
         total = client.get("/v1/predictions").json()["total"]
         assert len(answered) <= total <= len(answered) + 3
     assert verified(tmp_path)[1]["rows"] == total
     assert len(list((tmp_path / "pneumoscope-data/blobs").glob("*/*"))) == total
 
 
-def test_what_was_taken_in_is_answered_when_it_is_told_to_stop(bundle, tmp_path):
+def test_shutdown_answers_accepted_requests(bundle, tmp_path):
     with served(bundle, tmp_path) as (process, client):
         found = []
         contents = [("images", (f"{size}.png", png(100, 1000 + size))) for size in range(48)]
@@ -82,11 +82,9 @@ def test_what_was_taken_in_is_answered_when_it_is_told_to_stop(bundle, tmp_path)
     assert verified(tmp_path)[1]["rows"] == 48
 
 
-def test_who_does_not_take_an_answer_keeps_it_from_stopping_no_longer_than_that(bundle, tmp_path):
-    """As it is started always, but that the time is short."""
-    short = (
-        "import pneumoscope.service.server as serve; serve._STOP_SECONDS = 1; import pneumoscope.cli as cli; cli.main()"
-    )
+def test_shutdown_does_not_wait_for_a_client_that_reads_nothing(bundle, tmp_path):
+    """With a short shutdown timeout."""
+    short = "import pneumoscope.service.server as server; server._SHUTDOWN_SECONDS = 1; import pneumoscope.cli as cli; cli.main()"
     grain = io.BytesIO()
     Image.fromarray(np.random.default_rng(0).integers(0, 256, (4000, 4000), np.uint8)).save(grain, "PNG")
     with served(bundle, tmp_path, program=["-c", short]) as (process, client):
@@ -99,33 +97,31 @@ def test_who_does_not_take_an_answer_keeps_it_from_stopping_no_longer_than_that(
             slow.sendall(f"GET {path} HTTP/1.1\r\nHost: 127.0.0.1\r\n\r\n".encode())
             assert slow.recv(4) == b"HTTP"
             process.send_signal(signal.SIGTERM)
-            with pytest.raises(subprocess.TimeoutExpired):  # it waits, and then no longer
+            with pytest.raises(subprocess.TimeoutExpired):  # it waits for the client, up to the timeout
                 process.wait(0.5)
             assert process.wait(20) == 0
-            assert "stopped" in process.stderr.read()
+            assert "Stopped" in process.stderr.read()
     assert verified(tmp_path)[1]["rows"] == 1
 
 
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
-def test_a_signal_that_comes_before_it_serves_is_heeded(bundle, tmp_path, number):
-    """As it is started always, but that uvicorn waits before it heeds signals by itself."""
+def test_signal_before_the_server_runs_stops_it(bundle, tmp_path, number):
+    """uvicorn is delayed before it installs its signal handlers."""
     slow = (
         "import time, uvicorn; run = uvicorn.Server.run;"
         "uvicorn.Server.run = lambda *given, **options: (print('now', flush=True), time.sleep(2), run(*given, **options));"
         "import pneumoscope.cli as cli; cli.main()"
     )
     command = [sys.executable, "-c", slow, "serve", "--port", "0", "--model", str(bundle)]
-    with (
-        subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, cwd=tmp_path) as process,
-        killed_after(60, process),
-    ):
+    pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE, "text": True}
+    with started(command, cwd=tmp_path, **pipes) as process:
         assert process.stdout.readline() == "now\n"
         process.send_signal(number)
         assert process.wait(20) == 0
-        assert process.stderr.read().endswith("stopped\n")
+        assert process.stderr.read().endswith("Stopped\n")
 
 
-def test_one_process_serves_a_folder(bundle, tmp_path):
+def test_second_process_on_a_data_directory_is_rejected(bundle, tmp_path):
     with served(bundle, tmp_path):
         ran = subprocess.run(
             [sys.executable, "-m", "pneumoscope", "serve", "--port", "0", "--model", str(bundle)],
@@ -135,7 +131,7 @@ def test_one_process_serves_a_folder(bundle, tmp_path):
     assert "another process serves 'pneumoscope-data'" in ran.stderr
 
 
-def test_a_port_that_is_taken_is_told(bundle, tmp_path):
+def test_port_in_use_is_reported(bundle, tmp_path):
     with socket.create_server(("127.0.0.1", 0)) as taken:
         ran = subprocess.run(
             [sys.executable, "-m", "pneumoscope", "serve", "--model", str(bundle), "--port", str(taken.getsockname()[1])],
@@ -151,13 +147,13 @@ def test_a_port_that_is_taken_is_told(bundle, tmp_path):
 @pytest.mark.parametrize(
     ("options", "words"),
     [
-        (["--host", "0.0.0.0"], "no token is asked"),
-        (["--public-name", "images.clinic.example"], "no token is asked"),
-        (["--public-name", "images.clinic.example:443", "--no-auth"], "no name of a host"),
-        (["--public-name", "https://images.clinic.example", "--no-auth"], "without a port"),
+        (["--host", "0.0.0.0"], "Refusing to serve on 0.0.0.0 without authentication"),
+        (["--public-name", "images.clinic.example"], "Refusing to serve on images.clinic.example without"),
+        (["--public-name", "images.clinic.example:443", "--no-auth"], "is not a host name"),
+        (["--public-name", "https://images.clinic.example", "--no-auth"], "without a scheme"),
         (["--keep", "99999w"], "is not an age"),
-        (["--ephemeral", "--data-dir", "x"], "keeps nothing"),
-        (["--token-file", "nowhere"], "cannot read the tokens"),
+        (["--ephemeral", "--data-dir", "x"], "cannot be combined"),
+        (["--token-file", "nowhere"], "cannot read the token file"),
         (["--token-file", "tokens", "--no-auth"], "contradict"),
         (["--keep", "30"], "is not an age"),
         (["--database", "mysql://a/b"], "takes postgresql://"),
@@ -167,7 +163,7 @@ def test_a_port_that_is_taken_is_told(bundle, tmp_path):
         (["--host", 80 * "é", "--no-auth"], "Choose another with --host"),
     ],
 )
-def test_what_does_not_go_together_is_refused_before_anything_is_made(bundle, tmp_path, options, words):
+def test_invalid_options_are_rejected_before_anything_is_created(bundle, tmp_path, options, words):
     ran = subprocess.run(
         [sys.executable, "-m", "pneumoscope", "serve", "--port", "0", "--model", str(bundle), *options],
         capture_output=True, text=True, cwd=tmp_path, check=False, timeout=30,
@@ -177,7 +173,7 @@ def test_what_does_not_go_together_is_refused_before_anything_is_made(bundle, tm
     assert not list((tmp_path / "pneumoscope-data").glob("*.sqlite"))
 
 
-def test_on_an_address_that_others_reach_a_token_is_asked(bundle, tmp_path):
+def test_public_address_requires_a_token(bundle, tmp_path):
     (tmp_path / "tokens").write_text(f"me {TOKEN}\n")
     (tmp_path / "tokens").chmod(0o600)
     with served(bundle, tmp_path, "--token-file", "tokens", host="0.0.0.0") as (_, client):
@@ -186,7 +182,7 @@ def test_on_an_address_that_others_reach_a_token_is_asked(bundle, tmp_path):
         assert post(client, 100).status_code == 201
 
 
-def test_an_ephemeral_service_leaves_nothing(bundle, tmp_path):
+def test_ephemeral_service_writes_no_file(bundle, tmp_path):
     with served(bundle, tmp_path, "--ephemeral") as (process, client):
         (found,) = post(client, 100).json()["predictions"]
         assert client.get(f"/v1/predictions/{found['id']}/image.png").status_code == 200
@@ -195,7 +191,7 @@ def test_an_ephemeral_service_leaves_nothing(bundle, tmp_path):
     assert list(tmp_path.iterdir()) == []
 
 
-def test_images_expire_while_it_serves(bundle, tmp_path):
+def test_images_expire_while_the_service_runs(bundle, tmp_path):
     with served(bundle, tmp_path) as (_, client):
         (found,) = post(client, 100).json()["predictions"]
     with sqlite3.connect(tmp_path / "pneumoscope-data/pneumoscope.sqlite") as database:
@@ -209,14 +205,14 @@ def test_images_expire_while_it_serves(bundle, tmp_path):
         assert client.get(f"/v1/predictions/{found['id']}").json()["probability"] == found["probability"]
 
 
-def test_a_disk_that_cannot_be_written_is_told_and_it_goes_on_when_it_can(bundle, tmp_path):
+def test_service_continues_when_the_disk_is_writable_again(bundle, tmp_path):
     with served(bundle, tmp_path) as (_, client):
         images = tmp_path / "pneumoscope-data/blobs"
         post(client, 90)
         moved = images.rename(images.with_name("away"))
-        images.write_bytes(b"")  # a file in the place of the folder: nothing can be written below it, by root either
+        images.write_bytes(b"")  # a file instead of the folder: not even root can write below it
         answer = post(client, 100)
-        assert (answer.status_code, answer.json()["error"]) == (503, "StorageError")
+        assert (answer.status_code, answer.json()["code"]) == (503, "storage")
         assert client.get("/v1/predictions").json()["total"] == 1
         images.unlink()
         moved.rename(images)
@@ -224,7 +220,7 @@ def test_a_disk_that_cannot_be_written_is_told_and_it_goes_on_when_it_can(bundle
     assert verified(tmp_path)[1]["rows"] == 2
 
 
-def test_a_client_that_has_gone_is_not_scored_and_one_that_is_slow_is_cut(bundle, tmp_path):
+def test_disconnected_client_is_not_scored(bundle, tmp_path):
     with served(bundle, tmp_path) as (process, client):
         with socket.create_connection((client.base_url.host, client.base_url.port), timeout=30) as half:
             half.sendall(
@@ -235,56 +231,56 @@ def test_a_client_that_has_gone_is_not_scored_and_one_that_is_slow_is_cut(bundle
         assert process.poll() is None
 
 
-def test_a_head_without_end_is_cut(bundle, tmp_path):
+def test_endless_header_is_rejected(bundle, tmp_path):
     with served(bundle, tmp_path) as (_, client):
         with socket.create_connection((client.base_url.host, client.base_url.port), timeout=30) as endless:
             endless.settimeout(20)
             sent, start = 0, time.monotonic()
             with suppress(ConnectionError):
                 endless.sendall(b"GET / HTTP/1.1\r\nHost: 127.0.0.1\r\n")
-                while time.monotonic() - start < 5:  # long before its 10 seconds are over
+                while time.monotonic() - start < 5:  # well below the timeout
                     endless.sendall(b"X-%d: %s\r\n" % (sent, 1000 * b"a"))
                     sent += 1
             assert time.monotonic() - start < 5
         assert client.get("/healthz").status_code == 200
 
 
-def test_nobody_else_may_look_into_its_folder(bundle, tmp_path):
+def test_data_directory_is_private(bundle, tmp_path):
     with served(bundle, tmp_path):
         assert stat.S_IMODE((tmp_path / "pneumoscope-data").stat().st_mode) == 0o700
 
 
-def test_records_of_no_service_are_told(tmp_path):
+def test_verification_without_a_database_is_an_error(tmp_path):
     status, words = verified(tmp_path)
-    assert (status, "there are no records in 'pneumoscope-data'" in words) == (2, True)
+    assert (status, "no database in 'pneumoscope-data'" in words) == (2, True)
     assert list(tmp_path.iterdir()) == []
 
 
-def test_a_trail_that_was_altered_is_told(bundle, tmp_path):
+def test_altered_audit_log_is_detected(bundle, tmp_path):
     with served(bundle, tmp_path) as (_, client):
         post(client, 100)
     with sqlite3.connect(tmp_path / "pneumoscope-data/pneumoscope.sqlite") as database:
-        database.execute("DROP TRIGGER only_added_to_update")
-        database.execute("UPDATE audit_log SET who = 'nobody'")
+        database.execute("DROP TRIGGER audit_log_append_only_update")
+        database.execute("UPDATE audit_log SET user = 'another'")
     status, words = verified(tmp_path)
     assert (status, "row 1 of the audit log was altered" in words) == (1, True)
 
 
-def test_a_request_that_is_refused_leaves_a_line_on_standard_error(bundle, tmp_path):
+def test_failed_request_is_logged_on_standard_error(bundle, tmp_path):
     with served(bundle, tmp_path) as (process, client):
-        client.get("/v1/predictions?decison=normal")
+        client.get("/v1/predictions?decison=pneumonia")
         client.get("/healthz")
         process.terminate()
         process.wait(20)
         said = process.stderr.read()
-    line = r"\d{4}-\d\d-\d\dT\d\d:\d\d:\d\dZ INFO GET /v1/predictions 422 UsageError local \d+ ms"
+    line = r"\d{4}-\d\d-\d\dT\d\d:\d\d:\d\dZ INFO GET /v1/predictions 422 usage local \d+ ms"
     assert len(re.findall(line, said)) == 1
     assert "decison" not in said
     assert "healthz" not in said
 
 
-def test_the_server_logs_no_words_of_an_error_that_nobody_foresaw():
-    """Whatever other library says it; in a process of its own, since a log is set once."""
+def test_log_contains_no_message_of_an_unexpected_error():
+    """In another process, because logging is configured once."""
     script = """
 import logging, sys
 from pneumoscope.service.server import _log_to_stderr
@@ -292,7 +288,7 @@ log = logging.getLogger("uvicorn.error")
 log.addHandler(logging.StreamHandler())
 log.propagate = False
 _log_to_stderr()
-for name in ("uvicorn.error", "sqlalchemy.pool.impl.QueuePool", "asyncio", "somebody.else"):
+for name in ("uvicorn.error", "sqlalchemy.pool.impl.QueuePool", "asyncio", "another.library"):
     try:
         raise KeyError(sys.argv[1])
     except KeyError as error:
@@ -301,11 +297,11 @@ for name in ("uvicorn.error", "sqlalchemy.pool.impl.QueuePool", "asyncio", "some
     ran = subprocess.run(
         [sys.executable, "-c", script, "DOE^JANE"], capture_output=True, text=True, check=True, timeout=60
     )
-    assert [line[-25:] for line in ran.stderr.splitlines()] == 3 * ["a fault of ours: KeyError"]
+    assert [line.partition("ERROR ")[2] or line for line in ran.stderr.splitlines()] == 3 * ["Internal error: KeyError"]
 
 
-def test_what_a_library_in_c_writes_is_not_told(bundle, tmp_path):
-    """libtiff writes a line for each row of a fax that is not as it should be, to the standard error of its process."""
+def test_output_of_c_libraries_is_not_logged(bundle, tmp_path):
+    """libtiff writes a line for each invalid row of a fax to the standard error of its process."""
     file = io.BytesIO()
     Image.new("1", (300, 400)).save(file, "TIFF", compression="group3")
     content = bytearray(file.getvalue())
@@ -317,11 +313,11 @@ def test_what_a_library_in_c_writes_is_not_told(bundle, tmp_path):
         process.wait(20)
         said = process.stderr.read()
     assert not re.search("(?i)fax|tiff|code word", said)
-    assert said.endswith("stopped\n")
+    assert said.endswith("Stopped\n")
 
 
-def test_what_a_library_says_of_a_image_is_not_told(bundle, tmp_path):
-    """Pydicom warns about values that are not as they should be, and repeats them."""
+def test_warnings_of_decoders_are_not_logged(bundle, tmp_path):
+    """pydicom repeats invalid values in its warnings."""
     head, file = Dataset(), io.BytesIO()
     head.Modality = "DX"
     head.file_meta = FileMetaDataset()
@@ -337,5 +333,5 @@ def test_what_a_library_says_of_a_image_is_not_told(bundle, tmp_path):
         process.terminate()
         process.wait(20)
         said = process.stderr.read()
-    assert "422 UnreadableImageError" in said
+    assert "422 unreadable_image" in said
     assert "DOE" not in said

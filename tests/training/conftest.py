@@ -1,4 +1,4 @@
-"""A small network, a small recipe and a few phantoms: a whole run in seconds."""
+"""A small network, a small recipe and a few phantoms, for a complete run in seconds."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 from pneumoscope.imaging.phantom import write_phantoms
-from pneumoscope.runs.recipe import Recipe, check
+from pneumoscope.runs.recipe import Recipe, parse_recipe
 
 SMALL = {
     "name": "small",
@@ -19,16 +19,16 @@ SMALL = {
 
 
 def small(**tables: dict[str, object]) -> Recipe:
-    """The small recipe with single fields changed: small(training={"epochs": 1})."""
+    """Return the small recipe with single fields changed, such as small(training={"epochs": 1})."""
     data = {key: dict(value) if isinstance(value, dict) else value for key, value in SMALL.items()}
     for table, fields in tables.items():
         data[table] = {**data.get(table, {}), **fields} if isinstance(fields, dict) else fields
-    return check(data, "test")
+    return parse_recipe(data, "test")
 
 
 @pytest.fixture(scope="session")
 def phantoms(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """60 phantoms to train on and 20 to test on, 48 pixels."""
+    """60 training phantoms and 20 test phantoms, 48 pixels."""
     folder = tmp_path_factory.mktemp("phantoms") / "images"
     write_phantoms(folder, train=60, test=20, seed=1, size=48)
     return folder
@@ -36,7 +36,7 @@ def phantoms(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(autouse=True)
 def own_cache(tmp_path_factory: pytest.TempPathFactory, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """Caches of these tests stay among their own files."""
+    """Keep the cache of these tests in their temporary folder."""
     folder = tmp_path_factory.getbasetemp() / "cache"
     monkeypatch.setenv("PNEUMOSCOPE_CACHE", str(folder))
     return folder

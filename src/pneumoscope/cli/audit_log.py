@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import json
 import re
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -20,18 +21,12 @@ if TYPE_CHECKING:
 def _location_options(command: Callable[..., None]) -> Callable[..., None]:
     """Add the options that locate the audit log."""
     for option in (
+        click.option("--database", default="", metavar="URL", help="postgresql://user@host/name, if the service uses one."),
         click.option(
-            "--database",
-            default="",
-            metavar="ADDRESS",
-            help="PostgreSQL address, if used: postgresql://user@host/name.",
-        ),
-        click.option(
-            "--data-dir",
-            type=click.Path(path_type=Path),
+            "--data-dir", type=click.Path(path_type=Path),
             help="Data directory of the service.  [default: pneumoscope-data]",
         ),
-    ):
+    ):  # fmt: skip
         command = option(command)
     return command
 
@@ -58,23 +53,23 @@ def verify_command(data_dir: Path | None, database: str, expect_hash: str, as_js
 
     Example:  pneumoscope audit-log verify --data-dir records
     """
-    from pneumoscope.service.audit.log import verify
+    from pneumoscope.service.audit.verification import verify
     from pneumoscope.service.storage.blob_store import FolderBlobStore
 
     if expect_hash and not re.fullmatch(r"[0-9a-f]{64}", expect_hash):
         raise UsageError(f"--expect-hash {expect_hash[:80]!r} is not a SHA-256 hash", hint="Pass 64 hexadecimal digits")
-    folder, engine = _open(data_dir, database)
-    result = verify(engine, expected=expect_hash, images=FolderBlobStore(folder) if folder else None)
+    with _open(data_dir, database) as (folder, engine):
+        result = verify(engine, expected=expect_hash, images=FolderBlobStore(folder) if folder else None)
     if as_json:
         click.echo(json.dumps(dataclasses.asdict(result), indent=2))
         return
-    click.echo(f"{result.rows} rows, none altered. Last hash: {result.last}")
+    click.echo(f"{result.rows} rows, none altered. Last hash: {result.last_hash}")
     if result.images is None:
         click.echo(
-            f"{result.records} predictions match the log. Images were not checked; pass --data-dir to check them"
+            f"{result.predictions} predictions match the log. Images were not checked; pass --data-dir to check them"
         )
     else:
-        click.echo(f"{result.records} predictions and {result.images} images match the log")
+        click.echo(f"{result.predictions} predictions and {result.images} images match the log")
 
 
 @command.command("show")
@@ -88,23 +83,25 @@ def show_command(data_dir: Path | None, database: str, limit: int | None, as_jso
 
     Example:  pneumoscope audit-log show --data-dir records --limit 20
     """
-    from pneumoscope.service.audit.log import read_trail
+    from pneumoscope.service.audit.log import read_rows
 
-    _, engine = _open(data_dir, database)
-    if not as_json:
-        for row in read_trail(engine, last=limit or 0):
-            click.echo(_line(row))
-        return
-    # Printed row by row, because the log may not fit into memory.
-    separator = '{"rows": [\n'
-    for row in read_trail(engine, last=limit or 0):
-        click.echo(separator + json.dumps({**row._mapping, "details": _details(row)}), nl=False)
-        separator = ",\n"
-    click.echo("\n]}" if separator == ",\n" else '{"rows": []}')
+    with _open(data_dir, database) as (_, engine):
+        rows = read_rows(engine, last=limit or 0)
+        if not as_json:
+            for row in rows:
+                click.echo(_line(row))
+            return
+        # Row by row, because the log may not fit into memory.
+        separator = '{"rows": [\n'
+        for row in rows:
+            click.echo(separator + json.dumps({**row._mapping, "details": _details(row)}), nl=False)
+            separator = ",\n"
+        click.echo("\n]}" if separator == ",\n" else '{"rows": []}')
 
 
-def _open(data_dir: Path | None, database: str) -> tuple[Path | None, Engine]:
-    """Return the data directory, if known, and the database engine."""
+@contextlib.contextmanager
+def _open(data_dir: Path | None, database: str) -> Iterator[tuple[Path | None, Engine]]:
+    """Yield the data directory, if known, and the database engine."""
     from pneumoscope.service.storage.database import DATABASE_FILE, open_database
 
     folder = data_dir if database else data_dir or Path("pneumoscope-data")
@@ -112,7 +109,11 @@ def _open(data_dir: Path | None, database: str) -> tuple[Path | None, Engine]:
         raise UsageError(
             f"no database in {str(folder)!r}", hint="Pass the data directory of the service with --data-dir"
         )
-    return folder, open_database(folder, database)
+    engine = open_database(folder, database)
+    try:
+        yield folder, engine
+    finally:
+        engine.dispose()
 
 
 def _line(row: Row[Any]) -> str:
@@ -120,9 +121,9 @@ def _line(row: Row[Any]) -> str:
     text = row.details
     if isinstance(details, dict):
         text = " ".join(
-            f"{name}={each if isinstance(each, str) else json.dumps(each)}" for name, each in details.items()
+            f"{name}={value if isinstance(value, str) else json.dumps(value)}" for name, value in details.items()
         )
-    line = f"{row.at}  {row.who:12}  {row.what:12}  {row.prediction:32}  {text}"
+    line = f"{row.time}  {row.user:12}  {row.event:13}  {row.prediction_id:32}  {text}"
     # Escape control characters, which anyone with access to the database could have inserted.
     return line.rstrip().encode("unicode_escape").decode()
 

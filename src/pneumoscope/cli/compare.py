@@ -18,8 +18,10 @@ __all__ = ["command"]
 def command(runs: tuple[Path, ...], operating_point: str, out: Path, as_json: bool) -> None:
     """Compare runs that were evaluated on the same test images.
 
-    Writes comparison.json, comparison.csv and report.html into --out. Needs no weights: run.json, epochs.csv,
+    Writes comparison.json, comparison.csv and report.html to --out. Weights are not needed: run.json, epochs.csv,
     recipe.toml and evaluation/ of each run are enough.
+
+    Example:  pneumoscope compare runs/alexnet-adam runs/quick --out comparison
     """
     from pneumoscope.core.results import to_json
     from pneumoscope.evaluation.compare import compare

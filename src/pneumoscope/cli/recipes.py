@@ -6,26 +6,31 @@ import json
 
 import click
 
+__all__ = ["command"]
+
 
 @click.command("recipes", short_help="List recipes, or print one as TOML.")
 @click.argument("name", required=False)
 @click.option("--json", "as_json", is_flag=True, help="Print one JSON document.")
 def command(name: str | None, as_json: bool) -> None:
-    """List the recipes, or print one as TOML to start your own from.
+    """List the recipes, or print the recipe NAME as TOML, as a template for your own.
 
-    Example:  pneumoscope recipes alexnet-adam > mine.toml
+    Example:  pneumoscope recipes alexnet-adam > my-recipe.toml
     """
     from pneumoscope.reproduction.recipes import report_recipes
-    from pneumoscope.runs.recipe import read_recipe, shipped
+    from pneumoscope.runs.recipe import packaged_recipes, read_recipe
 
-    known = shipped() | report_recipes()
-    recipes = [read_recipe(name, recipes=known) for name in ([name] if name is not None else known)]
+    known = packaged_recipes() | report_recipes()
+    if name is None:
+        recipes = [read_recipe(each, recipes=known) for each in known]
+        if as_json:
+            click.echo(json.dumps([recipe.model_dump(mode="json") for recipe in recipes], indent=2))
+            return
+        for recipe in recipes:
+            click.echo(f"{recipe.name:22} {recipe.about}")
+        return
+    recipe = read_recipe(name, recipes=known)
     if as_json:
-        found = [recipe.model_dump(mode="json") for recipe in recipes]
-        click.echo(json.dumps(found if name is None else found[0], indent=2))
-        return
-    if name is not None:
-        click.echo(recipes[0].to_toml(), nl=False)
-        return
-    for recipe in recipes:
-        click.echo(f"{recipe.name:22} {recipe.about}")
+        click.echo(json.dumps(recipe.model_dump(mode="json"), indent=2))
+    else:
+        click.echo(recipe.to_toml(), nl=False)

@@ -11,14 +11,28 @@ import click
 __all__ = ["command"]
 
 
-@click.command("reproduce", short_help="Make the report's six runs and compare them.")
+@click.command("reproduce", short_help="Repeat the report's experiment and compare with its table.")
 @click.option("--data", type=click.Path(path_type=Path), required=True, help="The public data set.")
 @click.option("--out", type=click.Path(path_type=Path), required=True, help="Folder of the runs and the comparison.")
-@click.option("--only", default="", metavar="RUN,...", help="Make these runs now.  [default: all six]")
-@click.option("--set", "overrides", multiple=True, metavar="KEY=VALUE", help="Change a field: --set training.epochs=1")
-@click.option("--accelerator", type=click.Choice(["auto", "cpu", "gpu"]), default="auto", show_default=True)
-@click.option("--devices", type=click.IntRange(min=0), default=0, help="By default one CPU or every GPU.")
-@click.option("--ledger", type=click.Path(path_type=Path), help="Where looks at test images are written down.")
+@click.option("--only", default="", metavar="RUN,...", help="Runs to train now.  [default: all six]")
+@click.option(
+    "--set",
+    "overrides",
+    multiple=True,
+    metavar="KEY=VALUE",
+    help="Override a field of the recipes, such as training.epochs=1.",
+)
+@click.option(
+    "--accelerator",
+    type=click.Choice(["auto", "cpu", "gpu"]),
+    default="auto",
+    show_default=True,
+    help="Device type; auto uses GPUs if there are any.",
+)
+@click.option(
+    "--devices", type=click.IntRange(min=0), default=0, help="Number of devices.  [default: 1 CPU process or all GPUs]"
+)
+@click.option("--ledger", type=click.Path(path_type=Path), help="Ledger that test-set evaluations are recorded in.")
 @click.option("--json", "as_json", is_flag=True, help="Print the comparison as one JSON document.")
 def command(
     data: Path,
@@ -30,15 +44,15 @@ def command(
     ledger: Path | None,
     as_json: bool,
 ) -> None:
-    """Make the report's six runs, evaluate them, and compare them with each other and with the published table.
+    """Train and evaluate the report's six runs, and compare them with each other and with the published table.
 
-    Finished runs are not made again, so an interrupted command can be repeated. VGG19 starts from ImageNet weights where its
-    public file is found, and uses images of 64 pixels without a GPU; the results say which.
+    Finished runs are skipped, so an interrupted command can be repeated. VGG19 starts from ImageNet weights if its public
+    file is found, and uses images of 64 pixels without a GPU; the results state this.
     """
     from pneumoscope.core.results import to_json
     from pneumoscope.reproduction.experiment import reproduce
     from pneumoscope.reproduction.recipes import RUNS
-    from pneumoscope.training.devices import Devices
+    from pneumoscope.training.trainer import Devices
 
     names = tuple(filter(None, only.split(","))) or RUNS
     options = [
@@ -48,7 +62,7 @@ def command(
         *(["--devices", str(devices)] if devices else []),
         *(["--ledger", str(ledger)] if ledger else []),
     ]
-    made = reproduce(
+    result = reproduce(
         data,
         out,
         only=names,
@@ -56,15 +70,15 @@ def command(
         devices=Devices(accelerator, devices),
         ledger=ledger,
         command=shlex.join(["pneumoscope", "reproduce", "--data", str(data), "--out", str(out), *options]),
-        tell=lambda words: click.echo(words, err=True),
+        log=lambda message: click.echo(message, err=True),
     )
     if as_json:
-        click.echo(to_json(made.comparison), nl=False)
+        click.echo(to_json(result.comparison), nl=False)
         return
-    for sentence in made.comparison.sentences:
+    for sentence in result.comparison.sentences:
         click.echo(sentence)
-    if made.comparison.reference:
-        for row in made.comparison.reference.rows:
+    if result.comparison.reference:
+        for row in result.comparison.reference.rows:
             click.echo(row.sentence)
-        click.echo(f"Erratum: {made.comparison.reference.note}")
-    click.echo(str(made.page))
+        click.echo(f"Erratum: {result.comparison.reference.note}")
+    click.echo(str(result.page))

@@ -22,7 +22,7 @@ class _Age(click.ParamType[timedelta]):
             return value
         match = re.fullmatch(r"([1-9][0-9]{0,3})([hdw])", value)
         if match is None:
-            self.fail(f"{value!r} is not an age; pass a number with the unit h, d or w, such as 30d", param, ctx)
+            self.fail(f"{value!r} is not an age; write a number and h, d or w, such as 30d", param, ctx)
         return timedelta(**{_UNITS[match[2]]: int(match[1])})
 
 
@@ -58,7 +58,7 @@ class _Age(click.ParamType[timedelta]):
 @click.option(
     "--public-name", default="", metavar="HOST", help="Host name under which a reverse proxy publishes the service."
 )
-@click.option("--open", "show", is_flag=True, help="Open the web UI in a browser.")
+@click.option("--open", "open_browser", is_flag=True, help="Open the web UI in a browser.")
 def command(
     host: str,
     port: int,
@@ -71,7 +71,7 @@ def command(
     token_file: Path | None,
     no_auth: bool,
     public_name: str,
-    show: bool,
+    open_browser: bool,
 ) -> None:
     """Run the web UI and the HTTP API; store images, predictions, reviews and an audit log.
 
@@ -94,6 +94,6 @@ def command(
         token_file=token_file,
         no_auth=no_auth,
         public_name=public_name,
-        show=show,
-        tell=lambda text: click.echo(text, err=True),
+        open_browser=open_browser,
+        echo=lambda text: click.echo(text, err=True),
     )

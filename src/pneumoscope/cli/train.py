@@ -9,6 +9,8 @@ from typing import Literal
 
 import click
 
+__all__ = ["command"]
+
 
 @click.command("train", short_help="Train a network by a recipe.")
 @click.argument("recipe")
@@ -16,21 +18,35 @@ import click
     "--data",
     type=click.Path(path_type=Path),
     required=True,
-    help="Folder, CSV or .npz of labelled images, or a manifest.",
+    help="Folder, CSV, manifest or .npz archive of labelled images.",
 )
-@click.option("--out", type=click.Path(path_type=Path), required=True, help="The run's folder.")
-@click.option("--set", "overrides", multiple=True, metavar="KEY=VALUE", help="Change a field: --set training.epochs=3")
-@click.option("--resume", is_flag=True, help="Go on with the run in --out from its last whole epoch.")
-@click.option("--accelerator", type=click.Choice(["auto", "cpu", "gpu"]), default="auto", show_default=True)
-@click.option("--devices", type=click.IntRange(min=0), default=0, help="On each node; by default one CPU or every GPU.")
+@click.option("--out", type=click.Path(path_type=Path), required=True, help="The run folder.")
+@click.option(
+    "--set",
+    "overrides",
+    multiple=True,
+    metavar="KEY=VALUE",
+    help="Override a field of the recipe, such as training.epochs=3.",
+)
+@click.option("--resume", is_flag=True, help="Resume the run in --out after its last complete epoch.")
+@click.option(
+    "--accelerator",
+    type=click.Choice(["auto", "cpu", "gpu"]),
+    default="auto",
+    show_default=True,
+    help="Device type; auto uses GPUs if there are any.",
+)
+@click.option(
+    "--devices", type=click.IntRange(min=0), default=0, help="Devices per node.  [default: 1 CPU process or all GPUs]"
+)
 @click.option(
     "--nodes",
     type=click.IntRange(min=1),
     default=1,
     show_default=True,
-    help="Machines sharing a disk, each started by torchrun.",
+    help="Number of machines with a shared disk; start the command on each with torchrun.",
 )
-@click.option("--json", "as_json", is_flag=True, help="Print the run's record (run.json) as one JSON document.")
+@click.option("--json", "as_json", is_flag=True, help="Print the record of the run (run.json) as one JSON document.")
 def command(
     recipe: str,
     data: Path,
@@ -44,30 +60,30 @@ def command(
 ) -> None:
     """Train a network by a recipe, and write its bundle.
 
-    RECIPE is a name (see `pneumoscope recipes`) or a TOML file. Images that are not split yet are split as the recipe says.
-    A run that was killed goes on with --resume and ends with the same weights.
+    RECIPE is a name (see `pneumoscope recipes`) or a TOML file. Images without splits are split as the recipe states. An
+    interrupted run continues with --resume, and ends with the same weights.
 
     Example:  pneumoscope train alexnet-adam --data chest_xray --out runs/alexnet-adam
     """
     from pneumoscope.cli.progress import image_progress
     from pneumoscope.reproduction.recipes import report_recipes
-    from pneumoscope.runs.recipe import read_recipe, shipped
+    from pneumoscope.runs.recipe import packaged_recipes, read_recipe
     from pneumoscope.runs.run_folder import BUNDLE_FOLDER, CURVES_FILE
-    from pneumoscope.training.devices import Devices
     from pneumoscope.training.train import train
+    from pneumoscope.training.trainer import Devices
 
-    with image_progress("preparing images") as progress, _told_how_to_go_on(out):
+    with image_progress("preparing images") as progress, _resume_hint(out):
         record = train(
-            read_recipe(recipe, overrides, shipped() | report_recipes()),
+            read_recipe(recipe, overrides, packaged_recipes() | report_recipes()),
             data,
             out,
             resume=resume,
             devices=Devices(accelerator, devices, nodes),
             progress=progress,
-            tell=lambda words: click.echo(words, err=True),
+            log=lambda message: click.echo(message, err=True),
         )
     if record.state != "finished":
-        return  # another process of several nodes; the first one prints
+        return  # a process on another node; the first one prints
     if as_json:
         click.echo(record.to_json(), nl=False)
         return
@@ -81,12 +97,13 @@ def command(
 
 
 @contextlib.contextmanager
-def _told_how_to_go_on(out: Path) -> Iterator[None]:
+def _resume_hint(out: Path) -> Iterator[None]:
+    """Print how to resume if the user interrupts a run that was started."""
     from pneumoscope.runs.run_folder import is_run_folder
 
     try:
         yield
     except KeyboardInterrupt:
         if is_run_folder(out):
-            click.echo("what was done is kept: the same command with --resume goes on", err=True)
+            click.echo("Complete epochs are saved. To continue, repeat the command with --resume.", err=True)
         raise

@@ -13,9 +13,9 @@ if TYPE_CHECKING:
     from collections.abc import Iterable, Mapping
 
     from pneumoscope.core.prediction import Prediction
-    from pneumoscope.core.results import Interval
+    from pneumoscope.core.results import Comparison, Evaluation, Interval
 
-__all__ = ["facts_html", "intervals_html", "prediction_html"]
+__all__ = ["comparison_html", "evaluation_html", "facts_html", "intervals_html", "prediction_html"]
 
 _COLORS = {
     "pneumonia": "#a63d00",
@@ -68,6 +68,30 @@ def intervals_html(title: str, intervals: Iterable[tuple[str, Interval]]) -> str
     )
     head = "<tr><th></th><th>value [interval]</th><th>n</th><th>method</th></tr>"
     return f"<strong>{escape(title)}</strong><table>{head}{rows}</table>"
+
+
+def evaluation_html(evaluation: Evaluation) -> str:
+    """Return an evaluation as HTML: one table of threshold-free metrics, and one per operating point."""
+    labels = ", ".join(f"{n} {label}" for label, n in evaluation.counts.items())
+    title = f"{evaluation.name}: {evaluation.n} {evaluation.split} images ({labels}; {evaluation.patients} patients)"
+    parts = [intervals_html(title, evaluation.metrics.items())]
+    for name, point in evaluation.operating_points.items():
+        parts.append(intervals_html(f"{name}: threshold {point.threshold:.4g}", point.metrics.items()))
+    return f"<div>{''.join(parts)}<small>{escape(evaluation.notice)}</small></div>"
+
+
+def comparison_html(comparison: Comparison) -> str:
+    """Return a comparison as HTML: accuracy and AUROC of each run, and the findings."""
+    title = (
+        f"{len(comparison.runs)} runs on {comparison.images['n']} images, operating point {comparison.operating_point}"
+    )
+    intervals = [
+        (f"{run.name}: {metric}", run.test[metric]) for metric in ("accuracy", "auroc") for run in comparison.runs
+    ]
+    sentences = "".join(f"<li>{escape(sentence)}</li>" for sentence in comparison.sentences)
+    return (
+        f"<div>{intervals_html(title, intervals)}<ul>{sentences}</ul><small>{escape(comparison.notice)}</small></div>"
+    )
 
 
 def _interval_text(prediction: Prediction) -> str:

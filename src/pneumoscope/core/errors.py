@@ -166,13 +166,15 @@ class UnreadableImageError(InputError):
     """A file cannot be decoded as a radiograph: it is damaged, empty, too large or not an image.
 
     Args:
-        path: The file, as the caller named it.
+        path: The file, as the caller named it; empty to leave it out of the message.
         reason: The cause, as a phrase without a full stop.
         hint: What to do next.
     """
 
     def __init__(self, path: str, reason: str, *, hint: str = "") -> None:
-        super().__init__(f"cannot read {path!r}: {reason}", hint=hint)
+        super().__init__(
+            f"cannot read {path!r}: {reason}" if path else f"the image cannot be read: {reason}", hint=hint
+        )
         self.path, self.reason = path, reason
 
 

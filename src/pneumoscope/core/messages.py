@@ -106,9 +106,9 @@ def error_text(error: PneumoscopeError, language: str = "en") -> tuple[str, str]
 
 
 def error_titles(language: str = "en") -> dict[str, str]:
-    """Return the titles of errors by the name that a problem document of the HTTP API gives them."""
+    """Return the titles of errors by error code."""
     gettext = translations(language).gettext
-    return {kind.__name__: gettext(title) for kind, (title, _) in _ERRORS.items()}
+    return {kind.code: gettext(title) for kind, (title, _) in _ERRORS.items()}
 
 
 def rejection_message(rejection: Rejection, language: str = "en") -> str:

@@ -1,6 +1,6 @@
-"""Results of evaluations and comparisons as frozen records, and their JSON form.
+"""Results of evaluations and comparisons as frozen records, and their forms as JSON, table rows and HTML.
 
-The records hold no logic: numbers come from `statistics`, sentences from `evaluation`. Every number has an `Interval`: the
+The records compute nothing: numbers come from `statistics`, sentences from `evaluation`. Every number has an `Interval`: the
 value, its interval, the method, the number of images and the seed, or the reason why it is undefined.
 """
 
@@ -8,10 +8,14 @@ from __future__ import annotations
 
 import dataclasses
 import json
-from collections.abc import Mapping
-from typing import Any
+from collections.abc import Iterable, Mapping
+from typing import TYPE_CHECKING, Any
 
+from pneumoscope.core.errors import MissingExtraError
 from pneumoscope.core.i18n import NOTICE
+
+if TYPE_CHECKING:
+    import pandas as pd
 
 __all__ = [
     "SCHEMA",
@@ -178,13 +182,42 @@ class Evaluation:
     schema: int = SCHEMA
     notice: str = NOTICE
 
+    def __repr__(self) -> str:
+        """Return the name, the split and the threshold-free metrics."""
+        metrics = ", ".join(f"{name}={interval}" for name, interval in self.metrics.items())
+        return f"Evaluation({self.name!r}, split={self.split!r}, n={self.n}, patients={self.patients}, {metrics})"
+
+    def _repr_html_(self) -> str:
+        from pneumoscope.core.display import evaluation_html
+
+        return evaluation_html(self)
+
+    def rows(self) -> list[dict[str, Any]]:
+        """Return one row per metric: operating_point and etiology (None if not applicable), metric, and its interval."""
+        rows = _interval_rows(self.metrics.items(), operating_point=None, etiology=None)
+        for etiology, interval in self.auroc_by_etiology.items():
+            rows += _interval_rows([("auroc", interval)], operating_point=None, etiology=etiology)
+        for name, point in self.operating_points.items():
+            rows += _interval_rows(point.metrics.items(), operating_point=name, etiology=None)
+            for etiology, interval in point.by_etiology.items():
+                rows += _interval_rows([("accuracy", interval)], operating_point=name, etiology=etiology)
+        return rows
+
+    def to_dataframe(self) -> pd.DataFrame:
+        """Return `rows` as a pandas DataFrame.
+
+        Raises:
+            MissingExtraError: pandas is not installed.
+        """
+        return _dataframe(self.rows(), "Evaluation.to_dataframe()")
+
 
 @dataclasses.dataclass(frozen=True, slots=True)
 class RunSummary:
     """One run of a comparison.
 
     Attributes:
-        average_train_accuracy, average_validation_accuracy: Means over the epochs.
+        average_train_accuracy, average_validation_accuracy: Means over the epochs, as in the report.
         seconds: Training time, wall clock.
         test: n, and each metric as an `Interval` at the operating point of the comparison.
         confusion: Confusion matrix at that operating point.
@@ -235,16 +268,17 @@ class PairedTest:
 
 @dataclasses.dataclass(frozen=True, slots=True)
 class ReferenceRow:
-    """One row of a table published elsewhere, as printed and as computed from the counts behind it.
+    """One row of a published table, as printed and as computed from the counts behind it.
 
     Attributes:
-        name: Name of the row; a run of the same name is compared with it.
-        printed: The columns of the table under their own names.
+        name: Name of the row; it is compared with the run of the same name.
+        printed: The columns of the table under their printed names.
         confusion: Counts reconstructed from the printed numbers.
         metrics: Metrics by their standard definitions, computed from the counts.
         average_train_accuracy, average_validation_accuracy: As printed.
-        difference: Accuracy of the run minus that of the row, unpaired; None without such a run on the same images.
-        sentence: The difference as a sentence.
+        difference: Accuracy of the run minus the published accuracy, with an unpaired interval; None without such a run on
+            the same images.
+        sentence: The finding as a sentence.
     """
 
     name: str
@@ -259,11 +293,11 @@ class ReferenceRow:
 
 @dataclasses.dataclass(frozen=True, slots=True)
 class ReferenceTable:
-    """A table published elsewhere, beside the runs of a comparison.
+    """A published table that the runs of a comparison are compared with.
 
     Attributes:
-        note: what a reader must know of its columns.
-        rows: of the table, at least one.
+        note: Explanation of the columns and their errors.
+        rows: Rows of the table; at least one.
     """
 
     note: str
@@ -283,7 +317,7 @@ class Comparison:
         command: The command line.
         created: Time of the comparison, UTC, ISO 8601.
         version: Version of pneumoscope.
-        reference: A published table beside the runs; None if there is none.
+        reference: Published table that the runs are compared with; None without one.
     """
 
     images: Mapping[str, Any]
@@ -298,6 +332,32 @@ class Comparison:
     schema: int = SCHEMA
     notice: str = NOTICE
 
+    def __repr__(self) -> str:
+        """Return the number of images and the accuracy of each run."""
+        runs = ", ".join(f"{run.name}: accuracy={run.test.get('accuracy')}" for run in self.runs)
+        return f"Comparison(n={self.images.get('n')}, operating_point={self.operating_point!r}, {runs})"
+
+    def _repr_html_(self) -> str:
+        from pneumoscope.core.display import comparison_html
+
+        return comparison_html(self)
+
+    def rows(self) -> list[dict[str, Any]]:
+        """Return one row per run and metric: run, metric, and its interval."""
+        rows = []
+        for run in self.runs:
+            intervals = [(name, value) for name, value in run.test.items() if isinstance(value, Interval)]
+            rows += _interval_rows(intervals, run=run.name)
+        return rows
+
+    def to_dataframe(self) -> pd.DataFrame:
+        """Return `rows` as a pandas DataFrame.
+
+        Raises:
+            MissingExtraError: pandas is not installed.
+        """
+        return _dataframe(self.rows(), "Comparison.to_dataframe()")
+
 
 def to_json(result: object) -> str:
     """Return a record, or plain data, as one indented JSON document that ends with a line feed.
@@ -307,3 +367,15 @@ def to_json(result: object) -> str:
     """
     data = dataclasses.asdict(result) if dataclasses.is_dataclass(result) else result  # type: ignore[arg-type]
     return json.dumps(data, indent=2, allow_nan=False, ensure_ascii=False) + "\n"
+
+
+def _interval_rows(intervals: Iterable[tuple[str, Interval]], **keys: Any) -> list[dict[str, Any]]:
+    return [{**keys, "metric": name, **dataclasses.asdict(interval)} for name, interval in intervals]
+
+
+def _dataframe(rows: list[dict[str, Any]], task: str) -> pd.DataFrame:
+    try:
+        import pandas as pd
+    except ModuleNotFoundError as error:
+        raise MissingExtraError("pandas", task, error.name or "") from error
+    return pd.DataFrame(rows)

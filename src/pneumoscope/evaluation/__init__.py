@@ -1,2 +1,1 @@
-"""Judges bundles on labelled images and compares runs. Everything is scored by `predictor`: what is judged is what is
-shipped."""
+"""Evaluation of bundles on labelled images, and comparison of runs. All scores come from `inference`, as in production."""

@@ -1,5 +1,8 @@
-"""Judges one bundle on one split. The threshold is never chosen on the images judged, and no look at test images is
-unseen."""
+"""Evaluate a bundle on one split of a labelled data set.
+
+Thresholds come from the bundle and are never chosen on the evaluated images. Every test-set evaluation is recorded in the
+test ledger before its result is returned.
+"""
 
 from __future__ import annotations
 
@@ -26,7 +29,7 @@ from pneumoscope.data.hashing import read_image
 from pneumoscope.data.manifest import LABELS, LabelledImage, images_sha256
 from pneumoscope.evaluation.ledger import default_ledger, record_evaluation
 from pneumoscope.evaluation.metrics import etiology_aurocs, evaluate_operating_point, ranking_metrics
-from pneumoscope.evaluation.selection import refuse_chosen_thresholds, refuse_seen, select_images, unreadable_error
+from pneumoscope.evaluation.selection import check_thresholds, check_unseen, select_images, unreadable_error
 from pneumoscope.imaging.decode import Radiograph
 from pneumoscope.inference.decision import sigmoid
 from pneumoscope.inference.session import BundleSession
@@ -35,50 +38,55 @@ from pneumoscope.runs.run_folder import EVALUATION_FILE, MANIFEST_FILE, PREDICTI
 from pneumoscope.statistics.inputs import patient_groups
 from pneumoscope.statistics.intervals import proportion
 
-__all__ = ["POINTS", "evaluate"]
+__all__ = ["OPERATING_POINTS", "evaluate"]
 
-POINTS = ("half", "balanced", "rule_out", "rule_in")
-# Images are decoded by a few threads while the network scores those before them.
+OPERATING_POINTS = ("half", "balanced", "rule_out", "rule_in")
+# Images are decoded in threads while the network scores the previous ones.
 _THREADS = 4
-_AHEAD = 64
+_PREFETCH_IMAGES = 64
 
 
 def evaluate(
-    target: Path,
-    data: Path,
+    target: str | Path,
+    data: str | Path,
     *,
     split: str = "test",
-    operating_points: Sequence[str] = POINTS,
-    out: Path | None = None,
-    ledger: Path | None = None,
+    operating_points: Sequence[str] = OPERATING_POINTS,
+    out: str | Path | None = None,
+    ledger: str | Path | None = None,
     seed: int = 0,
     progress: Callable[[int, int], None] | None = None,
 ) -> tuple[Evaluation, tuple[ScoredImage, ...]]:
-    """Score the images of a split and say how well the bundle does, with intervals.
+    """Score the images of one split, and return the metrics of the model with intervals.
 
-    An image that cannot be read is an error and never left out: a smaller n than the split has would be a lie. To judge
-    without it, list the other images in a manifest.
+    Images that cannot be read are an error and are never skipped, because the reported n would be wrong. To evaluate without
+    them, give a manifest of the other images.
 
     Args:
-        target: a run folder (with `bundle/`), or a bundle.
-        data: folder, manifest CSV or archive; see `images.select_images` for where each split comes from.
+        target: Run folder or bundle folder.
+        data: Folder, manifest CSV or archive of labelled images; see `evaluation.selection.select_images` for the split.
         split: "train", "validation" or "test".
-        points: operating points of the card to judge.
-        out: where evaluation.json and predictions.csv go; `RUN/evaluation/SPLIT` for a run where None, nowhere for a
+        operating_points: Operating points of the bundle to evaluate.
+        out: Folder of evaluation.json and predictions.csv. By default `RUN/evaluation/SPLIT` for a run, and none for a
             bundle.
-        ledger: where looks at test images are written down; `ledger.default_ledger()` where None.
-        seed: of the bootstraps.
-        progress: called with (images done, images in all).
+        ledger: The test ledger; `ledger.default_ledger()` by default.
+        seed: Seed of the bootstraps.
+        progress: Called with the number of scored images and of all images.
+
     Returns:
-        The evaluation and the images with their scores, in manifest order.
+        The evaluation, and the images with their scores in manifest order. In a notebook the evaluation is shown as a table;
+        `Evaluation.to_dataframe()` returns its metrics as a pandas DataFrame.
+
     Raises:
-        UnknownNameError: the card has no such operating point.
-        RunError: the run has no bundle yet.
-        BundleError: the bundle cannot be read or run.
-        DatasetError: images missing, unreadable, of one label only, or test images that the network was trained on.
-        ThresholdError: an operating point was chosen on these images.
-        StorageError: the ledger or the results cannot be written; no result is given then.
+        UnknownNameError: The bundle has no such operating point.
+        UsageError: There is no such split, or nothing states which images belong to it.
+        RunError: The run has no bundle yet.
+        BundleError: The bundle cannot be read or run.
+        DatasetError: Images are missing, unreadable, or of one label only; or test images were training or validation images.
+        ThresholdError: The threshold of an operating point was chosen on these images.
+        StorageError: The ledger or the results cannot be written. No result is returned then.
     """
+    target, data = Path(target), Path(data)
     bundle = find_bundle(target)
     is_run = bundle != target
     session = BundleSession.load(bundle)
@@ -88,20 +96,20 @@ def evaluate(
             raise UnknownNameError("operating point", name, card.operating_points)
     root, images = select_images(data, split, target / MANIFEST_FILE if is_run else None)
     if split == "test":
-        refuse_seen(images, card)
-    refuse_chosen_thresholds(images, card, operating_points)
+        check_unseen(images, card)
+    check_thresholds(images, card, operating_points)
     started = time.perf_counter()
     scored, rejections = _score(session, root, images, split, progress)
     seconds = time.perf_counter() - started
-    evaluation = _judge(card, split, scored, rejections, operating_points, seed, seconds)
+    evaluation = _summarize(card, split, scored, rejections, operating_points, seed, seconds)
     if split == "test":
-        number = record_evaluation(ledger or default_ledger(), _ledger_entry(evaluation))
+        number = record_evaluation(Path(ledger) if ledger else default_ledger(), _ledger_entry(evaluation))
         evaluation = dataclasses.replace(evaluation, test_evaluation=number)
     if out is None and is_run:
         out = evaluation_folder(target, split)
     if out is not None:
-        write_atomically(out / PREDICTIONS_FILE, predictions_csv(scored))
-        write_atomically(out / EVALUATION_FILE, to_json(evaluation))
+        write_atomically(Path(out) / PREDICTIONS_FILE, predictions_csv(scored))
+        write_atomically(Path(out) / EVALUATION_FILE, to_json(evaluation))
     return evaluation, scored
 
 
@@ -115,43 +123,43 @@ def _score(
     unreadable: list[tuple[str, str]] = []
     logits: list[float] = []
     rejections: list[Rejection | None] = []
-    for logit, rejection in session.stream(_decoded(root, images, session.card.preprocessing.min_side, unreadable)):
+    for logit, rejection in session.stream(_decode(root, images, session.card.preprocessing.min_side, unreadable)):
         logits.append(logit)
         rejections.append(rejection)
         if progress:
             progress(len(logits), len(images))
     if unreadable:
         raise unreadable_error(unreadable, split)
-    x = np.array(logits, dtype=np.float32)
-    numbers = zip(x.tolist(), sigmoid(x).tolist(), session.probability(x).tolist(), strict=True)
+    array = np.array(logits, dtype=np.float32)
+    outputs = zip(array.tolist(), sigmoid(array).tolist(), session.probability(array).tolist(), strict=True)
     scored = tuple(
-        ScoredImage(image.path, image.sha256, image.patient, image.label, image.etiology, *three)
-        for image, three in zip(images, numbers, strict=True)
+        ScoredImage(image.path, image.sha256, image.patient, image.label, image.etiology, *output)
+        for image, output in zip(images, outputs, strict=True)
     )
     return scored, rejections
 
 
-def _decoded(
+def _decode(
     root: Path, images: Sequence[LabelledImage], min_side: int, unreadable: list[tuple[str, str]]
 ) -> Iterator[Radiograph]:
-    """Images in order, decoded ahead; those that cannot be read are noted and left out."""
-    rest = iter(images)
+    """Yield the images in order, decoded ahead in threads. Append those that cannot be read to `unreadable`."""
+    remaining = iter(images)
     read = functools.partial(read_image, root, min_side=min_side)
     with ThreadPoolExecutor(_THREADS) as pool:
-        waiting: deque[tuple[LabelledImage, Future[Radiograph]]] = deque()
-        for image in islice(rest, _AHEAD):
-            waiting.append((image, pool.submit(read, image)))
-        while waiting:
-            image, future = waiting.popleft()
+        pending: deque[tuple[LabelledImage, Future[Radiograph]]] = deque()
+        for image in islice(remaining, _PREFETCH_IMAGES):
+            pending.append((image, pool.submit(read, image)))
+        while pending:
+            image, future = pending.popleft()
             try:
                 yield future.result()
             except UnreadableImageError as error:
                 unreadable.append((image.path, error.reason))
-            for following in islice(rest, 1):
-                waiting.append((following, pool.submit(read, following)))
+            for following in islice(remaining, 1):
+                pending.append((following, pool.submit(read, following)))
 
 
-def _judge(
+def _summarize(
     card: Card,
     split: str,
     scored: Sequence[ScoredImage],
@@ -179,16 +187,14 @@ def _judge(
         seconds=seconds,
         created=datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
         version=__version__,
-        rejected=_rejection_summary(scored, rejections),
+        rejected=_summarize_rejections(scored, rejections),
     )
 
 
-def _rejection_summary(images: Sequence[ScoredImage], rejections: Sequence[Rejection | None]) -> RejectionSummary:
-    share = proportion(
-        np.array([rejection is not None for rejection in rejections]), [image.patient for image in images]
-    )
-    reasons = Counter(rejection.code for rejection in rejections if rejection)
-    return RejectionSummary(share, dict(reasons.most_common()))
+def _summarize_rejections(images: Sequence[ScoredImage], rejections: Sequence[Rejection | None]) -> RejectionSummary:
+    rejected = np.array([rejection is not None for rejection in rejections])
+    codes = Counter(rejection.code for rejection in rejections if rejection)
+    return RejectionSummary(proportion(rejected, [image.patient for image in images]), dict(codes.most_common()))
 
 
 def _ledger_entry(evaluation: Evaluation) -> dict[str, Any]:

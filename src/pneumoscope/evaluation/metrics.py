@@ -1,10 +1,11 @@
-"""From scored images to the numbers of an evaluation. Pure: no file, no network, no clock."""
+"""Metrics of scored images, with intervals."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 
 import numpy as np
+import numpy.typing as npt
 
 from pneumoscope.bundle.card import OperatingPoint, UncertaintyBand
 from pneumoscope.core.results import Interval, OperatingPointResult, ScoredImage
@@ -18,16 +19,16 @@ __all__ = ["etiology_aurocs", "evaluate_operating_point", "positives", "ranking_
 
 
 def positives(images: Sequence[ScoredImage]) -> BoolArray:
-    """True where pneumonia is present, shape (n,)."""
+    """Return True for each image with pneumonia, shape (n,)."""
     return np.array([image.label == "PNEUMONIA" for image in images])
 
 
 def ranking_metrics(images: Sequence[ScoredImage], *, seed: int) -> dict[str, Interval]:
-    """What needs no threshold: auroc and auprc of logits, brier and expected_calibration_error of probabilities.
+    """Return the threshold-free metrics: auroc and auprc of logits, brier and expected_calibration_error of probabilities.
 
     Args:
-        images: of both labels.
-        seed: of the bootstraps.
+        images: Images of both labels.
+        seed: Seed of the bootstraps.
     """
     labels, patients = positives(images), [image.patient for image in images]
     logits = [image.logit for image in images]
@@ -41,25 +42,25 @@ def ranking_metrics(images: Sequence[ScoredImage], *, seed: int) -> dict[str, In
 
 
 def etiology_aurocs(images: Sequence[ScoredImage]) -> dict[str, Interval]:
-    """AUROC of the pneumonias of each known etiology against all normal images."""
-    found = {}
+    """Return the AUROC of pneumonias of each known etiology against all normal images."""
+    aurocs = {}
     for etiology in ("bacteria", "virus"):
-        chosen = [image for image in images if image.label == "NORMAL" or image.etiology == etiology]
-        if any(image.etiology == etiology for image in chosen):
-            logits, patients = [image.logit for image in chosen], [image.patient for image in chosen]
-            found[etiology] = auroc_interval(logits, positives(chosen), patients)
-    return found
+        subset = [image for image in images if image.label == "NORMAL" or image.etiology == etiology]
+        if any(image.etiology == etiology for image in subset):
+            logits, patients = [image.logit for image in subset], [image.patient for image in subset]
+            aurocs[etiology] = auroc_interval(logits, positives(subset), patients)
+    return aurocs
 
 
 def evaluate_operating_point(
     images: Sequence[ScoredImage], point: OperatingPoint, *, seed: int
 ) -> OperatingPointResult:
-    """What happens at one operating point.
+    """Return the performance at one operating point.
 
     Args:
-        images: at least one.
-        point: its threshold is on the score; an image at or above it is called pneumonia.
-        seed: of the bootstraps.
+        images: The images; at least one.
+        point: Its threshold is on the score; at or above it the decision is pneumonia.
+        seed: Seed of the bootstraps.
     """
     labels, patients = positives(images), [image.patient for image in images]
     decisions = np.array([image.score >= point.threshold for image in images])
@@ -68,36 +69,31 @@ def evaluate_operating_point(
         rule=point.rule_text(),
         confusion=confusion(decisions, labels),
         metrics=threshold_metrics(decisions, labels, patients, seed=seed),
-        by_etiology=_by_etiology(images, decisions == labels),
+        by_etiology=_accuracy_by_etiology(images, decisions == labels),
         uncertainty_band=_evaluate_band(images, point.uncertainty_band, labels) if point.uncertainty_band else None,
     )
 
 
 def _evaluate_band(
-    images: Sequence[ScoredImage], uncertainty_band: UncertaintyBand, labels: BoolArray
+    images: Sequence[ScoredImage], band: UncertaintyBand, labels: BoolArray
 ) -> dict[str, dict[str, Interval]]:
     scores = np.array([image.score for image in images])
-    uncertain = (scores >= uncertainty_band.low) & (scores <= uncertainty_band.high)
-    covered = np.where(labels, scores >= uncertainty_band.low, scores <= uncertainty_band.high)
-    patients = [image.patient for image in images]
-
-    def share(what: BoolArray, places: Sequence[int]) -> Interval:
-        return proportion(what[places], [patients[place] for place in places])
-
+    uncertain = (scores >= band.low) & (scores <= band.high)
+    covered = np.where(labels, scores >= band.low, scores <= band.high)
+    subsets = {"normal": np.flatnonzero(~labels), "pneumonia": np.flatnonzero(labels)}
     return {
-        name: {"uncertain": share(uncertain, places), "covered": share(covered, places)}
-        for name, places in (
-            ("normal", np.flatnonzero(~labels).tolist()),
-            ("pneumonia", np.flatnonzero(labels).tolist()),
-        )
-        if places
+        name: {"uncertain": _fraction(uncertain, images, subset), "covered": _fraction(covered, images, subset)}
+        for name, subset in subsets.items()
+        if len(subset)
     }
 
 
-def _by_etiology(images: Sequence[ScoredImage], correct: BoolArray) -> Mapping[str, Interval]:
-    found = {}
-    for etiology in ("normal", "bacteria", "virus"):
-        places = [place for place, image in enumerate(images) if image.etiology == etiology]
-        if places:
-            found[etiology] = proportion(correct[places], [images[place].patient for place in places])
-    return found
+def _accuracy_by_etiology(images: Sequence[ScoredImage], correct: BoolArray) -> Mapping[str, Interval]:
+    etiologies = np.array([image.etiology for image in images])
+    subsets = {name: np.flatnonzero(etiologies == name) for name in ("normal", "bacteria", "virus")}
+    return {name: _fraction(correct, images, subset) for name, subset in subsets.items() if len(subset)}
+
+
+def _fraction(values: BoolArray, images: Sequence[ScoredImage], subset: npt.NDArray[np.int64]) -> Interval:
+    """Return the fraction of True values among a subset of the images."""
+    return proportion(values[subset], [images[i].patient for i in subset])

@@ -1,4 +1,4 @@
-"""Which images a bundle is judged on, and the refusals that keep the judgement honest."""
+"""Selection of the images of an evaluation, and checks against evaluating on images that the model was fitted on."""
 
 from __future__ import annotations
 
@@ -15,147 +15,146 @@ from pneumoscope.data.layouts import SPLIT_FOLDERS, load_manifest
 from pneumoscope.data.manifest import LABELS, LabelledImage, Manifest
 from pneumoscope.imaging.decode import EXTENSIONS
 
-__all__ = ["balanced_sample", "refuse_chosen_thresholds", "refuse_seen", "select_images", "unreadable_error"]
+__all__ = ["balanced_sample", "check_thresholds", "check_unseen", "select_images", "unreadable_error"]
 
-_JUDGED = ("train", "validation", "test")
-_SHOWN = 5
+_SPLITS = ("train", "validation", "test")
+_MAX_LISTED = 5
 
 
 def select_images(data: Path, split: str, run_manifest: Path | None) -> tuple[Path, tuple[LabelledImage, ...]]:
-    """The images of one split, with content hashes.
+    """Return the images of one split, with content hashes.
 
-    The test split is the data's own where it has one. Train and validation, and test otherwise, are what the run made of
-    the data: they come from a manifest file, or from the run's own `manifest.csv` where `data` is a folder or an archive.
+    The test split is that of the data set if it has one. Otherwise, and for train and validation, the split is taken from
+    `data` if it is a manifest, and from the manifest of the run if it is not.
 
     Args:
-        data: a folder, a manifest CSV or an archive.
+        data: Folder, manifest CSV or archive.
         split: "train", "validation" or "test".
-        run_manifest: `RUN/manifest.csv`; None where a bundle alone is judged.
+        run_manifest: `RUN/manifest.csv`; None if a bundle without a run is evaluated.
+
     Returns:
-        The folder that paths are relative to, and the images.
+        The folder that paths are relative to, and the images in manifest order.
+
     Raises:
-        UsageError: no such split, or one that the data does not have and no manifest tells.
-        DatasetError: an empty split, one class only, images that cannot be opened, or images of the run that are not
-            there.
+        UsageError: The name of the split is unknown, or nothing states which images belong to it.
+        DatasetError: The split is empty or has one label only, an image cannot be opened, or an image of the run is missing
+            in the data.
     """
-    if split not in _JUDGED:
-        raise UsageError(f"there is no split {split!r} to judge", hint=f"Known: {', '.join(_JUDGED)}")
+    if split not in _SPLITS:
+        raise UsageError(f"there is no split {split!r}", hint=f"Known: {', '.join(_SPLITS)}")
     manifest = load_manifest(data)
-    # A run that split images without a test split of their own knows which ones it set apart.
-    of_run = run_manifest is not None and run_manifest.is_file() and not manifest.split("test")
-    if (split != "test" or of_run) and data.suffix.lower() != ".csv":
-        images = _of_run(manifest, split, run_manifest, data)
+    # If the data set has no test split, the run has made one.
+    test_from_run = run_manifest is not None and run_manifest.is_file() and not manifest.split("test")
+    if (split != "test" or test_from_run) and data.suffix.lower() != ".csv":
+        images = _images_of_run(manifest, split, run_manifest, data)
     else:
-        _refuse_unreadable(manifest, data, split)
+        _check_readable(manifest, data, split)
         images = manifest.split(split)
     if not images:
-        found = ", ".join(f"{name or 'no split'} {sum(n.values())}" for name, n in manifest.counts().items())
+        counts = ", ".join(f"{name or 'no split'} {sum(n.values())}" for name, n in manifest.counts().items())
         raise DatasetError(
-            f"{str(data)!r} has no image in the split {split!r} (images: {found})", hint="Name another with --split"
+            f"{str(data)!r} has no image in the split {split!r} (images: {counts})", hint="Choose another with --split"
         )
     missing = [label for label in LABELS if not any(image.label == label for image in images)]
     if missing:
         raise DatasetError(
-            f"the {len(images)} images of the split {split!r} have one label only: there is no {missing[0]}",
-            hint="An evaluation needs both",
+            f"the {len(images)} images of the split {split!r} have one label only: there is no {missing[0]} image",
+            hint="An evaluation needs images of both labels",
         )
     return manifest.root, images
 
 
-def _of_run(manifest: Manifest, split: str, run_manifest: Path | None, data: Path) -> tuple[LabelledImage, ...]:
-    """The images that the run put into the split, found again by their content: a manifest may lie elsewhere than its images."""
+def _images_of_run(manifest: Manifest, split: str, run_manifest: Path | None, data: Path) -> tuple[LabelledImage, ...]:
+    """Return the images that the run assigned to the split, found in the data by content, with their current paths."""
     if run_manifest is None or not run_manifest.is_file():
+        source = f"{str(run_manifest)!r} is missing" if run_manifest else "a bundle has no manifest"
         raise UsageError(
-            f"which images of {str(data)!r} are {split} is not known: {str(run_manifest or 'a bundle')!r} does not say",
-            hint="Give the manifest that it was trained with as --data, or a run folder that has its manifest.csv",
+            f"cannot tell which images of {str(data)!r} are in the {split} split: {source}",
+            hint="Give the manifest that the model was trained with as --data, or a run folder with its manifest.csv",
         )
     text = run_manifest.read_text(encoding="utf-8")
-    wanted = Manifest.from_csv(text, manifest.root, str(run_manifest)).split(split)
-    here: dict[str, list[str]] = defaultdict(list)
+    expected = Manifest.from_csv(text, manifest.root, str(run_manifest)).split(split)
+    paths: dict[str, list[str]] = defaultdict(list)
     for image in manifest:
-        here[image.sha256].append(image.path)
-    gone = [image.path for image in wanted if image.sha256 not in here]
-    if gone:
+        paths[image.sha256].append(image.path)
+    missing = [image.path for image in expected if image.sha256 not in paths]
+    if missing:
         raise DatasetError(
-            f"{len(gone)} of the {len(wanted)} {split} images of {str(run_manifest)!r} are not in {str(data)!r}"
-            f" with the same content; the first: {gone[0]}",
+            f"{len(missing)} of the {len(expected)} {split} images in {str(run_manifest)!r} are missing in {str(data)!r}"
+            f" (compared by content); the first is {missing[0]}",
             hint="Give the data that the run was trained on",
         )
-    # Of several files with the same content, the one of the same name where there is one.
-    return tuple(
-        dataclasses.replace(
-            image, path=min(here[image.sha256], key=lambda path: (not _same_name(path, image.path), path))
-        )
-        for image in wanted
-    )
+
+    def current_path(image: LabelledImage) -> str:
+        # Of several files with the same content, the one with the same name, if there is one.
+        name = PurePosixPath(image.path).name
+        return min(paths[image.sha256], key=lambda path: (PurePosixPath(path).name != name, path))
+
+    return tuple(dataclasses.replace(image, path=current_path(image)) for image in expected)
 
 
-def _same_name(a: str, b: str) -> bool:
-    return PurePosixPath(a).name == PurePosixPath(b).name
-
-
-def _refuse_unreadable(manifest: Manifest, data: Path, split: str) -> None:
-    """Images of the split that could not be opened while listing. Litter, and files of other splits, are no concern."""
+def _check_readable(manifest: Manifest, data: Path, split: str) -> None:
+    """Raise if an image of the split could not be opened. Other files and other splits are ignored."""
     splits: dict[str, str] = {}
     if data.suffix.lower() == ".csv":
         text = data.read_text(encoding="utf-8-sig")
         splits = {image.path: image.split for image in Manifest.from_csv(text, manifest.root, str(data))}
-    found = []
-    for path, why in manifest.unreadable:
+    unreadable = []
+    for path, reason in manifest.unreadable:
         name = PurePosixPath(path)
-        own = splits.get(path, SPLIT_FOLDERS.get(name.parts[0].lower(), ""))
-        if own == split and name.suffix.lower() in EXTENSIONS and not name.name.startswith("."):
-            found.append((path, why))
-    if found:
-        raise unreadable_error(found, split)
+        split_of_file = splits.get(path, SPLIT_FOLDERS.get(name.parts[0].lower(), ""))
+        if split_of_file == split and name.suffix.lower() in EXTENSIONS and not name.name.startswith("."):
+            unreadable.append((path, reason))
+    if unreadable:
+        raise unreadable_error(unreadable, split)
 
 
-def unreadable_error(found: Sequence[tuple[str, str]], split: str) -> DatasetError:
-    """Images that should have been judged and cannot be read. They are never left out in silence: n would be a lie.
+def unreadable_error(unreadable: Sequence[tuple[str, str]], split: str) -> DatasetError:
+    """Return the error for images of a split that cannot be read. They are never skipped, because n would be wrong.
 
     Args:
-        found: (path, why), at least one.
-        split: that they are of.
+        unreadable: Path and reason of each image; at least one.
+        split: The split of the images.
     """
-    shown = "; ".join(f"{path}: {why}" for path, why in found[:_SHOWN])
-    more = f"; and {len(found) - _SHOWN} more" if len(found) > _SHOWN else ""
+    listed = "; ".join(f"{path}: {reason}" for path, reason in unreadable[:_MAX_LISTED])
+    more = f"; and {len(unreadable) - _MAX_LISTED} more" if len(unreadable) > _MAX_LISTED else ""
     return DatasetError(
-        f"{len(found)} {split} images cannot be read ({shown}{more})",
-        hint="Mend them, or list the images to judge without them in a manifest CSV and give that as --data",
+        f"{len(unreadable)} {split} images cannot be read ({listed}{more})",
+        hint="Repair them, or give a manifest CSV without them as --data",
     )
 
 
-def refuse_seen(images: Sequence[LabelledImage], card: Card) -> None:
-    """Refuse test images that decided anything in training, by content.
+def check_unseen(images: Sequence[LabelledImage], card: Card) -> None:
+    """Raise if a test image, compared by content, was a training or validation image of the model.
 
     Raises:
-        DatasetError: how many, where from, and the first path.
+        DatasetError: With the number of such images, their split, and the first path.
     """
     for split in ("train", "validation"):
-        known = set(card.seen.get(split, ()))
-        shared = [image.path for image in images if short_hash(image.sha256) in known]
+        seen = set(card.seen.get(split, ()))
+        shared = [image.path for image in images if short_hash(image.sha256) in seen]
         if shared:
             raise DatasetError(
-                f"{len(shared)} of {len(images)} test images were {split} images of {card.name!r}, by content; the first:"
-                f" {shared[0]}",
-                hint="Give other test images, or train on a manifest that keeps these out: pneumoscope split DATA",
+                f"{len(shared)} of {len(images)} test images were {split} images of {card.name!r} (compared by content);"
+                f" the first is {shared[0]}",
+                hint="Use other test images, or train with a manifest that excludes these: pneumoscope split DATA",
             )
 
 
-def refuse_chosen_thresholds(images: Sequence[LabelledImage], card: Card, operating_points: Sequence[str]) -> None:
-    """Refuse to judge a threshold on images that chose it.
+def check_thresholds(images: Sequence[LabelledImage], card: Card, operating_points: Sequence[str]) -> None:
+    """Raise if a threshold would be evaluated on images that it was chosen on.
 
     Raises:
-        ThresholdError: the first such operating point, and how many of the images chose it.
+        ThresholdError: With the first such operating point and the number of images.
     """
-    known = set(card.seen.get("validation", ()))
-    shared = sum(short_hash(image.sha256) in known for image in images)
+    seen = set(card.seen.get("validation", ()))
+    shared = sum(short_hash(image.sha256) in seen for image in images)
     chosen = [name for name in operating_points if card.operating_points[name].rule != "fixed"]
     if shared and chosen:
         raise ThresholdError(
-            f"the operating point {chosen[0]!r} was chosen on {shared} of these {len(images)} images"
-            " and cannot be judged by them",
-            hint="Judge a fixed threshold (--operating-point half), or another split",
+            f"the threshold of the operating point {chosen[0]!r} was chosen on {shared} of these {len(images)} images and"
+            " cannot be evaluated on them",
+            hint="Evaluate the fixed threshold (--operating-point half), or choose another split",
         )
 
 

@@ -6,6 +6,7 @@ model loaded with `isolated=True`.
 
 from __future__ import annotations
 
+import dataclasses
 import io
 import os
 import threading
@@ -152,13 +153,14 @@ class Model:
         preprocessed = self._preprocess(image, self._single_image_pool(), name=name, keep_radiograph=True)
         return self._explain([preprocessed])[0]
 
-    def predict_batch(self, images: Sequence[ImageSource]) -> list[Prediction]:
+    def predict_batch(self, images: Sequence[ImageSource], *, names: Sequence[str] = ()) -> list[Prediction]:
         """Return predictions from one run of the network, in the calling thread; otherwise like `predict_many`.
 
         Args:
             images: See `predict`.
+            names: Names in the predictions, one per image; see `predict`. A failure does not mention an empty name.
         """
-        return self._predict_batch(images, self._single_image_pool())
+        return self._predict_batch(images, self._single_image_pool(), names)
 
     def predict_many(
         self, images: Iterable[ImageSource], *, batch_size: int = BATCH_SIZE, workers: int = 0
@@ -266,8 +268,12 @@ class Model:
                 self._pool = DecodePool()
             return self._pool
 
-    def _predict_batch(self, images: Sequence[ImageSource], pool: DecodePool | None) -> list[Prediction]:
+    def _predict_batch(
+        self, images: Sequence[ImageSource], pool: DecodePool | None, names: Sequence[str] = ()
+    ) -> list[Prediction]:
         preprocessed = self._preprocess_many(images, pool)
+        if names:
+            preprocessed = [_renamed(each, name) for each, name in zip(preprocessed, names, strict=True)]
         readable = [each for each in preprocessed if isinstance(each, PreprocessedImage)]
         scored = self._session.stream(readable, batch=max(1, len(readable)))
         return [
@@ -386,6 +392,12 @@ def load_model(
         pool = DecodePool()
         pool.start()  # while the network is loaded
     return Model(BundleSession.load(folder, threads=threads), operating_point=operating_point, pool=pool)
+
+
+def _renamed(result: PreprocessedImage | UnreadableImageError, name: str) -> PreprocessedImage | UnreadableImageError:
+    if isinstance(result, UnreadableImageError):
+        return type(result)(name, result.reason, hint=result.hint)
+    return dataclasses.replace(result, source=name)
 
 
 def _batches(images: Iterable[ImageSource], size: int) -> Iterator[tuple[ImageSource, ...]]:

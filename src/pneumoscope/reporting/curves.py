@@ -1,4 +1,4 @@
-"""Learning curves: accuracy and loss of every epoch."""
+"""Learning curves: accuracy and loss per epoch."""
 
 from __future__ import annotations
 

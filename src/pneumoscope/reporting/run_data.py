@@ -17,9 +17,8 @@ from pneumoscope.evaluation.metrics import positives
 from pneumoscope.reporting.style import RunStyle, run_style
 from pneumoscope.runs.epochs import Epoch, read_epochs
 from pneumoscope.runs.evaluations import read_evaluation, read_predictions
-from pneumoscope.runs.files import read_text
 from pneumoscope.runs.record import RunRecord, read_run
-from pneumoscope.runs.run_folder import EVALUATION_FILE, PREDICTIONS_FILE, RECIPE_FILE, evaluation_folder
+from pneumoscope.runs.run_folder import EVALUATION_FILE, PREDICTIONS_FILE, RECIPE_FILE, evaluation_folder, read_text
 from pneumoscope.statistics.inputs import BoolArray, FloatArray
 
 __all__ = ["RunData", "load_run_data"]
@@ -93,7 +92,7 @@ def load_run_data(comparison: Comparison, runs: Sequence[Path]) -> tuple[RunData
             raise RunError(
                 f"run {summary.name!r} was evaluated on other images ({evaluation.images_sha256[:12]}) than the"
                 f" comparison ({comparison.images['sha256'][:12]})",
-                hint="Evaluate it again on the same data, then compare again",
+                hint="Evaluate the run on the same data, then repeat the comparison",
             )
         data.append(
             RunData(

@@ -1,1 +1,1 @@
-"""The report's experiment: its recipes, its published table with an erratum, and one call that runs and compares all."""
+"""The report's experiment: its six recipes, its published table with an erratum, and a function that repeats it."""

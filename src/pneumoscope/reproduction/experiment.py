@@ -1,4 +1,4 @@
-"""Run the report's experiment: train its six runs, evaluate them, and compare them with its published table."""
+"""Repeat the report's experiment: train its six runs, evaluate them, and compare them with its published table."""
 
 from __future__ import annotations
 
@@ -18,13 +18,13 @@ from pneumoscope.reproduction.recipes import RUNS, report_recipes
 from pneumoscope.runs.recipe import Recipe, read_recipe
 from pneumoscope.runs.record import read_run
 from pneumoscope.runs.run_folder import EVALUATION_FILE, evaluation_folder, is_run_folder
-from pneumoscope.training.devices import Devices
 from pneumoscope.training.train import train
+from pneumoscope.training.trainer import Devices
 
-__all__ = ["Reproduction", "recipe_here", "reproduce"]
+__all__ = ["Reproduction", "adapt_recipe", "reproduce"]
 
-# 224 pixels are twelve times the arithmetic: without a GPU a run would take most of a day or more.
-_SMALL_VGG19 = 64
+# At 224 pixels a run without a GPU takes most of a day: twelve times the computation.
+_VGG19_SIZE_WITHOUT_GPU = 64
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
@@ -32,9 +32,9 @@ class Reproduction:
     """The result of `reproduce`.
 
     Attributes:
-        comparison: Of every evaluated run in the folder, with the report's table as reference.
+        comparison: All evaluated runs in the folder, with the report's table as reference.
         page: The HTML report.
-        notes: Where a run differs from the report's, in words.
+        notes: Differences of the runs from the report, as sentences.
     """
 
     comparison: Comparison
@@ -51,21 +51,22 @@ def reproduce(
     devices: Devices | None = None,
     ledger: Path | None = None,
     command: str = "",
-    tell: Callable[[str], None] = lambda words: None,
+    log: Callable[[str], None] = lambda message: None,
 ) -> Reproduction:
-    """Train and evaluate the runs that are not done yet, and compare all runs that are.
+    """Train and evaluate the runs that are not finished, then compare all evaluated runs in the folder.
 
-    A finished run in `out` is not trained again, even where its weights were removed.
+    A finished run is not trained again, even if its weights were deleted.
 
     Args:
         data: The public data set.
-        out: Folder with one folder per run, and the comparison.
-        only: Names of the runs to do now.
-        overrides: Recipe fields of these runs, "training.epochs=1" each.
+        out: Folder of the run folders and the comparison.
+        only: Names of the runs to train now.
+        overrides: Recipe fields of these runs, such as "training.epochs=1".
         devices: See `train`.
-        ledger: The test ledger; the default one where None.
+        ledger: The test ledger; the default ledger if None.
         command: The command line, for the record.
-        tell: Called with a line for each step.
+        log: Called with a message before each step.
+
     Raises:
         UnknownNameError: There is no such run.
         PneumoscopeError: See `train`, `evaluate` and `compare`.
@@ -77,72 +78,78 @@ def reproduce(
     notes: list[str] = []
     for name in only:
         run = out / name
-        recipe, differs = recipe_here(name, overrides, gpu=devices.gpu, run=run)
-        notes += differs
-        for words in differs:
-            tell(words)
-        tell(f"{name}: training ({recipe.training.epochs} epochs at {recipe.network.image_size} pixels)")
-        train(recipe, data, run, resume=True, devices=devices, tell=tell)
+        recipe, differences = adapt_recipe(name, overrides, gpu=devices.gpu, run=run)
+        notes += differences
+        for difference in differences:
+            log(difference)
+        log(f"{name}: training ({recipe.training.epochs} epochs at {recipe.network.image_size} pixels)")
+        train(recipe, data, run, resume=True, devices=devices, log=log)
         if not _is_evaluated(run):
-            tell(f"{name}: evaluating on the test images")
+            log(f"{name}: evaluating on the test images")
             evaluate(run, data, ledger=ledger)
-    done = [out / name for name in RUNS if _is_evaluated(out / name)]
-    comparison = compare(done, command=command)
+    evaluated = [out / name for name in RUNS if _is_evaluated(out / name)]
+    comparison = compare(evaluated, command=command)
     comparison = dataclasses.replace(comparison, reference=published_table(comparison))
     write_comparison(comparison, out)
-    return Reproduction(comparison, write_comparison_page(comparison, done, out / "report.html"), tuple(notes))
+    return Reproduction(comparison, write_comparison_page(comparison, evaluated, out / "report.html"), tuple(notes))
 
 
 def _is_evaluated(run: Path) -> bool:
     return (evaluation_folder(run) / EVALUATION_FILE).exists()
 
 
-def recipe_here(name: str, overrides: Sequence[str], *, gpu: bool, run: Path | None = None) -> tuple[Recipe, list[str]]:
-    """Return the report's recipe as it can be run on this machine, and sentences that say where it differs.
+def adapt_recipe(
+    name: str, overrides: Sequence[str], *, gpu: bool, run: Path | None = None
+) -> tuple[Recipe, list[str]]:
+    """Return the report's recipe with the changes that this machine requires, and a sentence on each change.
 
-    VGG19 starts from ImageNet weights where they are found, and uses images of 64 pixels without a GPU. A run that was started
-    keeps its settings.
+    VGG19 starts from ImageNet weights if they are available, and uses images of 64 pixels without a GPU. A run that was
+    started keeps its settings.
 
     Args:
-        name: Of the run.
-        overrides: Given by the caller; they take precedence.
-        gpu: True where a GPU is used.
-        run: Its folder; the run may have been started there.
+        name: Name of the run.
+        overrides: Recipe fields set by the caller; they take precedence.
+        gpu: True if a GPU is used.
+        run: The run folder; the run may already have been started.
     """
     recipes = report_recipes()
     recipe = read_recipe(name, overrides, recipes)
     if recipe.network.name != "vgg19":
         return recipe, []
-    asked = {override.partition("=")[0].strip() for override in overrides}
-    free = [field for field in ("weights", "image_size") if f"network.{field}" not in asked]
-    found = _as_begun(run) if run is not None and is_run_folder(run) else _at_hand(free, gpu=gpu)
+    overridden = {override.partition("=")[0].strip() for override in overrides}
+    free = [field for field in ("weights", "image_size") if f"network.{field}" not in overridden]
+    adapted = _settings_of_run(run) if run is not None and is_run_folder(run) else _available_settings(free, gpu=gpu)
     changed = {
-        field: found[field] for field in free if field in found and found[field][0] != getattr(recipe.network, field)
+        field: adapted[field]
+        for field in free
+        if field in adapted and adapted[field][0] != getattr(recipe.network, field)
     }
-    here = [f"network.{field}={json.dumps(value)}" for field, (value, _) in changed.items()]
-    return read_recipe(name, [*overrides, *here], recipes), [f"{name}: {why}" for _, why in changed.values()]
+    settings = [f"network.{field}={json.dumps(value)}" for field, (value, _) in changed.items()]
+    reasons = [f"{name}: {reason}" for _, reason in changed.values()]
+    return read_recipe(name, [*overrides, *settings], recipes), reasons
 
 
-# A field of the network: its value, and why it is not the report's.
-_Found = dict[str, tuple[str | int, str]]
+# Field of the network: (value, reason for a value other than the report's).
+_Settings = dict[str, tuple[str | int, str]]
 
 
-def _at_hand(free: Sequence[str], *, gpu: bool) -> _Found:
-    found: _Found = {}
+def _available_settings(free: Sequence[str], *, gpu: bool) -> _Settings:
+    settings: _Settings = {}
     if "weights" in free:
         try:
             find_vgg19()
         except WeightsError as error:
-            found["weights"] = ("none", f"starts from random weights, not from ImageNet's: {error}")
+            settings["weights"] = ("none", f"random initial weights instead of ImageNet weights: {error}")
     if not gpu:
-        found["image_size"] = (_SMALL_VGG19, f"images of {_SMALL_VGG19} pixels, not 224: no GPU is at hand")
-    return found
+        size = _VGG19_SIZE_WITHOUT_GPU
+        settings["image_size"] = (size, f"images of {size} pixels instead of 224, because there is no GPU")
+    return settings
 
 
-def _as_begun(run: Path) -> _Found:
+def _settings_of_run(run: Path) -> _Settings:
     network = read_run(run).recipe["network"]
     weights, size = network["weights"], network["image_size"]
     return {
-        "weights": (weights, f"was begun with the weights {weights!r}, and goes on so"),
-        "image_size": (size, f"was begun with images of {size} pixels, and goes on so"),
+        "weights": (weights, f"continues with weights {weights!r}, as the run was started"),
+        "image_size": (size, f"continues with images of {size} pixels, as the run was started"),
     }

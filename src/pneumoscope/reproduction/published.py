@@ -1,7 +1,7 @@
-"""The report's published table, its erratum, and the differences to runs made here.
+"""The report's published table, its erratum, and the comparison of runs with it.
 
-The report prints accuracy, "recall", "precision" and "F1" of six networks on 390 pneumonia and 234 normal images. The counts
-behind them are restored and checked against all four columns.
+The report prints accuracy, "Recall", "Precision" and "F1" of six networks on 390 pneumonia and 234 normal images. The counts
+behind each row are reconstructed from these numbers and checked against all four columns.
 """
 
 from __future__ import annotations
@@ -14,22 +14,22 @@ import numpy as np
 
 from pneumoscope.core.errors import UndefinedMetricError
 from pneumoscope.core.results import Comparison, Confusion, Interval, ReferenceRow, ReferenceTable, RunSummary
-from pneumoscope.evaluation.paired import points_text
+from pneumoscope.evaluation.paired import percentage_points
 from pneumoscope.statistics.intervals import newcombe
 from pneumoscope.statistics.metrics import threshold_metrics
 
-__all__ = ["COUNTS", "ERRATUM", "PRINTED", "published_table", "restore"]
+__all__ = ["COUNTS", "ERRATUM", "PRINTED", "published_table", "reconstruct_counts"]
 
 COUNTS = {"NORMAL": 234, "PNEUMONIA": 390}
 ERRATUM = (
-    'The report\'s column "Precision" is specificity and its column "F1" is the harmonic mean of sensitivity and'
-    " specificity. Its four printed columns fix the counts of every row, since there are 390 PNEUMONIA and 234 NORMAL"
-    ' images; with those counts "Precision" is TN / (TN + FP) to the last printed digit. The rows here are computed from'
-    " the counts by the standard definitions: for alexnet-adam the precision is 363 / 384 = 0.945 where the report"
-    " prints 0.910, and F1 is 0.938 where it prints 0.920. Accuracy and recall (sensitivity) stand as printed."
+    'The report\'s column "Precision" is the specificity, and its column "F1" is the harmonic mean of sensitivity and'
+    " specificity. The four printed columns determine the counts of every row, because there are 390 PNEUMONIA and 234"
+    ' NORMAL images; with these counts, "Precision" equals TN / (TN + FP) to the last printed digit. The values here are'
+    " computed from the counts by the standard definitions: for alexnet-adam the precision is 363 / 384 = 0.945, where the"
+    " report prints 0.910, and F1 is 0.938, where it prints 0.920. Accuracy and recall (sensitivity) are correct as printed."
 )
 
-# Accuracy, "Recall", "Precision" and "F1" under the report's own names, then average training and validation accuracy.
+# Accuracy, "Recall", "Precision" and "F1" as named in the report; then average training and validation accuracy.
 PRINTED: Mapping[str, tuple[float, float, float, float, float, float]] = {
     "alexnet-sgd": (0.798077, 0.9897, 0.4786, 0.6452, 0.86744857, 0.78132993),
     "alexnet-adam": (0.923077, 0.9308, 0.9103, 0.9204, 0.90870553, 0.85345269),
@@ -39,8 +39,8 @@ PRINTED: Mapping[str, tuple[float, float, float, float, float, float]] = {
     "vgg19-adam-32": (0.900641, 0.9872, 0.7564, 0.8565, 0.9375131, 0.95336744),
 }
 
-# How the report made each row: network, optimizer, batch. That VGG19 started from ImageNet's weights is read off its curves.
-_MADE = {
+# Network, optimizer and batch size of each row. Its curves show that VGG19 started from ImageNet weights.
+_SETTINGS = {
     "alexnet-sgd": ("alexnet", "sgd", 64),
     "alexnet-adam": ("alexnet", "adam", 64),
     "alexnet-adam-32": ("alexnet", "adam", 32),
@@ -50,46 +50,46 @@ _MADE = {
 }
 
 
-def restore(name: str, accuracy: float, recall: float, precision: float, f1: float) -> Confusion:
-    """The four counts behind one printed row, reading "Precision" as specificity.
+def reconstruct_counts(name: str, accuracy: float, recall: float, precision: float, f1: float) -> Confusion:
+    """Return the confusion matrix behind one printed row, with "Precision" read as specificity.
 
     Args:
-        name: of the row, for the message.
-        accuracy: as printed, 6 decimals.
-        recall, precision, f1: as printed, 4 decimals.
+        name: Name of the row, for the message.
+        accuracy: As printed, 6 decimals.
+        recall, precision, f1: As printed, 4 decimals.
+
     Raises:
-        UndefinedMetricError: no counts of 390 and 234 images give the row, to the printed digit.
+        UndefinedMetricError: The four columns contradict each other.
     """
     tp, tn = round(recall * COUNTS["PNEUMONIA"]), round(precision * COUNTS["NORMAL"])
-    found = Confusion(tp, COUNTS["PNEUMONIA"] - tp, tn, COUNTS["NORMAL"] - tn)
+    counts = Confusion(tp, COUNTS["PNEUMONIA"] - tp, tn, COUNTS["NORMAL"] - tn)
     sensitivity, specificity = tp / COUNTS["PNEUMONIA"], tn / COUNTS["NORMAL"]
-    harmonic = 2 * sensitivity * specificity / ((sensitivity + specificity) or 1)
+    harmonic_mean = 2 * sensitivity * specificity / ((sensitivity + specificity) or 1)
     printed = {"accuracy": accuracy, "Recall": recall, "Precision": precision, "F1": f1}
-    again = {
+    recomputed = {
         "accuracy": (tp + tn) / sum(COUNTS.values()),
         "Recall": sensitivity,
         "Precision": specificity,
-        "F1": harmonic,
+        "F1": harmonic_mean,
     }
     for column, value in printed.items():
-        # One unit of the last digit, since the report sometimes cuts and sometimes rounds.
-        if abs(again[column] - value) > (1e-6 if column == "accuracy" else 1e-4):
+        # One unit of the last digit, because the report truncates some numbers and rounds others.
+        if abs(recomputed[column] - value) > (1e-6 if column == "accuracy" else 1e-4):
             raise UndefinedMetricError(
-                f"row {name!r} prints {column} {value}, but the counts of its other columns ({tp} of 390, {tn} of 234)"
-                f" give {again[column]:.6f}"
+                f"row {name!r} prints {column} {value}, but the counts from the other columns ({tp} of 390, {tn} of 234)"
+                f" give {recomputed[column]:.6f}"
             )
-    return found
+    return counts
 
 
 def published_table(comparison: Comparison) -> ReferenceTable:
-    """Return the report's six rows with their differences to the runs of the same names.
+    """Return the six published rows, each with its difference from the run of the same name.
 
-    Every row is there, whether or not there is such a run. The difference is None where the test images are not the report's.
+    A row without such a run has no difference, and neither has any row if the test images are not those of the report.
     """
     runs, counts = {run.name: run for run in comparison.runs}, comparison.images["counts"]
-    return ReferenceTable(
-        note=ERRATUM, rows=tuple(_row(name, printed, runs.get(name), counts) for name, printed in PRINTED.items())
-    )
+    rows = tuple(_row(name, printed, runs.get(name), counts) for name, printed in PRINTED.items())
+    return ReferenceTable(note=ERRATUM, rows=rows)
 
 
 def _row(
@@ -99,52 +99,52 @@ def _row(
     counts: Mapping[str, int],
 ) -> ReferenceRow:
     accuracy, recall, precision, f1, train, validation = printed
-    restored = restore(name, accuracy, recall, precision, f1)
-    ours, sentence = _beside(name, restored, run, counts)
+    confusion = reconstruct_counts(name, accuracy, recall, precision, f1)
+    difference, sentence = _compare_with_run(name, confusion, run, counts)
     columns = {"Accuracy": accuracy, "Recall": recall, "Precision": precision, "F1": f1}
-    return ReferenceRow(name, columns, restored, _standard(restored), train, validation, ours, sentence)
+    return ReferenceRow(name, columns, confusion, _metrics(confusion), train, validation, difference, sentence)
 
 
 @functools.cache
-def _standard(counts: Confusion) -> dict[str, Interval]:
-    """The standard definitions; which image was whose is not published, so every image stands for itself."""
+def _metrics(counts: Confusion) -> dict[str, Interval]:
+    """Return the metrics by their standard definitions. Patients are not published, so images count as independent."""
     decisions = np.repeat([True, False, False, True], [counts.tp, counts.fn, counts.tn, counts.fp])
     labels = np.repeat([True, True, False, False], [counts.tp, counts.fn, counts.tn, counts.fp])
     metrics = threshold_metrics(decisions, labels, None)
     return {
-        name: dataclasses.replace(found, method=found.method.replace("patient bootstrap", "bootstrap of images"))
-        for name, found in metrics.items()
+        name: dataclasses.replace(interval, method=interval.method.replace("patient bootstrap", "bootstrap of images"))
+        for name, interval in metrics.items()
     }
 
 
-def _beside(
+def _compare_with_run(
     name: str, published: Confusion, run: RunSummary | None, counts: Mapping[str, int]
 ) -> tuple[Interval | None, str]:
     if run is None:
-        return None, f"{name}: not among these runs."
+        return None, f"{name}: no run with this name."
     if dict(counts) != COUNTS:
         return None, (
-            f"{name}: ours was judged on {counts.get('NORMAL', 0)} NORMAL and {counts.get('PNEUMONIA', 0)} PNEUMONIA"
-            " images and the report's on 234 and 390, so the two are not compared."
+            f"{name}: not compared. The run was evaluated on {counts.get('NORMAL', 0)} NORMAL and"
+            f" {counts.get('PNEUMONIA', 0)} PNEUMONIA images, the report on 234 and 390."
         )
     n = sum(COUNTS.values())
-    right, theirs = run.confusion.tp + run.confusion.tn, published.tp + published.tn
-    # What the report's networks said of each image is not published, so the two count as independent although the images
-    # are the same ones: the interval is wider than a paired one.
-    difference = newcombe(right, n, theirs, n)
-    judged = "no difference can be shown"
+    correct, published_correct = run.confusion.tp + run.confusion.tn, published.tp + published.tn
+    # The published decisions are not known by image, so the results are treated as independent although the images are the
+    # same. The interval is wider than a paired one.
+    difference = newcombe(correct, n, published_correct, n)
+    result = "not significant"
     if difference.low is not None and difference.high is not None and not difference.low <= 0 <= difference.high:
-        judged = f"ours is {'higher' if difference.low > 0 else 'lower'}"
+        result = f"significantly {'higher' if difference.low > 0 else 'lower'}"
     return difference, (
-        f"{name}: accuracy {right / n:.3f} here, {theirs / n:.3f} in the report, {points_text(difference)}; {judged}"
-        f" (unpaired).{_unlike(name, run)}"
+        f"{name}: accuracy {correct / n:.3f} here and {published_correct / n:.3f} in the report, difference"
+        f" {percentage_points(difference)}, {result} (unpaired interval).{_setting_differences(name, run)}"
     )
 
 
-def _unlike(name: str, run: RunSummary) -> str:
-    """Where ours was made otherwise: a difference of results may come from there."""
-    network, optimizer, batch = _MADE[name]
-    theirs = {
+def _setting_differences(name: str, run: RunSummary) -> str:
+    """Return a sentence on the settings of the run that differ from the report; they may explain the difference."""
+    network, optimizer, batch = _SETTINGS[name]
+    settings = {
         "network": network,
         "optimizer": optimizer,
         "batch": batch,
@@ -152,10 +152,10 @@ def _unlike(name: str, run: RunSummary) -> str:
         "image_size": 224,
         "weights": "imagenet" if network == "vgg19" else "none",
     }
-    words = {"image_size": "image side in pixels", "weights": "starting weights"}
-    differ = [
-        f"{words.get(field, field)} {getattr(run, field)}, not {value}"
-        for field, value in theirs.items()
+    names = {"batch": "batch size", "image_size": "image size in pixels", "weights": "initial weights"}
+    differences = [
+        f"{names.get(field, field)} {getattr(run, field)} instead of {value}"
+        for field, value in settings.items()
         if getattr(run, field) != value
     ]
-    return f" Ours was made otherwise: {'; '.join(differ)}." if differ else ""
+    return f" Settings that differ from the report: {'; '.join(differences)}." if differences else ""

@@ -1,1 +1,1 @@
-"""Recipes and run folders. No other package knows how a run folder is laid out."""
+"""Recipes, run folders and their records. No other package knows the layout of a run folder."""

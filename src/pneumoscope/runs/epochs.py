@@ -1,4 +1,4 @@
-"""Metrics of each epoch (`epochs.csv`), and the choice of the epoch whose weights are kept."""
+"""Metrics of each epoch (`epochs.csv`), and selection of the best epoch."""
 
 from __future__ import annotations
 
@@ -10,8 +10,7 @@ from pathlib import Path
 from typing import Literal, NamedTuple
 
 from pneumoscope.core.errors import RunError
-from pneumoscope.runs.files import read_text
-from pneumoscope.runs.run_folder import EPOCHS_FILE
+from pneumoscope.runs.run_folder import EPOCHS_FILE, read_text
 
 __all__ = ["Epoch", "best_epoch", "epochs_csv", "read_epochs"]
 
@@ -21,10 +20,10 @@ class Epoch(NamedTuple):
 
     Attributes:
         epoch: Counted from 1.
-        train_loss, train_accuracy: Over the training images as seen, with dropout and augmentation.
+        train_loss, train_accuracy: Means over the training batches, with dropout and augmentation.
         validation_loss, validation_accuracy, validation_auroc: At the end of the epoch; accuracy at threshold 0.5.
-        learning_rate: After the last step.
-        seconds: Wall clock, validation included.
+        learning_rate: Learning rate after the last step.
+        seconds: Wall-clock time, including validation.
     """
 
     epoch: int
@@ -38,7 +37,7 @@ class Epoch(NamedTuple):
 
 
 def best_epoch(epochs: Sequence[Epoch], select: Literal["accuracy", "auroc", "loss", "last"]) -> Epoch:
-    """Return the epoch with the best validation metric, the earlier one at a tie; or the last one."""
+    """Return the epoch with the best validation metric, the earliest one if several are equal; or the last epoch."""
     if select == "last":
         return epochs[-1]
     if select == "loss":
@@ -49,7 +48,7 @@ def best_epoch(epochs: Sequence[Epoch], select: Literal["accuracy", "auroc", "lo
 
 
 def epochs_csv(epochs: Sequence[Epoch]) -> str:
-    """Return the epochs as CSV text, numbers in full precision."""
+    """Return the epochs as CSV text, with numbers in full precision."""
     out = io.StringIO()
     writer = csv.writer(out, lineterminator="\n")
     writer.writerow(Epoch._fields)
@@ -58,23 +57,23 @@ def epochs_csv(epochs: Sequence[Epoch]) -> str:
 
 
 def read_epochs(run: Path) -> tuple[Epoch, ...]:
-    """Return the epochs of a run, at least one.
+    """Return the epochs of a run; there is at least one.
 
     Raises:
-        RunError: The file or a column is missing, it has no rows, or a value is not a finite number (the row is named).
+        RunError: The file or a column is missing, the file has no rows, or a value is not a finite number.
     """
     path = run / EPOCHS_FILE
     reader = csv.DictReader(read_text(path).splitlines())
     missing = [name for name in Epoch._fields if name not in (reader.fieldnames or ())]
     if missing:
         raise RunError(f"{path} has no column {missing[0]!r} (it has: {', '.join(reader.fieldnames or ())})")
-    rows = tuple(_epoch(row, f"{path}, row {number}") for number, row in enumerate(reader, start=1))
+    rows = tuple(_parse_row(row, f"{path}, row {number}") for number, row in enumerate(reader, start=1))
     if not rows:
         raise RunError(f"{path} has no rows", hint="Finish the run: pneumoscope train RECIPE --out RUN --resume")
     return rows
 
 
-def _epoch(row: dict[str, str], where: str) -> Epoch:
+def _parse_row(row: dict[str, str], place: str) -> Epoch:
     values: dict[str, float] = {}
     for name in Epoch._fields:
         try:
@@ -82,6 +81,6 @@ def _epoch(row: dict[str, str], where: str) -> Epoch:
         except (TypeError, ValueError):
             values[name] = math.nan
         if not math.isfinite(values[name]):
-            kind = "a whole number" if name == "epoch" else "a finite number"
-            raise RunError(f"{where}: {name} is {row[name]!r}, not {kind}")
+            expected = "a whole number" if name == "epoch" else "a finite number"
+            raise RunError(f"{place}: {name} is {row[name]!r}, not {expected}")
     return Epoch(**values)  # type: ignore[arg-type]

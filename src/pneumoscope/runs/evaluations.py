@@ -1,4 +1,4 @@
-"""The files that an evaluation leaves in a run folder: evaluation.json and predictions.csv."""
+"""Files of an evaluation: evaluation.json and predictions.csv."""
 
 from __future__ import annotations
 
@@ -12,26 +12,26 @@ from pathlib import Path
 from pneumoscope.core.errors import RunError
 from pneumoscope.core.results import Evaluation, ScoredImage
 from pneumoscope.data.manifest import LABELS
-from pneumoscope.runs.files import read_document, read_text
+from pneumoscope.runs.run_folder import read_json, read_text
 
 __all__ = ["predictions_csv", "read_evaluation", "read_predictions"]
 
 _COLUMNS = tuple(field.name for field in dataclasses.fields(ScoredImage))
 _NUMBERS = ("logit", "score", "probability")
-_ADVICE = "Write it again: pneumoscope evaluate RUN --data DATA"
+_EVALUATE_HINT = "Repeat the evaluation: pneumoscope evaluate RUN --data DATA"
 
 
 def read_evaluation(path: Path) -> Evaluation:
-    """Return an `evaluation.json`.
+    """Return the evaluation of an `evaluation.json`.
 
     Raises:
         RunError: The file is missing, malformed, or of another schema.
     """
-    return read_document(path, Evaluation, _ADVICE)
+    return read_json(path, Evaluation, _EVALUATE_HINT)
 
 
 def predictions_csv(images: Iterable[ScoredImage]) -> str:
-    """Return scored images as CSV text, numbers in full precision."""
+    """Return scored images as CSV text, with numbers in full precision."""
     out = io.StringIO()
     writer = csv.writer(out, lineterminator="\n")
     writer.writerow(_COLUMNS)
@@ -43,23 +43,23 @@ def read_predictions(path: Path) -> tuple[ScoredImage, ...]:
     """Return the images of a `predictions.csv`.
 
     Raises:
-        RunError: The file or a column is missing, a label is unknown, or a number is not finite (the row is named).
+        RunError: The file or a column is missing, a label is unknown, or a number is not finite.
     """
-    reader = csv.DictReader(io.StringIO(read_text(path, _ADVICE)))
+    reader = csv.DictReader(io.StringIO(read_text(path, _EVALUATE_HINT)))
     missing = [name for name in _COLUMNS if name not in (reader.fieldnames or ())]
     if missing:
-        raise RunError(f"{str(path)!r} has no column {missing[0]!r}", hint=_ADVICE)
-    return tuple(_image(row, f"{str(path)!r}, row {number}") for number, row in enumerate(reader, start=1))
+        raise RunError(f"{str(path)!r} has no column {missing[0]!r}", hint=_EVALUATE_HINT)
+    return tuple(_parse_row(row, f"{str(path)!r}, row {number}") for number, row in enumerate(reader, start=1))
 
 
-def _image(row: Mapping[str, str], where: str) -> ScoredImage:
+def _parse_row(row: Mapping[str, str], place: str) -> ScoredImage:
     if row["label"] not in LABELS:
-        raise RunError(f"{where}: label is {row['label']!r}, not one of {', '.join(LABELS)}", hint=_ADVICE)
+        raise RunError(f"{place}: label is {row['label']!r}, not one of {', '.join(LABELS)}", hint=_EVALUATE_HINT)
     try:
         logit, score, probability = (float(row[name]) for name in _NUMBERS)
     except (TypeError, ValueError) as error:
-        raise RunError(f"{where}: {error}", hint=_ADVICE) from error
+        raise RunError(f"{place}: {error}", hint=_EVALUATE_HINT) from error
     if not all(map(math.isfinite, (logit, score, probability))):
-        raise RunError(f"{where}: a number is not finite", hint=_ADVICE)
-    texts = (row["path"], row["sha256"], row["patient"], row["label"], row["etiology"])
-    return ScoredImage(*texts, logit, score, probability)
+        raise RunError(f"{place}: a number is not finite", hint=_EVALUATE_HINT)
+    text = (row["path"], row["sha256"], row["patient"], row["label"], row["etiology"])
+    return ScoredImage(*text, logit, score, probability)

@@ -1,4 +1,4 @@
-"""The record of a run (`run.json`): what was asked, where it ran and what came of it; starting, resuming and finishing a run."""
+"""The record of a run (`run.json`): settings, environment and results; starting, resuming and finishing a run."""
 
 from __future__ import annotations
 
@@ -18,9 +18,8 @@ from pneumoscope.core.errors import RunError
 from pneumoscope.core.files import is_temporary, locked, write_atomically
 from pneumoscope.core.results import SCHEMA
 from pneumoscope.data.manifest import Manifest
-from pneumoscope.runs.files import read_document
-from pneumoscope.runs.recipe import Recipe, check
-from pneumoscope.runs.run_folder import LOCK_FILE, MANIFEST_FILE, RECIPE_FILE, RUN_FILE, is_run_folder
+from pneumoscope.runs.recipe import Recipe, parse_recipe
+from pneumoscope.runs.run_folder import LOCK_FILE, MANIFEST_FILE, RECIPE_FILE, RUN_FILE, is_run_folder, read_json
 
 __all__ = [
     "Resumption",
@@ -37,7 +36,7 @@ __all__ = [
     "versions",
 ]
 
-# Fields that a finished run has.
+# Required fields of a finished run.
 _RESULTS = (
     "best_epoch",
     "average_train_accuracy",
@@ -49,7 +48,13 @@ _LIBRARIES = ("torch", "torchvision", "lightning", "timm", "onnx", "onnxruntime"
 
 
 class Resumption(msgspec.Struct, frozen=True, kw_only=True):
-    """One resumption of a run: when, after how many epochs, and on what."""
+    """One resumption of a run.
+
+    Attributes:
+        when: Time, UTC, ISO 8601.
+        epoch: Epochs that were complete.
+        device, precision, machine, versions: As in `RunRecord`, after the resumption.
+    """
 
     when: str
     epoch: int
@@ -63,14 +68,20 @@ class RunRecord(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
     """The contents of `run.json`.
 
     Attributes:
-        state: "running" until the bundle is written.
-        recipe: Every field, as data. Older records may lack fields that were added later.
-        weights: Where the starting weights come from, as in the recipe.
-        weights_sha256: Of the starting weights; empty in records from before it was kept.
-        counts: Images by split and label.
-        best_epoch: The epoch whose weights are in the bundle. This and what follows is None while the run is not finished.
+        state: "running" until the bundle is written, then "finished".
+        recipe: All fields of the recipe. Older records may lack fields that were added later.
+        weights: Initial weights, as in the recipe.
+        weights_sha256: Hash of the initial weights; empty in older records.
+        counts: Number of images by split and label.
+        device: "cpu" or the name of the GPU, with the number of devices if there are several.
+        precision: "32" or "bf16".
+        machine: Processor, cores and operating system.
+        started, finished: Time, UTC, ISO 8601.
+        resumed: Resumptions, in order.
+        best_epoch: Epoch whose weights are in the bundle. This and the following fields are None until the run is finished.
         average_train_accuracy, average_validation_accuracy: Means over the epochs.
-        seconds: Wall clock of all epochs.
+        best_validation_accuracy: Validation accuracy of the best epoch.
+        seconds: Wall-clock time of all epochs.
     """
 
     schema: int
@@ -108,28 +119,28 @@ class RunRecord(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
                 raise ValueError(f"a finished run has no {missing[0]}")
 
     def to_json(self) -> str:
-        """Return the record as indented JSON; fields without a value are left out."""
+        """Return the record as indented JSON, without the fields that have no value."""
         return msgspec.json.format(msgspec.json.encode(self), indent=2).decode() + "\n"
 
 
 def now() -> str:
-    """Return the time in UTC, ISO 8601, to the second."""
+    """Return the current time, UTC, ISO 8601, to the second."""
     return datetime.now(UTC).isoformat(timespec="seconds")
 
 
 def versions() -> dict[str, str]:
     """Return the versions of this package, Python and the libraries that affect numbers."""
-    found = {"pneumoscope": __version__, "python": platform.python_version()}
+    result = {"pneumoscope": __version__, "python": platform.python_version()}
     for name in _LIBRARIES:
         try:
-            found[name] = version(name)
+            result[name] = version(name)
         except PackageNotFoundError:
             continue
-    return found
+    return result
 
 
 def machine() -> dict[str, str]:
-    """Return processor, cores and operating system, without the host name."""
+    """Return the processor, the number of cores and the operating system; not the host name."""
     processor = platform.processor() or platform.machine()
     try:
         lines = Path("/proc/cpuinfo").read_text(encoding="utf-8").splitlines()
@@ -145,10 +156,11 @@ def read_run(run: Path, *, finished: bool = False) -> RunRecord:
     Args:
         run: The run folder.
         finished: Raise if the run is not finished.
+
     Raises:
         RunError: `run.json` is missing, malformed or of another schema, or the run is not finished.
     """
-    record = read_document(run / RUN_FILE, RunRecord)
+    record = read_json(run / RUN_FILE, RunRecord)
     if finished and record.state != "finished":
         raise RunError(
             f"run {record.name!r} is {record.state!r}, not finished ({str(run / RUN_FILE)!r})",
@@ -159,77 +171,80 @@ def read_run(run: Path, *, finished: bool = False) -> RunRecord:
 
 @contextlib.contextmanager
 def lock_run(run: Path) -> Iterator[None]:
-    """Keep other processes from training in a folder, which is made where missing.
+    """Prevent other processes from training in a folder; create the folder if it is missing.
 
-    On exit the lock is removed, and so is the folder if it was made here and is empty.
+    On exit the lock is removed, and so is the folder if it was created here and is empty.
 
     Raises:
-        RunError: Another process trains in the folder.
-        StorageError: See `storage.locked`.
+        RunError: Another process is training in the folder.
+        StorageError: See `core.files.locked`.
     """
-    made = not run.exists()
+    created = not run.exists()
     held = RunError(
         f"another process is training in {str(run)!r}",
-        hint="Wait for it or stop it, then go on with --resume; or choose another folder with --out",
+        hint="Wait for it or stop it, then use --resume; or choose another folder with --out",
     )
     with locked(run / LOCK_FILE, held):
         try:
             yield
         finally:
-            # Removed while still locked. No process waits for this lock, so none can be left holding a removed file.
+            # Removed while locked. No process waits for this lock, so none can hold the removed file.
             with contextlib.suppress(OSError):
                 (run / LOCK_FILE).unlink()
-                if made:
+                if created:
                     run.rmdir()  # fails unless the folder is empty
 
 
 def check_output_folder(run: Path, recipe: Recipe, manifest: Manifest, *, resume: bool) -> None:
-    """Raise where a run cannot be started or resumed in this folder. Nothing is written.
+    """Raise if a run cannot be started or resumed in this folder. Write nothing.
 
     Args:
         run: The folder; it need not exist.
-        recipe, manifest: Of the run.
-        resume: Resume the run in the folder, if there is one.
+        recipe, manifest: Recipe and images of the run.
+        resume: Resume the run in the folder if there is one.
+
     Raises:
-        RunError: The folder is in use and `resume` is false, or it belongs to another run.
+        RunError: The folder is not empty and `resume` is false, or it belongs to another run.
     """
     if run.exists() and not run.is_dir():
         raise RunError(f"{str(run)!r} is a file, not a folder", hint="Choose another folder with --out")
     if not is_run_folder(run):
-        # A run killed while it made its folder leaves at most these files.
+        # A process that was killed while starting a run leaves at most these files.
         present = {path.name for path in run.iterdir()} - {LOCK_FILE} if run.exists() else set()
-        own = {
+        incomplete = {
             name
             for name in present
             if name in {RECIPE_FILE, MANIFEST_FILE}
-            or any(is_temporary(name, of) for of in (RECIPE_FILE, MANIFEST_FILE, RUN_FILE))
+            or any(is_temporary(name, target) for target in (RECIPE_FILE, MANIFEST_FILE, RUN_FILE))
         }
-        if present - own or (present and not resume):
-            raise RunError(f"{str(run)!r} is not empty and holds no run", hint="Choose another folder with --out")
+        if present - incomplete or (present and not resume):
+            raise RunError(f"{str(run)!r} is not empty and has no run", hint="Choose another folder with --out")
         return
     if not resume:
         raise RunError(
-            f"{str(run)!r} holds a run already",
-            hint="Resume it: --resume; or choose another folder with --out",
+            f"{str(run)!r} already has a run",
+            hint="Resume it with --resume, or choose another folder with --out",
         )
     before = read_run(run)
-    hint = "Resume with the same recipe, the same --set and the same images, or choose another folder with --out"
-    # Validated again, so that a field that did not exist yet takes its default.
-    old, new = (each.model_dump(mode="json") for each in (check(before.recipe, str(run / RUN_FILE)), recipe))
-    if old != new:
-        raise RunError(f"{str(run)!r} is a run of another recipe: {_first_difference(old, new)}", hint=hint)
+    hint = "Resume with the same recipe, --set options and images, or choose another folder with --out"
+    # Validated again, so that fields that the older record lacks have their defaults.
+    recorded = parse_recipe(before.recipe, str(run / RUN_FILE)).model_dump(mode="json")
+    requested = recipe.model_dump(mode="json")
+    if recorded != requested:
+        raise RunError(f"{str(run)!r} has a run of another recipe: {_first_difference(recorded, requested)}", hint=hint)
     if before.manifest_sha256 != manifest.sha256():
-        raise RunError(f"{str(run)!r} is a run on other images, labels or splits", hint=hint)
+        raise RunError(f"{str(run)!r} has a run on other images, labels or splits", hint=hint)
 
 
 def check_starting_weights(run: Path, sha256: str) -> None:
-    """Raise where a run would resume with other starting weights than it was started with.
+    """Raise if a run would be resumed with other initial weights than it was started with.
 
-    Weights drawn from the seed are not compared: another version of torch or another processor may draw others.
+    Randomly initialized weights are not compared: they may differ between versions of torch and between processors.
 
     Args:
-        run: The folder; the run need not be started yet.
-        sha256: Of the weights found now.
+        run: The folder; it need not have a run yet.
+        sha256: Hash of the current initial weights.
+
     Raises:
         RunError: The hashes differ.
     """
@@ -238,9 +253,9 @@ def check_starting_weights(run: Path, sha256: str) -> None:
     before = read_run(run)
     if before.weights != "none" and before.weights_sha256 != sha256:
         raise RunError(
-            f"{str(run)!r} was started with the weights {before.weights_sha256[:16]};"
-            f" {before.weights!r} now gives {sha256[:16]}",
-            hint="Restore the weights that it was started with, or choose another folder with --out",
+            f"{str(run)!r} was started with weights of SHA-256 {before.weights_sha256[:16]};"
+            f" {before.weights!r} now has SHA-256 {sha256[:16]}",
+            hint="Restore the original weights, or choose another folder with --out",
         )
 
 
@@ -276,17 +291,18 @@ def create_run(
         machine=machine(),
         started=now(),
     )
-    # Last, so that a folder with `run.json` has the other files too.
+    # Last, so that a folder with `run.json` also has the other files.
     write_atomically(run / RUN_FILE, record.to_json())
 
 
 def record_resumption(run: Path, epoch: int, *, device: str, precision: str) -> None:
-    """Append a `Resumption` to the record of a run; the rest stays as it was written.
+    """Append a `Resumption` to the record of a run.
 
     Args:
         run: The run folder.
-        epoch: Epochs done so far.
-        device, precision: Of the resumed run.
+        epoch: Epochs that are complete.
+        device, precision: Device and precision after the resumption.
+
     Raises:
         StorageError: The record cannot be written.
     """
@@ -303,6 +319,7 @@ def finish_run(run: Path, results: Mapping[str, float]) -> RunRecord:
     Args:
         run: The run folder.
         results: Values of the `RunRecord` fields from `best_epoch` to `seconds`.
+
     Raises:
         StorageError: The record cannot be written.
     """

@@ -1,12 +1,12 @@
-"""Layout of a run folder.
+"""Layout of a run folder, and reading of its files.
 
-RUN/recipe.toml                 the recipe, defaults written out
+RUN/recipe.toml                 the recipe with all defaults
     manifest.csv                images, labels, patients, splits and hashes
     run.json                    see `record.RunRecord`
     epochs.csv                  one row per epoch, see `epochs.Epoch`
-    curves.svg                  the same as a figure
-    checkpoints/                last.ckpt (state to resume from), best.safetensors (weights kept)
-    tensorboard/                the same metrics for TensorBoard
+    curves.svg                  learning curves
+    checkpoints/                last.ckpt (training state), best.safetensors (selected weights)
+    tensorboard/                the metrics of epochs.csv for TensorBoard
     bundle/                     network.onnx and card.json
     evaluation/SPLIT/           evaluation.json and predictions.csv, written by `evaluate`
 
@@ -16,9 +16,13 @@ A process that trains in the folder holds the lock `.run.lock`.
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any, TypeVar
+
+import msgspec
 
 from pneumoscope.bundle.card import DEFAULT_BUNDLE
 from pneumoscope.core.errors import RunError
+from pneumoscope.core.results import SCHEMA
 
 __all__ = [
     "BUNDLE_FOLDER",
@@ -36,6 +40,8 @@ __all__ = [
     "evaluation_folder",
     "find_bundle",
     "is_run_folder",
+    "read_json",
+    "read_text",
 ]
 
 RUN_FILE = "run.json"
@@ -52,9 +58,16 @@ LOCK_FILE = ".run.lock"
 EVALUATION_FILE = "evaluation.json"
 PREDICTIONS_FILE = "predictions.csv"
 
+_TRAIN_HINT = "Is it a run folder? Train one: pneumoscope train RECIPE"
+_Record = TypeVar("_Record")
+
+
+class _Header(msgspec.Struct):
+    schema: Any = None
+
 
 def is_run_folder(path: Path) -> bool:
-    """Return True where a run was started in this folder."""
+    """Return True if a run was started in this folder."""
     return (path / RUN_FILE).is_file()
 
 
@@ -64,7 +77,7 @@ def evaluation_folder(run: Path, split: str = "test") -> Path:
 
 
 def find_bundle(target: Path | None = None) -> Path:
-    """Return the bundle of a run folder, the folder itself where it is not a run, and the packaged one for None.
+    """Return the bundle of a run, the folder itself if it is not a run, or the default bundle if it is None.
 
     Raises:
         RunError: The run has no bundle.
@@ -76,7 +89,38 @@ def find_bundle(target: Path | None = None) -> Path:
         return bundle
     if is_run_folder(target):
         raise RunError(
-            f"run {str(target)!r} has no bundle: it is not finished, or its weights were left elsewhere",
+            f"run {str(target)!r} has no bundle: training is not finished, or the bundle was not copied",
             hint="Finish it: pneumoscope train RECIPE --data DATA --out RUN --resume",
         )
     return target
+
+
+def read_text(path: Path, hint: str = _TRAIN_HINT) -> str:
+    """Return the text of a file.
+
+    Raises:
+        RunError: The file is missing, unreadable or not UTF-8.
+    """
+    try:
+        return path.read_text(encoding="utf-8")
+    except (OSError, UnicodeDecodeError) as error:
+        reason = error.strerror if isinstance(error, OSError) else str(error)
+        raise RunError(f"cannot read {str(path)!r}: {reason}", hint=hint) from error
+
+
+def read_json(path: Path, record_type: type[_Record], hint: str = _TRAIN_HINT) -> _Record:
+    """Return the content of a JSON file as a record. Types must match exactly; unknown keys are ignored.
+
+    Raises:
+        RunError: The file is missing, not JSON, malformed, or of another schema.
+    """
+    text = read_text(path, hint)
+    try:
+        schema = msgspec.json.decode(text, type=_Header).schema
+        if schema != SCHEMA:
+            raise RunError(f"{str(path)!r} has schema {schema!r}; this version reads {SCHEMA}", hint=hint)
+        return msgspec.json.decode(text, type=record_type)
+    except msgspec.ValidationError as error:
+        raise RunError(f"{str(path)!r} is malformed: {error}", hint=hint) from error
+    except msgspec.DecodeError as error:
+        raise RunError(f"{str(path)!r} is not JSON: {error}", hint=hint) from error

@@ -1,1 +1,1 @@
-"""The service: images posted to one process, judged by the bundle that `predictor` scores with, and kept with an audit log."""
+"""The service: an HTTP API and a web UI that store images, predictions, reviews and an audit log."""

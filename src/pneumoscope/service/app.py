@@ -1,4 +1,4 @@
-"""Puts the service together, the API and the page over it, for a server to run."""
+"""The application: the HTTP API, the web UI and the middleware around them."""
 
 from __future__ import annotations
 
@@ -16,100 +16,103 @@ from pneumoscope import __version__
 from pneumoscope.core.i18n import NOTICE
 from pneumoscope.inference.model import Model
 from pneumoscope.service.api.dependencies import authentication
-from pneumoscope.service.api.problems import describe_errors, install_exception_handlers
-from pneumoscope.service.api.routes import paths, public_routes
+from pneumoscope.service.api.exception_handlers import add_problem_schema, install_exception_handlers
+from pneumoscope.service.api.routes import operation_router, prediction_router
 from pneumoscope.service.auth.tokens import Authenticator
 from pneumoscope.service.inference_queue import InferenceQueue
-from pneumoscope.service.middleware import Metrics, RequestMiddleware
+from pneumoscope.service.metrics import Metrics
+from pneumoscope.service.middleware import RequestMiddleware
 from pneumoscope.service.predictions import PredictionService
-from pneumoscope.service.request_limits import DrainBody, Limits
+from pneumoscope.service.request_limits import BodyLimitMiddleware, DrainBodyMiddleware
 from pneumoscope.service.storage.repository import PredictionRepository
 from pneumoscope.service.storage.retention import Retention
 from pneumoscope.service.web.routes import web_router
 
-__all__ = ["Settings", "make_app"]
+__all__ = ["Settings", "create_app"]
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
 class Settings:
-    """What a service takes.
+    """Settings of a service.
 
     Attributes:
-        most_bytes: of a body that brings images.
-        most_held: bytes of all such bodies that are under way at once.
-        most_images: of one request.
-        most_waiting: images that may be taken in and not answered.
-        loopback: whether only this machine can reach it, so that another host's name in a request is a trick.
-        public_name: by which a proxy on this machine makes it reachable; empty where there is none.
-        keep: age at which images are removed; None keeps them.
+        max_body_bytes: Size of a body with images.
+        max_total_bytes: Size of all bodies with images in progress together.
+        max_images: Images in one request.
+        max_waiting: Images that are accepted and not answered.
+        loopback: Whether only this machine can reach the service. Requests for other host names are then rejected.
+        public_name: Host name under which a reverse proxy on this machine publishes the service; may be empty.
+        keep: Age at which images are removed; None keeps them.
     """
 
-    most_bytes: int = 256 * 2**20
-    most_held: int = 2**30
-    most_images: int = 64
-    most_waiting: int = 256
+    max_body_bytes: int = 256 * 2**20
+    max_total_bytes: int = 2**30
+    max_images: int = 64
+    max_waiting: int = 256
     loopback: bool = True
     public_name: str = ""
     keep: timedelta | None = None
 
 
-def make_app(
-    model: Model, records: PredictionRepository, access: Authenticator, settings: Settings | None = None
+def create_app(
+    model: Model, repository: PredictionRepository, authenticator: Authenticator, settings: Settings | None = None
 ) -> FastAPI:
-    """The application, for a server to run. It closes `records` at its end.
+    """Return the application, which closes the repository when it shuts down.
 
     Args:
-        model: that judges; load it with one thread a call.
-        records: where images are kept.
-        access: who may ask.
-        settings: limits.
+        model: The model; load it with one thread per call.
+        repository: Where predictions and images are stored.
+        authenticator: Determines the user of a request.
+        settings: Limits and addresses; the defaults if None.
     """
-    chosen = settings or Settings()
-    scoring = InferenceQueue(model, most_waiting=chosen.most_waiting)
-    retention = Retention(records, chosen.keep)
+    settings = settings or Settings()
+    queue = InferenceQueue(model, max_waiting=settings.max_waiting)
+    retention = Retention(repository, settings.keep)
 
     @contextlib.asynccontextmanager
     async def lifespan(_: FastAPI) -> AsyncIterator[None]:
         retention.start()
         yield
         await run_in_threadpool(retention.stop)
-        await run_in_threadpool(scoring.close)
-        await run_in_threadpool(records.close)
+        await run_in_threadpool(queue.close)
+        await run_in_threadpool(repository.close)
 
     app = FastAPI(
         title="pneumoscope",
         version=__version__,
-        summary="Judges chest radiographs and keeps what it said.",
+        summary="Pneumonia detection on chest radiographs.",
         description=NOTICE,
         license_info={"name": "Apache-2.0", "identifier": "Apache-2.0"},
         docs_url=None,  # its pages load scripts from another host
         redoc_url=None,
-        telemetry={
-            "tracing": False,
-            "metrics": False,
-            "logs": False,
-        },  # it would hold addresses, and so names of images
+        # Traces and logs of requests would contain URLs, and so names of images.
+        telemetry={"tracing": False, "metrics": False, "logs": False},
         lifespan=lifespan,
     )
-    metrics = Metrics(lambda: scoring.waiting)
-    judging = PredictionService(model, records, scoring, metrics)
-    identify = authentication(access)
+    metrics = Metrics(lambda: queue.waiting)
+    service = PredictionService(model, repository, queue, metrics)
+    authenticate = authentication(authenticator)
     routers = (
-        public_routes(judging),
-        paths(judging, chosen.most_images, identify),
-        web_router(judging, chosen.most_bytes, identify),
+        operation_router(service),
+        prediction_router(service, settings.max_images, authenticate),
+        web_router(service, settings.max_body_bytes, authenticate),
     )
     for router in routers:
         app.include_router(router)
     routes = [route for router in routers for route in router.routes if isinstance(route, APIRoute)]
     install_exception_handlers(app, routes)
-    describe_errors(app)
+    add_problem_schema(app)
     app.mount("/static", StaticFiles(packages=[("pneumoscope.service.web", "static")]), name="static")
-    app.state.access = access
-    app.add_middleware(Limits, most_bytes=chosen.most_bytes, most_held=chosen.most_held)
-    known = {"/openapi.json", *(route.path for route in routes)}
+    app.state.authenticator = authenticator
     app.add_middleware(
-        RequestMiddleware, metrics=metrics, loopback=chosen.loopback, public_name=chosen.public_name, known=known
+        BodyLimitMiddleware, max_body_bytes=settings.max_body_bytes, max_total_bytes=settings.max_total_bytes
     )
-    app.add_middleware(DrainBody, most_bytes=chosen.most_bytes)
+    app.add_middleware(
+        RequestMiddleware,
+        metrics=metrics,
+        loopback=settings.loopback,
+        public_name=settings.public_name,
+        known_paths={"/openapi.json", *(route.path for route in routes)},
+    )
+    app.add_middleware(DrainBodyMiddleware, max_bytes=settings.max_body_bytes)
     return app

@@ -1,4 +1,4 @@
-"""Images of all requests through one network: they wait in a queue with an end, and go through it a few at a time."""
+"""The inference queue: images of all requests wait in a bounded queue, and worker threads score them in batches."""
 
 from __future__ import annotations
 
@@ -18,126 +18,130 @@ __all__ = ["InferenceQueue"]
 
 
 @dataclasses.dataclass(slots=True)
-class _Waiting:
+class _Job:
+    """An image in the queue, with the name that the client gave it."""
+
     image: bytes
     name: str
-    found: Future[Prediction]
+    future: Future[Prediction]
 
-    def forget(self, _: Future[Prediction]) -> None:
-        """Let go of the bytes of an image that is scored, or that nobody waits for any more."""
+    def release_image(self, _: Future[Prediction]) -> None:
+        """Free the image's bytes once it is scored or cancelled."""
         self.image = b""
 
 
 class InferenceQueue:
-    """Threads that decode and score what waits.
+    """Threads that decode and score waiting images.
 
-    A worker takes its share of what waits, up to `session.model.BATCH_SIZE` images: alone an image is scored at once, and under load
-    they go through the network together. An image whose request has gone (its future is cancelled) is passed over.
+    Each worker takes an equal part of the queue, up to `inference.model.BATCH_SIZE` images: a single image is scored at once,
+    and under load images share a network call. Images whose future is cancelled are skipped.
 
     Args:
-        model: that scores; with one thread a call, so that workers do not wait for each other.
-        most_waiting: images that may be taken in and not answered.
-        workers: threads; 0 takes one a core.
+        model: The model, with one thread per call, so that workers do not wait for each other.
+        max_waiting: Limit on images that are accepted and not answered.
+        workers: Number of threads; 0 means one per core.
     """
 
-    def __init__(self, model: Model, *, most_waiting: int, workers: int = 0) -> None:
+    def __init__(self, model: Model, *, max_waiting: int, workers: int = 0) -> None:
         self.model = model
-        self._waiting: queue.SimpleQueue[_Waiting | None] = queue.SimpleQueue()
-        self._most = most_waiting
-        self._count = 0
+        self._queue: queue.SimpleQueue[_Job | None] = queue.SimpleQueue()
+        self._max_waiting = max_waiting
+        self._waiting = 0
         self._closed = False
         self._lock = threading.Lock()
         self._workers = [
-            threading.Thread(target=self._work, name=f"scoring-{place}", daemon=True)
-            for place in range(workers or os.cpu_count() or 1)
+            threading.Thread(target=self._run, name=f"inference-{number}", daemon=True)
+            for number in range(workers or os.cpu_count() or 1)
         ]
         for worker in self._workers:
             worker.start()
 
     @property
     def waiting(self) -> int:
-        """Images that are taken in and not answered yet."""
-        return self._count
+        """Number of images that are accepted and not answered."""
+        return self._waiting
 
     @contextlib.contextmanager
-    def admitted(self, count: int) -> Iterator[None]:
-        """Room for the images of one request, all or none, until it is answered.
+    def reserve(self, count: int) -> Iterator[None]:
+        """Reserve places for all images of one request until it is answered.
 
         Args:
-            count: of images.
+            count: Number of images.
         Raises:
-            BusyError: too many are taken in already, or the service is stopping.
+            BusyError: The queue is full, or the service is stopping.
         """
         with self._lock:
-            self._refuse_when_closed()
-            # A request that alone is longer than the queue is taken when nothing else waits: it could never be otherwise.
-            if self._count and self._count + count > self._most:
+            self._raise_if_closed()
+            # A request larger than the queue is accepted if the queue is empty; it could never be accepted otherwise.
+            if self._waiting and self._waiting + count > self._max_waiting:
                 raise BusyError(
-                    f"{self._count} images wait to be scored; {self._most} may", hint="Try again in a few seconds"
+                    f"the queue is full: {self._waiting} images are waiting, and the limit is {self._max_waiting}",
+                    hint="Try again in a few seconds",
                 )
-            self._count += count
+            self._waiting += count
         try:
             yield
         finally:
             with self._lock:
-                self._count -= count
+                self._waiting -= count
 
     def submit(self, images: Sequence[tuple[bytes, str]]) -> list[Future[Prediction]]:
-        """Have images scored.
+        """Enqueue images.
 
         Args:
-            images: bytes and name of each.
+            images: Bytes and name of each image.
         Returns:
-            In their order; an image that cannot be read becomes a `Prediction` with `error`.
+            A future for each image, in the same order; the prediction of an unreadable image has a `failure`.
         Raises:
-            BusyError: the service is stopping.
+            BusyError: The service is stopping.
         """
         with self._lock:
-            self._refuse_when_closed()
-            waiting = [_Waiting(image, name, Future()) for image, name in images]
-            for each in waiting:
-                each.found.add_done_callback(each.forget)
-                self._waiting.put(each)
-        return [each.found for each in waiting]
+            self._raise_if_closed()
+            jobs = [_Job(image, name, Future()) for image, name in images]
+            for job in jobs:
+                job.future.add_done_callback(job.release_image)
+                self._queue.put(job)
+        return [job.future for job in jobs]
 
     def close(self) -> None:
-        """Take in nothing more, and return when all that was taken in is answered."""
+        """Accept no more images, and return when all accepted images are scored."""
         with self._lock:
             if not self._closed:
                 self._closed = True
                 for _ in self._workers:
-                    self._waiting.put(None)
+                    self._queue.put(None)
         for worker in self._workers:
             worker.join()
 
-    def _refuse_when_closed(self) -> None:
+    def _raise_if_closed(self) -> None:
         if self._closed:
             raise BusyError("the service is stopping", hint="Try again when it has started")
 
-    def _work(self) -> None:
-        while (first := self._waiting.get()) is not None:
+    def _run(self) -> None:
+        while (first := self._queue.get()) is not None:
             batch = [first]
-            share = -(-(1 + self._waiting.qsize()) // len(self._workers))  # the others are to have some, too
+            fair_size = -(-(1 + self._queue.qsize()) // len(self._workers))
             with contextlib.suppress(queue.Empty):
-                while len(batch) < min(share, BATCH_SIZE):
-                    following = self._waiting.get_nowait()
+                while len(batch) < min(fair_size, BATCH_SIZE):
+                    following = self._queue.get_nowait()
                     if following is None:
-                        self._waiting.put(None)  # the end is for another worker, or for this one's next turn
+                        self._queue.put(None)  # for another worker, or for this one's next iteration
                         break
                     batch.append(following)
-            self._score([each for each in batch if each.found.set_running_or_notify_cancel()])
+            self._predict([job for job in batch if job.future.set_running_or_notify_cancel()])
 
-    def _score(self, batch: list[_Waiting]) -> None:
+    def _predict(self, batch: list[_Job]) -> None:
         if not batch:
             return
         try:
-            judged = self.model.predict_batch([each.image for each in batch])
-        except Exception as error:  # noqa: BLE001  whatever it is, those who wait must be told
+            # Without names: they may be those of patients, and must not appear in failures.
+            predictions = self.model.predict_batch([job.image for job in batch], names=[""] * len(batch))
+        except Exception as error:  # noqa: BLE001  every waiting request must get an answer
             if len(batch) == 1:
-                batch[0].found.set_exception(error)
+                batch[0].future.set_exception(error)
                 return
-            for each in batch:  # one of them keeps the others from being scored
-                self._score([each])
+            for job in batch:  # one of the images may be the cause
+                self._predict([job])
             return
-        for each, prediction in zip(batch, judged, strict=True):
-            each.found.set_result(dataclasses.replace(prediction, path=each.name))
+        for job, prediction in zip(batch, predictions, strict=True):
+            job.future.set_result(dataclasses.replace(prediction, path=job.name))

@@ -1,83 +1,62 @@
-"""What stands around every request: it is counted, refused where another site's page makes it, and answered with its headers."""
+"""Middleware of every request: metrics, log lines, security headers, and protection against requests of other sites."""
 
 from __future__ import annotations
 
 import logging
 import re
 import time
-from collections.abc import Callable, Collection
+from collections.abc import Collection
 
-from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, disable_created_metrics
 from starlette.datastructures import MutableHeaders
 from starlette.requests import Request
 from starlette.responses import Response
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
-from pneumoscope.service.api.problems import fault, problem, refused
+from pneumoscope.core.errors import AuthenticationError
+from pneumoscope.service.api.exception_handlers import internal_error_response, problem_response, record_error
 from pneumoscope.service.auth.tokens import is_loopback
+from pneumoscope.service.metrics import Metrics
 
-__all__ = ["Metrics", "RequestMiddleware"]
+__all__ = ["RequestMiddleware"]
 
 _LOG = logging.getLogger("pneumoscope.service")
-_METHODS = ("GET", "HEAD", "POST", "PUT", "PATCH", "DELETE", "OPTIONS")  # others are of a client's own making
-
+_METHODS = ("GET", "HEAD", "POST", "PUT", "PATCH", "DELETE", "OPTIONS")  # a client could invent others
+_SAFE_METHODS = ("GET", "HEAD", "OPTIONS")
 _ID = re.compile(r"(?<=^/images)/[^/]+|(?<=^/v1/predictions)/[^/]+")
 _HEADERS = {
     "Cache-Control": "no-store",
     "Content-Security-Policy": "default-src 'none'; frame-ancestors 'none'",
     "Cross-Origin-Resource-Policy": "same-origin",
-    "Referrer-Policy": "same-origin",  # with none, a browser would not say from which page a form comes
+    "Referrer-Policy": "same-origin",  # with no-referrer, browsers would send no Origin with forms
     "X-Content-Type-Options": "nosniff",
 }
 
 
-class Metrics:
-    """Numbers for Prometheus; no name of an image or a patient is among their labels.
-
-    Args:
-        waiting: how many images wait to be scored.
-    """
-
-    def __init__(self, waiting: Callable[[], float]) -> None:
-        disable_created_metrics()  # type: ignore[no-untyped-call]  # series that nobody asks for, one beside each
-        self.registry = CollectorRegistry()
-        self.images = Counter(
-            "pneumoscope_images", "Images by what became of them", ["decision"], registry=self.registry
-        )
-        self.requests = Counter(
-            "pneumoscope_requests", "Requests by method, path and status", ["method", "path", "status"],
-            registry=self.registry,
-        )  # fmt: skip
-        self.seconds = Histogram("pneumoscope_request_seconds", "Time to answer", ["path"], registry=self.registry)
-        images = Gauge("pneumoscope_images_waiting", "Images that wait to be scored", registry=self.registry)
-        images.set_function(waiting)
-
-
 class RequestMiddleware:
-    """Middleware that counts requests, refuses those that another site's page makes, and adds the headers that all answers have.
+    """Middleware that counts and logs requests, rejects those of other sites, and adds security headers.
 
     Args:
-        app: behind it.
-        metrics: that count.
-        loopback, public_name: see `app.Settings`.
-        known: paths that there are, with {id} in the place of an id.
+        app: The application behind it.
+        metrics: Metrics of the service.
+        loopback, public_name: See `app.Settings`.
+        known_paths: Paths of all routes, with {id} for an id.
     """
 
     def __init__(
-        self, app: ASGIApp, *, metrics: Metrics, loopback: bool, public_name: str, known: Collection[str]
+        self, app: ASGIApp, *, metrics: Metrics, loopback: bool, public_name: str, known_paths: Collection[str]
     ) -> None:
         self.app, self._metrics, self._loopback, self._public_name = app, metrics, loopback, public_name.lower()
-        self._known = frozenset(known)
+        self._known_paths = frozenset(known_paths)
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        """Pass a request on, and see what becomes of it."""
+        """Pass a request on, and record its outcome."""
         if scope["type"] != "http":
             await self.app(scope, receive, send)
             return
         start, status, request = time.perf_counter(), 0, Request(scope)
-        scope.setdefault("state", {})  # of both scopes: what becomes of the request is told there
+        scope.setdefault("state", {})  # shared with the copy of the scope below; see `record_error`
 
-        async def answered(message: Message) -> None:
+        async def send_with_headers(message: Message) -> None:
             nonlocal status
             if message["type"] == "http.response.start":
                 status = message["status"]
@@ -87,56 +66,58 @@ class RequestMiddleware:
             await send(message)
 
         try:
-            response = self._refusal(request)
+            response = self._cross_site_response(request)
             if response is not None:
-                refused(request, "AuthenticationError")
-                await response(scope, receive, answered)
+                record_error(request, AuthenticationError.code)
+                await response(scope, receive, send_with_headers)
             else:
-                # What may be had may be asked about; the server sends no body then.
+                # HEAD is routed like GET; the server sends no body.
                 method = "GET" if scope["method"] == "HEAD" else scope["method"]
-                await self.app({**scope, "method": method}, receive, answered)
-        except Exception as error:  # noqa: BLE001  whatever it is, the client is told; what it says may hold anything
-            _LOG.debug("a fault of ours", exc_info=error)
-            # What befalls an answer that has begun comes with a RuntimeError of the framework's around it.
-            told = fault(request, error.__cause__ if status and isinstance(error.__cause__, Exception) else error)
-            if status:  # the answer breaks off, which the client sees: it has no end
+                await self.app({**scope, "method": method}, receive, send_with_headers)
+        except Exception as error:  # noqa: BLE001  every error is answered; its message may contain anything
+            _LOG.debug("Internal error", exc_info=error)
+            # Starlette wraps an error after the start of a response in a RuntimeError.
+            cause = error.__cause__ if status and isinstance(error.__cause__, Exception) else error
+            response = internal_error_response(request, cause)
+            if status:  # the response is incomplete, which the client can detect
                 status = 500
             else:
-                await told(scope, receive, answered)
-        path = self._shape(scope["path"])
+                await response(scope, receive, send_with_headers)
+        path = self._route_path(scope["path"])
         method = request.method if request.method in _METHODS else "other"
         seconds = time.perf_counter() - start
         self._metrics.requests.labels(method, path, status).inc()
         self._metrics.seconds.labels(path).observe(seconds)
         if status >= 400:
-            _tell(request, f"{method} {path} {status}", seconds, status >= 500)
+            _log_error(request, f"{method} {path} {status}", seconds, is_server_error=status >= 500)
 
-    def _shape(self, path: str) -> str:
-        """A path with {id} in the place of an id; "other" for one that a client made up."""
-        shape = _ID.sub("/{id}", path)
-        return shape if shape in self._known else "other"
+    def _route_path(self, path: str) -> str:
+        """Return a path with {id} for an id; "other" for an unknown path."""
+        route_path = _ID.sub("/{id}", path)
+        return route_path if route_path in self._known_paths else "other"
 
-    def _refusal(self, request: Request) -> Response | None:
+    def _cross_site_response(self, request: Request) -> Response | None:
+        """Return the rejection of a request that a page of another site may have caused, or None.
+
+        Such a page can submit a form to this service, or let its own host name resolve to this machine (DNS rebinding).
+        """
         host = request.headers.get("Host", "")
         name = (host.rpartition(":")[0] if host.rpartition(":")[2].isdigit() else host).lower()
-        # A page of another site may send a form here, or have its own name point to this machine: neither may act.
         if self._loopback and not is_loopback(name) and not (name and name == self._public_name):
-            hint = "Ask http://127.0.0.1 or http://localhost, or start it with --public-name"
-            return problem(403, "AuthenticationError", "the request names another host", hint)
+            hint = "Use http://127.0.0.1 or http://localhost, or start the service with --public-name"
+            return problem_response(403, AuthenticationError.code, "the request is for another host", hint)
         origin = request.headers.get("Origin", "")
-        if request.method not in ("GET", "HEAD", "OPTIONS") and origin and origin.partition("://")[2] != host:
-            return problem(
-                403,
-                "AuthenticationError",
-                "the request comes from another site's page",
-                "Send it from this service's page",
-            )
+        if request.method not in _SAFE_METHODS and origin and origin.partition("://")[2] != host:
+            hint = "Send it from a page of this service"
+            detail = "the request was sent by a page of another site"
+            return problem_response(403, AuthenticationError.code, detail, hint)
         return None
 
 
-def _tell(request: Request, what: str, seconds: float, ours: bool) -> None:
-    """A line in the log for a request that was not done. Nothing that the client sent is in it, but the name of its token."""
-    error, why = getattr(request.state, "rejected", ("-", ""))
-    who = getattr(request.state, "who", "-")
-    said = f": {' '.join(why.split())}" if ours and why else ""
-    _LOG.log(logging.WARNING if ours else logging.INFO, "%s %s %s %.0f ms%s", what, error, who, 1000 * seconds, said)
+def _log_error(request: Request, outcome: str, seconds: float, *, is_server_error: bool) -> None:
+    """Log a failed request. The line contains nothing that the client sent, except the name of its token."""
+    code, message = getattr(request.state, "error", ("-", ""))
+    user = getattr(request.state, "user", "-")
+    reason = f": {' '.join(message.split())}" if is_server_error and message else ""
+    level = logging.WARNING if is_server_error else logging.INFO
+    _LOG.log(level, "%s %s %s %.0f ms%s", outcome, code, user, 1000 * seconds, reason)

@@ -1,160 +1,129 @@
-"""The images of a request: read from it, judged together, and kept before it is answered."""
+"""The prediction service: score the images of a request, store the predictions, and check that both are possible."""
 
 from __future__ import annotations
 
 import asyncio
 import dataclasses
-from collections.abc import Sequence
+import logging
+import threading
+import time
+from collections.abc import Callable, Coroutine, Sequence
 from typing import Any
 
-from starlette.datastructures import UploadFile
-from starlette.exceptions import HTTPException
-from starlette.requests import Request
-
-from pneumoscope.core.errors import StorageError, TooLargeError, UsageError
+from pneumoscope.core.errors import PneumoscopeError, StorageError, UsageError
 from pneumoscope.core.prediction import Prediction
 from pneumoscope.inference.model import Model
-from pneumoscope.service.api.schemas import PredictionSchema
 from pneumoscope.service.inference_queue import InferenceQueue
-from pneumoscope.service.middleware import Metrics
+from pneumoscope.service.metrics import Metrics
+from pneumoscope.service.storage.records import StoredPrediction
 from pneumoscope.service.storage.repository import PredictionRepository
 
-__all__ = ["BODY", "NAME", "PredictionService", "read_images"]
+__all__ = ["PredictionService", "Readiness"]
 
-_RAW = (
-    "application/dicom",
-    "application/octet-stream",
-    "image/jpeg",
-    "image/png",
-    "image/tiff",
-    "image/bmp",
-    "image/webp",
-)
-NAME = 255  # characters of an image's name that are kept
-_MULTIPART = "multipart/form-data"
-_BINARY = {"schema": {"type": "string", "format": "binary"}}
-BODY: dict[str, Any] = {
-    "required": True,
-    "content": {
-        _MULTIPART: {
-            "schema": {
-                "type": "object",
-                "required": ["images"],
-                "properties": {
-                    "images": {"type": "array", "minItems": 1, "items": {"type": "string", "format": "binary"}}
-                },
-            }
-        },
-        **dict.fromkeys(_RAW, _BINARY),
-    },
-}
+_LOG = logging.getLogger("pneumoscope.service")
+_CHECK_SECONDS = 1.0  # between readiness checks
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
 class PredictionService:
-    """What judges images and keeps what was said of them."""
+    """The model, the queue in front of it, and the repository behind it."""
 
     model: Model
-    records: PredictionRepository
-    scoring: InferenceQueue
+    repository: PredictionRepository
+    queue: InferenceQueue
     metrics: Metrics
 
-    async def judge(self, request: Request, images: Sequence[tuple[bytes, str]], who: str) -> list[PredictionSchema]:
-        """Score images, and keep what was said of those that can be read."""
-        with self.scoring.admitted(len(images)):
-            judged = await self._scored(request, images)
-            kept = (self._kept(each, image, who) for each, (image, _) in zip(judged, images, strict=True))
-            return await asyncio.gather(*kept)
+    async def predict(
+        self,
+        images: Sequence[tuple[bytes, str]],
+        user: str,
+        disconnected: Callable[[], Coroutine[object, object, None]],
+    ) -> list[StoredPrediction | Prediction]:
+        """Score images, store the predictions of those that are readable, and return them in the same order.
 
-    async def _scored(self, request: Request, images: Sequence[tuple[bytes, str]]) -> list[Prediction]:
-        """Predictions of all images, while whoever asked is there."""
-        futures = self.scoring.submit(images)
-        gone: asyncio.Future[Any] = asyncio.ensure_future(_gone(request))
-        waiting: asyncio.Future[list[Prediction]] = asyncio.gather(*map(asyncio.wrap_future, futures))
-        waiting.add_done_callback(lambda done: done.cancelled() or done.exception())  # when nobody waits any more
+        Args:
+            images: Bytes and name of each image.
+            user: For the audit log.
+            disconnected: Returns when the client disconnects; images that wait are then not scored.
+        Returns:
+            A `StoredPrediction`, or for an unreadable image a `Prediction` with a `failure`.
+        Raises:
+            BusyError: The queue is full, or the service is stopping.
+            StorageError: A prediction cannot be stored.
+            UsageError: The client disconnected.
+        """
+        with self.queue.reserve(len(images)):
+            predictions = await self._score(images, disconnected)
+            pairs = zip(predictions, images, strict=True)
+            return await asyncio.gather(*(self._store(prediction, image, user) for prediction, (image, _) in pairs))
+
+    async def _score(
+        self, images: Sequence[tuple[bytes, str]], disconnected: Callable[[], Coroutine[object, object, None]]
+    ) -> list[Prediction]:
+        futures = self.queue.submit(images)
+        gone: asyncio.Future[Any] = asyncio.ensure_future(disconnected())
+        scored: asyncio.Future[list[Prediction]] = asyncio.gather(*map(asyncio.wrap_future, futures))
+        scored.add_done_callback(lambda done: done.cancelled() or done.exception())  # retrieved if nothing awaits it
         try:
-            await asyncio.wait({gone, waiting}, return_when=asyncio.FIRST_COMPLETED)
-            if not waiting.done():  # whoever asked has gone: what is not begun is not scored
-                raise UsageError("the client has gone")
-            return waiting.result()
+            await asyncio.wait({gone, scored}, return_when=asyncio.FIRST_COMPLETED)
+            if not scored.done():
+                raise UsageError("the client disconnected")
+            return scored.result()
         finally:
             gone.cancel()
-            waiting.cancel()
+            scored.cancel()
             for future in futures:
                 future.cancel()
 
-    async def _kept(self, prediction: Prediction, image: bytes, who: str) -> PredictionSchema:
-        point = self.model.operating_point_name
-        if prediction.decision is None:
+    async def _store(self, prediction: Prediction, image: bytes, user: str) -> StoredPrediction | Prediction:
+        if prediction.failure:
             self.metrics.images.labels("unreadable").inc()
-            return PredictionSchema.of_unreadable(prediction, point)
-        record, new = await asyncio.wrap_future(self.records.submit(prediction, image, operating_point=point, who=who))
-        if new:
-            self.metrics.images.labels(record.prediction.decision).inc()
-        return PredictionSchema.of_record(record)
+            return prediction
+        stored, is_new = await asyncio.wrap_future(self.repository.submit(prediction, image, user=user))
+        if is_new:
+            self.metrics.images.labels(stored.decision).inc()
+        return stored
 
 
-async def read_images(request: Request, name: str, most: int) -> list[tuple[bytes, str]]:
-    """The images of a request: bytes, and the names that the client gave them.
+class Readiness:
+    """Checks whether images can be scored and stored, at most once a second for all clients.
 
     Args:
-        request: a form with parts named images, or an image as the body.
-        name: of the image that is the body.
-        most: images in a form.
-    Raises:
-        UsageError, TooLargeError: there is no image, or there are too many.
-        HTTPException: another kind of content, or a body beyond `limits.Limits`.
+        model: The model.
+        repository: Where images are stored.
+        now: Monotonic clock in seconds, for tests.
     """
-    kind = request.headers.get("Content-Type", "").partition(";")[0].strip().lower()
-    if kind == _MULTIPART:
+
+    def __init__(
+        self, model: Model, repository: PredictionRepository, now: Callable[[], float] = time.monotonic
+    ) -> None:
+        self._model, self._repository, self._now = model, repository, now
+        self._lock = threading.Lock()
+        self._next_check = self._now()
+        self._error: PneumoscopeError | None = None
+
+    def check(self) -> None:
+        """Run the model's self-test, and do everything that storing an image takes.
+
+        Raises:
+            BundleError: The self-test fails.
+            StorageError: Images cannot be stored. The reason is only logged: clients of this check are not authenticated.
+        """
+        with self._lock:
+            if self._now() >= self._next_check:
+                self._error = self._find_error()
+                self._next_check = self._now() + _CHECK_SECONDS
+            error = self._error
+        if error is not None:
+            raise error
+
+    def _find_error(self) -> PneumoscopeError | None:
         try:
-            async with request.form(max_files=most, max_fields=8) as form:
-                parts = [part for part in form.getlist("images") if isinstance(part, UploadFile)]
-                images = [(await part.read(), (part.filename or "")[:NAME]) for part in parts]
-        except HTTPException as error:  # Starlette's own of a form that it cannot read
-            if error.status_code != 400:  # the body broke a limit
-                raise
-            if "Too many files" in error.detail:
-                raise TooLargeError(f"a request takes {most} images", hint="Send them in several requests") from error
-            raise _unclear() from error
-        except UnicodeError as error:  # the form names an encoding that is none
-            raise _unclear() from error
-        except OSError as error:  # parts beyond 1 MB pass through files
-            raise StorageError(
-                f"the form cannot be held in the temporary folder: {error.strerror or error}",
-                hint="Free some space there, or start the service with another one in TMPDIR",
-            ) from error
-        if not images:
-            raise UsageError(
-                "there is no image in the form", hint="Send images as parts named images, each with a file name"
-            )
-        return [(image, _kept_name(name) or f"image {place}") for place, (image, name) in enumerate(images, 1)]
-    if kind in _RAW:
-        body = await request.body()
-        if not body:
-            raise UsageError("the body is empty", hint="Send an image")
-        return [(body, _kept_name(name) or "image 1")]
-    raise HTTPException(415, f"the Content-Type is {kind[:64]!r}; taken are {_MULTIPART} and {', '.join(_RAW)}")
-
-
-def _unclear() -> UsageError:
-    return UsageError("the form cannot be understood", hint="Send images as parts named images")
-
-
-def _kept_name(name: str) -> str:
-    """A name that both databases can keep.
-
-    Raises:
-        UsageError: one of them cannot.
-    """
-    if "\0" in name:
-        raise UsageError("an image's name holds the character U+0000", hint="Send it under another name")
-    if any("\ud800" <= character <= "\udfff" for character in name):
-        raise UsageError("an image's name holds half of a character", hint="Send it under another name")
-    return name
-
-
-async def _gone(request: Request) -> None:
-    """Return when whoever asked has gone."""
-    while (await request.receive())["type"] != "http.disconnect":
-        pass
+            self._model.run_self_test()
+            self._repository.check_writable()
+        except StorageError as error:
+            _LOG.warning("Not ready: %s", error.message)
+            return StorageError("images cannot be stored", hint="See the server log for the reason")
+        except PneumoscopeError as error:
+            return error
+        return None

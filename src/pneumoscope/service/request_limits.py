@@ -1,6 +1,6 @@
-"""Middleware for request bodies: limits on their size and on the memory that all of them take, and reading what is left.
+"""Middleware for request bodies: limits on their size and on the memory that all of them take, and draining.
 
-uvicorn limits neither. Slow clients are left to the reverse proxy, see docs/operating.md.
+uvicorn limits neither. Slow clients are left to the reverse proxy; see docs/operating.md.
 """
 
 from __future__ import annotations
@@ -10,93 +10,93 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from pneumoscope.core.errors import BusyError
 
-__all__ = ["IMAGES", "DrainBody", "Limits"]
+__all__ = ["UPLOAD_ROUTE", "BodyLimitMiddleware", "DrainBodyMiddleware"]
 
-IMAGES = ("POST", "/v1/predictions")  # the only request with a large body
+UPLOAD_ROUTE = ("POST", "/v1/predictions")  # the only route with large bodies
 # Bytes of any other body: more than a note of 4,000 characters takes in JSON, whatever its escapes.
-_SMALL = 64 * 2**10
+_MAX_SMALL_BYTES = 64 * 2**10
 
 
-class Limits:
+class BodyLimitMiddleware:
     """Middleware that raises an error where the application reads a body that is too large.
 
     Args:
-        app: the application behind it.
-        most_bytes: size of a body with images. Other bodies are small, and are read without a token.
-        most_held: bytes of all bodies with images in progress together.
+        app: The application behind it.
+        max_body_bytes: Size of a body with images. Other bodies are small, and are read without a token.
+        max_total_bytes: Size of all bodies with images in progress together.
     """
 
-    def __init__(self, app: ASGIApp, *, most_bytes: int, most_held: int) -> None:
-        self.app, self._most, self._most_held = app, most_bytes, most_held
-        self._held = 0
+    def __init__(self, app: ASGIApp, *, max_body_bytes: int, max_total_bytes: int) -> None:
+        self.app, self._max_body_bytes, self._max_total_bytes = app, max_body_bytes, max_total_bytes
+        self._total = 0
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Pass a request on while it stays within the limits."""
         if scope["type"] != "http":
             await self.app(scope, receive, send)
             return
-        images = (scope["method"], scope["path"]) == IMAGES
-        most = self._most if images else _SMALL
-        stated = dict(scope["headers"]).get(b"content-length", b"0")
-        taken, held = 0, 0
+        is_upload = (scope["method"], scope["path"]) == UPLOAD_ROUTE
+        limit = self._max_body_bytes if is_upload else _MAX_SMALL_BYTES
+        content_length = dict(scope["headers"]).get(b"content-length", b"0")
+        received, held = 0, 0
 
-        async def limited() -> Message:
-            nonlocal taken, held
-            if stated.isdigit() and int(stated) > most:
-                raise _too_large(most)
+        async def limited_receive() -> Message:
+            nonlocal received, held
+            if content_length.isdigit() and int(content_length) > limit:
+                raise _too_large(limit)
             message = await receive()
             size = len(message.get("body", b""))
-            if taken + size > most:
-                raise _too_large(most)
-            taken += size
-            if images:
+            if received + size > limit:
+                raise _too_large(limit)
+            received += size
+            if is_upload:
                 held += size
-                self._hold(size)
+                self._add(size)
             return message
 
-        async def sending(message: Message) -> None:
+        async def releasing_send(message: Message) -> None:
             nonlocal held
-            self._held -= held  # the images are no longer needed, however slowly the response is read
+            self._total -= held  # the images are no longer needed, however slowly the client reads the response
             held = 0
             await send(message)
 
         try:
-            await self.app(scope, limited, sending)
+            await self.app(scope, limited_receive, releasing_send)
         finally:
-            self._held -= held
+            self._total -= held
 
-    def _hold(self, size: int) -> None:
+    def _add(self, size: int) -> None:
         """Count bytes that are held until their request is answered.
 
         Raises:
             BusyError: All requests together hold too many.
         """
-        self._held += size
-        if self._held > self._most_held:
+        self._total += size
+        if self._total > self._max_total_bytes:
             raise BusyError(
-                f"requests that are under way hold {self._most_held:,} bytes of images, and no more may be",
+                f"the requests in progress hold {self._total:,} bytes of images; the limit is {self._max_total_bytes:,}",
                 hint="Try again in a few seconds",
             )
 
 
-def _too_large(most: int) -> HTTPException:
-    return HTTPException(413, f"the request's body is more than {most:,} bytes")
+def _too_large(limit: int) -> HTTPException:
+    return HTTPException(413, f"the body is larger than {limit:,} bytes")
 
 
-class DrainBody:
-    """Middleware that reads the rest of a body before it ends an early response on a connection that will be closed.
+class DrainBodyMiddleware:
+    """Middleware that reads the rest of a body before an early response ends on a connection that will be closed.
 
     uvicorn discards the rest of a body on a connection that is kept alive. With `Connection: close`, which nginx and Python's
     urllib send, it closes the connection with bytes unread; the client gets a reset and may lose the response (RFC 9112,
     section 9.6).
 
     Args:
-        app: the application behind it.
-        most_bytes: read at most.
+        app: The application behind it.
+        max_bytes: Limit on the bytes to read.
     """
 
-    def __init__(self, app: ASGIApp, *, most_bytes: int) -> None:
-        self.app, self._most = app, most_bytes
+    def __init__(self, app: ASGIApp, *, max_bytes: int) -> None:
+        self.app, self._max_bytes = app, max_bytes
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Pass a request on."""
@@ -107,19 +107,19 @@ class DrainBody:
             return
         complete = False
 
-        async def receiving() -> Message:
+        async def tracking_receive() -> Message:
             nonlocal complete
             message = await receive()
             complete = not message.get("more_body", False)
             return message
 
-        async def sending(message: Message) -> None:
+        async def draining_send(message: Message) -> None:
             if message["type"] == "http.response.body" and not message.get("more_body", False) and not complete:
                 await send({**message, "more_body": True})
-                left = self._most
-                while not complete and left > 0:
-                    left -= len((await receiving()).get("body", b""))
+                remaining = self._max_bytes
+                while not complete and remaining > 0:
+                    remaining -= len((await tracking_receive()).get("body", b""))
                 message = {"type": "http.response.body"}
             await send(message)
 
-        await self.app(scope, receiving, sending)
+        await self.app(scope, tracking_receive, draining_send)

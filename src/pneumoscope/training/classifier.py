@@ -1,4 +1,4 @@
-"""The LightningModule: loss, the figures of an epoch, and what a checkpoint must remember to go on as if nothing had happened."""
+"""The LightningModule: loss, metrics of an epoch, and the state in a checkpoint."""
 
 from __future__ import annotations
 
@@ -19,79 +19,85 @@ from pneumoscope.runs.epochs import Epoch
 from pneumoscope.runs.recipe import Recipe
 from pneumoscope.statistics.roc import auroc
 from pneumoscope.training.data_module import Batch, derive_seed
-from pneumoscope.training.optimizers import make_optimizer, make_schedule
+from pneumoscope.training.optimizers import create_optimizer, create_schedule
 
 __all__ = ["Classifier"]
 
 
 class Classifier(pl.LightningModule):
-    """One network in training.
+    """Training of one network.
 
     Args:
-        recipe: what to do.
-        network: with its starting weights.
-        weights: of the loss for (NORMAL, PNEUMONIA).
-        steps_an_epoch: training steps of every epoch.
-        on_features: True where batches hold the features of frozen convolutions, not images.
+        recipe: Recipe of the run.
+        network: Network with its initial weights.
+        label_weights: Weights of NORMAL and PNEUMONIA in the loss.
+        steps_per_epoch: Training steps per epoch.
+        on_features: True if batches contain features of frozen convolutions instead of images.
+
+    Attributes:
+        history: Metrics of the completed epochs.
     """
 
     def __init__(
         self,
         recipe: Recipe,
         network: ClassifierNetwork,
-        weights: tuple[float, float],
-        steps_an_epoch: int,
+        label_weights: tuple[float, float],
+        steps_per_epoch: int,
         *,
         on_features: bool,
     ) -> None:
         super().__init__()
         self.recipe, self.network, self.on_features = recipe, network, on_features
-        self._label_weights, self._steps_an_epoch = weights, steps_an_epoch
+        self._label_weights, self._steps_per_epoch = label_weights, steps_per_epoch
         ema = recipe.training.ema
-        # Held by Lightning as a submodule, so that it is in every checkpoint.
+        # A submodule, so that it is part of every checkpoint.
         self.average = (
-            AveragedModel(network, multi_avg_fn=functools.partial(_move_mean, ema), use_buffers=True) if ema else None
+            AveragedModel(network, multi_avg_fn=functools.partial(_update_average, ema), use_buffers=True)
+            if ema
+            else None
         )
         if self.average is not None:
-            # It follows; it does not train. Several devices would otherwise wait for its gradients.
+            # Without this, several devices would wait for its gradients.
             self.average.requires_grad_(False)
         if on_features:
             for parameter in network.backbone_parameters():
                 parameter.requires_grad_(False)
         self.history: list[Epoch] = []
-        self._sums = torch.zeros(3)
-        self._validated: list[tuple[Tensor, Tensor, Tensor]] = []
+        self._train_sums = torch.zeros(3)  # loss, correct decisions, images
+        self._validation_outputs: list[tuple[Tensor, Tensor, Tensor]] = []
         self._started = 0.0
 
     @property
-    def kept(self) -> ClassifierNetwork:
-        """The network that is validated and kept: the mean of the weights where the recipe has one."""
+    def evaluated_network(self) -> ClassifierNetwork:
+        """The network that is validated and saved: the moving average if the recipe has one."""
         if self.average is None:
             return self.network
         return cast(ClassifierNetwork, self.average.module)
 
     def configure_optimizers(self) -> OptimizerLRSchedulerConfig:
-        """By the recipe; the schedule moves a step at a time."""
-        choice = self.recipe.optimizer
-        optimizer = make_optimizer(choice, self.network.parameters())
-        steps = self._steps_an_epoch * self.recipe.training.epochs
-        schedule = make_schedule(choice, optimizer, steps, self._steps_an_epoch)
+        """Return the optimizer of the recipe, with a schedule that is updated after each step."""
+        options = self.recipe.optimizer
+        optimizer = create_optimizer(options, self.network.parameters())
+        steps = self._steps_per_epoch * self.recipe.training.epochs
+        schedule = create_schedule(options, optimizer, steps, self._steps_per_epoch)
         return {"optimizer": optimizer, "lr_scheduler": {"scheduler": schedule, "interval": "step"}}
 
     def on_train_epoch_start(self) -> None:
-        """Begin to count."""
-        self._sums = torch.zeros(3, device=self.device)
+        """Reset the sums and the clock."""
+        self._train_sums = torch.zeros(3, device=self.device)
         self._started = time.monotonic()
 
     def on_train_batch_start(self, batch: Batch, batch_idx: int) -> None:
-        """Draw dropout from (seed, epoch, device, step): after an interruption the same numbers come again.
+        """Seed dropout from (seed, epoch, device, step), so that a resumed run draws the same numbers.
 
-        Once an epoch would not do: loaders and loops draw from torch's global generator too, at other moments when resumed.
+        Seeding once per epoch is not enough: data loaders and loops use torch's global generator too, at other times in a
+        resumed run.
         """
         torch.manual_seed(derive_seed(self.recipe.training.seed, self.current_epoch, self.global_rank, batch_idx, 3))
 
     def training_step(self, batch: Batch, _: int) -> Tensor:
-        """One step; its images count towards the epoch's training loss and accuracy as they were seen, as Keras counts."""
+        """Return the loss of a batch, and add its images to the training metrics of the epoch, as Keras does."""
         logits = self._logits(self.network, batch.images)
         smoothing = self.recipe.training.label_smoothing
         targets = batch.labels * (1 - smoothing) + 0.5 * smoothing
@@ -102,45 +108,46 @@ class Classifier(pl.LightningModule):
             raise self._diverged(f"the loss is {loss.item()}")
         correct = ((logits > 0) == (batch.labels > 0)).sum()
         count = len(batch.labels)
-        self._sums += torch.stack([loss.detach() * count, correct, torch.full_like(loss.detach(), count)])
+        self._train_sums += torch.stack([loss.detach() * count, correct, torch.full_like(loss.detach(), count)])
         self.log("train_loss", loss.detach(), prog_bar=True, logger=False)
-        # Devices' gradients are averaged evenly, whatever their shares of the batch.
+        # DDP averages the gradients of the devices evenly, whatever their parts of the batch.
         return loss * batch.weight
 
     def on_train_batch_end(self, *_: Any) -> None:
-        """Move the mean of the weights."""
+        """Update the moving average of the weights."""
         if self.average is not None:
             self.average.update_parameters(self.network)
 
     def on_validation_epoch_start(self) -> None:
-        """Begin to collect."""
-        self._validated = []
+        """Reset the collected outputs."""
+        self._validation_outputs = []
 
     def validation_step(self, batch: Batch, _: int) -> None:
-        """Collect logits."""
-        self._validated.append((self._logits(self.kept, batch.images).float(), batch.labels, batch.places))
+        """Collect the logits of a batch."""
+        logits = self._logits(self.evaluated_network, batch.images).float()
+        self._validation_outputs.append((logits, batch.labels, batch.indices))
 
     def on_validation_epoch_end(self) -> None:
-        """Loss, accuracy at 0.5 and AUROC over all validation images, each counted once; then close the epoch."""
-        columns = [torch.cat(column) for column in zip(*self._validated, strict=True)]
-        logits, labels, places = (self._from_all(column).reshape(-1) for column in columns)
-        order = torch.argsort(places, stable=True)
-        places, logits, labels = places[order], logits[order], labels[order]
-        once = torch.cat([places.new_ones(1, dtype=torch.bool), places[1:] != places[:-1]])
-        logits, labels = logits[once], labels[once]
+        """Compute the validation metrics over all images, each counted once, and complete the epoch."""
+        columns = [torch.cat(column) for column in zip(*self._validation_outputs, strict=True)]
+        logits, labels, indices = (self._all_gather(column).reshape(-1) for column in columns)
+        order = torch.argsort(indices, stable=True)
+        indices, logits, labels = indices[order], logits[order], labels[order]
+        first = torch.cat([indices.new_ones(1, dtype=torch.bool), indices[1:] != indices[:-1]])
+        logits, labels = logits[first], labels[first]
         if not torch.isfinite(logits).all():
-            # Before anything of this epoch is written: the checkpoint of the epoch before stays the last good one.
-            raise self._diverged("a validation image's logit is no number")
-        self._close_epoch(
+            # Before anything of this epoch is written, so that the previous checkpoint is kept.
+            raise self._diverged("the logit of a validation image is not finite")
+        self._complete_epoch(
             F.binary_cross_entropy_with_logits(logits, labels).item(),
             ((logits > 0) == (labels > 0)).double().mean().item(),
             auroc(logits.double().cpu().numpy(), labels.cpu().numpy() > 0),
         )
 
-    def _close_epoch(self, loss: float, accuracy: float, area: float) -> None:
-        # Validation is the last thing of an epoch, so its training figures are whole by now.
-        total = self._from_all(self._sums).reshape(-1, 3).sum(dim=0).tolist()
-        row = Epoch(
+    def _complete_epoch(self, loss: float, accuracy: float, area: float) -> None:
+        # Validation ends an epoch, so its training metrics are complete.
+        total = self._all_gather(self._train_sums).reshape(-1, 3).sum(dim=0).tolist()
+        epoch = Epoch(
             epoch=self.current_epoch + 1,
             train_loss=total[0] / total[2],
             train_accuracy=total[1] / total[2],
@@ -150,40 +157,40 @@ class Classifier(pl.LightningModule):
             learning_rate=self.trainer.optimizers[0].param_groups[0]["lr"],
             seconds=time.monotonic() - self._started,
         )
-        self.history.append(row)
+        self.history.append(epoch)
         if self.logger is not None:
-            metrics = {key: value for key, value in row._asdict().items() if key != "epoch"}
-            self.logger.log_metrics(metrics, step=row.epoch)
+            metrics = {key: value for key, value in epoch._asdict().items() if key != "epoch"}
+            self.logger.log_metrics(metrics, step=epoch.epoch)
         self.log("validation_accuracy", accuracy, prog_bar=True, logger=False, sync_dist=True)
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
-        """Remember the history."""
+        """Add the history to a checkpoint."""
         checkpoint["history"] = [row._asdict() for row in self.history]
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
-        """Take up the history."""
+        """Restore the history."""
         self.history = [Epoch(**row) for row in checkpoint["history"]]
 
-    def _diverged(self, what: str) -> DivergedError:
+    def _diverged(self, problem: str) -> DivergedError:
         return DivergedError(
-            f"{what} in epoch {self.current_epoch + 1} of run {self.recipe.name!r}",
+            f"{problem} in epoch {self.current_epoch + 1} of run {self.recipe.name!r}",
             hint=f"Lower optimizer.learning_rate (it is {self.recipe.optimizer.learning_rate:g}) or set optimizer.clip;"
-            " the checkpoint of the epoch before is kept",
+            " the checkpoint of the previous epoch is kept",
         )
 
     def _logits(self, network: ClassifierNetwork, images: Tensor) -> Tensor:
         logits: Tensor = network.forward_head(images).squeeze(1) if self.on_features else network(images)
         return logits.float()
 
-    def _from_all(self, own: Tensor) -> Tensor:
+    def _all_gather(self, tensor: Tensor) -> Tensor:
         if self.trainer.world_size == 1:
-            return own
-        # Not Lightning's, which goes through a function of torch's that warns of its end.
-        parts = [torch.empty_like(own) for _ in range(self.trainer.world_size)]
-        torch.distributed.all_gather(parts, own.contiguous())
+            return tensor
+        # Lightning's `all_gather` calls a deprecated function of torch.
+        parts = [torch.empty_like(tensor) for _ in range(self.trainer.world_size)]
+        torch.distributed.all_gather(parts, tensor.contiguous())
         return torch.stack(parts)
 
 
-def _move_mean(decay: float, means: Any, values: Any, count: Any) -> None:
-    # A function of the module's own, because torch's is a closure, which cannot go to another process.
-    get_ema_multi_avg_fn(decay)(means, values, count)  # type: ignore[no-untyped-call]
+def _update_average(decay: float, averages: Any, values: Any, count: Any) -> None:
+    # A module-level function, because the closure that torch returns cannot be pickled.
+    get_ema_multi_avg_fn(decay)(averages, values, count)  # type: ignore[no-untyped-call]

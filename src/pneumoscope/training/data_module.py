@@ -1,8 +1,7 @@
-"""Batches of prepared images (or of their features, where the convolutions are frozen) for one or several devices.
+"""Batches of preprocessed images, or of cached features of frozen convolutions, for one or several devices.
 
-Everything lies in one array mapped from disk, so that a batch is an index into it: no decoding and no worker process stands
-between the images and the network. The order of an epoch depends on (seed, epoch) alone: a run that was interrupted goes on
-with the batches that it would have had.
+All images are in one memory-mapped array, so that a batch is an index into it and needs neither decoding nor worker processes.
+The order of an epoch depends on (seed, epoch) only: a resumed run has the same batches as an uninterrupted one.
 """
 
 from __future__ import annotations
@@ -22,117 +21,116 @@ from torch.utils.data import DataLoader, Dataset
 from pneumoscope.data.cache import load_array, preprocess_images
 from pneumoscope.data.manifest import LabelledImage
 from pneumoscope.imaging.preprocess import Preprocessing
-from pneumoscope.runs.recipe import Augmentation
+from pneumoscope.runs.recipe import AugmentationOptions
 from pneumoscope.training.augmentation import augment
+from pneumoscope.training.frozen_features import CachedFeatures
 
-__all__ = ["Batch", "ImageArrays", "ImageDataModule", "KeptFeatures", "derive_seed", "epoch_order"]
+__all__ = ["Batch", "ImageArrays", "ImageDataModule", "derive_seed", "epoch_batches"]
 
 
 class Batch(NamedTuple):
-    """Images or features, 1.0 where pneumonia is present, and each image's place in its split.
+    """The part of a batch on one device.
 
-    `weight` is what this device's mean loss counts beside the others', 1 on average: devices share a batch as evenly as it goes.
+    Attributes:
+        images: Images (n, size, size) or features (n, channels, height, width).
+        labels: 1.0 for pneumonia, shape (n,).
+        indices: Index of each image in its split, shape (n,).
+        weight: Weight of this device's mean loss relative to the other devices, 1 on average; devices can have parts of
+            different sizes.
     """
 
     images: Tensor
     labels: Tensor
-    places: Tensor
+    indices: Tensor
     weight: float
 
 
-class _Draw(NamedTuple):
-    places: list[int]
+class _BatchIndices(NamedTuple):
+    indices: list[int]
     epoch: int
     weight: float = 1.0
 
 
 @dataclasses.dataclass(frozen=True)
-class KeptFeatures:
-    """Where the features of frozen convolutions are kept, a row a distinct image."""
-
-    name: str
-    shape: tuple[int, ...]
-
-
-@dataclasses.dataclass(frozen=True)
 class ImageArrays:
-    """What a data module needs to open its arrays in any process.
+    """Description of the arrays of a run, from which any process can open them.
 
     Attributes:
-        root: the manifest's root.
-        train, validation: images in order.
-        preprocessing: how they are prepared.
-        features: where frozen features are kept; None where images themselves are trained on.
+        root: Root of the manifest.
+        train, validation: Images of each split, in order.
+        preprocessing: Preprocessing of the images.
+        features: Cached features of frozen convolutions; None to train on images.
     """
 
     root: Path
     train: tuple[LabelledImage, ...]
     validation: tuple[LabelledImage, ...]
     preprocessing: Preprocessing
-    features: KeptFeatures | None = None
+    features: CachedFeatures | None = None
 
 
 def derive_seed(*parts: int) -> int:
-    """A seed of 63 bits from several numbers, the same everywhere (NumPy's SeedSequence, stable by its own promise)."""
+    """Return a 63-bit seed derived from several numbers, by NumPy's SeedSequence, which is stable across versions."""
     return int(np.random.SeedSequence(parts).generate_state(1, np.uint64)[0] >> np.uint64(1))
 
 
-def epoch_order(count: int, batch: int, seed: int, epoch: int, *, world: int = 1) -> list[list[int]]:
-    """The batches of one epoch: every image once, shuffled.
+def epoch_batches(count: int, batch: int, seed: int, epoch: int, *, world_size: int = 1) -> list[list[int]]:
+    """Return the batches of one epoch as lists of image indices: every image once, in random order.
 
-    A last batch of one image, which batch normalisation cannot train on, or of fewer images than devices joins the one before.
-    Otherwise the batches are the same on any number of devices.
+    A last batch of one image, on which batch normalization cannot train, or of fewer images than devices is merged into the
+    previous one. Otherwise the batches do not depend on the number of devices.
 
     Args:
-        count: images.
-        batch: images a step over all devices.
-        world: devices.
+        count: Number of images.
+        batch: Images per step, over all devices.
+        seed: Seed of the run.
+        epoch: Epoch, counted from 0.
+        world_size: Number of devices.
     """
     generator = torch.Generator().manual_seed(derive_seed(seed, epoch, 1))
     order = torch.randperm(count, generator=generator).tolist()
     batches = [order[start : start + batch] for start in range(0, count, batch)]
-    if len(batches) > 1 and len(batches[-1]) < max(2, world):
+    if len(batches) > 1 and len(batches[-1]) < max(2, world_size):
         tail = batches.pop()
         batches[-1] += tail
     return batches
 
 
-class _Draws:
-    """Batches of one epoch for one device, as the loader's batch sampler."""
+class _BatchSampler:
+    """The batches of one epoch on one device."""
 
-    def __init__(self, draws: Sequence[_Draw]) -> None:
-        self._draws = draws
+    def __init__(self, batches: Sequence[_BatchIndices]) -> None:
+        self._batches = batches
 
-    def __iter__(self) -> Iterator[_Draw]:
-        return iter(self._draws)
+    def __iter__(self) -> Iterator[_BatchIndices]:
+        return iter(self._batches)
 
     def __len__(self) -> int:
-        return len(self._draws)
+        return len(self._batches)
 
 
-class _Rows(Dataset[Batch]):
+class _ArrayDataset(Dataset[Batch]):
     def __init__(
         self,
         array: npt.NDArray[Any],
         rows: npt.NDArray[np.int64],
         images: Sequence[LabelledImage],
-        how: Augmentation,
+        augmentation: AugmentationOptions,
         seed: int,
     ) -> None:
-        self._array, self._rows, self._how, self._seed = array, rows, how, seed
+        self._array, self._rows, self._augmentation, self._seed = array, rows, augmentation, seed
         self._labels = torch.tensor([float(image.positive) for image in images])
 
-    def __getitems__(self, draw: _Draw) -> Batch:
-        places = torch.tensor(draw.places, dtype=torch.int64)
-        images = torch.from_numpy(self._array[self._rows[draw.places]])
-        if self._how.any:
-            images = augment(
-                images, self._how, [derive_seed(self._seed, draw.epoch, place, 2) for place in draw.places]
-            )
-        return Batch(images, self._labels[places], places, draw.weight)
+    def __getitems__(self, batch: _BatchIndices) -> Batch:
+        indices = torch.tensor(batch.indices, dtype=torch.int64)
+        images = torch.from_numpy(self._array[self._rows[batch.indices]])
+        if self._augmentation.any:
+            seeds = [derive_seed(self._seed, batch.epoch, index, 2) for index in batch.indices]
+            images = augment(images, self._augmentation, seeds)
+        return Batch(images, self._labels[indices], indices, batch.weight)
 
 
-def _as_it_is(batch: Batch) -> Batch:
+def _identity(batch: Batch) -> Batch:
     return batch
 
 
@@ -140,67 +138,71 @@ class ImageDataModule(pl.LightningDataModule):
     """Training and validation batches.
 
     Args:
-        arrays: what to open.
-        batch: images a step over all devices.
-        seed: of the order and of the augmentation.
-        augmentation: of training images.
+        arrays: The arrays to open.
+        batch: Images per step, over all devices.
+        seed: Seed of the order and of the augmentation.
+        augmentation: Augmentation of training images.
     """
 
-    def __init__(self, arrays: ImageArrays, *, batch: int, seed: int, augmentation: Augmentation) -> None:
+    def __init__(self, arrays: ImageArrays, *, batch: int, seed: int, augmentation: AugmentationOptions) -> None:
         super().__init__()
         self.arrays, self.batch, self.seed, self.augmentation = arrays, batch, seed, augmentation
-        self._train: _Rows | None = None
-        self._validation: _Rows | None = None
+        self._train: _ArrayDataset | None = None
+        self._validation: _ArrayDataset | None = None
 
     def __getstate__(self) -> dict[str, Any]:
-        """Another process opens its own arrays: a memory map would be copied whole."""
+        """Leave out the open arrays: pickling would copy the memory map, and another process opens its own."""
         return {**self.__dict__, "_train": None, "_validation": None}
 
     def setup(self, stage: str) -> None:
         """Open the arrays."""
         arrays = self.arrays
-        prepared = preprocess_images(arrays.root, (*arrays.train, *arrays.validation), arrays.preprocessing)
-        array: npt.NDArray[Any] = prepared.pixels
+        preprocessed = preprocess_images(arrays.root, (*arrays.train, *arrays.validation), arrays.preprocessing)
+        array: npt.NDArray[Any] = preprocessed.pixels
         if arrays.features is not None:
-            kept = load_array(arrays.features.name, arrays.features.shape, np.float32)
-            if kept is None:
-                raise RuntimeError(f"features {arrays.features.name} vanished from the cache")
-            array = kept
+            features = load_array(arrays.features.name, arrays.features.shape, np.float32)
+            if features is None:
+                raise RuntimeError(f"features {arrays.features.name} were deleted from the cache")
+            array = features
         count = len(arrays.train)
-        self._train = _Rows(array, prepared.rows[:count], arrays.train, self.augmentation, self.seed)
-        self._validation = _Rows(array, prepared.rows[count:], arrays.validation, Augmentation(), self.seed)
+        self._train = _ArrayDataset(array, preprocessed.rows[:count], arrays.train, self.augmentation, self.seed)
+        self._validation = _ArrayDataset(
+            array, preprocessed.rows[count:], arrays.validation, AugmentationOptions(), self.seed
+        )
 
-    def _where(self) -> tuple[int, int, int]:
+    def steps_per_epoch(self, world_size: int) -> int:
+        """Return the number of training steps per epoch."""
+        return len(epoch_batches(len(self.arrays.train), self.batch, self.seed, 0, world_size=world_size))
+
+    def train_dataloader(self) -> DataLoader[Batch]:
+        """Return this device's part of each batch of the current epoch."""
+        rank, world_size, epoch = self._process()
+        batches = epoch_batches(len(self.arrays.train), self.batch, self.seed, epoch, world_size=world_size)
+        parts = [
+            _BatchIndices(indices[rank::world_size], epoch, len(indices[rank::world_size]) * world_size / len(indices))
+            for indices in batches
+        ]
+        return self._loader(self._train, parts)
+
+    def val_dataloader(self) -> DataLoader[Batch]:
+        """Return this device's part of the validation images; images are repeated so that all parts have one size."""
+        rank, world_size, epoch = self._process()
+        count = len(self.arrays.validation)
+        padded = [i % count for i in range(-(-count // world_size) * world_size)]
+        part, step = padded[rank::world_size], max(1, self.batch // world_size)
+        batches = [_BatchIndices(part[start : start + step], epoch) for start in range(0, len(part), step)]
+        return self._loader(self._validation, batches)
+
+    def _process(self) -> tuple[int, int, int]:
+        """Return the rank of this process, the number of processes and the epoch."""
         trainer = self.trainer
         return (trainer.global_rank, trainer.world_size, trainer.current_epoch) if trainer else (0, 1, 0)
 
-    def steps_an_epoch(self, world: int) -> int:
-        """Training steps of every epoch."""
-        return len(epoch_order(len(self.arrays.train), self.batch, self.seed, 0, world=world))
-
-    def train_dataloader(self) -> DataLoader[Batch]:
-        """This device's share of the epoch that begins."""
-        rank, world, epoch = self._where()
-        batches = epoch_order(len(self.arrays.train), self.batch, self.seed, epoch, world=world)
-        draws = [
-            _Draw(places[rank::world], epoch, len(places[rank::world]) * world / len(places)) for places in batches
-        ]
-        return self._loader(self._train, draws)
-
-    def val_dataloader(self) -> DataLoader[Batch]:
-        """This device's share of the validation images; shares are made equal by repeating images from the start."""
-        rank, world, epoch = self._where()
-        count = len(self.arrays.validation)
-        padded = [place % count for place in range(-(-count // world) * world)]
-        share, step = padded[rank::world], max(1, self.batch // world)
-        return self._loader(
-            self._validation, [_Draw(share[start : start + step], epoch) for start in range(0, len(share), step)]
-        )
-
-    def _loader(self, rows: _Rows | None, draws: Sequence[_Draw]) -> DataLoader[Batch]:
-        if rows is None:
-            raise RuntimeError("setup() comes before loaders")
-        # torch's types say lists; what its fetcher does is hand each draw to __getitems__ and the result to collate_fn.
-        sampler: Any = _Draws(draws)
-        collate: Any = _as_it_is
-        return DataLoader(rows, batch_sampler=sampler, collate_fn=collate, pin_memory=torch.cuda.is_available())
+    def _loader(self, dataset: _ArrayDataset | None, batches: Sequence[_BatchIndices]) -> DataLoader[Batch]:
+        if dataset is None:
+            raise RuntimeError("call setup() first")
+        # torch's types expect lists; its fetcher passes each element of the sampler to __getitems__ and the result to
+        # collate_fn, whatever they are.
+        sampler: Any = _BatchSampler(batches)
+        collate: Any = _identity
+        return DataLoader(dataset, batch_sampler=sampler, collate_fn=collate, pin_memory=torch.cuda.is_available())

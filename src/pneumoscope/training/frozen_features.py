@@ -1,10 +1,11 @@
-"""Features of frozen convolutions: computed once, kept, and trained on as if they were images.
+"""Cache the features of frozen convolutions, which are then trained on like images.
 
-The name of the kept array is a hash of the images and of the weights that made it.
+The name of the cached array is a hash of the images and of the weights that computed it.
 """
 
 from __future__ import annotations
 
+import dataclasses
 import hashlib
 
 import numpy as np
@@ -15,43 +16,56 @@ from pneumoscope.data.cache import PreprocessedImages, load_array, store_array
 from pneumoscope.data.hashing import Progress
 from pneumoscope.models.base import ClassifierNetwork
 from pneumoscope.models.weights import weights_sha256
-from pneumoscope.training.data_module import KeptFeatures
 
-__all__ = ["keep_features"]
+__all__ = ["CachedFeatures", "cache_features"]
 
 _BATCH = 32
 
 
-def keep_features(
+@dataclasses.dataclass(frozen=True)
+class CachedFeatures:
+    """Array in the cache with the features of each distinct image, one row per image, float32.
+
+    Attributes:
+        name: Name in the cache; see `data.cache.load_array`.
+        shape: Shape of the array, (images, channels, height, width).
+    """
+
+    name: str
+    shape: tuple[int, ...]
+
+
+def cache_features(
     network: ClassifierNetwork, images: PreprocessedImages, progress: Progress | None = None
-) -> KeptFeatures:
-    """Compute the last feature map of every image, unless it is kept already.
+) -> CachedFeatures:
+    """Compute the last feature map of every image unless it is cached, and return the array in the cache.
 
     Args:
-        network: with its starting weights; evaluated without dropout and with its stored batch statistics.
-        images: prepared.
-        progress: called with (images done, images in all).
+        network: Network with its initial weights; used in evaluation mode.
+        images: Preprocessed images.
+        progress: Called with the number of processed images and of all images.
+
     Raises:
-        StorageError: the cache cannot be written.
+        StorageError: The cache cannot be written.
     """
     training = network.training
     network.eval()
     with torch.inference_mode():
         shape = (len(images.pixels), *_features(network, images.pixels[:1]).shape[1:])
         key = hashlib.sha256(f"{images.key} {network.border_mask} {weights_sha256(network)}".encode()).hexdigest()[:32]
-        kept = KeptFeatures(f"features-{key}", tuple(int(side) for side in shape))
+        features = CachedFeatures(f"features-{key}", tuple(int(side) for side in shape))
 
-        def fill(target: npt.NDArray[np.generic]) -> None:
+        def compute(target: npt.NDArray[np.generic]) -> None:
             for start in range(0, len(images.pixels), _BATCH):
-                part = images.pixels[start : start + _BATCH]
-                target[start : start + len(part)] = _features(network, part)
+                batch = images.pixels[start : start + _BATCH]
+                target[start : start + len(batch)] = _features(network, batch)
                 if progress:
-                    progress(start + len(part), len(images.pixels))
+                    progress(start + len(batch), len(images.pixels))
 
-        if load_array(kept.name, kept.shape, np.float32) is None:
-            store_array(kept.name, kept.shape, np.float32, fill)
+        if load_array(features.name, features.shape, np.float32) is None:
+            store_array(features.name, features.shape, np.float32, compute)
     network.train(training)
-    return kept
+    return features
 
 
 def _features(network: ClassifierNetwork, pixels: npt.NDArray[np.uint8]) -> npt.NDArray[np.float32]:

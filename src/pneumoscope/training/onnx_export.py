@@ -1,8 +1,7 @@
-"""From a trained network to one ONNX file that needs no torch.
+"""Export a trained network to one ONNX file, and check that the file agrees with PyTorch.
 
-The file gives the heatmap in the same run as the logit. What differentiates the layers behind the last feature map is traced into
-a graph of its own, which the exporter takes where it would refuse `torch.func.vjp`; the weights are that graph's arguments,
-so that both branches share them in the file.
+The file computes the logit and the class activation map in one run. The gradient of the head is traced into a graph of its own,
+because the exporter does not support `torch.func.vjp`. The weights are inputs of that graph, so that both outputs share them.
 """
 
 from __future__ import annotations
@@ -10,105 +9,120 @@ from __future__ import annotations
 import contextlib
 import io
 import logging
+import math
 import warnings
 from collections.abc import Iterator, Sequence
 from typing import Any
 
+import numpy as np
+import numpy.typing as npt
 import torch
 from torch import Tensor, nn
 from torch.fx.experimental.proxy_tensor import make_fx
 
+from pneumoscope.bundle.card import Parity
 from pneumoscope.core.errors import ParityError
+from pneumoscope.inference.session import Outputs
 from pneumoscope.models.base import ClassifierNetwork
 from pneumoscope.models.input_checks import InputChecks
 
-__all__ = ["to_onnx"]
+__all__ = ["LOGIT_TOLERANCE", "OUTPUT_TOLERANCE", "check_logits", "check_outputs", "export_onnx"]
+
+# Maximum difference of logits, relative to their size if above 1. Scores then agree to 1e-4: x sigmoid'(x) is at most 0.224.
+LOGIT_TOLERANCE = 4e-4
+# Maximum difference of the other outputs, relative to their scale: invisible in 256 gray levels and in two decimals.
+OUTPUT_TOLERANCE = 1e-3
+_MAX_OUTLIER = 0.1
+_HINT = "This is a fault of the export, not of the training; the checkpoints are kept"
 
 
-def to_onnx(network: ClassifierNetwork, image_size: int, screen: InputChecks | None = None) -> bytes:
-    """One ONNX file, weights inside: "image" uint8 (n, size, size) to what `session.Outputs` holds.
+def export_onnx(network: ClassifierNetwork, image_size: int, input_checks: InputChecks | None = None) -> bytes:
+    """Return an ONNX file with its weights, from "image", uint8 (n, size, size), to the fields of `session.Outputs`.
 
-    There is no heatmap where the logit does not depend on places of the last feature map (transformers that read a class token,
-    networks without a grid), and where the layers behind that map have a gradient that ONNX cannot say (attention).
+    There is no heatmap if the logit does not depend on the positions of the last feature map (transformers that use a class
+    token, networks without a spatial grid), or if ONNX cannot express the gradient of the head (attention).
 
     Args:
-        network: in evaluation mode, on the CPU.
-        image_size: side of the images, pixels.
-        screen: what looks at images beside it.
+        network: Network in evaluation mode, on the CPU.
+        image_size: Side of the images, pixels.
+        input_checks: Checks of the input that become part of the file.
+
+    Raises:
+        ParityError: torch returned no ONNX program.
     """
-    # Noise, because the gradient is looked at on it: a blank image may leave a whole layer of ReLUs without any.
+    # Random images, because the gradient is tested on them: a blank image can leave a whole layer of ReLUs without gradient.
     images = torch.randint(
         0, 256, (2, image_size, image_size), dtype=torch.uint8, generator=torch.Generator().manual_seed(0)
     )
-    if explains(network, images):
+    if _has_class_activation(network, images):
         with contextlib.suppress(torch.onnx.OnnxExporterError):
-            return _convert(_Whole(_Explained(network, images), screen).eval(), images)
-    return _convert(_Whole(_Unexplained(network), screen).eval(), images)
+            return _convert(_ExportModule(_LogitAndHeatmap(network, images), input_checks).eval(), images)
+    return _convert(_ExportModule(_Logit(network), input_checks).eval(), images)
 
 
-def _convert(module: _Whole, images: Tensor) -> bytes:
-    with _quiet():
+def _convert(module: _ExportModule, images: Tensor) -> bytes:
+    with _suppress_output():
         program = torch.onnx.export(
             module,
             (images,),
             dynamo=True,
             input_names=["image"],
-            output_names=module.names,
+            output_names=module.output_names,
             dynamic_shapes=({0: torch.export.Dim("n", min=1)},),
             external_data=False,
             verbose=False,
         )
     if program is None:
-        raise ParityError("torch made no ONNX program")
-    return _without_origins(program.model_proto)
+        raise ParityError("torch returned no ONNX program")
+    return _serialize(program.model_proto)
 
 
-def _without_origins(model: Any) -> bytes:
-    """The file without notes on where in the source each operation came from: paths of this machine, in no fixed order."""
+def _serialize(model: Any) -> bytes:
+    """Return the file without metadata: it has paths of this machine, in no fixed order."""
 
-    def strip(part: Any) -> None:
-        for field, value in part.ListFields():
+    def strip(message: Any) -> None:
+        for field, value in message.ListFields():
             if field.name in {"metadata_props", "doc_string"}:
-                part.ClearField(field.name)
+                message.ClearField(field.name)
             elif field.message_type is not None and field.message_type.name != "TensorProto":
-                for inner in value if isinstance(value, Sequence) or hasattr(value, "add") else [value]:
-                    strip(inner)
+                for element in value if isinstance(value, Sequence) or hasattr(value, "add") else [value]:
+                    strip(element)
 
     strip(model)
     content: bytes = model.SerializeToString(deterministic=True)
     return content
 
 
-def explains(network: ClassifierNetwork, images: Tensor) -> bool:
-    """Whether places of the last feature map carry any of the logits of these images (n, size, size)."""
+def _has_class_activation(network: ClassifierNetwork, images: Tensor) -> bool:
+    """Return True if positions of the last feature map contribute to the logits of these images."""
     with torch.no_grad():
-        explanation = network.class_activation(images)
-    return explanation is not None and bool(explanation[1].any())
+        activation = network.class_activation(images)
+    return activation is not None and bool(activation[1].any())
 
 
-class _Whole(nn.Module):
-    """All that a bundle gives, in the order of `names`."""
+class _ExportModule(nn.Module):
+    """All outputs of a bundle, in the order of `output_names`."""
 
-    def __init__(self, reader: _Explained | _Unexplained, screen: InputChecks | None) -> None:
+    def __init__(self, classifier: _LogitAndHeatmap | _Logit, input_checks: InputChecks | None) -> None:
         super().__init__()
-        self.reader = reader
-        self.gate = screen.classifier if screen else None
-        self.distance = nn.Sequential(screen.extractor, screen.detector) if screen else None
-        self.names = [
+        self.classifier = classifier
+        self.input_classifier = input_checks.classifier if input_checks else None
+        self.ood_detector = nn.Sequential(input_checks.extractor, input_checks.detector) if input_checks else None
+        self.output_names = [
             "logit",
-            *(["heatmap"] if isinstance(reader, _Explained) else []),
-            *(["input_classes", "ood_distance"] if screen else []),
+            *(["heatmap"] if isinstance(classifier, _LogitAndHeatmap) else []),
+            *(["input_classes", "ood_distance"] if input_checks else []),
         ]
 
     def forward(self, images: Tensor) -> tuple[Tensor, ...]:
-        outputs: tuple[Tensor, ...] = self.reader(images)
-        if self.gate is None or self.distance is None:
+        outputs: tuple[Tensor, ...] = self.classifier(images)
+        if self.input_classifier is None or self.ood_detector is None:
             return outputs
-        return (*outputs, self.gate(images).softmax(1), self.distance(images))
+        return (*outputs, self.input_classifier(images).softmax(1), self.ood_detector(images))
 
 
-class _Unexplained(nn.Module):
-    """Images to logits."""
+class _Logit(nn.Module):
+    """From images to logits."""
 
     def __init__(self, network: ClassifierNetwork) -> None:
         super().__init__()
@@ -118,70 +132,49 @@ class _Unexplained(nn.Module):
         return (self.network(images),)
 
 
-class _Explained(nn.Module):
-    """Images to logits and heatmaps, in operations that the exporter knows."""
+class _LogitAndHeatmap(nn.Module):
+    """From images to logits and class activation maps, in operations that the exporter supports."""
 
     def __init__(self, network: ClassifierNetwork, images: Tensor) -> None:
         super().__init__()
         self.head = _Head(network)
-        # In channels last the layers in between would be traced as strides in memory, which ONNX does not have.
+        # Contiguous, because in channels-last format the head would be traced with memory strides, which ONNX does not have.
         with torch.no_grad():
             features = network.forward_features(network.normalize(images)).contiguous()
-            self.pools = network.feature_grid(features) is features and _same_everywhere(
-                network.logits_and_gradient(features)[1]
-            )
-            if self.pools:
+            is_grid = network.feature_grid(features) is features
+            self.average_pooling = is_grid and _is_uniform(network.logits_and_gradient(features)[1])
+            if self.average_pooling:
                 features = features.mean((2, 3), keepdim=True)
             weights = {name: tensor.detach() for name, tensor in self._weights().items()}
             self.traced = make_fx(
                 lambda weights, features: torch.func.functional_call(self.head, weights, (features,)),
-                decomposition_table={torch.ops.aten.convolution_backward.default: _convolve_back},
+                decomposition_table={torch.ops.aten.convolution_backward.default: _convolution_backward},
                 tracing_mode="symbolic",
             )(weights, features)
 
     def _weights(self) -> dict[str, Tensor]:
         return {**dict(self.head.named_parameters()), **dict(self.head.named_buffers())}
 
-    def _pull(self, features: Tensor) -> tuple[Tensor, Tensor]:
+    def _logits_and_gradient(self, features: Tensor) -> tuple[Tensor, Tensor]:
         logits, gradient = self.traced(self._weights(), features)
         return logits, gradient
 
     def forward(self, images: Tensor) -> tuple[Tensor, Tensor] | None:
         network = self.head.network
-        if not self.pools:
-            return network.class_activation(images, self._pull)
-        # The closed form: behind average pooling all places of a channel have one gradient, that of their mean divided by their
-        # number. One product of a vector and a matrix an image; the product of two whole maps costs 3% of lite0's time.
+        if not self.average_pooling:
+            return network.class_activation(images, self._logits_and_gradient)
+        # With average pooling, all positions of a channel have the same gradient: that of the mean divided by their number.
+        # The map is then one vector-matrix product per image; the product of two whole maps takes 3% of lite0's time.
         maps = network.forward_features(network.normalize(network.with_flips(images)))
         mean = maps.mean((2, 3), keepdim=True)
-        logits, gradient = self._pull(mean)
+        logits, gradient = self._logits_and_gradient(mean)
         heatmap = gradient.flatten(1).unsqueeze(1) @ maps.flatten(2) / (maps.shape[2] * maps.shape[3])
         heatmap = heatmap.reshape(-1, maps.shape[2], maps.shape[3])
         return network.average_flips(logits.squeeze(1)), network.average_flips(heatmap)
 
 
-def _same_everywhere(gradient: Tensor) -> bool:
-    return torch.equal(gradient, gradient[..., :1, :1].expand_as(gradient))
-
-
-def _convolve_back(
-    gradient: Tensor, inputs: Tensor, weight: Tensor, bias_sizes: object, stride: list[int], *rest: Any
-) -> tuple[Tensor, None, None]:
-    """The gradient of a convolution's input, which ONNX has no operator for, as the transposed convolution that it is.
-
-    The gradients of weight and bias are never asked for here.
-    """
-    padding, dilation, transposed, output_padding, groups, _ = rest
-    if transposed or set(stride) != {1}:  # whose output's size is not told by its input's; no head of timm's has one
-        return NotImplemented  # type: ignore[no-any-return]
-    back: Tensor = torch.ops.aten.convolution.default(
-        gradient, weight, None, stride, padding, dilation, True, output_padding, groups
-    )
-    return back, None, None
-
-
 class _Head(nn.Module):
-    """`ClassifierNetwork.logits_and_gradient` as a module, whose weights can be given."""
+    """`ClassifierNetwork.logits_and_gradient` as a module, so that its weights can be inputs."""
 
     def __init__(self, network: ClassifierNetwork) -> None:
         super().__init__()
@@ -191,9 +184,29 @@ class _Head(nn.Module):
         return self.network.logits_and_gradient(features)
 
 
+def _is_uniform(gradient: Tensor) -> bool:
+    return torch.equal(gradient, gradient[..., :1, :1].expand_as(gradient))
+
+
+def _convolution_backward(
+    gradient: Tensor, inputs: Tensor, weight: Tensor, bias_sizes: object, stride: list[int], *rest: Any
+) -> tuple[Tensor, None, None]:
+    """Return the gradient of a convolution's input as a transposed convolution; ONNX has no operator for it.
+
+    The gradients of weight and bias are not needed here.
+    """
+    padding, dilation, transposed, output_padding, groups, _ = rest
+    if transposed or set(stride) != {1}:  # the size of the input is then ambiguous; no head in timm has such a layer
+        return NotImplemented  # type: ignore[no-any-return]
+    input_gradient: Tensor = torch.ops.aten.convolution.default(
+        gradient, weight, None, stride, padding, dilation, True, output_padding, groups
+    )
+    return input_gradient, None, None
+
+
 @contextlib.contextmanager
-def _quiet() -> Iterator[None]:
-    # The exporter logs each of its passes and warns of its own future.
+def _suppress_output() -> Iterator[None]:
+    # The exporter logs each pass and warns of its own deprecations.
     loggers = [logging.getLogger(name) for name in ("torch.onnx", "onnxscript", "onnx_ir")]
     levels = [logger.level for logger in loggers]
     for logger in loggers:
@@ -205,3 +218,84 @@ def _quiet() -> Iterator[None]:
     finally:
         for logger, level in zip(loggers, levels, strict=True):
             logger.setLevel(level)
+
+
+def check_logits(network: ClassifierNetwork, pixels: npt.NDArray[np.uint8], logits: npt.NDArray[np.float32]) -> Parity:
+    """Compare the logits of the exported network with those of PyTorch, and return the largest difference.
+
+    Both compute in single precision, and a network can amplify rounding errors: one trained on a few hundred images differed
+    by 8e-5 from itself in double precision.
+
+    Args:
+        network: Network in evaluation mode.
+        pixels: Preprocessed images, shape (n, size, size).
+        logits: Logits of the exported network, shape (n,).
+
+    Raises:
+        ParityError: The logits of an image differ by more than `LOGIT_TOLERANCE`.
+    """
+    with torch.inference_mode():
+        expected = torch.cat([network(torch.from_numpy(np.array(part))) for part in np.array_split(pixels, 2)]).numpy()
+    largest = float((np.abs(expected - logits) / np.maximum(1, np.abs(expected))).max())
+    if not largest <= LOGIT_TOLERANCE:
+        raise ParityError(
+            f"the logits of the exported network differ from PyTorch by up to {largest:.2g} of their size on {len(pixels)}"
+            f" images (tolerance {LOGIT_TOLERANCE:g})",
+            hint=_HINT,
+        )
+    return Parity(images=len(pixels), largest=largest)
+
+
+def check_outputs(
+    network: ClassifierNetwork,
+    pixels: npt.NDArray[np.uint8],
+    outputs: Outputs,
+    input_checks: InputChecks | None = None,
+) -> None:
+    """Compare heatmaps, input classes and OOD distances of the exported network with those of PyTorch.
+
+    Differences of distances are relative to the largest distance. Differences of heatmaps are relative to the largest sum of
+    the absolute contributions of the channels: contributions can cancel, and rounding errors scale with them. The gradient
+    is discontinuous where the input of a ReLU is zero to within rounding (PyTorch's own single and double precision differ
+    there), so that one heatmap in ten may differ by up to `_MAX_OUTLIER`.
+
+    Args:
+        network: Network in evaluation mode.
+        pixels: Preprocessed images, shape (n, size, size).
+        outputs: Outputs of the exported network for these images, with heatmaps if it has any.
+        input_checks: The input checks that were exported.
+
+    Raises:
+        ParityError: An output differs by more than `OUTPUT_TOLERANCE`.
+    """
+    images = torch.from_numpy(np.array(pixels))
+    with torch.no_grad():
+        features = network.forward_features(network.normalize(images))
+        if outputs.heatmap is not None:
+            activation = network.class_activation(images)
+            contributions = network.feature_grid(network.logits_and_gradient(features)[1] * features)
+            assert activation is not None  # the exported network has heatmaps
+            assert contributions is not None
+            scale = float(contributions.abs().sum(1).max())
+            _check_output("heatmap", activation[1], outputs.heatmap, scale, outliers=math.ceil(len(pixels) / 10))
+        if input_checks:
+            _check_output("input_classes", input_checks.classifier(images).softmax(1), outputs.input_classes, 1)
+            distance = input_checks.detector(input_checks.extractor(images))
+            _check_output("ood_distance", distance, outputs.ood_distance, float(distance.max()))
+
+
+def _check_output(
+    name: str, tensor: Tensor, output: npt.NDArray[np.float32] | None, scale: float, outliers: int = 0
+) -> None:
+    assert output is not None  # the exported network has this output
+    expected = tensor.numpy().reshape(len(tensor), -1)
+    difference = np.abs(expected - output.reshape(expected.shape)).max(1) / scale
+    difference.sort()
+    largest, outlier = float(difference[-1 - outliers]), float(difference[-1])
+    if not (largest <= OUTPUT_TOLERANCE and outlier <= (_MAX_OUTLIER if outliers else OUTPUT_TOLERANCE)):
+        without = f", by {largest:.2g} without the {outliers} largest" if outliers else ""
+        raise ParityError(
+            f"the output {name!r} of the exported network differs from PyTorch by up to {outlier:.2g} of its scale on"
+            f" {len(expected)} images{without} (tolerance {OUTPUT_TOLERANCE:g})",
+            hint=_HINT,
+        )

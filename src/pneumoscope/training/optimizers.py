@@ -1,4 +1,4 @@
-"""Optimizers and schedules by recipe. torch's own where they are the report's, ours where they are not."""
+"""Optimizers and learning-rate schedules of a recipe."""
 
 from __future__ import annotations
 
@@ -10,17 +10,17 @@ import torch
 from torch import Tensor, nn
 from torch.optim.lr_scheduler import LambdaLR
 
-from pneumoscope.runs.recipe import Optimizer
+from pneumoscope.runs.recipe import OptimizerOptions
 
-__all__ = ["RMSprop", "make_optimizer", "make_schedule"]
+__all__ = ["RMSprop", "create_optimizer", "create_schedule"]
 
 
 class RMSprop(torch.optim.Optimizer):
-    """RMSprop with epsilon inside the root, as the report writes it; torch's stands outside.
+    """RMSprop with epsilon inside the root, as in the report; torch adds it outside.
 
     E[g^2] = decay E[g^2] + (1 - decay) g^2;  theta -= rate g / sqrt(E[g^2] + epsilon).
 
-    Source: the report, section 3; Hinton's lecture 6e of 2012 has no epsilon.
+    Source: The report, section 3. Hinton's lecture 6e (2012) has no epsilon.
     """
 
     def __init__(
@@ -30,7 +30,7 @@ class RMSprop(torch.optim.Optimizer):
 
     @torch.no_grad()
     def step(self, closure: Callable[[], Any] | None = None) -> Any:
-        """One step along every gradient."""
+        """Update all parameters that have a gradient, and return the loss of the closure."""
         loss = None
         if closure is not None:
             with torch.enable_grad():
@@ -49,33 +49,39 @@ class RMSprop(torch.optim.Optimizer):
         return loss
 
 
-def make_optimizer(choice: Optimizer, parameters: Iterable[nn.Parameter]) -> torch.optim.Optimizer:
-    """The optimizer of a recipe over the parameters that train."""
-    moving = [parameter for parameter in parameters if parameter.requires_grad]
-    # In mixed precision Lightning cannot clip what a fused step scales itself.
-    fused = not choice.clip
-    rate, betas = choice.learning_rate, (choice.beta1, choice.beta2)
-    if choice.name == "sgd":
-        return torch.optim.SGD(moving, lr=rate, momentum=choice.momentum, weight_decay=choice.weight_decay, fused=fused)
-    if choice.name == "rmsprop":
-        return RMSprop(moving, lr=rate, decay=choice.decay, epsilon=choice.epsilon)
-    kind = torch.optim.AdamW if choice.name == "adamw" else torch.optim.Adam
-    return kind(moving, lr=rate, betas=betas, eps=choice.epsilon, weight_decay=choice.weight_decay, fused=fused)
+def create_optimizer(options: OptimizerOptions, parameters: Iterable[nn.Parameter]) -> torch.optim.Optimizer:
+    """Return the optimizer of a recipe for the parameters that require a gradient."""
+    trainable = [parameter for parameter in parameters if parameter.requires_grad]
+    # In mixed precision, Lightning cannot clip gradients that a fused step scales itself.
+    fused = not options.clip
+    rate, betas = options.learning_rate, (options.beta1, options.beta2)
+    if options.name == "sgd":
+        return torch.optim.SGD(
+            trainable, lr=rate, momentum=options.momentum, weight_decay=options.weight_decay, fused=fused
+        )
+    if options.name == "rmsprop":
+        return RMSprop(trainable, lr=rate, decay=options.decay, epsilon=options.epsilon)
+    adam = torch.optim.AdamW if options.name == "adamw" else torch.optim.Adam
+    return adam(trainable, lr=rate, betas=betas, eps=options.epsilon, weight_decay=options.weight_decay, fused=fused)
 
 
-def make_schedule(choice: Optimizer, optimizer: torch.optim.Optimizer, steps: int, steps_an_epoch: int) -> LambdaLR:
-    """The learning rate's factor a step: a linear rise, then constant or half a cosine to zero.
+def create_schedule(
+    options: OptimizerOptions, optimizer: torch.optim.Optimizer, steps: int, steps_per_epoch: int
+) -> LambdaLR:
+    """Return the learning-rate schedule: a linear warm-up, then constant or a half cosine to zero.
 
     Args:
-        steps: in the whole run.
-        steps_an_epoch: of one epoch.
+        options: Optimizer options of the recipe.
+        optimizer: The optimizer.
+        steps: Training steps of the whole run.
+        steps_per_epoch: Training steps per epoch.
     """
-    warmup = round(choice.warmup_epochs * steps_an_epoch)
+    warmup = round(options.warmup_epochs * steps_per_epoch)
 
     def factor(step: int) -> float:
         if step < warmup:
             return (step + 1) / warmup
-        if choice.schedule == "constant":
+        if options.schedule == "constant":
             return 1.0
         return 0.5 * (1 + math.cos(math.pi * (step - warmup) / max(1, steps - warmup)))
 

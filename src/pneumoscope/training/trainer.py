@@ -1,16 +1,18 @@
-"""Lightning's Trainer, configured for reproducible, resumable and quiet runs from a script, a notebook or a test."""
+"""Devices, and Lightning's Trainer configured for reproducible and resumable runs from scripts, notebooks and tests."""
 
 from __future__ import annotations
 
 import contextlib
 import copy
+import dataclasses
 import logging
+import os
 import re
 import signal
 import warnings
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import lightning.pytorch as pl
 import torch
@@ -20,22 +22,86 @@ from lightning.pytorch.strategies import DDPStrategy
 from timm.layers.norm_act import convert_sync_batchnorm
 from torch.multiprocessing.spawn import ProcessRaisedException
 
-import pneumoscope.core.errors
-from pneumoscope.core.errors import PneumoscopeError, RunError
+from pneumoscope.core import errors
+from pneumoscope.core.errors import PneumoscopeError, RunError, UsageError
 from pneumoscope.data.manifest import LabelledImage
 from pneumoscope.models.base import ClassifierNetwork
 from pneumoscope.runs.epochs import Epoch
 from pneumoscope.runs.recipe import Recipe
 from pneumoscope.runs.run_folder import CHECKPOINT_FILE, TENSORBOARD_FOLDER
-from pneumoscope.training.checkpoints import AtomicCheckpoints, KeepBestAndLast
+from pneumoscope.training.callbacks import AtomicCheckpointIO, BestAndLastCheckpoint, EpochLog, progress_callback
 from pneumoscope.training.classifier import Classifier
 from pneumoscope.training.data_module import ImageArrays, ImageDataModule
-from pneumoscope.training.devices import Devices
-from pneumoscope.training.progress import EpochLines, progress_callback
 
-__all__ = ["run_trainer"]
+__all__ = ["Devices", "bf16_is_native", "device_name", "resolve_precision", "run_trainer"]
 
-_LIGHTNING = ("lightning.pytorch", "lightning.fabric")
+_LIGHTNING_LOGGERS = ("lightning.pytorch", "lightning.fabric")
+
+
+@dataclasses.dataclass(frozen=True, slots=True)
+class Devices:
+    """The devices that a run trains on.
+
+    Attributes:
+        accelerator: "cpu", "gpu", or "auto" for a GPU if there is one.
+        count: Devices per node; 0 means one CPU process or all GPUs.
+        nodes: Number of machines; torchrun starts the same command on each.
+    """
+
+    accelerator: Literal["auto", "cpu", "gpu"] = "auto"
+    count: int = 0
+    nodes: int = 1
+
+    @property
+    def gpu(self) -> bool:
+        """True if GPUs are used."""
+        return self.accelerator == "gpu" or (self.accelerator == "auto" and torch.cuda.is_available())
+
+    @property
+    def world_size(self) -> int:
+        """Number of processes on all nodes, one per device."""
+        per_node = self.count or (torch.cuda.device_count() if self.gpu else 1)
+        return per_node * self.nodes
+
+    @property
+    def is_first_node(self) -> bool:
+        """True in the process that writes the run folder. torchrun numbers the processes of several nodes."""
+        return self.nodes == 1 or os.environ.get("RANK", "0") == "0"
+
+    def check_available(self) -> None:
+        """Raise if more GPUs are requested than torch finds.
+
+        Raises:
+            UsageError: With both numbers.
+        """
+        requested, available = max(self.count, 1), torch.cuda.device_count()
+        if self.gpu and requested > available:
+            raise UsageError(
+                f"training on {requested} GPU{'s' * (requested > 1)} was requested; torch finds {available} on this machine",
+                hint="Use --accelerator cpu, or fewer --devices",
+            )
+
+
+def bf16_is_native(*, gpu: bool) -> bool:
+    """Return True if the processor or GPU computes in bf16; emulated bf16 is far slower than float32."""
+    if gpu:
+        return bool(torch.cuda.is_bf16_supported(including_emulation=False))
+    capabilities = torch.cpu.get_capabilities()
+    return any(bool(capabilities.get(name)) for name in ("avx512_bf16", "amx_bf16", "bf16"))
+
+
+def resolve_precision(recipe: Recipe, devices: Devices) -> str:
+    """Return the precision of a recipe, "32" or "bf16"; "auto" depends on the device."""
+    precision = recipe.training.precision
+    if precision == "auto":
+        return "bf16" if bf16_is_native(gpu=devices.gpu) else "32"
+    return precision
+
+
+def device_name(devices: Devices) -> str:
+    """Return "cpu" or the name of the GPU, with the number of devices if there are several: "2 x cpu"."""
+    name = torch.cuda.get_device_name() if devices.gpu else "cpu"
+    return name if devices.world_size == 1 else f"{devices.world_size} x {name}"
 
 
 def run_trainer(
@@ -48,130 +114,127 @@ def run_trainer(
     *,
     callbacks: Sequence[Callback] = (),
 ) -> list[Epoch]:
-    """Train until the last epoch, from the last checkpoint where there is one.
+    """Train to the last epoch, from the last checkpoint if there is one, and return the metrics of all epochs.
 
     Args:
-        recipe: Of the run.
-        network: With its starting weights. Read `WEIGHTS_FILE` for the trained ones.
+        recipe: Recipe of the run.
+        network: Network with its initial weights. The trained weights are in `WEIGHTS_FILE`.
         arrays: Images or features.
         out: The run folder.
-        devices: To train on.
+        devices: Devices to train on.
         precision: "32" or "bf16".
         callbacks: Further Lightning callbacks.
-    Returns:
-        The metrics of every epoch, those before an interruption included.
+
     Raises:
         DivergedError, StorageError: See `train.train`.
     """
     settings = recipe.training
-    batches = ImageDataModule(arrays, batch=settings.batch, seed=settings.seed, augmentation=recipe.augmentation)
-    world = devices.world
-    if devices.gpu and world > 1:
-        # Not `sync_batchnorm=True`: Lightning calls torch's conversion, which drops the activations inside timm's layers.
-        # A copy, because SyncBatchNorm runs on GPUs only. CPU processes each use the statistics of their own share of a batch.
+    data_module = ImageDataModule(arrays, batch=settings.batch, seed=settings.seed, augmentation=recipe.augmentation)
+    world_size = devices.world_size
+    if devices.gpu and world_size > 1:
+        # Lightning's `sync_batchnorm=True` uses torch's conversion, which drops the activations inside timm's layers.
+        # SyncBatchNorm runs on GPUs only, hence the copy; CPU processes normalize by their own part of a batch.
         network = convert_sync_batchnorm(copy.deepcopy(network))  # type: ignore[no-untyped-call]
     model = Classifier(
         recipe,
         network.to(memory_format=torch.channels_last if devices.gpu else network.memory_format),
         _label_weights(recipe, arrays.train),
-        batches.steps_an_epoch(world),
+        data_module.steps_per_epoch(world_size),
         on_features=arrays.features is not None,
     )
-    state = out / CHECKPOINT_FILE
+    checkpoint = out / CHECKPOINT_FILE
     progress = progress_callback()
-    with _interruptible(), _settings():
+    with _keyboard_interrupt(), _training_settings():
         trainer = pl.Trainer(
             accelerator="gpu" if devices.gpu else "cpu",
-            devices=devices.world // devices.nodes,
+            devices=world_size // devices.nodes,
             num_nodes=devices.nodes,
-            strategy=_strategy(devices, world),
+            strategy=_strategy(devices),
             precision="bf16-mixed" if precision == "bf16" else "32-true",
             max_epochs=settings.epochs,
-            # Some CUDA kernels have no deterministic form; there the run warns and goes on.
+            # Some CUDA kernels have no deterministic implementation; torch then warns and continues.
             deterministic="warn" if devices.gpu else True,
             gradient_clip_val=recipe.optimizer.clip or None,
-            callbacks=[KeepBestAndLast(out), progress, *callbacks],
-            plugins=[AtomicCheckpoints()] if world == 1 else None,
+            callbacks=[BestAndLastCheckpoint(out), progress, *callbacks],
+            plugins=[AtomicCheckpointIO()] if world_size == 1 else None,
             logger=TensorBoardLogger(out, name=TENSORBOARD_FOLDER, version=""),
             num_sanity_val_steps=0,
             reload_dataloaders_every_n_epochs=1,
             use_distributed_sampler=False,
-            enable_progress_bar=not isinstance(progress, EpochLines),
+            enable_progress_bar=not isinstance(progress, EpochLog),
             enable_model_summary=False,
             enable_checkpointing=True,
             log_every_n_steps=1,
         )
-        _translating_spawned_errors(
+        _reraise_worker_errors(
             lambda: trainer.fit(
-                model, datamodule=batches, ckpt_path=state if state.exists() else None, weights_only=True
+                model, datamodule=data_module, ckpt_path=checkpoint if checkpoint.exists() else None, weights_only=True
             )
         )
-    # Read back from disk: where other processes trained, this one's model knows nothing of it.
-    return [Epoch(**row) for row in AtomicCheckpoints().load_checkpoint(state)["history"]]
+    # Read from disk: if other processes trained, the model of this process has no history.
+    return [Epoch(**row) for row in AtomicCheckpointIO().load_checkpoint(checkpoint)["history"]]
 
 
 @contextlib.contextmanager
-def _interruptible() -> Iterator[None]:
-    # At Ctrl-C Lightning ends the process, and ignores the signal from then on; whoever called is to decide that.
-    before = signal.getsignal(signal.SIGINT)
+def _keyboard_interrupt() -> Iterator[None]:
+    """Raise KeyboardInterrupt on Ctrl-C. Lightning would exit the process and ignore the signal from then on."""
+    handler = signal.getsignal(signal.SIGINT)
     try:
         yield
-    except SystemExit as stop:
-        if not isinstance(stop.__context__, KeyboardInterrupt):
+    except SystemExit as error:
+        if not isinstance(error.__context__, KeyboardInterrupt):
             raise
-        signal.signal(signal.SIGINT, before)
-        raise KeyboardInterrupt from stop
+        signal.signal(signal.SIGINT, handler)
+        raise KeyboardInterrupt from error
 
 
 @contextlib.contextmanager
-def _settings() -> Iterator[None]:
-    # Those of a process that trains, and afterwards what was there before.
-    switches: Any = torch.utils.deterministic
-    before = torch.are_deterministic_algorithms_enabled(), switches.fill_uninitialized_memory
-    levels = {name: logging.getLogger(name).level for name in _LIGHTNING}
+def _training_settings() -> Iterator[None]:
+    """Apply the process-wide settings of training, and restore the previous ones on exit."""
+    torch_settings: Any = torch.utils.deterministic
+    before = torch.are_deterministic_algorithms_enabled(), torch_settings.fill_uninitialized_memory
+    levels = {name: logging.getLogger(name).level for name in _LIGHTNING_LOGGERS}
     with warnings.catch_warnings():
         try:
-            _settle()
+            _apply_training_settings()
             yield
         finally:
             torch.use_deterministic_algorithms(before[0])
-            switches.fill_uninitialized_memory = before[1]
+            torch_settings.fill_uninitialized_memory = before[1]
             for name, level in levels.items():
                 logging.getLogger(name).setLevel(level)
 
 
-def _settle() -> None:
-    # Lightning asks torch for deterministic algorithms, and torch then also fills every new array with NaN to show reads of
-    # what was never written. That is for finding faults, and takes time.
-    switches: Any = torch.utils.deterministic
-    switches.fill_uninitialized_memory = False
-    # Lightning tells which accelerators it did not find, and advertises.
-    for name in _LIGHTNING:
+def _apply_training_settings() -> None:
+    # With deterministic algorithms, torch fills new tensors with NaN to reveal reads of uninitialized memory. That is slow.
+    torch_settings: Any = torch.utils.deterministic
+    torch_settings.fill_uninitialized_memory = False
+    # Lightning logs missing accelerators and advertisements.
+    for name in _LIGHTNING_LOGGERS:
         logging.getLogger(name).setLevel(logging.WARNING)
-    # Batches come from an array in memory: worker processes, which Lightning recommends, would only be in the way.
+    # Batches come from an array in memory, so worker processes, which Lightning recommends, would only cost time.
     warnings.filterwarnings("ignore", message=r".*does not have many workers.*")
     warnings.filterwarnings("ignore", message=r".*LeafSpec.*", category=FutureWarning)
 
 
-class _SettledProcesses(DDPStrategy):
-    """Lightning's, whose spawned processes begin with the settings of the one that starts them."""
+class _SpawnStrategy(DDPStrategy):
+    """Lightning's DDP strategy, with the settings of training in the spawned processes."""
 
     def setup_environment(self) -> None:
-        """The first thing that such a process does."""
-        _settle()
+        """Apply the settings; Lightning calls this first in each process."""
+        _apply_training_settings()
         super().setup_environment()
 
 
-def _strategy(devices: Devices, world: int) -> Any:
-    if world == 1:
+def _strategy(devices: Devices) -> Any:
+    if devices.world_size == 1:
         return "auto"
-    backend = "nccl" if devices.gpu else "gloo"
-    # Spawned processes work from a script, a notebook and a test alike; over several nodes torchrun starts them.
-    start: Any = "popen" if devices.nodes > 1 else "spawn"
-    return _SettledProcesses(
-        process_group_backend=backend,
-        start_method=start,
-        checkpoint_io=AtomicCheckpoints(),
+    # Spawned processes work from scripts, notebooks and tests; on several nodes torchrun starts the processes.
+    start_method: Any = "popen" if devices.nodes > 1 else "spawn"
+    return _SpawnStrategy(
+        process_group_backend="nccl" if devices.gpu else "gloo",
+        start_method=start_method,
+        checkpoint_io=AtomicCheckpointIO(),
         find_unused_parameters=False,
     )
 
@@ -183,15 +246,15 @@ def _label_weights(recipe: Recipe, images: tuple[LabelledImage, ...]) -> tuple[f
     return (len(images) / (2 * (len(images) - positive)), len(images) / (2 * positive))
 
 
-def _translating_spawned_errors(run: Callable[[], None]) -> None:
-    """Run, and turn a spawned process's error, which arrives as the text of its traceback, into the error that it was."""
+def _reraise_worker_errors(run: Callable[[], None]) -> None:
+    """Call a function, and raise errors of spawned processes as their own type; torch passes on their traceback only."""
     try:
         run()
     except ProcessRaisedException as error:
-        found = re.search(r"^pneumoscope\.errors\.(\w+): (.+)$", str(error), re.MULTILINE)
-        if found is None:
+        match = re.search(rf"^{re.escape(errors.__name__)}\.(\w+): (.+)$", str(error), re.MULTILINE)
+        if match is None:
             raise RunError(f"a training process failed: {str(error).strip().splitlines()[-1]}") from error
-        kind: type[PneumoscopeError] = getattr(pneumoscope.core.errors, found.group(1))
-        translated = kind.__new__(kind)
-        PneumoscopeError.__init__(translated, found.group(2))
-        raise translated from error
+        error_type: type[PneumoscopeError] = getattr(errors, match.group(1))
+        reraised = error_type.__new__(error_type)
+        PneumoscopeError.__init__(reraised, match.group(2))
+        raise reraised from error

@@ -1,10 +1,11 @@
-"""What is asked wrongly is refused in words: a parameter that does not exist, a time that is none, a body of another kind."""
+"""Query parameters, names and content types: invalid ones are rejected with an explanation."""
 
 import pytest
 from fastapi.testclient import TestClient
-from tests.service.conftest import TOKEN, images, png, post, problem
+from tests.service.conftest import TOKEN, fetch, images, png, post, problem
 
-from pneumoscope.service.app import Settings, make_app
+from pneumoscope.core.i18n import NOTICE
+from pneumoscope.service.app import Settings, create_app
 from pneumoscope.service.auth.tokens import Authenticator
 from pneumoscope.service.storage.repository import PredictionRepository
 
@@ -14,83 +15,89 @@ ID = "ab" * 16
 @pytest.mark.parametrize(
     ("method", "path", "name", "hint"),
     [
-        ("GET", "/v1/predictions?decison=normal", "decison", "Did you mean 'decision'?"),
-        ("GET", "/v1/predictions?decision=normal&colour=grey", "colour", "Known: after, decision, limit, order, "),
+        ("GET", "/v1/predictions?decison=pneumonia", "decison", "Did you mean 'decision'?"),
+        (
+            "GET",
+            "/v1/predictions?decision=no_pneumonia&colour=grey",
+            "colour",
+            "Known: after, decision, limit, order, ",
+        ),
         ("POST", "/v1/predictions?names=a", "names", "Did you mean 'name'?"),
-        ("GET", f"/v1/predictions/{ID}?size=9", "size", "It takes none"),
-        ("DELETE", f"/v1/predictions/{ID}?force=true", "force", "It takes none"),
-        ("PUT", f"/v1/predictions/{ID}/review?agrees=true", "agrees", "It takes none"),
+        ("GET", f"/v1/predictions/{ID}?size=9", "size", "Remove it"),
+        ("DELETE", f"/v1/predictions/{ID}?force=true", "force", "Remove it"),
+        ("PUT", f"/v1/predictions/{ID}/review?agrees=true", "agrees", "Remove it"),
         ("GET", "/v1/model?saw=true", "saw", "Known: seen"),
     ],
 )
-def test_a_parameter_that_does_not_exist_is_refused_by_its_name(client, method, path, name, hint):
-    found = problem(client.request(method, path, headers={"Content-Type": "application/json"}), 422, "UsageError")
-    assert found["detail"] == f"there is no query parameter {name!r} here"
+def test_unknown_parameter_is_rejected_by_name(client, method, path, name, hint):
+    found = problem(client.request(method, path, headers={"Content-Type": "application/json"}), 422, "usage")
+    assert found["detail"] == f"there is no query parameter {name!r} on this path"
     assert found["hint"].startswith(hint)
 
 
-def test_parameters_that_exist_are_taken(client):
+def test_known_parameters_filter_and_page(client):
     (found,) = post(client, png())
-    asked = "decision=normal&reviewed=false&since=2026-01-01&until=2100-01-01T00:00Z&order=lowest&limit=3"
+    asked = "decision=no_pneumonia&reviewed=false&since=2026-01-01&until=2100-01-01T00:00Z&order=lowest&limit=3"
     page = client.get(f"/v1/predictions?{asked}").json()
     assert page["predictions"] == [found]
+    assert page["notice"] == NOTICE
     post(client, png(150))
     following = client.get("/v1/predictions?limit=1&order=lowest").json()["next"]
     page = client.get("/v1/predictions", params={"order": "lowest", "limit": 1, "after": following}).json()
     assert [each["path"] for each in page["predictions"]] == ["image 0.png"]
 
 
-def test_a_parameter_that_stands_there_twice_is_refused(client):
-    found = problem(client.get("/v1/predictions?limit=1&limit=2"), 422, "UsageError")
-    assert found["detail"] == "the query parameter 'limit' stands there twice"
+def test_repeated_parameter_is_rejected(client):
+    found = problem(client.get("/v1/predictions?limit=1&limit=2"), 422, "usage")
+    assert found["detail"] == "the query parameter 'limit' is repeated"
 
 
-def test_an_address_that_there_is_not_says_where_all_are(client):
-    assert problem(client.get("/v1/nothing"), 404, "UnknownNameError")["hint"] == "See /openapi.json for what there is"
-    assert problem(client.patch("/v1/predictions"), 405, "UsageError")["detail"] == "this address takes other methods"
+def test_unknown_path_refers_to_the_openapi_document(client):
+    assert problem(client.get("/v1/nothing"), 404, "unknown_name")["hint"] == "See /openapi.json for the paths"
+    assert problem(client.patch("/v1/predictions"), 405, "usage")["detail"] == "this path does not support the method"
 
 
-def test_who_has_no_token_learns_of_no_parameter(model):
+def test_authentication_comes_before_parameters(model):
     with TestClient(
-        make_app(model, PredictionRepository(None), Authenticator({"me": TOKEN}), Settings(loopback=False))
+        create_app(model, PredictionRepository(None), Authenticator({"me": TOKEN}), Settings(loopback=False))
     ) as client:
-        problem(client.get("/v1/predictions?decison=normal"), 401, "AuthenticationError")
+        problem(client.get("/v1/predictions?decison=pneumonia"), 401, "authentication")
 
 
 @pytest.mark.parametrize("name", ["since", "until"])
 @pytest.mark.parametrize("value", ["yesterday", "2026-01-31 09:30", "2026-01-31T09:30:00", "20260131"])
-def test_how_a_time_is_written_is_said_in_words(client, name, value):
-    found = problem(client.get("/v1/predictions", params={name: value}), 422, "UsageError")
-    assert found["detail"] == f"query.{name}: a time is written 2026-01-31 or 2026-01-31T09:30:00Z, in UTC"
+def test_malformed_time_is_rejected_with_its_format(client, name, value):
+    found = problem(client.get("/v1/predictions", params={name: value}), 422, "usage")
+    assert found["detail"] == f"query.{name}: write a time as 2026-01-31 or 2026-01-31T09:30:00Z, in UTC"
 
 
 @pytest.mark.parametrize("name", ["since", "until"])
-def test_a_time_that_there_is_not_is_told(client, name):
-    found = problem(client.get(f"/v1/predictions?{name}=2026-02-30"), 422, "UsageError")
-    assert found["detail"] == f"{name} is '2026-02-30', which is no time"
+def test_nonexistent_date_is_rejected(client, name):
+    found = problem(client.get(f"/v1/predictions?{name}=2026-02-30"), 422, "usage")
+    assert found["detail"] == f"{name} is '2026-02-30', which is not a time"
 
 
-def test_other_forms_are_said_in_words_as_well(client):
-    assert "32 digits" in problem(client.get("/v1/predictions/xyz"), 422, "UsageError")["detail"]
-    assert "`next`" in problem(client.get("/v1/predictions?after=xyz"), 422, "UsageError")["detail"]
+def test_malformed_id_and_cursor_are_explained(client):
+    assert "32 digits" in problem(client.get("/v1/predictions/xyz"), 422, "usage")["detail"]
+    assert "`next`" in problem(client.get("/v1/predictions?after=xyz"), 422, "usage")["detail"]
 
 
 @pytest.mark.parametrize(
     "kind", ["", "text/plain", "text/json", "application/x-www-form-urlencoded", "application/json-seq"]
 )
-def test_a_review_of_another_kind_of_content_is_not_taken(client, kind):
+def test_review_of_another_content_type_is_rejected(client, kind):
     (found,) = post(client, png())
     answer = client.put(
         f"/v1/predictions/{found['id']}/review", content=b'{"agrees": true}', headers={"Content-Type": kind}
     )
-    assert f"is {kind!r}; taken is application/json" in problem(answer, 415, "UsageError")["detail"]
-    assert client.get(f"/v1/predictions/{found['id']}").json()["review"] is None
+    assert f"{kind!r} is not supported; use application/json" in problem(answer, 415, "usage")["detail"]
+    assert fetch(client, found["id"])["review"] is None
 
 
 @pytest.mark.parametrize(
     "kind", ["application/json", "Application/JSON; charset=utf-8", "application/merge-patch+json"]
 )
-def test_a_review_comes_as_json(client, kind):
+def test_review_accepts_json_types(client, kind):
     (found,) = post(client, png())
     answer = client.put(
         f"/v1/predictions/{found['id']}/review", content=b'{"agrees": true}', headers={"Content-Type": kind}
@@ -98,19 +105,19 @@ def test_a_review_comes_as_json(client, kind):
     assert answer.json()["review"]["agrees"] is True
 
 
-def test_a_character_that_postgresql_cannot_keep_is_refused(client):
+def test_null_character_is_rejected(client):
     raw = client.post("/v1/predictions?name=a%00b", content=png(), headers={"Content-Type": "image/png"})
-    assert "U+0000" in problem(raw, 422, "UsageError")["detail"]
+    assert "U+0000" in problem(raw, 422, "usage")["detail"]
     part = b'--x\r\nContent-Disposition: form-data; name="images"; filename="a\0b"\r\n\r\nimage\r\n--x--\r\n'
     form = client.post("/v1/predictions", content=part, headers={"Content-Type": "multipart/form-data; boundary=x"})
-    assert "U+0000" in problem(form, 422, "UsageError")["detail"]
+    assert "U+0000" in problem(form, 422, "usage")["detail"]
     (found,) = post(client, png())
     note = client.put(f"/v1/predictions/{found['id']}/review", json={"agrees": True, "note": "a\0b"})
-    assert "U+0000" in problem(note, 422, "UsageError")["detail"]
+    assert "U+0000" in problem(note, 422, "usage")["detail"]
     assert client.put(f"/v1/predictions/{found['id']}/review", json={"agrees": True, "note": "a\n\u2028b"}).is_success
 
 
-def test_the_images_that_the_model_saw_are_shown_where_they_are_asked_for(client, model):
+def test_card_contains_image_hashes_only_on_request(client, model):
     short, whole = client.get("/v1/model").json(), client.get("/v1/model?seen=true").json()
     assert "seen" not in short
     assert whole == {**short, "seen": {split: list(hashes) for split, hashes in model.card.seen.items()}}
@@ -118,7 +125,7 @@ def test_the_images_that_the_model_saw_are_shown_where_they_are_asked_for(client
     assert (described["name"], described["schema"]["default"]) == ("seen", False)
 
 
-def test_a_form_has_the_images_alone_to_say_what_they_are_called(client):
-    """`name` is of an image that is the body; that a form comes with it is no mistake worth an error."""
+def test_parameter_name_is_ignored_for_forms(client):
+    """`name` names an image that is the body; the parts of a form have their own names."""
     (found,) = client.post("/v1/predictions?name=a", files=images(png())).json()["predictions"]
     assert found["path"] == "image 0.png"

@@ -1,10 +1,10 @@
-"""Sessions of people at the page: they begin, end by themselves, and their cookies are no tokens."""
+"""Sign-in sessions: expiry, sign-out and the limit on their number."""
 
 import pytest
 
 from pneumoscope.core.errors import AuthenticationError
-from pneumoscope.service.auth import sessions
-from pneumoscope.service.auth.sessions import SECONDS, Sessions
+from pneumoscope.service.auth import sessions as module
+from pneumoscope.service.auth.sessions import SESSION_SECONDS, Sessions
 
 
 class Clock:
@@ -15,39 +15,39 @@ class Clock:
         return self.time
 
 
-def test_a_session_lasts_a_working_day():
+def test_session_expires_after_a_working_day():
     clock = Clock()
-    opened = Sessions(clock)
-    cookie = opened.begin("ward-3")
-    clock.time = SECONDS - 1
-    assert opened.who(cookie) == "ward-3"
-    clock.time = SECONDS
-    with pytest.raises(AuthenticationError, match="nobody is signed in"):
-        opened.who(cookie)
+    sessions = Sessions(clock)
+    cookie = sessions.begin("ward-3")
+    clock.time = SESSION_SECONDS - 1
+    assert sessions.user(cookie) == "ward-3"
+    clock.time = SESSION_SECONDS
+    with pytest.raises(AuthenticationError, match="not signed in"):
+        sessions.user(cookie)
 
 
-def test_signing_out_ends_one_session_alone():
-    opened = Sessions()
-    first, second = opened.begin("a"), opened.begin("a")
+def test_sign_out_ends_only_that_session():
+    sessions = Sessions()
+    first, second = sessions.begin("a"), sessions.begin("a")
     assert first != second
     assert len(first) >= 43  # 256 bits
-    opened.end(first)
-    opened.end("never there")
+    sessions.end(first)
+    sessions.end("never there")
     with pytest.raises(AuthenticationError):
-        opened.who(first)
-    assert opened.who(second) == "a"
+        sessions.user(first)
+    assert sessions.user(second) == "a"
 
 
 @pytest.mark.parametrize("cookie", ["", "x", "a" * 10_000])
-def test_a_cookie_of_nobody_is_refused(cookie):
+def test_unknown_cookie_is_rejected(cookie):
     with pytest.raises(AuthenticationError):
-        Sessions().who(cookie)
+        Sessions().user(cookie)
 
 
-def test_the_oldest_ends_when_there_are_too_many(monkeypatch):
-    monkeypatch.setattr(sessions, "_MOST", 2)
-    opened = Sessions()
-    first, second, third = (opened.begin(name) for name in "abc")
+def test_oldest_session_ends_when_there_are_too_many(monkeypatch):
+    monkeypatch.setattr(module, "_MAX_SESSIONS", 2)
+    sessions = Sessions()
+    first, second, third = (sessions.begin(name) for name in "abc")
     with pytest.raises(AuthenticationError):
-        opened.who(first)
-    assert (opened.who(second), opened.who(third)) == ("b", "c")
+        sessions.user(first)
+    assert (sessions.user(second), sessions.user(third)) == ("b", "c")

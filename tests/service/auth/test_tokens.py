@@ -1,4 +1,4 @@
-"""Who may ask: tokens of a file that nobody else can read, and addresses that only this machine reaches."""
+"""Token files, authentication by token, and loopback addresses."""
 
 import contextlib
 import hmac
@@ -18,30 +18,30 @@ def written(tmp_path, text, mode=0o600):
     return file
 
 
-def test_tokens_are_read_with_the_names_of_their_holders(tmp_path):
-    file = written(tmp_path, f"# who may ask\n\nward-3 {TOKEN}\nme@home   {TOKEN}2\n")
-    access = Authenticator(read_tokens(file))
-    assert access.who(TOKEN) == "ward-3"
-    assert access.who(f" {TOKEN}2") == "me@home"
+def test_token_identifies_its_user(tmp_path):
+    file = written(tmp_path, f"# comment\n\nward-3 {TOKEN}\nme@home   {TOKEN}2\n")
+    authenticator = Authenticator(read_tokens(file))
+    assert authenticator.authenticate(TOKEN) == "ward-3"
+    assert authenticator.authenticate(f" {TOKEN}2") == "me@home"
     for wrong in ("", f"{TOKEN}3", TOKEN[:-1], "é" * 9, "\udcff"):
         with pytest.raises(AuthenticationError):
-            access.who(wrong)
+            authenticator.authenticate(wrong)
 
 
-def test_every_token_is_compared_in_constant_time_whichever_is_given(monkeypatch):
-    """That `hmac.compare_digest` takes as long for any two of the same length is its own promise."""
+def test_every_token_is_compared_in_constant_time(monkeypatch):
+    """`hmac.compare_digest` documents that it takes constant time."""
     compared, compare = [], hmac.compare_digest
-    monkeypatch.setattr("hmac.compare_digest", lambda given, own: compared.append(own) or compare(given, own))
-    access = Authenticator({"ward-3": TOKEN, "ward-4": TOKEN + "4", "ward-5": TOKEN + "5"})
+    monkeypatch.setattr("hmac.compare_digest", lambda given, known: compared.append(known) or compare(given, known))
+    authenticator = Authenticator({"ward-3": TOKEN, "ward-4": TOKEN + "4", "ward-5": TOKEN + "5"})
     for token in (TOKEN, TOKEN + "5", "wrong"):
         compared.clear()
         with contextlib.suppress(AuthenticationError):
-            access.who(token)
+            authenticator.authenticate(token)
         assert compared == [TOKEN.encode(), f"{TOKEN}4".encode(), f"{TOKEN}5".encode()]
 
 
-def test_without_tokens_everybody_is_local():
-    assert Authenticator({}).who("") == LOCAL
+def test_without_tokens_every_client_is_local():
+    assert Authenticator({}).authenticate("") == LOCAL
 
 
 @pytest.mark.parametrize(
@@ -51,35 +51,35 @@ def test_without_tokens_everybody_is_local():
         ("me\n", "line 1"),
         ("me short\n", "line 1"),
         (f"{TOKEN}\n", "line 1"),
-        (f"me {TOKEN}\nme {TOKEN}2\n", "line 2"),
+        (f"me {TOKEN}\nme {TOKEN}2\n", "line 2 .* repeats a name"),
         (f"me {TOKEN} {TOKEN}\n", "line 1"),
         (f"<me> {TOKEN}\n", "line 1"),
-        (f"me {TOKEN}\nyou {TOKEN}\n", "line 2 .* a token that stands there already"),
-        (f"local {TOKEN}\n", "the name 'local', which is ours"),
-        (f"retention {TOKEN}\n", "the name 'retention', which is ours"),
+        (f"me {TOKEN}\nyou {TOKEN}\n", "line 2 .* repeats a token"),
+        (f"local {TOKEN}\n", "the reserved name 'local'"),
+        (f"retention {TOKEN}\n", "the reserved name 'retention'"),
     ],
 )
-def test_a_file_without_names_and_tokens_is_refused_and_no_token_shown(tmp_path, text, words):
+def test_invalid_token_file_is_rejected_without_showing_a_token(tmp_path, text, words):
     with pytest.raises(UsageError, match=words) as caught:
         read_tokens(written(tmp_path, text))
     assert TOKEN not in str(caught.value)
 
 
-def test_a_file_that_others_may_read_is_refused(tmp_path):
-    with pytest.raises(UsageError, match="others may read"):
+def test_token_file_that_others_can_read_is_rejected(tmp_path):
+    with pytest.raises(UsageError, match="readable by other users"):
         read_tokens(written(tmp_path, f"me {TOKEN}\n", 0o640))
 
 
-def test_a_file_that_is_not_there_is_told(tmp_path):
+def test_missing_token_file_is_rejected(tmp_path):
     with pytest.raises(UsageError, match="No such file"):
         read_tokens(tmp_path / "nowhere")
 
 
 @pytest.mark.parametrize("host", ["127.0.0.1", "127.8.8.8", "localhost", "::1", "[::1]"])
-def test_what_only_this_machine_reaches(host):
+def test_loopback_addresses(host):
     assert is_loopback(host)
 
 
 @pytest.mark.parametrize("host", ["0.0.0.0", "::", "10.0.0.1", "localhost.evil.example", "127.0.0.1.nip.io", ""])
-def test_what_others_may_reach(host):
+def test_public_addresses(host):
     assert not is_loopback(host)

@@ -35,10 +35,10 @@ def files(folder):
 @pytest.fixture
 def folder(tmp_path, database):
     """A data directory with two images."""
-    records = PredictionRepository(tmp_path / "data", database)
+    repository = PredictionRepository(tmp_path / "data", database)
     for image in (b"first", b"second"):
-        add(records, image)
-    records.close()
+        add(repository, image)
+    repository.close()
     return tmp_path / "data"
 
 
@@ -95,16 +95,16 @@ def test_every_kind_of_problem_is_reported_with_exit_status_3_and_nothing_is_cha
 
 def test_file_whose_removal_did_not_finish_is_orphaned_until_the_next_start(tmp_path, database):
     folder = tmp_path / "data"
-    records = PredictionRepository(folder, database)
-    record, _ = add(records, b"deleted")
-    records.remove(record.id, who="me")
-    records.blobs.stage({record.image_sha256: b"deleted"})
-    records.blobs.publish(record.image_sha256)
-    assert check_storage(folder, records.engine).orphaned_files == (path_of(b"deleted"),)
+    repository = PredictionRepository(folder, database)
+    record, _ = add(repository, b"deleted")
+    repository.remove(record.id, user="me")
+    repository.blobs.stage({record.image_sha256: b"deleted"})
+    repository.blobs.publish(record.image_sha256)
+    assert check_storage(folder, repository.engine).orphaned_files == (path_of(b"deleted"),)
     with data_directory_lock(folder):  # a running service may be just removing it
-        report = check_storage(folder, records.engine)
+        report = check_storage(folder, repository.engine)
     assert (report.orphaned_files, report.staging_files) == ((), None)
-    records.close()
+    repository.close()
     PredictionRepository(folder, database).close()
     assert check(folder, database)[0] == 0
 

@@ -1,4 +1,4 @@
-"""A data folder that is moved, removed or exchanged under the service: images are refused, and nothing is lost or made anew."""
+"""A data directory that is moved, removed or replaced while it is in use: nothing is written."""
 
 import shutil
 
@@ -6,77 +6,77 @@ import pytest
 from tests.service.conftest import add
 
 from pneumoscope.core.errors import StorageError
-from pneumoscope.service.audit.log import verify
+from pneumoscope.service.audit.verification import verify
 from pneumoscope.service.storage.database import DATABASE_FILE
 from pneumoscope.service.storage.repository import PredictionRepository
 
 
-def told(records):
+def assert_rejected(repository):
     with pytest.raises(StorageError, match="was moved, removed or replaced while in use"):
-        add(records, b"new")
+        add(repository, b"new")
     with pytest.raises(StorageError, match="was moved, removed or replaced"):
-        records.try_to_keep()
+        repository.check_writable()
 
 
-def test_of_a_folder_that_was_moved_nothing_is_made_in_its_old_place(tmp_path, database):
+def test_moved_directory_is_detected_and_not_recreated(tmp_path, database):
     data, moved = tmp_path / "data", tmp_path / "moved"
-    records = PredictionRepository(data, database)
-    record, _ = add(records, b"old")
+    repository = PredictionRepository(data, database)
+    record, _ = add(repository, b"old")
     data.rename(moved)
-    told(records)
+    assert_rejected(repository)
     with pytest.raises(StorageError):
-        records.review(record.id, agrees=True, note="", who="me")
+        repository.review(record.id, agrees=True, note="", user="me")
     assert not data.exists()
 
-    moved.rename(data)  # it goes on by itself
-    records.try_to_keep()
-    add(records, b"new")
-    assert verify(records.engine, images=records.blobs).images == 2
-    records.close()
+    moved.rename(data)  # the repository works again
+    repository.check_writable()
+    add(repository, b"new")
+    assert verify(repository.engine, images=repository.blobs).images == 2
+    repository.close()
 
 
 @pytest.mark.parametrize("restored", [False, True])
-def test_another_folder_in_its_place_is_not_taken_for_it(tmp_path, restored):
+def test_replaced_directory_is_detected(tmp_path, restored):
     data = tmp_path / "data"
-    records = PredictionRepository(data)
-    add(records, b"old")
+    repository = PredictionRepository(data)
+    add(repository, b"old")
     data.rename(tmp_path / "before")
     if restored:
         shutil.copytree(tmp_path / "before", data)
     else:
         data.mkdir()
     there = sorted(data.rglob("*"))
-    told(records)
+    assert_rejected(repository)
     assert sorted(data.rglob("*")) == there
-    records.close()
+    repository.close()
 
 
-def test_a_database_that_was_removed_is_noticed(tmp_path):
-    records = PredictionRepository(tmp_path / "data")
+def test_removed_database_is_detected(tmp_path):
+    repository = PredictionRepository(tmp_path / "data")
     (tmp_path / "data" / DATABASE_FILE).unlink()
-    told(records)
+    assert_rejected(repository)
     assert not list((tmp_path / "data").glob("blobs/*"))
-    records.close()
+    repository.close()
 
 
-def test_no_room_is_told_before_a_image_comes(tmp_path, monkeypatch):
-    records = PredictionRepository(tmp_path / "data")
-    records.try_to_keep()
+def test_full_disk_fails_the_check(tmp_path, monkeypatch):
+    repository = PredictionRepository(tmp_path / "data")
+    repository.check_writable()
     monkeypatch.setattr("shutil.disk_usage", lambda _: shutil._ntuple_diskusage(10**9, 10**9, 1000))
     with pytest.raises(StorageError, match="no space left"):
-        records.try_to_keep()
-    records.close()
+        repository.check_writable()
+    repository.close()
 
 
-def test_images_that_could_not_be_written_are_told_before_one_comes(tmp_path):
-    records = PredictionRepository(tmp_path / "data")
+def test_unwritable_blob_store_fails_the_check(tmp_path):
+    repository = PredictionRepository(tmp_path / "data")
     (tmp_path / "data" / "blobs").write_text("no folder")
     with pytest.raises(StorageError):
-        records.try_to_keep()
-    records.close()
+        repository.check_writable()
+    repository.close()
 
 
-def test_trying_leaves_nothing(records, tmp_path):
-    records.try_to_keep()
+def test_check_writes_no_file_and_no_row(repository, tmp_path):
+    repository.check_writable()
     assert list((tmp_path / "data").glob("blobs/*")) == []
-    assert verify(records.engine).rows == 0
+    assert verify(repository.engine).rows == 0

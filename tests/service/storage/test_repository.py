@@ -1,4 +1,4 @@
-"""What a service keeps, on SQLite and on PostgreSQL: once, whole, and in order."""
+"""The repository on SQLite and PostgreSQL: predictions, reviews, pages, removal and retention."""
 
 import base64
 import contextlib
@@ -15,62 +15,69 @@ from sqlalchemy import text
 from tests.service.conftest import MODEL, add, prediction
 
 from pneumoscope.core.errors import GoneError, StorageError, UnknownNameError, UsageError
-from pneumoscope.service.audit.log import read_trail, verify
+from pneumoscope.core.prediction import Prediction
+from pneumoscope.service.audit.log import read_rows
+from pneumoscope.service.audit.verification import verify
 from pneumoscope.service.storage.blob_store import FolderBlobStore, content_hash
-from pneumoscope.service.storage.database import writing
-from pneumoscope.service.storage.records import Filter, record_id
+from pneumoscope.service.storage.database import write_transaction
+from pneumoscope.service.storage.records import Filter, compute_id
 from pneumoscope.service.storage.repository import PredictionRepository
 
 
-def test_an_age_of_centuries_removes_nothing(records):
-    add(records)
+def without_storage(stored):
+    """Return a stored prediction as the model made it."""
+    return Prediction(**{each.name: getattr(stored, each.name) for each in dataclasses.fields(Prediction)})
+
+
+def test_age_of_centuries_expires_nothing(repository):
+    add(repository)
     assert (
-        records.expire(timedelta(weeks=9999)) == records.expire(timedelta(weeks=60_000)) == 0
+        repository.expire(timedelta(weeks=9999)) == repository.expire(timedelta(weeks=60_000)) == 0
     )  # the years 1835 and 876
 
 
-def test_what_is_kept_comes_back_as_it_was(records):
-    record, new = add(records, name="é <b>\u202e.png")
+def test_stored_prediction_is_read_back_unchanged(repository):
+    record, new = add(repository, name="é <b>\u202e.png")
     assert new
-    assert records.get(record.id) == record
-    assert record.prediction == prediction(name="é <b>\u202e.png")
-    assert (record.image_sha256, record.image_bytes) == (content_hash(b"image"), 4)
-    assert records.image(record) == b"image"
-    assert record.id == record_id(content_hash(b"image"), MODEL.sha256, "balanced")
-    rejected, _ = add(records, b"other", probability=None, decision="rejected")
-    assert rejected.prediction == prediction(None, "rejected")
+    assert repository.get(record.id) == record
+    assert without_storage(record) == prediction(name="é <b>\u202e.png")
+    assert (record.image_sha256, record.image_bytes) == (content_hash(b"image"), 5)
+    assert repository.image(record) == b"image"
+    assert record.id == compute_id(content_hash(b"image"), MODEL.sha256, "balanced")
+    rejected, _ = add(repository, b"other", probability=None, decision="rejected")
+    assert without_storage(rejected) == prediction(None, "rejected")
 
 
 @pytest.mark.parametrize("key", ["\0", "é", "ab" * 15, "AB" * 16, ""])
-def test_what_cannot_be_an_id_is_none(records, key):
+def test_invalid_id_is_unknown(repository, key):
     with pytest.raises(UnknownNameError, match="there is no prediction"):
-        records.get(key)
+        repository.get(key)
 
 
-def test_what_is_sql_is_text(records):
+def test_sql_in_values_is_stored_as_text(repository):
     sent = "'); DROP TABLE predictions; DELETE FROM audit_log; --\\ \" %s :name ${x}"
-    record, _ = add(records, name=sent)
-    records.review(record.id, agrees=True, note=sent, who="me")
-    found = records.get(record.id)
-    assert (found.prediction.path, found.review.note) == (sent, sent)
+    record, _ = add(repository, name=sent)
+    repository.review(record.id, agrees=True, note=sent, user="me")
+    found = repository.get(record.id)
+    assert (found.path, found.review.note) == (sent, sent)
     with pytest.raises(UnknownNameError):
-        records.get(sent)
-    assert verify(records.engine, images=records.blobs).rows == 2
+        repository.get(sent)
+    assert verify(repository.engine, images=repository.blobs).rows == 2
 
 
-def test_the_same_image_is_kept_once_as_it_was_first(records):
-    first, _ = add(records, name="first.png")
-    again, new = add(records, name="again.png", probability=0.2)
+def test_same_image_is_stored_once_with_its_first_name(repository):
+    first, _ = add(repository, name="first.png")
+    again, new = add(repository, name="again.png", probability=0.2)
     assert (again, new) == (first, False)
-    other, new = records.add(prediction(), b"image", operating_point="rule_out", who="me")
+    other, new = repository.add(prediction(operating_point="rule_out"), b"image", user="me")
     assert new
     assert other.id != first.id
-    assert verify(records.engine).rows == 2
+    assert verify(repository.engine).rows == 2
 
 
-def test_the_same_image_from_many_at_once_is_kept_once(records):
+def test_same_image_from_concurrent_requests_is_stored_once(repository):
     found = []
-    threads = [threading.Thread(target=lambda: found.append(add(records, b"same"))) for _ in range(8)]
+    threads = [threading.Thread(target=lambda: found.append(add(repository, b"same"))) for _ in range(8)]
     for thread in threads:
         thread.start()
     for thread in threads:
@@ -78,13 +85,13 @@ def test_the_same_image_from_many_at_once_is_kept_once(records):
     assert len(found) == 8
     assert len({record for record, _ in found}) == 1
     assert sum(new for _, new in found) == 1
-    assert verify(records.engine).rows == 1
+    assert verify(repository.engine).rows == 1
 
 
-def test_pages_show_each_record_once_while_more_are_added(records):
+def test_pages_list_each_prediction_once_during_additions(repository):
     scores = [0.5, 0.1, None, 0.9, 0.5, 0.5]
     for place, score in enumerate(scores):
-        add(records, bytes([place]), probability=score, decision="rejected" if score is None else "normal")
+        add(repository, bytes([place]), probability=score, decision="rejected" if score is None else "no_pneumonia")
     for order, expected in [
         ("highest", [0.9, 0.5, 0.5, 0.5, 0.1, None]),
         ("lowest", [0.1, 0.5, 0.5, 0.5, 0.9, None]),
@@ -94,44 +101,46 @@ def test_pages_show_each_record_once_while_more_are_added(records):
     ]:
         seen, after = [], ""
         while True:
-            page = records.find(Filter(), order=order, limit=2, after=after)
+            page = repository.find(Filter(), order=order, limit=2, after=after)
             assert page.total == 6
-            seen += page.records
+            seen += page.predictions
             if not (after := page.next):
                 break
-        assert [record.prediction.probability for record in seen] == expected
+        assert [record.probability for record in seen] == expected
         assert len({record.id for record in seen}) == 6
-    first = records.find(Filter(), limit=2)
-    add(records, b"newer")
-    second = records.find(Filter(), limit=2, after=first.next)
-    assert [each.prediction.probability for each in second.records] == scores[3:1:-1]
+    first = repository.find(Filter(), limit=2)
+    add(repository, b"newer")
+    second = repository.find(Filter(), limit=2, after=first.next)
+    assert [each.probability for each in second.predictions] == scores[3:1:-1]
 
 
-def test_what_needs_eyes_is_what_nobody_has_read_and_first_what_the_model_leaves_open(records):
-    said = {"rejected": None, "uncertain": 0.6, "pneumonia": 0.95, "normal": 0.1}
-    made = {each: add(records, each.encode(), probability=said[each], decision=each)[0].id for each in reversed(said)}
-    read, _ = add(records, b"read", probability=0.99, decision="pneumonia")
-    records.review(read.id, agrees=True, note="", who="me")
-    found = [each.id for each in records.find(Filter(), order="attention").records]
+def test_order_attention_lists_unreviewed_images_first_and_open_decisions_before_others(repository):
+    said = {"rejected": None, "uncertain": 0.6, "pneumonia": 0.95, "no_pneumonia": 0.1}
+    made = {
+        each: add(repository, each.encode(), probability=said[each], decision=each)[0].id for each in reversed(said)
+    }
+    read, _ = add(repository, b"read", probability=0.99, decision="pneumonia")
+    repository.review(read.id, agrees=True, note="", user="me")
+    found = [each.id for each in repository.find(Filter(), order="attention").predictions]
     assert set(found[:2]) == {made["rejected"], made["uncertain"]}
-    assert found[2:] == [made["pneumonia"], made["normal"], read.id]
+    assert found[2:] == [made["pneumonia"], made["no_pneumonia"], read.id]
 
 
-def test_records_are_found_by_decision_review_and_time(tmp_path, database):
+def test_filter_by_decision_review_and_time(tmp_path, database):
     times = iter(datetime(2026, 1, day, tzinfo=UTC) for day in range(1, 30))
-    records = PredictionRepository(tmp_path / "data", database, now=lambda: next(times))
-    a, _ = add(records, b"a", decision="normal")
-    b, _ = add(records, b"b")
-    records.review(a.id, agrees=False, note="a shadow", who="me")
+    repository = PredictionRepository(tmp_path / "data", database, now=lambda: next(times))
+    a, _ = add(repository, b"a", decision="no_pneumonia")
+    b, _ = add(repository, b"b")
+    repository.review(a.id, agrees=False, note="a shadow", user="me")
 
     def found(**wanted):
-        return [record.id for record in records.find(Filter(**wanted), order="oldest").records]
+        return [record.id for record in repository.find(Filter(**wanted), order="oldest").predictions]
 
     assert found() == [a.id, b.id]
-    assert found(decision="normal") == found(reviewed=True) == found(until="2026-01-02") == [a.id]
+    assert found(decision="no_pneumonia") == found(reviewed=True) == found(until="2026-01-02") == [a.id]
     assert found(decision="pneumonia") == found(reviewed=False) == found(since="2026-01-02") == [b.id]
-    assert found(decision="normal", reviewed=False) == []
-    records.close()
+    assert found(decision="no_pneumonia", reviewed=False) == []
+    repository.close()
 
 
 @pytest.mark.parametrize(
@@ -146,34 +155,36 @@ def test_records_are_found_by_decision_review_and_time(tmp_path, database):
         ("2026-01-31T11:30:31+02:00", None, [31]),
     ],
 )
-def test_times_are_compared_as_times_however_exactly_they_are_written(records, since, until, expected):
+def test_times_are_compared_at_any_precision(repository, since, until, expected):
     start = datetime(2026, 1, 31, 9, 30, tzinfo=UTC)
     for place, seconds in enumerate([30, 30.5, 31]):
-        records._now = lambda seconds=seconds: start + timedelta(seconds=seconds)
-        add(records, bytes([place]))
-    page = records.find(Filter(since=since, until=until), order="oldest")
-    found = [(datetime.fromisoformat(each.created) - start).total_seconds() for each in page.records]
+        repository._now = lambda seconds=seconds: start + timedelta(seconds=seconds)
+        add(repository, bytes([place]))
+    page = repository.find(Filter(since=since, until=until), order="oldest")
+    found = [(datetime.fromisoformat(each.created) - start).total_seconds() for each in page.predictions]
     assert (found, page.total) == (expected, len(expected))
 
 
 @pytest.mark.parametrize("time", ["2026-02-30", "0001-01-01T00:00+01:00", "soon"])
-def test_a_time_that_there_is_not_is_refused(records, time):
-    with pytest.raises(UsageError, match=f"since is '{re.escape(time)}', which is no time"):
-        records.find(Filter(since=time))
+def test_invalid_time_is_rejected(repository, time):
+    with pytest.raises(UsageError, match=f"since is '{re.escape(time)}', which is not a time"):
+        repository.find(Filter(since=time))
 
 
 @pytest.mark.parametrize("order", ["newest", "oldest", "highest", "lowest", "attention"])
-def test_no_image_is_passed_over_while_others_are_read_and_deleted(records, order):
-    made = [add(records, bytes([place]), probability=place / 10, decision="normal")[0].id for place in range(9)]
+def test_pages_skip_nothing_during_reviews_and_deletions(repository, order):
+    made = [
+        add(repository, bytes([place]), probability=place / 10, decision="no_pneumonia")[0].id for place in range(9)
+    ]
     seen, after = [], ""
     while True:
-        page = records.find(Filter(), order=order, limit=3, after=after)
-        fresh = [record.id for record in page.records if record.review is None]
+        page = repository.find(Filter(), order=order, limit=3, after=after)
+        fresh = [record.id for record in page.predictions if record.review is None]
         seen += fresh
         for key in fresh[:2]:
-            records.review(key, agrees=True, note="", who="me")
+            repository.review(key, agrees=True, note="", user="me")
         for key in fresh[2:]:
-            records.remove(key, who="me")
+            repository.remove(key, user="me")
         if not (after := page.next):
             break
     assert sorted(seen) == sorted(made)
@@ -204,72 +215,72 @@ def _place(*said):
         {"after": base64.urlsafe_b64encode(b"[" * 5000).decode()},
     ],
 )
-def test_a_page_that_cannot_be_is_refused(records, asked):
-    with pytest.raises(UsageError, match=r"limit is|which is no `next` of a page in the order"):
-        records.find(Filter(), **asked)
+def test_invalid_page_is_rejected(repository, asked):
+    with pytest.raises(UsageError, match=r"limit is|which is not the `next` of a page in the order"):
+        repository.find(Filter(), **asked)
 
 
-def test_a_review_replaces_the_one_before_and_both_are_in_the_trail(records):
-    record, _ = add(records)
-    records.review(record.id, agrees=True, note="", who="me")
-    reviewed = records.review(record.id, agrees=False, note="Jane Doe", who="you")
-    assert (reviewed.review.agrees, reviewed.review.note, reviewed.review.who) == (False, "Jane Doe", "you")
-    assert records.get(record.id) == reviewed
-    with records.engine.connect() as connection:
-        rows = connection.execute(text("SELECT who, what, details FROM audit_log ORDER BY number")).all()
-    assert [(row.who, row.what) for row in rows] == [("me", "judged"), ("me", "reviewed"), ("you", "reviewed")]
+def test_review_replaces_the_earlier_one_and_both_are_in_the_audit_log(repository):
+    record, _ = add(repository)
+    repository.review(record.id, agrees=True, note="", user="me")
+    reviewed = repository.review(record.id, agrees=False, note="Jane Doe", user="you")
+    assert (reviewed.review.agrees, reviewed.review.note, reviewed.review.reviewer) == (False, "Jane Doe", "you")
+    assert repository.get(record.id) == reviewed
+    with repository.engine.connect() as connection:
+        rows = connection.execute(text('SELECT "user", event, details FROM audit_log ORDER BY number')).all()
+    assert [(row.user, row.event) for row in rows] == [("me", "predicted"), ("me", "reviewed"), ("you", "reviewed")]
     assert "Doe" not in str(rows)
 
 
-def test_what_is_deleted_is_gone_with_its_image(records):
-    record, _ = add(records)
-    other, _ = records.add(prediction(), b"image", operating_point="rule_out", who="me")
-    records.remove(record.id, who="me")
-    assert records.image(other) == b"image"  # which another record needs
-    records.remove(other.id, who="me")
-    assert records.blobs.get(record.image_sha256) is None
-    for ask in (records.get, lambda key: records.remove(key, who="me")):
+def test_deleted_prediction_is_removed_with_its_image(repository):
+    record, _ = add(repository)
+    other, _ = repository.add(prediction(operating_point="rule_out"), b"image", user="me")
+    repository.remove(record.id, user="me")
+    assert repository.image(other) == b"image"  # which another prediction refers to
+    repository.remove(other.id, user="me")
+    assert repository.blobs.get(record.image_sha256) is None
+    for ask in (repository.get, lambda key: repository.remove(key, user="me")):
         with pytest.raises(UnknownNameError, match="there is no prediction"):
             ask(record.id)
-    assert verify(records.engine).rows == 4
+    assert verify(repository.engine).rows == 4
 
 
-def test_a_image_that_comes_while_it_is_removed_is_kept(records, monkeypatch):
-    """Two requests, one in the middle of the other."""
-    first, _ = add(records)
-    stage, others = records.blobs.stage, []
+def test_image_posted_during_its_removal_is_stored(repository, monkeypatch):
+    """The removal runs in the middle of the addition, and the other way round."""
+    first, _ = add(repository)
+    stage, others = repository.blobs.stage, []
 
     def staged_and_then_removed_by_another(images):
         staged = stage(images)
         if not others:
-            others.append(threading.Thread(target=lambda: records.remove(first.id, who="me")))
+            others.append(threading.Thread(target=lambda: repository.remove(first.id, user="me")))
             others[-1].start()
             others[-1].join(10)
         return staged
 
     with monkeypatch.context() as between:
-        between.setattr(records.blobs, "stage", staged_and_then_removed_by_another)
-        second, new = records.add(prediction(), b"image", operating_point="rule_out", who="me")
+        between.setattr(repository.blobs, "stage", staged_and_then_removed_by_another)
+        second, new = repository.add(prediction(operating_point="rule_out"), b"image", user="me")
     assert new
-    assert records.image(second) == b"image"
+    assert repository.image(second) == b"image"
 
-    remove, found = records.blobs.remove, []
+    remove, found = repository.blobs.remove, []
 
     def removed_while_another_comes(sha256):
-        others.append(threading.Thread(target=lambda: found.append(add(records)[0])))
+        others.append(threading.Thread(target=lambda: found.append(add(repository)[0])))
         others[-1].start()
         others[-1].join(0.3)
         remove(sha256)
 
-    monkeypatch.setattr(records.blobs, "remove", removed_while_another_comes)
-    records.remove(second.id, who="me")
+    monkeypatch.setattr(repository.blobs, "remove", removed_while_another_comes)
+    repository.remove(second.id, user="me")
     others[-1].join(10)
-    assert records.image(found[0]) == b"image"
+    assert repository.image(found[0]) == b"image"
 
 
-def test_a_image_that_the_disk_does_not_take_harms_no_other(records, monkeypatch):
-    """Three that come while the first one is being kept, and so go together."""
-    begun, go, stage = threading.Event(), threading.Event(), records.blobs.stage
+def test_image_that_cannot_be_written_affects_no_other(repository, monkeypatch):
+    """The images arrive while the first one is being stored, and so share a transaction."""
+    begun, go, stage = threading.Event(), threading.Event(), repository.blobs.stage
 
     def staged_but_for_the_large_one(images):
         begun.set()
@@ -278,8 +289,8 @@ def test_a_image_that_the_disk_does_not_take_harms_no_other(records, monkeypatch
         staged = stage({sha256: image for sha256, image in images.items() if sha256 != large})
         return staged._replace(failed={large: StorageError("full")} if large in images else {})
 
-    monkeypatch.setattr(records.blobs, "stage", staged_but_for_the_large_one)
-    submit = partial(records.submit, operating_point="balanced", who="me")
+    monkeypatch.setattr(repository.blobs, "stage", staged_but_for_the_large_one)
+    submit = partial(repository.submit, user="me")
     futures = [submit(prediction(), b"first")]
     assert begun.wait(10)
     futures += [submit(prediction(), image) for image in (b"small", b"large", b"small too", b"small")]
@@ -288,8 +299,8 @@ def test_a_image_that_the_disk_does_not_take_harms_no_other(records, monkeypatch
         futures[2].result(10)
     kept = [futures[place].result(10) for place in (0, 1, 3, 4)]
     assert [new for _, new in kept] == [True, True, True, False]
-    assert {records.image(record) for record, _ in kept} == {b"first", b"small", b"small too"}
-    assert records.find(Filter()).total == verify(records.engine, images=records.blobs).rows == 3
+    assert {repository.image(record) for record, _ in kept} == {b"first", b"small", b"small too"}
+    assert repository.find(Filter()).total == verify(repository.engine, images=repository.blobs).rows == 3
 
 
 def put(store, *contents):
@@ -303,105 +314,106 @@ def fail(*_, **__):
     raise StorageError("full")
 
 
-def test_of_what_could_not_be_kept_there_is_no_image_but_what_was_there_before(records, monkeypatch):
-    put(records.blobs, b"before")  # of another database
+def test_failed_addition_leaves_only_images_stored_before(repository, monkeypatch):
+    put(repository.blobs, b"before")  # of another database
     with monkeypatch.context() as failing:
         failing.setattr("pneumoscope.service.storage.repository.append", fail)
         for image in (b"image", b"before"):
             with pytest.raises(StorageError, match="full"):
-                add(records, image)
-    assert records.find(Filter()).total == 0
-    assert [key for key, _ in records.blobs.stored()] == [content_hash(b"before")]
+                add(repository, image)
+    assert repository.find(Filter()).total == 0
+    assert [key for key, _ in repository.blobs.stored()] == [content_hash(b"before")]
 
 
-def test_a_image_that_cannot_be_removed_is_told_and_removed_later(records, monkeypatch):
-    """Its record goes first: an image without a record does no harm, a record without its image would."""
-    deleted, _ = add(records, b"deleted")
-    add(records, b"old")
+def test_failed_removal_of_an_image_is_an_error_and_retried(repository, monkeypatch):
+    """The row is deleted first: an image without a row does no harm, a row without its image would."""
+    deleted, _ = add(repository, b"deleted")
+    add(repository, b"old")
     with monkeypatch.context() as failing:
-        failing.setattr(records.blobs, "remove", fail)
-        with pytest.raises(StorageError, match=f"record '{deleted.id}' is deleted, but its image could not be: full"):
-            records.remove(deleted.id, who="me")
+        failing.setattr(repository.blobs, "remove", fail)
+        with pytest.raises(
+            StorageError, match=f"prediction '{deleted.id}' is deleted, but its image could not be: full"
+        ):
+            repository.remove(deleted.id, user="me")
         with pytest.raises(StorageError, match="full"):
-            records.expire(timedelta(0))
+            repository.expire(timedelta(0))
         with pytest.raises(StorageError, match="full"):
-            records.tidy()
-    assert len(list(records.blobs.stored())) == 2
-    records.tidy()
-    assert list(records.blobs.stored()) == []
-    assert verify(records.engine, images=records.blobs).rows == 4
+            repository.retry_failed()
+    assert len(list(repository.blobs.stored())) == 2
+    repository.retry_failed()
+    assert list(repository.blobs.stored()) == []
+    assert verify(repository.engine, images=repository.blobs).rows == 4
 
 
-def test_a_image_that_came_again_before_it_could_be_removed_stays(records, monkeypatch):
-    record, _ = add(records)
+def test_image_posted_again_before_its_retried_removal_stays(repository, monkeypatch):
+    record, _ = add(repository)
     with monkeypatch.context() as failing:
-        failing.setattr(records.blobs, "remove", fail)
+        failing.setattr(repository.blobs, "remove", fail)
         with pytest.raises(StorageError):
-            records.remove(record.id, who="me")
-    again, new = add(records)
-    records.tidy()
+            repository.remove(record.id, user="me")
+    again, new = add(repository)
+    repository.retry_failed()
     assert new
-    assert records.image(again) == b"image"
+    assert repository.image(again) == b"image"
 
 
-def test_others_wait_for_no_image_to_reach_the_disk(records, monkeypatch):
-    record, _ = add(records)
-    begun, go, stage = threading.Event(), threading.Event(), records.blobs.stage
+def test_review_does_not_wait_for_an_image_to_be_written(repository, monkeypatch):
+    record, _ = add(repository)
+    begun, go, stage = threading.Event(), threading.Event(), repository.blobs.stage
 
     def slow(images):
         begun.set()
         assert go.wait(10)
         return stage(images)
 
-    monkeypatch.setattr(records.blobs, "stage", slow)
-    coming = records.submit(prediction(), b"slow", operating_point="balanced", who="me")
+    monkeypatch.setattr(repository.blobs, "stage", slow)
+    coming = repository.submit(prediction(), b"slow", user="me")
     assert begun.wait(10)
-    assert records.review(record.id, agrees=True, note="", who="me").review.agrees
+    assert repository.review(record.id, agrees=True, note="", user="me").review.agrees
     go.set()
     assert coming.result(10)[1]
 
 
-def test_images_expire_and_their_numbers_stay(tmp_path, database):
+def test_expired_images_are_removed_and_predictions_stay(tmp_path, database):
     now = [datetime(2026, 1, 1, tzinfo=UTC)]
-    records = PredictionRepository(tmp_path / "data", database, now=lambda: now[0])
-    old, _ = add(records, b"old")
+    repository = PredictionRepository(tmp_path / "data", database, now=lambda: now[0])
+    old, _ = add(repository, b"old")
     now[0] += timedelta(days=31)
-    new, _ = add(records, b"new")
-    assert records.expire(timedelta(days=30)) == 1
-    assert records.expire(timedelta(days=30)) == 0
-    assert records.image(records.get(new.id)) == b"new"
-    found = records.get(old.id)
-    assert found.prediction == old.prediction
-    assert found.image_removed == "2026-02-01T00:00:00.000000Z"
+    new, _ = add(repository, b"new")
+    assert repository.expire(timedelta(days=30)) == 1
+    assert repository.expire(timedelta(days=30)) == 0
+    assert repository.image(repository.get(new.id)) == b"new"
+    found = repository.get(old.id)
+    assert found == dataclasses.replace(old, image_removed="2026-02-01T00:00:00.000000Z")
     with pytest.raises(GoneError, match="was removed"):
-        records.image(found)
-    assert records.blobs.get(old.image_sha256) is None
-    assert add(records, b"old") == (found, False)  # what was removed does not come back
-    assert records.blobs.get(old.image_sha256) is None
-    records.close()
+        repository.image(found)
+    assert repository.blobs.get(old.image_sha256) is None
+    assert add(repository, b"old") == (found, False)  # a removed image is not stored again
+    assert repository.blobs.get(old.image_sha256) is None
+    repository.close()
 
 
-def test_a_image_that_is_missing_though_nobody_removed_it_is_told(records):
-    record, _ = add(records)
-    records.blobs.remove(record.image_sha256)
+def test_missing_image_that_was_not_removed_is_an_error(repository):
+    record, _ = add(repository)
+    repository.blobs.remove(record.image_sha256)
     with pytest.raises(StorageError, match=f"prediction '{record.id}' is missing") as caught:
-        records.image(record)
+        repository.image(record)
     assert f"Restore {record.image_sha256[:2]}/{record.image_sha256} below blobs/ from a backup" in caught.value.hint
-    add(records)
-    assert records.image(record) == b"image"
-    records.remove(record.id, who="me")
-    with pytest.raises(GoneError, match="was removed"):  # by another request, since this one read the record
-        records.image(record)
+    add(repository)
+    assert repository.image(record) == b"image"
+    repository.remove(record.id, user="me")
+    with pytest.raises(GoneError, match="was removed"):  # by another request, after this one read the row
+        repository.image(record)
 
 
 def test_start_completes_committed_predictions_and_discards_the_rest(tmp_path, database):
     """The states that a killed process can leave, made by hand; `test_crashes` makes them by killing one."""
-    records = PredictionRepository(tmp_path / "data", database)
-    record, _ = add(records)
-    gone, _ = add(records, b"deleted")
-    records.remove(gone.id, who="me")
-    put(records.blobs, b"deleted")  # as if killed between the removal of the row and of the file
-    records.close()
+    repository = PredictionRepository(tmp_path / "data", database)
+    record, _ = add(repository)
+    gone, _ = add(repository, b"deleted")
+    repository.remove(gone.id, user="me")
+    put(repository.blobs, b"deleted")  # as if killed between the removal of the row and of the file
+    repository.close()
     staging = tmp_path / "data/staging"
     (tmp_path / "data/blobs" / record.image_sha256[:2] / record.image_sha256).rename(staging / record.image_sha256)
     (staging / content_hash(b"uncommitted")).write_bytes(b"uncommitted")
@@ -415,47 +427,47 @@ def test_start_completes_committed_predictions_and_discards_the_rest(tmp_path, d
     again.close()
 
 
-def test_image_that_cannot_be_moved_into_the_store_is_readable_and_moved_later(records, monkeypatch, caplog):
+def test_image_that_cannot_be_moved_into_the_store_is_readable_and_moved_later(repository, monkeypatch, caplog):
     with monkeypatch.context() as failing:
-        failing.setattr(records.blobs, "publish", fail)
-        record, new = add(records)
+        failing.setattr(repository.blobs, "publish", fail)
+        record, new = add(repository)
         assert new
-        assert records.image(record) == b"image"
-        assert "stays in the staging area for now: full" in caplog.text
-        records.tidy()
-        assert records.blobs.staging_files() == [record.image_sha256]
-    records.tidy()
-    assert records.blobs.staging_files() == []
-    assert records.image(record) == b"image"
+        assert repository.image(record) == b"image"
+        assert "stays in the staging area until the next attempt: full" in caplog.text
+        repository.retry_failed()
+        assert repository.blobs.staging_files() == [record.image_sha256]
+    repository.retry_failed()
+    assert repository.blobs.staging_files() == []
+    assert repository.image(record) == b"image"
 
 
-def test_transaction_that_was_committed_although_it_failed_keeps_its_image(records, monkeypatch):
+def test_transaction_that_was_committed_although_it_failed_keeps_its_image(repository, monkeypatch):
     """The connection is lost after the database committed and before it said so."""
     remaining = [1]
 
     @contextlib.contextmanager
     def committed_but_failed(engine):
-        with writing(engine) as connection:
+        with write_transaction(engine) as connection:
             yield connection
         if remaining:
             remaining.pop()
             raise StorageError("connection lost")
 
-    monkeypatch.setattr("pneumoscope.service.storage.repository.writing", committed_but_failed)
+    monkeypatch.setattr("pneumoscope.service.storage.repository.write_transaction", committed_but_failed)
     with pytest.raises(StorageError, match="connection lost"):
-        add(records)
-    (record,) = records.find(Filter()).records
-    assert records.image(record) == b"image"
-    assert records.blobs.staging_files() == []
+        add(repository)
+    (record,) = repository.find(Filter()).predictions
+    assert repository.image(record) == b"image"
+    assert repository.blobs.staging_files() == []
 
 
-def test_a_image_whose_record_is_lost_is_left(tmp_path, database):
-    """Somebody restored a part, or changed the database: the trail tells that it was judged, and not that it went."""
-    records = PredictionRepository(tmp_path / "data", database)
-    record, _ = add(records)
-    with records.engine.connect() as connection, connection.begin():
+def test_image_whose_row_is_lost_is_left(tmp_path, database):
+    """The database was partly restored or changed: the audit log has the prediction, and no deletion."""
+    repository = PredictionRepository(tmp_path / "data", database)
+    record, _ = add(repository)
+    with repository.engine.connect() as connection, connection.begin():
         connection.execute(text("DELETE FROM predictions"))
-    records.close()
+    repository.close()
     again = PredictionRepository(tmp_path / "data", database)
     assert again.blobs.get(record.image_sha256) == b"image"
     again.close()
@@ -487,47 +499,47 @@ def test_orphaned_files_expire_with_an_audit_entry(tmp_path, database):
     for sha256, image in left.items():
         if image != b"new":
             os.utime(tmp_path / "data/blobs" / sha256[:2] / sha256, (0, 0))
-    records = PredictionRepository(tmp_path / "data", database)
-    assert records.orphaned.keys() == left.keys()
-    again, _ = add(records, b"posted again")
-    assert records.expire(timedelta(days=30)) == 0
-    assert {image for image in left.values() if records.blobs.get(content_hash(image))} == {b"new", b"posted again"}
-    assert records.image(again) == b"posted again"
-    entry = list(read_trail(records.engine))[-1]
-    assert (entry.what, entry.image_sha256, entry.prediction) == ("image removed", content_hash(b"old"), "")
-    assert verify(records.engine, images=records.blobs).rows == 2
-    records.close()
+    repository = PredictionRepository(tmp_path / "data", database)
+    assert repository.orphaned.keys() == left.keys()
+    again, _ = add(repository, b"posted again")
+    assert repository.expire(timedelta(days=30)) == 0
+    assert {image for image in left.values() if repository.blobs.get(content_hash(image))} == {b"new", b"posted again"}
+    assert repository.image(again) == b"posted again"
+    entry = list(read_rows(repository.engine))[-1]
+    assert (entry.event, entry.image_sha256, entry.prediction_id) == ("image_removed", content_hash(b"old"), "")
+    assert verify(repository.engine, images=repository.blobs).rows == 2
+    repository.close()
 
 
-def test_many_images_expire_in_turns(records, monkeypatch):
+def test_images_expire_in_batches(repository, monkeypatch):
     monkeypatch.setattr("pneumoscope.service.storage.repository._BATCH", 2)
     for place in range(5):
-        add(records, bytes([place]))
-    assert records.expire(timedelta(0)) == 5
-    assert [each.image_removed is not None for each in records.find(Filter()).records] == 5 * [True]
-    assert list(records.blobs.stored()) == []
-    assert verify(records.engine, images=records.blobs).rows == 10
+        add(repository, bytes([place]))
+    assert repository.expire(timedelta(0)) == 5
+    assert [each.image_removed is not None for each in repository.find(Filter()).predictions] == 5 * [True]
+    assert list(repository.blobs.stored()) == []
+    assert verify(repository.engine, images=repository.blobs).rows == 10
 
 
-def test_a_image_that_changed_on_the_disk_is_not_given_out(records, tmp_path):
-    record, _ = add(records)
+def test_damaged_image_is_not_returned(repository, tmp_path):
+    record, _ = add(repository)
     (path,) = (tmp_path / "data/blobs").glob("*/*")
     path.write_bytes(b"another")
     with pytest.raises(StorageError, match="is damaged"):
-        records.image(record)
+        repository.image(record)
 
 
-def test_nothing_is_kept_of_a_service_without_a_folder(tmp_path, monkeypatch):
+def test_in_memory_repository_writes_no_file(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
-    records = PredictionRepository(None)
-    record, _ = add(records)
-    assert records.image(record) == b"image"
-    assert verify(records.engine).rows == 1
-    records.close()
+    repository = PredictionRepository(None)
+    record, _ = add(repository)
+    assert repository.image(record) == b"image"
+    assert verify(repository.engine).rows == 1
+    repository.close()
     assert list(tmp_path.iterdir()) == []
 
 
-def test_a_prediction_of_an_unreadable_image_is_not_kept(records):
+def test_prediction_of_an_unreadable_image_is_rejected(repository):
     failed = dataclasses.replace(prediction(), decision=None, image=None, threshold=None)
-    with pytest.raises(ValueError, match="nothing to keep"):
-        records.add(failed, b"x", operating_point="balanced", who="me")
+    with pytest.raises(ValueError, match="cannot be stored"):
+        repository.add(failed, b"x", user="me")

@@ -1,4 +1,4 @@
-"""Images that are too old go, now and then; what fails is told, and tried again."""
+"""Retention: expired images are removed at intervals; failures are logged and retried."""
 
 import threading
 from datetime import timedelta
@@ -11,13 +11,13 @@ from pneumoscope.service.storage.retention import Retention
 
 
 @pytest.fixture
-def soon(monkeypatch):
-    monkeypatch.setattr("pneumoscope.service.storage.retention._EVERY", 0.01)
+def short_interval(monkeypatch):
+    monkeypatch.setattr("pneumoscope.service.storage.retention._INTERVAL_SECONDS", 0.01)
 
 
-def test_old_images_go_and_what_fails_is_told_and_tried_again(records, soon, monkeypatch, caplog):
-    add(records)
-    expire, errors, done = records.expire, [StorageError("locked"), KeyError("DOE^JANE")], threading.Event()
+def test_expired_images_are_removed_and_failures_are_retried(repository, short_interval, monkeypatch, caplog):
+    add(repository)
+    expire, errors, done = repository.expire, [StorageError("locked"), KeyError("DOE^JANE")], threading.Event()
 
     def fail_twice(age, *, stopped):
         if errors:
@@ -26,22 +26,22 @@ def test_old_images_go_and_what_fails_is_told_and_tried_again(records, soon, mon
         done.set()
         return removed
 
-    monkeypatch.setattr(records, "expire", fail_twice)
-    retention = Retention(records, timedelta(0))
+    monkeypatch.setattr(repository, "expire", fail_twice)
+    retention = Retention(repository, timedelta(0))
     retention.start()
     assert done.wait(10)
     retention.stop()
-    assert list(records.blobs.stored()) == []
+    assert list(repository.blobs.stored()) == []
     assert caplog.messages == [
-        "old images could not be removed, which is tried again: locked",
-        "old images could not be removed, which is tried again: KeyError",
+        "Expired images could not be removed; the next run tries again: locked",
+        "Expired images could not be removed; the next run tries again: KeyError",
     ]
 
 
-def test_without_an_age_images_stay_and_removals_that_failed_are_done(records, soon, monkeypatch):
-    record, _ = add(records)
-    add(records, b"stays")
-    remove, failures, done = records.blobs.remove, [1, 1, 1], threading.Event()
+def test_without_an_age_only_failed_removals_are_retried(repository, short_interval, monkeypatch):
+    record, _ = add(repository)
+    add(repository, b"stays")
+    remove, failures, done = repository.blobs.remove, [1, 1, 1], threading.Event()
 
     def fail(sha256):
         if failures:
@@ -50,20 +50,20 @@ def test_without_an_age_images_stay_and_removals_that_failed_are_done(records, s
         remove(sha256)
         done.set()
 
-    monkeypatch.setattr(records.blobs, "remove", fail)
+    monkeypatch.setattr(repository.blobs, "remove", fail)
     with pytest.raises(StorageError):
-        records.remove(record.id, who="me")
-    retention = Retention(records, None)
+        repository.remove(record.id, user="me")
+    retention = Retention(repository, None)
     retention.start()
     assert done.wait(10)
     retention.stop()
-    assert [records.blobs.get(key) for key, _ in records.blobs.stored()] == [b"stays"]
+    assert [repository.blobs.get(key) for key, _ in repository.blobs.stored()] == [b"stays"]
 
 
-def test_when_it_is_stopped_the_rest_is_left_for_another_time(records, monkeypatch):
+def test_stop_leaves_the_rest_for_the_next_run(repository, monkeypatch):
     monkeypatch.setattr("pneumoscope.service.storage.repository._BATCH", 1)
     for place in range(5):
-        add(records, bytes([place]))
+        add(repository, bytes([place]))
     turns = iter([False, False, True])
-    assert records.expire(timedelta(0), stopped=lambda: next(turns)) == 2
-    assert len(list(records.blobs.stored())) == 3
+    assert repository.expire(timedelta(0), stopped=lambda: next(turns)) == 2
+    assert len(list(repository.blobs.stored())) == 3

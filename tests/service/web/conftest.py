@@ -13,7 +13,7 @@ from tests.service.web.helpers import BASE_URL, TOKEN, expect, record_traffic, s
 
 from pneumoscope.bundle.card import ReferenceDistribution
 from pneumoscope.inference.model import load_model
-from pneumoscope.service.app import make_app
+from pneumoscope.service.app import create_app
 from pneumoscope.service.auth.tokens import Authenticator
 from pneumoscope.service.storage.repository import PredictionRepository
 
@@ -33,7 +33,7 @@ def bundle_folder(shared_maker):
 @pytest.fixture
 def client(bundle_folder):
     """A client of a service without authentication."""
-    app = make_app(load_model(bundle_folder, threads=1), PredictionRepository(None), Authenticator({}))
+    app = create_app(load_model(bundle_folder, threads=1), PredictionRepository(None), Authenticator({}))
     with TestClient(app, base_url=BASE_URL) as opened:
         yield opened
 
@@ -41,7 +41,7 @@ def client(bundle_folder):
 @pytest.fixture
 def anonymous_client(bundle_folder):
     """A client, not signed in, of a service with authentication; it does not follow redirects."""
-    app = make_app(load_model(bundle_folder, threads=1), PredictionRepository(None), Authenticator({"ward-3": TOKEN}))
+    app = create_app(load_model(bundle_folder, threads=1), PredictionRepository(None), Authenticator({"ward-3": TOKEN}))
     with TestClient(app, base_url=BASE_URL, follow_redirects=False) as opened:
         yield opened
 

@@ -75,9 +75,9 @@ def colorfulness(rgb):
     return (rgb.max(axis=2) - rgb.min(axis=2)).max()
 
 
-def fail_requests(page, url, status, error="BusyError"):
+def fail_requests(page, url, status, code="busy"):
     """Answer all requests but GET with a problem document, until `page.unroute(url)`."""
-    body = json.dumps({"title": error, "detail": f"failed with {status}", "error": error})
+    body = json.dumps({"title": "Error", "detail": f"failed with {status}", "code": code})
     page.route(
         url,
         lambda route: (

@@ -136,7 +136,7 @@ def test_empty_file_and_empty_drop_are_reported(page):
 
 def test_uploads_wait_in_the_queue_when_the_session_expires(signed_in):
     page, client = signed_in
-    fail_requests(page, PREDICTIONS_URL, 401, "AuthenticationError")
+    fail_requests(page, PREDICTIONS_URL, 401, "authentication")
     page.set_input_files("#file-input", [image_file(level) for level in range(80, 90)])
     expect(page.get_by_role("button", name="Retry", exact=True)).to_have_count(10)
     expect(page.locator("#upload-summary")).to_have_text("0 of 10 done, 10 failed")

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from pneumoscope.runs.recipe import shipped
+from pneumoscope.runs.recipe import packaged_recipes
 
 __all__ = ["RUNS", "report_recipes"]
 
@@ -11,6 +11,6 @@ RUNS = ("alexnet-sgd", "alexnet-adam", "alexnet-adam-32", "vgg19-rmsprop", "vgg1
 
 
 def report_recipes() -> dict[str, str]:
-    """Return the report's recipes as {name: TOML text}."""
-    recipes = shipped(__name__)
+    """Return the report's recipes as {name: TOML text}, in the order of its table."""
+    recipes = packaged_recipes(__name__)
     return {name: recipes[name] for name in RUNS}

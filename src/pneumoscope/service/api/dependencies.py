@@ -1,6 +1,6 @@
-"""Dependencies of the API: who sends a request, and which parameters and content type it may have.
+"""Dependencies of the API: authentication, query parameters, content type and language.
 
-None of them waits for anything: as coroutines they stay on the event loop, where plain functions would take a thread each.
+They are coroutines that do not wait: plain functions would each take a thread.
 """
 
 from __future__ import annotations
@@ -15,51 +15,61 @@ from pydantic import BaseModel, ConfigDict, Field
 from starlette.exceptions import HTTPException
 
 from pneumoscope.core.errors import UsageError
+from pneumoscope.core.i18n import choose_language
 from pneumoscope.core.prediction import Decision
+from pneumoscope.service.api.uploads import MAX_NAME_LENGTH
 from pneumoscope.service.auth.tokens import LOCAL, Authenticator
-from pneumoscope.service.predictions import NAME
 from pneumoscope.service.storage.records import Order
 
 __all__ = [
+    "Authenticate",
     "CardParameters",
     "FindParameters",
-    "Identify",
-    "JudgeParameters",
+    "Language",
     "NoParameters",
+    "PredictParameters",
     "authentication",
-    "json_body",
     "no_duplicate_parameters",
+    "require_json",
 ]
 
-_SHOWN = 64  # characters of client input that an error repeats
+_MAX_SHOWN = 64  # characters of client input that an error repeats
 _TIME = r"^[0-9]{4}-[0-9]{2}-[0-9]{2}(T[0-9]{2}:[0-9]{2}(:[0-9]{2}(\.[0-9]{1,6})?)?Z)?$"
 _BEARER = HTTPBearer(scheme_name="bearer", auto_error=False, description="A token from the service's token file")
 
-Identify = Callable[..., Awaitable[str]]
+Authenticate = Callable[..., Awaitable[str]]
 
 
-def authentication(access: Authenticator) -> Identify:
-    """Return the dependency that yields the name of the token or session of a request.
+def authentication(authenticator: Authenticator) -> Authenticate:
+    """Return the dependency that yields the user of a request; see `Authenticator.authenticate_request`.
 
-    The dependency raises `AuthenticationError`, see `Authenticator.of_request`. Without tokens the name is `LOCAL`, and OpenAPI shows no
-    security scheme.
+    Without authentication the user is `LOCAL`, and OpenAPI shows no security scheme.
     """
 
-    async def identify(
+    async def authenticate(
         request: Request, credentials: Annotated[HTTPAuthorizationCredentials | None, Depends(_BEARER)]
     ) -> str:
-        request.state.who = access.of_request(request, credentials.credentials if credentials else "")
-        return str(request.state.who)
+        user = authenticator.authenticate_request(request, credentials.credentials if credentials else "")
+        request.state.user = user
+        return user
 
-    async def identify_as_local(request: Request) -> str:
-        request.state.who = LOCAL
+    async def authenticate_as_local(request: Request) -> str:
+        request.state.user = LOCAL
         return LOCAL
 
-    return identify if access.asks else identify_as_local
+    return authenticate if authenticator.required else authenticate_as_local
+
+
+async def _request_language(request: Request) -> str:
+    """Return the language of messages in the response, from the header Accept-Language."""
+    return choose_language("", request.headers.get("Accept-Language", ""))
+
+
+Language = Annotated[str, Depends(_request_language)]
 
 
 class _Parameters(BaseModel):
-    """Query parameters of an operation; others are an error, since a mistyped filter would give another answer."""
+    """Query parameters of an operation; unknown ones are an error, because a mistyped filter would change the result."""
 
     model_config = ConfigDict(extra="forbid")
 
@@ -67,13 +77,13 @@ class _Parameters(BaseModel):
 NoParameters = Annotated[_Parameters, Query()]
 
 
-class JudgeParameters(_Parameters):
+class PredictParameters(_Parameters):
     """Query parameters of `POST /v1/predictions`."""
 
     name: str = Field(
         default="",
-        max_length=NAME,
-        description="Of the image, where the body is the image itself",
+        max_length=MAX_NAME_LENGTH,
+        description="Name of the image, if the body is an image",
         examples=["image.dcm"],
     )
 
@@ -82,11 +92,15 @@ class FindParameters(_Parameters):
     """Query parameters of `GET /v1/predictions`."""
 
     decision: Decision | None = Field(default=None, examples=["uncertain"])
-    reviewed: bool | None = Field(default=None, description="By a person", examples=[False])
-    since: str | None = Field(default=None, pattern=_TIME, description="ISO 8601 in UTC", examples=["2026-01-31"])
-    until: str | None = Field(default=None, pattern=_TIME, description="Not included", examples=["2026-02-01"])
-    order: Order = Field(default="newest", description="By time, or by probability", examples=["newest"])
-    limit: int = Field(default=50, ge=1, le=200, examples=[50])
+    reviewed: bool | None = Field(default=None, description="Whether there is a review", examples=[False])
+    since: str | None = Field(
+        default=None, pattern=_TIME, description="Earliest time, ISO 8601 in UTC", examples=["2026-01-31"]
+    )
+    until: str | None = Field(
+        default=None, pattern=_TIME, description="Latest time, excluded; ISO 8601 in UTC", examples=["2026-02-01"]
+    )
+    order: Order = Field(default="newest", description="Sort order", examples=["newest"])
+    limit: int = Field(default=50, ge=1, le=200, description="Size of the page", examples=[50])
     after: str = Field(
         default="", pattern=r"^[0-9A-Za-z_-]{0,200}$", description="`next` of the page before", examples=[""]
     )
@@ -96,29 +110,28 @@ class CardParameters(_Parameters):
     """Query parameters of `GET /v1/model`."""
 
     seen: bool = Field(
-        default=False,
-        description="With the hashes of all images that it learned from or was tuned on, long as they are",
+        default=False, description="Include the hashes of all training and validation images, which is a long list"
     )
 
 
 async def no_duplicate_parameters(request: Request) -> None:
-    """Reject a repeated query parameter, of which FastAPI would take the last.
+    """Reject a repeated query parameter, of which FastAPI would use the last.
 
     Raises:
-        UsageError: A parameter is there twice.
+        UsageError: A parameter is repeated.
     """
-    for name, times in Counter(name for name, _ in request.query_params.multi_items()).items():
-        if times > 1:
-            raise UsageError(f"the query parameter {name[:_SHOWN]!r} stands there twice", hint="Send it once")
+    for name, count in Counter(name for name, _ in request.query_params.multi_items()).items():
+        if count > 1:
+            raise UsageError(f"the query parameter {name[:_MAX_SHOWN]!r} is repeated", hint="Send it once")
 
 
-async def json_body(request: Request) -> None:
-    """Reject a body that is not JSON by its Content-Type; FastAPI would answer 422 without naming the header.
+async def require_json(request: Request) -> None:
+    """Reject a body whose Content-Type is not JSON; FastAPI would answer 422 without naming the header.
 
     Raises:
         HTTPException: 415.
     """
-    kind = request.headers.get("Content-Type", "").partition(";")[0].strip().lower()
-    family, _, form = kind.partition("/")
-    if family != "application" or not (form == "json" or form.endswith("+json")):
-        raise HTTPException(415, f"the Content-Type is {kind[:_SHOWN]!r}; taken is application/json")
+    media_type = request.headers.get("Content-Type", "").partition(";")[0].strip().lower()
+    category, _, subtype = media_type.partition("/")
+    if category != "application" or not (subtype == "json" or subtype.endswith("+json")):
+        raise HTTPException(415, f"the Content-Type {media_type[:_MAX_SHOWN]!r} is not supported; use application/json")

@@ -1,6 +1,7 @@
-"""What can be asked of the service, path by path."""
+"""Routes of the HTTP API."""
 
 import asyncio
+import functools
 import io
 from collections.abc import Callable
 from typing import Annotated, Any
@@ -9,236 +10,223 @@ import msgspec
 from fastapi import APIRouter, Depends, Path, Query, Request, Response
 from fastapi.concurrency import run_in_threadpool
 from PIL import Image
-from prometheus_client import CONTENT_TYPE_LATEST, generate_latest
 
-from pneumoscope.core.errors import UnknownNameError, UnreadableImageError
+from pneumoscope.core.errors import UnknownNameError
+from pneumoscope.core.prediction import Failure
 from pneumoscope.service.api.dependencies import (
+    Authenticate,
     CardParameters,
     FindParameters,
-    Identify,
-    JudgeParameters,
+    Language,
     NoParameters,
-    json_body,
+    PredictParameters,
     no_duplicate_parameters,
+    require_json,
 )
-from pneumoscope.service.api.problems import responses
+from pneumoscope.service.api.exception_handlers import problem_response, problem_responses, record_error
 from pneumoscope.service.api.schemas import (
-    Health,
-    PredictionPageSchema,
-    PredictionSchema,
-    PredictionsSchema,
+    HealthDocument,
+    PredictionListDocument,
+    PredictionPageDocument,
     ReviewRequest,
+    SinglePredictionDocument,
+    list_document,
+    page_document,
+    single_document,
 )
-from pneumoscope.service.predictions import BODY, PredictionService, read_images
-from pneumoscope.service.readiness import Readiness
+from pneumoscope.service.api.uploads import UPLOAD_BODY, read_images, wait_for_disconnect
+from pneumoscope.service.metrics import CONTENT_TYPE_LATEST
+from pneumoscope.service.predictions import PredictionService, Readiness
 from pneumoscope.service.storage.records import Filter
 
-__all__ = ["SCALE", "paths", "public_routes"]
+__all__ = ["HEATMAP_SCALE", "operation_router", "prediction_router"]
 
-_DRAWN = 2  # images that are decoded at once to be shown: each may take hundreds of MB
-_THUMBNAIL = 160  # pixels of the longer side
-SCALE = "X-Heatmap-Scale"  # header: the contribution to the logit at which a layer is opaque
-_PICTURE: dict[int | str, dict[str, Any]] = {
-    200: {"content": {"image/png": {"schema": {"type": "string", "format": "binary"}}}}
+HEATMAP_SCALE = "X-Heatmap-Scale"  # header: contribution to the logit where a heatmap layer is opaque
+_MAX_RENDERED = 2  # images rendered at once: each may take hundreds of MB
+_THUMBNAIL_SIZE = 160  # pixels of the longer side
+_PNG: dict[str, Any] = {"content": {"image/png": {"schema": {"type": "string", "format": "binary"}}}}
+_SCALE_HEADER = {
+    HEATMAP_SCALE: {"schema": {"type": "number"}, "description": "Contribution to the logit where the layer is opaque"}
 }
-
-_LAYER: dict[int | str, dict[str, Any]] = {
-    200: _PICTURE[200]
-    | {
-        "headers": {
-            SCALE: {"schema": {"type": "number"}, "description": "Contribution to the logit where the layer is opaque"}
-        }
-    }
-}
-
-
-def public_routes(service: PredictionService) -> APIRouter:
-    """What needs no token: whether it lives, and numbers for a monitor."""
-    router = APIRouter(tags=["operation"], responses=responses(403))
-    readiness = Readiness(service.model, service.records)
-
-    @router.get("/healthz", summary="Whether the process answers")
-    async def healthz() -> Health:
-        return Health()
-
-    @router.get("/readyz", summary="Whether images can be judged and kept", responses=responses(503))
-    def readyz() -> Health:
-        """Score the golden image, and do all that keeping an image takes; at most once a second, however many ask."""
-        readiness.check()
-        return Health()
-
-    @router.get(
-        "/metrics",
-        summary="Numbers for Prometheus",
-        response_class=Response,
-        responses={200: {"content": {"text/plain": {"schema": {"type": "string"}}}}},
-    )
-    def metrics() -> Response:
-        return Response(generate_latest(service.metrics.registry), media_type=CONTENT_TYPE_LATEST)
-
-    return router
-
+_PNG_RESPONSES: dict[int | str, dict[str, Any]] = {200: _PNG, **problem_responses(404, 410)}
+_LAYER_RESPONSES: dict[int | str, dict[str, Any]] = {**_PNG_RESPONSES, 200: _PNG | {"headers": _SCALE_HEADER}}
+_TEXT_RESPONSE: dict[int | str, dict[str, Any]] = {200: {"content": {"text/plain": {"schema": {"type": "string"}}}}}
 
 _Id = Annotated[str, Path(pattern=r"^[0-9a-f]{32}$", examples=["0123456789abcdef0123456789abcdef"])]
 
 
-def paths(service: PredictionService, most_images: int, identify: Identify) -> APIRouter:
-    """Return the routes that need a token: images, and the model's card.
+def operation_router(service: PredictionService) -> APIRouter:
+    """Return the router of the health checks and metrics, which need no authentication."""
+    router = APIRouter(tags=["operation"], responses=problem_responses(403))
+    readiness = Readiness(service.model, service.repository)
 
-    Args:
-        service: behind them.
-        most_images: of one request.
-        identify: see `asking.authentication`.
-    """
-    Who = Annotated[str, Depends(identify)]  # noqa: N806  a type; seen by FastAPI since annotations here are not strings
-    drawing = asyncio.Semaphore(_DRAWN)
+    @router.get("/healthz", summary="Liveness check")
+    async def healthz() -> HealthDocument:
+        return HealthDocument()
 
-    def explained(id: str) -> bytes:
-        """The image of a record whose heatmap can be drawn."""
-        record = service.records.get(id)
-        if record.prediction.model.sha256 != service.model.facts.sha256:
-            raise UnknownNameError("heatmap", id, (), hint="Another model judged this image; post it again")
-        if record.prediction.decision == "rejected":
-            raise UnknownNameError("heatmap", id, (), hint="The image was rejected, so nothing is said of its places")
-        return service.records.image(record)
+    @router.get("/readyz", summary="Readiness check", responses=problem_responses(503))
+    def readyz() -> HealthDocument:
+        """Run the model's self-test and try to write to the storage, at most once a second."""
+        readiness.check()
+        return HealthDocument()
 
-    router = APIRouter(
-        prefix="/v1", tags=["predictions"], responses=responses(401, 403, 422, 503),
-        dependencies=[Depends(identify), Depends(no_duplicate_parameters)],
-    )  # fmt: skip
-
-    @router.post(
-        "/predictions",
-        status_code=201,
-        summary="Judge images",
-        responses=responses(400, 413, 415),
-        openapi_extra={"requestBody": BODY},
-    )
-    async def judge(
-        request: Request,
-        who: Who,
-        query: Annotated[JudgeParameters, Query()],
-    ) -> PredictionsSchema:
-        """Send images as parts named `images` of a form, or one image as the body.
-
-        They are judged together, and kept: when this is answered, they are on the disk. One that cannot be read has `error` and
-        no id, and the others are done; where none can be read, the answer is a problem.
-        """
-        images = await read_images(request, query.name, most_images)
-        answers = await service.judge(request, images, who)
-        if all(answer.id is None for answer in answers):
-            first = answers[0].failure
-            assert first is not None
-            reason = (
-                first.message if len(answers) == 1 else f"{first.message} (none of {len(answers)} images can be read)"
-            )
-            raise UnreadableImageError("", reason, hint=first.hint)
-        return PredictionsSchema(predictions=answers)
-
-    @router.get("/predictions", summary="Images that are kept")
-    def find(
-        who: Who,
-        query: Annotated[FindParameters, Query()],
-    ) -> PredictionPageSchema:
-        """In pages: send `next` of one as `after` of the following one."""
-        wanted = Filter(decision=query.decision, reviewed=query.reviewed, since=query.since, until=query.until)
-        page = service.records.find(wanted, order=query.order, limit=query.limit, after=query.after)
-        return PredictionPageSchema.of_page(page)
-
-    @router.get("/predictions/{id}", summary="One image", responses=responses(404))
-    def get(who: Who, id: _Id, _: NoParameters) -> PredictionSchema:
-        return PredictionSchema.of_record(service.records.get(id))
-
-    @router.get(
-        "/predictions/{id}/image.png", summary="The image as it was read, 8 bits of grey",
-        response_class=Response, responses=_PICTURE | responses(404, 410),
-    )  # fmt: skip
-    async def image(who: Who, id: _Id, _: NoParameters) -> Response:
-        def draw() -> bytes:
-            return _png(
-                Image.fromarray(
-                    service.model.decode(service.records.image(service.records.get(id)), name="the image").pixels
-                )
-            )
-
-        return await _drawn(drawing, draw)
-
-    @router.get(
-        "/predictions/{id}/thumbnail.png", summary="The image, small",
-        response_class=Response, responses=_PICTURE | responses(404, 410),
-    )  # fmt: skip
-    async def thumbnail(who: Who, id: _Id, _: NoParameters) -> Response:
-        def draw() -> bytes:
-            picture = Image.fromarray(
-                service.model.decode(service.records.image(service.records.get(id)), name="the image").pixels
-            )
-            picture.thumbnail((_THUMBNAIL, _THUMBNAIL), Image.Resampling.BOX, reducing_gap=2)
-            return _png(picture)
-
-        return await _drawn(drawing, draw)
-
-    @router.get(
-        "/predictions/{id}/heatmap.png", summary="What spoke for and against pneumonia",
-        response_class=Response, responses=_PICTURE | responses(404, 410),
-    )  # fmt: skip
-    async def heatmap(who: Who, id: _Id, _: NoParameters) -> Response:
-        def draw() -> bytes:
-            ((_, picture),) = service.model.explain_many([explained(id)], batch_size=1, workers=1)
-            assert picture is not None  # it was not rejected
-            return picture
-
-        return await _drawn(drawing, draw)
-
-    @router.get(
-        "/predictions/{id}/heatmap-layer.png", summary="The heatmap alone, to be laid over the image",
-        response_class=Response, responses=_LAYER | responses(404, 410),
-    )  # fmt: skip
-    async def heatmap_layer(who: Who, id: _Id, _: NoParameters) -> Response:
-        """Transparent where nothing was contributed, of the image's aspect; orange towards pneumonia, blue towards normal."""
-
-        def draw() -> Response:
-            layer = service.model.heatmap_layer(explained(id))
-            return Response(layer.png, media_type="image/png", headers={SCALE: f"{layer.maximum:.6g}"})
-
-        async with drawing:
-            return await run_in_threadpool(draw)
-
-    @router.put(
-        "/predictions/{id}/review", summary="A person's reading", responses=responses(400, 404, 413, 415),
-        dependencies=[Depends(json_body)],
-    )  # fmt: skip
-    def review(who: Who, id: _Id, _: NoParameters, given: ReviewRequest) -> PredictionSchema:
-        """Agree or disagree, and a note; an earlier reading is replaced."""
-        return PredictionSchema.of_record(service.records.review(id, agrees=given.agrees, note=given.note, who=who))
-
-    @router.delete(
-        "/predictions/{id}", status_code=204, summary="Remove an image and its numbers", responses=responses(404)
-    )
-    def remove(who: Who, id: _Id, _: NoParameters) -> None:
-        """That it was there, and when it was removed, stays in the audit log."""
-        service.records.remove(id, who=who)
-
-    @router.get("/model", summary="The model's card", tags=["model"])
-    def card(
-        who: Who,
-        query: Annotated[CardParameters, Query()],
-    ) -> dict[str, Any]:
-        """As `card.json` in its bundle, without `seen` where that is not asked for."""
-        found: dict[str, Any] = msgspec.to_builtins(service.model.card)
-        if not query.seen:
-            del found["seen"]
-        return found
+    @router.get("/metrics", summary="Metrics for Prometheus", response_class=Response, responses=_TEXT_RESPONSE)
+    def metrics() -> Response:
+        return Response(service.metrics.render(), media_type=CONTENT_TYPE_LATEST)
 
     return router
 
 
-async def _drawn(drawing: asyncio.Semaphore, draw: Callable[[], bytes]) -> Response:
-    """A PNG, made when there is room for it."""
-    async with drawing:
-        return Response(await run_in_threadpool(draw), media_type="image/png")
+def prediction_router(service: PredictionService, max_images: int, authenticate: Authenticate) -> APIRouter:
+    """Return the router of predictions and the model card.
+
+    Args:
+        service: The prediction service.
+        max_images: Limit on the images of one request.
+        authenticate: See `dependencies.authentication`.
+    """
+    # Annotations in this module are not strings, so FastAPI sees the local type.
+    User = Annotated[str, Depends(authenticate)]  # noqa: N806
+    model, repository = service.model, service.repository
+    rendering = asyncio.Semaphore(_MAX_RENDERED)
+
+    async def render(draw: Callable[[], Response]) -> Response:
+        async with rendering:
+            return await run_in_threadpool(draw)
+
+    def stored_image(id: str) -> Image.Image:
+        content = repository.image(repository.get(id))
+        return Image.fromarray(model.decode(content).pixels)
+
+    def explainable_image(id: str) -> bytes:
+        prediction = repository.get(id)
+        if prediction.model.sha256 != model.facts.sha256:
+            raise UnknownNameError("heatmap", id, (), hint="The prediction is of another model; post the image again")
+        if prediction.decision == "rejected":
+            raise UnknownNameError("heatmap", id, (), hint="The image was rejected; only predictions have a heatmap")
+        return repository.image(prediction)
+
+    router = APIRouter(
+        prefix="/v1", tags=["predictions"], responses=problem_responses(401, 403, 422, 503),
+        dependencies=[Depends(authenticate), Depends(no_duplicate_parameters)],
+    )  # fmt: skip
+
+    @router.post(
+        "/predictions", status_code=201, summary="Predict images", response_model=PredictionListDocument,
+        responses=problem_responses(400, 413, 415), openapi_extra={"requestBody": UPLOAD_BODY},
+    )  # fmt: skip
+    async def predict(
+        request: Request, user: User, language: Language, query: Annotated[PredictParameters, Query()]
+    ) -> PredictionListDocument | Response:
+        """Send images as parts named `images` of a form, or one image as the body.
+
+        The response is sent when images and predictions are on the disk. An unreadable image has a `failure` and no id, and
+        the others are processed; if all are unreadable, the response is a problem.
+        """
+        images = await read_images(request, query.name, max_images)
+        predictions = await service.predict(images, user, functools.partial(wait_for_disconnect, request))
+        failures = [each.failure for each in predictions if each.failure]
+        if len(failures) == len(predictions):
+            return _unreadable_response(request, failures)
+        return list_document(predictions, language)
+
+    @router.get("/predictions", summary="List predictions")
+    def find(user: User, language: Language, query: Annotated[FindParameters, Query()]) -> PredictionPageDocument:
+        """For the next page, send `next` of this one as `after`."""
+        where = Filter(decision=query.decision, reviewed=query.reviewed, since=query.since, until=query.until)
+        page = repository.find(where, order=query.order, limit=query.limit, after=query.after)
+        return page_document(page, language)
+
+    @router.get("/predictions/{id}", summary="Get a prediction", responses=problem_responses(404))
+    def get(user: User, language: Language, id: _Id, _: NoParameters) -> SinglePredictionDocument:
+        return single_document(repository.get(id), language)
+
+    @router.get(
+        "/predictions/{id}/image.png", summary="Get the image with 8 bits of gray",
+        response_class=Response, responses=_PNG_RESPONSES,
+    )  # fmt: skip
+    async def image(user: User, id: _Id, _: NoParameters) -> Response:
+        return await render(lambda: _png_response(_encode_png(stored_image(id))))
+
+    @router.get(
+        "/predictions/{id}/thumbnail.png", summary="Get a thumbnail of the image",
+        response_class=Response, responses=_PNG_RESPONSES,
+    )  # fmt: skip
+    async def thumbnail(user: User, id: _Id, _: NoParameters) -> Response:
+        def draw() -> Response:
+            picture = stored_image(id)
+            picture.thumbnail((_THUMBNAIL_SIZE, _THUMBNAIL_SIZE), Image.Resampling.BOX, reducing_gap=2)
+            return _png_response(_encode_png(picture))
+
+        return await render(draw)
+
+    @router.get(
+        "/predictions/{id}/heatmap.png", summary="Get the image with its heatmap and a legend",
+        response_class=Response, responses=_PNG_RESPONSES,
+    )  # fmt: skip
+    async def heatmap(user: User, id: _Id, _: NoParameters) -> Response:
+        def draw() -> Response:
+            ((_, picture),) = model.explain_many([explainable_image(id)], batch_size=1, workers=1)
+            assert picture is not None  # the image is readable and not rejected
+            return _png_response(picture)
+
+        return await render(draw)
+
+    @router.get(
+        "/predictions/{id}/heatmap-layer.png", summary="Get the heatmap as a transparent layer",
+        response_class=Response, responses=_LAYER_RESPONSES,
+    )  # fmt: skip
+    async def heatmap_layer(user: User, id: _Id, _: NoParameters) -> Response:
+        """In the image's aspect ratio: orange towards pneumonia, blue away from it, transparent without a contribution."""
+
+        def draw() -> Response:
+            layer = model.heatmap_layer(explainable_image(id))
+            return _png_response(layer.png, {HEATMAP_SCALE: f"{layer.maximum:.6g}"})
+
+        return await render(draw)
+
+    @router.put(
+        "/predictions/{id}/review", summary="Store a review", responses=problem_responses(400, 404, 413, 415),
+        dependencies=[Depends(require_json)],
+    )  # fmt: skip
+    def review(
+        user: User, language: Language, id: _Id, _: NoParameters, body: ReviewRequest
+    ) -> SinglePredictionDocument:
+        """Agree or disagree with the decision, with a note; an earlier review is replaced."""
+        return single_document(repository.review(id, agrees=body.agrees, note=body.note, user=user), language)
+
+    @router.delete(
+        "/predictions/{id}", status_code=204, summary="Delete a prediction and its image",
+        responses=problem_responses(404),
+    )  # fmt: skip
+    def remove(user: User, id: _Id, _: NoParameters) -> None:
+        """Keep only the events in the audit log, without the image's name."""
+        repository.remove(id, user=user)
+
+    @router.get("/model", summary="Get the model card", tags=["model"])
+    def card(user: User, query: Annotated[CardParameters, Query()]) -> dict[str, Any]:
+        """As `card.json` in the bundle; `seen` only on request."""
+        document: dict[str, Any] = msgspec.to_builtins(model.card)
+        if not query.seen:
+            del document["seen"]
+        return document
+
+    return router
 
 
-def _png(picture: Image.Image) -> bytes:
+def _unreadable_response(request: Request, failures: list[Failure]) -> Response:
+    """Return the problem of a request without a readable image: the first failure."""
+    first = failures[0]
+    record_error(request, first.code)
+    detail = first.message if len(failures) == 1 else f"{first.message} (none of {len(failures)} images can be read)"
+    return problem_response(422, first.code, detail, first.hint)
+
+
+def _png_response(content: bytes, headers: dict[str, str] | None = None) -> Response:
+    return Response(content, media_type="image/png", headers=headers)
+
+
+def _encode_png(picture: Image.Image) -> bytes:
     file = io.BytesIO()
     picture.save(file, "PNG", compress_level=1)
     return file.getvalue()

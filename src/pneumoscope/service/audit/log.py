@@ -1,163 +1,136 @@
-"""The audit log: who did what, when, with which model, each row chained to the one before it by its hash.
+"""The audit log: who did what, when, with which model; each row contains the hash of the row before it.
 
-A row's hash is the SHA-256 of what it says and of the hash before it, as JSON without spaces. Whoever changes, removes or slips
-in a row must make all later rows anew; then the last hash is another one. So write the last hash down elsewhere from time
-to time: `verify` compares it. What the rows tell of is compared by `consistency`.
+A row's hash is the SHA-256 of its values and of the previous hash, as JSON without spaces. A row that is changed, removed or
+inserted invalidates all later hashes. An attacker could recompute them, but the last hash would then differ: keep a copy of it
+elsewhere, and pass it to `verification.verify`.
 """
 
 from __future__ import annotations
 
-import dataclasses
 import hashlib
 import json
 from collections.abc import Iterator, Mapping, Sequence
-from typing import Any, NamedTuple
+from typing import Any, Literal, NamedTuple
 
 from sqlalchemy import Connection, Engine, Row, func, insert, select
 
 from pneumoscope.core.errors import AuditLogError
-from pneumoscope.service.audit.verification import compare_images, compare_records
-from pneumoscope.service.storage.blob_store import BlobStore
-from pneumoscope.service.storage.database import reading
-from pneumoscope.service.storage.tables import trail
+from pneumoscope.service.storage.database import read_transaction
+from pneumoscope.service.storage.tables import audit_log
 
-__all__ = ["Entry", "Verified", "append", "read_trail", "verify", "verify_rows"]
+__all__ = ["Entry", "Event", "append", "read_rows", "verify_hashes"]
 
-_FIRST = "0" * 64
-_AT_ONCE = 1000  # rows that are fetched
-_LAST = select(trail.c.number, trail.c.hash).order_by(trail.c.number.desc()).limit(1)
-_ADD = insert(trail)
-_SAID = ("number", "at", "who", "what", "prediction", "image_sha256", "model_sha256", "details", "previous")
-
-
-@dataclasses.dataclass(frozen=True, slots=True)
-class Verified:
-    """An audit log that holds.
-
-    Attributes:
-        rows: of the trail.
-        last: the hash of the last one, zeros where there is none.
-        records: that are what the trail tells of them.
-        images: that are what was judged; None where they were not looked at.
-    """
-
-    rows: int
-    last: str
-    records: int
-    images: int | None
+Event = Literal["predicted", "reviewed", "image_removed", "deleted"]
+_FIRST_HASH = "0" * 64
+_BATCH = 1000  # rows fetched at once
+_SELECT_LAST = select(audit_log.c.number, audit_log.c.hash).order_by(audit_log.c.number.desc()).limit(1)
+_INSERT = insert(audit_log)
+# The order is part of the hash.
+_HASHED = (
+    "number", "time", "user", "event", "prediction_id", "image_sha256", "model_sha256", "details", "previous_hash",
+)  # fmt: skip
 
 
 class Entry(NamedTuple):
-    """What is to be told.
+    """An event to record.
 
     Attributes:
-        at: time, ISO 8601 in UTC.
-        who: the name of a token, or "local".
-        what: "judged", "reviewed", "deleted", ...
-        prediction, image_sha256, model_sha256: of what; empty where there is none.
-        details: nothing that could name a patient: no file name, no note.
+        time: ISO 8601 in UTC.
+        user: Name of a token, "local" or "retention".
+        event: Kind of event.
+        prediction_id, image_sha256, model_sha256: What the event concerns; empty if there is none.
+        details: Further values; nothing that could name a patient, so no file name and no note.
     """
 
-    at: str
-    who: str
-    what: str
-    prediction: str = ""
+    time: str
+    user: str
+    event: Event
+    prediction_id: str = ""
     image_sha256: str = ""
     model_sha256: str = ""
     details: Mapping[str, object] = {}
 
 
 def append(connection: Connection, entries: Sequence[Entry]) -> None:
-    """Add rows in the transaction of what they tell of, so that neither is there without the other.
+    """Add rows in the transaction of the changes that they record, so that both are committed or neither.
 
     Args:
-        connection: of `database.writing`, whose transactions follow one another.
-        entries: in their order.
+        connection: Of `database.write_transaction`, which excludes other writers.
+        entries: In their order.
     """
     if not entries:
         return
-    last = connection.execute(_LAST).first()
-    number, previous = (last.number, last.hash) if last else (0, _FIRST)
+    last = connection.execute(_SELECT_LAST).first()
+    number, previous = (last.number, last.hash) if last else (0, _FIRST_HASH)
     rows = []
     for entry in entries:
         number += 1
-        row: dict[str, object] = {**entry._asdict(), "number": number, "previous": previous}
+        row: dict[str, object] = {**entry._asdict(), "number": number, "previous_hash": previous}
         row["details"] = json.dumps(entry.details, sort_keys=True, ensure_ascii=False)
-        row["hash"] = previous = _hash(row)
+        row["hash"] = previous = _row_hash(row)
         rows.append(row)
-    connection.execute(_ADD, rows)
+    connection.execute(_INSERT, rows)
 
 
-def read_trail(engine: Engine, *, last: int = 0) -> Iterator[Row[Any]]:
-    """The rows as they stand, newest last, without looking whether they hold.
+def read_rows(engine: Engine, *, last: int = 0) -> Iterator[Row[Any]]:
+    """Yield the rows, newest last, without checking their hashes.
 
     Args:
-        engine: of the database.
-        last: how many of the newest; 0 gives all.
+        engine: Engine of the database.
+        last: Number of newest rows; 0 yields all.
     Raises:
-        StorageError: the database cannot be reached.
+        StorageError: The database cannot be reached.
     """
-    asked = select(trail).order_by(trail.c.number)
+    query = select(audit_log).order_by(audit_log.c.number)
     if last:
-        asked = asked.where(trail.c.number > select(func.max(trail.c.number)).scalar_subquery() - last)
-    with reading(engine) as connection:
-        yield from connection.execute(asked.execution_options(yield_per=_AT_ONCE))
+        query = query.where(audit_log.c.number > select(func.max(audit_log.c.number)).scalar_subquery() - last)
+    with read_transaction(engine) as connection:
+        yield from connection.execute(query.execution_options(yield_per=_BATCH))
 
 
-def verify(engine: Engine, *, expected: str = "", images: BlobStore | None = None) -> Verified:
-    """Work out every hash anew, and compare the records and the images with what the trail tells of them.
+def verify_hashes(connection: Connection, expected: str = "") -> tuple[int, str]:
+    """Recompute the hash of every row, and return the number of rows and the last hash.
 
     Args:
-        engine: of the database; others may be writing to it.
-        expected: a hash that was written down earlier; it must be that of some row.
-        images: where they are kept; None leaves them out.
+        connection: Of `database.read_transaction`.
+        expected: A hash that was recorded earlier; it must be that of a row.
     Raises:
-        AuditLogError: a row is missing, out of place, or not what its hash was made of; `expected` is of no row; or a record or a
-            image is not what the trail tells.
-        StorageError: the database cannot be reached.
+        AuditLogError: A row is missing, out of order or altered, or no row has the expected hash.
     """
-    with reading(engine) as connection:
-        rows, last = verify_rows(connection, expected)
-        records = compare_records(connection)
-    return Verified(rows, last, records, None if images is None else compare_images(engine, images))
-
-
-def verify_rows(connection: Connection, expected: str = "") -> tuple[int, str]:
-    """The trail alone; how many rows, and the last one's hash. See `verify`."""
-    number, previous, seen = 0, _FIRST, not expected or expected == _FIRST
-    for row in connection.execute(select(trail).order_by(trail.c.number).execution_options(yield_per=_AT_ONCE)):
+    number, previous, found = 0, _FIRST_HASH, not expected or expected == _FIRST_HASH
+    query = select(audit_log).order_by(audit_log.c.number).execution_options(yield_per=_BATCH)
+    for row in connection.execute(query):
         number += 1
-        said = {name: getattr(row, name) for name in _SAID}
         if row.number != number:
-            raise _broken(number, f"it is missing; the next one is {row.number}")
-        if row.previous != previous:
-            raise _broken(number, "it does not follow the one before it")
-        if not _hashes_to(row.hash, said):
-            raise _broken(number, "what it says is not what its hash was made of")
+            raise _altered(number, f"it is missing; the next row is {row.number}")
+        if row.previous_hash != previous:
+            raise _altered(number, "it does not contain the hash of the row before it")
+        if not _has_hash({name: getattr(row, name) for name in _HASHED}, row.hash):
+            raise _altered(number, "its values do not match its hash")
         previous = row.hash
-        seen = seen or previous == expected
-    if not seen:
+        found = found or previous == expected
+    if not found:
         raise AuditLogError(
             f"none of the {number} rows of the audit log has the hash {expected!r}",
-            hint="It was mistyped, or rows were replaced since it was written down: compare with a backup",
+            hint="Check the hash for typing errors. If it is right, rows were replaced since: compare with a backup",
         )
     return number, previous
 
 
-def _hashes_to(known: str, row: Mapping[str, object]) -> bool:
+def _has_hash(row: Mapping[str, object], expected: str) -> bool:
     try:
-        return known == _hash(row)
-    except TypeError:  # SQLite keeps a value of any type in any column, and JSON has no bytes
+        return _row_hash(row) == expected
+    except TypeError:  # SQLite stores values of any type in any column, and JSON has no bytes
         return False
 
 
-def _hash(row: Mapping[str, object]) -> str:
-    said = json.dumps([row[name] for name in _SAID], ensure_ascii=False, separators=(",", ":"))
-    return hashlib.sha256(said.encode()).hexdigest()
+def _row_hash(row: Mapping[str, object]) -> str:
+    values = json.dumps([row[name] for name in _HASHED], ensure_ascii=False, separators=(",", ":"))
+    return hashlib.sha256(values.encode()).hexdigest()
 
 
-def _broken(number: int, how: str) -> AuditLogError:
+def _altered(number: int, reason: str) -> AuditLogError:
     return AuditLogError(
-        f"row {number} of the audit log was altered: {how}",
-        hint="What stands before it holds. Compare it with a backup to learn what was changed",
+        f"row {number} of the audit log was altered: {reason}",
+        hint="The rows before it are intact. Compare with a backup to find the change",
     )

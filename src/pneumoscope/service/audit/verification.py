@@ -1,14 +1,13 @@
-"""Whether records and images are what the audit log tells of them.
+"""Verify the audit log, and compare the predictions and the images with it.
 
-The trail's hashes show that nobody changed the trail; a record can be changed in the database beside it. So each record is
-compared with the rows of its id: with the one that judged it, and with the last that reviewed it, removed its image or deleted it.
-Both tables are read in the order of their ids, side by side, so that memory does not grow with them.
+The hashes show that no row of the log was changed. A prediction could still be changed in its own table, so each one is
+compared with the log's rows of its id: the prediction, and the latest review, removal of its image or deletion. Both tables are
+read in the order of their ids, side by side, so that memory does not grow with them.
 """
 
 from __future__ import annotations
 
 import dataclasses
-import hashlib
 import itertools
 import json
 from collections.abc import Iterable, Iterator
@@ -17,161 +16,185 @@ from typing import Any
 from sqlalchemy import ColumnElement, Connection, Engine, Row, Table, select
 
 from pneumoscope.core.errors import AuditLogError
-from pneumoscope.service.storage.blob_store import BlobStore
+from pneumoscope.service.audit.log import verify_hashes
+from pneumoscope.service.storage.blob_store import BlobStore, content_hash
 from pneumoscope.service.storage.check import check_blobs
-from pneumoscope.service.storage.records import record_id, rest_hash
-from pneumoscope.service.storage.tables import predictions, trail
+from pneumoscope.service.storage.database import read_transaction
+from pneumoscope.service.storage.records import compute_id, result_hash
+from pneumoscope.service.storage.tables import audit_log, predictions
 
-__all__ = ["compare_images", "compare_records"]
+__all__ = ["Verification", "verify"]
 
-_AT_ONCE = 1000  # rows that are fetched
-_SHOWN = 3  # differences that an error tells
+_BATCH = 1000  # rows fetched at once
+_MAX_SHOWN = 3  # differences in an error
+
+
+@dataclasses.dataclass(frozen=True, slots=True)
+class Verification:
+    """An intact audit log.
+
+    Attributes:
+        rows: Number of rows in the log.
+        last_hash: Hash of the last row; zeros for an empty log.
+        predictions: Number of predictions that match the log.
+        images: Number of images that match their predictions; None if they were not checked.
+    """
+
+    rows: int
+    last_hash: str
+    predictions: int
+    images: int | None
+
+
+def verify(engine: Engine, *, expected: str = "", images: BlobStore | None = None) -> Verification:
+    """Recompute every hash, and compare the predictions and the images with the log.
+
+    Args:
+        engine: Engine of the database; a service may be writing to it.
+        expected: A hash that was recorded earlier; it must be that of a row.
+        images: The blob store; None skips the images.
+    Raises:
+        AuditLogError: A row is missing, out of order or altered; no row has the expected hash; or a prediction or an image
+            does not match the log.
+        StorageError: The database cannot be reached.
+    """
+    with read_transaction(engine) as connection:
+        rows, last_hash = verify_hashes(connection, expected)
+        count = _compare_predictions(connection)
+    return Verification(rows, last_hash, count, None if images is None else _compare_images(engine, images))
 
 
 @dataclasses.dataclass(slots=True)
-class _Told:
-    """What the trail tells of a record that is there: the rows that stand."""
+class _Events:
+    """The log's rows that determine the state of a prediction."""
 
-    judged: Row[Any]
+    predicted: Row[Any]
     reviewed: Row[Any] | None = None
-    removed: Row[Any] | None = None
+    image_removed: Row[Any] | None = None
 
 
-def compare_records(connection: Connection) -> int:
-    """Compare every record with the trail, and the trail with the records; how many records there are.
-
-    Args:
-        connection: of `database.reading`, so that both are of one moment.
-    Raises:
-        AuditLogError: a record is missing, was slipped in, or is not what the trail tells. No value of a record is shown.
-    """
-    found, count = _Differences(), 0
-    for key, told, record in _side_by_side(_events(connection), _sorted(connection, predictions, predictions.c.id)):
-        count += record is not None
-        if told is None:
-            found.add(
-                f"record {key!r} is there, and no row of the audit log tells that it was judged, or it was deleted"
-            )
-        elif record is None:
-            found.add(f"record {key!r} is missing, and no row of the audit log tells that it was deleted")
-        elif other := [name for name, same in _compared(record, told) if not same]:
-            found.add(f"record {key!r} has another {', '.join(other)} than the audit log tells")
-    found.tell()
+def _compare_predictions(connection: Connection) -> int:
+    """Compare every prediction with the log, in one snapshot, and return the number of predictions."""
+    differences, count = _Differences(), 0
+    stored = _sorted_rows(connection, predictions, predictions.c.id)
+    for id, events, row in _merge(_events_by_id(connection), stored):
+        count += row is not None
+        if events is None:
+            differences.add(f"prediction {id!r} exists, but the audit log has no entry for it, or its deletion")
+        elif row is None:
+            differences.add(f"prediction {id!r} is missing, and the audit log has no entry of its deletion")
+        elif names := [name for name, equal in _compare(row, events) if not equal]:
+            differences.add(f"prediction {id!r} differs from the audit log: {', '.join(names)}")
+    differences.raise_if_any()
     return count
 
 
-def compare_images(engine: Engine, images: BlobStore) -> int:
-    """Read every stored image and return their number.
-
-    Args:
-        engine: Of the database; others may add and remove predictions meanwhile.
-        images: The blob store.
-    Raises:
-        AuditLogError: An image is missing, unreadable or damaged.
-        StorageError: The database cannot be reached.
-    """
+def _compare_images(engine: Engine, images: BlobStore) -> int:
+    """Read every stored image and return their number."""
     count, faults = check_blobs(engine, images)
-    found = _Differences()
+    differences = _Differences()
     for fault in faults:
-        why = f"cannot be given out: {fault.error}" if fault.error else "is missing"
-        found.add(f"the image of record {fault.prediction!r} {why}")
-    found.tell()
+        problem = f"cannot be used: {fault.error}" if fault.error else "is missing"
+        differences.add(f"the image of prediction {fault.prediction_id!r} {problem}")
+    differences.raise_if_any()
     return count
 
 
 class _Differences:
-    """Counts differences, and tells the first of them."""
+    """Counts differences and keeps the first ones; no value of a prediction is shown."""
 
     def __init__(self) -> None:
         self._first: list[str] = []
         self._count = 0
 
-    def add(self, what: str) -> None:
+    def add(self, text: str) -> None:
         self._count += 1
-        if len(self._first) < _SHOWN:
-            self._first.append(what)
+        if len(self._first) < _MAX_SHOWN:
+            self._first.append(text)
 
-    def tell(self) -> None:
+    def raise_if_any(self) -> None:
         if self._count:
             more = f"; and {self._count - len(self._first)} more" if self._count > len(self._first) else ""
             raise AuditLogError(
-                "; ".join(self._first) + more,
-                hint="The audit log itself holds: compare what it tells of with a backup",
+                "; ".join(self._first) + more, hint="The audit log itself is intact. Compare the database with a backup"
             )
 
 
-def _sorted(connection: Connection, table: Table, *by: ColumnElement[Any]) -> Iterator[Row[Any]]:
+def _sorted_rows(connection: Connection, table: Table, *by: ColumnElement[Any]) -> Iterator[Row[Any]]:
     first, *rest = by
-    # As Python sorts: PostgreSQL would otherwise sort as some language does.
+    # In Python's order: PostgreSQL would otherwise use that of a language.
     order = first.collate("C") if connection.dialect.name == "postgresql" else first
-    return iter(connection.execute(select(table).order_by(order, *rest).execution_options(yield_per=_AT_ONCE)))
+    return iter(connection.execute(select(table).order_by(order, *rest).execution_options(yield_per=_BATCH)))
 
 
-def _events(connection: Connection) -> Iterator[tuple[str, _Told | None]]:
-    rows = _sorted(connection, trail, trail.c.prediction, trail.c.number)
-    for key, of_one in itertools.groupby(rows, key=lambda row: str(row.prediction)):
-        yield key, _stands(of_one)
+def _events_by_id(connection: Connection) -> Iterator[tuple[str, _Events | None]]:
+    rows = _sorted_rows(connection, audit_log, audit_log.c.prediction_id, audit_log.c.number)
+    for id, group in itertools.groupby(rows, key=lambda row: str(row.prediction_id)):
+        yield id, _current_events(group)
 
 
-def _stands(rows: Iterable[Row[Any]]) -> _Told | None:
-    """What stands after all rows of an id; None where it was deleted, or never judged."""
-    told: _Told | None = None
+def _current_events(rows: Iterable[Row[Any]]) -> _Events | None:
+    """Return the events that determine the state after all rows of an id; None if it was deleted or never predicted."""
+    events: _Events | None = None
     for row in rows:
-        if row.what == "judged":
-            told = _Told(row)
-        elif row.what == "deleted":
-            told = None
-        elif told is not None and row.what == "reviewed":
-            told.reviewed = row
-        elif told is not None and row.what == "image removed":
-            told.removed = row
-    return told
+        if row.event == "predicted":
+            events = _Events(row)
+        elif row.event == "deleted":
+            events = None
+        elif events is not None and row.event == "reviewed":
+            events.reviewed = row
+        elif events is not None and row.event == "image_removed":
+            events.image_removed = row
+    return events
 
 
-def _side_by_side(
-    events: Iterator[tuple[str, _Told | None]], records: Iterator[Row[Any]]
-) -> Iterator[tuple[str, _Told | None, Row[Any] | None]]:
-    """Each id once, with what the trail tells of it and its record; both streams are in the order of their ids."""
-    event, record = next(events, None), next(records, None)
-    while event or record is not None:
-        if record is None or (event and event[0] < record.id):
-            assert event
-            if event[1]:  # else it was deleted, and is not there
-                yield event[0], event[1], None
-            event = next(events, None)
-        elif event is None or record.id < event[0]:
-            yield record.id, None, record
-            record = next(records, None)
+def _merge(
+    logged: Iterator[tuple[str, _Events | None]], stored: Iterator[Row[Any]]
+) -> Iterator[tuple[str, _Events | None, Row[Any] | None]]:
+    """Yield each id once, with its events and its prediction; both inputs are sorted by id."""
+    entry, row = next(logged, None), next(stored, None)
+    while entry or row is not None:
+        if row is None or (entry and entry[0] < row.id):
+            assert entry
+            if entry[1]:  # else it was deleted, and is rightly missing
+                yield entry[0], entry[1], None
+            entry = next(logged, None)
+        elif entry is None or row.id < entry[0]:
+            yield row.id, None, row
+            row = next(stored, None)
         else:
-            yield record.id, event[1], record
-            event, record = next(events, None), next(records, None)
+            yield row.id, entry[1], row
+            entry, row = next(logged, None), next(stored, None)
 
 
-def _compared(record: Row[Any], told: _Told) -> Iterator[tuple[str, bool]]:
-    """What is compared, and whether it is the same."""
-    judged, reviewed, removed = told.judged, told.reviewed, told.removed
-    said = _details(judged)
-    yield "image hash", record.image_sha256 == judged.image_sha256
-    yield "model hash", record.model_sha256 == judged.model_sha256
-    yield "operating point", record.id == record_id(judged.image_sha256, judged.model_sha256, record.operating_point)
-    yield "time", record.created == judged.at
-    yield "decision", record.decision == said.get("decision", "")
-    yield "probability", record.probability == said.get("probability", "")
-    yield "size, interval, threshold, reason or model", said.get("rest") == rest_hash(record._mapping)
-    yield "removal of its image", record.image_removed == (removed and removed.at)
+def _compare(row: Row[Any], events: _Events) -> Iterator[tuple[str, bool]]:
+    """Yield the name of each compared value, and whether the prediction and the log agree."""
+    predicted, reviewed, removed = events.predicted, events.reviewed, events.image_removed
+    details = _details(predicted)
+    yield "image hash", row.image_sha256 == predicted.image_sha256
+    yield "model hash", row.model_sha256 == predicted.model_sha256
+    yield "operating point", row.id == compute_id(predicted.image_sha256, predicted.model_sha256, row.operating_point)
+    yield "time", row.created == predicted.time
+    yield "decision", row.decision == details.get("decision", "")
+    yield "probability", row.probability == details.get("probability", "")
+    yield (
+        "image size, interval, threshold, rejection or model",
+        details.get("result_sha256") == result_hash(row._mapping),
+    )
+    yield "removal of the image", row.image_removed == (removed and removed.time)
     if reviewed is None:
-        yield "review", (record.reviewed, record.reviewer, record.agrees, record.note) == (None, None, None, "")
+        yield "review", (row.reviewed, row.reviewer, row.agrees, row.note) == (None, None, None, "")
         return
-    said = _details(reviewed)
-    yield "time of its review", record.reviewed == reviewed.at
-    yield "author of its review", record.reviewer == reviewed.who
-    yield "review", record.agrees == said.get("agrees", "")
-    yield "note", hashlib.sha256(record.note.encode()).hexdigest() == said.get("note", "")
+    details = _details(reviewed)
+    yield "time of the review", row.reviewed == reviewed.time
+    yield "reviewer", row.reviewer == reviewed.user
+    yield "review", row.agrees == details.get("agrees", "")
+    yield "note", content_hash(row.note.encode()) == details.get("note_sha256", "")
 
 
 def _details(row: Row[Any]) -> dict[str, Any]:
     try:
-        found = json.loads(row.details)
-    except ValueError:  # such a row was never written by us, and tells of nothing
+        details = json.loads(row.details)
+    except ValueError:  # not written by the service, so nothing matches it
         return {}
-    return found if isinstance(found, dict) else {}
+    return details if isinstance(details, dict) else {}

@@ -1,6 +1,6 @@
-"""Who sits at the page: a token is given once, and a cookie stands for it until it ends.
+"""Sign-in sessions of the web UI: a cookie replaces the token until the session expires.
 
-Sessions live in memory alone: after a restart people sign in again. The cookie holds a random number, never the token.
+Sessions are kept in memory only: after a restart, users sign in again. The cookie is a random value, never the token.
 """
 
 from __future__ import annotations
@@ -12,50 +12,50 @@ from collections.abc import Callable
 
 from pneumoscope.core.errors import AuthenticationError
 
-__all__ = ["COOKIE", "SECONDS", "Sessions"]
+__all__ = ["COOKIE", "SESSION_SECONDS", "Sessions"]
 
 COOKIE = "pneumoscope"
-SECONDS = 12 * 3600  # a working day
-_MOST = 1000  # at once; the oldest end
+SESSION_SECONDS = 12 * 3600  # a working day
+_MAX_SESSIONS = 1000  # beyond this, the oldest ones end
 
 
 class Sessions:
     """Open sessions.
 
     Args:
-        now: seconds on a clock that never goes back, for tests.
+        now: Monotonic clock in seconds, for tests.
     """
 
     def __init__(self, now: Callable[[], float] = time.monotonic) -> None:
         self._now = now
-        self._open: dict[str, tuple[str, float]] = {}
+        self._sessions: dict[str, tuple[str, float]] = {}  # user and expiry by cookie
         self._lock = threading.Lock()
 
-    def begin(self, who: str) -> str:
-        """The cookie's value for somebody whose token was known."""
-        value = secrets.token_urlsafe(32)
+    def begin(self, user: str) -> str:
+        """Start a session for an authenticated user and return its cookie."""
+        cookie = secrets.token_urlsafe(32)
         with self._lock:
             now = self._now()
-            self._open = {key: each for key, each in self._open.items() if each[1] > now}
-            while len(self._open) >= _MOST:
-                del self._open[next(iter(self._open))]
-            self._open[value] = (who, now + SECONDS)
-        return value
+            self._sessions = {key: session for key, session in self._sessions.items() if session[1] > now}
+            while len(self._sessions) >= _MAX_SESSIONS:
+                del self._sessions[next(iter(self._sessions))]
+            self._sessions[cookie] = (user, now + SESSION_SECONDS)
+        return cookie
 
-    def who(self, value: str) -> str:
-        """The name behind a cookie.
+    def user(self, cookie: str) -> str:
+        """Return the user of a session.
 
         Raises:
-            AuthenticationError: it stands for nobody, or no longer.
+            AuthenticationError: There is no such session, or it has expired.
         """
         with self._lock:
-            # Looked up as a key of 256 random bits: no time that this takes tells anything of another.
-            name, until = self._open.get(value, ("", 0.0))
-            if not name or until <= self._now():
-                raise AuthenticationError("nobody is signed in", hint="Sign in again")
-            return name
+            # A dictionary lookup is safe: the time it takes reveals nothing about 256 random bits.
+            user, expiry = self._sessions.get(cookie, ("", 0.0))
+            if not user or expiry <= self._now():
+                raise AuthenticationError("not signed in, or the session has expired", hint="Sign in again")
+            return user
 
-    def end(self, value: str) -> None:
-        """Sign out; nothing happens where nobody was signed in."""
+    def end(self, cookie: str) -> None:
+        """End a session, if there is one."""
         with self._lock:
-            self._open.pop(value, None)
+            self._sessions.pop(cookie, None)

@@ -1,4 +1,4 @@
-"""Who may ask: names and tokens in a file, compared in constant time."""
+"""Authentication by bearer tokens from a token file, or by the cookie of a session."""
 
 from __future__ import annotations
 
@@ -15,53 +15,55 @@ from pneumoscope.service.auth.sessions import COOKIE, Sessions
 
 __all__ = ["LOCAL", "RETENTION", "Authenticator", "is_loopback", "read_tokens"]
 
-LOCAL = "local"  # whoever asks where no token is asked for
-RETENTION = "retention"  # the service itself, which removes images that are old
-_LEAST = 16  # characters of a token
+LOCAL = "local"  # the user of a service without authentication
+RETENTION = "retention"  # the service itself, when it removes expired images
+_MIN_LENGTH = 16  # characters of a token
 _NAME = re.compile(r"[A-Za-z0-9_.@-]{1,64}")
 
 
 def read_tokens(file: Path) -> dict[str, str]:
-    """Tokens by the name of whoever holds one: a line "name token" for each; empty lines and those with "#" do not count.
+    """Return the tokens in a file by name: a line "name token" for each; empty lines and lines with "#" are skipped.
 
     Raises:
-        UsageError: the file cannot be read, others may read it, or a line is no name and token. No token is ever shown.
+        UsageError: The file cannot be read, is readable by others, or has an invalid line. No token is shown.
     """
     try:
         mode, lines = file.stat().st_mode, file.read_text(encoding="utf-8").splitlines()
     except (OSError, UnicodeDecodeError) as error:
-        why = (error.strerror or str(error)) if isinstance(error, OSError) else "it is no text in UTF-8"
-        raise UsageError(f"cannot read the tokens in {str(file)!r}: {why}") from error
+        reason = (error.strerror or str(error)) if isinstance(error, OSError) else "it is not UTF-8 text"
+        raise UsageError(f"cannot read the token file {str(file)!r}: {reason}") from error
     if mode & 0o077:
-        raise UsageError(f"others may read the tokens in {str(file)!r}", hint=f"chmod 600 {file}")
-    found: dict[str, str] = {}
+        raise UsageError(f"the token file {str(file)!r} is readable by other users", hint=f"chmod 600 {file}")
+    tokens: dict[str, str] = {}
     for number, line in enumerate(lines, 1):
         if not line.strip() or line.lstrip().startswith("#"):
             continue
+        place = f"line {number} of the token file {str(file)!r}"
         name, _, token = line.strip().partition(" ")
         token = token.strip()
-        if not _NAME.fullmatch(name) or len(token) < _LEAST or not token.isascii() or " " in token or name in found:
+        if not _NAME.fullmatch(name) or len(token) < _MIN_LENGTH or not token.isascii() or " " in token:
             raise UsageError(
-                f"line {number} of {str(file)!r} is no name and token",
-                hint=f"One name (letters, digits, _ . @ -), a space, and a token of {_LEAST} characters or more, such as"
-                " from: openssl rand -hex 32",
+                f"{place} is not a name and a token",
+                hint=f"Write a name (letters, digits, _ . @ -), a space, and a token of at least {_MIN_LENGTH} characters,"
+                " such as from: openssl rand -hex 32",
             )
-        if name in (LOCAL, RETENTION) or token in found.values():
-            what = (
-                "a token that stands there already" if token in found.values() else f"the name {name!r}, which is ours"
-            )
+        if name in (LOCAL, RETENTION):
+            raise UsageError(f"{place} has the reserved name {name!r}", hint="Choose another name")
+        if name in tokens or token in tokens.values():
+            repeated = "name" if name in tokens else "token"
             raise UsageError(
-                f"line {number} of {str(file)!r} has {what}",
-                hint="The audit log could not tell who it was: choose another",
+                f"{place} repeats a {repeated}", hint=f"Choose another {repeated}: the audit log identifies users by it"
             )
-        found[name] = token
-    if not found:
-        raise UsageError(f"there is no token in {str(file)!r}", hint="Write one: echo me $(openssl rand -hex 32)")
-    return found
+        tokens[name] = token
+    if not tokens:
+        raise UsageError(
+            f"the token file {str(file)!r} has no token", hint="Add one, such as: echo me $(openssl rand -hex 32)"
+        )
+    return tokens
 
 
 def is_loopback(host: str) -> bool:
-    """True for an address that only this machine reaches."""
+    """Return whether an address can only be reached from this machine."""
     if host == "localhost":
         return True
     try:
@@ -71,13 +73,13 @@ def is_loopback(host: str) -> bool:
 
 
 class Authenticator:
-    """Tells who asks by the token.
-
-    Attributes:
-        sessions: of people who gave their token to the page.
+    """Determines the user of a request.
 
     Args:
-        tokens: by name; where there are none, all who can reach the service are `LOCAL`.
+        tokens: Tokens by name. Without tokens, every client is the user `LOCAL`.
+
+    Attributes:
+        sessions: Sessions of users who signed in to the web UI.
     """
 
     def __init__(self, tokens: Mapping[str, str]) -> None:
@@ -85,41 +87,43 @@ class Authenticator:
         self.sessions = Sessions()
 
     @property
-    def asks(self) -> bool:
-        """Whether a token is asked for."""
+    def required(self) -> bool:
+        """Whether clients must authenticate."""
         return bool(self._tokens)
 
-    def of_request(self, request: Request, token: str) -> str:
-        """Return the name behind a request's token or session cookie.
+    def authenticate_request(self, request: Request, token: str) -> str:
+        """Return the user of a request's token or session cookie.
 
         Args:
-            request: with the cookie, if any.
-            token: from the header Authorization; empty if there is none.
+            request: May have a cookie.
+            token: From the header Authorization; empty if there is none.
         Raises:
-            AuthenticationError: Neither is known; or a request with a cookie changes something without an Origin.
+            AuthenticationError: Neither is known, or a request with a cookie changes something without an Origin.
         """
         cookie = request.cookies.get(COOKIE, "")
         if not self._tokens or not cookie or "Authorization" in request.headers:
-            return self.who(token)
-        # A browser sends the cookie by itself, so another site's page could make it act; `watching` compares the origin.
+            return self.authenticate(token)
+        # Browsers send the cookie with requests of other sites, too; `RequestMiddleware` compares the origin.
         if request.method not in ("GET", "HEAD") and not request.headers.get("Origin"):
-            raise AuthenticationError("the request does not say from which page it comes", hint="Send a token instead")
-        return self.sessions.who(cookie)
+            raise AuthenticationError(
+                "a request with a session cookie needs the header Origin", hint="Send a token instead"
+            )
+        return self.sessions.user(cookie)
 
-    def who(self, token: str) -> str:
-        """Return the name of a token's holder.
+    def authenticate(self, token: str) -> str:
+        """Return the user of a token.
 
         Raises:
-            AuthenticationError: The token is empty or not known.
+            AuthenticationError: The token is empty or unknown.
         """
         if not self._tokens:
             return LOCAL
         given = token.strip().encode(errors="surrogatepass")
-        # All are compared, so that the time tells nothing of which.
-        known = [name for name, own in self._tokens.items() if hmac.compare_digest(given, own)]
-        if not known:
+        # Compare with every token, so that the time does not reveal which one matches.
+        matching = [name for name, known in self._tokens.items() if hmac.compare_digest(given, known)]
+        if not matching:
             raise AuthenticationError(
-                "the token is not known" if token else "a token is needed",
+                "unknown token" if token else "a token is required",
                 hint="Send the header: Authorization: Bearer TOKEN",
             )
-        return known[0]
+        return matching[0]

@@ -22,7 +22,7 @@ __all__ = ["BLOBS", "STAGING", "BlobStore", "FolderBlobStore", "MemoryBlobStore"
 
 BLOBS = "blobs"  # both below the data directory, on the same file system
 STAGING = "staging"
-_TRIAL = ".trial"
+_PROBE = ".probe"
 _PARTIAL = ".part"
 _NAME = re.compile(r"[0-9a-f]{64}")
 
@@ -98,7 +98,7 @@ class FolderBlobStore:
                 path.parent.mkdir(parents=True, exist_ok=True)  # so that publishing needs no more space than a name
                 self._write(sha256, content)
             except OSError as error:
-                result.failed[sha256] = _failed("write", path, error)
+                result.failed[sha256] = _error("write", path, error)
             else:
                 result.staged.append(sha256)
         if result.staged:
@@ -131,7 +131,7 @@ class FolderBlobStore:
                 path.parent.mkdir(parents=True, exist_ok=True)
                 staged.replace(path)
         except OSError as error:
-            raise _failed("write", path, error) from error
+            raise _error("write", path, error) from error
 
     def discard(self, sha256: str) -> None:
         """See `BlobStore`."""
@@ -145,7 +145,7 @@ class FolderBlobStore:
         except FileNotFoundError:
             return []
         except OSError as error:
-            raise _failed("list", self._staging, error) from error
+            raise _error("list", self._staging, error) from error
 
     def empty_staging(self) -> None:
         """See `BlobStore`."""
@@ -154,14 +154,14 @@ class FolderBlobStore:
 
     def check_writable(self) -> None:
         """See `BlobStore`."""
-        staged, path = self._staging / _TRIAL, self._blobs / _TRIAL
+        staged, path = self._staging / _PROBE, self._blobs / _PROBE
         try:
             for folder in (self._staging, self._blobs):
                 folder.mkdir(parents=True, exist_ok=True)
             staged.write_bytes(b"")
             staged.replace(path)
         except OSError as error:
-            raise _failed("write", path, error) from error
+            raise _error("write", path, error) from error
         _unlink(path)
 
     def has(self, sha256: str) -> bool:
@@ -171,17 +171,17 @@ class FolderBlobStore:
     def get(self, sha256: str) -> bytes | None:
         """See `BlobStore`."""
         path = self._path(sha256)
-        # The blob may be published between the first look and the second one.
-        for place in (path, self._staging / sha256, path):
+        # The blob may be published between the first attempt and the second one.
+        for candidate in (path, self._staging / sha256, path):
             try:
-                content = place.read_bytes()
+                content = candidate.read_bytes()
             except FileNotFoundError:
                 continue
             except OSError as error:
-                raise _failed("read", place, error) from error
+                raise _error("read", candidate, error) from error
             if content_hash(content) != sha256:
                 raise StorageError(
-                    f"{str(place)!r} is damaged: its hash differs from its name",
+                    f"{str(candidate)!r} is damaged: its hash differs from its name",
                     hint="The file was changed or the disk is failing. Restore it from a backup",
                 )
             return content
@@ -261,10 +261,10 @@ def _unlink(path: Path) -> None:
     try:
         path.unlink(missing_ok=True)
     except OSError as error:
-        raise _failed("remove", path, error) from error
+        raise _error("remove", path, error) from error
 
 
-def _failed(verb: str, path: Path, error: OSError) -> StorageError:
+def _error(verb: str, path: Path, error: OSError) -> StorageError:
     return StorageError(
         f"cannot {verb} {str(path)!r}: {error.strerror or error}", hint="Check the disk and its permissions"
     )

@@ -11,26 +11,26 @@ from sqlalchemy import ColumnElement, Engine, Row, func, select
 from pneumoscope.core.errors import StorageError
 from pneumoscope.service.storage.blob_store import BLOBS, STAGING, BlobStore, FolderBlobStore
 from pneumoscope.service.storage.data_directory import is_in_use
-from pneumoscope.service.storage.database import reading, writing
+from pneumoscope.service.storage.database import read_transaction, write_transaction
 from pneumoscope.service.storage.recovery import find_unreferenced_files
 from pneumoscope.service.storage.tables import predictions
 
 __all__ = ["BlobFault", "StorageReport", "check_blobs", "check_storage"]
 
-_BATCH = 1000  # rows that are fetched at once
+_BATCH = 1000  # rows fetched at once
 
 
 class BlobFault(NamedTuple):
     """A blob that a prediction refers to and that cannot be used.
 
     Attributes:
-        sha256: Of the blob.
-        prediction: Id of one of the predictions that refer to it.
+        sha256: Hash of the blob.
+        prediction_id: Id of one of the predictions that refer to it.
         error: Why it cannot be read, or that its hash differs; empty if it is missing.
     """
 
     sha256: str
-    prediction: str
+    prediction_id: str
     error: str
 
 
@@ -41,7 +41,7 @@ class StorageReport:
     Attributes:
         blobs: Number of blobs that predictions refer to.
         orphaned_files: Files in the blob store without a database record.
-        missing_blobs: Blobs that a prediction refers to and that are not there.
+        missing_blobs: Blobs that a prediction refers to and that are missing.
         damaged_blobs: Blobs whose hash differs from their name, or that cannot be read.
         staging_files: Files left in the staging area; None if they were not checked because a service is running.
     """
@@ -54,19 +54,19 @@ class StorageReport:
 
     @property
     def problems(self) -> int:
-        """Number of files that were found in any state but the right one."""
-        found = self.orphaned_files, self.missing_blobs, self.damaged_blobs, self.staging_files or ()
-        return sum(map(len, found))
+        """Number of orphaned, missing, damaged and staged files."""
+        files = self.orphaned_files, self.missing_blobs, self.damaged_blobs, self.staging_files or ()
+        return sum(map(len, files))
 
 
 def check_storage(folder: Path, engine: Engine) -> StorageReport:
     """Compare a data directory with its database; every blob is read.
 
-    While a service is running, files that it is just adding or removing are not reported.
+    Files that a running service is just adding or removing are not reported.
 
     Args:
         folder: The data directory.
-        engine: Of its database.
+        engine: Engine of its database.
 
     Raises:
         StorageError: The database cannot be reached, or the directory cannot be listed.
@@ -90,33 +90,33 @@ def check_blobs(engine: Engine, blobs: BlobStore) -> tuple[int, list[BlobFault]]
     """Read every blob that a prediction refers to, and return their number and the missing and damaged ones.
 
     Args:
-        engine: Of the database; others may add and remove predictions meanwhile.
+        engine: Engine of the database; others may add and remove predictions meanwhile.
         blobs: The store.
 
     Raises:
         StorageError: The database cannot be reached.
     """
-    count, doubted = 0, []
-    with reading(engine) as connection:
-        for row in connection.execute(_held().execution_options(yield_per=_BATCH)):
+    count, suspects = 0, []
+    with read_transaction(engine) as connection:
+        for row in connection.execute(_referenced().execution_options(yield_per=_BATCH)):
             count += 1
             if _fault(blobs, row):
-                doubted.append(row)
+                suspects.append(row)
     faults = []
-    for row in doubted:
-        # It may have been removed meanwhile. Nobody removes it while this is the one writer.
-        with writing(engine) as connection:
-            still = connection.execute(_held(predictions.c.image_sha256 == row.image_sha256)).first()
-            if still and (fault := _fault(blobs, still)):
+    for row in suspects:
+        # It may have been removed meanwhile. The writer's lock excludes removals during the second check.
+        with write_transaction(engine) as connection:
+            current = connection.execute(_referenced(predictions.c.image_sha256 == row.image_sha256)).first()
+            if current and (fault := _fault(blobs, current)):
                 faults.append(fault)
     return count, faults
 
 
-def _held(*which: ColumnElement[bool]) -> Any:
+def _referenced(*conditions: ColumnElement[bool]) -> Any:
     """Select the blobs that predictions refer to, each with one of them."""
     return (
         select(predictions.c.image_sha256, func.min(predictions.c.id).label("id"))
-        .where(predictions.c.image_removed.is_(None), *which)
+        .where(predictions.c.image_removed.is_(None), *conditions)
         .group_by(predictions.c.image_sha256)
     )
 

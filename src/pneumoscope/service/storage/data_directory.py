@@ -17,7 +17,7 @@ from pneumoscope.core.files import locked
 __all__ = ["DataDirectory", "create_data_directory", "data_directory_lock", "is_in_use"]
 
 _LOCK_FILE = ".serving"
-_PATIENCE = 1.0  # seconds: `is_in_use` holds the lock for a moment
+_LOCK_SECONDS = 1.0  # `is_in_use` holds the lock for a moment
 _MIN_FREE = 2**20  # bytes
 
 
@@ -70,8 +70,8 @@ def data_directory_lock(folder: Path) -> Iterator[None]:
         StorageError: The directory or the lock file cannot be created.
     """
     create_data_directory(folder)
-    held = UsageError(f"another process serves {str(folder)!r}", hint="Stop it, or choose another directory")
-    with locked(folder / _LOCK_FILE, held, timeout=_PATIENCE):
+    in_use = UsageError(f"another process serves {str(folder)!r}", hint="Stop it, or choose another directory")
+    with locked(folder / _LOCK_FILE, in_use, timeout=_LOCK_SECONDS):
         yield
 
 
@@ -96,13 +96,13 @@ def create_data_directory(folder: Path) -> None:
         folder.mkdir(mode=0o700, parents=True, exist_ok=True)
     except OSError as error:
         raise StorageError(
-            f"cannot create {str(folder)!r}: {error.strerror or error}", hint="Choose another directory with --data"
+            f"cannot create {str(folder)!r}: {error.strerror or error}", hint="Choose another directory with --data-dir"
         ) from error
 
 
 def _identity(path: Path) -> tuple[int, int] | None:
     try:
-        found = path.stat()
+        status = path.stat()
     except OSError:
         return None
-    return found.st_dev, found.st_ino
+    return status.st_dev, status.st_ino

@@ -1,23 +1,26 @@
-"""One image as a service keeps it, and how records are asked for."""
+"""Stored predictions: the record, its row in the database, and queries for pages and statistics."""
 
 from __future__ import annotations
 
+import base64
 import dataclasses
 import hashlib
 import json
+import math
 import re
 from collections.abc import Mapping
 from datetime import UTC, datetime
 from typing import Any, Literal, NamedTuple
 
-from sqlalchemy import RowMapping
+from sqlalchemy import Connection, RowMapping, and_, case, func, or_, select
 
 from pneumoscope.core.errors import UsageError
 from pneumoscope.core.prediction import Decision, Prediction
 from pneumoscope.service.storage.blob_store import content_hash
+from pneumoscope.service.storage.tables import predictions
 
 __all__ = [
-    "TIME_FORM",
+    "TIME_FORMAT",
     "Filter",
     "Order",
     "Page",
@@ -25,66 +28,92 @@ __all__ = [
     "Review",
     "Row",
     "StoredPrediction",
+    "compute_id",
+    "find_page",
+    "format_time",
     "is_id",
-    "moment",
+    "latest_statistics",
     "new_row",
-    "of_row",
-    "record_id",
-    "rest_hash",
+    "result_hash",
 ]
 
 Order = Literal["newest", "oldest", "highest", "lowest", "attention"]
-Row = RowMapping | Mapping[str, Any]  # of the table of predictions, by its columns
-_REST = (
+Row = RowMapping | Mapping[str, Any]  # of the table of predictions
+TIME_FORMAT = "2026-01-31 or 2026-01-31T09:30:00Z, in UTC"
+_MAX_PAGE_SIZE = 200
+# Columns that never change and that the audit log does not contain itself. The order is part of the hash.
+_RESULT_COLUMNS = (
     "image_bytes", "interval_low", "interval_high", "interval_method", "interval_n", "threshold", "rejection_code",
     "rejection_parameters", "uncertainty_low", "uncertainty_high", "uncertainty_coverage", "width", "height", "format",
     "model_name", "model_version",
 )  # fmt: skip
-TIME_FORM = "2026-01-31 or 2026-01-31T09:30:00Z, in UTC"
+# Sort key of "attention": rejected and uncertain images, then by falling probability; reviewed images last.
+_ATTENTION = case((predictions.c.reviewed.is_not(None), 4.0), else_=0.0) + case(
+    (predictions.c.decision.in_(("rejected", "uncertain")), 0.0),
+    else_=2.0 - func.coalesce(predictions.c.probability, 0.0),
+)
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
 class Review:
-    """A person's reading: whether they agree with the decision, what they noted, when (ISO 8601 in UTC), and who it was."""
+    """A person's reading of an image.
+
+    Attributes:
+        agrees: Whether the reviewer agrees with the decision.
+        note: The reviewer's note; may be empty.
+        time: ISO 8601 in UTC.
+        reviewer: Name of the token that the review was sent with; "local" without authentication.
+    """
 
     agrees: bool
     note: str
-    at: str
-    who: str
+    time: str
+    reviewer: str
 
 
-@dataclasses.dataclass(frozen=True, slots=True)
-class StoredPrediction:
-    """One image as it is kept.
+@dataclasses.dataclass(frozen=True, slots=True, kw_only=True, repr=False)
+class StoredPrediction(Prediction):
+    """A prediction in the database. `path` is the name that the client gave the image.
 
     Attributes:
-        id: of the image's content, the model and the operating point: the same three have the same id.
-        created: ISO 8601 in UTC.
-        prediction: as `predict` makes it; its path is the name that the client gave the image.
-        image_sha256, image_bytes: of the file as it was posted.
-        image_removed: when the image was removed and its numbers kept; None while it is there.
-        operating_point: that the decision was made at.
-        review: None before a person has read it.
+        id: Derived from the image's content, the model and the operating point; see `compute_id`.
+        created: Time of the prediction, ISO 8601 in UTC.
+        image_sha256: SHA-256 of the uploaded file.
+        image_bytes: Size of the uploaded file in bytes.
+        image_removed: Time when retention removed the image, ISO 8601 in UTC; None while it is stored.
+        review: The latest review; None if there is none.
     """
 
     id: str
     created: str
-    prediction: Prediction
     image_sha256: str
     image_bytes: int
     image_removed: str | None
-    operating_point: str
     review: Review | None
+
+    @classmethod
+    def fields_from_row(cls, row: Mapping[str, Any]) -> dict[str, Any]:
+        """Return the constructor arguments that a row of the table contains."""
+        reviewed = row["reviewed"] is not None
+        return Prediction.fields_from_row(row) | {
+            "id": row["id"],
+            "created": row["created"],
+            "image_sha256": row["image_sha256"],
+            "image_bytes": row["image_bytes"],
+            "image_removed": row["image_removed"],
+            "review": Review(row["agrees"], row["note"], row["reviewed"], row["reviewer"]) if reviewed else None,
+        }
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
 class Filter:
-    """Which records: each is of all where it is None.
+    """Conditions on predictions; None stands for no condition.
 
     Attributes:
         decision: "no_pneumonia", "pneumonia", "uncertain" or "rejected".
-        reviewed: whether a person has read it.
-        since, until: ISO 8601 in UTC; `until` itself is not included.
+        reviewed: Whether there is a review.
+        since: Earliest time, included; ISO 8601 in UTC.
+        until: Latest time, excluded; ISO 8601 in UTC.
     """
 
     decision: Decision | None = None
@@ -94,7 +123,7 @@ class Filter:
 
 
 class PredictionStatistics(NamedTuple):
-    """What statistics need of an image: when it came (ISO 8601 in UTC), what was said, and whether a person who read it agreed."""
+    """The fields of a prediction that the dashboard summarizes; `agrees` is None without a review."""
 
     created: str
     decision: Decision
@@ -104,54 +133,47 @@ class PredictionStatistics(NamedTuple):
 
 @dataclasses.dataclass(frozen=True, slots=True)
 class Page:
-    """Some records in their order, how many there are in all, and where the next page begins; empty at the end."""
+    """A page of predictions.
 
-    records: tuple[StoredPrediction, ...]
+    Attributes:
+        predictions: In the order of the query.
+        total: Number of matching predictions on all pages.
+        next: Cursor of the next page; empty on the last page.
+    """
+
+    predictions: tuple[StoredPrediction, ...]
     total: int
     next: str
 
 
 def is_id(text: str) -> bool:
-    """Whether this could be the id of a record."""
+    """Return whether a text has the form of a prediction's id."""
     return re.fullmatch(r"[0-9a-f]{32}", text) is not None
 
 
-def record_id(image_sha256: str, model_sha256: str, operating_point: str) -> str:
-    """32 hexadecimal digits: the same image, judged by the same model at the same point, is one record."""
+def compute_id(image_sha256: str, model_sha256: str, operating_point: str) -> str:
+    """Return the id of the prediction for an image by a model at an operating point, 32 hexadecimal digits."""
     return hashlib.sha256(f"{image_sha256} {model_sha256} {operating_point}".encode()).hexdigest()[:32]
 
 
-def moment(text: str, name: str) -> str:
-    """A time as records have it, so that the two can be compared as text.
+def format_time(time: datetime) -> str:
+    """Return a time as the database stores it, so that times can be compared as text."""
+    return f"{time.astimezone(UTC).replace(tzinfo=None).isoformat(timespec='microseconds')}Z"
+
+
+def new_row(prediction: Prediction, image: bytes) -> dict[str, Any]:
+    """Return the row of a new prediction, all but `created`.
 
     Args:
-        text: a date, or a time in UTC; ISO 8601.
-        name: of what it was given as.
-    Raises:
-        UsageError: there is no such time.
-    """
-    try:
-        time = datetime.fromisoformat(text)
-        time = time.astimezone(UTC) if time.tzinfo else time.replace(tzinfo=UTC)
-    except (ValueError, OverflowError) as error:
-        raise UsageError(f"{name} is {text!r}, which is no time", hint=f"Write it as {TIME_FORM}") from error
-    return f"{time.replace(tzinfo=None).isoformat(timespec='microseconds')}Z"
-
-
-def new_row(prediction: Prediction, image: bytes, operating_point: str) -> dict[str, Any]:
-    """A record as a row of the table, all but when it was made.
-
-    Args:
-        prediction: of an image that could be read.
-        image: the file's bytes.
-        operating_point: by name.
+        prediction: Of a readable image.
+        image: The file's bytes.
     """
     if prediction.decision is None:
-        raise ValueError(f"{prediction.path!r} could not be read; there is nothing to keep")
+        raise ValueError("a prediction of an unreadable image cannot be stored")
     sha256 = content_hash(image)
-    row = {name: value for name, value in prediction.to_row().items() if not name.startswith("failure_")}
+    row = {name: value for name, value in prediction.to_row().items() if name in predictions.c}
     return row | {
-        "id": record_id(sha256, prediction.model.sha256, operating_point),
+        "id": compute_id(sha256, prediction.model.sha256, prediction.operating_point),
         "image_sha256": sha256,
         "image_bytes": len(image),
         "image_removed": None,
@@ -162,27 +184,95 @@ def new_row(prediction: Prediction, image: bytes, operating_point: str) -> dict[
     }
 
 
-def rest_hash(row: Row) -> str:
-    """The SHA-256 of what was said of an image and never changes, but stands in the audit log in no other way.
+def result_hash(row: Row) -> str:
+    """Return the SHA-256 of the columns that never change and that the audit log does not contain itself.
 
-    Without the image's name: it is nowhere in the trail, and from a hash it could be guessed.
+    The image's name is not included: it could be guessed from a hash.
     """
-    said = json.dumps([row[name] for name in _REST], ensure_ascii=False, separators=(",", ":"))
-    return hashlib.sha256(said.encode()).hexdigest()
+    values = json.dumps([row[name] for name in _RESULT_COLUMNS], ensure_ascii=False, separators=(",", ":"))
+    return hashlib.sha256(values.encode()).hexdigest()
 
 
-def of_row(row: Row) -> StoredPrediction:
-    """A row of the table, or what is to be one, as a record."""
-    review = None
-    if row["reviewed"] is not None:
-        review = Review(row["agrees"], row["note"], row["reviewed"], row["reviewer"])
-    return StoredPrediction(
-        id=row["id"],
-        created=row["created"],
-        prediction=Prediction.from_row(dict(row)),
-        image_sha256=row["image_sha256"],
-        image_bytes=row["image_bytes"],
-        image_removed=row["image_removed"],
-        operating_point=row["operating_point"],
-        review=review,
+def find_page(connection: Connection, where: Filter, *, order: Order, limit: int, after: str) -> Page:
+    """Return a page of predictions; see `PredictionRepository.find`.
+
+    Raises:
+        UsageError: `limit`, `after` or a time is invalid.
+    """
+    if not 1 <= limit <= _MAX_PAGE_SIZE:
+        raise UsageError(f"limit is {limit}; a page has 1 to {_MAX_PAGE_SIZE} predictions")
+    column, descending = {
+        "newest": (predictions.c.created, True),
+        "oldest": (predictions.c.created, False),
+        "highest": (func.coalesce(predictions.c.probability, -1.0), True),
+        "lowest": (func.coalesce(predictions.c.probability, 2.0), False),
+        "attention": (_ATTENTION, False),
+    }[order]
+    conditions = [
+        *([predictions.c.decision == where.decision] if where.decision else []),
+        *([predictions.c.reviewed.is_not(None) == where.reviewed] if where.reviewed is not None else []),
+        *([predictions.c.created >= _parse_time(where.since, "since")] if where.since else []),
+        *([predictions.c.created < _parse_time(where.until, "until")] if where.until else []),
+    ]
+    total = connection.execute(select(func.count()).select_from(predictions).where(*conditions)).scalar_one()
+    # Continue from the last row's key, not from a count: insertions and deletions in between shift nothing.
+    if after:
+        value, last_id = _decode_cursor(after, order)
+        beyond = column < value if descending else column > value
+        conditions.append(or_(beyond, and_(column == value, predictions.c.id > last_id)))
+    query = (
+        select(predictions, column.label("sort_key"))
+        .where(*conditions)
+        .order_by(column.desc() if descending else column.asc(), predictions.c.id)
+        .limit(limit + 1)
     )
+    rows = [dict(row) for row in connection.execute(query).mappings()]
+    cursor = _encode_cursor(order, rows[limit - 1]["sort_key"], rows[limit - 1]["id"]) if len(rows) > limit else ""
+    return Page(tuple(StoredPrediction.from_row(row) for row in rows[:limit]), total, cursor)
+
+
+def latest_statistics(
+    connection: Connection, model_sha256: str, operating_point: str, limit: int
+) -> list[PredictionStatistics]:
+    """Return the latest predictions of a model at an operating point; see `PredictionRepository.latest`."""
+    columns = (predictions.c.created, predictions.c.decision, predictions.c.probability, predictions.c.agrees)
+    query = (
+        select(*columns)
+        .where(predictions.c.model_sha256 == model_sha256, predictions.c.operating_point == operating_point)
+        .order_by(predictions.c.created.desc(), predictions.c.id)
+        .limit(limit)
+    )
+    return [PredictionStatistics(*row) for row in connection.execute(query)]
+
+
+def _parse_time(text: str, name: str) -> str:
+    """Return a date or a time in ISO 8601 as the database stores it.
+
+    Raises:
+        UsageError: The text is not a time; `name` is that of its parameter.
+    """
+    try:
+        time = datetime.fromisoformat(text)
+        return format_time(time if time.tzinfo else time.replace(tzinfo=UTC))
+    except (ValueError, OverflowError) as error:
+        raise UsageError(f"{name} is {text!r}, which is not a time", hint=f"Write it as {TIME_FORMAT}") from error
+
+
+def _encode_cursor(order: Order, value: str | float, last_id: str) -> str:
+    return base64.urlsafe_b64encode(json.dumps([order, value, last_id]).encode()).decode().rstrip("=")
+
+
+def _decode_cursor(cursor: str, order: Order) -> tuple[str | float, str]:
+    try:
+        cursor_order, value, last_id = json.loads(base64.urlsafe_b64decode(cursor + "=" * (-len(cursor) % 4)))
+        if cursor_order != order or not is_id(last_id):
+            raise ValueError
+        value = _parse_time(value, "after") if order in ("newest", "oldest") else float(value)
+        if not isinstance(value, str) and not math.isfinite(value):
+            raise ValueError
+    except (ValueError, TypeError, OverflowError, RecursionError, UsageError) as error:
+        raise UsageError(
+            f"after is {cursor[:64]!r}, which is not the `next` of a page in the order {order!r}",
+            hint="Start again without it",
+        ) from error
+    return value, last_id

@@ -3,8 +3,8 @@
 A prediction is stored in this order: write the image to the staging area, commit the row, move the image into the blob store.
 It is removed in this order: commit the removal of the row with its audit entry, remove the file. So after a crash at any step
 
-- a staged file with a committed row belongs into the blob store, and is moved there;
-- any other staged file was never answered, and is removed;
+- a staged file with a committed row is moved into the blob store;
+- any other staged file is removed: its request was never answered;
 - a file in the blob store whose removal the audit log records is removed.
 
 A file without either is from another database, or newer than a restored one. It is never removed here.
@@ -19,8 +19,8 @@ from typing import NamedTuple
 from sqlalchemy import Engine, select
 
 from pneumoscope.service.storage.blob_store import BlobStore
-from pneumoscope.service.storage.database import reading, writing
-from pneumoscope.service.storage.tables import predictions, trail
+from pneumoscope.service.storage.database import read_transaction, write_transaction
+from pneumoscope.service.storage.tables import audit_log, predictions
 
 __all__ = ["UnreferencedFiles", "find_unreferenced_files", "recover"]
 
@@ -43,7 +43,7 @@ def recover(engine: Engine, blobs: BlobStore) -> dict[str, datetime]:
     """Complete or roll back what a killed process left, and return the orphaned files: hash and time.
 
     Args:
-        engine: Of the database.
+        engine: Engine of the database.
         blobs: The store. No other process may be using it.
 
     Raises:
@@ -51,16 +51,17 @@ def recover(engine: Engine, blobs: BlobStore) -> dict[str, datetime]:
     """
     staged = blobs.staging_files()
     if staged:
-        held = predictions.c.image_removed.is_(None), predictions.c.image_sha256.in_(staged)
+        referenced = predictions.c.image_removed.is_(None), predictions.c.image_sha256.in_(staged)
+        query = select(predictions.c.image_sha256).where(*referenced).distinct()
         # The writer's lock: the database may still be committing the killed process's last transaction.
-        with writing(engine) as connection:
-            for sha256 in connection.execute(select(predictions.c.image_sha256).where(*held).distinct()).scalars():
+        with write_transaction(engine) as connection:
+            for sha256 in connection.execute(query).scalars():
                 blobs.publish(sha256)
         blobs.empty_staging()
-    found = find_unreferenced_files(engine, blobs)
-    for sha256 in found.deleted:
+    unreferenced = find_unreferenced_files(engine, blobs)
+    for sha256 in unreferenced.deleted:
         blobs.remove(sha256)
-    return found.orphaned
+    return unreferenced.orphaned
 
 
 def find_unreferenced_files(engine: Engine, blobs: BlobStore) -> UnreferencedFiles:
@@ -71,14 +72,16 @@ def find_unreferenced_files(engine: Engine, blobs: BlobStore) -> UnreferencedFil
     Raises:
         StorageError: The database cannot be reached.
     """
-    found = UnreferencedFiles({}, [])
+    result = UnreferencedFiles({}, [])
     stored = blobs.stored()
     while batch := dict(islice(stored, _BATCH)):
-        with reading(engine) as connection:
-            held = predictions.c.image_removed.is_(None), predictions.c.image_sha256.in_(batch)
-            rest = batch.keys() - set(connection.execute(select(predictions.c.image_sha256).where(*held)).scalars())
-            gone = trail.c.what.in_(("deleted", "image removed")), trail.c.image_sha256.in_(rest)
-            deleted = set(connection.execute(select(trail.c.image_sha256).where(*gone)).scalars()) if rest else set()
-        found.deleted.extend(sorted(deleted))
-        found.orphaned.update({sha256: batch[sha256] for sha256 in rest - deleted})
-    return found
+        with read_transaction(engine) as connection:
+            condition = predictions.c.image_removed.is_(None), predictions.c.image_sha256.in_(batch)
+            referenced = connection.execute(select(predictions.c.image_sha256).where(*condition)).scalars()
+            rest = batch.keys() - set(referenced)
+            removal = audit_log.c.event.in_(("deleted", "image_removed")), audit_log.c.image_sha256.in_(rest)
+            removed = connection.execute(select(audit_log.c.image_sha256).where(*removal)).scalars() if rest else ()
+            deleted = set(removed)
+        result.deleted.extend(sorted(deleted))
+        result.orphaned.update({sha256: batch[sha256] for sha256 in rest - deleted})
+    return result

@@ -1,6 +1,6 @@
-"""Store predictions, reviews and images, with an audit entry for each change.
+"""Store predictions, reviews and images, with an audit log entry for each change.
 
-`recovery` describes the order of writing, and what becomes of it when the process is killed.
+`recovery` describes the order of writes, and how an interrupted one is completed or rolled back.
 """
 
 from __future__ import annotations
@@ -12,30 +12,18 @@ from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import Future
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
-from sqlalchemy import (
-    ColumnElement,
-    Connection,
-    Engine,
-    Executable,
-    RowMapping,
-    bindparam,
-    delete,
-    insert,
-    select,
-    update,
-)
+from sqlalchemy import ColumnElement, Connection, Engine, Executable, bindparam, delete, insert, select, update
 
 from pneumoscope.core.errors import GoneError, StorageError, UnknownNameError
 from pneumoscope.core.prediction import Prediction
-from pneumoscope.service.audit.log import Entry, append
+from pneumoscope.service.audit.log import Entry, Event, append
 from pneumoscope.service.auth.tokens import RETENTION
 from pneumoscope.service.storage.blob_store import BLOBS, BlobStore, FolderBlobStore, MemoryBlobStore, content_hash
 from pneumoscope.service.storage.data_directory import DataDirectory
-from pneumoscope.service.storage.database import DATABASE_FILE, open_database, reading, writing
+from pneumoscope.service.storage.database import DATABASE_FILE, open_database, read_transaction, write_transaction
 from pneumoscope.service.storage.group_commit import GroupCommit
-from pneumoscope.service.storage.queries import find, latest
 from pneumoscope.service.storage.records import (
     Filter,
     Order,
@@ -43,10 +31,12 @@ from pneumoscope.service.storage.records import (
     PredictionStatistics,
     Row,
     StoredPrediction,
+    find_page,
+    format_time,
     is_id,
+    latest_statistics,
     new_row,
-    of_row,
-    rest_hash,
+    result_hash,
 )
 from pneumoscope.service.storage.recovery import recover
 from pneumoscope.service.storage.tables import predictions
@@ -54,24 +44,23 @@ from pneumoscope.service.storage.tables import predictions
 __all__ = ["PredictionRepository"]
 
 _LOG = logging.getLogger("pneumoscope.service")
-_BATCH = 500  # images that are removed in one transaction
-_THERE = select(predictions).where(predictions.c.id.in_(bindparam("keys", expanding=True)))
-_MAKE = insert(predictions)
+_BATCH = 500  # images removed in one transaction
+_SELECT_BY_IDS = select(predictions).where(predictions.c.id.in_(bindparam("ids", expanding=True)))
+_INSERT = insert(predictions)
 
 
 class _Addition(NamedTuple):
-    """A prediction to store, its image, and the user who asked for it."""
+    """A prediction to store, its image, and the user who sent the image."""
 
     prediction: Prediction
     image: bytes
-    operating_point: str
-    who: str
+    user: str
 
 
 class PredictionRepository:
     """The predictions, reviews and images of one service.
 
-    Opening it completes or rolls back what a killed process left; see `recovery`.
+    Opening it completes or rolls back interrupted writes; see `recovery`.
 
     Args:
         folder: The data directory; None stores everything in memory.
@@ -79,9 +68,9 @@ class PredictionRepository:
         now: Returns the time, for tests.
 
     Attributes:
-        engine: Of the database.
+        engine: Engine of the database.
         blobs: The images.
-        orphaned: Files in the blob store that the database does not know: hash and time.
+        orphaned: Files in the blob store without a database record: hash and time.
 
     Raises:
         StorageError, UsageError: See `open_database` and `recover`.
@@ -91,14 +80,18 @@ class PredictionRepository:
         self, folder: Path | None, database: str = "", *, now: Callable[[], datetime] = lambda: datetime.now(UTC)
     ) -> None:
         self.engine: Engine = open_database(folder, database)
-        self.blobs: BlobStore = MemoryBlobStore() if folder is None else FolderBlobStore(folder)
-        self._directory = DataDirectory(folder, DATABASE_FILE)
-        self._now = now
-        # In memory all threads share one connection.
-        self._alone = threading.RLock() if folder is None and not database else contextlib.nullcontext()
-        # No image is removed between the commit of its row and its move into the blob store. Taken before a transaction begins.
-        self._blob_lock = threading.Lock()
-        self.orphaned = recover(self.engine, self.blobs)
+        try:
+            self.blobs: BlobStore = MemoryBlobStore() if folder is None else FolderBlobStore(folder)
+            self._directory = DataDirectory(folder, DATABASE_FILE)
+            self._now = now
+            # In memory all threads share one connection.
+            self._connection_lock = threading.RLock() if folder is None and not database else contextlib.nullcontext()
+            # No image is removed between the commit of its row and its publication. Taken before a transaction begins.
+            self._blob_lock = threading.Lock()
+            self.orphaned = recover(self.engine, self.blobs)
+        except BaseException:
+            self.engine.dispose()
+            raise
         self._unsettled: set[str] = set()  # staged, and neither published nor discarded because of an error
         self._unremoved: set[str] = set()  # to be removed, and not removed because of an error
         self._commits = GroupCommit(self._add, StorageError, name="group-commit")
@@ -108,297 +101,300 @@ class PredictionRepository:
         self._commits.close()
         self.engine.dispose()
 
-    def add(
-        self, prediction: Prediction, image: bytes, *, operating_point: str, who: str
-    ) -> tuple[StoredPrediction, bool]:
-        """Store a prediction and its image, and wait for it; see `submit`.
+    def add(self, prediction: Prediction, image: bytes, *, user: str) -> tuple[StoredPrediction, bool]:
+        """Store a prediction and its image, and wait for the commit; see `submit`.
 
         Raises:
-            StorageError: It cannot be stored; nothing was.
+            StorageError: It cannot be stored; nothing was changed.
         """
-        return self.submit(prediction, image, operating_point=operating_point, who=who).result()
+        return self.submit(prediction, image, user=user).result()
 
-    def submit(
-        self, prediction: Prediction, image: bytes, *, operating_point: str, who: str
-    ) -> Future[tuple[StoredPrediction, bool]]:
+    def submit(self, prediction: Prediction, image: bytes, *, user: str) -> Future[tuple[StoredPrediction, bool]]:
         """Store a prediction and its image in one transaction with others that are submitted meanwhile.
 
         Args:
             prediction: Of a readable image.
             image: The file's bytes.
-            operating_point: By name.
-            who: The user, for the audit log.
+            user: For the audit log.
 
         Returns:
-            A future of the record and of whether it is new: the first prediction for the same image, model and operating point
-            is kept. Its error is StorageError if nothing could be stored.
+            A future of the record and of whether it is new: the first prediction for the same image, model and operating
+            point is kept. Its error is StorageError if nothing could be stored.
         """
-        return self._commits.submit(_Addition(prediction, image, operating_point, who))
+        return self._commits.submit(_Addition(prediction, image, user))
 
-    def _add(self, additions: Sequence[_Addition]) -> list[tuple[StoredPrediction, bool] | Exception]:
-        """Store a batch in one transaction, which reaches the disk as fast with many rows as with one."""
-        self._directory.check()
-        rows = [new_row(each.prediction, each.image, each.operating_point) for each in additions]
-        content = {row["image_sha256"]: each.image for row, each in zip(rows, additions, strict=True)}
-        staged, failed = self.blobs.stage(content)  # before the transaction: other writers wait for its end
-        held: set[str] = set()  # hashes of images that a row refers to
-        try:
-            with self._alone, self._blob_lock:
-                with self._writing() as connection:
-                    # Another request may have removed an image since. None can while the lock is held.
-                    lost = {key: content[key] for key in content.keys() - failed.keys() if not self.blobs.has(key)}
-                    again = self.blobs.stage(lost)
-                    staged, failed = [*staged, *again.staged], failed | again.failed
-
-                    found = connection.execute(_THERE, {"keys": [row["id"] for row in rows]})
-                    there = {row["id"]: dict(row) for row in found.mappings()}
-                    added: list[tuple[StoredPrediction, bool] | Exception] = []
-                    made, entries = [], []
-                    for row, each in zip(rows, additions, strict=True):
-                        key, sha256, new = row["id"], row["image_sha256"], row["id"] not in there
-                        if new or not there[key]["image_removed"]:  # an image that was removed does not come back
-                            if sha256 in failed:
-                                added.append(failed[sha256])
-                                continue
-                            held.add(sha256)
-                        if new:
-                            there[key] = row | {"created": self._time()}
-                            made.append(there[key])
-                            said = {
-                                "decision": row["decision"],
-                                "probability": row["probability"],
-                                "rest": rest_hash(row),
-                            }
-                            entries.append(_entry(there[key], there[key]["created"], each.who, "judged", said))
-                        added.append((of_row(there[key]), new))
-                    if made:
-                        connection.execute(_MAKE, made)
-                    append(connection, entries)
-                for sha256 in staged:
-                    self._place(sha256, held=sha256 in held)
-        except Exception:
-            self._unsettled.update(staged)
-            with contextlib.suppress(StorageError):  # `tidy` tries again
-                self._settle()
-            raise
-        return added
-
-    def _place(self, sha256: str, *, held: bool) -> None:
-        """Publish a staged image if a committed row refers to it; discard it otherwise.
-
-        A failure is logged, and `tidy` tries again: the row is committed, and the staged image is on the disk and can be read.
-        """
-        try:
-            if held:
-                self.blobs.publish(sha256)
-            else:
-                self.blobs.discard(sha256)
-        except StorageError as error:
-            self._unsettled.add(sha256)
-            _LOG.error("an image stays in the staging area for now: %s", error.message)
-
-    def _settle(self) -> None:
-        """Publish or discard staged images of which an error left open whether their rows are committed."""
-        unsettled = list(self._unsettled)
-        if not unsettled:
-            return
-        with self._alone, self._blob_lock, self._writing() as connection:
-            for sha256 in unsettled:
-                self._unsettled.discard(sha256)
-                self._place(sha256, held=_has(connection, predictions.c.image_sha256 == sha256))
-
-    def try_to_keep(self) -> None:
-        """Do everything that storing an image takes, without an image.
+    def get(self, id: str) -> StoredPrediction:
+        """Return a prediction.
 
         Raises:
-            StorageError: No image could be stored.
+            UnknownNameError: There is no prediction with this id.
         """
-        with self._alone, self._writing():
-            self._directory.check_room()
-            self.blobs.check_writable()
+        with self._connection_lock, read_transaction(self.engine) as connection:
+            return StoredPrediction.from_row(_one(connection, select(predictions).where(predictions.c.id == id), id))
 
-    def get(self, key: str) -> StoredPrediction:
-        """One record.
+    def image(self, prediction: StoredPrediction) -> bytes:
+        """Return the file of a prediction's image.
 
         Raises:
-            UnknownNameError: there is none of that id.
+            GoneError: The image was removed.
+            StorageError: The image is unreadable, or missing although it was not removed.
         """
-        with self._alone, reading(self.engine) as connection:
-            return of_row(_found(connection, select(predictions).where(predictions.c.id == key), key))
-
-    def image(self, record: StoredPrediction) -> bytes:
-        """The file of a record's image.
-
-        Raises:
-            GoneError: it was removed.
-            StorageError: it cannot be read, or is missing although nobody removed it.
-        """
-        content = None if record.image_removed else self.blobs.get(record.image_sha256)
+        content = None if prediction.image_removed else self.blobs.get(prediction.image_sha256)
         if content is not None:
             return content
-        if record.image_removed or not self._is_kept(record):
-            raise GoneError(f"the image of prediction {record.id!r} was removed", hint="Its numbers are kept")
+        if prediction.image_removed or not self._has_image(prediction.id):
+            raise GoneError(
+                f"the image of prediction {prediction.id!r} was removed",
+                hint="The prediction is kept",
+            )
         raise StorageError(
-            f"the image of prediction {record.id!r} is missing, and nobody removed it here",
-            hint=f"Restore {record.image_sha256[:2]}/{record.image_sha256} below {BLOBS}/ from a backup, or post the image again",
+            f"the image of prediction {prediction.id!r} is missing",
+            hint=f"Restore {prediction.image_sha256[:2]}/{prediction.image_sha256} below {BLOBS}/ from a backup, or post"
+            " the image again",
         )
 
-    def find(self, wanted: Filter, *, order: Order = "newest", limit: int = 50, after: str = "") -> Page:
-        """A page of records.
+    def find(self, where: Filter, *, order: Order = "newest", limit: int = 50, after: str = "") -> Page:
+        """Return a page of predictions.
 
         Args:
-            wanted: which.
-            order: "newest" and "oldest" first, or by probability; records without one come last either way. "attention": what
-                nobody has read, and of it what the model says nothing of or is not sure of, then by probability, highest first.
-            limit: most of them, up to 200.
+            where: Conditions.
+            order: "newest" or "oldest" first, or "highest" or "lowest" probability first, with predictions without one
+                last. "attention": without a review first, and among them rejected and uncertain images, then the
+                highest probability.
+            limit: Size of the page, up to 200.
             after: `next` of the page before, in the same order.
         Raises:
-            UsageError: `limit` or `after` is out of range.
+            UsageError: `limit`, `after` or a time is invalid.
         """
-        with self._alone, reading(self.engine) as connection:
-            return find(connection, wanted, order=order, limit=limit, after=after)
+        with self._connection_lock, read_transaction(self.engine) as connection:
+            return find_page(connection, where, order=order, limit=limit, after=after)
 
-    def latest(self, model_sha256: str, operating_point: str, most: int) -> list[PredictionStatistics]:
-        """The images that a model judged last at an operating point, newest first.
+    def latest(self, model_sha256: str, operating_point: str, limit: int) -> list[PredictionStatistics]:
+        """Return the latest predictions of a model at an operating point, newest first.
 
         Args:
-            model_sha256: of its network file.
-            operating_point: by name.
-            most: images.
+            model_sha256: Hash of the network file.
+            operating_point: Name of the operating point.
+            limit: Number of predictions.
         Raises:
-            StorageError: they cannot be read.
+            StorageError: The database cannot be read.
         """
-        with self._alone, reading(self.engine) as connection:
-            return latest(connection, model_sha256, operating_point, most)
+        with self._connection_lock, read_transaction(self.engine) as connection:
+            return latest_statistics(connection, model_sha256, operating_point, limit)
 
-    def review(self, key: str, *, agrees: bool, note: str, who: str) -> StoredPrediction:
-        """Keep a person's reading; an earlier one is replaced, and stays in the trail.
-
-        Raises:
-            UnknownNameError: there is no such record.
-            StorageError: it cannot be kept.
-        """
-        with self._alone, self._writing() as connection:
-            at = self._time()
-            said = {"agrees": agrees, "note": note, "reviewed": at, "reviewer": who}
-            asked = update(predictions).where(predictions.c.id == key).values(said).returning(predictions)
-            row = _found(connection, asked, key)
-            details = {"agrees": agrees, "note": content_hash(note.encode())}
-            append(connection, [_entry(row, at, who, "reviewed", details)])
-            return of_row(row)
-
-    def remove(self, key: str, *, who: str) -> None:
-        """Remove a record and its image; that it was there stays in the trail.
+    def review(self, id: str, *, agrees: bool, note: str, user: str) -> StoredPrediction:
+        """Store a review, which replaces an earlier one, and return the prediction with it.
 
         Raises:
-            UnknownNameError: there is no such record.
-            StorageError: it cannot be removed.
+            UnknownNameError: There is no prediction with this id.
+            StorageError: It cannot be stored.
         """
-        with self._alone:
-            with self._writing() as connection:
-                row = _found(connection, delete(predictions).where(predictions.c.id == key).returning(predictions), key)
-                append(connection, [_entry(row, self._time(), who, "deleted")])
+        with self._connection_lock, self._write_transaction() as connection:
+            time = self._time()
+            values = {"agrees": agrees, "note": note, "reviewed": time, "reviewer": user}
+            query = update(predictions).where(predictions.c.id == id).values(values).returning(predictions)
+            row = _one(connection, query, id)
+            details = {"agrees": agrees, "note_sha256": content_hash(note.encode())}
+            append(connection, [_entry(row, time, user, "reviewed", details)])
+            return StoredPrediction.from_row(row)
+
+    def remove(self, id: str, *, user: str) -> None:
+        """Delete a prediction and its image; the audit log keeps the events.
+
+        Raises:
+            UnknownNameError: There is no prediction with this id.
+            StorageError: It cannot be deleted.
+        """
+        with self._connection_lock:
+            with self._write_transaction() as connection:
+                query = delete(predictions).where(predictions.c.id == id).returning(predictions)
+                row = _one(connection, query, id)
+                append(connection, [_entry(row, self._time(), user, "deleted")])
             try:
-                self._remove_unheld([row["image_sha256"]])
+                self._remove_unreferenced([row["image_sha256"]])
             except StorageError as error:
                 raise StorageError(
-                    f"record {key!r} is deleted, but its image could not be: {error.message}",
-                    hint="It is tried again every few minutes, and at the next start",
+                    f"prediction {id!r} is deleted, but its image could not be: {error.message}",
+                    hint="The service tries again every few minutes, and at the next start",
                 ) from error
 
     def expire(self, age: timedelta, *, stopped: Callable[[], bool] = lambda: False) -> int:
-        """Remove images older than this and keep their numbers; how many.
+        """Remove images older than an age, keep their predictions, and return the number of images.
 
         Args:
-            age: of an image, since it came.
-            stopped: whether to leave the rest for another time.
+            age: Time since the prediction.
+            stopped: Returns whether to leave the rest for the next call.
         Raises:
-            StorageError: they cannot be removed.
+            StorageError: An image cannot be removed.
         """
-        limit, removed = self._now() - age, 0
-        while not stopped() and (some := self._expire(limit)):
-            removed += len(some)
-            self._remove_unheld(some)
+        limit, count = self._now() - age, 0
+        while not stopped() and (expired := self._expire_batch(limit)):
+            count += len(expired)
+            self._remove_unreferenced(expired)
         self._expire_orphaned(limit)
-        return removed
+        return count
 
-    def tidy(self) -> None:
+    def retry_failed(self) -> None:
         """Retry what failed: moving images out of the staging area, and removing images.
 
         Raises:
             StorageError: It failed again.
         """
         self._settle()
-        self._remove_unheld(list(self._unremoved))
+        self._remove_unreferenced(list(self._unremoved))
 
-    def _expire(self, limit: datetime) -> list[str]:
-        """Write down that some images older than this are removed: few enough that nobody waits long; their hashes."""
-        old = predictions.c.created < _text(limit), predictions.c.image_removed.is_(None)
-        some = select(predictions.c.id).where(*old).limit(_BATCH).scalar_subquery()
-        with self._alone, self._writing() as connection:
-            at = self._time()
-            asked = (
-                update(predictions).where(predictions.c.id.in_(some)).values(image_removed=at).returning(predictions)
+    def check_writable(self) -> None:
+        """Do everything that storing an image takes, without an image.
+
+        Raises:
+            StorageError: No image could be stored.
+        """
+        with self._connection_lock, self._write_transaction():
+            self._directory.check_room()
+            self.blobs.check_writable()
+
+    def _add(self, additions: Sequence[_Addition]) -> list[tuple[StoredPrediction, bool] | Exception]:
+        """Store a batch in one transaction, which reaches the disk as fast with many rows as with one."""
+        self._directory.check()
+        rows = [new_row(each.prediction, each.image) for each in additions]
+        content = {row["image_sha256"]: each.image for row, each in zip(rows, additions, strict=True)}
+        staged, failed = self.blobs.stage(content)  # before the transaction: other writers wait for its end
+        referenced: set[str] = set()  # hashes of images that a row refers to
+        try:
+            with self._connection_lock, self._blob_lock:
+                with self._write_transaction() as connection:
+                    # Another request may have removed an image since. None can while the lock is held.
+                    lost = {key: content[key] for key in content.keys() - failed.keys() if not self.blobs.has(key)}
+                    again = self.blobs.stage(lost)
+                    staged, failed = [*staged, *again.staged], failed | again.failed
+
+                    existing = connection.execute(_SELECT_BY_IDS, {"ids": [row["id"] for row in rows]})
+                    by_id = {row["id"]: dict(row) for row in existing.mappings()}
+                    results: list[tuple[StoredPrediction, bool] | Exception] = []
+                    new_rows, entries = [], []
+                    for row, each in zip(rows, additions, strict=True):
+                        id, sha256, is_new = row["id"], row["image_sha256"], row["id"] not in by_id
+                        if is_new or not by_id[id]["image_removed"]:  # a removed image is not stored again
+                            if sha256 in failed:
+                                results.append(failed[sha256])
+                                continue
+                            referenced.add(sha256)
+                        if is_new:
+                            time = self._time()
+                            by_id[id] = row | {"created": time}
+                            new_rows.append(by_id[id])
+                            details = {
+                                "decision": row["decision"],
+                                "probability": row["probability"],
+                                "result_sha256": result_hash(row),
+                            }
+                            entries.append(_entry(row, time, each.user, "predicted", details))
+                        results.append((StoredPrediction.from_row(by_id[id]), is_new))
+                    if new_rows:
+                        connection.execute(_INSERT, new_rows)
+                    append(connection, entries)
+                for sha256 in staged:
+                    self._publish_or_discard(sha256, referenced=sha256 in referenced)
+        except Exception:
+            self._unsettled.update(staged)
+            with contextlib.suppress(StorageError):  # `retry_failed` tries again
+                self._settle()
+            raise
+        return results
+
+    def _publish_or_discard(self, sha256: str, *, referenced: bool) -> None:
+        """Publish a staged image if a committed row refers to it; discard it otherwise.
+
+        A failure is logged, and `retry_failed` tries again: the row is committed, and the staged image can be read.
+        """
+        try:
+            if referenced:
+                self.blobs.publish(sha256)
+            else:
+                self.blobs.discard(sha256)
+        except StorageError as error:
+            self._unsettled.add(sha256)
+            _LOG.error("An image stays in the staging area until the next attempt: %s", error.message)
+
+    def _settle(self) -> None:
+        """Publish or discard staged images whose transaction failed or whose move failed."""
+        unsettled = list(self._unsettled)
+        if not unsettled:
+            return
+        with self._connection_lock, self._blob_lock, self._write_transaction() as connection:
+            for sha256 in unsettled:
+                self._unsettled.discard(sha256)
+                self._publish_or_discard(sha256, referenced=_is_referenced(connection, sha256))
+
+    def _expire_batch(self, limit: datetime) -> list[str]:
+        """Record the removal of images older than a limit, few enough for a short transaction; return their hashes."""
+        old = predictions.c.created < format_time(limit), predictions.c.image_removed.is_(None)
+        ids = select(predictions.c.id).where(*old).limit(_BATCH).scalar_subquery()
+        with self._connection_lock, self._write_transaction() as connection:
+            time = self._time()
+            query = (
+                update(predictions).where(predictions.c.id.in_(ids)).values(image_removed=time).returning(predictions)
             )
-            rows = connection.execute(asked).mappings().all()
-            append(connection, [_entry(row, at, RETENTION, "image removed") for row in rows])
+            rows = connection.execute(query).mappings().all()
+            append(connection, [_entry(row, time, RETENTION, "image_removed") for row in rows])
         return [row["image_sha256"] for row in rows]
 
     def _expire_orphaned(self, limit: datetime) -> None:
-        """Remove orphaned files older than this, with an audit entry for each."""
-        old = [sha256 for sha256, since in self.orphaned.items() if since < limit]
+        """Remove orphaned files older than a limit, with an audit log entry for each."""
+        old = [sha256 for sha256, time in self.orphaned.items() if time < limit]
         for start in range(0, len(old), _BATCH):
-            some = old[start : start + _BATCH]
-            with self._alone, self._writing() as connection:
-                gone = [sha256 for sha256 in some if not _has(connection, predictions.c.image_sha256 == sha256)]
-                at = self._time()
-                append(connection, [Entry(at, RETENTION, "image removed", image_sha256=sha256) for sha256 in gone])
-            self._remove_unheld(gone)
-            for sha256 in some:
+            batch = old[start : start + _BATCH]
+            with self._connection_lock, self._write_transaction() as connection:
+                expired = [sha256 for sha256 in batch if not _is_referenced(connection, sha256)]
+                time = self._time()
+                append(connection, [Entry(time, RETENTION, "image_removed", image_sha256=sha256) for sha256 in expired])
+            self._remove_unreferenced(expired)
+            for sha256 in batch:
                 del self.orphaned[sha256]
 
-    def _remove_unheld(self, images: Iterable[str]) -> None:
-        """Remove images, except those that a record still refers to."""
-        every = list(images)
-        self._unremoved.update(every)
-        for start in range(0, len(every), _BATCH):
-            with self._alone, self._blob_lock, self._writing() as connection:
-                for sha256 in every[start : start + _BATCH]:
-                    if not _has(connection, predictions.c.image_sha256 == sha256):
+    def _remove_unreferenced(self, images: Iterable[str]) -> None:
+        """Remove images, except those that a row still refers to."""
+        hashes = list(images)
+        self._unremoved.update(hashes)
+        for start in range(0, len(hashes), _BATCH):
+            with self._connection_lock, self._blob_lock, self._write_transaction() as connection:
+                for sha256 in hashes[start : start + _BATCH]:
+                    if not _is_referenced(connection, sha256):
                         self.blobs.remove(sha256)
                     self._unremoved.discard(sha256)
 
-    def _is_kept(self, record: StoredPrediction) -> bool:
-        with self._alone, reading(self.engine) as connection:
-            return _has(connection, predictions.c.id == record.id)
+    def _has_image(self, id: str) -> bool:
+        with self._connection_lock, read_transaction(self.engine) as connection:
+            return _exists(connection, predictions.c.id == id)
 
     @contextlib.contextmanager
-    def _writing(self) -> Iterator[Connection]:
-        """See `database.writing`; in the place where all of it was opened."""
-        with writing(self.engine) as connection:
+    def _write_transaction(self) -> Iterator[Connection]:
+        """See `database.write_transaction`; raise StorageError if the data directory was moved or replaced."""
+        with write_transaction(self.engine) as connection:
             self._directory.check()
             yield connection
 
     def _time(self) -> str:
-        return _text(self._now())
+        return format_time(self._now())
 
 
-def _has(connection: Connection, which: ColumnElement[bool]) -> bool:
-    """Whether there is a record with its image."""
-    asked = select(predictions.c.id).where(which, predictions.c.image_removed.is_(None)).limit(1)
-    return connection.execute(asked).first() is not None
+def _exists(connection: Connection, condition: ColumnElement[bool]) -> bool:
+    """Return whether there is a matching prediction whose image was not removed."""
+    query = select(predictions.c.id).where(condition, predictions.c.image_removed.is_(None)).limit(1)
+    return connection.execute(query).first() is not None
 
 
-def _entry(row: Row, at: str, who: str, what: str, details: Mapping[str, object] | None = None) -> Entry:
-    return Entry(at, who, what, row["id"], row["image_sha256"], row["model_sha256"], details or {})
+def _is_referenced(connection: Connection, sha256: str) -> bool:
+    return _exists(connection, predictions.c.image_sha256 == sha256)
 
 
-def _found(connection: Connection, asked: Executable, key: str) -> RowMapping:
-    row = connection.execute(asked).mappings().first() if is_id(key) else None
+def _entry(row: Row, time: str, user: str, event: Event, details: Mapping[str, object] | None = None) -> Entry:
+    return Entry(time, user, event, row["id"], row["image_sha256"], row["model_sha256"], details or {})
+
+
+def _one(connection: Connection, query: Executable, id: str) -> dict[str, Any]:
+    """Return the row that a query by id selects, updates or deletes."""
+    row = connection.execute(query).mappings().first() if is_id(id) else None
     if row is None:
-        raise UnknownNameError("prediction", key, (), hint="It was deleted, or never made here")
-    return row
-
-
-def _text(time: datetime) -> str:
-    return f"{time.astimezone(UTC).replace(tzinfo=None).isoformat(timespec='microseconds')}Z"
+        raise UnknownNameError("prediction", id, (), hint="It was deleted, or never existed here")
+    return dict(row)

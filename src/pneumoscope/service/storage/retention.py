@@ -12,39 +12,40 @@ from pneumoscope.service.storage.repository import PredictionRepository
 __all__ = ["Retention"]
 
 _LOG = logging.getLogger("pneumoscope.service")
-_EVERY = 600  # seconds between runs
+_INTERVAL_SECONDS = 600
 
 
 class Retention:
-    """A thread that runs at the start and every few minutes.
+    """A thread that removes expired images at the start and every few minutes.
 
     Args:
-        records: Where the images are stored.
+        repository: Where the images are stored.
         keep: Age at which images are removed; None keeps them.
     """
 
-    def __init__(self, records: PredictionRepository, keep: timedelta | None) -> None:
-        self._records, self._keep = records, keep
+    def __init__(self, repository: PredictionRepository, keep: timedelta | None) -> None:
+        self._repository, self._keep = repository, keep
         self._stopped = threading.Event()
-        self._thread = threading.Thread(target=self._work, name="retention", daemon=True)
+        self._thread = threading.Thread(target=self._run, name="retention", daemon=True)
 
     def start(self) -> None:
         """Start the thread."""
         self._thread.start()
 
     def stop(self) -> None:
-        """Stop the thread, and wait for a removal that has begun."""
+        """Stop the thread, and wait for a removal in progress."""
         self._stopped.set()
         self._thread.join()
 
-    def _work(self) -> None:
+    def _run(self) -> None:
         while True:
             try:
-                self._records.tidy()
+                self._repository.retry_failed()
                 if self._keep is not None:
-                    self._records.expire(self._keep, stopped=self._stopped.is_set)
-            except Exception as error:  # noqa: BLE001  the next run tries again; an unexpected message may contain anything
-                why = error.message if isinstance(error, PneumoscopeError) else type(error).__name__
-                _LOG.error("old images could not be removed, which is tried again: %s", why)
-            if self._stopped.wait(_EVERY):
+                    self._repository.expire(self._keep, stopped=self._stopped.is_set)
+            except Exception as error:  # noqa: BLE001  the next run tries again
+                # The message of an unexpected error may contain names of patients.
+                reason = error.message if isinstance(error, PneumoscopeError) else type(error).__name__
+                _LOG.error("Expired images could not be removed; the next run tries again: %s", reason)
+            if self._stopped.wait(_INTERVAL_SECONDS):
                 return

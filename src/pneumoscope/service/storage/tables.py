@@ -1,28 +1,29 @@
-"""The tables that a service keeps, as its code reads them; `migrations` makes them, and a test compares the two.
+"""Tables of the service's database. The migrations create them; a test compares the two.
 
-Times are text, ISO 8601 in UTC with microseconds, so that both databases sort and print them alike.
+Times are text, ISO 8601 in UTC with microseconds, so that SQLite and PostgreSQL sort and print them alike.
 """
 
 from __future__ import annotations
 
 from sqlalchemy import Boolean, Column, Float, Integer, MetaData, String, Table, Text
 
-__all__ = ["HEX", "METADATA", "TRAIL", "WHEN", "predictions", "trail"]
+__all__ = ["METADATA", "audit_log", "predictions"]
 
 METADATA = MetaData()
-HEX = String(64)  # a SHA-256
-WHEN = String(32)
+_SHA256 = String(64)
+_TIME = String(32)
 
-# One image judged by one model at one operating point. The columns are those of `Prediction.to_row`, and what a person added.
+# One row per image, model and operating point: the columns of `Prediction.to_row` but those of failures, which are not
+# stored, and those that `StoredPrediction` adds.
 predictions = Table(
     "predictions",
     METADATA,
     Column("id", String(32), primary_key=True),
     Column("path", Text, nullable=False),
-    Column("image_sha256", HEX, nullable=False, index=True),
+    Column("image_sha256", _SHA256, nullable=False, index=True),
     Column("image_bytes", Integer, nullable=False),
-    Column("image_removed", WHEN),
-    Column("created", WHEN, nullable=False, index=True),
+    Column("image_removed", _TIME),
+    Column("created", _TIME, nullable=False, index=True),
     Column("decision", String(16), nullable=False, index=True),
     Column("probability", Float, index=True),
     Column("interval_low", Float),
@@ -41,26 +42,25 @@ predictions = Table(
     Column("format", String(16), nullable=False),
     Column("model_name", Text, nullable=False),
     Column("model_version", String(64), nullable=False),
-    Column("model_sha256", HEX, nullable=False),
+    Column("model_sha256", _SHA256, nullable=False),
     Column("agrees", Boolean),
     Column("note", Text, nullable=False),
-    Column("reviewed", WHEN, index=True),
+    Column("reviewed", _TIME, index=True),
     Column("reviewer", String(64)),
 )
 
-# Who did what, when, with which model. Each row holds the hash of the one before it; triggers refuse to change or remove one.
-TRAIL = "audit_log"
-trail = Table(
-    TRAIL,
+# One row per event. Each row contains the hash of the row before it; triggers reject changes and deletions.
+audit_log = Table(
+    "audit_log",
     METADATA,
     Column("number", Integer, primary_key=True, autoincrement=False),
-    Column("at", WHEN, nullable=False),
-    Column("who", String(64), nullable=False),
-    Column("what", String(32), nullable=False),
-    Column("prediction", String(32), nullable=False),
-    Column("image_sha256", HEX, nullable=False),
-    Column("model_sha256", HEX, nullable=False),
+    Column("time", _TIME, nullable=False),
+    Column("user", String(64), nullable=False),
+    Column("event", String(32), nullable=False),
+    Column("prediction_id", String(32), nullable=False),
+    Column("image_sha256", _SHA256, nullable=False),
+    Column("model_sha256", _SHA256, nullable=False),
     Column("details", Text, nullable=False),
-    Column("previous", HEX, nullable=False),
-    Column("hash", HEX, nullable=False),
+    Column("previous_hash", _SHA256, nullable=False),
+    Column("hash", _SHA256, nullable=False),
 )

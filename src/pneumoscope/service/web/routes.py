@@ -16,9 +16,9 @@ from pneumoscope.core.errors import AuthenticationError, PneumoscopeError, Usage
 from pneumoscope.core.messages import error_text
 from pneumoscope.core.prediction import DECISIONS
 from pneumoscope.inference.decision import threshold_probability
-from pneumoscope.service.api.dependencies import Identify
-from pneumoscope.service.api.problems import of_error, refused
-from pneumoscope.service.auth.sessions import COOKIE, SECONDS
+from pneumoscope.service.api.dependencies import Authenticate
+from pneumoscope.service.api.exception_handlers import error_response, record_error
+from pneumoscope.service.auth.sessions import COOKIE, SESSION_SECONDS
 from pneumoscope.service.auth.tokens import LOCAL, Authenticator
 from pneumoscope.service.predictions import PredictionService
 from pneumoscope.service.web.dashboard import MIN_DRIFT_IMAGES, summarize
@@ -45,24 +45,24 @@ class _PageRoute(APIRoute):
                 target = request.url.path + (f"?{request.url.query}" if request.url.query else "")
                 return RedirectResponse(f"/sign-in?{urlencode({'next': target})}", 303)
             except PneumoscopeError as error:
-                refused(request, type(error).__name__, error.message)
+                record_error(request, error.code, error.message)
                 title, advice = error_text(error, request_language(request))
-                status = of_error(error).status_code
+                status = error_response(error).status_code
                 return render(request, "error.html", status, title=title, advice=advice, detail=str(error))
 
         return handle_errors
 
 
-def web_router(service: PredictionService, max_upload_bytes: int, identify: Identify) -> APIRouter:
+def web_router(service: PredictionService, max_upload_bytes: int, authenticate: Authenticate) -> APIRouter:
     """Return the router of the web UI.
 
     Args:
         service: Source of predictions and of the current model.
         max_upload_bytes: Largest upload that the API accepts, which the worklist checks before it uploads.
-        identify: Dependency that authenticates the request; see `api.dependencies.authentication`.
+        authenticate: Dependency that authenticates the request; see `api.dependencies.authentication`.
     """
     router = APIRouter(route_class=_PageRoute, include_in_schema=False)
-    repository, signed_in = service.records, [Depends(identify)]
+    repository, signed_in = service.repository, [Depends(authenticate)]
 
     @router.get("/", dependencies=signed_in)
     def worklist(request: Request) -> Response:
@@ -117,28 +117,28 @@ def web_router(service: PredictionService, max_upload_bytes: int, identify: Iden
 
     @router.post("/sign-in")
     async def sign_in(request: Request) -> Response:
-        authenticator: Authenticator = request.app.state.access
+        authenticator: Authenticator = request.app.state.authenticator
         try:
             async with request.form(max_files=0, max_fields=4) as form:
                 token = str(form.get("token", ""))
         except UnicodeError as error:  # the form declares an unknown character encoding
             raise UsageError("the form cannot be parsed", hint="Use the form on the sign-in page") from error
         try:
-            user = authenticator.who(token)
+            user = authenticator.authenticate(token)
         except AuthenticationError:
-            refused(request, "AuthenticationError")
+            record_error(request, AuthenticationError.code)
             return _sign_in_page(request, 401, invalid_token=True)
         response = RedirectResponse(_local_url(request.query_params.get("next", "")), 303)
         # SameSite=Strict: requests from other sites carry no session. Secure: set if the proxy terminates HTTPS.
         response.set_cookie(
-            COOKIE, authenticator.sessions.begin(user), max_age=SECONDS, secure=request.url.scheme == "https",
+            COOKIE, authenticator.sessions.begin(user), max_age=SESSION_SECONDS, secure=request.url.scheme == "https",
             httponly=True, samesite="strict",
         )  # fmt: skip
         return response
 
     @router.post("/sign-out")
     def sign_out(request: Request) -> Response:
-        authenticator: Authenticator = request.app.state.access
+        authenticator: Authenticator = request.app.state.authenticator
         authenticator.sessions.end(request.cookies.get(COOKIE, ""))
         response = RedirectResponse("/sign-in", 303)
         response.delete_cookie(COOKIE, httponly=True, samesite="strict")
@@ -153,14 +153,13 @@ def _image_context(service: PredictionService, id: str) -> dict[str, Any]:
     Raises:
         UnknownNameError: There is no prediction with this id.
     """
-    record = service.records.get(id)
-    review, prediction = record.review, record.prediction
+    prediction = service.repository.get(id)
+    review = prediction.review
     current_model = prediction.model.sha256 == service.model.facts.sha256
-    image_available = record.image_removed is None
+    image_available = prediction.image_removed is None
     return {
-        "record": record,
         "prediction": prediction,
-        "reviewer": review.who if review and review.who != LOCAL else "",
+        "reviewer": review.reviewer if review and review.reviewer != LOCAL else "",
         "image_available": image_available,
         "heatmap_available": current_model and image_available and prediction.decision != "rejected",
         "current_model": current_model,
@@ -171,7 +170,7 @@ def _image_context(service: PredictionService, id: str) -> dict[str, Any]:
 def _sign_in_page(request: Request, status: int = 200, *, invalid_token: bool = False) -> Response:
     return render(
         request, "sign_in.html", status, next=_local_url(request.query_params.get("next", "")),
-        invalid_token=invalid_token, session_hours=SECONDS // 3600,
+        invalid_token=invalid_token, session_hours=SESSION_SECONDS // 3600,
     )  # fmt: skip
 
 

@@ -53,7 +53,7 @@ def render(request: Request, template: str, status: int = 200, **context: object
         context: Variables of the template.
     """
     language, path = request_language(request), request.url.path
-    authenticator: Authenticator = request.app.state.access
+    authenticator: Authenticator = request.app.state.authenticator
     query = {name: value for name, value in request.query_params.items() if name != LANGUAGE}
     html = (
         _environment(language)
@@ -63,7 +63,7 @@ def render(request: Request, template: str, status: int = 200, **context: object
             languages={
                 tag: (name, url_with_query(path, **query, **{LANGUAGE: tag})) for tag, name in LANGUAGES.items()
             },
-            user=getattr(request.state, "who", "") if authenticator.asks else "",
+            user=getattr(request.state, "user", "") if authenticator.required else "",
             **context,
         )
     )

@@ -93,8 +93,8 @@ def export_csv(repository: PredictionRepository, query: WorklistQuery) -> Iterat
         page, header = first, True
         yield codecs.BOM_UTF8
         while True:
-            for record in page.records:
-                row = _row(record)
+            for prediction in page.predictions:
+                row = _row(prediction)
                 if header:
                     yield csv_line(row)
                     header = False
@@ -106,14 +106,14 @@ def export_csv(repository: PredictionRepository, query: WorklistQuery) -> Iterat
     return lines()
 
 
-def _row(record: StoredPrediction) -> dict[str, Any]:
-    review = record.review
-    return csv_row(record.prediction) | {
-        "id": record.id,
-        "created": record.created,
-        "image_sha256": record.image_sha256,
-        "image_removed": record.image_removed,
+def _row(prediction: StoredPrediction) -> dict[str, Any]:
+    review = prediction.review
+    return csv_row(prediction) | {
+        "id": prediction.id,
+        "created": prediction.created,
+        "image_sha256": prediction.image_sha256,
+        "image_removed": prediction.image_removed,
         "agrees": review and ("yes" if review.agrees else "no"),
         "note": review and escape_formula(review.note, "'"),
-        "reviewed": review and review.at,
+        "reviewed": review and review.time,
     }

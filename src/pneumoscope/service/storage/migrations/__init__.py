@@ -1,1 +1,1 @@
-"""Alembic's migrations of the service's database; `database.open_database` applies them."""
+"""Alembic migrations of the service's database; `storage.database.open_database` applies them."""

@@ -1,4 +1,4 @@
-"""How Alembic runs the migrations: on the connection that `service.database` gives it."""
+"""Run migrations on the connection that `storage.database` passes to Alembic."""
 
 from alembic import context
 

@@ -28,7 +28,7 @@ export class ApiError extends Error {
 /** Return the error that a problem document (RFC 9457) describes; `problem` is null if the response is not one. */
 export function problemError(problem) {
   const detail = [problem?.detail, problem?.hint].filter(Boolean).join(". ");
-  return new ApiError(messages.errors[problem?.error] ?? messages.requestFailed, detail);
+  return new ApiError(messages.errors[problem?.code] ?? messages.requestFailed, detail);
 }
 
 /** Show an error in an element: `template` with the error's message as {error}, followed by its details. */

@@ -64,12 +64,12 @@ async function saveNow() {
   try {
     const stored = (await fetchPrediction(predictionId)).review;
     // The same review is stored already if only the response to an earlier save was lost.
-    const same = stored?.who === form.dataset.reviewer && stored.note === note && stored.agrees === (agrees === "yes");
-    if (stored && stored.at !== seenAt && !same) {
+    const same = stored?.reviewer === form.dataset.reviewer && stored.note === note && stored.agrees === (agrees === "yes");
+    if (stored && stored.time !== seenAt && !same) {
       showConflict(stored);
       return false;
     }
-    seenAt = (await putReview(predictionId, agrees === "yes", note)).review.at;
+    seenAt = (await putReview(predictionId, agrees === "yes", note)).review.time;
   } catch (error) {
     showError(status, messages.notSaved, error);
     return false;
@@ -85,12 +85,12 @@ async function saveNow() {
 function showConflict(stored) {
   const ownNote = fields.note.value !== saved.note;
   saved = { agrees: stored.agrees ? "yes" : "no", note: stored.note };
-  seenAt = stored.at;
+  seenAt = stored.time;
   if (!ownNote) fields.note.value = stored.note;
   for (const radio of fields.agrees) radio.checked = false;
   storeDraft();
-  const values = { reviewer: stored.who, time: stored.at.slice(0, 16).replace("T", " ") };
-  const reviewed = format(stored.who === "local" ? messages.readOn : messages.readBy, values);
+  const values = { reviewer: stored.reviewer, time: stored.time.slice(0, 16).replace("T", " ") };
+  const reviewed = format(stored.reviewer === "local" ? messages.readOn : messages.readBy, values);
   byId("conflict-review").textContent = `${reviewed} – ${stored.agrees ? messages.agrees : messages.disagrees}`;
   byId("conflict-note").textContent = stored.note;
   byId("conflict").hidden = false;

@@ -1,1 +1,1 @@
-"""One file a change of the tables, oldest first."""
+"""One module per revision of the tables."""

@@ -1,25 +1,25 @@
-"""The first tables: predictions, and the audit log that nothing can change."""
+"""Create the tables of predictions and of the audit log."""
 
 import sqlalchemy as sa
 from alembic import op
 
-revision = "first"
+revision = "0001"
 down_revision = None
 
-_HEX = sa.String(64)
-_WHEN = sa.String(32)
+_SHA256 = sa.String(64)
+_TIME = sa.String(32)
 
 
 def upgrade() -> None:
-    """Make them."""
+    """Create the tables, and triggers that make the audit log append-only."""
     op.create_table(
         "predictions",
         sa.Column("id", sa.String(32), primary_key=True),
         sa.Column("path", sa.Text, nullable=False),
-        sa.Column("image_sha256", _HEX, nullable=False, index=True),
+        sa.Column("image_sha256", _SHA256, nullable=False, index=True),
         sa.Column("image_bytes", sa.Integer, nullable=False),
-        sa.Column("image_removed", _WHEN),
-        sa.Column("created", _WHEN, nullable=False, index=True),
+        sa.Column("image_removed", _TIME),
+        sa.Column("created", _TIME, nullable=False, index=True),
         sa.Column("decision", sa.String(16), nullable=False, index=True),
         sa.Column("probability", sa.Float, index=True),
         sa.Column("interval_low", sa.Float),
@@ -38,42 +38,42 @@ def upgrade() -> None:
         sa.Column("format", sa.String(16), nullable=False),
         sa.Column("model_name", sa.Text, nullable=False),
         sa.Column("model_version", sa.String(64), nullable=False),
-        sa.Column("model_sha256", _HEX, nullable=False),
+        sa.Column("model_sha256", _SHA256, nullable=False),
         sa.Column("agrees", sa.Boolean),
         sa.Column("note", sa.Text, nullable=False),
-        sa.Column("reviewed", _WHEN, index=True),
+        sa.Column("reviewed", _TIME, index=True),
         sa.Column("reviewer", sa.String(64)),
     )
     op.create_table(
         "audit_log",
         sa.Column("number", sa.Integer, primary_key=True, autoincrement=False),
-        sa.Column("at", _WHEN, nullable=False),
-        sa.Column("who", sa.String(64), nullable=False),
-        sa.Column("what", sa.String(32), nullable=False),
-        sa.Column("prediction", sa.String(32), nullable=False),
-        sa.Column("image_sha256", _HEX, nullable=False),
-        sa.Column("model_sha256", _HEX, nullable=False),
+        sa.Column("time", _TIME, nullable=False),
+        sa.Column("user", sa.String(64), nullable=False),
+        sa.Column("event", sa.String(32), nullable=False),
+        sa.Column("prediction_id", sa.String(32), nullable=False),
+        sa.Column("image_sha256", _SHA256, nullable=False),
+        sa.Column("model_sha256", _SHA256, nullable=False),
         sa.Column("details", sa.Text, nullable=False),
-        sa.Column("previous", _HEX, nullable=False),
-        sa.Column("hash", _HEX, nullable=False),
+        sa.Column("previous_hash", _SHA256, nullable=False),
+        sa.Column("hash", _SHA256, nullable=False),
     )
     if op.get_bind().dialect.name == "postgresql":
         op.execute(
-            "CREATE FUNCTION refuse_change() RETURNS trigger LANGUAGE plpgsql AS"
-            " $$ BEGIN RAISE EXCEPTION 'the audit log is only ever added to'; END $$"
+            "CREATE FUNCTION reject_audit_log_change() RETURNS trigger LANGUAGE plpgsql AS"
+            " $$ BEGIN RAISE EXCEPTION 'the audit log is append-only'; END $$"
         )
         op.execute(
-            "CREATE TRIGGER only_added_to BEFORE UPDATE OR DELETE OR TRUNCATE ON audit_log"
-            " FOR EACH STATEMENT EXECUTE FUNCTION refuse_change()"
+            "CREATE TRIGGER audit_log_append_only BEFORE UPDATE OR DELETE OR TRUNCATE ON audit_log"
+            " FOR EACH STATEMENT EXECUTE FUNCTION reject_audit_log_change()"
         )
         return
     for change in ("UPDATE", "DELETE"):
         op.execute(
-            f"CREATE TRIGGER only_added_to_{change.lower()} BEFORE {change} ON audit_log"
-            " BEGIN SELECT RAISE(ABORT, 'the audit log is only ever added to'); END"
+            f"CREATE TRIGGER audit_log_append_only_{change.lower()} BEFORE {change} ON audit_log"
+            " BEGIN SELECT RAISE(ABORT, 'the audit log is append-only'); END"
         )
 
 
 def downgrade() -> None:
-    """Not offered: an audit log is not thrown away by a command."""
-    raise NotImplementedError("the first tables are not removed; delete the data folder or the database yourself")
+    """Raise NotImplementedError: no command deletes an audit log."""
+    raise NotImplementedError("the first tables cannot be removed; delete the data directory or the database yourself")

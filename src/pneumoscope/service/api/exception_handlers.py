@@ -1,0 +1,248 @@
+"""Exception handlers: every error is a problem document (RFC 9457) with the stable code of `core.errors`.
+
+Problem documents and log lines never repeat the name of an image or a value from an image: they may name patients.
+"""
+
+from __future__ import annotations
+
+import difflib
+import errno
+import json
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from fastapi import FastAPI, Request
+from fastapi.exceptions import RequestValidationError
+from fastapi.responses import JSONResponse
+from fastapi.routing import APIRoute
+from pydantic import BaseModel, ConfigDict, Field
+from starlette.exceptions import HTTPException
+from starlette.requests import ClientDisconnect
+
+from pneumoscope.core import errors
+from pneumoscope.core.errors import PneumoscopeError
+from pneumoscope.service.storage.records import TIME_FORMAT
+
+__all__ = [
+    "PROBLEM_MEDIA_TYPE",
+    "STATUSES",
+    "Problem",
+    "add_problem_schema",
+    "error_response",
+    "install_exception_handlers",
+    "internal_error_response",
+    "problem_response",
+    "problem_responses",
+    "record_error",
+]
+
+PROBLEM_MEDIA_TYPE = "application/problem+json"
+_MAX_SHOWN = 64  # characters of client input that a problem repeats
+_RETRY_SECONDS = 2  # about the time in which a full queue is scored
+
+# Status by error class; a class that is missing has that of its nearest base class.
+STATUSES: Mapping[type[PneumoscopeError], int] = {
+    errors.PneumoscopeError: 500,
+    errors.InputError: 400,
+    errors.UsageError: 422,
+    errors.UnknownNameError: 404,
+    errors.AuthenticationError: 401,
+    errors.TooLargeError: 413,
+    errors.UnreadableImageError: 422,
+    errors.GoneError: 410,
+    errors.BundleError: 503,
+    errors.StorageError: 503,
+    errors.BusyError: 503,
+}
+# Phrases of IANA's registry; those of `http.HTTPStatus` depend on the version of Python.
+_TITLES = {
+    400: "Bad Request",
+    401: "Unauthorized",
+    403: "Forbidden",
+    404: "Not Found",
+    405: "Method Not Allowed",
+    410: "Gone",
+    413: "Content Too Large",
+    415: "Unsupported Media Type",
+    422: "Unprocessable Content",
+    500: "Internal Server Error",
+    503: "Service Unavailable",
+}
+# Codes of errors that the framework raises.
+_CODES = {404: errors.UnknownNameError.code, 413: errors.TooLargeError.code}
+_HEADERS = {401: {"WWW-Authenticate": "Bearer"}, 503: {"Retry-After": str(_RETRY_SECONDS)}}
+# Explanations of the patterns of parameters.
+_PATTERNS = {
+    "since": f"write a time as {TIME_FORMAT}",
+    "until": f"write a time as {TIME_FORMAT}",
+    "id": "an id is 32 digits of 0 to 9 and a to f",
+    "after": "pass `next` of the page before, or nothing",
+    "note": "the character U+0000 cannot be stored",
+}
+_FRAMEWORK_MESSAGES = {
+    "Not Found": ("there is no resource at this path", "See /openapi.json for the paths"),
+    "Method Not Allowed": ("this path does not support the method", "See /openapi.json, and the header Allow"),
+}
+
+
+class Problem(BaseModel):
+    """A problem document (RFC 9457)."""
+
+    model_config = ConfigDict(use_attribute_docstrings=True)
+
+    type: str = Field(examples=["urn:pneumoscope:error:unknown_name"])
+    """"urn:pneumoscope:error:" and the code."""
+    title: str = Field(examples=["Not Found"])
+    """Phrase of the status."""
+    status: int = Field(examples=[404])
+    """HTTP status."""
+    detail: str = Field(examples=["there is no prediction '0123456789abcdef0123456789abcdef'"])
+    """The problem, with the offending value."""
+    hint: str = Field(examples=["It was deleted, or never existed here"])
+    """What to do next; may be empty."""
+    code: str = Field(examples=["unknown_name"])
+    """Stable error code."""
+
+
+def problem_response(
+    status: int, code: str, detail: str, hint: str = "", headers: Mapping[str, str] | None = None
+) -> JSONResponse:
+    """Return a problem document as a response."""
+    document = {
+        "type": f"urn:pneumoscope:error:{code}",
+        "title": _TITLES.get(status, "Error"),
+        "status": status,
+        "detail": detail,
+        "hint": hint,
+        "code": code,
+    }
+    return JSONResponse(document, status, {**_HEADERS.get(status, {}), **(headers or {})}, PROBLEM_MEDIA_TYPE)
+
+
+def error_response(error: PneumoscopeError) -> JSONResponse:
+    """Return the response to an error that pneumoscope raised on purpose."""
+    status = next(STATUSES[cls] for cls in type(error).__mro__ if cls in STATUSES)
+    if isinstance(error, errors.UnreadableImageError):
+        error = type(error)("", error.reason, hint=error.hint)  # without the name of the image
+    return problem_response(status, error.code, error.message, error.hint)
+
+
+def internal_error_response(request: Request, error: Exception) -> JSONResponse:
+    """Return the response to an unexpected error, with its type only: its message may contain anything."""
+    if isinstance(error, OSError) and error.errno in (errno.EMFILE, errno.ENFILE):
+        busy = errors.BusyError("too many connections and files are open", hint="Try again in a few seconds")
+        record_error(request, busy.code, busy.message)
+        return error_response(busy)
+    detail = f"unexpected {type(error).__name__}"
+    record_error(request, PneumoscopeError.code, detail)
+    return problem_response(500, PneumoscopeError.code, detail, "The server log has the time; please report it")
+
+
+def record_error(request: Request, code: str, message: str = "") -> None:
+    """Record an error for the log line of its request, which `RequestMiddleware` writes.
+
+    Args:
+        request: The request that failed.
+        code: Error code.
+        message: Logged with statuses of 500 and above; must not contain anything that the client sent.
+    """
+    request.state.error = (code, message)
+
+
+def install_exception_handlers(app: FastAPI, routes: Sequence[APIRoute]) -> None:
+    """Answer every error of an application with a problem document.
+
+    Args:
+        app: The application.
+        routes: Its routes, for the header Allow.
+    """
+
+    @app.exception_handler(PneumoscopeError)
+    async def _handle_error(request: Request, error: PneumoscopeError) -> JSONResponse:
+        record_error(request, error.code, error.message)
+        return error_response(error)
+
+    @app.exception_handler(ClientDisconnect)
+    async def _handle_disconnect(request: Request, _: ClientDisconnect) -> JSONResponse:
+        return await _handle_error(request, errors.UsageError("the client disconnected"))
+
+    @app.exception_handler(RequestValidationError)
+    async def _handle_validation_error(request: Request, error: RequestValidationError) -> JSONResponse:
+        code = errors.UsageError.code
+        record_error(request, code)
+        for each in error.errors():
+            if each["type"] == "extra_forbidden" and each["loc"][0] == "query":
+                return _unknown_parameter(request, str(each["loc"][-1]))
+        # Without the rejected value: a note may name a patient.
+        detail = "; ".join(f"{'.'.join(map(str, each['loc']))}: {_validation_message(each)}" for each in error.errors())
+        return problem_response(422, code, detail, "See /openapi.json for the expected values")
+
+    @app.exception_handler(HTTPException)
+    async def _handle_http_exception(request: Request, error: HTTPException) -> JSONResponse:
+        code = _CODES.get(error.status_code, errors.UsageError.code)
+        record_error(request, code)
+        detail, hint = _FRAMEWORK_MESSAGES.get(error.detail, (error.detail, ""))
+        headers = dict(error.headers or {})
+        if error.status_code == 405:  # the framework lists the methods of one route only
+            path = request.url.path
+            methods = {method for route in routes if route.path_regex.match(path) for method in route.methods or ()}
+            headers["Allow"] = ", ".join(sorted(methods | ({"HEAD"} if "GET" in methods else set())))
+        return problem_response(error.status_code, code, detail, hint, headers)
+
+
+def _validation_message(error: Mapping[str, Any]) -> str:
+    if error["type"] == "string_pattern_mismatch" and error["loc"][-1] in _PATTERNS:
+        return _PATTERNS[error["loc"][-1]]
+    return str(error["msg"])
+
+
+def _unknown_parameter(request: Request, name: str) -> JSONResponse:
+    """Return the problem of an unknown query parameter; the hint suggests the closest one."""
+    route: APIRoute = request.scope["route"]
+    models = [field.field_info.annotation for field in route.dependant.query_params]
+    known = sorted(each for model in models for each in getattr(model, "model_fields", ()))
+    closest = difflib.get_close_matches(name, known, n=1)
+    hint = f"Did you mean {closest[0]!r}?" if closest else f"Known: {', '.join(known)}" if known else "Remove it"
+    detail = f"there is no query parameter {name[:_MAX_SHOWN]!r} on this path"
+    return problem_response(422, errors.UsageError.code, detail, hint)
+
+
+# Arguments of `problem_response` for the examples in OpenAPI.
+_EXAMPLES = {
+    400: ("usage", "There was an error parsing the body", ""),
+    401: ("authentication", "unknown token", "Send the header: Authorization: Bearer TOKEN"),
+    403: ("authentication", "the request was sent by a page of another site", "Send it from a page of this service"),
+    404: ("unknown_name", "there is no prediction '0123456789abcdef0123456789abcdef'", "It was deleted, or never existed here"),
+    410: ("gone", "the image of prediction '0123456789abcdef0123456789abcdef' was removed", "The prediction is kept"),
+    413: ("too_large", "a request may have 64 images", "Send them in several requests"),
+    415: ("usage", "the Content-Type 'text/html' is not supported; use application/json", ""),
+    422: ("usage", "query.limit: Input should be less than or equal to 200", "See /openapi.json for the expected values"),
+    503: ("busy", "the queue is full: 256 images are waiting, and the limit is 256", "Try again in a few seconds"),
+}  # fmt: skip
+
+
+def problem_responses(*statuses: int) -> dict[int | str, dict[str, Any]]:
+    """Return the error responses of an operation for OpenAPI; `add_problem_schema` adds their schema."""
+    responses: dict[int | str, dict[str, Any]] = {}
+    for status in statuses:
+        example = json.loads(bytes(problem_response(status, *_EXAMPLES[status]).body))
+        content = {PROBLEM_MEDIA_TYPE: {"schema": {"$ref": "#/components/schemas/Problem"}, "example": example}}
+        responses[status] = {"description": _TITLES[status], "content": content}
+        if status in _HEADERS:
+            responses[status]["headers"] = {name: {"schema": {"type": "string"}} for name in _HEADERS[status]}
+    return responses
+
+
+def add_problem_schema(app: FastAPI) -> None:
+    """Add the schema of problem documents to an application's OpenAPI document.
+
+    FastAPI would describe a model in `responses` as application/json, not as application/problem+json.
+    """
+    generate = app.openapi
+
+    def openapi() -> dict[str, Any]:
+        document = generate()
+        document["components"]["schemas"]["Problem"] = Problem.model_json_schema()
+        return document
+
+    app.openapi = openapi  # type: ignore[method-assign]  # FastAPI's documented way to extend it

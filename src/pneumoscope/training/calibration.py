@@ -1,0 +1,204 @@
+"""Fit what the card of a bundle states on the outputs for validation images.
+
+Calibration, intervals, operating points, limits of rejection and the reference distribution are fitted on outputs of the
+exported network, so that they describe the network that is used for predictions.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from typing import Any
+
+import msgspec
+import numpy as np
+import numpy.typing as npt
+from scipy.special import logit
+
+from pneumoscope.bundle.card import (
+    INPUT_CLASSES,
+    Calibration,
+    Card,
+    Intervals,
+    OperatingPoint,
+    Proportion,
+    ReferenceDistribution,
+    RejectionLimits,
+    UncertaintyBand,
+)
+from pneumoscope.core.errors import UndefinedMetricError
+from pneumoscope.inference.decision import calibrate
+from pneumoscope.inference.session import Outputs, network_rejections
+from pneumoscope.runs.recipe import RejectionOptions
+from pneumoscope.statistics.calibration import adjust_prevalence, fit_platt
+from pneumoscope.statistics.conformal import fit_uncertainty_band, fit_venn_abers
+from pneumoscope.statistics.inputs import BoolArray, FloatArray
+from pneumoscope.statistics.intervals import proportion
+from pneumoscope.statistics.thresholds import threshold_at_sensitivity, threshold_at_specificity, youden_threshold
+
+__all__ = [
+    "COVERAGE",
+    "fit_calibration",
+    "fit_intervals",
+    "fit_operating_points",
+    "fit_reference_distribution",
+    "fit_rejection_limits",
+]
+
+# Fraction of images of each label with a correct or uncertain decision.
+COVERAGE = 0.95
+# Sensitivity of "rule_out" and specificity of "rule_in".
+_TARGET = 0.99
+# Images are accepted above this probability of "upright", even if the input classifier is certain of all validation images.
+_MAX_MIN_UPRIGHT = 0.5
+
+
+def fit_calibration(logits: npt.NDArray[np.float32], labels: BoolArray, prevalence: float) -> Calibration:
+    """Return the Platt calibration for a prevalence of pneumonia.
+
+    Args:
+        logits: Logits of the validation images, shape (n,).
+        labels: True for pneumonia, shape (n,).
+        prevalence: Prevalence that probabilities are stated for, between 0 and 1.
+    """
+    slope, intercept = fit_platt(logits, labels)
+    # Another prevalence adds a constant to every logit; see `adjust_prevalence`.
+    intercept += float(logit(prevalence) - logit(labels.mean()))
+    return Calibration(slope=slope, intercept=intercept, method="platt", n=len(labels), prevalence=prevalence)
+
+
+def fit_intervals(logits: npt.NDArray[np.float32], labels: BoolArray, prevalence: float) -> Intervals:
+    """Return the Venn-Abers intervals for a prevalence of pneumonia; arguments as for `fit_calibration`."""
+    steps = fit_venn_abers(logits, labels)
+    low, high = (adjust_prevalence(side, float(labels.mean()), prevalence).tolist() for side in (steps.low, steps.high))
+    return Intervals(edges=tuple(steps.edges), low=low, high=high, method="venn-abers", n=len(labels))
+
+
+def fit_operating_points(
+    scores: FloatArray, labels: BoolArray, patients: Sequence[str], *, augmented: bool = False
+) -> dict[str, OperatingPoint]:
+    """Return the operating points "half", "balanced", "rule_out" and "rule_in".
+
+    Args:
+        scores: Scores of the validation images (sigmoid of the logit), shape (n,).
+        labels: True for pneumonia, shape (n,).
+        patients: Patient identifier of each image.
+        augmented: True if the images were augmented.
+    """
+    n, n_pneumonia = len(labels), int(labels.sum())
+    rules: dict[str, dict[str, Any]] = {
+        "half": {"rule": "fixed", "threshold": 0.5},
+        "balanced": {"rule": "youden", "threshold": youden_threshold(scores, labels), "n": n},
+        "rule_out": {
+            "rule": "sensitivity",
+            "threshold": threshold_at_sensitivity(scores, labels, _TARGET),
+            "target": _TARGET,
+            "n": n_pneumonia,
+        },
+        "rule_in": {
+            "rule": "specificity",
+            "threshold": threshold_at_specificity(scores, labels, _TARGET),
+            "target": _TARGET,
+            "n": n - n_pneumonia,
+        },
+    }
+
+    def correct(threshold: float, positive: bool) -> Proportion:
+        subset = np.flatnonzero(labels == positive)
+        return _proportion((scores[subset] >= threshold) == positive, [patients[i] for i in subset.tolist()])
+
+    return {
+        name: OperatingPoint(
+            **rule,
+            augmented=augmented and rule["rule"] != "fixed",
+            sensitivity=correct(rule["threshold"], True),
+            specificity=correct(rule["threshold"], False),
+            # The other operating points state which error is worse, so that they decide every image.
+            uncertainty_band=_uncertainty_band(scores, labels, rule["threshold"]) if name == "balanced" else None,
+        )
+        for name, rule in rules.items()
+    }
+
+
+def _uncertainty_band(scores: FloatArray, labels: BoolArray, threshold: float) -> UncertaintyBand | None:
+    """Return the band of uncertain scores; None if there are too few images for the coverage.
+
+    The band is extended to the threshold, so that decisions go from no pneumonia to uncertain to pneumonia as the score
+    rises. Extending it can only increase the coverage.
+    """
+    try:
+        band = fit_uncertainty_band(scores, labels, COVERAGE)
+    except UndefinedMetricError:
+        return None
+    n_pneumonia = int(labels.sum())
+    return UncertaintyBand(
+        low=min(band.low, threshold),
+        high=max(band.high, threshold),
+        coverage=COVERAGE,
+        n_normal=len(labels) - n_pneumonia,
+        n_pneumonia=n_pneumonia,
+    )
+
+
+def fit_rejection_limits(
+    outputs: Sequence[Outputs], augmented: Sequence[Outputs], options: RejectionOptions, patients: Sequence[str]
+) -> RejectionLimits:
+    """Return limits that reject at most the given fractions of augmented validation images.
+
+    Args:
+        outputs: Outputs for the validation images, in batches.
+        augmented: Outputs for the same images, each augmented once.
+        options: The fractions.
+        patients: Patient identifier of each image.
+    """
+    upright, distance = _upright_and_distance(augmented)
+    # The tolerance keeps products such as 0.05 * 40 from being rounded down.
+    rejected_upright = math.floor(options.classifier_share * len(upright) + 1e-9)
+    rejected_distance = math.floor(options.distance_share * len(distance) + 1e-9)
+    min_upright = min(_MAX_MIN_UPRIGHT, float(np.sort(upright)[rejected_upright]))
+    max_distance = float(np.sort(distance)[-1 - rejected_distance])
+    upright, distance = _upright_and_distance(outputs)
+    return RejectionLimits(
+        input_classes=INPUT_CLASSES,
+        min_upright=min_upright,
+        max_distance=max_distance,
+        classifier_share=options.classifier_share,
+        distance_share=options.distance_share,
+        rejected=_proportion((upright < min_upright) | (distance > max_distance), patients),
+    )
+
+
+def _upright_and_distance(
+    outputs: Sequence[Outputs],
+) -> tuple[npt.NDArray[np.float32], npt.NDArray[np.float32]]:
+    """Return the probability of the class "upright" and the OOD distance of all images."""
+    upright = [batch.input_classes[:, 0] for batch in outputs if batch.input_classes is not None]
+    distance = [batch.ood_distance for batch in outputs if batch.ood_distance is not None]
+    return np.concatenate(upright), np.concatenate(distance)
+
+
+def fit_reference_distribution(
+    card: Card, outputs: Sequence[Outputs], labels: BoolArray
+) -> ReferenceDistribution | None:
+    """Return the distribution of probabilities of the validation images that are not rejected; None if all are.
+
+    Args:
+        card: Card with the calibration and the limits of rejection.
+        outputs: Outputs for the validation images, in batches.
+        labels: True for pneumonia, shape (n,).
+    """
+    rejections = [rejection for batch in outputs for rejection in network_rejections(card, batch)]
+    accepted = np.array([rejection is None for rejection in rejections], dtype=np.bool_)
+    if not accepted.any():
+        return None
+    probabilities = calibrate(card.calibration, np.concatenate([batch.logit for batch in outputs])[accepted])
+    return ReferenceDistribution(
+        deciles=tuple(np.quantile(probabilities, np.arange(1, 10) / 10).tolist()),
+        n=int(accepted.sum()),
+        n_pneumonia=int(labels[accepted].sum()),
+    )
+
+
+def _proportion(values: BoolArray, patients: Sequence[str]) -> Proportion:
+    interval = proportion(values, patients)
+    return msgspec.convert({field: getattr(interval, field) for field in Proportion.__struct_fields__}, Proportion)

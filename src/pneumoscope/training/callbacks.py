@@ -1,0 +1,110 @@
+"""Lightning callbacks and plugins: checkpoints that survive a crash at any time, and progress on standard error.
+
+Each file is replaced atomically. The best weights are written before the training state: if the process is killed between the
+two, the epoch is repeated with the same numbers and writes the same weights again.
+"""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+from typing import Any
+
+import lightning.pytorch as pl
+import torch
+from lightning.pytorch.callbacks import Callback, Checkpoint, RichProgressBar
+from lightning.pytorch.plugins.io import CheckpointIO
+from safetensors.torch import save
+
+from pneumoscope.core.errors import StorageError
+from pneumoscope.core.files import write_atomically
+from pneumoscope.runs.epochs import best_epoch, epochs_csv
+from pneumoscope.runs.run_folder import CHECKPOINT_FILE, EPOCHS_FILE, WEIGHTS_FILE
+from pneumoscope.training.classifier import Classifier
+
+__all__ = ["AtomicCheckpointIO", "BestAndLastCheckpoint", "EpochLog", "completed_epochs", "progress_callback"]
+
+
+class AtomicCheckpointIO(CheckpointIO):
+    """Write checkpoints atomically; read only tensors and plain values from them."""
+
+    def save_checkpoint(self, checkpoint: dict[str, Any], path: str | Path, storage_options: Any = None) -> None:
+        """Replace the file atomically.
+
+        Raises:
+            StorageError: The disk is full; the existing file is unchanged.
+        """
+        try:
+            write_atomically(Path(path), lambda file: torch.save(checkpoint, file))
+        except RuntimeError as error:
+            # torch.save converts an OSError of the file to a RuntimeError.
+            raise StorageError(
+                f"cannot write {str(path)!r}: {error}", hint="Free some space, then train again with --resume"
+            ) from error
+
+    def load_checkpoint(
+        self, path: str | Path, map_location: Any = None, weights_only: bool | None = None
+    ) -> dict[str, Any]:
+        """Return a checkpoint."""
+        checkpoint: dict[str, Any] = torch.load(path, map_location=map_location or "cpu", weights_only=True)
+        return checkpoint
+
+    def remove_checkpoint(self, path: str | Path) -> None:
+        """Delete a checkpoint."""
+        Path(path).unlink(missing_ok=True)
+
+
+class BestAndLastCheckpoint(Checkpoint):
+    """Save the weights of the best epoch, the training state and `epochs.csv` after each epoch.
+
+    Args:
+        run: The run folder.
+    """
+
+    def __init__(self, run: Path) -> None:
+        self.run = run
+
+    def on_train_epoch_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        """Write the files, the training state after the weights."""
+        assert isinstance(pl_module, Classifier)
+        history, select = pl_module.history, pl_module.recipe.training.select
+        if trainer.is_global_zero and best_epoch(history, select) is history[-1]:
+            state = pl_module.evaluated_network.state_dict()
+            tensors = {name: value.contiguous().cpu() for name, value in state.items()}
+            write_atomically(self.run / WEIGHTS_FILE, save(tensors))
+        trainer.save_checkpoint(self.run / CHECKPOINT_FILE)
+        if trainer.is_global_zero:
+            write_atomically(self.run / EPOCHS_FILE, epochs_csv(history))
+
+
+def completed_epochs(run: Path) -> int:
+    """Return the number of epochs in a run's training state; 0 without one."""
+    file = run / CHECKPOINT_FILE
+    # Memory-mapped, because the tensors can be hundreds of megabytes.
+    return len(torch.load(file, map_location="cpu", weights_only=True, mmap=True)["history"]) if file.exists() else 0
+
+
+class EpochLog(Callback):
+    """Print one line per epoch on standard error."""
+
+    def on_train_epoch_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        """Print the metrics and the estimated remaining time, in the first process only."""
+        assert isinstance(pl_module, Classifier)
+        if not trainer.is_global_zero:
+            return
+        epochs, total = pl_module.history, pl_module.recipe.training.epochs
+        last = epochs[-1]
+        remaining = sum(epoch.seconds for epoch in epochs) / len(epochs) * (total - last.epoch)
+        print(
+            f"{pl_module.recipe.name}: epoch {last.epoch}/{total},"
+            f" train loss {last.train_loss:.3f} accuracy {last.train_accuracy:.3f},"
+            f" validation loss {last.validation_loss:.3f} accuracy {last.validation_accuracy:.3f},"
+            f" {remaining / 60:.0f} min left",
+            file=sys.stderr,
+            flush=True,
+        )
+
+
+def progress_callback() -> Callback:
+    """Return Lightning's progress bar if standard error is a terminal, and an `EpochLog` otherwise."""
+    return RichProgressBar(console_kwargs={"stderr": True}) if sys.stderr.isatty() else EpochLog()
