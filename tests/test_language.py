@@ -48,7 +48,7 @@ BANNED = {
     r"\bspoil(s|ed|t)?\b": "corrupt, alter",
     r"--points?\b": "--operating-point",
     r"\ba image": "an image",
-    r"\b(radiograph|predictor|networks|dataset)\.(decode|dicom|prepare|predictor|document|refuse|network|population)\b": "its new name",
+    r"\b(radiograph|predictor|networks|dataset)\.(decode|dicom|prepare|document|refuse|network|population)\b": "its new name",
     r"(?m)^\s*(\"\"\"|#|-|\*)?\s*(What|Who|Whatever|Whichever|Nobody|Nothing)"
     r" (is|are|was|were|can|may|must|stands|has|have|comes|a|an|the)\b": "a noun as the subject",
 }  # fmt: skip
