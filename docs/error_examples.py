@@ -264,23 +264,23 @@ def _parity() -> None:
 def _authentication() -> None:
     from pneumoscope.service.auth.tokens import Authenticator
 
-    Authenticator({"ward-3": "0123456789abcdef"}).who("0123456789abcdee")
+    Authenticator({"ward-3": "0123456789abcdef"}).authenticate("0123456789abcdee")
 
 
 def _too_large() -> None:
     from fastapi.testclient import TestClient
 
     from pneumoscope import load_model
-    from pneumoscope.service.app import Settings, make_app
+    from pneumoscope.service.app import Settings, create_app
     from pneumoscope.service.auth.tokens import Authenticator
     from pneumoscope.service.storage.repository import PredictionRepository
 
-    app = make_app(load_model(threads=1), PredictionRepository(None), Authenticator({}), Settings(most_images=1))
+    app = create_app(load_model(threads=1), PredictionRepository(None), Authenticator({}), Settings(max_images=1))
     response = TestClient(app, base_url="http://localhost").post(
         "/v1/predictions", files=[("images", ("1.png", b"1")), ("images", ("2.png", b"2"))]
     )
     problem = response.json()
-    raise getattr(errors, problem["error"])(problem["detail"], hint=problem["hint"])
+    raise errors.TooLargeError(problem["detail"], hint=problem["hint"])
 
 
 def _gone() -> None:
@@ -288,7 +288,7 @@ def _gone() -> None:
     from pneumoscope.service.storage.repository import PredictionRepository
 
     image, repository, model = _image("thorax.png").read_bytes(), PredictionRepository(None), load_model(threads=1)
-    record, _ = repository.add(model.predict(image), image, operating_point=model.operating_point_name, who="local")
+    record, _ = repository.add(model.predict(image), image, user="local")
     repository.expire(timedelta(seconds=-1))
     repository.image(repository.get(record.id))
 
@@ -297,13 +297,13 @@ def _busy() -> None:
     from pneumoscope import load_model
     from pneumoscope.service.inference_queue import InferenceQueue
 
-    queue = InferenceQueue(load_model(threads=1), most_waiting=1, workers=1)
+    queue = InferenceQueue(load_model(threads=1), max_waiting=1, workers=1)
     queue.close()
     queue.submit([(b"image", "image.png")])
 
 
 def _audit_log() -> None:
-    from pneumoscope.service.audit.log import verify
+    from pneumoscope.service.audit.verification import verify
     from pneumoscope.service.storage.repository import PredictionRepository
 
     verify(PredictionRepository(None).engine, expected="ab" * 32)

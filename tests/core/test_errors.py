@@ -124,3 +124,8 @@ def test_unreadable_image_states_path_and_reason():
 
     assert str(error) == "cannot read 'a/image.png': truncated. Copy it again"
     assert (error.path, error.reason) == ("a/image.png", "truncated")
+
+
+def test_unreadable_image_error_without_a_path_does_not_mention_one() -> None:
+    error = UnreadableImageError("", "truncated", hint="Copy it again")
+    assert str(error) == "the image cannot be read: truncated. Copy it again"

@@ -118,7 +118,7 @@ def test_error_text_is_that_of_the_nearest_base_class():
         "儲存空間無法使用",
         "資料未儲存，請聯絡系統管理員。",
     )
-    assert error_titles()["UnreadableImageError"] == "Unreadable image"
+    assert error_titles()["unreadable_image"] == "Unreadable image"
 
 
 def test_notice_is_translated():

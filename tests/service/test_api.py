@@ -107,8 +107,8 @@ def test_rejected_image_has_no_heatmap(client):
     (found,) = post(client, png(30))
     assert (found["decision"], found["probability"]) == ("rejected", None)
     for picture in ("heatmap.png", "heatmap-layer.png"):
-        said = problem(client.get(f"/v1/predictions/{found['id']}/{picture}"), 404, "unknown_name")
-        assert "rejected" in said["hint"]
+        document = problem(client.get(f"/v1/predictions/{found['id']}/{picture}"), 404, "unknown_name")
+        assert "rejected" in document["hint"]
 
 
 def test_review_is_stored_with_the_prediction(client):
@@ -193,15 +193,15 @@ def test_body_of_unknown_length_is_limited(client):
 
 
 @pytest.mark.parametrize(
-    ("name", "said"),
+    ("name", "reason"),
     [(b"\\ud800", "half of a surrogate"), (b"a\\x00", "U\\+0000")],
 )
-def test_name_that_cannot_be_stored_is_rejected(client, name, said):
+def test_name_that_cannot_be_stored_is_rejected(client, name, reason):
     """The form declares Python's escapes as its character encoding."""
     head = b'--x\r\nContent-Disposition: form-data; name="images"; filename="' + name + b'"\r\n\r\n'
     kind = {"Content-Type": "multipart/form-data; boundary=x; charset=unicode_escape"}
     answer = client.post("/v1/predictions", content=head + png() + b"\r\n--x--\r\n", headers=kind)
-    assert re.search(said, problem(answer, 422, "usage")["detail"])
+    assert re.search(reason, problem(answer, 422, "usage")["detail"])
 
 
 @pytest.mark.parametrize("path", ["/v1/predictions", "/sign-in"])
@@ -281,12 +281,12 @@ def test_at_most_two_images_are_rendered_at_once(model, client, monkeypatch):
     monkeypatch.setattr(model, "decode", held)
     with ThreadPoolExecutor(6) as pool:
         pictures = ("image.png", "thumbnail.png")
-        asked = [pool.submit(client.get, f"/v1/predictions/{key}/{name}") for key in ids for name in pictures]
+        responses = [pool.submit(client.get, f"/v1/predictions/{key}/{name}") for key in ids for name in pictures]
         two.wait(10)
         time.sleep(0.3)
         assert len(began) == 2
         go.set()
-        assert [each.result(10).status_code for each in asked] == 6 * [200]
+        assert [each.result(10).status_code for each in responses] == 6 * [200]
     assert len(began) == 6
 
 
@@ -335,19 +335,19 @@ def test_patient_name_is_not_in_logs_metrics_or_errors(client, caplog, app):
     """It is only in the prediction; test_middleware.py checks the log lines of failed requests."""
     caplog.set_level(logging.INFO, "pneumoscope.service")
     named = [("images", (f"{CANARY}.png", b"no image"))]
-    said = client.post("/v1/predictions", files=named).text
-    said += client.post("/v1/predictions", files=[("images", (CANARY, png()))]).headers.__repr__()
+    output = client.post("/v1/predictions", files=named).text
+    output += client.post("/v1/predictions", files=[("images", (CANARY, png()))]).headers.__repr__()
     (found,) = client.get("/v1/predictions").json()["predictions"]
     assert found["path"] == CANARY
-    said += client.put(f"/v1/predictions/{found['id']}/review", json={"agrees": CANARY, "note": CANARY}).text
-    said += client.get(f"/v1/predictions/{CANARY}").text
-    said += client.get(f"/v1/predictions?since={CANARY}&until={CANARY}&after={CANARY}&limit={CANARY}").text
+    output += client.put(f"/v1/predictions/{found['id']}/review", json={"agrees": CANARY, "note": CANARY}).text
+    output += client.get(f"/v1/predictions/{CANARY}").text
+    output += client.get(f"/v1/predictions?since={CANARY}&until={CANARY}&after={CANARY}&limit={CANARY}").text
     client.get(f"/v1/predictions?{CANARY}={CANARY}")  # the response names the unknown parameter
     client.get(f"/{CANARY}", headers={"Authorization": CANARY, "Origin": CANARY, "User-Agent": CANARY})
     client.request(CANARY, "/v1/predictions")
     assert caplog.text.count("\n") == 7
-    said += client.get("/metrics").text + caplog.text
-    assert CANARY not in said.replace(f"/v1/predictions/{CANARY}", "")
+    output += client.get("/metrics").text + caplog.text
+    assert CANARY not in output.replace(f"/v1/predictions/{CANARY}", "")
 
 
 def test_audit_log_records_users_and_events(model):
@@ -387,9 +387,9 @@ def test_head_has_the_headers_of_get(client):
         f"/v1/predictions/{found['id']}/image.png",
         "/static/style.css",
     ):
-        got, asked = client.get(path), client.head(path)
-        assert (asked.status_code, asked.content) == (200, b"")
-        assert asked.headers["Content-Type"] == got.headers["Content-Type"]
+        get, head = client.get(path), client.head(path)
+        assert (head.status_code, head.content) == (200, b"")
+        assert head.headers["Content-Type"] == get.headers["Content-Type"]
     assert client.head("/v1/predictions/" + "ab" * 16).status_code == 404
     assert 'method="HEAD",path="/healthz",status="200"} 1.0' in client.get("/metrics").text
 
@@ -440,7 +440,7 @@ def test_responses_conform_to_openapi(model):
     """Schemathesis sends valid and invalid requests to each path."""
     app = create_app(model, PredictionRepository(None), Authenticator({"me": TOKEN}), Settings(loopback=False))
     bearer = {"Authorization": f"Bearer {TOKEN}"}
-    asked = Counter()
+    sent = Counter()
     for found in schemathesis.openapi.from_asgi("/openapi.json", app).get_all_operations():
         operation = found.ok()
         modes = [schemathesis.GenerationMode.POSITIVE, schemathesis.GenerationMode.NEGATIVE]
@@ -453,8 +453,8 @@ def test_responses_conform_to_openapi(model):
             def ask(case):
                 # The schema does not describe which bytes are an image, or which ids exist.
                 case.call_and_validate(headers=bearer, excluded_checks=[positive_data_acceptance])
-                asked[case.operation.label] += 1
+                sent[case.operation.label] += 1
 
             ask()
-    assert len(asked) == 13
-    assert asked.total() > 150
+    assert len(sent) == 13
+    assert sent.total() > 150

@@ -112,11 +112,11 @@ def test_full_disk_leaves_no_partial_prediction_and_the_service_continues(bundle
         assert stored() == kept  # and no partly written file
 
         disk.leave(0)
-        for asked in (
+        for response in (
             client.post("/v1/predictions", files=[("images", ("small.png", png(150)))]),
             client.put(f"{path}/review", json={"agrees": True}),
         ):
-            assert (asked.status_code, asked.json()["code"]) == (503, "storage")
+            assert (response.status_code, response.json()["code"]) == (503, "storage")
         assert stored() == kept
         assert fetch(client, first["id"]) == first
         assert client.get("/v1/predictions").json()["total"] == 1
@@ -130,11 +130,11 @@ def test_full_disk_leaves_no_partial_prediction_and_the_service_continues(bundle
 
         process.send_signal(signal.SIGTERM)
         assert process.wait(20) == 0
-        said = process.stderr.read()
-    assert said.count("WARNING POST /v1/predictions 503 storage local") == 2
-    assert ("Not ready: no space left" in said) == (disk.ready == 503)
-    assert said.count("WARNING PUT /v1/predictions/{id}/review 503 storage local") == 1
-    assert ".png" not in said
+        output = process.stderr.read()
+    assert output.count("WARNING POST /v1/predictions 503 storage local") == 2
+    assert ("Not ready: no space left" in output) == (disk.ready == 503)
+    assert output.count("WARNING PUT /v1/predictions/{id}/review 503 storage local") == 1
+    assert ".png" not in output
 
 
 def ended(folder, *options, within=()):
@@ -154,10 +154,10 @@ def test_read_only_data_directory_is_reported_at_the_start(bundle, tmp_path):
         within = FullDisk(folder).within("ro")
     else:
         folder.chmod(0o500)
-    status, said = ended(tmp_path, "--model", str(bundle), "--data-dir", str(folder), within=within)
+    status, output = ended(tmp_path, "--model", str(bundle), "--data-dir", str(folder), within=within)
     assert status == 1
-    assert f"error: cannot lock '{folder / '.serving'}': " in said
-    assert "Choose a writable folder" in said
+    assert f"error: cannot lock '{folder / '.serving'}': " in output
+    assert "Choose a writable folder" in output
 
 
 @pytest.mark.parametrize(
@@ -177,10 +177,10 @@ def test_lost_model_file_is_reported_at_the_next_start(bundle, tmp_path, damage,
         assert (before["decision"], after["decision"]) == ("no_pneumonia", "pneumonia")
         assert client.get(f"/v1/predictions/{after['id']}/heatmap.png").status_code == 200
         assert client.get("/readyz").status_code == 200  # the self-test passes: the network is in memory
-    status, said = ended(tmp_path, "--model", "model")
+    status, output = ended(tmp_path, "--model", "model")
     assert status == 2
-    assert words in said
-    assert "Traceback" not in said
+    assert words in output
+    assert "Traceback" not in output
 
 
 def test_lost_image_is_reported_and_can_be_posted_again(bundle, tmp_path):
@@ -192,8 +192,8 @@ def test_lost_image_is_reported_and_can_be_posted_again(bundle, tmp_path):
         assert "from a backup" in answer.json()["hint"]
         assert fetch(client, lost["id"]) == lost
         assert client.get(f"/v1/predictions/{here['id']}/image.png").status_code == 200
-        status, said = verified(tmp_path)
-        assert (status, f"the image of prediction '{lost['id']}' is missing" in said) == (1, True)
+        status, output = verified(tmp_path)
+        assert (status, f"the image of prediction '{lost['id']}' is missing" in output) == (1, True)
         assert post(client, png(100)) == [{**lost, "path": "image 0.png"}]
         assert client.get(f"/v1/predictions/{lost['id']}/image.png").status_code == 200
     assert verified(tmp_path)[0] == 0

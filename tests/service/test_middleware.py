@@ -132,8 +132,8 @@ def test_server_errors_are_warnings_with_their_message(client, lines, monkeypatc
 
     monkeypatch.setattr("pneumoscope.service.storage.repository.PredictionRepository.find", fail)
     problem(client.get("/v1/predictions"), 503, error.code)
-    said = " ".join(error.message.split())
-    assert lines() == [("WARNING", f"GET /v1/predictions 503 {error.code} local _ ms: {said}")]
+    message = " ".join(error.message.split())
+    assert lines() == [("WARNING", f"GET /v1/predictions 503 {error.code} local _ ms: {message}")]
 
 
 def test_unexpected_error_shows_only_its_type(client, lines, caplog, monkeypatch):

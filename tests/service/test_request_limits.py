@@ -153,11 +153,11 @@ def test_memory_is_released_when_the_response_begins():
 
         limits = BodyLimitMiddleware(echo, max_body_bytes=10, max_total_bytes=25)
         scope = {"type": "http", "method": "POST", "path": "/v1/predictions", "headers": []}
-        asked = asyncio.ensure_future(limits(scope, receive, send))
+        task = asyncio.ensure_future(limits(scope, receive, send))
         await asyncio.sleep(0.05)
         held = limits._total
         slow.set()
-        await asked
+        await task
         return held, limits._total
 
     assert asyncio.run(asyncio.wait_for(answered(), 10)) == (0, 0)

@@ -70,13 +70,13 @@ def test_shutdown_answers_accepted_requests(bundle, tmp_path):
     with served(bundle, tmp_path) as (process, client):
         found = []
         contents = [("images", (f"{size}.png", png(100, 1000 + size))) for size in range(48)]
-        asked = threading.Thread(target=lambda: found.append(client.post("/v1/predictions", files=contents)))
-        asked.start()
+        request = threading.Thread(target=lambda: found.append(client.post("/v1/predictions", files=contents)))
+        request.start()
         deadline = time.monotonic() + 30
-        while "waiting 0.0" in client.get("/metrics").text and asked.is_alive():
+        while "waiting 0.0" in client.get("/metrics").text and request.is_alive():
             assert time.monotonic() < deadline
         process.send_signal(signal.SIGTERM)
-        asked.join(30)
+        request.join(30)
         assert process.wait(30) == 0
         assert len(found[0].json()["predictions"]) == 48
     assert verified(tmp_path)[1]["rows"] == 48
@@ -272,11 +272,11 @@ def test_failed_request_is_logged_on_standard_error(bundle, tmp_path):
         client.get("/healthz")
         process.terminate()
         process.wait(20)
-        said = process.stderr.read()
+        output = process.stderr.read()
     line = r"\d{4}-\d\d-\d\dT\d\d:\d\d:\d\dZ INFO GET /v1/predictions 422 usage local \d+ ms"
-    assert len(re.findall(line, said)) == 1
-    assert "decison" not in said
-    assert "healthz" not in said
+    assert len(re.findall(line, output)) == 1
+    assert "decison" not in output
+    assert "healthz" not in output
 
 
 def test_log_contains_no_message_of_an_unexpected_error():
@@ -311,9 +311,9 @@ def test_output_of_c_libraries_is_not_logged(bundle, tmp_path):
         assert client.post("/v1/predictions", content=bytes(content), headers=kind).status_code in {201, 422}
         process.terminate()
         process.wait(20)
-        said = process.stderr.read()
-    assert not re.search("(?i)fax|tiff|code word", said)
-    assert said.endswith("Stopped\n")
+        output = process.stderr.read()
+    assert not re.search("(?i)fax|tiff|code word", output)
+    assert output.endswith("Stopped\n")
 
 
 def test_warnings_of_decoders_are_not_logged(bundle, tmp_path):
@@ -332,6 +332,6 @@ def test_warnings_of_decoders_are_not_logged(bundle, tmp_path):
         assert client.post("/v1/predictions", content=content, headers=kind).status_code == 422
         process.terminate()
         process.wait(20)
-        said = process.stderr.read()
-    assert "422 unreadable_image" in said
-    assert "DOE" not in said
+        output = process.stderr.read()
+    assert "422 unreadable_image" in output
+    assert "DOE" not in output

@@ -379,7 +379,7 @@ def load_model(
         isolated: Decode every image, even a single one, in worker processes with limits on memory and time. Use it for
             untrusted images. Linux and macOS only.
     Raises:
-        BundleError: There is no bundle, or it is rejected; see `bundle.card.read_bundle`.
+        BundleError: The bundle is missing or invalid; see `bundle.card.read_bundle`.
         RunError: The run has no bundle.
         UnknownNameError: The card has no such operating point.
         UsageError: `isolated` is not available on this platform.

@@ -37,8 +37,8 @@ def test_unknown_parameter_is_rejected_by_name(client, method, path, name, hint)
 
 def test_known_parameters_filter_and_page(client):
     (found,) = post(client, png())
-    asked = "decision=no_pneumonia&reviewed=false&since=2026-01-01&until=2100-01-01T00:00Z&order=lowest&limit=3"
-    page = client.get(f"/v1/predictions?{asked}").json()
+    query = "decision=no_pneumonia&reviewed=false&since=2026-01-01&until=2100-01-01T00:00Z&order=lowest&limit=3"
+    page = client.get(f"/v1/predictions?{query}").json()
     assert page["predictions"] == [found]
     assert page["notice"] == NOTICE
     post(client, png(150))

@@ -98,8 +98,8 @@ def test_unaltered_log_is_verified(populated):
 def test_changed_prediction_is_reported_by_its_id(populated, change, words):
     sha256 = content_hash(b"plain")
     with read_transaction(populated.engine) as connection:
-        asked = text("SELECT id FROM predictions WHERE image_sha256 = :image")
-        key = connection.execute(asked, {"image": sha256}).scalar_one()
+        query = text("SELECT id FROM predictions WHERE image_sha256 = :image")
+        key = connection.execute(query, {"image": sha256}).scalar_one()
     changed(populated, f"UPDATE predictions SET {change} WHERE id = :id", id=key)
     assert f"prediction '{key}' differs from the audit log: {words}" in verification_error(populated)
 
@@ -120,14 +120,14 @@ def test_changed_review_is_reported(populated, change, words):
     assert words in verification_error(populated)
 
 
-def test_a_image_that_is_said_to_be_there_again_is_verification_error(populated):
+def test_undone_removal_of_an_image_is_reported(populated):
     changed(
         populated, "UPDATE predictions SET image_removed = NULL WHERE image_sha256 = :image", image=content_hash(b"old")
     )
     assert "removal of the image" in verification_error(populated)
 
 
-def test_a_record_that_was_taken_away_is_verification_error(populated):
+def test_missing_prediction_is_reported(populated):
     changed(populated, "DELETE FROM predictions WHERE image_sha256 = :image", image=content_hash(b"again"))
     assert "is missing, and the audit log has no entry of its deletion" in verification_error(populated)
 

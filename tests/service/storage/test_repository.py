@@ -115,9 +115,10 @@ def test_pages_list_each_prediction_once_during_additions(repository):
 
 
 def test_order_attention_lists_unreviewed_images_first_and_open_decisions_before_others(repository):
-    said = {"rejected": None, "uncertain": 0.6, "pneumonia": 0.95, "no_pneumonia": 0.1}
+    probabilities = {"rejected": None, "uncertain": 0.6, "pneumonia": 0.95, "no_pneumonia": 0.1}
     made = {
-        each: add(repository, each.encode(), probability=said[each], decision=each)[0].id for each in reversed(said)
+        each: add(repository, each.encode(), probability=probabilities[each], decision=each)[0].id
+        for each in reversed(probabilities)
     }
     read, _ = add(repository, b"read", probability=0.99, decision="pneumonia")
     repository.review(read.id, agrees=True, note="", user="me")
@@ -133,8 +134,8 @@ def test_filter_by_decision_review_and_time(tmp_path, database):
     b, _ = add(repository, b"b")
     repository.review(a.id, agrees=False, note="a shadow", user="me")
 
-    def found(**wanted):
-        return [record.id for record in repository.find(Filter(**wanted), order="oldest").predictions]
+    def found(**conditions):
+        return [record.id for record in repository.find(Filter(**conditions), order="oldest").predictions]
 
     assert found() == [a.id, b.id]
     assert found(decision="no_pneumonia") == found(reviewed=True) == found(until="2026-01-02") == [a.id]
@@ -190,34 +191,34 @@ def test_pages_skip_nothing_during_reviews_and_deletions(repository, order):
     assert sorted(seen) == sorted(made)
 
 
-def _place(*said):
-    return base64.urlsafe_b64encode(json.dumps(said).encode()).decode()
+def cursor(*values):
+    return base64.urlsafe_b64encode(json.dumps(values).encode()).decode()
 
 
 @pytest.mark.parametrize(
-    "asked",
+    "options",
     [
         {"limit": 0},
         {"limit": 201},
         {"after": "ab" * 16},
         {"after": "é"},
         {"after": "\0"},
-        {"after": _place("newest", "soon", "ab" * 16)},
-        {"after": _place("newest", 0.5, "ab" * 16)},
-        {"after": _place("newest", "2026-01-31", "'; --")},
-        {"after": _place("newest", "2026-01-31", 1)},
-        {"after": _place("newest")},
-        {"after": _place("highest", 0.5, "ab" * 16)},
-        {"after": _place("highest", 0.5, "ab" * 16), "order": "lowest"},
-        {"after": _place("highest", float("nan"), "ab" * 16), "order": "highest"},
-        {"after": _place("highest", "x", "ab" * 16), "order": "highest"},
-        {"after": _place("highest", None, "ab" * 16), "order": "highest"},
+        {"after": cursor("newest", "soon", "ab" * 16)},
+        {"after": cursor("newest", 0.5, "ab" * 16)},
+        {"after": cursor("newest", "2026-01-31", "'; --")},
+        {"after": cursor("newest", "2026-01-31", 1)},
+        {"after": cursor("newest")},
+        {"after": cursor("highest", 0.5, "ab" * 16)},
+        {"after": cursor("highest", 0.5, "ab" * 16), "order": "lowest"},
+        {"after": cursor("highest", float("nan"), "ab" * 16), "order": "highest"},
+        {"after": cursor("highest", "x", "ab" * 16), "order": "highest"},
+        {"after": cursor("highest", None, "ab" * 16), "order": "highest"},
         {"after": base64.urlsafe_b64encode(b"[" * 5000).decode()},
     ],
 )
-def test_invalid_page_is_rejected(repository, asked):
+def test_invalid_page_is_rejected(repository, options):
     with pytest.raises(UsageError, match=r"limit is|which is not the `next` of a page in the order"):
-        repository.find(Filter(), **asked)
+        repository.find(Filter(), **options)
 
 
 def test_review_replaces_the_earlier_one_and_both_are_in_the_audit_log(repository):
@@ -442,7 +443,7 @@ def test_image_that_cannot_be_moved_into_the_store_is_readable_and_moved_later(r
 
 
 def test_transaction_that_was_committed_although_it_failed_keeps_its_image(repository, monkeypatch):
-    """The connection is lost after the database committed and before it said so."""
+    """The connection is lost after the database committed and before it confirmed."""
     remaining = [1]
 
     @contextlib.contextmanager

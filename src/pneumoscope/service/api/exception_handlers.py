@@ -214,7 +214,7 @@ _EXAMPLES = {
     403: ("authentication", "the request was sent by a page of another site", "Send it from a page of this service"),
     404: ("unknown_name", "there is no prediction '0123456789abcdef0123456789abcdef'", "It was deleted, or never existed here"),
     410: ("gone", "the image of prediction '0123456789abcdef0123456789abcdef' was removed", "The prediction is kept"),
-    413: ("too_large", "a request may have 64 images", "Send them in several requests"),
+    413: ("too_large", "too many images; the limit per request is 64", "Send them in several requests"),
     415: ("usage", "the Content-Type 'text/html' is not supported; use application/json", ""),
     422: ("usage", "query.limit: Input should be less than or equal to 200", "See /openapi.json for the expected values"),
     503: ("busy", "the queue is full: 256 images are waiting, and the limit is 256", "Try again in a few seconds"),

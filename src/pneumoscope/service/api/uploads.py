@@ -76,7 +76,7 @@ async def _read_form(request: Request, max_images: int) -> list[tuple[bytes, str
             raise
         if "Too many files" in error.detail:
             raise TooLargeError(
-                f"a request may have {max_images} images", hint="Send them in several requests"
+                f"too many images; the limit per request is {max_images}", hint="Send them in several requests"
             ) from error
         raise _malformed_form() from error
     except UnicodeError as error:  # the form declares an unknown character encoding
