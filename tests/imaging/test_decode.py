@@ -103,9 +103,9 @@ def test_palette() -> None:
 
 
 def test_one_bit() -> None:
-    picture = Image.fromarray(np.array([[True, False, True]]))
+    bilevel = Image.fromarray(np.array([[True, False, True]]))
     for kind in ("PNG", "BMP", "TIFF"):
-        image = decode(encode(picture, kind))
+        image = decode(encode(bilevel, kind))
         assert (image.pixels.tolist(), image.mode) == ([[255, 0, 255]], "1")
 
 

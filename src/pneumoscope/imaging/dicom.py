@@ -134,7 +134,7 @@ def _header_error(name: str, error: Exception) -> UnreadableImageError:
 
 
 def _decoder(data: bytes, name: str) -> Decoder:
-    """Return the decoder of the transfer syntax. Only the file meta information is read: a deflated header can be a bomb."""
+    """Return the decoder of the transfer syntax, from the file meta information: a deflated header may be a bomb."""
     source = io.BytesIO(data)
     try:
         source.seek(_PREAMBLE)
@@ -202,7 +202,7 @@ def _unsupported(header: Dataset) -> str:
 
 
 def _rejection(header: Dataset) -> Rejection | None:
-    """Return the rejection of an image that can be decoded but is not like those that models are trained on, or None."""
+    """Return the rejection of an image that can be decoded but not predicted, or None."""
     view = str(header.get("ViewPosition") or "").upper().strip()
     if view in _NON_FRONTAL_VIEWS:
         return Rejection("lateral_view", {"view": view})
