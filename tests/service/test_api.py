@@ -253,6 +253,8 @@ def test_openapi_derives_predictions_from_the_record(app):
     stored = {each.name for each in dataclasses.fields(StoredPrediction)}
     assert set(schemas["PredictionDocument"]["properties"]) == stored | {"message"}
     assert set(schemas["SinglePredictionDocument"]["properties"]) == stored | {"message", "notice"}
+    for name in ("probability", "image_sha256", "message", "notice"):
+        assert schemas["SinglePredictionDocument"]["description"].count(f"\n    {name}: ") == 1
 
 
 def test_telemetry_is_off(client, monkeypatch):
