@@ -162,9 +162,9 @@ def measure_full_size_images(
         with ThreadPoolExecutor(CORES) as pool:
             return time_call(lambda: list(pool.map(work, items))) / len(images)
 
-    def decode_all(least_side: int) -> Callable[[], float]:
+    def decode_all(min_side: int) -> Callable[[], float]:
         return lambda: on_all_cores(
-            lambda image: preprocess(decode(image, least_side=least_side), card.preprocessing), images
+            lambda image: preprocess(decode(image, min_side=min_side), card.preprocessing), images
         )
 
     variants: dict[str, Callable[[], float]] = {

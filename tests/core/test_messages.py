@@ -30,6 +30,7 @@ from pneumoscope.core.prediction import (
 PARAMETERS = {
     "outside_age_range": {"age": 61.0, "minimum": 1, "maximum": 5},
     "out_of_distribution": {"distance": 1.52, "limit": 1.42},
+    "lateral_view": {"view": "LL"},
     "too_small": {"width": 40, "height": 30, "minimum": 56},
     "too_narrow": {"width": 900, "height": 100},
     "blank": {"levels": 7},

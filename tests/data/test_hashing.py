@@ -9,6 +9,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 from PIL import Image
+from tests.imaging.test_dicom import image, written
 
 from pneumoscope.core.errors import ManifestError, UnreadableImageError
 from pneumoscope.data.hashing import hash_images, read_image
@@ -31,6 +32,12 @@ def test_unreadable_image_is_named(tmp_path: Path) -> None:
     (tmp_path / "a.png").write_text("hello")
     with pytest.raises(UnreadableImageError, match=r"cannot read 'a.png': not an image \(5 bytes\)"):
         read_image(tmp_path, _image("a.png"))
+
+
+def test_image_rejected_by_its_dicom_header_is_unreadable(tmp_path: Path) -> None:
+    (tmp_path / "a.dcm").write_bytes(written(image(ViewPosition="LL")))
+    with pytest.raises(UnreadableImageError, match=r"cannot read 'a\.dcm': the DICOM header states the view LL"):
+        read_image(tmp_path, _image("a.dcm"))
 
 
 def test_hashes_keep_the_order_of_the_images(tmp_path: Path) -> None:

@@ -119,7 +119,7 @@ def test_training_evaluation_and_prediction_read_images_in_the_same_way(maker, m
 
     paths = [folder / image.path for image in scored]
     assert [image.probability for image in scored] == [model.predict(path).probability for path in paths]
-    again = [preprocess(decode(path, least_side=32), model.card.preprocessing) for path in paths]
+    again = [preprocess(decode(path, min_side=32), model.card.preprocessing) for path in paths]
     assert np.array_equal(prepared.pixels[prepared.rows], again)
     assert not np.array_equal(again, [preprocess(decode(path), model.card.preprocessing) for path in paths])
 

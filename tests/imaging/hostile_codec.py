@@ -1,4 +1,4 @@
-"""A decoder for Pillow that does harm on demand, imported by decode workers: a file that begins with BM names what it does."""
+"""A malicious Pillow plug-in for decode workers: the bytes of a file after "BM" name the action that decoding runs."""
 
 from __future__ import annotations
 
@@ -11,10 +11,10 @@ from PIL import Image, ImageFile
 
 from pneumoscope.imaging import decode_worker
 
-_KEPT: list[bytearray] = []
+_LEAKED: list[bytearray] = []
 
 
-def _write_to_all(content: bytes) -> None:
+def _write_to_all_descriptors(content: bytes) -> None:
     for descriptor in range(3, 64):
         try:
             os.write(descriptor, content)
@@ -23,17 +23,28 @@ def _write_to_all(content: bytes) -> None:
 
 
 def _drip() -> None:
-    """A reply of which a byte comes now and then, so that no single wait is long."""
-    _write_to_all(struct.pack("<I", 60_000))
+    """Send a reply byte by byte, so that no single read takes long."""
+    _write_to_all_descriptors(struct.pack("<I", 60_000))
     while True:
-        _write_to_all(b"\1")
+        _write_to_all_descriptors(b"\1")
         time.sleep(0.05)
 
 
 def _reply(number: int, width: int) -> None:
-    reply = decode_worker.Success(number, "BMP", "L", width, width, None, 0.0, None, "")
+    reply = decode_worker.Success(
+        number=number,
+        format="BMP",
+        mode="L",
+        width=width,
+        height=width,
+        reduced_from=None,
+        chroma=0.0,
+        age=None,
+        header_rejection=None,
+        rejection=None,
+    )
     header = decode_worker.msgspec.msgpack.encode(reply)
-    _write_to_all(decode_worker.LENGTH.pack(len(header)) + header)
+    _write_to_all_descriptors(decode_worker.LENGTH.pack(len(header)) + header)
 
 
 def _spin() -> None:
@@ -42,7 +53,7 @@ def _spin() -> None:
 
 
 def _native_spin() -> None:
-    """Without letting go of the interpreter."""
+    """Loop in native code without releasing the GIL."""
     items = ctypes.create_string_buffer(2**26)
     library = ctypes.PyDLL(None)
     while True:
@@ -56,21 +67,21 @@ ACTIONS = {
     b"native": _native_spin,
     b"sleep": lambda: time.sleep(3600),
     b"8GB": lambda: bytearray(8 * 2**30),
-    b"leak": lambda: _KEPT.append(bytearray(600 * 2**20)),
+    b"leak": lambda: _LEAKED.append(bytearray(600 * 2**20)),
     b"print": lambda: (os.write(1, b"NOISE"), os.write(2, b"NOISE")),
     b"exit": lambda: os._exit(0),
-    b"garbage": lambda: _write_to_all(b"\xff" * 4096),
-    b"short": lambda: _write_to_all(struct.pack("<I", 3) + b"abc"),
+    b"garbage": lambda: _write_to_all_descriptors(b"\xff" * 4096),
+    b"short": lambda: _write_to_all_descriptors(struct.pack("<I", 3) + b"abc"),
     b"drip": _drip,
-    b"another": lambda: _reply(10_000, 8),
-    b"enormous": lambda: _reply(1, 70_000_000),
+    b"wrong number": lambda: _reply(10_000, 8),
+    b"wrong size": lambda: _reply(1, 70_000_000),
     b"warn": lambda: __import__("warnings").warn("NOISE", stacklevel=1),
-    b"fault": lambda: {}["a fault of ours"],
+    b"exception": lambda: {}["missing"],
 }
 
 
 class HostileFile(ImageFile.ImageFile):
-    """64 x 64 pixels of grey, once the action is done."""
+    """An image of 64 x 64 gray pixels, returned after the action."""
 
     format = "BMP"
 

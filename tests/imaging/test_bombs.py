@@ -1,4 +1,4 @@
-"""Small files that cost far more than their pixels: each is ended by a limit, and no other image suffers."""
+"""Decompression bombs: a limit stops each of them, and the next image is decoded."""
 
 from __future__ import annotations
 
@@ -21,38 +21,38 @@ from pneumoscope.imaging.decode import decode
 from pneumoscope.imaging.sandbox import DecodePool, Limits
 
 LIMITS = Limits(memory=2**30, cpu_seconds=1, wall_seconds=60)
-GREY = Image.fromarray(np.arange(64 * 64, dtype=np.uint16).reshape(64, 64).astype(np.uint8))
+GRAY = Image.fromarray(np.arange(64 * 64, dtype=np.uint16).reshape(64, 64).astype(np.uint8))
 OVER_A_LIMIT = (DecodeCrashedError, DecodeMemoryError, DecodeTimeoutError)
 
 
-def saved(picture: Image.Image = GREY, kind: str = "TIFF", **options: Any) -> bytes:
+def saved(pillow_image: Image.Image = GRAY, kind: str = "TIFF", **options: Any) -> bytes:
     file = io.BytesIO()
-    picture.save(file, kind, **options)
+    pillow_image.save(file, kind, **options)
     return file.getvalue()
 
 
-def with_scans(count: int, picture: Image.Image = GREY) -> bytes:
-    """A progressive JPEG whose second scan is there so many times: each goes over all pixels again."""
-    whole = saved(picture, "JPEG", progressive=True)
+def with_scans(count: int, pillow_image: Image.Image = GRAY) -> bytes:
+    """Return a progressive JPEG that repeats its second scan; a decoder processes all pixels for each."""
+    whole = saved(pillow_image, "JPEG", progressive=True)
     second = whole.index(b"\xff\xda", whole.index(b"\xff\xda") + 2)
     third = whole.index(b"\xff\xc4", second)
     return whole[:second] + whole[second:third] * count + whole[third:]
 
 
 def many_scans() -> bytes:
-    return with_scans(20_000, GREY.resize((4096, 4096), Image.Resampling.NEAREST))
+    return with_scans(20_000, GRAY.resize((4096, 4096), Image.Resampling.NEAREST))
 
 
 def many_scans_in_dicom() -> bytes:
-    picture = GREY.resize((4096, 4096), Image.Resampling.NEAREST)
+    pillow_image = GRAY.resize((4096, 4096), Image.Resampling.NEAREST)
     dataset = image(np.zeros((4096, 4096), np.uint8), 8, syntax=uid.JPEGExtended12Bit)
-    dataset.PixelData = encapsulate([with_scans(20_000, picture)])
+    dataset.PixelData = encapsulate([with_scans(20_000, pillow_image)])
     dataset["PixelData"].is_undefined_length = True
     return written(dataset)
 
 
 def tiled(width: int, height: int, tile: int) -> bytes:
-    """An uncompressed TIFF of one tile."""
+    """Return an uncompressed TIFF of one tile."""
     content = bytes(tile * tile if tile <= 64 else 4096)
     fields = {256: width, 257: height, 258: 8, 259: 1, 262: 1, 277: 1, 322: tile, 323: tile, 324: 0, 325: len(content)}
     at = 8 + 2 + 12 * len(fields) + 4
@@ -62,7 +62,7 @@ def tiled(width: int, height: int, tile: int) -> bytes:
 
 
 def compressed_tile() -> bytes:
-    """Some kilobytes that inflate to a tile of 2 GB, around 600 x 600 pixels."""
+    """Return a TIFF of 600 x 600 pixels with a few kilobytes that inflate to a tile of 2 GB."""
     content = zlib.compress(bytes(2**20))
     fields = {256: 600, 257: 600, 258: 8, 259: 8, 262: 1, 277: 1, 322: 45_008, 323: 45_008, 324: 0, 325: len(content)}
     fields[324] = 8 + 2 + 12 * len(fields) + 4
@@ -71,12 +71,12 @@ def compressed_tile() -> bytes:
 
 
 def many_entries() -> bytes:
-    """A BigTIFF whose directory says that it has three million entries."""
+    """Return a BigTIFF whose directory has three million entries."""
     return b"II+\0\x08\0\0\0" + struct.pack("<QQ", 16, 3_000_000) + bytes(20 * 3_000_000)
 
 
 def with_parts(kind: str, count: int) -> bytes:
-    """A file with so many empty segments or chunks in front of its pixels."""
+    """Return a file with `count` empty segments or chunks before its pixels."""
     whole = saved(kind=kind)
     chunk = bytes(4) + b"prVt" + struct.pack(">I", zlib.crc32(b"prVt"))
     at, part = (2, b"\xff\xe5\0\2") if kind == "JPEG" else (33, chunk)
@@ -84,7 +84,7 @@ def with_parts(kind: str, count: int) -> bytes:
 
 
 def fax() -> bytes:
-    """Fax coding goes on after faults: rubbish in the place of a large page."""
+    """Return a large fax page of invalid codes, after which a decoder resumes."""
     whole = bytearray(saved(Image.new("1", (8000, 9000)), compression="group3"))
     at = whole.index(b"II*\0") + 8
     whole[at : at + 400] = b"\xa5" * 400
@@ -92,7 +92,7 @@ def fax() -> bytes:
 
 
 def many_elements(count: int = 2_000_000) -> bytes:
-    """Empty private elements, 8 bytes each in the file and hundreds in memory."""
+    """Return a DICOM file with empty private elements: 8 bytes each in the file, hundreds in memory."""
     content = written(image())
     at = content.index(struct.pack("<HH", 0x0008, 0x0060))
     return content[:at] + b"\x07\0\x01\x10LO\0\0" * count + content[at:]
@@ -106,7 +106,7 @@ def many_items(count: int = 1_000_000) -> bytes:
 
 
 def many_numbers() -> bytes:
-    """In implicit VR any value may have megabytes: a window of as many numbers."""
+    """Return a DICOM file with windows of millions of numbers, which implicit VR allows."""
     content = written(image(syntax=uid.ImplicitVRLittleEndian))
     at = content.index(b"\xe0\x7f\x10\0")
     numbers = b"1\\" * 5_000_000 + b"1 "
@@ -133,7 +133,7 @@ def many_fragments() -> bytes:
 
 
 def long_runs() -> bytes:
-    """Run-length coding of a 9 x 35 image that unpacks to gigabytes."""
+    """Return an RLE-compressed image of 9 x 35 pixels that unpacks to gigabytes."""
     dataset = image()
     dataset.compress(uid.RLELossless)
     runs = b"\x81\x00" * 16_000_000
@@ -142,10 +142,10 @@ def long_runs() -> bytes:
 
 
 def enormous_codestream() -> bytes:
-    """JPEG 2000 of 60,000 x 60,000, where the header says 64 x 64."""
-    picture = io.BytesIO()
-    GREY.save(picture, "JPEG2000", no_jp2=True)
-    frame = bytearray(picture.getvalue())
+    """Return a JPEG 2000 frame of 60,000 x 60,000 pixels with a DICOM header that states 64 x 64."""
+    pillow_image = io.BytesIO()
+    GRAY.save(pillow_image, "JPEG2000", no_jp2=True)
+    frame = bytearray(pillow_image.getvalue())
     at = frame.index(b"\xff\x4f\xff\x51") + 8
     frame[at : at + 8] = struct.pack(">II", 60_000, 60_000)
     dataset = image(np.zeros((64, 64), np.uint8), 8, syntax=uid.JPEG2000Lossless)
@@ -154,7 +154,7 @@ def enormous_codestream() -> bytes:
 
 
 def deflated() -> bytes:
-    """A header that inflates to a gigabyte."""
+    """Return a deflated DICOM file whose header inflates to a gigabyte."""
     whole = written(image(syntax=uid.DeflatedExplicitVRLittleEndian))
     length = struct.unpack_from("<I", whole, 140)[0]
     bomb = zlib.compressobj(wbits=-15)
@@ -173,8 +173,8 @@ def many_chunks() -> bytes:
     return with_parts("PNG", 2_000_000)
 
 
-# No header tells what these cost: without limits they take minutes, or gigabytes.
-ENDED = [
+# Their headers are plausible, but without limits they take minutes or gigabytes.
+STOPPED_BY_A_LIMIT = [
     many_scans,
     many_scans_in_dicom,
     many_entries,
@@ -184,62 +184,62 @@ ENDED = [
     many_numbers,
     many_names,
 ]
-# These are decoded or refused, whatever the version of the library: the limits hold in any case.
+# Depending on the versions of the libraries, these are decoded, rejected, or stopped by a limit.
 OTHERS = [huge_tile, compressed_tile, many_segments, fax, many_fragments, long_runs, enormous_codestream, deflated]
 
 
 @pytest.fixture(scope="module")
 def pool() -> Iterator[DecodePool]:
-    with DecodePool(1, limits=LIMITS) as made:
-        yield made
+    with DecodePool(1, limits=LIMITS) as decode_pool:
+        yield decode_pool
 
 
-def named(bomb: Callable[[], bytes]) -> str:
+def bomb_name(bomb: Callable[[], bytes]) -> str:
     return bomb.__name__
 
 
-@pytest.mark.parametrize("bomb", ENDED, ids=named)
-def test_a_bomb_is_ended_by_a_limit_and_the_next_image_is_decoded(pool: DecodePool, bomb: Callable[[], bytes]) -> None:
+@pytest.mark.parametrize("bomb", STOPPED_BY_A_LIMIT, ids=bomb_name)
+def test_a_limit_stops_a_bomb_and_the_next_image_is_decoded(pool: DecodePool, bomb: Callable[[], bytes]) -> None:
     with pytest.raises(OVER_A_LIMIT):
         pool.decode(bomb())
-    assert np.array_equal(pool.decode(saved(kind="PNG")).pixels, np.asarray(GREY))
+    assert np.array_equal(pool.decode(saved(kind="PNG")).pixels, np.asarray(GRAY))
 
 
-@pytest.mark.parametrize("bomb", OTHERS, ids=named)
-def test_other_bombs_are_decoded_or_refused(pool: DecodePool, bomb: Callable[[], bytes]) -> None:
+@pytest.mark.parametrize("bomb", OTHERS, ids=bomb_name)
+def test_other_bombs_are_decoded_or_rejected(pool: DecodePool, bomb: Callable[[], bytes]) -> None:
     with contextlib.suppress(UnreadableImageError):
         assert pool.decode(bomb()).pixels.size <= 8000 * 9000
-    assert np.array_equal(pool.decode(saved(kind="PNG")).pixels, np.asarray(GREY))
+    assert np.array_equal(pool.decode(saved(kind="PNG")).pixels, np.asarray(GRAY))
 
 
-def test_deflated_dicom_is_refused_from_its_header(pool: DecodePool) -> None:
-    with pytest.raises(UnreadableImageError, match="deflated DICOM is refused"):
+def test_deflated_dicom_is_rejected_without_inflation(pool: DecodePool) -> None:
+    with pytest.raises(UnreadableImageError, match="deflated DICOM is not supported"):
         pool.decode(deflated())
 
 
-# --- their harmless kin ------------------------------------------------------------------------------------------------
+# --- Harmless files with the same features -----------------------------------------------------------------------------
 
 
-def test_a_jpeg_of_some_scans_is_read() -> None:
+def test_a_jpeg_with_several_scans_is_decoded() -> None:
     for options in ({"progressive": True}, {}, {"restart_marker_blocks": 1}):
         assert decode(saved(kind="JPEG", **options)).pixels.shape == (64, 64)
     assert (decode(with_scans(50)).pixels == decode(with_scans(1)).pixels).all()
 
 
 @pytest.mark.parametrize("compression", [None, "tiff_lzw", "tiff_adobe_deflate", "tiff_deflate", "packbits"])
-def test_a_tiff_is_read_in_every_lossless_compression(compression: str | None) -> None:
-    assert (decode(saved(compression=compression)).pixels == np.asarray(GREY)).all()
+def test_lossless_tiff_compressions_are_decoded_exactly(compression: str | None) -> None:
+    assert (decode(saved(compression=compression)).pixels == np.asarray(GRAY)).all()
 
 
-def test_a_tiff_of_a_tile_is_read() -> None:
+def test_a_tiled_tiff_is_decoded() -> None:
     assert decode(tiled(64, 64, 64)).pixels.shape == (64, 64)
 
 
-def test_a_bigtiff_is_read() -> None:
-    assert (decode(saved(big_tiff=True, compression="tiff_lzw")).pixels == np.asarray(GREY)).all()
+def test_a_bigtiff_is_decoded() -> None:
+    assert (decode(saved(big_tiff=True, compression="tiff_lzw")).pixels == np.asarray(GRAY)).all()
 
 
-def test_tables_beyond_what_tables_can_be_are_refused() -> None:
+def test_luts_with_too_many_entries_are_rejected() -> None:
     def with_table(entries: int) -> bytes:
         table, dataset = Dataset(), image()
         table.LUTDescriptor = [0, 0, 16]
@@ -248,18 +248,18 @@ def test_tables_beyond_what_tables_can_be_are_refused() -> None:
         return written(dataset)
 
     assert decode(with_table(65_536)).height == 9
-    with pytest.raises(UnreadableImageError, match="a look-up table is too long"):
+    with pytest.raises(UnreadableImageError, match="a LUT is too long"):
         decode(with_table(65_537))
 
 
-def test_pixels_that_claim_to_be_words_are_refused() -> None:
+def test_pixel_data_with_a_text_value_representation_is_rejected() -> None:
     content = written(image())
     at = content.index(b"\xe0\x7f\x10\0OW")
-    with pytest.raises(UnreadableImageError, match="they are not bytes"):
+    with pytest.raises(UnreadableImageError, match="its value representation is invalid"):
         decode(content[: at + 4] + b"UC" + content[at + 6 :])
 
 
-def test_what_is_not_used_may_be_long_and_of_many_parts() -> None:
+def test_unused_elements_may_be_long_and_nested() -> None:
     dataset = image()
     expected = decode(written(dataset)).pixels
     dataset.add_new(0x00091001, "OB", bytes(1_000_000))

@@ -1,4 +1,4 @@
-"""Decoding of untrusted image files, checked against grey levels computed by hand."""
+"""Decoding of untrusted image files, checked against gray levels computed by hand."""
 
 from __future__ import annotations
 
@@ -22,9 +22,9 @@ from PIL import Image, ImageOps
 
 from pneumoscope.core.errors import UnreadableImageError
 from pneumoscope.imaging import decode as module
-from pneumoscope.imaging.decode import EXTENSIONS, MAX_PIXELS, begins_as_dicom, decode
+from pneumoscope.imaging.decode import EXTENSIONS, MAX_PIXELS, decode, has_dicom_prefix
 
-GREY = np.random.default_rng(0).integers(0, 256, (20, 30), dtype=np.uint8)
+GRAY = np.random.default_rng(0).integers(0, 256, (20, 30), dtype=np.uint8)
 ORIENTATION = 0x0112
 
 
@@ -34,20 +34,20 @@ def encode(image: Image.Image, kind: str, **options: Any) -> bytes:
     return file.getvalue()
 
 
-def png(width: int, height: int, depth: int = 8, colour: int = 0, body: bytes = b"") -> bytes:
+def png(width: int, height: int, depth: int = 8, color: int = 0, body: bytes = b"") -> bytes:
     """Return a PNG of a header, one data chunk and an end chunk."""
 
     def chunk(kind: bytes, content: bytes) -> bytes:
         return struct.pack(">I", len(content)) + kind + content + struct.pack(">I", zlib.crc32(kind + content))
 
-    header = struct.pack(">IIBBBBB", width, height, depth, colour, 0, 0, 0)
+    header = struct.pack(">IIBBBBB", width, height, depth, color, 0, 0, 0)
     return b"\x89PNG\r\n\x1a\n" + chunk(b"IHDR", header) + chunk(b"IDAT", zlib.compress(body)) + chunk(b"IEND", b"")
 
 
 def tiff(
     width: int, height: int, bits: int, body: bytes, *, white_is_zero: bool = False, signed: bool = False
 ) -> bytes:
-    """Return a little-endian grey TIFF of one strip."""
+    """Return a little-endian gray TIFF of one strip."""
     tags = [(256, width), (257, height), (258, bits), (259, 1), (262, 0 if white_is_zero else 1), (273, 8)]
     tags += [(277, 1), (278, height), (279, len(body))] + ([(339, 2)] if signed else [])
     directory = struct.pack("<H", len(tags)) + b"".join(struct.pack("<HHII", tag, 4, 1, value) for tag, value in tags)
@@ -55,42 +55,42 @@ def tiff(
 
 
 @pytest.mark.parametrize("kind", ["PNG", "TIFF", "BMP"])
-def test_lossless_grey_is_decoded_exactly(kind: str) -> None:
-    image = decode(encode(Image.fromarray(GREY), kind), name="an image")
-    assert np.array_equal(image.pixels, GREY)
+def test_lossless_gray_is_decoded_exactly(kind: str) -> None:
+    image = decode(encode(Image.fromarray(GRAY), kind), name="an image")
+    assert np.array_equal(image.pixels, GRAY)
     assert (image.width, image.height, image.source, image.format, image.mode) == (30, 20, "an image", kind, "L")
     assert not image.pixels.flags.writeable
 
 
 @pytest.mark.parametrize("mode", ["L", "RGB"])
 def test_jpeg_is_decoded_as_by_pillow(mode: str) -> None:
-    data = encode(Image.fromarray(GREY).convert(mode), "JPEG", quality=90)
+    data = encode(Image.fromarray(GRAY).convert(mode), "JPEG", quality=90)
     image = decode(data)
     assert (image.format, image.mode, image.source) == ("JPEG", mode, "bytes")
     assert np.array_equal(image.pixels, np.asarray(Image.open(io.BytesIO(data)).convert("L")))
 
 
 def test_lossless_webp() -> None:
-    image = decode(encode(Image.fromarray(GREY).convert("RGB"), "WEBP", lossless=True))
-    assert np.array_equal(image.pixels, GREY)
+    image = decode(encode(Image.fromarray(GRAY).convert("RGB"), "WEBP", lossless=True))
+    assert np.array_equal(image.pixels, GRAY)
     assert image.format == "WEBP"
 
 
 # ITU-R 601: 0.299 R + 0.587 G + 0.114 B
 @pytest.mark.parametrize(
-    ("colour", "expected"),
+    ("color", "expected"),
     [((255, 0, 0), 76), ((0, 255, 0), 150), ((0, 0, 255), 29), ((200, 100, 50), 124), ((9, 9, 9), 9)],
 )
-def test_colour_becomes_luma(colour: tuple[int, int, int], expected: int) -> None:
-    assert decode(encode(Image.new("RGB", (2, 2), colour), "PNG")).pixels.tolist() == [[expected] * 2] * 2
+def test_color_becomes_luma(color: tuple[int, int, int], expected: int) -> None:
+    assert decode(encode(Image.new("RGB", (2, 2), color), "PNG")).pixels.tolist() == [[expected] * 2] * 2
 
 
 # Transparent pixels are composited on black: 200 * 128 / 255 = 100.4
 @pytest.mark.parametrize(("alpha", "expected"), [(255, 200), (128, 100), (0, 0)])
 @pytest.mark.parametrize("mode", ["LA", "RGBA"])
 def test_transparent_pixels_are_composited_on_black(mode: str, alpha: int, expected: int) -> None:
-    colour = (200, alpha) if mode == "LA" else (200, 200, 200, alpha)
-    image = decode(encode(Image.new(mode, (1, 1), colour), "PNG"))
+    color = (200, alpha) if mode == "LA" else (200, 200, 200, alpha)
+    image = decode(encode(Image.new(mode, (1, 1), color), "PNG"))
     assert (image.pixels.tolist(), image.mode) == ([[expected]], mode)
 
 
@@ -118,16 +118,16 @@ def test_cmyk() -> None:
 
 
 DEEP = np.array([[0, 128, 129, 257, 32768, 65535]], dtype=np.uint16)
-DEEP_GREY = [[0, 0, 1, 1, 128, 255]]  # rounded x / 257: 128 / 257 = 0.498, 129 / 257 = 0.502
+DEEP_GRAY = [[0, 0, 1, 1, 128, 255]]  # rounded x / 257: 128 / 257 = 0.498, 129 / 257 = 0.502
 
 
 def test_16_bits_scale_so_that_65535_is_white() -> None:
     image = decode(png(6, 1, 16, body=b"\0" + DEEP.astype(">u2").tobytes()))
-    assert (image.pixels.tolist(), image.mode) == (DEEP_GREY, "I;16")
+    assert (image.pixels.tolist(), image.mode) == (DEEP_GRAY, "I;16")
     assert not image.pixels.flags.writeable
-    assert decode(encode(Image.fromarray(DEEP), "TIFF")).pixels.tolist() == DEEP_GREY
+    assert decode(encode(Image.fromarray(DEEP), "TIFF")).pixels.tolist() == DEEP_GRAY
     big = encode(Image.frombytes("I;16B", (6, 1), DEEP.astype(">u2").tobytes()), "TIFF")
-    assert (decode(big).pixels.tolist(), decode(big).mode) == (DEEP_GREY, "I;16B")
+    assert (decode(big).pixels.tolist(), decode(big).mode) == (DEEP_GRAY, "I;16B")
 
 
 def test_16_bit_levels_are_rounded_to_the_nearest_of_256() -> None:
@@ -156,11 +156,11 @@ def test_white_is_zero_is_inverted_at_8_and_at_16_bits(bits: int, body: bytes) -
     ],
 )
 def test_pixels_of_unknown_range_are_rejected(data: bytes, mode: str) -> None:
-    with pytest.raises(UnreadableImageError, match=f"black and white are not known in pixels of mode '{mode}'"):
+    with pytest.raises(UnreadableImageError, match=f"the value range of pixels of mode '{mode}' is unknown"):
         decode(data)
 
 
-TURNS = {  # what a viewer does to the stored pixels (EXIF 2.3, tag 274)
+TRANSPOSITIONS = {  # of the stored pixels, for display (EXIF 2.3, tag 274)
     1: lambda stored: stored,
     2: np.fliplr,
     3: lambda stored: np.rot90(stored, 2),
@@ -172,66 +172,69 @@ TURNS = {  # what a viewer does to the stored pixels (EXIF 2.3, tag 274)
 }
 
 
-@pytest.mark.parametrize("orientation", TURNS)
+@pytest.mark.parametrize("orientation", TRANSPOSITIONS)
 @pytest.mark.parametrize("kind", ["PNG", "TIFF", "WEBP"])
 def test_exif_orientation_is_applied(orientation: int, kind: str) -> None:
     exif = Image.Exif()
     exif[ORIENTATION] = orientation
-    image = Image.fromarray(GREY).convert("RGB")
+    image = Image.fromarray(GRAY).convert("RGB")
     data = encode(image, kind, exif=exif, **({"lossless": True} if kind == "WEBP" else {}))
-    assert np.array_equal(decode(data).pixels, TURNS[orientation](GREY))
+    assert np.array_equal(decode(data).pixels, TRANSPOSITIONS[orientation](GRAY))
 
 
 def test_exif_orientation_of_a_jpeg_and_of_16_bits() -> None:
     exif = Image.Exif()
     exif[ORIENTATION] = 6
-    data = encode(Image.fromarray(GREY), "JPEG", exif=exif, quality=95)
+    data = encode(Image.fromarray(GRAY), "JPEG", exif=exif, quality=95)
     assert np.array_equal(decode(data).pixels, np.rot90(np.asarray(Image.open(io.BytesIO(data))), -1))
-    assert decode(encode(Image.fromarray(DEEP), "PNG", exif=exif)).pixels.T.tolist() == DEEP_GREY
+    assert decode(encode(Image.fromarray(DEEP), "PNG", exif=exif)).pixels.T.tolist() == DEEP_GRAY
 
 
 @pytest.mark.parametrize(
     ("block", "failure"), [(b"rubbish instead of a directory", SyntaxError), (b"MM\0*\0\0", struct.error)]
 )
 def test_a_damaged_exif_block_is_ignored(block: bytes, failure: type[Exception]) -> None:
-    data = encode(Image.fromarray(GREY), "PNG", exif=block)
+    data = encode(Image.fromarray(GRAY), "PNG", exif=block)
     with pytest.raises(failure):
         Image.open(io.BytesIO(data)).getexif()
-    assert np.array_equal(decode(data).pixels, GREY)
+    assert np.array_equal(decode(data).pixels, GRAY)
 
 
 def test_orientations_agree_with_pillow() -> None:
-    for orientation in TURNS:
+    for orientation in TRANSPOSITIONS:
         exif = Image.Exif()
         exif[ORIENTATION] = orientation
-        data = encode(Image.fromarray(GREY), "PNG", exif=exif)
-        theirs = ImageOps.exif_transpose(Image.open(io.BytesIO(data)))
-        assert np.array_equal(decode(data).pixels, np.asarray(theirs))
+        data = encode(Image.fromarray(GRAY), "PNG", exif=exif)
+        reference = ImageOps.exif_transpose(Image.open(io.BytesIO(data)))
+        assert np.array_equal(decode(data).pixels, np.asarray(reference))
 
 
 @pytest.mark.parametrize(
-    ("data", "why"),
+    ("data", "reason"),
     [
         (b"", r"the file is empty \(0 bytes\)"),
-        (b"no radiograph at all\n" * 20, r"not an image \(420 bytes\)\. Known: JPEG, PNG, TIFF, BMP, WEBP, DICOM"),
-        (encode(Image.fromarray(GREY), "GIF"), r"not an image \("),
+        (
+            b"no radiograph at all\n" * 20,
+            r"not an image \(420 bytes\)\. Supported formats: JPEG, PNG, TIFF, BMP, WEBP, DICOM",
+        ),
+        (encode(Image.fromarray(GRAY), "GIF"), r"not an image \("),
         (png(0, 5), r"not an image \("),
-        (encode(Image.fromarray(GREY), "JPEG")[:25], r"the header cannot be read \(Truncated File Read\)"),
-        (encode(Image.fromarray(GREY), "JPEG")[:400], "the pixels cannot be decoded"),
-        (encode(Image.fromarray(GREY), "PNG")[:400], "the pixels cannot be decoded"),
-        (encode(Image.fromarray(GREY), "BMP")[:-9], "the pixels cannot be decoded .*truncated"),
+        (encode(Image.fromarray(GRAY), "JPEG")[:25], r"the header cannot be read \(Truncated File Read\)"),
+        (encode(Image.fromarray(GRAY), "JPEG")[:400], "the pixels cannot be decoded"),
+        (encode(Image.fromarray(GRAY), "PNG")[:400], "the pixels cannot be decoded"),
+        (encode(Image.fromarray(GRAY), "BMP")[:-9], "the pixels cannot be decoded .*truncated"),
         (b"\x89PNG\r\n\x1a\n", r"not an image \(8 bytes\)"),
     ],
 )
-def test_unreadable_bytes_are_rejected(data: bytes, why: str) -> None:
-    with pytest.raises(UnreadableImageError, match=why) as caught:
+def test_unreadable_bytes_are_rejected(data: bytes, reason: str) -> None:
+    with pytest.raises(UnreadableImageError, match=reason) as caught:
         decode(data, name="x.png")
     assert caught.value.path == "x.png"
 
 
 @pytest.mark.parametrize("kind", ["JPEG", "PNG", "WEBP", "TIFF"])
 def test_truncated_files_are_rejected(kind: str) -> None:
-    whole = encode(Image.fromarray(GREY).convert("RGB"), kind)
+    whole = encode(Image.fromarray(GRAY).convert("RGB"), kind)
     expected = decode(whole).pixels
     n_rejected = 0
     for length in range(1, len(whole), 7):
@@ -246,39 +249,39 @@ def test_truncated_files_are_rejected(kind: str) -> None:
 
 @pytest.mark.filterwarnings("ignore")  # Pillow warns between its limit and twice that limit
 @pytest.mark.parametrize(
-    ("width", "height", "says"), [(65535, 65535, "pixels"), (9000, 9000, "9000 x 9000"), (12000, 8000, "12000 x 8000")]
+    ("width", "height", "size"), [(65535, 65535, "pixels"), (9000, 9000, "9000 x 9000"), (12000, 8000, "12000 x 8000")]
 )
-def test_images_with_too_many_pixels_are_rejected_by_their_header(width: int, height: int, says: str) -> None:
+def test_images_with_too_many_pixels_are_rejected_by_their_header(width: int, height: int, size: str) -> None:
     data = png(width, height, body=b"")
     tracemalloc.start()
-    with pytest.raises(UnreadableImageError, match=f"it is more than {MAX_PIXELS:,} pixels") as caught:
+    with pytest.raises(UnreadableImageError, match=f"the image has more than {MAX_PIXELS:,} pixels") as caught:
         decode(data)
     _, peak = tracemalloc.get_traced_memory()
     tracemalloc.stop()
-    assert says in str(caught.value)
+    assert size in str(caught.value)
     assert peak < 2_000_000
 
 
 @pytest.mark.parametrize("kind", ["TIFF", "PNG", "WEBP"])
 def test_several_frames_are_rejected(kind: str) -> None:
-    frames = [Image.fromarray(GREY).convert("RGB"), Image.fromarray(255 - GREY).convert("RGB")]
+    frames = [Image.fromarray(GRAY).convert("RGB"), Image.fromarray(255 - GRAY).convert("RGB")]
     data = encode(frames[0], kind, save_all=True, append_images=frames[1:])
-    with pytest.raises(UnreadableImageError, match=r"it has 2 frames; a radiograph is one\. Extract one frame"):
+    with pytest.raises(UnreadableImageError, match=r"the file has 2 frames, not 1\. Extract one frame"):
         decode(data)
 
 
 def test_the_format_is_detected_from_the_content(tmp_path: Path) -> None:
     path = tmp_path / "image.jpeg"
-    path.write_bytes(encode(Image.fromarray(GREY), "PNG"))
+    path.write_bytes(encode(Image.fromarray(GRAY), "PNG"))
     image = decode(path)
     assert (image.format, image.source) == ("PNG", str(path))
-    assert np.array_equal(image.pixels, GREY)
+    assert np.array_equal(image.pixels, GRAY)
     assert decode(path, name="given").source == "given"
 
 
 def test_missing_files_and_folders_are_rejected(tmp_path: Path) -> None:
-    with pytest.raises(UnreadableImageError, match=r"cannot read '.*gone\.png': No such file or directory"):
-        decode(tmp_path / "gone.png")
+    with pytest.raises(UnreadableImageError, match=r"cannot read '.*missing\.png': No such file or directory"):
+        decode(tmp_path / "missing.png")
     with pytest.raises(UnreadableImageError, match="Is a directory"):
         decode(tmp_path)
 
@@ -296,13 +299,13 @@ def test_files_with_too_many_bytes_are_not_read(tmp_path: Path) -> None:
     path = tmp_path / "image.png"
     with path.open("wb") as file:
         file.truncate(module.MAX_BYTES + 1)  # sparse
-    with pytest.raises(UnreadableImageError, match=r"300,000,001 bytes is more than 300,000,000"):
+    with pytest.raises(UnreadableImageError, match=r"the file has 300,000,001 bytes; the maximum is 300,000,000"):
         decode(path)
 
 
 def test_too_many_bytes_are_not_parsed(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(module, "MAX_BYTES", 100)
-    with pytest.raises(UnreadableImageError, match=r"101 bytes is more than 100; no radiograph is that large"):
+    with pytest.raises(UnreadableImageError, match=r"the file has 101 bytes; the maximum is 100"):
         decode(bytes(101))
 
 
@@ -318,7 +321,7 @@ def test_importing_changes_no_settings_of_pillow_or_warnings() -> None:
 
 
 def test_threads_give_the_same_pixels() -> None:
-    data = encode(Image.fromarray(GREY), "PNG")
+    data = encode(Image.fromarray(GRAY), "PNG")
     images: list[npt.NDArray[np.uint8]] = []
     threads = [threading.Thread(target=lambda: images.append(decode(data).pixels)) for _ in range(8)]
     for thread in threads:
@@ -326,7 +329,7 @@ def test_threads_give_the_same_pixels() -> None:
     for thread in threads:
         thread.join(60)
     assert len(images) == 8
-    assert all(np.array_equal(image, GREY) for image in images)
+    assert all(np.array_equal(image, GRAY) for image in images)
 
 
 def test_extensions_are_those_of_the_formats() -> None:
@@ -335,11 +338,11 @@ def test_extensions_are_those_of_the_formats() -> None:
 
 
 SMALL = {
-    "JPEG": encode(Image.fromarray(GREY), "JPEG"),
-    "PNG": encode(Image.fromarray(GREY), "PNG"),
-    "TIFF": encode(Image.fromarray(GREY), "TIFF"),
-    "BMP": encode(Image.fromarray(GREY), "BMP"),
-    "WEBP": encode(Image.fromarray(GREY).convert("RGB"), "WEBP"),
+    "JPEG": encode(Image.fromarray(GRAY), "JPEG"),
+    "PNG": encode(Image.fromarray(GRAY), "PNG"),
+    "TIFF": encode(Image.fromarray(GRAY), "TIFF"),
+    "BMP": encode(Image.fromarray(GRAY), "BMP"),
+    "WEBP": encode(Image.fromarray(GRAY).convert("RGB"), "WEBP"),
 }
 
 
@@ -365,12 +368,12 @@ def smooth(height: int, width: int) -> Image.Image:
     return Image.fromarray(np.rint(128 + 60 * np.sin(rows / 7) + 60 * np.cos(columns / 6)).astype(np.uint8))
 
 
-# The largest of 1, 1/2, 1/4 and 1/8 that leaves both sides at least `least_side`, rounded up.
+# The largest of 1, 1/2, 1/4 and 1/8 that leaves both sides at least `min_side`, rounded up.
 HALF, QUARTER, EIGHTH = (151, 100), (76, 50), (38, 25)
 
 
 @pytest.mark.parametrize(
-    ("least_side", "size"),
+    ("min_side", "size"),
     [
         (0, (301, 200)),
         (101, (301, 200)),
@@ -382,22 +385,22 @@ HALF, QUARTER, EIGHTH = (151, 100), (76, 50), (38, 25)
         (1, EIGHTH),
     ],
 )
-def test_a_jpeg_is_not_reduced_below_the_minimum_side(least_side: int, size: tuple[int, int]) -> None:
-    image = decode(encode(smooth(200, 301), "JPEG"), least_side=least_side)
+def test_a_jpeg_is_not_reduced_below_the_minimum_side(min_side: int, size: tuple[int, int]) -> None:
+    image = decode(encode(smooth(200, 301), "JPEG"), min_side=min_side)
     assert (image.width, image.height) == size
     assert image.reduced_from == (None if size == (301, 200) else (301, 200))
 
 
 def test_reduced_pixels_are_averages() -> None:
     data = encode(smooth(160, 320), "JPEG", quality=95)
-    whole, half = decode(data).pixels.astype(float), decode(data, least_side=80).pixels
+    whole, half = decode(data).pixels.astype(float), decode(data, min_side=80).pixels
     assert np.abs(whole.reshape(80, 2, 160, 2).mean(axis=(1, 3)) - half).max() < 2
 
 
 @pytest.mark.parametrize("mode", ["L", "RGB"])
 def test_a_small_jpeg_is_not_reduced(mode: str) -> None:
     data = encode(smooth(224, 224).convert(mode), "JPEG")
-    image = decode(data, least_side=448)
+    image = decode(data, min_side=448)
     assert np.array_equal(image.pixels, decode(data).pixels)
     assert image.reduced_from is None
 
@@ -405,7 +408,7 @@ def test_a_small_jpeg_is_not_reduced(mode: str) -> None:
 @pytest.mark.parametrize("kind", ["PNG", "TIFF", "BMP", "WEBP"])
 def test_only_jpegs_are_reduced(kind: str) -> None:
     data = encode(smooth(160, 320).convert("RGB"), kind)
-    image = decode(data, least_side=16)
+    image = decode(data, min_side=16)
     assert np.array_equal(image.pixels, decode(data).pixels)
     assert image.reduced_from is None
 
@@ -414,7 +417,7 @@ def test_the_size_of_a_rotated_jpeg_is_that_after_rotation() -> None:
     exif = Image.Exif()
     exif[ORIENTATION] = 6
     data = encode(smooth(200, 301), "JPEG", exif=exif)
-    image = decode(data, least_side=100)
+    image = decode(data, min_side=100)
     assert (image.width, image.height, image.reduced_from) == (100, 151, (200, 301))
     assert decode(data).reduced_from is None
 
@@ -422,7 +425,7 @@ def test_the_size_of_a_rotated_jpeg_is_that_after_rotation() -> None:
 def test_a_truncated_jpeg_is_rejected_at_any_size() -> None:
     data = encode(smooth(400, 400), "JPEG")
     with pytest.raises(UnreadableImageError, match=r"the pixels cannot be decoded .*truncated"):
-        decode(data[: len(data) // 2], least_side=100)
+        decode(data[: len(data) // 2], min_side=100)
 
 
 # --- Other files than regular ones ------------------------------------------------------------------------------------
@@ -431,7 +434,7 @@ def test_a_truncated_jpeg_is_rejected_at_any_size() -> None:
 def test_a_pipe_is_rejected_without_waiting(tmp_path: Path) -> None:
     os.mkfifo(tmp_path / "image.jpeg")
     with pytest.raises(
-        UnreadableImageError, match=r"image\.jpeg': not a file but a pipe or a device\. Give the image's bytes"
+        UnreadableImageError, match=r"image\.jpeg': it is a pipe or a device, not a file\. Pass the content"
     ):
         decode(tmp_path / "image.jpeg")
 
@@ -450,6 +453,6 @@ def test_dicom_is_detected_by_its_prefix(tmp_path: Path) -> None:
     }.items():
         (tmp_path / f"file {name}").write_bytes(content)
     os.mkfifo(tmp_path / "pipe")
-    assert [path.name for path in sorted(tmp_path.iterdir()) if begins_as_dicom(path)] == ["file dicom"]
-    assert not begins_as_dicom(tmp_path)
-    assert not begins_as_dicom(tmp_path / "gone")
+    assert [path.name for path in sorted(tmp_path.iterdir()) if has_dicom_prefix(path)] == ["file dicom"]
+    assert not has_dicom_prefix(tmp_path)
+    assert not has_dicom_prefix(tmp_path / "missing")

@@ -28,7 +28,7 @@ def test_width_is_columns_and_height_is_rows() -> None:
         (np.zeros((3, 5), np.float32), r"float32 of shape \(3, 5\)"),
     ],
 )
-def test_other_arrays_than_8_bit_grey_are_rejected(pixels: np.ndarray, description: str) -> None:
+def test_other_arrays_than_8_bit_gray_are_rejected(pixels: np.ndarray, description: str) -> None:
     with pytest.raises(UnreadableImageError, match=rf"cannot read 'a\.png': pixels are {description}, not uint8"):
         Radiograph(pixels, "a.png", "PNG", "L")
 

@@ -1,4 +1,4 @@
-"""Images that are too small, too narrow, in colour or blank are rejected."""
+"""Images that are too small, too narrow, in color or blank are rejected."""
 
 import io
 
@@ -53,23 +53,23 @@ def encoded(image, **options):
     return file.getvalue()
 
 
-def test_chroma_is_measured_in_the_file_and_zero_for_grey_stored_as_colour():
+def test_chroma_is_measured_in_the_file_and_zero_for_gray_stored_as_color():
     red_and_blue = np.zeros((40, 40, 3), np.uint8)
     red_and_blue[:, :20, 0], red_and_blue[:, 20:, 2] = 200, 200
     image = Image.fromarray(red_and_blue)
     assert decode(encoded(image, format="PNG")).chroma == 200
     assert decode(encoded(image.quantize(4), format="PNG")).chroma == 200
     assert decode(encoded(image.convert("RGBA"), format="PNG")).chroma == 200
-    assert decode(encoded(image, format="JPEG", quality=95), least_side=20).chroma > 150
-    grey = image.convert("L")
+    assert decode(encoded(image, format="JPEG", quality=95), min_side=20).chroma > 150
+    gray = image.convert("L")
     for other in (
-        grey,
-        grey.convert("RGB"),
-        grey.convert("RGBA"),
-        grey.convert("P"),
-        grey.convert("LA"),
-        grey.convert("1"),
+        gray,
+        gray.convert("RGB"),
+        gray.convert("RGBA"),
+        gray.convert("P"),
+        gray.convert("LA"),
+        gray.convert("1"),
     ):
         assert decode(encoded(other, format="PNG")).chroma == 0
-    assert decode(encoded(grey.convert("RGB"), format="JPEG")).chroma < 1
+    assert decode(encoded(gray.convert("RGB"), format="JPEG")).chroma < 1
     assert decode(encoded(Image.fromarray(np.full((9, 9), 4000, np.uint16)), format="PNG")).chroma == 0

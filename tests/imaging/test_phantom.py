@@ -26,7 +26,7 @@ from pneumoscope.imaging.phantom import draw_phantom, write_phantoms
 
 PNEUMONIA = re.compile(r"person(?P<patient>\d+)_(?P<series>bacteria|virus)_(?P<image>\d+)\.jpeg")
 NORMAL = re.compile(r"(?P<series>IM|NORMAL2-IM)-(?P<patient>\d{4})-0001(-(?P<image>\d{4}))?\.jpeg")
-# Mean grey levels of 8 x 8 blocks of draw_phantom(7, True, etiology="bacteria", size=64), every second row and column.
+# Mean gray levels of 8 x 8 blocks of draw_phantom(7, True, etiology="bacteria", size=64), every second row and column.
 GOLDEN = [[0.0, 13.3, 110.1, 0.0], [30.8, 37.7, 114.6, 77.1], [3.8, 83.3, 197.6, 89.3], [0.7, 136.4, 152.2, 124.2]]
 
 
@@ -275,7 +275,7 @@ def test_the_border_does_not_predict_the_label(images: tuple[npt.NDArray[np.floa
     assert 0.4 < auroc(linear(), pixels[:, ring], labels) < 0.6
 
 
-def test_the_mean_grey_level_hardly_predicts_the_label(
+def test_the_mean_gray_level_hardly_predicts_the_label(
     images: tuple[npt.NDArray[np.float64], npt.NDArray[np.bool_]],
 ) -> None:
     pixels, labels = images

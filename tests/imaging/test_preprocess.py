@@ -15,9 +15,10 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from PIL import Image
 
+from pneumoscope.core.prediction import Rejection
 from pneumoscope.imaging.decode import Radiograph, decode
 from pneumoscope.imaging.phantom import draw_phantom
-from pneumoscope.imaging.preprocess import PREPROCESSING_VERSION, Preprocessing, preprocess
+from pneumoscope.imaging.preprocess import PREPROCESSING_VERSION, Preprocessing, preprocess, preprocess_image
 
 
 def image(pixels: npt.NDArray[np.uint8]) -> Radiograph:
@@ -111,6 +112,16 @@ def test_options_are_immutable_and_validated() -> None:
         Preprocessing().size = 32  # type: ignore[misc]
 
 
+def test_a_rejection_by_the_header_takes_precedence_over_the_input_checks() -> None:
+    rejection = Rejection("lateral_view", {"view": "LL"})
+    blank = np.zeros((100, 100), np.uint8)
+    rejected = Radiograph(blank, "image", "DICOM", "MONOCHROME2, 8 bits", rejection=rejection)
+    assert preprocess_image(rejected, Preprocessing(size=64)).rejection == rejection
+    other = preprocess_image(image(blank), Preprocessing(size=64)).rejection
+    assert other is not None
+    assert other.code == "blank"
+
+
 def data_folder(variable: str) -> Path:
     if not os.environ.get(variable):
         pytest.skip(f"{variable} is unset")
@@ -141,7 +152,7 @@ def test_full_size_images_match_the_small_copies_of_the_public_set(
 def test_images_decoded_at_reduced_size_match_those_decoded_at_full_size() -> None:
     differences = []
     for path in sorted(data_folder("PNEUMOSCOPE_ORIGINALS").rglob("*.jpeg")):
-        full, reduced = decode(path), decode(path, least_side=Preprocessing().least_side)
+        full, reduced = decode(path), decode(path, min_side=Preprocessing().min_side)
         if reduced.reduced_from:
             assert reduced.reduced_from == (full.width, full.height)
             difference = np.abs(preprocess(full, Preprocessing()).astype(int) - preprocess(reduced, Preprocessing()))
@@ -155,7 +166,7 @@ def test_images_decoded_at_reduced_size_match_those_decoded_at_full_size() -> No
 @pytest.mark.real_data
 def test_images_of_the_public_set_are_not_reduced() -> None:
     for path in sorted(data_folder("PNEUMOSCOPE_DATA").rglob("*.jpeg"))[::50]:
-        assert np.array_equal(decode(path, least_side=Preprocessing().least_side).pixels, decode(path).pixels)
+        assert np.array_equal(decode(path, min_side=Preprocessing().min_side).pixels, decode(path).pixels)
 
 
 def test_resize_agrees_with_pillow() -> None:

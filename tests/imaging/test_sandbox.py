@@ -1,4 +1,4 @@
-"""Worker processes: what a decoder does there costs its image an error, and no other image anything."""
+"""Decoding in worker processes: a crash, bomb or hang affects one image only, and no worker outlives its pool."""
 
 from __future__ import annotations
 
@@ -16,6 +16,7 @@ import numpy as np
 import pytest
 from PIL import Image
 from tests.imaging.test_dicom import image, written
+from tests.processes import started
 
 from pneumoscope.core.errors import (
     DecodeCrashedError,
@@ -25,6 +26,7 @@ from pneumoscope.core.errors import (
     UnreadableImageError,
     UsageError,
 )
+from pneumoscope.core.prediction import Rejection
 from pneumoscope.imaging import decode as decode_module
 from pneumoscope.imaging.decode import decode
 from pneumoscope.imaging.preprocess import PreprocessedImage, Preprocessing, preprocess_image
@@ -32,35 +34,34 @@ from pneumoscope.imaging.sandbox import DecodePool, Limits
 
 CODEC = ("tests.imaging.hostile_codec",)
 LIMITS = Limits(memory=2**30, cpu_seconds=20, wall_seconds=60)
-# Short ones, for what must be ended.
-HURRIED = Limits(memory=2**30, cpu_seconds=20, wall_seconds=1.5)
-GREY = np.random.default_rng(3).integers(0, 256, (300, 200), dtype=np.uint8)
+SHORT_LIMITS = Limits(memory=2**30, cpu_seconds=20, wall_seconds=1.5)
+GRAY = np.random.default_rng(3).integers(0, 256, (300, 200), dtype=np.uint8)
 SIZE = Preprocessing(size=64)
 
 
-def png(pixels: np.ndarray = GREY, kind: str = "PNG") -> bytes:
+def png(pixels: np.ndarray = GRAY, kind: str = "PNG") -> bytes:
     file = io.BytesIO()
     Image.fromarray(pixels).save(file, kind)
     return file.getvalue()
 
 
 def hostile(action: str) -> bytes:
-    """See `hostile_codec`, which only workers import: it takes over a format."""
+    """Return a file on which `hostile_codec`, imported by workers only, runs an action."""
     return b"BM" + action.encode()
 
 
 def is_alive(pid: int) -> bool:
-    """False for a zombie too, which nobody may have waited for."""
+    """Return whether a process runs; a zombie does not."""
     try:
         return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] != "Z"
     except OSError:
         return False
 
 
-def wait_until_gone(pids: list[int], seconds: float = 20) -> None:
+def wait_until_exited(pids: list[int], seconds: float = 20) -> None:
     deadline = time.monotonic() + seconds
     while alive := [pid for pid in pids if is_alive(pid)]:
-        assert time.monotonic() < deadline, f"{alive} are alive"
+        assert time.monotonic() < deadline, f"{alive} have not exited"
         time.sleep(0.02)
 
 
@@ -70,119 +71,136 @@ def pids(pool: DecodePool) -> list[int]:
 
 @pytest.fixture(scope="module")
 def pool() -> Iterator[DecodePool]:
-    with DecodePool(1, limits=LIMITS, preload=CODEC) as made:
-        yield made
+    with DecodePool(1, limits=LIMITS, preload=CODEC) as decode_pool:
+        yield decode_pool
 
 
 @pytest.fixture
-def hurried() -> Iterator[DecodePool]:
-    with DecodePool(1, limits=HURRIED, preload=CODEC) as made:
-        yield made
+def impatient_pool() -> Iterator[DecodePool]:
+    with DecodePool(1, limits=SHORT_LIMITS, preload=CODEC) as decode_pool:
+        yield decode_pool
 
 
-# --- the same images as in this process -------------------------------------------------------------------------------
+# --- The same results as in this process -------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("keep", [False, True])
 @pytest.mark.parametrize("kind", ["PNG", "JPEG", "DICOM"])
-def test_a_worker_returns_what_this_process_would(pool: DecodePool, tmp_path: Path, kind: str, keep: bool) -> None:
-    data = written(image(PatientAge="004Y")) if kind == "DICOM" else png(GREY, kind)
-    expected = preprocess_image(decode(data, name="x", least_side=SIZE.least_side), SIZE, keep_radiograph=keep)
-    path = tmp_path / "café \udcff.img"  # a name that is no text
+def test_a_worker_returns_the_same_image_as_this_process(
+    pool: DecodePool, tmp_path: Path, kind: str, keep: bool
+) -> None:
+    data = written(image(PatientAge="004Y")) if kind == "DICOM" else png(GRAY, kind)
+    expected = preprocess_image(decode(data, name="x", min_side=SIZE.min_side), SIZE, keep_radiograph=keep)
+    path = tmp_path / "café \udcff.img"  # not valid UTF-8
     path.write_bytes(data)
 
-    for found in (
+    for result in (
         pool.preprocess(data, SIZE, name="x", keep_radiograph=keep),
         pool.preprocess(path, SIZE, name="x", keep_radiograph=keep),
     ):
-        assert np.array_equal(found.pixels, expected.pixels)
-        assert not found.pixels.flags.writeable
+        assert np.array_equal(result.pixels, expected.pixels)
+        assert not result.pixels.flags.writeable
         for field in ("source", "format", "width", "height", "age", "rejection"):
-            assert getattr(found, field) == getattr(expected, field), field
+            assert getattr(result, field) == getattr(expected, field), field
         if not keep:
-            assert found.radiograph is None
+            assert result.radiograph is None
             continue
-        assert found.radiograph is not None
+        assert result.radiograph is not None
         assert expected.radiograph is not None
-        assert np.array_equal(found.radiograph.pixels, expected.radiograph.pixels)
-        assert (found.radiograph.chroma, found.radiograph.reduced_from, found.radiograph.mode) == (
+        assert np.array_equal(result.radiograph.pixels, expected.radiograph.pixels)
+        assert (result.radiograph.chroma, result.radiograph.reduced_from, result.radiograph.mode) == (
             expected.radiograph.chroma,
             expected.radiograph.reduced_from,
             expected.radiograph.mode,
         )
 
 
-def test_decode_returns_the_whole_image(pool: DecodePool) -> None:
+def test_decode_returns_the_image_at_full_size(pool: DecodePool) -> None:
     data = png(kind="JPEG")
-    found, expected = pool.decode(data, name="x"), decode(data, name="x")
-    assert np.array_equal(found.pixels, expected.pixels)
-    assert (found.source, found.format, found.reduced_from) == ("x", "JPEG", None)
+    result, expected = pool.decode(data, name="x"), decode(data, name="x")
+    assert np.array_equal(result.pixels, expected.pixels)
+    assert (result.source, result.format, result.reduced_from) == ("x", "JPEG", None)
 
 
-def test_a_large_image_passes_whole_both_ways(pool: DecodePool) -> None:
-    """Many times what a socket holds at once."""
+def test_a_large_image_is_sent_and_returned_completely(pool: DecodePool) -> None:
+    # many times the buffer of a socket
     large = np.random.default_rng(4).integers(0, 256, (2000, 3000), dtype=np.uint8)
     assert np.array_equal(pool.decode(png(large, "TIFF")).pixels, large)
 
 
-@pytest.mark.parametrize("given", [b"no image", b"", png()[:60], written(image(Modality="MR"))])
-def test_an_unreadable_file_has_the_same_error(pool: DecodePool, given: bytes) -> None:
+@pytest.mark.parametrize("content", [b"no image", b"", png()[:60], written(image(Modality="MR"))])
+def test_an_unreadable_file_has_the_same_error(pool: DecodePool, content: bytes) -> None:
     with pytest.raises(UnreadableImageError) as expected:
-        decode(given, name="x")
-    with pytest.raises(UnreadableImageError) as found:
-        pool.preprocess(given, SIZE, name="x")
-    assert type(found.value) is UnreadableImageError
-    assert (str(found.value), found.value.hint) == (str(expected.value), expected.value.hint)
+        decode(content, name="x")
+    with pytest.raises(UnreadableImageError) as caught:
+        pool.preprocess(content, SIZE, name="x")
+    assert type(caught.value) is UnreadableImageError
+    assert (str(caught.value), caught.value.hint) == (str(expected.value), expected.value.hint)
 
 
-def test_a_missing_file_is_named_as_the_caller_named_it(pool: DecodePool, tmp_path: Path) -> None:
+def test_header_rejections_are_returned_with_the_pixels(pool: DecodePool) -> None:
+    content = written(image(np.tile(GRAY, (1, 2)), 8, ViewPosition="LL"))
+    rejection = Rejection("lateral_view", {"view": "LL"})
+    result = pool.preprocess(content, SIZE, keep_radiograph=True)
+    assert result.rejection == rejection
+    assert result.radiograph is not None
+    assert result.radiograph.rejection == rejection
+    assert pool.decode(content).rejection == rejection
+    too_small = pool.preprocess(png(GRAY[:20, :20]), SIZE, keep_radiograph=True)
+    assert too_small.rejection is not None
+    assert too_small.rejection.code == "too_small"
+    assert too_small.radiograph is not None
+    assert too_small.radiograph.rejection is None
+
+
+def test_the_error_of_a_missing_file_has_the_path_of_the_caller(pool: DecodePool, tmp_path: Path) -> None:
     with pytest.raises(UnreadableImageError, match="No such file") as caught:
-        pool.preprocess(tmp_path / "gone.png", SIZE)
-    assert caught.value.path == str(tmp_path / "gone.png")
+        pool.preprocess(tmp_path / "missing.png", SIZE)
+    assert caught.value.path == str(tmp_path / "missing.png")
 
 
-def test_more_bytes_than_a_radiograph_has_are_not_sent(pool: DecodePool, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_files_with_too_many_bytes_are_not_sent(pool: DecodePool, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(decode_module, "MAX_BYTES", 100)
-    with pytest.raises(UnreadableImageError, match=r"bytes is more than 100; no radiograph is that large"):
+    with pytest.raises(UnreadableImageError, match=r"bytes; the maximum is 100"):
         pool.preprocess(png(), SIZE)
 
 
-# --- decoders that do harm --------------------------------------------------------------------------------------------
+# --- Malicious files --------------------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize(
-    ("action", "error", "says"),
+    ("action", "error", "message"),
     [
         ("segfault", DecodeCrashedError, r"cannot read 'x': the decoder crashed \(SIGSEGV\)\. The file is damaged"),
         ("abort", DecodeCrashedError, r"the decoder crashed \(SIGABRT\)"),
-        ("exit", DecodeCrashedError, r"the decoder ended \(exit status 0\)"),
-        ("fault", UnreadableImageError, "the pixels cannot be decoded"),
-        ("garbage", DecodeCrashedError, "the decoder gave no answer that makes sense"),
-        ("short", DecodeCrashedError, "the decoder gave no answer that makes sense"),
-        ("another", DecodeCrashedError, "the decoder gave no answer that makes sense"),
-        ("enormous", DecodeCrashedError, "the decoder gave no answer that makes sense"),
+        ("exit", DecodeCrashedError, r"the decoder exited with status 0"),
+        ("exception", UnreadableImageError, "the pixels cannot be decoded"),
+        ("garbage", DecodeCrashedError, "the decoder sent an invalid reply"),
+        ("short", DecodeCrashedError, "the decoder sent an invalid reply"),
+        ("wrong number", DecodeCrashedError, "the decoder sent an invalid reply"),
+        ("wrong size", DecodeCrashedError, "the decoder sent an invalid reply"),
         ("8GB", DecodeMemoryError, r"decoding takes more than 1 GiB of memory\. The file is damaged"),
     ],
 )
-def test_a_harmful_image_has_an_error_and_the_next_one_is_decoded(
-    pool: DecodePool, action: str, error: type[Exception], says: str
+def test_a_malicious_file_has_an_error_and_the_next_one_is_decoded(
+    pool: DecodePool, action: str, error: type[Exception], message: str
 ) -> None:
-    for _ in range(2):  # in a worker that has decoded others, and in a new one
-        with pytest.raises(error, match=says):
+    for _ in range(2):  # in a worker that has decoded other images, and in a new one
+        with pytest.raises(error, match=message):
             pool.preprocess(hostile(action), SIZE, name="x")
-        assert np.array_equal(pool.decode(png()).pixels, GREY)
+        assert np.array_equal(pool.decode(png()).pixels, GRAY)
 
 
-@pytest.mark.parametrize("actions", [("segfault",), ("8GB",), ("segfault", "exit", "garbage"), ("another", "8GB")])
-def test_among_several_each_harmful_image_alone_has_an_error(pool: DecodePool, actions: tuple[str, ...]) -> None:
-    given: list[tuple[Path | bytes, str]] = [(png(), "first")]
+@pytest.mark.parametrize("actions", [("segfault",), ("8GB",), ("segfault", "exit", "garbage"), ("wrong number", "8GB")])
+def test_only_the_malicious_files_of_a_batch_have_errors(pool: DecodePool, actions: tuple[str, ...]) -> None:
+    batch: list[tuple[Path | bytes, str]] = [(png(), "first")]
     for action in actions:
-        given += [(hostile(action), action), (png(255 - GREY), f"after {action}")]
-    given.append((b"no image", "last"))
+        batch += [(hostile(action), action), (png(255 - GRAY), f"after {action}")]
+    batch.append((b"no image", "last"))
 
-    found = pool.preprocess_many(given, Preprocessing(size=64))
+    results = pool.preprocess_many(batch, Preprocessing(size=64))
 
-    for (content, name), result in zip(given, found, strict=True):
+    for (content, name), result in zip(batch, results, strict=True):
         if name in actions:
             assert isinstance(result, DecodeCrashedError | DecodeMemoryError), name
             assert result.path == name
@@ -194,20 +212,20 @@ def test_among_several_each_harmful_image_alone_has_an_error(pool: DecodePool, a
             assert np.array_equal(result.pixels, preprocess_image(decode(content), SIZE).pixels)
 
 
-def test_among_several_one_that_hangs_alone_has_an_error(hurried: DecodePool) -> None:
-    found = hurried.preprocess_many([(png(), "a"), (hostile("sleep"), "b"), (png(), "c")], SIZE)
-    assert [type(image) for image in found] == [PreprocessedImage, DecodeTimeoutError, PreprocessedImage]
+def test_only_the_file_of_a_batch_that_hangs_has_an_error(impatient_pool: DecodePool) -> None:
+    results = impatient_pool.preprocess_many([(png(), "a"), (hostile("sleep"), "b"), (png(), "c")], SIZE)
+    assert [type(result) for result in results] == [PreprocessedImage, DecodeTimeoutError, PreprocessedImage]
 
 
 @pytest.mark.parametrize("action", ["sleep", "drip", "loop", "native"])
-def test_an_image_that_takes_too_long_is_ended_by_the_deadline(hurried: DecodePool, action: str) -> None:
-    assert np.array_equal(hurried.decode(png()).pixels, GREY)
-    before, started = pids(hurried), time.monotonic()
+def test_the_deadline_stops_an_image_that_takes_too_long(impatient_pool: DecodePool, action: str) -> None:
+    assert np.array_equal(impatient_pool.decode(png()).pixels, GRAY)
+    before, start = pids(impatient_pool), time.monotonic()
     with pytest.raises(DecodeTimeoutError, match=r"decoding took more than 1\.5 s\. The file is damaged"):
-        hurried.preprocess(hostile(action), SIZE)
-    assert time.monotonic() - started < 20
-    wait_until_gone(before)
-    assert np.array_equal(hurried.decode(png()).pixels, GREY)
+        impatient_pool.preprocess(hostile(action), SIZE)
+    assert time.monotonic() - start < 20
+    wait_until_exited(before)
+    assert np.array_equal(impatient_pool.decode(png()).pixels, GRAY)
 
 
 @pytest.mark.parametrize("action", ["loop", "native"])
@@ -215,29 +233,28 @@ def test_processor_time_is_limited_for_each_image(action: str) -> None:
     with DecodePool(1, limits=Limits(memory=2**30, cpu_seconds=1, wall_seconds=120), preload=CODEC) as pool:
         with pytest.raises(DecodeTimeoutError, match=r"decoding took more than 1 s of processor time"):
             pool.preprocess(hostile(action), SIZE)
-        assert np.array_equal(pool.decode(png()).pixels, GREY)
+        assert np.array_equal(pool.decode(png()).pixels, GRAY)
 
 
-def test_the_limit_on_processor_time_is_renewed(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Many images that together take several times as long as one may."""
+def test_the_limit_on_processor_time_is_renewed_for_each_image() -> None:
+    # decode images for several times the limit in total
     large = png(np.random.default_rng(0).integers(0, 256, (3000, 3000), dtype=np.uint8))
     with DecodePool(1, limits=Limits(memory=2**30, cpu_seconds=1, wall_seconds=120)) as pool:
-        started = time.process_time()
+        start = time.process_time()
         decode(large)
-        for _ in range(round(3 / (time.process_time() - started)) + 1):
+        for _ in range(round(3 / (time.process_time() - start)) + 1):
             pool.preprocess(large, SIZE)
         assert len(set(pids(pool))) == 1
 
 
-def test_what_a_decoder_prints_is_nowhere(pool: DecodePool, capfd: pytest.CaptureFixture[str]) -> None:
+def test_the_output_of_a_decoder_is_discarded(pool: DecodePool, capfd: pytest.CaptureFixture[str]) -> None:
     for action in ("print", "warn"):
         pool.preprocess(hostile(action), SIZE)
     assert capfd.readouterr() == ("", "")
 
 
 @pytest.mark.parametrize("action", ["leak", "segfault"])
-def test_damage_that_an_earlier_image_left_is_not_blamed_on_the_next(action: str) -> None:
-    """The second one fails in the same worker, and is decoded in a new one."""
+def test_an_image_that_fails_because_of_an_earlier_one_is_retried_in_a_new_worker(action: str) -> None:
     with DecodePool(1, limits=LIMITS, preload=CODEC) as pool:
         if action == "leak":  # 600 MiB each, of 1 GiB
             pool.preprocess(hostile("leak"), SIZE)
@@ -246,65 +263,65 @@ def test_damage_that_an_earlier_image_left_is_not_blamed_on_the_next(action: str
         else:
             pool.preprocess(png(), SIZE)
             (first,) = pids(pool)
-            os.kill(first, signal.SIGSEGV)  # as the kernel may, where memory runs out
+            os.kill(first, signal.SIGSEGV)  # as the kernel may if memory runs out
             pool.preprocess(png(), SIZE)
         assert pids(pool) != [first]
 
 
-def test_a_fault_of_ours_in_a_worker_is_no_hang(pool: DecodePool, monkeypatch: pytest.MonkeyPatch) -> None:
-    with pytest.raises(DecodeCrashedError, match=r"ended \(exit status 1\)"):
+def test_an_internal_error_in_a_worker_is_a_crash(pool: DecodePool) -> None:
+    with pytest.raises(DecodeCrashedError, match=r"exited with status 1"):
         pool.preprocess(png(), Preprocessing(size=-1))
-    assert np.array_equal(pool.decode(png()).pixels, GREY)
+    assert np.array_equal(pool.decode(png()).pixels, GRAY)
 
 
-# --- the life of a worker ---------------------------------------------------------------------------------------------
+# --- Life cycle of workers --------------------------------------------------------------------------------------------
 
 
-def test_a_worker_is_replaced_after_so_many_images() -> None:
+def test_a_worker_is_replaced_after_the_maximum_number_of_images() -> None:
     with DecodePool(1, limits=Limits(images=3)) as pool:
-        seen = []
+        workers = []
         for _ in range(7):
             pool.preprocess(png(), SIZE)
-            seen += pids(pool)
-        assert len(set(seen)) == 3
-    wait_until_gone(seen)
+            workers += pids(pool)
+        assert len(set(workers)) == 3
+    wait_until_exited(workers)
 
 
 def test_threads_share_the_workers_and_each_gets_its_own_image() -> None:
     levels = range(0, 240, 6)
-    found: dict[int, int] = {}
+    decoded: dict[int, int] = {}
 
-    def ask(level: int) -> None:
+    def decode_level(level: int) -> None:
         image = pool.decode(png(np.full((40, 40), level, np.uint8)))
-        found[level] = int(image.pixels.mean())
+        decoded[level] = int(image.pixels.mean())
 
     with DecodePool(2) as pool:
-        threads = [threading.Thread(target=ask, args=(level,)) for level in levels]
+        threads = [threading.Thread(target=decode_level, args=(level,)) for level in levels]
         for thread in threads:
             thread.start()
         for thread in threads:
             thread.join(60)
-        assert found == {level: level for level in levels}
+        assert decoded == {level: level for level in levels}
         assert 1 <= len(pids(pool)) <= 2
 
 
 def test_start_starts_all_workers_and_close_ends_them() -> None:
     pool = DecodePool(2)
     pool.start()
-    started = pids(pool)
-    assert len(set(started)) == 2
+    workers = pids(pool)
+    assert len(set(workers)) == 2
     pool.close()
-    wait_until_gone(started)
+    wait_until_exited(workers)
     with pytest.raises(UsageError, match="the DecodePool is closed"):
         pool.decode(png())
 
 
-def test_a_pool_that_nobody_holds_ends_its_workers() -> None:
+def test_a_garbage_collected_pool_ends_its_workers() -> None:
     pool = DecodePool(1)
     pool.decode(png())
-    started = pids(pool)
+    workers = pids(pool)
     del pool
-    wait_until_gone(started)
+    wait_until_exited(workers)
 
 
 PARENT = """
@@ -323,29 +340,29 @@ threading.Event().wait(60)
 
 
 @pytest.mark.parametrize("actions", [[], ["loop", "native"], ["sleep"]])
-def test_killing_the_parent_leaves_no_worker(tmp_path: Path, actions: list[str]) -> None:
+def test_workers_exit_if_their_parent_is_killed(tmp_path: Path, actions: list[str]) -> None:
     path = tmp_path / "image.png"
     path.write_bytes(png())
     environment = os.environ | {"PYTHONPATH": os.pathsep.join(sys.path)}
     command = [sys.executable, "-c", PARENT, str(path), *actions]
-    with subprocess.Popen(command, stdout=subprocess.PIPE, text=True, env=environment) as parent:
+    with started(command, stdout=subprocess.PIPE, text=True, env=environment) as parent:
         assert parent.stdout is not None
         workers = [int(pid) for pid in parent.stdout.readline().split()]
         assert parent.stdout.readline() == "busy\n"
         assert all(map(is_alive, workers))
         parent.kill()
     assert len(workers) == 2
-    wait_until_gone(workers)
+    wait_until_exited(workers)
 
 
-def test_ctrl_c_is_for_the_parent_alone() -> None:
+def test_workers_are_not_in_the_process_group_that_ctrl_c_interrupts() -> None:
     with DecodePool(1) as pool:
         pool.decode(png())
         (worker,) = pids(pool)
         assert os.getpgid(worker) != os.getpgid(0)
 
 
-def test_a_worker_gets_no_secrets_of_the_environment(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_secrets_in_the_environment_are_not_passed_to_workers(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("DATABASE_PASSWORD", "hush")
     with DecodePool(1) as pool:
         pool.decode(png())
@@ -357,10 +374,10 @@ def test_a_module_in_the_working_directory_is_not_imported(tmp_path: Path, monke
     (tmp_path / "msgspec.py").write_text("raise SystemExit")
     monkeypatch.chdir(tmp_path)
     with DecodePool(1) as pool:
-        assert np.array_equal(pool.decode(png()).pixels, GREY)
+        assert np.array_equal(pool.decode(png()).pixels, GRAY)
 
 
-def test_a_worker_that_cannot_start_is_no_fault_of_the_image() -> None:
+def test_a_worker_that_does_not_start_is_not_an_error_of_the_image() -> None:
     with (
         DecodePool(1, preload=["no_such_module"]) as pool,
         pytest.raises(PneumoscopeError, match="does not start") as caught,
@@ -369,7 +386,7 @@ def test_a_worker_that_cannot_start_is_no_fault_of_the_image() -> None:
     assert not isinstance(caught.value, UnreadableImageError)
 
 
-def test_a_fork_does_not_share_its_parents_workers() -> None:
+def test_a_forked_process_cannot_use_the_pool_of_its_parent() -> None:
     with DecodePool(1) as pool:
         pool.decode(png())
         child = os.fork()
@@ -380,18 +397,18 @@ def test_a_fork_does_not_share_its_parents_workers() -> None:
                 os._exit(7)
             os._exit(1)
         assert os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == 7
-        assert np.array_equal(pool.decode(png()).pixels, GREY)
+        assert np.array_equal(pool.decode(png()).pixels, GRAY)
 
 
-def test_an_impossible_number_of_workers_is_refused() -> None:
-    with pytest.raises(UsageError, match="workers is -1; 0 takes one per core"):
+def test_a_negative_number_of_workers_is_rejected() -> None:
+    with pytest.raises(UsageError, match=r"workers must be 0 \(one per core\) or more, not -1"):
         DecodePool(-1)
 
 
-def test_a_worker_imports_no_network_and_no_dicom_until_it_needs_it() -> None:
+def test_a_worker_imports_no_unneeded_package() -> None:
     code = (
         "import sys, pneumoscope.imaging.decode_worker\n"
         "print(*({'torch', 'onnxruntime', 'scipy', 'pydicom', 'pydantic', 'subprocess'} & set(sys.modules)))"
     )
-    ran = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True, timeout=60)
-    assert ran.stdout == "\n"
+    process = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True, timeout=60)
+    assert process.stdout == "\n"

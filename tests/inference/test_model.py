@@ -20,7 +20,7 @@ from tests.conftest import LIMITS, SIZE, halves
 
 import pneumoscope
 from pneumoscope.core.errors import BundleError, RunError, UnknownNameError, UnreadableImageError, UsageError
-from pneumoscope.core.prediction import ImageInfo
+from pneumoscope.core.prediction import ImageInfo, Rejection
 from pneumoscope.imaging.decode import decode
 from pneumoscope.imaging.preprocess import preprocess
 from pneumoscope.inference import model as module
@@ -149,6 +149,16 @@ def test_operating_point_determines_the_decision(bundle):
         "balanced": "no_pneumonia",
     }
     assert found["rule_out"].threshold < found["balanced"].threshold == found[""].threshold
+
+
+def test_a_lateral_view_is_rejected_by_its_dicom_header(model):
+    dataset = dicom_dataset(halves(165, 20, 30))
+    dataset.ViewPosition = "LL"
+    for prediction in (model.predict(dataset), *model.predict_many([dataset] * 9)):
+        assert (prediction.decision, prediction.probability, prediction.failure) == ("rejected", None, None)
+        assert prediction.rejection == Rejection("lateral_view", {"view": "LL"})
+        assert prediction.image.format == "DICOM"
+    assert model.explain(dataset).prediction.decision == "rejected"
 
 
 def test_pil_image_and_dicom_dataset_are_accepted(model, tmp_path):

@@ -107,7 +107,7 @@ def test_zero_contribution_leaves_the_image_unchanged():
 @pytest.mark.parametrize(("height", "width"), [(140, 140), (140, 210), (251, 140)])
 @pytest.mark.parametrize(("row", "column"), [(0, 0), (2, 5), (6, 3), (6, 6)])
 def test_positions_map_back_to_the_pixels_they_come_from(crop, height, width, row, column):
-    """What the map marks on the image is where the prepared image is bright in that place."""
+    """Preprocessing the resized heatmap gives back its position."""
     laid = resize_to_image(one_place(row, column), width, height, crop)
     image = Radiograph((255 * laid.clip(0, 1)).astype(np.uint8), "map", "PNG", "L")
 

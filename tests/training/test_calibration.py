@@ -111,9 +111,10 @@ def test_uncertainty_band_needs_19_images_of_each_label():
     assert fit_operating_points(scores[1:], labels[1:], [""] * 37)["balanced"].uncertainty_band is None
 
 
-def test_uncertainty_band_includes_the_threshold():
-    rng = np.random.default_rng(0)
-    for _ in range(20):
+def test_uncertainty_band_is_extended_to_the_threshold():
+    extended = set()
+    for seed in range(60):
+        rng = np.random.default_rng(seed)
         labels = np.repeat([False, True], 40)
         scores = 1 / (1 + np.exp(-rng.normal(np.where(labels, 1.5, -1.5), rng.uniform(0.3, 3))))
         point = fit_operating_points(scores, labels, [""] * 80)["balanced"]
@@ -121,3 +122,5 @@ def test_uncertainty_band_includes_the_threshold():
         assert band.low <= point.threshold <= band.high
         wrong = [scores[~labels] > band.high, scores[labels] < band.low]
         assert all(fraction.mean() <= 0.05 for fraction in wrong)
+        extended |= {end for end in ("low", "high") if getattr(band, end) == point.threshold}
+    assert extended == {"low", "high"}

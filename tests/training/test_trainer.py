@@ -84,8 +84,9 @@ def test_progress_bar_on_a_terminal_does_not_change_the_weights(phantoms, tmp_pa
     command = [sys.executable, "-m", "pneumoscope", "train", str(recipe), "--data", str(phantoms), "--out"]
     subprocess.run([*command, tmp_path / "log"], check=True, capture_output=True, timeout=120)
     main, terminal = pty.openpty()
-    with subprocess.Popen(
+    with started(
         [*command, tmp_path / "terminal"],
+        deadline=240,
         stdout=subprocess.PIPE,
         stderr=terminal,
         env={**os.environ, "TERM": "xterm", "COLUMNS": "120"},

@@ -41,6 +41,10 @@ _REJECTIONS: dict[RejectionCode, str] = {
     "rotated_90": N_("The image appears to be rotated by 90 degrees"),
     "mirrored": N_("Left and right appear to be swapped"),
     "cropped": N_("The image shows too little of the chest"),
+    "lateral_view": N_("The DICOM header states the view {view}; only frontal views (PA, AP) are supported"),
+    "for_processing": N_(
+        "The pixels are unprocessed detector values (FOR PROCESSING); send the processed image (FOR PRESENTATION)"
+    ),
     "too_small": N_("The image is too small: {width} x {height} pixels; each side needs at least {minimum}"),
     "too_narrow": N_("The image is too narrow for a chest radiograph: {width} x {height} pixels"),
     "color": N_("The image is in color; a radiograph is grayscale"),

@@ -38,6 +38,8 @@ RejectionCode = Literal[
     "rotated_90",
     "mirrored",
     "cropped",
+    "lateral_view",
+    "for_processing",
     "too_small",
     "too_narrow",
     "color",

@@ -104,7 +104,7 @@ def _decode_into(
 ) -> None:
     def preprocess_image(image: LabelledImage) -> Pixels | UnreadableImageError:
         try:
-            return preprocess(read_image(root, image, least_side=preprocessing.least_side), preprocessing)
+            return preprocess(read_image(root, image, min_side=preprocessing.min_side), preprocessing)
         except UnreadableImageError as error:
             return error
 

@@ -23,20 +23,20 @@ _CHUNK_IMAGES = 64
 _BLOCK_BYTES = 1 << 20
 
 
-def read_image(root: Path, image: LabelledImage, *, least_side: int = 0) -> Radiograph:
+def read_image(root: Path, image: LabelledImage, *, min_side: int = 0) -> Radiograph:
     """Decode an image of a manifest.
 
     Args:
         root: The manifest's root.
         image: The image; its path may be in a MedMNIST archive.
-        least_side: See `imaging.decode.decode`.
+        min_side: See `imaging.decode.decode`.
 
     Raises:
         UnreadableImageError: The image cannot be decoded.
     """
     if is_archive_path(image.path):
         return read_archive_image(root, image.path)
-    return decode(root / image.path, name=image.path, least_side=least_side)
+    return decode(root / image.path, name=image.path, min_side=min_side)
 
 
 def hash_images(

@@ -51,7 +51,7 @@ class LabelledDataset:
         image = self.manifest.images[index]
         if self.preprocessing is None:
             return read_image(self.manifest.root, image).pixels, int(image.positive)
-        radiograph = read_image(self.manifest.root, image, least_side=self.preprocessing.least_side)
+        radiograph = read_image(self.manifest.root, image, min_side=self.preprocessing.min_side)
         return preprocess(radiograph, self.preprocessing), int(image.positive)
 
     def __repr__(self) -> str:

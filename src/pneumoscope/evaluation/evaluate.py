@@ -123,7 +123,7 @@ def _score(
     unreadable: list[tuple[str, str]] = []
     logits: list[float] = []
     rejections: list[Rejection | None] = []
-    for logit, rejection in session.stream(_decode(root, images, session.card.preprocessing.least_side, unreadable)):
+    for logit, rejection in session.stream(_decode(root, images, session.card.preprocessing.min_side, unreadable)):
         logits.append(logit)
         rejections.append(rejection)
         if progress:
@@ -140,11 +140,11 @@ def _score(
 
 
 def _decode(
-    root: Path, images: Sequence[LabelledImage], least_side: int, unreadable: list[tuple[str, str]]
+    root: Path, images: Sequence[LabelledImage], min_side: int, unreadable: list[tuple[str, str]]
 ) -> Iterator[Radiograph]:
     """Yield the images in order, decoded ahead in threads. Append those that cannot be read to `unreadable`."""
     remaining = iter(images)
-    read = functools.partial(read_image, root, least_side=least_side)
+    read = functools.partial(read_image, root, min_side=min_side)
     with ThreadPoolExecutor(_THREADS) as pool:
         pending: deque[tuple[LabelledImage, Future[Radiograph]]] = deque()
         for image in islice(remaining, _PREFETCH_IMAGES):

@@ -1,1 +1,1 @@
-"""Pixels: from a file to grey levels, from grey levels to a network's input, and synthetic images to try it all on."""
+"""Decode image files to gray levels, preprocess them for the network, and draw synthetic test images."""

@@ -1,7 +1,7 @@
-"""Decode image files to 8-bit grey pixels, or raise an error with the reason. Damaged files are not repaired.
+"""Decode image files to 8-bit gray pixels, or raise an error with the reason. Damaged files are not repaired.
 
 Untrusted files may be empty, truncated, huge, animated, or not images. The numbers of bytes, frames and pixels are
-checked before any pixel is decoded. `sandbox` runs the decoders in a separate process, which may crash.
+checked before any pixel is decoded. `sandbox` runs the decoders in worker processes and survives their crashes.
 """
 
 from __future__ import annotations
@@ -18,17 +18,17 @@ from PIL import ExifTags, Image, UnidentifiedImageError
 from pneumoscope.core.errors import UnreadableImageError
 from pneumoscope.imaging.image import MAX_PIXELS, Radiograph
 
-__all__ = ["EXTENSIONS", "MAX_BYTES", "MAX_PIXELS", "Radiograph", "begins_as_dicom", "decode", "refuse_too_many_bytes"]
+__all__ = ["EXTENSIONS", "MAX_BYTES", "MAX_PIXELS", "Radiograph", "decode", "has_dicom_prefix", "require_max_bytes"]
 
 EXTENSIONS = frozenset({".jpg", ".jpeg", ".png", ".tif", ".tiff", ".bmp", ".webp", ".dcm"})
-# `MAX_PIXELS` of 32 bits each, uncompressed.
+# `MAX_PIXELS` pixels of 32 bits, uncompressed.
 MAX_BYTES = 4 * MAX_PIXELS
 _FORMATS = ("JPEG", "PNG", "TIFF", "BMP", "WEBP")
-_CHROMA_SIDE = 128  # pixels per side of the sample in which the chroma is measured
-_MAGIC = b"DICM"  # of DICOM, after a preamble of 128 bytes
+_CHROMA_SIDE = 128  # side of the sample in which the chroma is measured, pixels
+_DICOM_PREFIX = b"DICM"  # after a preamble of 128 bytes
 # Transposition that undoes each EXIF orientation. Pillow's `exif_transpose` also rewrites the EXIF data, and fails if
-# any other part of it is damaged.
-_TURNS = {
+# another part of it is damaged.
+_TRANSPOSITIONS = {
     2: Image.Transpose.FLIP_LEFT_RIGHT,
     3: Image.Transpose.ROTATE_180,
     4: Image.Transpose.FLIP_TOP_BOTTOM,
@@ -37,157 +37,160 @@ _TURNS = {
     7: Image.Transpose.TRANSVERSE,
     8: Image.Transpose.ROTATE_90,
 }
-_SIDEWAYS = frozenset(_TURNS[orientation] for orientation in (5, 6, 7, 8))
-_TOO_LARGE = f"it is more than {MAX_PIXELS:,} pixels"
+_SWAPPING_SIDES = frozenset(_TRANSPOSITIONS[orientation] for orientation in (5, 6, 7, 8))
+_TOO_LARGE = f"the image has more than {MAX_PIXELS:,} pixels"
 
 
-def decode(source: Path | bytes, *, name: str = "", least_side: int = 0) -> Radiograph:
-    """Return one radiograph as 8-bit grey.
+def decode(source: Path | bytes, *, name: str = "", min_side: int = 0, allow_rejected: bool = False) -> Radiograph:
+    """Return one radiograph as 8-bit gray.
 
-    The format is detected from the content, not from the file extension. Colour is converted to ITU-R 601 luma
-    (Pillow's "L"), transparent pixels are composited on black, and 12- or 16-bit grey is scaled so that the largest
+    The format is detected from the content, not from the file extension. Color is converted to ITU-R 601 luma
+    (Pillow's "L"), transparent pixels are composited on black, and 12- or 16-bit gray is scaled so that the largest
     storable value becomes 255. The EXIF orientation is applied, so that the image appears as in a viewer.
 
     Args:
-        source: File, or its bytes.
+        source: File, or its content.
         name: Name of the file in messages; by default its path.
-        least_side: Minimum side in pixels to which a JPEG may be reduced by 1/2, 1/4 or 1/8 in decoding, which is
+        min_side: Minimum side in pixels to which a JPEG may be reduced by 1/2, 1/4 or 1/8 in decoding, which is
             faster than to resize it afterwards. With 0, all images are decoded at full size.
+        allow_rejected: Return images that their DICOM header rejects, such as lateral views, with
+            `Radiograph.rejection`, instead of raising an error.
 
     Returns:
         The image; its pixels are read-only.
 
     Raises:
         UnreadableImageError: The file is missing, empty, not an image, truncated, or larger than `MAX_PIXELS` or
-            `MAX_BYTES`, has more than one frame, or has pixels of unknown range (32 bits, floating point). For DICOM
-            see `decode_dicom`.
+            `MAX_BYTES`, has more than one frame, has pixels of unknown range (32 bits, floating point), or is rejected
+            by its header. For DICOM see `decode_dicom`.
     """
     name = name or (str(source) if isinstance(source, Path) else "bytes")
     data = source if isinstance(source, bytes) else _read(source, name)
     if not data:
         raise UnreadableImageError(name, "the file is empty (0 bytes)")
-    refuse_too_many_bytes(name, len(data))
-    if data[128:132] == _MAGIC:
+    require_max_bytes(name, len(data))
+    if data[128:132] == _DICOM_PREFIX:
+        from pneumoscope.core.messages import rejection_message
         from pneumoscope.imaging.dicom import decode_dicom
 
-        return decode_dicom(data, name)
-    return _decode_image(data, name, least_side)
+        radiograph = decode_dicom(data, name)
+        if radiograph.rejection and not allow_rejected:
+            reason = rejection_message(radiograph.rejection)
+            raise UnreadableImageError(name, reason[0].lower() + reason[1:])
+        return radiograph
+    return _decode_image(data, name, min_side)
 
 
-def refuse_too_many_bytes(name: str, size: int) -> None:
-    """Raise where a file is larger than `MAX_BYTES`.
-
-    Raises:
-        UnreadableImageError: it is.
-    """
+def require_max_bytes(name: str, size: int) -> None:
+    """Raise `UnreadableImageError` if the size of a file exceeds `MAX_BYTES`."""
     if size > MAX_BYTES:
-        raise UnreadableImageError(name, f"{size:,} bytes is more than {MAX_BYTES:,}; no radiograph is that large")
+        raise UnreadableImageError(name, f"the file has {size:,} bytes; the maximum is {MAX_BYTES:,}")
 
 
-def begins_as_dicom(path: Path) -> bool:
-    """Return whether a file has the DICOM prefix; the names of DICOM files often have no extension."""
+def has_dicom_prefix(path: Path) -> bool:
+    """Return whether a file has the DICOM prefix. DICOM files often have no extension."""
     try:
         if not path.is_file():
             return False
         with path.open("rb") as file:
-            return file.read(132)[128:] == _MAGIC
+            return file.read(132)[128:] == _DICOM_PREFIX
     except OSError:
         return False
 
 
 def _read(path: Path, name: str) -> bytes:
     try:
-        found = path.stat()
-        if not (stat.S_ISREG(found.st_mode) or stat.S_ISDIR(found.st_mode)):  # a pipe or a device may never end
-            raise UnreadableImageError(name, "not a file but a pipe or a device", hint="Give the image's bytes instead")
-        refuse_too_many_bytes(name, found.st_size)
+        status = path.stat()
+        if not (stat.S_ISREG(status.st_mode) or stat.S_ISDIR(status.st_mode)):  # a pipe or a device may never end
+            raise UnreadableImageError(name, "it is a pipe or a device, not a file", hint="Pass the content as bytes")
+        require_max_bytes(name, status.st_size)
         return path.read_bytes()
     except OSError as error:
         raise UnreadableImageError(name, error.strerror or type(error).__name__) from error
-    except ValueError as error:  # no file system has such a name
+    except ValueError as error:  # a null byte in the name
         raise UnreadableImageError(name, str(error)) from error
 
 
-def _decode_image(data: bytes, name: str, least_side: int) -> Radiograph:
+def _decode_image(data: bytes, name: str, min_side: int) -> Radiograph:
     try:
         image = Image.open(io.BytesIO(data), formats=_FORMATS)
         frames = getattr(image, "n_frames", 1)
     except UnidentifiedImageError as error:
         raise UnreadableImageError(
-            name, f"not an image ({len(data)} bytes)", hint=f"Known: {', '.join(_FORMATS)}, DICOM"
+            name, f"not an image ({len(data)} bytes)", hint=f"Supported formats: {', '.join(_FORMATS)}, DICOM"
         ) from error
     except Image.DecompressionBombError as error:
         raise UnreadableImageError(name, _TOO_LARGE, hint="Resize it first") from error
     except Exception as error:  # untrusted bytes can make a parser fail in any way
-        raise UnreadableImageError(name, f"the header cannot be read ({_words(error)})") from error
+        raise UnreadableImageError(name, f"the header cannot be read ({_describe(error)})") from error
     with image:
         if image.width * image.height > MAX_PIXELS:
             raise UnreadableImageError(name, f"{_TOO_LARGE} ({image.width} x {image.height})", hint="Resize it first")
         if frames > 1:
-            raise UnreadableImageError(name, f"it has {frames} frames; a radiograph is one", hint="Extract one frame")
-        mode, kind = image.mode, image.format or ""
+            raise UnreadableImageError(name, f"the file has {frames} frames, not 1", hint="Extract one frame")
+        mode, file_format = image.mode, image.format or ""
         if mode in {"I", "F"}:
             raise UnreadableImageError(
-                name, f"black and white are not known in pixels of mode {mode!r}", hint="Save it as 8- or 16-bit grey"
+                name, f"the value range of pixels of mode {mode!r} is unknown", hint="Save it as 8- or 16-bit grayscale"
             )
-        whole = image.size
+        full_size = image.size
         try:
-            if least_side:
-                image.draft(None, (least_side, least_side))  # nothing but a JPEG minds it
+            if min_side:
+                image.draft(None, (min_side, min_side))  # affects JPEGs only
             image.load()
-            turn = _turn(image)
-            pixels = _grey(image if turn is None else image.transpose(turn))
+            transposition = _transposition(image)
+            pixels = _gray(image if transposition is None else image.transpose(transposition))
             chroma = _chroma(image)
         except Exception as error:  # as above
-            raise UnreadableImageError(name, f"the pixels cannot be decoded ({_words(error)})") from error
+            raise UnreadableImageError(name, f"the pixels cannot be decoded ({_describe(error)})") from error
     pixels.flags.writeable = False
-    if turn in _SIDEWAYS:
-        whole = whole[::-1]
-    reduced_from = None if whole == pixels.shape[::-1] else whole
-    return Radiograph(pixels, name, kind, mode, reduced_from=reduced_from, chroma=chroma)
+    if transposition in _SWAPPING_SIDES:
+        full_size = full_size[::-1]
+    reduced_from = None if full_size == pixels.shape[::-1] else full_size
+    return Radiograph(pixels, name, file_format, mode, reduced_from=reduced_from, chroma=chroma)
 
 
-def _words(error: Exception) -> str:
+def _describe(error: Exception) -> str:
     return str(error) or type(error).__name__
 
 
-def _turn(image: Image.Image) -> Image.Transpose | None:
-    """Return the transposition that makes a loaded image upright; None if it is, or if its EXIF data cannot be read."""
+def _transposition(image: Image.Image) -> Image.Transpose | None:
+    """Return the transposition that makes an image upright; None if it is upright or its EXIF data is damaged."""
     try:
-        return _TURNS.get(image.getexif().get(ExifTags.Base.Orientation, 1))
+        return _TRANSPOSITIONS.get(image.getexif().get(ExifTags.Base.Orientation, 1))
     except (SyntaxError, struct.error):
         return None
 
 
 def _chroma(image: Image.Image) -> float:
-    """Return the chroma (see `Radiograph.chroma`) of a sample of the pixels, which suffices for a mean."""
+    """Return the chroma (see `Radiograph.chroma`) of a sample of the pixels."""
     if image.mode in {"1", "L", "LA"} or image.mode.startswith("I"):
         return 0.0
     sample = image.resize(
         (min(image.width, _CHROMA_SIDE), min(image.height, _CHROMA_SIDE)), Image.Resampling.NEAREST
     ).convert("RGB")
-    # Separate bands are ten times as fast as a reduction along the last axis.
+    # Separate bands are ten times faster than a reduction along the last axis.
     red, green, blue = (np.asarray(band) for band in sample.split())
     highest, lowest = np.maximum(np.maximum(red, green), blue), np.minimum(np.minimum(red, green), blue)
     return float((highest - lowest).mean())
 
 
-def _grey(image: Image.Image) -> npt.NDArray[np.uint8]:
+def _gray(image: Image.Image) -> npt.NDArray[np.uint8]:
     if image.mode.startswith("I;16"):  # Pillow's own conversion to "L" would clip at 255
-        return _grey_16(image)
+        return _gray_16(image)
     if image.mode in {"RGBA", "LA", "PA"} or "transparency" in image.info:
-        ground = Image.new("RGBA", image.size, "black")
-        image = Image.alpha_composite(ground, image.convert("RGBA"))
+        background = Image.new("RGBA", image.size, "black")
+        image = Image.alpha_composite(background, image.convert("RGBA"))
     return np.asarray(image.convert("L"), dtype=np.uint8)
 
 
-def _grey_16(image: Image.Image) -> npt.NDArray[np.uint8]:
-    """Return 16-bit grey as 8-bit. Pillow does not apply the bit depth and the photometric interpretation of TIFF."""
+def _gray_16(image: Image.Image) -> npt.NDArray[np.uint8]:
+    """Return 16-bit gray as 8-bit. Pillow ignores the bit depth and the photometric interpretation of TIFF."""
     from PIL import TiffImagePlugin  # JPEGs are decoded without this import
 
     tags = image.tag_v2 if isinstance(image, TiffImagePlugin.TiffImageFile) else {}
     bits = tags.get(TiffImagePlugin.BITSPERSAMPLE, (16,))[0]
     white_is_zero = tags.get(TiffImagePlugin.PHOTOMETRIC_INTERPRETATION, 1) == 0
     deep = np.asarray(image).astype(np.float32)
-    grey: npt.NDArray[np.uint8] = np.clip(np.rint(deep / ((2**bits - 1) / 255)), 0, 255).astype(np.uint8)
-    return 255 - grey if white_is_zero else grey
+    gray: npt.NDArray[np.uint8] = np.clip(np.rint(deep / ((2**bits - 1) / 255)), 0, 255).astype(np.uint8)
+    return 255 - gray if white_is_zero else gray

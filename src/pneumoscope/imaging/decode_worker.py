@@ -1,8 +1,8 @@
-"""The process that decodes untrusted bytes for `sandbox`: it limits itself, then answers one request after the other.
+"""Decode untrusted files in a worker process: set the resource limits, then reply to requests until the parent exits.
 
-It imports what decoding needs and nothing else. Messages are a length (4 bytes, little-endian), a MessagePack header of that
-length, and raw bytes whose number follows from the header. A message asks for one image or several; each has a reply of its own.
-Nothing is ever unpickled.
+The module imports only what decoding needs. A message is a length (4 bytes, little-endian), a MessagePack header of that
+length, and raw bytes whose number follows from the header. One message holds one or more requests; each request has its
+own reply. Pickle is not used.
 """
 
 from __future__ import annotations
@@ -30,29 +30,41 @@ from msgspec import Meta, Struct
 from pneumoscope.core.errors import UnreadableImageError
 from pneumoscope.core.prediction import Rejection
 from pneumoscope.imaging.decode import decode
-from pneumoscope.imaging.image import MAX_PIXELS, Radiograph
+from pneumoscope.imaging.image import MAX_PIXELS
 from pneumoscope.imaging.preprocess import Preprocessing, preprocess_image
 
-__all__ = ["BUFFER", "LENGTH", "LONGEST_HEADER", "READY", "Failure", "Limits", "Reply", "Request", "Success", "main"]
+__all__ = [
+    "BUFFER_BYTES",
+    "LENGTH",
+    "MAX_HEADER_BYTES",
+    "READY",
+    "Failure",
+    "Limits",
+    "Reply",
+    "Request",
+    "Success",
+    "main",
+]
 
-LENGTH = struct.Struct("<I")  # of a header
-BUFFER = 2**18  # bytes: some prepared images
-LONGEST_HEADER = 2**16  # bytes
-READY = b"R"  # sent once, when the worker takes requests
+LENGTH = struct.Struct("<I")  # prefix of a header
+BUFFER_BYTES = 2**18  # a few preprocessed images
+MAX_HEADER_BYTES = 2**16
+READY = b"R"  # sent once, when the worker accepts requests
+_MAX_TEXT = 4000  # characters
 
 Side = Annotated[int, Meta(ge=1, le=MAX_PIXELS)]
-Text = Annotated[str, Meta(max_length=4000)]
+Text = Annotated[str, Meta(max_length=_MAX_TEXT)]
 
 
 class Limits(Struct, frozen=True, kw_only=True):
-    """What one image may cost.
+    """Resource limits of decoding.
 
     Attributes:
-        memory: bytes of address space of a worker. The largest radiograph that is accepted (75 million pixels of 16 bits) needs
+        memory: Address space of a worker, bytes. The largest supported radiograph (75 million pixels of 16 bits) needs
             about 1.4 GiB. Not enforced on macOS, whose kernel ignores RLIMIT_AS.
-        cpu_seconds: processor time, whole seconds.
-        wall_seconds: time until the answer; longer than `cpu_seconds`, since other processes use the cores too.
-        images: that a worker decodes before it is replaced, so that leaks of libraries stay small.
+        cpu_seconds: Processor time per image, whole seconds.
+        wall_seconds: Time from request to reply; longer than `cpu_seconds`, since other processes use the cores too.
+        images: Number of images after which a worker is replaced, to bound memory leaks of libraries.
     """
 
     memory: int = 2 * 2**30
@@ -62,14 +74,15 @@ class Limits(Struct, frozen=True, kw_only=True):
 
 
 class Request(Struct, frozen=True):
-    """One image to decode.
+    """Request to decode one image.
 
     Attributes:
-        number: that the reply repeats.
-        path: of the file, as bytes; empty where the file's bytes follow the header.
-        size: of the bytes that follow.
-        preprocessing: has the prepared pixels sent first, and lets a JPEG be decoded smaller; None does neither.
-        pixels: whether the decoded pixels are sent.
+        number: Sequence number, repeated in the reply.
+        path: Path of the file, as bytes; empty if the content of the file follows the header.
+        size: Number of content bytes that follow.
+        preprocessing: Parameters of the preprocessed pixels, which the reply sends first. A JPEG may then be decoded at a
+            reduced size. With None the image is decoded at full size and not preprocessed.
+        pixels: Whether the reply includes the decoded pixels.
     """
 
     number: int
@@ -79,8 +92,15 @@ class Request(Struct, frozen=True):
     pixels: bool
 
 
-class Success(Struct, frozen=True, tag="success"):
-    """What was decoded; see `Radiograph` and `PreprocessedImage` for the fields. The pixels asked for follow."""
+class Success(Struct, frozen=True, kw_only=True, tag="success"):
+    """Reply with a decoded image; the requested pixels follow.
+
+    Attributes:
+        number: Number of the request.
+        format, mode, width, height, reduced_from, chroma, age: See `Radiograph`.
+        header_rejection: `Radiograph.rejection`.
+        rejection: `PreprocessedImage.rejection`; None without preprocessing.
+    """
 
     number: int
     format: Annotated[str, Meta(max_length=16)]
@@ -90,74 +110,73 @@ class Success(Struct, frozen=True, tag="success"):
     reduced_from: tuple[Side, Side] | None
     chroma: Annotated[float, Meta(ge=0, le=255)]
     age: Annotated[float, Meta(ge=0, le=1000)] | None
+    header_rejection: Rejection | None
     rejection: Rejection | None
 
 
 class Failure(Struct, frozen=True, tag="failure"):
-    """Why there are no pixels.
+    """Reply without pixels.
 
     Attributes:
-        number: of the request.
-        reason, hint: see `UnreadableImageError`.
-        memory: whether the memory did not suffice; the worker is replaced then.
+        number: Number of the request.
+        reason, hint: See `UnreadableImageError`.
+        out_of_memory: Whether the memory limit was exceeded; the parent then replaces the worker.
     """
 
     number: int
     reason: Text
     hint: Text
-    memory: bool
+    out_of_memory: bool
 
 
 Reply = Success | Failure
 
 
 def main(descriptor: int, limits: str, preload: Sequence[str]) -> None:
-    """Answer requests until the other end of the socket is closed.
+    """Reply to requests until the other end of the socket is closed.
 
     Args:
-        descriptor: of the socket.
+        descriptor: File descriptor of the socket.
         limits: `Limits` as JSON.
-        preload: modules to import first.
+        preload: Modules to import first.
     """
-    _end_with_parent()
-    warnings.simplefilter("ignore")  # of decoders, which repeat what is in the file
+    _exit_with_parent()
+    warnings.simplefilter("ignore")  # warnings of decoders quote the file
     for module in preload:
         import_module(module)
     connection = socket.socket(fileno=descriptor)
-    allowed = msgspec.json.decode(limits, type=Limits)
-    _limit_resources(allowed)
+    parsed_limits = msgspec.json.decode(limits, type=Limits)
+    _set_resource_limits(parsed_limits)
     connection.sendall(READY)
-    # Buffered, so that the replies to a message go together: switches between processes cost more than their bytes.
-    received, sent = connection.makefile("rb", BUFFER), connection.makefile("wb", BUFFER)
+    # Buffered, so that the replies to one message are sent together: process switches cost more than the bytes.
+    input_stream, output_stream = connection.makefile("rb", BUFFER_BYTES), connection.makefile("wb", BUFFER_BYTES)
     decoder = msgspec.msgpack.Decoder(list[Request])
-    while length := received.read(LENGTH.size):
-        requests = decoder.decode(received.read(LENGTH.unpack(length)[0]))
-        contents = [received.read(request.size) for request in requests]
+    while length := input_stream.read(LENGTH.size):
+        requests = decoder.decode(input_stream.read(LENGTH.unpack(length)[0]))
+        contents = [input_stream.read(request.size) for request in requests]
         for request, content in zip(requests, contents, strict=True):
-            _renew_cpu_limit(allowed.cpu_seconds)
-            reply, parts = _reply(request, content)
+            _renew_cpu_limit(parsed_limits.cpu_seconds)
+            reply, arrays = _reply(request, content)
             header = msgspec.msgpack.encode(reply)
-            sent.write(LENGTH.pack(len(header)) + header)
-            for part in parts:
-                sent.write(np.ascontiguousarray(part).data)
-        sent.flush()
+            output_stream.write(LENGTH.pack(len(header)) + header)
+            for array in arrays:
+                output_stream.write(np.ascontiguousarray(array).data)
+        output_stream.flush()
 
 
-def _end_with_parent() -> None:
-    """Have the kernel end this process when the parent is gone, whatever runs here then.
+def _exit_with_parent() -> None:
+    """Make the kernel end this process when its parent has exited, even if a decoder hangs.
 
-    Standard input is a pipe into which nothing is written: when its other end is closed, SIGIO arrives, which ends a process.
-    PR_SET_PDEATHSIG would end it with the thread that started it.
+    Standard input is a pipe that the parent never writes to. When its other end is closed, the kernel sends SIGIO, which
+    ends a process by default. PR_SET_PDEATHSIG would already end it with the thread that started it.
     """
     signal.signal(signal.SIGIO, signal.SIG_DFL)
     fcntl.fcntl(0, fcntl.F_SETOWN, os.getpid())
     fcntl.fcntl(0, fcntl.F_SETFL, fcntl.fcntl(0, fcntl.F_GETFL) | os.O_ASYNC)
 
 
-def _limit_resources(limits: Limits) -> None:
-    with contextlib.suppress(
-        OSError
-    ):  # no such file but on Linux: the worker goes before its parent where memory runs out
+def _set_resource_limits(limits: Limits) -> None:
+    with contextlib.suppress(OSError):  # Linux only: if memory runs out, the kernel kills the worker before its parent
         Path("/proc/self/oom_score_adj").write_text("1000", encoding="ascii")
     resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
     resource.setrlimit(resource.RLIMIT_FSIZE, (0, 0))
@@ -166,48 +185,48 @@ def _limit_resources(limits: Limits) -> None:
 
 
 def _renew_cpu_limit(seconds: int) -> None:
-    hard = resource.getrlimit(resource.RLIMIT_CPU)[1]
-    resource.setrlimit(resource.RLIMIT_CPU, (math.ceil(time.process_time()) + seconds, hard))
+    hard_limit = resource.getrlimit(resource.RLIMIT_CPU)[1]
+    resource.setrlimit(resource.RLIMIT_CPU, (math.ceil(time.process_time()) + seconds, hard_limit))
 
 
 def _reply(request: Request, content: bytes) -> tuple[Reply, Sequence[npt.NDArray[np.uint8]]]:
-    """The header of a reply, and the pixels after it."""
+    """Return the header of a reply and the pixel arrays that follow it."""
     try:
-        return _decoded(request, content)
+        return _decode(request, content)
     except UnreadableImageError as error:
-        return Failure(request.number, error.reason[:4000], error.hint[:4000], _is_of_memory(error)), ()
+        reason, hint = error.reason[:_MAX_TEXT], error.hint[:_MAX_TEXT]
+        return Failure(request.number, reason, hint, _is_out_of_memory(error)), ()
     except MemoryError:
-        return Failure(request.number, "", "", memory=True), ()
+        return Failure(request.number, "", "", out_of_memory=True), ()
 
 
-def _decoded(request: Request, content: bytes) -> tuple[Reply, Sequence[npt.NDArray[np.uint8]]]:
+def _decode(request: Request, content: bytes) -> tuple[Success, Sequence[npt.NDArray[np.uint8]]]:
     source = Path(os.fsdecode(request.path)) if request.path else content
-    radiograph = decode(source, least_side=request.preprocessing.least_side if request.preprocessing else 0)
-    parts, rejection = [], None
+    min_side = request.preprocessing.min_side if request.preprocessing else 0
+    radiograph = decode(source, min_side=min_side, allow_rejected=True)
+    arrays, rejection = [], None
     if request.preprocessing:
         preprocessed = preprocess_image(radiograph, request.preprocessing)
         rejection = preprocessed.rejection
-        parts.append(preprocessed.pixels)
+        arrays.append(preprocessed.pixels)
     if request.pixels:
-        parts.append(radiograph.pixels)
-    return _success(request.number, radiograph, rejection), parts
-
-
-def _success(number: int, radiograph: Radiograph, rejection: Rejection | None) -> Success:
-    return Success(
-        number,
-        radiograph.format,
-        radiograph.mode,
-        radiograph.width,
-        radiograph.height,
-        radiograph.reduced_from,
-        radiograph.chroma,
-        radiograph.age,
-        rejection,
+        arrays.append(radiograph.pixels)
+    success = Success(
+        number=request.number,
+        format=radiograph.format,
+        mode=radiograph.mode,
+        width=radiograph.width,
+        height=radiograph.height,
+        reduced_from=radiograph.reduced_from,
+        chroma=radiograph.chroma,
+        age=radiograph.age,
+        header_rejection=radiograph.rejection,
+        rejection=rejection,
     )
+    return success, arrays
 
 
-def _is_of_memory(error: BaseException | None) -> bool:
+def _is_out_of_memory(error: BaseException | None) -> bool:
     while error is not None:
         if isinstance(error, MemoryError):
             return True

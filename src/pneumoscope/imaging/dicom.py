@@ -1,7 +1,7 @@
-"""Decode DICOM radiographs to 8-bit grey pixels with their window applied, or raise an error with the reason.
+"""Decode DICOM radiographs to 8-bit gray pixels with their window applied, or raise an error with the reason.
 
-The header of an untrusted file is checked before its pixels are decoded. Messages repeat only the codes that led to the
-rejection, since a DICOM header contains personal names.
+The header of an untrusted file is checked before its pixels are decoded. Messages quote only the codes that caused the
+error, since a DICOM header contains personal names.
 """
 
 from __future__ import annotations
@@ -24,19 +24,21 @@ from pydicom.pixels.decoders.base import Decoder, get_decoder
 from pydicom.pixels.processing import apply_modality_lut, apply_windowing
 
 from pneumoscope.core.errors import UnreadableImageError
+from pneumoscope.core.prediction import Rejection
 from pneumoscope.imaging.image import MAX_PIXELS, Radiograph
 
 __all__ = ["decode_dicom"]
 
 # Projection radiography: computed, digital and other radiography, fluoroscopy, angiography (PS3.3 C.7.3.1.1.1).
 _MODALITIES = ("CR", "DX", "RF", "RG", "XA")
-_CHEST = ("CHEST", "THORAX", "LUNG")  # also within a longer term, such as CHESTABDOMEN of newborns
-# Decoders in order of preference. gdcm has the most code that is exposed to untrusted bytes, so it is used only for
-# compressions that no other decoder supports.
+_CHEST = ("CHEST", "THORAX", "LUNG")  # or part of a longer term, such as CHESTABDOMEN of newborns
+# Decoders in order of preference. gdcm exposes the most code to untrusted bytes, so it is used only for compressions that
+# no other decoder supports.
 _DECODERS = ("pydicom", "pyjpegls", "pylibjpeg", "pillow", "gdcm")
 _DECOMPRESS = "gdcmconv --raw IN OUT"
-Whole = npt.NDArray[np.integer[Any]]
-Real = npt.NDArray[np.floating[Any]]
+
+Integers = npt.NDArray[np.integer[Any]]
+Floats = npt.NDArray[np.floating[Any]]
 
 _REQUIRED = (
     "PhotometricInterpretation",
@@ -47,8 +49,8 @@ _REQUIRED = (
     "BitsStored",
     "PixelRepresentation",
 )
-# Only these elements are kept, so that others do not use memory.
-_USED: list[Any] = [
+# Other elements are skipped, so that they use no memory.
+_ELEMENTS: list[Any] = [
     *_REQUIRED,
     *(
         "Modality",
@@ -64,58 +66,62 @@ _USED: list[Any] = [
     *("VOILUTSequence", "VOILUTFunction", "WindowCenter", "WindowWidth"),
     *("PlanarConfiguration", "ExtendedOffsetTable", "ExtendedOffsetTableLengths", "PixelData"),
 ]
-_BYTES = (None, "OB", "OW", "UN")  # value representations of pixels; by others they would be taken for numbers or words
-_LONGEST_TABLE = 2**17  # bytes: 65,536 entries of 16 bits
-# Views from another side, or of a patient who lies on one (PS3.3 C.8.1.2.1.1); other words are makers' own.
-_OTHER_VIEWS = ("LL", "RL", "LLD", "RLD", "LLO", "RLO", "LAT", "LATERAL", "OBLIQUE")
-_RAW = "1.2.840.10008.5.1.4.1.1.1.1.1"  # digital X-ray image storage, for processing
+# Value representations of pixel data; pydicom converts others to numbers or text.
+_PIXEL_VRS = (None, "OB", "OW", "UN")
+_MAX_LUT_BYTES = 2**17  # 65,536 entries of 16 bits
+# Lateral, decubitus and oblique views (PS3.3 C.8.1.2.1.1); other values are specific to a manufacturer.
+_NON_FRONTAL_VIEWS = ("LL", "RL", "LLD", "RLD", "LLO", "RLO", "LAT", "LATERAL", "OBLIQUE")
+_FOR_PROCESSING = "1.2.840.10008.5.1.4.1.1.1.1.1"  # Digital X-Ray Image Storage - For Processing
 _YEARS = {"D": 1 / 365.25, "W": 7 / 365.25, "M": 1 / 12, "Y": 1.0}
 _PREAMBLE = 132
-_STARTS_OF_FRAME = {*range(0xC0, 0xD0), 0xF7} - {0xC4, 0xC8, 0xCC}  # second bytes of JPEG's and JPEG-LS's markers
+_SOF_MARKERS = {*range(0xC0, 0xD0), 0xF7} - {0xC4, 0xC8, 0xCC}  # start of frame in JPEG and JPEG-LS, second byte
 
 
 def decode_dicom(data: bytes, name: str) -> Radiograph:
     """Return one radiograph from the bytes of a DICOM file.
 
-    The modality LUT, or the rescale slope and intercept, are applied to stored values, then the first VOI LUT or else the
+    The modality LUT, or the rescale slope and intercept, are applied to stored values, then the first VOI LUT, or else the
     first window. Without either, the lowest value of the image becomes black and the highest white. MONOCHROME1 is then
     inverted. Padding pixels are black.
 
     Args:
-        data: Bytes of the file, with the 128-byte preamble.
+        data: Content of the file, with the 128-byte preamble.
         name: Name of the file in messages.
+
     Returns:
-        The image at full size; its pixels are read-only.
+        The image at full size; its pixels are read-only. `Radiograph.rejection` is set if the header states a view other
+        than frontal (`lateral_view`) or unprocessed detector values (`for_processing`).
+
     Raises:
-        UnreadableImageError: not projection radiography, a body part that is stated and is not the chest, a view that is
-            stated and is not from the front or the back, values of a detector that are yet to be processed, several frames,
-            colour, a depth other than 8 to 16 bits, larger than `MAX_PIXELS`, no or truncated pixel data, compressed
-            pixels of another size than the header's, a compression that nothing installed can decode, or a window or table
-            without meaning.
+        UnreadableImageError: The file is not projection radiography, or states a body part other than the chest; it has
+            several frames, color, a depth other than 8 to 16 bits, more than `MAX_PIXELS`, no or truncated pixel data,
+            compressed pixels of another size than its header states, a compression that no installed decoder supports,
+            or an invalid window or LUT.
+
     Source: PS3.3 C.11.1 (modality), C.11.2.1.2 and C.11.2.1.3 (window), C.7.6.3.1.2 (MONOCHROME1), C.7.5.1.1.2
         (padding).
     """
     decoder = _decoder(data, name)
     header = _header(data, name)
     try:
-        dataset = dcmread(io.BytesIO(data), specific_tags=_USED)
-        stored = _stored(dataset, decoder)
+        dataset = dcmread(io.BytesIO(data), specific_tags=_ELEMENTS)
+        stored = _stored_values(dataset, decoder)
     except Exception as error:  # untrusted bytes can make a parser fail in any way
-        why = f"the pixel data cannot be decoded ({_last_line(error)})"
+        reason = f"the pixel data cannot be decoded ({_last_line(error)})"
         hint = f"Decompress the file first: {_DECOMPRESS}" if decoder.UID.is_compressed else ""
-        raise UnreadableImageError(name, why, hint=hint) from error
+        raise UnreadableImageError(name, reason, hint=hint) from error
     try:
-        pixels = _grey(stored, dataset)
-    except Exception as error:  # as above: windows and tables are untrusted, too
-        why = str(error) if isinstance(error, _SenselessError) else type(error).__name__
-        raise UnreadableImageError(name, f"the grey levels make no sense ({why})") from error
+        pixels = _gray_levels(stored, dataset)
+    except Exception as error:  # as above: windows and LUTs are untrusted, too
+        reason = str(error) if isinstance(error, _GrayLevelError) else type(error).__name__
+        raise UnreadableImageError(name, f"the gray levels cannot be computed ({reason})") from error
     pixels.flags.writeable = False
     mode = f"{header.PhotometricInterpretation}, {header.BitsStored} bits"
-    return Radiograph(pixels, name, "DICOM", mode, age=_age(header))
+    return Radiograph(pixels, name, "DICOM", mode, age=_age(header), rejection=_rejection(header))
 
 
-class _SenselessError(Exception):
-    """Grey levels without meaning; the message contains no patient data."""
+class _GrayLevelError(Exception):
+    """The window, LUT or padding is invalid. The message contains no patient data."""
 
 
 def _last_line(error: Exception) -> str:
@@ -123,12 +129,12 @@ def _last_line(error: Exception) -> str:
     return str(error).strip().rpartition("\n")[2].strip(" :") or type(error).__name__
 
 
-def _unreadable(name: str, error: Exception) -> UnreadableImageError:
+def _header_error(name: str, error: Exception) -> UnreadableImageError:
     return UnreadableImageError(name, f"the DICOM header cannot be read ({type(error).__name__})")
 
 
 def _decoder(data: bytes, name: str) -> Decoder:
-    """Return the decoder of the transfer syntax. The rest is read later, since a deflated header inflates without bound."""
+    """Return the decoder of the transfer syntax. Only the file meta information is read: a deflated header can be a bomb."""
     source = io.BytesIO(data)
     try:
         source.seek(_PREAMBLE)
@@ -136,17 +142,19 @@ def _decoder(data: bytes, name: str) -> Decoder:
         syntax = uid.UID(meta.TransferSyntaxUID)
         is_deflated = syntax.is_deflated
     except Exception as error:  # as above
-        raise _unreadable(name, error) from error
+        raise _header_error(name, error) from error
     if is_deflated:
-        raise UnreadableImageError(name, "deflated DICOM is refused", hint="Decompress it first: dcmconv +te IN OUT")
+        raise UnreadableImageError(
+            name, "deflated DICOM is not supported", hint="Decompress it first: dcmconv +te IN OUT"
+        )
     try:
         decoder = get_decoder(syntax)
     except NotImplementedError as error:
-        raise UnreadableImageError(name, f"no image is known in the transfer syntax {syntax.name}") from error
+        raise UnreadableImageError(name, f"the transfer syntax {syntax.name} is not supported") from error
     if not decoder.is_available:
         raise UnreadableImageError(
             name,
-            f"nothing installed decodes its compression, {syntax.name}",
+            f"no installed decoder supports its compression, {syntax.name}",
             hint=f"Install the extra [dicom]: pip install 'pneumoscope[dicom]'; or decompress the file first: {_DECOMPRESS}",
         )
     return decoder
@@ -155,90 +163,93 @@ def _decoder(data: bytes, name: str) -> Decoder:
 def _header(data: bytes, name: str) -> Dataset:
     """Return the header, or raise an error if the pixels cannot be used."""
     try:
-        header = dcmread(io.BytesIO(data), stop_before_pixels=True, specific_tags=_USED)
-        reason = _rejection(header)
-    except Exception as error:  # as above; its words are left out, since they may hold a patient's name
-        raise _unreadable(name, error) from error
+        header = dcmread(io.BytesIO(data), stop_before_pixels=True, specific_tags=_ELEMENTS)
+        reason = _unsupported(header)
+    except Exception as error:  # as above; its message is left out, since it may contain patient data
+        raise _header_error(name, error) from error
     if reason:
-        raise UnreadableImageError(name, reason, hint="Only single chest radiographs can be read")
+        raise UnreadableImageError(name, reason, hint="Supported are single chest radiographs in gray levels")
     return header
 
 
-def _rejection(header: Dataset) -> str:
-    """Return the reason why the pixels cannot be used; "" if they can."""
+def _unsupported(header: Dataset) -> str:
+    """Return the reason why the file cannot be decoded as a chest radiograph; "" if it can."""
     modality = str(header.get("Modality") or "")
     if modality not in _MODALITIES:
         return f"its modality is {modality[:16]!r}, not one of {', '.join(_MODALITIES)}"
     part = str(header.get("BodyPartExamined") or "").upper()
     if part and not any(word in part for word in _CHEST):
         return f"its body part is {part[:16]!r}, not the chest"
-    view = str(header.get("ViewPosition") or "").upper().strip()
-    if view in _OTHER_VIEWS:
-        return f"its view is {view!r}, not from the front or the back"
-    if header.get("PresentationIntentType") == "FOR PROCESSING" or header.get("SOPClassUID") == _RAW:
-        return "its pixels are a detector's values, yet to be processed for people to look at"
     for keyword in _REQUIRED:
         if header.get(keyword) in (None, ""):
             return f"its header has no {keyword}"
     frames = int(header.get("NumberOfFrames") or 1)
     if frames > 1:
-        return f"it has {frames} frames; a radiograph is one"
+        return f"it has {frames} frames, not 1"
     photometric, samples = str(header.PhotometricInterpretation), int(header.SamplesPerPixel)
     if photometric not in {"MONOCHROME1", "MONOCHROME2"} or samples != 1:
-        return f"it is in colour ({photometric[:16]}, {samples} samples a pixel); a radiograph is grey"
+        return f"it is in color ({photometric[:16]}, {samples} samples per pixel)"
     rows, columns = int(header.Rows), int(header.Columns)
     if rows * columns > MAX_PIXELS:
-        return f"it is more than {MAX_PIXELS:,} pixels ({columns} x {rows})"
+        return f"it has more than {MAX_PIXELS:,} pixels ({columns} x {rows})"
     if rows * columns == 0:
         return f"it has no pixels ({columns} x {rows})"
     allocated, stored = int(header.BitsAllocated), int(header.BitsStored)
     high = int(header.get("HighBit", stored - 1))
     if allocated not in {8, 16} or not 8 <= stored <= allocated or high != stored - 1:
-        return f"its pixels are {stored} bits in {allocated} up to bit {high}; known are the lowest 8 to 16 in 8 or 16"
+        return f"its pixel format is not supported ({allocated} bits allocated, {stored} stored, high bit {high})"
     return ""
 
 
+def _rejection(header: Dataset) -> Rejection | None:
+    """Return the rejection of an image that can be decoded but is not like those that models are trained on, or None."""
+    view = str(header.get("ViewPosition") or "").upper().strip()
+    if view in _NON_FRONTAL_VIEWS:
+        return Rejection("lateral_view", {"view": view})
+    if header.get("PresentationIntentType") == "FOR PROCESSING" or header.get("SOPClassUID") == _FOR_PROCESSING:
+        return Rejection("for_processing")
+    return None
+
+
 def _age(header: Dataset) -> float | None:
-    """Return the age in years: as stated, or else from birth to examination; None if neither can be read."""
-    found = re.fullmatch(r"(\d{3})([DWMY])", str(header.get("PatientAge") or "").strip())
-    if found:
-        return int(found[1]) * _YEARS[found[2]]
+    """Return the age in years: as stated, or else from birth to examination; None if both are missing or invalid."""
+    match = re.fullmatch(r"(\d{3})([DWMY])", str(header.get("PatientAge") or "").strip())
+    if match:
+        return int(match[1]) * _YEARS[match[2]]
     try:
-        born = datetime.strptime(str(header.get("PatientBirthDate") or ""), "%Y%m%d")
-        seen = str(header.get("AcquisitionDate") or header.get("StudyDate") or header.get("ContentDate") or "")
-        days = (datetime.strptime(seen, "%Y%m%d") - born).days
+        birth = datetime.strptime(str(header.get("PatientBirthDate") or ""), "%Y%m%d")
+        examination = str(header.get("AcquisitionDate") or header.get("StudyDate") or header.get("ContentDate") or "")
+        days = (datetime.strptime(examination, "%Y%m%d") - birth).days
     except ValueError:
         return None
     return days / 365.25 if days >= 0 else None
 
 
-def _stored(dataset: Dataset, decoder: Decoder) -> Whole:
+def _stored_values(dataset: Dataset, decoder: Decoder) -> Integers:
     """Return the stored values, shape (rows, columns), without overlays in unused bits."""
     if "PixelData" not in dataset:
-        raise ValueError("there is none")
-    if dataset.get_item("PixelData").VR not in _BYTES:
-        raise ValueError("they are not bytes")
+        raise ValueError("the element is missing")
+    if dataset.get_item("PixelData").VR not in _PIXEL_VRS:
+        raise ValueError("its value representation is invalid")
     if decoder.UID.is_encapsulated:
-        _refuse_another_shape(get_frame(dataset.PixelData, 0, number_of_frames=1), dataset)
-    plugin = next(
-        (name for name in _DECODERS if name in decoder.available_plugins), ""
-    )  # none where nothing is compressed
-    # pydicom's annotation takes each option for the whole set of options
+        _require_shape_of_header(get_frame(dataset.PixelData, 0, number_of_frames=1), dataset)
+    plugin = next((name for name in _DECODERS if name in decoder.available_plugins), "")  # "" for uncompressed pixels
+    # Any: pydicom's annotation gives each option the type of the whole set of options
     options: Any = {"raw": True, "correct_unused_bits": True}
-    pixels: Whole = decoder.as_array(dataset, decoding_plugin=plugin, **options)[0]
+    pixels: Integers = decoder.as_array(dataset, decoding_plugin=plugin, **options)[0]
     if pixels.ndim != 2:
-        raise ValueError(f"it holds {len(pixels)} frames")
+        raise ValueError(f"it has {len(pixels)} frames")
     return pixels
 
 
-def _refuse_another_shape(frame: bytes, dataset: Dataset) -> None:
-    """Raise an error if a compressed frame has another shape than the header states.
+def _require_shape_of_header(frame: bytes, dataset: Dataset) -> None:
+    """Raise `ValueError` if a compressed frame has another shape than the header states.
 
-    Decoders detect another number of pixels, but return the same number in another shape (30 x 40 for 40 x 30) scrambled.
+    Decoders detect a wrong number of pixels only. A frame of 30 x 40 pixels would be returned, scrambled, as 40 x 30.
     """
     position, shape = 2, None
     if frame.startswith(b"\xff\xd8"):  # JPEG and JPEG-LS: segments up to the start of frame
-        while position + 9 <= len(frame) and frame[position + 1] not in _STARTS_OF_FRAME:
+        while position + 9 <= len(frame) and frame[position + 1] not in _SOF_MARKERS:
             position += 2 + int.from_bytes(frame[position + 2 : position + 4], "big")
         shape = struct.unpack_from(">HH", frame, position + 5) if position + 9 <= len(frame) else None
     elif (position := frame.find(b"\xff\x4f\xff\x51", 0, 4096)) >= 0 and position + 24 <= len(frame):  # JPEG 2000
@@ -246,27 +257,27 @@ def _refuse_another_shape(frame: bytes, dataset: Dataset) -> None:
         shape = height - top, width - left
     if shape and shape != (dataset.Rows, dataset.Columns):
         raise ValueError(
-            f"compressed it is {shape[1]} x {shape[0]}, and by its header {dataset.Columns} x {dataset.Rows}"
+            f"the compressed frame is {shape[1]} x {shape[0]}, the header states {dataset.Columns} x {dataset.Rows}"
         )
 
 
-def _grey(stored: Whole, dataset: Dataset) -> npt.NDArray[np.uint8]:
-    """Return the grey levels of stored values, computed once for each value in their range."""
+def _gray_levels(stored: Integers, dataset: Dataset) -> npt.NDArray[np.uint8]:
+    """Return the gray levels, 0 to 255, of stored values; computed once for each value in their range."""
     padding = _padding(stored, dataset)
     image = stored[~padding] if padding.any() else stored
     if image.size == 0:
-        raise _SenselessError("every pixel is padding")
+        raise _GrayLevelError("every pixel is padding")
     lowest, highest = int(image.min()), int(image.max())
-    brightness = _voi(_modality(np.arange(lowest, highest + 1), dataset), dataset)
+    brightness = _apply_voi(_apply_modality(np.arange(lowest, highest + 1), dataset), dataset)
     levels: npt.NDArray[np.uint8] = np.rint(255 * brightness).astype(np.uint8)
     if dataset.PhotometricInterpretation == "MONOCHROME1":
         levels = 255 - levels
-    grey: npt.NDArray[np.uint8] = levels[np.clip(stored.astype(np.int32), lowest, highest) - lowest]
-    grey[padding] = 0
-    return grey
+    gray: npt.NDArray[np.uint8] = levels[np.clip(stored.astype(np.int32), lowest, highest) - lowest]
+    gray[padding] = 0
+    return gray
 
 
-def _padding(stored: Whole, dataset: Dataset) -> npt.NDArray[np.bool_]:
+def _padding(stored: Integers, dataset: Dataset) -> npt.NDArray[np.bool_]:
     """Return the mask of padding: pixels with the padding value, or in the range from it to the range limit."""
     value = dataset.get("PixelPaddingValue")
     if value is None:
@@ -275,67 +286,67 @@ def _padding(stored: Whole, dataset: Dataset) -> npt.NDArray[np.bool_]:
     return (stored >= low) & (stored <= high)
 
 
-def _modality(values: Whole, dataset: Dataset) -> Real:
-    """Return the modality values of stored values: by table, or by slope and intercept (PS3.3 C.11.1)."""
-    if tables := dataset.get("ModalityLUTSequence"):
-        return _look_up(values, tables[0], dataset)[0]
+def _apply_modality(values: Integers, dataset: Dataset) -> Floats:
+    """Return the modality values of stored values: by LUT, or by slope and intercept (PS3.3 C.11.1)."""
+    if luts := dataset.get("ModalityLUTSequence"):
+        return _look_up(values, luts[0], dataset)[0]
     slope, intercept = dataset.get("RescaleSlope"), dataset.get("RescaleIntercept")
     if slope is None or intercept is None:
         return values.astype(np.float64)
     if not (math.isfinite(slope) and math.isfinite(intercept)):
-        raise _SenselessError("the rescale slope or intercept is not a number")
-    return apply_modality_lut(values, _module(RescaleSlope=float(slope), RescaleIntercept=float(intercept)))
+        raise _GrayLevelError("the rescale slope or intercept is not finite")
+    return apply_modality_lut(values, _dataset_of(RescaleSlope=float(slope), RescaleIntercept=float(intercept)))
 
 
-def _voi(values: Real, dataset: Dataset) -> Real:
+def _apply_voi(values: Floats, dataset: Dataset) -> Floats:
     """Return the brightness of modality values, 0 to 1, rising with the value (PS3.3 C.11.2)."""
-    if tables := dataset.get("VOILUTSequence"):
-        entries, bits = _look_up(values, tables[0], dataset)
+    if luts := dataset.get("VOILUTSequence"):
+        entries, bits = _look_up(values, luts[0], dataset)
         return np.asarray(np.minimum(entries / (2**bits - 1), 1))
-    centre, width = _first(dataset.get("WindowCenter")), _first(dataset.get("WindowWidth"))
-    if centre is None or width is None:
+    center, width = _first(dataset.get("WindowCenter")), _first(dataset.get("WindowWidth"))
+    if center is None or width is None:
         low, high = values.min(), values.max()
         return np.asarray((values - low) / (high - low) if high > low else np.zeros_like(values))
     function = str(dataset.get("VOILUTFunction") or "LINEAR")
     if function not in {"LINEAR", "LINEAR_EXACT", "SIGMOID"}:
-        raise _SenselessError("the window function is unknown")
-    if not (math.isfinite(centre) and math.isfinite(width)) or width <= 0 or (width < 1 and function == "LINEAR"):
-        raise _SenselessError(f"a {function} window cannot be {width:g} wide around {centre:g}")
-    window = _module(WindowCenter=centre, WindowWidth=width)
+        raise _GrayLevelError("the VOI LUT function is unknown")
+    if not (math.isfinite(center) and math.isfinite(width)) or width <= 0 or (width < 1 and function == "LINEAR"):
+        raise _GrayLevelError(f"invalid {function} window: center {center:g}, width {width:g}")
+    window = _dataset_of(WindowCenter=center, WindowWidth=width)
     window.VOILUTFunction, window.PhotometricInterpretation = function, "MONOCHROME2"
-    # pydicom scales the result to the range of the stored values: with 1 bit, 0 to 1.
+    # pydicom scales the result to the range of stored values; with 1 bit, to 0 to 1.
     window.BitsStored, window.PixelRepresentation = 1, 0
     return apply_windowing(values, window)
 
 
-def _module(**numbers: float) -> Dataset:
-    """Return a data set of nothing but these numbers, so that no other element of the file takes part."""
-    module = Dataset()
+def _dataset_of(**numbers: float) -> Dataset:
+    """Return a data set with these numbers only, so that other elements of the file have no effect."""
+    dataset = Dataset()
     for keyword, number in numbers.items():
-        module.add_new(keyword, "FD", number)
-    return module
+        dataset.add_new(keyword, "FD", number)
+    return dataset
 
 
-def _look_up(values: Whole | Real, table: Dataset, dataset: Dataset) -> tuple[Real, int]:
-    """Return the LUT entries of `values`, and the bits of an entry; beyond the table, its ends (PS3.3 C.11.1.1.1).
+def _look_up(values: Integers | Floats, lut: Dataset, dataset: Dataset) -> tuple[Floats, int]:
+    """Return the LUT entries of `values`, clipped to the ends of the LUT, and the bits per entry (PS3.3 C.11.1.1.1).
 
-    pydicom 3.0 cannot read packed 8-bit entries, and its `apply_voi` returns wrong entries of an 8-bit table with more than
-    256 of them and for values above 65,535.
+    pydicom 3.0 cannot read packed 8-bit entries, and its `apply_voi` returns wrong entries for values above 65,535 and for
+    8-bit LUTs with more than 256 entries.
     """
     for keyword in ("LUTDescriptor", "LUTData"):
-        raw: Any = table.get_item(keyword)
-        if isinstance(raw, RawDataElement) and len(raw.value or b"") > _LONGEST_TABLE:
-            raise _SenselessError("a look-up table is too long")
-    count, first, bits = (int(number) for number in table.LUTDescriptor)
+        raw: Any = lut.get_item(keyword)
+        if isinstance(raw, RawDataElement) and len(raw.value or b"") > _MAX_LUT_BYTES:
+            raise _GrayLevelError("a LUT is too long")
+    count, first, bits = (int(number) for number in lut.LUTDescriptor)
     count = count % 2**16 or 2**16
-    entries = _entries(table.LUTData, count, dataset)
+    entries = _entries(lut.LUTData, count, dataset)
     if len(entries) < count or not 8 <= bits <= 16:
-        raise _SenselessError(f"a look-up table has {len(entries)} of {count} entries of {bits} bits")
+        raise _GrayLevelError(f"a LUT has {len(entries)} of {count} entries of {bits} bits")
     index = np.clip(np.floor(values).astype(np.int64) - first, 0, count - 1)
     return entries[index].astype(np.float64), bits
 
 
-def _entries(raw: bytes | Iterable[int] | int, count: int, dataset: Dataset) -> Whole:
+def _entries(raw: bytes | Iterable[int] | int, count: int, dataset: Dataset) -> Integers:
     """Return the entries of LUT data: numbers (US) or bytes (OW), where 8-bit entries may be packed two to a word."""
     if not isinstance(raw, bytes):
         return np.atleast_1d(np.asarray(raw, dtype=np.int64))
@@ -345,7 +356,7 @@ def _entries(raw: bytes | Iterable[int] | int, count: int, dataset: Dataset) -> 
 
 
 def _first(value: Any) -> float | None:
-    """Return the first of several values; None if the element is missing or empty."""
+    """Return the first value; None if the element is missing or empty."""
     if value is None or value == "":
         return None
     return float(value if isinstance(value, (int, float, str)) else next(iter(value)))

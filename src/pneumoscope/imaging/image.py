@@ -1,4 +1,4 @@
-"""The decoded image: grey levels, with the file's format and the facts that input checks need."""
+"""The record of a decoded image: gray levels, and the properties of the file that the input checks use."""
 
 from __future__ import annotations
 
@@ -8,6 +8,7 @@ import numpy as np
 import numpy.typing as npt
 
 from pneumoscope.core.errors import UnreadableImageError
+from pneumoscope.core.prediction import Rejection
 
 __all__ = ["MAX_PIXELS", "Radiograph"]
 
@@ -20,17 +21,18 @@ class Radiograph:
     """One decoded radiograph.
 
     Attributes:
-        pixels: Grey levels, 0 (black) to 255 (white), shape (height, width).
+        pixels: Gray levels, 0 (black) to 255 (white), shape (height, width).
         source: Path or name of the file.
         format: File format, such as "JPEG", "PNG" or "DICOM".
         mode: Pixel format of the file: Pillow's mode ("L", "RGB", "I;16"), or DICOM's photometric interpretation and
             bits ("MONOCHROME2, 12 bits").
         reduced_from: Width and height in the file, pixels, if the image was decoded at a reduced size; else None.
         age: Age of the patient in years, if the file states it; else None.
-        chroma: Mean difference of the largest and smallest colour channel, grey levels; 0 for grey images.
+        chroma: Mean difference of the largest and smallest color channel, gray levels; 0 for gray images.
+        rejection: Why the header of the file excludes a prediction, such as a lateral view; else None.
 
     Raises:
-        UnreadableImageError: The pixels are not 8-bit grey levels in two dimensions, or there are none.
+        UnreadableImageError: The pixels are not 8-bit gray levels in two dimensions, or there are none.
     """
 
     pixels: npt.NDArray[np.uint8]
@@ -40,9 +42,10 @@ class Radiograph:
     reduced_from: tuple[int, int] | None = None
     chroma: float = 0.0
     age: float | None = None
+    rejection: Rejection | None = None
 
     def __post_init__(self) -> None:
-        """Raise an error for other arrays than 8-bit grey images, such as those with three channels."""
+        """Validate the pixels, so that images with three channels cannot pass."""
         shape, dtype = self.pixels.shape, self.pixels.dtype
         if len(shape) != 2 or 0 in shape or dtype != np.uint8:
             raise UnreadableImageError(self.source, f"pixels are {dtype} of shape {shape}, not uint8 (height, width)")

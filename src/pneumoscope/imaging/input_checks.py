@@ -1,4 +1,4 @@
-"""Reject images that cannot be a chest radiograph, from their pixels alone."""
+"""Reject images whose size, color or contrast excludes a chest radiograph."""
 
 from __future__ import annotations
 
@@ -9,18 +9,18 @@ from pneumoscope.imaging.image import Radiograph
 
 __all__ = ["check_image"]
 
-# Radiographs stored in color differ by one or two gray levels between channels; tinted photographs of radiographs by a
-# few.
+# Gray levels. The channels of radiographs stored in color differ by one or two gray levels, those of tinted photographs
+# of radiographs by a few.
 _MAX_CHROMA = 12.0
-# Gray levels between the 1st and the 99th percentile. A blank detector's noise spans fewer; the palest of 5,856 images
-# spans 85.
+# Gray levels between the 1st and the 99th percentile. The noise of a blank detector spans fewer. The minimum of 5,856
+# radiographs of children is 85.
 _MIN_CONTRAST = 12
-# Longer side to shorter side; the widest of 120 radiographs of children has 3.2.
+# Ratio of the longer to the shorter side; the maximum of 120 radiographs of children is 3.2.
 _MAX_ASPECT = 4.0
 
 
 def check_image(image: Radiograph, min_side: int) -> Rejection | None:
-    """Return why the image cannot be a chest radiograph, or None if it can.
+    """Return the reason why the image cannot be a chest radiograph, or None if it can.
 
     Args:
         image: Decoded image.
@@ -34,8 +34,8 @@ def check_image(image: Radiograph, min_side: int) -> Rejection | None:
         return Rejection("too_narrow", size | {"max_aspect": _MAX_ASPECT})
     if image.chroma > _MAX_CHROMA:
         return Rejection("color", {"chroma": image.chroma, "limit": _MAX_CHROMA})
-    step = max(1, min(image.pixels.shape) // 256)  # percentiles of a sample of the pixels are precise enough
-    # Counting is faster than `np.percentile`, which sorts and imports much more of NumPy.
+    step = max(1, min(image.pixels.shape) // 256)  # the percentiles of a sample of the pixels suffice
+    # A histogram is faster than `np.percentile`, which sorts, and imports less of NumPy.
     cumulative = np.cumsum(np.bincount(image.pixels[::step, ::step].ravel(), minlength=256))
     low, high = np.searchsorted(cumulative, (0.01 * cumulative[-1], 0.99 * cumulative[-1]))
     levels = int(high - low)

@@ -183,8 +183,8 @@ def draw_phantom(
         size: Width and height, 32 to 2,048 pixels.
 
     Returns:
-        Grey levels 0 to 255, shape (size, size). The same arguments give the same image on every machine, except that a
-        few grey levels may be rounded differently.
+        Gray levels 0 to 255, shape (size, size). The same arguments give the same image on every machine, except that a
+        few gray levels may be rounded differently.
 
     Raises:
         UsageError: A number is out of range, or an etiology is given without pneumonia.
@@ -352,24 +352,24 @@ def _opacity(rng: np.random.Generator, etiology: Etiology | None, x: Field, y: F
 
 
 def _expose(rng: np.random.Generator, density: Field, size: int) -> npt.NDArray[np.uint8]:
-    """Return the grey levels of a density: characteristic curve, noise, collimation and marker."""
+    """Return the gray levels of a density: characteristic curve, noise, collimation and marker."""
     line = np.linspace(-1, 1, size, dtype=np.float32)
     tilt = rng.normal(0, 0.03, 2)
     uneven = np.float32(tilt[0]) * line[None, :] + np.float32(tilt[1]) * line[:, None]
     brightness, contrast, gamma = rng.normal(0, 0.05), rng.uniform(0.85, 1.2), rng.uniform(0.8, 1.25)
-    grey = np.clip(density + uneven, 0, 1) ** np.float32(gamma)
-    grey = 0.42 + brightness + contrast * 1.25 * (grey - 0.42)
+    gray = np.clip(density + uneven, 0, 1) ** np.float32(gamma)
+    gray = 0.42 + brightness + contrast * 1.25 * (gray - 0.42)
     grain = rng.standard_normal((size, size), dtype=np.float32)
-    grey = grey + np.float32(rng.uniform(0.008, 0.025)) * grain
-    _stamp_marker(rng, grey, size)
+    gray = gray + np.float32(rng.uniform(0.008, 0.025)) * grain
+    _stamp_marker(rng, gray, size)
     shutters = rng.uniform(0, 0.05, 4) * (rng.random(4) < 0.3)
     left, top, right, bottom = (round(float(fraction) * size) for fraction in shutters)
-    grey[:top], grey[size - bottom :] = 0, 0
-    grey[:, :left], grey[:, size - right :] = 0, 0
-    return np.asarray(np.rint(np.clip(grey, 0, 1) * 255), dtype=np.uint8)
+    gray[:top], gray[size - bottom :] = 0, 0
+    gray[:, :left], gray[:, size - right :] = 0, 0
+    return np.asarray(np.rint(np.clip(gray, 0, 1) * 255), dtype=np.uint8)
 
 
-def _stamp_marker(rng: np.random.Generator, grey: Field, size: int) -> None:
+def _stamp_marker(rng: np.random.Generator, gray: Field, size: int) -> None:
     """Stamp a side marker into an upper corner of two thirds of the images."""
     letter, dot = rng.choice(["", *_MARKERS]), max(1, round(size / 224 * rng.uniform(1.2, 2.4)))
     row, gap = int(size * rng.uniform(0.03, 0.09)), int(size * rng.uniform(0.03, 0.07))
@@ -378,4 +378,4 @@ def _stamp_marker(rng: np.random.Generator, grey: Field, size: int) -> None:
     dots = np.array([[rank >> bit & 1 for bit in (4, 3, 2, 1, 0)] for rank in _MARKERS[str(letter)]], dtype=bool)
     stamp = np.kron(dots, np.ones((dot, dot), dtype=bool))
     column = gap if letter == "R" else size - gap - stamp.shape[1]
-    grey[row : row + stamp.shape[0], column : column + stamp.shape[1]][stamp] = 0.97
+    gray[row : row + stamp.shape[0], column : column + stamp.shape[1]][stamp] = 0.97

@@ -1,7 +1,8 @@
-"""Preprocess radiographs: the one definition used by training, export, evaluation and inference.
+"""Preprocess radiographs for the network: crop, resize and check the image.
 
-The network receives whole gray levels, 0 to 255, in a square. Normalization and the repetition to three channels are inside the
-network (`models.base`), so the exported file contains them. Cropping, resizing and the checks of the image are here.
+Training, export, evaluation and inference use the same functions. The network receives whole gray levels, 0 to 255, in a
+square. The network itself normalizes them and repeats them to three channels (`models.base`), so an exported file
+includes these steps.
 """
 
 from __future__ import annotations
@@ -31,8 +32,8 @@ class Preprocessing(Struct, frozen=True, forbid_unknown_fields=True, kw_only=Tru
 
     Attributes:
         size: Side of the square, 16 to 1024 pixels.
-        crop: "squash" stretches the whole image to the square; "centre" first crops the central square, whose odd pixel goes
-            to the right or the bottom.
+        crop: "squash" stretches the whole image to the square; "centre" first crops the central square. If the margins
+            differ by one pixel, the right or lower one is larger.
         version: Version of the algorithm.
     """
 
@@ -41,8 +42,8 @@ class Preprocessing(Struct, frozen=True, forbid_unknown_fields=True, kw_only=Tru
     version: int = PREPROCESSING_VERSION
 
     @property
-    def least_side(self) -> int:
-        """Smallest side that a JPEG may be decoded to (see `decode`): twice the size, so that resizing can average."""
+    def min_side(self) -> int:
+        """Minimum side of a JPEG decoded at reduced size, pixels: twice `size`, so that resizing still averages."""
         return 2 * self.size
 
 
@@ -54,6 +55,7 @@ def preprocess(radiograph: Radiograph, preprocessing: Preprocessing) -> npt.NDAr
     Args:
         radiograph: Decoded image of any size.
         preprocessing: Crop and size.
+
     Returns:
         Gray levels 0 to 255, uint8, shape (size, size); never a view of the radiograph's pixels.
     """
@@ -79,7 +81,7 @@ class PreprocessedImage:
         format: Format of the file: "JPEG", "PNG", "DICOM", ...
         width, height: Size of the image in its file, pixels.
         age: Age of the patient in years, if the file states it.
-        rejection: Why the pixels cannot be a chest radiograph, or None.
+        rejection: Why the header or the pixels exclude a prediction, or None.
         radiograph: The decoded image, if requested.
     """
 
@@ -96,12 +98,12 @@ class PreprocessedImage:
 def preprocess_image(
     radiograph: Radiograph, preprocessing: Preprocessing, *, keep_radiograph: bool = False
 ) -> PreprocessedImage:
-    """Return the network's input for a radiograph together with its properties.
+    """Return the network's input for a radiograph with the properties of the image.
 
     Args:
         radiograph: Decoded image of any size.
         preprocessing: Crop and size.
-        keep_radiograph: Keep the decoded image, to draw a heatmap on.
+        keep_radiograph: Also return the decoded image, on which a heatmap can be drawn.
     """
     width, height = radiograph.reduced_from or (radiograph.width, radiograph.height)
     return PreprocessedImage(
@@ -111,6 +113,6 @@ def preprocess_image(
         width=width,
         height=height,
         age=radiograph.age,
-        rejection=check_image(radiograph, preprocessing.size // 2),
+        rejection=radiograph.rejection or check_image(radiograph, preprocessing.size // 2),
         radiograph=radiograph if keep_radiograph else None,
     )

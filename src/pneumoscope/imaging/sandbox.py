@@ -1,8 +1,8 @@
-"""Decoding in worker processes that may die: a crash, a bomb or a hang costs that image and nothing else.
+"""Decode untrusted files in a pool of worker processes, so that a crash, bomb or hang affects one image only.
 
-A worker has limits on memory and processor time, and its parent kills it after a deadline. This holds against faults of decoders,
-which hostile files aim at. It does not confine code that has taken over a worker: that runs as the same user. Replies are
-checked like any other untrusted input.
+A worker has limits on memory and processor time, and its parent kills it after a deadline. This protects against bugs in
+decoders that malicious files trigger. It does not confine code that has taken over a worker, which runs as the same user.
+Replies are validated like any other untrusted input.
 """
 
 from __future__ import annotations
@@ -24,85 +24,88 @@ from pneumoscope.core.errors import (
     UnreadableImageError,
     UsageError,
 )
-from pneumoscope.imaging.decode import refuse_too_many_bytes
-from pneumoscope.imaging.decode_worker import (
-    Failure,
-    Limits,
-    Success,
-)
+from pneumoscope.imaging.decode import require_max_bytes
+from pneumoscope.imaging.decode_worker import Failure, Limits, Success
 from pneumoscope.imaging.image import Radiograph
 from pneumoscope.imaging.preprocess import PreprocessedImage, Preprocessing
-from pneumoscope.imaging.worker_process import Answer, DiedError, TooSlowError, Worker
+from pneumoscope.imaging.worker_process import (
+    ReplyWithPixels,
+    WorkerCrashedError,
+    WorkerProcess,
+    WorkerTimeoutError,
+)
 
 __all__ = ["DecodePool", "Limits"]
 
-_TOGETHER = 2**23  # bytes of images in one message
-_ADVICE = "The file is damaged or made to do harm; if another program opens it, save it there as PNG"
+_MAX_MESSAGE_BYTES = 2**23  # content of all images in one message
+_HINT = "The file is damaged or malicious; if another program can open it, export it as PNG"
 
 
 class DecodePool:
     """Worker processes that decode and preprocess images, for any number of threads.
 
-    A worker starts when it is needed, serves one thread at a time, and ends with this process, however that ends. An image that
-    fails in a worker which has decoded others is tried once more in a new one: the damage may have been done before it came.
+    A worker starts when it is needed, serves one thread at a time, and exits with this process. If an image fails in a
+    worker that has decoded other images before, it is retried once in a new worker: an earlier image may be the cause.
 
     Args:
-        workers: processes at most; 0 takes one per core.
-        limits: what one image may cost.
-        preload: names of modules that each worker imports first, such as a plug-in of Pillow.
+        workers: Maximum number of workers; 0 means one per core.
+        limits: Resource limits of decoding.
+        preload: Names of modules that each worker imports first, such as a plug-in of Pillow.
+
     Raises:
-        UsageError: the number is below 0, or this is neither Linux nor macOS.
+        UsageError: The number is below 0, or the platform is neither Linux nor macOS.
     """
 
     def __init__(self, workers: int = 0, *, limits: Limits | None = None, preload: Sequence[str] = ()) -> None:
         if workers < 0:
-            raise UsageError(f"workers is {workers}; 0 takes one per core")
+            raise UsageError(f"workers must be 0 (one per core) or more, not {workers}")
         if os.name != "posix":
             raise UsageError("decoding in worker processes needs Linux or macOS")
         self.limits = limits or Limits()
-        self._most = workers or os.cpu_count() or 1
+        self._max_workers = workers or os.cpu_count() or 1
         self._preload = tuple(preload)
-        self._free = threading.BoundedSemaphore(self._most)
+        self._slots = threading.BoundedSemaphore(self._max_workers)
         self._lock = threading.Lock()
-        self._idle: list[Worker] = []
+        self._idle: list[WorkerProcess] = []
         self._owner = os.getpid()
         self._closed = False
-        self._finalizer = weakref.finalize(self, _end_all, self._idle, self._owner)
+        self._finalizer = weakref.finalize(self, _kill_all, self._idle, self._owner)
 
     def start(self) -> None:
-        """Start all workers, without waiting for them."""
+        """Start all workers, without waiting until they are ready."""
         with self._lock:
-            while not self._closed and len(self._idle) < self._most:
-                self._idle.append(Worker(self.limits, self._preload))
+            while not self._closed and len(self._idle) < self._max_workers:
+                self._idle.append(WorkerProcess(self.limits, self._preload))
 
     def decode(self, source: Path | bytes, *, name: str = "") -> Radiograph:
-        """Return an image decoded in a worker, whole; see `radiograph.decode.decode`.
+        """Return an image decoded in a worker at full size, also if its header rejects it; see `imaging.decode.decode`.
 
         Raises:
-            DecodeCrashedError, DecodeTimeoutError, DecodeMemoryError: the worker died, was killed, or ran out of memory.
-            UnreadableImageError: see `radiograph.decode`.
+            DecodeCrashedError, DecodeTimeoutError, DecodeMemoryError: The worker crashed or exceeded a limit.
+            UnreadableImageError: The image cannot be decoded; see `imaging.decode`.
         """
         name = _name(source, name)
-        found, (pixels,) = self._ask(source, name, None, pixels=True)
-        return _radiograph(found, pixels, name)
+        reply, (pixels,) = self._request(source, name, None, pixels=True)
+        return _radiograph(reply, pixels, name)
 
     def preprocess(
         self, source: Path | bytes, preprocessing: Preprocessing, *, name: str = "", keep_radiograph: bool = False
     ) -> PreprocessedImage:
-        """Return an image decoded and prepared in a worker.
+        """Return an image decoded and preprocessed in a worker.
 
         Args:
-            source: a file, or its bytes.
-            preprocessing: the crop and the side.
-            name: for messages; the path where empty.
+            source: File, or its content.
+            preprocessing: Crop and size.
+            name: Name of the file in messages; by default its path.
             keep_radiograph: Also return the decoded image.
+
         Raises:
-            DecodeCrashedError, DecodeTimeoutError, DecodeMemoryError: the worker died, was killed, or ran out of memory.
-            UnreadableImageError: see `radiograph.decode`.
+            DecodeCrashedError, DecodeTimeoutError, DecodeMemoryError: The worker crashed or exceeded a limit.
+            UnreadableImageError: The image cannot be decoded; see `imaging.decode`.
         """
         name = _name(source, name)
-        found, parts = self._ask(source, name, preprocessing, pixels=keep_radiograph)
-        return _preprocessed(found, parts, name)
+        reply, arrays = self._request(source, name, preprocessing, pixels=keep_radiograph)
+        return _preprocessed(reply, arrays, name)
 
     def preprocess_many(
         self,
@@ -111,37 +114,38 @@ class DecodePool:
         *,
         keep_radiograph: bool = False,
     ) -> list[PreprocessedImage | UnreadableImageError]:
-        """Return several images decoded and prepared by one worker, or the error of each that cannot be.
+        """Return several images decoded and preprocessed by one worker; for an unreadable image, its error.
 
-        They share a message, which is several times cheaper than one each. Where the worker fails, each is tried alone.
+        One message for all images is several times faster than one message each. If the worker fails, the images are
+        decoded one by one.
 
         Args:
-            sources: files or their bytes, each with its name; see `preprocess`.
-            preprocessing, keep_radiograph: as for `preprocess`.
+            sources: Files or their content, each with its name; see `preprocess`.
+            preprocessing, keep_radiograph: See `preprocess`.
         """
         named = [(source, _name(source, name)) for source, name in sources]
-        found: list[PreprocessedImage | UnreadableImageError | None] = [None] * len(named)
-        if len(named) > 1 and sum(len(source) for source, _ in named if isinstance(source, bytes)) <= _TOGETHER:
-            replies = self._ask_together([source for source, _ in named], preprocessing, pixels=keep_radiograph)
-            for place, (reply, parts) in enumerate(replies):
-                name = named[place][1]
+        results: dict[int, PreprocessedImage | UnreadableImageError] = {}
+        n_bytes = sum(len(source) for source, _ in named if isinstance(source, bytes))
+        if len(named) > 1 and n_bytes <= _MAX_MESSAGE_BYTES:
+            replies = self._request_batch([source for source, _ in named], preprocessing, pixels=keep_radiograph)
+            for i, ((reply, arrays), (_, name)) in enumerate(zip(replies, named, strict=False)):
                 if isinstance(reply, Success):
-                    found[place] = _preprocessed(reply, parts, name)
-                elif not reply.memory:
-                    found[place] = UnreadableImageError(name, reply.reason, hint=reply.hint)
-        for place, (source, name) in enumerate(named):
-            if found[place] is None:
+                    results[i] = _preprocessed(reply, arrays, name)
+                elif not reply.out_of_memory:
+                    results[i] = UnreadableImageError(name, reply.reason, hint=reply.hint)
+        for i, (source, name) in enumerate(named):
+            if i not in results:
                 try:
-                    found[place] = self.preprocess(source, preprocessing, name=name, keep_radiograph=keep_radiograph)
+                    results[i] = self.preprocess(source, preprocessing, name=name, keep_radiograph=keep_radiograph)
                 except UnreadableImageError as error:
-                    found[place] = error
-        return [each for each in found if each is not None]
+                    results[i] = error
+        return [results[i] for i in range(len(named))]
 
     def close(self) -> None:
-        """End the workers. One that is decoding ends when it has replied."""
+        """Kill the idle workers. A worker that is decoding is killed after its reply."""
         with self._lock:
             self._closed = True
-            _end_all(self._idle, self._owner)
+            _kill_all(self._idle, self._owner)
 
     def __enter__(self) -> DecodePool:
         return self
@@ -151,115 +155,118 @@ class DecodePool:
     ) -> None:
         self.close()
 
-    def _ask(
+    def _request(
         self, source: Path | bytes, name: str, preprocessing: Preprocessing | None, *, pixels: bool
     ) -> tuple[Success, list[npt.NDArray[np.uint8]]]:
         if isinstance(source, bytes):
-            refuse_too_many_bytes(name, len(source))
-        with self._free:
-            worker = self._take()
+            require_max_bytes(name, len(source))
+        with self._slots:
+            worker = self._take_worker()
             while True:
-                is_new = worker.images == 0
+                is_new = worker.n_images == 0
                 try:
-                    ((reply, parts),) = worker.ask([source], preprocessing, pixels=pixels)
+                    ((reply, arrays),) = worker.decode([source], preprocessing, pixels=pixels)
                 except BaseException as error:
-                    worker.end()
-                    if isinstance(error, DiedError):
+                    worker.kill()
+                    if isinstance(error, WorkerCrashedError):
                         if is_new:
-                            raise DecodeCrashedError(name, f"the decoder {error}", hint=_ADVICE) from None
-                        worker = self._start_one()
+                            raise DecodeCrashedError(name, f"the decoder {error}", hint=_HINT) from None
+                        worker = self._start_worker()
                         continue
-                    if isinstance(error, TooSlowError):
-                        raise DecodeTimeoutError(name, f"decoding took more than {error}", hint=_ADVICE) from None
+                    if isinstance(error, WorkerTimeoutError):
+                        raise DecodeTimeoutError(name, f"decoding took more than {error}", hint=_HINT) from None
                     raise
-                if isinstance(reply, Failure) and reply.memory:
-                    worker.end()
+                if isinstance(reply, Failure) and reply.out_of_memory:
+                    worker.kill()
                     if is_new:
-                        why = f"decoding takes more than {self.limits.memory / 2**30:.3g} GiB of memory"
-                        raise DecodeMemoryError(name, why, hint=_ADVICE)
-                    worker = self._start_one()
+                        limit = f"{self.limits.memory / 2**30:.3g} GiB"
+                        raise DecodeMemoryError(name, f"decoding takes more than {limit} of memory", hint=_HINT)
+                    worker = self._start_worker()
                     continue
-                self._give_back(worker)
+                self._return_worker(worker)
                 if isinstance(reply, Failure):
                     raise UnreadableImageError(name, reply.reason, hint=reply.hint)
-                return reply, parts
+                return reply, arrays
 
-    def _ask_together(
+    def _request_batch(
         self, sources: Sequence[Path | bytes], preprocessing: Preprocessing, *, pixels: bool
-    ) -> list[Answer]:
-        """The replies; none where the worker failed, as it may have done at any of them."""
-        with self._free:
-            worker = self._take()
+    ) -> list[ReplyWithPixels]:
+        """Return the replies, or an empty list if the worker failed, since any of the images may be the cause."""
+        with self._slots:
+            worker = self._take_worker()
             try:
-                replies = worker.ask(sources, preprocessing, pixels=pixels)
-            except (DiedError, TooSlowError):
-                worker.end()
+                replies = worker.decode(sources, preprocessing, pixels=pixels)
+            except (WorkerCrashedError, WorkerTimeoutError):
+                worker.kill()
                 return []
             except BaseException:
-                worker.end()
+                worker.kill()
                 raise
-            if any(isinstance(reply, Failure) and reply.memory for reply, _ in replies):
-                worker.end()
+            if any(isinstance(reply, Failure) and reply.out_of_memory for reply, _ in replies):
+                worker.kill()
             else:
-                self._give_back(worker)
+                self._return_worker(worker)
             return replies
 
-    def _take(self) -> Worker:
+    def _take_worker(self) -> WorkerProcess:
         with self._lock:
             if os.getpid() != self._owner:
-                raise UsageError("a DecodePool belongs to the process that made it", hint="Make one in each process")
+                raise UsageError(
+                    "a DecodePool cannot be used in a forked process", hint="Create a pool in each process"
+                )
             while self._idle:
                 worker = self._idle.pop()
-                if worker.lives:
+                if worker.is_alive:
                     return worker
-                worker.end()
-        return self._start_one()
+                worker.kill()
+        return self._start_worker()
 
-    def _start_one(self) -> Worker:
+    def _start_worker(self) -> WorkerProcess:
         if self._closed:
             raise UsageError("the DecodePool is closed")
-        return Worker(self.limits, self._preload)
+        return WorkerProcess(self.limits, self._preload)
 
-    def _give_back(self, worker: Worker) -> None:
+    def _return_worker(self, worker: WorkerProcess) -> None:
         with self._lock:
-            if not self._closed and worker.images < self.limits.images:
+            if not self._closed and worker.n_images < self.limits.images:
                 self._idle.append(worker)
                 return
-        worker.end()
+        worker.kill()
 
 
-def _end_all(workers: list[Worker], owner: int) -> None:
-    if os.getpid() != owner:  # a fork: they are its parent's
+def _kill_all(workers: list[WorkerProcess], owner: int) -> None:
+    if os.getpid() != owner:  # after a fork, the workers belong to the parent
         return
     while workers:
-        workers.pop().end()
+        workers.pop().kill()
 
 
 def _name(source: Path | bytes, name: str) -> str:
     return name or ("bytes" if isinstance(source, bytes) else str(source))
 
 
-def _preprocessed(found: Success, parts: Sequence[npt.NDArray[np.uint8]], name: str) -> PreprocessedImage:
-    width, height = found.reduced_from or (found.width, found.height)
+def _preprocessed(reply: Success, arrays: Sequence[npt.NDArray[np.uint8]], name: str) -> PreprocessedImage:
+    width, height = reply.reduced_from or (reply.width, reply.height)
     return PreprocessedImage(
-        pixels=parts[0],
+        pixels=arrays[0],
         source=name,
-        format=found.format,
+        format=reply.format,
         width=width,
         height=height,
-        age=found.age,
-        rejection=found.rejection,
-        radiograph=_radiograph(found, parts[1], name) if len(parts) > 1 else None,
+        age=reply.age,
+        rejection=reply.rejection,
+        radiograph=_radiograph(reply, arrays[1], name) if len(arrays) > 1 else None,
     )
 
 
-def _radiograph(found: Success, pixels: npt.NDArray[np.uint8], name: str) -> Radiograph:
+def _radiograph(reply: Success, pixels: npt.NDArray[np.uint8], name: str) -> Radiograph:
     return Radiograph(
         pixels,
         name,
-        found.format,
-        found.mode,
-        reduced_from=found.reduced_from,
-        chroma=found.chroma,
-        age=found.age,
+        reply.format,
+        reply.mode,
+        reduced_from=reply.reduced_from,
+        chroma=reply.chroma,
+        age=reply.age,
+        rejection=reply.header_rejection,
     )

@@ -1,4 +1,4 @@
-"""A decode worker as its parent sees it: started, asked with a deadline, and killed."""
+"""Start a decode worker, send it requests with a deadline, and kill it. This is the parent's side of `decode_worker`."""
 
 from __future__ import annotations
 
@@ -21,9 +21,9 @@ import numpy.typing as npt
 
 from pneumoscope.core.errors import PneumoscopeError
 from pneumoscope.imaging.decode_worker import (
-    BUFFER,
+    BUFFER_BYTES,
     LENGTH,
-    LONGEST_HEADER,
+    MAX_HEADER_BYTES,
     READY,
     Failure,
     Limits,
@@ -34,169 +34,180 @@ from pneumoscope.imaging.decode_worker import (
 from pneumoscope.imaging.image import MAX_PIXELS
 from pneumoscope.imaging.preprocess import Preprocessing
 
-__all__ = ["Answer", "DiedError", "TooSlowError", "Worker"]
+__all__ = ["ReplyWithPixels", "WorkerCrashedError", "WorkerProcess", "WorkerTimeoutError"]
 
 _START_SECONDS = 120.0  # for a worker to start on a busy machine
-_END_SECONDS = 10.0  # for a killed process to be gone
-# A worker finds the same modules as its parent; -I keeps those that lie in the working directory out.
+_EXIT_SECONDS = 10.0  # for a killed process to exit
+_INVALID_REPLY = "sent an invalid reply"
+# A worker imports the same modules as its parent; -I excludes modules in the working directory.
 _BOOT = """
 import json, sys
 sys.path[:] = json.loads(sys.argv[1])
 from pneumoscope.imaging.decode_worker import main
 main(int(sys.argv[2]), sys.argv[3], sys.argv[4:])
 """
-# A worker needs no secrets that the environment may hold.
+# Other variables are not passed on, since they may hold secrets.
 _ENVIRONMENT = ("PATH", "LANG", "LC_ALL", "LC_CTYPE", "LD_LIBRARY_PATH", "DYLD_LIBRARY_PATH", "TMPDIR", "TZ")
 _SETTINGS = {
-    "OPENBLAS_NUM_THREADS": "1",  # it would reserve memory for a thread per core
+    "OPENBLAS_NUM_THREADS": "1",  # it reserves memory for each thread
     "OMP_NUM_THREADS": "1",
-    # glibc would return each image's memory to the kernel and fetch it again, page by page: a third of a small image's time.
+    # By default glibc returns the memory of each image to the kernel, which costs a third of the time of a small image.
     "MALLOC_MMAP_THRESHOLD_": str(2**25),
     "MALLOC_TRIM_THRESHOLD_": str(2**27),
 }
 
-Answer = tuple[Reply, list[npt.NDArray[np.uint8]]]
+# The header of a reply, and the pixel arrays that were requested.
+ReplyWithPixels = tuple[Reply, list[npt.NDArray[np.uint8]]]
 
 
-class DiedError(Exception):
-    """The worker is gone or replies nonsense; the words say how, as in "the decoder crashed (SIGSEGV)"."""
+class WorkerCrashedError(Exception):
+    """The worker exited or sent an invalid reply; the message is a predicate, such as "crashed (SIGSEGV)"."""
 
 
-class TooSlowError(Exception):
-    """The words say which limit was passed."""
+class WorkerTimeoutError(Exception):
+    """The worker exceeded a time limit; the message is that limit, such as "1.5 s"."""
 
 
-class Worker:
-    """One process, used by one thread at a time.
+class WorkerProcess:
+    """One worker process, used by one thread at a time.
+
+    Args:
+        limits: Resource limits of the worker.
+        preload: Modules that the worker imports first.
 
     Attributes:
-        images: that were sent to it.
+        n_images: Number of images that were sent to the worker.
     """
 
     _decoder = msgspec.msgpack.Decoder(Reply)
 
     def __init__(self, limits: Limits, preload: Sequence[str]) -> None:
-        self.images = 0
+        self.n_images = 0
         self._limits = limits
         self._is_ready = False
-        self._connection, other = socket.socketpair()
-        self._stream = _Stream(self._connection)
-        self._received = io.BufferedReader(self._stream, BUFFER)
+        self._connection, worker_end = socket.socketpair()
+        self._stream = _DeadlineStream(self._connection)
+        self._reader = io.BufferedReader(self._stream, BUFFER_BYTES)
         environment = {name: os.environ[name] for name in _ENVIRONMENT if name in os.environ}
         paths = json.dumps([path for path in sys.path if path])
-        told = (paths, str(other.fileno()), msgspec.json.encode(limits).decode(), *preload)
-        with other:
+        arguments = (paths, str(worker_end.fileno()), msgspec.json.encode(limits).decode(), *preload)
+        with worker_end:
             self._process = subprocess.Popen(
-                [sys.executable, "-I", "-B", "-c", _BOOT, *told],
-                stdin=subprocess.PIPE,  # see decode_worker._end_with_parent
+                [sys.executable, "-I", "-B", "-c", _BOOT, *arguments],
+                stdin=subprocess.PIPE,  # see decode_worker._exit_with_parent
                 stdout=subprocess.DEVNULL,
                 stderr=subprocess.DEVNULL,
-                pass_fds=[other.fileno()],
+                pass_fds=[worker_end.fileno()],
                 env=environment | _SETTINGS,
-                process_group=0,  # Ctrl-C is for the parent
+                process_group=0,  # Ctrl-C goes to the parent only
             )
 
     @property
-    def lives(self) -> bool:
-        """Whether the process has not ended."""
+    def is_alive(self) -> bool:
+        """Whether the process is running."""
         return self._process.poll() is None
 
-    def ask(
+    def decode(
         self, sources: Sequence[Path | bytes], preprocessing: Preprocessing | None, *, pixels: bool
-    ) -> list[Answer]:
-        """Have images decoded.
+    ) -> list[ReplyWithPixels]:
+        """Return the replies to one message of requests.
+
+        Args:
+            sources: Files, or their content.
+            preprocessing, pixels: See `Request`.
 
         Raises:
-            DiedError, TooSlowError: the worker is of no more use.
+            WorkerCrashedError, WorkerTimeoutError: The worker cannot be used any more; kill it.
+            PneumoscopeError: The worker does not start.
         """
-        self._await_start()
-        requests, bodies = [], []
+        self._wait_until_ready()
+        requests, contents = [], []
         for source in sources:
-            self.images += 1
-            path, body = (b"", source) if isinstance(source, bytes) else (os.fsencode(source.absolute()), b"")
-            requests.append(Request(self.images, path, len(body), preprocessing, pixels))
-            bodies.append(body)
+            self.n_images += 1
+            path, content = (b"", source) if isinstance(source, bytes) else (os.fsencode(source.absolute()), b"")
+            requests.append(Request(self.n_images, path, len(content), preprocessing, pixels))
+            contents.append(content)
         header = msgspec.msgpack.encode(requests)
         self._stream.deadline = time.monotonic() + self._limits.wall_seconds
         try:
             self._stream.send(LENGTH.pack(len(header)) + header)
-            for body in bodies:
-                self._stream.send(body)
-            return [self._answer(request) for request in requests]
+            for content in contents:
+                self._stream.send(content)
+            return [self._read_reply(request) for request in requests]
         except TimeoutError:
-            raise TooSlowError(f"{self._limits.wall_seconds:g} s") from None
+            raise WorkerTimeoutError(f"{self._limits.wall_seconds:g} s") from None
         except OSError:
-            raise self._death() from None
+            raise self._exit_error() from None
 
-    def end(self) -> None:
-        """Kill the process."""
+    def kill(self) -> None:
+        """Kill the process and wait until it has exited."""
         self._process.kill()
         self._connection.close()
         assert self._process.stdin is not None
         self._process.stdin.close()
         with contextlib.suppress(subprocess.TimeoutExpired):
-            self._process.wait(_END_SECONDS)
+            self._process.wait(_EXIT_SECONDS)
 
-    def _await_start(self) -> None:
+    def _wait_until_ready(self) -> None:
         if self._is_ready:
             return
         self._stream.deadline = time.monotonic() + _START_SECONDS
-        with contextlib.suppress(OSError):  # the error below says it
-            self._is_ready = self._received.read(len(READY)) == READY
+        with contextlib.suppress(OSError):  # reported below
+            self._is_ready = self._reader.read(len(READY)) == READY
         if not self._is_ready:
             raise PneumoscopeError(
-                "a worker process that decodes images does not start",
-                hint=f"See why: {sys.executable} -c 'import pneumoscope.imaging.decode_worker'",
+                "the worker process that decodes images does not start",
+                hint=f"For the cause, run: {sys.executable} -c 'import pneumoscope.imaging.decode_worker'",
             )
 
-    def _answer(self, request: Request) -> Answer:
+    def _read_reply(self, request: Request) -> ReplyWithPixels:
         (length,) = LENGTH.unpack(self._read(LENGTH.size))
+        if length > MAX_HEADER_BYTES:
+            raise WorkerCrashedError(_INVALID_REPLY)
         try:
-            if length > LONGEST_HEADER:
-                raise msgspec.DecodeError("too long")
             reply: Reply = self._decoder.decode(self._read(length))
-            is_large = isinstance(reply, Success) and reply.width * reply.height > MAX_PIXELS
-            if reply.number != request.number or is_large:
-                raise msgspec.DecodeError("no reply to what was asked")
-        except msgspec.DecodeError:  # ValidationError is one
-            raise DiedError("gave no answer that makes sense") from None
+        except msgspec.DecodeError:  # includes ValidationError
+            raise WorkerCrashedError(_INVALID_REPLY) from None
+        is_too_large = isinstance(reply, Success) and reply.width * reply.height > MAX_PIXELS
+        if reply.number != request.number or is_too_large:
+            raise WorkerCrashedError(_INVALID_REPLY)
         if isinstance(reply, Failure):
             return reply, []
-        sides = [(request.preprocessing.size, request.preprocessing.size)] if request.preprocessing else []
-        sides += [(reply.height, reply.width)] if request.pixels else []
-        return reply, [self._pixels(*shape) for shape in sides]
+        shapes = [(request.preprocessing.size, request.preprocessing.size)] if request.preprocessing else []
+        shapes += [(reply.height, reply.width)] if request.pixels else []
+        return reply, [self._read_pixels(*shape) for shape in shapes]
 
     def _read(self, size: int) -> bytes:
-        content = self._received.read(size)
+        content = self._reader.read(size)
         if len(content) < size:
-            raise ConnectionError  # the stream has ended
+            raise ConnectionError  # end of stream
         return content
 
-    def _pixels(self, height: int, width: int) -> npt.NDArray[np.uint8]:
+    def _read_pixels(self, height: int, width: int) -> npt.NDArray[np.uint8]:
         pixels = np.empty((height, width), dtype=np.uint8)
-        if self._received.readinto(pixels.data.cast("B")) < pixels.nbytes:
+        if self._reader.readinto(pixels.data.cast("B")) < pixels.nbytes:
             raise ConnectionError
         pixels.flags.writeable = False
         return pixels
 
-    def _death(self) -> DiedError | TooSlowError:
-        """What ended the worker."""
+    def _exit_error(self) -> WorkerCrashedError | WorkerTimeoutError:
+        """Return the error for the way in which the worker exited."""
         try:
-            code = self._process.wait(_END_SECONDS)
+            code = self._process.wait(_EXIT_SECONDS)
         except subprocess.TimeoutExpired:
-            return DiedError("closed its connection")
+            return WorkerCrashedError("closed its connection")
         if code == -signal.SIGXCPU:
-            return TooSlowError(f"{self._limits.cpu_seconds} s of processor time")
+            return WorkerTimeoutError(f"{self._limits.cpu_seconds} s of processor time")
         if code < 0:
-            return DiedError(f"crashed ({signal.Signals(-code).name})")
-        return DiedError(f"ended (exit status {code})")
+            return WorkerCrashedError(f"crashed ({signal.Signals(-code).name})")
+        return WorkerCrashedError(f"exited with status {code}")
 
 
-class _Stream(io.RawIOBase):
-    """A socket as a file with a deadline, which a worker that sends byte after byte cannot put off.
+class _DeadlineStream(io.RawIOBase):
+    """A socket as a stream with one deadline for all reads and writes, so a slow sender cannot extend it.
 
     Attributes:
-        deadline: on the monotonic clock, for all that follows.
+        deadline: Time of the monotonic clock, seconds.
     """
 
     def __init__(self, connection: socket.socket) -> None:
@@ -207,18 +218,18 @@ class _Stream(io.RawIOBase):
         return True
 
     def readinto(self, buffer: Any, /) -> int:
-        self._await()
+        self._set_timeout()
         return self._connection.recv_into(buffer)
 
     def send(self, content: bytes) -> None:
-        """Send all of it."""
-        left = memoryview(content)
-        while left:
-            self._await()
-            left = left[self._connection.send(left) :]
+        """Send all bytes of the content."""
+        remaining = memoryview(content)
+        while remaining:
+            self._set_timeout()
+            remaining = remaining[self._connection.send(remaining) :]
 
-    def _await(self) -> None:
-        left = self.deadline - time.monotonic()
-        if left <= 0:
+    def _set_timeout(self) -> None:
+        seconds = self.deadline - time.monotonic()
+        if seconds <= 0:
             raise TimeoutError
-        self._connection.settimeout(left)
+        self._connection.settimeout(seconds)

@@ -7,7 +7,7 @@ from collections.abc import Iterable
 from pathlib import Path
 from typing import NamedTuple
 
-from pneumoscope.imaging.decode import EXTENSIONS, begins_as_dicom
+from pneumoscope.imaging.decode import EXTENSIONS, has_dicom_prefix
 
 __all__ = ["DiscoveredImages", "discover_images"]
 
@@ -62,4 +62,4 @@ def _search(folder: str) -> tuple[list[str], int]:
 def _is_image(path: Path) -> bool:
     if path.name.startswith(".") or path.name == "DICOMDIR":
         return False
-    return path.suffix.lower() in EXTENSIONS or begins_as_dicom(path)
+    return path.suffix.lower() in EXTENSIONS or has_dicom_prefix(path)

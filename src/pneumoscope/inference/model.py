@@ -218,7 +218,7 @@ class Model:
             UnreadableImageError: The image cannot be decoded.
         """
         pool = self._single_image_pool()
-        return pool.decode(image, name=name) if pool else decode(image, name=name)
+        return pool.decode(image, name=name) if pool else decode(image, name=name, allow_rejected=True)
 
     def _stream(
         self,
@@ -339,7 +339,7 @@ class Model:
         name = name or default_name
         if pool is not None:
             return pool.preprocess(source, preprocessing, name=name, keep_radiograph=keep_radiograph)
-        radiograph = decode(source, name=name, least_side=preprocessing.least_side)
+        radiograph = decode(source, name=name, min_side=preprocessing.min_side, allow_rejected=True)
         return preprocess_image(radiograph, preprocessing, keep_radiograph=keep_radiograph)
 
     def _predict(self, image: PreprocessedImage, scored: Scored) -> Prediction:
@@ -379,7 +379,7 @@ def load_model(
         isolated: Decode every image, even a single one, in worker processes with limits on memory and time. Use it for
             untrusted images. Linux and macOS only.
     Raises:
-        BundleError: There is no bundle, or it is rejected; see `bundle.card.read_bundle`.
+        BundleError: The bundle is missing or invalid; see `bundle.card.read_bundle`.
         RunError: The run has no bundle.
         UnknownNameError: The card has no such operating point.
         UsageError: `isolated` is not available on this platform.

@@ -186,7 +186,7 @@ class BundleSession:
         pending: list[PreprocessedImage] = []
         for image in images:
             if not isinstance(image, PreprocessedImage):
-                image = preprocess_image(image, self.card.preprocessing)  # noqa: PLW2901
+                image = preprocess_image(image, self.card.preprocessing)
             pending.append(image)
             if len(pending) == batch:
                 yield from self._score_batch(pending)
