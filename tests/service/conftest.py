@@ -44,6 +44,7 @@ def png(level=100, size=64):
 
 
 TOKEN = "0123456789abcdef"
+UNPRIVILEGED = 65534  # user id
 START_SECONDS = 60  # a deadline, far above what a start takes under load
 SERVICE_SECONDS = 300  # after which a service is killed; above the time limit of a test
 MODEL = ModelInfo("grey", "0.1.0", "ab" * 32)
@@ -89,9 +90,9 @@ def postgresql_server():
         port = probe.getsockname()[1]
         probe.close()
         # PostgreSQL does not run as root.
-        user = {"user": "nobody"} if os.getuid() == 0 else {}
+        user = {"user": UNPRIVILEGED} if os.getuid() == 0 else {}
         if user:
-            shutil.chown(folder, "nobody")
+            shutil.chown(folder, UNPRIVILEGED)
         data = Path(folder) / "data"
         environment = {"PATH": os.environ["PATH"], "LC_ALL": "C.UTF-8"}
         subprocess.run(

@@ -20,6 +20,7 @@ from PIL import Image
 from schemathesis.specs.openapi.checks import positive_data_acceptance
 from tests.service.conftest import TOKEN, fetch, images, png, post, problem
 
+from pneumoscope.core.errors import UnreadableImageError
 from pneumoscope.core.i18n import NOTICE
 from pneumoscope.service.api.exception_handlers import PROBLEM_MEDIA_TYPE
 from pneumoscope.service.app import Settings, create_app
@@ -101,6 +102,17 @@ def test_thumbnail_is_the_image_at_a_smaller_size(client):
     assert picture.shape == (80, 160)
     assert (picture[:, :79] == 100).all()
     assert (picture[:, 81:] == 120).all()
+
+
+def test_stored_image_that_cannot_be_decoded_is_a_problem_without_its_name(model, client, monkeypatch):
+    (found,) = post(client, png())
+
+    def fail(*_, **__):
+        raise UnreadableImageError(CANARY, "truncated", hint="Copy it again")
+
+    monkeypatch.setattr(model, "decode", fail)
+    document = problem(client.get(f"/v1/predictions/{found['id']}/image.png"), 422, "unreadable_image")
+    assert (document["detail"], document["hint"]) == ("the image cannot be read: truncated", "Copy it again")
 
 
 def test_rejected_image_has_no_heatmap(client):
@@ -253,6 +265,8 @@ def test_openapi_derives_predictions_from_the_record(app):
     stored = {each.name for each in dataclasses.fields(StoredPrediction)}
     assert set(schemas["PredictionDocument"]["properties"]) == stored | {"message"}
     assert set(schemas["SinglePredictionDocument"]["properties"]) == stored | {"message", "notice"}
+    for name in ("probability", "image_sha256", "message", "notice"):
+        assert schemas["SinglePredictionDocument"]["description"].count(f"\n    {name}: ") == 1
 
 
 def test_telemetry_is_off(client, monkeypatch):

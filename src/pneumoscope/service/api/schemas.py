@@ -6,6 +6,7 @@ A prediction's fields are those of `core.prediction.Prediction` and of `StoredPr
 from __future__ import annotations
 
 import dataclasses
+import inspect
 from typing import Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field
@@ -67,14 +68,23 @@ class UnreadableImageDocument(Prediction):
 
 @dataclasses.dataclass(frozen=True, slots=True, kw_only=True, repr=False)
 class SinglePredictionDocument(PredictionDocument):
-    """A stored prediction, with the notice in the language of the request."""
+    """A stored prediction, as the response to a request for one.
+
+    Attributes:
+        notice: The notice in the language of the request.
+    """
 
     notice: str
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
 class PredictionListDocument:
-    """The predictions of one request, in the order of its images."""
+    """The predictions of one request.
+
+    Attributes:
+        predictions: In the order of the images.
+        notice: The notice in the language of the request.
+    """
 
     predictions: list[PredictionDocument | UnreadableImageDocument]
     notice: str
@@ -102,6 +112,17 @@ class HealthDocument:
     """The state of the service."""
 
     status: Literal["ok"] = "ok"
+
+
+def _describe_inherited_fields(cls: type[Prediction]) -> None:
+    """Add the attributes of the base classes to a docstring, which is the description of the schema in OpenAPI."""
+    documented = [inspect.cleandoc(base.__doc__ or "").partition("\n\nAttributes:\n") for base in cls.__mro__[:-1]]
+    attributes = "\n".join(section.rstrip() for _, _, section in reversed(documented) if section)
+    cls.__doc__ = f"{documented[0][0]}\n\nAttributes:\n{attributes}\n"
+
+
+for _cls in (SinglePredictionDocument, PredictionDocument, UnreadableImageDocument):  # derived classes first
+    _describe_inherited_fields(_cls)
 
 
 def _fields(prediction: Prediction) -> dict[str, Any]:
