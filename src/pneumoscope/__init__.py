@@ -62,6 +62,10 @@ _MODULES = {
 }
 
 
+# Functions that need an extra.
+_EXTRAS = {"compare": "evaluate", "create_model": "train", "evaluate": "evaluate"}
+
+
 def __getattr__(name: str) -> object:
     from importlib import import_module
 
@@ -69,9 +73,26 @@ def __getattr__(name: str) -> object:
         return import_module("pneumoscope.core.errors")
     if name not in _MODULES:
         raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
-    value = getattr(import_module(f"{__name__}.{_MODULES[name]}"), name)
+    try:
+        value = getattr(import_module(f"{__name__}.{_MODULES[name]}"), name)
+    except ModuleNotFoundError as error:
+        if name not in _EXTRAS:
+            raise
+        return _missing(name, error.name or "")
     globals()[name] = value
     return value
+
+
+def _missing(name: str, module: str) -> object:
+    """Return a function that raises when it is called, so that `help(pneumoscope)` works without extras."""
+    from pneumoscope.core.errors import MissingExtraError
+
+    def missing(*_: object, **__: object) -> object:
+        raise MissingExtraError(_EXTRAS[name], f"{name}()", module)
+
+    missing.__name__ = missing.__qualname__ = name
+    missing.__doc__ = f"Raise `MissingExtraError`: {name} needs the extra [{_EXTRAS[name]}]."
+    return missing
 
 
 def __dir__() -> list[str]:

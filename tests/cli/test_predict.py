@@ -245,7 +245,7 @@ def test_control_characters_in_file_names_are_escaped(bundle: Path, images: Path
 def test_csv_is_written_instead_of_a_table(bundle: Path, images: Path) -> None:
     result = invoke(bundle, "images/a.png", "images/b.png", "--csv", "out/table.csv")
 
-    assert (result.exit_code, result.stdout, result.stderr) == (0, "", "")
+    assert (result.exit_code, result.stdout, result.stderr) == (0, "", "Wrote out/table.csv: 2 images\n")
     with Path("out/table.csv").open(newline="", encoding="utf-8") as file:
         rows = list(csv.DictReader(file))
     assert list(rows[0]) == csv_columns()
@@ -255,6 +255,9 @@ def test_csv_is_written_instead_of_a_table(bundle: Path, images: Path) -> None:
     ]
     assert float(rows[0]["probability"]) == pytest.approx(0.8455347, abs=1e-6)
     assert list(Path("out").iterdir()) == [Path("out/table.csv")]
+    printed = invoke(bundle, "images/a.png", "images/b.png", "--csv", "-")
+    assert printed.stdout_bytes == Path("out/table.csv").read_bytes()
+    assert not Path("-").exists()
 
 
 def test_operating_point_sets_the_decision(bundle: Path, images: Path) -> None:

@@ -31,7 +31,7 @@ def _drip() -> None:
 
 
 def _reply(number: int, width: int) -> None:
-    reply = decode_worker.Success(
+    reply = decode_worker.DecodeSuccess(
         number=number,
         format="BMP",
         mode="L",

@@ -19,7 +19,14 @@ from pydicom.uid import DigitalXRayImageStorageForPresentation, ExplicitVRLittle
 from tests.conftest import LIMITS, SIZE, halves
 
 import pneumoscope
-from pneumoscope.core.errors import BundleError, RunError, UnknownNameError, UnreadableImageError, UsageError
+from pneumoscope.core.errors import (
+    BundleError,
+    MissingExtraError,
+    RunError,
+    UnknownNameError,
+    UnreadableImageError,
+    UsageError,
+)
 from pneumoscope.core.prediction import ImageInfo, Rejection
 from pneumoscope.imaging.decode import decode
 from pneumoscope.imaging.preprocess import preprocess
@@ -410,6 +417,20 @@ def test_package_exports_load_model(bundle):
 
     assert model.point is model.card.operating_points["rule_in"]
     assert model._session._session.get_session_options().intra_op_num_threads == 1
+
+
+def test_included_model_can_be_named(monkeypatch, tmp_path):
+    monkeypatch.chdir(tmp_path)
+    assert load_model("default").facts == load_model().facts
+
+
+def test_functions_that_need_an_extra_say_so_when_called(monkeypatch):
+    monkeypatch.setitem(sys.modules, "pneumoscope.evaluation.compare", None)
+    monkeypatch.delitem(vars(pneumoscope), "compare", raising=False)
+
+    assert callable(pneumoscope.compare)
+    with pytest.raises(MissingExtraError, match=r"compare\(\) needs the extra \[evaluate\]"):
+        pneumoscope.compare([])
 
 
 def test_missing_bundles_and_operating_points_are_reported(bundle, maker, tmp_path):

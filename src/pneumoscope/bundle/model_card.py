@@ -24,7 +24,11 @@ EVIDENCE = {
     "robustness": "pneumoscope robustness BUNDLE --data MANIFEST --out BUNDLE/evidence",
     "audit": "pneumoscope check-data DATA --json > BUNDLE/evidence/audit.json",
 }
-_ETIOLOGIES = {"normal": "normal images", "bacteria": "bacterial pneumonias", "virus": "viral pneumonias"}
+_ETIOLOGIES = {
+    "normal": "normal images",
+    "bacteria": "images of bacterial pneumonia",
+    "virus": "images of viral pneumonia",
+}
 _MAX_FAILURES = 8
 _LICENSE = (
     "Weights that ship with pneumoscope are licensed under Apache-2.0. Weights trained on the public pediatric radiographs are"

@@ -86,7 +86,7 @@ def cli() -> None:
 
     Score an image:  pneumoscope predict image.jpg
 
-    Try everything without radiographs:  pneumoscope phantom images
+    Draw images to try the commands:  pneumoscope phantom images
     """
 
 

@@ -53,7 +53,10 @@ _COLORS = {
 )
 @click.option("--json", "as_json", is_flag=True, help="Print one JSON document.")
 @click.option(
-    "--csv", "table", type=click.Path(dir_okay=False, path_type=Path), help="Write a CSV file instead of a table."
+    "--csv",
+    "table",
+    type=click.Path(dir_okay=False, allow_dash=True, path_type=Path),
+    help="Write a CSV file instead of a table; - writes to standard output.",
 )
 @click.option(
     "--heatmaps",
@@ -113,7 +116,12 @@ def command(
             from pneumoscope.core.files import write_atomically
 
             failed: list[Exception] = []
-            write_atomically(table, lambda file: file.writelines(iter_csv(predictions, failed)))
+            if table == Path("-"):
+                for line in iter_csv(predictions, failed):
+                    sys.stdout.buffer.write(line)
+            else:
+                write_atomically(table, lambda file: file.writelines(iter_csv(predictions, failed)))
+                click.echo(f"Wrote {table}: {counts.total()} {'image' if counts.total() == 1 else 'images'}", err=True)
             for error in failed:  # the file holds the results before the error
                 raise error
         else:

@@ -11,7 +11,7 @@ import click
 __all__ = ["command"]
 
 
-@click.command("reproduce", short_help="Repeat the report's experiment and compare with its table.")
+@click.command("reproduce", short_help="Repeat a published experiment and compare with its table.")
 @click.option("--data", type=click.Path(path_type=Path), required=True, help="The public data set.")
 @click.option("--out", type=click.Path(path_type=Path), required=True, help="Folder of the runs and the comparison.")
 @click.option("--only", default="", metavar="RUN,...", help="Runs to train now.  [default: all six]")
@@ -44,7 +44,7 @@ def command(
     ledger: Path | None,
     as_json: bool,
 ) -> None:
-    """Train and evaluate the report's six runs, and compare them with each other and with the published table.
+    """Train and evaluate the six runs of the published experiment, and compare them with each other and with the published table.
 
     Finished runs are skipped, so an interrupted command can be repeated. VGG19 starts from ImageNet weights if its public
     file is found, and uses images of 64 pixels without a GPU; the results state this.

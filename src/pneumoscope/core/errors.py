@@ -28,7 +28,7 @@ command line. The HTTP API maps the classes to status codes in `service.api`::
     ├── UndefinedMetricError          2  a metric is undefined for these images
     ├── PartialFailureError           3  some inputs failed; the others were processed
     ├── DivergedError                 1  the training loss is not finite
-    ├── StorageError                  1  the disk is full or cannot be written
+    ├── StorageError                  1  the disk, database or a file fails
     ├── BusyError                     1  the queue of the service is full
     ├── AuditLogError                 1  the audit log of the service does not match its records
     └── ParityError                   1  an exported network does not agree with the trained network
@@ -243,7 +243,7 @@ class GoneError(InputError):
 
 
 class UndefinedMetricError(PneumoscopeError):
-    """A metric is undefined for these images, such as sensitivity without a pneumonia."""
+    """A metric is undefined for these images, such as sensitivity without images of pneumonia."""
 
     exit_status = 2
 
@@ -259,7 +259,7 @@ class DivergedError(PneumoscopeError):
 
 
 class StorageError(PneumoscopeError):
-    """The disk is full or cannot be written; existing files are unchanged."""
+    """The disk, the database or a stored file cannot be read or written."""
 
 
 class BusyError(PneumoscopeError):

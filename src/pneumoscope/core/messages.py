@@ -106,9 +106,10 @@ def error_text(error: PneumoscopeError, language: str = "en") -> tuple[str, str]
 
 
 def error_titles(language: str = "en") -> dict[str, str]:
-    """Return the titles of errors by error code."""
+    """Return the title of every error by its code; an error without a title of its own has that of its nearest base class."""
     gettext = translations(language).gettext
-    return {kind.code: gettext(title) for kind, (title, _) in _ERRORS.items()}
+    kinds = (getattr(errors, name) for name in errors.__all__)
+    return {kind.code: gettext(next(_ERRORS[base][0] for base in kind.__mro__ if base in _ERRORS)) for kind in kinds}
 
 
 def rejection_message(rejection: Rejection, language: str = "en") -> str:

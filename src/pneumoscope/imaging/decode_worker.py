@@ -38,11 +38,11 @@ __all__ = [
     "LENGTH",
     "MAX_HEADER_BYTES",
     "READY",
-    "Failure",
+    "DecodeFailure",
     "Limits",
     "Reply",
     "Request",
-    "Success",
+    "DecodeSuccess",
     "main",
 ]
 
@@ -63,7 +63,8 @@ class Limits(Struct, frozen=True, kw_only=True):
         memory: Address space of a worker, bytes. The largest supported radiograph (75 million pixels of 16 bits) needs
             about 1.4 GiB. Not enforced on macOS, whose kernel ignores RLIMIT_AS.
         cpu_seconds: Processor time per image, whole seconds.
-        wall_seconds: Time from request to reply; longer than `cpu_seconds`, since other processes use the cores too.
+        wall_seconds: Time from a message of requests to its last reply; longer than `cpu_seconds`, since other processes use
+            the cores too.
         images: Number of images after which a worker is replaced, to bound memory leaks of libraries.
     """
 
@@ -92,7 +93,7 @@ class Request(Struct, frozen=True):
     pixels: bool
 
 
-class Success(Struct, frozen=True, kw_only=True, tag="success"):
+class DecodeSuccess(Struct, frozen=True, kw_only=True, tag="success"):
     """Reply with a decoded image; the requested pixels follow.
 
     Attributes:
@@ -114,7 +115,7 @@ class Success(Struct, frozen=True, kw_only=True, tag="success"):
     rejection: Rejection | None
 
 
-class Failure(Struct, frozen=True, tag="failure"):
+class DecodeFailure(Struct, frozen=True, tag="failure"):
     """Reply without pixels.
 
     Attributes:
@@ -129,7 +130,7 @@ class Failure(Struct, frozen=True, tag="failure"):
     out_of_memory: bool
 
 
-Reply = Success | Failure
+Reply = DecodeSuccess | DecodeFailure
 
 
 def main(descriptor: int, limits: str, preload: Sequence[str]) -> None:
@@ -195,12 +196,12 @@ def _reply(request: Request, content: bytes) -> tuple[Reply, Sequence[npt.NDArra
         return _decode(request, content)
     except UnreadableImageError as error:
         reason, hint = error.reason[:_MAX_TEXT], error.hint[:_MAX_TEXT]
-        return Failure(request.number, reason, hint, _is_out_of_memory(error)), ()
+        return DecodeFailure(request.number, reason, hint, _is_out_of_memory(error)), ()
     except MemoryError:
-        return Failure(request.number, "", "", out_of_memory=True), ()
+        return DecodeFailure(request.number, "", "", out_of_memory=True), ()
 
 
-def _decode(request: Request, content: bytes) -> tuple[Success, Sequence[npt.NDArray[np.uint8]]]:
+def _decode(request: Request, content: bytes) -> tuple[DecodeSuccess, Sequence[npt.NDArray[np.uint8]]]:
     source = Path(os.fsdecode(request.path)) if request.path else content
     min_side = request.preprocessing.min_side if request.preprocessing else 0
     radiograph = decode(source, min_side=min_side, allow_rejected=True)
@@ -211,7 +212,7 @@ def _decode(request: Request, content: bytes) -> tuple[Success, Sequence[npt.NDA
         arrays.append(preprocessed.pixels)
     if request.pixels:
         arrays.append(radiograph.pixels)
-    success = Success(
+    success = DecodeSuccess(
         number=request.number,
         format=radiograph.format,
         mode=radiograph.mode,

@@ -25,7 +25,7 @@ from pneumoscope.core.errors import (
     UsageError,
 )
 from pneumoscope.imaging.decode import require_max_bytes
-from pneumoscope.imaging.decode_worker import Failure, Limits, Success
+from pneumoscope.imaging.decode_worker import DecodeFailure, DecodeSuccess, Limits
 from pneumoscope.imaging.image import Radiograph
 from pneumoscope.imaging.preprocess import PreprocessedImage, Preprocessing
 from pneumoscope.imaging.worker_process import (
@@ -44,8 +44,8 @@ _HINT = "The file is damaged or malicious; if another program can open it, expor
 class DecodePool:
     """Worker processes that decode and preprocess images, for any number of threads.
 
-    A worker starts when it is needed, serves one thread at a time, and exits with this process. If an image fails in a
-    worker that has decoded other images before, it is retried once in a new worker: an earlier image may be the cause.
+    A worker starts when it is needed, serves one thread at a time, and exits with this process. If a worker that has decoded
+    other images crashes or runs out of memory, the image is retried once in a new worker. A timeout is not retried.
 
     Args:
         workers: Maximum number of workers; 0 means one per core.
@@ -129,7 +129,7 @@ class DecodePool:
         if len(named) > 1 and n_bytes <= _MAX_MESSAGE_BYTES:
             replies = self._request_batch([source for source, _ in named], preprocessing, pixels=keep_radiograph)
             for i, ((reply, arrays), (_, name)) in enumerate(zip(replies, named, strict=False)):
-                if isinstance(reply, Success):
+                if isinstance(reply, DecodeSuccess):
                     results[i] = _preprocessed(reply, arrays, name)
                 elif not reply.out_of_memory:
                     results[i] = UnreadableImageError(name, reply.reason, hint=reply.hint)
@@ -157,7 +157,7 @@ class DecodePool:
 
     def _request(
         self, source: Path | bytes, name: str, preprocessing: Preprocessing | None, *, pixels: bool
-    ) -> tuple[Success, list[npt.NDArray[np.uint8]]]:
+    ) -> tuple[DecodeSuccess, list[npt.NDArray[np.uint8]]]:
         if isinstance(source, bytes):
             require_max_bytes(name, len(source))
         with self._slots:
@@ -176,7 +176,7 @@ class DecodePool:
                     if isinstance(error, WorkerTimeoutError):
                         raise DecodeTimeoutError(name, f"decoding took more than {error}", hint=_HINT) from None
                     raise
-                if isinstance(reply, Failure) and reply.out_of_memory:
+                if isinstance(reply, DecodeFailure) and reply.out_of_memory:
                     worker.kill()
                     if is_new:
                         limit = f"{self.limits.memory / 2**30:.3g} GiB"
@@ -184,7 +184,7 @@ class DecodePool:
                     worker = self._start_worker()
                     continue
                 self._return_worker(worker)
-                if isinstance(reply, Failure):
+                if isinstance(reply, DecodeFailure):
                     raise UnreadableImageError(name, reply.reason, hint=reply.hint)
                 return reply, arrays
 
@@ -202,7 +202,7 @@ class DecodePool:
             except BaseException:
                 worker.kill()
                 raise
-            if any(isinstance(reply, Failure) and reply.out_of_memory for reply, _ in replies):
+            if any(isinstance(reply, DecodeFailure) and reply.out_of_memory for reply, _ in replies):
                 worker.kill()
             else:
                 self._return_worker(worker)
@@ -245,7 +245,7 @@ def _name(source: Path | bytes, name: str) -> str:
     return name or ("bytes" if isinstance(source, bytes) else str(source))
 
 
-def _preprocessed(reply: Success, arrays: Sequence[npt.NDArray[np.uint8]], name: str) -> PreprocessedImage:
+def _preprocessed(reply: DecodeSuccess, arrays: Sequence[npt.NDArray[np.uint8]], name: str) -> PreprocessedImage:
     width, height = reply.reduced_from or (reply.width, reply.height)
     return PreprocessedImage(
         pixels=arrays[0],
@@ -259,7 +259,7 @@ def _preprocessed(reply: Success, arrays: Sequence[npt.NDArray[np.uint8]], name:
     )
 
 
-def _radiograph(reply: Success, pixels: npt.NDArray[np.uint8], name: str) -> Radiograph:
+def _radiograph(reply: DecodeSuccess, pixels: npt.NDArray[np.uint8], name: str) -> Radiograph:
     return Radiograph(
         pixels,
         name,

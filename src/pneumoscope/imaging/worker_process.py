@@ -20,16 +20,17 @@ import numpy as np
 import numpy.typing as npt
 
 from pneumoscope.core.errors import PneumoscopeError
+from pneumoscope.core.messages import rejection_message
 from pneumoscope.imaging.decode_worker import (
     BUFFER_BYTES,
     LENGTH,
     MAX_HEADER_BYTES,
     READY,
-    Failure,
+    DecodeFailure,
+    DecodeSuccess,
     Limits,
     Reply,
     Request,
-    Success,
 )
 from pneumoscope.imaging.image import MAX_PIXELS
 from pneumoscope.imaging.preprocess import Preprocessing
@@ -168,10 +169,9 @@ class WorkerProcess:
             reply: Reply = self._decoder.decode(self._read(length))
         except msgspec.DecodeError:  # includes ValidationError
             raise WorkerCrashedError(_INVALID_REPLY) from None
-        is_too_large = isinstance(reply, Success) and reply.width * reply.height > MAX_PIXELS
-        if reply.number != request.number or is_too_large:
+        if reply.number != request.number or (isinstance(reply, DecodeSuccess) and not _is_valid(reply)):
             raise WorkerCrashedError(_INVALID_REPLY)
-        if isinstance(reply, Failure):
+        if isinstance(reply, DecodeFailure):
             return reply, []
         shapes = [(request.preprocessing.size, request.preprocessing.size)] if request.preprocessing else []
         shapes += [(reply.height, reply.width)] if request.pixels else []
@@ -233,3 +233,14 @@ class _DeadlineStream(io.RawIOBase):
         if seconds <= 0:
             raise TimeoutError
         self._connection.settimeout(seconds)
+
+
+def _is_valid(reply: DecodeSuccess) -> bool:
+    """Return whether the size is within the limit and the parameters of rejections fit their codes."""
+    try:
+        for rejection in (reply.rejection, reply.header_rejection):
+            if rejection:
+                rejection_message(rejection)
+    except (KeyError, ValueError, IndexError, TypeError):
+        return False
+    return reply.width * reply.height <= MAX_PIXELS

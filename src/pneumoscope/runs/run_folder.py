@@ -77,12 +77,15 @@ def evaluation_folder(run: Path, split: str = "test") -> Path:
 
 
 def find_bundle(target: Path | None = None) -> Path:
-    """Return the bundle of a run, the folder itself if it is not a run, or the default bundle if it is None.
+    """Return the bundle of a run, the folder itself if it is not a run, or the bundle in the package.
+
+    Args:
+        target: Folder; None, or "default" unless there is such a folder, for the bundle in the package.
 
     Raises:
         RunError: The run has no bundle.
     """
-    if target is None:
+    if target is None or (target == Path("default") and not target.exists()):
         return DEFAULT_BUNDLE
     bundle = target / BUNDLE_FOLDER
     if bundle.is_dir():
