@@ -159,7 +159,7 @@ def test_the_published_table_is_shown_as_printed_converted_and_compared(three: A
     comparison, *_ = three
     part = section(page, "published")
     assert comparison.reference.note in part.text()
-    printed, standard, beside = part.all("table")
+    printed, standard, compared = part.all("table")
     for metric in comparison.reference.rows[0].metrics:
         (row,) = standard.all("tr", data_published=metric)
         assert row.values() == [published.metrics[metric].value for published in comparison.reference.rows]
@@ -167,19 +167,19 @@ def test_the_published_table_is_shown_as_printed_converted_and_compared(three: A
         c = published.confusion
         assert row.values() == list(published.printed.values())
         assert row.text().endswith(f" {c.tp} {c.fn} {c.tn} {c.fp}")
-        (row,) = beside.all("tr", data_ours=published.name)
-        ours = next((run for run in comparison.runs if run.name == published.name), None)
+        (row,) = compared.all("tr", data_comparison=published.name)
+        run = next((run for run in comparison.runs if run.name == published.name), None)
         expected = [published.metrics["accuracy"].value]
-        if ours is not None:
-            expected += [ours.test["accuracy"].value, published.difference.value]
+        if run is not None:
+            expected += [run.test["accuracy"].value, published.difference.value]
         expected.append(published.average_validation_accuracy)
-        if ours is not None:
-            expected.append(ours.average_validation_accuracy)
+        if run is not None:
+            expected.append(run.average_validation_accuracy)
         else:
             assert f"{DASH} not run here" in row.text()
         assert row.values() == expected
         assert row.text().endswith(published.sentence)
-    assert sum("not run here" in row.text() for row in beside.all("tr")) == 4
+    assert sum("not run here" in row.text() for row in compared.all("tr")) == 4
 
 
 def test_the_page_begins_with_title_notice_images_and_findings(three: Any, page: Node) -> None:
