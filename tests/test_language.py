@@ -9,15 +9,19 @@ import pytest
 
 ROOT = Path(__file__).parents[1]
 SUFFIXES = {".py", ".md", ".html", ".js", ".css", ".toml", ".po", ".yml", ".cff", ".txt"}
-FOLDERS = ("src", "docs", "tests", "benchmarks")
+FOLDERS = (".github", "src", "docs", "tests", "benchmarks")
 FILES = (
     "README.md",
     "README.zh-Hant.md",
     "CHANGELOG.md",
     "CONTRIBUTING.md",
     "SECURITY.md",
+    "CITATION.cff",
     "Makefile",
+    "mkdocs.yml",
     "pyproject.toml",
+    ".ci/run",
+    ".gitignore",
 )
 
 # Phrase: use instead.
@@ -47,7 +51,8 @@ BANNED = {
     r"\banew\b": "again",
     r"\bspoil(s|ed|t)?\b": "corrupt, alter",
     r"--points?\b": "--operating-point",
-    r"\ba image": "an image",
+    r"(\b|_)a[ _]image": "an image",
+    r"\blooks? \d": "test-set evaluation",
     r"\b(radiograph|predictor|networks|dataset)\.(decode|dicom|prepare|document|refuse|network|population)\b": "its new name",
     r"(?m)^\s*(\"\"\"|#|-|\*)?\s*(What|Who|Whatever|Whichever|Nobody|Nothing)"
     r" (is|are|was|were|can|may|must|stands|has|have|comes|a|an|the)\b": "a noun as the subject",
@@ -84,6 +89,9 @@ def test_no_banned_word_or_phrase() -> None:
     assert not found, f"{len(found)} violations:\n" + "\n".join(found[:200])
 
 
-@pytest.mark.parametrize("text", ["A film that cannot be read", "# What is kept", "Whoever asks", "--points half"])
+@pytest.mark.parametrize(
+    "text",
+    ["A film that cannot be read", "# What is kept", "Whoever asks", "--points half", "test_a_image", "after looks 3"],
+)
 def test_the_check_finds_banned_phrases(text: str) -> None:
     assert violations(ROOT / "src" / "example.py", text)

@@ -62,7 +62,7 @@ def test_attempt_changes_the_base_recipe_and_the_split(attempts: Path) -> None:
 @pytest.mark.parametrize(
     "text", ["recipe = 3", "[attempts.x]\nset = []", 'recipe = "quick"\n[attempts.x]\nset = []', "["]
 )
-def test_malformed_files_are_refused(tmp_path: Path, text: str) -> None:
+def test_malformed_files_are_rejected(tmp_path: Path, text: str) -> None:
     (tmp_path / "a.toml").write_text(text)
     with pytest.raises(RecipeError, match="cannot read attempts"):
         benchmark.read_attempts(tmp_path / "a.toml")

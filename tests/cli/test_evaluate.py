@@ -78,7 +78,7 @@ def test_options_reach_the_library(maker, tmp_path):
     assert json.loads(ledger.read_text())["test_evaluation"] == 1
 
 
-def test_thresholds_chosen_on_the_same_images_are_refused(maker, tmp_path):
+def test_thresholds_chosen_on_the_same_images_are_rejected(maker, tmp_path):
     """Three thresholds were chosen on the validation images; only the fixed one may be evaluated on them."""
     images = maker.images(split="train")
     manifest = images / "split.csv"

@@ -50,7 +50,7 @@ def test_bundle_is_copied(maker, tmp_path):
     assert read_bundle(tmp_path / "there") == read_bundle(bundle)
 
 
-def test_nonempty_folder_is_refused(maker, tmp_path, error_of):
+def test_nonempty_folder_is_rejected(maker, tmp_path, error_of):
     out = tmp_path / "there"
     out.mkdir()
     (out / "other").write_text("keep")
@@ -61,7 +61,7 @@ def test_nonempty_folder_is_refused(maker, tmp_path, error_of):
     assert [path.name for path in out.iterdir()] == ["other"]
 
 
-def test_unfinished_run_is_refused_with_a_hint(maker, tmp_path, error_of):
+def test_unfinished_run_is_rejected_with_a_hint(maker, tmp_path, error_of):
     run = tmp_path / "run"
     run.mkdir()
     (run / "run.json").write_text(json.dumps({"schema": 1, "name": "begun", "state": "running"}))
@@ -73,7 +73,7 @@ def test_unfinished_run_is_refused_with_a_hint(maker, tmp_path, error_of):
     assert not (tmp_path / "there").exists()
 
 
-def test_incomplete_bundle_is_refused(maker, tmp_path, error_of):
+def test_incomplete_bundle_is_rejected(maker, tmp_path, error_of):
     run = maker.run()
     (run / "bundle" / "card.json").unlink()
 
@@ -81,7 +81,7 @@ def test_incomplete_bundle_is_refused(maker, tmp_path, error_of):
     assert not (tmp_path / "there").exists()
 
 
-def test_missing_run_is_refused(tmp_path, error_of):
+def test_missing_run_is_rejected(tmp_path, error_of):
     assert f"{str(tmp_path / 'absent')!r} is not a bundle" in error_of(tmp_path / "absent", "--out", tmp_path / "there")
 
 

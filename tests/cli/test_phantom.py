@@ -39,7 +39,7 @@ def test_json_is_one_document(tmp_path: Path) -> None:
     assert summary["schema"] == 1
 
 
-def test_nonempty_folder_is_refused(tmp_path: Path) -> None:
+def test_nonempty_folder_is_rejected(tmp_path: Path) -> None:
     (tmp_path / "image.jpeg").write_bytes(b"a real image")
     with pytest.raises(UsageError, match="is not empty"):
         CliRunner().invoke(command, [str(tmp_path)], catch_exceptions=False)

@@ -73,7 +73,7 @@ def test_json_is_one_document(options: dict[str, Any]) -> None:
     assert document["schema"] == 1
 
 
-def test_network_without_weights_is_refused(maker: Any) -> None:
+def test_network_without_weights_is_rejected(maker: Any) -> None:
     run = maker.run()
     images = maker.images(split="train")
     (run / "manifest.csv").write_text(maker.manifest(images, "validation"))

@@ -121,6 +121,6 @@ def test_missing_copies_are_reported_before_images_are_scored(
         ({"originals": Path("large")}, "--originals and --copies must be given together"),
     ],
 )
-def test_invalid_options_are_refused(run: Path, options: dict[str, Any], message: str) -> None:
+def test_invalid_options_are_rejected(run: Path, options: dict[str, Any], message: str) -> None:
     with pytest.raises(UsageError, match=message):
         measure_robustness(run, Path("images"), **options)

@@ -17,7 +17,7 @@ def test_constant_heatmaps_are_left_out_of_the_mean() -> None:
     assert np.isnan(_finite_mean([[0.2, np.nan], [0.4, np.nan]])[1])
 
 
-def test_test_images_are_refused(maker: Any) -> None:
+def test_test_images_are_rejected(maker: Any) -> None:
     with pytest.raises(UsageError, match="not checked on test images"):
         check_saliency(maker.run(), maker.images(), split="test")
 

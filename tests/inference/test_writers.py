@@ -49,17 +49,17 @@ def test_json_is_one_document_with_every_field() -> None:
     assert (failed["failure"]["code"], failed["message"]) == ("unreadable_image", "no such file")
 
 
-def test_json_of_nothing_is_a_document_too() -> None:
+def test_json_without_predictions_is_a_complete_document() -> None:
     assert json.loads("".join(iter_json(MODEL, [])))["predictions"] == []
 
 
-def test_json_is_ascii_and_names_that_are_no_text_come_back() -> None:
+def test_json_is_ascii_and_preserves_undecodable_file_names() -> None:
     text = "".join(iter_json(MODEL, [PREDICTED, FAILED]))
     assert text.isascii()
     assert [found["path"] for found in json.loads(text)["predictions"]] == [PREDICTED.path, FAILED.path]
 
 
-def test_each_prediction_is_given_before_the_next_is_asked_for() -> None:
+def test_json_is_written_as_predictions_arrive() -> None:
     asked = []
 
     def predictions() -> Iterator[Prediction]:
@@ -74,7 +74,7 @@ def test_each_prediction_is_given_before_the_next_is_asked_for() -> None:
     assert asked == [0]
 
 
-def test_json_is_closed_before_a_failure_gets_out() -> None:
+def test_json_is_complete_before_a_failure_is_raised() -> None:
     def predictions() -> Iterator[Prediction]:
         yield PREDICTED
         raise MemoryError("no more")
@@ -85,7 +85,7 @@ def test_json_is_closed_before_a_failure_gets_out() -> None:
     assert [found["path"] for found in json.loads("".join(parts))["predictions"]] == [PREDICTED.path]
 
 
-def test_csv_is_a_row_a_image() -> None:
+def test_csv_has_one_row_per_image() -> None:
     data = b"".join(iter_csv([PREDICTED, FAILED], []))
     rows = list(csv.DictReader(io.StringIO(data.decode("utf-8", "surrogateescape"), newline="")))
     assert rows[0] == {
@@ -119,16 +119,16 @@ def test_csv_is_a_row_a_image() -> None:
     assert {name for name, cell in rows[1].items() if cell} == present | {"model_name", "model_version", "model_sha256"}
 
 
-def test_csv_of_nothing_has_a_header() -> None:
+def test_csv_without_predictions_has_a_header() -> None:
     (header,) = csv.reader(io.StringIO(b"".join(iter_csv([], [])).decode()))
     assert header[:3] == ["path", "decision", "probability"]
 
 
-def test_csv_keeps_the_bytes_of_a_name() -> None:
+def test_csv_preserves_undecodable_file_names() -> None:
     assert b"\ngone\xff.png," in b"".join(iter_csv([FAILED], [])).replace(b"\r\n", b"\n")
 
 
-def test_csv_ends_where_the_images_fail_and_tells() -> None:
+def test_csv_is_complete_up_to_a_failure_and_the_failure_is_reported() -> None:
     def predictions() -> Iterator[Prediction]:
         yield PREDICTED
         raise MemoryError("no more")
@@ -140,6 +140,6 @@ def test_csv_ends_where_the_images_fail_and_tells() -> None:
 
 
 @pytest.mark.parametrize("name", ["=1+1.png", "+a.png", "-a.png", "@a.png"])
-def test_a_name_is_no_formula_in_a_spreadsheet(name: str) -> None:
+def test_file_names_are_escaped_as_spreadsheet_formulas(name: str) -> None:
     (row,) = csv.DictReader(io.StringIO(b"".join(iter_csv([dataclasses.replace(PREDICTED, path=name)], [])).decode()))
     assert row["path"] == f"./{name}"

@@ -265,11 +265,11 @@ def published_rows(n: int, runs: list[RunSummary]) -> tuple[ReferenceRow, ...]:
             "f1": Interval(2 * c.tp / (2 * c.tp + c.fp + c.fn), None, None, "none", 624, reason="needs the images"),
         }
         run = next((run for run in runs if run.name == name), None)
-        ours = None if run is None else newcombe(run.confusion.tp + run.confusion.tn, n, c.tp + c.tn, 624)
+        difference = None if run is None else newcombe(run.confusion.tp + run.confusion.tn, n, c.tp + c.tn, 624)
         sentence = (
             "There is no run of this name." if run is None else f"{name}: not distinguishable from the published one."
         )
-        rows.append(ReferenceRow(name, printed, c, metrics, 0.9123, 0.8765, ours, sentence))
+        rows.append(ReferenceRow(name, printed, c, metrics, 0.9123, 0.8765, difference, sentence))
     return tuple(rows)
 
 

@@ -52,7 +52,7 @@ def report(three: tuple[Any, Any, Path]) -> Path:
 
 @pytest.fixture(params=[(1280, "light"), (1280, "dark"), (390, "light"), (390, "dark")], ids=lambda p: f"{p[0]}-{p[1]}")
 def opened(request: pytest.FixtureRequest, browser: Any, report: Path) -> Iterator[tuple[Any, int, str, list[str]]]:
-    """Return the page, its width, its colour scheme, and all requests, console messages and errors."""
+    """Return the page, its width, its color scheme, and all requests, console messages and errors."""
     width, scheme = request.param
     page = browser.new_page(viewport={"width": width, "height": 900}, color_scheme=scheme)
     events: list[str] = []

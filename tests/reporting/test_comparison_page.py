@@ -107,7 +107,7 @@ def test_undefined_values_are_a_dash_with_the_reason(page: Node) -> None:
     (row,) = section(page, "metrics").all("tr", data_metric="f1")
     assert row.all("td")[0].text() == f"0.250 {DASH} the statistic is defined in only 3 of 100 resamples"
     _, p, holm, verdict = section(page, "pairs").all("tr", data_pair="accuracy")[0].all("td")
-    assert p.text() == holm.text() == f"{DASH} no patient favours either run"
+    assert p.text() == holm.text() == f"{DASH} no patient favors either run"
     assert verdict.text() == "no significant difference"
 
 
@@ -159,7 +159,7 @@ def test_the_published_table_is_shown_as_printed_converted_and_compared(three: A
     comparison, *_ = three
     part = section(page, "published")
     assert comparison.reference.note in part.text()
-    printed, standard, beside = part.all("table")
+    printed, standard, compared = part.all("table")
     for metric in comparison.reference.rows[0].metrics:
         (row,) = standard.all("tr", data_published=metric)
         assert row.values() == [published.metrics[metric].value for published in comparison.reference.rows]
@@ -167,19 +167,19 @@ def test_the_published_table_is_shown_as_printed_converted_and_compared(three: A
         c = published.confusion
         assert row.values() == list(published.printed.values())
         assert row.text().endswith(f" {c.tp} {c.fn} {c.tn} {c.fp}")
-        (row,) = beside.all("tr", data_ours=published.name)
-        ours = next((run for run in comparison.runs if run.name == published.name), None)
+        (row,) = compared.all("tr", data_comparison=published.name)
+        run = next((run for run in comparison.runs if run.name == published.name), None)
         expected = [published.metrics["accuracy"].value]
-        if ours is not None:
-            expected += [ours.test["accuracy"].value, published.difference.value]
+        if run is not None:
+            expected += [run.test["accuracy"].value, published.difference.value]
         expected.append(published.average_validation_accuracy)
-        if ours is not None:
-            expected.append(ours.average_validation_accuracy)
+        if run is not None:
+            expected.append(run.average_validation_accuracy)
         else:
             assert f"{DASH} not run here" in row.text()
         assert row.values() == expected
         assert row.text().endswith(published.sentence)
-    assert sum("not run here" in row.text() for row in beside.all("tr")) == 4
+    assert sum("not run here" in row.text() for row in compared.all("tr")) == 4
 
 
 def test_the_page_begins_with_title_notice_images_and_findings(three: Any, page: Node) -> None:
@@ -237,8 +237,8 @@ def test_each_figure_has_a_caption_with_n_and_a_text_alternative(page: Node) -> 
         ) == ("img", True)
 
 
-def test_a_run_has_the_same_colour_in_every_figure(page: Node) -> None:
-    colour = page.all("section", id="discrimination")[0].all("path")[2].attributes["stroke"]
+def test_a_run_has_the_same_color_in_every_figure(page: Node) -> None:
+    color = page.all("section", id="discrimination")[0].all("path")[2].attributes["stroke"]
     for key in ("reliability", "histogram", "curves"):
         svgs = [
             svg
@@ -246,10 +246,10 @@ def test_a_run_has_the_same_colour_in_every_figure(page: Node) -> None:
             if svg.all("clippath") and any(n.attributes.get("id", "").startswith(f"{key}-2-") for n in svg.walk())
         ]
         assert len(svgs) == 1
-        colours = {
+        colors = {
             value for node in svgs[0].walk() for name, value in node.attributes.items() if name in ("fill", "stroke")
         }
-        assert colour in colours
+        assert color in colors
 
 
 def test_names_are_escaped(three: Any, page: Node) -> None:

@@ -8,7 +8,7 @@ import pytest
 
 from pneumoscope.core.errors import StorageError
 from pneumoscope.reporting.curves import curves_figure, write_curves
-from pneumoscope.reporting.style import COLOURS, drawing, run_style
+from pneumoscope.reporting.style import COLORS, drawing, run_style
 from pneumoscope.runs.epochs import read_epochs
 
 HEADER = "epoch,train_loss,train_accuracy,validation_loss,validation_accuracy,validation_auroc,learning_rate,seconds\n"
@@ -54,7 +54,7 @@ def test_the_figure_shows_values_averages_and_the_selected_epoch(tmp_path: Path)
     lines = {line.get_label(): line for line in upper.get_lines()}
     np.testing.assert_array_equal(lines["train"].get_ydata(), [0.5, 0.7, 0.9])
     np.testing.assert_array_equal(lines["validation"].get_ydata(), [0.60, 0.81, 0.81])
-    assert lines["validation"].get_color() == COLOURS["run-2"][0]
+    assert lines["validation"].get_color() == COLORS["run-2"][0]
     assert lines["train, average"].get_ydata()[0] == pytest.approx(0.7)
     assert lines["validation, average"].get_ydata()[0] == pytest.approx(0.74)
     assert lines["selected epoch"].get_xydata().tolist() == [[2.0, 0.81]]

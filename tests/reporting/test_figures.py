@@ -14,7 +14,7 @@ from pneumoscope.reporting.figures import (
     overlay_figure,
     reliability_figure,
 )
-from pneumoscope.reporting.style import COLOURS, drawing, run_style
+from pneumoscope.reporting.style import COLORS, drawing, run_style
 from pneumoscope.statistics.calibration import ReliabilityBin
 
 
@@ -69,10 +69,10 @@ def test_overlay_figure_shows_curves_and_operating_points_in_the_style_of_the_ru
         axes = axes_of(overlay_figure([first_curve, second_curve], labels=("x", "y"), chance=((0, 1), (0, 1))))
     _, first, second, ring = axes.get_lines()
     assert first.get_xydata().tolist() == [[0, 0], [0.2, 0.9], [1, 1]]
-    assert (first.get_color(), second.get_color()) == (COLOURS["run-1"][0], COLOURS["run-2"][0])
+    assert (first.get_color(), second.get_color()) == (COLORS["run-1"][0], COLORS["run-2"][0])
     assert (first.get_drawstyle(), second.get_drawstyle()) == ("default", "steps-pre")
     assert ring.get_xydata().tolist() == [[0.2, 0.9]]
-    assert ring.get_markeredgecolor() == COLOURS["run-1"][0]
+    assert ring.get_markeredgecolor() == COLORS["run-1"][0]
 
 
 def test_reliability_figure_shows_each_bin_with_its_interval() -> None:
@@ -121,7 +121,7 @@ def test_significant_differences_are_filled_others_hollow_and_undefined_ones_hav
     _, line, filled, _, hollow = axes.get_lines()
     assert list(line.get_xdata()) == [0.1, 0.3]
     assert filled.get_xydata().tolist() == [[0.2, 0.0]]
-    assert filled.get_markerfacecolor() == COLOURS["ink"][0]
-    assert hollow.get_markerfacecolor() == COLOURS["surface"][0]
+    assert filled.get_markerfacecolor() == COLORS["ink"][0]
+    assert hollow.get_markerfacecolor() == COLORS["surface"][0]
     assert texts(axes) == ["  undefined"]
     assert axes.get_yticklabels()[0].get_text() == "a \N{MINUS SIGN} b"

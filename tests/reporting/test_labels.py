@@ -4,7 +4,7 @@ from pneumoscope.core.results import Interval
 from pneumoscope.reporting import labels
 
 
-def test_method_names_have_capitalised_proper_names() -> None:
+def test_method_names_have_capitalized_proper_names() -> None:
     assert labels.method_name("mcnemar, exact") == "McNemar, exact"
     assert labels.method_name("delong by patient") == "DeLong by patient"
     assert labels.method_name("patient bootstrap") == "patient bootstrap"

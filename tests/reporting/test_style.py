@@ -1,4 +1,4 @@
-"""Colours can be distinguished, and the style applies to its context only."""
+"""Colors can be distinguished, and the style applies to its context only."""
 
 import itertools
 import warnings
@@ -7,9 +7,9 @@ import matplotlib
 import numpy as np
 import pytest
 
-from pneumoscope.reporting.style import COLOURS, RUN_SLOTS, drawing, new_figure, run_style, short
+from pneumoscope.reporting.style import COLORS, RUN_SLOTS, drawing, new_figure, run_style, short
 
-# Linear RGB as perceived with each kind of colour blindness, at full severity: Machado, Oliveira & Fernandes 2009, IEEE
+# Linear RGB as perceived with each kind of color blindness, at full severity: Machado, Oliveira & Fernandes 2009, IEEE
 # TVCG 15:1291, table 1.
 PERCEPTION = {
     "normal": np.eye(3),
@@ -19,8 +19,8 @@ PERCEPTION = {
 }
 
 
-def linear(colour: str) -> np.ndarray:
-    channels = np.array([int(colour[i : i + 2], 16) for i in (1, 3, 5)]) / 255
+def linear(color: str) -> np.ndarray:
+    channels = np.array([int(color[i : i + 2], 16) for i in (1, 3, 5)]) / 255
     return np.where(channels <= 0.04045, channels / 12.92, ((channels + 0.055) / 1.055) ** 2.4)
 
 
@@ -34,34 +34,34 @@ def lab(rgb: np.ndarray) -> np.ndarray:
 
 def contrast(a: str, b: str) -> float:
     """Return the WCAG 2 contrast ratio."""
-    dark, light = sorted(float(np.array([0.2126, 0.7152, 0.0722]) @ linear(colour)) for colour in (a, b))
+    dark, light = sorted(float(np.array([0.2126, 0.7152, 0.0722]) @ linear(color)) for color in (a, b))
     return (light + 0.05) / (dark + 0.05)
 
 
 @pytest.mark.parametrize("perception", PERCEPTION)
 @pytest.mark.parametrize("theme", [0, 1], ids=["light", "dark"])
-def test_colours_of_runs_can_be_distinguished(perception: str, theme: int) -> None:
-    perceived = [lab(np.array(PERCEPTION[perception]) @ linear(COLOURS[f"run-{i}"][theme])) for i in range(RUN_SLOTS)]
+def test_colors_of_runs_can_be_distinguished(perception: str, theme: int) -> None:
+    perceived = [lab(np.array(PERCEPTION[perception]) @ linear(COLORS[f"run-{i}"][theme])) for i in range(RUN_SLOTS)]
     nearest = min(float(np.linalg.norm(a - b)) for a, b in itertools.combinations(perceived, 2))
     assert nearest > 15  # a difference of 2 is just visible side by side
 
 
 @pytest.mark.parametrize("theme", [0, 1], ids=["light", "dark"])
 def test_lines_have_contrast_3_and_text_4_5(theme: int) -> None:
-    background = COLOURS["surface"][theme]
-    for name, pair in COLOURS.items():
+    background = COLORS["surface"][theme]
+    for name, pair in COLORS.items():
         if name.startswith("run-"):
             assert contrast(pair[theme], background) >= 3, name
     for name in ("ink", "muted"):
-        assert contrast(COLOURS[name][theme], background) >= 4.5, name
+        assert contrast(COLORS[name][theme], background) >= 4.5, name
 
 
-def test_light_colours_are_distinct() -> None:
-    assert len({light for light, _ in COLOURS.values()}) == len(COLOURS)
+def test_light_colors_are_distinct() -> None:
+    assert len({light for light, _ in COLORS.values()}) == len(COLORS)
 
 
 def test_the_first_32_styles_are_distinct_and_stable() -> None:
-    styles = [(run_style(i).colour, run_style(i).dash) for i in range(32)]
+    styles = [(run_style(i).color, run_style(i).dash) for i in range(32)]
     assert len(set(styles)) == 32
     assert run_style(3) == run_style(3)
     assert run_style(0).line == "-"

@@ -5,7 +5,7 @@ import xml.etree.ElementTree as ElementTree
 
 from matplotlib.figure import Figure
 
-from pneumoscope.reporting.style import COLOURS, drawing, new_figure
+from pneumoscope.reporting.style import COLORS, drawing, new_figure
 from pneumoscope.reporting.svg import inline_svg, standalone_svg, theme_rules
 
 SVG = "{http://www.w3.org/2000/svg}"
@@ -14,7 +14,7 @@ SVG = "{http://www.w3.org/2000/svg}"
 def draw(title: str = "title") -> Figure:
     figure = new_figure(200, 150)
     axes = figure.subplots()
-    axes.plot([0, 1, 2], [0.123456789, 2, 1], "o--", color=COLOURS["run-0"][0])
+    axes.plot([0, 1, 2], [0.123456789, 2, 1], "o--", color=COLORS["run-0"][0])
     axes.set_title(title)
     return figure
 
@@ -67,21 +67,21 @@ def test_coordinates_have_at_most_two_decimals() -> None:
     assert max(map(len, numbers)) <= 2
 
 
-def test_every_colour_has_a_theme_rule() -> None:
-    colours = set(re.findall(r' (?:fill|stroke)="([^"]+)"', inline()))
-    assert colours - {"none"} <= {light for light, _ in COLOURS.values()}
-    rules = theme_rules({name: f"var(--{name})" for name in COLOURS})
-    for colour in colours - {"none"}:
-        assert f'[fill="{colour}"]' in rules
-        assert f'[stroke="{colour}"]' in rules
+def test_every_color_has_a_theme_rule() -> None:
+    colors = set(re.findall(r' (?:fill|stroke)="([^"]+)"', inline()))
+    assert colors - {"none"} <= {light for light, _ in COLORS.values()}
+    rules = theme_rules({name: f"var(--{name})" for name in COLORS})
+    for color in colors - {"none"}:
+        assert f'[fill="{color}"]' in rules
+        assert f'[stroke="{color}"]' in rules
 
 
-def test_standalone_svg_has_a_title_a_background_and_dark_colours() -> None:
+def test_standalone_svg_has_a_title_a_background_and_dark_colors() -> None:
     with drawing():
         root = ElementTree.fromstring(standalone_svg(draw(), label="accuracy & loss"))
     assert root.tag == f"{SVG}svg"
     assert root.findtext(f"{SVG}title") == "accuracy & loss"
-    assert root.find(f"{SVG}rect").attrib["fill"] == COLOURS["surface"][0]
+    assert root.find(f"{SVG}rect").attrib["fill"] == COLORS["surface"][0]
     style = root.findtext(f"{SVG}style")
     assert "@media (prefers-color-scheme: dark)" in style
-    assert f'[stroke="{COLOURS["run-0"][0]}"]{{stroke:{COLOURS["run-0"][1]}}}' in style
+    assert f'[stroke="{COLORS["run-0"][0]}"]{{stroke:{COLORS["run-0"][1]}}}' in style

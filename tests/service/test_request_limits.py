@@ -85,7 +85,7 @@ def test_small_body_is_accepted(port):
     "body",
     [b"Content-Length: 11\r\n\r\n12345678901", b"Transfer-Encoding: chunked\r\n\r\nb\r\n12345678901\r\n0\r\n\r\n"],
 )
-def test_a_body_that_is_too_large_is_early_request(port, body):
+def test_too_large_body_is_rejected_early(port, body):
     status, words = exchange(port, HEAD + body)
     assert (status, words) == (b"413", b"the body is larger than 10 bytes")
 

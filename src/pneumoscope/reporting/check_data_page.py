@@ -19,14 +19,14 @@ from pneumoscope.data.check import CONTROLS, DatasetAudit, SizeSummary
 from pneumoscope.data.duplicates import DuplicatePair
 from pneumoscope.data.hashing import read_image
 from pneumoscope.data.manifest import LabelledImage
-from pneumoscope.reporting.style import COLOURS, drawing, new_figure, show_grid
+from pneumoscope.reporting.style import COLORS, drawing, new_figure, show_grid
 from pneumoscope.reporting.svg import inline_svg
 from pneumoscope.reporting.templating import environment, theme
 
 __all__ = ["check_data_page"]
 
-_INK, _MUTED = (COLOURS[name][0] for name in ("ink", "muted"))
-_LABEL_COLOURS = {"NORMAL": "run-0", "PNEUMONIA": "run-1"}
+_INK, _MUTED = (COLORS[name][0] for name in ("ink", "muted"))
+_LABEL_COLORS = {"NORMAL": "run-0", "PNEUMONIA": "run-1"}
 _MAX_PAIRS = 24
 _MAX_FILES = 100
 _THUMBNAIL_SIDE = 220  # pixels
@@ -71,7 +71,7 @@ def check_data_page(audit: DatasetAudit, root: Path) -> str:
             figures={name: Markup(svg) for name, svg in figures.items()},  # noqa: S704 - written by `inline_svg`
             sizes=[name for name in figures if name.startswith("size-")],
             controls=[(_CONTROL_LABELS[name], CONTROLS[name], audit.shortcuts[name]) for name in CONTROLS],
-            colours=_LABEL_COLOURS,
+            colors=_LABEL_COLORS,
             theme=theme(),
             total=sum(n for images in audit.images.values() for n in images.values()),
         )
@@ -101,7 +101,7 @@ def _images_figure(images: Mapping[str, Mapping[str, int]]) -> Figure:
     axes: Axes = figure.subplots()
     show_grid(axes, "x")
     for row, (_, label, count) in enumerate(rows):
-        axes.barh(row, count, height=0.62, color=_label_colour(label), linewidth=0)
+        axes.barh(row, count, height=0.62, color=_label_color(label), linewidth=0)
         axes.annotate(f"{count:,}", (count, row), (5, 0), textcoords="offset points", va="center", fontsize=10)
     _label_rows(axes, [name for name, _, _ in rows])
     axes.set_xlim(0, 1.2 * max(count for _, _, count in rows))
@@ -120,7 +120,7 @@ def _shortcuts_figure(shortcuts: Mapping[str, Interval]) -> Figure:
             axes.text(0.52, row, "undefined", va="center", color=_MUTED, fontsize=10)
             continue
         axes.plot([interval.low, interval.high], [row, row], color=_INK, linewidth=2, solid_capstyle="butt")
-        axes.plot([interval.value], [row], "o", color=COLOURS["run-1"][0], markersize=8)
+        axes.plot([interval.value], [row], "o", color=COLORS["run-1"][0], markersize=8)
         axes.text(interval.value, row - 0.24, f"{interval.value:.3f}", ha="center", va="bottom", fontsize=10)
     _label_rows(axes, [_CONTROL_LABELS[name] for name in shortcuts])
     lows = [interval.low for interval in shortcuts.values() if interval.low is not None]
@@ -147,16 +147,16 @@ def _size_figure(name: str, title: str, unit: int, sizes: Mapping[str, SizeSumma
     show_grid(axes, "x")
     for row, (label, size) in enumerate(sizes.items()):
         p5, p25, p50, p75, p95 = (value / unit for value in dataclasses.astuple(getattr(size, name)))
-        axes.plot([p5, p95], [row, row], color=_label_colour(label), linewidth=2)
-        axes.barh(row, p75 - p25, left=p25, height=0.5, color=_label_colour(label), linewidth=0)
+        axes.plot([p5, p95], [row, row], color=_label_color(label), linewidth=2)
+        axes.barh(row, p75 - p25, left=p25, height=0.5, color=_label_color(label), linewidth=0)
         axes.plot([p50, p50], [row - 0.34, row + 0.34], color=_INK, linewidth=2, solid_capstyle="butt")
     _label_rows(axes, list(sizes))
     axes.set_title(title)
     return figure
 
 
-def _label_colour(label: str) -> str:
-    return COLOURS[_LABEL_COLOURS[label]][0]
+def _label_color(label: str) -> str:
+    return COLORS[_LABEL_COLORS[label]][0]
 
 
 def _label_rows(axes: Axes, names: Sequence[str]) -> None:

@@ -42,7 +42,7 @@ def write_comparison_page(comparison: Comparison, runs: Sequence[Path], out: Pat
             theme=theme(),
             findings=_findings(comparison),
             metrics=[(key, label) for key, label in labels.METRICS.items() if key in data[0].summary.test],
-            ours={run.summary.name: run for run in data},
+            runs_by_name={run.summary.name: run for run in data},
             etiologies=_etiologies(data),
             notes=_notes(comparison, data),
             labels=labels,

@@ -11,7 +11,7 @@ from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator
 
 from pneumoscope.core.files import write_atomically
-from pneumoscope.reporting.style import COLOURS, RunStyle, drawing, new_figure, run_style, short, show_grid
+from pneumoscope.reporting.style import COLORS, RunStyle, drawing, new_figure, run_style, short, show_grid
 from pneumoscope.reporting.svg import standalone_svg
 from pneumoscope.runs.epochs import Epoch, read_epochs
 
@@ -81,14 +81,14 @@ def _panel(axes: Axes, epochs: Sequence[Epoch], metric: str, style: RunStyle, be
     x = [row.epoch for row in epochs]
     train, validation = ([getattr(row, f"{split}_{metric}") for row in epochs] for split in ("train", "validation"))
     marker = "o" if len(x) == 1 else None  # a line through one point is invisible
-    muted = COLOURS["muted"][0]
+    muted = COLORS["muted"][0]
     show_grid(axes, "y")
     axes.plot(x, train, color=muted, linestyle=(0, (1.4, 1.4)), marker=marker, label="train")
-    axes.plot(x, validation, color=style.colour, marker=marker, label="validation")
-    for values, colour, name in ((train, muted, "train"), (validation, style.colour, "validation")):
-        axes.axhline(float(np.mean(values)), color=colour, linewidth=0.7, alpha=0.75, label=f"{name}, average")
+    axes.plot(x, validation, color=style.color, marker=marker, label="validation")
+    for values, color, name in ((train, muted, "train"), (validation, style.color, "validation")):
+        axes.axhline(float(np.mean(values)), color=color, linewidth=0.7, alpha=0.75, label=f"{name}, average")
     if best is not None and best in x:
         axes.plot([best], [validation[x.index(best)]], marker="o", markersize=7, linestyle="", label="selected epoch", zorder=5,
-                  markerfacecolor=COLOURS["surface"][0], markeredgecolor=style.colour, markeredgewidth=1.8)  # fmt: skip
+                  markerfacecolor=COLORS["surface"][0], markeredgecolor=style.color, markeredgewidth=1.8)  # fmt: skip
     axes.xaxis.set_major_locator(MaxNLocator(integer=True, min_n_ticks=1, nbins=8))
     axes.set_xlim(x[0] - 0.5, x[-1] + 0.5)

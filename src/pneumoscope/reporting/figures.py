@@ -17,7 +17,7 @@ from matplotlib.figure import Figure
 from matplotlib.ticker import FixedLocator, FuncFormatter, MaxNLocator
 
 from pneumoscope.core.results import Interval, PairedTest
-from pneumoscope.reporting.style import COLOURS, RunStyle, new_figure, short, show_grid
+from pneumoscope.reporting.style import COLORS, RunStyle, new_figure, short, show_grid
 from pneumoscope.statistics.calibration import ReliabilityBin
 
 __all__ = [
@@ -30,7 +30,7 @@ __all__ = [
 ]
 
 FloatArray = npt.NDArray[np.float64]
-_INK, _MUTED, _SURFACE = (COLOURS[name][0] for name in ("ink", "muted", "surface"))
+_INK, _MUTED, _SURFACE = (COLORS[name][0] for name in ("ink", "muted", "surface"))
 _HISTOGRAM_TICKS = (5, 25, 100, 250, 500, 1000, 2500, 5000, 10_000)
 
 
@@ -66,11 +66,11 @@ def metric_figure(title: str, names: Sequence[str], values: Sequence[Interval], 
         if value.value is None:
             axes.text(0.02, row, "undefined", va="center", color=_MUTED, fontsize=10)
             continue
-        axes.barh(row, value.value, height=0.62, color=style.colour, alpha=0.85, linewidth=0)
+        axes.barh(row, value.value, height=0.62, color=style.color, alpha=0.85, linewidth=0)
         if value.low is not None and value.high is not None:
-            # A margin in the page's background colour keeps the line visible on bars of any colour.
-            for colour, width in ((_SURFACE, 4.0), (_INK, 1.4)):
-                axes.plot([value.low, value.high], [row, row], color=colour, linewidth=width, solid_capstyle="butt")
+            # A margin in the page's background color keeps the line visible on bars of any color.
+            for color, width in ((_SURFACE, 4.0), (_INK, 1.4)):
+                axes.plot([value.low, value.high], [row, row], color=color, linewidth=width, solid_capstyle="butt")
         axes.text(1.03, row, f"{value.value:.3f}", va="center", fontsize=10, transform=axes.get_yaxis_transform())
     axes.set_yticks(range(len(names)), [short(name) for name in names], color=_INK)
     axes.set_ylim(len(names) - 0.45, -0.55)
@@ -106,12 +106,12 @@ def overlay_figure(
         axes.plot(*chance, color=_MUTED, linewidth=0.9, linestyle=(0, (2, 3)))
     for curve in curves:
         drawstyle = "steps-pre" if curve.steps else "default"
-        axes.plot(curve.x, curve.y, color=curve.style.colour, linestyle=curve.style.line, drawstyle=drawstyle)
+        axes.plot(curve.x, curve.y, color=curve.style.color, linestyle=curve.style.line, drawstyle=drawstyle)
     for curve in curves:
         if curve.operating_point is not None:
             x, y = curve.operating_point
             axes.plot([x], [y], marker="o", markersize=7, linestyle="", markeredgewidth=1.8,
-                      markerfacecolor=_SURFACE, markeredgecolor=curve.style.colour, zorder=4)  # fmt: skip
+                      markerfacecolor=_SURFACE, markeredgecolor=curve.style.color, zorder=4)  # fmt: skip
     left, right, bottom, top = window
     margin = 0.015
     axes.set_xlim(left - margin * (right - left), right + margin * (right - left))
@@ -132,10 +132,10 @@ def reliability_figure(title: str, bins: Sequence[ReliabilityBin], style: RunSty
     axes.plot([0, 1], [0, 1], color=_MUTED, linewidth=0.9, linestyle=(0, (2, 3)))
     for each in bins:
         ends = np.array([each.observed_rate.low, each.observed_rate.high])
-        axes.plot([each.mean_probability] * 2, ends, color=style.colour, linewidth=1.2, alpha=0.6)
+        axes.plot([each.mean_probability] * 2, ends, color=style.color, linewidth=1.2, alpha=0.6)
     x = np.array([each.mean_probability for each in bins])
     y = np.array([each.observed_rate.value for each in bins])
-    axes.plot(x, y, color=style.colour, linewidth=1, marker="o", markersize=5, markeredgewidth=0, clip_on=False)
+    axes.plot(x, y, color=style.color, linewidth=1, marker="o", markersize=5, markeredgewidth=0, clip_on=False)
     axes.set_xlim(-0.02, 1.02)
     axes.set_ylim(-0.02, 1.02)
     axes.set_box_aspect(1)
@@ -149,7 +149,7 @@ def reliability_figure(title: str, bins: Sequence[ReliabilityBin], style: RunSty
 def histogram_figure(
     title: str, scores: FloatArray, positive: npt.NDArray[np.bool_], threshold: float, style: RunStyle
 ) -> Figure:
-    """Return a histogram of scores: PNEUMONIA upward in the run's colour, NORMAL downward in grey, and the threshold.
+    """Return a histogram of scores: PNEUMONIA upward in the run's color, NORMAL downward in gray, and the threshold.
 
     Args:
         title: Name of the run.
@@ -165,7 +165,7 @@ def histogram_figure(
     up, _ = np.histogram(scores[positive], edges)
     down, _ = np.histogram(scores[~positive], edges)
     bars: Any = {"x": (edges[:-1] + edges[1:]) / 2, "width": 0.044, "linewidth": 0}
-    axes.bar(height=up, color=style.colour, alpha=0.9, **bars)
+    axes.bar(height=up, color=style.color, alpha=0.9, **bars)
     axes.bar(height=-down, color=_MUTED, alpha=0.6, **bars)
     axes.axhline(0, color=_MUTED, linewidth=0.8)
     axes.axvline(threshold, color=_INK, linewidth=1, linestyle=(0, (3, 2)))
@@ -196,7 +196,7 @@ def _signed_square(root: FloatArray) -> FloatArray:
 
 
 def differences_figure(title: str, pairs: Sequence[PairedTest]) -> Figure:
-    """Return the differences of pairs with their intervals; those that are not significant are grey and hollow.
+    """Return the differences of pairs with their intervals; those that are not significant are gray and hollow.
 
     Args:
         title: Title of the figure.
@@ -212,10 +212,10 @@ def differences_figure(title: str, pairs: Sequence[PairedTest]) -> Figure:
             axes.text(0, row, "  undefined", va="center", color=_MUTED, fontsize=10)
             continue
         is_significant = pair.verdict != "not distinguishable"
-        colour = _INK if is_significant else _MUTED
-        axes.plot([value.low, value.high], [row, row], color=colour, linewidth=1.6 if is_significant else 1.1)
+        color = _INK if is_significant else _MUTED
+        axes.plot([value.low, value.high], [row, row], color=color, linewidth=1.6 if is_significant else 1.1)
         axes.plot([value.value], [row], marker="o", markersize=6, linestyle="", markeredgewidth=1.4,
-                  markeredgecolor=colour, markerfacecolor=colour if is_significant else _SURFACE)  # fmt: skip
+                  markeredgecolor=color, markerfacecolor=color if is_significant else _SURFACE)  # fmt: skip
     axes.set_yticks(
         range(len(pairs)), [f"{short(pair.a)} \N{MINUS SIGN} {short(pair.b)}" for pair in pairs], color=_INK
     )

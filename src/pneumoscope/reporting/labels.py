@@ -62,7 +62,7 @@ _NAMES = {"wilson": "Wilson", "delong": "DeLong", "newcombe": "Newcombe", "mcnem
 
 
 def method_name(method: str) -> str:
-    """Return the name of a method or test with capitalised proper names, such as "McNemar, exact"."""
+    """Return the name of a method or test with capitalized proper names, such as "McNemar, exact"."""
     return re.sub("|".join(_NAMES), lambda match: _NAMES[match[0]], method)
 
 

@@ -47,7 +47,7 @@ class RunData:
 
     Attributes:
         index: Index in the comparison, from 0.
-        style: Colour and dash pattern in figures.
+        style: Color and dash pattern in figures.
         summary: Row of the comparison.
         evaluation: Evaluation of the test images.
         scores: Predictions by image.

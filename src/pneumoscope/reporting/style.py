@@ -1,7 +1,7 @@
-"""Style of all figures: colours, fonts and grid, without changes to matplotlib's global state.
+"""Style of all figures: colors, fonts and grid, without changes to matplotlib's global state.
 
-Figures are drawn in the light colours. The style sheet of a page or a standalone SVG maps them to the dark ones, so a
-figure copied from either remains valid. A run has the same colour and dash pattern in every figure.
+Figures are drawn in the light colors. The style sheet of a page or a standalone SVG maps them to the dark ones, so a
+figure copied from either remains valid. A run has the same color and dash pattern in every figure.
 """
 
 from __future__ import annotations
@@ -17,11 +17,11 @@ from matplotlib.axes import Axes
 from matplotlib.backends.backend_svg import FigureCanvasSVG
 from matplotlib.figure import Figure
 
-__all__ = ["COLOURS", "RUN_SLOTS", "RunStyle", "drawing", "new_figure", "run_style", "short", "show_grid"]
+__all__ = ["COLORS", "RUN_SLOTS", "RunStyle", "drawing", "new_figure", "run_style", "short", "show_grid"]
 
-# name: (light, dark). Light values are distinct, so that a style sheet can map each of them. The colours of runs can be
-# distinguished with the three common kinds of colour blindness (see tests/reporting/test_style.py).
-COLOURS = {
+# name: (light, dark). Light values are distinct, so that a style sheet can map each of them. The colors of runs can be
+# distinguished with the three common kinds of color blindness (see tests/reporting/test_style.py).
+COLORS = {
     "ink": ("#1c1e21", "#e8e9ec"),
     "muted": ("#5b6270", "#a5acb8"),
     "grid": ("#e4e6ea", "#30343c"),
@@ -54,26 +54,26 @@ _RC: Any = {
     "axes.titlelocation": "left",
     "axes.titlepad": 8,
     "axes.labelsize": 10.5,
-    "axes.labelcolor": COLOURS["muted"][0],
-    "axes.titlecolor": COLOURS["ink"][0],
-    "axes.edgecolor": COLOURS["muted"][0],
+    "axes.labelcolor": COLORS["muted"][0],
+    "axes.titlecolor": COLORS["ink"][0],
+    "axes.edgecolor": COLORS["muted"][0],
     "axes.facecolor": "none",
     "axes.linewidth": 0.8,
     "axes.spines.top": False,
     "axes.spines.right": False,
     "axes.axisbelow": True,
     "axes.unicode_minus": True,
-    "xtick.color": COLOURS["muted"][0],
-    "ytick.color": COLOURS["muted"][0],
+    "xtick.color": COLORS["muted"][0],
+    "ytick.color": COLORS["muted"][0],
     "xtick.labelsize": 10,
     "ytick.labelsize": 10,
     "xtick.major.size": 3,
     "ytick.major.size": 3,
-    "grid.color": COLOURS["grid"][0],
+    "grid.color": COLORS["grid"][0],
     "grid.linewidth": 0.8,
     "lines.linewidth": 1.6,
     "lines.solid_capstyle": "round",
-    "text.color": COLOURS["ink"][0],
+    "text.color": COLORS["ink"][0],
     "figure.facecolor": "none",
     "savefig.facecolor": "none",
     "path.simplify": True,
@@ -85,13 +85,13 @@ class RunStyle:
     """Style of one run in every figure.
 
     Attributes:
-        name: Key in `COLOURS`.
-        colour: Light value of the colour.
+        name: Key in `COLORS`.
+        color: Light value of the color.
         dash: Lengths of dashes and gaps in line widths; empty for a solid line.
     """
 
     name: str
-    colour: str
+    color: str
     dash: tuple[float, ...]
 
     @property
@@ -103,7 +103,7 @@ class RunStyle:
 def run_style(index: int) -> RunStyle:
     """Return the style of the run at this index of a comparison; the first 32 styles differ."""
     name = f"run-{index % RUN_SLOTS}"
-    return RunStyle(name, COLOURS[name][0], _DASHES[(index + index // RUN_SLOTS) % len(_DASHES)])
+    return RunStyle(name, COLORS[name][0], _DASHES[(index + index // RUN_SLOTS) % len(_DASHES)])
 
 
 def short(name: str) -> str:

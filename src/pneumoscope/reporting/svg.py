@@ -13,7 +13,7 @@ import xml.etree.ElementTree as ElementTree
 
 from matplotlib.figure import Figure
 
-from pneumoscope.reporting.style import COLOURS
+from pneumoscope.reporting.style import COLORS
 
 __all__ = ["inline_svg", "standalone_svg", "theme_rules"]
 
@@ -30,14 +30,14 @@ _DECIMALS = re.compile(r"-?\d+\.\d{3,}")
 
 
 def theme_rules(values: dict[str, str]) -> str:
-    """Return CSS rules that replace the colours of all figures.
+    """Return CSS rules that replace the colors of all figures.
 
     Args:
-        values: CSS colour, which may be a `var(--name)`, by name in `COLOURS`.
+        values: CSS color, which may be a `var(--name)`, by name in `COLORS`.
     """
     rules = []
     for name, value in values.items():
-        light = COLOURS[name][0]
+        light = COLORS[name][0]
         # The selector has no ancestor, since markers that are drawn by reference have none.
         rules.append(f'[fill="{light}"]{{fill:{value}}}[stroke="{light}"]{{stroke:{value}}}')
     return "\n".join(rules)
@@ -47,7 +47,7 @@ def inline_svg(figure: Figure, *, key: str, label: str) -> str:
     """Return an SVG element to embed in a page. Must be called within `style.drawing()`.
 
     Args:
-        figure: Figure in the colours of `style`.
+        figure: Figure in the colors of `style`.
         key: Prefix of the ids, unique in the page: letters, digits and hyphens.
         label: Text alternative of the figure.
     """
@@ -65,12 +65,12 @@ def standalone_svg(figure: Figure, *, label: str) -> str:
     root.set("role", "img")
     root.set("aria-label", label)
     root.set("font-family", _FONTS)
-    dark = theme_rules({name: dark for name, (_, dark) in COLOURS.items()})
+    dark = theme_rules({name: dark for name, (_, dark) in COLORS.items()})
     style = ElementTree.Element("style")
     style.text = f"@media (prefers-color-scheme: dark){{{dark}}}"
     title = ElementTree.Element("title")
     title.text = label
-    background = ElementTree.Element("rect", {"width": "100%", "height": "100%", "fill": COLOURS["surface"][0]})
+    background = ElementTree.Element("rect", {"width": "100%", "height": "100%", "fill": COLORS["surface"][0]})
     root[:0] = [title, style, background]
     return ElementTree.tostring(root, encoding="unicode") + "\n"
 

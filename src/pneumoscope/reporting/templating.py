@@ -1,4 +1,4 @@
-"""Jinja environment of the pages: number formats, and the colours as CSS variables."""
+"""Jinja environment of the pages: number formats, and the colors as CSS variables."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ import jinja2
 from markupsafe import Markup
 
 from pneumoscope.reporting.labels import method_name
-from pneumoscope.reporting.style import COLOURS
+from pneumoscope.reporting.style import COLORS
 from pneumoscope.reporting.svg import theme_rules
 
 __all__ = ["environment", "format_difference", "format_duration", "format_p", "format_value", "theme"]
@@ -61,9 +61,9 @@ def format_duration(seconds: float) -> str:
 
 
 def theme() -> Markup:
-    """Return CSS that defines the colours as variables, light and dark, and applies them to figures."""
-    light, dark = ("".join(f"--{name}:{pair[index]};" for name, pair in COLOURS.items()) for index in (0, 1))
-    rules = theme_rules({name: f"var(--{name})" for name in COLOURS})
+    """Return CSS that defines the colors as variables, light and dark, and applies them to figures."""
+    light, dark = ("".join(f"--{name}:{pair[index]};" for name, pair in COLORS.items()) for index in (0, 1))
+    rules = theme_rules({name: f"var(--{name})" for name in COLORS})
     return Markup(  # noqa: S704 - constants of this package
         f":root{{{light}}}\n@media screen and (prefers-color-scheme:dark){{:root{{{dark}}}}}\n{rules}"
     )

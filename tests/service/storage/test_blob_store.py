@@ -77,7 +77,7 @@ def test_emptying_the_staging_area_leaves_stored_blobs(tmp_path):
     assert (store.staging_files(), store.get(kept)) == ([], b"a")
 
 
-def test_blob_that_is_published_between_two_looks_is_found(tmp_path, monkeypatch):
+def test_blob_published_during_a_read_is_found(tmp_path, monkeypatch):
     store, key = FolderBlobStore(tmp_path), content_hash(b"a")
     store.stage({key: b"a"})
     read = type(tmp_path).read_bytes
