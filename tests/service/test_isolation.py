@@ -2,8 +2,9 @@
 
 import pytest
 from fastapi.testclient import TestClient
-from tests.service.conftest import images, png
+from tests.service.conftest import images, png, problem
 
+from pneumoscope.core.errors import DecodeCrashedError, DecodeMemoryError, DecodeTimeoutError
 from pneumoscope.imaging.sandbox import DecodePool, Limits
 from pneumoscope.inference.model import Model
 from pneumoscope.service.app import create_app
@@ -44,6 +45,24 @@ def test_image_that_crashes_its_decoder_is_unreadable_and_the_service_continues(
     assert bad["failure"]["message"].startswith(f"the image cannot be read: {says}")
     assert "The file is damaged" in bad["failure"]["hint"]
     assert isolated.post("/v1/predictions", files=images(b"BM" + action.encode())).status_code == 422
+
+
+@pytest.mark.parametrize(
+    "error", [DecodeCrashedError("", "crashed"), DecodeMemoryError("", "memory"), DecodeTimeoutError("", "time")]
+)
+def test_stored_image_that_crashes_its_decoder_is_a_problem_in_every_rendering(isolated, pool, monkeypatch, error):
+    (made,) = isolated.post("/v1/predictions", files=images(png(180))).json()["predictions"]
+
+    def fail(*_, **__):
+        raise error
+
+    for method in ("decode", "preprocess"):
+        monkeypatch.setattr(pool, method, fail)
+    paths = isolated.get("/openapi.json").json()["paths"]
+    for picture in ("image.png", "thumbnail.png", "heatmap.png", "heatmap-layer.png"):
+        document = problem(isolated.get(f"/v1/predictions/{made['id']}/{picture}"), 422, error.code)
+        assert document["detail"] == f"the image cannot be read: {error.reason}"
+        assert "422" in paths[f"/v1/predictions/{{id}}/{picture}"]["get"]["responses"]
 
 
 def test_rendered_images_are_decoded_in_a_worker(isolated, pool, monkeypatch):

@@ -1,6 +1,6 @@
 """Middleware for request bodies: limits on their size and on the memory that all of them take, and draining.
 
-uvicorn limits neither. Slow clients are left to the reverse proxy; see docs/operating.md.
+uvicorn limits neither. Slow clients are left to the reverse proxy; see docs/how-to/operate.md.
 """
 
 from __future__ import annotations

@@ -346,6 +346,27 @@ def test_failed_removal_of_an_image_is_an_error_and_retried(repository, monkeypa
     assert verify(repository.engine, images=repository.blobs).rows == 4
 
 
+def test_images_after_one_that_cannot_be_removed_expire(repository, monkeypatch):
+    monkeypatch.setattr("pneumoscope.service.storage.repository._BATCH", 2)
+    stuck = {add(repository, bytes([place]))[0].image_sha256 for place in range(5)}
+    stuck = set(sorted(stuck)[:2])
+    remove = repository.blobs.remove
+
+    def fail_on_stuck(sha256):
+        if sha256 in stuck:
+            raise StorageError("busy")
+        remove(sha256)
+
+    with monkeypatch.context() as failing:
+        failing.setattr(repository.blobs, "remove", fail_on_stuck)
+        for attempt in (partial(repository.expire, timedelta(0)), repository.retry_failed):
+            with pytest.raises(StorageError, match=r"busy \(and 1 more\)"):
+                attempt()
+            assert {key for key, _ in repository.blobs.stored()} == stuck
+    repository.retry_failed()
+    assert list(repository.blobs.stored()) == []
+
+
 def test_image_posted_again_before_its_retried_removal_stays(repository, monkeypatch):
     record, _ = add(repository)
     with monkeypatch.context() as failing:
@@ -425,6 +446,27 @@ def test_start_completes_committed_predictions_and_discards_the_rest(tmp_path, d
     assert again.image(record) == b"image"
     assert [key for key, _ in again.blobs.stored()] == [record.image_sha256]
     assert (again.blobs.staging_files(), again.orphaned) == ([], {})
+    again.close()
+
+
+@pytest.mark.parametrize("content", [b"deleted", b"uncommitted"])
+def test_file_that_cannot_be_removed_at_the_start_is_logged_and_retried(tmp_path, monkeypatch, caplog, content):
+    repository = PredictionRepository(tmp_path / "data")
+    removed, _ = add(repository, b"deleted")
+    repository.remove(removed.id, user="me")
+    if content == b"deleted":  # as if killed between the removal of the row and of the file
+        put(repository.blobs, content)
+    else:  # as if killed before the commit
+        repository.blobs.stage({content_hash(content): content})
+        (tmp_path / f"data/staging/{'ff' * 32}.part").write_bytes(b"half")
+    repository.close()
+    with monkeypatch.context() as failing:
+        failing.setattr("pneumoscope.service.storage.blob_store._unlink", fail)
+        again = PredictionRepository(tmp_path / "data")
+        assert again.blobs.get(content_hash(content)) == content
+    assert caplog.messages == ["A file could not be removed; the service tries again every few minutes: full"]
+    again.retry_failed()
+    assert again.blobs.get(content_hash(content)) is None
     again.close()
 
 
@@ -509,6 +551,21 @@ def test_orphaned_files_expire_with_an_audit_entry(tmp_path, database):
     entry = list(read_rows(repository.engine))[-1]
     assert (entry.event, entry.image_sha256, entry.prediction_id) == ("image_removed", content_hash(b"old"), "")
     assert verify(repository.engine, images=repository.blobs).rows == 2
+    repository.close()
+
+
+def test_orphaned_file_that_cannot_be_removed_has_one_audit_entry(tmp_path, monkeypatch):
+    PredictionRepository(tmp_path / "data").close()
+    put(FolderBlobStore(tmp_path / "data"), b"old")
+    repository = PredictionRepository(tmp_path / "data")
+    with monkeypatch.context() as failing:
+        failing.setattr(repository.blobs, "remove", fail)
+        with pytest.raises(StorageError, match="full"):
+            repository.expire(timedelta(0))
+        assert repository.expire(timedelta(0)) == 0
+    repository.retry_failed()
+    assert list(repository.blobs.stored()) == []
+    assert [entry.event for entry in read_rows(repository.engine)] == ["image_removed"]
     repository.close()
 
 

@@ -33,9 +33,37 @@ def test_expired_images_are_removed_and_failures_are_retried(repository, short_i
     retention.stop()
     assert list(repository.blobs.stored()) == []
     assert caplog.messages == [
-        "Expired images could not be removed; the next run tries again: locked",
-        "Expired images could not be removed; the next run tries again: KeyError",
+        "Images could not be removed; the next run tries again: locked",
+        "Images could not be removed; the next run tries again: KeyError",
     ]
+
+
+def test_image_that_cannot_be_removed_does_not_keep_other_images_from_expiring(
+    repository, short_interval, monkeypatch, caplog
+):
+    stuck, _ = add(repository, b"stuck")
+    remove, expire, done = repository.blobs.remove, repository.expire, threading.Event()
+
+    def fail_on_stuck(sha256):
+        if sha256 == stuck.image_sha256:
+            raise StorageError("read-only")
+        remove(sha256)
+
+    def expire_and_report(age, *, stopped):
+        expire(age, stopped=stopped)
+        done.set()
+
+    monkeypatch.setattr(repository.blobs, "remove", fail_on_stuck)
+    monkeypatch.setattr(repository, "expire", expire_and_report)
+    with pytest.raises(StorageError):
+        repository.remove(stuck.id, user="me")
+    add(repository, b"expired")
+    retention = Retention(repository, timedelta(0))
+    retention.start()
+    assert done.wait(10)
+    retention.stop()
+    assert [key for key, _ in repository.blobs.stored()] == [stuck.image_sha256]
+    assert set(caplog.messages) == {"Images could not be removed; the next run tries again: read-only"}
 
 
 def test_without_an_age_only_failed_removals_are_retried(repository, short_interval, monkeypatch):

@@ -48,7 +48,7 @@ _PNG: dict[str, Any] = {"content": {"image/png": {"schema": {"type": "string", "
 _SCALE_HEADER = {
     HEATMAP_SCALE: {"schema": {"type": "number"}, "description": "Contribution to the logit where the layer is opaque"}
 }
-_PNG_RESPONSES: dict[int | str, dict[str, Any]] = {200: _PNG, **problem_responses(404, 410)}
+_PNG_RESPONSES: dict[int | str, dict[str, Any]] = {200: _PNG, **problem_responses(404, 410, 422)}
 _LAYER_RESPONSES: dict[int | str, dict[str, Any]] = {**_PNG_RESPONSES, 200: _PNG | {"headers": _SCALE_HEADER}}
 _TEXT_RESPONSE: dict[int | str, dict[str, Any]] = {200: {"content": {"text/plain": {"schema": {"type": "string"}}}}}
 
@@ -98,12 +98,15 @@ def prediction_router(service: PredictionService, max_images: int, authenticate:
         content = repository.image(repository.get(id))
         return Image.fromarray(model.decode(content).pixels)
 
+    def rejected_image(id: str) -> UnknownNameError:
+        return UnknownNameError("heatmap", id, (), hint="The image was rejected; only predictions have a heatmap")
+
     def explainable_image(id: str) -> bytes:
         prediction = repository.get(id)
         if prediction.model.sha256 != model.facts.sha256:
             raise UnknownNameError("heatmap", id, (), hint="The prediction is of another model; post the image again")
         if prediction.decision == "rejected":
-            raise UnknownNameError("heatmap", id, (), hint="The image was rejected; only predictions have a heatmap")
+            raise rejected_image(id)
         return repository.image(prediction)
 
     router = APIRouter(
@@ -166,8 +169,9 @@ def prediction_router(service: PredictionService, max_images: int, authenticate:
     )  # fmt: skip
     async def heatmap(user: User, id: _Id, _: NoParameters) -> Response:
         def draw() -> Response:
-            ((_, picture),) = model.explain_many([explainable_image(id)], batch_size=1, workers=1)
-            assert picture is not None  # the image is readable and not rejected
+            picture = model.explain(explainable_image(id)).picture
+            if picture is None:  # the bundle has the same network and stricter input checks
+                raise rejected_image(id)
             return _png_response(picture)
 
         return await render(draw)

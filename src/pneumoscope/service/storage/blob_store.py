@@ -18,7 +18,16 @@ from typing import NamedTuple, Protocol
 from pneumoscope.core.errors import StorageError
 from pneumoscope.core.files import fsync_directory
 
-__all__ = ["BLOBS", "STAGING", "BlobStore", "FolderBlobStore", "MemoryBlobStore", "StageResult", "content_hash"]
+__all__ = [
+    "BLOBS",
+    "STAGING",
+    "BlobStore",
+    "FolderBlobStore",
+    "MemoryBlobStore",
+    "StageResult",
+    "content_hash",
+    "is_content_hash",
+]
 
 BLOBS = "blobs"  # both below the data directory, on the same file system
 STAGING = "staging"
@@ -30,6 +39,11 @@ _NAME = re.compile(r"[0-9a-f]{64}")
 def content_hash(content: bytes) -> str:
     """Return the SHA-256 of an image's bytes, which is its name in the store."""
     return hashlib.sha256(content).hexdigest()
+
+
+def is_content_hash(name: str) -> bool:
+    """Return whether a file name has the form of a content hash."""
+    return _NAME.fullmatch(name) is not None
 
 
 class StageResult(NamedTuple):
@@ -196,12 +210,12 @@ class FolderBlobStore:
     def stored(self) -> Iterator[tuple[str, datetime]]:
         """See `BlobStore`."""
         for path in self._blobs.glob("??/*"):
-            if _NAME.fullmatch(path.name):
+            if is_content_hash(path.name):
                 with contextlib.suppress(FileNotFoundError):  # removed since it was listed
                     yield path.name, datetime.fromtimestamp(path.stat().st_mtime, UTC)
 
     def _path(self, sha256: str) -> Path:
-        if not _NAME.fullmatch(sha256):
+        if not is_content_hash(sha256):
             raise ValueError(f"{sha256!r} is not a SHA-256")
         return self._blobs / sha256[:2] / sha256
 

@@ -7,23 +7,28 @@ It is removed in this order: commit the removal of the row with its audit entry,
 - any other staged file is removed: its request was never answered;
 - a file in the blob store whose removal the audit log records is removed.
 
+A file that cannot be removed does not prevent the start; `PredictionRepository.retry_failed` tries again.
+
 A file without either is from another database, or newer than a restored one. It is never removed here.
 """
 
 from __future__ import annotations
 
+import logging
 from datetime import datetime
 from itertools import islice
 from typing import NamedTuple
 
 from sqlalchemy import Engine, select
 
-from pneumoscope.service.storage.blob_store import BlobStore
+from pneumoscope.core.errors import StorageError
+from pneumoscope.service.storage.blob_store import BlobStore, is_content_hash
 from pneumoscope.service.storage.database import read_transaction, write_transaction
 from pneumoscope.service.storage.tables import audit_log, predictions
 
-__all__ = ["UnreferencedFiles", "find_unreferenced_files", "recover"]
+__all__ = ["RecoveryResult", "UnreferencedFiles", "find_unreferenced_files", "recover"]
 
+_LOG = logging.getLogger("pneumoscope.service")
 _BATCH = 500  # hashes in one query
 
 
@@ -39,16 +44,31 @@ class UnreferencedFiles(NamedTuple):
     deleted: list[str]
 
 
-def recover(engine: Engine, blobs: BlobStore) -> dict[str, datetime]:
-    """Complete or roll back what a killed process left, and return the orphaned files: hash and time.
+class RecoveryResult(NamedTuple):
+    """The files that are left after a recovery.
+
+    Attributes:
+        orphaned: Hash and time of files that the database does not know.
+        unremoved: Hashes of files that could not be removed.
+    """
+
+    orphaned: dict[str, datetime]
+    unremoved: list[str]
+
+
+def recover(engine: Engine, blobs: BlobStore) -> RecoveryResult:
+    """Complete or roll back what a killed process left, and return the files that are left.
+
+    A file that cannot be removed is logged.
 
     Args:
         engine: Engine of the database.
         blobs: The store. No other process may be using it.
 
     Raises:
-        StorageError: The database cannot be reached, or a file cannot be moved or removed.
+        StorageError: The database cannot be reached, or a file cannot be moved.
     """
+    unremoved: list[str] = []
     staged = blobs.staging_files()
     if staged:
         referenced = predictions.c.image_removed.is_(None), predictions.c.image_sha256.in_(staged)
@@ -57,11 +77,23 @@ def recover(engine: Engine, blobs: BlobStore) -> dict[str, datetime]:
         with write_transaction(engine) as connection:
             for sha256 in connection.execute(query).scalars():
                 blobs.publish(sha256)
-        blobs.empty_staging()
+        try:
+            blobs.empty_staging()
+        except StorageError as error:
+            unremoved += filter(is_content_hash, blobs.staging_files())
+            _log_failure(error)
     unreferenced = find_unreferenced_files(engine, blobs)
     for sha256 in unreferenced.deleted:
-        blobs.remove(sha256)
-    return unreferenced.orphaned
+        try:
+            blobs.remove(sha256)
+        except StorageError as error:
+            unremoved.append(sha256)
+            _log_failure(error)
+    return RecoveryResult(unreferenced.orphaned, unremoved)
+
+
+def _log_failure(error: StorageError) -> None:
+    _LOG.error("A file could not be removed; the service tries again every few minutes: %s", error.message)
 
 
 def find_unreferenced_files(engine: Engine, blobs: BlobStore) -> UnreferencedFiles:

@@ -8,7 +8,7 @@ from __future__ import annotations
 import contextlib
 import logging
 import threading
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import Future
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
@@ -88,12 +88,12 @@ class PredictionRepository:
             self._connection_lock = threading.RLock() if folder is None and not database else contextlib.nullcontext()
             # No image is removed between the commit of its row and its publication. Taken before a transaction begins.
             self._blob_lock = threading.Lock()
-            self.orphaned = recover(self.engine, self.blobs)
+            self.orphaned, unremoved = recover(self.engine, self.blobs)
         except BaseException:
             self.engine.dispose()
             raise
         self._unsettled: set[str] = set()  # staged, and neither published nor discarded because of an error
-        self._unremoved: set[str] = set()  # to be removed, and not removed because of an error
+        self._unremoved = set(unremoved)  # to be removed, and not removed because of an error
         self._commits = GroupCommit(self._add, StorageError, name="group-commit")
 
     def close(self) -> None:
@@ -211,7 +211,7 @@ class PredictionRepository:
                 row = _one(connection, query, id)
                 append(connection, [_entry(row, self._time(), user, "deleted")])
             try:
-                self._remove_unreferenced([row["image_sha256"]])
+                _raise_errors(self._remove_unreferenced([row["image_sha256"]]))
             except StorageError as error:
                 raise StorageError(
                     f"prediction {id!r} is deleted, but its image could not be: {error.message}",
@@ -225,23 +225,25 @@ class PredictionRepository:
             age: Time since the prediction.
             stopped: Returns whether to leave the rest for the next call.
         Raises:
-            StorageError: An image cannot be removed.
+            StorageError: An image cannot be removed; all others were.
         """
         limit, count = self._now() - age, 0
+        errors: list[StorageError] = []
         while not stopped() and (expired := self._expire_batch(limit)):
             count += len(expired)
-            self._remove_unreferenced(expired)
-        self._expire_orphaned(limit)
+            errors += self._remove_unreferenced(expired)
+        errors += self._expire_orphaned(limit)
+        _raise_errors(errors)
         return count
 
     def retry_failed(self) -> None:
         """Retry what failed: moving images out of the staging area, and removing images.
 
         Raises:
-            StorageError: It failed again.
+            StorageError: An image failed again; the others were retried.
         """
         self._settle()
-        self._remove_unreferenced(list(self._unremoved))
+        _raise_errors(self._remove_unreferenced(list(self._unremoved)))
 
     def check_writable(self) -> None:
         """Do everything that storing an image takes, without an image.
@@ -339,8 +341,9 @@ class PredictionRepository:
             append(connection, [_entry(row, time, RETENTION, "image_removed") for row in rows])
         return [row["image_sha256"] for row in rows]
 
-    def _expire_orphaned(self, limit: datetime) -> None:
-        """Remove orphaned files older than a limit, with an audit log entry for each."""
+    def _expire_orphaned(self, limit: datetime) -> list[StorageError]:
+        """Remove orphaned files older than a limit, with an audit log entry for each, and return the failures."""
+        errors: list[StorageError] = []
         old = [sha256 for sha256, time in self.orphaned.items() if time < limit]
         for start in range(0, len(old), _BATCH):
             batch = old[start : start + _BATCH]
@@ -348,20 +351,25 @@ class PredictionRepository:
                 expired = [sha256 for sha256 in batch if not _is_referenced(connection, sha256)]
                 time = self._time()
                 append(connection, [Entry(time, RETENTION, "image_removed", image_sha256=sha256) for sha256 in expired])
-            self._remove_unreferenced(expired)
-            for sha256 in batch:
+            for sha256 in batch:  # before the removal: a retried removal needs no second entry
                 del self.orphaned[sha256]
+            errors += self._remove_unreferenced(expired)
+        return errors
 
-    def _remove_unreferenced(self, images: Iterable[str]) -> None:
-        """Remove images, except those that a row still refers to."""
-        hashes = list(images)
+    def _remove_unreferenced(self, hashes: Sequence[str]) -> list[StorageError]:
+        """Remove images, except those that a row still refers to, and return the failures, which can be retried."""
         self._unremoved.update(hashes)
+        errors: list[StorageError] = []
         for start in range(0, len(hashes), _BATCH):
             with self._connection_lock, self._blob_lock, self._write_transaction() as connection:
                 for sha256 in hashes[start : start + _BATCH]:
-                    if not _is_referenced(connection, sha256):
-                        self.blobs.remove(sha256)
-                    self._unremoved.discard(sha256)
+                    try:
+                        if not _is_referenced(connection, sha256):
+                            self.blobs.remove(sha256)
+                        self._unremoved.discard(sha256)
+                    except StorageError as error:
+                        errors.append(error)
+        return errors
 
     def _has_image(self, id: str) -> bool:
         with self._connection_lock, read_transaction(self.engine) as connection:
@@ -376,6 +384,13 @@ class PredictionRepository:
 
     def _time(self) -> str:
         return format_time(self._now())
+
+
+def _raise_errors(errors: Sequence[StorageError]) -> None:
+    """Raise the first of several errors, with the number of the others; return if there is none."""
+    if errors:
+        others = f" (and {len(errors) - 1} more)" if len(errors) > 1 else ""
+        raise StorageError(f"{errors[0].message}{others}", hint=errors[0].hint) from errors[0]
 
 
 def _exists(connection: Connection, condition: ColumnElement[bool]) -> bool:

@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import logging
 import threading
+from collections.abc import Callable
 from datetime import timedelta
+from functools import partial
 
 from pneumoscope.core.errors import PneumoscopeError
 from pneumoscope.service.storage.repository import PredictionRepository
@@ -39,13 +41,17 @@ class Retention:
 
     def _run(self) -> None:
         while True:
-            try:
-                self._repository.retry_failed()
-                if self._keep is not None:
-                    self._repository.expire(self._keep, stopped=self._stopped.is_set)
-            except Exception as error:  # noqa: BLE001  the next run tries again
-                # The message of an unexpected error may contain names of patients.
-                reason = error.message if isinstance(error, PneumoscopeError) else type(error).__name__
-                _LOG.error("Expired images could not be removed; the next run tries again: %s", reason)
+            self._attempt(self._repository.retry_failed)
+            if self._keep is not None:
+                self._attempt(partial(self._repository.expire, self._keep, stopped=self._stopped.is_set))
             if self._stopped.wait(_INTERVAL_SECONDS):
                 return
+
+    def _attempt(self, step: Callable[[], object]) -> None:
+        """Run a step, and log its failure: the other steps still run, and the next run tries again."""
+        try:
+            step()
+        except Exception as error:  # noqa: BLE001  the next run tries again
+            # The message of an unexpected error may contain names of patients.
+            reason = error.message if isinstance(error, PneumoscopeError) else type(error).__name__
+            _LOG.error("Images could not be removed; the next run tries again: %s", reason)
