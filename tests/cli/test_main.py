@@ -201,6 +201,15 @@ def test_usage_errors_exit_with_2_and_point_to_the_help(capsys: Capture, argumen
     assert "--help" in err
 
 
+@pytest.mark.parametrize("value", ["", "abc", "0" * 63])
+def test_invalid_expected_hash_is_rejected(capsys: Capture, value: str) -> None:
+    """An empty value, as from a failed script, must not skip the check."""
+    status, out, err = exit_of(capsys, "audit-log", "verify", "--expect-hash", value)
+
+    assert (status, out) == (2, "")
+    assert "is not a SHA-256 hash" in err
+
+
 def test_missing_command_shows_the_help_and_exits_with_2(capsys: Capture) -> None:
     status, _, err = exit_of(capsys)
 

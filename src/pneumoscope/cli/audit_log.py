@@ -40,12 +40,11 @@ def command() -> None:
 @_location_options
 @click.option(
     "--expect-hash",
-    default="",
     metavar="HASH",
     help="Hash printed by an earlier verification; the log must still contain it.",
 )
 @click.option("--json", "as_json", is_flag=True, help="Print one JSON document.")
-def verify_command(data_dir: Path | None, database: str, expect_hash: str, as_json: bool) -> None:
+def verify_command(data_dir: Path | None, database: str, expect_hash: str | None, as_json: bool) -> None:
     """Recompute every row's hash, compare predictions and images with the log, and print the last hash.
 
     Keep that hash where people who can change the log cannot. All images are read; with --database, only if --data-dir
@@ -56,10 +55,10 @@ def verify_command(data_dir: Path | None, database: str, expect_hash: str, as_js
     from pneumoscope.service.audit.verification import verify
     from pneumoscope.service.storage.blob_store import FolderBlobStore
 
-    if expect_hash and not re.fullmatch(r"[0-9a-f]{64}", expect_hash):
+    if expect_hash is not None and not re.fullmatch(r"[0-9a-f]{64}", expect_hash):
         raise UsageError(f"--expect-hash {expect_hash[:80]!r} is not a SHA-256 hash", hint="Pass 64 hexadecimal digits")
     with _open(data_dir, database) as (folder, engine):
-        result = verify(engine, expected=expect_hash, images=FolderBlobStore(folder) if folder else None)
+        result = verify(engine, expected=expect_hash or "", images=FolderBlobStore(folder) if folder else None)
     if as_json:
         click.echo(json.dumps(dataclasses.asdict(result), indent=2))
         return

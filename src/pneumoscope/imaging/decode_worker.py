@@ -39,10 +39,10 @@ __all__ = [
     "MAX_HEADER_BYTES",
     "READY",
     "DecodeFailure",
+    "DecodeSuccess",
     "Limits",
     "Reply",
     "Request",
-    "DecodeSuccess",
     "main",
 ]
 
