@@ -298,7 +298,7 @@ def _busy() -> None:
     from pneumoscope.service.inference_queue import InferenceQueue
 
     queue = InferenceQueue(load_model(threads=1), max_waiting=1, workers=1)
-    queue.close()
+    queue.close(10)
     queue.submit([(b"image", "image.png")])
 
 

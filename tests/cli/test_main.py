@@ -59,8 +59,24 @@ def test_help_lists_every_command_with_a_description(capsys: Capture) -> None:
 
 
 def test_every_command_has_a_module() -> None:
-    modules = {path.stem for path in (SOURCE / "cli").glob("*.py")} - {"__init__", "progress"}
+    modules = {path.stem for path in (SOURCE / "cli").glob("*.py")} - {"__init__", "options", "progress"}
     assert modules == {name.replace("-", "_") for name in VERBS}
+
+
+def test_commands_describe_the_database_alike() -> None:
+    helps = [
+        (option.metavar, option.help)
+        for _, command in subcommands()
+        for option in command.params
+        if isinstance(option, click.Option) and option.name == "database"
+    ]
+    assert len(helps) == 4
+    assert len(set(helps)) == 1
+
+
+def test_every_module_exports_its_names() -> None:
+    for path in (SOURCE / "cli").glob("*.py"):
+        assert "\n__all__ = [" in path.read_text(), path.name
 
 
 @pytest.mark.parametrize("arguments", [["--help"], ["-h"], ["--version"], *([name, "--help"] for name in VERBS)])

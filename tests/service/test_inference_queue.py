@@ -47,7 +47,7 @@ def test_waiting_images_share_a_batch(gated):
     assert [each.path for each in found] == ["90.png", *(f"{level}.png" for level in range(100, 106))]
     assert len({each.probability for each in found}) == 7
     assert gated.given == [1, BATCH_SIZE, 6 - BATCH_SIZE]
-    queue.close()
+    queue.close(10)
 
 
 def test_workers_share_waiting_images(gated):
@@ -60,7 +60,7 @@ def test_workers_share_waiting_images(gated):
     assert len({future.result(10).path for future in rest}) == 6
     assert gated.given[:2] == [1, 1]
     assert max(gated.given) <= 3  # not 4 for one and 2 for the other
-    queue.close()
+    queue.close(10)
 
 
 def test_full_queue_rejects_a_whole_request(gated):
@@ -74,7 +74,7 @@ def test_full_queue_rejects_a_whole_request(gated):
     assert queue.waiting == 0
     with queue.reserve(4):  # an empty queue accepts a request larger than itself
         assert queue.waiting == 4
-    queue.close()
+    queue.close(10)
 
 
 def test_image_of_a_cancelled_request_is_not_scored(gated):
@@ -92,7 +92,7 @@ def test_image_of_a_cancelled_request_is_not_scored(gated):
     with pytest.raises(CancelledError):
         gone.result(10)
     assert gated.given == [1, 1]
-    queue.close()
+    queue.close(10)
 
 
 def test_unreadable_image_has_a_failure(gated):
@@ -102,20 +102,30 @@ def test_unreadable_image_has_a_failure(gated):
     assert good.result(10).decision
     assert (bad.result(10).decision, bad.result(10).path) == (None, "bad.png")
     assert bad.result(10).failure.message.startswith("the image cannot be read: not an image")
-    queue.close()
+    queue.close(10)
 
 
 def test_close_scores_accepted_images_and_accepts_no_more(gated):
     queue = InferenceQueue(gated, max_waiting=100, workers=2)
     futures = queue.submit(named(*range(90, 110)))
     threading.Timer(0.2, gated.open.set).start()
-    queue.close()
+    queue.close(10)
     assert all(future.done() and future.result(0).failure is None for future in futures)
     with pytest.raises(BusyError, match="stopping"):
         queue.submit(named(90))
     with pytest.raises(BusyError, match="stopping"), queue.reserve(1):
         pass
-    queue.close()
+    queue.close(10)
+
+
+def test_close_does_not_wait_longer_than_its_timeout(gated):
+    queue = InferenceQueue(gated, max_waiting=100, workers=2)
+    (future,) = queue.submit(named(90))
+    assert gated.begun.acquire(timeout=10)
+    queue.close(0.01)
+    assert not future.done()
+    gated.open.set()
+    assert future.result(10).decision
 
 
 def test_internal_error_of_an_image_affects_no_other(gated, monkeypatch):
@@ -136,4 +146,4 @@ def test_internal_error_of_an_image_affects_no_other(gated, monkeypatch):
     with pytest.raises(MemoryError):
         rest[1].result(10)
     assert queue.submit(named(140))[0].result(10).path == "140.png"
-    queue.close()
+    queue.close(10)

@@ -1,4 +1,4 @@
-"""Each failed request is logged in one line, which contains nothing that the client sent."""
+"""Each failed request is logged in one line, which contains nothing that the client sent but ids and names of tokens."""
 
 import asyncio
 import logging
@@ -8,7 +8,7 @@ import pytest
 from fastapi.testclient import TestClient
 from tests.service.conftest import TOKEN, images, png, post, problem
 
-from pneumoscope.core.errors import BusyError, StorageError
+from pneumoscope.core.errors import AuditLogError, BundleError, BusyError, StorageError
 from pneumoscope.service.app import Settings, create_app
 from pneumoscope.service.auth.tokens import Authenticator
 from pneumoscope.service.storage.repository import PredictionRepository
@@ -120,7 +120,7 @@ def test_readiness_check_hides_the_location_of_the_storage(client, caplog, monke
 
     monkeypatch.setattr("pneumoscope.service.storage.repository.PredictionRepository.check_writable", fail)
     answer = client.get("/readyz")
-    assert problem(answer, 503, "storage")["detail"] == "images cannot be stored"
+    assert problem(answer, 503, "storage")["detail"] == "the storage cannot be used"
     assert "secret" not in answer.text
     assert "Not ready: the database '/secret/place'" in caplog.text
 
@@ -134,6 +134,29 @@ def test_server_errors_are_warnings_with_their_message(client, lines, monkeypatc
     problem(client.get("/v1/predictions"), 503, error.code)
     message = " ".join(error.message.split())
     assert lines() == [("WARNING", f"GET /v1/predictions 503 {error.code} local _ ms: {message}")]
+
+
+@pytest.mark.parametrize("path", ["/v1/predictions", "/"])
+@pytest.mark.parametrize("error", [StorageError, BundleError, AuditLogError])
+def test_location_of_a_server_error_is_logged_and_not_sent(client, lines, monkeypatch, path, error):
+    def fail(*_, **__):
+        raise error("cannot read '/secret/place' of db.internal", hint="Restore /secret/place")
+
+    monkeypatch.setattr("pneumoscope.service.storage.repository.PredictionRepository.find", fail)
+    answer = client.get(path)
+    assert answer.status_code >= 500
+    assert "See the server log for the reason" in answer.text
+    assert not re.search(r"secret|db\.internal", answer.text)
+    ((level, line),) = lines()
+    assert (level, line.partition(" ms: ")[2]) == ("WARNING", "cannot read '/secret/place' of db.internal")
+
+
+def test_missing_image_is_logged_with_the_id_of_its_prediction(client, app, lines, monkeypatch):
+    (found,) = post(client, png())
+    monkeypatch.setattr("pneumoscope.service.storage.blob_store.MemoryBlobStore.get", lambda *_: None)
+    problem(client.get(f"/v1/predictions/{found['id']}/image.png"), 503, "storage")
+    line = f"GET /v1/predictions/{{id}}/image.png 503 storage local _ ms: the image of prediction '{found['id']}' is missing"
+    assert lines() == [("WARNING", line)]
 
 
 def test_unexpected_error_shows_only_its_type(client, lines, caplog, monkeypatch):

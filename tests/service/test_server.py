@@ -84,7 +84,7 @@ def test_shutdown_answers_accepted_requests(bundle, tmp_path):
 
 def test_shutdown_does_not_wait_for_a_client_that_reads_nothing(bundle, tmp_path):
     """With a short shutdown timeout."""
-    short = "import pneumoscope.service.server as server; server._SHUTDOWN_SECONDS = 1; import pneumoscope.cli as cli; cli.main()"
+    short = "import pneumoscope.service.server as server; server._ANSWER_SECONDS = 1; import pneumoscope.cli as cli; cli.main()"
     grain = io.BytesIO()
     Image.fromarray(np.random.default_rng(0).integers(0, 256, (4000, 4000), np.uint8)).save(grain, "PNG")
     with served(bundle, tmp_path, program=["-c", short]) as (process, client):
@@ -102,6 +102,22 @@ def test_shutdown_does_not_wait_for_a_client_that_reads_nothing(bundle, tmp_path
             assert process.wait(20) == 0
             assert "Stopped" in process.stderr.read()
     assert verified(tmp_path)[1]["rows"] == 1
+
+
+def test_shutdown_does_not_wait_for_a_removal_that_hangs(bundle, tmp_path):
+    """With a short timeout."""
+    hang = (
+        "import threading, pneumoscope.service.app as app, pneumoscope.cli as cli;"
+        "from pneumoscope.service.storage.repository import PredictionRepository;"
+        "app.CLOSE_SECONDS = 3;"
+        "PredictionRepository.retry_failed = lambda self: threading.Event().wait(120);"
+        "cli.main()"
+    )
+    with served(bundle, tmp_path, program=["-c", hang]) as (process, client):
+        post(client, 100)
+        process.send_signal(signal.SIGTERM)
+        assert process.wait(30) == 0
+        assert "Stopped" in process.stderr.read()
 
 
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])

@@ -12,16 +12,19 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
+from pneumoscope.cli.options import database_option
 from pneumoscope.core.errors import UsageError
 
 if TYPE_CHECKING:
     from sqlalchemy import Engine, Row
 
+__all__ = ["command"]
+
 
 def _location_options(command: Callable[..., None]) -> Callable[..., None]:
     """Add the options that locate the audit log."""
     for option in (
-        click.option("--database", default="", metavar="URL", help="postgresql://user@host/name, if the service uses one."),
+        database_option,
         click.option(
             "--data-dir", type=click.Path(path_type=Path),
             help="Data directory of the service.  [default: pneumoscope-data]",

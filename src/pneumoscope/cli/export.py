@@ -6,6 +6,8 @@ from pathlib import Path
 
 import click
 
+__all__ = ["command"]
+
 
 @click.command("export", short_help="Copy the bundle of a finished run.")
 @click.argument("run", type=click.Path(path_type=Path))

@@ -10,6 +10,8 @@ import click
 
 from pneumoscope.core.errors import UsageError
 
+__all__ = ["command"]
+
 
 @click.command("models", short_help="List networks, or print a model card.")
 @click.option("--json", "as_json", is_flag=True, help="Print one JSON document.")

@@ -8,7 +8,10 @@ from pathlib import Path
 
 import click
 
+from pneumoscope.cli.options import database_option
 from pneumoscope.core.errors import UsageError
+
+__all__ = ["command"]
 
 _UNITS = {"h": "hours", "d": "days", "w": "weeks"}
 
@@ -42,12 +45,10 @@ class _Age(click.ParamType[timedelta]):
 @click.option(
     "--data-dir", type=click.Path(path_type=Path), help="Folder for images and database.  [default: pneumoscope-data]"
 )
-@click.option(
-    "--database", default="", metavar="ADDRESS", help="Use PostgreSQL instead of SQLite: postgresql://user@host/name."
-)
+@database_option
 @click.option("--ephemeral", is_flag=True, help="In-memory storage; discarded on exit.")
 @click.option(
-    "--keep", type=_Age(), metavar="AGE", help="Delete images older than this (30d, 12h, 8w); predictions are kept."
+    "--keep", type=_Age(), metavar="AGE", help="Remove images older than this (30d, 12h, 8w); predictions are kept."
 )
 @click.option(
     "--token-file",

@@ -9,10 +9,13 @@ from typing import TYPE_CHECKING
 
 import click
 
+from pneumoscope.cli.options import database_option
 from pneumoscope.core.errors import PartialFailureError, UsageError
 
 if TYPE_CHECKING:
     from pneumoscope.service.storage.check import StorageReport
+
+__all__ = ["command"]
 
 _HINTS = {
     "orphaned_files": "They have no database record. The database may be another one, or restored from an older backup",
@@ -35,9 +38,7 @@ def command() -> None:
     show_default=True,
     help="Data directory of the service.",
 )
-@click.option(
-    "--database", default="", metavar="ADDRESS", help="PostgreSQL address, if used: postgresql://user@host/name."
-)
+@database_option
 @click.option("--json", "as_json", is_flag=True, help="Print one JSON document.")
 def check_command(data_dir: Path, database: str, as_json: bool) -> None:
     """Compare the stored images with the database, and report every difference.

@@ -28,7 +28,9 @@ from pneumoscope.service.storage.repository import PredictionRepository
 from pneumoscope.service.storage.retention import Retention
 from pneumoscope.service.web.routes import web_router
 
-__all__ = ["Settings", "create_app"]
+__all__ = ["CLOSE_SECONDS", "Settings", "create_app"]
+
+CLOSE_SECONDS = 30  # limit on the shutdown after the last request is answered
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
@@ -73,9 +75,8 @@ def create_app(
     async def lifespan(_: FastAPI) -> AsyncIterator[None]:
         retention.start()
         yield
-        await run_in_threadpool(retention.stop)
-        await run_in_threadpool(queue.close)
-        await run_in_threadpool(repository.close)
+        for close in (retention.stop, queue.close, repository.close):
+            await run_in_threadpool(close, CLOSE_SECONDS / 3)
 
     app = FastAPI(
         title="pneumoscope",

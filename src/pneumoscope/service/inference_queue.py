@@ -7,6 +7,7 @@ import dataclasses
 import os
 import queue
 import threading
+import time
 from collections.abc import Iterator, Sequence
 from concurrent.futures import Future
 
@@ -103,15 +104,16 @@ class InferenceQueue:
                 self._queue.put(job)
         return [job.future for job in jobs]
 
-    def close(self) -> None:
-        """Accept no more images, and return when all accepted images are scored."""
+    def close(self, timeout: float) -> None:
+        """Accept no more images, and return when all accepted images are scored, or after a number of seconds."""
         with self._lock:
             if not self._closed:
                 self._closed = True
                 for _ in self._workers:
                     self._queue.put(None)
+        deadline = time.monotonic() + timeout
         for worker in self._workers:
-            worker.join()
+            worker.join(max(0.0, deadline - time.monotonic()))
 
     def _raise_if_closed(self) -> None:
         if self._closed:

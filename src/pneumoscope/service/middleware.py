@@ -115,7 +115,11 @@ class RequestMiddleware:
 
 
 def _log_error(request: Request, outcome: str, seconds: float, *, is_server_error: bool) -> None:
-    """Log a failed request. The line contains nothing that the client sent, except the name of its token."""
+    """Log a failed request.
+
+    The line contains nothing that the client sent, except the name of its token and, with a server error, the id of a
+    prediction, which an operator needs to restore its image.
+    """
     code, message = getattr(request.state, "error", ("-", ""))
     user = getattr(request.state, "user", "-")
     reason = f": {' '.join(message.split())}" if is_server_error and message else ""

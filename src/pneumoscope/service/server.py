@@ -21,7 +21,7 @@ import uvicorn
 from pneumoscope.core.errors import UsageError
 from pneumoscope.core.i18n import NOTICE
 from pneumoscope.inference.model import load_model
-from pneumoscope.service.app import Settings, create_app
+from pneumoscope.service.app import CLOSE_SECONDS, Settings, create_app
 from pneumoscope.service.auth.tokens import Authenticator, is_loopback, read_tokens
 from pneumoscope.service.storage.blob_store import BLOBS
 from pneumoscope.service.storage.data_directory import data_directory_lock
@@ -32,7 +32,7 @@ __all__ = ["serve"]
 _LOG = logging.getLogger("pneumoscope.service")
 _KEEP_ALIVE_SECONDS = 15
 _MAX_HEADER_BYTES = 16 * 1024
-_SHUTDOWN_SECONDS = 150  # to answer accepted requests
+_ANSWER_SECONDS = 150 - CLOSE_SECONDS  # limit on answering accepted requests during a shutdown of 150 s
 # Loggers that are printed. Those of other libraries are not: image decoders repeat values from images.
 _LOGGERS = ("pneumoscope.service", "sqlalchemy", "asyncio", "concurrent.futures")
 _HOST_NAME = r"[A-Za-z0-9]([A-Za-z0-9.-]{0,251}[A-Za-z0-9])?"
@@ -103,7 +103,7 @@ def serve(
                 server_header=False,
                 date_header=True,
                 timeout_keep_alive=_KEEP_ALIVE_SECONDS,
-                timeout_graceful_shutdown=_SHUTDOWN_SECONDS,
+                timeout_graceful_shutdown=_ANSWER_SECONDS,
                 h11_max_incomplete_event_size=_MAX_HEADER_BYTES,
                 http="h11",
                 ws="none",
@@ -130,7 +130,7 @@ def _warn_of_orphaned_files(count: int) -> None:
 
 
 def _log_to_stderr() -> None:
-    """Print a line for each failed request and for events of the service; no line contains what a client sent."""
+    """Print a line for each failed request and for events of the service; no line contains what a client sent but ids."""
     handler = logging.StreamHandler()
     formatter = logging.Formatter("%(asctime)s %(levelname)s %(message)s", "%Y-%m-%dT%H:%M:%SZ")
     formatter.converter = time.gmtime

@@ -1,14 +1,12 @@
 """The database: migrations, lost connections, locks and the messages of its errors."""
 
-import dataclasses
 from pathlib import Path
 
 import pytest
-from sqlalchemy import create_engine, text
-from tests.service.conftest import add, prediction
+from sqlalchemy import create_engine, select, text
+from tests.service.conftest import add
 
 from pneumoscope.core.errors import StorageError, UsageError
-from pneumoscope.core.prediction import Prediction
 from pneumoscope.service.storage.database import DATABASE_FILE, open_database, read_transaction, write_transaction
 from pneumoscope.service.storage.records import Filter, StoredPrediction
 from pneumoscope.service.storage.repository import PredictionRepository
@@ -34,14 +32,15 @@ def test_database_of_a_newer_version_is_rejected(repository, database, tmp_path)
         open_database(tmp_path / "data", database)
 
 
-def test_predictions_are_stored_with_all_columns_of_their_rows():
-    stored = {column.name for column in METADATA.tables["predictions"].columns}
-    flat = {name for name in prediction().to_row() if not name.startswith("failure_")}
-    assert flat <= stored
-    added = {field.name for field in dataclasses.fields(StoredPrediction)} - {
-        field.name for field in dataclasses.fields(Prediction)
-    }
-    assert stored - flat == added - {"review"} | {"agrees", "note", "reviewed", "reviewer"}
+@pytest.mark.parametrize("reviewed", [False, True])
+def test_stored_prediction_is_flattened_to_its_row_in_the_database(repository, reviewed):
+    record, _ = add(repository)
+    if reviewed:
+        record = repository.review(record.id, agrees=False, note="a note", user="me")
+    with repository.engine.connect() as connection:
+        (row,) = connection.execute(select(METADATA.tables["predictions"])).mappings()
+    assert {name: value for name, value in record.to_row().items() if not name.startswith("failure_")} == dict(row)
+    assert StoredPrediction.from_row(record.to_row()) == record
 
 
 @pytest.mark.parametrize(

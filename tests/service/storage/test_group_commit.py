@@ -14,7 +14,7 @@ class SharedError(Exception):
 def test_single_item_is_committed_at_once():
     group = GroupCommit(lambda items: [2 * item for item in items], SharedError, name="doubling")
     assert group.submit(21).result(10) == 42
-    group.close()
+    group.close(10)
 
 
 def run(commit, items, max_batch=64):
@@ -33,7 +33,7 @@ def run(commit, items, max_batch=64):
     assert begun.wait(10)
     futures += [group.submit(item) for item in items[1:]]
     gathered.set()
-    group.close()
+    group.close(10)
     return [each.exception(0) or each.result(0) for each in futures], batches
 
 
@@ -75,7 +75,7 @@ def test_shared_error_is_not_retried_for_each_item():
 def test_item_may_have_its_own_error():
     group = GroupCommit(lambda items: [KeyError(item) if item % 2 else item for item in items], SharedError, name="odd")
     futures = [group.submit(item) for item in range(4)]
-    group.close()
+    group.close(10)
     assert [each.result(0) for each in futures[::2]] == [0, 2]
     assert [each.exception(0).args for each in futures[1::2]] == [(1,), (3,)]
 
@@ -95,7 +95,7 @@ def test_cancelled_item_is_not_committed():
     gone, last = group.submit(2), group.submit(3)
     assert gone.cancel()
     go.set()
-    group.close()
+    group.close(10)
     assert (first.result(0), last.result(0), done) == (1, 3, [1, 3])
 
 
@@ -106,4 +106,21 @@ def test_error_is_raised_to_the_caller():
     group = GroupCommit(do, SharedError, name="failing")
     with pytest.raises(KeyError):
         group.submit(1).result(10)
-    group.close()
+    group.close(10)
+
+
+def test_close_does_not_wait_longer_than_its_timeout():
+    begun, release = threading.Event(), threading.Event()
+
+    def wait(items):
+        begun.set()
+        assert release.wait(20)
+        return list(items)
+
+    group = GroupCommit(wait, SharedError, name="waiting")
+    future = group.submit(1)
+    assert begun.wait(10)
+    group.close(0.01)
+    assert not future.done()
+    release.set()
+    assert future.result(10) == 1

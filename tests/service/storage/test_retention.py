@@ -30,7 +30,7 @@ def test_expired_images_are_removed_and_failures_are_retried(repository, short_i
     retention = Retention(repository, timedelta(0))
     retention.start()
     assert done.wait(10)
-    retention.stop()
+    retention.stop(10)
     assert list(repository.blobs.stored()) == []
     assert caplog.messages == [
         "Images could not be removed; the next run tries again: locked",
@@ -61,7 +61,7 @@ def test_image_that_cannot_be_removed_does_not_keep_other_images_from_expiring(
     retention = Retention(repository, timedelta(0))
     retention.start()
     assert done.wait(10)
-    retention.stop()
+    retention.stop(10)
     assert [key for key, _ in repository.blobs.stored()] == [stuck.image_sha256]
     assert set(caplog.messages) == {"Images could not be removed; the next run tries again: read-only"}
 
@@ -84,7 +84,7 @@ def test_without_an_age_only_failed_removals_are_retried(repository, short_inter
     retention = Retention(repository, None)
     retention.start()
     assert done.wait(10)
-    retention.stop()
+    retention.stop(10)
     assert [repository.blobs.get(key) for key, _ in repository.blobs.stored()] == [b"stays"]
 
 
@@ -95,3 +95,21 @@ def test_stop_leaves_the_rest_for_the_next_run(repository, monkeypatch):
     turns = iter([False, False, True])
     assert repository.expire(timedelta(0), stopped=lambda: next(turns)) == 2
     assert len(list(repository.blobs.stored())) == 3
+
+
+def test_stop_does_not_wait_longer_than_its_timeout(repository, monkeypatch):
+    begun, release, ended = threading.Event(), threading.Event(), threading.Event()
+
+    def wait():
+        begun.set()
+        assert release.wait(20)
+        ended.set()
+
+    monkeypatch.setattr(repository, "retry_failed", wait)
+    retention = Retention(repository, None)
+    retention.start()
+    assert begun.wait(10)
+    retention.stop(0.01)
+    assert not ended.is_set()
+    release.set()
+    assert ended.wait(10)

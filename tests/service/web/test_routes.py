@@ -244,6 +244,8 @@ def test_csv_export_has_every_image_and_no_formula(client, monkeypatch):
     assert (first["path"], first["decision"], first["probability"], first["agrees"], first["note"]) == (
         "./=60.png", "rejected", "", "yes", "'=1+1",
     )  # fmt: skip
+    assert (first["reviewer"], first["image_bytes"]) == ("local", str(len(png(60))))
+    assert (rows[ids[1]]["agrees"], rows[ids[1]]["note"], rows[ids[1]]["reviewer"]) == ("", "", "")
     prediction = client.get(f"/v1/predictions/{ids[4]}").json()
     assert float(rows[ids[4]]["probability"]) == prediction["probability"]
     assert len(list(csv.DictReader(io.StringIO(client.get("/worklist.csv?decision=rejected").text)))) == 1

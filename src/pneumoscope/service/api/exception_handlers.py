@@ -1,10 +1,12 @@
 """Exception handlers: every error is a problem document (RFC 9457) with the stable code of `core.errors`.
 
 Problem documents and log lines never repeat the name of an image or a value from an image: they may name patients.
+Problem documents never contain paths of the server or the address of its database: they are only logged.
 """
 
 from __future__ import annotations
 
+import copy
 import difflib
 import errno
 import json
@@ -29,10 +31,12 @@ __all__ = [
     "Problem",
     "add_problem_schema",
     "error_response",
+    "error_status",
     "install_exception_handlers",
     "internal_error_response",
     "problem_response",
     "problem_responses",
+    "public_error",
     "record_error",
 ]
 
@@ -53,6 +57,12 @@ STATUSES: Mapping[type[PneumoscopeError], int] = {
     errors.BundleError: 503,
     errors.StorageError: 503,
     errors.BusyError: 503,
+}
+# Details of server errors for clients.
+_PUBLIC_DETAILS: Mapping[type[PneumoscopeError], str] = {
+    errors.StorageError: "the storage cannot be used",
+    errors.BundleError: "the model cannot be used",
+    errors.PneumoscopeError: "internal error",
 }
 # Phrases of IANA's registry; those of `http.HTTPStatus` depend on the version of Python.
 _TITLES = {
@@ -121,10 +131,25 @@ def problem_response(
 
 def error_response(error: PneumoscopeError) -> JSONResponse:
     """Return the response to an error that pneumoscope raised on purpose."""
-    status = next(STATUSES[cls] for cls in type(error).__mro__ if cls in STATUSES)
+    error = public_error(error)
+    return problem_response(error_status(error), error.code, error.message, error.hint)
+
+
+def error_status(error: PneumoscopeError) -> int:
+    """Return the HTTP status of an error that pneumoscope raised on purpose."""
+    return next(STATUSES[cls] for cls in type(error).__mro__ if cls in STATUSES)
+
+
+def public_error(error: PneumoscopeError) -> PneumoscopeError:
+    """Return the error as a client may see it: without names of images, paths of the server and addresses of databases."""
     if isinstance(error, errors.UnreadableImageError):
-        error = type(error)("", error.reason, hint=error.hint)  # without the name of the image
-    return problem_response(status, error.code, error.message, error.hint)
+        return type(error)("", error.reason, hint=error.hint)
+    if isinstance(error, errors.BusyError) or error_status(error) < 500:
+        return error
+    public = copy.copy(error)  # keeps its class and so its code
+    public.message = next(detail for cls, detail in _PUBLIC_DETAILS.items() if isinstance(error, cls))
+    public.hint = "See the server log for the reason"
+    return public
 
 
 def internal_error_response(request: Request, error: Exception) -> JSONResponse:
@@ -144,7 +169,8 @@ def record_error(request: Request, code: str, message: str = "") -> None:
     Args:
         request: The request that failed.
         code: Error code.
-        message: Logged with statuses of 500 and above; must not contain anything that the client sent.
+        message: Logged with statuses of 500 and above; may contain the id of a prediction, and nothing else that
+            the client sent.
     """
     request.state.error = (code, message)
 
@@ -174,7 +200,7 @@ def install_exception_handlers(app: FastAPI, routes: Sequence[APIRoute]) -> None
             if each["type"] == "extra_forbidden" and each["loc"][0] == "query":
                 return _unknown_parameter(request, str(each["loc"][-1]))
         # Without the rejected value: a note may name a patient.
-        detail = "; ".join(f"{'.'.join(map(str, each['loc']))}: {_validation_message(each)}" for each in error.errors())
+        detail = "; ".join(f"{_location(each)}: {_validation_message(each)}" for each in error.errors())
         return problem_response(422, code, detail, "See /openapi.json for the expected values")
 
     @app.exception_handler(HTTPException)
@@ -188,6 +214,11 @@ def install_exception_handlers(app: FastAPI, routes: Sequence[APIRoute]) -> None
             methods = {method for route in routes if route.path_regex.match(path) for method in route.methods or ()}
             headers["Allow"] = ", ".join(sorted(methods | ({"HEAD"} if "GET" in methods else set())))
         return problem_response(error.status_code, code, detail, hint, headers)
+
+
+def _location(error: Mapping[str, Any]) -> str:
+    """Return the path of an invalid value. Its parts may be keys that the client sent."""
+    return ".".join(str(part)[:_MAX_SHOWN] for part in error["loc"])
 
 
 def _validation_message(error: Mapping[str, Any]) -> str:

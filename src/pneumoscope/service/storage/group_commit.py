@@ -46,10 +46,13 @@ class GroupCommit(Generic[_Item, _Result]):
         self._queue.put((item, future))
         return future
 
-    def close(self) -> None:
-        """Wait until every submitted item is committed; nothing may be submitted afterwards."""
+    def close(self, timeout: float) -> None:
+        """Wait until every submitted item is committed, but not longer than a number of seconds.
+
+        Nothing may be submitted afterwards.
+        """
         self._queue.put(None)
-        self._thread.join()
+        self._thread.join(timeout)
 
     def _run(self) -> None:
         while (first := self._queue.get()) is not None:

@@ -12,9 +12,9 @@ from collections.abc import Mapping
 from datetime import UTC, datetime
 from typing import Any, Literal, NamedTuple
 
-from sqlalchemy import Connection, RowMapping, and_, case, func, or_, select
+from sqlalchemy import ColumnElement, Connection, Executable, RowMapping, and_, case, func, or_, select
 
-from pneumoscope.core.errors import UsageError
+from pneumoscope.core.errors import UnknownNameError, UsageError
 from pneumoscope.core.prediction import Decision, Prediction
 from pneumoscope.service.storage.blob_store import content_hash
 from pneumoscope.service.storage.tables import predictions
@@ -31,10 +31,13 @@ __all__ = [
     "compute_id",
     "find_page",
     "format_time",
+    "has_image",
     "is_id",
+    "is_referenced",
     "latest_statistics",
     "new_row",
     "result_hash",
+    "select_one",
 ]
 
 Order = Literal["newest", "oldest", "highest", "lowest", "attention"]
@@ -90,6 +93,22 @@ class StoredPrediction(Prediction):
     image_bytes: int
     image_removed: str | None
     review: Review | None
+
+    def to_row(self) -> dict[str, Any]:
+        """Return the prediction as one flat row: `Prediction.to_row`, and the other columns of the table."""
+        review = self.review
+        # `super()` without arguments fails in a dataclass with slots.
+        return Prediction.to_row(self) | {
+            "id": self.id,
+            "created": self.created,
+            "image_sha256": self.image_sha256,
+            "image_bytes": self.image_bytes,
+            "image_removed": self.image_removed,
+            "agrees": review and review.agrees,
+            "note": review.note if review else "",
+            "reviewed": review and review.time,
+            "reviewer": review and review.reviewer,
+        }
 
     @classmethod
     def fields_from_row(cls, row: Mapping[str, Any]) -> dict[str, Any]:
@@ -182,6 +201,33 @@ def new_row(prediction: Prediction, image: bytes) -> dict[str, Any]:
         "reviewed": None,
         "reviewer": None,
     }
+
+
+def select_one(connection: Connection, query: Executable, id: str) -> dict[str, Any]:
+    """Return the row that a query by id selects, updates or deletes.
+
+    Raises:
+        UnknownNameError: There is no prediction with this id.
+    """
+    row = connection.execute(query).mappings().first() if is_id(id) else None
+    if row is None:
+        raise UnknownNameError("prediction", id, (), hint="It was deleted, or never existed here")
+    return dict(row)
+
+
+def has_image(connection: Connection, id: str) -> bool:
+    """Return whether there is a prediction with this id whose image was not removed."""
+    return _exists(connection, predictions.c.id == id)
+
+
+def is_referenced(connection: Connection, sha256: str) -> bool:
+    """Return whether there is a prediction with this image, and the image was not removed."""
+    return _exists(connection, predictions.c.image_sha256 == sha256)
+
+
+def _exists(connection: Connection, condition: ColumnElement[bool]) -> bool:
+    query = select(predictions.c.id).where(condition, predictions.c.image_removed.is_(None)).limit(1)
+    return connection.execute(query).first() is not None
 
 
 def result_hash(row: Row) -> str:

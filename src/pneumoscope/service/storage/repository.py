@@ -12,11 +12,11 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import Future
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
-from sqlalchemy import ColumnElement, Connection, Engine, Executable, bindparam, delete, insert, select, update
+from sqlalchemy import Connection, Engine, bindparam, delete, insert, select, update
 
-from pneumoscope.core.errors import GoneError, StorageError, UnknownNameError
+from pneumoscope.core.errors import GoneError, StorageError
 from pneumoscope.core.prediction import Prediction
 from pneumoscope.service.audit.log import Entry, Event, append
 from pneumoscope.service.auth.tokens import RETENTION
@@ -33,10 +33,12 @@ from pneumoscope.service.storage.records import (
     StoredPrediction,
     find_page,
     format_time,
-    is_id,
+    has_image,
+    is_referenced,
     latest_statistics,
     new_row,
     result_hash,
+    select_one,
 )
 from pneumoscope.service.storage.recovery import recover
 from pneumoscope.service.storage.tables import predictions
@@ -96,9 +98,9 @@ class PredictionRepository:
         self._unremoved = set(unremoved)  # to be removed, and not removed because of an error
         self._commits = GroupCommit(self._add, StorageError, name="group-commit")
 
-    def close(self) -> None:
-        """Store what was submitted, and close the connections."""
-        self._commits.close()
+    def close(self, timeout: float = 10) -> None:
+        """Store what was submitted, but wait no longer than `timeout` seconds for it, and close the connections."""
+        self._commits.close(timeout)
         self.engine.dispose()
 
     def add(self, prediction: Prediction, image: bytes, *, user: str) -> tuple[StoredPrediction, bool]:
@@ -130,7 +132,9 @@ class PredictionRepository:
             UnknownNameError: There is no prediction with this id.
         """
         with self._connection_lock, read_transaction(self.engine) as connection:
-            return StoredPrediction.from_row(_one(connection, select(predictions).where(predictions.c.id == id), id))
+            return StoredPrediction.from_row(
+                select_one(connection, select(predictions).where(predictions.c.id == id), id)
+            )
 
     def image(self, prediction: StoredPrediction) -> bytes:
         """Return the file of a prediction's image.
@@ -142,7 +146,9 @@ class PredictionRepository:
         content = None if prediction.image_removed else self.blobs.get(prediction.image_sha256)
         if content is not None:
             return content
-        if prediction.image_removed or not self._has_image(prediction.id):
+        with self._connection_lock, read_transaction(self.engine) as connection:
+            removed = prediction.image_removed or not has_image(connection, prediction.id)
+        if removed:
             raise GoneError(
                 f"the image of prediction {prediction.id!r} was removed",
                 hint="The prediction is kept",
@@ -193,7 +199,7 @@ class PredictionRepository:
             time = self._time()
             values = {"agrees": agrees, "note": note, "reviewed": time, "reviewer": user}
             query = update(predictions).where(predictions.c.id == id).values(values).returning(predictions)
-            row = _one(connection, query, id)
+            row = select_one(connection, query, id)
             details = {"agrees": agrees, "note_sha256": content_hash(note.encode())}
             append(connection, [_entry(row, time, user, "reviewed", details)])
             return StoredPrediction.from_row(row)
@@ -208,7 +214,7 @@ class PredictionRepository:
         with self._connection_lock:
             with self._write_transaction() as connection:
                 query = delete(predictions).where(predictions.c.id == id).returning(predictions)
-                row = _one(connection, query, id)
+                row = select_one(connection, query, id)
                 append(connection, [_entry(row, self._time(), user, "deleted")])
             try:
                 _raise_errors(self._remove_unreferenced([row["image_sha256"]]))
@@ -326,7 +332,7 @@ class PredictionRepository:
         with self._connection_lock, self._blob_lock, self._write_transaction() as connection:
             for sha256 in unsettled:
                 self._unsettled.discard(sha256)
-                self._publish_or_discard(sha256, referenced=_is_referenced(connection, sha256))
+                self._publish_or_discard(sha256, referenced=is_referenced(connection, sha256))
 
     def _expire_batch(self, limit: datetime) -> list[str]:
         """Record the removal of images older than a limit, few enough for a short transaction; return their hashes."""
@@ -348,7 +354,7 @@ class PredictionRepository:
         for start in range(0, len(old), _BATCH):
             batch = old[start : start + _BATCH]
             with self._connection_lock, self._write_transaction() as connection:
-                expired = [sha256 for sha256 in batch if not _is_referenced(connection, sha256)]
+                expired = [sha256 for sha256 in batch if not is_referenced(connection, sha256)]
                 time = self._time()
                 append(connection, [Entry(time, RETENTION, "image_removed", image_sha256=sha256) for sha256 in expired])
             for sha256 in batch:  # before the removal: a retried removal needs no second entry
@@ -364,16 +370,12 @@ class PredictionRepository:
             with self._connection_lock, self._blob_lock, self._write_transaction() as connection:
                 for sha256 in hashes[start : start + _BATCH]:
                     try:
-                        if not _is_referenced(connection, sha256):
+                        if not is_referenced(connection, sha256):
                             self.blobs.remove(sha256)
                         self._unremoved.discard(sha256)
                     except StorageError as error:
                         errors.append(error)
         return errors
-
-    def _has_image(self, id: str) -> bool:
-        with self._connection_lock, read_transaction(self.engine) as connection:
-            return _exists(connection, predictions.c.id == id)
 
     @contextlib.contextmanager
     def _write_transaction(self) -> Iterator[Connection]:
@@ -390,26 +392,8 @@ def _raise_errors(errors: Sequence[StorageError]) -> None:
     """Raise the first of several errors, with the number of the others; return if there is none."""
     if errors:
         others = f" (and {len(errors) - 1} more)" if len(errors) > 1 else ""
-        raise StorageError(f"{errors[0].message}{others}", hint=errors[0].hint) from errors[0]
-
-
-def _exists(connection: Connection, condition: ColumnElement[bool]) -> bool:
-    """Return whether there is a matching prediction whose image was not removed."""
-    query = select(predictions.c.id).where(condition, predictions.c.image_removed.is_(None)).limit(1)
-    return connection.execute(query).first() is not None
-
-
-def _is_referenced(connection: Connection, sha256: str) -> bool:
-    return _exists(connection, predictions.c.image_sha256 == sha256)
+        raise StorageError(f"{errors[0].message}{others}", hint=errors[0].hint)
 
 
 def _entry(row: Row, time: str, user: str, event: Event, details: Mapping[str, object] | None = None) -> Entry:
     return Entry(time, user, event, row["id"], row["image_sha256"], row["model_sha256"], details or {})
-
-
-def _one(connection: Connection, query: Executable, id: str) -> dict[str, Any]:
-    """Return the row that a query by id selects, updates or deletes."""
-    row = connection.execute(query).mappings().first() if is_id(id) else None
-    if row is None:
-        raise UnknownNameError("prediction", id, (), hint="It was deleted, or never existed here")
-    return dict(row)

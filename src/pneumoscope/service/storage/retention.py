@@ -34,10 +34,10 @@ class Retention:
         """Start the thread."""
         self._thread.start()
 
-    def stop(self) -> None:
-        """Stop the thread, and wait for a removal in progress."""
+    def stop(self, timeout: float) -> None:
+        """Stop the thread, and wait for a removal in progress, but not longer than a number of seconds."""
         self._stopped.set()
-        self._thread.join()
+        self._thread.join(timeout)
 
     def _run(self) -> None:
         while True:

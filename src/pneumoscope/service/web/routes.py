@@ -17,7 +17,7 @@ from pneumoscope.core.messages import error_text
 from pneumoscope.core.prediction import DECISIONS
 from pneumoscope.inference.decision import threshold_probability
 from pneumoscope.service.api.dependencies import Authenticate
-from pneumoscope.service.api.exception_handlers import error_response, record_error
+from pneumoscope.service.api.exception_handlers import error_status, public_error, record_error
 from pneumoscope.service.auth.sessions import COOKIE, SESSION_SECONDS
 from pneumoscope.service.auth.tokens import LOCAL, Authenticator
 from pneumoscope.service.predictions import PredictionService
@@ -47,8 +47,8 @@ class _PageRoute(APIRoute):
             except PneumoscopeError as error:
                 record_error(request, error.code, error.message)
                 title, advice = error_text(error, request_language(request))
-                status = error_response(error).status_code
-                return render(request, "error.html", status, title=title, advice=advice, detail=str(error))
+                detail = str(public_error(error))
+                return render(request, "error.html", error_status(error), title=title, advice=advice, detail=detail)
 
         return handle_errors
 

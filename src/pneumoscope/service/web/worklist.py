@@ -80,7 +80,7 @@ def parse_query(parameters: Mapping[str, str]) -> WorklistQuery:
 
 
 def export_csv(repository: PredictionRepository, query: WorklistQuery) -> Iterator[bytes]:
-    """Return the lines of a CSV file with the predictions of a query: the columns of `predict --csv` and the review.
+    """Return the lines of a CSV file with the predictions of a query: the columns of `predict --csv`, the image and the review.
 
     The file begins with a byte order mark, which Excel needs to recognize UTF-8.
 
@@ -107,13 +107,9 @@ def export_csv(repository: PredictionRepository, query: WorklistQuery) -> Iterat
 
 
 def _row(prediction: StoredPrediction) -> dict[str, Any]:
-    review = prediction.review
-    return csv_row(prediction) | {
-        "id": prediction.id,
-        "created": prediction.created,
-        "image_sha256": prediction.image_sha256,
-        "image_removed": prediction.image_removed,
-        "agrees": review and ("yes" if review.agrees else "no"),
-        "note": review and escape_formula(review.note, "'"),
-        "reviewed": review and review.time,
+    row = csv_row(prediction)
+    return row | {
+        "agrees": {None: None, True: "yes", False: "no"}[row["agrees"]],
+        "note": escape_formula(row["note"], "'"),
+        "reviewer": row["reviewer"] and escape_formula(row["reviewer"], "'"),
     }
