@@ -26,6 +26,7 @@ from pneumoscope.service.api.exception_handlers import PROBLEM_MEDIA_TYPE
 from pneumoscope.service.app import Settings, create_app
 from pneumoscope.service.audit.verification import verify
 from pneumoscope.service.auth.tokens import Authenticator
+from pneumoscope.service.request_limits import BodyLimitMiddleware
 from pneumoscope.service.storage.records import StoredPrediction
 from pneumoscope.service.storage.repository import PredictionRepository
 
@@ -229,7 +230,7 @@ def test_form_with_an_unknown_encoding_is_a_client_error(model, path, charset):
 
 def test_unwritable_temporary_folder_is_reported(client, monkeypatch, app, caplog):
     monkeypatch.setattr("tempfile.tempdir", "/nowhere/at/all")
-    app.user_middleware.clear()
+    app.user_middleware = [each for each in app.user_middleware if each.cls is not BodyLimitMiddleware]
     app.middleware_stack = None  # without the limit on bytes
     answer = client.post("/v1/predictions", files=images(bytes(2 * 2**20)))
     problem(answer, 503, "storage")

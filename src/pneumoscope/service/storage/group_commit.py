@@ -49,7 +49,7 @@ class GroupCommit(Generic[_Item, _Result]):
     def close(self, timeout: float) -> None:
         """Wait until every submitted item is committed, but not longer than a number of seconds.
 
-        Nothing may be submitted afterwards.
+        Do not submit items afterwards.
         """
         self._queue.put(None)
         self._thread.join(timeout)
