@@ -293,5 +293,6 @@ def test_the_paths_in_the_threat_table_exist() -> None:
 
 @pytest.mark.parametrize("name", pages())
 def test_pages_contain_no_local_path(name: str) -> None:
-    private = {str(ROOT), str(ROOT.parent), str(Path.home()), tempfile.gettempdir(), "/home/", "/Users/", "/root/"}
+    folders = {ROOT, ROOT.parent, Path.home(), Path(tempfile.gettempdir())} - {Path("/")}
+    private = {f"{folder}/" for folder in folders} | {"/home/", "/Users/", "/root/"}
     assert [path for path in private if path in pages()[name]] == []
