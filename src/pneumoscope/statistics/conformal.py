@@ -2,7 +2,7 @@
 
 Conformal prediction keeps a label possible for an image unless the score is among the most extreme calibration scores
 of that label. For the images of either label, the true label then stays possible with at least the stated coverage,
-whatever the quality of the network.
+even if the network is poor.
 
 Venn-Abers calibration fits isotonic regression to the calibration images and the new image twice, once with each label.
 One of the two probabilities is calibrated. They differ widely where few calibration images have similar scores.
