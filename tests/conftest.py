@@ -7,6 +7,7 @@ import importlib.util
 import json
 import re
 import shutil
+import signal
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -33,6 +34,9 @@ from pneumoscope.data.layouts import load_manifest
 from pneumoscope.imaging.preprocess import Preprocessing
 
 SIZE = 16
+
+# A shell ignores Ctrl-C for jobs in the background, and their processes inherit that; with a handler here, they do not.
+signal.signal(signal.SIGINT, signal.default_int_handler)
 
 # --- tiers ---------------------------------------------------------------------------------------------------------------
 
@@ -148,7 +152,8 @@ class Maker:
         reference_distribution: ReferenceDistribution | None = None,
     ) -> Path:
         """Create a bundle with logit = gain x (mean gray level - 125), and input checks if it has rejection limits."""
-        onnx = mean_grey_network(gain, screened=rejection_limits is not None)
+        aged = rejection_limits is not None and rejection_limits.max_age_score is not None
+        onnx = mean_grey_network(gain, screened=rejection_limits is not None, aged=aged)
         card = Card(
             format=FORMAT,
             labels=LABELS,
@@ -232,13 +237,13 @@ def with_split(row: str, split: str) -> str:
     return ",".join([*before, split, sha256])
 
 
-def mean_grey_network(gain: float, *, screened: bool = False) -> bytes:
+def mean_grey_network(gain: float, *, screened: bool = False, aged: bool = False) -> bytes:
     """Return the smallest ONNX file of the bundle format.
 
     It maps uint8 images (n, SIZE, SIZE) to float32 logits (n,) and heatmaps (n, 4, 4). Each heatmap cell is gain times the
     block's mean gray level, divided by 16; the sum of all cells and of -125 x gain is the logit. With `screened`, the
     probability of "upright" is the mean gray level divided by 255, the rest is that of "inverted", and the distance is the
-    mean gray level divided by 100.
+    mean gray level divided by 100. With `aged`, the age score is the mean gray level divided by 255.
     """
     from onnx import TensorProto, helper
 
@@ -246,6 +251,7 @@ def mean_grey_network(gain: float, *, screened: bool = False) -> bytes:
         ("logit", []),
         ("heatmap", [4, 4]),
         *([("input_classes", [7]), ("ood_distance", [])] if screened else []),
+        *([("age_score", [])] if aged else []),
     ]
 
     nodes = [
@@ -282,6 +288,8 @@ def mean_grey_network(gain: float, *, screened: bool = False) -> bytes:
             helper.make_tensor("unit", TensorProto.FLOAT, [], [100.0]),
             helper.make_tensor("five more", TensorProto.INT64, [4], [0, 0, 0, 5]),
         ]
+    if aged:
+        nodes.append(helper.make_node("Identity", ["light"], ["age_score"]))
     graph = helper.make_graph(
         nodes,
         "mean-grey",

@@ -91,6 +91,44 @@ def test_input_classes_and_distances_are_returned(maker):
     ]
 
 
+def test_age_score_above_the_limit_is_rejected(maker):
+    limits = structs.replace(LIMITS, max_age_score=0.5)
+    session = BundleSession.load(maker.bundle(maker.root / "aged", rejection_limits=limits, age_range=(1, 5)))
+    pixels = np.stack([np.full((SIZE, SIZE), level, np.uint8) for level in (51, 153)])
+
+    np.testing.assert_allclose(session.outputs(pixels).age_score, [0.2, 0.6], rtol=1e-6)
+    images = [Radiograph(halves(level), "image", "PNG", "L") for level in (51, 120, 153)]
+    rejections = [rejection for _, rejection in session.stream(images)]
+    assert [rejection and rejection.code for rejection in rejections] == [
+        "inverted",
+        None,
+        "outside_age_range_estimated",
+    ]
+    assert rejections[2].parameters == {"score": pytest.approx(0.6), "limit": 0.5, "minimum": 1, "maximum": 5}
+
+
+def test_stated_age_in_the_range_does_not_overrule_the_age_score(maker):
+    limits = structs.replace(LIMITS, max_age_score=0.5)
+    session = BundleSession.load(maker.bundle(maker.root / "aged", rejection_limits=limits, age_range=(1, 5)))
+    images = [Radiograph(halves(153), "image", "DICOM", "MONOCHROME2", age=age) for age in (3.0, 40.0)]
+    codes = [rejection.code for _, rejection in session.stream(images)]
+    assert codes == ["outside_age_range_estimated", "outside_age_range"]
+
+
+def test_age_limit_and_age_score_must_match(maker):
+    limits = structs.replace(LIMITS, max_age_score=0.5)
+    folder = maker.bundle(maker.root / "aged", rejection_limits=limits, age_range=(1, 5))
+    card = json.loads((folder / "card.json").read_text())
+    card["rejection_limits"]["max_age_score"] = None
+    (folder / "card.json").write_text(json.dumps(card))
+    with pytest.raises(BundleError, match="its card has no limits for 'age_score'"):
+        BundleSession.load(folder)
+    card["rejection_limits"]["max_age_score"], card["age_range"] = 0.5, None
+    (folder / "card.json").write_text(json.dumps(card))
+    with pytest.raises(BundleError, match="max_age_score needs age_range"):
+        BundleSession.load(folder)
+
+
 def test_outputs_and_limits_on_the_card_must_match(maker):
     bare, screened = maker.bundle(maker.root / "bare"), maker.bundle(maker.root / "screened", rejection_limits=LIMITS)
     cards = {folder: json.loads((folder / "card.json").read_text()) for folder in (bare, screened)}

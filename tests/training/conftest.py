@@ -5,8 +5,9 @@ from __future__ import annotations
 from pathlib import Path
 
 import pytest
+from PIL import Image
 
-from pneumoscope.imaging.phantom import write_phantoms
+from pneumoscope.imaging.phantom import draw_phantom, write_phantoms
 from pneumoscope.runs.recipe import Recipe, parse_recipe
 
 SMALL = {
@@ -32,6 +33,18 @@ def phantoms(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("phantoms") / "images"
     write_phantoms(folder, train=60, test=20, seed=1, size=48)
     return folder
+
+
+@pytest.fixture(scope="session")
+def outliers(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A CSV of 16 phantoms as images of adults and minors of another hospital."""
+    folder = tmp_path_factory.mktemp("outliers")
+    rows = ["path,age,source,split"]
+    for i in range(16):
+        Image.fromarray(draw_phantom(900 + i, False, size=48)).save(folder / f"{i}.png")
+        rows.append(f"{i}.png,{12 if i % 4 == 0 else 40},hospital,{'train' if i < 10 else 'validation'}")
+    (folder / "outliers.csv").write_text("\n".join(rows))
+    return folder / "outliers.csv"
 
 
 @pytest.fixture(autouse=True)

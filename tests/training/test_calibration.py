@@ -11,6 +11,7 @@ from pneumoscope.inference.session import Outputs
 from pneumoscope.runs.recipe import RejectionOptions
 from pneumoscope.training.calibration import (
     fit_operating_points,
+    fit_outlier_summary,
     fit_reference_distribution,
     fit_rejection_limits,
 )
@@ -37,6 +38,24 @@ def test_rejection_limits_by_hand():
     assert (limits.min_upright, limits.max_distance) == (pytest.approx(0.3), 2.0)
     assert (limits.rejected.value, limits.rejected.n) == (12 / 40, 40)
     assert limits.input_classes == INPUT_CLASSES
+
+
+def test_age_limit_and_passed_outliers_by_hand():
+    # A fraction of 0.05 of 40 images is two: the limit is the third highest score.
+    input_classes = np.full((40, len(INPUT_CLASSES)), 0.9, np.float32)
+    score = np.r_[np.linspace(0, 0.3, 37), 0.4, 0.5, 0.6].astype(np.float32)
+    outputs = [Outputs(np.zeros(40, np.float32), None, input_classes, np.ones(40, np.float32), score)]
+
+    limits = fit_rejection_limits(outputs, outputs, RejectionOptions(age_share=0.05), [""] * 40)
+
+    assert (limits.max_age_score, limits.age_share) == (pytest.approx(0.4), 0.05)
+    assert limits.rejected.value == 2 / 40
+    # Of four other images, the limit passes the first; the second is not upright.
+    score, upright = np.float32([0.1, 0.1, 0.9, 0.9]), np.float32([0.9, 0.1, 0.9, 0.9])
+    others = [Outputs(np.zeros(4, np.float32), None, upright[:, None], np.ones(4, np.float32), score)]
+    summary = fit_outlier_summary(limits, others, ["a", "b", "c", "d"], 7)
+    assert (summary.n_train, summary.passed.value, summary.passed.n) == (7, 0.25, 4)
+    assert fit_outlier_summary(limits, [], [], 7).passed is None
 
 
 def test_image_that_is_more_likely_upright_than_not_is_never_rejected_by_the_classifier():

@@ -19,12 +19,14 @@ from pneumoscope.core.errors import (
     DivergedError,
     MissingExtraError,
     PatientLeakError,
+    RecipeError,
     RunError,
     StorageError,
     UnreadableImageError,
     UsageError,
 )
 from pneumoscope.data.layouts import load_manifest
+from pneumoscope.data.outliers import load_outliers
 from pneumoscope.data.split import split_manifest
 from pneumoscope.evaluation.evaluate import evaluate
 from pneumoscope.inference import BundleSession
@@ -88,6 +90,48 @@ def test_run_with_input_checks_has_rejection_limits_on_its_card(phantoms, tmp_pa
     assert np.median(outputs.ood_distance) > limits.max_distance
     _, scored = evaluate(tmp_path / "run", phantoms, ledger=tmp_path / "ledger.jsonl")
     assert len(scored) == 20
+
+
+def test_age_classifier_is_trained_on_outliers_and_described_on_the_card(phantoms, outliers, tmp_path):
+    messages = []
+    recipe = small(data={"age_range": [1, 5]}, training={"epochs": 1}, rejection={"steps": 3, "age_steps": 2})
+    record = train(recipe, phantoms, tmp_path / "run", outliers=outliers, log=messages.append)
+    session = BundleSession.load(tmp_path / "run/bundle")
+
+    limits = session.card.rejection_limits
+    listed = load_outliers(tmp_path / "run/outliers.csv")
+    assert "training the age classifier (2 steps)" in messages
+    assert record.outliers_sha256 == limits.outliers_sha256 == listed.sha256()
+    assert {name: (group.n_train, group.passed.n) for name, group in limits.outliers.items()} == {
+        "hospital": (7, 5),
+        "hospital, minors": (3, 1),
+    }
+    assert 0 < limits.max_age_score < 1
+    # Trained again on the same machine, the network is the same to the last byte.
+    train(recipe, phantoms, tmp_path / "again", outliers=tmp_path / "run/outliers.csv")
+    assert read_bundle(tmp_path / "again/bundle")[0].onnx_sha256 == session.card.onnx_sha256
+
+
+def test_outliers_and_recipe_must_match(phantoms, outliers, tmp_path):
+    recipe = small(data={"age_range": [1, 5]}, rejection={"steps": 3, "age_steps": 2})
+    with pytest.raises(
+        UsageError, match=r"'small' trains an age classifier, which needs images .* outside 1 to 5 years"
+    ):
+        train(recipe, phantoms, tmp_path / "run")
+    with pytest.raises(UsageError, match=r"'small' trains no age classifier, so --outliers has no use"):
+        train(small(), phantoms, tmp_path / "run", outliers=outliers)
+    with pytest.raises(RecipeError, match=r"the age classifier needs data.age_range and rejection.steps"):
+        small(rejection={"steps": 3, "age_steps": 2})
+    young = tmp_path / "young.csv"
+    young.write_text(f"path,age,split\n{outliers.parent / '0.png'},3,train\n{outliers.parent / '1.png'},40,train\n")
+    with pytest.raises(DatasetError, match=r"has no validation images of patients outside 1 to 5 years"):
+        train(recipe, phantoms, tmp_path / "run", outliers=young)
+    image = next((phantoms / "train").rglob("*.jpeg"))
+    both = tmp_path / "both.csv"
+    both.write_text(f"path,split\n{image},train\n{outliers.parent / '1.png'},validation\n")
+    with pytest.raises(DatasetError, match=r"is the same file as .* in the labelled data"):
+        train(recipe, phantoms, tmp_path / "run", outliers=both)
+    assert not (tmp_path / "run").exists()
 
 
 def test_missing_weights_of_the_feature_extractor_are_an_error_before_the_start(phantoms, tmp_path, monkeypatch):

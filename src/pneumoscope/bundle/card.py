@@ -39,6 +39,7 @@ __all__ = [
     "InputClass",
     "Intervals",
     "OperatingPoint",
+    "OutlierSummary",
     "Parity",
     "Proportion",
     "ReferenceDistribution",
@@ -181,23 +182,43 @@ class Parity(Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
     largest: float
 
 
+class OutlierSummary(Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
+    """Images of patients outside the age range, by source.
+
+    Attributes:
+        n_train: Number of images that the age classifier was trained on.
+        passed: Fraction of the images of other patients that all checks of the network pass; None without such images.
+    """
+
+    n_train: _Count
+    passed: Proportion | None
+
+
 class RejectionLimits(Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
     """Limits beyond which an image is rejected, set on mildly augmented validation images.
 
     Attributes:
         input_classes: Classes of the network's output "input_classes", in its order.
         min_upright: Minimum probability of the class "upright".
+        max_age_score: Maximum score of the age classifier; None if the network has none.
         max_distance: Maximum distance from the training images (see `models.input_checks.MahalanobisDetector`).
-        classifier_share, distance_share: Fraction of the validation images that each limit was set to reject.
-        rejected: Fraction of the original validation images that both limits reject together.
+        classifier_share, age_share, distance_share: Fraction of the validation images that each limit was set to reject;
+            `age_share` is None if the network has no age classifier.
+        rejected: Fraction of the original validation images that all limits reject together.
+        outliers: Images of patients outside the age range, by source; empty if the network has no age classifier.
+        outliers_sha256: Hash of the list of these images; "" if there are none.
     """
 
     input_classes: tuple[InputClass, ...]
     min_upright: _Fraction
+    max_age_score: _Fraction | None = None
     max_distance: float
     classifier_share: _Fraction
+    age_share: _Fraction | None = None
     distance_share: _Fraction
     rejected: Proportion
+    outliers: dict[str, OutlierSummary] = {}
+    outliers_sha256: str = ""
 
 
 class ReferenceDistribution(Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
@@ -265,6 +286,11 @@ class Card(Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
     seen: dict[str, list[str]]
     best_epoch: int
     machine: dict[str, str]
+
+    def __post_init__(self) -> None:
+        """Check that an age classifier has an age range."""
+        if self.rejection_limits and self.rejection_limits.max_age_score is not None and self.age_range is None:
+            raise ValueError("rejection_limits.max_age_score needs age_range")
 
     def to_json(self) -> str:
         """Return the content of `card.json`.

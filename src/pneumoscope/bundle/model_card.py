@@ -12,7 +12,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from pneumoscope.bundle.card import Card, Proportion, read_bundle
+from pneumoscope.bundle.card import Card, Proportion, RejectionLimits, read_bundle
 from pneumoscope.core.errors import BundleError
 from pneumoscope.core.i18n import NOTICE
 
@@ -217,20 +217,18 @@ def _rejection(card: Card, evaluation: Json | None, robustness: Json | None) -> 
         sections += [
             f"An input classifier distinguishes upright chest radiographs from other images ({classes}). An image is rejected if"
             f" its probability of being upright is below {limits.min_upright:.3f}.",
+            *_age_classifier(limits, card.age_range),
             "An out-of-distribution detector measures the Mahalanobis distance of an image's features from those of the training"
             " images, in a network that was not trained on radiographs; training images have a distance of about 1. An image is"
-            f" rejected if its distance is above {limits.max_distance:.2f}. This is the only check for images of another"
-            " population, such as adults for a network trained on children; a short distance does not prove that an image belongs"
-            " to the right population.",
-            f"The limits were set to reject at most {limits.classifier_share:.1%} (classifier) and {limits.distance_share:.1%}"
-            " (distance) of mildly augmented validation images. Of the original validation images, both together reject"
-            f" {_proportion(limits.rejected)}.",
+            f" rejected if its distance is above {limits.max_distance:.2f}.",
+            f"The limits were set to reject at most {_shares(limits)} of mildly augmented validation images. Of the original"
+            f" validation images, all together reject {_proportion(limits.rejected)}.",
+            *_outliers(limits),
         ]
     if card.age_range:
         sections.append(
             f"An image is rejected if its header states an age outside {card.age_range[0]:g} to {card.age_range[1]:g} years."
-            " Most image files state no age. **The fraction of adult radiographs that pass all checks has not been measured**"
-            " except on the few images that were used to develop the checks: expect confident predictions for some of them."
+            " Most image files state no age; `--require-age` then rejects them."
         )
     if evaluation and evaluation.get("rejected"):
         rejected = evaluation["rejected"]
@@ -245,6 +243,39 @@ def _rejection(card: Card, evaluation: Json | None, robustness: Json | None) -> 
         ]
         sections.append(_table(("images that should be rejected", "n", "rejected", "classified as pneumonia"), rows))
     return sections
+
+
+def _age_classifier(limits: RejectionLimits, age_range: tuple[float, float] | None) -> list[str]:
+    if limits.max_age_score is None or age_range is None:
+        return []
+    return [
+        f"An age classifier estimates from the image whether the patient is outside {age_range[0]:g} to {age_range[1]:g} years."
+        " It was trained by outlier exposure, with images of other patients. An image is rejected if its score, 0 to 1, is above"
+        f" {limits.max_age_score:.3f}."
+    ]
+
+
+def _shares(limits: RejectionLimits) -> str:
+    age = "" if limits.age_share is None else f", {limits.age_share:.1%} (age)"
+    return f"{limits.classifier_share:.1%} (input classifier){age}, {limits.distance_share:.1%} (distance)"
+
+
+def _outliers(limits: RejectionLimits) -> list[str]:
+    if not limits.outliers:
+        return [
+            "**How many images of patients outside the population pass these checks has not been measured**: expect confident"
+            " predictions for some of them."
+        ]
+    rows = [
+        (name, f"{group.n_train:,}", _proportion(group.passed) if group.passed else "no other patients")
+        for name, group in limits.outliers.items()
+    ]
+    return [
+        "Images of patients outside the age range that pass all checks, and would get a prediction. The patients are others than"
+        " those that the age classifier was trained on; the hospitals are the same, and images of other hospitals may pass more"
+        " often.",
+        _table(("source", "images in training", "passed, other patients"), rows),
+    ]
 
 
 def _performance(evaluation: Json | None) -> list[str]:

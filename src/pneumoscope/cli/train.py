@@ -20,6 +20,12 @@ __all__ = ["command"]
     required=True,
     help="Folder, CSV, manifest or .npz archive of labelled images.",
 )
+@click.option(
+    "--outliers",
+    metavar="DIR|CSV",
+    type=click.Path(path_type=Path, exists=True),
+    help="Images of patients outside the age range, for a recipe with an age classifier.",
+)
 @click.option("--out", type=click.Path(path_type=Path), required=True, help="The run folder.")
 @click.option(
     "--set",
@@ -50,6 +56,7 @@ __all__ = ["command"]
 def command(
     recipe: str,
     data: Path,
+    outliers: Path | None,
     out: Path,
     overrides: tuple[str, ...],
     resume: bool,
@@ -77,6 +84,7 @@ def command(
             read_recipe(recipe, overrides, packaged_recipes() | report_recipes()),
             data,
             out,
+            outliers=outliers,
             resume=resume,
             devices=Devices(accelerator, devices, nodes),
             progress=progress,

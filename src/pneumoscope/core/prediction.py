@@ -31,6 +31,9 @@ DECISIONS: tuple[Decision, ...] = get_args(Decision)
 
 RejectionCode = Literal[
     "outside_age_range",
+    "outside_age_range_estimated",
+    "age_required",
+    "age_not_understood",
     "out_of_distribution",
     "not_a_chest_radiograph",
     "inverted",

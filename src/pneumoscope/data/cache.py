@@ -23,8 +23,7 @@ import numpy as np
 import numpy.typing as npt
 
 from pneumoscope.core.errors import StorageError, UnreadableImageError
-from pneumoscope.data.hashing import Progress, read_image
-from pneumoscope.data.manifest import LabelledImage
+from pneumoscope.data.hashing import HashedImage, Progress, read_image
 from pneumoscope.imaging.preprocess import Preprocessing, preprocess
 
 __all__ = ["UNREADABLE_HINT", "PreprocessedImages", "cache_folder", "load_array", "preprocess_images", "store_array"]
@@ -51,6 +50,10 @@ class PreprocessedImages:
     rows: npt.NDArray[np.int64]
     key: str
 
+    def requested(self) -> Pixels:
+        """Return the requested images in memory, in their order, shape (images, size, size)."""
+        return self.pixels[self.rows]
+
 
 def cache_folder() -> Path:
     """Return the cache folder: PNEUMOSCOPE_CACHE, or `pneumoscope` in the user's cache folder (XDG_CACHE_HOME)."""
@@ -61,12 +64,12 @@ def cache_folder() -> Path:
 
 
 def preprocess_images(
-    root: Path, images: Sequence[LabelledImage], preprocessing: Preprocessing, progress: Progress | None = None
+    root: Path, images: Sequence[HashedImage], preprocessing: Preprocessing, progress: Progress | None = None
 ) -> PreprocessedImages:
     """Return images as the network's input, from the cache if possible.
 
     Args:
-        root: The manifest's root.
+        root: Folder that the paths are relative to.
         images: The images, in any order; identical files are stored once.
         preprocessing: Crop and size.
         progress: Called with the number of processed images and of all images, unless the cache is used.
@@ -98,11 +101,11 @@ def preprocess_images(
 def _decode_into(
     target: npt.NDArray[np.uint8],
     root: Path,
-    images: Sequence[LabelledImage],
+    images: Sequence[HashedImage],
     preprocessing: Preprocessing,
     progress: Progress | None,
 ) -> None:
-    def preprocess_image(image: LabelledImage) -> Pixels | UnreadableImageError:
+    def preprocess_image(image: HashedImage) -> Pixels | UnreadableImageError:
         try:
             return preprocess(read_image(root, image, min_side=preprocessing.min_side), preprocessing)
         except UnreadableImageError as error:

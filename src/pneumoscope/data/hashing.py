@@ -2,18 +2,19 @@
 
 from __future__ import annotations
 
+import dataclasses
 import hashlib
 import stat
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
+from typing import Any, ClassVar, Protocol, TypeVar
 
 from pneumoscope.core.errors import ManifestError, UnreadableImageError
-from pneumoscope.data.manifest import LabelledImage
 from pneumoscope.data.medmnist import is_archive_path, pixels_sha256, read_archive_image
 from pneumoscope.imaging.decode import Radiograph, decode
 
-__all__ = ["Progress", "hash_images", "read_image"]
+__all__ = ["HashedImage", "Progress", "hash_images", "read_image"]
 
 # Called with the number of processed images and the number of all images.
 Progress = Callable[[int, int], None]
@@ -23,7 +24,24 @@ _CHUNK_IMAGES = 64
 _BLOCK_BYTES = 1 << 20
 
 
-def read_image(root: Path, image: LabelledImage, *, min_side: int = 0) -> Radiograph:
+class HashedImage(Protocol):
+    """A dataclass with an image file and its hash, such as `LabelledImage`."""
+
+    __dataclass_fields__: ClassVar[dict[str, Any]]
+
+    @property
+    def path(self) -> str:
+        """Path relative to a root, with forward slashes."""
+
+    @property
+    def sha256(self) -> str:
+        """SHA-256 of the file, hexadecimal; "" if not known yet."""
+
+
+Image = TypeVar("Image", bound=HashedImage)
+
+
+def read_image(root: Path, image: HashedImage, *, min_side: int = 0) -> Radiograph:
     """Decode an image of a manifest.
 
     Args:
@@ -40,8 +58,8 @@ def read_image(root: Path, image: LabelledImage, *, min_side: int = 0) -> Radiog
 
 
 def hash_images(
-    root: Path, images: Sequence[LabelledImage], progress: Progress | None = None, *, manifest_name: str = ""
-) -> tuple[tuple[LabelledImage, ...], tuple[tuple[str, str], ...]]:
+    root: Path, images: Sequence[Image], progress: Progress | None = None, *, manifest_name: str = ""
+) -> tuple[tuple[Image, ...], tuple[tuple[str, str], ...]]:
     """Compute the SHA-256 of images; a hash that an image already has is verified.
 
     Args:
@@ -56,7 +74,7 @@ def hash_images(
     Raises:
         ManifestError: An image differs from its hash in the manifest.
     """
-    hashed: list[LabelledImage] = []
+    hashed: list[Image] = []
     unreadable: list[tuple[str, str]] = []
     chunks = [images[start : start + _CHUNK_IMAGES] for start in range(0, len(images), _CHUNK_IMAGES)]
     with ThreadPoolExecutor(_THREADS) as pool:
@@ -72,9 +90,7 @@ def hash_images(
                         f" {sha256[:12]}..., expected {image.sha256[:12]}...",
                         hint="Restore the image, or write a new manifest: pneumoscope split",
                     )
-                hashed.append(
-                    LabelledImage(image.path, image.label, image.etiology, image.patient, image.split, sha256)
-                )
+                hashed.append(dataclasses.replace(image, sha256=sha256))
             if progress:
                 progress(len(hashed) + len(unreadable), len(images))
     return tuple(hashed), tuple(unreadable)

@@ -10,7 +10,7 @@ from __future__ import annotations
 import dataclasses
 import re
 
-__all__ = ["FileNameInfo", "parse_file_name", "parse_patient"]
+__all__ = ["FileNameInfo", "parse_file_name", "parse_nih_patient", "parse_patient"]
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
@@ -33,6 +33,8 @@ _VERSION_2_PNEUMONIA = re.compile(r"person(?P<number>\d+)_(?P<etiology>bacteria|
 _VERSION_2_NORMAL = re.compile(r"(?P<series>(NORMAL2-)?IM)-(?P<number>\d+)-\d+(-\d+)?")
 # Version 3: BACTERIA-1008087-0001.jpeg. The identifiers keep the capitals, because the numbers differ from version 2.
 _VERSION_3 = re.compile(r"(?P<series>BACTERIA|VIRUS|NORMAL)-(?P<number>\d+)-\d+")
+# ChestX-ray14 of the NIH: 00000013_005.png, also with a prefix, nih-00000013_005.jpeg.
+_NIH = re.compile(r"(?P<patient>(?:.*\D)?\d{8})_\d{3}")
 _PATIENT = re.compile(r"(?P<series>.*?)-?(?P<number>\d+)")
 
 
@@ -59,3 +61,9 @@ def parse_patient(patient: str) -> tuple[str, int] | None:
     """
     match = _PATIENT.fullmatch(patient)
     return (match["series"], int(match["number"])) if match else None
+
+
+def parse_nih_patient(name: str) -> str:
+    """Return the patient in a file name of the NIH's ChestX-ray14; "" if the name has another pattern."""
+    match = _NIH.fullmatch(name.partition(".")[0])
+    return match["patient"] if match else ""

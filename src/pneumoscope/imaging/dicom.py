@@ -8,10 +8,8 @@ from __future__ import annotations
 
 import io
 import math
-import re
 import struct
 from collections.abc import Iterable
-from datetime import datetime
 from typing import Any
 
 import numpy as np
@@ -26,6 +24,7 @@ from pydicom.pixels.processing import apply_modality_lut, apply_windowing
 from pneumoscope.core.errors import UnreadableImageError
 from pneumoscope.core.prediction import Rejection
 from pneumoscope.imaging.image import MAX_PIXELS, Radiograph
+from pneumoscope.imaging.patient_age import AGE_ELEMENTS, read_age
 
 __all__ = ["decode_dicom"]
 
@@ -61,7 +60,7 @@ _ELEMENTS: list[Any] = [
         "NumberOfFrames",
         "HighBit",
     ),
-    *("PatientAge", "PatientBirthDate", "AcquisitionDate", "StudyDate", "ContentDate"),
+    *AGE_ELEMENTS,
     *("PixelPaddingValue", "PixelPaddingRangeLimit", "ModalityLUTSequence", "RescaleSlope", "RescaleIntercept"),
     *("VOILUTSequence", "VOILUTFunction", "WindowCenter", "WindowWidth"),
     *("PlanarConfiguration", "ExtendedOffsetTable", "ExtendedOffsetTableLengths", "PixelData"),
@@ -72,7 +71,6 @@ _MAX_LUT_BYTES = 2**17  # 65,536 entries of 16 bits
 # Lateral, decubitus and oblique views (PS3.3 C.8.1.2.1.1); other values are specific to a manufacturer.
 _NON_FRONTAL_VIEWS = ("LL", "RL", "LLD", "RLD", "LLO", "RLO", "LAT", "LATERAL", "OBLIQUE")
 _FOR_PROCESSING = "1.2.840.10008.5.1.4.1.1.1.1.1"  # Digital X-Ray Image Storage - For Processing
-_YEARS = {"D": 1 / 365.25, "W": 7 / 365.25, "M": 1 / 12, "Y": 1.0}
 _PREAMBLE = 132
 _SOF_MARKERS = {*range(0xC0, 0xD0), 0xF7} - {0xC4, 0xC8, 0xCC}  # start of frame in JPEG and JPEG-LS, second byte
 
@@ -117,7 +115,8 @@ def decode_dicom(data: bytes, name: str) -> Radiograph:
         raise UnreadableImageError(name, f"the gray levels cannot be computed ({reason})") from error
     pixels.flags.writeable = False
     mode = f"{header.PhotometricInterpretation}, {header.BitsStored} bits"
-    return Radiograph(pixels, name, "DICOM", mode, age=_age(header), rejection=_rejection(header))
+    age, age_rejection = read_age(header)
+    return Radiograph(pixels, name, "DICOM", mode, age=age, rejection=_rejection(header) or age_rejection)
 
 
 class _GrayLevelError(Exception):
@@ -209,20 +208,6 @@ def _rejection(header: Dataset) -> Rejection | None:
     if header.get("PresentationIntentType") == "FOR PROCESSING" or header.get("SOPClassUID") == _FOR_PROCESSING:
         return Rejection("for_processing")
     return None
-
-
-def _age(header: Dataset) -> float | None:
-    """Return the age in years: as stated, or else from birth to examination; None if both are missing or invalid."""
-    match = re.fullmatch(r"(\d{3})([DWMY])", str(header.get("PatientAge") or "").strip())
-    if match:
-        return int(match[1]) * _YEARS[match[2]]
-    try:
-        birth = datetime.strptime(str(header.get("PatientBirthDate") or ""), "%Y%m%d")
-        examination = str(header.get("AcquisitionDate") or header.get("StudyDate") or header.get("ContentDate") or "")
-        days = (datetime.strptime(examination, "%Y%m%d") - birth).days
-    except ValueError:
-        return None
-    return days / 365.25 if days >= 0 else None
 
 
 def _stored_values(dataset: Dataset, decoder: Decoder) -> Integers:

@@ -79,14 +79,15 @@ def _interval(card: Card, logit: float, probability: float) -> Interval | None:
 
 
 def reject_by_network(
-    card: Card, input_classes: Sequence[float] | None, ood_distance: float | None
+    card: Card, input_classes: Sequence[float] | None, ood_distance: float | None, age_score: float | None = None
 ) -> Rejection | None:
-    """Return the rejection by the input classifier or the OOD detector, or None if the image passes both.
+    """Return the rejection by the input classifier, the age classifier or the OOD detector, or None if the image passes all.
 
     Args:
         card: Card of the bundle; its limits were set on validation images.
         input_classes: Probabilities of `INPUT_CLASSES`; None if the bundle has no input classifier.
         ood_distance: Distance from the training images, see `models.input_checks`; None if the bundle has no OOD detector.
+        age_score: Score that the patient is outside the age range, 0 to 1; None if the bundle has no age classifier.
     """
     limits = card.rejection_limits
     if limits is None:
@@ -94,6 +95,10 @@ def reject_by_network(
     if input_classes is not None and not input_classes[0] >= limits.min_upright:
         most_likely = max(_FAULTS, key=lambda fault: input_classes[INPUT_CLASSES.index(fault)])
         return Rejection(most_likely, {"probability": input_classes[0], "limit": limits.min_upright})
+    if age_score is not None and limits.max_age_score is not None and not age_score <= limits.max_age_score:
+        return Rejection(
+            "outside_age_range_estimated", {"score": age_score, "limit": limits.max_age_score} | _age_range(card)
+        )
     if ood_distance is not None and not ood_distance <= limits.max_distance:
         return Rejection("out_of_distribution", {"distance": ood_distance, "limit": limits.max_distance})
     return None
@@ -108,7 +113,12 @@ def reject_by_age(card: Card, age: float | None) -> Rejection | None:
     """
     if card.age_range is None or age is None or card.age_range[0] <= age < card.age_range[1] + 1:
         return None
-    return Rejection("outside_age_range", {"age": age, "minimum": card.age_range[0], "maximum": card.age_range[1]})
+    return Rejection("outside_age_range", {"age": age} | _age_range(card))
+
+
+def _age_range(card: Card) -> dict[str, str | int | float]:
+    assert card.age_range is not None  # required by an age classifier
+    return {"minimum": card.age_range[0], "maximum": card.age_range[1]}
 
 
 def threshold_probability(card: Card, point: OperatingPoint) -> float:

@@ -22,7 +22,7 @@ from pneumoscope.inference.decision import calibrate, reject_by_age, reject_by_n
 __all__ = ["OUTPUTS", "BundleSession", "Outputs", "Scored", "network_rejections"]
 
 # Outputs of the network file and their numbers of dimensions. The first is required, the others are optional.
-OUTPUTS = {"logit": 1, "heatmap": 3, "input_classes": 2, "ood_distance": 1}
+OUTPUTS = {"logit": 1, "heatmap": 3, "input_classes": 2, "ood_distance": 1, "age_score": 1}
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
@@ -36,12 +36,14 @@ class Outputs:
             pooling and one linear layer (class activation mapping); otherwise they are first-order contributions.
         input_classes: Probability of each input class on the card, float32, shape (n, classes).
         ood_distance: Distance from the training images in feature space, float32, shape (n,); about 1 in distribution.
+        age_score: Score that the patient is outside the age range, 0 to 1, float32, shape (n,).
     """
 
     logit: npt.NDArray[np.float32]
     heatmap: npt.NDArray[np.float32] | None = None
     input_classes: npt.NDArray[np.float32] | None = None
     ood_distance: npt.NDArray[np.float32] | None = None
+    age_score: npt.NDArray[np.float32] | None = None
 
 
 class Scored(NamedTuple):
@@ -222,8 +224,10 @@ class BundleSession:
             )
 
     def _check_limits(self) -> None:
-        has_limits = self.card.rejection_limits is not None
-        for name in ("input_classes", "ood_distance"):
+        limits = self.card.rejection_limits
+        has_age_limit = limits is not None and limits.max_age_score is not None
+        for name in ("input_classes", "age_score", "ood_distance"):
+            has_limits = has_age_limit if name == "age_score" else limits is not None
             if (name in self._output_names) != has_limits:
                 raise BundleError(
                     f"the network of bundle {self.card.name!r} has outputs {self._output_names}, but its card"
@@ -236,5 +240,6 @@ def network_rejections(card: Card, outputs: Outputs) -> list[Rejection | None]:
     """Return the rejection of each image of a batch by the network's outputs, or None."""
     n = len(outputs.logit)
     input_classes = [None] * n if outputs.input_classes is None else outputs.input_classes.tolist()
+    age_scores = [None] * n if outputs.age_score is None else outputs.age_score.tolist()
     distances = [None] * n if outputs.ood_distance is None else outputs.ood_distance.tolist()
-    return [reject_by_network(card, *each) for each in zip(input_classes, distances, strict=True)]
+    return [reject_by_network(card, *each) for each in zip(input_classes, distances, age_scores, strict=True)]

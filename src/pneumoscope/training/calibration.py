@@ -21,6 +21,7 @@ from pneumoscope.bundle.card import (
     Card,
     Intervals,
     OperatingPoint,
+    OutlierSummary,
     Proportion,
     ReferenceDistribution,
     RejectionLimits,
@@ -41,6 +42,7 @@ __all__ = [
     "fit_calibration",
     "fit_intervals",
     "fit_operating_points",
+    "fit_outlier_summary",
     "fit_reference_distribution",
     "fit_rejection_limits",
 ]
@@ -51,6 +53,7 @@ COVERAGE = 0.95
 _TARGET = 0.99
 # Images are accepted above this probability of "upright", even if the input classifier is certain of all validation images.
 _MAX_MIN_UPRIGHT = 0.5
+_UNKNOWN = Proportion(value=0, low=0, high=1, n=1, method="")  # until the limits are fitted
 
 
 def fit_calibration(logits: npt.NDArray[np.float32], labels: BoolArray, prevalence: float) -> Calibration:
@@ -141,7 +144,10 @@ def _uncertainty_band(scores: FloatArray, labels: BoolArray, threshold: float) -
 
 
 def fit_rejection_limits(
-    outputs: Sequence[Outputs], augmented: Sequence[Outputs], options: RejectionOptions, patients: Sequence[str]
+    outputs: Sequence[Outputs],
+    augmented: Sequence[Outputs],
+    options: RejectionOptions,
+    patients: Sequence[str],
 ) -> RejectionLimits:
     """Return limits that reject at most the given fractions of augmented validation images.
 
@@ -151,30 +157,57 @@ def fit_rejection_limits(
         options: The fractions.
         patients: Patient identifier of each image.
     """
-    upright, distance = _upright_and_distance(augmented)
-    # The tolerance keeps products such as 0.05 * 40 from being rounded down.
-    rejected_upright = math.floor(options.classifier_share * len(upright) + 1e-9)
-    rejected_distance = math.floor(options.distance_share * len(distance) + 1e-9)
-    min_upright = min(_MAX_MIN_UPRIGHT, float(np.sort(upright)[rejected_upright]))
-    max_distance = float(np.sort(distance)[-1 - rejected_distance])
-    upright, distance = _upright_and_distance(outputs)
-    return RejectionLimits(
+    upright, age_score, distance = _check_values(augmented)
+    limits = RejectionLimits(
         input_classes=INPUT_CLASSES,
-        min_upright=min_upright,
-        max_distance=max_distance,
+        min_upright=min(_MAX_MIN_UPRIGHT, -_upper_limit(-upright, options.classifier_share)),
+        max_age_score=None if age_score is None else _upper_limit(age_score, options.age_share),
+        max_distance=_upper_limit(distance, options.distance_share),
         classifier_share=options.classifier_share,
+        age_share=None if age_score is None else options.age_share,
         distance_share=options.distance_share,
-        rejected=_proportion((upright < min_upright) | (distance > max_distance), patients),
+        rejected=_UNKNOWN,
     )
+    return msgspec.structs.replace(limits, rejected=_proportion(_is_rejected(limits, outputs), patients))
 
 
-def _upright_and_distance(
+def fit_outlier_summary(
+    limits: RejectionLimits, outputs: Sequence[Outputs], patients: Sequence[str], n_train: int
+) -> OutlierSummary:
+    """Return how many images of other patients outside the age range pass all checks.
+
+    Args:
+        limits: The limits.
+        outputs: Outputs for the images, in batches.
+        patients: Patient identifier of each image.
+        n_train: Number of images of the source that the age classifier was trained on.
+    """
+    passed = _proportion(~_is_rejected(limits, outputs), patients) if patients else None
+    return OutlierSummary(n_train=n_train, passed=passed)
+
+
+def _upper_limit(values: npt.NDArray[np.float32], share: float) -> float:
+    """Return the limit that at most a fraction of the values exceed."""
+    # The tolerance keeps products such as 0.05 * 40 from being rounded down.
+    return float(np.sort(values)[-1 - math.floor(share * len(values) + 1e-9)])
+
+
+def _is_rejected(limits: RejectionLimits, outputs: Sequence[Outputs]) -> BoolArray:
+    upright, age_score, distance = _check_values(outputs)
+    rejected = (upright < limits.min_upright) | (distance > limits.max_distance)
+    if age_score is not None and limits.max_age_score is not None:
+        rejected |= age_score > limits.max_age_score
+    return rejected
+
+
+def _check_values(
     outputs: Sequence[Outputs],
-) -> tuple[npt.NDArray[np.float32], npt.NDArray[np.float32]]:
-    """Return the probability of the class "upright" and the OOD distance of all images."""
+) -> tuple[npt.NDArray[np.float32], npt.NDArray[np.float32] | None, npt.NDArray[np.float32]]:
+    """Return the probability of the class "upright", the age score if there is one, and the OOD distance of all images."""
     upright = [batch.input_classes[:, 0] for batch in outputs if batch.input_classes is not None]
+    age_score = [batch.age_score for batch in outputs if batch.age_score is not None]
     distance = [batch.ood_distance for batch in outputs if batch.ood_distance is not None]
-    return np.concatenate(upright), np.concatenate(distance)
+    return np.concatenate(upright), np.concatenate(age_score) if age_score else None, np.concatenate(distance)
 
 
 def fit_reference_distribution(

@@ -7,6 +7,7 @@ so that plausible positioning and exposure are not rejected.
 from __future__ import annotations
 
 import hashlib
+from collections import Counter
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -23,23 +24,28 @@ from pneumoscope.bundle.card import (
     NETWORK_FILE,
     Calibration,
     Card,
+    OutlierSummary,
     Parity,
+    RejectionLimits,
     short_hash,
 )
 from pneumoscope.bundle.network_checks import self_test_image
 from pneumoscope.core.files import write_atomically
 from pneumoscope.data.cache import preprocess_images
 from pneumoscope.data.manifest import Manifest
+from pneumoscope.data.outliers import Outliers
 from pneumoscope.inference.decision import sigmoid
 from pneumoscope.inference.session import BundleSession
 from pneumoscope.models.base import ClassifierNetwork
 from pneumoscope.runs.recipe import AugmentationOptions, Recipe
 from pneumoscope.runs.record import machine, now, versions
+from pneumoscope.training.age_classifier import train_age_classifier
 from pneumoscope.training.augmentation import augment
 from pneumoscope.training.calibration import (
     fit_calibration,
     fit_intervals,
     fit_operating_points,
+    fit_outlier_summary,
     fit_reference_distribution,
     fit_rejection_limits,
 )
@@ -58,6 +64,7 @@ def export(
     recipe: Recipe,
     manifest: Manifest,
     arrays: ImageArrays,
+    outliers: Outliers | None,
     folder: Path,
     *,
     best_epoch: int,
@@ -67,6 +74,7 @@ def export(
     Args:
         network: Network with its trained weights, on the CPU, in evaluation mode.
         recipe, manifest, arrays: Recipe, images and arrays of the run.
+        outliers: Images of patients outside the age range; None if the recipe trains no age classifier.
         folder: Folder of the bundle; existing files are replaced.
         best_epoch: Epoch of the weights, counted from 1.
 
@@ -84,6 +92,16 @@ def export(
     input_checks = None
     if steps := recipe.rejection.steps:
         input_checks = fit_input_checks(preprocessed.pixels, train_rows, steps=steps, seed=seed)
+    if input_checks and outliers:
+        images = outliers.split("train")
+        age_classifier = train_age_classifier(
+            preprocessed.pixels[train_rows],
+            preprocess_images(outliers.root, images, arrays.preprocessing).requested(),
+            [image.group for image in images],
+            steps=recipe.rejection.age_steps,
+            seed=seed,
+        )
+        input_checks = input_checks._replace(age_classifier=age_classifier)
     onnx = export_onnx(network, recipe.network.image_size, input_checks)
     card = _initial_card(network, recipe, manifest, arrays, onnx, best_epoch)
     session = BundleSession(card, onnx)
@@ -104,6 +122,12 @@ def export(
     if input_checks:
         augmented_outputs = [session.outputs(batch) for batch in augmented_batches(pixels, PLAUSIBLE, seed)]
         limits = fit_rejection_limits(outputs, augmented_outputs, recipe.rejection, patients)
+        if outliers:
+            limits = msgspec.structs.replace(
+                limits,
+                outliers=_outlier_summaries(session, limits, outliers, arrays),
+                outliers_sha256=outliers.sha256(),
+            )
     prevalence = recipe.training.prevalence or float(labels.mean())
     card = msgspec.structs.replace(
         card,
@@ -118,6 +142,23 @@ def export(
     write_atomically(folder / NETWORK_FILE, onnx)
     write_atomically(folder / CARD_FILE, card.to_json())
     return card
+
+
+def _outlier_summaries(
+    session: BundleSession, limits: RejectionLimits, outliers: Outliers, arrays: ImageArrays
+) -> dict[str, OutlierSummary]:
+    """Return the images outside the age range by group."""
+    n_train = Counter(image.group for image in outliers.split("train"))
+    summaries = {}
+    for group in sorted({image.group for image in outliers.images}):
+        images = [image for image in outliers.split("validation") if image.group == group]
+        outputs = []
+        if images:
+            pixels = preprocess_images(outliers.root, images, arrays.preprocessing).requested()
+            outputs = [session.outputs(pixels[i : i + _BATCH]) for i in range(0, len(pixels), _BATCH)]
+        patients = [image.patient for image in images]
+        summaries[group] = fit_outlier_summary(limits, outputs, patients, n_train[group])
+    return summaries
 
 
 def _initial_card(

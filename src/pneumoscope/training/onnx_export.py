@@ -107,18 +107,21 @@ class _ExportModule(nn.Module):
         super().__init__()
         self.classifier = classifier
         self.input_classifier = input_checks.classifier if input_checks else None
+        self.age_classifier = input_checks.age_classifier if input_checks else None
         self.ood_detector = nn.Sequential(input_checks.extractor, input_checks.detector) if input_checks else None
         self.output_names = [
             "logit",
             *(["heatmap"] if isinstance(classifier, _LogitAndHeatmap) else []),
             *(["input_classes", "ood_distance"] if input_checks else []),
+            *(["age_score"] if self.age_classifier else []),
         ]
 
     def forward(self, images: Tensor) -> tuple[Tensor, ...]:
         outputs: tuple[Tensor, ...] = self.classifier(images)
         if self.input_classifier is None or self.ood_detector is None:
             return outputs
-        return (*outputs, self.input_classifier(images).softmax(1), self.ood_detector(images))
+        age_score = () if self.age_classifier is None else (self.age_classifier(images).sigmoid(),)
+        return (*outputs, self.input_classifier(images).softmax(1), self.ood_detector(images), *age_score)
 
 
 class _Logit(nn.Module):
@@ -252,7 +255,7 @@ def check_outputs(
     outputs: Outputs,
     input_checks: InputChecks | None = None,
 ) -> None:
-    """Compare heatmaps, input classes and OOD distances of the exported network with those of PyTorch.
+    """Compare heatmaps, input classes, age scores and OOD distances of the exported network with those of PyTorch.
 
     Differences of distances are relative to the largest distance. Differences of heatmaps are relative to the largest sum of
     the absolute contributions of the channels: contributions can cancel, and rounding errors scale with them. The gradient
@@ -280,6 +283,8 @@ def check_outputs(
             _check_output("heatmap", activation[1], outputs.heatmap, scale, outliers=math.ceil(len(pixels) / 10))
         if input_checks:
             _check_output("input_classes", input_checks.classifier(images).softmax(1), outputs.input_classes, 1)
+            if input_checks.age_classifier:
+                _check_output("age_score", input_checks.age_classifier(images).sigmoid(), outputs.age_score, 1)
             distance = input_checks.detector(input_checks.extractor(images))
             _check_output("ood_distance", distance, outputs.ood_distance, float(distance.max()))
 

@@ -17,6 +17,7 @@ from pneumoscope.data.cache import UNREADABLE_HINT, preprocess_images
 from pneumoscope.data.hashing import Progress
 from pneumoscope.data.layouts import load_manifest
 from pneumoscope.data.manifest import LABELS, Manifest
+from pneumoscope.data.outliers import Outliers, load_outliers
 from pneumoscope.data.split import split_manifest
 from pneumoscope.imaging.decode import EXTENSIONS
 from pneumoscope.models.base import ClassifierNetwork
@@ -42,6 +43,7 @@ from pneumoscope.runs.run_folder import (
     CURVES_FILE,
     EPOCHS_FILE,
     MANIFEST_FILE,
+    OUTLIERS_FILE,
     RECIPE_FILE,
     RUN_FILE,
     WEIGHTS_FILE,
@@ -58,7 +60,7 @@ __all__ = ["apply_split", "train"]
 _MIN_IMAGES_PER_LABEL = 2
 # Files that `train` writes atomically. Their temporary files are deleted at the start.
 _RUN_FILES = (
-    *(RECIPE_FILE, MANIFEST_FILE, RUN_FILE, EPOCHS_FILE, CURVES_FILE, CHECKPOINT_FILE, WEIGHTS_FILE),
+    *(RECIPE_FILE, MANIFEST_FILE, OUTLIERS_FILE, RUN_FILE, EPOCHS_FILE, CURVES_FILE, CHECKPOINT_FILE, WEIGHTS_FILE),
     *(f"{BUNDLE_FOLDER}/{name}" for name in (NETWORK_FILE, CARD_FILE)),
 )
 
@@ -68,6 +70,7 @@ def train(
     data: Path,
     out: Path,
     *,
+    outliers: Path | None = None,
     resume: bool = False,
     devices: Devices | None = None,
     progress: Progress | None = None,
@@ -79,6 +82,8 @@ def train(
         recipe: Recipe of the run.
         data: Folder, archive or CSV of labelled images, or a manifest of `pneumoscope split`.
         out: The run folder; with several nodes, on a disk that they share.
+        outliers: Images of patients outside the age range: a folder or CSV, see `data.outliers`. Required if and only if the
+            recipe trains an age classifier.
         resume: Resume the run in the folder after its last complete epoch. A finished run is not changed.
         devices: Devices to train on; one CPU process or all GPUs if None.
         progress: Called with the number of processed images and of all images while images are preprocessed.
@@ -91,8 +96,9 @@ def train(
     Raises:
         PatientLeakError: A patient is in two splits and the recipe does not set `by = "image"`.
         UnreadableImageError: An image cannot be opened or decoded.
-        DatasetError: The training or validation split has too few images of a label.
-        UsageError: A batch has fewer than two images per device, or more GPUs are requested than there are.
+        DatasetError: The training or validation split has too few images of a label, or the outliers cannot be used.
+        UsageError: The recipe trains an age classifier and there are no outliers, or the reverse; a batch has fewer than two
+            images per device, or more GPUs are requested than there are.
         RunError: The folder is in use or has another run, or the initial weights changed since the run was started.
         DivergedError: The loss is not finite; the last good checkpoint is kept.
         StorageError: The disk is full; the last good checkpoint is kept.
@@ -109,26 +115,62 @@ def train(
     loaded = load_manifest(data)
     _check_readable(loaded)
     manifest = apply_split(loaded, recipe, str(data))
-    if (record := _finished_run(out, recipe, manifest, devices, resume=resume)) is not None:
+    outside = _outliers(outliers, recipe, manifest)
+    if (record := _finished_run(out, recipe, manifest, outside, devices, resume=resume)) is not None:
         return record
     # With several nodes, the first process locks the folder for all.
     with lock_run(out) if devices.is_first_node else contextlib.nullcontext():
         # Checked again, because another process could have started or finished the run before the lock was taken.
-        if (record := _finished_run(out, recipe, manifest, devices, resume=resume)) is not None:
+        if (record := _finished_run(out, recipe, manifest, outside, devices, resume=resume)) is not None:
             return record
         if not devices.is_first_node:
-            return _train(recipe, manifest, out, devices, progress, lambda message: None)
+            return _train(recipe, manifest, outside, out, devices, progress, lambda message: None)
         for note in manifest.notes:
             log(f"note: {note}")
         for name in _RUN_FILES:
             remove_temporary_files(out / name)
-        return _train(recipe, manifest, out, devices, progress, log)
+        return _train(recipe, manifest, outside, out, devices, progress, log)
 
 
-def _finished_run(out: Path, recipe: Recipe, manifest: Manifest, devices: Devices, *, resume: bool) -> RunRecord | None:
+def _outliers(path: Path | None, recipe: Recipe, manifest: Manifest) -> Outliers | None:
+    """Return the images outside the age range, or None if the recipe trains no age classifier."""
+    age_range = recipe.data.age_range
+    if not recipe.rejection.age_steps or age_range is None:
+        if path is not None:
+            raise UsageError(
+                f"recipe {recipe.name!r} trains no age classifier, so --outliers has no use",
+                hint="Set rejection.age_steps and data.age_range in the recipe, or leave --outliers out",
+            )
+        return None
+    if path is None:
+        raise UsageError(
+            f"recipe {recipe.name!r} trains an age classifier, which needs images of patients outside {age_range[0]:g} to"
+            f" {age_range[1]:g} years",
+            hint="Pass them with --outliers; or train without: --set rejection.age_steps=0",
+        )
+    outliers = load_outliers(path).outside(age_range)
+    for split in ("train", "validation"):
+        if not outliers.split(split):
+            raise DatasetError(
+                f"{str(path)!r} has no {split} images of patients outside {age_range[0]:g} to {age_range[1]:g} years",
+                hint="Add images, or set the column split",
+            )
+    known = {image.sha256: image.path for image in manifest}
+    for image in outliers.images:
+        if image.sha256 in known:
+            raise DatasetError(
+                f"{image.path!r} in {str(path)!r} is the same file as {known[image.sha256]!r} in the labelled data",
+                hint="Remove it from one of them",
+            )
+    return outliers
+
+
+def _finished_run(
+    out: Path, recipe: Recipe, manifest: Manifest, outliers: Outliers | None, devices: Devices, *, resume: bool
+) -> RunRecord | None:
     """Return the record of the run in the folder if it is finished; raise if the folder cannot be used."""
     if devices.is_first_node:
-        check_output_folder(out, recipe, manifest, resume=resume)
+        check_output_folder(out, recipe, manifest, outliers, resume=resume)
     record = read_run(out) if is_run_folder(out) else None
     return record if record and record.state == "finished" else None
 
@@ -136,6 +178,7 @@ def _finished_run(out: Path, recipe: Recipe, manifest: Manifest, devices: Device
 def _train(
     recipe: Recipe,
     manifest: Manifest,
+    outliers: Outliers | None,
     out: Path,
     devices: Devices,
     progress: Progress | None,
@@ -154,7 +197,9 @@ def _train(
         if devices.is_first_node and is_run_folder(out):
             record_resumption(out, completed_epochs(out), device=device, precision=precision)
         elif devices.is_first_node:
-            create_run(out, recipe, manifest, device=device, precision=precision, weights_sha256=initial_weights)
+            create_run(
+                out, recipe, manifest, outliers, device=device, precision=precision, weights_sha256=initial_weights
+            )
         history = run_trainer(recipe, network, arrays, out, devices, precision)
         if not devices.is_first_node:
             return read_run(out)
@@ -162,7 +207,9 @@ def _train(
         load_weights(network, out / WEIGHTS_FILE)
         if recipe.rejection.steps:
             log(f"training the input classifier ({recipe.rejection.steps} steps)")
-        export(network.cpu().eval(), recipe, manifest, arrays, out / BUNDLE_FOLDER, best_epoch=best.epoch)
+        if outliers:
+            log(f"training the age classifier ({recipe.rejection.age_steps} steps)")
+        export(network.cpu().eval(), recipe, manifest, arrays, outliers, out / BUNDLE_FOLDER, best_epoch=best.epoch)
     write_curves(out, out / CURVES_FILE, best=best.epoch)
     return finish_run(
         out,

@@ -1,0 +1,193 @@
+"""Images of patients outside the model's population, which teach it what to reject (outlier exposure).
+
+A CSV has the column path, relative to its folder, and optional columns: age in years, patient, source (data set or hospital),
+split (train or validation) and sha256. Images without a split are divided by a hash of their patient, the same with every seed
+and on every machine: a fifth is for validation, so that rejection is measured on patients that no training has seen.
+"""
+
+from __future__ import annotations
+
+import csv
+import dataclasses
+import hashlib
+import io
+import math
+from collections import Counter
+from collections.abc import Mapping
+from pathlib import Path
+
+from pneumoscope.core.errors import DatasetError, ManifestError
+from pneumoscope.core.files import write_atomically
+from pneumoscope.data.hashing import Progress, hash_images
+from pneumoscope.data.patients import parse_nih_patient
+from pneumoscope.imaging.decode import EXTENSIONS
+
+__all__ = ["OutlierImage", "Outliers", "load_outliers"]
+
+_COLUMNS = ("path", "age", "patient", "source", "split", "sha256")
+_SPLITS = ("train", "validation")
+_PARTS = 5  # one of them is for validation
+_ADULT_AGE, _MAX_AGE = 18, 130  # years
+_HINT = "Pass a folder of images, or a CSV with the column path and optional columns age, patient, source and split"
+
+
+@dataclasses.dataclass(frozen=True, slots=True)
+class OutlierImage:
+    """An image of a patient outside the population.
+
+    Attributes:
+        path: Path relative to the root, with forward slashes.
+        age: Age, years; None if unknown.
+        patient: Patient identifier; the path if unknown.
+        source: Data set or hospital; "" if unknown.
+        split: "train" or "validation".
+        sha256: SHA-256 of the file, hexadecimal.
+    """
+
+    path: str
+    age: float | None
+    patient: str
+    source: str
+    split: str
+    sha256: str
+
+    @property
+    def group(self) -> str:
+        """Source, with minors apart: they differ less from the model's population than adults do."""
+        source = self.source or "unknown source"
+        return f"{source}, minors" if self.age is not None and self.age < _ADULT_AGE else source
+
+
+@dataclasses.dataclass(frozen=True, slots=True)
+class Outliers:
+    """Images of patients outside the population.
+
+    Attributes:
+        images: The images, in the order of the file or sorted by path.
+        root: Folder that the paths are relative to.
+    """
+
+    images: tuple[OutlierImage, ...]
+    root: Path
+
+    def split(self, name: str) -> tuple[OutlierImage, ...]:
+        """Return the images of one split."""
+        return tuple(image for image in self.images if image.split == name)
+
+    def outside(self, age_range: tuple[float, float]) -> Outliers:
+        """Return the images without those whose stated age is in a range.
+
+        Args:
+            age_range: Minimum and maximum age, years, both included, as on a model card.
+        """
+        low, high = age_range[0], age_range[1] + 1
+        images = (image for image in self.images if image.age is None or not low <= image.age < high)
+        return Outliers(tuple(images), self.root)
+
+    def sha256(self) -> str:
+        """Return a hash of all columns of all images but their paths."""
+        rows = sorted((image.sha256, str(image.age), image.patient, image.source, image.split) for image in self.images)
+        return hashlib.sha256("\n".join("\t".join(row) for row in rows).encode()).hexdigest()
+
+    def save(self, file: Path) -> None:
+        """Write a CSV file that `load_outliers` reads, atomically. Its paths are absolute.
+
+        Raises:
+            StorageError: The file cannot be written.
+        """
+        out = io.StringIO()
+        writer = csv.writer(out, lineterminator="\n")
+        writer.writerow(_COLUMNS)
+        for image in self.images:
+            age = "" if image.age is None else f"{image.age:g}"
+            path = (self.root / image.path).as_posix()
+            writer.writerow((path, age, image.patient, image.source, image.split, image.sha256))
+        write_atomically(file, out.getvalue())
+
+
+def load_outliers(data: Path, progress: Progress | None = None) -> Outliers:
+    """Return the images of a folder or CSV, hashed and split.
+
+    In a folder, the first folder below it is the source of an image. Patients are parsed from file names of ChestX-ray14;
+    otherwise each image counts as a patient.
+
+    Args:
+        data: Folder, or CSV file; see the module.
+        progress: Called with the number of hashed images and of all images.
+
+    Raises:
+        DatasetError: The path does not exist, has no images, or an image cannot be read.
+        ManifestError: The CSV is malformed, or an image differs from its SHA-256.
+    """
+    if data.is_dir():
+        root, images = data, _list_folder(data)
+    elif data.is_file() and data.suffix.lower() == ".csv":
+        root, images = data.parent, _read_csv(data)
+    else:
+        raise DatasetError(f"{str(data)!r} is not a folder or a CSV file", hint=_HINT)
+    if not images:
+        raise DatasetError(f"{str(data)!r} has no images", hint=_HINT)
+    hashed, unreadable = hash_images(root, images, progress, manifest_name=str(data))
+    if unreadable:
+        path, reason = unreadable[0]
+        raise DatasetError(
+            f"{len(unreadable)} images of {str(data)!r} cannot be read; the first is {path!r}: {reason}",
+            hint="Remove them, or correct their paths",
+        )
+    return Outliers(hashed, root.resolve())
+
+
+def _list_folder(folder: Path) -> list[OutlierImage]:
+    paths = sorted(path.relative_to(folder) for path in folder.rglob("*") if path.suffix.lower() in EXTENSIONS)
+    return [
+        _with_defaults(path.as_posix(), source=path.parts[0] if len(path.parts) > 1 else "")
+        for path in paths
+        if not any(part.startswith(".") for part in path.parts)
+    ]
+
+
+def _read_csv(file: Path) -> list[OutlierImage]:
+    try:
+        reader = csv.DictReader(io.StringIO(file.read_text(encoding="utf-8-sig")), restval="")
+        columns, rows = reader.fieldnames or [], list(reader)
+    except (OSError, UnicodeDecodeError, csv.Error) as error:
+        raise ManifestError(f"cannot read {str(file)!r}: {error}", hint=_HINT) from error
+    if "path" not in columns:
+        raise ManifestError(f"{str(file)!r} has no column 'path' (its columns: {', '.join(columns)})", hint=_HINT)
+    images = [_parse_row(row, f"{str(file)!r}, row {number}") for number, row in enumerate(rows, start=1)]
+    listed = Counter(image.path for image in images)
+    for number, image in enumerate(images, start=1):
+        if listed[image.path] > 1:
+            raise ManifestError(f"{str(file)!r}, row {number}: {image.path!r} is listed {listed[image.path]} times")
+    return images
+
+
+def _parse_row(row: Mapping[str, str], place: str) -> OutlierImage:
+    values = {column: (row.get(column) or "").strip() for column in _COLUMNS}
+    if not values["path"] or "\0" in values["path"]:
+        raise ManifestError(f"{place}: {values['path']!r} is not a valid path")
+    if values["split"] not in ("", *_SPLITS):
+        raise ManifestError(f"{place}: split is {values['split']!r}, not one of {', '.join(_SPLITS)}")
+    age = _parse_age(values.pop("age"), place)
+    return _with_defaults(**values, age=age)
+
+
+def _parse_age(text: str, place: str) -> float | None:
+    if not text:
+        return None
+    try:
+        age = float(text)
+    except ValueError:
+        age = math.nan
+    if not 0 <= age <= _MAX_AGE:
+        raise ManifestError(f"{place}: age is {text!r}, not a number of years from 0 to {_MAX_AGE}")
+    return age
+
+
+def _with_defaults(
+    path: str, *, age: float | None = None, patient: str = "", source: str = "", split: str = "", sha256: str = ""
+) -> OutlierImage:
+    patient = patient or parse_nih_patient(path.rpartition("/")[2]) or path
+    digest = hashlib.sha256(f"{source}\n{patient}".encode()).digest()
+    split = split or ("validation" if digest[0] % _PARTS == 0 else "train")
+    return OutlierImage(path, age, patient, source, split, sha256)

@@ -1,0 +1,96 @@
+"""Read the patient's age from a DICOM header, as the standard writes it and as other software does.
+
+A value that is stated but cannot be understood rejects the image: treated as absent, an adult would be predicted.
+"""
+
+from __future__ import annotations
+
+import re
+from datetime import date
+
+from pydicom import Dataset
+
+from pneumoscope.core.prediction import Rejection
+
+__all__ = ["AGE_ELEMENTS", "MAX_AGE", "parse_age", "parse_date", "read_age"]
+
+MAX_AGE = 130  # years
+_MAX_QUOTED = 24  # characters of a value in a message
+
+_NUMBER = re.compile(r"(?P<number>\d{1,5}(?:\.\d{1,3})?)\s*(?P<unit>[a-z]*)\.?", re.IGNORECASE)
+# PS3.5 section 6.2 (AS): a number of three digits and D, W, M or Y. Headers also have other numbers of digits, no unit
+# (years, as in the RSNA challenge data) and words.
+_UNITS = {
+    "d": 1 / 365.25, "day": 1 / 365.25, "days": 1 / 365.25,
+    "w": 7 / 365.25, "wk": 7 / 365.25, "wks": 7 / 365.25, "week": 7 / 365.25, "weeks": 7 / 365.25,
+    "m": 1 / 12, "mo": 1 / 12, "mos": 1 / 12, "mon": 1 / 12, "month": 1 / 12, "months": 1 / 12,
+    "y": 1, "yr": 1, "yrs": 1, "year": 1, "years": 1, "yo": 1, "": 1,
+}  # fmt: skip
+# PS3.5: YYYYMMDD, before 1993 YYYY.MM.DD. ISO 8601 and YYYY/MM/DD are common. DD.MM.YYYY has one meaning; with slashes or
+# dashes, day and month could be exchanged, so those dates are not understood.
+_DATES = (
+    re.compile(r"(?P<year>\d{4})(?P<separator>[-./]?)(?P<month>\d{2})(?P=separator)(?P<day>\d{2})"),
+    re.compile(r"(?P<day>\d{1,2})\.(?P<month>\d{1,2})\.(?P<year>\d{4})"),
+)
+_EXAMINATION_DATES = (
+    "AcquisitionDate", "AcquisitionDateTime", "ContentDate", "SeriesDate", "StudyDate", "InstanceCreationDate",
+)  # fmt: skip
+AGE_ELEMENTS = ("PatientAge", "PatientBirthDate", *_EXAMINATION_DATES)
+
+
+def read_age(header: Dataset) -> tuple[float | None, Rejection | None]:
+    """Return the age in years, and the rejection if it is stated but cannot be understood.
+
+    The age is PatientAge, or else the time from PatientBirthDate to the first examination date that is stated.
+
+    Returns:
+        (None, None) if neither an age nor a birth date is stated.
+    """
+    if stated := _text(header, "PatientAge"):
+        age = parse_age(stated)
+        return (age, None) if age is not None else (None, _not_understood("PatientAge", stated))
+    born = _text(header, "PatientBirthDate")
+    if not born:
+        return None, None
+    birth = parse_date(born)
+    if birth is None:
+        return None, _not_understood("PatientBirthDate", born)
+    name, examined = next(
+        ((name, text) for name in _EXAMINATION_DATES if (text := _text(header, name))), ("StudyDate", "")
+    )
+    examination = parse_date(examined[:8] if name == "AcquisitionDateTime" else examined)
+    age = (examination - birth).days / 365.25 if examination else -1
+    if not 0 <= age <= MAX_AGE:
+        return None, _not_understood(name, examined)
+    return age, None
+
+
+def parse_age(text: str) -> float | None:
+    """Return an age in years, such as 1.5 for "018M", or None if the text is not an age."""
+    match = _NUMBER.fullmatch(text.strip())
+    unit = _UNITS.get(match["unit"].lower()) if match else None
+    if match is None or unit is None:
+        return None
+    age = float(match["number"]) * unit
+    return age if age <= MAX_AGE else None
+
+
+def parse_date(text: str) -> date | None:
+    """Return the date of a text, or None if it is not a date or could mean several."""
+    for pattern in _DATES:
+        if match := pattern.fullmatch(text.strip()):
+            try:
+                return date(int(match["year"]), int(match["month"]), int(match["day"]))
+            except ValueError:
+                return None
+    return None
+
+
+def _text(header: Dataset, name: str) -> str:
+    value = header.get(name)
+    return "" if value is None else str(value).strip().strip("\0").strip()
+
+
+def _not_understood(name: str, text: str) -> Rejection:
+    printable = "".join(mark for mark in text if mark.isprintable())
+    return Rejection("age_not_understood", {"element": name, "value": printable[:_MAX_QUOTED]})

@@ -1,0 +1,188 @@
+"""Train the age classifier by outlier exposure (Hendrycks 2019): radiographs of patients outside the age range are examples.
+
+The examples come from other hospitals than the training images. A network that tells the hospitals apart by contrast, markers,
+collimation or compression has learned nothing about age. Therefore both sides get the same heavy augmentation, and images
+exchange their style: histograms are matched to those of other images of the batch, and the amplitudes of low spatial
+frequencies are swapped (Fourier domain adaptation, Yang & Soatto 2020). Bars at the borders and rectangles like markers are
+drawn on both sides, and the resolution is reduced. `benchmarks/outliers.py` measures what remains.
+
+Sources: Hendrycks, Mazeika and Dietterich 2019, "Deep Anomaly Detection with Outlier Exposure". Yang and Soatto 2020, "FDA:
+Fourier Domain Adaptation for Semantic Segmentation".
+"""
+
+from __future__ import annotations
+
+import sys
+from collections import Counter
+from collections.abc import Callable, Sequence
+
+import numpy as np
+import numpy.typing as npt
+import torch
+import torch.nn.functional as F
+from rich.console import Console
+from rich.progress import track
+from torch import Tensor
+
+from pneumoscope.models.input_checks import AgeClassifier
+from pneumoscope.runs.recipe import AugmentationOptions
+from pneumoscope.training.augmentation import augment
+from pneumoscope.training.data_module import derive_seed
+
+__all__ = ["EXPOSURE", "exchange_styles", "train_age_classifier"]
+
+# Wider than the plausible variation, so that framing, exposure and compression carry no information about the class.
+EXPOSURE = AugmentationOptions(
+    flip=True, rotation=20, translation=0.06, scale=0.6, aspect=0.35, brightness=0.35, contrast=0.45, gamma=0.8, blur=1.2,
+    noise=0.05, jpeg=0.8,
+)  # fmt: skip
+_BATCH = 48
+_LEARNING_RATE, _WEIGHT_DECAY = 5e-4, 0.02
+_LABEL_SMOOTHING = 0.03  # a few ages are unknown or wrong
+_AVERAGING = 0.995  # decay of the moving average of the weights
+# Probability, per image, of each change of style.
+_FREQUENCY_SWAP, _HISTOGRAM_MATCH, _BARS, _LOW_RESOLUTION, _SHARPENING = 0.5, 0.8, 0.4, 0.35, 0.25
+_MAX_FREQUENCY = 5  # cycles per image
+_MAX_MARKERS = 2  # per image
+
+View = Callable[[Tensor], Tensor]
+
+
+def train_age_classifier(
+    inside: npt.NDArray[np.uint8],
+    outside: npt.NDArray[np.uint8],
+    groups: Sequence[str],
+    *,
+    steps: int,
+    seed: int,
+    view: View | None = None,
+) -> AgeClassifier:
+    """Train an age classifier on the CPU, and return it in evaluation mode.
+
+    Args:
+        inside: Preprocessed images of patients in the age range, shape (n, size, size).
+        outside: Images of patients outside it, shape (m, size, size).
+        groups: Group of each image outside, such as its source. A group of k images is drawn in proportion to the root of k, so
+            that small groups count.
+        steps: Training steps, each with 48 augmented images, half of them outside on average.
+        seed: Seed of the initial weights, the choice of images and their augmentation.
+        view: Maps gray levels (n, size, size) to what the network may see, for control experiments.
+
+    Raises:
+        MissingExtraError: See `AgeClassifier`.
+    """
+    pixels = np.concatenate([inside, outside])
+    is_outside = np.arange(len(pixels)) >= len(inside)
+    sizes = Counter(groups)
+    weights = np.array([sizes[group] ** -0.5 for group in groups])
+    probabilities = np.concatenate([np.full(len(inside), 0.5 / len(inside)), 0.5 * weights / weights.sum()])
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(derive_seed(seed, 11))
+        classifier = AgeClassifier().to(memory_format=torch.channels_last)
+        average = torch.optim.swa_utils.AveragedModel(classifier, avg_fn=_moving_average, use_buffers=True)
+        optimizer = torch.optim.AdamW(classifier.parameters(), lr=_LEARNING_RATE, weight_decay=_WEIGHT_DECAY)
+        schedule = torch.optim.lr_scheduler.OneCycleLR(
+            optimizer, max_lr=_LEARNING_RATE, total_steps=steps, pct_start=0.1
+        )
+        classifier.train()
+        console, hidden = Console(stderr=True), not sys.stderr.isatty()
+        for step in track(range(steps), "training the age classifier", console=console, transient=True, disable=hidden):
+            rng = np.random.default_rng(derive_seed(seed, step, 12))
+            rows = rng.choice(len(pixels), _BATCH, p=probabilities)
+            styled = exchange_styles(torch.from_numpy(pixels[rows]), rng)
+            images = augment(styled, EXPOSURE, rng.integers(2**62, size=_BATCH).tolist())
+            target = torch.from_numpy(is_outside[rows]).float() * (1 - 2 * _LABEL_SMOOTHING) + _LABEL_SMOOTHING
+            optimizer.zero_grad()
+            loss = F.binary_cross_entropy_with_logits(classifier(view(images) if view else images), target)
+            loss.backward()  # type: ignore[no-untyped-call]
+            optimizer.step()
+            schedule.step()
+            average.update_parameters(classifier)
+    trained: AgeClassifier = average.module
+    return trained.eval()
+
+
+def _moving_average(average: Tensor, current: Tensor, count: Tensor | int) -> Tensor:
+    """Return the exponential moving average after one more step; the first steps count less than later ones."""
+    decay = min(_AVERAGING, (1 + int(count)) / (10 + int(count)))
+    return average + (current - average) * (1 - decay)
+
+
+def exchange_styles(images: Tensor, rng: np.random.Generator) -> Tensor:
+    """Return images whose style is mixed with that of other images of the batch.
+
+    Args:
+        images: Gray levels, uint8, shape (n, size, size).
+        rng: Source of random numbers.
+
+    Returns:
+        Gray levels, uint8, shape (n, size, size).
+    """
+    gray = images.float() / 255
+    gray = _swap_low_frequencies(
+        gray, _partners(len(gray), rng), _draw(rng, len(gray), _FREQUENCY_SWAP, _MAX_FREQUENCY)
+    )
+    gray = _match_histograms(gray, _partners(len(gray), rng), _draw(rng, len(gray), _HISTOGRAM_MATCH, 1.0))
+    for i in range(len(gray)):
+        if rng.random() < _LOW_RESOLUTION:
+            gray[i] = _reduce_resolution(gray[i], int(rng.integers(len(gray[i]) * 2 // 5, len(gray[i]))))
+        if rng.random() < _SHARPENING:
+            gray[i] = _sharpen(gray[i], float(rng.uniform(0, 1.5)))
+        if rng.random() < _BARS:
+            _draw_bars(gray[i], rng)
+        _draw_markers(gray[i], rng)
+    return (gray.clamp(0, 1) * 255).round().to(torch.uint8)
+
+
+def _partners(count: int, rng: np.random.Generator) -> Tensor:
+    """Return for each image the index of another one, whatever its class, so that style and class become independent."""
+    return torch.from_numpy(rng.permutation(count))
+
+
+def _draw(rng: np.random.Generator, count: int, probability: float, maximum: float) -> Tensor:
+    """Return random strengths, uniform up to a maximum, and 0 for the images that stay as they are; shape (n,)."""
+    return torch.from_numpy(rng.uniform(0, maximum, count) * (rng.random(count) < probability)).float()
+
+
+def _swap_low_frequencies(gray: Tensor, partners: Tensor, radius: Tensor) -> Tensor:
+    """Return images with the amplitudes of their partners up to a frequency, in cycles per image; the mean stays."""
+    spectrum = torch.fft.fft2(gray)
+    frequency = torch.fft.fftfreq(gray.shape[-1]).abs() * gray.shape[-1]
+    distance = torch.maximum(frequency[:, None], frequency[None])
+    swapped = (distance <= radius.view(-1, 1, 1)) & (distance > 0)
+    amplitude = torch.where(swapped, spectrum.abs()[partners], spectrum.abs())
+    return torch.fft.ifft2(torch.polar(amplitude, spectrum.angle())).real.clamp(0, 1)
+
+
+def _match_histograms(gray: Tensor, partners: Tensor, strength: Tensor) -> Tensor:
+    """Return a weighted mean of each image and the same image with the gray-level histogram of its partner."""
+    flat = gray.flatten(1)
+    order = flat.argsort(dim=1, stable=True)
+    matched = torch.empty_like(flat).scatter_(1, order, flat[partners].sort(1).values)
+    return (strength.view(-1, 1) * matched + (1 - strength.view(-1, 1)) * flat).view_as(gray)
+
+
+def _reduce_resolution(image: Tensor, side: int) -> Tensor:
+    small = F.interpolate(image[None, None], (side, side), mode="bilinear", antialias=True)
+    return F.interpolate(small, image.shape, mode="bilinear")[0, 0]
+
+
+def _sharpen(image: Tensor, amount: float) -> Tensor:
+    blurred = F.avg_pool2d(F.pad(image[None, None], (1, 1, 1, 1), mode="replicate"), 3, 1)[0, 0]
+    return image + amount * (image - blurred)
+
+
+def _draw_bars(image: Tensor, rng: np.random.Generator) -> None:
+    """Draw bars of one gray level at the borders: collimation, black or white margins."""
+    size = len(image)
+    top, bottom, left, right = rng.integers(0, size // 8, 4).tolist()
+    level = float(rng.choice([0.0, 0.0, 1.0, rng.random()]))
+    image[:top], image[size - bottom :], image[:, :left], image[:, size - right :] = level, level, level, level
+
+
+def _draw_markers(image: Tensor, rng: np.random.Generator) -> None:
+    size = len(image)
+    for _ in range(int(rng.integers(_MAX_MARKERS + 1))):
+        height, width = rng.integers(2, size // 8, 2).tolist()
+        top, left = rng.integers(0, size, 2).tolist()
+        image[top : top + height, left : left + width] = float(rng.random())

@@ -1,0 +1,96 @@
+"""Ages in DICOM headers: the standard's form, the forms of other software, and values that must not be ignored."""
+
+from datetime import date
+
+import pytest
+from pydicom import Dataset, config
+
+from pneumoscope.imaging.patient_age import parse_age, parse_date, read_age
+
+
+@pytest.fixture(autouse=True)
+def any_values(monkeypatch):
+    """Let the tests write values that the standard does not allow, as other software does."""
+    monkeypatch.setattr(config.settings, "reading_validation_mode", config.IGNORE)
+    monkeypatch.setattr(config.settings, "writing_validation_mode", config.IGNORE)
+
+
+def header(**elements):
+    dataset = Dataset()
+    for name, value in elements.items():
+        setattr(dataset, name, value)
+    return dataset
+
+
+@pytest.mark.parametrize(
+    ("text", "years"),
+    [
+        ("004Y", 4), ("062Y", 62), ("018M", 1.5), ("030W", 30 * 7 / 365.25), ("365D", 365 / 365.25), ("000D", 0),
+        ("62", 62), ("62Y", 62), ("0062Y", 62), ("062y", 62), ("62 years", 62), ("62 yrs", 62), ("18M", 1.5), ("18 months", 1.5),
+        ("3.5", 3.5), ("4 y.", 4), (" 4Y ", 4), ("4YO", 4), ("6 Weeks", 6 * 7 / 365.25),
+    ],
+)  # fmt: skip
+def test_ages_are_understood(text, years):
+    assert parse_age(text) == pytest.approx(years)
+
+
+@pytest.mark.parametrize(
+    "text", ["", "Y", "abc", "-4Y", "4Z", "131Y", "4-5", "4Y2M", "999999", "1960", "\uff14\uff39", "4,5"]
+)
+def test_other_texts_are_no_ages(text):
+    assert parse_age(text) is None
+
+
+@pytest.mark.parametrize(
+    "text", ["19600307", "1960.03.07", "1960-03-07", "1960/03/07", "07.03.1960", "7.3.1960", " 19600307 "]
+)
+def test_dates_are_understood(text):
+    assert parse_date(text) == date(1960, 3, 7)
+
+
+@pytest.mark.parametrize(
+    "text", ["", "1960", "196003", "19601301", "19600230", "03/07/1960", "07-03-1960", "1960-03/07", "7 March 1960"]
+)
+def test_dates_that_are_wrong_incomplete_or_ambiguous_are_not_understood(text):
+    assert parse_date(text) is None
+
+
+def test_header_without_age_and_birth_date_states_no_age():
+    assert read_age(header(StudyDate="20200101")) == (None, None)
+    assert read_age(header(PatientAge="", PatientBirthDate="  ")) == (None, None)
+
+
+def test_stated_age_comes_before_dates():
+    age, rejection = read_age(header(PatientAge="004Y", PatientBirthDate="19000101", StudyDate="20200101"))
+    assert (age, rejection) == (4, None)
+
+
+@pytest.mark.parametrize(
+    "element", ["AcquisitionDate", "ContentDate", "SeriesDate", "StudyDate", "InstanceCreationDate"]
+)
+def test_age_from_birth_to_any_examination_date(element):
+    age, rejection = read_age(header(PatientBirthDate="19600101", **{element: "2020.01.01"}))
+    assert (age, rejection) == (pytest.approx(60, abs=0.01), None)
+
+
+def test_age_from_birth_to_the_time_of_acquisition():
+    age, _ = read_age(header(PatientBirthDate="20160101", AcquisitionDateTime="20200101123000.5+0100"))
+    assert age == pytest.approx(4, abs=0.01)
+
+
+@pytest.mark.parametrize(
+    ("elements", "element", "value"),
+    [
+        ({"PatientAge": "adult"}, "PatientAge", "adult"),
+        ({"PatientAge": "999Y", "PatientBirthDate": "20160101", "StudyDate": "20200101"}, "PatientAge", "999Y"),
+        ({"PatientBirthDate": "03/07/1960", "StudyDate": "20200101"}, "PatientBirthDate", "03/07/1960"),
+        ({"PatientBirthDate": "19600307", "StudyDate": "yesterday"}, "StudyDate", "yesterday"),
+        ({"PatientBirthDate": "19600307"}, "StudyDate", ""),
+        ({"PatientBirthDate": "20210101", "StudyDate": "20200101"}, "StudyDate", "20200101"),
+        ({"PatientAge": "x" * 100 + "\n"}, "PatientAge", "x" * 24),
+    ],
+)
+def test_stated_values_that_are_not_understood_reject_the_image(elements, element, value):
+    age, rejection = read_age(header(**elements))
+    assert age is None
+    assert (rejection.code, dict(rejection.parameters)) == ("age_not_understood", {"element": element, "value": value})
