@@ -30,7 +30,7 @@ from pneumoscope.core.prediction import Rejection
 from pneumoscope.imaging import decode as decode_module
 from pneumoscope.imaging.decode import decode
 from pneumoscope.imaging.preprocess import PreprocessedImage, Preprocessing, preprocess_image
-from pneumoscope.imaging.sandbox import DecodePool, Limits
+from pneumoscope.imaging.sandbox.pool import DecodePool, Limits
 
 CODEC = ("tests.imaging.hostile_codec",)
 LIMITS = Limits(memory=2**30, cpu_seconds=20, wall_seconds=60)
@@ -327,7 +327,7 @@ def test_a_garbage_collected_pool_ends_its_workers() -> None:
 PARENT = """
 import sys, threading
 from pathlib import Path
-from pneumoscope.imaging.sandbox import DecodePool
+from pneumoscope.imaging.sandbox.pool import DecodePool
 pool = DecodePool(2, preload=["tests.imaging.hostile_codec"])
 pool.start()
 print(*(worker._process.pid for worker in pool._idle), flush=True)
@@ -407,7 +407,7 @@ def test_a_negative_number_of_workers_is_rejected() -> None:
 
 def test_a_worker_imports_no_unneeded_package() -> None:
     code = (
-        "import sys, pneumoscope.imaging.decode_worker\n"
+        "import sys, pneumoscope.imaging.sandbox.worker\n"
         "print(*({'torch', 'onnxruntime', 'scipy', 'pydicom', 'pydantic', 'subprocess'} & set(sys.modules)))"
     )
     process = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True, timeout=60)

@@ -5,7 +5,7 @@ from fastapi.testclient import TestClient
 from tests.service.conftest import images, png, problem
 
 from pneumoscope.core.errors import DecodeCrashedError, DecodeMemoryError, DecodeTimeoutError
-from pneumoscope.imaging.sandbox import DecodePool, Limits
+from pneumoscope.imaging.sandbox.pool import DecodePool, Limits
 from pneumoscope.inference.model import Model
 from pneumoscope.service.app import create_app
 from pneumoscope.service.auth.tokens import Authenticator

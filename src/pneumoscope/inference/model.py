@@ -36,7 +36,7 @@ if TYPE_CHECKING:
     from PIL import Image
     from pydicom import Dataset
 
-    from pneumoscope.imaging.sandbox import DecodePool
+    from pneumoscope.imaging.sandbox.pool import DecodePool
     from pneumoscope.inference.saliency import Layer
 
     # A path, the bytes of a file, gray levels (uint8, shape (height, width), 0 is black), a PIL image or a pydicom Dataset.
@@ -263,7 +263,7 @@ class Model:
     def _many_images_pool(self) -> DecodePool | None:
         with self._pool_lock:
             if self._pool is None and os.name == "posix":
-                from pneumoscope.imaging.sandbox import DecodePool
+                from pneumoscope.imaging.sandbox.pool import DecodePool
 
                 self._pool = DecodePool()
             return self._pool
@@ -387,7 +387,7 @@ def load_model(
     folder = find_bundle(None if bundle is None else Path(bundle))
     pool = None
     if isolated:
-        from pneumoscope.imaging.sandbox import DecodePool
+        from pneumoscope.imaging.sandbox.pool import DecodePool
 
         pool = DecodePool()
         pool.start()  # while the network is loaded
