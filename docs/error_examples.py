@@ -214,7 +214,7 @@ def _undefined_metric() -> None:
 
 def _decode(image: Image.Image, preload: Sequence[str] = (), **limits: float) -> None:
     """Decode an image in a worker process with these limits."""
-    from pneumoscope.imaging.sandbox import DecodePool, Limits
+    from pneumoscope.imaging.sandbox.pool import DecodePool, Limits
 
     image.save("thorax.png")
     with DecodePool(1, limits=Limits(**limits), preload=preload) as pool:  # type: ignore[arg-type]

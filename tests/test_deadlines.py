@@ -17,20 +17,31 @@ def endless(source: str) -> list[int]:
     tree = ast.parse(source)
     # asyncio's own waits are cut by the deadline of the coroutine around them.
     awaited = {id(node.value) for node in ast.walk(tree) if isinstance(node, ast.Await)}
+    calls = [node for node in ast.walk(tree) if isinstance(node, ast.Call) and isinstance(node.func, ast.Attribute)]
+    limited = {owner(call) for call in calls if call.func.attr in {"settimeout", "poll"} and call.args}
     found = []
-    for node in ast.walk(tree):
-        if not isinstance(node, ast.Call) or not isinstance(node.func, ast.Attribute) or id(node) in awaited:
+    for call in calls:
+        if id(call) in awaited:
             continue
-        of_subprocess = isinstance(node.func.value, ast.Name) and node.func.value.id == "subprocess"
-        named = {keyword.arg for keyword in node.keywords}
+        name = call.func.attr
+        named = {keyword.arg for keyword in call.keywords}
         if (
-            (of_subprocess and node.func.attr == "Popen")
-            or (of_subprocess and node.func.attr in RUN and "timeout" not in named)
-            or (node.func.attr == "create_connection" and "timeout" not in named)
-            or (node.func.attr in WAITS and not node.args and "timeout" not in named)
+            (owner(call) == "subprocess" and name == "Popen")
+            or (owner(call) == "subprocess" and name in RUN and "timeout" not in named)
+            or (owner(call) == "os" and name in {"wait", "waitpid"} and "os.WNOHANG" not in ast.unparse(call))
+            or (owner(call) == "asyncio" and name == "run" and "asyncio.wait_for(" not in ast.unparse(call))
+            or (name == "create_connection" and "timeout" not in named)
+            or (name == "recv" and owner(call) not in limited)
+            or (name in WAITS and not call.args and "timeout" not in named)
         ):
-            found.append(node.lineno)
+            found.append(call.lineno)
     return found
+
+
+def owner(call: ast.Call) -> str:
+    """Return the object or module whose method or function is called."""
+    assert isinstance(call.func, ast.Attribute)
+    return ast.unparse(call.func.value)
 
 
 # tests/processes.py is the one place that starts a process, and kills it at its deadline.
@@ -53,6 +64,9 @@ def test_every_wait_has_a_deadline(module: str) -> None:
         "future.result()",
         "queue.get()",
         "semaphore.acquire()",
+        "os.waitpid(child, 0)",
+        "asyncio.run(answered())",
+        "connection.recv(1000)",
     ],
 )
 def test_a_wait_without_a_deadline_is_found(source: str) -> None:
@@ -66,6 +80,10 @@ def test_a_wait_without_a_deadline_is_found(source: str) -> None:
         "process.wait(60)",
         "thread.join(10)",
         "async def f(): await event.wait()",
+        "os.waitpid(child, os.WNOHANG)",
+        "asyncio.run(asyncio.wait_for(answered(), 10))",
+        "connection.settimeout(5); connection.recv(1000)",
+        "while reader.poll(60): reader.recv()",
     ],
 )
 def test_a_wait_with_a_deadline_passes(source: str) -> None:

@@ -74,6 +74,6 @@ def test_missing_responses_and_missing_retry_after_are_reported(images: Path) ->
             rejected = await benchmark.post_images([image], port, 0, 1, 0.2, 5)
         return rejected, await benchmark.post_images([image], port, 0, 1, 0.2, 5)
 
-    rejected, unanswered = asyncio.run(post_with_and_without_server())
+    rejected, unanswered = asyncio.run(asyncio.wait_for(post_with_and_without_server(), 30))
     assert [status for _, _, status in rejected] == ["503 without Retry-After"]
     assert [status for _, _, status in unanswered] == ["ConnectionRefusedError"]

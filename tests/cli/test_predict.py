@@ -29,8 +29,9 @@ from pneumoscope.core.errors import PartialFailureError
 from pneumoscope.core.i18n import NOTICE
 from pneumoscope.core.prediction import Prediction
 from pneumoscope.core.results import SCHEMA
-from pneumoscope.imaging.sandbox import DecodePool
-from pneumoscope.inference.model import MIN_IMAGES_FOR_POOL, Model, load_model
+from pneumoscope.imaging.sandbox.pool import DecodePool
+from pneumoscope.inference.image_loader import MIN_IMAGES_FOR_POOL
+from pneumoscope.inference.model import Model, load_model
 from pneumoscope.inference.writers import csv_columns
 from pneumoscope.runs.run_folder import find_bundle
 

@@ -9,7 +9,7 @@ import time
 
 from PIL import Image, ImageFile
 
-from pneumoscope.imaging import decode_worker
+from pneumoscope.imaging.sandbox import worker
 
 _LEAKED: list[bytearray] = []
 
@@ -31,7 +31,7 @@ def _drip() -> None:
 
 
 def _reply(number: int, width: int) -> None:
-    reply = decode_worker.DecodeSuccess(
+    reply = worker.DecodeSuccess(
         number=number,
         format="BMP",
         mode="L",
@@ -43,8 +43,8 @@ def _reply(number: int, width: int) -> None:
         header_rejection=None,
         rejection=None,
     )
-    header = decode_worker.msgspec.msgpack.encode(reply)
-    _write_to_all_descriptors(decode_worker.LENGTH.pack(len(header)) + header)
+    header = worker.msgspec.msgpack.encode(reply)
+    _write_to_all_descriptors(worker.LENGTH.pack(len(header)) + header)
 
 
 def _spin() -> None:

@@ -18,7 +18,7 @@ from tests.imaging.test_dicom import image, written
 
 from pneumoscope.core.errors import DecodeCrashedError, DecodeMemoryError, DecodeTimeoutError, UnreadableImageError
 from pneumoscope.imaging.decode import decode
-from pneumoscope.imaging.sandbox import DecodePool, Limits
+from pneumoscope.imaging.sandbox.pool import DecodePool, Limits
 
 LIMITS = Limits(memory=2**30, cpu_seconds=1, wall_seconds=60)
 GRAY = Image.fromarray(np.arange(64 * 64, dtype=np.uint16).reshape(64, 64).astype(np.uint8))

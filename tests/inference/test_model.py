@@ -30,7 +30,7 @@ from pneumoscope.core.errors import (
 from pneumoscope.core.prediction import ImageInfo, Rejection
 from pneumoscope.imaging.decode import decode
 from pneumoscope.imaging.preprocess import preprocess
-from pneumoscope.inference import model as module
+from pneumoscope.inference import image_loader
 from pneumoscope.inference.model import load_model
 from pneumoscope.inference.saliency import render_heatmap
 from pneumoscope.inference.writers import to_dataframe
@@ -137,7 +137,7 @@ def test_large_jpeg_is_decoded_at_reduced_size(model, tmp_path, monkeypatch):
         asked.append(decode(source, **options))
         return asked[-1]
 
-    monkeypatch.setattr(module, "decode", watch)
+    monkeypatch.setattr(image_loader, "decode", watch)
     found = model.predict(path)
 
     assert found.image == ImageInfo(width=400, height=300, format="JPEG")
@@ -382,7 +382,7 @@ def test_images_are_decoded_concurrently(model, monkeypatch):
         barrier.wait(10)
         return decode(*arguments, **options)
 
-    monkeypatch.setattr(module, "decode", meet)
+    monkeypatch.setattr(image_loader, "decode", meet)
     assert len(list(model.predict_many([png(1)] * 8, batch_size=1, workers=4))) == 8
 
 

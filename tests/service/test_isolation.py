@@ -5,7 +5,7 @@ from fastapi.testclient import TestClient
 from tests.service.conftest import images, png, problem
 
 from pneumoscope.core.errors import DecodeCrashedError, DecodeMemoryError, DecodeTimeoutError
-from pneumoscope.imaging.sandbox import DecodePool, Limits
+from pneumoscope.imaging.sandbox.pool import DecodePool, Limits
 from pneumoscope.inference.model import Model
 from pneumoscope.service.app import create_app
 from pneumoscope.service.auth.tokens import Authenticator
@@ -66,7 +66,9 @@ def test_stored_image_that_crashes_its_decoder_is_a_problem_in_every_rendering(i
 
 
 def test_rendered_images_are_decoded_in_a_worker(isolated, pool, monkeypatch):
-    monkeypatch.setattr("pneumoscope.inference.model.decode", lambda *_, **__: pytest.fail("decoded in the service"))
+    monkeypatch.setattr(
+        "pneumoscope.inference.image_loader.decode", lambda *_, **__: pytest.fail("decoded in the service")
+    )
     (made,) = isolated.post("/v1/predictions", files=images(png(180))).json()["predictions"]
     for picture in ("image.png", "thumbnail.png", "heatmap.png", "heatmap-layer.png"):
         found = isolated.get(f"/v1/predictions/{made['id']}/{picture}")

@@ -190,6 +190,6 @@ def test_disconnect_during_upload_is_not_a_server_error(app, lines):
         }  # fmt: skip
         await app(scope, receive, send)
 
-    asyncio.run(go("/v1/predictions", "POST", b"multipart/form-data; boundary=x"))
-    asyncio.run(go("/v1/predictions", "POST", b"image/png"))
+    for kind in (b"multipart/form-data; boundary=x", b"image/png"):
+        asyncio.run(asyncio.wait_for(go("/v1/predictions", "POST", kind), 10))
     assert lines() == 2 * [("INFO", "POST /v1/predictions 422 usage local _ ms")]

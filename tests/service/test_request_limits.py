@@ -46,7 +46,7 @@ def port():
     with socket.create_server(("127.0.0.1", 0)) as listener:
         config = uvicorn.Config(application(), http="h11", log_level="critical", lifespan="off", timeout_keep_alive=5)
         server = uvicorn.Server(config)
-        thread = threading.Thread(target=server.run, kwargs={"sockets": [listener]})
+        thread = threading.Thread(target=server.run, kwargs={"sockets": [listener]}, daemon=True)
         thread.start()
         end = time.monotonic() + 10
         while not server.started and time.monotonic() < end:
@@ -112,7 +112,9 @@ def test_early_response_on_a_connection_that_is_kept_alive_does_not_wait_for_the
             connection.sendall(early_request(2**20) + b"1")
             answer = b""
             while not answer.endswith(b"token required"):
-                answer += connection.recv(1000)
+                chunk = connection.recv(1000)
+                assert chunk, f"the connection was closed after {answer}"
+                answer += chunk
             assert answer.startswith(b"HTTP/1.1 401")
             connection.sendall(bytes(2**20 - 1))
 

@@ -81,7 +81,8 @@ def command(
     Example:  pneumoscope predict image.jpg
     """
     from pneumoscope.inference.discovery import discover_images
-    from pneumoscope.inference.model import MIN_IMAGES_FOR_POOL, load_model
+    from pneumoscope.inference.image_loader import MIN_IMAGES_FOR_POOL
+    from pneumoscope.inference.model import load_model
     from pneumoscope.inference.writers import iter_csv, iter_json
 
     if as_json and table:

@@ -1,53 +1,38 @@
-"""The model as Python and the command line use it: images in, predictions out.
-
-One image or a few are decoded in this process; many are decoded in worker processes (`imaging.sandbox`), as are all images of a
-model loaded with `isolated=True`.
-"""
+"""The model as Python and the command line use it: images in, predictions out."""
 
 from __future__ import annotations
 
 import dataclasses
-import io
 import os
-import threading
 from collections import deque
 from collections.abc import Callable, Generator, Iterable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from itertools import islice
-from operator import length_hint
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, NamedTuple, TypeVar
+from typing import TYPE_CHECKING, NamedTuple, TypeVar
 
 import numpy as np
-import numpy.typing as npt
 
 from pneumoscope.bundle.card import Card
 from pneumoscope.core.display import facts_html, prediction_html
 from pneumoscope.core.errors import UnreadableImageError, UsageError
 from pneumoscope.core.prediction import Failure, ImageInfo, ModelInfo, Prediction
-from pneumoscope.imaging.decode import decode
 from pneumoscope.imaging.image import Radiograph
-from pneumoscope.imaging.preprocess import PreprocessedImage, preprocess_image
+from pneumoscope.imaging.preprocess import PreprocessedImage
 from pneumoscope.inference.decision import DEFAULT_OPERATING_POINT, decide, find_operating_point, threshold_probability
+from pneumoscope.inference.image_loader import ImageLoader
 from pneumoscope.inference.session import BundleSession, Scored
 from pneumoscope.runs.run_folder import find_bundle
 
 if TYPE_CHECKING:
-    from PIL import Image
-    from pydicom import Dataset
-
-    from pneumoscope.imaging.sandbox import DecodePool
+    from pneumoscope.imaging.sandbox.pool import DecodePool
+    from pneumoscope.inference.image_loader import ImageSource
     from pneumoscope.inference.saliency import Layer
 
-    # A path, the bytes of a file, gray levels (uint8, shape (height, width), 0 is black), a PIL image or a pydicom Dataset.
-    ImageSource = str | Path | bytes | npt.NDArray[np.uint8] | Image.Image | Dataset
-
-__all__ = ["BATCH_SIZE", "MIN_IMAGES_FOR_POOL", "Explanation", "Model", "load_model"]
+__all__ = ["BATCH_SIZE", "Explanation", "Model", "load_model"]
 
 BATCH_SIZE = 4  # images per network call; larger batches are no faster on a CPU and delay the results behind them
-MIN_IMAGES_FOR_POOL = 8  # up to this many, decoding in this process is faster than starting workers
 
-_Encoded = tuple[Path | bytes, str]  # a file or its content, and its name
 _Result = TypeVar("_Result")
 
 
@@ -93,9 +78,7 @@ class Model:
         self.operating_point_name = operating_point or DEFAULT_OPERATING_POINT
         self.threshold = threshold_probability(self.card, self.point)
         self.facts = ModelInfo(self.card.name, self.card.version, self.card.onnx_sha256)
-        self._pool = pool
-        self._is_isolated = pool is not None
-        self._pool_lock = threading.Lock()
+        self._loader = ImageLoader(self.card.preprocessing, pool)
 
     def __repr__(self) -> str:
         """Return the name, the network and the operating point."""
@@ -120,8 +103,7 @@ class Model:
 
     def close(self) -> None:
         """Stop the worker processes, if any; they also stop with this process."""
-        if self._pool is not None:
-            self._pool.close()
+        self._loader.close()
 
     def run_self_test(self) -> None:
         """Check that the network still gives the logit on its card; see `BundleSession.run_self_test`."""
@@ -137,7 +119,7 @@ class Model:
         Raises:
             UnreadableImageError: The image cannot be decoded; see `imaging.decode`.
         """
-        preprocessed = self._preprocess(image, self._single_image_pool(), name=name)
+        preprocessed = self._loader.preprocess(image, name=name)
         return self._predict(preprocessed, next(self._session.stream([preprocessed])))
 
     def explain(self, image: ImageSource, *, name: str = "") -> Explanation:
@@ -150,7 +132,7 @@ class Model:
             UnreadableImageError: The image cannot be decoded.
         """
         self._session.require_heatmaps()
-        preprocessed = self._preprocess(image, self._single_image_pool(), name=name, keep_radiograph=True)
+        preprocessed = self._loader.preprocess(image, name=name, keep_radiograph=True)
         return self._explain([preprocessed])[0]
 
     def predict_batch(self, images: Sequence[ImageSource], *, names: Sequence[str] = ()) -> list[Prediction]:
@@ -160,15 +142,16 @@ class Model:
             images: See `predict`.
             names: Names in the predictions, one per image; see `predict`. A failure does not mention an empty name.
         """
-        return self._predict_batch(images, self._single_image_pool(), names)
+        return self._predict_batch(images, self._loader.pool, names)
 
     def predict_many(
         self, images: Iterable[ImageSource], *, batch_size: int = BATCH_SIZE, workers: int = 0
     ) -> Generator[Prediction]:
         """Yield predictions in the order of the images. An unreadable image yields a prediction with `failure`.
 
-        Each thread decodes and scores batches of its own. At most a few batches per thread are read ahead of the caller. More
-        than `MIN_IMAGES_FOR_POOL` images are decoded in worker processes, one per core, which stay for the next call.
+        Each thread decodes and scores batches of its own. At most a few batches per thread are read ahead of the caller.
+        More than `image_loader.MIN_IMAGES_FOR_POOL` images are decoded in worker processes, one per core, which stay for the
+        next call.
 
         Args:
             images: See `predict`.
@@ -205,7 +188,7 @@ class Model:
         from pneumoscope.inference.saliency import heatmap_layer
 
         self._session.require_heatmaps()
-        preprocessed = self._preprocess(image, self._single_image_pool(), keep_radiograph=True)
+        preprocessed = self._loader.preprocess(image, keep_radiograph=True)
         heatmap = self._session.outputs(preprocessed.pixels[None], heatmaps=True).heatmap
         assert heatmap is not None
         assert preprocessed.radiograph is not None
@@ -217,8 +200,7 @@ class Model:
         Raises:
             UnreadableImageError: The image cannot be decoded.
         """
-        pool = self._single_image_pool()
-        return pool.decode(image, name=name) if pool else decode(image, name=name, allow_rejected=True)
+        return self._loader.decode(image, name=name)
 
     def _stream(
         self,
@@ -240,8 +222,7 @@ class Model:
         batch_size: int,
         workers: int,
     ) -> Generator[_Result]:
-        is_few = length_hint(images, MIN_IMAGES_FOR_POOL + 1) <= MIN_IMAGES_FOR_POOL
-        pool = self._single_image_pool() if is_few else self._many_images_pool()
+        pool = self._loader.choose_pool(images)
         pending: deque[Future[list[_Result]]] = deque()
         # One thread more than cores covers the hand-over between a thread and its worker process.
         threads = workers or (os.cpu_count() or 1) + (pool is not None)
@@ -257,21 +238,10 @@ class Model:
                 for future in pending:
                     future.cancel()
 
-    def _single_image_pool(self) -> DecodePool | None:
-        return self._pool if self._is_isolated else None
-
-    def _many_images_pool(self) -> DecodePool | None:
-        with self._pool_lock:
-            if self._pool is None and os.name == "posix":
-                from pneumoscope.imaging.sandbox import DecodePool
-
-                self._pool = DecodePool()
-            return self._pool
-
     def _predict_batch(
         self, images: Sequence[ImageSource], pool: DecodePool | None, names: Sequence[str] = ()
     ) -> list[Prediction]:
-        preprocessed = self._preprocess_many(images, pool)
+        preprocessed = self._loader.preprocess_many(images, pool)
         if names:
             preprocessed = [_renamed(each, name) for each, name in zip(preprocessed, names, strict=True)]
         readable = [each for each in preprocessed if isinstance(each, PreprocessedImage)]
@@ -282,7 +252,7 @@ class Model:
         ]
 
     def _explain_batch(self, images: Sequence[ImageSource], pool: DecodePool | None) -> list[Explanation]:
-        preprocessed = self._preprocess_many(images, pool, keep_radiograph=True)
+        preprocessed = self._loader.preprocess_many(images, pool, keep_radiograph=True)
         explanations = iter(self._explain([each for each in preprocessed if isinstance(each, PreprocessedImage)]))
         return [
             next(explanations) if isinstance(each, PreprocessedImage) else Explanation(self._failed(each), None)
@@ -311,36 +281,6 @@ class Model:
                 )
             explanations.append(Explanation(prediction, picture))
         return explanations
-
-    def _preprocess_many(
-        self, images: Sequence[ImageSource], pool: DecodePool | None, *, keep_radiograph: bool = False
-    ) -> list[PreprocessedImage | UnreadableImageError]:
-        if pool is None or any(isinstance(image, np.ndarray) for image in images):
-            return [self._try_to_preprocess(image, pool, keep_radiograph=keep_radiograph) for image in images]
-        encoded = [_encode(image) for image in images]
-        return pool.preprocess_many(encoded, self.card.preprocessing, keep_radiograph=keep_radiograph)
-
-    def _try_to_preprocess(
-        self, image: ImageSource, pool: DecodePool | None, *, keep_radiograph: bool
-    ) -> PreprocessedImage | UnreadableImageError:
-        try:
-            return self._preprocess(image, pool, keep_radiograph=keep_radiograph)
-        except UnreadableImageError as error:
-            return error
-
-    def _preprocess(
-        self, image: ImageSource, pool: DecodePool | None, *, name: str = "", keep_radiograph: bool = False
-    ) -> PreprocessedImage:
-        preprocessing = self.card.preprocessing
-        if isinstance(image, np.ndarray):
-            radiograph = Radiograph(image, name or "array", "array", str(image.dtype))
-            return preprocess_image(radiograph, preprocessing, keep_radiograph=keep_radiograph)
-        source, default_name = _encode(image)
-        name = name or default_name
-        if pool is not None:
-            return pool.preprocess(source, preprocessing, name=name, keep_radiograph=keep_radiograph)
-        radiograph = decode(source, name=name, min_side=preprocessing.min_side, allow_rejected=True)
-        return preprocess_image(radiograph, preprocessing, keep_radiograph=keep_radiograph)
 
     def _predict(self, image: PreprocessedImage, scored: Scored) -> Prediction:
         result = decide(self.card, self.point, scored.logit, scored.rejection)
@@ -387,7 +327,7 @@ def load_model(
     folder = find_bundle(None if bundle is None else Path(bundle))
     pool = None
     if isolated:
-        from pneumoscope.imaging.sandbox import DecodePool
+        from pneumoscope.imaging.sandbox.pool import DecodePool
 
         pool = DecodePool()
         pool.start()  # while the network is loaded
@@ -404,39 +344,3 @@ def _batches(images: Iterable[ImageSource], size: int) -> Iterator[tuple[ImageSo
     iterator = iter(images)
     while batch := tuple(islice(iterator, size)):
         yield batch
-
-
-def _encode(image: Any) -> _Encoded:
-    """Return a file or its content, and its name; a path keeps the form that the caller wrote.
-
-    PIL images become PNG and pydicom data sets DICOM in memory, so that all images are decoded in one way.
-
-    Raises:
-        UsageError: The type is not supported.
-        UnreadableImageError: The PIL image or data set cannot be encoded.
-    """
-    if isinstance(image, bytes):
-        return image, "bytes"
-    if isinstance(image, str):
-        return Path(image), image
-    if isinstance(image, Path):
-        return image, str(image)
-    buffer = io.BytesIO()
-    if hasattr(image, "mode") and hasattr(image, "save"):  # a PIL image; Pillow need not be imported to find out
-        try:
-            image.save(buffer, "PNG")
-        except (OSError, ValueError) as error:
-            raise UnreadableImageError("image", f"the PIL image cannot be encoded: {error}") from error
-        return buffer.getvalue(), "image"
-    if hasattr(image, "PixelData") or hasattr(image, "SOPClassUID"):  # a pydicom Dataset
-        from pydicom import dcmwrite
-
-        try:
-            dcmwrite(buffer, image, enforce_file_format=True)
-        except Exception as error:  # pydicom raises many types
-            raise UnreadableImageError("dataset", f"the data set cannot be encoded: {error}") from error
-        return buffer.getvalue(), "dataset"
-    raise UsageError(
-        f"an image of type {type(image).__name__} is not supported",
-        hint="Pass a path, bytes, a uint8 array, a PIL image or a pydicom Dataset",
-    )

@@ -25,15 +25,15 @@ from pneumoscope.core.errors import (
     UsageError,
 )
 from pneumoscope.imaging.decode import require_max_bytes
-from pneumoscope.imaging.decode_worker import DecodeFailure, DecodeSuccess, Limits
 from pneumoscope.imaging.image import Radiograph
 from pneumoscope.imaging.preprocess import PreprocessedImage, Preprocessing
-from pneumoscope.imaging.worker_process import (
+from pneumoscope.imaging.sandbox.process import (
     ReplyWithPixels,
     WorkerCrashedError,
     WorkerProcess,
     WorkerTimeoutError,
 )
+from pneumoscope.imaging.sandbox.worker import DecodeFailure, DecodeSuccess, Limits
 
 __all__ = ["DecodePool", "Limits"]
 

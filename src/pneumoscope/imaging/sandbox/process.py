@@ -1,4 +1,4 @@
-"""Start a decode worker, send it requests with a deadline, and kill it. This is the parent's side of `decode_worker`."""
+"""Start a decode worker, send it requests with a deadline, and kill it. This is the parent's side of `worker`."""
 
 from __future__ import annotations
 
@@ -21,7 +21,9 @@ import numpy.typing as npt
 
 from pneumoscope.core.errors import PneumoscopeError
 from pneumoscope.core.messages import rejection_message
-from pneumoscope.imaging.decode_worker import (
+from pneumoscope.imaging.image import MAX_PIXELS
+from pneumoscope.imaging.preprocess import Preprocessing
+from pneumoscope.imaging.sandbox.worker import (
     BUFFER_BYTES,
     LENGTH,
     MAX_HEADER_BYTES,
@@ -32,8 +34,6 @@ from pneumoscope.imaging.decode_worker import (
     Reply,
     Request,
 )
-from pneumoscope.imaging.image import MAX_PIXELS
-from pneumoscope.imaging.preprocess import Preprocessing
 
 __all__ = ["ReplyWithPixels", "WorkerCrashedError", "WorkerProcess", "WorkerTimeoutError"]
 
@@ -44,7 +44,7 @@ _INVALID_REPLY = "sent an invalid reply"
 _BOOT = """
 import json, sys
 sys.path[:] = json.loads(sys.argv[1])
-from pneumoscope.imaging.decode_worker import main
+from pneumoscope.imaging.sandbox.worker import main
 main(int(sys.argv[2]), sys.argv[3], sys.argv[4:])
 """
 # Other variables are not passed on, since they may hold secrets.
@@ -95,7 +95,7 @@ class WorkerProcess:
         with worker_end:
             self._process = subprocess.Popen(
                 [sys.executable, "-I", "-B", "-c", _BOOT, *arguments],
-                stdin=subprocess.PIPE,  # see decode_worker._exit_with_parent
+                stdin=subprocess.PIPE,  # see worker._exit_with_parent
                 stdout=subprocess.DEVNULL,
                 stderr=subprocess.DEVNULL,
                 pass_fds=[worker_end.fileno()],
@@ -158,7 +158,7 @@ class WorkerProcess:
         if not self._is_ready:
             raise PneumoscopeError(
                 "the worker process that decodes images does not start",
-                hint=f"For the cause, run: {sys.executable} -c 'import pneumoscope.imaging.decode_worker'",
+                hint=f"For the cause, run: {sys.executable} -c 'import pneumoscope.imaging.sandbox.worker'",
             )
 
     def _read_reply(self, request: Request) -> ReplyWithPixels:

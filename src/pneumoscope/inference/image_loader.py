@@ -1,0 +1,173 @@
+"""Decode and preprocess images of every type that a model accepts.
+
+One image or a few are decoded in this process; many are decoded in worker processes (`imaging.sandbox`), as are all images of a
+loader with a pool.
+"""
+
+from __future__ import annotations
+
+import io
+import os
+import threading
+from collections.abc import Iterable, Sequence
+from operator import length_hint
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import numpy.typing as npt
+
+from pneumoscope.core.errors import UnreadableImageError, UsageError
+from pneumoscope.imaging.decode import decode
+from pneumoscope.imaging.image import Radiograph
+from pneumoscope.imaging.preprocess import PreprocessedImage, Preprocessing, preprocess_image
+
+if TYPE_CHECKING:
+    from PIL import Image
+    from pydicom import Dataset
+
+    from pneumoscope.imaging.sandbox.pool import DecodePool
+
+    # A path, the bytes of a file, gray levels (uint8, shape (height, width), 0 is black), a PIL image or a pydicom Dataset.
+    ImageSource = str | Path | bytes | npt.NDArray[np.uint8] | Image.Image | Dataset
+
+__all__ = ["MIN_IMAGES_FOR_POOL", "ImageLoader"]
+
+MIN_IMAGES_FOR_POOL = 8  # up to this many, decoding in this process is faster than starting workers
+
+
+class ImageLoader:
+    """Decode and preprocess images for one network, for any number of threads.
+
+    Args:
+        preprocessing: Crop and size.
+        pool: Pool that decodes every image. If None, a few images are decoded in this process, and many in a pool that is
+            created on first use.
+
+    Attributes:
+        pool: That pool, or None.
+    """
+
+    def __init__(self, preprocessing: Preprocessing, pool: DecodePool | None = None) -> None:
+        self.pool = pool
+        self._preprocessing = preprocessing
+        self._pool_for_many: DecodePool | None = None
+        self._lock = threading.Lock()
+
+    def close(self) -> None:
+        """Stop the worker processes, if any."""
+        for pool in (self.pool, self._pool_for_many):
+            if pool is not None:
+                pool.close()
+
+    def choose_pool(self, images: Iterable[ImageSource]) -> DecodePool | None:
+        """Return the pool for this number of images; None if they are decoded in this process.
+
+        Args:
+            images: The images. If their number is unknown, they count as many.
+        """
+        is_few = length_hint(images, MIN_IMAGES_FOR_POOL + 1) <= MIN_IMAGES_FOR_POOL
+        if self.pool is not None or is_few or os.name != "posix":
+            return self.pool
+        with self._lock:
+            if self._pool_for_many is None:
+                from pneumoscope.imaging.sandbox.pool import DecodePool
+
+                self._pool_for_many = DecodePool()
+            return self._pool_for_many
+
+    def decode(self, image: Path | bytes, *, name: str = "") -> Radiograph:
+        """Return an image decoded at its own size, for display.
+
+        Raises:
+            UnreadableImageError: The image cannot be decoded.
+        """
+        return self.pool.decode(image, name=name) if self.pool else decode(image, name=name, allow_rejected=True)
+
+    def preprocess(self, image: ImageSource, *, name: str = "", keep_radiograph: bool = False) -> PreprocessedImage:
+        """Return one image, decoded and preprocessed.
+
+        Args:
+            image: The image.
+            name: Name in the result and in messages; the path if empty, or "bytes", "array", "image" or "dataset".
+            keep_radiograph: Also return the decoded image.
+        Raises:
+            UnreadableImageError: The image cannot be decoded; see `imaging.decode`.
+            UsageError: The type is not supported.
+        """
+        return self._preprocess(image, self.pool, name=name, keep_radiograph=keep_radiograph)
+
+    def preprocess_many(
+        self, images: Sequence[ImageSource], pool: DecodePool | None, *, keep_radiograph: bool = False
+    ) -> list[PreprocessedImage | UnreadableImageError]:
+        """Return several images, decoded and preprocessed; for an unreadable image, its error.
+
+        Args:
+            images: The images.
+            pool: Pool that decodes them; see `choose_pool`.
+            keep_radiograph: See `preprocess`.
+        Raises:
+            UsageError: The type of an image is not supported.
+        """
+        if pool is None or any(isinstance(image, np.ndarray) for image in images):
+            return [self._try_to_preprocess(image, pool, keep_radiograph=keep_radiograph) for image in images]
+        encoded = [_encode(image) for image in images]
+        return pool.preprocess_many(encoded, self._preprocessing, keep_radiograph=keep_radiograph)
+
+    def _try_to_preprocess(
+        self, image: ImageSource, pool: DecodePool | None, *, keep_radiograph: bool
+    ) -> PreprocessedImage | UnreadableImageError:
+        try:
+            return self._preprocess(image, pool, keep_radiograph=keep_radiograph)
+        except UnreadableImageError as error:
+            return error
+
+    def _preprocess(
+        self, image: ImageSource, pool: DecodePool | None, *, name: str = "", keep_radiograph: bool = False
+    ) -> PreprocessedImage:
+        preprocessing = self._preprocessing
+        if isinstance(image, np.ndarray):
+            radiograph = Radiograph(image, name or "array", "array", str(image.dtype))
+            return preprocess_image(radiograph, preprocessing, keep_radiograph=keep_radiograph)
+        source, default_name = _encode(image)
+        name = name or default_name
+        if pool is not None:
+            return pool.preprocess(source, preprocessing, name=name, keep_radiograph=keep_radiograph)
+        radiograph = decode(source, name=name, min_side=preprocessing.min_side, allow_rejected=True)
+        return preprocess_image(radiograph, preprocessing, keep_radiograph=keep_radiograph)
+
+
+def _encode(image: Any) -> tuple[Path | bytes, str]:
+    """Return a file or its content, and its name; a path keeps the form that the caller wrote.
+
+    PIL images become PNG and pydicom data sets DICOM in memory, so that all images are decoded in one way.
+
+    Raises:
+        UsageError: The type is not supported.
+        UnreadableImageError: The PIL image or data set cannot be encoded.
+    """
+    if isinstance(image, bytes):
+        return image, "bytes"
+    if isinstance(image, str):
+        return Path(image), image
+    if isinstance(image, Path):
+        return image, str(image)
+    buffer = io.BytesIO()
+    if hasattr(image, "mode") and hasattr(image, "save"):  # a PIL image; Pillow need not be imported to find out
+        try:
+            image.save(buffer, "PNG")
+        except (OSError, ValueError) as error:
+            raise UnreadableImageError("image", f"the PIL image cannot be encoded: {error}") from error
+        return buffer.getvalue(), "image"
+    if hasattr(image, "PixelData") or hasattr(image, "SOPClassUID"):  # a pydicom Dataset
+        from pydicom import dcmwrite
+
+        try:
+            dcmwrite(buffer, image, enforce_file_format=True)
+        except Exception as error:  # pydicom raises many types
+            raise UnreadableImageError("dataset", f"the data set cannot be encoded: {error}") from error
+        return buffer.getvalue(), "dataset"
+    raise UsageError(
+        f"an image of type {type(image).__name__} is not supported",
+        hint="Pass a path, bytes, a uint8 array, a PIL image or a pydicom Dataset",
+    )
