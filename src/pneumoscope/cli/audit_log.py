@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from pneumoscope.cli.options import database_option
+from pneumoscope.cli.options import database_option, json_option
 from pneumoscope.core.errors import UsageError
 
 if TYPE_CHECKING:
@@ -46,7 +46,7 @@ def command() -> None:
     metavar="HASH",
     help="Hash printed by an earlier verification; the log must still contain it.",
 )
-@click.option("--json", "as_json", is_flag=True, help="Print one JSON document.")
+@json_option
 def verify_command(data_dir: Path | None, database: str, expect_hash: str | None, as_json: bool) -> None:
     """Recompute every row's hash, compare predictions and images with the log, and print the last hash.
 
@@ -77,7 +77,7 @@ def verify_command(data_dir: Path | None, database: str, expect_hash: str | None
 @command.command("show")
 @_location_options
 @click.option("--limit", metavar="N", type=click.IntRange(min=1), help="Print only the newest N rows.  [default: all]")
-@click.option("--json", "as_json", is_flag=True, help="Print one JSON document.")
+@json_option
 def show_command(data_dir: Path | None, database: str, limit: int | None, as_json: bool) -> None:
     """Print the rows: time, user, event, prediction and details; the newest last.
 

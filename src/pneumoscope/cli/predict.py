@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING
 
 import click
 
+from pneumoscope.cli.options import json_option, model_option, operating_point_option
 from pneumoscope.cli.progress import image_progress
 from pneumoscope.core.errors import PartialFailureError, UsageError
 from pneumoscope.core.i18n import NOTICE
@@ -41,17 +42,9 @@ _COLORS = {
 
 @click.command("predict", short_help="Estimate the probability of pneumonia.")
 @click.argument("paths", metavar="PATH...", nargs=-1, required=True)
-@click.option(
-    "--model",
-    "bundle",
-    metavar="BUNDLE|RUN",
-    type=click.Path(path_type=Path),
-    help="Model to use.  [default: the model in the package]",
-)
-@click.option(
-    "--operating-point", default="", metavar="NAME", help="Operating point on the model card.  [default: balanced]"
-)
-@click.option("--json", "as_json", is_flag=True, help="Print one JSON document.")
+@model_option
+@operating_point_option
+@json_option
 @click.option(
     "--csv",
     "table",

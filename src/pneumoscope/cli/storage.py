@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 
 import click
 
-from pneumoscope.cli.options import database_option
+from pneumoscope.cli.options import database_option, json_option
 from pneumoscope.core.errors import PartialFailureError, UsageError
 
 if TYPE_CHECKING:
@@ -39,7 +39,7 @@ def command() -> None:
     help="Data directory of the service.",
 )
 @database_option
-@click.option("--json", "as_json", is_flag=True, help="Print one JSON document.")
+@json_option
 def check_command(data_dir: Path, database: str, as_json: bool) -> None:
     """Compare the stored images with the database, and report every difference.
 
