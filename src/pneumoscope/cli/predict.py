@@ -54,7 +54,7 @@ _COLORS = {
 @click.option(
     "--heatmaps",
     type=click.Path(file_okay=False, path_type=Path),
-    help="Write a heatmap (PNG) for each image into this folder, numbered in the order of the results.",
+    help="Write a heatmap (PNG) for each image into this new or empty folder, numbered in the order of the results.",
 )
 def command(
     paths: tuple[str, ...],
@@ -79,6 +79,11 @@ def command(
 
     if as_json and table:
         raise UsageError("--json and --csv cannot be combined", hint="Choose one of them")
+    if heatmaps and heatmaps.exists() and any(heatmaps.iterdir()):
+        raise UsageError(
+            f"{str(heatmaps)!r} is not empty; its files would be mixed with the new heatmaps",
+            hint="Choose a new or empty folder with --heatmaps",
+        )
     images, skipped = discover_images(_expand_stdin(paths))
     if skipped:
         click.echo(f"Skipped {skipped} {'file' if skipped == 1 else 'files'}: hidden or not an image", err=True)
