@@ -86,8 +86,8 @@ def test_notes_are_printed_to_standard_error(tmp_path: Path) -> None:
     result = invoke(tmp_path / "images", "--out", tmp_path / "images.csv", "--test", "0.2")
     assert result.exit_code == 0
     assert "note: the patient of 40 of 40 images is unknown" in result.stderr
-    assert "note: 40 images of unknown patients are split as if each were a patient" in result.stderr
-    assert "note: skipped 1 files" in result.stderr
+    assert "note: split 40 images without a known patient as if each were a patient" in result.stderr
+    assert "note: skipped 1 file; for details: pneumoscope check-data DATA" in result.stderr
     assert "note:" not in result.stdout
     assert len(load_manifest(tmp_path / "images.csv").split("test")) == 8
 

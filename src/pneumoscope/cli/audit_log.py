@@ -14,6 +14,7 @@ import click
 
 from pneumoscope.cli.options import database_option, json_option
 from pneumoscope.core.errors import UsageError
+from pneumoscope.core.messages import counted
 
 if TYPE_CHECKING:
     from sqlalchemy import Engine, Row
@@ -65,13 +66,12 @@ def verify_command(data_dir: Path | None, database: str, expect_hash: str | None
     if as_json:
         click.echo(json.dumps(dataclasses.asdict(result), indent=2))
         return
-    click.echo(f"{result.rows} rows, none altered. Last hash: {result.last_hash}")
+    click.echo(f"{counted(result.rows, 'row')}, none altered. Last hash: {result.last_hash}")
+    predictions = counted(result.predictions, "prediction")
     if result.images is None:
-        click.echo(
-            f"{result.predictions} predictions match the log. Images were not checked; pass --data-dir to check them"
-        )
+        click.echo(f"Matched the log: {predictions}. Images were not checked; pass --data-dir to check them")
     else:
-        click.echo(f"{result.predictions} predictions and {result.images} images match the log")
+        click.echo(f"Matched the log: {predictions} and {counted(result.images, 'image')}")
 
 
 @command.command("show")

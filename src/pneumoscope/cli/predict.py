@@ -19,7 +19,7 @@ from pneumoscope.cli.options import json_option, model_option, operating_point_o
 from pneumoscope.cli.progress import image_progress
 from pneumoscope.core.errors import PartialFailureError, UsageError
 from pneumoscope.core.i18n import NOTICE
-from pneumoscope.core.messages import prediction_message
+from pneumoscope.core.messages import counted, prediction_message
 
 if TYPE_CHECKING:
     from pneumoscope.core.prediction import Prediction
@@ -86,7 +86,7 @@ def command(
         )
     images, skipped = discover_images(_expand_stdin(paths))
     if skipped:
-        click.echo(f"Skipped {skipped} {'file' if skipped == 1 else 'files'}: hidden or not an image", err=True)
+        click.echo(f"Skipped {counted(skipped, 'file')}: hidden or not an image", err=True)
     if not images:
         raise UsageError("no images found", hint="Pass image files, or folders that contain images")
     # One image is fastest with all cores on it; many are fastest with one core each.
@@ -119,17 +119,18 @@ def command(
                     sys.stdout.buffer.write(line)
             else:
                 write_atomically(table, lambda file: file.writelines(iter_csv(predictions, failed)))
-                click.echo(f"Wrote {table}: {counts.total()} {'image' if counts.total() == 1 else 'images'}", err=True)
+                click.echo(f"Wrote {table}: {counted(counts.total(), 'image')}", err=True)
             for error in failed:  # the file holds the results before the error
                 raise error
         else:
             _print_table(model, predictions, counts)
     if interrupted.is_set():
-        click.echo(f"Interrupted after {counts.total()} of {len(images)} images", err=True)
+        click.echo(f"Interrupted after {counts.total()} of {counted(len(images), 'image')}", err=True)
         raise click.Abort
     if counts[_FAILED]:
         raise PartialFailureError(
-            f"{counts[_FAILED]} of {len(images)} images could not be read", hint="See the message beside each of them"
+            f"{counts[_FAILED]} of {counted(len(images), 'image')} could not be read",
+            hint="See the message beside each of them",
         )
 
 

@@ -33,6 +33,7 @@ def command(data: Path, out: Path, by: str, validation: float, test: float | Non
     from rich.console import Console
     from rich.table import Table
 
+    from pneumoscope.core.messages import counted
     from pneumoscope.data.layouts import load_manifest
     from pneumoscope.data.split import split_manifest
 
@@ -41,9 +42,8 @@ def command(data: Path, out: Path, by: str, validation: float, test: float | Non
     for note in manifest.notes:
         click.echo(f"note: {note}", err=True)
     if manifest.unreadable:
-        click.echo(
-            f"note: skipped {len(manifest.unreadable)} files; list them with: pneumoscope check-data DATA", err=True
-        )
+        skipped = counted(len(manifest.unreadable), "file")
+        click.echo(f"note: skipped {skipped}; for details: pneumoscope check-data DATA", err=True)
     table = Table("split", "NORMAL", "PNEUMONIA", "patients", box=None)
     for column in table.columns[1:]:
         column.justify = "right"

@@ -7,7 +7,7 @@ from html import escape
 from typing import TYPE_CHECKING
 
 from pneumoscope.core.i18n import NOTICE
-from pneumoscope.core.messages import decision_label, prediction_message
+from pneumoscope.core.messages import counted, decision_label, prediction_message
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Mapping
@@ -82,9 +82,8 @@ def evaluation_html(evaluation: Evaluation) -> str:
 
 def comparison_html(comparison: Comparison) -> str:
     """Return a comparison as HTML: accuracy and AUROC of each run, and the findings."""
-    title = (
-        f"{len(comparison.runs)} runs on {comparison.images['n']} images, operating point {comparison.operating_point}"
-    )
+    runs = counted(len(comparison.runs), "run")
+    title = f"{runs} on {comparison.images['n']} images, operating point {comparison.operating_point}"
     intervals = [
         (f"{run.name}: {metric}", run.test[metric]) for metric in ("accuracy", "auroc") for run in comparison.runs
     ]

@@ -12,6 +12,7 @@ from pathlib import Path, PurePosixPath
 
 from pneumoscope.core.errors import ManifestError, PatientLeakError, UsageError
 from pneumoscope.core.files import write_atomically
+from pneumoscope.core.messages import counted
 
 __all__ = ["COLUMNS", "ETIOLOGIES", "LABELS", "SPLITS", "LabelledImage", "Manifest", "images_sha256"]
 
@@ -109,7 +110,7 @@ class Manifest:
         if leaks:
             patient, splits = next(iter(leaks.items()))
             raise PatientLeakError(
-                f"patient {patient!r} is in both {' and '.join(splits)} ({len(leaks)} patients in total,"
+                f"patient {patient!r} is in both {' and '.join(splits)} ({counted(len(leaks), 'patient')} in total,"
                 f" manifest {name})",
                 hint='Re-split with: pneumoscope split DATA --by patient; or set data.by = "image" in the recipe to'
                 " accept a split by image",

@@ -22,6 +22,7 @@ from pneumoscope import __version__
 from pneumoscope.core.errors import DatasetError, UsageError
 from pneumoscope.core.files import write_atomically
 from pneumoscope.core.i18n import NOTICE
+from pneumoscope.core.messages import counted
 from pneumoscope.core.prediction import Prediction
 from pneumoscope.core.results import SCHEMA, Interval, to_json
 from pneumoscope.evaluation.image_variants import CHANGES, CORRUPTIONS, FORMATS, GrayImage, Variants
@@ -237,7 +238,8 @@ def _pair_copies(originals: Path, copies: Path) -> tuple[list[Path], list[Path]]
     downsampled = [copies / path.relative_to(originals) for path in full_size]
     if missing := [path for path in downsampled if not path.is_file()]:
         raise DatasetError(
-            f"{len(missing)} of {len(full_size)} full-size images have no copy; the first is {str(missing[0])!r}",
+            f"{str(copies)!r} lacks a copy of {len(missing)} of {counted(len(full_size), 'full-size image')}; the first is"
+            f" {missing[0].relative_to(copies).as_posix()!r}",
             hint="Pass a folder to --copies that has the same relative paths as --originals",
         )
     return full_size, downsampled

@@ -11,6 +11,7 @@ import numpy as np
 
 from pneumoscope.bundle.card import Card, short_hash
 from pneumoscope.core.errors import DatasetError, ThresholdError, UsageError
+from pneumoscope.core.messages import counted
 from pneumoscope.data.layouts import SPLIT_FOLDERS, load_manifest
 from pneumoscope.data.manifest import LABELS, LabelledImage, Manifest
 from pneumoscope.imaging.decode import EXTENSIONS
@@ -58,7 +59,7 @@ def select_images(data: Path, split: str, run_manifest: Path | None) -> tuple[Pa
     missing = [label for label in LABELS if not any(image.label == label for image in images)]
     if missing:
         raise DatasetError(
-            f"the {len(images)} images of the split {split!r} have one label only: there is no {missing[0]} image",
+            f"the split {split!r} has images of one label only ({counted(len(images), 'image')}): there is no {missing[0]} image",
             hint="An evaluation needs images of both labels",
         )
     return manifest.root, images
@@ -80,7 +81,7 @@ def _images_of_run(manifest: Manifest, split: str, run_manifest: Path | None, da
     missing = [image.path for image in expected if image.sha256 not in paths]
     if missing:
         raise DatasetError(
-            f"{len(missing)} of the {len(expected)} {split} images in {str(run_manifest)!r} are missing in {str(data)!r}"
+            f"{str(data)!r} lacks {len(missing)} of the {counted(len(expected), f'{split} image')} in {str(run_manifest)!r}"
             f" (compared by content); the first is {missing[0]}",
             hint="Give the data that the run was trained on",
         )
@@ -119,8 +120,8 @@ def unreadable_error(unreadable: Sequence[tuple[str, str]], split: str) -> Datas
     listed = "; ".join(f"{path}: {reason}" for path, reason in unreadable[:_MAX_LISTED])
     more = f"; and {len(unreadable) - _MAX_LISTED} more" if len(unreadable) > _MAX_LISTED else ""
     return DatasetError(
-        f"{len(unreadable)} {split} images cannot be read ({listed}{more})",
-        hint="Repair them, or give a manifest CSV without them as --data",
+        f"{counted(len(unreadable), f'{split} image')} cannot be read ({listed}{more})",
+        hint="Repair the files, or give a manifest CSV without them as --data",
     )
 
 
@@ -135,7 +136,7 @@ def check_unseen(images: Sequence[LabelledImage], card: Card) -> None:
         shared = [image.path for image in images if short_hash(image.sha256) in seen]
         if shared:
             raise DatasetError(
-                f"{len(shared)} of {len(images)} test images were {split} images of {card.name!r} (compared by content);"
+                f"{card.name!r} used {len(shared)} of the {len(images)} test images as {split} images (compared by content);"
                 f" the first is {shared[0]}",
                 hint="Use other test images, or train with a manifest that excludes these: pneumoscope split DATA",
             )
