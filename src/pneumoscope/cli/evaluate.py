@@ -90,9 +90,8 @@ def _print_evaluation(evaluation: Evaluation, console: Console) -> None:
         )
     console.print(_table("independent of a threshold", evaluation.metrics, evaluation.auroc_by_etiology, "AUROC"))
     for name, point in evaluation.operating_points.items():
-        console.print(
-            _table(f"{name}: threshold {point.threshold:.4g} of the score", point.metrics, point.by_etiology, "correct")
-        )
+        title = f"{name}: threshold at {point.threshold_text()}"
+        console.print(_table(title, point.metrics, point.by_etiology, "correct"))
         counts = point.confusion
         click.echo(
             f"  {point.rule}; predicted as pneumonia: {counts.tp} of {counts.tp + counts.fn} PNEUMONIA,"

@@ -76,7 +76,7 @@ def evaluation_html(evaluation: Evaluation) -> str:
     title = f"{evaluation.name}: {evaluation.n} {evaluation.split} images ({labels}; {evaluation.patients} patients)"
     parts = [intervals_html(title, evaluation.metrics.items())]
     for name, point in evaluation.operating_points.items():
-        parts.append(intervals_html(f"{name}: threshold {point.threshold:.4g}", point.metrics.items()))
+        parts.append(intervals_html(f"{name}: threshold at {point.threshold_text()}", point.metrics.items()))
     return f"<div>{''.join(parts)}<small>{escape(evaluation.notice)}</small></div>"
 
 

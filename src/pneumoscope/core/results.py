@@ -116,6 +116,7 @@ class OperatingPointResult:
         uncertainty_band: For "normal" and "pneumonia", the fraction of images that are "uncertain", and the fraction
             "covered": correct or uncertain. All other numbers apply the threshold to these images. None if the operating
             point has no uncertainty band.
+        threshold_probability: The threshold as a calibrated probability; None in evaluations that did not record it.
     """
 
     threshold: float
@@ -124,6 +125,12 @@ class OperatingPointResult:
     metrics: Mapping[str, Interval]
     by_etiology: Mapping[str, Interval]
     uncertainty_band: Mapping[str, Mapping[str, Interval]] | None = None
+    threshold_probability: float | None = None
+
+    def threshold_text(self) -> str:
+        """Return the threshold on both scales, such as "probability 0.610, score before calibration 0.8312"."""
+        score = f"score before calibration {self.threshold:.4g}"
+        return score if self.threshold_probability is None else f"probability {self.threshold_probability:.3f}, {score}"
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
