@@ -117,7 +117,7 @@ def test_missing_copies_are_reported_before_images_are_scored(
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        ({"split": "test"}, "not measured on test images"),
+        ({"split": "test"}, "test images are reserved"),
         ({"originals": Path("large")}, "--originals and --copies must be given together"),
     ],
 )

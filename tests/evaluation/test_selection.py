@@ -1,13 +1,17 @@
 """Selection of images, and checks against evaluating on images that the model was fitted on."""
 
+import numpy as np
 import pytest
 
 from pneumoscope.bundle.card import read_bundle, short_hash
 from pneumoscope.core.errors import DatasetError, ThresholdError, UsageError
 from pneumoscope.data.layouts import load_manifest
+from pneumoscope.data.manifest import LabelledImage
 from pneumoscope.evaluation.selection import (
     check_thresholds,
     check_unseen,
+    count_patients,
+    draw_sample,
     select_images,
     unreadable_error,
 )
@@ -83,6 +87,23 @@ def test_validation_split_of_a_folder_needs_a_manifest(maker, with_run):
     images = maker.images()
     with pytest.raises(UsageError, match=r"cannot tell which images of .* are in the validation split"):
         select_images(images, "validation", images / "manifest.csv" if with_run else None)
+
+
+def test_sample_is_balanced_and_never_of_test_images(maker):
+    images, run = maker.images(split="train"), maker.run()
+    (run / "manifest.csv").write_text(maker.manifest(images, "validation"))
+    root, sample = draw_sample(run, images, "validation", 3, np.random.default_rng(0))
+    assert root == images
+    assert [image.label for image in sample] == ["NORMAL"] * 3 + ["PNEUMONIA"] * 3
+    assert {image.split for image in sample} == {"validation"}
+    with pytest.raises(UsageError, match="test images are reserved for evaluations"):
+        draw_sample(run, images, "test", 3, np.random.default_rng(0))
+
+
+def test_images_without_a_known_patient_count_as_patients():
+    patients = ("a", "a", "b", "", "")
+    images = [LabelledImage(f"{i}.png", "NORMAL", "", patient, "", "") for i, patient in enumerate(patients)]
+    assert count_patients(images) == 4
 
 
 def test_unknown_split_is_an_error(maker):

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 from collections import defaultdict
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from pathlib import Path, PurePosixPath
 
 import numpy as np
@@ -15,8 +15,17 @@ from pneumoscope.core.messages import counted
 from pneumoscope.data.layouts import SPLIT_FOLDERS, load_manifest
 from pneumoscope.data.manifest import LABELS, LabelledImage, Manifest
 from pneumoscope.imaging.decode import EXTENSIONS
+from pneumoscope.runs.run_folder import MANIFEST_FILE
 
-__all__ = ["balanced_sample", "check_thresholds", "check_unseen", "select_images", "unreadable_error"]
+__all__ = [
+    "balanced_sample",
+    "check_thresholds",
+    "check_unseen",
+    "count_patients",
+    "draw_sample",
+    "select_images",
+    "unreadable_error",
+]
 
 _SPLITS = ("train", "validation", "test")
 _MAX_LISTED = 5
@@ -157,6 +166,39 @@ def check_thresholds(images: Sequence[LabelledImage], card: Card, operating_poin
             " cannot be evaluated on them",
             hint="Evaluate the fixed threshold (--operating-point half), or choose another split",
         )
+
+
+def draw_sample(
+    target: Path, data: Path, split: str, per_label: int, rng: np.random.Generator
+) -> tuple[Path, tuple[LabelledImage, ...]]:
+    """Return a random sample of validation or training images; see `select_images` and `balanced_sample`.
+
+    Args:
+        target: Run folder or bundle.
+        data: Folder, manifest CSV or archive.
+        split: "validation" or "train". Test images are reserved for `evaluate`, which records every test-set evaluation.
+        per_label: Number of images of each label; smaller if a label has fewer.
+        rng: Source of random numbers.
+
+    Returns:
+        The folder that paths are relative to, and the images, ordered by label.
+
+    Raises:
+        UsageError: The split is "test"; or see `select_images`.
+        DatasetError: See `select_images`.
+    """
+    if split == "test":
+        raise UsageError(
+            "test images are reserved for evaluations, which are recorded",
+            hint="Choose --split validation, or evaluate with: pneumoscope evaluate",
+        )
+    root, images = select_images(data, split, target / MANIFEST_FILE)
+    return root, balanced_sample(images, per_label, rng)
+
+
+def count_patients(images: Iterable[LabelledImage]) -> int:
+    """Return the number of patients; an image without a known patient counts as one."""
+    return len({image.patient or image.path for image in images})
 
 
 def balanced_sample(
