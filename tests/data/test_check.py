@@ -265,7 +265,7 @@ def test_too_few_patients_are_undefined() -> None:
     images = [item for item in _images() if item.image.positive or item.image.patient in {"P-0", "P-2", "P-4", "P-6"}]
     for interval in measure_shortcuts(images).values():
         assert interval.value is None
-        assert interval.reason == "5 folds need 5 NORMAL patients; there are 4"
+        assert interval.reason == "5 folds need 5 NORMAL patients; found 4"
         assert interval.n == len(images)
 
 
