@@ -493,7 +493,7 @@ def test_ctrl_c_completes_the_json_document(bundle: Path, images: Path) -> None:
     assert process.returncode == 130
     assert 20 < len(predictions) < MANY
     assert all(prediction["decision"] == "pneumonia" for prediction in predictions)
-    assert err == f"Interrupted after {len(predictions)} of {MANY} images\nInterrupted\n"
+    assert err == f"Interrupted after {len(predictions):,} of {MANY:,} images\nInterrupted\n"
 
 
 def test_ctrl_c_keeps_finished_rows_of_the_csv_file(

@@ -125,11 +125,11 @@ def command(
         else:
             _print_table(model, predictions, counts)
     if interrupted.is_set():
-        click.echo(f"Interrupted after {counts.total()} of {counted(len(images), 'image')}", err=True)
+        click.echo(f"Interrupted after {counts.total():,} of {counted(len(images), 'image')}", err=True)
         raise click.Abort
     if counts[_FAILED]:
         raise PartialFailureError(
-            f"{counts[_FAILED]} of {counted(len(images), 'image')} could not be read",
+            f"{counts[_FAILED]:,} of {counted(len(images), 'image')} could not be read",
             hint="See the message beside each of them",
         )
 

@@ -259,7 +259,7 @@ def _pair_copies(originals: Path, copies: Path) -> tuple[list[Path], list[Path]]
     downsampled = [copies / path.relative_to(originals) for path in full_size]
     if missing := [path for path in downsampled if not path.is_file()]:
         raise DatasetError(
-            f"{str(copies)!r} lacks a copy of {len(missing)} of {counted(len(full_size), 'full-size image')}; the first is"
+            f"{str(copies)!r} lacks a copy of {len(missing):,} of {counted(len(full_size), 'full-size image')}; the first is"
             f" {missing[0].relative_to(copies).as_posix()!r}",
             hint="Pass a folder to --copies that has the same relative paths as --originals",
         )

@@ -90,7 +90,7 @@ def _images_of_run(manifest: Manifest, split: str, run_manifest: Path | None, da
     missing = [image.path for image in expected if image.sha256 not in paths]
     if missing:
         raise DatasetError(
-            f"{str(data)!r} lacks {len(missing)} of the {counted(len(expected), f'{split} image')} in {str(run_manifest)!r}"
+            f"{str(data)!r} lacks {len(missing):,} of the {counted(len(expected), f'{split} image')} in {str(run_manifest)!r}"
             f" (compared by content); the first is {missing[0]}",
             hint="Give the data that the run was trained on",
         )
