@@ -9,6 +9,7 @@ from pneumoscope.bundle.card import short_hash
 from pneumoscope.cli import cli, run_and_exit
 from pneumoscope.cli.evaluate import command
 from pneumoscope.data.layouts import load_manifest
+from pneumoscope.inference.model import load_model
 from pneumoscope.runs.evaluations import read_evaluation
 
 
@@ -43,6 +44,17 @@ def test_tables_show_every_number_with_its_interval(maker):
         assert f"{interval.low:.3f} to {interval.high:.3f}" in result.stdout
     assert "Test-set evaluation 1 of these images" in result.stdout
     assert "Not a medical device" in result.stdout
+
+
+def test_threshold_is_printed_as_in_predict_and_as_a_score(maker):
+    run = maker.run()
+    result = invoke(run, "--data", maker.images())
+    for name in ("half", "balanced", "rule_out", "rule_in"):
+        model = load_model(run, operating_point=name)
+        title = f"{name}: threshold at probability {model.threshold:.3f}, score before calibration {model.point.threshold:.4g}"
+        assert title in result.stdout
+    evaluation = read_evaluation(run / "evaluation" / "test" / "evaluation.json")
+    assert evaluation.operating_points["rule_in"].threshold_probability == model.threshold
 
 
 def test_undefined_metrics_are_explained(maker):

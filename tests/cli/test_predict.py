@@ -213,6 +213,32 @@ def test_unwritable_heatmap_folder_stops_the_command(bundle: Path, images: Path)
     assert "'maps' is a file" in result.stderr
 
 
+def test_heatmap_folder_with_files_is_rejected_before_images_are_scored(
+    bundle: Path,
+    images: Path,
+    run_command: Callable[..., tuple[int, str, str]],
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """Heatmaps are numbered, so that those of two runs in one folder could not be told apart."""
+    assert invoke(bundle, "images/a.png", "--heatmaps", "maps").exit_code == 0
+    monkeypatch.setattr(Model, "explain_many", lambda *_: pytest.fail("images were scored"))
+
+    status, out, err = run_command(bundle, "images/b.png", "--heatmaps", "maps")
+
+    assert (status, out) == (2, "")
+    assert err == (
+        "error: 'maps' is not empty; its files would be mixed with the new heatmaps."
+        " Choose a new or empty folder with --heatmaps\n"
+    )
+    assert [path.name for path in Path("maps").iterdir()] == ["1-a.png"]
+
+
+def test_heatmap_folder_may_exist_if_it_is_empty(bundle: Path, images: Path) -> None:
+    Path("maps").mkdir()
+    assert invoke(bundle, "images/a.png", "--heatmaps", "maps").exit_code == 0
+    assert [path.name for path in Path("maps").iterdir()] == ["1-a.png"]
+
+
 def test_decisions_are_colored_on_a_terminal(bundle: Path, images: Path) -> None:
     result = invoke(bundle, "images", color=True)
     red, green, bright_red, reset = "\x1b[31m", "\x1b[32m", "\x1b[91m", "\x1b[0m"
@@ -468,7 +494,7 @@ def test_ctrl_c_completes_the_json_document(bundle: Path, images: Path) -> None:
     assert process.returncode == 130
     assert 20 < len(predictions) < MANY
     assert all(prediction["decision"] == "pneumonia" for prediction in predictions)
-    assert err == f"Interrupted after {len(predictions)} of {MANY} images\nInterrupted\n"
+    assert err == f"Interrupted after {len(predictions):,} of {MANY:,} images\nInterrupted\n"
 
 
 def test_ctrl_c_keeps_finished_rows_of_the_csv_file(

@@ -58,8 +58,24 @@ def test_options_reach_the_split(images: Path, tmp_path: Path) -> None:
     assert manifest.split_by == "image"
     assert len(manifest.split("validation")) == 18
     first = out.read_text()
-    invoke(images, "--out", out, "--by", "image", "--validation", "0.3", "--seed", "5")
+    assert invoke(images, "--out", out, "--by", "image", "--validation", "0.3", "--seed", "5", "--force").exit_code == 0
     assert out.read_text() != first
+
+
+def test_other_manifest_is_replaced_only_by_force(images: Path, tmp_path: Path) -> None:
+    out = tmp_path / "images.csv"
+    assert invoke(images, "--out", out).exit_code == 0
+    first = out.read_bytes()
+
+    result = invoke(images, "--out", out, "--seed", "1")
+
+    assert isinstance(result.exception, UsageError)
+    assert result.exception.message == f"{str(out)!r} exists with other content, and runs may depend on it"
+    assert "--force" in result.exception.hint
+    assert out.read_bytes() == first
+    assert invoke(images, "--out", out).exit_code == 0  # the same content
+    assert invoke(images, "--out", out, "--seed", "1", "--force").exit_code == 0
+    assert out.read_bytes() != first
 
 
 def test_notes_are_printed_to_standard_error(tmp_path: Path) -> None:
@@ -70,8 +86,8 @@ def test_notes_are_printed_to_standard_error(tmp_path: Path) -> None:
     result = invoke(tmp_path / "images", "--out", tmp_path / "images.csv", "--test", "0.2")
     assert result.exit_code == 0
     assert "note: the patient of 40 of 40 images is unknown" in result.stderr
-    assert "note: 40 images of unknown patients are split as if each were a patient" in result.stderr
-    assert "note: skipped 1 files" in result.stderr
+    assert "note: split 40 images without a known patient as if each were a patient" in result.stderr
+    assert "note: skipped 1 file; for details: pneumoscope check-data DATA" in result.stderr
     assert "note:" not in result.stdout
     assert len(load_manifest(tmp_path / "images.csv").split("test")) == 8
 

@@ -102,7 +102,7 @@ def test_notes_on_the_data_go_to_standard_error(train, recipe, images, tmp_path)
     assert notes[0].startswith(
         "note: the patient of 1 of 80 images is unknown, because the file names do not contain it."
     )
-    assert notes[1:] == ["note: 1 images of unknown patients are split as if each were a patient"]
+    assert notes[1:] == ["note: split 1 image without a known patient as if each were a patient"]
 
 
 def test_options_are_passed_to_train(train, images, maker, tmp_path, monkeypatch):

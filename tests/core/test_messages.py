@@ -7,6 +7,7 @@ import pytest
 from pneumoscope.core import errors
 from pneumoscope.core.i18n import LANGUAGES, NOTICE
 from pneumoscope.core.messages import (
+    counted,
     decision_label,
     error_text,
     error_titles,
@@ -119,6 +120,13 @@ def test_error_text_is_that_of_the_nearest_base_class():
         "資料未儲存，請聯絡系統管理員。",
     )
     assert error_titles()["unreadable_image"] == "Unreadable image"
+
+
+@pytest.mark.parametrize(
+    ("number", "text"), [(0, "0 test images"), (1, "1 test image"), (2, "2 test images"), (1200, "1,200 test images")]
+)
+def test_counted_noun_is_singular_for_one(number, text):
+    assert counted(number, "test image") == text
 
 
 def test_notice_is_translated():

@@ -128,6 +128,13 @@ def test_comparison_rows_have_the_run_and_the_metric():
     assert NOTICE in html
 
 
+def test_threshold_is_stated_on_both_scales():
+    point = EVALUATION.operating_points["half"]
+    assert point.threshold_text() == "score before calibration 0.5"
+    calibrated = dataclasses.replace(point, threshold_probability=0.61234)
+    assert calibrated.threshold_text() == "probability 0.612, score before calibration 0.5"
+
+
 def test_evaluation_is_short_as_text_and_a_table_in_a_notebook():
     evaluation = dataclasses.replace(EVALUATION, name="<b>")
 
@@ -135,7 +142,7 @@ def test_evaluation_is_short_as_text_and_a_table_in_a_notebook():
     html = evaluation._repr_html_()
     assert "&lt;b&gt;: 12 test images (4 NORMAL, 8 PNEUMONIA; 6 patients)" in html
     assert "undefined (no image is classified as pneumonia)" in html
-    assert "half: threshold 0.5" in html
+    assert "half: threshold at score before calibration 0.5" in html
     assert NOTICE in html
 
 

@@ -120,9 +120,7 @@ def test_data_without_a_readable_image_is_an_error(tmp_path: Path) -> None:
     for label in LABELS:
         (tmp_path / label).mkdir()
         (tmp_path / label / "a.png").write_text("no image")
-    with pytest.raises(
-        DatasetError, match=r"none of the 2 images can be decoded; the first: NORMAL/a.png: not an image"
-    ):
+    with pytest.raises(DatasetError, match=r"no image can be decoded; the first of 2: NORMAL/a.png: not an image"):
         check_data(load_manifest(tmp_path))
 
 
@@ -267,7 +265,7 @@ def test_too_few_patients_are_undefined() -> None:
     images = [item for item in _images() if item.image.positive or item.image.patient in {"P-0", "P-2", "P-4", "P-6"}]
     for interval in measure_shortcuts(images).values():
         assert interval.value is None
-        assert interval.reason == "5 folds need 5 NORMAL patients; there are 4"
+        assert interval.reason == "5 folds need 5 NORMAL patients; found 4"
         assert interval.n == len(images)
 
 

@@ -195,7 +195,7 @@ def test_data_without_a_readable_image_is_an_error(tmp_path: Path) -> None:
     (tmp_path / "PNEUMONIA").mkdir()
     (tmp_path / "PNEUMONIA" / "a.png").touch()
     with pytest.raises(
-        LayoutError, match=r"no image can be read .*\(2 files were skipped; the first: NORMAL: empty folder\)"
+        LayoutError, match=r"no image can be read .*\(skipped 2 files; the first: NORMAL: empty folder\)"
     ):
         load_manifest(tmp_path)
 

@@ -84,7 +84,7 @@ def test_patient_in_two_splits_is_an_error(make_manifest: Make) -> None:
     )
     assert manifest.leaks() == {"P-1": ["test", "train"]}
     with pytest.raises(
-        PatientLeakError, match=r"'P-1' is in both test and train \(1 patients in total, manifest m.csv\)"
+        PatientLeakError, match=r"'P-1' is in both test and train \(1 patient in total, manifest m.csv\)"
     ):
         manifest.check_patient_leaks("m.csv")
     Manifest(manifest.images[1:], Path("images")).check_patient_leaks("m.csv")

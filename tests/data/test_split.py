@@ -181,7 +181,7 @@ def test_few_given_validation_images_are_set_aside_and_many_are_pooled(make_mani
     for by in ("patient", "block", "image"):
         divided = split_manifest(make_manifest(rows + few), by=by)
         assert [image.path for image in divided.split("unused")] == ["val/NORMAL.png", "val/PNEUMONIA.png"]
-        assert divided.notes == ("the 2 given validation images are set aside: too few to choose anything on",)
+        assert divided.notes == ("set aside 2 given validation images: too few to choose anything on",)
         assert len(divided.split("validation")) == 60
         divided = split_manifest(make_manifest(rows + many), by=by)
         assert divided.split("unused") == ()
@@ -195,7 +195,7 @@ def test_images_of_test_patients_are_set_aside_unless_split_by_image(make_manife
     for by in ("patient", "block"):
         divided = split_manifest(manifest, by=by)
         assert {image.path for image in divided.split("unused")} == {"NORMAL/NORMAL0.png", "PNEUMONIA/PNEUMONIA1.png"}
-        assert divided.notes == ("2 images of 2 patients who are also in the test split are set aside",)
+        assert divided.notes == ("set aside 2 images of 2 patients also in the test split",)
         assert divided.leaks() == {}
     assert split_manifest(manifest, by="image").split("unused") == ()
 
@@ -203,7 +203,7 @@ def test_images_of_test_patients_are_set_aside_unless_split_by_image(make_manife
 def test_images_of_unknown_patients_are_split_as_single_patients(make_manifest: Make) -> None:
     manifest = make_manifest((f"{label}/{label}{n}.png", "", "") for label in LABELS for n in range(40))
     divided = split_manifest(manifest, by="patient")
-    assert divided.notes == ("80 images of unknown patients are split as if each were a patient",)
+    assert divided.notes == ("split 80 images without a known patient as if each were a patient",)
     assert len(divided.split("test")) == 12
     assert split_manifest(manifest, by="image").notes == ()
 
@@ -237,7 +237,7 @@ def test_fraction_outside_0_to_1_is_an_error(make_manifest: Make, fraction: floa
 
 
 def test_second_test_split_is_an_error(make_manifest: Make) -> None:
-    with pytest.raises(UsageError, match=r"cannot draw a test split of 0.2: the data already has one \(1 images\)"):
+    with pytest.raises(UsageError, match=r"cannot draw a test split of 0.2: the data already has one \(1 image\)"):
         split_manifest(make_manifest([("test/NORMAL/a.png", "", "test")]), test=0.2)
 
 

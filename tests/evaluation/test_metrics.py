@@ -25,13 +25,13 @@ HALF = OperatingPoint(threshold=0.5, rule="fixed", sensitivity=SHARE, specificit
 
 
 def test_score_at_the_threshold_is_classified_as_pneumonia():
-    result = evaluate_operating_point(IMAGES, HALF, seed=0)
+    result = evaluate_operating_point(IMAGES, HALF, threshold_probability=0.4, seed=0)
     assert result.confusion == Confusion(tp=3, fn=1, tn=1, fp=1)
-    assert (result.threshold, result.rule) == (0.5, "fixed score of 0.5")
+    assert (result.threshold, result.threshold_probability, result.rule) == (0.5, 0.4, "fixed score of 0.5")
 
 
 def test_accuracy_by_etiology():
-    result = evaluate_operating_point(IMAGES, HALF, seed=0).by_etiology
+    result = evaluate_operating_point(IMAGES, HALF, threshold_probability=0.4, seed=0).by_etiology
     assert {name: (interval.value, interval.n) for name, interval in result.items()} == {
         "normal": (0.5, 2),
         "bacteria": (1.0, 2),
@@ -48,7 +48,7 @@ def test_auroc_by_etiology():
 
 def test_etiology_without_images_is_omitted():
     assert list(etiology_aurocs(IMAGES[:4])) == ["bacteria"]
-    assert "virus" not in evaluate_operating_point(IMAGES[:4], HALF, seed=0).by_etiology
+    assert "virus" not in evaluate_operating_point(IMAGES[:4], HALF, threshold_probability=0.4, seed=0).by_etiology
 
 
 def test_positives_are_the_pneumonias():
@@ -66,7 +66,9 @@ def test_ranking_metrics_include_the_calibration_metrics():
 def test_uncertainty_band_counts_uncertain_and_covered_images():
     # One of two normal images and two of four pneumonias are between 0.3 and 0.7; no image is on the wrong side.
     band = UncertaintyBand(low=0.3, high=0.7, coverage=0.9, n_normal=9, n_pneumonia=9)
-    result = evaluate_operating_point(IMAGES, structs.replace(HALF, uncertainty_band=band), seed=0)
+    result = evaluate_operating_point(
+        IMAGES, structs.replace(HALF, uncertainty_band=band), threshold_probability=0.4, seed=0
+    )
     assert {
         (label, name): (share.value, share.n)
         for label, row in result.uncertainty_band.items()
@@ -80,11 +82,14 @@ def test_uncertainty_band_counts_uncertain_and_covered_images():
     assert result.confusion == Confusion(tp=3, fn=1, tn=1, fp=1)  # the threshold applies to uncertain images too
     # Another band, with one image of each label on the wrong side.
     wrong = evaluate_operating_point(
-        IMAGES, structs.replace(HALF, uncertainty_band=structs.replace(band, low=0.4, high=0.45)), seed=0
+        IMAGES,
+        structs.replace(HALF, uncertainty_band=structs.replace(band, low=0.4, high=0.45)),
+        threshold_probability=0.4,
+        seed=0,
     ).uncertainty_band
     assert (wrong["normal"]["covered"].value, wrong["pneumonia"]["covered"].value) == (0.5, 0.75)
     assert (wrong["normal"]["uncertain"].value, wrong["pneumonia"]["uncertain"].value) == (0, 0)
 
 
 def test_operating_point_without_a_band_has_no_band_result():
-    assert evaluate_operating_point(IMAGES, HALF, seed=0).uncertainty_band is None
+    assert evaluate_operating_point(IMAGES, HALF, threshold_probability=0.4, seed=0).uncertainty_band is None

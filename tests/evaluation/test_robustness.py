@@ -110,14 +110,14 @@ def test_missing_copies_are_reported_before_images_are_scored(
     monkeypatch.setattr(module, "load_model", lambda *_, **__: pytest.fail("the model was loaded"))
     images = maker.root / "images"
 
-    with pytest.raises(DatasetError, match="32 of 32 full-size images have no copy"):
+    with pytest.raises(DatasetError, match="lacks a copy of 32 of 32 full-size images"):
         measure_robustness(run, images, originals=images, copies=maker.root / "elsewhere")
 
 
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        ({"split": "test"}, "not measured on test images"),
+        ({"split": "test"}, "test images are reserved"),
         ({"originals": Path("large")}, "--originals and --copies must be given together"),
     ],
 )

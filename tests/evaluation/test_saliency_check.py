@@ -18,7 +18,7 @@ def test_constant_heatmaps_are_left_out_of_the_mean() -> None:
 
 
 def test_test_images_are_rejected(maker: Any) -> None:
-    with pytest.raises(UsageError, match="not checked on test images"):
+    with pytest.raises(UsageError, match="test images are reserved"):
         check_saliency(maker.run(), maker.images(), split="test")
 
 

@@ -1,13 +1,17 @@
 """Selection of images, and checks against evaluating on images that the model was fitted on."""
 
+import numpy as np
 import pytest
 
 from pneumoscope.bundle.card import read_bundle, short_hash
 from pneumoscope.core.errors import DatasetError, ThresholdError, UsageError
 from pneumoscope.data.layouts import load_manifest
+from pneumoscope.data.manifest import LabelledImage
 from pneumoscope.evaluation.selection import (
     check_thresholds,
     check_unseen,
+    count_patients,
+    draw_sample,
     select_images,
     unreadable_error,
 )
@@ -53,7 +57,7 @@ def test_changed_image_of_the_run_is_an_error(maker):
     changed = images / load_manifest(images).images[2].path
     changed.write_bytes((images / load_manifest(images).images[1].path).read_bytes())
     with pytest.raises(
-        DatasetError, match=rf"^1 of the 16 validation images in .* the first is train/NORMAL/{changed.name}"
+        DatasetError, match=rf"lacks 1 of the 16 validation images in .* the first is train/NORMAL/{changed.name}"
     ):
         select_images(images, "validation", manifest)
 
@@ -85,6 +89,23 @@ def test_validation_split_of_a_folder_needs_a_manifest(maker, with_run):
         select_images(images, "validation", images / "manifest.csv" if with_run else None)
 
 
+def test_sample_is_balanced_and_never_of_test_images(maker):
+    images, run = maker.images(split="train"), maker.run()
+    (run / "manifest.csv").write_text(maker.manifest(images, "validation"))
+    root, sample = draw_sample(run, images, "validation", 3, np.random.default_rng(0))
+    assert root == images
+    assert [image.label for image in sample] == ["NORMAL"] * 3 + ["PNEUMONIA"] * 3
+    assert {image.split for image in sample} == {"validation"}
+    with pytest.raises(UsageError, match="test images are reserved for evaluations"):
+        draw_sample(run, images, "test", 3, np.random.default_rng(0))
+
+
+def test_images_without_a_known_patient_count_as_patients():
+    patients = ("a", "a", "b", "", "")
+    images = [LabelledImage(f"{i}.png", "NORMAL", "", patient, "", "") for i, patient in enumerate(patients)]
+    assert count_patients(images) == 4
+
+
 def test_unknown_split_is_an_error(maker):
     with pytest.raises(UsageError, match="there is no split 'unused'"):
         select_images(maker.images(), "unused", None)
@@ -98,7 +119,7 @@ def test_error_for_an_empty_split_lists_the_splits(maker):
 @pytest.mark.parametrize(("normal", "pneumonia", "missing"), [(0, 6, "NORMAL"), (6, 0, "PNEUMONIA")])
 def test_split_with_one_label_is_an_error(maker, normal, pneumonia, missing):
     with pytest.raises(
-        DatasetError, match=f"the 6 images of the split 'test' have one label only: there is no {missing} image"
+        DatasetError, match=rf"the split 'test' has images of one label only \(6 images\): there is no {missing} image"
     ):
         select_images(maker.images(normal=normal, pneumonia=pneumonia), "test", None)
 
@@ -113,7 +134,7 @@ def test_unreadable_image_is_an_error_in_its_split_only(maker):
     test = next((images / "test" / "NORMAL").iterdir())
     test = images / "test" / "NORMAL" / "IM-0001-0002.png"
     test.write_bytes(b"")
-    with pytest.raises(DatasetError, match=r"^1 test images cannot be read \(test/NORMAL/IM-0001-0002.png: empty"):
+    with pytest.raises(DatasetError, match=r"^1 test image cannot be read \(test/NORMAL/IM-0001-0002.png: empty"):
         select_images(images, "test", None)
 
 
@@ -124,7 +145,7 @@ def test_missing_image_is_an_error_in_its_split_only(maker):
     gone = images / load_manifest(images).images[2].path
     gone.unlink()
     assert len(select_images(manifest, "train", None)[1]) == 16
-    with pytest.raises(DatasetError, match=rf"^1 test images cannot be read \(train/NORMAL/{gone.name}"):
+    with pytest.raises(DatasetError, match=rf"^1 test image cannot be read \(train/NORMAL/{gone.name}"):
         select_images(manifest, "test", None)
 
 
@@ -141,7 +162,7 @@ def card_that_saw(maker, split, images):
 def test_training_images_are_rejected_as_test_images(maker):
     images = load_manifest(maker.images()).images
     check_unseen(images[:4], card_that_saw(maker, "train", images[4:]))
-    with pytest.raises(DatasetError, match=r"^28 of 32 test images were train images of 'grey'"):
+    with pytest.raises(DatasetError, match=r"^'grey' used 28 of the 32 test images as train images"):
         check_unseen(images, read_bundle(maker.root / "b")[0])
 
 

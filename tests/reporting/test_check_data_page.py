@@ -89,6 +89,12 @@ def test_the_page_states_the_findings(audit_and_root: tuple[DatasetAudit, Path])
     assert audit.images_sha256 in text
 
 
+def test_a_single_patient_in_several_splits_is_singular(audit_and_root: tuple[DatasetAudit, Path]) -> None:
+    audit, root = audit_and_root
+    text = check_data_page(dataclasses.replace(audit, patients_in_several_splits={"train/test": 1}), root)
+    assert "<strong>1 patient is in more than one split</strong>" in text
+
+
 def test_file_names_are_escaped(audit_and_root: tuple[DatasetAudit, Path]) -> None:
     text = check_data_page(*audit_and_root)
     assert MARKUP_NAME not in text

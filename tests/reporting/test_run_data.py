@@ -54,7 +54,7 @@ def test_facts_are_flat_without_recipe_lists_and_empty_values(built: Any) -> Non
 
 def test_a_missing_folder_is_rejected(built: Any) -> None:
     comparison, folders = built
-    with pytest.raises(RunError, match="the comparison has 2 runs, but there are 1 run folders"):
+    with pytest.raises(RunError, match="the comparison has 2 runs; 1 run folder given"):
         load_run_data(comparison, folders[:1])
 
 

@@ -202,9 +202,9 @@ def test_each_step_is_logged(made):
     _, result, messages = made
 
     assert messages == [
-        "alexnet-sgd: training (1 epochs at 32 pixels)",
+        "alexnet-sgd: training (1 epoch at 32 pixels)",
         "alexnet-sgd: evaluating on the test images",
-        "vgg19-adam-32: training (1 epochs at 32 pixels)",
+        "vgg19-adam-32: training (1 epoch at 32 pixels)",
         "vgg19-adam-32: evaluating on the test images",
     ]
     assert result.notes == ()

@@ -12,8 +12,9 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from pneumoscope.cli.options import database_option
+from pneumoscope.cli.options import database_option, json_option
 from pneumoscope.core.errors import UsageError
+from pneumoscope.core.messages import counted
 
 if TYPE_CHECKING:
     from sqlalchemy import Engine, Row
@@ -46,7 +47,7 @@ def command() -> None:
     metavar="HASH",
     help="Hash printed by an earlier verification; the log must still contain it.",
 )
-@click.option("--json", "as_json", is_flag=True, help="Print one JSON document.")
+@json_option
 def verify_command(data_dir: Path | None, database: str, expect_hash: str | None, as_json: bool) -> None:
     """Recompute every row's hash, compare predictions and images with the log, and print the last hash.
 
@@ -65,19 +66,18 @@ def verify_command(data_dir: Path | None, database: str, expect_hash: str | None
     if as_json:
         click.echo(json.dumps(dataclasses.asdict(result), indent=2))
         return
-    click.echo(f"{result.rows} rows, none altered. Last hash: {result.last_hash}")
+    click.echo(f"{counted(result.rows, 'row')}, none altered. Last hash: {result.last_hash}")
+    predictions = counted(result.predictions, "prediction")
     if result.images is None:
-        click.echo(
-            f"{result.predictions} predictions match the log. Images were not checked; pass --data-dir to check them"
-        )
+        click.echo(f"Matched the log: {predictions}. Images were not checked; pass --data-dir to check them")
     else:
-        click.echo(f"{result.predictions} predictions and {result.images} images match the log")
+        click.echo(f"Matched the log: {predictions} and {counted(result.images, 'image')}")
 
 
 @command.command("show")
 @_location_options
 @click.option("--limit", metavar="N", type=click.IntRange(min=1), help="Print only the newest N rows.  [default: all]")
-@click.option("--json", "as_json", is_flag=True, help="Print one JSON document.")
+@json_option
 def show_command(data_dir: Path | None, database: str, limit: int | None, as_json: bool) -> None:
     """Print the rows: time, user, event, prediction and details; the newest last.
 

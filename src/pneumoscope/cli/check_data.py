@@ -7,6 +7,8 @@ from typing import TYPE_CHECKING
 
 import click
 
+from pneumoscope.cli.options import json_option
+
 if TYPE_CHECKING:
     from rich.table import Table
 
@@ -17,7 +19,7 @@ __all__ = ["command"]
 
 @click.command("check-data", short_help="Find leaks, duplicates and shortcuts in a data set.")
 @click.argument("data", type=click.Path(path_type=Path))
-@click.option("--json", "as_json", is_flag=True, help="Print one JSON document.")
+@json_option
 @click.option(
     "--html", type=click.Path(path_type=Path, dir_okay=False), help="Also write an HTML page with thumbnails."
 )

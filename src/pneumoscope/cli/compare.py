@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
-import shlex
 from pathlib import Path
 
 import click
+
+from pneumoscope.cli.options import json_option, recorded_command
 
 __all__ = ["command"]
 
@@ -14,7 +15,7 @@ __all__ = ["command"]
 @click.argument("runs", metavar="RUN...", nargs=-1, required=True, type=click.Path(path_type=Path))
 @click.option("--operating-point", default="half", show_default=True, help="Operating point of the threshold metrics.")
 @click.option("--out", required=True, type=click.Path(path_type=Path), help="Folder of the results.")
-@click.option("--json", "as_json", is_flag=True, help="Print one JSON document.")
+@json_option
 def command(runs: tuple[Path, ...], operating_point: str, out: Path, as_json: bool) -> None:
     """Compare runs that were evaluated on the same test images.
 
@@ -27,9 +28,7 @@ def command(runs: tuple[Path, ...], operating_point: str, out: Path, as_json: bo
     from pneumoscope.evaluation.compare import compare
     from pneumoscope.reporting.comparison_page import write_comparison_page
 
-    options = ["--operating-point", operating_point] if operating_point != "half" else []
-    line = shlex.join(["pneumoscope", "compare", *map(str, runs), *options, "--out", str(out)])
-    comparison = compare(runs, operating_point=operating_point, out=out, command=line)
+    comparison = compare(runs, operating_point=operating_point, out=out, command=recorded_command())
     page = write_comparison_page(comparison, runs, out / "report.html")
     if as_json:
         click.echo(to_json(comparison), nl=False)

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING
 
 import click
 
+from pneumoscope.cli.options import data_option, json_option, ledger_option, target_argument
 from pneumoscope.cli.progress import image_progress
 
 if TYPE_CHECKING:
@@ -20,10 +21,8 @@ __all__ = ["command"]
 
 
 @click.command("evaluate", short_help="Evaluate a run or bundle on labelled images.")
-@click.argument("target", metavar="RUN|BUNDLE", type=click.Path(path_type=Path))
-@click.option(
-    "--data", required=True, type=click.Path(path_type=Path), help="Labelled data set: folder, manifest CSV or archive."
-)
+@target_argument
+@data_option
 @click.option("--split", default="test", show_default=True, help="train, validation or test.")
 @click.option(
     "--operating-point",
@@ -38,13 +37,9 @@ __all__ = ["command"]
     type=click.Path(path_type=Path),
     help="Folder for the results.  [default: RUN/evaluation/SPLIT; nothing is written for a bundle]",
 )
-@click.option(
-    "--ledger",
-    type=click.Path(path_type=Path),
-    help="Test ledger.  [default: results/test-ledger.jsonl, or PNEUMOSCOPE_LEDGER]",
-)
+@ledger_option
 @click.option("--seed", default=0, show_default=True, help="Random seed of the bootstrap.")
-@click.option("--json", "as_json", is_flag=True, help="Print one JSON document.")
+@json_option
 def command(
     target: Path,
     data: Path,
@@ -95,9 +90,8 @@ def _print_evaluation(evaluation: Evaluation, console: Console) -> None:
         )
     console.print(_table("independent of a threshold", evaluation.metrics, evaluation.auroc_by_etiology, "AUROC"))
     for name, point in evaluation.operating_points.items():
-        console.print(
-            _table(f"{name}: threshold {point.threshold:.4g} of the score", point.metrics, point.by_etiology, "correct")
-        )
+        title = f"{name}: threshold at {point.threshold_text()}"
+        console.print(_table(title, point.metrics, point.by_etiology, "correct"))
         counts = point.confusion
         click.echo(
             f"  {point.rule}; predicted as pneumonia: {counts.tp} of {counts.tp + counts.fn} PNEUMONIA,"

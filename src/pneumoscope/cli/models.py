@@ -8,13 +8,14 @@ from pathlib import Path
 
 import click
 
+from pneumoscope.cli.options import json_option
 from pneumoscope.core.errors import UsageError
 
 __all__ = ["command"]
 
 
 @click.command("models", short_help="List networks, or print a model card.")
-@click.option("--json", "as_json", is_flag=True, help="Print one JSON document.")
+@json_option
 @click.option(
     "--card",
     "target",

@@ -1,11 +1,126 @@
-"""Options that several commands share."""
+"""Options that several commands share, and the command line that results record."""
 
 from __future__ import annotations
 
+import shlex
+from collections.abc import Callable
+from pathlib import Path
+
 import click
 
-__all__ = ["database_option"]
+__all__ = [
+    "accelerator_option",
+    "data_option",
+    "database_option",
+    "devices_option",
+    "images_option",
+    "json_option",
+    "ledger_option",
+    "model_option",
+    "operating_point_option",
+    "overrides_option",
+    "recorded_command",
+    "result_folder_option",
+    "seed_option",
+    "split_option",
+    "target_argument",
+]
 
+_Decorator = Callable[[Callable[..., None]], Callable[..., None]]
+
+target_argument = click.argument("target", metavar="RUN|BUNDLE", type=click.Path(path_type=Path))
+data_option = click.option(
+    "--data",
+    required=True,
+    type=click.Path(path_type=Path),
+    help="Labelled data set: folder, manifest CSV or MedMNIST archive.",
+)
+model_option = click.option(
+    "--model",
+    "bundle",
+    metavar="BUNDLE|RUN",
+    type=click.Path(path_type=Path),
+    help="Model to use.  [default: the model in the package]",
+)
+operating_point_option = click.option(
+    "--operating-point", default="", metavar="NAME", help="Operating point on the model card.  [default: balanced]"
+)
+json_option = click.option("--json", "as_json", is_flag=True, help="Print one JSON document.")
+seed_option = click.option("--seed", default=0, show_default=True, help="Random seed.")
+ledger_option = click.option(
+    "--ledger",
+    type=click.Path(path_type=Path),
+    help="Test ledger.  [default: results/test-ledger.jsonl, or PNEUMOSCOPE_LEDGER]",
+)
 database_option = click.option(
     "--database", default="", metavar="URL", help="PostgreSQL database instead of SQLite: postgresql://user@host/name."
 )
+
+# --- measurements on a sample ----------------------------------------------------------------------------------------
+
+split_option = click.option(
+    "--split",
+    type=click.Choice(["validation", "train"]),
+    default="validation",
+    show_default=True,
+    help="Test images are reserved for `pneumoscope evaluate`.",
+)
+
+
+def images_option(default: int) -> _Decorator:
+    """Return the option for the size of the sample."""
+    return click.option(
+        "--images",
+        type=click.IntRange(min=2),
+        default=default,
+        show_default=True,
+        help="Size of the random sample, half of it with pneumonia.",
+    )
+
+
+def result_folder_option(name: str) -> _Decorator:
+    """Return the option for the folder of NAME.json and NAME.md."""
+    return click.option("--out", type=click.Path(path_type=Path), help=f"Folder for {name}.json and {name}.md.")
+
+
+# --- training --------------------------------------------------------------------------------------------------------
+
+overrides_option = click.option(
+    "--set",
+    "overrides",
+    multiple=True,
+    metavar="KEY=VALUE",
+    help="Override a recipe field, such as training.epochs=3.",
+)
+accelerator_option = click.option(
+    "--accelerator",
+    type=click.Choice(["auto", "cpu", "gpu"]),
+    default="auto",
+    show_default=True,
+    help="Device type; auto uses GPUs if there are any.",
+)
+devices_option = click.option(
+    "--devices",
+    type=click.IntRange(min=0),
+    default=0,
+    help="Devices per machine.  [default: 1 CPU process or all GPUs]",
+)
+
+
+# --- record ----------------------------------------------------------------------------------------------------------
+
+
+def recorded_command() -> str:
+    """Return the command line of the running command, to record in its result.
+
+    Options at their defaults are left out, and so is --json, which changes only what is printed.
+    """
+    context = click.get_current_context()
+    words = ["pneumoscope", context.command.name or ""]
+    for parameter in context.command.params:
+        value = context.params[parameter.name or ""]
+        if parameter.name == "as_json" or value in (None, (), parameter.get_default(context)):
+            continue
+        for each in value if isinstance(value, tuple) else (value,):
+            words += [str(each)] if isinstance(parameter, click.Argument) else [parameter.opts[0], str(each)]
+    return shlex.join(words)

@@ -6,6 +6,8 @@ from pathlib import Path
 
 import click
 
+from pneumoscope.cli.options import json_option, seed_option
+
 __all__ = ["command"]
 
 
@@ -13,9 +15,9 @@ __all__ = ["command"]
 @click.argument("folder", metavar="DIR", type=click.Path(path_type=Path))
 @click.option("--train", default=200, show_default=True, help="Number of training images.")
 @click.option("--test", default=100, show_default=True, help="Number of test images.")
-@click.option("--seed", default=0, show_default=True, help="Random seed.")
+@seed_option
 @click.option("--size", default=224, show_default=True, help="Width and height in pixels.")
-@click.option("--json", "as_json", is_flag=True, help="Print one JSON document.")
+@json_option
 def command(folder: Path, train: int, test: int, seed: int, size: int, as_json: bool) -> None:
     """Draw synthetic chest images with and without synthetic pneumonia into DIR.
 

@@ -15,10 +15,11 @@ from typing import TYPE_CHECKING
 
 import click
 
+from pneumoscope.cli.options import json_option, model_option, operating_point_option
 from pneumoscope.cli.progress import image_progress
 from pneumoscope.core.errors import PartialFailureError, UsageError
 from pneumoscope.core.i18n import NOTICE
-from pneumoscope.core.messages import prediction_message
+from pneumoscope.core.messages import counted, prediction_message
 
 if TYPE_CHECKING:
     from pneumoscope.core.prediction import Prediction
@@ -41,17 +42,9 @@ _COLORS = {
 
 @click.command("predict", short_help="Estimate the probability of pneumonia.")
 @click.argument("paths", metavar="PATH...", nargs=-1, required=True)
-@click.option(
-    "--model",
-    "bundle",
-    metavar="BUNDLE|RUN",
-    type=click.Path(path_type=Path),
-    help="Model to use.  [default: the model in the package]",
-)
-@click.option(
-    "--operating-point", default="", metavar="NAME", help="Operating point on the model card.  [default: balanced]"
-)
-@click.option("--json", "as_json", is_flag=True, help="Print one JSON document.")
+@model_option
+@operating_point_option
+@json_option
 @click.option(
     "--csv",
     "table",
@@ -61,7 +54,7 @@ _COLORS = {
 @click.option(
     "--heatmaps",
     type=click.Path(file_okay=False, path_type=Path),
-    help="Write a heatmap (PNG) for each image into this folder, numbered in the order of the results.",
+    help="Write a heatmap (PNG) for each image into this new or empty folder, numbered in the order of the results.",
 )
 def command(
     paths: tuple[str, ...],
@@ -87,9 +80,14 @@ def command(
 
     if as_json and table:
         raise UsageError("--json and --csv cannot be combined", hint="Choose one of them")
+    if heatmaps and heatmaps.exists() and any(heatmaps.iterdir()):
+        raise UsageError(
+            f"{str(heatmaps)!r} is not empty; its files would be mixed with the new heatmaps",
+            hint="Choose a new or empty folder with --heatmaps",
+        )
     images, skipped = discover_images(_expand_stdin(paths))
     if skipped:
-        click.echo(f"Skipped {skipped} {'file' if skipped == 1 else 'files'}: hidden or not an image", err=True)
+        click.echo(f"Skipped {counted(skipped, 'file')}: hidden or not an image", err=True)
     if not images:
         raise UsageError("no images found", hint="Pass image files, or folders that contain images")
     # One image is fastest with all cores on it; many are fastest with one core each.
@@ -122,17 +120,18 @@ def command(
                     sys.stdout.buffer.write(line)
             else:
                 write_atomically(table, lambda file: file.writelines(iter_csv(predictions, failed)))
-                click.echo(f"Wrote {table}: {counts.total()} {'image' if counts.total() == 1 else 'images'}", err=True)
+                click.echo(f"Wrote {table}: {counted(counts.total(), 'image')}", err=True)
             for error in failed:  # the file holds the results before the error
                 raise error
         else:
             _print_table(model, predictions, counts)
     if interrupted.is_set():
-        click.echo(f"Interrupted after {counts.total()} of {len(images)} images", err=True)
+        click.echo(f"Interrupted after {counts.total():,} of {counted(len(images), 'image')}", err=True)
         raise click.Abort
     if counts[_FAILED]:
         raise PartialFailureError(
-            f"{counts[_FAILED]} of {len(images)} images could not be read", hint="See the message beside each of them"
+            f"{counts[_FAILED]:,} of {counted(len(images), 'image')} could not be read",
+            hint="See the message beside each of them",
         )
 
 

@@ -6,12 +6,14 @@ import json
 
 import click
 
+from pneumoscope.cli.options import json_option
+
 __all__ = ["command"]
 
 
 @click.command("recipes", short_help="List recipes, or print one as TOML.")
 @click.argument("name", required=False)
-@click.option("--json", "as_json", is_flag=True, help="Print one JSON document.")
+@json_option
 def command(name: str | None, as_json: bool) -> None:
     """List the recipes, or print the recipe NAME as TOML, as a template for your own.
 

@@ -2,11 +2,18 @@
 
 from __future__ import annotations
 
-import shlex
 from pathlib import Path
 from typing import Literal
 
 import click
+
+from pneumoscope.cli.options import (
+    accelerator_option,
+    devices_option,
+    ledger_option,
+    overrides_option,
+    recorded_command,
+)
 
 __all__ = ["command"]
 
@@ -15,24 +22,10 @@ __all__ = ["command"]
 @click.option("--data", type=click.Path(path_type=Path), required=True, help="The public data set.")
 @click.option("--out", type=click.Path(path_type=Path), required=True, help="Folder of the runs and the comparison.")
 @click.option("--only", default="", metavar="RUN,...", help="Runs to train now.  [default: all six]")
-@click.option(
-    "--set",
-    "overrides",
-    multiple=True,
-    metavar="KEY=VALUE",
-    help="Override a field of the recipes, such as training.epochs=1.",
-)
-@click.option(
-    "--accelerator",
-    type=click.Choice(["auto", "cpu", "gpu"]),
-    default="auto",
-    show_default=True,
-    help="Device type; auto uses GPUs if there are any.",
-)
-@click.option(
-    "--devices", type=click.IntRange(min=0), default=0, help="Number of devices.  [default: 1 CPU process or all GPUs]"
-)
-@click.option("--ledger", type=click.Path(path_type=Path), help="Ledger that test-set evaluations are recorded in.")
+@overrides_option
+@accelerator_option
+@devices_option
+@ledger_option
 @click.option("--json", "as_json", is_flag=True, help="Print the comparison as one JSON document.")
 def command(
     data: Path,
@@ -55,13 +48,6 @@ def command(
     from pneumoscope.training.trainer import Devices
 
     names = tuple(filter(None, only.split(","))) or RUNS
-    options = [
-        *(["--only", only] if only else []),
-        *(word for pair in overrides for word in ("--set", pair)),
-        *(["--accelerator", accelerator] if accelerator != "auto" else []),
-        *(["--devices", str(devices)] if devices else []),
-        *(["--ledger", str(ledger)] if ledger else []),
-    ]
     result = reproduce(
         data,
         out,
@@ -69,7 +55,7 @@ def command(
         overrides=overrides,
         devices=Devices(accelerator, devices),
         ledger=ledger,
-        command=shlex.join(["pneumoscope", "reproduce", "--data", str(data), "--out", str(out), *options]),
+        command=recorded_command(),
         log=lambda message: click.echo(message, err=True),
     )
     if as_json:

@@ -2,33 +2,30 @@
 
 from __future__ import annotations
 
-import shlex
 from pathlib import Path
 
 import click
+
+from pneumoscope.cli.options import (
+    data_option,
+    images_option,
+    json_option,
+    operating_point_option,
+    recorded_command,
+    result_folder_option,
+    seed_option,
+    split_option,
+    target_argument,
+)
 
 __all__ = ["command"]
 
 
 @click.command("robustness", short_help="Measure how predictions react to changed images.")
-@click.argument("target", metavar="RUN|BUNDLE", type=click.Path(path_type=Path))
-@click.option(
-    "--data", required=True, type=click.Path(path_type=Path), help="Labelled data set: folder, manifest CSV or archive."
-)
-@click.option(
-    "--split",
-    type=click.Choice(["validation", "train"]),
-    default="validation",
-    show_default=True,
-    help="Test images are reserved for `pneumoscope evaluate`.",
-)
-@click.option(
-    "--images",
-    type=click.IntRange(min=2),
-    default=400,
-    show_default=True,
-    help="Size of the random sample, half of it with pneumonia.",
-)
+@target_argument
+@data_option
+@split_option
+@images_option(400)
 @click.option(
     "--phantoms", type=click.IntRange(min=0), default=50, show_default=True, help="Number of phantoms to draw."
 )
@@ -51,12 +48,10 @@ __all__ = ["command"]
     type=click.Path(path_type=Path, exists=True, file_okay=False),
     help="Folder of images that should be rejected; repeat for several.",
 )
-@click.option(
-    "--operating-point", default="", metavar="NAME", help="Operating point on the model card.  [default: balanced]"
-)
-@click.option("--seed", default=0, show_default=True, help="Random seed of the sample.")
-@click.option("--out", type=click.Path(path_type=Path), help="Folder for robustness.json and robustness.md.")
-@click.option("--json", "as_json", is_flag=True, help="Print one JSON document instead of tables.")
+@operating_point_option
+@seed_option
+@result_folder_option("robustness")
+@json_option
 def command(
     target: Path,
     data: Path,
@@ -82,17 +77,6 @@ def command(
     from pneumoscope.core.results import to_json
     from pneumoscope.evaluation.robustness import measure_robustness, robustness_markdown
 
-    options = [
-        *(["--split", split] if split != "validation" else []),
-        *(["--images", str(images)] if images != 400 else []),
-        *(["--phantoms", str(phantoms)] if phantoms != 50 else []),
-        *(["--originals", str(originals)] if originals else []),
-        *(["--copies", str(copies)] if copies else []),
-        *(word for folder in other_images for word in ("--other-images", str(folder))),
-        *(["--operating-point", operating_point] if operating_point else []),
-        *(["--seed", str(seed)] if seed else []),
-        *(["--out", str(out)] if out else []),
-    ]
     with staged_progress() as progress:
         result = measure_robustness(
             target,
@@ -106,7 +90,7 @@ def command(
             other_images=other_images,
             seed=seed,
             out=out,
-            command=shlex.join(["pneumoscope", "robustness", str(target), "--data", str(data), *options]),
+            command=recorded_command(),
             progress=progress,
         )
     click.echo(to_json(result) if as_json else robustness_markdown(result), nl=False)

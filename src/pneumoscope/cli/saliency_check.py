@@ -2,36 +2,32 @@
 
 from __future__ import annotations
 
-import shlex
 from pathlib import Path
 
 import click
+
+from pneumoscope.cli.options import (
+    data_option,
+    images_option,
+    json_option,
+    recorded_command,
+    result_folder_option,
+    seed_option,
+    split_option,
+    target_argument,
+)
 
 __all__ = ["command"]
 
 
 @click.command("saliency-check", short_help="Test whether heatmaps show what the network uses.")
-@click.argument("target", metavar="RUN|BUNDLE", type=click.Path(path_type=Path))
-@click.option(
-    "--data", required=True, type=click.Path(path_type=Path), help="Labelled data set: folder, manifest CSV or archive."
-)
-@click.option(
-    "--split",
-    type=click.Choice(["validation", "train"]),
-    default="validation",
-    show_default=True,
-    help="Test images are reserved for `pneumoscope evaluate`.",
-)
-@click.option(
-    "--images",
-    type=click.IntRange(min=2),
-    default=100,
-    show_default=True,
-    help="Size of the random sample, half of it with pneumonia.",
-)
-@click.option("--seed", default=0, show_default=True, help="Random seed.")
-@click.option("--out", type=click.Path(path_type=Path), help="Folder for saliency_check.json and saliency_check.md.")
-@click.option("--json", "as_json", is_flag=True, help="Print one JSON document instead of tables.")
+@target_argument
+@data_option
+@split_option
+@images_option(100)
+@seed_option
+@result_folder_option("saliency_check")
+@json_option
 def command(target: Path, data: Path, split: str, images: int, seed: int, out: Path | None, as_json: bool) -> None:
     """Test whether the heatmaps of RUN or BUNDLE show what the network uses.
 
@@ -47,12 +43,6 @@ def command(target: Path, data: Path, split: str, images: int, seed: int, out: P
     from pneumoscope.core.results import to_json
     from pneumoscope.evaluation.saliency_check import check_saliency, saliency_markdown
 
-    options = [
-        *(["--split", split] if split != "validation" else []),
-        *(["--images", str(images)] if images != 100 else []),
-        *(["--seed", str(seed)] if seed else []),
-        *(["--out", str(out)] if out else []),
-    ]
     with staged_progress() as progress:
         result = check_saliency(
             target,
@@ -61,7 +51,7 @@ def command(target: Path, data: Path, split: str, images: int, seed: int, out: P
             images=images,
             seed=seed,
             out=out,
-            command=shlex.join(["pneumoscope", "saliency-check", str(target), "--data", str(data), *options]),
+            command=recorded_command(),
             progress=progress,
         )
     click.echo(to_json(result) if as_json else saliency_markdown(result), nl=False)

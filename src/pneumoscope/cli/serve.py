@@ -8,7 +8,7 @@ from pathlib import Path
 
 import click
 
-from pneumoscope.cli.options import database_option
+from pneumoscope.cli.options import database_option, model_option, operating_point_option
 from pneumoscope.core.errors import UsageError
 
 __all__ = ["command"]
@@ -38,10 +38,8 @@ class _Age(click.ParamType[timedelta]):
     type=click.IntRange(0, 65535),
     help="Port to listen on; 0 picks a free one.",
 )
-@click.option("--model", type=click.Path(path_type=Path), help="Bundle or run.  [default: the model in the package]")
-@click.option(
-    "--operating-point", default="", metavar="NAME", help="Operating point on the model card.  [default: balanced]"
-)
+@model_option
+@operating_point_option
 @click.option(
     "--data-dir", type=click.Path(path_type=Path), help="Folder for images and database.  [default: pneumoscope-data]"
 )
@@ -63,7 +61,7 @@ class _Age(click.ParamType[timedelta]):
 def command(
     host: str,
     port: int,
-    model: Path | None,
+    bundle: Path | None,
     operating_point: str,
     data_dir: Path | None,
     database: str,
@@ -87,7 +85,7 @@ def command(
     serve(
         host=host,
         port=port,
-        model=model,
+        model=bundle,
         operating_point=operating_point,
         folder=None if ephemeral else data_dir or Path("pneumoscope-data"),
         database=database,

@@ -22,26 +22,28 @@ __all__ = ["command"]
 @click.option("--validation", default=0.15, show_default=True, help="Fraction of the training images for validation.")
 @click.option("--test", type=float, help="Fraction for testing if DATA has no test split.  [default: 0.15]")
 @click.option("--seed", default=0, show_default=True, help="Random seed; the split is the same on every machine.")
-def command(data: Path, out: Path, by: str, validation: float, test: float | None, seed: int) -> None:
+@click.option("--force", is_flag=True, help="Replace a manifest that differs.")
+def command(data: Path, out: Path, by: str, validation: float, test: float | None, seed: int, force: bool) -> None:
     """Split the images of DATA into train, validation and test.
 
     An existing test split in DATA is kept. By default, all images of a patient stay in one split. With `--by image`,
-    training and validation share patients, as in many published experiments.
+    training and validation share patients, as in many published experiments. A manifest that differs from the new one is
+    replaced only with --force.
     """
     from rich.console import Console
     from rich.table import Table
 
+    from pneumoscope.core.messages import counted
     from pneumoscope.data.layouts import load_manifest
     from pneumoscope.data.split import split_manifest
 
     manifest = split_manifest(load_manifest(data), by=by, validation=validation, test=test, seed=seed)
-    manifest.save(out)
+    manifest.save(out, replace=force)
     for note in manifest.notes:
         click.echo(f"note: {note}", err=True)
     if manifest.unreadable:
-        click.echo(
-            f"note: skipped {len(manifest.unreadable)} files; list them with: pneumoscope check-data DATA", err=True
-        )
+        skipped = counted(len(manifest.unreadable), "file")
+        click.echo(f"note: skipped {skipped}; for details: pneumoscope check-data DATA", err=True)
     table = Table("split", "NORMAL", "PNEUMONIA", "patients", box=None)
     for column in table.columns[1:]:
         column.justify = "right"

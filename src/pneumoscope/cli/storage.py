@@ -9,8 +9,9 @@ from typing import TYPE_CHECKING
 
 import click
 
-from pneumoscope.cli.options import database_option
+from pneumoscope.cli.options import database_option, json_option
 from pneumoscope.core.errors import PartialFailureError, UsageError
+from pneumoscope.core.messages import counted
 
 if TYPE_CHECKING:
     from pneumoscope.service.storage.check import StorageReport
@@ -39,7 +40,7 @@ def command() -> None:
     help="Data directory of the service.",
 )
 @database_option
-@click.option("--json", "as_json", is_flag=True, help="Print one JSON document.")
+@json_option
 def check_command(data_dir: Path, database: str, as_json: bool) -> None:
     """Compare the stored images with the database, and report every difference.
 
@@ -69,7 +70,7 @@ def check_command(data_dir: Path, database: str, as_json: bool) -> None:
         _print_report(report)
     if report.problems:
         raise PartialFailureError(
-            f"the storage in {str(data_dir)!r} is not consistent: {_count(report.problems, 'problem')}"
+            f"the storage in {str(data_dir)!r} is not consistent: {counted(report.problems, 'problem')}"
         )
 
 
@@ -82,8 +83,4 @@ def _print_report(report: StorageReport) -> None:
                 click.echo(f"  {path.encode('unicode_escape').decode()}")
     if report.staging_files is None:
         click.echo("The service is running: the staging area was not checked.")
-    click.echo(f"{_count(report.blobs, 'image')} checked, {_count(report.problems, 'problem')} found.")
-
-
-def _count(number: int, noun: str) -> str:
-    return f"{number} {noun}{'' if number == 1 else 's'}"
+    click.echo(f"{counted(report.blobs, 'image')} checked, {counted(report.problems, 'problem')} found.")

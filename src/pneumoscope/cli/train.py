@@ -9,17 +9,14 @@ from typing import Literal
 
 import click
 
+from pneumoscope.cli.options import accelerator_option, data_option, devices_option, overrides_option
+
 __all__ = ["command"]
 
 
 @click.command("train", short_help="Train a network by a recipe.")
 @click.argument("recipe")
-@click.option(
-    "--data",
-    type=click.Path(path_type=Path),
-    required=True,
-    help="Folder, CSV, manifest or .npz archive of labelled images.",
-)
+@data_option
 @click.option(
     "--outliers",
     metavar="DIR|CSV",
@@ -27,24 +24,10 @@ __all__ = ["command"]
     help="Images of patients outside the age range, for a recipe with an age classifier.",
 )
 @click.option("--out", type=click.Path(path_type=Path), required=True, help="The run folder.")
-@click.option(
-    "--set",
-    "overrides",
-    multiple=True,
-    metavar="KEY=VALUE",
-    help="Override a field of the recipe, such as training.epochs=3.",
-)
+@overrides_option
 @click.option("--resume", is_flag=True, help="Resume the run in --out after its last complete epoch.")
-@click.option(
-    "--accelerator",
-    type=click.Choice(["auto", "cpu", "gpu"]),
-    default="auto",
-    show_default=True,
-    help="Device type; auto uses GPUs if there are any.",
-)
-@click.option(
-    "--devices", type=click.IntRange(min=0), default=0, help="Devices per node.  [default: 1 CPU process or all GPUs]"
-)
+@accelerator_option
+@devices_option
 @click.option(
     "--nodes",
     type=click.IntRange(min=1),

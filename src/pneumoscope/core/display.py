@@ -7,7 +7,7 @@ from html import escape
 from typing import TYPE_CHECKING
 
 from pneumoscope.core.i18n import NOTICE
-from pneumoscope.core.messages import decision_label, prediction_message
+from pneumoscope.core.messages import counted, decision_label, prediction_message
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Mapping
@@ -76,15 +76,14 @@ def evaluation_html(evaluation: Evaluation) -> str:
     title = f"{evaluation.name}: {evaluation.n} {evaluation.split} images ({labels}; {evaluation.patients} patients)"
     parts = [intervals_html(title, evaluation.metrics.items())]
     for name, point in evaluation.operating_points.items():
-        parts.append(intervals_html(f"{name}: threshold {point.threshold:.4g}", point.metrics.items()))
+        parts.append(intervals_html(f"{name}: threshold at {point.threshold_text()}", point.metrics.items()))
     return f"<div>{''.join(parts)}<small>{escape(evaluation.notice)}</small></div>"
 
 
 def comparison_html(comparison: Comparison) -> str:
     """Return a comparison as HTML: accuracy and AUROC of each run, and the findings."""
-    title = (
-        f"{len(comparison.runs)} runs on {comparison.images['n']} images, operating point {comparison.operating_point}"
-    )
+    runs = counted(len(comparison.runs), "run")
+    title = f"{runs} on {comparison.images['n']} images, operating point {comparison.operating_point}"
     intervals = [
         (f"{run.name}: {metric}", run.test[metric]) for metric in ("accuracy", "auroc") for run in comparison.runs
     ]

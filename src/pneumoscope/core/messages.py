@@ -8,6 +8,7 @@ from pneumoscope.core.i18n import N_, NOTICE, translations
 from pneumoscope.core.prediction import Decision, Prediction, Rejection, RejectionCode, Uncertainty
 
 __all__ = [
+    "counted",
     "decision_label",
     "error_text",
     "error_titles",
@@ -92,6 +93,11 @@ _ERRORS: dict[type[PneumoscopeError], tuple[str, str]] = {
     errors.StorageError: (N_("Storage unavailable"), N_("Nothing was saved. Contact the administrator.")),
     errors.BusyError: (N_("Service busy"), N_("Try again in a few seconds.")),
 }
+
+
+def counted(number: int, noun: str) -> str:
+    """Return a number with its English noun, such as "1 image" or "1,200 images"; the plural ends in s."""
+    return f"{number:,} {noun}{'' if number == 1 else 's'}"
 
 
 def notice(language: str = "en") -> str:

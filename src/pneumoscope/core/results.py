@@ -9,9 +9,11 @@ from __future__ import annotations
 import dataclasses
 import json
 from collections.abc import Iterable, Mapping
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from pneumoscope.core.errors import MissingExtraError
+from pneumoscope.core.files import write_atomically
 from pneumoscope.core.i18n import NOTICE
 
 if TYPE_CHECKING:
@@ -31,6 +33,7 @@ __all__ = [
     "RunSummary",
     "ScoredImage",
     "to_json",
+    "write_result",
 ]
 
 SCHEMA = 1
@@ -116,6 +119,7 @@ class OperatingPointResult:
         uncertainty_band: For "normal" and "pneumonia", the fraction of images that are "uncertain", and the fraction
             "covered": correct or uncertain. All other numbers apply the threshold to these images. None if the operating
             point has no uncertainty band.
+        threshold_probability: The threshold as a calibrated probability; None in evaluations that did not record it.
     """
 
     threshold: float
@@ -124,6 +128,12 @@ class OperatingPointResult:
     metrics: Mapping[str, Interval]
     by_etiology: Mapping[str, Interval]
     uncertainty_band: Mapping[str, Mapping[str, Interval]] | None = None
+    threshold_probability: float | None = None
+
+    def threshold_text(self) -> str:
+        """Return the threshold on both scales, such as "probability 0.610, score before calibration 0.8312"."""
+        score = f"score before calibration {self.threshold:.4g}"
+        return score if self.threshold_probability is None else f"probability {self.threshold_probability:.3f}, {score}"
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
@@ -367,6 +377,16 @@ def to_json(result: object) -> str:
     """
     data = dataclasses.asdict(result) if dataclasses.is_dataclass(result) else result  # type: ignore[arg-type]
     return json.dumps(data, indent=2, allow_nan=False, ensure_ascii=False) + "\n"
+
+
+def write_result(folder: Path, name: str, result: object, markdown: str) -> None:
+    """Write a record to NAME.json and its Markdown to NAME.md.
+
+    Raises:
+        StorageError: A file cannot be written.
+    """
+    write_atomically(folder / f"{name}.json", to_json(result))
+    write_atomically(folder / f"{name}.md", markdown)
 
 
 def _interval_rows(intervals: Iterable[tuple[str, Interval]], **keys: Any) -> list[dict[str, Any]]:

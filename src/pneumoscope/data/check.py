@@ -170,7 +170,7 @@ def check_data(manifest: Manifest, *, seed: int = 0, progress: StepProgress | No
     )
     if not inspected:
         path, reason = failed[0]
-        raise DatasetError(f"none of the {len(failed)} images can be decoded; the first: {path}: {reason}")
+        raise DatasetError(f"no image can be decoded; the first of {len(failed)}: {path}: {reason}")
     images = [properties.image for properties in inspected]
     total = len(images)
     splits = _display_splits(images)
@@ -289,7 +289,7 @@ def measure_shortcuts(inspected: Sequence[InspectedImage], *, seed: int = 0) -> 
     for label, positive in zip(LABELS, (False, True), strict=True):
         count = len({patient for patient, value in zip(patients, labels, strict=True) if value == positive})
         if count < _FOLDS:
-            reason = f"{_FOLDS} folds need {_FOLDS} {label} patients; there are {count}"
+            reason = f"{_FOLDS} folds need {_FOLDS} {label} patients; found {count}"
             return {control: undefined(reason, n=len(inspected), method=method, seed=seed) for control in CONTROLS}
     folds = list(StratifiedGroupKFold(_FOLDS, shuffle=True, random_state=seed).split(labels, labels, groups=patients))
     shortcuts = {}

@@ -10,6 +10,7 @@ import numpy as np
 import numpy.typing as npt
 
 from pneumoscope.core.errors import MissingExtraError, UnknownNameError
+from pneumoscope.core.messages import counted
 from pneumoscope.data.hashing import Progress, read_image
 from pneumoscope.data.layouts import load_manifest
 from pneumoscope.data.manifest import COLUMNS, Manifest
@@ -60,7 +61,7 @@ class LabelledDataset:
             f"{split or 'no split'}: " + ", ".join(f"{n} {label}" for label, n in labels.items())
             for split, labels in self.manifest.counts().items()
         )
-        return f"<LabelledDataset of {len(self)} images ({counts})>"
+        return f"<LabelledDataset of {counted(len(self), 'image')} ({counts})>"
 
     @property
     def labels(self) -> npt.NDArray[np.int64]:

@@ -19,6 +19,7 @@ from collections.abc import Iterable, Iterator
 from pathlib import Path, PurePosixPath
 
 from pneumoscope.core.errors import LayoutError, ManifestError
+from pneumoscope.core.messages import counted
 from pneumoscope.data.hashing import Progress, hash_images
 from pneumoscope.data.manifest import LabelledImage, Manifest
 from pneumoscope.data.medmnist import load_medmnist
@@ -84,7 +85,7 @@ def _first_unreadable(manifest: Manifest) -> str:
     if not manifest.unreadable:
         return ""
     path, reason = manifest.unreadable[0]
-    return f" ({len(manifest.unreadable)} files were skipped; the first: {path}: {reason})"
+    return f" (skipped {counted(len(manifest.unreadable), 'file')}; the first: {path}: {reason})"
 
 
 def _notes(images: Iterable[LabelledImage]) -> Iterator[str]:

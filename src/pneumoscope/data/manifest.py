@@ -10,8 +10,9 @@ from collections import Counter, defaultdict
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path, PurePosixPath
 
-from pneumoscope.core.errors import ManifestError, PatientLeakError
+from pneumoscope.core.errors import ManifestError, PatientLeakError, UsageError
 from pneumoscope.core.files import write_atomically
+from pneumoscope.core.messages import counted
 
 __all__ = ["COLUMNS", "ETIOLOGIES", "LABELS", "SPLITS", "LabelledImage", "Manifest", "images_sha256"]
 
@@ -109,7 +110,7 @@ class Manifest:
         if leaks:
             patient, splits = next(iter(leaks.items()))
             raise PatientLeakError(
-                f"patient {patient!r} is in both {' and '.join(splits)} ({len(leaks)} patients in total,"
+                f"patient {patient!r} is in both {' and '.join(splits)} ({counted(len(leaks), 'patient')} in total,"
                 f" manifest {name})",
                 hint='Re-split with: pneumoscope split DATA --by patient; or set data.by = "image" in the recipe to'
                 " accept a split by image",
@@ -124,13 +125,18 @@ class Manifest:
         writer.writerows(dataclasses.astuple(image) for image in self.images)
         return out.getvalue()
 
-    def save(self, file: Path) -> None:
+    def save(self, file: Path, *, replace: bool = False) -> None:
         """Write the manifest to a CSV file, atomically.
 
         Paths are relative to the file's folder if the images are below it, else absolute, so that `load_manifest` finds
         the images.
 
+        Args:
+            file: The CSV file; missing parent folders are created.
+            replace: Replace a file with other content, which may be the record of an experiment.
+
         Raises:
+            UsageError: The file exists with other content, and `replace` is false.
             StorageError: The file cannot be written; an existing file is unchanged.
         """
         folder, root = file.resolve().parent, self.root.resolve()
@@ -139,7 +145,13 @@ class Manifest:
             image if prefix == "." else dataclasses.replace(image, path=(PurePosixPath(prefix) / image.path).as_posix())
             for image in self.images
         )
-        write_atomically(file, dataclasses.replace(self, images=tuple(images)).to_csv())
+        text = dataclasses.replace(self, images=tuple(images)).to_csv()
+        if not replace and file.is_file() and file.read_bytes() != text.encode():
+            raise UsageError(
+                f"{str(file)!r} exists with other content, and runs may depend on it",
+                hint="Choose another file with --out, or replace this one with --force",
+            )
+        write_atomically(file, text)
 
     @classmethod
     def from_csv(cls, text: str, root: Path, name: str) -> Manifest:

@@ -21,6 +21,7 @@ from pathlib import PurePosixPath
 from typing import Literal, get_args
 
 from pneumoscope.core.errors import DatasetError, UsageError
+from pneumoscope.core.messages import counted
 from pneumoscope.data.manifest import LABELS, LabelledImage, Manifest
 from pneumoscope.data.patients import parse_patient
 
@@ -83,7 +84,7 @@ def split_manifest(
     has_test = any(image.split == "test" for image in manifest.images)
     if has_test and test is not None:
         raise UsageError(
-            f"cannot draw a test split of {test}: the data already has one ({len(manifest.split('test'))} images)",
+            f"cannot draw a test split of {test}: the data already has one ({counted(len(manifest.split('test')), 'image')})",
             hint="Omit --test",
         )
     test_fraction = _DEFAULT_TEST if test is None else test
@@ -162,17 +163,17 @@ def _pool(manifest: Manifest, by: str) -> tuple[list[LabelledImage], list[str]]:
     given = sum(image.split == "validation" for image in pool)
     if 0 < given < _MIN_GIVEN_VALIDATION * len(pool):
         pool = [image for image in pool if image.split != "validation"]
-        notes.append(f"the {given} given validation images are set aside: too few to choose anything on")
+        notes.append(f"set aside {counted(given, 'given validation image')}: too few to choose anything on")
     if by != "image":
         test_patients = {image.patient for image in manifest.images if image.split == "test" and image.patient}
         leaked = [image for image in pool if image.patient in test_patients]
         if leaked:
             pool = [image for image in pool if image.patient not in test_patients]
-            patients = len({image.patient for image in leaked})
-            notes.append(f"{len(leaked)} images of {patients} patients who are also in the test split are set aside")
+            patients = counted(len({image.patient for image in leaked}), "patient")
+            notes.append(f"set aside {counted(len(leaked), 'image')} of {patients} also in the test split")
         unknown = sum(not image.patient for image in pool)
         if unknown and by == "patient":
-            notes.append(f"{unknown:,} images of unknown patients are split as if each were a patient")
+            notes.append(f"split {counted(unknown, 'image')} without a known patient as if each were a patient")
     return pool, notes
 
 

@@ -31,7 +31,7 @@ from pneumoscope.evaluation.ledger import default_ledger, record_evaluation
 from pneumoscope.evaluation.metrics import etiology_aurocs, evaluate_operating_point, ranking_metrics
 from pneumoscope.evaluation.selection import check_thresholds, check_unseen, select_images, unreadable_error
 from pneumoscope.imaging.decode import Radiograph
-from pneumoscope.inference.decision import sigmoid
+from pneumoscope.inference.decision import sigmoid, threshold_probability
 from pneumoscope.inference.session import BundleSession
 from pneumoscope.runs.evaluations import predictions_csv
 from pneumoscope.runs.run_folder import EVALUATION_FILE, MANIFEST_FILE, PREDICTIONS_FILE, evaluation_folder, find_bundle
@@ -169,6 +169,7 @@ def _summarize(
     seconds: float,
 ) -> Evaluation:
     counts = Counter(image.label for image in scored)
+    points = {name: card.operating_points[name] for name in operating_points}
     return Evaluation(
         name=card.name,
         split=split,
@@ -181,7 +182,10 @@ def _summarize(
         metrics=ranking_metrics(scored, seed=seed),
         auroc_by_etiology=etiology_aurocs(scored),
         operating_points={
-            name: evaluate_operating_point(scored, card.operating_points[name], seed=seed) for name in operating_points
+            name: evaluate_operating_point(
+                scored, point, threshold_probability=threshold_probability(card, point), seed=seed
+            )
+            for name, point in points.items()
         },
         test_evaluation=None,
         seconds=seconds,

@@ -53,13 +53,14 @@ def etiology_aurocs(images: Sequence[ScoredImage]) -> dict[str, Interval]:
 
 
 def evaluate_operating_point(
-    images: Sequence[ScoredImage], point: OperatingPoint, *, seed: int
+    images: Sequence[ScoredImage], point: OperatingPoint, *, threshold_probability: float, seed: int
 ) -> OperatingPointResult:
     """Return the performance at one operating point.
 
     Args:
         images: The images; at least one.
         point: Its threshold is on the score; at or above it the decision is pneumonia.
+        threshold_probability: That threshold as a calibrated probability, 0 to 1.
         seed: Seed of the bootstraps.
     """
     labels, patients = positives(images), [image.patient for image in images]
@@ -71,6 +72,7 @@ def evaluate_operating_point(
         metrics=threshold_metrics(decisions, labels, patients, seed=seed),
         by_etiology=_accuracy_by_etiology(images, decisions == labels),
         uncertainty_band=_evaluate_band(images, point.uncertainty_band, labels) if point.uncertainty_band else None,
+        threshold_probability=threshold_probability,
     )
 
 

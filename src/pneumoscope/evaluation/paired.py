@@ -6,6 +6,7 @@ import dataclasses
 from collections.abc import Sequence
 from itertools import combinations
 
+from pneumoscope.core.messages import counted
 from pneumoscope.core.results import Interval, PairedTest
 from pneumoscope.statistics.inputs import BoolArray, FloatArray
 from pneumoscope.statistics.intervals import paired_difference
@@ -122,7 +123,7 @@ def findings(runs: Sequence[str], accuracies: Sequence[Interval], pairs: Sequenc
     limits = (
         "Each run is one training with one seed: a difference between two runs is not necessarily a difference between"
         " their recipes. Each 95% confidence interval applies to its own pair; the p-values are corrected for"
-        f" {tests} {'pairs' if tests > 1 else 'pair'} per metric."
+        f" {counted(tests, 'pair')} per metric."
     )
     best = (_best_run(runs, accuracies, pairs),) if len(runs) > 2 else ()
     return (*best, *(pair.sentence for pair in pairs), limits)

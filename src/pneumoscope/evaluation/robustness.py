@@ -11,6 +11,7 @@ A rejection counts as a decision: an image that is rejected in one variant only 
 from __future__ import annotations
 
 import dataclasses
+import functools
 import platform
 from collections import Counter
 from collections.abc import Callable, Iterable, Mapping, Sequence
@@ -20,17 +21,17 @@ import numpy as np
 
 from pneumoscope import __version__
 from pneumoscope.core.errors import DatasetError, UsageError
-from pneumoscope.core.files import write_atomically
 from pneumoscope.core.i18n import NOTICE
+from pneumoscope.core.messages import counted
 from pneumoscope.core.prediction import Prediction
-from pneumoscope.core.results import SCHEMA, Interval, to_json
+from pneumoscope.core.results import SCHEMA, Interval, write_result
+from pneumoscope.data.manifest import LabelledImage
 from pneumoscope.evaluation.image_variants import CHANGES, CORRUPTIONS, FORMATS, GrayImage, Variants
-from pneumoscope.evaluation.selection import balanced_sample, select_images
+from pneumoscope.evaluation.selection import count_patients, draw_sample
 from pneumoscope.imaging.decode import decode
 from pneumoscope.imaging.phantom import draw_phantom
 from pneumoscope.inference.discovery import discover_images
-from pneumoscope.inference.model import load_model
-from pneumoscope.runs.run_folder import MANIFEST_FILE
+from pneumoscope.inference.model import Model, load_model
 from pneumoscope.statistics.intervals import proportion
 
 __all__ = [
@@ -123,6 +124,15 @@ class Robustness:
     notice: str = NOTICE
 
 
+@dataclasses.dataclass(frozen=True, slots=True)
+class _Sample:
+    """The unmodified images of the sample, with their patients and predictions, in the same order."""
+
+    pixels: Sequence[GrayImage]
+    patients: Sequence[str]
+    unmodified: Sequence[Prediction]
+
+
 # --- measurement -----------------------------------------------------------------------------------------------------
 
 
@@ -146,8 +156,7 @@ def measure_robustness(
 
     Args:
         target: Run folder or bundle.
-        data: Folder, manifest CSV or archive; see `selection.select_images`.
-        split: "validation" or "train". Test images are reserved for `evaluate`, which records every test-set evaluation.
+        data, split: See `selection.draw_sample`.
         images: Size of the sample; smaller if a class has fewer than half as many images.
         phantoms: Number of phantoms to draw.
         operating_point: Name of an operating point on the card; "balanced" if empty.
@@ -163,53 +172,26 @@ def measure_robustness(
         BundleError: The bundle cannot be read or run.
         UnknownNameError: The card has no such operating point.
     """
-    if split == "test":
-        raise UsageError(
-            "robustness is not measured on test images",
-            hint="Choose --split validation, or evaluate with: pneumoscope evaluate",
-        )
     if (originals is None) != (copies is None):
         raise UsageError("--originals and --copies must be given together")
     size_pairs = _pair_copies(originals, copies) if originals and copies else None
     model = load_model(target, operating_point=operating_point, threads=1)
-    root, available = select_images(data, split, target / MANIFEST_FILE)
-    sample = balanced_sample(available, images // 2, np.random.default_rng(seed))
-    patients = [image.patient for image in sample]
-    pixels = [decode(root / image.path).pixels for image in sample]
-
-    def predict(name: str, sources: Iterable[_Source], total: int) -> list[Prediction]:
-        predictions: list[Prediction] = []
-        for prediction in model.predict_many(sources):
-            predictions.append(prediction)
-            if progress:
-                progress(name, len(predictions), total)
-        return predictions
-
-    def predict_variant(name: str, variant: Callable[[GrayImage], GrayImage | bytes]) -> list[Prediction]:
-        return predict(name, (variant(image) for image in pixels), len(pixels))
-
-    def compare(variants: Variants) -> tuple[VariantResult, ...]:
-        return tuple(
-            compare_predictions(name, unmodified, predict_variant(name, variant), patients)
-            for name, variant in variants.items()
-        )
-
-    unmodified = predict("unmodified", iter(pixels), len(pixels))
+    root, chosen = draw_sample(target, data, split, images // 2, np.random.default_rng(seed))
+    predict = functools.partial(_predict, model, progress)
+    sample = _predict_sample(predict, root, chosen)
     result = Robustness(
         bundle=model.card.name,
         network=model.card.network,
         onnx_sha256=model.card.onnx_sha256,
         operating_point=model.point.rule_text(),
         split=split,
-        n=len(sample),
-        patients=len({image.patient or image.path for image in sample}),
+        n=len(chosen),
+        patients=count_patients(chosen),
         seed=seed,
-        unmodified=count_rejections("unmodified", unmodified, patients),
-        formats=compare(FORMATS),
-        changes=compare(CHANGES),
-        corruptions=tuple(
-            count_rejections(name, predict_variant(name, variant), patients) for name, variant in CORRUPTIONS.items()
-        ),
+        unmodified=count_rejections("unmodified", sample.unmodified, sample.patients),
+        formats=_compare_variants(predict, sample, FORMATS),
+        changes=_compare_variants(predict, sample, CHANGES),
+        corruptions=_reject_corruptions(predict, sample),
         other_images=_predict_other_images(predict, phantoms, other_images),
         sizes=_compare_sizes(predict, *size_pairs) if size_pairs else None,
         version=__version__,
@@ -217,9 +199,49 @@ def measure_robustness(
         command=command,
     )
     if out is not None:
-        write_atomically(out / "robustness.json", to_json(result))
-        write_atomically(out / "robustness.md", robustness_markdown(result))
+        write_result(out, "robustness", result, robustness_markdown(result))
     return result
+
+
+def _predict(
+    model: Model,
+    progress: Callable[[str, int, int], None] | None,
+    name: str,
+    sources: Iterable[_Source],
+    total: int,
+) -> list[Prediction]:
+    predictions: list[Prediction] = []
+    for prediction in model.predict_many(sources):
+        predictions.append(prediction)
+        if progress:
+            progress(name, len(predictions), total)
+    return predictions
+
+
+def _predict_sample(predict: _Predict, root: Path, images: Sequence[LabelledImage]) -> _Sample:
+    pixels = [decode(root / image.path).pixels for image in images]
+    unmodified = predict("unmodified", iter(pixels), len(pixels))
+    return _Sample(pixels, [image.patient for image in images], unmodified)
+
+
+def _predict_variant(
+    predict: _Predict, sample: _Sample, name: str, variant: Callable[[GrayImage], GrayImage | bytes]
+) -> list[Prediction]:
+    return predict(name, (variant(image) for image in sample.pixels), len(sample.pixels))
+
+
+def _compare_variants(predict: _Predict, sample: _Sample, variants: Variants) -> tuple[VariantResult, ...]:
+    return tuple(
+        compare_predictions(name, sample.unmodified, _predict_variant(predict, sample, name, variant), sample.patients)
+        for name, variant in variants.items()
+    )
+
+
+def _reject_corruptions(predict: _Predict, sample: _Sample) -> tuple[RejectionResult, ...]:
+    return tuple(
+        count_rejections(name, _predict_variant(predict, sample, name, variant), sample.patients)
+        for name, variant in CORRUPTIONS.items()
+    )
 
 
 def _predict_other_images(predict: _Predict, phantoms: int, folders: Sequence[Path]) -> tuple[RejectionResult, ...]:
@@ -237,7 +259,8 @@ def _pair_copies(originals: Path, copies: Path) -> tuple[list[Path], list[Path]]
     downsampled = [copies / path.relative_to(originals) for path in full_size]
     if missing := [path for path in downsampled if not path.is_file()]:
         raise DatasetError(
-            f"{len(missing)} of {len(full_size)} full-size images have no copy; the first is {str(missing[0])!r}",
+            f"{str(copies)!r} lacks a copy of {len(missing):,} of {counted(len(full_size), 'full-size image')}; the first is"
+            f" {missing[0].relative_to(copies).as_posix()!r}",
             hint="Pass a folder to --copies that has the same relative paths as --originals",
         )
     return full_size, downsampled

@@ -27,9 +27,8 @@ import numpy.typing as npt
 from pneumoscope import __version__
 from pneumoscope.bundle.card import Card, read_bundle
 from pneumoscope.core.errors import UsageError
-from pneumoscope.core.files import write_atomically
 from pneumoscope.core.i18n import NOTICE
-from pneumoscope.core.results import SCHEMA, Interval, to_json
+from pneumoscope.core.results import SCHEMA, Interval, write_result
 from pneumoscope.data.manifest import LABELS, LabelledImage
 from pneumoscope.evaluation.saliency_metrics import (
     STEPS,
@@ -39,11 +38,11 @@ from pneumoscope.evaluation.saliency_metrics import (
     rank_correlation,
     shuffle_weights,
 )
-from pneumoscope.evaluation.selection import balanced_sample, select_images
+from pneumoscope.evaluation.selection import count_patients, draw_sample
 from pneumoscope.imaging.decode import decode
 from pneumoscope.imaging.preprocess import preprocess
 from pneumoscope.inference.session import BundleSession
-from pneumoscope.runs.run_folder import MANIFEST_FILE, find_bundle
+from pneumoscope.runs.run_folder import find_bundle
 from pneumoscope.statistics.intervals import patient_bootstrap, undefined
 
 __all__ = [
@@ -170,8 +169,7 @@ def check_saliency(
 
     Args:
         target: Run folder or bundle.
-        data: Folder, manifest CSV or archive; see `selection.select_images`.
-        split: "validation" or "train". Test images are reserved for `evaluate`, which records every test-set evaluation.
+        data, split: See `selection.draw_sample`.
         images: Size of the random sample, half of it with pneumonia; smaller if a class has fewer images.
         seed: Seed of the sample, the random heatmaps, the shuffled weights and the bootstraps.
         out: Folder for saliency_check.json and saliency_check.md; nothing is written if None.
@@ -182,17 +180,11 @@ def check_saliency(
         BundleError: The bundle cannot be read or run, or gives no heatmaps.
         DatasetError: Images cannot be used; see `selection.select_images`.
     """
-    if split == "test":
-        raise UsageError(
-            "heatmaps are not checked on test images",
-            hint="Choose --split validation, or evaluate with: pneumoscope evaluate",
-        )
     card, network = read_bundle(find_bundle(target))
     session = BundleSession(card, network)
     session.require_heatmaps()
-    root, available = select_images(data, split, target / MANIFEST_FILE)
     rng = np.random.default_rng(seed)
-    sample = _draw_sample(session, root, available, images, rng)
+    sample = _explain_sample(session, *draw_sample(target, data, split, math.ceil(images / 2), rng))
     rows, columns = sample.heatmaps.shape[1:]
     if rows * columns < 4:
         raise UsageError(
@@ -207,7 +199,7 @@ def check_saliency(
         heatmap_shape=(rows, columns),
         split=split,
         n=len(sample.images),
-        patients=len({image.patient or image.path for image in sample.images}),
+        patients=count_patients(sample.images),
         seed=seed,
         steps=STEPS,
         deletion=curves["deletion"],
@@ -218,18 +210,13 @@ def check_saliency(
         command=command,
     )
     if out is not None:
-        write_atomically(out / "saliency_check.json", to_json(result))
-        write_atomically(out / "saliency_check.md", saliency_markdown(result))
+        write_result(out, "saliency_check", result, saliency_markdown(result))
     return result
 
 
-def _draw_sample(
-    session: BundleSession, root: Path, available: Sequence[LabelledImage], images: int, rng: np.random.Generator
-) -> _Sample:
-    chosen = balanced_sample(available, math.ceil(images / 2), rng)
-    pixels = np.stack([preprocess(decode(root / image.path), session.card.preprocessing) for image in chosen])
-    logits, heatmaps = _explain(session, pixels)
-    return _Sample(chosen, pixels, logits, heatmaps)
+def _explain_sample(session: BundleSession, root: Path, images: tuple[LabelledImage, ...]) -> _Sample:
+    pixels = np.stack([preprocess(decode(root / image.path), session.card.preprocessing) for image in images])
+    return _Sample(images, pixels, *_explain(session, pixels))
 
 
 def _explain(

@@ -4,18 +4,28 @@ from __future__ import annotations
 
 import dataclasses
 from collections import defaultdict
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from pathlib import Path, PurePosixPath
 
 import numpy as np
 
 from pneumoscope.bundle.card import Card, short_hash
 from pneumoscope.core.errors import DatasetError, ThresholdError, UsageError
+from pneumoscope.core.messages import counted
 from pneumoscope.data.layouts import SPLIT_FOLDERS, load_manifest
 from pneumoscope.data.manifest import LABELS, LabelledImage, Manifest
 from pneumoscope.imaging.decode import EXTENSIONS
+from pneumoscope.runs.run_folder import MANIFEST_FILE
 
-__all__ = ["balanced_sample", "check_thresholds", "check_unseen", "select_images", "unreadable_error"]
+__all__ = [
+    "balanced_sample",
+    "check_thresholds",
+    "check_unseen",
+    "count_patients",
+    "draw_sample",
+    "select_images",
+    "unreadable_error",
+]
 
 _SPLITS = ("train", "validation", "test")
 _MAX_LISTED = 5
@@ -58,7 +68,7 @@ def select_images(data: Path, split: str, run_manifest: Path | None) -> tuple[Pa
     missing = [label for label in LABELS if not any(image.label == label for image in images)]
     if missing:
         raise DatasetError(
-            f"the {len(images)} images of the split {split!r} have one label only: there is no {missing[0]} image",
+            f"the split {split!r} has images of one label only ({counted(len(images), 'image')}): there is no {missing[0]} image",
             hint="An evaluation needs images of both labels",
         )
     return manifest.root, images
@@ -80,7 +90,7 @@ def _images_of_run(manifest: Manifest, split: str, run_manifest: Path | None, da
     missing = [image.path for image in expected if image.sha256 not in paths]
     if missing:
         raise DatasetError(
-            f"{len(missing)} of the {len(expected)} {split} images in {str(run_manifest)!r} are missing in {str(data)!r}"
+            f"{str(data)!r} lacks {len(missing):,} of the {counted(len(expected), f'{split} image')} in {str(run_manifest)!r}"
             f" (compared by content); the first is {missing[0]}",
             hint="Give the data that the run was trained on",
         )
@@ -119,8 +129,8 @@ def unreadable_error(unreadable: Sequence[tuple[str, str]], split: str) -> Datas
     listed = "; ".join(f"{path}: {reason}" for path, reason in unreadable[:_MAX_LISTED])
     more = f"; and {len(unreadable) - _MAX_LISTED} more" if len(unreadable) > _MAX_LISTED else ""
     return DatasetError(
-        f"{len(unreadable)} {split} images cannot be read ({listed}{more})",
-        hint="Repair them, or give a manifest CSV without them as --data",
+        f"{counted(len(unreadable), f'{split} image')} cannot be read ({listed}{more})",
+        hint="Repair the files, or give a manifest CSV without them as --data",
     )
 
 
@@ -135,7 +145,7 @@ def check_unseen(images: Sequence[LabelledImage], card: Card) -> None:
         shared = [image.path for image in images if short_hash(image.sha256) in seen]
         if shared:
             raise DatasetError(
-                f"{len(shared)} of {len(images)} test images were {split} images of {card.name!r} (compared by content);"
+                f"{card.name!r} used {len(shared)} of the {len(images)} test images as {split} images (compared by content);"
                 f" the first is {shared[0]}",
                 hint="Use other test images, or train with a manifest that excludes these: pneumoscope split DATA",
             )
@@ -156,6 +166,39 @@ def check_thresholds(images: Sequence[LabelledImage], card: Card, operating_poin
             " cannot be evaluated on them",
             hint="Evaluate the fixed threshold (--operating-point half), or choose another split",
         )
+
+
+def draw_sample(
+    target: Path, data: Path, split: str, per_label: int, rng: np.random.Generator
+) -> tuple[Path, tuple[LabelledImage, ...]]:
+    """Return a random sample of validation or training images; see `select_images` and `balanced_sample`.
+
+    Args:
+        target: Run folder or bundle.
+        data: Folder, manifest CSV or archive.
+        split: "validation" or "train". Test images are reserved for `evaluate`, which records every test-set evaluation.
+        per_label: Number of images of each label; smaller if a label has fewer.
+        rng: Source of random numbers.
+
+    Returns:
+        The folder that paths are relative to, and the images, ordered by label.
+
+    Raises:
+        UsageError: The split is "test"; or see `select_images`.
+        DatasetError: See `select_images`.
+    """
+    if split == "test":
+        raise UsageError(
+            "test images are reserved for evaluations, which are recorded",
+            hint="Choose --split validation, or evaluate with: pneumoscope evaluate",
+        )
+    root, images = select_images(data, split, target / MANIFEST_FILE)
+    return root, balanced_sample(images, per_label, rng)
+
+
+def count_patients(images: Iterable[LabelledImage]) -> int:
+    """Return the number of patients; an image without a known patient counts as one."""
+    return len({image.patient or image.path for image in images})
 
 
 def balanced_sample(

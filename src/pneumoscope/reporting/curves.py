@@ -11,6 +11,7 @@ from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator
 
 from pneumoscope.core.files import write_atomically
+from pneumoscope.core.messages import counted
 from pneumoscope.reporting.style import COLORS, RunStyle, drawing, new_figure, run_style, short, show_grid
 from pneumoscope.reporting.svg import standalone_svg
 from pneumoscope.runs.epochs import Epoch, read_epochs
@@ -41,8 +42,7 @@ def write_curves(run: Path, out: Path, *, best: int) -> Path:
 
 def curves_label(name: str, epochs: Sequence[Epoch], best: int | None) -> str:
     """Return the text alternative of the figure."""
-    n = len(epochs)
-    start = f"Accuracy and loss of {name} over {n} epoch{'s' if n > 1 else ''}"
+    start = f"Accuracy and loss of {name} over {counted(len(epochs), 'epoch')}"
     return start if best is None else f"{start}; epoch {best} was selected"
 
 

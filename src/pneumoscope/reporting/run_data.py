@@ -12,6 +12,7 @@ import msgspec
 import numpy as np
 
 from pneumoscope.core.errors import RunError
+from pneumoscope.core.messages import counted
 from pneumoscope.core.results import Comparison, Evaluation, RunSummary
 from pneumoscope.evaluation.metrics import positives
 from pneumoscope.reporting.style import RunStyle, run_style
@@ -78,7 +79,8 @@ def load_run_data(comparison: Comparison, runs: Sequence[Path]) -> tuple[RunData
             is missing or malformed.
     """
     if len(runs) != len(comparison.runs):
-        raise RunError(f"the comparison has {len(comparison.runs)} runs, but there are {len(runs)} run folders")
+        expected, given = counted(len(comparison.runs), "run"), counted(len(runs), "run folder")
+        raise RunError(f"the comparison has {expected}; {given} given")
     data = []
     for index, (summary, folder) in enumerate(zip(comparison.runs, runs, strict=True)):
         results = evaluation_folder(folder)

@@ -8,6 +8,7 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 
 from pneumoscope.core.errors import UnknownNameError, WeightsError
+from pneumoscope.core.messages import counted
 from pneumoscope.core.results import Comparison
 from pneumoscope.evaluation.compare import compare, write_comparison
 from pneumoscope.evaluation.evaluate import evaluate
@@ -82,7 +83,7 @@ def reproduce(
         notes += differences
         for difference in differences:
             log(difference)
-        log(f"{name}: training ({recipe.training.epochs} epochs at {recipe.network.image_size} pixels)")
+        log(f"{name}: training ({counted(recipe.training.epochs, 'epoch')} at {recipe.network.image_size} pixels)")
         train(recipe, data, run, resume=True, devices=devices, log=log)
         if not _is_evaluated(run):
             log(f"{name}: evaluating on the test images")

@@ -20,6 +20,7 @@ import uvicorn
 
 from pneumoscope.core.errors import UsageError
 from pneumoscope.core.i18n import NOTICE
+from pneumoscope.core.messages import counted
 from pneumoscope.inference.model import load_model
 from pneumoscope.service.app import CLOSE_SECONDS, Settings, create_app
 from pneumoscope.service.auth.tokens import Authenticator, is_loopback, read_tokens
@@ -125,7 +126,7 @@ def serve(
 
 def _warn_of_orphaned_files(count: int) -> None:
     if count:
-        files = f"{count} orphaned file{'' if count == 1 else 's'}"
+        files = counted(count, "orphaned file")
         _LOG.warning("Found %s in %s/ (no database record). See `pneumoscope storage check`", files, BLOBS)
 
 

@@ -13,6 +13,7 @@ import torch
 from pneumoscope.bundle.card import CARD_FILE, NETWORK_FILE
 from pneumoscope.core.errors import DatasetError, UnreadableImageError, UsageError
 from pneumoscope.core.files import remove_temporary_files
+from pneumoscope.core.messages import counted
 from pneumoscope.data.cache import UNREADABLE_HINT, preprocess_images
 from pneumoscope.data.hashing import Progress
 from pneumoscope.data.layouts import load_manifest
@@ -246,7 +247,7 @@ def _check_readable(manifest: Manifest) -> None:
     ]
     if unreadable:
         path, reason = unreadable[0]
-        more = f" (and {len(unreadable) - 1} more images)" if len(unreadable) > 1 else ""
+        more = f" (and {counted(len(unreadable) - 1, 'more image')})" if len(unreadable) > 1 else ""
         raise UnreadableImageError(path, f"{reason}{more}", hint=UNREADABLE_HINT)
 
 
@@ -275,8 +276,8 @@ def apply_split(manifest: Manifest, recipe: Recipe, name: str) -> Manifest:
         for label in LABELS:
             if counts[label] < _MIN_IMAGES_PER_LABEL:
                 raise DatasetError(
-                    f"{name}: the {split} split has {counts[label]} {label} images ({counts.total()} in total); training"
-                    f" needs at least {_MIN_IMAGES_PER_LABEL} images of each label",
+                    f"{name}: the {split} split has {counted(counts[label], f'{label} image')} ({counts.total()} in total);"
+                    f" training needs at least {_MIN_IMAGES_PER_LABEL} images of each label",
                     hint="Split again: pneumoscope split DATA --out MANIFEST.csv; or add images",
                 )
     return manifest

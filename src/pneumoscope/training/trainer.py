@@ -24,6 +24,7 @@ from torch.multiprocessing.spawn import ProcessRaisedException
 
 from pneumoscope.core import errors
 from pneumoscope.core.errors import PneumoscopeError, RunError, UsageError
+from pneumoscope.core.messages import counted
 from pneumoscope.data.manifest import LabelledImage
 from pneumoscope.models.base import ClassifierNetwork
 from pneumoscope.runs.epochs import Epoch
@@ -77,7 +78,7 @@ class Devices:
         requested, available = max(self.count, 1), torch.cuda.device_count()
         if self.gpu and requested > available:
             raise UsageError(
-                f"training on {requested} GPU{'s' * (requested > 1)} was requested; torch finds {available} on this machine",
+                f"training on {counted(requested, 'GPU')} was requested; torch finds {available} on this machine",
                 hint="Use --accelerator cpu, or fewer --devices",
             )
 

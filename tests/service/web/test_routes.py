@@ -265,7 +265,9 @@ def test_counts_are_in_singular_and_plural(client):
     assert "0 images" in get_page(client, "/")[0].text
     upload(client, ("a.png", png()))
     assert re.search(r"\b1 image\b", get_page(client, "/")[0].text)
-    assert "1 prediction of model" in get_page(client, "/dashboard")[0].text
+    page = get_page(client, "/dashboard")[0].text
+    assert "1 prediction of model" in page
+    assert "of the last day with images" in page
     assert "1 張影像" in get_page(client, "/?language=zh-Hant")[0].text
 
 

@@ -15,6 +15,7 @@ from typing import Any, Literal, NamedTuple
 from sqlalchemy import Connection, Engine, Row, func, insert, select
 
 from pneumoscope.core.errors import AuditLogError
+from pneumoscope.core.messages import counted
 from pneumoscope.service.storage.database import read_transaction
 from pneumoscope.service.storage.tables import audit_log
 
@@ -111,7 +112,7 @@ def verify_hashes(connection: Connection, expected: str = "") -> tuple[int, str]
         found = found or previous == expected
     if not found:
         raise AuditLogError(
-            f"none of the {number} rows of the audit log has the hash {expected!r}",
+            f"the audit log has no row with the hash {expected!r} ({counted(number, 'row')})",
             hint="Check the hash for typing errors. If it is right, rows were replaced since: compare with a backup",
         )
     return number, previous
