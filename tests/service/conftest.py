@@ -29,8 +29,9 @@ from pneumoscope.core.prediction import ImageInfo, ModelInfo, Prediction, Reject
 from pneumoscope.core.results import Interval
 from pneumoscope.inference.model import load_model
 from pneumoscope.service.api.exception_handlers import PROBLEM_MEDIA_TYPE
-from pneumoscope.service.app import Settings, create_app
+from pneumoscope.service.app import create_app
 from pneumoscope.service.auth.tokens import Authenticator
+from pneumoscope.service.settings import Settings
 from pneumoscope.service.storage.repository import PredictionRepository
 
 

@@ -23,10 +23,11 @@ from tests.service.conftest import TOKEN, fetch, images, png, post, problem
 from pneumoscope.core.errors import UnreadableImageError
 from pneumoscope.core.i18n import NOTICE
 from pneumoscope.service.api.exception_handlers import PROBLEM_MEDIA_TYPE
-from pneumoscope.service.app import Settings, create_app
+from pneumoscope.service.app import create_app
 from pneumoscope.service.audit.verification import verify
 from pneumoscope.service.auth.tokens import Authenticator
 from pneumoscope.service.request_limits import BodyLimitMiddleware
+from pneumoscope.service.settings import Settings
 from pneumoscope.service.storage.records import StoredPrediction
 from pneumoscope.service.storage.repository import PredictionRepository
 

@@ -16,8 +16,9 @@ from tests.service.web.helpers import BASE_URL, TOKEN
 
 from pneumoscope.inference.model import load_model
 from pneumoscope.service import web
-from pneumoscope.service.app import Settings, create_app
+from pneumoscope.service.app import create_app
 from pneumoscope.service.auth.tokens import Authenticator
+from pneumoscope.service.settings import Settings
 from pneumoscope.service.storage.repository import PredictionRepository
 
 HOSTILE = "<script>alert(1)</script>\"'><img src=x onerror=alert(2)>.png"
