@@ -114,7 +114,13 @@ def test_file_whose_removal_did_not_finish_is_orphaned_until_the_next_start(tmp_
 
 def test_files_that_are_no_blobs_in_their_places_are_unexpected(folder, database):
     first = content_hash(b"first")
-    foreign = ["blobs/.DS_Store", f"blobs/{first}", f"blobs/ff/{first}", f"{path_of(b'first')}.part", "blobs/old/1/a.png"]
+    foreign = [
+        "blobs/.DS_Store",
+        f"blobs/{first}",
+        f"blobs/ff/{first}",
+        f"{path_of(b'first')}.part",
+        "blobs/old/1/a.png",
+    ]
     for path in foreign:
         (folder / path).parent.mkdir(parents=True, exist_ok=True)
         (folder / path).write_bytes(b"first")

@@ -6,6 +6,7 @@ import json
 import re
 from html.parser import HTMLParser
 from pathlib import Path
+from urllib.parse import quote
 
 import jinja2
 import msgspec
@@ -314,12 +315,17 @@ def test_chosen_language_is_kept_in_a_cookie(client):
     assert ("html", {"lang": "en"}) in get_page(client, "/?language=../../x")[0].tags
 
 
+def test_every_page_except_sign_in_requires_a_session(anonymous_client):
+    for path in ("/", "/worklist.csv", "/images/0123", "/images/0123/report", "/dashboard", "/model"):
+        response = anonymous_client.get(path)
+        assert (response.status_code, response.headers["Location"]) == (303, f"/sign-in?next={quote(path, safe='')}")
+
+
 def test_sign_in_returns_to_the_requested_page(anonymous_client):
     client = anonymous_client
     response = client.get("/images/0123?language=en")
     assert response.status_code == 303
     assert response.headers["Location"] == "/sign-in?next=%2Fimages%2F0123%3Flanguage%3Den"
-    assert client.get("/worklist.csv").status_code == 303
     wrong = client.post("/sign-in", data={"token": "0123456789abcdeg"}, params={"next": "/dashboard"})
     assert (wrong.status_code, "Set-Cookie" in wrong.headers) == (401, False)
     assert "Invalid access token" in wrong.text
