@@ -52,7 +52,7 @@ def test_metrics_of_a_run(maker):
         assert (counts.tn, counts.fp, counts.fn, counts.tp) == (tn, fp, fn, tp)
     assert (evaluation.n, evaluation.patients, evaluation.counts) == (32, 16, {"NORMAL": 12, "PNEUMONIA": 20})
     assert evaluation.test_evaluation == 1
-    assert evaluation.name == "grey"
+    assert evaluation.name == "gray"
 
 
 def test_written_files_equal_the_returned_records(maker):
@@ -162,7 +162,7 @@ def test_test_images_seen_in_training_are_an_error(maker, split):
     known = [short_hash(image.sha256) for image in load_manifest(images).images[5:8]]
     run = maker.run(seen={split: known})
     with pytest.raises(
-        DatasetError, match=rf"3 of 32 test images were {split} images of 'grey'.*the first is test/NORMAL/IM-0002"
+        DatasetError, match=rf"3 of 32 test images were {split} images of 'gray'.*the first is test/NORMAL/IM-0002"
     ):
         evaluate(run, images)
     assert not (run / "evaluation").exists()
@@ -208,8 +208,8 @@ def test_ledger_entry_has_the_metrics(maker):
     assert (line["n"], line["split"], line["recipe"], line["name"], line["test_evaluation"]) == (
         32,
         "test",
-        "grey",
-        "grey",
+        "gray",
+        "gray",
         1,
     )
     assert line["metrics"]["auroc"] == evaluation.metrics["auroc"].value

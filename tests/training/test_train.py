@@ -217,13 +217,13 @@ def test_patient_in_two_splits_is_an_error(phantoms, tmp_path):
     manifest = load_manifest(phantoms)
     leaked = split_manifest(manifest, by="image", validation=0.4)
     assert leaked.leaks()
-    relabelled = type(leaked)(leaked.images, leaked.root, "patient")
+    relabeled = type(leaked)(leaked.images, leaked.root, "patient")
 
     with pytest.raises(
         PatientLeakError, match=r"patient '[\w-]+' is in both train and validation .*images.csv.*by patient"
     ):
-        apply_split(relabelled, small(), "images.csv")
-    assert apply_split(relabelled, small(data={"by": "image"}), "images.csv") is relabelled
+        apply_split(relabeled, small(), "images.csv")
+    assert apply_split(relabeled, small(data={"by": "image"}), "images.csv") is relabeled
 
 
 def test_images_without_splits_are_split_by_the_recipe(phantoms):

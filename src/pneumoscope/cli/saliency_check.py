@@ -13,7 +13,7 @@ __all__ = ["command"]
 @click.command("saliency-check", short_help="Test whether heatmaps show what the network uses.")
 @click.argument("target", metavar="RUN|BUNDLE", type=click.Path(path_type=Path))
 @click.option(
-    "--data", required=True, type=click.Path(path_type=Path), help="Labelled data set: folder, manifest CSV or archive."
+    "--data", required=True, type=click.Path(path_type=Path), help="Labeled data set: folder, manifest CSV or archive."
 )
 @click.option(
     "--split",

@@ -18,7 +18,7 @@ __all__ = ["command"]
     "--data",
     type=click.Path(path_type=Path),
     required=True,
-    help="Folder, CSV, manifest or .npz archive of labelled images.",
+    help="Folder, CSV, manifest or .npz archive of labeled images.",
 )
 @click.option("--out", type=click.Path(path_type=Path), required=True, help="The run folder.")
 @click.option(

@@ -24,7 +24,7 @@ import numpy.typing as npt
 
 from pneumoscope.core.errors import StorageError, UnreadableImageError
 from pneumoscope.data.hashing import Progress, read_image
-from pneumoscope.data.manifest import LabelledImage
+from pneumoscope.data.manifest import LabeledImage
 from pneumoscope.imaging.preprocess import Preprocessing, preprocess
 
 __all__ = ["UNREADABLE_HINT", "PreprocessedImages", "cache_folder", "load_array", "preprocess_images", "store_array"]
@@ -61,7 +61,7 @@ def cache_folder() -> Path:
 
 
 def preprocess_images(
-    root: Path, images: Sequence[LabelledImage], preprocessing: Preprocessing, progress: Progress | None = None
+    root: Path, images: Sequence[LabeledImage], preprocessing: Preprocessing, progress: Progress | None = None
 ) -> PreprocessedImages:
     """Return images as the network's input, from the cache if possible.
 
@@ -98,11 +98,11 @@ def preprocess_images(
 def _decode_into(
     target: npt.NDArray[np.uint8],
     root: Path,
-    images: Sequence[LabelledImage],
+    images: Sequence[LabeledImage],
     preprocessing: Preprocessing,
     progress: Progress | None,
 ) -> None:
-    def preprocess_image(image: LabelledImage) -> Pixels | UnreadableImageError:
+    def preprocess_image(image: LabeledImage) -> Pixels | UnreadableImageError:
         try:
             return preprocess(read_image(root, image, min_side=preprocessing.min_side), preprocessing)
         except UnreadableImageError as error:

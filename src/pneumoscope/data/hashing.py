@@ -9,7 +9,7 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 from pneumoscope.core.errors import ManifestError, UnreadableImageError
-from pneumoscope.data.manifest import LabelledImage
+from pneumoscope.data.manifest import LabeledImage
 from pneumoscope.data.medmnist import is_archive_path, pixels_sha256, read_archive_image
 from pneumoscope.imaging.decode import Radiograph, decode
 
@@ -23,7 +23,7 @@ _CHUNK_IMAGES = 64
 _BLOCK_BYTES = 1 << 20
 
 
-def read_image(root: Path, image: LabelledImage, *, min_side: int = 0) -> Radiograph:
+def read_image(root: Path, image: LabeledImage, *, min_side: int = 0) -> Radiograph:
     """Decode an image of a manifest.
 
     Args:
@@ -40,8 +40,8 @@ def read_image(root: Path, image: LabelledImage, *, min_side: int = 0) -> Radiog
 
 
 def hash_images(
-    root: Path, images: Sequence[LabelledImage], progress: Progress | None = None, *, manifest_name: str = ""
-) -> tuple[tuple[LabelledImage, ...], tuple[tuple[str, str], ...]]:
+    root: Path, images: Sequence[LabeledImage], progress: Progress | None = None, *, manifest_name: str = ""
+) -> tuple[tuple[LabeledImage, ...], tuple[tuple[str, str], ...]]:
     """Compute the SHA-256 of images; a hash that an image already has is verified.
 
     Args:
@@ -56,7 +56,7 @@ def hash_images(
     Raises:
         ManifestError: An image differs from its hash in the manifest.
     """
-    hashed: list[LabelledImage] = []
+    hashed: list[LabeledImage] = []
     unreadable: list[tuple[str, str]] = []
     chunks = [images[start : start + _CHUNK_IMAGES] for start in range(0, len(images), _CHUNK_IMAGES)]
     with ThreadPoolExecutor(_THREADS) as pool:
@@ -72,9 +72,7 @@ def hash_images(
                         f" {sha256[:12]}..., expected {image.sha256[:12]}...",
                         hint="Restore the image, or write a new manifest: pneumoscope split",
                     )
-                hashed.append(
-                    LabelledImage(image.path, image.label, image.etiology, image.patient, image.split, sha256)
-                )
+                hashed.append(LabeledImage(image.path, image.label, image.etiology, image.patient, image.split, sha256))
             if progress:
                 progress(len(hashed) + len(unreadable), len(images))
     return tuple(hashed), tuple(unreadable)

@@ -30,7 +30,7 @@ from pneumoscope.core.errors import UsageError
 from pneumoscope.core.files import write_atomically
 from pneumoscope.core.i18n import NOTICE
 from pneumoscope.core.results import SCHEMA, Interval, to_json
-from pneumoscope.data.manifest import LABELS, LabelledImage
+from pneumoscope.data.manifest import LABELS, LabeledImage
 from pneumoscope.evaluation.saliency_metrics import (
     STEPS,
     FloatArray,
@@ -135,7 +135,7 @@ class SaliencyCheck:
 class _Sample:
     """Images as the network's input, uint8, shape (n, size, size), with its logits (n,) and heatmaps (n, rows, columns)."""
 
-    images: tuple[LabelledImage, ...]
+    images: tuple[LabeledImage, ...]
     pixels: npt.NDArray[np.uint8]
     logits: npt.NDArray[np.float32]
     heatmaps: npt.NDArray[np.float32]
@@ -224,7 +224,7 @@ def check_saliency(
 
 
 def _draw_sample(
-    session: BundleSession, root: Path, available: Sequence[LabelledImage], images: int, rng: np.random.Generator
+    session: BundleSession, root: Path, available: Sequence[LabeledImage], images: int, rng: np.random.Generator
 ) -> _Sample:
     chosen = balanced_sample(available, math.ceil(images / 2), rng)
     pixels = np.stack([preprocess(decode(root / image.path), session.card.preprocessing) for image in chosen])

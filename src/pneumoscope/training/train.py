@@ -77,7 +77,7 @@ def train(
 
     Args:
         recipe: Recipe of the run.
-        data: Folder, archive or CSV of labelled images, or a manifest of `pneumoscope split`.
+        data: Folder, archive or CSV of labeled images, or a manifest of `pneumoscope split`.
         out: The run folder; with several nodes, on a disk that they share.
         resume: Resume the run in the folder after its last complete epoch. A finished run is not changed.
         devices: Devices to train on; one CPU process or all GPUs if None.

@@ -19,8 +19,8 @@ ID = "ab" * 16
         ("GET", "/v1/predictions?decison=pneumonia", "decison", "Did you mean 'decision'?"),
         (
             "GET",
-            "/v1/predictions?decision=no_pneumonia&colour=grey",
-            "colour",
+            "/v1/predictions?decision=no_pneumonia&color=gray",
+            "color",
             "Known: after, decision, limit, order, ",
         ),
         ("POST", "/v1/predictions?names=a", "names", "Did you mean 'name'?"),

@@ -98,7 +98,7 @@ def test_worklist_is_filtered_sorted_and_paged(client, monkeypatch):
     assert "No images match these filters" in get_page(client, "/?since=2999-01-01")[0].text
 
 
-def test_decisions_are_labelled_no_pneumonia_detected_and_never_normal(client):
+def test_decisions_are_labeled_no_pneumonia_detected_and_never_normal(client):
     (id,) = upload(client, ("low.png", png(90)))
     for path in ("/", f"/images/{id}", f"/images/{id}/report", "/dashboard"):
         page, _ = get_page(client, path)
@@ -258,7 +258,7 @@ def test_dashboard_shows_counts_agreement_and_drift(client):
     for id in ids[:4]:
         client.put(f"/v1/predictions/{id}/review", json={"agrees": True})
     page, _ = get_page(client, "/dashboard")
-    assert "60 predictions of model grey at operating point balanced." in page.text
+    assert "60 predictions of model gray at operating point balanced." in page.text
     assert re.search(r"100% \(51.100%\)", page.text)  # 4 of 4 by Wilson
     assert "Total variation distance" in page.text
 
@@ -273,7 +273,7 @@ def test_counts_are_in_singular_and_plural(client):
 
 def test_model_page_describes_the_current_model(client):
     page, _ = get_page(client, "/model")
-    assert "mean-grey" in page.text
+    assert "mean-gray" in page.text
     assert "balanced (in use)" in page.text
 
 
