@@ -193,7 +193,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     """Quantize by each method, compare, and print and write the table."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("run", type=Path, help="run folder; its manifest separates validation from training images")
-    parser.add_argument("--data", type=Path, required=True, help="labelled data set of the run")
+    parser.add_argument("--data", type=Path, required=True, help="labeled data set of the run")
     parser.add_argument("--out", type=Path, required=True, help="folder for eight_bit.md and eight_bit.json")
     parser.add_argument("--calibration-images", type=int, default=256, help="training images that determine the ranges")
     parser.add_argument("--rounds", type=int, default=7)

@@ -197,7 +197,7 @@ def load_folder(folder: Path, preprocessing: Preprocessing, *, inside: bool) -> 
 def main() -> None:
     """Train, measure, print; write after each variant."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--data", type=Path, required=True, help="labelled images of the population")
+    parser.add_argument("--data", type=Path, required=True, help="labeled images of the population")
     parser.add_argument("--outliers", type=Path, required=True, help="folder or CSV of images of other patients")
     parser.add_argument("--inside", type=Path, action="append", default=[], help="folder of images that should pass")
     parser.add_argument("--outside", type=Path, action="append", default=[], help="folder of images that should not")

@@ -211,7 +211,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     """Train and evaluate, write the tables after each run, and print them."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("attempts", type=Path, help="TOML file")
-    parser.add_argument("--data", type=Path, required=True, help="labelled data set")
+    parser.add_argument("--data", type=Path, required=True, help="labeled data set")
     parser.add_argument("--runs", type=Path, required=True, help="folder for the runs; can be deleted afterwards")
     parser.add_argument("--out", type=Path, required=True, help="folder for validation.csv, .json and .md")
     parser.add_argument("--only", nargs="+", metavar="NAME", help="attempts to run; the tables list all finished ones")

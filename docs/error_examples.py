@@ -271,8 +271,9 @@ def _too_large() -> None:
     from fastapi.testclient import TestClient
 
     from pneumoscope import load_model
-    from pneumoscope.service.app import Settings, create_app
+    from pneumoscope.service.app import create_app
     from pneumoscope.service.auth.tokens import Authenticator
+    from pneumoscope.service.settings import Settings
     from pneumoscope.service.storage.repository import PredictionRepository
 
     app = create_app(load_model(threads=1), PredictionRepository(None), Authenticator({}), Settings(max_images=1))

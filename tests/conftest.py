@@ -98,7 +98,7 @@ POINTS = {
 }
 
 
-# With these limits, `mean_grey_network` rejects mean gray levels below 76.5 as inverted and above 190 as out of distribution.
+# With these limits, `mean_gray_network` rejects mean gray levels below 76.5 as inverted and above 190 as out of distribution.
 LIMITS = RejectionLimits(
     input_classes=INPUT_CLASSES,
     min_upright=0.3,
@@ -127,14 +127,14 @@ class Maker:
     ):
         """Create a split in the layout of the public data set: two images per patient, pneumonias brighter on average."""
         random = np.random.default_rng(seed)
-        for label, count, grey in (("NORMAL", normal, 105), ("PNEUMONIA", pneumonia, 145)):
+        for label, count, gray in (("NORMAL", normal, 105), ("PNEUMONIA", pneumonia, 145)):
             folder = self.root / name / split / label
             folder.mkdir(parents=True, exist_ok=True)
             for number in range(count):
                 patient = 100 * seed + number // 2
                 etiology = "bacteria" if patient % 2 else "virus"
                 stem = f"IM-{patient:04d}-{number:04d}" if label == "NORMAL" else f"person{patient}_{etiology}_{number}"
-                level = np.clip(random.normal(grey, 30), 20, 235)
+                level = np.clip(random.normal(gray, 30), 20, 235)
                 pixels = np.clip(random.normal(level, 10, (SIZE, SIZE)), 0, 255).astype(np.uint8)
                 Image.fromarray(pixels).save(folder / f"{stem}.png")
         return self.root / name
@@ -143,7 +143,7 @@ class Maker:
         self,
         folder: Path,
         *,
-        name: str = "grey",
+        name: str = "gray",
         gain: float = 0.05,
         seen: Mapping[str, Sequence[str]] | None = None,
         operating_points: Mapping[str, OperatingPoint] = POINTS,
@@ -153,12 +153,12 @@ class Maker:
     ) -> Path:
         """Create a bundle with logit = gain x (mean gray level - 125), and input checks if it has rejection limits."""
         aged = rejection_limits is not None and rejection_limits.max_age_score is not None
-        onnx = mean_grey_network(gain, screened=rejection_limits is not None, aged=aged)
+        onnx = mean_gray_network(gain, screened=rejection_limits is not None, aged=aged)
         card = Card(
             format=FORMAT,
             labels=LABELS,
             name=name,
-            network="mean-grey",
+            network="mean-gray",
             parameters=2,
             version="0.1.0",
             created="2026-01-02T03:04:05+00:00",
@@ -187,7 +187,7 @@ class Maker:
         (folder / "card.json").write_text(card.to_json())
         return folder
 
-    def run(self, name: str = "grey", **bundle: Any) -> Path:
+    def run(self, name: str = "gray", **bundle: Any) -> Path:
         """Create a finished run: run.json, recipe.toml, epochs.csv and a bundle."""
         folder = self.root / "runs" / name
         self.bundle(folder / "bundle", name=name, **bundle)
@@ -203,7 +203,7 @@ class Maker:
             "recipe": {"name": name},
             "seed": 0,
             "device": "cpu",
-            "network": "mean-grey",
+            "network": "mean-gray",
             "optimizer": "adam",
             "batch": 64,
             "image_size": SIZE,
@@ -237,7 +237,7 @@ def with_split(row: str, split: str) -> str:
     return ",".join([*before, split, sha256])
 
 
-def mean_grey_network(gain: float, *, screened: bool = False, aged: bool = False) -> bytes:
+def mean_gray_network(gain: float, *, screened: bool = False, aged: bool = False) -> bytes:
     """Return the smallest ONNX file of the bundle format.
 
     It maps uint8 images (n, SIZE, SIZE) to float32 logits (n,) and heatmaps (n, 4, 4). Each heatmap cell is gain times the
@@ -255,14 +255,14 @@ def mean_grey_network(gain: float, *, screened: bool = False, aged: bool = False
     ]
 
     nodes = [
-        helper.make_node("Cast", ["image"], ["grey"], to=TensorProto.FLOAT),
-        helper.make_node("ReduceMean", ["grey", "axes"], ["mean"], keepdims=0),
-        helper.make_node("Sub", ["mean", "middle"], ["centred"]),
-        helper.make_node("Unsqueeze", ["grey", "one"], ["map"]),
+        helper.make_node("Cast", ["image"], ["gray"], to=TensorProto.FLOAT),
+        helper.make_node("ReduceMean", ["gray", "axes"], ["mean"], keepdims=0),
+        helper.make_node("Sub", ["mean", "middle"], ["centered"]),
+        helper.make_node("Unsqueeze", ["gray", "one"], ["map"]),
         helper.make_node("AveragePool", ["map"], ["blocks"], kernel_shape=[SIZE // 4] * 2, strides=[SIZE // 4] * 2),
         helper.make_node("Squeeze", ["blocks", "one"], ["cells"]),
         helper.make_node("Mul", ["cells", "cell gain"], ["heatmap"]),
-        helper.make_node("Mul", ["centred", "gain"], ["logit"]),
+        helper.make_node("Mul", ["centered", "gain"], ["logit"]),
     ]
     screen = [
         helper.make_node("Div", ["mean", "white"], ["light"]),
@@ -292,7 +292,7 @@ def mean_grey_network(gain: float, *, screened: bool = False, aged: bool = False
         nodes.append(helper.make_node("Identity", ["light"], ["age_score"]))
     graph = helper.make_graph(
         nodes,
-        "mean-grey",
+        "mean-gray",
         [helper.make_tensor_value_info("image", TensorProto.UINT8, ["n", SIZE, SIZE])],
         [helper.make_tensor_value_info(name, TensorProto.FLOAT, ["n", *shape]) for name, shape in outputs],
         constants,

@@ -16,7 +16,7 @@ if TYPE_CHECKING:
     from pneumoscope.core.errors import PneumoscopeError
     from pneumoscope.core.prediction import Prediction, Rejection
     from pneumoscope.core.results import Interval
-    from pneumoscope.data.labelled_dataset import LabelledDataset, load_dataset
+    from pneumoscope.data.labeled_dataset import LabeledDataset, load_dataset
     from pneumoscope.evaluation.compare import compare
     from pneumoscope.evaluation.evaluate import evaluate
     from pneumoscope.inference.model import Explanation, Model, load_model
@@ -28,7 +28,7 @@ __version__ = "0.1.0"
 __all__ = [
     "Explanation",
     "Interval",
-    "LabelledDataset",
+    "LabeledDataset",
     "Model",
     "PneumoscopeError",
     "Prediction",
@@ -47,7 +47,7 @@ __all__ = [
 _MODULES = {
     "Explanation": "inference.model",
     "Interval": "core.results",
-    "LabelledDataset": "data.labelled_dataset",
+    "LabeledDataset": "data.labeled_dataset",
     "Model": "inference.model",
     "PneumoscopeError": "core.errors",
     "Prediction": "core.prediction",
@@ -56,7 +56,7 @@ _MODULES = {
     "create_model": "models.factory",
     "evaluate": "evaluation.evaluate",
     "list_models": "models.registry",
-    "load_dataset": "data.labelled_dataset",
+    "load_dataset": "data.labeled_dataset",
     "load_model": "inference.model",
     "to_dataframe": "inference.writers",
 }

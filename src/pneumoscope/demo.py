@@ -1,4 +1,4 @@
-"""`make demo`: run the main workflow in a few minutes, on phantoms or on a folder of labelled images.
+"""`make demo`: run the main workflow in a few minutes, on phantoms or on a folder of labeled images.
 
 It prints each command before it runs it.
 """
@@ -27,7 +27,7 @@ def lines(data: Path | None, out: Path) -> list[list[str]]:
     """Return the commands of the demo, without the word `pneumoscope`.
 
     Args:
-        data: Labelled images; phantoms are drawn if None.
+        data: Labeled images; phantoms are drawn if None.
         out: Folder for everything the demo writes.
     """
     images, manifest = data or out / "images", str(out / "manifest.csv")
@@ -44,7 +44,7 @@ def lines(data: Path | None, out: Path) -> list[list[str]]:
 
 
 @click.command()
-@click.option("--data", type=click.Path(path_type=Path), help="Labelled images.  [default: phantoms]")
+@click.option("--data", type=click.Path(path_type=Path), help="Labeled images.  [default: phantoms]")
 @click.option("--out", type=click.Path(path_type=Path), default=Path("demo"), show_default=True)
 def command(data: Path | None, out: Path) -> None:
     """Train two small networks, evaluate and compare them, predict on the images, and print the path of the report."""

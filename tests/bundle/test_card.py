@@ -52,7 +52,7 @@ def test_bundle_is_read_as_it_was_written(bundle):
     assert network == (bundle / "network.onnx").read_bytes()
     assert hashlib.sha256(network).hexdigest() == card.onnx_sha256
     assert card.to_json() == written
-    assert (card.format, card.labels, card.name, card.preprocessing.size) == (1, ("NORMAL", "PNEUMONIA"), "grey", 16)
+    assert (card.format, card.labels, card.name, card.preprocessing.size) == (1, ("NORMAL", "PNEUMONIA"), "gray", 16)
     point = card.operating_points["rule_out"]
     assert (point.threshold, point.rule, point.target, point.n) == (0.2, "sensitivity", 0.99, 8)
     assert point.rule_text() == "highest threshold with sensitivity 0.99 on 8 validation images with pneumonia"
@@ -224,7 +224,7 @@ def test_card_that_could_not_be_read_is_not_written(bundle, part, invalid, reaso
     card, _ = read_bundle(bundle)
     card = structs.replace(card, **{part: structs.replace(getattr(card, part), **invalid)})
 
-    with pytest.raises(BundleError, match=rf"the card of 'grey' cannot be written: .*{reason}"):
+    with pytest.raises(BundleError, match=rf"the card of 'gray' cannot be written: .*{reason}"):
         card.to_json()
 
 

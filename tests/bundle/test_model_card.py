@@ -39,7 +39,7 @@ def changed(folder, **fields):
 def test_card_of_a_bundle_without_evidence_lists_missing_measurements(bundle):
     page = model_card(bundle)
 
-    assert page.startswith("# Model card: grey\n")
+    assert page.startswith("# Model card: gray\n")
     assert NOTICE in page
     assert json.loads((bundle / "card.json").read_text())["onnx_sha256"] in page
     assert "| balanced | 0.4 | highest Youden index on 40 validation images | 0.900 [0.700, 0.950], n = 20 |" in page

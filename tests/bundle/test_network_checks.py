@@ -9,7 +9,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 from onnx import TensorProto, helper
-from tests.conftest import mean_grey_network
+from tests.conftest import mean_gray_network
 
 from pneumoscope.bundle import network_checks
 from pneumoscope.bundle.card import read_bundle
@@ -17,7 +17,7 @@ from pneumoscope.bundle.network_checks import check_onnx, self_test_image
 from pneumoscope.core.errors import BundleError
 from pneumoscope.inference.session import BundleSession
 
-PLAIN = mean_grey_network(0.05, screened=True)
+PLAIN = mean_gray_network(0.05, screened=True)
 
 
 def altered(change):
@@ -88,21 +88,21 @@ def no_nodes(model):
     ],
 )
 def test_unsafe_network_is_rejected(change, reason):
-    check_onnx(PLAIN, "grey")
-    with pytest.raises(BundleError, match=rf"network of bundle 'grey' is unsafe: .*{reason}"):
-        check_onnx(altered(change), "grey")
+    check_onnx(PLAIN, "gray")
+    with pytest.raises(BundleError, match=rf"network of bundle 'gray' is unsafe: .*{reason}"):
+        check_onnx(altered(change), "gray")
 
 
 def test_number_of_nodes_and_bytes_is_limited(monkeypatch):
     nodes = len(onnx.load_from_string(PLAIN).graph.node)
     monkeypatch.setattr(network_checks, "MAX_NODES", nodes)
-    check_onnx(PLAIN, "grey")
+    check_onnx(PLAIN, "gray")
     monkeypatch.setattr(network_checks, "MAX_NODES", nodes - 1)
     with pytest.raises(BundleError, match=rf"it has {nodes} nodes; at most {nodes - 1} are allowed"):
-        check_onnx(PLAIN, "grey")
+        check_onnx(PLAIN, "gray")
     monkeypatch.setattr(network_checks, "MAX_BYTES", len(PLAIN) - 1)
     with pytest.raises(BundleError, match=r"bytes; at most .* are allowed"):
-        check_onnx(PLAIN, "grey")
+        check_onnx(PLAIN, "gray")
 
 
 def test_fields_match_the_onnx_library():
@@ -117,17 +117,17 @@ def test_fields_match_the_onnx_library():
 @given(st.binary(max_size=60))
 def test_random_bytes_are_rejected(content):
     with pytest.raises(BundleError, match="is unsafe"):
-        check_onnx(content, "grey")
+        check_onnx(content, "gray")
 
 
 @given(st.integers(0, len(PLAIN) - 1))
 def test_truncated_file_is_rejected(length):
     with pytest.raises(BundleError, match="is unsafe"):
-        check_onnx(PLAIN[:length], "grey")
+        check_onnx(PLAIN[:length], "gray")
 
 
 def test_unsafe_network_is_rejected_even_if_its_card_has_the_hash(maker, monkeypatch):
-    monkeypatch.setattr("tests.conftest.mean_grey_network", lambda gain, screened: altered(custom_domain))
+    monkeypatch.setattr("tests.conftest.mean_gray_network", lambda gain, screened: altered(custom_domain))
     folder = maker.bundle(maker.root / "bundle")
     with pytest.raises(BundleError, match="not to ONNX"):
         read_bundle(folder)
@@ -142,7 +142,7 @@ def test_field_number_beyond_32_bits_is_rejected():
         coded, key = coded + bytes([key & 0x7F | 0x80]), key >> 7
     node = onnx.load_from_string(PLAIN).graph.node[0].SerializeToString() + coded + bytes([key, len(domain)]) + domain
     with pytest.raises(BundleError, match="invalid field number"):
-        check_onnx(_with_node(node), "grey")
+        check_onnx(_with_node(node), "gray")
 
 
 def _with_node(node):

@@ -30,7 +30,7 @@ def test_tables_show_every_number_with_its_interval(maker):
     run = maker.run()
     result = invoke(run, "--data", maker.images())
     evaluation = read_evaluation(run / "evaluation" / "test" / "evaluation.json")
-    assert "grey on 32 test images (12 NORMAL, 20 PNEUMONIA; 16 patients)" in result.stdout
+    assert "gray on 32 test images (12 NORMAL, 20 PNEUMONIA; 16 patients)" in result.stdout
     shown = [*evaluation.metrics.values(), *evaluation.auroc_by_etiology.values()]
     for point in evaluation.operating_points.values():
         shown += [*point.metrics.values(), *point.by_etiology.values()]

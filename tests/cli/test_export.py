@@ -38,7 +38,7 @@ def test_bundle_of_a_run_is_copied(maker, tmp_path):
 
     assert read_bundle(out) == read_bundle(run / "bundle")
     card, network = read_bundle(out)
-    assert printed == f"{out}: mean-grey, {len(network) / 1e6:.1f} MB, SHA-256 {card.onnx_sha256[:16]}\n"
+    assert printed == f"{out}: mean-gray, {len(network) / 1e6:.1f} MB, SHA-256 {card.onnx_sha256[:16]}\n"
     assert sorted(path.name for path in out.iterdir()) == ["card.json", "network.onnx"]
 
 

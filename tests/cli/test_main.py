@@ -353,7 +353,7 @@ def test_evaluation_works_without_pytorch(maker: Any, tmp_path: Path) -> None:
     completed = run_without(["train"], *arguments)
 
     assert completed.returncode == 0, completed.stderr
-    assert "grey on 32 test images" in completed.stdout
+    assert "gray on 32 test images" in completed.stdout
 
 
 def test_missing_module_of_no_extra_is_an_internal_error(capsys: Capture) -> None:

@@ -91,7 +91,7 @@ def test_json_has_the_predictions_of_the_python_api(bundle: Path, images: Path) 
     assert (result.exit_code, result.stderr) == (0, "")
     document = json.loads(result.stdout)
     assert list(document) == ["schema", "model", "notice", "predictions"]
-    assert (document["schema"], document["notice"], document["model"]["name"]) == (SCHEMA, NOTICE, "grey")
+    assert (document["schema"], document["notice"], document["model"]["name"]) == (SCHEMA, NOTICE, "gray")
     model = load_model(bundle)
     for prediction, path in zip(document["predictions"], ["images/b.png", "images/a.png"], strict=True):
         expected = model.predict(path)
@@ -173,7 +173,7 @@ def test_table_has_a_line_per_image_then_totals_model_and_notice(bundle: Path, i
     assert "  images/c.png  (" in lines[3]
     assert "the file is empty (0 bytes)" in lines[3]
     assert lines[4] == "Total: 1 pneumonia, 1 no_pneumonia, 1 failed"
-    assert lines[5].startswith("Model: grey, version 0.1.0. Operating point: balanced")
+    assert lines[5].startswith("Model: gray, version 0.1.0. Operating point: balanced")
     assert "highest Youden index on 8 validation images" in lines[5]
     assert lines[6] == NOTICE
 

@@ -27,8 +27,8 @@ def options(monkeypatch: pytest.MonkeyPatch) -> dict[str, Any]:
     def check_saliency(target: Path, data: Path, **options: Any) -> SaliencyCheck:
         received.update(options, target=target, data=data)
         return SaliencyCheck(
-            bundle="grey",
-            network="mean-grey",
+            bundle="gray",
+            network="mean-gray",
             onnx_sha256="0" * 64,
             heatmap_shape=(4, 4),
             split=options["split"],

@@ -43,7 +43,7 @@ def numbers(text: str) -> list[str]:
 
 
 def prediction(**fields: object) -> Prediction:
-    model = ModelInfo("grey", "0.1.0", "ab" * 32)
+    model = ModelInfo("gray", "0.1.0", "ab" * 32)
     return Prediction(**{"path": "a.png", "decision": None, "operating_point": "balanced", "model": model} | fields)
 
 

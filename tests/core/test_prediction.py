@@ -22,7 +22,7 @@ from pneumoscope.core.prediction import (
 )
 from pneumoscope.core.results import Interval
 
-MODEL = ModelInfo("grey", "0.1.0", "ab" * 32)
+MODEL = ModelInfo("gray", "0.1.0", "ab" * 32)
 IMAGE = ImageInfo(30, 20, "PNG")
 numbers = st.floats(allow_nan=False, allow_infinity=False)
 fractions = st.floats(0, 1)

@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from pneumoscope.data.manifest import LabelledImage, Manifest
+from pneumoscope.data.manifest import LabeledImage, Manifest
 
 DrawImage = Callable[..., Path]
 MakeManifest = Callable[[Iterable[tuple[str, str, str]]], Manifest]
@@ -36,7 +36,7 @@ def make_manifest() -> MakeManifest:
 
     def make(rows: Iterable[tuple[str, str, str]]) -> Manifest:
         images = (
-            LabelledImage(
+            LabeledImage(
                 path,
                 "PNEUMONIA" if "PNEUMONIA" in path else "NORMAL",
                 "",

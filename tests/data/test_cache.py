@@ -17,14 +17,14 @@ from PIL import Image
 from pneumoscope.core.errors import StorageError, UnreadableImageError
 from pneumoscope.data import cache as module
 from pneumoscope.data.cache import cache_folder, load_array, preprocess_images, store_array
-from pneumoscope.data.manifest import LabelledImage
+from pneumoscope.data.manifest import LabeledImage
 from pneumoscope.imaging.preprocess import PREPROCESSING_VERSION, Preprocessing
 
 SMALL = Preprocessing(size=16)
 
 
 def row(root, path):
-    return LabelledImage(path, "NORMAL", "normal", "", "train", hashlib.sha256((root / path).read_bytes()).hexdigest())
+    return LabeledImage(path, "NORMAL", "normal", "", "train", hashlib.sha256((root / path).read_bytes()).hexdigest())
 
 
 @pytest.fixture
@@ -125,7 +125,7 @@ def test_key_depends_on_content_preprocessing_and_version(root, images, monkeypa
     def key(preprocessing=SMALL, images=images):
         return preprocess_images(root, images, preprocessing).key
 
-    keys = [key(), key(Preprocessing(size=17)), key(Preprocessing(size=16, crop="centre")), key(images=images[1:])]
+    keys = [key(), key(Preprocessing(size=17)), key(Preprocessing(size=16, crop="center")), key(images=images[1:])]
     keys.append(key(Preprocessing(size=16, version=PREPROCESSING_VERSION + 1)))
     (root / "0.png").write_bytes((root / "0.png").read_bytes() + b"\0")
     keys.append(key(images=[row(root, "0.png"), *images[1:]]))

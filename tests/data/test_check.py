@@ -18,7 +18,7 @@ from pneumoscope.data import check as module
 from pneumoscope.data.check import CONTROLS, DatasetAudit, border_mask, check_data, measure_shortcuts
 from pneumoscope.data.inspection import InspectedImage
 from pneumoscope.data.layouts import load_manifest
-from pneumoscope.data.manifest import LABELS, LabelledImage
+from pneumoscope.data.manifest import LABELS, LabeledImage
 
 Draw = Callable[..., Path]
 N = 240
@@ -78,7 +78,7 @@ def test_all_faults_are_found(faulty: Path) -> None:
     assert (found.sizes["NORMAL"].n, found.sizes["NORMAL"].width.p50) == (9, 90.0)
     assert found.sizes["PNEUMONIA"].aspect.p25 == pytest.approx(1.2)
     assert found.sizes["PNEUMONIA"].modes == {"L": 9, "RGB": 1}
-    assert set(found.shortcuts) == {"metadata", "border", "centre_blanked"}
+    assert set(found.shortcuts) == {"metadata", "border", "center_blanked"}
     assert calls[-1] == ("measuring shortcuts", 19, 19)
 
 
@@ -151,8 +151,8 @@ def test_public_data_set(public: tuple[DatasetAudit, float]) -> None:
     near = found.near_duplicates
     assert near.pairs >= sum(len(group) * (len(group) - 1) // 2 for group in found.exact_duplicates) == near.identical
     assert near.across["train/test"] == 0
-    mislabelled = [pair for pair in near.listed if pair.different_patients]
-    assert [(Path(pair.a).name, Path(pair.b).name) for pair in mislabelled] == [
+    mislabeled = [pair for pair in near.listed if pair.different_patients]
+    assert [(Path(pair.a).name, Path(pair.b).name) for pair in mislabeled] == [
         ("NORMAL2-IM-0095-0001.jpeg", "NORMAL2-IM-0096-0001.jpeg")
     ]
     assert found.unreadable == ()
@@ -170,7 +170,7 @@ def test_shortcuts_are_noted_in_descending_order():
     shortcuts = {
         "metadata": interval(0.8, 0.6, 0.9),
         "border": interval(0.978, 0.9, 0.995),
-        "centre_blanked": interval(0.55, 0.5, 0.7),
+        "center_blanked": interval(0.55, 0.5, 0.7),
     }
     found = list(module._shortcut_notes(shortcuts))
     assert [next(name for name in CONTROLS if CONTROLS[name] in note) for note in found] == ["border", "metadata"]
@@ -200,12 +200,12 @@ def _images(plant: str = "", *, images_per_patient: int = 2) -> list[InspectedIm
             pixels[:2] += 60
         if plant == "rim" and positive:
             pixels[2:4, 4:28] += 60
-        if plant == "centre" and positive:
+        if plant == "center" and positive:
             pixels[10:20, 10:20] += 60
         if plant == "patient":
             pixels[border_mask(4)] = np.random.default_rng(patient).integers(0, 256, size=int(border_mask(4).sum()))
         size = 6000 + int(generator.integers(0, 3000)) + (9000 if plant == "metadata" and positive else 0)
-        image = LabelledImage(
+        image = LabeledImage(
             f"{number}.png", "PNEUMONIA" if positive else "NORMAL", "", f"P-{patient}", "", str(number)
         )
         images.append(InspectedImage(image, size, 224, 224, "JPEG", "L", 4638, np.zeros(256, bool), pixels))
@@ -216,9 +216,9 @@ def _images(plant: str = "", *, images_per_patient: int = 2) -> list[InspectedIm
     ("plant", "affected"),
     [
         ("metadata", {"metadata"}),
-        ("border", {"border", "centre_blanked"}),
-        ("rim", {"centre_blanked"}),
-        ("centre", set()),
+        ("border", {"border", "center_blanked"}),
+        ("rim", {"center_blanked"}),
+        ("center", set()),
         ("", set()),
     ],
 )
@@ -240,7 +240,7 @@ def test_planted_shortcut_is_found_by_the_controls_that_see_it(plant: str, affec
 
 def test_folds_keep_patients_together() -> None:
     """Borders that identify the patient but not the label are useless if no patient is in two folds."""
-    value = measure_shortcuts(_images("patient", images_per_patient=8))["centre_blanked"].value
+    value = measure_shortcuts(_images("patient", images_per_patient=8))["center_blanked"].value
     assert value is not None
     assert value < 0.75
 

@@ -32,7 +32,7 @@ def zip_bytes(*, seed: int = 0, name: str = "chest_xray/train/NORMAL/a.jpeg") ->
 
 @dataclasses.dataclass
 class Server:
-    """Behaviour of the server, and the requests that it received.
+    """Behavior of the server, and the requests that it received.
 
     Attributes:
         data: the file.

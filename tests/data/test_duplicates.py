@@ -11,12 +11,12 @@ from PIL import Image, ImageEnhance
 from pneumoscope.data.duplicates import MAX_DISTANCE, exact_duplicates, near_duplicates
 from pneumoscope.data.inspection import inspect_images
 from pneumoscope.data.layouts import load_manifest
-from pneumoscope.data.manifest import LabelledImage
+from pneumoscope.data.manifest import LabeledImage
 from pneumoscope.imaging.decode import decode
 
 
-def _image(path: str, sha256: str, patient: str = "") -> LabelledImage:
-    return LabelledImage(path, "NORMAL", "", patient, "", sha256)
+def _image(path: str, sha256: str, patient: str = "") -> LabeledImage:
+    return LabeledImage(path, "NORMAL", "", patient, "", sha256)
 
 
 def test_exact_duplicates_are_groups_of_equal_hashes() -> None:

@@ -13,11 +13,11 @@ from tests.imaging.test_dicom import image, written
 
 from pneumoscope.core.errors import ManifestError, UnreadableImageError
 from pneumoscope.data.hashing import hash_images, read_image
-from pneumoscope.data.manifest import LabelledImage
+from pneumoscope.data.manifest import LabeledImage
 
 
-def _image(path: str, sha256: str = "") -> LabelledImage:
-    return LabelledImage(path, "NORMAL", "", "", "", sha256)
+def _image(path: str, sha256: str = "") -> LabeledImage:
+    return LabeledImage(path, "NORMAL", "", "", "", sha256)
 
 
 def test_image_is_read_by_its_path_in_the_manifest(tmp_path: Path, draw_image: Callable[..., Path]) -> None:

@@ -11,13 +11,13 @@ from PIL import Image
 
 from pneumoscope.data.inspection import inspect_images
 from pneumoscope.data.layouts import load_manifest
-from pneumoscope.data.manifest import LabelledImage
+from pneumoscope.data.manifest import LabeledImage
 
 Draw = Callable[..., Path]
 
 
-def _image(path: str) -> LabelledImage:
-    return LabelledImage(path, "NORMAL", "", "", "", "0" * 64)
+def _image(path: str) -> LabeledImage:
+    return LabeledImage(path, "NORMAL", "", "", "", "0" * 64)
 
 
 def test_properties_hash_and_thumbnail(tmp_path: Path, draw_image: Draw) -> None:

@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 from pneumoscope.core.errors import ManifestError, PatientLeakError, StorageError
-from pneumoscope.data.manifest import LabelledImage, Manifest, images_sha256
+from pneumoscope.data.manifest import LabeledImage, Manifest, images_sha256
 
 Make = Callable[[Iterable[tuple[str, str, str]]], Manifest]
 
@@ -26,14 +26,14 @@ def test_csv_round_trip(make_manifest: Make) -> None:
 
 
 def test_hash_depends_on_every_column_but_not_on_the_root() -> None:
-    image = LabelledImage("a.png", "NORMAL", "normal", "P-1", "train", "0" * 64)
+    image = LabeledImage("a.png", "NORMAL", "normal", "P-1", "train", "0" * 64)
     same = Manifest((image,), Path("here"))
     assert same.sha256() == Manifest((image,), Path("there"), split_by="image").sha256()
     others = [
-        LabelledImage("b.png", "NORMAL", "normal", "P-1", "train", "0" * 64),
-        LabelledImage("a.png", "NORMAL", "normal", "P-1", "test", "0" * 64),
-        LabelledImage("a.png", "NORMAL", "normal", "P-2", "train", "0" * 64),
-        LabelledImage("a.png", "NORMAL", "normal", "P-1", "train", "1" * 64),
+        LabeledImage("b.png", "NORMAL", "normal", "P-1", "train", "0" * 64),
+        LabeledImage("a.png", "NORMAL", "normal", "P-1", "test", "0" * 64),
+        LabeledImage("a.png", "NORMAL", "normal", "P-2", "train", "0" * 64),
+        LabeledImage("a.png", "NORMAL", "normal", "P-1", "train", "1" * 64),
     ]
     assert len({same.sha256(), *(Manifest((other,), Path("here")).sha256() for other in others)}) == 5
 

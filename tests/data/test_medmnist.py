@@ -12,7 +12,7 @@ import pytest
 from pneumoscope.core.errors import LayoutError, UnreadableImageError
 from pneumoscope.data.hashing import hash_images, read_image
 from pneumoscope.data.layouts import load_manifest
-from pneumoscope.data.manifest import LabelledImage
+from pneumoscope.data.manifest import LabeledImage
 from pneumoscope.data.medmnist import read_archive_image
 
 
@@ -79,7 +79,7 @@ def test_path_without_an_image_is_an_error(archive: Path, path: str, reason: str
 
 def test_broken_archive_makes_its_images_unreadable(tmp_path: Path) -> None:
     (tmp_path / "a.npz").write_bytes(b"not an archive")
-    images, unreadable = hash_images(tmp_path, [LabelledImage("a.npz#train/0", "NORMAL", "", "", "", "")])
+    images, unreadable = hash_images(tmp_path, [LabeledImage("a.npz#train/0", "NORMAL", "", "", "", "")])
     assert images == ()
     assert unreadable[0][0] == "a.npz#train/0"
     assert "is not a NumPy archive" in unreadable[0][1]

@@ -17,7 +17,7 @@ from hypothesis import strategies as st
 
 from pneumoscope.core.errors import DatasetError, UsageError
 from pneumoscope.data.layouts import load_manifest
-from pneumoscope.data.manifest import LABELS, LabelledImage, Manifest
+from pneumoscope.data.manifest import LABELS, LabeledImage, Manifest
 from pneumoscope.data.patients import parse_patient
 from pneumoscope.data.split import expected_leak_rate, split_manifest
 
@@ -41,7 +41,7 @@ def manifests(draw: st.DrawFn, *, test: bool | None = None) -> Manifest:
                 for image in range(size):
                     path = f"{where or 'all'}/{label}/{name}-{number}-{image}.png"
                     images.append(
-                        LabelledImage(
+                        LabeledImage(
                             path, label, "", f"{name}-{number}", where, hashlib.sha256(path.encode()).hexdigest()
                         )
                     )

@@ -52,7 +52,7 @@ def test_metrics_of_a_run(maker):
         assert (counts.tn, counts.fp, counts.fn, counts.tp) == (tn, fp, fn, tp)
     assert (evaluation.n, evaluation.patients, evaluation.counts) == (32, 16, {"NORMAL": 12, "PNEUMONIA": 20})
     assert evaluation.test_evaluation == 1
-    assert evaluation.name == "grey"
+    assert evaluation.name == "gray"
 
 
 def test_written_files_equal_the_returned_records(maker):
@@ -209,8 +209,8 @@ def test_ledger_entry_has_the_metrics(maker):
     assert (line["n"], line["split"], line["recipe"], line["name"], line["test_evaluation"]) == (
         32,
         "test",
-        "grey",
-        "grey",
+        "gray",
+        "gray",
         1,
     )
     assert line["metrics"]["auroc"] == evaluation.metrics["auroc"].value

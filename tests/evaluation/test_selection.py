@@ -6,7 +6,7 @@ import pytest
 from pneumoscope.bundle.card import read_bundle, short_hash
 from pneumoscope.core.errors import DatasetError, ThresholdError, UsageError
 from pneumoscope.data.layouts import load_manifest
-from pneumoscope.data.manifest import LabelledImage
+from pneumoscope.data.manifest import LabeledImage
 from pneumoscope.evaluation.selection import (
     check_thresholds,
     check_unseen,
@@ -102,7 +102,7 @@ def test_sample_is_balanced_and_never_of_test_images(maker):
 
 def test_images_without_a_known_patient_count_as_patients():
     patients = ("a", "a", "b", "", "")
-    images = [LabelledImage(f"{i}.png", "NORMAL", "", patient, "", "") for i, patient in enumerate(patients)]
+    images = [LabeledImage(f"{i}.png", "NORMAL", "", patient, "", "") for i, patient in enumerate(patients)]
     assert count_patients(images) == 4
 
 

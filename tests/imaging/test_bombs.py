@@ -110,8 +110,8 @@ def many_numbers() -> bytes:
     content = written(image(syntax=uid.ImplicitVRLittleEndian))
     at = content.index(b"\xe0\x7f\x10\0")
     numbers = b"1\\" * 5_000_000 + b"1 "
-    centre, width = (struct.pack("<HHI", 0x0028, element, len(numbers)) + numbers for element in (0x1050, 0x1051))
-    return content[:at] + centre + width + content[at:]
+    center, width = (struct.pack("<HHI", 0x0028, element, len(numbers)) + numbers for element in (0x1050, 0x1051))
+    return content[:at] + center + width + content[at:]
 
 
 def many_names() -> bytes:

@@ -394,7 +394,7 @@ def test_12_bit_lossy_jpeg_is_rejected_by_name() -> None:
 
 
 def jpeg_lossless(pixels: npt.NDArray[np.uint16], bits: int) -> bytes:
-    """Return a JPEG of ITU-T T.81, process 14, first-order prediction: each difference from the left neighbour as its
+    """Return a JPEG of ITU-T T.81, process 14, first-order prediction: each difference from the left neighbor as its
     category, a Huffman code of five bits, and its lowest bits (H.1.2, F.1.2.1)."""
     height, width = pixels.shape
     row_by_row = pixels.astype(int)

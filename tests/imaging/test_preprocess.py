@@ -29,14 +29,14 @@ def noise(height: int, width: int, seed: int = 0) -> npt.NDArray[np.uint8]:
     return np.random.default_rng(seed).integers(0, 256, (height, width), dtype=np.uint8)
 
 
-crops = st.sampled_from(["squash", "centre"])
+crops = st.sampled_from(["squash", "center"])
 sides = st.integers(1, 300)
 
 
 @settings(max_examples=60, deadline=None)
 @given(sides, sides, st.integers(16, 256), crops)
 def test_images_of_any_size_become_squares(
-    height: int, width: int, size: int, crop: Literal["squash", "centre"]
+    height: int, width: int, size: int, crop: Literal["squash", "center"]
 ) -> None:
     prepared = preprocess(image(noise(height, width)), Preprocessing(size=size, crop=crop))
     assert prepared.shape == (size, size)
@@ -46,7 +46,7 @@ def test_images_of_any_size_become_squares(
 @settings(max_examples=60, deadline=None)
 @given(sides, sides, st.integers(0, 255), crops)
 def test_a_constant_image_stays_constant(
-    height: int, width: int, level: int, crop: Literal["squash", "centre"]
+    height: int, width: int, level: int, crop: Literal["squash", "center"]
 ) -> None:
     prepared = preprocess(image(np.full((height, width), level, np.uint8)), Preprocessing(size=64, crop=crop))
     assert np.all(prepared == level)
@@ -70,23 +70,23 @@ def test_reduction_averages_pixels() -> None:
 
 
 @pytest.mark.parametrize(("height", "width"), [(100, 180), (180, 100), (224, 301)])
-def test_centre_crops_the_central_square(height: int, width: int) -> None:
+def test_center_crops_the_central_square(height: int, width: int) -> None:
     pixels, side = noise(height, width), min(height, width)
     top, left = (height - side) // 2, (width - side) // 2
     cropped = np.ascontiguousarray(pixels[top : top + side, left : left + side])
-    centre = preprocess(image(pixels), Preprocessing(size=96, crop="centre"))
-    assert np.array_equal(centre, preprocess(image(cropped), Preprocessing(size=96)))
-    assert not np.array_equal(centre, preprocess(image(pixels), Preprocessing(size=96)))
+    center = preprocess(image(pixels), Preprocessing(size=96, crop="center"))
+    assert np.array_equal(center, preprocess(image(cropped), Preprocessing(size=96)))
+    assert not np.array_equal(center, preprocess(image(pixels), Preprocessing(size=96)))
 
 
-def test_centre_without_a_resize_keeps_the_pixels() -> None:
+def test_center_without_a_resize_keeps_the_pixels() -> None:
     pixels = noise(64, 100)
-    assert np.array_equal(preprocess(image(pixels), Preprocessing(size=64, crop="centre")), pixels[:, 18:82])
+    assert np.array_equal(preprocess(image(pixels), Preprocessing(size=64, crop="center")), pixels[:, 18:82])
 
 
-@pytest.mark.parametrize("crop", ["squash", "centre"])
+@pytest.mark.parametrize("crop", ["squash", "center"])
 @pytest.mark.parametrize("side", [64, 100])
-def test_the_result_is_not_a_view_of_the_image(crop: Literal["squash", "centre"], side: int) -> None:
+def test_the_result_is_not_a_view_of_the_image(crop: Literal["squash", "center"], side: int) -> None:
     pixels = noise(side, side)
     before = pixels.copy()
     prepared = preprocess(image(pixels), Preprocessing(size=64, crop=crop))
@@ -103,9 +103,9 @@ def test_images_of_the_target_size_are_unchanged() -> None:
 def test_options_are_immutable_and_validated() -> None:
     assert msgspec.to_builtins(Preprocessing()) == {"size": 224, "crop": "squash", "version": PREPROCESSING_VERSION}
     assert (
-        msgspec.json.decode(msgspec.json.encode(Preprocessing(size=64, crop="centre")), type=Preprocessing).size == 64
+        msgspec.json.decode(msgspec.json.encode(Preprocessing(size=64, crop="center")), type=Preprocessing).size == 64
     )
-    for invalid in ({"size": 15}, {"size": 1025}, {"crop": "pad"}, {"colour": 3}):
+    for invalid in ({"size": 15}, {"size": 1025}, {"crop": "pad"}, {"color": 3}):
         with pytest.raises(msgspec.ValidationError, match=next(iter(invalid))):
             msgspec.convert(invalid, Preprocessing)
     with pytest.raises(AttributeError, match="immutable"):
@@ -141,7 +141,7 @@ def test_full_size_images_match_the_small_copies_of_the_public_set(
         reference = decode(copies[path.name]).pixels.astype(int)
         assert reference.shape == result.shape
         differences.append(np.abs(result - reference).mean())
-    record_property("mean absolute difference, grey levels", float(np.mean(differences)))
+    record_property("mean absolute difference, gray levels", float(np.mean(differences)))
     print(f"{len(differences)} images: mean |difference| {np.mean(differences):.2f}, worst {max(differences):.2f}")
     assert len(differences) > 0
     assert np.mean(differences) < 3

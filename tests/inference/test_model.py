@@ -38,7 +38,7 @@ from pneumoscope.inference.writers import to_dataframe
 
 @pytest.fixture(scope="module")
 def bundle(shared_maker):
-    """logit = 0.05 x (mean grey - 125); slope 0.8, intercept 0.1."""
+    """logit = 0.05 x (mean gray - 125); slope 0.8, intercept 0.1."""
     return shared_maker.bundle(shared_maker.root / "model")
 
 
@@ -82,7 +82,7 @@ def dicom_dataset(pixels):
 
 
 def test_prediction_by_hand(model, tmp_path):
-    """Grey 165: logit 0.05 x 40 = 2, probability 1 / (1 + exp(-1.7)) = 0.8455347."""
+    """Gray 165: logit 0.05 x 40 = 2, probability 1 / (1 + exp(-1.7)) = 0.8455347."""
     path = tmp_path / "image.png"
     path.write_bytes(png(165, 20, 30))
     found = model.predict(path)
@@ -92,7 +92,7 @@ def test_prediction_by_hand(model, tmp_path):
     assert found.probability == pytest.approx(0.8455347, abs=1e-6)
     assert found.interval is None  # this bundle has none
     assert found.image == ImageInfo(width=30, height=20, format="PNG")
-    assert (found.model.name, found.model.version, found.model.sha256) == ("grey", "0.1.0", model.card.onnx_sha256)
+    assert (found.model.name, found.model.version, found.model.sha256) == ("gray", "0.1.0", model.card.onnx_sha256)
 
 
 def test_path_bytes_and_array_give_the_same_prediction(model, tmp_path):
@@ -146,7 +146,7 @@ def test_large_jpeg_is_decoded_at_reduced_size(model, tmp_path, monkeypatch):
 
 
 def test_operating_point_determines_the_decision(bundle):
-    """Grey 115: logit -0.5, score 0.3775: above 0.2, below 0.4."""
+    """Gray 115: logit -0.5, score 0.3775: above 0.2, below 0.4."""
     image = halves(115)
     found = {name: load_model(bundle, operating_point=name).predict(image) for name in ("", "rule_out", "balanced")}
 
@@ -202,7 +202,7 @@ def test_explanation_shows_picture_decision_and_probability(model):
 
 
 def test_model_has_a_readable_representation(model):
-    assert repr(model) == "Model('grey', network='mean-grey', operating_point='balanced', threshold=0.444)"
+    assert repr(model) == "Model('gray', network='mean-gray', operating_point='balanced', threshold=0.444)"
     assert "Sensitivity (validation)" in model._repr_html_()
 
 
@@ -272,7 +272,7 @@ def test_limits_on_the_card_reject_images(maker):
 def test_missing_heatmaps_are_reported_before_any_image_is_read(maker, monkeypatch):
     model = load_model(maker.bundle(maker.root / "plain"))
     monkeypatch.setattr(model._session, "has_heatmaps", False)
-    with pytest.raises(BundleError, match=r"network of bundle 'grey' .* has no heatmaps"):
+    with pytest.raises(BundleError, match=r"network of bundle 'gray' .* has no heatmaps"):
         model.explain_many(iter(lambda: pytest.fail("an image was asked for"), None))
 
 

@@ -25,8 +25,8 @@ def card(shared_maker):
     return read_bundle(folder if folder.exists() else shared_maker.bundle(folder))[0]
 
 
-def grey(height, width, level=128):
-    return Radiograph(np.full((height, width), level, np.uint8), "grey", "PNG", "L")
+def gray(height, width, level=128):
+    return Radiograph(np.full((height, width), level, np.uint8), "gray", "PNG", "L")
 
 
 def one_place(row, column, value=1.0, side=7):
@@ -56,7 +56,7 @@ def written(monkeypatch):
     return lines
 
 
-# --- colours ---------------------------------------------------------------------------------------------------------
+# --- colors ---------------------------------------------------------------------------------------------------------
 
 
 def oklab(rgb):
@@ -103,7 +103,7 @@ def test_zero_contribution_leaves_the_image_unchanged():
 # --- place -----------------------------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("crop", ["squash", "centre"])
+@pytest.mark.parametrize("crop", ["squash", "center"])
 @pytest.mark.parametrize(("height", "width"), [(140, 140), (140, 210), (251, 140)])
 @pytest.mark.parametrize(("row", "column"), [(0, 0), (2, 5), (6, 3), (6, 6)])
 def test_positions_map_back_to_the_pixels_they_come_from(crop, height, width, row, column):
@@ -118,7 +118,7 @@ def test_positions_map_back_to_the_pixels_they_come_from(crop, height, width, ro
 
 
 def test_contribution_outside_the_crop_is_zero():
-    laid = resize_to_image(np.ones((7, 7), np.float32), 300, 200, "centre")
+    laid = resize_to_image(np.ones((7, 7), np.float32), 300, 200, "center")
 
     assert (laid[:, 50:250] == 1).all()
     assert not laid[:, :50].any()
@@ -137,7 +137,7 @@ def test_resizing_does_not_overshoot(seed):
 def test_towards_pneumonia_is_orange_and_against_is_blue(card):
     heatmap = one_place(1, 1, 0.8) + one_place(5, 5, -0.8)
 
-    image = drawn(grey(700, 700), heatmap, card)
+    image = drawn(gray(700, 700), heatmap, card)
 
     red, _, blue = image[150, 150]
     assert red > blue + 50
@@ -160,7 +160,7 @@ def test_towards_pneumonia_is_orange_and_against_is_blue(card):
     ],
 )
 def test_picture_keeps_the_aspect_ratio_and_fits_the_legend(card, height, width, drawn_height, drawn_width):
-    image = drawn(grey(height, width, 200), np.zeros((7, 7), np.float32), card)
+    image = drawn(gray(height, width, 200), np.zeros((7, 7), np.float32), card)
 
     assert image.shape[1] == drawn_width
     of_image = np.abs(image - 200).max(2) <= 1
@@ -171,12 +171,12 @@ def test_picture_keeps_the_aspect_ratio_and_fits_the_legend(card, height, width,
 
 @pytest.mark.parametrize("width", [100, 640, 2000])
 def test_legend_shows_result_scale_and_notice_within_its_margins(card, written, width):
-    drawn(grey(600, width), one_place(0, 0, -0.3456) + one_place(1, 1, 0.1), card, 0.973, "pneumonia")
+    drawn(gray(600, width), one_place(0, 0, -0.3456) + one_place(1, 1, 0.1), card, 0.973, "pneumonia")
 
     words = " ".join(line[0] for line in written)
     for part in ("Pneumonia: probability of pneumonia 97%", "against pneumonia", "towards pneumonia", "-0.35", "+0.35"):
         assert part in words
-    assert "Contributions of 7 x 7 positions to the logit of grey" in words
+    assert "Contributions of 7 x 7 positions to the logit of gray" in words
     assert NOTICE in words
     assert "0" in [line[0] for line in written]
     for _, left, top, right, bottom, size in written:
@@ -202,23 +202,23 @@ def test_legend_shows_result_scale_and_notice_within_its_margins(card, written, 
     ],
 )
 def test_probability_is_never_shown_as_certain(card, written, probability, text):
-    drawn(grey(64, 64), one_place(0, 0), card, probability, "no_pneumonia")
+    drawn(gray(64, 64), one_place(0, 0), card, probability, "no_pneumonia")
 
     assert " ".join(line[0] for line in written).startswith(f"No pneumonia detected: probability of pneumonia {text}")
 
 
 def test_legend_states_the_threshold_and_warns_of_coarse_maps(card, written):
-    drawn(grey(640, 640), one_place(0, 0), card, 0.725, "no_pneumonia", 0.744)
+    drawn(gray(640, 640), one_place(0, 0), card, 0.725, "no_pneumonia", 0.744)
     words = " ".join(line[0] for line in written)
     assert "Pneumonia at 74% or more." in words
     assert "too coarse" not in words
     written.clear()
-    drawn(grey(640, 640), one_place(0, 0, side=2), card)
+    drawn(gray(640, 640), one_place(0, 0, side=2), card)
     assert "The heatmap is too coarse to localize anything." in " ".join(line[0] for line in written)
 
 
 def test_zero_heatmap_has_a_zero_scale(card, written):
-    image = drawn(grey(640, 640), np.zeros((7, 7), np.float32), card)
+    image = drawn(gray(640, 640), np.zeros((7, 7), np.float32), card)
 
     assert [line[0] for line in written].count("0") == 3
     assert np.abs(image[:640] - 128).max() <= 1
@@ -235,7 +235,7 @@ def test_zero_heatmap_has_a_zero_scale(card, written):
 )
 def test_invalid_heatmaps_are_rejected(card, heatmap, shape):
     with pytest.raises(UsageError, match=f"this one has shape {shape}"):
-        render_heatmap(grey(64, 64), heatmap, card, probability=0.5, threshold=0.5, decision="no_pneumonia")
+        render_heatmap(gray(64, 64), heatmap, card, probability=0.5, threshold=0.5, decision="no_pneumonia")
 
 
 def test_rendering_needs_only_the_core_installation():
@@ -252,7 +252,7 @@ def test_rendering_needs_only_the_core_installation():
 def test_layer_alpha_follows_the_contribution(height, width, drawn_height, drawn_width):
     heatmap = one_place(3, 1, -2.5)
     heatmap[3, 5] = 1.25
-    layer = heatmap_layer(grey(height, width), heatmap, "squash")
+    layer = heatmap_layer(gray(height, width), heatmap, "squash")
     assert layer.maximum == 2.5
     picture = np.asarray(Image.open(io.BytesIO(layer.png)))
     assert picture.shape == (drawn_height, drawn_width, 4)
@@ -260,7 +260,7 @@ def test_layer_alpha_follows_the_contribution(height, width, drawn_height, drawn
     assert picture[row, left, 3] == pytest.approx(255, abs=8)
     assert picture[row, right, 3] == pytest.approx(128, abs=8)
     assert picture[3, 3, 3] == 0
-    # The ends' colours, as over mid grey without seeing through: blue to normal, orange to pneumonia.
+    # The ends' colors, as over mid gray without seeing through: blue to normal, orange to pneumonia.
     assert tuple(picture[row, left, :3]) == tuple(np.rint(255 * blend(0.5, -1.0, 1.0)).astype(int))
     assert tuple(picture[row, right, :3]) == tuple(np.rint(255 * blend(0.5, 1.0, 1.0)).astype(int))
     assert picture[row, left, 2] > picture[row, left, 0]
@@ -268,6 +268,6 @@ def test_layer_alpha_follows_the_contribution(height, width, drawn_height, drawn
 
 
 def test_zero_layer_is_transparent():
-    layer = heatmap_layer(grey(64, 64), np.zeros((4, 4), np.float32), "squash")
+    layer = heatmap_layer(gray(64, 64), np.zeros((4, 4), np.float32), "squash")
     assert layer.maximum == 0
     assert not np.asarray(Image.open(io.BytesIO(layer.png)))[..., 3].any()

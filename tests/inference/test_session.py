@@ -15,7 +15,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from msgspec import structs
 from scipy.special import expit
-from tests.conftest import LIMITS, SIZE, halves, mean_grey_network
+from tests.conftest import LIMITS, SIZE, halves, mean_gray_network
 
 from pneumoscope.bundle.card import Calibration, read_bundle
 from pneumoscope.core.errors import BundleError, UsageError
@@ -70,7 +70,7 @@ def test_network_without_heatmaps_still_scores(maker, session):
 
     assert (session.has_heatmaps, bare.has_heatmaps) == (True, False)
     assert bare.logits(pixels).tolist() == session.logits(pixels).tolist()
-    with pytest.raises(BundleError, match=r"bundle 'grey' \(mean-grey\) has no heatmaps"):
+    with pytest.raises(BundleError, match=r"bundle 'gray' \(mean-gray\) has no heatmaps"):
         bare.outputs(pixels, heatmaps=True)
     assert bare.outputs(pixels).logit.tolist() == session.logits(pixels).tolist()
 
@@ -248,16 +248,16 @@ def test_sigmoid_computes_in_double_precision():
 
 
 def altered(change):
-    model = onnx.load_from_string(mean_grey_network(0.05))
+    model = onnx.load_from_string(mean_gray_network(0.05))
     change(model.graph)
     return model.SerializeToString()
 
 
-@pytest.mark.parametrize("content", [b"", b"no network", mean_grey_network(0.05)[:-40]])
+@pytest.mark.parametrize("content", [b"", b"no network", mean_gray_network(0.05)[:-40]])
 def test_invalid_file_is_rejected(maker, content):
     card, _ = read_bundle(maker.bundle(maker.root / "bundle"))
 
-    with pytest.raises(BundleError, match=r"the network of bundle 'grey' cannot be run: "):
+    with pytest.raises(BundleError, match=r"the network of bundle 'gray' cannot be run: "):
         BundleSession(card, content)
 
 
@@ -319,7 +319,7 @@ def another_input(graph):
 def test_unexpected_inputs_and_outputs_are_rejected(maker, change, message):
     card, _ = read_bundle(maker.bundle(maker.root / "bundle"))
 
-    with pytest.raises(BundleError, match=rf"bundle 'grey' .*{message}"):
+    with pytest.raises(BundleError, match=rf"bundle 'gray' .*{message}"):
         BundleSession(card, altered(change))
 
 
@@ -340,7 +340,7 @@ def test_external_weights_are_rejected(maker, monkeypatch, absolute):
 
     card, _ = read_bundle(maker.bundle(maker.root / "bundle"))
 
-    with pytest.raises(BundleError, match=r"the network of bundle 'grey' cannot be run: "):
+    with pytest.raises(BundleError, match=r"the network of bundle 'gray' cannot be run: "):
         BundleSession(card, altered(elsewhere))
 
 

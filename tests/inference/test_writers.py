@@ -15,7 +15,7 @@ from pneumoscope.core.prediction import Failure, ImageInfo, ModelInfo, Predictio
 from pneumoscope.core.results import SCHEMA, Interval
 from pneumoscope.inference.writers import iter_csv, iter_json
 
-MODEL = ModelInfo("grey", "0.1.0", "ab" * 32)
+MODEL = ModelInfo("gray", "0.1.0", "ab" * 32)
 PREDICTED = Prediction(
     path='größer, "b"\n.png',
     decision="uncertain",
@@ -41,7 +41,7 @@ def test_json_is_one_document_with_every_field() -> None:
     data = json.loads("".join(iter_json(MODEL, [PREDICTED, FAILED])))
     assert list(data) == ["schema", "model", "notice", "predictions"]
     assert (data["schema"], data["notice"]) == (SCHEMA, NOTICE)
-    assert data["model"] == {"name": "grey", "version": "0.1.0", "sha256": "ab" * 32}
+    assert data["model"] == {"name": "gray", "version": "0.1.0", "sha256": "ab" * 32}
     predicted, failed = data["predictions"]
     assert predicted.pop("message") == MESSAGE
     assert predicted == json.loads(json.dumps(dataclasses.asdict(PREDICTED)))
@@ -109,7 +109,7 @@ def test_csv_has_one_row_per_image() -> None:
         "width": "30",
         "height": "20",
         "format": "PNG",
-        "model_name": "grey",
+        "model_name": "gray",
         "model_version": "0.1.0",
         "model_sha256": "ab" * 32,
         "message": MESSAGE,

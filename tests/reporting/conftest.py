@@ -206,7 +206,7 @@ def write_epochs(path: Path, epochs: int, rng: Any) -> None:
     path.write_text("\n".join(lines) + "\n", encoding="utf-8")
 
 
-def summarise(name: str, row: tuple[Any, ...], evaluation: Evaluation, epochs: int) -> RunSummary:
+def summarize(name: str, row: tuple[Any, ...], evaluation: Evaluation, epochs: int) -> RunSummary:
     _, network, optimizer, batch, size, _ = row
     return RunSummary(
         name, network, optimizer, batch, size, epochs, 0, "cpu", "none", 0.912345, 0.887654, min(epochs, 9), 1860.25,
@@ -291,7 +291,7 @@ def build(tmp_path_factory: pytest.TempPathFactory) -> Callable[..., ComparisonA
             evaluation = evaluate(name, images, scored[-1])
             folders.append(root / f"run-{index}")
             write_run(folders[-1], evaluation, scored[-1], epochs, rng)
-            summaries.append(summarise(name, row, evaluation, epochs))
+            summaries.append(summarize(name, row, evaluation, epochs))
         pairs = compare_pairs(names, scored, images)
         general = (
             f"Of {len(names)} runs {names[-1]} has the highest accuracy.",

@@ -34,7 +34,7 @@ CONTRAST = """() => {
   }
   return [seen, bad];
 }"""
-UNLABELLED = """() => [...document.querySelectorAll('svg, img')].filter(e => e.getAttribute('aria-hidden') !== 'true'
+UNLABELED = """() => [...document.querySelectorAll('svg, img')].filter(e => e.getAttribute('aria-hidden') !== 'true'
   && !(e.getAttribute('role') === 'img' && e.getAttribute('aria-label')) && !e.getAttribute('alt')).length"""
 # Labels of plots in which a text extends beyond the plot.
 CUT_OFF = """() => [...document.querySelectorAll('svg.plot')].filter(svg => { const box = svg.getBoundingClientRect();
@@ -72,7 +72,7 @@ def test_the_page_is_legible_and_makes_no_requests(opened: tuple[Any, int, str, 
     body, scrolling = page.evaluate(WIDTHS)
     assert body == width
     assert scrolling > 0 or width > 390
-    assert page.evaluate(UNLABELLED) == 0
+    assert page.evaluate(UNLABELED) == 0
     assert page.evaluate(CUT_OFF) == []
     texts, low_contrast = page.evaluate(CONTRAST)
     assert texts > 500

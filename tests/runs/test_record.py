@@ -23,14 +23,14 @@ def test_record_round_trips_through_json(maker):
     (run / "run.json").write_text(record.to_json())
 
     assert read_run(run) == record
-    assert (record.name, record.state, record.best_epoch, record.resumed) == ("grey", "finished", 2, ())
+    assert (record.name, record.state, record.best_epoch, record.resumed) == ("gray", "finished", 2, ())
 
 
 def test_unfinished_run_is_an_error_only_if_a_finished_one_is_required(maker):
     run = changed(maker.run(), state="running", best_epoch=None, seconds=None)
 
     assert read_run(run).best_epoch is None
-    with pytest.raises(RunError, match=r"run 'grey' is 'running', not finished.*--resume"):
+    with pytest.raises(RunError, match=r"run 'gray' is 'running', not finished.*--resume"):
         read_run(run, finished=True)
 
 

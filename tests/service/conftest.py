@@ -29,17 +29,18 @@ from pneumoscope.core.prediction import ImageInfo, ModelInfo, Prediction, Reject
 from pneumoscope.core.results import Interval
 from pneumoscope.inference.model import load_model
 from pneumoscope.service.api.exception_handlers import PROBLEM_MEDIA_TYPE
-from pneumoscope.service.app import Settings, create_app
+from pneumoscope.service.app import create_app
 from pneumoscope.service.auth.tokens import Authenticator
+from pneumoscope.service.settings import Settings
 from pneumoscope.service.storage.repository import PredictionRepository
 
 
 def png(level=100, size=64):
     """Return an image of this mean gray level; its right half is brighter."""
-    grey = np.full((size, size), level - 8, np.uint8)
-    grey[:, size // 2 :] += 16
+    gray = np.full((size, size), level - 8, np.uint8)
+    gray[:, size // 2 :] += 16
     file = io.BytesIO()
-    Image.fromarray(grey).save(file, "PNG")
+    Image.fromarray(gray).save(file, "PNG")
     return file.getvalue()
 
 
@@ -47,7 +48,7 @@ TOKEN = "0123456789abcdef"
 UNPRIVILEGED = 65534  # user id
 START_SECONDS = 60  # a deadline, far above what a start takes under load
 SERVICE_SECONDS = 300  # after which a service is killed; above the time limit of a test
-MODEL = ModelInfo("grey", "0.1.0", "ab" * 32)
+MODEL = ModelInfo("gray", "0.1.0", "ab" * 32)
 
 
 def prediction(probability=0.75, decision="pneumonia", name="an image.png", operating_point="balanced"):

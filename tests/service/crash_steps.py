@@ -32,7 +32,7 @@ PREDICTION = Prediction(
     threshold=0.4,
     operating_point="balanced",
     image=ImageInfo(30, 20, "PNG"),
-    model=ModelInfo("grey", "0.1.0", "ab" * 32),
+    model=ModelInfo("gray", "0.1.0", "ab" * 32),
 )
 
 

@@ -23,10 +23,11 @@ from tests.service.conftest import TOKEN, fetch, images, png, post, problem
 from pneumoscope.core.errors import UnreadableImageError
 from pneumoscope.core.i18n import NOTICE
 from pneumoscope.service.api.exception_handlers import PROBLEM_MEDIA_TYPE
-from pneumoscope.service.app import Settings, create_app
+from pneumoscope.service.app import create_app
 from pneumoscope.service.audit.verification import verify
 from pneumoscope.service.auth.tokens import Authenticator
 from pneumoscope.service.request_limits import BodyLimitMiddleware
+from pneumoscope.service.settings import Settings
 from pneumoscope.service.storage.records import StoredPrediction
 from pneumoscope.service.storage.repository import PredictionRepository
 
@@ -304,7 +305,20 @@ def test_at_most_two_images_are_rendered_at_once(model, client, monkeypatch):
     assert len(began) == 6
 
 
-def test_authentication_is_required_except_for_health_checks(model):
+def test_every_operation_except_health_checks_and_metrics_requires_a_token(model):
+    app = create_app(model, PredictionRepository(None), Authenticator({"me": TOKEN}), Settings(loopback=False))
+    with TestClient(app) as client:
+        paths = client.get("/openapi.json").json()["paths"]
+        open_paths = [
+            path
+            for path, operations in paths.items()
+            for method in operations
+            if client.request(method, path.replace("{id}", "ab" * 16)).status_code != 401
+        ]
+    assert open_paths == ["/healthz", "/readyz", "/metrics"]
+
+
+def test_token_that_is_missing_or_wrong_is_rejected(model):
     app = create_app(model, PredictionRepository(None), Authenticator({"me": TOKEN}), Settings(loopback=False))
     with TestClient(app) as client:
         for headers in (

@@ -9,8 +9,9 @@ from fastapi.testclient import TestClient
 from tests.service.conftest import TOKEN, images, png, post, problem
 
 from pneumoscope.core.errors import AuditLogError, BundleError, BusyError, StorageError
-from pneumoscope.service.app import Settings, create_app
+from pneumoscope.service.app import create_app
 from pneumoscope.service.auth.tokens import Authenticator
+from pneumoscope.service.settings import Settings
 from pneumoscope.service.storage.repository import PredictionRepository
 
 LOG = "pneumoscope.service"

@@ -27,7 +27,7 @@ def test_mcnemar_is_the_binomial_test_with_one_image_per_patient(only_a, only_b)
 
 
 def test_mcnemar_by_hand():
-    """Five images favour a and none b: 2 of 32 sign patterns are as extreme."""
+    """Five images favor a and none b: 2 of 32 sign patterns are as extreme."""
     assert mcnemar_exact(*discordant(5, 0)) == pytest.approx(2 / 32)
 
 

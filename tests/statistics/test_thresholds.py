@@ -51,7 +51,7 @@ def test_a_network_without_skill_predicts_pneumonia_for_every_image():
     assert youden_threshold([0.9, 0.1], [False, True]) == 0.1
 
 
-def test_neighbouring_floats_are_separated():
+def test_neighboring_floats_are_separated():
     lower, upper = 0.5, np.nextafter(0.5, 1)
     assert youden_threshold([lower, upper], [False, True]) == upper
 

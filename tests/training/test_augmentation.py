@@ -88,9 +88,9 @@ def test_flip_mirrors_half_of_the_images(images):
     assert 20 <= sum(mirrored) <= 44
 
 
-def test_rotation_keeps_the_centre():
+def test_rotation_keeps_the_center():
     image = torch.zeros(1, 41, 41, dtype=torch.uint8)
-    image[0, 19:22, 19:22] = 200  # the centre
+    image[0, 19:22, 19:22] = 200  # the center
     image[0, 19:22, 33:38] = 200  # to its right
 
     augmented = augment(image.repeat(20, 1, 1), AugmentationOptions(rotation=45), range(20))

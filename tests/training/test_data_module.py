@@ -44,7 +44,7 @@ def test_order_depends_on_the_epoch_and_the_seed():
 
 
 def test_single_last_image_is_merged_into_the_previous_batch():
-    # Batch normalisation cannot train on one image.
+    # Batch normalization cannot train on one image.
     assert [len(indices) for indices in epoch_batches(17, 8, 0, 0)] == [8, 9]
 
 

@@ -129,7 +129,7 @@ def test_outliers_and_recipe_must_match(phantoms, outliers, tmp_path):
     image = next((phantoms / "train").rglob("*.jpeg"))
     both = tmp_path / "both.csv"
     both.write_text(f"path,split\n{image},train\n{outliers.parent / '1.png'},validation\n")
-    with pytest.raises(DatasetError, match=r"is the same file as .* in the labelled data"):
+    with pytest.raises(DatasetError, match=r"is the same file as .* in the labeled data"):
         train(recipe, phantoms, tmp_path / "run", outliers=both)
     assert not (tmp_path / "run").exists()
 
@@ -261,13 +261,13 @@ def test_patient_in_two_splits_is_an_error(phantoms, tmp_path):
     manifest = load_manifest(phantoms)
     leaked = split_manifest(manifest, by="image", validation=0.4)
     assert leaked.leaks()
-    relabelled = type(leaked)(leaked.images, leaked.root, "patient")
+    relabeled = type(leaked)(leaked.images, leaked.root, "patient")
 
     with pytest.raises(
         PatientLeakError, match=r"patient '[\w-]+' is in both train and validation .*images.csv.*by patient"
     ):
-        apply_split(relabelled, small(), "images.csv")
-    assert apply_split(relabelled, small(data={"by": "image"}), "images.csv") is relabelled
+        apply_split(relabeled, small(), "images.csv")
+    assert apply_split(relabeled, small(data={"by": "image"}), "images.csv") is relabeled
 
 
 def test_images_without_splits_are_split_by_the_recipe(phantoms):

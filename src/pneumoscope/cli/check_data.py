@@ -1,4 +1,4 @@
-"""`pneumoscope check-data`: audit a labelled data set before training."""
+"""`pneumoscope check-data`: audit a labeled data set before training."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""`pneumoscope evaluate`: measure a run or bundle on labelled images."""
+"""`pneumoscope evaluate`: measure a run or bundle on labeled images."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ if TYPE_CHECKING:
 __all__ = ["command"]
 
 
-@click.command("evaluate", short_help="Evaluate a run or bundle on labelled images.")
+@click.command("evaluate", short_help="Evaluate a run or bundle on labeled images.")
 @target_argument
 @data_option
 @click.option("--split", default="test", show_default=True, help="train, validation or test.")
@@ -50,7 +50,7 @@ def command(
     seed: int,
     as_json: bool,
 ) -> None:
-    """Evaluate RUN or BUNDLE on labelled images; every number has an interval.
+    """Evaluate RUN or BUNDLE on labeled images; every number has an interval.
 
     Thresholds come from the bundle and are never chosen on the evaluated images. Each test-set evaluation is recorded in
     the test ledger before its result is shown.

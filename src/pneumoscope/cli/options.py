@@ -33,7 +33,7 @@ data_option = click.option(
     "--data",
     required=True,
     type=click.Path(path_type=Path),
-    help="Labelled data set: folder, manifest CSV or MedMNIST archive.",
+    help="Labeled data set: folder, manifest CSV or MedMNIST archive.",
 )
 model_option = click.option(
     "--model",

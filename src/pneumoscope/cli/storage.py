@@ -22,6 +22,7 @@ _HINTS = {
     "orphaned_files": "They have no database record. The database may be another one, or restored from an older backup",
     "missing_blobs": "Restore them from a backup, or post the images again",
     "damaged_blobs": "Restore them from a backup, or post the images again, and check the disk",
+    "unexpected_files": "The service does not use them. Move them out of blobs/",
     "staging_files": "The next start of the service completes or removes them",
 }
 
@@ -44,8 +45,9 @@ def command() -> None:
 def check_command(data_dir: Path, database: str, as_json: bool) -> None:
     """Compare the stored images with the database, and report every difference.
 
-    Reports orphaned files (no database record), missing blobs, damaged blobs (their hash differs) and files left in the staging
-    area. Every image is read; nothing is changed. The service may be running; then the staging area is not checked.
+    Reports orphaned files (no database record), missing blobs, damaged blobs (their hash differs), unexpected files (the service
+    does not use them) and files left in the staging area. Every image is read; nothing is changed. The service may be running;
+    then the staging area is not checked.
 
     The exit status is 0 if everything is consistent and 3 if not.
 

@@ -83,7 +83,7 @@ class Confusion:
 
 @dataclasses.dataclass(frozen=True, slots=True)
 class ScoredImage:
-    """A labelled image with the network's output.
+    """A labeled image with the network's output.
 
     Attributes:
         path: Path relative to the data folder.

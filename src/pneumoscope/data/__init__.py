@@ -1,1 +1,1 @@
-"""Labelled data sets: reading any layout, splitting by patient, checking, caching and downloading."""
+"""Labeled data sets: reading any layout, splitting by patient, checking, caching and downloading."""

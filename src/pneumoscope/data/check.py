@@ -1,4 +1,4 @@
-"""Check a labelled data set: counts, patients, leaks, duplicates and shortcuts.
+"""Check a labeled data set: counts, patients, leaks, duplicates and shortcuts.
 
 A shortcut is anything but the lungs that reveals the label. Three simple models that see no lung measure it: if one of them
 scores well, a network can score well in the same way. The models are simple on purpose. A better model may find more, so an
@@ -30,7 +30,7 @@ from pneumoscope.core.i18n import NOTICE
 from pneumoscope.core.results import SCHEMA, Interval
 from pneumoscope.data.duplicates import NearDuplicates, exact_duplicates, near_duplicates
 from pneumoscope.data.inspection import HASH_BITS, THUMBNAIL_SIDE, InspectedImage, inspect_images
-from pneumoscope.data.manifest import LABELS, SPLITS, LabelledImage, Manifest
+from pneumoscope.data.manifest import LABELS, SPLITS, LabeledImage, Manifest
 from pneumoscope.data.split import expected_leak_rate
 from pneumoscope.statistics.intervals import undefined
 from pneumoscope.statistics.roc import auroc_interval
@@ -50,7 +50,7 @@ __all__ = [
 CONTROLS = {
     "metadata": "file size, width, height, aspect ratio, format, color mode and JPEG quantization; no pixels",
     "border": "the outer sixteenth of the image on each side",
-    "centre_blanked": "the image without the central three quarters of its width and height",
+    "center_blanked": "the image without the central three quarters of its width and height",
 }
 
 _FOLDS = 5
@@ -207,7 +207,7 @@ def check_data(manifest: Manifest, *, seed: int = 0, progress: StepProgress | No
 _SPLIT_OF_DISPLAY_NAME = {"val": "validation", "all": ""}
 
 
-def _display_splits(images: Sequence[LabelledImage]) -> list[str]:
+def _display_splits(images: Sequence[LabeledImage]) -> list[str]:
     """Return the split of each image under the name of its folder."""
     short = any(image.split == "validation" and "val" in image.path.lower().split("/") for image in images)
     names = {"validation": "val" if short else "validation", "": "all"}
@@ -222,14 +222,14 @@ def _count(
 
 
 def _count_etiologies(
-    names: Sequence[str], splits: Sequence[str], images: Sequence[LabelledImage]
+    names: Sequence[str], splits: Sequence[str], images: Sequence[LabeledImage]
 ) -> dict[str, dict[str, int]]:
     values = [image.etiology or "unknown" for image in images]
     columns = ["normal", "bacteria", "virus", *(["unknown"] if "unknown" in values else [])]
     return _count(names, splits, values, columns)
 
 
-def _patients(images: Sequence[LabelledImage], splits: Sequence[str]) -> dict[str, set[str]]:
+def _patients(images: Sequence[LabeledImage], splits: Sequence[str]) -> dict[str, set[str]]:
     patients: dict[str, set[str]] = defaultdict(set)
     for image, name in zip(images, splits, strict=True):
         if image.patient:

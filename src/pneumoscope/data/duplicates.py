@@ -16,7 +16,7 @@ from collections.abc import Mapping, Sequence
 import numpy as np
 import numpy.typing as npt
 
-from pneumoscope.data.manifest import LabelledImage
+from pneumoscope.data.manifest import LabeledImage
 
 __all__ = ["MAX_DISTANCE", "DuplicatePair", "NearDuplicates", "exact_duplicates", "near_duplicates"]
 
@@ -80,7 +80,7 @@ class NearDuplicates:
     listed: tuple[DuplicatePair, ...]
 
 
-def exact_duplicates(images: Sequence[LabelledImage]) -> tuple[tuple[str, ...], ...]:
+def exact_duplicates(images: Sequence[LabeledImage]) -> tuple[tuple[str, ...], ...]:
     """Return the groups of byte-identical images, as paths, in manifest order."""
     groups: dict[str, list[str]] = defaultdict(list)
     for image in images:
@@ -89,7 +89,7 @@ def exact_duplicates(images: Sequence[LabelledImage]) -> tuple[tuple[str, ...], 
 
 
 def near_duplicates(
-    images: Sequence[LabelledImage], hashes: npt.NDArray[np.bool_], splits: Sequence[str], names: Sequence[str]
+    images: Sequence[LabeledImage], hashes: npt.NDArray[np.bool_], splits: Sequence[str], names: Sequence[str]
 ) -> NearDuplicates:
     """Return the pairs of images whose perceptual hashes differ in at most `MAX_DISTANCE` bits.
 

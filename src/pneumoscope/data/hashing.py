@@ -25,7 +25,7 @@ _BLOCK_BYTES = 1 << 20
 
 
 class HashedImage(Protocol):
-    """A dataclass with an image file and its hash, such as `LabelledImage`."""
+    """A dataclass with an image file and its hash, such as `LabeledImage`."""
 
     __dataclass_fields__: ClassVar[dict[str, Any]]
 

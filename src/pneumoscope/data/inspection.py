@@ -16,7 +16,7 @@ from PIL import Image
 
 from pneumoscope.core.errors import UnreadableImageError
 from pneumoscope.data.hashing import Progress, read_image
-from pneumoscope.data.manifest import LabelledImage
+from pneumoscope.data.manifest import LabeledImage
 from pneumoscope.data.medmnist import is_archive_path
 from pneumoscope.imaging.decode import Radiograph, decode
 from pneumoscope.imaging.preprocess import Preprocessing, preprocess
@@ -43,7 +43,7 @@ class InspectedImage:
         thumbnail: Gray levels, shape (`THUMBNAIL_SIDE`, `THUMBNAIL_SIDE`).
     """
 
-    image: LabelledImage
+    image: LabeledImage
     bytes: int
     width: int
     height: int
@@ -55,13 +55,13 @@ class InspectedImage:
 
 
 def inspect_images(
-    root: Path, images: Sequence[LabelledImage], progress: Progress | None = None
+    root: Path, images: Sequence[LabeledImage], progress: Progress | None = None
 ) -> tuple[list[InspectedImage], list[tuple[str, str]]]:
     """Return the properties of the images that can be decoded, in order, and (path, reason) of the others."""
     inspected: list[InspectedImage] = []
     unreadable: list[tuple[str, str]] = []
 
-    def inspect(image: LabelledImage) -> InspectedImage | UnreadableImageError:
+    def inspect(image: LabeledImage) -> InspectedImage | UnreadableImageError:
         try:
             return _inspect(root, image)
         except UnreadableImageError as error:
@@ -79,7 +79,7 @@ def inspect_images(
     return inspected, unreadable
 
 
-def _inspect(root: Path, image: LabelledImage) -> InspectedImage:
+def _inspect(root: Path, image: LabeledImage) -> InspectedImage:
     if is_archive_path(image.path):
         return _properties(image, read_image(root, image), size=0, quantization=0)
     try:
@@ -91,7 +91,7 @@ def _inspect(root: Path, image: LabelledImage) -> InspectedImage:
     return _properties(image, radiograph, size=len(data), quantization=quantization)
 
 
-def _properties(image: LabelledImage, radiograph: Radiograph, *, size: int, quantization: int) -> InspectedImage:
+def _properties(image: LabeledImage, radiograph: Radiograph, *, size: int, quantization: int) -> InspectedImage:
     perceptual_hash = imagehash.phash(Image.fromarray(radiograph.pixels), _HASH_SIDE).hash
     return InspectedImage(
         image,

@@ -1,4 +1,4 @@
-"""Load the manifest of a labelled data set from any supported layout.
+"""Load the manifest of a labeled data set from any supported layout.
 
 Supported layouts:
 
@@ -21,7 +21,7 @@ from pathlib import Path, PurePosixPath
 from pneumoscope.core.errors import LayoutError, ManifestError
 from pneumoscope.core.messages import counted
 from pneumoscope.data.hashing import Progress, hash_images
-from pneumoscope.data.manifest import LabelledImage, Manifest
+from pneumoscope.data.manifest import LabeledImage, Manifest
 from pneumoscope.data.medmnist import load_medmnist
 from pneumoscope.data.patients import parse_file_name
 from pneumoscope.imaging.decode import EXTENSIONS
@@ -52,7 +52,7 @@ _IGNORED = {"__MACOSX", "Thumbs.db", "desktop.ini"}
 
 
 def load_manifest(data: Path, *, root: Path | None = None, progress: Progress | None = None) -> Manifest:
-    """List and hash the labelled images of a folder, a CSV file or a MedMNIST archive.
+    """List and hash the labeled images of a folder, a CSV file or a MedMNIST archive.
 
     Images are sorted by path; a CSV file keeps its order. Files that cannot be opened, are not images, or are links to outside
     the folder are in `Manifest.unreadable`; remarks for the user are in `Manifest.notes`.
@@ -88,7 +88,7 @@ def _first_unreadable(manifest: Manifest) -> str:
     return f" (skipped {counted(len(manifest.unreadable), 'file')}; the first: {path}: {reason})"
 
 
-def _notes(images: Iterable[LabelledImage]) -> Iterator[str]:
+def _notes(images: Iterable[LabeledImage]) -> Iterator[str]:
     images = tuple(images)
     unknown = sum(not image.patient for image in images)
     if unknown:
@@ -154,7 +154,7 @@ class _Listing:
 
     def __init__(self, root: Path) -> None:
         self.root = root
-        self.images: list[LabelledImage] = []
+        self.images: list[LabeledImage] = []
         self.unreadable: list[tuple[str, str]] = []
 
     def skip(self, path: Path, reason: str) -> None:
@@ -214,7 +214,7 @@ class _Listing:
             elif extension.lower() not in EXTENSIONS:
                 self.skip(Path(entry), f"not an image file ({extension or 'no extension'})")
             else:
-                image = LabelledImage(f"{base}/{entry.name}", label, etiology, "", split, "")
+                image = LabeledImage(f"{base}/{entry.name}", label, etiology, "", split, "")
                 self.images.append(_add_file_name_info(image))
 
 
@@ -255,9 +255,9 @@ def _check_paths(manifest: Manifest, file: Path) -> None:
             )
 
 
-def _add_file_name_info(image: LabelledImage) -> LabelledImage:
+def _add_file_name_info(image: LabeledImage) -> LabeledImage:
     """Return the image with patient and etiology from its file name; an etiology that contradicts the label is ignored."""
     info = parse_file_name(image.path.rpartition("/")[2])
     consistent = info.etiology and (info.etiology == "normal") == (image.label == "NORMAL")
     etiology = image.etiology or (info.etiology if consistent else "")
-    return LabelledImage(image.path, image.label, etiology, image.patient or info.patient, image.split, image.sha256)
+    return LabeledImage(image.path, image.label, etiology, image.patient or info.patient, image.split, image.sha256)

@@ -1,4 +1,4 @@
-"""The manifest of a labelled data set: one row per image, independent of the layout on disk."""
+"""The manifest of a labeled data set: one row per image, independent of the layout on disk."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from pneumoscope.core.errors import ManifestError, PatientLeakError, UsageError
 from pneumoscope.core.files import write_atomically
 from pneumoscope.core.messages import counted
 
-__all__ = ["COLUMNS", "ETIOLOGIES", "LABELS", "SPLITS", "LabelledImage", "Manifest", "images_sha256"]
+__all__ = ["COLUMNS", "ETIOLOGIES", "LABELS", "SPLITS", "LabeledImage", "Manifest", "images_sha256"]
 
 LABELS = ("NORMAL", "PNEUMONIA")
 ETIOLOGIES = ("normal", "bacteria", "virus", "")
@@ -25,8 +25,8 @@ _SPLIT_ALIASES = {"val": "validation"}
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
-class LabelledImage:
-    """A labelled image.
+class LabeledImage:
+    """A labeled image.
 
     Attributes:
         path: Path relative to the manifest's root, with forward slashes; "file.npz#train/17" in a MedMNIST archive.
@@ -52,7 +52,7 @@ class LabelledImage:
 
 @dataclasses.dataclass(frozen=True)
 class Manifest:
-    """The labelled images of a data set.
+    """The labeled images of a data set.
 
     Attributes:
         images: The images, in the order of the file or sorted by path.
@@ -62,7 +62,7 @@ class Manifest:
         notes: Remarks for the user, as sentences.
     """
 
-    images: tuple[LabelledImage, ...]
+    images: tuple[LabeledImage, ...]
     root: Path
     split_by: str = "given"
     unreadable: tuple[tuple[str, str], ...] = ()
@@ -71,10 +71,10 @@ class Manifest:
     def __len__(self) -> int:
         return len(self.images)
 
-    def __iter__(self) -> Iterator[LabelledImage]:
+    def __iter__(self) -> Iterator[LabeledImage]:
         return iter(self.images)
 
-    def split(self, name: str) -> tuple[LabelledImage, ...]:
+    def split(self, name: str) -> tuple[LabeledImage, ...]:
         """Return the images of one split, in manifest order."""
         return tuple(image for image in self.images if image.split == name)
 
@@ -190,7 +190,7 @@ class Manifest:
         return cls(images, root, split_by)
 
 
-def _parse_row(row: Mapping[str, str], place: str) -> LabelledImage:
+def _parse_row(row: Mapping[str, str], place: str) -> LabeledImage:
     values = {column: row.get(column, "").strip() for column in COLUMNS}
     values["label"] = values["label"].upper()
     values["split"] = _SPLIT_ALIASES.get(values["split"], values["split"])
@@ -199,7 +199,7 @@ def _parse_row(row: Mapping[str, str], place: str) -> LabelledImage:
             raise ManifestError(f"{place}: {column} is {row[column]!r}, not one of {', '.join(filter(None, allowed))}")
     if not values["path"] or "\0" in values["path"]:
         raise ManifestError(f"{place}: {row['path']!r} is not a valid path")
-    return LabelledImage(**values)
+    return LabeledImage(**values)
 
 
 def images_sha256(hashes: Iterable[str] | Sequence[str]) -> str:

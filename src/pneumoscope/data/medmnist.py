@@ -17,7 +17,7 @@ import numpy as np
 import numpy.typing as npt
 
 from pneumoscope.core.errors import LayoutError, UnreadableImageError
-from pneumoscope.data.manifest import LABELS, LabelledImage, Manifest
+from pneumoscope.data.manifest import LABELS, LabeledImage, Manifest
 from pneumoscope.imaging.decode import Radiograph
 
 __all__ = ["is_archive_path", "load_medmnist", "pixels_sha256", "read_archive_image"]
@@ -117,7 +117,7 @@ def _cached_images(file: Path, split: str, _modified_ns: int, _size: int) -> npt
         return _read_images(file, archive, split)
 
 
-def _images(file: Path, archive: Any, split: str) -> Iterator[LabelledImage]:
+def _images(file: Path, archive: Any, split: str) -> Iterator[LabeledImage]:
     images = _read_images(file, archive, split)
     labels = _read_array(file, archive, f"{split}_labels").reshape(-1)
     if len(labels) != len(images) or not np.isin(labels, (0, 1)).all():
@@ -129,4 +129,4 @@ def _images(file: Path, archive: Any, split: str) -> Iterator[LabelledImage]:
     for row, (pixels, value) in enumerate(zip(images, labels, strict=True)):
         label = LABELS[int(value)]
         path = f"{file.name}#{split}/{row}"
-        yield LabelledImage(path, label, _ETIOLOGIES[label], "", _SPLITS[split], pixels_sha256(pixels))
+        yield LabeledImage(path, label, _ETIOLOGIES[label], "", _SPLITS[split], pixels_sha256(pixels))

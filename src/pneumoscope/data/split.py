@@ -22,7 +22,7 @@ from typing import Literal, get_args
 
 from pneumoscope.core.errors import DatasetError, UsageError
 from pneumoscope.core.messages import counted
-from pneumoscope.data.manifest import LABELS, LabelledImage, Manifest
+from pneumoscope.data.manifest import LABELS, LabeledImage, Manifest
 from pneumoscope.data.patients import parse_patient
 
 __all__ = ["METHODS", "SplitMethod", "expected_leak_rate", "split_manifest"]
@@ -101,7 +101,7 @@ def split_manifest(
     assigned |= dict.fromkeys(_draw(units, validation, by, f"{seed}\nvalidation"), "validation")
     pooled = {image.path for image in pool}
 
-    def new_split(image: LabelledImage) -> str:
+    def new_split(image: LabeledImage) -> str:
         if image.path in pooled:
             return assigned.get(image.path, "train")
         return "test" if image.split == "test" else "unused"
@@ -156,7 +156,7 @@ def _probability_of_none(n: int, drawn: int, marked: int) -> float:
     return max(0.0, probability)
 
 
-def _pool(manifest: Manifest, by: str) -> tuple[list[LabelledImage], list[str]]:
+def _pool(manifest: Manifest, by: str) -> tuple[list[LabeledImage], list[str]]:
     """Return the images to divide, and notes on those that are set aside."""
     notes = []
     pool = [image for image in manifest.images if image.split in {"train", "validation", ""}]
@@ -177,12 +177,12 @@ def _pool(manifest: Manifest, by: str) -> tuple[list[LabelledImage], list[str]]:
     return pool, notes
 
 
-def _units(pool: Sequence[LabelledImage], by: str) -> list[_Unit]:
+def _units(pool: Sequence[LabeledImage], by: str) -> list[_Unit]:
     listed = Counter(_name(image.path) for image in pool)
     keys = {image.path: _name(image.path) if listed[_name(image.path)] == 1 else image.path for image in pool}
     if by == "image":
         return [_Unit(keys[image.path], image.label, (image.path,)) for image in pool]
-    groups: dict[tuple[str, str], list[LabelledImage]] = defaultdict(list)
+    groups: dict[tuple[str, str], list[LabeledImage]] = defaultdict(list)
     for image in pool:
         groups[image.patient, "" if image.patient else keys[image.path]].append(image)
     return [
@@ -191,7 +191,7 @@ def _units(pool: Sequence[LabelledImage], by: str) -> list[_Unit]:
     ]
 
 
-def _stratum(images: Sequence[LabelledImage], by: str) -> str:
+def _stratum(images: Sequence[LabeledImage], by: str) -> str:
     if by == "patient":
         return LABELS[any(image.positive for image in images)]
     parsed = parse_patient(images[0].patient)

@@ -1,4 +1,4 @@
-"""A labelled data set as a torch Dataset. The only module of `data` that imports torch; loaded on demand."""
+"""A labeled data set as a torch Dataset. The only module of `data` that imports torch; loaded on demand."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from torch import Tensor
 from torch.utils.data import Dataset
 
 if TYPE_CHECKING:
-    from pneumoscope.data.labelled_dataset import LabelledDataset
+    from pneumoscope.data.labeled_dataset import LabeledDataset
 
 __all__ = ["TorchDataset"]
 
@@ -23,7 +23,7 @@ class TorchDataset(Dataset[tuple[Tensor, int]]):
         source: The images and labels.
     """
 
-    def __init__(self, source: LabelledDataset) -> None:
+    def __init__(self, source: LabeledDataset) -> None:
         self.source = source
 
     def __len__(self) -> int:

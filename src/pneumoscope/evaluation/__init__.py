@@ -1,1 +1,1 @@
-"""Evaluation of bundles on labelled images, and comparison of runs. All scores come from `inference`, as in production."""
+"""Evaluation of bundles on labeled images, and comparison of runs. All scores come from `inference`, as in production."""

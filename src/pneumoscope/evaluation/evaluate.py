@@ -1,4 +1,4 @@
-"""Evaluate a bundle on one split of a labelled data set.
+"""Evaluate a bundle on one split of a labeled data set.
 
 Thresholds come from the bundle and are never chosen on the evaluated images. Every test-set evaluation is recorded in the
 test ledger before its result is returned.
@@ -26,7 +26,7 @@ from pneumoscope.core.files import write_atomically
 from pneumoscope.core.prediction import Rejection
 from pneumoscope.core.results import Evaluation, Interval, RejectionSummary, ScoredImage, to_json
 from pneumoscope.data.hashing import read_image
-from pneumoscope.data.manifest import LABELS, LabelledImage, images_sha256
+from pneumoscope.data.manifest import LABELS, LabeledImage, images_sha256
 from pneumoscope.evaluation.ledger import default_ledger, record_evaluation
 from pneumoscope.evaluation.metrics import etiology_aurocs, evaluate_operating_point, ranking_metrics
 from pneumoscope.evaluation.selection import check_thresholds, check_unseen, select_images, unreadable_error
@@ -64,7 +64,7 @@ def evaluate(
 
     Args:
         target: Run folder or bundle folder.
-        data: Folder, manifest CSV or archive of labelled images; see `evaluation.selection.select_images` for the split.
+        data: Folder, manifest CSV or archive of labeled images; see `evaluation.selection.select_images` for the split.
         split: "train", "validation" or "test".
         operating_points: Operating points of the bundle to evaluate.
         out: Folder of evaluation.json and predictions.csv. By default `RUN/evaluation/SPLIT` for a run, and none for a
@@ -116,7 +116,7 @@ def evaluate(
 def _score(
     session: BundleSession,
     root: Path,
-    images: Sequence[LabelledImage],
+    images: Sequence[LabeledImage],
     split: str,
     progress: Callable[[int, int], None] | None,
 ) -> tuple[tuple[ScoredImage, ...], list[Rejection | None]]:
@@ -140,13 +140,13 @@ def _score(
 
 
 def _decode(
-    root: Path, images: Sequence[LabelledImage], min_side: int, unreadable: list[tuple[str, str]]
+    root: Path, images: Sequence[LabeledImage], min_side: int, unreadable: list[tuple[str, str]]
 ) -> Iterator[Radiograph]:
     """Yield the images in order, decoded ahead in threads. Append those that cannot be read to `unreadable`."""
     remaining = iter(images)
     read = functools.partial(read_image, root, min_side=min_side)
     with ThreadPoolExecutor(_THREADS) as pool:
-        pending: deque[tuple[LabelledImage, Future[Radiograph]]] = deque()
+        pending: deque[tuple[LabeledImage, Future[Radiograph]]] = deque()
         for image in islice(remaining, _PREFETCH_IMAGES):
             pending.append((image, pool.submit(read, image)))
         while pending:

@@ -25,7 +25,7 @@ from pneumoscope.core.i18n import NOTICE
 from pneumoscope.core.messages import counted
 from pneumoscope.core.prediction import Prediction
 from pneumoscope.core.results import SCHEMA, Interval, write_result
-from pneumoscope.data.manifest import LabelledImage
+from pneumoscope.data.manifest import LabeledImage
 from pneumoscope.evaluation.image_variants import CHANGES, CORRUPTIONS, FORMATS, GrayImage, Variants
 from pneumoscope.evaluation.selection import count_patients, draw_sample
 from pneumoscope.imaging.decode import decode
@@ -218,7 +218,7 @@ def _predict(
     return predictions
 
 
-def _predict_sample(predict: _Predict, root: Path, images: Sequence[LabelledImage]) -> _Sample:
+def _predict_sample(predict: _Predict, root: Path, images: Sequence[LabeledImage]) -> _Sample:
     pixels = [decode(root / image.path).pixels for image in images]
     unmodified = predict("unmodified", iter(pixels), len(pixels))
     return _Sample(pixels, [image.patient for image in images], unmodified)

@@ -29,7 +29,7 @@ from pneumoscope.bundle.card import Card, read_bundle
 from pneumoscope.core.errors import UsageError
 from pneumoscope.core.i18n import NOTICE
 from pneumoscope.core.results import SCHEMA, Interval, write_result
-from pneumoscope.data.manifest import LABELS, LabelledImage
+from pneumoscope.data.manifest import LABELS, LabeledImage
 from pneumoscope.evaluation.saliency_metrics import (
     STEPS,
     FloatArray,
@@ -134,7 +134,7 @@ class SaliencyCheck:
 class _Sample:
     """Images as the network's input, uint8, shape (n, size, size), with its logits (n,) and heatmaps (n, rows, columns)."""
 
-    images: tuple[LabelledImage, ...]
+    images: tuple[LabeledImage, ...]
     pixels: npt.NDArray[np.uint8]
     logits: npt.NDArray[np.float32]
     heatmaps: npt.NDArray[np.float32]
@@ -214,7 +214,7 @@ def check_saliency(
     return result
 
 
-def _explain_sample(session: BundleSession, root: Path, images: tuple[LabelledImage, ...]) -> _Sample:
+def _explain_sample(session: BundleSession, root: Path, images: tuple[LabeledImage, ...]) -> _Sample:
     pixels = np.stack([preprocess(decode(root / image.path), session.card.preprocessing) for image in images])
     return _Sample(images, pixels, *_explain(session, pixels))
 

@@ -13,7 +13,7 @@ from pneumoscope.bundle.card import Card, short_hash
 from pneumoscope.core.errors import DatasetError, ThresholdError, UsageError
 from pneumoscope.core.messages import counted
 from pneumoscope.data.layouts import SPLIT_FOLDERS, load_manifest
-from pneumoscope.data.manifest import LABELS, LabelledImage, Manifest
+from pneumoscope.data.manifest import LABELS, LabeledImage, Manifest
 from pneumoscope.imaging.decode import EXTENSIONS
 from pneumoscope.runs.run_folder import MANIFEST_FILE
 
@@ -31,7 +31,7 @@ _SPLITS = ("train", "validation", "test")
 _MAX_LISTED = 5
 
 
-def select_images(data: Path, split: str, run_manifest: Path | None) -> tuple[Path, tuple[LabelledImage, ...]]:
+def select_images(data: Path, split: str, run_manifest: Path | None) -> tuple[Path, tuple[LabeledImage, ...]]:
     """Return the images of one split, with content hashes.
 
     The test split is that of the data set if it has one. Otherwise, and for train and validation, the split is taken from
@@ -74,7 +74,7 @@ def select_images(data: Path, split: str, run_manifest: Path | None) -> tuple[Pa
     return manifest.root, images
 
 
-def _images_of_run(manifest: Manifest, split: str, run_manifest: Path | None, data: Path) -> tuple[LabelledImage, ...]:
+def _images_of_run(manifest: Manifest, split: str, run_manifest: Path | None, data: Path) -> tuple[LabeledImage, ...]:
     """Return the images that the run assigned to the split, found in the data by content, with their current paths."""
     if run_manifest is None or not run_manifest.is_file():
         source = f"{str(run_manifest)!r} is missing" if run_manifest else "a bundle has no manifest"
@@ -95,7 +95,7 @@ def _images_of_run(manifest: Manifest, split: str, run_manifest: Path | None, da
             hint="Give the data that the run was trained on",
         )
 
-    def current_path(image: LabelledImage) -> str:
+    def current_path(image: LabeledImage) -> str:
         # Of several files with the same content, the one with the same name, if there is one.
         name = PurePosixPath(image.path).name
         return min(paths[image.sha256], key=lambda path: (PurePosixPath(path).name != name, path))
@@ -134,7 +134,7 @@ def unreadable_error(unreadable: Sequence[tuple[str, str]], split: str) -> Datas
     )
 
 
-def check_unseen(images: Sequence[LabelledImage], card: Card) -> None:
+def check_unseen(images: Sequence[LabeledImage], card: Card) -> None:
     """Raise if a test image, compared by content, was a training or validation image of the model.
 
     Raises:
@@ -151,7 +151,7 @@ def check_unseen(images: Sequence[LabelledImage], card: Card) -> None:
             )
 
 
-def check_thresholds(images: Sequence[LabelledImage], card: Card, operating_points: Sequence[str]) -> None:
+def check_thresholds(images: Sequence[LabeledImage], card: Card, operating_points: Sequence[str]) -> None:
     """Raise if a threshold would be evaluated on images that it was chosen on.
 
     Raises:
@@ -170,7 +170,7 @@ def check_thresholds(images: Sequence[LabelledImage], card: Card, operating_poin
 
 def draw_sample(
     target: Path, data: Path, split: str, per_label: int, rng: np.random.Generator
-) -> tuple[Path, tuple[LabelledImage, ...]]:
+) -> tuple[Path, tuple[LabeledImage, ...]]:
     """Return a random sample of validation or training images; see `select_images` and `balanced_sample`.
 
     Args:
@@ -196,14 +196,14 @@ def draw_sample(
     return root, balanced_sample(images, per_label, rng)
 
 
-def count_patients(images: Iterable[LabelledImage]) -> int:
+def count_patients(images: Iterable[LabeledImage]) -> int:
     """Return the number of patients; an image without a known patient counts as one."""
     return len({image.patient or image.path for image in images})
 
 
 def balanced_sample(
-    images: Sequence[LabelledImage], per_label: int, rng: np.random.Generator
-) -> tuple[LabelledImage, ...]:
+    images: Sequence[LabeledImage], per_label: int, rng: np.random.Generator
+) -> tuple[LabeledImage, ...]:
     """Return a random sample with as many normal images as pneumonias, ordered by label, then as given.
 
     Args:

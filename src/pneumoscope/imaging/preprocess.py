@@ -24,7 +24,7 @@ __all__ = ["PREPROCESSING_VERSION", "Crop", "PreprocessedImage", "Preprocessing"
 # Incremented whenever the output changes: caches of another version are rebuilt, bundles of another version are rejected.
 PREPROCESSING_VERSION = 2
 
-Crop = Literal["squash", "centre"]
+Crop = Literal["squash", "center"]
 
 
 class Preprocessing(Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
@@ -32,7 +32,7 @@ class Preprocessing(Struct, frozen=True, forbid_unknown_fields=True, kw_only=Tru
 
     Attributes:
         size: Side of the square, 16 to 1024 pixels.
-        crop: "squash" stretches the whole image to the square; "centre" first crops the central square. If the margins
+        crop: "squash" stretches the whole image to the square; "center" first crops the central square. If the margins
             differ by one pixel, the right or lower one is larger.
         version: Version of the algorithm.
     """
@@ -60,7 +60,7 @@ def preprocess(radiograph: Radiograph, preprocessing: Preprocessing) -> npt.NDAr
         Gray levels 0 to 255, uint8, shape (size, size); never a view of the radiograph's pixels.
     """
     pixels = radiograph.pixels
-    if preprocessing.crop == "centre":
+    if preprocessing.crop == "center":
         # Crop before resizing: with Pillow's `box`, pixels outside it would leak in at the border.
         side = min(pixels.shape)
         top, left = (radiograph.height - side) // 2, (radiograph.width - side) // 2

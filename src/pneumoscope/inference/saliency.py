@@ -132,7 +132,7 @@ def resize_to_image(heatmap: npt.NDArray[np.float32], width: int, height: int, c
         crop: Crop of the preprocessing; the heatmap is 0 outside of it.
     """
     side = min(width, height)
-    inner = (side, side) if crop == "centre" else (width, height)
+    inner = (side, side) if crop == "center" else (width, height)
     # Bilinear would show each position as a diamond. Bicubic overshoots, so values are clipped to the range of the heatmap.
     smooth = np.asarray(Image.fromarray(heatmap.astype(np.float32)).resize(inner, Image.Resampling.BICUBIC))
     whole = np.zeros((height, width), np.float32)
@@ -142,22 +142,22 @@ def resize_to_image(heatmap: npt.NDArray[np.float32], width: int, height: int, c
 
 
 def blend(
-    grey: npt.NDArray[np.floating] | np.float64,
+    gray: npt.NDArray[np.floating] | np.float64,
     strength: npt.NDArray[np.floating] | np.float64,
     opacity: float = _OPACITY,
 ) -> npt.NDArray[np.float64]:
     """Return the colors of contributions over grays: sRGB, 0 to 1, with a last axis of 3.
 
     Args:
-        grey: Gray of the image, sRGB, 0 is black and 1 is white.
-        strength: -1 (strongest against pneumonia) to 1 (strongest towards pneumonia); broadcasts with `grey`.
+        gray: Gray of the image, sRGB, 0 is black and 1 is white.
+        strength: -1 (strongest against pneumonia) to 1 (strongest towards pneumonia); broadcasts with `gray`.
         opacity: Opacity of the strongest contribution.
     Source: Ottosson 2020, "A perceptual color space for image processing" (OKLab); IEC 61966-2-1 (sRGB).
     """
     hue = np.radians(np.where(strength > 0, _HUE_TOWARDS, _HUE_AGAINST))
     weight = opacity * np.abs(strength)
     lightness = np.cbrt(
-        np.where(grey <= 0.04045, grey / 12.92, ((grey + 0.055) / 1.055) ** 2.4)
+        np.where(gray <= 0.04045, gray / 12.92, ((gray + 0.055) / 1.055) ** 2.4)
     )  # OKLab lightness of a gray
     lab = np.stack(
         np.broadcast_arrays(
@@ -179,8 +179,8 @@ def _color_table() -> npt.NDArray[np.uint8]:
     return np.rint(255 * table).astype(np.uint8)
 
 
-def _overlay(grey: npt.NDArray[np.uint8], strength: npt.NDArray[np.float32]) -> npt.NDArray[np.uint8]:
-    return _color_table()[grey, np.rint(strength * _STEPS).astype(np.int16) + _STEPS]
+def _overlay(gray: npt.NDArray[np.uint8], strength: npt.NDArray[np.float32]) -> npt.NDArray[np.uint8]:
+    return _color_table()[gray, np.rint(strength * _STEPS).astype(np.int16) + _STEPS]
 
 
 def _legend(

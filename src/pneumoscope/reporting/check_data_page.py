@@ -18,7 +18,7 @@ from pneumoscope.core.results import Interval
 from pneumoscope.data.check import CONTROLS, DatasetAudit, SizeSummary
 from pneumoscope.data.duplicates import DuplicatePair
 from pneumoscope.data.hashing import read_image
-from pneumoscope.data.manifest import LabelledImage
+from pneumoscope.data.manifest import LabeledImage
 from pneumoscope.reporting.style import COLORS, drawing, new_figure, show_grid
 from pneumoscope.reporting.svg import inline_svg
 from pneumoscope.reporting.templating import environment, theme
@@ -30,7 +30,7 @@ _LABEL_COLORS = {"NORMAL": "run-0", "PNEUMONIA": "run-1"}
 _MAX_PAIRS = 24
 _MAX_FILES = 100
 _THUMBNAIL_SIDE = 220  # pixels
-_CONTROL_LABELS = {"metadata": "metadata", "border": "border", "centre_blanked": "centre blanked"}
+_CONTROL_LABELS = {"metadata": "metadata", "border": "border", "center_blanked": "center blanked"}
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
@@ -84,7 +84,7 @@ def _thumbnails(pair: DuplicatePair, root: Path) -> tuple[_Thumbnail, _Thumbnail
 
 def _data_url(path: str, root: Path) -> str:
     try:
-        radiograph = read_image(root, LabelledImage(path, "", "", "", "", ""))
+        radiograph = read_image(root, LabeledImage(path, "", "", "", "", ""))
     except UnreadableImageError:
         return ""
     image = Image.fromarray(radiograph.pixels)

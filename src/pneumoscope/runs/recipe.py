@@ -45,7 +45,7 @@ class NetworkOptions(_Table):
     image_size: int = Field(default=224, ge=32, le=1024)
     """Side of the square input, pixels."""
     crop: Crop = "squash"
-    """"squash" stretches the image to a square; "centre" crops the central square first."""
+    """"squash" stretches the image to a square; "center" crops the central square first."""
     dropout: float = Field(default=0.0, ge=0, lt=1)
     """Dropout rate before the last layer of a timm network."""
     border_mask: int = Field(default=0, ge=0, le=128)

@@ -3,11 +3,9 @@
 from __future__ import annotations
 
 import contextlib
-import dataclasses
 from collections.abc import AsyncIterator
-from datetime import timedelta
 
-from fastapi import FastAPI
+from fastapi import Depends, FastAPI
 from fastapi.concurrency import run_in_threadpool
 from fastapi.routing import APIRoute
 from starlette.staticfiles import StaticFiles
@@ -22,38 +20,17 @@ from pneumoscope.service.auth.tokens import Authenticator
 from pneumoscope.service.inference_queue import InferenceQueue
 from pneumoscope.service.metrics import Metrics
 from pneumoscope.service.middleware import RequestMiddleware
-from pneumoscope.service.predictions import PredictionService
+from pneumoscope.service.predictions import PredictionService, Readiness
+from pneumoscope.service.rendering import ImageRenderer
 from pneumoscope.service.request_limits import BodyLimitMiddleware, DrainBodyMiddleware
+from pneumoscope.service.settings import Settings
 from pneumoscope.service.storage.repository import PredictionRepository
 from pneumoscope.service.storage.retention import Retention
-from pneumoscope.service.web.routes import web_router
+from pneumoscope.service.web.routes import page_router, sign_in_router
 
-__all__ = ["CLOSE_SECONDS", "Settings", "create_app"]
+__all__ = ["CLOSE_SECONDS", "create_app"]
 
 CLOSE_SECONDS = 30  # limit on the shutdown after the last request is answered
-
-
-@dataclasses.dataclass(frozen=True, slots=True)
-class Settings:
-    """Settings of a service.
-
-    Attributes:
-        max_body_bytes: Size of a body with images.
-        max_total_bytes: Size of all bodies with images in progress together.
-        max_images: Images in one request.
-        max_waiting: Images that are accepted and not answered.
-        loopback: Whether only this machine can reach the service. Requests for other host names are then rejected.
-        public_name: Host name under which a reverse proxy on this machine publishes the service; may be empty.
-        keep: Age at which images are removed; None keeps them.
-    """
-
-    max_body_bytes: int = 256 * 2**20
-    max_total_bytes: int = 2**30
-    max_images: int = 64
-    max_waiting: int = 256
-    loopback: bool = True
-    public_name: str = ""
-    keep: timedelta | None = None
 
 
 def create_app(
@@ -73,6 +50,7 @@ def create_app(
 
     @contextlib.asynccontextmanager
     async def lifespan(_: FastAPI) -> AsyncIterator[None]:
+        """Remove old images while the application runs; at the end, finish what was accepted and close the repository."""
         retention.start()
         yield
         for close in (retention.stop, queue.close, repository.close):
@@ -91,20 +69,21 @@ def create_app(
         lifespan=lifespan,
     )
     metrics = Metrics(lambda: queue.waiting)
-    service = PredictionService(model, repository, queue, metrics)
-    authenticate = authentication(authenticator)
-    routers = (
-        operation_router(service),
-        prediction_router(service, settings.max_images, authenticate),
-        web_router(service, settings.max_body_bytes, authenticate),
-    )
-    for router in routers:
-        app.include_router(router)
+    app.state.settings = settings
+    app.state.authenticator = authenticator
+    app.state.service = PredictionService(model, repository, queue, metrics)
+    app.state.readiness = Readiness(model, repository)
+    app.state.renderer = ImageRenderer(model, repository)
+    signed_in = [Depends(authentication(authenticator))]
+    app.include_router(operation_router)
+    app.include_router(prediction_router, dependencies=signed_in)
+    app.include_router(page_router, dependencies=signed_in)
+    app.include_router(sign_in_router)
+    routers = operation_router, prediction_router, page_router, sign_in_router
     routes = [route for router in routers for route in router.routes if isinstance(route, APIRoute)]
     install_exception_handlers(app, routes)
     add_problem_schema(app)
     app.mount("/static", StaticFiles(packages=[("pneumoscope.service.web", "static")]), name="static")
-    app.state.authenticator = authenticator
     app.add_middleware(
         BodyLimitMiddleware, max_body_bytes=settings.max_body_bytes, max_total_bytes=settings.max_total_bytes
     )

@@ -38,7 +38,7 @@ class RequestMiddleware:
     Args:
         app: The application behind it.
         metrics: Metrics of the service.
-        loopback, public_name: See `app.Settings`.
+        loopback, public_name: See `settings.Settings`.
         known_paths: Paths of all routes, with {id} for an id.
     """
 
@@ -57,6 +57,7 @@ class RequestMiddleware:
         scope.setdefault("state", {})  # shared with the copy of the scope below; see `record_error`
 
         async def send_with_headers(message: Message) -> None:
+            """Send a message with the headers of every response, and note its status."""
             nonlocal status
             if message["type"] == "http.response.start":
                 status = message["status"]

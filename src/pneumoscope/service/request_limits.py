@@ -41,6 +41,7 @@ class BodyLimitMiddleware:
         received, held = 0, 0
 
         async def limited_receive() -> Message:
+            """Receive a message, or raise an error if the body exceeds a limit."""
             nonlocal received, held
             if content_length.isdigit() and int(content_length) > limit:
                 raise _too_large(limit)
@@ -55,8 +56,9 @@ class BodyLimitMiddleware:
             return message
 
         async def releasing_send(message: Message) -> None:
+            """Send a message; the images are no longer needed then, however slowly the client reads the response."""
             nonlocal held
-            self._total -= held  # the images are no longer needed, however slowly the client reads the response
+            self._total -= held
             held = 0
             await send(message)
 
@@ -108,12 +110,14 @@ class DrainBodyMiddleware:
         complete = False
 
         async def tracking_receive() -> Message:
+            """Receive a message, and note whether it is the body's last."""
             nonlocal complete
             message = await receive()
             complete = not message.get("more_body", False)
             return message
 
         async def draining_send(message: Message) -> None:
+            """Send a message, but receive the rest of the body before the response's last."""
             if message["type"] == "http.response.body" and not message.get("more_body", False) and not complete:
                 await send({**message, "more_body": True})
                 remaining = self._max_bytes

@@ -17,13 +17,15 @@ from datetime import timedelta
 from pathlib import Path
 
 import uvicorn
+from fastapi import FastAPI
 
 from pneumoscope.core.errors import UsageError
 from pneumoscope.core.i18n import NOTICE
 from pneumoscope.core.messages import counted
 from pneumoscope.inference.model import load_model
-from pneumoscope.service.app import CLOSE_SECONDS, Settings, create_app
+from pneumoscope.service.app import CLOSE_SECONDS, create_app
 from pneumoscope.service.auth.tokens import Authenticator, is_loopback, read_tokens
+from pneumoscope.service.settings import Settings
 from pneumoscope.service.storage.blob_store import BLOBS
 from pneumoscope.service.storage.data_directory import data_directory_lock
 from pneumoscope.service.storage.repository import PredictionRepository
@@ -65,7 +67,7 @@ def serve(
         keep: Age at which images are removed; None keeps them.
         token_file: See `read_tokens`.
         no_auth: Allow serving on a public address without authentication.
-        public_name: See `app.Settings`.
+        public_name: See `settings.Settings`.
         open_browser: Open the web UI in this machine's browser.
         echo: Called with each line for the person who started the service.
     Raises:
@@ -73,19 +75,7 @@ def serve(
             data directory; or an option is invalid.
         BundleError, StorageError: The model or the data cannot be opened.
     """
-    if token_file and no_auth:
-        raise UsageError("--token-file and --no-auth contradict each other")
-    if public_name and not re.fullmatch(_HOST_NAME, public_name):
-        raise UsageError(
-            f"--public-name {public_name!r} is not a host name",
-            hint="Pass only the name, without a scheme, a port or a path, such as images.clinic.example",
-        )
-    loopback = is_loopback(host)
-    if not ((loopback and not public_name) or token_file or no_auth):
-        raise UsageError(
-            f"Refusing to serve on {public_name or host} without authentication",
-            hint="Pass --token-file, or --no-auth if a reverse proxy authenticates clients",
-        )
+    _check_access(host, public_name, token_file=token_file, no_auth=no_auth)
     authenticator = Authenticator(read_tokens(token_file) if token_file else {})
     loaded_model = load_model(model, operating_point=operating_point, threads=1, isolated=True)
     faulthandler.enable()  # logs a crash
@@ -95,21 +85,8 @@ def serve(
         data_directory_lock(folder) if folder else contextlib.nullcontext(),
     ):
         repository = PredictionRepository(folder, database)
-        settings = Settings(loopback=loopback, public_name=public_name, keep=keep)
-        server = uvicorn.Server(
-            uvicorn.Config(
-                create_app(loaded_model, repository, authenticator, settings),
-                log_level="warning",
-                access_log=False,  # its lines contain URLs, and so names of images
-                server_header=False,
-                date_header=True,
-                timeout_keep_alive=_KEEP_ALIVE_SECONDS,
-                timeout_graceful_shutdown=_ANSWER_SECONDS,
-                h11_max_incomplete_event_size=_MAX_HEADER_BYTES,
-                http="h11",
-                ws="none",
-            )
-        )
+        settings = Settings(loopback=is_loopback(host), public_name=public_name, keep=keep)
+        server = _uvicorn_server(create_app(loaded_model, repository, authenticator, settings))
         _log_to_stderr()
         address = f"[{host.strip('[]')}]" if ":" in host else host
         url = f"http://{address}:{listener.getsockname()[1]}"
@@ -122,6 +99,39 @@ def serve(
         with _stop_on_signals(server):
             server.run(sockets=[listener])
     echo("Stopped")
+
+
+def _check_access(host: str, public_name: str, *, token_file: Path | None, no_auth: bool) -> None:
+    """Raise UsageError if options contradict each other, or others could reach the service without authentication."""
+    if token_file and no_auth:
+        raise UsageError("--token-file and --no-auth contradict each other")
+    if public_name and not re.fullmatch(_HOST_NAME, public_name):
+        raise UsageError(
+            f"--public-name {public_name!r} is not a host name",
+            hint="Pass only the name, without a scheme, a port or a path, such as images.clinic.example",
+        )
+    if not ((is_loopback(host) and not public_name) or token_file or no_auth):
+        raise UsageError(
+            f"Refusing to serve on {public_name or host} without authentication",
+            hint="Pass --token-file, or --no-auth if a reverse proxy authenticates clients",
+        )
+
+
+def _uvicorn_server(app: FastAPI) -> uvicorn.Server:
+    return uvicorn.Server(
+        uvicorn.Config(
+            app,
+            log_level="warning",
+            access_log=False,  # its lines contain URLs, and so names of images
+            server_header=False,
+            date_header=True,
+            timeout_keep_alive=_KEEP_ALIVE_SECONDS,
+            timeout_graceful_shutdown=_ANSWER_SECONDS,
+            h11_max_incomplete_event_size=_MAX_HEADER_BYTES,
+            http="h11",
+            ws="none",
+        )
+    )
 
 
 def _warn_of_orphaned_files(count: int) -> None:

@@ -177,7 +177,7 @@ def reliability_bins(
 def fit_platt(logits: npt.ArrayLike, labels: npt.ArrayLike) -> tuple[float, float]:
     """Return the slope and intercept for which sigmoid(slope x logit + intercept) is a calibrated probability.
 
-    They maximise the likelihood of Platt's smoothed targets, (N+ + 1) / (N+ + 2) and 1 / (N- + 2), which keep both
+    They maximize the likelihood of Platt's smoothed targets, (N+ + 1) / (N+ + 2) and 1 / (N- + 2), which keep both
     finite if the classes are perfectly separated. The slope stays positive: calibration must not change the ranking of
     images.
 

@@ -107,7 +107,7 @@ def fit_venn_abers(scores: npt.ArrayLike, labels: npt.ArrayLike) -> VennAbers:
     rates = np.bincount(ranks, y) / counts
 
     def probabilities(label: float) -> FloatArray:
-        """Return the probability for a score below all edges, between two neighbouring ones, and above all."""
+        """Return the probability for a score below all edges, between two neighboring ones, and above all."""
         return np.array(
             [
                 isotonic_regression(

@@ -51,7 +51,7 @@ def measure_drift(probabilities: npt.ArrayLike, deciles: Sequence[float], n_refe
     Raises:
         UndefinedMetricError: There are fewer than `MIN_IMAGES` images, or the deciles are not nine ascending numbers.
 
-    Source: The probabilities between neighbouring order statistics have a Dirichlet distribution (Wilks 1962,
+    Source: The probabilities between neighboring order statistics have a Dirichlet distribution (Wilks 1962,
         Mathematical Statistics, section 7.7); the counts in them are multinomial.
     """
     x, edges = np.asarray(probabilities, dtype=np.float64), np.asarray(deciles, dtype=np.float64)

@@ -79,11 +79,11 @@ def wilson(successes: float, n: float, level: float = 0.95) -> Interval:
     if n == 0:
         return undefined("there are no images", n=0, method="wilson", level=level)
     p = successes / n
-    centre = (p + z * z / (2 * n)) / (1 + z * z / n)
+    center = (p + z * z / (2 * n)) / (1 + z * z / n)
     half_width = z / (1 + z * z / n) * math.sqrt(p * (1 - p) / n + z * z / (4 * n * n))
     # At 0 and n the formula gives exactly 0 and 1, apart from rounding.
-    low = 0.0 if successes == 0 else max(0.0, min(p, centre - half_width))
-    high = 1.0 if successes == n else min(1.0, max(p, centre + half_width))
+    low = 0.0 if successes == 0 else max(0.0, min(p, center - half_width))
+    high = 1.0 if successes == n else min(1.0, max(p, center + half_width))
     return Interval(p, low, high, "wilson", round(n), level)
 
 

@@ -98,14 +98,15 @@ def train_age_classifier(
             optimizer.step()
             schedule.step()
             average.update_parameters(classifier)
-    trained: AgeClassifier = average.module
-    return trained.eval()
+    classifier.load_state_dict(average.module.state_dict())
+    return classifier.eval()
 
 
 def _moving_average(average: Tensor, current: Tensor, count: Tensor | int) -> Tensor:
     """Return the exponential moving average after one more step; the first steps count less than later ones."""
     decay = min(_AVERAGING, (1 + int(count)) / (10 + int(count)))
-    return average + (current - average) * (1 - decay)
+    result: Tensor = average + (current - average) * (1 - decay)
+    return result
 
 
 def exchange_styles(images: Tensor, rng: np.random.Generator) -> Tensor:
@@ -151,7 +152,8 @@ def _swap_low_frequencies(gray: Tensor, partners: Tensor, radius: Tensor) -> Ten
     distance = torch.maximum(frequency[:, None], frequency[None])
     swapped = (distance <= radius.view(-1, 1, 1)) & (distance > 0)
     amplitude = torch.where(swapped, spectrum.abs()[partners], spectrum.abs())
-    return torch.fft.ifft2(torch.polar(amplitude, spectrum.angle())).real.clamp(0, 1)
+    swapped_gray: Tensor = torch.fft.ifft2(torch.polar(amplitude, spectrum.angle())).real
+    return swapped_gray.clamp(0, 1)
 
 
 def _match_histograms(gray: Tensor, partners: Tensor, strength: Tensor) -> Tensor:

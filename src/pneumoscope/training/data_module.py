@@ -19,7 +19,7 @@ from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 
 from pneumoscope.data.cache import load_array, preprocess_images
-from pneumoscope.data.manifest import LabelledImage
+from pneumoscope.data.manifest import LabeledImage
 from pneumoscope.imaging.preprocess import Preprocessing
 from pneumoscope.runs.recipe import AugmentationOptions
 from pneumoscope.training.augmentation import augment
@@ -63,8 +63,8 @@ class ImageArrays:
     """
 
     root: Path
-    train: tuple[LabelledImage, ...]
-    validation: tuple[LabelledImage, ...]
+    train: tuple[LabeledImage, ...]
+    validation: tuple[LabeledImage, ...]
     preprocessing: Preprocessing
     features: CachedFeatures | None = None
 
@@ -114,7 +114,7 @@ class _ArrayDataset(Dataset[Batch]):
         self,
         array: npt.NDArray[Any],
         rows: npt.NDArray[np.int64],
-        images: Sequence[LabelledImage],
+        images: Sequence[LabeledImage],
         augmentation: AugmentationOptions,
         seed: int,
     ) -> None:

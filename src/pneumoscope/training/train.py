@@ -81,7 +81,7 @@ def train(
 
     Args:
         recipe: Recipe of the run.
-        data: Folder, archive or CSV of labelled images, or a manifest of `pneumoscope split`.
+        data: Folder, archive or CSV of labeled images, or a manifest of `pneumoscope split`.
         out: The run folder; with several nodes, on a disk that they share.
         outliers: Images of patients outside the age range: a folder or CSV, see `data.outliers`. Required if and only if the
             recipe trains an age classifier.
@@ -160,7 +160,7 @@ def _outliers(path: Path | None, recipe: Recipe, manifest: Manifest) -> Outliers
     for image in outliers.images:
         if image.sha256 in known:
             raise DatasetError(
-                f"{image.path!r} in {str(path)!r} is the same file as {known[image.sha256]!r} in the labelled data",
+                f"{image.path!r} in {str(path)!r} is the same file as {known[image.sha256]!r} in the labeled data",
                 hint="Remove it from one of them",
             )
     return outliers

@@ -25,7 +25,7 @@ from torch.multiprocessing.spawn import ProcessRaisedException
 from pneumoscope.core import errors
 from pneumoscope.core.errors import PneumoscopeError, RunError, UsageError
 from pneumoscope.core.messages import counted
-from pneumoscope.data.manifest import LabelledImage
+from pneumoscope.data.manifest import LabeledImage
 from pneumoscope.models.base import ClassifierNetwork
 from pneumoscope.runs.epochs import Epoch
 from pneumoscope.runs.recipe import Recipe
@@ -240,7 +240,7 @@ def _strategy(devices: Devices) -> Any:
     )
 
 
-def _label_weights(recipe: Recipe, images: tuple[LabelledImage, ...]) -> tuple[float, float]:
+def _label_weights(recipe: Recipe, images: tuple[LabeledImage, ...]) -> tuple[float, float]:
     if recipe.training.class_weights == "none":
         return (1.0, 1.0)
     positive = sum(image.positive for image in images)

@@ -5,8 +5,9 @@ from fastapi.testclient import TestClient
 from tests.service.conftest import TOKEN, fetch, images, png, post, problem
 
 from pneumoscope.core.i18n import NOTICE
-from pneumoscope.service.app import Settings, create_app
+from pneumoscope.service.app import create_app
 from pneumoscope.service.auth.tokens import Authenticator
+from pneumoscope.service.settings import Settings
 from pneumoscope.service.storage.repository import PredictionRepository
 
 ID = "ab" * 16
@@ -18,8 +19,8 @@ ID = "ab" * 16
         ("GET", "/v1/predictions?decison=pneumonia", "decison", "Did you mean 'decision'?"),
         (
             "GET",
-            "/v1/predictions?decision=no_pneumonia&colour=grey",
-            "colour",
+            "/v1/predictions?decision=no_pneumonia&color=gray",
+            "color",
             "Known: after, decision, limit, order, ",
         ),
         ("POST", "/v1/predictions?names=a", "names", "Did you mean 'name'?"),

@@ -1,4 +1,4 @@
-"""`pneumoscope storage check`: orphaned, missing, damaged and staged files are reported, and nothing is changed."""
+"""`pneumoscope storage check`: orphaned, missing, damaged, unexpected and staged files are reported, and nothing is changed."""
 
 import json
 
@@ -54,6 +54,7 @@ def test_consistent_storage_has_exit_status_0(folder, database):
             "orphaned_files": [],
             "missing_blobs": [],
             "damaged_blobs": [],
+            "unexpected_files": [],
             "staging_files": [],
         },
     )
@@ -66,6 +67,7 @@ def test_every_kind_of_problem_is_reported_with_exit_status_3_and_nothing_is_cha
     store.stage({content_hash(b"staged"): b"staged"})
     (folder / path_of(b"first")).unlink()
     (folder / path_of(b"second")).write_bytes(b"damaged")
+    (folder / "blobs" / "notes.txt").write_bytes(b"foreign")
     before = files(folder)
 
     status, out, message = check(folder, database, "--json")
@@ -77,17 +79,18 @@ def test_every_kind_of_problem_is_reported_with_exit_status_3_and_nothing_is_cha
             "orphaned_files": [path_of(b"orphaned")],
             "missing_blobs": [path_of(b"first")],
             "damaged_blobs": [path_of(b"second")],
+            "unexpected_files": ["blobs/notes.txt"],
             "staging_files": [f"staging/{content_hash(b'staged')}"],
         },
     )
-    assert message == f"the storage in {str(folder)!r} is not consistent: 4 problems"
+    assert message == f"the storage in {str(folder)!r} is not consistent: 5 problems"
 
     status, out, _ = check(folder, database)
     assert status == 3
-    for line in ("Orphaned files: 1. ", "Missing blobs: 1. ", "Damaged blobs: 1. ", "Staging files: 1. "):
-        assert line in out
+    for kind in ("Orphaned files", "Missing blobs", "Damaged blobs", "Unexpected files", "Staging files"):
+        assert f"{kind}: 1. " in out
     assert f"  {path_of(b'orphaned')}\n" in out
-    assert out.endswith("2 images checked, 4 problems found.\n")
+    assert out.endswith("2 images checked, 5 problems found.\n")
     if not database:
         del before[folder / "pneumoscope.sqlite"]
     assert {path: content for path, content in files(folder).items() if path in before} == before
@@ -107,6 +110,27 @@ def test_file_whose_removal_did_not_finish_is_orphaned_until_the_next_start(tmp_
     repository.close()
     PredictionRepository(folder, database).close()
     assert check(folder, database)[0] == 0
+
+
+def test_files_that_are_no_blobs_in_their_places_are_unexpected(folder, database):
+    first = content_hash(b"first")
+    foreign = [
+        "blobs/.DS_Store",
+        f"blobs/{first}",
+        f"blobs/ff/{first}",
+        f"{path_of(b'first')}.part",
+        "blobs/old/1/a.png",
+    ]
+    for path in foreign:
+        (folder / path).parent.mkdir(parents=True, exist_ok=True)
+        (folder / path).write_bytes(b"first")
+    (folder / "blobs" / "empty").mkdir()
+    (folder / "blobs" / ".probe").write_bytes(b"")  # the service's own, which it overwrites and removes
+    with data_directory_lock(folder):  # a running service changes nothing
+        status, out, _ = check(folder, database, "--json")
+    report = json.loads(out)
+    assert (status, report["unexpected_files"]) == (3, sorted(foreign))
+    assert (report["orphaned_files"], report["missing_blobs"], report["damaged_blobs"]) == ([], [], [])
 
 
 def test_storage_of_a_running_service_can_be_checked(bundle, tmp_path):

@@ -6,6 +6,7 @@ import json
 import re
 from html.parser import HTMLParser
 from pathlib import Path
+from urllib.parse import quote
 
 import jinja2
 import msgspec
@@ -16,8 +17,9 @@ from tests.service.web.helpers import BASE_URL, TOKEN
 
 from pneumoscope.inference.model import load_model
 from pneumoscope.service import web
-from pneumoscope.service.app import Settings, create_app
+from pneumoscope.service.app import create_app
 from pneumoscope.service.auth.tokens import Authenticator
+from pneumoscope.service.settings import Settings
 from pneumoscope.service.storage.repository import PredictionRepository
 
 HOSTILE = "<script>alert(1)</script>\"'><img src=x onerror=alert(2)>.png"
@@ -96,7 +98,7 @@ def test_worklist_is_filtered_sorted_and_paged(client, monkeypatch):
     assert "No images match these filters" in get_page(client, "/?since=2999-01-01")[0].text
 
 
-def test_decisions_are_labelled_no_pneumonia_detected_and_never_normal(client):
+def test_decisions_are_labeled_no_pneumonia_detected_and_never_normal(client):
     (id,) = upload(client, ("low.png", png(90)))
     for path in ("/", f"/images/{id}", f"/images/{id}/report", "/dashboard"):
         page, _ = get_page(client, path)
@@ -256,7 +258,7 @@ def test_dashboard_shows_counts_agreement_and_drift(client):
     for id in ids[:4]:
         client.put(f"/v1/predictions/{id}/review", json={"agrees": True})
     page, _ = get_page(client, "/dashboard")
-    assert "60 predictions of model grey at operating point balanced." in page.text
+    assert "60 predictions of model gray at operating point balanced." in page.text
     assert re.search(r"100% \(51.100%\)", page.text)  # 4 of 4 by Wilson
     assert "Total variation distance" in page.text
 
@@ -273,7 +275,7 @@ def test_counts_are_in_singular_and_plural(client):
 
 def test_model_page_describes_the_current_model(client):
     page, _ = get_page(client, "/model")
-    assert "mean-grey" in page.text
+    assert "mean-gray" in page.text
     assert "balanced (in use)" in page.text
 
 
@@ -315,12 +317,17 @@ def test_chosen_language_is_kept_in_a_cookie(client):
     assert ("html", {"lang": "en"}) in get_page(client, "/?language=../../x")[0].tags
 
 
+def test_every_page_except_sign_in_requires_a_session(anonymous_client):
+    for path in ("/", "/worklist.csv", "/images/0123", "/images/0123/report", "/dashboard", "/model"):
+        response = anonymous_client.get(path)
+        assert (response.status_code, response.headers["Location"]) == (303, f"/sign-in?next={quote(path, safe='')}")
+
+
 def test_sign_in_returns_to_the_requested_page(anonymous_client):
     client = anonymous_client
     response = client.get("/images/0123?language=en")
     assert response.status_code == 303
     assert response.headers["Location"] == "/sign-in?next=%2Fimages%2F0123%3Flanguage%3Den"
-    assert client.get("/worklist.csv").status_code == 303
     wrong = client.post("/sign-in", data={"token": "0123456789abcdeg"}, params={"next": "/dashboard"})
     assert (wrong.status_code, "Set-Cookie" in wrong.headers) == (401, False)
     assert "Invalid access token" in wrong.text

@@ -1,4 +1,4 @@
-"""Dependencies of the API: authentication, query parameters, content type and language.
+"""Dependencies of the routes: the service's objects, authentication, query parameters, content type and language.
 
 They are coroutines that do not wait: plain functions would each take a thread.
 """
@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Awaitable, Callable
-from typing import Annotated
+from typing import Annotated, Any
 
 from fastapi import Depends, Query, Request
 from fastapi.security import HTTPAuthorizationCredentials, HTTPBearer
@@ -19,15 +19,23 @@ from pneumoscope.core.i18n import choose_language
 from pneumoscope.core.prediction import Decision
 from pneumoscope.service.api.uploads import MAX_NAME_LENGTH
 from pneumoscope.service.auth.tokens import LOCAL, Authenticator
+from pneumoscope.service.predictions import PredictionService, Readiness
+from pneumoscope.service.rendering import ImageRenderer
+from pneumoscope.service.settings import Settings
 from pneumoscope.service.storage.records import Order
 
 __all__ = [
-    "Authenticate",
+    "AppAuthenticator",
+    "AppReadiness",
+    "AppRenderer",
+    "AppService",
+    "AppSettings",
     "CardParameters",
     "FindParameters",
     "Language",
     "NoParameters",
     "PredictParameters",
+    "User",
     "authentication",
     "no_duplicate_parameters",
     "require_json",
@@ -37,27 +45,49 @@ _MAX_SHOWN = 64  # characters of client input that an error repeats
 _TIME = r"^[0-9]{4}-[0-9]{2}-[0-9]{2}(T[0-9]{2}:[0-9]{2}(:[0-9]{2}(\.[0-9]{1,6})?)?Z)?$"
 _BEARER = HTTPBearer(scheme_name="bearer", auto_error=False, description="A token from the service's token file")
 
-Authenticate = Callable[..., Awaitable[str]]
+
+def _from_app_state(name: str) -> Any:
+    """Return the dependency that yields an attribute of `app.state`, which `app.create_app` sets."""
+
+    async def attribute(request: Request) -> Any:
+        return getattr(request.app.state, name)
+
+    return Depends(attribute)
 
 
-def authentication(authenticator: Authenticator) -> Authenticate:
-    """Return the dependency that yields the user of a request; see `Authenticator.authenticate_request`.
+AppAuthenticator = Annotated[Authenticator, _from_app_state("authenticator")]
+AppReadiness = Annotated[Readiness, _from_app_state("readiness")]
+AppRenderer = Annotated[ImageRenderer, _from_app_state("renderer")]
+AppService = Annotated[PredictionService, _from_app_state("service")]
+AppSettings = Annotated[Settings, _from_app_state("settings")]
 
-    Without authentication the user is `LOCAL`, and OpenAPI shows no security scheme.
+
+def authentication(authenticator: Authenticator) -> Callable[..., Awaitable[None]]:
+    """Return the dependency that authenticates a request; see `Authenticator.authenticate_request`.
+
+    It is a dependency of the routers that need it, and `User` of the routes that need its result. Without authentication the
+    user is `LOCAL`, and OpenAPI shows no security scheme.
     """
 
     async def authenticate(
         request: Request, credentials: Annotated[HTTPAuthorizationCredentials | None, Depends(_BEARER)]
-    ) -> str:
-        user = authenticator.authenticate_request(request, credentials.credentials if credentials else "")
-        request.state.user = user
-        return user
+    ) -> None:
+        token = credentials.credentials if credentials else ""
+        request.state.user = authenticator.authenticate_request(request, token)
 
-    async def authenticate_as_local(request: Request) -> str:
+    async def authenticate_as_local(request: Request) -> None:
         request.state.user = LOCAL
-        return LOCAL
 
     return authenticate if authenticator.required else authenticate_as_local
+
+
+async def _user(request: Request) -> str:
+    """Return the user of a request that `authentication` has authenticated."""
+    user: str = request.state.user
+    return user
+
+
+User = Annotated[str, Depends(_user)]
 
 
 async def _request_language(request: Request) -> str:

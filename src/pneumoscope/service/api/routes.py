@@ -1,25 +1,25 @@
-"""Routes of the HTTP API."""
+"""Routes of the HTTP API. Docstrings are the descriptions in OpenAPI."""
 
-import asyncio
+from __future__ import annotations
+
 import functools
-import io
-from collections.abc import Callable
 from typing import Annotated, Any
 
 import msgspec
 from fastapi import APIRouter, Depends, Path, Query, Request, Response
-from fastapi.concurrency import run_in_threadpool
-from PIL import Image
 
-from pneumoscope.core.errors import UnknownNameError
 from pneumoscope.core.prediction import Failure
 from pneumoscope.service.api.dependencies import (
-    Authenticate,
+    AppReadiness,
+    AppRenderer,
+    AppService,
+    AppSettings,
     CardParameters,
     FindParameters,
     Language,
     NoParameters,
     PredictParameters,
+    User,
     no_duplicate_parameters,
     require_json,
 )
@@ -36,14 +36,11 @@ from pneumoscope.service.api.schemas import (
 )
 from pneumoscope.service.api.uploads import UPLOAD_BODY, read_images, wait_for_disconnect
 from pneumoscope.service.metrics import CONTENT_TYPE_LATEST
-from pneumoscope.service.predictions import PredictionService, Readiness
 from pneumoscope.service.storage.records import Filter
 
 __all__ = ["HEATMAP_SCALE", "operation_router", "prediction_router"]
 
 HEATMAP_SCALE = "X-Heatmap-Scale"  # header: contribution to the logit where a heatmap layer is opaque
-_MAX_RENDERED = 2  # images rendered at once: each may take hundreds of MB
-_THUMBNAIL_SIZE = 160  # pixels of the longer side
 _PNG: dict[str, Any] = {"content": {"image/png": {"schema": {"type": "string", "format": "binary"}}}}
 _SCALE_HEADER = {
     HEATMAP_SCALE: {"schema": {"type": "number"}, "description": "Contribution to the logit where the layer is opaque"}
@@ -55,167 +52,137 @@ _TEXT_RESPONSE: dict[int | str, dict[str, Any]] = {200: {"content": {"text/plain
 _Id = Annotated[str, Path(pattern=r"^[0-9a-f]{32}$", examples=["0123456789abcdef0123456789abcdef"])]
 
 
-def operation_router(service: PredictionService) -> APIRouter:
-    """Return the router of the health checks and metrics, which need no authentication."""
-    router = APIRouter(tags=["operation"], responses=problem_responses(403))
-    readiness = Readiness(service.model, service.repository)
-
-    @router.get("/healthz", summary="Liveness check")
-    async def healthz() -> HealthDocument:
-        return HealthDocument()
-
-    @router.get("/readyz", summary="Readiness check", responses=problem_responses(503))
-    def readyz() -> HealthDocument:
-        """Run the model's self-test and try to write to the storage, at most once a second."""
-        readiness.check()
-        return HealthDocument()
-
-    @router.get("/metrics", summary="Metrics for Prometheus", response_class=Response, responses=_TEXT_RESPONSE)
-    def metrics() -> Response:
-        return Response(service.metrics.render(), media_type=CONTENT_TYPE_LATEST)
-
-    return router
+operation_router = APIRouter(tags=["operation"], responses=problem_responses(403))
+# The application adds `dependencies.authentication`; see `app.create_app`.
+prediction_router = APIRouter(
+    prefix="/v1", tags=["predictions"], responses=problem_responses(401, 403, 422, 503),
+    dependencies=[Depends(no_duplicate_parameters)],
+)  # fmt: skip
 
 
-def prediction_router(service: PredictionService, max_images: int, authenticate: Authenticate) -> APIRouter:
-    """Return the router of predictions and the model card.
+@operation_router.get("/healthz", summary="Liveness check")
+async def healthz() -> HealthDocument:
+    """Succeed while the process is alive."""
+    return HealthDocument()
 
-    Args:
-        service: The prediction service.
-        max_images: Limit on the images of one request.
-        authenticate: See `dependencies.authentication`.
+
+@operation_router.get("/readyz", summary="Readiness check", responses=problem_responses(503))
+def readyz(readiness: AppReadiness) -> HealthDocument:
+    """Run the model's self-test and try to write to the storage, at most once a second."""
+    readiness.check()
+    return HealthDocument()
+
+
+@operation_router.get("/metrics", summary="Metrics for Prometheus", response_class=Response, responses=_TEXT_RESPONSE)
+def metrics(service: AppService) -> Response:
+    """Count requests, their response times, new images by decision, and images that wait for a prediction."""
+    return Response(service.metrics.render(), media_type=CONTENT_TYPE_LATEST)
+
+
+@prediction_router.post(
+    "/predictions", status_code=201, summary="Predict images", response_model=PredictionListDocument,
+    responses=problem_responses(400, 413, 415), openapi_extra={"requestBody": UPLOAD_BODY},
+)  # fmt: skip
+async def predict(
+    request: Request,
+    service: AppService,
+    settings: AppSettings,
+    user: User,
+    language: Language,
+    query: Annotated[PredictParameters, Query()],
+) -> PredictionListDocument | Response:
+    """Send images as parts named `images` of a form, or one image as the body.
+
+    The response is sent when images and predictions are on the disk. An unreadable image has a `failure` and no id, and
+    the others are processed; if all are unreadable, the response is a problem.
     """
-    # Annotations in this module are not strings, so FastAPI sees the local type.
-    User = Annotated[str, Depends(authenticate)]  # noqa: N806
-    model, repository = service.model, service.repository
-    rendering = asyncio.Semaphore(_MAX_RENDERED)
+    images = await read_images(request, query.name, settings.max_images)
+    predictions = await service.predict(images, user, functools.partial(wait_for_disconnect, request))
+    failures = [each.failure for each in predictions if each.failure]
+    if len(failures) == len(predictions):
+        return _unreadable_response(request, failures)
+    return list_document(predictions, language)
 
-    async def render(draw: Callable[[], Response]) -> Response:
-        async with rendering:
-            return await run_in_threadpool(draw)
 
-    def stored_image(id: str) -> Image.Image:
-        content = repository.image(repository.get(id))
-        return Image.fromarray(model.decode(content).pixels)
+@prediction_router.get("/predictions", summary="List predictions")
+def find(service: AppService, language: Language, query: Annotated[FindParameters, Query()]) -> PredictionPageDocument:
+    """For the next page, send `next` of this one as `after`."""
+    where = Filter(decision=query.decision, reviewed=query.reviewed, since=query.since, until=query.until)
+    page = service.repository.find(where, order=query.order, limit=query.limit, after=query.after)
+    return page_document(page, language)
 
-    def rejected_image(id: str) -> UnknownNameError:
-        return UnknownNameError("heatmap", id, (), hint="The image was rejected; only predictions have a heatmap")
 
-    def explainable_image(id: str) -> bytes:
-        prediction = repository.get(id)
-        if prediction.model.sha256 != model.facts.sha256:
-            raise UnknownNameError("heatmap", id, (), hint="The prediction is of another model; post the image again")
-        if prediction.decision == "rejected":
-            raise rejected_image(id)
-        return repository.image(prediction)
+@prediction_router.get("/predictions/{id}", summary="Get a prediction", responses=problem_responses(404))
+def get(service: AppService, language: Language, id: _Id, _: NoParameters) -> SinglePredictionDocument:
+    """As in the response to the request that stored it, with its latest review."""
+    return single_document(service.repository.get(id), language)
 
-    router = APIRouter(
-        prefix="/v1", tags=["predictions"], responses=problem_responses(401, 403, 422, 503),
-        dependencies=[Depends(authenticate), Depends(no_duplicate_parameters)],
-    )  # fmt: skip
 
-    @router.post(
-        "/predictions", status_code=201, summary="Predict images", response_model=PredictionListDocument,
-        responses=problem_responses(400, 413, 415), openapi_extra={"requestBody": UPLOAD_BODY},
-    )  # fmt: skip
-    async def predict(
-        request: Request, user: User, language: Language, query: Annotated[PredictParameters, Query()]
-    ) -> PredictionListDocument | Response:
-        """Send images as parts named `images` of a form, or one image as the body.
+@prediction_router.get(
+    "/predictions/{id}/image.png", summary="Get the image with 8 bits of gray",
+    response_class=Response, responses=_PNG_RESPONSES,
+)  # fmt: skip
+async def image(renderer: AppRenderer, id: _Id, _: NoParameters) -> Response:
+    """At its own size."""
+    return _png_response(await renderer.image(id))
 
-        The response is sent when images and predictions are on the disk. An unreadable image has a `failure` and no id, and
-        the others are processed; if all are unreadable, the response is a problem.
-        """
-        images = await read_images(request, query.name, max_images)
-        predictions = await service.predict(images, user, functools.partial(wait_for_disconnect, request))
-        failures = [each.failure for each in predictions if each.failure]
-        if len(failures) == len(predictions):
-            return _unreadable_response(request, failures)
-        return list_document(predictions, language)
 
-    @router.get("/predictions", summary="List predictions")
-    def find(user: User, language: Language, query: Annotated[FindParameters, Query()]) -> PredictionPageDocument:
-        """For the next page, send `next` of this one as `after`."""
-        where = Filter(decision=query.decision, reviewed=query.reviewed, since=query.since, until=query.until)
-        page = repository.find(where, order=query.order, limit=query.limit, after=query.after)
-        return page_document(page, language)
+@prediction_router.get(
+    "/predictions/{id}/thumbnail.png", summary="Get a thumbnail of the image",
+    response_class=Response, responses=_PNG_RESPONSES,
+)  # fmt: skip
+async def thumbnail(renderer: AppRenderer, id: _Id, _: NoParameters) -> Response:
+    """With at most 160 pixels on the longer side."""
+    return _png_response(await renderer.thumbnail(id))
 
-    @router.get("/predictions/{id}", summary="Get a prediction", responses=problem_responses(404))
-    def get(user: User, language: Language, id: _Id, _: NoParameters) -> SinglePredictionDocument:
-        return single_document(repository.get(id), language)
 
-    @router.get(
-        "/predictions/{id}/image.png", summary="Get the image with 8 bits of gray",
-        response_class=Response, responses=_PNG_RESPONSES,
-    )  # fmt: skip
-    async def image(user: User, id: _Id, _: NoParameters) -> Response:
-        return await render(lambda: _png_response(_encode_png(stored_image(id))))
+@prediction_router.get(
+    "/predictions/{id}/heatmap.png", summary="Get the image with its heatmap and a legend",
+    response_class=Response, responses=_PNG_RESPONSES,
+)  # fmt: skip
+async def heatmap(renderer: AppRenderer, id: _Id, _: NoParameters) -> Response:
+    """In the image's aspect ratio, with 640 to 1,024 pixels on the longer side; the legend is below."""
+    return _png_response(await renderer.heatmap(id))
 
-    @router.get(
-        "/predictions/{id}/thumbnail.png", summary="Get a thumbnail of the image",
-        response_class=Response, responses=_PNG_RESPONSES,
-    )  # fmt: skip
-    async def thumbnail(user: User, id: _Id, _: NoParameters) -> Response:
-        def draw() -> Response:
-            picture = stored_image(id)
-            picture.thumbnail((_THUMBNAIL_SIZE, _THUMBNAIL_SIZE), Image.Resampling.BOX, reducing_gap=2)
-            return _png_response(_encode_png(picture))
 
-        return await render(draw)
+@prediction_router.get(
+    "/predictions/{id}/heatmap-layer.png", summary="Get the heatmap as a transparent layer",
+    response_class=Response, responses=_LAYER_RESPONSES,
+)  # fmt: skip
+async def heatmap_layer(renderer: AppRenderer, id: _Id, _: NoParameters) -> Response:
+    """In the image's aspect ratio: orange towards pneumonia, blue away from it, transparent without a contribution."""
+    layer = await renderer.heatmap_layer(id)
+    return _png_response(layer.png, {HEATMAP_SCALE: f"{layer.maximum:.6g}"})
 
-    @router.get(
-        "/predictions/{id}/heatmap.png", summary="Get the image with its heatmap and a legend",
-        response_class=Response, responses=_PNG_RESPONSES,
-    )  # fmt: skip
-    async def heatmap(user: User, id: _Id, _: NoParameters) -> Response:
-        def draw() -> Response:
-            picture = model.explain(explainable_image(id)).picture
-            if picture is None:  # the bundle has the same network and stricter input checks
-                raise rejected_image(id)
-            return _png_response(picture)
 
-        return await render(draw)
+@prediction_router.put(
+    "/predictions/{id}/review", summary="Store a review", responses=problem_responses(400, 404, 413, 415),
+    dependencies=[Depends(require_json)],
+)  # fmt: skip
+def review(
+    service: AppService, user: User, language: Language, id: _Id, _: NoParameters, body: ReviewRequest
+) -> SinglePredictionDocument:
+    """Agree or disagree with the decision, with a note; an earlier review is replaced."""
+    stored = service.repository.review(id, agrees=body.agrees, note=body.note, user=user)
+    return single_document(stored, language)
 
-    @router.get(
-        "/predictions/{id}/heatmap-layer.png", summary="Get the heatmap as a transparent layer",
-        response_class=Response, responses=_LAYER_RESPONSES,
-    )  # fmt: skip
-    async def heatmap_layer(user: User, id: _Id, _: NoParameters) -> Response:
-        """In the image's aspect ratio: orange towards pneumonia, blue away from it, transparent without a contribution."""
 
-        def draw() -> Response:
-            layer = model.heatmap_layer(explainable_image(id))
-            return _png_response(layer.png, {HEATMAP_SCALE: f"{layer.maximum:.6g}"})
+@prediction_router.delete(
+    "/predictions/{id}", status_code=204, summary="Delete a prediction and its image",
+    responses=problem_responses(404),
+)  # fmt: skip
+def remove(service: AppService, user: User, id: _Id, _: NoParameters) -> None:
+    """Keep only the events in the audit log, without the image's name."""
+    service.repository.remove(id, user=user)
 
-        return await render(draw)
 
-    @router.put(
-        "/predictions/{id}/review", summary="Store a review", responses=problem_responses(400, 404, 413, 415),
-        dependencies=[Depends(require_json)],
-    )  # fmt: skip
-    def review(
-        user: User, language: Language, id: _Id, _: NoParameters, body: ReviewRequest
-    ) -> SinglePredictionDocument:
-        """Agree or disagree with the decision, with a note; an earlier review is replaced."""
-        return single_document(repository.review(id, agrees=body.agrees, note=body.note, user=user), language)
-
-    @router.delete(
-        "/predictions/{id}", status_code=204, summary="Delete a prediction and its image",
-        responses=problem_responses(404),
-    )  # fmt: skip
-    def remove(user: User, id: _Id, _: NoParameters) -> None:
-        """Keep only the events in the audit log, without the image's name."""
-        repository.remove(id, user=user)
-
-    @router.get("/model", summary="Get the model card", tags=["model"])
-    def card(user: User, query: Annotated[CardParameters, Query()]) -> dict[str, Any]:
-        """As `card.json` in the bundle; `seen` only on request."""
-        document: dict[str, Any] = msgspec.to_builtins(model.card)
-        if not query.seen:
-            del document["seen"]
-        return document
-
-    return router
+@prediction_router.get("/model", summary="Get the model card", tags=["model"])
+def card(service: AppService, query: Annotated[CardParameters, Query()]) -> dict[str, Any]:
+    """As `card.json` in the bundle; `seen` only on request."""
+    document: dict[str, Any] = msgspec.to_builtins(service.model.card)
+    if not query.seen:
+        del document["seen"]
+    return document
 
 
 def _unreadable_response(request: Request, failures: list[Failure]) -> Response:
@@ -228,9 +195,3 @@ def _unreadable_response(request: Request, failures: list[Failure]) -> Response:
 
 def _png_response(content: bytes, headers: dict[str, str] | None = None) -> Response:
     return Response(content, media_type="image/png", headers=headers)
-
-
-def _encode_png(picture: Image.Image) -> bytes:
-    file = io.BytesIO()
-    picture.save(file, "PNG", compress_level=1)
-    return file.getvalue()

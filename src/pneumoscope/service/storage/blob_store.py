@@ -210,9 +210,25 @@ class FolderBlobStore:
     def stored(self) -> Iterator[tuple[str, datetime]]:
         """See `BlobStore`."""
         for path in self._blobs.glob("??/*"):
-            if is_content_hash(path.name):
+            if self._is_blob(path):
                 with contextlib.suppress(FileNotFoundError):  # removed since it was listed
                     yield path.name, datetime.fromtimestamp(path.stat().st_mtime, UTC)
+
+    def unexpected_files(self) -> list[str]:
+        """Return the paths, relative to the data directory, of the files below `BLOBS` that are no blobs in their places.
+
+        Raises:
+            StorageError: A directory cannot be listed.
+        """
+        found = []
+        for folder, _, names in os.walk(self._blobs, onerror=_raise_unlisted):
+            paths = [Path(folder, name) for name in names]
+            found += [path for path in paths if not self._is_blob(path) and path != self._blobs / _PROBE]
+        return sorted(path.relative_to(self._blobs.parent).as_posix() for path in found)
+
+    def _is_blob(self, path: Path) -> bool:
+        """Return whether a file has the path of a blob."""
+        return is_content_hash(path.name) and path == self._path(path.name)
 
     def _path(self, sha256: str) -> Path:
         if not is_content_hash(sha256):
@@ -269,6 +285,11 @@ class MemoryBlobStore:
     def stored(self) -> Iterator[tuple[str, datetime]]:
         """See `BlobStore`; nothing outlives the process, so nothing is listed."""
         return iter(())
+
+
+def _raise_unlisted(error: OSError) -> None:
+    if not isinstance(error, FileNotFoundError):  # nothing is stored yet
+        raise _error("list", Path(error.filename), error) from error
 
 
 def _unlink(path: Path) -> None:

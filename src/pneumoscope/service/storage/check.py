@@ -43,6 +43,7 @@ class StorageReport:
         orphaned_files: Files in the blob store without a database record.
         missing_blobs: Blobs that a prediction refers to and that are missing.
         damaged_blobs: Blobs whose hash differs from their name, or that cannot be read.
+        unexpected_files: Files in the blob store that are not used: their name is no hash, or not that of their subdirectory.
         staging_files: Files left in the staging area; None if they were not checked because a service is running.
     """
 
@@ -50,13 +51,14 @@ class StorageReport:
     orphaned_files: tuple[str, ...]
     missing_blobs: tuple[str, ...]
     damaged_blobs: tuple[str, ...]
+    unexpected_files: tuple[str, ...]
     staging_files: tuple[str, ...] | None
 
     @property
     def problems(self) -> int:
-        """Number of orphaned, missing, damaged and staged files."""
-        files = self.orphaned_files, self.missing_blobs, self.damaged_blobs, self.staging_files or ()
-        return sum(map(len, files))
+        """Number of orphaned, missing, damaged, unexpected and staged files."""
+        in_store = self.orphaned_files, self.missing_blobs, self.damaged_blobs, self.unexpected_files
+        return sum(map(len, in_store)) + len(self.staging_files or ())
 
 
 def check_storage(folder: Path, engine: Engine) -> StorageReport:
@@ -82,6 +84,7 @@ def check_storage(folder: Path, engine: Engine) -> StorageReport:
         orphaned_files=_paths(orphaned),
         missing_blobs=_paths([fault.sha256 for fault in faults if not fault.error]),
         damaged_blobs=_paths([fault.sha256 for fault in faults if fault.error]),
+        unexpected_files=tuple(store.unexpected_files()),
         staging_files=staging,
     )
 

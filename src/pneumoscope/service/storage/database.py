@@ -168,7 +168,7 @@ def _create_postgresql_engine(address: str) -> Engine:
                 f"--database takes postgresql://, not {url.drivername}://", hint="For SQLite, pass only --data-dir"
             )
         return create_engine(
-            url.set(drivername="postgresql+pg8000"),  # a driver with a permissive licence
+            url.set(drivername="postgresql+pg8000"),  # a driver with a permissive license
             pool_pre_ping=True,
             pool_size=8,
             pool_timeout=_LOCK_SECONDS,

@@ -8,7 +8,7 @@ from collections.abc import Callable, Coroutine
 from typing import Any
 from urllib.parse import urlencode
 
-from fastapi import APIRouter, Depends, Request, Response
+from fastapi import APIRouter, Request, Response
 from fastapi.responses import RedirectResponse, StreamingResponse
 from fastapi.routing import APIRoute
 
@@ -16,16 +16,16 @@ from pneumoscope.core.errors import AuthenticationError, PneumoscopeError, Usage
 from pneumoscope.core.messages import error_text
 from pneumoscope.core.prediction import DECISIONS
 from pneumoscope.inference.decision import threshold_probability
-from pneumoscope.service.api.dependencies import Authenticate
+from pneumoscope.service.api.dependencies import AppAuthenticator, AppService, AppSettings
 from pneumoscope.service.api.exception_handlers import error_status, public_error, record_error
 from pneumoscope.service.auth.sessions import COOKIE, SESSION_SECONDS
-from pneumoscope.service.auth.tokens import LOCAL, Authenticator
+from pneumoscope.service.auth.tokens import LOCAL
 from pneumoscope.service.predictions import PredictionService
 from pneumoscope.service.web.dashboard import MIN_DRIFT_IMAGES, summarize
 from pneumoscope.service.web.templating import render, request_language
 from pneumoscope.service.web.worklist import ORDERS, export_csv, parse_query
 
-__all__ = ["web_router"]
+__all__ = ["page_router", "sign_in_router"]
 
 _PAGE_SIZE = 50  # images on a page of the worklist
 _MAX_DASHBOARD_IMAGES = 10_000
@@ -39,6 +39,7 @@ class _PageRoute(APIRoute):
         handle = super().get_route_handler()
 
         async def handle_errors(request: Request) -> Response:
+            """Handle a request, and answer an error with a page."""
             try:
                 return await handle(request)
             except AuthenticationError:
@@ -53,98 +54,105 @@ class _PageRoute(APIRoute):
         return handle_errors
 
 
-def web_router(service: PredictionService, max_upload_bytes: int, authenticate: Authenticate) -> APIRouter:
-    """Return the router of the web UI.
+# The application adds `dependencies.authentication` to the first one; see `app.create_app`.
+page_router = APIRouter(route_class=_PageRoute, include_in_schema=False)
+sign_in_router = APIRouter(route_class=_PageRoute, include_in_schema=False)
 
-    Args:
-        service: Source of predictions and of the current model.
-        max_upload_bytes: Largest upload that the API accepts, which the worklist checks before it uploads.
-        authenticate: Dependency that authenticates the request; see `api.dependencies.authentication`.
-    """
-    router = APIRouter(route_class=_PageRoute, include_in_schema=False)
-    repository, signed_in = service.repository, [Depends(authenticate)]
 
-    @router.get("/", dependencies=signed_in)
-    def worklist(request: Request) -> Response:
-        query = parse_query(request.query_params)
-        after = request.query_params.get("after", "")
-        page = repository.find(query.filter, order=query.order, limit=_PAGE_SIZE, after=after)
-        return render(
-            request, "worklist.html", page=page, query=query, orders=ORDERS, decisions=DECISIONS,
-            max_upload_bytes=max_upload_bytes, page_size=_PAGE_SIZE,
-        )  # fmt: skip
+@page_router.get("/")
+def worklist(request: Request, service: AppService, settings: AppSettings) -> Response:
+    """Return a page of the worklist."""
+    query = parse_query(request.query_params)
+    after = request.query_params.get("after", "")
+    page = service.repository.find(query.filter, order=query.order, limit=_PAGE_SIZE, after=after)
+    return render(
+        request, "worklist.html", page=page, query=query, orders=ORDERS, decisions=DECISIONS,
+        max_upload_bytes=settings.max_body_bytes, page_size=_PAGE_SIZE,
+    )  # fmt: skip
 
-    @router.get("/worklist.csv", dependencies=signed_in)
-    def worklist_csv(request: Request) -> Response:
-        lines = export_csv(repository, parse_query(request.query_params))
-        name = f"pneumoscope-{datetime.datetime.now(datetime.UTC):%Y-%m-%d}.csv"
-        return StreamingResponse(
-            lines, media_type="text/csv", headers={"Content-Disposition": f'attachment; filename="{name}"'}
-        )
 
-    @router.get("/images/{id}", dependencies=signed_in)
-    def viewer(request: Request, id: str) -> Response:
-        return render(request, "viewer.html", **_image_context(service, id))
+@page_router.get("/worklist.csv")
+def worklist_csv(request: Request, service: AppService) -> Response:
+    """Return the worklist as a CSV file."""
+    lines = export_csv(service.repository, parse_query(request.query_params))
+    name = f"pneumoscope-{datetime.datetime.now(datetime.UTC):%Y-%m-%d}.csv"
+    return StreamingResponse(
+        lines, media_type="text/csv", headers={"Content-Disposition": f'attachment; filename="{name}"'}
+    )
 
-    @router.get("/images/{id}/report", dependencies=signed_in)
-    def report(request: Request, id: str) -> Response:
-        now = datetime.datetime.now(datetime.UTC).isoformat()
-        return render(request, "report.html", printed=now, **_image_context(service, id))
 
-    @router.get("/dashboard", dependencies=signed_in)
-    def dashboard(request: Request) -> Response:
-        model = service.model
-        latest = repository.latest(model.facts.sha256, model.operating_point_name, _MAX_DASHBOARD_IMAGES)
-        return render(
-            request, "dashboard.html", dashboard=summarize(latest, model.card), model=model,
-            max_images=_MAX_DASHBOARD_IMAGES, min_drift_images=MIN_DRIFT_IMAGES,
-        )  # fmt: skip
+@page_router.get("/images/{id}")
+def viewer(request: Request, service: AppService, id: str) -> Response:
+    """Return the viewer of an image."""
+    return render(request, "viewer.html", **_image_context(service, id))
 
-    @router.get("/model", dependencies=signed_in)
-    def model(request: Request) -> Response:
-        card = service.model.card
-        return render(
-            request,
-            "model.html",
-            card=card,
-            operating_point_name=service.model.operating_point_name,
-            thresholds={name: threshold_probability(card, point) for name, point in card.operating_points.items()},
-        )
 
-    @router.get("/sign-in")
-    def sign_in_form(request: Request) -> Response:
-        return _sign_in_page(request)
+@page_router.get("/images/{id}/report")
+def report(request: Request, service: AppService, id: str) -> Response:
+    """Return the report of an image, to be printed."""
+    now = datetime.datetime.now(datetime.UTC).isoformat()
+    return render(request, "report.html", printed=now, **_image_context(service, id))
 
-    @router.post("/sign-in")
-    async def sign_in(request: Request) -> Response:
-        authenticator: Authenticator = request.app.state.authenticator
-        try:
-            async with request.form(max_files=0, max_fields=4) as form:
-                token = str(form.get("token", ""))
-        except UnicodeError as error:  # the form declares an unknown character encoding
-            raise UsageError("the form cannot be parsed", hint="Use the form on the sign-in page") from error
-        try:
-            user = authenticator.authenticate(token)
-        except AuthenticationError:
-            record_error(request, AuthenticationError.code)
-            return _sign_in_page(request, 401, invalid_token=True)
-        response = RedirectResponse(_local_url(request.query_params.get("next", "")), 303)
-        # SameSite=Strict: requests from other sites carry no session. Secure: set if the proxy terminates HTTPS.
-        response.set_cookie(
-            COOKIE, authenticator.sessions.begin(user), max_age=SESSION_SECONDS, secure=request.url.scheme == "https",
-            httponly=True, samesite="strict",
-        )  # fmt: skip
-        return response
 
-    @router.post("/sign-out")
-    def sign_out(request: Request) -> Response:
-        authenticator: Authenticator = request.app.state.authenticator
-        authenticator.sessions.end(request.cookies.get(COOKIE, ""))
-        response = RedirectResponse("/sign-in", 303)
-        response.delete_cookie(COOKIE, httponly=True, samesite="strict")
-        return response
+@page_router.get("/dashboard")
+def dashboard(request: Request, service: AppService) -> Response:
+    """Return the dashboard of the current model and operating point."""
+    model = service.model
+    latest = service.repository.latest(model.facts.sha256, model.operating_point_name, _MAX_DASHBOARD_IMAGES)
+    return render(
+        request, "dashboard.html", dashboard=summarize(latest, model.card), model=model,
+        max_images=_MAX_DASHBOARD_IMAGES, min_drift_images=MIN_DRIFT_IMAGES,
+    )  # fmt: skip
 
-    return router
+
+@page_router.get("/model")
+def model(request: Request, service: AppService) -> Response:
+    """Return the model card."""
+    card = service.model.card
+    return render(
+        request,
+        "model.html",
+        card=card,
+        operating_point_name=service.model.operating_point_name,
+        thresholds={name: threshold_probability(card, point) for name, point in card.operating_points.items()},
+    )
+
+
+@sign_in_router.get("/sign-in")
+def sign_in_form(request: Request) -> Response:
+    """Return the sign-in page."""
+    return _sign_in_page(request)
+
+
+@sign_in_router.post("/sign-in")
+async def sign_in(request: Request, authenticator: AppAuthenticator) -> Response:
+    """Start a session with the token of the form, and redirect to the page that asked for it."""
+    try:
+        async with request.form(max_files=0, max_fields=4) as form:
+            token = str(form.get("token", ""))
+    except UnicodeError as error:  # the form declares an unknown character encoding
+        raise UsageError("the form cannot be parsed", hint="Use the form on the sign-in page") from error
+    try:
+        user = authenticator.authenticate(token)
+    except AuthenticationError:
+        record_error(request, AuthenticationError.code)
+        return _sign_in_page(request, 401, invalid_token=True)
+    response = RedirectResponse(_local_url(request.query_params.get("next", "")), 303)
+    # SameSite=Strict: requests from other sites carry no session. Secure: set if the proxy terminates HTTPS.
+    response.set_cookie(
+        COOKIE, authenticator.sessions.begin(user), max_age=SESSION_SECONDS, secure=request.url.scheme == "https",
+        httponly=True, samesite="strict",
+    )  # fmt: skip
+    return response
+
+
+@sign_in_router.post("/sign-out")
+def sign_out(request: Request, authenticator: AppAuthenticator) -> Response:
+    """End the session and redirect to the sign-in page."""
+    authenticator.sessions.end(request.cookies.get(COOKIE, ""))
+    response = RedirectResponse("/sign-in", 303)
+    response.delete_cookie(COOKIE, httponly=True, samesite="strict")
+    return response
 
 
 def _image_context(service: PredictionService, id: str) -> dict[str, Any]:

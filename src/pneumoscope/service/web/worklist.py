@@ -12,7 +12,7 @@ from pneumoscope.core.errors import UsageError
 from pneumoscope.core.i18n import N_
 from pneumoscope.core.prediction import DECISIONS
 from pneumoscope.inference.writers import csv_line, csv_row, escape_formula
-from pneumoscope.service.storage.records import Filter, Order, StoredPrediction
+from pneumoscope.service.storage.records import Filter, Order, Page, StoredPrediction
 from pneumoscope.service.storage.repository import PredictionRepository
 
 __all__ = ["ORDERS", "WorklistQuery", "export_csv", "parse_query"]
@@ -88,22 +88,23 @@ def export_csv(repository: PredictionRepository, query: WorklistQuery) -> Iterat
         StorageError: The database cannot be read; raised before the first line if it fails at the beginning.
     """
     first = repository.find(query.filter, order=query.order, limit=_EXPORT_BATCH)
+    return _csv_lines(repository, query, first)
 
-    def lines() -> Iterator[bytes]:
-        page, header = first, True
-        yield codecs.BOM_UTF8
-        while True:
-            for prediction in page.predictions:
-                row = _row(prediction)
-                if header:
-                    yield csv_line(row)
-                    header = False
-                yield csv_line(row.values())
-            if not page.next:
-                return
-            page = repository.find(query.filter, order=query.order, limit=_EXPORT_BATCH, after=page.next)
 
-    return lines()
+def _csv_lines(repository: PredictionRepository, query: WorklistQuery, page: Page) -> Iterator[bytes]:
+    """Yield the byte order mark, the header and a line for each prediction from a page on."""
+    header = True
+    yield codecs.BOM_UTF8
+    while True:
+        for prediction in page.predictions:
+            row = _row(prediction)
+            if header:
+                yield csv_line(row)
+                header = False
+            yield csv_line(row.values())
+        if not page.next:
+            return
+        page = repository.find(query.filter, order=query.order, limit=_EXPORT_BATCH, after=page.next)
 
 
 def _row(prediction: StoredPrediction) -> dict[str, Any]:

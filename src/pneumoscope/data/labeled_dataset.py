@@ -1,4 +1,4 @@
-"""A labelled data set for library users: images are decoded when they are accessed."""
+"""A labeled data set for library users: images are decoded when they are accessed."""
 
 from __future__ import annotations
 
@@ -21,12 +21,12 @@ if TYPE_CHECKING:
 
     from pneumoscope.data.torch_dataset import TorchDataset
 
-__all__ = ["LabelledDataset", "load_dataset"]
+__all__ = ["LabeledDataset", "load_dataset"]
 
 
 @dataclasses.dataclass(frozen=True, repr=False)
-class LabelledDataset:
-    """Labelled radiographs as a sequence of (image, label).
+class LabeledDataset:
+    """Labeled radiographs as a sequence of (image, label).
 
     An image is an array of gray levels, uint8, shape (height, width), or (size, size) with preprocessing. A label is 0 for
     NORMAL and 1 for PNEUMONIA.
@@ -61,7 +61,7 @@ class LabelledDataset:
             f"{split or 'no split'}: " + ", ".join(f"{n} {label}" for label, n in labels.items())
             for split, labels in self.manifest.counts().items()
         )
-        return f"<LabelledDataset of {counted(len(self), 'image')} ({counts})>"
+        return f"<LabeledDataset of {counted(len(self), 'image')} ({counts})>"
 
     @property
     def labels(self) -> npt.NDArray[np.int64]:
@@ -78,7 +78,7 @@ class LabelledDataset:
         """Paths of all images, relative to `manifest.root`."""
         return tuple(image.path for image in self.manifest)
 
-    def split(self, name: str) -> LabelledDataset:
+    def split(self, name: str) -> LabeledDataset:
         """Return the images of one split, such as "train".
 
         Raises:
@@ -99,7 +99,7 @@ class LabelledDataset:
         try:
             import pandas as pd
         except ModuleNotFoundError as error:
-            raise MissingExtraError("pandas", "LabelledDataset.to_dataframe()", error.name or "") from error
+            raise MissingExtraError("pandas", "LabeledDataset.to_dataframe()", error.name or "") from error
         return pd.DataFrame([dataclasses.astuple(image) for image in self.manifest], columns=list(COLUMNS))
 
     def as_torch_dataset(self) -> TorchDataset:
@@ -113,7 +113,7 @@ class LabelledDataset:
         try:
             from pneumoscope.data.torch_dataset import TorchDataset
         except ModuleNotFoundError as error:
-            raise MissingExtraError("train", "LabelledDataset.as_torch_dataset()", error.name or "") from error
+            raise MissingExtraError("train", "LabeledDataset.as_torch_dataset()", error.name or "") from error
         return TorchDataset(self)
 
 
@@ -123,8 +123,8 @@ def load_dataset(
     root: str | Path | None = None,
     preprocessing: Preprocessing | None = None,
     progress: Progress | None = None,
-) -> LabelledDataset:
-    """Load a labelled data set from a folder, a manifest (CSV) or a MedMNIST archive.
+) -> LabeledDataset:
+    """Load a labeled data set from a folder, a manifest (CSV) or a MedMNIST archive.
 
     Args:
         path: The folder or file; see `data.layouts` for the supported layouts.
@@ -137,4 +137,4 @@ def load_dataset(
         ManifestError: The CSV file is malformed or does not match the images.
     """
     manifest = load_manifest(Path(path), root=None if root is None else Path(root), progress=progress)
-    return LabelledDataset(manifest, preprocessing)
+    return LabeledDataset(manifest, preprocessing)

@@ -12,7 +12,7 @@ import pytest
 from PIL import Image
 
 from pneumoscope.core.errors import LayoutError, MissingExtraError, UnknownNameError, UnreadableImageError
-from pneumoscope.data.labelled_dataset import LabelledDataset, load_dataset
+from pneumoscope.data.labeled_dataset import LabeledDataset, load_dataset
 from pneumoscope.imaging.preprocess import Preprocessing
 
 Draw = Callable[..., Path]
@@ -107,7 +107,7 @@ def test_missing_folder_is_an_error(tmp_path: Path) -> None:
 
 
 def test_repr_states_the_number_of_images(folder: Path) -> None:
-    expected = "<LabelledDataset of 6 images (train: 2 NORMAL, 2 PNEUMONIA; test: 1 NORMAL, 1 PNEUMONIA)>"
+    expected = "<LabeledDataset of 6 images (train: 2 NORMAL, 2 PNEUMONIA; test: 1 NORMAL, 1 PNEUMONIA)>"
     assert repr(load_dataset(folder)) == expected
 
 
@@ -159,5 +159,5 @@ def test_torch_dataset_gives_batches_for_a_network(folder: Path, workers: int) -
 def test_dataset_can_be_pickled_for_worker_processes(folder: Path) -> None:
     dataset = pickle.loads(pickle.dumps(load_dataset(folder)))
 
-    assert isinstance(dataset, LabelledDataset)
+    assert isinstance(dataset, LabeledDataset)
     assert dataset[0][0].shape == (50, 60)

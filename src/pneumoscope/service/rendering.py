@@ -1,0 +1,93 @@
+"""Render stored images and their heatmaps as PNG files. The files that clients sent are never returned."""
+
+from __future__ import annotations
+
+import asyncio
+import io
+from collections.abc import Callable
+from typing import TypeVar
+
+from fastapi.concurrency import run_in_threadpool
+from PIL import Image
+
+from pneumoscope.core.errors import UnknownNameError
+from pneumoscope.inference.model import Model
+from pneumoscope.inference.saliency import Layer
+from pneumoscope.service.storage.repository import PredictionRepository
+
+__all__ = ["ImageRenderer"]
+
+_THUMBNAIL_SIZE = 160  # pixels of the longer side
+_MAX_RENDERED = 2  # images rendered at once: each may take hundreds of MB
+_Rendered = TypeVar("_Rendered")
+
+
+class ImageRenderer:
+    """Renders the images of stored predictions, at most two at once.
+
+    Every method takes the id of a prediction. They raise UnknownNameError if there is none or it has no heatmap, GoneError if
+    its image was removed, UnreadableImageError if the image cannot be decoded, and StorageError if it cannot be read.
+
+    Args:
+        model: The current model; only its own predictions have heatmaps.
+        repository: Where predictions and images are stored.
+    """
+
+    def __init__(self, model: Model, repository: PredictionRepository) -> None:
+        self._model, self._repository = model, repository
+        self._rendering = asyncio.Semaphore(_MAX_RENDERED)
+
+    async def image(self, id: str) -> bytes:
+        """Return the decoded image as a PNG at its own size."""
+        return await self._render(lambda: _encode_png(self._decode(id)))
+
+    async def thumbnail(self, id: str) -> bytes:
+        """Return the decoded image as a PNG with at most 160 pixels on the longer side."""
+        return await self._render(lambda: _encode_png(_thumbnail(self._decode(id))))
+
+    async def heatmap(self, id: str) -> bytes:
+        """Return the image with its heatmap and a legend as a PNG."""
+        return await self._render(lambda: self._explain(id))
+
+    async def heatmap_layer(self, id: str) -> Layer:
+        """Return the heatmap as a transparent layer."""
+        return await self._render(lambda: self._model.heatmap_layer(self._explainable_image(id)))
+
+    async def _render(self, draw: Callable[[], _Rendered]) -> _Rendered:
+        """Call a function in a thread when fewer than two are being called."""
+        async with self._rendering:
+            return await run_in_threadpool(draw)
+
+    def _decode(self, id: str) -> Image.Image:
+        content = self._repository.image(self._repository.get(id))
+        return Image.fromarray(self._model.decode(content).pixels)
+
+    def _explain(self, id: str) -> bytes:
+        picture = self._model.explain(self._explainable_image(id)).picture
+        if picture is None:  # the bundle has the same network and stricter input checks
+            raise _rejected_image(id)
+        return picture
+
+    def _explainable_image(self, id: str) -> bytes:
+        """Return the stored file of a prediction with a heatmap."""
+        prediction = self._repository.get(id)
+        if prediction.model.sha256 != self._model.facts.sha256:
+            raise UnknownNameError("heatmap", id, (), hint="The prediction is of another model; post the image again")
+        if prediction.decision == "rejected":
+            raise _rejected_image(id)
+        return self._repository.image(prediction)
+
+
+def _rejected_image(id: str) -> UnknownNameError:
+    return UnknownNameError("heatmap", id, (), hint="The image was rejected; only predictions have a heatmap")
+
+
+def _thumbnail(picture: Image.Image) -> Image.Image:
+    picture.thumbnail((_THUMBNAIL_SIZE, _THUMBNAIL_SIZE), Image.Resampling.BOX, reducing_gap=2)
+    return picture
+
+
+def _encode_png(picture: Image.Image) -> bytes:
+    file = io.BytesIO()
+    picture.save(file, "PNG", compress_level=1)
+    return file.getvalue()

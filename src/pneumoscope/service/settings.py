@@ -1,0 +1,31 @@
+"""Settings of a service: limits, addresses and the retention period."""
+
+from __future__ import annotations
+
+import dataclasses
+from datetime import timedelta
+
+__all__ = ["Settings"]
+
+
+@dataclasses.dataclass(frozen=True, slots=True)
+class Settings:
+    """Settings of a service.
+
+    Attributes:
+        max_body_bytes: Size of a body with images.
+        max_total_bytes: Size of all bodies with images in progress together.
+        max_images: Images in one request.
+        max_waiting: Images that are accepted and not answered.
+        loopback: Whether only this machine can reach the service. Requests for other host names are then rejected.
+        public_name: Host name under which a reverse proxy on this machine publishes the service; may be empty.
+        keep: Age at which images are removed; None keeps them.
+    """
+
+    max_body_bytes: int = 256 * 2**20
+    max_total_bytes: int = 2**30
+    max_images: int = 64
+    max_waiting: int = 256
+    loopback: bool = True
+    public_name: str = ""
+    keep: timedelta | None = None
