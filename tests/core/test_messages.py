@@ -30,6 +30,9 @@ from pneumoscope.core.prediction import (
 
 PARAMETERS = {
     "outside_age_range": {"age": 61.0, "minimum": 1, "maximum": 5},
+    "outside_age_range_estimated": {"score": 0.912, "limit": 0.125, "minimum": 1, "maximum": 5},
+    "age_required": {"minimum": 1, "maximum": 5},
+    "age_not_understood": {"stated": "PatientAge: 4Q"},
     "out_of_distribution": {"distance": 1.52, "limit": 1.42},
     "lateral_view": {"view": "LL"},
     "too_small": {"width": 40, "height": 30, "minimum": 56},

@@ -13,7 +13,7 @@ from tests.conftest import LIMITS, operating_point
 
 from pneumoscope.bundle.card import INPUT_CLASSES, Calibration, Intervals, UncertaintyBand, read_bundle
 from pneumoscope.core.errors import UnknownNameError
-from pneumoscope.core.prediction import Rejection
+from pneumoscope.core.prediction import PatientAge, Rejection
 from pneumoscope.inference import BundleSession
 from pneumoscope.inference.decision import decide, find_operating_point, reject_by_age, reject_by_network, sigmoid
 
@@ -177,14 +177,28 @@ def test_nan_outputs_are_rejected(limited):
     assert reject_by_network(limited, classes(0.9), float("nan"))
 
 
-@pytest.mark.parametrize(
-    ("age", "rejected"), [(None, False), (0.9, True), (1, False), (5.99, False), (6, True), (67, True)]
-)
-def test_stated_age_outside_the_range_is_rejected(card, age, rejected):
-    rejection = reject_by_age(structs.replace(card, age_range=(1, 5)), age)
+AGE_RANGE = {"minimum": 1, "maximum": 5}
+
+
+@pytest.mark.parametrize(("years", "rejected"), [(0.9, True), (1, False), (5.99, False), (6, True), (67, True)])
+@pytest.mark.parametrize("source", ["header", "entered"])
+def test_age_outside_the_range_is_rejected(card, years, rejected, source):
+    age = PatientAge(years, source)
+    rejection = reject_by_age(structs.replace(card, age_range=(1, 5)), age, required=True)
 
     assert reject_by_age(card, age) is None
-    if rejected:
-        assert rejection == Rejection("outside_age_range", {"age": age, "minimum": 1, "maximum": 5})
-    else:
-        assert rejection is None
+    assert rejection == (Rejection("outside_age_range", {"age": years} | AGE_RANGE) if rejected else None)
+
+
+def test_unknown_age_is_rejected_only_if_it_is_required(card):
+    limited = structs.replace(card, age_range=(1, 5))
+    assert reject_by_age(limited, None) is None
+    assert reject_by_age(limited, None, required=True) == Rejection("age_required", AGE_RANGE)
+    assert reject_by_age(card, None, required=True) is None
+
+
+def test_age_that_is_not_understood_is_never_treated_as_absent(card):
+    age = PatientAge(None, stated="PatientAge: adult")
+    limited = structs.replace(card, age_range=(1, 5))
+    assert reject_by_age(limited, age) == Rejection("age_not_understood", {"stated": "PatientAge: adult"})
+    assert reject_by_age(card, age, required=True) is None

@@ -27,7 +27,7 @@ from pneumoscope.core.errors import (
     UnreadableImageError,
     UsageError,
 )
-from pneumoscope.core.prediction import ImageInfo, Rejection
+from pneumoscope.core.prediction import ImageInfo, PatientAge, Rejection
 from pneumoscope.imaging.decode import decode
 from pneumoscope.imaging.preprocess import preprocess
 from pneumoscope.inference import image_loader
@@ -464,3 +464,94 @@ def test_scoring_imports_no_torch_and_dicom_only_for_dicom(bundle):
     ran = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True, timeout=60)
 
     assert ran.stdout == "\n"
+
+
+# --- age of the patient ------------------------------------------------------------------------------------------------
+
+
+def dicom(level, **elements):
+    """Return the bytes of a DICOM file with these elements."""
+    dataset = Dataset()
+    dataset.file_meta = FileMetaDataset()
+    dataset.file_meta.TransferSyntaxUID = ExplicitVRLittleEndian
+    dataset.file_meta.MediaStorageSOPClassUID = dataset.SOPClassUID = DigitalXRayImageStorageForPresentation
+    dataset.file_meta.MediaStorageSOPInstanceUID = dataset.SOPInstanceUID = generate_uid(entropy_srcs=["age"])
+    pixels = halves(level)
+    dataset.Modality, dataset.PhotometricInterpretation, dataset.PixelData = "DX", "MONOCHROME2", pixels.tobytes()
+    dataset.Rows, dataset.Columns = pixels.shape
+    dataset.SamplesPerPixel, dataset.BitsAllocated, dataset.BitsStored, dataset.HighBit = 1, 8, 8, 7
+    dataset.PixelRepresentation = 0
+    dataset.WindowCenter, dataset.WindowWidth = 127.5, 256
+    for name, value in elements.items():
+        setattr(dataset, name, value)
+    file = io.BytesIO()
+    dataset.save_as(file, enforce_file_format=True)
+    return file.getvalue()
+
+
+@pytest.fixture(scope="module")
+def child_bundle(shared_maker):
+    return shared_maker.bundle(shared_maker.root / "children", age_range=(1, 5))
+
+
+def code(prediction):
+    return prediction.rejection and prediction.rejection.code
+
+
+def test_image_without_an_age_is_predicted_with_a_warning(child_bundle, model):
+    for content in (png(100), dicom(100)):
+        prediction = load_model(child_bundle).predict(content)
+        assert (prediction.decision, prediction.age, prediction.warnings) == ("no_pneumonia", None, ("age_not_stated",))
+    assert load_model(child_bundle).predict(dicom(100, PatientAge="004Y")).warnings == ()
+    assert load_model(child_bundle).predict(dicom(100, PatientAge="040Y")).warnings == ()
+    assert model.predict(png(100)).warnings == ()  # no age range on its card
+
+
+@pytest.mark.parametrize(
+    ("require_age", "png_code", "dicom_code"),
+    [("never", None, None), ("dicom", None, "age_required"), ("always", "age_required", "age_required")],
+)
+def test_required_age(child_bundle, require_age, png_code, dicom_code):
+    required = load_model(child_bundle, require_age=require_age)
+    assert (code(required.predict(png(100))), code(required.predict(dicom(100)))) == (png_code, dicom_code)
+    assert required.predict(dicom(100, PatientAge="004Y")).decision == "no_pneumonia"
+    assert code(required.predict(dicom(100, PatientAge="040Y"))) == "outside_age_range"
+
+
+def test_entered_age_is_used_where_the_file_states_none(child_bundle):
+    required = load_model(child_bundle, require_age="always")
+
+    for content in (png(100), dicom(100), dicom(100, PatientBirthDate="20200101")):
+        entered = required.predict(content, age=3)
+        assert (entered.decision, entered.age, entered.warnings) == ("no_pneumonia", PatientAge(3, "entered"), ())
+        assert code(required.predict(content, age=30)) == "outside_age_range"
+    stated = required.predict(dicom(100, PatientAge="040Y"), age=3)
+    assert (code(stated), stated.age) == ("outside_age_range", PatientAge(40))
+    batch = required.predict_batch([png(100), png(100), b"no image"], ages=[3, None, 3])
+    assert [code(each) for each in batch] == [None, "age_required", None]
+
+
+@pytest.mark.parametrize("age", [-1, 131, float("nan")])
+def test_impossible_age_is_an_error(child_bundle, age):
+    with pytest.raises(UsageError, match=r"the age is .* years, not from 0 to 130"):
+        load_model(child_bundle).predict(png(100), age=age)
+
+
+def test_age_and_warnings_survive_the_flat_row(child_bundle):
+    model = load_model(child_bundle)
+    for prediction in (model.predict(png(100)), model.predict(png(100), age=3)):
+        again = type(prediction).from_row(prediction.to_row())
+        assert (again.age, again.warnings) == (prediction.age, prediction.warnings)
+    row = model.predict(dicom(100, PatientAge="004Y")).to_row()
+    assert (row["age"], row["age_source"], row["warnings"]) == (4, "header", "")
+
+
+def test_warning_is_in_messages_pages_and_heatmaps(child_bundle):
+    model = load_model(child_bundle)
+    warned, plain = model.explain(png(100)), model.explain(png(100), age=3)
+
+    assert "Age not stated" in to_dataframe([warned.prediction]).message[0]
+    assert "Age not stated" in warned._repr_html_()
+    assert "Age not stated" not in plain._repr_html_()
+    heights = [Image.open(io.BytesIO(each.picture)).height for each in (warned, plain)]
+    assert heights[0] > heights[1]  # a line in the legend

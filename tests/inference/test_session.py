@@ -19,7 +19,7 @@ from tests.conftest import LIMITS, SIZE, halves, mean_gray_network
 
 from pneumoscope.bundle.card import Calibration, read_bundle
 from pneumoscope.core.errors import BundleError, UsageError
-from pneumoscope.core.prediction import Rejection
+from pneumoscope.core.prediction import PatientAge, Rejection
 from pneumoscope.imaging.image import Radiograph
 from pneumoscope.imaging.preprocess import preprocess_image
 from pneumoscope.inference import BundleSession
@@ -110,7 +110,7 @@ def test_age_score_above_the_limit_is_rejected(maker):
 def test_stated_age_in_the_range_does_not_overrule_the_age_score(maker):
     limits = structs.replace(LIMITS, max_age_score=0.5)
     session = BundleSession.load(maker.bundle(maker.root / "aged", rejection_limits=limits, age_range=(1, 5)))
-    images = [Radiograph(halves(153), "image", "DICOM", "MONOCHROME2", age=age) for age in (3.0, 40.0)]
+    images = [Radiograph(halves(153), "image", "DICOM", "MONOCHROME2", age=PatientAge(age)) for age in (3, 40)]
     codes = [rejection.code for _, rejection in session.stream(images)]
     assert codes == ["outside_age_range_estimated", "outside_age_range"]
 
@@ -384,10 +384,12 @@ def test_outputs_of_wrong_shape_or_not_finite_are_rejected(session, monkeypatch,
 
 def test_stated_age_outside_the_range_is_rejected(maker):
     session = BundleSession.load(maker.bundle(maker.root / "aged", age_range=(1, 5)))
-    image = Radiograph(np.tile(np.arange(SIZE, dtype=np.uint8) * 4, (SIZE, 1)), "image", "DICOM", "", age=67.0)
+    image = Radiograph(
+        np.tile(np.arange(SIZE, dtype=np.uint8) * 4, (SIZE, 1)), "image", "DICOM", "", age=PatientAge(67)
+    )
     (scored,) = session.stream([image])
     assert scored.rejection == Rejection("outside_age_range", {"age": 67.0, "minimum": 1.0, "maximum": 5.0})
-    (scored,) = session.stream([dataclasses.replace(image, age=3.0)])
+    (scored,) = session.stream([dataclasses.replace(image, age=PatientAge(3))])
     assert scored.rejection is None
 
 

@@ -5,8 +5,11 @@ from __future__ import annotations
 import shlex
 from collections.abc import Callable
 from pathlib import Path
+from typing import get_args
 
 import click
+
+from pneumoscope.core.prediction import AgeRequirement
 
 __all__ = [
     "accelerator_option",
@@ -20,6 +23,7 @@ __all__ = [
     "operating_point_option",
     "overrides_option",
     "recorded_command",
+    "require_age_option",
     "result_folder_option",
     "seed_option",
     "split_option",
@@ -45,6 +49,19 @@ model_option = click.option(
 operating_point_option = click.option(
     "--operating-point", default="", metavar="NAME", help="Operating point on the model card.  [default: balanced]"
 )
+
+
+def require_age_option(default: str) -> _Decorator:
+    """Return the option for images that are rejected if the age of the patient is unknown."""
+    return click.option(
+        "--require-age",
+        type=click.Choice(get_args(AgeRequirement)),
+        default=default,
+        show_default=True,
+        help="Reject images without the age of the patient: those of DICOM files, or all.",
+    )
+
+
 json_option = click.option("--json", "as_json", is_flag=True, help="Print one JSON document.")
 seed_option = click.option("--seed", default=0, show_default=True, help="Random seed.")
 ledger_option = click.option(

@@ -15,14 +15,14 @@ from typing import TYPE_CHECKING
 
 import click
 
-from pneumoscope.cli.options import json_option, model_option, operating_point_option
+from pneumoscope.cli.options import json_option, model_option, operating_point_option, require_age_option
 from pneumoscope.cli.progress import image_progress
 from pneumoscope.core.errors import PartialFailureError, UsageError
 from pneumoscope.core.i18n import NOTICE
-from pneumoscope.core.messages import counted, prediction_message
+from pneumoscope.core.messages import counted, decision_message, warning_message
 
 if TYPE_CHECKING:
-    from pneumoscope.core.prediction import Prediction
+    from pneumoscope.core.prediction import AgeRequirement, Prediction, WarningCode
     from pneumoscope.inference.model import Model
 
 __all__ = ["command"]
@@ -44,6 +44,7 @@ _COLORS = {
 @click.argument("paths", metavar="PATH...", nargs=-1, required=True)
 @model_option
 @operating_point_option
+@require_age_option("never")
 @json_option
 @click.option(
     "--csv",
@@ -60,6 +61,7 @@ def command(
     paths: tuple[str, ...],
     bundle: Path | None,
     operating_point: str,
+    require_age: AgeRequirement,
     as_json: bool,
     table: Path | None,
     heatmaps: Path | None,
@@ -96,8 +98,10 @@ def command(
         operating_point=operating_point,
         threads=0 if len(images) == 1 else 1,
         isolated=len(images) > MIN_IMAGES_FOR_POOL and os.name == "posix",
+        require_age=require_age,
     )
     counts: Counter[str] = Counter()
+    warnings: Counter[WarningCode] = Counter()
     show_progress = as_json or table or not sys.stdout.isatty()  # the table on a terminal is progress enough
     with contextlib.ExitStack() as stack:
         interrupted = stack.enter_context(_catch_interrupt())
@@ -107,7 +111,7 @@ def command(
         progress = None
         if show_progress and len(images) > _MIN_FOR_PROGRESS:
             progress = stack.enter_context(image_progress("scoring images"))
-        predictions = _count(scored, counts, len(images), progress, interrupted)
+        predictions = _count(scored, counts, warnings, len(images), progress, interrupted)
         if as_json:
             for part in iter_json(model.facts, predictions):
                 click.echo(part, nl=False)
@@ -125,6 +129,8 @@ def command(
                 raise error
         else:
             _print_table(model, predictions, counts)
+    for warning, count in warnings.items():
+        click.secho(f"Warning: {counted(count, 'image')}: {warning_message(warning)}", fg="yellow", err=True)
     if interrupted.is_set():
         click.echo(f"Interrupted after {counts.total():,} of {counted(len(images), 'image')}", err=True)
         raise click.Abort
@@ -179,13 +185,15 @@ def _catch_interrupt() -> Iterator[threading.Event]:
 def _count(
     predictions: Iterable[Prediction],
     counts: Counter[str],
+    warnings: Counter[WarningCode],
     total: int,
     progress: Callable[[int, int], None] | None,
     interrupted: threading.Event,
 ) -> Iterator[Prediction]:
-    """Yield predictions and count their decisions; stop after an interrupt."""
+    """Yield predictions, and count their decisions and warnings; stop after an interrupt."""
     for prediction in predictions:
         counts[prediction.decision or _FAILED] += 1
+        warnings.update(prediction.warnings)
         if progress:
             progress(counts.total(), total)
         yield prediction
@@ -201,7 +209,7 @@ def _print_table(model: Model, predictions: Iterable[Prediction], counts: Counte
         probability = ""
         if prediction.probability is not None:
             probability = f"{prediction.probability:.3f}  {_bar(prediction.probability)}"
-        message = prediction_message(prediction)
+        message = decision_message(prediction)
         image = _printable(prediction.path) + (f"  ({_printable(message)})" if message else "")
         label = click.style(f"{decision:12}", fg=_COLORS[decision])
         click.echo(f"{label}  {probability:{_BAR_WIDTH + 7}}  {image}")

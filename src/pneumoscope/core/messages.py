@@ -5,11 +5,12 @@ from __future__ import annotations
 from pneumoscope.core import errors
 from pneumoscope.core.errors import PneumoscopeError
 from pneumoscope.core.i18n import N_, NOTICE, translations
-from pneumoscope.core.prediction import Decision, Prediction, Rejection, RejectionCode, Uncertainty
+from pneumoscope.core.prediction import Decision, Prediction, Rejection, RejectionCode, Uncertainty, WarningCode
 
 __all__ = [
     "counted",
     "decision_label",
+    "decision_message",
     "error_text",
     "error_titles",
     "notice",
@@ -19,6 +20,7 @@ __all__ = [
     "probability_text",
     "rejection_message",
     "uncertainty_message",
+    "warning_message",
 ]
 
 _DECISIONS: dict[Decision, str] = {
@@ -37,7 +39,7 @@ _REJECTIONS: dict[RejectionCode, str] = {
         " {limit:.3f})"
     ),
     "age_required": N_("The age is required and not stated; the model's range is {minimum:g} to {maximum:g} years"),
-    "age_not_understood": N_("The DICOM header states the age in a form that is not understood ({element}: {value})"),
+    "age_not_understood": N_("The DICOM header states the age in a form that is not understood ({stated})"),
     "out_of_distribution": N_(
         "The image is unlike the training images (distance {distance:.2f}, limit {limit:.2f}). The patient's age, the view"
         " or the body part may differ"
@@ -56,6 +58,10 @@ _REJECTIONS: dict[RejectionCode, str] = {
     "too_narrow": N_("The image is too narrow for a chest radiograph: {width} x {height} pixels"),
     "color": N_("The image is in color; a radiograph is grayscale"),
     "blank": N_("The image is blank: its gray levels span {levels} of 256"),
+}
+
+_WARNINGS: dict[WarningCode, str] = {
+    "age_not_stated": N_("Age not stated: invalid if the patient is outside the model's age range"),
 }
 
 _OPERATING_POINTS = {
@@ -129,6 +135,11 @@ def rejection_message(rejection: Rejection, language: str = "en") -> str:
     return translations(language).gettext(_REJECTIONS[rejection.code]).format(**rejection.parameters)
 
 
+def warning_message(warning: WarningCode, language: str = "en") -> str:
+    """Return a warning as a sentence without a full stop."""
+    return translations(language).gettext(_WARNINGS[warning])
+
+
 def uncertainty_message(uncertainty: Uncertainty, language: str = "en") -> str:
     """Return the reason of an uncertain decision as a sentence without a full stop."""
     return translations(language).gettext(_UNCERTAIN).format(coverage=uncertainty.coverage)
@@ -154,7 +165,7 @@ def probability_text(probability: float, language: str = "en") -> str:
     return translations(language).gettext(_BELOW_1_PERCENT if probability < 0.01 else _ABOVE_99_PERCENT)
 
 
-def prediction_message(prediction: Prediction, language: str = "en") -> str:
+def decision_message(prediction: Prediction, language: str = "en") -> str:
     """Return the explanation of a rejected, uncertain or failed prediction; empty for other predictions.
 
     Failures are in English in every language: they quote the file and the decoder.
@@ -164,3 +175,9 @@ def prediction_message(prediction: Prediction, language: str = "en") -> str:
     if prediction.uncertainty:
         return uncertainty_message(prediction.uncertainty, language)
     return str(prediction.failure) if prediction.failure else ""
+
+
+def prediction_message(prediction: Prediction, language: str = "en") -> str:
+    """Return the explanation of a prediction, see `decision_message`, followed by its warnings; empty if there is nothing."""
+    warnings = (warning_message(warning, language) for warning in prediction.warnings)
+    return ". ".join(filter(None, (decision_message(prediction, language), *warnings)))

@@ -15,15 +15,19 @@ from pneumoscope.core.results import Interval
 
 __all__ = [
     "DECISIONS",
+    "MAX_AGE",
     "REJECTION_CODES",
+    "AgeRequirement",
     "Decision",
     "Failure",
     "ImageInfo",
     "ModelInfo",
+    "PatientAge",
     "Prediction",
     "Rejection",
     "RejectionCode",
     "Uncertainty",
+    "WarningCode",
 ]
 
 Decision = Literal["no_pneumonia", "pneumonia", "uncertain", "rejected"]
@@ -50,6 +54,13 @@ RejectionCode = Literal[
 ]
 REJECTION_CODES: tuple[RejectionCode, ...] = get_args(RejectionCode)
 
+# Images whose age must be known: none, those of DICOM files, or all.
+AgeRequirement = Literal["never", "dicom", "always"]
+
+MAX_AGE = 130  # years
+
+WarningCode = Literal["age_not_stated"]
+
 Parameters = Mapping[str, str | int | float]
 
 
@@ -64,6 +75,21 @@ class Rejection:
 
     code: RejectionCode
     parameters: Parameters = dataclasses.field(default_factory=dict)
+
+
+@dataclasses.dataclass(frozen=True, slots=True)
+class PatientAge:
+    """The age of the patient, as the file states it or a person entered it.
+
+    Attributes:
+        years: Age, years; None if it is stated in a form that is not understood.
+        source: "header" or "entered".
+        stated: Element and value that are not understood; empty otherwise.
+    """
+
+    years: float | None
+    source: Literal["header", "entered"] = "header"
+    stated: str = ""
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
@@ -148,6 +174,8 @@ class Prediction:
         rejection: Set if and only if the decision is "rejected".
         uncertainty: Set if and only if the decision is "uncertain".
         failure: Set if and only if the image could not be read.
+        age: Age of the patient; None if neither the file nor a person states it.
+        warnings: Codes of warnings: "age_not_stated" if the model has an age range and the age is unknown.
         image: Properties of the file; None if it could not be read.
         model: The bundle that made the prediction.
     """
@@ -161,6 +189,8 @@ class Prediction:
     rejection: Rejection | None = None
     uncertainty: Uncertainty | None = None
     failure: Failure | None = None
+    age: PatientAge | None = None
+    warnings: tuple[WarningCode, ...] = ()
     image: ImageInfo | None = None
     model: ModelInfo
 
@@ -203,6 +233,9 @@ class Prediction:
             "failure_code": failure and failure.code,
             "failure_message": failure and failure.message,
             "failure_hint": failure and failure.hint,
+            "age": self.age and self.age.years,
+            "age_source": self.age and self.age.source,
+            "warnings": " ".join(self.warnings),
             "width": image and image.width,
             "height": image and image.height,
             "format": image and image.format,
@@ -243,6 +276,8 @@ class Prediction:
             "failure": Failure(row["failure_code"], row["failure_message"], row["failure_hint"])
             if present("failure_code")
             else None,
+            "age": PatientAge(row["age"], row["age_source"]) if present("age_source") else None,
+            "warnings": tuple((row["warnings"] or "").split()),
             "image": ImageInfo(row["width"], row["height"], row["format"]) if present("width") else None,
             "model": ModelInfo(row["model_name"], row["model_version"], row["model_sha256"]),
         }

@@ -18,6 +18,7 @@ from pathlib import Path
 
 from pneumoscope.core.errors import DatasetError, ManifestError
 from pneumoscope.core.files import write_atomically
+from pneumoscope.core.prediction import MAX_AGE
 from pneumoscope.data.hashing import Progress, hash_images
 from pneumoscope.data.patients import parse_nih_patient
 from pneumoscope.imaging.decode import EXTENSIONS
@@ -27,7 +28,7 @@ __all__ = ["OutlierImage", "Outliers", "load_outliers"]
 _COLUMNS = ("path", "age", "patient", "source", "split", "sha256")
 _SPLITS = ("train", "validation")
 _PARTS = 5  # one of them is for validation
-_ADULT_AGE, _MAX_AGE = 18, 130  # years
+_ADULT_AGE = 18  # years
 _HINT = "Pass a folder of images, or a CSV with the column path and optional columns age, patient, source and split"
 
 
@@ -179,8 +180,8 @@ def _parse_age(text: str, place: str) -> float | None:
         age = float(text)
     except ValueError:
         age = math.nan
-    if not 0 <= age <= _MAX_AGE:
-        raise ManifestError(f"{place}: age is {text!r}, not a number of years from 0 to {_MAX_AGE}")
+    if not 0 <= age <= MAX_AGE:
+        raise ManifestError(f"{place}: age is {text!r}, not a number of years from 0 to {MAX_AGE}")
     return age
 
 

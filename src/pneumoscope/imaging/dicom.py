@@ -115,8 +115,7 @@ def decode_dicom(data: bytes, name: str) -> Radiograph:
         raise UnreadableImageError(name, f"the gray levels cannot be computed ({reason})") from error
     pixels.flags.writeable = False
     mode = f"{header.PhotometricInterpretation}, {header.BitsStored} bits"
-    age, age_rejection = read_age(header)
-    return Radiograph(pixels, name, "DICOM", mode, age=age, rejection=_rejection(header) or age_rejection)
+    return Radiograph(pixels, name, "DICOM", mode, age=read_age(header), rejection=_rejection(header))
 
 
 class _GrayLevelError(Exception):

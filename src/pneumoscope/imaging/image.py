@@ -8,7 +8,7 @@ import numpy as np
 import numpy.typing as npt
 
 from pneumoscope.core.errors import UnreadableImageError
-from pneumoscope.core.prediction import Rejection
+from pneumoscope.core.prediction import PatientAge, Rejection
 
 __all__ = ["MAX_PIXELS", "Radiograph"]
 
@@ -27,7 +27,7 @@ class Radiograph:
         mode: Pixel format of the file: Pillow's mode ("L", "RGB", "I;16"), or DICOM's photometric interpretation and
             bits ("MONOCHROME2, 12 bits").
         reduced_from: Width and height in the file, pixels, if the image was decoded at a reduced size; else None.
-        age: Age of the patient in years, if the file states it; else None.
+        age: Age of the patient, if the file states it; else None.
         chroma: Mean difference of the largest and smallest color channel, gray levels; 0 for gray images.
         rejection: Why the header of the file excludes a prediction, such as a lateral view; else None.
 
@@ -41,7 +41,7 @@ class Radiograph:
     mode: str
     reduced_from: tuple[int, int] | None = None
     chroma: float = 0.0
-    age: float | None = None
+    age: PatientAge | None = None
     rejection: Rejection | None = None
 
     def __post_init__(self) -> None:

@@ -10,11 +10,10 @@ from datetime import date
 
 from pydicom import Dataset
 
-from pneumoscope.core.prediction import Rejection
+from pneumoscope.core.prediction import MAX_AGE, PatientAge
 
-__all__ = ["AGE_ELEMENTS", "MAX_AGE", "parse_age", "parse_date", "read_age"]
+__all__ = ["AGE_ELEMENTS", "parse_age", "parse_date", "read_age"]
 
-MAX_AGE = 130  # years
 _MAX_QUOTED = 24  # characters of a value in a message
 
 _NUMBER = re.compile(r"(?P<number>\d{1,5}(?:\.\d{1,3})?)\s*(?P<unit>[a-z]*)\.?", re.IGNORECASE)
@@ -38,31 +37,29 @@ _EXAMINATION_DATES = (
 AGE_ELEMENTS = ("PatientAge", "PatientBirthDate", *_EXAMINATION_DATES)
 
 
-def read_age(header: Dataset) -> tuple[float | None, Rejection | None]:
-    """Return the age in years, and the rejection if it is stated but cannot be understood.
+def read_age(header: Dataset) -> PatientAge | None:
+    """Return the age that a header states, or None if it states neither an age nor a birth date.
 
-    The age is PatientAge, or else the time from PatientBirthDate to the first examination date that is stated.
-
-    Returns:
-        (None, None) if neither an age nor a birth date is stated.
+    The age is PatientAge, or else the time from PatientBirthDate to the first examination date that is stated. If it is not
+    understood, `PatientAge.stated` quotes it; of dates, which identify a patient, it has the form only, as in "99/99/9999".
     """
     if stated := _text(header, "PatientAge"):
-        age = parse_age(stated)
-        return (age, None) if age is not None else (None, _not_understood("PatientAge", stated))
+        years = parse_age(stated)
+        return PatientAge(years) if years is not None else _not_understood("PatientAge", stated)
     born = _text(header, "PatientBirthDate")
     if not born:
-        return None, None
+        return None
     birth = parse_date(born)
     if birth is None:
-        return None, _not_understood("PatientBirthDate", born)
+        return _not_understood("PatientBirthDate", re.sub(r"\d", "9", born))
     name, examined = next(
         ((name, text) for name in _EXAMINATION_DATES if (text := _text(header, name))), ("StudyDate", "")
     )
     examination = parse_date(examined[:8] if name == "AcquisitionDateTime" else examined)
-    age = (examination - birth).days / 365.25 if examination else -1
-    if not 0 <= age <= MAX_AGE:
-        return None, _not_understood(name, examined)
-    return age, None
+    years = (examination - birth).days / 365.25 if examination else -1
+    if not 0 <= years <= MAX_AGE:
+        return _not_understood(name, re.sub(r"\d", "9", examined) if examination is None else "before PatientBirthDate")
+    return PatientAge(years)
 
 
 def parse_age(text: str) -> float | None:
@@ -91,6 +88,6 @@ def _text(header: Dataset, name: str) -> str:
     return "" if value is None else str(value).strip().strip("\0").strip()
 
 
-def _not_understood(name: str, text: str) -> Rejection:
+def _not_understood(name: str, text: str) -> PatientAge:
     printable = "".join(mark for mark in text if mark.isprintable())
-    return Rejection("age_not_understood", {"element": name, "value": printable[:_MAX_QUOTED]})
+    return PatientAge(None, stated=f"{name}: {printable[:_MAX_QUOTED]}" if printable else f"{name}: empty")

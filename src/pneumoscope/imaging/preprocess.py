@@ -15,7 +15,7 @@ import numpy.typing as npt
 from msgspec import Meta, Struct
 from PIL import Image
 
-from pneumoscope.core.prediction import Rejection
+from pneumoscope.core.prediction import PatientAge, Rejection
 from pneumoscope.imaging.image import Radiograph
 from pneumoscope.imaging.input_checks import check_image
 
@@ -80,7 +80,7 @@ class PreprocessedImage:
         source: Path or name.
         format: Format of the file: "JPEG", "PNG", "DICOM", ...
         width, height: Size of the image in its file, pixels.
-        age: Age of the patient in years, if the file states it.
+        age: Age of the patient; None if unknown.
         rejection: Why the header or the pixels exclude a prediction, or None.
         radiograph: The decoded image, if requested.
     """
@@ -90,7 +90,7 @@ class PreprocessedImage:
     format: str
     width: int
     height: int
-    age: float | None
+    age: PatientAge | None
     rejection: Rejection | None
     radiograph: Radiograph | None = None
 

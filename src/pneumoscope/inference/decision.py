@@ -13,7 +13,7 @@ import numpy.typing as npt
 
 from pneumoscope.bundle.card import INPUT_CLASSES, Calibration, Card, OperatingPoint
 from pneumoscope.core.errors import UnknownNameError
-from pneumoscope.core.prediction import Decision, Rejection, RejectionCode, Uncertainty
+from pneumoscope.core.prediction import Decision, PatientAge, Rejection, RejectionCode, Uncertainty
 from pneumoscope.core.results import Interval
 from pneumoscope.statistics.conformal import VennAbers
 
@@ -104,16 +104,23 @@ def reject_by_network(
     return None
 
 
-def reject_by_age(card: Card, age: float | None) -> Rejection | None:
-    """Return the rejection by the stated age, or None if the age is in the card's range or not stated.
+def reject_by_age(card: Card, age: PatientAge | None, *, required: bool = False) -> Rejection | None:
+    """Return the rejection by the age that is stated or entered, or None if it is in the card's range.
 
     Args:
-        card: Card of the bundle.
-        age: Years, from the image's header.
+        card: Card of the bundle; without an age range, nothing is rejected.
+        age: Age of the patient; None if unknown.
+        required: Reject if the age is unknown.
     """
-    if card.age_range is None or age is None or card.age_range[0] <= age < card.age_range[1] + 1:
+    if card.age_range is None:
         return None
-    return Rejection("outside_age_range", {"age": age} | _age_range(card))
+    if age is None:
+        return Rejection("age_required", _age_range(card)) if required else None
+    if age.years is None:
+        return Rejection("age_not_understood", {"stated": age.stated})
+    if card.age_range[0] <= age.years < card.age_range[1] + 1:
+        return None
+    return Rejection("outside_age_range", {"age": age.years} | _age_range(card))
 
 
 def _age_range(card: Card) -> dict[str, str | int | float]:

@@ -16,7 +16,15 @@ import numpy as np
 from pneumoscope.bundle.card import Card
 from pneumoscope.core.display import facts_html, prediction_html
 from pneumoscope.core.errors import UnreadableImageError, UsageError
-from pneumoscope.core.prediction import Failure, ImageInfo, ModelInfo, Prediction
+from pneumoscope.core.prediction import (
+    MAX_AGE,
+    AgeRequirement,
+    Failure,
+    ImageInfo,
+    ModelInfo,
+    PatientAge,
+    Prediction,
+)
 from pneumoscope.imaging.image import Radiograph
 from pneumoscope.imaging.preprocess import PreprocessedImage
 from pneumoscope.inference.decision import DEFAULT_OPERATING_POINT, decide, find_operating_point, threshold_probability
@@ -109,40 +117,46 @@ class Model:
         """Check that the network still gives the logit on its card; see `BundleSession.run_self_test`."""
         self._session.run_self_test()
 
-    def predict(self, image: ImageSource, *, name: str = "") -> Prediction:
+    def predict(self, image: ImageSource, *, name: str = "", age: float | None = None) -> Prediction:
         """Return the prediction for one image.
 
         Args:
             image: A path, the bytes of a file, gray levels (uint8, shape (height, width), 0 is black), a PIL image or a
                 pydicom Dataset.
             name: Name in the prediction; the path if empty, or "bytes", "array", "image" or "dataset".
+            age: Age of the patient, years, if the file does not state it; an age that the file states comes first.
         Raises:
             UnreadableImageError: The image cannot be decoded; see `imaging.decode`.
+            UsageError: The age is not from 0 to 130 years.
         """
-        preprocessed = self._loader.preprocess(image, name=name)
+        preprocessed = _with_age(self._loader.preprocess(image, name=name), age)
         return self._predict(preprocessed, next(self._session.stream([preprocessed])))
 
-    def explain(self, image: ImageSource, *, name: str = "") -> Explanation:
+    def explain(self, image: ImageSource, *, name: str = "", age: float | None = None) -> Explanation:
         """Return the prediction for one image and its heatmap, from the same run of the network.
 
         Args:
-            image, name: See `predict`.
+            image, name, age: See `predict`.
         Raises:
             BundleError: The network has no heatmaps.
             UnreadableImageError: The image cannot be decoded.
+            UsageError: The age is not from 0 to 130 years.
         """
         self._session.require_heatmaps()
-        preprocessed = self._loader.preprocess(image, name=name, keep_radiograph=True)
+        preprocessed = _with_age(self._loader.preprocess(image, name=name, keep_radiograph=True), age)
         return self._explain([preprocessed])[0]
 
-    def predict_batch(self, images: Sequence[ImageSource], *, names: Sequence[str] = ()) -> list[Prediction]:
+    def predict_batch(
+        self, images: Sequence[ImageSource], *, names: Sequence[str] = (), ages: Sequence[float | None] = ()
+    ) -> list[Prediction]:
         """Return predictions from one run of the network, in the calling thread; otherwise like `predict_many`.
 
         Args:
             images: See `predict`.
             names: Names in the predictions, one per image; see `predict`. A failure does not mention an empty name.
+            ages: Ages of the patients, one per image; see `predict`.
         """
-        return self._predict_batch(images, self._loader.pool, names)
+        return self._predict_batch(images, self._loader.pool, names, ages)
 
     def predict_many(
         self, images: Iterable[ImageSource], *, batch_size: int = BATCH_SIZE, workers: int = 0
@@ -239,11 +253,20 @@ class Model:
                     future.cancel()
 
     def _predict_batch(
-        self, images: Sequence[ImageSource], pool: DecodePool | None, names: Sequence[str] = ()
+        self,
+        images: Sequence[ImageSource],
+        pool: DecodePool | None,
+        names: Sequence[str] = (),
+        ages: Sequence[float | None] = (),
     ) -> list[Prediction]:
         preprocessed = self._loader.preprocess_many(images, pool)
         if names:
             preprocessed = [_renamed(each, name) for each, name in zip(preprocessed, names, strict=True)]
+        if ages:
+            preprocessed = [
+                _with_age(each, age) if isinstance(each, PreprocessedImage) else each
+                for each, age in zip(preprocessed, ages, strict=True)
+            ]
         readable = [each for each in preprocessed if isinstance(each, PreprocessedImage)]
         scored = self._session.stream(readable, batch=max(1, len(readable)))
         return [
@@ -278,12 +301,14 @@ class Model:
                     probability=prediction.probability,
                     threshold=self.threshold,
                     decision=prediction.decision,
+                    warnings=prediction.warnings,
                 )
             explanations.append(Explanation(prediction, picture))
         return explanations
 
     def _predict(self, image: PreprocessedImage, scored: Scored) -> Prediction:
         result = decide(self.card, self.point, scored.logit, scored.rejection)
+        is_age_unknown = self.card.age_range is not None and image.age is None and not result.rejection
         return Prediction(
             path=image.source,
             decision=result.decision,
@@ -293,6 +318,8 @@ class Model:
             operating_point=self.operating_point_name,
             rejection=result.rejection,
             uncertainty=result.uncertainty,
+            age=image.age,
+            warnings=("age_not_stated",) if is_age_unknown else (),
             image=ImageInfo(image.width, image.height, image.format),
             model=self.facts,
         )
@@ -308,7 +335,12 @@ class Model:
 
 
 def load_model(
-    bundle: str | Path | None = None, *, operating_point: str = "", threads: int = 0, isolated: bool = False
+    bundle: str | Path | None = None,
+    *,
+    operating_point: str = "",
+    threads: int = 0,
+    isolated: bool = False,
+    require_age: AgeRequirement = "never",
 ) -> Model:
     """Return a model that is ready to predict.
 
@@ -318,6 +350,8 @@ def load_model(
         threads: Threads per network call; 0 means one per core. With 1, `predict_many` is slightly faster and `predict` slower.
         isolated: Decode every image, even a single one, in worker processes with limits on memory and time. Use it for
             untrusted images. Linux and macOS only.
+        require_age: Reject images if the age of the patient is unknown: "always", or "dicom" for DICOM files only. Without an
+            age range on the card, it has no effect.
     Raises:
         BundleError: The bundle is missing or invalid; see `bundle.card.read_bundle`.
         RunError: The run has no bundle.
@@ -331,13 +365,25 @@ def load_model(
 
         pool = DecodePool()
         pool.start()  # while the network is loaded
-    return Model(BundleSession.load(folder, threads=threads), operating_point=operating_point, pool=pool)
+    session = BundleSession.load(folder, threads=threads, require_age=require_age)
+    return Model(session, operating_point=operating_point, pool=pool)
 
 
 def _renamed(result: PreprocessedImage | UnreadableImageError, name: str) -> PreprocessedImage | UnreadableImageError:
     if isinstance(result, UnreadableImageError):
         return type(result)(name, result.reason, hint=result.hint)
     return dataclasses.replace(result, source=name)
+
+
+def _with_age(image: PreprocessedImage, age: float | None) -> PreprocessedImage:
+    """Return the image with the age that a person entered, unless its file states one that is understood."""
+    if age is None:
+        return image
+    if not 0 <= age <= MAX_AGE:
+        raise UsageError(f"the age is {age:g} years, not from 0 to {MAX_AGE}")
+    if image.age is not None and image.age.years is not None:
+        return image
+    return dataclasses.replace(image, age=PatientAge(age, "entered"))
 
 
 def _batches(images: Iterable[ImageSource], size: int) -> Iterator[tuple[ImageSource, ...]]:

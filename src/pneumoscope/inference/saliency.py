@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import functools
 import io
+from collections.abc import Sequence
 from typing import NamedTuple
 
 import numpy as np
@@ -18,8 +19,8 @@ from PIL import Image, ImageDraw, ImageFont
 from pneumoscope.bundle.card import Card
 from pneumoscope.core.errors import UsageError
 from pneumoscope.core.i18n import NOTICE
-from pneumoscope.core.messages import decision_label, probability_text
-from pneumoscope.core.prediction import Decision
+from pneumoscope.core.messages import decision_label, probability_text, warning_message
+from pneumoscope.core.prediction import Decision, WarningCode
 from pneumoscope.imaging.image import Radiograph
 from pneumoscope.imaging.preprocess import Crop
 
@@ -56,6 +57,7 @@ def render_heatmap(
     probability: float,
     threshold: float,
     decision: Decision,
+    warnings: Sequence[WarningCode] = (),
 ) -> bytes:
     """Return a PNG of an image with its heatmap and a legend.
 
@@ -68,6 +70,7 @@ def render_heatmap(
         probability: Calibrated probability of pneumonia, 0 to 1.
         threshold: Threshold as a calibrated probability.
         decision: The decision.
+        warnings: Warnings for the legend.
     Raises:
         UsageError: The heatmap is not two-dimensional or not finite.
     """
@@ -80,7 +83,8 @@ def render_heatmap(
     strength = resize_to_image(heatmap, width, height, card.preprocessing.crop) / (maximum or 1.0)
     picture = _overlay(np.asarray(gray), strength)
     title = f"{decision_label(decision)}: probability of pneumonia {probability_text(probability)}"
-    legend = _legend(max(width, _MIN_CANVAS_WIDTH), title, threshold, card, heatmap.shape, maximum)
+    warning = ". ".join(warning_message(code) for code in warnings)
+    legend = _legend(max(width, _MIN_CANVAS_WIDTH), title, warning, threshold, card, heatmap.shape, maximum)
     canvas = Image.new("RGB", (legend.width, height + legend.height), _BACKGROUND)
     canvas.paste(Image.fromarray(picture), ((legend.width - width) // 2, 0))
     canvas.paste(legend, (0, height))
@@ -184,9 +188,9 @@ def _overlay(gray: npt.NDArray[np.uint8], strength: npt.NDArray[np.float32]) -> 
 
 
 def _legend(
-    width: int, title: str, threshold: float, card: Card, positions: tuple[int, ...], maximum: float
+    width: int, title: str, warning: str, threshold: float, card: Card, positions: tuple[int, ...], maximum: float
 ) -> Image.Image:
-    """Return the legend: the result, the color scale, an explanation and the notice."""
+    """Return the legend: the result, the color scale, an explanation, a warning and the notice."""
     inner = width - 2 * _MARGIN
     rows, columns = positions
     coarse = " The heatmap is too coarse to localize anything." if rows * columns < _MIN_POSITIONS else ""
@@ -198,7 +202,8 @@ def _legend(
     large, text = ImageFont.load_default(24), ImageFont.load_default(16)
     titles = [(line, large, _TEXT) for line in _wrap(draw, title, large, inner)]
     notes = [(line, text, _MUTED) for line in _wrap(draw, about, text, inner)]
-    notes += [(line, text, _TEXT) for line in _wrap(draw, NOTICE, text, inner)]
+    for sentence in filter(None, (warning, NOTICE)):
+        notes += [(line, text, _TEXT) for line in _wrap(draw, sentence, text, inner)]
     height = 3 * _MARGIN + 32 * len(titles) + 2 * 22 + _BAR_HEIGHT + 22 * len(notes)
     legend = Image.new("RGB", (width, height), _BACKGROUND)
     draw = ImageDraw.Draw(legend)

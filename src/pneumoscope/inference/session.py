@@ -14,7 +14,7 @@ import numpy.typing as npt
 from pneumoscope.bundle.card import INPUT_CLASSES, Card, read_bundle
 from pneumoscope.bundle.network_checks import SELF_TEST_TOLERANCE, self_test_image
 from pneumoscope.core.errors import BundleError, UsageError
-from pneumoscope.core.prediction import Rejection
+from pneumoscope.core.prediction import AgeRequirement, Rejection
 from pneumoscope.imaging.image import Radiograph
 from pneumoscope.imaging.preprocess import PreprocessedImage, preprocess_image
 from pneumoscope.inference.decision import calibrate, reject_by_age, reject_by_network
@@ -61,13 +61,14 @@ class BundleSession:
         has_heatmaps: True if the network has the output `heatmap`.
     """
 
-    def __init__(self, card: Card, network: bytes, *, threads: int = 0) -> None:
+    def __init__(self, card: Card, network: bytes, *, threads: int = 0, require_age: AgeRequirement = "never") -> None:
         """Start an ONNX Runtime session.
 
         Args:
             card: Card of the bundle.
             network: Content of the ONNX file.
             threads: Threads per network call; 0 means one per core.
+            require_age: Images that are rejected if the age of the patient is unknown.
         Raises:
             BundleError: ONNX Runtime cannot run the file, or its inputs and outputs do not match the bundle format.
         """
@@ -83,19 +84,24 @@ class BundleSession:
         except Exception as error:
             raise BundleError(f"the network of bundle {card.name!r} cannot be run: {error}") from error
         self.card = card
+        self._require_age = require_age
         self._output_names = [output.name for output in self._session.get_outputs()]
         self._check_signature()
         self.has_heatmaps = "heatmap" in self._output_names
 
     @classmethod
-    def load(cls, folder: Path, *, threads: int = 0) -> BundleSession:
+    def load(cls, folder: Path, *, threads: int = 0, require_age: AgeRequirement = "never") -> BundleSession:
         """Read and verify a bundle, start a session and run its self-test.
+
+        Args:
+            folder: Folder of the bundle.
+            threads, require_age: See `__init__`.
 
         Raises:
             BundleError: See `bundle.card.read_bundle`; the outputs do not match the limits on the card, or the self-test fails.
         """
         card, network = read_bundle(folder)
-        session = cls(card, network, threads=threads)
+        session = cls(card, network, threads=threads, require_age=require_age)
         session._check_limits()
         session.run_self_test()
         return session
@@ -158,11 +164,15 @@ class BundleSession:
             outputs: Outputs of the network for it.
         """
         return [
-            Scored(logit, image.rejection or reject_by_age(self.card, image.age) or rejection)
+            Scored(logit, image.rejection or self._reject_by_age(image) or rejection)
             for image, logit, rejection in zip(
                 images, outputs.logit.tolist(), network_rejections(self.card, outputs), strict=True
             )
         ]
+
+    def _reject_by_age(self, image: PreprocessedImage) -> Rejection | None:
+        required = self._require_age == "always" or (self._require_age == "dicom" and image.format == "DICOM")
+        return reject_by_age(self.card, image.age, required=required)
 
     def require_heatmaps(self) -> None:
         """Raise if the network has no heatmaps.

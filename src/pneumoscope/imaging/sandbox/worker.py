@@ -28,7 +28,7 @@ import numpy.typing as npt
 from msgspec import Meta, Struct
 
 from pneumoscope.core.errors import UnreadableImageError
-from pneumoscope.core.prediction import Rejection
+from pneumoscope.core.prediction import PatientAge, Rejection
 from pneumoscope.imaging.decode import decode
 from pneumoscope.imaging.image import MAX_PIXELS
 from pneumoscope.imaging.preprocess import Preprocessing, preprocess_image
@@ -110,7 +110,7 @@ class DecodeSuccess(Struct, frozen=True, kw_only=True, tag="success"):
     height: Side
     reduced_from: tuple[Side, Side] | None
     chroma: Annotated[float, Meta(ge=0, le=255)]
-    age: Annotated[float, Meta(ge=0, le=1000)] | None
+    age: PatientAge | None
     header_rejection: Rejection | None
     rejection: Rejection | None
 
