@@ -19,6 +19,9 @@ import numpy as np
 import pytest
 from fastapi.testclient import TestClient
 from PIL import Image
+from pydicom import Dataset
+from pydicom.dataset import FileMetaDataset
+from pydicom.uid import DigitalXRayImageStorageForPresentation, ExplicitVRLittleEndian, generate_uid
 from sqlalchemy import create_engine, text
 from sqlalchemy.exc import DBAPIError
 from tests.conftest import LIMITS, POINTS
@@ -51,7 +54,9 @@ SERVICE_SECONDS = 300  # after which a service is killed; above the time limit o
 MODEL = ModelInfo("gray", "0.1.0", "ab" * 32)
 
 
-def prediction(probability=0.75, decision="pneumonia", name="an image.png", operating_point="balanced"):
+def prediction(
+    probability=0.75, decision="pneumonia", name="an image.png", operating_point="balanced", age=None, warnings=()
+):
     interval = None
     if probability is not None:
         interval = Interval(probability, probability / 2, (1 + probability) / 2, method="venn-abers", n=100, level=None)
@@ -64,9 +69,32 @@ def prediction(probability=0.75, decision="pneumonia", name="an image.png", oper
         operating_point=operating_point,
         rejection=Rejection("blank", {"levels": 3}) if decision == "rejected" else None,
         uncertainty=Uncertainty(0.3, 0.7, 0.95) if decision == "uncertain" else None,
+        age=age,
+        warnings=warnings,
         image=ImageInfo(30, 20, "PNG"),
         model=MODEL,
     )
+
+
+def dicom(**elements):
+    """Return a DICOM file with these elements."""
+    dataset = Dataset()
+    dataset.file_meta = FileMetaDataset()
+    dataset.file_meta.TransferSyntaxUID = ExplicitVRLittleEndian
+    dataset.file_meta.MediaStorageSOPClassUID = dataset.SOPClassUID = DigitalXRayImageStorageForPresentation
+    dataset.file_meta.MediaStorageSOPInstanceUID = dataset.SOPInstanceUID = generate_uid(entropy_srcs=["age"])
+    dataset.Modality, dataset.PhotometricInterpretation = "DX", "MONOCHROME2"
+    gray = np.full((64, 64), 92, np.uint8)
+    gray[:, 32:] += 16
+    dataset.PixelData, dataset.Rows, dataset.Columns = gray.tobytes(), *gray.shape
+    dataset.SamplesPerPixel, dataset.BitsAllocated, dataset.BitsStored, dataset.HighBit = 1, 8, 8, 7
+    dataset.PixelRepresentation = 0
+    dataset.WindowCenter, dataset.WindowWidth = 127.5, 256
+    for name, value in elements.items():
+        setattr(dataset, name, value)
+    file = io.BytesIO()
+    dataset.save_as(file, enforce_file_format=True)
+    return file.getvalue()
 
 
 def add(repository, image=b"image", **fields):
@@ -207,6 +235,15 @@ def verified(folder, *options, within=()):
         capture_output=True, text=True, cwd=folder, check=False, timeout=60,
     )  # fmt: skip
     return ran.returncode, json.loads(ran.stdout) if ran.returncode == 0 else ran.stderr
+
+
+@pytest.fixture(scope="session")
+def child_bundle(shared_maker):
+    """A bundle for patients of 1 to 5 years, which rejects images of mean gray below 77."""
+    folder = shared_maker.root / "children served"
+    if not folder.exists():
+        shared_maker.bundle(folder, gain=0.05, operating_points=POINTS, rejection_limits=LIMITS, age_range=(1, 5))
+    return folder
 
 
 @pytest.fixture

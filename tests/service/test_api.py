@@ -18,10 +18,11 @@ from fastapi.testclient import TestClient
 from hypothesis import HealthCheck, given, settings
 from PIL import Image
 from schemathesis.specs.openapi.checks import positive_data_acceptance
-from tests.service.conftest import TOKEN, fetch, images, png, post, problem
+from tests.service.conftest import TOKEN, dicom, fetch, images, png, post, problem
 
 from pneumoscope.core.errors import UnreadableImageError
 from pneumoscope.core.i18n import NOTICE
+from pneumoscope.inference.model import load_model
 from pneumoscope.service.api.exception_handlers import PROBLEM_MEDIA_TYPE
 from pneumoscope.service.app import create_app
 from pneumoscope.service.audit.verification import verify
@@ -494,3 +495,68 @@ def test_responses_conform_to_openapi(model):
             ask()
     assert len(sent) == 13
     assert sent.total() > 150
+
+
+# --- age of the patient ------------------------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def child_client(child_bundle, request):
+    """A client of a service whose model has an age range; the parameter is `require_age`, "dicom" by default."""
+    required = load_model(child_bundle, threads=1, require_age=getattr(request, "param", "dicom"))
+    app = create_app(required, PredictionRepository(None), Authenticator({}))
+    with TestClient(app, base_url="http://127.0.0.1:8000", raise_server_exceptions=False) as opened:
+        yield opened
+
+
+def post_with_age(client, age, *contents):
+    response = client.post("/v1/predictions", params={"age": age}, files=images(*contents))
+    assert response.status_code == 201, response.text
+    return response.json()["predictions"]
+
+
+def test_entered_age_is_used_for_all_images_whose_file_states_none(child_client):
+    found = post_with_age(child_client, "3.5", png(), dicom(), dicom(PatientAge="004Y"), b"no image")
+    entered, header = {"years": 3.5, "source": "entered", "stated": ""}, {"years": 4, "source": "header", "stated": ""}
+    assert [each["age"] for each in found] == [entered, entered, header, None]
+    assert [each["warnings"] for each in found] == [[], [], [], []]
+    assert fetch(child_client, found[0]["id"]) == found[0]
+
+
+def test_prediction_with_an_entered_age_is_another_prediction(child_client):
+    (warned, rejected), (predicted, accepted) = (
+        post(child_client, png(), dicom()),
+        post_with_age(child_client, 3, png(), dicom()),
+    )
+    assert (warned["decision"], warned["warnings"]) == ("no_pneumonia", ["age_not_stated"])
+    assert warned["message"].startswith("Age not stated")
+    assert rejected["rejection"]["code"] == "age_required"
+    assert (predicted["warnings"], predicted["message"], accepted["decision"]) == ([], "", "no_pneumonia")
+    (outside,) = post_with_age(child_client, 30, png())
+    assert outside["rejection"]["code"] == "outside_age_range"
+    assert len({each["id"] for each in (warned, rejected, predicted, accepted, outside)}) == 5
+    assert post(child_client, png())[0]["id"] == warned["id"]
+
+
+def test_rejection_under_one_policy_is_not_returned_under_another(child_bundle, tmp_path):
+    found = []
+    for require_age in ("always", "never", "always"):
+        loaded = load_model(child_bundle, threads=1, require_age=require_age)
+        app = create_app(loaded, PredictionRepository(tmp_path / "data"), Authenticator({}))
+        with TestClient(app, base_url="http://127.0.0.1:8000") as opened:
+            found += post(opened, png())
+    assert [each["decision"] for each in found] == ["rejected", "no_pneumonia", "rejected"]
+    assert found[0] == found[2]
+
+
+@pytest.mark.parametrize("age", ["-1", "131", "nan", "inf", "three", ""])
+def test_impossible_age_is_a_problem(client, age):
+    found = problem(client.post("/v1/predictions", params={"age": age}, files=images(png())), 422, "usage")
+    assert "age" in found["detail"]
+
+
+@pytest.mark.parametrize("child_client", ["always"], indirect=True)
+def test_image_with_an_entered_age_has_its_heatmap(child_client):
+    (found,) = post_with_age(child_client, 3, png())
+    for name in ("heatmap.png", "heatmap-layer.png"):
+        assert child_client.get(f"/v1/predictions/{found['id']}/{name}").status_code == 200

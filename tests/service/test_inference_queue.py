@@ -8,6 +8,7 @@ import pytest
 from tests.service.conftest import png
 
 from pneumoscope.core.errors import BusyError
+from pneumoscope.core.prediction import PatientAge
 from pneumoscope.inference.model import BATCH_SIZE, load_model
 from pneumoscope.service.inference_queue import InferenceQueue
 
@@ -47,6 +48,17 @@ def test_waiting_images_share_a_batch(gated):
     assert [each.path for each in found] == ["90.png", *(f"{level}.png" for level in range(100, 106))]
     assert len({each.probability for each in found}) == 7
     assert gated.given == [1, BATCH_SIZE, 6 - BATCH_SIZE]
+    queue.close(10)
+
+
+def test_each_image_of_a_batch_has_its_own_age(gated):
+    queue = InferenceQueue(gated, max_waiting=100, workers=1)
+    first = queue.submit(named(90))
+    assert gated.begun.acquire(timeout=10)
+    rest = queue.submit(named(100, 110), age=3) + queue.submit(named(120))
+    gated.open.set()
+    assert [future.result(10).age for future in [*first, *rest]] == [None, *2 * [PatientAge(3, "entered")], None]
+    assert gated.given == [1, 3]
     queue.close(10)
 
 

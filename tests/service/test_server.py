@@ -21,7 +21,7 @@ from pydicom import Dataset
 from pydicom.dataset import FileMetaDataset
 from pydicom.uid import ExplicitVRLittleEndian
 from tests.processes import started
-from tests.service.conftest import TOKEN, fetch, png, served, verified
+from tests.service.conftest import TOKEN, dicom, fetch, images, png, served, verified
 
 
 def post(client, *levels):
@@ -351,3 +351,11 @@ def test_warnings_of_decoders_are_not_logged(bundle, tmp_path):
         output = process.stderr.read()
     assert "422 unreadable_image" in output
     assert "DOE" not in output
+
+
+@pytest.mark.parametrize(("options", "decision"), [((), "rejected"), (("--require-age", "never"), "no_pneumonia")])
+def test_dicom_files_without_an_age_are_rejected_by_default(child_bundle, tmp_path, options, decision):
+    with served(child_bundle, tmp_path, *options) as (process, client):
+        response = client.post("/v1/predictions", files=images(dicom()))
+        assert response.json()["predictions"][0]["decision"] == decision
+        assert f"require age {options[-1] if options else 'dicom'}\n" in process.stderr.read()

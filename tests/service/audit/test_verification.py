@@ -9,6 +9,7 @@ from sqlalchemy import text
 from tests.service.conftest import add, prediction
 
 from pneumoscope.core.errors import AuditLogError
+from pneumoscope.core.prediction import PatientAge
 from pneumoscope.service.audit.verification import Verification, verify
 from pneumoscope.service.storage.blob_store import content_hash
 from pneumoscope.service.storage.database import read_transaction, write_transaction
@@ -32,6 +33,7 @@ def populated(tmp_path, database):
     now[0] += timedelta(days=40)
     repository.expire(timedelta(days=30))
     add(repository, b"plain", name=NAME, probability=0.1 + 0.2)
+    add(repository, b"aged", name=NAME, age=PatientAge(3, "entered"))
     add(repository, b"rejected", name=NAME, probability=None, decision="rejected")
     for image in (b"deleted", b"again"):
         record, _ = add(repository, image)
@@ -59,8 +61,8 @@ def verification_error(repository):
 
 def test_unaltered_log_is_verified(populated):
     found = verify(populated.engine, images=populated.blobs)
-    assert (found.rows, found.predictions, found.images) == (14, 5, 4)
-    assert verify(populated.engine) == Verification(14, found.last_hash, 5, None)
+    assert (found.rows, found.predictions, found.images) == (15, 6, 5)
+    assert verify(populated.engine) == Verification(15, found.last_hash, 6, None)
 
 
 @pytest.mark.parametrize(
@@ -78,7 +80,7 @@ def test_unaltered_log_is_verified(populated):
         ("reviewed = created, agrees = TRUE, reviewer = 'you'", "review"),
         ("note = 'Jane Doe'", "review"),
         *(
-            (change, "image size, interval, threshold, rejection or model")
+            (change, "image size, interval, threshold, rejection, age, warnings or model")
             for change in (
                 "threshold = 0.9",
                 "interval_low = 0",
@@ -91,6 +93,8 @@ def test_unaltered_log_is_verified(populated):
                 "image_bytes = 1",
                 "model_name = 'x'",
                 "model_version = '9'",
+                "age = 3, age_source = 'header'",
+                "warnings = 'age_not_stated'",
             )
         ),
     ],
@@ -102,6 +106,13 @@ def test_changed_prediction_is_reported_by_its_id(populated, change, words):
         key = connection.execute(query, {"image": sha256}).scalar_one()
     changed(populated, f"UPDATE predictions SET {change} WHERE id = :id", id=key)
     assert f"prediction '{key}' differs from the audit log: {words}" in verification_error(populated)
+
+
+@pytest.mark.parametrize("change", ["age = 4", "age_source = 'header'", "age = NULL, age_source = NULL"])
+def test_changed_age_is_reported(populated, change):
+    changed(populated, f"UPDATE predictions SET {change} WHERE image_sha256 = :image", image=content_hash(b"aged"))
+    words = "operating point or entered age, image size, interval, threshold, rejection, age, warnings or model"
+    assert words in verification_error(populated)
 
 
 @pytest.mark.parametrize(

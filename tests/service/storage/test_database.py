@@ -2,13 +2,17 @@
 
 from pathlib import Path
 
+import alembic.command
 import pytest
 from sqlalchemy import create_engine, select, text
-from tests.service.conftest import add
+from tests.service.conftest import add, prediction
 
 from pneumoscope.core.errors import StorageError, UsageError
+from pneumoscope.core.prediction import PatientAge
+from pneumoscope.service.audit.log import Entry, append
+from pneumoscope.service.audit.verification import verify
 from pneumoscope.service.storage.database import DATABASE_FILE, open_database, read_transaction, write_transaction
-from pneumoscope.service.storage.records import Filter, StoredPrediction
+from pneumoscope.service.storage.records import Filter, StoredPrediction, new_row
 from pneumoscope.service.storage.repository import PredictionRepository
 from pneumoscope.service.storage.tables import METADATA
 
@@ -30,6 +34,34 @@ def test_database_of_a_newer_version_is_rejected(repository, database, tmp_path)
         connection.execute(text("UPDATE alembic_version SET version_num = 'of the future'"))
     with pytest.raises(StorageError, match="newer version"):
         open_database(tmp_path / "data", database)
+
+
+def test_database_of_the_first_revision_is_migrated_and_still_verified(tmp_path, database, monkeypatch):
+    upgrade = alembic.command.upgrade
+    with monkeypatch.context() as patch:
+        patch.setattr(alembic.command, "upgrade", lambda config, _: upgrade(config, "0001"))
+        engine = open_database(tmp_path / "data", database)
+    later = ("age", "age_source", "warnings")
+    row = {name: value for name, value in new_row(prediction(), b"image").items() if name not in later}
+    row["created"] = "2026-01-31T09:30:00.000000Z"
+    details = {
+        "decision": "pneumonia",
+        "probability": 0.75,
+        "result_sha256": "ee0bdd7b6da88af843d772c735da2b3ae515551f75fe25843dd456da9f9f82bc",  # by the first revision
+    }
+    entry = Entry(row["created"], "me", "predicted", row["id"], row["image_sha256"], row["model_sha256"], details)
+    with write_transaction(engine) as connection:
+        names = ", ".join(row)
+        connection.execute(text(f"INSERT INTO predictions ({names}) VALUES (:{names.replace(', ', ', :')})"), row)
+        append(connection, [entry])
+    engine.dispose()
+
+    repository = PredictionRepository(tmp_path / "data", database)
+    record = repository.get(row["id"])
+    assert (record.decision, record.age, record.warnings) == ("pneumonia", None, ())
+    add(repository, b"new", age=PatientAge(3, "entered"))
+    assert verify(repository.engine).predictions == 2
+    repository.close()
 
 
 @pytest.mark.parametrize("reviewed", [False, True])

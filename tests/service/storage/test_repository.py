@@ -12,10 +12,10 @@ from functools import partial
 
 import pytest
 from sqlalchemy import text
-from tests.service.conftest import MODEL, add, prediction
+from tests.service.conftest import add, prediction
 
 from pneumoscope.core.errors import GoneError, StorageError, UnknownNameError, UsageError
-from pneumoscope.core.prediction import Prediction
+from pneumoscope.core.prediction import PatientAge, Prediction, Rejection
 from pneumoscope.service.audit.log import read_rows
 from pneumoscope.service.audit.verification import verify
 from pneumoscope.service.storage.blob_store import FolderBlobStore, content_hash
@@ -43,9 +43,38 @@ def test_stored_prediction_is_read_back_unchanged(repository):
     assert without_storage(record) == prediction(name="é <b>\u202e.png")
     assert (record.image_sha256, record.image_bytes) == (content_hash(b"image"), 5)
     assert repository.image(record) == b"image"
-    assert record.id == compute_id(content_hash(b"image"), MODEL.sha256, "balanced")
+    assert record.id == compute_id(record.to_row()) == "7bb1caaeecefc73fea2a9052c3b56509"  # as in earlier versions
     rejected, _ = add(repository, b"other", probability=None, decision="rejected")
     assert without_storage(rejected) == prediction(None, "rejected")
+
+
+def test_age_and_warnings_are_stored(repository):
+    for name, age, warnings in (
+        ("header", PatientAge(4.5), ()), ("entered", PatientAge(3.25, "entered"), ()), ("newborn", PatientAge(0.0), ()),
+        ("unclear", PatientAge(None), ()), ("unknown", None, ("age_not_stated",)),
+    ):  # fmt: skip
+        record, _ = add(repository, name.encode(), age=age, warnings=warnings)
+        assert (repository.get(record.id).age, repository.get(record.id).warnings) == (age, warnings)
+
+
+def test_entered_age_and_required_age_are_part_of_the_id(repository):
+    required = dataclasses.replace(
+        prediction(None, "rejected"), rejection=Rejection("age_required", {"minimum": 1, "maximum": 5})
+    )
+    plain, *others = [
+        repository.add(each, b"image", user="me")
+        for each in (
+            prediction(), prediction(age=PatientAge(3, "entered")), prediction(age=PatientAge(4.5, "entered")), required,
+        )
+    ]  # fmt: skip
+    assert all(new for _, new in (plain, *others))
+    assert len({record.id for record, _ in (plain, *others)}) == 4
+    for again in (
+        prediction(age=PatientAge(3)),
+        prediction(None, "rejected"),
+    ):  # an age in the file is part of the image
+        assert repository.add(again, b"image", user="me") == (plain[0], False)
+    assert repository.add(prediction(age=PatientAge(3.0, "entered")), b"image", user="me") == (others[0][0], False)
 
 
 @pytest.mark.parametrize("key", ["\0", "é", "ab" * 15, "AB" * 16, ""])

@@ -7,7 +7,7 @@ import time
 
 import numpy as np
 import pytest
-from tests.service.conftest import served
+from tests.service.conftest import dicom, served
 from tests.service.web.helpers import (
     DELAY_FIRST_REVIEW,
     REVIEW_URL,
@@ -357,3 +357,29 @@ def test_report_with_a_long_note_prints_on_one_page(viewer, service, note):
     expect(page.locator("#scale-max")).to_have_text(re.compile(r"\+[0-9.]+"))
     page.emulate_media(media="print")
     assert pages_of(page.pdf(prefer_css_page_size=True)) == 1
+
+
+@pytest.mark.parametrize("javascript", [True, False])
+def test_age_entered_in_the_viewer_leads_to_a_new_prediction(browser, child_bundle, tmp_path, javascript):
+    with served(child_bundle, tmp_path) as (_, client):
+        response = client.post("/v1/predictions", files=[("images", ("a.dcm", dicom()))])
+        (rejected,) = response.json()["predictions"]
+        context = browser.new_context(java_script_enabled=javascript, locale="en-GB")
+        page = context.new_page()
+        page.goto(f"{client.base_url}/images/{rejected['id']}")
+        panel = page.locator(".result-panel")
+        expect(panel).to_contain_text("The age is required and not stated")
+        page.get_by_label("Enter the patient's age (years)").fill("131")
+        page.get_by_role("button", name="Predict again").click()
+        expect(panel).to_contain_text("The age is required and not stated")  # the browser rejects the number
+        page.get_by_label("Enter the patient's age (years)").fill("3.5")
+        page.get_by_role("button", name="Predict again").click()
+        expect(panel).to_contain_text("3.5 years (entered)")
+        expect(panel).to_contain_text("No pneumonia detected")
+        if javascript:
+            page.keyboard.press("h")
+            expect(page.locator(".heatmap-layer")).to_be_visible()
+        found = client.get("/v1/predictions", params={"order": "oldest"}).json()["predictions"]
+        assert [each["decision"] for each in found] == ["rejected", "no_pneumonia"]
+        assert page.url.endswith(f"/images/{found[1]['id']}")
+        context.close()

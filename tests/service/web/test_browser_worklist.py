@@ -273,3 +273,26 @@ def test_held_key_saves_one_review(page, service):
     page.keyboard.press("a")  # is saved after all earlier reviews
     expect(page.locator(REVIEW_CELL)).to_have_text("✓ Agrees")
     assert len(sent) == 2
+
+
+def test_entered_age_applies_to_the_next_files_only(page, service):
+    age = page.get_by_label("Age of the patient (years)")
+    age.fill("3.5")
+    page.set_input_files("#file-input", [image_file(140), image_file(150)])
+    expect(page.locator("#upload-queue [data-state=done]")).to_have_count(2)
+    expect(page.locator("#upload-queue")).to_contain_text("140.png (age entered: 3.5)")
+    assert age.input_value() == ""
+    page.set_input_files("#file-input", [image_file(160)])
+    expect(page.locator("#upload-queue [data-state=done]")).to_have_count(3)
+    found = service.get("/v1/predictions").json()["predictions"]
+    ages = {each["path"]: each["age"] and each["age"]["years"] for each in found}
+    assert ages == {"140.png": 3.5, "150.png": 3.5, "160.png": None}
+
+
+def test_nothing_is_uploaded_with_an_impossible_age(page, service):
+    page.get_by_label("Age of the patient (years)").fill("350")
+    page.set_input_files("#file-input", [image_file(140)])
+    expect(page.locator("#status")).to_contain_text(
+        "Nothing was uploaded: the age is not a number of years from 0 to 130"
+    )
+    assert service.get("/v1/predictions").json()["total"] == 0

@@ -4,6 +4,7 @@ import csv
 import io
 import json
 import re
+from datetime import timedelta
 from html.parser import HTMLParser
 from pathlib import Path
 from urllib.parse import quote
@@ -12,12 +13,13 @@ import jinja2
 import msgspec
 import pytest
 from fastapi.testclient import TestClient
-from tests.service.conftest import png
+from tests.service.conftest import dicom, png
 from tests.service.web.helpers import BASE_URL, TOKEN
 
 from pneumoscope.inference.model import load_model
 from pneumoscope.service import web
 from pneumoscope.service.app import create_app
+from pneumoscope.service.audit.log import read_rows
 from pneumoscope.service.auth.tokens import Authenticator
 from pneumoscope.service.settings import Settings
 from pneumoscope.service.storage.repository import PredictionRepository
@@ -305,6 +307,99 @@ def test_reviewer_is_named_if_the_service_has_authentication(client, anonymous_c
     for path in (f"/images/{id}", f"/images/{id}/report"):
         assert re.search(f"Read on {time}", get_page(client, path)[0].text)
         assert re.search(f"Read by ward-3 on {time}", get_page(anonymous_client, path)[0].text)
+
+
+@pytest.fixture
+def age_client(child_bundle):
+    """A client, not signed in, of a service with authentication that rejects DICOM files without an age."""
+    model = load_model(child_bundle, threads=1, require_age="dicom")
+    app = create_app(model, PredictionRepository(None), Authenticator({"ward-3": TOKEN}))
+    with TestClient(app, base_url=BASE_URL, follow_redirects=False) as opened:
+        opened.headers["Origin"] = BASE_URL
+        yield opened
+
+
+def has_age_form(page):
+    return any(tag == "input" and attrs.get("name") == "age" for tag, attrs in page.tags)
+
+
+def test_age_is_shown_with_its_source(age_client):
+    age_client.post("/sign-in", data={"token": TOKEN})
+    files = ("header", dicom(PatientAge="004Y")), ("unclear", dicom(PatientBirthDate="20200101")), ("unknown", png())
+    ids = upload(age_client, *files) + upload(age_client, ("entered", png()), params={"age": "0.25"})
+    texts = {
+        "en": ("4 years (from the file)", "Not understood", "Not stated", "0.25 years (entered)"),
+        "zh-Hant": ("4 歲（取自檔案）", "無法解讀", "未記載", "0.25 歲（人工輸入）"),
+    }
+    for language, expected in texts.items():
+        for id, words in zip(ids, expected, strict=True):
+            for path in (f"/images/{id}", f"/images/{id}/report"):
+                assert words in get_page(age_client, f"{path}?language={language}")[0].text
+
+
+def test_unknown_age_can_be_entered_in_the_viewer(age_client):
+    client = age_client
+    client.post("/sign-in", data={"token": TOKEN})
+    rejected, unclear, warned, dark = upload(
+        client, ("a.dcm", dicom()), ("b.dcm", dicom(PatientBirthDate="20200101")), ("c.png", png()), ("d.png", png(60))
+    )
+    assert not has_age_form(get_page(client, f"/images/{dark}")[0])  # rejected for another reason
+    for old, age, decision in (
+        (rejected, "3.5", "no_pneumonia"),
+        (unclear, "2", "no_pneumonia"),
+        (warned, "30", "rejected"),
+    ):
+        assert has_age_form(get_page(client, f"/images/{old}")[0])
+        response = client.post(f"/images/{old}", data={"age": age})
+        assert response.status_code == 303
+        new = response.headers["Location"].removeprefix("/images/")
+        before, after = (client.get(f"/v1/predictions/{id}").json() for id in (old, new))
+        assert (after["decision"], after["age"]["years"], after["path"]) == (decision, float(age), before["path"])
+        assert after["image_sha256"] == before["image_sha256"]
+        assert new != old
+        assert not has_age_form(get_page(client, f"/images/{new}")[0])
+        last = next(read_rows(client.app.state.service.repository.engine, last=1))
+        assert (last.event, last.user, last.prediction_id) == ("predicted", "ward-3", new)
+
+
+@pytest.mark.parametrize("data", [{}, {"age": ""}, {"age": "three"}, {"age": "131"}, {"age": "nan"}])
+def test_impossible_age_is_an_error_page_and_predicts_nothing(age_client, data):
+    age_client.post("/sign-in", data={"token": TOKEN})
+    (id,) = upload(age_client, ("a.dcm", dicom()))
+    response = age_client.post(f"/images/{id}", data=data)
+    assert response.status_code == 422
+    assert "not a number of years from 0 to 130" in response.text
+    assert age_client.get("/v1/predictions").json()["total"] == 1
+
+
+def test_age_of_an_unknown_or_removed_image_is_an_error_page(age_client):
+    age_client.post("/sign-in", data={"token": TOKEN})
+    assert age_client.post(f"/images/{'ab' * 16}", data={"age": "3"}).status_code == 404
+    (id,) = upload(age_client, ("a.dcm", dicom()))
+    age_client.app.state.service.repository.expire(timedelta(0))
+    assert not has_age_form(get_page(age_client, f"/images/{id}")[0])
+    assert age_client.post(f"/images/{id}", data={"age": "3"}).status_code == 410
+
+
+def test_age_is_entered_only_with_a_session_and_from_a_page_of_the_service(age_client):
+    (id,) = upload(age_client, ("a.dcm", dicom()), headers={"Authorization": f"Bearer {TOKEN}"})
+    response = age_client.post(f"/images/{id}", data={"age": "3"})
+    assert (response.status_code, response.headers["Location"]) == (303, f"/sign-in?next=%2Fimages%2F{id}")
+    age_client.post("/sign-in", data={"token": TOKEN})
+    for origin, status in (("https://evil.example", 403), ("", 303)):
+        response = age_client.post(f"/images/{id}", data={"age": "3"}, headers={"Origin": origin})
+        assert response.status_code == status
+    assert response.headers["Location"].startswith("/sign-in")
+    assert age_client.get("/v1/predictions").json()["total"] == 1
+
+
+def test_warning_is_shown_on_every_page_of_its_prediction(age_client):
+    age_client.post("/sign-in", data={"token": TOKEN})
+    (id,) = upload(age_client, ("a.png", png()))
+    for path in ("/", f"/images/{id}", f"/images/{id}/report"):
+        page, _ = get_page(age_client, path)
+        assert ("span", {"class": "warning"}) in page.tags
+        assert "Age not stated: invalid if the patient is outside" in page.text
 
 
 def test_chosen_language_is_kept_in_a_cookie(client):
