@@ -25,7 +25,15 @@ from pneumoscope.training.augmentation import augment
 from pneumoscope.training.data_module import derive_seed
 from pneumoscope.training.negative_images import negative_image
 
-__all__ = ["PLAUSIBLE", "SIDE", "draw_examples", "fit_input_checks", "fit_mahalanobis", "train_input_classifier"]
+__all__ = [
+    "ACCEPTED",
+    "PLAUSIBLE",
+    "SIDE",
+    "draw_examples",
+    "fit_input_checks",
+    "fit_mahalanobis",
+    "train_input_classifier",
+]
 
 # Side of the examples, pixels; the classifier halves it. Small enough to make new examples for each step.
 SIDE = 112
@@ -37,6 +45,20 @@ _FREQUENCIES: dict[InputClass, int] = {
 # Plausible variation of a radiograph, wider than in clinical practice, so that images at its limit are accepted.
 PLAUSIBLE = AugmentationOptions(
     rotation=15, translation=0.06, scale=0.3, aspect=0.2, brightness=0.35, contrast=0.4, gamma=0.6, blur=1, noise=0.06
+)
+# Variation that must be accepted: the limits are set on validation images that are each changed once like this. With the wider
+# variation above, limits on the distance would pass most images of adults.
+ACCEPTED = AugmentationOptions(
+    rotation=10,
+    translation=0.03,
+    scale=0.1,
+    aspect=0.05,
+    brightness=0.2,
+    contrast=0.2,
+    gamma=0.2,
+    blur=0.5,
+    noise=0.01,
+    jpeg=0.5,
 )
 _ROTATED = PLAUSIBLE.model_copy(update={"rotation": 30.0})
 _MAX_CROPPED_AREA = 0.35  # fraction of the area that remains of a cropped image
