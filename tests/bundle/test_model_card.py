@@ -61,15 +61,15 @@ def test_card_states_how_many_outliers_of_each_source_pass(maker):
     passed = Proportion(value=0.02, low=0.01, high=0.04, n=400, method="wilson")
     limits = structs.replace(
         LIMITS, max_age_score=0.25, age_share=0.007,
-        outliers={"clinic": OutlierSummary(n_train=1600, passed=passed), "other": OutlierSummary(n_train=9, passed=None)},
+        outliers={"clinic": OutlierSummary(n_train=1600, passed=passed, passed_alone={"age_classifier": passed}), "other": OutlierSummary(n_train=9, passed=None)},
     )  # fmt: skip
     page = model_card(maker.bundle(maker.root / "aged", rejection_limits=limits, age_range=(1, 5)))
 
     assert "whether the patient is outside 1 to 5 years" in page
     assert "if its score, 0 to 1, is above 0.250" in page
     assert "1.0% (input classifier), 0.7% (age), 2.0% (distance)" in page
-    assert "| clinic | 1,600 | 0.020 [0.010, 0.040], n = 400 |" in page
-    assert "| other | 9 | no other patients |" in page
+    assert "| clinic | 1,600 | 0.020 [0.010, 0.040], n = 400 |  | 0.020 |  |" in page
+    assert "| other | 9 | no other patients |  |  |  |" in page
     assert "has not been measured" not in page
 
 

@@ -10,9 +10,9 @@ from __future__ import annotations
 import json
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, get_args
 
-from pneumoscope.bundle.card import Card, Proportion, RejectionLimits, read_bundle
+from pneumoscope.bundle.card import Card, InputCheck, Proportion, RejectionLimits, read_bundle
 from pneumoscope.core.errors import BundleError
 from pneumoscope.core.i18n import NOTICE
 
@@ -30,6 +30,7 @@ _ETIOLOGIES = {
     "virus": "images of viral pneumonia",
 }
 _MAX_FAILURES = 8
+_CHECK_NAMES = ("input classifier", "age classifier", "OOD detector")
 _LICENSE = (
     "Weights that ship with pneumoscope are licensed under Apache-2.0. Weights trained on the public pediatric radiographs are"
     " derived from data by Kermany, Zhang and Goldbaum, Mendeley Data, doi:10.17632/rscbjbr9sj, licensed under CC BY 4.0."
@@ -267,15 +268,24 @@ def _outliers(limits: RejectionLimits) -> list[str]:
             " predictions for some of them."
         ]
     rows = [
-        (name, f"{group.n_train:,}", _proportion(group.passed) if group.passed else "no other patients")
+        (
+            name,
+            f"{group.n_train:,}",
+            _proportion(group.passed) if group.passed else "no other patients",
+            *(_share(group.passed_alone.get(check)) for check in get_args(InputCheck)),
+        )
         for name, group in limits.outliers.items()
     ]
     return [
         "Images of patients outside the age range that pass all checks, and would get a prediction. The patients are others than"
         " those that the age classifier was trained on; the hospitals are the same, and images of other hospitals may pass more"
-        " often.",
-        _table(("source", "images in training", "passed, other patients"), rows),
+        " often. The last columns state how many would pass one check alone.",
+        _table(("source", "images in training", "passed, other patients", *_CHECK_NAMES), rows),
     ]
+
+
+def _share(proportion: Proportion | None) -> str:
+    return "" if proportion is None else f"{proportion.value:.3f}"
 
 
 def _performance(evaluation: Json | None) -> list[str]:
