@@ -59,10 +59,11 @@ def test_card_of_a_bundle_without_evidence_lists_missing_measurements(bundle):
 
 def test_card_states_how_many_outliers_of_each_source_pass(maker):
     passed = Proportion(value=0.02, low=0.01, high=0.04, n=400, method="wilson")
-    limits = structs.replace(
-        LIMITS, max_age_score=0.25, age_share=0.007,
-        outliers={"clinic": OutlierSummary(n_train=1600, passed=passed, passed_alone={"age_classifier": passed}), "other": OutlierSummary(n_train=9, passed=None)},
-    )  # fmt: skip
+    outliers = {
+        "clinic": OutlierSummary(n_train=1600, passed=passed, passed_alone={"age_classifier": passed}),
+        "other": OutlierSummary(n_train=9, passed=None),
+    }
+    limits = structs.replace(LIMITS, max_age_score=0.25, age_share=0.007, outliers=outliers)
     page = model_card(maker.bundle(maker.root / "aged", rejection_limits=limits, age_range=(1, 5)))
 
     assert "whether the patient is outside 1 to 5 years" in page
@@ -99,6 +100,12 @@ def test_card_shows_every_number_of_the_evidence(maker, bundle):
         "other_images": [],
     }  # fmt: skip
     (bundle / "evidence" / "robustness.json").write_text(json.dumps(robustness))
+    auroc = {"value": 0.625, "low": 0.5, "high": 0.75}
+    shortcuts = {
+        "onnx_sha256": found.bundle_sha256, "n": 8, "split": "validation", "split_by": "block", "whole": auroc,
+        "controls": [{"name": "center blanked", "auroc": {**auroc, "value": 0.525}}],
+    }  # fmt: skip
+    (bundle / "evidence" / "shortcuts.json").write_text(json.dumps(shortcuts))
 
     page = model_card(bundle)
 
@@ -122,6 +129,8 @@ def test_card_shows_every_number_of_the_evidence(maker, bundle):
     rates = [float(rate) for rate in re.findall(r"^- .*?([0-9.]+)% of", page, re.MULTILINE)]
     assert len(rates) > 1
     assert rates == sorted(rates, reverse=True)
+    assert "| whole image | 0.625 [0.500, 0.750] |" in page
+    assert "| center blanked | 0.525 [0.500, 0.750] |" in page
     assert "| outer border" in page or "| border" in page
 
 

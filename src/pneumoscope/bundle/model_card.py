@@ -1,7 +1,7 @@
 """Render the model card of a bundle as Markdown, entirely from the bundle's own files.
 
 Measurements made after the export are in the bundle's folder `evidence/`, as the commands wrote them: `evaluation.json`
-(`evaluate`), `robustness.json` (`robustness`) and `audit.json` (`check-data --json`). The page states which
+(`evaluate`), `robustness.json` (`robustness`), `shortcuts.json` (`shortcuts`) and `audit.json` (`check-data --json`). The page states which
 of them are missing.
 """
 
@@ -22,6 +22,7 @@ __all__ = ["EVIDENCE", "model_card"]
 EVIDENCE = {
     "evaluation": "pneumoscope evaluate BUNDLE --data DATA --out BUNDLE/evidence",
     "robustness": "pneumoscope robustness BUNDLE --data MANIFEST --out BUNDLE/evidence",
+    "shortcuts": "pneumoscope shortcuts BUNDLE --data MANIFEST --out BUNDLE/evidence",
     "audit": "pneumoscope check-data DATA --json > BUNDLE/evidence/audit.json",
 }
 _ETIOLOGIES = {
@@ -60,7 +61,9 @@ def model_card(folder: Path) -> str:
     return "\n\n".join(sections) + "\n"
 
 
-def _sections(card: Card, *, evaluation: Json | None, robustness: Json | None, audit: Json | None) -> list[str]:
+def _sections(
+    card: Card, *, evaluation: Json | None, robustness: Json | None, shortcuts: Json | None, audit: Json | None
+) -> list[str]:
     return [
         f"# Model card: {card.name}",
         NOTICE,
@@ -70,7 +73,8 @@ def _sections(card: Card, *, evaluation: Json | None, robustness: Json | None, a
         *_rejection(card, evaluation, robustness),
         *_performance(evaluation),
         *_robustness(robustness),
-        *_shortcuts(audit),
+        *_network_shortcuts(shortcuts),
+        *_data_shortcuts(audit),
         *_failures(evaluation, robustness),
         "## License",
         _LICENSE,
@@ -316,7 +320,20 @@ def _robustness(robustness: Json | None) -> list[str]:
     ]
 
 
-def _shortcuts(audit: Json | None) -> list[str]:
+def _network_shortcuts(shortcuts: Json | None) -> list[str]:
+    if not shortcuts:
+        return ["## Shortcuts of the network", f"Not measured yet: `{EVIDENCE['shortcuts']}`."]
+    rows = [("whole image", _interval(shortcuts["whole"]))]
+    rows += [(row["name"], _interval(row["auroc"])) for row in shortcuts["controls"]]
+    return [
+        "## Shortcuts of the network",
+        f"AUROC of the network on {shortcuts['n']} {shortcuts['split']} images, split by {shortcuts['split_by']}, of which it"
+        " sees a part. Without the lungs, 0.5 is chance; above it, the network can use the border, markers or the scanner.",
+        _table(("the network sees", "AUROC [95% interval]"), rows),
+    ]
+
+
+def _data_shortcuts(audit: Json | None) -> list[str]:
     if not audit:
         return ["## Shortcuts in the data", f"Not measured yet: `{EVIDENCE['audit']}`."]
     rows = [(name.replace("_", " "), _interval(value)) for name, value in audit["shortcuts"].items()]
