@@ -8,8 +8,9 @@ from pathlib import Path
 
 import click
 
-from pneumoscope.cli.options import database_option, model_option, operating_point_option
+from pneumoscope.cli.options import database_option, model_option, operating_point_option, require_age_option
 from pneumoscope.core.errors import UsageError
+from pneumoscope.core.prediction import AgeRequirement
 
 __all__ = ["command"]
 
@@ -40,6 +41,7 @@ class _Age(click.ParamType[timedelta]):
 )
 @model_option
 @operating_point_option
+@require_age_option("dicom")
 @click.option(
     "--data-dir", type=click.Path(path_type=Path), help="Folder for images and database.  [default: pneumoscope-data]"
 )
@@ -63,6 +65,7 @@ def command(
     port: int,
     bundle: Path | None,
     operating_point: str,
+    require_age: AgeRequirement,
     data_dir: Path | None,
     database: str,
     ephemeral: bool,
@@ -87,6 +90,7 @@ def command(
         port=port,
         model=bundle,
         operating_point=operating_point,
+        require_age=require_age,
         folder=None if ephemeral else data_dir or Path("pneumoscope-data"),
         database=database,
         keep=keep,

@@ -20,10 +20,11 @@ __all__ = ["InferenceQueue"]
 
 @dataclasses.dataclass(slots=True)
 class _Job:
-    """An image in the queue, with the name that the client gave it."""
+    """An image in the queue, with the name that the client gave it and the age that was entered."""
 
     image: bytes
     name: str
+    age: float | None
     future: Future[Prediction]
 
     def release_image(self, _: Future[Prediction]) -> None:
@@ -86,11 +87,12 @@ class InferenceQueue:
             with self._lock:
                 self._waiting -= count
 
-    def submit(self, images: Sequence[tuple[bytes, str]]) -> list[Future[Prediction]]:
+    def submit(self, images: Sequence[tuple[bytes, str]], *, age: float | None = None) -> list[Future[Prediction]]:
         """Enqueue images.
 
         Args:
             images: Bytes and name of each image.
+            age: See `PredictionService.predict`.
         Returns:
             A future for each image, in the same order; the prediction of an unreadable image has a `failure`.
         Raises:
@@ -98,7 +100,7 @@ class InferenceQueue:
         """
         with self._lock:
             self._raise_if_closed()
-            jobs = [_Job(image, name, Future()) for image, name in images]
+            jobs = [_Job(image, name, age, Future()) for image, name in images]
             for job in jobs:
                 job.future.add_done_callback(job.release_image)
                 self._queue.put(job)
@@ -137,7 +139,9 @@ class InferenceQueue:
             return
         try:
             # Without names: they may be those of patients, and must not appear in failures.
-            predictions = self.model.predict_batch([job.image for job in batch], names=[""] * len(batch))
+            predictions = self.model.predict_batch(
+                [job.image for job in batch], names=[""] * len(batch), ages=[job.age for job in batch]
+            )
         except Exception as error:  # noqa: BLE001  every waiting request must get an answer
             if len(batch) == 1:
                 batch[0].future.set_exception(error)

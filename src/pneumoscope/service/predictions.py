@@ -10,7 +10,9 @@ import time
 from collections.abc import Callable, Coroutine, Sequence
 from typing import Any
 
-from pneumoscope.core.errors import PneumoscopeError, StorageError, UsageError
+from fastapi.concurrency import run_in_threadpool
+
+from pneumoscope.core.errors import PneumoscopeError, StorageError, UnreadableImageError, UsageError
 from pneumoscope.core.prediction import Prediction
 from pneumoscope.inference.model import Model
 from pneumoscope.service.inference_queue import InferenceQueue
@@ -38,6 +40,8 @@ class PredictionService:
         images: Sequence[tuple[bytes, str]],
         user: str,
         disconnected: Callable[[], Coroutine[object, object, None]],
+        *,
+        age: float | None = None,
     ) -> list[StoredPrediction | Prediction]:
         """Score images, store the predictions of those that are readable, and return them in the same order.
 
@@ -45,6 +49,7 @@ class PredictionService:
             images: Bytes and name of each image.
             user: For the audit log.
             disconnected: Returns when the client disconnects; images that wait are then not scored.
+            age: Age of the patients, years, from 0 to 130; used for the images whose files state none.
         Returns:
             A `StoredPrediction`, or for an unreadable image a `Prediction` with a `failure`.
         Raises:
@@ -53,14 +58,39 @@ class PredictionService:
             UsageError: The client disconnected.
         """
         with self.queue.reserve(len(images)):
-            predictions = await self._score(images, disconnected)
+            predictions = await self._score(images, disconnected, age)
             pairs = zip(predictions, images, strict=True)
             return await asyncio.gather(*(self._store(prediction, image, user) for prediction, (image, _) in pairs))
 
+    async def predict_again(
+        self, id: str, user: str, disconnected: Callable[[], Coroutine[object, object, None]], *, age: float
+    ) -> StoredPrediction:
+        """Score a stored image with the age of the patient, and return its new prediction; the earlier one is kept.
+
+        Args:
+            id: Of the earlier prediction.
+            user, disconnected, age: See `predict`.
+        Raises:
+            UnknownNameError: There is no prediction with this id.
+            GoneError: The image was removed.
+            UnreadableImageError: The image can no longer be decoded.
+            BusyError, StorageError, UsageError: See `predict`.
+        """
+        earlier = await run_in_threadpool(self.repository.get, id)
+        image = await run_in_threadpool(self.repository.image, earlier)
+        (prediction,) = await self.predict([(image, earlier.path)], user, disconnected, age=age)
+        if isinstance(prediction, StoredPrediction):
+            return prediction
+        assert prediction.failure
+        raise UnreadableImageError("", f"it was readable before ({prediction.failure.code})", hint="Try again")
+
     async def _score(
-        self, images: Sequence[tuple[bytes, str]], disconnected: Callable[[], Coroutine[object, object, None]]
+        self,
+        images: Sequence[tuple[bytes, str]],
+        disconnected: Callable[[], Coroutine[object, object, None]],
+        age: float | None,
     ) -> list[Prediction]:
-        futures = self.queue.submit(images)
+        futures = self.queue.submit(images, age=age)
         gone: asyncio.Future[Any] = asyncio.ensure_future(disconnected())
         scored: asyncio.Future[list[Prediction]] = asyncio.gather(*map(asyncio.wrap_future, futures))
         scored.add_done_callback(lambda done: done.cancelled() or done.exception())  # retrieved if nothing awaits it

@@ -13,6 +13,7 @@ from PIL import Image
 from pneumoscope.core.errors import UnknownNameError
 from pneumoscope.inference.model import Model
 from pneumoscope.inference.saliency import Layer
+from pneumoscope.service.storage.records import StoredPrediction
 from pneumoscope.service.storage.repository import PredictionRepository
 
 __all__ = ["ImageRenderer"]
@@ -51,7 +52,7 @@ class ImageRenderer:
 
     async def heatmap_layer(self, id: str) -> Layer:
         """Return the heatmap as a transparent layer."""
-        return await self._render(lambda: self._model.heatmap_layer(self._explainable_image(id)))
+        return await self._render(lambda: self._heatmap_layer(id))
 
     async def _render(self, draw: Callable[[], _Rendered]) -> _Rendered:
         """Call a function in a thread when fewer than two are being called."""
@@ -63,19 +64,24 @@ class ImageRenderer:
         return Image.fromarray(self._model.decode(content).pixels)
 
     def _explain(self, id: str) -> bytes:
-        picture = self._model.explain(self._explainable_image(id)).picture
+        prediction = self._explainable(id)
+        entered = prediction.age.years if prediction.age and prediction.age.source == "entered" else None
+        picture = self._model.explain(self._repository.image(prediction), age=entered).picture
         if picture is None:  # the bundle has the same network and stricter input checks
             raise _rejected_image(id)
         return picture
 
-    def _explainable_image(self, id: str) -> bytes:
-        """Return the stored file of a prediction with a heatmap."""
+    def _heatmap_layer(self, id: str) -> Layer:
+        return self._model.heatmap_layer(self._repository.image(self._explainable(id)))
+
+    def _explainable(self, id: str) -> StoredPrediction:
+        """Return a prediction with a heatmap."""
         prediction = self._repository.get(id)
         if prediction.model.sha256 != self._model.facts.sha256:
             raise UnknownNameError("heatmap", id, (), hint="The prediction is of another model; post the image again")
         if prediction.decision == "rejected":
             raise _rejected_image(id)
-        return self._repository.image(prediction)
+        return prediction
 
 
 def _rejected_image(id: str) -> UnknownNameError:

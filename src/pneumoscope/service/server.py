@@ -22,6 +22,7 @@ from fastapi import FastAPI
 from pneumoscope.core.errors import UsageError
 from pneumoscope.core.i18n import NOTICE
 from pneumoscope.core.messages import counted
+from pneumoscope.core.prediction import AgeRequirement
 from pneumoscope.inference.model import load_model
 from pneumoscope.service.app import CLOSE_SECONDS, create_app
 from pneumoscope.service.auth.tokens import Authenticator, is_loopback, read_tokens
@@ -48,6 +49,7 @@ def serve(
     port: int,
     model: Path | None,
     operating_point: str,
+    require_age: AgeRequirement,
     folder: Path | None,
     database: str,
     keep: timedelta | None,
@@ -61,7 +63,7 @@ def serve(
 
     Args:
         host, port: Address to listen on; port 0 picks a free one.
-        model, operating_point: See `load_model`.
+        model, operating_point, require_age: See `load_model`.
         folder: Data directory; None keeps everything in memory.
         database: See `PredictionRepository`.
         keep: Age at which images are removed; None keeps them.
@@ -77,7 +79,7 @@ def serve(
     """
     _check_access(host, public_name, token_file=token_file, no_auth=no_auth)
     authenticator = Authenticator(read_tokens(token_file) if token_file else {})
-    loaded_model = load_model(model, operating_point=operating_point, threads=1, isolated=True)
+    loaded_model = load_model(model, operating_point=operating_point, threads=1, isolated=True, require_age=require_age)
     faulthandler.enable()  # logs a crash
     with (
         contextlib.closing(loaded_model),
@@ -90,7 +92,10 @@ def serve(
         _log_to_stderr()
         address = f"[{host.strip('[]')}]" if ":" in host else host
         url = f"http://{address}:{listener.getsockname()[1]}"
-        echo(f"{url}  model {loaded_model.card.name}, operating point {loaded_model.operating_point_name}")
+        operating_point_name = loaded_model.operating_point_name
+        echo(
+            f"{url}  model {loaded_model.card.name}, operating point {operating_point_name}, require age {require_age}"
+        )
         echo("In-memory storage; discarded on exit" if folder is None else f"Data directory: {folder}")
         echo(NOTICE)
         _warn_of_orphaned_files(len(repository.orphaned))

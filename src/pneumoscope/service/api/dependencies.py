@@ -16,7 +16,7 @@ from starlette.exceptions import HTTPException
 
 from pneumoscope.core.errors import UsageError
 from pneumoscope.core.i18n import choose_language
-from pneumoscope.core.prediction import Decision
+from pneumoscope.core.prediction import MAX_AGE, Decision
 from pneumoscope.service.api.uploads import MAX_NAME_LENGTH
 from pneumoscope.service.auth.tokens import LOCAL, Authenticator
 from pneumoscope.service.predictions import PredictionService, Readiness
@@ -115,6 +115,14 @@ class PredictParameters(_Parameters):
         max_length=MAX_NAME_LENGTH,
         description="Name of the image, if the body is an image",
         examples=["image.dcm"],
+    )
+    age: float | None = Field(
+        default=None,
+        ge=0,
+        le=MAX_AGE,
+        allow_inf_nan=False,
+        description="Age of the patients in years, for the images whose files state none",
+        examples=[3.5],
     )
 
 

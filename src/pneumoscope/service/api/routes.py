@@ -97,7 +97,8 @@ async def predict(
     the others are processed; if all are unreadable, the response is a problem.
     """
     images = await read_images(request, query.name, settings.max_images)
-    predictions = await service.predict(images, user, functools.partial(wait_for_disconnect, request))
+    disconnected = functools.partial(wait_for_disconnect, request)
+    predictions = await service.predict(images, user, disconnected, age=query.age)
     failures = [each.failure for each in predictions if each.failure]
     if len(failures) == len(predictions):
         return _unreadable_response(request, failures)

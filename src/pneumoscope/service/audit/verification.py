@@ -173,12 +173,13 @@ def _compare(row: Row[Any], events: _Events) -> Iterator[tuple[str, bool]]:
     details = _details(predicted)
     yield "image hash", row.image_sha256 == predicted.image_sha256
     yield "model hash", row.model_sha256 == predicted.model_sha256
-    yield "operating point", row.id == compute_id(predicted.image_sha256, predicted.model_sha256, row.operating_point)
+    logged = {"image_sha256": predicted.image_sha256, "model_sha256": predicted.model_sha256}
+    yield "operating point or entered age", row.id == compute_id({**row._mapping, **logged})
     yield "time", row.created == predicted.time
     yield "decision", row.decision == details.get("decision", "")
     yield "probability", row.probability == details.get("probability", "")
     yield (
-        "image size, interval, threshold, rejection or model",
+        "image size, interval, threshold, rejection, age, warnings or model",
         details.get("result_sha256") == result_hash(row._mapping),
     )
     yield "removal of the image", row.image_removed == (removed and removed.time)

@@ -50,6 +50,8 @@ _RESULT_COLUMNS = (
     "rejection_parameters", "uncertainty_low", "uncertainty_high", "uncertainty_coverage", "width", "height", "format",
     "model_name", "model_version",
 )  # fmt: skip
+# Such columns of later revisions: hashed if they are set, so that the hashes of earlier predictions stay the same.
+_LATER_RESULT_COLUMNS = ("age", "age_source", "warnings")
 # Sort key of "attention": rejected and uncertain images, then by falling probability; reviewed images last.
 _ATTENTION = case((predictions.c.reviewed.is_not(None), 4.0), else_=0.0) + case(
     (predictions.c.decision.in_(("rejected", "uncertain")), 0.0),
@@ -79,7 +81,7 @@ class StoredPrediction(Prediction):
     """A prediction in the database. `path` is the name that the client gave the image.
 
     Attributes:
-        id: Derived from the image's content, the model and the operating point; see `compute_id`.
+        id: Derived from the image's content, the model, the operating point and an entered age.
         created: Time of the prediction, ISO 8601 in UTC.
         image_sha256: SHA-256 of the uploaded file.
         image_bytes: Size of the uploaded file in bytes.
@@ -170,9 +172,18 @@ def is_id(text: str) -> bool:
     return re.fullmatch(r"[0-9a-f]{32}", text) is not None
 
 
-def compute_id(image_sha256: str, model_sha256: str, operating_point: str) -> str:
-    """Return the id of the prediction for an image by a model at an operating point, 32 hexadecimal digits."""
-    return hashlib.sha256(f"{image_sha256} {model_sha256} {operating_point}".encode()).hexdigest()[:32]
+def compute_id(row: Row) -> str:
+    """Return the id of the prediction in a row, 32 hexadecimal digits.
+
+    It is derived from the image, the model, the operating point, the age that a person entered, and from whether the image was
+    rejected because its age is required: such an image is predicted when the age is entered or no longer required.
+    """
+    parts = [row["image_sha256"], row["model_sha256"], row["operating_point"]]
+    if row["age_source"] == "entered":
+        parts.append(f"age {row['age']}")
+    if row["rejection_code"] == "age_required":
+        parts.append(row["rejection_code"])
+    return hashlib.sha256(" ".join(parts).encode()).hexdigest()[:32]
 
 
 def format_time(time: datetime) -> str:
@@ -191,9 +202,9 @@ def new_row(prediction: Prediction, image: bytes) -> dict[str, Any]:
         raise ValueError("a prediction of an unreadable image cannot be stored")
     sha256 = content_hash(image)
     row = {name: value for name, value in prediction.to_row().items() if name in predictions.c}
+    row |= {"image_sha256": sha256, "age": None if row["age"] is None else float(row["age"])}  # as it will be read
     return row | {
-        "id": compute_id(sha256, prediction.model.sha256, prediction.operating_point),
-        "image_sha256": sha256,
+        "id": compute_id(row),
         "image_bytes": len(image),
         "image_removed": None,
         "agrees": None,
@@ -235,8 +246,11 @@ def result_hash(row: Row) -> str:
 
     The image's name is not included: it could be guessed from a hash.
     """
-    values = json.dumps([row[name] for name in _RESULT_COLUMNS], ensure_ascii=False, separators=(",", ":"))
-    return hashlib.sha256(values.encode()).hexdigest()
+    values = [row[name] for name in _RESULT_COLUMNS]
+    if later := {name: row[name] for name in _LATER_RESULT_COLUMNS if row[name] not in (None, "")}:
+        values.append(later)
+    text = json.dumps(values, ensure_ascii=False, separators=(",", ":"))
+    return hashlib.sha256(text.encode()).hexdigest()
 
 
 def find_page(connection: Connection, where: Filter, *, order: Order, limit: int, after: str) -> Page:

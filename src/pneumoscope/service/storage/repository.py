@@ -120,8 +120,8 @@ class PredictionRepository:
             user: For the audit log.
 
         Returns:
-            A future of the record and of whether it is new: the first prediction for the same image, model and operating
-            point is kept. Its error is StorageError if nothing could be stored.
+            A future of the record and of whether it is new: the first prediction for the same image, model, operating point and
+            entered age is kept. Its error is StorageError if nothing could be stored.
         """
         return self._commits.submit(_Addition(prediction, image, user))
 

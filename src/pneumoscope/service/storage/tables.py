@@ -13,8 +13,8 @@ METADATA = MetaData()
 _SHA256 = String(64)
 _TIME = String(32)
 
-# One row per image, model and operating point: the columns of `Prediction.to_row` but those of failures, which are not
-# stored, and those that `StoredPrediction` adds.
+# One row per id, see `records.compute_id`: the columns of `Prediction.to_row` but those of failures, which are not stored, and
+# those that `StoredPrediction` adds.
 predictions = Table(
     "predictions",
     METADATA,
@@ -37,6 +37,9 @@ predictions = Table(
     Column("uncertainty_low", Float),
     Column("uncertainty_high", Float),
     Column("uncertainty_coverage", Float),
+    Column("age", Float),
+    Column("age_source", String(16)),
+    Column("warnings", Text, nullable=False, server_default=""),
     Column("width", Integer, nullable=False),
     Column("height", Integer, nullable=False),
     Column("format", String(16), nullable=False),

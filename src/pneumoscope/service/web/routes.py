@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import datetime
+import functools
+import math
 import re
 from collections.abc import Callable, Coroutine
 from typing import Any
@@ -14,10 +16,11 @@ from fastapi.routing import APIRoute
 
 from pneumoscope.core.errors import AuthenticationError, PneumoscopeError, UsageError
 from pneumoscope.core.messages import error_text
-from pneumoscope.core.prediction import DECISIONS
+from pneumoscope.core.prediction import DECISIONS, MAX_AGE
 from pneumoscope.inference.decision import threshold_probability
-from pneumoscope.service.api.dependencies import AppAuthenticator, AppService, AppSettings
+from pneumoscope.service.api.dependencies import AppAuthenticator, AppService, AppSettings, User
 from pneumoscope.service.api.exception_handlers import error_status, public_error, record_error
+from pneumoscope.service.api.uploads import wait_for_disconnect
 from pneumoscope.service.auth.sessions import COOKIE, SESSION_SECONDS
 from pneumoscope.service.auth.tokens import LOCAL
 from pneumoscope.service.predictions import PredictionService
@@ -29,6 +32,7 @@ __all__ = ["page_router", "sign_in_router"]
 
 _PAGE_SIZE = 50  # images on a page of the worklist
 _MAX_DASHBOARD_IMAGES = 10_000
+_UNKNOWN_AGE = ("age_required", "age_not_understood")  # codes of rejections that an entered age can resolve
 
 
 class _PageRoute(APIRoute):
@@ -67,7 +71,7 @@ def worklist(request: Request, service: AppService, settings: AppSettings) -> Re
     page = service.repository.find(query.filter, order=query.order, limit=_PAGE_SIZE, after=after)
     return render(
         request, "worklist.html", page=page, query=query, orders=ORDERS, decisions=DECISIONS,
-        max_upload_bytes=settings.max_body_bytes, page_size=_PAGE_SIZE,
+        max_upload_bytes=settings.max_body_bytes, page_size=_PAGE_SIZE, max_age=MAX_AGE,
     )  # fmt: skip
 
 
@@ -84,7 +88,15 @@ def worklist_csv(request: Request, service: AppService) -> Response:
 @page_router.get("/images/{id}")
 def viewer(request: Request, service: AppService, id: str) -> Response:
     """Return the viewer of an image."""
-    return render(request, "viewer.html", **_image_context(service, id))
+    return render(request, "viewer.html", max_age=MAX_AGE, **_image_context(service, id))
+
+
+@page_router.post("/images/{id}")
+async def enter_age(request: Request, service: AppService, user: User, id: str) -> Response:
+    """Predict the image again with the age of the form, and redirect to the new prediction."""
+    age = _parse_age((await _read_form(request)).get("age", ""))
+    prediction = await service.predict_again(id, user, functools.partial(wait_for_disconnect, request), age=age)
+    return RedirectResponse(f"/images/{prediction.id}", 303)
 
 
 @page_router.get("/images/{id}/report")
@@ -127,11 +139,7 @@ def sign_in_form(request: Request) -> Response:
 @sign_in_router.post("/sign-in")
 async def sign_in(request: Request, authenticator: AppAuthenticator) -> Response:
     """Start a session with the token of the form, and redirect to the page that asked for it."""
-    try:
-        async with request.form(max_files=0, max_fields=4) as form:
-            token = str(form.get("token", ""))
-    except UnicodeError as error:  # the form declares an unknown character encoding
-        raise UsageError("the form cannot be parsed", hint="Use the form on the sign-in page") from error
+    token = (await _read_form(request)).get("token", "")
     try:
         user = authenticator.authenticate(token)
     except AuthenticationError:
@@ -155,6 +163,34 @@ def sign_out(request: Request, authenticator: AppAuthenticator) -> Response:
     return response
 
 
+async def _read_form(request: Request) -> dict[str, str]:
+    """Return the fields of a form.
+
+    Raises:
+        UsageError: The form declares an unknown character encoding.
+    """
+    try:
+        async with request.form(max_files=0, max_fields=4) as form:
+            return {name: str(value) for name, value in form.items()}
+    except UnicodeError as error:
+        raise UsageError("the form cannot be parsed", hint="Use the form on the page") from error
+
+
+def _parse_age(text: str) -> float:
+    """Return an age in years.
+
+    Raises:
+        UsageError: It is not a number of years from 0 to 130.
+    """
+    try:
+        age = float(text)
+    except ValueError:
+        age = math.nan
+    if not 0 <= age <= MAX_AGE:
+        raise UsageError(f"the age is not a number of years from 0 to {MAX_AGE}", hint="Go back, and enter it again")
+    return age
+
+
 def _image_context(service: PredictionService, id: str) -> dict[str, Any]:
     """Return the template variables of the viewer and the report.
 
@@ -165,10 +201,12 @@ def _image_context(service: PredictionService, id: str) -> dict[str, Any]:
     review = prediction.review
     current_model = prediction.model.sha256 == service.model.facts.sha256
     image_available = prediction.image_removed is None
+    is_age_unknown = prediction.rejection.code in _UNKNOWN_AGE if prediction.rejection else bool(prediction.warnings)
     return {
         "prediction": prediction,
         "reviewer": review.reviewer if review and review.reviewer != LOCAL else "",
         "image_available": image_available,
+        "can_enter_age": image_available and is_age_unknown,
         "heatmap_available": current_model and image_available and prediction.decision != "rejected",
         "current_model": current_model,
         "prevalence": f"{service.model.card.calibration.prevalence:.0%}" if current_model else "",

@@ -99,6 +99,11 @@ def format_interval(interval: Interval) -> str:
     return f"{interval.value:.0%} ({math.floor(100 * interval.low)}\u2013{math.ceil(100 * interval.high)}%)"
 
 
+def format_years(age: float) -> str:
+    """Return an age in years to the day, without trailing zeros."""
+    return f"{round(age, 3):g}"
+
+
 @functools.cache
 def _environment(language: str) -> jinja2.Environment:
     environment = jinja2.Environment(
@@ -110,7 +115,7 @@ def _environment(language: str) -> jinja2.Environment:
         lstrip_blocks=True,
     )
     environment.install_gettext_translations(translations(language), newstyle=True)  # type: ignore[attr-defined]
-    environment.filters |= {"minute": format_minute, "interval_percent": format_interval}
+    environment.filters |= {"minute": format_minute, "interval_percent": format_interval, "years": format_years}
     environment.globals |= {
         "language": language,
         "notice": messages.notice(language),
@@ -119,7 +124,13 @@ def _environment(language: str) -> jinja2.Environment:
         "url_with_query": url_with_query,
         **{
             name: functools.partial(getattr(messages, name), language=language)
-            for name in ("decision_label", "operating_point_label", "prediction_message", "probability_text")
+            for name in (
+                "decision_label",
+                "decision_message",
+                "operating_point_label",
+                "probability_text",
+                "warning_message",
+            )
         },
     }
     return environment

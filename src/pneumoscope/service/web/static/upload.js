@@ -9,17 +9,22 @@ const REFRESH_MS = 3000; // between updates of the list during uploads
 const byId = (id) => document.getElementById(id);
 const dropzone = byId("dropzone");
 const queue = byId("upload-queue");
+const ageField = byId("age");
 const maxBytes = Number(dropzone.dataset.maxBytes);
 const waiting = [];
 const counts = { total: 0, done: 0, failed: 0, running: 0 };
 let refreshing = false;
 
-/** Queue files for upload. Hidden files and DICOM directories are skipped. */
+/** Queue files for upload with the entered age. Hidden files and DICOM directories are skipped. */
 function enqueue(files) {
+  if (!ageField.reportValidity()) return showStatus(format(messages.invalidAge, { limit: ageField.max }));
+  const age = ageField.value;
+  ageField.value = ""; // the next files may be of another patient
   const images = files.filter(({ file }) => !file.name.startsWith(".") && file.name !== "DICOMDIR");
   showStatus(images.length ? "" : messages.noFiles);
   for (const { file, name } of images) {
-    const upload = { file, name, row: addRow(name), attempts: 0 };
+    const row = addRow(age ? format(messages.withAge, { name, age }) : name);
+    const upload = { file, name, age, row, attempts: 0 };
     counts.total += 1;
     if (file.size) waiting.push(upload);
     else fail(upload, new ApiError(messages.emptyFile), false);
@@ -33,12 +38,12 @@ function named(files) {
   return [...files].map((file) => ({ file, name: file.webkitRelativePath || file.name }));
 }
 
-/** Append a row to the upload queue. */
-function addRow(name) {
+/** Append a row with a label to the upload queue. */
+function addRow(text) {
   const row = document.createElement("li");
   const label = document.createElement("span");
   label.className = "filename";
-  label.textContent = name;
+  label.textContent = text;
   const state = document.createElement("span");
   state.className = "upload-state";
   state.textContent = messages.waiting;
@@ -131,7 +136,7 @@ function post(item) {
       resolve({ status: request.status, body, retryAfter: Number(request.getResponseHeader("Retry-After")) });
     };
     request.onerror = () => resolve({ status: 0, body: null, retryAfter: 0 });
-    request.open("POST", "/v1/predictions");
+    request.open("POST", `/v1/predictions${item.age && `?${new URLSearchParams({ age: item.age })}`}`);
     request.send(form);
   });
 }
