@@ -1,8 +1,8 @@
 """Render the model card of a bundle as Markdown, entirely from the bundle's own files.
 
 Measurements made after the export are in the bundle's folder `evidence/`, as the commands wrote them: `evaluation.json`
-(`evaluate`), `robustness.json` (`robustness`), `shortcuts.json` (`shortcuts`) and `audit.json` (`check-data --json`). The page states which
-of them are missing.
+(`evaluate`), `robustness.json` (`robustness`), `shortcuts.json` (`shortcuts`) and `audit.json` (`check-data --json`). The page
+states which of them are missing.
 """
 
 from __future__ import annotations
