@@ -7,14 +7,10 @@ classifier may decide either way.
 
 from __future__ import annotations
 
-import sys
-
 import numpy as np
 import numpy.typing as npt
 import torch
 import torch.nn.functional as F
-from rich.console import Console
-from rich.progress import track
 from sklearn.decomposition import PCA
 from torch import Tensor
 
@@ -22,6 +18,7 @@ from pneumoscope.bundle.card import INPUT_CLASSES, InputClass
 from pneumoscope.models.input_checks import FeatureExtractor, InputChecks, InputClassifier, MahalanobisDetector
 from pneumoscope.runs.recipe import AugmentationOptions
 from pneumoscope.training.augmentation import augment
+from pneumoscope.training.callbacks import track_steps
 from pneumoscope.training.data_module import derive_seed
 from pneumoscope.training.negative_images import negative_image
 
@@ -135,8 +132,7 @@ def train_input_classifier(
     optimizer = torch.optim.AdamW(classifier.parameters(), lr=3e-3, weight_decay=0.01)
     schedule = torch.optim.lr_scheduler.OneCycleLR(optimizer, max_lr=3e-3, total_steps=steps)
     classifier.train()
-    console, hidden = Console(stderr=True), not sys.stderr.isatty()
-    for step in track(range(steps), "training the input classifier", console=console, transient=True, disable=hidden):
+    for step in track_steps(steps, "training the input classifier"):
         images, classes = draw_examples(pixels, rows, _EXAMPLES_PER_STEP, derive_seed(seed, step, 8))
         optimizer.zero_grad()
         F.cross_entropy(classifier(images), classes).backward()  # type: ignore[no-untyped-call]
