@@ -43,7 +43,7 @@ from pneumoscope.statistics.intervals import proportion
 from pneumoscope.statistics.roc import auroc_interval
 from pneumoscope.training.age_classifier import View, train_age_classifier
 from pneumoscope.training.export import augmented_batches
-from pneumoscope.training.input_checks import PLAUSIBLE
+from pneumoscope.training.input_checks import ACCEPTED
 from pneumoscope.training.train import apply_split
 
 Pixels = npt.NDArray[np.uint8]
@@ -128,7 +128,7 @@ def measure(
                 scores.append(network(view(batch) if view else batch).sigmoid().numpy())
         return np.concatenate(scores)
 
-    augmented = np.concatenate([score(batch) for batch in augmented_batches(validation.pixels, PLAUSIBLE, seed)])
+    augmented = np.concatenate([score(batch) for batch in augmented_batches(validation.pixels, ACCEPTED, seed)])
     limit = float(np.quantile(augmented, 1 - share, method="higher"))
     children = score(validation.pixels)
     groups = [validation, *others]

@@ -4,9 +4,10 @@ import json
 import re
 
 import pytest
+from msgspec import structs
 from tests.conftest import LIMITS
 
-from pneumoscope.bundle.card import Intervals, OperatingPoint, Proportion, UncertaintyBand
+from pneumoscope.bundle.card import Intervals, OperatingPoint, OutlierSummary, Proportion, UncertaintyBand
 from pneumoscope.bundle.model_card import EVIDENCE, model_card
 from pneumoscope.core.errors import BundleError
 from pneumoscope.core.i18n import NOTICE
@@ -47,12 +48,30 @@ def test_card_of_a_bundle_without_evidence_lists_missing_measurements(bundle):
     assert "19 normal images and 21 pneumonias" in page
     assert "if its probability of being upright is below 0.300" in page
     assert "rejected if its distance is above 1.90" in page
+    assert "How many images of patients outside the population pass these checks has not been measured" in page
     assert "slope 0.800, intercept 0.100" in page
     assert "refers to a prevalence of pneumonia of 50%" in page
     assert "by q / (1 - q)" in page
     for name in EVIDENCE:
         assert f"Not measured yet: `{EVIDENCE[name]}`" in page
     assert "Known failures" not in page
+
+
+def test_card_states_how_many_outliers_of_each_source_pass(maker):
+    passed = Proportion(value=0.02, low=0.01, high=0.04, n=400, method="wilson")
+    outliers = {
+        "clinic": OutlierSummary(n_train=1600, passed=passed, passed_alone={"age_classifier": passed}),
+        "other": OutlierSummary(n_train=9, passed=None),
+    }
+    limits = structs.replace(LIMITS, max_age_score=0.25, age_share=0.007, outliers=outliers)
+    page = model_card(maker.bundle(maker.root / "aged", rejection_limits=limits, age_range=(1, 5)))
+
+    assert "whether the patient is outside 1 to 5 years" in page
+    assert "if its score, 0 to 1, is above 0.250" in page
+    assert "1.0% (input classifier), 0.7% (age), 2.0% (distance)" in page
+    assert "| clinic | 1,600 | 0.020 [0.010, 0.040], n = 400 |  | 0.020 |  |" in page
+    assert "| other | 9 | no other patients |  |  |  |" in page
+    assert "has not been measured" not in page
 
 
 def test_card_of_a_bundle_without_input_checks_or_intervals(maker):
@@ -81,6 +100,12 @@ def test_card_shows_every_number_of_the_evidence(maker, bundle):
         "other_images": [],
     }  # fmt: skip
     (bundle / "evidence" / "robustness.json").write_text(json.dumps(robustness))
+    auroc = {"value": 0.625, "low": 0.5, "high": 0.75}
+    shortcuts = {
+        "onnx_sha256": found.bundle_sha256, "n": 8, "split": "validation", "split_by": "block", "whole": auroc,
+        "controls": [{"name": "center blanked", "auroc": {**auroc, "value": 0.525}}],
+    }  # fmt: skip
+    (bundle / "evidence" / "shortcuts.json").write_text(json.dumps(shortcuts))
 
     page = model_card(bundle)
 
@@ -104,6 +129,8 @@ def test_card_shows_every_number_of_the_evidence(maker, bundle):
     rates = [float(rate) for rate in re.findall(r"^- .*?([0-9.]+)% of", page, re.MULTILINE)]
     assert len(rates) > 1
     assert rates == sorted(rates, reverse=True)
+    assert "| whole image | 0.625 [0.500, 0.750] |" in page
+    assert "| center blanked | 0.525 [0.500, 0.750] |" in page
     assert "| outer border" in page or "| border" in page
 
 

@@ -55,6 +55,8 @@ def test_age_limit_and_passed_outliers_by_hand():
     others = [Outputs(np.zeros(4, np.float32), None, upright[:, None], np.ones(4, np.float32), score)]
     summary = fit_outlier_summary(limits, others, ["a", "b", "c", "d"], 7)
     assert (summary.n_train, summary.passed.value, summary.passed.n) == (7, 0.25, 4)
+    alone = {name: passed.value for name, passed in summary.passed_alone.items()}
+    assert alone == {"input_classifier": 0.75, "age_classifier": 0.5, "ood_detector": 1}
     assert fit_outlier_summary(limits, [], [], 7).passed is None
 
 

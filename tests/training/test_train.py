@@ -68,18 +68,16 @@ def test_run_folder_has_all_files(run):
     assert read_recipe(str(out / "recipe.toml")) == small()
 
 
-def test_run_with_input_checks_has_rejection_limits_on_its_card(phantoms, tmp_path):
-    messages = []
+def test_run_with_input_checks_has_rejection_limits_on_its_card(phantoms, tmp_path, capsys):
     train(
         small(training={"epochs": 1}, rejection={"steps": 3, "classifier_share": 0.1, "distance_share": 0.1}),
         phantoms,
         tmp_path / "run",
-        log=messages.append,
     )
     session = BundleSession.load(tmp_path / "run/bundle")
 
     limits = session.card.rejection_limits
-    assert "training the input classifier (3 steps)" in messages
+    assert "training the input classifier: step 2/3, " in capsys.readouterr().err
     assert (limits.input_classes, limits.classifier_share, limits.distance_share) == (INPUT_CLASSES, 0.1, 0.1)
     assert limits.rejected.n == session.card.calibration.n
     assert limits.rejected.value <= 0.2
@@ -92,15 +90,14 @@ def test_run_with_input_checks_has_rejection_limits_on_its_card(phantoms, tmp_pa
     assert len(scored) == 20
 
 
-def test_age_classifier_is_trained_on_outliers_and_described_on_the_card(phantoms, outliers, tmp_path):
-    messages = []
+def test_age_classifier_is_trained_on_outliers_and_described_on_the_card(phantoms, outliers, tmp_path, capsys):
     recipe = small(data={"age_range": [1, 5]}, training={"epochs": 1}, rejection={"steps": 3, "age_steps": 2})
-    record = train(recipe, phantoms, tmp_path / "run", outliers=outliers, log=messages.append)
+    record = train(recipe, phantoms, tmp_path / "run", outliers=outliers)
     session = BundleSession.load(tmp_path / "run/bundle")
 
     limits = session.card.rejection_limits
     listed = load_outliers(tmp_path / "run/outliers.csv")
-    assert "training the age classifier (2 steps)" in messages
+    assert "training the age classifier: 2 steps" in capsys.readouterr().err
     assert record.outliers_sha256 == limits.outliers_sha256 == listed.sha256()
     assert {name: (group.n_train, group.passed.n) for name, group in limits.outliers.items()} == {
         "hospital": (7, 5),

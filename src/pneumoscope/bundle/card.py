@@ -36,6 +36,7 @@ __all__ = [
     "NETWORK_FILE",
     "Calibration",
     "Card",
+    "InputCheck",
     "InputClass",
     "Intervals",
     "OperatingPoint",
@@ -63,6 +64,8 @@ InputClass = Literal[
     "upright", "inverted", "upside_down", "rotated_90", "mirrored", "cropped", "not_a_chest_radiograph"
 ]
 INPUT_CLASSES: tuple[InputClass, ...] = get_args(InputClass)
+
+InputCheck = Literal["input_classifier", "age_classifier", "ood_detector"]
 
 _Fraction = Annotated[float, Meta(ge=0, le=1)]
 _Count = Annotated[int, Meta(ge=0)]
@@ -187,11 +190,13 @@ class OutlierSummary(Struct, frozen=True, forbid_unknown_fields=True, kw_only=Tr
 
     Attributes:
         n_train: Number of images that the age classifier was trained on.
-        passed: Fraction of the images of other patients that all checks of the network pass; None without such images.
+        passed: Fraction of the images of other patients that pass all checks of the network; None without such images.
+        passed_alone: The fraction that would pass if the network had this check only; empty without such images.
     """
 
     n_train: _Count
     passed: Proportion | None
+    passed_alone: dict[InputCheck, Proportion] = {}
 
 
 class RejectionLimits(Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):

@@ -1,8 +1,8 @@
 """Render the model card of a bundle as Markdown, entirely from the bundle's own files.
 
 Measurements made after the export are in the bundle's folder `evidence/`, as the commands wrote them: `evaluation.json`
-(`evaluate`), `robustness.json` (`robustness`) and `audit.json` (`check-data --json`). The page states which
-of them are missing.
+(`evaluate`), `robustness.json` (`robustness`), `shortcuts.json` (`shortcuts`) and `audit.json` (`check-data --json`). The page
+states which of them are missing.
 """
 
 from __future__ import annotations
@@ -10,9 +10,9 @@ from __future__ import annotations
 import json
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, get_args
 
-from pneumoscope.bundle.card import Card, Proportion, RejectionLimits, read_bundle
+from pneumoscope.bundle.card import Card, InputCheck, Proportion, RejectionLimits, read_bundle
 from pneumoscope.core.errors import BundleError
 from pneumoscope.core.i18n import NOTICE
 
@@ -22,6 +22,7 @@ __all__ = ["EVIDENCE", "model_card"]
 EVIDENCE = {
     "evaluation": "pneumoscope evaluate BUNDLE --data DATA --out BUNDLE/evidence",
     "robustness": "pneumoscope robustness BUNDLE --data MANIFEST --out BUNDLE/evidence",
+    "shortcuts": "pneumoscope shortcuts BUNDLE --data MANIFEST --out BUNDLE/evidence",
     "audit": "pneumoscope check-data DATA --json > BUNDLE/evidence/audit.json",
 }
 _ETIOLOGIES = {
@@ -30,6 +31,7 @@ _ETIOLOGIES = {
     "virus": "images of viral pneumonia",
 }
 _MAX_FAILURES = 8
+_CHECK_NAMES = ("input classifier", "age classifier", "OOD detector")
 _LICENSE = (
     "Weights that ship with pneumoscope are licensed under Apache-2.0. Weights trained on the public pediatric radiographs are"
     " derived from data by Kermany, Zhang and Goldbaum, Mendeley Data, doi:10.17632/rscbjbr9sj, licensed under CC BY 4.0."
@@ -59,7 +61,9 @@ def model_card(folder: Path) -> str:
     return "\n\n".join(sections) + "\n"
 
 
-def _sections(card: Card, *, evaluation: Json | None, robustness: Json | None, audit: Json | None) -> list[str]:
+def _sections(
+    card: Card, *, evaluation: Json | None, robustness: Json | None, shortcuts: Json | None, audit: Json | None
+) -> list[str]:
     return [
         f"# Model card: {card.name}",
         NOTICE,
@@ -69,7 +73,8 @@ def _sections(card: Card, *, evaluation: Json | None, robustness: Json | None, a
         *_rejection(card, evaluation, robustness),
         *_performance(evaluation),
         *_robustness(robustness),
-        *_shortcuts(audit),
+        *_network_shortcuts(shortcuts),
+        *_data_shortcuts(audit),
         *_failures(evaluation, robustness),
         "## License",
         _LICENSE,
@@ -267,15 +272,24 @@ def _outliers(limits: RejectionLimits) -> list[str]:
             " predictions for some of them."
         ]
     rows = [
-        (name, f"{group.n_train:,}", _proportion(group.passed) if group.passed else "no other patients")
+        (
+            name,
+            f"{group.n_train:,}",
+            _proportion(group.passed) if group.passed else "no other patients",
+            *(_share(group.passed_alone.get(check)) for check in get_args(InputCheck)),
+        )
         for name, group in limits.outliers.items()
     ]
     return [
         "Images of patients outside the age range that pass all checks, and would get a prediction. The patients are others than"
         " those that the age classifier was trained on; the hospitals are the same, and images of other hospitals may pass more"
-        " often.",
-        _table(("source", "images in training", "passed, other patients"), rows),
+        " often. The last columns state how many would pass one check alone.",
+        _table(("source", "images in training", "passed, other patients", *_CHECK_NAMES), rows),
     ]
+
+
+def _share(proportion: Proportion | None) -> str:
+    return "" if proportion is None else f"{proportion.value:.3f}"
 
 
 def _performance(evaluation: Json | None) -> list[str]:
@@ -306,7 +320,20 @@ def _robustness(robustness: Json | None) -> list[str]:
     ]
 
 
-def _shortcuts(audit: Json | None) -> list[str]:
+def _network_shortcuts(shortcuts: Json | None) -> list[str]:
+    if not shortcuts:
+        return ["## Shortcuts of the network", f"Not measured yet: `{EVIDENCE['shortcuts']}`."]
+    rows = [("whole image", _interval(shortcuts["whole"]))]
+    rows += [(row["name"], _interval(row["auroc"])) for row in shortcuts["controls"]]
+    return [
+        "## Shortcuts of the network",
+        f"AUROC of the network on {shortcuts['n']} {shortcuts['split']} images, split by {shortcuts['split_by']}, of which it"
+        " sees a part. Without the lungs, 0.5 is chance; above it, the network can use the border, markers or the scanner.",
+        _table(("the network sees", "AUROC [95% interval]"), rows),
+    ]
+
+
+def _data_shortcuts(audit: Json | None) -> list[str]:
     if not audit:
         return ["## Shortcuts in the data", f"Not measured yet: `{EVIDENCE['audit']}`."]
     rows = [(name.replace("_", " "), _interval(value)) for name, value in audit["shortcuts"].items()]

@@ -30,6 +30,7 @@ VERBS = (
     "evaluate",
     "robustness",
     "saliency-check",
+    "shortcuts",
     "compare",
     "reproduce",
     "export",

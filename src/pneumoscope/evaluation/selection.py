@@ -24,6 +24,7 @@ __all__ = [
     "count_patients",
     "draw_sample",
     "select_images",
+    "select_unreserved_images",
     "unreadable_error",
 ]
 
@@ -168,20 +169,13 @@ def check_thresholds(images: Sequence[LabeledImage], card: Card, operating_point
         )
 
 
-def draw_sample(
-    target: Path, data: Path, split: str, per_label: int, rng: np.random.Generator
-) -> tuple[Path, tuple[LabeledImage, ...]]:
-    """Return a random sample of validation or training images; see `select_images` and `balanced_sample`.
+def select_unreserved_images(target: Path, data: Path, split: str) -> tuple[Path, tuple[LabeledImage, ...]]:
+    """Return the validation or training images; see `select_images`.
 
     Args:
         target: Run folder or bundle.
         data: Folder, manifest CSV or archive.
         split: "validation" or "train". Test images are reserved for `evaluate`, which records every test-set evaluation.
-        per_label: Number of images of each label; smaller if a label has fewer.
-        rng: Source of random numbers.
-
-    Returns:
-        The folder that paths are relative to, and the images, ordered by label.
 
     Raises:
         UsageError: The split is "test"; or see `select_images`.
@@ -192,7 +186,26 @@ def draw_sample(
             "test images are reserved for evaluations, which are recorded",
             hint="Choose --split validation, or evaluate with: pneumoscope evaluate",
         )
-    root, images = select_images(data, split, target / MANIFEST_FILE)
+    return select_images(data, split, target / MANIFEST_FILE)
+
+
+def draw_sample(
+    target: Path, data: Path, split: str, per_label: int, rng: np.random.Generator
+) -> tuple[Path, tuple[LabeledImage, ...]]:
+    """Return a random sample of validation or training images; see `balanced_sample`.
+
+    Args:
+        target, data, split: See `select_unreserved_images`.
+        per_label: Number of images of each label; smaller if a label has fewer.
+        rng: Source of random numbers.
+
+    Returns:
+        The folder that paths are relative to, and the images, ordered by label.
+
+    Raises:
+        UsageError, DatasetError: See `select_unreserved_images`.
+    """
+    root, images = select_unreserved_images(target, data, split)
     return root, balanced_sample(images, per_label, rng)
 
 

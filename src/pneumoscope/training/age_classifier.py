@@ -12,7 +12,6 @@ Fourier Domain Adaptation for Semantic Segmentation".
 
 from __future__ import annotations
 
-import sys
 from collections import Counter
 from collections.abc import Callable, Sequence
 
@@ -20,13 +19,12 @@ import numpy as np
 import numpy.typing as npt
 import torch
 import torch.nn.functional as F
-from rich.console import Console
-from rich.progress import track
 from torch import Tensor
 
 from pneumoscope.models.input_checks import AgeClassifier
 from pneumoscope.runs.recipe import AugmentationOptions
 from pneumoscope.training.augmentation import augment
+from pneumoscope.training.callbacks import track_steps
 from pneumoscope.training.data_module import derive_seed
 
 __all__ = ["EXPOSURE", "exchange_styles", "train_age_classifier"]
@@ -85,8 +83,7 @@ def train_age_classifier(
             optimizer, max_lr=_LEARNING_RATE, total_steps=steps, pct_start=0.1
         )
         classifier.train()
-        console, hidden = Console(stderr=True), not sys.stderr.isatty()
-        for step in track(range(steps), "training the age classifier", console=console, transient=True, disable=hidden):
+        for step in track_steps(steps, "training the age classifier"):
             rng = np.random.default_rng(derive_seed(seed, step, 12))
             rows = rng.choice(len(pixels), _BATCH, p=probabilities)
             styled = exchange_styles(torch.from_numpy(pixels[rows]), rng)

@@ -19,6 +19,7 @@ from pneumoscope.bundle.card import (
     INPUT_CLASSES,
     Calibration,
     Card,
+    InputCheck,
     Intervals,
     OperatingPoint,
     OutlierSummary,
@@ -182,8 +183,13 @@ def fit_outlier_summary(
         patients: Patient identifier of each image.
         n_train: Number of images of the source that the age classifier was trained on.
     """
-    passed = _proportion(~_is_rejected(limits, outputs), patients) if patients else None
-    return OutlierSummary(n_train=n_train, passed=passed)
+    if not patients:
+        return OutlierSummary(n_train=n_train, passed=None)
+    return OutlierSummary(
+        n_train=n_train,
+        passed=_proportion(~_is_rejected(limits, outputs), patients),
+        passed_alone={name: _proportion(~values, patients) for name, values in _rejected_by(limits, outputs).items()},
+    )
 
 
 def _upper_limit(values: npt.NDArray[np.float32], share: float) -> float:
@@ -193,10 +199,18 @@ def _upper_limit(values: npt.NDArray[np.float32], share: float) -> float:
 
 
 def _is_rejected(limits: RejectionLimits, outputs: Sequence[Outputs]) -> BoolArray:
+    return np.asarray(np.any(list(_rejected_by(limits, outputs).values()), axis=0))
+
+
+def _rejected_by(limits: RejectionLimits, outputs: Sequence[Outputs]) -> dict[InputCheck, BoolArray]:
+    """Return for each check whether it rejects the images."""
     upright, age_score, distance = _check_values(outputs)
-    rejected = (upright < limits.min_upright) | (distance > limits.max_distance)
+    rejected: dict[InputCheck, BoolArray] = {
+        "input_classifier": upright < limits.min_upright,
+        "ood_detector": distance > limits.max_distance,
+    }
     if age_score is not None and limits.max_age_score is not None:
-        rejected |= age_score > limits.max_age_score
+        rejected["age_classifier"] = age_score > limits.max_age_score
     return rejected
 
 

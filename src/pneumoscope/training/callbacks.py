@@ -7,6 +7,8 @@ two, the epoch is repeated with the same numbers and writes the same weights aga
 from __future__ import annotations
 
 import sys
+import time
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -14,6 +16,8 @@ import lightning.pytorch as pl
 import torch
 from lightning.pytorch.callbacks import Callback, Checkpoint, RichProgressBar
 from lightning.pytorch.plugins.io import CheckpointIO
+from rich.console import Console
+from rich.progress import track
 from safetensors.torch import save
 
 from pneumoscope.core.errors import StorageError
@@ -22,7 +26,14 @@ from pneumoscope.runs.epochs import best_epoch, epochs_csv
 from pneumoscope.runs.run_folder import CHECKPOINT_FILE, EPOCHS_FILE, WEIGHTS_FILE
 from pneumoscope.training.classifier import Classifier
 
-__all__ = ["AtomicCheckpointIO", "BestAndLastCheckpoint", "EpochLog", "completed_epochs", "progress_callback"]
+__all__ = [
+    "AtomicCheckpointIO",
+    "BestAndLastCheckpoint",
+    "EpochLog",
+    "completed_epochs",
+    "progress_callback",
+    "track_steps",
+]
 
 
 class AtomicCheckpointIO(CheckpointIO):
@@ -103,6 +114,26 @@ class EpochLog(Callback):
             file=sys.stderr,
             flush=True,
         )
+
+
+def track_steps(count: int, description: str) -> Iterator[int]:
+    """Yield the numbers from 0 to count - 1, with a progress bar on a terminal and else a line on standard error each tenth.
+
+    Args:
+        count: Number of steps.
+        description: Text beside the bar, such as "training the input classifier".
+    """
+    if sys.stderr.isatty():
+        yield from track(range(count), description, console=Console(stderr=True), transient=True)
+        return
+    start = time.monotonic()
+    print(f"{description}: {count} steps", file=sys.stderr, flush=True)
+    for step in range(count):
+        yield step
+        done = step + 1
+        if done % max(1, count // 10) == 0 and done < count:
+            minutes = (time.monotonic() - start) / done * (count - done) / 60
+            print(f"{description}: step {done}/{count}, {minutes:.0f} min left", file=sys.stderr, flush=True)
 
 
 def progress_callback() -> Callback:

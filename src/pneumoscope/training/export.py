@@ -50,7 +50,7 @@ from pneumoscope.training.calibration import (
     fit_rejection_limits,
 )
 from pneumoscope.training.data_module import ImageArrays, derive_seed
-from pneumoscope.training.input_checks import PLAUSIBLE, fit_input_checks
+from pneumoscope.training.input_checks import ACCEPTED, fit_input_checks
 from pneumoscope.training.onnx_export import check_logits, check_outputs, export_onnx
 
 __all__ = ["augmented_batches", "export"]
@@ -120,7 +120,7 @@ def export(
         logits = np.concatenate([session.logits(batch) for batch in batches])
     limits = None
     if input_checks:
-        augmented_outputs = [session.outputs(batch) for batch in augmented_batches(pixels, PLAUSIBLE, seed)]
+        augmented_outputs = [session.outputs(batch) for batch in augmented_batches(pixels, ACCEPTED, seed)]
         limits = fit_rejection_limits(outputs, augmented_outputs, recipe.rejection, patients)
         if outliers:
             limits = msgspec.structs.replace(

@@ -7,14 +7,10 @@ classifier may decide either way.
 
 from __future__ import annotations
 
-import sys
-
 import numpy as np
 import numpy.typing as npt
 import torch
 import torch.nn.functional as F
-from rich.console import Console
-from rich.progress import track
 from sklearn.decomposition import PCA
 from torch import Tensor
 
@@ -22,10 +18,19 @@ from pneumoscope.bundle.card import INPUT_CLASSES, InputClass
 from pneumoscope.models.input_checks import FeatureExtractor, InputChecks, InputClassifier, MahalanobisDetector
 from pneumoscope.runs.recipe import AugmentationOptions
 from pneumoscope.training.augmentation import augment
+from pneumoscope.training.callbacks import track_steps
 from pneumoscope.training.data_module import derive_seed
 from pneumoscope.training.negative_images import negative_image
 
-__all__ = ["PLAUSIBLE", "SIDE", "draw_examples", "fit_input_checks", "fit_mahalanobis", "train_input_classifier"]
+__all__ = [
+    "ACCEPTED",
+    "PLAUSIBLE",
+    "SIDE",
+    "draw_examples",
+    "fit_input_checks",
+    "fit_mahalanobis",
+    "train_input_classifier",
+]
 
 # Side of the examples, pixels; the classifier halves it. Small enough to make new examples for each step.
 SIDE = 112
@@ -37,6 +42,20 @@ _FREQUENCIES: dict[InputClass, int] = {
 # Plausible variation of a radiograph, wider than in clinical practice, so that images at its limit are accepted.
 PLAUSIBLE = AugmentationOptions(
     rotation=15, translation=0.06, scale=0.3, aspect=0.2, brightness=0.35, contrast=0.4, gamma=0.6, blur=1, noise=0.06
+)
+# Variation that must be accepted: the limits are set on validation images that are each changed once like this. With the wider
+# variation above, limits on the distance would pass most images of adults.
+ACCEPTED = AugmentationOptions(
+    rotation=10,
+    translation=0.03,
+    scale=0.1,
+    aspect=0.05,
+    brightness=0.2,
+    contrast=0.2,
+    gamma=0.2,
+    blur=0.5,
+    noise=0.01,
+    jpeg=0.5,
 )
 _ROTATED = PLAUSIBLE.model_copy(update={"rotation": 30.0})
 _MAX_CROPPED_AREA = 0.35  # fraction of the area that remains of a cropped image
@@ -113,8 +132,7 @@ def train_input_classifier(
     optimizer = torch.optim.AdamW(classifier.parameters(), lr=3e-3, weight_decay=0.01)
     schedule = torch.optim.lr_scheduler.OneCycleLR(optimizer, max_lr=3e-3, total_steps=steps)
     classifier.train()
-    console, hidden = Console(stderr=True), not sys.stderr.isatty()
-    for step in track(range(steps), "training the input classifier", console=console, transient=True, disable=hidden):
+    for step in track_steps(steps, "training the input classifier"):
         images, classes = draw_examples(pixels, rows, _EXAMPLES_PER_STEP, derive_seed(seed, step, 8))
         optimizer.zero_grad()
         F.cross_entropy(classifier(images), classes).backward()  # type: ignore[no-untyped-call]

@@ -206,10 +206,6 @@ def _train(
             return read_run(out)
         best = best_epoch(history, recipe.training.select)
         load_weights(network, out / WEIGHTS_FILE)
-        if recipe.rejection.steps:
-            log(f"training the input classifier ({recipe.rejection.steps} steps)")
-        if outliers:
-            log(f"training the age classifier ({recipe.rejection.age_steps} steps)")
         export(network.cpu().eval(), recipe, manifest, arrays, outliers, out / BUNDLE_FOLDER, best_epoch=best.epoch)
     write_curves(out, out / CURVES_FILE, best=best.epoch)
     return finish_run(

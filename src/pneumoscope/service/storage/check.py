@@ -43,7 +43,7 @@ class StorageReport:
         orphaned_files: Files in the blob store without a database record.
         missing_blobs: Blobs that a prediction refers to and that are missing.
         damaged_blobs: Blobs whose hash differs from their name, or that cannot be read.
-        unexpected_files: Files in the blob store that are not used: their name is no hash, or not that of their subdirectory.
+        unexpected_files: Files in the blob store that are not used: the name is not a hash, or the subdirectory is wrong.
         staging_files: Files left in the staging area; None if they were not checked because a service is running.
     """
 

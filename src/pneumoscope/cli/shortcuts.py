@@ -1,0 +1,41 @@
+"""`pneumoscope shortcuts`: measure what a network can tell without the lungs."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import click
+
+from pneumoscope.cli.options import (
+    data_option,
+    json_option,
+    recorded_command,
+    result_folder_option,
+    split_option,
+    target_argument,
+)
+
+__all__ = ["command"]
+
+
+@click.command("shortcuts", short_help="Measure what a network can tell without the lungs.")
+@target_argument
+@data_option
+@split_option
+@result_folder_option("shortcuts")
+@json_option
+def command(target: Path, data: Path, split: str, out: Path | None, as_json: bool) -> None:
+    """Measure the AUROC of RUN or BUNDLE on images without the lungs, and on the lungs alone.
+
+    With the center blanked, the AUROC should be near 0.5: if it is not, the network can use the border, markers or the
+    scanner. With the center alone, it should be that of the whole image. `pneumoscope check-data` finds shortcuts in the data.
+
+    Example:  pneumoscope shortcuts runs/quick --data chest_xray --out shortcuts
+    """
+    from pneumoscope.cli.progress import staged_progress
+    from pneumoscope.core.results import to_json
+    from pneumoscope.evaluation.shortcuts import measure_shortcuts, shortcuts_markdown
+
+    with staged_progress() as progress:
+        result = measure_shortcuts(target, data, split=split, out=out, command=recorded_command(), progress=progress)
+    click.echo(to_json(result) if as_json else shortcuts_markdown(result), nl=False)

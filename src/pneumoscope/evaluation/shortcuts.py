@@ -1,0 +1,211 @@
+"""Measure what a network can tell without the lungs: controls that blank the center, keep only the center, or keep no details.
+
+An AUROC far above 0.5 with the center blanked shows that the network can use something other than the lungs: collimation,
+markers, arms, the scanner. An AUROC with the center alone that equals that of the whole image shows that the network does not
+depend on such things. A network is not trained on such images, so that a low AUROC does not prove that it ignores them.
+
+Sources: Zech et al. 2018, PLoS Med 15:e1002683; DeGrave, Janizek and Lee 2021, Nat Mach Intell 3:610.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import platform
+from collections.abc import Callable, Mapping
+from pathlib import Path
+
+import numpy as np
+import numpy.typing as npt
+from PIL import Image
+
+from pneumoscope import __version__
+from pneumoscope.core.i18n import NOTICE
+from pneumoscope.core.results import SCHEMA, Interval, write_result
+from pneumoscope.evaluation.selection import count_patients, select_unreserved_images
+from pneumoscope.imaging.decode import decode
+from pneumoscope.imaging.preprocess import preprocess
+from pneumoscope.inference.session import BundleSession
+from pneumoscope.runs.run_folder import find_bundle
+from pneumoscope.statistics.paired import delong_test
+from pneumoscope.statistics.roc import auroc_interval
+
+__all__ = ["CONTROLS", "ControlResult", "Shortcuts", "measure_shortcuts", "shortcuts_markdown"]
+
+Pixels = npt.NDArray[np.uint8]
+
+_CELLS = 8  # per side
+_BATCH = 32
+
+
+@dataclasses.dataclass(frozen=True, slots=True)
+class ControlResult:
+    """The network on one control.
+
+    Attributes:
+        name: Name of the control.
+        auroc: AUROC on the changed images.
+        difference: AUROC on the changed images minus AUROC on the whole images, paired.
+    """
+
+    name: str
+    auroc: Interval
+    difference: Interval
+
+
+@dataclasses.dataclass(frozen=True, slots=True)
+class Shortcuts:
+    """Shortcuts of the network of one bundle: AUROC on controls.
+
+    Attributes:
+        bundle, network, onnx_sha256: Name, network and file hash of the bundle.
+        split, split_by, n, patients: The images, and how the validation images of the bundle were selected.
+        whole: AUROC on the whole images.
+        controls: One row per control.
+        version, system: Version of pneumoscope and operating system.
+        command: Command line that measured this.
+    """
+
+    bundle: str
+    network: str
+    onnx_sha256: str
+    split: str
+    split_by: str
+    n: int
+    patients: int
+    whole: Interval
+    controls: tuple[ControlResult, ...]
+    version: str
+    system: str
+    command: str
+    schema: int = SCHEMA
+    notice: str = NOTICE
+
+
+def _center(size: int, fraction: float) -> slice:
+    margin = round(size * (1 - fraction) / 2)
+    return slice(margin, size - margin)
+
+
+def _blank_center(images: Pixels, fraction: float) -> Pixels:
+    """Return images (n, size, size) whose central part has the mean gray level of the image; `fraction` is of each side."""
+    changed = images.copy()
+    inner = _center(images.shape[1], fraction)
+    changed[:, inner, inner] = np.rint(images.mean((1, 2))).astype(np.uint8)[:, None, None]
+    return changed
+
+
+def _keep_center(images: Pixels, fraction: float) -> Pixels:
+    """Return images (n, size, size) that are black outside the central part."""
+    changed = np.zeros_like(images)
+    inner = _center(images.shape[1], fraction)
+    changed[:, inner, inner] = images[:, inner, inner]
+    return changed
+
+
+def _average_cells(images: Pixels) -> Pixels:
+    """Return images (n, size, size) reduced to 8 x 8 averages and enlarged again."""
+    size = images.shape[1:]
+    return np.stack(
+        [
+            np.asarray(
+                Image.fromarray(image)
+                .resize((_CELLS, _CELLS), Image.Resampling.BOX)
+                .resize(size, Image.Resampling.BILINEAR)
+            )
+            for image in images
+        ]
+    )
+
+
+CONTROLS: Mapping[str, Callable[[Pixels], Pixels]] = {
+    "center blanked, 60% of each side": lambda images: _blank_center(images, 0.6),
+    "center blanked, 70% of each side": lambda images: _blank_center(images, 0.7),
+    "center blanked, 80% of each side": lambda images: _blank_center(images, 0.8),
+    "center only, 70% of each side": lambda images: _keep_center(images, 0.7),
+    f"{_CELLS} x {_CELLS} averages": _average_cells,
+}
+
+
+def measure_shortcuts(
+    target: Path,
+    data: Path,
+    *,
+    split: str = "validation",
+    out: Path | None = None,
+    command: str = "",
+    progress: Callable[[str, int, int], None] | None = None,
+) -> Shortcuts:
+    """Return the AUROC of a bundle on all images of a split and on their controls, with patient-level intervals.
+
+    Args:
+        target: Run folder or bundle.
+        data, split: See `selection.select_unreserved_images`.
+        out: Folder for shortcuts.json and shortcuts.md; nothing is written if None.
+        command: Command line to record in the result.
+        progress: Called with (name of the control, images done, total).
+    Raises:
+        UsageError: The split is "test".
+        DatasetError: Images cannot be used; see `selection.select_images`.
+        BundleError: The bundle cannot be read or run.
+    """
+    session = BundleSession.load(find_bundle(target))
+    card = session.card
+    root, images = select_unreserved_images(target, data, split)
+    pixels = np.stack([preprocess(decode(root / image.path), card.preprocessing) for image in images])
+    labels = [image.positive for image in images]
+    patients = [image.patient for image in images]
+
+    def score(name: str, control: Callable[[Pixels], Pixels]) -> npt.NDArray[np.float32]:
+        logits = []
+        for start in range(0, len(pixels), _BATCH):
+            batch = control(pixels[start : start + _BATCH])
+            logits.append(session.logits(batch))
+            if progress:
+                progress(name, start + len(batch), len(pixels))
+        return np.concatenate(logits)
+
+    whole = score("whole image", lambda images: images)
+    controls = []
+    for name, control in CONTROLS.items():
+        changed = score(name, control)
+        difference, _ = delong_test(changed, whole, labels, patients)
+        controls.append(ControlResult(name, auroc_interval(changed, labels, patients), difference))
+    result = Shortcuts(
+        bundle=card.name,
+        network=card.network,
+        onnx_sha256=card.onnx_sha256,
+        split=split,
+        split_by=card.split_by,
+        n=len(images),
+        patients=count_patients(images),
+        whole=auroc_interval(whole, labels, patients),
+        controls=tuple(controls),
+        version=__version__,
+        system=platform.platform(),
+        command=command,
+    )
+    if out is not None:
+        write_result(out, "shortcuts", result, shortcuts_markdown(result))
+    return result
+
+
+def shortcuts_markdown(result: Shortcuts) -> str:
+    """Return the result as a Markdown table."""
+    lines = [
+        f"{result.bundle} ({result.network}) on {result.n} {result.split} images of {result.patients} patients, split by"
+        f" {result.split_by}. AUROC with 95% intervals over patients.",
+        "",
+        "| the network sees | AUROC | difference from the whole image |",
+        "| --- | --- | --- |",
+        f"| whole image | {_format(result.whole)} | |",
+        *(f"| {row.name} | {_format(row.auroc)} | {_format(row.difference, '+.3f')} |" for row in result.controls),
+    ]
+    return "\n".join([*lines, "", f"`{result.command}`", "", result.notice, ""])
+
+
+def _format(interval: Interval, style: str = ".3f") -> str:
+    if interval.value is None:
+        return f"undefined: {interval.reason}"
+    if interval.low is None or interval.high is None:
+        return f"{interval.value:{style}}"
+    return f"{interval.value:{style}} [{interval.low:{style}}, {interval.high:{style}}]"
