@@ -55,6 +55,9 @@ COVERAGE = 0.95
 _TARGET = 0.99
 # Images are accepted above this probability of "upright", even if the input classifier is certain of all validation images.
 _MAX_MIN_UPRIGHT = 0.5
+# Likewise up to this score that the patient is outside the age range. Images of another hospital in the same age range have
+# higher scores than validation images, so that a limit close to those would reject many of them.
+_MIN_MAX_AGE_SCORE = 0.5
 _UNKNOWN = Proportion(value=0, low=0, high=1, n=1, method="")  # until the limits are fitted
 
 
@@ -163,7 +166,7 @@ def fit_rejection_limits(
     limits = RejectionLimits(
         input_classes=INPUT_CLASSES,
         min_upright=min(_MAX_MIN_UPRIGHT, -upper_limit(-upright, options.classifier_share)),
-        max_age_score=None if age_score is None else upper_limit(age_score, options.age_share),
+        max_age_score=None if age_score is None else max(_MIN_MAX_AGE_SCORE, upper_limit(age_score, options.age_share)),
         max_distance=upper_limit(distance, options.distance_share),
         classifier_share=options.classifier_share,
         age_share=None if age_score is None else options.age_share,
