@@ -335,6 +335,7 @@ def test_age_is_shown_with_its_source(age_client):
         for id, words in zip(ids, expected, strict=True):
             for path in (f"/images/{id}", f"/images/{id}/report"):
                 assert words in get_page(age_client, f"{path}?language={language}")[0].text
+        assert texts[language][3] in get_page(age_client, "/")[0].text
 
 
 def test_unknown_age_can_be_entered_in_the_viewer(age_client):
