@@ -199,7 +199,7 @@ def test_image_removed_during_verification_is_not_reported(populated):
             return populated.blobs.get(sha256)
 
     removed = []
-    assert verify(populated.engine, images=Removing()).images == 4
+    assert verify(populated.engine, images=Removing()).images == 5
     assert removed
 
 
