@@ -32,7 +32,7 @@ _DECISIONS: dict[Decision, str] = {
 
 _REJECTIONS: dict[RejectionCode, str] = {
     "outside_age_range": N_(
-        "The age of {age:.2f} years is outside the model's range of {minimum:g} to {maximum:g} years"
+        "The age of {age:.3g} years is outside the model's range of {minimum:g} to {maximum:g} years"
     ),
     "outside_age_range_estimated": N_(
         "The patient appears to be outside the model's range of {minimum:g} to {maximum:g} years (score {score:.3f}, limit"
@@ -61,7 +61,7 @@ _REJECTIONS: dict[RejectionCode, str] = {
 }
 
 _WARNINGS: dict[WarningCode, str] = {
-    "age_not_stated": N_("Age not stated: invalid if the patient is outside the model's age range"),
+    "age_not_stated": N_("Age not stated: the prediction is invalid for patients outside the model's age range"),
 }
 
 _OPERATING_POINTS = {
