@@ -397,7 +397,7 @@ def test_warning_is_shown_on_every_page_of_its_prediction(age_client):
     for path in ("/", f"/images/{id}", f"/images/{id}/report"):
         page, _ = get_page(age_client, path)
         assert ("span", {"class": "warning"}) in page.tags
-        assert "Age not stated: invalid if the patient is outside" in page.text
+        assert "Age not stated: the prediction is invalid" in page.text
 
 
 def test_chosen_language_is_kept_in_a_cookie(client):
