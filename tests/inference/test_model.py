@@ -550,6 +550,8 @@ def test_age_and_warnings_survive_the_flat_row(child_bundle):
     for prediction in (model.predict(png(100)), model.predict(png(100), age=3)):
         again = type(prediction).from_row(prediction.to_row())
         assert (again.age, again.warnings) == (prediction.age, prediction.warnings)
+    unclear = model.predict(dicom(100, PatientBirthDate="20200101"))
+    assert type(unclear).from_row(unclear.to_row()) == unclear
     row = model.predict(dicom(100, PatientAge="004Y")).to_row()
     assert (row["age"], row["age_source"], row["warnings"]) == (4, "header", "")
 
