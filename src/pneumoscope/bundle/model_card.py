@@ -231,7 +231,7 @@ def _rejection(card: Card, evaluation: Json | None, robustness: Json | None) -> 
             " images, in a network that was not trained on radiographs; training images have a distance of about 1. An image is"
             f" rejected if its distance is above {limits.max_distance:.2f}.",
             f"The limits were set to reject at most {_shares(limits)} of mildly augmented validation images. Of the original"
-            f" validation images, they reject together {_proportion(limits.rejected)}.",
+            f" validation images, together they reject {_proportion(limits.rejected)}.",
             *_outliers(limits),
         ]
     if card.age_range:
