@@ -42,6 +42,7 @@ from pneumoscope.runs.recipe import packaged_recipes, read_recipe
 from pneumoscope.statistics.intervals import proportion
 from pneumoscope.statistics.roc import auroc_interval
 from pneumoscope.training.age_classifier import View, train_age_classifier
+from pneumoscope.training.calibration import upper_limit
 from pneumoscope.training.export import augmented_batches
 from pneumoscope.training.input_checks import ACCEPTED
 from pneumoscope.training.train import apply_split
@@ -85,7 +86,7 @@ CONTROLS: dict[str, View] = {
 
 @dataclasses.dataclass(frozen=True)
 class Group:
-    """Images of one source: pixels, shape (n, size, size), and the patient of each; and what a good classifier does."""
+    """Images of one source, shape (n, size, size), and the patient of each; `inside` is True if they should pass."""
 
     name: str
     pixels: Pixels
@@ -129,7 +130,7 @@ def measure(
         return np.concatenate(scores)
 
     augmented = np.concatenate([score(batch) for batch in augmented_batches(validation.pixels, ACCEPTED, seed)])
-    limit = float(np.quantile(augmented, 1 - share, method="higher"))
+    limit = upper_limit(augmented, share)
     children = score(validation.pixels)
     groups = [validation, *others]
     for name in sorted({image.group for image in outliers.images}):
@@ -220,21 +221,36 @@ def main() -> None:
         )
         for name in ("train", "validation")
     )
-    assert recipe.data.age_range is not None
+    if recipe.data.age_range is None or not recipe.rejection.age_steps:
+        parser.error(f"recipe {recipe.name!r} trains no age classifier")
     outliers = load_outliers(options.outliers).outside(recipe.data.age_range)
+    sources = {image.source for image in outliers.images}
+    for variant in options.variants:
+        if (variant in sources) + (variant in CONTROLS) + (variant == "all") != 1:
+            parser.error(
+                f"variant {variant!r} is not one of all, {', '.join([*sorted(sources), *CONTROLS])}, or is ambiguous"
+            )
     pixels = preprocess_images(outliers.root, outliers.images, preprocessing).requested()
     others = [load_folder(folder, preprocessing, inside=True) for folder in options.inside]
     others += [load_folder(folder, preprocessing, inside=False) for folder in options.outside]
     file = options.out / "outliers.json"
-    rows: list[dict[str, Any]] = json.loads(file.read_text()) if file.is_file() else []
+    study = {
+        "recipe": recipe.model_dump(mode="json"),
+        "manifest_sha256": manifest.sha256(),
+        "outliers_sha256": outliers.sha256(),
+    }
+    document: dict[str, Any] = json.loads(file.read_text()) if file.is_file() else {**study, "rows": []}
+    if any(document[name] != value for name, value in study.items()):
+        parser.error(f"{file} has a study with another recipe or other images; choose another folder with --out")
+    rows: list[dict[str, Any]] = document["rows"]
     for variant in options.variants:
-        if not any(row["variant"] == variant and row["seed"] == seed for row in rows):
+        if not any(row["variant"] == variant for row in rows):
             print(f"training {variant}", file=sys.stderr, flush=True)
             rows += measure(
                 variant, train.pixels, validation, outliers, pixels, others,
                 steps=recipe.rejection.age_steps, seed=seed, share=recipe.rejection.age_share,
             )  # fmt: skip
-            write_atomically(file, json.dumps(rows, indent=1) + "\n")
+            write_atomically(file, json.dumps(document, indent=1) + "\n")
     text = to_markdown(rows, shlex.join(["python", *sys.argv]))
     write_atomically(options.out / "outliers.md", text)
     print(text)

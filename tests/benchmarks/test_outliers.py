@@ -49,7 +49,7 @@ def run(folders: Path, monkeypatch: pytest.MonkeyPatch, *variants: str) -> list[
     ]  # fmt: skip
     monkeypatch.setattr(sys, "argv", arguments)
     outliers.main()
-    rows: list[dict[str, object]] = json.loads((folders / "out/outliers.json").read_text())
+    rows: list[dict[str, object]] = json.loads((folders / "out/outliers.json").read_text())["rows"]
     return rows
 
 

@@ -22,7 +22,7 @@ def model():
 
 
 def test_default_bundle_is_small_and_has_heatmaps():
-    assert sum(file.stat().st_size for file in find_bundle().rglob("*")) < 20e6
+    assert sum(file.stat().st_size for file in find_bundle().rglob("*")) < 35e6
     assert BundleSession.load(find_bundle()).has_heatmaps
 
 
@@ -34,6 +34,14 @@ def test_card_has_all_operating_points(model):
     assert set(model.card.operating_points) == {"half", "balanced", "rule_out", "rule_in"}
     assert model.card.operating_points["rule_out"].sensitivity.value >= 0.99
     assert model.card.operating_points["rule_in"].specificity.value >= 0.99
+
+
+def test_card_states_how_many_outliers_pass(model):
+    limits = model.card.rejection_limits
+    assert limits.max_age_score >= 0.5
+    for group in limits.outliers.values():
+        assert group.passed.value <= 0.02
+        assert set(group.passed_alone) == {"input_classifier", "age_classifier", "ood_detector"}
 
 
 @pytest.mark.parametrize("pneumonia", [False, True])

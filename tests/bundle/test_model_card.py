@@ -68,7 +68,7 @@ def test_card_states_how_many_outliers_of_each_source_pass(maker):
 
     assert "whether the patient is outside 1 to 5 years" in page
     assert "if its score, 0 to 1, is above 0.250" in page
-    assert "1.0% (input classifier), 0.7% (age), 2.0% (distance)" in page
+    assert "1.0% (input classifier), 0.7% (age) and 2.0% (distance)" in page
     assert "| clinic | 1,600 | 0.020 [0.010, 0.040], n = 400 |  | 0.020 |  |" in page
     assert "| other | 9 | no other patients |  |  |  |" in page
     assert "has not been measured" not in page

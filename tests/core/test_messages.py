@@ -29,7 +29,7 @@ from pneumoscope.core.prediction import (
 )
 
 PARAMETERS = {
-    "outside_age_range": {"age": 61.0, "minimum": 1, "maximum": 5},
+    "outside_age_range": {"age": 61, "minimum": 1, "maximum": 5},
     "outside_age_range_estimated": {"score": 0.912, "limit": 0.125, "minimum": 1, "maximum": 5},
     "age_required": {"minimum": 1, "maximum": 5},
     "age_not_understood": {"stated": "PatientAge: 4Q"},

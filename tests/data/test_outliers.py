@@ -1,6 +1,7 @@
 """Images of patients outside the age range: reading, splitting and hashing."""
 
 import csv
+import hashlib
 from pathlib import Path
 
 import pytest
@@ -13,7 +14,10 @@ from pneumoscope.data.outliers import load_outliers
 def draw(folder: Path, name: str, level: int = 90) -> str:
     path = folder / name
     path.parent.mkdir(parents=True, exist_ok=True)
-    Image.new("L", (20, 20), level).save(path)
+    image = Image.new("L", (20, 20), level)
+    if level == 90:  # different files
+        image.putdata(list(hashlib.sha256(name.encode()).digest()) + [90] * 368)
+    image.save(path)
     return name
 
 
@@ -80,7 +84,7 @@ def test_malformed_csv_is_an_error(tmp_path, text, message):
 
 
 def test_missing_image_is_an_error_with_its_path(tmp_path):
-    with pytest.raises(DatasetError, match=r"1 images of .* cannot be read; the first is 'a.png': No such file"):
+    with pytest.raises(DatasetError, match=r"cannot read 1 image; the first is 'a.png': No such file"):
         load_outliers(write_csv(tmp_path, "path\na.png\n"))
 
 
@@ -103,9 +107,11 @@ def test_images_in_the_age_range_are_left_out_and_unknown_ages_stay(tmp_path):
 
 
 def test_saved_list_is_the_same_list_in_another_folder(tmp_path):
+    ages = ["", "40", "0.08333333333333333", "7.999999999", "12", "61.5"]
     for i in range(6):
         draw(tmp_path / "images", f"s/{i}.png", level=60 + i)
-    outliers = load_outliers(tmp_path / "images")
+    rows = "".join(f"s/{i}.png,{age},s\n" for i, age in enumerate(ages))
+    outliers = load_outliers(write_csv(tmp_path / "images", "path,age,source\n" + rows))
     outliers.save(tmp_path / "run/outliers.csv")
     again = load_outliers(tmp_path / "run/outliers.csv")
 
@@ -113,6 +119,21 @@ def test_saved_list_is_the_same_list_in_another_folder(tmp_path):
     assert [image.sha256 for image in again.images] == [image.sha256 for image in outliers.images]
     rows = list(csv.DictReader((tmp_path / "run/outliers.csv").read_text().splitlines()))
     assert rows[0]["path"] == (tmp_path / "images/s/0.png").as_posix()
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "path,patient,split\na.png,p1,train\nb.png,p1,validation\n",
+        "path,patient,split\na.png,p1,train\ncopy.png,p2,validation\n",
+    ],
+)
+def test_patient_or_file_in_both_splits_is_an_error(tmp_path, text):
+    draw(tmp_path, "a.png", 60), draw(tmp_path, "copy.png", 60), draw(tmp_path, "b.png", 70)
+    with pytest.raises(
+        ManifestError, match="is in the split validation, but another image of its patient or with the same"
+    ):
+        load_outliers(write_csv(tmp_path, text))
 
 
 def test_hash_depends_on_images_and_splits(tmp_path):

@@ -12,14 +12,14 @@ from sklearn.metrics import roc_auc_score
 
 from pneumoscope.core.errors import UsageError
 from pneumoscope.data.layouts import load_manifest
-from pneumoscope.evaluation.shortcuts import CONTROLS, measure_shortcuts, shortcuts_markdown
+from pneumoscope.evaluation.shortcuts import NETWORK_CONTROLS, measure_network_shortcuts, shortcuts_markdown
 
 RNG = np.random.default_rng(0)
 IMAGES = RNG.integers(0, 256, (3, 20, 20), dtype=np.uint8)
 
 
 def test_blanked_center_has_the_mean_level_and_the_rest_stays() -> None:
-    changed = CONTROLS["center blanked, 60% of each side"](IMAGES)
+    changed = NETWORK_CONTROLS["center blanked, 60% of each side"](IMAGES)
     inner = changed[:, 4:16, 4:16]
     assert [np.unique(image).tolist() for image in inner] == [[round(float(image.mean()))] for image in IMAGES]
     mask = np.ones((20, 20), bool)
@@ -28,13 +28,13 @@ def test_blanked_center_has_the_mean_level_and_the_rest_stays() -> None:
 
 
 def test_center_alone_is_black_outside() -> None:
-    changed = CONTROLS["center only, 70% of each side"](IMAGES)
+    changed = NETWORK_CONTROLS["center only, 70% of each side"](IMAGES)
     assert np.array_equal(changed[:, 3:17, 3:17], IMAGES[:, 3:17, 3:17])
     assert changed.sum() == IMAGES[:, 3:17, 3:17].sum()
 
 
 def test_averages_keep_no_details() -> None:
-    changed = CONTROLS["8 x 8 averages"](np.tile(np.uint8([[0, 255], [255, 0]]), (1, 8, 8)))
+    changed = NETWORK_CONTROLS["8 x 8 averages"](np.tile(np.uint8([[0, 255], [255, 0]]), (1, 8, 8)))
     assert np.abs(changed.astype(int) - 127.5).max() <= 1
 
 
@@ -52,7 +52,7 @@ def test_auroc_of_each_control_equals_that_of_scikit_learn(maker: Any, tmp_path:
     (tmp_path / "data.csv").write_text("\n".join(rows))
     stages: list[str] = []
 
-    result = measure_shortcuts(
+    result = measure_network_shortcuts(
         maker.bundle(tmp_path / "bundle"),
         tmp_path / "data.csv",
         out=tmp_path / "out",
@@ -69,7 +69,7 @@ def test_auroc_of_each_control_equals_that_of_scikit_learn(maker: Any, tmp_path:
 
     assert result.whole.value == pytest.approx(expected(pixels))
     for row in result.controls:
-        auroc = expected(CONTROLS[row.name](pixels))
+        auroc = expected(NETWORK_CONTROLS[row.name](pixels))
         assert row.auroc.value == pytest.approx(auroc)
         assert row.difference.value == pytest.approx(auroc - result.whole.value)
     by_name = {row.name: row for row in result.controls}
@@ -83,4 +83,4 @@ def test_auroc_of_each_control_equals_that_of_scikit_learn(maker: Any, tmp_path:
 
 def test_test_images_are_reserved(maker: Any) -> None:
     with pytest.raises(UsageError, match="test images are reserved"):
-        measure_shortcuts(maker.run(), maker.images(), split="test")
+        measure_network_shortcuts(maker.run(), maker.images(), split="test")

@@ -521,14 +521,22 @@ def test_required_age(child_bundle, require_age, png_code, dicom_code):
 def test_entered_age_is_used_where_the_file_states_none(child_bundle):
     required = load_model(child_bundle, require_age="always")
 
-    for content in (png(100), dicom(100), dicom(100, PatientBirthDate="20200101")):
+    for content in (png(100), dicom(100)):
         entered = required.predict(content, age=3)
         assert (entered.decision, entered.age, entered.warnings) == ("no_pneumonia", PatientAge(3, "entered"), ())
         assert code(required.predict(content, age=30)) == "outside_age_range"
     stated = required.predict(dicom(100, PatientAge="040Y"), age=3)
     assert (code(stated), stated.age) == ("outside_age_range", PatientAge(40))
+    # An age that is stated and not understood is not replaced: it may be that of an adult.
+    assert code(required.predict(dicom(100, PatientBirthDate="20200101"), age=3)) == "age_not_understood"
     batch = required.predict_batch([png(100), png(100), b"no image"], ages=[3, None, 3])
     assert [code(each) for each in batch] == [None, "age_required", None]
+
+
+@pytest.mark.parametrize("require_age", ["Always", "", True, None])
+def test_unknown_requirement_is_an_error(child_bundle, require_age):
+    with pytest.raises(UsageError, match="require_age is"):
+        load_model(child_bundle, require_age=require_age)
 
 
 @pytest.mark.parametrize("age", [-1, 131, float("nan")])
@@ -542,6 +550,8 @@ def test_age_and_warnings_survive_the_flat_row(child_bundle):
     for prediction in (model.predict(png(100)), model.predict(png(100), age=3)):
         again = type(prediction).from_row(prediction.to_row())
         assert (again.age, again.warnings) == (prediction.age, prediction.warnings)
+    unclear = model.predict(dicom(100, PatientBirthDate="20200101"))
+    assert type(unclear).from_row(unclear.to_row()) == unclear
     row = model.predict(dicom(100, PatientAge="004Y")).to_row()
     assert (row["age"], row["age_source"], row["warnings"]) == (4, "header", "")
 

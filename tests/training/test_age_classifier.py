@@ -72,12 +72,10 @@ def test_exchanged_frequencies_keep_the_mean_and_the_details(images, monkeypatch
     assert ((ratio > 0.7) & (ratio < 1.4)).all()
 
 
-def test_bars_and_markers_are_drawn_on_both_classes(monkeypatch):
+def test_bars_and_markers_change_most_images(monkeypatch):
     flat = torch.full((200, 32, 32), 120, dtype=torch.uint8)
-    outside = torch.arange(200) < 100
     disable_styles(monkeypatch, _BARS=0.5, _MAX_MARKERS=2)
     changed = (exchange_styles(flat, np.random.default_rng(0)) != 120).any(2).any(1)
-    assert changed[outside].float().mean() == pytest.approx(float(changed[~outside].float().mean()), abs=0.15)
     assert 0.5 < changed.float().mean() < 1
 
 

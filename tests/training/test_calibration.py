@@ -43,12 +43,12 @@ def test_rejection_limits_by_hand():
 def test_age_limit_and_passed_outliers_by_hand():
     # A fraction of 0.05 of 40 images is two: the limit is the third highest score.
     input_classes = np.full((40, len(INPUT_CLASSES)), 0.9, np.float32)
-    score = np.r_[np.linspace(0, 0.3, 37), 0.4, 0.5, 0.6].astype(np.float32)
+    score = np.r_[np.linspace(0, 0.3, 37), 0.7, 0.8, 0.85].astype(np.float32)
     outputs = [Outputs(np.zeros(40, np.float32), None, input_classes, np.ones(40, np.float32), score)]
 
     limits = fit_rejection_limits(outputs, outputs, RejectionOptions(age_share=0.05), [""] * 40)
 
-    assert (limits.max_age_score, limits.age_share) == (pytest.approx(0.4), 0.05)
+    assert (limits.max_age_score, limits.age_share) == (pytest.approx(0.7), 0.05)
     assert limits.rejected.value == 2 / 40
     # Of four other images, the limit passes the first; the second is not upright.
     score, upright = np.float32([0.1, 0.1, 0.9, 0.9]), np.float32([0.9, 0.1, 0.9, 0.9])
@@ -58,6 +58,16 @@ def test_age_limit_and_passed_outliers_by_hand():
     alone = {name: passed.value for name, passed in summary.passed_alone.items()}
     assert alone == {"input_classifier": 0.75, "age_classifier": 0.5, "ood_detector": 1}
     assert fit_outlier_summary(limits, [], [], 7).passed is None
+
+
+def test_image_that_is_more_likely_in_the_age_range_than_not_is_never_rejected_by_the_age_classifier():
+    input_classes = np.full((40, len(INPUT_CLASSES)), 0.9, np.float32)
+    score = np.linspace(0.01, 0.2, 40, dtype=np.float32)
+    outputs = [Outputs(np.zeros(40, np.float32), None, input_classes, np.ones(40, np.float32), score)]
+
+    limits = fit_rejection_limits(outputs, outputs, RejectionOptions(), [""] * 40)
+
+    assert limits.max_age_score == 0.5
 
 
 def test_image_that_is_more_likely_upright_than_not_is_never_rejected_by_the_classifier():

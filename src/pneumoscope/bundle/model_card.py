@@ -10,7 +10,7 @@ from __future__ import annotations
 import json
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
-from typing import Any, get_args
+from typing import Any
 
 from pneumoscope.bundle.card import Card, InputCheck, Proportion, RejectionLimits, read_bundle
 from pneumoscope.core.errors import BundleError
@@ -31,7 +31,11 @@ _ETIOLOGIES = {
     "virus": "images of viral pneumonia",
 }
 _MAX_FAILURES = 8
-_CHECK_NAMES = ("input classifier", "age classifier", "OOD detector")
+_CHECK_NAMES: dict[InputCheck, str] = {
+    "input_classifier": "input classifier",
+    "age_classifier": "age classifier",
+    "ood_detector": "OOD detector",
+}
 _LICENSE = (
     "Weights that ship with pneumoscope are licensed under Apache-2.0. Weights trained on the public pediatric radiographs are"
     " derived from data by Kermany, Zhang and Goldbaum, Mendeley Data, doi:10.17632/rscbjbr9sj, licensed under CC BY 4.0."
@@ -227,13 +231,13 @@ def _rejection(card: Card, evaluation: Json | None, robustness: Json | None) -> 
             " images, in a network that was not trained on radiographs; training images have a distance of about 1. An image is"
             f" rejected if its distance is above {limits.max_distance:.2f}.",
             f"The limits were set to reject at most {_shares(limits)} of mildly augmented validation images. Of the original"
-            f" validation images, all together reject {_proportion(limits.rejected)}.",
+            f" validation images, they reject together {_proportion(limits.rejected)}.",
             *_outliers(limits),
         ]
     if card.age_range:
         sections.append(
             f"An image is rejected if its header states an age outside {card.age_range[0]:g} to {card.age_range[1]:g} years."
-            " Most image files state no age; `--require-age` then rejects them."
+            " Most image files state no age; `--require-age always` rejects them."
         )
     if evaluation and evaluation.get("rejected"):
         rejected = evaluation["rejected"]
@@ -262,7 +266,7 @@ def _age_classifier(limits: RejectionLimits, age_range: tuple[float, float] | No
 
 def _shares(limits: RejectionLimits) -> str:
     age = "" if limits.age_share is None else f", {limits.age_share:.1%} (age)"
-    return f"{limits.classifier_share:.1%} (input classifier){age}, {limits.distance_share:.1%} (distance)"
+    return f"{limits.classifier_share:.1%} (input classifier){age} and {limits.distance_share:.1%} (distance)"
 
 
 def _outliers(limits: RejectionLimits) -> list[str]:
@@ -276,15 +280,15 @@ def _outliers(limits: RejectionLimits) -> list[str]:
             name,
             f"{group.n_train:,}",
             _proportion(group.passed) if group.passed else "no other patients",
-            *(_share(group.passed_alone.get(check)) for check in get_args(InputCheck)),
+            *(_share(group.passed_alone.get(check)) for check in _CHECK_NAMES),
         )
         for name, group in limits.outliers.items()
     ]
     return [
         "Images of patients outside the age range that pass all checks, and would get a prediction. The patients are others than"
-        " those that the age classifier was trained on; the hospitals are the same, and images of other hospitals may pass more"
-        " often. The last columns state how many would pass one check alone.",
-        _table(("source", "images in training", "passed, other patients", *_CHECK_NAMES), rows),
+        " those that the age classifier was trained on, as far as they are known; the hospitals are the same, and images of"
+        " other hospitals may pass more often. The last columns state how many would pass one check alone.",
+        _table(("source", "images in training", "passed, other patients", *_CHECK_NAMES.values()), rows),
     ]
 
 
@@ -328,7 +332,7 @@ def _network_shortcuts(shortcuts: Json | None) -> list[str]:
     return [
         "## Shortcuts of the network",
         f"AUROC of the network on {shortcuts['n']} {shortcuts['split']} images, split by {shortcuts['split_by']}, of which it"
-        " sees a part. Without the lungs, 0.5 is chance; above it, the network can use the border, markers or the scanner.",
+        " sees a part. With the center blanked, 0.5 is chance; above it, the network can use the border, markers or the scanner.",
         _table(("the network sees", "AUROC [95% interval]"), rows),
     ]
 

@@ -58,7 +58,7 @@ def require_age_option(default: str) -> _Decorator:
         type=click.Choice(get_args(AgeRequirement)),
         default=default,
         show_default=True,
-        help="Reject images without the age of the patient: those of DICOM files, or all.",
+        help="Reject images without a patient age: never, DICOM files only, or always.",
     )
 
 

@@ -25,7 +25,7 @@ __all__ = ["command"]
 @result_folder_option("shortcuts")
 @json_option
 def command(target: Path, data: Path, split: str, out: Path | None, as_json: bool) -> None:
-    """Measure the AUROC of RUN or BUNDLE on images without the lungs, and on the lungs alone.
+    """Measure the AUROC of RUN or BUNDLE with the center of each image blanked, and on the center alone.
 
     With the center blanked, the AUROC should be near 0.5: if it is not, the network can use the border, markers or the
     scanner. With the center alone, it should be that of the whole image. `pneumoscope check-data` finds shortcuts in the data.
@@ -34,8 +34,10 @@ def command(target: Path, data: Path, split: str, out: Path | None, as_json: boo
     """
     from pneumoscope.cli.progress import staged_progress
     from pneumoscope.core.results import to_json
-    from pneumoscope.evaluation.shortcuts import measure_shortcuts, shortcuts_markdown
+    from pneumoscope.evaluation.shortcuts import measure_network_shortcuts, shortcuts_markdown
 
     with staged_progress() as progress:
-        result = measure_shortcuts(target, data, split=split, out=out, command=recorded_command(), progress=progress)
+        result = measure_network_shortcuts(
+            target, data, split=split, out=out, command=recorded_command(), progress=progress
+        )
     click.echo(to_json(result) if as_json else shortcuts_markdown(result), nl=False)

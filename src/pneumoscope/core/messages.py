@@ -32,14 +32,14 @@ _DECISIONS: dict[Decision, str] = {
 
 _REJECTIONS: dict[RejectionCode, str] = {
     "outside_age_range": N_(
-        "The stated age of {age:.1f} years is outside the model's range of {minimum:g} to {maximum:g} years"
+        "The age of {age:.3g} years is outside the model's range of {minimum:g} to {maximum:g} years"
     ),
     "outside_age_range_estimated": N_(
         "The patient appears to be outside the model's range of {minimum:g} to {maximum:g} years (score {score:.3f}, limit"
         " {limit:.3f})"
     ),
     "age_required": N_("The age is required and not stated; the model's range is {minimum:g} to {maximum:g} years"),
-    "age_not_understood": N_("The DICOM header states the age in a form that is not understood ({stated})"),
+    "age_not_understood": N_("The age cannot be determined from the DICOM header ({stated})"),
     "out_of_distribution": N_(
         "The image is unlike the training images (distance {distance:.2f}, limit {limit:.2f}). The patient's age, the view"
         " or the body part may differ"
@@ -61,7 +61,7 @@ _REJECTIONS: dict[RejectionCode, str] = {
 }
 
 _WARNINGS: dict[WarningCode, str] = {
-    "age_not_stated": N_("Age not stated: invalid if the patient is outside the model's age range"),
+    "age_not_stated": N_("Age not stated: the prediction is invalid for patients outside the model's age range"),
 }
 
 _OPERATING_POINTS = {

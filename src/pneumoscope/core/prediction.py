@@ -84,7 +84,7 @@ class PatientAge:
     Attributes:
         years: Age, years; None if it is stated in a form that is not understood.
         source: "header" or "entered".
-        stated: Element and value that are not understood; empty otherwise.
+        stated: Element that is not understood, and the form of its value (digits as 9, letters as x); empty otherwise.
     """
 
     years: float | None
@@ -251,6 +251,12 @@ class Prediction:
         def present(name: str) -> bool:
             return row.get(name) is not None
 
+        rejection = (
+            Rejection(row["rejection_code"], json.loads(row["rejection_parameters"]))
+            if present("rejection_code")
+            else None
+        )
+        stated = str(rejection.parameters.get("stated", "")) if rejection else ""
         return {
             "path": row["path"],
             "decision": row["decision"],
@@ -267,16 +273,14 @@ class Prediction:
             else None,
             "threshold": row["threshold"],
             "operating_point": row["operating_point"],
-            "rejection": Rejection(row["rejection_code"], json.loads(row["rejection_parameters"]))
-            if present("rejection_code")
-            else None,
+            "rejection": rejection,
             "uncertainty": Uncertainty(row["uncertainty_low"], row["uncertainty_high"], row["uncertainty_coverage"])
             if present("uncertainty_low")
             else None,
             "failure": Failure(row["failure_code"], row["failure_message"], row["failure_hint"])
             if present("failure_code")
             else None,
-            "age": PatientAge(row["age"], row["age_source"]) if present("age_source") else None,
+            "age": PatientAge(row["age"], row["age_source"], stated) if present("age_source") else None,
             "warnings": tuple((row["warnings"] or "").split()),
             "image": ImageInfo(row["width"], row["height"], row["format"]) if present("width") else None,
             "model": ModelInfo(row["model_name"], row["model_version"], row["model_sha256"]),

@@ -1,8 +1,9 @@
 """Images of patients outside the model's population, which teach it what to reject (outlier exposure).
 
 A CSV has the column path, relative to its folder, and optional columns: age in years, patient, source (data set or hospital),
-split (train or validation) and sha256. Images without a split are divided by a hash of their patient, the same with every seed
-and on every machine: a fifth is for validation, so that rejection is measured on patients that no training has seen.
+split (train or validation) and sha256. Images without a split are divided by a hash of their patient, or of their path if the
+patient is unknown, the same with every seed: a fifth is for validation, so that rejection is measured on patients that no
+training has seen.
 """
 
 from __future__ import annotations
@@ -13,11 +14,12 @@ import hashlib
 import io
 import math
 from collections import Counter
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 from pneumoscope.core.errors import DatasetError, ManifestError
 from pneumoscope.core.files import write_atomically
+from pneumoscope.core.messages import counted
 from pneumoscope.core.prediction import MAX_AGE
 from pneumoscope.data.hashing import Progress, hash_images
 from pneumoscope.data.patients import parse_nih_patient
@@ -86,7 +88,7 @@ class Outliers:
         return Outliers(tuple(images), self.root)
 
     def sha256(self) -> str:
-        """Return a hash of all columns of all images but their paths."""
+        """Return a hash of the columns of all images; paths count only where the patient is unknown."""
         rows = sorted((image.sha256, str(image.age), image.patient, image.source, image.split) for image in self.images)
         return hashlib.sha256("\n".join("\t".join(row) for row in rows).encode()).hexdigest()
 
@@ -100,7 +102,7 @@ class Outliers:
         writer = csv.writer(out, lineterminator="\n")
         writer.writerow(_COLUMNS)
         for image in self.images:
-            age = "" if image.age is None else f"{image.age:g}"
+            age = "" if image.age is None else str(image.age)
             path = (self.root / image.path).as_posix()
             writer.writerow((path, age, image.patient, image.source, image.split, image.sha256))
         write_atomically(file, out.getvalue())
@@ -118,7 +120,7 @@ def load_outliers(data: Path, progress: Progress | None = None) -> Outliers:
 
     Raises:
         DatasetError: The path does not exist, has no images, or an image cannot be read.
-        ManifestError: The CSV is malformed, or an image differs from its SHA-256.
+        ManifestError: The CSV is malformed, an image differs from its SHA-256, or a patient or file is in both splits.
     """
     if data.is_dir():
         root, images = data, _list_folder(data)
@@ -132,10 +134,24 @@ def load_outliers(data: Path, progress: Progress | None = None) -> Outliers:
     if unreadable:
         path, reason = unreadable[0]
         raise DatasetError(
-            f"{len(unreadable)} images of {str(data)!r} cannot be read; the first is {path!r}: {reason}",
+            f"{str(data)!r}: cannot read {counted(len(unreadable), 'image')}; the first is {path!r}: {reason}",
             hint="Remove them, or correct their paths",
         )
+    _check_splits(hashed, str(data))
     return Outliers(hashed, root.resolve())
+
+
+def _check_splits(images: Sequence[OutlierImage], name: str) -> None:
+    """Raise if a patient or a file is in both splits: rejection would then be measured on images that were trained on."""
+    splits: dict[tuple[str, str], str] = {}
+    for image in images:
+        for key in ((image.source, image.patient), ("", image.sha256)):
+            if splits.setdefault(key, image.split) != image.split:
+                raise ManifestError(
+                    f"{name}: {image.path!r} is in the split {image.split}, but another image of its patient or with the same"
+                    f" content is in {splits[key]}",
+                    hint="Correct the columns patient and split, or remove one of the images",
+                )
 
 
 def _list_folder(folder: Path) -> list[OutlierImage]:

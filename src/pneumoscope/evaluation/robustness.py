@@ -25,10 +25,10 @@ from pneumoscope.core.i18n import NOTICE
 from pneumoscope.core.messages import counted
 from pneumoscope.core.prediction import Prediction
 from pneumoscope.core.results import SCHEMA, Interval, write_result
+from pneumoscope.data.hashing import read_image
 from pneumoscope.data.manifest import LabeledImage
 from pneumoscope.evaluation.image_variants import CHANGES, CORRUPTIONS, FORMATS, GrayImage, Variants
 from pneumoscope.evaluation.selection import count_patients, draw_sample
-from pneumoscope.imaging.decode import decode
 from pneumoscope.imaging.phantom import draw_phantom
 from pneumoscope.inference.discovery import discover_images
 from pneumoscope.inference.model import Model, load_model
@@ -219,7 +219,7 @@ def _predict(
 
 
 def _predict_sample(predict: _Predict, root: Path, images: Sequence[LabeledImage]) -> _Sample:
-    pixels = [decode(root / image.path).pixels for image in images]
+    pixels = [read_image(root, image).pixels for image in images]
     unmodified = predict("unmodified", iter(pixels), len(pixels))
     return _Sample(pixels, [image.patient for image in images], unmodified)
 

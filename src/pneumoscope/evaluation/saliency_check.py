@@ -29,6 +29,7 @@ from pneumoscope.bundle.card import Card, read_bundle
 from pneumoscope.core.errors import UsageError
 from pneumoscope.core.i18n import NOTICE
 from pneumoscope.core.results import SCHEMA, Interval, write_result
+from pneumoscope.data.hashing import read_image
 from pneumoscope.data.manifest import LABELS, LabeledImage
 from pneumoscope.evaluation.saliency_metrics import (
     STEPS,
@@ -39,7 +40,6 @@ from pneumoscope.evaluation.saliency_metrics import (
     shuffle_weights,
 )
 from pneumoscope.evaluation.selection import count_patients, draw_sample
-from pneumoscope.imaging.decode import decode
 from pneumoscope.imaging.preprocess import preprocess
 from pneumoscope.inference.session import BundleSession
 from pneumoscope.runs.run_folder import find_bundle
@@ -215,7 +215,7 @@ def check_saliency(
 
 
 def _explain_sample(session: BundleSession, root: Path, images: tuple[LabeledImage, ...]) -> _Sample:
-    pixels = np.stack([preprocess(decode(root / image.path), session.card.preprocessing) for image in images])
+    pixels = np.stack([preprocess(read_image(root, image), session.card.preprocessing) for image in images])
     return _Sample(images, pixels, *_explain(session, pixels))
 
 

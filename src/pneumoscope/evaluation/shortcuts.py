@@ -21,15 +21,15 @@ from PIL import Image
 from pneumoscope import __version__
 from pneumoscope.core.i18n import NOTICE
 from pneumoscope.core.results import SCHEMA, Interval, write_result
+from pneumoscope.data.hashing import read_image
 from pneumoscope.evaluation.selection import count_patients, select_unreserved_images
-from pneumoscope.imaging.decode import decode
 from pneumoscope.imaging.preprocess import preprocess
 from pneumoscope.inference.session import BundleSession
 from pneumoscope.runs.run_folder import find_bundle
 from pneumoscope.statistics.paired import delong_test
 from pneumoscope.statistics.roc import auroc_interval
 
-__all__ = ["CONTROLS", "ControlResult", "Shortcuts", "measure_shortcuts", "shortcuts_markdown"]
+__all__ = ["NETWORK_CONTROLS", "ControlResult", "Shortcuts", "measure_network_shortcuts", "shortcuts_markdown"]
 
 Pixels = npt.NDArray[np.uint8]
 
@@ -117,7 +117,7 @@ def _average_cells(images: Pixels) -> Pixels:
     )
 
 
-CONTROLS: Mapping[str, Callable[[Pixels], Pixels]] = {
+NETWORK_CONTROLS: Mapping[str, Callable[[Pixels], Pixels]] = {
     "center blanked, 60% of each side": lambda images: _blank_center(images, 0.6),
     "center blanked, 70% of each side": lambda images: _blank_center(images, 0.7),
     "center blanked, 80% of each side": lambda images: _blank_center(images, 0.8),
@@ -126,7 +126,7 @@ CONTROLS: Mapping[str, Callable[[Pixels], Pixels]] = {
 }
 
 
-def measure_shortcuts(
+def measure_network_shortcuts(
     target: Path,
     data: Path,
     *,
@@ -151,7 +151,7 @@ def measure_shortcuts(
     session = BundleSession.load(find_bundle(target))
     card = session.card
     root, images = select_unreserved_images(target, data, split)
-    pixels = np.stack([preprocess(decode(root / image.path), card.preprocessing) for image in images])
+    pixels = np.stack([preprocess(read_image(root, image), card.preprocessing) for image in images])
     labels = [image.positive for image in images]
     patients = [image.patient for image in images]
 
@@ -166,7 +166,7 @@ def measure_shortcuts(
 
     whole = score("whole image", lambda images: images)
     controls = []
-    for name, control in CONTROLS.items():
+    for name, control in NETWORK_CONTROLS.items():
         changed = score(name, control)
         difference, _ = delong_test(changed, whole, labels, patients)
         controls.append(ControlResult(name, auroc_interval(changed, labels, patients), difference))

@@ -11,17 +11,21 @@ from collections.abc import Sequence
 import numpy as np
 import numpy.typing as npt
 
-from pneumoscope.bundle.card import INPUT_CLASSES, Calibration, Card, OperatingPoint
+from pneumoscope.bundle.card import INPUT_CLASSES, Calibration, Card, InputCheck, OperatingPoint, RejectionLimits
 from pneumoscope.core.errors import UnknownNameError
 from pneumoscope.core.prediction import Decision, PatientAge, Rejection, RejectionCode, Uncertainty
 from pneumoscope.core.results import Interval
 from pneumoscope.statistics.conformal import VennAbers
+
+FloatArray = npt.NDArray[np.floating]
+BoolArray = npt.NDArray[np.bool_]
 
 __all__ = [
     "DEFAULT_OPERATING_POINT",
     "DecisionResult",
     "calibrate",
     "decide",
+    "failed_checks",
     "find_operating_point",
     "reject_by_age",
     "reject_by_network",
@@ -92,16 +96,39 @@ def reject_by_network(
     limits = card.rejection_limits
     if limits is None:
         return None
-    if input_classes is not None and not input_classes[0] >= limits.min_upright:
+    failed = failed_checks(limits, None if input_classes is None else input_classes[0], ood_distance, age_score)
+    if failed.get("input_classifier") and input_classes is not None:
         most_likely = max(_FAULTS, key=lambda fault: input_classes[INPUT_CLASSES.index(fault)])
         return Rejection(most_likely, {"probability": input_classes[0], "limit": limits.min_upright})
-    if age_score is not None and limits.max_age_score is not None and not age_score <= limits.max_age_score:
+    if failed.get("age_classifier") and age_score is not None and limits.max_age_score is not None:
         return Rejection(
             "outside_age_range_estimated", {"score": age_score, "limit": limits.max_age_score} | _age_range(card)
         )
-    if ood_distance is not None and not ood_distance <= limits.max_distance:
+    if failed.get("ood_detector") and ood_distance is not None:
         return Rejection("out_of_distribution", {"distance": ood_distance, "limit": limits.max_distance})
     return None
+
+
+def failed_checks(
+    limits: RejectionLimits,
+    upright: float | FloatArray | None,
+    ood_distance: float | FloatArray | None,
+    age_score: float | FloatArray | None,
+) -> dict[InputCheck, np.bool_ | BoolArray]:
+    """Return for each check whether it rejects one image, or an array of images; NaN is rejected.
+
+    Args:
+        limits: The limits.
+        upright, ood_distance, age_score: Outputs of the network; without an output, there is no check.
+    """
+    failed: dict[InputCheck, np.bool_ | BoolArray] = {}
+    if upright is not None:
+        failed["input_classifier"] = ~np.greater_equal(upright, limits.min_upright)
+    if age_score is not None and limits.max_age_score is not None:
+        failed["age_classifier"] = ~np.less_equal(age_score, limits.max_age_score)
+    if ood_distance is not None:
+        failed["ood_detector"] = ~np.less_equal(ood_distance, limits.max_distance)
+    return failed
 
 
 def reject_by_age(card: Card, age: PatientAge | None, *, required: bool = False) -> Rejection | None:

@@ -155,6 +155,8 @@ class Model:
             images: See `predict`.
             names: Names in the predictions, one per image; see `predict`. A failure does not mention an empty name.
             ages: Ages of the patients, one per image; see `predict`.
+        Raises:
+            UsageError: An age is not from 0 to 130 years.
         """
         return self._predict_batch(images, self._loader.pool, names, ages)
 
@@ -376,14 +378,12 @@ def _renamed(result: PreprocessedImage | UnreadableImageError, name: str) -> Pre
 
 
 def _with_age(image: PreprocessedImage, age: float | None) -> PreprocessedImage:
-    """Return the image with the age that a person entered, unless its file states one that is understood."""
+    """Return the image with the age that a person entered, unless its file states an age, understood or not."""
     if age is None:
         return image
     if not 0 <= age <= MAX_AGE:
         raise UsageError(f"the age is {age:g} years, not from 0 to {MAX_AGE}")
-    if image.age is not None and image.age.years is not None:
-        return image
-    return dataclasses.replace(image, age=PatientAge(age, "entered"))
+    return dataclasses.replace(image, age=image.age or PatientAge(age, "entered"))
 
 
 def _batches(images: Iterable[ImageSource], size: int) -> Iterator[tuple[ImageSource, ...]]:

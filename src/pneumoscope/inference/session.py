@@ -6,7 +6,7 @@ import dataclasses
 import os
 from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
-from typing import NamedTuple
+from typing import NamedTuple, get_args
 
 import numpy as np
 import numpy.typing as npt
@@ -71,7 +71,12 @@ class BundleSession:
             require_age: Images that are rejected if the age of the patient is unknown.
         Raises:
             BundleError: ONNX Runtime cannot run the file, or its inputs and outputs do not match the bundle format.
+            UsageError: `require_age` is not one of `AgeRequirement`.
         """
+        if require_age not in get_args(AgeRequirement):
+            raise UsageError(
+                f"require_age is {require_age!r}", hint=f"Pass one of: {', '.join(get_args(AgeRequirement))}"
+            )
         # ONNX Runtime's builds may report usage to their vendor. Disable that before the first import, unless it is configured.
         os.environ.setdefault("ORT_DISABLE_TELEMETRY", "1")
         import onnxruntime

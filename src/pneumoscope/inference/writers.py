@@ -33,7 +33,7 @@ _FORMULA_PREFIXES = ("=", "+", "-", "@", "\t", "\r")
 
 
 def prediction_document(prediction: Prediction, language: str = "en") -> dict[str, Any]:
-    """Return a prediction as a JSON object: its fields, and `message`, which explains the decision in one sentence.
+    """Return a prediction as a JSON object: its fields, and `message`, which explains the decision and its warnings.
 
     Args:
         prediction: The prediction.

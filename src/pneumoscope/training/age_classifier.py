@@ -133,7 +133,7 @@ def exchange_styles(images: Tensor, rng: np.random.Generator) -> Tensor:
 
 
 def _partners(count: int, rng: np.random.Generator) -> Tensor:
-    """Return for each image the index of another one, whatever its class, so that style and class become independent."""
+    """Return for each image the index of a random image, whatever its class, so that style and class become independent."""
     return torch.from_numpy(rng.permutation(count))
 
 

@@ -29,7 +29,7 @@ from pneumoscope.bundle.card import (
     UncertaintyBand,
 )
 from pneumoscope.core.errors import UndefinedMetricError
-from pneumoscope.inference.decision import calibrate
+from pneumoscope.inference.decision import calibrate, failed_checks
 from pneumoscope.inference.session import Outputs, network_rejections
 from pneumoscope.runs.recipe import RejectionOptions
 from pneumoscope.statistics.calibration import adjust_prevalence, fit_platt
@@ -46,6 +46,7 @@ __all__ = [
     "fit_outlier_summary",
     "fit_reference_distribution",
     "fit_rejection_limits",
+    "upper_limit",
 ]
 
 # Fraction of images of each label with a correct or uncertain decision.
@@ -54,6 +55,9 @@ COVERAGE = 0.95
 _TARGET = 0.99
 # Images are accepted above this probability of "upright", even if the input classifier is certain of all validation images.
 _MAX_MIN_UPRIGHT = 0.5
+# Likewise up to this score that the patient is outside the age range. Images of another hospital in the same age range have
+# higher scores than validation images, so that a limit close to those would reject many of them.
+_MIN_MAX_AGE_SCORE = 0.5
 _UNKNOWN = Proportion(value=0, low=0, high=1, n=1, method="")  # until the limits are fitted
 
 
@@ -161,9 +165,9 @@ def fit_rejection_limits(
     upright, age_score, distance = _check_values(augmented)
     limits = RejectionLimits(
         input_classes=INPUT_CLASSES,
-        min_upright=min(_MAX_MIN_UPRIGHT, -_upper_limit(-upright, options.classifier_share)),
-        max_age_score=None if age_score is None else _upper_limit(age_score, options.age_share),
-        max_distance=_upper_limit(distance, options.distance_share),
+        min_upright=min(_MAX_MIN_UPRIGHT, -upper_limit(-upright, options.classifier_share)),
+        max_age_score=None if age_score is None else max(_MIN_MAX_AGE_SCORE, upper_limit(age_score, options.age_share)),
+        max_distance=upper_limit(distance, options.distance_share),
         classifier_share=options.classifier_share,
         age_share=None if age_score is None else options.age_share,
         distance_share=options.distance_share,
@@ -192,7 +196,7 @@ def fit_outlier_summary(
     )
 
 
-def _upper_limit(values: npt.NDArray[np.float32], share: float) -> float:
+def upper_limit(values: npt.NDArray[np.float32], share: float) -> float:
     """Return the limit that at most a fraction of the values exceed."""
     # The tolerance keeps products such as 0.05 * 40 from being rounded down.
     return float(np.sort(values)[-1 - math.floor(share * len(values) + 1e-9)])
@@ -205,13 +209,7 @@ def _is_rejected(limits: RejectionLimits, outputs: Sequence[Outputs]) -> BoolArr
 def _rejected_by(limits: RejectionLimits, outputs: Sequence[Outputs]) -> dict[InputCheck, BoolArray]:
     """Return for each check whether it rejects the images."""
     upright, age_score, distance = _check_values(outputs)
-    rejected: dict[InputCheck, BoolArray] = {
-        "input_classifier": upright < limits.min_upright,
-        "ood_detector": distance > limits.max_distance,
-    }
-    if age_score is not None and limits.max_age_score is not None:
-        rejected["age_classifier"] = age_score > limits.max_age_score
-    return rejected
+    return {name: np.asarray(failed) for name, failed in failed_checks(limits, upright, distance, age_score).items()}
 
 
 def _check_values(

@@ -117,7 +117,7 @@ class EpochLog(Callback):
 
 
 def track_steps(count: int, description: str) -> Iterator[int]:
-    """Yield the numbers from 0 to count - 1, with a progress bar on a terminal and else a line on standard error each tenth.
+    """Yield 0 to count - 1 and report progress: a bar on a terminal, otherwise a line on standard error after each tenth.
 
     Args:
         count: Number of steps.

@@ -187,6 +187,11 @@ def test_missing_or_damaged_image_is_reported(populated, tmp_path, damage, words
         verify(populated.engine, images=populated.blobs)
 
 
+def test_age_of_minus_zero_is_stored_as_it_is_read(populated):
+    add(populated, b"newborn", age=PatientAge(-0.0, "entered"))
+    verify(populated.engine, images=populated.blobs)
+
+
 def test_image_removed_during_verification_is_not_reported(populated):
     """It is removed after its row was read, and before the file is."""
     record = next(each for each in populated.find(Filter()).predictions if each.image_sha256 == content_hash(b"plain"))
@@ -199,7 +204,7 @@ def test_image_removed_during_verification_is_not_reported(populated):
             return populated.blobs.get(sha256)
 
     removed = []
-    assert verify(populated.engine, images=Removing()).images == 4
+    assert verify(populated.engine, images=Removing()).images == 5
     assert removed
 
 

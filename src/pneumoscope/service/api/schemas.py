@@ -47,7 +47,7 @@ class PredictionDocument(StoredPrediction):
     """A stored prediction.
 
     Attributes:
-        message: Explanation of a rejected or uncertain decision, in the language of the request; empty otherwise.
+        message: Explanation of a rejected or uncertain decision, and warnings, in the language of the request; may be empty.
     """
 
     message: str

@@ -50,6 +50,7 @@ _RESULT_COLUMNS = (
     "rejection_parameters", "uncertainty_low", "uncertainty_high", "uncertainty_coverage", "width", "height", "format",
     "model_name", "model_version",
 )  # fmt: skip
+_AGE_REJECTIONS = ("age_required", "age_not_understood")
 # Such columns of later revisions: hashed if they are set, so that the hashes of earlier predictions stay the same.
 _LATER_RESULT_COLUMNS = ("age", "age_source", "warnings")
 # Sort key of "attention": rejected and uncertain images, then by falling probability; reviewed images last.
@@ -175,13 +176,13 @@ def is_id(text: str) -> bool:
 def compute_id(row: Row) -> str:
     """Return the id of the prediction in a row, 32 hexadecimal digits.
 
-    It is derived from the image, the model, the operating point, the age that a person entered, and from whether the image was
-    rejected because its age is required: such an image is predicted when the age is entered or no longer required.
+    It is derived from the image, the model, the operating point, the age that a person entered, and from whether the age of the
+    patient rejected the image: such an image is predicted when the age is entered, no longer required, or understood.
     """
     parts = [row["image_sha256"], row["model_sha256"], row["operating_point"]]
     if row["age_source"] == "entered":
         parts.append(f"age {row['age']}")
-    if row["rejection_code"] == "age_required":
+    if row["rejection_code"] in _AGE_REJECTIONS:
         parts.append(row["rejection_code"])
     return hashlib.sha256(" ".join(parts).encode()).hexdigest()[:32]
 
@@ -202,7 +203,10 @@ def new_row(prediction: Prediction, image: bytes) -> dict[str, Any]:
         raise ValueError("a prediction of an unreadable image cannot be stored")
     sha256 = content_hash(image)
     row = {name: value for name, value in prediction.to_row().items() if name in predictions.c}
-    row |= {"image_sha256": sha256, "age": None if row["age"] is None else float(row["age"])}  # as it will be read
+    row |= {
+        "image_sha256": sha256,
+        "age": None if row["age"] is None else float(row["age"]) + 0.0,
+    }  # as it is read: no -0.0
     return row | {
         "id": compute_id(row),
         "image_bytes": len(image),

@@ -32,7 +32,6 @@ __all__ = ["page_router", "sign_in_router"]
 
 _PAGE_SIZE = 50  # images on a page of the worklist
 _MAX_DASHBOARD_IMAGES = 10_000
-_UNKNOWN_AGE = ("age_required", "age_not_understood")  # codes of rejections that an entered age can resolve
 
 
 class _PageRoute(APIRoute):
@@ -201,7 +200,7 @@ def _image_context(service: PredictionService, id: str) -> dict[str, Any]:
     review = prediction.review
     current_model = prediction.model.sha256 == service.model.facts.sha256
     image_available = prediction.image_removed is None
-    is_age_unknown = prediction.rejection.code in _UNKNOWN_AGE if prediction.rejection else bool(prediction.warnings)
+    is_age_unknown = prediction.rejection.code == "age_required" if prediction.rejection else bool(prediction.warnings)
     return {
         "prediction": prediction,
         "reviewer": review.reviewer if review and review.reviewer != LOCAL else "",
