@@ -377,6 +377,7 @@ def test_age_entered_in_the_viewer_leads_to_a_new_prediction(browser, child_bund
         expect(panel).to_contain_text("3.5 years (entered)")
         expect(panel).to_contain_text("No pneumonia detected")
         if javascript:
+            expect_viewer(page, "a.dcm")  # its scripts run
             page.keyboard.press("h")
             expect(page.locator(".heatmap-layer")).to_be_visible()
         found = client.get("/v1/predictions", params={"order": "oldest"}).json()["predictions"]
