@@ -13,7 +13,7 @@ from pneumoscope.imaging.preprocess import Preprocessing
 from pneumoscope.inference.decision import sigmoid
 from pneumoscope.inference.session import OUTPUTS, BundleSession
 from pneumoscope.models.factory import create_model
-from pneumoscope.models.input_checks import FeatureExtractor, InputChecks, InputClassifier
+from pneumoscope.models.input_checks import AgeClassifier, FeatureExtractor, InputChecks, InputClassifier
 from pneumoscope.training.input_checks import fit_mahalanobis
 from pneumoscope.training.onnx_export import _convolution_backward, check_logits, check_outputs, export_onnx
 
@@ -125,7 +125,8 @@ def exported():
     extractor = FeatureExtractor()
     with torch.no_grad():
         features = extractor(torch.randint(0, 256, (90, 64, 64), dtype=torch.uint8))
-    checks = InputChecks(InputClassifier(len(INPUT_CLASSES)).eval(), extractor, fit_mahalanobis(features.numpy()))
+    classifier, detector = InputClassifier(len(INPUT_CLASSES)).eval(), fit_mahalanobis(features.numpy())
+    checks = InputChecks(classifier, extractor, detector, AgeClassifier().eval())
     return network, checks, export_onnx(network, 64, checks)
 
 
@@ -148,11 +149,12 @@ def test_file_has_its_weights_and_accepts_any_number_of_images(exported):
         ("heatmap", onnx.TensorProto.FLOAT, [0, 2, 2]),
         ("input_classes", onnx.TensorProto.FLOAT, [0, len(INPUT_CLASSES)]),
         ("ood_distance", onnx.TensorProto.FLOAT, [0]),
+        ("age_score", onnx.TensorProto.FLOAT, [0]),
     ]
     assert not [tensor for tensor in graph.initializer if tensor.data_location == onnx.TensorProto.EXTERNAL]
     for count in (1, 2, 5):
         outputs = session(content, 64).outputs(np.zeros((count, 64, 64), np.uint8), heatmaps=True)
-        assert [len(getattr(outputs, name)) for name in OUTPUTS] == [count] * 4
+        assert [len(getattr(outputs, name)) for name in OUTPUTS] == [count] * 5
 
 
 def test_file_has_no_metadata_of_the_machine_and_is_reproducible(exported):
@@ -200,13 +202,19 @@ def test_heatmap_whose_contributions_cancel_passes():
         ("heatmap", 1, 0.2, "by up to 0.2 of its scale on 12 images, by .*e-0. without the 2 largest"),
         ("input_classes", 1, 0.02, "by up to 0.02 of its scale on 12 images .tolerance 0.001"),
         ("ood_distance", 1, 0.02, "by up to 0.02 of its scale on 12 images .tolerance 0.001"),
+        ("age_score", 1, 0.02, "by up to 0.02 of its scale on 12 images .tolerance 0.001"),
     ],
 )
 def test_differing_output_is_an_error_with_the_difference(exported, name, count, difference, message):
     network, checks, content = exported
     images = noise(12)
     outputs = session(content, 64).outputs(images, heatmaps=True)
-    scales = {"heatmap": heatmap_scale(network, images), "input_classes": 1, "ood_distance": outputs.ood_distance.max()}
+    scales = {
+        "heatmap": heatmap_scale(network, images),
+        "input_classes": 1,
+        "ood_distance": outputs.ood_distance.max(),
+        "age_score": 1,
+    }
     changed = getattr(outputs, name).copy()
     changed[:count].reshape(count, -1)[:, -1] += np.float32(difference) * scales[name]
 
