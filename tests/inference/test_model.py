@@ -556,11 +556,15 @@ def test_age_and_warnings_survive_the_flat_row(child_bundle):
     assert (row["age"], row["age_source"], row["warnings"]) == (4, "header", "")
 
 
-def test_warning_is_in_messages_pages_and_heatmaps(child_bundle):
+def test_warning_is_in_the_messages_of_a_dataframe(child_bundle):
+    pytest.importorskip("pandas")
+    assert "Age not stated" in to_dataframe([load_model(child_bundle).predict(png(100))]).message[0]
+
+
+def test_warning_is_in_pages_and_heatmaps(child_bundle):
     model = load_model(child_bundle)
     warned, plain = model.explain(png(100)), model.explain(png(100), age=3)
 
-    assert "Age not stated" in to_dataframe([warned.prediction]).message[0]
     assert "Age not stated" in warned._repr_html_()
     assert "Age not stated" not in plain._repr_html_()
     heights = [Image.open(io.BytesIO(each.picture)).height for each in (warned, plain)]
