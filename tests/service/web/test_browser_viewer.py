@@ -288,13 +288,14 @@ def test_shortcuts_are_listed_and_inactive_in_text_fields(viewer, service):
 
 def test_errors_are_translated_and_their_details_are_marked_as_english(page, service):
     id = upload(service, {"high.png": 180})["high.png"]
+    # Only a save requests these two, so both routes are in place before the page opens.
+    page.route(f"**/v1/predictions/{id}", lambda route: route.abort())
+    fail_requests(page, REVIEW_URL, 503)
     page.goto(f"{service.base_url}/images/{id}?language=zh-Hant")
     expect_viewer(page, "high.png")
-    page.route(f"**/v1/predictions/{id}", lambda route: route.abort())
     page.keyboard.press("a")
     expect(page.locator("#save-status")).to_have_text("未儲存：無法連線至伺服器。")
     page.unroute(f"**/v1/predictions/{id}")
-    fail_requests(page, REVIEW_URL, 503)
     page.keyboard.press("a")
     expect(page.locator("#save-status")).to_have_text("未儲存：系統忙碌中 (failed with 503)")
     expect(page.locator("#save-status span[lang=en]")).to_have_text("(failed with 503)")
