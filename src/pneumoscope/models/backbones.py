@@ -26,20 +26,22 @@ class Backbone(ClassifierNetwork):
         name: timm's name, such as "tf_efficientnet_lite0".
         image_size: Side of the images, pixels.
         dropout: Dropout rate before the last layer, 0 to 1.
+        output_stride: Side of the image divided by the side of the last feature map. Below 32, the last stages keep their
+            resolution and their convolutions are dilated, so that the heatmap has more positions.
 
     Raises:
         UnknownNameError: timm has no network of that name.
-        RecipeError: The network does not accept images of that size, or does not return one logit per image.
+        RecipeError: The network does not accept images of that size or that stride, or does not return one logit per image.
     """
 
     # Depthwise convolutions are faster in this format on a CPU; the report's large convolutions are not.
     memory_format = torch.channels_last
 
-    def __init__(self, name: str, *, image_size: int, dropout: float = 0.0) -> None:
+    def __init__(self, name: str, *, image_size: int, dropout: float = 0.0, output_stride: int = 32) -> None:
         if not timm.is_model(name):
             raise UnknownNameError("network", name, timm.list_models(), hint="List networks with: pneumoscope models")
         # Any: timm's methods are not in torch's type of a module.
-        model: Any = create_timm_model(name, image_size, dropout)
+        model: Any = create_timm_model(name, image_size, dropout, output_stride)
         super().__init__(_normalization(name, model))
         self.model: Any = model
         self.image_size = image_size
@@ -108,13 +110,23 @@ class Backbone(ClassifierNetwork):
         return (parameter for parameter in self.model.parameters() if id(parameter) not in head)
 
 
-def create_timm_model(name: str, image_size: int, dropout: float = 0.0, *, pretrained: bool = False) -> Any:
+def create_timm_model(
+    name: str, image_size: int, dropout: float = 0.0, output_stride: int = 32, *, pretrained: bool = False
+) -> Any:
     """Return timm's network for one logit, built for the image size if its architecture depends on it.
 
     Raises:
-        RecipeError: It cannot be built for that size.
+        RecipeError: It cannot be built for that size or that stride.
     """
     options: dict[str, Any] = {"pretrained": pretrained, "num_classes": 1, "drop_rate": dropout}
+    if output_stride != 32:
+        try:
+            return timm.create_model(name, output_stride=output_stride, **options)
+        except (TypeError, AssertionError, ValueError, NotImplementedError) as error:
+            raise RecipeError(
+                f"network {name!r} cannot be built with output_stride {output_stride}: {error}",
+                hint="Set network.output_stride = 32, or choose a convolutional network such as tf_efficientnet_lite0",
+            ) from error
     config = timm.get_pretrained_cfg(name)
     if config is not None and config.fixed_input_size:
         try:

@@ -25,6 +25,7 @@ def create_model(
     weights: str = "none",
     image_size: int | None = None,
     dropout: float = 0.0,
+    output_stride: int = 32,
     border_mask: int = 0,
     flip_averaging: bool = False,
 ) -> ClassifierNetwork:
@@ -37,6 +38,7 @@ def create_model(
         weights: "none", "imagenet", or the path of a file.
         image_size: Side of the images, pixels; the network's default if None.
         dropout: Dropout rate before the last layer of a timm network; the report's networks have fixed rates.
+        output_stride: See `Backbone`; the report's networks have no such option.
         border_mask, flip_averaging: See `ClassifierNetwork`.
 
     Raises:
@@ -48,6 +50,8 @@ def create_model(
     minimum = _MIN_IMAGE_SIZE.get(name, 32)
     if size < minimum:
         raise RecipeError(f"network.image_size is {size}; {name!r} needs at least {minimum}")
+    if name in _MIN_IMAGE_SIZE and output_stride != 32:
+        raise RecipeError(f"network.output_stride: {name!r} has no such option", hint="Leave it out")
     network: ClassifierNetwork
     if name in ("alexnet", "alexnet-fc8"):
         network = AlexNet(size, fc8=name == "alexnet-fc8")
@@ -55,7 +59,7 @@ def create_model(
         # ImageNet weights need ImageNet's normalization.
         network = VGG19(size, normalization=UNIT if weights == "none" else IMAGENET)
     else:
-        network = Backbone(name, image_size=size, dropout=dropout)
+        network = Backbone(name, image_size=size, dropout=dropout, output_stride=output_stride)
     network.border_mask, network.flip_averaging = border_mask, flip_averaging
     if weights == "imagenet":
         load_imagenet(network, name)

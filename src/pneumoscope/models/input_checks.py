@@ -16,10 +16,18 @@ from torch import Tensor, nn
 from pneumoscope.models.backbones import Backbone
 from pneumoscope.models.factory import create_model
 
-__all__ = ["AgeClassifier", "FeatureExtractor", "InputChecks", "InputClassifier", "MahalanobisDetector"]
+__all__ = [
+    "EXTRACTOR_SIDE",
+    "AgeClassifier",
+    "FeatureExtractor",
+    "InputChecks",
+    "InputClassifier",
+    "MahalanobisDetector",
+    "downsample",
+]
 
 _CLASSIFIER_SIDE = 56  # pixels; shows the orientation of a chest and is fast
-_EXTRACTOR_SIDE = 112  # pixels
+EXTRACTOR_SIDE = 112  # pixels
 _AGE_DROPOUT = 0.2
 _EXTRACTOR_BORDER = 4  # pixels; the border depends on the scanner more than on the patient
 _EXTRACTOR_STAGE = 3  # of five; its feature map has a sixteenth of the side
@@ -50,7 +58,7 @@ class InputClassifier(nn.Module):
     def forward(self, images: Tensor) -> Tensor:
         """Return the logits (n, classes) of gray levels (n, size, size), uint8 or float."""
         gray = images.unsqueeze(1).to(self.last.weight.dtype) / 128 - 1
-        maps: Tensor = self.layers(_downsample(gray, _CLASSIFIER_SIDE))
+        maps: Tensor = self.layers(downsample(gray, _CLASSIFIER_SIDE))
         logits: Tensor = self.last(maps.mean((2, 3)))
         return logits
 
@@ -68,7 +76,7 @@ class AgeClassifier(nn.Module):
         super().__init__()
         self.network = create_model(
             "tf_efficientnet_lite0",
-            image_size=_EXTRACTOR_SIDE,
+            image_size=EXTRACTOR_SIDE,
             weights="imagenet",
             dropout=_AGE_DROPOUT,
             border_mask=_EXTRACTOR_BORDER,
@@ -77,7 +85,7 @@ class AgeClassifier(nn.Module):
 
     def forward(self, images: Tensor) -> Tensor:
         """Return the logits (n,) of gray levels (n, size, size), uint8 or float."""
-        logits: Tensor = self.network(_downsample(images.unsqueeze(1).float(), _EXTRACTOR_SIDE).squeeze(1))
+        logits: Tensor = self.network(downsample(images.unsqueeze(1).float(), EXTRACTOR_SIDE).squeeze(1))
         return logits
 
 
@@ -92,13 +100,13 @@ class FeatureExtractor(nn.Module):
         super().__init__()
         with torch.random.fork_rng(devices=[]):  # the initial values are overwritten by the weights
             network = create_model(
-                "tf_efficientnet_lite0", image_size=_EXTRACTOR_SIDE, weights="imagenet", border_mask=_EXTRACTOR_BORDER
+                "tf_efficientnet_lite0", image_size=EXTRACTOR_SIDE, weights="imagenet", border_mask=_EXTRACTOR_BORDER
             )
         self.network = cast(Backbone, network.eval().requires_grad_(False))
 
     def forward(self, images: Tensor) -> Tensor:
         """Return the features (n, 112) of gray levels (n, size, size), uint8 or float."""
-        gray = _downsample(images.unsqueeze(1).float(), _EXTRACTOR_SIDE).squeeze(1)
+        gray = downsample(images.unsqueeze(1).float(), EXTRACTOR_SIDE).squeeze(1)
         maps: Tensor
         (maps,) = self.network.model.forward_intermediates(
             self.network.normalize(gray), indices=[_EXTRACTOR_STAGE], intermediates_only=True, stop_early=True
@@ -151,7 +159,7 @@ class InputChecks(NamedTuple):
     age_classifier: AgeClassifier | None = None
 
 
-def _downsample(images: Tensor, side: int) -> Tensor:
-    # Average pooling by an integer factor gives the same result in every runtime. If the size is not a multiple of the
-    # side, the images stay somewhat larger.
+def downsample(images: Tensor, side: int) -> Tensor:
+    """Return images (n, channels, size, size) averaged to about that side; they stay larger if it does not divide the size."""
+    # Average pooling by an integer factor gives the same result in every runtime.
     return F.avg_pool2d(images, max(1, images.shape[-1] // side))

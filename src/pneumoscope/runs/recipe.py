@@ -48,6 +48,9 @@ class NetworkOptions(_Table):
     """"squash" stretches the image to a square; "center" crops the central square first."""
     dropout: float = Field(default=0.0, ge=0, lt=1)
     """Dropout rate before the last layer of a timm network."""
+    output_stride: Literal[8, 16, 32] = 32
+    """Side of the image divided by that of the last feature map, and so of the heatmap. 16 doubles both sides of the heatmap;
+    the last stages of the network then cost four times as much."""
     border_mask: int = Field(default=0, ge=0, le=128)
     """Width of the border that is replaced by black, pixels. Image borders can reveal the source of an image."""
     flip_averaging: bool = False
@@ -125,6 +128,9 @@ class TrainingOptions(_Table):
     If the labels differ in framing and exposure, so do unchanged validation images, and the fit is optimistic."""
     prevalence: float | None = Field(default=None, gt=0, lt=1)
     """Prevalence of pneumonia that probabilities are calibrated for; that of the validation images by default."""
+    consistency: float = Field(default=0.0, ge=0, le=100)
+    """Weight of a consistency loss: each training image is augmented twice, and the Jensen-Shannon divergence of the two
+    predictions is added to the loss (AugMix, Hendrycks 2020). A step costs twice as much. 0 disables it."""
     ema: float = Field(default=0.0, ge=0, lt=1)
     """Decay per step of an exponential moving average of the weights, which is then validated and exported; 0 disables it."""
 
@@ -132,6 +138,9 @@ class TrainingOptions(_Table):
 class AugmentationOptions(_Table):
     """[augmentation]: random changes of training images. All are off by default, as in the report."""
 
+    border_swap: float = Field(default=0.0, ge=0, le=1)
+    """Probability that everything outside a central rectangle, with 0.6 to 0.95 of each side, is replaced by that of another
+    training image of either label, so that the border does not predict the label."""
     flip: bool = False
     """Horizontal flip with probability one half."""
     rotation: float = Field(default=0.0, ge=0, le=45)
@@ -198,6 +207,8 @@ class Recipe(_Table):
     def _check_consistency(self) -> Recipe:
         if self.training.calibrate == "augmented" and not self.augmentation.any:
             raise ValueError('training.calibrate: "augmented" needs an [augmentation] table')
+        if self.training.consistency and not self.augmentation.any:
+            raise ValueError("training.consistency: compares augmented copies; it needs an [augmentation] table")
         if self.data.age_range and not 0 <= self.data.age_range[0] <= self.data.age_range[1]:
             raise ValueError(
                 f"data.age_range: [{self.data.age_range[0]:g}, {self.data.age_range[1]:g}] is not a minimum and a maximum age"

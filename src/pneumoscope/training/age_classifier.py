@@ -21,7 +21,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from pneumoscope.models.input_checks import AgeClassifier
+from pneumoscope.models.input_checks import EXTRACTOR_SIDE, AgeClassifier, downsample
 from pneumoscope.runs.recipe import AugmentationOptions
 from pneumoscope.training.augmentation import augment
 from pneumoscope.training.callbacks import track_steps
@@ -69,7 +69,7 @@ def train_age_classifier(
     Raises:
         MissingExtraError: See `AgeClassifier`.
     """
-    pixels = np.concatenate([inside, outside])
+    pixels = np.concatenate([_network_pixels(inside), _network_pixels(outside)])
     is_outside = np.arange(len(pixels)) >= len(inside)
     sizes = Counter(groups)
     weights = np.array([sizes[group] ** -0.5 for group in groups])
@@ -97,6 +97,13 @@ def train_age_classifier(
             average.update_parameters(classifier)
     classifier.load_state_dict(average.module.state_dict())
     return classifier.eval()
+
+
+def _network_pixels(pixels: npt.NDArray[np.uint8]) -> npt.NDArray[np.uint8]:
+    """Return the images at the size that the network sees, so that larger ones are not augmented at their full size."""
+    batches = [torch.from_numpy(np.array(pixels[start : start + 256])) for start in range(0, len(pixels), 256)]
+    small = [downsample(batch.unsqueeze(1).float(), EXTRACTOR_SIDE).squeeze(1).round() for batch in batches]
+    return torch.cat(small).to(torch.uint8).numpy()
 
 
 def _moving_average(average: Tensor, current: Tensor, count: Tensor | int) -> Tensor:

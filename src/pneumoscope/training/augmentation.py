@@ -1,4 +1,4 @@
-"""Augmentation: one affine map per image, then gamma, contrast, brightness, blur, noise and JPEG compression.
+"""Augmentation: exchange of borders, one affine map per image, then gamma, contrast, brightness, blur, noise and JPEG.
 
 All geometric changes are one affine map, so that an image is interpolated once. Each image has its own seed: its augmentation
 does not depend on the batch or the device.
@@ -26,16 +26,22 @@ __all__ = ["augment"]
 _DRAWS = (
     *("rotation", "scale", "aspect", "flip", "shift_x", "shift_y"),
     *("gamma", "contrast", "brightness", "blur", "noise", "jpeg"),
+    *("border_swap", "center_width", "center_height"),
 )
+_CENTER = (0.6, 0.95)  # width and height of the center that `border_swap` keeps, as fractions of the side
 
 
-def augment(images: Tensor, options: AugmentationOptions, seeds: Sequence[int]) -> Tensor:
+def augment(
+    images: Tensor, options: AugmentationOptions, seeds: Sequence[int], borders: Tensor | None = None
+) -> Tensor:
     """Return a batch of augmented images.
 
     Args:
         images: Gray levels 0 to 255, uint8, shape (n, size, size).
         options: Options of the recipe.
         seeds: Random seed of each image.
+        borders: Another image for each image, in the same format; `border_swap` takes the border from it. Without them,
+            `border_swap` has no effect.
 
     Returns:
         Gray levels 0 to 255, float32, shape (n, size, size).
@@ -48,6 +54,10 @@ def augment(images: Tensor, options: AugmentationOptions, seeds: Sequence[int]) 
     def uniform(name: str, low: float, high: float) -> Tensor:
         return draws[name] * (high - low) + low
 
+    if options.border_swap and borders is not None:
+        swapped = draws["border_swap"] < options.border_swap
+        keep = _centers(uniform("center_width", *_CENTER), uniform("center_height", *_CENTER), batch.shape[-1])
+        batch = torch.where(keep | ~swapped.view(-1, 1, 1, 1), batch, borders.unsqueeze(1).float() / 255.0)
     if options.flip or options.rotation or options.translation or options.scale or options.aspect:
         grid = F.affine_grid(_affine_maps(options, uniform), list(batch.shape), align_corners=False)
         batch = F.grid_sample(batch, grid, mode="bilinear", padding_mode="zeros", align_corners=False)
@@ -75,6 +85,13 @@ def augment(images: Tensor, options: AugmentationOptions, seeds: Sequence[int]) 
         gray = batch.round().to(torch.uint8)
         batch = torch.stack([_compress_jpeg(image[0], quality) for image, quality in zip(gray, qualities, strict=True)])
     return batch.squeeze(1)
+
+
+def _centers(widths: Tensor, heights: Tensor, side: int) -> Tensor:
+    """Return masks (n, 1, side, side), true in a central rectangle; widths and heights are fractions of the side, shape (n,)."""
+    position = ((torch.arange(side) + 0.5) / side * 2 - 1).abs()
+    columns, rows = position <= widths.unsqueeze(1), position <= heights.unsqueeze(1)
+    return (rows.unsqueeze(2) & columns.unsqueeze(1)).unsqueeze(1)
 
 
 def _compress_jpeg(image: Tensor, quality: int) -> Tensor:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+import math
 import time
 from typing import Any, cast
 
@@ -21,7 +22,7 @@ from pneumoscope.statistics.roc import auroc
 from pneumoscope.training.data_module import Batch, derive_seed
 from pneumoscope.training.optimizers import create_optimizer, create_schedule
 
-__all__ = ["Classifier"]
+__all__ = ["Classifier", "js_divergence"]
 
 
 class Classifier(pl.LightningModule):
@@ -99,15 +100,18 @@ class Classifier(pl.LightningModule):
     def training_step(self, batch: Batch, _: int) -> Tensor:
         """Return the loss of a batch, and add its images to the training metrics of the epoch, as Keras does."""
         logits = self._logits(self.network, batch.images)
+        labels = batch.labels.repeat(len(logits) // len(batch.labels))
         smoothing = self.recipe.training.label_smoothing
-        targets = batch.labels * (1 - smoothing) + 0.5 * smoothing
+        targets = labels * (1 - smoothing) + 0.5 * smoothing
         normal, pneumonia = self._label_weights
-        weights = torch.where(batch.labels > 0, pneumonia, normal)
+        weights = torch.where(labels > 0, pneumonia, normal)
         loss = F.binary_cross_entropy_with_logits(logits, targets, weight=weights)
+        if self.recipe.training.consistency:
+            loss = loss + self.recipe.training.consistency * js_divergence(*logits.chunk(2)).mean()
         if not torch.isfinite(loss):
             raise self._diverged(f"the loss is {loss.item()}")
-        correct = ((logits > 0) == (batch.labels > 0)).sum()
-        count = len(batch.labels)
+        correct = ((logits > 0) == (labels > 0)).sum()
+        count = len(labels)
         self._train_sums += torch.stack([loss.detach() * count, correct, torch.full_like(loss.detach(), count)])
         self.log("train_loss", loss.detach(), prog_bar=True, logger=False)
         # DDP averages the gradients of the devices evenly, whatever their parts of the batch.
@@ -189,6 +193,19 @@ class Classifier(pl.LightningModule):
         parts = [torch.empty_like(tensor) for _ in range(self.trainer.world_size)]
         torch.distributed.all_gather(parts, tensor.contiguous())
         return torch.stack(parts)
+
+
+def js_divergence(first: Tensor, second: Tensor) -> Tensor:
+    """Return the Jensen-Shannon divergence of two predictions of pneumonia, nats: 0 if they agree, at most log 2.
+
+    Args:
+        first, second: Logits of the same images, shape (n,).
+
+    Source: Lin 1991, IEEE Trans Inf Theory 37:145.
+    """
+    log_p, log_q = (F.logsigmoid(torch.stack([logits, -logits])) for logits in (first, second))
+    log_mean = torch.logaddexp(log_p, log_q) - math.log(2)
+    return ((log_p.exp() * (log_p - log_mean)).sum(0) + (log_q.exp() * (log_q - log_mean)).sum(0)) / 2
 
 
 def _update_average(decay: float, averages: Any, values: Any, count: Any) -> None:

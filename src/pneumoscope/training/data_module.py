@@ -32,7 +32,8 @@ class Batch(NamedTuple):
     """The part of a batch on one device.
 
     Attributes:
-        images: Images (n, size, size) or features (n, channels, height, width).
+        images: Images (n, size, size) or features (n, channels, height, width); with several views, all images of the first
+            view, then all of the second.
         labels: 1.0 for pneumonia, shape (n,).
         indices: Index of each image in its split, shape (n,).
         weight: Weight of this device's mean loss relative to the other devices, 1 on average; devices can have parts of
@@ -117,17 +118,28 @@ class _ArrayDataset(Dataset[Batch]):
         images: Sequence[LabeledImage],
         augmentation: AugmentationOptions,
         seed: int,
+        views: int = 1,
     ) -> None:
         self._array, self._rows, self._augmentation, self._seed = array, rows, augmentation, seed
+        self._views = views
         self._labels = torch.tensor([float(image.positive) for image in images])
 
     def __getitems__(self, batch: _BatchIndices) -> Batch:
         indices = torch.tensor(batch.indices, dtype=torch.int64)
         images = torch.from_numpy(self._array[self._rows[batch.indices]])
         if self._augmentation.any:
-            seeds = [derive_seed(self._seed, batch.epoch, index, 2) for index in batch.indices]
-            images = augment(images, self._augmentation, seeds)
+            images = torch.cat([self._augmented(images, batch, view) for view in range(self._views)])
         return Batch(images, self._labels[indices], indices, batch.weight)
+
+    def _augmented(self, images: Tensor, batch: _BatchIndices, view: int) -> Tensor:
+        # The first view has the seeds that it has without a second one.
+        parts = (view,) if view else ()
+        seeds = [derive_seed(self._seed, batch.epoch, index, 2, *parts) for index in batch.indices]
+        borders = None
+        if self._augmentation.border_swap:
+            others = [derive_seed(seed, 5) % len(self._rows) for seed in seeds]
+            borders = torch.from_numpy(self._array[self._rows[others]])
+        return augment(images, self._augmentation, seeds, borders)
 
 
 def _identity(batch: Batch) -> Batch:
@@ -142,11 +154,14 @@ class ImageDataModule(pl.LightningDataModule):
         batch: Images per step, over all devices.
         seed: Seed of the order and of the augmentation.
         augmentation: Augmentation of training images.
+        views: Augmented copies of each training image in a batch.
     """
 
-    def __init__(self, arrays: ImageArrays, *, batch: int, seed: int, augmentation: AugmentationOptions) -> None:
+    def __init__(
+        self, arrays: ImageArrays, *, batch: int, seed: int, augmentation: AugmentationOptions, views: int = 1
+    ) -> None:
         super().__init__()
-        self.arrays, self.batch, self.seed, self.augmentation = arrays, batch, seed, augmentation
+        self.arrays, self.batch, self.seed, self.augmentation, self.views = arrays, batch, seed, augmentation, views
         self._train: _ArrayDataset | None = None
         self._validation: _ArrayDataset | None = None
 
@@ -165,7 +180,9 @@ class ImageDataModule(pl.LightningDataModule):
                 raise RuntimeError(f"features {arrays.features.name} were deleted from the cache")
             array = features
         count = len(arrays.train)
-        self._train = _ArrayDataset(array, preprocessed.rows[:count], arrays.train, self.augmentation, self.seed)
+        self._train = _ArrayDataset(
+            array, preprocessed.rows[:count], arrays.train, self.augmentation, self.seed, self.views
+        )
         self._validation = _ArrayDataset(
             array, preprocessed.rows[count:], arrays.validation, AugmentationOptions(), self.seed
         )

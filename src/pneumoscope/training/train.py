@@ -286,6 +286,7 @@ def _create_network(recipe: Recipe) -> ClassifierNetwork:
         image_size=options.image_size,
         weights=options.weights,
         dropout=options.dropout,
+        output_stride=options.output_stride,
         border_mask=options.border_mask,
         flip_averaging=options.flip_averaging,
     )

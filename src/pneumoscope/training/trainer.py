@@ -130,7 +130,13 @@ def run_trainer(
         DivergedError, StorageError: See `train.train`.
     """
     settings = recipe.training
-    data_module = ImageDataModule(arrays, batch=settings.batch, seed=settings.seed, augmentation=recipe.augmentation)
+    data_module = ImageDataModule(
+        arrays,
+        batch=settings.batch,
+        seed=settings.seed,
+        augmentation=recipe.augmentation,
+        views=2 if settings.consistency else 1,
+    )
     world_size = devices.world_size
     if devices.gpu and world_size > 1:
         # Lightning's `sync_batchnorm=True` uses torch's conversion, which drops the activations inside timm's layers.
