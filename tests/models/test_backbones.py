@@ -71,6 +71,21 @@ def test_unsupported_image_size_is_an_error(name: str, size: int, default: int) 
     assert f"network.image_size = {default}" in str(caught.value)
 
 
+@pytest.mark.parametrize(("output_stride", "side"), [(32, 7), (16, 14), (8, 28)])
+def test_output_stride_sets_the_resolution_of_the_last_feature_map(output_stride: int, side: int) -> None:
+    network = create_model("tf_efficientnet_lite0", image_size=224, output_stride=output_stride)
+    assert network.forward_features(network.normalize(torch.zeros(1, 224, 224))).shape == (1, 1280, side, side)
+    assert {name: tensor.shape for name, tensor in network.state_dict().items()} == {
+        name: tensor.shape for name, tensor in create_model("tf_efficientnet_lite0").state_dict().items()
+    }
+
+
+@pytest.mark.parametrize("name", ["vit_tiny_patch16_224", "vgg19", "alexnet"])
+def test_network_without_an_output_stride_is_an_error(name: str) -> None:
+    with pytest.raises(RecipeError, match=f"(?s){name}.*output_stride|output_stride.*{name}"):
+        create_model(name, image_size=224, output_stride=16)
+
+
 def test_unknown_name_suggests_the_closest() -> None:
     with pytest.raises(UnknownNameError, match="resnet18"):
         Backbone("resnet81", image_size=64)

@@ -106,6 +106,13 @@ def test_border_mask_must_be_less_than_a_quarter_of_the_image():
     assert read_recipe("default", ["network.border_mask=27"]).network.border_mask == 27
 
 
+def test_consistency_needs_augmentation():
+    with pytest.raises(
+        RecipeError, match=r"training\.consistency: compares augmented copies; it needs an \[augmentation\]"
+    ):
+        read_recipe("quick", ["augmentation={}", "training.consistency=1"])
+
+
 def test_flip_averaging_needs_training_with_flips():
     with pytest.raises(
         RecipeError, match=r"network\.flip_averaging: needs training with mirror images; set augmentation\.flip"

@@ -33,6 +33,7 @@ ALL_OPTIONS = AugmentationOptions(
     blur=1.5,
     noise=0.1,
     jpeg=0.5,
+    border_swap=0.5,
 )
 
 
@@ -69,13 +70,38 @@ def test_images_of_a_batch_are_augmented_differently(images):
 
 @pytest.mark.parametrize("name", [name for name in AugmentationOptions.model_fields if name != "flip"])
 def test_each_option_changes_images_and_keeps_the_range(images, name):
-    augmented = augment(images, AugmentationOptions(**{name: {"blur": 2.0, "jpeg": 0.9}.get(name, 0.3)}), range(6))
+    options = AugmentationOptions(**{name: {"blur": 2.0, "jpeg": 0.9}.get(name, 0.3)})
+    augmented = augment(images, options, range(6), borders=255 - images)
 
     assert augmented.shape == images.shape
     assert augmented.dtype == torch.float32
     assert augmented.min() >= 0
     assert augmented.max() <= 255
     assert not torch.allclose(augmented, images.float(), atol=0.6)
+
+
+def test_border_swap_keeps_the_center_and_takes_the_border_from_the_other_image():
+    images, borders = torch.full((200, 40, 40), 50, dtype=torch.uint8), torch.full((200, 40, 40), 90, dtype=torch.uint8)
+    augmented = augment(images, AugmentationOptions(border_swap=0.5), range(200), borders)
+    swapped = augmented[:, 0, 0] == 90
+
+    assert 75 <= swapped.sum() <= 125
+    assert (augmented[~swapped] == 50).all()
+    kept = augmented[swapped] == 50
+    assert ((augmented == 50) | (augmented == 90)).all()
+    assert kept[:, 8:32, 8:32].all()  # the central 0.6 of each side
+    assert not kept[:, [0, 39]].any()  # outside of the central 0.95
+    assert not kept[:, :, [0, 39]].any()
+    rows, columns = kept.any(2).sum(1), kept.any(1).sum(1)
+    assert torch.equal(kept.sum((1, 2)), rows * columns)  # a rectangle
+    for sides in (rows, columns):
+        assert sides.min() <= 26
+        assert sides.max() >= 36
+    assert not torch.equal(rows, columns)
+
+
+def test_border_swap_has_no_effect_without_other_images(images):
+    assert torch.equal(augment(images, AugmentationOptions(border_swap=1), range(6)), images.float())
 
 
 def test_flip_mirrors_half_of_the_images(images):

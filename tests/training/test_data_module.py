@@ -65,21 +65,22 @@ def test_devices_share_a_batch_without_overlap(world_size):
     assert sorted(index for part in parts for index in part) == sorted(indices)
 
 
-def epoch_images(phantoms, world_size, epoch):
-    """Return {index: image} and {index: batch} of one epoch over all devices."""
+def epoch_images(phantoms, world_size, epoch, views=1):
+    """Return {index: image} and {index: batch} of one epoch over all devices; with several views, {index: images}."""
     manifest = load_manifest(phantoms)
     images, test = manifest.split("train"), manifest.split("test")
     arrays = ImageArrays(manifest.root, images, test, Preprocessing(size=32))
-    options = AugmentationOptions(flip=True, rotation=10, brightness=0.3, noise=0.1)
+    options = AugmentationOptions(flip=True, rotation=10, brightness=0.3, noise=0.1, border_swap=0.5)
     seen, batch_of = {}, {}
     for rank in range(world_size):
-        batches = ImageDataModule(arrays, batch=7, seed=3, augmentation=options)
+        batches = ImageDataModule(arrays, batch=7, seed=3, augmentation=options, views=views)
         batches.setup("fit")
         batches.trainer = SimpleNamespace(global_rank=rank, world_size=world_size, current_epoch=epoch)
         for number, batch in enumerate(batches.train_dataloader()):
-            for index, image in zip(batch.indices.tolist(), batch.images, strict=True):
+            images_of_batch = batch.images.unflatten(0, (views, -1)).transpose(0, 1)
+            for index, copies in zip(batch.indices.tolist(), images_of_batch, strict=True):
                 assert index not in seen
-                seen[index], batch_of[index] = image, number
+                seen[index], batch_of[index] = copies if views > 1 else copies[0], number
     assert sorted(seen) == list(range(len(images)))
     return seen, batch_of
 
@@ -94,3 +95,36 @@ def test_augmentation_does_not_depend_on_the_number_of_devices_and_changes_with_
         for index, image in one.items():
             torch.testing.assert_close(several[index], image, rtol=0, atol=1e-3)
     assert not any(torch.allclose(later[index], image, atol=1) for index, image in one.items())
+
+
+def test_second_view_is_another_augmentation_of_the_same_image(phantoms):
+    one, _ = epoch_images(phantoms, 1, 0)
+    two, _ = epoch_images(phantoms, 1, 0, views=2)
+
+    for index, (first, second) in two.items():
+        torch.testing.assert_close(first, one[index], rtol=0, atol=1e-3)
+        assert not torch.allclose(first, second, atol=1)
+
+
+def test_borders_come_from_training_images_of_both_labels(phantoms, monkeypatch):
+    manifest = load_manifest(phantoms)
+    arrays = ImageArrays(manifest.root, manifest.split("train"), manifest.split("test"), Preprocessing(size=32))
+    batches = ImageDataModule(arrays, batch=8, seed=3, augmentation=AugmentationOptions(border_swap=1))
+    batches.setup("fit")
+    pixels = batches._train._array[batches._train._rows]
+    seen = []
+    monkeypatch.setattr(
+        "pneumoscope.training.data_module.augment",
+        lambda images, options, seeds, borders: seen.append((images, borders)) or images.float(),
+    )
+    for _ in batches.train_dataloader():
+        pass
+
+    labels = {image.tobytes(): each.positive for image, each in zip(pixels, arrays.train, strict=True)}
+    pairs = [
+        (labels[image.numpy().tobytes()], labels[border.numpy().tobytes()])
+        for images, borders in seen
+        for image, border in zip(images, borders, strict=True)
+    ]
+    assert len(pairs) == len(arrays.train)
+    assert set(pairs) == {(False, False), (False, True), (True, False), (True, True)}
