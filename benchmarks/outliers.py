@@ -35,6 +35,7 @@ from pneumoscope.data.cache import preprocess_images
 from pneumoscope.data.layouts import load_manifest
 from pneumoscope.data.outliers import Outliers, load_outliers
 from pneumoscope.data.patients import parse_file_name, parse_nih_patient
+from pneumoscope.evaluation.fitting import upper_limit
 from pneumoscope.imaging.decode import decode
 from pneumoscope.imaging.preprocess import Preprocessing, preprocess
 from pneumoscope.inference.discovery import discover_images
@@ -42,7 +43,6 @@ from pneumoscope.runs.recipe import packaged_recipes, read_recipe
 from pneumoscope.statistics.intervals import proportion
 from pneumoscope.statistics.roc import auroc_interval
 from pneumoscope.training.age_classifier import View, train_age_classifier
-from pneumoscope.training.calibration import upper_limit
 from pneumoscope.training.export import augmented_batches
 from pneumoscope.training.input_checks import ACCEPTED
 from pneumoscope.training.train import apply_split

@@ -7,6 +7,7 @@ import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from scipy import optimize
 from scipy.special import expit
 from sklearn.calibration import _SigmoidCalibration
 from sklearn.metrics import brier_score_loss
@@ -19,6 +20,8 @@ from pneumoscope.statistics.calibration import (
     reliability_bins,
     weighted_brier,
     weighted_calibration_error,
+    weighted_calibration_intercept,
+    weighted_calibration_slope,
 )
 
 
@@ -191,3 +194,50 @@ def test_prevalence_adjustments_compose(p, first, second, third):
         adjust_prevalence(p, first, third), abs=1e-9
     )
     assert adjust_prevalence(p, first, first) == pytest.approx(p, abs=1e-12)
+
+
+# --- calibration slope and intercept ---------------------------------------------------------------------------------
+
+
+def regression(logits, labels, weights, *, slope=None):
+    """Return slope and intercept by a general optimizer."""
+
+    def loss(parameters):
+        z = (parameters[0] if slope is None else slope) * logits + parameters[1]
+        return weights @ (np.logaddexp(0, z) - labels * z)
+
+    result = optimize.minimize(loss, [1.0, 0.0], method="Nelder-Mead", options={"xatol": 1e-9, "fatol": 1e-10})
+    return result.x
+
+
+def test_calibration_slope_and_intercept_match_a_general_optimizer():
+    rng = np.random.default_rng(3)
+    logits = rng.normal(0.5, 2.5, 300)
+    labels = rng.random(300) < expit(0.6 * logits - 0.7)
+    weights = rng.integers(0, 4, (5, 300)).astype(float)
+
+    slopes = weighted_calibration_slope(logits, labels, weights)
+    intercepts = weighted_calibration_intercept(logits, labels, weights)
+
+    for row in range(5):
+        assert slopes[row] == pytest.approx(regression(logits, labels, weights[row])[0], abs=1e-5)
+        expected = regression(logits, labels, weights[row], slope=1.0)[1]
+        assert intercepts[row] == pytest.approx(expected, abs=1e-5)
+
+
+def test_calibrated_probabilities_have_slope_1_and_intercept_0():
+    rng = np.random.default_rng(0)
+    logits = rng.normal(0, 2, 40_000)
+    labels = rng.random(40_000) < expit(logits)
+    ones = np.ones((1, 40_000))
+
+    assert weighted_calibration_slope(logits, labels, ones)[0] == pytest.approx(1, abs=0.05)
+    assert weighted_calibration_intercept(logits, labels, ones)[0] == pytest.approx(0, abs=0.05)
+    assert weighted_calibration_slope(2 * logits, labels, ones)[0] == pytest.approx(0.5, abs=0.03)  # too extreme
+
+
+def test_calibration_slope_of_separated_labels_is_undefined():
+    logits, ones = np.array([-2.0, -1.0, 1.0, 2.0]), np.ones((1, 4))
+    assert np.isnan(weighted_calibration_slope(logits, np.array([False, False, True, True]), ones)).all()
+    assert np.isnan(weighted_calibration_intercept(logits, np.ones(4, bool), ones)).all()
+    assert np.isfinite(weighted_calibration_slope(logits, np.array([False, True, False, True]), ones)).all()

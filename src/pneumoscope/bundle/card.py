@@ -297,6 +297,10 @@ class Card(Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
         if self.rejection_limits and self.rejection_limits.max_age_score is not None and self.age_range is None:
             raise ValueError("rejection_limits.max_age_score needs age_range")
 
+    def sha256(self) -> str:
+        """Return the hash of `card.json`."""
+        return hashlib.sha256(self.to_json().encode()).hexdigest()
+
     def to_json(self) -> str:
         """Return the content of `card.json`.
 

@@ -35,6 +35,8 @@ VERBS = (
     "reproduce",
     "export",
     "predict",
+    "sample-size",
+    "accept",
     "serve",
     "audit-log",
     "storage",

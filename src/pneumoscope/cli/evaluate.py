@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 
 import click
 
-from pneumoscope.cli.options import data_option, json_option, ledger_option, target_argument
+from pneumoscope.cli.options import data_option, json_option, ledger_option, site_option, target_argument
 from pneumoscope.cli.progress import image_progress
 
 if TYPE_CHECKING:
@@ -37,6 +37,7 @@ __all__ = ["command"]
     type=click.Path(path_type=Path),
     help="Folder for the results.  [default: RUN/evaluation/SPLIT; nothing is written for a bundle]",
 )
+@site_option
 @ledger_option
 @click.option("--seed", default=0, show_default=True, help="Random seed of the bootstrap.")
 @json_option
@@ -46,6 +47,7 @@ def command(
     split: str,
     operating_points: tuple[str, ...],
     out: Path | None,
+    site: Path | None,
     ledger: Path | None,
     seed: int,
     as_json: bool,
@@ -69,6 +71,7 @@ def command(
             out=out,
             ledger=ledger,
             seed=seed,
+            site=site,
             progress=progress,
         )
     if as_json:
@@ -82,6 +85,8 @@ def _print_evaluation(evaluation: Evaluation, console: Console) -> None:
     click.echo(
         f"{evaluation.name} on {evaluation.n} {evaluation.split} images ({labels}; {evaluation.patients} patients)"
     )
+    if evaluation.site:
+        click.echo(f"Site profile: {evaluation.site}")
     rejected = evaluation.rejected
     if rejected and rejected.reasons:
         reasons = ", ".join(f"{count} {code}" for code, count in rejected.reasons.items())

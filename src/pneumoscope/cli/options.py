@@ -19,13 +19,16 @@ __all__ = [
     "images_option",
     "json_option",
     "ledger_option",
+    "margin_option",
     "model_option",
     "operating_point_option",
     "overrides_option",
+    "power_option",
     "recorded_command",
     "require_age_option",
     "result_folder_option",
     "seed_option",
+    "site_option",
     "split_option",
     "target_argument",
 ]
@@ -48,6 +51,14 @@ model_option = click.option(
 )
 operating_point_option = click.option(
     "--operating-point", default="", metavar="NAME", help="Operating point on the model card.  [default: balanced]"
+)
+
+
+site_option = click.option(
+    "--site",
+    metavar="PROFILE",
+    type=click.Path(path_type=Path),
+    help="Site profile of `pneumoscope accept`: calibration, thresholds and limits of a hospital.",
 )
 
 
@@ -99,6 +110,23 @@ def result_folder_option(name: str) -> _Decorator:
     """Return the option for the folder of NAME.json and NAME.md."""
     return click.option("--out", type=click.Path(path_type=Path), help=f"Folder for {name}.json and {name}.md.")
 
+
+# --- acceptance test --------------------------------------------------------------------------------------------------
+
+margin_option = click.option(
+    "--margin",
+    type=click.FloatRange(0, 1, min_open=True, max_open=True),
+    default=0.05,
+    show_default=True,
+    help="Largest acceptable decrease of sensitivity, specificity and fraction of accepted images.",
+)
+power_option = click.option(
+    "--power",
+    type=click.FloatRange(0, 1, min_open=True, max_open=True),
+    default=0.8,
+    show_default=True,
+    help="Target power of the test.",
+)
 
 # --- training --------------------------------------------------------------------------------------------------------
 

@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING
 
 import click
 
-from pneumoscope.cli.options import json_option, model_option, operating_point_option, require_age_option
+from pneumoscope.cli.options import json_option, model_option, operating_point_option, require_age_option, site_option
 from pneumoscope.cli.progress import image_progress
 from pneumoscope.core.errors import PartialFailureError, UsageError
 from pneumoscope.core.i18n import NOTICE
@@ -44,6 +44,7 @@ _COLORS = {
 @click.argument("paths", metavar="PATH...", nargs=-1, required=True)
 @model_option
 @operating_point_option
+@site_option
 @require_age_option("never")
 @json_option
 @click.option(
@@ -61,6 +62,7 @@ def command(
     paths: tuple[str, ...],
     bundle: Path | None,
     operating_point: str,
+    site: Path | None,
     require_age: AgeRequirement,
     as_json: bool,
     table: Path | None,
@@ -99,6 +101,7 @@ def command(
         threads=0 if len(images) == 1 else 1,
         isolated=len(images) > MIN_IMAGES_FOR_POOL and os.name == "posix",
         require_age=require_age,
+        site=site,
     )
     counts: Counter[str] = Counter()
     warnings: Counter[WarningCode] = Counter()
@@ -218,6 +221,8 @@ def _print_table(model: Model, predictions: Iterable[Prediction], counts: Counte
         f"Model: {model.card.name}, version {model.card.version}. Operating point: {model.operating_point_name}, pneumonia"
         f" at a probability of {model.threshold:.3f} or more ({model.point.rule_text()})."
     )
+    if model.facts.site:
+        click.echo(f"Site profile: {_printable(model.facts.site)}.")
     click.secho(NOTICE, dim=True)
 
 

@@ -8,7 +8,13 @@ from pathlib import Path
 
 import click
 
-from pneumoscope.cli.options import database_option, model_option, operating_point_option, require_age_option
+from pneumoscope.cli.options import (
+    database_option,
+    model_option,
+    operating_point_option,
+    require_age_option,
+    site_option,
+)
 from pneumoscope.core.errors import UsageError
 from pneumoscope.core.prediction import AgeRequirement
 
@@ -41,6 +47,7 @@ class _Age(click.ParamType[timedelta]):
 )
 @model_option
 @operating_point_option
+@site_option
 @require_age_option("dicom")
 @click.option(
     "--data-dir", type=click.Path(path_type=Path), help="Folder for images and database.  [default: pneumoscope-data]"
@@ -65,6 +72,7 @@ def command(
     port: int,
     bundle: Path | None,
     operating_point: str,
+    site: Path | None,
     require_age: AgeRequirement,
     data_dir: Path | None,
     database: str,
@@ -90,6 +98,7 @@ def command(
         port=port,
         model=bundle,
         operating_point=operating_point,
+        site=site,
         require_age=require_age,
         folder=None if ephemeral else data_dir or Path("pneumoscope-data"),
         database=database,

@@ -46,7 +46,8 @@ def prediction_html(prediction: Prediction, picture: bytes | None = None) -> str
     if message := prediction_message(prediction):
         parts.append(f"<br>{escape(message)}")
     model, point = escape(prediction.model.name), escape(prediction.operating_point)
-    parts.append(f"<br><small>Model {model}, operating point {point}. {escape(NOTICE)}</small>")
+    site = f", site profile {escape(prediction.model.site)}" if prediction.model.site else ""
+    parts.append(f"<br><small>Model {model}, operating point {point}{site}. {escape(NOTICE)}</small>")
     return f"<div>{''.join(parts)}</div>"
 
 

@@ -64,6 +64,7 @@ __all__ = [
     "PneumoscopeError",
     "RecipeError",
     "RunError",
+    "SiteProfileError",
     "StorageError",
     "ThresholdError",
     "TooLargeError",
@@ -216,6 +217,10 @@ class WeightsError(InputError):
 
 class BundleError(InputError):
     """A bundle is missing, damaged, unsafe or too new for this version."""
+
+
+class SiteProfileError(InputError):
+    """A site profile is damaged, was changed, or belongs to another model."""
 
 
 class RunError(InputError):

@@ -152,11 +152,17 @@ class ModelInfo:
         name: Name on the card.
         version: Version of pneumoscope that exported the bundle.
         sha256: Hash of the network file.
+        site: Name and short hash of the site profile; "" without one.
     """
 
     name: str
     version: str
     sha256: str
+    site: str = ""
+
+    def matches(self, other: ModelInfo) -> bool:
+        """Return True if network and site profile are the same."""
+        return (self.sha256, self.site) == (other.sha256, other.site)
 
 
 @dataclasses.dataclass(frozen=True, slots=True, kw_only=True, repr=False)
@@ -242,6 +248,7 @@ class Prediction:
             "model_name": model.name,
             "model_version": model.version,
             "model_sha256": model.sha256,
+            "model_site": model.site,
         }
 
     @classmethod
@@ -283,7 +290,7 @@ class Prediction:
             "age": PatientAge(row["age"], row["age_source"], stated) if present("age_source") else None,
             "warnings": tuple((row["warnings"] or "").split()),
             "image": ImageInfo(row["width"], row["height"], row["format"]) if present("width") else None,
-            "model": ModelInfo(row["model_name"], row["model_version"], row["model_sha256"]),
+            "model": ModelInfo(row["model_name"], row["model_version"], row["model_sha256"], row["model_site"]),
         }
 
     @classmethod

@@ -171,6 +171,7 @@ class Evaluation:
         version: Version of pneumoscope.
         rejected: Images that `predict` would reject. All other numbers include them, so that rejecting images does not
             improve a result.
+        site: Name and short hash of the site profile; "" without one.
     """
 
     name: str
@@ -189,6 +190,7 @@ class Evaluation:
     created: str
     version: str
     rejected: RejectionSummary | None = None
+    site: str = ""
     schema: int = SCHEMA
     notice: str = NOTICE
 

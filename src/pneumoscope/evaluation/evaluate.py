@@ -38,7 +38,7 @@ from pneumoscope.runs.run_folder import EVALUATION_FILE, MANIFEST_FILE, PREDICTI
 from pneumoscope.statistics.inputs import patient_groups
 from pneumoscope.statistics.intervals import proportion
 
-__all__ = ["OPERATING_POINTS", "evaluate"]
+__all__ = ["OPERATING_POINTS", "decode_images", "evaluate"]
 
 OPERATING_POINTS = ("half", "balanced", "rule_out", "rule_in")
 # Images are decoded in threads while the network scores the previous ones.
@@ -55,6 +55,7 @@ def evaluate(
     out: str | Path | None = None,
     ledger: str | Path | None = None,
     seed: int = 0,
+    site: str | Path | None = None,
     progress: Callable[[int, int], None] | None = None,
 ) -> tuple[Evaluation, tuple[ScoredImage, ...]]:
     """Score the images of one split, and return the metrics of the model with intervals.
@@ -71,6 +72,7 @@ def evaluate(
             bundle.
         ledger: The test ledger; `ledger.default_ledger()` by default.
         seed: Seed of the bootstraps.
+        site: Site profile to apply.
         progress: Called with the number of scored images and of all images.
 
     Returns:
@@ -82,6 +84,7 @@ def evaluate(
         UsageError: There is no such split, or nothing states which images belong to it.
         RunError: The run has no bundle yet.
         BundleError: The bundle cannot be read or run.
+        SiteProfileError: The site profile cannot be used; see `BundleSession.load`.
         DatasetError: Images are missing, unreadable, or of one label only; or test images were training or validation images.
         ThresholdError: The threshold of an operating point was chosen on these images.
         StorageError: The ledger or the results cannot be written. No result is returned then.
@@ -89,7 +92,7 @@ def evaluate(
     target, data = Path(target), Path(data)
     bundle = find_bundle(target)
     is_run = bundle != target
-    session = BundleSession.load(bundle)
+    session = BundleSession.load(bundle, site=None if site is None else Path(site))
     card = session.card
     for name in operating_points:
         if name not in card.operating_points:
@@ -101,7 +104,9 @@ def evaluate(
     started = time.perf_counter()
     scored, rejections = _score(session, root, images, split, progress)
     seconds = time.perf_counter() - started
-    evaluation = _summarize(card, split, scored, rejections, operating_points, seed, seconds)
+    evaluation = dataclasses.replace(
+        _summarize(card, split, scored, rejections, operating_points, seed, seconds), site=session.site
+    )
     if split == "test":
         number = record_evaluation(Path(ledger) if ledger else default_ledger(), _ledger_entry(evaluation))
         evaluation = dataclasses.replace(evaluation, test_evaluation=number)
@@ -123,7 +128,9 @@ def _score(
     unreadable: list[tuple[str, str]] = []
     logits: list[float] = []
     rejections: list[Rejection | None] = []
-    for logit, rejection in session.stream(_decode(root, images, session.card.preprocessing.min_side, unreadable)):
+    for logit, rejection in session.stream(
+        decode_images(root, images, session.card.preprocessing.min_side, unreadable)
+    ):
         logits.append(logit)
         rejections.append(rejection)
         if progress:
@@ -139,10 +146,17 @@ def _score(
     return scored, rejections
 
 
-def _decode(
+def decode_images(
     root: Path, images: Sequence[LabeledImage], min_side: int, unreadable: list[tuple[str, str]]
 ) -> Iterator[Radiograph]:
-    """Yield the images in order, decoded ahead in threads. Append those that cannot be read to `unreadable`."""
+    """Yield the images in order, decoded ahead in threads. Append path and reason of those that cannot be read to a list.
+
+    Args:
+        root: Folder that paths are relative to.
+        images: The images.
+        min_side: See `imaging.decode.decode`.
+        unreadable: The list.
+    """
     remaining = iter(images)
     read = functools.partial(read_image, root, min_side=min_side)
     with ThreadPoolExecutor(_THREADS) as pool:
@@ -217,6 +231,7 @@ def _ledger_entry(evaluation: Evaluation) -> dict[str, Any]:
         "n": evaluation.n,
         "split": evaluation.split,
         "recipe": evaluation.recipe.get("name", ""),
+        **({"site": evaluation.site} if evaluation.site else {}),
         "metrics": values(evaluation.metrics),
         "operating_points": operating_points,
         "version": evaluation.version,

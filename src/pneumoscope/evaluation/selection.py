@@ -136,7 +136,7 @@ def unreadable_error(unreadable: Sequence[tuple[str, str]], split: str) -> Datas
 
 
 def check_unseen(images: Sequence[LabeledImage], card: Card) -> None:
-    """Raise if a test image, compared by content, was a training or validation image of the model.
+    """Raise if an image, compared by content, was a training or validation image of the model.
 
     Raises:
         DatasetError: With the number of such images, their split, and the first path.
@@ -146,9 +146,9 @@ def check_unseen(images: Sequence[LabeledImage], card: Card) -> None:
         shared = [image.path for image in images if short_hash(image.sha256) in seen]
         if shared:
             raise DatasetError(
-                f"{card.name!r} used {len(shared)} of the {len(images)} test images as {split} images (compared by content);"
+                f"{card.name!r} used {len(shared)} of the {len(images)} images as {split} images (compared by content);"
                 f" the first is {shared[0]}",
-                hint="Use other test images, or train with a manifest that excludes these: pneumoscope split DATA",
+                hint="Use other images, or train with a manifest that excludes these: pneumoscope split DATA",
             )
 
 

@@ -85,7 +85,7 @@ class Model:
         self.point = find_operating_point(self.card, operating_point)
         self.operating_point_name = operating_point or DEFAULT_OPERATING_POINT
         self.threshold = threshold_probability(self.card, self.point)
-        self.facts = ModelInfo(self.card.name, self.card.version, self.card.onnx_sha256)
+        self.facts = ModelInfo(self.card.name, self.card.version, self.card.onnx_sha256, session.site)
         self._loader = ImageLoader(self.card.preprocessing, pool)
 
     def __repr__(self) -> str:
@@ -107,6 +107,8 @@ class Model:
             "Specificity (validation)": f"{specificity.value:.3f} [{specificity.low:.3f}, {specificity.high:.3f}]",
             "Age range": ages,
         }
+        if self.facts.site:
+            facts["Site profile"] = self.facts.site
         return facts_html(f"Model {card.name}", facts)
 
     def close(self) -> None:
@@ -304,6 +306,7 @@ class Model:
                     threshold=self.threshold,
                     decision=prediction.decision,
                     warnings=prediction.warnings,
+                    site=self.facts.site,
                 )
             explanations.append(Explanation(prediction, picture))
         return explanations
@@ -343,6 +346,7 @@ def load_model(
     threads: int = 0,
     isolated: bool = False,
     require_age: AgeRequirement = "never",
+    site: str | Path | None = None,
 ) -> Model:
     """Return a model that is ready to predict.
 
@@ -354,8 +358,10 @@ def load_model(
             untrusted images. Linux and macOS only.
         require_age: Reject images if the age of the patient is unknown: "always", or "dicom" for DICOM files only. Without an
             age range on the card, it has no effect.
+        site: Site profile of `pneumoscope accept`, with calibration, thresholds and limits for a hospital.
     Raises:
         BundleError: The bundle is missing or invalid; see `bundle.card.read_bundle`.
+        SiteProfileError: The site profile cannot be read, was changed, or belongs to another model.
         RunError: The run has no bundle.
         UnknownNameError: The card has no such operating point.
         UsageError: `isolated` is not available on this platform.
@@ -367,7 +373,9 @@ def load_model(
 
         pool = DecodePool()
         pool.start()  # while the network is loaded
-    session = BundleSession.load(folder, threads=threads, require_age=require_age)
+    session = BundleSession.load(
+        folder, threads=threads, require_age=require_age, site=None if site is None else Path(site)
+    )
     return Model(session, operating_point=operating_point, pool=pool)
 
 

@@ -58,6 +58,7 @@ def render_heatmap(
     threshold: float,
     decision: Decision,
     warnings: Sequence[WarningCode] = (),
+    site: str = "",
 ) -> bytes:
     """Return a PNG of an image with its heatmap and a legend.
 
@@ -71,6 +72,7 @@ def render_heatmap(
         threshold: Threshold as a calibrated probability.
         decision: The decision.
         warnings: Warnings for the legend.
+        site: Name and short hash of the site profile, for the legend.
     Raises:
         UsageError: The heatmap is not two-dimensional or not finite.
     """
@@ -84,7 +86,7 @@ def render_heatmap(
     picture = _overlay(np.asarray(gray), strength)
     title = f"{decision_label(decision)}: probability of pneumonia {probability_text(probability)}"
     warning = ". ".join(warning_message(code) for code in warnings)
-    legend = _legend(max(width, _MIN_CANVAS_WIDTH), title, warning, threshold, card, heatmap.shape, maximum)
+    legend = _legend(max(width, _MIN_CANVAS_WIDTH), title, warning, threshold, card, heatmap.shape, maximum, site)
     canvas = Image.new("RGB", (legend.width, height + legend.height), _BACKGROUND)
     canvas.paste(Image.fromarray(picture), ((legend.width - width) // 2, 0))
     canvas.paste(legend, (0, height))
@@ -188,9 +190,16 @@ def _overlay(gray: npt.NDArray[np.uint8], strength: npt.NDArray[np.float32]) -> 
 
 
 def _legend(
-    width: int, title: str, warning: str, threshold: float, card: Card, positions: tuple[int, ...], maximum: float
+    width: int,
+    title: str,
+    warning: str,
+    threshold: float,
+    card: Card,
+    positions: tuple[int, ...],
+    maximum: float,
+    site: str,
 ) -> Image.Image:
-    """Return the legend: the result, the color scale, an explanation, a warning and the notice."""
+    """Return the legend: the result, the color scale, an explanation, the site profile, a warning and the notice."""
     inner = width - 2 * _MARGIN
     rows, columns = positions
     coarse = " The heatmap is too coarse to localize anything." if rows * columns < _MIN_POSITIONS else ""
@@ -198,6 +207,8 @@ def _legend(
         f"Pneumonia at {probability_text(threshold)} or more. Contributions of {rows} x {columns} positions to the logit of"
         f" {card.name}, scaled to this image. They show what the network used, not where disease is.{coarse}"
     )
+    if site:
+        about += f" Site profile: {site}."
     draw = ImageDraw.Draw(Image.new("RGB", (1, 1)))
     large, text = ImageFont.load_default(24), ImageFont.load_default(16)
     titles = [(line, large, _TEXT) for line in _wrap(draw, title, large, inner)]

@@ -13,6 +13,7 @@ import numpy.typing as npt
 
 from pneumoscope.bundle.card import INPUT_CLASSES, Card, read_bundle
 from pneumoscope.bundle.network_checks import SELF_TEST_TOLERANCE, self_test_image
+from pneumoscope.bundle.site_profile import apply_site_profile, read_site_profile
 from pneumoscope.core.errors import BundleError, UsageError
 from pneumoscope.core.prediction import AgeRequirement, Rejection
 from pneumoscope.imaging.image import Radiograph
@@ -57,7 +58,8 @@ class BundleSession:
     """A bundle that is ready to score images.
 
     Attributes:
-        card: Card of the bundle.
+        card: Card of the bundle, with the changes of the site profile.
+        site: Name and short hash of the site profile; "" without one.
         has_heatmaps: True if the network has the output `heatmap`.
     """
 
@@ -89,26 +91,34 @@ class BundleSession:
         except Exception as error:
             raise BundleError(f"the network of bundle {card.name!r} cannot be run: {error}") from error
         self.card = card
+        self.site = ""
         self._require_age = require_age
         self._output_names = [output.name for output in self._session.get_outputs()]
         self._check_signature()
         self.has_heatmaps = "heatmap" in self._output_names
 
     @classmethod
-    def load(cls, folder: Path, *, threads: int = 0, require_age: AgeRequirement = "never") -> BundleSession:
+    def load(
+        cls, folder: Path, *, threads: int = 0, require_age: AgeRequirement = "never", site: Path | None = None
+    ) -> BundleSession:
         """Read and verify a bundle, start a session and run its self-test.
 
         Args:
             folder: Folder of the bundle.
             threads, require_age: See `__init__`.
+            site: Site profile to apply to the card, see `bundle.site_profile`.
 
         Raises:
             BundleError: See `bundle.card.read_bundle`; the outputs do not match the limits on the card, or the self-test fails.
+            SiteProfileError: The site profile cannot be read, was changed, or belongs to another model.
         """
         card, network = read_bundle(folder)
         session = cls(card, network, threads=threads, require_age=require_age)
         session._check_limits()
         session.run_self_test()
+        if site is not None:
+            profile = read_site_profile(site)
+            session.card, session.site = apply_site_profile(card, profile), profile.label
         return session
 
     def run_self_test(self) -> None:
@@ -169,13 +179,16 @@ class BundleSession:
             outputs: Outputs of the network for it.
         """
         return [
-            Scored(logit, image.rejection or self._reject_by_age(image) or rejection)
+            Scored(logit, self.reject_by_file(image) or rejection)
             for image, logit, rejection in zip(
                 images, outputs.logit.tolist(), network_rejections(self.card, outputs), strict=True
             )
         ]
 
-    def _reject_by_age(self, image: PreprocessedImage) -> Rejection | None:
+    def reject_by_file(self, image: PreprocessedImage) -> Rejection | None:
+        """Return the rejection by the pixels, the header or the age of an image, before the network; None if it passes."""
+        if image.rejection:
+            return image.rejection
         required = self._require_age == "always" or (self._require_age == "dicom" and image.format == "DICOM")
         return reject_by_age(self.card, image.age, required=required)
 

@@ -77,8 +77,10 @@ class ImageRenderer:
     def _explainable(self, id: str) -> StoredPrediction:
         """Return a prediction with a heatmap."""
         prediction = self._repository.get(id)
-        if prediction.model.sha256 != self._model.facts.sha256:
-            raise UnknownNameError("heatmap", id, (), hint="The prediction is of another model; post the image again")
+        if not prediction.model.matches(self._model.facts):
+            raise UnknownNameError(
+                "heatmap", id, (), hint="The prediction is of another model or site profile; post the image again"
+            )
         if prediction.decision == "rejected":
             raise _rejected_image(id)
         return prediction

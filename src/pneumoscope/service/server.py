@@ -49,6 +49,7 @@ def serve(
     port: int,
     model: Path | None,
     operating_point: str,
+    site: Path | None,
     require_age: AgeRequirement,
     folder: Path | None,
     database: str,
@@ -63,7 +64,7 @@ def serve(
 
     Args:
         host, port: Address to listen on; port 0 picks a free one.
-        model, operating_point, require_age: See `load_model`.
+        model, operating_point, site, require_age: See `load_model`.
         folder: Data directory; None keeps everything in memory.
         database: See `PredictionRepository`.
         keep: Age at which images are removed; None keeps them.
@@ -75,11 +76,13 @@ def serve(
     Raises:
         UsageError: The address is public and there is no authentication; it cannot be listened on; another process serves the
             data directory; or an option is invalid.
-        BundleError, StorageError: The model or the data cannot be opened.
+        BundleError, SiteProfileError, StorageError: The model or the data cannot be opened.
     """
     _check_access(host, public_name, token_file=token_file, no_auth=no_auth)
     authenticator = Authenticator(read_tokens(token_file) if token_file else {})
-    loaded_model = load_model(model, operating_point=operating_point, threads=1, isolated=True, require_age=require_age)
+    loaded_model = load_model(
+        model, operating_point=operating_point, threads=1, isolated=True, require_age=require_age, site=site
+    )
     faulthandler.enable()  # logs a crash
     with (
         contextlib.closing(loaded_model),
@@ -96,6 +99,8 @@ def serve(
         echo(
             f"{url}  model {loaded_model.card.name}, operating point {operating_point_name}, require age {require_age}"
         )
+        if loaded_model.facts.site:
+            echo(f"Site profile: {loaded_model.facts.site}")
         echo("In-memory storage; discarded on exit" if folder is None else f"Data directory: {folder}")
         echo(NOTICE)
         _warn_of_orphaned_files(len(repository.orphaned))

@@ -23,11 +23,15 @@ __all__ = [
     "reliability_bins",
     "weighted_brier",
     "weighted_calibration_error",
+    "weighted_calibration_intercept",
+    "weighted_calibration_slope",
 ]
 
 BINS = 15
 # If the logits do not rank the images, or rank them in reverse, this slope gives all images the same probability.
 _MIN_SLOPE = 1e-6
+_MAX_ITERATIONS = 60  # of Newton's method; each changes slope and intercept by at most 1
+_MAX_PARAMETER = 25  # a larger slope or intercept means that the labels are perfectly separated
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
@@ -148,6 +152,71 @@ def _max_error_if_calibrated(probabilities: FloatArray, level: float, resamples:
         gaps = np.bincount(indices, probabilities - (random.random(len(indices)) < probabilities))
         errors.append(np.abs(gaps).sum() / len(indices))
     return float(np.quantile(errors, level))
+
+
+def weighted_calibration_slope(logits: FloatArray, labels: BoolArray, weights: FloatArray) -> FloatArray:
+    """Return the calibration slope of each row of image weights, for `intervals.patient_bootstrap`.
+
+    It is the slope of a logistic regression of the labels on the logits of the probabilities: 1 is perfect, below 1 the
+    probabilities are too extreme, above 1 not extreme enough.
+
+    Args:
+        logits: Logits of the probabilities, shape (n,).
+        labels, weights: See `weighted_brier`.
+
+    Returns:
+        Shape (r,); NaN where the regression has no finite solution, such as with perfectly separated labels.
+
+    Source: Cox 1958, Biometrika 45:562; Van Calster 2019, BMC Med 17:230.
+    """
+    return _logistic_regression(logits, labels, weights)[0]
+
+
+def weighted_calibration_intercept(logits: FloatArray, labels: BoolArray, weights: FloatArray) -> FloatArray:
+    """Return the calibration intercept, or calibration-in-the-large, of each row of image weights.
+
+    It is the intercept of a logistic regression of the labels with the logits of the probabilities as an offset: 0 is
+    perfect, below 0 the probabilities are too high on average. Arguments, shape and source as in
+    `weighted_calibration_slope`.
+    """
+    return _logistic_regression(logits, labels, weights, slope=1.0)[1]
+
+
+def _logistic_regression(
+    logits: FloatArray, labels: BoolArray, weights: FloatArray, slope: float | None = None
+) -> tuple[FloatArray, FloatArray]:
+    """Return slopes and intercepts of weighted logistic regressions by Newton's method, each of shape (r,).
+
+    Args:
+        logits, labels, weights: See `weighted_calibration_slope`.
+        slope: A fixed slope; estimated if None.
+    """
+    parameters = np.zeros((len(weights), 2))
+    parameters[:, 0] = 1.0 if slope is None else slope
+    gradient = np.full((len(weights), 2), np.inf)
+    with np.errstate(all="ignore"):
+        for _ in range(_MAX_ITERATIONS):
+            p = special.expit(parameters[:, :1] * logits + parameters[:, 1:])
+            residual, curvature = weights * (labels - p), weights * p * (1 - p)
+            gradient = np.stack([residual @ logits, residual.sum(1)], axis=1)
+            xx, x1, ones = curvature @ np.square(logits), curvature @ logits, curvature.sum(1)
+            if slope is not None:
+                gradient[:, 0] = 0.0
+                step = np.stack([np.zeros(len(weights)), gradient[:, 1] / ones], axis=1)
+            else:
+                determinant = xx * ones - np.square(x1)
+                step = np.stack(
+                    [ones * gradient[:, 0] - x1 * gradient[:, 1], xx * gradient[:, 1] - x1 * gradient[:, 0]], axis=1
+                )
+                step /= determinant[:, None]
+            # Newton's method overshoots where the curvature is small.
+            parameters = parameters + np.clip(step, -1.0, 1.0)
+            if np.nanmax(np.abs(step), initial=0.0) < 1e-9:
+                break
+        converged = (np.abs(gradient) <= 1e-6 * weights.sum(1, keepdims=True)).all(1)
+        converged &= (np.abs(parameters) < _MAX_PARAMETER).all(1)
+    result = np.where(converged[:, None], parameters, np.nan)
+    return result[:, 0], result[:, 1]
 
 
 def reliability_bins(

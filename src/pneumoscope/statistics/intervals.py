@@ -23,6 +23,7 @@ __all__ = [
     "RESAMPLES",
     "WeightedStatistic",
     "design_effect",
+    "difference",
     "mean_of_proportions",
     "newcombe",
     "normal_quantile",
@@ -161,11 +162,23 @@ def newcombe(successes_a: int, n_a: int, successes_b: int, n_b: int, level: floa
 
     Source: Hybrid score interval, method 10 of Newcombe 1998, Stat Med 17:873.
     """
-    a, b = wilson(successes_a, n_a, level), wilson(successes_b, n_b, level)
+    return difference(wilson(successes_a, n_a, level), wilson(successes_b, n_b, level))
+
+
+def difference(a: Interval, b: Interval) -> Interval:
+    """Return the difference of two proportions of different images, a minus b, from their intervals.
+
+    Args:
+        a, b: Proportions with Wilson's intervals at the same level, such as those of `wilson` or `proportion`.
+
+    Source: Newcombe's hybrid score interval (see `newcombe`); for intervals that allow for repeated patients, Zou &
+        Donner 2008, Stat Med 27:1693.
+    """
+    n, method = a.n + b.n, "newcombe, unpaired"
     if a.value is None or b.value is None:
-        return undefined("one side has no images", n=n_a + n_b, method="newcombe, unpaired", level=level)
+        return undefined("one side has no images", n=n, method=method, level=a.level)
     low, high = _newcombe_limits(a, b, 0.0)
-    return Interval(a.value - b.value, low, high, "newcombe, unpaired", n_a + n_b, level)
+    return Interval(a.value - b.value, low, high, method, n, a.level)
 
 
 def paired_difference(

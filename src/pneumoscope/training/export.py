@@ -34,14 +34,7 @@ from pneumoscope.core.files import write_atomically
 from pneumoscope.data.cache import preprocess_images
 from pneumoscope.data.manifest import Manifest
 from pneumoscope.data.outliers import Outliers
-from pneumoscope.inference.decision import sigmoid
-from pneumoscope.inference.session import BundleSession
-from pneumoscope.models.base import ClassifierNetwork
-from pneumoscope.runs.recipe import AugmentationOptions, Recipe
-from pneumoscope.runs.record import machine, now, versions
-from pneumoscope.training.age_classifier import train_age_classifier
-from pneumoscope.training.augmentation import augment
-from pneumoscope.training.calibration import (
+from pneumoscope.evaluation.fitting import (
     fit_calibration,
     fit_intervals,
     fit_operating_points,
@@ -49,6 +42,13 @@ from pneumoscope.training.calibration import (
     fit_reference_distribution,
     fit_rejection_limits,
 )
+from pneumoscope.inference.decision import sigmoid
+from pneumoscope.inference.session import BundleSession
+from pneumoscope.models.base import ClassifierNetwork
+from pneumoscope.runs.recipe import AugmentationOptions, Recipe
+from pneumoscope.runs.record import machine, now, versions
+from pneumoscope.training.age_classifier import train_age_classifier
+from pneumoscope.training.augmentation import augment
 from pneumoscope.training.data_module import ImageArrays, derive_seed
 from pneumoscope.training.input_checks import ACCEPTED, fit_input_checks
 from pneumoscope.training.onnx_export import check_logits, check_outputs, export_onnx

@@ -111,7 +111,7 @@ def test_changed_prediction_is_reported_by_its_id(populated, change, words):
 @pytest.mark.parametrize("change", ["age = 4", "age_source = 'header'", "age = NULL, age_source = NULL"])
 def test_changed_age_is_reported(populated, change):
     changed(populated, f"UPDATE predictions SET {change} WHERE image_sha256 = :image", image=content_hash(b"aged"))
-    words = "operating point or entered age, image size, interval, threshold, rejection, age, warnings or model"
+    words = "operating point, site profile or entered age, image size, interval, threshold, rejection, age, warnings or model"
     assert words in verification_error(populated)
 
 

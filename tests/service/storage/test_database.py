@@ -41,7 +41,7 @@ def test_database_of_the_first_revision_is_migrated_and_still_verified(tmp_path,
     with monkeypatch.context() as patch:
         patch.setattr(alembic.command, "upgrade", lambda config, _: upgrade(config, "0001"))
         engine = open_database(tmp_path / "data", database)
-    later = ("age", "age_source", "warnings")
+    later = ("age", "age_source", "warnings", "model_site")
     row = {name: value for name, value in new_row(prediction(), b"image").items() if name not in later}
     row["created"] = "2026-01-31T09:30:00.000000Z"
     details = {
@@ -58,7 +58,7 @@ def test_database_of_the_first_revision_is_migrated_and_still_verified(tmp_path,
 
     repository = PredictionRepository(tmp_path / "data", database)
     record = repository.get(row["id"])
-    assert (record.decision, record.age, record.warnings) == ("pneumonia", None, ())
+    assert (record.decision, record.age, record.warnings, record.model.site) == ("pneumonia", None, (), "")
     add(repository, b"new", age=PatientAge(3, "entered"))
     assert verify(repository.engine).predictions == 2
     repository.close()

@@ -15,7 +15,7 @@ from typing import Any, Literal, NamedTuple
 from sqlalchemy import ColumnElement, Connection, Executable, RowMapping, and_, case, func, or_, select
 
 from pneumoscope.core.errors import UnknownNameError, UsageError
-from pneumoscope.core.prediction import Decision, Prediction
+from pneumoscope.core.prediction import Decision, ModelInfo, Prediction
 from pneumoscope.service.storage.blob_store import content_hash
 from pneumoscope.service.storage.tables import predictions
 
@@ -52,7 +52,7 @@ _RESULT_COLUMNS = (
 )  # fmt: skip
 _AGE_REJECTIONS = ("age_required", "age_not_understood")
 # Such columns of later revisions: hashed if they are set, so that the hashes of earlier predictions stay the same.
-_LATER_RESULT_COLUMNS = ("age", "age_source", "warnings")
+_LATER_RESULT_COLUMNS = ("age", "age_source", "warnings", "model_site")
 # Sort key of "attention": rejected and uncertain images, then by falling probability; reviewed images last.
 _ATTENTION = case((predictions.c.reviewed.is_not(None), 4.0), else_=0.0) + case(
     (predictions.c.decision.in_(("rejected", "uncertain")), 0.0),
@@ -176,10 +176,13 @@ def is_id(text: str) -> bool:
 def compute_id(row: Row) -> str:
     """Return the id of the prediction in a row, 32 hexadecimal digits.
 
-    It is derived from the image, the model, the operating point, the age that a person entered, and from whether the age of the
-    patient rejected the image: such an image is predicted when the age is entered, no longer required, or understood.
+    It is derived from the image, the model, its site profile, the operating point, the age that a person entered, and from
+    whether the age of the patient rejected the image: such an image is predicted when the age is entered, no longer required,
+    or understood.
     """
     parts = [row["image_sha256"], row["model_sha256"], row["operating_point"]]
+    if row["model_site"]:
+        parts.append(f"site {row['model_site']}")
     if row["age_source"] == "entered":
         parts.append(f"age {row['age']}")
     if row["rejection_code"] in _AGE_REJECTIONS:
@@ -296,13 +299,17 @@ def find_page(connection: Connection, where: Filter, *, order: Order, limit: int
 
 
 def latest_statistics(
-    connection: Connection, model_sha256: str, operating_point: str, limit: int
+    connection: Connection, model: ModelInfo, operating_point: str, limit: int
 ) -> list[PredictionStatistics]:
     """Return the latest predictions of a model at an operating point; see `PredictionRepository.latest`."""
     columns = (predictions.c.created, predictions.c.decision, predictions.c.probability, predictions.c.agrees)
     query = (
         select(*columns)
-        .where(predictions.c.model_sha256 == model_sha256, predictions.c.operating_point == operating_point)
+        .where(
+            predictions.c.model_sha256 == model.sha256,
+            predictions.c.model_site == model.site,
+            predictions.c.operating_point == operating_point,
+        )
         .order_by(predictions.c.created.desc(), predictions.c.id)
         .limit(limit)
     )

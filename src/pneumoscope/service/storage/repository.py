@@ -17,7 +17,7 @@ from typing import NamedTuple
 from sqlalchemy import Connection, Engine, bindparam, delete, insert, select, update
 
 from pneumoscope.core.errors import GoneError, StorageError
-from pneumoscope.core.prediction import Prediction
+from pneumoscope.core.prediction import ModelInfo, Prediction
 from pneumoscope.service.audit.log import Entry, Event, append
 from pneumoscope.service.auth.tokens import RETENTION
 from pneumoscope.service.storage.blob_store import BLOBS, BlobStore, FolderBlobStore, MemoryBlobStore, content_hash
@@ -175,18 +175,18 @@ class PredictionRepository:
         with self._connection_lock, read_transaction(self.engine) as connection:
             return find_page(connection, where, order=order, limit=limit, after=after)
 
-    def latest(self, model_sha256: str, operating_point: str, limit: int) -> list[PredictionStatistics]:
+    def latest(self, model: ModelInfo, operating_point: str, limit: int) -> list[PredictionStatistics]:
         """Return the latest predictions of a model at an operating point, newest first.
 
         Args:
-            model_sha256: Hash of the network file.
+            model: The model, with its site profile.
             operating_point: Name of the operating point.
             limit: Number of predictions.
         Raises:
             StorageError: The database cannot be read.
         """
         with self._connection_lock, read_transaction(self.engine) as connection:
-            return latest_statistics(connection, model_sha256, operating_point, limit)
+            return latest_statistics(connection, model, operating_point, limit)
 
     def review(self, id: str, *, agrees: bool, note: str, user: str) -> StoredPrediction:
         """Store a review, which replaces an earlier one, and return the prediction with it.

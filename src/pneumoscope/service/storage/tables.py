@@ -46,6 +46,7 @@ predictions = Table(
     Column("model_name", Text, nullable=False),
     Column("model_version", String(64), nullable=False),
     Column("model_sha256", _SHA256, nullable=False),
+    Column("model_site", Text, nullable=False, server_default=""),
     Column("agrees", Boolean),
     Column("note", Text, nullable=False),
     Column("reviewed", _TIME, index=True),

@@ -109,7 +109,7 @@ def report(request: Request, service: AppService, id: str) -> Response:
 def dashboard(request: Request, service: AppService) -> Response:
     """Return the dashboard of the current model and operating point."""
     model = service.model
-    latest = service.repository.latest(model.facts.sha256, model.operating_point_name, _MAX_DASHBOARD_IMAGES)
+    latest = service.repository.latest(model.facts, model.operating_point_name, _MAX_DASHBOARD_IMAGES)
     return render(
         request, "dashboard.html", dashboard=summarize(latest, model.card), model=model,
         max_images=_MAX_DASHBOARD_IMAGES, min_drift_images=MIN_DRIFT_IMAGES,
@@ -124,6 +124,7 @@ def model(request: Request, service: AppService) -> Response:
         request,
         "model.html",
         card=card,
+        site=service.model.facts.site,
         operating_point_name=service.model.operating_point_name,
         thresholds={name: threshold_probability(card, point) for name, point in card.operating_points.items()},
     )
@@ -198,7 +199,7 @@ def _image_context(service: PredictionService, id: str) -> dict[str, Any]:
     """
     prediction = service.repository.get(id)
     review = prediction.review
-    current_model = prediction.model.sha256 == service.model.facts.sha256
+    current_model = prediction.model.matches(service.model.facts)
     image_available = prediction.image_removed is None
     is_age_unknown = prediction.rejection.code == "age_required" if prediction.rejection else bool(prediction.warnings)
     return {

@@ -7,16 +7,14 @@ import pytest
 from tests.conftest import LIMITS
 
 from pneumoscope.bundle.card import INPUT_CLASSES, read_bundle
-from pneumoscope.inference.session import Outputs
-from pneumoscope.runs.recipe import RejectionOptions
-from pneumoscope.training.calibration import (
+from pneumoscope.evaluation.fitting import (
     fit_operating_points,
     fit_outlier_summary,
     fit_reference_distribution,
     fit_rejection_limits,
 )
-
-pytestmark = pytest.mark.training
+from pneumoscope.inference.session import Outputs
+from pneumoscope.runs.recipe import RejectionOptions
 
 
 def test_rejection_limits_by_hand():

@@ -78,7 +78,9 @@ def fit_calibration(logits: npt.NDArray[np.float32], labels: BoolArray, prevalen
 def fit_intervals(logits: npt.NDArray[np.float32], labels: BoolArray, prevalence: float) -> Intervals:
     """Return the Venn-Abers intervals for a prevalence of pneumonia; arguments as for `fit_calibration`."""
     steps = fit_venn_abers(logits, labels)
-    low, high = (adjust_prevalence(side, float(labels.mean()), prevalence).tolist() for side in (steps.low, steps.high))
+    low, high = (
+        tuple(adjust_prevalence(side, float(labels.mean()), prevalence).tolist()) for side in (steps.low, steps.high)
+    )
     return Intervals(edges=tuple(steps.edges), low=low, high=high, method="venn-abers", n=len(labels))
 
 

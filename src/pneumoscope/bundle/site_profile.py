@@ -1,0 +1,184 @@
+"""Read, write and apply site profiles.
+
+A site profile is a JSON file that `pneumoscope accept` fits on labeled images of one hospital. It replaces parts of a bundle's
+card there: calibration, thresholds and rejection limits. It names the model and the images by their hashes, and it holds its
+own hash, so that an edited file is rejected. The network itself never changes.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Annotated
+
+import msgspec
+from msgspec import Meta, Struct
+
+from pneumoscope.bundle.card import (
+    Calibration,
+    Card,
+    InputCheck,
+    Intervals,
+    OperatingPoint,
+    Proportion,
+    ReferenceDistribution,
+)
+from pneumoscope.core.errors import SiteProfileError
+
+__all__ = ["SITE_PROFILE_FORMAT", "SiteProfile", "apply_site_profile", "read_site_profile", "replace_fitted"]
+
+SITE_PROFILE_FORMAT = 1
+_MAX_BYTES = 10_000_000
+_SHA256 = Annotated[str, Meta(pattern=r"^[0-9a-f]{64}$")]
+
+
+class SiteProfile(Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
+    """What a hospital measured and changed for one model.
+
+    Attributes:
+        format, version, created: Version of the format, of pneumoscope, and time (UTC, ISO 8601).
+        name: Name of the site.
+        model, onnx_sha256, card_sha256: Name of the bundle, hash of its network file, and hash of its card.
+        images_sha256: Hash of the images that it was fitted on, in any order.
+        seen: `card.short_hash` of these images, sorted; their thresholds cannot be evaluated on them.
+        n, patients, n_pneumonia: Number of images, patients, and images with pneumonia.
+        seed: Seed of the folds of the cross-fitting.
+        prevalence: Prevalence of pneumonia that probabilities are stated for.
+        prevalence_source: "data" (fraction of the images) or "stated" (given by the user).
+        calibration, intervals: Replace those of the card; None keeps them.
+        operating_points: Replace those of the card with the same name.
+        limits: Replace the rejection limits of these checks, on the scale of `RejectionLimits`.
+        rejected: Fraction of the images that the model rejects with this profile.
+        reference_distribution: Distribution of the probabilities with this profile, for drift detection.
+        not_changed: Why a part of the card was kept, by part.
+        sha256: Hash of all other fields.
+    """
+
+    format: Annotated[int, Meta(ge=1, le=SITE_PROFILE_FORMAT)]
+    version: str
+    created: str
+    name: Annotated[str, Meta(min_length=1, max_length=64)]
+    model: str
+    onnx_sha256: _SHA256
+    card_sha256: _SHA256
+    images_sha256: _SHA256
+    seen: list[str]
+    n: Annotated[int, Meta(ge=1)]
+    patients: Annotated[int, Meta(ge=1)]
+    n_pneumonia: Annotated[int, Meta(ge=0)]
+    seed: int
+    prevalence: Annotated[float, Meta(gt=0, lt=1)] | None
+    prevalence_source: str
+    calibration: Calibration | None
+    intervals: Intervals | None
+    operating_points: dict[str, OperatingPoint]
+    limits: dict[InputCheck, float]
+    rejected: Proportion
+    reference_distribution: ReferenceDistribution | None
+    not_changed: dict[str, str]
+    sha256: str = ""
+
+    @property
+    def label(self) -> str:
+        """Name and short hash, as predictions state them."""
+        return f"{self.name} ({self.sha256[:8]})"
+
+    def content_sha256(self) -> str:
+        """Return the hash of all fields but `sha256`."""
+        # Converted, so that numbers are written as they are read back: 0 as 0.0.
+        fields = msgspec.convert(msgspec.to_builtins(msgspec.structs.replace(self, sha256="")), SiteProfile)
+        return hashlib.sha256(json.dumps(msgspec.to_builtins(fields), sort_keys=True).encode()).hexdigest()
+
+    def to_json(self) -> str:
+        """Return the content of the file, with its hash.
+
+        Raises:
+            SiteProfileError: A field has a value that `read_site_profile` would not accept.
+        """
+        try:
+            signed = msgspec.structs.replace(self, sha256=self.content_sha256())
+            checked = msgspec.convert(msgspec.to_builtins(signed), SiteProfile)
+            return json.dumps(msgspec.to_builtins(checked), indent=1, ensure_ascii=False, allow_nan=False) + "\n"
+        except (msgspec.ValidationError, ValueError) as error:
+            raise SiteProfileError(f"the profile of site {self.name!r} cannot be written: {error}") from error
+
+
+def read_site_profile(path: Path) -> SiteProfile:
+    """Read a site profile and verify its hash.
+
+    Raises:
+        SiteProfileError: The file cannot be read, is not a site profile, is of a newer format, or was changed.
+    """
+    try:
+        with path.open("rb") as file:
+            content = file.read(_MAX_BYTES + 1)
+        if len(content) > _MAX_BYTES:
+            raise ValueError(f"it has more than {_MAX_BYTES:,} bytes")
+        profile = msgspec.json.decode(content, type=SiteProfile)
+    except OSError as error:
+        raise SiteProfileError(f"cannot read {str(path)!r}: {error.strerror or error}") from error
+    except (msgspec.MsgspecError, ValueError) as error:
+        raise SiteProfileError(
+            f"{str(path)!r} is not a site profile: {error}", hint="Write one with: pneumoscope accept DATA --out DIR"
+        ) from error
+    if profile.sha256 != profile.content_sha256():
+        raise SiteProfileError(
+            f"{str(path)!r} was changed after it was written: its hash does not match its content",
+            hint="Restore the file, or run pneumoscope accept again",
+        )
+    return profile
+
+
+def apply_site_profile(card: Card, profile: SiteProfile) -> Card:
+    """Return the card with the parts that the profile replaces.
+
+    The images of the profile become validation images of the card, so that thresholds are not evaluated on them.
+
+    Args:
+        card: Card of the bundle that the profile names.
+        profile: The profile.
+
+    Raises:
+        SiteProfileError: The profile was made for another model, or changes a limit that the card does not have.
+    """
+    if (profile.onnx_sha256, profile.card_sha256) != (card.onnx_sha256, card.sha256()):
+        raise SiteProfileError(
+            f"the profile of site {profile.name!r} was made for another model: {profile.model!r}, network"
+            f" {profile.onnx_sha256[:12]}, card {profile.card_sha256[:12]}; this is {card.name!r}, network"
+            f" {card.onnx_sha256[:12]}, card {card.sha256()[:12]}",
+            hint="Run pneumoscope accept with this model",
+        )
+    if profile.limits and card.rejection_limits is None:
+        raise SiteProfileError(f"the profile of site {profile.name!r} changes limits that {card.name!r} does not have")
+    seen = {**card.seen, "validation": sorted({*card.seen.get("validation", ()), *profile.seen})}
+    return msgspec.structs.replace(
+        replace_fitted(card, profile.calibration, profile.intervals, profile.operating_points, profile.limits),
+        reference_distribution=profile.reference_distribution or card.reference_distribution,
+        seen=seen,
+    )
+
+
+def replace_fitted(
+    card: Card,
+    calibration: Calibration | None,
+    intervals: Intervals | None,
+    operating_points: Mapping[str, OperatingPoint],
+    limits: Mapping[InputCheck, float],
+) -> Card:
+    """Return the card with other fitted parts; see `SiteProfile`. Limits that the card does not have are ignored."""
+    old = card.rejection_limits
+    return msgspec.structs.replace(
+        card,
+        calibration=calibration or card.calibration,
+        intervals=intervals if calibration else card.intervals,
+        operating_points={**card.operating_points, **operating_points},
+        rejection_limits=old
+        and msgspec.structs.replace(
+            old,
+            min_upright=limits.get("input_classifier", old.min_upright),
+            max_age_score=limits.get("age_classifier", old.max_age_score),
+            max_distance=limits.get("ood_detector", old.max_distance),
+        ),
+    )

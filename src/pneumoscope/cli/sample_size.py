@@ -1,0 +1,48 @@
+"""`pneumoscope sample-size`: plan an acceptance test."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import click
+
+from pneumoscope.cli.options import json_option, margin_option, model_option, power_option
+
+__all__ = ["command"]
+
+
+@click.command("sample-size", short_help="Compute how many images an acceptance test needs.")
+@model_option
+@margin_option
+@power_option
+@json_option
+def command(bundle: Path | None, margin: float, power: float, as_json: bool) -> None:
+    """Compute how many images an acceptance test needs, for each operating point of a model.
+
+    The numbers are of accepted images with pneumonia (for sensitivity) and without (for specificity), one per patient. More
+    images of the same patients add less.
+
+    Example:  pneumoscope sample-size --margin 0.05 --power 0.9
+    """
+    from pneumoscope.bundle.card import read_bundle
+    from pneumoscope.core.results import to_json
+    from pneumoscope.evaluation.acceptance import reference_interval
+    from pneumoscope.runs.run_folder import find_bundle
+    from pneumoscope.statistics.noninferiority import sample_size
+
+    card, _ = read_bundle(find_bundle(bundle))
+    points = {
+        name: {
+            metric: sample_size(reference_interval(getattr(point, metric)), margin, power)
+            for metric in ("sensitivity", "specificity")
+        }
+        for name, point in card.operating_points.items()
+    }
+    if as_json:
+        click.echo(to_json({"model": card.name, "margin": margin, "power": power, "images": points}), nl=False)
+        return
+    click.echo(f"{card.name}, margin {margin:g}, power {power:.0%}")
+    click.echo(f"{'operating point':<16} {'with pneumonia':>15} {'without':>10}")
+    for name, counts in points.items():
+        cells = [f"{count:,}" if count else "not feasible" for count in counts.values()]
+        click.echo(f"{name:<16} {cells[0]:>15} {cells[1]:>10}")
