@@ -115,6 +115,11 @@ def _unreadable_image() -> None:
     load_model(threads=1).predict("thorax.jpeg")
 
 
+def _site_profile() -> None:
+    Path("site.json").write_text("{}", encoding="utf-8")
+    _run(f"predict {_image('thorax.png')} --site site.json")
+
+
 def _layout() -> None:
     for name in ("covid", "healthy"):
         _image(f"scans/{name}/1.png")
@@ -328,6 +333,7 @@ _EXAMPLES: dict[str, Callable[[], object]] = {
     "RecipeError": lambda: _run("train quick --data images --out runs/quick --set training.epoch=3"),
     "WeightsError": _weights,
     "BundleError": lambda: _run(f"predict {_image('thorax.png')} --model bundle"),
+    "SiteProfileError": _site_profile,
     "RunError": lambda: _run("compare runs/quick --out comparison"),
     "ThresholdError": _threshold,
     "DownloadError": _download,

@@ -74,6 +74,7 @@ def test_unaltered_log_is_verified(populated):
         (f"image_sha256 = '{'ab' * 32}'", "image hash"),
         (f"model_sha256 = '{'cd' * 32}'", "model hash"),
         ("operating_point = 'rule_in'", "operating point"),
+        ("model_site = 'North'", "operating point, site profile or entered age"),
         ("created = '2026-01-01T00:00:00.000000Z'", "time"),
         ("image_removed = created", "removal of the image"),
         ("agrees = TRUE", "review"),

@@ -1,0 +1,112 @@
+"""`pneumoscope accept` and `pneumoscope sample-size`, and the profile in other commands."""
+
+from __future__ import annotations
+
+import csv
+import io
+import json
+import shlex
+
+import pytest
+from click.testing import CliRunner
+from msgspec import structs
+from tests.evaluation.test_acceptance import CARD_POINTS, WIDE, write_site
+
+from pneumoscope.bundle.card import Proportion
+from pneumoscope.cli import cli
+
+
+def invoke(*arguments):
+    return CliRunner().invoke(cli, [str(argument) for argument in arguments], catch_exceptions=False)
+
+
+@pytest.fixture(scope="module")
+def bundle(shared_maker):
+    folder = shared_maker.root / "accepted by command"
+    return shared_maker.bundle(folder, gain=0.1, operating_points=CARD_POINTS, rejection_limits=WIDE)
+
+
+@pytest.fixture(scope="module")
+def site(tmp_path_factory):
+    return write_site(tmp_path_factory.mktemp("site"), shift=30)
+
+
+@pytest.fixture(scope="module")
+def accepted(bundle, site, tmp_path_factory):
+    out = tmp_path_factory.mktemp("accepted")
+    result = invoke("accept", site, "--model", bundle, "--site", "North Clinic", "--margin", 0.1, "--out", out)
+    assert result.exit_code == 0, result.output
+    return out, result
+
+
+def test_prints_the_report_that_it_writes(accepted, bundle, site):
+    out, result = accepted
+
+    assert result.stdout == (out / "acceptance.md").read_text()
+    assert result.stdout.startswith("# Acceptance test of gray at North Clinic\n")
+    assert "**Verdict at balanced: inferior to the card (specificity).**" in result.stdout
+    command = [
+        "pneumoscope",
+        "accept",
+        site,
+        "--model",
+        bundle,
+        "--site",
+        "North Clinic",
+        "--out",
+        out,
+        "--margin",
+        0.1,
+    ]
+    assert f"`{shlex.join(map(str, command))}`" in result.stdout
+    assert f"profile  {out / 'site.json'}" in result.stderr
+
+
+def test_json_is_one_document(bundle, site, tmp_path):
+    document = json.loads(invoke("accept", site, "--model", bundle, "--site", "A", "--out", tmp_path, "--json").stdout)
+    assert (document["verdict"], document["n"]) == ("inferior", 300)
+    assert document["operating_points"]["balanced"]["tests"]["specificity"]["verdict"] == "inferior"
+
+
+def test_every_output_of_predict_names_the_profile(accepted, bundle, site):
+    out, _ = accepted
+    image = next((site / "NORMAL").iterdir())
+    options = ("predict", image, "--model", bundle, "--site", out / "site.json")
+
+    table = invoke(*options)
+    assert "Site profile: North Clinic (" in table.stdout
+    assert "Site profile" not in invoke("predict", image, "--model", bundle).stdout
+    assert json.loads(invoke(*options, "--json").stdout)["model"]["site"].startswith("North Clinic (")
+    (row,) = csv.DictReader(io.StringIO(invoke(*options, "--csv", "-").stdout.lstrip("\ufeff")))
+    assert row["model_site"].startswith("North Clinic (")
+
+
+def test_profile_of_another_model_is_an_error(accepted, site, shared_maker):
+    out, _ = accepted
+    other = shared_maker.bundle(shared_maker.root / "other model", gain=0.2)
+    image = next((site / "NORMAL").iterdir())
+    result = CliRunner().invoke(cli, ["predict", str(image), "--model", str(other), "--site", str(out / "site.json")])
+    assert "was made for another model" in str(result.exception)
+
+
+def test_sample_size_prints_one_row_per_operating_point(bundle):
+    result = invoke("sample-size", "--model", bundle, "--margin", 0.1, "--power", 0.9)
+    document = json.loads(invoke("sample-size", "--model", bundle, "--margin", 0.1, "--power", 0.9, "--json").stdout)
+
+    lines = result.stdout.splitlines()
+    assert lines[0] == "gray, margin 0.1, power 90%"
+    assert [line.split()[0] for line in lines[2:]] == ["half", "balanced", "rule_out", "rule_in"]
+    images = document["images"]["balanced"]["sensitivity"]
+    assert lines[3].split() == ["balanced", str(images), str(images)]
+    assert 50 < images < 300
+
+
+def test_unfeasible_sample_sizes_are_said_to_be_so(shared_maker):
+    few = Proportion(value=0.8, low=0.38, high=0.96, n=5, method="wilson")
+    point = structs.replace(CARD_POINTS["balanced"], sensitivity=few)
+    bundle = shared_maker.bundle(shared_maker.root / "uncertain card", operating_points={"balanced": point})
+    assert invoke("sample-size", "--model", bundle).stdout.splitlines()[2].split()[:3] == [
+        "balanced",
+        "not",
+        "feasible",
+    ]

@@ -1,0 +1,77 @@
+"""The service with a site profile: it is stored, shown, and keeps predictions apart from those without it."""
+
+import contextlib
+
+import pytest
+from fastapi.testclient import TestClient
+from tests.conftest import LIMITS, POINTS, operating_point
+from tests.service.conftest import images, png, post, problem, served
+
+from pneumoscope.bundle.card import Proportion, read_bundle
+from pneumoscope.bundle.site_profile import SiteProfile
+from pneumoscope.inference.model import load_model
+from pneumoscope.service.app import create_app
+from pneumoscope.service.audit.verification import verify
+from pneumoscope.service.auth.tokens import Authenticator
+from pneumoscope.service.storage.repository import PredictionRepository
+
+BASE_URL = "http://127.0.0.1:8000"
+
+
+@pytest.fixture(scope="module")
+def bundle(shared_maker):
+    folder = shared_maker.root / "served with a profile"
+    return shared_maker.bundle(folder, gain=0.05, operating_points=POINTS, rejection_limits=LIMITS)
+
+
+@pytest.fixture(scope="module")
+def profile(bundle, tmp_path_factory):
+    """A profile with a higher threshold: an image of gray level 126 is pneumonia without it only."""
+    card = read_bundle(bundle)[0]
+    path = tmp_path_factory.mktemp("profile") / "site.json"
+    made = SiteProfile(
+        format=1, version="0.1.0", created="2026-01-02T03:04:05+00:00", name="North <b>Clinic", model=card.name,
+        onnx_sha256=card.onnx_sha256, card_sha256=card.sha256(), images_sha256="a" * 64, seen=[], n=1, patients=1,
+        n_pneumonia=1, seed=0, prevalence=None, prevalence_source="data", calibration=None, intervals=None,
+        operating_points={"balanced": operating_point(0.7, "youden")}, limits={},
+        rejected=Proportion(value=0, low=0, high=1, n=1, method="wilson"), reference_distribution=None, not_changed={},
+    )  # fmt: skip
+    path.write_text(made.to_json())
+    return path
+
+
+def client(bundle, folder, **options):
+    app = create_app(load_model(bundle, threads=1, **options), PredictionRepository(folder), Authenticator({}))
+    return TestClient(app, base_url=BASE_URL, raise_server_exceptions=False)
+
+
+def test_predictions_with_and_without_the_profile_are_kept_apart(bundle, profile, tmp_path):
+    folder = tmp_path / "data"
+    with client(bundle, folder) as plain:
+        (before,) = post(plain, png(126))
+    with client(bundle, folder, site=profile) as site:
+        (after,) = post(site, png(126))
+        assert post(site, png(126))[0]["id"] == after["id"]
+        assert before["id"] != after["id"]
+        assert (before["decision"], after["decision"]) == ("pneumonia", "no_pneumonia")
+        assert (before["model"]["site"], after["model"]["site"][:16]) == ("", "North <b>Clinic ")
+
+        for page in (f"/images/{after['id']}", f"/images/{after['id']}/report", "/model"):
+            assert "North &lt;b&gt;Clinic (" in site.get(page).text
+        assert "院所設定檔" in site.get(f"/images/{after['id']}/report?language=zh-Hant").text
+        page = site.get(f"/images/{before['id']}?language=en").text
+        assert "North" not in page
+        assert "(not the current model)" in page
+        assert site.get(f"/v1/predictions/{after['id']}/heatmap.png").status_code == 200
+        refused = problem(site.get(f"/v1/predictions/{before['id']}/heatmap.png"), 404, "unknown_name")
+        assert "another model or site profile" in refused["hint"]
+        assert "1 prediction of model" in site.get("/dashboard").text
+    with contextlib.closing(PredictionRepository(folder)) as repository:
+        assert verify(repository.engine).predictions == 2
+
+
+def test_service_starts_with_a_profile_and_says_so(bundle, profile, tmp_path):
+    with served(bundle, tmp_path, "--ephemeral", "--site", str(profile)) as (process, opened):
+        answer = opened.post("/v1/predictions", files=images(png(126))).json()
+        assert answer["predictions"][0]["decision"] == "no_pneumonia"
+        assert "Site profile: North <b>Clinic (" in process.stderr.read()
