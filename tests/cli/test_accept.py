@@ -110,3 +110,18 @@ def test_unfeasible_sample_sizes_are_said_to_be_so(shared_maker):
         "not",
         "feasible",
     ]
+
+
+def test_monitor_reports_drift_and_sets_the_exit_status_on_request(accepted, bundle, tmp_path):
+    out, _ = accepted
+    same = write_site(tmp_path / "same", normal=50, pneumonia=50, shift=30, seed=4)
+    darker = write_site(tmp_path / "darker", normal=50, pneumonia=50, shift=-20, seed=4)
+    options = ("--model", bundle, "--site", out / "site.json", "--exit-code")
+
+    quiet, alarm = invoke("monitor", same, *options), invoke("monitor", darker, *options)
+    assert (quiet.exit_code, quiet.stdout.split(".")[0]) == (0, "No drift detected")
+    assert alarm.exit_code == 1
+    assert alarm.stdout.startswith("**Drift: ")
+    assert invoke("monitor", darker, *options[:-1]).exit_code == 0
+    document = json.loads(invoke("monitor", darker, *options, "--json").stdout)
+    assert (document["alarm"], document["n"]) == (True, 100)

@@ -143,7 +143,7 @@ def test_model_in_the_package_is_the_default(images: Path) -> None:
     document = json.loads(CliRunner().invoke(cli, ["predict", "images", "--json"]).stdout)
 
     card = read_bundle(find_bundle())[0]
-    assert document["model"] == {"name": card.name, "version": card.version, "sha256": card.onnx_sha256}
+    assert document["model"] == {"name": card.name, "version": card.version, "sha256": card.onnx_sha256, "site": ""}
 
 
 def test_unreadable_files_are_reported_and_the_rest_are_processed(

@@ -163,7 +163,7 @@ def test_test_images_seen_in_training_are_an_error(maker, split):
     run = maker.run(seen={split: known})
     with pytest.raises(
         DatasetError,
-        match=rf"^'gray' used 3 of the 32 test images as {split} images .*the first is test/NORMAL/IM-0002",
+        match=rf"^'gray' used 3 of the 32 images as {split} images .*the first is test/NORMAL/IM-0002",
     ):
         evaluate(run, images)
     assert not (run / "evaluation").exists()

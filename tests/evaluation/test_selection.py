@@ -162,7 +162,7 @@ def card_that_saw(maker, split, images):
 def test_training_images_are_rejected_as_test_images(maker):
     images = load_manifest(maker.images()).images
     check_unseen(images[:4], card_that_saw(maker, "train", images[4:]))
-    with pytest.raises(DatasetError, match=r"^'gray' used 28 of the 32 test images as train images"):
+    with pytest.raises(DatasetError, match=r"^'gray' used 28 of the 32 images as train images"):
         check_unseen(images, read_bundle(maker.root / "b")[0])
 
 

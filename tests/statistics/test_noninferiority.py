@@ -37,7 +37,7 @@ def test_power_is_the_probability_of_the_counts_that_show_non_inferiority():
 
 
 def test_error_of_the_test_is_about_the_nominal_one():
-    # The reference is estimated, too: it is drawn anew in each simulation. The true decrease equals the margin.
+    # The reference is estimated, too: it is drawn again in each simulation. The true decrease equals the margin.
     rng = np.random.default_rng(0)
     wrong = [
         compare_with_reference(

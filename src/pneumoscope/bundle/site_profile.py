@@ -35,7 +35,7 @@ _SHA256 = Annotated[str, Meta(pattern=r"^[0-9a-f]{64}$")]
 
 
 class SiteProfile(Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
-    """What a hospital measured and changed for one model.
+    """Measurements at a hospital, and the changes of the card of one model.
 
     Attributes:
         format, version, created: Version of the format, of pneumoscope, and time (UTC, ISO 8601).
@@ -52,6 +52,8 @@ class SiteProfile(Struct, frozen=True, forbid_unknown_fields=True, kw_only=True)
         limits: Replace the rejection limits of these checks, on the scale of `RejectionLimits`.
         rejected: Fraction of the images that the model rejects with this profile.
         reference_distribution: Distribution of the probabilities with this profile, for drift detection.
+        monitoring: Values of probabilities and image statistics of the images, by name, sorted: the reference of
+            `evaluation.monitoring`.
         not_changed: Why a part of the card was kept, by part.
         sha256: Hash of all other fields.
     """
@@ -77,6 +79,7 @@ class SiteProfile(Struct, frozen=True, forbid_unknown_fields=True, kw_only=True)
     limits: dict[InputCheck, float]
     rejected: Proportion
     reference_distribution: ReferenceDistribution | None
+    monitoring: dict[str, list[float]] = {}
     not_changed: dict[str, str]
     sha256: str = ""
 

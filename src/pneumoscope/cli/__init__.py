@@ -37,6 +37,7 @@ VERBS = (
     "predict",
     "sample-size",
     "accept",
+    "monitor",
     "serve",
     "audit-log",
     "storage",

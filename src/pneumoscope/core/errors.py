@@ -19,6 +19,7 @@ command line. The HTTP API maps the classes to status codes in `service.api`::
     │   ├── RecipeError                  a field of a recipe is unknown or has an invalid value
     │   ├── WeightsError                 initial weights are missing, do not fit, or have an unsafe format
     │   ├── BundleError                  a bundle is missing, damaged, unsafe or too new for this version
+    │   ├── SiteProfileError             a site profile is damaged, was changed, or belongs to another model
     │   ├── RunError                     a run folder is missing, unfinished or belongs to another run
     │   ├── ThresholdError               a threshold would be evaluated on the images that it was chosen on
     │   ├── DownloadError                a download is incomplete, altered or unsafe to unpack

@@ -2,7 +2,7 @@
 
 Labeled images of the site are compared with the figures on the card, subgroups are listed, and a site profile is fitted (see
 `site_fit`). Sensitivity, specificity and the fraction of accepted images are each tested for non-inferiority. Figures with the
-profile are cross-fitted, so that no image is judged by what was fitted on it.
+profile are cross-fitted, so that no image is evaluated with what was fitted on it.
 """
 
 from __future__ import annotations
@@ -41,6 +41,7 @@ from pneumoscope.evaluation.site_fit import (
 from pneumoscope.imaging.decode import EXTENSIONS
 from pneumoscope.imaging.header import HeaderFields, read_header_fields
 from pneumoscope.imaging.preprocess import PreprocessedImage, preprocess_image
+from pneumoscope.imaging.statistics import image_statistics
 from pneumoscope.inference.decision import calibrate
 from pneumoscope.inference.session import BundleSession, Outputs, network_rejections
 from pneumoscope.runs.record import now
@@ -68,6 +69,7 @@ __all__ = [
 
 PROFILE_FILE = "site.json"
 _BATCH = 32
+_MAX_REFERENCE = 2000  # values of each quantity for monitoring
 # Age groups in years: from, label. Infants, and the paediatric subpopulations of the FDA.
 _AGE_GROUPS = ((0, "under 2 years"), (2, "2 to 5 years"), (6, "6 to 11 years"), (12, "12 to 17 years"), (18, "adults"))
 
@@ -232,13 +234,13 @@ def accept(
     _check_settings(card, operating_point, margin, target_power, prevalence)
     root, images = _load_images(data)
     check_unseen(images, card)
-    scored, rejections, headers = _score(session, root, images, progress)
+    scored, rejections, headers, statistics = _score(session, root, images, progress)
     card_outputs = outputs_with(card, scored)
     fit = fit_site(card, scored, prevalence)
     fitted = cross_fit(card, scored, prevalence, seed)
     fit = _keep_improvements(card, scored, card_outputs, fitted, fit, prevalence)
     fitted = _with_kept_parts(card, scored, card_outputs, fitted, fit, prevalence)
-    profile = _profile(card, fit, scored, images, site=site, prevalence=prevalence, seed=seed)
+    profile = _profile(card, fit, scored, images, statistics, site=site, prevalence=prevalence, seed=seed)
     stated_prevalence = _prevalence(scored, card_outputs.rejected, prevalence)
     points = {
         name: _point(card, name, scored, card_outputs, fitted, fit, margin, target_power)
@@ -344,13 +346,14 @@ def _score(
     root: Path,
     images: Sequence[LabeledImage],
     progress: Callable[[int, int], None] | None,
-) -> tuple[SiteImages, list[Rejection | None], list[HeaderFields | None]]:
-    """Return outputs, rejections and header fields of all images, in order."""
+) -> tuple[SiteImages, list[Rejection | None], list[HeaderFields | None], dict[str, list[float]]]:
+    """Return outputs, rejections and header fields of all images, in order, and their image statistics by name."""
     card = session.card
     unreadable: list[tuple[str, str]] = []
     by_file: list[Rejection | None] = []
     outputs: list[Outputs] = []
     batch: list[PreprocessedImage] = []
+    statistics: dict[str, list[float]] = {}
 
     def flush() -> None:
         if batch:
@@ -362,6 +365,8 @@ def _score(
 
     for radiograph in decode_images(root, images, card.preprocessing.min_side, unreadable):
         batch.append(preprocess_image(radiograph, card.preprocessing))
+        for name, value in image_statistics(batch[-1].pixels).items():
+            statistics.setdefault(name, []).append(value)
         if len(batch) == _BATCH:
             flush()
     flush()
@@ -386,7 +391,7 @@ def _score(
         distances=column("ood_distance"),
     )
     rejections = [first or second for first, second in zip(by_file, by_network, strict=True)]
-    return scored, rejections, [read_header_fields(root / image.path) for image in images]
+    return scored, rejections, [read_header_fields(root / image.path) for image in images], statistics
 
 
 # --- profile ---------------------------------------------------------------------------------------------------------
@@ -485,6 +490,7 @@ def _profile(
     fit: SiteFit,
     scored: SiteImages,
     images: Sequence[LabeledImage],
+    statistics: Mapping[str, Sequence[float]],
     *,
     site: str,
     prevalence: float | None,
@@ -524,11 +530,26 @@ def _profile(
             {field: getattr(interval, field) for field in Proportion.__struct_fields__}, Proportion
         ),
         reference_distribution=reference,
+        monitoring={
+            name: _reference_sample(values, seed)
+            for name, values in {
+                "probability": calibrate(fitted.calibration, accepted.logits).tolist(),
+                **statistics,
+            }.items()
+            if len(values)
+        },
         not_changed=dict(fit.not_changed),
     )
     profile = msgspec.structs.replace(profile, sha256=profile.content_sha256())
     apply_site_profile(card, profile)  # raises if it would not be accepted
     return profile
+
+
+def _reference_sample(values: Sequence[float], seed: int) -> list[float]:
+    """Return the values, sorted and rounded; a random sample of them if there are many."""
+    if len(values) > _MAX_REFERENCE:
+        values = np.random.default_rng(seed).choice(values, _MAX_REFERENCE, replace=False).tolist()
+    return sorted(float(f"{value:.5g}") for value in values)
 
 
 def _changed(fit: SiteFit) -> tuple[str, ...]:

@@ -57,8 +57,8 @@ def acceptance_markdown(result: Acceptance) -> str:
         "",
         "## Operating points",
         "",
-        "Accepted images only. The last two columns are with the site profile, cross-fitted: each image is judged by what was"
-        " fitted on other patients.",
+        "Accepted images only. The last two columns are with the site profile, cross-fitted: each image is evaluated with what"
+        " was fitted on other patients.",
         "",
         "| operating point | sensitivity | specificity | threshold (score) | with profile: sensitivity | specificity |",
         "| --- | --- | --- | --- | --- | --- |",

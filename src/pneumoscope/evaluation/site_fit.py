@@ -1,8 +1,8 @@
-"""Fit a model to one hospital, and judge the fit on images that it was not fitted on.
+"""Fit a model to one hospital, and evaluate the fit on images that it was not fitted on.
 
 Calibration, thresholds and rejection limits are fitted on the labeled images of the site by the rules of the card, each only if
-there are enough images. Cross-fitting evaluates the whole procedure: patients are divided into folds, and each fold is judged by
-what was fitted on the others.
+there are enough images. Cross-fitting evaluates the whole procedure: patients are divided into folds, and each fold is evaluated
+with what was fitted on the others.
 """
 
 from __future__ import annotations
@@ -181,7 +181,7 @@ def _fit_limits(card: Card, images: SiteImages, not_changed: dict[str, str], sha
     """Return limits of the OOD detector and the input classifier that reject the card's fractions of the images.
 
     Limits only become wider. The age classifier keeps its limit: images of patients outside the age range, on which it would
-    have to be judged, are not part of the site's images.
+    have to be evaluated, are not part of the site's images.
     """
     limits = card.rejection_limits
     if limits is None:

@@ -1,0 +1,70 @@
+"""`pneumoscope monitor`: compare recent images with a site profile."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import click
+
+from pneumoscope.cli.options import json_option, model_option
+
+__all__ = ["command"]
+
+
+@click.command("monitor", short_help="Detect drift of recent images, without labels.")
+@click.argument("paths", metavar="PATH...", nargs=-1, required=True)
+@click.option(
+    "--site",
+    required=True,
+    metavar="PROFILE",
+    type=click.Path(path_type=Path),
+    help="Site profile of `pneumoscope accept`.",
+)
+@model_option
+@click.option(
+    "--false-alarms",
+    type=click.FloatRange(0, 1, min_open=True, max_open=True),
+    default=0.05,
+    show_default=True,
+    help="Probability of at least one false alarm in all planned looks.",
+)
+@click.option(
+    "--looks",
+    type=click.IntRange(min=1),
+    default=1,
+    show_default=True,
+    help="Planned number of looks, such as 12 a year.",
+)
+@click.option("--exit-code", is_flag=True, help="Exit with status 1 if there is an alarm.")
+@json_option
+def command(
+    paths: tuple[str, ...],
+    site: Path,
+    bundle: Path | None,
+    false_alarms: float,
+    looks: int,
+    exit_code: bool,
+    as_json: bool,
+) -> None:
+    """Compare recent images with those of a site profile: probabilities, rejections and image statistics.
+
+    PATH is an image or a folder of images, such as those of the last month, one per patient. Drift is a reason to look for its
+    cause: a new scanner, other processing, other patients. It does not show that the model is worse, and no drift does not
+    show that it is not.
+
+    Example:  pneumoscope monitor images/2026-11 --site acceptance/site.json --looks 12
+    """
+    from pneumoscope.cli.progress import image_progress
+    from pneumoscope.core.messages import counted
+    from pneumoscope.core.results import to_json
+    from pneumoscope.evaluation.monitoring import monitor, monitoring_markdown
+    from pneumoscope.inference.discovery import discover_images
+
+    images, skipped = discover_images(paths)
+    if skipped:
+        click.echo(f"Skipped {counted(skipped, 'file')}: hidden or not an image", err=True)
+    with image_progress("scoring images") as progress:
+        result = monitor(images, site, bundle, false_alarms=false_alarms, looks=looks, progress=progress)
+    click.echo(to_json(result) if as_json else monitoring_markdown(result), nl=False)
+    if exit_code and result.alarm:
+        raise click.exceptions.Exit(1)

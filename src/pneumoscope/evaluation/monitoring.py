@@ -1,0 +1,223 @@
+"""Monitor a model at a hospital without labels: are recent images like those of the site profile?
+
+Probabilities, image statistics and the fraction of rejected images are compared with those of the profile. The tests share one
+probability of a false alarm: with Holm's correction for the number of tests, and Bonferroni's for the planned number of looks.
+Drift does not show that the model is worse, and a model can become worse without drift: repeat the acceptance test.
+
+Sources: Smirnov 1939 (two-sample test); Fisher 1922 (exact test); Holm 1979, Scand J Stat 6:65.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+
+import numpy as np
+from scipy import stats
+
+from pneumoscope import __version__
+from pneumoscope.bundle.site_profile import read_site_profile
+from pneumoscope.core.errors import SiteProfileError, UndefinedMetricError, UnreadableImageError, UsageError
+from pneumoscope.core.i18n import NOTICE
+from pneumoscope.core.results import SCHEMA, Interval
+from pneumoscope.imaging.statistics import image_statistics
+from pneumoscope.inference.decision import calibrate
+from pneumoscope.inference.image_loader import ImageLoader
+from pneumoscope.inference.session import BundleSession
+from pneumoscope.runs.run_folder import find_bundle
+from pneumoscope.statistics.intervals import proportion
+
+__all__ = ["MIN_IMAGES", "DriftTest", "Monitoring", "holm", "monitor", "monitoring_markdown"]
+
+MIN_IMAGES = 50  # with fewer, only a very large change could be detected
+_BATCH = 32
+_MAX_LISTED = 5
+
+
+@dataclasses.dataclass(frozen=True, slots=True)
+class DriftTest:
+    """Comparison of one quantity with the site profile.
+
+    Attributes:
+        name: "probability", "rejected" or a name of `IMAGE_STATISTICS`.
+        reference, recent: Median, or for "rejected" the fraction, in the profile and of the recent images.
+        n_reference, n_recent: Numbers of images.
+        p_value: Before correction.
+        adjusted: Corrected for the number of tests.
+        alarm: True if `adjusted` is at most the probability of a false alarm per look.
+    """
+
+    name: str
+    reference: float
+    recent: float
+    n_reference: int
+    n_recent: int
+    p_value: float
+    adjusted: float
+    alarm: bool
+
+
+@dataclasses.dataclass(frozen=True, slots=True)
+class Monitoring:
+    """Result of one look.
+
+    Attributes:
+        site: Name and short hash of the site profile.
+        bundle, onnx_sha256: The model.
+        n: Number of readable images.
+        unreadable: Paths of the other files, with the reason.
+        rejected: Fraction of rejected images.
+        false_alarms, looks: Probability of a false alarm over all planned looks, and their number.
+        tests: One per quantity, in a fixed order.
+        alarm: True if any test gives an alarm.
+        version: Version of pneumoscope.
+    """
+
+    site: str
+    bundle: str
+    onnx_sha256: str
+    n: int
+    unreadable: Mapping[str, str]
+    rejected: Interval
+    false_alarms: float
+    looks: int
+    tests: tuple[DriftTest, ...]
+    alarm: bool
+    version: str
+    schema: int = SCHEMA
+    notice: str = NOTICE
+
+
+def monitor(
+    paths: Sequence[str],
+    site: Path,
+    bundle: Path | None = None,
+    *,
+    false_alarms: float = 0.05,
+    looks: int = 1,
+    progress: Callable[[int, int], None] | None = None,
+) -> Monitoring:
+    """Compare recent images with a site profile.
+
+    The images should be of different patients: several images of one patient make false alarms more frequent.
+
+    Args:
+        paths: Image files.
+        site: The site profile.
+        bundle: Bundle or run; the model in the package if None.
+        false_alarms: Probability of at least one false alarm in all looks together, if nothing changed.
+        looks: Planned number of looks.
+        progress: Called with the number of processed files and of all files.
+
+    Raises:
+        UsageError: A number is out of range.
+        UndefinedMetricError: There are fewer than `MIN_IMAGES` readable images.
+        BundleError: The bundle cannot be read or run.
+        SiteProfileError: The profile cannot be used.
+    """
+    if not 0 < false_alarms < 1 or looks < 1:
+        raise UsageError(
+            f"the probability of a false alarm is {false_alarms:g} and the number of looks {looks}; the probability must be"
+            " between 0 and 1, the number at least 1"
+        )
+    session = BundleSession.load(find_bundle(bundle), site=site)
+    profile = read_site_profile(site)
+    if not profile.monitoring:
+        raise SiteProfileError(f"the profile of site {profile.name!r} has no reference for monitoring")
+    rejected, values, unreadable = _measure(session, paths, progress)
+    if len(rejected) < MIN_IMAGES:
+        raise UndefinedMetricError(f"monitoring needs at least {MIN_IMAGES} readable images; there are {len(rejected)}")
+    p_values, medians = {}, {}
+    for name, reference in profile.monitoring.items():
+        recent = values[name]
+        if len(recent):  # there is no probability if all images are rejected
+            p_values[name] = float(stats.ks_2samp(reference, recent, method="asymp").pvalue)
+            medians[name] = (float(np.median(reference)), float(np.median(recent)), len(reference), len(recent))
+    n_rejected = round(profile.rejected.value * profile.n)
+    table = [[sum(rejected), len(rejected) - sum(rejected)], [n_rejected, profile.n - n_rejected]]
+    p_values["rejected"] = float(stats.fisher_exact(table).pvalue)
+    medians["rejected"] = (profile.rejected.value, sum(rejected) / len(rejected), profile.n, len(rejected))
+    limit = false_alarms / looks
+    tests = tuple(
+        DriftTest(name, *medians[name], p_value, adjusted, adjusted <= limit)
+        for (name, p_value), adjusted in zip(p_values.items(), holm(list(p_values.values())), strict=True)
+    )
+    return Monitoring(
+        site=profile.label,
+        bundle=session.card.name,
+        onnx_sha256=session.card.onnx_sha256,
+        n=len(rejected),
+        unreadable=unreadable,
+        rejected=proportion(rejected, None),
+        false_alarms=false_alarms,
+        looks=looks,
+        tests=tests,
+        alarm=any(test.alarm for test in tests),
+        version=__version__,
+    )
+
+
+def holm(p_values: Sequence[float]) -> list[float]:
+    """Return p-values corrected for their number by Holm's method, in the same order."""
+    order = np.argsort(p_values, kind="stable")
+    scaled = np.array(p_values)[order] * np.arange(len(p_values), 0, -1)
+    adjusted = np.empty(len(p_values))
+    adjusted[order] = np.minimum(1.0, np.maximum.accumulate(scaled))
+    return [float(value) for value in adjusted]
+
+
+def _measure(
+    session: BundleSession, paths: Sequence[str], progress: Callable[[int, int], None] | None
+) -> tuple[list[bool], dict[str, list[float]], dict[str, str]]:
+    """Return whether each readable image is rejected, the values of each quantity, and the unreadable files."""
+    loader = ImageLoader(session.card.preprocessing)
+    pool = loader.choose_pool(paths)
+    rejected: list[bool] = []
+    values: dict[str, list[float]] = {"probability": []}
+    unreadable: dict[str, str] = {}
+    try:
+        for start in range(0, len(paths), _BATCH):
+            batch = loader.preprocess_many(paths[start : start + _BATCH], pool)
+            readable = []
+            for path, image in zip(paths[start : start + _BATCH], batch, strict=True):
+                if isinstance(image, UnreadableImageError):
+                    unreadable[path] = image.reason
+                    continue
+                readable.append(image)
+                for name, value in image_statistics(image.pixels).items():
+                    values.setdefault(name, []).append(value)
+            for scored in session.stream(readable, batch=_BATCH):
+                rejected.append(scored.rejection is not None)
+                if scored.rejection is None:
+                    values["probability"].append(float(calibrate(session.card.calibration, scored.logit)))
+            if progress:
+                progress(min(start + _BATCH, len(paths)), len(paths))
+    finally:
+        loader.close()
+    return rejected, values, unreadable
+
+
+def monitoring_markdown(result: Monitoring) -> str:
+    """Return the result as Markdown."""
+    found = [test.name for test in result.tests if test.alarm]
+    verdict = f"**Drift: {', '.join(found)}.**" if found else "No drift detected."
+    looks = "one look" if result.looks == 1 else f"{result.looks} planned looks"
+    lines = [
+        f"{verdict} {result.n} images compared with the profile of {result.site}, model {result.bundle}.",
+        "",
+        "| | profile | recent images | n | p | corrected p | |",
+        "| --- | --- | --- | --- | --- | --- | --- |",
+        *(
+            f"| {test.name} | {test.reference:.3g} | {test.recent:.3g} | {test.n_reference}, {test.n_recent} |"
+            f" {test.p_value:.2g} | {test.adjusted:.2g} | {'alarm' if test.alarm else ''} |"
+            for test in result.tests
+        ),
+        "",
+        f"Medians; for rejected, the fraction. Probability of a false alarm in {looks}: {result.false_alarms:g}.",
+    ]
+    if result.unreadable:
+        listed = "; ".join(f"{path}: {reason}" for path, reason in list(result.unreadable.items())[:_MAX_LISTED])
+        more = len(result.unreadable) - _MAX_LISTED
+        lines += ["", f"Unreadable: {listed}{f'; and {more} more' if more > 0 else ''}."]
+    return "\n".join([*lines, "", result.notice, ""])

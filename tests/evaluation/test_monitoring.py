@@ -1,0 +1,182 @@
+"""Monitoring without labels: what it detects, and how often it gives a false alarm."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+from PIL import Image
+from scipy import stats
+from tests.conftest import SIZE
+from tests.evaluation.test_acceptance import CARD_POINTS, WIDE, write_site
+
+from pneumoscope.core.errors import SiteProfileError, UndefinedMetricError, UsageError
+from pneumoscope.evaluation.acceptance import accept
+from pneumoscope.evaluation.monitoring import MIN_IMAGES, holm, monitor, monitoring_markdown
+from pneumoscope.imaging.statistics import IMAGE_STATISTICS, image_statistics
+
+
+@pytest.fixture(scope="module")
+def bundle(shared_maker):
+    folder = shared_maker.root / "monitored"
+    return shared_maker.bundle(folder, gain=0.1, operating_points=CARD_POINTS, rejection_limits=WIDE)
+
+
+@pytest.fixture(scope="module")
+def profile(bundle, tmp_path_factory):
+    folder = tmp_path_factory.mktemp("profile")
+    accept(write_site(folder / "images", normal=200, pneumonia=200), bundle, site="North", out=folder)
+    return folder / "site.json"
+
+
+def recent(folder, **options):
+    return [str(path) for path in sorted(write_site(folder, **options).rglob("*.png"))]
+
+
+def test_image_statistics_by_hand():
+    pixels = np.full((20, 20), 100, np.uint8)
+    pixels[:, 10:] = 200
+    pixels[[0, -1]] = 0
+    pixels[:, [0, -1]] = 0
+    found = image_statistics(pixels)
+
+    gray = pixels.astype(float)
+    assert tuple(found) == IMAGE_STATISTICS
+    assert found["brightness"] == gray.mean()
+    assert found["contrast"] == gray.std()
+    assert found["border"] == 0
+    vertical = 2 * (9 * 100 + 9 * 200) / (19 * 20)  # at the top and at the bottom
+    horizontal = 18 * (100 + 100 + 200) / (19 * 20)
+    assert found["sharpness"] == pytest.approx((vertical + horizontal) / 2)
+
+
+def test_holm_by_hand_and_against_its_definition():
+    assert holm([0.01, 0.04, 0.03]) == pytest.approx([0.03, 0.06, 0.06])
+    assert holm([0.5]) == [0.5]
+    rng = np.random.default_rng(0)
+    for _ in range(50):
+        p_values = rng.random(6).tolist()
+        order = np.argsort(p_values)
+        running, expected = 0.0, [0.0] * 6
+        for rank, place in enumerate(order):
+            running = max(running, min(1.0, (6 - rank) * p_values[place]))
+            expected[place] = running
+        assert holm(p_values) == pytest.approx(expected)
+
+
+def test_p_values_are_those_of_the_two_sample_tests(bundle, profile, tmp_path):
+    paths = recent(tmp_path / "recent", normal=60, pneumonia=60, seed=5)
+    result = monitor(paths, profile, bundle)
+    reference = monitor_reference(profile)
+
+    brightness = [np.asarray(Image.open(path), float).mean() for path in paths]
+    by_name = {test.name: test for test in result.tests}
+    expected = stats.ks_2samp(reference["brightness"], brightness, method="asymp").pvalue
+    assert by_name["brightness"].p_value == pytest.approx(expected)
+    assert by_name["brightness"].recent == pytest.approx(np.median(brightness))
+    assert by_name["rejected"].p_value == stats.fisher_exact([[0, 120], [0, 400]]).pvalue
+    assert [test.name for test in result.tests] == ["probability", *IMAGE_STATISTICS, "rejected"]
+
+
+def monitor_reference(profile):
+    from pneumoscope.bundle.site_profile import read_site_profile
+
+    return read_site_profile(profile).monitoring
+
+
+def test_unchanged_images_give_no_alarm_and_brighter_ones_do(bundle, profile, tmp_path):
+    same = monitor(recent(tmp_path / "same", normal=60, pneumonia=60, seed=5), profile, bundle)
+    brighter = monitor(recent(tmp_path / "brighter", normal=60, pneumonia=60, seed=6, shift=25), profile, bundle)
+
+    assert not same.alarm
+    assert monitoring_markdown(same).startswith("No drift detected. 120 images compared with the profile of North (")
+    assert brighter.alarm
+    assert {"probability", "brightness"} <= {test.name for test in brighter.tests if test.alarm}
+    assert monitoring_markdown(brighter).startswith("**Drift: probability, brightness")
+
+
+def test_more_rejections_give_an_alarm(shared_maker, tmp_path):
+    from msgspec import structs
+
+    folder = shared_maker.root / "monitored rejections"
+    limited = shared_maker.bundle(
+        folder, gain=0.1, operating_points=CARD_POINTS, rejection_limits=structs.replace(WIDE, max_distance=2.0)
+    )
+    accept(write_site(tmp_path / "images"), limited, site="North", out=tmp_path)
+    paths = recent(tmp_path / "recent", normal=50, pneumonia=50, seed=7, shift=45)
+    result = monitor(paths, tmp_path / "site.json", limited)
+
+    (rejected,) = [test for test in result.tests if test.name == "rejected"]
+    assert rejected.alarm
+    assert rejected.recent == result.rejected.value > 0.1 > rejected.reference
+
+
+@pytest.mark.slow
+def test_false_alarms_are_as_rare_as_promised(bundle, tmp_path, monkeypatch):
+    # The reference and each look are samples of one population; the network is replaced by its formula to save time.
+    rng = np.random.default_rng(0)
+
+    def sample(n):
+        level = np.where(rng.random(n) < 0.5, rng.normal(95, 16, n), rng.normal(145, 16, n))
+        pixels = np.clip(rng.normal(level[:, None, None], 8, (n, SIZE, SIZE)), 0, 255).astype(np.uint8)
+        values = [image_statistics(each) for each in pixels]
+        columns = {name: [each[name] for each in values] for name in IMAGE_STATISTICS}
+        p = 1 / (1 + np.exp(-0.1 * (np.array(columns["brightness"]) - 125)))
+        return {"probability": p.tolist(), **columns}, (rng.random(n) < 0.03).tolist()
+
+    from msgspec import structs
+
+    from pneumoscope.bundle.card import Proportion
+    from pneumoscope.bundle.site_profile import read_site_profile
+    from pneumoscope.evaluation import monitoring
+
+    accept(write_site(tmp_path / "images", normal=30, pneumonia=30), bundle, site="North", out=tmp_path)
+    base = read_site_profile(tmp_path / "site.json")
+    alarms = []
+    for _ in range(400):
+        reference, rejected = sample(300)
+        n_rejected = sum(rejected)
+        profile = structs.replace(
+            base, monitoring=reference, n=300,
+            rejected=Proportion(value=n_rejected / 300, low=0, high=1, n=300, method="wilson"),
+        )  # fmt: skip
+        values, recent_rejected = sample(100)
+        monkeypatch.setattr(monitoring, "read_site_profile", lambda _, profile=profile: profile)
+        monkeypatch.setattr(monitoring, "_measure", lambda *_, v=values, r=recent_rejected: (r, v, {}))
+        alarms.append(monitor([], tmp_path / "site.json", bundle).alarm)
+
+    # 5% or less: Holm's correction and the tests on whole counts are conservative.
+    assert np.mean(alarms) <= 0.05 + 2 * np.sqrt(0.05 * 0.95 / 400)
+    assert np.mean(alarms) > 0
+
+
+def test_planned_looks_share_the_false_alarms(bundle, profile, tmp_path):
+    paths = recent(tmp_path / "recent", normal=60, pneumonia=60, seed=8, shift=7)
+    one, many = monitor(paths, profile, bundle), monitor(paths, profile, bundle, looks=1000)
+    assert [test.adjusted for test in one.tests] == [test.adjusted for test in many.tests]
+    limit = 0.05 / 1000
+    assert [test.alarm for test in many.tests] == [test.adjusted <= limit for test in many.tests]
+    assert "1000 planned looks" in monitoring_markdown(many)
+
+
+def test_unreadable_files_are_named_and_left_out(bundle, profile, tmp_path):
+    paths = recent(tmp_path / "recent", normal=30, pneumonia=30)
+    broken = tmp_path / "broken.png"
+    broken.write_bytes(b"\x89PNG\r\n\x1a\n")
+    result = monitor([*paths, str(broken)], profile, bundle)
+    assert (result.n, list(result.unreadable)) == (60, [str(broken)])
+    assert f"Unreadable: {broken}: " in monitoring_markdown(result)
+
+
+def test_too_few_images_and_invalid_numbers_are_errors(bundle, profile, tmp_path):
+    paths = recent(tmp_path / "recent", normal=20, pneumonia=20)
+    with pytest.raises(UndefinedMetricError, match=f"needs at least {MIN_IMAGES} readable images; there are 40"):
+        monitor(paths, profile, bundle)
+    for options in ({"false_alarms": 0}, {"false_alarms": 1.5}, {"looks": 0}):
+        with pytest.raises(UsageError, match="the probability must be between 0 and 1"):
+            monitor(paths, profile, bundle, **options)
+
+
+def test_profile_of_another_model_is_refused(profile, shared_maker, tmp_path):
+    other = shared_maker.bundle(shared_maker.root / "not monitored", gain=0.3)
+    with pytest.raises(SiteProfileError, match="made for another model"):
+        monitor([], profile, other)
