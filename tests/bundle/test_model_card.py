@@ -107,9 +107,26 @@ def test_card_shows_every_number_of_the_evidence(maker, bundle):
     }  # fmt: skip
     (bundle / "evidence" / "shortcuts.json").write_text(json.dumps(shortcuts))
 
+    curve = {"heatmap": auroc, "random": {**auroc, "value": 0.555}, "improvement": {**auroc, "value": 0.07}}
+    saliency = {
+        "onnx_sha256": found.bundle_sha256, "n": 8, "split": "validation", "heatmap_shape": [4, 4], "deletion": curve,
+        "insertion": curve,
+        "randomization": [{"name": "all layers", "correlation": auroc, "magnitude_correlation": {**auroc, "value": 0.65}}],
+    }  # fmt: skip
+    (bundle / "evidence" / "saliency_check.json").write_text(json.dumps(saliency))
+
     page = model_card(bundle)
 
     assert "Not measured yet" not in page
+    assert "4 x 4 positions, on 8 validation images" in page
+    assert "| insertion | 0.625 [0.500, 0.750] | 0.555 [0.500, 0.750] | 0.070 [0.500, 0.750] |" in page
+    assert "| all layers | 0.625 [0.500, 0.750] | 0.650 [0.500, 0.750] |" in page
+    for etiology, correct in found.operating_points["balanced"].by_etiology.items():
+        words = {"normal": "normal images"}.get(
+            etiology, f"images of {'bacterial' if etiology == 'bacteria' else 'viral'} pneumonia"
+        )
+        assert f"| balanced | {words} | {correct.value:.3f} [" in page
+    assert "state no age and no sex of the patients" in page
     point = found.operating_points["balanced"]
     for interval in (
         *found.metrics.values(),

@@ -1,8 +1,8 @@
 """Render the model card of a bundle as Markdown, entirely from the bundle's own files.
 
 Measurements made after the export are in the bundle's folder `evidence/`, as the commands wrote them: `evaluation.json`
-(`evaluate`), `robustness.json` (`robustness`), `shortcuts.json` (`shortcuts`) and `audit.json` (`check-data --json`). The page
-states which of them are missing.
+(`evaluate`), `robustness.json` (`robustness`), `shortcuts.json` (`shortcuts`), `saliency_check.json` (`saliency-check`) and
+`audit.json` (`check-data --json`). The page states which of them are missing.
 """
 
 from __future__ import annotations
@@ -16,13 +16,14 @@ from pneumoscope.bundle.card import Card, InputCheck, Proportion, RejectionLimit
 from pneumoscope.core.errors import BundleError
 from pneumoscope.core.i18n import NOTICE
 
-__all__ = ["EVIDENCE", "model_card"]
+__all__ = ["EVIDENCE", "Json", "model_card", "read_evidence"]
 
 # Command that writes each evidence file.
 EVIDENCE = {
     "evaluation": "pneumoscope evaluate BUNDLE --data DATA --out BUNDLE/evidence",
     "robustness": "pneumoscope robustness BUNDLE --data MANIFEST --out BUNDLE/evidence",
     "shortcuts": "pneumoscope shortcuts BUNDLE --data MANIFEST --out BUNDLE/evidence",
+    "saliency_check": "pneumoscope saliency-check BUNDLE --data MANIFEST --out BUNDLE/evidence",
     "audit": "pneumoscope check-data DATA --json > BUNDLE/evidence/audit.json",
 }
 _ETIOLOGIES = {
@@ -54,7 +55,7 @@ def model_card(folder: Path) -> str:
         BundleError: See `read_bundle`; or an evidence file is not JSON, belongs to another bundle or has another structure.
     """
     card, _ = read_bundle(folder)
-    evidence = {name: _read_evidence(folder / "evidence" / f"{name}.json", card) for name in EVIDENCE}
+    evidence = read_evidence(folder, card)
     try:
         sections = _sections(card, **evidence)
     except (KeyError, TypeError, ValueError, AttributeError) as error:
@@ -65,8 +66,23 @@ def model_card(folder: Path) -> str:
     return "\n\n".join(sections) + "\n"
 
 
+def read_evidence(folder: Path, card: Card) -> dict[str, Json | None]:
+    """Return the measurements in the folder of a bundle by name of `EVIDENCE`; None for those that are missing.
+
+    Raises:
+        BundleError: A file is not JSON, or belongs to another bundle.
+    """
+    return {name: _read_evidence(folder / "evidence" / f"{name}.json", card) for name in EVIDENCE}
+
+
 def _sections(
-    card: Card, *, evaluation: Json | None, robustness: Json | None, shortcuts: Json | None, audit: Json | None
+    card: Card,
+    *,
+    evaluation: Json | None,
+    robustness: Json | None,
+    shortcuts: Json | None,
+    saliency_check: Json | None,
+    audit: Json | None,
 ) -> list[str]:
     return [
         f"# Model card: {card.name}",
@@ -76,7 +92,9 @@ def _sections(
         *_probability(card, evaluation),
         *_rejection(card, evaluation, robustness),
         *_performance(evaluation),
+        *_subgroups(evaluation),
         *_robustness(robustness),
+        *_heatmaps(saliency_check),
         *_network_shortcuts(shortcuts),
         *_data_shortcuts(audit),
         *_failures(evaluation, robustness),
@@ -307,6 +325,47 @@ def _performance(evaluation: Json | None) -> list[str]:
     number = evaluation.get("test_evaluation")
     ledger = f" This is evaluation number {number} on these test images." if number else ""
     return ["## Performance", f"On {_images(evaluation)}.{ledger}", _table(("", "value [95% interval]"), rows)]
+
+
+def _subgroups(evaluation: Json | None) -> list[str]:
+    if not evaluation:
+        return []
+    rows = [
+        (name, _ETIOLOGIES.get(etiology, etiology), _interval(correct))
+        for name, point in evaluation["operating_points"].items()
+        for etiology, correct in point["by_etiology"].items()
+    ]
+    table = [_table(("operating point", "images", "classified correctly [95% interval]"), rows)] if rows else []
+    return [
+        "## Subgroups",
+        "The evaluated data state no age and no sex of the patients, so that performance by age and sex is not known."
+        " `pneumoscope accept` lists subgroups by age, sex, view and manufacturer for DICOM files.",
+        *table,
+    ]
+
+
+def _heatmaps(check: Json | None) -> list[str]:
+    if not check:
+        return ["## Heatmaps", f"Not measured yet: `{EVIDENCE['saliency_check']}`."]
+    rows = [
+        (name, *(_interval(check[name][column]) for column in ("heatmap", "random", "improvement")))
+        for name in ("deletion", "insertion")
+    ]
+    randomized = [
+        (row["name"], _interval(row["correlation"]), _interval(row["magnitude_correlation"]))
+        for row in check["randomization"]
+    ]
+    shape = " x ".join(str(side) for side in check["heatmap_shape"])
+    return [
+        "## Heatmaps",
+        f"{shape} positions, on {check['n']} {check['split']} images. Area under the curve of the predicted class's score when"
+        " pixels are removed (deletion, lower is better) or added (insertion, higher is better) in the order of the heatmap, and"
+        " of random heatmaps with the same power spectrum. No expert has marked the disease on these images, so that nothing"
+        " shows whether heatmaps lie on it.",
+        _table(("curve", "heatmap", "random heatmap", "improvement"), rows),
+        "Rank correlation with the heatmaps after layers were randomized; near 0 is expected:",
+        _table(("randomized", "correlation", "correlation of magnitudes"), randomized),
+    ]
 
 
 def _robustness(robustness: Json | None) -> list[str]:

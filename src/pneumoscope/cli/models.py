@@ -22,20 +22,37 @@ __all__ = ["command"]
     metavar="[BUNDLE|RUN]",
     is_flag=False,
     flag_value="",
-    help="Print a model card as Markdown.  [default: the model in the package]",
+    help="Print a model card.  [default: the model in the package]",
 )
-def command(as_json: bool, target: str | None) -> None:
+@click.option(
+    "--format",
+    "card_format",
+    type=click.Choice(["markdown", "chai", "huggingface"]),
+    default="markdown",
+    show_default=True,
+    help="Format of the card: Markdown, CHAI Applied Model Card (XML), or README.md of a Hugging Face repository.",
+)
+@click.option("--developer", default="", metavar="NAME", help="Developer of the model, for a CHAI card.")
+@click.option("--contact", default="", metavar="TEXT", help="How to reach the developer, for a CHAI card.")
+def command(as_json: bool, target: str | None, card_format: str, developer: str, contact: str) -> None:
     """List the networks with parameters, input size and source of ImageNet weights, or print the card of a model.
 
     Recipes also accept any other timm network by name.
     """
     if target is not None:
         from pneumoscope.bundle.model_card import model_card
+        from pneumoscope.bundle.model_card_exports import chai_model_card, hugging_face_model_card
         from pneumoscope.runs.run_folder import find_bundle
 
         if as_json:
             raise UsageError("--card and --json cannot be combined", hint="Read card.json in the bundle instead")
-        click.echo(model_card(find_bundle(Path(target) if target else None)), nl=False)
+        folder = find_bundle(Path(target) if target else None)
+        if card_format == "chai":
+            click.echo(chai_model_card(folder, developer=developer, contact=contact), nl=False)
+        else:
+            click.echo(
+                hugging_face_model_card(folder) if card_format == "huggingface" else model_card(folder), nl=False
+            )
         return
     from pneumoscope.models.registry import list_models
 

@@ -1,0 +1,331 @@
+"""Export the model card of a bundle: as a CHAI Applied Model Card (XML) and as a Hugging Face model card.
+
+Sources: CHAI Applied Model Card schema, version 0.2, https://mc.chai.org/v0.2/schema.xsd. Hugging Face Hub, model card
+metadata and model-index, https://huggingface.co/docs/hub/model-cards.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterable, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+from xml.etree import ElementTree as ET
+
+from pneumoscope.bundle.card import Card, read_bundle
+from pneumoscope.bundle.model_card import Json, model_card, read_evidence
+from pneumoscope.core.i18n import NOTICE
+
+__all__ = ["CHAI_NAMESPACE", "chai_model_card", "hugging_face_model_card"]
+
+CHAI_NAMESPACE = "https://mc.chai.org/v0.2/schema.xsd"
+_NOT_STATED = "Not stated."
+_NONE = "None."
+_DATA = "Kermany, Zhang and Goldbaum, Mendeley Data, doi:10.17632/rscbjbr9sj, CC BY 4.0"
+_BIBLIOGRAPHY = """@article{kermany2018,
+  author = {Kermany, Daniel S. and others},
+  title = {Identifying Medical Diagnoses and Treatable Diseases by Image-Based Deep Learning},
+  journal = {Cell}, volume = {172}, pages = {1122--1131}, year = {2018}
+}"""
+
+# A text, or elements by name in the order of the schema; a list repeats the element.
+_Content = str | Mapping[str, Any]
+
+
+def chai_model_card(folder: Path, *, developer: str = "", contact: str = "") -> str:
+    """Return the model card of a bundle as a CHAI Applied Model Card, an XML document.
+
+    Args:
+        folder: Folder of the bundle, with its evidence.
+        developer, contact: Developer of the model, and how to reach them; "Not stated." if empty.
+
+    Raises:
+        BundleError: See `model_card`.
+    """
+    markdown = model_card(folder)  # raises if the evidence is malformed
+    card, _ = read_bundle(folder)
+    evidence = read_evidence(folder, card)
+    ET.register_namespace("", CHAI_NAMESPACE)
+    root = _element("AppliedModelCard", _chai_content(card, evidence, markdown, developer, contact))
+    ET.indent(root, " ")
+    return ET.tostring(root, encoding="unicode", xml_declaration=True) + "\n"
+
+
+def hugging_face_model_card(folder: Path) -> str:
+    """Return the model card of a bundle as the README.md of a Hugging Face repository: metadata in YAML, then Markdown.
+
+    Args:
+        folder: Folder of the bundle, with its evidence.
+
+    Raises:
+        BundleError: See `model_card`.
+    """
+    markdown = model_card(folder)
+    card, _ = read_bundle(folder)
+    evaluation = read_evidence(folder, card)["evaluation"]
+    metadata: dict[str, Any] = {
+        "language": ["en"],
+        "license": "apache-2.0",
+        "library_name": "pneumoscope",
+        "pipeline_tag": "image-classification",
+        "tags": ["medical", "radiology", "chest-x-ray", "pneumonia", "onnx", "calibrated"],
+    }
+    if evaluation:
+        metadata["metrics"] = ["roc_auc", "accuracy", "brier_score"]
+        metadata["model-index"] = [{"name": card.name, "results": _hugging_face_results(evaluation)}]
+    return "---\n" + "\n".join(_yaml_lines(metadata)) + "\n---\n\n" + markdown
+
+
+# --- CHAI ------------------------------------------------------------------------------------------------------------
+
+
+def _chai_content(
+    card: Card, evidence: Mapping[str, Json | None], markdown: str, developer: str, contact: str
+) -> Mapping[str, Any]:
+    ages = f"Patients of {card.age_range[0]:g} to {card.age_range[1]:g} years. " if card.age_range else ""
+    return {
+        "BasicInfo": {
+            "ModelName": card.name,
+            "ModelDeveloper": developer or _NOT_STATED,
+            "DeveloperContact": contact or _NOT_STATED,
+        },
+        "ReleaseInfo": {
+            "ReleaseStage": "Research and education. Not a medical device.",
+            "ReleaseDate": card.created[:10],
+            "ReleaseVersion": f"pneumoscope {card.version}, network {card.onnx_sha256}",
+            "GlobalAvailability": "Not cleared or approved in any country.",
+            "RegulatoryApproval": _NONE,
+        },
+        "ModelSummary": {
+            "Summary": f"{card.network} that estimates the probability of pneumonia from one frontal chest radiograph, with a"
+            f" decision threshold, an interval and rejection of unsuitable images. {NOTICE}",
+            "Keywords": {"Keyword": ["chest radiograph", "pneumonia", "classification"]},
+        },
+        "UsesAndDirections": {
+            "IntendedUseAndWorkflow": "Research and education: comparing and studying classifiers of chest radiographs. It must"
+            " not be used for decisions about patients.",
+            "PrimaryIntendedUsers": "Researchers, engineers, and physicians who study such models.",
+            "HowToUse": "Score images with `pneumoscope predict` or the web interface. Before any study at a hospital, run"
+            " `pneumoscope accept` on labeled images of that hospital.",
+            "TargetedPatientPopulation": f"{ages}{NOTICE}",
+            "CautionedOutOfScopeSettings": "Other ages, other views, other diseases, images that are not chest radiographs, and"
+            " other hospitals until the model has been tested there.",
+        },
+        "Warnings": {
+            "KnownRisksAndLimitations": _section(markdown, "Known failures") or _section(markdown, "Rejected images"),
+            "KnownBiasesOrEthicalConsiderations": "\n\n".join(
+                filter(
+                    None,
+                    (
+                        _section(markdown, "Subgroups"),
+                        _section(markdown, "Shortcuts of the network"),
+                        _section(markdown, "Shortcuts in the data"),
+                    ),
+                )
+            ),
+            "ClinicalRiskLevel": "Not assigned: not a medical device.",
+        },
+        "TrustIngredients": {"AISystemFacts": _system_facts(card, markdown), "TransparencyInformation": {
+            "FundingSource": _NOT_STATED,
+            "StakeholdersConsulted": _NONE,
+        }},
+        "KeyMetrics": _key_metrics(card, evidence, markdown),
+        "Resources": {
+            "EvaluationReferences": "The command that measured each figure is in the evidence of the bundle.",
+            "PeerReviewedPublications": _NONE,
+            "PatientConsentOrDisclosure": f"Public, de-identified radiographs ({_DATA}) for the model in the package;"
+            " not stated for other models.",
+        },
+        "Bibliography": _BIBLIOGRAPHY,
+    }  # fmt: skip
+
+
+def _system_facts(card: Card, markdown: str) -> Mapping[str, str]:
+    counts = "; ".join(
+        f"{split}: {', '.join(f'{n:,} {label}' for label, n in labels.items())}"
+        for split, labels in card.counts.items()
+    )
+    side = card.preprocessing.size
+    return {
+        "OutcomesAndOutputs": "Probability of pneumonia with an interval, a decision (pneumonia, no pneumonia, uncertain or"
+        " rejected with a reason), and a heatmap.",
+        "ModelType": f"Convolutional neural network, {card.network}, {card.parameters:,} parameters, ONNX.",
+        "FoundationModels": "Initial weights: ImageNet."
+        if card.recipe.get("network", {}).get("weights") == "imagenet"
+        else _NONE,
+        "InputDataSource": "One radiograph: DICOM, JPEG, PNG, TIFF, BMP or WebP.",
+        "OutputAndInputDataTypes": f"Input: gray levels, {side} x {side} pixels. Output: numbers and text.",
+        "DevelopmentDataCharacterization": f"Images, split by {card.split_by}: {counts or 'not stated'}.",
+        "BiasMitigationApproaches": "Splits by patient; augmentation of framing and exposure; rejection of images unlike the"
+        " training images; thresholds and calibration chosen on validation images only.",
+        "OngoingMaintenance": "None by the developer. `pneumoscope monitor` detects drift at a site.",
+        "Security": "Offline inference; untrusted images are decoded in isolated processes.",
+        "Transparency": _section(markdown, "Overview") or _NOT_STATED,
+    }
+
+
+def _key_metrics(card: Card, evidence: Mapping[str, Json | None], markdown: str) -> Mapping[str, Any]:
+    evaluation, robustness = evidence["evaluation"], evidence["robustness"]
+    validation = f"Validation images, split by {card.split_by}."
+    tested = _describe(evaluation) if evaluation else validation
+    process = (
+        "Thresholds and calibration were chosen on validation images. Every evaluation of test images is recorded in a ledger."
+        if evaluation
+        else "No evaluation on test images: sensitivity and specificity are of the images that chose the thresholds."
+    )
+    performance = (
+        [
+            *((name.replace("_", " "), value) for name, value in evaluation["metrics"].items()),
+            *(
+                (f"{metric}, {name}", point["metrics"][metric])
+                for name, point in evaluation["operating_points"].items()
+                for metric in ("sensitivity", "specificity")
+            ),
+        ]
+        if evaluation
+        else [
+            (f"{metric}, {name}", _as_interval(getattr(point, metric)))
+            for name, point in card.operating_points.items()
+            for metric in ("sensitivity", "specificity")
+        ]
+    )
+    fairness = [(f"AUROC, {name}", value) for name, value in (evaluation or {}).get("auroc_by_etiology", {}).items()]
+    safety = [(f"changed decisions, {row['name']}", row["changed"]) for row in (robustness or {}).get("changes", [])]
+    if card.rejection_limits:
+        safety.append(("rejected validation images", _as_interval(card.rejection_limits.rejected)))
+        safety += [
+            (f"images of other ages that get a prediction, {name}", _as_interval(group.passed))
+            for name, group in card.rejection_limits.outliers.items()
+            if group.passed
+        ]
+    return {
+        "UsefulnessUsabilityEfficacy": _metric(
+            "Discrimination, calibration, sensitivity and specificity.", performance, tested, process, NOTICE
+        ),
+        "FairnessEquity": _metric(
+            "Subgroups that the data state.",
+            fairness,
+            tested,
+            process,
+            _section(markdown, "Subgroups") or "Age and sex are not part of the evaluated data.",
+        ),
+        "SafetyReliability": _metric(
+            "Unchanged decisions for variants of the same image, and rejection of images outside the population.",
+            safety,
+            f"{robustness['n']} {robustness['split']} images." if robustness else validation,
+            "`pneumoscope robustness`, and images of other sources that were not used for training.",
+            "Rates of 0 are best for changed decisions and for images of other ages that get a prediction.",
+        ),
+    }
+
+
+def _metric(
+    goal: str, results: Sequence[tuple[str, Json]], tested: str, process: str, interpretation: str
+) -> Mapping[str, Any]:
+    rows = [
+        {"Label": label, "ValueJson": _value_json(interval)}
+        for label, interval in results
+        if interval["value"] is not None
+    ]
+    return {
+        "MetricGoal": goal,
+        "Results": {"MetricResult": rows or [{"Label": "Not measured", "ValueJson": json.dumps({"kind": "text"})}]},
+        "Interpretation": interpretation,
+        "TestType": "Retrospective, internal.",
+        "TestingDataDescription": tested,
+        "ValidationProcessAndJustification": process,
+    }
+
+
+def _value_json(interval: Json) -> str:
+    if interval["low"] is None or interval["high"] is None:
+        return json.dumps({"kind": "single", "value": interval["value"]})
+    ends = {"estimate": interval["value"], "lower": interval["low"], "upper": interval["high"]}
+    return json.dumps({"kind": "estimate_ci", **ends, "level": 95, "unit": ""})
+
+
+def _as_interval(proportion: Any) -> Json:
+    return {"value": proportion.value, "low": proportion.low, "high": proportion.high}
+
+
+def _describe(evaluation: Json) -> str:
+    counts = ", ".join(f"{n} {label}" for label, n in evaluation["counts"].items())
+    return f"{evaluation['n']} {evaluation['split']} images ({counts}) of {evaluation['patients']} patients."
+
+
+def _section(markdown: str, heading: str) -> str:
+    """Return the text of a section of the model card; "" if there is none."""
+    _, found, rest = markdown.partition(f"\n## {heading}\n")
+    return rest.partition("\n## ")[0].strip() if found else ""
+
+
+def _element(name: str, content: _Content) -> ET.Element:
+    element = ET.Element(f"{{{CHAI_NAMESPACE}}}{name}")
+    if isinstance(content, str):
+        element.text = _xml_text(content)
+        return element
+    for child, value in content.items():
+        element.extend(_element(child, each) for each in (value if isinstance(value, list) else [value]))
+    return element
+
+
+def _xml_text(text: str) -> str:
+    """Return the text without characters that XML 1.0 does not have."""
+    return "".join(mark for mark in text if mark in "\t\n\r" or (mark >= " " and not "\ud800" <= mark <= "\udfff"))
+
+
+# --- Hugging Face ----------------------------------------------------------------------------------------------------
+
+
+def _hugging_face_results(evaluation: Json) -> list[Mapping[str, Any]]:
+    balanced = evaluation["operating_points"].get("balanced", {}).get("metrics", {})
+    metrics = [
+        ("roc_auc", "AUROC", evaluation["metrics"]["auroc"]),
+        ("brier_score", "Brier score", evaluation["metrics"]["brier"]),
+        *(
+            (kind, f"{name}, balanced", balanced[metric])
+            for kind, name, metric in (
+                ("accuracy", "Accuracy", "accuracy"),
+                ("recall", "Sensitivity", "sensitivity"),
+                ("specificity", "Specificity", "specificity"),
+            )
+            if metric in balanced
+        ),
+    ]
+    return [
+        {
+            "task": {"type": "image-classification", "name": "Detection of pneumonia on chest radiographs"},
+            "dataset": {
+                "type": "chest-radiographs",
+                "name": f"{evaluation['n']} {evaluation['split']} images, hash {evaluation['images_sha256'][:16]}",
+                "split": evaluation["split"],
+            },
+            "metrics": [
+                {
+                    "type": kind,
+                    "name": name,
+                    "value": interval["value"],
+                    "args": {"low": interval["low"], "high": interval["high"], "level": interval["level"]},
+                }
+                for kind, name, interval in metrics
+                if interval["value"] is not None
+            ],
+        }
+    ]
+
+
+def _yaml_lines(value: Any, indent: str = "") -> Iterable[str]:
+    """Yield a mapping or a list as YAML in block style; scalars are JSON, which is YAML."""
+    items = value.items() if isinstance(value, Mapping) else ((None, each) for each in value)
+    for key, each in items:
+        start = f"{indent}{key}:" if key is not None else f"{indent}-"
+        if not isinstance(each, Mapping | list):
+            yield f"{start} {json.dumps(each, ensure_ascii=False)}"
+            continue
+        if key is None:  # the first line of the element follows the dash
+            first, *rest = _yaml_lines(each, indent + "  ")
+            yield f"{start} {first.lstrip()}"
+            yield from rest
+            continue
+        yield start
+        yield from _yaml_lines(each, indent + "  ")
