@@ -112,7 +112,7 @@ def test_more_rejections_give_an_alarm(shared_maker, tmp_path):
 
 @pytest.mark.slow
 def test_false_alarms_are_as_rare_as_promised(bundle, tmp_path, monkeypatch):
-    # The reference and each look are samples of one population; the network is replaced by its formula to save time.
+    # The reference and each check are samples of one population; the network is replaced by its formula to save time.
     rng = np.random.default_rng(0)
 
     def sample(n):
@@ -151,11 +151,11 @@ def test_false_alarms_are_as_rare_as_promised(bundle, tmp_path, monkeypatch):
 
 def test_planned_looks_share_the_false_alarms(bundle, profile, tmp_path):
     paths = recent(tmp_path / "recent", normal=60, pneumonia=60, seed=8, shift=7)
-    one, many = monitor(paths, profile, bundle), monitor(paths, profile, bundle, looks=1000)
+    one, many = monitor(paths, profile, bundle), monitor(paths, profile, bundle, checks=1000)
     assert [test.adjusted for test in one.tests] == [test.adjusted for test in many.tests]
     limit = 0.05 / 1000
     assert [test.alarm for test in many.tests] == [test.adjusted <= limit for test in many.tests]
-    assert "1000 planned looks" in monitoring_markdown(many)
+    assert "1000 planned checks" in monitoring_markdown(many)
 
 
 def test_unreadable_files_are_named_and_left_out(bundle, profile, tmp_path):
@@ -171,7 +171,7 @@ def test_too_few_images_and_invalid_numbers_are_errors(bundle, profile, tmp_path
     paths = recent(tmp_path / "recent", normal=20, pneumonia=20)
     with pytest.raises(UndefinedMetricError, match=f"needs at least {MIN_IMAGES} readable images; there are 40"):
         monitor(paths, profile, bundle)
-    for options in ({"false_alarms": 0}, {"false_alarms": 1.5}, {"looks": 0}):
+    for options in ({"false_alarms": 0}, {"false_alarms": 1.5}, {"checks": 0}):
         with pytest.raises(UsageError, match="the probability must be between 0 and 1"):
             monitor(paths, profile, bundle, **options)
 

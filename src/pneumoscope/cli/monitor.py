@@ -26,14 +26,14 @@ __all__ = ["command"]
     type=click.FloatRange(0, 1, min_open=True, max_open=True),
     default=0.05,
     show_default=True,
-    help="Probability of at least one false alarm in all planned looks.",
+    help="Probability of at least one false alarm in all planned checks.",
 )
 @click.option(
-    "--looks",
+    "--checks",
     type=click.IntRange(min=1),
     default=1,
     show_default=True,
-    help="Planned number of looks, such as 12 a year.",
+    help="Planned number of checks, such as 12 a year.",
 )
 @click.option("--exit-code", is_flag=True, help="Exit with status 1 if there is an alarm.")
 @json_option
@@ -42,7 +42,7 @@ def command(
     site: Path,
     bundle: Path | None,
     false_alarms: float,
-    looks: int,
+    checks: int,
     exit_code: bool,
     as_json: bool,
 ) -> None:
@@ -52,7 +52,7 @@ def command(
     cause: a new scanner, other processing, other patients. It does not show that the model is worse, and no drift does not
     show that it is not.
 
-    Example:  pneumoscope monitor images/2026-11 --site acceptance/site.json --looks 12
+    Example:  pneumoscope monitor images/2026-11 --site acceptance/site.json --checks 12
     """
     from pneumoscope.cli.progress import image_progress
     from pneumoscope.core.messages import counted
@@ -64,7 +64,7 @@ def command(
     if skipped:
         click.echo(f"Skipped {counted(skipped, 'file')}: hidden or not an image", err=True)
     with image_progress("scoring images") as progress:
-        result = monitor(images, site, bundle, false_alarms=false_alarms, looks=looks, progress=progress)
+        result = monitor(images, site, bundle, false_alarms=false_alarms, checks=checks, progress=progress)
     click.echo(to_json(result) if as_json else monitoring_markdown(result), nl=False)
     if exit_code and result.alarm:
         raise click.exceptions.Exit(1)

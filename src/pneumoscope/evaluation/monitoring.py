@@ -1,7 +1,7 @@
 """Monitor a model at a hospital without labels: are recent images like those of the site profile?
 
 Probabilities, image statistics and the fraction of rejected images are compared with those of the profile. The tests share one
-probability of a false alarm: with Holm's correction for the number of tests, and Bonferroni's for the planned number of looks.
+probability of a false alarm: with Holm's correction for the number of tests, and Bonferroni's for the planned number of checks.
 Drift does not show that the model is worse, and a model can become worse without drift: repeat the acceptance test.
 
 Sources: Smirnov 1939 (two-sample test); Fisher 1922 (exact test); Holm 1979, Scand J Stat 6:65.
@@ -45,7 +45,7 @@ class DriftTest:
         n_reference, n_recent: Numbers of images.
         p_value: Before correction.
         adjusted: Corrected for the number of tests.
-        alarm: True if `adjusted` is at most the probability of a false alarm per look.
+        alarm: True if `adjusted` is at most the probability of a false alarm per check.
     """
 
     name: str
@@ -60,7 +60,7 @@ class DriftTest:
 
 @dataclasses.dataclass(frozen=True, slots=True)
 class Monitoring:
-    """Result of one look.
+    """Result of one check.
 
     Attributes:
         site: Name and short hash of the site profile.
@@ -68,7 +68,7 @@ class Monitoring:
         n: Number of readable images.
         unreadable: Paths of the other files, with the reason.
         rejected: Fraction of rejected images.
-        false_alarms, looks: Probability of a false alarm over all planned looks, and their number.
+        false_alarms, checks: Probability of a false alarm over all planned checks, and their number.
         tests: One per quantity, in a fixed order.
         alarm: True if any test gives an alarm.
         version: Version of pneumoscope.
@@ -81,7 +81,7 @@ class Monitoring:
     unreadable: Mapping[str, str]
     rejected: Interval
     false_alarms: float
-    looks: int
+    checks: int
     tests: tuple[DriftTest, ...]
     alarm: bool
     version: str
@@ -95,7 +95,7 @@ def monitor(
     bundle: Path | None = None,
     *,
     false_alarms: float = 0.05,
-    looks: int = 1,
+    checks: int = 1,
     progress: Callable[[int, int], None] | None = None,
 ) -> Monitoring:
     """Compare recent images with a site profile.
@@ -106,8 +106,8 @@ def monitor(
         paths: Image files.
         site: The site profile.
         bundle: Bundle or run; the model in the package if None.
-        false_alarms: Probability of at least one false alarm in all looks together, if nothing changed.
-        looks: Planned number of looks.
+        false_alarms: Probability of at least one false alarm in all checks together, if nothing changed.
+        checks: Planned number of checks.
         progress: Called with the number of processed files and of all files.
 
     Raises:
@@ -116,9 +116,9 @@ def monitor(
         BundleError: The bundle cannot be read or run.
         SiteProfileError: The profile cannot be used.
     """
-    if not 0 < false_alarms < 1 or looks < 1:
+    if not 0 < false_alarms < 1 or checks < 1:
         raise UsageError(
-            f"the probability of a false alarm is {false_alarms:g} and the number of looks {looks}; the probability must be"
+            f"the probability of a false alarm is {false_alarms:g} and the number of checks {checks}; the probability must be"
             " between 0 and 1, the number at least 1"
         )
     session = BundleSession.load(find_bundle(bundle), site=site)
@@ -138,7 +138,7 @@ def monitor(
     table = [[sum(rejected), len(rejected) - sum(rejected)], [n_rejected, profile.n - n_rejected]]
     p_values["rejected"] = float(stats.fisher_exact(table).pvalue)
     medians["rejected"] = (profile.rejected.value, sum(rejected) / len(rejected), profile.n, len(rejected))
-    limit = false_alarms / looks
+    limit = false_alarms / checks
     tests = tuple(
         DriftTest(name, *medians[name], p_value, adjusted, adjusted <= limit)
         for (name, p_value), adjusted in zip(p_values.items(), holm(list(p_values.values())), strict=True)
@@ -151,7 +151,7 @@ def monitor(
         unreadable=unreadable,
         rejected=proportion(rejected, None),
         false_alarms=false_alarms,
-        looks=looks,
+        checks=checks,
         tests=tests,
         alarm=any(test.alarm for test in tests),
         version=__version__,
@@ -202,7 +202,7 @@ def monitoring_markdown(result: Monitoring) -> str:
     """Return the result as Markdown."""
     found = [test.name for test in result.tests if test.alarm]
     verdict = f"**Drift: {', '.join(found)}.**" if found else "No drift detected."
-    looks = "one look" if result.looks == 1 else f"{result.looks} planned looks"
+    checks = "one check" if result.checks == 1 else f"{result.checks} planned checks"
     lines = [
         f"{verdict} {result.n} images compared with the profile of {result.site}, model {result.bundle}.",
         "",
@@ -214,7 +214,7 @@ def monitoring_markdown(result: Monitoring) -> str:
             for test in result.tests
         ),
         "",
-        f"Medians; for rejected, the fraction. Probability of a false alarm in {looks}: {result.false_alarms:g}.",
+        f"Medians; for rejected, the fraction. Probability of a false alarm in {checks}: {result.false_alarms:g}.",
     ]
     if result.unreadable:
         listed = "; ".join(f"{path}: {reason}" for path, reason in list(result.unreadable.items())[:_MAX_LISTED])
