@@ -25,7 +25,7 @@ from tests.processes import started
 from pneumoscope.bundle.card import read_bundle
 from pneumoscope.cli import cli, run_and_exit
 from pneumoscope.cli import predict as module
-from pneumoscope.core.errors import PartialFailureError
+from pneumoscope.core.errors import PartialFailureError, UsageError
 from pneumoscope.core.i18n import NOTICE
 from pneumoscope.core.prediction import Prediction
 from pneumoscope.core.results import SCHEMA
@@ -139,6 +139,39 @@ def test_json_states_the_interval_of_a_bundle_that_has_one(maker: Any, images: P
     }
 
 
+def test_hint_names_the_column_of_the_csv_file(
+    bundle: Path, images: Path, run_command: Callable[..., tuple[int, str, str]]
+) -> None:
+    status, out, err = run_command(bundle, "gone.png", "--csv", "-")
+    assert (status, err) == (3, "error: 1 of 1 image could not be read. See failure_message in the CSV file\n")
+    assert "No such file or directory" in out
+
+
+def test_age_is_used_for_images_that_state_none(shared_maker: Any, tmp_path: Path) -> None:
+    folder = shared_maker.bundle(shared_maker.root / "ages by option", age_range=(1, 5))
+    Image.fromarray(halves(120)).save(tmp_path / "a.png")
+
+    def run(*options: str) -> tuple[list[Any], str]:
+        result = CliRunner().invoke(
+            cli, ["predict", str(tmp_path / "a.png"), "--model", str(folder), *options, "--json"]
+        )
+        return [each["rejection"] for each in json.loads(result.stdout)["predictions"]], result.stderr
+
+    (unknown,), warned = run()
+    assert unknown is None
+    assert "Age not stated" in warned
+    (child,), quiet = run("--age", "3", "--require-age", "always")
+    assert (child, quiet) == (None, "")
+    (adult,), _ = run("--age", "40")
+    assert (adult["code"], adult["parameters"]["age"]) == ("outside_age_range", 40)
+    (drawn,), _ = run("--age", "40", "--heatmaps", str(tmp_path / "heatmaps"))
+    assert drawn["code"] == "outside_age_range"
+    with pytest.raises(UsageError, match="the age is -1 years, not from 0 to 130"):
+        CliRunner().invoke(
+            cli, ["predict", str(tmp_path / "a.png"), "--model", str(folder), "--age", "-1"], catch_exceptions=False
+        )
+
+
 def test_model_in_the_package_is_the_default(images: Path) -> None:
     document = json.loads(CliRunner().invoke(cli, ["predict", "images", "--json"]).stdout)
 
@@ -152,7 +185,7 @@ def test_unreadable_files_are_reported_and_the_rest_are_processed(
     status, out, err = run_command(bundle, "images/c.png", "gone.png", "images/a.png", "--json")
 
     assert status == 3
-    assert err == "error: 2 of 3 images could not be read. See the message beside each of them\n"
+    assert err == "error: 2 of 3 images could not be read. See the message of each of them\n"
     empty, missing, good = json.loads(out)["predictions"]
     assert (empty["decision"], empty["failure"]["code"]) == (None, "unreadable_image")
     assert "the file is empty (0 bytes)" in empty["failure"]["message"]

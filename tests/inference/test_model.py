@@ -360,7 +360,7 @@ def test_closing_the_stream_cancels_pending_work(model, monkeypatch):
     started = []
     batch = model._predict_batch
 
-    def slow(images, pool):
+    def slow(images, pool, **_):
         started.append(threading.current_thread())
         time.sleep(0.1)
         return batch(images, pool)

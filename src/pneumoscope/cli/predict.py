@@ -46,6 +46,12 @@ _COLORS = {
 @operating_point_option
 @site_option
 @require_age_option("never")
+@click.option(
+    "--age",
+    type=float,
+    metavar="YEARS",
+    help="Age of the patient, for images whose file states none.",
+)
 @json_option
 @click.option(
     "--csv",
@@ -64,6 +70,7 @@ def command(
     operating_point: str,
     site: Path | None,
     require_age: AgeRequirement,
+    age: float | None,
     as_json: bool,
     table: Path | None,
     heatmaps: Path | None,
@@ -109,7 +116,9 @@ def command(
     with contextlib.ExitStack() as stack:
         interrupted = stack.enter_context(_catch_interrupt())
         scored = stack.enter_context(
-            contextlib.closing(_write_heatmaps(model, images, heatmaps) if heatmaps else model.predict_many(images))
+            contextlib.closing(
+                _write_heatmaps(model, images, heatmaps, age) if heatmaps else model.predict_many(images, age=age)
+            )
         )
         progress = None
         if show_progress and len(images) > _MIN_FOR_PROGRESS:
@@ -140,7 +149,7 @@ def command(
     if counts[_FAILED]:
         raise PartialFailureError(
             f"{counts[_FAILED]:,} of {counted(len(images), 'image')} could not be read",
-            hint="See the message beside each of them",
+            hint="See failure_message in the CSV file" if table else "See the message of each of them",
         )
 
 
@@ -155,12 +164,12 @@ def _expand_stdin(paths: Iterable[str]) -> Iterator[str]:
                 yield os.fsdecode(name)
 
 
-def _write_heatmaps(model: Model, images: Sequence[str], folder: Path) -> Generator[Prediction]:
+def _write_heatmaps(model: Model, images: Sequence[str], folder: Path, age: float | None) -> Generator[Prediction]:
     """Yield predictions, each after its heatmap is written to the folder."""
     from pneumoscope.core.files import write_atomically
 
     digits = len(str(len(images)))
-    with contextlib.closing(model.explain_many(images)) as explained:
+    with contextlib.closing(model.explain_many(images, age=age)) as explained:
         for number, (prediction, picture) in enumerate(explained, start=1):
             if picture:
                 # Numbered, because images of several folders may share a name; reduced to safe characters.

@@ -163,7 +163,7 @@ class Model:
         return self._predict_batch(images, self._loader.pool, names, ages)
 
     def predict_many(
-        self, images: Iterable[ImageSource], *, batch_size: int = BATCH_SIZE, workers: int = 0
+        self, images: Iterable[ImageSource], *, batch_size: int = BATCH_SIZE, workers: int = 0, age: float | None = None
     ) -> Generator[Prediction]:
         """Yield predictions in the order of the images. An unreadable image yields a prediction with `failure`.
 
@@ -175,24 +175,33 @@ class Model:
             images: See `predict`.
             batch_size: Images per network call.
             workers: Threads that score; 0 means one per core, and one more if worker processes decode.
+            age: Age of the patient of all images, years; see `predict`.
         Raises:
             UsageError: A number is out of range.
         """
-        return self._stream(images, self._predict_batch, batch_size, workers)
+
+        def predict_batch(batch: Sequence[ImageSource], pool: DecodePool | None) -> list[Prediction]:
+            return self._predict_batch(batch, pool, ages=[age] * len(batch))
+
+        return self._stream(images, predict_batch, batch_size, workers, age)
 
     def explain_many(
-        self, images: Iterable[ImageSource], *, batch_size: int = BATCH_SIZE, workers: int = 0
+        self, images: Iterable[ImageSource], *, batch_size: int = BATCH_SIZE, workers: int = 0, age: float | None = None
     ) -> Generator[Explanation]:
         """Yield predictions and heatmaps like `predict_many`, each pair from the same run of the network.
 
         Args:
-            images, batch_size, workers: See `predict_many`.
+            images, batch_size, workers, age: See `predict_many`.
         Raises:
             BundleError: The network has no heatmaps.
             UsageError: A number is out of range.
         """
         self._session.require_heatmaps()
-        return self._stream(images, self._explain_batch, batch_size, workers)
+
+        def explain_batch(batch: Sequence[ImageSource], pool: DecodePool | None) -> list[Explanation]:
+            return self._explain_batch(batch, pool, age)
+
+        return self._stream(images, explain_batch, batch_size, workers, age)
 
     def heatmap_layer(self, image: ImageSource) -> Layer:
         """Return the heatmap of one image as a transparent layer. Rejections are ignored.
@@ -226,7 +235,9 @@ class Model:
         process: Callable[[Sequence[ImageSource], DecodePool | None], list[_Result]],
         batch_size: int,
         workers: int,
+        age: float | None,
     ) -> Generator[_Result]:
+        _check_age(age)
         if batch_size < 1:
             raise UsageError(f"batch_size is {batch_size}; the minimum is 1")
         if workers < 0:
@@ -278,8 +289,13 @@ class Model:
             for each in preprocessed
         ]
 
-    def _explain_batch(self, images: Sequence[ImageSource], pool: DecodePool | None) -> list[Explanation]:
-        preprocessed = self._loader.preprocess_many(images, pool, keep_radiograph=True)
+    def _explain_batch(
+        self, images: Sequence[ImageSource], pool: DecodePool | None, age: float | None
+    ) -> list[Explanation]:
+        preprocessed = [
+            _with_age(each, age) if isinstance(each, PreprocessedImage) else each
+            for each in self._loader.preprocess_many(images, pool, keep_radiograph=True)
+        ]
         explanations = iter(self._explain([each for each in preprocessed if isinstance(each, PreprocessedImage)]))
         return [
             next(explanations) if isinstance(each, PreprocessedImage) else Explanation(self._failed(each), None)
@@ -387,11 +403,15 @@ def _renamed(result: PreprocessedImage | UnreadableImageError, name: str) -> Pre
 
 def _with_age(image: PreprocessedImage, age: float | None) -> PreprocessedImage:
     """Return the image with the age that a person entered, unless its file states an age, understood or not."""
+    _check_age(age)
     if age is None:
         return image
-    if not 0 <= age <= MAX_AGE:
-        raise UsageError(f"the age is {age:g} years, not from 0 to {MAX_AGE}")
     return dataclasses.replace(image, age=image.age or PatientAge(age, "entered"))
+
+
+def _check_age(age: float | None) -> None:
+    if age is not None and not 0 <= age <= MAX_AGE:
+        raise UsageError(f"the age is {age:g} years, not from 0 to {MAX_AGE}")
 
 
 def _batches(images: Iterable[ImageSource], size: int) -> Iterator[tuple[ImageSource, ...]]:
