@@ -198,6 +198,32 @@ def test_subgroups_come_from_dicom_headers(bundle, tmp_path):
     assert "| manufacturer | Acme   Imaging | 15 |" in acceptance_markdown(result)
 
 
+def test_images_that_header_or_pixels_exclude_are_rejected_and_not_held_against_the_network(shared_maker, tmp_path):
+    bundle = shared_maker.bundle(
+        shared_maker.root / "ages at a site", gain=0.1, operating_points=CARD_POINTS, rejection_limits=WIDE, age_range=(1, 5)
+    )  # fmt: skip
+    rows = [("path", "label", "patient")]
+    rng = np.random.default_rng(0)
+    for i in range(200):
+        content = dicom(
+            int(rng.normal(145 if i % 2 else 95, 12)), PatientAge="003Y" if i % 4 else "060Y", PatientID=f"{i}"
+        )
+        (tmp_path / f"{i}.dcm").write_bytes(content)
+        rows.append((f"{i}.dcm", "PNEUMONIA" if i % 2 else "NORMAL", f"p{i}"))
+    with (tmp_path / "labels.csv").open("w", newline="") as file:
+        csv.writer(file).writerows(rows)
+
+    result, _ = accept(tmp_path / "labels.csv", bundle, site="Adults")
+
+    assert result.rejected.reasons == {"outside_age_range": 50}
+    assert (result.accepted.value, result.accepted.n) == (1, 150)
+    assert result.accepted_test.verdict == "non_inferior"
+    assert result.accepted_reference.value == 1 - 16 / 800
+    adults = next(each for each in result.subgroups if each.value == "adults")
+    assert adults.rejected.value == 1
+    assert adults.sensitivity.value is None
+
+
 def test_stated_prevalence_is_used_for_calibration(bundle, same_site):
     _, profile = accept(same_site, bundle, site="Ward", prevalence=0.1)
     assert (profile.prevalence, profile.prevalence_source) == (0.1, "stated")

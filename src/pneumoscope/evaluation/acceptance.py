@@ -147,8 +147,9 @@ class Acceptance:
             "inferior" if one of them is inferior; "inconclusive" otherwise.
         prevalence: Fraction of images with pneumonia.
         rejected, rejected_with_profile: Rejected images with the card's limits, and with the profile, cross-fitted.
-        accepted_test: Non-inferiority of the fraction of accepted images to that of the validation images; None if the model
-            has no input checks.
+        accepted, accepted_reference: Fraction of images that the network's input checks accept, of those that neither pixels nor
+            header nor age exclude, at the site and of the validation images; None if the model has no input checks.
+        accepted_test: Non-inferiority of that fraction; None without input checks or such images.
         auroc: Of accepted images.
         calibration: Of the card's probabilities, for the prevalence of the site.
         calibration_with_profile: With the profile, cross-fitted.
@@ -176,6 +177,8 @@ class Acceptance:
     prevalence: Interval
     rejected: RejectionSummary
     rejected_with_profile: Interval
+    accepted: Interval | None
+    accepted_reference: Interval | None
     accepted_test: NonInferiority | None
     auroc: Interval
     calibration: CalibrationSummary
@@ -238,6 +241,11 @@ def accept(
     card_outputs = outputs_with(card, scored)
     fit = fit_site(card, scored, prevalence)
     fitted = cross_fit(card, scored, prevalence, seed)
+    if fit.limits and (reason := _limits_are_good(card, scored, card_outputs, fitted)):
+        kept_limits: dict[str, str] = dict.fromkeys(map(str, fit.limits), reason)
+        fit = fit_site(card, scored, prevalence, fit_limits=False)
+        fit = dataclasses.replace(fit, not_changed={**kept_limits, **fit.not_changed})
+        fitted = cross_fit(card, scored, prevalence, seed, fit_limits=False)
     fit = _keep_improvements(card, scored, card_outputs, fitted, fit, prevalence)
     fitted = _with_kept_parts(card, scored, card_outputs, fitted, fit, prevalence)
     profile = _profile(card, fit, scored, images, statistics, site=site, prevalence=prevalence, seed=seed)
@@ -246,7 +254,10 @@ def accept(
         name: _point(card, name, scored, card_outputs, fitted, fit, margin, target_power)
         for name in card.operating_points
     }
-    accepted_test = _test_accepted(card, scored, card_outputs.rejected, margin)
+    accepted, accepted_reference = _accepted(card, scored, card_outputs.rejected)
+    accepted_test = None
+    if accepted and accepted_reference and accepted.value is not None:
+        accepted_test = compare_with_reference(accepted, accepted_reference, margin)
     result = Acceptance(
         site=site,
         bundle=card.name,
@@ -268,6 +279,8 @@ def accept(
             dict(Counter(each.code for each in rejections if each).most_common()),
         ),
         rejected_with_profile=proportion(fitted.rejected, scored.patients),
+        accepted=accepted,
+        accepted_reference=accepted_reference,
         accepted_test=accepted_test,
         auroc=_auroc(scored, ~card_outputs.rejected),
         calibration=_calibration(
@@ -407,15 +420,10 @@ def _keep_improvements(
 ) -> SiteFit:
     """Return the fit without parts that do not improve the cross-fitted figures.
 
-    Rejection limits are kept unless the site's images are rejected more often than the validation images. A recalibration
-    must lower the Brier score, and a threshold of the highest Youden index must raise it. A threshold at a target rate is
-    replaced only if the interval of the card's threshold at the site excludes the target.
+    A recalibration must lower the Brier score, and a threshold of the highest Youden index must raise it. A threshold at a
+    target rate is replaced only if the interval of the card's threshold at the site excludes the target.
     """
     not_changed = dict(fit.not_changed)
-    limits = dict(fit.limits)
-    if limits and (reason := _limits_are_good(card, scored, before, after)):
-        not_changed |= dict.fromkeys(limits, reason)
-        limits = {}
     calibration, intervals = fit.calibration, fit.intervals
     both = ~before.rejected & ~after.rejected
     labels = scored.labels[both]
@@ -443,7 +451,6 @@ def _keep_improvements(
         calibration=calibration,
         intervals=intervals,
         operating_points=points,
-        limits=limits,
         not_changed=not_changed,
     )
 
@@ -476,7 +483,7 @@ def _with_kept_parts(
         kept, _ = with_prevalence(card, _prevalence(scored, before.rejected, prevalence))
         probabilities = calibrate(kept, scored.logits)
     return CrossFitted(
-        after.rejected if fit.limits else before.rejected,
+        after.rejected,
         probabilities,
         {
             name: after.decisions[name] if name in fit.operating_points else values
@@ -610,13 +617,16 @@ def _point(
     )
 
 
-def _test_accepted(card: Card, scored: SiteImages, rejected: BoolArray, margin: float) -> NonInferiority | None:
-    """Return the test of the fraction of accepted images; images that header or pixels exclude are left out."""
+def _accepted(card: Card, scored: SiteImages, rejected: BoolArray) -> tuple[Interval | None, Interval | None]:
+    """Return the fraction of images that the input checks accept, and that of the validation images."""
     if card.rejection_limits is None:
-        return None
-    validation = card.rejection_limits.rejected
-    reference = Interval(1 - validation.value, 1 - validation.high, 1 - validation.low, validation.method, validation.n)
-    return compare_with_reference(proportion(~rejected, scored.patients), reference, margin)
+        return None, None
+    rows = np.flatnonzero(~scored.excluded)
+    observed = proportion(
+        ~rejected[rows], [scored.patients[i] for i in rows.tolist()], reason="pixels, header or age exclude all images"
+    )
+    limits = card.rejection_limits.rejected
+    return observed, Interval(1 - limits.value, 1 - limits.high, 1 - limits.low, limits.method, limits.n)
 
 
 def _verdict(tests: Sequence[NonInferiority]) -> Verdict:

@@ -117,17 +117,22 @@ class SiteFit:
     not_changed: Mapping[str, str] = dataclasses.field(default_factory=dict)
 
 
-def fit_site(card: Card, images: SiteImages, prevalence: float | None = None, *, share: float = 1.0) -> SiteFit:
+def fit_site(
+    card: Card, images: SiteImages, prevalence: float | None = None, *, fit_limits: bool = True, share: float = 1.0
+) -> SiteFit:
     """Return what the images of a site support.
 
     Args:
         card: Card of the bundle.
         images: Labeled images of the site.
         prevalence: Prevalence that probabilities are stated for; that of the accepted images if None.
+        fit_limits: Fit rejection limits; otherwise the limits of the card are kept.
         share: Fraction of the site's images, for cross-fitting: the needed numbers are for all images.
     """
     not_changed: dict[str, str] = {}
-    limits = _fit_limits(card, images, not_changed, share)
+    if card.rejection_limits and card.rejection_limits.max_age_score is not None:
+        not_changed["age_classifier"] = "the images show nothing about patients outside the age range"
+    limits = _fit_limits(card, images, not_changed, share) if fit_limits else {}
     accepted = images.subset(~images.rejected(apply_fit(card, SiteFit(limits=limits))))
     n_pneumonia = int(accepted.labels.sum())
     n_normal = len(accepted) - n_pneumonia
@@ -198,8 +203,6 @@ def _fit_limits(card: Card, images: SiteImages, not_changed: dict[str, str], sha
     if eligible.upright is not None:
         lowest = -upper_limit(-eligible.upright.astype(np.float32), limits.classifier_share)
         fitted["input_classifier"] = min(limits.min_upright, lowest)
-    if limits.max_age_score is not None:
-        not_changed["age_classifier"] = "the images show nothing about patients outside the age range"
     return fitted
 
 
@@ -256,11 +259,13 @@ class CrossFitted:
     decisions: Mapping[str, BoolArray]
 
 
-def cross_fit(card: Card, images: SiteImages, prevalence: float | None, seed: int) -> CrossFitted:
+def cross_fit(
+    card: Card, images: SiteImages, prevalence: float | None, seed: int, *, fit_limits: bool = True
+) -> CrossFitted:
     """Return cross-fitted outputs of the images: each fold by `fit_site` on the other folds.
 
     Args:
-        card, images, prevalence: See `fit_site`.
+        card, images, prevalence, fit_limits: See `fit_site`.
         seed: Seed of the folds.
     """
     folds = assign_folds(images.labels, images.patients, seed)
@@ -271,7 +276,7 @@ def cross_fit(card: Card, images: SiteImages, prevalence: float | None, seed: in
         inside = folds == fold
         if not inside.any():
             continue
-        fit = fit_site(card, images.subset(~inside), prevalence, share=_SHARE_OF_OTHERS)
+        fit = fit_site(card, images.subset(~inside), prevalence, fit_limits=fit_limits, share=_SHARE_OF_OTHERS)
         fitted = outputs_with(apply_fit(card, fit), images.subset(inside))
         rejected[inside], probabilities[inside] = fitted.rejected, fitted.probabilities
         for name, values in fitted.decisions.items():
