@@ -5,6 +5,7 @@ import json
 import msgspec
 import pytest
 from tests.conftest import LIMITS, POINTS, operating_point
+from tests.images import png
 
 from pneumoscope.bundle.card import Calibration, Intervals, Proportion, ReferenceDistribution, read_bundle
 from pneumoscope.bundle.site_profile import SiteProfile, apply_site_profile, read_site_profile
@@ -141,8 +142,6 @@ def test_profile_of_another_model_or_card_is_refused(card, profile, shared_maker
 
 
 def test_model_uses_the_profile_and_says_so(bundle, profile, tmp_path):
-    from tests.inference.test_model import png
-
     path = write(profile, tmp_path)
     plain, site = load_model(bundle), load_model(bundle, site=path)
     before, after = plain.predict(png(126)), site.predict(png(126))

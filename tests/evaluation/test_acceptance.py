@@ -12,7 +12,7 @@ from msgspec import structs
 from PIL import Image
 from sklearn.metrics import roc_auc_score
 from tests.conftest import LIMITS, POINTS, SIZE
-from tests.inference.test_model import dicom
+from tests.images import dicom
 
 from pneumoscope.bundle.card import Proportion, short_hash
 from pneumoscope.bundle.site_profile import read_site_profile

@@ -17,6 +17,7 @@ from pydicom import Dataset
 from pydicom.dataset import FileMetaDataset
 from pydicom.uid import DigitalXRayImageStorageForPresentation, ExplicitVRLittleEndian, generate_uid
 from tests.conftest import LIMITS, SIZE, halves
+from tests.images import dicom, png
 
 import pneumoscope
 from pneumoscope.core.errors import (
@@ -45,12 +46,6 @@ def bundle(shared_maker):
 @pytest.fixture(scope="module")
 def model(bundle):
     return load_model(bundle)
-
-
-def png(level, height=SIZE, width=SIZE):
-    file = io.BytesIO()
-    Image.fromarray(halves(level, height, width)).save(file, "PNG")
-    return file.getvalue()
 
 
 def images(folder, levels):
@@ -467,26 +462,6 @@ def test_scoring_imports_no_torch_and_dicom_only_for_dicom(bundle):
 
 
 # --- age of the patient ------------------------------------------------------------------------------------------------
-
-
-def dicom(level, **elements):
-    """Return the bytes of a DICOM file with these elements."""
-    dataset = Dataset()
-    dataset.file_meta = FileMetaDataset()
-    dataset.file_meta.TransferSyntaxUID = ExplicitVRLittleEndian
-    dataset.file_meta.MediaStorageSOPClassUID = dataset.SOPClassUID = DigitalXRayImageStorageForPresentation
-    dataset.file_meta.MediaStorageSOPInstanceUID = dataset.SOPInstanceUID = generate_uid(entropy_srcs=["age"])
-    pixels = halves(level)
-    dataset.Modality, dataset.PhotometricInterpretation, dataset.PixelData = "DX", "MONOCHROME2", pixels.tobytes()
-    dataset.Rows, dataset.Columns = pixels.shape
-    dataset.SamplesPerPixel, dataset.BitsAllocated, dataset.BitsStored, dataset.HighBit = 1, 8, 8, 7
-    dataset.PixelRepresentation = 0
-    dataset.WindowCenter, dataset.WindowWidth = 127.5, 256
-    for name, value in elements.items():
-        setattr(dataset, name, value)
-    file = io.BytesIO()
-    dataset.save_as(file, enforce_file_format=True)
-    return file.getvalue()
 
 
 @pytest.fixture(scope="module")

@@ -1,6 +1,5 @@
 """Repositories on SQLite and PostgreSQL, test images, and a running service."""
 
-import io
 import json
 import os
 import re
@@ -15,15 +14,11 @@ from contextlib import contextmanager
 from pathlib import Path
 
 import httpx
-import numpy as np
 import pytest
 from fastapi.testclient import TestClient
-from PIL import Image
-from pydicom import Dataset
-from pydicom.dataset import FileMetaDataset
-from pydicom.uid import DigitalXRayImageStorageForPresentation, ExplicitVRLittleEndian, generate_uid
 from sqlalchemy import create_engine, text
 from sqlalchemy.exc import DBAPIError
+from tests import images as image_files
 from tests.conftest import LIMITS, POINTS
 from tests.processes import started
 
@@ -39,12 +34,7 @@ from pneumoscope.service.storage.repository import PredictionRepository
 
 
 def png(level=100, size=64):
-    """Return an image of this mean gray level; its right half is brighter."""
-    gray = np.full((size, size), level - 8, np.uint8)
-    gray[:, size // 2 :] += 16
-    file = io.BytesIO()
-    Image.fromarray(gray).save(file, "PNG")
-    return file.getvalue()
+    return image_files.png(level, size, size)
 
 
 TOKEN = "0123456789abcdef"
@@ -77,24 +67,7 @@ def prediction(
 
 
 def dicom(**elements):
-    """Return a DICOM file with these elements."""
-    dataset = Dataset()
-    dataset.file_meta = FileMetaDataset()
-    dataset.file_meta.TransferSyntaxUID = ExplicitVRLittleEndian
-    dataset.file_meta.MediaStorageSOPClassUID = dataset.SOPClassUID = DigitalXRayImageStorageForPresentation
-    dataset.file_meta.MediaStorageSOPInstanceUID = dataset.SOPInstanceUID = generate_uid(entropy_srcs=["age"])
-    dataset.Modality, dataset.PhotometricInterpretation = "DX", "MONOCHROME2"
-    gray = np.full((64, 64), 92, np.uint8)
-    gray[:, 32:] += 16
-    dataset.PixelData, dataset.Rows, dataset.Columns = gray.tobytes(), *gray.shape
-    dataset.SamplesPerPixel, dataset.BitsAllocated, dataset.BitsStored, dataset.HighBit = 1, 8, 8, 7
-    dataset.PixelRepresentation = 0
-    dataset.WindowCenter, dataset.WindowWidth = 127.5, 256
-    for name, value in elements.items():
-        setattr(dataset, name, value)
-    file = io.BytesIO()
-    dataset.save_as(file, enforce_file_format=True)
-    return file.getvalue()
+    return image_files.dicom(100, 64, **elements)
 
 
 def add(repository, image=b"image", **fields):
