@@ -1,8 +1,8 @@
 """Simulate other hospitals, and show what `pneumoscope accept` finds and what its profile repairs.
 
-The images are the validation images of a run. They chose the thresholds of the model, so that the first hospital, where nothing
-is changed, should be accepted. The others change the contrast, the framing, the prevalence, or the labels' difficulty as another
-scanner, another technician or another ward would. Test images are not used.
+The images are the validation images of a run. Nothing is changed for the first hospital; its images chose the thresholds of the
+model, but augmented. The others change the contrast, the framing and the prevalence as another scanner, another technician or
+another ward would. Test images are not used.
 """
 
 from __future__ import annotations
@@ -72,7 +72,12 @@ HOSPITALS = (
     Hospital("contrast", "gray levels raised to the power 0.5", lambda pixels: gamma(pixels, 0.5)),
     Hospital("framing", "black bars of 12% around the image", lambda pixels: reframe(pixels, 0.76)),
     Hospital("prevalence", "a fifth of the images with pneumonia", pneumonia=0.2),
-    Hospital("all", "all three", lambda pixels: reframe(gamma(pixels, 0.5), 0.76), pneumonia=0.5),
+    Hospital(
+        "all",
+        "contrast and framing, and half of the images with pneumonia",
+        lambda pixels: reframe(gamma(pixels, 0.5), 0.76),
+        pneumonia=0.5,
+    ),
 )
 
 

@@ -126,7 +126,7 @@ def test_card_shows_every_number_of_the_evidence(maker, bundle):
             etiology, f"images of {'bacterial' if etiology == 'bacteria' else 'viral'} pneumonia"
         )
         assert f"| balanced | {words} | {correct.value:.3f} [" in page
-    assert "state no age and no sex of the patients" in page
+    assert "Evaluations have no subgroups by age or sex" in page
     point = found.operating_points["balanced"]
     for interval in (
         *found.metrics.values(),

@@ -8,7 +8,7 @@ from click.testing import CliRunner
 from msgspec import structs
 from tests.conftest import LIMITS, POINTS
 
-from pneumoscope.bundle.card import OutlierSummary, Proportion
+from pneumoscope.bundle.card import DEFAULT_BUNDLE, OutlierSummary, Proportion
 from pneumoscope.bundle.model_card import model_card
 from pneumoscope.bundle.model_card_exports import CHAI_NAMESPACE, chai_model_card, hugging_face_model_card
 from pneumoscope.cli.models import command
@@ -125,7 +125,7 @@ def test_metadata_is_yaml_and_the_card_follows(evaluated):
 
     assert card == "\n" + model_card(bundle)
     data = yaml.safe_load(metadata)
-    assert (data["license"], data["pipeline_tag"]) == ("apache-2.0", "image-classification")
+    assert ("license" in data, data["pipeline_tag"]) == (False, "image-classification")
     (model,) = data["model-index"]
     (result,) = model["results"]
     assert (model["name"], result["dataset"]["split"]) == ("gray", "test")
@@ -133,6 +133,10 @@ def test_metadata_is_yaml_and_the_card_follows(evaluated):
     assert set(metrics) == {"roc_auc", "brier_score", "accuracy", "recall", "specificity"}
     assert metrics["roc_auc"]["value"] == evaluation.metrics["auroc"].value
     assert metrics["accuracy"]["args"]["low"] == evaluation.operating_points["balanced"].metrics["accuracy"].low
+
+
+def test_model_in_the_package_has_the_license_of_the_package():
+    assert 'license: "apache-2.0"' in hugging_face_model_card(DEFAULT_BUNDLE)
 
 
 def test_metadata_without_an_evaluation_has_no_results(bundle):

@@ -7,9 +7,16 @@ import pytest
 from tests.conftest import LIMITS, POINTS, operating_point
 from tests.images import png
 
-from pneumoscope.bundle.card import Calibration, Intervals, Proportion, ReferenceDistribution, read_bundle
-from pneumoscope.bundle.site_profile import SiteProfile, apply_site_profile, read_site_profile
-from pneumoscope.core.errors import SiteProfileError
+from pneumoscope.bundle.card import (
+    Calibration,
+    Intervals,
+    OutlierSummary,
+    Proportion,
+    ReferenceDistribution,
+    read_bundle,
+)
+from pneumoscope.bundle.site_profile import SiteProfile, apply_site_profile, check_site_name, read_site_profile
+from pneumoscope.core.errors import SiteProfileError, UsageError
 from pneumoscope.inference.model import load_model
 
 
@@ -88,7 +95,7 @@ def test_changed_profile_is_refused(profile, tmp_path, field):
         (b"\xff\xfe", "is not a site profile"),
         (b"[" * 5_000, "is not a site profile"),
         (b" " * 10_000_001, "more than 10,000,000 bytes"),
-        (None, "cannot read .*No such file"),
+        (None, "cannot read .*No such file.*Give the file site.json"),
     ],
 )
 def test_other_files_are_refused(tmp_path, content, message):
@@ -111,7 +118,7 @@ def test_profile_replaces_parts_of_the_card_and_keeps_the_rest(card, profile):
     assert applied.calibration == profile.calibration
     assert applied.intervals == profile.intervals
     assert applied.operating_points == {**POINTS, "balanced": profile.operating_points["balanced"]}
-    assert applied.rejection_limits == msgspec.structs.replace(LIMITS, max_distance=2.2)
+    assert applied.rejection_limits == msgspec.structs.replace(LIMITS, max_distance=2.2, rejected=profile.rejected)
     assert applied.reference_distribution == profile.reference_distribution
     assert applied.seen == {"train": [], "validation": ["a" * 16, "b" * 16]}
     changed = {"calibration", "intervals", "operating_points", "rejection_limits", "reference_distribution", "seen"}
@@ -124,6 +131,33 @@ def test_profile_without_changes_keeps_the_card(card, profile):
         profile, calibration=None, intervals=None, operating_points={}, limits={}, reference_distribution=None, seen=[]
     )
     assert apply_site_profile(card, empty) == card
+
+
+def test_figures_for_other_patients_are_left_out_if_limits_change(card, profile):
+    passed = Proportion(value=0.02, low=0.01, high=0.04, n=400, method="wilson")
+    outliers = {"clinic": OutlierSummary(n_train=9, passed=passed)}
+    limits = msgspec.structs.replace(LIMITS, outliers=outliers)
+    card = msgspec.structs.replace(card, rejection_limits=limits)
+    profile = msgspec.structs.replace(profile, card_sha256=card.sha256())
+    assert apply_site_profile(card, profile).rejection_limits.outliers == {}
+    kept = apply_site_profile(card, msgspec.structs.replace(profile, limits={})).rejection_limits
+    assert kept == limits
+
+
+def test_parts_that_the_card_does_not_have_are_refused(card, profile):
+    aged = msgspec.structs.replace(profile, limits={"age_classifier": 0.5})
+    with pytest.raises(SiteProfileError, match="changes limits that 'gray' does not have"):
+        apply_site_profile(card, aged)
+    other = msgspec.structs.replace(profile, operating_points={"best": operating_point(0.6, "youden")})
+    with pytest.raises(SiteProfileError, match="has the operating point 'best'; 'gray' does not"):
+        apply_site_profile(card, other)
+
+
+@pytest.mark.parametrize("name", ["", "   ", "x" * 65, "a\nb", "a\x1b[31m"])
+def test_names_that_are_empty_long_or_not_printable_are_refused(name):
+    with pytest.raises(UsageError, match="1 to 64 printable characters"):
+        check_site_name(name)
+    check_site_name("臺北 'North' / Clinic")
 
 
 def test_profile_of_another_model_or_card_is_refused(card, profile, shared_maker):

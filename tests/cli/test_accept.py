@@ -6,6 +6,8 @@ import csv
 import io
 import json
 import shlex
+import subprocess
+import sys
 
 import pytest
 from click.testing import CliRunner
@@ -34,7 +36,7 @@ def site(tmp_path_factory):
 @pytest.fixture(scope="module")
 def accepted(bundle, site, tmp_path_factory):
     out = tmp_path_factory.mktemp("accepted")
-    result = invoke("accept", site, "--model", bundle, "--site", "North Clinic", "--margin", 0.1, "--out", out)
+    result = invoke("accept", site, "--model", bundle, "--site-name", "North Clinic", "--margin", 0.1, "--out", out)
     assert result.exit_code == 0, result.output
     return out, result
 
@@ -51,7 +53,7 @@ def test_prints_the_report_that_it_writes(accepted, bundle, site):
         site,
         "--model",
         bundle,
-        "--site",
+        "--site-name",
         "North Clinic",
         "--out",
         out,
@@ -63,7 +65,9 @@ def test_prints_the_report_that_it_writes(accepted, bundle, site):
 
 
 def test_json_is_one_document(bundle, site, tmp_path):
-    document = json.loads(invoke("accept", site, "--model", bundle, "--site", "A", "--out", tmp_path, "--json").stdout)
+    document = json.loads(
+        invoke("accept", site, "--model", bundle, "--site-name", "A", "--out", tmp_path, "--json").stdout
+    )
     assert (document["verdict"], document["n"]) == ("inferior", 300)
     assert document["operating_points"]["balanced"]["tests"]["specificity"]["verdict"] == "inferior"
 
@@ -101,7 +105,7 @@ def test_sample_size_prints_one_row_per_operating_point(bundle):
     assert 50 < images < 300
 
 
-def test_unfeasible_sample_sizes_are_said_to_be_so(shared_maker):
+def test_sample_sizes_that_are_not_feasible_are_named(shared_maker):
     few = Proportion(value=0.8, low=0.38, high=0.96, n=5, method="wilson")
     point = structs.replace(CARD_POINTS["balanced"], sensitivity=few)
     bundle = shared_maker.bundle(shared_maker.root / "uncertain card", operating_points={"balanced": point})
@@ -120,8 +124,24 @@ def test_monitor_reports_drift_and_sets_the_exit_status_on_request(accepted, bun
 
     quiet, alarm = invoke("monitor", same, *options), invoke("monitor", darker, *options)
     assert (quiet.exit_code, quiet.stdout.split(".")[0]) == (0, "No drift detected")
-    assert alarm.exit_code == 1
+    assert alarm.exit_code == 4
     assert alarm.stdout.startswith("**Drift: ")
     assert invoke("monitor", darker, *options[:-1]).exit_code == 0
     document = json.loads(invoke("monitor", darker, *options, "--json").stdout)
     assert (document["alarm"], document["n"]) == (True, 100)
+
+
+def test_alarm_sets_the_status_of_the_process(accepted, bundle, tmp_path):
+    out, _ = accepted
+    darker = write_site(tmp_path / "darker", normal=50, pneumonia=50, shift=-20, seed=4)
+    command = [sys.executable, "-m", "pneumoscope", "monitor", darker, "--model", bundle, "--site", out / "site.json"]
+    found = subprocess.run([*command, "--exit-code"], capture_output=True, text=True, check=False, timeout=60)
+    assert (found.returncode, found.stdout[:8]) == (4, "**Drift:")
+
+
+def test_invalid_site_name_is_an_error_before_images_are_scored(bundle, site, tmp_path):
+    result = CliRunner().invoke(
+        cli, ["accept", str(site), "--model", str(bundle), "--site-name", "x" * 65, "--out", str(tmp_path / "out")]
+    )
+    assert "1 to 64 printable characters" in str(result.exception)
+    assert not (tmp_path / "out").exists()

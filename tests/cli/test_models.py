@@ -58,3 +58,15 @@ def test_card_of_a_run_is_that_of_its_bundle(maker):
 def test_card_and_json_cannot_be_combined(maker):
     result = CliRunner().invoke(command, ["--card", str(maker.run()), "--json"])
     assert isinstance(result.exception, UsageError)
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        (["--format", "chai"], "need --card"),
+        (["--developer", "X"], "need --card"),
+        (["--card", "--format", "huggingface", "--contact", "X"], "Add --format chai"),
+    ],
+)
+def test_options_without_an_effect_are_errors(options, message):
+    assert message in str(CliRunner().invoke(command, options).exception)

@@ -15,13 +15,15 @@ from tests.conftest import LIMITS, POINTS, SIZE
 from tests.images import dicom
 
 from pneumoscope.bundle.card import Proportion, short_hash
+from pneumoscope.bundle.model_card import model_card
 from pneumoscope.bundle.site_profile import read_site_profile
-from pneumoscope.core.errors import DatasetError, ThresholdError, UndefinedMetricError, UsageError
+from pneumoscope.core.errors import BundleError, DatasetError, ThresholdError, UndefinedMetricError, UsageError
 from pneumoscope.data.layouts import load_manifest
 from pneumoscope.evaluation.acceptance import accept
 from pneumoscope.evaluation.acceptance_report import acceptance_markdown
 from pneumoscope.evaluation.evaluate import evaluate
 from pneumoscope.inference.model import load_model
+from pneumoscope.runs.evaluations import read_evaluation
 from pneumoscope.statistics.intervals import wilson
 
 
@@ -67,7 +69,7 @@ def same_site(tmp_path_factory):
 
 @pytest.fixture(scope="module")
 def brighter_site(tmp_path_factory):
-    return write_site(tmp_path_factory.mktemp("brighter"), shift=30, seed=2, per_patient=2)
+    return write_site(tmp_path_factory.mktemp("brighter"), normal=220, pneumonia=220, shift=30, seed=2, per_patient=2)
 
 
 def test_figures_are_those_of_the_images(bundle, same_site):
@@ -106,6 +108,7 @@ def test_profile_repairs_the_threshold_and_the_calibration(bundle, brighter_site
     result, profile = accept(brighter_site, bundle, site="Brighter", out=tmp_path)
 
     assert {"calibration", "balanced"} <= set(result.changed)
+    assert (tmp_path / "images.csv").read_text().count("\n") == 441
     point = result.operating_points["balanced"]
     assert point.with_profile["specificity"].value > point.observed["specificity"].value + 0.2
     assert result.calibration_with_profile.brier.high < result.calibration.brier.low
@@ -130,7 +133,7 @@ def test_profile_is_not_evaluated_on_its_own_images(bundle, brighter_site, tmp_p
         )
 
     evaluate(bundle, table, split="validation")
-    with pytest.raises(ThresholdError, match="'balanced' was chosen on 60 of these 60 images"):
+    with pytest.raises(ThresholdError, match="'balanced' was chosen on 88 of these 88 images"):
         evaluate(bundle, table, split="validation", site=tmp_path / "site.json")
     fixed, _ = evaluate(bundle, table, split="validation", operating_points=["half"], site=tmp_path / "site.json")
     assert fixed.site.startswith("Brighter (")
@@ -148,7 +151,7 @@ def test_verdict_of_few_images_is_inconclusive_with_the_needed_numbers(bundle, t
     report = acceptance_markdown(result)
     assert "inconclusive (" in report
     assert f"{point.needed['sensitivity']:,} accepted images with pneumonia" in report
-    assert "needs 100 accepted images of each label; there are 20 with and 20 without pneumonia" in report
+    assert "needs 100 patients with accepted images of each label; there are 20 with and 20 without pneumonia" in report
 
 
 def test_rejections_are_tested_and_limits_widened(shared_maker, tmp_path):
@@ -157,17 +160,20 @@ def test_rejections_are_tested_and_limits_widened(shared_maker, tmp_path):
     bundle = shared_maker.bundle(
         shared_maker.root / "narrow", gain=0.1, operating_points=CARD_POINTS, rejection_limits=limits
     )
-    folder = write_site(tmp_path / "site")
-    result, profile = accept(folder, bundle, site="Rejected", out=tmp_path)
+    folder = write_site(tmp_path / "site", normal=200, pneumonia=200)
+    result, profile = accept(folder, bundle, site="Rejected", out=tmp_path / "out")
 
     assert result.accepted_test.verdict == "inferior"
     assert result.verdict == "inferior"
     assert list(result.rejected.reasons) == ["out_of_distribution"]
     levels = sorted(np.asarray(Image.open(path), float).mean() for path in folder.rglob("*.png"))
-    assert profile.limits["ood_detector"] == pytest.approx(levels[-1 - 6] / 100, abs=1e-5)  # 2% of 300 images
+    expected = levels[-1 - 8] / 100  # 2% of 400 images are above it
+    assert profile.limits == {"ood_detector": pytest.approx(expected, abs=1e-5)}
+    assert result.limits == {"ood_detector": (1.2, profile.limits["ood_detector"])}
     assert result.rejected_with_profile.value < 0.05 < result.rejected.share.value
-    assert profile.rejected.value == 6 / 300
-    assert {"ood_detector", "input_classifier"} <= set(result.changed)
+    assert profile.rejected.value == 8 / 400
+    assert "ood_detector" in result.changed
+    assert "more unsuitable images are accepted" in acceptance_markdown(result)
 
 
 def test_subgroups_come_from_dicom_headers(bundle, tmp_path):
@@ -190,12 +196,12 @@ def test_subgroups_come_from_dicom_headers(bundle, tmp_path):
     groups = {(each.field, each.value): each for each in result.subgroups}
     assert set(groups) == {
         ("age", "2 to 5 years"), ("age", "adults"), ("sex", "F"), ("sex", "M"), ("view", "PA"),
-        ("manufacturer", "Acme | Imaging"), ("manufacturer", "not stated"),
+        ("manufacturer", "ACME | IMAGING"), ("manufacturer", "not stated"),
     }  # fmt: skip
     assert (groups["age", "adults"].n, groups["age", "2 to 5 years"].n) == (20, 40)
     assert (groups["sex", "F"].n, groups["sex", "F"].n_pneumonia) == (30, 15)
-    assert sum(groups["manufacturer", value].n for value in ("Acme | Imaging", "not stated")) == 60
-    assert "| manufacturer | Acme   Imaging | 15 |" in acceptance_markdown(result)
+    assert sum(groups["manufacturer", value].n for value in ("ACME | IMAGING", "not stated")) == 60
+    assert "| manufacturer | ACME   IMAGING | 15 |" in acceptance_markdown(result)
 
 
 def test_images_that_header_or_pixels_exclude_are_rejected_and_not_held_against_the_network(shared_maker, tmp_path):
@@ -224,10 +230,71 @@ def test_images_that_header_or_pixels_exclude_are_rejected_and_not_held_against_
     assert adults.sensitivity.value is None
 
 
-def test_stated_prevalence_is_used_for_calibration(bundle, same_site):
-    _, profile = accept(same_site, bundle, site="Ward", prevalence=0.1)
-    assert (profile.prevalence, profile.prevalence_source) == (0.1, "stated")
+def test_stated_prevalence_changes_the_profile_and_no_figure(bundle, same_site):
+    plain, _ = accept(same_site, bundle, site="Ward")
+    result, profile = accept(same_site, bundle, site="Ward", prevalence=0.1)
+
+    assert (profile.prevalence, profile.prevalence_source, profile.calibration.prevalence) == (0.1, "stated", 0.1)
+    assert (result.calibration, result.calibration_with_profile) == (plain.calibration, plain.calibration_with_profile)
+    assert result.stated_prevalence == 0.1
+    assert "Stated for the site: 0.1." in acceptance_markdown(result)
+    few, profile = accept(
+        write_site(same_site.parent / "few for prevalence", normal=20, pneumonia=20), bundle, site="Few", prevalence=0.1
+    )
+    assert few.changed == ("prevalence",)
     assert profile.calibration.prevalence == 0.1
+
+
+def test_metric_without_accepted_images_makes_the_verdict_inconclusive(shared_maker, tmp_path):
+    limits = structs.replace(WIDE, max_distance=1.3)  # accepts normal images only
+    bundle = shared_maker.bundle(
+        shared_maker.root / "no pneumonia accepted", gain=0.1, operating_points=CARD_POINTS, rejection_limits=limits
+    )
+    folder = write_site(tmp_path / "site", normal=400, pneumonia=3, spread=8)
+    result, _ = accept(folder, bundle, site="Rare")
+
+    point = result.operating_points["balanced"]
+    assert list(point.tests) == ["specificity"]
+    assert point.tests["specificity"].verdict == "non_inferior"
+    assert result.accepted_test.verdict == "non_inferior"
+    assert result.verdict == "inconclusive"
+    report = acceptance_markdown(result)
+    assert "inconclusive (sensitivity)" in report
+    assert "| not tested |" in report
+
+
+def test_folder_with_an_acceptance_test_is_not_overwritten(bundle, same_site, tmp_path):
+    accept(same_site, bundle, site="First", out=tmp_path)
+    before = (tmp_path / "acceptance.md").read_text()
+    with pytest.raises(UsageError, match="has an acceptance test already"):
+        accept(same_site, bundle, site="Second", out=tmp_path)
+    assert (tmp_path / "acceptance.md").read_text() == before
+
+
+def test_required_age_and_lateral_views_reject(shared_maker, tmp_path):
+    bundle = shared_maker.bundle(
+        shared_maker.root / "required ages", gain=0.1, operating_points=CARD_POINTS, rejection_limits=WIDE, age_range=(1, 5)
+    )  # fmt: skip
+    rows = [("path", "label")]
+    for i in range(40):
+        header = (
+            {"PatientID": f"{i}"}
+            | ({"PatientAge": "003Y"} if i % 2 else {})
+            | ({"ViewPosition": "LL"} if i > 35 else {})
+        )
+        (tmp_path / f"{i}").write_bytes(dicom(145 if i % 4 else 95, **header))
+        rows.append((f"{i}", "PNEUMONIA" if i % 4 else "NORMAL"))
+    with (tmp_path / "labels.csv").open("w", newline="") as file:
+        csv.writer(file).writerows(rows)
+
+    lenient, _ = accept(tmp_path / "labels.csv", bundle, site="Ages")
+    strict, _ = accept(tmp_path / "labels.csv", bundle, site="Ages", require_age="dicom")
+    assert lenient.rejected.reasons == {"lateral_view": 4}
+    assert strict.rejected.reasons == {"age_required": 18, "lateral_view": 4}
+    assert any("patients are not stated" in note for note in strict.notes)
+    (tmp_path / "labels.csv").write_text((tmp_path / "labels.csv").read_text() + "missing,NORMAL\r\n")
+    with pytest.raises(DatasetError, match=r"1 site image cannot be read \(missing: No such file"):
+        accept(tmp_path / "labels.csv", bundle, site="Ages")
 
 
 def test_images_that_the_model_has_seen_are_refused(shared_maker, same_site):
@@ -238,10 +305,11 @@ def test_images_that_the_model_has_seen_are_refused(shared_maker, same_site):
             accept(same_site, bundle, site="Seen")
 
 
-def test_test_images_of_a_divided_data_set_are_refused(bundle, maker):
-    images = maker.images()
-    maker.images(split="train", seed=1)
-    with pytest.raises(DatasetError, match="has test images, which are reserved for `pneumoscope evaluate`"):
+@pytest.mark.parametrize("splits", [("test",), ("test", "train")])
+def test_test_splits_are_refused(bundle, maker, splits):
+    for seed, split in enumerate(splits):
+        images = maker.images(split=split, seed=seed)
+    with pytest.raises(DatasetError, match="has a test split, which is reserved for `pneumoscope evaluate`"):
         accept(images, bundle, site="Divided")
 
 
@@ -286,3 +354,22 @@ def test_report_of_a_site_where_everything_is_rejected(shared_maker, tmp_path):
     assert profile.reference_distribution is None
     assert "there is no accepted image with pneumonia" in acceptance_markdown(result)
     assert all(dataclasses.asdict(each)["tests"] == {} for each in result.operating_points.values())
+
+
+def test_evaluation_with_a_profile_is_kept_beside_that_of_the_run(maker, brighter_site, tmp_path):
+    run = maker.run(operating_points=CARD_POINTS, rejection_limits=WIDE, gain=0.1)
+    accept(brighter_site, run, site="Brighter", out=tmp_path / "accepted")
+    images = maker.images()
+
+    plain, _ = evaluate(run, images)
+    site, _ = evaluate(run, images, site=tmp_path / "accepted" / "site.json")
+
+    folders = sorted(path.name for path in (run / "evaluation").iterdir())
+    assert folders == ["test", f"test-{site.site[-9:-1]}"]
+    assert read_evaluation(run / "evaluation" / "test" / "evaluation.json") == plain
+    assert (plain.site, site.site[:10]) == ("", "Brighter (")
+    rows = [json.loads(line) for line in (maker.root / "ledger.jsonl").read_text().splitlines()]
+    assert [row.get("site", "") for row in rows] == ["", site.site]
+    evaluate(run, images, site=tmp_path / "accepted" / "site.json", out=run / "bundle" / "evidence")
+    with pytest.raises(BundleError, match=r"was measured with the site profile 'Brighter \("):
+        model_card(run / "bundle")

@@ -4,15 +4,19 @@ from __future__ import annotations
 
 import numpy as np
 import pytest
+from msgspec import structs
 from PIL import Image
 from scipy import stats
 from tests.conftest import SIZE
 from tests.evaluation.test_acceptance import CARD_POINTS, WIDE, write_site
 
+from pneumoscope.bundle.site_profile import read_site_profile
 from pneumoscope.core.errors import SiteProfileError, UndefinedMetricError, UsageError
+from pneumoscope.evaluation import monitoring
 from pneumoscope.evaluation.acceptance import accept
 from pneumoscope.evaluation.monitoring import MIN_IMAGES, holm, monitor, monitoring_markdown
 from pneumoscope.imaging.statistics import IMAGE_STATISTICS, image_statistics
+from pneumoscope.inference.session import BundleSession
 
 
 @pytest.fixture(scope="module")
@@ -74,12 +78,10 @@ def test_p_values_are_those_of_the_two_sample_tests(bundle, profile, tmp_path):
     assert by_name["brightness"].p_value == pytest.approx(expected)
     assert by_name["brightness"].recent == pytest.approx(np.median(brightness))
     assert by_name["rejected"].p_value == stats.fisher_exact([[0, 120], [0, 400]]).pvalue
-    assert [test.name for test in result.tests] == ["probability", *IMAGE_STATISTICS, "rejected"]
+    assert [test.name for test in result.tests] == ["logit", *IMAGE_STATISTICS, "rejected"]
 
 
 def monitor_reference(profile):
-    from pneumoscope.bundle.site_profile import read_site_profile
-
     return read_site_profile(profile).monitoring
 
 
@@ -90,13 +92,11 @@ def test_unchanged_images_give_no_alarm_and_brighter_ones_do(bundle, profile, tm
     assert not same.alarm
     assert monitoring_markdown(same).startswith("No drift detected. 120 images compared with the profile of North (")
     assert brighter.alarm
-    assert {"probability", "brightness"} <= {test.name for test in brighter.tests if test.alarm}
-    assert monitoring_markdown(brighter).startswith("**Drift: probability, brightness")
+    assert {"logit", "brightness"} <= {test.name for test in brighter.tests if test.alarm}
+    assert monitoring_markdown(brighter).startswith("**Drift: logit, brightness")
 
 
 def test_more_rejections_give_an_alarm(shared_maker, tmp_path):
-    from msgspec import structs
-
     folder = shared_maker.root / "monitored rejections"
     limited = shared_maker.bundle(
         folder, gain=0.1, operating_points=CARD_POINTS, rejection_limits=structs.replace(WIDE, max_distance=2.0)
@@ -120,27 +120,20 @@ def test_false_alarms_are_as_rare_as_promised(bundle, tmp_path, monkeypatch):
         pixels = np.clip(rng.normal(level[:, None, None], 8, (n, SIZE, SIZE)), 0, 255).astype(np.uint8)
         values = [image_statistics(each) for each in pixels]
         columns = {name: [each[name] for each in values] for name in IMAGE_STATISTICS}
-        p = 1 / (1 + np.exp(-0.1 * (np.array(columns["brightness"]) - 125)))
-        return {"probability": p.tolist(), **columns}, (rng.random(n) < 0.03).tolist()
-
-    from msgspec import structs
-
-    from pneumoscope.bundle.card import Proportion
-    from pneumoscope.bundle.site_profile import read_site_profile
-    from pneumoscope.evaluation import monitoring
+        logits = 0.1 * (np.array(columns["brightness"]) - 125)
+        return {"logit": logits.tolist(), **columns}, (rng.random(n) < 0.03).tolist()
 
     accept(write_site(tmp_path / "images", normal=30, pneumonia=30), bundle, site="North", out=tmp_path)
-    base = read_site_profile(tmp_path / "site.json")
+    session = BundleSession.load(bundle, site=tmp_path / "site.json")
+    base = session.profile
+    monkeypatch.setattr(BundleSession, "load", lambda *_, **__: session)
     alarms = []
     for _ in range(400):
         reference, rejected = sample(300)
-        n_rejected = sum(rejected)
-        profile = structs.replace(
-            base, monitoring=reference, n=300,
-            rejected=Proportion(value=n_rejected / 300, low=0, high=1, n=300, method="wilson"),
-        )  # fmt: skip
+        session.profile = structs.replace(
+            base, monitoring=reference, monitored_patients=300, monitored_rejected=sum(rejected)
+        )
         values, recent_rejected = sample(100)
-        monkeypatch.setattr(monitoring, "read_site_profile", lambda _, profile=profile: profile)
         monkeypatch.setattr(monitoring, "_measure", lambda *_, v=values, r=recent_rejected: (r, v, {}))
         alarms.append(monitor([], tmp_path / "site.json", bundle).alarm)
 
@@ -149,7 +142,7 @@ def test_false_alarms_are_as_rare_as_promised(bundle, tmp_path, monkeypatch):
     assert np.mean(alarms) > 0
 
 
-def test_planned_looks_share_the_false_alarms(bundle, profile, tmp_path):
+def test_planned_checks_share_the_false_alarms(bundle, profile, tmp_path):
     paths = recent(tmp_path / "recent", normal=60, pneumonia=60, seed=8, shift=7)
     one, many = monitor(paths, profile, bundle), monitor(paths, profile, bundle, checks=1000)
     assert [test.adjusted for test in one.tests] == [test.adjusted for test in many.tests]
@@ -169,7 +162,9 @@ def test_unreadable_files_are_named_and_left_out(bundle, profile, tmp_path):
 
 def test_too_few_images_and_invalid_numbers_are_errors(bundle, profile, tmp_path):
     paths = recent(tmp_path / "recent", normal=20, pneumonia=20)
-    with pytest.raises(UndefinedMetricError, match=f"needs at least {MIN_IMAGES} readable images; there are 40"):
+    with pytest.raises(
+        UndefinedMetricError, match=f"needs at least {MIN_IMAGES} readable images; there are 40 of 40 files"
+    ):
         monitor(paths, profile, bundle)
     for options in ({"false_alarms": 0}, {"false_alarms": 1.5}, {"checks": 0}):
         with pytest.raises(UsageError, match="the probability must be between 0 and 1"):
@@ -180,3 +175,20 @@ def test_profile_of_another_model_is_refused(profile, shared_maker, tmp_path):
     other = shared_maker.bundle(shared_maker.root / "not monitored", gain=0.3)
     with pytest.raises(SiteProfileError, match="made for another model"):
         monitor([], profile, other)
+
+
+def test_reference_has_one_image_per_patient(bundle, tmp_path):
+    accept(
+        write_site(tmp_path / "images", normal=100, pneumonia=100, per_patient=4), bundle, site="North", out=tmp_path
+    )
+    profile = read_site_profile(tmp_path / "site.json")
+    assert (profile.n, profile.patients, profile.monitored_patients) == (200, 50, 50)
+    assert {len(values) for values in profile.monitoring.values()} == {50}
+
+
+def test_the_images_of_the_profile_do_not_differ_from_it(bundle, tmp_path):
+    # Logits far from 0, where probabilities would be rounded to 1.
+    folder = write_site(tmp_path / "images", normal=100, pneumonia=100, shift=60)
+    accept(folder, bundle, site="North", out=tmp_path)
+    result = monitor([str(path) for path in folder.rglob("*.png")], tmp_path / "site.json", bundle)
+    assert [test.p_value for test in result.tests] == pytest.approx([1.0] * 6)

@@ -106,6 +106,12 @@ def test_border_mask_must_be_less_than_a_quarter_of_the_image():
     assert read_recipe("default", ["network.border_mask=27"]).network.border_mask == 27
 
 
+def test_calibration_on_augmented_images_needs_more_than_a_border_swap():
+    options = ['augmentation={"border_swap" = 0.5}', "training.calibrate=augmented"]
+    with pytest.raises(RecipeError, match=r'calibrate: "augmented" needs an \[augmentation\] table'):
+        read_recipe("quick", options)
+
+
 def test_consistency_needs_augmentation():
     with pytest.raises(
         RecipeError, match=r"training\.consistency: compares augmented copies; it needs an \[augmentation\]"

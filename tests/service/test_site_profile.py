@@ -4,6 +4,7 @@ import contextlib
 
 import pytest
 from fastapi.testclient import TestClient
+from msgspec import structs
 from tests.conftest import LIMITS, POINTS, operating_point
 from tests.service.conftest import images, png, post, problem, served
 
@@ -33,7 +34,7 @@ def profile(bundle, tmp_path_factory):
         format=1, version="0.1.0", created="2026-01-02T03:04:05+00:00", name="North <b>Clinic", model=card.name,
         onnx_sha256=card.onnx_sha256, card_sha256=card.sha256(), images_sha256="a" * 64, seen=[], n=1, patients=1,
         n_pneumonia=1, seed=0, prevalence=None, prevalence_source="data", calibration=None, intervals=None,
-        operating_points={"balanced": operating_point(0.7, "youden")}, limits={},
+        operating_points={"balanced": structs.replace(operating_point(0.7, "youden"), site=True)}, limits={},
         rejected=Proportion(value=0, low=0, high=1, n=1, method="wilson"), reference_distribution=None, not_changed={},
     )  # fmt: skip
     path.write_text(made.to_json())
@@ -66,6 +67,10 @@ def test_predictions_with_and_without_the_profile_are_kept_apart(bundle, profile
         refused = problem(site.get(f"/v1/predictions/{before['id']}/heatmap.png"), 404, "unknown_name")
         assert "another model or site profile" in refused["hint"]
         assert "1 prediction of model" in site.get("/dashboard").text
+        assert site.get("/v1/model").json()["site"] == after["model"]["site"]
+        model_page = site.get("/model?language=en").text
+        assert "highest Youden index on 8 images of the site" in model_page
+        assert "Sensitivity (validation)" not in model_page
     with contextlib.closing(PredictionRepository(folder)) as repository:
         assert verify(repository.engine).predictions == 2
 

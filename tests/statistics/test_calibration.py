@@ -225,6 +225,19 @@ def test_calibration_slope_and_intercept_match_a_general_optimizer():
         assert intercepts[row] == pytest.approx(expected, abs=1e-5)
 
 
+def test_slope_of_logits_far_from_zero_is_found():
+    rng = np.random.default_rng(1)
+    logits = rng.normal(-6, 1.5, 4000)
+    labels = rng.random(4000) < expit(1.3 * (logits + 6))
+    ones = np.ones((1, 4000))
+
+    slope, intercept = regression(logits + 6, labels, ones[0])
+    assert weighted_calibration_slope(logits, labels, ones)[0] == pytest.approx(slope, abs=1e-4)
+    expected = regression(logits, labels, ones[0], slope=1.0)[1]
+    assert weighted_calibration_intercept(logits, labels, ones)[0] == pytest.approx(expected, abs=1e-4)
+    assert intercept == pytest.approx(0, abs=0.2)
+
+
 def test_calibrated_probabilities_have_slope_1_and_intercept_0():
     rng = np.random.default_rng(0)
     logits = rng.normal(0, 2, 40_000)

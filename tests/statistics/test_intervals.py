@@ -273,3 +273,9 @@ def test_a_statistic_that_is_undefined_in_most_resamples_has_no_interval():
         interval.reason.removeprefix("the statistic is defined in only ").removesuffix(" of 2000 resamples")
     )
     assert abs(n_defined - 2000 * 6 / 27) < 4 * math.sqrt(2000 * 6 / 27 * 21 / 27)
+
+
+def test_bootstrap_of_one_patient_has_no_interval():
+    found = patient_bootstrap(weighted_auroc, [0.1, 0.9, 0.4], [False, True, True], ["a"] * 3)
+    assert (found.value, found.low, found.high) == (1.0, None, None)
+    assert found.reason == "all images are of one patient"

@@ -6,7 +6,7 @@ from scipy import stats
 
 from pneumoscope.core.errors import UndefinedMetricError
 from pneumoscope.core.results import Interval
-from pneumoscope.statistics.intervals import difference, newcombe, proportion, undefined, wilson
+from pneumoscope.statistics.intervals import difference, effective_size, newcombe, proportion, undefined, wilson
 from pneumoscope.statistics.noninferiority import compare_with_reference, power, sample_size
 
 REFERENCE = wilson(560, 596)
@@ -65,15 +65,32 @@ def test_no_sample_is_large_enough_if_the_reference_is_less_certain_than_the_mar
     assert sample_size(wilson(99_000, 110_000), 0.005) is None  # more than 20,000 images
 
 
+@pytest.mark.parametrize("margin", [0.0068, 0.007])
+def test_sample_sizes_up_to_the_maximum_are_found(margin):
+    reference = wilson(99_000, 110_000)
+    size = sample_size(reference, margin)
+    assert 16_384 < size <= 20_000
+    assert power(size - 1, reference, margin) < 0.8 <= power(size, reference, margin)
+
+
+def test_power_stays_at_the_target_for_a_reference_near_1():
+    reference = wilson(792, 800)
+    size = sample_size(reference, 0.02)
+    assert power(size - 1, reference, 0.02) < 0.8
+    assert all(power(n, reference, 0.02) >= 0.8 for n in range(size, size + 600))
+
+
 def test_repeated_patients_lower_the_power():
     correct = np.arange(400) % 20 != 0
     single = proportion(correct, None)
-    clustered = proportion(np.repeat(correct[:100], 4), [str(i // 4) for i in range(400)])
+    repeated, patients = np.repeat(correct[:100], 4), [str(i // 4) for i in range(400)]
+    clustered = proportion(repeated, patients)
 
+    n = effective_size(repeated, patients)
+    assert effective_size(correct, None) == 400
+    assert n == pytest.approx(100, abs=2)
     assert compare_with_reference(single, REFERENCE, 0.05).power == pytest.approx(power(400, REFERENCE, 0.05))
-    assert compare_with_reference(clustered, REFERENCE, 0.05).power == pytest.approx(
-        power(100, REFERENCE, 0.05), abs=0.02
-    )
+    assert compare_with_reference(clustered, REFERENCE, 0.05, n).power == power(n, REFERENCE, 0.05)
 
 
 @pytest.mark.parametrize(

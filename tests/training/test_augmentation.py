@@ -182,3 +182,9 @@ def _quality_of(image, before):
     best = min(range(1, 101), key=distance)
     assert distance(best) < 0.5
     return best
+
+
+def test_border_swap_does_not_change_the_noise(images):
+    plain = augment(images, AugmentationOptions(noise=0.1, jpeg=0.5), range(6))
+    swapped = augment(images, AugmentationOptions(noise=0.1, jpeg=0.5, border_swap=1), range(6), images)
+    assert torch.equal(plain, swapped)  # the other image is the same image

@@ -115,6 +115,7 @@ class OperatingPoint(Struct, frozen=True, forbid_unknown_fields=True, kw_only=Tr
         target: Target sensitivity or specificity, 0 to 1; None for the other rules.
         n: Number of validation images that determined the threshold; None if it is fixed.
         augmented: True if those images were augmented.
+        site: True if those images are of a site profile, not validation images.
         sensitivity, specificity: On the validation images, with the threshold applied to uncertain images. Optimistic
             unless the threshold is fixed, because these images determined it.
         uncertainty_band: Scores that are classified as uncertain; None if the threshold decides every image.
@@ -125,13 +126,14 @@ class OperatingPoint(Struct, frozen=True, forbid_unknown_fields=True, kw_only=Tr
     target: _Fraction | None = None
     n: _Count | None = None
     augmented: bool = False
+    site: bool = False
     sensitivity: Proportion
     specificity: Proportion
     uncertainty_band: UncertaintyBand | None = None
 
     def rule_text(self, language: str = "en") -> str:
         """Return how the threshold was chosen, as a phrase."""
-        return operating_point_rule(self.rule, self.target, self.n, self.augmented, language)
+        return operating_point_rule(self.rule, self.target, self.n, self.augmented, language, site=self.site)
 
 
 class Calibration(Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):

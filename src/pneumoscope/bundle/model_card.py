@@ -113,6 +113,10 @@ def _read_evidence(path: Path, card: Card) -> dict[str, Any] | None:
         raise BundleError(f"cannot read the evidence {str(path)!r}: {error}", hint=hint) from error
     if not isinstance(evidence, dict):
         raise BundleError(f"the evidence {str(path)!r} is not a JSON object", hint=hint)
+    if evidence.get("site"):
+        raise BundleError(
+            f"the evidence {str(path)!r} was measured with the site profile {evidence['site']!r}", hint=hint
+        )
     sha256 = evidence.get("bundle_sha256", evidence.get("onnx_sha256", card.onnx_sha256))
     if sha256 != card.onnx_sha256:
         raise BundleError(
@@ -338,8 +342,8 @@ def _subgroups(evaluation: Json | None) -> list[str]:
     table = [_table(("operating point", "images", "classified correctly [95% interval]"), rows)] if rows else []
     return [
         "## Subgroups",
-        "The evaluated data state no age and no sex of the patients, so that performance by age and sex is not known."
-        " `pneumoscope accept` lists subgroups by age, sex, view and manufacturer for DICOM files.",
+        "Evaluations have no subgroups by age or sex: image files such as JPEG state neither. `pneumoscope accept` lists"
+        " subgroups by age, sex, view and manufacturer for DICOM files.",
         *table,
     ]
 
@@ -363,7 +367,8 @@ def _heatmaps(check: Json | None) -> list[str]:
         " of random heatmaps with the same power spectrum. No expert has marked the disease on these images, so that nothing"
         " shows whether heatmaps lie on it.",
         _table(("curve", "heatmap", "random heatmap", "improvement"), rows),
-        "Rank correlation with the heatmaps after layers were randomized; near 0 is expected:",
+        "Rank correlation with the heatmaps after layers were randomized; near 0 is expected. Correlations of magnitudes are to"
+        " be compared with that of another image, in the last row:",
         _table(("randomized", "correlation", "correlation of magnitudes"), randomized),
     ]
 

@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any
 from xml.etree import ElementTree as ET
 
-from pneumoscope.bundle.card import Card, read_bundle
+from pneumoscope.bundle.card import DEFAULT_BUNDLE, Card, read_bundle
 from pneumoscope.bundle.model_card import Json, model_card, read_evidence
 from pneumoscope.core.i18n import NOTICE
 
@@ -65,7 +65,7 @@ def hugging_face_model_card(folder: Path) -> str:
     evaluation = read_evidence(folder, card)["evaluation"]
     metadata: dict[str, Any] = {
         "language": ["en"],
-        "license": "apache-2.0",
+        **({"license": "apache-2.0"} if folder.resolve() == DEFAULT_BUNDLE.resolve() else {}),
         "library_name": "pneumoscope",
         "pipeline_tag": "image-classification",
         "tags": ["medical", "radiology", "chest-x-ray", "pneumonia", "onnx", "calibrated"],
@@ -148,18 +148,16 @@ def _system_facts(card: Card, markdown: str) -> Mapping[str, str]:
     side = card.preprocessing.size
     return {
         "OutcomesAndOutputs": "Probability of pneumonia with an interval, a decision (pneumonia, no pneumonia, uncertain or"
-        " rejected with a reason), and a heatmap.",
-        "ModelType": f"Convolutional neural network, {card.network}, {card.parameters:,} parameters, ONNX.",
-        "FoundationModels": "Initial weights: ImageNet."
-        if card.recipe.get("network", {}).get("weights") == "imagenet"
-        else _NONE,
+        " rejected with a reason), and a heatmap if the network has one.",
+        "ModelType": f"Neural network for image classification, {card.network}, {card.parameters:,} parameters, ONNX.",
+        "FoundationModels": f"Initial weights: {card.recipe.get('network', {}).get('weights', 'not stated')}.",
         "InputDataSource": "One radiograph: DICOM, JPEG, PNG, TIFF, BMP or WebP.",
         "OutputAndInputDataTypes": f"Input: gray levels, {side} x {side} pixels. Output: numbers and text.",
         "DevelopmentDataCharacterization": f"Images, split by {card.split_by}: {counts or 'not stated'}.",
-        "BiasMitigationApproaches": "Splits by patient; augmentation of framing and exposure; rejection of images unlike the"
-        " training images; thresholds and calibration chosen on validation images only.",
+        "BiasMitigationApproaches": f"Thresholds and calibration chosen on validation images only, split by {card.split_by}."
+        + (" Images unlike the training images are rejected." if card.rejection_limits else ""),
         "OngoingMaintenance": "None by the developer. `pneumoscope monitor` detects drift at a site.",
-        "Security": "Offline inference; untrusted images are decoded in isolated processes.",
+        "Security": "Offline inference; the service decodes images in isolated processes.",
         "Transparency": _section(markdown, "Overview") or _NOT_STATED,
     }
 

@@ -2,7 +2,7 @@
 
 A site profile is a JSON file that `pneumoscope accept` fits on labeled images of one hospital. It replaces parts of a bundle's
 card there: calibration, thresholds and rejection limits. It names the model and the images by their hashes, and it holds its
-own hash, so that an edited file is rejected. The network itself never changes.
+own hash, so that an accidental change is detected. The network itself never changes.
 """
 
 from __future__ import annotations
@@ -11,7 +11,7 @@ import hashlib
 import json
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Literal
 
 import msgspec
 from msgspec import Meta, Struct
@@ -25,17 +25,27 @@ from pneumoscope.bundle.card import (
     Proportion,
     ReferenceDistribution,
 )
-from pneumoscope.core.errors import SiteProfileError
+from pneumoscope.core.errors import SiteProfileError, UsageError
 
-__all__ = ["SITE_PROFILE_FORMAT", "SiteProfile", "apply_site_profile", "read_site_profile", "replace_fitted"]
+__all__ = [
+    "SITE_PROFILE_FORMAT",
+    "Quantity",
+    "SiteProfile",
+    "apply_site_profile",
+    "check_site_name",
+    "read_site_profile",
+    "replace_fitted",
+]
 
 SITE_PROFILE_FORMAT = 1
 _MAX_BYTES = 10_000_000
+_MAX_NAME = 64  # characters
+Quantity = Literal["logit", "brightness", "contrast", "sharpness", "border"]
 _SHA256 = Annotated[str, Meta(pattern=r"^[0-9a-f]{64}$")]
 
 
 class SiteProfile(Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
-    """Measurements at a hospital, and the changes of the card of one model.
+    """Measurements at a hospital, and changes to the card of one model.
 
     Attributes:
         format, version, created: Version of the format, of pneumoscope, and time (UTC, ISO 8601).
@@ -52,8 +62,9 @@ class SiteProfile(Struct, frozen=True, forbid_unknown_fields=True, kw_only=True)
         limits: Replace the rejection limits of these checks, on the scale of `RejectionLimits`.
         rejected: Fraction of the images that the model rejects with this profile.
         reference_distribution: Distribution of the probabilities with this profile, for drift detection.
-        monitoring: Values of probabilities and image statistics of the images, by name, sorted: the reference of
-            `evaluation.monitoring`.
+        monitoring: Logits of accepted images ("logit") and image statistics, one image per patient, by name, sorted: the
+            reference of `evaluation.monitoring`.
+        monitored_patients, monitored_rejected: Number of these images, and of those that are rejected.
         not_changed: Why a part of the card was kept, by part.
         sha256: Hash of all other fields.
     """
@@ -61,7 +72,7 @@ class SiteProfile(Struct, frozen=True, forbid_unknown_fields=True, kw_only=True)
     format: Annotated[int, Meta(ge=1, le=SITE_PROFILE_FORMAT)]
     version: str
     created: str
-    name: Annotated[str, Meta(min_length=1, max_length=64)]
+    name: Annotated[str, Meta(min_length=1, max_length=_MAX_NAME)]
     model: str
     onnx_sha256: _SHA256
     card_sha256: _SHA256
@@ -79,7 +90,9 @@ class SiteProfile(Struct, frozen=True, forbid_unknown_fields=True, kw_only=True)
     limits: dict[InputCheck, float]
     rejected: Proportion
     reference_distribution: ReferenceDistribution | None
-    monitoring: dict[str, list[float]] = {}
+    monitoring: dict[Quantity, list[float]] = {}
+    monitored_patients: Annotated[int, Meta(ge=0)] = 0
+    monitored_rejected: Annotated[int, Meta(ge=0)] = 0
     not_changed: dict[str, str]
     sha256: str = ""
 
@@ -108,6 +121,19 @@ class SiteProfile(Struct, frozen=True, forbid_unknown_fields=True, kw_only=True)
             raise SiteProfileError(f"the profile of site {self.name!r} cannot be written: {error}") from error
 
 
+def check_site_name(name: str) -> None:
+    """Raise if a text cannot be the name of a site.
+
+    Raises:
+        UsageError: It is empty, too long, or has control characters.
+    """
+    if not name.strip() or len(name) > _MAX_NAME or not name.isprintable():
+        raise UsageError(
+            f"the name of the site is {name[: _MAX_NAME + 1]!r}",
+            hint=f"Give a name of 1 to {_MAX_NAME} printable characters",
+        )
+
+
 def read_site_profile(path: Path) -> SiteProfile:
     """Read a site profile and verify its hash.
 
@@ -121,10 +147,14 @@ def read_site_profile(path: Path) -> SiteProfile:
             raise ValueError(f"it has more than {_MAX_BYTES:,} bytes")
         profile = msgspec.json.decode(content, type=SiteProfile)
     except OSError as error:
-        raise SiteProfileError(f"cannot read {str(path)!r}: {error.strerror or error}") from error
+        raise SiteProfileError(
+            f"cannot read {str(path)!r}: {error.strerror or error}",
+            hint="Give the file site.json that pneumoscope accept wrote",
+        ) from error
     except (msgspec.MsgspecError, ValueError) as error:
         raise SiteProfileError(
-            f"{str(path)!r} is not a site profile: {error}", hint="Write one with: pneumoscope accept DATA --out DIR"
+            f"{str(path)!r} is not a site profile: {error}",
+            hint="Write one with: pneumoscope accept DATA --site-name NAME --out DIR",
         ) from error
     if profile.sha256 != profile.content_sha256():
         raise SiteProfileError(
@@ -137,14 +167,15 @@ def read_site_profile(path: Path) -> SiteProfile:
 def apply_site_profile(card: Card, profile: SiteProfile) -> Card:
     """Return the card with the parts that the profile replaces.
 
-    The images of the profile become validation images of the card, so that thresholds are not evaluated on them.
+    The images of the profile become validation images of the card, so that thresholds are not evaluated on them. If limits
+    change, the card's figures for other patients no longer hold and are left out.
 
     Args:
         card: Card of the bundle that the profile names.
         profile: The profile.
 
     Raises:
-        SiteProfileError: The profile was made for another model, or changes a limit that the card does not have.
+        SiteProfileError: The profile was made for another model, or changes a part that the card does not have.
     """
     if (profile.onnx_sha256, profile.card_sha256) != (card.onnx_sha256, card.sha256()):
         raise SiteProfileError(
@@ -153,11 +184,21 @@ def apply_site_profile(card: Card, profile: SiteProfile) -> Card:
             f" {card.onnx_sha256[:12]}, card {card.sha256()[:12]}",
             hint="Run pneumoscope accept with this model",
         )
-    if profile.limits and card.rejection_limits is None:
+    limits = card.rejection_limits
+    has_age_limit = limits is not None and limits.max_age_score is not None
+    if (profile.limits and limits is None) or ("age_classifier" in profile.limits and not has_age_limit):
         raise SiteProfileError(f"the profile of site {profile.name!r} changes limits that {card.name!r} does not have")
+    if unknown := set(profile.operating_points) - set(card.operating_points):
+        raise SiteProfileError(
+            f"the profile of site {profile.name!r} has the operating point {min(unknown)!r}; {card.name!r} does not"
+        )
     seen = {**card.seen, "validation": sorted({*card.seen.get("validation", ()), *profile.seen})}
+    changed = replace_fitted(card, profile.calibration, profile.intervals, profile.operating_points, profile.limits)
+    if profile.limits and changed.rejection_limits:
+        limits = msgspec.structs.replace(changed.rejection_limits, rejected=profile.rejected, outliers={})
+        changed = msgspec.structs.replace(changed, rejection_limits=limits)
     return msgspec.structs.replace(
-        replace_fitted(card, profile.calibration, profile.intervals, profile.operating_points, profile.limits),
+        changed,
         reference_distribution=profile.reference_distribution or card.reference_distribution,
         seen=seen,
     )

@@ -103,7 +103,7 @@ def run_and_exit(command: click.Command, arguments: list[str] | None = None) -> 
     """Run a command and exit with its status.
 
     0: done; 1: internal error or closed output; 2: usage error or unusable input; 3: some inputs failed, the rest are done;
-    130: interrupted.
+    4: `monitor --exit-code` found drift; 130: interrupted.
 
     Args:
         command: Command or group.
@@ -113,7 +113,9 @@ def run_and_exit(command: click.Command, arguments: list[str] | None = None) -> 
     # Warnings of decoders quote the file, which may contain a patient's name.
     warnings.filterwarnings("ignore", module=r"(PIL|pydicom|pneumoscope\.imaging)\b")
     try:
-        command.main(args=given, prog_name="pneumoscope", standalone_mode=False)
+        status = command.main(args=given, prog_name="pneumoscope", standalone_mode=False)
+        if isinstance(status, int) and status:  # click returns the status of Exit in this mode
+            sys.exit(status)
     except click.ClickException as error:
         error.show()
         sys.exit(error.exit_code)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import click
 
@@ -12,8 +13,12 @@ from pneumoscope.cli.options import (
     model_option,
     power_option,
     recorded_command,
+    require_age_option,
     seed_option,
 )
+
+if TYPE_CHECKING:
+    from pneumoscope.core.prediction import AgeRequirement
 
 __all__ = ["command"]
 
@@ -21,12 +26,17 @@ __all__ = ["command"]
 @click.command("accept", short_help="Test a model on labeled images of your hospital.")
 @click.argument("data", metavar="DATA", type=click.Path(path_type=Path))
 @model_option
-@click.option("--site", required=True, metavar="NAME", help="Name of the hospital or unit, for the profile.")
+@click.option(
+    "--site-name",
+    required=True,
+    metavar="NAME",
+    help="Name of the hospital or unit, for the profile; up to 64 characters.",
+)
 @click.option(
     "--out",
     required=True,
     type=click.Path(path_type=Path),
-    help="Folder for acceptance.md, acceptance.json and the profile site.json.",
+    help="Folder for acceptance.md, acceptance.json, images.csv and the profile site.json.",
 )
 @click.option(
     "--operating-point", default="balanced", show_default=True, metavar="NAME", help="Operating point of the verdict."
@@ -38,30 +48,33 @@ __all__ = ["command"]
     type=click.FloatRange(0, 1, min_open=True, max_open=True),
     help="Prevalence of pneumonia at the site.  [default: fraction of the images, right for consecutive images only]",
 )
+@require_age_option("never")
 @seed_option
 @json_option
 def command(
     data: Path,
     bundle: Path | None,
-    site: str,
+    site_name: str,
     out: Path,
     operating_point: str,
     margin: float,
     power: float,
     prevalence: float | None,
+    require_age: AgeRequirement,
     seed: int,
     as_json: bool,
 ) -> None:
     """Test a model on labeled images of your hospital, and write a site profile.
 
-    DATA is a folder, a CSV with the columns path and label (such as DICOM files with their diagnoses), or an archive. The report
-    states whether sensitivity, specificity and the fraction of accepted images are not inferior to the model card, how well
-    the probabilities are calibrated, what was rejected, and subgroups. The profile has thresholds, calibration and limits for
-    the site, each only if enough images support it: use it with --site in `predict`, `serve` and `evaluate`.
+    DATA is a folder of labeled images, a CSV with the columns path (of DICOM files, for example), label and patient, or an
+    archive. The report states whether sensitivity, specificity and the fraction of accepted images are non-inferior to the
+    model card, how well the probabilities are calibrated, what was rejected, and subgroups. The profile has thresholds,
+    calibration and limits for the site, each only if enough patients support it: use it with --site in `predict`, `serve` and
+    `evaluate`.
 
     Exit status: 0 whatever the verdict.
 
-    Example:  pneumoscope accept labeled.csv --site "North Clinic" --out acceptance
+    Example:  pneumoscope accept labeled.csv --site-name "North Clinic" --out acceptance
     """
     from pneumoscope.cli.progress import image_progress
     from pneumoscope.core.results import to_json
@@ -72,12 +85,13 @@ def command(
         result, _ = accept(
             data,
             bundle,
-            site=site,
+            site=site_name,
             out=out,
             operating_point=operating_point,
             margin=margin,
             target_power=power,
             prevalence=prevalence,
+            require_age=require_age,
             seed=seed,
             command=recorded_command(),
             progress=progress,

@@ -39,6 +39,10 @@ def command(as_json: bool, target: str | None, card_format: str, developer: str,
 
     Recipes also accept any other timm network by name.
     """
+    if target is None and (card_format != "markdown" or developer or contact):
+        raise UsageError("--format, --developer and --contact need --card", hint="Add --card")
+    if card_format != "chai" and (developer or contact):
+        raise UsageError("--developer and --contact are parts of a CHAI card", hint="Add --format chai")
     if target is not None:
         from pneumoscope.bundle.model_card import model_card
         from pneumoscope.bundle.model_card_exports import chai_model_card, hugging_face_model_card

@@ -10,6 +10,8 @@ from pneumoscope.cli.options import json_option, model_option
 
 __all__ = ["command"]
 
+_ALARM = 4  # exit status
+
 
 @click.command("monitor", short_help="Detect drift of recent images, without labels.")
 @click.argument("paths", metavar="PATH...", nargs=-1, required=True)
@@ -35,7 +37,7 @@ __all__ = ["command"]
     show_default=True,
     help="Planned number of checks, such as 12 a year.",
 )
-@click.option("--exit-code", is_flag=True, help="Exit with status 1 if there is an alarm.")
+@click.option("--exit-code", is_flag=True, help="Exit with status 4 if there is an alarm.")
 @json_option
 def command(
     paths: tuple[str, ...],
@@ -46,7 +48,7 @@ def command(
     exit_code: bool,
     as_json: bool,
 ) -> None:
-    """Compare recent images with those of a site profile: probabilities, rejections and image statistics.
+    """Compare recent images with those of a site profile: logits, rejections and image statistics.
 
     PATH is an image or a folder of images, such as those of the last month, one per patient. Drift is a reason to look for its
     cause: a new scanner, other processing, other patients. It does not show that the model is worse, and no drift does not
@@ -67,4 +69,4 @@ def command(
         result = monitor(images, site, bundle, false_alarms=false_alarms, checks=checks, progress=progress)
     click.echo(to_json(result) if as_json else monitoring_markdown(result), nl=False)
     if exit_code and result.alarm:
-        raise click.exceptions.Exit(1)
+        raise click.exceptions.Exit(_ALARM)

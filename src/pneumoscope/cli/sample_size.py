@@ -19,25 +19,18 @@ __all__ = ["command"]
 def command(bundle: Path | None, margin: float, power: float, as_json: bool) -> None:
     """Compute how many images an acceptance test needs, for each operating point of a model.
 
-    The numbers are of accepted images with pneumonia (for sensitivity) and without (for specificity), one per patient. More
-    images of the same patients add less.
+    The numbers are of accepted images with pneumonia (for the test of sensitivity) and without (for that of specificity), one
+    per patient; each test alone then has the power. More images of the same patients add less.
 
     Example:  pneumoscope sample-size --margin 0.05 --power 0.9
     """
     from pneumoscope.bundle.card import read_bundle
     from pneumoscope.core.results import to_json
-    from pneumoscope.evaluation.acceptance import reference_interval
+    from pneumoscope.evaluation.acceptance import needed_images
     from pneumoscope.runs.run_folder import find_bundle
-    from pneumoscope.statistics.noninferiority import sample_size
 
     card, _ = read_bundle(find_bundle(bundle))
-    points = {
-        name: {
-            metric: sample_size(reference_interval(getattr(point, metric)), margin, power)
-            for metric in ("sensitivity", "specificity")
-        }
-        for name, point in card.operating_points.items()
-    }
+    points = needed_images(card, margin, power)
     if as_json:
         click.echo(to_json({"model": card.name, "margin": margin, "power": power, "images": points}), nl=False)
         return

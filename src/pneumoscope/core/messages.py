@@ -77,6 +77,11 @@ _RULES = {
     "sensitivity": N_("highest threshold with sensitivity {target:g} on {n} validation images with pneumonia"),
     "specificity": N_("lowest threshold with specificity {target:g} on {n} validation images without pneumonia"),
 }
+_SITE_RULES = {
+    "youden": N_("highest Youden index on {n} images of the site"),
+    "sensitivity": N_("highest threshold with sensitivity {target:g} on {n} images of the site with pneumonia"),
+    "specificity": N_("lowest threshold with specificity {target:g} on {n} images of the site without pneumonia"),
+}
 _AUGMENTED = N_("{rule}, augmented")
 
 _UNCERTAIN = N_("The score lies in the uncertainty band ({coverage:.0%} coverage)")
@@ -151,10 +156,12 @@ def operating_point_label(name: str, language: str = "en") -> str:
     return translations(language).gettext(label) if label else name
 
 
-def operating_point_rule(rule: str, target: float | None, n: int | None, augmented: bool, language: str = "en") -> str:
+def operating_point_rule(
+    rule: str, target: float | None, n: int | None, augmented: bool, language: str = "en", *, site: bool = False
+) -> str:
     """Return how the threshold of an operating point was chosen, as a phrase; see `bundle.card.OperatingPoint`."""
     catalogue = translations(language)
-    phrase = catalogue.gettext(_RULES[rule]).format(target=target, n=n)
+    phrase = catalogue.gettext((_SITE_RULES if site else _RULES)[rule]).format(target=target, n=n)
     return catalogue.gettext(_AUGMENTED).format(rule=phrase) if augmented else phrase
 
 

@@ -41,20 +41,20 @@ class HashedImage(Protocol):
 Image = TypeVar("Image", bound=HashedImage)
 
 
-def read_image(root: Path, image: HashedImage, *, min_side: int = 0) -> Radiograph:
+def read_image(root: Path, image: HashedImage, *, min_side: int = 0, allow_rejected: bool = False) -> Radiograph:
     """Decode an image of a manifest.
 
     Args:
         root: The manifest's root.
         image: The image; its path may be in a MedMNIST archive.
-        min_side: See `imaging.decode.decode`.
+        min_side, allow_rejected: See `imaging.decode.decode`.
 
     Raises:
         UnreadableImageError: The image cannot be decoded.
     """
     if is_archive_path(image.path):
         return read_archive_image(root, image.path)
-    return decode(root / image.path, name=image.path, min_side=min_side)
+    return decode(root / image.path, name=image.path, min_side=min_side, allow_rejected=allow_rejected)
 
 
 def hash_images(

@@ -1,8 +1,8 @@
-"""Acceptance test at a hospital: does the model perform there as its card states, and what should be changed?
+"""Acceptance test at a hospital: does the model perform there as its card states, and should parts of the card be changed?
 
 Labeled images of the site are compared with the figures on the card, subgroups are listed, and a site profile is fitted (see
-`site_fit`). Sensitivity, specificity and the fraction of accepted images are each tested for non-inferiority. Figures with the
-profile are cross-fitted, so that no image is evaluated with what was fitted on it.
+`site_fit`). Sensitivity, specificity and the fraction of accepted images are each tested for non-inferiority. The card's
+sensitivity and specificity are those of the images that chose its thresholds, so that the comparison is strict.
 """
 
 from __future__ import annotations
@@ -10,40 +10,44 @@ from __future__ import annotations
 import dataclasses
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
-from pathlib import Path, PurePosixPath
+from pathlib import Path
+from typing import get_args
 
 import msgspec
 import numpy as np
 
 from pneumoscope import __version__
 from pneumoscope.bundle.card import Card, Proportion, short_hash
-from pneumoscope.bundle.site_profile import SITE_PROFILE_FORMAT, SiteProfile, apply_site_profile
-from pneumoscope.core.errors import DatasetError, UsageError
+from pneumoscope.bundle.site_profile import (
+    SITE_PROFILE_FORMAT,
+    Quantity,
+    SiteProfile,
+    apply_site_profile,
+    check_site_name,
+)
+from pneumoscope.core.errors import UsageError
 from pneumoscope.core.files import write_atomically
 from pneumoscope.core.i18n import NOTICE
-from pneumoscope.core.prediction import Rejection
+from pneumoscope.core.prediction import AgeRequirement
 from pneumoscope.core.results import SCHEMA, Interval, RejectionSummary, write_result
-from pneumoscope.data.layouts import load_manifest
 from pneumoscope.data.manifest import LABELS, LabeledImage, images_sha256
-from pneumoscope.evaluation.evaluate import decode_images
-from pneumoscope.evaluation.fitting import fit_reference_distribution
-from pneumoscope.evaluation.selection import check_unseen, count_patients, unreadable_error
+from pneumoscope.evaluation.fitting import fit_reference_distribution, to_proportion
+from pneumoscope.evaluation.selection import check_unseen, count_patients
 from pneumoscope.evaluation.site_fit import (
-    CrossFitted,
     SiteFit,
-    SiteImages,
+    SiteOutputs,
     apply_fit,
-    cross_fit,
-    fit_site,
+    choose_fit,
     outputs_with,
+    rate,
+    sample_prevalence,
     with_prevalence,
 )
-from pneumoscope.imaging.decode import EXTENSIONS
-from pneumoscope.imaging.header import HeaderFields, read_header_fields
-from pneumoscope.imaging.preprocess import PreprocessedImage, preprocess_image
-from pneumoscope.imaging.statistics import image_statistics
+from pneumoscope.evaluation.site_images import ScoredSite, SiteImages, load_site_images, score_site_images
+from pneumoscope.imaging.header import HeaderFields
 from pneumoscope.inference.decision import calibrate
-from pneumoscope.inference.session import BundleSession, Outputs, network_rejections
+from pneumoscope.inference.session import BundleSession, Outputs
+from pneumoscope.inference.writers import csv_line, escape_formula
 from pneumoscope.runs.record import now
 from pneumoscope.runs.run_folder import find_bundle
 from pneumoscope.statistics.calibration import (
@@ -53,24 +57,25 @@ from pneumoscope.statistics.calibration import (
     weighted_calibration_slope,
 )
 from pneumoscope.statistics.inputs import BoolArray, FloatArray
-from pneumoscope.statistics.intervals import patient_bootstrap, proportion, undefined
+from pneumoscope.statistics.intervals import effective_size, patient_bootstrap, proportion, undefined
 from pneumoscope.statistics.noninferiority import NonInferiority, Verdict, compare_with_reference, sample_size
 from pneumoscope.statistics.roc import auroc_interval
 
 __all__ = [
+    "IMAGES_FILE",
     "PROFILE_FILE",
     "Acceptance",
     "CalibrationSummary",
     "PointAcceptance",
     "Subgroup",
     "accept",
+    "needed_images",
     "reference_interval",
 ]
 
-PROFILE_FILE = "site.json"
-_BATCH = 32
+PROFILE_FILE, IMAGES_FILE = "site.json", "images.csv"
 _MAX_REFERENCE = 2000  # values of each quantity for monitoring
-# Age groups in years: from, label. Infants, and the paediatric subpopulations of the FDA.
+# Age groups in years: from, label; as in ICH E11, with infants and toddlers in one group.
 _AGE_GROUPS = ((0, "under 2 years"), (2, "2 to 5 years"), (6, "6 to 11 years"), (12, "12 to 17 years"), (18, "adults"))
 
 
@@ -81,10 +86,10 @@ class PointAcceptance:
     Attributes:
         threshold: Threshold of the card, on the score.
         reference: Sensitivity and specificity on the card.
-        tests: Non-inferiority of sensitivity and specificity.
+        tests: Non-inferiority of sensitivity and specificity; a metric without accepted images has no test.
         observed: Sensitivity and specificity at the site with the card's threshold.
-        needed: Images with pneumonia, for sensitivity, and without, for specificity, that give the target power; None if
-            more than `noninferiority.MAX_SAMPLE`, or if the card's own interval is wider than the margin.
+        needed: Images with pneumonia, for sensitivity, and without, for specificity, that give each test the target power;
+            None if there is no such number (see `noninferiority.sample_size`).
         with_profile: Sensitivity and specificity with re-chosen thresholds and limits, cross-fitted.
         profile_threshold: Re-chosen threshold; None if the card's threshold is kept.
     """
@@ -146,17 +151,20 @@ class Acceptance:
         verdict: "non_inferior" if sensitivity, specificity and the fraction of accepted images are, at the operating point;
             "inferior" if one of them is inferior; "inconclusive" otherwise.
         prevalence: Fraction of images with pneumonia.
+        stated_prevalence: Prevalence that the profile states probabilities for; None for that of the accepted images.
         rejected, rejected_with_profile: Rejected images with the card's limits, and with the profile, cross-fitted.
         accepted, accepted_reference: Fraction of images that the network's input checks accept, of those that neither pixels nor
             header nor age exclude, at the site and of the validation images; None if the model has no input checks.
         accepted_test: Non-inferiority of that fraction; None without input checks or such images.
         auroc: Of accepted images.
-        calibration: Of the card's probabilities, for the prevalence of the site.
-        calibration_with_profile: With the profile, cross-fitted.
+        calibration: Of the card's probabilities, for the prevalence of the accepted images.
+        calibration_with_profile: With the profile, cross-fitted, for the prevalence of the accepted images.
         operating_points: By name.
         subgroups: By header fields.
         changed: Parts of the card that the profile replaces.
+        limits: Rejection limits on the card and in the profile, for those that it replaces.
         not_changed: Why other parts are kept.
+        notes: Remarks about the data.
         version, command: Version of pneumoscope, and the command line.
     """
 
@@ -175,6 +183,7 @@ class Acceptance:
     seed: int
     verdict: Verdict
     prevalence: Interval
+    stated_prevalence: float | None
     rejected: RejectionSummary
     rejected_with_profile: Interval
     accepted: Interval | None
@@ -186,7 +195,9 @@ class Acceptance:
     operating_points: Mapping[str, PointAcceptance]
     subgroups: tuple[Subgroup, ...]
     changed: tuple[str, ...]
+    limits: Mapping[str, tuple[float, float]]
     not_changed: Mapping[str, str]
+    notes: tuple[str, ...]
     version: str
     command: str
     schema: int = SCHEMA
@@ -203,6 +214,7 @@ def accept(
     margin: float = 0.05,
     target_power: float = 0.8,
     prevalence: float | None = None,
+    require_age: AgeRequirement = "never",
     seed: int = 0,
     command: str = "",
     progress: Callable[[int, int], None] | None = None,
@@ -210,15 +222,16 @@ def accept(
     """Test a model on labeled images of a site, and fit a site profile.
 
     Args:
-        data: Folder, manifest CSV or archive of labeled images. All images are used, whatever their split.
+        data: Folder, manifest CSV or archive of labeled images, without a test split. All images are used.
         bundle: Bundle or run; the model in the package if None.
         site: Name of the site, for the profile and for outputs that use it.
-        out: Folder for acceptance.json, acceptance.md and site.json; nothing is written if None.
+        out: Folder for acceptance.json, acceptance.md, images.csv (one row per image) and site.json; nothing is written if None.
         operating_point: Operating point of the verdict and of the subgroups.
         margin: Largest acceptable decrease of sensitivity, specificity and fraction of accepted images.
-        target_power: Power for which the needed number of images is stated.
-        prevalence: Prevalence of pneumonia at the site; the fraction of the images if None, which is right only for
-            consecutive images.
+        target_power: Power of each test for which the needed number of images is stated.
+        prevalence: Prevalence of pneumonia that the profile states probabilities for; that of the accepted images if None, which
+            is right for consecutive images only.
+        require_age: Images that are rejected if the age of the patient is unknown, as in use.
         seed: Seed of folds and bootstraps.
         command: Command line to record in the result.
         progress: Called with the number of scored images and of all images.
@@ -227,73 +240,69 @@ def accept(
         The result, and the profile.
 
     Raises:
-        UsageError: The operating point is unknown, or a number is out of range.
-        DatasetError: Images are unreadable, of one label only, test images of a public set, or were used to train the model.
+        UsageError: The operating point is unknown, a number or the name is out of range, or the folder has an acceptance test.
+        DatasetError: See `load_site_images`; or the model was trained or calibrated on some of the images.
         BundleError: The bundle cannot be read or run.
         StorageError: A file cannot be written.
     """
-    session = BundleSession.load(find_bundle(bundle))
+    session = BundleSession.load(find_bundle(bundle), require_age=require_age)
     card = session.card
+    check_site_name(site)
     _check_settings(card, operating_point, margin, target_power, prevalence)
-    root, images = _load_images(data)
-    check_unseen(images, card)
-    scored, rejections, headers, statistics = _score(session, root, images, progress)
-    card_outputs = outputs_with(card, scored)
-    fit = fit_site(card, scored, prevalence)
-    fitted = cross_fit(card, scored, prevalence, seed)
-    if fit.limits and (reason := _limits_are_good(card, scored, card_outputs, fitted)):
-        kept_limits: dict[str, str] = dict.fromkeys(map(str, fit.limits), reason)
-        fit = fit_site(card, scored, prevalence, fit_limits=False)
-        fit = dataclasses.replace(fit, not_changed={**kept_limits, **fit.not_changed})
-        fitted = cross_fit(card, scored, prevalence, seed, fit_limits=False)
-    fit = _keep_improvements(card, scored, card_outputs, fitted, fit, prevalence)
-    fitted = _with_kept_parts(card, scored, card_outputs, fitted, fit, prevalence)
-    profile = _profile(card, fit, scored, images, statistics, site=site, prevalence=prevalence, seed=seed)
-    stated_prevalence = _prevalence(scored, card_outputs.rejected, prevalence)
+    if out is not None and any((out / name).exists() for name in (PROFILE_FILE, IMAGES_FILE, "acceptance.json")):
+        raise UsageError(f"{str(out)!r} has an acceptance test already", hint="Choose another folder with --out")
+    listed = load_site_images(data)
+    check_unseen(listed.images, card)
+    scored = score_site_images(session, listed, progress)
+    images, before = scored.outputs, outputs_with(card, scored.outputs)
+    fit, after = choose_fit(card, images, seed)
+    profile = _profile(card, fit, scored, listed.images, site=site, prevalence=prevalence, seed=seed)
     points = {
-        name: _point(card, name, scored, card_outputs, fitted, fit, margin, target_power)
-        for name in card.operating_points
+        name: _point(card, name, images, before, after, fit, margin, target_power) for name in card.operating_points
     }
-    accepted, accepted_reference = _accepted(card, scored, card_outputs.rejected)
+    accepted, accepted_reference = _accepted(card, images, before.rejected)
     accepted_test = None
     if accepted and accepted_reference and accepted.value is not None:
-        accepted_test = compare_with_reference(accepted, accepted_reference, margin)
+        rows = np.flatnonzero(~images.excluded)
+        n = effective_size(~before.rejected[rows], [images.patients[i] for i in rows.tolist()])
+        accepted_test = compare_with_reference(accepted, accepted_reference, margin, n)
+    for_sample, _ = with_prevalence(card, sample_prevalence(images.labels[~before.rejected]))
+    limits = card.rejection_limits
+    old_limits = {} if limits is None else {"input_classifier": limits.min_upright, "ood_detector": limits.max_distance}
     result = Acceptance(
         site=site,
         bundle=card.name,
         network=card.network,
         onnx_sha256=card.onnx_sha256,
         card_sha256=card.sha256(),
-        images_sha256=images_sha256([image.sha256 for image in images]),
+        images_sha256=images_sha256([image.sha256 for image in listed.images]),
         n=len(images),
-        patients=count_patients(images),
-        counts={label: sum(image.label == label for image in images) for label in LABELS},
+        patients=count_patients(listed.images),
+        counts={label: sum(image.label == label for image in listed.images) for label in LABELS},
         operating_point=operating_point,
         margin=margin,
         target_power=target_power,
         seed=seed,
-        verdict=_verdict([*points[operating_point].tests.values(), *([accepted_test] if accepted_test else [])]),
-        prevalence=proportion(scored.labels, scored.patients),
+        verdict=_verdict(points[operating_point], accepted_test, checks_input=accepted is not None),
+        prevalence=proportion(images.labels, images.patients),
+        stated_prevalence=prevalence,
         rejected=RejectionSummary(
-            proportion(card_outputs.rejected, scored.patients),
-            dict(Counter(each.code for each in rejections if each).most_common()),
+            proportion(before.rejected, images.patients),
+            dict(Counter(each.code for each in scored.rejections if each).most_common()),
         ),
-        rejected_with_profile=proportion(fitted.rejected, scored.patients),
+        rejected_with_profile=proportion(after.rejected, images.patients),
         accepted=accepted,
         accepted_reference=accepted_reference,
         accepted_test=accepted_test,
-        auroc=_auroc(scored, ~card_outputs.rejected),
-        calibration=_calibration(
-            scored,
-            ~card_outputs.rejected,
-            calibrate(with_prevalence(card, stated_prevalence)[0], scored.logits),
-            seed,
-        ),
-        calibration_with_profile=_calibration(scored, ~fitted.rejected, fitted.probabilities, seed),
+        auroc=_auroc(images, ~before.rejected),
+        calibration=_calibration(images, ~before.rejected, calibrate(for_sample, images.logits), seed),
+        calibration_with_profile=_calibration(images, ~after.rejected, after.probabilities, seed),
         operating_points=points,
-        subgroups=_subgroups(card, operating_point, scored, card_outputs.rejected, headers),
-        changed=_changed(fit),
+        subgroups=_subgroups(operating_point, images, before, scored.headers),
+        changed=_changed(fit, prevalence),
+        limits={name: (old_limits[name], value) for name, value in fit.limits.items()},
         not_changed=dict(fit.not_changed),
+        notes=(*listed.notes, *_notes(card, images, operating_point)),
         version=__version__,
         command=command,
     )
@@ -301,6 +310,7 @@ def accept(
         from pneumoscope.evaluation.acceptance_report import acceptance_markdown
 
         write_atomically(out / PROFILE_FILE, profile.to_json())
+        write_atomically(out / IMAGES_FILE, _images_csv(listed.images, scored, before, operating_point))
         write_result(out, "acceptance", result, acceptance_markdown(result))
     return result, profile
 
@@ -310,7 +320,24 @@ def reference_interval(reference: Proportion) -> Interval:
     return Interval(reference.value, reference.low, reference.high, reference.method, reference.n)
 
 
-# --- images ----------------------------------------------------------------------------------------------------------
+def needed_images(card: Card, margin: float, target_power: float) -> dict[str, dict[str, int | None]]:
+    """Return for each operating point how many accepted images the tests of sensitivity and specificity each need.
+
+    Args:
+        card: Card of the model.
+        margin, target_power: See `accept`.
+
+    Returns:
+        {operating point: {"sensitivity": images with pneumonia, "specificity": images without}}; None where there is no such
+        number, see `noninferiority.sample_size`.
+    """
+    return {
+        name: {
+            metric: sample_size(reference_interval(getattr(point, metric)), margin, target_power)
+            for metric in ("sensitivity", "specificity")
+        }
+        for name, point in card.operating_points.items()
+    }
 
 
 def _check_settings(
@@ -326,193 +353,60 @@ def _check_settings(
             raise UsageError(f"{name} is {value:g}, not between 0 and 1")
 
 
-def _load_images(data: Path) -> tuple[Path, tuple[LabeledImage, ...]]:
-    """Return the folder that paths are relative to, and all images, each content once."""
-    manifest = load_manifest(data)
-    unreadable = [
-        (path, reason)
-        for path, reason in manifest.unreadable
-        if PurePosixPath(path).suffix.lower() in EXTENSIONS and not PurePosixPath(path).name.startswith(".")
-    ]
-    if unreadable:
-        raise unreadable_error(unreadable, "site")
-    if manifest.split("test") and len(manifest.counts()) > 1:
-        raise DatasetError(
-            f"{str(data)!r} is divided into splits and has test images, which are reserved for `pneumoscope evaluate`",
-            hint="Give a folder or a CSV with the images of the site only",
+def _notes(card: Card, images: SiteImages, operating_point: str) -> list[str]:
+    notes = []
+    if not any(images.patients):
+        notes.append(
+            "patients are not stated, so that each image counts as one patient; give a CSV with the column patient"
         )
-    first: dict[str, LabeledImage] = {}
-    for image in manifest:
-        if first.setdefault(image.sha256, image).label != image.label:
-            raise DatasetError(
-                f"{first[image.sha256].path!r} and {image.path!r} are the same image with different labels",
-                hint="Correct the labels; find such images with: pneumoscope check-data DATA",
-            )
-    missing = [label for label in LABELS if not any(image.label == label for image in first.values())]
-    if missing:
-        raise DatasetError(f"{str(data)!r} has no {missing[0]} image", hint="An acceptance test needs both labels")
-    return manifest.root, tuple(first.values())
+    if card.operating_points[operating_point].augmented:
+        notes.append(
+            "the card's sensitivity and specificity are of validation images that were each augmented once; unmodified images"
+            " can have other logits"
+        )
+    return notes
 
 
-def _score(
-    session: BundleSession,
-    root: Path,
-    images: Sequence[LabeledImage],
-    progress: Callable[[int, int], None] | None,
-) -> tuple[SiteImages, list[Rejection | None], list[HeaderFields | None], dict[str, list[float]]]:
-    """Return outputs, rejections and header fields of all images, in order, and their image statistics by name."""
-    card = session.card
-    unreadable: list[tuple[str, str]] = []
-    by_file: list[Rejection | None] = []
-    outputs: list[Outputs] = []
-    batch: list[PreprocessedImage] = []
-    statistics: dict[str, list[float]] = {}
-
-    def flush() -> None:
-        if batch:
-            outputs.append(session.outputs(np.stack([image.pixels for image in batch])))
-            by_file.extend(session.reject_by_file(image) for image in batch)
-            batch.clear()
-            if progress:
-                progress(len(by_file), len(images))
-
-    for radiograph in decode_images(root, images, card.preprocessing.min_side, unreadable):
-        batch.append(preprocess_image(radiograph, card.preprocessing))
-        for name, value in image_statistics(batch[-1].pixels).items():
-            statistics.setdefault(name, []).append(value)
-        if len(batch) == _BATCH:
-            flush()
-    flush()
-    if unreadable:
-        raise unreadable_error(unreadable, "site")
-    by_network = [each for part in outputs for each in network_rejections(card, part)]
-
-    def column(name: str) -> FloatArray | None:
-        parts = [getattr(part, name) for part in outputs]
-        return None if parts[0] is None else np.concatenate(parts).astype(np.float64)
-
-    classes = column("input_classes")
-    logits = column("logit")
-    assert logits is not None
-    scored = SiteImages(
-        labels=np.array([image.positive for image in images]),
-        patients=tuple(image.patient for image in images),
-        excluded=np.array([rejection is not None for rejection in by_file]),
-        logits=logits,
-        upright=None if classes is None else classes[:, 0],
-        age_scores=column("age_score"),
-        distances=column("ood_distance"),
-    )
-    rejections = [first or second for first, second in zip(by_file, by_network, strict=True)]
-    return scored, rejections, [read_header_fields(root / image.path) for image in images], statistics
-
-
-# --- profile ---------------------------------------------------------------------------------------------------------
-
-
-def _keep_improvements(
-    card: Card,
-    scored: SiteImages,
-    before: CrossFitted,
-    after: CrossFitted,
-    fit: SiteFit,
-    prevalence: float | None,
-) -> SiteFit:
-    """Return the fit without parts that do not improve the cross-fitted figures.
-
-    A recalibration must lower the Brier score, and a threshold of the highest Youden index must raise it. A threshold at a
-    target rate is replaced only if the interval of the card's threshold at the site excludes the target.
-    """
-    not_changed = dict(fit.not_changed)
-    calibration, intervals = fit.calibration, fit.intervals
-    both = ~before.rejected & ~after.rejected
-    labels = scored.labels[both]
-    if calibration is not None and "calibration" not in not_changed and len(labels):
-        kept = with_prevalence(card, _prevalence(scored, before.rejected, prevalence))
-        old = np.square(calibrate(kept[0], scored.logits[both]) - labels).mean()
-        if np.square(after.probabilities[both] - labels).mean() >= old:
-            not_changed["calibration"] = (
-                "only the prevalence was changed: recalibration does not lower the Brier score of other patients"
-            )
-            calibration, intervals = kept
-    points = dict(fit.operating_points)
-    for name, point in fit.operating_points.items():
-        if point.target is None:
-            if _youden(after.decisions[name][both], labels) <= _youden(before.decisions[name][both], labels):
-                not_changed[name] = "a new threshold does not raise the Youden index of other patients"
-                del points[name]
-            continue
-        observed = _rate(scored, before, name, positive=name == "rule_out")
-        if observed.low is not None and observed.high is not None and observed.low <= point.target <= observed.high:
-            not_changed[name] = f"the card's threshold reaches {point.target:g} within its interval ({observed})"
-            del points[name]
-    return dataclasses.replace(
-        fit,
-        calibration=calibration,
-        intervals=intervals,
-        operating_points=points,
-        not_changed=not_changed,
-    )
-
-
-def _limits_are_good(card: Card, scored: SiteImages, before: CrossFitted, after: CrossFitted) -> str:
-    """Return why the card's limits are kept; "" if new limits are better."""
-    assert card.rejection_limits is not None  # there are new limits
-    eligible = np.flatnonzero(~scored.excluded)
-    observed = proportion(before.rejected[eligible], [scored.patients[i] for i in eligible.tolist()])
-    if observed.low is None or observed.low <= card.rejection_limits.rejected.value:
-        return f"the network rejects {observed} of the images, no more than of the validation images apart from chance"
-    if after.rejected.sum() >= before.rejected.sum():
-        return "new limits do not reject fewer images of other patients"
-    return ""
-
-
-def _with_kept_parts(
-    card: Card,
-    scored: SiteImages,
-    before: CrossFitted,
-    after: CrossFitted,
-    fit: SiteFit,
-    prevalence: float | None,
-) -> CrossFitted:
-    """Return the cross-fitted outputs, with the card's outputs for parts that are kept."""
-    probabilities = after.probabilities
-    if fit.calibration is None:
-        probabilities = before.probabilities
-    elif "calibration" in fit.not_changed:
-        kept, _ = with_prevalence(card, _prevalence(scored, before.rejected, prevalence))
-        probabilities = calibrate(kept, scored.logits)
-    return CrossFitted(
-        after.rejected,
-        probabilities,
-        {
-            name: after.decisions[name] if name in fit.operating_points else values
-            for name, values in before.decisions.items()
-        },
-    )
+def _images_csv(
+    images: Sequence[LabeledImage], scored: ScoredSite, outputs: SiteOutputs, operating_point: str
+) -> bytes:
+    """Return one row per image: its label, and the decision at the operating point or the rejection."""
+    rows = [csv_line(("path", "label", "patient", "decision", "rejection_code", "logit", "probability"))]
+    for i, (image, rejection) in enumerate(zip(images, scored.rejections, strict=True)):
+        decision = "pneumonia" if outputs.decisions[operating_point][i] else "no_pneumonia"
+        cells = ("rejected", rejection.code, None, None) if rejection else (
+            decision, None, float(scored.outputs.logits[i]), float(outputs.probabilities[i])
+        )  # fmt: skip
+        path, patient = (escape_formula(text, "'") for text in (image.path, image.patient))
+        rows.append(csv_line((path, image.label, patient, *cells)))
+    return b"".join(rows)
 
 
 def _profile(
     card: Card,
     fit: SiteFit,
-    scored: SiteImages,
+    scored: ScoredSite,
     images: Sequence[LabeledImage],
-    statistics: Mapping[str, Sequence[float]],
     *,
     site: str,
     prevalence: float | None,
     seed: int,
 ) -> SiteProfile:
+    if prevalence is not None:
+        calibration, intervals = with_prevalence(apply_fit(card, fit), prevalence)
+        fit = dataclasses.replace(fit, calibration=calibration, intervals=intervals)
     fitted = apply_fit(card, fit)
-    rejected = scored.rejected(fitted)
-    interval = proportion(rejected, scored.patients)
-    accepted = scored.subset(~rejected)
+    outputs = scored.outputs
+    rejected = outputs.rejected(fitted)
+    accepted = outputs.subset(~rejected)
     reference = None
     if len(accepted):
-        outputs = Outputs(logit=accepted.logits.astype(np.float32))
         reference = fit_reference_distribution(
-            msgspec.structs.replace(fitted, rejection_limits=None), [outputs], accepted.labels
+            msgspec.structs.replace(fitted, rejection_limits=None),
+            [Outputs(logit=accepted.logits.astype(np.float32))],
+            accepted.labels,
         )
+    one_per_patient = outputs.first_of_each_patient()
     profile = SiteProfile(
         format=SITE_PROFILE_FORMAT,
         version=__version__,
@@ -525,7 +419,7 @@ def _profile(
         seen=sorted(short_hash(image.sha256) for image in images),
         n=len(images),
         patients=count_patients(images),
-        n_pneumonia=int(scored.labels.sum()),
+        n_pneumonia=int(outputs.labels.sum()),
         seed=seed,
         prevalence=fit.calibration.prevalence if fit.calibration else None,
         prevalence_source="data" if prevalence is None else "stated",
@@ -533,18 +427,18 @@ def _profile(
         intervals=fit.intervals,
         operating_points=dict(fit.operating_points),
         limits=dict(fit.limits),
-        rejected=msgspec.convert(
-            {field: getattr(interval, field) for field in Proportion.__struct_fields__}, Proportion
-        ),
+        rejected=to_proportion(proportion(rejected, outputs.patients)),
         reference_distribution=reference,
         monitoring={
-            name: _reference_sample(values, seed)
-            for name, values in {
-                "probability": calibrate(fitted.calibration, accepted.logits).tolist(),
-                **statistics,
-            }.items()
-            if len(values)
+            "logit": _reference_sample(outputs.logits[one_per_patient[~rejected[one_per_patient]]], seed),
+            **{
+                name: _reference_sample(scored.statistics[name][one_per_patient], seed)
+                for name in get_args(Quantity)
+                if name != "logit"
+            },
         },
+        monitored_patients=len(one_per_patient),
+        monitored_rejected=int(rejected[one_per_patient].sum()),
         not_changed=dict(fit.not_changed),
     )
     profile = msgspec.structs.replace(profile, sha256=profile.content_sha256())
@@ -552,45 +446,29 @@ def _profile(
     return profile
 
 
-def _reference_sample(values: Sequence[float], seed: int) -> list[float]:
-    """Return the values, sorted and rounded; a random sample of them if there are many."""
+def _reference_sample(values: FloatArray, seed: int) -> list[float]:
+    """Return the values, sorted and rounded to 7 digits; a random sample of them if there are many."""
     if len(values) > _MAX_REFERENCE:
-        values = np.random.default_rng(seed).choice(values, _MAX_REFERENCE, replace=False).tolist()
-    return sorted(float(f"{value:.5g}") for value in values)
+        values = np.random.default_rng(seed).choice(values, _MAX_REFERENCE, replace=False)
+    return sorted(float(f"{value:.7g}") for value in values.tolist())
 
 
-def _changed(fit: SiteFit) -> tuple[str, ...]:
-    calibration = (
-        [] if fit.calibration is None else ["prevalence" if "calibration" in fit.not_changed else "calibration"]
-    )
+def _changed(fit: SiteFit, prevalence: float | None) -> tuple[str, ...]:
+    calibration = ["calibration"] if fit.recalibrated else []
+    if not fit.recalibrated and (fit.calibration is not None or prevalence is not None):
+        calibration = ["prevalence"]
     return (*calibration, *fit.operating_points, *fit.limits)
 
 
 # --- figures ---------------------------------------------------------------------------------------------------------
 
 
-def _prevalence(scored: SiteImages, rejected: BoolArray, stated: float | None) -> float:
-    """Return the stated prevalence, or that of the accepted images, kept away from 0 and 1."""
-    labels = scored.labels[~rejected]
-    return stated if stated is not None else float((labels.sum() + 0.5) / (len(labels) + 1))
-
-
-def _rate(scored: SiteImages, outputs: CrossFitted, name: str, *, positive: bool) -> Interval:
-    """Return the sensitivity, or the specificity if not `positive`, of accepted images."""
-    rows = np.flatnonzero((scored.labels == positive) & ~outputs.rejected)
-    correct = outputs.decisions[name][rows] == positive
-    label = "with" if positive else "without"
-    return proportion(
-        correct, [scored.patients[i] for i in rows.tolist()], reason=f"there is no accepted image {label} pneumonia"
-    )
-
-
 def _point(
     card: Card,
     name: str,
-    scored: SiteImages,
-    before: CrossFitted,
-    after: CrossFitted,
+    images: SiteImages,
+    before: SiteOutputs,
+    after: SiteOutputs,
     fit: SiteFit,
     margin: float,
     target_power: float,
@@ -600,53 +478,59 @@ def _point(
         "sensitivity": reference_interval(point.sensitivity),
         "specificity": reference_interval(point.specificity),
     }
-    observed = {metric: _rate(scored, before, name, positive=metric == "sensitivity") for metric in reference}
+    observed, tests = {}, {}
+    for metric, expected in reference.items():
+        positive = metric == "sensitivity"
+        observed[metric] = rate(images, before, name, positive=positive)
+        rows = np.flatnonzero((images.labels == positive) & ~before.rejected)
+        if len(rows):
+            correct = before.decisions[name][rows] == positive
+            n = effective_size(correct, [images.patients[i] for i in rows.tolist()])
+            tests[metric] = compare_with_reference(observed[metric], expected, margin, n)
     changed = fit.operating_points.get(name)
     return PointAcceptance(
         threshold=point.threshold,
         reference=reference,
-        tests={
-            metric: compare_with_reference(interval, reference[metric], margin)
-            for metric, interval in observed.items()
-            if interval.value is not None
-        },
+        tests=tests,
         observed=observed,
         needed={metric: sample_size(interval, margin, target_power) for metric, interval in reference.items()},
-        with_profile={metric: _rate(scored, after, name, positive=metric == "sensitivity") for metric in reference},
+        with_profile={metric: rate(images, after, name, positive=metric == "sensitivity") for metric in reference},
         profile_threshold=changed.threshold if changed else None,
     )
 
 
-def _accepted(card: Card, scored: SiteImages, rejected: BoolArray) -> tuple[Interval | None, Interval | None]:
+def _accepted(card: Card, images: SiteImages, rejected: BoolArray) -> tuple[Interval | None, Interval | None]:
     """Return the fraction of images that the input checks accept, and that of the validation images."""
     if card.rejection_limits is None:
         return None, None
-    rows = np.flatnonzero(~scored.excluded)
+    rows = np.flatnonzero(~images.excluded)
     observed = proportion(
-        ~rejected[rows], [scored.patients[i] for i in rows.tolist()], reason="pixels, header or age exclude all images"
+        ~rejected[rows], [images.patients[i] for i in rows.tolist()], reason="pixels, header or age exclude all images"
     )
     limits = card.rejection_limits.rejected
     return observed, Interval(1 - limits.value, 1 - limits.high, 1 - limits.low, limits.method, limits.n)
 
 
-def _verdict(tests: Sequence[NonInferiority]) -> Verdict:
-    verdicts = {test.verdict for test in tests}
+def _verdict(point: PointAcceptance, accepted_test: NonInferiority | None, *, checks_input: bool) -> Verdict:
+    """Return the verdict of all tests; a missing test is inconclusive."""
+    verdicts = {test.verdict for test in (*point.tests.values(), accepted_test) if test}
     if "inferior" in verdicts:
         return "inferior"
-    return "non_inferior" if len(tests) >= 2 and verdicts == {"non_inferior"} else "inconclusive"
+    complete = len(point.tests) == 2 and (accepted_test is not None) == checks_input
+    return "non_inferior" if complete and verdicts == {"non_inferior"} else "inconclusive"
 
 
-def _auroc(scored: SiteImages, rows: BoolArray) -> Interval:
-    labels = scored.labels[rows]
+def _auroc(images: SiteImages, rows: BoolArray) -> Interval:
+    labels = images.labels[rows]
     if labels.all() or not labels.any():
         return undefined("there are accepted images of one label only", n=len(labels), method="delong")
-    patients = [scored.patients[i] for i in np.flatnonzero(rows).tolist()]
-    return auroc_interval(scored.logits[rows], labels, patients)
+    patients = [images.patients[i] for i in np.flatnonzero(rows).tolist()]
+    return auroc_interval(images.logits[rows], labels, patients)
 
 
-def _calibration(scored: SiteImages, rows: BoolArray, probabilities: FloatArray, seed: int) -> CalibrationSummary:
-    labels = scored.labels[rows]
-    patients = [scored.patients[i] for i in np.flatnonzero(rows).tolist()]
+def _calibration(images: SiteImages, rows: BoolArray, probabilities: FloatArray, seed: int) -> CalibrationSummary:
+    labels = images.labels[rows]
+    patients = [images.patients[i] for i in np.flatnonzero(rows).tolist()]
     if labels.all() or not labels.any():
         missing = undefined("there are accepted images of one label only", n=len(labels), method="patient bootstrap")
         return CalibrationSummary(missing, missing, missing, missing)
@@ -662,41 +546,36 @@ def _calibration(scored: SiteImages, rows: BoolArray, probabilities: FloatArray,
     )
 
 
-def _youden(decisions: BoolArray, labels: BoolArray) -> float:
-    if labels.all() or not labels.any():
-        return 0.0
-    return float(decisions[labels].mean() - decisions[~labels].mean())
-
-
 def _subgroups(
-    card: Card, name: str, scored: SiteImages, rejected: BoolArray, headers: Sequence[HeaderFields | None]
+    name: str, images: SiteImages, outputs: SiteOutputs, headers: Sequence[HeaderFields | None]
 ) -> tuple[Subgroup, ...]:
     """Return the subgroups of each header field that some image states."""
-    values: dict[str, list[str]] = {
+    fields: dict[str, list[str]] = {
         "age": [_age_group(header) for header in headers],
         "sex": [header.sex if header else "" for header in headers],
         "view": [header.view if header else "" for header in headers],
         "manufacturer": [header.manufacturer if header else "" for header in headers],
     }
-    outputs = dataclasses.replace(outputs_with(card, scored), rejected=rejected)
     subgroups = []
-    for field, column in values.items():
+    for field, column in fields.items():
         if not any(column):
             continue
         for value in sorted(set(column), key=lambda value: (not value, value)):
             rows = np.array([each == value for each in column])
-            part = scored.subset(rows)
-            inside = CrossFitted(rejected[rows], outputs.probabilities[rows], {name: outputs.decisions[name][rows]})
+            part = images.subset(rows)
+            inside = SiteOutputs(
+                outputs.rejected[rows], outputs.probabilities[rows], {name: outputs.decisions[name][rows]}
+            )
             subgroups.append(
                 Subgroup(
                     field=field,
                     value=value or "not stated",
                     n=int(rows.sum()),
                     n_pneumonia=int(part.labels.sum()),
-                    rejected=proportion(rejected[rows], part.patients),
-                    sensitivity=_rate(part, inside, name, positive=True),
-                    specificity=_rate(part, inside, name, positive=False),
-                    auroc=_auroc(part, ~rejected[rows]),
+                    rejected=proportion(inside.rejected, part.patients),
+                    sensitivity=rate(part, inside, name, positive=True),
+                    specificity=rate(part, inside, name, positive=False),
+                    auroc=_auroc(part, ~inside.rejected),
                 )
             )
     return tuple(subgroups)

@@ -12,10 +12,11 @@ from pneumoscope.statistics.noninferiority import NonInferiority, Verdict
 __all__ = ["acceptance_markdown"]
 
 _VERDICTS: Mapping[Verdict, str] = {
-    "non_inferior": "not inferior",
+    "non_inferior": "non-inferior",
     "inferior": "**inferior**",
     "inconclusive": "inconclusive",
 }
+_ACCEPTED = "accepted by the input checks"
 _PARTS = {
     "calibration": "calibration",
     "prevalence": "prevalence that probabilities are stated for",
@@ -30,7 +31,7 @@ def acceptance_markdown(result: Acceptance) -> str:
     point = result.operating_points[result.operating_point]
     tests = [(metric, test) for metric, test in point.tests.items()]
     if result.accepted_test:
-        tests.append(("fraction of accepted images", result.accepted_test))
+        tests.append((_ACCEPTED, result.accepted_test))
     lines = [
         f"# Acceptance test of {result.bundle} at {result.site}",
         "",
@@ -44,6 +45,9 @@ def acceptance_markdown(result: Acceptance) -> str:
         "| | on the card | at the site | difference | verdict | power |",
         "| --- | --- | --- | --- | --- | --- |",
     ]
+    for metric in point.reference:
+        if metric not in point.tests:
+            lines.append(f"| {metric} | {point.reference[metric]} | {point.observed[metric]} | | not tested | |")
     for metric, test in tests:
         reference, observed = _pair(result, metric)
         lines.append(
@@ -51,14 +55,17 @@ def acceptance_markdown(result: Acceptance) -> str:
         )
     lines += [
         "",
-        f"Margin: a decrease of {result.margin:g}. Not inferior: the interval of the difference lies above the margin, with a"
-        " one-sided error of 2.5%. Power: probability of that with as many images if nothing changed.",
+        f"Margin: a decrease of {result.margin:g}. Non-inferior: the interval of the difference lies above {-result.margin:g};"
+        " the one-sided type I error rate is 2.5%. Power: probability of that with as many images if nothing changed."
+        " Sensitivity and specificity are of accepted images. The input checks are tested on images that neither pixels nor"
+        " header nor age exclude. The card's sensitivity and specificity are of the images that chose its thresholds, and so"
+        " somewhat optimistic.",
         *_sample_sizes(result),
         "",
         "## Operating points",
         "",
         "Accepted images only. The last two columns are with the site profile, cross-fitted: each image is evaluated with what"
-        " was fitted on other patients.",
+        " was fitted on other patients. Parts were replaced or kept by these figures, which makes them slightly optimistic.",
         "",
         "| operating point | sensitivity | specificity | threshold (score) | with profile: sensitivity | specificity |",
         "| --- | --- | --- | --- | --- | --- |",
@@ -73,13 +80,16 @@ def acceptance_markdown(result: Acceptance) -> str:
         )
     lines += [
         "",
-        f"AUROC of accepted images: {result.auroc}. Prevalence of pneumonia: {result.prevalence}.",
+        f"AUROC of accepted images: {result.auroc}. Prevalence of pneumonia in the images: {result.prevalence}."
+        + (f" Stated for the site: {result.stated_prevalence:g}." if result.stated_prevalence is not None else ""),
         "",
         "## Calibration",
         "",
+        "Of accepted images, with the probabilities stated for the prevalence of these images.",
+        "",
         "| probabilities | slope (1 is perfect) | intercept (0 is perfect) | Brier score | calibration error |",
         "| --- | --- | --- | --- | --- |",
-        _calibration_row("of the model, for the prevalence of the site", result.calibration),
+        _calibration_row("of the model", result.calibration),
         _calibration_row("with the site profile, cross-fitted", result.calibration_with_profile),
         "",
         "## Rejections",
@@ -93,10 +103,11 @@ def acceptance_markdown(result: Acceptance) -> str:
         *_subgroup_lines(result),
         "## Site profile",
         "",
-        f"Changed: {_list(_part(name) for name in result.changed)}.",
+        f"Changed: {_list(_changed_part(result, name) for name in result.changed)}.",
         "",
         *(f"- {_part(name)}: {reason}." for name, reason in result.not_changed.items()),
         "",
+        *_notes(result),
         f"`{result.command}`",
         "",
         result.notice,
@@ -107,12 +118,14 @@ def acceptance_markdown(result: Acceptance) -> str:
 
 def _sentence(result: Acceptance, tests: list[tuple[str, NonInferiority]]) -> str:
     if result.verdict == "non_inferior":
-        return "not inferior to the card."
+        return "non-inferior to the card."
     inferior = [metric for metric, test in tests if test.verdict == "inferior"]
     if inferior:
         return f"inferior to the card ({_list(inferior)})."
     open_tests = [metric for metric, test in tests if test.verdict == "inconclusive"]
-    return f"inconclusive ({_list(open_tests) if open_tests else 'too few accepted images'})."
+    point = result.operating_points[result.operating_point]
+    open_tests += [metric for metric in point.reference if metric not in point.tests]
+    return f"inconclusive ({_list(open_tests) if open_tests else 'no image reached the input checks'})."
 
 
 def _pair(result: Acceptance, metric: str) -> tuple[str, str]:
@@ -128,12 +141,14 @@ def _sample_sizes(result: Acceptance) -> list[str]:
     sensitivity, specificity = (needed[metric] for metric in ("sensitivity", "specificity"))
 
     def text(count: int | None, label: str) -> str:
-        return f"{count:,} accepted images {label} pneumonia" if count else f"no feasible number {label} pneumonia"
+        return (
+            f"{count:,} accepted images {label} pneumonia" if count else f"more images {label} pneumonia than feasible"
+        )
 
     return [
         "",
-        f"A power of {result.target_power:.0%} needs {text(sensitivity, 'with')} and {text(specificity, 'without')}, one per"
-        " patient.",
+        f"A power of {result.target_power:.0%} for each of the two needs {text(sensitivity, 'with')} and"
+        f" {text(specificity, 'without')}, one per patient.",
     ]
 
 
@@ -160,6 +175,19 @@ def _subgroup_lines(result: Acceptance) -> list[str]:
         ),
         "",
     ]
+
+
+def _changed_part(result: Acceptance, name: str) -> str:
+    if name not in result.limits:
+        return _part(name)
+    old, new = result.limits[name]
+    return f"{_part(name)} (from {old:.3g} to {new:.3g}, **more unsuitable images are accepted**)"
+
+
+def _notes(result: Acceptance) -> list[str]:
+    if not result.notes:
+        return []
+    return ["## Notes", "", *(f"- {note}." for note in result.notes), ""]
 
 
 def _part(name: str) -> str:

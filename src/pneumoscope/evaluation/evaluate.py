@@ -69,7 +69,7 @@ def evaluate(
         split: "train", "validation" or "test".
         operating_points: Operating points of the bundle to evaluate.
         out: Folder of evaluation.json and predictions.csv. By default `RUN/evaluation/SPLIT` for a run, and none for a
-            bundle.
+            bundle. With a site profile, the name of the folder ends in its hash.
         ledger: The test ledger; `ledger.default_ledger()` by default.
         seed: Seed of the bootstraps.
         site: Site profile to apply.
@@ -111,7 +111,8 @@ def evaluate(
         number = record_evaluation(Path(ledger) if ledger else default_ledger(), _ledger_entry(evaluation))
         evaluation = dataclasses.replace(evaluation, test_evaluation=number)
     if out is None and is_run:
-        out = evaluation_folder(target, split)
+        # With a profile beside it, so that the evaluation of the run itself is kept.
+        out = evaluation_folder(target, f"{split}-{session.profile.sha256[:8]}" if session.profile else split)
     if out is not None:
         write_atomically(Path(out) / PREDICTIONS_FILE, predictions_csv(scored))
         write_atomically(Path(out) / EVALUATION_FILE, to_json(evaluation))
@@ -147,18 +148,23 @@ def _score(
 
 
 def decode_images(
-    root: Path, images: Sequence[LabeledImage], min_side: int, unreadable: list[tuple[str, str]]
+    root: Path,
+    images: Sequence[LabeledImage],
+    min_side: int,
+    unreadable: list[tuple[str, str]],
+    *,
+    allow_rejected: bool = False,
 ) -> Iterator[Radiograph]:
     """Yield the images in order, decoded ahead in threads. Append path and reason of those that cannot be read to a list.
 
     Args:
         root: Folder that paths are relative to.
         images: The images.
-        min_side: See `imaging.decode.decode`.
+        min_side, allow_rejected: See `imaging.decode.decode`.
         unreadable: The list.
     """
     remaining = iter(images)
-    read = functools.partial(read_image, root, min_side=min_side)
+    read = functools.partial(read_image, root, min_side=min_side, allow_rejected=allow_rejected)
     with ThreadPoolExecutor(_THREADS) as pool:
         pending: deque[tuple[LabeledImage, Future[Radiograph]]] = deque()
         for image in islice(remaining, _PREFETCH_IMAGES):

@@ -29,6 +29,7 @@ from pneumoscope.bundle.card import (
     UncertaintyBand,
 )
 from pneumoscope.core.errors import UndefinedMetricError
+from pneumoscope.core.results import Interval
 from pneumoscope.inference.decision import calibrate, failed_checks
 from pneumoscope.inference.session import Outputs, network_rejections
 from pneumoscope.runs.recipe import RejectionOptions
@@ -46,6 +47,7 @@ __all__ = [
     "fit_outlier_summary",
     "fit_reference_distribution",
     "fit_rejection_limits",
+    "to_proportion",
     "upper_limit",
 ]
 
@@ -246,6 +248,10 @@ def fit_reference_distribution(
     )
 
 
-def _proportion(values: BoolArray, patients: Sequence[str]) -> Proportion:
-    interval = proportion(values, patients)
+def to_proportion(interval: Interval) -> Proportion:
+    """Return a defined proportion in the form of the card."""
     return msgspec.convert({field: getattr(interval, field) for field in Proportion.__struct_fields__}, Proportion)
+
+
+def _proportion(values: BoolArray, patients: Sequence[str]) -> Proportion:
+    return to_proportion(proportion(values, patients))

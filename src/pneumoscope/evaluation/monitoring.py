@@ -1,6 +1,6 @@
 """Monitor a model at a hospital without labels: are recent images like those of the site profile?
 
-Probabilities, image statistics and the fraction of rejected images are compared with those of the profile. The tests share one
+Logits, image statistics and the fraction of rejected images are compared with those of the profile. The tests share one
 probability of a false alarm: with Holm's correction for the number of tests, and Bonferroni's for the planned number of checks.
 Drift does not show that the model is worse, and a model can become worse without drift: repeat the acceptance test.
 
@@ -17,12 +17,10 @@ import numpy as np
 from scipy import stats
 
 from pneumoscope import __version__
-from pneumoscope.bundle.site_profile import read_site_profile
 from pneumoscope.core.errors import SiteProfileError, UndefinedMetricError, UnreadableImageError, UsageError
 from pneumoscope.core.i18n import NOTICE
 from pneumoscope.core.results import SCHEMA, Interval
 from pneumoscope.imaging.statistics import image_statistics
-from pneumoscope.inference.decision import calibrate
 from pneumoscope.inference.image_loader import ImageLoader
 from pneumoscope.inference.session import BundleSession
 from pneumoscope.runs.run_folder import find_bundle
@@ -40,7 +38,7 @@ class DriftTest:
     """Comparison of one quantity with the site profile.
 
     Attributes:
-        name: "probability", "rejected" or a name of `IMAGE_STATISTICS`.
+        name: "logit", "rejected" or a name of `IMAGE_STATISTICS`.
         reference, recent: Median, or for "rejected" the fraction, in the profile and of the recent images.
         n_reference, n_recent: Numbers of images.
         p_value: Before correction.
@@ -100,7 +98,8 @@ def monitor(
 ) -> Monitoring:
     """Compare recent images with a site profile.
 
-    The images should be of different patients: several images of one patient make false alarms more frequent.
+    The images should be of different patients, as those in the profile are: several images of one patient make false alarms
+    more frequent.
 
     Args:
         paths: Image files.
@@ -122,22 +121,28 @@ def monitor(
             " between 0 and 1, the number at least 1"
         )
     session = BundleSession.load(find_bundle(bundle), site=site)
-    profile = read_site_profile(site)
+    profile = session.profile
+    assert profile is not None  # loaded with one
     if not profile.monitoring:
         raise SiteProfileError(f"the profile of site {profile.name!r} has no reference for monitoring")
     rejected, values, unreadable = _measure(session, paths, progress)
     if len(rejected) < MIN_IMAGES:
-        raise UndefinedMetricError(f"monitoring needs at least {MIN_IMAGES} readable images; there are {len(rejected)}")
-    p_values, medians = {}, {}
+        first = next((f"; {path}: {reason}" for path, reason in unreadable.items()), "")
+        raise UndefinedMetricError(
+            f"monitoring needs at least {MIN_IMAGES} readable images; there are {len(rejected)} of"
+            f" {len(paths)} files{first}"
+        )
+    p_values: dict[str, float] = {}
+    medians: dict[str, tuple[float, float, int, int]] = {}
     for name, reference in profile.monitoring.items():
         recent = values[name]
-        if len(recent):  # there is no probability if all images are rejected
+        if recent and reference:  # there is no logit if all images are rejected
             p_values[name] = float(stats.ks_2samp(reference, recent, method="asymp").pvalue)
             medians[name] = (float(np.median(reference)), float(np.median(recent)), len(reference), len(recent))
-    n_rejected = round(profile.rejected.value * profile.n)
-    table = [[sum(rejected), len(rejected) - sum(rejected)], [n_rejected, profile.n - n_rejected]]
+    n_reference, n_rejected = profile.monitored_patients, profile.monitored_rejected
+    table = [[sum(rejected), len(rejected) - sum(rejected)], [n_rejected, n_reference - n_rejected]]
     p_values["rejected"] = float(stats.fisher_exact(table).pvalue)
-    medians["rejected"] = (profile.rejected.value, sum(rejected) / len(rejected), profile.n, len(rejected))
+    medians["rejected"] = (n_rejected / n_reference, sum(rejected) / len(rejected), n_reference, len(rejected))
     limit = false_alarms / checks
     tests = tuple(
         DriftTest(name, *medians[name], p_value, adjusted, adjusted <= limit)
@@ -174,7 +179,7 @@ def _measure(
     loader = ImageLoader(session.card.preprocessing)
     pool = loader.choose_pool(paths)
     rejected: list[bool] = []
-    values: dict[str, list[float]] = {"probability": []}
+    values: dict[str, list[float]] = {"logit": []}
     unreadable: dict[str, str] = {}
     try:
         for start in range(0, len(paths), _BATCH):
@@ -186,11 +191,11 @@ def _measure(
                     continue
                 readable.append(image)
                 for name, value in image_statistics(image.pixels).items():
-                    values.setdefault(name, []).append(value)
+                    values.setdefault(name, []).append(float(f"{value:.7g}"))
             for scored in session.stream(readable, batch=_BATCH):
                 rejected.append(scored.rejection is not None)
                 if scored.rejection is None:
-                    values["probability"].append(float(calibrate(session.card.calibration, scored.logit)))
+                    values["logit"].append(float(f"{scored.logit:.7g}"))  # rounded as in the profile
             if progress:
                 progress(min(start + _BATCH, len(paths)), len(paths))
     finally:
@@ -214,7 +219,9 @@ def monitoring_markdown(result: Monitoring) -> str:
             for test in result.tests
         ),
         "",
-        f"Medians; for rejected, the fraction. Probability of a false alarm in {checks}: {result.false_alarms:g}.",
+        f"Medians; for rejected, the fraction. Alarm if the corrected p is at most"
+        f" {result.false_alarms / result.checks:.2g}: the probability of a false alarm in {checks} is"
+        f" {result.false_alarms:g}.",
     ]
     if result.unreadable:
         listed = "; ".join(f"{path}: {reason}" for path, reason in list(result.unreadable.items())[:_MAX_LISTED])

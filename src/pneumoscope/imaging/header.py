@@ -6,10 +6,10 @@ import dataclasses
 from pathlib import Path
 
 from pneumoscope.core.prediction import PatientAge
+from pneumoscope.imaging.decode import has_dicom_prefix
 
 __all__ = ["HeaderFields", "read_header_fields"]
 
-_PREAMBLE, _MAGIC = 128, b"DICM"
 _ELEMENTS = ("PatientSex", "ViewPosition", "Manufacturer")
 _MAX_LENGTH = 64  # characters of a value, as in the standard
 
@@ -34,15 +34,14 @@ class HeaderFields:
 def read_header_fields(path: Path) -> HeaderFields | None:
     """Return the fields of a DICOM file, or None for other files and headers that cannot be read."""
     try:
-        with path.open("rb") as file:
-            if file.read(_PREAMBLE + len(_MAGIC))[_PREAMBLE:] != _MAGIC:
-                return None
+        if not has_dicom_prefix(path):
+            return None
         from pydicom import dcmread
 
         from pneumoscope.imaging.patient_age import AGE_ELEMENTS, read_age
 
         header = dcmread(path, stop_before_pixels=True, specific_tags=[*_ELEMENTS, *AGE_ELEMENTS])
         sex, view, manufacturer = (" ".join(str(header.get(name) or "").split())[:_MAX_LENGTH] for name in _ELEMENTS)
-        return HeaderFields(read_age(header), sex.upper(), view.upper(), manufacturer)
+        return HeaderFields(read_age(header), sex.upper(), view.upper(), manufacturer.upper())
     except Exception:  # noqa: BLE001  untrusted bytes can make a parser fail in any way; decoding reports the error
         return None

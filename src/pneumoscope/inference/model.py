@@ -99,12 +99,13 @@ class Model:
         point, card = self.point, self.card
         sensitivity, specificity = point.sensitivity, point.specificity
         ages = "not stated" if card.age_range is None else f"{card.age_range[0]:g} to {card.age_range[1]:g} years"
+        images = "site" if point.site else "validation"
         facts = {
             "Network": f"{card.network}, {card.parameters:,} parameters, {card.preprocessing.size} pixels",
             "Operating point": f"{self.operating_point_name}: {point.rule_text()}",
             "Threshold": f"probability of {self.threshold:.3f}",
-            "Sensitivity (validation)": f"{sensitivity.value:.3f} [{sensitivity.low:.3f}, {sensitivity.high:.3f}]",
-            "Specificity (validation)": f"{specificity.value:.3f} [{specificity.low:.3f}, {specificity.high:.3f}]",
+            f"Sensitivity ({images})": f"{sensitivity.value:.3f} [{sensitivity.low:.3f}, {sensitivity.high:.3f}]",
+            f"Specificity ({images})": f"{specificity.value:.3f} [{specificity.low:.3f}, {specificity.high:.3f}]",
             "Age range": ages,
         }
         if self.facts.site:

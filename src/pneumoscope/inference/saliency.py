@@ -208,7 +208,8 @@ def _legend(
         f" {card.name}, scaled to this image. They show what the network used, not where disease is.{coarse}"
     )
     if site:
-        about += f" Site profile: {site}."
+        # The font of Pillow has Latin characters only.
+        about += f" Site profile: {site.encode('latin-1', 'replace').decode('latin-1')}."
     draw = ImageDraw.Draw(Image.new("RGB", (1, 1)))
     large, text = ImageFont.load_default(24), ImageFont.load_default(16)
     titles = [(line, large, _TEXT) for line in _wrap(draw, title, large, inner)]

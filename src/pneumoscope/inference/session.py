@@ -13,7 +13,7 @@ import numpy.typing as npt
 
 from pneumoscope.bundle.card import INPUT_CLASSES, Card, read_bundle
 from pneumoscope.bundle.network_checks import SELF_TEST_TOLERANCE, self_test_image
-from pneumoscope.bundle.site_profile import apply_site_profile, read_site_profile
+from pneumoscope.bundle.site_profile import SiteProfile, apply_site_profile, read_site_profile
 from pneumoscope.core.errors import BundleError, UsageError
 from pneumoscope.core.prediction import AgeRequirement, Rejection
 from pneumoscope.imaging.image import Radiograph
@@ -59,7 +59,7 @@ class BundleSession:
 
     Attributes:
         card: Card of the bundle, with the changes of the site profile.
-        site: Name and short hash of the site profile; "" without one.
+        profile: The site profile, or None.
         has_heatmaps: True if the network has the output `heatmap`.
     """
 
@@ -91,7 +91,7 @@ class BundleSession:
         except Exception as error:
             raise BundleError(f"the network of bundle {card.name!r} cannot be run: {error}") from error
         self.card = card
-        self.site = ""
+        self.profile: SiteProfile | None = None
         self._require_age = require_age
         self._output_names = [output.name for output in self._session.get_outputs()]
         self._check_signature()
@@ -118,8 +118,13 @@ class BundleSession:
         session.run_self_test()
         if site is not None:
             profile = read_site_profile(site)
-            session.card, session.site = apply_site_profile(card, profile), profile.label
+            session.card, session.profile = apply_site_profile(card, profile), profile
         return session
+
+    @property
+    def site(self) -> str:
+        """Name and short hash of the site profile; "" without one."""
+        return self.profile.label if self.profile else ""
 
     def run_self_test(self) -> None:
         """Score the self-test image and compare the logit with the card.

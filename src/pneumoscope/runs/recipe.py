@@ -140,7 +140,8 @@ class AugmentationOptions(_Table):
 
     border_swap: float = Field(default=0.0, ge=0, le=1)
     """Probability that everything outside a central rectangle, with 0.6 to 0.95 of each side, is replaced by that of another
-    training image of either label, so that the border does not predict the label."""
+    training image of either label, so that the border does not predict the label. Training images only:
+    `training.calibrate = "augmented"` does not swap borders."""
     flip: bool = False
     """Horizontal flip with probability one half."""
     rotation: float = Field(default=0.0, ge=0, le=45)
@@ -205,7 +206,7 @@ class Recipe(_Table):
 
     @model_validator(mode="after")
     def _check_consistency(self) -> Recipe:
-        if self.training.calibrate == "augmented" and not self.augmentation.any:
+        if self.training.calibrate == "augmented" and not self.augmentation.model_copy(update={"border_swap": 0}).any:
             raise ValueError('training.calibrate: "augmented" needs an [augmentation] table')
         if self.training.consistency and not self.augmentation.any:
             raise ValueError("training.consistency: compares augmented copies; it needs an [augmentation] table")

@@ -31,7 +31,7 @@ BINS = 15
 # If the logits do not rank the images, or rank them in reverse, this slope gives all images the same probability.
 _MIN_SLOPE = 1e-6
 _MAX_ITERATIONS = 60  # of Newton's method; each changes slope and intercept by at most 1
-_MAX_PARAMETER = 25  # a larger slope or intercept means that the labels are perfectly separated
+_MAX_PARAMETER = 40  # of standardized logits
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
@@ -191,8 +191,11 @@ def _logistic_regression(
         logits, labels, weights: See `weighted_calibration_slope`.
         slope: A fixed slope; estimated if None.
     """
+    # Standardized, because the steps are limited; transformed back in the end.
+    center, scale = (float(logits.mean()), float(logits.std()) or 1.0) if slope is None else (0.0, 1.0)
+    logits = (logits - center) / scale
     parameters = np.zeros((len(weights), 2))
-    parameters[:, 0] = 1.0 if slope is None else slope
+    parameters[:, 0] = slope or 0.0
     gradient = np.full((len(weights), 2), np.inf)
     with np.errstate(all="ignore"):
         for _ in range(_MAX_ITERATIONS):
@@ -214,7 +217,9 @@ def _logistic_regression(
             if np.nanmax(np.abs(step), initial=0.0) < 1e-9:
                 break
         converged = (np.abs(gradient) <= 1e-6 * weights.sum(1, keepdims=True)).all(1)
+        # A large slope means that the labels are perfectly separated, a large intercept that all are alike.
         converged &= (np.abs(parameters) < _MAX_PARAMETER).all(1)
+        parameters = np.stack([parameters[:, 0] / scale, parameters[:, 1] - parameters[:, 0] * center / scale], axis=1)
     result = np.where(converged[:, None], parameters, np.nan)
     return result[:, 0], result[:, 1]
 

@@ -24,6 +24,7 @@ __all__ = [
     "WeightedStatistic",
     "design_effect",
     "difference",
+    "effective_size",
     "mean_of_proportions",
     "newcombe",
     "normal_quantile",
@@ -111,6 +112,17 @@ def design_effect(values: npt.ArrayLike, groups: IntArray) -> float:
         return n / m
     between = float(np.square(np.bincount(groups, residuals)).sum())
     return max(1.0, (m / (m - 1) * between) / (n / (n - 1) * within))
+
+
+def effective_size(values: npt.ArrayLike, patients: Sequence[str] | None) -> int:
+    """Return the number of independent images that would estimate the mean as well: n divided by the design effect.
+
+    Args:
+        values: One number per image, shape (n,), at least one.
+        patients: One patient key per image, "" where unknown; None if no patient is known.
+    """
+    x = np.asarray(values, dtype=np.float64)
+    return max(1, round(len(x) / design_effect(x, patient_groups(patients, len(x)))))
 
 
 def proportion(
@@ -282,6 +294,8 @@ def patient_bootstrap(
     method = "patient bootstrap"
     if not math.isfinite(value):
         return undefined(reason, n=len(x), method=method, level=level, seed=seed)
+    if groups.max() == 0:
+        return Interval(value, None, None, method, len(x), level, seed, "all images are of one patient")
     values = _resample(statistic, x, y, groups, resamples, seed)
     defined = values[np.isfinite(values)]
     if 2 * len(defined) < resamples:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import math
 from typing import Literal
 
 import numpy as np
@@ -18,8 +19,9 @@ __all__ = ["MAX_SAMPLE", "NonInferiority", "Verdict", "compare_with_reference", 
 Verdict = Literal["non_inferior", "inferior", "inconclusive"]
 
 MAX_SAMPLE = 20_000  # images; larger samples are not searched
-# Power is not monotonic in the number of images, because counts are whole. It must stay above the target this long.
-_RUN = 25
+# Power is not monotonic in the number of images, because counts are whole: it drops whenever one more error is needed, about
+# every 1 / (1 - reference) images. It must stay above the target for several such steps.
+_MIN_RUN, _MAX_RUN = 25, 500
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
@@ -31,7 +33,7 @@ class NonInferiority:
         margin: Largest acceptable decrease, 0 to 1.
         verdict: "non_inferior" if the interval lies above -margin, "inferior" if it lies below, "inconclusive" otherwise.
             "non_inferior" has a one-sided error of 2.5%.
-        power: Probability of "non_inferior" with as many images if the proportion equals the reference.
+        power: Probability of "non_inferior" with as many images if the true proportion equals the reference's value.
     """
 
     difference: Interval
@@ -40,13 +42,17 @@ class NonInferiority:
     power: float
 
 
-def compare_with_reference(observed: Interval, reference: Interval, margin: float) -> NonInferiority:
+def compare_with_reference(
+    observed: Interval, reference: Interval, margin: float, effective_n: int | None = None
+) -> NonInferiority:
     """Return whether a proportion is lower than a reference by less than the margin.
 
     Args:
         observed: Proportion with Wilson's interval, from `intervals.proportion`.
         reference: Proportion of other images, at the same level.
         margin: Largest acceptable decrease, above 0, below 1.
+        effective_n: Number of independent images behind `observed`, see `intervals.effective_size`, for the power; its n if
+            None.
 
     Raises:
         UndefinedMetricError: A proportion is undefined, or the margin is out of range.
@@ -62,7 +68,7 @@ def compare_with_reference(observed: Interval, reference: Interval, margin: floa
         verdict = "non_inferior"
     elif result.high < -margin:
         verdict = "inferior"
-    return NonInferiority(result, margin, verdict, power(_effective_n(observed), reference, margin))
+    return NonInferiority(result, margin, verdict, power(effective_n or observed.n, reference, margin))
 
 
 def power(n: int, reference: Interval, margin: float) -> float:
@@ -114,16 +120,15 @@ def sample_size(reference: Interval, margin: float, target: float = 0.8) -> int 
 
     low, size = 0, 16  # no n up to `low` was enough, apart from whole-count jumps
     while not is_enough(size):
-        low, size = size, 2 * size
-        if size > MAX_SAMPLE:
+        if size == MAX_SAMPLE:
             return None
+        low, size = size, min(2 * size, MAX_SAMPLE)
     while size - low > 1:
         middle = (low + size) // 2
         low, size = (low, middle) if is_enough(middle) else (middle, size)
-    last_failure = max((n for n in range(size, size + _RUN) if not is_enough(n)), default=0)
-    while last_failure:
-        size = last_failure + 1
-        last_failure = max((n for n in range(size, size + _RUN) if not is_enough(n)), default=0)
+    run = min(_MAX_RUN, _MIN_RUN + math.ceil(3 / max(1 - value, 1e-6)))
+    while failures := [n for n in range(size, size + run) if not is_enough(n)]:
+        size = failures[-1] + 1
     return size
 
 
@@ -134,12 +139,6 @@ def _check(reference: Interval, margin: float) -> tuple[float, float]:
     if reference.value is None or reference.high is None:
         raise UndefinedMetricError(f"the reference is undefined: {reference.reason}")
     return reference.value, reference.high
-
-
-def _effective_n(observed: Interval) -> int:
-    """Return the number of independent images that would give the interval: its n, divided by the design effect."""
-    _, _, effect = observed.method.partition("design effect ")
-    return max(1, round(observed.n / float(effect or 1)))
 
 
 def _wilson_low(p: FloatArray, n: int, level: float) -> FloatArray:

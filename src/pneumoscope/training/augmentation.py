@@ -26,8 +26,10 @@ __all__ = ["augment"]
 _DRAWS = (
     *("rotation", "scale", "aspect", "flip", "shift_x", "shift_y"),
     *("gamma", "contrast", "brightness", "blur", "noise", "jpeg"),
-    *("border_swap", "center_width", "center_height"),
 )
+# Drawn from a generator of their own, so that the noise of recipes without `border_swap` is what it was before.
+_BORDER_DRAWS = ("border_swap", "center_width", "center_height")
+_ODD = 0x9E3779B97F4A7C15  # scatters seeds
 _CENTER = (0.6, 0.95)  # width and height of the center that `border_swap` keeps, as fractions of the side
 
 
@@ -50,6 +52,10 @@ def augment(
     generators = [torch.Generator().manual_seed(seed) for seed in seeds]
     values = torch.stack([torch.rand(len(_DRAWS), generator=generator) for generator in generators])
     draws = dict(zip(_DRAWS, values.unbind(dim=1), strict=True))
+    if options.border_swap:
+        others = [torch.Generator().manual_seed((seed + 1) * _ODD % 2**63) for seed in seeds]
+        values = torch.stack([torch.rand(len(_BORDER_DRAWS), generator=generator) for generator in others])
+        draws |= dict(zip(_BORDER_DRAWS, values.unbind(dim=1), strict=True))
 
     def uniform(name: str, low: float, high: float) -> Tensor:
         return draws[name] * (high - low) + low

@@ -179,8 +179,8 @@ def remove(service: AppService, user: User, id: _Id, _: NoParameters) -> None:
 
 @prediction_router.get("/model", summary="Get the model card", tags=["model"])
 def card(service: AppService, query: Annotated[CardParameters, Query()]) -> dict[str, Any]:
-    """As `card.json` in the bundle; `seen` only on request."""
-    document: dict[str, Any] = msgspec.to_builtins(service.model.card)
+    """As `card.json` in the bundle, with the changes of the site profile that `site` names; `seen` only on request."""
+    document: dict[str, Any] = msgspec.to_builtins(service.model.card) | {"site": service.model.facts.site}
     if not query.seen:
         del document["seen"]
     return document
