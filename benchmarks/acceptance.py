@@ -26,7 +26,8 @@ from pneumoscope.core.files import write_atomically
 from pneumoscope.core.i18n import NOTICE
 from pneumoscope.data.hashing import read_image
 from pneumoscope.data.manifest import LabeledImage
-from pneumoscope.evaluation.acceptance import Acceptance, accept
+from pneumoscope.evaluation.acceptance import PROFILE_FILE, Acceptance, accept
+from pneumoscope.evaluation.monitoring import monitor
 from pneumoscope.evaluation.selection import select_unreserved_images
 
 Pixels = npt.NDArray[np.uint8]
@@ -99,6 +100,14 @@ def write_images(hospital: Hospital, root: Path, images: Sequence[LabeledImage],
     return path
 
 
+def find_drift(folder: Path, profile: Path, bundle: Path) -> str:
+    """Return the quantities that differ from those of a profile; one image per patient."""
+    with (folder / "labels.csv").open(encoding="utf-8", newline="") as file:
+        first = {row["patient"]: str(folder / row["path"]) for row in csv.DictReader(file)}
+    found = [test.name for test in monitor(list(first.values()), profile, bundle).tests if test.alarm]
+    return ", ".join(found) or "none"
+
+
 def summarize(hospital: Hospital, result: Acceptance) -> dict[str, object]:
     """Return one row of the table."""
     point = result.operating_points[result.operating_point]
@@ -128,6 +137,7 @@ def to_markdown(rows: Sequence[dict[str, object]], command: str) -> str:
     at_site += ("intercept", "brier")
     repaired = (
         "hospital",
+        "drift",
         "profile",
         "profile_rejected",
         "profile_sensitivity",
@@ -136,7 +146,8 @@ def to_markdown(rows: Sequence[dict[str, object]], command: str) -> str:
     )
     lines = [
         f"`pneumoscope accept` at simulated hospitals, made of the validation images of a run ({__version__}). Intervals are 95%,"
-        " over patients; sensitivity and specificity at balanced, of accepted images.",
+        " over patients; sensitivity and specificity at balanced, of accepted images. Drift: what `pneumoscope monitor` finds to"
+        " differ from the profile of the first hospital.",
         "",
     ]
     for columns in (at_site, repaired):
@@ -159,13 +170,18 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser.add_argument("--seed", type=int, default=0)
     options = parser.parse_args(arguments)
     root, images = select_unreserved_images(options.run, options.data, "validation")
+    bundle = options.model or options.run
     rows = []
-    for hospital in HOSPITALS:
-        print(f"{hospital.name}: {hospital.about}", file=sys.stderr, flush=True)
-        with tempfile.TemporaryDirectory() as folder:
-            labels = write_images(hospital, root, images, Path(folder), options.seed)
-            result, _ = accept(labels, options.model or options.run, site=hospital.name, seed=options.seed)
-        rows.append(summarize(hospital, result))
+    with tempfile.TemporaryDirectory() as temporary:
+        for hospital in HOSPITALS:
+            print(f"{hospital.name}: {hospital.about}", file=sys.stderr, flush=True)
+            folder = Path(temporary) / hospital.name
+            folder.mkdir()
+            labels = write_images(hospital, root, images, folder, options.seed)
+            out = Path(temporary) / f"{hospital.name}, accepted"
+            result, _ = accept(labels, bundle, site=hospital.name, out=out, seed=options.seed)
+            drift = find_drift(folder, Path(temporary) / f"{HOSPITALS[0].name}, accepted" / PROFILE_FILE, bundle)
+            rows.append({**summarize(hospital, result), "drift": drift})
     command = shlex.join(
         ["python", "benchmarks/acceptance.py", *(arguments if arguments is not None else sys.argv[1:])]
     )
