@@ -6,8 +6,11 @@ import json
 import sys
 
 import numpy as np
+import pytest
 from tests.benchmarks.loading import load_benchmark
 from tests.conftest import LIMITS
+
+pytestmark = pytest.mark.slow
 
 acceptance = load_benchmark("acceptance")
 

@@ -26,6 +26,8 @@ from pneumoscope.inference.model import load_model
 from pneumoscope.runs.evaluations import read_evaluation
 from pneumoscope.statistics.intervals import wilson
 
+pytestmark = pytest.mark.slow
+
 
 def reference(value: float, n: int) -> Proportion:
     interval = wilson(round(value * n), n)

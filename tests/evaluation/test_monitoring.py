@@ -18,6 +18,8 @@ from pneumoscope.evaluation.monitoring import MIN_IMAGES, holm, monitor, monitor
 from pneumoscope.imaging.statistics import IMAGE_STATISTICS, image_statistics
 from pneumoscope.inference.session import BundleSession
 
+pytestmark = pytest.mark.slow
+
 
 @pytest.fixture(scope="module")
 def bundle(shared_maker):
@@ -110,7 +112,6 @@ def test_more_rejections_give_an_alarm(shared_maker, tmp_path):
     assert rejected.recent == result.rejected.value > 0.1 > rejected.reference
 
 
-@pytest.mark.slow
 def test_false_alarms_are_as_rare_as_promised(bundle, tmp_path, monkeypatch):
     # The reference and each check are samples of one population; the network is replaced by its formula to save time.
     rng = np.random.default_rng(0)

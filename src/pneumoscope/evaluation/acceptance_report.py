@@ -105,6 +105,7 @@ def acceptance_markdown(result: Acceptance) -> str:
         "",
         f"Changed: {_list(_changed_part(result, name) for name in result.changed)}.",
         "",
+        *(["Kept as on the card:", ""] if result.not_changed else []),
         *(f"- {_part(name)}: {reason}." for name, reason in result.not_changed.items()),
         "",
         *_notes(result),
