@@ -34,6 +34,7 @@ from pneumoscope.data.layouts import load_manifest
 from pneumoscope.imaging.preprocess import Preprocessing
 
 SIZE = 16
+BROWSER_SECONDS = 20  # deadline of a wait in the browser; Playwright's 5 s can run out on a busy machine
 
 # A shell ignores Ctrl-C for jobs in the background, and their processes inherit that; with a handler here, they do not.
 signal.signal(signal.SIGINT, signal.default_int_handler)
@@ -327,6 +328,7 @@ def browser() -> Iterator[Any]:
         pytest.skip("Chromium is not installed")
     quiet = ("--no-sandbox", "--disable-gpu", "--disable-quic", "--no-first-run", "--disable-background-networking",
              "--disable-component-update", "--disable-sync")  # fmt: skip
+    playwright.expect.set_options(timeout=BROWSER_SECONDS * 1000)
     with playwright.sync_playwright() as driver:
         chromium = driver.chromium.launch(executable_path=executable, args=list(quiet))
         yield chromium
