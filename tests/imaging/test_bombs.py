@@ -20,6 +20,8 @@ from pneumoscope.core.errors import DecodeCrashedError, DecodeMemoryError, Decod
 from pneumoscope.imaging.decode import decode
 from pneumoscope.imaging.sandbox.pool import DecodePool, Limits
 
+pytestmark = pytest.mark.slow  # each image runs into a limit of time or memory
+
 LIMITS = Limits(memory=2**30, cpu_seconds=1, wall_seconds=60)
 GRAY = Image.fromarray(np.arange(64 * 64, dtype=np.uint16).reshape(64, 64).astype(np.uint8))
 OVER_A_LIMIT = (DecodeCrashedError, DecodeMemoryError, DecodeTimeoutError)
