@@ -11,6 +11,8 @@ from pneumoscope.service.app import create_app
 from pneumoscope.service.auth.tokens import Authenticator
 from pneumoscope.service.storage.repository import PredictionRepository
 
+pytestmark = pytest.mark.slow  # each image runs into a limit of time or memory
+
 LIMITS = Limits(memory=2**30, cpu_seconds=20, wall_seconds=2)
 
 
