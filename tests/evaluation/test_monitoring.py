@@ -9,6 +9,7 @@ from PIL import Image
 from scipy import stats
 from tests.conftest import SIZE
 from tests.evaluation.test_acceptance import CARD_POINTS, WIDE, write_site
+from tests.images import dicom
 
 from pneumoscope.bundle.site_profile import read_site_profile
 from pneumoscope.core.errors import SiteProfileError, UndefinedMetricError, UsageError
@@ -193,3 +194,30 @@ def test_the_images_of_the_profile_do_not_differ_from_it(bundle, tmp_path):
     accept(folder, bundle, site="North", out=tmp_path)
     result = monitor([str(path) for path in folder.rglob("*.png")], tmp_path / "site.json", bundle)
     assert [test.p_value for test in result.tests] == pytest.approx([1.0] * 6)
+
+
+def test_required_age_is_as_in_the_acceptance_test(shared_maker, tmp_path):
+    aged = shared_maker.bundle(
+        shared_maker.root / "monitored ages", gain=0.1, operating_points=CARD_POINTS, rejection_limits=WIDE, age_range=(1, 5)
+    )  # fmt: skip
+    rng = np.random.default_rng(0)
+    for label, gray in (("NORMAL", 95), ("PNEUMONIA", 145)):
+        (tmp_path / "images" / label).mkdir(parents=True)
+        for i in range(40):
+            header = {"PatientID": f"{label} {i}"} | ({"PatientAge": "003Y"} if i % 2 else {})
+            (tmp_path / "images" / label / f"{i}.dcm").write_bytes(dicom(int(rng.normal(gray, 12)), **header))
+    accept(tmp_path / "images", aged, site="Ages", out=tmp_path / "out", require_age="dicom")
+    paths = [str(path) for path in (tmp_path / "images").rglob("*.dcm")]
+
+    same = monitor(paths, tmp_path / "out" / "site.json", aged, require_age="dicom")
+    assert (same.alarm, same.rejected.value) == (False, 0.5)
+    other = monitor(paths, tmp_path / "out" / "site.json", aged)
+    assert (other.alarm, other.rejected.value) == (True, 0)
+
+
+def test_profile_without_a_reference_cannot_be_monitored(bundle, profile, tmp_path):
+    for empty in ({"monitoring": {}}, {"monitored_patients": 0}):
+        other = tmp_path / "other.json"
+        other.write_text(structs.replace(read_site_profile(profile), **empty).to_json())
+        with pytest.raises(SiteProfileError, match="has no reference for monitoring"):
+            monitor([], other, bundle)

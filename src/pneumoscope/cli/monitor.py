@@ -3,10 +3,14 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import click
 
-from pneumoscope.cli.options import json_option, model_option
+from pneumoscope.cli.options import json_option, model_option, require_age_option
+
+if TYPE_CHECKING:
+    from pneumoscope.core.prediction import AgeRequirement
 
 __all__ = ["command"]
 
@@ -37,6 +41,7 @@ _ALARM = 4  # exit status
     show_default=True,
     help="Planned number of checks, such as 12 a year.",
 )
+@require_age_option("never")
 @click.option("--exit-code", is_flag=True, help="Exit with status 4 if there is an alarm.")
 @json_option
 def command(
@@ -45,6 +50,7 @@ def command(
     bundle: Path | None,
     false_alarms: float,
     checks: int,
+    require_age: AgeRequirement,
     exit_code: bool,
     as_json: bool,
 ) -> None:
@@ -66,7 +72,9 @@ def command(
     if skipped:
         click.echo(f"Skipped {counted(skipped, 'file')}: hidden or not an image", err=True)
     with image_progress("scoring images") as progress:
-        result = monitor(images, site, bundle, false_alarms=false_alarms, checks=checks, progress=progress)
+        result = monitor(
+            images, site, bundle, false_alarms=false_alarms, checks=checks, require_age=require_age, progress=progress
+        )
     click.echo(to_json(result) if as_json else monitoring_markdown(result), nl=False)
     if exit_code and result.alarm:
         raise click.exceptions.Exit(_ALARM)

@@ -19,6 +19,7 @@ from scipy import stats
 from pneumoscope import __version__
 from pneumoscope.core.errors import SiteProfileError, UndefinedMetricError, UnreadableImageError, UsageError
 from pneumoscope.core.i18n import NOTICE
+from pneumoscope.core.prediction import AgeRequirement
 from pneumoscope.core.results import SCHEMA, Interval
 from pneumoscope.imaging.statistics import image_statistics
 from pneumoscope.inference.image_loader import ImageLoader
@@ -94,6 +95,7 @@ def monitor(
     *,
     false_alarms: float = 0.05,
     checks: int = 1,
+    require_age: AgeRequirement = "never",
     progress: Callable[[int, int], None] | None = None,
 ) -> Monitoring:
     """Compare recent images with a site profile.
@@ -107,6 +109,7 @@ def monitor(
         bundle: Bundle or run; the model in the package if None.
         false_alarms: Probability of at least one false alarm in all checks together, if nothing changed.
         checks: Planned number of checks.
+        require_age: Images that are rejected if the age of the patient is unknown, as in the acceptance test.
         progress: Called with the number of processed files and of all files.
 
     Raises:
@@ -120,10 +123,10 @@ def monitor(
             f"the probability of a false alarm is {false_alarms:g} and the number of checks {checks}; the probability must be"
             " between 0 and 1, the number at least 1"
         )
-    session = BundleSession.load(find_bundle(bundle), site=site)
+    session = BundleSession.load(find_bundle(bundle), require_age=require_age, site=site)
     profile = session.profile
     assert profile is not None  # loaded with one
-    if not profile.monitoring:
+    if not (profile.monitoring and profile.monitored_patients):
         raise SiteProfileError(f"the profile of site {profile.name!r} has no reference for monitoring")
     rejected, values, unreadable = _measure(session, paths, progress)
     if len(rejected) < MIN_IMAGES:
