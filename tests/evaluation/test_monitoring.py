@@ -145,12 +145,17 @@ def test_false_alarms_are_as_rare_as_promised(bundle, tmp_path, monkeypatch):
 
 
 def test_planned_checks_share_the_false_alarms(bundle, profile, tmp_path):
-    paths = recent(tmp_path / "recent", normal=60, pneumonia=60, seed=8, shift=7)
-    one, many = monitor(paths, profile, bundle), monitor(paths, profile, bundle, checks=1000)
-    assert [test.adjusted for test in one.tests] == [test.adjusted for test in many.tests]
-    limit = 0.05 / 1000
-    assert [test.alarm for test in many.tests] == [test.adjusted <= limit for test in many.tests]
-    assert "1000 planned checks" in monitoring_markdown(many)
+    paths = recent(tmp_path / "recent", normal=60, pneumonia=60, seed=8, shift=12)
+    one = monitor(paths, profile, bundle)
+    smallest = min(test.adjusted for test in one.tests)
+    assert one.alarm
+    assert 0 < smallest <= 0.05
+    few, many = int(0.05 / smallest), int(0.05 / smallest) + 1
+    assert monitor(paths, profile, bundle, checks=few).alarm
+    found = monitor(paths, profile, bundle, checks=many)
+    assert not found.alarm
+    assert [test.adjusted for test in found.tests] == [test.adjusted for test in one.tests]
+    assert f"{many} planned checks" in monitoring_markdown(found)
 
 
 def test_unreadable_files_are_named_and_left_out(bundle, profile, tmp_path):
