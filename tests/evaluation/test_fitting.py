@@ -121,9 +121,35 @@ def test_operating_points_by_hand():
 
 def test_only_fitted_thresholds_are_marked_as_augmented():
     scores = np.array([0.1, 0.2, 0.6, 0.7, 0.8, 0.9])
-    points = fit_operating_points(scores, scores > 0.65, [""] * 6, augmented=True)
+    points = fit_operating_points(scores, scores > 0.65, [""] * 6, augmented=scores)
 
     assert [name for name, point in points.items() if not point.augmented] == ["half"]
+
+
+def test_thresholds_are_of_augmented_images_and_their_accuracy_is_of_unmodified_ones():
+    labels = np.array([False, False, False, True, True, True])
+    scores = np.array([0.1, 0.2, 0.6, 0.7, 0.8, 0.9])
+    augmented = np.array([0.1, 0.2, 0.3, 0.4, 0.5, 0.6])
+
+    points = fit_operating_points(scores, labels, [""] * 6, augmented=augmented)
+
+    # 0.35 separates the augmented images. At this threshold, one unmodified normal image is a false positive.
+    assert points["balanced"].threshold == pytest.approx(0.35)
+    assert points["balanced"].sensitivity.value == 1
+    assert points["balanced"].specificity.value == pytest.approx(2 / 3)
+    assert points["half"].specificity.value == pytest.approx(2 / 3)
+
+
+def test_uncertainty_band_is_fitted_on_augmented_images():
+    labels = np.repeat([False, True], 19)
+    scores = np.r_[np.linspace(0, 0.2, 19), np.linspace(0.8, 1, 19)]
+    augmented = np.r_[np.linspace(0, 0.6, 19), np.linspace(0.4, 1, 19)]
+
+    point = fit_operating_points(scores, labels, [""] * 38, augmented=augmented)["balanced"]
+
+    alone = fit_operating_points(augmented, labels, [""] * 38)["balanced"]
+    assert point.uncertainty_band == alone.uncertainty_band
+    assert point.uncertainty_band != fit_operating_points(scores, labels, [""] * 38)["balanced"].uncertainty_band
 
 
 def test_uncertainty_band_needs_19_images_of_each_label():

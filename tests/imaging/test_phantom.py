@@ -22,7 +22,7 @@ from sklearn.preprocessing import StandardScaler
 from pneumoscope.core.errors import StorageError, UsageError
 from pneumoscope.imaging import phantom as module
 from pneumoscope.imaging.decode import decode
-from pneumoscope.imaging.phantom import draw_phantom, write_phantoms
+from pneumoscope.imaging.phantom import draw_opacity_mask, draw_phantom, write_phantoms
 
 PNEUMONIA = re.compile(r"person(?P<patient>\d+)_(?P<series>bacteria|virus)_(?P<image>\d+)\.jpeg")
 NORMAL = re.compile(r"(?P<series>IM|NORMAL2-IM)-(?P<patient>\d{4})-0001(-(?P<image>\d{4}))?\.jpeg")
@@ -287,3 +287,42 @@ def test_the_lungs_predict_the_label(images: tuple[npt.NDArray[np.float64], npt.
     lungs = pixels[:, 6:24, 5:-5].reshape(len(pixels), -1)
     lungs = (lungs - lungs.mean(axis=1, keepdims=True)) / lungs.std(axis=1, keepdims=True)
     assert auroc(make_pipeline(PCA(60, random_state=0), linear(0.1)), lungs, labels) > 0.8
+
+
+def test_mask_is_where_the_opacity_changes_the_image() -> None:
+    for etiology in ("bacteria", "virus"):
+        for seed in range(5):
+            mask = draw_opacity_mask(seed, etiology=etiology, size=96)
+            sick = draw_phantom(seed, True, etiology=etiology, size=96).astype(int)
+            difference = np.abs(sick - draw_phantom(seed, False, size=96))
+            assert mask.shape == (96, 96)
+            assert 0.005 < mask.mean() < 0.4
+            # Outside the mask the opacity is too faint to see; inside, it brightens the image, unless that is white already.
+            assert difference[mask].mean() > 4 * difference[~mask].mean()
+            assert difference[~mask].max() <= 30
+
+
+def test_masks_are_written_for_images_with_pneumonia(tmp_path: Path) -> None:
+    summary = write_phantoms(tmp_path / "images", train=10, test=5, size=48, masks=tmp_path / "masks")
+
+    images = {
+        path.relative_to(tmp_path / "images").with_suffix("") for path in (tmp_path / "images").glob("*/PNEUMONIA/*")
+    }
+    masks = {path.relative_to(tmp_path / "masks") for path in (tmp_path / "masks").rglob("*.*")}
+    assert summary.masks == str(tmp_path / "masks")
+    assert {path.with_suffix("") for path in masks} == images
+    assert {path.suffix for path in masks} == {".png"}
+    pixels = np.array(Image.open(tmp_path / "masks" / min(masks)))
+    assert pixels.shape == (48, 48)
+    assert pixels.any()
+    assert not pixels.all()
+
+
+def test_masks_need_an_empty_folder_outside_the_images(tmp_path: Path) -> None:
+    with pytest.raises(UsageError, match="inside the folder of the images"):
+        write_phantoms(tmp_path / "images", train=2, test=2, size=48, masks=tmp_path / "images" / "masks")
+    (tmp_path / "other").mkdir()
+    (tmp_path / "other" / "file").touch()
+    with pytest.raises(UsageError, match="is not empty"):
+        write_phantoms(tmp_path / "images", train=2, test=2, size=48, masks=tmp_path / "other")
+    assert not (tmp_path / "images").exists()

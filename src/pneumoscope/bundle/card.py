@@ -116,8 +116,8 @@ class OperatingPoint(Struct, frozen=True, forbid_unknown_fields=True, kw_only=Tr
         n: Number of validation images that determined the threshold; None if it is fixed.
         augmented: True if those images were augmented.
         site: True if those images are of a site profile, not validation images.
-        sensitivity, specificity: On the validation images, with the threshold applied to uncertain images. Optimistic
-            unless the threshold is fixed, because these images determined it.
+        sensitivity, specificity: On the unmodified validation images, with the threshold applied to uncertain images.
+            Optimistic unless the threshold is fixed, because these images, or augmented copies, determined it.
         uncertainty_band: Scores that are classified as uncertain; None if the threshold decides every image.
     """
 

@@ -24,6 +24,8 @@ EVIDENCE = {
     "robustness": "pneumoscope robustness BUNDLE --data MANIFEST --out BUNDLE/evidence",
     "shortcuts": "pneumoscope shortcuts BUNDLE --data MANIFEST --out BUNDLE/evidence",
     "saliency_check": "pneumoscope saliency-check BUNDLE --data MANIFEST --out BUNDLE/evidence",
+    "phantom_saliency_check": "pneumoscope saliency-check PHANTOM_RUN --data PHANTOMS --masks MASKS --json"
+    " > BUNDLE/evidence/phantom_saliency_check.json",
     "audit": "pneumoscope check-data DATA --json > BUNDLE/evidence/audit.json",
 }
 _ETIOLOGIES = {
@@ -82,6 +84,7 @@ def _sections(
     robustness: Json | None,
     shortcuts: Json | None,
     saliency_check: Json | None,
+    phantom_saliency_check: Json | None,
     audit: Json | None,
 ) -> list[str]:
     return [
@@ -95,6 +98,7 @@ def _sections(
         *_subgroups(evaluation),
         *_robustness(robustness),
         *_heatmaps(saliency_check),
+        *_localization(phantom_saliency_check),
         *_network_shortcuts(shortcuts),
         *_data_shortcuts(audit),
         *_failures(evaluation, robustness),
@@ -117,6 +121,12 @@ def _read_evidence(path: Path, card: Card) -> dict[str, Any] | None:
         raise BundleError(
             f"the evidence {str(path)!r} was measured with the site profile {evidence['site']!r}", hint=hint
         )
+    if path.stem == "phantom_saliency_check":  # of a network with the same architecture, trained on phantoms
+        if evidence.get("network") != card.network:
+            raise BundleError(
+                f"the evidence {str(path)!r} is of the network {evidence.get('network')}, not {card.network}", hint=hint
+            )
+        return evidence
     sha256 = evidence.get("bundle_sha256", evidence.get("onnx_sha256", card.onnx_sha256))
     if sha256 != card.onnx_sha256:
         raise BundleError(
@@ -370,6 +380,23 @@ def _heatmaps(check: Json | None) -> list[str]:
         "Rank correlation with the heatmaps after layers were randomized; near 0 is expected. Correlations of magnitudes are to"
         " be compared with that of another image, in the last row:",
         _table(("randomized", "correlation", "correlation of magnitudes"), randomized),
+    ]
+
+
+def _localization(check: Json | None) -> list[str]:
+    if not check:
+        return [f"Localization on phantoms was not measured: `{EVIDENCE['phantom_saliency_check']}`."]
+    found = check["localization"]
+    rows = [
+        ("largest contribution inside the opacity", _interval(found["peak_inside"])),
+        ("positive contributions inside the opacity", _interval(found["energy_inside"])),
+        ("expected by chance (area of the opacity)", _interval(found["area"])),
+    ]
+    shape = " x ".join(str(side) for side in check["heatmap_shape"])
+    return [
+        f"On phantoms, the position of the opacity is known. A network with the same architecture was trained on phantoms alone;"
+        f" its heatmaps have {shape} positions. On {found['n']} phantoms of the {check['split']} split:",
+        _table(("on phantoms", "value [95% interval]"), rows),
     ]
 
 

@@ -17,8 +17,11 @@ __all__ = ["command"]
 @click.option("--test", default=100, show_default=True, help="Number of test images.")
 @seed_option
 @click.option("--size", default=224, show_default=True, help="Width and height in pixels.")
+@click.option(
+    "--masks", metavar="DIR", type=click.Path(path_type=Path), help="Also write masks of the opacities, to DIR."
+)
 @json_option
-def command(folder: Path, train: int, test: int, seed: int, size: int, as_json: bool) -> None:
+def command(folder: Path, train: int, test: int, seed: int, size: int, masks: Path | None, as_json: bool) -> None:
     """Draw synthetic chest images with and without synthetic pneumonia into DIR.
 
     Layout and file names are those of the public data set, so every command works on them. They are drawings, not
@@ -29,7 +32,7 @@ def command(folder: Path, train: int, test: int, seed: int, size: int, as_json: 
     from pneumoscope.imaging.phantom import write_phantoms
 
     with image_progress("drawing images") as progress:
-        summary = write_phantoms(folder, train=train, test=test, seed=seed, size=size, progress=progress)
+        summary = write_phantoms(folder, train=train, test=test, seed=seed, size=size, masks=masks, progress=progress)
     if as_json:
         click.echo(to_json(summary), nl=False)
         return

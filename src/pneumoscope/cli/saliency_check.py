@@ -26,14 +26,22 @@ __all__ = ["command"]
 @split_option
 @images_option(100)
 @seed_option
+@click.option(
+    "--masks",
+    metavar="DIR",
+    type=click.Path(path_type=Path, exists=True, file_okay=False),
+    help="Masks of the disease: PNG files with the paths of their images, not 0 where the disease is.",
+)
 @result_folder_option("saliency_check")
 @json_option
-def command(target: Path, data: Path, split: str, images: int, seed: int, out: Path | None, as_json: bool) -> None:
+def command(
+    target: Path, data: Path, split: str, images: int, seed: int, masks: Path | None, out: Path | None, as_json: bool
+) -> None:
     """Test whether the heatmaps of RUN or BUNDLE show what the network uses.
 
     Deletion and insertion (Petsiuk 2018): blurring the important pixels should lower the score of the predicted class, and
     restoring them should raise it, more than with random heatmaps. Sanity check (Adebayo 2018): shuffling the weights should
-    change the heatmaps.
+    change the heatmaps. With --masks, also the pointing game (Zhang 2018): whether the peak of the heatmap lies on the disease.
 
     Needs the extra [train].
 
@@ -50,6 +58,7 @@ def command(target: Path, data: Path, split: str, images: int, seed: int, out: P
             split=split,
             images=images,
             seed=seed,
+            masks=masks,
             out=out,
             command=recorded_command(),
             progress=progress,

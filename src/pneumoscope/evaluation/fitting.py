@@ -87,29 +87,32 @@ def fit_intervals(logits: npt.NDArray[np.float32], labels: BoolArray, prevalence
 
 
 def fit_operating_points(
-    scores: FloatArray, labels: BoolArray, patients: Sequence[str], *, augmented: bool = False
+    scores: FloatArray, labels: BoolArray, patients: Sequence[str], *, augmented: FloatArray | None = None
 ) -> dict[str, OperatingPoint]:
     """Return the operating points "half", "balanced", "rule_out" and "rule_in".
 
     Args:
-        scores: Scores of the validation images (sigmoid of the logit), shape (n,).
+        scores: Scores of the unmodified validation images (sigmoid of the logit), shape (n,). Sensitivity and specificity
+            are of these.
         labels: True for pneumonia, shape (n,).
         patients: Patient identifier of each image.
-        augmented: True if the images were augmented.
+        augmented: Scores of the same images, each augmented once, shape (n,). If given, thresholds and uncertainty bands are
+            fitted on them, and otherwise on `scores`.
     """
+    fitted = scores if augmented is None else augmented
     n, n_pneumonia = len(labels), int(labels.sum())
     rules: dict[str, dict[str, Any]] = {
         "half": {"rule": "fixed", "threshold": 0.5},
-        "balanced": {"rule": "youden", "threshold": youden_threshold(scores, labels), "n": n},
+        "balanced": {"rule": "youden", "threshold": youden_threshold(fitted, labels), "n": n},
         "rule_out": {
             "rule": "sensitivity",
-            "threshold": threshold_at_sensitivity(scores, labels, _TARGET),
+            "threshold": threshold_at_sensitivity(fitted, labels, _TARGET),
             "target": _TARGET,
             "n": n_pneumonia,
         },
         "rule_in": {
             "rule": "specificity",
-            "threshold": threshold_at_specificity(scores, labels, _TARGET),
+            "threshold": threshold_at_specificity(fitted, labels, _TARGET),
             "target": _TARGET,
             "n": n - n_pneumonia,
         },
@@ -122,11 +125,11 @@ def fit_operating_points(
     return {
         name: OperatingPoint(
             **rule,
-            augmented=augmented and rule["rule"] != "fixed",
+            augmented=augmented is not None and rule["rule"] != "fixed",
             sensitivity=correct(rule["threshold"], True),
             specificity=correct(rule["threshold"], False),
             # The other operating points state which error is worse, so that they decide every image.
-            uncertainty_band=_uncertainty_band(scores, labels, rule["threshold"]) if name == "balanced" else None,
+            uncertainty_band=_uncertainty_band(fitted, labels, rule["threshold"]) if name == "balanced" else None,
         )
         for name, rule in rules.items()
     }

@@ -6,11 +6,15 @@
 - Sanity check by weight randomization (Adebayo 2018): the weights of the last layer, of the last half of the layers and of all
   layers are shuffled within each tensor. Heatmaps that stay the same do not depend on what the network learned. The baseline is
   the heatmap of another image.
+- Localization, if there are masks of the disease: the pointing game (Zhang 2018), whether the peak of the heatmap lies inside the
+  mask, and the energy-based pointing game (Wang 2020), the fraction of the positive contributions inside. The baseline is the
+  area of the mask.
 
 Only the ONNX file is used, so any bundle can be checked. Needs the extra [train], which installs onnx.
 
 Sources: Petsiuk, Das and Saenko 2018, "RISE: Randomized Input Sampling for Explanation of Black-box Models". Adebayo et al.
-2018, "Sanity Checks for Saliency Maps".
+2018, "Sanity Checks for Saliency Maps". Zhang et al. 2018, "Top-Down Neural Attention by Excitation Backprop". Wang et al. 2020,
+"Score-CAM: Score-Weighted Visual Explanations for Convolutional Neural Networks".
 """
 
 from __future__ import annotations
@@ -19,14 +23,15 @@ import dataclasses
 import math
 import platform
 from collections.abc import Callable, Mapping, Sequence
-from pathlib import Path
+from pathlib import Path, PurePosixPath
 
 import numpy as np
 import numpy.typing as npt
+from PIL import Image
 
 from pneumoscope import __version__
 from pneumoscope.bundle.card import Card, read_bundle
-from pneumoscope.core.errors import UsageError
+from pneumoscope.core.errors import DatasetError, UsageError
 from pneumoscope.core.i18n import NOTICE
 from pneumoscope.core.results import SCHEMA, Interval, write_result
 from pneumoscope.data.hashing import read_image
@@ -34,19 +39,21 @@ from pneumoscope.data.manifest import LABELS, LabeledImage
 from pneumoscope.evaluation.saliency_metrics import (
     STEPS,
     FloatArray,
+    localize,
     perturbation_aucs,
     random_heatmap,
     rank_correlation,
     shuffle_weights,
 )
-from pneumoscope.evaluation.selection import count_patients, draw_sample
+from pneumoscope.evaluation.selection import count_patients, draw_sample, select_unreserved_images
 from pneumoscope.imaging.preprocess import preprocess
 from pneumoscope.inference.session import BundleSession
 from pneumoscope.runs.run_folder import find_bundle
-from pneumoscope.statistics.intervals import patient_bootstrap, undefined
+from pneumoscope.statistics.intervals import patient_bootstrap, proportion, undefined
 
 __all__ = [
     "CurveResult",
+    "Localization",
     "RandomizationResult",
     "SaliencyCheck",
     "check_saliency",
@@ -96,6 +103,27 @@ class RandomizationResult:
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
+class Localization:
+    """Position of heatmaps relative to masks of the disease.
+
+    Attributes:
+        masks: Folder of the masks.
+        n, patients: Images with a mask, and their patients.
+        peak_inside: Fraction of images whose largest contribution lies inside the mask.
+        energy_inside: Fraction of the positive contributions inside the mask, mean over the images.
+        area: Fraction of the image inside the mask, mean over the images: the expected value of both for a heatmap that does
+            not depend on the image.
+    """
+
+    masks: str
+    n: int
+    patients: int
+    peak_inside: Interval
+    energy_inside: Interval
+    area: Interval
+
+
+@dataclasses.dataclass(frozen=True, slots=True)
 class SaliencyCheck:
     """Checks of the heatmaps of one bundle.
 
@@ -107,6 +135,7 @@ class SaliencyCheck:
         deletion: Lower areas are better.
         insertion: Higher areas are better.
         randomization: One row per group of randomized layers; the last row is the baseline.
+        localization: Position of the heatmaps relative to masks; None without masks.
         version, system: Version of pneumoscope and operating system.
         command: Command line that measured this.
     """
@@ -123,6 +152,7 @@ class SaliencyCheck:
     deletion: CurveResult
     insertion: CurveResult
     randomization: tuple[RandomizationResult, ...]
+    localization: Localization | None
     version: str
     system: str
     command: str
@@ -161,24 +191,28 @@ def check_saliency(
     split: str = "validation",
     images: int = 100,
     seed: int = 0,
+    masks: Path | None = None,
     out: Path | None = None,
     command: str = "",
     progress: Progress | None = None,
 ) -> SaliencyCheck:
-    """Return the deletion and insertion areas of a bundle's heatmaps, and their similarity after weight randomization.
+    """Return the checks of a bundle's heatmaps: deletion, insertion, weight randomization and, with masks, localization.
 
     Args:
         target: Run folder or bundle.
         data, split: See `selection.draw_sample`.
         images: Size of the random sample, half of it with pneumonia; smaller if a class has fewer images.
         seed: Seed of the sample, the random heatmaps, the shuffled weights and the bootstraps.
+        masks: Folder of masks of the disease, not 0 where it is: images of the size of the radiograph, with its path in `data`
+            and the suffix .png. All images of the split that have a mask and show pneumonia are used, not only the sample.
         out: Folder for saliency_check.json and saliency_check.md; nothing is written if None.
         command: Command line to record in the result.
         progress: Called with (stage, steps done, total).
     Raises:
         UsageError: The split is "test", the network has no weights, or its heatmaps have fewer than 4 cells.
         BundleError: The bundle cannot be read or run, or gives no heatmaps.
-        DatasetError: Images cannot be used; see `selection.select_images`.
+        DatasetError: Images cannot be used, see `selection.select_images`; or a mask cannot be read, is empty or has another
+            size than its image, or there is none.
     """
     card, network = read_bundle(find_bundle(target))
     session = BundleSession(card, network)
@@ -191,6 +225,7 @@ def check_saliency(
             f"heatmaps of {rows} x {columns} cells have no spatial order to check",
             hint="Train with a larger image size",
         )
+    localization = None if masks is None else _localization(session, target, data, split, masks, seed, progress)
     curves = _perturbation_curves(session, sample, rng, seed, progress)
     result = SaliencyCheck(
         bundle=card.name,
@@ -205,6 +240,7 @@ def check_saliency(
         deletion=curves["deletion"],
         insertion=curves["insertion"],
         randomization=_randomization(card, network, sample, rng, seed, progress),
+        localization=localization,
         version=__version__,
         system=platform.platform(),
         command=command,
@@ -298,6 +334,69 @@ def _finite_mean(values: Sequence[Sequence[float]]) -> FloatArray:
     return np.where(counts > 0, np.nansum(table, axis=0) / np.maximum(counts, 1), np.nan)
 
 
+# --- localization ----------------------------------------------------------------------------------------------------
+
+
+def _localization(
+    session: BundleSession, target: Path, data: Path, split: str, masks: Path, seed: int, progress: Progress | None
+) -> Localization:
+    root, images = select_unreserved_images(target, data, split)
+    paths = [masks / PurePosixPath(image.path).with_suffix(".png") for image in images]
+    marked = [pair for pair in zip(images, paths, strict=True) if pair[0].positive and pair[1].is_file()]
+    if not marked:
+        raise DatasetError(
+            f"{str(masks)!r} has no mask of a {split} image with pneumonia; the first would be {str(paths[-1])!r}",
+            hint="A mask has the path of its image and the suffix .png",
+        )
+    peaks, energies, areas = [], [], []
+    for done, (image, path) in enumerate(marked, start=1):
+        radiograph = read_image(root, image)
+        mask = _read_mask(path, radiograph.pixels.shape)
+        heatmap = _explain(session, preprocess(radiograph, session.card.preprocessing)[None])[1][0]
+        peak, energy = localize(heatmap, mask, session.card.preprocessing.crop)
+        peaks.append(peak)
+        energies.append(energy)
+        areas.append(mask.mean())
+        if progress:
+            progress("localization", done, len(marked))
+    patients = [image.patient for image, _ in marked]
+
+    def mean(values: Sequence[float]) -> Interval:
+        return patient_bootstrap(
+            lambda x, _, weights: weights @ x / weights.sum(1),
+            np.asarray(values, np.float64),
+            [True] * len(values),
+            patients,
+            seed=seed,
+        )
+
+    return Localization(
+        masks=str(masks),
+        n=len(marked),
+        patients=count_patients(image for image, _ in marked),
+        peak_inside=proportion(peaks, patients),
+        energy_inside=mean(energies),
+        area=mean(areas),
+    )
+
+
+def _read_mask(path: Path, shape: tuple[int, ...]) -> npt.NDArray[np.bool_]:
+    hint = "A mask is an image of the size of the radiograph, not 0 where the disease is"
+    try:
+        with Image.open(path) as image:
+            if image.size != shape[::-1]:
+                size = " x ".join(map(str, image.size))
+                raise DatasetError(
+                    f"the mask {str(path)!r} has {size} pixels, its image {shape[1]} x {shape[0]}", hint=hint
+                )
+            mask = np.asarray(image.convert("L")) > 0
+    except (OSError, ValueError, Image.DecompressionBombError) as error:
+        raise DatasetError(f"cannot read the mask {str(path)!r}: {error}", hint=hint) from error
+    if not mask.any():
+        raise DatasetError(f"the mask {str(path)!r} is empty", hint=hint)
+    return mask
+
+
 # --- Markdown --------------------------------------------------------------------------------------------------------
 
 
@@ -335,6 +434,16 @@ def saliency_markdown(result: SaliencyCheck) -> str:
         f" | {row.correlation.n} |"
         for row in result.randomization
     ]
+    if (found := result.localization) is not None:
+        lines += [
+            "",
+            f"Masks of the disease on {found.n} images of {found.patients} patients.",
+            "",
+            "| localization | value | expected by chance |",
+            "| --- | --- | --- |",
+            f"| peak inside the mask | {_format(found.peak_inside)} | {_format(found.area)} |",
+            f"| positive contributions inside the mask | {_format(found.energy_inside)} | {_format(found.area)} |",
+        ]
     return "\n".join([*lines, "", f"`{result.command}`", "", result.notice, ""])
 
 

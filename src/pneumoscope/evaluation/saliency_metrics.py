@@ -1,4 +1,4 @@
-"""Measures of saliency maps: areas under deletion and insertion curves, weight randomization, rank correlation.
+"""Measures of saliency maps: deletion and insertion curves, weight randomization, rank correlation, pointing games.
 
 Sources: Petsiuk, Das and Saenko 2018, "RISE: Randomized Input Sampling for Explanation of Black-box Models". Adebayo et al.
 2018, "Sanity Checks for Saliency Maps".
@@ -16,11 +16,20 @@ from PIL import Image, ImageFilter
 from scipy.stats import spearmanr
 
 from pneumoscope.core.errors import UsageError
+from pneumoscope.imaging.preprocess import Crop
 from pneumoscope.inference.decision import sigmoid
 from pneumoscope.inference.saliency import resize_to_image
 from pneumoscope.inference.session import BundleSession
 
-__all__ = ["STEPS", "FloatArray", "perturbation_aucs", "random_heatmap", "rank_correlation", "shuffle_weights"]
+__all__ = [
+    "STEPS",
+    "FloatArray",
+    "localize",
+    "perturbation_aucs",
+    "random_heatmap",
+    "rank_correlation",
+    "shuffle_weights",
+]
 
 FloatArray = npt.NDArray[np.floating[Any]]
 
@@ -107,6 +116,25 @@ def _ancestors(output: str, graph: Any) -> list[Any]:
             needed.update(node.input)
             nodes.append(node)
     return nodes[::-1]
+
+
+def localize(heatmap: FloatArray, mask: npt.NDArray[np.bool_], crop: Crop) -> tuple[bool, float]:
+    """Return whether the peak of a heatmap lies inside a mask, and the fraction of its positive contributions inside.
+
+    Without a positive contribution, the heatmap points nowhere: False and 0.
+
+    Args:
+        heatmap: Contributions to the logit, shape (rows, columns).
+        mask: True where the disease is, shape (height, width).
+        crop: Crop of the preprocessing.
+    Sources: Zhang et al. 2018 (pointing game, without a tolerance); Wang et al. 2020 (energy-based pointing game).
+    """
+    height, width = mask.shape
+    positive = np.maximum(resize_to_image(heatmap.astype(np.float32), width, height, crop), 0).astype(np.float64)
+    total = positive.sum()
+    if not total > 0:
+        return False, 0.0
+    return bool(mask.flat[positive.argmax()]), float(positive[mask].sum() / total)
 
 
 def rank_correlation(a: FloatArray, b: FloatArray) -> float:

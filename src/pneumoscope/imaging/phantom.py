@@ -25,13 +25,14 @@ from PIL import Image
 from pneumoscope.core.errors import StorageError, UsageError
 from pneumoscope.core.results import SCHEMA
 
-__all__ = ["SIZES", "Etiology", "PhantomSummary", "draw_phantom", "write_phantoms"]
+__all__ = ["SIZES", "Etiology", "PhantomSummary", "draw_opacity_mask", "draw_phantom", "write_phantoms"]
 
 Etiology = Literal["bacteria", "virus"]
 Field = npt.NDArray[np.floating[Any]]
 
 SIZES = range(32, 2049)  # pixels
 _PNEUMONIA_FRACTION = 0.6
+_VISIBLE_OPACITY = 0.04  # density, of a full range of 1: about 13 gray levels at average contrast
 _IMAGES_PER_PATIENT = (0.65, 0.25, 0.10)  # probabilities of one, two and three images
 # File name prefix and etiology of the patients of each label. Patients alternate between the two series.
 _SERIES: dict[str, tuple[tuple[str, Etiology | None], ...]] = {
@@ -57,11 +58,13 @@ class PhantomSummary:
 
     Attributes:
         folder: Folder of the images.
+        masks: Folder of the masks of the opacities; None if none were written.
         images: Number of images by split and label.
         patients: Number of patients by split.
     """
 
     folder: str
+    masks: str | None
     images: dict[str, dict[str, int]]
     patients: dict[str, int]
     schema: int = SCHEMA
@@ -85,6 +88,7 @@ def write_phantoms(
     test: int = 100,
     seed: int = 0,
     size: int = 224,
+    masks: Path | None = None,
     progress: Callable[[int, int], None] | None = None,
 ) -> PhantomSummary:
     """Write a folder of synthetic images with the layout and file names of the public data set, and return a summary.
@@ -97,6 +101,8 @@ def write_phantoms(
         train, test: Number of images in each split, at least 2.
         seed: Random seed, 0 or more. The same seed gives the same images.
         size: Width and height of the images, 32 to 2,048 pixels.
+        masks: Folder for one mask per image with pneumonia, white where the opacity is: a PNG with the path of the image and
+            the suffix .png. It must be empty or not exist, and must not be inside `folder`.
         progress: Called after each image with the number of images written and the total.
 
     Raises:
@@ -109,6 +115,13 @@ def write_phantoms(
         raise UsageError(f"the seed must be 0 or more, not {seed}")
     _validate_size(size)
     _require_empty(folder)
+    if masks is not None:
+        if masks.resolve().is_relative_to(folder.resolve()):
+            raise UsageError(
+                f"the folder of the masks, {str(masks)!r}, is inside the folder of the images",
+                hint="Name another folder, so that masks are never loaded as images",
+            )
+        _require_empty(masks)
     plan = list(_plan(np.random.Generator(np.random.PCG64(seed)), {"train": train, "test": test}))
     try:
         folder.mkdir(parents=True, exist_ok=True)
@@ -121,12 +134,18 @@ def write_phantoms(
                 item.seed, item.etiology is not None, etiology=item.etiology, image=item.image, size=size
             )
             Image.fromarray(pixels).save(target / item.name, format="JPEG", quality=92)
+            if masks is not None and item.etiology:
+                mask = draw_opacity_mask(item.seed, etiology=item.etiology, image=item.image, size=size)
+                mask_path = (masks / item.split / item.label / item.name).with_suffix(".png")
+                mask_path.parent.mkdir(parents=True, exist_ok=True)
+                Image.fromarray(mask).save(mask_path)
             if progress:
                 progress(done, len(plan))
     except OSError as error:
         raise StorageError(f"cannot write phantoms to {str(folder)!r}: {error.strerror or error}") from error
     return PhantomSummary(
         str(folder),
+        None if masks is None else str(masks),
         {split: dict(Counter(item.label for item in plan if item.split == split)) for split in ("train", "test")},
         {split: len({item.seed for item in plan if item.split == split}) for split in ("train", "test")},
     )
@@ -189,24 +208,52 @@ def draw_phantom(
     Raises:
         UsageError: A number is out of range, or an etiology is given without pneumonia.
     """
-    if seed < 0 or image < 0:
-        raise UsageError(f"seed and image of a phantom must be 0 or more, not {seed} and {image}")
-    _validate_size(size)
-    if etiology not in ("bacteria", "virus", None):
-        raise UsageError(f"unknown etiology {etiology!r}", hint="Known etiologies: bacteria, virus")
+    _validate(seed, image, size, etiology)
     if etiology and not pneumonia:
         raise UsageError(f"etiology {etiology!r} is given for an image without pneumonia")
+    density, _, exposure = _draw(seed, pneumonia, etiology, image, size)
+    return _expose(exposure, density, size)
+
+
+def draw_opacity_mask(
+    seed: int, *, etiology: Etiology | None = None, image: int = 0, size: int = 224
+) -> npt.NDArray[np.bool_]:
+    """Return where `draw_phantom` draws a visible opacity with the same arguments and pneumonia, shape (size, size).
+
+    A pixel counts if the opacity adds at least 0.04 to a density whose full range is 1.
+
+    Raises:
+        UsageError: See `draw_phantom`.
+    """
+    _validate(seed, image, size, etiology)
+    _, opacity, _ = _draw(seed, True, etiology, image, size)
+    return np.asarray(opacity >= _VISIBLE_OPACITY)
+
+
+def _draw(
+    seed: int, pneumonia: bool, etiology: Etiology | None, image: int, size: int
+) -> tuple[Field, Field, np.random.Generator]:
+    """Return the density, the part of it that is opacity, and the random numbers of the exposure."""
     anatomy, disease, exposure = (
         np.random.Generator(np.random.PCG64(np.random.SeedSequence(seed, spawn_key=key)))
         for key in ((_ANATOMY,), (_DISEASE,), (_IMAGE, image))
     )
     x, y = _coordinates(exposure, size)
     body, bones, lungs = _anatomy(anatomy, x, y)
+    opacity: Field = np.zeros_like(x)
     if pneumonia:
         opacity = lungs * _opacity(disease, etiology, x, y)
         bones = bones * (1 - np.minimum(1.6 * opacity, 0.7))
         body = body + opacity
-    return _expose(exposure, body + bones, size)
+    return body + bones, opacity, exposure
+
+
+def _validate(seed: int, image: int, size: int, etiology: Etiology | None) -> None:
+    if seed < 0 or image < 0:
+        raise UsageError(f"seed and image of a phantom must be 0 or more, not {seed} and {image}")
+    _validate_size(size)
+    if etiology not in ("bacteria", "virus", None):
+        raise UsageError(f"unknown etiology {etiology!r}", hint="Known etiologies: bacteria, virus")
 
 
 def _validate_size(size: int) -> None:

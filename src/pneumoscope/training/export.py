@@ -114,10 +114,11 @@ def export(
         check_outputs(network, batch, session.outputs(batch, heatmaps=session.has_heatmaps), input_checks)
     parity = check_logits(network, pixels[sample], logits[sample])
 
-    augmented = recipe.training.calibrate == "augmented"
-    if augmented:
+    augmented = None
+    if recipe.training.calibrate == "augmented":
         batches = augmented_batches(pixels, recipe.augmentation, seed)
-        logits = np.concatenate([session.logits(batch) for batch in batches])
+        augmented = np.concatenate([session.logits(batch) for batch in batches])
+    fitted = logits if augmented is None else augmented
     limits = None
     if input_checks:
         augmented_outputs = [session.outputs(batch) for batch in augmented_batches(pixels, ACCEPTED, seed)]
@@ -133,10 +134,12 @@ def export(
         card,
         parity=parity,
         self_test_logit=float(session.logits(self_test_image(recipe.network.image_size))[0]),
-        calibration=fit_calibration(logits, labels, prevalence),
-        intervals=fit_intervals(logits, labels, prevalence),
+        calibration=fit_calibration(fitted, labels, prevalence),
+        intervals=fit_intervals(fitted, labels, prevalence),
         rejection_limits=limits,
-        operating_points=fit_operating_points(sigmoid(logits), labels, patients, augmented=augmented),
+        operating_points=fit_operating_points(
+            sigmoid(logits), labels, patients, augmented=None if augmented is None else sigmoid(augmented)
+        ),
     )
     card = msgspec.structs.replace(card, reference_distribution=fit_reference_distribution(card, outputs, labels))
     write_atomically(folder / NETWORK_FILE, onnx)
