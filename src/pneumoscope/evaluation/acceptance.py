@@ -17,7 +17,7 @@ import msgspec
 import numpy as np
 
 from pneumoscope import __version__
-from pneumoscope.bundle.card import Card, Proportion, short_hash
+from pneumoscope.bundle.card import Card, short_hash
 from pneumoscope.bundle.site_profile import (
     SITE_PROFILE_FORMAT,
     Quantity,
@@ -31,6 +31,17 @@ from pneumoscope.core.i18n import NOTICE
 from pneumoscope.core.prediction import AgeRequirement
 from pneumoscope.core.results import SCHEMA, Interval, RejectionSummary, write_result
 from pneumoscope.data.manifest import LABELS, LabeledImage, images_sha256
+from pneumoscope.evaluation.acceptance_metrics import (
+    CalibrationSummary,
+    PointAcceptance,
+    Subgroup,
+    acceptance_verdict,
+    accepted_fractions,
+    auroc,
+    find_subgroups,
+    point_acceptance,
+    summarize_calibration,
+)
 from pneumoscope.evaluation.fitting import fit_reference_distribution, to_proportion
 from pneumoscope.evaluation.selection import check_unseen, count_patients
 from pneumoscope.evaluation.site_fit import (
@@ -39,104 +50,28 @@ from pneumoscope.evaluation.site_fit import (
     apply_fit,
     choose_fit,
     outputs_with,
-    rate,
     sample_prevalence,
     with_prevalence,
 )
 from pneumoscope.evaluation.site_images import ScoredSite, SiteImages, load_site_images, score_site_images
-from pneumoscope.imaging.header import HeaderFields
 from pneumoscope.inference.decision import calibrate
 from pneumoscope.inference.session import BundleSession, Outputs
 from pneumoscope.inference.writers import csv_line, escape_formula
 from pneumoscope.runs.record import now
 from pneumoscope.runs.run_folder import find_bundle
-from pneumoscope.statistics.calibration import (
-    calibration_error_interval,
-    weighted_brier,
-    weighted_calibration_intercept,
-    weighted_calibration_slope,
-)
-from pneumoscope.statistics.inputs import BoolArray, FloatArray
-from pneumoscope.statistics.intervals import effective_size, patient_bootstrap, proportion, undefined
-from pneumoscope.statistics.noninferiority import NonInferiority, Verdict, compare_with_reference, sample_size
-from pneumoscope.statistics.roc import auroc_interval
+from pneumoscope.statistics.inputs import FloatArray
+from pneumoscope.statistics.intervals import effective_size, proportion
+from pneumoscope.statistics.noninferiority import NonInferiority, Verdict, compare_with_reference
 
 __all__ = [
     "IMAGES_FILE",
     "PROFILE_FILE",
     "Acceptance",
-    "CalibrationSummary",
-    "PointAcceptance",
-    "Subgroup",
     "accept",
-    "needed_images",
-    "reference_interval",
 ]
 
 PROFILE_FILE, IMAGES_FILE = "site.json", "images.csv"
 _MAX_REFERENCE = 2000  # values of each quantity for monitoring
-# Age groups in years: from, label; as in ICH E11, with infants and toddlers in one group.
-_AGE_GROUPS = ((0, "under 2 years"), (2, "2 to 5 years"), (6, "6 to 11 years"), (12, "12 to 17 years"), (18, "adults"))
-
-
-@dataclasses.dataclass(frozen=True, slots=True)
-class PointAcceptance:
-    """One operating point at the site; rejected images are left out.
-
-    Attributes:
-        threshold: Threshold of the card, on the score.
-        reference: Sensitivity and specificity on the card.
-        tests: Non-inferiority of sensitivity and specificity; a metric without accepted images has no test.
-        observed: Sensitivity and specificity at the site with the card's threshold.
-        needed: Images with pneumonia, for sensitivity, and without, for specificity, that give each test the target power;
-            None if there is no such number (see `noninferiority.sample_size`).
-        with_profile: Sensitivity and specificity with re-chosen thresholds and limits, cross-fitted.
-        profile_threshold: Re-chosen threshold; None if the card's threshold is kept.
-    """
-
-    threshold: float
-    reference: Mapping[str, Interval]
-    tests: Mapping[str, NonInferiority]
-    observed: Mapping[str, Interval]
-    needed: Mapping[str, int | None]
-    with_profile: Mapping[str, Interval]
-    profile_threshold: float | None
-
-
-@dataclasses.dataclass(frozen=True, slots=True)
-class CalibrationSummary:
-    """Calibration of the probabilities of accepted images.
-
-    Attributes:
-        slope, intercept: Calibration slope (1 is perfect) and intercept (0 is perfect).
-        brier, expected_calibration_error: See `statistics.calibration`.
-    """
-
-    slope: Interval
-    intercept: Interval
-    brier: Interval
-    expected_calibration_error: Interval
-
-
-@dataclasses.dataclass(frozen=True, slots=True)
-class Subgroup:
-    """Images with one value of a header field, at the operating point of the test.
-
-    Attributes:
-        field, value: Field and value; "not stated" without a value.
-        n, n_pneumonia: Number of images, and of images with pneumonia.
-        rejected: Fraction of rejected images.
-        sensitivity, specificity, auroc: Of accepted images.
-    """
-
-    field: str
-    value: str
-    n: int
-    n_pneumonia: int
-    rejected: Interval
-    sensitivity: Interval
-    specificity: Interval
-    auroc: Interval
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
@@ -258,9 +193,10 @@ def accept(
     fit, after = choose_fit(card, images, seed)
     profile = _profile(card, fit, scored, listed.images, site=site, prevalence=prevalence, seed=seed)
     points = {
-        name: _point(card, name, images, before, after, fit, margin, target_power) for name in card.operating_points
+        name: point_acceptance(card, name, images, before, after, fit, margin, target_power)
+        for name in card.operating_points
     }
-    accepted, accepted_reference = _accepted(card, images, before.rejected)
+    accepted, accepted_reference = accepted_fractions(card, images, before.rejected)
     accepted_test = None
     if accepted and accepted_reference and accepted.value is not None:
         rows = np.flatnonzero(~images.excluded)
@@ -283,7 +219,7 @@ def accept(
         margin=margin,
         target_power=target_power,
         seed=seed,
-        verdict=_verdict(points[operating_point], accepted_test, checks_input=accepted is not None),
+        verdict=acceptance_verdict(points[operating_point], accepted_test, checks_input=accepted is not None),
         prevalence=proportion(images.labels, images.patients),
         stated_prevalence=prevalence,
         rejected=RejectionSummary(
@@ -294,11 +230,11 @@ def accept(
         accepted=accepted,
         accepted_reference=accepted_reference,
         accepted_test=accepted_test,
-        auroc=_auroc(images, ~before.rejected),
-        calibration=_calibration(images, ~before.rejected, calibrate(for_sample, images.logits), seed),
-        calibration_with_profile=_calibration(images, ~after.rejected, after.probabilities, seed),
+        auroc=auroc(images, ~before.rejected),
+        calibration=summarize_calibration(images, ~before.rejected, calibrate(for_sample, images.logits), seed),
+        calibration_with_profile=summarize_calibration(images, ~after.rejected, after.probabilities, seed),
         operating_points=points,
-        subgroups=_subgroups(operating_point, images, before, scored.headers),
+        subgroups=find_subgroups(operating_point, images, before, scored.headers),
         changed=_changed(fit, prevalence),
         limits={name: (old_limits[name], value) for name, value in fit.limits.items()},
         not_changed=dict(fit.not_changed),
@@ -313,31 +249,6 @@ def accept(
         write_atomically(out / IMAGES_FILE, _images_csv(listed.images, scored, before, operating_point))
         write_result(out, "acceptance", result, acceptance_markdown(result))
     return result, profile
-
-
-def reference_interval(reference: Proportion) -> Interval:
-    """Return a proportion on a card as an interval."""
-    return Interval(reference.value, reference.low, reference.high, reference.method, reference.n)
-
-
-def needed_images(card: Card, margin: float, target_power: float) -> dict[str, dict[str, int | None]]:
-    """Return for each operating point how many accepted images the tests of sensitivity and specificity each need.
-
-    Args:
-        card: Card of the model.
-        margin, target_power: See `accept`.
-
-    Returns:
-        {operating point: {"sensitivity": images with pneumonia, "specificity": images without}}; None where there is no such
-        number, see `noninferiority.sample_size`.
-    """
-    return {
-        name: {
-            metric: sample_size(reference_interval(getattr(point, metric)), margin, target_power)
-            for metric in ("sensitivity", "specificity")
-        }
-        for name, point in card.operating_points.items()
-    }
 
 
 def _check_settings(
@@ -458,131 +369,3 @@ def _changed(fit: SiteFit, prevalence: float | None) -> tuple[str, ...]:
     if not fit.recalibrated and (fit.calibration is not None or prevalence is not None):
         calibration = ["prevalence"]
     return (*calibration, *fit.operating_points, *fit.limits)
-
-
-# --- figures ---------------------------------------------------------------------------------------------------------
-
-
-def _point(
-    card: Card,
-    name: str,
-    images: SiteImages,
-    before: SiteOutputs,
-    after: SiteOutputs,
-    fit: SiteFit,
-    margin: float,
-    target_power: float,
-) -> PointAcceptance:
-    point = card.operating_points[name]
-    reference = {
-        "sensitivity": reference_interval(point.sensitivity),
-        "specificity": reference_interval(point.specificity),
-    }
-    observed, tests = {}, {}
-    for metric, expected in reference.items():
-        positive = metric == "sensitivity"
-        observed[metric] = rate(images, before, name, positive=positive)
-        rows = np.flatnonzero((images.labels == positive) & ~before.rejected)
-        if len(rows):
-            correct = before.decisions[name][rows] == positive
-            n = effective_size(correct, [images.patients[i] for i in rows.tolist()])
-            tests[metric] = compare_with_reference(observed[metric], expected, margin, n)
-    changed = fit.operating_points.get(name)
-    return PointAcceptance(
-        threshold=point.threshold,
-        reference=reference,
-        tests=tests,
-        observed=observed,
-        needed={metric: sample_size(interval, margin, target_power) for metric, interval in reference.items()},
-        with_profile={metric: rate(images, after, name, positive=metric == "sensitivity") for metric in reference},
-        profile_threshold=changed.threshold if changed else None,
-    )
-
-
-def _accepted(card: Card, images: SiteImages, rejected: BoolArray) -> tuple[Interval | None, Interval | None]:
-    """Return the fraction of images that the input checks accept, and that of the validation images."""
-    if card.rejection_limits is None:
-        return None, None
-    rows = np.flatnonzero(~images.excluded)
-    observed = proportion(
-        ~rejected[rows], [images.patients[i] for i in rows.tolist()], reason="pixels, header or age exclude all images"
-    )
-    limits = card.rejection_limits.rejected
-    return observed, Interval(1 - limits.value, 1 - limits.high, 1 - limits.low, limits.method, limits.n)
-
-
-def _verdict(point: PointAcceptance, accepted_test: NonInferiority | None, *, checks_input: bool) -> Verdict:
-    """Return the verdict of all tests; a missing test is inconclusive."""
-    verdicts = {test.verdict for test in (*point.tests.values(), accepted_test) if test}
-    if "inferior" in verdicts:
-        return "inferior"
-    complete = len(point.tests) == 2 and (accepted_test is not None) == checks_input
-    return "non_inferior" if complete and verdicts == {"non_inferior"} else "inconclusive"
-
-
-def _auroc(images: SiteImages, rows: BoolArray) -> Interval:
-    labels = images.labels[rows]
-    if labels.all() or not labels.any():
-        return undefined("there are accepted images of one label only", n=len(labels), method="delong")
-    patients = [images.patients[i] for i in np.flatnonzero(rows).tolist()]
-    return auroc_interval(images.logits[rows], labels, patients)
-
-
-def _calibration(images: SiteImages, rows: BoolArray, probabilities: FloatArray, seed: int) -> CalibrationSummary:
-    labels = images.labels[rows]
-    patients = [images.patients[i] for i in np.flatnonzero(rows).tolist()]
-    if labels.all() or not labels.any():
-        missing = undefined("there are accepted images of one label only", n=len(labels), method="patient bootstrap")
-        return CalibrationSummary(missing, missing, missing, missing)
-    p = probabilities[rows]
-    # Probabilities of 0 and 1 have no logit.
-    inside = np.clip(p, 1e-12, 1 - 1e-12)
-    log_odds = np.log(inside) - np.log1p(-inside)
-    return CalibrationSummary(
-        patient_bootstrap(weighted_calibration_slope, log_odds, labels, patients, seed=seed),
-        patient_bootstrap(weighted_calibration_intercept, log_odds, labels, patients, seed=seed),
-        patient_bootstrap(weighted_brier, p, labels, patients, seed=seed),
-        calibration_error_interval(p, labels, patients, seed=seed),
-    )
-
-
-def _subgroups(
-    name: str, images: SiteImages, outputs: SiteOutputs, headers: Sequence[HeaderFields | None]
-) -> tuple[Subgroup, ...]:
-    """Return the subgroups of each header field that some image states."""
-    fields: dict[str, list[str]] = {
-        "age": [_age_group(header) for header in headers],
-        "sex": [header.sex if header else "" for header in headers],
-        "view": [header.view if header else "" for header in headers],
-        "manufacturer": [header.manufacturer if header else "" for header in headers],
-    }
-    subgroups = []
-    for field, column in fields.items():
-        if not any(column):
-            continue
-        for value in sorted(set(column), key=lambda value: (not value, value)):
-            rows = np.array([each == value for each in column])
-            part = images.subset(rows)
-            inside = SiteOutputs(
-                outputs.rejected[rows], outputs.probabilities[rows], {name: outputs.decisions[name][rows]}
-            )
-            subgroups.append(
-                Subgroup(
-                    field=field,
-                    value=value or "not stated",
-                    n=int(rows.sum()),
-                    n_pneumonia=int(part.labels.sum()),
-                    rejected=proportion(inside.rejected, part.patients),
-                    sensitivity=rate(part, inside, name, positive=True),
-                    specificity=rate(part, inside, name, positive=False),
-                    auroc=_auroc(part, ~inside.rejected),
-                )
-            )
-    return tuple(subgroups)
-
-
-def _age_group(header: HeaderFields | None) -> str:
-    if header is None or header.age is None or header.age.years is None:
-        return ""
-    years = header.age.years
-    return next(label for start, label in reversed(_AGE_GROUPS) if years >= start)

@@ -6,7 +6,8 @@ from collections.abc import Iterable, Mapping
 
 from pneumoscope.core.messages import counted, operating_point_label
 from pneumoscope.core.results import Interval
-from pneumoscope.evaluation.acceptance import Acceptance, CalibrationSummary
+from pneumoscope.evaluation.acceptance import Acceptance
+from pneumoscope.evaluation.acceptance_metrics import CalibrationSummary
 from pneumoscope.statistics.noninferiority import NonInferiority, Verdict
 
 __all__ = ["acceptance_markdown"]
