@@ -114,11 +114,18 @@ def test_card_shows_every_number_of_the_evidence(maker, bundle):
         "randomization": [{"name": "all layers", "correlation": auroc, "magnitude_correlation": {**auroc, "value": 0.65}}],
     }  # fmt: skip
     (bundle / "evidence" / "saliency_check.json").write_text(json.dumps(saliency))
+    phantoms = {
+        **saliency, "onnx_sha256": "0" * 64, "network": "mean-gray", "n": 9, "split": "validation",
+        "localization": {"n": 5, "peak_inside": {**auroc, "value": 0.8}, "energy_inside": auroc, "area": auroc},
+    }  # fmt: skip
+    (bundle / "evidence" / "phantom_saliency_check.json").write_text(json.dumps(phantoms))
 
     page = model_card(bundle)
 
     assert "Not measured yet" not in page
     assert "4 x 4 positions, on 8 validation images" in page
+    assert "its heatmaps have 4 x 4 positions. On 5 phantoms of the validation split:" in page
+    assert "| largest contribution inside the opacity | 0.800 [0.500, 0.750] |" in page
     assert "| insertion | 0.625 [0.500, 0.750] | 0.555 [0.500, 0.750] | 0.070 [0.500, 0.750] |" in page
     assert "| all layers | 0.625 [0.500, 0.750] | 0.650 [0.500, 0.750] |" in page
     for etiology, correct in found.operating_points["balanced"].by_etiology.items():
@@ -163,6 +170,13 @@ def test_evidence_of_another_network_is_rejected(bundle, text, message):
     (bundle / "evidence").mkdir()
     (bundle / "evidence" / "evaluation.json").write_text(text)
     with pytest.raises(BundleError, match=message):
+        model_card(bundle)
+
+
+def test_evidence_of_phantoms_is_of_the_same_architecture(bundle):
+    (bundle / "evidence").mkdir()
+    (bundle / "evidence" / "phantom_saliency_check.json").write_text(json.dumps({"network": "resnet18"}))
+    with pytest.raises(BundleError, match="is of the network resnet18, not mean-gray"):
         model_card(bundle)
 
 

@@ -5,7 +5,7 @@ import pytest
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
-from pneumoscope.core.results import Interval, PairedTest
+from pneumoscope.core.results import Interval, PairedTest, ReliabilityBin
 from pneumoscope.reporting.figures import (
     Curve,
     differences_figure,
@@ -15,7 +15,6 @@ from pneumoscope.reporting.figures import (
     reliability_figure,
 )
 from pneumoscope.reporting.style import COLORS, drawing, run_style
-from pneumoscope.statistics.calibration import ReliabilityBin
 
 
 def interval(value: float | None, low: float | None = None, high: float | None = None) -> Interval:

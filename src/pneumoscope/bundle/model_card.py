@@ -122,7 +122,7 @@ def _read_evidence(path: Path, card: Card) -> dict[str, Any] | None:
             f"the evidence {str(path)!r} was measured with the site profile {evidence['site']!r}", hint=hint
         )
     if path.stem == "phantom_saliency_check":  # of a network with the same architecture, trained on phantoms
-        if evidence.get("network") != card.network:
+        if evidence.get("network", card.network) != card.network:
             raise BundleError(
                 f"the evidence {str(path)!r} is of the network {evidence.get('network')}, not {card.network}", hint=hint
             )
@@ -225,6 +225,16 @@ def _probability(card: Card, evaluation: Json | None) -> list[str]:
     if evaluation:
         error = evaluation["metrics"]["expected_calibration_error"]
         sections.append(f"Expected calibration error on {_images(evaluation)}: {_interval(error)}.")
+        if bins := evaluation.get("reliability"):
+            rows = [
+                (
+                    f"{each['low']:.3f} to {each['high']:.3f}",
+                    f"{each['mean_probability']:.3f}",
+                    _interval(each["observed_rate"]),
+                )
+                for each in bins
+            ]
+            sections.append(_table(("probability", "mean", "observed rate of pneumonia [95% interval]"), rows))
     if card.intervals:
         sections.append(
             f"The interval of the probability is a Venn-Abers prediction from {card.intervals.n} validation images."
@@ -385,7 +395,7 @@ def _heatmaps(check: Json | None) -> list[str]:
 
 def _localization(check: Json | None) -> list[str]:
     if not check:
-        return [f"Localization on phantoms was not measured: `{EVIDENCE['phantom_saliency_check']}`."]
+        return ["### Localization on phantoms", f"Not measured yet: `{EVIDENCE['phantom_saliency_check']}`."]
     found = check["localization"]
     rows = [
         ("largest contribution inside the opacity", _interval(found["peak_inside"])),
@@ -394,7 +404,8 @@ def _localization(check: Json | None) -> list[str]:
     ]
     shape = " x ".join(str(side) for side in check["heatmap_shape"])
     return [
-        f"On phantoms, the position of the opacity is known. A network with the same architecture was trained on phantoms alone;"
+        "### Localization on phantoms",
+        f"The position of the opacity in a phantom is known. A network with the same architecture was trained on phantoms alone;"
         f" its heatmaps have {shape} positions. On {found['n']} phantoms of the {check['split']} split:",
         _table(("on phantoms", "value [95% interval]"), rows),
     ]

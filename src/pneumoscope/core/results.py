@@ -30,6 +30,7 @@ __all__ = [
     "ReferenceRow",
     "ReferenceTable",
     "RejectionSummary",
+    "ReliabilityBin",
     "RunSummary",
     "ScoredImage",
     "to_json",
@@ -137,6 +138,22 @@ class OperatingPointResult:
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
+class ReliabilityBin:
+    """Images of similar probability.
+
+    Attributes:
+        low, high: Lowest and highest probability in the bin.
+        mean_probability: Mean probability in the bin.
+        observed_rate: Fraction of images with pneumonia in the bin, with Wilson's interval.
+    """
+
+    low: float
+    high: float
+    mean_probability: float
+    observed_rate: Interval
+
+
+@dataclasses.dataclass(frozen=True, slots=True)
 class RejectionSummary:
     """Images that the model rejects.
 
@@ -172,6 +189,7 @@ class Evaluation:
         rejected: Images that `predict` would reject. All other numbers include them, so that rejecting images does not
             improve a result.
         site: Name and short hash of the site profile; "" without one.
+        reliability: Observed rate of pneumonia by probability, in the bins of the expected calibration error.
     """
 
     name: str
@@ -191,6 +209,7 @@ class Evaluation:
     version: str
     rejected: RejectionSummary | None = None
     site: str = ""
+    reliability: tuple[ReliabilityBin, ...] = ()
     schema: int = SCHEMA
     notice: str = NOTICE
 

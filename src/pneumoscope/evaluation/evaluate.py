@@ -28,13 +28,14 @@ from pneumoscope.core.results import Evaluation, Interval, RejectionSummary, Sco
 from pneumoscope.data.hashing import read_image
 from pneumoscope.data.manifest import LABELS, LabeledImage, images_sha256
 from pneumoscope.evaluation.ledger import default_ledger, record_evaluation
-from pneumoscope.evaluation.metrics import etiology_aurocs, evaluate_operating_point, ranking_metrics
+from pneumoscope.evaluation.metrics import etiology_aurocs, evaluate_operating_point, positives, ranking_metrics
 from pneumoscope.evaluation.selection import check_thresholds, check_unseen, select_images, unreadable_error
 from pneumoscope.imaging.decode import Radiograph
 from pneumoscope.inference.decision import sigmoid, threshold_probability
 from pneumoscope.inference.session import BundleSession
 from pneumoscope.runs.evaluations import predictions_csv
 from pneumoscope.runs.run_folder import EVALUATION_FILE, MANIFEST_FILE, PREDICTIONS_FILE, evaluation_folder, find_bundle
+from pneumoscope.statistics.calibration import reliability_bins
 from pneumoscope.statistics.inputs import patient_groups
 from pneumoscope.statistics.intervals import proportion
 
@@ -212,6 +213,7 @@ def _summarize(
         created=datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
         version=__version__,
         rejected=_summarize_rejections(scored, rejections),
+        reliability=reliability_bins([image.probability for image in scored], positives(scored)),
     )
 
 

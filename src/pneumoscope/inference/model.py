@@ -67,9 +67,17 @@ class Model:
         facts: Name, version and hash of the bundle, as predictions report them.
         point, operating_point_name: The operating point and its name.
         threshold: Threshold of the operating point as a calibrated probability.
+        folder: Folder of the bundle, with the evidence of its model card; None if it has none.
     """
 
-    def __init__(self, session: BundleSession, *, operating_point: str = "", pool: DecodePool | None = None) -> None:
+    def __init__(
+        self,
+        session: BundleSession,
+        *,
+        operating_point: str = "",
+        pool: DecodePool | None = None,
+        folder: Path | None = None,
+    ) -> None:
         """Choose the operating point.
 
         Args:
@@ -77,10 +85,12 @@ class Model:
             operating_point: Name on the card; "balanced" if empty.
             pool: Pool that decodes every image. If None, a few images are decoded in this process, and many in a pool that is
                 created on first use.
+            folder: Folder of the bundle; None if it has none.
         Raises:
             UnknownNameError: The card has no such operating point.
         """
         self._session = session
+        self.folder = folder
         self.card: Card = session.card
         self.point = find_operating_point(self.card, operating_point)
         self.operating_point_name = operating_point or DEFAULT_OPERATING_POINT
@@ -393,7 +403,7 @@ def load_model(
     session = BundleSession.load(
         folder, threads=threads, require_age=require_age, site=None if site is None else Path(site)
     )
-    return Model(session, operating_point=operating_point, pool=pool)
+    return Model(session, operating_point=operating_point, pool=pool, folder=folder)
 
 
 def _renamed(result: PreprocessedImage | UnreadableImageError, name: str) -> PreprocessedImage | UnreadableImageError:

@@ -16,9 +16,8 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.ticker import FixedLocator, FuncFormatter, MaxNLocator
 
-from pneumoscope.core.results import Interval, PairedTest
+from pneumoscope.core.results import Interval, PairedTest, ReliabilityBin
 from pneumoscope.reporting.style import COLORS, RunStyle, new_figure, short, show_grid
-from pneumoscope.statistics.calibration import ReliabilityBin
 
 __all__ = [
     "Curve",

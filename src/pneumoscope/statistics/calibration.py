@@ -10,13 +10,12 @@ import numpy.typing as npt
 from scipy import optimize, special
 
 from pneumoscope.core.errors import UndefinedMetricError
-from pneumoscope.core.results import Interval
+from pneumoscope.core.results import Interval, ReliabilityBin
 from pneumoscope.statistics.inputs import BoolArray, FloatArray, IntArray, validate, validate_both_classes
 from pneumoscope.statistics.intervals import RESAMPLES, patient_bootstrap, wilson
 
 __all__ = [
     "BINS",
-    "ReliabilityBin",
     "adjust_prevalence",
     "calibration_error_interval",
     "fit_platt",
@@ -32,22 +31,6 @@ BINS = 15
 _MIN_SLOPE = 1e-6
 _MAX_ITERATIONS = 60  # of Newton's method; each changes slope and intercept by at most 1
 _MAX_PARAMETER = 40  # of standardized logits
-
-
-@dataclasses.dataclass(frozen=True, slots=True)
-class ReliabilityBin:
-    """Images of similar probability.
-
-    Attributes:
-        low, high: Lowest and highest probability in the bin.
-        mean_probability: Mean probability in the bin.
-        observed_rate: Fraction of images with pneumonia in the bin, with Wilson's interval.
-    """
-
-    low: float
-    high: float
-    mean_probability: float
-    observed_rate: Interval
 
 
 def _validate_probabilities(probabilities: npt.ArrayLike, labels: npt.ArrayLike) -> tuple[FloatArray, BoolArray]:

@@ -1,9 +1,11 @@
 """The pages of the web UI as the server sends them: content, escaping, languages and authentication."""
 
 import csv
+import dataclasses
 import io
 import json
 import re
+import shutil
 from datetime import timedelta
 from html.parser import HTMLParser
 from pathlib import Path
@@ -23,6 +25,7 @@ from pneumoscope.service.audit.log import read_rows
 from pneumoscope.service.auth.tokens import Authenticator
 from pneumoscope.service.settings import Settings
 from pneumoscope.service.storage.repository import PredictionRepository
+from pneumoscope.statistics.calibration import reliability_bins
 
 HOSTILE = "<script>alert(1)</script>\"'><img src=x onerror=alert(2)>.png"
 NOTICE = "Not a medical device"
@@ -279,6 +282,35 @@ def test_model_page_describes_the_current_model(client):
     page, _ = get_page(client, "/model")
     assert "mean-gray" in page.text
     assert "balanced (in use)" in page.text
+
+
+def test_model_page_shows_the_calibration_of_the_evaluation(bundle_folder, tmp_path):
+    folder = shutil.copytree(bundle_folder, tmp_path / "bundle")
+    model = load_model(folder, threads=1)
+    bins = reliability_bins([0.1, 0.2, 0.7, 0.9], [False, False, True, True], bins=2)
+    evidence = {
+        "bundle_sha256": model.card.onnx_sha256, "n": 4, "split": "test", "counts": {"NORMAL": 2, "PNEUMONIA": 2},
+        "reliability": [dataclasses.asdict(each) for each in bins],
+    }  # fmt: skip
+    with TestClient(create_app(model, PredictionRepository(None), Authenticator({})), base_url=BASE_URL) as client:
+        assert "Observed rate of pneumonia" not in get_page(client, "/model")[0].text
+        (folder / "evidence").mkdir()
+        (folder / "evidence" / "evaluation.json").write_text(json.dumps(evidence))
+
+        page, _ = get_page(client, "/model")
+        points = [(attrs["cx"], attrs["cy"]) for tag, attrs in page.tags if tag == "circle" and attrs["r"] == "4"]
+
+        # The mean probabilities are 0.15 and 0.8; no image of the first bin shows pneumonia, and all of the second.
+        expected = [(50 + 290 * 0.15, 300), (50 + 290 * 0.8, 10)]
+        assert [(float(x), float(y)) for x, y in points] == [pytest.approx(each) for each in expected]
+        assert "4 images (test) in bins" in page.text
+        assert "50% of these images show pneumonia" in page.text
+        assert "實際的肺炎比例" in get_page(client, "/model?language=zh-Hant")[0].text
+        evidence["bundle_sha256"] = "0" * 64
+        (folder / "evidence" / "evaluation.json").write_text(json.dumps(evidence))
+        page, _ = get_page(client, "/model?language=en")
+        assert "The evaluation of this model cannot be read" in page.text
+        assert "Observed rate of pneumonia" not in page.text
 
 
 @pytest.mark.parametrize("path", ["/dashboard", "/model", "/images/{id}", "/images/{id}/report"])

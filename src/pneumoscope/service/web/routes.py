@@ -14,7 +14,8 @@ from fastapi import APIRouter, Request, Response
 from fastapi.responses import RedirectResponse, StreamingResponse
 from fastapi.routing import APIRoute
 
-from pneumoscope.core.errors import AuthenticationError, PneumoscopeError, UsageError
+from pneumoscope.bundle.model_card import read_evidence
+from pneumoscope.core.errors import AuthenticationError, BundleError, PneumoscopeError, UsageError
 from pneumoscope.core.messages import error_text
 from pneumoscope.core.prediction import DECISIONS, MAX_AGE
 from pneumoscope.inference.decision import threshold_probability
@@ -119,12 +120,22 @@ def dashboard(request: Request, service: AppService) -> Response:
 @page_router.get("/model")
 def model(request: Request, service: AppService) -> Response:
     """Return the model card."""
-    card = service.model.card
+    card, site, folder = service.model.card, service.model.facts.site, service.model.folder
+    # A site profile changes the calibration, so that the reliability diagram of the bundle no longer applies.
+    evaluation, unreadable = None, False
+    if folder and not site:
+        try:
+            evaluation = read_evidence(folder, card)["evaluation"]
+        except BundleError as error:
+            record_error(request, error.code)
+            unreadable = True
     return render(
         request,
         "model.html",
         card=card,
-        site=service.model.facts.site,
+        site=site,
+        evaluation=evaluation,
+        evidence_unreadable=unreadable,
         operating_point_name=service.model.operating_point_name,
         thresholds={name: threshold_probability(card, point) for name, point in card.operating_points.items()},
     )
