@@ -57,7 +57,7 @@ def test_predictions_with_and_without_the_profile_are_kept_apart(bundle, profile
         assert (before["decision"], after["decision"]) == ("pneumonia", "no_pneumonia")
         assert (before["model"]["site"], after["model"]["site"][:16]) == ("", "North <b>Clinic ")
 
-        for page in (f"/images/{after['id']}", f"/images/{after['id']}/report", "/model"):
+        for page in (f"/images/{after['id']}", f"/images/{after['id']}/report", "/model", "/", "/dashboard"):
             assert "North &lt;b&gt;Clinic (" in site.get(page).text
         assert "院所設定檔" in site.get(f"/images/{after['id']}/report?language=zh-Hant").text
         page = site.get(f"/images/{before['id']}?language=en").text

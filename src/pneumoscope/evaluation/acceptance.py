@@ -272,8 +272,8 @@ def _notes(card: Card, images: SiteImages, operating_point: str) -> list[str]:
         )
     if card.operating_points[operating_point].augmented:
         notes.append(
-            "the threshold was chosen on validation images that were each augmented once; the card's sensitivity and"
-            " specificity are of unmodified ones"
+            "the threshold was chosen on validation images that were each augmented once; unmodified images can have other"
+            " logits"
         )
     return notes
 

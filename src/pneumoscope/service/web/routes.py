@@ -72,6 +72,7 @@ def worklist(request: Request, service: AppService, settings: AppSettings) -> Re
     return render(
         request, "worklist.html", page=page, query=query, orders=ORDERS, decisions=DECISIONS,
         max_upload_bytes=settings.max_body_bytes, page_size=_PAGE_SIZE, max_age=MAX_AGE,
+        site=service.model.facts.site,
     )  # fmt: skip
 
 
