@@ -206,6 +206,46 @@ def test_subgroups_come_from_dicom_headers(bundle, tmp_path):
     assert "| manufacturer | ACME   IMAGING | 15 |" in acceptance_markdown(result)
 
 
+@pytest.mark.parametrize(
+    ("identifier", "patients", "note"),
+    [
+        (lambda i: f"P{i // 2}", 20, "the patients of 40 images are those of the DICOM headers, as hashes"),
+        (lambda i: "ANON", 40, "all 40 DICOM files without a stated patient have the same PatientID"),
+        (lambda i: "", 40, "patients are not stated"),
+    ],
+)
+def test_patients_come_from_dicom_headers(bundle, tmp_path, identifier, patients, note):
+    rows = [("path", "label")]
+    for i in range(40):
+        content = dicom(
+            145 if i % 4 < 2 else 95, PatientID=identifier(i), AccessionNumber=str(i), IssuerOfPatientID="H"
+        )
+        (tmp_path / f"{i}.dcm").write_bytes(content)
+        rows.append((f"{i}.dcm", "PNEUMONIA" if i % 4 < 2 else "NORMAL"))
+    with (tmp_path / "labels.csv").open("w", newline="") as file:
+        csv.writer(file).writerows(rows)
+
+    result, _ = accept(tmp_path / "labels.csv", bundle, site="Ward", out=tmp_path / "out")
+
+    assert result.patients == patients
+    assert any(note in each for each in result.notes)
+    with (tmp_path / "out" / "images.csv").open(newline="") as file:
+        written = [row["patient"] for row in csv.DictReader(file)]
+    assert len(set(written)) == (20 if patients == 20 else 1)
+    assert not any("P1" in each or "ANON" in each for each in written)
+
+
+def test_stated_patients_come_before_those_of_the_header(bundle, tmp_path):
+    rows = [("path", "label", "patient")]
+    for i in range(20):
+        (tmp_path / f"{i}.dcm").write_bytes(dicom(145 if i % 2 else 95, PatientID="same", AccessionNumber=str(i)))
+        rows.append((f"{i}.dcm", "PNEUMONIA" if i % 2 else "NORMAL", f"p{i // 2}"))
+    with (tmp_path / "labels.csv").open("w", newline="") as file:
+        csv.writer(file).writerows(rows)
+
+    assert accept(tmp_path / "labels.csv", bundle, site="Ward")[0].patients == 10
+
+
 def test_images_that_header_or_pixels_exclude_are_rejected_and_not_held_against_the_network(shared_maker, tmp_path):
     bundle = shared_maker.bundle(
         shared_maker.root / "ages at a site", gain=0.1, operating_points=CARD_POINTS, rejection_limits=WIDE, age_range=(1, 5)
@@ -293,7 +333,8 @@ def test_required_age_and_lateral_views_reject(shared_maker, tmp_path):
     strict, _ = accept(tmp_path / "labels.csv", bundle, site="Ages", require_age="dicom")
     assert lenient.rejected.reasons == {"lateral_view": 4}
     assert strict.rejected.reasons == {"age_required": 18, "lateral_view": 4}
-    assert any("patients are not stated" in note for note in strict.notes)
+    assert "the patients of 40 images are those of the DICOM headers, as hashes" in strict.notes
+    assert strict.patients == 40
     (tmp_path / "labels.csv").write_text((tmp_path / "labels.csv").read_text() + "missing,NORMAL\r\n")
     with pytest.raises(DatasetError, match=r"1 site image cannot be read \(missing: No such file"):
         accept(tmp_path / "labels.csv", bundle, site="Ages")

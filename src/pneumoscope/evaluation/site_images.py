@@ -11,6 +11,7 @@ import numpy as np
 
 from pneumoscope.bundle.card import Card
 from pneumoscope.core.errors import DatasetError
+from pneumoscope.core.messages import counted
 from pneumoscope.core.prediction import Rejection
 from pneumoscope.data.layouts import load_manifest
 from pneumoscope.data.manifest import LABELS, LabeledImage
@@ -97,12 +98,14 @@ class SiteList:
 
     Attributes:
         root: Folder that paths are relative to.
-        images: The images.
+        images: The images. Patients that the data do not state are pseudonyms from DICOM headers.
+        headers: Header fields of each image; None if it is not a DICOM file.
         notes: Remarks about the data, as sentences.
     """
 
     root: Path
     images: tuple[LabeledImage, ...]
+    headers: tuple[HeaderFields | None, ...]
     notes: tuple[str, ...] = ()
 
 
@@ -159,7 +162,29 @@ def load_site_images(data: Path) -> SiteList:
     missing = [label for label in LABELS if not any(image.label == label for image in first.values())]
     if missing:
         raise DatasetError(f"{str(data)!r} has no {missing[0]} image", hint="An acceptance test needs both labels")
-    return SiteList(manifest.root, tuple(first.values()), manifest.notes)
+    images = tuple(first.values())
+    headers = tuple(read_header_fields(manifest.root / image.path) for image in images)
+    patients, notes = _header_patients(images, headers)
+    images = tuple(
+        dataclasses.replace(image, patient=image.patient or patient)
+        for image, patient in zip(images, patients, strict=True)
+    )
+    return SiteList(manifest.root, images, headers, (*manifest.notes, *notes))
+
+
+def _header_patients(
+    images: Sequence[LabeledImage], headers: Sequence[HeaderFields | None]
+) -> tuple[list[str], list[str]]:
+    """Return the patient of each image by its DICOM header, "" if it states none, and remarks."""
+    patients = [header.patient if header else "" for header in headers]
+    used = [patient for image, patient in zip(images, patients, strict=True) if patient and not image.patient]
+    if not used:
+        return patients, []
+    if len(used) > 1 and len(set(used)) == 1:
+        return [""] * len(images), [
+            f"all {len(used)} DICOM files without a stated patient have the same PatientID, so that it identifies no patient"
+        ]
+    return patients, [f"the patients of {counted(len(used), 'image')} are those of the DICOM headers, as hashes"]
 
 
 def score_site_images(
@@ -203,7 +228,7 @@ def score_site_images(
     return ScoredSite(
         _site_images(site.images, by_file, outputs),
         tuple(first or second for first, second in zip(by_file, by_network, strict=True)),
-        tuple(read_header_fields(site.root / image.path) for image in site.images),
+        site.headers,
         {name: np.array(values) for name, values in statistics.items()},
     )
 

@@ -1,8 +1,9 @@
-"""Read the header fields that a subgroup analysis uses."""
+"""Read the header fields that a subgroup analysis uses, and a pseudonym of the patient."""
 
 from __future__ import annotations
 
 import dataclasses
+import hashlib
 from pathlib import Path
 
 from pneumoscope.core.prediction import PatientAge
@@ -11,6 +12,8 @@ from pneumoscope.imaging.decode import has_dicom_prefix
 __all__ = ["HeaderFields", "read_header_fields"]
 
 _ELEMENTS = ("PatientSex", "ViewPosition", "Manufacturer")
+_PATIENT_ELEMENTS = ("PatientID", "IssuerOfPatientID")
+_PSEUDONYM_LENGTH = 16  # hexadecimal digits
 _MAX_LENGTH = 64  # characters of a value, as in the standard
 
 
@@ -23,12 +26,15 @@ class HeaderFields:
         sex: "F", "M" or "O".
         view: View, such as "AP" or "PA".
         manufacturer: Manufacturer of the device.
+        patient: Hash of PatientID and IssuerOfPatientID, which keeps images of one patient together. It is a pseudonym: anyone
+            who knows an identifier can compute its hash.
     """
 
     age: PatientAge | None = None
     sex: str = ""
     view: str = ""
     manufacturer: str = ""
+    patient: str = ""
 
 
 def read_header_fields(path: Path) -> HeaderFields | None:
@@ -40,8 +46,12 @@ def read_header_fields(path: Path) -> HeaderFields | None:
 
         from pneumoscope.imaging.patient_age import AGE_ELEMENTS, read_age
 
-        header = dcmread(path, stop_before_pixels=True, specific_tags=[*_ELEMENTS, *AGE_ELEMENTS])
+        header = dcmread(path, stop_before_pixels=True, specific_tags=[*_ELEMENTS, *_PATIENT_ELEMENTS, *AGE_ELEMENTS])
         sex, view, manufacturer = (" ".join(str(header.get(name) or "").split())[:_MAX_LENGTH] for name in _ELEMENTS)
-        return HeaderFields(read_age(header), sex.upper(), view.upper(), manufacturer.upper())
+        identifier, issuer = (str(header.get(name) or "").strip() for name in _PATIENT_ELEMENTS)
+        pseudonym = hashlib.sha256(f"{issuer}\\{identifier}".encode()).hexdigest()[:_PSEUDONYM_LENGTH]
+        return HeaderFields(
+            read_age(header), sex.upper(), view.upper(), manufacturer.upper(), pseudonym if identifier else ""
+        )
     except Exception:  # noqa: BLE001  untrusted bytes can make a parser fail in any way; decoding reports the error
         return None

@@ -1,0 +1,34 @@
+"""Header fields for subgroups, and the pseudonym of the patient."""
+
+from tests.images import dicom
+
+from pneumoscope.imaging.header import read_header_fields
+
+
+def fields(tmp_path, **elements):
+    path = tmp_path / "image.dcm"
+    path.write_bytes(dicom(100, **elements))
+    return read_header_fields(path)
+
+
+def test_fields_of_a_header(tmp_path):
+    header = fields(tmp_path, PatientSex="F", ViewPosition="PA", Manufacturer="Acme  Imaging", PatientAge="003Y")
+    assert (header.sex, header.view, header.manufacturer, header.age.years) == ("F", "PA", "ACME IMAGING", 3)
+
+
+def test_patient_is_a_hash_of_identifier_and_issuer(tmp_path):
+    patients = {
+        fields(tmp_path, PatientID=identifier, IssuerOfPatientID=issuer).patient
+        for identifier, issuer in (("1234", "North"), ("1234", "South"), ("1235", "North"), ("1234 ", "North"))
+    }
+    assert len(patients) == 3  # spaces at the end are padding
+    assert all(len(patient) == 16 and "1234" not in patient for patient in patients)
+    assert fields(tmp_path, IssuerOfPatientID="North").patient == ""
+
+
+def test_other_files_have_no_header(tmp_path):
+    (tmp_path / "image.png").write_bytes(b"not DICOM")
+    (tmp_path / "broken.dcm").write_bytes(bytes(128) + b"DICM" + b"\xff" * 40)
+    assert read_header_fields(tmp_path / "image.png") is None
+    assert read_header_fields(tmp_path / "missing") is None
+    assert read_header_fields(tmp_path / "broken.dcm") is None
