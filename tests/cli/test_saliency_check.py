@@ -13,7 +13,7 @@ from pneumoscope.cli.saliency_check import command
 from pneumoscope.core.errors import UsageError
 from pneumoscope.core.results import Interval
 from pneumoscope.evaluation import saliency_check as module
-from pneumoscope.evaluation.saliency_check import CurveResult, RandomizationResult, SaliencyCheck
+from pneumoscope.evaluation.saliency_check import CurveResult, Localization, RandomizationResult, SaliencyCheck
 
 INTERVAL = Interval(0.5, 0.4, 0.6, "patient bootstrap", 4, seed=0)
 CURVE = CurveResult(INTERVAL, INTERVAL, INTERVAL, 0.75)
@@ -39,6 +39,9 @@ def options(monkeypatch: pytest.MonkeyPatch) -> dict[str, Any]:
             deletion=CURVE,
             insertion=CURVE,
             randomization=(RandomizationResult("last layer", 1, INTERVAL, INTERVAL),),
+            localization=Localization(str(options["masks"]), 3, 3, INTERVAL, INTERVAL, INTERVAL)
+            if options["masks"]
+            else None,
             version="0.1.0",
             system="Linux",
             command=options["command"],
@@ -64,6 +67,18 @@ def test_prints_markdown_tables(options: dict[str, Any]) -> None:
     assert "| deletion, lower is better | 0.500 [0.400, 0.600] |" in result.stdout
     assert "| last layer | 1 | 0.500 [0.400, 0.600] |" in result.stdout
     assert result.stderr == ""
+
+
+def test_masks_add_the_localization(options: dict[str, Any], tmp_path: Path) -> None:
+    arguments = ["run", "--data", "images", "--masks", str(tmp_path)]
+    result = CliRunner().invoke(command, arguments)
+
+    assert options["masks"] == tmp_path
+    assert "| peak inside the mask | 0.500 [0.400, 0.600] |" in result.stdout
+    assert options["command"] == f"pneumoscope saliency-check {' '.join(arguments)}"
+    missing = CliRunner().invoke(command, ["run", "--data", "images", "--masks", str(tmp_path / "none")])
+    assert missing.exit_code == 2
+    assert "does not exist" in missing.stderr
 
 
 def test_json_is_one_document(options: dict[str, Any]) -> None:
