@@ -116,6 +116,7 @@ def test_card_shows_every_number_of_the_evidence(maker, bundle):
     (bundle / "evidence" / "saliency_check.json").write_text(json.dumps(saliency))
     phantoms = {
         **saliency, "onnx_sha256": "0" * 64, "network": "mean-gray", "n": 9, "split": "validation",
+        "command": "pneumoscope check",
         "localization": {"n": 5, "peak_inside": {**auroc, "value": 0.8}, "energy_inside": auroc, "area": auroc},
     }  # fmt: skip
     (bundle / "evidence" / "phantom_saliency_check.json").write_text(json.dumps(phantoms))
@@ -125,6 +126,13 @@ def test_card_shows_every_number_of_the_evidence(maker, bundle):
     assert "Not measured yet" not in page
     assert "4 x 4 positions, on 8 validation images" in page
     assert "its heatmaps have 4 x 4 positions. On 5 phantoms of the validation split:" in page
+    assert "`pneumoscope check`" in page
+    assert found.reliability
+    for each in found.reliability:
+        assert (
+            f"| {each.low:.3f} to {each.high:.3f} | {each.mean_probability:.3f} | {each.observed_rate.value:.3f} ["
+            in page
+        )
     assert "| largest contribution inside the opacity | 0.800 [0.500, 0.750] |" in page
     assert "| insertion | 0.625 [0.500, 0.750] | 0.555 [0.500, 0.750] | 0.070 [0.500, 0.750] |" in page
     assert "| all layers | 0.625 [0.500, 0.750] | 0.650 [0.500, 0.750] |" in page

@@ -319,8 +319,9 @@ def test_masks_are_written_for_images_with_pneumonia(tmp_path: Path) -> None:
 
 
 def test_masks_need_an_empty_folder_outside_the_images(tmp_path: Path) -> None:
-    with pytest.raises(UsageError, match="inside the folder of the images"):
-        write_phantoms(tmp_path / "images", train=2, test=2, size=48, masks=tmp_path / "images" / "masks")
+    for masks in (tmp_path / "images" / "masks", tmp_path / "images", tmp_path):
+        with pytest.raises(UsageError, match="contain each other"):
+            write_phantoms(tmp_path / "images", train=2, test=2, size=48, masks=masks)
     (tmp_path / "other").mkdir()
     (tmp_path / "other" / "file").touch()
     with pytest.raises(UsageError, match="is not empty"):

@@ -448,6 +448,8 @@ def test_calibration_and_thresholds_are_fitted_on_augmented_images(phantoms, tmp
     assert plain.intervals != augmented.intervals
     assert augmented.operating_points["balanced"].augmented
     assert not plain.operating_points["balanced"].augmented
+    # Sensitivity and specificity are those of the unmodified images, whatever the thresholds were fitted on.
+    assert plain.operating_points["half"] == augmented.operating_points["half"]
     assert plain.operating_points["balanced"].threshold != augmented.operating_points["balanced"].threshold
 
 

@@ -408,6 +408,7 @@ def _localization(check: Json | None) -> list[str]:
         f"The position of the opacity in a phantom is known. A network with the same architecture was trained on phantoms alone;"
         f" its heatmaps have {shape} positions. On {found['n']} phantoms of the {check['split']} split:",
         _table(("on phantoms", "value [95% interval]"), rows),
+        f"`{check['command']}`",
     ]
 
 

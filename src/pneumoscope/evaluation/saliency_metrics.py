@@ -1,7 +1,8 @@
 """Measures of saliency maps: deletion and insertion curves, weight randomization, rank correlation, pointing games.
 
 Sources: Petsiuk, Das and Saenko 2018, "RISE: Randomized Input Sampling for Explanation of Black-box Models". Adebayo et al.
-2018, "Sanity Checks for Saliency Maps".
+2018, "Sanity Checks for Saliency Maps". Zhang et al. 2018, "Top-Down Neural Attention by Excitation Backprop". Wang et al. 2020,
+"Score-CAM: Score-Weighted Visual Explanations for Convolutional Neural Networks".
 """
 
 from __future__ import annotations

@@ -102,7 +102,7 @@ def write_phantoms(
         seed: Random seed, 0 or more. The same seed gives the same images.
         size: Width and height of the images, 32 to 2,048 pixels.
         masks: Folder for one mask per image with pneumonia, white where the opacity is: a PNG with the path of the image and
-            the suffix .png. It must be empty or not exist, and must not be inside `folder`.
+            the suffix .png. It must be empty or not exist; neither folder may contain the other.
         progress: Called after each image with the number of images written and the total.
 
     Raises:
@@ -116,10 +116,11 @@ def write_phantoms(
     _validate_size(size)
     _require_empty(folder)
     if masks is not None:
-        if masks.resolve().is_relative_to(folder.resolve()):
+        one, other = masks.resolve(), folder.resolve()
+        if one.is_relative_to(other) or other.is_relative_to(one):
             raise UsageError(
-                f"the folder of the masks, {str(masks)!r}, is inside the folder of the images",
-                hint="Name another folder, so that masks are never loaded as images",
+                f"the folder of the masks, {str(masks)!r}, and the folder of the images, {str(folder)!r}, contain each other",
+                hint="Name separate folders, so that masks are never loaded as images",
             )
         _require_empty(masks)
     plan = list(_plan(np.random.Generator(np.random.PCG64(seed)), {"train": train, "test": test}))
@@ -142,7 +143,9 @@ def write_phantoms(
             if progress:
                 progress(done, len(plan))
     except OSError as error:
-        raise StorageError(f"cannot write phantoms to {str(folder)!r}: {error.strerror or error}") from error
+        raise StorageError(
+            f"cannot write phantoms to {str(error.filename or folder)!r}: {error.strerror or error}"
+        ) from error
     return PhantomSummary(
         str(folder),
         None if masks is None else str(masks),
