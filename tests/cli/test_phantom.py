@@ -49,3 +49,12 @@ def test_help_lists_every_option() -> None:
     text = CliRunner().invoke(command, ["--help"]).output
     for option in ("DIR", "--train", "--test", "--seed", "--size", "--json"):
         assert option in text
+
+
+def test_masks_are_written_and_named(tmp_path: Path) -> None:
+    options = ["--train", "4", "--test", "2", "--size", "32", "--masks", str(tmp_path / "masks")]
+    result = CliRunner().invoke(command, [str(tmp_path / "images"), *options])
+
+    assert result.exit_code == 0, result.output
+    assert f"Wrote masks of the opacities to {tmp_path / 'masks'}" in result.output
+    assert len(list((tmp_path / "masks").rglob("*.png"))) == len(list((tmp_path / "images").glob("*/PNEUMONIA/*")))

@@ -40,3 +40,5 @@ def command(folder: Path, train: int, test: int, seed: int, size: int, masks: Pa
         parts = ", ".join(f"{count} {label}" for label, count in counts.items())
         click.echo(f"{split}: {parts}, {summary.patients[split]} patients")
     click.echo(f"Wrote synthetic images to {summary.folder}")
+    if summary.masks:
+        click.echo(f"Wrote masks of the opacities to {summary.masks}")
