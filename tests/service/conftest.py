@@ -45,7 +45,13 @@ MODEL = ModelInfo("gray", "0.1.0", "ab" * 32)
 
 
 def prediction(
-    probability=0.75, decision="pneumonia", name="an image.png", operating_point="balanced", age=None, warnings=()
+    probability=0.75,
+    decision="pneumonia",
+    name="an image.png",
+    operating_point="balanced",
+    age=None,
+    warnings=(),
+    image_statistics=None,
 ):
     interval = None
     if probability is not None:
@@ -62,6 +68,7 @@ def prediction(
         age=age,
         warnings=warnings,
         image=ImageInfo(30, 20, "PNG"),
+        image_statistics=image_statistics,
         model=MODEL,
     )
 

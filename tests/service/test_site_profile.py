@@ -1,6 +1,7 @@
 """The service with a site profile: it is stored, shown, and keeps predictions apart from those without it."""
 
 import contextlib
+from datetime import UTC, datetime, timedelta
 
 import pytest
 from fastapi.testclient import TestClient
@@ -9,7 +10,7 @@ from tests.conftest import LIMITS, POINTS, operating_point
 from tests.service.conftest import images, png, post, problem, served
 
 from pneumoscope.bundle.card import Proportion, read_bundle
-from pneumoscope.bundle.site_profile import SiteProfile
+from pneumoscope.bundle.site_profile import SiteProfile, read_site_profile
 from pneumoscope.inference.model import load_model
 from pneumoscope.service.app import create_app
 from pneumoscope.service.audit.verification import verify
@@ -41,8 +42,9 @@ def profile(bundle, tmp_path_factory):
     return path
 
 
-def client(bundle, folder, **options):
-    app = create_app(load_model(bundle, threads=1, **options), PredictionRepository(folder), Authenticator({}))
+def client(bundle, folder, now=lambda: datetime.now(UTC), **options):
+    repository = PredictionRepository(folder, now=now)
+    app = create_app(load_model(bundle, threads=1, **options), repository, Authenticator({}))
     return TestClient(app, base_url=BASE_URL, raise_server_exceptions=False)
 
 
@@ -80,3 +82,51 @@ def test_service_starts_with_a_profile_and_says_so(bundle, profile, tmp_path):
         answer = opened.post("/v1/predictions", files=images(png(126))).json()
         assert answer["predictions"][0]["decision"] == "no_pneumonia"
         assert "Site profile: North <b>Clinic (" in process.stderr.read()
+
+
+def with_reference(profile, levels, folder):
+    """A copy of the profile with a reference for monitoring: plain images of these gray levels, none rejected."""
+    folder.mkdir(exist_ok=True)
+    values = {"brightness": levels, "border": levels, "logit": [0.05 * (level - 120) for level in levels]}
+    made = structs.replace(
+        read_site_profile(profile), monitoring={name: list(map(float, each)) for name, each in values.items()},
+        monitored_patients=len(levels), monitored_rejected=0,
+    )  # fmt: skip
+    path = folder / "site.json"
+    path.write_text(made.to_json())
+    return path
+
+
+def test_dashboard_compares_complete_months_with_the_profile(bundle, profile, tmp_path):
+    levels = list(range(90, 150))
+    site = with_reference(profile, levels, tmp_path / "same")
+    last_month = datetime.now(UTC).replace(day=1) - timedelta(days=2)
+    with client(bundle, tmp_path / "data", now=lambda: last_month, site=site) as opened:
+        predictions = [post(opened, png(level))[0] for level in levels]
+        found = predictions[0]["image_statistics"]
+        assert list(found) == ["brightness", "contrast", "sharpness", "border"]
+        assert (found["brightness"], found["border"]) == (90, 90)
+        page = opened.get("/dashboard?language=en").text
+        assert f"No drift detected in {last_month:%Y-%m}." in page
+        assert "Total variation distance" not in page  # not a second verdict
+        assert "▲ p" not in page
+        assert f"{last_month:%Y-%m} 未偵測到資料偏移。" in opened.get("/dashboard?language=zh-Hant").text
+    darker = with_reference(profile, [level - 40 for level in levels], tmp_path / "darker")
+    with client(bundle, tmp_path / "other", now=lambda: last_month, site=darker) as opened:
+        for level in levels:
+            post(opened, png(level))
+        page = opened.get("/dashboard?language=en").text
+        assert f"Drift detected in {last_month:%Y-%m}: Probability, Brightness, Border." in page
+        assert page.count("▲ p &lt; 0.0001") == 3
+    with client(bundle, tmp_path / "new", site=site) as opened:  # the current month is not complete
+        for level in levels:
+            post(opened, png(level))
+        page = opened.get("/dashboard?language=en").text
+        assert "The first complete calendar month with images is compared" in page
+        assert "rift detected" not in page
+
+
+def test_image_statistics_are_stored_only_with_a_reference(bundle, profile, tmp_path):
+    with client(bundle, tmp_path / "data", site=profile) as opened:
+        assert post(opened, png(120))[0]["image_statistics"] is None
+        assert "Drift by month" not in opened.get("/dashboard?language=en").text

@@ -2,9 +2,10 @@
 
 import numpy as np
 import pytest
+from scipy import stats
 
 from pneumoscope.core.errors import UndefinedMetricError
-from pneumoscope.statistics.drift import MIN_IMAGES, measure_drift
+from pneumoscope.statistics.drift import MIN_IMAGES, detect_drift, holm, measure_drift
 
 TENTHS = tuple(k / 10 for k in range(1, 10))
 
@@ -55,3 +56,44 @@ def test_the_same_seed_gives_the_same_result():
 def test_too_few_images_and_malformed_deciles_are_rejected(probabilities, deciles, message):
     with pytest.raises(UndefinedMetricError, match=message):
         measure_drift(probabilities, deciles, 100)
+
+
+def test_holm_by_hand_and_against_its_definition():
+    assert holm([0.01, 0.04, 0.03]) == pytest.approx([0.03, 0.06, 0.06])
+    assert holm([0.5]) == [0.5]
+    rng = np.random.default_rng(0)
+    for _ in range(50):
+        p_values = rng.random(6).tolist()
+        order = np.argsort(p_values)
+        running, expected = 0.0, [0.0] * 6
+        for rank, place in enumerate(order):
+            running = max(running, min(1.0, (6 - rank) * p_values[place]))
+            expected[place] = running
+        assert holm(p_values) == pytest.approx(expected)
+
+
+def test_each_quantity_is_tested_and_only_the_changed_one_gives_an_alarm():
+    rng = np.random.default_rng(0)
+    reference = {"brightness": rng.normal(120, 10, 200).tolist(), "contrast": rng.normal(40, 5, 200).tolist()}
+    recent = {"brightness": rng.normal(140, 10, 80).tolist(), "contrast": rng.normal(40, 5, 80).tolist()}
+    tests = detect_drift(reference, recent, rejected=(4, 3), images=(200, 90), false_alarms=0.05)
+
+    assert [(test.name, test.alarm) for test in tests] == [
+        ("brightness", True),
+        ("contrast", False),
+        ("rejected", False),
+    ]
+    expected = [
+        stats.ks_2samp(reference["brightness"], recent["brightness"], method="asymp").pvalue,
+        stats.ks_2samp(reference["contrast"], recent["contrast"], method="asymp").pvalue,
+        stats.fisher_exact([[4, 196], [3, 87]]).pvalue,
+    ]
+    assert [test.p_value for test in tests] == pytest.approx(expected)
+    assert [test.adjusted for test in tests] == pytest.approx(holm(expected))
+    assert (tests[2].reference, tests[2].recent, tests[2].n_reference, tests[2].n_recent) == (0.02, 3 / 90, 200, 90)
+    assert tests[0].recent == pytest.approx(np.median(recent["brightness"]))
+
+
+def test_a_quantity_without_recent_values_is_not_tested():
+    tests = detect_drift({"logit": [0.0] * 60}, {"logit": []}, rejected=(1, 60), images=(60, 60), false_alarms=0.05)
+    assert [(test.name, test.alarm) for test in tests] == [("rejected", True)]

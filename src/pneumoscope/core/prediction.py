@@ -21,6 +21,7 @@ __all__ = [
     "Decision",
     "Failure",
     "ImageInfo",
+    "ImageStatistics",
     "ModelInfo",
     "PatientAge",
     "Prediction",
@@ -145,6 +146,23 @@ class ImageInfo:
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
+class ImageStatistics:
+    """Statistics of a preprocessed image, in gray levels from 0 to 255.
+
+    Attributes:
+        brightness: Mean.
+        contrast: Standard deviation.
+        sharpness: Mean absolute difference of neighboring pixels.
+        border: Mean of the outer 5% of each side.
+    """
+
+    brightness: float
+    contrast: float
+    sharpness: float
+    border: float
+
+
+@dataclasses.dataclass(frozen=True, slots=True)
 class ModelInfo:
     """The bundle that made a prediction.
 
@@ -183,6 +201,7 @@ class Prediction:
         age: Age of the patient; None if neither the file nor a person states it.
         warnings: Codes of warnings: "age_not_stated" if the model has an age range and the age is unknown.
         image: Properties of the file; None if it could not be read.
+        image_statistics: For monitoring; None without a site profile to compare them with.
         model: The bundle that made the prediction.
     """
 
@@ -198,6 +217,7 @@ class Prediction:
     age: PatientAge | None = None
     warnings: tuple[WarningCode, ...] = ()
     image: ImageInfo | None = None
+    image_statistics: ImageStatistics | None = None
     model: ModelInfo
 
     def __repr__(self) -> str:
@@ -219,7 +239,7 @@ class Prediction:
 
         Nested records become prefixed columns such as `interval_low`; missing values are None.
         """
-        interval, image, model = self.interval, self.image, self.model
+        interval, image, statistics, model = self.interval, self.image, self.image_statistics, self.model
         rejection, uncertainty, failure = self.rejection, self.uncertainty, self.failure
         return {
             "path": self.path,
@@ -245,6 +265,10 @@ class Prediction:
             "width": image and image.width,
             "height": image and image.height,
             "format": image and image.format,
+            "image_brightness": statistics and statistics.brightness,
+            "image_contrast": statistics and statistics.contrast,
+            "image_sharpness": statistics and statistics.sharpness,
+            "image_border": statistics and statistics.border,
             "model_name": model.name,
             "model_version": model.version,
             "model_sha256": model.sha256,
@@ -290,6 +314,11 @@ class Prediction:
             "age": PatientAge(row["age"], row["age_source"], stated) if present("age_source") else None,
             "warnings": tuple((row["warnings"] or "").split()),
             "image": ImageInfo(row["width"], row["height"], row["format"]) if present("width") else None,
+            "image_statistics": ImageStatistics(
+                row["image_brightness"], row["image_contrast"], row["image_sharpness"], row["image_border"]
+            )
+            if present("image_brightness")
+            else None,
             "model": ModelInfo(row["model_name"], row["model_version"], row["model_sha256"], row["model_site"]),
         }
 

@@ -1,10 +1,8 @@
 """Monitor a model at a hospital without labels: are recent images like those of the site profile?
 
-Logits, image statistics and the fraction of rejected images are compared with those of the profile. The tests share one
-probability of a false alarm: with Holm's correction for the number of tests, and Bonferroni's for the planned number of checks.
+Logits, image statistics and the fraction of rejected images are compared with those of the profile, see
+`statistics.drift.detect_drift`. The planned checks share one probability of a false alarm, with Bonferroni's correction.
 Drift does not show that the model is worse, and a model can become worse without drift: repeat the acceptance test.
-
-Sources: Smirnov 1939 (two-sample test); Fisher 1922 (exact test); Holm 1979, Scand J Stat 6:65.
 """
 
 from __future__ import annotations
@@ -12,9 +10,6 @@ from __future__ import annotations
 import dataclasses
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
-
-import numpy as np
-from scipy import stats
 
 from pneumoscope import __version__
 from pneumoscope.core.errors import SiteProfileError, UndefinedMetricError, UnreadableImageError, UsageError
@@ -25,36 +20,13 @@ from pneumoscope.imaging.statistics import image_statistics
 from pneumoscope.inference.image_loader import ImageLoader
 from pneumoscope.inference.session import BundleSession
 from pneumoscope.runs.run_folder import find_bundle
+from pneumoscope.statistics.drift import MIN_IMAGES, DriftTest, detect_drift
 from pneumoscope.statistics.intervals import proportion
 
-__all__ = ["MIN_IMAGES", "DriftTest", "Monitoring", "holm", "monitor", "monitoring_markdown"]
+__all__ = ["Monitoring", "monitor", "monitoring_markdown"]
 
-MIN_IMAGES = 50  # with fewer, only a very large change could be detected
 _BATCH = 32
 _MAX_LISTED = 5
-
-
-@dataclasses.dataclass(frozen=True, slots=True)
-class DriftTest:
-    """Comparison of one quantity with the site profile.
-
-    Attributes:
-        name: "logit", "rejected" or a name of `IMAGE_STATISTICS`.
-        reference, recent: Median, or for "rejected" the fraction, in the profile and of the recent images.
-        n_reference, n_recent: Numbers of images.
-        p_value: Before correction.
-        adjusted: Corrected for the number of tests.
-        alarm: True if `adjusted` is at most the probability of a false alarm per check.
-    """
-
-    name: str
-    reference: float
-    recent: float
-    n_reference: int
-    n_recent: int
-    p_value: float
-    adjusted: float
-    alarm: bool
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
@@ -135,21 +107,12 @@ def monitor(
             f"monitoring needs at least {MIN_IMAGES} readable images; there are {len(rejected)} of"
             f" {len(paths)} files{first}"
         )
-    p_values: dict[str, float] = {}
-    medians: dict[str, tuple[float, float, int, int]] = {}
-    for name, reference in profile.monitoring.items():
-        recent = values[name]
-        if recent and reference:  # there is no logit if all images are rejected
-            p_values[name] = float(stats.ks_2samp(reference, recent, method="asymp").pvalue)
-            medians[name] = (float(np.median(reference)), float(np.median(recent)), len(reference), len(recent))
-    n_reference, n_rejected = profile.monitored_patients, profile.monitored_rejected
-    table = [[sum(rejected), len(rejected) - sum(rejected)], [n_rejected, n_reference - n_rejected]]
-    p_values["rejected"] = float(stats.fisher_exact(table).pvalue)
-    medians["rejected"] = (n_rejected / n_reference, sum(rejected) / len(rejected), n_reference, len(rejected))
-    limit = false_alarms / checks
-    tests = tuple(
-        DriftTest(name, *medians[name], p_value, adjusted, adjusted <= limit)
-        for (name, p_value), adjusted in zip(p_values.items(), holm(list(p_values.values())), strict=True)
+    tests = detect_drift(
+        {str(name): reference for name, reference in profile.monitoring.items()},
+        values,
+        rejected=(profile.monitored_rejected, sum(rejected)),
+        images=(profile.monitored_patients, len(rejected)),
+        false_alarms=false_alarms / checks,
     )
     return Monitoring(
         site=profile.label,
@@ -164,15 +127,6 @@ def monitor(
         alarm=any(test.alarm for test in tests),
         version=__version__,
     )
-
-
-def holm(p_values: Sequence[float]) -> list[float]:
-    """Return p-values corrected for their number by Holm's method, in the same order."""
-    order = np.argsort(p_values, kind="stable")
-    scaled = np.array(p_values)[order] * np.arange(len(p_values), 0, -1)
-    adjusted = np.empty(len(p_values))
-    adjusted[order] = np.minimum(1.0, np.maximum.accumulate(scaled))
-    return [float(value) for value in adjusted]
 
 
 def _measure(
@@ -193,8 +147,8 @@ def _measure(
                     unreadable[path] = image.reason
                     continue
                 readable.append(image)
-                for name, value in image_statistics(image.pixels).items():
-                    values.setdefault(name, []).append(float(f"{value:.7g}"))
+                for name, value in dataclasses.asdict(image_statistics(image.pixels)).items():
+                    values.setdefault(name, []).append(value)
             for scored in session.stream(readable, batch=_BATCH):
                 rejected.append(scored.rejection is not None)
                 if scored.rejection is None:

@@ -217,7 +217,7 @@ def score_site_images(
     preprocessing = session.card.preprocessing
     for radiograph in decode_images(site.root, site.images, preprocessing.min_side, unreadable, allow_rejected=True):
         batch.append(preprocess_image(radiograph, preprocessing))
-        for name, value in image_statistics(batch[-1].pixels).items():
+        for name, value in dataclasses.asdict(image_statistics(batch[-1].pixels)).items():
             statistics.setdefault(name, []).append(value)
         if len(batch) == _BATCH:
             flush()

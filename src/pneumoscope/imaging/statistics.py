@@ -2,20 +2,21 @@
 
 from __future__ import annotations
 
+import dataclasses
+
 import numpy as np
 import numpy.typing as npt
 
+from pneumoscope.core.prediction import ImageStatistics
+
 __all__ = ["IMAGE_STATISTICS", "image_statistics"]
 
-IMAGE_STATISTICS = ("brightness", "contrast", "sharpness", "border")
+IMAGE_STATISTICS = tuple(field.name for field in dataclasses.fields(ImageStatistics))
 _BORDER = 0.05  # of each side
 
 
-def image_statistics(pixels: npt.NDArray[np.uint8]) -> dict[str, float]:
-    """Return statistics of one image by name, in gray levels.
-
-    "brightness" is the mean, "contrast" the standard deviation, "sharpness" the mean absolute difference of neighboring pixels,
-    and "border" the mean of the outer 5% of each side.
+def image_statistics(pixels: npt.NDArray[np.uint8]) -> ImageStatistics:
+    """Return statistics of one preprocessed image, rounded to seven digits so that a site profile stores them exactly.
 
     Args:
         pixels: Gray levels, uint8, shape (size, size).
@@ -25,9 +26,6 @@ def image_statistics(pixels: npt.NDArray[np.uint8]) -> dict[str, float]:
     inner = slice(width, -width)
     n_border = gray.size - gray[inner, inner].size
     differences = np.abs(np.diff(gray, axis=0)).mean(), np.abs(np.diff(gray, axis=1)).mean()
-    return {
-        "brightness": float(gray.mean()),
-        "contrast": float(gray.std()),
-        "sharpness": float(np.mean(differences)),
-        "border": float((gray.sum() - gray[inner, inner].sum()) / n_border),
-    }
+    border = (gray.sum() - gray[inner, inner].sum()) / n_border
+    values = (gray.mean(), gray.std(), np.mean(differences), border)
+    return ImageStatistics(*(float(f"{value:.7g}") for value in values))

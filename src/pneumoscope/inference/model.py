@@ -27,12 +27,14 @@ from pneumoscope.core.prediction import (
 )
 from pneumoscope.imaging.image import Radiograph
 from pneumoscope.imaging.preprocess import PreprocessedImage
+from pneumoscope.imaging.statistics import image_statistics
 from pneumoscope.inference.decision import DEFAULT_OPERATING_POINT, decide, find_operating_point, threshold_probability
 from pneumoscope.inference.image_loader import ImageLoader
 from pneumoscope.inference.session import BundleSession, Scored
 from pneumoscope.runs.run_folder import find_bundle
 
 if TYPE_CHECKING:
+    from pneumoscope.bundle.site_profile import SiteProfile
     from pneumoscope.imaging.sandbox.pool import DecodePool
     from pneumoscope.inference.image_loader import ImageSource
     from pneumoscope.inference.saliency import Layer
@@ -63,7 +65,8 @@ class Model:
     """A bundle at one operating point.
 
     Attributes:
-        card: Card of the bundle.
+        card: Card of the bundle, with the changes of the site profile.
+        profile: The site profile, or None.
         facts: Name, version and hash of the bundle, as predictions report them.
         point, operating_point_name: The operating point and its name.
         threshold: Threshold of the operating point as a calibrated probability.
@@ -92,6 +95,7 @@ class Model:
         self._session = session
         self.folder = folder
         self.card: Card = session.card
+        self.profile: SiteProfile | None = session.profile
         self.point = find_operating_point(self.card, operating_point)
         self.operating_point_name = operating_point or DEFAULT_OPERATING_POINT
         self.threshold = threshold_probability(self.card, self.point)
@@ -353,6 +357,7 @@ class Model:
             age=image.age,
             warnings=("age_not_stated",) if is_age_unknown else (),
             image=ImageInfo(image.width, image.height, image.format),
+            image_statistics=image_statistics(image.pixels) if self.profile and self.profile.monitoring else None,
             model=self.facts,
         )
 

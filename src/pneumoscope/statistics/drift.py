@@ -1,18 +1,18 @@
-"""Data drift: comparison of recent scores with the deciles of a reference distribution."""
+"""Data drift: comparison of recent images with reference images, by their values or by the deciles of their scores."""
 
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
 import numpy as np
 import numpy.typing as npt
 
 from pneumoscope.core.errors import UndefinedMetricError
 
-__all__ = ["MIN_IMAGES", "Drift", "measure_drift"]
+__all__ = ["MIN_IMAGES", "Drift", "DriftTest", "detect_drift", "holm", "measure_drift"]
 
-MIN_IMAGES = 50  # with fewer images, chance alone makes a large difference
+MIN_IMAGES = 50  # with fewer, only a very large change could be detected
 _DRAWS = 4000
 _TENTHS = 10
 
@@ -35,6 +35,79 @@ class Drift:
     difference: float
     chance: float
     seed: int
+
+
+@dataclasses.dataclass(frozen=True, slots=True)
+class DriftTest:
+    """Comparison of one quantity of recent images with reference images.
+
+    Attributes:
+        name: "rejected" or the name of the quantity.
+        reference, recent: Median, or for "rejected" the fraction, of the reference images and of the recent images.
+        n_reference, n_recent: Numbers of images.
+        p_value: Before correction.
+        adjusted: Corrected for the number of tests.
+        alarm: True if `adjusted` is at most the probability of a false alarm per check.
+    """
+
+    name: str
+    reference: float
+    recent: float
+    n_reference: int
+    n_recent: int
+    p_value: float
+    adjusted: float
+    alarm: bool
+
+
+def detect_drift(
+    reference: Mapping[str, Sequence[float]],
+    recent: Mapping[str, Sequence[float]],
+    *,
+    rejected: tuple[int, int],
+    images: tuple[int, int],
+    false_alarms: float,
+) -> tuple[DriftTest, ...]:
+    """Return one test per quantity that both have, in the order of the reference, and the test of rejections.
+
+    Each quantity is compared by a two-sample Kolmogorov-Smirnov test, rejections by Fisher's exact test. The tests share one
+    probability of a false alarm, with Holm's correction.
+
+    Args:
+        reference, recent: Values of each quantity, by name, one per image.
+        rejected, images: Number of rejected images and of all images, in the reference and recent.
+        false_alarms: Probability of a false alarm.
+
+    Source: Smirnov 1939 (two-sample test); Fisher 1922 (exact test).
+    """
+    from scipy import stats  # slow to import; the service starts without it
+
+    p_values: dict[str, float] = {}
+    compared: dict[str, tuple[float, float, int, int]] = {}
+    for name, expected in reference.items():
+        found = recent.get(name, ())
+        if len(expected) and len(found):  # there is no score if all images are rejected
+            p_values[name] = float(stats.ks_2samp(expected, found, method="asymp").pvalue)
+            compared[name] = (float(np.median(expected)), float(np.median(found)), len(expected), len(found))
+    table = [[count, total - count] for count, total in zip(rejected, images, strict=True)]
+    p_values["rejected"] = float(stats.fisher_exact(table).pvalue)
+    compared["rejected"] = (rejected[0] / images[0], rejected[1] / images[1], *images)
+    return tuple(
+        DriftTest(name, *compared[name], p_value, adjusted, adjusted <= false_alarms)
+        for (name, p_value), adjusted in zip(p_values.items(), holm(list(p_values.values())), strict=True)
+    )
+
+
+def holm(p_values: Sequence[float]) -> list[float]:
+    """Return p-values corrected for their number by Holm's method, in the same order.
+
+    Source: Holm 1979, Scand J Stat 6:65.
+    """
+    order = np.argsort(p_values, kind="stable")
+    scaled = np.array(p_values)[order] * np.arange(len(p_values), 0, -1)
+    adjusted = np.empty(len(p_values))
+    adjusted[order] = np.minimum(1.0, np.maximum.accumulate(scaled))
+    return [float(value) for value in adjusted]
 
 
 def measure_drift(probabilities: npt.ArrayLike, deciles: Sequence[float], n_reference: int, *, seed: int = 0) -> Drift:

@@ -8,7 +8,7 @@ from sqlalchemy import create_engine, select, text
 from tests.service.conftest import add, prediction
 
 from pneumoscope.core.errors import StorageError, UsageError
-from pneumoscope.core.prediction import PatientAge
+from pneumoscope.core.prediction import ImageStatistics, PatientAge
 from pneumoscope.service.audit.log import Entry, append
 from pneumoscope.service.audit.verification import verify
 from pneumoscope.service.storage.database import DATABASE_FILE, open_database, read_transaction, write_transaction
@@ -41,7 +41,8 @@ def test_database_of_the_first_revision_is_migrated_and_still_verified(tmp_path,
     with monkeypatch.context() as patch:
         patch.setattr(alembic.command, "upgrade", lambda config, _: upgrade(config, "0001"))
         engine = open_database(tmp_path / "data", database)
-    later = ("age", "age_source", "warnings", "model_site")
+    statistics = ("image_brightness", "image_contrast", "image_sharpness", "image_border")
+    later = ("age", "age_source", "warnings", "model_site", *statistics)
     row = {name: value for name, value in new_row(prediction(), b"image").items() if name not in later}
     row["created"] = "2026-01-31T09:30:00.000000Z"
     details = {
@@ -59,6 +60,7 @@ def test_database_of_the_first_revision_is_migrated_and_still_verified(tmp_path,
     repository = PredictionRepository(tmp_path / "data", database)
     record = repository.get(row["id"])
     assert (record.decision, record.age, record.warnings, record.model.site) == ("pneumonia", None, (), "")
+    assert record.image_statistics is None
     add(repository, b"new", age=PatientAge(3, "entered"))
     assert verify(repository.engine).predictions == 2
     repository.close()
@@ -66,7 +68,7 @@ def test_database_of_the_first_revision_is_migrated_and_still_verified(tmp_path,
 
 @pytest.mark.parametrize("reviewed", [False, True])
 def test_stored_prediction_is_flattened_to_its_row_in_the_database(repository, reviewed):
-    record, _ = add(repository)
+    record, _ = add(repository, image_statistics=ImageStatistics(101.5, 30.25, 2.0, 0.0))
     if reviewed:
         record = repository.review(record.id, agrees=False, note="a note", user="me")
     with repository.engine.connect() as connection:

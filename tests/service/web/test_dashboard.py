@@ -1,12 +1,17 @@
-"""Statistics of the dashboard, against values computed by hand."""
+"""Statistics of the dashboard, against values computed by hand and by simulation."""
+
+import datetime
 
 import numpy as np
 import pytest
+from scipy import stats
 from tests.conftest import LIMITS
 
-from pneumoscope.bundle.card import ReferenceDistribution, read_bundle
+from pneumoscope.bundle.card import Proportion, ReferenceDistribution, read_bundle
+from pneumoscope.bundle.site_profile import SiteProfile
+from pneumoscope.core.prediction import ImageStatistics
 from pneumoscope.service.storage.records import PredictionStatistics
-from pneumoscope.service.web.dashboard import summarize
+from pneumoscope.service.web.dashboard import FALSE_ALARMS_PER_YEAR, latest_months, monitor_month, summarize
 
 DECILES = tuple(k / 10 for k in range(1, 10))
 
@@ -17,8 +22,8 @@ def card(maker):
     return read_bundle(maker.bundle(maker.root / "b", rejection_limits=LIMITS, reference_distribution=reference))[0]
 
 
-def predicted(day, decision, probability, agrees=None):
-    return PredictionStatistics(f"2026-01-{day:02d}T10:00:00.000000Z", decision, probability, agrees)
+def predicted(day, decision, probability, agrees=None, *, image="a", statistics=None):
+    return PredictionStatistics(f"2026-01-{day:02d}T10:00:00.000000Z", decision, probability, agrees, image, statistics)
 
 
 def test_proportions_agreement_and_daily_quartiles(card):
@@ -66,3 +71,87 @@ def test_no_drift_without_images_or_without_a_reference(card, maker):
     without_reference = read_bundle(maker.bundle(maker.root / "no-reference"))[0]
     dashboard = summarize([predicted(1, "no_pneumonia", 0.1)] * 60, without_reference)
     assert (dashboard.drift, dashboard.drift_unavailable) == (None, "no_reference")
+
+
+def profile(card, monitoring, patients, rejected):
+    return SiteProfile(
+        format=1, version="0.1.0", created="2026-01-02T03:04:05+00:00", name="North", model=card.name,
+        onnx_sha256=card.onnx_sha256, card_sha256=card.sha256(), images_sha256="a" * 64, seen=[], n=1, patients=1,
+        n_pneumonia=1, seed=0, prevalence=None, prevalence_source="data", calibration=None, intervals=None,
+        operating_points={}, limits={}, rejected=Proportion(value=0, low=0, high=1, n=1, method="wilson"),
+        reference_distribution=None, monitoring=monitoring, monitored_patients=patients, monitored_rejected=rejected,
+        not_changed={},
+    )  # fmt: skip
+
+
+def sample(rng, n, shift=0.0):
+    """Logits, statistics that depend on them in part, and 3% rejected images, of one population."""
+    logits = rng.normal(0, 2, n)
+    brightness = 120 + 5 * logits + rng.normal(0, 10, n) + shift
+    others = rng.normal((40, 3, 10), (5, 1, 4), (n, 3))
+    statistics = [ImageStatistics(*map(float, (first, *rest))) for first, rest in zip(brightness, others, strict=True)]
+    return logits, statistics, rng.random(n) < 0.03
+
+
+def reference(card, rng, n):
+    logits, statistics, rejected = sample(rng, n)
+    names = ("brightness", "contrast", "sharpness", "border")
+    values = {name: sorted(getattr(each, name) for each in statistics) for name in names}
+    return profile(card, {"logit": sorted(logits[~rejected].tolist()), **values}, n, int(rejected.sum()))
+
+
+def month_of(card, rng, n, shift=0.0):
+    logits, statistics, rejected = sample(rng, n, shift)
+    probabilities = 1 / (1 + np.exp(-(card.calibration.slope * logits + card.calibration.intercept)))
+    return [
+        predicted(1, "rejected" if out else "pneumonia", None if out else float(p), image=str(k), statistics=each)
+        for k, (p, each, out) in enumerate(zip(probabilities, statistics, rejected, strict=True))
+    ]
+
+
+def test_latest_months_start_with_the_current_one():
+    assert latest_months(datetime.date(2026, 2, 28), 4) == ["2026-02", "2026-01", "2025-12", "2025-11"]
+
+
+def test_each_quantity_of_a_month_is_compared_with_the_site_profile(card):
+    rng = np.random.default_rng(0)
+    site = reference(card, rng, 300)
+    month = month_of(card, rng, 80, shift=15)
+    found = monitor_month("2026-01", month, site, card)
+
+    assert (found.month, found.images) == ("2026-01", 80)
+    assert list(found.tests) == ["probability", "brightness", "contrast", "sharpness", "border", "rejected"]
+    assert [name for name, test in found.tests.items() if test.alarm] == ["brightness"]
+    probabilities = np.array([each.probability for each in month if each.probability is not None])
+    logits = (np.log(probabilities / (1 - probabilities)) - card.calibration.intercept) / card.calibration.slope
+    expected = stats.ks_2samp(site.monitoring["logit"], logits, method="asymp").pvalue
+    assert found.tests["probability"].p_value == pytest.approx(expected)
+    assert found.tests["probability"].recent == pytest.approx(np.median(probabilities))
+    rejected = sum(each.decision == "rejected" for each in month)
+    table = [[site.monitored_rejected, 300 - site.monitored_rejected], [rejected, 80 - rejected]]
+    assert found.tests["rejected"].p_value == stats.fisher_exact(table).pvalue
+
+
+def test_an_image_counts_once_a_month_and_few_images_are_not_tested(card):
+    rng = np.random.default_rng(1)
+    site, month = reference(card, rng, 300), month_of(card, rng, 49)
+    assert monitor_month("2026-01", month * 3, site, card).images == 49
+    assert monitor_month("2026-01", month * 3, site, card).tests == {}
+    newest_first = [predicted(2, "rejected", None, image="0"), *month, predicted(1, "pneumonia", 0.9, image="49")]
+    found = monitor_month("2026-01", newest_first, site, card)
+    others = sum(each.decision == "rejected" for each in month[1:])
+    assert (found.images, found.tests["rejected"].recent) == (50, (1 + others) / 50)
+    assert found.tests["brightness"].n_recent == 48  # two were stored without image statistics
+
+
+@pytest.mark.slow
+def test_false_alarms_in_a_year_are_as_rare_as_promised(card):
+    rng = np.random.default_rng(2)
+    years = 100
+    alarms = []
+    for _ in range(years):
+        site = reference(card, rng, 250)
+        months = (monitor_month("2026-01", month_of(card, rng, 60), site, card) for _ in range(12))
+        alarms.append(any(test.alarm for month in months for test in month.tests.values()))
+    limit = FALSE_ALARMS_PER_YEAR
+    assert np.mean(alarms) <= limit + 2 * np.sqrt(limit * (1 - limit) / years)

@@ -179,7 +179,7 @@ def _compare(row: Row[Any], events: _Events) -> Iterator[tuple[str, bool]]:
     yield "decision", row.decision == details.get("decision", "")
     yield "probability", row.probability == details.get("probability", "")
     yield (
-        "image size, interval, threshold, rejection, age, warnings or model",
+        "image size, image statistics, interval, threshold, rejection, age, warnings or model",
         details.get("result_sha256") == result_hash(row._mapping),
     )
     yield "removal of the image", row.image_removed == (removed and removed.time)

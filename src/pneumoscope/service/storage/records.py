@@ -15,7 +15,7 @@ from typing import Any, Literal, NamedTuple
 from sqlalchemy import ColumnElement, Connection, Executable, RowMapping, and_, case, func, or_, select
 
 from pneumoscope.core.errors import UnknownNameError, UsageError
-from pneumoscope.core.prediction import Decision, ModelInfo, Prediction
+from pneumoscope.core.prediction import Decision, ImageStatistics, ModelInfo, Prediction
 from pneumoscope.service.storage.blob_store import content_hash
 from pneumoscope.service.storage.tables import predictions
 
@@ -52,7 +52,9 @@ _RESULT_COLUMNS = (
 )  # fmt: skip
 _AGE_REJECTIONS = ("age_required", "age_not_understood")
 # Such columns of later revisions: hashed if they are set, so that the hashes of earlier predictions stay the same.
-_LATER_RESULT_COLUMNS = ("age", "age_source", "warnings", "model_site")
+_LATER_RESULT_COLUMNS = (
+    "age", "age_source", "warnings", "model_site", "image_brightness", "image_contrast", "image_sharpness", "image_border",
+)  # fmt: skip
 # Sort key of "attention": rejected and uncertain images, then by falling probability; reviewed images last.
 _ATTENTION = case((predictions.c.reviewed.is_not(None), 4.0), else_=0.0) + case(
     (predictions.c.decision.in_(("rejected", "uncertain")), 0.0),
@@ -151,6 +153,8 @@ class PredictionStatistics(NamedTuple):
     decision: Decision
     probability: float | None
     agrees: bool | None
+    image_sha256: str
+    image_statistics: ImageStatistics | None
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
@@ -299,21 +303,27 @@ def find_page(connection: Connection, where: Filter, *, order: Order, limit: int
 
 
 def latest_statistics(
-    connection: Connection, model: ModelInfo, operating_point: str, limit: int
+    connection: Connection, model: ModelInfo, operating_point: str, limit: int, since: str, until: str
 ) -> list[PredictionStatistics]:
     """Return the latest predictions of a model at an operating point; see `PredictionRepository.latest`."""
-    columns = (predictions.c.created, predictions.c.decision, predictions.c.probability, predictions.c.agrees)
+    c = predictions.c
+    statistics = (c.image_brightness, c.image_contrast, c.image_sharpness, c.image_border)
     query = (
-        select(*columns)
+        select(c.created, c.decision, c.probability, c.agrees, c.image_sha256, *statistics)
         .where(
-            predictions.c.model_sha256 == model.sha256,
-            predictions.c.model_site == model.site,
-            predictions.c.operating_point == operating_point,
+            c.model_sha256 == model.sha256,
+            c.model_site == model.site,
+            c.operating_point == operating_point,
+            *([c.created >= since] if since else []),
+            *([c.created < until] if until else []),
         )
-        .order_by(predictions.c.created.desc(), predictions.c.id)
+        .order_by(c.created.desc(), c.id)
         .limit(limit)
     )
-    return [PredictionStatistics(*row) for row in connection.execute(query)]
+    return [
+        PredictionStatistics(*row[:5], None if row[5] is None else ImageStatistics(*row[5:]))
+        for row in connection.execute(query)
+    ]
 
 
 def _parse_time(text: str, name: str) -> str:

@@ -175,18 +175,22 @@ class PredictionRepository:
         with self._connection_lock, read_transaction(self.engine) as connection:
             return find_page(connection, where, order=order, limit=limit, after=after)
 
-    def latest(self, model: ModelInfo, operating_point: str, limit: int) -> list[PredictionStatistics]:
+    def latest(
+        self, model: ModelInfo, operating_point: str, limit: int, *, since: str = "", until: str = ""
+    ) -> list[PredictionStatistics]:
         """Return the latest predictions of a model at an operating point, newest first.
 
         Args:
             model: The model, with its site profile.
             operating_point: Name of the operating point.
             limit: Number of predictions.
+            since, until: Earliest time, included, and latest time, excluded: ISO 8601 in UTC, or its beginning, such as
+                "2026-01"; no limit if empty.
         Raises:
             StorageError: The database cannot be read.
         """
         with self._connection_lock, read_transaction(self.engine) as connection:
-            return latest_statistics(connection, model, operating_point, limit)
+            return latest_statistics(connection, model, operating_point, limit, since, until)
 
     def review(self, id: str, *, agrees: bool, note: str, user: str) -> StoredPrediction:
         """Store a review, which replaces an earlier one, and return the prediction with it.

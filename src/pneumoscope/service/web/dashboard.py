@@ -1,22 +1,36 @@
-"""Statistics of the dashboard: decisions, reviewer agreement, probabilities by day and data drift."""
+"""Statistics of the dashboard: decisions, reviewer agreement, probabilities by day, and drift of the images."""
 
 from __future__ import annotations
 
 import dataclasses
+import datetime
 import statistics
 from collections import defaultdict
 from collections.abc import Mapping, Sequence
 from typing import Literal
 
 from pneumoscope.bundle.card import Card
+from pneumoscope.bundle.site_profile import SiteProfile
 from pneumoscope.core.prediction import DECISIONS, Decision
 from pneumoscope.core.results import Interval
+from pneumoscope.inference.decision import calibrate
 from pneumoscope.service.storage.records import PredictionStatistics
 from pneumoscope.statistics.drift import MIN_IMAGES as MIN_DRIFT_IMAGES
-from pneumoscope.statistics.drift import Drift, measure_drift
+from pneumoscope.statistics.drift import Drift, DriftTest, detect_drift, measure_drift
 from pneumoscope.statistics.intervals import proportion
 
-__all__ = ["MIN_DRIFT_IMAGES", "DailyProbabilities", "Dashboard", "summarize"]
+__all__ = [
+    "FALSE_ALARMS_PER_YEAR",
+    "MIN_DRIFT_IMAGES",
+    "DailyProbabilities",
+    "Dashboard",
+    "MonthlyDrift",
+    "latest_months",
+    "monitor_month",
+    "summarize",
+]
+
+FALSE_ALARMS_PER_YEAR = 0.05  # probability of at least one
 
 _MAX_DAYS = 60  # days with images in the chart
 
@@ -91,6 +105,68 @@ def summarize(predictions: Sequence[PredictionStatistics], card: Card) -> Dashbo
         drift=measure_drift(probabilities, reference.deciles, reference.n) if reference and comparable else None,
         drift_unavailable="no_reference" if reference is None else "" if comparable else "too_few_images",
     )
+
+
+@dataclasses.dataclass(frozen=True, slots=True)
+class MonthlyDrift:
+    """Comparison of the images of one calendar month with the site profile.
+
+    Attributes:
+        month: "2026-01", in UTC.
+        images: Number of different images.
+        tests: By name of the quantity: "probability", those of the profile's image statistics, and "rejected"; empty with
+            fewer than `MIN_DRIFT_IMAGES` images.
+    """
+
+    month: str
+    images: int
+    tests: Mapping[str, DriftTest]
+
+
+def latest_months(today: datetime.date, count: int) -> list[str]:
+    """Return the latest calendar months as "2026-01", newest first, from the current one."""
+    current = today.year * 12 + today.month - 1  # months since the year 0
+    return [f"{month // 12:04d}-{month % 12 + 1:02d}" for month in range(current, current - count, -1)]
+
+
+def monitor_month(
+    month: str, predictions: Sequence[PredictionStatistics], profile: SiteProfile, card: Card
+) -> MonthlyDrift:
+    """Return the comparison of the images of one month with the site profile.
+
+    Each month is one of twelve checks a year that share `FALSE_ALARMS_PER_YEAR`. It does not depend on how often the result is
+    read, provided that the month is complete.
+
+    Args:
+        month: The month, for the result.
+        predictions: Its predictions, newest first; an image that was predicted several times counts once, as it was last.
+        profile: A site profile with a reference for monitoring.
+        card: The card with the changes of the profile.
+    """
+    by_image: dict[str, PredictionStatistics] = {}
+    for each in predictions:
+        by_image.setdefault(each.image_sha256, each)
+    images = list(by_image.values())
+    if len(images) < MIN_DRIFT_IMAGES:
+        return MonthlyDrift(month, len(images), {})
+    recent: dict[str, list[float]] = defaultdict(list)
+    for each in images:
+        if each.probability is not None:
+            recent["probability"].append(each.probability)
+        if each.image_statistics:
+            for name, value in dataclasses.asdict(each.image_statistics).items():
+                recent[name].append(value)
+    reference: dict[str, list[float]] = {name: values for name, values in profile.monitoring.items() if name != "logit"}
+    # Ranks of logits and of probabilities are the same, and people read probabilities.
+    probabilities = calibrate(card.calibration, profile.monitoring.get("logit", [])).tolist()
+    tests = detect_drift(
+        {"probability": probabilities, **reference},
+        recent,
+        rejected=(profile.monitored_rejected, sum(each.decision == "rejected" for each in images)),
+        images=(profile.monitored_patients, len(images)),
+        false_alarms=FALSE_ALARMS_PER_YEAR / 12,
+    )
+    return MonthlyDrift(month, len(images), {test.name: test for test in tests})
 
 
 def _daily_probabilities(date: str, probabilities: Sequence[float | None]) -> DailyProbabilities:

@@ -25,7 +25,14 @@ from pneumoscope.service.api.uploads import wait_for_disconnect
 from pneumoscope.service.auth.sessions import COOKIE, SESSION_SECONDS
 from pneumoscope.service.auth.tokens import LOCAL
 from pneumoscope.service.predictions import PredictionService
-from pneumoscope.service.web.dashboard import MIN_DRIFT_IMAGES, summarize
+from pneumoscope.service.web.dashboard import (
+    FALSE_ALARMS_PER_YEAR,
+    MIN_DRIFT_IMAGES,
+    MonthlyDrift,
+    latest_months,
+    monitor_month,
+    summarize,
+)
 from pneumoscope.service.web.templating import render, request_language
 from pneumoscope.service.web.worklist import ORDERS, export_csv, parse_query
 
@@ -33,6 +40,8 @@ __all__ = ["page_router", "sign_in_router"]
 
 _PAGE_SIZE = 50  # images on a page of the worklist
 _MAX_DASHBOARD_IMAGES = 10_000
+_MAX_MONTHLY_IMAGES = 5000
+_MONTHS = 12  # of monitoring
 
 
 class _PageRoute(APIRoute):
@@ -113,9 +122,25 @@ def dashboard(request: Request, service: AppService) -> Response:
     model = service.model
     latest = service.repository.latest(model.facts, model.operating_point_name, _MAX_DASHBOARD_IMAGES)
     return render(
-        request, "dashboard.html", dashboard=summarize(latest, model.card), model=model,
-        max_images=_MAX_DASHBOARD_IMAGES, min_drift_images=MIN_DRIFT_IMAGES,
+        request, "dashboard.html", dashboard=summarize(latest, model.card), model=model, monitoring=_monitor(service),
+        max_images=_MAX_DASHBOARD_IMAGES, min_drift_images=MIN_DRIFT_IMAGES, false_alarms=FALSE_ALARMS_PER_YEAR,
     )  # fmt: skip
+
+
+def _monitor(service: PredictionService) -> list[MonthlyDrift] | None:
+    """Return the complete months with images, newest first; None without a profile to compare them with."""
+    model, profile = service.model, service.model.profile
+    if profile is None or not (profile.monitoring and profile.monitored_patients):
+        return None
+    current, *months = latest_months(datetime.datetime.now(datetime.UTC).date(), _MONTHS + 1)
+    found = []
+    for month, next_month in zip(months, [current, *months[:-1]], strict=True):
+        predictions = service.repository.latest(
+            model.facts, model.operating_point_name, _MAX_MONTHLY_IMAGES, since=month, until=next_month
+        )
+        if predictions:
+            found.append(monitor_month(month, predictions, profile, model.card))
+    return found
 
 
 @page_router.get("/model")
