@@ -434,13 +434,14 @@ def _meaning(table: type[BaseModel], name: str, field: FieldInfo) -> str:
 
 
 def seeds_page() -> str:
-    """Return the test-set results of the included model's recipe, and of its predecessor, with every seed."""
+    """Return the test-set results of the included model's recipe, and of its predecessors, with every seed."""
     runs = DOCS.parent / "results" / "default-model" / "runs"
     parts = [
-        "# The included model's recipe with every seed\n\nResults on the official test images; each seed has its own validation"
-        " split. The evaluations of the runs contain the intervals, and `attempts.toml` the attempts.\n"
+        "# The included model's recipe and its predecessors with every seed\n\nResults on the official test images; each seed has"
+        " its own validation split. The evaluations contain the intervals. `swapped` is the included recipe, and `attempts.toml`"
+        " defines the others.\n"
     ]
-    for attempt, included in (("mirrored", True), ("edged", False)):
+    for attempt, included in (("swapped", True), ("mirrored", False), ("edged", False)):
         files = {path.parent.name: path for path in sorted(runs.glob(f"{attempt}-block-*/evaluation.json"))}
         if included:
             files = {"default, included": find_bundle() / "evidence" / "evaluation.json", **files}
@@ -459,7 +460,9 @@ def _seeds(files: Mapping[str, Path]) -> str:
         )
         rows.append([typing.cast(float, interval.value) for interval in intervals])
     columns = ("AUROC", "calibration error", "accuracy at `balanced`", "sensitivity", "specificity")
-    named = [*zip(files, rows, strict=True), ("mean", [sum(column) / len(rows) for column in zip(*rows, strict=True)])]
+    named = list(zip(files, rows, strict=True))
+    if len(rows) > 1:
+        named.append(("mean", [sum(column) / len(rows) for column in zip(*rows, strict=True)]))
     return _table(("run", *columns), ((name, *(f"{value:.4f}" for value in row)) for name, row in named))
 
 

@@ -16,7 +16,7 @@ from pneumoscope.runs.run_folder import find_bundle
 benchmark = load_benchmark("eight_bit")
 CALIBRATION_METHODS, Row = benchmark.CALIBRATION_METHODS, benchmark.Row
 
-SIZE = 112
+SIZE = 224
 RANDOM = np.random.default_rng(0)
 
 

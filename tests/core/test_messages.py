@@ -92,6 +92,11 @@ def test_explanation_comes_from_rejection_uncertainty_or_failure():
             "highest threshold with sensitivity 0.99 on 80 validation images with pneumonia",
             "在 80 張肺炎驗證影像上敏感度達 0.99 的最高門檻值",
         ),
+        (
+            ("specificity", 0.99, 80, True),
+            "lowest threshold with specificity 0.99 on 80 validation images without pneumonia, both unmodified and augmented",
+            "在 80 張非肺炎驗證影像上特異度達 0.99 的最低門檻值（未修改與擴增的影像皆符合）",
+        ),
     ],
 )
 def test_operating_point_rule_states_target_and_images(rule, english, chinese):

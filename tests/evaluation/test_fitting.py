@@ -140,6 +140,23 @@ def test_thresholds_are_of_augmented_images_and_their_accuracy_is_of_unmodified_
     assert points["half"].specificity.value == pytest.approx(2 / 3)
 
 
+def test_targets_are_reached_on_unmodified_and_on_augmented_images():
+    labels = np.array([False, False, False, True, True, True])
+    scores = np.array([0.1, 0.2, 0.6, 0.7, 0.8, 0.9])
+    lower, higher = scores - 0.05, scores + 0.05
+
+    for augmented in (lower, higher):
+        points = fit_operating_points(scores, labels, [""] * 6, augmented=augmented)
+        for each in (scores, augmented):
+            assert (each[labels] >= points["rule_out"].threshold).all()
+            assert (each[~labels] < points["rule_in"].threshold).all()
+    # The stricter of both: the lowest pneumonia, and midway between the highest normal image and the next score.
+    assert fit_operating_points(scores, labels, [""] * 6, augmented=lower)["rule_out"].threshold == pytest.approx(0.65)
+    assert fit_operating_points(scores, labels, [""] * 6, augmented=higher)["rule_out"].threshold == pytest.approx(0.7)
+    assert fit_operating_points(scores, labels, [""] * 6, augmented=lower)["rule_in"].threshold == pytest.approx(0.65)
+    assert fit_operating_points(scores, labels, [""] * 6, augmented=higher)["rule_in"].threshold == pytest.approx(0.7)
+
+
 def test_uncertainty_band_is_fitted_on_augmented_images():
     labels = np.repeat([False, True], 19)
     scores = np.r_[np.linspace(0, 0.2, 19), np.linspace(0.8, 1, 19)]

@@ -70,7 +70,7 @@ def test_default_model_on_phantoms(tmp_path: Any) -> None:
     )
 
     document = json.loads((tmp_path / "out" / "saliency_check.json").read_text())
-    assert document["heatmap_shape"] == list(result.heatmap_shape) == [4, 4]
+    assert document["heatmap_shape"] == list(result.heatmap_shape) == [14, 14]
     assert document["n"] == 4
     assert document["deletion"]["heatmap"]["value"] == result.deletion.heatmap.value
     assert [row["layers"] for row in document["randomization"]] == [1, 25, 50, 0]

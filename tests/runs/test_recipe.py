@@ -101,9 +101,9 @@ def test_calibration_on_augmented_images_needs_an_augmentation():
 
 
 def test_border_mask_must_be_less_than_a_quarter_of_the_image():
-    with pytest.raises(RecipeError, match=r"border_mask: 28 pixels must be less than a quarter of image_size \(112\)"):
-        read_recipe("default", ["network.border_mask=28"])
-    assert read_recipe("default", ["network.border_mask=27"]).network.border_mask == 27
+    with pytest.raises(RecipeError, match=r"border_mask: 56 pixels must be less than a quarter of image_size \(224\)"):
+        read_recipe("default", ["network.border_mask=56"])
+    assert read_recipe("default", ["network.border_mask=55"]).network.border_mask == 55
 
 
 def test_calibration_on_augmented_images_needs_more_than_a_border_swap():

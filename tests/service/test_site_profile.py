@@ -122,7 +122,7 @@ def test_dashboard_compares_complete_months_with_the_profile(bundle, profile, tm
         for level in levels:
             post(opened, png(level))
         page = opened.get("/dashboard?language=en").text
-        assert "The first complete calendar month with images is compared" in page
+        assert "No month with images is complete yet." in page
         assert "rift detected" not in page
 
 

@@ -114,7 +114,7 @@ class OperatingPoint(Struct, frozen=True, forbid_unknown_fields=True, kw_only=Tr
             sensitivity) or "specificity" (lowest threshold with at least this specificity).
         target: Target sensitivity or specificity, 0 to 1; None for the other rules.
         n: Number of validation images that determined the threshold; None if it is fixed.
-        augmented: True if those images were augmented.
+        augmented: True if those images were augmented. Targets are reached on augmented and on unmodified images.
         site: True if those images are of a site profile, not validation images.
         sensitivity, specificity: On the unmodified validation images, with the threshold applied to uncertain images.
             Optimistic unless the threshold is fixed, because these images, or augmented copies, determined it.

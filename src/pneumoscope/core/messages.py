@@ -83,6 +83,7 @@ _SITE_RULES = {
     "specificity": N_("lowest threshold with specificity {target:g} on {n} images of the site without pneumonia"),
 }
 _AUGMENTED = N_("{rule}, augmented")
+_BOTH = N_("{rule}, both unmodified and augmented")  # the targets of "rule_out" and "rule_in" are reached on both
 
 _UNCERTAIN = N_("The score lies in the uncertainty band ({coverage:.0%} coverage)")
 
@@ -162,7 +163,9 @@ def operating_point_rule(
     """Return how the threshold of an operating point was chosen, as a phrase; see `bundle.card.OperatingPoint`."""
     catalogue = translations(language)
     phrase = catalogue.gettext((_SITE_RULES if site else _RULES)[rule]).format(target=target, n=n)
-    return catalogue.gettext(_AUGMENTED).format(rule=phrase) if augmented else phrase
+    if not augmented:
+        return phrase
+    return catalogue.gettext(_AUGMENTED if target is None else _BOTH).format(rule=phrase)
 
 
 def probability_text(probability: float, language: str = "en") -> str:

@@ -270,7 +270,8 @@ def _notes(card: Card, images: SiteImages, operating_point: str) -> list[str]:
         notes.append(
             "patients are not stated, so that each image counts as one patient; give a CSV with the column patient"
         )
-    if card.operating_points[operating_point].augmented:
+    point = card.operating_points[operating_point]
+    if point.augmented and point.target is None:
         notes.append(
             "the threshold was chosen on validation images that were each augmented once; unmodified images can have other"
             " logits"

@@ -96,23 +96,24 @@ def fit_operating_points(
             are of these.
         labels: True for pneumonia, shape (n,).
         patients: Patient identifier of each image.
-        augmented: Scores of the same images, each augmented once, shape (n,). If given, thresholds and uncertainty bands are
-            fitted on them, and otherwise on `scores`.
+        augmented: Scores of the same images, each augmented once, shape (n,). If given, "balanced" and its uncertainty band
+            are fitted on them, and "rule_out" and "rule_in" reach their targets on both; otherwise all are fitted on `scores`.
     """
     fitted = scores if augmented is None else augmented
+    variants = (scores, fitted)
     n, n_pneumonia = len(labels), int(labels.sum())
     rules: dict[str, dict[str, Any]] = {
         "half": {"rule": "fixed", "threshold": 0.5},
         "balanced": {"rule": "youden", "threshold": youden_threshold(fitted, labels), "n": n},
         "rule_out": {
             "rule": "sensitivity",
-            "threshold": threshold_at_sensitivity(fitted, labels, _TARGET),
+            "threshold": min(threshold_at_sensitivity(each, labels, _TARGET) for each in variants),
             "target": _TARGET,
             "n": n_pneumonia,
         },
         "rule_in": {
             "rule": "specificity",
-            "threshold": threshold_at_specificity(fitted, labels, _TARGET),
+            "threshold": max(threshold_at_specificity(each, labels, _TARGET) for each in variants),
             "target": _TARGET,
             "n": n - n_pneumonia,
         },

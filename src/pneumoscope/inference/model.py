@@ -41,7 +41,7 @@ if TYPE_CHECKING:
 
 __all__ = ["BATCH_SIZE", "Explanation", "Model", "load_model"]
 
-BATCH_SIZE = 4  # images per network call; larger batches are no faster on a CPU and delay the results behind them
+BATCH_SIZE = 2  # images per network call; larger batches are no faster on a CPU and take more memory
 
 _Result = TypeVar("_Result")
 

@@ -68,7 +68,7 @@ def detect_drift(
     images: tuple[int, int],
     false_alarms: float,
 ) -> tuple[DriftTest, ...]:
-    """Return one test per quantity that both have, in the order of the reference, and the test of rejections.
+    """Return one test per quantity with at least `MIN_IMAGES` recent values, and the test of rejections.
 
     Each quantity is compared by a two-sample Kolmogorov-Smirnov test, rejections by Fisher's exact test. The tests share one
     probability of a false alarm, with Holm's correction.
@@ -86,7 +86,7 @@ def detect_drift(
     compared: dict[str, tuple[float, float, int, int]] = {}
     for name, expected in reference.items():
         found = recent.get(name, ())
-        if len(expected) and len(found):  # there is no score if all images are rejected
+        if len(expected) and len(found) >= MIN_IMAGES:  # rejected images have no score
             p_values[name] = float(stats.ks_2samp(expected, found, method="asymp").pvalue)
             compared[name] = (float(np.median(expected)), float(np.median(found)), len(expected), len(found))
     table = [[count, total - count] for count, total in zip(rejected, images, strict=True)]

@@ -224,6 +224,21 @@ def cursor(*values):
     return base64.urlsafe_b64encode(json.dumps(values).encode()).decode()
 
 
+def test_latest_statistics_of_a_month_exclude_the_next_one(tmp_path, database):
+    times = iter(("2026-01-31T23:59:59.999999", "2026-02-01T00:00:00", "2026-02-28T23:59:59", "2026-03-01T00:00:00"))
+    with contextlib.closing(
+        PredictionRepository(tmp_path, database, now=lambda: datetime.fromisoformat(f"{next(times)}+00:00"))
+    ) as repository:
+        for k in range(4):
+            add(repository, f"image {k}".encode())
+        model = prediction().model
+        latest = repository.latest(model, "balanced", 10, since="2026-02", until="2026-03")
+        assert [each.created[:10] for each in latest] == ["2026-02-28", "2026-02-01"]
+        assert latest[1].image_sha256 == content_hash(b"image 1")
+        assert len(repository.latest(model, "balanced", 10)) == 4
+        assert [each.created[:10] for each in repository.latest(model, "balanced", 1)] == ["2026-03-01"]
+
+
 @pytest.mark.parametrize(
     "options",
     [

@@ -20,7 +20,7 @@ from pneumoscope.statistics.drift import Drift, DriftTest, detect_drift, measure
 from pneumoscope.statistics.intervals import proportion
 
 __all__ = [
-    "FALSE_ALARMS_PER_YEAR",
+    "FALSE_ALARM_PROBABILITY",
     "MIN_DRIFT_IMAGES",
     "DailyProbabilities",
     "Dashboard",
@@ -30,7 +30,7 @@ __all__ = [
     "summarize",
 ]
 
-FALSE_ALARMS_PER_YEAR = 0.05  # probability of at least one
+FALSE_ALARM_PROBABILITY = 0.05  # of at least one false alarm in a year
 
 _MAX_DAYS = 60  # days with images in the chart
 
@@ -134,12 +134,12 @@ def monitor_month(
 ) -> MonthlyDrift:
     """Return the comparison of the images of one month with the site profile.
 
-    Each month is one of twelve checks a year that share `FALSE_ALARMS_PER_YEAR`. It does not depend on how often the result is
-    read, provided that the month is complete.
+    Each month is one of twelve checks a year that share `FALSE_ALARM_PROBABILITY`. The probability of a false alarm does not
+    depend on how often the result is read, because a complete month does not change.
 
     Args:
         month: The month, for the result.
-        predictions: Its predictions, newest first; an image that was predicted several times counts once, as it was last.
+        predictions: Its predictions, newest first; an image with several predictions counts once, with the latest.
         profile: A site profile with a reference for monitoring.
         card: The card with the changes of the profile.
     """
@@ -164,7 +164,7 @@ def monitor_month(
         recent,
         rejected=(profile.monitored_rejected, sum(each.decision == "rejected" for each in images)),
         images=(profile.monitored_patients, len(images)),
-        false_alarms=FALSE_ALARMS_PER_YEAR / 12,
+        false_alarms=FALSE_ALARM_PROBABILITY / 12,
     )
     return MonthlyDrift(month, len(images), {test.name: test for test in tests})
 

@@ -26,7 +26,7 @@ from pneumoscope.service.auth.sessions import COOKIE, SESSION_SECONDS
 from pneumoscope.service.auth.tokens import LOCAL
 from pneumoscope.service.predictions import PredictionService
 from pneumoscope.service.web.dashboard import (
-    FALSE_ALARMS_PER_YEAR,
+    FALSE_ALARM_PROBABILITY,
     MIN_DRIFT_IMAGES,
     MonthlyDrift,
     latest_months,
@@ -123,7 +123,7 @@ def dashboard(request: Request, service: AppService) -> Response:
     latest = service.repository.latest(model.facts, model.operating_point_name, _MAX_DASHBOARD_IMAGES)
     return render(
         request, "dashboard.html", dashboard=summarize(latest, model.card), model=model, monitoring=_monitor(service),
-        max_images=_MAX_DASHBOARD_IMAGES, min_drift_images=MIN_DRIFT_IMAGES, false_alarms=FALSE_ALARMS_PER_YEAR,
+        max_images=_MAX_DASHBOARD_IMAGES, min_drift_images=MIN_DRIFT_IMAGES, false_alarms=FALSE_ALARM_PROBABILITY,
     )  # fmt: skip
 
 
