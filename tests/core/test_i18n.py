@@ -1,4 +1,4 @@
-"""The message catalogues and the choice of the language."""
+"""The message catalogs and the choice of the language."""
 
 import re
 from pathlib import Path
@@ -17,17 +17,17 @@ TRANSLATED = [language for language in LANGUAGES if language != "en"]
 PLACEHOLDER = re.compile(r"%%|%\(\w+\)s|\{[^}]*\}")
 
 
-def catalogue_file(language: str, suffix: str) -> Path:
+def catalog_file(language: str, suffix: str) -> Path:
     return LOCALE_DIR / language.replace("-", "_") / "LC_MESSAGES" / f"{DOMAIN}{suffix}"
 
 
-def read_catalogue(language: str, suffix: str) -> Catalog:
-    with catalogue_file(language, suffix).open("rb") as file:
+def read_catalog(language: str, suffix: str) -> Catalog:
+    with catalog_file(language, suffix).open("rb") as file:
         return read_mo(file) if suffix == ".mo" else read_po(file, locale=language.replace("-", "_"))
 
 
-def messages_of(catalogue: Catalog) -> dict[object, object]:
-    return {hashable(message.id): hashable(message.string) for message in catalogue if message.id}
+def messages_of(catalog: Catalog) -> dict[object, object]:
+    return {hashable(message.id): hashable(message.string) for message in catalog if message.id}
 
 
 def hashable(strings: object) -> object:
@@ -44,16 +44,16 @@ def extracted_messages() -> set[object]:
 
 
 @pytest.mark.parametrize("language", TRANSLATED)
-def test_catalogue_has_every_extracted_message_and_no_other(language):
+def test_catalog_has_every_extracted_message_and_no_other(language):
     extracted = extracted_messages()
     assert len(extracted) > 200
-    assert set(messages_of(read_catalogue(language, ".po"))) == extracted, "run `make messages`"
+    assert set(messages_of(read_catalog(language, ".po"))) == extracted, "run `make messages`"
 
 
 @pytest.mark.parametrize("language", TRANSLATED)
 def test_every_message_is_translated(language):
-    catalogue = read_catalogue(language, ".po")
-    assert [message.id for message in catalogue if message.id and (message.fuzzy or not all_strings(message))] == []
+    catalog = read_catalog(language, ".po")
+    assert [message.id for message in catalog if message.id and (message.fuzzy or not all_strings(message))] == []
 
 
 def all_strings(message):
@@ -62,7 +62,7 @@ def all_strings(message):
 
 @pytest.mark.parametrize("language", TRANSLATED)
 def test_translations_keep_the_placeholders(language):
-    for message in read_catalogue(language, ".po"):
+    for message in read_catalog(language, ".po"):
         if not message.id:
             continue
         singular = message.id[-1] if isinstance(message.id, tuple) else message.id
@@ -71,11 +71,11 @@ def test_translations_keep_the_placeholders(language):
 
 
 @pytest.mark.parametrize("language", TRANSLATED)
-def test_compiled_catalogue_is_up_to_date(language):
-    assert messages_of(read_catalogue(language, ".mo")) == messages_of(read_catalogue(language, ".po"))
+def test_compiled_catalog_is_up_to_date(language):
+    assert messages_of(read_catalog(language, ".mo")) == messages_of(read_catalog(language, ".po"))
 
 
-def test_english_needs_no_catalogue():
+def test_english_needs_no_catalog():
     assert translations("en").gettext("Worklist") == "Worklist"
     assert translations("zh-Hant").gettext("Worklist") == "工作清單"
 

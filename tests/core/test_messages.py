@@ -78,6 +78,14 @@ def test_explanation_comes_from_rejection_uncertainty_or_failure():
     assert prediction_message(prediction(decision="pneumonia", probability=0.9)) == ""
 
 
+def test_warnings_follow_the_explanation_as_sentences_of_the_language():
+    found = prediction(decision="uncertain", uncertainty=Uncertainty(0.3, 0.6, 0.95), warnings=("age_not_stated",))
+    english, chinese = prediction_message(found), prediction_message(found, "zh-Hant")
+    assert english.startswith("The score lies in the uncertainty band (95% coverage). Age not stated")
+    assert chinese.count("。") == 1
+    assert "." not in chinese
+
+
 @pytest.mark.parametrize(
     ("rule", "english", "chinese"),
     [

@@ -1,1 +1,1 @@
-"""Errors, records, message catalogues and file access: used by all other packages."""
+"""Errors, records, message catalogs and file access: used by all other packages."""

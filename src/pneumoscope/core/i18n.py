@@ -1,4 +1,4 @@
-"""Message catalogues: English in the source, other languages in gettext files.
+"""Message catalogs: English in the source, other languages in gettext files.
 
 Mark an English message with `N_` where it is written; translate it with `translations(language).gettext` where a person
 reads it. `make messages` extracts the marked messages and compiles `locale/LANGUAGE/LC_MESSAGES/pneumoscope.po`.
@@ -30,7 +30,7 @@ NOTICE = N_(
 
 @cache
 def translations(language: str = "en") -> gettext.NullTranslations:
-    """Return the catalogue of a language; it returns messages in English if there is no such catalogue.
+    """Return the catalog of a language; it returns messages in English if there is no such catalog.
 
     Args:
         language: A key of `LANGUAGES`.

@@ -85,6 +85,7 @@ _SITE_RULES = {
 _AUGMENTED = N_("{rule}, augmented")
 _BOTH = N_("{rule}, both unmodified and augmented")  # the targets of "rule_out" and "rule_in" are reached on both
 
+_BETWEEN_SENTENCES = N_(". ")
 _UNCERTAIN = N_("The score lies in the uncertainty band ({coverage:.0%} coverage)")
 
 _BELOW_1_PERCENT, _ABOVE_99_PERCENT = N_("below 1%"), N_("above 99%")
@@ -161,11 +162,11 @@ def operating_point_rule(
     rule: str, target: float | None, n: int | None, augmented: bool, language: str = "en", *, site: bool = False
 ) -> str:
     """Return how the threshold of an operating point was chosen, as a phrase; see `bundle.card.OperatingPoint`."""
-    catalogue = translations(language)
-    phrase = catalogue.gettext((_SITE_RULES if site else _RULES)[rule]).format(target=target, n=n)
+    catalog = translations(language)
+    phrase = catalog.gettext((_SITE_RULES if site else _RULES)[rule]).format(target=target, n=n)
     if not augmented:
         return phrase
-    return catalogue.gettext(_AUGMENTED if target is None else _BOTH).format(rule=phrase)
+    return catalog.gettext(_AUGMENTED if target is None else _BOTH).format(rule=phrase)
 
 
 def probability_text(probability: float, language: str = "en") -> str:
@@ -190,4 +191,5 @@ def decision_message(prediction: Prediction, language: str = "en") -> str:
 def prediction_message(prediction: Prediction, language: str = "en") -> str:
     """Return the explanation of a prediction, see `decision_message`, followed by its warnings; empty if there is nothing."""
     warnings = (warning_message(warning, language) for warning in prediction.warnings)
-    return ". ".join(filter(None, (decision_message(prediction, language), *warnings)))
+    sentences = filter(None, (decision_message(prediction, language), *warnings))
+    return translations(language).gettext(_BETWEEN_SENTENCES).join(sentences)
