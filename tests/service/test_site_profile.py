@@ -1,6 +1,7 @@
 """The service with a site profile: it is stored, shown, and keeps predictions apart from those without it."""
 
 import contextlib
+import json
 from datetime import UTC, datetime, timedelta
 
 import pytest
@@ -13,6 +14,7 @@ from pneumoscope.bundle.card import Proportion, read_bundle
 from pneumoscope.bundle.site_profile import SiteProfile, read_site_profile
 from pneumoscope.inference.model import load_model
 from pneumoscope.service.app import create_app
+from pneumoscope.service.audit.log import read_rows
 from pneumoscope.service.audit.verification import verify
 from pneumoscope.service.auth.tokens import Authenticator
 from pneumoscope.service.storage.repository import PredictionRepository
@@ -75,6 +77,8 @@ def test_predictions_with_and_without_the_profile_are_kept_apart(bundle, profile
         assert "Sensitivity (validation)" not in model_page
     with contextlib.closing(PredictionRepository(folder)) as repository:
         assert verify(repository.engine).predictions == 2
+        details = [json.loads(row.details) for row in read_rows(repository.engine)]
+        assert [each.get("site", "")[:16] for each in details] == ["", "North <b>Clinic "]
 
 
 def test_service_starts_with_a_profile_and_says_so(bundle, profile, tmp_path):

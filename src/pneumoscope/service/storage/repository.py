@@ -299,6 +299,7 @@ class PredictionRepository:
                                 "decision": row["decision"],
                                 "probability": row["probability"],
                                 "result_sha256": result_hash(row),
+                                **({"site": row["model_site"]} if row["model_site"] else {}),
                             }
                             entries.append(_entry(row, time, each.user, "predicted", details))
                         results.append((StoredPrediction.from_row(by_id[id]), is_new))
