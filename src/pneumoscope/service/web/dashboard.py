@@ -135,7 +135,7 @@ def monitor_month(
     """Return the comparison of the images of one month with the site profile.
 
     Each month is one of twelve checks a year that share `FALSE_ALARM_PROBABILITY`. The probability of a false alarm does not
-    depend on how often the result is read, because a complete month does not change.
+    depend on how often the result is read, because no images are added to a complete month.
 
     Args:
         month: The month, for the result.
