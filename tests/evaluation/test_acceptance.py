@@ -235,6 +235,16 @@ def test_patients_come_from_dicom_headers(bundle, tmp_path, identifier, patients
     assert not any("P1" in each or "ANON" in each for each in written)
 
 
+@pytest.mark.parametrize(("name", "noted"), [("balanced", True), ("rule_out", False)])
+def test_note_on_augmented_images_only_where_they_alone_chose_the_threshold(shared_maker, tmp_path, name, noted):
+    points = {key: structs.replace(point, augmented=key != "half") for key, point in CARD_POINTS.items()}
+    bundle = shared_maker.bundle(shared_maker.root / f"noted {name}", gain=0.1, operating_points=points)
+    result, _ = accept(
+        write_site(tmp_path / "images", normal=30, pneumonia=30), bundle, site="North", operating_point=name
+    )
+    assert any("augmented once" in each for each in result.notes) == noted
+
+
 def test_stated_patients_come_before_those_of_the_header(bundle, tmp_path):
     rows = [("path", "label", "patient")]
     for i in range(20):
