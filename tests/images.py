@@ -32,7 +32,7 @@ def dicom(level: int, size: int = SIZE, **elements: Any) -> bytes:
     dataset.Modality, dataset.PhotometricInterpretation, dataset.PixelData = "DX", "MONOCHROME2", pixels.tobytes()
     dataset.Rows, dataset.Columns = pixels.shape
     dataset.SamplesPerPixel, dataset.BitsAllocated, dataset.BitsStored, dataset.HighBit = 1, 8, 8, 7
-    dataset.PixelRepresentation = 0
+    dataset.PixelRepresentation, dataset.BodyPartExamined, dataset.ViewPosition = 0, "CHEST", "PA"
     dataset.WindowCenter, dataset.WindowWidth = 127.5, 256
     for name, value in elements.items():
         setattr(dataset, name, value)

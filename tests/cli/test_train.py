@@ -100,7 +100,7 @@ def test_notes_on_the_data_go_to_standard_error(train, recipe, images, tmp_path)
     assert json.loads(out)["state"] == "finished"
     notes = [line for line in err.splitlines() if line.startswith("note: ")]
     assert notes[0].startswith(
-        "note: the patient of 1 of 80 images is unknown, because the file names do not contain it."
+        "note: the patient of 1 of 80 images is unknown, because neither file names nor DICOM headers contain it."
     )
     assert notes[1:] == ["note: split 1 image without a known patient as if each were a patient"]
 

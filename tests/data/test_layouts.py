@@ -10,9 +10,11 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
+from tests.images import dicom, png
 
 from pneumoscope.core.errors import LayoutError, ManifestError
 from pneumoscope.data.layouts import load_manifest
+from pneumoscope.data.split import split_manifest
 
 Draw = Callable[..., Path]
 
@@ -119,13 +121,15 @@ def test_skipped_files_are_listed_with_the_reason(kaggle: Path, tmp_path: Path, 
     manifest = load_manifest(kaggle)
     assert len(manifest) == 12
     assert dict(manifest.unreadable) == {
-        "train/NORMAL/.DS_Store": "hidden",
-        "train/NORMAL/notes.txt": "not an image file (.txt)",
         "train/NORMAL/IM-0200-0001.jpeg": "empty (0 bytes)",
         "train/NORMAL/IM-0201-0001.jpeg": "a broken link or not a file",
         "train/NORMAL/IM-0203-0001.jpeg": "a broken link or not a file",
-        "train/NORMAL/empty": "empty folder",
         "train/NORMAL/IM-0202-0001.jpeg": "a link to outside the folder",
+    }
+    assert dict(manifest.skipped) == {
+        "train/NORMAL/.DS_Store": "hidden",
+        "train/NORMAL/notes.txt": "not an image",
+        "train/NORMAL/empty": "empty folder",
         "test/PNEUMONIA/away": "a link to outside the folder",
         "chest_xray": "outside the split and class folders",
     }
@@ -148,8 +152,56 @@ def test_class_folder_that_links_outside_is_skipped(kaggle: Path, tmp_path: Path
     draw_image(tmp_path / "elsewhere" / "IM-0400-0001.jpeg")
     (kaggle / "train" / "BACTERIA").symlink_to(tmp_path / "elsewhere")
     manifest = load_manifest(kaggle)
-    assert manifest.unreadable == (("train/BACTERIA", "a link to outside the folder"),)
+    assert manifest.skipped == (("train/BACTERIA", "a link to outside the folder"),)
     assert len(manifest) == 12
+
+
+def test_images_are_recognized_by_content_under_any_name(tmp_path: Path) -> None:
+    for label in ("NORMAL", "PNEUMONIA"):
+        (tmp_path / label).mkdir()
+        for name in ("a.dcm", "b.dicom", "IM0001", "d.ima"):
+            (tmp_path / label / name).write_bytes(dicom(100, PatientID=""))
+        (tmp_path / label / "scan.xyz").write_bytes(png(100))
+    manifest = load_manifest(tmp_path)
+    assert (len(manifest), manifest.unreadable, manifest.skipped) == (10, (), ())
+
+
+def test_patient_of_a_dicom_file_is_that_of_its_header(tmp_path: Path) -> None:
+    for label in ("NORMAL", "PNEUMONIA"):
+        (tmp_path / label).mkdir()
+        for i in range(20):
+            content = dicom(100 + i, PatientID=f"{label}{i // 2}", IssuerOfPatientID="North")
+            (tmp_path / label / f"{i}.dcm").write_bytes(content)
+        (tmp_path / label / f"IM-000{len(label)}-0001.png").write_bytes(png(100))
+    manifest = load_manifest(tmp_path)
+    patients = [image.patient for image in manifest]
+    assert len(set(patients)) == 22
+    assert {"IM-0006", "IM-0009"} < set(patients)
+    assert manifest.notes == ("the patients of 40 images are those of the DICOM headers, as hashes",)
+    split = split_manifest(manifest, by="patient", validation=0.3, test=0.3, seed=0)
+    splits: dict[str, set[str]] = {}
+    for image in split:
+        splits.setdefault(image.patient, set()).add(image.split)
+    assert all(len(each) == 1 for each in splits.values())
+
+
+def test_one_patient_id_in_all_files_identifies_no_patient(tmp_path: Path) -> None:
+    for label in ("NORMAL", "PNEUMONIA"):
+        (tmp_path / label).mkdir()
+        for i in range(2):
+            (tmp_path / label / f"{i}.dcm").write_bytes(dicom(100 + i, PatientID="ANONYMOUS"))
+    manifest = load_manifest(tmp_path)
+    assert {image.patient for image in manifest} == {""}
+    assert manifest.notes[0] == "all 4 DICOM files have the same PatientID, so that it identifies no patient"
+
+
+def test_patients_of_a_csv_come_before_those_of_the_headers(tmp_path: Path) -> None:
+    for i in range(2):
+        (tmp_path / f"{i}.dcm").write_bytes(dicom(100 + i, PatientID=f"P{i}"))
+    (tmp_path / "stated.csv").write_text("path,label,patient\n0.dcm,normal,A\n1.dcm,pneumonia,\n")
+    (tmp_path / "unstated.csv").write_text("path,label\n0.dcm,normal\n1.dcm,pneumonia\n")
+    assert [image.patient for image in load_manifest(tmp_path / "stated.csv")] == ["A", ""]
+    assert all(len(image.patient) == 16 for image in load_manifest(tmp_path / "unstated.csv"))
 
 
 def test_unknown_class_is_an_error_that_shows_the_content(kaggle: Path, draw_image: Draw) -> None:
@@ -195,7 +247,7 @@ def test_data_without_a_readable_image_is_an_error(tmp_path: Path) -> None:
     (tmp_path / "PNEUMONIA").mkdir()
     (tmp_path / "PNEUMONIA" / "a.png").touch()
     with pytest.raises(
-        LayoutError, match=r"no image can be read .*\(skipped 2 files; the first: NORMAL: empty folder\)"
+        LayoutError, match=r"no image can be read .*\(skipped 2 files; the first: PNEUMONIA/a.png: empty \(0 bytes\)\)"
     ):
         load_manifest(tmp_path)
 

@@ -210,7 +210,7 @@ def test_subgroups_come_from_dicom_headers(bundle, tmp_path):
     ("identifier", "patients", "note"),
     [
         (lambda i: f"P{i // 2}", 20, "the patients of 40 images are those of the DICOM headers, as hashes"),
-        (lambda i: "ANON", 40, "all 40 DICOM files without a stated patient have the same PatientID"),
+        (lambda i: "ANON", 40, "all 40 DICOM files have the same PatientID"),
         (lambda i: "", 40, "patients are not stated"),
     ],
 )

@@ -1,4 +1,5 @@
-"""A malicious Pillow plug-in for decode workers: the bytes of a file after "BM" name the action that decoding runs."""
+"""A malicious Pillow plug-in for decode workers: the bytes after the header of a BMP file name the action that
+decoding runs."""
 
 from __future__ import annotations
 
@@ -11,6 +12,7 @@ from PIL import Image, ImageFile
 
 from pneumoscope.imaging.sandbox import worker
 
+HEADER_BYTES = 10  # "BM", the file size and reserved zeros
 _LEAKED: list[bytearray] = []
 
 
@@ -40,8 +42,9 @@ def _reply(number: int, width: int) -> None:
         reduced_from=None,
         chroma=0.0,
         age=None,
-        header_rejection=None,
-        rejection=None,
+        header_rejections=(),
+        rejections=(),
+        warnings=(),
     )
     header = worker.msgspec.msgpack.encode(reply)
     _write_to_all_descriptors(worker.LENGTH.pack(len(header)) + header)
@@ -86,7 +89,7 @@ class HostileFile(ImageFile.ImageFile):
     format = "BMP"
 
     def _open(self) -> None:
-        self._action = ACTIONS[self.fp.read()[2:]]
+        self._action = ACTIONS[self.fp.read()[HEADER_BYTES:]]
         self._size, self._mode = (64, 64), "L"
 
     def load(self) -> object:

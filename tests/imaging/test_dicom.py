@@ -5,6 +5,7 @@ from __future__ import annotations
 import io
 import math
 import struct
+import sys
 import warnings
 from importlib.resources import files
 from typing import Any
@@ -20,6 +21,7 @@ from pydicom.pixels import apply_voi_lut
 from pydicom.pixels.decoders.base import Decoder
 
 from pneumoscope.core.errors import UnreadableImageError
+from pneumoscope.core.messages import rejection_message
 from pneumoscope.core.prediction import PatientAge, Rejection
 from pneumoscope.imaging.decode import decode
 from pneumoscope.imaging.image import MAX_PIXELS
@@ -38,6 +40,8 @@ def image(pixels: npt.NDArray[Any] = RAMP, stored: int = 12, **elements: Any) ->
     defaults = {
         "PatientName": NAME,
         "Modality": "DX",
+        "BodyPartExamined": "CHEST",
+        "ViewPosition": "PA",
         "SamplesPerPixel": 1,
         "PhotometricInterpretation": "MONOCHROME2",
         "Rows": pixels.shape[0],
@@ -103,9 +107,9 @@ def test_other_window_functions_by_hand(function: str, value: int, expected: int
 
 
 def test_the_first_of_several_windows_is_applied() -> None:
-    several = image(WindowCenter=[100, 3000], WindowWidth=[50, 500])
-    assert np.array_equal(gray(several), gray(image(WindowCenter=100, WindowWidth=50)))
-    assert not np.array_equal(gray(several), gray(image(WindowCenter=3000, WindowWidth=500)))
+    several = image(WindowCenter=[1000, 3000], WindowWidth=[2000, 1900])
+    assert np.array_equal(gray(several), gray(image(WindowCenter=1000, WindowWidth=2000)))
+    assert not np.array_equal(gray(several), gray(image(WindowCenter=3000, WindowWidth=1900)))
 
 
 def test_monochrome1_is_255_minus_monochrome2() -> None:
@@ -205,16 +209,19 @@ def brightness(x: float, center: float, width: float, function: str) -> float:
 @pytest.mark.parametrize("slope", [1.5, -0.25])
 def test_windows_follow_the_standard(function: str, photometric: str, signed: bool, slope: float) -> None:
     pixels = (RAMP.astype(np.int16) - 2048) if signed else RAMP
+    center, width = slope * int(pixels[5, 9]) - 300, abs(slope) * 2000  # about half of the range of the pixels
     dataset = image(
         pixels,
         PhotometricInterpretation=photometric,
         RescaleSlope=slope,
         RescaleIntercept=-300,
-        WindowCenter=700,
-        WindowWidth=900,
+        WindowCenter=center,
+        WindowWidth=width,
         VOILUTFunction=function,
     )
-    expected = np.array([[brightness(slope * x - 300, 700, 900, function) for x in line] for line in pixels.tolist()])
+    expected = np.array(
+        [[brightness(slope * x - 300, center, width, function) for x in line] for line in pixels.tolist()]
+    )
     if photometric == "MONOCHROME1":
         expected = 1 - expected
     assert np.abs(gray(dataset) - 255 * expected).max() <= 0.5 + 1e-6
@@ -233,13 +240,13 @@ def test_voi_lut_agrees_with_pydicom() -> None:
     ("voi", "slope"),
     [
         pytest.param(table((np.arange(4096) // 16).astype("<u2"), 0, 8), 1, id="8-bit entries, more than 256"),
-        pytest.param(table(np.arange(256, dtype=np.uint8), 0, 8), 1, id="8-bit entries, packed"),
+        pytest.param(table(np.repeat(np.arange(256, dtype=np.uint8), 16), 0, 8), 1, id="8-bit entries, packed"),
         pytest.param(table(np.arange(65536, dtype="<u2"), 0, 16), 20, id="values above 65,535"),
     ],
 )
 def test_luts_that_pydicom_applies_incorrectly(voi: Sequence, slope: int) -> None:
     dataset = image(VOILUTSequence=voi, RescaleSlope=slope, RescaleIntercept=0)
-    entries = np.frombuffer(voi[0].LUTData, np.uint8 if len(voi[0].LUTData) == 256 else "<u2").tolist()
+    entries = np.frombuffer(voi[0].LUTData, np.uint8 if len(voi[0].LUTData) == 4096 else "<u2").tolist()
     largest = 2 ** voi[0].LUTDescriptor[2] - 1
     expected = np.array([[entries[min(slope * x, len(entries) - 1)] for x in line] for line in RAMP.tolist()])
     assert np.abs(gray(dataset) - 255 * expected / largest).max() <= 0.5
@@ -270,7 +277,7 @@ def test_transfer_syntaxes_give_the_same_image(syntax: uid.UID) -> None:
 
 def test_big_endian() -> None:
     dataset = image(RAMP.astype(">u2"), syntax=uid.ExplicitVRBigEndian)
-    dataset.VOILUTSequence = table(np.array([257, 40000], dtype=">u2"), 1000, 16)
+    dataset.VOILUTSequence = table(np.where(np.arange(4096) <= 1000, 257, 40000).astype(">u2"), 0, 16)
     # 257 / 65535 * 255 = 1; 40000 / 65535 * 255 = 155.6
     assert np.array_equal(gray(dataset), np.where(RAMP <= 1000, 1, 156))
 
@@ -290,11 +297,7 @@ def test_jpeg_baseline_is_decoded_by_pillow() -> None:
 @pytest.mark.parametrize(
     ("elements", "reason"),
     [
-        ({"Modality": "CT"}, "its modality is 'CT', not one of CR, DX, RF, RG, XA"),
-        ({"Modality": "MR"}, "its modality is 'MR'"),
-        ({"Modality": "US"}, "its modality is 'US'"),
-        ({"Modality": None}, "its modality is ''"),
-        ({"BodyPartExamined": "HAND"}, "its body part is 'HAND', not the chest"),
+        ({"Modality": "CT"}, "the modality is CT; only projection radiography"),
         ({"NumberOfFrames": 7}, "it has 7 frames"),
         ({"PhotometricInterpretation": "RGB", "SamplesPerPixel": 3}, r"it is in color \(RGB, 3 samples per pixel\)"),
         ({"PhotometricInterpretation": "PALETTE COLOR"}, r"it is in color \(PALETTE COLOR, 1 "),
@@ -318,7 +321,8 @@ def test_jpeg_baseline_is_decoded_by_pillow() -> None:
         ),
         ({"WindowCenter": 5, "WindowWidth": 9, "VOILUTFunction": "CURVED"}, "the VOI LUT function is unknown"),
         ({"RescaleSlope": "1e999", "RescaleIntercept": 0}, "slope or intercept is not finite"),
-        ({"VOILUTSequence": table(np.zeros(4, "<u2"), 0, 20)}, "a LUT has 4 of 4 entries of 20 bits"),
+        ({"RescaleSlope": 0, "RescaleIntercept": 0}, "the rescale slope is 0"),
+        ({"VOILUTSequence": table(np.zeros(0, "<u2"), 0, 12)}, "a LUT has no entries"),
         ({"PixelPaddingValue": 0, "PixelPaddingRangeLimit": 4095}, "every pixel is padding"),
     ],
 )
@@ -333,18 +337,8 @@ def test_unsuitable_headers_are_rejected(elements: dict[str, Any], reason: str) 
 def test_a_lut_with_too_few_entries_is_rejected() -> None:
     voi = table(np.zeros(4, "<u2"), 0, 12)
     voi[0].LUTDescriptor = [9, 0, 12]
-    with pytest.raises(UnreadableImageError, match="a LUT has 8 of 9 entries of 12 bits"):
+    with pytest.raises(UnreadableImageError, match="a LUT has 4 of 9 entries of 12 bits"):
         gray(image(VOILUTSequence=voi))
-
-
-@pytest.mark.parametrize("part", ["CHEST", "THORAX", "LUNG", "CHESTABDOMEN", ""])
-def test_body_parts_that_include_the_chest_are_accepted(part: str) -> None:
-    assert np.array_equal(gray(image(BodyPartExamined=part)), gray(image()))
-
-
-@pytest.mark.parametrize("modality", ["CR", "DX", "RF", "RG", "XA"])
-def test_modalities_of_projection_radiography_are_accepted(modality: str) -> None:
-    assert np.array_equal(gray(image(Modality=modality)), gray(image()))
 
 
 @pytest.mark.parametrize("syntax", [uid.JPEG2000Lossless, uid.JPEGLosslessSV1, uid.JPEGLSLossless])
@@ -385,12 +379,19 @@ def test_near_lossless_jpeg_ls_is_decoded_approximately() -> None:
     assert 0 < difference.max() <= 3
 
 
-def test_12_bit_lossy_jpeg_is_rejected_by_name() -> None:
+def test_12_bit_lossy_jpeg_is_decoded() -> None:
+    pytest.importorskip("imagecodecs", reason="the extra [dicom] is not installed")
+    levels = gray(captured("JPEG-lossy.dcm"))
+    assert (levels.shape, levels.min(), levels.max()) == ((1024, 256), 0, 255)
+
+
+def test_12_bit_lossy_jpeg_without_its_decoder_names_the_extra(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(sys.modules, "imagecodecs", None)
     with pytest.raises(
-        UnreadableImageError, match=r"does not support 'JPEG Extended' for samples with 12-bit"
+        UnreadableImageError, match="no installed decoder supports its compression, JPEG Extended"
     ) as caught:
         gray(captured("JPEG-lossy.dcm"))
-    assert caught.value.hint == "Decompress the file first: gdcmconv --raw IN OUT"
+    assert caught.value.hint.startswith("Install the extra [dicom]")
 
 
 def jpeg_lossless(pixels: npt.NDArray[np.uint16], bits: int) -> bytes:
@@ -476,7 +477,7 @@ def test_video_is_rejected() -> None:
 
 @pytest.mark.parametrize("tail", [b"", b"\0" * 30, b"\xff" * 64, b"\x02\x00\x00\x00UL\x04\x00\xff\xff\xff\xff"])
 def test_invalid_data_after_the_prefix_is_rejected(tail: bytes) -> None:
-    with pytest.raises(UnreadableImageError, match=r"the DICOM header cannot be read \(\w+\)"):
+    with pytest.raises(UnreadableImageError, match=r"the DICOM header cannot be read \(\w+\)|it contains no image"):
         decode(b"\0" * 128 + b"DICM" + tail, name="x")
 
 
@@ -514,32 +515,30 @@ def test_the_header_is_checked_before_the_pixels_are_read(monkeypatch: pytest.Mo
         gray(image(Rows=struct.unpack("<H", b"\xff\xff")[0], Columns=65535))
 
 
-@pytest.mark.parametrize("view", ["LL", "RL", "LLD", "LATERAL"])
-def test_lateral_views_are_rejected_and_decoded(view: str) -> None:
-    content = written(image(ViewPosition=view))
-    with pytest.raises(UnreadableImageError, match=f"cannot read 'x': the DICOM header states the view {view}; only"):
+def test_rejected_headers_raise_an_error_where_a_prediction_is_not_wanted() -> None:
+    content = written(image(ViewPosition="LL"))
+    with pytest.raises(UnreadableImageError, match="cannot read 'x': the DICOM header states the view LL; only"):
         decode(content, name="x")
     radiograph = decode(content, allow_rejected=True)
-    assert radiograph.rejection == Rejection("lateral_view", {"view": view})
+    assert radiograph.rejections == (Rejection("lateral_view", {"view": "LL"}),)
     assert np.array_equal(radiograph.pixels, gray(image()))
-
-
-@pytest.mark.parametrize("view", ["AP", "PA", "", "CHEST AP", "W033 CHEST"])
-def test_other_views_are_accepted(view: str) -> None:
-    assert decode(written(image(ViewPosition=view))).rejection is None
 
 
 @pytest.mark.parametrize(
-    "elements",
-    [{"PresentationIntentType": "FOR PROCESSING"}, {"SOPClassUID": uid.DigitalXRayImageStorageForProcessing}],
+    "keyword", ["SeriesDescription", "ViewPosition", "BodyPartExamined", "ImageLaterality", "Modality"]
 )
-def test_unprocessed_pixels_are_rejected_and_decoded(elements: dict[str, str]) -> None:
-    content = written(image(**elements))
-    with pytest.raises(UnreadableImageError, match=r"the pixels are unprocessed detector values \(FOR PROCESSING\)"):
-        decode(content)
-    radiograph = decode(content, allow_rejected=True)
-    assert radiograph.rejection == Rejection("for_processing")
-    assert np.array_equal(radiograph.pixels, gray(image()))
+@pytest.mark.filterwarnings("ignore")  # pydicom warns of values that are too long
+def test_messages_quote_no_more_than_a_code(keyword: str) -> None:
+    content = written(image(**{keyword: f"LAT ABCDEFGHIJKL {NAME}"}))
+    for rejection in decode(content, allow_rejected=True).rejections:
+        message = rejection_message(rejection)
+        assert NAME not in message
+        assert NAME.upper() not in message
+
+
+def test_rejections_that_a_person_can_override_raise_no_error() -> None:
+    radiograph = decode(written(image(BodyPartExamined="HAND", ViewPosition="ODD")))
+    assert [rejection.code for rejection in radiograph.rejections] == ["body_part_not_chest", "view_not_understood"]
 
 
 @pytest.mark.parametrize(

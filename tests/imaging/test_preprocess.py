@@ -115,11 +115,10 @@ def test_options_are_immutable_and_validated() -> None:
 def test_a_rejection_by_the_header_takes_precedence_over_the_input_checks() -> None:
     rejection = Rejection("lateral_view", {"view": "LL"})
     blank = np.zeros((100, 100), np.uint8)
-    rejected = Radiograph(blank, "image", "DICOM", "MONOCHROME2, 8 bits", rejection=rejection)
-    assert preprocess_image(rejected, Preprocessing(size=64)).rejection == rejection
-    other = preprocess_image(image(blank), Preprocessing(size=64)).rejection
-    assert other is not None
-    assert other.code == "blank"
+    rejected = Radiograph(blank, "image", "DICOM", "MONOCHROME2, 8 bits", rejections=(rejection,))
+    by_header, by_pixels = preprocess_image(rejected, Preprocessing(size=64)).rejections
+    assert (by_header, by_pixels.code) == (rejection, "blank")
+    assert preprocess_image(image(blank), Preprocessing(size=64)).rejections == (by_pixels,)
 
 
 def data_folder(variable: str) -> Path:

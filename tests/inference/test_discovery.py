@@ -1,16 +1,20 @@
-"""Which images are meant: in the order named, sorted below a folder, and what is left out is counted."""
+"""Images are found by content, in the order named and sorted below a folder; what is skipped is counted and named."""
 
 from __future__ import annotations
 
+import io
 import os
 from pathlib import Path
 
 import pytest
+from PIL import Image
+from pydicom import Dataset, FileMetaDataset, Sequence, uid
+from tests.images import dicom, png
 
-from pneumoscope.imaging.decode import EXTENSIONS
-from pneumoscope.inference.discovery import discover_images
+from pneumoscope.inference.discovery import SkippedFile, discover_images
 
-DICOM = b"\0" * 128 + b"DICM"
+DICOM = dicom(100)
+PNG = png(100)
 
 
 @pytest.fixture
@@ -20,23 +24,41 @@ def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     return tmp_path
 
 
-def make(*names: str, content: bytes = b"x") -> None:
+def make(*names: str, content: bytes = PNG) -> None:
     for name in names:
         path = Path(name)
         path.parent.mkdir(parents=True, exist_ok=True)
         path.write_bytes(content)
 
 
+def dicomdir(path: str, *files: tuple[str, ...]) -> None:
+    """Write a DICOMDIR that lists these files as images."""
+    data = Dataset()
+    data.file_meta = FileMetaDataset()
+    data.file_meta.TransferSyntaxUID = uid.ExplicitVRLittleEndian
+    data.file_meta.MediaStorageSOPClassUID = data.SOPClassUID = uid.MediaStorageDirectoryStorage
+    data.file_meta.MediaStorageSOPInstanceUID = "1.2"
+    records = [Dataset()]
+    records[0].DirectoryRecordType = "PATIENT"
+    for parts in files:
+        record = Dataset()
+        record.DirectoryRecordType, record.ReferencedFileID = "IMAGE", list(parts)
+        records.append(record)
+    data.DirectoryRecordSequence = Sequence(records)
+    Path(path).parent.mkdir(parents=True, exist_ok=True)
+    data.save_as(path, enforce_file_format=True)
+
+
 def test_file_arguments_are_returned_unchanged(folder: Path) -> None:
     make("b.png", "a.txt")
     named = ["./b.png", "a.txt", "gone.jpeg", "b.png"]
-    assert discover_images(named) == (tuple(named), 0)
+    assert discover_images(named) == (tuple(named), ())
 
 
 def test_folder_is_searched_recursively_in_sorted_order(folder: Path) -> None:
     make("images/b.png", "images/a/2.jpeg", "images/a/10.jpeg", "images/a.png", "images/c/d/e.dcm")
     found = discover_images(["images"])
-    assert found.skipped == 0
+    assert found.skipped == ()
     assert found.paths == tuple(str(path) for path in sorted(Path("images").rglob("*.*")))
     assert found.paths[0] == "images/a/10.jpeg"
 
@@ -52,27 +74,107 @@ def test_order_follows_the_arguments(folder: Path) -> None:
     assert discover_images(["z", "m.png", "a"]).paths == ("z/1.png", "m.png", "a/2.png")
 
 
-def test_other_files_are_skipped_and_counted(folder: Path) -> None:
-    make("images/a.png", "images/notes.txt", "images/.hidden.png", "images/.git/b.png", "images/c", "images/d.csv")
-    assert discover_images(["images"]) == (("images/a.png",), 5)
+def test_images_are_recognized_by_content_under_any_name(folder: Path) -> None:
+    make("mixed/IM0001", "mixed/a.dicom", "mixed/b.ima", "mixed/1.2.840", content=DICOM)
+    make("mixed/no_preamble", content=DICOM[132:])
+    make("mixed/jpeg", "mixed/scan.xyz", "mixed/c.jfif")
+    found = discover_images(["mixed"])
+    assert found.skipped == ()
+    assert len(found.paths) == 8
 
 
-@pytest.mark.parametrize("extension", sorted(EXTENSIONS))
-def test_every_image_extension_is_recognized_in_either_case(extension: str, folder: Path) -> None:
-    make(f"images/lower{extension}", f"images/UPPER{extension.upper()}")
-    assert discover_images(["images"]) == ((f"images/UPPER{extension.upper()}", f"images/lower{extension}"), 0)
+def test_other_files_are_skipped_and_named(folder: Path) -> None:
+    make("images/a.png", "images/.hidden.png", "images/.git/b.png")
+    make("images/notes.txt", "images/d.csv", "images/empty", content=b"")
+    make("images/all.zip", content=b"PK\x03\x04")
+    make("images/report.pdf", content=b"%PDF-1.7")
+    found = discover_images(["images"])
+    assert found.paths == ("images/a.png",)
+    assert dict(found.skipped) == {
+        "images/.git": "hidden",
+        "images/.hidden.png": "hidden",
+        "images/all.zip": "a zip archive",
+        "images/d.csv": "not an image",
+        "images/empty": "not an image",
+        "images/notes.txt": "not an image",
+        "images/report.pdf": "a PDF document",
+    }
+    assert found.skipped_summary() == (
+        "Skipped 7 files: 3 not an image (d.csv, empty, notes.txt); 2 hidden (.git, .hidden.png);"
+        " 1 a PDF document (report.pdf); 1 a zip archive (all.zip)"
+    )
+    assert discover_images(["images/a.png"]).skipped_summary() == ""
 
 
-def test_dicom_is_found_under_any_name_except_dicomdir(folder: Path) -> None:
-    make("disc/IM0001", "disc/1.2.840.1", "disc/DICOMDIR", content=DICOM)
-    make("disc/README", "disc/short", content=DICOM[:-1])
-    assert discover_images(["disc"]) == (("disc/1.2.840.1", "disc/IM0001"), 3)
+def test_files_that_claim_to_be_images_are_not_skipped(folder: Path) -> None:
+    make("images/broken.JPG", "images/text.dcm", content=b"no image")
+    make("images/pointer", content=b"version https://git-lfs.github.com/spec/v1\n")
+    file = io.BytesIO()
+    Image.new("L", (9, 9)).save(file, "GIF")
+    make("images/animation", content=file.getvalue())
+    assert len(discover_images(["images"]).paths) == 4
 
 
-def test_pipe_without_an_image_extension_is_skipped(folder: Path) -> None:
+def test_file_that_cannot_be_opened_is_not_skipped(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    make("images/IM0001", "images/IM0002", content=DICOM)
+    original = Path.open
+
+    def refuse(path: Path, *arguments: object, **options: object) -> object:
+        if path.name == "IM0002":
+            raise PermissionError(13, "Permission denied", str(path))
+        return original(path, *arguments, **options)  # type: ignore[arg-type]
+
+    monkeypatch.setattr(Path, "open", refuse)
+    assert discover_images(["images"]) == (("images/IM0001", "images/IM0002"), ())
+
+
+def test_long_lists_of_skipped_files_are_shortened(folder: Path) -> None:
+    make(*(f"images/{i}.txt" for i in range(9)), content=b"x")
+    assert discover_images(["images"]).skipped_summary() == "Skipped 9 files: 9 not an image (0.txt, 1.txt, 2.txt, …)"
+
+
+@pytest.mark.parametrize("name", ["DICOMDIR", "dicomdir"])
+def test_dicomdir_stands_for_the_images_that_it_lists(folder: Path, name: str) -> None:
+    make("disc/IMAGES/IM1", "disc/IMAGES/IM2", content=DICOM)
+    dicomdir(f"disc/{name}", ("IMAGES", "IM2"), ("IMAGES", "IM1"))
+    assert discover_images([f"disc/{name}"]) == (("disc/IMAGES/IM2", "disc/IMAGES/IM1"), ())
+    assert discover_images(["disc"]) == (("disc/IMAGES/IM1", "disc/IMAGES/IM2"), ())
+
+
+def test_dicomdir_finds_files_of_media_that_changed_case(folder: Path) -> None:
+    make("disc/images/im1", content=DICOM)
+    dicomdir("disc/DICOMDIR", ("IMAGES", "IM1"))
+    assert discover_images(["disc/DICOMDIR"]).paths == ("disc/images/im1",)
+
+
+def test_missing_file_of_a_dicomdir_is_reported(folder: Path) -> None:
+    make("disc/IM1", content=DICOM)
+    dicomdir("disc/DICOMDIR", ("IM1",), ("IM2",))
+    assert discover_images(["disc"]).paths == ("disc/IM1", "disc/IM2")
+
+
+@pytest.mark.parametrize("part", ["..", "/etc/passwd", ""])
+@pytest.mark.filterwarnings("ignore")  # pydicom warns of such values
+def test_dicomdir_that_lists_a_file_outside_its_folder_is_unreadable(folder: Path, part: str) -> None:
+    make("IM1", content=DICOM)
+    dicomdir("disc/DICOMDIR", (part, "IM1"))
+    assert discover_images(["disc/DICOMDIR"]).paths == ("disc/DICOMDIR",)
+
+
+def test_damaged_dicomdir_is_unreadable(folder: Path) -> None:
+    dicomdir("disc/DICOMDIR", ("IM1",))
+    path = Path("disc/DICOMDIR")
+    path.write_bytes(path.read_bytes()[:250])
+    assert discover_images(["disc"]).paths == ("disc/DICOMDIR",)
+
+
+def test_pipe_is_skipped_without_waiting(folder: Path) -> None:
     make("images/a.png")
     os.mkfifo("images/pipe")
-    assert discover_images(["images"]) == (("images/a.png",), 1)
+    assert discover_images(["images"]) == (
+        ("images/a.png",),
+        (SkippedFile("images/pipe", "not a regular file"),),
+    )
 
 
 def test_unlistable_folder_is_returned_as_an_unreadable_image(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -85,17 +187,14 @@ def test_unlistable_folder_is_returned_as_an_unreadable_image(folder: Path, monk
         return scandir(path)
 
     monkeypatch.setattr(os, "scandir", refuse)
-    assert discover_images(["images"]) == (("images/a.png", "images/closed"), 0)
+    assert discover_images(["images"]) == (("images/a.png", "images/closed"), ())
 
 
-def test_links_to_folders_are_not_followed(folder: Path) -> None:
-    make("images/a.png")
-    Path("images/again").symlink_to("..")
-    assert discover_images(["images"]).paths == ("images/a.png",)
-
-
-def test_linked_folder_counts_as_skipped(folder: Path) -> None:
+def test_links_to_folders_are_skipped(folder: Path) -> None:
     make("images/a.png", "elsewhere/b.png")
     Path("images/link").symlink_to("../elsewhere")
     Path("images/round").symlink_to(".")
-    assert discover_images(["images"]) == (("images/a.png",), 2)
+    assert discover_images(["images"]) == (
+        ("images/a.png",),
+        (SkippedFile("images/link", "a link to a folder"), SkippedFile("images/round", "a link to a folder")),
+    )

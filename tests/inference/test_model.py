@@ -493,6 +493,61 @@ def test_required_age(child_bundle, require_age, png_code, dicom_code):
     assert code(required.predict(dicom(100, PatientAge="040Y"))) == "outside_age_range"
 
 
+# --- what a header states ----------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("elements", "rejection", "assumption"),
+    [
+        ({"BodyPartExamined": "HAND"}, "body_part_not_chest", "chest"),
+        ({"Modality": "OT"}, "modality_not_understood", "chest"),
+        ({"ViewPosition": "ZZ"}, "view_not_understood", "frontal"),
+        ({"Laterality": "ODD"}, "laterality_not_understood", "frontal"),
+    ],
+)
+@pytest.mark.filterwarnings("ignore")  # pydicom's
+def test_assumption_overrides_a_header_and_is_a_warning(bundle, elements, rejection, assumption):
+    content = dicom(100, **elements)
+    other = {"chest": "frontal", "frontal": "chest"}[assumption]
+    assert code(load_model(bundle).predict(content)) == rejection
+    assert code(load_model(bundle, assume=[other]).predict(content)) == rejection
+    prediction = load_model(bundle, assume=[assumption]).predict(content)
+    assert (prediction.decision, prediction.warnings) == ("no_pneumonia", (f"assumed_{assumption}",))
+    assert load_model(bundle, assume=["chest", "frontal"]).predict(dicom(100)).warnings == ()
+
+
+@pytest.mark.parametrize(
+    ("elements", "rejection"),
+    [({"Modality": "CT"}, "modality_not_supported"), ({"ViewPosition": "LL"}, "lateral_view")],
+)
+def test_assumption_does_not_override_what_is_understood(bundle, elements, rejection):
+    assert code(load_model(bundle, assume=["chest", "frontal"]).predict(dicom(100, **elements))) == rejection
+
+
+def test_assumption_replaces_the_warning_of_what_is_not_stated(bundle):
+    content = dicom(100, BodyPartExamined="", ViewPosition="")
+    assert load_model(bundle).predict(content).warnings == ("body_part_not_stated", "view_not_stated")
+    assert load_model(bundle, assume=["frontal"]).predict(content).warnings == (
+        "body_part_not_stated",
+        "assumed_frontal",
+    )
+
+
+def test_first_rejection_that_is_not_overridden_is_reported(bundle):
+    content = dicom(100, BodyPartExamined="HAND", ViewPosition="LL")
+    assert code(load_model(bundle).predict(content)) == "body_part_not_chest"
+    assert code(load_model(bundle, assume=["chest"]).predict(content)) == "lateral_view"
+
+
+def test_rejected_image_has_no_warnings(bundle):
+    assert load_model(bundle).predict(dicom(100, BodyPartExamined="HAND", ViewPosition="")).warnings == ()
+
+
+def test_unknown_assumption_is_an_error(bundle):
+    with pytest.raises(UsageError, match=r"assume has 'abdomen'\. Pass one or more of: chest, frontal"):
+        load_model(bundle, assume=["abdomen"])
+
+
 def test_entered_age_is_used_where_the_file_states_none(child_bundle):
     required = load_model(child_bundle, require_age="always")
 

@@ -38,7 +38,7 @@ def isolated(model, pool):
     ],
 )
 def test_image_that_crashes_its_decoder_is_unreadable_and_the_service_continues(isolated, action, says):
-    answer = isolated.post("/v1/predictions", files=images(png(90), b"BM" + action.encode(), png(180)))
+    answer = isolated.post("/v1/predictions", files=images(png(90), b"BM" + bytes(8) + action.encode(), png(180)))
     first, bad, last = answer.json()["predictions"]
     assert answer.status_code == 201
     assert first["decision"]
@@ -46,7 +46,7 @@ def test_image_that_crashes_its_decoder_is_unreadable_and_the_service_continues(
     assert (bad["id"], bad["decision"]) == (None, None)
     assert bad["failure"]["message"].startswith(f"the image cannot be read: {says}")
     assert "The file is damaged" in bad["failure"]["hint"]
-    assert isolated.post("/v1/predictions", files=images(b"BM" + action.encode())).status_code == 422
+    assert isolated.post("/v1/predictions", files=images(b"BM" + bytes(8) + action.encode())).status_code == 422
 
 
 @pytest.mark.parametrize(

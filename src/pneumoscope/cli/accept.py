@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING
 import click
 
 from pneumoscope.cli.options import (
+    assume_option,
     json_option,
     margin_option,
     model_option,
@@ -18,7 +19,7 @@ from pneumoscope.cli.options import (
 )
 
 if TYPE_CHECKING:
-    from pneumoscope.core.prediction import AgeRequirement
+    from pneumoscope.core.prediction import AgeRequirement, Assumption
 
 __all__ = ["command"]
 
@@ -49,6 +50,7 @@ __all__ = ["command"]
     help="Prevalence of pneumonia at the site.  [default: fraction of the images, right for consecutive images only]",
 )
 @require_age_option("never")
+@assume_option
 @seed_option
 @json_option
 def command(
@@ -61,6 +63,7 @@ def command(
     power: float,
     prevalence: float | None,
     require_age: AgeRequirement,
+    assume: tuple[Assumption, ...],
     seed: int,
     as_json: bool,
 ) -> None:
@@ -92,6 +95,7 @@ def command(
             target_power=power,
             prevalence=prevalence,
             require_age=require_age,
+            assume=assume,
             seed=seed,
             command=recorded_command(),
             progress=progress,

@@ -7,10 +7,10 @@ from typing import TYPE_CHECKING
 
 import click
 
-from pneumoscope.cli.options import json_option, model_option, require_age_option
+from pneumoscope.cli.options import assume_option, json_option, model_option, require_age_option
 
 if TYPE_CHECKING:
-    from pneumoscope.core.prediction import AgeRequirement
+    from pneumoscope.core.prediction import AgeRequirement, Assumption
 
 __all__ = ["command"]
 
@@ -42,6 +42,7 @@ _ALARM = 4  # exit status
     help="Planned number of checks, such as 12 a year.",
 )
 @require_age_option("never")
+@assume_option
 @click.option("--exit-code", is_flag=True, help="Exit with status 4 if there is an alarm.")
 @json_option
 def command(
@@ -51,6 +52,7 @@ def command(
     false_alarms: float,
     checks: int,
     require_age: AgeRequirement,
+    assume: tuple[Assumption, ...],
     exit_code: bool,
     as_json: bool,
 ) -> None:
@@ -62,18 +64,24 @@ def command(
 
     Example:  pneumoscope monitor images/2026-11 --site acceptance/site.json --checks 12
     """
-    from pneumoscope.cli.progress import image_progress
-    from pneumoscope.core.messages import counted
+    from pneumoscope.cli.progress import image_progress, printable
     from pneumoscope.core.results import to_json
     from pneumoscope.evaluation.monitoring import monitor, monitoring_markdown
     from pneumoscope.inference.discovery import discover_images
 
-    images, skipped = discover_images(paths)
-    if skipped:
-        click.echo(f"Skipped {counted(skipped, 'file')}: hidden or not an image", err=True)
+    discovered = discover_images(paths)
+    if discovered.skipped:
+        click.echo(printable(discovered.skipped_summary()), err=True)
     with image_progress("scoring images") as progress:
         result = monitor(
-            images, site, bundle, false_alarms=false_alarms, checks=checks, require_age=require_age, progress=progress
+            discovered.paths,
+            site,
+            bundle,
+            false_alarms=false_alarms,
+            checks=checks,
+            require_age=require_age,
+            assume=assume,
+            progress=progress,
         )
     click.echo(to_json(result) if as_json else monitoring_markdown(result), nl=False)
     if exit_code and result.alarm:

@@ -9,10 +9,11 @@ from typing import get_args
 
 import click
 
-from pneumoscope.core.prediction import AgeRequirement
+from pneumoscope.core.prediction import ASSUMPTIONS, AgeRequirement
 
 __all__ = [
     "accelerator_option",
+    "assume_option",
     "data_option",
     "database_option",
     "devices_option",
@@ -73,6 +74,13 @@ def require_age_option(default: str) -> _Decorator:
     )
 
 
+assume_option = click.option(
+    "--assume",
+    type=click.Choice(ASSUMPTIONS),
+    multiple=True,
+    help="Override DICOM headers of all images: chest, whatever modality or body part they state; frontal, whatever view or"
+    " side they state in unknown words. Repeat for both. Each result has a warning.",
+)
 json_option = click.option("--json", "as_json", is_flag=True, help="Print one JSON document.")
 seed_option = click.option("--seed", default=0, show_default=True, help="Random seed.")
 ledger_option = click.option(

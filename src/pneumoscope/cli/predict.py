@@ -15,14 +15,21 @@ from typing import TYPE_CHECKING
 
 import click
 
-from pneumoscope.cli.options import json_option, model_option, operating_point_option, require_age_option, site_option
-from pneumoscope.cli.progress import image_progress
+from pneumoscope.cli.options import (
+    assume_option,
+    json_option,
+    model_option,
+    operating_point_option,
+    require_age_option,
+    site_option,
+)
+from pneumoscope.cli.progress import image_progress, printable
 from pneumoscope.core.errors import PartialFailureError, UsageError
 from pneumoscope.core.i18n import NOTICE
 from pneumoscope.core.messages import counted, decision_message, warning_message
 
 if TYPE_CHECKING:
-    from pneumoscope.core.prediction import AgeRequirement, Prediction, WarningCode
+    from pneumoscope.core.prediction import AgeRequirement, Assumption, Prediction, WarningCode
     from pneumoscope.inference.model import Model
 
 __all__ = ["command"]
@@ -46,6 +53,7 @@ _COLORS = {
 @operating_point_option
 @site_option
 @require_age_option("never")
+@assume_option
 @click.option(
     "--age",
     type=float,
@@ -70,6 +78,7 @@ def command(
     operating_point: str,
     site: Path | None,
     require_age: AgeRequirement,
+    assume: tuple[Assumption, ...],
     age: float | None,
     as_json: bool,
     table: Path | None,
@@ -96,9 +105,10 @@ def command(
             f"{str(heatmaps)!r} is not empty; its files would be mixed with the new heatmaps",
             hint="Choose a new or empty folder with --heatmaps",
         )
-    images, skipped = discover_images(_expand_stdin(paths))
-    if skipped:
-        click.echo(f"Skipped {counted(skipped, 'file')}: hidden or not an image", err=True)
+    discovered = discover_images(_expand_stdin(paths))
+    images = discovered.paths
+    if discovered.skipped:
+        click.echo(printable(discovered.skipped_summary()), err=True)
     if not images:
         raise UsageError("no images found", hint="Pass image files, or folders that contain images")
     # One image is fastest with all cores on it; many are fastest with one core each.
@@ -108,6 +118,7 @@ def command(
         threads=0 if len(images) == 1 else 1,
         isolated=len(images) > MIN_IMAGES_FOR_POOL and os.name == "posix",
         require_age=require_age,
+        assume=assume,
         site=site,
     )
     counts: Counter[str] = Counter()
@@ -222,7 +233,7 @@ def _print_table(model: Model, predictions: Iterable[Prediction], counts: Counte
         if prediction.probability is not None:
             probability = f"{prediction.probability:.3f}  {_bar(prediction.probability)}"
         message = decision_message(prediction)
-        image = _printable(prediction.path) + (f"  ({_printable(message)})" if message else "")
+        image = printable(prediction.path) + (f"  ({printable(message)})" if message else "")
         label = click.style(f"{decision:12}", fg=_COLORS[decision])
         click.echo(f"{label}  {probability:{_BAR_WIDTH + 7}}  {image}")
     click.echo("Total: " + ", ".join(f"{count} {decision}" for decision, count in counts.most_common()))
@@ -231,7 +242,7 @@ def _print_table(model: Model, predictions: Iterable[Prediction], counts: Counte
         f" at a probability of {model.threshold:.3f} or more ({model.point.rule_text()})."
     )
     if model.facts.site:
-        click.echo(f"Site profile: {_printable(model.facts.site)}.")
+        click.echo(f"Site profile: {printable(model.facts.site)}.")
     click.secho(NOTICE, dim=True)
 
 
@@ -244,12 +255,3 @@ def _bar(fraction: float) -> str:
     except UnicodeEncodeError:
         return "#" * round(_BAR_WIDTH * fraction)
     return blocks
-
-
-def _printable(text: str) -> str:
-    """Return the text with control and unprintable characters escaped; file names are untrusted."""
-    encoding = sys.stdout.encoding or "ascii"
-    text = "".join(
-        mark if mark.isprintable() else mark.encode("unicode_escape", "surrogatepass").decode() for mark in text
-    )
-    return text.encode(encoding, "backslashreplace").decode(encoding)

@@ -1,4 +1,4 @@
-"""Progress bars on standard error, shown only on a terminal."""
+"""Progress bars on standard error, shown only on a terminal, and text that a terminal can show."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ import contextlib
 import sys
 from collections.abc import Callable, Iterator
 
-__all__ = ["image_progress", "staged_progress"]
+__all__ = ["image_progress", "printable", "staged_progress"]
 
 
 @contextlib.contextmanager
@@ -51,3 +51,12 @@ def staged_progress() -> Iterator[Callable[[str, int, int], None]]:
     with Progress(console=terminal, transient=True, disable=not terminal.is_terminal) as bar:
         task = bar.add_task("", total=None)
         yield lambda stage, done, total: bar.update(task, description=stage, completed=done, total=total)
+
+
+def printable(text: str) -> str:
+    """Return the text with control and unprintable characters escaped; file names are untrusted."""
+    encoding = sys.stdout.encoding or "ascii"
+    text = "".join(
+        mark if mark.isprintable() else mark.encode("unicode_escape", "surrogatepass").decode() for mark in text
+    )
+    return text.encode(encoding, "backslashreplace").decode(encoding)

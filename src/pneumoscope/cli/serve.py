@@ -9,6 +9,7 @@ from pathlib import Path
 import click
 
 from pneumoscope.cli.options import (
+    assume_option,
     database_option,
     model_option,
     operating_point_option,
@@ -16,7 +17,7 @@ from pneumoscope.cli.options import (
     site_option,
 )
 from pneumoscope.core.errors import UsageError
-from pneumoscope.core.prediction import AgeRequirement
+from pneumoscope.core.prediction import AgeRequirement, Assumption
 
 __all__ = ["command"]
 
@@ -49,6 +50,7 @@ class _Age(click.ParamType[timedelta]):
 @operating_point_option
 @site_option
 @require_age_option("dicom")
+@assume_option
 @click.option(
     "--data-dir", type=click.Path(path_type=Path), help="Folder for images and database.  [default: pneumoscope-data]"
 )
@@ -74,6 +76,7 @@ def command(
     operating_point: str,
     site: Path | None,
     require_age: AgeRequirement,
+    assume: tuple[Assumption, ...],
     data_dir: Path | None,
     database: str,
     ephemeral: bool,
@@ -100,6 +103,7 @@ def command(
         operating_point=operating_point,
         site=site,
         require_age=require_age,
+        assume=assume,
         folder=None if ephemeral else data_dir or Path("pneumoscope-data"),
         database=database,
         keep=keep,

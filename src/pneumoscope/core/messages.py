@@ -50,9 +50,19 @@ _REJECTIONS: dict[RejectionCode, str] = {
     "rotated_90": N_("The image appears to be rotated by 90 degrees"),
     "mirrored": N_("Left and right appear to be swapped"),
     "cropped": N_("The image shows too little of the chest"),
+    "modality_not_supported": N_(
+        "The modality is {modality}; only projection radiography (such as CR and DX) is supported"
+    ),
+    "modality_not_understood": N_("The modality {modality} is unknown (override: assume chest)"),
+    "body_part_not_chest": N_("The body part is {part}, not the chest (override: assume chest)"),
     "lateral_view": N_("The DICOM header states the view {view}; only frontal views (PA, AP) are supported"),
+    "view_not_understood": N_("The view {view} in {element} is unknown (override: assume frontal)"),
+    "laterality_not_understood": N_("The laterality {laterality} is unknown (override: assume frontal)"),
     "for_processing": N_(
         "The pixels are unprocessed detector values (FOR PROCESSING); send the processed image (FOR PRESENTATION)"
+    ),
+    "presentation_intent_not_understood": N_(
+        "The presentation intent {intent} is unknown; send an image with the intent FOR PRESENTATION"
     ),
     "too_small": N_("The image is too small: {width} x {height} pixels; each side needs at least {minimum}"),
     "too_narrow": N_("The image is too narrow for a chest radiograph: {width} x {height} pixels"),
@@ -62,6 +72,16 @@ _REJECTIONS: dict[RejectionCode, str] = {
 
 _WARNINGS: dict[WarningCode, str] = {
     "age_not_stated": N_("Age not stated: the prediction is invalid for patients outside the model's age range"),
+    "modality_not_stated": N_("Modality not stated: the prediction is valid for radiographs only"),
+    "body_part_not_stated": N_("Body part not stated: the prediction is valid for the chest only"),
+    "view_not_stated": N_("View not stated: the prediction is valid for frontal views (PA, AP) only"),
+    "one_side_stated": N_("One side of the body is stated: the prediction is valid only if both lungs are shown"),
+    "window_ignored": N_(
+        "The window or lookup table does not fit the pixels; gray levels were derived from the pixels"
+    ),
+    "bit_depth_measured": N_("The pixels do not have the stated bit depth; gray levels were derived from the pixels"),
+    "assumed_chest": N_("DICOM header overridden: assumed to be a chest radiograph"),
+    "assumed_frontal": N_("DICOM header overridden: assumed to be a frontal view of both lungs"),
 }
 
 _OPERATING_POINTS = {

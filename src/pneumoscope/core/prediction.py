@@ -14,10 +14,13 @@ from pneumoscope.core.errors import PneumoscopeError
 from pneumoscope.core.results import Interval
 
 __all__ = [
+    "ASSUMPTIONS",
     "DECISIONS",
     "MAX_AGE",
+    "OVERRIDES",
     "REJECTION_CODES",
     "AgeRequirement",
+    "Assumption",
     "Decision",
     "Failure",
     "ImageInfo",
@@ -46,8 +49,14 @@ RejectionCode = Literal[
     "rotated_90",
     "mirrored",
     "cropped",
+    "modality_not_supported",
+    "modality_not_understood",
+    "body_part_not_chest",
     "lateral_view",
+    "view_not_understood",
+    "laterality_not_understood",
     "for_processing",
+    "presentation_intent_not_understood",
     "too_small",
     "too_narrow",
     "color",
@@ -60,7 +69,28 @@ AgeRequirement = Literal["never", "dicom", "always"]
 
 MAX_AGE = 130  # years
 
-WarningCode = Literal["age_not_stated"]
+# Statements of a person about all images, which override their headers.
+Assumption = Literal["chest", "frontal"]
+ASSUMPTIONS: tuple[Assumption, ...] = get_args(Assumption)
+# Rejections that do not apply if a person makes this assumption.
+OVERRIDES: Mapping[RejectionCode, Assumption] = {
+    "modality_not_understood": "chest",
+    "body_part_not_chest": "chest",
+    "view_not_understood": "frontal",
+    "laterality_not_understood": "frontal",
+}
+
+WarningCode = Literal[
+    "age_not_stated",
+    "modality_not_stated",
+    "body_part_not_stated",
+    "view_not_stated",
+    "one_side_stated",
+    "window_ignored",
+    "bit_depth_measured",
+    "assumed_chest",
+    "assumed_frontal",
+]
 
 Parameters = Mapping[str, str | int | float]
 
@@ -199,7 +229,8 @@ class Prediction:
         uncertainty: Set if and only if the decision is "uncertain".
         failure: Set if and only if the image could not be read.
         age: Age of the patient; None if neither the file nor a person states it.
-        warnings: Codes of warnings: "age_not_stated" if the model has an age range and the age is unknown.
+        warnings: Codes of warnings, such as "age_not_stated" if the model has an age range and the age is unknown; empty if
+            the image is rejected or unreadable.
         image: Properties of the file; None if it could not be read.
         image_statistics: For monitoring; None without a site profile to compare them with.
         model: The bundle that made the prediction.

@@ -197,7 +197,9 @@ def check_data(manifest: Manifest, *, seed: int = 0, progress: StepProgress | No
         exact_duplicate_groups=len(groups),
         exact_duplicates=groups,
         near_duplicates=duplicates,
-        unreadable=tuple(UnreadableFile(path, reason) for path, reason in sorted((*manifest.unreadable, *failed))),
+        unreadable=tuple(
+            UnreadableFile(path, reason) for path, reason in sorted((*manifest.unreadable, *manifest.skipped, *failed))
+        ),
         sizes=_sizes(inspected),
         shortcuts=shortcuts,
         notes=(*_shortcut_notes(shortcuts), *manifest.notes),

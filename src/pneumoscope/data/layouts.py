@@ -24,7 +24,8 @@ from pneumoscope.data.hashing import Progress, hash_images
 from pneumoscope.data.manifest import LabeledImage, Manifest
 from pneumoscope.data.medmnist import load_medmnist
 from pneumoscope.data.patients import parse_file_name
-from pneumoscope.imaging.decode import EXTENSIONS
+from pneumoscope.imaging.file_type import IMAGE_EXTENSIONS, skip_reason
+from pneumoscope.imaging.header import read_header_fields
 
 __all__ = ["load_manifest"]
 
@@ -54,8 +55,9 @@ _IGNORED = {"__MACOSX", "Thumbs.db", "desktop.ini"}
 def load_manifest(data: Path, *, root: Path | None = None, progress: Progress | None = None) -> Manifest:
     """List and hash the labeled images of a folder, a CSV file or a MedMNIST archive.
 
-    Images are sorted by path; a CSV file keeps its order. Files that cannot be opened, are not images, or are links to outside
-    the folder are in `Manifest.unreadable`; remarks for the user are in `Manifest.notes`.
+    Images are recognized by content and sorted by path; a CSV file keeps its order. Images that cannot be opened or are links to
+    outside the folder are in `Manifest.unreadable`, other files in `Manifest.skipped`, remarks for the user in `Manifest.notes`.
+    The patient of a DICOM file is that of its header, as a hash, unless the file name or the CSV file states patients.
 
     Args:
         data: The folder, the CSV file or the `.npz` file.
@@ -82,10 +84,30 @@ def load_manifest(data: Path, *, root: Path | None = None, progress: Progress | 
 
 
 def _first_unreadable(manifest: Manifest) -> str:
-    if not manifest.unreadable:
+    others = (*manifest.unreadable, *manifest.skipped)
+    if not others:
         return ""
-    path, reason = manifest.unreadable[0]
-    return f" (skipped {counted(len(manifest.unreadable), 'file')}; the first: {path}: {reason})"
+    path, reason = others[0]
+    return f" (skipped {counted(len(others), 'file')}; the first: {path}: {reason})"
+
+
+def _with_header_patients(manifest: Manifest) -> Manifest:
+    """Return the manifest with the patients of DICOM headers where no other is known."""
+    images = list(manifest.images)
+    patients = {
+        i: header.patient
+        for i, image in enumerate(images)
+        if not image.patient and (header := read_header_fields(manifest.root / image.path)) and header.patient
+    }
+    if not patients:
+        return manifest
+    if len(patients) > 1 and len(set(patients.values())) == 1:
+        note = f"all {len(patients)} DICOM files have the same PatientID, so that it identifies no patient"
+        return dataclasses.replace(manifest, notes=(*manifest.notes, note))
+    for i, patient in patients.items():
+        images[i] = dataclasses.replace(images[i], patient=patient)
+    note = f"the patients of {counted(len(patients), 'image')} are those of the DICOM headers, as hashes"
+    return dataclasses.replace(manifest, images=tuple(images), notes=(*manifest.notes, note))
 
 
 def _notes(images: Iterable[LabeledImage]) -> Iterator[str]:
@@ -93,8 +115,8 @@ def _notes(images: Iterable[LabeledImage]) -> Iterator[str]:
     unknown = sum(not image.patient for image in images)
     if unknown:
         yield (
-            f"the patient of {unknown:,} of {len(images):,} images is unknown, because the file names do not contain it. If"
-            " several images may show the same patient, use a CSV file with a column patient"
+            f"the patient of {unknown:,} of {len(images):,} images is unknown, because neither file names nor DICOM headers"
+            " contain it. If several images may show the same patient, use a CSV file with a column patient"
         )
 
 
@@ -113,7 +135,8 @@ def _load_folder(data: Path, progress: Progress | None) -> Manifest:
     else:
         listing.add_split(root, "")
     images, unreadable = hash_images(root, sorted(listing.images, key=lambda image: image.path), progress)
-    return Manifest(images, root, unreadable=tuple(sorted((*listing.unreadable, *unreadable))))
+    unreadable = tuple(sorted((*listing.unreadable, *unreadable)))
+    return _with_header_patients(Manifest(images, root, unreadable=unreadable, skipped=tuple(sorted(listing.skipped))))
 
 
 def _visible_folders(folder: Path) -> list[Path]:
@@ -150,21 +173,27 @@ def _is_ignored(name: str) -> bool:
 
 
 class _Listing:
-    """The images below a root, and the files that were skipped."""
+    """The images below a root, those that cannot be used, and the files that were skipped."""
 
     def __init__(self, root: Path) -> None:
         self.root = root
         self.images: list[LabeledImage] = []
         self.unreadable: list[tuple[str, str]] = []
+        self.skipped: list[tuple[str, str]] = []
 
     def skip(self, path: Path, reason: str) -> None:
-        self.unreadable.append((path.relative_to(self.root).as_posix(), reason))
+        """Record an image, or a broken link that is named like one, as unreadable, and everything else as skipped."""
+        is_file, is_named_like_one = path.is_file(), path.suffix.lower() in IMAGE_EXTENSIONS
+        is_image = not skip_reason(path) if is_file else is_named_like_one and not path.is_dir()
+        others = self.unreadable if is_image else self.skipped
+        others.append((path.relative_to(self.root).as_posix(), reason))
 
     def skip_others(self, folder: Path, *, known: Iterable[str]) -> None:
         """Record folders and images beside the expected folders as skipped; other files, such as a license, are ignored."""
         for path in sorted(folder.iterdir()):
-            is_relevant = path.is_dir() or path.suffix.lower() in EXTENSIONS
-            if path.name not in known and is_relevant and not _is_ignored(path.name):
+            if path.name in known or _is_ignored(path.name):
+                continue
+            if path.is_dir() or not skip_reason(path):
                 self.skip(path, "outside the split and class folders")
 
     def add_split(self, folder: Path, split: str) -> None:
@@ -201,7 +230,6 @@ class _Listing:
             self.skip(folder, "empty folder")
         base = folder.relative_to(self.root).as_posix()
         for entry in entries:
-            extension = os.path.splitext(entry.name)[1]  # noqa: PTH122  (a Path per file takes 0.2 s more)
             if _is_ignored(entry.name):
                 self.skip(Path(entry), "hidden")
             elif entry.is_symlink() and self._skip_outside_link(Path(entry)):
@@ -211,8 +239,8 @@ class _Listing:
                 self._add_images(Path(entry), split, label, inner[1] if inner[0] == label and inner[1] else etiology)
             elif not entry.is_file():
                 self.skip(Path(entry), "a broken link or not a file")
-            elif extension.lower() not in EXTENSIONS:
-                self.skip(Path(entry), f"not an image file ({extension or 'no extension'})")
+            elif reason := skip_reason(Path(entry)):
+                self.skip(Path(entry), reason)
             else:
                 image = LabeledImage(f"{base}/{entry.name}", label, etiology, "", split, "")
                 self.images.append(_add_file_name_info(image))
@@ -233,7 +261,8 @@ def _load_csv(file: Path, root: Path, progress: Progress | None) -> Manifest:
     if not any(image.patient for image in images):
         images = tuple(_add_file_name_info(image) for image in images)
     images, unreadable = hash_images(listed.root, images, progress, manifest_name=str(file))
-    return dataclasses.replace(listed, images=images, unreadable=unreadable)
+    manifest = dataclasses.replace(listed, images=images, unreadable=unreadable)
+    return manifest if any(image.patient for image in listed.images) else _with_header_patients(manifest)
 
 
 def _check_paths(manifest: Manifest, file: Path) -> None:

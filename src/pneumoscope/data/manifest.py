@@ -58,7 +58,8 @@ class Manifest:
         images: The images, in the order of the file or sorted by path.
         root: Folder that the paths are relative to.
         split_by: How the splits were made: "patient", "block", "image", or "given" if they came with the data.
-        unreadable: (path, reason) of files that could not be opened.
+        unreadable: (path, reason) of images that cannot be used: they cannot be opened, or lie outside the folders of the layout.
+        skipped: (path, reason) of other files and of folders that were skipped.
         notes: Remarks for the user, as sentences.
     """
 
@@ -66,6 +67,7 @@ class Manifest:
     root: Path
     split_by: str = "given"
     unreadable: tuple[tuple[str, str], ...] = ()
+    skipped: tuple[tuple[str, str], ...] = ()
     notes: tuple[str, ...] = ()
 
     def __len__(self) -> int:

@@ -23,7 +23,7 @@ from pneumoscope.core.messages import counted
 from pneumoscope.core.prediction import MAX_AGE
 from pneumoscope.data.hashing import Progress, hash_images
 from pneumoscope.data.patients import parse_nih_patient
-from pneumoscope.imaging.decode import EXTENSIONS
+from pneumoscope.imaging.file_type import skip_reason
 
 __all__ = ["OutlierImage", "Outliers", "load_outliers"]
 
@@ -155,7 +155,7 @@ def _check_splits(images: Sequence[OutlierImage], name: str) -> None:
 
 
 def _list_folder(folder: Path) -> list[OutlierImage]:
-    paths = sorted(path.relative_to(folder) for path in folder.rglob("*") if path.suffix.lower() in EXTENSIONS)
+    paths = sorted(path.relative_to(folder) for path in folder.rglob("*") if path.is_file() and not skip_reason(path))
     return [
         _with_defaults(path.as_posix(), source=path.parts[0] if len(path.parts) > 1 else "")
         for path in paths

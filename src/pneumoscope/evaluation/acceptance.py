@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import dataclasses
 from collections import Counter
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from pathlib import Path
 from typing import get_args
 
@@ -28,7 +28,7 @@ from pneumoscope.bundle.site_profile import (
 from pneumoscope.core.errors import UsageError
 from pneumoscope.core.files import write_atomically
 from pneumoscope.core.i18n import NOTICE
-from pneumoscope.core.prediction import AgeRequirement
+from pneumoscope.core.prediction import AgeRequirement, Assumption
 from pneumoscope.core.results import SCHEMA, Interval, RejectionSummary, write_result
 from pneumoscope.data.manifest import LABELS, LabeledImage, images_sha256
 from pneumoscope.evaluation.acceptance_metrics import (
@@ -150,6 +150,7 @@ def accept(
     target_power: float = 0.8,
     prevalence: float | None = None,
     require_age: AgeRequirement = "never",
+    assume: Collection[Assumption] = (),
     seed: int = 0,
     command: str = "",
     progress: Callable[[int, int], None] | None = None,
@@ -167,6 +168,7 @@ def accept(
         prevalence: Prevalence of pneumonia that the profile states probabilities for; that of the accepted images if None, which
             is right for consecutive images only.
         require_age: Images that are rejected if the age of the patient is unknown, as in use.
+        assume: What is true of all images, whatever their headers state, as in use; see `load_model`.
         seed: Seed of folds and bootstraps.
         command: Command line to record in the result.
         progress: Called with the number of scored images and of all images.
@@ -180,7 +182,7 @@ def accept(
         BundleError: The bundle cannot be read or run.
         StorageError: A file cannot be written.
     """
-    session = BundleSession.load(find_bundle(bundle), require_age=require_age)
+    session = BundleSession.load(find_bundle(bundle), require_age=require_age, assume=assume)
     card = session.card
     check_site_name(site)
     _check_settings(card, operating_point, margin, target_power, prevalence)

@@ -8,13 +8,13 @@ Drift does not show that the model is worse, and a model can become worse withou
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from pathlib import Path
 
 from pneumoscope import __version__
 from pneumoscope.core.errors import SiteProfileError, UndefinedMetricError, UnreadableImageError, UsageError
 from pneumoscope.core.i18n import NOTICE
-from pneumoscope.core.prediction import AgeRequirement
+from pneumoscope.core.prediction import AgeRequirement, Assumption
 from pneumoscope.core.results import SCHEMA, Interval
 from pneumoscope.imaging.statistics import image_statistics
 from pneumoscope.inference.image_loader import ImageLoader
@@ -68,6 +68,7 @@ def monitor(
     false_alarms: float = 0.05,
     checks: int = 1,
     require_age: AgeRequirement = "never",
+    assume: Collection[Assumption] = (),
     progress: Callable[[int, int], None] | None = None,
 ) -> Monitoring:
     """Compare recent images with a site profile.
@@ -82,6 +83,7 @@ def monitor(
         false_alarms: Probability of at least one false alarm in all checks together, if nothing changed.
         checks: Planned number of checks.
         require_age: Images that are rejected if the age of the patient is unknown, as in the acceptance test.
+        assume: As in the acceptance test.
         progress: Called with the number of processed files and of all files.
 
     Raises:
@@ -95,7 +97,7 @@ def monitor(
             f"the probability of a false alarm is {false_alarms:g} and the number of checks {checks}; the probability must be"
             " between 0 and 1, the number at least 1"
         )
-    session = BundleSession.load(find_bundle(bundle), require_age=require_age, site=site)
+    session = BundleSession.load(find_bundle(bundle), require_age=require_age, assume=assume, site=site)
     profile = session.profile
     assert profile is not None  # loaded with one
     if not (profile.monitoring and profile.monitored_patients):

@@ -14,7 +14,6 @@ from pneumoscope.core.errors import DatasetError, ThresholdError, UsageError
 from pneumoscope.core.messages import counted
 from pneumoscope.data.layouts import SPLIT_FOLDERS, load_manifest
 from pneumoscope.data.manifest import LABELS, LabeledImage, Manifest
-from pneumoscope.imaging.decode import EXTENSIONS
 from pneumoscope.runs.run_folder import MANIFEST_FILE
 
 __all__ = [
@@ -112,9 +111,8 @@ def _check_readable(manifest: Manifest, data: Path, split: str) -> None:
         splits = {image.path: image.split for image in Manifest.from_csv(text, manifest.root, str(data))}
     unreadable = []
     for path, reason in manifest.unreadable:
-        name = PurePosixPath(path)
-        split_of_file = splits.get(path, SPLIT_FOLDERS.get(name.parts[0].lower(), ""))
-        if split_of_file == split and name.suffix.lower() in EXTENSIONS and not name.name.startswith("."):
+        split_of_file = splits.get(path, SPLIT_FOLDERS.get(PurePosixPath(path).parts[0].lower(), ""))
+        if split_of_file == split:
             unreadable.append((path, reason))
     if unreadable:
         raise unreadable_error(unreadable, split)

@@ -4,20 +4,18 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Callable, Mapping, Sequence
-from pathlib import Path, PurePosixPath
+from pathlib import Path
 from typing import Self
 
 import numpy as np
 
 from pneumoscope.bundle.card import Card
 from pneumoscope.core.errors import DatasetError
-from pneumoscope.core.messages import counted
 from pneumoscope.core.prediction import Rejection
 from pneumoscope.data.layouts import load_manifest
 from pneumoscope.data.manifest import LABELS, LabeledImage
 from pneumoscope.evaluation.evaluate import decode_images
 from pneumoscope.evaluation.selection import unreadable_error
-from pneumoscope.imaging.decode import EXTENSIONS
 from pneumoscope.imaging.header import HeaderFields, read_header_fields
 from pneumoscope.imaging.preprocess import PreprocessedImage, preprocess_image
 from pneumoscope.imaging.statistics import image_statistics
@@ -98,7 +96,7 @@ class SiteList:
 
     Attributes:
         root: Folder that paths are relative to.
-        images: The images. Patients that the data do not state are pseudonyms from DICOM headers.
+        images: The images.
         headers: Header fields of each image; None if it is not a DICOM file.
         notes: Remarks about the data, as sentences.
     """
@@ -138,15 +136,8 @@ def load_site_images(data: Path) -> SiteList:
         ManifestError, LayoutError: See `load_manifest`.
     """
     manifest = load_manifest(data)
-    # Every row of a CSV is meant to be an image; a folder may hold other files.
-    unreadable = [
-        (path, reason)
-        for path, reason in manifest.unreadable
-        if data.suffix.lower() == ".csv"
-        or (PurePosixPath(path).suffix.lower() in EXTENSIONS and not PurePosixPath(path).name.startswith("."))
-    ]
-    if unreadable:
-        raise unreadable_error(unreadable, "site")
+    if manifest.unreadable:
+        raise unreadable_error(manifest.unreadable, "site")
     if manifest.split("test"):
         raise DatasetError(
             f"{str(data)!r} has a test split, which is reserved for `pneumoscope evaluate`",
@@ -164,27 +155,7 @@ def load_site_images(data: Path) -> SiteList:
         raise DatasetError(f"{str(data)!r} has no {missing[0]} image", hint="An acceptance test needs both labels")
     images = tuple(first.values())
     headers = tuple(read_header_fields(manifest.root / image.path) for image in images)
-    patients, notes = _header_patients(images, headers)
-    images = tuple(
-        dataclasses.replace(image, patient=image.patient or patient)
-        for image, patient in zip(images, patients, strict=True)
-    )
-    return SiteList(manifest.root, images, headers, (*manifest.notes, *notes))
-
-
-def _header_patients(
-    images: Sequence[LabeledImage], headers: Sequence[HeaderFields | None]
-) -> tuple[list[str], list[str]]:
-    """Return the patient of each image by its DICOM header, "" if it states none, and remarks."""
-    patients = [header.patient if header else "" for header in headers]
-    used = [patient for image, patient in zip(images, patients, strict=True) if patient and not image.patient]
-    if not used:
-        return patients, []
-    if len(used) > 1 and len(set(used)) == 1:
-        return [""] * len(images), [
-            f"all {len(used)} DICOM files without a stated patient have the same PatientID, so that it identifies no patient"
-        ]
-    return patients, [f"the patients of {counted(len(used), 'image')} are those of the DICOM headers, as hashes"]
+    return SiteList(manifest.root, images, headers, manifest.notes)
 
 
 def score_site_images(

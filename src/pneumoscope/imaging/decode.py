@@ -10,22 +10,23 @@ import io
 import stat
 import struct
 from pathlib import Path
+from typing import Any
 
 import numpy as np
-import numpy.typing as npt
 from PIL import ExifTags, Image, UnidentifiedImageError
 
 from pneumoscope.core.errors import UnreadableImageError
-from pneumoscope.imaging.image import MAX_PIXELS, Radiograph
+from pneumoscope.core.prediction import OVERRIDES
+from pneumoscope.imaging.file_type import identify
+from pneumoscope.imaging.image import MAX_PIXELS, GrayLevels, Radiograph
 
-__all__ = ["EXTENSIONS", "MAX_BYTES", "MAX_PIXELS", "Radiograph", "decode", "has_dicom_prefix", "require_max_bytes"]
+__all__ = ["MAX_BYTES", "MAX_PIXELS", "Radiograph", "decode", "require_max_bytes"]
 
-EXTENSIONS = frozenset({".jpg", ".jpeg", ".png", ".tif", ".tiff", ".bmp", ".webp", ".dcm"})
 # `MAX_PIXELS` pixels of 32 bits, uncompressed.
 MAX_BYTES = 4 * MAX_PIXELS
 _FORMATS = ("JPEG", "PNG", "TIFF", "BMP", "WEBP")
+_MULTI_PICTURE = "MPO"  # a JPEG of a camera, followed by previews or further pictures; the first one is the image
 _CHROMA_SIDE = 128  # side of the sample in which the chroma is measured, pixels
-_DICOM_PREFIX = b"DICM"  # after a preamble of 128 bytes
 # Transposition that undoes each EXIF orientation. Pillow's `exif_transpose` also rewrites the EXIF data, and fails if
 # another part of it is damaged.
 _TRANSPOSITIONS = {
@@ -45,8 +46,8 @@ def decode(source: Path | bytes, *, name: str = "", min_side: int = 0, allow_rej
     """Return one radiograph as 8-bit gray.
 
     The format is detected from the content, not from the file extension. Color is converted to ITU-R 601 luma
-    (Pillow's "L"), transparent pixels are composited on black, and 12- or 16-bit gray is scaled so that the largest
-    storable value becomes 255. The EXIF orientation is applied, so that the image appears as in a viewer.
+    (Pillow's "L"), transparent pixels are composited on black, and gray of more than 8 bits is scaled by its depth, see
+    `gray_levels.scale_to_depth`. The EXIF orientation is applied, so that the image appears as in a viewer.
 
     Args:
         source: File, or its content.
@@ -54,7 +55,8 @@ def decode(source: Path | bytes, *, name: str = "", min_side: int = 0, allow_rej
         min_side: Minimum side in pixels to which a JPEG may be reduced by 1/2, 1/4 or 1/8 in decoding, which is
             faster than to resize it afterwards. With 0, all images are decoded at full size.
         allow_rejected: Return images that their DICOM header rejects, such as lateral views, with
-            `Radiograph.rejection`, instead of raising an error.
+            `Radiograph.rejections`, instead of raising an error. Images whose rejection a person can override are always
+            returned: in labeled data, a person has chosen them.
 
     Returns:
         The image; its pixels are read-only.
@@ -69,15 +71,21 @@ def decode(source: Path | bytes, *, name: str = "", min_side: int = 0, allow_rej
     if not data:
         raise UnreadableImageError(name, "the file is empty (0 bytes)")
     require_max_bytes(name, len(data))
-    if data[128:132] == _DICOM_PREFIX:
+    file_type = identify(data)
+    if file_type.name == "DICOM":
         from pneumoscope.core.messages import rejection_message
         from pneumoscope.imaging.dicom import decode_dicom
 
         radiograph = decode_dicom(data, name)
-        if radiograph.rejection and not allow_rejected:
-            reason = rejection_message(radiograph.rejection)
+        final = next((each for each in radiograph.rejections if each.code not in OVERRIDES), None)
+        if final and not allow_rejected:
+            reason = rejection_message(final)
             raise UnreadableImageError(name, reason[0].lower() + reason[1:])
         return radiograph
+    if file_type.role != "image":
+        reason = f"it is {file_type.name}" if file_type.hint else file_type.name
+        hint = file_type.hint or f"Supported formats: {', '.join(_FORMATS)}, DICOM"
+        raise UnreadableImageError(name, f"{reason} ({len(data)} bytes)", hint=hint)
     return _decode_image(data, name, min_side)
 
 
@@ -85,17 +93,6 @@ def require_max_bytes(name: str, size: int) -> None:
     """Raise `UnreadableImageError` if the size of a file exceeds `MAX_BYTES`."""
     if size > MAX_BYTES:
         raise UnreadableImageError(name, f"the file has {size:,} bytes; the maximum is {MAX_BYTES:,}")
-
-
-def has_dicom_prefix(path: Path) -> bool:
-    """Return whether a file has the DICOM prefix. DICOM files often have no extension."""
-    try:
-        if not path.is_file():
-            return False
-        with path.open("rb") as file:
-            return file.read(132)[128:] == _DICOM_PREFIX
-    except OSError:
-        return False
 
 
 def _read(path: Path, name: str) -> bytes:
@@ -113,12 +110,12 @@ def _read(path: Path, name: str) -> bytes:
 
 def _decode_image(data: bytes, name: str, min_side: int) -> Radiograph:
     try:
+        if data[:2] == b"MM":
+            _support_white_is_zero()
         image = Image.open(io.BytesIO(data), formats=_FORMATS)
         frames = getattr(image, "n_frames", 1)
     except UnidentifiedImageError as error:
-        raise UnreadableImageError(
-            name, f"not an image ({len(data)} bytes)", hint=f"Supported formats: {', '.join(_FORMATS)}, DICOM"
-        ) from error
+        raise UnreadableImageError(name, f"the header of the image is damaged ({len(data)} bytes)") from error
     except Image.DecompressionBombError as error:
         raise UnreadableImageError(name, _TOO_LARGE, hint="Resize it first") from error
     except Exception as error:  # untrusted bytes can make a parser fail in any way
@@ -126,9 +123,9 @@ def _decode_image(data: bytes, name: str, min_side: int) -> Radiograph:
     with image:
         if image.width * image.height > MAX_PIXELS:
             raise UnreadableImageError(name, f"{_TOO_LARGE} ({image.width} x {image.height})", hint="Resize it first")
-        if frames > 1:
+        if frames > 1 and image.format != _MULTI_PICTURE:
             raise UnreadableImageError(name, f"the file has {frames} frames, not 1", hint="Extract one frame")
-        mode, file_format = image.mode, image.format or ""
+        mode, file_format = image.mode, "JPEG" if image.format == _MULTI_PICTURE else image.format or ""
         if mode in {"I", "F"}:
             raise UnreadableImageError(
                 name, f"the value range of pixels of mode {mode!r} is unknown", hint="Save it as 8- or 16-bit grayscale"
@@ -139,7 +136,7 @@ def _decode_image(data: bytes, name: str, min_side: int) -> Radiograph:
                 image.draft(None, (min_side, min_side))  # affects JPEGs only
             image.load()
             transposition = _transposition(image)
-            pixels = _gray(image if transposition is None else image.transpose(transposition))
+            pixels, warnings = _gray(image if transposition is None else image.transpose(transposition), image)
             chroma = _chroma(image)
         except Exception as error:  # as above
             raise UnreadableImageError(name, f"the pixels cannot be decoded ({_describe(error)})") from error
@@ -147,7 +144,15 @@ def _decode_image(data: bytes, name: str, min_side: int) -> Radiograph:
     if transposition in _SWAPPING_SIDES:
         full_size = full_size[::-1]
     reduced_from = None if full_size == pixels.shape[::-1] else full_size
-    return Radiograph(pixels, name, file_format, mode, reduced_from=reduced_from, chroma=chroma)
+    return Radiograph(pixels, name, file_format, mode, reduced_from=reduced_from, chroma=chroma, warnings=warnings)
+
+
+def _support_white_is_zero() -> None:
+    """Let Pillow open big-endian TIFF files of 16 bits in which 0 is white, like those in which 0 is black."""
+    from PIL import TiffImagePlugin
+
+    key: Any = (TiffImagePlugin.MM, 0, (1,), 1, (16,), ())
+    TiffImagePlugin.OPEN_INFO.setdefault(key, ("I;16B", "I;16B"))
 
 
 def _describe(error: Exception) -> str:
@@ -175,22 +180,25 @@ def _chroma(image: Image.Image) -> float:
     return float((highest - lowest).mean())
 
 
-def _gray(image: Image.Image) -> npt.NDArray[np.uint8]:
+def _gray(image: Image.Image, file: Image.Image) -> GrayLevels:
+    """Return gray levels of an image, transposed or not, from a file."""
     if image.mode.startswith("I;16"):  # Pillow's own conversion to "L" would clip at 255
-        return _gray_16(image)
+        return _gray_16(image, file)
     if image.mode in {"RGBA", "LA", "PA"} or "transparency" in image.info:
         background = Image.new("RGBA", image.size, "black")
         image = Image.alpha_composite(background, image.convert("RGBA"))
-    return np.asarray(image.convert("L"), dtype=np.uint8)
+    return GrayLevels(np.asarray(image.convert("L"), dtype=np.uint8))
 
 
-def _gray_16(image: Image.Image) -> npt.NDArray[np.uint8]:
-    """Return 16-bit gray as 8-bit. Pillow ignores the bit depth and the photometric interpretation of TIFF."""
-    from PIL import TiffImagePlugin  # JPEGs are decoded without this import
+def _gray_16(image: Image.Image, file: Image.Image) -> GrayLevels:
+    """Return gray levels of 9 to 16 bits. Pillow ignores the bit depth and the photometric interpretation of TIFF."""
+    from PIL import TiffImagePlugin  # JPEGs are decoded without these imports
 
-    tags = image.tag_v2 if isinstance(image, TiffImagePlugin.TiffImageFile) else {}
+    from pneumoscope.imaging.gray_levels import scale_to_depth
+
+    tags = file.tag_v2 if isinstance(file, TiffImagePlugin.TiffImageFile) else {}
     bits = tags.get(TiffImagePlugin.BITSPERSAMPLE, (16,))[0]
     white_is_zero = tags.get(TiffImagePlugin.PHOTOMETRIC_INTERPRETATION, 1) == 0
-    deep = np.asarray(image).astype(np.float32)
-    gray: npt.NDArray[np.uint8] = np.clip(np.rint(deep / ((2**bits - 1) / 255)), 0, 255).astype(np.uint8)
-    return 255 - gray if white_is_zero else gray
+    stored = np.asarray(image)
+    gray = scale_to_depth(stored.astype(stored.dtype.newbyteorder("=")), bits)
+    return gray._replace(pixels=255 - gray.pixels) if white_is_zero else gray

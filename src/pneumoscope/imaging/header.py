@@ -7,7 +7,7 @@ import hashlib
 from pathlib import Path
 
 from pneumoscope.core.prediction import PatientAge
-from pneumoscope.imaging.decode import has_dicom_prefix
+from pneumoscope.imaging.file_type import identify_file
 
 __all__ = ["HeaderFields", "read_header_fields"]
 
@@ -40,13 +40,12 @@ class HeaderFields:
 def read_header_fields(path: Path) -> HeaderFields | None:
     """Return the fields of a DICOM file, or None for other files and headers that cannot be read."""
     try:
-        if not has_dicom_prefix(path):
+        if identify_file(path).name != "DICOM":
             return None
-        from pydicom import dcmread
-
+        from pneumoscope.imaging.dicom import read_elements
         from pneumoscope.imaging.patient_age import AGE_ELEMENTS, read_age
 
-        header = dcmread(path, stop_before_pixels=True, specific_tags=[*_ELEMENTS, *_PATIENT_ELEMENTS, *AGE_ELEMENTS])
+        header = read_elements(path, [*_ELEMENTS, *_PATIENT_ELEMENTS, *AGE_ELEMENTS])
         sex, view, manufacturer = (" ".join(str(header.get(name) or "").split())[:_MAX_LENGTH] for name in _ELEMENTS)
         identifier, issuer = (str(header.get(name) or "").strip() for name in _PATIENT_ELEMENTS)
         pseudonym = hashlib.sha256(f"{issuer}\\{identifier}".encode()).hexdigest()[:_PSEUDONYM_LENGTH]

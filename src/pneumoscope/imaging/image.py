@@ -1,19 +1,32 @@
-"""The record of a decoded image: gray levels, and the properties of the file that the input checks use."""
+"""The records of a decoded image: gray levels, and the properties of the file that the input checks use."""
 
 from __future__ import annotations
 
 import dataclasses
+from typing import NamedTuple
 
 import numpy as np
 import numpy.typing as npt
 
 from pneumoscope.core.errors import UnreadableImageError
-from pneumoscope.core.prediction import PatientAge, Rejection
+from pneumoscope.core.prediction import PatientAge, Rejection, WarningCode
 
-__all__ = ["MAX_PIXELS", "Radiograph"]
+__all__ = ["MAX_PIXELS", "GrayLevels", "Radiograph"]
 
 # The largest detectors have about 4,300 x 4,300 pixels; this is four times as many.
 MAX_PIXELS = 75_000_000
+
+
+class GrayLevels(NamedTuple):
+    """An image in 256 gray levels.
+
+    Attributes:
+        pixels: Gray levels, 0 (black) to 255 (white), shape (height, width).
+        warnings: "window_ignored", "bit_depth_measured", or nothing.
+    """
+
+    pixels: npt.NDArray[np.uint8]
+    warnings: tuple[WarningCode, ...] = ()
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
@@ -29,7 +42,8 @@ class Radiograph:
         reduced_from: Width and height in the file, pixels, if the image was decoded at a reduced size; else None.
         age: Age of the patient, if the file states it; else None.
         chroma: Mean difference of the largest and smallest color channel, gray levels; 0 for gray images.
-        rejection: Why the header of the file excludes a prediction, such as a lateral view; else None.
+        rejections: Why the header of the file excludes a prediction, such as a lateral view; a person can override some.
+        warnings: Codes of warnings about the header and the gray levels.
 
     Raises:
         UnreadableImageError: The pixels are not 8-bit gray levels in two dimensions, or there are none.
@@ -42,7 +56,8 @@ class Radiograph:
     reduced_from: tuple[int, int] | None = None
     chroma: float = 0.0
     age: PatientAge | None = None
-    rejection: Rejection | None = None
+    rejections: tuple[Rejection, ...] = ()
+    warnings: tuple[WarningCode, ...] = ()
 
     def __post_init__(self) -> None:
         """Validate the pixels, so that images with three channels cannot pass."""

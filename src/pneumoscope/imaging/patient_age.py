@@ -12,6 +12,7 @@ from datetime import date
 from pydicom import Dataset
 
 from pneumoscope.core.prediction import MAX_AGE, PatientAge
+from pneumoscope.imaging.header_checks import element_text
 
 __all__ = ["AGE_ELEMENTS", "parse_age", "parse_date", "read_age"]
 
@@ -19,21 +20,33 @@ _MAX_QUOTED = 24  # characters of a value in a message
 
 # PS3.5 section 6.2 (AS): a number of three digits and D, W, M or Y.
 _STANDARD = re.compile(r"(?P<number>\d{3})(?P<unit>[DWMY])")
-# Headers also have other numbers of digits, no unit (years, as in the RSNA challenge data) and words. A single M would be
-# ambiguous: "45M" is a man of 45 years as often as an age of 45 months.
-_OTHER = re.compile(r"(?P<number>\d{1,5}(?:\.\d{1,3})?)\s*(?P<unit>[a-z]*)\.?", re.IGNORECASE)
+# Headers also have other numbers of digits, no unit (years, as in the RSNA challenge data) and words. A single M is months up
+# to `_MAX_MONTHS`; beyond, it is ambiguous: "45M" is a man of 45 years as often as an age of 45 months.
+_OTHER = re.compile(r"(?P<number>\d{1,5}(?:[.,]\d{1,3})?)\s*(?P<unit>[^\W\d_]*)\.?")
+_MAX_MONTHS = 24
 _UNITS = {
-    "d": 1 / 365.25, "day": 1 / 365.25, "days": 1 / 365.25,
-    "w": 7 / 365.25, "wk": 7 / 365.25, "wks": 7 / 365.25, "week": 7 / 365.25, "weeks": 7 / 365.25,
-    "mo": 1 / 12, "mos": 1 / 12, "mon": 1 / 12, "month": 1 / 12, "months": 1 / 12,
-    "y": 1, "yr": 1, "yrs": 1, "year": 1, "years": 1, "yo": 1, "": 1,
-}  # fmt: skip
-# PS3.5: YYYYMMDD, before 1993 YYYY.MM.DD. ISO 8601 and YYYY/MM/DD are common. DD.MM.YYYY has one meaning; with slashes or
-# dashes, day and month could be exchanged, so those dates are not understood.
+    unit: years
+    for years, units in (
+        (1 / 365.25, "d day days tag tage dia dias jour jours giorni 天 日"),
+        (7 / 365.25, "w wk wks week weeks woche wochen semana semanas semaine semaines 週 周"),
+        (1 / 12, "mo mos mon month months monat monate mes meses mois mesi 月 個月 个月 ヶ月 か月 мес"),
+        (1, "y yr yrs year years yo j jahr jahre a an ans ano anos anni 歲 岁 歳 才 세 год года лет"),
+    )
+    for unit in units.split()
+} | {"": 1}
+# PS3.5: YYYYMMDD, before 1993 YYYY.MM.DD. ISO 8601 and YYYY/MM/DD are common, with a time or without, and so are names of months.
+# DD.MM.YYYY has one meaning; with slashes or dashes, day and month could be exchanged: only if one of them is above 12, the date
+# is understood. A year alone is its middle.
+_MONTHS = ("jan", "feb", "mar", "apr", "may", "jun", "jul", "aug", "sep", "oct", "nov", "dec")
+_TIME = r"(?:[T ]?\d{2}:?\d{2}(?::?\d{2})?(?:\.\d*)?(?:Z|[+-]\d{2}:?\d{2})?)?"
 _DATES = (
-    re.compile(r"(?P<year>\d{4})(?P<separator>[-./]?)(?P<month>\d{2})(?P=separator)(?P<day>\d{2})"),
+    re.compile(r"(?P<year>\d{4})(?P<separator>[-./ ]?)(?P<month>\d{2})(?P=separator)(?P<day>\d{2})" + _TIME),
     re.compile(r"(?P<day>\d{1,2})\.(?P<month>\d{1,2})\.(?P<year>\d{4})"),
+    re.compile(r"(?P<day>\d{1,2})[-. ]*(?P<name>[a-z]{3})[a-z]*[-., ]*(?P<year>\d{4})", re.IGNORECASE),
+    re.compile(r"(?P<name>[a-z]{3})[a-z]*[-. ]*(?P<day>\d{1,2})[-., ]+(?P<year>\d{4})", re.IGNORECASE),
+    re.compile(r"(?P<year>\d{4})"),
 )
+_DAY_OR_MONTH_FIRST = re.compile(r"(?P<first>\d{1,2})([-/])(?P<second>\d{1,2})\2(?P<year>\d{4})")
 _EXAMINATION_DATES = (
     "AcquisitionDate", "AcquisitionDateTime", "ContentDate", "SeriesDate", "StudyDate",
 )  # fmt: skip
@@ -47,19 +60,19 @@ def read_age(header: Dataset) -> PatientAge | None:
     understood, `PatientAge.stated` has the element and the form of its value, such as "99/99/9999" for a date: the value itself
     could identify the patient.
     """
-    if stated := _text(header, "PatientAge"):
+    if stated := element_text(header, "PatientAge"):
         years = parse_age(stated)
         return PatientAge(years) if years is not None else _not_understood("PatientAge", stated)
-    born = _text(header, "PatientBirthDate")
+    born = element_text(header, "PatientBirthDate")
     if not born:
         return None
     birth = parse_date(born)
     if birth is None:
         return _not_understood("PatientBirthDate", born)
     name, examined = next(
-        ((name, text) for name in _EXAMINATION_DATES if (text := _text(header, name))), ("StudyDate", "")
+        ((name, text) for name in _EXAMINATION_DATES if (text := element_text(header, name))), ("StudyDate", "")
     )
-    examination = parse_date(examined[:8] if name == "AcquisitionDateTime" else examined)
+    examination = parse_date(examined)
     if examination is None:
         return _not_understood(name, examined)
     years = (examination - birth).days / 365.25
@@ -75,26 +88,37 @@ def parse_age(text: str) -> float | None:
         unit = 1 / 12 if match["unit"] == "M" else _UNITS[match["unit"].lower()]
     elif match := _OTHER.fullmatch(text):
         unit = _UNITS.get(match["unit"].lower(), math.nan)
+        if match["unit"].upper() == "M" and float(match["number"].replace(",", ".")) <= _MAX_MONTHS:
+            unit = 1 / 12
     else:
         return None
-    age = float(match["number"]) * unit
+    age = float(match["number"].replace(",", ".")) * unit
     return age if age <= MAX_AGE else None
 
 
 def parse_date(text: str) -> date | None:
     """Return the date of a text, or None if it is not a date or could mean several."""
+    text = text.strip()
     for pattern in _DATES:
-        if match := pattern.fullmatch(text.strip()):
-            try:
-                return date(int(match["year"]), int(match["month"]), int(match["day"]))
-            except ValueError:
+        if match := pattern.fullmatch(text):
+            parts = match.groupdict()
+            name = (parts.get("name") or "").lower()
+            if name and name not in _MONTHS:
                 return None
+            month = _MONTHS.index(name) + 1 if name else int(parts.get("month", 7))
+            return _date(int(parts["year"]), month, int(parts.get("day", 1)))
+    if match := _DAY_OR_MONTH_FIRST.fullmatch(text):
+        year, first, second = int(match["year"]), int(match["first"]), int(match["second"])
+        both = {_date(year, first, second), _date(year, second, first)} - {None}
+        return both.pop() if len(both) == 1 else None
     return None
 
 
-def _text(header: Dataset, name: str) -> str:
-    value = header.get(name)
-    return "" if value is None else str(value).strip().strip("\0").strip()
+def _date(year: int, month: int, day: int) -> date | None:
+    try:
+        return date(year, month, day)
+    except ValueError:
+        return None
 
 
 def _not_understood(name: str, text: str) -> PatientAge:

@@ -15,7 +15,7 @@ import numpy.typing as npt
 from msgspec import Meta, Struct
 from PIL import Image
 
-from pneumoscope.core.prediction import PatientAge, Rejection
+from pneumoscope.core.prediction import PatientAge, Rejection, WarningCode
 from pneumoscope.imaging.image import Radiograph
 from pneumoscope.imaging.input_checks import check_image
 
@@ -81,7 +81,8 @@ class PreprocessedImage:
         format: Format of the file: "JPEG", "PNG", "DICOM", ...
         width, height: Size of the image in its file, pixels.
         age: Age of the patient; None if unknown.
-        rejection: Why the header or the pixels exclude a prediction, or None.
+        rejections: Why the header or the pixels exclude a prediction; a person can override some.
+        warnings: Codes of warnings about the header and the gray levels.
         radiograph: The decoded image, if requested.
     """
 
@@ -91,7 +92,8 @@ class PreprocessedImage:
     width: int
     height: int
     age: PatientAge | None
-    rejection: Rejection | None
+    rejections: tuple[Rejection, ...]
+    warnings: tuple[WarningCode, ...]
     radiograph: Radiograph | None = None
 
 
@@ -106,6 +108,7 @@ def preprocess_image(
         keep_radiograph: Also return the decoded image, on which a heatmap can be drawn.
     """
     width, height = radiograph.reduced_from or (radiograph.width, radiograph.height)
+    by_pixels = check_image(radiograph, preprocessing.size // 2)
     return PreprocessedImage(
         pixels=preprocess(radiograph, preprocessing),
         source=radiograph.source,
@@ -113,6 +116,7 @@ def preprocess_image(
         width=width,
         height=height,
         age=radiograph.age,
-        rejection=radiograph.rejection or check_image(radiograph, preprocessing.size // 2),
+        rejections=(*radiograph.rejections, by_pixels) if by_pixels else radiograph.rejections,
+        warnings=radiograph.warnings,
         radiograph=radiograph if keep_radiograph else None,
     )

@@ -6,14 +6,24 @@ This is the only place that decides; the CLI, the Python API, the service and th
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Sequence
+from collections.abc import Collection, Iterable, Sequence
 
 import numpy as np
 import numpy.typing as npt
 
 from pneumoscope.bundle.card import INPUT_CLASSES, Calibration, Card, InputCheck, OperatingPoint, RejectionLimits
 from pneumoscope.core.errors import UnknownNameError
-from pneumoscope.core.prediction import Decision, PatientAge, Rejection, RejectionCode, Uncertainty
+from pneumoscope.core.prediction import (
+    ASSUMPTIONS,
+    OVERRIDES,
+    Assumption,
+    Decision,
+    PatientAge,
+    Rejection,
+    RejectionCode,
+    Uncertainty,
+    WarningCode,
+)
 from pneumoscope.core.results import Interval
 from pneumoscope.statistics.conformal import VennAbers
 
@@ -27,13 +37,23 @@ __all__ = [
     "decide",
     "failed_checks",
     "find_operating_point",
+    "find_warnings",
     "reject_by_age",
+    "reject_by_file",
     "reject_by_network",
     "sigmoid",
     "threshold_probability",
 ]
 
 DEFAULT_OPERATING_POINT = "balanced"
+# Warnings about what is not stated: with an assumption, the warning is that it was assumed.
+_ASSUMED_INSTEAD: dict[WarningCode, Assumption] = {
+    "modality_not_stated": "chest",
+    "body_part_not_stated": "chest",
+    "view_not_stated": "frontal",
+    "one_side_stated": "frontal",
+}
+_ASSUMED: dict[Assumption, WarningCode] = {"chest": "assumed_chest", "frontal": "assumed_frontal"}
 _FAULTS: tuple[RejectionCode, ...] = tuple(code for code in INPUT_CLASSES if code != "upright")
 
 
@@ -80,6 +100,34 @@ def _interval(card: Card, logit: float, probability: float) -> Interval | None:
     # Platt scaling and Venn-Abers use the same images in different ways; the interval covers both.
     low, high = min(low, probability), max(high, probability)
     return Interval(probability, low, high, method=card.intervals.method, n=card.intervals.n, level=None)
+
+
+def reject_by_file(rejections: Iterable[Rejection], assumptions: Collection[Assumption]) -> Rejection | None:
+    """Return the first rejection by the header or the pixels of a file that no assumption overrides, or None."""
+    return next((each for each in rejections if OVERRIDES.get(each.code) not in assumptions), None)
+
+
+def find_warnings(
+    card: Card,
+    warnings: Iterable[WarningCode],
+    rejections: Iterable[Rejection],
+    age: PatientAge | None,
+    assumptions: Collection[Assumption],
+) -> tuple[WarningCode, ...]:
+    """Return the warnings that accompany a prediction.
+
+    Args:
+        card: Card of the bundle; without an age range, an unknown age is no reason for a warning.
+        warnings: Warnings about the file.
+        rejections: Rejections by the header and the pixels; each of them is overridden, which is a warning, too.
+        age: Age of the patient; None if unknown.
+        assumptions: What a person states about all images.
+    """
+    overridden = {OVERRIDES[each.code] for each in rejections}
+    found: list[WarningCode] = ["age_not_stated"] if card.age_range is not None and age is None else []
+    found.extend(code for code in warnings if _ASSUMED_INSTEAD.get(code) not in assumptions)
+    assumed = overridden | {_ASSUMED_INSTEAD[code] for code in warnings if _ASSUMED_INSTEAD.get(code) in assumptions}
+    return (*found, *(_ASSUMED[each] for each in ASSUMPTIONS if each in assumed))
 
 
 def reject_by_network(

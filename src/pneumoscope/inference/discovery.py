@@ -3,63 +3,140 @@
 from __future__ import annotations
 
 import os
+from collections import defaultdict
 from collections.abc import Iterable
 from pathlib import Path
 from typing import NamedTuple
 
-from pneumoscope.imaging.decode import EXTENSIONS, has_dicom_prefix
+from pneumoscope.core.messages import counted
+from pneumoscope.imaging.file_type import identify_file, skip_reason
 
-__all__ = ["DiscoveredImages", "discover_images"]
+__all__ = ["DiscoveredImages", "SkippedFile", "discover_images"]
+
+_MAX_NAMED = 3  # skipped files per reason in the summary
+
+
+class SkippedFile(NamedTuple):
+    """A file or folder that is not searched or predicted, and why."""
+
+    path: str
+    reason: str
 
 
 class DiscoveredImages(NamedTuple):
-    """Image files in the order of the arguments, and the number of skipped files, hidden folders and links."""
+    """Image files in the order of the arguments, and the files, hidden folders and links that were skipped."""
 
     paths: tuple[str, ...]
-    skipped: int
+    skipped: tuple[SkippedFile, ...] = ()
+
+    def skipped_summary(self) -> str:
+        """Return the number of skipped files by reason with the first names; "" if there are none."""
+        if not self.skipped:
+            return ""
+        by_reason: dict[str, list[str]] = defaultdict(list)
+        for path, reason in self.skipped:
+            by_reason[reason].append(path)
+        parts = []
+        for reason, paths in sorted(by_reason.items(), key=lambda item: (-len(item[1]), item[0])):
+            names = ", ".join(Path(path).name for path in paths[:_MAX_NAMED])
+            parts.append(f"{len(paths):,} {reason} ({names}{', …' if len(paths) > _MAX_NAMED else ''})")
+        return f"Skipped {counted(len(self.skipped), 'file')}: {'; '.join(parts)}"
 
 
 def discover_images(arguments: Iterable[str]) -> DiscoveredImages:
     """Return the images among files and folders.
 
     A file is returned whatever its content, so that an unreadable one is reported. A folder is searched recursively, in sorted
-    order, for files with the extension of an image or the beginning of a DICOM file, which often has no extension. Hidden files
-    and folders, DICOMDIR files and links to folders are skipped.
+    order, for images; see `imaging.file_type.skip_reason`. A DICOMDIR stands for the files that it lists, whether they exist or
+    not. Hidden files and folders and links to folders are skipped.
 
     Args:
         arguments: Files and folders; a missing path counts as a file.
     """
     paths: list[str] = []
-    skipped = 0
+    skipped: list[SkippedFile] = []
     for argument in arguments:
-        if not os.path.isdir(argument):  # noqa: PTH112  the path keeps the form that the user wrote
-            paths.append(argument)
-            continue
-        images, others = _search(argument)
-        paths.extend(images)
-        skipped += others
-    return DiscoveredImages(tuple(paths), skipped)
+        if os.path.isdir(argument):  # noqa: PTH112  the path keeps the form that the user wrote
+            images, others = _search(argument)
+            paths.extend(images)
+            skipped.extend(others)
+        else:
+            paths.extend(_listed_files(argument) if _is_dicomdir(argument) else [argument])
+    return DiscoveredImages(tuple(paths), tuple(skipped))
 
 
-def _search(folder: str) -> tuple[list[str], int]:
-    """Return the images below a folder, and the number of other files."""
-    images: list[str] = []
-    skipped = 0
+def _search(folder: str) -> tuple[list[str], list[SkippedFile]]:
+    """Return the images below a folder, with those that its DICOMDIR files list, and the other files."""
+    images: dict[str, None] = {}
+    skipped: list[SkippedFile] = []
 
     def on_error(error: OSError) -> None:
-        images.append(str(error.filename))  # decoding the unreadable folder reports why
+        images[str(error.filename)] = None  # decoding the unreadable folder reports why
 
     for parent, folders, names in os.walk(folder, onerror=on_error):
-        visited = [name for name in folders if not name.startswith(".") and not Path(parent, name).is_symlink()]
-        skipped += len(folders) - len(visited)
-        folders[:] = visited
-        found = [path for name in names if _is_image(path := Path(parent, name))]
-        images.extend(os.path.join(parent, path.name) for path in found)  # noqa: PTH118  Path would drop a leading ./
-        skipped += len(names) - len(found)
-    return sorted(images, key=lambda path: Path(path).parts), skipped
+        hidden = [name for name in folders if name.startswith(".")]
+        links = [name for name in folders if name not in hidden and Path(parent, name).is_symlink()]
+        skipped.extend(SkippedFile(_join(parent, name), "hidden") for name in hidden)
+        skipped.extend(SkippedFile(_join(parent, name), "a link to a folder") for name in links)
+        folders[:] = [name for name in folders if name not in {*hidden, *links}]
+        for name in names:
+            path = _join(parent, name)
+            reason = skip_reason(Path(path))
+            if not reason:
+                images[path] = None
+            elif _is_dicomdir(path):  # files that it lists and that are missing are reported as unreadable
+                images.update(dict.fromkeys(_listed_files(path)))
+            else:
+                skipped.append(SkippedFile(path, reason))
+    return sorted(images, key=lambda path: Path(path).parts), sorted(skipped)
 
 
-def _is_image(path: Path) -> bool:
-    if path.name.startswith(".") or path.name == "DICOMDIR":
+def _join(parent: str, name: str) -> str:
+    return os.path.join(parent, name)  # noqa: PTH118  Path would drop a leading ./
+
+
+def _is_dicomdir(path: str) -> bool:
+    try:
+        return identify_file(Path(path)).role == "directory"
+    except (OSError, ValueError):
         return False
-    return path.suffix.lower() in EXTENSIONS or has_dicom_prefix(path)
+
+
+def _listed_files(dicomdir: str) -> list[str]:
+    """Return the files with images that a DICOMDIR lists, in its order.
+
+    A DICOMDIR that cannot be read, or lists a file outside its folder, stands for itself, so that decoding reports an error.
+    """
+    from pydicom import dcmread
+
+    try:
+        records = dcmread(dicomdir, specific_tags=["DirectoryRecordSequence"]).DirectoryRecordSequence
+        listed = [
+            [identifier] if isinstance(identifier, str) else [*identifier]
+            for record in records
+            if record.get("DirectoryRecordType") == "IMAGE" and (identifier := record.get("ReferencedFileID"))
+        ]
+    except Exception:  # noqa: BLE001  untrusted bytes can make a parser fail in any way
+        return [dicomdir]
+    if any(part in {"", ".", ".."} or "/" in part or "\0" in part for parts in listed for part in parts):
+        return [dicomdir]
+    parent = os.path.dirname(dicomdir)  # noqa: PTH120  keeps the form that the user wrote
+    return [_find_file(parent, parts) for parts in listed]
+
+
+def _find_file(folder: str, parts: list[str]) -> str:
+    """Return the path of a listed file. Its name is in capitals; mounted media often show lower case."""
+    path = _join(folder, os.path.join(*parts))  # noqa: PTH118
+    if os.path.lexists(path):
+        return path
+    found = folder
+    for part in parts:
+        try:
+            names = os.listdir(found or ".")  # noqa: PTH208
+        except OSError:
+            return path
+        match = next((name for name in names if name.casefold() in {part.casefold(), f"{part.casefold()}."}), None)
+        if match is None:
+            return path
+        found = _join(found, match)
+    return found

@@ -5,7 +5,7 @@ from __future__ import annotations
 import dataclasses
 import os
 from collections import deque
-from collections.abc import Callable, Generator, Iterable, Iterator, Sequence
+from collections.abc import Callable, Collection, Generator, Iterable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from itertools import islice
 from pathlib import Path
@@ -19,6 +19,7 @@ from pneumoscope.core.errors import UnreadableImageError, UsageError
 from pneumoscope.core.prediction import (
     MAX_AGE,
     AgeRequirement,
+    Assumption,
     Failure,
     ImageInfo,
     ModelInfo,
@@ -28,7 +29,13 @@ from pneumoscope.core.prediction import (
 from pneumoscope.imaging.image import Radiograph
 from pneumoscope.imaging.preprocess import PreprocessedImage
 from pneumoscope.imaging.statistics import image_statistics
-from pneumoscope.inference.decision import DEFAULT_OPERATING_POINT, decide, find_operating_point, threshold_probability
+from pneumoscope.inference.decision import (
+    DEFAULT_OPERATING_POINT,
+    decide,
+    find_operating_point,
+    find_warnings,
+    threshold_probability,
+)
 from pneumoscope.inference.image_loader import ImageLoader
 from pneumoscope.inference.session import BundleSession, Scored
 from pneumoscope.runs.run_folder import find_bundle
@@ -344,7 +351,7 @@ class Model:
 
     def _predict(self, image: PreprocessedImage, scored: Scored) -> Prediction:
         result = decide(self.card, self.point, scored.logit, scored.rejection)
-        is_age_unknown = self.card.age_range is not None and image.age is None and not result.rejection
+        assumptions = self._session.assumptions
         return Prediction(
             path=image.source,
             decision=result.decision,
@@ -355,7 +362,9 @@ class Model:
             rejection=result.rejection,
             uncertainty=result.uncertainty,
             age=image.age,
-            warnings=("age_not_stated",) if is_age_unknown else (),
+            warnings=()
+            if result.rejection
+            else find_warnings(self.card, image.warnings, image.rejections, image.age, assumptions),
             image=ImageInfo(image.width, image.height, image.format),
             image_statistics=image_statistics(image.pixels) if self.profile and self.profile.monitoring else None,
             model=self.facts,
@@ -378,6 +387,7 @@ def load_model(
     threads: int = 0,
     isolated: bool = False,
     require_age: AgeRequirement = "never",
+    assume: Collection[Assumption] = (),
     site: str | Path | None = None,
 ) -> Model:
     """Return a model that is ready to predict.
@@ -390,13 +400,15 @@ def load_model(
             untrusted images. Linux and macOS only.
         require_age: Reject images if the age of the patient is unknown: "always", or "dicom" for DICOM files only. Without an
             age range on the card, it has no effect.
+        assume: What is true of all images, whatever their DICOM headers state: "chest" if they are chest radiographs, "frontal"
+            if they are frontal views of both lungs. Each prediction that depends on it has a warning.
         site: Site profile of `pneumoscope accept`, with calibration, thresholds and limits for a hospital.
     Raises:
         BundleError: The bundle is missing or invalid; see `bundle.card.read_bundle`.
         SiteProfileError: The site profile cannot be read, was changed, or belongs to another model.
         RunError: The run has no bundle.
         UnknownNameError: The card has no such operating point.
-        UsageError: `isolated` is not available on this platform.
+        UsageError: `isolated` is not available on this platform, or `require_age` or `assume` has an unknown value.
     """
     folder = find_bundle(None if bundle is None else Path(bundle))
     pool = None
@@ -406,7 +418,7 @@ def load_model(
         pool = DecodePool()
         pool.start()  # while the network is loaded
     session = BundleSession.load(
-        folder, threads=threads, require_age=require_age, site=None if site is None else Path(site)
+        folder, threads=threads, require_age=require_age, assume=assume, site=None if site is None else Path(site)
     )
     return Model(session, operating_point=operating_point, pool=pool, folder=folder)
 

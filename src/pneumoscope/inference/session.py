@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import os
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Collection, Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import NamedTuple, get_args
 
@@ -15,10 +15,10 @@ from pneumoscope.bundle.card import INPUT_CLASSES, Card, read_bundle
 from pneumoscope.bundle.network_checks import SELF_TEST_TOLERANCE, self_test_image
 from pneumoscope.bundle.site_profile import SiteProfile, apply_site_profile, read_site_profile
 from pneumoscope.core.errors import BundleError, UsageError
-from pneumoscope.core.prediction import AgeRequirement, Rejection
+from pneumoscope.core.prediction import ASSUMPTIONS, AgeRequirement, Assumption, Rejection
 from pneumoscope.imaging.image import Radiograph
 from pneumoscope.imaging.preprocess import PreprocessedImage, preprocess_image
-from pneumoscope.inference.decision import calibrate, reject_by_age, reject_by_network
+from pneumoscope.inference.decision import calibrate, reject_by_age, reject_by_file, reject_by_network
 
 __all__ = ["OUTPUTS", "BundleSession", "Outputs", "Scored", "network_rejections"]
 
@@ -60,10 +60,19 @@ class BundleSession:
     Attributes:
         card: Card of the bundle, with the changes of the site profile.
         profile: The site profile, or None.
+        assumptions: What is true of all images, whatever their headers state.
         has_heatmaps: True if the network has the output `heatmap`.
     """
 
-    def __init__(self, card: Card, network: bytes, *, threads: int = 0, require_age: AgeRequirement = "never") -> None:
+    def __init__(
+        self,
+        card: Card,
+        network: bytes,
+        *,
+        threads: int = 0,
+        require_age: AgeRequirement = "never",
+        assume: Collection[Assumption] = (),
+    ) -> None:
         """Start an ONNX Runtime session.
 
         Args:
@@ -71,14 +80,18 @@ class BundleSession:
             network: Content of the ONNX file.
             threads: Threads per network call; 0 means one per core.
             require_age: Images that are rejected if the age of the patient is unknown.
+            assume: What is true of all images, whatever their headers state; see `core.prediction.OVERRIDES`.
         Raises:
             BundleError: ONNX Runtime cannot run the file, or its inputs and outputs do not match the bundle format.
-            UsageError: `require_age` is not one of `AgeRequirement`.
+            UsageError: `require_age` is not one of `AgeRequirement`, or `assume` has a value that is not an `Assumption`.
         """
         if require_age not in get_args(AgeRequirement):
             raise UsageError(
                 f"require_age is {require_age!r}", hint=f"Pass one of: {', '.join(get_args(AgeRequirement))}"
             )
+        for assumption in assume:
+            if assumption not in ASSUMPTIONS:
+                raise UsageError(f"assume has {assumption!r}", hint=f"Pass one or more of: {', '.join(ASSUMPTIONS)}")
         # ONNX Runtime's builds may report usage to their vendor. Disable that before the first import, unless it is configured.
         os.environ.setdefault("ORT_DISABLE_TELEMETRY", "1")
         import onnxruntime
@@ -92,6 +105,7 @@ class BundleSession:
             raise BundleError(f"the network of bundle {card.name!r} cannot be run: {error}") from error
         self.card = card
         self.profile: SiteProfile | None = None
+        self.assumptions = tuple(assume)
         self._require_age = require_age
         self._output_names = [output.name for output in self._session.get_outputs()]
         self._check_signature()
@@ -99,13 +113,19 @@ class BundleSession:
 
     @classmethod
     def load(
-        cls, folder: Path, *, threads: int = 0, require_age: AgeRequirement = "never", site: Path | None = None
+        cls,
+        folder: Path,
+        *,
+        threads: int = 0,
+        require_age: AgeRequirement = "never",
+        assume: Collection[Assumption] = (),
+        site: Path | None = None,
     ) -> BundleSession:
         """Read and verify a bundle, start a session and run its self-test.
 
         Args:
             folder: Folder of the bundle.
-            threads, require_age: See `__init__`.
+            threads, require_age, assume: See `__init__`.
             site: Site profile to apply to the card, see `bundle.site_profile`.
 
         Raises:
@@ -113,7 +133,7 @@ class BundleSession:
             SiteProfileError: The site profile cannot be read, was changed, or belongs to another model.
         """
         card, network = read_bundle(folder)
-        session = cls(card, network, threads=threads, require_age=require_age)
+        session = cls(card, network, threads=threads, require_age=require_age, assume=assume)
         session._check_limits()
         session.run_self_test()
         if site is not None:
@@ -192,8 +212,8 @@ class BundleSession:
 
     def reject_by_file(self, image: PreprocessedImage) -> Rejection | None:
         """Return the rejection by the pixels, the header or the age of an image, before the network; None if it passes."""
-        if image.rejection:
-            return image.rejection
+        if rejection := reject_by_file(image.rejections, self.assumptions):
+            return rejection
         required = self._require_age == "always" or (self._require_age == "dicom" and image.format == "DICOM")
         return reject_by_age(self.card, image.age, required=required)
 

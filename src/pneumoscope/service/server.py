@@ -12,7 +12,7 @@ import socket
 import threading
 import time
 import webbrowser
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Collection, Iterator
 from datetime import timedelta
 from pathlib import Path
 
@@ -22,7 +22,7 @@ from fastapi import FastAPI
 from pneumoscope.core.errors import UsageError
 from pneumoscope.core.i18n import NOTICE
 from pneumoscope.core.messages import counted
-from pneumoscope.core.prediction import AgeRequirement
+from pneumoscope.core.prediction import AgeRequirement, Assumption
 from pneumoscope.inference.model import load_model
 from pneumoscope.service.app import CLOSE_SECONDS, create_app
 from pneumoscope.service.auth.tokens import Authenticator, is_loopback, read_tokens
@@ -51,6 +51,7 @@ def serve(
     operating_point: str,
     site: Path | None,
     require_age: AgeRequirement,
+    assume: Collection[Assumption],
     folder: Path | None,
     database: str,
     keep: timedelta | None,
@@ -64,7 +65,7 @@ def serve(
 
     Args:
         host, port: Address to listen on; port 0 picks a free one.
-        model, operating_point, site, require_age: See `load_model`.
+        model, operating_point, site, require_age, assume: See `load_model`.
         folder: Data directory; None keeps everything in memory.
         database: See `PredictionRepository`.
         keep: Age at which images are removed; None keeps them.
@@ -81,7 +82,13 @@ def serve(
     _check_access(host, public_name, token_file=token_file, no_auth=no_auth)
     authenticator = Authenticator(read_tokens(token_file) if token_file else {})
     loaded_model = load_model(
-        model, operating_point=operating_point, threads=1, isolated=True, require_age=require_age, site=site
+        model,
+        operating_point=operating_point,
+        threads=1,
+        isolated=True,
+        require_age=require_age,
+        assume=assume,
+        site=site,
     )
     faulthandler.enable()  # logs a crash
     with (
@@ -99,6 +106,8 @@ def serve(
         echo(
             f"{url}  model {loaded_model.card.name}, operating point {operating_point_name}, require age {require_age}"
         )
+        if assume:
+            echo(f"Assumed of all images: {', '.join(assume)}")
         if loaded_model.facts.site:
             echo(f"Site profile: {loaded_model.facts.site}")
         echo("In-memory storage; discarded on exit" if folder is None else f"Data directory: {folder}")

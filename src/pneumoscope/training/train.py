@@ -6,7 +6,7 @@ import contextlib
 import dataclasses
 from collections import Counter
 from collections.abc import Callable
-from pathlib import Path, PurePosixPath
+from pathlib import Path
 
 import torch
 
@@ -20,7 +20,6 @@ from pneumoscope.data.layouts import load_manifest
 from pneumoscope.data.manifest import LABELS, Manifest
 from pneumoscope.data.outliers import Outliers, load_outliers
 from pneumoscope.data.split import split_manifest
-from pneumoscope.imaging.decode import EXTENSIONS
 from pneumoscope.models.base import ClassifierNetwork
 from pneumoscope.models.factory import create_model
 from pneumoscope.models.input_checks import FeatureExtractor
@@ -238,12 +237,9 @@ def _initial_weights_sha256(network: ClassifierNetwork, recipe: Recipe) -> str:
 
 def _check_readable(manifest: Manifest) -> None:
     """Raise if an image could not be opened. Skipping it would change the training set without notice."""
-    unreadable = [
-        (path, reason) for path, reason in manifest.unreadable if PurePosixPath(path).suffix.lower() in EXTENSIONS
-    ]
-    if unreadable:
-        path, reason = unreadable[0]
-        more = f" (and {counted(len(unreadable) - 1, 'more image')})" if len(unreadable) > 1 else ""
+    if manifest.unreadable:
+        path, reason = manifest.unreadable[0]
+        more = f" (and {counted(len(manifest.unreadable) - 1, 'more image')})" if len(manifest.unreadable) > 1 else ""
         raise UnreadableImageError(path, f"{reason}{more}", hint=UNREADABLE_HINT)
 
 

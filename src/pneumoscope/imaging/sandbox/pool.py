@@ -254,7 +254,8 @@ def _preprocessed(reply: DecodeSuccess, arrays: Sequence[npt.NDArray[np.uint8]],
         width=width,
         height=height,
         age=reply.age,
-        rejection=reply.rejection,
+        rejections=reply.rejections,
+        warnings=reply.warnings,
         radiograph=_radiograph(reply, arrays[1], name) if len(arrays) > 1 else None,
     )
 
@@ -268,5 +269,6 @@ def _radiograph(reply: DecodeSuccess, pixels: npt.NDArray[np.uint8], name: str) 
         reduced_from=reply.reduced_from,
         chroma=reply.chroma,
         age=reply.age,
-        rejection=reply.header_rejection,
+        rejections=reply.header_rejections,
+        warnings=reply.warnings,
     )

@@ -238,9 +238,8 @@ class _DeadlineStream(io.RawIOBase):
 def _is_valid(reply: DecodeSuccess) -> bool:
     """Return whether the size is within the limit and the parameters of rejections fit their codes."""
     try:
-        for rejection in (reply.rejection, reply.header_rejection):
-            if rejection:
-                rejection_message(rejection)
+        for rejection in (*reply.rejections, *reply.header_rejections):
+            rejection_message(rejection)
     except (KeyError, ValueError, IndexError, TypeError):
         return False
     return reply.width * reply.height <= MAX_PIXELS

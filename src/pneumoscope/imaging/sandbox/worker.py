@@ -28,7 +28,7 @@ import numpy.typing as npt
 from msgspec import Meta, Struct
 
 from pneumoscope.core.errors import UnreadableImageError
-from pneumoscope.core.prediction import PatientAge, Rejection
+from pneumoscope.core.prediction import PatientAge, Rejection, WarningCode
 from pneumoscope.imaging.decode import decode
 from pneumoscope.imaging.image import MAX_PIXELS
 from pneumoscope.imaging.preprocess import Preprocessing, preprocess_image
@@ -51,6 +51,7 @@ BUFFER_BYTES = 2**18  # a few preprocessed images
 MAX_HEADER_BYTES = 2**16
 READY = b"R"  # sent once, when the worker accepts requests
 _MAX_TEXT = 4000  # characters
+_MAX_REJECTIONS, _MAX_WARNINGS = 16, 16
 
 Side = Annotated[int, Meta(ge=1, le=MAX_PIXELS)]
 Text = Annotated[str, Meta(max_length=_MAX_TEXT)]
@@ -99,8 +100,9 @@ class DecodeSuccess(Struct, frozen=True, kw_only=True, tag="success"):
     Attributes:
         number: Number of the request.
         format, mode, width, height, reduced_from, chroma, age: See `Radiograph`.
-        header_rejection: `Radiograph.rejection`.
-        rejection: `PreprocessedImage.rejection`; None without preprocessing.
+        header_rejections: `Radiograph.rejections`.
+        rejections: `PreprocessedImage.rejections`; empty without preprocessing.
+        warnings: See `Radiograph`.
     """
 
     number: int
@@ -111,8 +113,9 @@ class DecodeSuccess(Struct, frozen=True, kw_only=True, tag="success"):
     reduced_from: tuple[Side, Side] | None
     chroma: Annotated[float, Meta(ge=0, le=255)]
     age: PatientAge | None
-    header_rejection: Rejection | None
-    rejection: Rejection | None
+    header_rejections: Annotated[tuple[Rejection, ...], Meta(max_length=_MAX_REJECTIONS)]
+    rejections: Annotated[tuple[Rejection, ...], Meta(max_length=_MAX_REJECTIONS)]
+    warnings: Annotated[tuple[WarningCode, ...], Meta(max_length=_MAX_WARNINGS)]
 
 
 class DecodeFailure(Struct, frozen=True, tag="failure"):
@@ -205,10 +208,11 @@ def _decode(request: Request, content: bytes) -> tuple[DecodeSuccess, Sequence[n
     source = Path(os.fsdecode(request.path)) if request.path else content
     min_side = request.preprocessing.min_side if request.preprocessing else 0
     radiograph = decode(source, min_side=min_side, allow_rejected=True)
-    arrays, rejection = [], None
+    arrays: list[npt.NDArray[np.uint8]] = []
+    rejections: tuple[Rejection, ...] = ()
     if request.preprocessing:
         preprocessed = preprocess_image(radiograph, request.preprocessing)
-        rejection = preprocessed.rejection
+        rejections = preprocessed.rejections
         arrays.append(preprocessed.pixels)
     if request.pixels:
         arrays.append(radiograph.pixels)
@@ -221,8 +225,9 @@ def _decode(request: Request, content: bytes) -> tuple[DecodeSuccess, Sequence[n
         reduced_from=radiograph.reduced_from,
         chroma=radiograph.chroma,
         age=radiograph.age,
-        header_rejection=radiograph.rejection,
-        rejection=rejection,
+        header_rejections=radiograph.rejections,
+        rejections=rejections,
+        warnings=radiograph.warnings,
     )
     return success, arrays
 

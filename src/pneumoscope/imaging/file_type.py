@@ -1,0 +1,130 @@
+"""Identify files by their content. This is the only place that decides what an image is; every command uses it."""
+
+from __future__ import annotations
+
+import stat
+from pathlib import Path
+from typing import Literal, NamedTuple
+
+__all__ = ["IMAGE_EXTENSIONS", "PREFIX_BYTES", "FileType", "identify", "identify_file", "skip_reason"]
+
+# A file with one of these extensions claims to be an image: if its content is anything else, it is reported as an error.
+IMAGE_EXTENSIONS = frozenset(
+    {
+        ".bmp", ".dcm", ".dib", ".dic", ".dicom", ".gif", ".ima", ".j2k", ".jfif", ".jp2", ".jpe", ".jpeg", ".jpg", ".jpx",
+        ".mpo", ".png", ".tif", ".tiff", ".webp",
+    }
+)  # fmt: skip
+PREFIX_BYTES = 1024  # bytes of a file that `identify` needs
+_MEDIA_STORAGE_DIRECTORY = b"1.2.840.10008.1.3.10"  # SOP class of a DICOMDIR (PS3.4 annex B.5)
+_MAX_FIRST_ELEMENT = 4096  # bytes; the first element of a DICOM file is a length, a character set or a UID
+
+Role = Literal["image", "unsupported_image", "directory", "other"]
+
+
+class FileType(NamedTuple):
+    """The type of a file.
+
+    Attributes:
+        name: Name of the format, such as "JPEG" or "DICOM"; for files that are not images, a phrase such as "a zip archive".
+        role: "image" if it can be decoded, "unsupported_image" if it is, or stands for, an image that cannot, "directory" for
+            DICOMDIR, "other" for all other files.
+        hint: How to get an image that can be decoded; may be empty.
+    """
+
+    name: str
+    role: Role
+    hint: str = ""
+
+
+_UNKNOWN = FileType("not an image", "other")
+_DICOM = FileType("DICOM", "image")
+_DICOMDIR = FileType("a DICOMDIR, the index of a DICOM folder", "directory", "Send the images that it lists")
+_CONVERT = "Convert it to PNG or JPEG"
+_UNPACK = "Unpack it first"
+_SIGNATURES: tuple[tuple[int, bytes, FileType], ...] = (
+    (0, b"\xff\xd8\xff", FileType("JPEG", "image")),
+    (0, b"\x89PNG\r\n\x1a\n", FileType("PNG", "image")),
+    (0, b"II*\0", FileType("TIFF", "image")),
+    (0, b"MM\0*", FileType("TIFF", "image")),
+    (0, b"II+\0", FileType("TIFF", "image")),
+    (0, b"MM\0+", FileType("TIFF", "image")),
+    (8, b"WEBP", FileType("WEBP", "image")),
+    (0, b"GIF8", FileType("a GIF image", "unsupported_image", _CONVERT)),
+    (0, b"\0\0\0\x0cjP  \r\n\x87\n", FileType("a JPEG 2000 image (JP2)", "unsupported_image", _CONVERT)),
+    (0, b"\xff\x4f\xff\x51", FileType("a JPEG 2000 codestream", "unsupported_image", _CONVERT)),
+    (0, b"\0\0\0\x0cJXL \r\n\x87\n", FileType("a JPEG XL image", "unsupported_image", _CONVERT)),
+    (4, b"ftypheic", FileType("a HEIC image", "unsupported_image", _CONVERT)),
+    (4, b"ftypmif1", FileType("a HEIF image", "unsupported_image", _CONVERT)),
+    (4, b"ftypavif", FileType("an AVIF image", "unsupported_image", _CONVERT)),
+    (0, b"version https://git-lfs.github.com/", FileType(
+        "a Git LFS pointer, not the image itself", "unsupported_image", "Fetch the image: git lfs pull")),
+    (0, b"%PDF-", FileType("a PDF document", "other", "Export the image from the source system instead")),
+    (0, b"PK\x03\x04", FileType("a zip archive", "other", _UNPACK)),
+    (0, b"PK\x05\x06", FileType("an empty zip archive", "other")),
+    (0, b"\x1f\x8b", FileType("a gzip archive", "other", _UNPACK)),
+    (0, b"BZh", FileType("a bzip2 archive", "other", _UNPACK)),
+    (0, b"\xfd7zXZ\0", FileType("an xz archive", "other", _UNPACK)),
+    (0, b"7z\xbc\xaf\x27\x1c", FileType("a 7z archive", "other", _UNPACK)),
+    (0, b"Rar!\x1a\x07", FileType("a RAR archive", "other", _UNPACK)),
+    (257, b"ustar", FileType("a tar archive", "other", _UNPACK)),
+)  # fmt: skip
+
+
+def identify(data: bytes) -> FileType:
+    """Return the type of a file from its first `PREFIX_BYTES` bytes.
+
+    DICOM is recognized with and without its preamble, by the form of the first element.
+    """
+    prefix = data[:PREFIX_BYTES]
+    if prefix[128:132] == b"DICM" or prefix[:4] == b"DICM" or _starts_with_element(prefix):
+        return _DICOMDIR if _MEDIA_STORAGE_DIRECTORY in prefix[:512] else _DICOM
+    for offset, signature, file_type in _SIGNATURES:
+        if prefix.startswith(signature, offset):
+            return file_type
+    if prefix.startswith(b"BM") and prefix[6:10] == b"\0\0\0\0":  # two letters alone could be text
+        return FileType("BMP", "image")
+    return _UNKNOWN
+
+
+def identify_file(path: Path) -> FileType:
+    """Return the type of a file.
+
+    Raises:
+        OSError: The file cannot be read. Pipes and devices are not opened: they are "other".
+    """
+    if not stat.S_ISREG(path.stat().st_mode):
+        return FileType("not a regular file", "other")
+    with path.open("rb", buffering=0) as file:
+        return identify(file.read(PREFIX_BYTES))
+
+
+def skip_reason(path: Path) -> str:
+    """Return why a file in a folder of images is not one of them; "" if it is, or claims to be, an image.
+
+    A file that cannot be read, an image of an unsupported format and a file with the extension of an image are not skipped:
+    decoding reports their error.
+    """
+    if path.name.startswith("."):
+        return "hidden"
+    try:
+        file_type = identify_file(path)
+    except OSError:
+        return ""
+    if file_type.role in {"image", "unsupported_image"}:
+        return ""
+    if file_type.role == "other" and path.suffix.lower() in IMAGE_EXTENSIONS:
+        return ""
+    return file_type.name
+
+
+def _starts_with_element(prefix: bytes) -> bool:
+    """Return whether data start with a DICOM element of group 0002 or 0008, in any of the three encodings."""
+    if len(prefix) < 8 or prefix[:2] not in {b"\x02\0", b"\x08\0", b"\0\x08"}:
+        return False
+    order = "big" if prefix[:2] == b"\0\x08" else "little"
+    if int.from_bytes(prefix[2:4], order) > 0x0070:  # type: ignore[arg-type]  # the first elements of both groups
+        return False
+    if prefix[4:6].isalpha() and prefix[4:6].isupper():
+        return True
+    return order == "little" and int.from_bytes(prefix[4:8], "little") <= _MAX_FIRST_ELEMENT

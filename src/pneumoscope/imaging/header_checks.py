@@ -1,0 +1,279 @@
+"""Check what a DICOM header states about modality, body part, view, laterality and processing.
+
+Values are read as the standard defines them and as other software writes them, in several languages. A value that is stated
+but not understood rejects the image; a value that is missing is a warning. `core.prediction.OVERRIDES` lists the rejections
+that a person can override.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import re
+import unicodedata
+from collections.abc import Iterable
+from typing import Any, Literal, NamedTuple
+
+from pydicom import Dataset
+from pydicom.charset import convert_encodings, decode_bytes
+
+from pneumoscope.core.prediction import Rejection, WarningCode
+
+__all__ = ["CHECKED_ELEMENTS", "HeaderFindings", "check_header", "element_text"]
+
+CHECKED_ELEMENTS = (
+    *("Modality", "SOPClassUID", "BodyPartExamined", "AnatomicRegionSequence"),
+    *("ViewPosition", "ViewCodeSequence", "PatientOrientation", "SeriesDescription"),
+    *("Laterality", "ImageLaterality", "PresentationIntentType"),
+)
+_MAX_QUOTED = 16  # characters of a value in a message, the length of a code string
+
+# --- Modality (PS3.3 C.7.3.1.1.1) ---
+# Computed, digital and other radiography, fluoroscopy, angiography; and words for them that the standard does not define.
+_RADIOGRAPHY = frozenset({"CR", "DX", "RF", "RG", "XA", "DR", "XR", "XRAY", "X-RAY", "X RAY", "RX"})
+# Terms for anything else. Other words, such as OT, may be a radiograph.
+_OTHER_MODALITIES = frozenset(
+    {
+        "AR", "AS", "ASMT", "AU", "BDUS", "BI", "BMD", "CD", "CP", "CS", "CT", "CTPROTOCOL", "DD", "DMS", "DOC", "DS", "EC",
+        "ECG", "EEG", "EMG", "EOG", "EPS", "ES", "FA", "FID", "FS", "GM", "HD", "IO", "IOL", "IVOCT", "IVUS", "KER", "KO", "LEN",
+        "LP", "LS", "M3D", "MA", "MG", "MR", "MS", "NM", "OAM", "OCT", "OP", "OPM", "OPR", "OPT", "OPTBSV", "OPTENF", "OPV",
+        "OSS", "PA", "PET", "PLAN", "POS", "PR", "PT", "PX", "REG", "RESP", "RTDOSE", "RTIMAGE", "RTINTENT", "RTPLAN", "RTRAD",
+        "RTRECORD", "RTSEGANN", "RTSTRUCT", "RWV", "SEG", "SM", "SMR", "SR", "SRF", "ST", "STAIN", "TEXTUREMAP", "TG", "US",
+        "VA", "VF", "XAPROTOCOL", "XC",
+    }
+)  # fmt: skip
+_STORAGE = "1.2.840.10008.5.1.4.1.1."
+_FOR_PROCESSING = _STORAGE + "1.1.1"  # Digital X-Ray Image Storage - For Processing
+# Computed radiography, digital X-ray, angiography and fluoroscopy, their enhanced forms.
+_RADIOGRAPHY_CLASSES = frozenset(
+    _STORAGE + end for end in ("1", "1.1", "1.1.1", "12.1", "12.1.1", "12.2", "12.2.1", "12.3")
+)
+_SECONDARY_CAPTURE = _STORAGE + "7"  # may show anything
+
+# --- Body part (PS3.3 C.7.3.1.1.1, PS3.16 annex L): beginnings of words without accents, in capitals ---
+_CHEST = (
+    "CHEST", "THORA", "TORAX", "TORAC", "TORAK", "LUNG", "PULM", "POUMON", "POLMON", "BRUSTKORB", "CXR", "KLATKA", "HRUDNI",
+    "MELLKAS", "KEUHKO", "RINTAKEHA", "AKCIGER", "GOGUS", "NGUC", "ГРУД", "ЛЕГК", "ОГК", "胸", "肺", "흉부", "폐", "가슴",
+    "ทรวงอก", "صدر",
+)  # fmt: skip
+_SPINE = ("SPIN", "VERTEB", "WIRBEL", "COLUMN", "COLONN", "RACHIS", "LUMB", "椎", "ПОЗВ", "척추")
+
+# --- View (PS3.3 C.8.1.2.1.1, C.8.11.5.1.1, CID 4010) ---
+View = Literal["frontal", "other", "unstated", "unknown"]
+_ABBREVIATED = re.compile(r"(?<!\w)([AP])[\s.\-/]*([AP])(?!\w)\.?")  # A.P., P-A, P/A
+_SPELLED_OUT = (
+    (re.compile(r"ANTERO?(IOR)?[\s\-]*POSTERIOR"), " AP "),
+    (re.compile(r"POSTERO?(IOR)?[\s\-]*ANTERIOR"), " PA "),
+    (re.compile(r"DORS[OA]L?[\s\-]*VENTRAL"), " PA "),
+    (re.compile(r"VENTR[OA]L?[\s\-]*DORSAL"), " AP "),
+)
+_FRONTAL = ("AP", "PA", "FRONT", "FRENTE", "FACE")  # the first two as whole words
+_FRONTAL_FOREIGN = ("正位", "正面", "前後", "前后", "後前", "后前", "정면", "ПРЯМ", "ФРОНТ")
+_OTHER_VIEWS = frozenset(
+    {"LL", "RL", "LLD", "RLD", "LLO", "RLO", "LAT", "LATL", "LPO", "RPO", "LAO", "RAO", "XTL", "OBL", "MLO"}
+)
+_OTHER_VIEW_LETTERS = frozenset({"L", "R", "AX", "CC", "ML", "LM"})  # views only where nothing but a view is stated
+_OTHER_STEMS = (
+    "LATER", "SEITL", "SEITENAUF", "PROFIL", "PERFIL", "OBLI", "SCHRAG", "DECUB", "AXIAL", "LORDO", "APICAL", "TANGENT", "SAGITT",
+    "SWIMMER", "CROSSTABLE",
+)  # fmt: skip
+_OTHER_FOREIGN = ("側", "侧", "斜", "측면", "БОК", "КОС")  # noqa: RUF001
+# Words beside the view that say nothing about it.
+_NEUTRAL = frozenset(
+    {
+        "BED", "BEDSIDE", "CHEST", "CHILD", "CXR", "ERECT", "EXP", "EXPIRATION", "GRID", "INFANT", "INSP", "INSPIRATION", "LUNG",
+        "LUNGS", "MOBILE", "PED", "PEDIATRIC", "PORT", "PORTABLE", "PROJECTION", "PRONE", "RX", "SEMI", "SITTING", "STAND",
+        "STANDING", "SUPINE", "SEMIERECT", "THORAX", "TORAX", "UPRIGHT", "VIEW", "VIEWS", "XR", "XRAY", "X", "RAY", "胸部",
+    }
+)  # fmt: skip
+# Frontal, antero-posterior and postero-anterior in SNOMED CT and in its older SRT codes.
+_FRONTAL_CODES = frozenset({"399033003", "R-10202", "399348003", "R-10206", "272479007", "R-40888", "R-10214"})
+_ORIENTATION = re.compile(r"[ALRPHF]{1,3}")
+
+# --- Laterality (PS3.3 C.7.3.1, C.8.11.7) ---
+_BOTH_SIDES = frozenset({"", "B", "U", "BOTH", "BILATERAL", "UNPAIRED", "N/A", "NA", "NONE"})
+_ONE_SIDE = frozenset({"L", "R", "LEFT", "RIGHT", "LT", "RT", "LINKS", "RECHTS"})
+
+
+class HeaderFindings(NamedTuple):
+    """The findings of a header that exclude or qualify a prediction.
+
+    Attributes:
+        rejections: In the order in which they are reported; only the first that is not overridden matters.
+        warnings: Codes of warnings.
+    """
+
+    rejections: tuple[Rejection, ...]
+    warnings: tuple[WarningCode, ...]
+
+
+def check_header(header: Dataset) -> HeaderFindings:
+    """Return the rejections and warnings of a DICOM header with at least `CHECKED_ELEMENTS`.
+
+    Messages quote code strings, which contain no names, up to 16 characters; of descriptions only the word that matters.
+    """
+    findings = [
+        _check_modality(header),
+        _check_body_part(header),
+        _check_view(header),
+        _check_laterality(header),
+        _check_presentation_intent(header),
+    ]
+    rejections = tuple(finding for finding in findings if isinstance(finding, Rejection))
+    return HeaderFindings(rejections, tuple(finding for finding in findings if isinstance(finding, str)))
+
+
+def _check_modality(header: Dataset) -> Rejection | WarningCode | None:
+    modality, sop_class = element_text(header, "Modality"), str(header.get("SOPClassUID") or "").strip()
+    if modality in _RADIOGRAPHY:
+        return None
+    if modality in _OTHER_MODALITIES:
+        return Rejection("modality_not_supported", {"modality": modality})
+    if modality:
+        return Rejection("modality_not_understood", {"modality": modality[:_MAX_QUOTED]})
+    if sop_class in _RADIOGRAPHY_CLASSES:
+        return None
+    if sop_class.startswith(_STORAGE) and not sop_class.startswith(_SECONDARY_CAPTURE):
+        return Rejection("modality_not_supported", {"modality": header["SOPClassUID"].value.name})
+    return "modality_not_stated"
+
+
+def _check_body_part(header: Dataset) -> Rejection | WarningCode | None:
+    # The region is coded in enhanced objects, and the description is the only statement of some devices.
+    stated = [
+        text
+        for text in (element_text(header, "BodyPartExamined"), *_meanings(header, "AnatomicRegionSequence"))
+        if text
+    ]
+    if any(map(_is_chest, stated)):
+        return None
+    if stated:
+        return Rejection("body_part_not_chest", {"part": stated[0][:_MAX_QUOTED]})
+    return None if _is_chest(element_text(header, "SeriesDescription")) else "body_part_not_stated"
+
+
+def _is_chest(text: str) -> bool:
+    return any(word in text for word in _CHEST) and not any(word in text for word in _SPINE)
+
+
+def _check_view(header: Dataset) -> Rejection | WarningCode | None:
+    statements = [*_view_statements(header)]
+    for view, text, _ in statements:
+        if view == "other":
+            return Rejection("lateral_view", {"view": text[:_MAX_QUOTED]})
+    if any(view == "frontal" for view, _, _ in statements):
+        return None
+    for view, text, element in statements:
+        if view == "unknown":
+            return Rejection("view_not_understood", {"view": text[:_MAX_QUOTED], "element": element})
+    return "view_not_stated"
+
+
+def _view_statements(header: Dataset) -> Iterable[tuple[View, str, str]]:
+    """Yield what each element states about the view, with the text and the keyword for the message."""
+    position = element_text(header, "ViewPosition")
+    yield _classify_view(position), position, "ViewPosition"
+    for item in header.get("ViewCodeSequence") or ():
+        code, meaning = str(item.get("CodeValue") or "").strip(), element_text(item, "CodeMeaning", header)
+        view = "frontal" if code in _FRONTAL_CODES else _classify_view(meaning)
+        yield "unknown" if view == "unstated" else view, meaning or code, "ViewCodeSequence"
+    orientation = header.get("PatientOrientation")
+    if orientation:
+        directions = [
+            str(value).upper().strip() for value in ([orientation] if isinstance(orientation, str) else orientation)
+        ]
+        yield _classify_orientation(directions), "\\".join(directions), "PatientOrientation"
+    description = element_text(header, "SeriesDescription")
+    view = _classify_view(description)
+    if view == "frontal":
+        yield view, "", "SeriesDescription"
+    elif view == "other" and not _has_frontal_word(_view_words(description), description):  # not "PA and lateral"
+        yield view, next(filter(_is_other_word, _view_words(description)), "LATERAL"), "SeriesDescription"
+
+
+def _classify_view(text: str) -> View:
+    if not text:
+        return "unstated"
+    words = _view_words(text)
+    if text in _OTHER_VIEW_LETTERS or any(map(_is_other_word, words)) or any(part in text for part in _OTHER_FOREIGN):
+        return "other"
+    if _has_frontal_word(words, text):
+        return "frontal"
+    return "unstated" if all(word in _NEUTRAL or word.isdigit() for word in words) else "unknown"
+
+
+def _view_words(text: str) -> list[str]:
+    """Return the words of a normalized text; the forms of AP and PA become these two words."""
+    text = text.replace("_", " ")
+    for pattern, replacement in _SPELLED_OUT:
+        text = pattern.sub(replacement, text)
+    text = _ABBREVIATED.sub(lambda match: f" {match[1]}{match[2]} " if match[1] != match[2] else match[0], text)
+    return [word for word in re.split(r"[^\w]+", text) if word]
+
+
+def _is_other_word(word: str) -> bool:
+    return word in _OTHER_VIEWS or word.startswith(_OTHER_STEMS)
+
+
+def _has_frontal_word(words: Iterable[str], text: str) -> bool:
+    return any(word in _FRONTAL[:2] or word.startswith(_FRONTAL[2:]) for word in words) or any(
+        part in text for part in _FRONTAL_FOREIGN
+    )
+
+
+def _classify_orientation(directions: list[str]) -> View:
+    """Return the view by the directions of rows and columns; the first letter is the main direction (PS3.3 C.7.6.1.1.1)."""
+    if len(directions) != 2 or not all(map(_ORIENTATION.fullmatch, directions)):
+        return "unknown"
+    main = {direction[0] for direction in directions}
+    if main & {"A", "P"}:  # an image plane that contains the direction from front to back
+        return "other"
+    return "frontal" if main & {"L", "R"} and main & {"H", "F"} else "unknown"
+
+
+def _check_laterality(header: Dataset) -> Rejection | WarningCode | None:
+    stated = {element_text(header, "Laterality"), element_text(header, "ImageLaterality")}
+    for laterality in sorted(stated - _BOTH_SIDES - _ONE_SIDE):
+        return Rejection("laterality_not_understood", {"laterality": laterality[:_MAX_QUOTED]})
+    return "one_side_stated" if stated & _ONE_SIDE else None
+
+
+def _check_presentation_intent(header: Dataset) -> Rejection | None:
+    intent = re.sub(r"[\s_\-]+", " ", element_text(header, "PresentationIntentType"))
+    if "PROCESSING" in intent or intent == "RAW" or str(header.get("SOPClassUID") or "").strip() == _FOR_PROCESSING:
+        return Rejection("for_processing")
+    if intent and "PRESENTATION" not in intent:
+        return Rejection("presentation_intent_not_understood", {"intent": intent[:_MAX_QUOTED]})
+    return None
+
+
+def _meanings(header: Dataset, sequence: str) -> list[str]:
+    return [element_text(item, "CodeMeaning", header) for item in header.get(sequence) or ()]
+
+
+def element_text(dataset: Dataset, keyword: str, header: Dataset | None = None) -> str:
+    """Return the text of an element in capitals, without accents and surplus spaces; "" if it is missing or empty.
+
+    pydicom decodes code strings and ages as Latin-1, as the standard requires. Other software writes them in the character set of
+    the header, or in UTF-8.
+
+    Args:
+        dataset: The header, or an item of a sequence.
+        keyword: Keyword of the element.
+        header: The header of an item, with its character set.
+    """
+    value: Any = dataset.get(keyword)
+    if value is None:
+        return ""
+    text = str(value)
+    if not text.isascii() or "\x1b" in text:
+        with contextlib.suppress(UnicodeEncodeError):  # pydicom has decoded it
+            text = _decode(text.encode("latin-1"), dataset if header is None else header)
+    text = "".join(mark for mark in unicodedata.normalize("NFKD", text) if not unicodedata.combining(mark))
+    return " ".join(unicodedata.normalize("NFKC", text).replace("\0", " ").upper().split())
+
+
+def _decode(data: bytes, header: Dataset) -> str:
+    try:
+        return data.decode("utf-8")
+    except UnicodeDecodeError:
+        return str(decode_bytes(data, convert_encodings(header.get("SpecificCharacterSet")), set()))
