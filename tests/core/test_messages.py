@@ -16,6 +16,7 @@ from pneumoscope.core.messages import (
     operating_point_rule,
     prediction_message,
     probability_text,
+    rejection_label,
     rejection_message,
 )
 from pneumoscope.core.prediction import (
@@ -64,6 +65,13 @@ def test_every_rejection_has_a_message_with_its_numbers_in_both_languages(code):
     assert numbers(english) == numbers(chinese)
     for value in rejection.parameters.values():
         assert f"{value}" in english
+
+
+@pytest.mark.parametrize("code", REJECTION_CODES)
+def test_every_rejection_has_a_short_label_in_both_languages(code):
+    english, chinese = (rejection_label(code, language) for language in LANGUAGES)
+    assert english != chinese
+    assert "{" not in english + chinese
 
 
 def test_decision_labels_are_unique_and_never_normal():

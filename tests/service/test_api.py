@@ -61,6 +61,19 @@ def test_same_image_has_the_same_id_and_is_stored_once(client):
     assert (page["total"], page["next"], page["notice"]) == (2, "", NOTICE)
 
 
+def test_unreadable_files_are_listed_and_can_be_removed(client):
+    client.post("/v1/predictions", files=[("images", ("a.dcm", b"no image")), ("images", ("b.dcm", b"PK\x03\x04"))])
+    client.post("/v1/predictions", content=b"no image", params={"name": "a.dcm"}, headers={"Content-Type": "image/png"})
+    body = client.get("/v1/unreadable").json()
+    assert (body["total"], {file["path"] for file in body["files"]}) == (2, {"a.dcm", "b.dcm"})
+    assert body["files"][0]["failure"]["code"] == "unreadable_image"
+    assert len(client.get("/v1/unreadable", params={"limit": 1}).json()["files"]) == 1
+    id = body["files"][0]["id"]
+    assert client.delete(f"/v1/unreadable/{id}").status_code == 204
+    assert client.delete(f"/v1/unreadable/{id}").status_code == 404
+    assert client.get("/v1/unreadable").json()["total"] == 1
+
+
 def test_unreadable_image_does_not_affect_the_others(client):
     good, bad, empty = post(client, png(), b"no image", b"")
     assert good["id"]
@@ -470,6 +483,7 @@ def test_openapi_has_every_path(app):
         "/healthz", "/readyz", "/metrics", "/v1/predictions", "/v1/predictions/{id}", "/v1/predictions/{id}/image.png",
         "/v1/predictions/{id}/heatmap.png", "/v1/predictions/{id}/heatmap-layer.png",
         "/v1/predictions/{id}/thumbnail.png", "/v1/predictions/{id}/review", "/v1/model",
+        "/v1/unreadable", "/v1/unreadable/{id}",
     }  # fmt: skip
 
 
@@ -493,7 +507,7 @@ def test_responses_conform_to_openapi(model):
                 sent[case.operation.label] += 1
 
             ask()
-    assert len(sent) == 13
+    assert len(sent) == 15
     assert sent.total() > 150
 
 

@@ -18,6 +18,7 @@ __all__ = [
     "operating_point_rule",
     "prediction_message",
     "probability_text",
+    "rejection_label",
     "rejection_message",
     "uncertainty_message",
     "warning_message",
@@ -68,6 +69,32 @@ _REJECTIONS: dict[RejectionCode, str] = {
     "too_narrow": N_("The image is too narrow for a chest radiograph: {width} x {height} pixels"),
     "color": N_("The image is in color; a radiograph is grayscale"),
     "blank": N_("The image is blank: its gray levels span {levels} of 256"),
+}
+
+_REJECTION_LABELS: dict[RejectionCode, str] = {
+    "outside_age_range": N_("Age outside the model's range"),
+    "outside_age_range_estimated": N_("Appears outside the model's age range"),
+    "age_required": N_("Age not stated"),
+    "age_not_understood": N_("Age not understood"),
+    "out_of_distribution": N_("Unlike the training images"),
+    "not_a_chest_radiograph": N_("Not a chest radiograph"),
+    "inverted": N_("Inverted"),
+    "upside_down": N_("Upside down"),
+    "rotated_90": N_("Rotated"),
+    "mirrored": N_("Mirrored"),
+    "cropped": N_("Cropped"),
+    "modality_not_supported": N_("Other modality"),
+    "modality_not_understood": N_("Unknown modality"),
+    "body_part_not_chest": N_("Other body part"),
+    "lateral_view": N_("Not a frontal view"),
+    "view_not_understood": N_("Unknown view"),
+    "laterality_not_understood": N_("Unknown laterality"),
+    "for_processing": N_("Unprocessed pixels"),
+    "presentation_intent_not_understood": N_("Unknown presentation intent"),
+    "too_small": N_("Too small"),
+    "too_narrow": N_("Too narrow"),
+    "color": N_("In color"),
+    "blank": N_("Blank"),
 }
 
 _WARNINGS: dict[WarningCode, str] = {
@@ -160,6 +187,11 @@ def error_titles(language: str = "en") -> dict[str, str]:
 def rejection_message(rejection: Rejection, language: str = "en") -> str:
     """Return the reason of a rejection as a sentence without a full stop."""
     return translations(language).gettext(_REJECTIONS[rejection.code]).format(**rejection.parameters)
+
+
+def rejection_label(code: RejectionCode, language: str = "en") -> str:
+    """Return the reason of rejections in a few words, without numbers."""
+    return translations(language).gettext(_REJECTION_LABELS[code])
 
 
 def warning_message(warning: WarningCode, language: str = "en") -> str:

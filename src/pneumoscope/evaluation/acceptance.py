@@ -168,7 +168,7 @@ def accept(
         prevalence: Prevalence of pneumonia that the profile states probabilities for; that of the accepted images if None, which
             is right for consecutive images only.
         require_age: Images that are rejected if the age of the patient is unknown, as in use.
-        assume: What is true of all images, whatever their headers state, as in use; see `load_model`.
+        assume: Overrides of DICOM headers, as in use; see `load_model`.
         seed: Seed of folds and bootstraps.
         command: Command line to record in the result.
         progress: Called with the number of scored images and of all images.

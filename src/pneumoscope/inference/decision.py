@@ -121,7 +121,7 @@ def find_warnings(
         warnings: Warnings about the file.
         rejections: Rejections by the header and the pixels; each of them is overridden, which is a warning, too.
         age: Age of the patient; None if unknown.
-        assumptions: What a person states about all images.
+        assumptions: Overrides of DICOM headers.
     """
     overridden = {OVERRIDES[each.code] for each in rejections}
     found: list[WarningCode] = ["age_not_stated"] if card.age_range is not None and age is None else []

@@ -400,8 +400,8 @@ def load_model(
             untrusted images. Linux and macOS only.
         require_age: Reject images if the age of the patient is unknown: "always", or "dicom" for DICOM files only. Without an
             age range on the card, it has no effect.
-        assume: What is true of all images, whatever their DICOM headers state: "chest" if they are chest radiographs, "frontal"
-            if they are frontal views of both lungs. Each prediction that depends on it has a warning.
+        assume: Overrides of DICOM headers that hold for all images: "chest" if they are chest radiographs, "frontal" if they are
+            frontal views of both lungs. Each prediction that depends on one has a warning.
         site: Site profile of `pneumoscope accept`, with calibration, thresholds and limits for a hospital.
     Raises:
         BundleError: The bundle is missing or invalid; see `bundle.card.read_bundle`.

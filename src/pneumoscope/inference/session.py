@@ -60,7 +60,7 @@ class BundleSession:
     Attributes:
         card: Card of the bundle, with the changes of the site profile.
         profile: The site profile, or None.
-        assumptions: What is true of all images, whatever their headers state.
+        assumptions: Overrides of DICOM headers that hold for all images.
         has_heatmaps: True if the network has the output `heatmap`.
     """
 
@@ -80,7 +80,7 @@ class BundleSession:
             network: Content of the ONNX file.
             threads: Threads per network call; 0 means one per core.
             require_age: Images that are rejected if the age of the patient is unknown.
-            assume: What is true of all images, whatever their headers state; see `core.prediction.OVERRIDES`.
+            assume: Overrides of DICOM headers that hold for all images; see `core.prediction.OVERRIDES`.
         Raises:
             BundleError: ONNX Runtime cannot run the file, or its inputs and outputs do not match the bundle format.
             UsageError: `require_age` is not one of `AgeRequirement`, or `assume` has a value that is not an `Assumption`.

@@ -43,7 +43,7 @@ class PredictionService:
         *,
         age: float | None = None,
     ) -> list[StoredPrediction | Prediction]:
-        """Score images, store the predictions of those that are readable, and return them in the same order.
+        """Score images, store the predictions, or a record of a file that cannot be read, and return them in the same order.
 
         Args:
             images: Bytes and name of each image.
@@ -108,6 +108,7 @@ class PredictionService:
     async def _store(self, prediction: Prediction, image: bytes, user: str) -> StoredPrediction | Prediction:
         if prediction.failure:
             self.metrics.images.labels("unreadable").inc()
+            await run_in_threadpool(self.repository.add_unreadable, prediction, image, user=user)
             return prediction
         stored, is_new = await asyncio.wrap_future(self.repository.submit(prediction, image, user=user))
         if is_new:

@@ -15,7 +15,7 @@ from sqlalchemy import text
 from tests.service.conftest import add, prediction
 
 from pneumoscope.core.errors import GoneError, StorageError, UnknownNameError, UsageError
-from pneumoscope.core.prediction import PatientAge, Prediction, Rejection
+from pneumoscope.core.prediction import Failure, PatientAge, Prediction, Rejection
 from pneumoscope.service.audit.log import read_rows
 from pneumoscope.service.audit.verification import verify
 from pneumoscope.service.storage.blob_store import FolderBlobStore, content_hash
@@ -55,6 +55,16 @@ def test_age_and_warnings_are_stored(repository):
     ):  # fmt: skip
         record, _ = add(repository, name.encode(), age=age, warnings=warnings)
         assert (repository.get(record.id).age, repository.get(record.id).warnings) == (age, warnings)
+
+
+def test_override_of_the_header_is_part_of_the_id(repository):
+    rejected = dataclasses.replace(
+        prediction(None, "rejected"), rejection=Rejection("body_part_not_chest", {"part": "HAND"})
+    )
+    overridden = dataclasses.replace(prediction(), warnings=("assumed_chest",))
+    ids = {repository.add(each, b"image", user="me")[0].id for each in (prediction(), rejected, overridden)}
+    assert len(ids) == 3
+    assert verify(repository.engine).predictions == 3
 
 
 def test_entered_age_and_required_age_are_part_of_the_id(repository):
@@ -126,7 +136,7 @@ def test_pages_list_each_prediction_once_during_additions(repository):
         ("lowest", [0.1, 0.5, 0.5, 0.5, 0.9, None]),
         ("oldest", scores),
         ("newest", scores[::-1]),
-        ("attention", [None, 0.9, 0.5, 0.5, 0.5, 0.1]),
+        ("urgency", [0.9, 0.5, 0.5, 0.5, 0.1, None]),
     ]:
         seen, after = [], ""
         while True:
@@ -143,17 +153,76 @@ def test_pages_list_each_prediction_once_during_additions(repository):
     assert [each.probability for each in second.predictions] == scores[3:1:-1]
 
 
-def test_order_attention_lists_unreviewed_images_first_and_open_decisions_before_others(repository):
-    probabilities = {"rejected": None, "uncertain": 0.6, "pneumonia": 0.95, "no_pneumonia": 0.1}
+def test_order_urgency_lists_unreviewed_pneumonia_first_and_rejected_images_last(repository):
+    probabilities = {"uncertain": 0.6, "rejected": None, "no_pneumonia": 0.3, "pneumonia": 0.95}
     made = {
-        each: add(repository, each.encode(), probability=probabilities[each], decision=each)[0].id
-        for each in reversed(probabilities)
+        each: add(repository, each.encode(), probability=p, decision=each)[0].id for each, p in probabilities.items()
     }
-    read, _ = add(repository, b"read", probability=0.99, decision="pneumonia")
+    likely, _ = add(repository, b"likely", probability=0.99, decision="pneumonia")
+    unlikely, _ = add(repository, b"unlikely", probability=0.01, decision="no_pneumonia")
+    read, _ = add(repository, b"read", probability=0.999, decision="pneumonia")
     repository.review(read.id, agrees=True, note="", user="me")
-    found = [each.id for each in repository.find(Filter(), order="attention").predictions]
-    assert set(found[:2]) == {made["rejected"], made["uncertain"]}
-    assert found[2:] == [made["pneumonia"], made["no_pneumonia"], read.id]
+    found = [each.id for each in repository.find(Filter(), order="urgency").predictions]
+    assert found == [
+        likely.id, made["pneumonia"], made["uncertain"], made["no_pneumonia"], unlikely.id, made["rejected"], read.id,
+    ]  # fmt: skip
+
+
+def test_rejected_images_are_filtered_and_counted_by_reason(repository):
+    add(repository, b"a")
+    for place, code in enumerate(("lateral_view", "blank", "blank")):
+        rejected = dataclasses.replace(prediction(None, "rejected"), rejection=Rejection(code, {}))
+        repository.add(rejected, bytes([place]), user="me")
+    assert repository.find(Filter(rejected=False)).total == 1
+    assert repository.find(Filter(rejected=True)).total == 3
+    assert repository.count_rejections(Filter()) == {"": 1, "lateral_view": 1, "blank": 2}
+    assert repository.count_rejections(Filter(rejected=True, until="2000-01-01")) == {}
+
+
+def unreadable(name="a.dcm", message="cannot read '': the file is truncated"):
+    """Return the prediction of a file that could not be read."""
+    failure = Failure("unreadable_image", message, "Export it again")
+    return Prediction(path=name, decision=None, operating_point="balanced", failure=failure, model=prediction().model)
+
+
+def test_unreadable_files_leave_one_record_each(repository):
+    for _ in range(2):
+        repository.add_unreadable(unreadable(), b"file", user="me")
+    repository.add_unreadable(unreadable("b.dcm"), b"file", user="me")
+    files, total = repository.unreadable()
+    assert [(file.path, file.image_sha256, file.image_bytes) for file in files] == [
+        (name, content_hash(b"file"), 4) for name in ("b.dcm", "a.dcm")
+    ]
+    assert total == 2
+    assert files[0].failure == unreadable().failure
+    assert repository.unreadable(limit=1) == (files[:1], 2)
+    events = [(row.event, row.user, row.image_sha256, row.prediction_id) for row in read_rows(repository.engine)]
+    assert events == [("unreadable", "me", content_hash(b"file"), "")] * 2
+    assert not [row for row in read_rows(repository.engine) if "dcm" in row.details]
+    assert verify(repository.engine).rows == 2
+
+
+def test_record_of_an_unreadable_file_can_be_removed(repository):
+    repository.add_unreadable(unreadable(), b"file", user="me")
+    ((file,), _) = repository.unreadable()
+    repository.remove_unreadable(file.id, user="you")
+    assert repository.unreadable() == ([], 0)
+    with pytest.raises(UnknownNameError):
+        repository.remove_unreadable(file.id, user="you")
+    assert [(row.event, row.user) for row in read_rows(repository.engine)] == [
+        ("unreadable", "me"), ("unreadable_deleted", "you"),
+    ]  # fmt: skip
+
+
+def test_records_of_unreadable_files_expire(repository):
+    start = datetime(2026, 1, 1, tzinfo=UTC)
+    for day, name in ((0, "old"), (9, "new")):
+        repository._now = lambda day=day: start + timedelta(days=day)
+        repository.add_unreadable(unreadable(name), b"file", user="me")
+    repository._now = lambda: start + timedelta(days=10)
+    assert repository.expire(timedelta(days=5)) == 0
+    assert [file.path for file in repository.unreadable()[0]] == ["new"]
+    assert [row.event for row in read_rows(repository.engine)] == ["unreadable", "unreadable", "unreadable_deleted"]
 
 
 def test_filter_by_decision_review_and_time(tmp_path, database):
@@ -201,7 +270,7 @@ def test_invalid_time_is_rejected(repository, time):
         repository.find(Filter(since=time))
 
 
-@pytest.mark.parametrize("order", ["newest", "oldest", "highest", "lowest", "attention"])
+@pytest.mark.parametrize("order", ["newest", "oldest", "highest", "lowest", "urgency"])
 def test_pages_skip_nothing_during_reviews_and_deletions(repository, order):
     made = [
         add(repository, bytes([place]), probability=place / 10, decision="no_pneumonia")[0].id for place in range(9)

@@ -74,20 +74,60 @@ def get_page(client, path, status=200):
 
 
 def all_paths(id):
-    return ("/", f"/images/{id}", f"/images/{id}/report", "/dashboard", "/model", "/sign-in")
+    return ("/", "/unreadable", f"/images/{id}", f"/images/{id}/report", "/dashboard", "/model", "/sign-in")
 
 
-def test_worklist_lists_images_that_need_review_first(client):
-    upload(client, ("low.png", png(90)), ("high.png", png(180)), ("dark.png", png(60)), ("read.png", png(170)))
+def test_worklist_lists_the_most_urgent_images_first(client):
+    upload(client, ("low.png", png(90)), ("high.png", png(180)), ("read.png", png(170)))
     page, _ = get_page(client, "/")
     ids = page.rows()
-    assert list(ids) == ["dark.png", "high.png", "read.png", "low.png"]  # rejected, then by probability
+    assert list(ids) == ["high.png", "read.png", "low.png"]
     client.put(f"/v1/predictions/{ids['read.png']}/review", json={"agrees": False})
     page, _ = get_page(client, "/")
-    assert list(page.rows()) == ["dark.png", "high.png", "low.png", "read.png"]  # reviewed images come last
-    assert "Black and white appear to be inverted" in page.text
+    assert list(page.rows()) == ["high.png", "low.png", "read.png"]  # reviewed images come last
     assert "✗ Disagrees" in page.text
-    assert client.get(f"/v1/predictions/{ids['dark.png']}/thumbnail.png").status_code == 200
+    assert client.get(f"/v1/predictions/{ids['high.png']}/thumbnail.png").status_code == 200
+
+
+def test_rejected_images_have_a_tab_with_counts_and_reasons(client):
+    upload(client, ("low.png", png(90)), ("dark.png", png(60)), ("darker.png", png(50)), ("odd.png", png(220)))
+    page, _ = get_page(client, "/")
+    assert list(page.rows()) == ["low.png"]
+    assert re.search(r"Predicted\s+1\s+Rejected\s+3", page.text)
+    assert "Inverted: 2" not in page.text
+    page, _ = get_page(client, "/?decision=rejected")
+    assert set(page.rows()) == {"dark.png", "darker.png", "odd.png"}
+    assert re.search(r"Predicted\s+1\s+Rejected\s+3", page.text)
+    assert re.search(r"Inverted: 2\s*Unlike the training images: 1", page.text)
+    assert "Black and white appear to be inverted" in page.text
+    assert "No images match these filters" in get_page(client, "/?decision=rejected&reviewed=yes")[0].text
+
+
+def test_unreadable_files_have_a_tab_and_can_be_removed_from_it(client):
+    client.post("/v1/predictions", files=[("images", ("scan <1>.dcm", b"no image")), ("images", ("a.png", png(90)))])
+    client.post("/v1/predictions", files=[("images", ("all.zip", b"PK\x03\x04"))])
+    assert re.search(r"Predicted\s+1\s+Rejected\s+0\s+Unreadable\s+2", get_page(client, "/")[0].text)
+    page, _ = get_page(client, "/unreadable")
+    assert re.search(r"Predicted\s+1\s+Rejected\s+0\s+Unreadable\s+2", page.text)
+    assert "scan <1>.dcm" in page.text
+    assert "it is a zip archive (4 bytes). Unpack it first" in page.text
+    action = next(
+        attrs["action"] for tag, attrs in page.tags if tag == "form" and "/unreadable/" in attrs.get("action", "")
+    )
+    response = client.post(action, follow_redirects=False)
+    assert (response.status_code, response.headers["Location"]) == (303, "/unreadable")
+    page, _ = get_page(client, "/unreadable")
+    assert "all.zip" not in page.text
+    assert "scan <1>.dcm" in page.text
+    assert "無法讀取的檔案" in get_page(client, "/unreadable?language=zh-Hant")[0].text
+
+
+def test_empty_list_of_unreadable_files_says_so(client):
+    assert "No unreadable files." in get_page(client, "/unreadable")[0].text
+
+
+def test_empty_tab_of_rejected_images_says_so(client):
+    assert "No rejected images." in get_page(client, "/?decision=rejected")[0].text
 
 
 def test_worklist_is_filtered_sorted_and_paged(client, monkeypatch):
@@ -367,7 +407,15 @@ def test_age_is_shown_with_its_source(age_client):
         for id, words in zip(ids, expected, strict=True):
             for path in (f"/images/{id}", f"/images/{id}/report"):
                 assert words in get_page(age_client, f"{path}?language={language}")[0].text
-        assert texts[language][3] in get_page(age_client, "/")[0].text
+        assert texts[language][3] in get_page(age_client, "/?decision=rejected")[0].text
+
+
+def test_age_cannot_be_entered_because_of_another_warning(age_client):
+    age_client.post("/sign-in", data={"token": TOKEN})
+    (id,) = upload(age_client, ("a.dcm", dicom(PatientAge="004Y", ViewPosition="")))
+    page, _ = get_page(age_client, f"/images/{id}")
+    assert "View not stated" in page.text
+    assert not has_age_form(page)
 
 
 def test_unknown_age_can_be_entered_in_the_viewer(age_client):

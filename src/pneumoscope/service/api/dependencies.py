@@ -35,6 +35,7 @@ __all__ = [
     "Language",
     "NoParameters",
     "PredictParameters",
+    "UnreadableParameters",
     "User",
     "authentication",
     "no_duplicate_parameters",
@@ -142,6 +143,12 @@ class FindParameters(_Parameters):
     after: str = Field(
         default="", pattern=r"^[0-9A-Za-z_-]{0,200}$", description="`next` of the page before", examples=[""]
     )
+
+
+class UnreadableParameters(_Parameters):
+    """Query parameters of `GET /v1/unreadable`."""
+
+    limit: int = Field(default=50, ge=1, le=200, description="Number of records", examples=[50])
 
 
 class CardParameters(_Parameters):

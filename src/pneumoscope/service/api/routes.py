@@ -19,6 +19,7 @@ from pneumoscope.service.api.dependencies import (
     Language,
     NoParameters,
     PredictParameters,
+    UnreadableParameters,
     User,
     no_duplicate_parameters,
     require_json,
@@ -30,6 +31,7 @@ from pneumoscope.service.api.schemas import (
     PredictionPageDocument,
     ReviewRequest,
     SinglePredictionDocument,
+    UnreadableListDocument,
     list_document,
     page_document,
     single_document,
@@ -93,8 +95,8 @@ async def predict(
 ) -> PredictionListDocument | Response:
     """Send images as parts named `images` of a form, or one image as the body.
 
-    The response is sent when images and predictions are on the disk. An unreadable image has a `failure` and no id, and
-    the others are processed; if all are unreadable, the response is a problem.
+    The response is sent when images and predictions are on the disk. An unreadable image has a `failure` and no id, and leaves a
+    record in `GET /v1/unreadable`; the others are processed. If all are unreadable, the response is a problem.
     """
     images = await read_images(request, query.name, settings.max_images)
     disconnected = functools.partial(wait_for_disconnect, request)
@@ -175,6 +177,21 @@ def review(
 def remove(service: AppService, user: User, id: _Id, _: NoParameters) -> None:
     """Keep only the events in the audit log, without the image's name."""
     service.repository.remove(id, user=user)
+
+
+@prediction_router.get("/unreadable", summary="List files that could not be read")
+def unreadable(service: AppService, query: Annotated[UnreadableParameters, Query()]) -> UnreadableListDocument:
+    """Newest first. The files themselves are not stored; a file that is sent again is listed once."""
+    return UnreadableListDocument(*service.repository.unreadable(query.limit))
+
+
+@prediction_router.delete(
+    "/unreadable/{id}", status_code=204, summary="Delete the record of a file that could not be read",
+    responses=problem_responses(404),
+)  # fmt: skip
+def remove_unreadable(service: AppService, user: User, id: _Id, _: NoParameters) -> None:
+    """Keep only the event in the audit log, without the file's name."""
+    service.repository.remove_unreadable(id, user=user)
 
 
 @prediction_router.get("/model", summary="Get the model card", tags=["model"])

@@ -13,7 +13,7 @@ from pydantic import BaseModel, ConfigDict, Field
 
 from pneumoscope.core.messages import notice, prediction_message
 from pneumoscope.core.prediction import Prediction
-from pneumoscope.service.storage.records import Page, StoredPrediction
+from pneumoscope.service.storage.records import Page, StoredPrediction, UnreadableFile
 
 __all__ = [
     "HealthDocument",
@@ -23,6 +23,7 @@ __all__ = [
     "ReviewRequest",
     "SinglePredictionDocument",
     "UnreadableImageDocument",
+    "UnreadableListDocument",
     "list_document",
     "page_document",
     "single_document",
@@ -55,7 +56,7 @@ class PredictionDocument(StoredPrediction):
 
 @dataclasses.dataclass(frozen=True, slots=True, kw_only=True, repr=False)
 class UnreadableImageDocument(Prediction):
-    """The failure to read an image; nothing is stored.
+    """The failure to read an image, which is not stored.
 
     Attributes:
         id: Always null.
@@ -105,6 +106,19 @@ class PredictionPageDocument:
     total: int
     next: str
     notice: str
+
+
+@dataclasses.dataclass(frozen=True, slots=True)
+class UnreadableListDocument:
+    """Records of files that could not be read.
+
+    Attributes:
+        files: Newest first.
+        total: Number of all records.
+    """
+
+    files: list[UnreadableFile]
+    total: int
 
 
 @dataclasses.dataclass(frozen=True, slots=True)

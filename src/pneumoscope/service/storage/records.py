@@ -15,7 +15,7 @@ from typing import Any, Literal, NamedTuple
 from sqlalchemy import ColumnElement, Connection, Executable, RowMapping, and_, case, func, or_, select
 
 from pneumoscope.core.errors import UnknownNameError, UsageError
-from pneumoscope.core.prediction import Decision, ImageStatistics, ModelInfo, Prediction
+from pneumoscope.core.prediction import OVERRIDES, Decision, Failure, ImageStatistics, ModelInfo, Prediction
 from pneumoscope.service.storage.blob_store import content_hash
 from pneumoscope.service.storage.tables import predictions
 
@@ -28,7 +28,9 @@ __all__ = [
     "Review",
     "Row",
     "StoredPrediction",
+    "UnreadableFile",
     "compute_id",
+    "count_rejections",
     "find_page",
     "format_time",
     "has_image",
@@ -36,11 +38,12 @@ __all__ = [
     "is_referenced",
     "latest_statistics",
     "new_row",
+    "new_unreadable_row",
     "result_hash",
     "select_one",
 ]
 
-Order = Literal["newest", "oldest", "highest", "lowest", "attention"]
+Order = Literal["newest", "oldest", "highest", "lowest", "urgency"]
 Row = RowMapping | Mapping[str, Any]  # of the table of predictions
 TIME_FORMAT = "2026-01-31 or 2026-01-31T09:30:00Z, in UTC"
 _MAX_PAGE_SIZE = 200
@@ -55,10 +58,17 @@ _AGE_REJECTIONS = ("age_required", "age_not_understood")
 _LATER_RESULT_COLUMNS = (
     "age", "age_source", "warnings", "model_site", "image_brightness", "image_contrast", "image_sharpness", "image_border",
 )  # fmt: skip
-# Sort key of "attention": rejected and uncertain images, then by falling probability; reviewed images last.
-_ATTENTION = case((predictions.c.reviewed.is_not(None), 4.0), else_=0.0) + case(
-    (predictions.c.decision.in_(("rejected", "uncertain")), 0.0),
-    else_=2.0 - func.coalesce(predictions.c.probability, 0.0),
+# Sort key of "urgency": pneumonia, uncertain and no pneumonia, each by falling probability, then rejected images; those with a
+# review last.
+_URGENCY = (
+    case((predictions.c.reviewed.is_not(None), 10.0), else_=0.0)
+    + case(
+        (predictions.c.decision == "pneumonia", 2.0),
+        (predictions.c.decision == "uncertain", 4.0),
+        (predictions.c.decision == "no_pneumonia", 6.0),
+        else_=8.0,
+    )
+    - func.coalesce(predictions.c.probability, 0.0)
 )
 
 
@@ -135,15 +145,44 @@ class Filter:
 
     Attributes:
         decision: "no_pneumonia", "pneumonia", "uncertain" or "rejected".
+        rejected: Whether the decision is "rejected".
         reviewed: Whether there is a review.
         since: Earliest time, included; ISO 8601 in UTC.
         until: Latest time, excluded; ISO 8601 in UTC.
     """
 
     decision: Decision | None = None
+    rejected: bool | None = None
     reviewed: bool | None = None
     since: str | None = None
     until: str | None = None
+
+
+@dataclasses.dataclass(frozen=True, slots=True)
+class UnreadableFile:
+    """A record of a file that could not be read. The file itself is not stored.
+
+    Attributes:
+        id: Derived from the content, the name and the failure, so that a file that is sent again is listed once.
+        path: The name that the client gave the file.
+        created: Time of the first attempt, ISO 8601 in UTC.
+        image_sha256: SHA-256 of the file.
+        image_bytes: Size of the file in bytes.
+        failure: Why it could not be read.
+    """
+
+    id: str
+    path: str
+    created: str
+    image_sha256: str
+    image_bytes: int
+    failure: Failure
+
+    @classmethod
+    def from_row(cls, row: Row) -> UnreadableFile:
+        """Return the record in a row of the table."""
+        failure = Failure(row["failure_code"], row["failure_message"], row["failure_hint"])
+        return cls(row["id"], row["path"], row["created"], row["image_sha256"], row["image_bytes"], failure)
 
 
 class PredictionStatistics(NamedTuple):
@@ -180,17 +219,18 @@ def is_id(text: str) -> bool:
 def compute_id(row: Row) -> str:
     """Return the id of the prediction in a row, 32 hexadecimal digits.
 
-    It is derived from the image, the model, its site profile, the operating point, the age that a person entered, and from
-    whether the age of the patient rejected the image: such an image is predicted when the age is entered, no longer required,
-    or understood.
+    It is derived from the image, the model, its site profile, the operating point, the age that a person entered, the overrides
+    of the header that the prediction depends on, and from whether the image was rejected for its age or for a value that can be
+    overridden: such an image is predicted when the age is entered, no longer required, or understood, or the value is overridden.
     """
     parts = [row["image_sha256"], row["model_sha256"], row["operating_point"]]
     if row["model_site"]:
         parts.append(f"site {row['model_site']}")
     if row["age_source"] == "entered":
         parts.append(f"age {row['age']}")
-    if row["rejection_code"] in _AGE_REJECTIONS:
+    if row["rejection_code"] in _AGE_REJECTIONS or row["rejection_code"] in OVERRIDES:
         parts.append(row["rejection_code"])
+    parts += [warning for warning in row["warnings"].split() if warning.startswith("assumed_")]
     return hashlib.sha256(" ".join(parts).encode()).hexdigest()[:32]
 
 
@@ -222,6 +262,28 @@ def new_row(prediction: Prediction, image: bytes) -> dict[str, Any]:
         "note": "",
         "reviewed": None,
         "reviewer": None,
+    }
+
+
+def new_unreadable_row(prediction: Prediction, file: bytes) -> dict[str, Any]:
+    """Return the row of a file that could not be read, all but `created`.
+
+    Args:
+        prediction: With a failure.
+        file: Its bytes.
+    """
+    if prediction.failure is None:
+        raise ValueError("the file was read")
+    sha256, failure = content_hash(file), prediction.failure
+    key = json.dumps([sha256, prediction.path, failure.code, failure.message])
+    return {
+        "id": hashlib.sha256(key.encode()).hexdigest()[:32],
+        "path": prediction.path,
+        "image_sha256": sha256,
+        "image_bytes": len(file),
+        "failure_code": failure.code,
+        "failure_message": failure.message,
+        "failure_hint": failure.hint,
     }
 
 
@@ -277,14 +339,9 @@ def find_page(connection: Connection, where: Filter, *, order: Order, limit: int
         "oldest": (predictions.c.created, False),
         "highest": (func.coalesce(predictions.c.probability, -1.0), True),
         "lowest": (func.coalesce(predictions.c.probability, 2.0), False),
-        "attention": (_ATTENTION, False),
+        "urgency": (_URGENCY, False),
     }[order]
-    conditions = [
-        *([predictions.c.decision == where.decision] if where.decision else []),
-        *([predictions.c.reviewed.is_not(None) == where.reviewed] if where.reviewed is not None else []),
-        *([predictions.c.created >= _parse_time(where.since, "since")] if where.since else []),
-        *([predictions.c.created < _parse_time(where.until, "until")] if where.until else []),
-    ]
+    conditions = _conditions(where)
     total = connection.execute(select(func.count()).select_from(predictions).where(*conditions)).scalar_one()
     # Continue from the last row's key, not from a count: insertions and deletions in between shift nothing.
     if after:
@@ -300,6 +357,23 @@ def find_page(connection: Connection, where: Filter, *, order: Order, limit: int
     rows = [dict(row) for row in connection.execute(query).mappings()]
     cursor = _encode_cursor(order, rows[limit - 1]["sort_key"], rows[limit - 1]["id"]) if len(rows) > limit else ""
     return Page(tuple(StoredPrediction.from_row(row) for row in rows[:limit]), total, cursor)
+
+
+def count_rejections(connection: Connection, where: Filter) -> dict[str, int]:
+    """Return the number of predictions by rejection code, "" for those that are not rejected; see `find_page`."""
+    query = select(predictions.c.rejection_code, func.count()).where(*_conditions(where))
+    rows = connection.execute(query.group_by(predictions.c.rejection_code))
+    return {code or "": count for code, count in rows}
+
+
+def _conditions(where: Filter) -> list[ColumnElement[bool]]:
+    return [
+        *([predictions.c.decision == where.decision] if where.decision else []),
+        *([(predictions.c.decision == "rejected") == where.rejected] if where.rejected is not None else []),
+        *([predictions.c.reviewed.is_not(None) == where.reviewed] if where.reviewed is not None else []),
+        *([predictions.c.created >= _parse_time(where.since, "since")] if where.since else []),
+        *([predictions.c.created < _parse_time(where.until, "until")] if where.until else []),
+    ]
 
 
 def latest_statistics(

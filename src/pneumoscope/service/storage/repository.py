@@ -14,9 +14,9 @@ from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import NamedTuple
 
-from sqlalchemy import Connection, Engine, bindparam, delete, insert, select, update
+from sqlalchemy import Connection, Engine, bindparam, delete, func, insert, select, update
 
-from pneumoscope.core.errors import GoneError, StorageError
+from pneumoscope.core.errors import GoneError, StorageError, UnknownNameError
 from pneumoscope.core.prediction import ModelInfo, Prediction
 from pneumoscope.service.audit.log import Entry, Event, append
 from pneumoscope.service.auth.tokens import RETENTION
@@ -31,17 +31,20 @@ from pneumoscope.service.storage.records import (
     PredictionStatistics,
     Row,
     StoredPrediction,
+    UnreadableFile,
+    count_rejections,
     find_page,
     format_time,
     has_image,
     is_referenced,
     latest_statistics,
     new_row,
+    new_unreadable_row,
     result_hash,
     select_one,
 )
 from pneumoscope.service.storage.recovery import recover
-from pneumoscope.service.storage.tables import predictions
+from pneumoscope.service.storage.tables import predictions, unreadable_files
 
 __all__ = ["PredictionRepository"]
 
@@ -165,8 +168,8 @@ class PredictionRepository:
         Args:
             where: Conditions.
             order: "newest" or "oldest" first, or "highest" or "lowest" probability first, with predictions without one
-                last. "attention": without a review first, and among them rejected and uncertain images, then the
-                highest probability.
+                last. "urgency": without a review first, and among them pneumonia, then uncertain, then no pneumonia, each by
+                falling probability, then rejected images.
             limit: Size of the page, up to 200.
             after: `next` of the page before, in the same order.
         Raises:
@@ -174,6 +177,15 @@ class PredictionRepository:
         """
         with self._connection_lock, read_transaction(self.engine) as connection:
             return find_page(connection, where, order=order, limit=limit, after=after)
+
+    def count_rejections(self, where: Filter) -> dict[str, int]:
+        """Return the number of predictions by rejection code, "" for those that are not rejected.
+
+        Raises:
+            UsageError: A time is invalid.
+        """
+        with self._connection_lock, read_transaction(self.engine) as connection:
+            return count_rejections(connection, where)
 
     def latest(
         self, model: ModelInfo, operating_point: str, limit: int, *, since: str = "", until: str = ""
@@ -191,6 +203,47 @@ class PredictionRepository:
         """
         with self._connection_lock, read_transaction(self.engine) as connection:
             return latest_statistics(connection, model, operating_point, limit, since, until)
+
+    def add_unreadable(self, prediction: Prediction, file: bytes, *, user: str) -> None:
+        """Record a file that could not be read, unless there is a record of it; the file itself is not stored.
+
+        Args:
+            prediction: With a failure.
+            file: Its bytes.
+            user: For the audit log.
+        Raises:
+            StorageError: The record cannot be stored.
+        """
+        row = new_unreadable_row(prediction, file)
+        with self._connection_lock, self._write_transaction() as connection:
+            if connection.execute(select(unreadable_files.c.id).where(unreadable_files.c.id == row["id"])).first():
+                return
+            time = self._time()
+            connection.execute(insert(unreadable_files), [row | {"created": time}])
+            details = {"failure": row["failure_code"]}
+            append(connection, [Entry(time, user, "unreadable", image_sha256=row["image_sha256"], details=details)])
+
+    def unreadable(self, limit: int = 200) -> tuple[list[UnreadableFile], int]:
+        """Return the records of the latest files that could not be read, newest first, and the number of all records."""
+        query = select(unreadable_files).order_by(unreadable_files.c.created.desc(), unreadable_files.c.id).limit(limit)
+        count = select(func.count()).select_from(unreadable_files)
+        with self._connection_lock, read_transaction(self.engine) as connection:
+            rows = connection.execute(query).mappings()
+            return [UnreadableFile.from_row(row) for row in rows], connection.execute(count).scalar_one()
+
+    def remove_unreadable(self, id: str, *, user: str) -> None:
+        """Delete the record of a file that could not be read.
+
+        Raises:
+            UnknownNameError: There is no record with this id.
+            StorageError: It cannot be deleted.
+        """
+        query = delete(unreadable_files).where(unreadable_files.c.id == id).returning(unreadable_files)
+        with self._connection_lock, self._write_transaction() as connection:
+            row = connection.execute(query).mappings().first()
+            if row is None:
+                raise UnknownNameError("record", id, (), hint="It was deleted, or never existed here")
+            append(connection, [Entry(self._time(), user, "unreadable_deleted", image_sha256=row["image_sha256"])])
 
     def review(self, id: str, *, agrees: bool, note: str, user: str) -> StoredPrediction:
         """Store a review, which replaces an earlier one, and return the prediction with it.
@@ -231,6 +284,8 @@ class PredictionRepository:
     def expire(self, age: timedelta, *, stopped: Callable[[], bool] = lambda: False) -> int:
         """Remove images older than an age, keep their predictions, and return the number of images.
 
+        Records of unreadable files of that age are deleted; they are not counted.
+
         Args:
             age: Time since the prediction.
             stopped: Returns whether to leave the rest for the next call.
@@ -243,6 +298,7 @@ class PredictionRepository:
             count += len(expired)
             errors += self._remove_unreferenced(expired)
         errors += self._expire_orphaned(limit)
+        self._expire_unreadable(limit)
         _raise_errors(errors)
         return count
 
@@ -366,6 +422,13 @@ class PredictionRepository:
                 del self.orphaned[sha256]
             errors += self._remove_unreferenced(expired)
         return errors
+
+    def _expire_unreadable(self, limit: datetime) -> None:
+        old = unreadable_files.c.created < format_time(limit)
+        query = delete(unreadable_files).where(old).returning(unreadable_files.c.image_sha256)
+        with self._connection_lock, self._write_transaction() as connection:
+            hashes, time = connection.execute(query).scalars().all(), self._time()
+            append(connection, [Entry(time, RETENTION, "unreadable_deleted", image_sha256=each) for each in hashes])
 
     def _remove_unreferenced(self, hashes: Sequence[str]) -> list[StorageError]:
         """Remove images, except those that a row still refers to, and return the failures, which can be retried."""

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from sqlalchemy import Boolean, Column, Float, Integer, MetaData, String, Table, Text
 
-__all__ = ["METADATA", "audit_log", "predictions"]
+__all__ = ["METADATA", "audit_log", "predictions", "unreadable_files"]
 
 METADATA = MetaData()
 _SHA256 = String(64)
@@ -55,6 +55,20 @@ predictions = Table(
     Column("note", Text, nullable=False),
     Column("reviewed", _TIME, index=True),
     Column("reviewer", String(64)),
+)
+
+# One row per file that could not be read, see `records.UnreadableFile`. The file itself is not stored.
+unreadable_files = Table(
+    "unreadable_files",
+    METADATA,
+    Column("id", String(32), primary_key=True),
+    Column("path", Text, nullable=False),
+    Column("image_sha256", _SHA256, nullable=False),
+    Column("image_bytes", Integer, nullable=False),
+    Column("created", _TIME, nullable=False, index=True),
+    Column("failure_code", String(64), nullable=False),
+    Column("failure_message", Text, nullable=False),
+    Column("failure_hint", Text, nullable=False),
 )
 
 # One row per event. Each row contains the hash of the row before it; triggers reject changes and deletions.

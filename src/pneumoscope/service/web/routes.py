@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+import dataclasses
 import datetime
 import functools
 import math
 import re
 from collections.abc import Callable, Coroutine
-from typing import Any
+from typing import Any, NamedTuple
 from urllib.parse import urlencode
 
 from fastapi import APIRouter, Request, Response
@@ -17,7 +18,7 @@ from fastapi.routing import APIRoute
 from pneumoscope.bundle.model_card import read_evidence
 from pneumoscope.core.errors import AuthenticationError, BundleError, PneumoscopeError, UsageError
 from pneumoscope.core.messages import error_text
-from pneumoscope.core.prediction import DECISIONS, MAX_AGE
+from pneumoscope.core.prediction import DECISIONS, MAX_AGE, REJECTION_CODES, RejectionCode
 from pneumoscope.inference.decision import threshold_probability
 from pneumoscope.service.api.dependencies import AppAuthenticator, AppService, AppSettings, User
 from pneumoscope.service.api.exception_handlers import error_status, public_error, record_error
@@ -34,10 +35,11 @@ from pneumoscope.service.web.dashboard import (
     summarize,
 )
 from pneumoscope.service.web.templating import render, request_language
-from pneumoscope.service.web.worklist import ORDERS, export_csv, parse_query
+from pneumoscope.service.web.worklist import ORDERS, WorklistQuery, export_csv, parse_query
 
 __all__ = ["page_router", "sign_in_router"]
 
+_MAX_UNREADABLE = 200
 _PAGE_SIZE = 50  # images on a page of the worklist
 _MAX_DASHBOARD_IMAGES = 10_000
 _MAX_MONTHLY_IMAGES = 5000
@@ -79,10 +81,45 @@ def worklist(request: Request, service: AppService, settings: AppSettings) -> Re
     after = request.query_params.get("after", "")
     page = service.repository.find(query.filter, order=query.order, limit=_PAGE_SIZE, after=after)
     return render(
-        request, "worklist.html", page=page, query=query, orders=ORDERS, decisions=DECISIONS,
+        request, "worklist.html", page=page, query=query, orders=ORDERS, tabs=_tabs(service, query),
+        decisions=[decision for decision in DECISIONS if decision != "rejected"],
         max_upload_bytes=settings.max_body_bytes, page_size=_PAGE_SIZE, max_age=MAX_AGE,
         site=service.model.facts.site,
     )  # fmt: skip
+
+
+class _Tabs(NamedTuple):
+    """The numbers on the tabs of the worklist: predicted images, rejected images by code, and unreadable files."""
+
+    predicted: int
+    rejections: dict[RejectionCode, int]
+    unreadable: int
+
+
+def _tabs(service: PredictionService, query: WorklistQuery) -> _Tabs:
+    any_decision = dataclasses.replace(query.filter, decision=None, rejected=None)
+    counts = service.repository.count_rejections(any_decision)
+    rejections = {
+        code: counts[code] for code in sorted(REJECTION_CODES, key=lambda code: -counts.get(code, 0)) if code in counts
+    }
+    return _Tabs(counts.get("", 0), rejections, service.repository.unreadable(limit=0)[1])
+
+
+@page_router.get("/unreadable")
+def unreadable(request: Request, service: AppService) -> Response:
+    """Return the latest files that could not be read."""
+    files, total = service.repository.unreadable(limit=_MAX_UNREADABLE)
+    query = parse_query({})
+    return render(
+        request, "unreadable.html", files=files, total=total, query=query, tabs=_tabs(service, query), max_files=_MAX_UNREADABLE,
+    )  # fmt: skip
+
+
+@page_router.post("/unreadable/{id}")
+def remove_unreadable(service: AppService, user: User, id: str) -> Response:
+    """Delete the record of a file that could not be read, and return to the list."""
+    service.repository.remove_unreadable(id, user=user)
+    return RedirectResponse("/unreadable", 303)
 
 
 @page_router.get("/worklist.csv")
@@ -238,7 +275,9 @@ def _image_context(service: PredictionService, id: str) -> dict[str, Any]:
     review = prediction.review
     current_model = prediction.model.matches(service.model.facts)
     image_available = prediction.image_removed is None
-    is_age_unknown = prediction.rejection.code == "age_required" if prediction.rejection else bool(prediction.warnings)
+    is_age_unknown = (
+        prediction.rejection.code == "age_required" if prediction.rejection else "age_not_stated" in prediction.warnings
+    )
     return {
         "prediction": prediction,
         "reviewer": review.reviewer if review and review.reviewer != LOCAL else "",

@@ -129,6 +129,7 @@ def _environment(language: str) -> jinja2.Environment:
                 "decision_message",
                 "operating_point_label",
                 "probability_text",
+                "rejection_label",
                 "warning_message",
             )
         },

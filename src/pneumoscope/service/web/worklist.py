@@ -19,7 +19,7 @@ __all__ = ["ORDERS", "WorklistQuery", "export_csv", "parse_query"]
 
 # Labels of the sort orders; the first one is the default.
 ORDERS: dict[Order, str] = {
-    "attention": N_("Needs review first"),
+    "urgency": N_("Most urgent first"),
     "newest": N_("Newest first"),
     "oldest": N_("Oldest first"),
     "highest": N_("Highest probability first"),
@@ -35,7 +35,7 @@ class WorklistQuery:
     """A worklist's query.
 
     Attributes:
-        filter: Which predictions to list.
+        filter: Conditions on the listed predictions. Rejected images are listed on a tab of their own.
         order: Sort order.
         form: The query parameters "decision", "reviewed", "since", "until" and "order" as given; empty if absent.
     """
@@ -45,9 +45,14 @@ class WorklistQuery:
     form: Mapping[str, str]
 
     @property
+    def rejected(self) -> bool:
+        """True on the tab of rejected images."""
+        return self.filter.decision == "rejected"
+
+    @property
     def filtered(self) -> bool:
-        """True if any filter is set."""
-        return self.filter != Filter()
+        """True if there is a filter beyond the tab."""
+        return any(value for name, value in self.form.items() if name != "order" and value != "rejected")
 
 
 def parse_query(parameters: Mapping[str, str]) -> WorklistQuery:
@@ -70,6 +75,7 @@ def parse_query(parameters: Mapping[str, str]) -> WorklistQuery:
     return WorklistQuery(
         filter=Filter(
             decision=decision or None,
+            rejected=decision == "rejected",
             reviewed=_REVIEWED[reviewed],
             since=form["since"] or None,
             until=form["until"] or None,
@@ -82,11 +88,15 @@ def parse_query(parameters: Mapping[str, str]) -> WorklistQuery:
 def export_csv(repository: PredictionRepository, query: WorklistQuery) -> Iterator[bytes]:
     """Return the lines of a CSV file with the predictions of a query: the columns of `predict --csv`, the image and the review.
 
+    Without a decision in the query, the file has the rejected images as well.
+
     The file begins with a byte order mark, which Excel needs to recognize UTF-8.
 
     Raises:
         StorageError: The database cannot be read; raised before the first line if it fails at the beginning.
     """
+    if not query.filter.decision:
+        query = dataclasses.replace(query, filter=dataclasses.replace(query.filter, rejected=None))
     first = repository.find(query.filter, order=query.order, limit=_EXPORT_BATCH)
     return _csv_lines(repository, query, first)
 
