@@ -16,7 +16,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from pydicom import Dataset, FileMetaDataset, Sequence, dcmread, uid
-from pydicom.encaps import encapsulate
+from pydicom.encaps import encapsulate, get_frame
 from pydicom.pixels import apply_voi_lut
 from pydicom.pixels.decoders.base import Decoder
 
@@ -107,9 +107,9 @@ def test_other_window_functions_by_hand(function: str, value: int, expected: int
 
 
 def test_the_first_of_several_windows_is_applied() -> None:
-    several = image(WindowCenter=[1000, 3000], WindowWidth=[2000, 1900])
-    assert np.array_equal(gray(several), gray(image(WindowCenter=1000, WindowWidth=2000)))
-    assert not np.array_equal(gray(several), gray(image(WindowCenter=3000, WindowWidth=1900)))
+    several = image(WindowCenter=[1900, 2100], WindowWidth=[3600, 3000])
+    assert np.array_equal(gray(several), gray(image(WindowCenter=1900, WindowWidth=3600)))
+    assert not np.array_equal(gray(several), gray(image(WindowCenter=2100, WindowWidth=3000)))
 
 
 def test_monochrome1_is_255_minus_monochrome2() -> None:
@@ -383,6 +383,28 @@ def test_12_bit_lossy_jpeg_is_decoded() -> None:
     pytest.importorskip("imagecodecs", reason="the extra [dicom] is not installed")
     levels = gray(captured("JPEG-lossy.dcm"))
     assert (levels.shape, levels.min(), levels.max()) == ((1024, 256), 0, 255)
+
+
+@pytest.mark.parametrize("fraction", [0.9, 0.5, 0.1])
+def test_truncated_12_bit_lossy_jpeg_is_rejected(fraction: float) -> None:
+    pytest.importorskip("imagecodecs", reason="the extra [dicom] is not installed")
+    dataset = captured("JPEG-lossy.dcm")
+    frame = get_frame(dataset.PixelData, 0, number_of_frames=1)
+    dataset.PixelData = encapsulate([frame[: int(fraction * len(frame))]])
+    with pytest.raises(UnreadableImageError, match="the compressed frame is truncated"):
+        gray(dataset)
+
+
+def test_fill_bytes_before_a_marker_hide_no_other_size() -> None:
+    dataset = captured("JPEG-lossy.dcm")
+    frame = get_frame(dataset.PixelData, 0, number_of_frames=1)
+    segment = b"\xff\xff\xe1" + struct.pack(">H", 15) + frame[2:15]  # would hide a start of frame
+    bomb = bytearray(frame)
+    start = next(i for i in range(len(bomb)) if bomb[i] == 0xFF and bomb[i + 1] == 0xC1)
+    bomb[start + 5 : start + 9] = struct.pack(">HH", 60_000, 60_000)
+    dataset.PixelData = encapsulate([bytes(bomb[:2] + segment + bomb[2:])])
+    with pytest.raises(UnreadableImageError, match="the compressed frame is"):
+        gray(dataset)
 
 
 def test_12_bit_lossy_jpeg_without_its_decoder_names_the_extra(monkeypatch: pytest.MonkeyPatch) -> None:

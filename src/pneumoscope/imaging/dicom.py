@@ -65,7 +65,8 @@ _ELEMENTS: list[Any] = [
 ]
 # Value representations of pixel data; pydicom converts others to numbers or text.
 _PIXEL_VRS = (None, "OB", "OW", "UN")
-_SAMPLED_ROWS = 256  # in which differences of neighbors are measured
+_BLOCK_ROWS = 256  # whose differences are measured at a time
+_META_BYTES = 2**14  # of a file, in which a transfer syntax is found
 _PREFIX = b"DICM"
 _PREAMBLE = 128  # bytes before the prefix
 _SOF_MARKERS = {*range(0xC0, 0xD0), 0xF7} - {0xC4, 0xC8, 0xCC}  # start of frame in JPEG and JPEG-LS, second byte
@@ -138,8 +139,16 @@ def read_elements(source: bytes | Path, elements: list[Any], *, pixels: bool = F
         pixels: Read beyond the header.
 
     Raises:
-        Exception: The file cannot be parsed; pydicom raises many types, and their messages may contain patient data.
+        Exception: The file is deflated, which may be a bomb, or cannot be parsed; pydicom raises many types, and their messages
+            may contain patient data.
     """
+    if isinstance(source, bytes):
+        beginning = source[:_META_BYTES]
+    else:
+        with source.open("rb") as file:
+            beginning = file.read(_META_BYTES)
+    if uid.DeflatedExplicitVRLittleEndian.encode() in beginning:
+        raise ValueError("the file is deflated")
     if isinstance(source, bytes):
         return dcmread(
             io.BytesIO(source[_start(source) :] if source.startswith(_PREFIX) else source),
@@ -248,9 +257,7 @@ def _stored_values(dataset: Dataset, decoder: Decoder) -> tuple[Integers, bool]:
         raise ValueError("the pixels are compressed, and the header has no TransferSyntaxUID")
     pixels: Integers
     if uid.JPEGExtended12Bit == decoder.UID and dataset.BitsAllocated == 16:  # pydicom's decoders read 8 bits only
-        from imagecodecs import jpeg8_decode
-
-        pixels = jpeg8_decode(frame)
+        pixels = _decode_12_bit_jpeg(frame, dataset)
     else:
         plugin = next(
             (name for name in _DECODERS if name in decoder.available_plugins), ""
@@ -261,6 +268,18 @@ def _stored_values(dataset: Dataset, decoder: Decoder) -> tuple[Integers, bool]:
     if pixels.ndim != 2:
         raise ValueError(f"it has {len(pixels)} frames")
     return _without_unused_bits(pixels, int(dataset.BitsStored))
+
+
+def _decode_12_bit_jpeg(frame: bytes, dataset: Dataset) -> Integers:
+    """Return the pixels of a lossy JPEG of up to 12 bits. libjpeg would complete a truncated one with gray."""
+    from imagecodecs import jpeg8_decode
+
+    if b"\xff\xd9" not in frame[-4:]:  # the end of the image, which padding may follow
+        raise ValueError("the compressed frame is truncated")
+    pixels: Integers = jpeg8_decode(frame)
+    if pixels.shape != (dataset.Rows, dataset.Columns) or pixels.dtype != np.uint16 or dataset.PixelRepresentation != 0:
+        raise ValueError(f"the compressed frame is {pixels.dtype} of shape {pixels.shape}")
+    return pixels
 
 
 def _without_unused_bits(pixels: Integers, bits: int) -> tuple[Integers, bool]:
@@ -275,8 +294,11 @@ def _without_unused_bits(pixels: Integers, bits: int) -> tuple[Integers, bool]:
     masked: Integers = (pixels << unused) >> unused
     if np.issubdtype(pixels.dtype, np.signedinteger) or np.array_equal(masked, pixels):
         return masked, False
-    step = max(1, len(pixels) // _SAMPLED_ROWS)
-    differences = [np.abs(np.diff(each[::step].astype(np.int32), axis=1)).sum() for each in (pixels, masked)]
+    differences = np.zeros(2)
+    for start in range(0, len(pixels), _BLOCK_ROWS):
+        for i, each in enumerate((pixels, masked)):
+            block = each[start : start + _BLOCK_ROWS].astype(np.int32)
+            differences[i] += np.abs(np.diff(block, axis=1)).sum()
     return (pixels, True) if differences[0] < differences[1] else (masked, False)
 
 
@@ -288,8 +310,14 @@ def _require_shape_of_header(frame: bytes, dataset: Dataset) -> None:
     position, shape = 2, None
     if frame.startswith(b"\xff\xd8"):  # JPEG and JPEG-LS: segments up to the start of frame
         while position + 9 <= len(frame) and frame[position + 1] not in _SOF_MARKERS:
-            position += 2 + int.from_bytes(frame[position + 2 : position + 4], "big")
-        shape = struct.unpack_from(">HH", frame, position + 5) if position + 9 <= len(frame) else None
+            if frame[position] != 0xFF:
+                raise ValueError("the compressed frame is damaged")
+            # 0xFF may be repeated before a marker
+            is_fill = frame[position + 1] == 0xFF
+            position += 1 if is_fill else 2 + int.from_bytes(frame[position + 2 : position + 4], "big")
+        if position + 9 > len(frame):
+            raise ValueError("the compressed frame is truncated")
+        shape = struct.unpack_from(">HH", frame, position + 5)
     elif (position := frame.find(b"\xff\x4f\xff\x51", 0, 4096)) >= 0 and position + 24 <= len(frame):  # JPEG 2000
         width, height, left, top = struct.unpack_from(">4I", frame, position + 8)
         shape = height - top, width - left

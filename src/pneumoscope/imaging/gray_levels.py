@@ -33,13 +33,18 @@ _FUNCTIONAL_GROUPS = {
     "FrameVOILUTSequence": ("WindowCenter", "WindowWidth", "VOILUTFunction"),
 }
 _MAX_LUT_BYTES = 2**17  # 65,536 entries of 16 bits
+_MAX_WINDOWS = 8  # of a file; more are ignored
 _BLOCK = 2**20  # pixels
 _OUTLIERS = 0.002  # fraction of the pixels at each end that may be hot or dead
 _MARGIN = 0.25  # of the range of the other pixels, on both sides of it: values in it are no outliers
-_PERCENTILES = (0.01, 0.99)  # ends of the range of the pixels that is compared with a window
-_MIN_SHOWN, _MIN_INSIDE = 0.3, 0.5  # of the range and of the number of pixels, by a window that is narrower
-_MIN_SPREAD = 0.15  # of the brightness at the percentiles, by a window that is wider
+_BRIGHTEST = 0.0002  # fraction of the pixels that a bit depth may leave out
+_PERCENTILES = (0.01, 0.99)  # ends of the range of an image
+_MIN_SPREAD = 0.15  # brightness between the percentiles below which a window is too wide
 _MIN_CONTRAST = 0.25  # range over maximum below which an image may be blank, so that no window is too wide for it
+# A window is too narrow if it clips this fraction of the pixels at one end, and their values spread over this part of the range:
+# background has nearly one value, anatomy has not.
+_MAX_CLIPPED, _MIN_CLIPPED_SPREAD = 0.3, 0.3
+_EXCEEDING = 0.01  # fraction of the pixels whose LUT entries may exceed the stated bits
 
 Integers = npt.NDArray[np.integer[Any]]
 Floats = npt.NDArray[np.floating[Any]]
@@ -105,18 +110,17 @@ def scale_to_depth(stored: Integers, stated_bits: int) -> GrayLevels:
 
 
 def _measured_bits(histogram: _Histogram) -> int:
-    """Return the bits of the largest value, at least 8; outliers count if they are within one bit of the other values."""
-    largest, usual = int(histogram.values[-1]), int(histogram.range_without_outliers()[1])
-    bits = largest.bit_length() if largest.bit_length() - usual.bit_length() <= 1 else usual.bit_length()
-    return max(8, bits)
+    """Return the bits of the largest value, at least 8; hot pixels and the few brightest ones do not count."""
+    largest = min(histogram.quantiles(1 - _BRIGHTEST)[0], histogram.range_without_outliers()[1])
+    return max(8, int(largest).bit_length())
 
 
 def dicom_gray_levels(stored: Integers, dataset: Dataset) -> GrayLevels:
     """Return the gray levels of stored DICOM values.
 
-    The modality LUT, or the rescale slope and intercept, are applied, then the first VOI LUT or window that fits the pixels.
-    Without one, the lowest value becomes black and the highest white, except for hot and dead pixels. MONOCHROME1 is inverted.
-    Padding pixels are black.
+    The modality LUT, or the rescale slope and intercept, are applied, then the first VOI LUT if it fits the pixels, or else the
+    first window that does. Without one, the lowest value becomes black and the highest white, except for hot and dead pixels.
+    MONOCHROME1 is inverted. Padding pixels are black.
 
     Args:
         stored: Stored values, shape (height, width).
@@ -136,7 +140,10 @@ def dicom_gray_levels(stored: Integers, dataset: Dataset) -> GrayLevels:
     steps = np.arange(lowest, highest + 1)
     counts = _count(image, lowest, len(steps))
     warnings: set[WarningCode] = set()
-    values = _apply_modality(steps, counts, dataset, warnings)
+    with np.errstate(over="ignore"):
+        values = _apply_modality(steps, counts, dataset)
+    if not np.isfinite(values).all():
+        raise GrayLevelError("the rescaled values are not finite")
     brightness = _apply_voi(values, counts, dataset, warnings)
     levels: npt.NDArray[np.uint8] = np.rint(255 * brightness).astype(np.uint8)
     if dataset.PhotometricInterpretation == "MONOCHROME1":
@@ -180,7 +187,7 @@ def _padding(stored: Integers, dataset: Dataset) -> npt.NDArray[np.bool_]:
     return (stored >= low) & (stored <= high)
 
 
-def _apply_modality(values: Integers, counts: Integers, dataset: Dataset, warnings: set[WarningCode]) -> Floats:
+def _apply_modality(values: Integers, counts: Integers, dataset: Dataset) -> Floats:
     """Return the modality values of stored values: by LUT, or by slope and intercept (PS3.3 C.11.1)."""
     if luts := dataset.get("ModalityLUTSequence"):
         return _Lut.read(luts[0], dataset, values, counts).look_up(values)
@@ -205,18 +212,23 @@ def _apply_voi(values: Floats, counts: Integers, dataset: Dataset, warnings: set
             return lut.brightness(values)
         warnings.add("window_ignored")
     function = str(dataset.get("VOILUTFunction") or "LINEAR").strip().upper()
-    for center, width in zip(_numbers(dataset.get("WindowCenter")), _numbers(dataset.get("WindowWidth")), strict=False):
+    centers, widths = _numbers(dataset.get("WindowCenter")), _numbers(dataset.get("WindowWidth"))
+    for center, width in list(zip(centers, widths, strict=False))[:_MAX_WINDOWS]:
         if function not in {"LINEAR", "LINEAR_EXACT", "SIGMOID"}:
             raise GrayLevelError("the VOI LUT function is unknown")
         if not (math.isfinite(center) and math.isfinite(width)) or width <= 0 or (width < 1 and function == "LINEAR"):
             raise GrayLevelError(f"invalid {function} window: center {center:g}, width {width:g}")
         bits = _full_range_bits(center, width)
-        if bits and histogram.values[0] >= 0 and histogram.has_contrast() and _measured_bits(histogram) != bits:
-            warnings.add("bit_depth_measured")  # the window is the full range of another bit depth
-            return np.asarray(np.clip(values / (2 ** _measured_bits(histogram) - 1), 0, 1))
+        is_wide = bits == 16 or bits > int(dataset.BitsStored)  # wider than any statement about the pixels
         window = partial(apply_windowing, ds=_window(center, width, function))
-        if _fits(histogram, center - width / 2, center + width / 2, window):
+        if not (is_wide and _measured_bits(histogram) < bits and _has_depth(histogram)) and _fits(
+            histogram, center - width / 2, center + width / 2, window
+        ):
             return window(values)
+        if bits and _has_depth(histogram):  # the full range of another bit depth
+            warnings.add("bit_depth_measured")
+            full = 2.0 ** _measured_bits(histogram)
+            return apply_windowing(values, ds=_window(full / 2, full, function))
         warnings.add("window_ignored")
     low, high = histogram.range_without_outliers()
     return np.asarray(np.clip((values - low) / (high - low), 0, 1) if high > low else np.zeros_like(values))
@@ -229,21 +241,24 @@ def _full_range_bits(center: float, width: float) -> int:
     return bits if is_full else 0
 
 
+def _has_depth(histogram: _Histogram) -> bool:
+    """Return whether a bit depth can be measured: values are not negative, and not all nearly the same."""
+    return bool(histogram.values[0] >= 0) and histogram.has_contrast()
+
+
 def _fits(histogram: _Histogram, low: float, high: float, brightness: Callable[[Floats], Floats]) -> bool:
     """Return whether a window, or a LUT, from `low` to `high` can belong to the pixels.
 
-    One that is too wide makes an image black, gray or white. One that is too narrow shows a small part of their range; but if
-    most pixels lie in that part, the others are background.
+    One that is too wide makes an image black, gray or white. One that is too narrow clips anatomy.
     """
     first, last = histogram.quantiles(*_PERCENTILES)
-    if last <= first:
-        return True
-    shown = max(0.0, min(last, high) - max(first, low)) / (last - first)
-    n_inside = histogram.counts[(histogram.values >= low) & (histogram.values <= high)].sum()
-    if shown < _MIN_SHOWN and n_inside < _MIN_INSIDE * histogram.counts.sum():
-        return False
-    darkest, brightest = np.sort(brightness(np.array([first, last])))
-    return bool(brightest - darkest >= _MIN_SPREAD) or not histogram.has_contrast()
+    for outside in (histogram.values < low, histogram.values > high):
+        if histogram.counts[outside].sum() > _MAX_CLIPPED * histogram.counts.sum():
+            clipped = _Histogram(histogram.values[outside], histogram.counts[outside]).quantiles(0.1, 0.9)
+            if clipped[1] - clipped[0] > _MIN_CLIPPED_SPREAD * (last - first):
+                return False
+    darkest, brightest = _Histogram.of(brightness(histogram.values), histogram.counts).quantiles(*_PERCENTILES)
+    return brightest - darkest >= _MIN_SPREAD or not histogram.has_contrast()
 
 
 def _window(center: float, width: float, function: str) -> Dataset:
@@ -304,8 +319,20 @@ class _Lut(NamedTuple):
             and _n_inside(values, counts, first - 2**16, len(entries) + 2**16) < 0.999 * counts.sum()
         ):
             raise GrayLevelError(f"a LUT has {len(entries)} of {count} entries of {stated_bits} bits")
-        bits = max(8, int(entries.max()).bit_length())
-        return cls(entries, first, bits, stated_bits)
+        return cls(entries, first, cls._measured_bits(entries, first, stated_bits, values, counts), stated_bits)
+
+    @staticmethod
+    def _measured_bits(
+        entries: Integers, first: int, stated_bits: int, values: Integers | Floats, counts: Integers
+    ) -> int:
+        """Return the bits of the entries: those that are stated, unless they are 16, impossible, or exceeded by many pixels."""
+        used = entries[np.clip(np.floor(values).astype(np.int64) - first, 0, len(entries) - 1)]
+        exceeding = counts[used >= 2.0**stated_bits].sum()
+        if 8 <= stated_bits < 16 and exceeding <= _EXCEEDING * counts.sum():
+            return stated_bits
+        # A few entries at the ends may be wrong; the largest one that pixels have is not.
+        largest = max(np.quantile(entries, 0.995), _Histogram.of(used, counts).quantiles(_PERCENTILES[1])[0])
+        return max(8, int(largest).bit_length())
 
     def look_up(self, values: Integers | Floats) -> Floats:
         """Return the entries of values; values below and above the LUT have its first and last entry."""
@@ -314,7 +341,7 @@ class _Lut(NamedTuple):
 
     def brightness(self, values: Integers | Floats) -> Floats:
         """Return the entries of values, 0 to 1."""
-        return np.asarray(self.look_up(values) / (2**self.bits - 1))
+        return np.asarray(np.minimum(self.look_up(values) / (2**self.bits - 1), 1))
 
 
 def _n_inside(values: Integers | Floats, counts: Integers, first: int, count: int) -> int:

@@ -1,0 +1,136 @@
+"""Windows and lookup tables are kept if they can belong to the pixels, and replaced if they cannot."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+import pytest
+from tests.imaging.conformance import FULL_WINDOW, NO_WINDOW, REFERENCE, dataset, deep, lut, written
+
+from pneumoscope.imaging.decode import decode
+from pneumoscope.imaging.image import Radiograph
+
+SIDE = 96
+
+
+def rendered(pixels: npt.NDArray[Any] | None = None, bits: int = 12, **elements: Any) -> Radiograph:
+    return decode(written(dataset(pixels, bits, **elements)))
+
+
+def child_on_a_large_detector(anatomy: float = 0.43) -> npt.NDArray[np.uint16]:
+    """Return 14-bit pixels: 25% collimated, direct exposure, and this fraction of anatomy from 1,500 to 4,500."""
+    random = np.random.default_rng(0)
+    n = SIDE * SIDE
+    n_anatomy, n_collimated = int(anatomy * n), n // 4
+    values = np.concatenate([
+        random.integers(0, 150, n_collimated),
+        np.sort(random.integers(1500, 4500, n_anatomy)),
+        random.integers(14_500, 16_383, n - n_anatomy - n_collimated),
+    ])  # fmt: skip
+    return values.reshape(SIDE, SIDE).astype(np.uint16)
+
+
+@pytest.mark.parametrize("anatomy", [0.2, 0.43, 0.6])
+@pytest.mark.parametrize("photometric", ["MONOCHROME1", "MONOCHROME2"])
+def test_window_of_the_anatomy_is_kept_although_most_pixels_are_background(anatomy: float, photometric: str) -> None:
+    pixels = child_on_a_large_detector(anatomy)
+    image = rendered(pixels, 14, WindowCenter=3000, WindowWidth=3200, PhotometricInterpretation=photometric)
+    assert image.warnings == ()
+    expected = np.clip((pixels.astype(float) - 2999.5) / 3199 + 0.5, 0, 1) * 255
+    expected = 255 - expected if photometric == "MONOCHROME1" else expected
+    assert np.abs(image.pixels - expected).max() <= 1
+
+
+def test_window_that_clips_the_brightest_tenth_of_the_anatomy_is_kept() -> None:
+    high = int(np.quantile(deep(), 0.9))
+    assert rendered(WindowCenter=high / 2, WindowWidth=high).warnings == ()
+
+
+def test_window_that_clips_half_of_the_anatomy_is_ignored() -> None:
+    middle = int(np.quantile(deep(), 0.5))
+    image = rendered(WindowCenter=middle / 2, WindowWidth=middle)
+    assert image.warnings == ("window_ignored",)
+    assert np.abs(image.pixels.astype(int) - REFERENCE).max() <= 1
+
+
+@pytest.mark.parametrize("level", [2047, 2048, 2300, 4095])
+def test_full_window_of_the_stated_depth_is_kept_whatever_the_largest_value(level: int) -> None:
+    dark = deep() // 2
+    dark[0, 0] = level
+    image = rendered(dark)
+    assert image.warnings == ()
+    assert np.abs(image.pixels[1:].astype(int) - REFERENCE[1:] // 2).max() <= 1
+
+
+@pytest.mark.parametrize("level", [4095, 4100, 5000, 9000, 65535])
+def test_one_pixel_changes_no_measured_depth(level: int) -> None:
+    pixels = deep()
+    pixels[0, 0] = level
+    image = rendered(pixels, 16)
+    assert image.warnings == ("bit_depth_measured",)
+    assert np.abs(image.pixels[1:].astype(int) - REFERENCE[1:]).max() <= 1
+
+
+def test_window_function_is_kept_where_the_depth_is_measured() -> None:
+    linear, sigmoid = (
+        rendered(deep(), 16, VOILUTFunction=function).pixels.astype(int) for function in ("LINEAR", "SIGMOID")
+    )
+    expected = rendered(deep(), 12, VOILUTFunction="SIGMOID").pixels
+    assert np.abs(sigmoid - expected).max() <= 1
+    assert np.abs(sigmoid - linear).max() > 20
+
+
+def test_lut_that_blackens_background_at_both_ends_is_kept() -> None:
+    pixels = child_on_a_large_detector()
+    values = np.arange(16384)
+    table = np.where((values > 1500) & (values < 4500), (values - 1500) * 4095 // 3000, 0).astype("<u2")
+    image = rendered(pixels, 14, VOILUTSequence=lut(table), **NO_WINDOW)
+    assert image.warnings == ()
+    assert np.abs(image.pixels - table[pixels] / 4095 * 255).max() <= 1
+
+
+@pytest.mark.parametrize("entry", [4095, 4096, 65535])
+@pytest.mark.parametrize("bits", [12, 16])
+def test_one_wrong_entry_changes_no_depth_of_a_lut(entry: int, bits: int) -> None:
+    table = np.arange(4096, dtype="<u2")
+    table[-1] = entry
+    image = rendered(VOILUTSequence=lut(table, bits=bits), **NO_WINDOW)
+    assert np.abs(image.pixels.astype(int) - REFERENCE).max() <= 1
+
+
+def test_lut_that_does_not_reach_white_is_kept() -> None:
+    table = (np.arange(4096) // 2).astype("<u2")
+    image = rendered(VOILUTSequence=lut(table), **NO_WINDOW)
+    assert image.warnings == ()
+    assert np.abs(image.pixels.astype(int) - REFERENCE // 2).max() <= 1
+
+
+def test_marker_of_a_few_pixels_does_not_darken_an_image_without_a_window() -> None:
+    pixels = (1000 + deep(10)).astype(np.uint16)
+    pixels.ravel()[:9] = 4095
+    image = rendered(pixels, **NO_WINDOW)
+    assert np.abs(image.pixels[1:].astype(int) - REFERENCE[1:]).max() <= 1
+
+
+def test_values_that_wrap_around_are_found_in_any_row() -> None:
+    pixels = deep()
+    pixels[50:52] = 4000 + 6 * np.arange(SIDE, dtype=np.uint16)  # a bright bar that 12 bits cannot hold
+    image = rendered(pixels, 12, **NO_WINDOW)
+    assert image.warnings == ("bit_depth_measured",)
+    assert image.pixels[50:52].min() > 220
+
+
+def test_windows_beyond_the_eighth_are_not_tried() -> None:
+    centers, widths = [30000.0] * 9, [1000.0] * 9
+    image = rendered(WindowCenter=[*centers, 2048], WindowWidth=[*widths, 4096])
+    assert image.warnings == ("window_ignored",)
+
+
+@pytest.mark.parametrize(
+    ("slope", "reason"), [("1e305", "the rescaled values are not finite"), ("0", "the rescale slope is 0")]
+)
+def test_unusable_rescale_values_are_errors(slope: str, reason: str) -> None:
+    with pytest.raises(Exception, match=reason):
+        rendered(RescaleSlope=slope, RescaleIntercept=0, **FULL_WINDOW)
