@@ -81,7 +81,7 @@ def _code(values: Iterable[object]) -> str:
 
 
 def inputs_page() -> str:
-    """Return the conformance table: what is read, warned of and rejected."""
+    """Return the conformance table: files and the result of their prediction."""
     n_equal = sum(case.same_pixels for case in CASES)
     parts = [
         "# Supported inputs\n",

@@ -354,7 +354,7 @@ def test_skipped_files_are_counted_on_standard_error(bundle: Path, images: Path)
     (images / "notes.txt").touch()
     (images / ".hidden.png").touch()
     result = invoke(bundle, "images", "--json")
-    assert "Skipped 2 files: 1 hidden (.hidden.png); 1 not an image (notes.txt)\n" in result.stderr
+    assert "Skipped 2 files. Hidden: 1 (.hidden.png). Not an image: 1 (notes.txt)\n" in result.stderr
     assert len(json.loads(result.stdout)["predictions"]) == 3
 
 

@@ -260,6 +260,13 @@ def _jpeg() -> Dataset:
     return data
 
 
+def _with_modifier() -> Dataset:
+    data = dataset()
+    data.ViewCodeSequence = code("399348003", "antero-posterior")
+    data.ViewCodeSequence[0].ViewModifierCodeSequence = code("102535000", "Lateral decubitus")
+    return data
+
+
 def _report() -> Dataset:
     data = dataset()
     for keyword in (
@@ -307,7 +314,6 @@ for born in (
     "07-MAR-1960",
     "7 March 1960",
     "25/12/1960",
-    "1960",
 ):
     _add(
         AGES, f"PatientBirthDate `{born}`, StudyDate `20200101`",
@@ -341,6 +347,10 @@ _add(
     PARTS, "no Modality; SOP class CT",
     dicom(Modality=None, SOPClassUID=uid.CTImageStorage), "rejected: modality_not_supported",
 )  # fmt: skip
+_add(
+    PARTS, "no Modality; SOP class that the standard does not have",
+    dicom(Modality=None, SOPClassUID="1.3.12.2.1107.5.9.1"), "rejected: modality_not_understood",
+)  # fmt: skip
 _add(PARTS, "neither Modality nor SOP class", dicom(Modality=None, SOPClassUID=None), "warning: modality_not_stated")
 for part in (
     "CHEST", "THORAX", "TORAX", "Tórax", "THORAX AP", "LUNG", "LUNGS", "CHESTABDOMEN", "PULMON", "TORACE", "Brustkorb",
@@ -362,6 +372,10 @@ _add(
 _add(
     PARTS, "AnatomicRegionSequence Hand",
     dicom(BodyPartExamined=None, AnatomicRegionSequence=code("85562004", "Hand")), "rejected: body_part_not_chest",
+)  # fmt: skip
+_add(
+    PARTS, "BodyPartExamined `CHEST`, AnatomicRegionSequence Hand",
+    dicom(AnatomicRegionSequence=code("85562004", "Hand")), "rejected: body_part_not_chest",
 )  # fmt: skip
 _add(PARTS, "no body part, SeriesDescription `CHEST PA`", dicom(BodyPartExamined=None, SeriesDescription="CHEST PA"))
 _add(PARTS, "no body part", dicom(BodyPartExamined=None), "warning: body_part_not_stated")
@@ -436,6 +450,22 @@ _add(
     VIEWS, "SeriesDescription `CHEST PA AND LATERAL`, no ViewPosition",
     dicom(ViewPosition=None, SeriesDescription="CHEST PA AND LATERAL"), "warning: view_not_stated",
 )  # fmt: skip
+for description in ("胸部正側位", "胸部正侧位片", "흉부 정측면", "TORAX DECUBITO SUPINO", "R"):
+    _add(
+        VIEWS, f"SeriesDescription `{description}`, ViewPosition `PA`",
+        dicom(ViewPosition="PA", SpecificCharacterSet="ISO_IR 192", SeriesDescription=description),
+    )  # fmt: skip
+_add(
+    VIEWS, "SeriesDescription `Schrägaufnahme` (oblique), no ViewPosition",
+    dicom(ViewPosition=None, SpecificCharacterSet="ISO_IR 192", SeriesDescription="Schrägaufnahme"), "rejected: lateral_view",
+)  # fmt: skip
+_add(VIEWS, "ViewPosition `AP DECUBITO`", dicom(ViewPosition="AP DECUBITO"))
+_add(
+    VIEWS, "ViewCodeSequence `399173006` without a meaning, ViewPosition `AP`",
+    dicom(ViewCodeSequence=code("399173006", "")), "rejected: lateral_view",
+)  # fmt: skip
+_add(VIEWS, "ViewModifierCodeSequence lateral decubitus", lambda: written(_with_modifier()), "rejected: lateral_view")
+_add(VIEWS, "PatientOrientation with two empty values", dicom(PatientOrientation=["", ""]))
 for side in ("U", "B", "bilateral"):
     _add(VIEWS, f"ImageLaterality `{side}`", dicom(ImageLaterality=side))
 _add(VIEWS, "Laterality `L`", dicom(Laterality="L"), "warning: one_side_stated")

@@ -81,6 +81,8 @@ def test_other_texts_are_no_ages(text):
         "07Mar1960",
         "March 7, 1960",
         "Mar 7 1960",
+        "1960030710",
+        "19600307+0800",
     ],
 )
 def test_dates_are_understood(text):
@@ -115,8 +117,18 @@ def test_dates_with_a_day_above_12_have_one_meaning(text):
     assert parse_date("5/5/1960") == date(1960, 5, 5)
 
 
-def test_a_year_is_its_middle():
-    assert parse_date("1960") == date(1960, 7, 1)
+def test_single_m_is_months_unless_the_birth_date_contradicts():
+    assert read_age(header(PatientAge="18M")) == PatientAge(1.5)
+    assert read_age(header(PatientAge="18M", PatientBirthDate="20180701", StudyDate="20200101")) == PatientAge(1.5)
+    for age in ("18M", "22m"):
+        man = read_age(header(PatientAge=age, PatientBirthDate="20000101", StudyDate="20200101"))
+        assert (man.years, man.stated) == (None, "PatientAge: 99x")
+    assert read_age(header(PatientAge="018M", PatientBirthDate="20000101", StudyDate="20200101")) == PatientAge(1.5)
+
+
+def test_next_examination_date_is_used_if_one_is_not_understood():
+    age = read_age(header(PatientBirthDate="20160101", AcquisitionDate="00000000", StudyDate="20200101"))
+    assert age == PatientAge(pytest.approx(4, abs=0.01))
 
 
 def test_header_without_age_and_birth_date_states_no_age():

@@ -100,8 +100,8 @@ def test_other_files_are_skipped_and_named(folder: Path) -> None:
         "images/report.pdf": "a PDF document",
     }
     assert found.skipped_summary() == (
-        "Skipped 7 files: 3 not an image (d.csv, empty, notes.txt); 2 hidden (.git, .hidden.png);"
-        " 1 a PDF document (report.pdf); 1 a zip archive (all.zip)"
+        "Skipped 7 files. Not an image: 3 (d.csv, empty, notes.txt). Hidden: 2 (.git, .hidden.png)."
+        " A PDF document: 1 (report.pdf). A zip archive: 1 (all.zip)"
     )
     assert discover_images(["images/a.png"]).skipped_summary() == ""
 
@@ -130,7 +130,7 @@ def test_file_that_cannot_be_opened_is_not_skipped(folder: Path, monkeypatch: py
 
 def test_long_lists_of_skipped_files_are_shortened(folder: Path) -> None:
     make(*(f"images/{i}.txt" for i in range(9)), content=b"x")
-    assert discover_images(["images"]).skipped_summary() == "Skipped 9 files: 9 not an image (0.txt, 1.txt, 2.txt, …)"
+    assert discover_images(["images"]).skipped_summary() == "Skipped 9 files. Not an image: 9 (0.txt, 1.txt, 2.txt, …)"
 
 
 @pytest.mark.parametrize("name", ["DICOMDIR", "dicomdir"])
@@ -153,12 +153,45 @@ def test_missing_file_of_a_dicomdir_is_reported(folder: Path) -> None:
     assert discover_images(["disc"]).paths == ("disc/IM1", "disc/IM2")
 
 
-@pytest.mark.parametrize("part", ["..", "/etc/passwd", ""])
+@pytest.mark.parametrize("part", ["..", "/etc/passwd", "C:", "A\\\\B", ""])
 @pytest.mark.filterwarnings("ignore")  # pydicom warns of such values
 def test_dicomdir_that_lists_a_file_outside_its_folder_is_unreadable(folder: Path, part: str) -> None:
     make("IM1", content=DICOM)
     dicomdir("disc/DICOMDIR", (part, "IM1"))
     assert discover_images(["disc/DICOMDIR"]).paths == ("disc/DICOMDIR",)
+
+
+def test_dicomdir_on_media_that_changed_case_lists_each_image_once(folder: Path) -> None:
+    make("disc/images/im1", "disc/images/im2", content=DICOM)
+    dicomdir("disc/dicomdir", ("IMAGES", "IM1"), ("IMAGES", "IM2"))
+    assert discover_images(["disc"]).paths == ("disc/images/im1", "disc/images/im2")
+
+
+def test_folders_of_a_dicomdir_are_listed_once(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    make(*(f"disc/images/im{i}" for i in range(50)), content=DICOM)
+    dicomdir("disc/DICOMDIR", *(("IMAGES", f"IM{i}") for i in range(50)))
+    listed = []
+    original = os.listdir
+    monkeypatch.setattr(os, "listdir", lambda path: listed.append(path) or original(path))
+    assert len(discover_images(["disc/DICOMDIR"]).paths) == 50
+    assert len(listed) == 2
+
+
+def test_huge_dicomdir_is_not_parsed(folder: Path) -> None:
+    dicomdir("disc/DICOMDIR", ("IM1",))
+    path = Path("disc/DICOMDIR")
+    with path.open("r+b") as file:
+        file.truncate(2**26 + 1)  # sparse
+    assert discover_images(["disc/DICOMDIR"]).paths == ("disc/DICOMDIR",)
+
+
+def test_broken_link_is_skipped_unless_it_is_named_like_an_image(folder: Path) -> None:
+    make("images/a.png")
+    Path("images/README").symlink_to("gone")
+    Path("images/b.png").symlink_to("gone")
+    assert discover_images(["images"]) == (
+        ("images/a.png", "images/b.png"), (SkippedFile("images/README", "a broken link"),),
+    )  # fmt: skip
 
 
 def test_damaged_dicomdir_is_unreadable(folder: Path) -> None:

@@ -78,8 +78,8 @@ assume_option = click.option(
     "--assume",
     type=click.Choice(ASSUMPTIONS),
     multiple=True,
-    help="Override DICOM headers of all images: chest, whatever modality or body part they state; frontal, whatever view or"
-    " side they state in unknown words. Repeat for both. Each result has a warning.",
+    help="Override DICOM headers of all images: chest for another body part or an unknown modality; frontal for an unknown view"
+    " or laterality. Repeat for both. Each prediction that depends on it has a warning.",
 )
 json_option = click.option("--json", "as_json", is_flag=True, help="Print one JSON document.")
 seed_option = click.option("--seed", default=0, show_default=True, help="Random seed.")

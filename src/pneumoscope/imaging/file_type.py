@@ -17,7 +17,12 @@ IMAGE_EXTENSIONS = frozenset(
 )  # fmt: skip
 PREFIX_BYTES = 1024  # bytes of a file that `identify` needs
 _MEDIA_STORAGE_DIRECTORY = b"1.2.840.10008.1.3.10"  # SOP class of a DICOMDIR (PS3.4 annex B.5)
-_MAX_FIRST_ELEMENT = 4096  # bytes; the first element of a DICOM file is a length, a character set or a UID
+# Elements with which a DICOM file without preamble can start, by group.
+_FIRST_ELEMENTS = {
+    0x0002: (0x0000, 0x0001, 0x0002, 0x0003, 0x0010),
+    0x0008: (0x0000, 0x0001, 0x0005, 0x0008, 0x0012, 0x0013, 0x0014, 0x0016, 0x0018, 0x0020, 0x0060),
+}
+_MAX_FIRST_ELEMENT = 4096  # bytes
 
 Role = Literal["image", "unsupported_image", "directory", "other"]
 
@@ -49,7 +54,6 @@ _SIGNATURES: tuple[tuple[int, bytes, FileType], ...] = (
     (0, b"MM\0*", FileType("TIFF", "image")),
     (0, b"II+\0", FileType("TIFF", "image")),
     (0, b"MM\0+", FileType("TIFF", "image")),
-    (8, b"WEBP", FileType("WEBP", "image")),
     (0, b"GIF8", FileType("a GIF image", "unsupported_image", _CONVERT)),
     (0, b"\0\0\0\x0cjP  \r\n\x87\n", FileType("a JPEG 2000 image (JP2)", "unsupported_image", _CONVERT)),
     (0, b"\xff\x4f\xff\x51", FileType("a JPEG 2000 codestream", "unsupported_image", _CONVERT)),
@@ -82,6 +86,8 @@ def identify(data: bytes) -> FileType:
     for offset, signature, file_type in _SIGNATURES:
         if prefix.startswith(signature, offset):
             return file_type
+    if prefix.startswith(b"RIFF") and prefix[8:12] == b"WEBP":
+        return FileType("WEBP", "image")
     if prefix.startswith(b"BM") and prefix[6:10] == b"\0\0\0\0":  # two letters alone could be text
         return FileType("BMP", "image")
     return _UNKNOWN
@@ -110,7 +116,8 @@ def skip_reason(path: Path) -> str:
     try:
         file_type = identify_file(path)
     except OSError:
-        return ""
+        is_broken_link = path.is_symlink() and not path.exists()
+        return "a broken link" if is_broken_link and path.suffix.lower() not in IMAGE_EXTENSIONS else ""
     if file_type.role in {"image", "unsupported_image"}:
         return ""
     if file_type.role == "other" and path.suffix.lower() in IMAGE_EXTENSIONS:
@@ -119,12 +126,12 @@ def skip_reason(path: Path) -> str:
 
 
 def _starts_with_element(prefix: bytes) -> bool:
-    """Return whether data start with a DICOM element of group 0002 or 0008, in any of the three encodings."""
-    if len(prefix) < 8 or prefix[:2] not in {b"\x02\0", b"\x08\0", b"\0\x08"}:
-        return False
-    order = "big" if prefix[:2] == b"\0\x08" else "little"
-    if int.from_bytes(prefix[2:4], order) > 0x0070:  # type: ignore[arg-type]  # the first elements of both groups
+    """Return whether data start with one of `_FIRST_ELEMENTS`, in any of the three encodings."""
+    order: Literal["little", "big"] = "big" if prefix[:2] == b"\0\x08" else "little"
+    group, element = (int.from_bytes(prefix[i : i + 2], order) for i in (0, 2))
+    if len(prefix) < 8 or element not in _FIRST_ELEMENTS.get(group, ()):
         return False
     if prefix[4:6].isalpha() and prefix[4:6].isupper():
         return True
-    return order == "little" and int.from_bytes(prefix[4:8], "little") <= _MAX_FIRST_ELEMENT
+    length = int.from_bytes(prefix[4:8], "little")
+    return order == "little" and length % 2 == 0 and (element == 0x0005 or length > 0) and length <= _MAX_FIRST_ELEMENT

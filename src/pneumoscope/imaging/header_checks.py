@@ -15,6 +15,7 @@ from typing import Any, Literal, NamedTuple
 
 from pydicom import Dataset
 from pydicom.charset import convert_encodings, decode_bytes
+from pydicom.uid import UID
 
 from pneumoscope.core.prediction import Rejection, WarningCode
 
@@ -25,6 +26,7 @@ CHECKED_ELEMENTS = (
     *("ViewPosition", "ViewCodeSequence", "PatientOrientation", "SeriesDescription"),
     *("Laterality", "ImageLaterality", "PresentationIntentType"),
 )
+_LATIN_1_VRS = frozenset({"AS", "CS", "DA", "DT", "UI"})  # decoded by pydicom without the character set of the header
 _MAX_QUOTED = 16  # characters of a value in a message, the length of a code string
 
 # --- Modality (PS3.3 C.7.3.1.1.1) ---
@@ -73,7 +75,7 @@ _OTHER_VIEWS = frozenset(
 )
 _OTHER_VIEW_LETTERS = frozenset({"L", "R", "AX", "CC", "ML", "LM"})  # views only where nothing but a view is stated
 _OTHER_STEMS = (
-    "LATER", "SEITL", "SEITENAUF", "PROFIL", "PERFIL", "OBLI", "SCHRAG", "DECUB", "AXIAL", "LORDO", "APICAL", "TANGENT", "SAGITT",
+    "LATER", "SEITL", "SEITENAUF", "PROFIL", "PERFIL", "OBLI", "SCHRAG", "AXIAL", "LORDO", "APICAL", "TANGENT", "SAGITT",
     "SWIMMER", "CROSSTABLE",
 )  # fmt: skip
 _OTHER_FOREIGN = ("側", "侧", "斜", "측면", "БОК", "КОС")  # noqa: RUF001
@@ -85,8 +87,18 @@ _NEUTRAL = frozenset(
         "STANDING", "SUPINE", "SEMIERECT", "THORAX", "TORAX", "UPRIGHT", "VIEW", "VIEWS", "XR", "XRAY", "X", "RAY", "胸部",
     }
 )  # fmt: skip
-# Frontal, antero-posterior and postero-anterior in SNOMED CT and in its older SRT codes.
+_BOTH_FOREIGN = ("正側", "正侧", "正・側", "정측")  # a frontal and a lateral view
+# CID 4010 in SNOMED CT and in its older SRT codes: frontal, antero-posterior and postero-anterior; lateral and oblique views.
 _FRONTAL_CODES = frozenset({"399033003", "R-10202", "399348003", "R-10206", "272479007", "R-40888", "R-10214"})
+_OTHER_CODES = frozenset(
+    {
+        "399067008", "R-102CD", "399173006", "R-10236", "399198007", "R-10232", "399352003", "R-10228", "399260004", "R-10224",
+        "260427002", "R-40783", "399099002", "R-10230", "399368009", "R-10226", "30730003", "G-A145",
+        "399135007", "R-10220", "399184004", "R-10238", "399006002", "R-10212", "399356000", "R-40985", "399236003", "R-10234",
+        "399038007", "R-10210", "399182000", "R-102C1", "399312000", "R-10208", "399059000", "R-10216", "399160007", "R-10204",
+        "260426006", "R-40782", "399061009", "R-10241", "399004004", "R-10246", "399110001", "R-102C2",
+    }
+)  # fmt: skip
 _ORIENTATION = re.compile(r"[ALRPHF]{1,3}")
 
 # --- Laterality (PS3.3 C.7.3.1, C.8.11.7) ---
@@ -132,9 +144,12 @@ def _check_modality(header: Dataset) -> Rejection | WarningCode | None:
         return Rejection("modality_not_understood", {"modality": modality[:_MAX_QUOTED]})
     if sop_class in _RADIOGRAPHY_CLASSES:
         return None
-    if sop_class.startswith(_STORAGE) and not sop_class.startswith(_SECONDARY_CAPTURE):
-        return Rejection("modality_not_supported", {"modality": header["SOPClassUID"].value.name})
-    return "modality_not_stated"
+    if not sop_class or f"{sop_class}.".startswith(f"{_SECONDARY_CAPTURE}."):
+        return "modality_not_stated"
+    name = UID(sop_class).name
+    if name == sop_class:  # not in the standard; its value could be anything
+        return Rejection("modality_not_understood", {"modality": "of the SOP class"})
+    return Rejection("modality_not_supported", {"modality": name})
 
 
 def _check_body_part(header: Dataset) -> Rejection | WarningCode | None:
@@ -144,10 +159,11 @@ def _check_body_part(header: Dataset) -> Rejection | WarningCode | None:
         for text in (element_text(header, "BodyPartExamined"), *_meanings(header, "AnatomicRegionSequence"))
         if text
     ]
-    if any(map(_is_chest, stated)):
-        return None
+    for part in stated:
+        if not _is_chest(part):
+            return Rejection("body_part_not_chest", {"part": part[:_MAX_QUOTED]})
     if stated:
-        return Rejection("body_part_not_chest", {"part": stated[0][:_MAX_QUOTED]})
+        return None
     return None if _is_chest(element_text(header, "SeriesDescription")) else "body_part_not_stated"
 
 
@@ -174,8 +190,13 @@ def _view_statements(header: Dataset) -> Iterable[tuple[View, str, str]]:
     yield _classify_view(position), position, "ViewPosition"
     for item in header.get("ViewCodeSequence") or ():
         code, meaning = str(item.get("CodeValue") or "").strip(), element_text(item, "CodeMeaning", header)
-        view = "frontal" if code in _FRONTAL_CODES else _classify_view(meaning)
+        view: View = (
+            "frontal" if code in _FRONTAL_CODES else "other" if code in _OTHER_CODES else _classify_view(meaning)
+        )
         yield "unknown" if view == "unstated" else view, meaning or code, "ViewCodeSequence"
+        for modifier in _meanings(item, "ViewModifierCodeSequence", header):
+            if _classify_view(modifier) == "other":
+                yield "other", modifier, "ViewModifierCodeSequence"
     orientation = header.get("PatientOrientation")
     if orientation:
         directions = [
@@ -183,18 +204,19 @@ def _view_statements(header: Dataset) -> Iterable[tuple[View, str, str]]:
         ]
         yield _classify_orientation(directions), "\\".join(directions), "PatientOrientation"
     description = element_text(header, "SeriesDescription")
-    view = _classify_view(description)
-    if view == "frontal":
-        yield view, "", "SeriesDescription"
-    elif view == "other" and not _has_frontal_word(_view_words(description), description):  # not "PA and lateral"
-        yield view, next(filter(_is_other_word, _view_words(description)), "LATERAL"), "SeriesDescription"
+    words = _view_words(description)
+    is_frontal, is_other = _has_frontal_word(words, description), _has_other_word(words, description)
+    if is_frontal and not is_other:
+        yield "frontal", "", "SeriesDescription"
+    elif is_other and not is_frontal:  # not "PA and lateral"
+        yield "other", next(filter(_is_other_word, words), "LATERAL"), "SeriesDescription"
 
 
 def _classify_view(text: str) -> View:
     if not text:
         return "unstated"
     words = _view_words(text)
-    if text in _OTHER_VIEW_LETTERS or any(map(_is_other_word, words)) or any(part in text for part in _OTHER_FOREIGN):
+    if text in _OTHER_VIEW_LETTERS or _has_other_word(words, text):
         return "other"
     if _has_frontal_word(words, text):
         return "frontal"
@@ -214,9 +236,13 @@ def _is_other_word(word: str) -> bool:
     return word in _OTHER_VIEWS or word.startswith(_OTHER_STEMS)
 
 
+def _has_other_word(words: Iterable[str], text: str) -> bool:
+    return any(map(_is_other_word, words)) or any(part in text for part in _OTHER_FOREIGN)
+
+
 def _has_frontal_word(words: Iterable[str], text: str) -> bool:
     return any(word in _FRONTAL[:2] or word.startswith(_FRONTAL[2:]) for word in words) or any(
-        part in text for part in _FRONTAL_FOREIGN
+        part in text for part in (*_FRONTAL_FOREIGN, *_BOTH_FOREIGN)
     )
 
 
@@ -246,15 +272,16 @@ def _check_presentation_intent(header: Dataset) -> Rejection | None:
     return None
 
 
-def _meanings(header: Dataset, sequence: str) -> list[str]:
-    return [element_text(item, "CodeMeaning", header) for item in header.get(sequence) or ()]
+def _meanings(dataset: Dataset, sequence: str, header: Dataset | None = None) -> list[str]:
+    """Return the meanings of a code sequence; `header` has the character set if the data set is an item itself."""
+    return [element_text(item, "CodeMeaning", header or dataset) for item in dataset.get(sequence) or ()]
 
 
 def element_text(dataset: Dataset, keyword: str, header: Dataset | None = None) -> str:
     """Return the text of an element in capitals, without accents and surplus spaces; "" if it is missing or empty.
 
-    pydicom decodes code strings and ages as Latin-1, as the standard requires. Other software writes them in the character set of
-    the header, or in UTF-8.
+    pydicom decodes code strings, ages and dates as Latin-1, as the standard requires. Other software writes them in the character
+    set of the header, or in UTF-8.
 
     Args:
         dataset: The header, or an item of a sequence.
@@ -265,7 +292,7 @@ def element_text(dataset: Dataset, keyword: str, header: Dataset | None = None) 
     if value is None:
         return ""
     text = str(value)
-    if not text.isascii() or "\x1b" in text:
+    if dataset[keyword].VR in _LATIN_1_VRS and (not text.isascii() or "\x1b" in text):
         with contextlib.suppress(UnicodeEncodeError):  # pydicom has decoded it
             text = _decode(text.encode("latin-1"), dataset if header is None else header)
     text = "".join(mark for mark in unicodedata.normalize("NFKD", text) if not unicodedata.combining(mark))
@@ -276,4 +303,5 @@ def _decode(data: bytes, header: Dataset) -> str:
     try:
         return data.decode("utf-8")
     except UnicodeDecodeError:
-        return str(decode_bytes(data, convert_encodings(header.get("SpecificCharacterSet")), set()))
+        text = str(decode_bytes(data, convert_encodings(header.get("SpecificCharacterSet")), set()))
+        return data.decode("latin-1") if "\N{REPLACEMENT CHARACTER}" in text else text

@@ -21,7 +21,7 @@ _MAX_QUOTED = 24  # characters of a value in a message
 # PS3.5 section 6.2 (AS): a number of three digits and D, W, M or Y.
 _STANDARD = re.compile(r"(?P<number>\d{3})(?P<unit>[DWMY])")
 # Headers also have other numbers of digits, no unit (years, as in the RSNA challenge data) and words. A single M is months up
-# to `_MAX_MONTHS`; beyond, it is ambiguous: "45M" is a man of 45 years as often as an age of 45 months.
+# to `_MAX_MONTHS`, unless the birth date contradicts; beyond, "45M" is a man of 45 years as often as an age of 45 months.
 _OTHER = re.compile(r"(?P<number>\d{1,5}(?:[.,]\d{1,3})?)\s*(?P<unit>[^\W\d_]*)\.?")
 _MAX_MONTHS = 24
 _UNITS = {
@@ -36,15 +36,16 @@ _UNITS = {
 } | {"": 1}
 # PS3.5: YYYYMMDD, before 1993 YYYY.MM.DD. ISO 8601 and YYYY/MM/DD are common, with a time or without, and so are names of months.
 # DD.MM.YYYY has one meaning; with slashes or dashes, day and month could be exchanged: only if one of them is above 12, the date
-# is understood. A year alone is its middle.
-_MONTHS = ("jan", "feb", "mar", "apr", "may", "jun", "jul", "aug", "sep", "oct", "nov", "dec")
-_TIME = r"(?:[T ]?\d{2}:?\d{2}(?::?\d{2})?(?:\.\d*)?(?:Z|[+-]\d{2}:?\d{2})?)?"
+# is understood.
+_MONTHS = (
+    "january", "february", "march", "april", "may", "june", "july", "august", "september", "october", "november", "december",
+)  # fmt: skip
+_TIME = r"(?:[T ]?\d{2}(?::?\d{2}(?::?\d{2})?)?(?:\.\d*)?)?(?:Z|[+-]\d{2}:?\d{2})?"
 _DATES = (
     re.compile(r"(?P<year>\d{4})(?P<separator>[-./ ]?)(?P<month>\d{2})(?P=separator)(?P<day>\d{2})" + _TIME),
     re.compile(r"(?P<day>\d{1,2})\.(?P<month>\d{1,2})\.(?P<year>\d{4})"),
-    re.compile(r"(?P<day>\d{1,2})[-. ]*(?P<name>[a-z]{3})[a-z]*[-., ]*(?P<year>\d{4})", re.IGNORECASE),
-    re.compile(r"(?P<name>[a-z]{3})[a-z]*[-. ]*(?P<day>\d{1,2})[-., ]+(?P<year>\d{4})", re.IGNORECASE),
-    re.compile(r"(?P<year>\d{4})"),
+    re.compile(r"(?P<day>\d{1,2})[-. ]*(?P<name>[a-z]{3,})[-., ]*(?P<year>\d{4})", re.IGNORECASE),
+    re.compile(r"(?P<name>[a-z]{3,})[-. ]*(?P<day>\d{1,2})[-., ]+(?P<year>\d{4})", re.IGNORECASE),
 )
 _DAY_OR_MONTH_FIRST = re.compile(r"(?P<first>\d{1,2})([-/])(?P<second>\d{1,2})\2(?P<year>\d{4})")
 _EXAMINATION_DATES = (
@@ -56,29 +57,40 @@ AGE_ELEMENTS = ("PatientAge", "PatientBirthDate", *_EXAMINATION_DATES)
 def read_age(header: Dataset) -> PatientAge | None:
     """Return the age that a header states, or None if it states neither an age nor a birth date.
 
-    The age is PatientAge, or else the time from PatientBirthDate to the first examination date that is stated. If it is not
+    The age is PatientAge, or else the time from PatientBirthDate to the first examination date that is understood. If it is not
     understood, `PatientAge.stated` has the element and the form of its value, such as "99/99/9999" for a date: the value itself
     could identify the patient.
     """
+    by_date = _age_by_date(header)
     if stated := element_text(header, "PatientAge"):
         years = parse_age(stated)
-        return PatientAge(years) if years is not None else _not_understood("PatientAge", stated)
+        if years is None or (_is_ambiguous(stated) and by_date and by_date.years and abs(by_date.years - years) > 1):
+            return _not_understood("PatientAge", stated)
+        return PatientAge(years)
+    return by_date
+
+
+def _age_by_date(header: Dataset) -> PatientAge | None:
+    """Return the time from PatientBirthDate to the first examination date that is understood; None without a birth date."""
     born = element_text(header, "PatientBirthDate")
     if not born:
         return None
     birth = parse_date(born)
     if birth is None:
         return _not_understood("PatientBirthDate", born)
-    name, examined = next(
-        ((name, text) for name in _EXAMINATION_DATES if (text := element_text(header, name))), ("StudyDate", "")
-    )
-    examination = parse_date(examined)
-    if examination is None:
-        return _not_understood(name, examined)
-    years = (examination - birth).days / 365.25
-    if not 0 <= years <= MAX_AGE:
-        return PatientAge(None, stated=f"{years:.0f} years from PatientBirthDate to {name}")
-    return PatientAge(years)
+    stated = {name: text for name in _EXAMINATION_DATES if (text := element_text(header, name))}
+    for name, text in stated.items():
+        if examination := parse_date(text):
+            years = (examination - birth).days / 365.25
+            if 0 <= years <= MAX_AGE:
+                return PatientAge(years)
+            return PatientAge(None, stated=f"{years:.0f} years from PatientBirthDate to {name}")
+    return _not_understood(*next(iter(stated.items()), ("StudyDate", "")))
+
+
+def _is_ambiguous(age: str) -> bool:
+    """Return whether an age could be that of a man in years: a number and a single M, but not in the standard's form."""
+    return age.endswith("M") and not _STANDARD.fullmatch(age)
 
 
 def parse_age(text: str) -> float | None:
@@ -102,16 +114,18 @@ def parse_date(text: str) -> date | None:
     for pattern in _DATES:
         if match := pattern.fullmatch(text):
             parts = match.groupdict()
-            name = (parts.get("name") or "").lower()
-            if name and name not in _MONTHS:
-                return None
-            month = _MONTHS.index(name) + 1 if name else int(parts.get("month", 7))
-            return _date(int(parts["year"]), month, int(parts.get("day", 1)))
+            month = int(parts["month"]) if "month" in parts else _month(parts["name"].lower())
+            return _date(int(parts["year"]), month, int(parts["day"]))
     if match := _DAY_OR_MONTH_FIRST.fullmatch(text):
         year, first, second = int(match["year"]), int(match["first"]), int(match["second"])
         both = {_date(year, first, second), _date(year, second, first)} - {None}
         return both.pop() if len(both) == 1 else None
     return None
+
+
+def _month(name: str) -> int:
+    """Return the number of a month by its name or its first letters; 0 if there is none."""
+    return next((number for number, month in enumerate(_MONTHS, start=1) if month.startswith(name)), 0)
 
 
 def _date(year: int, month: int, day: int) -> date | None:

@@ -13,6 +13,8 @@ from pneumoscope.imaging.file_type import identify_file, skip_reason
 
 __all__ = ["DiscoveredImages", "SkippedFile", "discover_images"]
 
+_MAX_DICOMDIR_BYTES = 2**26
+_FORBIDDEN = frozenset("/\\:\0")  # in a name in a DICOMDIR
 _MAX_NAMED = 3  # skipped files per reason in the summary
 
 
@@ -39,8 +41,10 @@ class DiscoveredImages(NamedTuple):
         parts = []
         for reason, paths in sorted(by_reason.items(), key=lambda item: (-len(item[1]), item[0])):
             names = ", ".join(Path(path).name for path in paths[:_MAX_NAMED])
-            parts.append(f"{len(paths):,} {reason} ({names}{', …' if len(paths) > _MAX_NAMED else ''})")
-        return f"Skipped {counted(len(self.skipped), 'file')}: {'; '.join(parts)}"
+            parts.append(f"{reason}: {len(paths):,} ({names}{', …' if len(paths) > _MAX_NAMED else ''})")
+        return (
+            f"Skipped {counted(len(self.skipped), 'file')}. {'. '.join(part[0].upper() + part[1:] for part in parts)}"
+        )
 
 
 def discover_images(arguments: Iterable[str]) -> DiscoveredImages:
@@ -107,10 +111,12 @@ def _listed_files(dicomdir: str) -> list[str]:
 
     A DICOMDIR that cannot be read, or lists a file outside its folder, stands for itself, so that decoding reports an error.
     """
-    from pydicom import dcmread
+    from pneumoscope.imaging.dicom import read_elements
 
     try:
-        records = dcmread(dicomdir, specific_tags=["DirectoryRecordSequence"]).DirectoryRecordSequence
+        if Path(dicomdir).stat().st_size > _MAX_DICOMDIR_BYTES:
+            return [dicomdir]
+        records = read_elements(Path(dicomdir), ["DirectoryRecordSequence"]).DirectoryRecordSequence
         listed = [
             [identifier] if isinstance(identifier, str) else [*identifier]
             for record in records
@@ -118,25 +124,29 @@ def _listed_files(dicomdir: str) -> list[str]:
         ]
     except Exception:  # noqa: BLE001  untrusted bytes can make a parser fail in any way
         return [dicomdir]
-    if any(part in {"", ".", ".."} or "/" in part or "\0" in part for parts in listed for part in parts):
+    if any(part in {"", ".", ".."} or _FORBIDDEN & {*part} for parts in listed for part in parts):
         return [dicomdir]
     parent = os.path.dirname(dicomdir)  # noqa: PTH120  keeps the form that the user wrote
-    return [_find_file(parent, parts) for parts in listed]
+    names: dict[str, dict[str, str]] = {}
+    return [_find_file(parent, parts, names) for parts in listed]
 
 
-def _find_file(folder: str, parts: list[str]) -> str:
-    """Return the path of a listed file. Its name is in capitals; mounted media often show lower case."""
-    path = _join(folder, os.path.join(*parts))  # noqa: PTH118
-    if os.path.lexists(path):
-        return path
+def _find_file(folder: str, parts: list[str], names: dict[str, dict[str, str]]) -> str:
+    """Return the path of a listed file. Its name is in capitals; mounted media often show lower case.
+
+    Args:
+        folder: Folder of the DICOMDIR.
+        parts: Folders and name.
+        names: Names in each folder by their form without case; filled on demand.
+    """
     found = folder
     for part in parts:
-        try:
-            names = os.listdir(found or ".")  # noqa: PTH208
-        except OSError:
-            return path
-        match = next((name for name in names if name.casefold() in {part.casefold(), f"{part.casefold()}."}), None)
-        if match is None:
-            return path
-        found = _join(found, match)
+        if found not in names:
+            try:
+                listed = os.listdir(found or ".")  # noqa: PTH208
+            except OSError:
+                listed = []
+            names[found] = {name.casefold(): name for name in listed} | {name: name for name in listed}
+        actual = names[found].get(part) or names[found].get(part.casefold()) or part
+        found = _join(found, actual)
     return found
