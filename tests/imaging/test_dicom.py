@@ -120,10 +120,12 @@ def test_monochrome1_is_255_minus_monochrome2() -> None:
 
 
 def test_without_a_window_the_range_of_the_image_is_used() -> None:
-    # (300 - 200) / (1200 - 200) * 255 = 25.5, to even
-    assert gray(image(row(200, 300, 700, 1200))).tolist() == [[0, 26, 128, 255]]
-    assert gray(image(row(7, 7))).tolist() == [[0, 0]]
-    assert gray(image(row(200, 1200), WindowCenter=5)).tolist() == [[0, 255]], "a center without a width is no window"
+    # The full range of the bit depth: 300 / 2047 * 255 = 37.4, 1200 / 2047 * 255 = 149.5
+    assert gray(image(row(200, 300, 700, 1200))).tolist() == [[25, 37, 87, 149]]
+    # With an offset, the range of the values: (30300 - 30200) / (31200 - 30200) * 255 = 25.5, to even
+    assert gray(image(row(30200, 30300, 30700, 31200), 16)).tolist() == [[0, 26, 128, 255]]
+    assert gray(image(row(7, 7))).tolist() == [[7, 7]]
+    assert gray(image(row(200, 1200), WindowCenter=5)).tolist() == [[25, 149]], "a center without a width is no window"
 
 
 def test_slope_and_intercept_are_applied_before_the_window() -> None:
@@ -241,7 +243,7 @@ def test_voi_lut_agrees_with_pydicom() -> None:
     [
         pytest.param(table((np.arange(4096) // 16).astype("<u2"), 0, 8), 1, id="8-bit entries, more than 256"),
         pytest.param(table(np.repeat(np.arange(256, dtype=np.uint8), 16), 0, 8), 1, id="8-bit entries, packed"),
-        pytest.param(table(np.arange(65536, dtype="<u2"), 0, 16), 20, id="values above 65,535"),
+        pytest.param(table(np.arange(65536, dtype="<u2"), 0, 16), 17, id="values above 65,535"),
     ],
 )
 def test_luts_that_pydicom_applies_incorrectly(voi: Sequence, slope: int) -> None:
@@ -259,11 +261,11 @@ def test_luts_that_pydicom_applies_incorrectly(voi: Sequence, slope: int) -> Non
 
 def test_padding_is_black_and_not_part_of_the_range() -> None:
     pixels = row(4000, 100, 150, 200, 3990)
-    assert gray(image(pixels, PixelPaddingValue=4000, PixelPaddingRangeLimit=3900)).tolist() == [[0, 0, 128, 255, 0]]
+    assert gray(image(pixels, PixelPaddingValue=4000, PixelPaddingRangeLimit=3900)).tolist() == [[0, 100, 150, 200, 0]]
     inverted = image(
         pixels, PixelPaddingValue=4000, PixelPaddingRangeLimit=3900, PhotometricInterpretation="MONOCHROME1"
     )
-    assert gray(inverted).tolist() == [[0, 255, 127, 0, 0]]
+    assert gray(inverted).tolist() == [[0, 155, 105, 55, 0]]
 
 
 @pytest.mark.parametrize("syntax", [uid.ImplicitVRLittleEndian, uid.ExplicitVRLittleEndian, uid.RLELossless])

@@ -35,15 +35,17 @@ _FUNCTIONAL_GROUPS = {
 _MAX_LUT_BYTES = 2**17  # 65,536 entries of 16 bits
 _MAX_WINDOWS = 8  # of a file; more are ignored
 _BLOCK = 2**20  # pixels
-_OUTLIERS = 0.002  # fraction of the pixels at each end that may be hot or dead
+# Hot or dead pixels and markers: the first fraction of the pixels beyond a gap at least as wide as the range of the others, or the
+# second one without a gap, farther away than that range.
+_SEPARATE, _OUTLIERS = 0.03, 0.002
 _MARGIN = 0.25  # of the range of the other pixels, on both sides of it: values in it are no outliers
 _BRIGHTEST = 0.0002  # fraction of the pixels that a bit depth may leave out
 _PERCENTILES = (0.01, 0.99)  # ends of the range of an image
+_MAX_OFFSET = 0.2  # of the full range of a bit depth, for the darkest pixels of an image that uses this range
+_NOISE = 64  # stored values; an image with a smaller range is blank, and not stretched
 _MIN_SPREAD = 0.15  # brightness between the percentiles below which a window is too wide
 _MIN_CONTRAST = 0.25  # range over maximum below which an image may be blank, so that no window is too wide for it
-# A window is too narrow if it clips this fraction of the pixels at one end, and their values spread over this part of the range:
-# background has nearly one value, anatomy has not.
-_MAX_CLIPPED, _MIN_CLIPPED_SPREAD = 0.3, 0.3
+_MAX_UNUSED = 0.4  # of a window beyond one end of the range, if it clips pixels at the other end
 _EXCEEDING = 0.01  # fraction of the pixels whose LUT entries may exceed the stated bits
 
 Integers = npt.NDArray[np.integer[Any]]
@@ -73,13 +75,19 @@ class _Histogram(NamedTuple):
         return [float(self.values[i]) for i in np.searchsorted(cumulative, np.array(fractions) * cumulative[-1])]
 
     def range_without_outliers(self) -> tuple[float, float]:
-        """Return the smallest and largest value without hot and dead pixels.
-
-        There are such pixels at an end if it is farther from the range of the other pixels, all but `_OUTLIERS`, than this range
-        is wide.
-        """
+        """Return the smallest and largest value without hot and dead pixels and markers; see `_SEPARATE` and `_OUTLIERS`."""
+        first, last = float(self.values[0]), float(self.values[-1])
+        gaps, total = np.diff(self.values), self.counts.sum()
+        n_below = np.cumsum(self.counts)[:-1]
+        below, above = self.values[:-1] - first, last - self.values[1:]
+        cut_above = np.flatnonzero((total - n_below <= _SEPARATE * total) & (gaps >= below) & (below > 0))
+        cut_below = np.flatnonzero((n_below <= _SEPARATE * total) & (gaps >= above) & (above > 0))
+        if cut_above.size:
+            last = float(self.values[cut_above[0]])
+        if cut_below.size and self.values[cut_below[-1] + 1] < last:
+            first = float(self.values[cut_below[-1] + 1])
         low, high = self.quantiles(_OUTLIERS, 1 - _OUTLIERS)
-        first, last, width = float(self.values[0]), float(self.values[-1]), high - low
+        low, high, width = max(low, first), min(high, last), min(high, last) - max(low, first)
         if low - first > width:
             first = float(self.values[self.values >= low - _MARGIN * width][0])
         if last - high > width:
@@ -93,20 +101,41 @@ class _Histogram(NamedTuple):
 
 
 def scale_to_depth(stored: Integers, stated_bits: int) -> GrayLevels:
-    """Return gray levels of unsigned values that have no window, as in PNG and TIFF; the largest value of the depth is white.
+    """Return gray levels of unsigned values that have no window, as in PNG and TIFF.
 
-    Files that state 16 bits often hold 8 to 15. The depth is then that of the largest value without hot pixels.
+    Files that state 16 bits often hold 8 to 15, or an offset. The range is then measured, see `_displayed_range`.
 
     Args:
         stored: Values, shape (height, width).
         stated_bits: Depth by the file, 8 to 16 bits. A depth below 16 is not measured, because few files state one.
     """
-    bits = stated_bits
+    low, high = 0.0, 2.0**stated_bits - 1
     if stated_bits == 16:
         counts = _count(stored, 0, 2**16)
-        bits = _measured_bits(_Histogram.of(np.arange(len(counts)), counts))
-    scaled = np.clip(stored.astype(np.float32) / np.float32((2**bits - 1) / 255), 0, 255)
-    return GrayLevels(np.rint(scaled).astype(np.uint8), ("bit_depth_measured",) if bits != stated_bits else ())
+        low, high = _displayed_range(_Histogram.of(np.arange(len(counts)), counts))
+    scaled = (stored.astype(np.float32) - np.float32(low)) / np.float32((high - low) / 255)
+    is_measured = (low, high) != (0.0, 2.0**stated_bits - 1)
+    return GrayLevels(np.rint(np.clip(scaled, 0, 255)).astype(np.uint8), ("bit_depth_measured",) if is_measured else ())
+
+
+def _displayed_range(histogram: _Histogram, signed_bits: int = 0) -> tuple[float, float]:
+    """Return the values that become black and white in an image without a window.
+
+    These are the ends of the full range of its bit depth if the image uses that range or is blank. Otherwise, as for values with
+    an offset, they are the smallest and largest value.
+
+    Args:
+        histogram: Of the values.
+        signed_bits: Bits of signed values; 0 for others.
+    """
+    first, last = histogram.quantiles(*_PERCENTILES)
+    low, high = 0.0, 2.0 ** _measured_bits(histogram) - 1
+    if signed_bits and last - first >= 0.5 * 2.0**signed_bits:
+        return -(2.0 ** (signed_bits - 1)), 2.0 ** (signed_bits - 1) - 1
+    if histogram.values[0] >= 0 and (high < 2**8 or first < _MAX_OFFSET * high or last - first < _NOISE):
+        return low, high
+    low, high = histogram.range_without_outliers()
+    return (low, high) if high > low else (low, low + 1)
 
 
 def _measured_bits(histogram: _Histogram) -> int:
@@ -119,8 +148,7 @@ def dicom_gray_levels(stored: Integers, dataset: Dataset) -> GrayLevels:
     """Return the gray levels of stored DICOM values.
 
     The modality LUT, or the rescale slope and intercept, are applied, then the first VOI LUT if it fits the pixels, or else the
-    first window that does. Without one, the lowest value becomes black and the highest white, except for hot and dead pixels.
-    MONOCHROME1 is inverted. Padding pixels are black.
+    first window that does. Without one, see `_displayed_range`. MONOCHROME1 is inverted. Padding pixels are black.
 
     Args:
         stored: Stored values, shape (height, width).
@@ -144,7 +172,7 @@ def dicom_gray_levels(stored: Integers, dataset: Dataset) -> GrayLevels:
         values = _apply_modality(steps, counts, dataset)
     if not np.isfinite(values).all():
         raise GrayLevelError("the rescaled values are not finite")
-    brightness = _apply_voi(values, counts, dataset, warnings)
+    brightness = _apply_voi(values, steps.astype(np.float64), counts, dataset, warnings)
     levels: npt.NDArray[np.uint8] = np.rint(255 * brightness).astype(np.uint8)
     if dataset.PhotometricInterpretation == "MONOCHROME1":
         levels = 255 - levels
@@ -173,18 +201,37 @@ def _count(pixels: Integers, lowest: int, n: int) -> Integers:
 
 
 def _padding(stored: Integers, dataset: Dataset) -> npt.NDArray[np.bool_]:
-    """Return the mask of padding: pixels with the padding value, or in the range from it to the range limit."""
-    value = dataset.get("PixelPaddingValue")
+    """Return the mask of padding: pixels with the padding value, or in the range from it to the range limit.
+
+    They must be connected to the border of the image along a row or a column: inside, the same value can be anatomy.
+    """
+    value = _integer(dataset, "PixelPaddingValue")
     if value is None:
         return np.zeros(stored.shape, dtype=np.bool_)
+    limit = _integer(dataset, "PixelPaddingRangeLimit")
     info, size = np.iinfo(stored.dtype), 2 ** (8 * stored.dtype.itemsize)
 
     def representable(number: int) -> int:
         """Return the number with the same bits in the type of the pixels; its VR often has the other sign."""
         return number if info.min <= number <= info.max else (number - info.min) % size + info.min
 
-    low, high = sorted(representable(int(each)) for each in (value, dataset.get("PixelPaddingRangeLimit", value)))
-    return (stored >= low) & (stored <= high)
+    low, high = sorted(representable(each) for each in (value, value if limit is None else limit))
+    candidates = (stored >= low) & (stored <= high)
+    padding = np.zeros_like(candidates)
+    for axis in (0, 1):
+        padding |= np.logical_and.accumulate(candidates, axis=axis)
+        padding |= np.flip(np.logical_and.accumulate(np.flip(candidates, axis), axis=axis), axis)
+    return padding
+
+
+def _integer(dataset: Dataset, keyword: str) -> int | None:
+    """Return the first number of an element; None if it is missing or empty.
+
+    Raises:
+        GrayLevelError: It is not a number.
+    """
+    numbers = _numbers(dataset.get(keyword), keyword)
+    return int(numbers[0]) if numbers and math.isfinite(numbers[0]) else None
 
 
 def _apply_modality(values: Integers, counts: Integers, dataset: Dataset) -> Floats:
@@ -201,37 +248,70 @@ def _apply_modality(values: Integers, counts: Integers, dataset: Dataset) -> Flo
     return apply_modality_lut(values, _dataset_of(RescaleSlope=float(slope), RescaleIntercept=float(intercept)))
 
 
-def _apply_voi(values: Floats, counts: Integers, dataset: Dataset, warnings: set[WarningCode]) -> Floats:
-    """Return the brightness of modality values, 0 to 1, rising with the value (PS3.3 C.11.2)."""
-    histogram = _Histogram.of(values, counts)
+def _apply_voi(
+    values: Floats, stored: Floats, counts: Integers, dataset: Dataset, warnings: set[WarningCode]
+) -> Floats:
+    """Return the brightness, 0 to 1, of each value (PS3.3 C.11.2); it rises with the modality value.
+
+    Args:
+        values: Modality values.
+        stored: The stored values that they come from. Some LUTs and windows are for these.
+        counts: Number of pixels of each value.
+        dataset, warnings: See `dicom_gray_levels`; warnings are added.
+    """
+    histogram, stored_histogram = _Histogram.of(values, counts), _Histogram.of(stored, counts)
+    is_rescaled = not np.array_equal(values, stored)
+    errors: list[GrayLevelError] = []
+    n_valid = 0
     for item in (dataset.get("VOILUTSequence") or ())[:1]:
-        lut = _Lut.read(item, dataset, histogram.values, histogram.counts)
-        if _fits(histogram, lut.first, lut.first + len(lut.entries) - 1, lut.brightness):
+        try:
+            lut = _Lut.read(item, dataset, histogram.values, histogram.counts)
+        except GrayLevelError as error:
+            errors.append(error)
+            continue
+        n_valid += 1
+        if _fits(histogram, _LUT_FIT, lut.first, lut.last, lut.brightness):
             if lut.bits != lut.stated_bits:
                 warnings.add("bit_depth_measured")
             return lut.brightness(values)
         warnings.add("window_ignored")
-    function = str(dataset.get("VOILUTFunction") or "LINEAR").strip().upper()
-    centers, widths = _numbers(dataset.get("WindowCenter")), _numbers(dataset.get("WindowWidth"))
-    for center, width in list(zip(centers, widths, strict=False))[:_MAX_WINDOWS]:
-        if function not in {"LINEAR", "LINEAR_EXACT", "SIGMOID"}:
-            raise GrayLevelError("the VOI LUT function is unknown")
-        if not (math.isfinite(center) and math.isfinite(width)) or width <= 0 or (width < 1 and function == "LINEAR"):
-            raise GrayLevelError(f"invalid {function} window: center {center:g}, width {width:g}")
-        bits = _full_range_bits(center, width)
-        is_wide = bits == 16 or bits > int(dataset.BitsStored)  # wider than any statement about the pixels
+        if is_rescaled and _fits(stored_histogram, _LUT_FIT, lut.first, lut.last, lut.brightness):
+            return lut.brightness(stored)
+    for center, width, function in _windows(dataset, errors):
+        n_valid += 1
+        low, high = center - width / 2, center + width / 2
         window = partial(apply_windowing, ds=_window(center, width, function))
-        if not (is_wide and _measured_bits(histogram) < bits and _has_depth(histogram)) and _fits(
-            histogram, center - width / 2, center + width / 2, window
-        ):
+        bits, measured = _full_range_bits(center, width), _measured_bits(histogram)
+        fit = _FULL_RANGE_FIT if bits else _WINDOW_FIT
+        is_wide = bits == 16 or bits > int(dataset.BitsStored)  # wider than any statement about the pixels
+        if not (is_wide and measured < bits and _has_depth(histogram)) and _fits(histogram, fit, low, high, window):
             return window(values)
+        if bits and is_rescaled and _fits(stored_histogram, fit, low, high, window):
+            warnings.add("window_ignored")
+            return window(stored)
         if bits and _has_depth(histogram):  # the full range of another bit depth
             warnings.add("bit_depth_measured")
-            full = 2.0 ** _measured_bits(histogram)
-            return apply_windowing(values, ds=_window(full / 2, full, function))
+            return apply_windowing(values, ds=_window(2.0 ** (measured - 1), 2.0**measured, function))
         warnings.add("window_ignored")
-    low, high = histogram.range_without_outliers()
-    return np.asarray(np.clip((values - low) / (high - low), 0, 1) if high > low else np.zeros_like(values))
+    if errors and not n_valid:
+        raise errors[0]
+    is_signed = not is_rescaled and dataset.PixelRepresentation == 1
+    black, white = _displayed_range(histogram, int(dataset.BitsStored) if is_signed else 0)
+    return np.asarray(np.clip((values - black) / (white - black), 0, 1))
+
+
+def _windows(dataset: Dataset, errors: list[GrayLevelError]) -> Iterable[tuple[float, float, str]]:
+    """Yield center, width and function of each window; add an error for each that is invalid."""
+    function = str(dataset.get("VOILUTFunction") or "LINEAR").strip().upper()
+    centers = _numbers(dataset.get("WindowCenter"), "WindowCenter")
+    widths = _numbers(dataset.get("WindowWidth"), "WindowWidth")
+    for center, width in list(zip(centers, widths, strict=False))[:_MAX_WINDOWS]:
+        if function not in {"LINEAR", "LINEAR_EXACT", "SIGMOID"}:
+            errors.append(GrayLevelError("the VOI LUT function is unknown"))
+        elif not (math.isfinite(center) and math.isfinite(width)) or width <= 0 or (width < 1 and function == "LINEAR"):
+            errors.append(GrayLevelError(f"invalid {function} window: center {center:g}, width {width:g}"))
+        else:
+            yield center, width, function
 
 
 def _full_range_bits(center: float, width: float) -> int:
@@ -246,19 +326,42 @@ def _has_depth(histogram: _Histogram) -> bool:
     return bool(histogram.values[0] >= 0) and histogram.has_contrast()
 
 
-def _fits(histogram: _Histogram, low: float, high: float, brightness: Callable[[Floats], Floats]) -> bool:
+class _Fit(NamedTuple):
+    """Fraction of the pixels that a window may clip at one end, if their values spread over more than a part of the range.
+
+    Background, such as direct exposure, has nearly one value; anatomy has not.
+    """
+
+    max_clipped: float
+    max_spread: float
+
+
+_WINDOW_FIT = _Fit(0.3, 0.3)
+_LUT_FIT = _Fit(0.05, 0.15)
+_FULL_RANGE_FIT = _Fit(0.01, 0.15)  # also of a window that lies beside the range of the pixels
+
+
+def _fits(histogram: _Histogram, fit: _Fit, low: float, high: float, brightness: Callable[[Floats], Floats]) -> bool:
     """Return whether a window, or a LUT, from `low` to `high` can belong to the pixels.
 
-    One that is too wide makes an image black, gray or white. One that is too narrow clips anatomy.
+    One that is too wide makes an image black, gray or white. One that is too narrow, or lies beside the pixels, clips anatomy.
     """
     first, last = histogram.quantiles(*_PERCENTILES)
-    for outside in (histogram.values < low, histogram.values > high):
-        if histogram.counts[outside].sum() > _MAX_CLIPPED * histogram.counts.sum():
-            clipped = _Histogram(histogram.values[outside], histogram.counts[outside]).quantiles(0.1, 0.9)
-            if clipped[1] - clipped[0] > _MIN_CLIPPED_SPREAD * (last - first):
-                return False
+    unused = {"low": (last, high), "high": (low, first)}  # beyond the other end
+    for end, outside in (("low", histogram.values < low), ("high", histogram.values > high)):
+        start, stop = unused[end]
+        is_beside = stop - start > _MAX_UNUSED * (high - low)
+        if _clips(histogram, outside, _FULL_RANGE_FIT if is_beside else fit, last - first):
+            return False
     darkest, brightest = _Histogram.of(brightness(histogram.values), histogram.counts).quantiles(*_PERCENTILES)
     return brightest - darkest >= _MIN_SPREAD or not histogram.has_contrast()
+
+
+def _clips(histogram: _Histogram, outside: npt.NDArray[np.bool_], fit: _Fit, width: float) -> bool:
+    if histogram.counts[outside].sum() <= fit.max_clipped * histogram.counts.sum():
+        return False
+    low, high = _Histogram(histogram.values[outside], histogram.counts[outside]).quantiles(0.1, 0.9)
+    return high - low > fit.max_spread * width
 
 
 def _window(center: float, width: float, function: str) -> Dataset:
@@ -305,9 +408,12 @@ class _Lut(NamedTuple):
             raw: Any = lut.get_item(keyword)
             if isinstance(raw, RawDataElement) and len(raw.value or b"") > _MAX_LUT_BYTES:
                 raise GrayLevelError("a LUT is too long")
-        count, first, stated_bits = (int(number) for number in lut.LUTDescriptor)
+        descriptor = _numbers(lut.get("LUTDescriptor"), "LUTDescriptor")
+        if len(descriptor) != 3:
+            raise GrayLevelError("a LUT has no valid descriptor")
+        count, first, stated_bits = (int(number) for number in descriptor)
         count = count % 2**16 or 2**16
-        entries = _entries(lut.LUTData or b"", count, stated_bits, dataset)[:count]
+        entries = _entries(lut.get("LUTData") or b"", count, stated_bits, dataset)
         if not entries.size:
             raise GrayLevelError("a LUT has no entries")
         # The first value is signed if the pixels or the rescaled values are; its VR may differ.
@@ -325,14 +431,21 @@ class _Lut(NamedTuple):
     def _measured_bits(
         entries: Integers, first: int, stated_bits: int, values: Integers | Floats, counts: Integers
     ) -> int:
-        """Return the bits of the entries: those that are stated, unless they are 16, impossible, or exceeded by many pixels."""
+        """Return the bits of the entries: those that are stated, unless they are 16, impossible, exceeded by many pixels, or more
+        than one of them is unused."""
         used = entries[np.clip(np.floor(values).astype(np.int64) - first, 0, len(entries) - 1)]
         exceeding = counts[used >= 2.0**stated_bits].sum()
-        if 8 <= stated_bits < 16 and exceeding <= _EXCEEDING * counts.sum():
-            return stated_bits
-        # A few entries at the ends may be wrong; the largest one that pixels have is not.
+        # A few entries at the ends may be wrong; the largest ones that pixels have are not.
         largest = max(np.quantile(entries, 0.995), _Histogram.of(used, counts).quantiles(_PERCENTILES[1])[0])
-        return max(8, int(largest).bit_length())
+        bits = max(8, int(largest).bit_length())
+        if 8 <= stated_bits < 16 and exceeding <= _EXCEEDING * counts.sum() and bits >= stated_bits - 1:
+            return stated_bits
+        return bits
+
+    @property
+    def last(self) -> int:
+        """The value of the last entry."""
+        return self.first + len(self.entries) - 1
 
     def look_up(self, values: Integers | Floats) -> Floats:
         """Return the entries of values; values below and above the LUT have its first and last entry."""
@@ -357,8 +470,20 @@ def _entries(raw: bytes | Iterable[int] | int, count: int, bits: int, dataset: D
     return np.frombuffer(raw[: len(raw) // 2 * 2], dtype="<u2" if dataset.original_encoding[1] else ">u2")
 
 
-def _numbers(value: Any) -> list[float]:
-    """Return the numbers of an element; none if it is missing or empty."""
+def _numbers(value: Any, keyword: str) -> list[float]:
+    """Return the numbers of an element; NaN for empty ones, none if it is missing.
+
+    Raises:
+        GrayLevelError: A value is not a number.
+    """
     if value is None or value == "":
         return []
-    return [float(each) for each in ([value] if isinstance(value, (int, float, str)) else value)]
+    try:
+        if isinstance(value, bytes):  # written as OW
+            return [float(number) for number in np.frombuffer(value, dtype="<u2")]
+        return [
+            math.nan if each in (None, "") else float(each)
+            for each in ([value] if isinstance(value, (int, float, str)) else value)
+        ]
+    except (TypeError, ValueError) as error:
+        raise GrayLevelError(f"{keyword} is not a number") from error
