@@ -1,17 +1,23 @@
-"""Small image files of one mean gray level."""
+"""Small image files of one mean gray level, and DICOMDIR files."""
 
 from __future__ import annotations
 
 import io
+from pathlib import Path
 from typing import Any
 
 from PIL import Image
-from pydicom import Dataset
+from pydicom import Dataset, Sequence
 from pydicom.dataset import FileMetaDataset
-from pydicom.uid import DigitalXRayImageStorageForPresentation, ExplicitVRLittleEndian, generate_uid
+from pydicom.uid import (
+    DigitalXRayImageStorageForPresentation,
+    ExplicitVRLittleEndian,
+    MediaStorageDirectoryStorage,
+    generate_uid,
+)
 from tests.conftest import SIZE, halves
 
-__all__ = ["dicom", "png"]
+__all__ = ["dicom", "dicomdir", "png"]
 
 
 def png(level: int, height: int = SIZE, width: int = SIZE) -> bytes:
@@ -39,3 +45,21 @@ def dicom(level: int, size: int = SIZE, **elements: Any) -> bytes:
     file = io.BytesIO()
     dataset.save_as(file, enforce_file_format=True)
     return file.getvalue()
+
+
+def dicomdir(path: str, *files: tuple[str, ...]) -> None:
+    """Write a DICOMDIR that lists these files as images."""
+    data = Dataset()
+    data.file_meta = FileMetaDataset()
+    data.file_meta.TransferSyntaxUID = ExplicitVRLittleEndian
+    data.file_meta.MediaStorageSOPClassUID = data.SOPClassUID = MediaStorageDirectoryStorage
+    data.file_meta.MediaStorageSOPInstanceUID = "1.2"
+    records = [Dataset()]
+    records[0].DirectoryRecordType = "PATIENT"
+    for parts in files:
+        record = Dataset()
+        record.DirectoryRecordType, record.ReferencedFileID = "IMAGE", list(parts)
+        records.append(record)
+    data.DirectoryRecordSequence = Sequence(records)
+    Path(path).parent.mkdir(parents=True, exist_ok=True)
+    data.save_as(path, enforce_file_format=True)

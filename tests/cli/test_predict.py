@@ -20,6 +20,7 @@ import pytest
 from click.testing import CliRunner, Result
 from PIL import Image
 from tests.conftest import LIMITS, SIZE, halves
+from tests.images import dicom, dicomdir
 from tests.processes import started
 
 from pneumoscope.bundle.card import read_bundle
@@ -348,6 +349,30 @@ def test_paths_from_standard_input_may_be_invalid_utf8(bundle: Path, images: Pat
     result = invoke(bundle, "-", "--json", input=b"images/\xff.png\n")
     assert result.exit_code == 0
     assert json.loads(result.stdout)["predictions"][0]["path"] == "images/\udcff.png"
+
+
+def test_assumptions_override_headers_of_all_images(bundle: Path, images: Path) -> None:
+    (images / "hand.dcm").write_bytes(dicom(100, BodyPartExamined="HAND", ViewPosition="ZZ"))
+    path = str(images / "hand.dcm")
+    assert invoke_json(bundle, path)[0]["rejection"]["code"] == "body_part_not_chest"
+    assert invoke_json(bundle, path, "--assume", "chest")[0]["rejection"]["code"] == "view_not_understood"
+    (prediction,) = invoke_json(bundle, path, "--assume", "chest", "--assume", "frontal")
+    assert (prediction["decision"], prediction["warnings"]) == ("no_pneumonia", ["assumed_chest", "assumed_frontal"])
+    csv_output = invoke(bundle, path, "--assume", "chest", "--assume", "frontal", "--csv", "-").stdout
+    assert "assumed_chest assumed_frontal" in csv_output
+    table = invoke(bundle, path, "--assume", "chest", "--assume", "frontal")
+    assert "DICOM header overridden: assumed to be a chest radiograph" in table.stderr
+    assert invoke(bundle, path, "--assume", "hand").exit_code == 2
+
+
+def test_images_of_a_dicomdir_are_predicted(bundle: Path, images: Path) -> None:
+    folder = images / "disc"
+    folder.mkdir()
+    (folder / "im1").write_bytes(dicom(100))
+    dicomdir(str(folder / "DICOMDIR"), ("IM1",), ("IM2",))
+    result = invoke(bundle, str(folder / "DICOMDIR"))
+    assert result.exit_code == 3 or isinstance(result.exception, PartialFailureError)
+    assert "Total: 1 no_pneumonia, 1 failed" in result.stdout
 
 
 def test_skipped_files_are_counted_on_standard_error(bundle: Path, images: Path) -> None:

@@ -87,7 +87,7 @@ def test_notes_are_printed_to_standard_error(tmp_path: Path) -> None:
     assert result.exit_code == 0
     assert "note: the patient of 40 of 40 images is unknown" in result.stderr
     assert "note: split 40 images without a known patient as if each were a patient" in result.stderr
-    assert "note: skipped 1 file; for details: pneumoscope check-data DATA" in result.stderr
+    assert "note: skipped 1 other file (NORMAL/x.txt); for details: pneumoscope check-data DATA" in result.stderr
     assert "note:" not in result.stdout
     assert len(load_manifest(tmp_path / "images.csv").split("test")) == 8
 

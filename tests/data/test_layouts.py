@@ -188,11 +188,14 @@ def test_patient_of_a_dicom_file_is_that_of_its_header(tmp_path: Path) -> None:
 def test_one_patient_id_in_all_files_identifies_no_patient(tmp_path: Path) -> None:
     for label in ("NORMAL", "PNEUMONIA"):
         (tmp_path / label).mkdir()
-        for i in range(2):
+        for i in range(5):
             (tmp_path / label / f"{i}.dcm").write_bytes(dicom(100 + i, PatientID="ANONYMOUS"))
     manifest = load_manifest(tmp_path)
     assert {image.patient for image in manifest} == {""}
-    assert manifest.notes[0] == "all 4 DICOM files have the same PatientID, so that it identifies no patient"
+    assert manifest.notes[0] == "all 10 DICOM files have the same PatientID, so that it identifies no patient"
+    (tmp_path / "NORMAL" / "0.dcm").unlink()
+    assert len({image.patient for image in load_manifest(tmp_path)}) == 1
+    assert "" not in {image.patient for image in load_manifest(tmp_path)}
 
 
 def test_patients_of_a_csv_come_before_those_of_the_headers(tmp_path: Path) -> None:

@@ -333,14 +333,17 @@ def test_required_age_and_lateral_views_reject(shared_maker, tmp_path):
             {"PatientID": f"{i}"}
             | ({"PatientAge": "003Y"} if i % 2 else {})
             | ({"ViewPosition": "LL"} if i > 35 else {})
+            | ({"BodyPartExamined": "HAND"} if i == 0 else {})
         )
         (tmp_path / f"{i}").write_bytes(dicom(145 if i % 4 else 95, **header))
         rows.append((f"{i}", "PNEUMONIA" if i % 4 else "NORMAL"))
     with (tmp_path / "labels.csv").open("w", newline="") as file:
         csv.writer(file).writerows(rows)
 
-    lenient, _ = accept(tmp_path / "labels.csv", bundle, site="Ages")
-    strict, _ = accept(tmp_path / "labels.csv", bundle, site="Ages", require_age="dicom")
+    as_stated, _ = accept(tmp_path / "labels.csv", bundle, site="Ages")
+    assert as_stated.rejected.reasons == {"lateral_view": 4, "body_part_not_chest": 1}
+    lenient, _ = accept(tmp_path / "labels.csv", bundle, site="Ages", assume=["chest"])
+    strict, _ = accept(tmp_path / "labels.csv", bundle, site="Ages", require_age="dicom", assume=["chest"])
     assert lenient.rejected.reasons == {"lateral_view": 4}
     assert strict.rejected.reasons == {"age_required": 18, "lateral_view": 4}
     assert "the patients of 40 images are those of the DICOM headers, as hashes" in strict.notes

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import pathlib
 
 import numpy as np
 import pytest
@@ -205,7 +206,14 @@ def test_required_age_is_as_in_the_acceptance_test(shared_maker, tmp_path):
 
     same = monitor(paths, tmp_path / "out" / "site.json", aged, require_age="dicom")
     assert (same.alarm, same.rejected.value) == (False, 0.5)
-    other = monitor(paths, tmp_path / "out" / "site.json", aged)
+    for path in paths[:30]:
+        pathlib.Path(path).write_bytes(dicom(120, PatientAge="003Y", BodyPartExamined="HAND"))
+    as_stated, assumed = (
+        monitor(paths, tmp_path / "out" / "site.json", aged, require_age="dicom", assume=assume).rejected.value
+        for assume in ((), ("chest",))
+    )
+    assert as_stated > assumed
+    other = monitor(paths, tmp_path / "out" / "site.json", aged, assume=["chest"])
     assert (other.alarm, other.rejected.value) == (True, 0)
 
 

@@ -9,6 +9,7 @@ import io
 import struct
 import warnings
 import zipfile
+import zlib
 from collections.abc import Callable
 from typing import Any, NamedTuple
 
@@ -248,6 +249,18 @@ def _noise() -> npt.NDArray[np.uint16]:
     return np.random.default_rng(0).integers(2000, 2010, (SIDE, SIDE)).astype(np.uint16)
 
 
+def _color_png() -> bytes:
+    """Return a PNG of 16 bits per channel whose three channels hold 12 bits."""
+    rows = np.repeat(deep().astype(">u2")[..., None], 3, axis=2)
+    body = b"".join(b"\0" + row.tobytes() for row in rows)
+
+    def chunk(kind: bytes, content: bytes) -> bytes:
+        return struct.pack(">I", len(content)) + kind + content + struct.pack(">I", zlib.crc32(kind + content))
+
+    header = struct.pack(">IIBBBBB", SIDE, SIDE, 16, 2, 0, 0, 0)
+    return b"\x89PNG\r\n\x1a\n" + chunk(b"IHDR", header) + chunk(b"IDAT", zlib.compress(body)) + chunk(b"IEND", b"")
+
+
 def _compressed(syntax: uid.UID) -> Dataset:
     data = dataset()
     data.compress(syntax)
@@ -281,6 +294,12 @@ def _report() -> Dataset:
         del data[keyword]
     del data.PixelRepresentation
     del data.PixelData
+    return data
+
+
+def _structured_report() -> Dataset:
+    data = _report()
+    data.file_meta.MediaStorageSOPClassUID = data.SOPClassUID = uid.BasicTextSRStorage
     return data
 
 
@@ -329,6 +348,15 @@ for element in ("StudyDate", "SeriesDate", "ContentDate", "AcquisitionDate", "Ac
         dicom(PatientAge=None, PatientBirthDate="20170101", **{element: "2020.01.01"}),
     )  # fmt: skip
 _add(
+    AGES, "PatientAge `003Y`, born 60 years before the examination",
+    dicom(PatientBirthDate="19600101", StudyDate="20200101"), "rejected: age_not_understood",
+)  # fmt: skip
+_add(
+    AGES, "AcquisitionDate after the reset of a clock",
+    dicom(PatientAge=None, PatientBirthDate="19780301", AcquisitionDate="19800101", StudyDate="20200101"),
+    "rejected: age_not_understood",
+)  # fmt: skip
+_add(
     AGES, "PatientBirthDate without any date of the examination",
     dicom(PatientAge=None, PatientBirthDate="20170101"), "rejected: age_not_understood",
 )  # fmt: skip
@@ -362,7 +390,7 @@ for part, character_set in (("胸部", "ISO_IR 192"), ("грудная клет�
         PARTS, f"BodyPartExamined `{part}` in {character_set}",
         dicom(BodyPartExamined=part.encode(encoding).decode("latin-1"), SpecificCharacterSet=character_set),
     )  # fmt: skip
-for part in ("HAND", "ABDOMEN", "THORACIC SPINE", "TSPINE", "UNKNOWN"):
+for part in ("HAND", "ABDOMEN", "THORACIC SPINE", "TSPINE", "COLUNA TORACICA", "PART 7"):
     _add(PARTS, f"BodyPartExamined `{part}`", dicom(BodyPartExamined=part), "rejected: body_part_not_chest")
 _add(
     PARTS,
@@ -374,11 +402,20 @@ _add(
     dicom(BodyPartExamined=None, AnatomicRegionSequence=code("85562004", "Hand")), "rejected: body_part_not_chest",
 )  # fmt: skip
 _add(
+    PARTS, "BodyPartExamined `胸部` in ISO 2022 IR 87",
+    dicom(BodyPartExamined="\x1b$B6;It\x1b(B", SpecificCharacterSet=["", "ISO 2022 IR 87"]),
+)  # fmt: skip
+_add(
     PARTS, "BodyPartExamined `CHEST`, AnatomicRegionSequence Hand",
     dicom(AnatomicRegionSequence=code("85562004", "Hand")), "rejected: body_part_not_chest",
 )  # fmt: skip
 _add(PARTS, "no body part, SeriesDescription `CHEST PA`", dicom(BodyPartExamined=None, SeriesDescription="CHEST PA"))
 _add(PARTS, "no body part", dicom(BodyPartExamined=None), "warning: body_part_not_stated")
+_add(PARTS, "BodyPartExamined `UNKNOWN`", dicom(BodyPartExamined="UNKNOWN"), "warning: body_part_not_stated")
+_add(
+    PARTS, "BodyPartExamined `CHEST LATERAL`, no ViewPosition",
+    dicom(BodyPartExamined="CHEST LATERAL", ViewPosition=None), "rejected: lateral_view",
+)  # fmt: skip
 
 VIEWS = "View, laterality and processing"
 for view in (
@@ -437,7 +474,7 @@ _add(
     dicom(ViewPosition=None, PatientOrientation=["X", "Y"]),
     "rejected: view_not_understood",
 )
-for description in ("CHEST LAT", "Thorax seitlich", "LATERAL"):
+for description in ("CHEST LAT", "Thorax seitlich", "LATERAL", "ChestLAT", "AP CHEST LATERAL"):
     _add(
         VIEWS, f"SeriesDescription `{description}`, no ViewPosition",
         dicom(ViewPosition=None, SeriesDescription=description), "rejected: lateral_view",
@@ -446,6 +483,12 @@ _add(
     VIEWS, "SeriesDescription `CHEST LAT`, ViewPosition `AP`",
     dicom(SeriesDescription="CHEST LAT"), "rejected: lateral_view",
 )  # fmt: skip
+_add(
+    VIEWS,
+    "ProtocolName `Chest lateral`, no ViewPosition",
+    dicom(ViewPosition=None, ProtocolName="Chest lateral"),
+    "rejected: lateral_view",
+)
 _add(
     VIEWS, "SeriesDescription `CHEST PA AND LATERAL`, no ViewPosition",
     dicom(ViewPosition=None, SeriesDescription="CHEST PA AND LATERAL"), "warning: view_not_stated",
@@ -487,6 +530,7 @@ _add(
     dicom(PresentationIntentType="OTHER"), "rejected: presentation_intent_not_understood",
 )  # fmt: skip
 
+IDENTITY = np.arange(4096, dtype="<u2")
 GRAY = "Bit depth, windows and lookup tables"
 MEASURED = "warning: bit_depth_measured"
 for bits in (8, 10, 11, 12, 13, 14, 15):
@@ -541,7 +585,6 @@ _add(
     dicom(RescaleIntercept=-1024, RescaleSlope=2, WindowCenter=3072, WindowWidth=8192),
 )
 _add(GRAY, "rescale slope 0", dicom(RescaleIntercept=0, RescaleSlope=0), "error: the rescale slope is 0")
-IDENTITY = np.arange(4096, dtype="<u2")
 for bits in (8, 12, 16):
     result = "read" if bits == 12 else MEASURED
     _add(
@@ -628,7 +671,8 @@ _add(
 )
 _add(FILES, "DICOM of several frames", dicom(NumberOfFrames=2), "error: it has 2 frames, not 1")
 _add(FILES, "DICOM in color", dicom(PhotometricInterpretation="RGB", SamplesPerPixel=3), "error: it is in color")
-_add(FILES, "DICOM without an image, such as a report", lambda: written(_report()), "error: it contains no image")
+_add(FILES, "DICOM structured report", lambda: written(_structured_report()), "error: it is a DICOM structured report")
+_add(FILES, "DICOM without an image", lambda: written(_report()), "error: it contains no image")
 _add(
     FILES,
     "DICOMDIR sent as an image",

@@ -95,8 +95,10 @@ def decoded(path: Path) -> Radiograph | str:
 
 
 def rendered(path: Path, folder: Path) -> Iterator[npt.NDArray[np.int64]]:
-    """Yield the image as dcmtk displays it: with its first LUT or window; or else from its minimum to its maximum, and in the full
-    range of each bit depth."""
+    """Yield the image as dcmtk displays it, with its first LUT or window.
+
+    Without one, yield it from its minimum to its maximum, and in the full range of each bit depth.
+    """
     header = dcmread(path, stop_before_pixels=True, force=True)
     if header.get("VOILUTSequence"):
         windows = [["+Wl", "1"]]

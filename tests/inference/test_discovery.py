@@ -8,8 +8,7 @@ from pathlib import Path
 
 import pytest
 from PIL import Image
-from pydicom import Dataset, FileMetaDataset, Sequence, uid
-from tests.images import dicom, png
+from tests.images import dicom, dicomdir, png
 
 from pneumoscope.inference.discovery import SkippedFile, discover_images
 
@@ -29,24 +28,6 @@ def make(*names: str, content: bytes = PNG) -> None:
         path = Path(name)
         path.parent.mkdir(parents=True, exist_ok=True)
         path.write_bytes(content)
-
-
-def dicomdir(path: str, *files: tuple[str, ...]) -> None:
-    """Write a DICOMDIR that lists these files as images."""
-    data = Dataset()
-    data.file_meta = FileMetaDataset()
-    data.file_meta.TransferSyntaxUID = uid.ExplicitVRLittleEndian
-    data.file_meta.MediaStorageSOPClassUID = data.SOPClassUID = uid.MediaStorageDirectoryStorage
-    data.file_meta.MediaStorageSOPInstanceUID = "1.2"
-    records = [Dataset()]
-    records[0].DirectoryRecordType = "PATIENT"
-    for parts in files:
-        record = Dataset()
-        record.DirectoryRecordType, record.ReferencedFileID = "IMAGE", list(parts)
-        records.append(record)
-    data.DirectoryRecordSequence = Sequence(records)
-    Path(path).parent.mkdir(parents=True, exist_ok=True)
-    data.save_as(path, enforce_file_format=True)
 
 
 def test_file_arguments_are_returned_unchanged(folder: Path) -> None:

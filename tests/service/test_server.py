@@ -353,6 +353,14 @@ def test_warnings_of_decoders_are_not_logged(bundle, tmp_path):
     assert "DOE" not in output
 
 
+@pytest.mark.parametrize(("options", "decision"), [((), "rejected"), (("--assume", "chest"), "no_pneumonia")])
+def test_assumptions_override_headers_of_all_images(child_bundle, tmp_path, options, decision):
+    with served(child_bundle, tmp_path, *options) as (process, client):
+        response = client.post("/v1/predictions", files=images(dicom(PatientAge="003Y", BodyPartExamined="HAND")))
+        assert response.json()["predictions"][0]["decision"] == decision
+        assert ("Assumed of all images: chest" in process.stderr.read()) == bool(options)
+
+
 @pytest.mark.parametrize(("options", "decision"), [((), "rejected"), (("--require-age", "never"), "no_pneumonia")])
 def test_dicom_files_without_an_age_are_rejected_by_default(child_bundle, tmp_path, options, decision):
     with served(child_bundle, tmp_path, *options) as (process, client):

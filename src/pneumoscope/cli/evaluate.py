@@ -73,6 +73,7 @@ def command(
             seed=seed,
             site=site,
             progress=progress,
+            note=lambda text: click.echo(f"note: {text}", err=True),
         )
     if as_json:
         click.echo(to_json(evaluation), nl=False)

@@ -41,9 +41,9 @@ def command(data: Path, out: Path, by: str, validation: float, test: float | Non
     manifest.save(out, replace=force)
     for note in manifest.notes:
         click.echo(f"note: {note}", err=True)
-    if n_skipped := len(manifest.unreadable) + len(manifest.skipped):
-        skipped = counted(n_skipped, "file")
-        click.echo(f"note: skipped {skipped}; for details: pneumoscope check-data DATA", err=True)
+    if manifest.unreadable:
+        unreadable = counted(len(manifest.unreadable), "image")
+        click.echo(f"note: {unreadable} cannot be read; for details: pneumoscope check-data DATA", err=True)
     table = Table("split", "NORMAL", "PNEUMONIA", "patients", box=None)
     for column in table.columns[1:]:
         column.justify = "right"

@@ -49,6 +49,8 @@ _HINT = (
     "Expected train/, test/ (and val/) with NORMAL/ and PNEUMONIA/ inside, or NORMAL/ and PNEUMONIA/ only, or a CSV"
     " with the columns path and label, or a MedMNIST .npz"
 )
+_MAX_NAMED = 3  # skipped files in a note
+_MIN_SAME_PATIENT = 10  # DICOM files with the same PatientID, from which on it is taken for a placeholder
 _IGNORED = {"__MACOSX", "Thumbs.db", "desktop.ini"}
 
 
@@ -80,7 +82,7 @@ def load_manifest(data: Path, *, root: Path | None = None, progress: Progress | 
         raise LayoutError(f"{str(data)!r} is neither a folder, nor a .csv, nor a .npz", hint=_HINT)
     if not manifest.images:
         raise LayoutError(f"no image can be read in {str(data)!r}{_first_unreadable(manifest)}", hint=_HINT)
-    return dataclasses.replace(manifest, notes=(*manifest.notes, *_notes(manifest.images)))
+    return dataclasses.replace(manifest, notes=(*manifest.notes, *_notes(manifest)))
 
 
 def _first_unreadable(manifest: Manifest) -> str:
@@ -101,7 +103,7 @@ def _with_header_patients(manifest: Manifest) -> Manifest:
     }
     if not patients:
         return manifest
-    if len(patients) > 1 and len(set(patients.values())) == 1:
+    if len(patients) >= _MIN_SAME_PATIENT and len(set(patients.values())) == 1:
         note = f"all {len(patients)} DICOM files have the same PatientID, so that it identifies no patient"
         return dataclasses.replace(manifest, notes=(*manifest.notes, note))
     for i, patient in patients.items():
@@ -110,8 +112,11 @@ def _with_header_patients(manifest: Manifest) -> Manifest:
     return dataclasses.replace(manifest, images=tuple(images), notes=(*manifest.notes, note))
 
 
-def _notes(images: Iterable[LabeledImage]) -> Iterator[str]:
-    images = tuple(images)
+def _notes(manifest: Manifest) -> Iterator[str]:
+    images = manifest.images
+    if others := [path for path, reason in manifest.skipped if reason != "hidden"]:
+        names = ", ".join(others[:_MAX_NAMED]) + (", …" if len(others) > _MAX_NAMED else "")
+        yield f"skipped {counted(len(others), 'other file')} ({names}); for details: pneumoscope check-data DATA"
     unknown = sum(not image.patient for image in images)
     if unknown:
         yield (

@@ -58,6 +58,7 @@ def evaluate(
     seed: int = 0,
     site: str | Path | None = None,
     progress: Callable[[int, int], None] | None = None,
+    note: Callable[[str], None] | None = None,
 ) -> tuple[Evaluation, tuple[ScoredImage, ...]]:
     """Score the images of one split, and return the metrics of the model with intervals.
 
@@ -75,6 +76,7 @@ def evaluate(
         seed: Seed of the bootstraps.
         site: Site profile to apply.
         progress: Called with the number of scored images and of all images.
+        note: Called with each remark about the data, such as the number of skipped files.
 
     Returns:
         The evaluation, and the images with their scores in manifest order. In a notebook the evaluation is shown as a table;
@@ -98,7 +100,7 @@ def evaluate(
     for name in operating_points:
         if name not in card.operating_points:
             raise UnknownNameError("operating point", name, card.operating_points)
-    root, images = select_images(data, split, target / MANIFEST_FILE if is_run else None)
+    root, images = select_images(data, split, target / MANIFEST_FILE if is_run else None, note)
     if split == "test":
         check_unseen(images, card)
     check_thresholds(images, card, operating_points)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 from collections import defaultdict
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path, PurePosixPath
 
 import numpy as np
@@ -31,7 +31,9 @@ _SPLITS = ("train", "validation", "test")
 _MAX_LISTED = 5
 
 
-def select_images(data: Path, split: str, run_manifest: Path | None) -> tuple[Path, tuple[LabeledImage, ...]]:
+def select_images(
+    data: Path, split: str, run_manifest: Path | None, note: Callable[[str], None] | None = None
+) -> tuple[Path, tuple[LabeledImage, ...]]:
     """Return the images of one split, with content hashes.
 
     The test split is that of the data set if it has one. Otherwise, and for train and validation, the split is taken from
@@ -41,6 +43,7 @@ def select_images(data: Path, split: str, run_manifest: Path | None) -> tuple[Pa
         data: Folder, manifest CSV or archive.
         split: "train", "validation" or "test".
         run_manifest: `RUN/manifest.csv`; None if a bundle without a run is evaluated.
+        note: Called with each remark about the data, such as the number of skipped files.
 
     Returns:
         The folder that paths are relative to, and the images in manifest order.
@@ -53,6 +56,9 @@ def select_images(data: Path, split: str, run_manifest: Path | None) -> tuple[Pa
     if split not in _SPLITS:
         raise UsageError(f"there is no split {split!r}", hint=f"Known: {', '.join(_SPLITS)}")
     manifest = load_manifest(data)
+    if note:
+        for each in manifest.notes:
+            note(each)
     # If the data set has no test split, the run has made one.
     test_from_run = run_manifest is not None and run_manifest.is_file() and not manifest.split("test")
     if (split != "test" or test_from_run) and data.suffix.lower() != ".csv":

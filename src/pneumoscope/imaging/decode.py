@@ -136,6 +136,7 @@ def _decode_image(data: bytes, name: str, min_side: int) -> Radiograph:
                 image.draft(None, (min_side, min_side))  # affects JPEGs only
             image.load()
             transposition = _transposition(image)
+            _require_known_depth(image, data)
             pixels, warnings = _gray(image if transposition is None else image.transpose(transposition), image)
             chroma = _chroma(image)
         except Exception as error:  # as above
@@ -153,6 +154,16 @@ def _support_white_is_zero() -> None:
 
     key: Any = (TiffImagePlugin.MM, 0, (1,), 1, (16,), ())
     TiffImagePlugin.OPEN_INFO.setdefault(key, ("I;16B", "I;16B"))
+
+
+def _require_known_depth(image: Image.Image, data: bytes) -> None:
+    """Raise `ValueError` if the pixels of a PNG in color, or with transparency, may hold fewer than the 16 bits that it states.
+
+    Pillow reduces such channels to their highest 8 bits.
+    """
+    is_reduced = image.format == "PNG" and data[24] == 16 and image.mode in {"RGB", "RGBA", "LA"}
+    if is_reduced and np.asarray(image.convert("RGB")).max() < 128:
+        raise ValueError("the bit depth of 16-bit channels in color cannot be measured; save it as 16-bit grayscale")
 
 
 def _describe(error: Exception) -> str:

@@ -8,22 +8,6 @@ from typing import Literal, NamedTuple
 
 __all__ = ["IMAGE_EXTENSIONS", "PREFIX_BYTES", "FileType", "identify", "identify_file", "skip_reason"]
 
-# A file with one of these extensions claims to be an image: if its content is anything else, it is reported as an error.
-IMAGE_EXTENSIONS = frozenset(
-    {
-        ".bmp", ".dcm", ".dib", ".dic", ".dicom", ".gif", ".ima", ".j2k", ".jfif", ".jp2", ".jpe", ".jpeg", ".jpg", ".jpx",
-        ".mpo", ".png", ".tif", ".tiff", ".webp",
-    }
-)  # fmt: skip
-PREFIX_BYTES = 1024  # bytes of a file that `identify` needs
-_MEDIA_STORAGE_DIRECTORY = b"1.2.840.10008.1.3.10"  # SOP class of a DICOMDIR (PS3.4 annex B.5)
-# Elements with which a DICOM file without preamble can start, by group.
-_FIRST_ELEMENTS = {
-    0x0002: (0x0000, 0x0001, 0x0002, 0x0003, 0x0010),
-    0x0008: (0x0000, 0x0001, 0x0005, 0x0008, 0x0012, 0x0013, 0x0014, 0x0016, 0x0018, 0x0020, 0x0060),
-}
-_MAX_FIRST_ELEMENT = 4096  # bytes
-
 Role = Literal["image", "unsupported_image", "directory", "other"]
 
 
@@ -41,6 +25,31 @@ class FileType(NamedTuple):
     role: Role
     hint: str = ""
 
+
+# A file with one of these extensions claims to be an image: if its content is anything else, it is reported as an error.
+IMAGE_EXTENSIONS = frozenset(
+    {
+        ".bmp", ".dcm", ".dib", ".dic", ".dicom", ".gif", ".ima", ".j2k", ".jfif", ".jp2", ".jpe", ".jpeg", ".jpg", ".jpx",
+        ".mpo", ".png", ".tif", ".tiff", ".webp",
+    }
+)  # fmt: skip
+PREFIX_BYTES = 1024  # bytes of a file that `identify` needs
+_MEDIA_STORAGE_DIRECTORY = b"1.2.840.10008.1.3.10"  # SOP class of a DICOMDIR (PS3.4 annex B.5)
+_STORAGE = b"1.2.840.10008.5.1.4.1.1."  # of the SOP classes below
+# SOP classes of objects without an image, by the number that follows (PS3.4 annex B.5).
+_DICOM_DOCUMENTS = {
+    b"9": FileType("a DICOM waveform", "other", "Send the images of the study"),
+    b"11": FileType("a DICOM presentation state", "other", "Send the images of the study"),
+    b"66": FileType("a DICOM registration, segmentation or raw data object", "other", "Send the images of the study"),
+    b"88": FileType("a DICOM structured report", "other", "Send the images of the study"),
+    b"104": FileType("a DICOM document, such as PDF", "other", "Send the images of the study"),
+}
+# Elements with which a DICOM file without preamble can start, by group.
+_FIRST_ELEMENTS = {
+    0x0002: (0x0000, 0x0001, 0x0002, 0x0003, 0x0010),
+    0x0008: (0x0000, 0x0001, 0x0005, 0x0008, 0x0012, 0x0013, 0x0014, 0x0016, 0x0018, 0x0020, 0x0060),
+}
+_MAX_FIRST_ELEMENT = 4096  # bytes
 
 _UNKNOWN = FileType("not an image", "other")
 _DICOM = FileType("DICOM", "image")
@@ -82,7 +91,7 @@ def identify(data: bytes) -> FileType:
     """
     prefix = data[:PREFIX_BYTES]
     if prefix[128:132] == b"DICM" or prefix[:4] == b"DICM" or _starts_with_element(prefix):
-        return _DICOMDIR if _MEDIA_STORAGE_DIRECTORY in prefix[:512] else _DICOM
+        return _DICOMDIR if _MEDIA_STORAGE_DIRECTORY in prefix[:512] else _dicom_type(prefix[:512])
     for offset, signature, file_type in _SIGNATURES:
         if prefix.startswith(signature, offset):
             return file_type
@@ -91,6 +100,13 @@ def identify(data: bytes) -> FileType:
     if prefix.startswith(b"BM") and prefix[6:10] == b"\0\0\0\0":  # two letters alone could be text
         return FileType("BMP", "image")
     return _UNKNOWN
+
+
+def _dicom_type(prefix: bytes) -> FileType:
+    """Return the type of a DICOM file by the SOP class in its file meta information."""
+    _, found, rest = prefix.partition(_STORAGE)
+    storage_class = rest.split(b"\0", 1)[0].split(b".", 1)[0] if found else b""
+    return _DICOM_DOCUMENTS.get(storage_class, _DICOM)
 
 
 def identify_file(path: Path) -> FileType:

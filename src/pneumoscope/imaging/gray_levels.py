@@ -35,13 +35,13 @@ _FUNCTIONAL_GROUPS = {
 _MAX_LUT_BYTES = 2**17  # 65,536 entries of 16 bits
 _MAX_WINDOWS = 8  # of a file; more are ignored
 _BLOCK = 2**20  # pixels
-# Hot or dead pixels and markers: the first fraction of the pixels beyond a gap at least as wide as the range of the others, or the
-# second one without a gap, farther away than that range.
+# Hot or dead pixels and markers: the first fraction of the pixels beyond a gap at least as wide as the range of the others, or
+# the second one without a gap, farther away than that range.
 _SEPARATE, _OUTLIERS = 0.03, 0.002
 _MARGIN = 0.25  # of the range of the other pixels, on both sides of it: values in it are no outliers
 _BRIGHTEST = 0.0002  # fraction of the pixels that a bit depth may leave out
 _PERCENTILES = (0.01, 0.99)  # ends of the range of an image
-_MAX_OFFSET = 0.2  # of the full range of a bit depth, for the darkest pixels of an image that uses this range
+_MAX_OFFSET = 0.4  # of the full range of a bit depth, for the darkest pixels of an image that uses this range
 _NOISE = 64  # stored values; an image with a smaller range is blank, and not stretched
 _MIN_SPREAD = 0.15  # brightness between the percentiles below which a window is too wide
 _MIN_CONTRAST = 0.25  # range over maximum below which an image may be blank, so that no window is too wide for it
@@ -118,7 +118,7 @@ def scale_to_depth(stored: Integers, stated_bits: int) -> GrayLevels:
     return GrayLevels(np.rint(np.clip(scaled, 0, 255)).astype(np.uint8), ("bit_depth_measured",) if is_measured else ())
 
 
-def _displayed_range(histogram: _Histogram, signed_bits: int = 0) -> tuple[float, float]:
+def _displayed_range(histogram: _Histogram, *, is_signed: bool = False) -> tuple[float, float]:
     """Return the values that become black and white in an image without a window.
 
     These are the ends of the full range of its bit depth if the image uses that range or is blank. Otherwise, as for values with
@@ -126,12 +126,15 @@ def _displayed_range(histogram: _Histogram, signed_bits: int = 0) -> tuple[float
 
     Args:
         histogram: Of the values.
-        signed_bits: Bits of signed values; 0 for others.
+        is_signed: Whether the full range is that of signed values.
     """
     first, last = histogram.quantiles(*_PERCENTILES)
     low, high = 0.0, 2.0 ** _measured_bits(histogram) - 1
-    if signed_bits and last - first >= 0.5 * 2.0**signed_bits:
-        return -(2.0 ** (signed_bits - 1)), 2.0 ** (signed_bits - 1) - 1
+    if is_signed:
+        lowest, highest = histogram.range_without_outliers()
+        half = 2.0 ** max(7, int(max(-lowest - 1, highest, 0)).bit_length())
+        if last - first >= half:
+            return -half, half - 1
     if histogram.values[0] >= 0 and (high < 2**8 or first < _MAX_OFFSET * high or last - first < _NOISE):
         return low, high
     low, high = histogram.range_without_outliers()
@@ -296,7 +299,7 @@ def _apply_voi(
     if errors and not n_valid:
         raise errors[0]
     is_signed = not is_rescaled and dataset.PixelRepresentation == 1
-    black, white = _displayed_range(histogram, int(dataset.BitsStored) if is_signed else 0)
+    black, white = _displayed_range(histogram, is_signed=is_signed)
     return np.asarray(np.clip((values - black) / (white - black), 0, 1))
 
 

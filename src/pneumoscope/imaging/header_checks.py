@@ -15,6 +15,7 @@ from typing import Any, Literal, NamedTuple
 
 from pydicom import Dataset
 from pydicom.charset import convert_encodings, decode_bytes
+from pydicom.multival import MultiValue
 from pydicom.uid import UID
 
 from pneumoscope.core.prediction import Rejection, WarningCode
@@ -23,15 +24,20 @@ __all__ = ["CHECKED_ELEMENTS", "HeaderFindings", "check_header", "element_text"]
 
 CHECKED_ELEMENTS = (
     *("Modality", "SOPClassUID", "BodyPartExamined", "AnatomicRegionSequence"),
-    *("ViewPosition", "ViewCodeSequence", "PatientOrientation", "SeriesDescription"),
+    *("ViewPosition", "ViewCodeSequence", "PatientOrientation"),
+    *("SeriesDescription", "ProtocolName", "AcquisitionDeviceProcessingDescription"),
     *("Laterality", "ImageLaterality", "PresentationIntentType"),
 )
 _LATIN_1_VRS = frozenset({"AS", "CS", "DA", "DT", "UI"})  # decoded by pydicom without the character set of the header
 _MAX_QUOTED = 16  # characters of a value in a message, the length of a code string
 
+_NOT_STATED = frozenset({"", "UNKNOWN", "UNK", "N/A", "NA", "NONE", "NOT SPECIFIED", "UNSPECIFIED"})
+
 # --- Modality (PS3.3 C.7.3.1.1.1) ---
 # Computed, digital and other radiography, fluoroscopy, angiography; and words for them that the standard does not define.
-_RADIOGRAPHY = frozenset({"CR", "DX", "RF", "RG", "XA", "DR", "XR", "XRAY", "X-RAY", "X RAY", "RX"})
+_RADIOGRAPHY = frozenset({"CR", "DX", "RF", "RG", "XA", "DR", "XR", "XRAY", "X-RAY", "X RAY", "RX", "RAD", "RADIOGRAPHY"}) | {
+    "COMPUTED RADIOGRAPHY", "DIGITAL RADIOGRAPHY", "DIGITAL X-RAY", "CXR", "DF", "RTG",
+}  # fmt: skip
 # Terms for anything else. Other words, such as OT, may be a radiograph.
 _OTHER_MODALITIES = frozenset(
     {
@@ -53,11 +59,14 @@ _SECONDARY_CAPTURE = _STORAGE + "7"  # may show anything
 
 # --- Body part (PS3.3 C.7.3.1.1.1, PS3.16 annex L): beginnings of words without accents, in capitals ---
 _CHEST = (
-    "CHEST", "THORA", "TORAX", "TORAC", "TORAK", "LUNG", "PULM", "POUMON", "POLMON", "BRUSTKORB", "CXR", "KLATKA", "HRUDNI",
-    "MELLKAS", "KEUHKO", "RINTAKEHA", "AKCIGER", "GOGUS", "NGUC", "ГРУД", "ЛЕГК", "ОГК", "胸", "肺", "흉부", "폐", "가슴",
-    "ทรวงอก", "صدر",
+    "CHEST", "CHST", "THORA", "THX", "TORAX", "TORAC", "TORAK", "LUNG", "PULM", "POUMON", "POLMON", "PECHO", "PEITO", "PETTO",
+    "PLUCA", "BROSTKORG", "BRUSTKORB", "CXR", "KLATKA", "HRUDNI", "MELLKAS", "KEUHKO", "RINTAKEHA", "AKCIGER", "GOGUS", "NGUC",
+    "ГРУД", "ЛЕГК", "ОГК", "胸", "肺", "흉부", "폐", "가슴", "ทรวงอก", "صدر",
 )  # fmt: skip
-_SPINE = ("SPIN", "VERTEB", "WIRBEL", "COLUMN", "COLONN", "RACHIS", "LUMB", "椎", "ПОЗВ", "척추")
+_NOT_CHEST = (
+    "SPIN", "VERTEB", "WIRBEL", "COLUMN", "COLUNA", "COLONN", "RACHIS", "LUMB", "AORT", "ESOPH", "OUTLET", "INLET", "WALL",
+    "椎", "骨", "ПОЗВ", "척추",
+)  # fmt: skip
 
 # --- View (PS3.3 C.8.1.2.1.1, C.8.11.5.1.1, CID 4010) ---
 View = Literal["frontal", "other", "unstated", "unknown"]
@@ -68,7 +77,7 @@ _SPELLED_OUT = (
     (re.compile(r"DORS[OA]L?[\s\-]*VENTRAL"), " PA "),
     (re.compile(r"VENTR[OA]L?[\s\-]*DORSAL"), " AP "),
 )
-_FRONTAL = ("AP", "PA", "FRONT", "FRENTE", "FACE")  # the first two as whole words
+_FRONTAL = ("AP", "PA", "DV", "VD", "FRONT", "FRENTE", "FACE")  # the first four as whole words
 _FRONTAL_FOREIGN = ("正位", "正面", "前後", "前后", "後前", "后前", "정면", "ПРЯМ", "ФРОНТ")
 _OTHER_VIEWS = frozenset(
     {"LL", "RL", "LLD", "RLD", "LLO", "RLO", "LAT", "LATL", "LPO", "RPO", "LAO", "RAO", "XTL", "OBL", "MLO"}
@@ -78,6 +87,7 @@ _OTHER_STEMS = (
     "LATER", "SEITL", "SEITENAUF", "PROFIL", "PERFIL", "OBLI", "SCHRAG", "AXIAL", "LORDO", "APICAL", "TANGENT", "SAGITT",
     "SWIMMER", "CROSSTABLE",
 )  # fmt: skip
+_OTHER_ENDINGS = ("LAT", "LATERAL")  # LLAT, ChestLAT
 _OTHER_FOREIGN = ("側", "侧", "斜", "측면", "БОК", "КОС")  # noqa: RUF001
 # Words beside the view that say nothing about it.
 _NEUTRAL = frozenset(
@@ -87,7 +97,13 @@ _NEUTRAL = frozenset(
         "STANDING", "SUPINE", "SEMIERECT", "THORAX", "TORAX", "UPRIGHT", "VIEW", "VIEWS", "XR", "XRAY", "X", "RAY", "胸部",
     }
 )  # fmt: skip
-_BOTH_FOREIGN = ("正側", "正侧", "正・側", "정측")  # a frontal and a lateral view
+# A frontal and a lateral view, such as "PA and lateral": the description of a series or a request, not of one image.
+_BOTH_VIEWS = re.compile(
+    r"(?<!\w)(PA|AP|FRONTAL\w*|P\.?A\.?|A\.?P\.?)\s*(AND|UND|ET|Y|E|W|WITH|&|\+|/|,)\s*"
+    r"(LEFT\s+|RIGHT\s+|LT?\.?\s+|RT?\.?\s+)?(LAT\w*\.?|SEITL\w*|PERFIL|PROFIL\w*)(?!\s*:)|正側|正侧|正・側|정측"
+)
+# Free text. It states nothing if it has no word about the view.
+_DESCRIPTIONS = ("SeriesDescription", "ProtocolName", "AcquisitionDeviceProcessingDescription", "BodyPartExamined")
 # CID 4010 in SNOMED CT and in its older SRT codes: frontal, antero-posterior and postero-anterior; lateral and oblique views.
 _FRONTAL_CODES = frozenset({"399033003", "R-10202", "399348003", "R-10206", "272479007", "R-40888", "R-10214"})
 _OTHER_CODES = frozenset(
@@ -99,11 +115,30 @@ _OTHER_CODES = frozenset(
         "260426006", "R-40782", "399061009", "R-10241", "399004004", "R-10246", "399110001", "R-102C2",
     }
 )  # fmt: skip
+_DIRECTIONS = {"LEFT": "L", "RIGHT": "R", "FOOT": "F", "HEAD": "H", "ANTERIOR": "A", "POSTERIOR": "P"}
 _ORIENTATION = re.compile(r"[ALRPHF]{1,3}")
 
 # --- Laterality (PS3.3 C.7.3.1, C.8.11.7) ---
-_BOTH_SIDES = frozenset({"", "B", "U", "BOTH", "BILATERAL", "UNPAIRED", "N/A", "NA", "NONE"})
-_ONE_SIDE = frozenset({"L", "R", "LEFT", "RIGHT", "LT", "RT", "LINKS", "RECHTS"})
+_BOTH_SIDES = _NOT_STATED | {
+    "B",
+    "U",
+    "BOTH",
+    "BILATERAL",
+    "BIL",
+    "UNPAIRED",
+    "L/R",
+    "LR",
+    "R/L",
+    "RL",
+    "BEIDE",
+    "BEIDSEITS",
+}
+_ONE_SIDE = frozenset({"L", "R", "LEFT", "RIGHT", "LT", "RT", "LEFT SIDE", "RIGHT SIDE", "LINKS", "RECHTS", "左", "右"})
+
+# --- Presentation intent (PS3.3 C.8.11.1.1.2) ---
+_PRESENTATION = frozenset(
+    {"FOR PRESENTATION", "PRESENTATION", "FORPRESENTATION", "FOR PRES", "FOR DISPLAY", "PROCESSED"}
+)
 
 
 class HeaderFindings(NamedTuple):
@@ -154,11 +189,8 @@ def _check_modality(header: Dataset) -> Rejection | WarningCode | None:
 
 def _check_body_part(header: Dataset) -> Rejection | WarningCode | None:
     # The region is coded in enhanced objects, and the description is the only statement of some devices.
-    stated = [
-        text
-        for text in (element_text(header, "BodyPartExamined"), *_meanings(header, "AnatomicRegionSequence"))
-        if text
-    ]
+    texts = element_text(header, "BodyPartExamined"), *_meanings(header, "AnatomicRegionSequence")
+    stated = [text for text in texts if text not in _NOT_STATED]
     for part in stated:
         if not _is_chest(part):
             return Rejection("body_part_not_chest", {"part": part[:_MAX_QUOTED]})
@@ -168,7 +200,7 @@ def _check_body_part(header: Dataset) -> Rejection | WarningCode | None:
 
 
 def _is_chest(text: str) -> bool:
-    return any(word in text for word in _CHEST) and not any(word in text for word in _SPINE)
+    return any(word in text for word in _CHEST) and not any(word in text for word in _NOT_CHEST)
 
 
 def _check_view(header: Dataset) -> Rejection | WarningCode | None:
@@ -187,29 +219,29 @@ def _check_view(header: Dataset) -> Rejection | WarningCode | None:
 def _view_statements(header: Dataset) -> Iterable[tuple[View, str, str]]:
     """Yield what each element states about the view, with the text and the keyword for the message."""
     position = element_text(header, "ViewPosition")
-    yield _classify_view(position), position, "ViewPosition"
+    yield "unstated" if position in _NOT_STATED else _classify_view(position), position, "ViewPosition"
     for item in header.get("ViewCodeSequence") or ():
         code, meaning = str(item.get("CodeValue") or "").strip(), element_text(item, "CodeMeaning", header)
-        view: View = (
-            "frontal" if code in _FRONTAL_CODES else "other" if code in _OTHER_CODES else _classify_view(meaning)
-        )
+        view: View = "other" if code in _OTHER_CODES else _classify_view(meaning)
+        if view != "other" and code in _FRONTAL_CODES:
+            view = "frontal"
         yield "unknown" if view == "unstated" else view, meaning or code, "ViewCodeSequence"
         for modifier in _meanings(item, "ViewModifierCodeSequence", header):
             if _classify_view(modifier) == "other":
                 yield "other", modifier, "ViewModifierCodeSequence"
     orientation = header.get("PatientOrientation")
     if orientation:
-        directions = [
-            str(value).upper().strip() for value in ([orientation] if isinstance(orientation, str) else orientation)
-        ]
-        yield _classify_orientation(directions), "\\".join(directions), "PatientOrientation"
-    description = element_text(header, "SeriesDescription")
-    words = _view_words(description)
-    is_frontal, is_other = _has_frontal_word(words, description), _has_other_word(words, description)
-    if is_frontal and not is_other:
-        yield "frontal", "", "SeriesDescription"
-    elif is_other and not is_frontal:  # not "PA and lateral"
-        yield "other", next(filter(_is_other_word, words), "LATERAL"), "SeriesDescription"
+        values = [orientation] if isinstance(orientation, str) else orientation
+        directions = [_DIRECTIONS.get(value, value) for value in (str(each).upper().strip() for each in values)]
+        if any(directions):
+            yield _classify_orientation(directions), "\\".join(directions), "PatientOrientation"
+    for keyword in _DESCRIPTIONS:
+        description = _BOTH_VIEWS.sub(" ", element_text(header, keyword))
+        words = _view_words(description)
+        if _has_other_word(words, description):
+            yield "other", next(filter(_is_other_word, words), "LATERAL"), keyword
+        elif _has_frontal_word(words, description):
+            yield "frontal", "", keyword
 
 
 def _classify_view(text: str) -> View:
@@ -233,7 +265,7 @@ def _view_words(text: str) -> list[str]:
 
 
 def _is_other_word(word: str) -> bool:
-    return word in _OTHER_VIEWS or word.startswith(_OTHER_STEMS)
+    return word in _OTHER_VIEWS or word.startswith(_OTHER_STEMS) or word.endswith(_OTHER_ENDINGS)
 
 
 def _has_other_word(words: Iterable[str], text: str) -> bool:
@@ -241,8 +273,8 @@ def _has_other_word(words: Iterable[str], text: str) -> bool:
 
 
 def _has_frontal_word(words: Iterable[str], text: str) -> bool:
-    return any(word in _FRONTAL[:2] or word.startswith(_FRONTAL[2:]) for word in words) or any(
-        part in text for part in (*_FRONTAL_FOREIGN, *_BOTH_FOREIGN)
+    return any(word in _FRONTAL[:4] or word.startswith(_FRONTAL[4:]) for word in words) or any(
+        part in text for part in _FRONTAL_FOREIGN
     )
 
 
@@ -267,7 +299,7 @@ def _check_presentation_intent(header: Dataset) -> Rejection | None:
     intent = re.sub(r"[\s_\-]+", " ", element_text(header, "PresentationIntentType"))
     if "PROCESSING" in intent or intent == "RAW" or str(header.get("SOPClassUID") or "").strip() == _FOR_PROCESSING:
         return Rejection("for_processing")
-    if intent and "PRESENTATION" not in intent:
+    if intent not in _NOT_STATED | _PRESENTATION:
         return Rejection("presentation_intent_not_understood", {"intent": intent[:_MAX_QUOTED]})
     return None
 
@@ -291,7 +323,7 @@ def element_text(dataset: Dataset, keyword: str, header: Dataset | None = None) 
     value: Any = dataset.get(keyword)
     if value is None:
         return ""
-    text = str(value)
+    text = "\\".join(map(str, value)) if isinstance(value, MultiValue) else str(value)
     if dataset[keyword].VR in _LATIN_1_VRS and (not text.isascii() or "\x1b" in text):
         with contextlib.suppress(UnicodeEncodeError):  # pydicom has decoded it
             text = _decode(text.encode("latin-1"), dataset if header is None else header)
@@ -301,7 +333,9 @@ def element_text(dataset: Dataset, keyword: str, header: Dataset | None = None) 
 
 def _decode(data: bytes, header: Dataset) -> str:
     try:
+        if b"\x1b" in data:  # an escape sequence of ISO 2022
+            raise UnicodeError
         return data.decode("utf-8")
-    except UnicodeDecodeError:
+    except UnicodeError:
         text = str(decode_bytes(data, convert_encodings(header.get("SpecificCharacterSet")), set()))
         return data.decode("latin-1") if "\N{REPLACEMENT CHARACTER}" in text else text

@@ -22,15 +22,19 @@ _MAX_QUOTED = 24  # characters of a value in a message
 _STANDARD = re.compile(r"(?P<number>\d{3})(?P<unit>[DWMY])")
 # Headers also have other numbers of digits, no unit (years, as in the RSNA challenge data) and words. A single M is months up
 # to `_MAX_MONTHS`, unless the birth date contradicts; beyond, "45M" is a man of 45 years as often as an age of 45 months.
-_OTHER = re.compile(r"(?P<number>\d{1,5}(?:[.,]\d{1,3})?)\s*(?P<unit>[^\W\d_]*)\.?")
+_OTHER = re.compile(r"(?P<number>\d{1,5}(?:[.,]\d{1,3})?)\s*(?P<unit>[^\W\d_]*)\.?(?:\s*OLD)?", re.IGNORECASE)
+_YEARS_AND_MONTHS = re.compile(
+    r"(?P<years>\d{1,3})\s*(Y|YRS?|YEARS?)[\s,]*(?P<months>\d{1,2})\s*(M|MO|MOS|MTHS?|MONTHS?)", re.IGNORECASE
+)
 _MAX_MONTHS = 24
+_MAX_CONTRADICTION = 2  # years between two statements
 _UNITS = {
     unit: years
     for years, units in (
         (1 / 365.25, "d day days tag tage dia dias jour jours giorni 天 日"),
         (7 / 365.25, "w wk wks week weeks woche wochen semana semanas semaine semaines 週 周"),
-        (1 / 12, "mo mos mon month months monat monate mes meses mois mesi 月 個月 个月 ヶ月 か月 мес"),
-        (1, "y yr yrs year years yo j jahr jahre a an ans ano anos anni 歲 岁 歳 才 세 год года лет"),
+        (1 / 12, "mo mos mon mth mths month months monat monate mes meses mois mesi 月 個月 个月 ヶ月 か月 мес"),
+        (1, "y yr yrs year years yo j jahr jahre jaar ar let lat a an ans ano anos anni 歲 岁 歳 才 세 год года лет"),
     )
     for unit in units.split()
 } | {"": 1}
@@ -43,6 +47,8 @@ _MONTHS = (
 _TIME = r"(?:[T ]?\d{2}(?::?\d{2}(?::?\d{2})?)?(?:\.\d*)?)?(?:Z|[+-]\d{2}:?\d{2})?"
 _DATES = (
     re.compile(r"(?P<year>\d{4})(?P<separator>[-./ ]?)(?P<month>\d{2})(?P=separator)(?P<day>\d{2})" + _TIME),
+    re.compile(r"(?P<year>\d{4})(?P<separator>[-./:])(?P<month>\d{1,2})(?P=separator)(?P<day>\d{1,2})"),
+    re.compile(r"(?P<year>\d{4})-(?P<name>[a-z]{3,})-(?P<day>\d{1,2})", re.IGNORECASE),
     re.compile(r"(?P<day>\d{1,2})\.(?P<month>\d{1,2})\.(?P<year>\d{4})"),
     re.compile(r"(?P<day>\d{1,2})[-. ]*(?P<name>[a-z]{3,})[-., ]*(?P<year>\d{4})", re.IGNORECASE),
     re.compile(r"(?P<name>[a-z]{3,})[-. ]*(?P<day>\d{1,2})[-., ]+(?P<year>\d{4})", re.IGNORECASE),
@@ -62,16 +68,24 @@ def read_age(header: Dataset) -> PatientAge | None:
     could identify the patient.
     """
     by_date = _age_by_date(header)
-    if stated := element_text(header, "PatientAge"):
-        years = parse_age(stated)
-        if years is None or (_is_ambiguous(stated) and by_date and by_date.years and abs(by_date.years - years) > 1):
-            return _not_understood("PatientAge", stated)
-        return PatientAge(years)
-    return by_date
+    stated = element_text(header, "PatientAge")
+    if not stated:
+        return by_date
+    years = parse_age(stated)
+    if years is None:
+        return _not_understood("PatientAge", stated)
+    if by_date and by_date.years is not None:
+        difference = abs(by_date.years - years)
+        if difference > _MAX_CONTRADICTION or (_is_ambiguous(stated) and difference > 1):
+            return PatientAge(None, stated=f"PatientAge {years:.0f} years, by birth date {by_date.years:.0f} years")
+    return PatientAge(years)
 
 
 def _age_by_date(header: Dataset) -> PatientAge | None:
-    """Return the time from PatientBirthDate to the first examination date that is understood; None without a birth date."""
+    """Return the time from PatientBirthDate to the examination dates that are understood; None without a birth date.
+
+    Of several dates the first is used. If they contradict each other, as after the reset of a clock, the age is not understood.
+    """
     born = element_text(header, "PatientBirthDate")
     if not born:
         return None
@@ -79,13 +93,15 @@ def _age_by_date(header: Dataset) -> PatientAge | None:
     if birth is None:
         return _not_understood("PatientBirthDate", born)
     stated = {name: text for name in _EXAMINATION_DATES if (text := element_text(header, name))}
-    for name, text in stated.items():
-        if examination := parse_date(text):
-            years = (examination - birth).days / 365.25
-            if 0 <= years <= MAX_AGE:
-                return PatientAge(years)
-            return PatientAge(None, stated=f"{years:.0f} years from PatientBirthDate to {name}")
-    return _not_understood(*next(iter(stated.items()), ("StudyDate", "")))
+    ages = {name: (date - birth).days / 365.25 for name, text in stated.items() if (date := parse_date(text))}
+    if not ages:
+        return _not_understood(*next(iter(stated.items()), ("StudyDate", "")))
+    name, years = next(iter(ages.items()))
+    if not 0 <= years <= MAX_AGE:
+        return PatientAge(None, stated=f"{years:.0f} years from PatientBirthDate to {name}")
+    if max(ages.values()) - min(ages.values()) > _MAX_CONTRADICTION:
+        return PatientAge(None, stated=f"{min(ages.values()):.0f} to {max(ages.values()):.0f} years by different dates")
+    return PatientAge(years)
 
 
 def _is_ambiguous(age: str) -> bool:
@@ -98,13 +114,18 @@ def parse_age(text: str) -> float | None:
     text = text.strip()
     if match := _STANDARD.fullmatch(text):
         unit = 1 / 12 if match["unit"] == "M" else _UNITS[match["unit"].lower()]
+    elif match := _YEARS_AND_MONTHS.fullmatch(text):
+        return _limited(int(match["years"]) + int(match["months"]) / 12)
     elif match := _OTHER.fullmatch(text):
         unit = _UNITS.get(match["unit"].lower(), math.nan)
         if match["unit"].upper() == "M" and float(match["number"].replace(",", ".")) <= _MAX_MONTHS:
             unit = 1 / 12
     else:
         return None
-    age = float(match["number"].replace(",", ".")) * unit
+    return _limited(float(match["number"].replace(",", ".")) * unit)
+
+
+def _limited(age: float) -> float | None:
     return age if age <= MAX_AGE else None
 
 
