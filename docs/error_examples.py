@@ -299,6 +299,16 @@ def _gone() -> None:
     repository.image(repository.get(record.id))
 
 
+def _conflict() -> None:
+    from pneumoscope import load_model
+    from pneumoscope.service.storage.repository import PredictionRepository
+
+    image, repository, model = _image("thorax.png").read_bytes(), PredictionRepository(None), load_model(threads=1)
+    record, _ = repository.add(model.predict(image), image, user="local")
+    repository.review(record.id, agrees=True, note="", user="a colleague")
+    repository.review(record.id, agrees=False, note="", user="local", etags=[record.etag])
+
+
 def _busy() -> None:
     from pneumoscope import load_model
     from pneumoscope.service.inference_queue import InferenceQueue
@@ -345,6 +355,7 @@ _EXAMPLES: dict[str, Callable[[], object]] = {
     "AuthenticationError": _authentication,
     "TooLargeError": _too_large,
     "GoneError": _gone,
+    "ConflictError": _conflict,
     "BusyError": _busy,
     "AuditLogError": _audit_log,
 }

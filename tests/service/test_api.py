@@ -61,6 +61,23 @@ def test_same_image_has_the_same_id_and_is_stored_once(client):
     assert (page["total"], page["next"], page["notice"]) == (2, "", NOTICE)
 
 
+def test_review_with_an_entity_tag_does_not_replace_another_one(client):
+    (found,) = post(client, png())
+    path = f"/v1/predictions/{found['id']}"
+    etag = client.get(path).headers["ETag"]
+    assert re.fullmatch(r'"[0-9a-f]{32}"', etag)
+    first = client.put(f"{path}/review", json={"agrees": True}, headers={"If-Match": etag})
+    assert (first.status_code, first.headers["ETag"] != etag) == (200, True)
+    assert client.get(path).headers["ETag"] == first.headers["ETag"]
+    stale = client.put(f"{path}/review", json={"agrees": False}, headers={"If-Match": etag})
+    assert problem(stale, 412, "conflict")["detail"] == "the review was changed in the meantime"
+    assert client.get(path).json()["review"]["agrees"] is True
+    for header in (f'"other", {first.headers["ETag"]}', "*"):
+        again = client.put(f"{path}/review", json={"agrees": False}, headers={"If-Match": header})
+        assert again.status_code == 200
+    assert client.put(f"{path}/review", json={"agrees": False}, headers={"If-Match": ""}).status_code == 412
+
+
 def test_unreadable_files_are_listed_and_can_be_removed(client):
     client.post("/v1/predictions", files=[("images", ("a.dcm", b"no image")), ("images", ("b.dcm", b"PK\x03\x04"))])
     client.post("/v1/predictions", content=b"no image", params={"name": "a.dcm"}, headers={"Content-Type": "image/png"})

@@ -25,7 +25,8 @@ command line. The HTTP API maps the classes to status codes in `service.api`::
     │   ├── DownloadError                a download is incomplete, altered or unsafe to unpack
     │   ├── AuthenticationError          a request to the service has no valid token
     │   ├── TooLargeError                a request to the service has too many bytes or images
-    │   └── GoneError                    an image was deleted from the service
+    │   ├── GoneError                    an image was deleted from the service
+    │   └── ConflictError                a review was changed in the meantime
     ├── UndefinedMetricError          2  a metric is undefined for these images
     ├── PartialFailureError           3  some inputs failed; the others were processed
     ├── DivergedError                 1  the training loss is not finite
@@ -48,6 +49,7 @@ __all__ = [
     "AuthenticationError",
     "BundleError",
     "BusyError",
+    "ConflictError",
     "DatasetError",
     "DecodeCrashedError",
     "DecodeMemoryError",
@@ -246,6 +248,10 @@ class TooLargeError(InputError):
 
 class GoneError(InputError):
     """An image was deleted from the service; its predictions are kept."""
+
+
+class ConflictError(InputError):
+    """A review was changed after the client had read it; nothing was stored."""
 
 
 class UndefinedMetricError(PneumoscopeError):

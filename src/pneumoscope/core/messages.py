@@ -149,6 +149,7 @@ _ERRORS: dict[type[PneumoscopeError], tuple[str, str]] = {
     errors.TooLargeError: (N_("Too large"), N_("Send smaller files, or fewer at a time.")),
     errors.UnreadableImageError: (N_("Unreadable image"), N_("Export the image again, or choose another file.")),
     errors.GoneError: (N_("Image removed"), N_("The retention period has ended. The prediction is kept.")),
+    errors.ConflictError: (N_("Changed in the meantime"), N_("Open the image again. Nothing was saved.")),
     errors.BundleError: (N_("Model unavailable"), N_("Contact the administrator.")),
     errors.StorageError: (N_("Storage unavailable"), N_("Nothing was saved. Contact the administrator.")),
     errors.BusyError: (N_("Service busy"), N_("Try again in a few seconds.")),

@@ -6,7 +6,7 @@ import functools
 from typing import Annotated, Any
 
 import msgspec
-from fastapi import APIRouter, Depends, Path, Query, Request, Response
+from fastapi import APIRouter, Depends, Header, Path, Query, Request, Response
 
 from pneumoscope.core.prediction import Failure
 from pneumoscope.service.api.dependencies import (
@@ -49,6 +49,7 @@ _SCALE_HEADER = {
 }
 _PNG_RESPONSES: dict[int | str, dict[str, Any]] = {200: _PNG, **problem_responses(404, 410, 422)}
 _LAYER_RESPONSES: dict[int | str, dict[str, Any]] = {**_PNG_RESPONSES, 200: _PNG | {"headers": _SCALE_HEADER}}
+_ETAG_HEADER = {"ETag": {"schema": {"type": "string"}, "description": "Changes with the review and the image"}}
 _TEXT_RESPONSE: dict[int | str, dict[str, Any]] = {200: {"content": {"text/plain": {"schema": {"type": "string"}}}}}
 
 _Id = Annotated[str, Path(pattern=r"^[0-9a-f]{32}$", examples=["0123456789abcdef0123456789abcdef"])]
@@ -115,10 +116,18 @@ def find(service: AppService, language: Language, query: Annotated[FindParameter
     return page_document(page, language)
 
 
-@prediction_router.get("/predictions/{id}", summary="Get a prediction", responses=problem_responses(404))
-def get(service: AppService, language: Language, id: _Id, _: NoParameters) -> SinglePredictionDocument:
+@prediction_router.get(
+    "/predictions/{id}",
+    summary="Get a prediction",
+    responses={200: {"headers": _ETAG_HEADER}, **problem_responses(404)},
+)
+def get(
+    response: Response, service: AppService, language: Language, id: _Id, _: NoParameters
+) -> SinglePredictionDocument:
     """As in the response to the request that stored it, with its latest review."""
-    return single_document(service.repository.get(id), language)
+    stored = service.repository.get(id)
+    response.headers["ETag"] = stored.etag
+    return single_document(stored, language)
 
 
 @prediction_router.get(
@@ -159,14 +168,26 @@ async def heatmap_layer(renderer: AppRenderer, id: _Id, _: NoParameters) -> Resp
 
 
 @prediction_router.put(
-    "/predictions/{id}/review", summary="Store a review", responses=problem_responses(400, 404, 413, 415),
+    "/predictions/{id}/review", summary="Store a review",
+    responses={200: {"headers": _ETAG_HEADER}, **problem_responses(400, 404, 412, 413, 415)},
     dependencies=[Depends(require_json)],
 )  # fmt: skip
 def review(
-    service: AppService, user: User, language: Language, id: _Id, _: NoParameters, body: ReviewRequest
+    response: Response,
+    service: AppService,
+    user: User,
+    language: Language,
+    id: _Id,
+    _: NoParameters,
+    body: ReviewRequest,
+    if_match: Annotated[str | None, Header(description="`ETag` of the prediction that the reviewer has seen")] = None,
 ) -> SinglePredictionDocument:
-    """Agree or disagree with the decision, with a note; an earlier review is replaced."""
-    stored = service.repository.review(id, agrees=body.agrees, note=body.note, user=user)
+    """Agree or disagree with the decision, with a note; an earlier review is replaced. With `If-Match`, nothing is stored if the
+    prediction was reviewed since it was read.
+    """
+    etags = [] if if_match is None or if_match.strip() == "*" else [each.strip() for each in if_match.split(",")]
+    stored = service.repository.review(id, agrees=body.agrees, note=body.note, user=user, etags=etags)
+    response.headers["ETag"] = stored.etag
     return single_document(stored, language)
 
 

@@ -125,6 +125,12 @@ class StoredPrediction(Prediction):
             "reviewer": review and review.reviewer,
         }
 
+    @property
+    def etag(self) -> str:
+        """The entity tag (RFC 9110) of the prediction with its review and its image: it changes when one of them does."""
+        state = json.dumps([self.review and dataclasses.astuple(self.review), self.image_removed])
+        return f'"{hashlib.sha256(f"{self.id} {state}".encode()).hexdigest()[:32]}"'
+
     @classmethod
     def fields_from_row(cls, row: Mapping[str, Any]) -> dict[str, Any]:
         """Return the constructor arguments that a row of the table contains."""

@@ -16,7 +16,7 @@ from typing import NamedTuple
 
 from sqlalchemy import Connection, Engine, bindparam, delete, func, insert, select, update
 
-from pneumoscope.core.errors import GoneError, StorageError, UnknownNameError
+from pneumoscope.core.errors import ConflictError, GoneError, StorageError, UnknownNameError
 from pneumoscope.core.prediction import ModelInfo, Prediction
 from pneumoscope.service.audit.log import Entry, Event, append
 from pneumoscope.service.auth.tokens import RETENTION
@@ -245,14 +245,27 @@ class PredictionRepository:
                 raise UnknownNameError("record", id, (), hint="It was deleted, or never existed here")
             append(connection, [Entry(self._time(), user, "unreadable_deleted", image_sha256=row["image_sha256"])])
 
-    def review(self, id: str, *, agrees: bool, note: str, user: str) -> StoredPrediction:
+    def review(self, id: str, *, agrees: bool, note: str, user: str, etags: Sequence[str] = ()) -> StoredPrediction:
         """Store a review, which replaces an earlier one, and return the prediction with it.
 
+        Args:
+            id: Of the prediction.
+            agrees, note: The review.
+            user: Its author.
+            etags: Entity tags, of which the stored prediction must have one; it may have any if there are none.
         Raises:
             UnknownNameError: There is no prediction with this id.
+            ConflictError: The prediction has none of the entity tags.
             StorageError: It cannot be stored.
         """
         with self._connection_lock, self._write_transaction() as connection:
+            if etags:
+                row = select_one(connection, select(predictions).where(predictions.c.id == id), id)
+                if StoredPrediction.from_row(row).etag not in etags:
+                    raise ConflictError(
+                        "the review was changed in the meantime",
+                        hint="Get the prediction again, and compare its review",
+                    )
             time = self._time()
             values = {"agrees": agrees, "note": note, "reviewed": time, "reviewer": user}
             query = update(predictions).where(predictions.c.id == id).values(values).returning(predictions)

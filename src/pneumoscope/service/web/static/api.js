@@ -62,15 +62,16 @@ export async function loadHeatmap(id, layer, scaleMin, scaleMax) {
   layer.hidden = false;
 }
 
-/** Return the stored prediction with this id. */
+/** Return the stored prediction with this id, and its entity tag as `etag`. */
 export async function fetchPrediction(id) {
-  return (await request(`/v1/predictions/${id}`)).json();
+  const response = await request(`/v1/predictions/${id}`);
+  return { ...(await response.json()), etag: response.headers.get("ETag") };
 }
 
-/** Store a review and return the updated prediction. */
-export async function putReview(id, agrees, note) {
+/** Store a review and return the updated prediction. Fails if the prediction no longer has the entity tag. */
+export async function putReview(id, agrees, note, etag) {
   const body = JSON.stringify({ agrees, note });
-  const headers = { "Content-Type": "application/json" };
+  const headers = { "Content-Type": "application/json", "If-Match": etag };
   return (await request(`/v1/predictions/${id}/review`, { method: "PUT", headers, body })).json();
 }
 

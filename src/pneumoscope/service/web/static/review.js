@@ -62,14 +62,14 @@ async function saveNow() {
   if (!agrees) return false; // a conflict cleared the choice
   status.textContent = messages.saving;
   try {
-    const stored = (await fetchPrediction(predictionId)).review;
+    const { review: stored, etag } = await fetchPrediction(predictionId);
     // The same review is stored already if only the response to an earlier save was lost.
     const same = stored?.reviewer === form.dataset.reviewer && stored.note === note && stored.agrees === (agrees === "yes");
     if (stored && stored.time !== seenAt && !same) {
       showConflict(stored);
       return false;
     }
-    seenAt = (await putReview(predictionId, agrees === "yes", note)).review.time;
+    seenAt = (await putReview(predictionId, agrees === "yes", note, etag)).review.time;
   } catch (error) {
     showError(status, messages.notSaved, error);
     return false;

@@ -88,7 +88,7 @@ async function save(id, agrees) {
   reviewEvents += 1;
   try {
     const stored = await fetchPrediction(id);
-    await putReview(id, agrees, stored.review?.note ?? "");
+    await putReview(id, agrees, stored.review?.note ?? "", stored.etag);
   } catch (error) {
     failure = error;
   }
