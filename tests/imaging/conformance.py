@@ -310,7 +310,7 @@ def _dicomdir() -> Dataset:
 
 
 AGES = "Age of the patient (model for 1 to 5 years)"
-for age in ("003Y", "3", "3Y", "0003Y", "003y", "3 years", "36 months", "18M", "040W", "3.5", "2 YRS"):
+for age in ("003Y", "3", "3Y", "0003Y", "003y", "3 years", "36 months", "0036M", "18M", "040W", "3.5", "2 YRS"):
     weeks = age == "040W"
     _add(AGES, f"PatientAge `{age}`", dicom(PatientAge=age), "rejected: outside_age_range" if weeks else "read")
 for age in ("062Y", "62", "62Y", "0062Y", "062y", "62 years", "62 Jahre"):
@@ -364,7 +364,7 @@ _add(AGES, "neither age nor birth date", dicom(PatientAge=None), "warning: age_n
 _add(AGES, "JPEG or PNG, which state no age", lambda: image("PNG"), "warning: age_not_stated")
 
 PARTS = "Modality and body part"
-for modality in ("DX", "CR", "RF", "RG", "XA", "cr", " DX ", "DR", "X-RAY"):
+for modality in ("DX", "CR", "RF", "RG", "XA", "cr", " DX ", "DR", "X-RAY", "CR/DX"):
     _add(PARTS, f"Modality `{modality}`", dicom(Modality=modality))
 for modality in ("CT", "MG", "US", "PT"):
     _add(PARTS, f"Modality `{modality}`", dicom(Modality=modality), "rejected: modality_not_supported")
@@ -681,6 +681,8 @@ _add(
 )
 _add(FILES, "zip archive", _zip, "error: it is a zip archive")
 _add(FILES, "gzip archive", lambda: b"\x1f\x8b\x08" + bytes(20), "error: it is a gzip archive")
+_add(FILES, "JPEG-LS outside DICOM", lambda: b"\xff\xd8\xff\xf7" + bytes(20), "error: it is a JPEG-LS image")
+_add(FILES, "HTML page", lambda: b"<!DOCTYPE html>", "error: it is an HTML page")
 _add(FILES, "GIF", lambda: image("GIF"), "error: it is a GIF image")
 _add(FILES, "JPEG 2000 outside DICOM", lambda: image("JPEG2000"), "error: it is a JPEG 2000 image (JP2)")
 _add(FILES, "PDF", lambda: b"%PDF-1.7\n", "error: it is a PDF document")

@@ -57,6 +57,7 @@ _DICOMDIR = FileType("a DICOMDIR, the index of a DICOM folder", "directory", "Se
 _CONVERT = "Convert it to PNG or JPEG"
 _UNPACK = "Unpack it first"
 _SIGNATURES: tuple[tuple[int, bytes, FileType], ...] = (
+    (0, b"\xff\xd8\xff\xf7", FileType("a JPEG-LS image", "unsupported_image", _CONVERT)),
     (0, b"\xff\xd8\xff", FileType("JPEG", "image")),
     (0, b"\x89PNG\r\n\x1a\n", FileType("PNG", "image")),
     (0, b"II*\0", FileType("TIFF", "image")),
@@ -69,7 +70,18 @@ _SIGNATURES: tuple[tuple[int, bytes, FileType], ...] = (
     (0, b"\0\0\0\x0cJXL \r\n\x87\n", FileType("a JPEG XL image", "unsupported_image", _CONVERT)),
     (4, b"ftypheic", FileType("a HEIC image", "unsupported_image", _CONVERT)),
     (4, b"ftypmif1", FileType("a HEIF image", "unsupported_image", _CONVERT)),
+    (4, b"ftyphevc", FileType("a HEIC image", "unsupported_image", _CONVERT)),
     (4, b"ftypavif", FileType("an AVIF image", "unsupported_image", _CONVERT)),
+    (4, b"ftyp", FileType("a video", "other")),
+    (344, b"n+1\0", FileType("a NIfTI volume", "other")),
+    (0, b"P5\n", FileType("a PGM image", "unsupported_image", _CONVERT)),
+    (0, b"8BPS", FileType("a Photoshop image", "unsupported_image", _CONVERT)),
+    (0, b"\x93NUMPY", FileType("a NumPy array", "other")),
+    (0, b"<!DOCTYPE html", FileType("an HTML page", "other", "Download the image itself")),
+    (0, b"<html", FileType("an HTML page", "other", "Download the image itself")),
+    (0, b"/annex/objects/", FileType(
+        "a git-annex pointer, not the image itself", "unsupported_image", "Fetch the image: git annex get")),
+    (0, b"\x28\xb5\x2f\xfd", FileType("a Zstandard archive", "other", _UNPACK)),
     (0, b"version https://git-lfs.github.com/", FileType(
         "a Git LFS pointer, not the image itself", "unsupported_image", "Fetch the image: git lfs pull")),
     (0, b"%PDF-", FileType("a PDF document", "other", "Export the image from the source system instead")),

@@ -60,8 +60,9 @@ _SECONDARY_CAPTURE = _STORAGE + "7"  # may show anything
 # --- Body part (PS3.3 C.7.3.1.1.1, PS3.16 annex L): beginnings of words without accents, in capitals ---
 _CHEST = (
     "CHEST", "CHST", "THORA", "THX", "TORAX", "TORAC", "TORAK", "LUNG", "PULM", "POUMON", "POLMON", "PECHO", "PEITO", "PETTO",
-    "PLUCA", "BROSTKORG", "BRUSTKORB", "CXR", "KLATKA", "HRUDNI", "MELLKAS", "KEUHKO", "RINTAKEHA", "AKCIGER", "GOGUS", "NGUC",
-    "ГРУД", "ЛЕГК", "ОГК", "胸", "肺", "흉부", "폐", "가슴", "ทรวงอก", "صدر",
+    "BROSTKORG", "BRUSTKORB", "CXR", "KLATK", "HRUDNI", "GRUDN", "PŁUC", "PLICE", "PLAMAN", "PLAUC", "MELLKAS", "KEUHKO",
+    "RINTAKEHA", "AKCIGER", "GOGUS", "NGUC", "PHOI", "ΘΩΡΑΚ", "ГРУД", "ЛЕГК", "ОГК", "ปอด", "ทรวงอก", "חזה", "صدر", "छाती",
+    "胸", "肺", "흉부", "폐", "가슴",
 )  # fmt: skip
 _NOT_CHEST = (
     "SPIN", "VERTEB", "WIRBEL", "COLUMN", "COLUNA", "COLONN", "RACHIS", "LUMB", "AORT", "ESOPH", "OUTLET", "INLET", "WALL",
@@ -171,7 +172,7 @@ def check_header(header: Dataset) -> HeaderFindings:
 
 def _check_modality(header: Dataset) -> Rejection | WarningCode | None:
     modality, sop_class = element_text(header, "Modality"), str(header.get("SOPClassUID") or "").strip()
-    if modality in _RADIOGRAPHY:
+    if modality in _RADIOGRAPHY or _RADIOGRAPHY.issuperset(re.split(r"[\\/_]", modality)):  # CR\DX
         return None
     if modality in _OTHER_MODALITIES:
         return Rejection("modality_not_supported", {"modality": modality})

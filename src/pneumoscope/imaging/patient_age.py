@@ -18,8 +18,8 @@ __all__ = ["AGE_ELEMENTS", "parse_age", "parse_date", "read_age"]
 
 _MAX_QUOTED = 24  # characters of a value in a message
 
-# PS3.5 section 6.2 (AS): a number of three digits and D, W, M or Y.
-_STANDARD = re.compile(r"(?P<number>\d{3})(?P<unit>[DWMY])")
+# PS3.5 section 6.2 (AS): a number of three digits and D, W, M or Y. Some software writes a fourth digit.
+_STANDARD = re.compile(r"(?P<number>0?\d{3})(?P<unit>[DWMY])")
 # Headers also have other numbers of digits, no unit (years, as in the RSNA challenge data) and words. A single M is months up
 # to `_MAX_MONTHS`, unless the birth date contradicts; beyond, "45M" is a man of 45 years as often as an age of 45 months.
 _OTHER = re.compile(r"(?P<number>\d{1,5}(?:[.,]\d{1,3})?)\s*(?P<unit>[^\W\d_]*)\.?(?:\s*OLD)?", re.IGNORECASE)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 from collections import defaultdict
 from collections.abc import Iterable
 from pathlib import Path
@@ -14,7 +15,8 @@ from pneumoscope.imaging.file_type import identify_file, skip_reason
 __all__ = ["DiscoveredImages", "SkippedFile", "discover_images"]
 
 _MAX_DICOMDIR_BYTES = 2**26
-_FORBIDDEN = frozenset("/\\:\0")  # in a name in a DICOMDIR
+_SEPARATOR = re.compile(r"[/\\]")  # of folders; the standard has one value each instead
+_FORBIDDEN = frozenset(":\0")  # in a name in a DICOMDIR
 _MAX_NAMED = 3  # skipped files per reason in the summary
 
 
@@ -118,7 +120,7 @@ def _listed_files(dicomdir: str) -> list[str]:
             return [dicomdir]
         records = read_elements(Path(dicomdir), ["DirectoryRecordSequence"]).DirectoryRecordSequence
         listed = [
-            [identifier] if isinstance(identifier, str) else [*identifier]
+            _SEPARATOR.split(identifier if isinstance(identifier, str) else "/".join(identifier))
             for record in records
             if record.get("DirectoryRecordType") == "IMAGE" and (identifier := record.get("ReferencedFileID"))
         ]
