@@ -31,6 +31,7 @@ IMPACTS = ("serious", "critical")
 def test_pages_are_accessible_and_fit_the_screen(browser, service, width, scheme, language):
     ids = upload(service, MANY)
     service.put(f"/v1/predictions/{ids['high.png']}/review", json={"agrees": True, "note": "clear"})
+    service.post("/v1/predictions", files=[("images", ("a-long-name-of-a-broken-file.dcm", b"no image"))])
     context = browser.new_context(viewport={"width": width, "height": 844}, color_scheme=scheme, has_touch=width < 800)
     page = context.new_page()
     folder = os.environ.get("PNEUMOSCOPE_SCREENSHOTS")
@@ -38,8 +39,9 @@ def test_pages_are_accessible_and_fit_the_screen(browser, service, width, scheme
     for name, path in {
         "worklist": "/", "viewer": viewer, "report": f"{viewer}/report", "dashboard": "/dashboard", "model": "/model",
         "sign-in": "/sign-in", "error": "/images/none", "rejected": f"/images/{ids['dark.png']}",
+        "rejected-list": "/?decision=rejected", "unreadable": "/unreadable",
     }.items():  # fmt: skip
-        page.goto(f"{service.base_url}{path}?language={language}")
+        page.goto(f"{service.base_url}{path}{'&' if '?' in path else '?'}language={language}")
         if name == "viewer":
             page.keyboard.press("h")
             expect(page.locator(".heatmap-layer")).to_be_visible()
@@ -61,7 +63,7 @@ def test_pages_fit_a_narrow_screen(browser, service, width, language):
     service.put(f"/v1/predictions/{ids['high.png']}/review", json={"agrees": True, "note": "clear"})
     page = browser.new_page(viewport={"width": width, "height": 700})
     viewer = f"/images/{ids['high.png']}"
-    for path in ("/", viewer, f"{viewer}/report", "/dashboard", "/model", "/sign-in"):
+    for path in ("/", "/unreadable", viewer, f"{viewer}/report", "/dashboard", "/model", "/sign-in"):
         page.goto(f"{service.base_url}{path}?language={language}")
         assert page.evaluate("document.documentElement.scrollWidth") <= width, path
     page.close()

@@ -29,8 +29,9 @@ def test_chosen_files_are_uploaded_and_listed(page, service):
     page.set_input_files("#file-input", [image_file(60), image_file(90), image_file(180)])
     expect(page.locator("#upload-queue [data-state=done]")).to_have_count(3)
     expect(page.locator("#upload-summary")).to_have_text("3 of 3 done, 0 failed")
-    expect(page.locator("#total")).to_have_text("3 images")
-    assert row_names(page) == ["60.png", "180.png", "90.png"]
+    expect(page.locator("#total")).to_have_text("2 images")
+    assert row_names(page) == ["180.png", "90.png"]
+    expect(page.locator(".tabs")).to_contain_text("Rejected 1")
     thumbnail = page.locator("tr[data-id] img").first
     expect(thumbnail).to_be_visible()
     assert thumbnail.evaluate("image => image.decode().then(() => image.naturalWidth)") == 64
@@ -185,7 +186,7 @@ def test_list_is_refreshed_during_uploads_and_keeps_selection_and_focus(page):
 def test_filters_and_csv_export(page, service):
     upload(service)
     page.reload()
-    assert row_names(page) == ["dark.png", "high.png", "middle.png", "low.png"]
+    assert row_names(page) == ["high.png", "middle.png", "low.png"]
     page.select_option("select[name=decision]", "pneumonia")
     page.select_option("select[name=order]", "lowest")
     page.get_by_role("button", name="Apply").click()
@@ -196,6 +197,22 @@ def test_filters_and_csv_export(page, service):
     assert len(Path(download.value.path()).read_text("utf-8-sig").splitlines()) == 3
 
 
+def test_tabs_list_rejected_images_and_unreadable_files(page, service):
+    upload(service)
+    page.set_input_files("#file-input", [TEXT_FILE])
+    expect(page.locator(".tabs")).to_contain_text("Unreadable 1")
+    page.get_by_role("link", name="Rejected 1").click()
+    assert row_names(page) == ["dark.png"]
+    expect(page.locator(".reasons")).to_have_text("Inverted: 1")
+    expect(page.get_by_role("link", name="Rejected 1")).to_have_attribute("aria-current", "page")
+    page.get_by_role("link", name="Unreadable 1").click()
+    expect(page.locator("tbody tr")).to_contain_text("not an image")
+    page.get_by_role("button", name="Remove letter.txt from the list").click()
+    expect(page.locator(".empty-state")).to_have_text("No unreadable files.")
+    page.get_by_role("link", name="Predicted 3").click()
+    assert row_names(page) == ["high.png", "middle.png", "low.png"]
+
+
 def test_worklist_is_reviewed_by_keyboard(page, service):
     ids = upload(service)
     page.reload()
@@ -204,10 +221,10 @@ def test_worklist_is_reviewed_by_keyboard(page, service):
     expect(page.locator("tr[data-id] .review").nth(0)).to_have_text("✓ Agrees")
     expect(page.locator("tr[data-id] .review").nth(1)).to_have_text("✗ Disagrees")
     reviews = {name: stored_review(service, ids[name]) for name in LEVELS}
-    assert reviews == {"dark.png": (True, ""), "high.png": (False, ""), "middle.png": None, "low.png": None}
+    assert reviews == {"dark.png": None, "high.png": (True, ""), "middle.png": (False, ""), "low.png": None}
     page.keyboard.press("Enter")
-    expect_viewer(page, "high.png")
-    for key, name in (("n", "middle.png"), ("p", "high.png"), ("n", "middle.png"), ("n", "low.png")):
+    expect_viewer(page, "middle.png")
+    for key, name in (("n", "low.png"), ("p", "middle.png"), ("p", "high.png"), ("n", "middle.png")):
         page.keyboard.press(key)
         expect_viewer(page, name)
 
