@@ -198,16 +198,18 @@ def main(arguments: Sequence[str] | None = None) -> int:
             seconds = time.perf_counter() - start
             ready = httpx.get(f"{url}/readyz", timeout=30).status_code == 200
             stored = httpx.get(f"{url}/v1/predictions?limit=1", timeout=30).json()["total"]
+            unreadable = httpx.get(f"{url}/v1/unreadable?limit=1", timeout=30).json()["total"]
             alive = process.poll() is None
         engine = open_database(folder / "records")
         rows = verify(engine).rows
         engine.dispose()
-    passed = ready and alive and rows == stored and all(status.isdigit() for status in responses)
+    passed = ready and alive and rows == stored + unreadable and all(status.isdigit() for status in responses)
     command = shlex.join(["python", "benchmarks/hostile.py", *(arguments or sys.argv[1:])])
     state = "alive and ready" if ready and alive else "dead or not ready"
     text = (
         f"{options.inputs:,} malformed inputs sent to `pneumoscope serve`, seed {options.seed}, {options.clients} clients"
-        f" ({__version__}). Afterwards the process is {state}; {stored:,} images are stored, and the audit log of {rows:,} rows"
+        f" ({__version__}). Afterwards the process is {state}; {stored:,} images and {unreadable:,} records of unreadable"
+        f" files are stored, and the audit log of {rows:,} rows"
         " verifies.\n\n| status | inputs |\n| --- | --- |\n"
         + "".join(f"| {status} | {count:,} |\n" for status, count in sorted(responses.items()))
         + f"\n`{command}`\n\n{NOTICE}\n"
@@ -217,6 +219,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         "responses": responses,
         "ready": ready,
         "stored_images": stored,
+        "unreadable_files": unreadable,
         "audit_log_rows": rows,
         "seconds": seconds,
         "command": command,
