@@ -7,8 +7,10 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 import pytest
+from pydicom.uid import SecondaryCaptureImageStorage
 from tests.imaging.conformance import FULL_WINDOW, NO_WINDOW, REFERENCE, dataset, deep, lut, written
 
+from pneumoscope.core.errors import UnreadableImageError
 from pneumoscope.imaging.decode import decode
 from pneumoscope.imaging.image import Radiograph
 
@@ -134,3 +136,30 @@ def test_windows_beyond_the_eighth_are_not_tried() -> None:
 def test_unusable_rescale_values_are_errors(slope: str, reason: str) -> None:
     with pytest.raises(Exception, match=reason):
         rendered(RescaleSlope=slope, RescaleIntercept=0, **FULL_WINDOW)
+
+
+def test_lut_that_is_too_long_is_an_error() -> None:
+    with pytest.raises(UnreadableImageError, match="a LUT is too long"):
+        rendered(VOILUTSequence=lut(np.zeros(2**16 + 1, "<u2")), **NO_WINDOW)
+
+
+def test_secondary_capture_without_a_modality_may_be_a_radiograph() -> None:
+    image = rendered(Modality=None, SOPClassUID=SecondaryCaptureImageStorage)
+    assert (image.rejections, image.warnings) == ((), ("modality_not_stated",))
+
+
+def test_scattered_hot_pixels_without_a_gap_do_not_darken_an_image() -> None:
+    pixels = deep()
+    places = np.arange(15) * 600
+    pixels.ravel()[places] = np.linspace(4400, 65535, 15).astype(np.uint16)
+        : len(pixels.ravel()[:: SIDE * SIDE // 15])
+    ]
+    image = rendered(pixels, 16, **NO_WINDOW)
+    assert (np.abs(image.pixels.astype(int) - REFERENCE) <= 1).mean() > 0.99
+
+
+def test_marker_of_1_percent_does_not_darken_an_image_with_an_offset() -> None:
+    pixels = (30_000 + deep()).astype(np.uint16)
+    pixels.ravel()[:92] = 65535
+    image = rendered(pixels, 16, **NO_WINDOW)
+    assert np.abs(image.pixels[1:].astype(int) - REFERENCE[1:]).max() <= 1

@@ -26,6 +26,22 @@ def test_patient_is_a_hash_of_identifier_and_issuer(tmp_path):
     assert fields(tmp_path, IssuerOfPatientID="North").patient == ""
 
 
+def test_header_is_read_without_the_bytes_before_the_prefix(tmp_path):
+    content = dicom(100, PatientID="1234")
+    for name, beginning in (("whole", 0), ("prefix", 128), ("elements", 132)):
+        (tmp_path / name).write_bytes(content[beginning:])
+    assert len({read_header_fields(tmp_path / name).patient for name in ("whole", "prefix", "elements")}) == 1
+
+
+def test_deflated_file_has_no_header(tmp_path):
+    content = dicom(100, PatientID="1234")
+    syntax = b"1.2.840.10008.1.2.1\0"
+    assert syntax in content
+    # Its length would differ; only the value matters here.
+    (tmp_path / "deflated").write_bytes(content.replace(syntax, b"1.2.840.10008.1.2.1.99"))
+    assert read_header_fields(tmp_path / "deflated") is None
+
+
 def test_other_files_have_no_header(tmp_path):
     (tmp_path / "image.png").write_bytes(b"not DICOM")
     (tmp_path / "broken.dcm").write_bytes(bytes(128) + b"DICM" + b"\xff" * 40)
