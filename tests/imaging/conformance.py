@@ -309,6 +309,8 @@ def _dicomdir() -> Dataset:
     return data
 
 
+IDENTITY = np.arange(4096, dtype="<u2")
+
 AGES = "Age of the patient (model for 1 to 5 years)"
 for age in ("003Y", "3", "3Y", "0003Y", "003y", "3 years", "36 months", "0036M", "18M", "040W", "3.5", "2 YRS"):
     weeks = age == "040W"
@@ -530,7 +532,6 @@ _add(
     dicom(PresentationIntentType="OTHER"), "rejected: presentation_intent_not_understood",
 )  # fmt: skip
 
-IDENTITY = np.arange(4096, dtype="<u2")
 GRAY = "Bit depth, windows and lookup tables"
 MEASURED = "warning: bit_depth_measured"
 for bits in (8, 10, 11, 12, 13, 14, 15):
@@ -557,6 +558,47 @@ _add(
     dicom(_with_dead_pixels(), 16, **NO_WINDOW),
     same_pixels=False,
 )
+_add(
+    GRAY, "PNG of 16 bits that holds 12, and a marker of 1% of the pixels",
+    lambda: image("PNG", _hot(12, 92, 65535)), MEASURED + " age_not_stated", same_pixels=False,
+)  # fmt: skip
+_add(
+    GRAY, "PNG of 16 bits with levels from 60,000 to 60,510",
+    lambda: image("PNG", (60_000 + 2 * REFERENCE.astype(int)).astype(np.uint16)), MEASURED + " age_not_stated",
+)  # fmt: skip
+_add(
+    GRAY, "PNG of 16 bits in color that holds 12", _color_png,
+    "error: the bit depth of 16-bit channels in color cannot be measured",
+)  # fmt: skip
+_add(GRAY, "unsigned values stated as signed", dicom(PixelRepresentation=1), MEASURED)
+_add(
+    GRAY,
+    "signed values stated as unsigned, no window",
+    dicom(_signed(2048), 12, PixelRepresentation=0, **NO_WINDOW),
+    MEASURED,
+)
+_add(
+    GRAY,
+    "window of stored values, rescale intercept -1024",
+    dicom(RescaleIntercept=-1024, RescaleSlope=1),
+    "warning: window_ignored",
+)
+_add(GRAY, "full window of 11 bits, values of 12", dicom(WindowCenter=1024, WindowWidth=2048), MEASURED)
+_add(
+    GRAY,
+    "window from -2048 to 2048, values from 0 to 4095",
+    dicom(WindowCenter=0, WindowWidth=4096),
+    "warning: window_ignored",
+)
+_add(GRAY, "an invalid and a valid window", dicom(WindowCenter=[0, 2048], WindowWidth=[0, 4096]))
+_add(GRAY, "PhotometricInterpretation `monochrome2`", dicom(PhotometricInterpretation="monochrome2"))
+_add(GRAY, "VOI LUT of 12 bits that states 14", dicom(VOILUTSequence=lut(IDENTITY, bits=14), **NO_WINDOW), MEASURED)
+_add(GRAY, "VOI LUT that states fewer entries than it has", dicom(VOILUTSequence=lut(IDENTITY, count=256), **NO_WINDOW))
+_add(
+    GRAY, "VOI LUT that starts 1,024 values too high",
+    dicom(VOILUTSequence=lut(IDENTITY, first=1024), **NO_WINDOW), "warning: window_ignored",
+)  # fmt: skip
+_add(GRAY, "padding value that is inside the image only", dicom(PixelPaddingValue=int(deep()[48, 48])))
 for center, width, what in (
     (2048, 4096, "12 bits"),
     (128, 256, "8 bits"),

@@ -152,8 +152,6 @@ def test_scattered_hot_pixels_without_a_gap_do_not_darken_an_image() -> None:
     pixels = deep()
     places = np.arange(15) * 600
     pixels.ravel()[places] = np.linspace(4400, 65535, 15).astype(np.uint16)
-        : len(pixels.ravel()[:: SIDE * SIDE // 15])
-    ]
     image = rendered(pixels, 16, **NO_WINDOW)
     assert (np.abs(image.pixels.astype(int) - REFERENCE) <= 1).mean() > 0.99
 

@@ -143,7 +143,10 @@ def _displayed_range(histogram: _Histogram, *, is_signed: bool = False) -> tuple
 
 def _measured_bits(histogram: _Histogram) -> int:
     """Return the bits of the largest value, at least 8; hot pixels and the few brightest ones do not count."""
-    largest = min(histogram.quantiles(1 - _BRIGHTEST)[0], histogram.range_without_outliers()[1])
+    without_outliers = histogram.range_without_outliers()[1]
+    largest, usual = histogram.quantiles(1 - _BRIGHTEST, 1 - _OUTLIERS)
+    if without_outliers < histogram.values[-1]:
+        largest = min(without_outliers, usual)
     return max(8, int(largest).bit_length())
 
 
