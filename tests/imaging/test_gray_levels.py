@@ -57,6 +57,17 @@ def test_window_that_clips_half_of_the_anatomy_is_ignored() -> None:
     assert np.abs(image.pixels.astype(int) - REFERENCE).max() <= 1
 
 
+def test_window_that_lies_beside_the_pixels_is_ignored() -> None:
+    random = np.random.default_rng(0)
+    n_bright = SIDE * SIDE * 15 // 100
+    values = np.concatenate([random.integers(0, 2048, SIDE * SIDE - n_bright), random.integers(2048, 4096, n_bright)])
+    pixels = np.sort(values).reshape(SIDE, SIDE).astype(np.uint16)
+    assert rendered(pixels, WindowCenter=1100, WindowWidth=2200).warnings == ()
+    image = rendered(pixels, WindowCenter=0, WindowWidth=4300)
+    assert image.warnings == ("window_ignored",)
+    assert np.abs(image.pixels - pixels / 4095 * 255).max() <= 1
+
+
 @pytest.mark.parametrize("level", [2047, 2048, 2300, 4095])
 def test_full_window_of_the_stated_depth_is_kept_whatever_the_largest_value(level: int) -> None:
     dark = deep() // 2
