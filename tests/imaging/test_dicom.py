@@ -15,10 +15,11 @@ import numpy.typing as npt
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from pydicom import Dataset, FileMetaDataset, Sequence, dcmread, uid
+from pydicom import Dataset, Sequence, dcmread, uid
 from pydicom.encaps import encapsulate, get_frame
 from pydicom.pixels import apply_voi_lut
 from pydicom.pixels.decoders.base import Decoder
+from tests.imaging.conformance import NO_WINDOW, dataset
 
 from pneumoscope.core.errors import UnreadableImageError
 from pneumoscope.core.messages import rejection_message
@@ -32,32 +33,14 @@ NAME = "Doe^Jane"
 
 def image(pixels: npt.NDArray[Any] = RAMP, stored: int = 12, **elements: Any) -> Dataset:
     """Return a chest radiograph; elements that are None are left out."""
-    dataset = Dataset()
-    dataset.file_meta = FileMetaDataset()
-    dataset.file_meta.TransferSyntaxUID = elements.pop("syntax", uid.ExplicitVRLittleEndian)
-    dataset.file_meta.MediaStorageSOPClassUID = uid.DigitalXRayImageStorageForPresentation
-    dataset.file_meta.MediaStorageSOPInstanceUID = "1.2.3"
     defaults = {
         "PatientName": NAME,
-        "Modality": "DX",
-        "BodyPartExamined": "CHEST",
         "ViewPosition": "PA",
-        "SamplesPerPixel": 1,
-        "PhotometricInterpretation": "MONOCHROME2",
-        "Rows": pixels.shape[0],
-        "Columns": pixels.shape[1],
-        "BitsAllocated": 8 * pixels.itemsize,
-        "BitsStored": stored,
-        "HighBit": stored - 1,
-        "PixelRepresentation": int(np.issubdtype(pixels.dtype, np.signedinteger)),
-        "PixelData": pixels.tobytes(),
+        "PatientAge": None,
+        "PresentationIntentType": None,
+        **NO_WINDOW,
     }
-    for keyword, value in (defaults | elements).items():
-        if value is not None:
-            setattr(dataset, keyword, value)
-    if "PixelData" in dataset:
-        dataset["PixelData"].VR = "OB" if pixels.itemsize == 1 else "OW"
-    return dataset
+    return dataset(pixels, stored, **(defaults | elements))
 
 
 def written(dataset: Dataset) -> bytes:

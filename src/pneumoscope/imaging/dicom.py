@@ -180,8 +180,10 @@ def _start(data: bytes) -> int:
 
 
 def _stated_syntax(data: bytes, name: str) -> uid.UID | None:
-    """Return the transfer syntax in the file meta information, read alone since a deflated header may be a bomb; None if there is
-    none."""
+    """Return the transfer syntax in the file meta information, or None if there is none.
+
+    Only the file meta information is read: a deflated header may be a decompression bomb.
+    """
     source = io.BytesIO(data)
     source.seek(_start(data))
     try:
@@ -269,9 +271,8 @@ def _stored_values(dataset: Dataset, decoder: Decoder) -> tuple[Integers, bool]:
     if uid.JPEGExtended12Bit == decoder.UID and dataset.BitsAllocated == 16:  # pydicom's decoders read 8 bits only
         pixels = _decode_12_bit_jpeg(frame, dataset)
     else:
-        plugin = next(
-            (name for name in _DECODERS if name in decoder.available_plugins), ""
-        )  # "" for uncompressed pixels
+        # Uncompressed pixels need no plugin
+        plugin = next((name for name in _DECODERS if name in decoder.available_plugins), "")
         # Any: pydicom's annotation gives each option the type of the whole set of options
         options: Any = {"raw": True, "correct_unused_bits": False}
         pixels = decoder.as_array(dataset, decoding_plugin=plugin, **options)[0]
@@ -293,10 +294,10 @@ def _decode_12_bit_jpeg(frame: bytes, dataset: Dataset) -> Integers:
 
 
 def _without_unused_bits(pixels: Integers, bits: int) -> tuple[Integers, bool]:
-    """Return the pixels as the header states them, and False; or as they are, and True.
+    """Return the pixels, and whether they contradict BitsStored or PixelRepresentation.
 
-    Unused bits may hold overlays. But if the header states too few bits or the wrong sign, values wrap around, which shows in the
-    differences of neighbors.
+    Unused bits may hold overlays and are removed. But if the header states too few bits or the wrong sign, values wrap around,
+    which shows in the differences of neighbors: then the pixels keep all bits, or get the other sign.
     """
     is_signed, unused = np.issubdtype(pixels.dtype, np.signedinteger), 8 * pixels.dtype.itemsize - bits
     stated: Integers = (pixels << unused) >> unused
