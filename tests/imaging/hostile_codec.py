@@ -45,6 +45,8 @@ def _reply(number: int, width: int) -> None:
         header_rejections=(),
         rejections=(),
         warnings=(),
+        identity=None,
+        pixel_sha256="",
     )
     header = worker.msgspec.msgpack.encode(reply)
     _write_to_all_descriptors(worker.LENGTH.pack(len(header)) + header)

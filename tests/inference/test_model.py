@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import io
 import shutil
 import subprocess
@@ -56,6 +57,11 @@ def images(folder, levels):
     return paths
 
 
+def sha256_of(levels):
+    """Return the hash of gray levels, as `ImageInfo.pixel_sha256` defines it."""
+    return hashlib.sha256(f"{levels.shape[0]} {levels.shape[1]} ".encode() + levels.tobytes()).hexdigest()
+
+
 def dicom_dataset(pixels):
     meta = FileMetaDataset()
     meta.MediaStorageSOPClassUID = DigitalXRayImageStorageForPresentation
@@ -86,7 +92,8 @@ def test_prediction_by_hand(model, tmp_path):
     assert (found.rejection, found.uncertainty, found.failure) == (None, None, None)
     assert found.probability == pytest.approx(0.8455347, abs=1e-6)
     assert found.interval is None  # this bundle has none
-    assert found.image == ImageInfo(width=30, height=20, format="PNG")
+    levels = np.asarray(Image.open(path).convert("L"))
+    assert found.image == ImageInfo(width=30, height=20, format="PNG", pixel_sha256=sha256_of(levels))
     assert (found.model.name, found.model.version, found.model.sha256) == ("gray", "0.1.0", model.card.onnx_sha256)
 
 
@@ -135,7 +142,7 @@ def test_large_jpeg_is_decoded_at_reduced_size(model, tmp_path, monkeypatch):
     monkeypatch.setattr(image_loader, "decode", watch)
     found = model.predict(path)
 
-    assert found.image == ImageInfo(width=400, height=300, format="JPEG")
+    assert found.image == ImageInfo(400, 300, "JPEG", sha256_of(asked[0].pixels))
     assert (asked[0].width, asked[0].height) == (50, 38)  # an eighth; twice the network's side is 32
     assert found.probability == pytest.approx(1 / (1 + np.exp(-(0.8 * 0.05 * (200 - 125) + 0.1))), abs=1e-4)
 
@@ -246,7 +253,7 @@ def test_rejected_image_has_no_probability_and_no_heatmap(model):
     assert (rejected.decision, rejected.probability, rejected.interval, picture) == ("rejected", None, None, None)
     assert (rejected.rejection.code, rejected.failure) == ("blank", None)
     assert rejected.threshold == before.threshold
-    assert rejected.image == ImageInfo(SIZE, SIZE, "array")
+    assert rejected.image == ImageInfo(SIZE, SIZE, "array", sha256_of(blank))
     assert before == after == model.predict(halves(90))
     assert drawn == drawn_too != None  # noqa: E711
     assert model.predict(blank) == rejected == next(model.predict_many([blank]))

@@ -11,6 +11,7 @@ from collections.abc import Iterator
 import pytest
 
 from pneumoscope.core.i18n import NOTICE
+from pneumoscope.core.identity import IDENTITY_FIELDS, Identity
 from pneumoscope.core.prediction import Failure, ImageInfo, ModelInfo, Prediction, Uncertainty
 from pneumoscope.core.results import SCHEMA, Interval
 from pneumoscope.inference.writers import iter_csv, iter_json
@@ -109,9 +110,11 @@ def test_csv_has_one_row_per_image() -> None:
         "age": "",
         "age_source": "",
         "warnings": "",
+        **dict.fromkeys(IDENTITY_FIELDS, ""),
         "width": "30",
         "height": "20",
         "format": "PNG",
+        "pixel_sha256": "",
         "image_brightness": "",
         "image_contrast": "",
         "image_sharpness": "",
@@ -125,6 +128,16 @@ def test_csv_has_one_row_per_image() -> None:
     }
     present = {"path", "operating_point", "failure_code", "failure_message", "message", "notice"}
     assert {name for name, cell in rows[1].items() if cell} == present | {"model_name", "model_version", "model_sha256"}
+
+
+def test_csv_and_json_have_the_identity() -> None:
+    """A name that a spreadsheet would run as a formula is escaped."""
+    identity = Identity(patient_id="-1", patient_name="=Doe^Jane", accession_number="A 7")
+    prediction = dataclasses.replace(PREDICTED, identity=identity)
+    (row,) = csv.DictReader(io.StringIO(b"".join(iter_csv([prediction], [])).decode()))
+    assert (row["patient_id"], row["patient_name"], row["accession_number"]) == ("'-1", "'=Doe^Jane", "A 7")
+    (document,) = json.loads("".join(iter_json(MODEL, [prediction])))["predictions"]
+    assert document["identity"] == dataclasses.asdict(identity)
 
 
 def test_csv_without_predictions_has_a_header() -> None:

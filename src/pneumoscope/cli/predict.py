@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import dataclasses
 import os
 import re
 import signal
@@ -60,6 +61,7 @@ _COLORS = {
     metavar="YEARS",
     help="Age of the patient, for images whose file states none.",
 )
+@click.option("--no-identifiers", is_flag=True, help="Leave patient, study and image identifiers of DICOM headers out.")
 @json_option
 @click.option(
     "--csv",
@@ -80,6 +82,7 @@ def command(
     require_age: AgeRequirement,
     assume: tuple[Assumption, ...],
     age: float | None,
+    no_identifiers: bool,
     as_json: bool,
     table: Path | None,
     heatmaps: Path | None,
@@ -134,6 +137,8 @@ def command(
         progress = None
         if show_progress and len(images) > _MIN_FOR_PROGRESS:
             progress = stack.enter_context(image_progress("scoring images"))
+        if no_identifiers:
+            scored = (dataclasses.replace(prediction, identity=None) for prediction in scored)
         predictions = _count(scored, counts, warnings, len(images), progress, interrupted)
         if as_json:
             for part in iter_json(model.facts, predictions):

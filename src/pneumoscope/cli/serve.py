@@ -60,6 +60,19 @@ class _Age(click.ParamType[timedelta]):
     "--keep", type=_Age(), metavar="AGE", help="Remove images older than this (30d, 12h, 8w); predictions are kept."
 )
 @click.option(
+    "--keep-identities",
+    type=_Age(),
+    metavar="AGE",
+    help="Remove identities of patients, and names of files, that are older than this; predictions are kept.",
+)
+@click.option(
+    "--pseudonymise",
+    "pseudonym_key",
+    type=click.Path(path_type=Path),
+    metavar="KEYFILE",
+    help="Store only pseudonyms of patients, computed with the secret key in this file, and images without their headers.",
+)
+@click.option(
     "--token-file",
     type=click.Path(path_type=Path),
     help='File with one "name token" per line; requires a token from every client.',
@@ -81,6 +94,8 @@ def command(
     database: str,
     ephemeral: bool,
     keep: timedelta | None,
+    keep_identities: timedelta | None,
+    pseudonym_key: Path | None,
     token_file: Path | None,
     no_auth: bool,
     public_name: str,
@@ -107,6 +122,8 @@ def command(
         folder=None if ephemeral else data_dir or Path("pneumoscope-data"),
         database=database,
         keep=keep,
+        keep_identities=keep_identities,
+        pseudonym_key=pseudonym_key,
         token_file=token_file,
         no_auth=no_auth,
         public_name=public_name,

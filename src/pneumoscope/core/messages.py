@@ -5,14 +5,17 @@ from __future__ import annotations
 from pneumoscope.core import errors
 from pneumoscope.core.errors import PneumoscopeError
 from pneumoscope.core.i18n import N_, NOTICE, translations
+from pneumoscope.core.identity import ConflictCode
 from pneumoscope.core.prediction import Decision, Prediction, Rejection, RejectionCode, Uncertainty, WarningCode
 
 __all__ = [
+    "conflict_message",
     "counted",
     "decision_label",
     "decision_message",
     "error_text",
     "error_titles",
+    "identity_label",
     "notice",
     "operating_point_label",
     "operating_point_rule",
@@ -111,6 +114,28 @@ _WARNINGS: dict[WarningCode, str] = {
     "assumed_frontal": N_("DICOM header overridden: assumed to be a frontal view of both lungs"),
 }
 
+_CONFLICTS: dict[ConflictCode, str] = {
+    "sop_instance_uid_reused": N_("Another image has the same SOP Instance UID. Check which one is right"),
+    "study_instance_uid_reused": N_("Images of another patient have the same Study Instance UID. Check the patient"),
+    "patient_id_reused": N_("Another patient with a different name has the same patient ID. Check the patient"),
+}
+
+# Labels of the fields of `core.identity.Identity`.
+_IDENTITY = {
+    "patient_id": N_("Patient ID"),
+    "issuer_of_patient_id": N_("Issuer of the patient ID"),
+    "patient_name": N_("Patient name"),
+    "patient_birth_date": N_("Birth date"),
+    "patient_sex": N_("Sex"),
+    "accession_number": N_("Accession number"),
+    "study_instance_uid": N_("Study Instance UID"),
+    "study_date": N_("Study date"),
+    "study_description": N_("Study description"),
+    "series_instance_uid": N_("Series Instance UID"),
+    "sop_instance_uid": N_("SOP Instance UID"),
+    "station_name": N_("Station"),
+}
+
 _OPERATING_POINTS = {
     "half": N_("half"),
     "balanced": N_("balanced"),
@@ -198,6 +223,16 @@ def rejection_label(code: RejectionCode, language: str = "en") -> str:
 def warning_message(warning: WarningCode, language: str = "en") -> str:
     """Return a warning as a sentence without a full stop."""
     return translations(language).gettext(_WARNINGS[warning])
+
+
+def conflict_message(conflict: ConflictCode, language: str = "en") -> str:
+    """Return the explanation of a conflict of identifiers as a sentence without a full stop."""
+    return translations(language).gettext(_CONFLICTS[conflict])
+
+
+def identity_label(field: str, language: str = "en") -> str:
+    """Return the display name of a field of `core.identity.Identity`."""
+    return translations(language).gettext(_IDENTITY[field])
 
 
 def uncertainty_message(uncertainty: Uncertainty, language: str = "en") -> str:

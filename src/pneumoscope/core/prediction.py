@@ -11,6 +11,7 @@ from collections.abc import Mapping
 from typing import Any, Literal, Self, get_args
 
 from pneumoscope.core.errors import PneumoscopeError
+from pneumoscope.core.identity import IDENTITY_FIELDS, Identity
 from pneumoscope.core.results import Interval
 
 __all__ = [
@@ -168,11 +169,13 @@ class ImageInfo:
     Attributes:
         width, height: Size in pixels, as displayed.
         format: "JPEG", "PNG", "DICOM", ...
+        pixel_sha256: SHA-256 of the decoded gray levels, the same whatever the header; a JPEG may be decoded at a reduced size.
     """
 
     width: int
     height: int
     format: str
+    pixel_sha256: str = ""
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
@@ -231,6 +234,7 @@ class Prediction:
         age: Age of the patient; None if neither the file nor a person states it.
         warnings: Codes of warnings, such as "age_not_stated" if the model has an age range and the age is unknown; empty if
             the image is rejected or unreadable.
+        identity: Patient, study, series and instance; None if neither the file nor a person states any of them.
         image: Properties of the file; None if it could not be read.
         image_statistics: For monitoring; None without a site profile to compare them with.
         model: The bundle that made the prediction.
@@ -247,6 +251,7 @@ class Prediction:
     failure: Failure | None = None
     age: PatientAge | None = None
     warnings: tuple[WarningCode, ...] = ()
+    identity: Identity | None = None
     image: ImageInfo | None = None
     image_statistics: ImageStatistics | None = None
     model: ModelInfo
@@ -271,6 +276,7 @@ class Prediction:
         Nested records become prefixed columns such as `interval_low`; missing values are None.
         """
         interval, image, statistics, model = self.interval, self.image, self.image_statistics, self.model
+        identity = self.identity
         rejection, uncertainty, failure = self.rejection, self.uncertainty, self.failure
         return {
             "path": self.path,
@@ -293,9 +299,11 @@ class Prediction:
             "age": self.age and self.age.years,
             "age_source": self.age and self.age.source,
             "warnings": " ".join(self.warnings),
+            **{name: identity and getattr(identity, name) for name in IDENTITY_FIELDS},
             "width": image and image.width,
             "height": image and image.height,
             "format": image and image.format,
+            "pixel_sha256": image and image.pixel_sha256,
             "image_brightness": statistics and statistics.brightness,
             "image_contrast": statistics and statistics.contrast,
             "image_sharpness": statistics and statistics.sharpness,
@@ -344,7 +352,12 @@ class Prediction:
             else None,
             "age": PatientAge(row["age"], row["age_source"], stated) if present("age_source") else None,
             "warnings": tuple((row["warnings"] or "").split()),
-            "image": ImageInfo(row["width"], row["height"], row["format"]) if present("width") else None,
+            "identity": Identity(**{name: row[name] or "" for name in IDENTITY_FIELDS})
+            if any(row.get(name) for name in IDENTITY_FIELDS)
+            else None,
+            "image": ImageInfo(row["width"], row["height"], row["format"], row["pixel_sha256"])
+            if present("width")
+            else None,
             "image_statistics": ImageStatistics(
                 row["image_brightness"], row["image_contrast"], row["image_sharpness"], row["image_border"]
             )

@@ -27,6 +27,7 @@ from pneumoscope.imaging.gray_levels import (
     flatten_functional_groups,
 )
 from pneumoscope.imaging.header_checks import CHECKED_ELEMENTS, check_header
+from pneumoscope.imaging.header_identity import IDENTITY_ELEMENTS, read_identity
 from pneumoscope.imaging.image import MAX_PIXELS, Radiograph
 from pneumoscope.imaging.patient_age import AGE_ELEMENTS, read_age
 
@@ -61,6 +62,7 @@ _ELEMENTS: list[Any] = [
     ),
     *CHECKED_ELEMENTS,
     *AGE_ELEMENTS,
+    *IDENTITY_ELEMENTS,
     *GRAY_LEVEL_ELEMENTS,
 ]
 # Value representations of pixel data; pydicom converts others to numbers or text.
@@ -97,7 +99,7 @@ def decode_dicom(data: bytes, name: str) -> Radiograph:
     try:
         header = read_elements(data, _ELEMENTS)
         reason = _unsupported(header)
-        findings, age = check_header(header), read_age(header)
+        findings, age, identity = check_header(header), read_age(header), read_identity(header)
     except Exception as error:  # untrusted bytes can make a parser fail in any way
         raise _header_error(name, error) from error
     if reason:
@@ -132,6 +134,7 @@ def decode_dicom(data: bytes, name: str) -> Radiograph:
         age=age,
         rejections=findings.rejections,
         warnings=tuple(sorted(warnings)),
+        identity=identity,
     )
 
 

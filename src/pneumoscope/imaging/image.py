@@ -9,6 +9,7 @@ import numpy as np
 import numpy.typing as npt
 
 from pneumoscope.core.errors import UnreadableImageError
+from pneumoscope.core.identity import Identity
 from pneumoscope.core.prediction import PatientAge, Rejection, WarningCode
 
 __all__ = ["MAX_PIXELS", "GrayLevels", "Radiograph"]
@@ -44,6 +45,7 @@ class Radiograph:
         chroma: Mean difference of the largest and smallest color channel, gray levels; 0 for gray images.
         rejections: Why the header of the file excludes a prediction, such as a lateral view; a person can override some.
         warnings: Codes of warnings about the header and the gray levels.
+        identity: Patient, study, series and instance that the header states; None without a header or if it states none.
 
     Raises:
         UnreadableImageError: The pixels are not 8-bit gray levels in two dimensions, or there are none.
@@ -58,6 +60,7 @@ class Radiograph:
     age: PatientAge | None = None
     rejections: tuple[Rejection, ...] = ()
     warnings: tuple[WarningCode, ...] = ()
+    identity: Identity | None = None
 
     def __post_init__(self) -> None:
         """Validate the pixels, so that images with three channels cannot pass."""

@@ -8,6 +8,7 @@ includes these steps.
 from __future__ import annotations
 
 import dataclasses
+import hashlib
 from typing import Annotated, Literal
 
 import numpy as np
@@ -15,11 +16,20 @@ import numpy.typing as npt
 from msgspec import Meta, Struct
 from PIL import Image
 
+from pneumoscope.core.identity import Identity
 from pneumoscope.core.prediction import PatientAge, Rejection, WarningCode
 from pneumoscope.imaging.image import Radiograph
 from pneumoscope.imaging.input_checks import check_image
 
-__all__ = ["PREPROCESSING_VERSION", "Crop", "PreprocessedImage", "Preprocessing", "preprocess", "preprocess_image"]
+__all__ = [
+    "PREPROCESSING_VERSION",
+    "Crop",
+    "PreprocessedImage",
+    "Preprocessing",
+    "hash_pixels",
+    "preprocess",
+    "preprocess_image",
+]
 
 # Incremented whenever the output changes: caches of another version are rebuilt, bundles of another version are rejected.
 PREPROCESSING_VERSION = 2
@@ -71,6 +81,17 @@ def preprocess(radiograph: Radiograph, preprocessing: Preprocessing) -> npt.NDAr
     return np.array(Image.fromarray(pixels).resize(target, Image.Resampling.BILINEAR), dtype=np.uint8)
 
 
+def hash_pixels(radiograph: Radiograph) -> str:
+    """Return the SHA-256 of the gray levels and their shape, 64 hexadecimal digits.
+
+    It identifies an image whatever its header or its compression. That of a JPEG decoded at a reduced size differs from that at
+    full size.
+    """
+    digest = hashlib.sha256(f"{radiograph.height} {radiograph.width} ".encode())
+    digest.update(np.ascontiguousarray(radiograph.pixels).data)
+    return digest.hexdigest()
+
+
 @dataclasses.dataclass(frozen=True, slots=True)
 class PreprocessedImage:
     """An image ready for the network, with the properties that a prediction reports.
@@ -83,6 +104,8 @@ class PreprocessedImage:
         age: Age of the patient; None if unknown.
         rejections: Why the header or the pixels exclude a prediction; a person can override some.
         warnings: Codes of warnings about the header and the gray levels.
+        identity: Patient, study, series and instance; None if unknown.
+        pixel_sha256: See `hash_pixels`.
         radiograph: The decoded image, if requested.
     """
 
@@ -94,6 +117,8 @@ class PreprocessedImage:
     age: PatientAge | None
     rejections: tuple[Rejection, ...]
     warnings: tuple[WarningCode, ...]
+    identity: Identity | None
+    pixel_sha256: str
     radiograph: Radiograph | None = None
 
 
@@ -118,5 +143,7 @@ def preprocess_image(
         age=radiograph.age,
         rejections=(*radiograph.rejections, by_pixels) if by_pixels else radiograph.rejections,
         warnings=radiograph.warnings,
+        identity=radiograph.identity,
+        pixel_sha256=hash_pixels(radiograph),
         radiograph=radiograph if keep_radiograph else None,
     )

@@ -365,7 +365,8 @@ class Model:
             warnings=()
             if result.rejection
             else find_warnings(self.card, image.warnings, image.rejections, image.age, assumptions),
-            image=ImageInfo(image.width, image.height, image.format),
+            identity=image.identity,
+            image=ImageInfo(image.width, image.height, image.format, image.pixel_sha256),
             image_statistics=image_statistics(image.pixels) if self.profile and self.profile.monitoring else None,
             model=self.facts,
         )

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 from pneumoscope.core.errors import MissingExtraError
 from pneumoscope.core.i18n import NOTICE
+from pneumoscope.core.identity import IDENTITY_FIELDS
 from pneumoscope.core.messages import prediction_message
 from pneumoscope.core.prediction import ModelInfo, Prediction
 from pneumoscope.core.results import SCHEMA
@@ -90,6 +91,7 @@ def csv_row(prediction: Prediction) -> dict[str, Any]:
     """Return the row of a prediction in a CSV file: `Prediction.to_row`, `message` and `notice`."""
     row = prediction.to_row() | {"message": prediction_message(prediction), "notice": NOTICE}
     row["path"] = escape_formula(prediction.path, "./")  # names the same file
+    row |= {name: value and escape_formula(value, "'") for name in IDENTITY_FIELDS if (value := row[name]) is not None}
     return row
 
 

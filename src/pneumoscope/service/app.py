@@ -27,6 +27,7 @@ from pneumoscope.service.settings import Settings
 from pneumoscope.service.storage.repository import PredictionRepository
 from pneumoscope.service.storage.retention import Retention
 from pneumoscope.service.web.routes import page_router, sign_in_router
+from pneumoscope.service.web.worklist import SearchStore
 
 __all__ = ["CLOSE_SECONDS", "create_app"]
 
@@ -46,7 +47,7 @@ def create_app(
     """
     settings = settings or Settings()
     queue = InferenceQueue(model, max_waiting=settings.max_waiting)
-    retention = Retention(repository, settings.keep)
+    retention = Retention(repository, settings.keep, settings.keep_identities)
 
     @contextlib.asynccontextmanager
     async def lifespan(_: FastAPI) -> AsyncIterator[None]:
@@ -71,7 +72,8 @@ def create_app(
     metrics = Metrics(lambda: queue.waiting)
     app.state.settings = settings
     app.state.authenticator = authenticator
-    app.state.service = PredictionService(model, repository, queue, metrics)
+    app.state.service = PredictionService(model, repository, queue, metrics, settings.pseudonymizer)
+    app.state.searches = SearchStore()
     app.state.readiness = Readiness(model, repository)
     app.state.renderer = ImageRenderer(model, repository)
     signed_in = [Depends(authentication(authenticator))]

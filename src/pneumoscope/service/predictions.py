@@ -12,11 +12,13 @@ from typing import Any
 
 from fastapi.concurrency import run_in_threadpool
 
-from pneumoscope.core.errors import PneumoscopeError, StorageError, UnreadableImageError, UsageError
-from pneumoscope.core.prediction import Prediction
+from pneumoscope.core.errors import PneumoscopeError, StorageError, UnknownNameError, UnreadableImageError, UsageError
+from pneumoscope.core.identity import Identity, age_at_study, combine, search_words
+from pneumoscope.core.prediction import MAX_AGE, Prediction
 from pneumoscope.inference.model import Model
 from pneumoscope.service.inference_queue import InferenceQueue
 from pneumoscope.service.metrics import Metrics
+from pneumoscope.service.storage.pseudonyms import Pseudonymizer
 from pneumoscope.service.storage.records import StoredPrediction
 from pneumoscope.service.storage.repository import PredictionRepository
 
@@ -28,12 +30,13 @@ _CHECK_SECONDS = 1.0  # between readiness checks
 
 @dataclasses.dataclass(frozen=True, slots=True)
 class PredictionService:
-    """The model, the queue in front of it, and the repository behind it."""
+    """The model, the queue in front of it, and the repository behind it; a pseudonymizer, if only pseudonyms are stored."""
 
     model: Model
     repository: PredictionRepository
     queue: InferenceQueue
     metrics: Metrics
+    pseudonymizer: Pseudonymizer | None = None
 
     async def predict(
         self,
@@ -42,6 +45,7 @@ class PredictionService:
         disconnected: Callable[[], Coroutine[object, object, None]],
         *,
         age: float | None = None,
+        identity: Identity | None = None,
     ) -> list[StoredPrediction | Prediction]:
         """Score images, store the predictions, or a record of a file that cannot be read, and return them in the same order.
 
@@ -50,15 +54,27 @@ class PredictionService:
             user: For the audit log.
             disconnected: Returns when the client disconnects; images that wait are then not scored.
             age: Age of the patients, years, from 0 to 130; used for the images whose files state none.
+            identity: Of all images, for those whose files state none; see `core.identity.combine`. Without an age, its dates
+                state the age.
         Returns:
             A `StoredPrediction`, or for an unreadable image a `Prediction` with a `failure`.
         Raises:
             BusyError: The queue is full, or the service is stopping.
             StorageError: A prediction cannot be stored.
-            UsageError: The client disconnected.
+            UsageError: The client disconnected, or the dates state an age that is not from 0 to 130 years.
         """
+        if age is None and (stated := age_at_study(identity)) is not None:
+            if not 0 <= stated <= MAX_AGE:
+                raise UsageError(
+                    f"the study is {stated:.0f} years after the birth date",
+                    hint="Check patient_birth_date and study_date",
+                )
+            age = stated
         with self.queue.reserve(len(images)):
-            predictions = await self._score(images, disconnected, age)
+            predictions = [
+                dataclasses.replace(each, identity=combine(each.identity, identity))
+                for each in await self._score(images, disconnected, age)
+            ]
             pairs = zip(predictions, images, strict=True)
             return await asyncio.gather(*(self._store(prediction, image, user) for prediction, (image, _) in pairs))
 
@@ -78,11 +94,40 @@ class PredictionService:
         """
         earlier = await run_in_threadpool(self.repository.get, id)
         image = await run_in_threadpool(self.repository.image, earlier)
-        (prediction,) = await self.predict([(image, earlier.path)], user, disconnected, age=age)
-        if isinstance(prediction, StoredPrediction):
-            return prediction
-        assert prediction.failure
-        raise UnreadableImageError("", f"it was readable before ({prediction.failure.code})", hint="Try again")
+        with self.queue.reserve(1):
+            (prediction,) = await self._score([(image, earlier.path)], disconnected, age)
+            if prediction.failure:
+                raise UnreadableImageError("", f"it was readable before ({prediction.failure.code})", hint="Try again")
+            # The identity may have been corrected since, and the stored file may be a copy without a header.
+            again = dataclasses.replace(prediction, identity=None, image=earlier.image)
+            return await self._submit(again, image, user)
+
+    def search_words(self, text: str) -> tuple[str, ...]:
+        """Return the words of a search for `Filter.search`; with pseudonyms, that of the whole text."""
+        return (self.pseudonymizer.pseudonym(text),) if self.pseudonymizer else tuple(search_words(text))
+
+    def study(self, key: str) -> dict[str, list[StoredPrediction]]:
+        """Return the predictions of a study, and of the other studies of its patient, by the key of the study.
+
+        Raises:
+            UnknownNameError: There is no study with this key.
+        """
+        found = self.repository.studies([key])
+        if key not in found:
+            raise UnknownNameError("study", key, (), hint="It was deleted, or never existed here")
+        patient_key = found[key][0].patient_key
+        return (self.repository.studies_of_patient(patient_key) if patient_key else {}) | found
+
+    def set_identity(self, id: str, identity: Identity, *, user: str, etags: Sequence[str] = ()) -> StoredPrediction:
+        """Replace the identity of an image; see `PredictionRepository.set_identity`.
+
+        With pseudonyms, values that differ from the stored ones are replaced by theirs.
+        """
+        if self.pseudonymizer:
+            current = self.repository.get(id).identity or Identity()
+            kept = {name: value for name, value in current.stated().items() if getattr(identity, name) == value}
+            identity = dataclasses.replace(self.pseudonymizer.identity(identity), **kept)
+        return self.repository.set_identity(id, identity, user=user, etags=etags)
 
     async def _score(
         self,
@@ -106,10 +151,23 @@ class PredictionService:
                 future.cancel()
 
     async def _store(self, prediction: Prediction, image: bytes, user: str) -> StoredPrediction | Prediction:
+        if self.pseudonymizer:
+            prediction = dataclasses.replace(prediction, path=self.pseudonymizer.pseudonym(prediction.path))
         if prediction.failure:
             self.metrics.images.labels("unreadable").inc()
             await run_in_threadpool(self.repository.add_unreadable, prediction, image, user=user)
             return prediction
+        if self.pseudonymizer:
+            image = await run_in_threadpool(self._anonymous_image, image)
+            identity = prediction.identity and self.pseudonymizer.identity(prediction.identity)
+            prediction = dataclasses.replace(prediction, identity=identity)
+        return await self._submit(prediction, image, user)
+
+    def _anonymous_image(self, image: bytes) -> bytes:
+        assert self.pseudonymizer
+        return self.pseudonymizer.image(self.model.decode(image).pixels, image)
+
+    async def _submit(self, prediction: Prediction, image: bytes, user: str) -> StoredPrediction:
         stored, is_new = await asyncio.wrap_future(self.repository.submit(prediction, image, user=user))
         if is_new:
             self.metrics.images.labels(stored.decision).inc()

@@ -65,8 +65,9 @@ class ImageRenderer:
 
     def _explain(self, id: str) -> bytes:
         prediction = self._explainable(id)
-        entered = prediction.age.years if prediction.age and prediction.age.source == "entered" else None
-        picture = self._model.explain(self._repository.image(prediction), age=entered).picture
+        # Entered, or of a header that is not stored with pseudonyms.
+        years = prediction.age.years if prediction.age else None
+        picture = self._model.explain(self._repository.image(prediction), age=years).picture
         if picture is None:  # the bundle has the same network and stricter input checks
             raise _rejected_image(id)
         return picture

@@ -29,6 +29,7 @@ from pneumoscope.service.auth.tokens import Authenticator, is_loopback, read_tok
 from pneumoscope.service.settings import Settings
 from pneumoscope.service.storage.blob_store import BLOBS
 from pneumoscope.service.storage.data_directory import data_directory_lock
+from pneumoscope.service.storage.pseudonyms import Pseudonymizer, read_key
 from pneumoscope.service.storage.repository import PredictionRepository
 
 __all__ = ["serve"]
@@ -55,6 +56,8 @@ def serve(
     folder: Path | None,
     database: str,
     keep: timedelta | None,
+    keep_identities: timedelta | None,
+    pseudonym_key: Path | None,
     token_file: Path | None,
     no_auth: bool,
     public_name: str,
@@ -69,6 +72,8 @@ def serve(
         folder: Data directory; None keeps everything in memory.
         database: See `PredictionRepository`.
         keep: Age at which images are removed; None keeps them.
+        keep_identities: Age at which identities of patients are removed; None keeps them.
+        pseudonym_key: See `pseudonyms.read_key`; None stores identities as they are.
         token_file: See `read_tokens`.
         no_auth: Allow serving on a public address without authentication.
         public_name: See `settings.Settings`.
@@ -81,6 +86,7 @@ def serve(
     """
     _check_access(host, public_name, token_file=token_file, no_auth=no_auth)
     authenticator = Authenticator(read_tokens(token_file) if token_file else {})
+    pseudonymizer = Pseudonymizer(read_key(pseudonym_key)) if pseudonym_key else None
     loaded_model = load_model(
         model,
         operating_point=operating_point,
@@ -97,7 +103,13 @@ def serve(
         data_directory_lock(folder) if folder else contextlib.nullcontext(),
     ):
         repository = PredictionRepository(folder, database)
-        settings = Settings(loopback=is_loopback(host), public_name=public_name, keep=keep)
+        settings = Settings(
+            loopback=is_loopback(host),
+            public_name=public_name,
+            keep=keep,
+            keep_identities=keep_identities,
+            pseudonymizer=pseudonymizer,
+        )
         server = _uvicorn_server(create_app(loaded_model, repository, authenticator, settings))
         _log_to_stderr()
         address = f"[{host.strip('[]')}]" if ":" in host else host
@@ -111,6 +123,8 @@ def serve(
         if loaded_model.facts.site:
             echo(f"Site profile: {loaded_model.facts.site}")
         echo("In-memory storage; discarded on exit" if folder is None else f"Data directory: {folder}")
+        if pseudonymizer:
+            echo("Identities of patients are stored as pseudonyms; images are stored without their headers")
         echo(NOTICE)
         _warn_of_orphaned_files(len(repository.orphaned))
         if open_browser:  # in a thread: a browser in the terminal would block

@@ -5,6 +5,8 @@ from __future__ import annotations
 import dataclasses
 from datetime import timedelta
 
+from pneumoscope.service.storage.pseudonyms import Pseudonymizer
+
 __all__ = ["Settings"]
 
 
@@ -20,6 +22,8 @@ class Settings:
         loopback: Whether only this machine can reach the service. Requests for other host names are then rejected.
         public_name: Host name under which a reverse proxy on this machine publishes the service; may be empty.
         keep: Age at which images are removed; None keeps them.
+        keep_identities: Age at which identities of patients are removed; None keeps them.
+        pseudonymizer: Replaces identities of patients by pseudonyms; None stores them.
     """
 
     max_body_bytes: int = 256 * 2**20
@@ -29,3 +33,5 @@ class Settings:
     loopback: bool = True
     public_name: str = ""
     keep: timedelta | None = None
+    keep_identities: timedelta | None = None
+    pseudonymizer: Pseudonymizer | None = None

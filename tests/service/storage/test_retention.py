@@ -33,8 +33,8 @@ def test_expired_images_are_removed_and_failures_are_retried(repository, short_i
     retention.stop(10)
     assert list(repository.blobs.stored()) == []
     assert caplog.messages == [
-        "Images could not be removed; the next run tries again: locked",
-        "Images could not be removed; the next run tries again: KeyError",
+        "Images or identities could not be removed; the next run tries again: locked",
+        "Images or identities could not be removed; the next run tries again: KeyError",
     ]
 
 
@@ -63,7 +63,7 @@ def test_image_that_cannot_be_removed_does_not_keep_other_images_from_expiring(
     assert done.wait(10)
     retention.stop(10)
     assert [key for key, _ in repository.blobs.stored()] == [stuck.image_sha256]
-    assert set(caplog.messages) == {"Images could not be removed; the next run tries again: read-only"}
+    assert set(caplog.messages) == {"Images or identities could not be removed; the next run tries again: read-only"}
 
 
 def test_without_an_age_only_failed_removals_are_retried(repository, short_interval, monkeypatch):

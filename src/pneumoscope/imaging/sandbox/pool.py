@@ -256,6 +256,8 @@ def _preprocessed(reply: DecodeSuccess, arrays: Sequence[npt.NDArray[np.uint8]],
         age=reply.age,
         rejections=reply.rejections,
         warnings=reply.warnings,
+        identity=reply.identity,
+        pixel_sha256=reply.pixel_sha256,
         radiograph=_radiograph(reply, arrays[1], name) if len(arrays) > 1 else None,
     )
 
@@ -271,4 +273,5 @@ def _radiograph(reply: DecodeSuccess, pixels: npt.NDArray[np.uint8], name: str) 
         age=reply.age,
         rejections=reply.header_rejections,
         warnings=reply.warnings,
+        identity=reply.identity,
     )

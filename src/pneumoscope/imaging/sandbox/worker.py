@@ -28,6 +28,7 @@ import numpy.typing as npt
 from msgspec import Meta, Struct
 
 from pneumoscope.core.errors import UnreadableImageError
+from pneumoscope.core.identity import Identity
 from pneumoscope.core.prediction import PatientAge, Rejection, WarningCode
 from pneumoscope.imaging.decode import decode
 from pneumoscope.imaging.image import MAX_PIXELS
@@ -102,7 +103,8 @@ class DecodeSuccess(Struct, frozen=True, kw_only=True, tag="success"):
         format, mode, width, height, reduced_from, chroma, age: See `Radiograph`.
         header_rejections: `Radiograph.rejections`.
         rejections: `PreprocessedImage.rejections`; empty without preprocessing.
-        warnings: See `Radiograph`.
+        warnings, identity: See `Radiograph`.
+        pixel_sha256: `PreprocessedImage.pixel_sha256`; empty without preprocessing.
     """
 
     number: int
@@ -116,6 +118,8 @@ class DecodeSuccess(Struct, frozen=True, kw_only=True, tag="success"):
     header_rejections: Annotated[tuple[Rejection, ...], Meta(max_length=_MAX_REJECTIONS)]
     rejections: Annotated[tuple[Rejection, ...], Meta(max_length=_MAX_REJECTIONS)]
     warnings: Annotated[tuple[WarningCode, ...], Meta(max_length=_MAX_WARNINGS)]
+    identity: Identity | None
+    pixel_sha256: Annotated[str, Meta(max_length=64)]
 
 
 class DecodeFailure(Struct, frozen=True, tag="failure"):
@@ -210,9 +214,10 @@ def _decode(request: Request, content: bytes) -> tuple[DecodeSuccess, Sequence[n
     radiograph = decode(source, min_side=min_side, allow_rejected=True)
     arrays: list[npt.NDArray[np.uint8]] = []
     rejections: tuple[Rejection, ...] = ()
+    pixel_sha256 = ""
     if request.preprocessing:
         preprocessed = preprocess_image(radiograph, request.preprocessing)
-        rejections = preprocessed.rejections
+        rejections, pixel_sha256 = preprocessed.rejections, preprocessed.pixel_sha256
         arrays.append(preprocessed.pixels)
     if request.pixels:
         arrays.append(radiograph.pixels)
@@ -228,6 +233,8 @@ def _decode(request: Request, content: bytes) -> tuple[DecodeSuccess, Sequence[n
         header_rejections=radiograph.rejections,
         rejections=rejections,
         warnings=radiograph.warnings,
+        identity=radiograph.identity,
+        pixel_sha256=pixel_sha256,
     )
     return success, arrays
 

@@ -38,16 +38,18 @@ __all__ = [
     "UnreadableParameters",
     "User",
     "authentication",
+    "from_app_state",
     "no_duplicate_parameters",
     "require_json",
 ]
 
 _MAX_SHOWN = 64  # characters of client input that an error repeats
 _TIME = r"^[0-9]{4}-[0-9]{2}-[0-9]{2}(T[0-9]{2}:[0-9]{2}(:[0-9]{2}(\.[0-9]{1,6})?)?Z)?$"
+_KEY = r"^[0-9a-f]{32}$"
 _BEARER = HTTPBearer(scheme_name="bearer", auto_error=False, description="A token from the service's token file")
 
 
-def _from_app_state(name: str) -> Any:
+def from_app_state(name: str) -> Any:
     """Return the dependency that yields an attribute of `app.state`, which `app.create_app` sets."""
 
     async def attribute(request: Request) -> Any:
@@ -56,11 +58,11 @@ def _from_app_state(name: str) -> Any:
     return Depends(attribute)
 
 
-AppAuthenticator = Annotated[Authenticator, _from_app_state("authenticator")]
-AppReadiness = Annotated[Readiness, _from_app_state("readiness")]
-AppRenderer = Annotated[ImageRenderer, _from_app_state("renderer")]
-AppService = Annotated[PredictionService, _from_app_state("service")]
-AppSettings = Annotated[Settings, _from_app_state("settings")]
+AppAuthenticator = Annotated[Authenticator, from_app_state("authenticator")]
+AppReadiness = Annotated[Readiness, from_app_state("readiness")]
+AppRenderer = Annotated[ImageRenderer, from_app_state("renderer")]
+AppService = Annotated[PredictionService, from_app_state("service")]
+AppSettings = Annotated[Settings, from_app_state("settings")]
 
 
 def authentication(authenticator: Authenticator) -> Callable[..., Awaitable[None]]:
@@ -132,6 +134,8 @@ class FindParameters(_Parameters):
 
     decision: Decision | None = Field(default=None, examples=["uncertain"])
     reviewed: bool | None = Field(default=None, description="Whether there is a review", examples=[False])
+    study_key: str | None = Field(default=None, pattern=_KEY, description="Key of a study", examples=[None])
+    patient_key: str | None = Field(default=None, pattern=_KEY, description="Key of a patient", examples=[None])
     since: str | None = Field(
         default=None, pattern=_TIME, description="Earliest time, ISO 8601 in UTC", examples=["2026-01-31"]
     )

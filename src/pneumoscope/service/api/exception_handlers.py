@@ -88,6 +88,8 @@ _PATTERNS = {
     "since": f"write a time as {TIME_FORMAT}",
     "until": f"write a time as {TIME_FORMAT}",
     "id": "an id is 32 digits of 0 to 9 and a to f",
+    "study_key": "a key is 32 digits of 0 to 9 and a to f",
+    "patient_key": "a key is 32 digits of 0 to 9 and a to f",
     "after": "pass `next` of the page before, or nothing",
     "note": "the character U+0000 cannot be stored",
 }

@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import dataclasses
 import functools
 from typing import Annotated, Any
 
 import msgspec
 from fastapi import APIRouter, Depends, Header, Path, Query, Request, Response
 
+from pneumoscope.core.errors import UnknownNameError
+from pneumoscope.core.identity import Identity, normalize_text
 from pneumoscope.core.prediction import Failure
 from pneumoscope.service.api.dependencies import (
     AppReadiness,
@@ -27,16 +30,22 @@ from pneumoscope.service.api.dependencies import (
 from pneumoscope.service.api.exception_handlers import problem_response, problem_responses, record_error
 from pneumoscope.service.api.schemas import (
     HealthDocument,
+    IdentityRequest,
+    PatientDocument,
     PredictionListDocument,
     PredictionPageDocument,
     ReviewRequest,
+    SearchRequest,
     SinglePredictionDocument,
+    StudyDocument,
     UnreadableListDocument,
     list_document,
     page_document,
+    patient_document,
     single_document,
+    study_document,
 )
-from pneumoscope.service.api.uploads import UPLOAD_BODY, read_images, wait_for_disconnect
+from pneumoscope.service.api.uploads import UPLOAD_BODY, read_upload, wait_for_disconnect
 from pneumoscope.service.metrics import CONTENT_TYPE_LATEST
 from pneumoscope.service.storage.records import Filter
 
@@ -49,9 +58,12 @@ _SCALE_HEADER = {
 }
 _PNG_RESPONSES: dict[int | str, dict[str, Any]] = {200: _PNG, **problem_responses(404, 410, 422)}
 _LAYER_RESPONSES: dict[int | str, dict[str, Any]] = {**_PNG_RESPONSES, 200: _PNG | {"headers": _SCALE_HEADER}}
-_ETAG_HEADER = {"ETag": {"schema": {"type": "string"}, "description": "Changes with the review and the image"}}
+_ETAG_HEADER = {
+    "ETag": {"schema": {"type": "string"}, "description": "Changes with the review, the identity and the image"}
+}
 _TEXT_RESPONSE: dict[int | str, dict[str, Any]] = {200: {"content": {"text/plain": {"schema": {"type": "string"}}}}}
 
+_IfMatch = Annotated[str | None, Header(description="`ETag` of the prediction that the user has seen")]
 _Id = Annotated[str, Path(pattern=r"^[0-9a-f]{32}$", examples=["0123456789abcdef0123456789abcdef"])]
 
 
@@ -94,14 +106,15 @@ async def predict(
     language: Language,
     query: Annotated[PredictParameters, Query()],
 ) -> PredictionListDocument | Response:
-    """Send images as parts named `images` of a form, or one image as the body.
+    """Send images as parts named `images` of a form, or one image as the body. The other fields of the form are the identity of
+    the images whose files state none.
 
     The response is sent when images and predictions are on the disk. An unreadable image has a `failure` and no id, and leaves a
     record in `GET /v1/unreadable`; the others are processed. If all are unreadable, the response is a problem.
     """
-    images = await read_images(request, query.name, settings.max_images)
+    upload = await read_upload(request, query.name, settings.max_images)
     disconnected = functools.partial(wait_for_disconnect, request)
-    predictions = await service.predict(images, user, disconnected, age=query.age)
+    predictions = await service.predict(upload.images, user, disconnected, age=query.age, identity=upload.identity)
     failures = [each.failure for each in predictions if each.failure]
     if len(failures) == len(predictions):
         return _unreadable_response(request, failures)
@@ -111,9 +124,26 @@ async def predict(
 @prediction_router.get("/predictions", summary="List predictions")
 def find(service: AppService, language: Language, query: Annotated[FindParameters, Query()]) -> PredictionPageDocument:
     """For the next page, send `next` of this one as `after`."""
-    where = Filter(decision=query.decision, reviewed=query.reviewed, since=query.since, until=query.until)
+    page = service.repository.find(_filter(query), order=query.order, limit=query.limit, after=query.after)
+    return page_document(page, language)
+
+
+@prediction_router.post(
+    "/predictions/search", summary="Search for patients and accession numbers", responses=problem_responses(400, 413, 415),
+    dependencies=[Depends(require_json)],
+)  # fmt: skip
+def search(
+    service: AppService, language: Language, query: Annotated[FindParameters, Query()], body: SearchRequest
+) -> PredictionPageDocument:
+    """Return the predictions that match the text and the query parameters, as `GET /v1/predictions` does."""
+    where = dataclasses.replace(_filter(query), search=service.search_words(body.text))
     page = service.repository.find(where, order=query.order, limit=query.limit, after=query.after)
     return page_document(page, language)
+
+
+def _filter(query: FindParameters) -> Filter:
+    names = {field.name for field in dataclasses.fields(Filter)} & FindParameters.model_fields.keys()
+    return Filter(**{name: getattr(query, name) for name in names})
 
 
 @prediction_router.get(
@@ -180,15 +210,73 @@ def review(
     id: _Id,
     _: NoParameters,
     body: ReviewRequest,
-    if_match: Annotated[str | None, Header(description="`ETag` of the prediction that the reviewer has seen")] = None,
+    if_match: _IfMatch = None,
 ) -> SinglePredictionDocument:
     """Agree or disagree with the decision, with a note; an earlier review is replaced. With `If-Match`, nothing is stored if the
     prediction was reviewed since it was read.
     """
-    etags = [] if if_match is None or if_match.strip() == "*" else [each.strip() for each in if_match.split(",")]
-    stored = service.repository.review(id, agrees=body.agrees, note=body.note, user=user, etags=etags)
+    stored = service.repository.review(id, agrees=body.agrees, note=body.note, user=user, etags=_etags(if_match))
     response.headers["ETag"] = stored.etag
     return single_document(stored, language)
+
+
+@prediction_router.put(
+    "/predictions/{id}/identity", summary="Correct the identity of an image",
+    responses={200: {"headers": _ETAG_HEADER}, **problem_responses(400, 404, 412, 413, 415)},
+    dependencies=[Depends(require_json)],
+)  # fmt: skip
+def set_identity(
+    response: Response,
+    service: AppService,
+    user: User,
+    language: Language,
+    id: _Id,
+    _: NoParameters,
+    body: IdentityRequest,  # type: ignore[valid-type]
+    if_match: _IfMatch = None,
+) -> SinglePredictionDocument:
+    """Replace patient, study, series and instance of the image, and so of all its predictions. With `If-Match`, nothing is stored
+    if the prediction was changed since it was read.
+    """
+    values = {name: normalize_text(value) for name, value in body.model_dump().items()}  # type: ignore[attr-defined]
+    stored = service.set_identity(id, Identity(**values), user=user, etags=_etags(if_match))
+    response.headers["ETag"] = stored.etag
+    return single_document(stored, language)
+
+
+@prediction_router.get("/studies/{study_key}", summary="Get a study with its priors", responses=problem_responses(404))
+def study(service: AppService, language: Language, study_key: _Id, _: NoParameters) -> StudyDocument:
+    """Decide by the most suspicious frontal image."""
+    return study_document(study_key, service.study(study_key), language)
+
+
+@prediction_router.delete(
+    "/studies/{study_key}", status_code=204, summary="Delete a study with its predictions and images",
+    responses=problem_responses(404),
+)  # fmt: skip
+def remove_study(service: AppService, user: User, study_key: _Id, _: NoParameters) -> None:
+    """Keep only the events in the audit log."""
+    service.repository.remove_study(study_key, user=user)
+
+
+@prediction_router.get(
+    "/patients/{patient_key}", summary="Get a patient with all studies", responses=problem_responses(404)
+)
+def patient(service: AppService, language: Language, patient_key: _Id, _: NoParameters) -> PatientDocument:
+    """Latest study first."""
+    studies = service.repository.studies_of_patient(patient_key)
+    if not studies:
+        raise UnknownNameError("patient", patient_key, (), hint="It was deleted, or never existed here")
+    return patient_document(patient_key, studies, language)
+
+
+@prediction_router.delete(
+    "/patients/{patient_key}", status_code=204, summary="Delete a patient with all studies, predictions and images",
+    responses=problem_responses(404),
+)  # fmt: skip
+def remove_patient(service: AppService, user: User, patient_key: _Id, _: NoParameters) -> None:
+    """Keep only the events in the audit log."""
+    service.repository.remove_patient(patient_key, user=user)
 
 
 @prediction_router.delete(
@@ -222,6 +310,10 @@ def card(service: AppService, query: Annotated[CardParameters, Query()]) -> dict
     if not query.seen:
         del document["seen"]
     return document
+
+
+def _etags(if_match: str | None) -> list[str]:
+    return [] if if_match is None or if_match.strip() == "*" else [each.strip() for each in if_match.split(",")]
 
 
 def _unreadable_response(request: Request, failures: list[Failure]) -> Response:

@@ -7,26 +7,35 @@ from __future__ import annotations
 
 import dataclasses
 import inspect
-from typing import Any, Literal
+from collections.abc import Mapping, Sequence
+from typing import Annotated, Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import BaseModel, ConfigDict, Field, create_model
 
+from pneumoscope.core.identity import IDENTITY_FIELDS, MAX_IDENTITY_LENGTH, PATIENT_FIELDS, Identity
 from pneumoscope.core.messages import notice, prediction_message
 from pneumoscope.core.prediction import Prediction
 from pneumoscope.service.storage.records import Page, StoredPrediction, UnreadableFile
+from pneumoscope.service.storage.studies import Study, sorted_studies, summarize_study
 
 __all__ = [
     "HealthDocument",
+    "IdentityRequest",
+    "PatientDocument",
     "PredictionDocument",
     "PredictionListDocument",
     "PredictionPageDocument",
     "ReviewRequest",
+    "SearchRequest",
     "SinglePredictionDocument",
+    "StudyDocument",
     "UnreadableImageDocument",
     "UnreadableListDocument",
     "list_document",
     "page_document",
+    "patient_document",
     "single_document",
+    "study_document",
 ]
 
 
@@ -41,6 +50,27 @@ class ReviewRequest(BaseModel):
         default="", examples=["infiltrate in the right lower field"], max_length=4000, pattern=r"^[^\x00]*$"
     )
     """The reviewer's note."""
+
+
+# The fields of `Identity`; a dataclass would accept unknown ones.
+IdentityRequest: type[BaseModel] = create_model(
+    "IdentityRequest",
+    __config__=ConfigDict(extra="forbid"),
+    __doc__="The complete identity of an image; empty and missing fields remove values.",
+    **dict.fromkeys(
+        IDENTITY_FIELDS,
+        (Annotated[str, Field(max_length=MAX_IDENTITY_LENGTH, pattern=r"^[^\x00]*$", examples=[""])], ""),
+    ),
+)  # type: ignore[call-overload]
+
+
+class SearchRequest(BaseModel):
+    """A search. It is a body, because URLs may contain no identifier."""
+
+    model_config = ConfigDict(extra="forbid", use_attribute_docstrings=True)
+
+    text: str = Field(min_length=1, max_length=MAX_IDENTITY_LENGTH, pattern=r"^[^\x00]*$", examples=["doe jane"])
+    """Words that must all be part of the name, the identifier, the accession number or the name of the file."""
 
 
 @dataclasses.dataclass(frozen=True, slots=True, kw_only=True, repr=False)
@@ -109,6 +139,40 @@ class PredictionPageDocument:
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
+class StudyDocument:
+    """A study.
+
+    Attributes:
+        study: The study, with the decision over its images.
+        predictions: Its predictions, oldest first.
+        priors: The other studies of the patient, latest first.
+        notice: The notice in the language of the request.
+    """
+
+    study: Study
+    predictions: list[PredictionDocument]
+    priors: list[Study]
+    notice: str
+
+
+@dataclasses.dataclass(frozen=True, slots=True)
+class PatientDocument:
+    """A patient.
+
+    Attributes:
+        patient_key: Key of the patient.
+        identity: Of the patient; the fields of study and image are empty.
+        studies: Latest first.
+        notice: The notice in the language of the request.
+    """
+
+    patient_key: str
+    identity: Identity
+    studies: list[Study]
+    notice: str
+
+
+@dataclasses.dataclass(frozen=True, slots=True)
 class UnreadableListDocument:
     """Records of files that could not be read.
 
@@ -167,3 +231,25 @@ def page_document(page: Page, language: str) -> PredictionPageDocument:
         PredictionDocument(**_fields(each), message=prediction_message(each, language)) for each in page.predictions
     ]
     return PredictionPageDocument(documents, page.total, page.next, notice(language))
+
+
+def study_document(key: str, studies: Mapping[str, Sequence[StoredPrediction]], language: str) -> StudyDocument:
+    """Return the document of a study.
+
+    Args:
+        key: Key of the study.
+        studies: Predictions of the study, and of the others of the patient, by key.
+        language: Language of the messages.
+    """
+    priors = sorted_studies({other: stored for other, stored in studies.items() if other != key})
+    documents = [
+        PredictionDocument(**_fields(each), message=prediction_message(each, language)) for each in studies[key]
+    ]
+    return StudyDocument(summarize_study(studies[key]), documents, priors, notice(language))
+
+
+def patient_document(key: str, studies: Mapping[str, Sequence[StoredPrediction]], language: str) -> PatientDocument:
+    """Return the document of a patient with studies by key."""
+    found = sorted_studies(studies)
+    values = {name: getattr(found[0].identity, name) for name in PATIENT_FIELDS}
+    return PatientDocument(key, Identity(**values), found, notice(language))

@@ -2,17 +2,20 @@
 
 from __future__ import annotations
 
-from typing import Any
+from collections.abc import Iterable
+from typing import Any, NamedTuple
 
 from starlette.datastructures import UploadFile
 from starlette.exceptions import HTTPException
 from starlette.requests import Request
 
 from pneumoscope.core.errors import StorageError, TooLargeError, UsageError
+from pneumoscope.core.identity import IDENTITY_FIELDS, MAX_IDENTITY_LENGTH, Identity, normalize_text
 
-__all__ = ["MAX_NAME_LENGTH", "UPLOAD_BODY", "read_images", "wait_for_disconnect"]
+__all__ = ["MAX_NAME_LENGTH", "UPLOAD_BODY", "Upload", "read_identity", "read_upload", "wait_for_disconnect"]
 
 MAX_NAME_LENGTH = 255  # characters of an image's name
+_MAX_SHOWN = 64  # characters of client input that an error repeats
 _MULTIPART = "multipart/form-data"
 _IMAGE_TYPES = (
     "application/dicom",
@@ -24,7 +27,9 @@ _IMAGE_TYPES = (
     "image/webp",
 )
 _BINARY = {"type": "string", "format": "binary"}
-# Request body of `POST /v1/predictions` in OpenAPI; FastAPI does not see it, because `read_images` parses it.
+_FIELD = {"type": "string", "maxLength": MAX_IDENTITY_LENGTH}
+_MAX_FIELDS = 32
+# Request body of `POST /v1/predictions` in OpenAPI; FastAPI does not see it, because `read_upload` parses it.
 UPLOAD_BODY: dict[str, Any] = {
     "required": True,
     "content": {
@@ -32,7 +37,11 @@ UPLOAD_BODY: dict[str, Any] = {
             "schema": {
                 "type": "object",
                 "required": ["images"],
-                "properties": {"images": {"type": "array", "minItems": 1, "items": _BINARY}},
+                "properties": {
+                    "images": {"type": "array", "minItems": 1, "items": _BINARY},
+                    **dict.fromkeys(IDENTITY_FIELDS, _FIELD),
+                },
+                "additionalProperties": False,
             }
         },
         **{media_type: {"schema": _BINARY} for media_type in _IMAGE_TYPES},
@@ -40,37 +49,51 @@ UPLOAD_BODY: dict[str, Any] = {
 }
 
 
-async def read_images(request: Request, name: str, max_images: int) -> list[tuple[bytes, str]]:
-    """Return the bytes and the name of each image of a request.
+class Upload(NamedTuple):
+    """The content of a request.
+
+    Attributes:
+        images: Bytes and name of each image.
+        identity: Of all images; None if the request states none.
+    """
+
+    images: list[tuple[bytes, str]]
+    identity: Identity | None = None
+
+
+async def read_upload(request: Request, name: str, max_images: int) -> Upload:
+    """Return the images of a request and their identity.
 
     Args:
-        request: A form with parts named "images", or an image as the body.
+        request: A form with parts named "images" and fields named like those of `Identity`, or an image as the body.
         name: Name of an image that is the body.
         max_images: Limit on the images in a form.
     Raises:
-        UsageError: The request contains no image, or the form is malformed.
+        UsageError: The request contains no image, or the form is malformed or has an unknown or invalid field.
         TooLargeError: There are too many images.
         StorageError: The form does not fit into the temporary folder.
         HTTPException: The content type is not supported (415), or the body exceeds its limit (413).
     """
     media_type = request.headers.get("Content-Type", "").partition(";")[0].strip().lower()
     if media_type == _MULTIPART:
-        images = await _read_form(request, max_images)
-        return [(image, _checked(name) or f"image {number}") for number, (image, name) in enumerate(images, 1)]
+        images, identity = await _read_form(request, max_images)
+        named = [(image, _checked(name) or f"image {number}") for number, (image, name) in enumerate(images, 1)]
+        return Upload(named, identity)
     if media_type in _IMAGE_TYPES:
         body = await request.body()
         if not body:
             raise UsageError("the body is empty", hint="Send an image")
-        return [(body, _checked(name) or "image 1")]
+        return Upload([(body, _checked(name) or "image 1")])
     supported = ", ".join((_MULTIPART, *_IMAGE_TYPES))
     raise HTTPException(415, f"the Content-Type {media_type[:64]!r} is not supported; use one of: {supported}")
 
 
-async def _read_form(request: Request, max_images: int) -> list[tuple[bytes, str]]:
+async def _read_form(request: Request, max_images: int) -> Upload:
     try:
-        async with request.form(max_files=max_images, max_fields=8) as form:
+        async with request.form(max_files=max_images, max_fields=_MAX_FIELDS) as form:
             parts = [part for part in form.getlist("images") if isinstance(part, UploadFile)]
             images = [(await part.read(), (part.filename or "")[:MAX_NAME_LENGTH]) for part in parts]
+            fields = [(name, value) for name, value in form.multi_items() if isinstance(value, str)]
     except HTTPException as error:
         if error.status_code != 400:  # the body exceeds its limit
             raise
@@ -88,7 +111,27 @@ async def _read_form(request: Request, max_images: int) -> list[tuple[bytes, str
         ) from error
     if not images:
         raise UsageError("the form contains no image", hint='Send each image as a part named "images" with a file name')
-    return images
+    return Upload(images, read_identity(fields))
+
+
+def read_identity(fields: Iterable[tuple[str, str]]) -> Identity | None:
+    """Return the identity that the fields of a form state; None if they are empty.
+
+    Raises:
+        UsageError: A field is unknown, repeated, too long, or has half of a surrogate pair. No value is shown.
+    """
+    values: dict[str, str] = {}
+    for name, value in fields:
+        if name not in IDENTITY_FIELDS:
+            raise UsageError(
+                f"unknown field {name[:_MAX_SHOWN]!r} of the form", hint=f"Use one of: {', '.join(IDENTITY_FIELDS)}"
+            )
+        if name in values:
+            raise UsageError(f"the field {name!r} is repeated", hint="Send it once")
+        if len(value) > MAX_IDENTITY_LENGTH or any("\ud800" <= character <= "\udfff" for character in value):
+            raise UsageError(f"the field {name!r} is not a text of at most {MAX_IDENTITY_LENGTH} characters")
+        values[name] = normalize_text(value)
+    return Identity(**values) if any(values.values()) else None
 
 
 def _malformed_form() -> UsageError:

@@ -21,7 +21,16 @@ from pneumoscope.service.storage.tables import audit_log
 
 __all__ = ["Entry", "Event", "append", "read_rows", "verify_hashes"]
 
-Event = Literal["predicted", "reviewed", "image_removed", "deleted", "unreadable", "unreadable_deleted"]
+Event = Literal[
+    "predicted",
+    "reviewed",
+    "image_removed",
+    "deleted",
+    "unreadable",
+    "unreadable_deleted",
+    "identity_changed",
+    "identity_removed",
+]
 _FIRST_HASH = "0" * 64
 _BATCH = 1000  # rows fetched at once
 _SELECT_LAST = select(audit_log.c.number, audit_log.c.hash).order_by(audit_log.c.number.desc()).limit(1)

@@ -12,12 +12,14 @@ from collections.abc import Mapping
 from datetime import UTC, datetime
 from typing import Any, Literal, NamedTuple
 
-from sqlalchemy import ColumnElement, Connection, Executable, RowMapping, and_, case, func, or_, select
+from sqlalchemy import ColumnElement, Connection, Executable, RowMapping, Select, and_, case, func, or_, select
 
 from pneumoscope.core.errors import UnknownNameError, UsageError
+from pneumoscope.core.identity import ConflictCode
 from pneumoscope.core.prediction import OVERRIDES, Decision, Failure, ImageStatistics, ModelInfo, Prediction
 from pneumoscope.service.storage.blob_store import content_hash
-from pneumoscope.service.storage.tables import predictions
+from pneumoscope.service.storage.identities import CONFLICT_COLUMNS, IDENTITY_COLUMNS, matches_search
+from pneumoscope.service.storage.tables import instances, patients, predictions, studies
 
 __all__ = [
     "TIME_FORMAT",
@@ -41,6 +43,7 @@ __all__ = [
     "new_unreadable_row",
     "result_hash",
     "select_one",
+    "select_stored",
 ]
 
 Order = Literal["newest", "oldest", "highest", "lowest", "urgency"]
@@ -53,11 +56,20 @@ _RESULT_COLUMNS = (
     "rejection_parameters", "uncertainty_low", "uncertainty_high", "uncertainty_coverage", "width", "height", "format",
     "model_name", "model_version",
 )  # fmt: skip
-_AGE_REJECTIONS = ("age_required", "age_not_understood")
+# Rejections that another header of the same image may lack.
+_HEADER_REJECTIONS = {
+    *OVERRIDES, "age_required", "age_not_understood", "outside_age_range", "modality_not_supported", "lateral_view",
+    "for_processing", "presentation_intent_not_understood",
+}  # fmt: skip
 # Such columns of later revisions: hashed if they are set, so that the hashes of earlier predictions stay the same.
 _LATER_RESULT_COLUMNS = (
     "age", "age_source", "warnings", "model_site", "image_brightness", "image_contrast", "image_sharpness", "image_border",
 )  # fmt: skip
+_JOINED = (
+    predictions.outerjoin(instances, predictions.c.pixel_sha256 == instances.c.pixel_sha256)
+    .outerjoin(studies)
+    .outerjoin(patients)
+)
 # Sort key of "urgency": pneumonia, uncertain and no pneumonia, each by falling probability, then rejected images; those with a
 # review last.
 _URGENCY = (
@@ -100,6 +112,9 @@ class StoredPrediction(Prediction):
         image_bytes: Size of the uploaded file in bytes.
         image_removed: Time when retention removed the image, ISO 8601 in UTC; None while it is stored.
         review: The latest review; None if there is none.
+        study_key: Key of the study, for `GET /v1/studies/{study_key}` and filters; None without an identity.
+        patient_key: Key of the patient; None if nothing is known of the patient.
+        conflicts: Identifiers that another image, study or patient has as well.
     """
 
     id: str
@@ -108,6 +123,9 @@ class StoredPrediction(Prediction):
     image_bytes: int
     image_removed: str | None
     review: Review | None
+    study_key: str | None = None
+    patient_key: str | None = None
+    conflicts: tuple[ConflictCode, ...] = ()
 
     def to_row(self) -> dict[str, Any]:
         """Return the prediction as one flat row: `Prediction.to_row`, and the other columns of the table."""
@@ -123,12 +141,21 @@ class StoredPrediction(Prediction):
             "note": review.note if review else "",
             "reviewed": review and review.time,
             "reviewer": review and review.reviewer,
+            "study_key": self.study_key,
+            "patient_key": self.patient_key,
+            **{column.name: column.name in self.conflicts for column in CONFLICT_COLUMNS},
         }
 
     @property
+    def image_key(self) -> str:
+        """What identifies the image: the hash of its pixels, or of its file if that is unknown."""
+        return (self.image and self.image.pixel_sha256) or self.image_sha256
+
+    @property
     def etag(self) -> str:
-        """The entity tag (RFC 9110) of the prediction with its review and its image: it changes when one of them does."""
-        state = json.dumps([self.review and dataclasses.astuple(self.review), self.image_removed])
+        """The entity tag (RFC 9110) of the prediction with its review, image and identity: it changes when one of them does."""
+        review, identity = (each and dataclasses.astuple(each) for each in (self.review, self.identity))
+        state = json.dumps([review, self.image_removed, identity])
         return f'"{hashlib.sha256(f"{self.id} {state}".encode()).hexdigest()[:32]}"'
 
     @classmethod
@@ -142,6 +169,9 @@ class StoredPrediction(Prediction):
             "image_bytes": row["image_bytes"],
             "image_removed": row["image_removed"],
             "review": Review(row["agrees"], row["note"], row["reviewed"], row["reviewer"]) if reviewed else None,
+            "study_key": row["study_key"],
+            "patient_key": row["patient_key"],
+            "conflicts": tuple(column.name for column in CONFLICT_COLUMNS if row[column.name]),
         }
 
 
@@ -155,6 +185,9 @@ class Filter:
         reviewed: Whether there is a review.
         since: Earliest time, included; ISO 8601 in UTC.
         until: Latest time, excluded; ISO 8601 in UTC.
+        study_key: Key of a study.
+        patient_key: Key of a patient.
+        search: Words of `identities.matches_search`, all of which must match.
     """
 
     decision: Decision | None = None
@@ -162,6 +195,9 @@ class Filter:
     reviewed: bool | None = None
     since: str | None = None
     until: str | None = None
+    study_key: str | None = None
+    patient_key: str | None = None
+    search: tuple[str, ...] = ()
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
@@ -225,16 +261,18 @@ def is_id(text: str) -> bool:
 def compute_id(row: Row) -> str:
     """Return the id of the prediction in a row, 32 hexadecimal digits.
 
-    It is derived from the image, the model, its site profile, the operating point, the age that a person entered, the overrides
-    of the header that the prediction depends on, and from whether the image was rejected for its age or for a value that can be
-    overridden: such an image is predicted when the age is entered, no longer required, or understood, or the value is overridden.
+    It is derived from the image's pixels, the model, its site profile, the operating point, the age that a person entered or whether
+    the header states one, the overrides of the header that the prediction depends on, and a rejection by the header: such an image
+    is predicted when the header is corrected or overridden, or the age is entered.
     """
-    parts = [row["image_sha256"], row["model_sha256"], row["operating_point"]]
+    parts = [row["pixel_sha256"], row["model_sha256"], row["operating_point"]]
     if row["model_site"]:
         parts.append(f"site {row['model_site']}")
     if row["age_source"] == "entered":
         parts.append(f"age {row['age']}")
-    if row["rejection_code"] in _AGE_REJECTIONS or row["rejection_code"] in OVERRIDES:
+    elif row["age"] is not None:
+        parts.append("age stated")
+    if row["rejection_code"] in _HEADER_REJECTIONS:
         parts.append(row["rejection_code"])
     parts += [warning for warning in row["warnings"].split() if warning.startswith("assumed_")]
     return hashlib.sha256(" ".join(parts).encode()).hexdigest()[:32]
@@ -258,6 +296,7 @@ def new_row(prediction: Prediction, image: bytes) -> dict[str, Any]:
     row = {name: value for name, value in prediction.to_row().items() if name in predictions.c}
     row |= {
         "image_sha256": sha256,
+        "pixel_sha256": row["pixel_sha256"] or sha256,
         "age": None if row["age"] is None else float(row["age"]) + 0.0,
     }  # as it is read: no -0.0
     return row | {
@@ -332,7 +371,9 @@ def result_hash(row: Row) -> str:
     return hashlib.sha256(text.encode()).hexdigest()
 
 
-def find_page(connection: Connection, where: Filter, *, order: Order, limit: int, after: str) -> Page:
+def find_page(
+    connection: Connection, where: Filter, *, order: Order, limit: int, after: str, by_study: bool = False
+) -> Page:
     """Return a page of predictions; see `PredictionRepository.find`.
 
     Raises:
@@ -348,32 +389,56 @@ def find_page(connection: Connection, where: Filter, *, order: Order, limit: int
         "urgency": (_URGENCY, False),
     }[order]
     conditions = _conditions(where)
-    total = connection.execute(select(func.count()).select_from(predictions).where(*conditions)).scalar_one()
-    # Continue from the last row's key, not from a count: insertions and deletions in between shift nothing.
-    if after:
-        value, last_id = _decode_cursor(after, order)
-        beyond = column < value if descending else column > value
-        conditions.append(or_(beyond, and_(column == value, predictions.c.id > last_id)))
-    query = (
-        select(predictions, column.label("sort_key"))
+    total = connection.execute(select(func.count()).select_from(_JOINED).where(*conditions)).scalar_one()
+    group: ColumnElement[str] = func.coalesce(instances.c.study_key, predictions.c.id) if by_study else predictions.c.id
+    first = func.max(column) if descending else func.min(column)
+    keys = (
+        select(
+            predictions.c.id,
+            (first.over(partition_by=group) if by_study else column).label("first"),
+            group.label("group"),
+            column.label("value"),
+        )
+        .select_from(_JOINED if by_study or conditions else predictions)
         .where(*conditions)
-        .order_by(column.desc() if descending else column.asc(), predictions.c.id)
-        .limit(limit + 1)
+        .subquery()
     )
-    rows = [dict(row) for row in connection.execute(query).mappings()]
-    cursor = _encode_cursor(order, rows[limit - 1]["sort_key"], rows[limit - 1]["id"]) if len(rows) > limit else ""
+    # The rows of a group stand together, where its first one belongs. Their order is that of the values, then of the ids.
+    sort_keys = ((keys.c.first, descending), (keys.c.group, False), (keys.c.value, descending), (keys.c.id, False))
+    query = select_stored(keys.c.first, keys.c.group, keys.c.value).join(keys, keys.c.id == predictions.c.id)
+    # Continue from the last row's keys, not from a count: insertions and deletions in between shift nothing.
+    if after:
+        beyond: ColumnElement[bool] | None = None
+        for (key, is_descending), value in zip(
+            reversed(sort_keys), reversed(_decode_cursor(after, order)), strict=True
+        ):
+            further = key < value if is_descending else key > value
+            beyond = further if beyond is None else or_(further, and_(key == value, beyond))
+        assert beyond is not None
+        query = query.where(beyond)
+    query = query.order_by(*(key.desc() if is_descending else key.asc() for key, is_descending in sort_keys))
+    rows = [dict(row) for row in connection.execute(query.limit(limit + 1)).mappings()]
+    cursor = _encode_cursor(order, rows[limit - 1]) if len(rows) > limit else ""
     return Page(tuple(StoredPrediction.from_row(row) for row in rows[:limit]), total, cursor)
 
 
 def count_rejections(connection: Connection, where: Filter) -> dict[str, int]:
     """Return the number of predictions by rejection code, "" for those that are not rejected; see `find_page`."""
-    query = select(predictions.c.rejection_code, func.count()).where(*_conditions(where))
+    query = select(predictions.c.rejection_code, func.count()).select_from(_JOINED).where(*_conditions(where))
     rows = connection.execute(query.group_by(predictions.c.rejection_code))
     return {code or "": count for code, count in rows}
 
 
+def select_stored(*columns: ColumnElement[Any]) -> Select[Any]:
+    """Select predictions with their identity: the columns of `StoredPrediction.fields_from_row`, and further ones."""
+    return select(predictions, *IDENTITY_COLUMNS, *CONFLICT_COLUMNS, *columns).select_from(_JOINED)
+
+
 def _conditions(where: Filter) -> list[ColumnElement[bool]]:
     return [
+        *([instances.c.study_key == where.study_key] if where.study_key else []),
+        *([studies.c.patient_key == where.patient_key] if where.patient_key else []),
+        *([matches_search(where.search)] if where.search else []),
         *([predictions.c.decision == where.decision] if where.decision else []),
         *([(predictions.c.decision == "rejected") == where.rejected] if where.rejected is not None else []),
         *([predictions.c.reviewed.is_not(None) == where.reviewed] if where.reviewed is not None else []),
@@ -419,21 +484,25 @@ def _parse_time(text: str, name: str) -> str:
         raise UsageError(f"{name} is {text!r}, which is not a time", hint=f"Write it as {TIME_FORMAT}") from error
 
 
-def _encode_cursor(order: Order, value: str | float, last_id: str) -> str:
-    return base64.urlsafe_b64encode(json.dumps([order, value, last_id]).encode()).decode().rstrip("=")
+def _encode_cursor(order: Order, row: Row) -> str:
+    keys = [row[name] for name in ("first", "group", "value", "id")]
+    return base64.urlsafe_b64encode(json.dumps([order, *keys]).encode()).decode().rstrip("=")
 
 
-def _decode_cursor(cursor: str, order: Order) -> tuple[str | float, str]:
+def _decode_cursor(cursor: str, order: Order) -> tuple[str | float, str, str | float, str]:
+    """Return the sort keys of the last row of a page."""
     try:
-        cursor_order, value, last_id = json.loads(base64.urlsafe_b64decode(cursor + "=" * (-len(cursor) % 4)))
-        if cursor_order != order or not is_id(last_id):
+        cursor_order, first, group, value, id = json.loads(base64.urlsafe_b64decode(cursor + "=" * (-len(cursor) % 4)))
+        if cursor_order != order or not is_id(id) or not is_id(group):
             raise ValueError
-        value = _parse_time(value, "after") if order in ("newest", "oldest") else float(value)
-        if not isinstance(value, str) and not math.isfinite(value):
+        first, value = (
+            _parse_time(each, "after") if order in ("newest", "oldest") else float(each) for each in (first, value)
+        )
+        if not all(isinstance(each, str) or math.isfinite(each) for each in (first, value)):
             raise ValueError
     except (ValueError, TypeError, OverflowError, RecursionError, UsageError) as error:
         raise UsageError(
             f"after is {cursor[:64]!r}, which is not the `next` of a page in the order {order!r}",
             hint="Start again without it",
         ) from error
-    return value, last_id
+    return first, group, value, id

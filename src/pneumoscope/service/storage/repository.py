@@ -8,15 +8,16 @@ from __future__ import annotations
 import contextlib
 import logging
 import threading
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from concurrent.futures import Future
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
-from sqlalchemy import Connection, Engine, bindparam, delete, func, insert, select, update
+from sqlalchemy import ColumnElement, Connection, Engine, Select, bindparam, delete, func, insert, select, update
 
 from pneumoscope.core.errors import ConflictError, GoneError, StorageError, UnknownNameError
+from pneumoscope.core.identity import Identity
 from pneumoscope.core.prediction import ModelInfo, Prediction
 from pneumoscope.service.audit.log import Entry, Event, append
 from pneumoscope.service.auth.tokens import RETENTION
@@ -24,6 +25,7 @@ from pneumoscope.service.storage.blob_store import BLOBS, BlobStore, FolderBlobS
 from pneumoscope.service.storage.data_directory import DataDirectory
 from pneumoscope.service.storage.database import DATABASE_FILE, open_database, read_transaction, write_transaction
 from pneumoscope.service.storage.group_commit import GroupCommit
+from pneumoscope.service.storage.identities import assign_identity, remove_identity, remove_unused_identity
 from pneumoscope.service.storage.records import (
     Filter,
     Order,
@@ -42,15 +44,18 @@ from pneumoscope.service.storage.records import (
     new_unreadable_row,
     result_hash,
     select_one,
+    select_stored,
 )
 from pneumoscope.service.storage.recovery import recover
-from pneumoscope.service.storage.tables import predictions, unreadable_files
+from pneumoscope.service.storage.studies import find_studies, find_studies_of_patients
+from pneumoscope.service.storage.tables import instances, predictions, studies, unreadable_files
 
 __all__ = ["PredictionRepository"]
 
 _LOG = logging.getLogger("pneumoscope.service")
 _BATCH = 500  # images removed in one transaction
-_SELECT_BY_IDS = select(predictions).where(predictions.c.id.in_(bindparam("ids", expanding=True)))
+REMOVED_NAME = "removed"  # of a file whose identity was removed
+_SELECT_BY_IDS = select_stored().where(predictions.c.id.in_(bindparam("ids", expanding=True)))
 _INSERT = insert(predictions)
 
 
@@ -135,9 +140,7 @@ class PredictionRepository:
             UnknownNameError: There is no prediction with this id.
         """
         with self._connection_lock, read_transaction(self.engine) as connection:
-            return StoredPrediction.from_row(
-                select_one(connection, select(predictions).where(predictions.c.id == id), id)
-            )
+            return StoredPrediction.from_row(select_one(connection, _select_by_id(id), id))
 
     def image(self, prediction: StoredPrediction) -> bytes:
         """Return the file of a prediction's image.
@@ -162,7 +165,9 @@ class PredictionRepository:
             " the image again",
         )
 
-    def find(self, where: Filter, *, order: Order = "newest", limit: int = 50, after: str = "") -> Page:
+    def find(
+        self, where: Filter, *, order: Order = "newest", limit: int = 50, after: str = "", by_study: bool = False
+    ) -> Page:
         """Return a page of predictions.
 
         Args:
@@ -172,11 +177,12 @@ class PredictionRepository:
                 falling probability, then rejected images.
             limit: Size of the page, up to 200.
             after: `next` of the page before, in the same order.
+            by_study: Whether images of one study stand together, in the place of the first of them.
         Raises:
             UsageError: `limit`, `after` or a time is invalid.
         """
         with self._connection_lock, read_transaction(self.engine) as connection:
-            return find_page(connection, where, order=order, limit=limit, after=after)
+            return find_page(connection, where, order=order, limit=limit, after=after, by_study=by_study)
 
     def count_rejections(self, where: Filter) -> dict[str, int]:
         """Return the number of predictions by rejection code, "" for those that are not rejected.
@@ -259,20 +265,50 @@ class PredictionRepository:
             StorageError: It cannot be stored.
         """
         with self._connection_lock, self._write_transaction() as connection:
-            if etags:
-                row = select_one(connection, select(predictions).where(predictions.c.id == id), id)
-                if StoredPrediction.from_row(row).etag not in etags:
-                    raise ConflictError(
-                        "the review was changed in the meantime",
-                        hint="Get the prediction again, and compare its review",
-                    )
+            _require_etag(select_one(connection, _select_by_id(id), id), etags, "review")
             time = self._time()
             values = {"agrees": agrees, "note": note, "reviewed": time, "reviewer": user}
             query = update(predictions).where(predictions.c.id == id).values(values).returning(predictions)
             row = select_one(connection, query, id)
             details = {"agrees": agrees, "note_sha256": content_hash(note.encode())}
             append(connection, [_entry(row, time, user, "reviewed", details)])
-            return StoredPrediction.from_row(row)
+            return StoredPrediction.from_row(select_one(connection, _select_by_id(id), id))
+
+    def set_identity(self, id: str, identity: Identity, *, user: str, etags: Sequence[str] = ()) -> StoredPrediction:
+        """Replace the identity of an image, which moves all its predictions, and return the prediction with it.
+
+        Args:
+            id: Of a prediction of the image.
+            identity: The complete identity; empty fields remove values.
+            user, etags: See `review`.
+        Raises:
+            UnknownNameError, ConflictError, StorageError: See `review`.
+        """
+        with self._connection_lock, self._write_transaction() as connection:
+            row = select_one(connection, _select_by_id(id), id)
+            _require_etag(row, etags, "prediction")
+            if changed := assign_identity(connection, row["pixel_sha256"], identity, complete=True):
+                details = {"fields": changed}
+                append(connection, [_entry(row, self._time(), user, "identity_changed", details)])
+            return StoredPrediction.from_row(select_one(connection, _select_by_id(id), id))
+
+    def studies(self, keys: Collection[str]) -> dict[str, list[StoredPrediction]]:
+        """Return the predictions of studies by key, oldest first; a key without a study is missing.
+
+        Raises:
+            StorageError: The database cannot be read.
+        """
+        with self._connection_lock, read_transaction(self.engine) as connection:
+            return find_studies(connection, keys)
+
+    def studies_of_patient(self, key: str) -> dict[str, list[StoredPrediction]]:
+        """Return the predictions of the studies of a patient by the key of the study, oldest first.
+
+        Raises:
+            StorageError: The database cannot be read.
+        """
+        with self._connection_lock, read_transaction(self.engine) as connection:
+            return find_studies_of_patients(connection, [key])
 
     def remove(self, id: str, *, user: str) -> None:
         """Delete a prediction and its image; the audit log keeps the events.
@@ -281,18 +317,79 @@ class PredictionRepository:
             UnknownNameError: There is no prediction with this id.
             StorageError: It cannot be deleted.
         """
+        if not self._remove(predictions.c.id == id, user):
+            raise UnknownNameError("prediction", id, (), hint="It was deleted, or never existed here")
+
+    def remove_study(self, key: str, *, user: str) -> None:
+        """Delete a study with its predictions and images; see `remove`.
+
+        Raises:
+            UnknownNameError: There is no study with this key.
+            StorageError: It cannot be deleted.
+        """
+        hashes = select(instances.c.pixel_sha256).where(instances.c.study_key == key)
+        if not self._remove(predictions.c.pixel_sha256.in_(hashes), user):
+            raise UnknownNameError("study", key, (), hint="It was deleted, or never existed here")
+
+    def remove_patient(self, key: str, *, user: str) -> None:
+        """Delete a patient with all studies, predictions and images; see `remove`.
+
+        Raises:
+            UnknownNameError: There is no patient with this key.
+            StorageError: It cannot be deleted.
+        """
+        hashes = select(instances.c.pixel_sha256).join(studies).where(studies.c.patient_key == key)
+        if not self._remove(predictions.c.pixel_sha256.in_(hashes), user):
+            raise UnknownNameError("patient", key, (), hint="It was deleted, or never existed here")
+
+    def _remove(self, condition: ColumnElement[bool], user: str) -> int:
+        """Delete the predictions that meet a condition, their images and identities, and return their number."""
         with self._connection_lock:
             with self._write_transaction() as connection:
-                query = delete(predictions).where(predictions.c.id == id).returning(predictions)
-                row = select_one(connection, query, id)
-                append(connection, [_entry(row, self._time(), user, "deleted")])
+                rows = connection.execute(delete(predictions).where(condition).returning(predictions)).mappings().all()
+                remove_unused_identity(connection, [row["pixel_sha256"] for row in rows])
+                append(connection, [_entry(row, self._time(), user, "deleted") for row in rows])
             try:
-                _raise_errors(self._remove_unreferenced([row["image_sha256"]]))
+                _raise_errors(self._remove_unreferenced([row["image_sha256"] for row in rows]))
             except StorageError as error:
                 raise StorageError(
-                    f"prediction {id!r} is deleted, but its image could not be: {error.message}",
+                    f"the predictions are deleted, but not all images: {error.message}",
                     hint="The service tries again every few minutes, and at the next start",
                 ) from error
+            return len(rows)
+
+    def expire_identities(self, age: timedelta, *, stopped: Callable[[], bool] = lambda: False) -> int:
+        """Remove the identities of images whose predictions are all older than an age, and return their number.
+
+        The predictions are kept. The names of their files, which may name patients, become "removed".
+
+        Args:
+            age: Time since the prediction.
+            stopped: Returns whether to leave the rest for the next call.
+        Raises:
+            StorageError: An identity cannot be removed.
+        """
+        limit, count = format_time(self._now() - age), 0
+        newer = predictions.alias()
+        is_used = (
+            select(newer.c.id)
+            .where(newer.c.pixel_sha256 == predictions.c.pixel_sha256, newer.c.created >= limit)
+            .exists()
+        )
+        old = predictions.c.created < limit, predictions.c.path != REMOVED_NAME, ~is_used
+        while not stopped():
+            with self._connection_lock, self._write_transaction() as connection:
+                query = select(predictions).where(*old).limit(_BATCH)
+                rows = connection.execute(query).mappings().all()
+                if not rows:
+                    break
+                ids, hashes = [row["id"] for row in rows], [row["pixel_sha256"] for row in rows]
+                connection.execute(update(predictions).where(predictions.c.id.in_(ids)).values(path=REMOVED_NAME))
+                remove_identity(connection, hashes)
+                time = self._time()
+                append(connection, [_entry(row, time, RETENTION, "identity_removed") for row in rows])
+            count += len(rows)
+        return count
 
     def expire(self, age: timedelta, *, stopped: Callable[[], bool] = lambda: False) -> int:
         """Remove images older than an age, keep their predictions, and return the number of images.
@@ -351,17 +448,23 @@ class PredictionRepository:
 
                     existing = connection.execute(_SELECT_BY_IDS, {"ids": [row["id"] for row in rows]})
                     by_id = {row["id"]: dict(row) for row in existing.mappings()}
-                    results: list[tuple[StoredPrediction, bool] | Exception] = []
-                    new_rows, entries = [], []
+                    results: list[tuple[str, bool] | Exception] = []
+                    new_rows: list[dict[str, Any]] = []
+                    entries: list[Entry] = []
                     for row, each in zip(rows, additions, strict=True):
                         id, sha256, is_new = row["id"], row["image_sha256"], row["id"] not in by_id
-                        if is_new or not by_id[id]["image_removed"]:  # a removed image is not stored again
+                        # A removed image is not stored again, nor the same pixels in another file.
+                        if is_new or (not by_id[id]["image_removed"] and by_id[id]["image_sha256"] == sha256):
                             if sha256 in failed:
                                 results.append(failed[sha256])
                                 continue
                             referenced.add(sha256)
+                        time = self._time()
+                        is_same_file = not is_new and by_id[id]["image_sha256"] == sha256  # states nothing new
+                        identity = None if is_same_file else each.prediction.identity
+                        if changed := assign_identity(connection, row["pixel_sha256"], identity):
+                            entries.append(_entry(row, time, each.user, "identity_changed", {"fields": changed}))
                         if is_new:
-                            time = self._time()
                             by_id[id] = row | {"created": time}
                             new_rows.append(by_id[id])
                             details = {
@@ -371,10 +474,15 @@ class PredictionRepository:
                                 **({"site": row["model_site"]} if row["model_site"] else {}),
                             }
                             entries.append(_entry(row, time, each.user, "predicted", details))
-                        results.append((StoredPrediction.from_row(by_id[id]), is_new))
+                        results.append((id, is_new))
                     if new_rows:
                         connection.execute(_INSERT, new_rows)
                     append(connection, entries)
+                    ids = [each[0] for each in results if not isinstance(each, Exception)]
+                    stored = {
+                        row["id"]: StoredPrediction.from_row(dict(row))
+                        for row in connection.execute(_SELECT_BY_IDS, {"ids": ids}).mappings()
+                    }
                 for sha256 in staged:
                     self._publish_or_discard(sha256, referenced=sha256 in referenced)
         except Exception:
@@ -382,7 +490,7 @@ class PredictionRepository:
             with contextlib.suppress(StorageError):  # `retry_failed` tries again
                 self._settle()
             raise
-        return results
+        return [each if isinstance(each, Exception) else (stored[each[0]], each[1]) for each in results]
 
     def _publish_or_discard(self, sha256: str, *, referenced: bool) -> None:
         """Publish a staged image if a committed row refers to it; discard it otherwise.
@@ -467,6 +575,18 @@ class PredictionRepository:
 
     def _time(self) -> str:
         return format_time(self._now())
+
+
+def _require_etag(row: dict[str, Any], etags: Sequence[str], changed: str) -> None:
+    """Raise ConflictError if there are entity tags and a prediction has none of them."""
+    if etags and StoredPrediction.from_row(row).etag not in etags:
+        raise ConflictError(
+            f"the {changed} was changed in the meantime", hint=f"Get the prediction again, and compare its {changed}"
+        )
+
+
+def _select_by_id(id: str) -> Select[Any]:
+    return select_stored().where(predictions.c.id == id)
 
 
 def _raise_errors(errors: Sequence[StorageError]) -> None:

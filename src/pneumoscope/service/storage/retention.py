@@ -1,4 +1,4 @@
-"""Retention: remove images that are too old, and retry removals that failed."""
+"""Retention: remove images and identities that are too old, and retry removals that failed."""
 
 from __future__ import annotations
 
@@ -23,10 +23,13 @@ class Retention:
     Args:
         repository: Where the images are stored.
         keep: Age at which images are removed; None keeps them.
+        keep_identities: Age at which identities of patients are removed; None keeps them.
     """
 
-    def __init__(self, repository: PredictionRepository, keep: timedelta | None) -> None:
-        self._repository, self._keep = repository, keep
+    def __init__(
+        self, repository: PredictionRepository, keep: timedelta | None, keep_identities: timedelta | None = None
+    ) -> None:
+        self._repository, self._keep, self._keep_identities = repository, keep, keep_identities
         self._stopped = threading.Event()
         self._thread = threading.Thread(target=self._run, name="retention", daemon=True)
 
@@ -44,6 +47,9 @@ class Retention:
             self._attempt(self._repository.retry_failed)
             if self._keep is not None:
                 self._attempt(partial(self._repository.expire, self._keep, stopped=self._stopped.is_set))
+            if self._keep_identities is not None:
+                expire = partial(self._repository.expire_identities, self._keep_identities)
+                self._attempt(partial(expire, stopped=self._stopped.is_set))
             if self._stopped.wait(_INTERVAL_SECONDS):
                 return
 
@@ -54,4 +60,4 @@ class Retention:
         except Exception as error:  # noqa: BLE001  the next run tries again
             # The message of an unexpected error may contain names of patients.
             reason = error.message if isinstance(error, PneumoscopeError) else type(error).__name__
-            _LOG.error("Images could not be removed; the next run tries again: %s", reason)
+            _LOG.error("Images or identities could not be removed; the next run tries again: %s", reason)

@@ -5,22 +5,24 @@ Times are text, ISO 8601 in UTC with microseconds, so that SQLite and PostgreSQL
 
 from __future__ import annotations
 
-from sqlalchemy import Boolean, Column, Float, Integer, MetaData, String, Table, Text
+from sqlalchemy import Boolean, Column, Float, ForeignKey, Integer, MetaData, String, Table, Text
 
-__all__ = ["METADATA", "audit_log", "predictions", "unreadable_files"]
+__all__ = ["METADATA", "audit_log", "instances", "patients", "predictions", "studies", "unreadable_files"]
 
 METADATA = MetaData()
 _SHA256 = String(64)
 _TIME = String(32)
+_KEY = String(32)
 
-# One row per id, see `records.compute_id`: the columns of `Prediction.to_row` but those of failures, which are not stored, and
-# those that `StoredPrediction` adds.
+# One row per id, see `records.compute_id`: the columns of `Prediction.to_row` but those of failures, which are not stored, and of
+# the identity, which has its own tables, and those that `StoredPrediction` adds. `pixel_sha256` refers to the instance, if any.
 predictions = Table(
     "predictions",
     METADATA,
     Column("id", String(32), primary_key=True),
     Column("path", Text, nullable=False),
     Column("image_sha256", _SHA256, nullable=False, index=True),
+    Column("pixel_sha256", _SHA256, nullable=False, index=True, server_default=""),
     Column("image_bytes", Integer, nullable=False),
     Column("image_removed", _TIME),
     Column("created", _TIME, nullable=False, index=True),
@@ -55,6 +57,40 @@ predictions = Table(
     Column("note", Text, nullable=False),
     Column("reviewed", _TIME, index=True),
     Column("reviewer", String(64)),
+)
+
+# The fields of `core.identity.Identity`; see `identities`. Keys are random. The columns `..._search` hold the words of
+# `identities.matches_search`.
+patients = Table(
+    "patients",
+    METADATA,
+    Column("patient_key", _KEY, primary_key=True),
+    Column("patient_id", Text, nullable=False, index=True),
+    Column("issuer_of_patient_id", Text, nullable=False),
+    Column("patient_name", Text, nullable=False),
+    Column("patient_birth_date", Text, nullable=False),
+    Column("patient_sex", Text, nullable=False),
+    Column("patient_search", Text, nullable=False),
+)
+studies = Table(
+    "studies",
+    METADATA,
+    Column("study_key", _KEY, primary_key=True),
+    Column("patient_key", _KEY, ForeignKey("patients.patient_key"), index=True),
+    Column("study_instance_uid", Text, nullable=False, index=True),
+    Column("accession_number", Text, nullable=False, index=True),
+    Column("study_date", Text, nullable=False),
+    Column("study_description", Text, nullable=False),
+    Column("study_search", Text, nullable=False),
+)
+instances = Table(
+    "instances",
+    METADATA,
+    Column("pixel_sha256", _SHA256, primary_key=True),
+    Column("study_key", _KEY, ForeignKey("studies.study_key"), nullable=False, index=True),
+    Column("series_instance_uid", Text, nullable=False),
+    Column("sop_instance_uid", Text, nullable=False, index=True),
+    Column("station_name", Text, nullable=False),
 )
 
 # One row per file that could not be read, see `records.UnreadableFile`. The file itself is not stored.

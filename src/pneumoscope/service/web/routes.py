@@ -5,27 +5,32 @@ from __future__ import annotations
 import dataclasses
 import datetime
 import functools
+import itertools
 import math
 import re
 from collections.abc import Callable, Coroutine
-from typing import Any, NamedTuple
+from typing import Annotated, Any, NamedTuple
 from urllib.parse import urlencode
 
 from fastapi import APIRouter, Request, Response
+from fastapi.concurrency import run_in_threadpool
 from fastapi.responses import RedirectResponse, StreamingResponse
 from fastapi.routing import APIRoute
 
 from pneumoscope.bundle.model_card import read_evidence
 from pneumoscope.core.errors import AuthenticationError, BundleError, PneumoscopeError, UsageError
+from pneumoscope.core.identity import IDENTITY_FIELDS, Identity, age_at_study, normalize_text
 from pneumoscope.core.messages import error_text
 from pneumoscope.core.prediction import DECISIONS, MAX_AGE, REJECTION_CODES, RejectionCode
 from pneumoscope.inference.decision import threshold_probability
-from pneumoscope.service.api.dependencies import AppAuthenticator, AppService, AppSettings, User
+from pneumoscope.service.api.dependencies import AppAuthenticator, AppService, AppSettings, User, from_app_state
 from pneumoscope.service.api.exception_handlers import error_status, public_error, record_error
-from pneumoscope.service.api.uploads import wait_for_disconnect
+from pneumoscope.service.api.uploads import read_identity, wait_for_disconnect
 from pneumoscope.service.auth.sessions import COOKIE, SESSION_SECONDS
 from pneumoscope.service.auth.tokens import LOCAL
 from pneumoscope.service.predictions import PredictionService
+from pneumoscope.service.storage.records import StoredPrediction
+from pneumoscope.service.storage.studies import sorted_studies, summarize_study
 from pneumoscope.service.web.dashboard import (
     FALSE_ALARM_PROBABILITY,
     MIN_DRIFT_IMAGES,
@@ -35,15 +40,19 @@ from pneumoscope.service.web.dashboard import (
     summarize,
 )
 from pneumoscope.service.web.templating import render, request_language
-from pneumoscope.service.web.worklist import ORDERS, WorklistQuery, export_csv, parse_query
+from pneumoscope.service.web.worklist import ORDERS, SearchStore, WorklistQuery, export_csv, parse_query
 
 __all__ = ["page_router", "sign_in_router"]
 
+AppSearches = Annotated[SearchStore, from_app_state("searches")]
 _MAX_UNREADABLE = 200
 _PAGE_SIZE = 50  # images on a page of the worklist
 _MAX_DASHBOARD_IMAGES = 10_000
 _MAX_MONTHLY_IMAGES = 5000
 _MONTHS = 12  # of monitoring
+# Fields of the identity that only a header states.
+_HIDDEN_FIELDS = ("study_instance_uid", "series_instance_uid", "sop_instance_uid", "station_name")
+_MAX_FILTERS = 16  # fields of the form of a search
 
 
 class _PageRoute(APIRoute):
@@ -75,17 +84,34 @@ sign_in_router = APIRouter(route_class=_PageRoute, include_in_schema=False)
 
 
 @page_router.get("/")
-def worklist(request: Request, service: AppService, settings: AppSettings) -> Response:
+def worklist(request: Request, service: AppService, settings: AppSettings, searches: AppSearches) -> Response:
     """Return a page of the worklist."""
-    query = parse_query(request.query_params)
+    query = parse_query(request.query_params, searches, service.search_words)
     after = request.query_params.get("after", "")
-    page = service.repository.find(query.filter, order=query.order, limit=_PAGE_SIZE, after=after)
+    page = service.repository.find(query.filter, order=query.order, limit=_PAGE_SIZE, after=after, by_study=True)
+    keys = {prediction.study_key for prediction in page.predictions if prediction.study_key}
+    studies = {key: summarize_study(stored) for key, stored in service.repository.studies(keys).items()}
+    groups = [
+        (studies.get(key), list(group))
+        for key, group in itertools.groupby(page.predictions, key=lambda each: each.study_key or each.id)
+    ]
     return render(
-        request, "worklist.html", page=page, query=query, orders=ORDERS, tabs=_tabs(service, query),
+        request, "worklist.html", page=page, groups=groups, query=query, orders=ORDERS, tabs=_tabs(service, query),
         decisions=[decision for decision in DECISIONS if decision != "rejected"],
         max_upload_bytes=settings.max_body_bytes, page_size=_PAGE_SIZE, max_age=MAX_AGE,
         site=service.model.facts.site,
     )  # fmt: skip
+
+
+@page_router.post("/search")
+async def search(request: Request, searches: AppSearches) -> Response:
+    """Redirect to the worklist of the images that match the text of the form; the other fields are filters."""
+    form = await _read_form(request, max_fields=_MAX_FILTERS)
+    text = normalize_text(form.pop("text", ""))
+    parameters = {name: value for name, value in form.items() if value}
+    if text:
+        parameters["search"] = searches.add(text)
+    return RedirectResponse(f"/?{urlencode(parameters)}" if parameters else "/", 303)
 
 
 class _Tabs(NamedTuple):
@@ -106,10 +132,10 @@ def _tabs(service: PredictionService, query: WorklistQuery) -> _Tabs:
 
 
 @page_router.get("/unreadable")
-def unreadable(request: Request, service: AppService) -> Response:
+def unreadable(request: Request, service: AppService, searches: AppSearches) -> Response:
     """Return the latest files that could not be read."""
     files, total = service.repository.unreadable(limit=_MAX_UNREADABLE)
-    query = parse_query({})
+    query = parse_query({}, searches, service.search_words)
     return render(
         request, "unreadable.html", files=files, total=total, query=query, tabs=_tabs(service, query), max_files=_MAX_UNREADABLE,
     )  # fmt: skip
@@ -123,9 +149,10 @@ def remove_unreadable(service: AppService, user: User, id: str) -> Response:
 
 
 @page_router.get("/worklist.csv")
-def worklist_csv(request: Request, service: AppService) -> Response:
+def worklist_csv(request: Request, service: AppService, searches: AppSearches) -> Response:
     """Return the worklist as a CSV file."""
-    lines = export_csv(service.repository, parse_query(request.query_params))
+    query = parse_query(request.query_params, searches, service.search_words)
+    lines = export_csv(service.repository, query)
     name = f"pneumoscope-{datetime.datetime.now(datetime.UTC):%Y-%m-%d}.csv"
     return StreamingResponse(
         lines, media_type="text/csv", headers={"Content-Disposition": f'attachment; filename="{name}"'}
@@ -135,7 +162,10 @@ def worklist_csv(request: Request, service: AppService) -> Response:
 @page_router.get("/images/{id}")
 def viewer(request: Request, service: AppService, id: str) -> Response:
     """Return the viewer of an image."""
-    return render(request, "viewer.html", max_age=MAX_AGE, **_image_context(service, id))
+    return render(
+        request, "viewer.html", max_age=MAX_AGE, identity_fields=IDENTITY_FIELDS, hidden_identity_fields=_HIDDEN_FIELDS,
+        **_image_context(service, id),
+    )  # fmt: skip
 
 
 @page_router.post("/images/{id}")
@@ -144,6 +174,22 @@ async def enter_age(request: Request, service: AppService, user: User, id: str) 
     age = _parse_age((await _read_form(request)).get("age", ""))
     prediction = await service.predict_again(id, user, functools.partial(wait_for_disconnect, request), age=age)
     return RedirectResponse(f"/images/{prediction.id}", 303)
+
+
+@page_router.post("/images/{id}/identity")
+async def set_identity(request: Request, service: AppService, user: User, id: str) -> Response:
+    """Replace patient and study of an image by those of the form, and redirect to its prediction.
+
+    If the dates of the form state the age of the patient, and the prediction has none, the image is predicted again.
+    """
+    fields = await _read_form(request, max_fields=len(IDENTITY_FIELDS))
+    entered = read_identity(fields.items()) or Identity()
+    stored = await run_in_threadpool(service.set_identity, id, entered, user=user)
+    age = age_at_study(entered)
+    if age is not None and 0 <= age <= MAX_AGE and stored.age is None and stored.image_removed is None:
+        disconnected = functools.partial(wait_for_disconnect, request)
+        stored = await service.predict_again(id, user, disconnected, age=age)
+    return RedirectResponse(f"/images/{stored.id}", 303)
 
 
 @page_router.get("/images/{id}/report")
@@ -237,14 +283,14 @@ def sign_out(request: Request, authenticator: AppAuthenticator) -> Response:
     return response
 
 
-async def _read_form(request: Request) -> dict[str, str]:
+async def _read_form(request: Request, *, max_fields: int = 4) -> dict[str, str]:
     """Return the fields of a form.
 
     Raises:
         UsageError: The form declares an unknown character encoding.
     """
     try:
-        async with request.form(max_files=0, max_fields=4) as form:
+        async with request.form(max_files=0, max_fields=max_fields) as form:
             return {name: str(value) for name, value in form.items()}
     except UnicodeError as error:
         raise UsageError("the form cannot be parsed", hint="Use the form on the page") from error
@@ -285,8 +331,20 @@ def _image_context(service: PredictionService, id: str) -> dict[str, Any]:
         "can_enter_age": image_available and is_age_unknown,
         "heatmap_available": current_model and image_available and prediction.decision != "rejected",
         "current_model": current_model,
+        **_study_context(service, prediction),
         "prevalence": f"{service.model.card.calibration.prevalence:.0%}" if current_model else "",
     }
+
+
+def _study_context(service: PredictionService, prediction: StoredPrediction) -> dict[str, Any]:
+    """Return the study of a prediction, the other images of it, each with its latest prediction, and the patient's priors."""
+    key = prediction.study_key
+    if key is None:
+        return {"study": None, "study_images": [], "priors": []}
+    studies = service.study(key)
+    images = {each.image_key: each for each in studies[key] if each.image_key != prediction.image_key}
+    priors = sorted_studies({other: stored for other, stored in studies.items() if other != key})
+    return {"study": summarize_study(studies[key]), "study_images": list(images.values()), "priors": priors}
 
 
 def _sign_in_page(request: Request, status: int = 200, *, invalid_token: bool = False) -> Response:

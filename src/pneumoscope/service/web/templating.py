@@ -15,6 +15,7 @@ from starlette.responses import HTMLResponse
 
 from pneumoscope.core import messages
 from pneumoscope.core.i18n import LANGUAGES, choose_language, translations
+from pneumoscope.core.identity import display_name
 from pneumoscope.core.prediction import DECISIONS
 from pneumoscope.core.results import Interval
 from pneumoscope.service.auth.tokens import Authenticator
@@ -115,7 +116,12 @@ def _environment(language: str) -> jinja2.Environment:
         lstrip_blocks=True,
     )
     environment.install_gettext_translations(translations(language), newstyle=True)  # type: ignore[attr-defined]
-    environment.filters |= {"minute": format_minute, "interval_percent": format_interval, "years": format_years}
+    environment.filters |= {
+        "display_name": display_name,
+        "interval_percent": format_interval,
+        "minute": format_minute,
+        "years": format_years,
+    }
     environment.globals |= {
         "language": language,
         "notice": messages.notice(language),
@@ -125,8 +131,10 @@ def _environment(language: str) -> jinja2.Environment:
         **{
             name: functools.partial(getattr(messages, name), language=language)
             for name in (
+                "conflict_message",
                 "decision_label",
                 "decision_message",
+                "identity_label",
                 "operating_point_label",
                 "probability_text",
                 "rejection_label",

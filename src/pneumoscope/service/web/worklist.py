@@ -5,7 +5,10 @@ from __future__ import annotations
 import codecs
 import dataclasses
 import re
-from collections.abc import Iterator, Mapping
+import secrets
+import threading
+from collections import OrderedDict
+from collections.abc import Callable, Iterator, Mapping
 from typing import Any
 
 from pneumoscope.core.errors import UsageError
@@ -15,7 +18,7 @@ from pneumoscope.inference.writers import csv_line, csv_row, escape_formula
 from pneumoscope.service.storage.records import Filter, Order, Page, StoredPrediction
 from pneumoscope.service.storage.repository import PredictionRepository
 
-__all__ = ["ORDERS", "WorklistQuery", "export_csv", "parse_query"]
+__all__ = ["ORDERS", "SearchStore", "WorklistQuery", "export_csv", "parse_query"]
 
 # Labels of the sort orders; the first one is the default.
 ORDERS: dict[Order, str] = {
@@ -25,9 +28,41 @@ ORDERS: dict[Order, str] = {
     "highest": N_("Highest probability first"),
     "lowest": N_("Lowest probability first"),
 }
+_PARAMETERS = ("decision", "reviewed", "since", "until", "order", "study_key", "patient_key", "search")
 _EXPORT_BATCH = 200  # predictions read from the database at a time
+_KEY = re.compile(r"[0-9a-f]{32}")
+_MAX_SEARCHES = 1000
 _DATE = re.compile(r"\d{4}-\d\d-\d\d")
 _REVIEWED = {"": None, "yes": True, "no": False}
+
+
+class SearchStore:
+    """Keeps the texts of the latest searches in memory, so that URLs contain a random id instead of a patient's name."""
+
+    def __init__(self) -> None:
+        self._texts: OrderedDict[str, str] = OrderedDict()
+        self._lock = threading.Lock()
+
+    def add(self, text: str) -> str:
+        """Return the id of a search, 32 hexadecimal digits."""
+        id = secrets.token_hex(16)
+        with self._lock:
+            self._texts[id] = text
+            while len(self._texts) > _MAX_SEARCHES:
+                self._texts.popitem(last=False)
+        return id
+
+    def text(self, id: str) -> str:
+        """Return the text of a search.
+
+        Raises:
+            UsageError: There is no such search.
+        """
+        with self._lock:
+            try:
+                return self._texts[id]
+            except KeyError:
+                raise UsageError("the search has expired", hint="Search again") from None
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
@@ -37,12 +72,14 @@ class WorklistQuery:
     Attributes:
         filter: Conditions on the listed predictions. Rejected images are listed on a tab of their own.
         order: Sort order.
-        form: The query parameters "decision", "reviewed", "since", "until" and "order" as given; empty if absent.
+        form: The query parameters as given; empty if absent.
+        search: Text of the search; empty without one.
     """
 
     filter: Filter
     order: Order
     form: Mapping[str, str]
+    search: str = ""
 
     @property
     def rejected(self) -> bool:
@@ -55,13 +92,21 @@ class WorklistQuery:
         return any(value for name, value in self.form.items() if name != "order" and value != "rejected")
 
 
-def parse_query(parameters: Mapping[str, str]) -> WorklistQuery:
+def parse_query(
+    parameters: Mapping[str, str],
+    searches: SearchStore,
+    search_words: Callable[[str], tuple[str, ...]],
+) -> WorklistQuery:
     """Return the query that the parameters of a URL describe.
 
+    Args:
+        parameters: Of the URL.
+        searches: Contains the text of the parameter "search".
+        search_words: See `PredictionService.search_words`.
     Raises:
         UsageError: A value is not one of those allowed.
     """
-    form = {name: parameters.get(name, "") for name in ("decision", "reviewed", "since", "until", "order")}
+    form = {name: parameters.get(name, "") for name in _PARAMETERS}
     decision, reviewed, order = form["decision"], form["reviewed"], form["order"] or next(iter(ORDERS))
     if decision and decision not in DECISIONS:
         raise UsageError(f"unknown decision {decision[:40]!r}", hint=f"Use one of: {', '.join(DECISIONS)}")
@@ -72,6 +117,10 @@ def parse_query(parameters: Mapping[str, str]) -> WorklistQuery:
     for name in ("since", "until"):
         if form[name] and not _DATE.fullmatch(form[name]):
             raise UsageError(f"{name} is not a date", hint="Write it as 2026-01-31")
+    for name in ("study_key", "patient_key"):
+        if form[name] and not _KEY.fullmatch(form[name]):
+            raise UsageError(f"{name} is not a key", hint="Use a link of the worklist or the viewer")
+    search = searches.text(form["search"]) if form["search"] else ""
     return WorklistQuery(
         filter=Filter(
             decision=decision or None,
@@ -79,9 +128,13 @@ def parse_query(parameters: Mapping[str, str]) -> WorklistQuery:
             reviewed=_REVIEWED[reviewed],
             since=form["since"] or None,
             until=form["until"] or None,
+            study_key=form["study_key"] or None,
+            patient_key=form["patient_key"] or None,
+            search=search_words(search) if search else (),
         ),
         order=order,
         form=form,
+        search=search,
     )
 
 

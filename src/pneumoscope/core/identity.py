@@ -1,0 +1,124 @@
+"""The identity of an image: its patient, study, series and instance, as a DICOM header or a person states them.
+
+The fields are named after their DICOM keywords. They identify a patient, so no log line, metric, error or URL contains them.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import dataclasses
+import unicodedata
+from datetime import date
+from typing import Literal
+
+__all__ = [
+    "IDENTITY_FIELDS",
+    "MAX_IDENTITY_LENGTH",
+    "PATIENT_FIELDS",
+    "STUDY_FIELDS",
+    "ConflictCode",
+    "Identity",
+    "age_at_study",
+    "combine",
+    "display_name",
+    "normalize_text",
+    "search_words",
+]
+
+MAX_IDENTITY_LENGTH = 256  # characters of a field; the standard allows 64, and 64 for each of three forms of a name
+
+
+# Identifiers that another image, study or patient has as well.
+ConflictCode = Literal["sop_instance_uid_reused", "study_instance_uid_reused", "patient_id_reused"]
+
+
+@dataclasses.dataclass(frozen=True, slots=True, kw_only=True, repr=False)
+class Identity:
+    r"""The identity of an image; "" where neither the header nor a person states a value.
+
+    Attributes:
+        patient_id: Identifier of the patient, unique with its issuer.
+        issuer_of_patient_id: Who assigned the identifier, such as a hospital.
+        patient_name: Name in the form of DICOM: "Family^Given^Middle^Prefix^Suffix", and after "=" in other scripts.
+        patient_birth_date: ISO 8601, such as "2021-01-31"; as stated if it is not understood.
+        patient_sex: "F", "M" or "O", or as stated.
+        accession_number: Number of the order in the information system.
+        study_instance_uid: Unique identifier of the study.
+        study_date: Like `patient_birth_date`.
+        study_description: Free text.
+        series_instance_uid: Unique identifier of the series.
+        sop_instance_uid: Unique identifier of the image.
+        station_name: Name of the device.
+    """
+
+    patient_id: str = ""
+    issuer_of_patient_id: str = ""
+    patient_name: str = ""
+    patient_birth_date: str = ""
+    patient_sex: str = ""
+    accession_number: str = ""
+    study_instance_uid: str = ""
+    study_date: str = ""
+    study_description: str = ""
+    series_instance_uid: str = ""
+    sop_instance_uid: str = ""
+    station_name: str = ""
+
+    def __repr__(self) -> str:
+        """Return the names of the stated fields, without their values, which could reach a log."""
+        return f"Identity({', '.join(self.stated())})"
+
+    def stated(self) -> dict[str, str]:
+        """Return the fields that are not empty."""
+        return {name: value for name in IDENTITY_FIELDS if (value := getattr(self, name))}
+
+
+PATIENT_FIELDS = ("patient_id", "issuer_of_patient_id", "patient_name", "patient_birth_date", "patient_sex")
+STUDY_FIELDS = ("study_instance_uid", "accession_number", "study_date", "study_description")
+IDENTITY_FIELDS: tuple[str, ...] = tuple(field.name for field in dataclasses.fields(Identity))
+
+
+def combine(stated: Identity | None, entered: Identity | None) -> Identity | None:
+    """Return the identity that a header states, completed by what a person entered; None if there is neither.
+
+    If the header states an identifier or a name, all fields of the patient are those of the header; likewise, if it states a UID
+    or an accession number, all fields of the study and the image. So the two are not mixed.
+    """
+    if stated is None or entered is None:
+        return stated or entered
+    kept: dict[str, str] = {}
+    if stated.patient_id or stated.patient_name:
+        kept |= dict.fromkeys(PATIENT_FIELDS, "")
+    if stated.study_instance_uid or stated.accession_number:
+        kept |= {name: "" for name in IDENTITY_FIELDS if name not in PATIENT_FIELDS}
+    return dataclasses.replace(entered, **kept | stated.stated())
+
+
+def age_at_study(identity: Identity | None) -> float | None:
+    """Return the time from the birth date to the study, years; None if one of the dates is missing or not in ISO 8601."""
+    if identity is None:
+        return None
+    with contextlib.suppress(ValueError):
+        born, studied = (date.fromisoformat(each) for each in (identity.patient_birth_date, identity.study_date))
+        return (studied - born).days / 365.25
+    return None
+
+
+def normalize_text(text: str) -> str:
+    """Return a text as a field of an identity: composed characters, single spaces, no control characters, limited length."""
+    printable = "".join(mark if mark.isprintable() else " " for mark in unicodedata.normalize("NFC", text))
+    return " ".join(printable.split())[:MAX_IDENTITY_LENGTH]
+
+
+def display_name(name: str) -> str:
+    """Return a name for people: "Doe^Jane" as "Doe Jane"; other scripts follow in brackets."""
+    forms = [" ".join(form.replace("^", " ").split()) for form in name.split("=")]
+    first, *others = [form for form in forms if form] or [""]
+    return f"{first} ({', '.join(others)})" if others else first
+
+
+def search_words(text: str) -> list[str]:
+    """Return the words of a name or a number for comparison: without case, accents and separators."""
+    decomposed = unicodedata.normalize("NFKD", text)
+    plain = "".join(mark for mark in decomposed if not unicodedata.combining(mark)).casefold()
+    return "".join(" " if mark in "^=,;" else mark for mark in unicodedata.normalize("NFC", plain)).split()

@@ -1,0 +1,58 @@
+"""Read the identity of an image from a DICOM header: patient, study, series and instance."""
+
+from __future__ import annotations
+
+import contextlib
+from typing import Any
+
+from pydicom import Dataset
+from pydicom.multival import MultiValue
+
+from pneumoscope.core.identity import Identity, normalize_text
+from pneumoscope.imaging.patient_age import parse_date
+
+__all__ = ["IDENTITY_ELEMENTS", "read_identity"]
+
+_DATES = ("PatientBirthDate", "StudyDate")
+_FIELDS = {
+    "patient_id": "PatientID",
+    "issuer_of_patient_id": "IssuerOfPatientID",
+    "patient_name": "PatientName",
+    "patient_birth_date": "PatientBirthDate",
+    "patient_sex": "PatientSex",
+    "accession_number": "AccessionNumber",
+    "study_instance_uid": "StudyInstanceUID",
+    "study_date": "StudyDate",
+    "study_description": "StudyDescription",
+    "series_instance_uid": "SeriesInstanceUID",
+    "sop_instance_uid": "SOPInstanceUID",
+    "station_name": "StationName",
+}
+IDENTITY_ELEMENTS = tuple(_FIELDS.values())
+
+
+def read_identity(header: Dataset) -> Identity | None:
+    """Return the identity that a header states, or None if it states none of its fields."""
+    values = {name: _text(header, keyword) for name, keyword in _FIELDS.items()}
+    values["patient_sex"] = values["patient_sex"].upper()
+    return Identity(**values) if any(values.values()) else None
+
+
+def _text(header: Dataset, keyword: str) -> str:
+    """Return the text of an element; a date that is understood in ISO 8601, a name without empty parts at its end.
+
+    Software that does not state a character set often writes UTF-8, which pydicom then reads as Latin-1.
+    """
+    value: Any = header.get(keyword)
+    if value is None:
+        return ""
+    text = "\\".join(map(str, value)) if isinstance(value, MultiValue) else str(value)
+    if not text.isascii() and not header.get("SpecificCharacterSet"):
+        with contextlib.suppress(UnicodeError):
+            text = text.encode("latin-1").decode("utf-8")
+    text = normalize_text(text)
+    if keyword in _DATES and (date := parse_date(text)):
+        return date.isoformat()
+    if keyword == "PatientName":
+        return "=".join(form.strip(" ^") for form in text.split("=")).rstrip("=")
+    return text

@@ -1,0 +1,112 @@
+"""Studies: the decision over their images, and the studies of one patient."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections import Counter, defaultdict
+from collections.abc import Collection, Iterable, Mapping, Sequence
+
+from sqlalchemy import ColumnElement, Connection
+
+from pneumoscope.core.identity import PATIENT_FIELDS, STUDY_FIELDS, Identity
+from pneumoscope.core.prediction import Decision, RejectionCode
+from pneumoscope.service.storage.records import StoredPrediction, select_stored
+from pneumoscope.service.storage.tables import instances, predictions, studies
+
+__all__ = ["Study", "find_studies", "find_studies_of_patients", "sorted_studies", "summarize_study"]
+
+_BY_SUSPICION: tuple[Decision, ...] = ("pneumonia", "uncertain", "no_pneumonia")
+
+
+@dataclasses.dataclass(frozen=True, slots=True, kw_only=True, repr=False)
+class Study:
+    """A study and the decision over its images.
+
+    Attributes:
+        study_key: Key of the study.
+        patient_key: Key of the patient; None if nothing is known of the patient.
+        identity: Patient and study; the fields of the image are empty.
+        created: Time of the first prediction, ISO 8601 in UTC.
+        images: Number of images.
+        decision: That of the most suspicious frontal image: pneumonia before uncertain before no pneumonia, then by probability.
+            "rejected" if all images are.
+        probability: Of that image; None if all images are rejected.
+        prediction_id: Of that image, or of the latest one if all are rejected.
+        rejections: Number of rejected images by code.
+        reviewed: Number of images with a review.
+    """
+
+    study_key: str
+    patient_key: str | None
+    identity: Identity
+    created: str
+    images: int
+    decision: Decision
+    probability: float | None
+    prediction_id: str
+    rejections: dict[RejectionCode, int]
+    reviewed: int
+
+
+def summarize_study(stored: Sequence[StoredPrediction]) -> Study:
+    """Return the study of predictions, all of one study; of several predictions of an image, the latest counts.
+
+    Raises:
+        ValueError: There is no prediction, or no study.
+    """
+    if not stored or stored[0].study_key is None:
+        raise ValueError("no prediction of a study")
+    latest = {each.image_key: each for each in sorted(stored, key=lambda each: each.created)}
+    current = list(latest.values())
+    frontal = [each for each in current if each.decision in _BY_SUSPICION]
+    shown = min(frontal, key=_suspicion) if frontal else current[-1]
+    identity = shown.identity or Identity()
+    codes = Counter(each.rejection.code for each in current if each.rejection)
+    assert shown.decision
+    return Study(
+        study_key=stored[0].study_key,
+        patient_key=stored[0].patient_key,
+        identity=Identity(**{name: getattr(identity, name) for name in (*PATIENT_FIELDS, *STUDY_FIELDS)}),
+        created=min(each.created for each in stored),
+        images=len(current),
+        decision=shown.decision,
+        probability=shown.probability,
+        prediction_id=shown.id,
+        rejections=dict(codes.most_common()),
+        reviewed=sum(each.review is not None for each in current),
+    )
+
+
+def sorted_studies(studies: Mapping[str, Sequence[StoredPrediction]]) -> list[Study]:
+    """Return the studies of predictions by key, latest first: by the date of the study, or else of the first prediction."""
+    found = [summarize_study(stored) for stored in studies.values()]
+    return sorted(
+        found, key=lambda study: (study.identity.study_date or study.created[:10], study.created), reverse=True
+    )
+
+
+def _suspicion(prediction: StoredPrediction) -> tuple[int, float]:
+    assert prediction.decision
+    return _BY_SUSPICION.index(prediction.decision), -(prediction.probability or 0.0)
+
+
+def find_studies(connection: Connection, keys: Collection[str]) -> dict[str, list[StoredPrediction]]:
+    """Return the predictions of studies by their key, oldest first; a key without a study is missing."""
+    return _by_study(connection, instances.c.study_key.in_(keys))
+
+
+def find_studies_of_patients(connection: Connection, keys: Collection[str]) -> dict[str, list[StoredPrediction]]:
+    """Return the predictions of all studies of patients by the key of the study, oldest first."""
+    return _by_study(connection, studies.c.patient_key.in_(keys))
+
+
+def _by_study(connection: Connection, condition: ColumnElement[bool]) -> dict[str, list[StoredPrediction]]:
+    query = select_stored().where(condition).order_by(predictions.c.created, predictions.c.id)
+    found: defaultdict[str, list[StoredPrediction]] = defaultdict(list)
+    rows: Iterable[StoredPrediction] = (
+        StoredPrediction.from_row(dict(row)) for row in connection.execute(query).mappings()
+    )
+    for prediction in rows:
+        assert prediction.study_key
+        found[prediction.study_key].append(prediction)
+    return dict(found)
