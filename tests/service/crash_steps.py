@@ -18,7 +18,7 @@ from datetime import timedelta
 from sqlalchemy import event
 
 from pneumoscope.core.prediction import ImageInfo, ModelInfo, Prediction
-from pneumoscope.service.storage.records import Filter
+from pneumoscope.service.storage.queries import Filter
 from pneumoscope.service.storage.repository import PredictionRepository
 
 PROCESSES = multiprocessing.get_context("forkserver")

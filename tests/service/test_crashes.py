@@ -13,7 +13,7 @@ from tests.service.crash_steps import add_images, delete_image, expire_images, i
 from pneumoscope.service.audit.verification import verify
 from pneumoscope.service.storage.blob_store import FolderBlobStore, content_hash
 from pneumoscope.service.storage.check import check_storage
-from pneumoscope.service.storage.records import Filter
+from pneumoscope.service.storage.queries import Filter
 from pneumoscope.service.storage.repository import PredictionRepository
 
 

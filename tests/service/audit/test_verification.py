@@ -13,7 +13,7 @@ from pneumoscope.core.prediction import PatientAge
 from pneumoscope.service.audit.verification import Verification, verify
 from pneumoscope.service.storage.blob_store import content_hash
 from pneumoscope.service.storage.database import read_transaction, write_transaction
-from pneumoscope.service.storage.records import Filter
+from pneumoscope.service.storage.queries import Filter
 from pneumoscope.service.storage.repository import PredictionRepository
 
 NAME = "Jane Doe"
@@ -74,7 +74,9 @@ def test_unaltered_log_is_verified(populated):
         (f"image_sha256 = '{'ab' * 32}'", "image hash"),
         (f"model_sha256 = '{'cd' * 32}'", "model hash"),
         ("operating_point = 'rule_in'", "operating point"),
-        ("model_site = 'North'", "operating point, site profile or entered age"),
+        ("age = 3, age_source = 'header'", "pixel hash, operating point, site profile, age or rejection by the header"),
+        (f"pixel_sha256 = '{'ab' * 32}'", "pixel hash"),
+        ("model_site = 'North'", "pixel hash, operating point, site profile, age or rejection by the header"),
         ("created = '2026-01-01T00:00:00.000000Z'", "time"),
         ("image_removed = created", "removal of the image"),
         ("agrees = TRUE", "review"),
@@ -95,7 +97,6 @@ def test_unaltered_log_is_verified(populated):
                 "image_bytes = 1",
                 "model_name = 'x'",
                 "model_version = '9'",
-                "age = 3, age_source = 'header'",
                 "warnings = 'age_not_stated'",
             )
         ),
@@ -114,7 +115,10 @@ def test_changed_prediction_is_reported_by_its_id(populated, change, words):
 def test_changed_age_is_reported(populated, change):
     changed(populated, f"UPDATE predictions SET {change} WHERE image_sha256 = :image", image=content_hash(b"aged"))
     error = verification_error(populated)
-    assert "operating point, site profile or entered age, image size, image statistics, interval" in error
+    assert (
+        "pixel hash, operating point, site profile, age or rejection by the header, image size, image statistics, interval"
+        in error
+    )
 
 
 @pytest.mark.parametrize(

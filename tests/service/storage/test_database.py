@@ -12,7 +12,8 @@ from pneumoscope.core.prediction import ImageStatistics, PatientAge
 from pneumoscope.service.audit.log import Entry, append
 from pneumoscope.service.audit.verification import verify
 from pneumoscope.service.storage.database import DATABASE_FILE, open_database, read_transaction, write_transaction
-from pneumoscope.service.storage.records import Filter, StoredPrediction, new_row
+from pneumoscope.service.storage.queries import Filter
+from pneumoscope.service.storage.records import StoredPrediction, new_row
 from pneumoscope.service.storage.repository import PredictionRepository
 from pneumoscope.service.storage.tables import METADATA
 

@@ -15,7 +15,7 @@ from pneumoscope.core.identity import Identity, search_words
 from pneumoscope.core.prediction import Rejection
 from pneumoscope.service.audit.log import read_rows
 from pneumoscope.service.audit.verification import verify
-from pneumoscope.service.storage.records import Filter
+from pneumoscope.service.storage.queries import Filter
 from pneumoscope.service.storage.repository import REMOVED_NAME, PredictionRepository
 from pneumoscope.service.storage.studies import summarize_study
 from pneumoscope.service.storage.tables import instances, patients, studies

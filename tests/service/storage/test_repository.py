@@ -20,7 +20,8 @@ from pneumoscope.service.audit.log import read_rows
 from pneumoscope.service.audit.verification import verify
 from pneumoscope.service.storage.blob_store import FolderBlobStore, content_hash
 from pneumoscope.service.storage.database import write_transaction
-from pneumoscope.service.storage.records import Filter, compute_id
+from pneumoscope.service.storage.queries import Filter
+from pneumoscope.service.storage.records import compute_id
 from pneumoscope.service.storage.repository import PredictionRepository
 
 

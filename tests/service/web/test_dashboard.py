@@ -10,7 +10,7 @@ from tests.conftest import LIMITS
 from pneumoscope.bundle.card import Proportion, ReferenceDistribution, read_bundle
 from pneumoscope.bundle.site_profile import SiteProfile
 from pneumoscope.core.prediction import ImageStatistics
-from pneumoscope.service.storage.records import PredictionStatistics
+from pneumoscope.service.storage.queries import PredictionStatistics
 from pneumoscope.service.web.dashboard import FALSE_ALARM_PROBABILITY, latest_months, monitor_month, summarize
 
 DECILES = tuple(k / 10 for k in range(1, 10))

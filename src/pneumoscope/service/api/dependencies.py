@@ -22,7 +22,7 @@ from pneumoscope.service.auth.tokens import LOCAL, Authenticator
 from pneumoscope.service.predictions import PredictionService, Readiness
 from pneumoscope.service.rendering import ImageRenderer
 from pneumoscope.service.settings import Settings
-from pneumoscope.service.storage.records import Order
+from pneumoscope.service.storage.queries import Order
 
 __all__ = [
     "AppAuthenticator",

@@ -23,7 +23,7 @@ from starlette.requests import ClientDisconnect
 
 from pneumoscope.core import errors
 from pneumoscope.core.errors import PneumoscopeError
-from pneumoscope.service.storage.records import TIME_FORMAT
+from pneumoscope.service.storage.queries import TIME_FORMAT
 
 __all__ = [
     "PROBLEM_MEDIA_TYPE",

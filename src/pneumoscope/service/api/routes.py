@@ -47,7 +47,7 @@ from pneumoscope.service.api.schemas import (
 )
 from pneumoscope.service.api.uploads import UPLOAD_BODY, read_upload, wait_for_disconnect
 from pneumoscope.service.metrics import CONTENT_TYPE_LATEST
-from pneumoscope.service.storage.records import Filter
+from pneumoscope.service.storage.queries import Filter
 
 __all__ = ["HEATMAP_SCALE", "operation_router", "prediction_router"]
 

@@ -15,7 +15,8 @@ from pydantic import BaseModel, ConfigDict, Field, create_model
 from pneumoscope.core.identity import IDENTITY_FIELDS, MAX_IDENTITY_LENGTH, PATIENT_FIELDS, Identity
 from pneumoscope.core.messages import notice, prediction_message
 from pneumoscope.core.prediction import Prediction
-from pneumoscope.service.storage.records import Page, StoredPrediction, UnreadableFile
+from pneumoscope.service.storage.queries import Page
+from pneumoscope.service.storage.records import StoredPrediction, UnreadableFile
 from pneumoscope.service.storage.studies import Study, sorted_studies, summarize_study
 
 __all__ = [

@@ -174,7 +174,10 @@ def _compare(row: Row[Any], events: _Events) -> Iterator[tuple[str, bool]]:
     yield "image hash", row.image_sha256 == predicted.image_sha256
     yield "model hash", row.model_sha256 == predicted.model_sha256
     logged = {"image_sha256": predicted.image_sha256, "model_sha256": predicted.model_sha256}
-    yield "operating point, site profile or entered age", row.id == compute_id({**row._mapping, **logged})
+    yield (
+        "pixel hash, operating point, site profile, age or rejection by the header",
+        row.id == compute_id({**row._mapping, **logged}),
+    )
     yield "time", row.created == predicted.time
     yield "decision", row.decision == details.get("decision", "")
     yield "probability", row.probability == details.get("probability", "")

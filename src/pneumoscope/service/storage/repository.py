@@ -26,25 +26,27 @@ from pneumoscope.service.storage.data_directory import DataDirectory
 from pneumoscope.service.storage.database import DATABASE_FILE, open_database, read_transaction, write_transaction
 from pneumoscope.service.storage.group_commit import GroupCommit
 from pneumoscope.service.storage.identities import assign_identity, remove_identity, remove_unused_identity
-from pneumoscope.service.storage.records import (
+from pneumoscope.service.storage.queries import (
     Filter,
     Order,
     Page,
     PredictionStatistics,
-    Row,
-    StoredPrediction,
-    UnreadableFile,
     count_rejections,
     find_page,
-    format_time,
     has_image,
     is_referenced,
     latest_statistics,
+    select_one,
+    select_stored,
+)
+from pneumoscope.service.storage.records import (
+    Row,
+    StoredPrediction,
+    UnreadableFile,
+    format_time,
     new_row,
     new_unreadable_row,
     result_hash,
-    select_one,
-    select_stored,
 )
 from pneumoscope.service.storage.recovery import recover
 from pneumoscope.service.storage.studies import find_studies, find_studies_of_patients

@@ -10,7 +10,8 @@ from sqlalchemy import ColumnElement, Connection
 
 from pneumoscope.core.identity import PATIENT_FIELDS, STUDY_FIELDS, Identity
 from pneumoscope.core.prediction import Decision, RejectionCode
-from pneumoscope.service.storage.records import StoredPrediction, select_stored
+from pneumoscope.service.storage.queries import select_stored
+from pneumoscope.service.storage.records import StoredPrediction
 from pneumoscope.service.storage.tables import instances, predictions, studies
 
 __all__ = ["Study", "find_studies", "find_studies_of_patients", "sorted_studies", "summarize_study"]

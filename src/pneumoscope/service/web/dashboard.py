@@ -14,7 +14,7 @@ from pneumoscope.bundle.site_profile import SiteProfile
 from pneumoscope.core.prediction import DECISIONS, Decision
 from pneumoscope.core.results import Interval
 from pneumoscope.inference.decision import calibrate
-from pneumoscope.service.storage.records import PredictionStatistics
+from pneumoscope.service.storage.queries import PredictionStatistics
 from pneumoscope.statistics.drift import MIN_IMAGES as MIN_DRIFT_IMAGES
 from pneumoscope.statistics.drift import Drift, DriftTest, detect_drift, measure_drift
 from pneumoscope.statistics.intervals import proportion

@@ -15,7 +15,8 @@ from pneumoscope.core.errors import UsageError
 from pneumoscope.core.i18n import N_
 from pneumoscope.core.prediction import DECISIONS
 from pneumoscope.inference.writers import csv_line, csv_row, escape_formula
-from pneumoscope.service.storage.records import Filter, Order, Page, StoredPrediction
+from pneumoscope.service.storage.queries import Filter, Order, Page
+from pneumoscope.service.storage.records import StoredPrediction
 from pneumoscope.service.storage.repository import PredictionRepository
 
 __all__ = ["ORDERS", "SearchStore", "WorklistQuery", "export_csv", "parse_query"]

@@ -1,0 +1,285 @@
+"""Queries for stored predictions: one, a page of them, counts, and statistics."""
+
+from __future__ import annotations
+
+import base64
+import dataclasses
+import json
+import math
+from collections.abc import Sequence
+from datetime import UTC, datetime
+from typing import Any, Literal, NamedTuple
+
+from sqlalchemy import ColumnElement, Connection, Executable, FromClause, Select, and_, case, func, or_, select
+
+from pneumoscope.core.errors import UnknownNameError, UsageError
+from pneumoscope.core.prediction import Decision, ImageStatistics, ModelInfo
+from pneumoscope.service.storage.identities import CONFLICT_COLUMNS, IDENTITY_COLUMNS, matches_search
+from pneumoscope.service.storage.records import StoredPrediction, format_time, is_id
+from pneumoscope.service.storage.tables import instances, patients, predictions, studies
+
+__all__ = [
+    "TIME_FORMAT",
+    "Filter",
+    "Order",
+    "Page",
+    "PredictionStatistics",
+    "count_rejections",
+    "find_page",
+    "has_image",
+    "is_referenced",
+    "latest_statistics",
+    "select_one",
+    "select_stored",
+]
+
+Order = Literal["newest", "oldest", "highest", "lowest", "urgency"]
+TIME_FORMAT = "2026-01-31 or 2026-01-31T09:30:00Z, in UTC"
+_MAX_PAGE_SIZE = 200
+_JOINED = (
+    predictions.outerjoin(instances, predictions.c.pixel_sha256 == instances.c.pixel_sha256)
+    .outerjoin(studies)
+    .outerjoin(patients)
+)
+# Sort key of "urgency": pneumonia, uncertain and no pneumonia, each by falling probability, then rejected images; those with a
+# review last.
+_URGENCY = (
+    case((predictions.c.reviewed.is_not(None), 10.0), else_=0.0)
+    + case(
+        (predictions.c.decision == "pneumonia", 2.0),
+        (predictions.c.decision == "uncertain", 4.0),
+        (predictions.c.decision == "no_pneumonia", 6.0),
+        else_=8.0,
+    )
+    - func.coalesce(predictions.c.probability, 0.0)
+)
+
+
+@dataclasses.dataclass(frozen=True, slots=True)
+class Filter:
+    """Conditions on predictions; None stands for no condition.
+
+    Attributes:
+        decision: "no_pneumonia", "pneumonia", "uncertain" or "rejected".
+        rejected: Whether the decision is "rejected".
+        reviewed: Whether there is a review.
+        since: Earliest time, included; ISO 8601 in UTC.
+        until: Latest time, excluded; ISO 8601 in UTC.
+        study_key: Key of a study.
+        patient_key: Key of a patient.
+        search: Words of `identities.matches_search`, all of which must match.
+    """
+
+    decision: Decision | None = None
+    rejected: bool | None = None
+    reviewed: bool | None = None
+    since: str | None = None
+    until: str | None = None
+    study_key: str | None = None
+    patient_key: str | None = None
+    search: tuple[str, ...] = ()
+
+
+class PredictionStatistics(NamedTuple):
+    """The fields of a prediction that the dashboard summarizes; `agrees` is None without a review."""
+
+    created: str
+    decision: Decision
+    probability: float | None
+    agrees: bool | None
+    image_sha256: str
+    image_statistics: ImageStatistics | None
+
+
+@dataclasses.dataclass(frozen=True, slots=True)
+class Page:
+    """A page of predictions.
+
+    Attributes:
+        predictions: In the order of the query.
+        total: Number of matching predictions on all pages.
+        next: Cursor of the next page; empty on the last page.
+    """
+
+    predictions: tuple[StoredPrediction, ...]
+    total: int
+    next: str
+
+
+def select_stored(*columns: ColumnElement[Any]) -> Select[Any]:
+    """Select predictions with their identity: the columns of `StoredPrediction.fields_from_row`, and further ones."""
+    return select(predictions, *IDENTITY_COLUMNS, *CONFLICT_COLUMNS, *columns).select_from(_JOINED)
+
+
+def select_one(connection: Connection, query: Executable, id: str) -> dict[str, Any]:
+    """Return the row that a query by id selects, updates or deletes.
+
+    Raises:
+        UnknownNameError: There is no prediction with this id.
+    """
+    row = connection.execute(query).mappings().first() if is_id(id) else None
+    if row is None:
+        raise UnknownNameError("prediction", id, (), hint="It was deleted, or never existed here")
+    return dict(row)
+
+
+def has_image(connection: Connection, id: str) -> bool:
+    """Return whether there is a prediction with this id whose image was not removed."""
+    return _exists(connection, predictions.c.id == id)
+
+
+def is_referenced(connection: Connection, sha256: str) -> bool:
+    """Return whether there is a prediction with this image, and the image was not removed."""
+    return _exists(connection, predictions.c.image_sha256 == sha256)
+
+
+def _exists(connection: Connection, condition: ColumnElement[bool]) -> bool:
+    query = select(predictions.c.id).where(condition, predictions.c.image_removed.is_(None)).limit(1)
+    return connection.execute(query).first() is not None
+
+
+def find_page(
+    connection: Connection, where: Filter, *, order: Order, limit: int, after: str, by_study: bool = False
+) -> Page:
+    """Return a page of predictions; see `PredictionRepository.find`.
+
+    Raises:
+        UsageError: `limit`, `after` or a time is invalid.
+    """
+    if not 1 <= limit <= _MAX_PAGE_SIZE:
+        raise UsageError(f"limit is {limit}; a page has 1 to {_MAX_PAGE_SIZE} predictions")
+    column, descending = {
+        "newest": (predictions.c.created, True),
+        "oldest": (predictions.c.created, False),
+        "highest": (func.coalesce(predictions.c.probability, -1.0), True),
+        "lowest": (func.coalesce(predictions.c.probability, 2.0), False),
+        "urgency": (_URGENCY, False),
+    }[order]
+    conditions, source = _conditions(where), _source(where)
+    total = connection.execute(select(func.count()).select_from(source).where(*conditions)).scalar_one()
+    sort_keys: tuple[tuple[ColumnElement[Any], bool], ...]
+    if by_study:
+        # The rows of a study stand together, where its first one belongs.
+        group = func.coalesce(instances.c.study_key, predictions.c.id)
+        first = (func.max(column) if descending else func.min(column)).over(partition_by=group)
+        columns = first.label("first"), group.label("group"), column.label("value"), predictions.c.id
+        rows = select(*columns).select_from(_JOINED).where(*conditions).subquery()
+        sort_keys = ((rows.c.first, descending), (rows.c.group, False), (rows.c.value, descending), (rows.c.id, False))
+        conditions = []
+    else:
+        sort_keys = ((column, descending), (predictions.c.id, False))
+    query = select(*(key.label(f"key_{place}") for place, (key, _) in enumerate(sort_keys)))
+    query = (query if by_study else query.select_from(source)).where(*conditions)
+    if after:
+        query = query.where(_is_beyond(sort_keys, _decode_cursor(after, order, len(sort_keys))))
+    page = query.order_by(*map(_ordered, sort_keys)).limit(limit + 1).subquery()
+    # Only the rows of the page are joined with their identities.
+    keys = [(key, is_descending) for key, (_, is_descending) in zip(page.c, sort_keys, strict=True)]
+    stored = select_stored(*page.c).join(page, keys[-1][0] == predictions.c.id).order_by(*map(_ordered, keys))
+    found = [dict(row) for row in connection.execute(stored).mappings()]
+    last = [found[limit - 1][key.name] for key in page.c] if len(found) > limit else None
+    cursor = _encode_cursor(order, last) if last else ""
+    return Page(tuple(StoredPrediction.from_row(row) for row in found[:limit]), total, cursor)
+
+
+def _ordered(key: tuple[ColumnElement[Any], bool]) -> ColumnElement[Any]:
+    column, is_descending = key
+    return column.desc() if is_descending else column.asc()
+
+
+def _is_beyond(keys: Sequence[tuple[ColumnElement[Any], bool]], values: Sequence[str | float]) -> ColumnElement[bool]:
+    """Return the condition that a row follows the one with these sort keys.
+
+    A page continues from the keys of the last row, not from a count: insertions and deletions in between shift nothing.
+    """
+    (column, is_descending), *others = keys
+    further = column < values[0] if is_descending else column > values[0]
+    return or_(further, and_(column == values[0], _is_beyond(others, values[1:]))) if others else further
+
+
+def _encode_cursor(order: Order, keys: Sequence[str | float]) -> str:
+    return base64.urlsafe_b64encode(json.dumps([order, *keys]).encode()).decode().rstrip("=")
+
+
+def _decode_cursor(cursor: str, order: Order, length: int) -> list[str | float]:
+    """Return the sort keys of the last row of a page: values of the order and ids in turn."""
+    try:
+        cursor_order, *keys = json.loads(base64.urlsafe_b64decode(cursor + "=" * (-len(cursor) % 4)))
+        if cursor_order != order or len(keys) != length or not all(map(is_id, keys[1::2])):
+            raise ValueError
+        is_time = order in ("newest", "oldest")
+        values = [_parse_time(each, "after") if is_time else _finite(each) for each in keys[::2]]
+    except (ValueError, TypeError, OverflowError, RecursionError, UsageError) as error:
+        raise UsageError(
+            f"after is {cursor[:64]!r}, which is not the `next` of a page in the order {order!r}",
+            hint="Start again without it",
+        ) from error
+    return [each for pair in zip(values, keys[1::2], strict=True) for each in pair]
+
+
+def _finite(value: Any) -> float:
+    if not math.isfinite(value):
+        raise ValueError
+    return float(value)
+
+
+def _parse_time(text: str, name: str) -> str:
+    """Return a date or a time in ISO 8601 as the database stores it.
+
+    Raises:
+        UsageError: The text is not a time; `name` is that of its parameter.
+    """
+    try:
+        time = datetime.fromisoformat(text)
+        return format_time(time if time.tzinfo else time.replace(tzinfo=UTC))
+    except (ValueError, OverflowError) as error:
+        raise UsageError(f"{name} is {text!r}, which is not a time", hint=f"Write it as {TIME_FORMAT}") from error
+
+
+def count_rejections(connection: Connection, where: Filter) -> dict[str, int]:
+    """Return the number of predictions by rejection code, "" for those that are not rejected; see `find_page`."""
+    query = select(predictions.c.rejection_code, func.count()).select_from(_source(where)).where(*_conditions(where))
+    rows = connection.execute(query.group_by(predictions.c.rejection_code))
+    return {code or "": count for code, count in rows}
+
+
+def _source(where: Filter) -> FromClause:
+    """Return the tables that the conditions of a filter need."""
+    return _JOINED if where.study_key or where.patient_key or where.search else predictions
+
+
+def _conditions(where: Filter) -> list[ColumnElement[bool]]:
+    return [
+        *([instances.c.study_key == where.study_key] if where.study_key else []),
+        *([studies.c.patient_key == where.patient_key] if where.patient_key else []),
+        *([matches_search(where.search)] if where.search else []),
+        *([predictions.c.decision == where.decision] if where.decision else []),
+        *([(predictions.c.decision == "rejected") == where.rejected] if where.rejected is not None else []),
+        *([predictions.c.reviewed.is_not(None) == where.reviewed] if where.reviewed is not None else []),
+        *([predictions.c.created >= _parse_time(where.since, "since")] if where.since else []),
+        *([predictions.c.created < _parse_time(where.until, "until")] if where.until else []),
+    ]
+
+
+def latest_statistics(
+    connection: Connection, model: ModelInfo, operating_point: str, limit: int, since: str, until: str
+) -> list[PredictionStatistics]:
+    """Return the latest predictions of a model at an operating point; see `PredictionRepository.latest`."""
+    c = predictions.c
+    statistics = (c.image_brightness, c.image_contrast, c.image_sharpness, c.image_border)
+    query = (
+        select(c.created, c.decision, c.probability, c.agrees, c.image_sha256, *statistics)
+        .where(
+            c.model_sha256 == model.sha256,
+            c.model_site == model.site,
+            c.operating_point == operating_point,
+            *([c.created >= since] if since else []),
+            *([c.created < until] if until else []),
+        )
+        .order_by(c.created.desc(), c.id)
+        .limit(limit)
+    )
+    return [
+        PredictionStatistics(*row[:5], None if row[5] is None else ImageStatistics(*row[5:]))
+        for row in connection.execute(query)
+    ]
