@@ -74,9 +74,9 @@ def test_unaltered_log_is_verified(populated):
         (f"image_sha256 = '{'ab' * 32}'", "image hash"),
         (f"model_sha256 = '{'cd' * 32}'", "model hash"),
         ("operating_point = 'rule_in'", "operating point"),
-        ("age = 3, age_source = 'header'", "pixel hash, operating point, site profile, age or rejection by the header"),
-        (f"pixel_sha256 = '{'ab' * 32}'", "pixel hash"),
-        ("model_site = 'North'", "pixel hash, operating point, site profile, age or rejection by the header"),
+        ("age = 3, age_source = 'header'", "operating point, site profile, pixels, age or rejection"),
+        (f"pixel_sha256 = '{'ab' * 32}'", "operating point, site profile, pixels"),
+        ("model_site = 'North'", "operating point, site profile, pixels, age or rejection"),
         ("created = '2026-01-01T00:00:00.000000Z'", "time"),
         ("image_removed = created", "removal of the image"),
         ("agrees = TRUE", "review"),
@@ -115,10 +115,7 @@ def test_changed_prediction_is_reported_by_its_id(populated, change, words):
 def test_changed_age_is_reported(populated, change):
     changed(populated, f"UPDATE predictions SET {change} WHERE image_sha256 = :image", image=content_hash(b"aged"))
     error = verification_error(populated)
-    assert (
-        "pixel hash, operating point, site profile, age or rejection by the header, image size, image statistics, interval"
-        in error
-    )
+    assert "operating point, site profile, pixels, age or rejection, image size, image statistics, interval" in error
 
 
 @pytest.mark.parametrize(

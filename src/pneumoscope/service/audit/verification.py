@@ -175,7 +175,7 @@ def _compare(row: Row[Any], events: _Events) -> Iterator[tuple[str, bool]]:
     yield "model hash", row.model_sha256 == predicted.model_sha256
     logged = {"image_sha256": predicted.image_sha256, "model_sha256": predicted.model_sha256}
     yield (
-        "pixel hash, operating point, site profile, age or rejection by the header",
+        "operating point, site profile, pixels, age or rejection",
         row.id == compute_id({**row._mapping, **logged}),
     )
     yield "time", row.created == predicted.time

@@ -101,8 +101,8 @@ def format_interval(interval: Interval) -> str:
 
 
 def format_years(age: float) -> str:
-    """Return an age in years to the day, without trailing zeros."""
-    return f"{round(age, 3):g}"
+    """Return an age in years with at most two decimals, without trailing zeros."""
+    return f"{round(age, 2):g}"
 
 
 @functools.cache

@@ -1,0 +1,164 @@
+"""Identities through the HTTP API: fields of uploads, filters, searches, corrections, studies and patients."""
+
+import logging
+
+import pytest
+from tests.service.conftest import dicom, images, png, post, problem
+
+from pneumoscope.core.identity import IDENTITY_FIELDS
+from pneumoscope.service.audit.verification import verify
+
+CANARY = "Canary"
+FIELDS = {"patient_id": "77", "patient_name": "Doe^Jane", "accession_number": "ACC1"}
+HEADER = {
+    "PatientID": "88", "PatientName": "Roe^Ann", "AccessionNumber": "ACC2", "StudyInstanceUID": "1.2.3", "StudyDate": "20260102",
+}  # fmt: skip
+
+
+def upload(client, *contents, **fields):
+    response = client.post("/v1/predictions", files=images(*contents), data=fields)
+    assert response.status_code == 201, response.text
+    return response.json()["predictions"]
+
+
+def stated(prediction):
+    return {name: value for name, value in (prediction["identity"] or {}).items() if value}
+
+
+def test_fields_of_a_form_are_the_identity_of_images_without_one(client):
+    png_prediction, dicom_prediction = upload(client, png(110), dicom(**HEADER), **FIELDS)
+    assert stated(png_prediction) == FIELDS
+    assert stated(dicom_prediction)["patient_name"] == "Roe^Ann"
+    assert stated(dicom_prediction)["patient_id"] == "88"
+
+
+@pytest.mark.parametrize(
+    ("data", "words"),
+    [
+        ({"patientid": "7"}, "unknown field 'patientid'"),
+        ({"patient_id": ["7", "8"]}, "the field 'patient_id' is repeated"),
+        ({"patient_id": "x" * 257}, "the field 'patient_id' is not a text of at most 256 characters"),
+        (
+            {"patient_birth_date": "1800-01-01", "study_date": "2026-01-01"},
+            "the study is 226 years after the birth date",
+        ),
+    ],
+)
+def test_invalid_fields_are_errors_and_nothing_is_stored(client, data, words):
+    document = problem(client.post("/v1/predictions", files=images(png()), data=data), 422, "usage")
+    assert words in document["detail"]
+    assert client.get("/v1/predictions").json()["total"] == 0
+
+
+def test_dates_state_the_age_of_an_image_without_one(client):
+    (found,) = upload(client, png(), patient_birth_date="2021-01-31", study_date="2026-01-31")
+    assert found["age"] == {"years": pytest.approx(5, abs=0.01), "source": "entered", "stated": ""}
+
+
+def test_predictions_are_filtered_by_study_and_patient(client):
+    first, second, _ = *upload(client, png(), png(110), **FIELDS), *upload(client, png(120))
+    for name in ("study_key", "patient_key"):
+        found = client.get("/v1/predictions", params={name: first[name]}).json()["predictions"]
+        assert {each["id"] for each in found} == {first["id"], second["id"]}
+    problem(client.get("/v1/predictions", params={"study_key": "x"}), 422, "usage")
+
+
+def test_search_finds_a_patient_and_pages(client):
+    upload(client, png(), png(110), png(120), **FIELDS)
+    upload(client, png(130), patient_name="Roe^Ann")
+    body = {"text": "jane DOE"}
+    first = client.post("/v1/predictions/search", json=body, params={"limit": 2}).json()
+    rest = client.post("/v1/predictions/search", json=body, params={"limit": 2, "after": first["next"]}).json()
+    assert (first["total"], len(first["predictions"]), len(rest["predictions"])) == (3, 2, 1)
+    assert client.post("/v1/predictions/search", json={"text": "acc1"}).json()["total"] == 3
+    narrowed = client.post("/v1/predictions/search", json=body, params={"decision": "uncertain"})
+    assert narrowed.json()["total"] == 0
+    problem(client.post("/v1/predictions/search", json={"text": ""}), 422, "usage")
+    problem(client.post("/v1/predictions/search", content="text"), 415, "usage")
+
+
+def test_study_has_its_images_its_decision_and_the_priors_of_the_patient(client):
+    first, rejected = upload(client, png(180), png(30), **FIELDS)
+    (prior,) = upload(client, png(150), patient_id="77", accession_number="ACC0", study_date="2020-01-01")
+    document = client.get(f"/v1/studies/{first['study_key']}").json()
+    assert [each["id"] for each in document["predictions"]] == [first["id"], rejected["id"]]
+    study = document["study"]
+    assert (study["decision"], study["probability"], study["images"]) == (first["decision"], first["probability"], 2)
+    assert list(study["rejections"].values()) == [1]
+    assert [each["study_key"] for each in document["priors"]] == [prior["study_key"]]
+    patient = client.get(f"/v1/patients/{first['patient_key']}").json()
+    assert [each["study_key"] for each in patient["studies"]] == [first["study_key"], prior["study_key"]]
+    assert (patient["identity"]["patient_name"], patient["identity"]["accession_number"]) == ("Doe^Jane", "")
+
+
+def test_identity_is_corrected_and_another_version_is_not_overwritten(client):
+    (found,) = upload(client, png(), **FIELDS)
+    path = f"/v1/predictions/{found['id']}/identity"
+    etag = client.get(f"/v1/predictions/{found['id']}").headers["ETag"]
+    corrected = client.put(path, json=FIELDS | {"patient_id": " 78\t"}, headers={"If-Match": etag})
+    assert stated(corrected.json()) == FIELDS | {"patient_id": "78"}
+    assert corrected.headers["ETag"] != etag
+    problem(client.put(path, json=FIELDS, headers={"If-Match": etag}), 412, "conflict")
+    problem(client.put(path, json={"name": "x"}), 422, "usage")
+    problem(client.put(path, json={"patient_id": "x" * 257}), 422, "usage")
+    problem(client.put(f"/v1/predictions/{'ab' * 16}/identity", json=FIELDS), 404, "unknown_name")
+    assert client.put(path, json={}).json()["identity"] is None
+
+
+def test_study_and_patient_are_deleted(client, app):
+    first, _, later = *upload(client, png(), png(110), **FIELDS), *upload(client, png(120), patient_id="77")
+    assert client.delete(f"/v1/studies/{first['study_key']}").status_code == 204
+    problem(client.get(f"/v1/studies/{first['study_key']}"), 404, "unknown_name")
+    assert client.delete(f"/v1/patients/{later['patient_key']}").status_code == 204
+    problem(client.get(f"/v1/patients/{later['patient_key']}"), 404, "unknown_name")
+    problem(client.delete(f"/v1/patients/{later['patient_key']}"), 404, "unknown_name")
+    assert client.get("/v1/predictions").json()["total"] == 0
+    assert verify(app.state.service.repository.engine).predictions == 0
+
+
+def test_resent_image_with_a_corrected_header_is_the_same_prediction(client):
+    (first,) = post(client, dicom(**HEADER))
+    (second,) = post(client, dicom(**HEADER | {"PatientID": "89"}))
+    assert (first["id"], second["identity"]["patient_id"]) == (second["id"], "89")
+    assert first["patient_key"] != second["patient_key"]
+    assert client.get("/v1/predictions").json()["total"] == 1
+
+
+def test_entered_age_keeps_a_corrected_identity(client):
+    """The stored file still has the former header."""
+    (found,) = post(client, dicom(**HEADER))
+    client.put(f"/v1/predictions/{found['id']}/identity", json=found["identity"] | {"patient_id": "89"})
+    again = client.post(f"/images/{found['id']}", data={"age": "3"}, follow_redirects=False)
+    id = again.headers["Location"].rpartition("/")[2]
+    assert id != found["id"]
+    assert client.get(f"/v1/predictions/{id}").json()["identity"]["patient_id"] == "89"
+
+
+@pytest.mark.parametrize("field", IDENTITY_FIELDS)
+def test_no_field_is_in_a_log_line_a_metric_an_error_or_a_url(client, caplog, field):
+    caplog.set_level(logging.DEBUG)
+    (found,) = upload(client, png(), **{field: CANARY})
+    assert stated(found) == {field: CANARY}
+    id, study = found["id"], found["study_key"]
+    output = client.post("/v1/predictions", files=images(b"broken"), data={field: CANARY}).text
+    output += client.post("/v1/predictions", files=images(png()), data={field: [CANARY, CANARY]}).text
+    output += client.post("/v1/predictions", files=images(png()), data={field: CANARY + "x" * 300}).text
+    output += client.get("/v1/predictions", params={"study_key": CANARY}).text
+    for body in ({field: CANARY + "x" * 300}, {field: [CANARY]}, {field: CANARY, "other": CANARY}):
+        output += client.put(f"/v1/predictions/{id}/identity", json=body).text
+    output += client.put(f"/v1/predictions/{'ab' * 16}/identity", json={field: CANARY}).text
+    output += client.post("/v1/predictions/search", json={"text": CANARY + "x" * 300}).text
+    output += client.post("/v1/predictions/search", json={"text": CANARY}, params={"after": "x"}).text
+    for path, data in (("/search", {"text": CANARY}), (f"/images/{id}/identity", {field: CANARY})):
+        output += client.post(path, data=data, follow_redirects=False).headers["Location"]
+    output += client.post(f"/images/{id}/identity", data={field: CANARY + "x" * 300}).text
+    output += client.post(f"/images/{'ab' * 16}/identity", data={field: CANARY}).text
+    pages = (f"/images/{id}", f"/images/{id}/report", "/", "/worklist.csv", f"/v1/studies/{study}")
+    assert all(CANARY in client.get(page).text for page in pages[:1])
+    for page in pages:
+        client.get(page)
+    client.delete(f"/v1/studies/{study}")
+    logged = [each.getMessage() for each in caplog.records if not each.name.startswith("httpx")]  # the client of the test
+    assert len(logged) > 10
+    output += client.get("/metrics").text + "".join(logged)
+    assert CANARY not in output
