@@ -1,17 +1,23 @@
 """Faults of the real process: a full disk, a read-only directory, a lost model or image."""
 
+import contextlib
 import io
 import os
 import resource
 import shutil
 import signal
+import sqlite3
 import subprocess
 import sys
+import time
+from concurrent.futures import ThreadPoolExecutor
 
 import numpy as np
 import pytest
 from PIL import Image
 from tests.service.conftest import fetch, png, post, served, verified
+
+from pneumoscope.service.storage.database import _LOCK_SECONDS, DATABASE_FILE
 
 
 def noise(size):
@@ -76,7 +82,9 @@ class SmallFiles:
         self.process = process
 
     def leave(self, room):
-        largest = max(path.stat().st_size for path in self.folder.rglob("*") if path.is_file())
+        largest = max(
+            path.stat().st_size for path in self.folder.rglob("*") if path.is_file() and path.name != "reserve"
+        )
         self.limit(largest + room)
 
     def end(self):
@@ -135,6 +143,44 @@ def test_full_disk_leaves_no_partial_prediction_and_the_service_continues(bundle
     assert ("Not ready: no space left" in output) == (disk.ready == 503)
     assert output.count("WARNING PUT /v1/predictions/{id}/review 503 storage local") == 1
     assert ".png" not in output
+
+
+def test_deleting_works_on_a_full_disk_and_frees_it(bundle, tmp_path):
+    """The reserve holds the journal of the deletion, and is filled again."""
+    folder = tmp_path / "data"
+    folder.mkdir()
+    disk = FullDisk(folder)
+    with served(bundle, tmp_path, "--data-dir", str(folder), within=disk.within("size=8m")) as (process, client):
+        disk.begin(process)
+        ids = [post(client, image)[0]["id"] for image in (LARGE, png(150))]
+        for _ in range(2):
+            disk.leave(0)
+            assert client.post("/v1/predictions", files=[("images", ("new.png", png(90)))]).status_code == 503
+            assert client.delete(f"/v1/predictions/{ids.pop()}").status_code == 204
+        assert client.get("/v1/predictions").json()["total"] == 0
+        assert [path for path in (disk.seen / "blobs").rglob("*") if path.is_file()] == []
+        disk.end()
+        assert client.post("/v1/predictions", files=[("images", ("new.png", png(90)))]).status_code == 201
+        assert verified(tmp_path, "--data-dir", str(folder), within=disk.beside)[0] == 0
+
+
+def test_requests_that_wait_for_a_locked_database_fail_together(bundle, tmp_path):
+    """None of them waits for the failures of the others, and the service continues."""
+    folder = tmp_path / "data"
+    with served(bundle, tmp_path, "--data-dir", str(folder)) as (_, client):
+        with contextlib.closing(sqlite3.connect(folder / DATABASE_FILE)) as other, ThreadPoolExecutor(8) as threads:
+            other.execute("BEGIN IMMEDIATE")
+            begun = time.monotonic()
+            sent = [
+                threads.submit(client.post, "/v1/predictions", files=[("images", ("image.png", png(90 + each)))])
+                for each in range(8)
+            ]
+            answers = [each.result(60) for each in sent]
+            elapsed = time.monotonic() - begun
+        assert {(each.status_code, each.json()["code"]) for each in answers} == {(503, "storage")}
+        assert elapsed < 6 * _LOCK_SECONDS  # of 8 in turn, each would wait that long
+        assert [path for path in (folder / "staging").rglob("*") if path.is_file()] != []
+        assert client.post("/v1/predictions", files=[("images", ("image.png", png()))]).status_code == 201
 
 
 def ended(folder, *options, within=()):

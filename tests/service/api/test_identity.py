@@ -158,7 +158,9 @@ def test_no_field_is_in_a_log_line_a_metric_an_error_or_a_url(client, caplog, fi
     for page in pages:
         client.get(page)
     client.delete(f"/v1/studies/{study}")
-    logged = [each.getMessage() for each in caplog.records if not each.name.startswith("httpx")]  # the client of the test
+    logged = [
+        each.getMessage() for each in caplog.records if not each.name.startswith("httpx")
+    ]  # the client of the test
     assert len(logged) > 10
     output += client.get("/metrics").text + "".join(logged)
     assert CANARY not in output

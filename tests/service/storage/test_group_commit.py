@@ -17,7 +17,7 @@ def test_single_item_is_committed_at_once():
     group.close(10)
 
 
-def run(commit, items, max_batch=64):
+def run(commit, items, max_batch=64, patience=10):
     """Return the results or errors of items, and the batches; all but the first arrive while the first is committed."""
     begun, gathered, batches = threading.Event(), threading.Event(), []
 
@@ -28,7 +28,7 @@ def run(commit, items, max_batch=64):
             gathered.wait(10)
         return commit(batch)
 
-    group = GroupCommit(record, SharedError, name="recording", max_batch=max_batch)
+    group = GroupCommit(record, SharedError, name="recording", max_batch=max_batch, patience=patience)
     futures = [group.submit(items[0])]
     assert begun.wait(10)
     futures += [group.submit(item) for item in items[1:]]
@@ -73,7 +73,11 @@ def test_shared_error_is_not_retried_for_each_item():
 
 
 def test_item_may_have_its_own_error():
-    group = GroupCommit(lambda items: [KeyError(item) if item % 2 else item for item in items], SharedError, name="odd")
+    group = GroupCommit(
+        lambda items: [KeyError(item) if item % 2 else item for item in items],
+        SharedError,
+        name="odd",
+    )
     futures = [group.submit(item) for item in range(4)]
     group.close(10)
     assert [each.result(0) for each in futures[::2]] == [0, 2]
@@ -124,3 +128,18 @@ def test_close_does_not_wait_longer_than_its_timeout():
     assert not future.done()
     release.set()
     assert future.result(10) == 1
+
+
+def test_items_that_have_waited_fail_with_the_first_one_and_later_ones_are_tried():
+    """So that nobody waits for the failures of others, one after another."""
+
+    def fail(items):
+        if 0 in items:
+            raise SharedError("locked")
+        return list(items)
+
+    results, batches = run(fail, list(range(9)), max_batch=2, patience=-1)
+    assert [str(each) for each in results] == ["locked"] * 9
+    assert batches == [[0]]
+    results, batches = run(fail, list(range(4)), max_batch=2)
+    assert (str(results[0]), results[1:], batches) == ("locked", [1, 2, 3], [[0], [1, 2], [3]])

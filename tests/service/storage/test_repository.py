@@ -610,7 +610,7 @@ def test_transaction_that_was_committed_although_it_failed_keeps_its_image(repos
     remaining = [1]
 
     @contextlib.contextmanager
-    def committed_but_failed(engine):
+    def committed_but_failed(engine, **_):
         with write_transaction(engine) as connection:
             yield connection
         if remaining:

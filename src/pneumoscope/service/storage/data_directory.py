@@ -19,6 +19,8 @@ __all__ = ["DataDirectory", "create_data_directory", "data_directory_lock", "is_
 _LOCK_FILE = ".serving"
 _LOCK_SECONDS = 1.0  # `is_in_use` holds the lock for a moment
 _MIN_FREE = 2**20  # bytes
+_RESERVE_FILE = "reserve"
+_RESERVE_BYTES = 2**20  # for the journal of a transaction that deletes
 
 
 class DataDirectory:
@@ -34,11 +36,13 @@ class DataDirectory:
 
     def __init__(self, folder: Path | None, *names: str) -> None:
         self._known: dict[Path, tuple[int, int] | None] = {}
+        self._reserve = folder / _RESERVE_FILE if folder else None
         if folder is None:
             return
         create_data_directory(folder)
         watched = (folder, *(folder / name for name in names))
         self._known = {path: _identity(path) for path in watched if path.exists()}
+        self.fill_reserve()
 
     def check(self) -> None:
         """Raise StorageError if the directory or one of its files was moved, removed or replaced."""
@@ -59,6 +63,26 @@ class DataDirectory:
                 raise StorageError(f"cannot access {str(path)!r}: {error.strerror or error}") from error
             if free < _MIN_FREE:
                 raise StorageError(f"no space left on the disk of {str(path)!r}", hint="Free some space")
+
+    def fill_reserve(self) -> None:
+        """Occupy some room that `release_reserve` frees, or what is left of it."""
+        with contextlib.suppress(OSError):
+            if self._reserve and not self._reserve.exists():
+                self._reserve.write_bytes(bytes(min(_RESERVE_BYTES, self._free())))
+
+    def release_reserve(self) -> bool:
+        """Free the reserve if the disk is full, and return whether it was freed."""
+        try:
+            if self._reserve is None or self._free() >= _MIN_FREE:
+                return False
+            self._reserve.unlink()
+            return True
+        except OSError:
+            return False
+
+    def _free(self) -> int:
+        assert self._reserve
+        return shutil.disk_usage(self._reserve.parent).free
 
 
 @contextlib.contextmanager

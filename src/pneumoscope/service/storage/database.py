@@ -22,7 +22,7 @@ from pneumoscope.service.storage.tables import audit_log
 __all__ = ["DATABASE_FILE", "open_database", "read_transaction", "write_transaction"]
 
 DATABASE_FILE = "pneumoscope.sqlite"
-_LOCK_SECONDS = 5  # wait for another writer's lock, or for a connection
+_LOCK_SECONDS: float = 2  # wait for another writer's lock, or for a connection; clients wait for 3 s at most
 _SOCKET_SECONDS = 60  # wait for a response of PostgreSQL
 
 
@@ -61,23 +61,24 @@ def read_transaction(engine: Engine) -> Iterator[Connection]:
 
 
 @contextlib.contextmanager
-def write_transaction(engine: Engine, hint: str = "") -> Iterator[Connection]:
+def write_transaction(engine: Engine, hint: str = "", *, wait: bool = True) -> Iterator[Connection]:
     """Yield a connection in a transaction that excludes other writers; it is committed as a whole or not at all.
 
     Args:
         engine: Engine of the database.
         hint: What to do if it fails; the default is for a service that continues.
+        wait: Whether to wait for another writer's lock.
     Raises:
         StorageError: The database cannot be reached or written, or another writer holds the lock for too long.
     """
     with (
         _storage_errors(engine, hint),
-        engine.connect().execution_options(writes=True) as connection,
+        engine.connect().execution_options(writes=True, wait=wait) as connection,
         connection.begin(),
         _invalidate_on_interrupt(connection),
     ):
         if connection.dialect.name == "postgresql":
-            connection.exec_driver_sql(f"SET LOCAL lock_timeout = '{_LOCK_SECONDS}s'")
+            connection.exec_driver_sql(f"SET LOCAL lock_timeout = {_lock_milliseconds(wait=wait)}")
             if connection.dialect.has_table(connection, audit_log.name):
                 connection.exec_driver_sql(f"LOCK TABLE {audit_log.name} IN EXCLUSIVE MODE")
         yield connection
@@ -143,7 +144,7 @@ def _create_sqlite_engine(folder: Path | None) -> Engine:
         create_data_directory(folder)
         # Not as text: a folder's name may contain characters with a meaning in URLs.
         url = URL.create("sqlite", database=str(folder / DATABASE_FILE))
-        engine = create_engine(url, connect_args={"timeout": _LOCK_SECONDS}, hide_parameters=True)
+        engine = create_engine(url, hide_parameters=True)
 
     @event.listens_for(engine, "connect")
     def _configure(connection: Any, _: object) -> None:
@@ -154,10 +155,15 @@ def _create_sqlite_engine(folder: Path | None) -> Engine:
     @event.listens_for(engine, "begin")
     def _begin(connection: Connection) -> None:
         # A writer waits for the lock at the start; upgrading a read transaction may fail at once.
-        writes = connection.get_execution_options().get("writes")
-        connection.exec_driver_sql("BEGIN IMMEDIATE" if writes else "BEGIN")
+        options = connection.get_execution_options()
+        connection.exec_driver_sql(f"PRAGMA busy_timeout = {_lock_milliseconds(wait=options.get('wait', True))}")
+        connection.exec_driver_sql("BEGIN IMMEDIATE" if options.get("writes") else "BEGIN")
 
     return engine
+
+
+def _lock_milliseconds(*, wait: bool) -> int:
+    return round(1000 * _LOCK_SECONDS) if wait else 1  # 0 would wait without limit in PostgreSQL
 
 
 def _create_postgresql_engine(address: str) -> Engine:

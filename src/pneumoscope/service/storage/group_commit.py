@@ -2,16 +2,26 @@
 
 from __future__ import annotations
 
+import contextlib
 import queue
 import threading
+import time
 from collections.abc import Callable, Sequence
 from concurrent.futures import Future
-from typing import Generic, TypeVar
+from typing import Generic, NamedTuple, TypeVar
 
 __all__ = ["GroupCommit"]
 
 _Item = TypeVar("_Item")
 _Result = TypeVar("_Result")
+
+
+class _Waiting(NamedTuple, Generic[_Item, _Result]):
+    """An item in the queue, the future of its result, and the time when it was submitted."""
+
+    item: _Item
+    future: Future[_Result]
+    since: float
 
 
 class GroupCommit(Generic[_Item, _Result]):
@@ -25,6 +35,8 @@ class GroupCommit(Generic[_Item, _Result]):
         shared_error: Exceptions that no single item causes. After any other exception, each item is committed alone.
         name: Name of the thread.
         max_batch: Items in a batch.
+        patience: Seconds. After a shared error, the items that have waited longer have the same error: each would otherwise wait
+            for the failures of all before it.
     """
 
     def __init__(
@@ -34,16 +46,18 @@ class GroupCommit(Generic[_Item, _Result]):
         *,
         name: str,
         max_batch: int = 64,
+        patience: float = 0.5,
     ) -> None:
-        self._commit, self._shared_error, self._max_batch = commit, shared_error, max_batch
-        self._queue: queue.SimpleQueue[tuple[_Item, Future[_Result]] | None] = queue.SimpleQueue()
+        self._commit, self._shared_error = commit, shared_error
+        self._max_batch, self._patience = max_batch, patience
+        self._queue: queue.SimpleQueue[_Waiting[_Item, _Result] | None] = queue.SimpleQueue()
         self._thread = threading.Thread(target=self._run, name=name, daemon=True)
         self._thread.start()
 
     def submit(self, item: _Item) -> Future[_Result]:
         """Return a future of the item's result; an item that is cancelled before its turn is not committed."""
         future: Future[_Result] = Future()
-        self._queue.put((item, future))
+        self._queue.put(_Waiting(item, future, time.monotonic()))
         return future
 
     def close(self, timeout: float) -> None:
@@ -63,23 +77,40 @@ class GroupCommit(Generic[_Item, _Result]):
                     self._queue.put(None)  # ends the next iteration
                     break
                 batch.append(following)
-            self._commit_batch([each for each in batch if each[1].set_running_or_notify_cancel()])
+            self._commit_batch([each for each in batch if each.future.set_running_or_notify_cancel()])
 
-    def _commit_batch(self, batch: Sequence[tuple[_Item, Future[_Result]]]) -> None:
+    def _commit_batch(self, batch: Sequence[_Waiting[_Item, _Result]]) -> None:
         if not batch:
             return
         try:
-            results = self._commit([item for item, _ in batch])
+            results = self._commit([each.item for each in batch])
         except Exception as error:  # noqa: BLE001  every waiting caller must get an answer
-            if len(batch) > 1 and not isinstance(error, self._shared_error):  # one item may be the cause
+            is_shared = isinstance(error, self._shared_error)
+            if len(batch) > 1 and not is_shared:  # one item may be the cause
                 for each in batch:
                     self._commit_batch([each])
-            else:
-                for _, future in batch:
-                    future.set_exception(error)
+                return
+            for each in batch:
+                each.future.set_exception(error)
+            if is_shared:
+                self._fail_waiting(error)
             return
-        for (_, future), result in zip(batch, results, strict=True):
+        for each, result in zip(batch, results, strict=True):
             if isinstance(result, Exception):
-                future.set_exception(result)
+                each.future.set_exception(result)
             else:
-                future.set_result(result)
+                each.future.set_result(result)
+
+    def _fail_waiting(self, error: Exception) -> None:
+        """Set the error of the items that have waited too long, which are the first ones in the queue."""
+        limit, others = time.monotonic() - self._patience, []
+        with contextlib.suppress(queue.Empty):
+            while True:
+                waiting = self._queue.get_nowait()  # this thread is the only reader
+                if waiting and waiting.since <= limit:
+                    if waiting.future.set_running_or_notify_cancel():
+                        waiting.future.set_exception(error)
+                else:
+                    others.append(waiting)
+        for each in others:
+            self._queue.put(each)

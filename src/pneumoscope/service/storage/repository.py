@@ -12,9 +12,21 @@ from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from concurrent.futures import Future
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, TypeVar
 
-from sqlalchemy import ColumnElement, Connection, Engine, Select, bindparam, delete, func, insert, select, update
+from sqlalchemy import (
+    ColumnElement,
+    Connection,
+    Engine,
+    RowMapping,
+    Select,
+    bindparam,
+    delete,
+    func,
+    insert,
+    select,
+    update,
+)
 
 from pneumoscope.core.errors import ConflictError, GoneError, StorageError, UnknownNameError
 from pneumoscope.core.identity import Identity
@@ -59,6 +71,7 @@ _BATCH = 500  # images removed in one transaction
 REMOVED_NAME = "removed"  # of a file whose identity was removed
 _SELECT_BY_IDS = select_stored().where(predictions.c.id.in_(bindparam("ids", expanding=True)))
 _INSERT = insert(predictions)
+_Deleted = TypeVar("_Deleted")
 
 
 class _Addition(NamedTuple):
@@ -247,11 +260,15 @@ class PredictionRepository:
             StorageError: It cannot be deleted.
         """
         query = delete(unreadable_files).where(unreadable_files.c.id == id).returning(unreadable_files)
-        with self._connection_lock, self._write_transaction() as connection:
+
+        def delete_row(connection: Connection) -> None:
             row = connection.execute(query).mappings().first()
             if row is None:
                 raise UnknownNameError("record", id, (), hint="It was deleted, or never existed here")
             append(connection, [Entry(self._time(), user, "unreadable_deleted", image_sha256=row["image_sha256"])])
+
+        with self._connection_lock:
+            self._delete(delete_row)
 
     def review(self, id: str, *, agrees: bool, note: str, user: str, etags: Sequence[str] = ()) -> StoredPrediction:
         """Store a review, which replaces an earlier one, and return the prediction with it.
@@ -346,11 +363,15 @@ class PredictionRepository:
 
     def _remove(self, condition: ColumnElement[bool], user: str) -> int:
         """Delete the predictions that meet a condition, their images and identities, and return their number."""
+
+        def delete_rows(connection: Connection) -> Sequence[RowMapping]:
+            rows = connection.execute(delete(predictions).where(condition).returning(predictions)).mappings().all()
+            remove_unused_identity(connection, [row["pixel_sha256"] for row in rows])
+            append(connection, [_entry(row, self._time(), user, "deleted") for row in rows])
+            return rows
+
         with self._connection_lock:
-            with self._write_transaction() as connection:
-                rows = connection.execute(delete(predictions).where(condition).returning(predictions)).mappings().all()
-                remove_unused_identity(connection, [row["pixel_sha256"] for row in rows])
-                append(connection, [_entry(row, self._time(), user, "deleted") for row in rows])
+            rows = self._delete(delete_rows)
             try:
                 _raise_errors(self._remove_unreferenced([row["image_sha256"] for row in rows]))
             except StorageError as error:
@@ -358,7 +379,20 @@ class PredictionRepository:
                     f"the predictions are deleted, but not all images: {error.message}",
                     hint="The service tries again every few minutes, and at the next start",
                 ) from error
+            finally:
+                self._directory.fill_reserve()
             return len(rows)
+
+    def _delete(self, change: Callable[[Connection], _Deleted]) -> _Deleted:
+        """Return the result of a change that frees room; on a full disk, its journal uses the reserve."""
+        try:
+            with self._write_transaction() as connection:
+                return change(connection)
+        except StorageError:
+            if not self._directory.release_reserve():
+                raise
+        with self._write_transaction() as connection:
+            return change(connection)
 
     def expire_identities(self, age: timedelta, *, stopped: Callable[[], bool] = lambda: False) -> int:
         """Remove the identities of images whose predictions are all older than an age, and return their number.
@@ -421,7 +455,9 @@ class PredictionRepository:
             StorageError: An image failed again; the others were retried.
         """
         self._settle()
-        _raise_errors(self._remove_unreferenced(list(self._unremoved)))
+        errors = self._remove_unreferenced(list(self._unremoved))
+        self._directory.fill_reserve()
+        _raise_errors(errors)
 
     def check_writable(self) -> None:
         """Do everything that storing an image takes, without an image.
@@ -513,7 +549,8 @@ class PredictionRepository:
         unsettled = list(self._unsettled)
         if not unsettled:
             return
-        with self._connection_lock, self._blob_lock, self._write_transaction() as connection:
+        # Without waiting: after a failed wait for the lock, the client would wait twice.
+        with self._connection_lock, self._blob_lock, self._write_transaction(wait=False) as connection:
             for sha256 in unsettled:
                 self._unsettled.discard(sha256)
                 self._publish_or_discard(sha256, referenced=is_referenced(connection, sha256))
@@ -522,14 +559,16 @@ class PredictionRepository:
         """Record the removal of images older than a limit, few enough for a short transaction; return their hashes."""
         old = predictions.c.created < format_time(limit), predictions.c.image_removed.is_(None)
         ids = select(predictions.c.id).where(*old).limit(_BATCH).scalar_subquery()
-        with self._connection_lock, self._write_transaction() as connection:
+
+        def mark_removed(connection: Connection) -> list[str]:
             time = self._time()
-            query = (
-                update(predictions).where(predictions.c.id.in_(ids)).values(image_removed=time).returning(predictions)
-            )
-            rows = connection.execute(query).mappings().all()
+            query = update(predictions).where(predictions.c.id.in_(ids)).values(image_removed=time)
+            rows = connection.execute(query.returning(predictions)).mappings().all()
             append(connection, [_entry(row, time, RETENTION, "image_removed") for row in rows])
-        return [row["image_sha256"] for row in rows]
+            return [row["image_sha256"] for row in rows]
+
+        with self._connection_lock:
+            return self._delete(mark_removed)
 
     def _expire_orphaned(self, limit: datetime) -> list[StorageError]:
         """Remove orphaned files older than a limit, with an audit log entry for each, and return the failures."""
@@ -569,9 +608,9 @@ class PredictionRepository:
         return errors
 
     @contextlib.contextmanager
-    def _write_transaction(self) -> Iterator[Connection]:
+    def _write_transaction(self, *, wait: bool = True) -> Iterator[Connection]:
         """See `database.write_transaction`; raise StorageError if the data directory was moved or replaced."""
-        with write_transaction(self.engine) as connection:
+        with write_transaction(self.engine, wait=wait) as connection:
             self._directory.check()
             yield connection
 
