@@ -305,8 +305,8 @@ def _conflict() -> None:
 
     image, repository, model = _image("thorax.png").read_bytes(), PredictionRepository(None), load_model(threads=1)
     record, _ = repository.add(model.predict(image), image, user="local")
-    repository.review(record.id, agrees=True, note="", user="a colleague")
-    repository.review(record.id, agrees=False, note="", user="local", etags=[record.etag])
+    repository.review(record.id, "pneumonia", user="a colleague")
+    repository.review(record.id, "no_finding", user="local", etags=[record.etag])
 
 
 def _busy() -> None:

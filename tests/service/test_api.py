@@ -66,16 +66,16 @@ def test_review_with_an_entity_tag_does_not_replace_another_one(client):
     path = f"/v1/predictions/{found['id']}"
     etag = client.get(path).headers["ETag"]
     assert re.fullmatch(r'"[0-9a-f]{32}"', etag)
-    first = client.put(f"{path}/review", json={"agrees": True}, headers={"If-Match": etag})
+    first = client.put(f"{path}/review", json={"label": "pneumonia"}, headers={"If-Match": etag})
     assert (first.status_code, first.headers["ETag"] != etag) == (200, True)
     assert client.get(path).headers["ETag"] == first.headers["ETag"]
-    stale = client.put(f"{path}/review", json={"agrees": False}, headers={"If-Match": etag})
+    stale = client.put(f"{path}/review", json={"label": "no_finding"}, headers={"If-Match": etag})
     assert problem(stale, 412, "conflict")["detail"] == "the review was changed in the meantime"
-    assert client.get(path).json()["review"]["agrees"] is True
+    assert client.get(path).json()["reviews"][0]["label"] == "pneumonia"
     for header in (f'"other", {first.headers["ETag"]}', "*"):
-        again = client.put(f"{path}/review", json={"agrees": False}, headers={"If-Match": header})
+        again = client.put(f"{path}/review", json={"label": "no_finding"}, headers={"If-Match": header})
         assert again.status_code == 200
-    assert client.put(f"{path}/review", json={"agrees": False}, headers={"If-Match": ""}).status_code == 412
+    assert client.put(f"{path}/review", json={"label": "no_finding"}, headers={"If-Match": ""}).status_code == 412
 
 
 def test_unreadable_files_are_listed_and_can_be_removed(client):
@@ -159,12 +159,27 @@ def test_rejected_image_has_no_heatmap(client):
 def test_review_is_stored_with_the_prediction(client):
     (found,) = post(client, png())
     path = f"/v1/predictions/{found['id']}"
-    answer = client.put(f"{path}/review", json={"agrees": False, "note": "a shadow"}).json()
-    review = answer["review"]
-    assert (review["agrees"], review["note"], review["reviewer"]) == (False, "a shadow", "local")
+    answer = client.put(f"{path}/review", json={"label": "no_finding", "note": "a shadow"}).json()
+    (review,) = answer["reviews"]
+    assert (review["label"], review["note"], review["reviewer"]) == ("no_finding", "a shadow", "local")
     assert client.get(path).json() == answer
     assert client.get("/v1/predictions?reviewed=true").json()["total"] == 1
     assert client.get("/v1/predictions?reviewed=false").json()["total"] == 0
+    withdrawn = client.delete(f"{path}/review")
+    assert (withdrawn.json()["reviews"], withdrawn.headers["ETag"] == client.get(path).headers["ETag"]) == ([], True)
+    problem(client.delete(f"{path}/review"), 404, "unknown_name")
+
+
+def test_other_finding_needs_a_text_and_other_labels_have_none(client):
+    (found,) = post(client, png())
+    path = f"/v1/predictions/{found['id']}/review"
+    stored = client.put(path, json={"label": "other_finding", "finding": " effusion "}).json()
+    assert stored["reviews"][0]["finding"] == "effusion"
+    for body in (
+        {"label": "other_finding"}, {"label": "other_finding", "finding": " "}, {"label": "pneumonia", "finding": "effusion"},
+    ):  # fmt: skip
+        document = problem(client.put(path, json=body), 422, "usage")
+        assert "finding is required with the label 'other_finding', and only with it" in document["detail"]
 
 
 def test_deleted_prediction_is_not_found(client):
@@ -175,7 +190,7 @@ def test_deleted_prediction_is_not_found(client):
         client.get(path),
         client.delete(path),
         client.get(f"{path}/image.png"),
-        client.put(f"{path}/review", json={"agrees": True}),
+        client.put(f"{path}/review", json={"label": "pneumonia"}),
     ):
         problem(answer, 404, "unknown_name")
 
@@ -398,7 +413,7 @@ def test_patient_name_is_not_in_logs_metrics_or_errors(client, caplog, app):
     output += client.post("/v1/predictions", files=[("images", (CANARY, png()))]).headers.__repr__()
     (found,) = client.get("/v1/predictions").json()["predictions"]
     assert found["path"] == CANARY
-    output += client.put(f"/v1/predictions/{found['id']}/review", json={"agrees": CANARY, "note": CANARY}).text
+    output += client.put(f"/v1/predictions/{found['id']}/review", json={"label": CANARY, "note": CANARY}).text
     output += client.get(f"/v1/predictions/{CANARY}").text
     output += client.get(f"/v1/predictions?since={CANARY}&until={CANARY}&after={CANARY}&limit={CANARY}").text
     client.get(f"/v1/predictions?{CANARY}={CANARY}")  # the response names the unknown parameter
@@ -415,7 +430,7 @@ def test_audit_log_records_users_and_events(model):
         client.headers["Authorization"] = f"Bearer {TOKEN}"
         (found,) = post(client, png())
         path = f"/v1/predictions/{found['id']}"
-        assert client.put(f"{path}/review", json={"agrees": True}).json()["review"]["reviewer"] == "me"
+        assert client.put(f"{path}/review", json={"label": "pneumonia"}).json()["reviews"][0]["reviewer"] == "me"
         client.delete(path)
         assert verify(repository.engine).rows == 3
         with repository.engine.connect() as connection:
@@ -427,7 +442,7 @@ def test_405_lists_the_allowed_methods(client):
     for method, path, taken in [
         ("PUT", "/v1/predictions", "GET, HEAD, POST"),
         ("PUT", "/v1/predictions/" + "ab" * 16, "DELETE, GET, HEAD"),
-        ("GET", f"/v1/predictions/{'ab' * 16}/review", "PUT"),
+        ("GET", f"/v1/predictions/{'ab' * 16}/review", "DELETE, PUT"),
         ("POST", "/healthz", "GET, HEAD"),
         ("DELETE", "/sign-in", "GET, HEAD, POST"),
     ]:
@@ -481,15 +496,15 @@ def test_too_many_open_files_is_busy(client, monkeypatch, error):
     assert answer.headers["Retry-After"]
 
 
-def test_review_requires_a_boolean(client):
+def test_review_requires_a_known_label(client):
     (found,) = post(client, png())
-    for like in ("yes", 1, 0.0, "off", None):
-        problem(client.put(f"/v1/predictions/{found['id']}/review", json={"agrees": like}), 422, "usage")
+    for like in ("yes", 1, True, "normal", "", None):
+        problem(client.put(f"/v1/predictions/{found['id']}/review", json={"label": like}), 422, "usage")
 
 
 def test_long_key_of_a_body_is_cut_in_the_problem(client):
     (found,) = post(client, png())
-    body = {"agrees": True, "x" * 5000: 1}
+    body = {"label": "pneumonia", "x" * 5000: 1}
     document = problem(client.put(f"/v1/predictions/{found['id']}/review", json=body), 422, "usage")
     assert document["detail"].startswith(f"body.{'x' * 64}: ")
     assert len(document["detail"]) < 200
@@ -525,7 +540,7 @@ def test_responses_conform_to_openapi(model):
                 sent[case.operation.label] += 1
 
             ask()
-    assert len(sent) == 21
+    assert len(sent) == 22
     assert sent.total() > 150
 
 

@@ -122,7 +122,7 @@ def test_full_disk_leaves_no_partial_prediction_and_the_service_continues(bundle
         disk.leave(0)
         for response in (
             client.post("/v1/predictions", files=[("images", ("small.png", png(150)))]),
-            client.put(f"{path}/review", json={"agrees": True}),
+            client.put(f"{path}/review", json={"label": "pneumonia"}),
         ):
             assert (response.status_code, response.json()["code"]) == (503, "storage")
         assert stored() == kept
@@ -132,7 +132,7 @@ def test_full_disk_leaves_no_partial_prediction_and_the_service_continues(bundle
 
         disk.end()
         assert client.post("/v1/predictions", files=[("images", ("large.png", LARGE))]).status_code == 201
-        assert client.put(f"{path}/review", json={"agrees": True}).json()["review"]["agrees"] is True
+        assert client.put(f"{path}/review", json={"label": "pneumonia"}).json()["reviews"][0]["label"] == "pneumonia"
         status, found = verified(tmp_path, "--data-dir", str(folder), within=disk.beside)
         assert (status, found["rows"], found["predictions"], found["images"]) == (0, 3, 2, 2)
 

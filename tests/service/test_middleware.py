@@ -56,7 +56,7 @@ def lines(caplog):
             "POST /v1/predictions 413 too_large local _ ms",
         ),
         (
-            "PUT", f"/v1/predictions/{'ab' * 16}/review", {"json": {"agrees": CANARY, "note": CANARY}},
+            "PUT", f"/v1/predictions/{'ab' * 16}/review", {"json": {"label": CANARY, "note": CANARY}},
             "PUT /v1/predictions/{id}/review 422 usage local _ ms",
         ),
         (

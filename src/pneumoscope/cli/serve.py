@@ -73,6 +73,9 @@ class _Age(click.ParamType[timedelta]):
     help="Store only pseudonyms of patients, computed with the secret key in this file, and images without their headers.",
 )
 @click.option(
+    "--blind-first", is_flag=True, help="In the web UI, show a prediction only after the reader has labelled the image."
+)
+@click.option(
     "--token-file",
     type=click.Path(path_type=Path),
     help='File with one "name token" per line; requires a token from every client.',
@@ -96,6 +99,7 @@ def command(
     keep: timedelta | None,
     keep_identities: timedelta | None,
     pseudonym_key: Path | None,
+    blind_first: bool,
     token_file: Path | None,
     no_auth: bool,
     public_name: str,
@@ -124,6 +128,7 @@ def command(
         keep=keep,
         keep_identities=keep_identities,
         pseudonym_key=pseudonym_key,
+        blind_first=blind_first,
         token_file=token_file,
         no_auth=no_auth,
         public_name=public_name,

@@ -23,6 +23,7 @@ __all__ = [
     "probability_text",
     "rejection_label",
     "rejection_message",
+    "review_label",
     "uncertainty_message",
     "warning_message",
 ]
@@ -118,6 +119,14 @@ _CONFLICTS: dict[ConflictCode, str] = {
     "sop_instance_uid_reused": N_("Another image has the same SOP Instance UID. Check which one is right"),
     "study_instance_uid_reused": N_("Images of another patient have the same Study Instance UID. Check the patient"),
     "patient_id_reused": N_("Another patient with a different name has the same patient ID. Check the patient"),
+}
+
+# Labels that readers give an image; see `service.storage.reviews`.
+_REVIEW_LABELS = {
+    "pneumonia": N_("Pneumonia"),
+    "other_finding": N_("Other finding"),
+    "no_finding": N_("No finding"),
+    "unusable": N_("Unusable image"),
 }
 
 # Labels of the fields of `core.identity.Identity`.
@@ -233,6 +242,11 @@ def conflict_message(conflict: ConflictCode, language: str = "en") -> str:
 def identity_label(field: str, language: str = "en") -> str:
     """Return the display name of a field of `core.identity.Identity`."""
     return translations(language).gettext(_IDENTITY[field])
+
+
+def review_label(label: str, language: str = "en") -> str:
+    """Return the display name of a reader's label."""
+    return translations(language).gettext(_REVIEW_LABELS[label])
 
 
 def uncertainty_message(uncertainty: Uncertainty, language: str = "en") -> str:

@@ -58,6 +58,7 @@ def serve(
     keep: timedelta | None,
     keep_identities: timedelta | None,
     pseudonym_key: Path | None,
+    blind_first: bool,
     token_file: Path | None,
     no_auth: bool,
     public_name: str,
@@ -74,6 +75,7 @@ def serve(
         keep: Age at which images are removed; None keeps them.
         keep_identities: Age at which identities of patients are removed; None keeps them.
         pseudonym_key: See `pseudonyms.read_key`; None stores identities as they are.
+        blind_first: See `settings.Settings`.
         token_file: See `read_tokens`.
         no_auth: Allow serving on a public address without authentication.
         public_name: See `settings.Settings`.
@@ -108,6 +110,7 @@ def serve(
             public_name=public_name,
             keep=keep,
             keep_identities=keep_identities,
+            blind_first=blind_first,
             pseudonymizer=pseudonymizer,
         )
         server = _uvicorn_server(create_app(loaded_model, repository, authenticator, settings))

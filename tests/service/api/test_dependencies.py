@@ -89,10 +89,10 @@ def test_malformed_id_and_cursor_are_explained(client):
 def test_review_of_another_content_type_is_rejected(client, kind):
     (found,) = post(client, png())
     answer = client.put(
-        f"/v1/predictions/{found['id']}/review", content=b'{"agrees": true}', headers={"Content-Type": kind}
+        f"/v1/predictions/{found['id']}/review", content=b'{"label": "pneumonia"}', headers={"Content-Type": kind}
     )
     assert f"{kind!r} is not supported; use application/json" in problem(answer, 415, "usage")["detail"]
-    assert fetch(client, found["id"])["review"] is None
+    assert fetch(client, found["id"])["reviews"] == []
 
 
 @pytest.mark.parametrize(
@@ -101,9 +101,9 @@ def test_review_of_another_content_type_is_rejected(client, kind):
 def test_review_accepts_json_types(client, kind):
     (found,) = post(client, png())
     answer = client.put(
-        f"/v1/predictions/{found['id']}/review", content=b'{"agrees": true}', headers={"Content-Type": kind}
+        f"/v1/predictions/{found['id']}/review", content=b'{"label": "pneumonia"}', headers={"Content-Type": kind}
     )
-    assert answer.json()["review"]["agrees"] is True
+    assert answer.json()["reviews"][0]["label"] == "pneumonia"
 
 
 def test_null_character_is_rejected(client):
@@ -113,9 +113,11 @@ def test_null_character_is_rejected(client):
     form = client.post("/v1/predictions", content=part, headers={"Content-Type": "multipart/form-data; boundary=x"})
     assert "U+0000" in problem(form, 422, "usage")["detail"]
     (found,) = post(client, png())
-    note = client.put(f"/v1/predictions/{found['id']}/review", json={"agrees": True, "note": "a\0b"})
+    note = client.put(f"/v1/predictions/{found['id']}/review", json={"label": "pneumonia", "note": "a\0b"})
     assert "U+0000" in problem(note, 422, "usage")["detail"]
-    assert client.put(f"/v1/predictions/{found['id']}/review", json={"agrees": True, "note": "a\n\u2028b"}).is_success
+    assert client.put(
+        f"/v1/predictions/{found['id']}/review", json={"label": "pneumonia", "note": "a\n\u2028b"}
+    ).is_success
 
 
 def test_card_contains_image_hashes_only_on_request(client, model):

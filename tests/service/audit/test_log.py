@@ -108,7 +108,7 @@ def test_show_prints_one_line_per_row(repository, database, tmp_path):
     assert shown(tmp_path / "data", database) == ""
     assert json.loads(shown(tmp_path / "data", database, "--json")) == {"rows": []}
     record, _ = add(repository)
-    repository.review(record.id, agrees=True, note="Jane Doe", user="you")
+    repository.review(record.id, "pneumonia", note="Jane Doe", user="you")
     repository.remove(record.id, user="you")
     lines = shown(tmp_path / "data", database).splitlines()
     times = [row.time for row in read_rows(repository.engine)]
@@ -116,12 +116,12 @@ def test_show_prints_one_line_per_row(repository, database, tmp_path):
         [times[0], "me", "predicted", record.id, "decision=pneumonia", "probability=0.75"],
         [times[2], "you", "deleted", record.id],
     ]
-    assert "agrees=true note_sha256=" in lines[1]
+    assert "label=pneumonia review_sha256=" in lines[1]
     assert "Doe" not in str(lines)
     assert shown(tmp_path / "data", database, "--limit", "1").splitlines() == lines[2:]
     found = json.loads(shown(tmp_path / "data", database, "--json", "--limit", "2"))["rows"]
-    assert [(row["number"], row["event"], row["details"].get("agrees")) for row in found] == [
-        (2, "reviewed", True),
+    assert [(row["number"], row["event"], row["details"].get("label")) for row in found] == [
+        (2, "reviewed", "pneumonia"),
         (3, "deleted", None),
     ]
     assert found[1]["previous_hash"] == found[0]["hash"]

@@ -25,7 +25,7 @@ def test_moved_directory_is_detected_and_not_recreated(tmp_path, database):
     data.rename(moved)
     assert_rejected(repository)
     with pytest.raises(StorageError):
-        repository.review(record.id, agrees=True, note="", user="me")
+        repository.review(record.id, "pneumonia", user="me")
     assert not data.exists()
 
     moved.rename(data)  # the repository works again

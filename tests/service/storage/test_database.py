@@ -45,7 +45,7 @@ def test_database_of_the_first_revision_is_migrated_and_still_verified(tmp_path,
     statistics = ("image_brightness", "image_contrast", "image_sharpness", "image_border")
     later = ("age", "age_source", "warnings", "model_site", "pixel_sha256", *statistics)
     row = {name: value for name, value in new_row(prediction(), b"image").items() if name not in later}
-    row["created"] = "2026-01-31T09:30:00.000000Z"
+    row |= {"created": "2026-01-31T09:30:00.000000Z", "note": ""}  # a column of that revision
     details = {
         "decision": "pneumonia",
         "probability": 0.75,
@@ -71,7 +71,7 @@ def test_database_of_the_first_revision_is_migrated_and_still_verified(tmp_path,
 def test_stored_prediction_is_flattened_to_its_row_in_the_database(repository, reviewed):
     record, _ = add(repository, image_statistics=ImageStatistics(101.5, 30.25, 2.0, 0.0))
     if reviewed:
-        record = repository.review(record.id, agrees=False, note="a note", user="me")
+        record = repository.review(record.id, "no_finding", note="a note", user="me")
     with repository.engine.connect() as connection:
         (row,) = connection.execute(select(METADATA.tables["predictions"])).mappings()
     assert {name: value for name, value in record.to_row().items() if name in row} == dict(row)

@@ -106,9 +106,9 @@ def test_invalid_id_is_unknown(repository, key):
 def test_sql_in_values_is_stored_as_text(repository):
     sent = "'); DROP TABLE predictions; DELETE FROM audit_log; --\\ \" %s :name ${x}"
     record, _ = add(repository, name=sent)
-    repository.review(record.id, agrees=True, note=sent, user="me")
+    repository.review(record.id, "pneumonia", note=sent, user="me")
     found = repository.get(record.id)
-    assert (found.path, found.review.note) == (sent, sent)
+    assert (found.path, found.reviews[0].note) == (sent, sent)
     with pytest.raises(UnknownNameError):
         repository.get(sent)
     assert verify(repository.engine, images=repository.blobs).rows == 2
@@ -171,7 +171,7 @@ def test_order_urgency_lists_unreviewed_pneumonia_first_and_rejected_images_last
     likely, _ = add(repository, b"likely", probability=0.99, decision="pneumonia")
     unlikely, _ = add(repository, b"unlikely", probability=0.01, decision="no_pneumonia")
     read, _ = add(repository, b"read", probability=0.999, decision="pneumonia")
-    repository.review(read.id, agrees=True, note="", user="me")
+    repository.review(read.id, "pneumonia", user="me")
     found = [each.id for each in repository.find(Filter(), order="urgency").predictions]
     assert found == [
         likely.id, made["pneumonia"], made["uncertain"], made["no_pneumonia"], unlikely.id, made["rejected"], read.id,
@@ -240,7 +240,7 @@ def test_filter_by_decision_review_and_time(tmp_path, database):
     repository = PredictionRepository(tmp_path / "data", database, now=lambda: next(times))
     a, _ = add(repository, b"a", decision="no_pneumonia")
     b, _ = add(repository, b"b")
-    repository.review(a.id, agrees=False, note="a shadow", user="me")
+    repository.review(a.id, "no_finding", note="a shadow", user="me")
 
     def found(**conditions):
         return [record.id for record in repository.find(Filter(**conditions), order="oldest").predictions]
@@ -288,10 +288,10 @@ def test_pages_skip_nothing_during_reviews_and_deletions(repository, order):
     seen, after = [], ""
     while True:
         page = repository.find(Filter(), order=order, limit=3, after=after)
-        fresh = [record.id for record in page.predictions if record.review is None]
+        fresh = [record.id for record in page.predictions if not record.reviews]
         seen += fresh
         for key in fresh[:2]:
-            repository.review(key, agrees=True, note="", user="me")
+            repository.review(key, "pneumonia", user="me")
         for key in fresh[2:]:
             repository.remove(key, user="me")
         if not (after := page.next):
@@ -344,16 +344,50 @@ def test_invalid_page_is_rejected(repository, options):
         repository.find(Filter(), **options)
 
 
-def test_review_replaces_the_earlier_one_and_both_are_in_the_audit_log(repository):
+def labels(record):
+    return [(review.reviewer, review.label, review.finding) for review in record.reviews]
+
+
+def test_each_reader_has_a_review_and_every_version_is_in_the_audit_log(repository):
     record, _ = add(repository)
-    repository.review(record.id, agrees=True, note="", user="me")
-    reviewed = repository.review(record.id, agrees=False, note="Jane Doe", user="you")
-    assert (reviewed.review.agrees, reviewed.review.note, reviewed.review.reviewer) == (False, "Jane Doe", "you")
-    assert repository.get(record.id) == reviewed
+    repository.review(record.id, "pneumonia", user="me")
+    repository.review(record.id, "no_finding", note="Jane Doe", user="you")
+    reviewed = repository.review(record.id, "other_finding", finding="Doe's effusion", user="me")
+    assert labels(reviewed) == [("you", "no_finding", ""), ("me", "other_finding", "Doe's effusion")]
+    assert repository.get(record.id) == reviewed == repository.find(Filter(reviewed=True)).predictions[0]
     with repository.engine.connect() as connection:
         rows = connection.execute(text('SELECT "user", event, details FROM audit_log ORDER BY number')).all()
-    assert [(row.user, row.event) for row in rows] == [("me", "predicted"), ("me", "reviewed"), ("you", "reviewed")]
+        assert connection.execute(text("SELECT count(*) FROM reviews")).scalar_one() == 3
+    assert [(row.user, row.event) for row in rows] == [
+        ("me", "predicted"), ("me", "reviewed"), ("you", "reviewed"), ("me", "reviewed"),
+    ]  # fmt: skip
     assert "Doe" not in str(rows)
+    assert verify(repository.engine).predictions == 1
+
+
+def test_withdrawn_review_no_longer_counts_and_its_versions_are_kept(repository):
+    record, _ = add(repository)
+    repository.review(record.id, "pneumonia", user="me")
+    repository.review(record.id, "unusable", user="you")
+    assert labels(repository.withdraw_review(record.id, user="me")) == [("you", "unusable", "")]
+    with pytest.raises(UnknownNameError):
+        repository.withdraw_review(record.id, user="me")
+    assert repository.withdraw_review(record.id, user="you").reviews == ()
+    assert repository.find(Filter(reviewed=True)).total == 0
+    assert verify(repository.engine).rows == 5
+    assert labels(repository.review(record.id, "pneumonia", user="me")) == [("me", "pneumonia", "")]
+
+
+def test_review_is_of_the_image_and_counts_for_its_other_predictions(repository):
+    first, _ = add(repository, b"image")
+    repository.review(first.id, "pneumonia", user="me")
+    second, _ = repository.add(prediction(operating_point="rule_out"), b"image", user="me")
+    assert labels(second) == [("me", "pneumonia", "")]
+    assert repository.find(Filter(reviewed=True)).total == 2
+    repository.remove(first.id, user="me")
+    assert repository.get(second.id).reviews == ()
+    assert repository.find(Filter(reviewed=True)).total == 0
+    assert verify(repository.engine).predictions == 1
 
 
 def test_deleted_prediction_is_removed_with_its_image(repository):
@@ -512,7 +546,7 @@ def test_review_does_not_wait_for_an_image_to_be_written(repository, monkeypatch
     monkeypatch.setattr(repository.blobs, "stage", slow)
     coming = repository.submit(prediction(), b"slow", user="me")
     assert begun.wait(10)
-    assert repository.review(record.id, agrees=True, note="", user="me").review.agrees
+    assert repository.review(record.id, "pneumonia", user="me").reviews
     go.set()
     assert coming.result(10)[1]
 

@@ -69,7 +69,7 @@ def page(browser, service):
 def signed_in(browser, bundle_folder, tmp_path):
     """The worklist of a service with authentication, signed in, and a client with the token; any dialog fails."""
     token_file = tmp_path / "tokens"
-    token_file.write_text(f"ward-3 {TOKEN}\n")
+    token_file.write_text(f"ward-3 {TOKEN}\nward-4 fedcba9876543210\n")
     token_file.chmod(0o600)
     with served(bundle_folder, tmp_path, "--token-file", str(token_file)) as (_, client):
         client.headers["Authorization"] = f"Bearer {TOKEN}"

@@ -100,9 +100,10 @@ def abort_first_request(page, url):
 
 
 def stored_review(client, id):
-    """Return (agrees, note) of the stored review; None if there is none."""
-    review = client.get(f"/v1/predictions/{id}").json()["review"]
-    return review and (review["agrees"], review["note"])
+    """Return (label, note) of the only stored review; None if there is none."""
+    reviews = client.get(f"/v1/predictions/{id}").json()["reviews"]
+    assert len(reviews) <= 1
+    return (reviews[0]["label"], reviews[0]["note"]) if reviews else None
 
 
 def wait_until(page, condition, seconds=10):

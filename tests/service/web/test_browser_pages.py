@@ -10,10 +10,8 @@ from pathlib import Path
 import pytest
 from tests.service.web.helpers import (
     LEVELS,
-    REVIEW_URL,
     expect,
     expect_viewer,
-    fail_requests,
     image_file,
     sign_in,
     upload,
@@ -30,7 +28,7 @@ IMPACTS = ("serious", "critical")
 @pytest.mark.parametrize("width", [1280, 390])
 def test_pages_are_accessible_and_fit_the_screen(browser, service, width, scheme, language):
     ids = upload(service, MANY)
-    service.put(f"/v1/predictions/{ids['high.png']}/review", json={"agrees": True, "note": "clear"})
+    service.put(f"/v1/predictions/{ids['high.png']}/review", json={"label": "pneumonia", "note": "clear"})
     service.post("/v1/predictions", files=[("images", ("a-long-name-of-a-broken-file.dcm", b"no image"))])
     context = browser.new_context(viewport={"width": width, "height": 844}, color_scheme=scheme, has_touch=width < 800)
     page = context.new_page()
@@ -60,7 +58,7 @@ def test_pages_are_accessible_and_fit_the_screen(browser, service, width, scheme
 @pytest.mark.parametrize("language", ["en", "zh-Hant"])
 def test_pages_fit_a_narrow_screen(browser, service, width, language):
     ids = upload(service, MANY)
-    service.put(f"/v1/predictions/{ids['high.png']}/review", json={"agrees": True, "note": "clear"})
+    service.put(f"/v1/predictions/{ids['high.png']}/review", json={"label": "pneumonia", "note": "clear"})
     page = browser.new_page(viewport={"width": width, "height": 700})
     viewer = f"/images/{ids['high.png']}"
     for path in ("/", "/unreadable", viewer, f"{viewer}/report", "/dashboard", "/model", "/sign-in"):
@@ -88,13 +86,15 @@ def test_footer_never_covers_the_focused_element(browser, service, width):
     ids = upload(service, {f"{level}.png": level for level in range(80, 105)})
     context = browser.new_context(viewport={"width": width, "height": 500}, locale="en-GB")
     page = context.new_page()
-    fail_requests(page, REVIEW_URL, 503)
     for path in ("/", f"/images/{ids['90.png']}"):
         page.goto(f"{service.base_url}{path}")
         if path == "/":  # a status message makes the footer higher
-            for key in "jjja":
-                page.keyboard.press(key)
-            expect(page.locator("#status")).to_contain_text("failed with 503")
+            page.get_by_label("Age of the patient (years)").fill("1000")
+            page.set_input_files("#file-input", [image_file(90)])
+            expect(page.locator("#status")).to_contain_text("Nothing was uploaded")
+            page.get_by_label("Age of the patient (years)").fill("")
+            for key in "jjj":
+                page.locator("body").press(key)
             page.evaluate("new Promise((drawn) => requestAnimationFrame(() => requestAnimationFrame(drawn)))")
             assert covered_focus(page) == ""
         focused = 0
@@ -116,7 +116,7 @@ def test_user_signs_in_reviews_and_signs_out(signed_in):
     expect(page.locator("#upload-queue [data-state=done]")).to_have_count(1)
     page.locator("tr[data-id] a").click()
     expect_viewer(page, "140.png")
-    page.keyboard.press("a")
+    page.keyboard.press("p")
     expect(page.locator("#save-status")).to_have_text("Saved.")
     page.get_by_role("button", name="Sign out").click()
     expect(page.get_by_role("heading", name="Sign in")).to_be_visible()

@@ -130,28 +130,100 @@ def test_compared_images_zoom_together(viewer):
 def test_review_is_saved_with_its_note(viewer, service):
     page, id = viewer
     page.fill(NOTE, "rotated <b>image</b>")
-    page.get_by_label("I disagree").check()
+    page.get_by_role("radio", name="No finding").check()
     page.get_by_role("button", name="Save").click()
     expect(page.locator("#save-status")).to_have_text("Saved.")
-    assert stored_review(service, id) == (False, "rotated <b>image</b>")
+    assert stored_review(service, id) == ("no_finding", "rotated <b>image</b>")
     page.reload()
     assert page.input_value(NOTE) == "rotated <b>image</b>"
     page.locator("h1").click()
-    page.keyboard.press("a")
+    page.keyboard.press("p")
     expect(page.locator("#save-status")).to_have_text("Saved.")
-    assert stored_review(service, id) == (True, "rotated <b>image</b>")
+    assert stored_review(service, id) == ("pneumonia", "rotated <b>image</b>")
 
 
 def test_choice_by_mouse_is_saved_at_once_and_links_wait_for_it(viewer, service):
     page, id = viewer
     page.fill(NOTE, "rotated")
-    page.get_by_label("I disagree").click()
+    page.get_by_role("radio", name="No finding").click()
     expect(page.locator("#save-status")).to_have_text("Saved.")
-    assert stored_review(service, id) == (False, "rotated")
-    page.get_by_label("I agree").click()
+    assert stored_review(service, id) == ("no_finding", "rotated")
+    page.get_by_role("radio", name="Pneumonia").click()
     main_menu(page, "Dashboard").click()
     expect(page.get_by_role("heading", name="Dashboard")).to_be_visible()
-    assert stored_review(service, id) == (True, "rotated")
+    assert stored_review(service, id) == ("pneumonia", "rotated")
+
+
+def test_other_finding_is_saved_with_its_text(viewer, service):
+    page, id = viewer
+    finding = page.get_by_label("Which finding")
+    expect(finding).to_be_hidden()
+    page.keyboard.press("o")
+    expect(finding).to_be_focused()
+    page.keyboard.type("pleural effusion")
+    assert service.get(f"/v1/predictions/{id}").json()["reviews"] == []  # saved when it is entered
+    page.keyboard.press("Enter")
+    expect(page.locator("#save-status")).to_have_text("Saved.")
+    (review,) = service.get(f"/v1/predictions/{id}").json()["reviews"]
+    assert (review["label"], review["finding"]) == ("other_finding", "pleural effusion")
+    page.reload()
+    expect(finding).to_have_value("pleural effusion")
+    page.get_by_role("radio", name="Unusable image").click()
+    expect(finding).to_be_hidden()
+    wait_until(page, lambda: stored_review(service, id) == ("unusable", ""))
+
+
+def test_reading_is_withdrawn(viewer, service):
+    page, id = viewer
+    expect(page.get_by_role("button", name="Withdraw")).to_be_hidden()
+    page.keyboard.press("p")
+    page.get_by_role("button", name="Withdraw").click()
+    expect(page.locator("#save-status")).to_have_text("Withdrawn.")
+    assert stored_review(service, id) is None
+    expect(page.locator("#review-form input:checked")).to_have_count(0)
+    page.keyboard.press("n")
+    wait_until(page, lambda: stored_review(service, id) == ("no_finding", ""))
+
+
+def test_readers_see_the_readings_of_others(signed_in):
+    page, client = signed_in
+    id = upload(client, {"high.png": 180})["high.png"]
+    body = {"label": "other_finding", "finding": "effusion", "note": "left"}
+    other = {"Authorization": "Bearer fedcba9876543210"}
+    assert client.put(f"/v1/predictions/{id}/review", json=body, headers=other).status_code == 200
+    page.goto(f"{client.base_url}/images/{id}")
+    expect_viewer(page, "high.png")
+    readings = page.get_by_role("region", name="Other readings")
+    expect(readings).to_contain_text(re.compile(f"Other finding: effusion\\s+Read by ward-4 on {TIME}"))
+    page.keyboard.press("p")
+    expect(page.locator("#save-status")).to_have_text("Saved.")
+    main_menu(page, "Worklist").click()
+    expect(page.locator("tr[data-id] .review")).to_contain_text("Other finding: effusion (ward-4)")
+    expect(page.locator("tr[data-id] .review")).to_contain_text("Pneumonia (ward-3)")
+    main_menu(page, "Dashboard").click()
+    expect(page.get_by_role("region", name="Pairs of readers")).to_contain_text("ward-3, ward-4")
+
+
+def test_blind_reader_sees_the_prediction_after_the_label(browser, bundle_folder, tmp_path):
+    with served(bundle_folder, tmp_path, "--blind-first") as (_, client):
+        id = upload(client, {"high.png": 180})["high.png"]
+        context = browser.new_context(locale="en-GB")
+        page = context.new_page()
+        page.goto(f"{client.base_url}/")
+        expect(page.locator("tr[data-id]")).to_contain_text("Hidden until you have read the image")
+        assert "91%" not in page.content()
+        page.goto(f"{client.base_url}/images/{id}/report")  # redirects to the viewer
+        expect_viewer(page, "high.png")
+        expect(page.get_by_text("Read the image first.")).to_be_visible()
+        expect(page.locator("#heatmap-toggle")).to_have_count(0)
+        assert "91%" not in page.content()
+        page.keyboard.press("n")
+        expect(page.locator(".result-panel .probability")).to_contain_text("91%")
+        expect(page.locator("#heatmap-toggle")).to_be_visible()
+        expect(page.get_by_role("radio", name="No finding")).to_be_checked()
+        page.goto(f"{client.base_url}/")
+        expect(page.locator("tr[data-id] .probability")).to_contain_text("91%")
+        context.close()
 
 
 def test_browser_asks_before_leaving_an_unsaved_note(viewer, service):
@@ -163,13 +235,13 @@ def test_browser_asks_before_leaving_an_unsaved_note(viewer, service):
     main_menu(page, "Worklist").click(no_wait_after=True)
     wait_until(page, lambda: dialogs)
     assert (dialogs, page.input_value(NOTE)) == (["beforeunload"], "rotated")
-    page.get_by_label("I agree").check()
+    page.get_by_role("radio", name="Pneumonia").check()
     page.get_by_role("button", name="Save").click()
     expect(page.locator("#save-status")).to_have_text("Saved.")
     main_menu(page, "Worklist").click()
     expect(page.get_by_role("heading", name="Worklist")).to_be_visible()
     assert len(dialogs) == 1
-    assert stored_review(service, id) == (True, "rotated")
+    assert stored_review(service, id) == ("pneumonia", "rotated")
 
 
 @pytest.mark.parametrize("by", ["key", "click"])
@@ -180,33 +252,33 @@ def test_next_image_opens_only_after_a_successful_save(page, service, by):
     page.get_by_role("link", name="high.png").click()
     expect_viewer(page, "high.png")
     fail_requests(page, REVIEW_URL, 503)
-    page.keyboard.press("a")
-    page.keyboard.press("n") if by == "key" else page.click("#next")
+    page.keyboard.press("p")
+    page.keyboard.press("j") if by == "key" else page.click("#next")
     expect(page.locator("#save-status")).to_have_text("Not saved: Service busy (failed with 503)")
     expect_viewer(page, "high.png")
     page.unroute(REVIEW_URL)
-    page.keyboard.press("a")
-    page.keyboard.press("n") if by == "key" else page.click("#next")
+    page.keyboard.press("p")
+    page.keyboard.press("j") if by == "key" else page.click("#next")
     expect_viewer(page, "middle.png")
-    assert stored_review(service, ids["high.png"]) == (True, "")
+    assert stored_review(service, ids["high.png"]) == ("pneumonia", "")
 
 
 @pytest.mark.parametrize("note", ["", "mine"])
-def test_newer_review_of_another_person_is_shown_before_it_is_replaced(viewer, service, note):
+def test_newer_review_from_another_window_is_shown_before_it_is_replaced(viewer, service, note):
     page, id = viewer
     page.fill(NOTE, note)
-    service.put(f"/v1/predictions/{id}/review", json={"agrees": True, "note": "by a colleague"})
+    service.put(f"/v1/predictions/{id}/review", json={"label": "pneumonia", "note": "elsewhere"})
     page.locator("h1").click()
-    page.keyboard.press("d")
+    page.keyboard.press("n")
     expect(page.locator("#conflict")).to_be_visible()
-    expect(page.locator("#conflict-review")).to_have_text(re.compile(f"Read on {TIME} – Agrees"))
-    expect(page.locator("#conflict-note")).to_have_text("by a colleague")
-    assert page.input_value(NOTE) == (note or "by a colleague")
-    assert stored_review(service, id) == (True, "by a colleague")
-    page.get_by_label("I disagree").click()
+    expect(page.locator("#conflict-review")).to_have_text(re.compile(f"Read on {TIME} – Pneumonia"))
+    expect(page.locator("#conflict-note")).to_have_text("elsewhere")
+    assert page.input_value(NOTE) == (note or "elsewhere")
+    assert stored_review(service, id) == ("pneumonia", "elsewhere")
+    page.get_by_role("radio", name="No finding").click()
     expect(page.locator("#save-status")).to_have_text("Saved.")
     expect(page.locator("#conflict")).to_be_hidden()
-    assert stored_review(service, id) == (False, note or "by a colleague")
+    assert stored_review(service, id) == ("no_finding", note or "elsewhere")
 
 
 def test_last_of_two_quick_reviews_is_stored(page, service):
@@ -216,10 +288,10 @@ def test_last_of_two_quick_reviews_is_stored(page, service):
     page.add_init_script(DELAY_FIRST_REVIEW)
     page.goto(f"{service.base_url}/images/{id}")
     expect_viewer(page, "high.png")
-    page.keyboard.press("a")
-    page.keyboard.press("d")
+    page.keyboard.press("p")
+    page.keyboard.press("n")
     wait_until(page, lambda: len(finished) == 2)
-    assert stored_review(service, id) == (False, "")
+    assert stored_review(service, id) == ("no_finding", "")
 
 
 def test_held_key_saves_one_review(viewer, service):
@@ -227,10 +299,10 @@ def test_held_key_saves_one_review(viewer, service):
     sent = []
     page.on("request", lambda request: request.method == "PUT" and sent.append(request))
     for _ in range(4):
-        page.keyboard.down("a")  # repeats from the second call on
-    page.keyboard.up("a")
-    page.keyboard.press("d")  # is saved after all earlier reviews
-    wait_until(page, lambda: stored_review(service, id) == (False, ""))
+        page.keyboard.down("p")  # repeats from the second call on
+    page.keyboard.up("p")
+    page.keyboard.press("n")  # is saved after all earlier reviews
+    wait_until(page, lambda: stored_review(service, id) == ("no_finding", ""))
     assert len(sent) == 2
 
 
@@ -241,15 +313,15 @@ def test_draft_survives_signing_in_again_but_not_signing_out(signed_in):
     expect_viewer(page, "high.png")
     page.fill(NOTE, "rotated")
     page.context.clear_cookies()
-    page.get_by_label("I disagree").click()
+    page.get_by_role("radio", name="No finding").click()
     sign_in(page)
     expect_viewer(page, "high.png")
     expect(page.locator("#save-status")).to_have_text("Draft restored; not saved yet.")
-    assert (page.input_value(NOTE), page.get_by_label("I disagree").is_checked()) == ("rotated", True)
+    assert (page.input_value(NOTE), page.get_by_role("radio", name="No finding").is_checked()) == ("rotated", True)
     assert stored_review(client, id) is None
     page.get_by_role("button", name="Save").click()
     expect(page.locator("#save-status")).to_have_text("Saved.")
-    assert stored_review(client, id) == (False, "rotated")
+    assert stored_review(client, id) == ("no_finding", "rotated")
     page.reload()
     expect(page.locator("#save-status")).to_have_text(re.compile(f"Read by ward-3 on {TIME}"))
     page.fill(NOTE, "typed")
@@ -281,8 +353,8 @@ def test_shortcuts_are_listed_and_inactive_in_text_fields(viewer, service):
     page.keyboard.press("Escape")
     expect(page.locator("#shortcuts")).to_be_hidden()
     page.focus(NOTE)
-    page.keyboard.type("adhi")
-    assert page.input_value(NOTE) == "adhi"
+    page.keyboard.type("pnhi")
+    assert page.input_value(NOTE) == "pnhi"
     assert stored_review(service, id) is None
 
 
@@ -293,10 +365,10 @@ def test_errors_are_translated_and_their_details_are_marked_as_english(page, ser
     fail_requests(page, REVIEW_URL, 503)
     page.goto(f"{service.base_url}/images/{id}?language=zh-Hant")
     expect_viewer(page, "high.png")
-    page.keyboard.press("a")
+    page.keyboard.press("p")
     expect(page.locator("#save-status")).to_have_text("未儲存：無法連線至伺服器。")
     page.unroute(f"**/v1/predictions/{id}")
-    page.keyboard.press("a")
+    page.keyboard.press("p")
     expect(page.locator("#save-status")).to_have_text("未儲存：系統忙碌中 (failed with 503)")
     expect(page.locator("#save-status span[lang=en]")).to_have_text("(failed with 503)")
     page.route("**/heatmap-layer.png", lambda route: route.abort())
@@ -327,7 +399,7 @@ def test_removed_image_has_no_display_controls(browser, bundle_folder, tmp_path)
         expect(page.get_by_role("button", name="Save")).to_be_enabled()  # the scripts run
         for key in "fi1w0h+-":
             page.keyboard.press(key)
-        page.keyboard.press("n")
+        page.keyboard.press("j")
         expect_viewer(page, "new.png")
         assert page.locator("#compare option").all_inner_texts() == ["None", "Image without heatmap"]
         assert [each for each in seen if each.startswith("error")] == []
@@ -353,7 +425,7 @@ def test_report_prints_on_one_page_with_image_heatmap_and_notice(viewer):
 @pytest.mark.parametrize("note", ["word " * 800, "word " * 30, "影像有旋轉" * 400, "影像有旋轉" * 30])
 def test_report_with_a_long_note_prints_on_one_page(viewer, service, note):
     page, id = viewer
-    assert service.put(f"/v1/predictions/{id}/review", json={"agrees": True, "note": note}).status_code == 200
+    assert service.put(f"/v1/predictions/{id}/review", json={"label": "pneumonia", "note": note}).status_code == 200
     page.goto(f"{page.url}/report")
     expect(page.locator("#scale-max")).to_have_text(re.compile(r"\+[0-9.]+"))
     page.emulate_media(media="print")

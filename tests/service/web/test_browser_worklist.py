@@ -5,9 +5,7 @@ from pathlib import Path
 import pytest
 from tests.service.conftest import png
 from tests.service.web.helpers import (
-    DELAY_FIRST_REVIEW,
     LEVELS,
-    REVIEW_URL,
     abort_first_request,
     expect,
     expect_viewer,
@@ -16,13 +14,11 @@ from tests.service.web.helpers import (
     row_names,
     stored_review,
     upload,
-    wait_until,
 )
 
 pytestmark = pytest.mark.browser
 PREDICTIONS_URL = "**/v1/predictions"
 TEXT_FILE = {"name": "letter.txt", "mimeType": "text/plain", "buffer": b"Dear colleague"}
-REVIEW_CELL = "tr.selected .review"
 
 
 def test_chosen_files_are_uploaded_and_listed(page, service):
@@ -213,20 +209,35 @@ def test_tabs_list_rejected_images_and_unreadable_files(page, service):
     assert row_names(page) == ["high.png", "middle.png", "low.png"]
 
 
-def test_worklist_is_reviewed_by_keyboard(page, service):
+def test_worklist_is_read_by_keyboard(page, service):
     ids = upload(service)
     page.reload()
-    for key in ("j", "j", "k", "d", "a", "j", "d"):  # the second review of the first image replaces the first one
+    for key in ("j", "j", "k"):
         page.keyboard.press(key)
-    expect(page.locator("tr[data-id] .review").nth(0)).to_have_text("✓ Agrees")
-    expect(page.locator("tr[data-id] .review").nth(1)).to_have_text("✗ Disagrees")
-    reviews = {name: stored_review(service, ids[name]) for name in LEVELS}
-    assert reviews == {"dark.png": None, "high.png": (True, ""), "middle.png": (False, ""), "low.png": None}
+    page.keyboard.press("p")  # an image is labelled in the viewer only, where it is seen
     page.keyboard.press("Enter")
-    expect_viewer(page, "middle.png")
-    for key, name in (("n", "low.png"), ("p", "middle.png"), ("p", "high.png"), ("n", "middle.png")):
+    expect_viewer(page, "high.png")
+    for key, name in (("j", "middle.png"), ("j", "low.png"), ("k", "middle.png")):
         page.keyboard.press(key)
         expect_viewer(page, name)
+    page.keyboard.press("n")
+    expect(page.locator("#save-status")).to_have_text("Saved.")
+    assert {name: stored_review(service, ids[name]) for name in LEVELS} == {
+        "dark.png": None, "high.png": None, "middle.png": ("no_finding", ""), "low.png": None,
+    }  # fmt: skip
+    page.goto(str(service.base_url))
+    expect(page.locator("tr[data-name='middle.png'] .review")).to_have_text("No finding")
+
+
+def test_readings_are_shown_after_the_browser_goes_back(page, service):
+    upload(service, {"high.png": 180})
+    page.reload()
+    page.get_by_role("link", name="high.png").click()
+    expect_viewer(page, "high.png")
+    page.keyboard.press("p")
+    expect(page.locator("#save-status")).to_have_text("Saved.")
+    page.go_back()
+    expect(page.locator("tr[data-id] .review")).to_have_text("Pneumonia")
 
 
 def test_shortcuts_work_after_files_were_chosen(page):
@@ -234,62 +245,8 @@ def test_shortcuts_work_after_files_were_chosen(page):
     page.set_input_files("#file-input", [image_file(180)])
     expect(page.locator("#total")).to_have_text("1 image")
     page.keyboard.press("j")
-    page.keyboard.press("a")
-    expect(page.locator(REVIEW_CELL)).to_have_text("✓ Agrees")
-
-
-def test_review_by_keyboard_keeps_the_stored_note(page, service):
-    id = upload(service, {"high.png": 180})["high.png"]
-    page.reload()
-    service.put(f"/v1/predictions/{id}/review", json={"agrees": True, "note": "by a colleague"})
-    page.keyboard.press("j")
-    page.keyboard.press("d")
-    expect(page.locator("tr[data-id] .review")).to_have_text("✗ Disagrees")
-    assert stored_review(service, id) == (False, "by a colleague")
-
-
-def test_failed_review_is_reported_in_view_until_it_is_saved(page, service):
-    upload(service, {f"{level}.png": level for level in range(80, 120)})
-    page.reload()
-    fail_requests(page, REVIEW_URL, 503)
-    page.keyboard.press("j")
-    page.keyboard.press("a")
-    status = page.locator("#status")
-    expect(status).to_have_text("119.png: not saved. Service busy (failed with 503)")
-    assert status.evaluate("it => document.elementFromPoint(innerWidth / 2, it.getBoundingClientRect().y + 9) === it")
-    expect(page.locator("tr.selected .not-saved")).to_have_text("Not saved")
-    page.unroute(REVIEW_URL)
-    page.keyboard.press("a")
-    expect(page.locator(REVIEW_CELL)).to_have_text("✓ Agrees")
-    assert status.bounding_box()["height"] <= 1
-
-
-def test_last_of_two_quick_reviews_is_stored(page, service):
-    id = upload(service, {"high.png": 180})["high.png"]
-    finished = []
-    page.on("requestfinished", lambda request: request.method == "PUT" and finished.append(request))
-    page.add_init_script(DELAY_FIRST_REVIEW)
-    page.goto(f"{service.base_url}/")
-    for key in "jad":
-        page.keyboard.press(key)
-    wait_until(page, lambda: len(finished) == 2)
-    assert stored_review(service, id) == (False, "")
-    expect(page.locator(REVIEW_CELL)).to_have_text("✗ Disagrees")
-
-
-def test_held_key_saves_one_review(page, service):
-    upload(service, {"high.png": 180})
-    page.reload()
-    sent = []
-    page.on("request", lambda request: request.method == "PUT" and sent.append(request))
-    page.keyboard.press("j")
-    for _ in range(4):
-        page.keyboard.down("d")  # repeats from the second call on
-    page.keyboard.up("d")
-    expect(page.locator(REVIEW_CELL)).to_have_text("✗ Disagrees")
-    page.keyboard.press("a")  # is saved after all earlier reviews
-    expect(page.locator(REVIEW_CELL)).to_have_text("✓ Agrees")
-    assert len(sent) == 2
+    page.keyboard.press("Enter")
+    expect_viewer(page, "180.png")
 
 
 def test_entered_age_applies_to_the_next_files_only(page, service):

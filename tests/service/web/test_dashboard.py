@@ -5,12 +5,14 @@ import datetime
 import numpy as np
 import pytest
 from scipy import stats
+from sklearn.metrics import cohen_kappa_score
 from tests.conftest import LIMITS
 
 from pneumoscope.bundle.card import Proportion, ReferenceDistribution, read_bundle
 from pneumoscope.bundle.site_profile import SiteProfile
 from pneumoscope.core.prediction import ImageStatistics
 from pneumoscope.service.storage.queries import PredictionStatistics
+from pneumoscope.service.storage.reviews import Review
 from pneumoscope.service.web.dashboard import FALSE_ALARM_PROBABILITY, latest_months, monitor_month, summarize
 
 DECILES = tuple(k / 10 for k in range(1, 10))
@@ -22,17 +24,22 @@ def card(maker):
     return read_bundle(maker.bundle(maker.root / "b", rejection_limits=LIMITS, reference_distribution=reference))[0]
 
 
-def predicted(day, decision, probability, agrees=None, *, image="a", statistics=None):
-    return PredictionStatistics(f"2026-01-{day:02d}T10:00:00.000000Z", decision, probability, agrees, image, statistics)
+def predicted(day, decision, probability, *labels, image="a", statistics=None):
+    """Return a prediction; labels are those of the readers A, B, ..., and None stands for no label."""
+    time = f"2026-01-{day:02d}T10:00:00.000000Z"
+    reviews = tuple(
+        Review(label, "", "", time, reader) for reader, label in zip("ABC", labels, strict=False) if label is not None
+    )
+    return PredictionStatistics(time, decision, probability, image, f"pixels of {image}", statistics, reviews)
 
 
-def test_proportions_agreement_and_daily_quartiles(card):
+def test_proportions_and_daily_quartiles(card):
     dashboard = summarize(
         [
-            predicted(3, "rejected", None, False),
-            predicted(2, "pneumonia", 0.9, True),
-            predicted(2, "pneumonia", 0.7, True),
-            predicted(2, "no_pneumonia", 0.1, False),
+            predicted(3, "rejected", None),
+            predicted(2, "pneumonia", 0.9),
+            predicted(2, "pneumonia", 0.7),
+            predicted(2, "no_pneumonia", 0.1),
             predicted(1, "uncertain", 0.5),
         ],
         card,
@@ -41,20 +48,44 @@ def test_proportions_agreement_and_daily_quartiles(card):
     assert {name: each.value for name, each in dashboard.proportions.items()} == {
         "no_pneumonia": 0.2, "pneumonia": 0.4, "uncertain": 0.2, "rejected": 0.2,
     }  # fmt: skip
-    # Wilson interval of 2 of 4, by its formula.
-    z, n = 1.959964, 4
-    half = z / (1 + z * z / n) * np.sqrt(0.25 / n + z * z / (4 * n * n))
-    agreement = dashboard.agreement
-    assert (agreement.value, agreement.n) == (0.5, 4)
-    assert (agreement.low, agreement.high) == pytest.approx((0.5 - half, 0.5 + half), abs=1e-6)
-    assert {name: (each.value, each.n) for name, each in dashboard.agreement_by_decision.items()} == {
-        "no_pneumonia": (0, 1), "pneumonia": (1, 2), "rejected": (0, 1),
-    }  # fmt: skip
+    assert (dashboard.readers, dashboard.pairs) == ((), ())
     assert [(day.date[-2:], day.images) for day in dashboard.days] == [("01", 1), ("02", 3), ("03", 1)]
     assert dashboard.days[0].quartiles == (0.5, 0.5, 0.5)
     assert dashboard.days[1].quartiles == pytest.approx(tuple(np.quantile([0.1, 0.7, 0.9], [0.25, 0.5, 0.75])))
     assert dashboard.days[2].quartiles is None
     assert (dashboard.drift, dashboard.drift_unavailable) == (None, "too_few_images")
+
+
+def test_agreement_of_readers_and_model(card):
+    """By hand: of A's images, 3 of 4 with pneumonia and 2 of 3 without are decided alike."""
+    readings = [
+        ("pneumonia", "pneumonia", "pneumonia"), ("pneumonia", "pneumonia", "no_finding"), ("pneumonia", "pneumonia"),
+        ("no_pneumonia", "pneumonia", "pneumonia"), ("no_pneumonia", "no_finding", "no_finding"),
+        ("no_pneumonia", "other_finding", "other_finding"), ("pneumonia", "no_finding"),
+        ("uncertain", "pneumonia"), ("rejected", "pneumonia"), ("pneumonia", "unusable", "pneumonia"), ("pneumonia",),
+    ]  # fmt: skip
+    dashboard = summarize(
+        [predicted(1, decision, 0.5, *labels, image=str(n)) for n, (decision, *labels) in enumerate(readings)], card
+    )
+    a, b = dashboard.readers
+    assert (a.reader, b.reader) == ("A", "B")
+    assert dict(a.labels) == {"pneumonia": 6, "other_finding": 1, "no_finding": 2, "unusable": 1}
+    assert (a.sensitivity.value, a.sensitivity.n) == (0.75, 4)
+    assert (a.specificity.value, a.specificity.n) == (pytest.approx(2 / 3), 3)
+    wilson = stats.binomtest(3, 4).proportion_ci(method="wilson")
+    assert (a.sensitivity.low, a.sensitivity.high) == pytest.approx((wilson.low, wilson.high))
+    assert a.kappa.value == pytest.approx(cohen_kappa_score([1, 1, 1, 0, 0, 0, 1], [1, 1, 1, 1, 0, 0, 0]))
+    (pair,) = dashboard.pairs
+    assert (pair.readers, pair.kappa.n) == (("A", "B"), 5)
+    assert pair.kappa.value == pytest.approx(cohen_kappa_score([1, 1, 1, 0, 0], [1, 0, 1, 0, 0]))
+
+
+def test_latest_prediction_of_an_image_is_compared(card):
+    """An image with two predictions counts once."""
+    dashboard = summarize(
+        [predicted(2, "pneumonia", 0.9, "pneumonia"), predicted(1, "no_pneumonia", 0.1, "pneumonia")], card
+    )
+    assert (dashboard.readers[0].sensitivity.value, dashboard.readers[0].sensitivity.n) == (1, 1)
 
 
 def test_drift_compares_images_with_a_probability(card):
@@ -66,7 +97,7 @@ def test_drift_compares_images_with_a_probability(card):
 
 def test_no_drift_without_images_or_without_a_reference(card, maker):
     empty = summarize([], card)
-    assert (empty.images, empty.proportions, empty.agreement, empty.days) == (0, {}, None, ())
+    assert (empty.images, empty.proportions, empty.readers, empty.days) == (0, {}, (), ())
     assert empty.drift_unavailable == "too_few_images"
     without_reference = read_bundle(maker.bundle(maker.root / "no-reference"))[0]
     dashboard = summarize([predicted(1, "no_pneumonia", 0.1)] * 60, without_reference)

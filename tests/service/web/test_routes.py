@@ -82,10 +82,10 @@ def test_worklist_lists_the_most_urgent_images_first(client):
     page, _ = get_page(client, "/")
     ids = page.rows()
     assert list(ids) == ["high.png", "read.png", "low.png"]
-    client.put(f"/v1/predictions/{ids['read.png']}/review", json={"agrees": False})
+    client.put(f"/v1/predictions/{ids['read.png']}/review", json={"label": "no_finding"})
     page, _ = get_page(client, "/")
     assert list(page.rows()) == ["high.png", "low.png", "read.png"]  # reviewed images come last
-    assert "✗ Disagrees" in page.text
+    assert "No finding" in page.text
     assert client.get(f"/v1/predictions/{ids['high.png']}/thumbnail.png").status_code == 200
 
 
@@ -172,7 +172,7 @@ def test_any_query_parameter_is_kept_by_the_language_link(client):
 
 def test_image_name_and_note_are_escaped(client):
     (id,) = upload(client, (HOSTILE, png()))
-    client.put(f"/v1/predictions/{id}/review", json={"agrees": True, "note": f"</textarea>{HOSTILE}"})
+    client.put(f"/v1/predictions/{id}/review", json={"label": "pneumonia", "note": f"</textarea>{HOSTILE}"})
     for path in ("/", f"/images/{id}", f"/images/{id}/report"):
         page, response = get_page(client, path)
         assert "<script>alert" not in response.text
@@ -250,9 +250,9 @@ def test_viewer_and_report_show_the_prediction_of_the_api(client):
     assert "Pneumonia" in page.text
     assert "64 \u00d7 64, PNG" in page.text
     assert "calibrated for a prevalence of 50%." in page.text
-    client.put(f"/v1/predictions/{id}/review", json={"agrees": False, "note": "rotated"})
+    client.put(f"/v1/predictions/{id}/review", json={"label": "no_finding", "note": "rotated"})
     page, _ = get_page(client, f"/images/{id}/report")
-    for expected in ("Disagrees", "rotated", prediction["image_sha256"], prediction["model"]["sha256"], NOTICE):
+    for expected in ("No finding", "rotated", prediction["image_sha256"], prediction["model"]["sha256"], NOTICE):
         assert expected in page.text
 
 
@@ -279,7 +279,7 @@ def test_unknown_image_is_an_error_page_with_advice_in_the_language_of_the_page(
 def test_csv_export_has_every_image_and_no_formula(client, monkeypatch):
     monkeypatch.setattr("pneumoscope.service.web.worklist._EXPORT_BATCH", 2)
     ids = upload(client, *((f"={level}.png", png(level)) for level in (60, 90, 120, 150, 180)))
-    client.put(f"/v1/predictions/{ids[0]}/review", json={"agrees": True, "note": "=1+1"})
+    client.put(f"/v1/predictions/{ids[0]}/review", json={"label": "pneumonia", "note": "=1+1"})
     response = client.get("/worklist.csv?order=oldest")
     assert response.headers["Content-Type"].startswith("text/csv")
     disposition = response.headers["Content-Disposition"]
@@ -288,23 +288,23 @@ def test_csv_export_has_every_image_and_no_formula(client, monkeypatch):
     rows = {row["id"]: row for row in csv.DictReader(io.StringIO(response.content.decode("utf-8-sig")))}
     assert set(rows) == set(ids)
     first = rows[ids[0]]
-    assert (first["path"], first["decision"], first["probability"], first["agrees"], first["note"]) == (
-        "./=60.png", "rejected", "", "yes", "'=1+1",
-    )  # fmt: skip
-    assert (first["reviewer"], first["image_bytes"]) == ("local", str(len(png(60))))
-    assert (rows[ids[1]]["agrees"], rows[ids[1]]["note"], rows[ids[1]]["reviewer"]) == ("", "", "")
+    assert (first["path"], first["decision"], first["probability"]) == ("./=60.png", "rejected", "")
+    (review,) = json.loads(first["reviews"])
+    assert (review["label"], review["note"], review["reviewer"]) == ("pneumonia", "=1+1", "local")
+    assert (rows[ids[1]]["reviews"], first["image_bytes"]) == ("[]", str(len(png(60))))
     prediction = client.get(f"/v1/predictions/{ids[4]}").json()
     assert float(rows[ids[4]]["probability"]) == prediction["probability"]
     assert len(list(csv.DictReader(io.StringIO(client.get("/worklist.csv?decision=rejected").text)))) == 1
 
 
-def test_dashboard_shows_counts_agreement_and_drift(client):
+def test_dashboard_shows_counts_readings_and_drift(client):
     ids = upload(client, *((f"{level}.png", png(level)) for level in range(80, 140)))
     for id in ids[:4]:
-        client.put(f"/v1/predictions/{id}/review", json={"agrees": True})
+        client.put(f"/v1/predictions/{id}/review", json={"label": "pneumonia"})
     page, _ = get_page(client, "/dashboard")
     assert "60 predictions of model gray at operating point balanced." in page.text
-    assert re.search(r"100% \(51.100%\)", page.text)  # 4 of 4 by Wilson
+    print(repr(page.text[300:1300]))
+    assert re.search(r"This computer\s+4\s+0\s+0\s+0\s+0% \(0.49%\)\s+–\s+–", page.text)  # 0 of 4 by Wilson
     assert "Total variation distance" in page.text
 
 
@@ -371,10 +371,10 @@ def test_training_labels_are_translated(bundle_folder, monkeypatch):
 
 def test_reviewer_is_named_if_the_service_has_authentication(client, anonymous_client):
     (id,) = upload(client, ("a.png", png()))
-    client.put(f"/v1/predictions/{id}/review", json={"agrees": True})
+    client.put(f"/v1/predictions/{id}/review", json={"label": "pneumonia"})
     anonymous_client.headers["Authorization"] = f"Bearer {TOKEN}"
     (same_id,) = upload(anonymous_client, ("a.png", png()))
-    anonymous_client.put(f"/v1/predictions/{same_id}/review", json={"agrees": True})
+    anonymous_client.put(f"/v1/predictions/{same_id}/review", json={"label": "pneumonia"})
     time = r"\d{4}-\d\d-\d\d \d\d:\d\d \(UTC\)"
     for path in (f"/images/{id}", f"/images/{id}/report"):
         assert re.search(f"Read on {time}", get_page(client, path)[0].text)

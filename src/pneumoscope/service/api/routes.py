@@ -154,7 +154,7 @@ def _filter(query: FindParameters) -> Filter:
 def get(
     response: Response, service: AppService, language: Language, id: _Id, _: NoParameters
 ) -> SinglePredictionDocument:
-    """As in the response to the request that stored it, with its latest review."""
+    """As in the response to the request that stored it, with the latest review of each reader."""
     stored = service.repository.get(id)
     response.headers["ETag"] = stored.etag
     return single_document(stored, language)
@@ -212,10 +212,25 @@ def review(
     body: ReviewRequest,
     if_match: _IfMatch = None,
 ) -> SinglePredictionDocument:
-    """Agree or disagree with the decision, with a note; an earlier review is replaced. With `If-Match`, nothing is stored if the
-    prediction was reviewed since it was read.
+    """Label the image; an earlier review of the same user is replaced, and those of others are kept. With `If-Match`, nothing is
+    stored if the prediction was reviewed since it was read.
     """
-    stored = service.repository.review(id, agrees=body.agrees, note=body.note, user=user, etags=_etags(if_match))
+    stored = service.repository.review(
+        id, body.label, finding=body.finding.strip(), note=body.note, user=user, etags=_etags(if_match)
+    )
+    response.headers["ETag"] = stored.etag
+    return single_document(stored, language)
+
+
+@prediction_router.delete(
+    "/predictions/{id}/review", summary="Withdraw a review",
+    responses={200: {"headers": _ETAG_HEADER}, **problem_responses(404)},
+)  # fmt: skip
+def withdraw_review(
+    response: Response, service: AppService, user: User, language: Language, id: _Id, _: NoParameters
+) -> SinglePredictionDocument:
+    """Withdraw the review of the user; the audit log keeps an entry of each version."""
+    stored = service.repository.withdraw_review(id, user=user)
     response.headers["ETag"] = stored.etag
     return single_document(stored, language)
 

@@ -8,15 +8,16 @@ from __future__ import annotations
 import dataclasses
 import inspect
 from collections.abc import Mapping, Sequence
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, Literal, Self
 
-from pydantic import BaseModel, ConfigDict, Field, create_model
+from pydantic import BaseModel, ConfigDict, Field, create_model, model_validator
 
 from pneumoscope.core.identity import IDENTITY_FIELDS, MAX_IDENTITY_LENGTH, PATIENT_FIELDS, Identity
 from pneumoscope.core.messages import notice, prediction_message
 from pneumoscope.core.prediction import Prediction
 from pneumoscope.service.storage.queries import Page
 from pneumoscope.service.storage.records import StoredPrediction, UnreadableFile
+from pneumoscope.service.storage.reviews import Label
 from pneumoscope.service.storage.studies import Study, sorted_studies, summarize_study
 
 __all__ = [
@@ -45,12 +46,20 @@ class ReviewRequest(BaseModel):
 
     model_config = ConfigDict(extra="forbid", use_attribute_docstrings=True)
 
-    agrees: bool = Field(strict=True, examples=[True])
-    """Whether the reviewer agrees with the decision."""
+    label: Label = Field(examples=["pneumonia"])
+    """"unusable" if the image cannot be read."""
+    finding: str = Field(default="", examples=[""], max_length=1000, pattern=r"^[^\x00]*$")
+    """The other finding; required with "other_finding", and empty with any other label."""
     note: str = Field(
         default="", examples=["infiltrate in the right lower field"], max_length=4000, pattern=r"^[^\x00]*$"
     )
     """The reviewer's note."""
+
+    @model_validator(mode="after")
+    def _finding_fits_label(self) -> Self:
+        if (self.label == "other_finding") != bool(self.finding.strip()):
+            raise ValueError("finding is required with the label 'other_finding', and only with it")
+        return self
 
 
 # The fields of `Identity`; a dataclass would accept unknown ones.

@@ -24,6 +24,7 @@ __all__ = ["Entry", "Event", "append", "read_rows", "verify_hashes"]
 Event = Literal[
     "predicted",
     "reviewed",
+    "review_withdrawn",
     "image_removed",
     "deleted",
     "unreadable",

@@ -1,8 +1,8 @@
 """Verify the audit log, and compare the predictions and the images with it.
 
 The hashes show that no row of the log was changed. A prediction could still be changed in its own table, so each one is
-compared with the log's rows of its id: the prediction, and the latest review, removal of its image or deletion. Both tables are
-read in the order of their ids, side by side, so that memory does not grow with them.
+compared with the log's rows of its id: the prediction, each version of its reviews, and the removal of its image or its deletion.
+The tables are read in the order of their ids, side by side, so that memory does not grow with them.
 """
 
 from __future__ import annotations
@@ -10,18 +10,19 @@ from __future__ import annotations
 import dataclasses
 import itertools
 import json
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from typing import Any
 
 from sqlalchemy import ColumnElement, Connection, Engine, Row, Table, select
 
 from pneumoscope.core.errors import AuditLogError
 from pneumoscope.service.audit.log import verify_hashes
-from pneumoscope.service.storage.blob_store import BlobStore, content_hash
+from pneumoscope.service.storage.blob_store import BlobStore
 from pneumoscope.service.storage.check import check_blobs
 from pneumoscope.service.storage.database import read_transaction
 from pneumoscope.service.storage.records import compute_id, result_hash
-from pneumoscope.service.storage.tables import audit_log, predictions
+from pneumoscope.service.storage.reviews import review_hash
+from pneumoscope.service.storage.tables import audit_log, predictions, reviews
 
 __all__ = ["Verification", "verify"]
 
@@ -69,7 +70,7 @@ class _Events:
     """The log's rows that determine the state of a prediction."""
 
     predicted: Row[Any]
-    reviewed: Row[Any] | None = None
+    reviews: list[Row[Any]] = dataclasses.field(default_factory=list)
     image_removed: Row[Any] | None = None
 
 
@@ -77,13 +78,15 @@ def _compare_predictions(connection: Connection) -> int:
     """Compare every prediction with the log, in one snapshot, and return the number of predictions."""
     differences, count = _Differences(), 0
     stored = _sorted_rows(connection, predictions, predictions.c.id)
+    versions = _Groups(_sorted_rows(connection, reviews, reviews.c.prediction_id, reviews.c.number))
     for id, events, row in _merge(_events_by_id(connection), stored):
+        reviewed = versions.take(id)
         count += row is not None
         if events is None:
             differences.add(f"prediction {id!r} exists, but the audit log has no entry for it, or its deletion")
         elif row is None:
             differences.add(f"prediction {id!r} is missing, and the audit log has no entry of its deletion")
-        elif names := [name for name, equal in _compare(row, events) if not equal]:
+        elif names := [name for name, equal in _compare(row, reviewed, events) if not equal]:
             differences.add(f"prediction {id!r} differs from the audit log: {', '.join(names)}")
     differences.raise_if_any()
     return count
@@ -141,8 +144,8 @@ def _current_events(rows: Iterable[Row[Any]]) -> _Events | None:
             events = _Events(row)
         elif row.event == "deleted":
             events = None
-        elif events is not None and row.event == "reviewed":
-            events.reviewed = row
+        elif events is not None and row.event in ("reviewed", "review_withdrawn"):
+            events.reviews.append(row)
         elif events is not None and row.event == "image_removed":
             events.image_removed = row
     return events
@@ -167,9 +170,9 @@ def _merge(
             entry, row = next(logged, None), next(stored, None)
 
 
-def _compare(row: Row[Any], events: _Events) -> Iterator[tuple[str, bool]]:
-    """Yield the name of each compared value, and whether the prediction and the log agree."""
-    predicted, reviewed, removed = events.predicted, events.reviewed, events.image_removed
+def _compare(row: Row[Any], reviewed: Sequence[Row[Any]], events: _Events) -> Iterator[tuple[str, bool]]:
+    """Yield the name of each compared value, and whether the prediction with its reviews and the log agree."""
+    predicted, removed = events.predicted, events.image_removed
     details = _details(predicted)
     yield "image hash", row.image_sha256 == predicted.image_sha256
     yield "model hash", row.model_sha256 == predicted.model_sha256
@@ -186,14 +189,35 @@ def _compare(row: Row[Any], events: _Events) -> Iterator[tuple[str, bool]]:
         details.get("result_sha256") == result_hash(row._mapping),
     )
     yield "removal of the image", row.image_removed == (removed and removed.time)
-    if reviewed is None:
-        yield "review", (row.reviewed, row.reviewer, row.agrees, row.note) == (None, None, None, "")
-        return
-    details = _details(reviewed)
-    yield "time of the review", row.reviewed == reviewed.time
-    yield "reviewer", row.reviewer == reviewed.user
-    yield "review", row.agrees == details.get("agrees", "")
-    yield "note", content_hash(row.note.encode()) == details.get("note_sha256", "")
+    yield "reviews", [_version(each) for each in reviewed] == [_logged_version(each) for each in events.reviews]
+
+
+def _version(review: Row[Any]) -> tuple[str, str, str | None, str]:
+    """Return time, author, label and hash of a version of a review; label and hash are empty if it was withdrawn."""
+    sha256 = review_hash(review.label, review.finding, review.note) if review.label else ""
+    return review.time, review.reviewer, review.label, sha256
+
+
+def _logged_version(row: Row[Any]) -> tuple[str, str, str | None, str]:
+    details = _details(row)
+    return row.time, row.user, details.get("label"), details.get("review_sha256", "")
+
+
+class _Groups:
+    """Groups of rows that are sorted by the id of a prediction, taken in the order of the ids."""
+
+    def __init__(self, rows: Iterator[Row[Any]]) -> None:
+        self._rows = rows
+        self._next = next(rows, None)
+
+    def take(self, id: str) -> list[Row[Any]]:
+        """Return the rows of an id, and skip those of smaller ids."""
+        found = []
+        while self._next is not None and self._next.prediction_id <= id:
+            if self._next.prediction_id == id:
+                found.append(self._next)
+            self._next = next(self._rows, None)
+        return found
 
 
 def _details(row: Row[Any]) -> dict[str, Any]:

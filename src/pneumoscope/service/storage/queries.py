@@ -10,12 +10,13 @@ from collections.abc import Sequence
 from datetime import UTC, datetime
 from typing import Any, Literal, NamedTuple
 
-from sqlalchemy import ColumnElement, Connection, Executable, FromClause, Select, and_, case, func, or_, select
+from sqlalchemy import ColumnElement, Connection, FromClause, RowMapping, Select, and_, case, func, or_, select
 
 from pneumoscope.core.errors import UnknownNameError, UsageError
 from pneumoscope.core.prediction import Decision, ImageStatistics, ModelInfo
 from pneumoscope.service.storage.identities import CONFLICT_COLUMNS, IDENTITY_COLUMNS, matches_search
-from pneumoscope.service.storage.records import StoredPrediction, format_time, is_id
+from pneumoscope.service.storage.records import StoredPrediction, encode_reviews, format_time, is_id
+from pneumoscope.service.storage.reviews import Review, current_reviews
 from pneumoscope.service.storage.tables import instances, patients, predictions, studies
 
 __all__ = [
@@ -29,7 +30,8 @@ __all__ = [
     "has_image",
     "is_referenced",
     "latest_statistics",
-    "select_one",
+    "read_one",
+    "read_stored",
     "select_stored",
 ]
 
@@ -81,14 +83,15 @@ class Filter:
 
 
 class PredictionStatistics(NamedTuple):
-    """The fields of a prediction that the dashboard summarizes; `agrees` is None without a review."""
+    """The fields of a prediction that the dashboard summarizes."""
 
     created: str
     decision: Decision
     probability: float | None
-    agrees: bool | None
     image_sha256: str
+    pixel_sha256: str
     image_statistics: ImageStatistics | None
+    reviews: tuple[Review, ...] = ()
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
@@ -107,20 +110,34 @@ class Page:
 
 
 def select_stored(*columns: ColumnElement[Any]) -> Select[Any]:
-    """Select predictions with their identity: the columns of `StoredPrediction.fields_from_row`, and further ones."""
+    """Select predictions with their identity, and further columns; see `read_stored`."""
     return select(predictions, *IDENTITY_COLUMNS, *CONFLICT_COLUMNS, *columns).select_from(_JOINED)
 
 
-def select_one(connection: Connection, query: Executable, id: str) -> dict[str, Any]:
-    """Return the row that a query by id selects, updates or deletes.
+def read_stored(connection: Connection, query: Select[Any]) -> list[StoredPrediction]:
+    """Return the predictions of a query by `select_stored`, with their reviews."""
+    rows = connection.execute(query).mappings().all()
+    return _with_reviews(connection, rows)
+
+
+def _with_reviews(connection: Connection, rows: Sequence[RowMapping]) -> list[StoredPrediction]:
+    found = current_reviews(connection, {row["pixel_sha256"] for row in rows})
+    return [
+        StoredPrediction.from_row({**row, "reviews": encode_reviews(found.get(row["pixel_sha256"], ()))})
+        for row in rows
+    ]
+
+
+def read_one(connection: Connection, id: str) -> StoredPrediction:
+    """Return a prediction.
 
     Raises:
         UnknownNameError: There is no prediction with this id.
     """
-    row = connection.execute(query).mappings().first() if is_id(id) else None
-    if row is None:
+    found = read_stored(connection, select_stored().where(predictions.c.id == id)) if is_id(id) else []
+    if not found:
         raise UnknownNameError("prediction", id, (), hint="It was deleted, or never existed here")
-    return dict(row)
+    return found[0]
 
 
 def has_image(connection: Connection, id: str) -> bool:
@@ -176,10 +193,10 @@ def find_page(
     # Only the rows of the page are joined with their identities.
     keys = [(key, is_descending) for key, (_, is_descending) in zip(page.c, sort_keys, strict=True)]
     stored = select_stored(*page.c).join(page, keys[-1][0] == predictions.c.id).order_by(*map(_ordered, keys))
-    found = [dict(row) for row in connection.execute(stored).mappings()]
+    found = connection.execute(stored).mappings().all()
     last = [found[limit - 1][key.name] for key in page.c] if len(found) > limit else None
     cursor = _encode_cursor(order, last) if last else ""
-    return Page(tuple(StoredPrediction.from_row(row) for row in found[:limit]), total, cursor)
+    return Page(tuple(_with_reviews(connection, found[:limit])), total, cursor)
 
 
 def _ordered(key: tuple[ColumnElement[Any], bool]) -> ColumnElement[Any]:
@@ -268,7 +285,7 @@ def latest_statistics(
     c = predictions.c
     statistics = (c.image_brightness, c.image_contrast, c.image_sharpness, c.image_border)
     query = (
-        select(c.created, c.decision, c.probability, c.agrees, c.image_sha256, *statistics)
+        select(c.created, c.decision, c.probability, c.image_sha256, c.pixel_sha256, c.reviewed, *statistics)
         .where(
             c.model_sha256 == model.sha256,
             c.model_site == model.site,
@@ -279,7 +296,19 @@ def latest_statistics(
         .order_by(c.created.desc(), c.id)
         .limit(limit)
     )
+    rows = connection.execute(query).all()
+    reviews = current_reviews(connection, {row.pixel_sha256 for row in rows if row.reviewed})
     return [
-        PredictionStatistics(*row[:5], None if row[5] is None else ImageStatistics(*row[5:]))
-        for row in connection.execute(query)
+        PredictionStatistics(
+            created=row.created,
+            decision=row.decision,
+            probability=row.probability,
+            image_sha256=row.image_sha256,
+            pixel_sha256=row.pixel_sha256,
+            image_statistics=None
+            if row.image_brightness is None
+            else ImageStatistics(row.image_brightness, row.image_contrast, row.image_sharpness, row.image_border),
+            reviews=reviews.get(row.pixel_sha256, ()),
+        )
+        for row in rows
     ]

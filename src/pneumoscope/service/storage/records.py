@@ -6,7 +6,7 @@ import dataclasses
 import hashlib
 import json
 import re
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from datetime import UTC, datetime
 from typing import Any
 
@@ -16,14 +16,15 @@ from pneumoscope.core.identity import ConflictCode
 from pneumoscope.core.prediction import OVERRIDES, Failure, Prediction
 from pneumoscope.service.storage.blob_store import content_hash
 from pneumoscope.service.storage.identities import CONFLICT_COLUMNS
+from pneumoscope.service.storage.reviews import Review
 from pneumoscope.service.storage.tables import predictions
 
 __all__ = [
-    "Review",
     "Row",
     "StoredPrediction",
     "UnreadableFile",
     "compute_id",
+    "encode_reviews",
     "format_time",
     "is_id",
     "new_row",
@@ -49,23 +50,6 @@ _LATER_RESULT_COLUMNS = (
 )  # fmt: skip
 
 
-@dataclasses.dataclass(frozen=True, slots=True)
-class Review:
-    """A person's reading of an image.
-
-    Attributes:
-        agrees: Whether the reviewer agrees with the decision.
-        note: The reviewer's note; may be empty.
-        time: ISO 8601 in UTC.
-        reviewer: Name of the token that the review was sent with; "local" without authentication.
-    """
-
-    agrees: bool
-    note: str
-    time: str
-    reviewer: str
-
-
 @dataclasses.dataclass(frozen=True, slots=True, kw_only=True, repr=False)
 class StoredPrediction(Prediction):
     """A prediction in the database. `path` is the name that the client gave the image.
@@ -76,7 +60,7 @@ class StoredPrediction(Prediction):
         image_sha256: SHA-256 of the uploaded file.
         image_bytes: Size of the uploaded file in bytes.
         image_removed: Time when retention removed the image, ISO 8601 in UTC; None while it is stored.
-        review: The latest review; None if there is none.
+        reviews: Reviews of the image, one of each reader, oldest first.
         study_key: Key of the study, for `GET /v1/studies/{study_key}` and filters; None without an identity.
         patient_key: Key of the patient; None if nothing is known of the patient.
         conflicts: Identifiers that another image, study or patient has as well.
@@ -87,14 +71,13 @@ class StoredPrediction(Prediction):
     image_sha256: str
     image_bytes: int
     image_removed: str | None
-    review: Review | None
+    reviews: tuple[Review, ...]
     study_key: str | None = None
     patient_key: str | None = None
     conflicts: tuple[ConflictCode, ...] = ()
 
     def to_row(self) -> dict[str, Any]:
         """Return the prediction as one flat row: `Prediction.to_row`, and the other columns of the table."""
-        review = self.review
         # `super()` without arguments fails in a dataclass with slots.
         return Prediction.to_row(self) | {
             "id": self.id,
@@ -102,14 +85,16 @@ class StoredPrediction(Prediction):
             "image_sha256": self.image_sha256,
             "image_bytes": self.image_bytes,
             "image_removed": self.image_removed,
-            "agrees": review and review.agrees,
-            "note": review.note if review else "",
-            "reviewed": review and review.time,
-            "reviewer": review and review.reviewer,
+            "reviewed": max((review.time for review in self.reviews), default=None),
+            "reviews": encode_reviews(self.reviews),
             "study_key": self.study_key,
             "patient_key": self.patient_key,
             **{column.name: column.name in self.conflicts for column in CONFLICT_COLUMNS},
         }
+
+    def review_of(self, reviewer: str) -> Review | None:
+        """Return the review of a reviewer, or None."""
+        return next((review for review in self.reviews if review.reviewer == reviewer), None)
 
     @property
     def image_key(self) -> str:
@@ -118,22 +103,21 @@ class StoredPrediction(Prediction):
 
     @property
     def etag(self) -> str:
-        """The entity tag (RFC 9110) of the prediction with its review, image and identity: it changes when one of them does."""
-        review, identity = (each and dataclasses.astuple(each) for each in (self.review, self.identity))
-        state = json.dumps([review, self.image_removed, identity])
+        """The entity tag (RFC 9110) of the prediction with its reviews, image and identity: it changes when one of them does."""
+        identity = self.identity and dataclasses.astuple(self.identity)
+        state = json.dumps([[dataclasses.astuple(each) for each in self.reviews], self.image_removed, identity])
         return f'"{hashlib.sha256(f"{self.id} {state}".encode()).hexdigest()[:32]}"'
 
     @classmethod
     def fields_from_row(cls, row: Mapping[str, Any]) -> dict[str, Any]:
         """Return the constructor arguments that a row of the table contains."""
-        reviewed = row["reviewed"] is not None
         return Prediction.fields_from_row(row) | {
             "id": row["id"],
             "created": row["created"],
             "image_sha256": row["image_sha256"],
             "image_bytes": row["image_bytes"],
             "image_removed": row["image_removed"],
-            "review": Review(row["agrees"], row["note"], row["reviewed"], row["reviewer"]) if reviewed else None,
+            "reviews": tuple(Review(**each) for each in json.loads(row["reviews"])),
             "study_key": row["study_key"],
             "patient_key": row["patient_key"],
             "conflicts": tuple(column.name for column in CONFLICT_COLUMNS if row[column.name]),
@@ -165,6 +149,11 @@ class UnreadableFile:
         """Return the record in a row of the table."""
         failure = Failure(row["failure_code"], row["failure_message"], row["failure_hint"])
         return cls(row["id"], row["path"], row["created"], row["image_sha256"], row["image_bytes"], failure)
+
+
+def encode_reviews(reviews: Sequence[Review]) -> str:
+    """Return reviews as the JSON of a row's `reviews`."""
+    return json.dumps([dataclasses.asdict(review) for review in reviews], ensure_ascii=False)
 
 
 def is_id(text: str) -> bool:
@@ -217,10 +206,7 @@ def new_row(prediction: Prediction, image: bytes) -> dict[str, Any]:
         "id": compute_id(row),
         "image_bytes": len(image),
         "image_removed": None,
-        "agrees": None,
-        "note": "",
         "reviewed": None,
-        "reviewer": None,
     }
 
 

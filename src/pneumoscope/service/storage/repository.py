@@ -19,7 +19,6 @@ from sqlalchemy import (
     Connection,
     Engine,
     RowMapping,
-    Select,
     bindparam,
     delete,
     func,
@@ -33,7 +32,7 @@ from pneumoscope.core.identity import Identity
 from pneumoscope.core.prediction import ModelInfo, Prediction
 from pneumoscope.service.audit.log import Entry, Event, append
 from pneumoscope.service.auth.tokens import RETENTION
-from pneumoscope.service.storage.blob_store import BLOBS, BlobStore, FolderBlobStore, MemoryBlobStore, content_hash
+from pneumoscope.service.storage.blob_store import BLOBS, BlobStore, FolderBlobStore, MemoryBlobStore
 from pneumoscope.service.storage.data_directory import DataDirectory
 from pneumoscope.service.storage.database import DATABASE_FILE, open_database, read_transaction, write_transaction
 from pneumoscope.service.storage.group_commit import GroupCommit
@@ -48,7 +47,8 @@ from pneumoscope.service.storage.queries import (
     has_image,
     is_referenced,
     latest_statistics,
-    select_one,
+    read_one,
+    read_stored,
     select_stored,
 )
 from pneumoscope.service.storage.records import (
@@ -61,8 +61,9 @@ from pneumoscope.service.storage.records import (
     result_hash,
 )
 from pneumoscope.service.storage.recovery import recover
+from pneumoscope.service.storage.reviews import Label, Review, add_review, current_reviews, review_hash, update_reviewed
 from pneumoscope.service.storage.studies import find_studies, find_studies_of_patients
-from pneumoscope.service.storage.tables import instances, predictions, studies, unreadable_files
+from pneumoscope.service.storage.tables import instances, predictions, reviews, studies, unreadable_files
 
 __all__ = ["PredictionRepository"]
 
@@ -155,7 +156,7 @@ class PredictionRepository:
             UnknownNameError: There is no prediction with this id.
         """
         with self._connection_lock, read_transaction(self.engine) as connection:
-            return StoredPrediction.from_row(select_one(connection, _select_by_id(id), id))
+            return read_one(connection, id)
 
     def image(self, prediction: StoredPrediction) -> bytes:
         """Return the file of a prediction's image.
@@ -270,12 +271,14 @@ class PredictionRepository:
         with self._connection_lock:
             self._delete(delete_row)
 
-    def review(self, id: str, *, agrees: bool, note: str, user: str, etags: Sequence[str] = ()) -> StoredPrediction:
-        """Store a review, which replaces an earlier one, and return the prediction with it.
+    def review(
+        self, id: str, label: Label, *, finding: str = "", note: str = "", user: str, etags: Sequence[str] = ()
+    ) -> StoredPrediction:
+        """Store a review, which replaces an earlier one of the same user, and return the prediction with it.
 
         Args:
-            id: Of the prediction.
-            agrees, note: The review.
+            id: Of the prediction that the user has seen.
+            label, finding, note: See `Review`.
             user: Its author.
             etags: Entity tags, of which the stored prediction must have one; it may have any if there are none.
         Raises:
@@ -284,14 +287,30 @@ class PredictionRepository:
             StorageError: It cannot be stored.
         """
         with self._connection_lock, self._write_transaction() as connection:
-            _require_etag(select_one(connection, _select_by_id(id), id), etags, "review")
-            time = self._time()
-            values = {"agrees": agrees, "note": note, "reviewed": time, "reviewer": user}
-            query = update(predictions).where(predictions.c.id == id).values(values).returning(predictions)
-            row = select_one(connection, query, id)
-            details = {"agrees": agrees, "note_sha256": content_hash(note.encode())}
+            prediction = read_one(connection, id)
+            _require_etag(prediction, etags, "review")
+            row, time = prediction.to_row(), self._time()
+            add_review(connection, row, Review(label, finding, note, time, user))
+            details = {"label": label, "review_sha256": review_hash(label, finding, note)}
             append(connection, [_entry(row, time, user, "reviewed", details)])
-            return StoredPrediction.from_row(select_one(connection, _select_by_id(id), id))
+            return read_one(connection, id)
+
+    def withdraw_review(self, id: str, *, user: str) -> StoredPrediction:
+        """Withdraw the review of a user, of which the earlier versions are kept, and return the prediction.
+
+        Raises:
+            UnknownNameError: There is no prediction with this id, or no review of the user.
+            StorageError: It cannot be stored.
+        """
+        with self._connection_lock, self._write_transaction() as connection:
+            prediction = read_one(connection, id)
+            review = prediction.review_of(user)
+            if review is None:
+                raise UnknownNameError("review", user, (), hint="It was withdrawn, or never existed here")
+            row, time = prediction.to_row(), self._time()
+            add_review(connection, row, Review(review.label, "", "", time, user), withdrawn=True)
+            append(connection, [_entry(row, time, user, "review_withdrawn")])
+            return read_one(connection, id)
 
     def set_identity(self, id: str, identity: Identity, *, user: str, etags: Sequence[str] = ()) -> StoredPrediction:
         """Replace the identity of an image, which moves all its predictions, and return the prediction with it.
@@ -304,12 +323,12 @@ class PredictionRepository:
             UnknownNameError, ConflictError, StorageError: See `review`.
         """
         with self._connection_lock, self._write_transaction() as connection:
-            row = select_one(connection, _select_by_id(id), id)
-            _require_etag(row, etags, "prediction")
+            prediction = read_one(connection, id)
+            _require_etag(prediction, etags, "identity")
+            row = prediction.to_row()
             if changed := assign_identity(connection, row["pixel_sha256"], identity, complete=True):
-                details = {"fields": changed}
-                append(connection, [_entry(row, self._time(), user, "identity_changed", details)])
-            return StoredPrediction.from_row(select_one(connection, _select_by_id(id), id))
+                append(connection, [_entry(row, self._time(), user, "identity_changed", {"fields": changed})])
+            return read_one(connection, id)
 
     def studies(self, keys: Collection[str]) -> dict[str, list[StoredPrediction]]:
         """Return the predictions of studies by key, oldest first; a key without a study is missing.
@@ -366,7 +385,10 @@ class PredictionRepository:
 
         def delete_rows(connection: Connection) -> Sequence[RowMapping]:
             rows = connection.execute(delete(predictions).where(condition).returning(predictions)).mappings().all()
-            remove_unused_identity(connection, [row["pixel_sha256"] for row in rows])
+            hashes = [row["pixel_sha256"] for row in rows]
+            connection.execute(delete(reviews).where(reviews.c.prediction_id.in_([row["id"] for row in rows])))
+            update_reviewed(connection, [each["pixel_sha256"] for each in rows if each["reviewed"]])
+            remove_unused_identity(connection, hashes)
             append(connection, [_entry(row, self._time(), user, "deleted") for row in rows])
             return rows
 
@@ -515,12 +537,11 @@ class PredictionRepository:
                         results.append((id, is_new))
                     if new_rows:
                         connection.execute(_INSERT, new_rows)
+                        reviewed = current_reviews(connection, [row["pixel_sha256"] for row in new_rows])
+                        update_reviewed(connection, reviewed.keys())
                     append(connection, entries)
                     ids = [each[0] for each in results if not isinstance(each, Exception)]
-                    stored = {
-                        row["id"]: StoredPrediction.from_row(dict(row))
-                        for row in connection.execute(_SELECT_BY_IDS, {"ids": ids}).mappings()
-                    }
+                    stored = {each.id: each for each in read_stored(connection, _SELECT_BY_IDS.params(ids=ids))}
                 for sha256 in staged:
                     self._publish_or_discard(sha256, referenced=sha256 in referenced)
         except Exception:
@@ -618,16 +639,12 @@ class PredictionRepository:
         return format_time(self._now())
 
 
-def _require_etag(row: dict[str, Any], etags: Sequence[str], changed: str) -> None:
+def _require_etag(prediction: StoredPrediction, etags: Sequence[str], changed: str) -> None:
     """Raise ConflictError if there are entity tags and a prediction has none of them."""
-    if etags and StoredPrediction.from_row(row).etag not in etags:
+    if etags and prediction.etag not in etags:
         raise ConflictError(
             f"the {changed} was changed in the meantime", hint=f"Get the prediction again, and compare its {changed}"
         )
-
-
-def _select_by_id(id: str) -> Select[Any]:
-    return select_stored().where(predictions.c.id == id)
 
 
 def _raise_errors(errors: Sequence[StorageError]) -> None:

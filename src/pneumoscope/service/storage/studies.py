@@ -4,13 +4,13 @@ from __future__ import annotations
 
 import dataclasses
 from collections import Counter, defaultdict
-from collections.abc import Collection, Iterable, Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 
 from sqlalchemy import ColumnElement, Connection
 
 from pneumoscope.core.identity import PATIENT_FIELDS, STUDY_FIELDS, Identity
 from pneumoscope.core.prediction import Decision, RejectionCode
-from pneumoscope.service.storage.queries import select_stored
+from pneumoscope.service.storage.queries import read_stored, select_stored
 from pneumoscope.service.storage.records import StoredPrediction
 from pneumoscope.service.storage.tables import instances, predictions, studies
 
@@ -74,7 +74,7 @@ def summarize_study(stored: Sequence[StoredPrediction]) -> Study:
         probability=shown.probability,
         prediction_id=shown.id,
         rejections=dict(codes.most_common()),
-        reviewed=sum(each.review is not None for each in current),
+        reviewed=sum(bool(each.reviews) for each in current),
     )
 
 
@@ -104,10 +104,7 @@ def find_studies_of_patients(connection: Connection, keys: Collection[str]) -> d
 def _by_study(connection: Connection, condition: ColumnElement[bool]) -> dict[str, list[StoredPrediction]]:
     query = select_stored().where(condition).order_by(predictions.c.created, predictions.c.id)
     found: defaultdict[str, list[StoredPrediction]] = defaultdict(list)
-    rows: Iterable[StoredPrediction] = (
-        StoredPrediction.from_row(dict(row)) for row in connection.execute(query).mappings()
-    )
-    for prediction in rows:
+    for prediction in read_stored(connection, query):
         assert prediction.study_key
         found[prediction.study_key].append(prediction)
     return dict(found)

@@ -5,9 +5,9 @@ Times are text, ISO 8601 in UTC with microseconds, so that SQLite and PostgreSQL
 
 from __future__ import annotations
 
-from sqlalchemy import Boolean, Column, Float, ForeignKey, Integer, MetaData, String, Table, Text
+from sqlalchemy import Column, Float, ForeignKey, Integer, MetaData, String, Table, Text
 
-__all__ = ["METADATA", "audit_log", "instances", "patients", "predictions", "studies", "unreadable_files"]
+__all__ = ["METADATA", "audit_log", "instances", "patients", "predictions", "reviews", "studies", "unreadable_files"]
 
 METADATA = MetaData()
 _SHA256 = String(64)
@@ -53,10 +53,7 @@ predictions = Table(
     Column("model_version", String(64), nullable=False),
     Column("model_sha256", _SHA256, nullable=False),
     Column("model_site", Text, nullable=False, server_default=""),
-    Column("agrees", Boolean),
-    Column("note", Text, nullable=False),
     Column("reviewed", _TIME, index=True),
-    Column("reviewer", String(64)),
 )
 
 # The fields of `core.identity.Identity`; see `identities`. Keys are random. The columns `..._search` hold the words of
@@ -91,6 +88,20 @@ instances = Table(
     Column("series_instance_uid", Text, nullable=False),
     Column("sop_instance_uid", Text, nullable=False, index=True),
     Column("station_name", Text, nullable=False),
+)
+
+# One row per version of a review; without a label, the reviewer withdrew it. See `reviews`.
+reviews = Table(
+    "reviews",
+    METADATA,
+    Column("number", Integer, primary_key=True),
+    Column("prediction_id", String(32), nullable=False, index=True),
+    Column("pixel_sha256", _SHA256, nullable=False, index=True),
+    Column("reviewer", String(64), nullable=False),
+    Column("time", _TIME, nullable=False),
+    Column("label", String(16)),
+    Column("finding", Text, nullable=False),
+    Column("note", Text, nullable=False),
 )
 
 # One row per file that could not be read, see `records.UnreadableFile`. The file itself is not stored.

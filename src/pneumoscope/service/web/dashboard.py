@@ -1,9 +1,10 @@
-"""Statistics of the dashboard: decisions, reviewer agreement, probabilities by day, and drift of the images."""
+"""Statistics of the dashboard: decisions, agreement of readers and model, probabilities by day, and drift of the images."""
 
 from __future__ import annotations
 
 import dataclasses
 import datetime
+import itertools
 import statistics
 from collections import defaultdict
 from collections.abc import Mapping, Sequence
@@ -15,9 +16,11 @@ from pneumoscope.core.prediction import DECISIONS, Decision
 from pneumoscope.core.results import Interval
 from pneumoscope.inference.decision import calibrate
 from pneumoscope.service.storage.queries import PredictionStatistics
+from pneumoscope.service.storage.reviews import LABELS, Label
+from pneumoscope.statistics.agreement import cohen_kappa
 from pneumoscope.statistics.drift import MIN_IMAGES as MIN_DRIFT_IMAGES
 from pneumoscope.statistics.drift import Drift, DriftTest, detect_drift, measure_drift
-from pneumoscope.statistics.intervals import proportion
+from pneumoscope.statistics.intervals import proportion, wilson
 
 __all__ = [
     "FALSE_ALARM_PROBABILITY",
@@ -25,6 +28,8 @@ __all__ = [
     "DailyProbabilities",
     "Dashboard",
     "MonthlyDrift",
+    "PairAgreement",
+    "ReaderAgreement",
     "latest_months",
     "monitor_month",
     "summarize",
@@ -51,14 +56,43 @@ class DailyProbabilities:
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
+class ReaderAgreement:
+    """Agreement of the model with a reader, whose labels are the reference.
+
+    Images that the reader calls unusable, and rejected and uncertain images, have no place in it.
+
+    Attributes:
+        reader: Name of the reader.
+        labels: Number of images by label.
+        sensitivity: Proportion of the images labelled pneumonia for which the model decides pneumonia.
+        specificity: Proportion of the images with another finding or none for which the model decides no pneumonia.
+        kappa: Cohen's kappa of reader and model.
+    """
+
+    reader: str
+    labels: Mapping[Label, int]
+    sensitivity: Interval
+    specificity: Interval
+    kappa: Interval
+
+
+@dataclasses.dataclass(frozen=True, slots=True)
+class PairAgreement:
+    """Cohen's kappa of two readers, pneumonia against other findings and none, on the images that both can read."""
+
+    readers: tuple[str, str]
+    kappa: Interval
+
+
+@dataclasses.dataclass(frozen=True, slots=True)
 class Dashboard:
     """Summary of the predictions of one model at one operating point.
 
     Attributes:
         images: Number of images.
         proportions: Proportion of each decision; empty without images.
-        agreement: Proportion of reviews that agree with the decision; None without reviews.
-        agreement_by_decision: The same for each decision that has reviews.
+        readers: Agreement of the model with each reader, the one with most images first.
+        pairs: Agreement of each pair of readers who labelled the same images.
         days: The latest days with images, oldest first.
         drift: Comparison of the probabilities with the reference distribution; None if it is not possible.
         drift_unavailable: Reason if `drift` is None, else empty.
@@ -66,8 +100,8 @@ class Dashboard:
 
     images: int
     proportions: Mapping[Decision, Interval]
-    agreement: Interval | None
-    agreement_by_decision: Mapping[Decision, Interval]
+    readers: tuple[ReaderAgreement, ...]
+    pairs: tuple[PairAgreement, ...]
     days: tuple[DailyProbabilities, ...]
     drift: Drift | None
     drift_unavailable: Literal["", "too_few_images", "no_reference"]
@@ -80,16 +114,15 @@ def summarize(predictions: Sequence[PredictionStatistics], card: Card) -> Dashbo
         predictions: Predictions of one model at one operating point, in any order.
         card: The model's card.
     """
-    agreement: dict[Decision, list[bool]] = defaultdict(list)
     days: dict[str, list[float | None]] = defaultdict(list)
     for each in predictions:
         days[each.created[:10]].append(each.probability)
-        if each.agrees is not None:
-            agreement[each.decision].append(each.agrees)
     probabilities = [each.probability for each in predictions if each.probability is not None]
     reference = card.reference_distribution
     comparable = reference is not None and len(probabilities) >= MIN_DRIFT_IMAGES
-    all_reviews = [agrees for reviews in agreement.values() for agrees in reviews]
+    images: dict[str, PredictionStatistics] = {}
+    for each in sorted(predictions, key=lambda each: each.created):
+        images[each.pixel_sha256] = each  # the latest prediction of an image counts
     return Dashboard(
         images=len(predictions),
         proportions={
@@ -97,13 +130,51 @@ def summarize(predictions: Sequence[PredictionStatistics], card: Card) -> Dashbo
         }
         if predictions
         else {},
-        agreement=proportion(all_reviews, None) if all_reviews else None,
-        agreement_by_decision={
-            decision: proportion(agreement[decision], None) for decision in DECISIONS if agreement[decision]
-        },
+        readers=_compare_with_readers(list(images.values())),
+        pairs=_compare_readers(list(images.values())),
         days=tuple(_daily_probabilities(date, days[date]) for date in sorted(days)[-_MAX_DAYS:]),
         drift=measure_drift(probabilities, reference.deciles, reference.n) if reference and comparable else None,
         drift_unavailable="no_reference" if reference is None else "" if comparable else "too_few_images",
+    )
+
+
+def _compare_with_readers(images: Sequence[PredictionStatistics]) -> tuple[ReaderAgreement, ...]:
+    by_reader: dict[str, list[tuple[Decision, Label]]] = defaultdict(list)
+    for image in images:
+        for review in image.reviews:
+            by_reader[review.reviewer].append((image.decision, review.label))
+    return tuple(
+        _agreement(reader, readings) for reader, readings in sorted(by_reader.items(), key=lambda each: -len(each[1]))
+    )
+
+
+def _agreement(reader: str, readings: Sequence[tuple[Decision, Label]]) -> ReaderAgreement:
+    compared = [
+        (decision == "pneumonia", label == "pneumonia")
+        for decision, label in readings
+        if decision in ("pneumonia", "no_pneumonia") and label != "unusable"
+    ]
+    decided, labelled = [each[0] for each in compared], [each[1] for each in compared]
+    return ReaderAgreement(
+        reader=reader,
+        labels={label: sum(each == label for _, each in readings) for label in LABELS},
+        sensitivity=wilson(sum(decision for decision, label in compared if label), sum(labelled)),
+        specificity=wilson(
+            sum(not decision for decision, label in compared if not label), len(compared) - sum(labelled)
+        ),
+        kappa=cohen_kappa(decided, labelled),
+    )
+
+
+def _compare_readers(images: Sequence[PredictionStatistics]) -> tuple[PairAgreement, ...]:
+    pairs: dict[tuple[str, str], list[tuple[bool, bool]]] = defaultdict(list)
+    for image in images:
+        usable = sorted((each for each in image.reviews if each.label != "unusable"), key=lambda each: each.reviewer)
+        for a, b in itertools.combinations(usable, 2):
+            pairs[a.reviewer, b.reviewer].append((a.label == "pneumonia", b.label == "pneumonia"))
+    return tuple(
+        PairAgreement(readers, cohen_kappa([a for a, _ in ratings], [b for _, b in ratings]))
+        for readers, ratings in sorted(pairs.items(), key=lambda each: -len(each[1]))
     )
 
 

@@ -27,8 +27,8 @@ from pneumoscope.service.api.dependencies import AppAuthenticator, AppService, A
 from pneumoscope.service.api.exception_handlers import error_status, public_error, record_error
 from pneumoscope.service.api.uploads import read_identity, wait_for_disconnect
 from pneumoscope.service.auth.sessions import COOKIE, SESSION_SECONDS
-from pneumoscope.service.auth.tokens import LOCAL
 from pneumoscope.service.predictions import PredictionService
+from pneumoscope.service.settings import Settings
 from pneumoscope.service.storage.records import StoredPrediction
 from pneumoscope.service.storage.studies import sorted_studies, summarize_study
 from pneumoscope.service.web.dashboard import (
@@ -84,22 +84,28 @@ sign_in_router = APIRouter(route_class=_PageRoute, include_in_schema=False)
 
 
 @page_router.get("/")
-def worklist(request: Request, service: AppService, settings: AppSettings, searches: AppSearches) -> Response:
+def worklist(
+    request: Request, service: AppService, settings: AppSettings, searches: AppSearches, user: User
+) -> Response:
     """Return a page of the worklist."""
     query = parse_query(request.query_params, searches, service.search_words)
+    if settings.blind_first and not query.form["order"]:
+        query = dataclasses.replace(query, order="newest")  # the urgency shows the prediction
     after = request.query_params.get("after", "")
     page = service.repository.find(query.filter, order=query.order, limit=_PAGE_SIZE, after=after, by_study=True)
     keys = {prediction.study_key for prediction in page.predictions if prediction.study_key}
     studies = {key: summarize_study(stored) for key, stored in service.repository.studies(keys).items()}
+    is_blinded = functools.partial(_is_blinded, settings, user)
     groups = [
-        (studies.get(key), list(group))
+        (studies.get(key), images := list(group), any(map(is_blinded, images)))
         for key, group in itertools.groupby(page.predictions, key=lambda each: each.study_key or each.id)
     ]
     return render(
         request, "worklist.html", page=page, groups=groups, query=query, orders=ORDERS, tabs=_tabs(service, query),
         decisions=[decision for decision in DECISIONS if decision != "rejected"],
         max_upload_bytes=settings.max_body_bytes, page_size=_PAGE_SIZE, max_age=MAX_AGE,
-        site=service.model.facts.site,
+        site=service.model.facts.site, is_blinded=is_blinded,
+        visible_reviews=lambda each: () if is_blinded(each) else each.reviews,
     )  # fmt: skip
 
 
@@ -160,11 +166,11 @@ def worklist_csv(request: Request, service: AppService, searches: AppSearches) -
 
 
 @page_router.get("/images/{id}")
-def viewer(request: Request, service: AppService, id: str) -> Response:
+def viewer(request: Request, service: AppService, settings: AppSettings, user: User, id: str) -> Response:
     """Return the viewer of an image."""
     return render(
         request, "viewer.html", max_age=MAX_AGE, identity_fields=IDENTITY_FIELDS, hidden_identity_fields=_HIDDEN_FIELDS,
-        **_image_context(service, id),
+        **_image_context(service, settings, user, id),
     )  # fmt: skip
 
 
@@ -193,19 +199,23 @@ async def set_identity(request: Request, service: AppService, user: User, id: st
 
 
 @page_router.get("/images/{id}/report")
-def report(request: Request, service: AppService, id: str) -> Response:
-    """Return the report of an image, to be printed."""
+def report(request: Request, service: AppService, settings: AppSettings, user: User, id: str) -> Response:
+    """Return the report of an image, to be printed; redirect to the viewer if its prediction is still hidden."""
+    context = _image_context(service, settings, user, id)
+    if context["blinded"]:
+        return RedirectResponse(f"/images/{id}", 303)
     now = datetime.datetime.now(datetime.UTC).isoformat()
-    return render(request, "report.html", printed=now, **_image_context(service, id))
+    return render(request, "report.html", printed=now, **context)
 
 
 @page_router.get("/dashboard")
-def dashboard(request: Request, service: AppService) -> Response:
+def dashboard(request: Request, service: AppService, settings: AppSettings) -> Response:
     """Return the dashboard of the current model and operating point."""
     model = service.model
     latest = service.repository.latest(model.facts, model.operating_point_name, _MAX_DASHBOARD_IMAGES)
     return render(
         request, "dashboard.html", dashboard=summarize(latest, model.card), model=model, monitoring=_monitor(service),
+        blind_first=settings.blind_first,
         max_images=_MAX_DASHBOARD_IMAGES, min_drift_images=MIN_DRIFT_IMAGES, false_alarms=FALSE_ALARM_PROBABILITY,
     )  # fmt: skip
 
@@ -311,14 +321,20 @@ def _parse_age(text: str) -> float:
     return age
 
 
-def _image_context(service: PredictionService, id: str) -> dict[str, Any]:
+def _is_blinded(settings: Settings, user: str, prediction: StoredPrediction) -> bool:
+    """Return whether the prediction is hidden, because readers label first and this one has not."""
+    return settings.blind_first and prediction.review_of(user) is None
+
+
+def _image_context(service: PredictionService, settings: Settings, user: str, id: str) -> dict[str, Any]:
     """Return the template variables of the viewer and the report.
 
     Raises:
         UnknownNameError: There is no prediction with this id.
     """
     prediction = service.repository.get(id)
-    review = prediction.review
+    own_review = prediction.review_of(user)
+    blinded = _is_blinded(settings, user, prediction)
     current_model = prediction.model.matches(service.model.facts)
     image_available = prediction.image_removed is None
     is_age_unknown = (
@@ -326,10 +342,12 @@ def _image_context(service: PredictionService, id: str) -> dict[str, Any]:
     )
     return {
         "prediction": prediction,
-        "reviewer": review.reviewer if review and review.reviewer != LOCAL else "",
+        "own_review": own_review,
+        "other_reviews": [] if blinded else [each for each in prediction.reviews if each != own_review],
+        "blinded": blinded,
         "image_available": image_available,
         "can_enter_age": image_available and is_age_unknown,
-        "heatmap_available": current_model and image_available and prediction.decision != "rejected",
+        "heatmap_available": current_model and image_available and prediction.decision != "rejected" and not blinded,
         "current_model": current_model,
         **_study_context(service, prediction),
         "prevalence": f"{service.model.card.calibration.prevalence:.0%}" if current_model else "",

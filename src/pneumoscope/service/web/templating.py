@@ -14,11 +14,12 @@ from starlette.requests import Request
 from starlette.responses import HTMLResponse
 
 from pneumoscope.core import messages
-from pneumoscope.core.i18n import LANGUAGES, choose_language, translations
+from pneumoscope.core.i18n import LANGUAGES, N_, choose_language, translations
 from pneumoscope.core.identity import display_name
 from pneumoscope.core.prediction import DECISIONS
 from pneumoscope.core.results import Interval
-from pneumoscope.service.auth.tokens import Authenticator
+from pneumoscope.service.auth.tokens import LOCAL, Authenticator
+from pneumoscope.service.storage.reviews import LABELS
 
 __all__ = ["LANGUAGE", "render", "request_language"]
 
@@ -105,6 +106,10 @@ def format_years(age: float) -> str:
     return f"{round(age, 2):g}"
 
 
+def _reader_name(local: str, reader: str) -> str:
+    return local if reader == LOCAL else reader
+
+
 @functools.cache
 def _environment(language: str) -> jinja2.Environment:
     environment = jinja2.Environment(
@@ -125,6 +130,8 @@ def _environment(language: str) -> jinja2.Environment:
     environment.globals |= {
         "language": language,
         "notice": messages.notice(language),
+        "reader_name": functools.partial(_reader_name, translations(language).gettext(N_("This computer"))),
+        "review_labels": {label: messages.review_label(label, language) for label in LABELS},
         "decision_labels": {decision: messages.decision_label(decision, language) for decision in DECISIONS},
         "error_titles": messages.error_titles(language),
         "url_with_query": url_with_query,
@@ -138,6 +145,7 @@ def _environment(language: str) -> jinja2.Environment:
                 "operating_point_label",
                 "probability_text",
                 "rejection_label",
+                "review_label",
                 "warning_message",
             )
         },

@@ -9,14 +9,12 @@ import secrets
 import threading
 from collections import OrderedDict
 from collections.abc import Callable, Iterator, Mapping
-from typing import Any
 
 from pneumoscope.core.errors import UsageError
 from pneumoscope.core.i18n import N_
 from pneumoscope.core.prediction import DECISIONS
-from pneumoscope.inference.writers import csv_line, csv_row, escape_formula
+from pneumoscope.inference.writers import csv_line, csv_row
 from pneumoscope.service.storage.queries import Filter, Order, Page
-from pneumoscope.service.storage.records import StoredPrediction
 from pneumoscope.service.storage.repository import PredictionRepository
 
 __all__ = ["ORDERS", "SearchStore", "WorklistQuery", "export_csv", "parse_query"]
@@ -140,7 +138,7 @@ def parse_query(
 
 
 def export_csv(repository: PredictionRepository, query: WorklistQuery) -> Iterator[bytes]:
-    """Return the lines of a CSV file with the predictions of a query: the columns of `predict --csv`, the image and the review.
+    """Return the lines of a CSV file with the predictions of a query: the columns of `predict --csv` and of `StoredPrediction`.
 
     Without a decision in the query, the file has the rejected images as well.
 
@@ -161,7 +159,7 @@ def _csv_lines(repository: PredictionRepository, query: WorklistQuery, page: Pag
     yield codecs.BOM_UTF8
     while True:
         for prediction in page.predictions:
-            row = _row(prediction)
+            row = csv_row(prediction)
             if header:
                 yield csv_line(row)
                 header = False
@@ -169,12 +167,3 @@ def _csv_lines(repository: PredictionRepository, query: WorklistQuery, page: Pag
         if not page.next:
             return
         page = repository.find(query.filter, order=query.order, limit=_EXPORT_BATCH, after=page.next)
-
-
-def _row(prediction: StoredPrediction) -> dict[str, Any]:
-    row = csv_row(prediction)
-    return row | {
-        "agrees": {None: None, True: "yes", False: "no"}[row["agrees"]],
-        "note": escape_formula(row["note"], "'"),
-        "reviewer": row["reviewer"] and escape_formula(row["reviewer"], "'"),
-    }

@@ -69,10 +69,15 @@ export async function fetchPrediction(id) {
 }
 
 /** Store a review and return the updated prediction. Fails if the prediction no longer has the entity tag. */
-export async function putReview(id, agrees, note, etag) {
-  const body = JSON.stringify({ agrees, note });
+export async function putReview(id, review, etag) {
+  const body = JSON.stringify(review);
   const headers = { "Content-Type": "application/json", "If-Match": etag };
   return (await request(`/v1/predictions/${id}/review`, { method: "PUT", headers, body })).json();
+}
+
+/** Withdraw the reader's review. */
+export async function deleteReview(id) {
+  await request(`/v1/predictions/${id}/review`, { method: "DELETE" });
 }
 
 /** Return true if a key press belongs to a form field, a dialog or the browser instead of a shortcut. */

@@ -7,4 +7,8 @@ new ResizeObserver(() => {
   const focused = document.activeElement;
   if (focused !== document.body) focused.scrollIntoView({ block: "nearest" });
 }).observe(footer);
+// Browsers scroll a text field only until its cursor is visible.
+document.addEventListener("focusin", ({ target }) => {
+  if (target.matches(":focus-visible")) target.scrollIntoView({ block: "nearest" });
+});
 document.querySelector("form[action='/sign-out']")?.addEventListener("submit", () => sessionStorage.clear());

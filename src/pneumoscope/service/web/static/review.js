@@ -1,7 +1,7 @@
 // The review form of the viewer. Saves run one after another and never overwrite a review that the reviewer has not seen.
 // Unsaved input is kept as a draft in the browser tab, so that it survives signing in again.
 
-import { fetchPrediction, format, messages, putReview, showError, signingIn } from "./api.js";
+import { deleteReview, fetchPrediction, format, messages, putReview, showError, signingIn } from "./api.js";
 
 const byId = (id) => document.getElementById(id);
 const form = byId("review-form");
@@ -13,21 +13,45 @@ export const predictionId = form.dataset.id;
 
 const draftKey = `draft ${form.dataset.reviewer} ${predictionId}`;
 let saved = {
-  agrees: [...fields.agrees].find((radio) => radio.defaultChecked)?.value ?? "",
+  label: [...fields.label].find((radio) => radio.defaultChecked)?.value ?? "",
+  finding: fields.finding.defaultValue,
   note: fields.note.defaultValue,
 };
 let seenAt = form.dataset.reviewedAt; // time of the latest review that the reviewer has seen; empty if there is none
 let pendingSave = null; // promise of the latest save that has not finished
 
+/** Return the review in the form; the finding belongs to one label only. */
+function readForm() {
+  const label = fields.label.value;
+  return { label, finding: label === "other_finding" ? fields.finding.value.trim() : "", note: fields.note.value };
+}
+
+/** Return the reader's own review of a prediction. */
+function ownReview(prediction) {
+  return prediction.reviews.find((review) => review.reviewer === form.dataset.reviewer);
+}
+
+/** Return true if both have the same label, finding and note. */
+function isSame(a, b) {
+  return ["label", "finding", "note"].every((name) => a[name] === b[name]);
+}
+
 /** Return true if the form differs from the saved review. */
 function hasChanges() {
-  return (fields.agrees.value && fields.agrees.value !== saved.agrees) || fields.note.value !== saved.note;
+  const current = readForm();
+  return !isSame({ ...current, label: current.label || saved.label }, saved);
+}
+
+/** Show the field of the finding with its label only. */
+function showFinding() {
+  const shown = fields.label.value === "other_finding";
+  byId("finding-field").hidden = !shown;
+  fields.finding.required = shown;
 }
 
 /** Keep unsaved input in this tab. */
 function storeDraft() {
-  const draft = { agrees: fields.agrees.value, note: fields.note.value, seenAt };
-  if (hasChanges()) sessionStorage.setItem(draftKey, JSON.stringify(draft));
+  if (hasChanges()) sessionStorage.setItem(draftKey, JSON.stringify({ ...readForm(), seenAt }));
   else sessionStorage.removeItem(draftKey);
 }
 
@@ -36,7 +60,8 @@ function restoreDraft() {
   const draft = JSON.parse(sessionStorage.getItem(draftKey));
   if (!draft) return;
   fields.note.value = draft.note;
-  if (draft.agrees) fields.agrees.value = draft.agrees;
+  fields.finding.value = draft.finding;
+  if (draft.label) fields.label.value = draft.label;
   if (!hasChanges()) return storeDraft(); // the save had succeeded
   seenAt = draft.seenAt;
   status.textContent = messages.draft;
@@ -44,6 +69,7 @@ function restoreDraft() {
 
 /** Save the form after any pending save, so that the latest input wins. */
 function save() {
+  showFinding();
   if (!form.reportValidity()) return;
   storeDraft();
   const previous = pendingSave;
@@ -58,65 +84,97 @@ function save() {
 
 /** Save the form unless another review was stored in the meantime. Returns true if it was saved. */
 async function saveNow() {
-  const [agrees, note] = [fields.agrees.value, fields.note.value];
-  if (!agrees) return false; // a conflict cleared the choice
+  const review = readForm();
+  if (!review.label) return false; // a conflict cleared the choice
   status.textContent = messages.saving;
   try {
-    const { review: stored, etag } = await fetchPrediction(predictionId);
+    const prediction = await fetchPrediction(predictionId);
+    const stored = ownReview(prediction);
     // The same review is stored already if only the response to an earlier save was lost.
-    const same = stored?.reviewer === form.dataset.reviewer && stored.note === note && stored.agrees === (agrees === "yes");
-    if (stored && stored.time !== seenAt && !same) {
+    if (stored && stored.time !== seenAt && !isSame(stored, review)) {
       showConflict(stored);
       return false;
     }
-    seenAt = (await putReview(predictionId, agrees === "yes", note, etag)).review.time;
+    seenAt = ownReview(await putReview(predictionId, review, prediction.etag)).time;
   } catch (error) {
     showError(status, messages.notSaved, error);
     return false;
   }
-  saved = { agrees, note };
+  saved = review;
   storeDraft(); // the form may have changed during the save
   byId("conflict").hidden = true;
+  byId("withdraw").hidden = false;
   status.textContent = messages.saved;
+  if ("blinded" in form.dataset && !hasChanges()) location.reload(); // the prediction is no longer hidden
   return true;
+}
+
+/** Withdraw the review, and empty the form. */
+async function withdraw() {
+  while (pendingSave) await pendingSave;
+  try {
+    await deleteReview(predictionId);
+  } catch (error) {
+    return showError(status, messages.notSaved, error);
+  }
+  saved = { label: "", finding: "", note: "" };
+  seenAt = "";
+  for (const radio of fields.label) radio.checked = false;
+  fields.finding.value = fields.note.value = "";
+  showFinding();
+  storeDraft();
+  byId("withdraw").hidden = true;
+  status.textContent = messages.withdrawn;
 }
 
 /** Show a review that was stored after the page was opened. The reviewer's own note stays; the choice is cleared. */
 function showConflict(stored) {
   const ownNote = fields.note.value !== saved.note;
-  saved = { agrees: stored.agrees ? "yes" : "no", note: stored.note };
+  saved = { label: stored.label, finding: stored.finding, note: stored.note };
   seenAt = stored.time;
   if (!ownNote) fields.note.value = stored.note;
-  for (const radio of fields.agrees) radio.checked = false;
+  for (const radio of fields.label) radio.checked = false;
+  fields.finding.value = stored.finding;
+  showFinding();
   storeDraft();
-  const values = { reviewer: stored.reviewer, time: stored.time.slice(0, 16).replace("T", " ") };
-  const reviewed = format(stored.reviewer === "local" ? messages.readOn : messages.readBy, values);
-  byId("conflict-review").textContent = `${reviewed} – ${stored.agrees ? messages.agrees : messages.disagrees}`;
+  const read = format(messages.readOn, { time: stored.time.slice(0, 16).replace("T", " ") });
+  const finding = stored.finding ? `: ${stored.finding}` : "";
+  byId("conflict-review").textContent = `${read} – ${messages.labels[stored.label]}${finding}`;
   byId("conflict-note").textContent = stored.note;
   byId("conflict").hidden = false;
   status.textContent = "";
 }
 
-/** Choose "yes" or "no" and save. */
-export function chooseAndSave(value) {
-  fields.agrees.value = value;
-  save();
+/** Choose a label and save; another finding is saved when it is entered. */
+export function chooseLabel(label) {
+  fields.label.value = label;
+  choose();
+}
+
+/** React to a chosen label. */
+function choose() {
+  showFinding();
+  storeDraft();
+  if (fields.label.value !== "other_finding" || fields.finding.value) return save();
+  fields.finding.focus();
 }
 
 /** Drop unsaved changes, because the image was deleted. */
 export function discardChanges() {
-  saved = { agrees: fields.agrees.value, note: fields.note.value };
+  saved = readForm();
   storeDraft();
 }
 
 restoreDraft();
+showFinding();
 byId("review-fields").disabled = false; // disabled in the template: without this script nothing can be saved
 form.addEventListener("input", storeDraft);
 form.addEventListener("submit", (event) => {
   event.preventDefault();
   save();
 });
-for (const radio of fields.agrees) radio.addEventListener("change", save);
+for (const radio of fields.label) radio.addEventListener("change", choose);
+byId("withdraw").addEventListener("click", withdraw);
 window.addEventListener("beforeunload", (event) => hasChanges() && !signingIn && event.preventDefault());
 // Links wait for the pending save; if it fails, the page stays open with its message.
 document.addEventListener("click", async (event) => {

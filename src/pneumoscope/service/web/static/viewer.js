@@ -1,7 +1,7 @@
 // The viewer: zoom, pan, window/level, heatmap, comparison with a second image, and keyboard shortcuts.
 
 import { format, ignoresShortcut, loadHeatmap, messages, request, showError } from "./api.js";
-import { chooseAndSave, discardChanges, predictionId } from "./review.js";
+import { chooseLabel, discardChanges, predictionId } from "./review.js";
 
 const byId = (id) => document.getElementById(id);
 const list = JSON.parse(sessionStorage.getItem("list") ?? '{"images":[]}'); // stored by the worklist
@@ -224,10 +224,12 @@ for (const { id, name, available } of list.images) {
 
 const PAN_STEP = 40; // pixels
 const shortcuts = {
-  n: () => byId("next").hidden || byId("next").click(),
-  p: () => byId("previous").hidden || byId("previous").click(),
-  a: () => chooseAndSave("yes"),
-  d: () => chooseAndSave("no"),
+  j: () => byId("next").hidden || byId("next").click(),
+  k: () => byId("previous").hidden || byId("previous").click(),
+  p: () => chooseLabel("pneumonia"),
+  o: () => chooseLabel("other_finding"),
+  n: () => chooseLabel("no_finding"),
+  u: () => chooseLabel("unusable"),
   "?": () => byId("shortcuts").showModal(),
 };
 const displayShortcuts = {
@@ -254,7 +256,7 @@ document.addEventListener("keydown", (event) => {
   const action = arrow ? () => pan(...arrow) : shortcuts[event.key];
   if (!action) return;
   event.preventDefault();
-  if (event.repeat && "ad".includes(event.key)) return; // holding the key down saves once
+  if (event.repeat && "ponu".includes(event.key)) return; // holding the key down saves once
   action();
 });
 
