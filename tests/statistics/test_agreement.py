@@ -37,10 +37,15 @@ def test_perfect_agreement_and_disagreement():
 
 
 @pytest.mark.parametrize(
-    ("ratings", "reason"), [([], "there are no images"), ([True, True], "all ratings are the same")]
+    ("a", "b", "reason"),
+    [
+        ([], [], "there are no images"),
+        ([True, True], [True, True], "a rater gives all images the same label"),
+        ([True, True], [False, True], "a rater gives all images the same label"),
+    ],
 )
-def test_kappa_is_undefined_without_variation(ratings, reason):
-    found = cohen_kappa(ratings, ratings)
+def test_kappa_is_undefined_without_variation(a, b, reason):
+    found = cohen_kappa(a, b)
     assert (found.value, found.reason) == (None, reason)
 
 
