@@ -70,7 +70,7 @@ def test_review_with_an_entity_tag_does_not_replace_another_one(client):
     assert (first.status_code, first.headers["ETag"] != etag) == (200, True)
     assert client.get(path).headers["ETag"] == first.headers["ETag"]
     stale = client.put(f"{path}/review", json={"label": "no_finding"}, headers={"If-Match": etag})
-    assert problem(stale, 412, "conflict")["detail"] == "the review was changed in the meantime"
+    assert problem(stale, 412, "conflict")["detail"] == "the prediction was changed in the meantime"
     assert client.get(path).json()["reviews"][0]["label"] == "pneumonia"
     for header in (f'"other", {first.headers["ETag"]}', "*"):
         again = client.put(f"{path}/review", json={"label": "no_finding"}, headers={"If-Match": header})
@@ -594,7 +594,8 @@ def test_rejection_under_one_policy_is_not_returned_under_another(child_bundle, 
         with TestClient(app, base_url="http://127.0.0.1:8000") as opened:
             found += post(opened, png())
     assert [each["decision"] for each in found] == ["rejected", "no_pneumonia", "rejected"]
-    assert found[0] == found[2]
+    assert found[2] == found[0] | {"last_predicted": found[2]["last_predicted"]}
+    assert found[2]["last_predicted"] > found[1]["last_predicted"]
 
 
 @pytest.mark.parametrize("age", ["-1", "131", "nan", "inf", "three", ""])

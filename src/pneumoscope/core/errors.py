@@ -26,7 +26,7 @@ command line. The HTTP API maps the classes to status codes in `service.api`::
     │   ├── AuthenticationError          a request to the service has no valid token
     │   ├── TooLargeError                a request to the service has too many bytes or images
     │   ├── GoneError                    an image was deleted from the service
-    │   └── ConflictError                a review was changed in the meantime
+    │   └── ConflictError                a record was changed in the meantime
     ├── UndefinedMetricError          2  a metric is undefined for these images
     ├── PartialFailureError           3  some inputs failed; the others were processed
     ├── DivergedError                 1  the training loss is not finite
@@ -251,7 +251,7 @@ class GoneError(InputError):
 
 
 class ConflictError(InputError):
-    """A review was changed after the client had read it; nothing was stored."""
+    """A prediction was changed after the client had read it; nothing was stored."""
 
 
 class UndefinedMetricError(PneumoscopeError):

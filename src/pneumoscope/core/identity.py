@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
+import re
 import unicodedata
 from datetime import date
 from typing import Literal
@@ -20,7 +21,10 @@ __all__ = [
     "Identity",
     "age_at_study",
     "combine",
+    "contradicts",
     "display_name",
+    "is_same_person",
+    "normalize_field",
     "normalize_text",
     "search_words",
 ]
@@ -28,8 +32,18 @@ __all__ = [
 MAX_IDENTITY_LENGTH = 256  # characters of a field; the standard allows 64, and 64 for each of three forms of a name
 
 
-# Identifiers that another image, study or patient has as well.
-ConflictCode = Literal["sop_instance_uid_reused", "study_instance_uid_reused", "patient_id_reused"]
+_MAX_AGE_DIFFERENCE = 2  # years
+_BIDI_CONTROLS = ("LRE", "RLE", "LRO", "RLO", "PDF", "LRI", "RLI", "FSI", "PDI")
+# Dates with one meaning, as people enter them; see `imaging.patient_age.parse_date` for those in headers.
+_DATES = (
+    re.compile(r"(?P<year>\d{4})[-./]?(?P<month>\d{2})[-./]?(?P<day>\d{2})"),
+    re.compile(r"(?P<day>\d{1,2})\.(?P<month>\d{1,2})\.(?P<year>\d{4})"),
+)
+
+# Identifiers that another image, study or patient has as well; an age that the dates contradict.
+ConflictCode = Literal[
+    "sop_instance_uid_reused", "study_instance_uid_reused", "patient_id_reused", "age_contradicts_dates"
+]
 
 
 @dataclasses.dataclass(frozen=True, slots=True, kw_only=True, repr=False)
@@ -104,10 +118,43 @@ def age_at_study(identity: Identity | None) -> float | None:
     return None
 
 
+def contradicts(age: float | None, identity: Identity | None) -> bool:
+    """Return whether an age, years, differs from that by the dates by more than two years."""
+    by_dates = age_at_study(identity)
+    return age is not None and by_dates is not None and abs(age - by_dates) > _MAX_AGE_DIFFERENCE
+
+
+def is_same_person(a: Identity, b: Identity) -> bool:
+    """Return whether two identities with one patient ID may be of one person.
+
+    Their birth dates are the same, and all words of one name are part of the other, as far as both are stated.
+    """
+    names = set(search_words(a.patient_name)), set(search_words(b.patient_name))
+    dates = {a.patient_birth_date, b.patient_birth_date} - {""}
+    return len(dates) < 2 and (names[0] <= names[1] or names[1] <= names[0])
+
+
 def normalize_text(text: str) -> str:
     """Return a text as a field of an identity: composed characters, single spaces, no control characters, limited length."""
-    printable = "".join(mark if mark.isprintable() else " " for mark in unicodedata.normalize("NFC", text))
+    composed = unicodedata.normalize("NFC", text)
+    printable = "".join(" " if _is_control(mark) else mark for mark in composed)
     return " ".join(printable.split())[:MAX_IDENTITY_LENGTH]
+
+
+def _is_control(mark: str) -> bool:
+    """Return whether a character controls the output; private characters may be part of names."""
+    return unicodedata.category(mark) in ("Cc", "Cs", "Zl", "Zp") or unicodedata.bidirectional(mark) in _BIDI_CONTROLS
+
+
+def normalize_field(name: str, text: str) -> str:
+    """Return a field as it is stored: a date that is understood in ISO 8601, the sex in capitals; see `normalize_text`."""
+    text = normalize_text(text)
+    if name.endswith("_date"):
+        for pattern in _DATES:
+            if match := pattern.fullmatch(text):
+                with contextlib.suppress(ValueError):
+                    return date(*(int(match[part]) for part in ("year", "month", "day"))).isoformat()
+    return text.upper() if name == "patient_sex" else text
 
 
 def display_name(name: str) -> str:

@@ -118,7 +118,10 @@ _WARNINGS: dict[WarningCode, str] = {
 _CONFLICTS: dict[ConflictCode, str] = {
     "sop_instance_uid_reused": N_("Another image has the same SOP Instance UID. Check which one is right"),
     "study_instance_uid_reused": N_("Images of another patient have the same Study Instance UID. Check the patient"),
-    "patient_id_reused": N_("Another patient with a different name has the same patient ID. Check the patient"),
+    "patient_id_reused": N_(
+        "Another patient with a different name or birth date has the same patient ID. Check the patient"
+    ),
+    "age_contradicts_dates": N_("The age contradicts the birth date and the study date. Check the patient"),
 }
 
 # Labels that readers give an image; see `service.storage.reviews`.

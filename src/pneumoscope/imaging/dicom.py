@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import io
 import struct
+import warnings
 from pathlib import Path
 from typing import Any, BinaryIO
 
@@ -32,6 +33,9 @@ from pneumoscope.imaging.image import MAX_PIXELS, Radiograph
 from pneumoscope.imaging.patient_age import AGE_ELEMENTS, read_age
 
 __all__ = ["decode_dicom", "read_elements"]
+
+# Warnings of pydicom quote values of the header.
+warnings.filterwarnings("ignore", module=r"pydicom(\.|$)")
 
 # Decoders in order of preference. gdcm exposes the most code to untrusted bytes, so it is used only for compressions that
 # no other decoder supports.
@@ -123,9 +127,9 @@ def decode_dicom(data: bytes, name: str) -> Radiograph:
         reason = str(error) if isinstance(error, GrayLevelError) else type(error).__name__
         raise UnreadableImageError(name, f"the gray levels cannot be computed ({reason})") from error
     gray.pixels.flags.writeable = False
-    warnings: set[WarningCode] = {*findings.warnings, *gray.warnings}
+    codes: set[WarningCode] = {*findings.warnings, *gray.warnings}
     if is_deeper:
-        warnings.add("bit_depth_measured")
+        codes.add("bit_depth_measured")
     return Radiograph(
         gray.pixels,
         name,
@@ -133,7 +137,7 @@ def decode_dicom(data: bytes, name: str) -> Radiograph:
         f"{header.PhotometricInterpretation}, {header.BitsStored} bits",
         age=age,
         rejections=findings.rejections,
-        warnings=tuple(sorted(warnings)),
+        warnings=tuple(sorted(codes)),
         identity=identity,
     )
 

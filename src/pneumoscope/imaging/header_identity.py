@@ -8,7 +8,7 @@ from typing import Any
 from pydicom import Dataset
 from pydicom.multival import MultiValue
 
-from pneumoscope.core.identity import Identity, normalize_text
+from pneumoscope.core.identity import Identity, normalize_field, normalize_text
 from pneumoscope.imaging.patient_age import parse_date
 
 __all__ = ["IDENTITY_ELEMENTS", "read_identity"]
@@ -33,8 +33,7 @@ IDENTITY_ELEMENTS = tuple(_FIELDS.values())
 
 def read_identity(header: Dataset) -> Identity | None:
     """Return the identity that a header states, or None if it states none of its fields."""
-    values = {name: _text(header, keyword) for name, keyword in _FIELDS.items()}
-    values["patient_sex"] = values["patient_sex"].upper()
+    values = {name: normalize_field(name, _text(header, keyword)) for name, keyword in _FIELDS.items()}
     return Identity(**values) if any(values.values()) else None
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import re
 from collections.abc import AsyncIterator
 
 from fastapi import Depends, FastAPI
@@ -94,7 +95,7 @@ def create_app(
         metrics=metrics,
         loopback=settings.loopback,
         public_name=settings.public_name,
-        known_paths={"/openapi.json", *(route.path for route in routes)},
+        known_paths={"/openapi.json", *(re.sub(r"{\w+}", "{id}", route.path) for route in routes)},
     )
     app.add_middleware(DrainBodyMiddleware, max_bytes=settings.max_body_bytes)
     return app

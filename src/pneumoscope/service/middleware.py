@@ -22,7 +22,10 @@ __all__ = ["RequestMiddleware"]
 _LOG = logging.getLogger("pneumoscope.service")
 _METHODS = ("GET", "HEAD", "POST", "PUT", "PATCH", "DELETE", "OPTIONS")  # a client could invent others
 _SAFE_METHODS = ("GET", "HEAD", "OPTIONS")
-_ID = re.compile(r"(?<=^/images)/[^/]+|(?<=^/v1/predictions)/[^/]+")
+_ID = re.compile(
+    r"(?<=^/images)/[^/]+|(?<=^/v1/predictions)/(?!search$)[^/]+|(?<=^/unreadable)/[^/]+|(?<=^/v1/unreadable)/[^/]+"
+    r"|(?<=^/v1/studies)/[^/]+|(?<=^/v1/patients)/[^/]+"
+)
 _HEADERS = {
     "Cache-Control": "no-store",
     "Content-Security-Policy": "default-src 'none'; frame-ancestors 'none'",

@@ -14,7 +14,7 @@ from fastapi.concurrency import run_in_threadpool
 
 from pneumoscope.core.errors import PneumoscopeError, StorageError, UnknownNameError, UnreadableImageError, UsageError
 from pneumoscope.core.identity import Identity, age_at_study, combine, search_words
-from pneumoscope.core.prediction import MAX_AGE, Prediction
+from pneumoscope.core.prediction import MAX_AGE, Prediction, WarningCode
 from pneumoscope.inference.model import Model
 from pneumoscope.service.inference_queue import InferenceQueue
 from pneumoscope.service.metrics import Metrics
@@ -22,9 +22,11 @@ from pneumoscope.service.storage.pseudonyms import Pseudonymizer
 from pneumoscope.service.storage.records import StoredPrediction
 from pneumoscope.service.storage.repository import PredictionRepository
 
-__all__ = ["PredictionService", "Readiness"]
+__all__ = ["PredictionService", "Readiness", "depends_on_entered_age", "require_age"]
 
 _LOG = logging.getLogger("pneumoscope.service")
+_AGE_REJECTIONS = ("age_required", "outside_age_range")
+_MAX_DECODED = 2  # images decoded at full size at once: each may take hundreds of MB
 _CHECK_SECONDS = 1.0  # between readiness checks
 
 
@@ -37,6 +39,7 @@ class PredictionService:
     queue: InferenceQueue
     metrics: Metrics
     pseudonymizer: Pseudonymizer | None = None
+    decoding: asyncio.Semaphore = dataclasses.field(default_factory=lambda: asyncio.Semaphore(_MAX_DECODED))
 
     async def predict(
         self,
@@ -63,20 +66,33 @@ class PredictionService:
             StorageError: A prediction cannot be stored.
             UsageError: The client disconnected, or the dates state an age that is not from 0 to 130 years.
         """
-        if age is None and (stated := age_at_study(identity)) is not None:
-            if not 0 <= stated <= MAX_AGE:
-                raise UsageError(
-                    f"the study is {stated:.0f} years after the birth date",
-                    hint="Check patient_birth_date and study_date",
-                )
-            age = stated
         with self.queue.reserve(len(images)):
-            predictions = [
+            scored = [
                 dataclasses.replace(each, identity=combine(each.identity, identity))
                 for each in await self._score(images, disconnected, age)
             ]
+            predictions = await asyncio.gather(
+                *(
+                    self._with_age_by_dates(each, image, disconnected)
+                    for each, image in zip(scored, images, strict=True)
+                )
+            )
             pairs = zip(predictions, images, strict=True)
             return await asyncio.gather(*(self._store(prediction, image, user) for prediction, (image, _) in pairs))
+
+    async def _with_age_by_dates(
+        self,
+        prediction: Prediction,
+        image: tuple[bytes, str],
+        disconnected: Callable[[], Coroutine[object, object, None]],
+    ) -> Prediction:
+        """Return the prediction with the age that the dates of its identity state, if it has none."""
+        age = age_at_study(prediction.identity)
+        if age is None or prediction.age is not None or prediction.failure:
+            return prediction
+        require_age(age)
+        (again,) = await self._score([image], disconnected, age)
+        return dataclasses.replace(again, identity=prediction.identity)
 
     async def predict_again(
         self, id: str, user: str, disconnected: Callable[[], Coroutine[object, object, None]], *, age: float
@@ -90,21 +106,40 @@ class PredictionService:
             UnknownNameError: There is no prediction with this id.
             GoneError: The image was removed.
             UnreadableImageError: The image can no longer be decoded.
-            BusyError, StorageError, UsageError: See `predict`.
+            UsageError: The file states an age, or the image is rejected for another reason; see also `predict`.
+            BusyError, StorageError: See `predict`.
         """
         earlier = await run_in_threadpool(self.repository.get, id)
+        if not depends_on_entered_age(earlier):
+            raise UsageError(
+                "the prediction does not depend on an age that is entered",
+                hint="Correct the header, and send the file again",
+            )
         image = await run_in_threadpool(self.repository.image, earlier)
         with self.queue.reserve(1):
             (prediction,) = await self._score([(image, earlier.path)], disconnected, age)
             if prediction.failure:
                 raise UnreadableImageError("", f"it was readable before ({prediction.failure.code})", hint="Try again")
             # The identity may have been corrected since, and the stored file may be a copy without a header.
-            again = dataclasses.replace(prediction, identity=None, image=earlier.image)
+            again = dataclasses.replace(
+                prediction,
+                path=earlier.path,
+                identity=None,
+                image=earlier.image,
+                warnings=() if prediction.rejection else _without_age_warning(earlier.warnings or prediction.warnings),
+            )
             return await self._submit(again, image, user)
 
-    def search_words(self, text: str) -> tuple[str, ...]:
-        """Return the words of a search for `Filter.search`; with pseudonyms, that of the whole text."""
-        return (self.pseudonymizer.pseudonym(text),) if self.pseudonymizer else tuple(search_words(text))
+    def search_words(self, text: str) -> tuple[tuple[str, ...], ...]:
+        """Return the forms of each word of a search for `Filter.search`.
+
+        Raises:
+            UsageError: The text has no word.
+        """
+        forms = self.pseudonymizer.search(text) if self.pseudonymizer else _word_forms(text)
+        if not forms or not search_words(text):
+            raise UsageError("the search has no word", hint="Enter a name, a number or the name of a file")
+        return forms
 
     def study(self, key: str) -> dict[str, list[StoredPrediction]]:
         """Return the predictions of a study, and of the other studies of its patient, by the key of the study.
@@ -152,15 +187,14 @@ class PredictionService:
 
     async def _store(self, prediction: Prediction, image: bytes, user: str) -> StoredPrediction | Prediction:
         if self.pseudonymizer:
-            prediction = dataclasses.replace(prediction, path=self.pseudonymizer.pseudonym(prediction.path))
+            prediction = self.pseudonymizer.prediction(prediction)
         if prediction.failure:
             self.metrics.images.labels("unreadable").inc()
             await run_in_threadpool(self.repository.add_unreadable, prediction, image, user=user)
             return prediction
         if self.pseudonymizer:
-            image = await run_in_threadpool(self._anonymous_image, image)
-            identity = prediction.identity and self.pseudonymizer.identity(prediction.identity)
-            prediction = dataclasses.replace(prediction, identity=identity)
+            async with self.decoding:
+                image = await run_in_threadpool(self._anonymous_image, image)
         return await self._submit(prediction, image, user)
 
     def _anonymous_image(self, image: bytes) -> bytes:
@@ -172,6 +206,30 @@ class PredictionService:
         if is_new:
             self.metrics.images.labels(stored.decision).inc()
         return stored
+
+
+def require_age(age: float) -> None:
+    """Raise UsageError if an age by dates is not from 0 to 130 years."""
+    if not 0 <= age <= MAX_AGE:
+        raise UsageError(
+            f"the age by the birth date and the study date is {age:.1f} years, not from 0 to {MAX_AGE}",
+            hint="Check patient_birth_date and study_date",
+        )
+
+
+def depends_on_entered_age(prediction: Prediction) -> bool:
+    """Return whether entering an age can change a prediction: the file states none, and the header rejects nothing else."""
+    entered = prediction.age is None or prediction.age.source == "entered"
+    return entered and (prediction.rejection is None or prediction.rejection.code in _AGE_REJECTIONS)
+
+
+def _without_age_warning(warnings: Sequence[WarningCode]) -> tuple[WarningCode, ...]:
+    return tuple(warning for warning in warnings if warning != "age_not_stated")
+
+
+def _word_forms(text: str) -> tuple[tuple[str, ...], ...]:
+    """Return each word as names and numbers are compared, and as it is written, for the names of files."""
+    return tuple((folded, word) for word in text.split() for folded in search_words(word))
 
 
 class Readiness:

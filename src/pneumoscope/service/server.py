@@ -29,7 +29,7 @@ from pneumoscope.service.auth.tokens import Authenticator, is_loopback, read_tok
 from pneumoscope.service.settings import Settings
 from pneumoscope.service.storage.blob_store import BLOBS
 from pneumoscope.service.storage.data_directory import data_directory_lock
-from pneumoscope.service.storage.pseudonyms import Pseudonymizer, read_key
+from pneumoscope.service.storage.pseudonyms import Pseudonymizer, read_key, require_no_pseudonyms
 from pneumoscope.service.storage.repository import PredictionRepository
 
 __all__ = ["serve"]
@@ -86,6 +86,11 @@ def serve(
             data directory; or an option is invalid.
         BundleError, SiteProfileError, StorageError: The model or the data cannot be opened.
     """
+    if keep_identities and not pseudonym_key and (keep is None or keep > keep_identities):
+        raise UsageError(
+            "--keep-identities needs --keep of at most the same age: stored DICOM files contain identities",
+            hint="Pass a shorter --keep, or --pseudonymise, which stores images without their headers",
+        )
     _check_access(host, public_name, token_file=token_file, no_auth=no_auth)
     authenticator = Authenticator(read_tokens(token_file) if token_file else {})
     pseudonymizer = Pseudonymizer(read_key(pseudonym_key)) if pseudonym_key else None
@@ -105,6 +110,10 @@ def serve(
         data_directory_lock(folder) if folder else contextlib.nullcontext(),
     ):
         repository = PredictionRepository(folder, database)
+        if folder and pseudonymizer:
+            pseudonymizer.require_key_of(folder)
+        elif folder:
+            require_no_pseudonyms(folder)
         settings = Settings(
             loopback=is_loopback(host),
             public_name=public_name,

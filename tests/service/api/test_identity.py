@@ -1,6 +1,11 @@
 """Identities through the HTTP API: fields of uploads, filters, searches, corrections, studies and patients."""
 
+import html
 import logging
+import re
+import subprocess
+import sys
+import warnings
 
 import pytest
 from tests.service.conftest import dicom, images, png, post, problem
@@ -8,7 +13,7 @@ from tests.service.conftest import dicom, images, png, post, problem
 from pneumoscope.core.identity import IDENTITY_FIELDS
 from pneumoscope.service.audit.verification import verify
 
-CANARY = "Canary"
+CANARY = "CANARY"
 FIELDS = {"patient_id": "77", "patient_name": "Doe^Jane", "accession_number": "ACC1"}
 HEADER = {
     "PatientID": "88", "PatientName": "Roe^Ann", "AccessionNumber": "ACC2", "StudyInstanceUID": "1.2.3", "StudyDate": "20260102",
@@ -40,7 +45,7 @@ def test_fields_of_a_form_are_the_identity_of_images_without_one(client):
         ({"patient_id": "x" * 257}, "the field 'patient_id' is not a text of at most 256 characters"),
         (
             {"patient_birth_date": "1800-01-01", "study_date": "2026-01-01"},
-            "the study is 226 years after the birth date",
+            "the age by the birth date and the study date is 226.0 years, not from 0 to 130",
         ),
     ],
 )
@@ -164,3 +169,72 @@ def test_no_field_is_in_a_log_line_a_metric_an_error_or_a_url(client, caplog, fi
     assert len(logged) > 10
     output += client.get("/metrics").text + "".join(logged)
     assert CANARY not in output
+
+
+def test_age_by_the_dates_is_not_that_of_another_patient(client):
+    """The form names patient 77; the header of the second file names another one."""
+    dates = {"patient_birth_date": "2023-01-01", "study_date": "2026-01-01"}
+    first, second = upload(client, png(110), dicom(**HEADER), patient_id="77", **dates)
+    assert first["age"]["years"] == pytest.approx(3, abs=0.01)
+    assert (second["age"], second["identity"]["patient_birth_date"]) == (None, "")
+
+
+def test_dates_and_sex_are_normalized_as_those_of_headers(client):
+    (found,) = upload(
+        client, png(), patient_id="7", patient_birth_date="31.01.2021", study_date="20260131", patient_sex="f"
+    )
+    assert stated(found) == {
+        "patient_id": "7", "patient_birth_date": "2021-01-31", "study_date": "2026-01-31", "patient_sex": "F",
+    }  # fmt: skip
+    assert found["age"]["years"] == pytest.approx(5, abs=0.01)
+
+
+def test_form_of_an_outdated_page_does_not_undo_a_correction(client):
+    (found,) = upload(client, png(), **FIELDS)
+    page = client.get(f"/images/{found['id']}").text
+    etag = html.unescape(re.search('name="etag" value="([^"]+)"', page)[1])
+    client.put(f"/v1/predictions/{found['id']}/identity", json=FIELDS | {"patient_id": "78"})
+    answer = client.post(f"/images/{found['id']}/identity", data=FIELDS | {"etag": etag, "study_description": "x"})
+    assert answer.status_code == 412
+    assert client.get(f"/v1/predictions/{found['id']}").json()["identity"]["patient_id"] == "78"
+
+
+def test_age_form_does_not_override_a_stated_age(client):
+    (found,) = post(client, dicom(**HEADER, PatientAge="070Y"))
+    answer = client.post(f"/images/{found['id']}", data={"age": "3"}, follow_redirects=False)
+    assert answer.status_code == 422
+    assert client.get("/v1/predictions").json()["total"] == 1
+
+
+def test_other_fields_of_a_search_do_not_reach_the_url(client):
+    answer = client.post(
+        "/search", data={"text": "x", "patient_name": CANARY, "order": "newest"}, follow_redirects=False
+    )
+    assert re.fullmatch("/\\?order=newest&search=[0-9a-f]{32}", answer.headers["Location"])
+
+
+@pytest.mark.parametrize("text", [",", "^", " , = "])
+def test_search_without_a_word_is_an_error(client, text):
+    upload(client, png(), **FIELDS)
+    problem(client.post("/v1/predictions/search", json={"text": text}), 422, "usage")
+
+
+def test_python_api_prints_no_value_of_a_header(tmp_path):
+    """pydicom warns of invalid values and quotes them."""
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        file = dicom(
+            **HEADER | {"SOPInstanceUID": "CANARYUID", "PatientBirthDate": "CANARY", "PatientSex": "canary sex"}
+        )
+    (tmp_path / "file.dcm").write_bytes(file)
+    script = "import sys, pneumoscope; print(pneumoscope.load_model().predict(sys.argv[1]).identity)"
+    ran = subprocess.run(
+        [sys.executable, "-c", script, "file.dcm"],
+        capture_output=True,
+        text=True,
+        check=True,
+        timeout=120,
+        cwd=tmp_path,
+    )
+    assert ran.stdout.startswith("Identity(patient_id, ")
+    assert "CANARY" not in (ran.stdout + ran.stderr).upper()

@@ -74,7 +74,7 @@ def test_unaltered_log_is_verified(populated):
         (f"image_sha256 = '{'ab' * 32}'", "image hash"),
         (f"model_sha256 = '{'cd' * 32}'", "model hash"),
         ("operating_point = 'rule_in'", "operating point"),
-        ("age = 3, age_source = 'header'", "operating point, site profile, pixels, age or rejection"),
+        ("age = 3, age_source = 'entered'", "operating point, site profile, pixels, age or rejection"),
         (f"pixel_sha256 = '{'ab' * 32}'", "operating point, site profile, pixels"),
         ("model_site = 'North'", "operating point, site profile, pixels, age or rejection"),
         ("created = '2026-01-01T00:00:00.000000Z'", "time"),

@@ -11,10 +11,11 @@ from sqlalchemy import func, select
 from tests.service.conftest import prediction
 
 from pneumoscope.core.errors import ConflictError, UnknownNameError
-from pneumoscope.core.identity import Identity, search_words
-from pneumoscope.core.prediction import Rejection
+from pneumoscope.core.identity import Identity
+from pneumoscope.core.prediction import PatientAge, Rejection
 from pneumoscope.service.audit.log import read_rows
 from pneumoscope.service.audit.verification import verify
+from pneumoscope.service.predictions import _word_forms
 from pneumoscope.service.storage.queries import Filter
 from pneumoscope.service.storage.repository import REMOVED_NAME, PredictionRepository
 from pneumoscope.service.storage.studies import summarize_study
@@ -133,10 +134,12 @@ def test_same_sop_instance_with_other_pixels_is_a_conflict_until_one_is_deleted(
     ("changes", "same"),
     [
         ({"patient_name": "DOE^JANE^M"}, True),
-        ({"patient_name": "Smith^Jane"}, True),  # a married name
-        ({"patient_name": "Smith^Mary"}, True),  # same birth date
-        ({"patient_birth_date": "2020-01-01"}, True),  # same name
+        ({"patient_name": "Jane Doe"}, True),
         ({"patient_name": ""}, True),
+        ({"patient_birth_date": ""}, True),
+        ({"patient_name": "Smith^Jane"}, False),  # perhaps a married name: a person decides
+        ({"patient_name": "Smith^Mary"}, False),
+        ({"patient_birth_date": "2020-01-01"}, False),
         ({"patient_name": "Smith^Mary", "patient_birth_date": "2020-01-01"}, False),
         ({"patient_name": "Smith^Mary", "patient_birth_date": ""}, False),
         ({"issuer_of_patient_id": "B"}, False),
@@ -180,6 +183,7 @@ def test_header_without_a_patient_joins_the_study(repository):
         ({"patient_id": "1"}, False),
         ({"accession_number": "7"}, True),
         ({"patient_name": "Doe^Jane", "study_instance_uid": "1.2"}, True),
+        ({"patient_name": "Doe^Jane", "accession_number": "7"}, True),
         ({"patient_name": "Doe^Jane"}, False),
     ],
 )
@@ -194,8 +198,8 @@ def test_name_is_corrected_in_place(repository):
     corrected = repository.set_identity(first.id, jane(patient_name="Doe^Janet"), user="me")
     assert (corrected.patient_key, corrected.study_key) == (first.patient_key, first.study_key)
     assert repository.get(other.id).identity.patient_name == "Doe^Janet"
-    assert [each.id for each in repository.find(Filter(search=("janet",))).predictions] == [other.id, first.id]
-    assert repository.find(Filter(search=("jane", "doe"))).total == 2
+    assert [each.id for each in repository.find(Filter(search=(("janet",),))).predictions] == [other.id, first.id]
+    assert repository.find(Filter(search=(("jane",), ("doe",)))).total == 2
 
 
 def test_complete_identity_removes_values(repository):
@@ -291,7 +295,7 @@ NAMES = {
 )  # fmt: skip
 def test_search_finds_words_of_names_numbers_and_files(repository, text, found):
     ids = {store(repository, name, identity, name=f"file {name}.png").id: name for name, identity in NAMES.items()}
-    page = repository.find(Filter(search=tuple(search_words(text))))
+    page = repository.find(Filter(search=_word_forms(text)))
     assert "".join(sorted(ids[each.id] for each in page.predictions)) == found
 
 
@@ -353,3 +357,96 @@ def test_study_counts_the_latest_prediction_of_an_image(repository):
     study = summarize_study(found)
     assert (len(found), study.images, study.decision, study.rejections) == (2, 1, "rejected", {"outside_age_range": 1})
     assert study.probability is None
+
+
+def test_image_does_not_rename_the_patient_of_others(repository):
+    first = store(repository, "a", JANE)
+    second = store(repository, "b", jane(patient_name="Doe^Jane^Mary", patient_sex="O", sop_instance_uid="2"))
+    assert first.patient_key == second.patient_key
+    assert (second.identity.patient_name, second.identity.patient_sex) == ("Doe^Jane", "F")
+
+
+def test_header_without_a_patient_joins_no_study_of_two_patients(repository):
+    store(repository, "a", JANE)
+    store(repository, "b", jane(patient_id="1", patient_name="Smith^Bob", sop_instance_uid="9"))
+    third = store(repository, "c", Identity(study_instance_uid="1.2.1"))
+    assert third.patient_key is None
+
+
+def test_person_removes_the_patient_of_an_image(repository):
+    stored = store(repository, "a", JANE)
+    store(repository, "b", jane(sop_instance_uid="2"))
+    anonymous = Identity(study_instance_uid="1.2.1")
+    changed = repository.set_identity(stored.id, anonymous, user="me")
+    assert (changed.identity, changed.patient_key) == (anonymous, None)
+    assert "patient_id" in events(repository)[-1][2]["fields"]
+
+
+def test_name_that_contradicts_is_another_patient_without_a_number(repository):
+    store(repository, "a", Identity(patient_name="Doe^Jane", patient_birth_date="2021-01-31", patient_sex="F"))
+    other = store(repository, "a", Identity(patient_name="Roe^Adam"))
+    assert other.identity == Identity(patient_name="Roe^Adam")
+
+
+def test_number_that_was_missing_completes_the_identity(repository):
+    unknown = jane(accession_number="", issuer_of_patient_id="")
+    store(repository, "a", unknown)
+    completed = store(repository, "a", Identity(accession_number="ACC1", issuer_of_patient_id="A"))
+    assert completed.identity == JANE
+
+
+def test_uploads_that_were_applied_do_not_undo_a_correction(repository):
+    store(repository, "a", JANE)
+    second = jane(patient_id="78")
+    stored = store(repository, "a", second)
+    repository.set_identity(stored.id, jane(patient_id="79"), user="me")
+    assert store(repository, "a", second, file="again").identity.patient_id == "79"
+
+
+def test_fields_that_are_sent_with_a_known_file_are_stored(repository):
+    store(repository, "a", None, file="plain")
+    assert store(repository, "a", Identity(patient_id="77"), file="plain").identity.patient_id == "77"
+
+
+def test_blank_images_of_two_patients_stay_two_images(repository):
+    first = store(repository, "black", JANE, code="blank")
+    second = store(repository, "black", jane(patient_id="88", sop_instance_uid="5"), code="blank")
+    assert first.id != second.id
+    assert repository.get(first.id).identity.patient_id == "77"
+
+
+def test_prediction_that_is_made_again_counts_for_the_study(repository):
+    """An age that was mistyped in between does not hide it."""
+    first = store(repository, "a", JANE, age=PatientAge(3, "entered"))
+    store(repository, "a", JANE, age=PatientAge(30, "entered"), code="outside_age_range")
+    again = store(repository, "a", JANE, age=PatientAge(3, "entered"))
+    assert (again.id, again.last_predicted > first.last_predicted) == (first.id, True)
+    (found,) = repository.studies([first.study_key]).values()
+    assert summarize_study(found).decision == "pneumonia"
+    assert events(repository)[-1][:2] == ("predicted_again", first.id)
+    assert verify(repository.engine).predictions == 2
+
+
+def test_age_of_a_corrected_header_replaces_the_former_one(repository):
+    store(repository, "a", JANE, age=PatientAge(1))
+    corrected = store(repository, "a", jane(patient_id="2"), age=PatientAge(5))
+    assert corrected.age == PatientAge(5)
+    assert verify(repository.engine).predictions == 1
+
+
+def test_age_that_contradicts_the_dates_is_a_conflict(repository):
+    stored = store(repository, "a", JANE, age=PatientAge(30))
+    assert stored.conflicts == ("age_contradicts_dates",)
+    assert repository.set_identity(stored.id, jane(patient_birth_date="1996-01-01"), user="me").conflicts == ()
+
+
+def test_identity_of_an_expired_image_that_is_sent_again_expires_again(tmp_path):
+    now = datetime(2026, 1, 1, tzinfo=UTC)
+    repository = PredictionRepository(tmp_path / "data", now=lambda: now)
+    store(repository, "a", JANE, name="removed")
+    for changes in ({}, {"station_name": "DX2"}):
+        stored = store(repository, "a", jane(**changes))
+        now += timedelta(days=40)
+        assert repository.expire_identities(timedelta(days=30)) == 1
+        assert repository.get(stored.id).identity is None
+    repository.close()

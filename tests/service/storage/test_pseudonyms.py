@@ -5,6 +5,7 @@ import hmac
 import io
 
 import numpy as np
+import pydicom
 import pytest
 from fastapi.testclient import TestClient
 from PIL import Image
@@ -18,25 +19,31 @@ from pneumoscope.inference.model import load_model
 from pneumoscope.service.app import create_app
 from pneumoscope.service.auth.tokens import Authenticator
 from pneumoscope.service.settings import Settings
-from pneumoscope.service.storage.pseudonyms import Pseudonymizer, read_key
+from pneumoscope.service.storage.pseudonyms import Pseudonymizer, read_key, require_no_pseudonyms
 from pneumoscope.service.storage.repository import PredictionRepository
 
 KEY = b"k" * 32
 PSEUDONYMIZER = Pseudonymizer(KEY)
 HEADER = {
     "PatientID": "PATIENT-0077", "IssuerOfPatientID": "HOSPITAL-A", "PatientName": "Canary^Jane", "PatientBirthDate": "20210203",
-    "PatientSex": "F", "AccessionNumber": "ACCESSION-1", "StudyInstanceUID": "1.2.3.77001", "StudyDate": "20250203",
+    "PatientSex": "SEX-CANARY", "AccessionNumber": "ACCESSION-1", "StudyInstanceUID": "1.2.3.77001", "StudyDate": "20250203",
     "StudyDescription": "DESCRIPTION-9", "SeriesInstanceUID": "1.2.3.77002", "SOPInstanceUID": "1.2.3.77003",
     "StationName": "STATION-3", "PatientAge": "004Y", "PatientComments": "COMMENT-4",
 }  # fmt: skip
 SECRETS = [value for value in HEADER.values() if len(value) > 4] + ["Canary", "2021-02-03", "2025-02-03", "secret name"]
 
 
-def test_pseudonym_is_an_hmac_of_the_words():
-    expected = hmac.new(KEY, b"canary jane", hashlib.sha256).hexdigest()[:20]
-    assert PSEUDONYMIZER.pseudonym("CANARY^Jane") == expected
-    assert PSEUDONYMIZER.pseudonym("") == ""
-    assert Pseudonymizer(b"j" * 32).pseudonym("CANARY^Jane") != expected
+def hmac_of(text, key=KEY):
+    return hmac.new(key, text.encode(), hashlib.sha256).hexdigest()[:20]
+
+
+def test_pseudonym_is_an_hmac_of_a_number_and_of_each_word_of_a_name():
+    assert PSEUDONYMIZER.number("a1 ") == hmac_of("a1 ")
+    assert PSEUDONYMIZER.number("A1") != PSEUDONYMIZER.number("a1")
+    words = ("word canary", "word zoe", "word 王", "word 小明")
+    assert PSEUDONYMIZER.name("CANARY^Zoë=王^小明") == "^".join(map(hmac_of, words))
+    assert (PSEUDONYMIZER.number(""), PSEUDONYMIZER.name("^^")) == ("", "")
+    assert Pseudonymizer(b"j" * 32).number("a1") == hmac_of("a1", b"j" * 32) != hmac_of("a1")
 
 
 def test_identity_has_only_pseudonyms_and_the_sex():
@@ -48,7 +55,7 @@ def test_identity_has_only_pseudonyms_and_the_sex():
     assert {"patient_id", "patient_name", "patient_sex", "study_instance_uid", "accession_number"} == set(
         replaced.stated()
     )
-    assert (replaced.patient_sex, replaced.patient_id) == ("F", PSEUDONYMIZER.pseudonym("0077"))
+    assert (replaced.patient_sex, replaced.patient_id) == ("F", PSEUDONYMIZER.number("0077"))
     assert UID(replaced.study_instance_uid).is_valid
     assert replaced.study_instance_uid.startswith("2.25.")
 
@@ -88,7 +95,9 @@ def test_key_is_read_without_the_line_feed(tmp_path):
 
 
 @pytest.fixture
-def pseudonymous(shared_maker, tmp_path):
+def pseudonymous(shared_maker, tmp_path, monkeypatch):
+    for mode in ("reading_validation_mode", "writing_validation_mode"):  # for an invalid sex
+        monkeypatch.setattr(pydicom.config.settings, mode, pydicom.config.IGNORE)
     folder = shared_maker.root / "pseudonymous"
     if not folder.exists():
         shared_maker.bundle(folder, gain=0.05, operating_points=POINTS)
@@ -122,13 +131,42 @@ def test_nothing_in_the_storage_or_a_response_names_the_patient(pseudonymous, tm
     for secret in SECRETS:
         assert secret not in output
         assert [path for path, content in stored.items() if secret.encode() in content or secret in str(path)] == []
-    assert found["identity"]["patient_id"] == PSEUDONYMIZER.pseudonym("PATIENT-0077")
+    assert found["identity"]["patient_id"] == PSEUDONYMIZER.number("PATIENT-0077")
     assert (found["age"]["years"], found["image"]["format"], broken["decision"]) == (4, "DICOM", None)
+
+
+def test_text_that_a_rejection_quotes_is_masked(pseudonymous):
+    (found,) = post(pseudonymous, images.dicom(100, 64, BodyPartExamined="DOE JANE 7"))
+    assert found["rejection"] == {"code": "body_part_not_chest", "parameters": {"part": "xxx xxxx 9"}}
+
+
+def test_prediction_with_a_rejecting_header_cannot_be_predicted_again(pseudonymous):
+    """The stored image has no header that would reject it again."""
+    (found,) = post(pseudonymous, images.dicom(100, 64, ViewPosition="LL"))
+    assert found["rejection"]["code"] == "lateral_view"
+    again = pseudonymous.post(f"/images/{found['id']}", data={"age": "3"}, follow_redirects=False)
+    assert again.status_code == 422
+    dates = {"patient_birth_date": "2023-01-01", "study_date": "2026-01-01"}
+    pseudonymous.post(f"/images/{found['id']}/identity", data=dates)
+    assert pseudonymous.get("/v1/predictions").json()["total"] == 1
+
+
+def test_data_directory_has_the_pseudonyms_of_one_key(tmp_path):
+    require_no_pseudonyms(tmp_path)
+    for _ in range(2):
+        PSEUDONYMIZER.require_key_of(tmp_path)
+    with pytest.raises(UsageError, match="pseudonyms of another key"):
+        Pseudonymizer(b"j" * 32).require_key_of(tmp_path)
+    with pytest.raises(UsageError, match="has pseudonyms"):
+        require_no_pseudonyms(tmp_path)
 
 
 def test_search_with_the_original_finds_the_pseudonym(pseudonymous):
     pseudonymous.post("/v1/predictions", files=[("images", ("a", images.dicom(100, 64, **HEADER)))])
-    for text, count in (("patient-0077", 1), ("Canary Jane", 1), ("ACCESSION-1", 1), ("PATIENT-007", 0), ("jane", 0)):
+    known = PSEUDONYMIZER.number("PATIENT-0077")
+    for text, count in (
+        ("PATIENT-0077", 1), ("canary", 1), ("Jane CANARY", 1), ("ACCESSION-1", 1), (known, 1), ("PATIENT-007", 0), ("jan", 0),
+    ):  # fmt: skip
         assert pseudonymous.post("/v1/predictions/search", json={"text": text}).json()["total"] == count
 
 
@@ -138,18 +176,16 @@ def test_corrected_header_moves_the_image(pseudonymous):
         for changes in ({}, {"PatientID": "PATIENT-0078"})
     ]
     assert ids[0]["id"] == ids[1]["id"]
-    assert ids[1]["identity"]["patient_id"] == PSEUDONYMIZER.pseudonym("PATIENT-0078")
+    assert ids[1]["identity"]["patient_id"] == PSEUDONYMIZER.number("PATIENT-0078")
 
 
 def test_correction_of_one_field_keeps_the_pseudonyms_of_the_others(pseudonymous):
     (found,) = post(pseudonymous, images.dicom(100, 64, **HEADER))
     identity = found["identity"] | {"patient_name": "Canary^Janet", "patient_sex": "O"}
     changed = pseudonymous.put(f"/v1/predictions/{found['id']}/identity", json=identity).json()["identity"]
-    assert changed["patient_name"] == PSEUDONYMIZER.pseudonym("Canary^Janet")
-    assert changed | {"patient_name": "", "patient_sex": ""} == found["identity"] | {
-        "patient_name": "",
-        "patient_sex": "",
-    }
+    assert changed["patient_name"] == PSEUDONYMIZER.name("Canary^Janet")
+    assert changed["patient_sex"] == "O"
+    assert changed | {"patient_name": "", "patient_sex": ""} == found["identity"] | {"patient_name": ""}
 
 
 def test_image_without_its_header_is_predicted_again_with_an_age(pseudonymous):

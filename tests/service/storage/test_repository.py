@@ -87,14 +87,15 @@ def test_entered_age_and_required_age_are_part_of_the_id(repository):
     ]  # fmt: skip
     assert all(new for _, new in (plain, *others))
     assert len({record.id for record, _ in (plain, *others)}) == 4
-    assert repository.add(prediction(None, "rejected"), b"image", user="me") == (plain[0], False)
+    again, is_new = repository.add(prediction(None, "rejected"), b"image", user="me")
+    assert (again.id, again.decision, is_new) == (plain[0].id, "pneumonia", False)
     stated, is_new = repository.add(prediction(age=PatientAge(3)), b"image with an age in its header", user="me")
     assert is_new
-    assert repository.add(prediction(age=PatientAge(4)), b"image with an age in its header", user="me") == (
-        stated,
-        False,
-    )
-    assert repository.add(prediction(age=PatientAge(3.0, "entered")), b"image", user="me") == (others[0][0], False)
+    corrected, is_new = repository.add(prediction(age=PatientAge(4)), b"image with an age in its header", user="me")
+    assert (corrected.id, corrected.age, is_new) == (stated.id, PatientAge(4), False)
+    again, is_new = repository.add(prediction(age=PatientAge(3.0, "entered")), b"image", user="me")
+    assert (again.id, is_new) == (others[0][0].id, False)
+    assert verify(repository.engine).predictions == 5
 
 
 @pytest.mark.parametrize("key", ["\0", "é", "ab" * 15, "AB" * 16, ""])

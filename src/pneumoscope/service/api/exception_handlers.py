@@ -248,7 +248,7 @@ _EXAMPLES = {
     401: ("authentication", "unknown token", "Send the header: Authorization: Bearer TOKEN"),
     403: ("authentication", "the request was sent by a page of another site", "Send it from a page of this service"),
     404: ("unknown_name", "there is no prediction '0123456789abcdef0123456789abcdef'", "It was deleted, or never existed here"),
-    412: ("conflict", "the review was changed in the meantime", "Get the prediction again, and compare its review"),
+    412: ("conflict", "the prediction was changed in the meantime", "Get it again, and compare its reviews and its identity"),
     410: ("gone", "the image of prediction '0123456789abcdef0123456789abcdef' was removed", "The prediction is kept"),
     413: ("too_large", "too many images; the limit per request is 64", "Send them in several requests"),
     415: ("usage", "the Content-Type 'text/html' is not supported; use application/json", ""),

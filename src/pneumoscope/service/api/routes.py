@@ -10,7 +10,7 @@ import msgspec
 from fastapi import APIRouter, Depends, Header, Path, Query, Request, Response
 
 from pneumoscope.core.errors import UnknownNameError
-from pneumoscope.core.identity import Identity, normalize_text
+from pneumoscope.core.identity import Identity, normalize_field
 from pneumoscope.core.prediction import Failure
 from pneumoscope.service.api.dependencies import (
     AppReadiness,
@@ -253,7 +253,7 @@ def set_identity(
     """Replace patient, study, series and instance of the image, and so of all its predictions. With `If-Match`, nothing is stored
     if the prediction was changed since it was read.
     """
-    values = {name: normalize_text(value) for name, value in body.model_dump().items()}  # type: ignore[attr-defined]
+    values = {name: normalize_field(name, value) for name, value in body.model_dump().items()}  # type: ignore[attr-defined]
     stored = service.set_identity(id, Identity(**values), user=user, etags=_etags(if_match))
     response.headers["ETag"] = stored.etag
     return single_document(stored, language)

@@ -10,7 +10,7 @@ from starlette.exceptions import HTTPException
 from starlette.requests import Request
 
 from pneumoscope.core.errors import StorageError, TooLargeError, UsageError
-from pneumoscope.core.identity import IDENTITY_FIELDS, MAX_IDENTITY_LENGTH, Identity, normalize_text
+from pneumoscope.core.identity import IDENTITY_FIELDS, MAX_IDENTITY_LENGTH, Identity, normalize_field
 
 __all__ = ["MAX_NAME_LENGTH", "UPLOAD_BODY", "Upload", "read_identity", "read_upload", "wait_for_disconnect"]
 
@@ -130,7 +130,7 @@ def read_identity(fields: Iterable[tuple[str, str]]) -> Identity | None:
             raise UsageError(f"the field {name!r} is repeated", hint="Send it once")
         if len(value) > MAX_IDENTITY_LENGTH or any("\ud800" <= character <= "\udfff" for character in value):
             raise UsageError(f"the field {name!r} is not a text of at most {MAX_IDENTITY_LENGTH} characters")
-        values[name] = normalize_text(value)
+        values[name] = normalize_field(name, value)
     return Identity(**values) if any(values.values()) else None
 
 

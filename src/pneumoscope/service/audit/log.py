@@ -23,6 +23,7 @@ __all__ = ["Entry", "Event", "append", "read_rows", "verify_hashes"]
 
 Event = Literal[
     "predicted",
+    "predicted_again",
     "reviewed",
     "review_withdrawn",
     "image_removed",

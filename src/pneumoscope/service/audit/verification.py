@@ -70,6 +70,7 @@ class _Events:
     """The log's rows that determine the state of a prediction."""
 
     predicted: Row[Any]
+    result: Row[Any]
     reviews: list[Row[Any]] = dataclasses.field(default_factory=list)
     image_removed: Row[Any] | None = None
 
@@ -141,10 +142,14 @@ def _current_events(rows: Iterable[Row[Any]]) -> _Events | None:
     events: _Events | None = None
     for row in rows:
         if row.event == "predicted":
-            events = _Events(row)
+            events = _Events(row, row)
+        elif events is not None and row.event == "predicted_again":
+            events.result = row
         elif row.event == "deleted":
             events = None
         elif events is not None and row.event in ("reviewed", "review_withdrawn"):
+            if "agrees" in _details(row):
+                continue  # of a revision of the database whose reviews were not kept
             events.reviews.append(row)
         elif events is not None and row.event == "image_removed":
             events.image_removed = row
@@ -186,7 +191,7 @@ def _compare(row: Row[Any], reviewed: Sequence[Row[Any]], events: _Events) -> It
     yield "probability", row.probability == details.get("probability", "")
     yield (
         "image size, image statistics, interval, threshold, rejection, age, warnings or model",
-        details.get("result_sha256") == result_hash(row._mapping),
+        _details(events.result).get("result_sha256") == result_hash(row._mapping),
     )
     yield "removal of the image", row.image_removed == (removed and removed.time)
     yield "reviews", [_version(each) for each in reviewed] == [_logged_version(each) for each in events.reviews]

@@ -67,8 +67,9 @@ class DataDirectory:
     def fill_reserve(self) -> None:
         """Occupy some room that `release_reserve` frees, or what is left of it."""
         with contextlib.suppress(OSError):
-            if self._reserve and not self._reserve.exists():
-                self._reserve.write_bytes(bytes(min(_RESERVE_BYTES, self._free())))
+            size = self._reserve.stat().st_size if self._reserve and self._reserve.exists() else 0
+            if self._reserve and size < _RESERVE_BYTES:
+                self._reserve.write_bytes(bytes(min(_RESERVE_BYTES, size + self._free())))
 
     def release_reserve(self) -> bool:
         """Free the reserve if the disk is full, and return whether it was freed."""

@@ -14,13 +14,22 @@ The latest statement about an image is kept. Rows that nothing refers to are del
 from __future__ import annotations
 
 import dataclasses
+import hashlib
+import json
 import uuid
 from collections.abc import Collection, Sequence
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
-from sqlalchemy import ColumnElement, Connection, Row, and_, case, delete, exists, insert, or_, select, update
+from sqlalchemy import ColumnElement, Connection, Row, case, delete, exists, insert, or_, select, update
 
-from pneumoscope.core.identity import IDENTITY_FIELDS, PATIENT_FIELDS, STUDY_FIELDS, Identity, search_words
+from pneumoscope.core.identity import (
+    IDENTITY_FIELDS,
+    PATIENT_FIELDS,
+    STUDY_FIELDS,
+    Identity,
+    is_same_person,
+    search_words,
+)
 from pneumoscope.service.storage.tables import instances, patients, predictions, studies
 
 __all__ = [
@@ -30,6 +39,7 @@ __all__ = [
     "matches_search",
     "remove_identity",
     "remove_unused_identity",
+    "replace_identity",
 ]
 
 _INSTANCE = ("series_instance_uid", "sop_instance_uid", "station_name")
@@ -73,44 +83,72 @@ CONFLICT_COLUMNS: tuple[ColumnElement[bool], ...] = (
 
 
 class _Assigned(NamedTuple):
-    """The identity of an instance, and the keys of its study and patient; None if it has none yet."""
+    """The identity of an instance, the keys of its study and patient, and the hash of the statement of its last upload."""
 
-    identity: Identity
-    study_key: str | None
-    patient_key: str | None
+    identity: Identity = Identity()
+    study_key: str | None = None
+    patient_key: str | None = None
+    statement_sha256: str = ""
 
 
-def assign_identity(
-    connection: Connection, pixel_sha256: str, stated: Identity | None, *, complete: bool = False
-) -> list[str]:
-    """Assign an image to its patient and study, and return the names of the fields that changed; none for a new image.
+def assign_identity(connection: Connection, pixel_sha256: str, stated: Identity | None) -> list[str]:
+    """Assign an uploaded image to its patient and study, and return the names of the fields that changed; none for a new image.
+
+    An upload that states the same as the one before changes nothing, so that it does not undo a person's correction.
 
     Args:
         connection: Of a write transaction.
         pixel_sha256: Of the image.
-        stated: What a header or a person states; None states nothing.
-        complete: Whether empty fields are stated to be empty. Otherwise they keep their values, unless the patient or the study
-            is another one.
+        stated: What the upload states; None states nothing. Fields that are not stated keep their values, unless the patient or
+            the study is another one.
     """
     current = _current(connection, pixel_sha256)
-    if stated is None or not (stated.stated() or complete):
+    if stated is None or not stated.stated():
         return []
-    identity = stated if complete else _merge(current.identity, stated)
-    changed = [name for name in IDENTITY_FIELDS if getattr(identity, name) != getattr(current.identity, name)]
-    if not changed:
+    statement_sha256 = hashlib.sha256(json.dumps(dataclasses.astuple(stated)).encode()).hexdigest()
+    if statement_sha256 == current.statement_sha256:
         return []
-    if not identity.stated():
-        remove_identity(connection, [pixel_sha256])
-        return changed
+    identity = _merge(current.identity, stated)
     patient_key = _find_or_add_patient(connection, identity, current)
     study_key = _find_or_add_study(connection, identity, patient_key, current)
-    values = {"study_key": study_key, **_values(identity, _INSTANCE)}
+    return _store(connection, pixel_sha256, identity, current, study_key, statement_sha256)
+
+
+def replace_identity(connection: Connection, pixel_sha256: str, identity: Identity) -> list[str]:
+    """Replace the identity of an image by that of a person, and return the names of the fields that changed.
+
+    Args:
+        connection: Of a write transaction.
+        pixel_sha256: Of the image.
+        identity: The complete identity. With the patient ID and issuer of before, it corrects the patient; otherwise the image
+            belongs to another one.
+    """
+    current = _current(connection, pixel_sha256)
+    if not identity.stated():
+        remove_identity(connection, [pixel_sha256])
+        return list(current.identity.stated())
+    patient_key = _find_or_add_patient(connection, identity, current, complete=True)
+    study_key = _find_or_add_study(connection, identity, patient_key, current, complete=True)
+    return _store(connection, pixel_sha256, identity, current, study_key, current.statement_sha256)
+
+
+def _store(
+    connection: Connection,
+    pixel_sha256: str,
+    identity: Identity,
+    current: _Assigned,
+    study_key: str,
+    statement_sha256: str,
+) -> list[str]:
+    """Store the instance, and return the names of the fields that changed; none for a new one."""
+    values = {"study_key": study_key, "statement_sha256": statement_sha256, **_values(identity, _INSTANCE)}
     if current.study_key is None:
         connection.execute(insert(instances), [{"pixel_sha256": pixel_sha256, **values}])
         return []
     connection.execute(update(instances).where(instances.c.pixel_sha256 == pixel_sha256).values(values))
     _delete_empty(connection, {current.study_key}, {current.patient_key} - {None})
-    return changed
+    after = _current(connection, pixel_sha256).identity
+    return [name for name in IDENTITY_FIELDS if getattr(after, name) != getattr(current.identity, name)]
 
 
 def remove_identity(connection: Connection, hashes: Sequence[str]) -> None:
@@ -139,95 +177,102 @@ def _delete_empty(connection: Connection, study_keys: Collection[str], patient_k
     connection.execute(delete(patients).where(patients.c.patient_key.in_(patient_keys), unused_patient))
 
 
-def matches_search(words: Sequence[str]) -> ColumnElement[bool]:
-    """Return the condition that each word is part of a patient's name or identifier, an accession number, or a file name."""
+def matches_search(words: Sequence[Sequence[str]]) -> ColumnElement[bool]:
+    """Return the condition that a form of each word is part of a name, a number, or the name of the file.
+
+    Args:
+        words: Forms of each word.
+    """
+    columns = patients.c.patient_search, studies.c.study_search
     condition: ColumnElement[bool] = predictions.c.id.is_not(None)
-    for word in words:
+    for forms in words:
         condition &= or_(
-            patients.c.patient_search.contains(word, autoescape=True),
-            studies.c.study_search.contains(word, autoescape=True),
-            predictions.c.path.icontains(word, autoescape=True),
+            *(column.contains(form, autoescape=True) for form in forms for column in columns),
+            *(predictions.c.path.icontains(form, autoescape=True) for form in forms),
         )
     return condition
 
 
 def _current(connection: Connection, pixel_sha256: str) -> _Assigned:
     joined = instances.join(studies).outerjoin(patients)
-    query = select(*IDENTITY_COLUMNS).select_from(joined).where(instances.c.pixel_sha256 == pixel_sha256)
-    row = connection.execute(query).mappings().first()
+    query = select(*IDENTITY_COLUMNS, instances.c.statement_sha256).select_from(joined)
+    row = connection.execute(query.where(instances.c.pixel_sha256 == pixel_sha256)).mappings().first()
     if row is None:
-        return _Assigned(Identity(), None, None)
-    return _Assigned(
-        Identity(**{name: row[name] or "" for name in IDENTITY_FIELDS}), row["study_key"], row["patient_key"]
-    )
+        return _Assigned()
+    identity = Identity(**{name: row[name] or "" for name in IDENTITY_FIELDS})
+    return _Assigned(identity, row["study_key"], row["patient_key"], row["statement_sha256"])
 
 
 def _merge(current: Identity, stated: Identity) -> Identity:
     """Return the current identity with the stated fields; another patient or study keeps nothing of the former one."""
     kept = dataclasses.asdict(current)
-    for names, identifiers in ((PATIENT_FIELDS, PATIENT_FIELDS[:2]), (STUDY_FIELDS, STUDY_FIELDS[:2])):
-        if any(getattr(stated, name) not in ("", kept[name]) for name in identifiers):
-            kept |= dict.fromkeys(names, "")
+    is_other_person = not stated.patient_id and not is_same_person(stated, current)
+    if is_other_person or _is_changed(current, stated, ("patient_id", "issuer_of_patient_id")):
+        kept |= dict.fromkeys(PATIENT_FIELDS, "")
+    if _is_changed(current, stated, ("study_instance_uid", "accession_number")):
+        kept |= dict.fromkeys(STUDY_FIELDS, "")
     return Identity(**kept | stated.stated())
 
 
-def _find_or_add_patient(connection: Connection, identity: Identity, current: _Assigned) -> str | None:
+def _is_changed(current: Identity, stated: Identity, names: Sequence[str]) -> bool:
+    """Return whether one of the fields has a value, and another one is stated."""
+    return any(getattr(current, name) and getattr(stated, name) not in ("", getattr(current, name)) for name in names)
+
+
+def _find_or_add_patient(
+    connection: Connection, identity: Identity, current: _Assigned, *, complete: bool = False
+) -> str | None:
     """Return the key of the patient, whose row then has the stated values; None if nothing is stated."""
     values = _values(identity, PATIENT_FIELDS)
     if not any(values.values()):
         return None
-    query = select(patients)
-    if identity.patient_id:
-        query = query.where(
-            patients.c.patient_id == identity.patient_id,
-            patients.c.issuer_of_patient_id == identity.issuer_of_patient_id,
-        )
-        # The current patient first: its name and birth date may be corrected.
-        query = query.order_by(
-            case((patients.c.patient_key == current.patient_key, 0), else_=1), patients.c.patient_key
-        )
-        found = next((row for row in connection.execute(query) if _may_be_same(row, identity)), None)
-    else:
-        found = connection.execute(query.where(patients.c.patient_id == "", _is_in_study(identity, current))).first()
-    values["patient_search"] = _search_text(identity.patient_name, identity.patient_id)
+    same_number = [patients.c[name] == values[name] for name in ("patient_id", "issuer_of_patient_id")]
+    if not identity.patient_id:
+        same_number.append(_is_in_study(identity, current))
+    # The current patient first: the name and the birth date may be corrected.
+    is_current = patients.c.patient_key == current.patient_key
+    query = select(patients).where(*same_number).order_by(case((is_current, 0), else_=1), patients.c.patient_key)
+    found = next(
+        (
+            row
+            for row in connection.execute(query)
+            if (complete and row.patient_key == current.patient_key)
+            or is_same_person(Identity(**{name: getattr(row, name) for name in PATIENT_FIELDS}), identity)
+        ),
+        None,
+    )
     if found is None:
         key = uuid.uuid4().hex
+        values["patient_search"] = _search_text(identity.patient_name, identity.patient_id)
         connection.execute(insert(patients), [{"patient_key": key, **values}])
         return key
-    stated = {name: value for name, value in values.items() if value or found.patient_key == current.patient_key}
-    stated["patient_search"] = _search_text(stated.get("patient_name", found.patient_name), identity.patient_id)
-    connection.execute(update(patients).where(patients.c.patient_key == found.patient_key).values(stated))
+    values = _update(found, values, is_current=found.patient_key == current.patient_key, complete=complete)
+    values["patient_search"] = _search_text(values["patient_name"], values["patient_id"])
+    connection.execute(update(patients).where(patients.c.patient_key == found.patient_key).values(values))
     return str(found.patient_key)
 
 
 def _is_in_study(identity: Identity, current: _Assigned) -> ColumnElement[bool]:
-    """Return the condition that a patient without identifier is the current one, or has this name in the study."""
+    """Return the condition that a patient without a number is the current one, or has a study with this UID or number."""
     condition = patients.c.patient_key == current.patient_key
-    if not identity.study_instance_uid:
-        return condition
-    in_study = select(studies.c.patient_key).where(studies.c.study_instance_uid == identity.study_instance_uid)
-    return condition | and_(
-        patients.c.patient_key.in_(in_study),
-        patients.c.patient_name == identity.patient_name,
-        patients.c.patient_birth_date == identity.patient_birth_date,
-    )
+    for name in ("study_instance_uid", "accession_number"):
+        if value := getattr(identity, name):
+            condition |= patients.c.patient_key.in_(select(studies.c.patient_key).where(studies.c[name] == value))
+    return condition
 
 
-def _may_be_same(row: Row[tuple[str, ...]], identity: Identity) -> bool:
-    """Return whether two patients with one identifier may be one person: not if no name and no birth date is the same."""
-    names = set(search_words(row.patient_name)), set(search_words(identity.patient_name))
-    dates = row.patient_birth_date, identity.patient_birth_date
-    return not all(names) or bool(names[0] & names[1]) or (dates[0] == dates[1] != "")
-
-
-def _find_or_add_study(connection: Connection, identity: Identity, patient_key: str | None, current: _Assigned) -> str:
+def _find_or_add_study(
+    connection: Connection, identity: Identity, patient_key: str | None, current: _Assigned, *, complete: bool = False
+) -> str:
     """Return the key of the study, whose row then has the stated values."""
-    values = _values(identity, STUDY_FIELDS) | {"study_search": _search_text(identity.accession_number)}
+    values = _values(identity, STUDY_FIELDS)
     owner = studies.c.patient_key.is_(None) if patient_key is None else studies.c.patient_key == patient_key
     conditions: list[ColumnElement[bool]] | None = None
     if identity.study_instance_uid:
-        # A header without a patient, or the first one with it, joins the study.
-        owner = owner | studies.c.patient_key.is_(None) if patient_key else studies.c.study_key.is_not(None)
+        if patient_key:  # the first header with the patient
+            owner |= studies.c.patient_key.is_(None)
+        elif not complete:  # a header without the patient, if the patient is certain
+            owner = studies.c.study_key.is_not(None)
         conditions = [studies.c.study_instance_uid == identity.study_instance_uid, owner]
     elif identity.accession_number:
         conditions = [studies.c.accession_number == identity.accession_number, owner]
@@ -236,15 +281,31 @@ def _find_or_add_study(connection: Connection, identity: Identity, patient_key: 
         conditions = [*same_day, studies.c.accession_number == "", owner]
     elif current.study_key and current.patient_key == patient_key:
         conditions = [studies.c.study_key == current.study_key]
-    found = None if conditions is None else connection.execute(select(studies).where(*conditions)).first()
-    if found is None:
+    found = [] if conditions is None else connection.execute(select(studies).where(*conditions)).all()
+    found = [row for row in found if row.patient_key == patient_key] or found
+    if len(found) != 1:
         key = uuid.uuid4().hex
+        values["study_search"] = _search_text(identity.accession_number)
         connection.execute(insert(studies), [{"study_key": key, "patient_key": patient_key, **values}])
         return key
-    stated = {name: value for name, value in values.items() if value or found.study_key == current.study_key}
-    stated["patient_key"] = patient_key or found.patient_key
-    connection.execute(update(studies).where(studies.c.study_key == found.study_key).values(stated))
-    return str(found.study_key)
+    values = _update(found[0], values, is_current=found[0].study_key == current.study_key, complete=complete)
+    values["study_search"] = _search_text(values["accession_number"])
+    owner_key = patient_key or found[0].patient_key
+    query = update(studies).where(studies.c.study_key == found[0].study_key)
+    connection.execute(query.values(values | {"patient_key": owner_key}))
+    return str(found[0].study_key)
+
+
+def _update(row: Row[Any], values: dict[str, str], *, is_current: bool, complete: bool) -> dict[str, str]:
+    """Return the values of a patient or study after a statement about an image.
+
+    A person may empty those of the image's own patient or study, and a header may change them. Of others, only empty ones are
+    filled: an image does not rename the patient of others.
+    """
+    if is_current and complete:
+        return values
+    stated = {name: value or getattr(row, name) for name, value in values.items()}
+    return stated if is_current else {name: getattr(row, name) or value for name, value in values.items()}
 
 
 def _values(identity: Identity, names: Sequence[str]) -> dict[str, str]:

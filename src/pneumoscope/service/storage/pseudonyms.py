@@ -13,17 +13,21 @@ import numpy.typing as npt
 from PIL import Image
 from PIL.PngImagePlugin import PngInfo
 
-from pneumoscope.core.errors import UsageError
+from pneumoscope.core.errors import StorageError, UsageError
 from pneumoscope.core.identity import Identity, search_words
+from pneumoscope.core.prediction import Prediction
 
-__all__ = ["Pseudonymizer", "read_key"]
+__all__ = ["Pseudonymizer", "read_key", "require_no_pseudonyms"]
 
 _MIN_KEY_BYTES = 32
 _LENGTH = 20  # hexadecimal digits of a pseudonym: 80 bits
-_TEXTS = ("patient_id", "issuer_of_patient_id", "patient_name", "accession_number", "station_name")
+_NUMBERS = ("patient_id", "issuer_of_patient_id", "accession_number", "station_name")
 _UIDS = ("study_instance_uid", "series_instance_uid", "sop_instance_uid")
 _REMOVED = ("patient_birth_date", "study_date", "study_description")
+_SEXES = ("F", "M", "O")
+_OWN_TEXTS = ("element",)  # parameters of rejections that are not from the header
 _SOURCE = "Source"  # chunk of a PNG
+_FINGERPRINT_FILE = "pseudonym-key"  # a keyed hash, from which the key cannot be computed
 
 
 def read_key(file: Path) -> bytes:
@@ -47,10 +51,10 @@ def read_key(file: Path) -> bytes:
 
 
 class Pseudonymizer:
-    """Computes pseudonyms with a key.
+    """Computes pseudonyms with a key: the HMAC-SHA-256 (RFC 2104) of a value, shortened.
 
-    A pseudonym is the HMAC-SHA-256 (RFC 2104) of a value without case, accents and separators. The same value has the same
-    pseudonym in every field.
+    Numbers are replaced as they are; names word by word, without case, accents and separators, so that parts of a name can be
+    found and compared.
 
     Args:
         key: The secret key.
@@ -59,18 +63,67 @@ class Pseudonymizer:
     def __init__(self, key: bytes) -> None:
         self._key = key
 
-    def pseudonym(self, text: str) -> str:
-        """Return the pseudonym of a text, 20 hexadecimal digits; "" for an empty one."""
-        return self._digest(" ".join(search_words(text)).encode()).hex()[:_LENGTH] if text else ""
+    def number(self, text: str) -> str:
+        """Return the pseudonym of an identifier, 20 hexadecimal digits; "" for an empty one."""
+        return self._digest(text.encode()).hex()[:_LENGTH] if text else ""
+
+    def name(self, text: str) -> str:
+        """Return the pseudonyms of the words of a name, separated by ^."""
+        return "^".join(self._word(word) for word in search_words(text))
+
+    def search(self, text: str) -> tuple[tuple[str, ...], ...]:
+        """Return the forms of each word of a search: as a number, as a name, and as a pseudonym itself."""
+        return tuple((self.number(word), self.name(word), word.casefold()) for word in text.split())
+
+    def prediction(self, prediction: Prediction) -> Prediction:
+        """Return a prediction with pseudonyms: of the identity and the name of the file, without text of the header.
+
+        Dates and descriptions are removed. Of texts that a rejection quotes, digits become 9 and letters x.
+        """
+        identity, rejection = prediction.identity, prediction.rejection
+        if rejection:
+            parameters = {
+                name: _mask(value) if isinstance(value, str) and name not in _OWN_TEXTS else value
+                for name, value in rejection.parameters.items()
+            }
+            rejection = dataclasses.replace(rejection, parameters=parameters)
+        return dataclasses.replace(
+            prediction,
+            path=self.number(prediction.path),
+            identity=identity and self.identity(identity),
+            rejection=rejection,
+        )
 
     def identity(self, identity: Identity) -> Identity:
-        """Return an identity with pseudonyms: names, numbers and UIDs are replaced; dates and descriptions are removed."""
+        """Return an identity with pseudonyms; dates, descriptions and unknown values of the sex are removed."""
         return dataclasses.replace(
             identity,
-            **{name: self.pseudonym(getattr(identity, name)) for name in _TEXTS},
+            **{name: self.number(getattr(identity, name)) for name in _NUMBERS},
             **{name: self._uid(getattr(identity, name)) for name in _UIDS},
             **dict.fromkeys(_REMOVED, ""),
+            patient_name=self.name(identity.patient_name),
+            patient_sex=identity.patient_sex if identity.patient_sex in _SEXES else "",
         )
+
+    def require_key_of(self, folder: Path) -> None:
+        """Record the key of a data directory, or raise if it has another one.
+
+        Raises:
+            UsageError: The data directory has the pseudonyms of another key.
+            StorageError: The record cannot be read or written.
+        """
+        file, fingerprint = folder / _FINGERPRINT_FILE, self._digest(_FINGERPRINT_FILE.encode()).hex()
+        try:
+            if not file.exists():
+                file.write_text(fingerprint, encoding="ascii")
+            known = file.read_text(encoding="ascii")
+        except (OSError, UnicodeDecodeError) as error:
+            raise StorageError(f"cannot use {str(file)!r}: {error}") from error
+        if not hmac.compare_digest(known.encode(), fingerprint.encode()):
+            raise UsageError(
+                f"the data directory {str(folder)!r} has the pseudonyms of another key",
+                hint="Pass the key file with which it was created, or another --data-dir",
+            )
 
     def image(self, pixels: npt.NDArray[np.uint8], source: bytes) -> bytes:
         """Return a PNG of the gray levels, to be stored instead of a file whose header may name the patient.
@@ -84,9 +137,28 @@ class Pseudonymizer:
         Image.fromarray(pixels).save(file, "PNG", compress_level=1, pnginfo=information)
         return file.getvalue()
 
+    def _word(self, word: str = "") -> str:
+        return self._digest(f"word {word}".encode()).hex()[:_LENGTH]
+
     def _uid(self, uid: str) -> str:
         """Return a UID derived from a UUID (PS3.5 section B.2)."""
         return f"2.25.{int.from_bytes(self._digest(uid.encode())[:16])}" if uid else ""
 
     def _digest(self, value: bytes) -> bytes:
         return hmac.new(self._key, value, hashlib.sha256).digest()
+
+
+def require_no_pseudonyms(folder: Path) -> None:
+    """Raise if a data directory has pseudonyms, among which identities would be stored.
+
+    Raises:
+        UsageError: It has.
+    """
+    if (folder / _FINGERPRINT_FILE).exists():
+        raise UsageError(
+            f"the data directory {str(folder)!r} has pseudonyms", hint="Pass --pseudonymise, or another --data-dir"
+        )
+
+
+def _mask(text: str) -> str:
+    return "".join("9" if mark.isdigit() else "x" if mark.isalpha() else mark for mark in text)

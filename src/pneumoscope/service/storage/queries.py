@@ -69,7 +69,7 @@ class Filter:
         until: Latest time, excluded; ISO 8601 in UTC.
         study_key: Key of a study.
         patient_key: Key of a patient.
-        search: Words of `identities.matches_search`, all of which must match.
+        search: Forms of each word of `identities.matches_search`; all words must match.
     """
 
     decision: Decision | None = None
@@ -79,7 +79,7 @@ class Filter:
     until: str | None = None
     study_key: str | None = None
     patient_key: str | None = None
-    search: tuple[str, ...] = ()
+    search: tuple[tuple[str, ...], ...] = ()
 
 
 class PredictionStatistics(NamedTuple):
@@ -207,7 +207,8 @@ def _ordered(key: tuple[ColumnElement[Any], bool]) -> ColumnElement[Any]:
 def _is_beyond(keys: Sequence[tuple[ColumnElement[Any], bool]], values: Sequence[str | float]) -> ColumnElement[bool]:
     """Return the condition that a row follows the one with these sort keys.
 
-    A page continues from the keys of the last row, not from a count: insertions and deletions in between shift nothing.
+    A page continues from the keys of the last row, not from a count: insertions and deletions in between shift no other row. A
+    study that a new image moves before the page is not listed again.
     """
     (column, is_descending), *others = keys
     further = column < values[0] if is_descending else column > values[0]

@@ -12,7 +12,7 @@ from typing import Any
 
 from sqlalchemy import RowMapping
 
-from pneumoscope.core.identity import ConflictCode
+from pneumoscope.core.identity import ConflictCode, contradicts
 from pneumoscope.core.prediction import OVERRIDES, Failure, Prediction
 from pneumoscope.service.storage.blob_store import content_hash
 from pneumoscope.service.storage.identities import CONFLICT_COLUMNS
@@ -44,6 +44,8 @@ _HEADER_REJECTIONS = {
     *OVERRIDES, "age_required", "age_not_understood", "outside_age_range", "modality_not_supported", "lateral_view",
     "for_processing", "presentation_intent_not_understood",
 }  # fmt: skip
+# Those that were part of the id when an image was identified by its file.
+_FILE_REJECTIONS = {*OVERRIDES, "age_required", "age_not_understood"}
 # Such columns of later revisions: hashed if they are set, so that the hashes of earlier predictions stay the same.
 _LATER_RESULT_COLUMNS = (
     "age", "age_source", "warnings", "model_site", "image_brightness", "image_contrast", "image_sharpness", "image_border",
@@ -57,6 +59,7 @@ class StoredPrediction(Prediction):
     Attributes:
         id: Derived from the image's content, the model, the operating point and an entered age.
         created: Time of the prediction, ISO 8601 in UTC.
+        last_predicted: Time when the image last had this prediction: later than `created`, if it had another one in between.
         image_sha256: SHA-256 of the uploaded file.
         image_bytes: Size of the uploaded file in bytes.
         image_removed: Time when retention removed the image, ISO 8601 in UTC; None while it is stored.
@@ -68,6 +71,7 @@ class StoredPrediction(Prediction):
 
     id: str
     created: str
+    last_predicted: str
     image_sha256: str
     image_bytes: int
     image_removed: str | None
@@ -82,6 +86,7 @@ class StoredPrediction(Prediction):
         return Prediction.to_row(self) | {
             "id": self.id,
             "created": self.created,
+            "last_predicted": self.last_predicted,
             "image_sha256": self.image_sha256,
             "image_bytes": self.image_bytes,
             "image_removed": self.image_removed,
@@ -111,16 +116,21 @@ class StoredPrediction(Prediction):
     @classmethod
     def fields_from_row(cls, row: Mapping[str, Any]) -> dict[str, Any]:
         """Return the constructor arguments that a row of the table contains."""
-        return Prediction.fields_from_row(row) | {
+        fields = Prediction.fields_from_row(row)
+        conflicts: list[ConflictCode] = [column.name for column in CONFLICT_COLUMNS if row[column.name]]
+        if fields["age"] and contradicts(fields["age"].years, fields["identity"]):
+            conflicts.append("age_contradicts_dates")
+        return fields | {
             "id": row["id"],
             "created": row["created"],
+            "last_predicted": row["last_predicted"],
             "image_sha256": row["image_sha256"],
             "image_bytes": row["image_bytes"],
             "image_removed": row["image_removed"],
             "reviews": tuple(Review(**each) for each in json.loads(row["reviews"])),
             "study_key": row["study_key"],
             "patient_key": row["patient_key"],
-            "conflicts": tuple(column.name for column in CONFLICT_COLUMNS if row[column.name]),
+            "conflicts": tuple(conflicts),
         }
 
 
@@ -173,9 +183,10 @@ def compute_id(row: Row) -> str:
         parts.append(f"site {row['model_site']}")
     if row["age_source"] == "entered":
         parts.append(f"age {row['age']}")
-    elif row["age"] is not None:
+    by_file = row["pixel_sha256"] == row["image_sha256"]  # as in earlier revisions of the database
+    if row["age_source"] == "header" and row["age"] is not None and not by_file:
         parts.append("age stated")
-    if row["rejection_code"] in _HEADER_REJECTIONS:
+    if row["rejection_code"] in (_FILE_REJECTIONS if by_file else _HEADER_REJECTIONS):
         parts.append(row["rejection_code"])
     parts += [warning for warning in row["warnings"].split() if warning.startswith("assumed_")]
     return hashlib.sha256(" ".join(parts).encode()).hexdigest()[:32]
@@ -199,7 +210,8 @@ def new_row(prediction: Prediction, image: bytes) -> dict[str, Any]:
     row = {name: value for name, value in prediction.to_row().items() if name in predictions.c}
     row |= {
         "image_sha256": sha256,
-        "pixel_sha256": row["pixel_sha256"] or sha256,
+        # All blank images of a size have the same pixels.
+        "pixel_sha256": sha256 if row["rejection_code"] == "blank" else row["pixel_sha256"] or sha256,
         "age": None if row["age"] is None else float(row["age"]) + 0.0,
     }  # as it is read: no -0.0
     return row | {

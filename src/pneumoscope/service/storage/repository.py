@@ -36,7 +36,12 @@ from pneumoscope.service.storage.blob_store import BLOBS, BlobStore, FolderBlobS
 from pneumoscope.service.storage.data_directory import DataDirectory
 from pneumoscope.service.storage.database import DATABASE_FILE, open_database, read_transaction, write_transaction
 from pneumoscope.service.storage.group_commit import GroupCommit
-from pneumoscope.service.storage.identities import assign_identity, remove_identity, remove_unused_identity
+from pneumoscope.service.storage.identities import (
+    assign_identity,
+    remove_identity,
+    remove_unused_identity,
+    replace_identity,
+)
 from pneumoscope.service.storage.queries import (
     Filter,
     Order,
@@ -288,7 +293,7 @@ class PredictionRepository:
         """
         with self._connection_lock, self._write_transaction() as connection:
             prediction = read_one(connection, id)
-            _require_etag(prediction, etags, "review")
+            _require_etag(prediction, etags)
             row, time = prediction.to_row(), self._time()
             add_review(connection, row, Review(label, finding, note, time, user))
             details = {"label": label, "review_sha256": review_hash(label, finding, note)}
@@ -324,9 +329,9 @@ class PredictionRepository:
         """
         with self._connection_lock, self._write_transaction() as connection:
             prediction = read_one(connection, id)
-            _require_etag(prediction, etags, "identity")
+            _require_etag(prediction, etags)
             row = prediction.to_row()
-            if changed := assign_identity(connection, row["pixel_sha256"], identity, complete=True):
+            if changed := replace_identity(connection, row["pixel_sha256"], identity):
                 append(connection, [_entry(row, self._time(), user, "identity_changed", {"fields": changed})])
             return read_one(connection, id)
 
@@ -413,13 +418,16 @@ class PredictionRepository:
         except StorageError:
             if not self._directory.release_reserve():
                 raise
-        with self._write_transaction() as connection:
-            return change(connection)
+            with self._write_transaction() as connection:
+                return change(connection)
+        finally:
+            self._directory.fill_reserve()
 
     def expire_identities(self, age: timedelta, *, stopped: Callable[[], bool] = lambda: False) -> int:
         """Remove the identities of images whose predictions are all older than an age, and return their number.
 
-        The predictions are kept. The names of their files, which may name patients, become "removed".
+        The predictions are kept. The names of their files, which may name patients, become "removed"; records of unreadable files
+        of that age are deleted.
 
         Args:
             age: Time since the prediction.
@@ -431,10 +439,14 @@ class PredictionRepository:
         newer = predictions.alias()
         is_used = (
             select(newer.c.id)
-            .where(newer.c.pixel_sha256 == predictions.c.pixel_sha256, newer.c.created >= limit)
+            .where(newer.c.pixel_sha256 == predictions.c.pixel_sha256, newer.c.last_predicted >= limit)
             .exists()
         )
-        old = predictions.c.created < limit, predictions.c.path != REMOVED_NAME, ~is_used
+        has_identity = (
+            select(instances.c.study_key).where(instances.c.pixel_sha256 == predictions.c.pixel_sha256).exists()
+        )
+        old = predictions.c.last_predicted < limit, predictions.c.identity_removed.is_(None) | has_identity, ~is_used
+        self._expire_unreadable(self._now() - age)
         while not stopped():
             with self._connection_lock, self._write_transaction() as connection:
                 query = select(predictions).where(*old).limit(_BATCH)
@@ -442,9 +454,10 @@ class PredictionRepository:
                 if not rows:
                     break
                 ids, hashes = [row["id"] for row in rows], [row["pixel_sha256"] for row in rows]
-                connection.execute(update(predictions).where(predictions.c.id.in_(ids)).values(path=REMOVED_NAME))
-                remove_identity(connection, hashes)
                 time = self._time()
+                values = {"path": REMOVED_NAME, "identity_removed": time}
+                connection.execute(update(predictions).where(predictions.c.id.in_(ids)).values(values))
+                remove_identity(connection, hashes)
                 append(connection, [_entry(row, time, RETENTION, "identity_removed") for row in rows])
             count += len(rows)
         return count
@@ -520,12 +533,10 @@ class PredictionRepository:
                                 continue
                             referenced.add(sha256)
                         time = self._time()
-                        is_same_file = not is_new and by_id[id]["image_sha256"] == sha256  # states nothing new
-                        identity = None if is_same_file else each.prediction.identity
-                        if changed := assign_identity(connection, row["pixel_sha256"], identity):
+                        if changed := assign_identity(connection, row["pixel_sha256"], each.prediction.identity):
                             entries.append(_entry(row, time, each.user, "identity_changed", {"fields": changed}))
                         if is_new:
-                            by_id[id] = row | {"created": time}
+                            by_id[id] = row | {"created": time, "last_predicted": time}
                             new_rows.append(by_id[id])
                             details = {
                                 "decision": row["decision"],
@@ -534,6 +545,10 @@ class PredictionRepository:
                                 **({"site": row["model_site"]} if row["model_site"] else {}),
                             }
                             entries.append(_entry(row, time, each.user, "predicted", details))
+                        elif repeated := self._repeat(connection, by_id[id], row, time):
+                            by_id[id] |= repeated
+                            details = {"result_sha256": result_hash(by_id[id])}
+                            entries.append(_entry(row, time, each.user, "predicted_again", details))
                         results.append((id, is_new))
                     if new_rows:
                         connection.execute(_INSERT, new_rows)
@@ -550,6 +565,21 @@ class PredictionRepository:
                 self._settle()
             raise
         return [each if isinstance(each, Exception) else (stored[each[0]], each[1]) for each in results]
+
+    def _repeat(self, connection: Connection, stored: Row, row: Row, time: str) -> dict[str, Any]:
+        """Update a prediction that is made again, and return the changed columns; none if nothing changes.
+
+        The header may state another age, or less; and the image may have had another prediction since, which no longer counts.
+        """
+        changed = {name: row[name] for name in ("age", "age_source", "warnings") if row[name] != stored[name]}
+        later = select(predictions.c.id).where(
+            predictions.c.pixel_sha256 == row["pixel_sha256"], predictions.c.last_predicted > stored["last_predicted"]
+        )
+        if not changed and connection.execute(later.limit(1)).first() is None:
+            return {}
+        changed["last_predicted"] = time
+        connection.execute(update(predictions).where(predictions.c.id == stored["id"]).values(changed))
+        return changed
 
     def _publish_or_discard(self, sha256: str, *, referenced: bool) -> None:
         """Publish a staged image if a committed row refers to it; discard it otherwise.
@@ -639,11 +669,11 @@ class PredictionRepository:
         return format_time(self._now())
 
 
-def _require_etag(prediction: StoredPrediction, etags: Sequence[str], changed: str) -> None:
+def _require_etag(prediction: StoredPrediction, etags: Sequence[str]) -> None:
     """Raise ConflictError if there are entity tags and a prediction has none of them."""
     if etags and prediction.etag not in etags:
         raise ConflictError(
-            f"the {changed} was changed in the meantime", hint=f"Get the prediction again, and compare its {changed}"
+            "the prediction was changed in the meantime", hint="Get it again, and compare its reviews and its identity"
         )
 
 

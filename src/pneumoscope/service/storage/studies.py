@@ -57,10 +57,10 @@ def summarize_study(stored: Sequence[StoredPrediction]) -> Study:
     """
     if not stored or stored[0].study_key is None:
         raise ValueError("no prediction of a study")
-    latest = {each.image_key: each for each in sorted(stored, key=lambda each: each.created)}
+    latest = {each.image_key: each for each in sorted(stored, key=lambda each: each.last_predicted)}
     current = list(latest.values())
     frontal = [each for each in current if each.decision in _BY_SUSPICION]
-    shown = min(frontal, key=_suspicion) if frontal else current[-1]
+    shown = min(frontal, key=_suspicion) if frontal else max(current, key=lambda each: each.last_predicted)
     identity = shown.identity or Identity()
     codes = Counter(each.rejection.code for each in current if each.rejection)
     assert shown.decision

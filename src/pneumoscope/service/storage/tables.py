@@ -26,6 +26,8 @@ predictions = Table(
     Column("image_bytes", Integer, nullable=False),
     Column("image_removed", _TIME),
     Column("created", _TIME, nullable=False, index=True),
+    Column("last_predicted", _TIME, nullable=False, server_default=""),
+    Column("identity_removed", _TIME),
     Column("decision", String(16), nullable=False, index=True),
     Column("probability", Float, index=True),
     Column("interval_low", Float),
@@ -88,6 +90,7 @@ instances = Table(
     Column("series_instance_uid", Text, nullable=False),
     Column("sop_instance_uid", Text, nullable=False, index=True),
     Column("station_name", Text, nullable=False),
+    Column("statement_sha256", _SHA256, nullable=False),
 )
 
 # One row per version of a review; without a label, the reviewer withdrew it. See `reviews`.

@@ -27,7 +27,7 @@ from pneumoscope.service.api.dependencies import AppAuthenticator, AppService, A
 from pneumoscope.service.api.exception_handlers import error_status, public_error, record_error
 from pneumoscope.service.api.uploads import read_identity, wait_for_disconnect
 from pneumoscope.service.auth.sessions import COOKIE, SESSION_SECONDS
-from pneumoscope.service.predictions import PredictionService
+from pneumoscope.service.predictions import PredictionService, depends_on_entered_age, require_age
 from pneumoscope.service.settings import Settings
 from pneumoscope.service.storage.records import StoredPrediction
 from pneumoscope.service.storage.studies import sorted_studies, summarize_study
@@ -52,6 +52,7 @@ _MAX_MONTHLY_IMAGES = 5000
 _MONTHS = 12  # of monitoring
 # Fields of the identity that only a header states.
 _HIDDEN_FIELDS = ("study_instance_uid", "series_instance_uid", "sop_instance_uid", "station_name")
+_SEARCH_FILTERS = ("decision", "reviewed", "since", "until", "order")
 _MAX_FILTERS = 16  # fields of the form of a search
 
 
@@ -114,7 +115,7 @@ async def search(request: Request, searches: AppSearches) -> Response:
     """Redirect to the worklist of the images that match the text of the form; the other fields are filters."""
     form = await _read_form(request, max_fields=_MAX_FILTERS)
     text = normalize_text(form.pop("text", ""))
-    parameters = {name: value for name, value in form.items() if value}
+    parameters = {name: form[name] for name in _SEARCH_FILTERS if form.get(name)}
     if text:
         parameters["search"] = searches.add(text)
     return RedirectResponse(f"/?{urlencode(parameters)}" if parameters else "/", 303)
@@ -188,11 +189,14 @@ async def set_identity(request: Request, service: AppService, user: User, id: st
 
     If the dates of the form state the age of the patient, and the prediction has none, the image is predicted again.
     """
-    fields = await _read_form(request, max_fields=len(IDENTITY_FIELDS))
+    fields = await _read_form(request, max_fields=len(IDENTITY_FIELDS) + 1)
+    etag = fields.pop("etag", "")
     entered = read_identity(fields.items()) or Identity()
-    stored = await run_in_threadpool(service.set_identity, id, entered, user=user)
     age = age_at_study(entered)
-    if age is not None and 0 <= age <= MAX_AGE and stored.age is None and stored.image_removed is None:
+    if age is not None:
+        require_age(age)
+    stored = await run_in_threadpool(service.set_identity, id, entered, user=user, etags=[etag] if etag else [])
+    if age is not None and stored.age is None and stored.image_removed is None and depends_on_entered_age(stored):
         disconnected = functools.partial(wait_for_disconnect, request)
         stored = await service.predict_again(id, user, disconnected, age=age)
     return RedirectResponse(f"/images/{stored.id}", 303)
@@ -360,7 +364,8 @@ def _study_context(service: PredictionService, prediction: StoredPrediction) -> 
     if key is None:
         return {"study": None, "study_images": [], "priors": []}
     studies = service.study(key)
-    images = {each.image_key: each for each in studies[key] if each.image_key != prediction.image_key}
+    latest = sorted(studies[key], key=lambda each: each.last_predicted)
+    images = {each.image_key: each for each in latest if each.image_key != prediction.image_key}
     priors = sorted_studies({other: stored for other, stored in studies.items() if other != key})
     return {"study": summarize_study(studies[key]), "study_images": list(images.values()), "priors": priors}
 

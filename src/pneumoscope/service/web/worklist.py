@@ -94,7 +94,7 @@ class WorklistQuery:
 def parse_query(
     parameters: Mapping[str, str],
     searches: SearchStore,
-    search_words: Callable[[str], tuple[str, ...]],
+    search_words: Callable[[str], tuple[tuple[str, ...], ...]],
 ) -> WorklistQuery:
     """Return the query that the parameters of a URL describe.
 

@@ -39,16 +39,20 @@ def upgrade() -> None:
         sa.Column("series_instance_uid", sa.Text, nullable=False),
         sa.Column("sop_instance_uid", sa.Text, nullable=False, index=True),
         sa.Column("station_name", sa.Text, nullable=False),
+        sa.Column("statement_sha256", _SHA256, nullable=False),
     )
     op.add_column("predictions", sa.Column("pixel_sha256", _SHA256, nullable=False, server_default=""))
-    op.execute("UPDATE predictions SET pixel_sha256 = image_sha256")
+    op.add_column("predictions", sa.Column("last_predicted", sa.String(32), nullable=False, server_default=""))
+    op.add_column("predictions", sa.Column("identity_removed", sa.String(32)))
+    op.execute("UPDATE predictions SET pixel_sha256 = image_sha256, last_predicted = created")
     op.create_index("ix_predictions_pixel_sha256", "predictions", ["pixel_sha256"])
 
 
 def downgrade() -> None:
     """Drop the tables, and with them the identities of all patients."""
     op.drop_index("ix_predictions_pixel_sha256", "predictions")
-    op.drop_column("predictions", "pixel_sha256")
+    for name in ("pixel_sha256", "last_predicted", "identity_removed"):
+        op.drop_column("predictions", name)
     op.drop_table("instances")
     op.drop_table("studies")
     op.drop_table("patients")
