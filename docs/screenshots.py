@@ -120,16 +120,20 @@ def new_page(browser: Browser, language: str) -> Page:
 
 
 def upload_and_review(page: Page, url: str, images: list[Path]) -> None:
-    """Upload images to the worklist and review the first ones by keyboard."""
+    """Upload images, and label those with the highest probabilities in the viewer by keyboard."""
     page.goto(url)
     page.set_input_files("#file-input", images)
     expect(page.locator("#upload-queue [data-state]")).to_have_count(len(images), timeout=120_000)
-    page.reload()
-    for row, key in enumerate("aada"):
-        page.keyboard.press("j")
+    worklist = f"{url}/?order=highest"  # an order that does not change with readings
+    for row, key in enumerate("ppnp"):
+        page.goto(worklist)
+        page.locator("tr[data-id] th a").nth(row).click()
+        expect(page.locator("#zoom")).to_have_text(re.compile("%"))
         page.keyboard.press(key)
+        expect(page.locator("#save-status")).to_have_text("Saved.")
+        page.goto(worklist)
         review = page.locator("tr[data-id] .review").nth(row)
-        expect(review).to_have_text("✓ Agrees" if key == "a" else "✗ Disagrees")
+        expect(review).to_have_text("Pneumonia" if key == "p" else "No finding")
 
 
 def save(page: Page, file: Path) -> None:
