@@ -73,7 +73,7 @@ class _Age(click.ParamType[timedelta]):
     help="Store only pseudonyms of patients, computed with the secret key in this file, and images without their headers.",
 )
 @click.option(
-    "--blind-first", is_flag=True, help="In the web UI, show a prediction only after the reader has labelled the image."
+    "--blind-first", is_flag=True, help="In the web UI, show a prediction only after the reader has labeled the image."
 )
 @click.option(
     "--token-file",

@@ -30,6 +30,7 @@ from pneumoscope.service.settings import Settings
 from pneumoscope.service.storage.blob_store import BLOBS
 from pneumoscope.service.storage.data_directory import data_directory_lock
 from pneumoscope.service.storage.pseudonyms import Pseudonymizer, read_key, require_no_pseudonyms
+from pneumoscope.service.storage.queries import Filter
 from pneumoscope.service.storage.repository import PredictionRepository
 
 __all__ = ["serve"]
@@ -111,7 +112,7 @@ def serve(
     ):
         repository = PredictionRepository(folder, database)
         if folder and pseudonymizer:
-            pseudonymizer.require_key_of(folder)
+            pseudonymizer.require_key_of(folder, is_empty=repository.find(Filter(), limit=1).total == 0)
         elif folder:
             require_no_pseudonyms(folder)
         settings = Settings(

@@ -23,7 +23,7 @@ class Settings:
         public_name: Host name under which a reverse proxy on this machine publishes the service; may be empty.
         keep: Age at which images are removed; None keeps them.
         keep_identities: Age at which identities of patients are removed; None keeps them.
-        blind_first: Whether the web UI shows a prediction only after the reader has labelled the image.
+        blind_first: Whether the web UI shows a prediction only after the reader has labeled the image.
         pseudonymizer: Replaces identities of patients by pseudonyms; None stores them.
     """
 

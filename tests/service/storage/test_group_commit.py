@@ -131,7 +131,7 @@ def test_close_does_not_wait_longer_than_its_timeout():
 
 
 def test_items_that_have_waited_fail_with_the_first_one_and_later_ones_are_tried():
-    """So that nobody waits for the failures of others, one after another."""
+    """So that no request waits for the failures of others, one after another."""
 
     def fail(items):
         if 0 in items:

@@ -153,19 +153,23 @@ def test_prediction_with_a_rejecting_header_cannot_be_predicted_again(pseudonymo
 
 def test_data_directory_has_the_pseudonyms_of_one_key(tmp_path):
     require_no_pseudonyms(tmp_path)
+    with pytest.raises(UsageError, match="created without --pseudonymise"):
+        PSEUDONYMIZER.require_key_of(tmp_path, is_empty=False)
     for _ in range(2):
-        PSEUDONYMIZER.require_key_of(tmp_path)
+        PSEUDONYMIZER.require_key_of(tmp_path, is_empty=True)
     with pytest.raises(UsageError, match="pseudonyms of another key"):
-        Pseudonymizer(b"j" * 32).require_key_of(tmp_path)
+        Pseudonymizer(b"j" * 32).require_key_of(tmp_path, is_empty=False)
     with pytest.raises(UsageError, match="has pseudonyms"):
         require_no_pseudonyms(tmp_path)
 
 
 def test_search_with_the_original_finds_the_pseudonym(pseudonymous):
-    pseudonymous.post("/v1/predictions", files=[("images", ("a", images.dicom(100, 64, **HEADER)))])
+    pseudonymous.post("/v1/predictions", files=[("images", ("secret file.dcm", images.dicom(100, 64, **HEADER)))])
     known = PSEUDONYMIZER.number("PATIENT-0077")
     for text, count in (
-        ("PATIENT-0077", 1), ("canary", 1), ("Jane CANARY", 1), ("ACCESSION-1", 1), (known, 1), ("PATIENT-007", 0), ("jan", 0),
+        ("PATIENT-0077", 1), ("canary", 1), ("Jane CANARY", 1), ("ACCESSION-1", 1), (known, 1), ("PATIENT-007", 0),
+        ("jan", 0), ("7", 0),
+        ("secret file.dcm", 1),
     ):  # fmt: skip
         assert pseudonymous.post("/v1/predictions/search", json={"text": text}).json()["total"] == count
 

@@ -61,7 +61,7 @@ def test_search_leaves_no_name_in_the_address_and_keeps_the_filters(page, studie
     expect(page.get_by_label(SEARCH)).to_have_value("jane doe")
     page.locator(".tabs").get_by_role("link", name=re.compile("Rejected")).click()
     assert row_names(page) == ["side.dcm"]
-    search(page, "nobody")
+    search(page, "unknown")
     expect(page.locator(".empty-state")).to_contain_text("No images match these filters.")
     page.locator(".empty-state").get_by_role("link", name="Show all").click()
     expect(page.locator("#total")).to_have_text("4 images")

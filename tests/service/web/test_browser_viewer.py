@@ -15,6 +15,7 @@ from tests.service.web.helpers import (
     expect,
     expect_viewer,
     fail_requests,
+    image_file,
     pixels,
     record_traffic,
     sign_in,
@@ -211,6 +212,13 @@ def test_blind_reader_sees_the_prediction_after_the_label(browser, bundle_folder
         page = context.new_page()
         page.goto(f"{client.base_url}/")
         expect(page.locator("tr[data-id]")).to_contain_text("Hidden until you have read the image")
+        expect(page.get_by_label("Decision")).to_have_count(0)
+        expect(page.get_by_role("link", name="Export as CSV")).to_have_count(0)
+        expect(page.get_by_label("Sort by").locator("option")).to_have_text(["Newest first", "Oldest first"])
+        page.set_input_files("#file-input", [image_file(150)])
+        expect(page.locator("#upload-queue [data-state=done]")).to_contain_text("Received")
+        for path in ("/?decision=pneumonia", "/?order=highest", "/worklist.csv"):
+            assert client.get(path).status_code == 422
         assert "91%" not in page.content()
         page.goto(f"{client.base_url}/images/{id}/report")  # redirects to the viewer
         expect_viewer(page, "high.png")

@@ -198,6 +198,7 @@ def test_tabs_list_rejected_images_and_unreadable_files(page, service):
     page.set_input_files("#file-input", [TEXT_FILE])
     expect(page.locator(".tabs")).to_contain_text("Unreadable 1")
     page.get_by_role("link", name="Rejected 1").click()
+    expect(page.locator("#total")).to_have_text("1 image")
     assert row_names(page) == ["dark.png"]
     expect(page.locator(".reasons")).to_have_text("Inverted: 1")
     expect(page.get_by_role("link", name="Rejected 1")).to_have_attribute("aria-current", "page")
@@ -206,6 +207,7 @@ def test_tabs_list_rejected_images_and_unreadable_files(page, service):
     page.get_by_role("button", name="Remove letter.txt from the list").click()
     expect(page.locator(".empty-state")).to_have_text("No unreadable files.")
     page.get_by_role("link", name="Predicted 3").click()
+    expect(page.locator("#total")).to_have_text("3 images")
     assert row_names(page) == ["high.png", "middle.png", "low.png"]
 
 

@@ -6,6 +6,7 @@ import dataclasses
 import hashlib
 import hmac
 import io
+import re
 from pathlib import Path
 
 import numpy as np
@@ -24,6 +25,7 @@ _LENGTH = 20  # hexadecimal digits of a pseudonym: 80 bits
 _NUMBERS = ("patient_id", "issuer_of_patient_id", "accession_number", "station_name")
 _UIDS = ("study_instance_uid", "series_instance_uid", "sop_instance_uid")
 _REMOVED = ("patient_birth_date", "study_date", "study_description")
+_PSEUDONYM = re.compile(rf"^[0-9a-f]{{{_LENGTH}}}$")
 _SEXES = ("F", "M", "O")
 _OWN_TEXTS = ("element",)  # parameters of rejections that are not from the header
 _SOURCE = "Source"  # chunk of a PNG
@@ -72,8 +74,12 @@ class Pseudonymizer:
         return "^".join(self._word(word) for word in search_words(text))
 
     def search(self, text: str) -> tuple[tuple[str, ...], ...]:
-        """Return the forms of each word of a search: as a number, as a name, and as a pseudonym itself."""
-        return tuple((self.number(word), self.name(word), word.casefold()) for word in text.split())
+        """Return the forms of each word of a search: of a number, the whole text as one, a name, or a pseudonym itself."""
+        whole = self.number(text.strip())
+        return tuple(
+            (self.number(word), whole, *([self.name(word)] if search_words(word) else []), *_PSEUDONYM.findall(word))
+            for word in text.split()
+        )
 
     def prediction(self, prediction: Prediction) -> Prediction:
         """Return a prediction with pseudonyms: of the identity and the name of the file, without text of the header.
@@ -105,16 +111,21 @@ class Pseudonymizer:
             patient_sex=identity.patient_sex if identity.patient_sex in _SEXES else "",
         )
 
-    def require_key_of(self, folder: Path) -> None:
-        """Record the key of a data directory, or raise if it has another one.
+    def require_key_of(self, folder: Path, *, is_empty: bool) -> None:
+        """Record the key of an empty data directory, or raise if it has another one.
 
         Raises:
-            UsageError: The data directory has the pseudonyms of another key.
+            UsageError: The data directory has the pseudonyms of another key, or identities.
             StorageError: The record cannot be read or written.
         """
         file, fingerprint = folder / _FINGERPRINT_FILE, self._digest(_FINGERPRINT_FILE.encode()).hex()
         try:
             if not file.exists():
+                if not is_empty:
+                    raise UsageError(
+                        f"the data directory {str(folder)!r} was created without --pseudonymise and has identities",
+                        hint="Choose another --data-dir, or delete its predictions first",
+                    )
                 file.write_text(fingerprint, encoding="ascii")
             known = file.read_text(encoding="ascii")
         except (OSError, UnicodeDecodeError) as error:

@@ -8,7 +8,7 @@ import json
 import re
 from collections.abc import Mapping, Sequence
 from datetime import UTC, datetime
-from typing import Any
+from typing import Any, get_args
 
 from sqlalchemy import RowMapping
 
@@ -94,7 +94,7 @@ class StoredPrediction(Prediction):
             "reviews": encode_reviews(self.reviews),
             "study_key": self.study_key,
             "patient_key": self.patient_key,
-            **{column.name: column.name in self.conflicts for column in CONFLICT_COLUMNS},
+            **{code: code in self.conflicts for code in get_args(ConflictCode)},
         }
 
     def review_of(self, reviewer: str) -> Review | None:

@@ -64,7 +64,7 @@ class ReaderAgreement:
     Attributes:
         reader: Name of the reader.
         labels: Number of images by label.
-        sensitivity: Proportion of the images labelled pneumonia for which the model decides pneumonia.
+        sensitivity: Proportion of the images labeled pneumonia for which the model decides pneumonia.
         specificity: Proportion of the images with another finding or none for which the model decides no pneumonia.
         kappa: Cohen's kappa of reader and model.
     """
@@ -92,7 +92,7 @@ class Dashboard:
         images: Number of images.
         proportions: Proportion of each decision; empty without images.
         readers: Agreement of the model with each reader, the one with most images first.
-        pairs: Agreement of each pair of readers who labelled the same images.
+        pairs: Agreement of each pair of readers who labeled the same images.
         days: The latest days with images, oldest first.
         drift: Comparison of the probabilities with the reference distribution; None if it is not possible.
         drift_unavailable: Reason if `drift` is None, else empty.
@@ -154,15 +154,15 @@ def _agreement(reader: str, readings: Sequence[tuple[Decision, Label]]) -> Reade
         for decision, label in readings
         if decision in ("pneumonia", "no_pneumonia") and label != "unusable"
     ]
-    decided, labelled = [each[0] for each in compared], [each[1] for each in compared]
+    decided, labeled = [each[0] for each in compared], [each[1] for each in compared]
     return ReaderAgreement(
         reader=reader,
         labels={label: sum(each == label for _, each in readings) for label in LABELS},
-        sensitivity=wilson(sum(decision for decision, label in compared if label), sum(labelled)),
+        sensitivity=wilson(sum(decision for decision, label in compared if label), sum(labeled)),
         specificity=wilson(
-            sum(not decision for decision, label in compared if not label), len(compared) - sum(labelled)
+            sum(not decision for decision, label in compared if not label), len(compared) - sum(labeled)
         ),
-        kappa=cohen_kappa(decided, labelled),
+        kappa=cohen_kappa(decided, labeled),
     )
 
 

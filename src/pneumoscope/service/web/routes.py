@@ -40,7 +40,7 @@ from pneumoscope.service.web.dashboard import (
     summarize,
 )
 from pneumoscope.service.web.templating import render, request_language
-from pneumoscope.service.web.worklist import ORDERS, SearchStore, WorklistQuery, export_csv, parse_query
+from pneumoscope.service.web.worklist import BLIND_ORDERS, ORDERS, SearchStore, WorklistQuery, export_csv, parse_query
 
 __all__ = ["page_router", "sign_in_router"]
 
@@ -89,9 +89,7 @@ def worklist(
     request: Request, service: AppService, settings: AppSettings, searches: AppSearches, user: User
 ) -> Response:
     """Return a page of the worklist."""
-    query = parse_query(request.query_params, searches, service.search_words)
-    if settings.blind_first and not query.form["order"]:
-        query = dataclasses.replace(query, order="newest")  # the urgency shows the prediction
+    query = parse_query(request.query_params, searches, service.search_words, blind=settings.blind_first)
     after = request.query_params.get("after", "")
     page = service.repository.find(query.filter, order=query.order, limit=_PAGE_SIZE, after=after, by_study=True)
     keys = {prediction.study_key for prediction in page.predictions if prediction.study_key}
@@ -102,7 +100,8 @@ def worklist(
         for key, group in itertools.groupby(page.predictions, key=lambda each: each.study_key or each.id)
     ]
     return render(
-        request, "worklist.html", page=page, groups=groups, query=query, orders=ORDERS, tabs=_tabs(service, query),
+        request, "worklist.html", page=page, groups=groups, query=query, orders=BLIND_ORDERS if settings.blind_first else ORDERS,
+        blind_first=settings.blind_first, tabs=_tabs(service, query),
         decisions=[decision for decision in DECISIONS if decision != "rejected"],
         max_upload_bytes=settings.max_body_bytes, page_size=_PAGE_SIZE, max_age=MAX_AGE,
         site=service.model.facts.site, is_blinded=is_blinded,
@@ -156,8 +155,12 @@ def remove_unreadable(service: AppService, user: User, id: str) -> Response:
 
 
 @page_router.get("/worklist.csv")
-def worklist_csv(request: Request, service: AppService, searches: AppSearches) -> Response:
-    """Return the worklist as a CSV file."""
+def worklist_csv(request: Request, service: AppService, settings: AppSettings, searches: AppSearches) -> Response:
+    """Return the worklist as a CSV file, unless readers may not see the predictions."""
+    if settings.blind_first:
+        raise UsageError(
+            "the worklist has predictions that are hidden", hint="Get them from the API: GET /v1/predictions"
+        )
     query = parse_query(request.query_params, searches, service.search_words)
     lines = export_csv(service.repository, query)
     name = f"pneumoscope-{datetime.datetime.now(datetime.UTC):%Y-%m-%d}.csv"

@@ -17,9 +17,9 @@ from pneumoscope.inference.writers import csv_line, csv_row
 from pneumoscope.service.storage.queries import Filter, Order, Page
 from pneumoscope.service.storage.repository import PredictionRepository
 
-__all__ = ["ORDERS", "SearchStore", "WorklistQuery", "export_csv", "parse_query"]
+__all__ = ["BLIND_ORDERS", "ORDERS", "SearchStore", "WorklistQuery", "export_csv", "parse_query"]
 
-# Labels of the sort orders; the first one is the default.
+# Labels of the sort orders; the first one is the default. Those of a blind reader do not depend on the prediction.
 ORDERS: dict[Order, str] = {
     "urgency": N_("Most urgent first"),
     "newest": N_("Newest first"),
@@ -29,6 +29,7 @@ ORDERS: dict[Order, str] = {
 }
 _PARAMETERS = ("decision", "reviewed", "since", "until", "order", "study_key", "patient_key", "search")
 _EXPORT_BATCH = 200  # predictions read from the database at a time
+BLIND_ORDERS: dict[Order, str] = {order: ORDERS[order] for order in ("newest", "oldest")}
 _KEY = re.compile(r"[0-9a-f]{32}")
 _MAX_SEARCHES = 1000
 _DATE = re.compile(r"\d{4}-\d\d-\d\d")
@@ -95,6 +96,8 @@ def parse_query(
     parameters: Mapping[str, str],
     searches: SearchStore,
     search_words: Callable[[str], tuple[tuple[str, ...], ...]],
+    *,
+    blind: bool = False,
 ) -> WorklistQuery:
     """Return the query that the parameters of a URL describe.
 
@@ -102,17 +105,21 @@ def parse_query(
         parameters: Of the URL.
         searches: Contains the text of the parameter "search".
         search_words: See `PredictionService.search_words`.
+        blind: Whether conditions and orders by the prediction are errors; rejected images can be listed.
     Raises:
         UsageError: A value is not one of those allowed.
     """
     form = {name: parameters.get(name, "") for name in _PARAMETERS}
-    decision, reviewed, order = form["decision"], form["reviewed"], form["order"] or next(iter(ORDERS))
+    orders = BLIND_ORDERS if blind else ORDERS
+    decision, reviewed, order = form["decision"], form["reviewed"], form["order"] or next(iter(orders))
+    if blind and decision not in ("", "rejected"):
+        raise UsageError("decisions are hidden until the images are read", hint="Remove the filter")
     if decision and decision not in DECISIONS:
         raise UsageError(f"unknown decision {decision[:40]!r}", hint=f"Use one of: {', '.join(DECISIONS)}")
     if reviewed not in _REVIEWED:
         raise UsageError(f"reviewed is {reviewed[:40]!r}", hint="Use yes or no")
-    if order not in ORDERS:
-        raise UsageError(f"unknown order {order[:40]!r}", hint=f"Use one of: {', '.join(ORDERS)}")
+    if order not in orders:
+        raise UsageError(f"unknown order {order[:40]!r}", hint=f"Use one of: {', '.join(orders)}")
     for name in ("since", "until"):
         if form[name] and not _DATE.fullmatch(form[name]):
             raise UsageError(f"{name} is not a date", hint="Write it as 2026-01-31")

@@ -151,8 +151,8 @@ function succeed(item, prediction) {
   counts.done += 1;
   const link = document.createElement("a");
   link.href = `/images/${prediction.id}`;
-  link.className = `decision ${prediction.decision}`;
-  link.textContent = messages.decisions[prediction.decision];
+  link.textContent = messages.decisions?.[prediction.decision] ?? messages.received; // blind readers see no decision
+  if (messages.decisions) link.className = `decision ${prediction.decision}`;
   setState(item, link);
   item.row.dataset.state = "done";
   queue.append(item.row);
