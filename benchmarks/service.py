@@ -8,9 +8,9 @@
 - Soak: 8 clients at a quarter of the throughput of 8 clients.
 
 Memory at the end of overload and soak may exceed that after the first sixth (5 of 30 minutes) by 5%. A number in a comment makes
-each file unique, so that each is scored, stored on disk before it is answered, and has a row in the audit log. A second process
-on the same cores sends the images; its CPU usage is reported. Needs Linux and about 10 GB for temporary files (TMPDIR). The exit
-status is 1 if anything but a speed fails.
+each file unique, and one in the age each prediction, so that each is scored, stored on disk before it is answered, and has a row
+in the audit log. A second process on the same cores sends the images; its CPU usage is reported. Needs Linux and about 10 GB for
+temporary files (TMPDIR). The exit status is 1 if anything but a speed fails.
 """
 
 from __future__ import annotations
@@ -83,7 +83,10 @@ async def post_images(
     async def post(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> str:
         number = next(numbers)
         image = number_image(images[number % len(images)], number)
-        head = f"POST /v1/predictions HTTP/1.1\r\nHost: 127.0.0.1:{port}\r\nContent-Type: image/jpeg\r\n"
+        age = (
+            3 + number / 1e9
+        )  # years: the pixels repeat, and the same image with the same age would be the same prediction
+        head = f"POST /v1/predictions?age={age:.9f} HTTP/1.1\r\nHost: 127.0.0.1:{port}\r\nContent-Type: image/jpeg\r\n"
         writer.writelines([f"{head}Content-Length: {len(image)}\r\n\r\n".encode(), image])
         headers = (await reader.readuntil(b"\r\n\r\n")).decode().lower()
         await reader.readexactly(int(headers.partition("\r\ncontent-length: ")[2].partition("\r\n")[0]))

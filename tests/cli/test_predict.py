@@ -103,6 +103,7 @@ def test_json_has_the_predictions_of_the_python_api(bundle: Path, images: Path) 
         assert prediction["operating_point"] == "balanced"
         assert [prediction[name] for name in ("interval", "rejection", "uncertainty", "failure")] == [None] * 4
         assert prediction["message"] == ""
+        assert prediction["image"].pop("pixel_sha256") == model.predict(path).image.pixel_sha256
         assert prediction["image"] == {"width": SIZE, "height": SIZE, "format": "PNG"}
         assert prediction["model"] == document["model"]
 

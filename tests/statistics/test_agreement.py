@@ -32,8 +32,9 @@ def test_kappa_and_its_interval(seed):
 
 
 def test_perfect_agreement_and_disagreement():
-    assert cohen_kappa([True, False], [True, False]).value == 1
-    assert cohen_kappa([True, False], [False, True]).value == -1
+    for b, kappa in (([True, False], 1), ([False, True], -1)):
+        found = cohen_kappa([True, False], b)
+        assert (found.value, found.low, found.high) == (kappa, None, None)  # not an interval of length 0
 
 
 @pytest.mark.parametrize(

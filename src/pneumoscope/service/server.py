@@ -112,7 +112,8 @@ def serve(
     ):
         repository = PredictionRepository(folder, database)
         if folder and pseudonymizer:
-            pseudonymizer.require_key_of(folder, is_empty=repository.find(Filter(), limit=1).total == 0)
+            is_empty = not (repository.find(Filter(), limit=1).total or repository.unreadable(limit=0)[1])
+            pseudonymizer.require_key_of(folder, is_empty=is_empty)
         elif folder:
             require_no_pseudonyms(folder)
         settings = Settings(

@@ -21,7 +21,8 @@ def cohen_kappa(a: Sequence[bool], b: Sequence[bool], level: float = 0.95) -> In
         level: Coverage, 0 to 1.
 
     Returns:
-        Kappa with its normal interval, within -1 to 1; undefined without images, or if a rater gives all images the same label.
+        Kappa with its normal interval, within -1 to 1, or without one if all ratings agree or none; undefined without images, or
+        if a rater gives all images the same label.
 
     Raises:
         ValueError: The ratings differ in number.
@@ -42,5 +43,7 @@ def cohen_kappa(a: Sequence[bool], b: Sequence[bool], level: float = 0.95) -> In
     agreeing = sum(p[i][i] * (1 - (rows[i] + columns[i]) * (1 - kappa)) ** 2 for i in (0, 1))
     differing = (1 - kappa) ** 2 * sum(p[i][1 - i] * (columns[i] + rows[1 - i]) ** 2 for i in (0, 1))
     variance = (agreeing + differing - (kappa - expected * (1 - kappa)) ** 2) / (n * (1 - expected) ** 2)
-    half_width = normal_quantile(level) * math.sqrt(max(variance, 0.0))
+    if variance < 1e-12:  # the formula would give an interval of length 0
+        return Interval(kappa, None, None, _METHOD, n, level, reason="there is no interval without variation")
+    half_width = normal_quantile(level) * math.sqrt(variance)
     return Interval(kappa, max(-1.0, kappa - half_width), min(1.0, kappa + half_width), _METHOD, n, level)

@@ -126,11 +126,23 @@ def test_changed_age_is_reported(populated, change):
         "UPDATE reviews SET time = '2026-01-01T00:00:00.000000Z' WHERE reviewer = 'me'",
         "DELETE FROM reviews WHERE reviewer = 'me'",
         "UPDATE reviews SET prediction_id = 'ab' WHERE reviewer = 'me'",
+        "UPDATE reviews SET pixel_sha256 = 'ab' WHERE reviewer = 'me'",
     ],
 )
 def test_changed_review_is_reported(populated, change):
     changed(populated, change)
     assert "differs from the audit log: reviews" in verification_error(populated)
+
+
+@pytest.mark.parametrize("id", ["0000", "zzzz"])
+def test_inserted_review_of_an_unknown_prediction_is_reported(populated, id):
+    changed(
+        populated,
+        "INSERT INTO reviews (number, prediction_id, pixel_sha256, reviewer, time, label, finding, note)"
+        " VALUES (99, :id, :pixels, 'eve', '2026-01-01T00:00:00.000000Z', 'pneumonia', '', '')",
+        id=id, pixels=content_hash(b"reviewed"),
+    )  # fmt: skip
+    assert "1 version of reviews are of predictions that the audit log does not know" in verification_error(populated)
 
 
 def test_undone_removal_of_an_image_is_reported(populated):

@@ -207,7 +207,7 @@ def test_complete_identity_removes_values(repository):
     named = repository.set_identity(stored.id, Identity(patient_name="Doe^Jane"), user="me")
     assert named.identity == Identity(patient_name="Doe^Jane")
     assert repository.set_identity(stored.id, Identity(), user="me").identity is None
-    assert counts(repository) == (0, 0, 0)
+    assert counts(repository) == (0, 0, 1)  # what was uploaded is remembered as a hash
     assert verify(repository.engine).predictions == 1
 
 
@@ -386,6 +386,33 @@ def test_name_that_contradicts_is_another_patient_without_a_number(repository):
     store(repository, "a", Identity(patient_name="Doe^Jane", patient_birth_date="2021-01-31", patient_sex="F"))
     other = store(repository, "a", Identity(patient_name="Roe^Adam"))
     assert other.identity == Identity(patient_name="Roe^Adam")
+
+
+def test_another_person_with_the_same_number_keeps_nothing_of_the_former_one(repository):
+    store(
+        repository,
+        "a",
+        Identity(patient_id="1", patient_name="Doe^Jane", patient_birth_date="1950-01-01", patient_sex="F"),
+    )
+    other = store(repository, "a", Identity(patient_id="1", patient_name="Roe^Mark"))
+    assert other.identity == Identity(patient_id="1", patient_name="Roe^Mark")
+
+
+def test_number_of_two_patients_is_assigned_to_neither(repository):
+    named = [
+        store(repository, name, Identity(patient_id="1", patient_name=name, study_instance_uid=name))
+        for name in ("Doe^Jane", "Roe^Mark")
+    ]
+    third = store(repository, "c", Identity(patient_id="1", study_instance_uid="3"))
+    assert third.patient_key not in {each.patient_key for each in named}
+    assert third.conflicts == ("patient_id_reused",)
+
+
+def test_removed_identity_does_not_come_back_with_the_same_upload(repository):
+    stored = store(repository, "a", JANE)
+    assert repository.set_identity(stored.id, Identity(), user="me").identity is None
+    assert store(repository, "a", JANE, file="again").identity is None
+    assert store(repository, "a", jane(patient_id="78")).identity.patient_id == "78"
 
 
 def test_number_that_was_missing_completes_the_identity(repository):

@@ -133,6 +133,7 @@ def test_nothing_in_the_storage_or_a_response_names_the_patient(pseudonymous, tm
         assert [path for path, content in stored.items() if secret.encode() in content or secret in str(path)] == []
     assert found["identity"]["patient_id"] == PSEUDONYMIZER.number("PATIENT-0077")
     assert (found["age"]["years"], found["image"]["format"], broken["decision"]) == (4, "DICOM", None)
+    assert broken["failure"] == {"code": "unreadable_image", "message": "the file cannot be read", "hint": ""}
 
 
 def test_text_that_a_rejection_quotes_is_masked(pseudonymous):

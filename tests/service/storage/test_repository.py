@@ -314,7 +314,7 @@ def test_latest_statistics_of_a_month_exclude_the_next_one(tmp_path, database):
         model = prediction().model
         latest = repository.latest(model, "balanced", 10, since="2026-02", until="2026-03")
         assert [each.created[:10] for each in latest] == ["2026-02-28", "2026-02-01"]
-        assert latest[1].image_sha256 == content_hash(b"image 1")
+        assert latest[1].pixel_sha256 == content_hash(b"image 1")
         assert len(repository.latest(model, "balanced", 10)) == 4
         assert [each.created[:10] for each in repository.latest(model, "balanced", 1)] == ["2026-03-01"]
 
@@ -385,9 +385,16 @@ def test_review_is_of_the_image_and_counts_for_its_other_predictions(repository)
     second, _ = repository.add(prediction(operating_point="rule_out"), b"image", user="me")
     assert labels(second) == [("me", "pneumonia", "")]
     assert repository.find(Filter(reviewed=True)).total == 2
+    repository.review(second.id, "no_finding", user="me")
+    repository.remove(second.id, user="me")
+    assert labels(repository.get(first.id)) == [("me", "no_finding", "")]  # the earlier label does not come back
+    assert verify(repository.engine).predictions == 1
     repository.remove(first.id, user="me")
-    assert repository.get(second.id).reviews == ()
-    assert repository.find(Filter(reviewed=True)).total == 0
+    with repository.engine.connect() as connection:
+        assert connection.execute(text("SELECT count(*) FROM reviews")).scalar_one() == 0
+    again, _ = add(repository, b"image")
+    assert again.reviews == ()
+    repository.review(again.id, "unusable", user="you")
     assert verify(repository.engine).predictions == 1
 
 

@@ -4,7 +4,7 @@ import re
 
 import pytest
 from tests import images
-from tests.service.conftest import png
+from tests.service.conftest import png, served
 from tests.service.web.helpers import expect, expect_viewer, row_names
 
 pytestmark = pytest.mark.browser
@@ -119,3 +119,30 @@ def test_corrected_patient_id_moves_the_image_and_conflicts_are_shown(page, stud
 def test_expired_search_is_explained(page, service):
     page.goto(f"{service.base_url}/?search={'ab' * 16}")
     expect(page.get_by_text("the search has expired")).to_be_visible()
+
+
+def test_blind_reader_sees_the_decision_of_a_study_after_all_of_its_images(browser, bundle_folder, tmp_path):
+    def file(level, number, **elements):
+        return images.dicom(level, 64, PatientAge="004Y", SOPInstanceUID=f"1.2.3.{number}", **JANE, **elements)
+
+    with served(bundle_folder, tmp_path, "--blind-first") as (_, client):
+        files = {
+            "first.dcm": file(180, 1, **STUDY),
+            "second.dcm": file(150, 2, **STUDY),
+            "prior.dcm": file(160, 3, **PRIOR),
+        }
+        response = client.post("/v1/predictions", files=[("images", each) for each in files.items()])
+        ids = {each["path"]: each["id"] for each in response.json()["predictions"]}
+        page = browser.new_context(locale="en-GB").new_page()
+        for name, hidden in (("first.dcm", True), ("second.dcm", False)):
+            page.goto(f"{client.base_url}/images/{ids[name]}")
+            expect_viewer(page, name)
+            expect(page.locator(".decision")).to_have_count(0 if hidden else 1)  # of the image that was read before
+            page.keyboard.press("p")
+            expect(page.locator(".result-panel .probability")).to_be_visible()
+            study = page.get_by_role("region", name="Study", exact=True)
+            expect(study.locator(".decision")).to_have_count(0 if hidden else 2)
+            expect(page.get_by_role("region", name="Other studies").locator(".decision")).to_have_count(0)
+            page.goto(f"{client.base_url}/?reviewed=yes")
+            expect(page.locator(".study-row .decision")).to_have_count(0 if hidden else 1)
+        page.context.close()

@@ -30,7 +30,7 @@ def predicted(day, decision, probability, *labels, image="a", statistics=None):
     reviews = tuple(
         Review(label, "", "", time, reader) for reader, label in zip("ABC", labels, strict=False) if label is not None
     )
-    return PredictionStatistics(time, decision, probability, image, f"pixels of {image}", statistics, reviews)
+    return PredictionStatistics(time, time, decision, probability, image, statistics, reviews)
 
 
 def test_proportions_and_daily_quartiles(card):

@@ -16,6 +16,7 @@ from typing import Any
 from sqlalchemy import ColumnElement, Connection, Engine, Row, Table, select
 
 from pneumoscope.core.errors import AuditLogError
+from pneumoscope.core.messages import counted
 from pneumoscope.service.audit.log import verify_hashes
 from pneumoscope.service.storage.blob_store import BlobStore
 from pneumoscope.service.storage.check import check_blobs
@@ -71,7 +72,9 @@ class _Events:
 
     predicted: Row[Any]
     result: Row[Any]
-    reviews: list[Row[Any]] = dataclasses.field(default_factory=list)
+    reviews: list[Row[Any]]
+    deletions: list[int]  # numbers of reviews before each deletion
+    deleted: bool = False
     image_removed: Row[Any] | None = None
 
 
@@ -83,12 +86,20 @@ def _compare_predictions(connection: Connection) -> int:
     for id, events, row in _merge(_events_by_id(connection), stored):
         reviewed = versions.take(id)
         count += row is not None
-        if events is None:
+        if events is None or (events.deleted and row is not None):
             differences.add(f"prediction {id!r} exists, but the audit log has no entry for it, or its deletion")
+        elif row is None and events.deleted:
+            if not _has_reviews(reviewed, events):
+                differences.add(f"reviews of the deleted prediction {id!r} differ from the audit log")
         elif row is None:
             differences.add(f"prediction {id!r} is missing, and the audit log has no entry of its deletion")
         elif names := [name for name, equal in _compare(row, reviewed, events) if not equal]:
             differences.add(f"prediction {id!r} differs from the audit log: {', '.join(names)}")
+    versions.take("~")  # after all ids
+    if versions.unknown:
+        differences.add(
+            f"{counted(versions.unknown, 'version')} of reviews are of predictions that the audit log does not know"
+        )
     differences.raise_if_any()
     return count
 
@@ -138,20 +149,23 @@ def _events_by_id(connection: Connection) -> Iterator[tuple[str, _Events | None]
 
 
 def _current_events(rows: Iterable[Row[Any]]) -> _Events | None:
-    """Return the events that determine the state after all rows of an id; None if it was deleted or never predicted."""
+    """Return the events that determine the state after all rows of an id; None if it was never predicted."""
     events: _Events | None = None
+    reviews: list[Row[Any]] = []
+    deletions: list[int] = []
     for row in rows:
         if row.event == "predicted":
-            events = _Events(row, row)
-        elif events is not None and row.event == "predicted_again":
+            events = _Events(row, row, reviews, deletions)
+        elif events is None:
+            continue
+        elif row.event == "predicted_again":
             events.result = row
         elif row.event == "deleted":
-            events = None
-        elif events is not None and row.event in ("reviewed", "review_withdrawn"):
-            if "agrees" in _details(row):
-                continue  # of a revision of the database whose reviews were not kept
-            events.reviews.append(row)
-        elif events is not None and row.event == "image_removed":
+            deletions.append(len(reviews))
+            events.deleted = True
+        elif row.event in ("reviewed", "review_withdrawn") and "agrees" not in _details(row):
+            reviews.append(row)  # reviews of agreement are of a revision of the database that did not keep them
+        elif row.event == "image_removed":
             events.image_removed = row
     return events
 
@@ -164,7 +178,7 @@ def _merge(
     while entry or row is not None:
         if row is None or (entry and entry[0] < row.id):
             assert entry
-            if entry[1]:  # else it was deleted, and is rightly missing
+            if entry[1]:
                 yield entry[0], entry[1], None
             entry = next(logged, None)
         elif entry is None or row.id < entry[0]:
@@ -194,7 +208,17 @@ def _compare(row: Row[Any], reviewed: Sequence[Row[Any]], events: _Events) -> It
         _details(events.result).get("result_sha256") == result_hash(row._mapping),
     )
     yield "removal of the image", row.image_removed == (removed and removed.time)
-    yield "reviews", [_version(each) for each in reviewed] == [_logged_version(each) for each in events.reviews]
+    same_image = all(each.pixel_sha256 == row.pixel_sha256 for each in reviewed)
+    yield "reviews", same_image and _has_reviews(reviewed, events)
+
+
+def _has_reviews(reviewed: Sequence[Row[Any]], events: _Events) -> bool:
+    """Return whether the reviews are those of the log, from the beginning or since a deletion.
+
+    A deletion removes them, unless the image has another prediction.
+    """
+    stored, logged = [_version(each) for each in reviewed], [_logged_version(each) for each in events.reviews]
+    return any(stored == logged[start:] for start in {0, *events.deletions})
 
 
 def _version(review: Row[Any]) -> tuple[str, str, str | None, str]:
@@ -214,13 +238,16 @@ class _Groups:
     def __init__(self, rows: Iterator[Row[Any]]) -> None:
         self._rows = rows
         self._next = next(rows, None)
+        self.unknown = 0  # rows that were skipped
 
     def take(self, id: str) -> list[Row[Any]]:
-        """Return the rows of an id, and skip those of smaller ids."""
+        """Return the rows of an id, and skip and count those of smaller ids."""
         found = []
         while self._next is not None and self._next.prediction_id <= id:
             if self._next.prediction_id == id:
                 found.append(self._next)
+            else:
+                self.unknown += 1
             self._next = next(self._rows, None)
         return found
 

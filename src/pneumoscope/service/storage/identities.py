@@ -83,12 +83,16 @@ CONFLICT_COLUMNS: tuple[ColumnElement[bool], ...] = (
 
 
 class _Assigned(NamedTuple):
-    """The identity of an instance, the keys of its study and patient, and the hash of the statement of its last upload."""
+    """The identity of an instance, the keys of its study and patient, and the hash of the statement of its last upload.
+
+    `exists` is False if there is no instance yet; one whose identity a person removed has no study.
+    """
 
     identity: Identity = Identity()
     study_key: str | None = None
     patient_key: str | None = None
     statement_sha256: str = ""
+    exists: bool = False
 
 
 def assign_identity(connection: Connection, pixel_sha256: str, stated: Identity | None) -> list[str]:
@@ -124,9 +128,8 @@ def replace_identity(connection: Connection, pixel_sha256: str, identity: Identi
             belongs to another one.
     """
     current = _current(connection, pixel_sha256)
-    if not identity.stated():
-        remove_identity(connection, [pixel_sha256])
-        return list(current.identity.stated())
+    if not identity.stated():  # the statement of the last upload stays, so that it does not count again
+        return _store(connection, pixel_sha256, identity, current, None, current.statement_sha256)
     patient_key = _find_or_add_patient(connection, identity, current, complete=True)
     study_key = _find_or_add_study(connection, identity, patient_key, current, complete=True)
     return _store(connection, pixel_sha256, identity, current, study_key, current.statement_sha256)
@@ -137,16 +140,16 @@ def _store(
     pixel_sha256: str,
     identity: Identity,
     current: _Assigned,
-    study_key: str,
+    study_key: str | None,
     statement_sha256: str,
 ) -> list[str]:
     """Store the instance, and return the names of the fields that changed; none for a new one."""
     values = {"study_key": study_key, "statement_sha256": statement_sha256, **_values(identity, _INSTANCE)}
-    if current.study_key is None:
+    if not current.exists:
         connection.execute(insert(instances), [{"pixel_sha256": pixel_sha256, **values}])
         return []
     connection.execute(update(instances).where(instances.c.pixel_sha256 == pixel_sha256).values(values))
-    _delete_empty(connection, {current.study_key}, {current.patient_key} - {None})
+    _delete_empty(connection, {current.study_key} - {None}, {current.patient_key} - {None})
     after = _current(connection, pixel_sha256).identity
     return [name for name in IDENTITY_FIELDS if getattr(after, name) != getattr(current.identity, name)]
 
@@ -169,7 +172,9 @@ def _delete_instances(connection: Connection, condition: ColumnElement[bool]) ->
     _delete_empty(connection, {row.study_key for row in rows}, {row.patient_key for row in rows} - {None})
 
 
-def _delete_empty(connection: Connection, study_keys: Collection[str], patient_keys: Collection[str | None]) -> None:
+def _delete_empty(
+    connection: Connection, study_keys: Collection[str | None], patient_keys: Collection[str | None]
+) -> None:
     """Delete those of the studies that have no instance, and those of the patients that have no study."""
     unused_study = ~exists().where(instances.c.study_key == studies.c.study_key)
     connection.execute(delete(studies).where(studies.c.study_key.in_(study_keys), unused_study))
@@ -194,20 +199,19 @@ def matches_search(words: Sequence[Sequence[str]]) -> ColumnElement[bool]:
 
 
 def _current(connection: Connection, pixel_sha256: str) -> _Assigned:
-    joined = instances.join(studies).outerjoin(patients)
+    joined = instances.outerjoin(studies).outerjoin(patients)
     query = select(*IDENTITY_COLUMNS, instances.c.statement_sha256).select_from(joined)
     row = connection.execute(query.where(instances.c.pixel_sha256 == pixel_sha256)).mappings().first()
     if row is None:
         return _Assigned()
     identity = Identity(**{name: row[name] or "" for name in IDENTITY_FIELDS})
-    return _Assigned(identity, row["study_key"], row["patient_key"], row["statement_sha256"])
+    return _Assigned(identity, row["study_key"], row["patient_key"], row["statement_sha256"], exists=True)
 
 
 def _merge(current: Identity, stated: Identity) -> Identity:
     """Return the current identity with the stated fields; another patient or study keeps nothing of the former one."""
     kept = dataclasses.asdict(current)
-    is_other_person = not stated.patient_id and not is_same_person(stated, current)
-    if is_other_person or _is_changed(current, stated, ("patient_id", "issuer_of_patient_id")):
+    if not is_same_person(stated, current) or _is_changed(current, stated, ("patient_id", "issuer_of_patient_id")):
         kept |= dict.fromkeys(PATIENT_FIELDS, "")
     if _is_changed(current, stated, ("study_instance_uid", "accession_number")):
         kept |= dict.fromkeys(STUDY_FIELDS, "")
@@ -232,15 +236,15 @@ def _find_or_add_patient(
     # The current patient first: the name and the birth date may be corrected.
     is_current = patients.c.patient_key == current.patient_key
     query = select(patients).where(*same_number).order_by(case((is_current, 0), else_=1), patients.c.patient_key)
-    found = next(
-        (
-            row
-            for row in connection.execute(query)
-            if (complete and row.patient_key == current.patient_key)
-            or is_same_person(Identity(**{name: getattr(row, name) for name in PATIENT_FIELDS}), identity)
-        ),
-        None,
-    )
+    matching = [
+        row
+        for row in connection.execute(query)
+        if (complete and row.patient_key == current.patient_key)
+        or is_same_person(Identity(**{name: getattr(row, name) for name in PATIENT_FIELDS}), identity)
+    ]
+    # Of several others, none is certain.
+    is_certain = len(matching) == 1 or (matching and matching[0].patient_key == current.patient_key)
+    found = matching[0] if is_certain else None
     if found is None:
         key = uuid.uuid4().hex
         values["patient_search"] = _search_text(identity.patient_name, identity.patient_id)

@@ -15,8 +15,9 @@ from PIL import Image
 from PIL.PngImagePlugin import PngInfo
 
 from pneumoscope.core.errors import StorageError, UsageError
+from pneumoscope.core.files import write_atomically
 from pneumoscope.core.identity import Identity, search_words
-from pneumoscope.core.prediction import Prediction
+from pneumoscope.core.prediction import Failure, Prediction
 
 __all__ = ["Pseudonymizer", "read_key", "require_no_pseudonyms"]
 
@@ -86,7 +87,7 @@ class Pseudonymizer:
 
         Dates and descriptions are removed. Of texts that a rejection quotes, digits become 9 and letters x.
         """
-        identity, rejection = prediction.identity, prediction.rejection
+        identity, rejection, failure = prediction.identity, prediction.rejection, prediction.failure
         if rejection:
             parameters = {
                 name: _mask(value) if isinstance(value, str) and name not in _OWN_TEXTS else value
@@ -98,6 +99,7 @@ class Pseudonymizer:
             path=self.number(prediction.path),
             identity=identity and self.identity(identity),
             rejection=rejection,
+            failure=failure and Failure(failure.code, "the file cannot be read"),  # a message may quote the header
         )
 
     def identity(self, identity: Identity) -> Identity:
@@ -126,7 +128,7 @@ class Pseudonymizer:
                         f"the data directory {str(folder)!r} was created without --pseudonymise and has identities",
                         hint="Choose another --data-dir, or delete its predictions first",
                     )
-                file.write_text(fingerprint, encoding="ascii")
+                write_atomically(file, fingerprint.encode("ascii"))
             known = file.read_text(encoding="ascii")
         except (OSError, UnicodeDecodeError) as error:
             raise StorageError(f"cannot use {str(file)!r}: {error}") from error
@@ -148,7 +150,7 @@ class Pseudonymizer:
         Image.fromarray(pixels).save(file, "PNG", compress_level=1, pnginfo=information)
         return file.getvalue()
 
-    def _word(self, word: str = "") -> str:
+    def _word(self, word: str) -> str:
         return self._digest(f"word {word}".encode()).hex()[:_LENGTH]
 
     def _uid(self, uid: str) -> str:

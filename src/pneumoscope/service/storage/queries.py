@@ -86,9 +86,9 @@ class PredictionStatistics(NamedTuple):
     """The fields of a prediction that the dashboard summarizes."""
 
     created: str
+    last_predicted: str
     decision: Decision
     probability: float | None
-    image_sha256: str
     pixel_sha256: str
     image_statistics: ImageStatistics | None
     reviews: tuple[Review, ...] = ()
@@ -286,7 +286,7 @@ def latest_statistics(
     c = predictions.c
     statistics = (c.image_brightness, c.image_contrast, c.image_sharpness, c.image_border)
     query = (
-        select(c.created, c.decision, c.probability, c.image_sha256, c.pixel_sha256, c.reviewed, *statistics)
+        select(c.created, c.last_predicted, c.decision, c.probability, c.pixel_sha256, c.reviewed, *statistics)
         .where(
             c.model_sha256 == model.sha256,
             c.model_site == model.site,
@@ -304,7 +304,7 @@ def latest_statistics(
             created=row.created,
             decision=row.decision,
             probability=row.probability,
-            image_sha256=row.image_sha256,
+            last_predicted=row.last_predicted,
             pixel_sha256=row.pixel_sha256,
             image_statistics=None
             if row.image_brightness is None

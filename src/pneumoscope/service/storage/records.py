@@ -110,7 +110,13 @@ class StoredPrediction(Prediction):
     def etag(self) -> str:
         """The entity tag (RFC 9110) of the prediction with its reviews, image and identity: it changes when one of them does."""
         identity = self.identity and dataclasses.astuple(self.identity)
-        state = json.dumps([[dataclasses.astuple(each) for each in self.reviews], self.image_removed, identity])
+        changing = (
+            [dataclasses.astuple(each) for each in self.reviews],
+            self.image_removed,
+            identity,
+            self.last_predicted,
+        )
+        state = json.dumps(changing)
         return f'"{hashlib.sha256(f"{self.id} {state}".encode()).hexdigest()[:32]}"'
 
     @classmethod

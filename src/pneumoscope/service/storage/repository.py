@@ -66,9 +66,17 @@ from pneumoscope.service.storage.records import (
     result_hash,
 )
 from pneumoscope.service.storage.recovery import recover
-from pneumoscope.service.storage.reviews import Label, Review, add_review, current_reviews, review_hash, update_reviewed
+from pneumoscope.service.storage.reviews import (
+    Label,
+    Review,
+    add_review,
+    current_reviews,
+    remove_unused_reviews,
+    review_hash,
+    update_reviewed,
+)
 from pneumoscope.service.storage.studies import find_studies, find_studies_of_patients
-from pneumoscope.service.storage.tables import instances, predictions, reviews, studies, unreadable_files
+from pneumoscope.service.storage.tables import instances, predictions, studies, unreadable_files
 
 __all__ = ["PredictionRepository"]
 
@@ -391,8 +399,7 @@ class PredictionRepository:
         def delete_rows(connection: Connection) -> Sequence[RowMapping]:
             rows = connection.execute(delete(predictions).where(condition).returning(predictions)).mappings().all()
             hashes = [row["pixel_sha256"] for row in rows]
-            connection.execute(delete(reviews).where(reviews.c.prediction_id.in_([row["id"] for row in rows])))
-            update_reviewed(connection, [each["pixel_sha256"] for each in rows if each["reviewed"]])
+            remove_unused_reviews(connection, hashes)
             remove_unused_identity(connection, hashes)
             append(connection, [_entry(row, self._time(), user, "deleted") for row in rows])
             return rows

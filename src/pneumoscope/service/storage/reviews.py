@@ -9,11 +9,20 @@ from collections import defaultdict
 from collections.abc import Collection, Mapping
 from typing import Any, Literal, get_args
 
-from sqlalchemy import Connection, func, insert, select, update
+from sqlalchemy import Connection, delete, func, insert, select, update
 
 from pneumoscope.service.storage.tables import predictions, reviews
 
-__all__ = ["LABELS", "Label", "Review", "add_review", "current_reviews", "review_hash", "update_reviewed"]
+__all__ = [
+    "LABELS",
+    "Label",
+    "Review",
+    "add_review",
+    "current_reviews",
+    "remove_unused_reviews",
+    "review_hash",
+    "update_reviewed",
+]
 
 Label = Literal["pneumonia", "other_finding", "no_finding", "unusable"]
 LABELS: tuple[Label, ...] = get_args(Label)
@@ -70,6 +79,12 @@ def update_reviewed(connection: Connection, hashes: Collection[str]) -> None:
     for sha256 in hashes:
         time = max((review.time for review in found.get(sha256, ())), default=None)
         connection.execute(update(predictions).where(predictions.c.pixel_sha256 == sha256).values(reviewed=time))
+
+
+def remove_unused_reviews(connection: Connection, hashes: Collection[str]) -> None:
+    """Remove the reviews of those of the images that have no prediction."""
+    used = select(predictions.c.id).where(predictions.c.pixel_sha256 == reviews.c.pixel_sha256).exists()
+    connection.execute(delete(reviews).where(reviews.c.pixel_sha256.in_(hashes), ~used))
 
 
 def review_hash(label: str | None, finding: str, note: str) -> str:

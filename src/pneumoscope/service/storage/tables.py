@@ -86,7 +86,7 @@ instances = Table(
     "instances",
     METADATA,
     Column("pixel_sha256", _SHA256, primary_key=True),
-    Column("study_key", _KEY, ForeignKey("studies.study_key"), nullable=False, index=True),
+    Column("study_key", _KEY, ForeignKey("studies.study_key"), index=True),
     Column("series_instance_uid", Text, nullable=False),
     Column("sop_instance_uid", Text, nullable=False, index=True),
     Column("station_name", Text, nullable=False),

@@ -121,7 +121,7 @@ def summarize(predictions: Sequence[PredictionStatistics], card: Card) -> Dashbo
     reference = card.reference_distribution
     comparable = reference is not None and len(probabilities) >= MIN_DRIFT_IMAGES
     images: dict[str, PredictionStatistics] = {}
-    for each in sorted(predictions, key=lambda each: each.created):
+    for each in sorted(predictions, key=lambda each: each.last_predicted):
         images[each.pixel_sha256] = each  # the latest prediction of an image counts
     return Dashboard(
         images=len(predictions),
@@ -216,7 +216,7 @@ def monitor_month(
     """
     by_image: dict[str, PredictionStatistics] = {}
     for each in predictions:
-        by_image.setdefault(each.image_sha256, each)
+        by_image.setdefault(each.pixel_sha256, each)
     images = list(by_image.values())
     if len(images) < MIN_DRIFT_IMAGES:
         return MonthlyDrift(month, len(images), {})

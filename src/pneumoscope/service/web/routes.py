@@ -93,10 +93,11 @@ def worklist(
     after = request.query_params.get("after", "")
     page = service.repository.find(query.filter, order=query.order, limit=_PAGE_SIZE, after=after, by_study=True)
     keys = {prediction.study_key for prediction in page.predictions if prediction.study_key}
-    studies = {key: summarize_study(stored) for key, stored in service.repository.studies(keys).items()}
+    stored = service.repository.studies(keys)
+    studies = {key: summarize_study(predictions) for key, predictions in stored.items()}
     is_blinded = functools.partial(_is_blinded, settings, user)
     groups = [
-        (studies.get(key), images := list(group), any(map(is_blinded, images)))
+        (studies.get(key), images := list(group), any(map(is_blinded, stored.get(key, images))))
         for key, group in itertools.groupby(page.predictions, key=lambda each: each.study_key or each.id)
     ]
     return render(
@@ -356,21 +357,32 @@ def _image_context(service: PredictionService, settings: Settings, user: str, id
         "can_enter_age": image_available and is_age_unknown,
         "heatmap_available": current_model and image_available and prediction.decision != "rejected" and not blinded,
         "current_model": current_model,
-        **_study_context(service, prediction),
+        **_study_context(service, prediction, functools.partial(_is_blinded, settings, user)),
         "prevalence": f"{service.model.card.calibration.prevalence:.0%}" if current_model else "",
     }
 
 
-def _study_context(service: PredictionService, prediction: StoredPrediction) -> dict[str, Any]:
-    """Return the study of a prediction, the other images of it, each with its latest prediction, and the patient's priors."""
+def _study_context(
+    service: PredictionService, prediction: StoredPrediction, is_blinded: Callable[[StoredPrediction], bool]
+) -> dict[str, Any]:
+    """Return the study of a prediction, the other images of it, each with its latest prediction, and the patient's priors.
+
+    A study is hidden as long as the reader has not labeled all of its images.
+    """
     key = prediction.study_key
     if key is None:
-        return {"study": None, "study_images": [], "priors": []}
+        return {"study": None, "study_blinded": False, "study_images": [], "priors": [], "is_blinded": is_blinded}
     studies = service.study(key)
     latest = sorted(studies[key], key=lambda each: each.last_predicted)
     images = {each.image_key: each for each in latest if each.image_key != prediction.image_key}
     priors = sorted_studies({other: stored for other, stored in studies.items() if other != key})
-    return {"study": summarize_study(studies[key]), "study_images": list(images.values()), "priors": priors}
+    return {
+        "study": summarize_study(studies[key]),
+        "study_blinded": any(map(is_blinded, studies[key])),
+        "study_images": list(images.values()),
+        "priors": [(prior, any(map(is_blinded, studies[prior.study_key]))) for prior in priors],
+        "is_blinded": is_blinded,
+    }
 
 
 def _sign_in_page(request: Request, status: int = 200, *, invalid_token: bool = False) -> Response:

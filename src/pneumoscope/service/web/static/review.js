@@ -39,7 +39,8 @@ function isSame(a, b) {
 /** Return true if the form differs from the saved review. */
 function hasChanges() {
   const current = readForm();
-  return !isSame({ ...current, label: current.label || saved.label }, saved);
+  // Without a choice, after a conflict, only the note can be new.
+  return current.label ? !isSame(current, saved) : current.note !== saved.note;
 }
 
 /** Show the field of the finding with its label only. */
@@ -109,13 +110,16 @@ async function saveNow() {
   return true;
 }
 
-/** Withdraw the review, and empty the form. */
+/** Withdraw the review after any pending save, and empty the form. */
 async function withdraw() {
   while (pendingSave) await pendingSave;
+  byId("review-fields").disabled = true;
   try {
     await deleteReview(predictionId);
   } catch (error) {
     return showError(status, messages.notSaved, error);
+  } finally {
+    byId("review-fields").disabled = false;
   }
   saved = { label: "", finding: "", note: "" };
   seenAt = "";
@@ -123,7 +127,7 @@ async function withdraw() {
   fields.finding.value = fields.note.value = "";
   showFinding();
   storeDraft();
-  byId("withdraw").hidden = true;
+  byId("withdraw").hidden = byId("conflict").hidden = true;
   status.textContent = messages.withdrawn;
 }
 
@@ -145,7 +149,7 @@ function showConflict(stored) {
   status.textContent = "";
 }
 
-/** Choose a label and save; another finding is saved when it is entered. */
+/** Choose a label and save; another finding is saved with Enter or the button. */
 export function chooseLabel(label) {
   fields.label.value = label;
   choose();

@@ -35,7 +35,7 @@ def upgrade() -> None:
     op.create_table(
         "instances",
         sa.Column("pixel_sha256", _SHA256, primary_key=True),
-        sa.Column("study_key", _KEY, sa.ForeignKey("studies.study_key"), nullable=False, index=True),
+        sa.Column("study_key", _KEY, sa.ForeignKey("studies.study_key"), index=True),
         sa.Column("series_instance_uid", sa.Text, nullable=False),
         sa.Column("sop_instance_uid", sa.Text, nullable=False, index=True),
         sa.Column("station_name", sa.Text, nullable=False),
