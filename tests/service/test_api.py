@@ -520,6 +520,7 @@ def test_openapi_has_every_path(app):
     }  # fmt: skip
 
 
+@pytest.mark.slow
 def test_responses_conform_to_openapi(model):
     """Schemathesis sends valid and invalid requests to each path."""
     app = create_app(model, PredictionRepository(None), Authenticator({"me": TOKEN}), Settings(loopback=False))
