@@ -22,7 +22,7 @@ from pneumoscope.service.storage.pseudonyms import Pseudonymizer
 from pneumoscope.service.storage.records import StoredPrediction
 from pneumoscope.service.storage.repository import PredictionRepository
 
-__all__ = ["PredictionService", "Readiness", "depends_on_entered_age", "require_age"]
+__all__ = ["PredictionService", "Readiness", "check_age_by_dates", "depends_on_entered_age"]
 
 _LOG = logging.getLogger("pneumoscope.service")
 _AGE_REJECTIONS = ("age_required", "outside_age_range")
@@ -90,7 +90,7 @@ class PredictionService:
         age = age_at_study(prediction.identity)
         if age is None or prediction.age is not None or prediction.failure:
             return prediction
-        require_age(age)
+        check_age_by_dates(age)
         (again,) = await self._score([image], disconnected, age)
         return dataclasses.replace(again, identity=prediction.identity)
 
@@ -208,7 +208,7 @@ class PredictionService:
         return stored
 
 
-def require_age(age: float) -> None:
+def check_age_by_dates(age: float) -> None:
     """Raise UsageError if an age by dates is not from 0 to 130 years."""
     if not 0 <= age <= MAX_AGE:
         raise UsageError(

@@ -48,6 +48,7 @@ from pneumoscope.service.api.schemas import (
 from pneumoscope.service.api.uploads import UPLOAD_BODY, read_upload, wait_for_disconnect
 from pneumoscope.service.metrics import CONTENT_TYPE_LATEST
 from pneumoscope.service.storage.queries import Filter
+from pneumoscope.service.storage.records import StoredPrediction
 
 __all__ = ["HEATMAP_SCALE", "operation_router", "prediction_router"]
 
@@ -156,8 +157,7 @@ def get(
 ) -> SinglePredictionDocument:
     """As in the response to the request that stored it, with the latest review of each reader."""
     stored = service.repository.get(id)
-    response.headers["ETag"] = stored.etag
-    return single_document(stored, language)
+    return _document_with_etag(response, stored, language)
 
 
 @prediction_router.get(
@@ -218,8 +218,7 @@ def review(
     stored = service.repository.review(
         id, body.label, finding=body.finding.strip(), note=body.note, user=user, etags=_etags(if_match)
     )
-    response.headers["ETag"] = stored.etag
-    return single_document(stored, language)
+    return _document_with_etag(response, stored, language)
 
 
 @prediction_router.delete(
@@ -231,8 +230,7 @@ def withdraw_review(
 ) -> SinglePredictionDocument:
     """Withdraw the review of the user; the audit log keeps an entry of each version."""
     stored = service.repository.withdraw_review(id, user=user)
-    response.headers["ETag"] = stored.etag
-    return single_document(stored, language)
+    return _document_with_etag(response, stored, language)
 
 
 @prediction_router.put(
@@ -255,8 +253,7 @@ def set_identity(
     """
     values = {name: normalize_field(name, value) for name, value in body.model_dump().items()}  # type: ignore[attr-defined]
     stored = service.set_identity(id, Identity(**values), user=user, etags=_etags(if_match))
-    response.headers["ETag"] = stored.etag
-    return single_document(stored, language)
+    return _document_with_etag(response, stored, language)
 
 
 @prediction_router.get("/studies/{study_key}", summary="Get a study with its priors", responses=problem_responses(404))
@@ -325,6 +322,12 @@ def card(service: AppService, query: Annotated[CardParameters, Query()]) -> dict
     if not query.seen:
         del document["seen"]
     return document
+
+
+def _document_with_etag(response: Response, stored: StoredPrediction, language: str) -> SinglePredictionDocument:
+    """Return the document of a prediction, and set the entity tag of the response."""
+    response.headers["ETag"] = stored.etag
+    return single_document(stored, language)
 
 
 def _etags(if_match: str | None) -> list[str]:

@@ -3,12 +3,13 @@
 An instance is an image, identified by its pixels; a study belongs to one patient. Keys are random, so that URLs and logs may
 contain them; the identifiers of the hospital may be reused or mistyped, so none of them is a key:
 
-- A patient is found by identifier and issuer, unless name and birth date contradict. One without an identifier is found within
-  its study.
+- A patient is found by identifier and issuer, unless name or birth date contradict, or several match. One without an identifier
+  is found within its study.
 - A study is found by its UID, or else by its accession number or date, and its patient: a UID that two patients share does not
   mix them.
 
-The latest statement about an image is kept. Rows that nothing refers to are deleted.
+The latest statement about an image is kept, and a correction by a person until an upload states something new. Rows that nothing
+refers to are deleted.
 """
 
 from __future__ import annotations

@@ -27,7 +27,7 @@ from pneumoscope.service.api.dependencies import AppAuthenticator, AppService, A
 from pneumoscope.service.api.exception_handlers import error_status, public_error, record_error
 from pneumoscope.service.api.uploads import read_identity, wait_for_disconnect
 from pneumoscope.service.auth.sessions import COOKIE, SESSION_SECONDS
-from pneumoscope.service.predictions import PredictionService, depends_on_entered_age, require_age
+from pneumoscope.service.predictions import PredictionService, check_age_by_dates, depends_on_entered_age
 from pneumoscope.service.settings import Settings
 from pneumoscope.service.storage.records import StoredPrediction
 from pneumoscope.service.storage.studies import sorted_studies, summarize_study
@@ -198,7 +198,7 @@ async def set_identity(request: Request, service: AppService, user: User, id: st
     entered = read_identity(fields.items()) or Identity()
     age = age_at_study(entered)
     if age is not None:
-        require_age(age)
+        check_age_by_dates(age)
     stored = await run_in_threadpool(service.set_identity, id, entered, user=user, etags=[etag] if etag else [])
     if age is not None and stored.age is None and stored.image_removed is None and depends_on_entered_age(stored):
         disconnected = functools.partial(wait_for_disconnect, request)
