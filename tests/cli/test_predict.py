@@ -108,6 +108,17 @@ def test_json_has_the_predictions_of_the_python_api(bundle: Path, images: Path) 
         assert prediction["model"] == document["model"]
 
 
+@pytest.mark.parametrize("identified", [True, False])
+def test_identifiers_can_be_left_out(maker: Any, tmp_path: Path, identified: bool) -> None:
+    bundle = maker.bundle(maker.root / "identified")
+    (tmp_path / "a.dcm").write_bytes(dicom(100, PatientID="CANARY-7"))
+    options = [] if identified else ["--no-identifiers"]
+    for form in ("--json", "--csv=-"):
+        result = invoke(bundle, str(tmp_path / "a.dcm"), form, *options)
+        assert result.exit_code == 0
+        assert ("CANARY-7" in result.stdout) is identified
+
+
 def test_json_states_rejections_as_codes_with_parameters(maker: Any, images: Path) -> None:
     bundle = maker.bundle(maker.root / "screened", rejection_limits=LIMITS)
     Image.fromarray(halves(50)).save("images/dark.png")

@@ -3,6 +3,7 @@
 import hashlib
 import hmac
 import io
+from datetime import timedelta
 
 import numpy as np
 import pydicom
@@ -18,6 +19,7 @@ from pneumoscope.core.identity import Identity
 from pneumoscope.inference.model import load_model
 from pneumoscope.service.app import create_app
 from pneumoscope.service.auth.tokens import Authenticator
+from pneumoscope.service.server import serve
 from pneumoscope.service.settings import Settings
 from pneumoscope.service.storage.pseudonyms import Pseudonymizer, read_key, require_no_pseudonyms
 from pneumoscope.service.storage.repository import PredictionRepository
@@ -204,3 +206,13 @@ def test_image_without_its_header_is_predicted_again_with_an_age(pseudonymous):
     assert (again["age"]["years"], again["identity"]) == (3, found["identity"])
     assert (again["image"], again["probability"]) == (found["image"], found["probability"])
     assert pseudonymous.get(f"/v1/predictions/{id}/image.png").status_code == 200
+
+
+@pytest.mark.parametrize("keep", [None, timedelta(days=31)])
+def test_identities_cannot_be_removed_while_stored_files_contain_them(keep):
+    with pytest.raises(UsageError, match="--keep-identities needs --keep of at most the same age"):
+        serve(
+            host="127.0.0.1", port=0, model=None, operating_point="", folder=None, database="", keep=keep,
+            keep_identities=timedelta(days=30), pseudonym_key=None, blind_first=False, token_file=None, no_auth=False,
+            public_name="", require_age="dicom", assume=(), site=None, open_browser=False, echo=print,
+        )  # fmt: skip
