@@ -39,6 +39,7 @@ VERBS = (
     "accept",
     "monitor",
     "serve",
+    "tokens",
     "audit-log",
     "storage",
 )
@@ -53,6 +54,7 @@ _EXTRAS = {
         "multipart",
         "prometheus_client",
         "pg8000",
+        "segno",
     ),
     "evaluate": (
         "scipy",

@@ -6,7 +6,7 @@ import contextlib
 import re
 from collections.abc import AsyncIterator
 
-from fastapi import Depends, FastAPI
+from fastapi import APIRouter, Depends, FastAPI
 from fastapi.concurrency import run_in_threadpool
 from fastapi.routing import APIRoute
 from starlette.staticfiles import StaticFiles
@@ -14,10 +14,14 @@ from starlette.staticfiles import StaticFiles
 from pneumoscope import __version__
 from pneumoscope.core.i18n import NOTICE
 from pneumoscope.inference.model import Model
+from pneumoscope.service.api.administration import administrator_router
 from pneumoscope.service.api.dependencies import authentication
 from pneumoscope.service.api.exception_handlers import add_problem_schema, install_exception_handlers
-from pneumoscope.service.api.routes import operation_router, prediction_router
-from pneumoscope.service.auth.tokens import Authenticator
+from pneumoscope.service.api.routes import operation_router, reader_router, sender_router
+from pneumoscope.service.audit.access import AccessLog
+from pneumoscope.service.auth.authenticator import Authenticator
+from pneumoscope.service.auth.tokens import TokenRepository
+from pneumoscope.service.auth.users import Role
 from pneumoscope.service.inference_queue import InferenceQueue
 from pneumoscope.service.metrics import Metrics
 from pneumoscope.service.middleware import RequestMiddleware
@@ -27,7 +31,8 @@ from pneumoscope.service.request_limits import BodyLimitMiddleware, DrainBodyMid
 from pneumoscope.service.settings import Settings
 from pneumoscope.service.storage.repository import PredictionRepository
 from pneumoscope.service.storage.retention import Retention
-from pneumoscope.service.web.routes import page_router, sign_in_router
+from pneumoscope.service.web.accounts import administrator_page_router, code_router, sign_in_router
+from pneumoscope.service.web.routes import page_router
 from pneumoscope.service.web.worklist import SearchStore
 
 __all__ = ["CLOSE_SECONDS", "create_app"]
@@ -36,15 +41,15 @@ CLOSE_SECONDS = 30  # limit on the shutdown after the last request is answered
 
 
 def create_app(
-    model: Model, repository: PredictionRepository, authenticator: Authenticator, settings: Settings | None = None
+    model: Model, repository: PredictionRepository, settings: Settings | None = None, *, require_token: bool = False
 ) -> FastAPI:
     """Return the application, which closes the repository when it shuts down.
 
     Args:
         model: The model; load it with one thread per call.
         repository: Where predictions and images are stored.
-        authenticator: Determines the user of a request.
         settings: Limits and addresses; the defaults if None.
+        require_token: Whether clients must authenticate with a token of the repository's database.
     """
     settings = settings or Settings()
     queue = InferenceQueue(model, max_waiting=settings.max_waiting)
@@ -72,18 +77,27 @@ def create_app(
     )
     metrics = Metrics(lambda: queue.waiting)
     app.state.settings = settings
+    access_log = AccessLog(repository.engine)
+    authenticator = Authenticator(TokenRepository(repository.engine) if require_token else None, access_log)
+    app.state.access_log = access_log
     app.state.authenticator = authenticator
     app.state.service = PredictionService(model, repository, queue, metrics, settings.pseudonymizer)
     app.state.searches = SearchStore()
     app.state.readiness = Readiness(model, repository)
     app.state.renderer = ImageRenderer(model, repository)
-    signed_in = [Depends(authentication(authenticator))]
-    app.include_router(operation_router)
-    app.include_router(prediction_router, dependencies=signed_in)
-    app.include_router(page_router, dependencies=signed_in)
-    app.include_router(sign_in_router)
-    routers = operation_router, prediction_router, page_router, sign_in_router
-    routes = [route for router in routers for route in router.routes if isinstance(route, APIRoute)]
+    routers: list[tuple[APIRouter, Role | None]] = [
+        (operation_router, None),
+        (sender_router, "sender"),
+        (reader_router, "reader"),
+        (administrator_router, "administrator"),
+        (sign_in_router, None),
+        (page_router, "reader"),
+        (code_router, "reader"),
+        (administrator_page_router, "administrator"),
+    ]
+    for router, role in routers:
+        app.include_router(router, dependencies=[Depends(authentication(authenticator, role))] if role else [])
+    routes = [route for router, _ in routers for route in router.routes if isinstance(route, APIRoute)]
     install_exception_handlers(app, routes)
     add_problem_schema(app)
     app.mount("/static", StaticFiles(packages=[("pneumoscope.service.web", "static")]), name="static")

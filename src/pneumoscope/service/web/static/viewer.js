@@ -260,7 +260,7 @@ document.addEventListener("keydown", (event) => {
   action();
 });
 
-byId("delete").addEventListener("click", deleteImage);
+byId("delete")?.addEventListener("click", deleteImage);
 if (viewports.length) {
   const buttons = {
     fit,
