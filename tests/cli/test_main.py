@@ -65,7 +65,12 @@ def test_help_lists_every_command_with_a_description(capsys: Capture) -> None:
 
 
 def test_every_command_has_a_module() -> None:
-    modules = {path.stem for path in (SOURCE / "cli").glob("*.py")} - {"__init__", "options", "progress", "service_database"}
+    modules = {path.stem for path in (SOURCE / "cli").glob("*.py")} - {
+        "__init__",
+        "options",
+        "progress",
+        "service_database",
+    }
     assert modules == {name.replace("-", "_") for name in VERBS}
 
 

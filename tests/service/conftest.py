@@ -21,6 +21,7 @@ from sqlalchemy import create_engine, insert, text
 from sqlalchemy.exc import DBAPIError
 from tests import images as image_files
 from tests.conftest import LIMITS, POINTS
+from tests.openid import identity_provider
 from tests.processes import started
 
 from pneumoscope.core.i18n import NOTICE
@@ -161,6 +162,13 @@ def _wait_for_database(address):
                 raise
             time.sleep(0.1)
     engine.dispose()
+
+
+@pytest.fixture(scope="session")
+def issuer():
+    """The address of an identity provider that runs for these tests only."""
+    with identity_provider() as address:
+        yield address
 
 
 @pytest.fixture(params=["sqlite", "postgresql"])

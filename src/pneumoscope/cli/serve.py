@@ -81,6 +81,12 @@ class _Age(click.ParamType[timedelta]):
     help="Serve without authentication, even on a public address, and even if there are tokens.",
 )
 @click.option(
+    "--openid-connect",
+    type=click.Path(path_type=Path),
+    metavar="FILE",
+    help="Let users sign in to the web UI at the identity provider that this file configures.",
+)
+@click.option(
     "--public-name", default="", metavar="HOST", help="Host name under which a reverse proxy publishes the service."
 )
 @click.option("--open", "open_browser", is_flag=True, help="Open the web UI in a browser.")
@@ -100,6 +106,7 @@ def command(
     pseudonym_key: Path | None,
     blind_first: bool,
     no_auth: bool,
+    openid_connect: Path | None,
     public_name: str,
     open_browser: bool,
 ) -> None:
@@ -129,6 +136,7 @@ def command(
         pseudonym_key=pseudonym_key,
         blind_first=blind_first,
         no_auth=no_auth,
+        openid_connect=openid_connect,
         public_name=public_name,
         open_browser=open_browser,
         echo=lambda text: click.echo(text, err=True),

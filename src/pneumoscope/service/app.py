@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import contextlib
 import re
+import secrets
 from collections.abc import AsyncIterator
+from typing import TYPE_CHECKING
 
 from fastapi import APIRouter, Depends, FastAPI
 from fastapi.concurrency import run_in_threadpool
@@ -35,13 +37,22 @@ from pneumoscope.service.web.accounts import administrator_page_router, code_rou
 from pneumoscope.service.web.routes import page_router
 from pneumoscope.service.web.worklist import SearchStore
 
+if TYPE_CHECKING:
+    from pneumoscope.service.auth.openid_connect import OpenIdConnect
+
 __all__ = ["CLOSE_SECONDS", "create_app"]
 
+_SIGN_IN_SECONDS = 600  # time to sign in at the identity provider
 CLOSE_SECONDS = 30  # limit on the shutdown after the last request is answered
 
 
 def create_app(
-    model: Model, repository: PredictionRepository, settings: Settings | None = None, *, require_token: bool = False
+    model: Model,
+    repository: PredictionRepository,
+    settings: Settings | None = None,
+    *,
+    require_token: bool = False,
+    openid_connect: OpenIdConnect | None = None,
 ) -> FastAPI:
     """Return the application, which closes the repository when it shuts down.
 
@@ -50,6 +61,7 @@ def create_app(
         repository: Where predictions and images are stored.
         settings: Limits and addresses; the defaults if None.
         require_token: Whether clients must authenticate with a token of the repository's database.
+        openid_connect: Identity provider for the web UI; tokens are then required, too.
     """
     settings = settings or Settings()
     queue = InferenceQueue(model, max_waiting=settings.max_waiting)
@@ -78,7 +90,8 @@ def create_app(
     metrics = Metrics(lambda: queue.waiting)
     app.state.settings = settings
     access_log = AccessLog(repository.engine)
-    authenticator = Authenticator(TokenRepository(repository.engine) if require_token else None, access_log)
+    tokens = TokenRepository(repository.engine) if require_token or openid_connect else None
+    authenticator = Authenticator(tokens, access_log, openid_connect)
     app.state.access_log = access_log
     app.state.authenticator = authenticator
     app.state.service = PredictionService(model, repository, queue, metrics, settings.pseudonymizer)
@@ -111,5 +124,18 @@ def create_app(
         public_name=settings.public_name,
         known_paths={"/openapi.json", *(re.sub(r"{\w+}", "{id}", route.path) for route in routes)},
     )
+    if openid_connect:
+        from starlette.middleware.sessions import SessionMiddleware  # needs an extra
+
+        # Keeps the state of a sign-in until the provider redirects back, which SameSite=Strict would not survive.
+        app.add_middleware(
+            SessionMiddleware,
+            secret_key=secrets.token_urlsafe(32),
+            session_cookie="pneumoscope-sign-in",
+            path="/sign-in",
+            max_age=_SIGN_IN_SECONDS,
+            same_site="lax",
+            https_only=bool(settings.public_name),
+        )
     app.add_middleware(DrainBodyMiddleware, max_bytes=settings.max_body_bytes)
     return app

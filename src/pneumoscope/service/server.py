@@ -15,6 +15,7 @@ import webbrowser
 from collections.abc import Callable, Collection, Iterator
 from datetime import timedelta
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import uvicorn
 from fastapi import FastAPI
@@ -33,6 +34,9 @@ from pneumoscope.service.storage.data_directory import data_directory_lock
 from pneumoscope.service.storage.pseudonyms import Pseudonymizer, read_key, require_no_pseudonyms
 from pneumoscope.service.storage.queries import Filter
 from pneumoscope.service.storage.repository import PredictionRepository
+
+if TYPE_CHECKING:
+    from pneumoscope.service.auth.openid_connect import OpenIdConnect
 
 __all__ = ["serve"]
 
@@ -62,6 +66,7 @@ def serve(
     pseudonym_key: Path | None,
     blind_first: bool,
     no_auth: bool,
+    openid_connect: Path | None,
     public_name: str,
     open_browser: bool,
     echo: Callable[[str], None],
@@ -78,6 +83,7 @@ def serve(
         pseudonym_key: See `pseudonyms.read_key`; None stores identities as they are.
         blind_first: See `settings.Settings`.
         no_auth: Serve without authentication, even on a public address, and even if the database has tokens.
+        openid_connect: See `openid_connect.read_configuration`; None without an identity provider.
         public_name: See `settings.Settings`.
         open_browser: Open the web UI in this machine's browser.
         echo: Called with each line for the person who started the service.
@@ -91,6 +97,9 @@ def serve(
             "--keep-identities needs --keep of at most the same age: stored DICOM files contain identities",
             hint="Pass a shorter --keep, or --pseudonymise, which stores images without their headers",
         )
+    if openid_connect and no_auth:
+        raise UsageError("--openid-connect and --no-auth contradict each other")
+    provider = _read_provider(openid_connect) if openid_connect else None
     if public_name and not re.fullmatch(_HOST_NAME, public_name):
         raise UsageError(
             f"--public-name {public_name!r} is not a host name",
@@ -114,7 +123,7 @@ def serve(
     ):
         repository = PredictionRepository(folder, database)
         require_token = not no_auth and bool(TokenRepository(repository.engine).list())
-        if not (require_token or no_auth or (is_loopback(host) and not public_name)):
+        if not (require_token or provider or no_auth or (is_loopback(host) and not public_name)):
             raise UsageError(
                 f"Refusing to serve on {public_name or host} without authentication",
                 hint="Add a token with `pneumoscope tokens add`, or pass --no-auth if a reverse proxy authenticates clients",
@@ -132,7 +141,9 @@ def serve(
             blind_first=blind_first,
             pseudonymizer=pseudonymizer,
         )
-        server = _uvicorn_server(create_app(loaded_model, repository, settings, require_token=require_token))
+        server = _uvicorn_server(
+            create_app(loaded_model, repository, settings, require_token=require_token, openid_connect=provider)
+        )
         _log_to_stderr()
         address = f"[{host.strip('[]')}]" if ":" in host else host
         url = f"http://{address}:{listener.getsockname()[1]}"
@@ -147,7 +158,9 @@ def serve(
         echo("In-memory storage; discarded on exit" if folder is None else f"Data directory: {folder}")
         if pseudonymizer:
             echo("Identities of patients are stored as pseudonyms; images are stored without their headers")
-        if require_token:
+        if provider:
+            echo(f"Clients must authenticate with a token or {provider.display_name}")
+        elif require_token:
             echo("Clients must authenticate with a token; see `pneumoscope tokens`")
         echo(NOTICE)
         _warn_of_orphaned_files(len(repository.orphaned))
@@ -156,6 +169,12 @@ def serve(
         with _stop_on_signals(server):
             server.run(sockets=[listener])
     echo("Stopped")
+
+
+def _read_provider(file: Path) -> OpenIdConnect:
+    from pneumoscope.service.auth.openid_connect import OpenIdConnect, read_configuration  # an extra
+
+    return OpenIdConnect(read_configuration(file))
 
 
 def _uvicorn_server(app: FastAPI) -> uvicorn.Server:

@@ -4,6 +4,8 @@ import json
 import re
 
 import pytest
+from tests.openid import write_configuration
+from tests.service.conftest import served
 from tests.service.web.helpers import TOKEN, expect
 
 pytestmark = pytest.mark.browser
@@ -36,6 +38,28 @@ def test_phone_signs_in_with_the_code_of_a_computer(browser, signed_in, size):
     expect(phone.get_by_role("heading", name="Worklist")).to_be_visible()
     expect(phone.locator(".user")).to_have_text("ward-3")
     context.close()
+
+
+def test_reader_signs_in_at_the_identity_provider(browser, bundle_folder, tmp_path, issuer):
+    pytest.importorskip("authlib", reason="[openid] is not installed")
+    file = write_configuration(tmp_path, issuer, display_name="Clinic")
+    with served(bundle_folder, tmp_path, "--openid-connect", str(file)) as (_, client):
+        assert client.get("/v1/predictions").status_code == 401  # without a token in the database
+        context = browser.new_context(locale="en-GB")
+        page = context.new_page()
+        page.goto(f"{client.base_url}/dashboard")
+        assert serious_violations(page) == []
+        page.get_by_role("link", name="Sign in with Clinic").click()
+        page.wait_for_url(f"{issuer}/**")
+        page.locator("input[name=sub]").fill("1")
+        page.keyboard.press("Enter")
+        expect(page.get_by_role("heading", name="Dashboard")).to_be_visible()
+        expect(page.locator(".user")).to_have_text("dr.lin")
+        page.reload()
+        expect(page.locator(".user")).to_have_text("dr.lin")
+        cookies = {each["name"]: each for each in context.cookies()}
+        assert cookies["pneumoscope"]["sameSite"] == "Strict"
+        context.close()
 
 
 @pytest.mark.parametrize("width", [1280, 390])

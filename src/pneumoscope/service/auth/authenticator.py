@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import TYPE_CHECKING
+
 from fastapi.concurrency import run_in_threadpool
 from starlette.requests import Request
 
@@ -12,6 +14,9 @@ from pneumoscope.service.auth.throttle import SignInThrottle
 from pneumoscope.service.auth.tokens import TokenRepository
 from pneumoscope.service.auth.users import LOCAL_USER, AuthenticatedUser
 
+if TYPE_CHECKING:
+    from pneumoscope.service.auth.openid_connect import OpenIdConnect
+
 __all__ = ["Authenticator"]
 
 
@@ -21,14 +26,18 @@ class Authenticator:
     Args:
         tokens: The tokens; None if every client is the user `LOCAL_USER`.
         access_log: Records who signs in and out.
+        openid_connect: Identity provider for the web UI, if any.
 
     Attributes:
         tokens: The tokens.
+        openid_connect: The identity provider.
         codes: Codes that sign a user in on another device.
     """
 
-    def __init__(self, tokens: TokenRepository | None, access_log: AccessLog) -> None:
-        self.tokens, self._access_log = tokens, access_log
+    def __init__(
+        self, tokens: TokenRepository | None, access_log: AccessLog, openid_connect: OpenIdConnect | None = None
+    ) -> None:
+        self.tokens, self.openid_connect, self._access_log = tokens, openid_connect, access_log
         self.codes = SignInCodes()
         self._sessions = Sessions()
         self._throttle = SignInThrottle()

@@ -3,28 +3,54 @@
 from __future__ import annotations
 
 import re
-from typing import cast
+from typing import TYPE_CHECKING, Annotated, Any, cast
 
 import segno
-from fastapi import APIRouter, Request, Response
+from fastapi import APIRouter, Depends, Request, Response
 from fastapi.concurrency import run_in_threadpool
 from fastapi.responses import RedirectResponse
 from markupsafe import Markup
 
-from pneumoscope.core.errors import AuthenticationError, ForbiddenError, TooManyRequestsError
+from pneumoscope.core.errors import (
+    AuthenticationError,
+    BusyError,
+    ForbiddenError,
+    PneumoscopeError,
+    TooManyRequestsError,
+    UnknownNameError,
+)
 from pneumoscope.service.api.dependencies import AppAuthenticator, AppService, AppTokens, CurrentUser
 from pneumoscope.service.api.exception_handlers import error_status, record_error
+from pneumoscope.service.auth.authenticator import Authenticator
 from pneumoscope.service.auth.sessions import CODE_SECONDS, COOKIE, SESSION_SECONDS
 from pneumoscope.service.auth.users import ROLES, Role, is_loopback
 from pneumoscope.service.web.page_route import PageRoute, read_form
 from pneumoscope.service.web.templating import render
 
-__all__ = ["administrator_page_router", "code_router", "sign_in_router", "start_session"]
+if TYPE_CHECKING:
+    from pneumoscope.service.auth.openid_connect import OpenIdConnect
+
+__all__ = ["administrator_page_router", "code_router", "sign_in_router"]
 
 # The application adds `dependencies.authentication` to the latter two; see `app.create_app`.
 sign_in_router, code_router, administrator_page_router = (
     APIRouter(route_class=PageRoute, include_in_schema=False) for _ in range(3)
 )
+
+
+async def _provider(authenticator: AppAuthenticator) -> OpenIdConnect:
+    """Return the identity provider.
+
+    Raises:
+        UnknownNameError: There is none.
+    """
+    if authenticator.openid_connect is None:
+        raise UnknownNameError("identity provider", "openid-connect", (), hint="Sign in with a token")
+    return authenticator.openid_connect
+
+
+# Authlib is optional, so that its types are not imported for annotations that FastAPI evaluates.
+_Provider = Annotated[Any, Depends(_provider)]
 
 
 @sign_in_router.get("/sign-in")
@@ -41,9 +67,33 @@ async def sign_in(request: Request, authenticator: AppAuthenticator) -> Response
     try:
         cookie = await run_in_threadpool(authenticator.sign_in, request, token=token, code=code)
     except (AuthenticationError, ForbiddenError, TooManyRequestsError) as error:
-        record_error(request, error.code)
-        return _sign_in_page(request, error, used_code=bool(code))
-    return start_session(request, cookie, request.query_params.get("next", ""))
+        return _failed_sign_in(request, error, used_code=bool(code))
+    return _set_session(request, RedirectResponse(_local_url(request.query_params.get("next", "")), 303), cookie)
+
+
+@sign_in_router.get("/sign-in/openid-connect")
+async def sign_in_with_openid_connect(request: Request, provider: _Provider) -> Response:
+    """Redirect to the identity provider."""
+    next_url = _local_url(request.query_params.get("next", ""))
+    try:
+        response: Response = await provider.redirect(
+            request, f"{request.base_url}sign-in/openid-connect/callback", next_url
+        )
+    except BusyError as error:
+        return _failed_sign_in(request, error)
+    return response
+
+
+@sign_in_router.get("/sign-in/openid-connect/callback")
+async def finish_openid_connect(request: Request, provider: _Provider, authenticator: AppAuthenticator) -> Response:
+    """Start a session for the user whom the identity provider has authenticated."""
+    try:
+        user, next_url = await provider.user(request)
+        cookie = await run_in_threadpool(authenticator.begin_session, user, "openid_connect")
+    except (AuthenticationError, BusyError) as error:
+        return _failed_sign_in(request, error)
+    # A redirection would belong to the navigation from the provider, in which browsers withhold the strict cookie.
+    return _set_session(request, render(request, "signed_in.html", next=_local_url(next_url)), cookie)
 
 
 @sign_in_router.post("/sign-out")
@@ -103,9 +153,8 @@ def remove_unreadable(service: AppService, user: CurrentUser, id: str) -> Respon
     return RedirectResponse("/unreadable", 303)
 
 
-def start_session(request: Request, cookie: str, next_url: str) -> Response:
-    """Return a redirection to a page of this service, with the cookie of a session."""
-    response = RedirectResponse(_local_url(next_url), 303)
+def _set_session(request: Request, response: Response, cookie: str) -> Response:
+    """Set the cookie of a session in a response, and return the response."""
     # SameSite=Strict: requests from other sites carry no session. Secure: set if the proxy terminates HTTPS.
     response.set_cookie(
         COOKIE, cookie, max_age=SESSION_SECONDS, secure=request.url.scheme == "https", httponly=True, samesite="strict"
@@ -113,20 +162,23 @@ def start_session(request: Request, cookie: str, next_url: str) -> Response:
     return response
 
 
-def _sign_in_page(
-    request: Request,
-    error: AuthenticationError | ForbiddenError | TooManyRequestsError | None = None,
-    *,
-    used_code: bool = False,
-) -> Response:
-    response = render(
-        request, "sign_in.html", error_status(error) if error else 200, next=_local_url(request.query_params.get("next", "")),
-        error_code=error.code if error else "", used_code=used_code, session_hours=SESSION_SECONDS // 3600,
-        wait_seconds=getattr(error, "retry_seconds", 0),
-    )  # fmt: skip
+def _failed_sign_in(request: Request, error: PneumoscopeError, *, used_code: bool = False) -> Response:
+    """Return the sign-in page with an error."""
+    record_error(request, error.code)
+    response = _sign_in_page(request, error, used_code=used_code)
     if isinstance(error, TooManyRequestsError):
         response.headers["Retry-After"] = str(error.retry_seconds)
     return response
+
+
+def _sign_in_page(request: Request, error: PneumoscopeError | None = None, *, used_code: bool = False) -> Response:
+    authenticator: Authenticator = request.app.state.authenticator
+    provider = authenticator.openid_connect
+    return render(
+        request, "sign_in.html", error_status(error) if error else 200, next=_local_url(request.query_params.get("next", "")),
+        error=error, used_code=used_code, session_hours=SESSION_SECONDS // 3600,
+        provider_name=provider.display_name if provider else "",
+    )  # fmt: skip
 
 
 def _tokens_page(
