@@ -88,7 +88,8 @@ def test_serve_decodes_images_in_workers(monkeypatch):
     with pytest.raises(KeyboardInterrupt):
         module.serve(
             host="127.0.0.1", port=0, model=None, operating_point="", folder=None, database="", keep=None,
-            keep_identities=None, pseudonym_key=None, blind_first=False, no_auth=False, openid_connect=None, public_name="",
+            keep_identities=None, pseudonym_key=None, blind_first=False, no_auth=False,
+            openid_connect=None, dicom=None, public_name="",
             require_age="dicom", assume=(), site=None,
             open_browser=False, echo=print,
         )  # fmt: skip

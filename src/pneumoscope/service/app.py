@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import contextlib
 import re
 import secrets
@@ -39,6 +40,7 @@ from pneumoscope.service.web.worklist import SearchStore
 
 if TYPE_CHECKING:
     from pneumoscope.service.auth.openid_connect import OpenIdConnect
+    from pneumoscope.service.dicom.receiver import DicomReceiver
 
 __all__ = ["CLOSE_SECONDS", "create_app"]
 
@@ -53,6 +55,7 @@ def create_app(
     *,
     require_token: bool = False,
     openid_connect: OpenIdConnect | None = None,
+    dicom_receiver: DicomReceiver | None = None,
 ) -> FastAPI:
     """Return the application, which closes the repository when it shuts down.
 
@@ -62,6 +65,7 @@ def create_app(
         settings: Limits and addresses; the defaults if None.
         require_token: Whether clients must authenticate with a token of the repository's database.
         openid_connect: Identity provider for the web UI; tokens are then required, too.
+        dicom_receiver: Receives images from DICOM nodes while the application runs.
     """
     settings = settings or Settings()
     queue = InferenceQueue(model, max_waiting=settings.max_waiting)
@@ -71,7 +75,11 @@ def create_app(
     async def lifespan(_: FastAPI) -> AsyncIterator[None]:
         """Remove old images while the application runs; at the end, finish what was accepted and close the repository."""
         retention.start()
+        if dicom_receiver:
+            dicom_receiver.start(app.state.service, asyncio.get_running_loop())
         yield
+        if dicom_receiver:
+            await run_in_threadpool(dicom_receiver.stop, CLOSE_SECONDS / 3)
         for close in (retention.stop, queue.close, repository.close):
             await run_in_threadpool(close, CLOSE_SECONDS / 3)
 

@@ -28,6 +28,7 @@ from pneumoscope.inference.model import load_model
 from pneumoscope.service.app import CLOSE_SECONDS, create_app
 from pneumoscope.service.auth.tokens import TokenRepository
 from pneumoscope.service.auth.users import is_loopback
+from pneumoscope.service.dicom.settings import DicomSettings
 from pneumoscope.service.settings import Settings
 from pneumoscope.service.storage.blob_store import BLOBS
 from pneumoscope.service.storage.data_directory import data_directory_lock
@@ -37,6 +38,7 @@ from pneumoscope.service.storage.repository import PredictionRepository
 
 if TYPE_CHECKING:
     from pneumoscope.service.auth.openid_connect import OpenIdConnect
+    from pneumoscope.service.dicom.receiver import DicomReceiver
 
 __all__ = ["serve"]
 
@@ -67,6 +69,7 @@ def serve(
     blind_first: bool,
     no_auth: bool,
     openid_connect: Path | None,
+    dicom: DicomSettings | None,
     public_name: str,
     open_browser: bool,
     echo: Callable[[str], None],
@@ -84,6 +87,7 @@ def serve(
         blind_first: See `settings.Settings`.
         no_auth: Serve without authentication, even on a public address, and even if the database has tokens.
         openid_connect: See `openid_connect.read_configuration`; None without an identity provider.
+        dicom: Settings of the DICOM node; None without one.
         public_name: See `settings.Settings`.
         open_browser: Open the web UI in this machine's browser.
         echo: Called with each line for the person who started the service.
@@ -120,6 +124,7 @@ def serve(
         contextlib.closing(loaded_model),
         _listen(host, port) as listener,
         data_directory_lock(folder) if folder else contextlib.nullcontext(),
+        _listen_for_dicom(dicom) as receiver,
     ):
         repository = PredictionRepository(folder, database)
         require_token = not no_auth and bool(TokenRepository(repository.engine).list())
@@ -142,7 +147,14 @@ def serve(
             pseudonymizer=pseudonymizer,
         )
         server = _uvicorn_server(
-            create_app(loaded_model, repository, settings, require_token=require_token, openid_connect=provider)
+            create_app(
+                loaded_model,
+                repository,
+                settings,
+                require_token=require_token,
+                openid_connect=provider,
+                dicom_receiver=receiver,
+            )
         )
         _log_to_stderr()
         address = f"[{host.strip('[]')}]" if ":" in host else host
@@ -151,6 +163,9 @@ def serve(
         echo(
             f"{url}  model {loaded_model.card.name}, operating point {operating_point_name}, require age {require_age}"
         )
+        if dicom and receiver:
+            tls = " with TLS" if dicom.tls else ""
+            echo(f"DICOM node {dicom.ae_title} on {dicom.host}, port {receiver.port}{tls}")
         if assume:
             echo(f"Assumed of all images: {', '.join(assume)}")
         if loaded_model.facts.site:
@@ -169,6 +184,20 @@ def serve(
         with _stop_on_signals(server):
             server.run(sockets=[listener])
     echo("Stopped")
+
+
+@contextlib.contextmanager
+def _listen_for_dicom(settings: DicomSettings | None) -> Iterator[DicomReceiver | None]:
+    if settings is None:
+        yield None
+        return
+    from pneumoscope.service.dicom.receiver import DicomReceiver  # an extra
+
+    receiver = DicomReceiver(settings)
+    try:
+        yield receiver
+    finally:
+        receiver.stop(0)
 
 
 def _read_provider(file: Path) -> OpenIdConnect:

@@ -49,6 +49,7 @@ from pneumoscope.service.storage.queries import (
     PredictionStatistics,
     count_rejections,
     find_page,
+    has_file,
     has_image,
     is_referenced,
     latest_statistics,
@@ -170,6 +171,11 @@ class PredictionRepository:
         """
         with self._connection_lock, read_transaction(self.engine) as connection:
             return read_one(connection, id)
+
+    def has_file(self, image_sha256: str, model: ModelInfo, operating_point: str) -> bool:
+        """Return whether a file is stored, byte for byte, with a prediction of a model at an operating point."""
+        with self._connection_lock, read_transaction(self.engine) as connection:
+            return has_file(connection, image_sha256, model, operating_point)
 
     def image(self, prediction: StoredPrediction) -> bytes:
         """Return the file of a prediction's image.
