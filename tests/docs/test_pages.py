@@ -48,7 +48,7 @@ NOT_RUN = {
 _FENCE = re.compile(r"^```(\w*)\n(.*?)^```$", re.MULTILINE | re.DOTALL)
 _MARK = re.compile(r"<!-- (saved as|not run): (.+?) -->\n\Z")
 _LINK = re.compile(r"\[[^\]]*\]\(([^)\s]+)\)")
-_PORT = re.compile(r"\b864\d\b")  # of the services that pages start; replaced by a free one
+_PORT = re.compile(r"\b(864\d|11112)\b")  # of the services that pages start; each is replaced by a free one
 _SECONDS = 200
 
 
@@ -146,10 +146,11 @@ def environment(tmp_path_factory: pytest.TempPathFactory) -> dict[str, str]:
 @pytest.mark.training
 @pytest.mark.parametrize("name", [name for name, text in pages().items() if "```" in text])
 def test_every_block_of_a_page_runs(name: str, tmp_path: Path, environment: dict[str, str]) -> None:
-    port = str(free_port())
+    ports = {port: str(free_port()) for port in _PORT.findall(pages()[name])}
     try:
         for block in blocks(pages()[name]):
-            run_block(block._replace(text=_PORT.sub(port, block.text)), tmp_path, environment)
+            text = _PORT.sub(lambda port: ports[port[0]], block.text)
+            run_block(block._replace(text=text), tmp_path, environment)
     finally:
         kill_background_process(tmp_path / "serve.pid")
 
