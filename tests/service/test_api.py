@@ -472,8 +472,10 @@ def test_openapi_describes_errors_and_tokens(model, app):
     asks = create_app(model, repository_with_token("me"), require_token=True).openapi()
     for path, operations in asks["paths"].items():
         for operation in operations.values():
-            assert ("security" in operation) == path.startswith("/v1/")
+            assert ("security" in operation) == path.startswith(("/v1/", "/dicom-web/"))
             for status, answer in operation["responses"].items():
+                if (path, status) == ("/dicom-web/studies", "409"):
+                    continue  # the response that DICOM defines
                 if int(status) >= 400:
                     (content,) = answer["content"].items()
                     assert content[0] == PROBLEM_MEDIA_TYPE
@@ -516,7 +518,7 @@ def test_openapi_has_every_path(app):
         "/v1/predictions/{id}/heatmap.png", "/v1/predictions/{id}/heatmap-layer.png",
         "/v1/predictions/{id}/thumbnail.png", "/v1/predictions/{id}/review", "/v1/model",
         "/v1/unreadable", "/v1/unreadable/{id}", "/v1/predictions/search", "/v1/predictions/{id}/identity",
-        "/v1/studies/{study_key}", "/v1/patients/{patient_key}", "/v1/tokens", "/v1/tokens/{token_id}",
+        "/v1/studies/{study_key}", "/v1/patients/{patient_key}", "/v1/tokens", "/v1/tokens/{token_id}", "/dicom-web/studies",
     }  # fmt: skip
 
 
@@ -531,6 +533,8 @@ def test_responses_conform_to_openapi(model, monkeypatch):
     sent = Counter()
     for found in schemathesis.openapi.from_asgi("/openapi.json", app).get_all_operations():
         operation = found.ok()
+        if operation.path.startswith("/dicom-web/"):  # Schemathesis cannot write multipart/related
+            continue
         modes = [schemathesis.GenerationMode.POSITIVE, schemathesis.GenerationMode.NEGATIVE]
         for mode in modes if operation.path.startswith("/v1/predictions") else modes[:1]:
 

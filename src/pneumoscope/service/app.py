@@ -25,6 +25,7 @@ from pneumoscope.service.audit.access import AccessLog
 from pneumoscope.service.auth.authenticator import Authenticator
 from pneumoscope.service.auth.tokens import TokenRepository
 from pneumoscope.service.auth.users import Role
+from pneumoscope.service.dicom.web import dicom_web_router
 from pneumoscope.service.inference_queue import InferenceQueue
 from pneumoscope.service.metrics import Metrics
 from pneumoscope.service.middleware import RequestMiddleware
@@ -109,6 +110,7 @@ def create_app(
     routers: list[tuple[APIRouter, Role | None]] = [
         (operation_router, None),
         (sender_router, "sender"),
+        (dicom_web_router, "sender"),
         (reader_router, "reader"),
         (administrator_router, "administrator"),
         (sign_in_router, None),

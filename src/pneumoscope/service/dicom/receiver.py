@@ -10,7 +10,6 @@ import asyncio
 import concurrent.futures
 import contextlib
 import errno
-import hashlib
 import logging
 import socket
 import threading
@@ -39,7 +38,14 @@ from pynetdicom.transport import ThreadedAssociationServer
 
 from pneumoscope.core.errors import BusyError, StorageError, UsageError
 from pneumoscope.core.prediction import Prediction
-from pneumoscope.service.dicom.settings import DicomPeer, DicomSettings
+from pneumoscope.service.dicom.settings import (
+    CANNOT_UNDERSTAND,
+    OUT_OF_RESOURCES,
+    PROCESSING_FAILURE,
+    SUCCESS,
+    DicomPeer,
+    DicomSettings,
+)
 
 if TYPE_CHECKING:
     from pynetdicom.association import Association
@@ -53,8 +59,6 @@ _LOG = logging.getLogger("pneumoscope.service")
 _ANSWER_SECONDS = 150  # limit on the prediction of an instance
 _HANDSHAKE_SECONDS = 10
 _MAX_PDU_BYTES = 2**20  # of an association request with many presentation contexts; data PDUs have at most 16 KiB
-# Statuses of C-STORE (PS3.4 B.2.3) and of DIMSE (PS3.7 C).
-SUCCESS, OUT_OF_RESOURCES, CANNOT_UNDERSTAND, PROCESSING_FAILURE = 0x0000, 0xA700, 0xC000, 0x0110
 # Rejection of an association: permanent, by the service user, calling AE title not recognized (PS3.8 9.3.4).
 _UNKNOWN_CALLER = (0x01, 0x01, 0x03)
 
@@ -215,16 +219,8 @@ class DicomReceiver:
         assert self._loop
         peer = self._peers[id(association)]
         try:
-            if self._service.repository.has_file(
-                hashlib.sha256(instance).hexdigest(),
-                self._service.model.facts,
-                self._service.model.operating_point_name,
-            ):
-                return _status(SUCCESS)
-            prediction = asyncio.run_coroutine_threadsafe(
-                self._service.predict([(instance, uid)], peer.name, _stay_connected), self._loop
-            )
-            (found,) = prediction.result(_ANSWER_SECONDS)
+            prediction = self._service.predict_instance(instance, uid, peer.name)
+            found = asyncio.run_coroutine_threadsafe(prediction, self._loop).result(_ANSWER_SECONDS)
         except (BusyError, StorageError, concurrent.futures.TimeoutError) as error:
             code = error.code if isinstance(error, BusyError | StorageError) else "timeout"
             _LOG.warning("C-STORE %s of %s", code, peer.name)
@@ -237,11 +233,6 @@ class DicomReceiver:
         if isinstance(found, Prediction) and found.failure:
             return _status(CANNOT_UNDERSTAND, found.failure.code)
         return _status(SUCCESS)
-
-
-async def _stay_connected() -> None:
-    """Wait for ever: an instance is predicted even if its peer disconnects."""
-    await asyncio.Event().wait()
 
 
 def _status(status: int, code: str = "") -> Dataset:

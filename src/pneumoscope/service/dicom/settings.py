@@ -10,7 +10,19 @@ from pathlib import Path
 from pneumoscope.core.errors import UsageError
 from pneumoscope.service.auth.users import validate_name
 
-__all__ = ["DicomPeer", "DicomSettings", "parse_peer", "tls_context"]
+__all__ = [
+    "CANNOT_UNDERSTAND",
+    "OUT_OF_RESOURCES",
+    "PROCESSING_FAILURE",
+    "SUCCESS",
+    "DicomPeer",
+    "DicomSettings",
+    "parse_peer",
+    "tls_context",
+]
+
+# Statuses of C-STORE (PS3.4 B.2.3) and of DIMSE (PS3.7 C), which STOW-RS states as reasons of failures.
+SUCCESS, OUT_OF_RESOURCES, CANNOT_UNDERSTAND, PROCESSING_FAILURE = 0x0000, 0xA700, 0xC000, 0x0110
 
 _PEER = re.compile(r"(?P<name>[^=@:]+)=(?P<ae_title>[^=@]+)@(?P<host>\[[^\]]+\]|[^=@:\[\]]+):(?P<port>[0-9]{1,5})")
 # Characters of the value representation AE (PS3.5 6.2), without spaces at its ends.
