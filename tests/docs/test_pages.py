@@ -30,6 +30,7 @@ from pneumoscope.data.manifest import Manifest
 from pneumoscope.reporting.labels import METRICS
 from pneumoscope.reproduction.published import PRINTED, reconstruct_counts
 from pneumoscope.runs.recipe import read_recipe
+from pneumoscope.service.auth.openid_connect import read_configuration
 
 ROOT = Path(__file__).resolve().parents[2]
 TOP_PAGES = ("README.md", "README.zh-Hant.md", "CONTRIBUTING.md", "CHANGELOG.md", "SECURITY.md")
@@ -97,6 +98,9 @@ def run_block(block: Block, folder: Path, environment: Mapping[str, str]) -> Non
         if not block.not_run:
             call([sys.executable, *(["-m", "doctest"] if ">>>" in block.text else []), file.name], folder, environment)
         file.unlink()
+    elif block.saved_as == "openid.toml":
+        (folder / block.saved_as).chmod(0o600)
+        read_configuration(folder / block.saved_as)
     elif block.language == "toml":
         (folder / "block.toml").write_text(block.text, encoding="utf-8")
         read_recipe(str(folder / "block.toml"))
