@@ -5,12 +5,13 @@ from __future__ import annotations
 import asyncio
 import io
 from collections.abc import Callable
-from typing import TypeVar
+from importlib import import_module
+from typing import Any, TypeVar
 
 from fastapi.concurrency import run_in_threadpool
 from PIL import Image
 
-from pneumoscope.core.errors import UnknownNameError
+from pneumoscope.core.errors import MissingExtraError, UnknownNameError
 from pneumoscope.inference.model import Model
 from pneumoscope.inference.saliency import Layer
 from pneumoscope.service.storage.records import StoredPrediction
@@ -54,6 +55,19 @@ class ImageRenderer:
         """Return the heatmap as a transparent layer."""
         return await self._render(lambda: self._heatmap_layer(id))
 
+    async def secondary_capture(self, id: str) -> bytes:
+        """Return the result as a Secondary Capture; see `dicom.results`.
+
+        Raises:
+            UnknownNameError: The file is not DICOM with a study, or the prediction is of another model.
+            MissingExtraError: [pacs] is not installed.
+        """
+        return await self._render(lambda: self._secondary_capture(id))
+
+    async def structured_report(self, id: str) -> bytes:
+        """Return the result as a DICOM Structured Report; it raises what `secondary_capture` raises."""
+        return await self._render(lambda: self._structured_report(id))
+
     async def _render(self, draw: Callable[[], _Rendered]) -> _Rendered:
         """Call a function in a thread when fewer than two are being called."""
         async with self._rendering:
@@ -72,6 +86,22 @@ class ImageRenderer:
             raise _rejected_image(id)
         return picture
 
+    def _secondary_capture(self, id: str) -> bytes:
+        results = _dicom_results()
+        prediction = self._repository.get(id)
+        image = self._repository.image(prediction)
+        source = results.read_source(image, id)
+        picture = _encode_png(self._decode(id)) if prediction.decision == "rejected" else self._explain(id)
+        capture: bytes = results.secondary_capture(prediction, source, picture)
+        return capture
+
+    def _structured_report(self, id: str) -> bytes:
+        results = _dicom_results()
+        prediction = self._repository.get(id)
+        source = results.read_source(self._repository.image(prediction), id)
+        report: bytes = results.structured_report(prediction, source)
+        return report
+
     def _heatmap_layer(self, id: str) -> Layer:
         return self._model.heatmap_layer(self._repository.image(self._explainable(id)))
 
@@ -85,6 +115,14 @@ class ImageRenderer:
         if prediction.decision == "rejected":
             raise _rejected_image(id)
         return prediction
+
+
+def _dicom_results() -> Any:
+    """Return the module that writes DICOM objects."""
+    try:
+        return import_module("pneumoscope.service.dicom.results")
+    except ModuleNotFoundError as error:
+        raise MissingExtraError("pacs", "a result as a DICOM object", error.name or "highdicom") from error
 
 
 def _rejected_image(id: str) -> UnknownNameError:

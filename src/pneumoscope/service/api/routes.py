@@ -61,6 +61,11 @@ _SCALE_HEADER = {
 }
 _PNG_RESPONSES: dict[int | str, dict[str, Any]] = {200: _PNG, **problem_responses(404, 410, 422)}
 _LAYER_RESPONSES: dict[int | str, dict[str, Any]] = {**_PNG_RESPONSES, 200: _PNG | {"headers": _SCALE_HEADER}}
+_DICOM = "application/dicom"
+_DICOM_RESPONSES: dict[int | str, dict[str, Any]] = {
+    200: {"content": {_DICOM: {"schema": {"type": "string", "format": "binary"}}}},
+    **problem_responses(400, 404, 410, 422),
+}
 _ETAG_HEADER = {
     "ETag": {"schema": {"type": "string"}, "description": "Changes with the review, the identity and the image"}
 }
@@ -214,6 +219,34 @@ async def heatmap_layer(
     layer = await renderer.heatmap_layer(id)
     await run_in_threadpool(access_log.viewed, user, [id])
     return _png_response(layer.png, {HEATMAP_SCALE: f"{layer.maximum:.6g}"})
+
+
+@sender_router.get(
+    "/predictions/{id}/secondary-capture.dcm", summary="Get the result as a DICOM Secondary Capture",
+    response_class=Response, responses=_DICOM_RESPONSES,
+)  # fmt: skip
+async def secondary_capture(
+    renderer: AppRenderer, access_log: AppAccessLog, user: User, id: _Id, _: NoParameters
+) -> Response:
+    """Image with heatmap, decision, probability, model and notice burned in, in the study of the image. Always the same."""
+    capture = await renderer.secondary_capture(id)
+    await run_in_threadpool(access_log.viewed, user, [id])
+    return Response(capture, media_type=_DICOM)
+
+
+@sender_router.get(
+    "/predictions/{id}/structured-report.dcm", summary="Get the result as a DICOM Structured Report",
+    response_class=Response, responses=_DICOM_RESPONSES,
+)  # fmt: skip
+async def structured_report(
+    renderer: AppRenderer, access_log: AppAccessLog, user: User, id: _Id, _: NoParameters
+) -> Response:
+    """Comprehensive 3D SR by TID 1500, in the study of the image: decision, probability with interval, algorithm, reason of a
+    rejection, and a reference to the image. Always the same object.
+    """
+    report = await renderer.structured_report(id)
+    await run_in_threadpool(access_log.viewed, user, [id])
+    return Response(report, media_type=_DICOM)
 
 
 @reader_router.put(
