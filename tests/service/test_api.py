@@ -585,9 +585,10 @@ def test_prediction_with_an_entered_age_is_another_prediction(child_client):
         post_with_age(child_client, 3, png(), dicom()),
     )
     assert (warned["decision"], warned["warnings"]) == ("no_pneumonia", ["age_not_stated"])
-    assert warned["message"].startswith("Age not stated")
+    assert warned["message"].startswith("Other findings are not assessed. Age not stated")
     assert rejected["rejection"]["code"] == "age_required"
-    assert (predicted["warnings"], predicted["message"], accepted["decision"]) == ([], "", "no_pneumonia")
+    assert (predicted["warnings"], predicted["message"]) == ([], "Other findings are not assessed")
+    assert accepted["decision"] == "no_pneumonia"
     (outside,) = post_with_age(child_client, 30, png())
     assert outside["rejection"]["code"] == "outside_age_range"
     assert predicted["id"] == accepted["id"]  # both files have the same pixels

@@ -90,6 +90,6 @@ def test_serve_decodes_images_in_workers(monkeypatch):
             host="127.0.0.1", port=0, model=None, operating_point="", folder=None, database="", keep=None,
             keep_identities=None, pseudonym_key=None, blind_first=False, no_auth=False,
             openid_connect=None, dicom=None, public_name="",
-            require_age="dicom", assume=(), site=None,
+            require_age="dicom", assume=(), site=None, prevalence=None, time_zone="",
             open_browser=False, echo=print,
         )  # fmt: skip

@@ -13,6 +13,7 @@ from pneumoscope.cli.options import (
     database_option,
     model_option,
     operating_point_option,
+    prevalence_option,
     require_age_option,
     site_option,
 )
@@ -49,6 +50,7 @@ class _Age(click.ParamType[timedelta]):
 @model_option
 @operating_point_option
 @site_option
+@prevalence_option
 @require_age_option("dicom")
 @assume_option
 @click.option(
@@ -90,6 +92,12 @@ class _Age(click.ParamType[timedelta]):
     "--public-name", default="", metavar="HOST", help="Host name under which a reverse proxy publishes the service."
 )
 @click.option(
+    "--time-zone",
+    default="",
+    metavar="ZONE",
+    help="Time zone of the web UI, such as Europe/Berlin; the API stays in UTC.  [default: that of this machine, or UTC]",
+)
+@click.option(
     "--dicom-port", type=click.IntRange(0, 65535), metavar="PORT", help="Receive DICOM images on this port (C-STORE)."
 )
 @click.option("--dicom-host", default="", metavar="HOST", help="Address of the DICOM node.  [default: that of --host]")
@@ -117,6 +125,7 @@ def command(
     bundle: Path | None,
     operating_point: str,
     site: Path | None,
+    prevalence: float | None,
     require_age: AgeRequirement,
     assume: tuple[Assumption, ...],
     data_dir: Path | None,
@@ -129,6 +138,7 @@ def command(
     no_auth: bool,
     openid_connect: Path | None,
     public_name: str,
+    time_zone: str,
     dicom_port: int | None,
     dicom_host: str,
     dicom_aet: str,
@@ -157,6 +167,7 @@ def command(
         model=bundle,
         operating_point=operating_point,
         site=site,
+        prevalence=prevalence,
         require_age=require_age,
         assume=assume,
         folder=None if ephemeral else data_dir or Path("pneumoscope-data"),
@@ -177,6 +188,7 @@ def command(
             tls=tls_context(*dicom_tls) if dicom_tls else None,
         ),
         public_name=public_name,
+        time_zone=time_zone,
         open_browser=open_browser,
         echo=lambda text: click.echo(text, err=True),
     )

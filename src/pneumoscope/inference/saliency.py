@@ -72,7 +72,7 @@ def render_heatmap(
         threshold: Threshold as a calibrated probability.
         decision: The decision.
         warnings: Warnings for the legend.
-        site: Name and short hash of the site profile, for the legend.
+        site: Site profile or prevalence for the legend; see `core.messages.site_note`.
     Raises:
         UsageError: The heatmap is not two-dimensional or not finite.
     """
@@ -209,7 +209,7 @@ def _legend(
     )
     if site:
         # The font of Pillow has Latin characters only.
-        about += f" Site profile: {site.encode('latin-1', 'replace').decode('latin-1')}."
+        about += f" {site.encode('latin-1', 'replace').decode('latin-1')}."
     draw = ImageDraw.Draw(Image.new("RGB", (1, 1)))
     large, text = ImageFont.load_default(24), ImageFont.load_default(16)
     titles = [(line, large, _TEXT) for line in wrap_text(draw, title, large, inner)]

@@ -36,6 +36,7 @@ from pneumoscope.service.settings import Settings
 from pneumoscope.service.storage.repository import PredictionRepository
 from pneumoscope.service.storage.retention import Retention
 from pneumoscope.service.web.accounts import administrator_page_router, code_router, sign_in_router
+from pneumoscope.service.web.changes import ChangeStreams
 from pneumoscope.service.web.routes import page_router
 from pneumoscope.service.web.worklist import SearchStore
 
@@ -79,6 +80,7 @@ def create_app(
         if dicom_receiver:
             dicom_receiver.start(app.state.service, asyncio.get_running_loop())
         yield
+        changes.close()
         if dicom_receiver:
             await run_in_threadpool(dicom_receiver.stop, CLOSE_SECONDS / 3)
         for close in (retention.stop, queue.close, repository.close):
@@ -96,7 +98,9 @@ def create_app(
         telemetry={"tracing": False, "metrics": False, "logs": False},
         lifespan=lifespan,
     )
-    metrics = Metrics(lambda: queue.waiting)
+    changes = ChangeStreams()
+    repository.add_change_listener(changes.notify)
+    metrics = Metrics(lambda: queue.waiting, lambda: changes.open)
     app.state.settings = settings
     access_log = AccessLog(repository.engine)
     tokens = TokenRepository(repository.engine) if require_token or openid_connect else None
@@ -104,6 +108,7 @@ def create_app(
     app.state.access_log = access_log
     app.state.authenticator = authenticator
     app.state.service = PredictionService(model, repository, queue, metrics, settings.pseudonymizer)
+    app.state.changes = changes
     app.state.searches = SearchStore()
     app.state.readiness = Readiness(model, repository)
     app.state.renderer = ImageRenderer(model, repository)
