@@ -359,7 +359,7 @@ def _apply_voi(
         if bits and _has_depth(histogram):  # the full range of another bit depth
             warnings.add("bit_depth_measured")
             full = Window(2.0 ** (measured - 1), 2.0**measured, stated.function)
-            return _Voi(apply_windowing(values, ds=_window(*full[:3])), full)
+            return _Voi(apply_windowing(values, ds=_window(full.center, full.width, full.function)), full)
         warnings.add("window_ignored")
     if errors and not n_valid:
         raise errors[0]

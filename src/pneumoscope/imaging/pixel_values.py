@@ -36,7 +36,8 @@ SpacingKind = Literal["calibrated", "detector", "unstated"]
 Integers = npt.NDArray[np.integer[Any]]
 
 
-class Window(NamedTuple):
+@dataclasses.dataclass(frozen=True, slots=True)
+class Window:
     """A window on the values of an image (PS3.3 C.11.2.1.2).
 
     Attributes:
@@ -51,7 +52,8 @@ class Window(NamedTuple):
     explanation: str = ""
 
 
-class PixelSpacing(NamedTuple):
+@dataclasses.dataclass(frozen=True, slots=True)
+class PixelSpacing:
     """Distances between the centers of neighboring pixels (PS3.3 10.7.1).
 
     Attributes:
@@ -98,7 +100,7 @@ class PixelDescription:
         """Whether all numbers are finite, widths and distances positive, and the slope is not 0."""
         windows = [*self.windows, *([self.default_window] if self.default_window else [])]
         numbers = [self.slope, self.intercept, self.smallest, self.largest, *(each.center for each in windows)]
-        positive = [*(each.width for each in windows), *(self.spacing[:2] if self.spacing else ())]
+        positive = [*(each.width for each in windows), *((self.spacing.row, self.spacing.column) if self.spacing else ())]
         finite = all(math.isfinite(number) for number in (*numbers, *positive))
         return finite and self.slope != 0 and all(number > 0 for number in positive)
 
