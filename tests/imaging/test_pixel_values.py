@@ -212,7 +212,14 @@ def test_spacing_and_window_of_an_enhanced_object_are_found() -> None:
 
 @pytest.mark.parametrize(
     ("file_format", "pixels"),
-    [("PNG", REFERENCE), ("PNG", deep(16)), ("PNG", deep(12)), ("TIFF", deep(16)), ("TIFF", REFERENCE), ("BMP", REFERENCE)],
+    [
+        ("PNG", REFERENCE),
+        ("PNG", deep(16)),
+        ("PNG", deep(12)),
+        ("TIFF", deep(16)),
+        ("TIFF", REFERENCE),
+        ("BMP", REFERENCE),
+    ],
 )
 def test_values_of_files_without_a_header_are_those_of_pillow(file_format: str, pixels: npt.NDArray[Any]) -> None:
     file = io.BytesIO()

@@ -314,9 +314,7 @@ class _Voi(NamedTuple):
     is_for_stored: bool = False
 
 
-def _apply_voi(
-    values: Floats, stored: Floats, counts: Integers, dataset: Dataset, warnings: set[WarningCode]
-) -> _Voi:
+def _apply_voi(values: Floats, stored: Floats, counts: Integers, dataset: Dataset, warnings: set[WarningCode]) -> _Voi:
     """Return the brightness of each value (PS3.3 C.11.2); it rises with the modality value.
 
     Args:

@@ -70,7 +70,7 @@ class PixelSpacing:
 
 @dataclasses.dataclass(frozen=True, slots=True)
 class PixelDescription:
-    """What the numbers of `PixelValues` mean.
+    """The meaning of the numbers of `PixelValues`.
 
     Attributes:
         slope, intercept: The value of a number is slope x number + intercept: the stored value after the modality LUT, or the
@@ -100,7 +100,10 @@ class PixelDescription:
         """Whether all numbers are finite, widths and distances positive, and the slope is not 0."""
         windows = [*self.windows, *([self.default_window] if self.default_window else [])]
         numbers = [self.slope, self.intercept, self.smallest, self.largest, *(each.center for each in windows)]
-        positive = [*(each.width for each in windows), *((self.spacing.row, self.spacing.column) if self.spacing else ())]
+        positive = [
+            *(each.width for each in windows),
+            *((self.spacing.row, self.spacing.column) if self.spacing else ()),
+        ]
         finite = all(math.isfinite(number) for number in (*numbers, *positive))
         return finite and self.slope != 0 and all(number > 0 for number in positive)
 

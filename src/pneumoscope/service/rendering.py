@@ -1,4 +1,4 @@
-"""Render stored images and their heatmaps as PNG files, and return their values. The files that clients sent are never returned."""
+"""Render stored images and their heatmaps as PNG files, and encode their values. Files of clients are never returned."""
 
 from __future__ import annotations
 

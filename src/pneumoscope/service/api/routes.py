@@ -186,15 +186,15 @@ async def image(renderer: AppRenderer, id: _Id, _: NoParameters) -> Response:
     response_class=Response, responses=_PIXELS_RESPONSES,
 )  # fmt: skip
 async def pixels(request: Request, renderer: AppRenderer, id: _Id, _: NoParameters) -> Response:
-    """The body has a number for each pixel, row by row, as unsigned integers of 16 bits (little-endian), and then one byte for
-    each number from 0: its gray level in `image.png`.
+    """For display with other windows: the body has a number for each pixel, row by row, as unsigned integers of 16 bits
+    (little-endian), and then one byte for each number from 0: its gray level in `image.png`.
 
-    The header `X-Pixel-Description` has `rows` and `columns`; `slope` and `intercept`, with which a number becomes a value (after
-    the modality LUT of DICOM); the `smallest` and `largest` value; `bits` as the file states them; `white_is_zero` (MONOCHROME1);
-    the number of `padding`, which is always black; the `default_window`, whose result are the gray levels, unless they come from a
-    lookup table; the `windows` of the file (`center`, `width`, `function`, `explanation`); and the `spacing` of the pixels in mm
-    (between `row`s and between `column`s) with its `kind`: calibrated, detector (the plane of the detector) or unstated. What the
-    file does not state is null.
+    The header `X-Pixel-Description` has `rows` and `columns`; `slope` and `intercept`, with which a number becomes a value
+    (after the modality LUT of DICOM); the `smallest` and `largest` value; `bits` as the file states them; `white_is_zero`
+    (MONOCHROME1); the number of `padding`, which is always black; the `default_window`, whose result are the gray levels, unless
+    they come from a lookup table; the `windows` of the file (`center`, `width`, `function`, `explanation`); and the `spacing` of
+    the pixels in mm (between each `row` and each `column`) with its `kind`: calibrated, detector (the plane of the detector) or
+    unstated. Properties that the file does not state are null.
     """
     compress = "gzip" in request.headers.get("Accept-Encoding", "")
     encoded = await renderer.pixels(id, compress=compress)
