@@ -192,9 +192,27 @@ def test_compared_image_follows_the_window_in_its_own_unit(page, service):
     page.keyboard.press("1")
     second = canvas_levels(page, "#compare-viewport")
     assert np.abs(second - np.clip(REFERENCE // 2 + 64 - 16 * 20 / 4095 * 255, 0, 255)).max() <= 1
-    page.select_option("#compare", label="Image without heatmap")
-    expect_values(page, "#compare-viewport")
     assert page.url.endswith(first)
+
+
+def test_compared_images_of_different_shapes_have_the_same_center(page, service):
+    predict(service, "wide.png", saved(REFERENCE[:60]))
+    predict(service, "square.png", saved(REFERENCE))
+    page.goto(f"{service.base_url}/")
+    page.get_by_role("link", name="square.png").click()
+    expect_values(page)
+    page.select_option("#compare", label="wide.png")
+    expect_values(page, "#compare-viewport")
+    page.keyboard.press("m")
+    boxes = [page.locator(".viewport").nth(i).bounding_box() for i in (0, 1)]
+    stages = [page.locator(".viewport .stage").nth(i).bounding_box() for i in (0, 1)]
+    middles = [stage["x"] + stage["width"] / 2 - box["x"] for stage, box in zip(stages, boxes, strict=True)]
+    assert middles[0] == pytest.approx(middles[1], abs=1)
+    start = stages[1]["x"] + stages[1]["width"] / 4, stages[1]["y"] + 20
+    drag(page, start, (start[0] + stages[1]["width"] / 2, start[1]))
+    assert float(measured(page)[0].split()[0]) == pytest.approx(48, abs=0.5)
+    line = page.locator("#compare-viewport .line").bounding_box()
+    assert line["x"] == pytest.approx(start[0], abs=2)
 
 
 def test_values_that_cannot_be_loaded_leave_the_8_bit_image(page, service):
@@ -510,6 +528,16 @@ def test_one_finger_scrolls_the_page_until_two_have_zoomed_in(sized, size):
     assert page.evaluate("scrollY") == 0
     touch(page, ((x - 80, y), (x - 5, y)), ((x + 80, y), (x + 5, y)))  # smaller than the viewport: it fits again
     assert stage.bounding_box()["width"] == pytest.approx(before["width"], abs=1)
+
+
+@pytest.mark.parametrize("language", ["en", "zh-Hant"])
+@pytest.mark.parametrize("ends", [(0.1, 0.9), (0.9, 0.1), (0.2, 0.4), (0.6, 0.4)])
+def test_label_of_a_line_is_entirely_in_view(sized, ends, language):
+    page = sized("phone", language=language)
+    page.keyboard.press("m")
+    drag(page, *(image_point(page, x, 0.5) for x in ends))
+    outer, label = page.locator(".viewport").first.bounding_box(), page.locator(".annotations text").bounding_box()
+    assert outer["x"] <= label["x"] <= label["x"] + label["width"] <= outer["x"] + outer["width"]
 
 
 @pytest.mark.parametrize("size", ["phone", "landscape"])

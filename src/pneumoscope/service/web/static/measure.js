@@ -4,7 +4,6 @@ import { format, messages } from "./api.js";
 
 const SVG = "http://www.w3.org/2000/svg";
 const LABEL_GAP = 12; // pixels between the end of a line and its label
-const LABEL_WIDTH = 9; // pixels of a character, at most
 
 /** The lines on one image, drawn over its viewport. Coordinates are pixels of the image. */
 export class Ruler {
@@ -36,19 +35,20 @@ export class Ruler {
 
   /** Draw all lines; `toScreen` returns the position of a point of the image on the overlay, which is `width` wide. */
   draw(toScreen, width, spacing) {
-    const shapes = this.lines.flatMap(({ start, end }) => {
+    this.group.replaceChildren();
+    for (const { start, end } of this.lines) {
       const [[x1, y1], [x2, y2]] = [toScreen(start), toScreen(end)];
       const lines = ["halo", "line"].map((name) => element("line", { class: name, x1, y1, x2, y2 }));
       const ends = [[x1, y1], [x2, y2]].map(([cx, cy]) => element("circle", { cx, cy, r: 3 }));
-      const text = lengthText(start, end, spacing);
+      const label = element("text", {});
+      label.textContent = lengthText(start, end, spacing);
+      this.group.append(...lines, ...ends, label);
       // Beyond the end of the line, or above the line if there is no space.
-      const isRight = x2 >= x1 ? x2 + text.length * LABEL_WIDTH < width : x2 - text.length * LABEL_WIDTH < 0;
+      const space = label.getComputedTextLength() + LABEL_GAP;
+      const isRight = x2 >= x1 ? x2 + space < width : x2 - space < 0;
       const top = isRight === x2 >= x1 ? y2 : Math.min(y1, y2);
-      const label = element("text", { x: x2 + (isRight ? LABEL_GAP : -LABEL_GAP), y: top - LABEL_GAP, "text-anchor": isRight ? "start" : "end" });
-      label.textContent = text;
-      return [...lines, ...ends, label];
-    });
-    this.group.replaceChildren(...shapes);
+      setAttributes(label, { x: x2 + (isRight ? LABEL_GAP : -LABEL_GAP), y: top - LABEL_GAP, "text-anchor": isRight ? "start" : "end" });
+    }
   }
 
   /** Return the lengths of all lines as text. */
@@ -65,7 +65,10 @@ function lengthText(start, end, spacing) {
 }
 
 function element(name, attributes) {
-  const created = document.createElementNS(SVG, name);
-  for (const [attribute, value] of Object.entries(attributes)) created.setAttribute(attribute, value);
-  return created;
+  return setAttributes(document.createElementNS(SVG, name), attributes);
+}
+
+function setAttributes(shape, attributes) {
+  for (const [attribute, value] of Object.entries(attributes)) shape.setAttribute(attribute, value);
+  return shape;
 }

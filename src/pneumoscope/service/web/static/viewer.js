@@ -36,6 +36,12 @@ function scaleOf(viewport) {
   return (view.scale * naturalSize(main)[1]) / naturalSize(viewport)[1];
 }
 
+/** Return the position of an image in its viewport. Images of different shapes have the same center. */
+function positionOf(viewport) {
+  const [width] = naturalSize(viewport);
+  return [view.x + (naturalSize(main)[0] * view.scale - width * scaleOf(viewport)) / 2, view.y];
+}
+
 /** Apply the state of the view to the viewports and controls. */
 function draw() {
   if (Math.abs(view.scale * devicePixelRatio - 1) < 1e-6) {
@@ -49,17 +55,18 @@ function draw() {
   for (const viewport of shownViewports()) {
     const { element, stage, overlay, ruler, pixels } = viewport;
     const scale = scaleOf(viewport);
+    const [left, top] = positionOf(viewport);
     const [stageWidth, stageHeight] = naturalSize(viewport);
     stage.style.width = `${stageWidth}px`;
     stage.style.height = `${stageHeight}px`;
-    stage.style.transform = `translate(${view.x}px, ${view.y}px) scale(${scale})`;
+    stage.style.transform = `translate(${left}px, ${top}px) scale(${scale})`;
     stage.classList.toggle("magnified", scale * devicePixelRatio >= 2);
     element.classList.toggle("window-dragging", view.windowDrag);
     element.classList.toggle("measuring", view.measuring);
     // One finger scrolls the page, unless it has something to move.
     element.classList.toggle("scrolls-page", !(isLarger || view.windowDrag || view.measuring));
     overlay.querySelector(".contour")?.setAttribute("transform", contourTransform(scale));
-    ruler.draw(([x, y]) => [view.x + x * scale, view.y + y * scale], boxWidth, pixels?.description.spacing);
+    ruler.draw(([x, y]) => [left + x * scale, top + y * scale], boxWidth, pixels?.description.spacing);
   }
   requestPaint();
   showWindow();
@@ -109,8 +116,9 @@ function paint(viewport) {
   const unit = 2 ** power; // pixels of the image per pixel of the copy
   const start = (offset) => Math.max(0, Math.floor(-offset / scale / unit));
   const end = (offset, side, last) => Math.min(last, Math.ceil((side - offset) / scale / unit));
-  const [left, top] = [start(view.x), start(view.y)];
-  const [width, height] = [end(view.x, element.clientWidth, copy.width) - left, end(view.y, element.clientHeight, copy.height) - top];
+  const [x, y] = positionOf(viewport);
+  const [left, top] = [start(x), start(y)];
+  const [width, height] = [end(x, element.clientWidth, copy.width) - left, end(y, element.clientHeight, copy.height) - top];
   if (width <= 0 || height <= 0) return; // out of view
   const window = windowFor(viewport);
   const drawn = JSON.stringify([power, left, top, width, height, window, view.inverted]);
@@ -289,8 +297,8 @@ function readWindow() {
 
 /** Return the point of an image at a position in its viewport. */
 function pointAt(viewport, [x, y]) {
-  const scale = scaleOf(viewport);
-  return [(x - view.x) / scale, (y - view.y) / scale];
+  const [scale, [left, top]] = [scaleOf(viewport), positionOf(viewport)];
+  return [(x - left) / scale, (y - top) / scale];
 }
 
 /** Show the lengths as text too, for screen readers, and with a button that removes the latest line. */
