@@ -5,6 +5,7 @@ Most are raised by a command line. Functions are called directly only where no c
 
 from __future__ import annotations
 
+import asyncio
 import contextlib
 import http.server
 import importlib.resources
@@ -267,9 +268,31 @@ def _parity() -> None:
 
 
 def _authentication() -> None:
-    from pneumoscope.service.auth.tokens import Authenticator
+    from starlette.requests import Request
 
-    Authenticator({"ward-3": "0123456789abcdef"}).authenticate("0123456789abcdee")
+    from pneumoscope.service.audit.access import AccessLog
+    from pneumoscope.service.auth.authenticator import Authenticator
+    from pneumoscope.service.auth.tokens import TokenRepository
+    from pneumoscope.service.storage.database import open_database
+
+    engine = open_database(None)
+    request = Request({"type": "http", "method": "GET", "headers": [], "client": ("127.0.0.1", 1)})
+    asyncio.run(Authenticator(TokenRepository(engine), AccessLog(engine)).authenticate(request, "unknown"))
+
+
+def _forbidden() -> None:
+    from pneumoscope.service.auth.users import AuthenticatedUser
+
+    AuthenticatedUser("scanner-1", "sender").require_role("reader")
+
+
+def _too_many_requests() -> None:
+    from pneumoscope.service.auth.throttle import SignInThrottle
+
+    throttle = SignInThrottle()
+    for _ in range(9):
+        throttle.record_failure("127.0.0.1")
+    throttle.check("127.0.0.1")
 
 
 def _too_large() -> None:
@@ -277,11 +300,10 @@ def _too_large() -> None:
 
     from pneumoscope import load_model
     from pneumoscope.service.app import create_app
-    from pneumoscope.service.auth.tokens import Authenticator
     from pneumoscope.service.settings import Settings
     from pneumoscope.service.storage.repository import PredictionRepository
 
-    app = create_app(load_model(threads=1), PredictionRepository(None), Authenticator({}), Settings(max_images=1))
+    app = create_app(load_model(threads=1), PredictionRepository(None), Settings(max_images=1))
     response = TestClient(app, base_url="http://localhost").post(
         "/v1/predictions", files=[("images", ("1.png", b"1")), ("images", ("2.png", b"2"))]
     )
@@ -353,6 +375,8 @@ _EXAMPLES: dict[str, Callable[[], object]] = {
     "ParityError": _parity,
     "PartialFailureError": _partial_failure,
     "AuthenticationError": _authentication,
+    "ForbiddenError": _forbidden,
+    "TooManyRequestsError": _too_many_requests,
     "TooLargeError": _too_large,
     "GoneError": _gone,
     "ConflictError": _conflict,

@@ -22,7 +22,13 @@ import pneumoscope
 from pneumoscope import cli as module
 from pneumoscope.cli import VERBS, cli, run_and_exit
 from pneumoscope.core import errors
-from pneumoscope.core.errors import MissingExtraError, PneumoscopeError, UnknownNameError, UnreadableImageError
+from pneumoscope.core.errors import (
+    MissingExtraError,
+    PneumoscopeError,
+    TooManyRequestsError,
+    UnknownNameError,
+    UnreadableImageError,
+)
 
 HEAVY_MODULES = (
     "torch", "onnx", "onnxruntime", "numpy", "scipy", "matplotlib", "msgspec", "pydantic", "pydicom", "sklearn", "PIL",
@@ -59,7 +65,12 @@ def test_help_lists_every_command_with_a_description(capsys: Capture) -> None:
 
 
 def test_every_command_has_a_module() -> None:
-    modules = {path.stem for path in (SOURCE / "cli").glob("*.py")} - {"__init__", "options", "progress"}
+    modules = {path.stem for path in (SOURCE / "cli").glob("*.py")} - {
+        "__init__",
+        "options",
+        "progress",
+        "service_database",
+    }
     assert modules == {name.replace("-", "_") for name in VERBS}
 
 
@@ -70,7 +81,7 @@ def test_commands_describe_the_database_alike() -> None:
         for option in command.params
         if isinstance(option, click.Option) and option.name == "database"
     ]
-    assert len(helps) == 4
+    assert len(helps) == 7
     assert len(set(helps)) == 1
 
 
@@ -163,6 +174,8 @@ def example(error_class: type[PneumoscopeError]) -> PneumoscopeError:
         return error_class("train", "training", "torch")
     if issubclass(error_class, UnreadableImageError):
         return error_class("a/image.png", "truncated", hint="Copy it again")
+    if issubclass(error_class, TooManyRequestsError):
+        return error_class("too many failed attempts", retry_seconds=4)
     return error_class("the image 'a' is blank", hint="Choose another")
 
 

@@ -9,10 +9,17 @@ import re
 import pytest
 
 from pneumoscope.core import errors
-from pneumoscope.core.errors import MissingExtraError, PneumoscopeError, UnknownNameError, UnreadableImageError
+from pneumoscope.core.errors import (
+    MissingExtraError,
+    PneumoscopeError,
+    TooManyRequestsError,
+    UnknownNameError,
+    UnreadableImageError,
+)
 
 EXAMPLES = {
     UnknownNameError: lambda: UnknownNameError("recipe", "alexnet-adm", ["vgg19-adam", "alexnet-adam"]),
+    TooManyRequestsError: lambda: TooManyRequestsError("too many failed attempts", retry_seconds=4),
     MissingExtraError: lambda: MissingExtraError("train", "training", "torch"),
 }
 
@@ -45,7 +52,7 @@ def test_docstring_tree_matches_the_classes():
     assert documented_tree() == {
         cls.__name__: (None if cls is PneumoscopeError else cls.__base__.__name__, cls.exit_status) for cls in classes()
     }
-    assert len(documented_tree()) == 31
+    assert len(documented_tree()) == 33
 
 
 def test_every_error_is_public_and_has_one_parent():

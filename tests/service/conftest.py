@@ -1,5 +1,6 @@
 """Repositories on SQLite and PostgreSQL, test images, and a running service."""
 
+import hashlib
 import json
 import os
 import re
@@ -16,10 +17,11 @@ from pathlib import Path
 import httpx
 import pytest
 from fastapi.testclient import TestClient
-from sqlalchemy import create_engine, text
+from sqlalchemy import create_engine, insert, text
 from sqlalchemy.exc import DBAPIError
 from tests import images as image_files
 from tests.conftest import LIMITS, POINTS
+from tests.openid import identity_provider
 from tests.processes import started
 
 from pneumoscope.core.i18n import NOTICE
@@ -28,9 +30,10 @@ from pneumoscope.core.results import Interval
 from pneumoscope.inference.model import load_model
 from pneumoscope.service.api.exception_handlers import PROBLEM_MEDIA_TYPE
 from pneumoscope.service.app import create_app
-from pneumoscope.service.auth.tokens import Authenticator
 from pneumoscope.service.settings import Settings
+from pneumoscope.service.storage.database import open_database, write_transaction
 from pneumoscope.service.storage.repository import PredictionRepository
+from pneumoscope.service.storage.tables import tokens
 
 
 def png(level=100, size=64):
@@ -71,6 +74,30 @@ def prediction(
         image_statistics=image_statistics,
         model=MODEL,
     )
+
+
+def insert_token(engine, user, secret=TOKEN, role="administrator", id="00000001"):
+    """Insert a token whose secret is known."""
+    row = {
+        "id": id, "user": user, "role": role, "secret_sha256": hashlib.sha256(secret.encode()).hexdigest(),
+        "created": "2026-01-01T00:00:00.000000Z", "created_by": "command-line",
+    }  # fmt: skip
+    with write_transaction(engine) as connection:
+        connection.execute(insert(tokens), [row])
+
+
+def repository_with_token(user, role="administrator"):
+    """Return an empty repository in memory with the token `TOKEN`."""
+    opened = PredictionRepository(None)
+    insert_token(opened.engine, user, role=role)
+    return opened
+
+
+def insert_token_of_service(folder, user, secret=TOKEN, role="administrator", id="00000001"):
+    """Insert a token into the database of a service that `served` starts in a folder."""
+    engine = open_database(folder / "pneumoscope-data")
+    insert_token(engine, user, secret, role, id)
+    engine.dispose()
 
 
 def dicom(**elements):
@@ -135,6 +162,13 @@ def _wait_for_database(address):
                 raise
             time.sleep(0.1)
     engine.dispose()
+
+
+@pytest.fixture(scope="session")
+def issuer():
+    """The address of an identity provider that runs for these tests only."""
+    with identity_provider() as address:
+        yield address
 
 
 @pytest.fixture(params=["sqlite", "postgresql"])
@@ -236,9 +270,7 @@ def model(shared_maker):
 
 @pytest.fixture
 def app(model):
-    return create_app(
-        model, PredictionRepository(None), Authenticator({}), Settings(max_images=3, max_body_bytes=100_000)
-    )
+    return create_app(model, PredictionRepository(None), Settings(max_images=3, max_body_bytes=100_000))
 
 
 @pytest.fixture

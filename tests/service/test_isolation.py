@@ -8,7 +8,6 @@ from pneumoscope.core.errors import DecodeCrashedError, DecodeMemoryError, Decod
 from pneumoscope.imaging.sandbox.pool import DecodePool, Limits
 from pneumoscope.inference.model import Model
 from pneumoscope.service.app import create_app
-from pneumoscope.service.auth.tokens import Authenticator
 from pneumoscope.service.storage.repository import PredictionRepository
 
 pytestmark = pytest.mark.slow  # each image runs into a limit of time or memory
@@ -24,7 +23,7 @@ def pool():
 
 @pytest.fixture
 def isolated(model, pool):
-    app = create_app(Model(model._session, pool=pool), PredictionRepository(None), Authenticator({}))
+    app = create_app(Model(model._session, pool=pool), PredictionRepository(None))
     with TestClient(app, base_url="http://127.0.0.1:8000", raise_server_exceptions=False) as opened:
         yield opened
 
@@ -90,7 +89,7 @@ def test_serve_decodes_images_in_workers(monkeypatch):
     with pytest.raises(KeyboardInterrupt):
         module.serve(
             host="127.0.0.1", port=0, model=None, operating_point="", folder=None, database="", keep=None,
-            keep_identities=None, pseudonym_key=None, blind_first=False, token_file=None, no_auth=False, public_name="",
+            keep_identities=None, pseudonym_key=None, blind_first=False, no_auth=False, openid_connect=None, public_name="",
             require_age="dicom", assume=(), site=None,
             open_browser=False, echo=print,
         )  # fmt: skip

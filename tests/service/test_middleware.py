@@ -6,11 +6,10 @@ import re
 
 import pytest
 from fastapi.testclient import TestClient
-from tests.service.conftest import TOKEN, images, png, post, problem
+from tests.service.conftest import TOKEN, images, png, post, problem, repository_with_token
 
 from pneumoscope.core.errors import AuditLogError, BundleError, BusyError, StorageError
 from pneumoscope.service.app import create_app
-from pneumoscope.service.auth.tokens import Authenticator
 from pneumoscope.service.settings import Settings
 from pneumoscope.service.storage.repository import PredictionRepository
 
@@ -82,7 +81,7 @@ def test_successful_request_is_not_logged(client, lines):
 
 def test_log_contains_the_user_and_never_the_token(model, lines):
     with TestClient(
-        create_app(model, PredictionRepository(None), Authenticator({"ward-3": TOKEN}), Settings(loopback=False))
+        create_app(model, repository_with_token("ward-3"), Settings(loopback=False), require_token=True)
     ) as client:
         for token in (TOKEN, TOKEN + "x", ""):
             client.get("/v1/predictions/xyz", headers={"Authorization": f"Bearer {token}"})

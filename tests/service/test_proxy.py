@@ -10,7 +10,7 @@ from pathlib import Path
 import httpx
 import pytest
 from tests.processes import started
-from tests.service.conftest import TOKEN, png, served
+from tests.service.conftest import TOKEN, insert_token_of_service, png, served
 
 NAME = "images.clinic.example"
 PAGE = Path(__file__).parents[2] / "docs" / "how-to" / "operate.md"
@@ -45,14 +45,13 @@ def proxied(bundle, tmp_path):
     )
     if not nginx or not openssl:
         pytest.skip("nginx and openssl are not both installed (Debian's packages nginx-light and openssl)")
-    tokens, folder, port = tmp_path / "tokens", tmp_path / "nginx", free_port()
-    tokens.write_text(f"ward-3 {TOKEN}\n")
-    tokens.chmod(0o600)
+    folder, port = tmp_path / "nginx", free_port()
+    insert_token_of_service(tmp_path, "ward-3")
     folder.mkdir()
     made = f"req -x509 -newkey rsa:2048 -nodes -subj /CN={NAME} -addext subjectAltName=DNS:{NAME}".split()
     files = ["-keyout", folder / "images.key", "-out", folder / "images.pem"]
     subprocess.run([openssl, *made, *files], check=True, capture_output=True, timeout=60)
-    with served(bundle, tmp_path, "--token-file", str(tokens), "--public-name", NAME) as (_, direct):
+    with served(bundle, tmp_path, "--public-name", NAME) as (_, direct):
         kept = " ".join(
             f"{what}_temp_path {folder}/{what};" for what in ("client_body", "proxy", "fastcgi", "uwsgi", "scgi")
         )

@@ -21,7 +21,7 @@ from pydicom import Dataset
 from pydicom.dataset import FileMetaDataset
 from pydicom.uid import ExplicitVRLittleEndian
 from tests.processes import started
-from tests.service.conftest import TOKEN, dicom, fetch, images, png, served, verified
+from tests.service.conftest import TOKEN, dicom, fetch, images, insert_token_of_service, png, served, verified
 
 
 def post(client, *levels):
@@ -62,7 +62,7 @@ def test_kill_loses_no_answered_prediction(bundle, tmp_path):
         # In each turn, one image may have been stored whose response did not arrive.
         total = client.get("/v1/predictions").json()["total"]
         assert len(answered) <= total <= len(answered) + 3
-    assert verified(tmp_path)[1]["rows"] == total
+    assert verified(tmp_path)[1]["rows"] == total + len(answered)  # each was viewed
     assert len(list((tmp_path / "pneumoscope-data/blobs").glob("*/*"))) == total
 
 
@@ -101,7 +101,7 @@ def test_shutdown_does_not_wait_for_a_client_that_reads_nothing(bundle, tmp_path
                 process.wait(0.5)
             assert process.wait(20) == 0
             assert "Stopped" in process.stderr.read()
-    assert verified(tmp_path)[1]["rows"] == 1
+    assert verified(tmp_path)[1]["rows"] == 2  # predicted and viewed
 
 
 def test_shutdown_does_not_wait_for_a_removal_that_hangs(bundle, tmp_path):
@@ -163,14 +163,10 @@ def test_port_in_use_is_reported(bundle, tmp_path):
 @pytest.mark.parametrize(
     ("options", "words"),
     [
-        (["--host", "0.0.0.0"], "Refusing to serve on 0.0.0.0 without authentication"),
-        (["--public-name", "images.clinic.example"], "Refusing to serve on images.clinic.example without"),
         (["--public-name", "images.clinic.example:443", "--no-auth"], "is not a host name"),
         (["--public-name", "https://images.clinic.example", "--no-auth"], "without a scheme"),
         (["--keep", "99999w"], "is not an age"),
         (["--ephemeral", "--data-dir", "x"], "cannot be combined"),
-        (["--token-file", "nowhere"], "cannot read the token file"),
-        (["--token-file", "tokens", "--no-auth"], "contradict"),
         (["--keep", "30"], "is not an age"),
         (["--database", "mysql://a/b"], "takes postgresql://"),
         (["--operating-point", "nowhere"], "there is no operating point"),
@@ -190,11 +186,23 @@ def test_invalid_options_are_rejected_before_anything_is_created(bundle, tmp_pat
 
 
 def test_public_address_requires_a_token(bundle, tmp_path):
-    (tmp_path / "tokens").write_text(f"me {TOKEN}\n")
-    (tmp_path / "tokens").chmod(0o600)
-    with served(bundle, tmp_path, "--token-file", "tokens", host="0.0.0.0") as (_, client):
+    for options in (
+        ["--host", "0.0.0.0"],
+        ["--public-name", "images.clinic.example"],
+        ["--host", "0.0.0.0", "--ephemeral"],
+    ):
+        ran = subprocess.run(
+            [sys.executable, "-m", "pneumoscope", "serve", "--port", "0", "--model", str(bundle), *options],
+            capture_output=True, text=True, cwd=tmp_path, check=False, timeout=30,
+        )  # fmt: skip
+        assert ran.returncode == 2
+        assert f"Refusing to serve on {options[1]} without authentication" in ran.stderr
+    insert_token_of_service(tmp_path, "me")
+    with served(bundle, tmp_path, host="0.0.0.0") as (_, client):
         assert post(client, 100).status_code == 401
         client.headers["Authorization"] = f"Bearer {TOKEN}"
+        assert post(client, 100).status_code == 201
+    with served(bundle, tmp_path, "--no-auth", host="0.0.0.0") as (_, client):
         assert post(client, 100).status_code == 201
 
 

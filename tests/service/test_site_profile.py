@@ -16,7 +16,6 @@ from pneumoscope.inference.model import load_model
 from pneumoscope.service.app import create_app
 from pneumoscope.service.audit.log import read_rows
 from pneumoscope.service.audit.verification import verify
-from pneumoscope.service.auth.tokens import Authenticator
 from pneumoscope.service.storage.repository import PredictionRepository
 
 BASE_URL = "http://127.0.0.1:8000"
@@ -46,7 +45,7 @@ def profile(bundle, tmp_path_factory):
 
 def client(bundle, folder, now=lambda: datetime.now(UTC), **options):
     repository = PredictionRepository(folder, now=now)
-    app = create_app(load_model(bundle, threads=1, **options), repository, Authenticator({}))
+    app = create_app(load_model(bundle, threads=1, **options), repository)
     return TestClient(app, base_url=BASE_URL, raise_server_exceptions=False)
 
 
@@ -77,7 +76,8 @@ def test_predictions_with_and_without_the_profile_are_kept_apart(bundle, profile
         assert "Sensitivity (validation)" not in model_page
     with contextlib.closing(PredictionRepository(folder)) as repository:
         assert verify(repository.engine).predictions == 2
-        details = [json.loads(row.details) for row in read_rows(repository.engine)]
+        rows = [row for row in read_rows(repository.engine) if row.event == "predicted"]
+        details = [json.loads(row.details) for row in rows]
         assert [each.get("site", "")[:16] for each in details] == ["", "North <b>Clinic "]
 
 

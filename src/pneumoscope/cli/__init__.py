@@ -39,6 +39,7 @@ VERBS = (
     "accept",
     "monitor",
     "serve",
+    "tokens",
     "audit-log",
     "storage",
 )
@@ -53,7 +54,9 @@ _EXTRAS = {
         "multipart",
         "prometheus_client",
         "pg8000",
+        "segno",
     ),
+    "openid": ("authlib", "httpx2", "itsdangerous", "joserfc"),
     "evaluate": (
         "scipy",
         "sklearn",

@@ -2,37 +2,23 @@
 
 from __future__ import annotations
 
-import contextlib
 import dataclasses
 import json
 import re
-from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import click
 
-from pneumoscope.cli.options import database_option, json_option
+from pneumoscope.cli.options import json_option
+from pneumoscope.cli.service_database import open_service_database, service_database_options
 from pneumoscope.core.errors import UsageError
 from pneumoscope.core.messages import counted
 
 if TYPE_CHECKING:
-    from sqlalchemy import Engine, Row
+    from sqlalchemy import Row
 
 __all__ = ["command"]
-
-
-def _location_options(command: Callable[..., None]) -> Callable[..., None]:
-    """Add the options that locate the audit log."""
-    for option in (
-        database_option,
-        click.option(
-            "--data-dir", type=click.Path(path_type=Path),
-            help="Data directory of the service.  [default: pneumoscope-data]",
-        ),
-    ):  # fmt: skip
-        command = option(command)
-    return command
 
 
 @click.group("audit-log", short_help="Verify or print the audit log of the service.")
@@ -41,7 +27,7 @@ def command() -> None:
 
 
 @command.command("verify")
-@_location_options
+@service_database_options
 @click.option(
     "--expect-hash",
     metavar="HASH",
@@ -61,7 +47,7 @@ def verify_command(data_dir: Path | None, database: str, expect_hash: str | None
 
     if expect_hash is not None and not re.fullmatch(r"[0-9a-f]{64}", expect_hash):
         raise UsageError(f"--expect-hash {expect_hash[:80]!r} is not a SHA-256 hash", hint="Pass 64 hexadecimal digits")
-    with _open(data_dir, database) as (folder, engine):
+    with open_service_database(data_dir, database) as (folder, engine):
         result = verify(engine, expected=expect_hash or "", images=FolderBlobStore(folder) if folder else None)
     if as_json:
         click.echo(json.dumps(dataclasses.asdict(result), indent=2))
@@ -75,7 +61,7 @@ def verify_command(data_dir: Path | None, database: str, expect_hash: str | None
 
 
 @command.command("show")
-@_location_options
+@service_database_options
 @click.option("--limit", metavar="N", type=click.IntRange(min=1), help="Print only the newest N rows.  [default: all]")
 @json_option
 def show_command(data_dir: Path | None, database: str, limit: int | None, as_json: bool) -> None:
@@ -87,7 +73,7 @@ def show_command(data_dir: Path | None, database: str, limit: int | None, as_jso
     """
     from pneumoscope.service.audit.log import read_rows
 
-    with _open(data_dir, database) as (_, engine):
+    with open_service_database(data_dir, database) as (_, engine):
         rows = read_rows(engine, last=limit or 0)
         if not as_json:
             for row in rows:
@@ -99,23 +85,6 @@ def show_command(data_dir: Path | None, database: str, limit: int | None, as_jso
             click.echo(separator + json.dumps({**row._mapping, "details": _details(row)}), nl=False)
             separator = ",\n"
         click.echo("\n]}" if separator == ",\n" else '{"rows": []}')
-
-
-@contextlib.contextmanager
-def _open(data_dir: Path | None, database: str) -> Iterator[tuple[Path | None, Engine]]:
-    """Yield the data directory, if known, and the database engine."""
-    from pneumoscope.service.storage.database import DATABASE_FILE, open_database
-
-    folder = data_dir if database else data_dir or Path("pneumoscope-data")
-    if folder and not (folder.is_dir() if database else (folder / DATABASE_FILE).is_file()):
-        raise UsageError(
-            f"no database in {str(folder)!r}", hint="Pass the data directory of the service with --data-dir"
-        )
-    engine = open_database(folder, database)
-    try:
-        yield folder, engine
-    finally:
-        engine.dispose()
 
 
 def _line(row: Row[Any]) -> str:

@@ -76,11 +76,16 @@ class _Age(click.ParamType[timedelta]):
     "--blind-first", is_flag=True, help="In the web UI, show a prediction only after the reader has labeled the image."
 )
 @click.option(
-    "--token-file",
-    type=click.Path(path_type=Path),
-    help='File with one "name token" per line; requires a token from every client.',
+    "--no-auth",
+    is_flag=True,
+    help="Serve without authentication, even on a public address, and even if there are tokens.",
 )
-@click.option("--no-auth", is_flag=True, help="Serve without authentication, even on a public address.")
+@click.option(
+    "--openid-connect",
+    type=click.Path(path_type=Path),
+    metavar="FILE",
+    help="Let users sign in to the web UI at the identity provider that this file configures.",
+)
 @click.option(
     "--public-name", default="", metavar="HOST", help="Host name under which a reverse proxy publishes the service."
 )
@@ -100,14 +105,15 @@ def command(
     keep_identities: timedelta | None,
     pseudonym_key: Path | None,
     blind_first: bool,
-    token_file: Path | None,
     no_auth: bool,
+    openid_connect: Path | None,
     public_name: str,
     open_browser: bool,
 ) -> None:
     """Run the web UI and the HTTP API; store images, predictions, reviews and an audit log.
 
-    Open the printed address in a browser and drop images on it. Ctrl-C or SIGTERM finishes accepted requests, then stops.
+    Open the printed address in a browser and drop images on it. With a token in the database, see `pneumoscope tokens`, every
+    client must authenticate. Ctrl-C or SIGTERM finishes accepted requests, then stops.
 
     Example:  pneumoscope serve --data-dir records
     """
@@ -129,8 +135,8 @@ def command(
         keep_identities=keep_identities,
         pseudonym_key=pseudonym_key,
         blind_first=blind_first,
-        token_file=token_file,
         no_auth=no_auth,
+        openid_connect=openid_connect,
         public_name=public_name,
         open_browser=open_browser,
         echo=lambda text: click.echo(text, err=True),

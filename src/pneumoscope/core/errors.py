@@ -24,6 +24,8 @@ command line. The HTTP API maps the classes to status codes in `service.api`::
     │   ├── ThresholdError               a threshold would be evaluated on the images that it was chosen on
     │   ├── DownloadError                a download is incomplete, altered or unsafe to unpack
     │   ├── AuthenticationError          a request to the service has no valid token
+    │   ├── ForbiddenError               the role of a user does not allow a request to the service
+    │   ├── TooManyRequestsError         too many attempts to sign in failed
     │   ├── TooLargeError                a request to the service has too many bytes or images
     │   ├── GoneError                    an image was deleted from the service
     │   └── ConflictError                a record was changed in the meantime
@@ -56,6 +58,7 @@ __all__ = [
     "DecodeTimeoutError",
     "DivergedError",
     "DownloadError",
+    "ForbiddenError",
     "GoneError",
     "InputError",
     "LayoutError",
@@ -71,6 +74,7 @@ __all__ = [
     "StorageError",
     "ThresholdError",
     "TooLargeError",
+    "TooManyRequestsError",
     "UndefinedMetricError",
     "UnknownNameError",
     "UnreadableImageError",
@@ -240,6 +244,23 @@ class DownloadError(InputError):
 
 class AuthenticationError(InputError):
     """A request to the service has no valid token."""
+
+
+class ForbiddenError(InputError):
+    """The role of a user does not allow a request to the service."""
+
+
+class TooManyRequestsError(InputError):
+    """Too many attempts to sign in failed; the client must wait.
+
+    Args:
+        message: See `PneumoscopeError`.
+        retry_seconds: Seconds after which the next attempt is accepted.
+    """
+
+    def __init__(self, message: str, *, retry_seconds: int) -> None:
+        super().__init__(message, hint=f"Try again in {retry_seconds} seconds")
+        self.retry_seconds = retry_seconds
 
 
 class TooLargeError(InputError):

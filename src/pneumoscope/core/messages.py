@@ -24,6 +24,7 @@ __all__ = [
     "rejection_label",
     "rejection_message",
     "review_label",
+    "role_label",
     "uncertainty_message",
     "warning_message",
 ]
@@ -175,6 +176,7 @@ _UNCERTAIN = N_("The score lies in the uncertainty band ({coverage:.0%} coverage
 _BELOW_1_PERCENT, _ABOVE_99_PERCENT = N_("below 1%"), N_("above 99%")
 
 # Title and advice for a person at the browser; other errors have those of the nearest base class.
+_ROLES = {"sender": N_("Sender"), "reader": N_("Reader"), "administrator": N_("Administrator")}
 _ERRORS: dict[type[PneumoscopeError], tuple[str, str]] = {
     errors.PneumoscopeError: (
         N_("Internal error"),
@@ -183,6 +185,8 @@ _ERRORS: dict[type[PneumoscopeError], tuple[str, str]] = {
     errors.InputError: (N_("Invalid request"), N_("Go back to the worklist and try again.")),
     errors.UnknownNameError: (N_("Not found"), N_("The image was deleted, or the address is wrong.")),
     errors.AuthenticationError: (N_("Not signed in"), N_("Sign in again.")),
+    errors.ForbiddenError: (N_("Not permitted"), N_("Your role does not allow this. Ask an administrator.")),
+    errors.TooManyRequestsError: (N_("Too many failed attempts"), N_("Wait a minute, then try again.")),
     errors.TooLargeError: (N_("Too large"), N_("Send smaller files, or fewer at a time.")),
     errors.UnreadableImageError: (N_("Unreadable image"), N_("Export the image again, or choose another file.")),
     errors.GoneError: (N_("Image removed"), N_("The retention period has ended. The prediction is kept.")),
@@ -250,6 +254,11 @@ def identity_label(field: str, language: str = "en") -> str:
 def review_label(label: str, language: str = "en") -> str:
     """Return the display name of a reader's label."""
     return translations(language).gettext(_REVIEW_LABELS[label])
+
+
+def role_label(role: str, language: str = "en") -> str:
+    """Return the display name of a role of users."""
+    return translations(language).gettext(_ROLES[role])
 
 
 def uncertainty_message(uncertainty: Uncertainty, language: str = "en") -> str:

@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import contextlib
 import re
+import secrets
 from collections.abc import AsyncIterator
+from typing import TYPE_CHECKING
 
-from fastapi import Depends, FastAPI
+from fastapi import APIRouter, Depends, FastAPI
 from fastapi.concurrency import run_in_threadpool
 from fastapi.routing import APIRoute
 from starlette.staticfiles import StaticFiles
@@ -14,10 +16,14 @@ from starlette.staticfiles import StaticFiles
 from pneumoscope import __version__
 from pneumoscope.core.i18n import NOTICE
 from pneumoscope.inference.model import Model
+from pneumoscope.service.api.administration import administrator_router
 from pneumoscope.service.api.dependencies import authentication
 from pneumoscope.service.api.exception_handlers import add_problem_schema, install_exception_handlers
-from pneumoscope.service.api.routes import operation_router, prediction_router
-from pneumoscope.service.auth.tokens import Authenticator
+from pneumoscope.service.api.routes import operation_router, reader_router, sender_router
+from pneumoscope.service.audit.access import AccessLog
+from pneumoscope.service.auth.authenticator import Authenticator
+from pneumoscope.service.auth.tokens import TokenRepository
+from pneumoscope.service.auth.users import Role
 from pneumoscope.service.inference_queue import InferenceQueue
 from pneumoscope.service.metrics import Metrics
 from pneumoscope.service.middleware import RequestMiddleware
@@ -27,24 +33,35 @@ from pneumoscope.service.request_limits import BodyLimitMiddleware, DrainBodyMid
 from pneumoscope.service.settings import Settings
 from pneumoscope.service.storage.repository import PredictionRepository
 from pneumoscope.service.storage.retention import Retention
-from pneumoscope.service.web.routes import page_router, sign_in_router
+from pneumoscope.service.web.accounts import administrator_page_router, code_router, sign_in_router
+from pneumoscope.service.web.routes import page_router
 from pneumoscope.service.web.worklist import SearchStore
+
+if TYPE_CHECKING:
+    from pneumoscope.service.auth.openid_connect import OpenIdConnect
 
 __all__ = ["CLOSE_SECONDS", "create_app"]
 
+_SIGN_IN_SECONDS = 600  # time to sign in at the identity provider
 CLOSE_SECONDS = 30  # limit on the shutdown after the last request is answered
 
 
 def create_app(
-    model: Model, repository: PredictionRepository, authenticator: Authenticator, settings: Settings | None = None
+    model: Model,
+    repository: PredictionRepository,
+    settings: Settings | None = None,
+    *,
+    require_token: bool = False,
+    openid_connect: OpenIdConnect | None = None,
 ) -> FastAPI:
     """Return the application, which closes the repository when it shuts down.
 
     Args:
         model: The model; load it with one thread per call.
         repository: Where predictions and images are stored.
-        authenticator: Determines the user of a request.
         settings: Limits and addresses; the defaults if None.
+        require_token: Whether clients must authenticate with a token of the repository's database.
+        openid_connect: Identity provider for the web UI; tokens are then required, too.
     """
     settings = settings or Settings()
     queue = InferenceQueue(model, max_waiting=settings.max_waiting)
@@ -72,18 +89,28 @@ def create_app(
     )
     metrics = Metrics(lambda: queue.waiting)
     app.state.settings = settings
+    access_log = AccessLog(repository.engine)
+    tokens = TokenRepository(repository.engine) if require_token or openid_connect else None
+    authenticator = Authenticator(tokens, access_log, openid_connect)
+    app.state.access_log = access_log
     app.state.authenticator = authenticator
     app.state.service = PredictionService(model, repository, queue, metrics, settings.pseudonymizer)
     app.state.searches = SearchStore()
     app.state.readiness = Readiness(model, repository)
     app.state.renderer = ImageRenderer(model, repository)
-    signed_in = [Depends(authentication(authenticator))]
-    app.include_router(operation_router)
-    app.include_router(prediction_router, dependencies=signed_in)
-    app.include_router(page_router, dependencies=signed_in)
-    app.include_router(sign_in_router)
-    routers = operation_router, prediction_router, page_router, sign_in_router
-    routes = [route for router in routers for route in router.routes if isinstance(route, APIRoute)]
+    routers: list[tuple[APIRouter, Role | None]] = [
+        (operation_router, None),
+        (sender_router, "sender"),
+        (reader_router, "reader"),
+        (administrator_router, "administrator"),
+        (sign_in_router, None),
+        (page_router, "reader"),
+        (code_router, "reader"),
+        (administrator_page_router, "administrator"),
+    ]
+    for router, role in routers:
+        app.include_router(router, dependencies=[Depends(authentication(authenticator, role))] if role else [])
+    routes = [route for router, _ in routers for route in router.routes if isinstance(route, APIRoute)]
     install_exception_handlers(app, routes)
     add_problem_schema(app)
     app.mount("/static", StaticFiles(packages=[("pneumoscope.service.web", "static")]), name="static")
@@ -97,5 +124,18 @@ def create_app(
         public_name=settings.public_name,
         known_paths={"/openapi.json", *(re.sub(r"{\w+}", "{id}", route.path) for route in routes)},
     )
+    if openid_connect:
+        from starlette.middleware.sessions import SessionMiddleware  # needs an extra
+
+        # Keeps the state of a sign-in until the provider redirects back, which SameSite=Strict would not survive.
+        app.add_middleware(
+            SessionMiddleware,
+            secret_key=secrets.token_urlsafe(32),
+            session_cookie="pneumoscope-sign-in",
+            path="/sign-in",
+            max_age=_SIGN_IN_SECONDS,
+            same_site="lax",
+            https_only=bool(settings.public_name),
+        )
     app.add_middleware(DrainBodyMiddleware, max_bytes=settings.max_body_bytes)
     return app

@@ -14,7 +14,7 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from pneumoscope.core.errors import AuthenticationError
 from pneumoscope.service.api.exception_handlers import internal_error_response, problem_response, record_error
-from pneumoscope.service.auth.tokens import is_loopback
+from pneumoscope.service.auth.users import is_loopback
 from pneumoscope.service.metrics import Metrics
 
 __all__ = ["RequestMiddleware"]

@@ -15,6 +15,7 @@ import webbrowser
 from collections.abc import Callable, Collection, Iterator
 from datetime import timedelta
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import uvicorn
 from fastapi import FastAPI
@@ -25,13 +26,17 @@ from pneumoscope.core.messages import counted
 from pneumoscope.core.prediction import AgeRequirement, Assumption
 from pneumoscope.inference.model import load_model
 from pneumoscope.service.app import CLOSE_SECONDS, create_app
-from pneumoscope.service.auth.tokens import Authenticator, is_loopback, read_tokens
+from pneumoscope.service.auth.tokens import TokenRepository
+from pneumoscope.service.auth.users import is_loopback
 from pneumoscope.service.settings import Settings
 from pneumoscope.service.storage.blob_store import BLOBS
 from pneumoscope.service.storage.data_directory import data_directory_lock
 from pneumoscope.service.storage.pseudonyms import Pseudonymizer, read_key, require_no_pseudonyms
 from pneumoscope.service.storage.queries import Filter
 from pneumoscope.service.storage.repository import PredictionRepository
+
+if TYPE_CHECKING:
+    from pneumoscope.service.auth.openid_connect import OpenIdConnect
 
 __all__ = ["serve"]
 
@@ -60,8 +65,8 @@ def serve(
     keep_identities: timedelta | None,
     pseudonym_key: Path | None,
     blind_first: bool,
-    token_file: Path | None,
     no_auth: bool,
+    openid_connect: Path | None,
     public_name: str,
     open_browser: bool,
     echo: Callable[[str], None],
@@ -77,8 +82,8 @@ def serve(
         keep_identities: Age at which identities of patients are removed; None keeps them.
         pseudonym_key: See `pseudonyms.read_key`; None stores identities as they are.
         blind_first: See `settings.Settings`.
-        token_file: See `read_tokens`.
-        no_auth: Allow serving on a public address without authentication.
+        no_auth: Serve without authentication, even on a public address, and even if the database has tokens.
+        openid_connect: See `openid_connect.read_configuration`; None without an identity provider.
         public_name: See `settings.Settings`.
         open_browser: Open the web UI in this machine's browser.
         echo: Called with each line for the person who started the service.
@@ -92,8 +97,14 @@ def serve(
             "--keep-identities needs --keep of at most the same age: stored DICOM files contain identities",
             hint="Pass a shorter --keep, or --pseudonymise, which stores images without their headers",
         )
-    _check_access(host, public_name, token_file=token_file, no_auth=no_auth)
-    authenticator = Authenticator(read_tokens(token_file) if token_file else {})
+    if openid_connect and no_auth:
+        raise UsageError("--openid-connect and --no-auth contradict each other")
+    provider = _read_provider(openid_connect) if openid_connect else None
+    if public_name and not re.fullmatch(_HOST_NAME, public_name):
+        raise UsageError(
+            f"--public-name {public_name!r} is not a host name",
+            hint="Pass only the name, without a scheme, a port or a path, such as images.clinic.example",
+        )
     pseudonymizer = Pseudonymizer(read_key(pseudonym_key)) if pseudonym_key else None
     loaded_model = load_model(
         model,
@@ -111,6 +122,12 @@ def serve(
         data_directory_lock(folder) if folder else contextlib.nullcontext(),
     ):
         repository = PredictionRepository(folder, database)
+        require_token = not no_auth and bool(TokenRepository(repository.engine).list())
+        if not (require_token or provider or no_auth or (is_loopback(host) and not public_name)):
+            raise UsageError(
+                f"Refusing to serve on {public_name or host} without authentication",
+                hint="Add a token with `pneumoscope tokens add`, or pass --no-auth if a reverse proxy authenticates clients",
+            )
         if folder and pseudonymizer:
             is_empty = not (repository.find(Filter(), limit=1).total or repository.unreadable(limit=0)[1])
             pseudonymizer.require_key_of(folder, is_empty=is_empty)
@@ -124,7 +141,9 @@ def serve(
             blind_first=blind_first,
             pseudonymizer=pseudonymizer,
         )
-        server = _uvicorn_server(create_app(loaded_model, repository, authenticator, settings))
+        server = _uvicorn_server(
+            create_app(loaded_model, repository, settings, require_token=require_token, openid_connect=provider)
+        )
         _log_to_stderr()
         address = f"[{host.strip('[]')}]" if ":" in host else host
         url = f"http://{address}:{listener.getsockname()[1]}"
@@ -139,6 +158,10 @@ def serve(
         echo("In-memory storage; discarded on exit" if folder is None else f"Data directory: {folder}")
         if pseudonymizer:
             echo("Identities of patients are stored as pseudonyms; images are stored without their headers")
+        if provider:
+            echo(f"Clients must authenticate with a token or {provider.display_name}")
+        elif require_token:
+            echo("Clients must authenticate with a token; see `pneumoscope tokens`")
         echo(NOTICE)
         _warn_of_orphaned_files(len(repository.orphaned))
         if open_browser:  # in a thread: a browser in the terminal would block
@@ -148,20 +171,10 @@ def serve(
     echo("Stopped")
 
 
-def _check_access(host: str, public_name: str, *, token_file: Path | None, no_auth: bool) -> None:
-    """Raise UsageError if options contradict each other, or others could reach the service without authentication."""
-    if token_file and no_auth:
-        raise UsageError("--token-file and --no-auth contradict each other")
-    if public_name and not re.fullmatch(_HOST_NAME, public_name):
-        raise UsageError(
-            f"--public-name {public_name!r} is not a host name",
-            hint="Pass only the name, without a scheme, a port or a path, such as images.clinic.example",
-        )
-    if not ((is_loopback(host) and not public_name) or token_file or no_auth):
-        raise UsageError(
-            f"Refusing to serve on {public_name or host} without authentication",
-            hint="Pass --token-file, or --no-auth if a reverse proxy authenticates clients",
-        )
+def _read_provider(file: Path) -> OpenIdConnect:
+    from pneumoscope.service.auth.openid_connect import OpenIdConnect, read_configuration  # an extra
+
+    return OpenIdConnect(read_configuration(file))
 
 
 def _uvicorn_server(app: FastAPI) -> uvicorn.Server:

@@ -2,13 +2,11 @@
 
 import pytest
 from fastapi.testclient import TestClient
-from tests.service.conftest import TOKEN, fetch, images, png, post, problem
+from tests.service.conftest import fetch, images, png, post, problem, repository_with_token
 
 from pneumoscope.core.i18n import NOTICE
 from pneumoscope.service.app import create_app
-from pneumoscope.service.auth.tokens import Authenticator
 from pneumoscope.service.settings import Settings
-from pneumoscope.service.storage.repository import PredictionRepository
 
 ID = "ab" * 16
 
@@ -60,7 +58,7 @@ def test_unknown_path_refers_to_the_openapi_document(client):
 
 def test_authentication_comes_before_parameters(model):
     with TestClient(
-        create_app(model, PredictionRepository(None), Authenticator({"me": TOKEN}), Settings(loopback=False))
+        create_app(model, repository_with_token("me"), Settings(loopback=False), require_token=True)
     ) as client:
         problem(client.get("/v1/predictions?decison=pneumonia"), 401, "authentication")
 

@@ -16,7 +16,7 @@ from tests.imaging.conformance import NO_WINDOW, REFERENCE, dataset, deep, lut, 
 from tests.service.conftest import post, problem
 
 from pneumoscope.service.app import create_app
-from pneumoscope.service.auth.tokens import Authenticator
+from pneumoscope.service.audit.log import read_rows
 from pneumoscope.service.settings import Settings
 from pneumoscope.service.storage.pseudonyms import Pseudonymizer
 from pneumoscope.service.storage.repository import PredictionRepository
@@ -104,6 +104,13 @@ def test_values_are_compressed_on_request(client):
     assert plain.headers["Vary"] == packed.headers["Vary"] == "Accept-Encoding"
 
 
+def test_values_are_recorded_as_a_view(client, app):
+    (found,) = post(client, saved(REFERENCE))
+    client.get(f"/v1/predictions/{found['id']}/pixels")
+    rows = read_rows(app.state.service.repository.engine)
+    assert [(row.event, row.prediction_id) for row in rows][-1] == ("viewed", found["id"])
+
+
 def test_values_of_an_unknown_prediction_are_not_found(client):
     problem(client.get(f"/v1/predictions/{'0' * 32}/pixels"), 404, "unknown_name")
     problem(client.get("/v1/predictions/none/pixels"), 422, "usage")
@@ -111,7 +118,7 @@ def test_values_of_an_unknown_prediction_are_not_found(client):
 
 def test_values_of_a_removed_image_are_gone(model, tmp_path):
     repository = PredictionRepository(tmp_path)
-    with TestClient(create_app(model, repository, Authenticator({})), base_url="http://127.0.0.1:8000") as client:
+    with TestClient(create_app(model, repository), base_url="http://127.0.0.1:8000") as client:
         (found,) = post(client, saved(REFERENCE))
         with closing(sqlite3.connect(tmp_path / "pneumoscope.sqlite")) as database, database:
             database.execute("UPDATE predictions SET created = '2020-01-01T00:00:00.000000Z'")
@@ -135,9 +142,7 @@ def test_image_that_is_too_large_is_a_problem(client, app, monkeypatch):
 
 
 def test_pseudonymous_image_has_values_without_spacing(model):
-    app = create_app(
-        model, PredictionRepository(None), Authenticator({}), Settings(pseudonymizer=Pseudonymizer(b"k" * 32))
-    )
+    app = create_app(model, PredictionRepository(None), Settings(pseudonymizer=Pseudonymizer(b"k" * 32)))
     with TestClient(app, base_url="http://127.0.0.1:8000") as client:
         (found,) = post(client, written(dataset(PixelSpacing=[0.1, 0.2])))
         _, _, description = pixels(client, found["id"])

@@ -1,10 +1,15 @@
-"""Sign-in sessions: expiry, sign-out and the limit on their number."""
+"""Sign-in sessions and codes: expiry, single use and the limit on their number."""
+
+import re
 
 import pytest
 
 from pneumoscope.core.errors import AuthenticationError
 from pneumoscope.service.auth import sessions as module
-from pneumoscope.service.auth.sessions import SESSION_SECONDS, Sessions
+from pneumoscope.service.auth.sessions import CODE_SECONDS, SESSION_SECONDS, Sessions, SignInCodes
+from pneumoscope.service.auth.users import AuthenticatedUser
+
+USER, OTHER, THIRD = (AuthenticatedUser(name, "reader", "0123abcd") for name in ("a", "b", "c"))
 
 
 class Clock:
@@ -18,9 +23,9 @@ class Clock:
 def test_session_expires_after_a_working_day():
     clock = Clock()
     sessions = Sessions(clock)
-    cookie = sessions.begin("ward-3")
+    cookie = sessions.begin(USER)
     clock.time = SESSION_SECONDS - 1
-    assert sessions.user(cookie) == "ward-3"
+    assert sessions.user(cookie) == USER
     clock.time = SESSION_SECONDS
     with pytest.raises(AuthenticationError, match="not signed in"):
         sessions.user(cookie)
@@ -28,14 +33,14 @@ def test_session_expires_after_a_working_day():
 
 def test_sign_out_ends_only_that_session():
     sessions = Sessions()
-    first, second = sessions.begin("a"), sessions.begin("a")
+    first, second = sessions.begin(USER), sessions.begin(USER)
     assert first != second
     assert len(first) >= 43  # 256 bits
-    sessions.end(first)
-    sessions.end("never there")
+    assert sessions.end(first) == USER
+    assert sessions.end(first) is sessions.end("never there") is None
     with pytest.raises(AuthenticationError):
         sessions.user(first)
-    assert sessions.user(second) == "a"
+    assert sessions.user(second) == USER
 
 
 @pytest.mark.parametrize("cookie", ["", "x", "a" * 10_000])
@@ -47,7 +52,40 @@ def test_unknown_cookie_is_rejected(cookie):
 def test_oldest_session_ends_when_there_are_too_many(monkeypatch):
     monkeypatch.setattr(module, "_MAX_SESSIONS", 2)
     sessions = Sessions()
-    first, second, third = (sessions.begin(name) for name in "abc")
+    first, second, third = (sessions.begin(user) for user in (USER, OTHER, THIRD))
     with pytest.raises(AuthenticationError):
         sessions.user(first)
-    assert (sessions.user(second), sessions.user(third)) == ("b", "c")
+    assert (sessions.user(second), sessions.user(third)) == (OTHER, THIRD)
+
+
+def test_code_signs_its_user_in_once():
+    codes = SignInCodes()
+    code = codes.create(USER)
+    assert re.fullmatch(r"[0-9A-HJKMNP-TV-Z]{4}-[0-9A-HJKMNP-TV-Z]{4}", code)
+    assert code != codes.create(USER)
+    assert codes.redeem(code) == USER
+    assert codes.redeem(code) is None
+
+
+def test_code_is_read_as_people_type_it(monkeypatch):
+    monkeypatch.setattr("secrets.choice", lambda alphabet: next(digits))
+    codes = SignInCodes()
+    for typed in ("0a1b2c3d", " OA1B-2C3D ", "oa iB 2c3D", "0AlB2C3D"):
+        digits = iter("0A1B2C3D")
+        codes.create(USER)
+        assert codes.redeem(typed) == USER
+
+
+def test_code_expires_after_two_minutes():
+    clock = Clock()
+    codes = SignInCodes(clock)
+    early, late = codes.create(USER), codes.create(OTHER)
+    clock.time = CODE_SECONDS - 1
+    assert codes.redeem(early) == USER
+    clock.time = CODE_SECONDS
+    assert codes.redeem(late) is None
+
+
+@pytest.mark.parametrize("code", ["", "-", "ABCD-EFGH", "é" * 8, "A" * 10_000])
+def test_unknown_code_signs_no_one_in(code):
+    assert SignInCodes().redeem(code) is None

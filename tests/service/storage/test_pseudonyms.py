@@ -18,7 +18,6 @@ from pneumoscope.core.errors import UsageError
 from pneumoscope.core.identity import Identity
 from pneumoscope.inference.model import load_model
 from pneumoscope.service.app import create_app
-from pneumoscope.service.auth.tokens import Authenticator
 from pneumoscope.service.server import serve
 from pneumoscope.service.settings import Settings
 from pneumoscope.service.storage.pseudonyms import Pseudonymizer, read_key, require_no_pseudonyms
@@ -104,7 +103,7 @@ def pseudonymous(shared_maker, tmp_path, monkeypatch):
     if not folder.exists():
         shared_maker.bundle(folder, gain=0.05, operating_points=POINTS)
     app = create_app(
-        load_model(folder, threads=1), PredictionRepository(tmp_path / "data"), Authenticator({}),
+        load_model(folder, threads=1), PredictionRepository(tmp_path / "data"),
         Settings(pseudonymizer=PSEUDONYMIZER),
     )  # fmt: skip
     with TestClient(app, base_url="http://127.0.0.1:8000") as opened:
@@ -213,6 +212,6 @@ def test_identities_cannot_be_removed_while_stored_files_contain_them(keep):
     with pytest.raises(UsageError, match="--keep-identities needs --keep of at most the same age"):
         serve(
             host="127.0.0.1", port=0, model=None, operating_point="", folder=None, database="", keep=keep,
-            keep_identities=timedelta(days=30), pseudonym_key=None, blind_first=False, token_file=None, no_auth=False,
+            keep_identities=timedelta(days=30), pseudonym_key=None, blind_first=False, no_auth=False, openid_connect=None,
             public_name="", require_age="dicom", assume=(), site=None, open_browser=False, echo=print,
         )  # fmt: skip

@@ -8,13 +8,12 @@ import pytest
 from fastapi.testclient import TestClient
 from PIL import Image
 from tests.conftest import LIMITS, POINTS
-from tests.service.conftest import served
+from tests.service.conftest import insert_token_of_service, repository_with_token, served
 from tests.service.web.helpers import BASE_URL, TOKEN, expect, expect_values, record_traffic, sign_in, upload
 
 from pneumoscope.bundle.card import ReferenceDistribution
 from pneumoscope.inference.model import load_model
 from pneumoscope.service.app import create_app
-from pneumoscope.service.auth.tokens import Authenticator
 from pneumoscope.service.storage.repository import PredictionRepository
 
 
@@ -33,7 +32,7 @@ def bundle_folder(shared_maker):
 @pytest.fixture
 def client(bundle_folder):
     """A client of a service without authentication."""
-    app = create_app(load_model(bundle_folder, threads=1), PredictionRepository(None), Authenticator({}))
+    app = create_app(load_model(bundle_folder, threads=1), PredictionRepository(None))
     with TestClient(app, base_url=BASE_URL) as opened:
         yield opened
 
@@ -41,7 +40,7 @@ def client(bundle_folder):
 @pytest.fixture
 def anonymous_client(bundle_folder):
     """A client, not signed in, of a service with authentication; it does not follow redirects."""
-    app = create_app(load_model(bundle_folder, threads=1), PredictionRepository(None), Authenticator({"ward-3": TOKEN}))
+    app = create_app(load_model(bundle_folder, threads=1), repository_with_token("ward-3"), require_token=True)
     with TestClient(app, base_url=BASE_URL, follow_redirects=False) as opened:
         yield opened
 
@@ -68,10 +67,9 @@ def page(browser, service):
 @pytest.fixture
 def signed_in(browser, bundle_folder, tmp_path):
     """The worklist of a service with authentication, signed in, and a client with the token; any dialog fails."""
-    token_file = tmp_path / "tokens"
-    token_file.write_text(f"ward-3 {TOKEN}\nward-4 fedcba9876543210\n")
-    token_file.chmod(0o600)
-    with served(bundle_folder, tmp_path, "--token-file", str(token_file)) as (_, client):
+    insert_token_of_service(tmp_path, "ward-3")
+    insert_token_of_service(tmp_path, "ward-4", "fedcba9876543210", id="00000002")
+    with served(bundle_folder, tmp_path) as (_, client):
         client.headers["Authorization"] = f"Bearer {TOKEN}"
         context = browser.new_context(locale="en-GB")
         opened = context.new_page()

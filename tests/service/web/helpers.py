@@ -133,5 +133,5 @@ def wait_until(page, condition, seconds=10):
 def sign_in(page):
     page.get_by_label("Access token").fill(TOKEN)
     with page.expect_navigation():
-        page.get_by_role("button", name="Sign in").click()
+        page.get_by_role("button", name="Sign in", exact=True).click()
     expect(page.get_by_label("Access token")).to_have_count(0)

@@ -15,14 +15,13 @@ import jinja2
 import msgspec
 import pytest
 from fastapi.testclient import TestClient
-from tests.service.conftest import dicom, png
+from tests.service.conftest import dicom, png, repository_with_token
 from tests.service.web.helpers import BASE_URL, TOKEN
 
 from pneumoscope.inference.model import load_model
 from pneumoscope.service import web
 from pneumoscope.service.app import create_app
 from pneumoscope.service.audit.log import read_rows
-from pneumoscope.service.auth.tokens import Authenticator
 from pneumoscope.service.settings import Settings
 from pneumoscope.service.storage.repository import PredictionRepository
 from pneumoscope.statistics.calibration import reliability_bins
@@ -331,7 +330,7 @@ def test_model_page_shows_the_calibration_of_the_evaluation(bundle_folder, tmp_p
         "bundle_sha256": model.card.onnx_sha256, "n": 4, "split": "test", "counts": {"NORMAL": 2, "PNEUMONIA": 2},
         "reliability": [dataclasses.asdict(each) for each in bins],
     }  # fmt: skip
-    with TestClient(create_app(model, PredictionRepository(None), Authenticator({})), base_url=BASE_URL) as client:
+    with TestClient(create_app(model, PredictionRepository(None)), base_url=BASE_URL) as client:
         assert "Observed rate of pneumonia" not in get_page(client, "/model")[0].text
         (folder / "evidence").mkdir()
         (folder / "evidence" / "evaluation.json").write_text(json.dumps(evidence))
@@ -363,7 +362,7 @@ def test_training_labels_are_translated(bundle_folder, monkeypatch):
     model = load_model(bundle_folder, threads=1)
     counts = {"train": {"NORMAL": 3, "PNEUMONIA": 4}}
     monkeypatch.setattr(model, "card", msgspec.structs.replace(model.card, counts=counts))
-    with TestClient(create_app(model, PredictionRepository(None), Authenticator({})), base_url=BASE_URL) as client:
+    with TestClient(create_app(model, PredictionRepository(None)), base_url=BASE_URL) as client:
         assert "3 normal, 4 pneumonia" in get_page(client, "/model")[0].text
         assert "正常 3 張，肺炎 4 張" in get_page(client, "/model?language=zh-Hant")[0].text
 
@@ -384,7 +383,7 @@ def test_reviewer_is_named_if_the_service_has_authentication(client, anonymous_c
 def age_client(child_bundle):
     """A client, not signed in, of a service with authentication that rejects DICOM files without an age."""
     model = load_model(child_bundle, threads=1, require_age="dicom")
-    app = create_app(model, PredictionRepository(None), Authenticator({"ward-3": TOKEN}))
+    app = create_app(model, repository_with_token("ward-3"), require_token=True)
     with TestClient(app, base_url=BASE_URL, follow_redirects=False) as opened:
         opened.headers["Origin"] = BASE_URL
         yield opened
@@ -435,7 +434,8 @@ def test_unknown_age_can_be_entered_in_the_viewer(age_client):
         assert after["image_sha256"] == before["image_sha256"]
         assert new != old
         assert not has_age_form(get_page(client, f"/images/{new}")[0])
-        last = next(read_rows(client.app.state.service.repository.engine, last=1))
+        rows = list(read_rows(client.app.state.service.repository.engine))
+        last = next(row for row in reversed(rows) if row.event != "viewed")
         assert (last.event, last.user, last.prediction_id) == ("predicted", "ward-3", new)
 
 
@@ -545,8 +545,8 @@ def test_session_cookie_changes_nothing_from_another_origin(anonymous_client):
 
 def test_service_behind_a_proxy_accepts_only_its_public_name(bundle_folder):
     settings = Settings(public_name="images.clinic.example")
-    model, authenticator = load_model(bundle_folder, threads=1), Authenticator({"ward-3": TOKEN})
-    app = create_app(model, PredictionRepository(None), authenticator, settings)
+    model = load_model(bundle_folder, threads=1)
+    app = create_app(model, repository_with_token("ward-3"), settings, require_token=True)
     public = "https://images.clinic.example"
     with TestClient(app, base_url=public, follow_redirects=False) as client:
         client.post("/sign-in", data={"token": TOKEN}, headers={"Origin": public})

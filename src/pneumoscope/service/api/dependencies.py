@@ -18,19 +18,25 @@ from pneumoscope.core.errors import UsageError
 from pneumoscope.core.i18n import choose_language
 from pneumoscope.core.prediction import MAX_AGE, Decision
 from pneumoscope.service.api.uploads import MAX_NAME_LENGTH
-from pneumoscope.service.auth.tokens import LOCAL, Authenticator
+from pneumoscope.service.audit.access import AccessLog
+from pneumoscope.service.auth.authenticator import Authenticator
+from pneumoscope.service.auth.tokens import TokenRepository
+from pneumoscope.service.auth.users import LOCAL_USER, AuthenticatedUser, Role
 from pneumoscope.service.predictions import PredictionService, Readiness
 from pneumoscope.service.rendering import ImageRenderer
 from pneumoscope.service.settings import Settings
 from pneumoscope.service.storage.queries import Order
 
 __all__ = [
+    "AppAccessLog",
     "AppAuthenticator",
     "AppReadiness",
     "AppRenderer",
     "AppService",
     "AppSettings",
+    "AppTokens",
     "CardParameters",
+    "CurrentUser",
     "FindParameters",
     "Language",
     "NoParameters",
@@ -46,7 +52,7 @@ __all__ = [
 _MAX_SHOWN = 64  # characters of client input that an error repeats
 _TIME = r"^[0-9]{4}-[0-9]{2}-[0-9]{2}(T[0-9]{2}:[0-9]{2}(:[0-9]{2}(\.[0-9]{1,6})?)?Z)?$"
 _KEY = r"^[0-9a-f]{32}$"
-_BEARER = HTTPBearer(scheme_name="bearer", auto_error=False, description="A token from the service's token file")
+_BEARER = HTTPBearer(scheme_name="bearer", auto_error=False, description="A token of the service")
 
 
 def from_app_state(name: str) -> Any:
@@ -58,6 +64,7 @@ def from_app_state(name: str) -> Any:
     return Depends(attribute)
 
 
+AppAccessLog = Annotated[AccessLog, from_app_state("access_log")]
 AppAuthenticator = Annotated[Authenticator, from_app_state("authenticator")]
 AppReadiness = Annotated[Readiness, from_app_state("readiness")]
 AppRenderer = Annotated[ImageRenderer, from_app_state("renderer")]
@@ -65,27 +72,60 @@ AppService = Annotated[PredictionService, from_app_state("service")]
 AppSettings = Annotated[Settings, from_app_state("settings")]
 
 
-def authentication(authenticator: Authenticator) -> Callable[..., Awaitable[None]]:
-    """Return the dependency that authenticates a request; see `Authenticator.authenticate_request`.
+async def _tokens(request: Request) -> TokenRepository:
+    """Return the tokens of the service.
 
-    It is a dependency of the routers that need it, and `User` of the routes that need its result. Without authentication the
-    user is `LOCAL`, and OpenAPI shows no security scheme.
+    Raises:
+        UsageError: The service was started without authentication.
+    """
+    authenticator: Authenticator = request.app.state.authenticator
+    if authenticator.tokens is None:
+        raise UsageError(
+            "the service was started without authentication",
+            hint="Add the first token with `pneumoscope tokens add`, and start the service again",
+        )
+    return authenticator.tokens
+
+
+AppTokens = Annotated[TokenRepository, Depends(_tokens)]
+
+
+def authentication(authenticator: Authenticator, role: Role) -> Callable[..., Awaitable[None]]:
+    """Return the dependency that authenticates a request, and requires a role; see `Authenticator.authenticate`.
+
+    It is a dependency of routers, and `User` of the routes that need its result. Without authentication the user is
+    `LOCAL_USER`, and OpenAPI shows no security scheme.
     """
 
     async def authenticate(
         request: Request, credentials: Annotated[HTTPAuthorizationCredentials | None, Depends(_BEARER)]
     ) -> None:
         token = credentials.credentials if credentials else ""
-        request.state.user = authenticator.authenticate_request(request, token)
+        user = await authenticator.authenticate(request, token)
+        _set_user(request, user)
+        user.require_role(role)
 
     async def authenticate_as_local(request: Request) -> None:
-        request.state.user = LOCAL
+        _set_user(request, LOCAL_USER)
 
     return authenticate if authenticator.required else authenticate_as_local
 
 
-async def _user(request: Request) -> str:
+def _set_user(request: Request, user: AuthenticatedUser) -> None:
+    request.state.authenticated_user, request.state.user = user, user.name  # log lines contain the name
+
+
+async def _authenticated_user(request: Request) -> AuthenticatedUser:
     """Return the user of a request that `authentication` has authenticated."""
+    user: AuthenticatedUser = request.state.authenticated_user
+    return user
+
+
+CurrentUser = Annotated[AuthenticatedUser, Depends(_authenticated_user)]
+
+
+async def _user(request: Request) -> str:
+    """Return the name of the user of a request that `authentication` has authenticated."""
     user: str = request.state.user
     return user
 

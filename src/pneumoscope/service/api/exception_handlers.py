@@ -51,6 +51,8 @@ STATUSES: Mapping[type[PneumoscopeError], int] = {
     errors.UsageError: 422,
     errors.UnknownNameError: 404,
     errors.AuthenticationError: 401,
+    errors.ForbiddenError: 403,
+    errors.TooManyRequestsError: 429,
     errors.TooLargeError: 413,
     errors.UnreadableImageError: 422,
     errors.GoneError: 410,
@@ -77,12 +79,17 @@ _TITLES = {
     413: "Content Too Large",
     415: "Unsupported Media Type",
     422: "Unprocessable Content",
+    429: "Too Many Requests",
     500: "Internal Server Error",
     503: "Service Unavailable",
 }
 # Codes of errors that the framework raises.
 _CODES = {404: errors.UnknownNameError.code, 413: errors.TooLargeError.code}
-_HEADERS = {401: {"WWW-Authenticate": "Bearer"}, 503: {"Retry-After": str(_RETRY_SECONDS)}}
+_HEADERS = {
+    401: {"WWW-Authenticate": "Bearer"},
+    429: {"Retry-After": "60"},  # replaced by that of the error
+    503: {"Retry-After": str(_RETRY_SECONDS)},
+}
 # Explanations of the patterns of parameters.
 _PATTERNS = {
     "since": f"write a time as {TIME_FORMAT}",
@@ -136,7 +143,8 @@ def problem_response(
 def error_response(error: PneumoscopeError) -> JSONResponse:
     """Return the response to an error that pneumoscope raised on purpose."""
     error = public_error(error)
-    return problem_response(error_status(error), error.code, error.message, error.hint)
+    headers = {"Retry-After": str(error.retry_seconds)} if isinstance(error, errors.TooManyRequestsError) else {}
+    return problem_response(error_status(error), error.code, error.message, error.hint, headers)
 
 
 def error_status(error: PneumoscopeError) -> int:
@@ -246,13 +254,14 @@ def _unknown_parameter(request: Request, name: str) -> JSONResponse:
 _EXAMPLES = {
     400: ("usage", "There was an error parsing the body", ""),
     401: ("authentication", "unknown token", "Send the header: Authorization: Bearer TOKEN"),
-    403: ("authentication", "the request was sent by a page of another site", "Send it from a page of this service"),
+    403: ("forbidden", "the role 'sender' may not do this; it takes the role 'reader'", "Ask an administrator for a token"),
     404: ("unknown_name", "there is no prediction '0123456789abcdef0123456789abcdef'", "It was deleted, or never existed here"),
     412: ("conflict", "the prediction was changed in the meantime", "Get it again, and compare its reviews and its identity"),
     410: ("gone", "the image of prediction '0123456789abcdef0123456789abcdef' was removed", "The prediction is kept"),
     413: ("too_large", "too many images; the limit per request is 64", "Send them in several requests"),
     415: ("usage", "the Content-Type 'text/html' is not supported; use application/json", ""),
     422: ("usage", "query.limit: Input should be less than or equal to 200", "See /openapi.json for the expected values"),
+    429: ("too_many_requests", "too many failed attempts to sign in from this address", "Try again in 60 seconds"),
     503: ("busy", "the queue is full: 256 images are waiting, and the limit is 256", "Try again in a few seconds"),
 }  # fmt: skip
 

@@ -8,11 +8,13 @@ from typing import Annotated, Any
 
 import msgspec
 from fastapi import APIRouter, Depends, Header, Path, Query, Request, Response
+from fastapi.concurrency import run_in_threadpool
 
 from pneumoscope.core.errors import UnknownNameError
 from pneumoscope.core.identity import Identity, normalize_field
 from pneumoscope.core.prediction import Failure
 from pneumoscope.service.api.dependencies import (
+    AppAccessLog,
     AppReadiness,
     AppRenderer,
     AppService,
@@ -50,7 +52,7 @@ from pneumoscope.service.metrics import CONTENT_TYPE_LATEST
 from pneumoscope.service.storage.queries import Filter
 from pneumoscope.service.storage.records import StoredPrediction
 
-__all__ = ["HEATMAP_SCALE", "operation_router", "prediction_router"]
+__all__ = ["HEATMAP_SCALE", "operation_router", "reader_router", "sender_router"]
 
 HEATMAP_SCALE = "X-Heatmap-Scale"  # header: contribution to the logit where a heatmap layer is opaque
 PIXEL_DESCRIPTION = "X-Pixel-Description"  # header: what the numbers of an image mean, JSON
@@ -81,10 +83,13 @@ _Id = Annotated[str, Path(pattern=r"^[0-9a-f]{32}$", examples=["0123456789abcdef
 
 
 operation_router = APIRouter(tags=["operation"], responses=problem_responses(403))
-# The application adds `dependencies.authentication`; see `app.create_app`.
-prediction_router = APIRouter(
-    prefix="/v1", tags=["predictions"], responses=problem_responses(401, 403, 422, 503),
-    dependencies=[Depends(no_duplicate_parameters)],
+# The application adds `dependencies.authentication` with the role; see `app.create_app`.
+sender_router, reader_router = (
+    APIRouter(
+        prefix="/v1", tags=["predictions"], responses=problem_responses(401, 403, 422, 429, 503),
+        dependencies=[Depends(no_duplicate_parameters)],
+    )
+    for _ in range(2)
 )  # fmt: skip
 
 
@@ -107,7 +112,7 @@ def metrics(service: AppService) -> Response:
     return Response(service.metrics.render(), media_type=CONTENT_TYPE_LATEST)
 
 
-@prediction_router.post(
+@sender_router.post(
     "/predictions", status_code=201, summary="Predict images", response_model=PredictionListDocument,
     responses=problem_responses(400, 413, 415), openapi_extra={"requestBody": UPLOAD_BODY},
 )  # fmt: skip
@@ -134,14 +139,14 @@ async def predict(
     return list_document(predictions, language)
 
 
-@prediction_router.get("/predictions", summary="List predictions")
+@reader_router.get("/predictions", summary="List predictions")
 def find(service: AppService, language: Language, query: Annotated[FindParameters, Query()]) -> PredictionPageDocument:
     """For the next page, send `next` of this one as `after`."""
     page = service.repository.find(_filter(query), order=query.order, limit=query.limit, after=query.after)
     return page_document(page, language)
 
 
-@prediction_router.post(
+@reader_router.post(
     "/predictions/search", summary="Search for patients and accession numbers", responses=problem_responses(400, 413, 415),
     dependencies=[Depends(require_json)],
 )  # fmt: skip
@@ -159,33 +164,44 @@ def _filter(query: FindParameters) -> Filter:
     return Filter(**{name: getattr(query, name) for name in names})
 
 
-@prediction_router.get(
+@sender_router.get(
     "/predictions/{id}",
     summary="Get a prediction",
     responses={200: {"headers": _ETAG_HEADER}, **problem_responses(404)},
 )
 def get(
-    response: Response, service: AppService, language: Language, id: _Id, _: NoParameters
+    response: Response,
+    service: AppService,
+    access_log: AppAccessLog,
+    user: User,
+    language: Language,
+    id: _Id,
+    _: NoParameters,
 ) -> SinglePredictionDocument:
     """As in the response to the request that stored it, with the latest review of each reader."""
     stored = service.repository.get(id)
+    access_log.viewed(user, [id])
     return _document_with_etag(response, stored, language)
 
 
-@prediction_router.get(
+@sender_router.get(
     "/predictions/{id}/image.png", summary="Get the image with 8 bits of gray",
     response_class=Response, responses=_PNG_RESPONSES,
 )  # fmt: skip
-async def image(renderer: AppRenderer, id: _Id, _: NoParameters) -> Response:
+async def image(renderer: AppRenderer, access_log: AppAccessLog, user: User, id: _Id, _: NoParameters) -> Response:
     """At its own size."""
-    return _png_response(await renderer.image(id))
+    png = await renderer.image(id)
+    await run_in_threadpool(access_log.viewed, user, [id])
+    return _png_response(png)
 
 
-@prediction_router.get(
+@reader_router.get(
     "/predictions/{id}/pixels", summary="Get the image with all its bits",
     response_class=Response, responses=_PIXELS_RESPONSES,
 )  # fmt: skip
-async def pixels(request: Request, renderer: AppRenderer, id: _Id, _: NoParameters) -> Response:
+async def pixels(
+    request: Request, renderer: AppRenderer, access_log: AppAccessLog, user: User, id: _Id, _: NoParameters
+) -> Response:
     """For display with other windows: the body has a number for each pixel, row by row, as unsigned integers of 16 bits
     (little-endian), and then one byte for each number from 0: its gray level in `image.png`.
 
@@ -198,13 +214,14 @@ async def pixels(request: Request, renderer: AppRenderer, id: _Id, _: NoParamete
     """
     compress = "gzip" in request.headers.get("Accept-Encoding", "")
     encoded = await renderer.pixels(id, compress=compress)
+    await run_in_threadpool(access_log.viewed, user, [id])
     headers = {PIXEL_DESCRIPTION: encoded.description, "Vary": "Accept-Encoding"}
     if compress:
         headers["Content-Encoding"] = "gzip"
     return Response(encoded.body, media_type="application/octet-stream", headers=headers)
 
 
-@prediction_router.get(
+@reader_router.get(
     "/predictions/{id}/thumbnail.png", summary="Get a thumbnail of the image",
     response_class=Response, responses=_PNG_RESPONSES,
 )  # fmt: skip
@@ -213,26 +230,31 @@ async def thumbnail(renderer: AppRenderer, id: _Id, _: NoParameters) -> Response
     return _png_response(await renderer.thumbnail(id))
 
 
-@prediction_router.get(
+@sender_router.get(
     "/predictions/{id}/heatmap.png", summary="Get the image with its heatmap and a legend",
     response_class=Response, responses=_PNG_RESPONSES,
 )  # fmt: skip
-async def heatmap(renderer: AppRenderer, id: _Id, _: NoParameters) -> Response:
+async def heatmap(renderer: AppRenderer, access_log: AppAccessLog, user: User, id: _Id, _: NoParameters) -> Response:
     """In the image's aspect ratio, with 640 to 1,024 pixels on the longer side; the legend is below."""
-    return _png_response(await renderer.heatmap(id))
+    png = await renderer.heatmap(id)
+    await run_in_threadpool(access_log.viewed, user, [id])
+    return _png_response(png)
 
 
-@prediction_router.get(
+@sender_router.get(
     "/predictions/{id}/heatmap-layer.png", summary="Get the heatmap as a transparent layer",
     response_class=Response, responses=_LAYER_RESPONSES,
 )  # fmt: skip
-async def heatmap_layer(renderer: AppRenderer, id: _Id, _: NoParameters) -> Response:
+async def heatmap_layer(
+    renderer: AppRenderer, access_log: AppAccessLog, user: User, id: _Id, _: NoParameters
+) -> Response:
     """In the image's aspect ratio: orange towards pneumonia, blue away from it, transparent without a contribution."""
     layer = await renderer.heatmap_layer(id)
+    await run_in_threadpool(access_log.viewed, user, [id])
     return _png_response(layer.png, {HEATMAP_SCALE: f"{layer.maximum:.6g}"})
 
 
-@prediction_router.put(
+@reader_router.put(
     "/predictions/{id}/review", summary="Store a review",
     responses={200: {"headers": _ETAG_HEADER}, **problem_responses(400, 404, 412, 413, 415)},
     dependencies=[Depends(require_json)],
@@ -256,7 +278,7 @@ def review(
     return _document_with_etag(response, stored, language)
 
 
-@prediction_router.delete(
+@reader_router.delete(
     "/predictions/{id}/review", summary="Withdraw a review",
     responses={200: {"headers": _ETAG_HEADER}, **problem_responses(404)},
 )  # fmt: skip
@@ -268,7 +290,7 @@ def withdraw_review(
     return _document_with_etag(response, stored, language)
 
 
-@prediction_router.put(
+@reader_router.put(
     "/predictions/{id}/identity", summary="Correct the identity of an image",
     responses={200: {"headers": _ETAG_HEADER}, **problem_responses(400, 404, 412, 413, 415)},
     dependencies=[Depends(require_json)],
@@ -291,66 +313,37 @@ def set_identity(
     return _document_with_etag(response, stored, language)
 
 
-@prediction_router.get("/studies/{study_key}", summary="Get a study with its priors", responses=problem_responses(404))
-def study(service: AppService, language: Language, study_key: _Id, _: NoParameters) -> StudyDocument:
+@reader_router.get("/studies/{study_key}", summary="Get a study with its priors", responses=problem_responses(404))
+def study(
+    service: AppService, access_log: AppAccessLog, user: User, language: Language, study_key: _Id, _: NoParameters
+) -> StudyDocument:
     """Decide by the most suspicious frontal image."""
-    return study_document(study_key, service.study(study_key), language)
+    studies = service.study(study_key)
+    access_log.viewed(user, [prediction.id for stored in studies.values() for prediction in stored])
+    return study_document(study_key, studies, language)
 
 
-@prediction_router.delete(
-    "/studies/{study_key}", status_code=204, summary="Delete a study with its predictions and images",
-    responses=problem_responses(404),
-)  # fmt: skip
-def remove_study(service: AppService, user: User, study_key: _Id, _: NoParameters) -> None:
-    """Keep only the events in the audit log."""
-    service.repository.remove_study(study_key, user=user)
-
-
-@prediction_router.get(
+@reader_router.get(
     "/patients/{patient_key}", summary="Get a patient with all studies", responses=problem_responses(404)
 )
-def patient(service: AppService, language: Language, patient_key: _Id, _: NoParameters) -> PatientDocument:
+def patient(
+    service: AppService, access_log: AppAccessLog, user: User, language: Language, patient_key: _Id, _: NoParameters
+) -> PatientDocument:
     """Latest study first."""
     studies = service.repository.studies_of_patient(patient_key)
     if not studies:
         raise UnknownNameError("patient", patient_key, (), hint="It was deleted, or never existed here")
+    access_log.viewed(user, [prediction.id for stored in studies.values() for prediction in stored])
     return patient_document(patient_key, studies, language)
 
 
-@prediction_router.delete(
-    "/patients/{patient_key}", status_code=204, summary="Delete a patient with all studies, predictions and images",
-    responses=problem_responses(404),
-)  # fmt: skip
-def remove_patient(service: AppService, user: User, patient_key: _Id, _: NoParameters) -> None:
-    """Keep only the events in the audit log."""
-    service.repository.remove_patient(patient_key, user=user)
-
-
-@prediction_router.delete(
-    "/predictions/{id}", status_code=204, summary="Delete a prediction and its image",
-    responses=problem_responses(404),
-)  # fmt: skip
-def remove(service: AppService, user: User, id: _Id, _: NoParameters) -> None:
-    """Keep only the events in the audit log, without the image's name."""
-    service.repository.remove(id, user=user)
-
-
-@prediction_router.get("/unreadable", summary="List files that could not be read")
+@reader_router.get("/unreadable", summary="List files that could not be read")
 def unreadable(service: AppService, query: Annotated[UnreadableParameters, Query()]) -> UnreadableListDocument:
     """Newest first. The files themselves are not stored; a file that is sent again is listed once."""
     return UnreadableListDocument(*service.repository.unreadable(query.limit))
 
 
-@prediction_router.delete(
-    "/unreadable/{id}", status_code=204, summary="Delete the record of a file that could not be read",
-    responses=problem_responses(404),
-)  # fmt: skip
-def remove_unreadable(service: AppService, user: User, id: _Id, _: NoParameters) -> None:
-    """Keep only the event in the audit log, without the file's name."""
-    service.repository.remove_unreadable(id, user=user)
-
-
-@prediction_router.get("/model", summary="Get the model card", tags=["model"])
+@sender_router.get("/model", summary="Get the model card", tags=["model"])
 def card(service: AppService, query: Annotated[CardParameters, Query()]) -> dict[str, Any]:
     """As `card.json` in the bundle, with the changes of the site profile that `site` names; `seen` only on request."""
     document: dict[str, Any] = msgspec.to_builtins(service.model.card) | {"site": service.model.facts.site}

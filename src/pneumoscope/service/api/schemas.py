@@ -15,12 +15,15 @@ from pydantic import BaseModel, ConfigDict, Field, create_model, model_validator
 from pneumoscope.core.identity import IDENTITY_FIELDS, MAX_IDENTITY_LENGTH, PATIENT_FIELDS, Identity
 from pneumoscope.core.messages import notice, prediction_message
 from pneumoscope.core.prediction import Prediction
+from pneumoscope.service.auth.tokens import Token
+from pneumoscope.service.auth.users import Role
 from pneumoscope.service.storage.queries import Page
 from pneumoscope.service.storage.records import StoredPrediction, UnreadableFile
 from pneumoscope.service.storage.reviews import Label
 from pneumoscope.service.storage.studies import Study, sorted_studies, summarize_study
 
 __all__ = [
+    "AddedTokenDocument",
     "HealthDocument",
     "IdentityRequest",
     "PatientDocument",
@@ -31,6 +34,8 @@ __all__ = [
     "SearchRequest",
     "SinglePredictionDocument",
     "StudyDocument",
+    "TokenListDocument",
+    "TokenRequest",
     "UnreadableImageDocument",
     "UnreadableListDocument",
     "list_document",
@@ -81,6 +86,41 @@ class SearchRequest(BaseModel):
 
     text: str = Field(min_length=1, max_length=MAX_IDENTITY_LENGTH, pattern=r"^[^\x00]*$", examples=["doe jane"])
     """Words that must all be part of the name, the identifier, the accession number or the name of the file."""
+
+
+class TokenRequest(BaseModel):
+    """A token to add."""
+
+    model_config = ConfigDict(extra="forbid", use_attribute_docstrings=True)
+
+    user: str = Field(pattern=r"^[A-Za-z0-9_.@-]{1,64}$", examples=["ward-3"])
+    """Name of the user in the audit log, and as the author of reviews."""
+    role: Role = Field(examples=["reader"])
+    """"sender" may send images and get their predictions, "reader" may also use the web UI, and "administrator" may do all."""
+
+
+@dataclasses.dataclass(frozen=True, slots=True)
+class TokenListDocument:
+    """The tokens of the service.
+
+    Attributes:
+        tokens: Active ones first.
+    """
+
+    tokens: list[Token]
+
+
+@dataclasses.dataclass(frozen=True, slots=True)
+class AddedTokenDocument:
+    """A new token.
+
+    Attributes:
+        token: The token.
+        secret: Value that the client sends; it is not stored.
+    """
+
+    token: Token
+    secret: str
 
 
 @dataclasses.dataclass(frozen=True, slots=True, kw_only=True, repr=False)

@@ -32,6 +32,12 @@ Event = Literal[
     "unreadable_deleted",
     "identity_changed",
     "identity_removed",
+    "viewed",
+    "exported",
+    "signed_in",
+    "signed_out",
+    "token_added",
+    "token_revoked",
 ]
 _FIRST_HASH = "0" * 64
 _BATCH = 1000  # rows fetched at once
@@ -48,7 +54,7 @@ class Entry(NamedTuple):
 
     Attributes:
         time: ISO 8601 in UTC.
-        user: Name of a token, "local" or "retention".
+        user: Name of the user, "local" without authentication, or "retention".
         event: Kind of event.
         prediction_id, image_sha256, model_sha256: What the event concerns; empty if there is none.
         details: Further values; nothing that could name a patient, so no file name and no note.

@@ -1,1 +1,1 @@
-"""Authentication: bearer tokens and browser sessions."""
+"""Authentication: users and roles, bearer tokens, browser sessions, sign-in codes and OpenID Connect."""

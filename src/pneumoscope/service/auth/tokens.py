@@ -1,129 +1,192 @@
-"""Authentication by bearer tokens from a token file, or by the cookie of a session."""
+"""Tokens, stored by their hashes: a copy of the database contains no token.
+
+A token has 256 random bits, so that its SHA-256 can neither be reversed nor guessed, and needs no salt. Tokens are looked up by
+their hash; the time that this takes reveals nothing about a token.
+"""
 
 from __future__ import annotations
 
-import hmac
-import ipaddress
-import re
-from collections.abc import Mapping
-from pathlib import Path
+import dataclasses
+import hashlib
+import secrets
+import threading
+import time
+from collections.abc import Callable
+from datetime import UTC, datetime
 
-from starlette.requests import Request
+from sqlalchemy import Engine, insert, select, update
 
-from pneumoscope.core.errors import AuthenticationError, UsageError
-from pneumoscope.service.auth.sessions import COOKIE, Sessions
+from pneumoscope.core.errors import StorageError, UnknownNameError
+from pneumoscope.service.audit.log import Entry, append
+from pneumoscope.service.auth.users import ROLES, AuthenticatedUser, Role, validate_name
+from pneumoscope.service.storage.database import read_transaction, write_transaction
+from pneumoscope.service.storage.records import format_time
+from pneumoscope.service.storage.tables import tokens
 
-__all__ = ["LOCAL", "RETENTION", "Authenticator", "is_loopback", "read_tokens"]
+__all__ = ["Token", "TokenRepository"]
 
-LOCAL = "local"  # the user of a service without authentication
-RETENTION = "retention"  # the service itself, when it removes expired images
-_MIN_LENGTH = 16  # characters of a token
-_NAME = re.compile(r"[A-Za-z0-9_.@-]{1,64}")
-
-
-def read_tokens(file: Path) -> dict[str, str]:
-    """Return the tokens in a file by name: a line "name token" for each; empty lines and lines with "#" are skipped.
-
-    Raises:
-        UsageError: The file cannot be read, is readable by others, or has an invalid line. No token is shown.
-    """
-    try:
-        mode, lines = file.stat().st_mode, file.read_text(encoding="utf-8").splitlines()
-    except (OSError, UnicodeDecodeError) as error:
-        reason = (error.strerror or str(error)) if isinstance(error, OSError) else "it is not UTF-8 text"
-        raise UsageError(f"cannot read the token file {str(file)!r}: {reason}") from error
-    if mode & 0o077:
-        raise UsageError(f"the token file {str(file)!r} is readable by other users", hint=f"chmod 600 {file}")
-    tokens: dict[str, str] = {}
-    for number, line in enumerate(lines, 1):
-        if not line.strip() or line.lstrip().startswith("#"):
-            continue
-        place = f"line {number} of the token file {str(file)!r}"
-        name, _, token = line.strip().partition(" ")
-        token = token.strip()
-        if not _NAME.fullmatch(name) or len(token) < _MIN_LENGTH or not token.isascii() or " " in token:
-            raise UsageError(
-                f"{place} is not a name and a token",
-                hint=f"Write a name (letters, digits, _ . @ -), a space, and a token of at least {_MIN_LENGTH} characters,"
-                " such as from: openssl rand -hex 32",
-            )
-        if name in (LOCAL, RETENTION):
-            raise UsageError(f"{place} has the reserved name {name!r}", hint="Choose another name")
-        if name in tokens or token in tokens.values():
-            repeated = "name" if name in tokens else "token"
-            raise UsageError(
-                f"{place} repeats a {repeated}", hint=f"Choose another {repeated}: the audit log identifies users by it"
-            )
-        tokens[name] = token
-    if not tokens:
-        raise UsageError(
-            f"the token file {str(file)!r} has no token", hint="Add one, such as: echo me $(openssl rand -hex 32)"
-        )
-    return tokens
+_SECRET_BYTES = 32
+_ID_BYTES = 4
+_REFRESH_SECONDS = 2  # after which a change by another process counts
 
 
-def is_loopback(host: str) -> bool:
-    """Return whether an address can only be reached from this machine."""
-    if host == "localhost":
-        return True
-    try:
-        return ipaddress.ip_address(host.strip("[]")).is_loopback
-    except ValueError:
-        return False
-
-
-class Authenticator:
-    """Determines the user of a request.
-
-    Args:
-        tokens: Tokens by name. Without tokens, every client is the user `LOCAL`.
+@dataclasses.dataclass(frozen=True, slots=True)
+class Token:
+    """A token without its secret.
 
     Attributes:
-        sessions: Sessions of users who signed in to the web UI.
+        id: Identifies the token to administrators, 8 hexadecimal digits.
+        user, role: See `AuthenticatedUser`.
+        created: ISO 8601 in UTC.
+        created_by: User who added it.
+        last_used: Day of its latest use, in UTC; None if it was never used.
+        revoked: Time when it was revoked; None if it is active.
     """
 
-    def __init__(self, tokens: Mapping[str, str]) -> None:
-        self._tokens = {name: token.encode() for name, token in tokens.items()}
-        self.sessions = Sessions()
+    id: str
+    user: str
+    role: Role
+    created: str
+    created_by: str
+    last_used: str | None = None
+    revoked: str | None = None
 
-    @property
-    def required(self) -> bool:
-        """Whether clients must authenticate."""
-        return bool(self._tokens)
 
-    def authenticate_request(self, request: Request, token: str) -> str:
-        """Return the user of a request's token or session cookie.
+_COLUMNS = [tokens.c[field.name] for field in dataclasses.fields(Token)]
+
+
+class TokenRepository:
+    """The tokens of a service, in its database. Changes of other processes count after two seconds.
+
+    Args:
+        engine: Engine of the database.
+        now: Returns the time, for tests.
+        monotonic: Monotonic clock in seconds, for tests.
+    """
+
+    def __init__(
+        self,
+        engine: Engine,
+        *,
+        now: Callable[[], datetime] = lambda: datetime.now(UTC),
+        monotonic: Callable[[], float] = time.monotonic,
+    ) -> None:
+        self._engine, self._now, self._monotonic = engine, now, monotonic
+        self._lock = threading.Lock()
+        self._active: dict[str, Token] = {}  # by hash
+        self._loaded: float | None = None
+        self._used: set[str] = set()  # ids of tokens whose use is not stored
+
+    def add(self, user: str, role: Role, *, created_by: str) -> tuple[Token, str]:
+        """Add a token, and return it and its secret, which is not stored.
+
+        Raises:
+            UsageError: The name or the role is invalid.
+            StorageError: It cannot be stored.
+        """
+        validate_name(user)
+        if role not in ROLES:
+            raise UnknownNameError("role", role, ROLES)
+        secret = secrets.token_urlsafe(_SECRET_BYTES)
+        token = Token(secrets.token_hex(_ID_BYTES), user, role, format_time(self._now()), created_by)
+        details = {"token": token.id, "user": user, "role": role}
+        with write_transaction(self._engine) as connection:
+            connection.execute(insert(tokens), [dataclasses.asdict(token) | {"secret_sha256": _hash(secret)}])
+            append(connection, [Entry(token.created, created_by, "token_added", details=details)])
+        self._loaded = None
+        return token, secret
+
+    def revoke(self, id: str, *, user: str) -> Token:
+        """Revoke a token, and return it. Its sessions end with it.
 
         Args:
-            request: May have a cookie.
-            token: From the header Authorization; empty if there is none.
+            id: Of an active token.
+            user: For the audit log.
         Raises:
-            AuthenticationError: Neither is known, or a request with a cookie changes something without an Origin.
+            UnknownNameError: There is no active token with this id.
+            StorageError: It cannot be stored.
         """
-        cookie = request.cookies.get(COOKIE, "")
-        if not self._tokens or not cookie or "Authorization" in request.headers:
-            return self.authenticate(token)
-        # Browsers send the cookie with requests of other sites, too; `RequestMiddleware` compares the origin.
-        if request.method not in ("GET", "HEAD") and not request.headers.get("Origin"):
-            raise AuthenticationError(
-                "a request with a session cookie needs the header Origin", hint="Send a token instead"
-            )
-        return self.sessions.user(cookie)
+        time = format_time(self._now())
+        query = update(tokens).where(tokens.c.id == id, tokens.c.revoked.is_(None)).values(revoked=time)
+        with write_transaction(self._engine) as connection:
+            row = connection.execute(query.returning(*_COLUMNS)).mappings().first()
+            if row is None:
+                raise UnknownNameError("active token", id[:80], (), hint="List the tokens: pneumoscope tokens list")
+            token = Token(**row)
+            details = {"token": token.id, "user": token.user}
+            append(connection, [Entry(time, user, "token_revoked", details=details)])
+        self._loaded = None
+        return token
 
-    def authenticate(self, token: str) -> str:
-        """Return the user of a token.
+    def list(self) -> list[Token]:
+        """Return all tokens: active ones first, then revoked ones, each by user and time."""
+        query = select(*_COLUMNS).order_by(tokens.c.revoked.is_not(None), tokens.c.user, tokens.c.created, tokens.c.id)
+        with read_transaction(self._engine) as connection:
+            return [Token(**row) for row in connection.execute(query).mappings()]
+
+    @property
+    def is_stale(self) -> bool:
+        """Whether the next lookup reads the database."""
+        return self._loaded is None or self._monotonic() - self._loaded > _REFRESH_SECONDS
+
+    def find(self, secret: str) -> AuthenticatedUser | None:
+        """Return the user of an active token; None if there is no such token.
 
         Raises:
-            AuthenticationError: The token is empty or unknown.
+            StorageError: The database cannot be read.
         """
-        if not self._tokens:
-            return LOCAL
-        given = token.strip().encode(errors="surrogatepass")
-        # Compare with every token, so that the time does not reveal which one matches.
-        matching = [name for name, known in self._tokens.items() if hmac.compare_digest(given, known)]
-        if not matching:
-            raise AuthenticationError(
-                "unknown token" if token else "a token is required",
-                hint="Send the header: Authorization: Bearer TOKEN",
-            )
-        return matching[0]
+        token = self._current().get(_hash(secret))
+        if token is None:
+            return None
+        if (token.last_used or "") < self._today():
+            self._used.add(token.id)
+        return AuthenticatedUser(token.user, token.role, token.id)
+
+    def is_active(self, id: str) -> bool:
+        """Return whether there is an active token with this id.
+
+        Raises:
+            StorageError: The database cannot be read.
+        """
+        return any(token.id == id for token in self._current().values())
+
+    def refresh(self) -> None:
+        """Load the active tokens, if that was longer than two seconds ago.
+
+        Raises:
+            StorageError: The database cannot be read.
+        """
+        with self._lock:
+            if not self.is_stale:
+                return
+            loaded = self._monotonic()
+            self._store_use()
+            query = select(tokens.c.secret_sha256, *_COLUMNS).where(tokens.c.revoked.is_(None))
+            with read_transaction(self._engine) as connection:
+                rows = [dict(row) for row in connection.execute(query).mappings()]
+            self._active = {row.pop("secret_sha256"): Token(**row) for row in rows}
+            self._loaded = loaded
+
+    def _current(self) -> dict[str, Token]:
+        """Return the active tokens by hash."""
+        self.refresh()
+        return self._active
+
+    def _store_use(self) -> None:
+        """Store the day of tokens that were used for the first time on it, or else later."""
+        if not self._used:
+            return
+        used = set(self._used)
+        try:
+            with write_transaction(self._engine, wait=False) as connection:
+                connection.execute(update(tokens).where(tokens.c.id.in_(used)).values(last_used=self._today()))
+        except StorageError:  # the day of use is informative; the request must not fail
+            return
+        self._used -= used
+
+    def _today(self) -> str:
+        return format_time(self._now())[:10]
+
+
+def _hash(secret: str) -> str:
+    return hashlib.sha256(secret.strip().encode(errors="surrogatepass")).hexdigest()

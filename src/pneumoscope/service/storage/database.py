@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import threading
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -52,7 +53,7 @@ def read_transaction(engine: Engine) -> Iterator[Connection]:
     Raises:
         StorageError: The database cannot be reached.
     """
-    with _storage_errors(engine), engine.connect() as connection:
+    with _connection_lock(engine), _storage_errors(engine), engine.connect() as connection:
         if connection.dialect.name == "postgresql":
             # By default each statement would see another state. SQLite keeps to that of the first one.
             connection.exec_driver_sql("SET TRANSACTION ISOLATION LEVEL REPEATABLE READ, READ ONLY")
@@ -72,6 +73,7 @@ def write_transaction(engine: Engine, hint: str = "", *, wait: bool = True) -> I
         StorageError: The database cannot be reached or written, or another writer holds the lock for too long.
     """
     with (
+        _connection_lock(engine),
         _storage_errors(engine, hint),
         engine.connect().execution_options(writes=True, wait=wait) as connection,
         connection.begin(),
@@ -108,6 +110,12 @@ def _migrate(engine: Engine) -> None:
             ) from error
 
 
+def _connection_lock(engine: Engine) -> contextlib.AbstractContextManager[Any]:
+    """Return the lock of a database in memory, of which all threads share one connection."""
+    lock: contextlib.AbstractContextManager[Any] | None = engine.get_execution_options().get("connection_lock")
+    return lock or contextlib.nullcontext()
+
+
 @contextlib.contextmanager
 def _invalidate_on_interrupt(connection: Connection) -> Iterator[None]:
     """Close a PostgreSQL connection that was interrupted in the middle of an exchange.
@@ -139,7 +147,14 @@ def _storage_errors(engine: Engine, hint: str = "") -> Iterator[None]:
 def _create_sqlite_engine(folder: Path | None) -> Engine:
     if folder is None:
         connect_args = {"check_same_thread": False}
-        engine = create_engine("sqlite://", poolclass=StaticPool, connect_args=connect_args, hide_parameters=True)
+        options = {"connection_lock": threading.RLock()}
+        engine = create_engine(
+            "sqlite://",
+            poolclass=StaticPool,
+            connect_args=connect_args,
+            hide_parameters=True,
+            execution_options=options,
+        )
     else:
         create_data_directory(folder)
         # Not as text: a folder's name may contain characters with a meaning in URLs.

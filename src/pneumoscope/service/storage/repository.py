@@ -31,7 +31,7 @@ from pneumoscope.core.errors import ConflictError, GoneError, StorageError, Unkn
 from pneumoscope.core.identity import Identity
 from pneumoscope.core.prediction import ModelInfo, Prediction
 from pneumoscope.service.audit.log import Entry, Event, append
-from pneumoscope.service.auth.tokens import RETENTION
+from pneumoscope.service.auth.users import RETENTION
 from pneumoscope.service.storage.blob_store import BLOBS, BlobStore, FolderBlobStore, MemoryBlobStore
 from pneumoscope.service.storage.data_directory import DataDirectory
 from pneumoscope.service.storage.database import DATABASE_FILE, open_database, read_transaction, write_transaction

@@ -37,7 +37,7 @@ class Review:
         finding: The other finding; empty with any other label.
         note: The reviewer's note; may be empty.
         time: ISO 8601 in UTC.
-        reviewer: Name of the token that the review was sent with; "local" without authentication.
+        reviewer: Name of the user; "local" without authentication.
     """
 
     label: Label

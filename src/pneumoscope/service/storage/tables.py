@@ -7,7 +7,17 @@ from __future__ import annotations
 
 from sqlalchemy import Column, Float, ForeignKey, Integer, MetaData, String, Table, Text
 
-__all__ = ["METADATA", "audit_log", "instances", "patients", "predictions", "reviews", "studies", "unreadable_files"]
+__all__ = [
+    "METADATA",
+    "audit_log",
+    "instances",
+    "patients",
+    "predictions",
+    "reviews",
+    "studies",
+    "tokens",
+    "unreadable_files",
+]
 
 METADATA = MetaData()
 _SHA256 = String(64)
@@ -119,6 +129,20 @@ unreadable_files = Table(
     Column("failure_code", String(64), nullable=False),
     Column("failure_message", Text, nullable=False),
     Column("failure_hint", Text, nullable=False),
+)
+
+# One row per token, see `auth.tokens`. The secret is stored as its SHA-256.
+tokens = Table(
+    "tokens",
+    METADATA,
+    Column("id", String(16), primary_key=True),
+    Column("user", String(64), nullable=False),
+    Column("role", String(16), nullable=False),
+    Column("secret_sha256", _SHA256, nullable=False, unique=True),
+    Column("created", _TIME, nullable=False),
+    Column("created_by", String(64), nullable=False),
+    Column("last_used", String(10)),
+    Column("revoked", _TIME),
 )
 
 # One row per event. Each row contains the hash of the row before it; triggers reject changes and deletions.

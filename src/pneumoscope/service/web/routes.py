@@ -7,26 +7,22 @@ import datetime
 import functools
 import itertools
 import math
-import re
-from collections.abc import Callable, Coroutine
+from collections.abc import Callable
 from typing import Annotated, Any, NamedTuple
 from urllib.parse import urlencode
 
 from fastapi import APIRouter, Request, Response
 from fastapi.concurrency import run_in_threadpool
 from fastapi.responses import RedirectResponse, StreamingResponse
-from fastapi.routing import APIRoute
 
 from pneumoscope.bundle.model_card import read_evidence
-from pneumoscope.core.errors import AuthenticationError, BundleError, PneumoscopeError, UsageError
+from pneumoscope.core.errors import BundleError, UsageError
 from pneumoscope.core.identity import IDENTITY_FIELDS, Identity, age_at_study, normalize_text
-from pneumoscope.core.messages import error_text
 from pneumoscope.core.prediction import DECISIONS, MAX_AGE, REJECTION_CODES, RejectionCode
 from pneumoscope.inference.decision import threshold_probability
-from pneumoscope.service.api.dependencies import AppAuthenticator, AppService, AppSettings, User, from_app_state
-from pneumoscope.service.api.exception_handlers import error_status, public_error, record_error
+from pneumoscope.service.api.dependencies import AppAccessLog, AppService, AppSettings, User, from_app_state
+from pneumoscope.service.api.exception_handlers import record_error
 from pneumoscope.service.api.uploads import read_identity, wait_for_disconnect
-from pneumoscope.service.auth.sessions import COOKIE, SESSION_SECONDS
 from pneumoscope.service.predictions import PredictionService, check_age_by_dates, depends_on_entered_age
 from pneumoscope.service.settings import Settings
 from pneumoscope.service.storage.records import StoredPrediction
@@ -39,10 +35,11 @@ from pneumoscope.service.web.dashboard import (
     monitor_month,
     summarize,
 )
-from pneumoscope.service.web.templating import render, request_language
+from pneumoscope.service.web.page_route import PageRoute, read_form
+from pneumoscope.service.web.templating import render
 from pneumoscope.service.web.worklist import BLIND_ORDERS, ORDERS, SearchStore, WorklistQuery, export_csv, parse_query
 
-__all__ = ["page_router", "sign_in_router"]
+__all__ = ["page_router"]
 
 AppSearches = Annotated[SearchStore, from_app_state("searches")]
 _MAX_UNREADABLE = 200
@@ -56,32 +53,8 @@ _SEARCH_FILTERS = ("decision", "reviewed", "since", "until", "order")
 _MAX_FILTERS = 16  # fields of the form of a search
 
 
-class _PageRoute(APIRoute):
-    """A route that redirects to the sign-in page without a session, and renders other errors as a page."""
-
-    def get_route_handler(self) -> Callable[[Request], Coroutine[Any, Any, Response]]:
-        """Return the handler of the route; see `APIRoute`."""
-        handle = super().get_route_handler()
-
-        async def handle_errors(request: Request) -> Response:
-            """Handle a request, and answer an error with a page."""
-            try:
-                return await handle(request)
-            except AuthenticationError:
-                target = request.url.path + (f"?{request.url.query}" if request.url.query else "")
-                return RedirectResponse(f"/sign-in?{urlencode({'next': target})}", 303)
-            except PneumoscopeError as error:
-                record_error(request, error.code, error.message)
-                title, advice = error_text(error, request_language(request))
-                detail = str(public_error(error))
-                return render(request, "error.html", error_status(error), title=title, advice=advice, detail=detail)
-
-        return handle_errors
-
-
-# The application adds `dependencies.authentication` to the first one; see `app.create_app`.
-page_router = APIRouter(route_class=_PageRoute, include_in_schema=False)
-sign_in_router = APIRouter(route_class=_PageRoute, include_in_schema=False)
+# The application adds `dependencies.authentication`; see `app.create_app`.
+page_router = APIRouter(route_class=PageRoute, include_in_schema=False)
 
 
 @page_router.get("/")
@@ -113,7 +86,7 @@ def worklist(
 @page_router.post("/search")
 async def search(request: Request, searches: AppSearches) -> Response:
     """Redirect to the worklist of the images that match the text of the form; the other fields are filters."""
-    form = await _read_form(request, max_fields=_MAX_FILTERS)
+    form = await read_form(request, max_fields=_MAX_FILTERS)
     text = normalize_text(form.pop("text", ""))
     parameters = {name: form[name] for name in _SEARCH_FILTERS if form.get(name)}
     if text:
@@ -148,22 +121,23 @@ def unreadable(request: Request, service: AppService, searches: AppSearches) -> 
     )  # fmt: skip
 
 
-@page_router.post("/unreadable/{id}")
-def remove_unreadable(service: AppService, user: User, id: str) -> Response:
-    """Delete the record of a file that could not be read, and return to the list."""
-    service.repository.remove_unreadable(id, user=user)
-    return RedirectResponse("/unreadable", 303)
-
-
 @page_router.get("/worklist.csv")
-def worklist_csv(request: Request, service: AppService, settings: AppSettings, searches: AppSearches) -> Response:
+def worklist_csv(
+    request: Request,
+    service: AppService,
+    settings: AppSettings,
+    searches: AppSearches,
+    access_log: AppAccessLog,
+    user: User,
+) -> Response:
     """Return the worklist as a CSV file, unless readers may not see the predictions."""
     if settings.blind_first:
         raise UsageError(
             "the worklist has predictions that are hidden", hint="Get them from the API: GET /v1/predictions"
         )
     query = parse_query(request.query_params, searches, service.search_words)
-    lines = export_csv(service.repository, query)
+    total, lines = export_csv(service.repository, query)
+    access_log.exported(user, total)
     name = f"pneumoscope-{datetime.datetime.now(datetime.UTC):%Y-%m-%d}.csv"
     return StreamingResponse(
         lines, media_type="text/csv", headers={"Content-Disposition": f'attachment; filename="{name}"'}
@@ -171,18 +145,22 @@ def worklist_csv(request: Request, service: AppService, settings: AppSettings, s
 
 
 @page_router.get("/images/{id}")
-def viewer(request: Request, service: AppService, settings: AppSettings, user: User, id: str) -> Response:
+def viewer(
+    request: Request, service: AppService, settings: AppSettings, access_log: AppAccessLog, user: User, id: str
+) -> Response:
     """Return the viewer of an image."""
+    context = _image_context(service, settings, user, id)
+    access_log.viewed(user, [id])
     return render(
         request, "viewer.html", max_age=MAX_AGE, identity_fields=IDENTITY_FIELDS, hidden_identity_fields=_HIDDEN_FIELDS,
-        **_image_context(service, settings, user, id),
+        **context,
     )  # fmt: skip
 
 
 @page_router.post("/images/{id}")
 async def enter_age(request: Request, service: AppService, user: User, id: str) -> Response:
     """Predict the image again with the age of the form, and redirect to the new prediction."""
-    age = _parse_age((await _read_form(request)).get("age", ""))
+    age = _parse_age((await read_form(request)).get("age", ""))
     prediction = await service.predict_again(id, user, functools.partial(wait_for_disconnect, request), age=age)
     return RedirectResponse(f"/images/{prediction.id}", 303)
 
@@ -193,7 +171,7 @@ async def set_identity(request: Request, service: AppService, user: User, id: st
 
     If the dates of the form state the age of the patient, and the prediction has none, the image is predicted again.
     """
-    fields = await _read_form(request, max_fields=len(IDENTITY_FIELDS) + 1)
+    fields = await read_form(request, max_fields=len(IDENTITY_FIELDS) + 1)
     etag = fields.pop("etag", "")
     entered = read_identity(fields.items()) or Identity()
     age = age_at_study(entered)
@@ -207,11 +185,14 @@ async def set_identity(request: Request, service: AppService, user: User, id: st
 
 
 @page_router.get("/images/{id}/report")
-def report(request: Request, service: AppService, settings: AppSettings, user: User, id: str) -> Response:
+def report(
+    request: Request, service: AppService, settings: AppSettings, access_log: AppAccessLog, user: User, id: str
+) -> Response:
     """Return the report of an image, to be printed; redirect to the viewer if its prediction is still hidden."""
     context = _image_context(service, settings, user, id)
     if context["blinded"]:
         return RedirectResponse(f"/images/{id}", 303)
+    access_log.viewed(user, [id])
     now = datetime.datetime.now(datetime.UTC).isoformat()
     return render(request, "report.html", printed=now, **context)
 
@@ -266,52 +247,6 @@ def model(request: Request, service: AppService) -> Response:
         operating_point_name=service.model.operating_point_name,
         thresholds={name: threshold_probability(card, point) for name, point in card.operating_points.items()},
     )
-
-
-@sign_in_router.get("/sign-in")
-def sign_in_form(request: Request) -> Response:
-    """Return the sign-in page."""
-    return _sign_in_page(request)
-
-
-@sign_in_router.post("/sign-in")
-async def sign_in(request: Request, authenticator: AppAuthenticator) -> Response:
-    """Start a session with the token of the form, and redirect to the page that asked for it."""
-    token = (await _read_form(request)).get("token", "")
-    try:
-        user = authenticator.authenticate(token)
-    except AuthenticationError:
-        record_error(request, AuthenticationError.code)
-        return _sign_in_page(request, 401, invalid_token=True)
-    response = RedirectResponse(_local_url(request.query_params.get("next", "")), 303)
-    # SameSite=Strict: requests from other sites carry no session. Secure: set if the proxy terminates HTTPS.
-    response.set_cookie(
-        COOKIE, authenticator.sessions.begin(user), max_age=SESSION_SECONDS, secure=request.url.scheme == "https",
-        httponly=True, samesite="strict",
-    )  # fmt: skip
-    return response
-
-
-@sign_in_router.post("/sign-out")
-def sign_out(request: Request, authenticator: AppAuthenticator) -> Response:
-    """End the session and redirect to the sign-in page."""
-    authenticator.sessions.end(request.cookies.get(COOKIE, ""))
-    response = RedirectResponse("/sign-in", 303)
-    response.delete_cookie(COOKIE, httponly=True, samesite="strict")
-    return response
-
-
-async def _read_form(request: Request, *, max_fields: int = 4) -> dict[str, str]:
-    """Return the fields of a form.
-
-    Raises:
-        UsageError: The form declares an unknown character encoding.
-    """
-    try:
-        async with request.form(max_files=0, max_fields=max_fields) as form:
-            return {name: str(value) for name, value in form.items()}
-    except UnicodeError as error:
-        raise UsageError("the form cannot be parsed", hint="Use the form on the page") from error
 
 
 def _parse_age(text: str) -> float:
@@ -383,15 +318,3 @@ def _study_context(
         "priors": [(prior, any(map(is_blinded, studies[prior.study_key]))) for prior in priors],
         "is_blinded": is_blinded,
     }
-
-
-def _sign_in_page(request: Request, status: int = 200, *, invalid_token: bool = False) -> Response:
-    return render(
-        request, "sign_in.html", status, next=_local_url(request.query_params.get("next", "")),
-        invalid_token=invalid_token, session_hours=SESSION_SECONDS // 3600,
-    )  # fmt: skip
-
-
-def _local_url(url: str) -> str:
-    """Return the URL if it is a path on this server, else "/": sign-in never redirects to another site."""
-    return url if re.fullmatch(r"/(?![/\\])[\x21-\x5b\x5d-\x7e]*", url) else "/"

@@ -18,7 +18,8 @@ from pneumoscope.core.i18n import LANGUAGES, N_, choose_language, translations
 from pneumoscope.core.identity import display_name
 from pneumoscope.core.prediction import DECISIONS
 from pneumoscope.core.results import Interval
-from pneumoscope.service.auth.tokens import LOCAL, Authenticator
+from pneumoscope.service.auth.authenticator import Authenticator
+from pneumoscope.service.auth.users import LOCAL, AuthenticatedUser
 from pneumoscope.service.storage.reviews import LABELS
 
 __all__ = ["LANGUAGE", "render", "request_language"]
@@ -56,6 +57,7 @@ def render(request: Request, template: str, status: int = 200, **context: object
     """
     language, path = request_language(request), request.url.path
     authenticator: Authenticator = request.app.state.authenticator
+    user: AuthenticatedUser | None = getattr(request.state, "authenticated_user", None)
     query = {name: value for name, value in request.query_params.items() if name != LANGUAGE}
     html = (
         _environment(language)
@@ -65,7 +67,8 @@ def render(request: Request, template: str, status: int = 200, **context: object
             languages={
                 tag: (name, url_with_query(path, **query, **{LANGUAGE: tag})) for tag, name in LANGUAGES.items()
             },
-            user=getattr(request.state, "user", "") if authenticator.required else "",
+            user=user.name if authenticator.required and user else "",
+            is_administrator=user is not None and user.has_role("administrator"),
             **context,
         )
     )
@@ -146,6 +149,7 @@ def _environment(language: str) -> jinja2.Environment:
                 "probability_text",
                 "rejection_label",
                 "review_label",
+                "role_label",
                 "warning_message",
             )
         },

@@ -144,8 +144,10 @@ def parse_query(
     )
 
 
-def export_csv(repository: PredictionRepository, query: WorklistQuery) -> Iterator[bytes]:
-    """Return the lines of a CSV file with the predictions of a query: the columns of `predict --csv` and of `StoredPrediction`.
+def export_csv(repository: PredictionRepository, query: WorklistQuery) -> tuple[int, Iterator[bytes]]:
+    """Return the number of predictions of a query, and the lines of a CSV file with them.
+
+    The columns are those of `predict --csv` and of `StoredPrediction`.
 
     Without a decision in the query, the file has the rejected images as well.
 
@@ -157,7 +159,7 @@ def export_csv(repository: PredictionRepository, query: WorklistQuery) -> Iterat
     if not query.filter.decision:
         query = dataclasses.replace(query, filter=dataclasses.replace(query.filter, rejected=None))
     first = repository.find(query.filter, order=query.order, limit=_EXPORT_BATCH)
-    return _csv_lines(repository, query, first)
+    return first.total, _csv_lines(repository, query, first)
 
 
 def _csv_lines(repository: PredictionRepository, query: WorklistQuery, page: Page) -> Iterator[bytes]:

@@ -548,7 +548,7 @@ document.addEventListener("keydown", (event) => {
   action();
 });
 
-byId("delete").addEventListener("click", deleteImage);
+byId("delete")?.addEventListener("click", deleteImage);
 if (main) {
   const buttons = {
     fit,

@@ -1,0 +1,89 @@
+"""Routes of the HTTP API for administrators: deletion and tokens. Docstrings are the descriptions in OpenAPI."""
+
+from __future__ import annotations
+
+from typing import Annotated
+
+from fastapi import APIRouter, Depends, Path
+
+from pneumoscope.service.api.dependencies import (
+    AppService,
+    AppTokens,
+    NoParameters,
+    User,
+    no_duplicate_parameters,
+    require_json,
+)
+from pneumoscope.service.api.exception_handlers import problem_responses
+from pneumoscope.service.api.schemas import AddedTokenDocument, TokenListDocument, TokenRequest
+
+__all__ = ["administrator_router"]
+
+_Id = Annotated[str, Path(pattern=r"^[0-9a-f]{32}$", examples=["0123456789abcdef0123456789abcdef"])]
+_TokenId = Annotated[str, Path(pattern=r"^[0-9a-f]{8}$", examples=["0123abcd"])]
+
+# The application adds `dependencies.authentication`; see `app.create_app`.
+administrator_router = APIRouter(
+    prefix="/v1", tags=["administration"], responses=problem_responses(401, 403, 422, 429, 503),
+    dependencies=[Depends(no_duplicate_parameters)],
+)  # fmt: skip
+
+
+@administrator_router.delete(
+    "/studies/{study_key}", status_code=204, summary="Delete a study with its predictions and images",
+    responses=problem_responses(404),
+)  # fmt: skip
+def remove_study(service: AppService, user: User, study_key: _Id, _: NoParameters) -> None:
+    """Keep only the events in the audit log."""
+    service.repository.remove_study(study_key, user=user)
+
+
+@administrator_router.delete(
+    "/patients/{patient_key}", status_code=204, summary="Delete a patient with all studies, predictions and images",
+    responses=problem_responses(404),
+)  # fmt: skip
+def remove_patient(service: AppService, user: User, patient_key: _Id, _: NoParameters) -> None:
+    """Keep only the events in the audit log."""
+    service.repository.remove_patient(patient_key, user=user)
+
+
+@administrator_router.delete(
+    "/predictions/{id}", status_code=204, summary="Delete a prediction and its image",
+    responses=problem_responses(404),
+)  # fmt: skip
+def remove(service: AppService, user: User, id: _Id, _: NoParameters) -> None:
+    """Keep only the events in the audit log, without the image's name."""
+    service.repository.remove(id, user=user)
+
+
+@administrator_router.delete(
+    "/unreadable/{id}", status_code=204, summary="Delete the record of a file that could not be read",
+    responses=problem_responses(404),
+)  # fmt: skip
+def remove_unreadable(service: AppService, user: User, id: _Id, _: NoParameters) -> None:
+    """Keep only the event in the audit log, without the file's name."""
+    service.repository.remove_unreadable(id, user=user)
+
+
+@administrator_router.get("/tokens", summary="List tokens")
+def list_tokens(tokens: AppTokens, _: NoParameters) -> TokenListDocument:
+    """Active tokens first, then revoked ones; without their secrets."""
+    return TokenListDocument(tokens.list())
+
+
+@administrator_router.post(
+    "/tokens", status_code=201, summary="Add a token", responses=problem_responses(400, 413, 415),
+    dependencies=[Depends(require_json)],
+)  # fmt: skip
+def add_token(tokens: AppTokens, user: User, _: NoParameters, body: TokenRequest) -> AddedTokenDocument:
+    """Return the secret, which a client sends as `Authorization: Bearer SECRET`. It is not stored, and cannot be shown again."""
+    token, secret = tokens.add(body.user, body.role, created_by=user)
+    return AddedTokenDocument(token, secret)
+
+
+@administrator_router.delete(
+    "/tokens/{token_id}", status_code=204, summary="Revoke a token", responses=problem_responses(404)
+)
+def revoke_token(tokens: AppTokens, user: User, token_id: _TokenId, _: NoParameters) -> None:
+    """End its sessions with it. The list keeps the token."""
+    tokens.revoke(token_id, user=user)

@@ -1,0 +1,130 @@
+"""Determine the user of a request, by a bearer token or the cookie of a session, and sign users in and out."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from fastapi.concurrency import run_in_threadpool
+from starlette.requests import Request
+
+from pneumoscope.core.errors import AuthenticationError
+from pneumoscope.service.audit.access import AccessLog, SignInMethod
+from pneumoscope.service.auth.sessions import COOKIE, Sessions, SignInCodes
+from pneumoscope.service.auth.throttle import SignInThrottle
+from pneumoscope.service.auth.tokens import TokenRepository
+from pneumoscope.service.auth.users import LOCAL_USER, AuthenticatedUser
+
+if TYPE_CHECKING:
+    from pneumoscope.service.auth.openid_connect import OpenIdConnect
+
+__all__ = ["Authenticator"]
+
+
+class Authenticator:
+    """Determines the user of a request.
+
+    Args:
+        tokens: The tokens; None if every client is the user `LOCAL_USER`.
+        access_log: Records who signs in and out.
+        openid_connect: Identity provider for the web UI, if any.
+
+    Attributes:
+        tokens: The tokens.
+        openid_connect: The identity provider.
+        codes: Codes that sign a user in on another device.
+    """
+
+    def __init__(
+        self, tokens: TokenRepository | None, access_log: AccessLog, openid_connect: OpenIdConnect | None = None
+    ) -> None:
+        self.tokens, self.openid_connect, self._access_log = tokens, openid_connect, access_log
+        self.codes = SignInCodes()
+        self._sessions = Sessions()
+        self._throttle = SignInThrottle()
+
+    @property
+    def required(self) -> bool:
+        """Whether clients must authenticate."""
+        return self.tokens is not None
+
+    async def authenticate(self, request: Request, token: str) -> AuthenticatedUser:
+        """Return the user of a request's token or session cookie.
+
+        Args:
+            request: May have a cookie.
+            token: From the header Authorization; empty if there is none.
+        Raises:
+            AuthenticationError: Neither is known, or a request with a cookie changes something without an Origin.
+            TooManyRequestsError: The token is unknown, and so were several others from this address.
+            StorageError: The tokens cannot be read.
+        """
+        if self.tokens is None:
+            return LOCAL_USER
+        if self.tokens.is_stale:
+            await run_in_threadpool(self.tokens.refresh)
+        cookie = request.cookies.get(COOKIE, "")
+        if not cookie or "Authorization" in request.headers:
+            return self._token_user(self.tokens, request, token)
+        # Browsers send the cookie with requests of other sites, too; `RequestMiddleware` compares the origin.
+        if request.method not in ("GET", "HEAD") and not request.headers.get("Origin"):
+            raise AuthenticationError(
+                "a request with a session cookie needs the header Origin", hint="Send a token instead"
+            )
+        user = self._sessions.user(cookie)
+        if user.token_id and not self.tokens.is_active(user.token_id):
+            self._sessions.end(cookie)
+            raise AuthenticationError("the token of the session was revoked", hint="Sign in with another token")
+        return user
+
+    def _token_user(self, tokens: TokenRepository, request: Request, token: str) -> AuthenticatedUser:
+        """Return the user of a token. Known tokens are never delayed: others may share the address."""
+        user = tokens.find(token)
+        if user is None:
+            if token:
+                self._throttle.check(_address(request))
+                self._throttle.record_failure(_address(request))
+            raise AuthenticationError(
+                "unknown token" if token else "a token is required",
+                hint="Send the header: Authorization: Bearer TOKEN",
+            )
+        return user
+
+    def sign_in(self, request: Request, *, token: str = "", code: str = "") -> str:
+        """Start a session with a token or a code, and return its cookie.
+
+        Raises:
+            AuthenticationError: The token or the code is unknown or expired.
+            ForbiddenError: The user is a sender, who may use the API only.
+            TooManyRequestsError: Attempts from this address failed; it must wait.
+            StorageError: The tokens cannot be read.
+        """
+        if self.tokens is None:
+            raise AuthenticationError("the service has no authentication", hint="Open the worklist")
+        address = _address(request)
+        self._throttle.check(address)
+        user = self.codes.redeem(code) if code else self.tokens.find(token)
+        if user is None or (user.token_id and not self.tokens.is_active(user.token_id)):
+            self._throttle.record_failure(address)
+            raise AuthenticationError("unknown or expired code" if code else "unknown token", hint="Try again")
+        self._throttle.record_success(address)
+        return self.begin_session(user, "code" if code else "token")
+
+    def begin_session(self, user: AuthenticatedUser, method: SignInMethod) -> str:
+        """Start a session for an authenticated user, and return its cookie.
+
+        Raises:
+            ForbiddenError: The user is a sender, who may use the API only.
+        """
+        user.require_role("reader")
+        self._access_log.signed_in(user.name, user.role, method)
+        return self._sessions.begin(user)
+
+    def sign_out(self, request: Request) -> None:
+        """End the session of a request, if there is one."""
+        user = self._sessions.end(request.cookies.get(COOKIE, ""))
+        if user:
+            self._access_log.signed_out(user.name)
+
+
+def _address(request: Request) -> str:
+    return request.client.host if request.client else ""

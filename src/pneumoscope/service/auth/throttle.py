@@ -1,0 +1,60 @@
+"""Slow down failed sign-ins."""
+
+from __future__ import annotations
+
+import math
+import threading
+import time
+from collections import OrderedDict
+from collections.abc import Callable
+
+from pneumoscope.core.errors import TooManyRequestsError
+
+__all__ = ["SignInThrottle"]
+
+_FREE_FAILURES = 5  # without a delay
+_MAX_DELAY = 60.0  # seconds
+_MEMORY = 900.0  # seconds after which failures are forgotten
+_MAX_ADDRESSES = 10_000  # beyond this, the oldest ones are forgotten
+
+
+class SignInThrottle:
+    """Delays attempts from an address after failed ones: 1 second after the fifth failure, twice as long after each further one,
+    up to a minute. A success, or 15 minutes without a failure, resets it.
+
+    Args:
+        now: Monotonic clock in seconds, for tests.
+    """
+
+    def __init__(self, now: Callable[[], float] = time.monotonic) -> None:
+        self._now = now
+        self._failures: OrderedDict[str, tuple[int, float]] = (
+            OrderedDict()
+        )  # number and time of the last one by address
+        self._lock = threading.Lock()
+
+    def check(self, address: str) -> None:
+        """Raise TooManyRequestsError if an address must wait."""
+        with self._lock:
+            count, last = self._failures.get(address, (0, 0.0))
+        if count < _FREE_FAILURES:
+            return
+        remaining = last + min(2.0 ** (count - _FREE_FAILURES), _MAX_DELAY) - self._now()
+        if remaining > 0:
+            raise TooManyRequestsError(
+                "too many failed attempts to sign in from this address", retry_seconds=math.ceil(remaining)
+            )
+
+    def record_failure(self, address: str) -> None:
+        """Count a failed attempt."""
+        with self._lock:
+            count, last = self._failures.pop(address, (0, 0.0))
+            now = self._now()
+            self._failures[address] = ((count if now - last <= _MEMORY else 0) + 1, now)
+            while len(self._failures) > _MAX_ADDRESSES:
+                self._failures.popitem(last=False)
+
+    def record_success(self, address: str) -> None:
+        """Forget the failures of an address."""
+        with self._lock:
+            self._failures.pop(address, None)

@@ -1,0 +1,80 @@
+"""Users and their roles."""
+
+from __future__ import annotations
+
+import dataclasses
+import ipaddress
+import re
+from typing import Literal, get_args
+
+from pneumoscope.core.errors import ForbiddenError, UsageError
+
+__all__ = [
+    "COMMAND_LINE",
+    "LOCAL",
+    "LOCAL_USER",
+    "RETENTION",
+    "ROLES",
+    "AuthenticatedUser",
+    "Role",
+    "is_loopback",
+    "validate_name",
+]
+
+Role = Literal["sender", "reader", "administrator"]
+ROLES: tuple[Role, ...] = get_args(Role)  # each may do what those before it may
+LOCAL = "local"  # the user of a service without authentication
+RETENTION = "retention"  # the service itself, when it removes expired images
+COMMAND_LINE = "command-line"  # a person with access to the database
+_NAME = re.compile(r"[A-Za-z0-9_.@-]{1,64}")
+
+
+@dataclasses.dataclass(frozen=True, slots=True)
+class AuthenticatedUser:
+    """The user of a request.
+
+    Attributes:
+        name: Identifies the user in the audit log, and as the author of reviews.
+        role: "sender" sends images and gets their predictions through the API; "reader" also uses the web UI, reads, labels and
+            corrects identities; "administrator" also deletes and manages tokens.
+        token_id: Of the token, if the user has one: the user is signed out when it is revoked.
+    """
+
+    name: str
+    role: Role
+    token_id: str = ""
+
+    def has_role(self, role: Role) -> bool:
+        """Return whether the user may do what a role may."""
+        return ROLES.index(self.role) >= ROLES.index(role)
+
+    def require_role(self, role: Role) -> None:
+        """Raise ForbiddenError if the user may not do what a role may."""
+        if not self.has_role(role):
+            raise ForbiddenError(
+                f"the role {self.role!r} may not do this; it takes the role {role!r}",
+                hint="Ask an administrator for a token",
+            )
+
+
+LOCAL_USER = AuthenticatedUser(LOCAL, "administrator")
+
+
+def validate_name(name: str) -> None:
+    """Raise UsageError if a user cannot have a name."""
+    if not _NAME.fullmatch(name):
+        raise UsageError(
+            f"{name[:80]!r} is not a name of a user", hint="Use 1 to 64 letters, digits and the characters _ . @ -"
+        )
+    if name in (LOCAL, RETENTION, COMMAND_LINE):
+        raise UsageError(f"the name {name!r} is reserved", hint="Choose another name")
+
+
+def is_loopback(host: str) -> bool:
+    """Return whether an address can only be reached from this machine."""
+    if host == "localhost":
+        return True
+    try:
+        return ipaddress.ip_address(host.strip("[]")).is_loopback
+    except ValueError:
+        return False

@@ -1,0 +1,194 @@
+"""Pages for signing in and out, for sign-in codes, for tokens, and for deletion."""
+
+from __future__ import annotations
+
+import re
+from typing import TYPE_CHECKING, Annotated, Any, cast
+
+import segno
+from fastapi import APIRouter, Depends, Request, Response
+from fastapi.concurrency import run_in_threadpool
+from fastapi.responses import RedirectResponse
+from markupsafe import Markup
+
+from pneumoscope.core.errors import (
+    AuthenticationError,
+    BusyError,
+    ForbiddenError,
+    PneumoscopeError,
+    TooManyRequestsError,
+    UnknownNameError,
+)
+from pneumoscope.service.api.dependencies import AppAuthenticator, AppService, AppTokens, CurrentUser
+from pneumoscope.service.api.exception_handlers import error_status, record_error
+from pneumoscope.service.auth.authenticator import Authenticator
+from pneumoscope.service.auth.sessions import CODE_SECONDS, COOKIE, SESSION_SECONDS
+from pneumoscope.service.auth.users import ROLES, Role, is_loopback
+from pneumoscope.service.web.page_route import PageRoute, read_form
+from pneumoscope.service.web.templating import render
+
+if TYPE_CHECKING:
+    from pneumoscope.service.auth.openid_connect import OpenIdConnect
+
+__all__ = ["administrator_page_router", "code_router", "sign_in_router"]
+
+# The application adds `dependencies.authentication` to the latter two; see `app.create_app`.
+sign_in_router, code_router, administrator_page_router = (
+    APIRouter(route_class=PageRoute, include_in_schema=False) for _ in range(3)
+)
+
+
+async def _provider(authenticator: AppAuthenticator) -> OpenIdConnect:
+    """Return the identity provider.
+
+    Raises:
+        UnknownNameError: There is none.
+    """
+    if authenticator.openid_connect is None:
+        raise UnknownNameError("identity provider", "openid-connect", (), hint="Sign in with a token")
+    return authenticator.openid_connect
+
+
+# Authlib is optional, so that its types are not imported for annotations that FastAPI evaluates.
+_Provider = Annotated[Any, Depends(_provider)]
+
+
+@sign_in_router.get("/sign-in")
+def sign_in_form(request: Request) -> Response:
+    """Return the sign-in page."""
+    return _sign_in_page(request)
+
+
+@sign_in_router.post("/sign-in")
+async def sign_in(request: Request, authenticator: AppAuthenticator) -> Response:
+    """Start a session with the token or the code of the form, and redirect to the page that asked for it."""
+    form = await read_form(request)
+    token, code = form.get("token", ""), form.get("code", "")
+    try:
+        cookie = await run_in_threadpool(authenticator.sign_in, request, token=token, code=code)
+    except (AuthenticationError, ForbiddenError, TooManyRequestsError) as error:
+        return _failed_sign_in(request, error, used_code=bool(code))
+    return _set_session(request, RedirectResponse(_local_url(request.query_params.get("next", "")), 303), cookie)
+
+
+@sign_in_router.get("/sign-in/openid-connect")
+async def sign_in_with_openid_connect(request: Request, provider: _Provider) -> Response:
+    """Redirect to the identity provider."""
+    next_url = _local_url(request.query_params.get("next", ""))
+    try:
+        response: Response = await provider.redirect(
+            request, f"{request.base_url}sign-in/openid-connect/callback", next_url
+        )
+    except BusyError as error:
+        return _failed_sign_in(request, error)
+    return response
+
+
+@sign_in_router.get("/sign-in/openid-connect/callback")
+async def finish_openid_connect(request: Request, provider: _Provider, authenticator: AppAuthenticator) -> Response:
+    """Start a session for the user whom the identity provider has authenticated."""
+    try:
+        user, next_url = await provider.user(request)
+        cookie = await run_in_threadpool(authenticator.begin_session, user, "openid_connect")
+    except (AuthenticationError, BusyError) as error:
+        return _failed_sign_in(request, error)
+    # A redirection would belong to the navigation from the provider, in which browsers withhold the strict cookie.
+    return _set_session(request, render(request, "signed_in.html", next=_local_url(next_url)), cookie)
+
+
+@sign_in_router.post("/sign-out")
+def sign_out(request: Request, authenticator: AppAuthenticator) -> Response:
+    """End the session and redirect to the sign-in page."""
+    authenticator.sign_out(request)
+    response = RedirectResponse("/sign-in", 303)
+    response.delete_cookie(COOKIE, httponly=True, samesite="strict")
+    return response
+
+
+@code_router.get("/sign-in-code")
+def sign_in_code_form(request: Request) -> Response:
+    """Return the page that creates a code."""
+    return render(request, "sign_in_code.html", code="", seconds=CODE_SECONDS)
+
+
+@code_router.post("/sign-in-code")
+def create_sign_in_code(request: Request, authenticator: AppAuthenticator, user: CurrentUser) -> Response:
+    """Return a code that signs the user in on another device, as text and as a QR code."""
+    code = authenticator.codes.create(user)
+    # Browsers do not send the part after # to servers, so that no log contains the code.
+    url = f"{request.base_url}sign-in#code={code}"
+    qr_code = segno.make(url, micro=False).svg_inline(omitsize=True, svgclass="qr-code", lineclass=None, light="#fff")
+    return render(
+        request, "sign_in_code.html", code=code, seconds=CODE_SECONDS, qr_code=Markup(qr_code),  # noqa: S704  drawn, no text
+        address=str(request.base_url), only_this_computer=is_loopback(request.url.hostname or ""),
+    )  # fmt: skip
+
+
+@administrator_page_router.get("/tokens")
+def list_tokens(request: Request, tokens: AppTokens, user: CurrentUser) -> Response:
+    """Return the list of tokens."""
+    return _tokens_page(request, tokens, user)
+
+
+@administrator_page_router.post("/tokens")
+async def add_token(request: Request, tokens: AppTokens, user: CurrentUser) -> Response:
+    """Add a token, and return the list with its secret, which is shown once."""
+    form = await read_form(request)
+    name, role = form.get("user", "").strip(), cast(Role, form.get("role", ""))  # `add` checks both
+    token, secret = await run_in_threadpool(tokens.add, name, role, created_by=user.name)
+    return await run_in_threadpool(_tokens_page, request, tokens, user, added=token.user, secret=secret)
+
+
+@administrator_page_router.post("/tokens/{token_id}/revoke")
+def revoke_token(tokens: AppTokens, user: CurrentUser, token_id: str) -> Response:
+    """Revoke a token, and return to the list."""
+    tokens.revoke(token_id, user=user.name)
+    return RedirectResponse("/tokens", 303)
+
+
+@administrator_page_router.post("/unreadable/{id}")
+def remove_unreadable(service: AppService, user: CurrentUser, id: str) -> Response:
+    """Delete the record of a file that could not be read, and return to the list."""
+    service.repository.remove_unreadable(id, user=user.name)
+    return RedirectResponse("/unreadable", 303)
+
+
+def _set_session(request: Request, response: Response, cookie: str) -> Response:
+    """Set the cookie of a session in a response, and return the response."""
+    # SameSite=Strict: requests from other sites carry no session. Secure: set if the proxy terminates HTTPS.
+    response.set_cookie(
+        COOKIE, cookie, max_age=SESSION_SECONDS, secure=request.url.scheme == "https", httponly=True, samesite="strict"
+    )
+    return response
+
+
+def _failed_sign_in(request: Request, error: PneumoscopeError, *, used_code: bool = False) -> Response:
+    """Return the sign-in page with an error."""
+    record_error(request, error.code)
+    response = _sign_in_page(request, error, used_code=used_code)
+    if isinstance(error, TooManyRequestsError):
+        response.headers["Retry-After"] = str(error.retry_seconds)
+    return response
+
+
+def _sign_in_page(request: Request, error: PneumoscopeError | None = None, *, used_code: bool = False) -> Response:
+    authenticator: Authenticator = request.app.state.authenticator
+    provider = authenticator.openid_connect
+    return render(
+        request, "sign_in.html", error_status(error) if error else 200, next=_local_url(request.query_params.get("next", "")),
+        error=error, used_code=used_code, session_hours=SESSION_SECONDS // 3600,
+        provider_name=provider.display_name if provider else "",
+    )  # fmt: skip
+
+
+def _tokens_page(
+    request: Request, tokens: AppTokens, user: CurrentUser, *, added: str = "", secret: str = ""
+) -> Response:
+    return render(
+        request, "tokens.html", tokens=tokens.list(), roles=ROLES, own_token=user.token_id, added=added, secret=secret
+    )
+
+
+def _local_url(url: str) -> str:
+    """Return the URL if it is a path on this server, else "/": sign-in never redirects to another site."""
+    return url if re.fullmatch(r"/(?![/\\])[\x21-\x5b\x5d-\x7e]*", url) else "/"

@@ -1,0 +1,57 @@
+"""Routes that answer with pages: errors as pages, redirection to the sign-in page, and forms."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Coroutine
+from typing import Any
+from urllib.parse import urlencode
+
+from fastapi import Request, Response
+from fastapi.responses import RedirectResponse
+from fastapi.routing import APIRoute
+
+from pneumoscope.core.errors import AuthenticationError, PneumoscopeError, TooManyRequestsError, UsageError
+from pneumoscope.core.messages import error_text
+from pneumoscope.service.api.exception_handlers import error_status, public_error, record_error
+from pneumoscope.service.web.templating import render, request_language
+
+__all__ = ["PageRoute", "read_form"]
+
+
+class PageRoute(APIRoute):
+    """A route that redirects to the sign-in page without a session, and renders other errors as a page."""
+
+    def get_route_handler(self) -> Callable[[Request], Coroutine[Any, Any, Response]]:
+        """Return the handler of the route; see `APIRoute`."""
+        handle = super().get_route_handler()
+
+        async def handle_errors(request: Request) -> Response:
+            """Handle a request, and answer an error with a page."""
+            try:
+                return await handle(request)
+            except AuthenticationError:
+                target = request.url.path + (f"?{request.url.query}" if request.url.query else "")
+                return RedirectResponse(f"/sign-in?{urlencode({'next': target})}", 303)
+            except PneumoscopeError as error:
+                record_error(request, error.code, error.message)
+                title, advice = error_text(error, request_language(request))
+                detail = str(public_error(error))
+                response = render(request, "error.html", error_status(error), title=title, advice=advice, detail=detail)
+                if isinstance(error, TooManyRequestsError):
+                    response.headers["Retry-After"] = str(error.retry_seconds)
+                return response
+
+        return handle_errors
+
+
+async def read_form(request: Request, *, max_fields: int = 4) -> dict[str, str]:
+    """Return the fields of a form.
+
+    Raises:
+        UsageError: The form declares an unknown character encoding.
+    """
+    try:
+        async with request.form(max_files=0, max_fields=max_fields) as form:
+            return {name: str(value) for name, value in form.items()}
+    except UnicodeError as error:
+        raise UsageError("the form cannot be parsed", hint="Use the form on the page") from error
