@@ -140,7 +140,7 @@ def test_window_is_set_by_numbers_in_the_unit_of_the_image(page, service):
 
 def test_windows_of_the_file_and_the_full_range_are_presets(page, service):
     file = dataset(
-        deep() // 2, WindowCenter=[1000, 1500, 30000], WindowWidth=[2100, 800, 10],
+        deep() // 2, WindowCenter=[1000, 1500, 1500, 1500], WindowWidth=[2100, 800, 8, 1],
         WindowCenterWidthExplanation=["NORMAL", "<b>HARD</b>"],
     )  # fmt: skip
     open_viewer(page, service, predict(service, "a.dcm", written(file)))
@@ -148,12 +148,17 @@ def test_windows_of_the_file_and_the_full_range_are_presets(page, service):
     preset = page.get_by_role("combobox", name="Window")
     assert [each for each in preset.locator("option").all_inner_texts() if each != "Manual"] == [
         "Default (as for the model)", "NORMAL (1000 / 2100)", "<b>HARD</b> (1500 / 800)",
-        "Window 3 of the file (30000 / 10)", "Full range",
+        "Window 3 of the file (1500 / 8)",
+        "Window 4 of the file (1500 / 1)", "Full range",
     ]  # fmt: skip
     values = (deep() // 2).astype(float)
     preset.select_option(label="<b>HARD</b> (1500 / 800)")
     assert (page.input_value("#window-level"), page.input_value("#window-width")) == ("1500", "800")
     assert np.abs(canvas_levels(page) - 255 * np.clip((values - 1499.5) / 799 + 0.5, 0, 1)).max() <= 1
+    preset.select_option(label="Window 3 of the file (1500 / 8)")
+    assert np.abs(canvas_levels(page) - 255 * np.clip((values - 1499.5) / 7 + 0.5, 0, 1)).max() <= 1
+    preset.select_option(label="Window 4 of the file (1500 / 1)")
+    assert np.array_equal(canvas_levels(page), 255 * (values > 1499.5))
     preset.select_option(label="Full range")
     assert np.abs(canvas_levels(page) - 255 * values / values.max()).max() <= 1
     preset.select_option(index=0)
