@@ -515,7 +515,7 @@ def test_long_key_of_a_body_is_cut_in_the_problem(client):
 def test_openapi_has_every_path(app):
     assert set(app.openapi()["paths"]) == {
         "/healthz", "/readyz", "/metrics", "/v1/predictions", "/v1/predictions/{id}", "/v1/predictions/{id}/image.png",
-        "/v1/predictions/{id}/heatmap.png", "/v1/predictions/{id}/heatmap-layer.png",
+        "/v1/predictions/{id}/pixels", "/v1/predictions/{id}/heatmap.png", "/v1/predictions/{id}/heatmap-layer.png",
         "/v1/predictions/{id}/thumbnail.png", "/v1/predictions/{id}/review", "/v1/model",
         "/v1/unreadable", "/v1/unreadable/{id}", "/v1/predictions/search", "/v1/predictions/{id}/identity",
         "/v1/studies/{study_key}", "/v1/patients/{patient_key}", "/v1/tokens", "/v1/tokens/{token_id}", "/dicom-web/studies",
@@ -549,7 +549,7 @@ def test_responses_conform_to_openapi(model, monkeypatch):
                 sent[case.operation.label] += 1
 
             ask()
-    assert len(sent) == 27
+    assert len(sent) == 28
     assert sent.total() > 150
 
 

@@ -28,6 +28,7 @@ from pneumoscope.core.prediction import (
     Prediction,
 )
 from pneumoscope.imaging.image import Radiograph
+from pneumoscope.imaging.pixel_values import PixelValues
 from pneumoscope.imaging.preprocess import PreprocessedImage
 from pneumoscope.imaging.statistics import image_statistics
 from pneumoscope.inference.decision import (
@@ -252,6 +253,14 @@ class Model:
             UnreadableImageError: The image cannot be decoded.
         """
         return self._loader.decode(image, name=name)
+
+    def decode_values(self, image: Path | bytes, *, name: str = "") -> PixelValues:
+        """Return the values of an image before any window, for display with other windows.
+
+        Raises:
+            UnreadableImageError: The image cannot be decoded.
+        """
+        return self._loader.decode_values(image, name=name)
 
     def _stream(
         self,

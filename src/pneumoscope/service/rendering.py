@@ -1,13 +1,16 @@
-"""Render stored images and their heatmaps as PNG files. The files that clients sent are never returned."""
+"""Render stored images and their heatmaps as PNG files, and encode their values. Files of clients are never returned."""
 
 from __future__ import annotations
 
 import asyncio
+import gzip
 import io
+import json
 from collections.abc import Callable
 from importlib import import_module
-from typing import Any, TypeVar
+from typing import Any, NamedTuple, TypeVar
 
+import msgspec
 from fastapi.concurrency import run_in_threadpool
 from PIL import Image
 
@@ -17,11 +20,24 @@ from pneumoscope.inference.saliency import Layer
 from pneumoscope.service.storage.records import StoredPrediction
 from pneumoscope.service.storage.repository import PredictionRepository
 
-__all__ = ["ImageRenderer"]
+__all__ = ["EncodedPixels", "ImageRenderer"]
 
 _THUMBNAIL_SIZE = 160  # pixels of the longer side
 _MAX_RENDERED = 2  # images rendered at once: each may take hundreds of MB
+_GZIP_LEVEL = 1  # higher levels hardly reduce the noise of an image
 _Rendered = TypeVar("_Rendered")
+
+
+class EncodedPixels(NamedTuple):
+    """The values of an image for the viewer.
+
+    Attributes:
+        body: `PixelValues.numbers`, row by row, 16 bits, little-endian; then `PixelValues.gray_levels`; perhaps compressed.
+        description: Rows, columns and `PixelValues.description` as JSON in ASCII.
+    """
+
+    body: bytes
+    description: str
 
 
 class ImageRenderer:
@@ -42,6 +58,10 @@ class ImageRenderer:
     async def image(self, id: str) -> bytes:
         """Return the decoded image as a PNG at its own size."""
         return await self._render(lambda: _encode_png(self._decode(id)))
+
+    async def pixels(self, id: str, *, compress: bool) -> EncodedPixels:
+        """Return the values of the image before any window."""
+        return await self._render(lambda: self._encode_values(id, compress=compress))
 
     async def thumbnail(self, id: str) -> bytes:
         """Return the decoded image as a PNG with at most 160 pixels on the longer side."""
@@ -76,6 +96,13 @@ class ImageRenderer:
     def _decode(self, id: str) -> Image.Image:
         content = self._repository.image(self._repository.get(id))
         return Image.fromarray(self._model.decode(content).pixels)
+
+    def _encode_values(self, id: str, *, compress: bool) -> EncodedPixels:
+        values = self._model.decode_values(self._repository.image(self._repository.get(id)))
+        rows, columns = values.numbers.shape
+        description = {"rows": rows, "columns": columns, **msgspec.to_builtins(values.description)}
+        body = values.numbers.astype("<u2", copy=False).tobytes() + values.gray_levels.tobytes()
+        return EncodedPixels(gzip.compress(body, _GZIP_LEVEL) if compress else body, json.dumps(description))
 
     def _explain(self, id: str) -> bytes:
         prediction = self._explainable(id)
