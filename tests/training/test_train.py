@@ -1,5 +1,6 @@
 """A run from images to bundle: its files, errors before it starts, and its state after a failure."""
 
+import dataclasses
 import errno
 import json
 import shutil
@@ -17,6 +18,7 @@ from pneumoscope.bundle.network_checks import self_test_image
 from pneumoscope.core.errors import (
     DatasetError,
     DivergedError,
+    ManifestError,
     MissingExtraError,
     PatientLeakError,
     RecipeError,
@@ -265,6 +267,20 @@ def test_patient_in_two_splits_is_an_error(phantoms, tmp_path):
     ):
         apply_split(relabeled, small(), "images.csv")
     assert apply_split(relabeled, small(data={"by": "image"}), "images.csv") is relabeled
+
+
+def test_identical_images_in_two_splits_are_found_before_training(phantoms):
+    whole = split_manifest(load_manifest(phantoms), by="patient", validation=0.3)
+    copied = whole.split("train")[0]
+    images = tuple(
+        dataclasses.replace(image, sha256=copied.sha256)
+        if image is next(i for i in whole.split("test") if i.label == copied.label)
+        else image
+        for image in whole
+    )
+    for by in ("patient", "image", "given"):
+        with pytest.raises(ManifestError, match=r"in test and .* in train are byte-identical .*mine.csv"):
+            apply_split(dataclasses.replace(whole, images=images), small(data={"by": by}), "mine.csv")
 
 
 def test_images_without_splits_are_split_by_the_recipe(phantoms):

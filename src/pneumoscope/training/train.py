@@ -95,6 +95,7 @@ def train(
 
     Raises:
         PatientLeakError: A patient is in two splits and the recipe does not set `by = "image"`.
+        ManifestError: Byte-identical images are in two splits.
         UnreadableImageError: An image cannot be opened or decoded.
         DatasetError: The training or validation split has too few images of a label, or the outliers cannot be used.
         UsageError: The recipe trains an age classifier and there are no outliers, or the reverse; a batch has fewer than two
@@ -255,7 +256,7 @@ def apply_split(manifest: Manifest, recipe: Recipe, name: str) -> Manifest:
         name: Name of the data, for messages.
 
     Raises:
-        PatientLeakError, DatasetError: See `train`.
+        PatientLeakError, ManifestError, DatasetError: See `train`.
     """
     options = recipe.data
     has_splits = name.lower().endswith(".csv") and manifest.split("train") and manifest.split("validation")
@@ -263,6 +264,7 @@ def apply_split(manifest: Manifest, recipe: Recipe, name: str) -> Manifest:
         manifest = split_manifest(manifest, by=options.by, validation=options.validation, seed=recipe.training.seed)
     if options.by != "image":
         manifest.check_patient_leaks(name)
+    manifest.check_identical_images(name, by_image=options.by == "image")
     for split in ("train", "validation"):
         counts = Counter(image.label for image in manifest.split(split))
         for label in LABELS:
