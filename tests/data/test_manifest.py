@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import csv
 import dataclasses
 import hashlib
 from collections.abc import Callable, Iterable
@@ -24,6 +25,23 @@ def test_csv_round_trip(make_manifest: Make) -> None:
     assert reloaded == manifest
     assert reloaded.sha256() == manifest.sha256()
     assert len(manifest) == 3
+
+
+def test_saved_manifest_is_a_plain_csv(make_manifest: Make) -> None:
+    manifest = dataclasses.replace(make_manifest([("NORMAL/a.png", "P-1", "train")]), split_by="block")
+    header, row = csv.reader(manifest.to_csv().splitlines())
+    assert header == ["path", "label", "etiology", "patient", "split", "sha256", "split_by"]
+    assert (row[0], row[-1]) == ("NORMAL/a.png", "block")
+
+
+def test_comment_of_older_manifests_is_read() -> None:
+    text = "# split by image\npath,label\na.png,normal\n"
+    assert Manifest.from_csv(text, Path("images"), "m.csv").split_by == "image"
+
+
+def test_rows_of_several_manifests_have_no_common_split() -> None:
+    text = "path,label,split_by\na.png,normal,image\nb.png,normal,patient\n"
+    assert Manifest.from_csv(text, Path("images"), "m.csv").split_by == "given"
 
 
 def test_hash_depends_on_every_column_but_not_on_the_root() -> None:

@@ -219,6 +219,30 @@ def test_ledger_entry_has_the_metrics(maker):
     assert line["when"] == evaluation.created
 
 
+def test_all_images_are_evaluated_and_recorded_in_the_ledger(maker):
+    images = maker.images(split=".")
+    evaluation, _ = evaluate(maker.bundle(maker.root / "bundle"), images, split="all")
+    assert (evaluation.split, evaluation.n, evaluation.test_evaluation) == ("all", 32, 1)
+    (line,) = map(json.loads, Path(os.environ["PNEUMOSCOPE_LEDGER"]).read_text().splitlines())
+    assert (line["split"], line["images_sha256"]) == ("all", evaluation.images_sha256)
+    seen = [short_hash(load_manifest(images).images[0].sha256)]
+    with pytest.raises(DatasetError, match="used 1 of the 32 images as train images"):
+        evaluate(maker.bundle(maker.root / "other", seen={"train": seen}), images, split="all")
+
+
+@pytest.mark.parametrize(("normal", "pneumonia"), [(12, 0), (0, 12)])
+def test_metrics_that_need_a_missing_label_are_undefined_with_the_reason(maker, normal, pneumonia):
+    evaluation, _ = evaluate(maker.run(), maker.images(normal=normal, pneumonia=pneumonia))
+    missing, undefined = ("PNEUMONIA", "sensitivity") if normal else ("NORMAL", "specificity")
+    metrics = {**evaluation.metrics, **evaluation.operating_points["half"].metrics}
+    for name in ("auroc", "auprc", "balanced_accuracy", undefined):
+        assert (metrics[name].value, metrics[name].reason) == (None, f"there is no {missing} image")
+    assert metrics["mcc"].value is None
+    assert metrics["accuracy"].value is not None
+    assert metrics["brier"].low is not None
+    assert read_evaluation(maker.root / "runs" / "gray" / "evaluation" / "test" / "evaluation.json") == evaluation
+
+
 def test_other_splits_have_no_ledger_entry(maker):
     images = maker.images(split="val")
     maker.images(split="test", seed=1)

@@ -21,6 +21,18 @@ def run(name, wrong, quality=2.0, seed=0):
     return RunScores(name, correct, logits)
 
 
+def test_images_of_one_label_have_no_delong_test():
+    runs = [
+        RunScores("a", np.array([True, True]), np.array([1.0, 2.0])),
+        RunScores("b", np.array([True, False]), np.zeros(2)),
+    ]
+    accuracy, auroc = paired_tests(runs, np.array([True, True]), ["p", "q"])
+    assert accuracy.difference.value == 0.5
+    assert (auroc.difference.value, auroc.p, auroc.verdict) == (None, None, "not distinguishable")
+    assert "there are 2 with PNEUMONIA and 0 NORMAL" in auroc.difference.reason
+    assert auroc.sentence == f"a and b cannot be compared in AUROC: {auroc.difference.reason}."
+
+
 def test_significant_difference_names_the_better_run_first():
     a, b = run("good", range(48)), run("bad", range(126), quality=0.5)
     accuracy, auroc = paired_tests([a, b], LABELS, PATIENTS)

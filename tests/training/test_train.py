@@ -246,6 +246,14 @@ def test_file_instead_of_a_folder_is_an_error(phantoms, tmp_path):
     assert (tmp_path / "run").read_text() == "text"
 
 
+def test_manifest_of_a_run_is_a_data_set(run, phantoms):
+    out, _ = run
+    manifest = load_manifest(out / "manifest.csv")
+    assert {image.sha256 for image in manifest} == {image.sha256 for image in load_manifest(phantoms)}
+    assert manifest.unreadable == ()
+    assert manifest.split_by == "patient"
+
+
 def test_resuming_on_other_images_is_an_error(run, phantoms, tmp_path):
     out, _ = run
     fewer = tmp_path / "images"

@@ -23,7 +23,13 @@ __all__ = ["command"]
 @click.command("evaluate", short_help="Evaluate a run or bundle on labeled images.")
 @target_argument
 @data_option
-@click.option("--split", default="test", show_default=True, help="train, validation or test.")
+@click.option(
+    "--split",
+    type=click.Choice(["train", "validation", "test", "all"]),
+    default="test",
+    show_default=True,
+    help="Images to evaluate; all for a data set without splits that the model has not seen.",
+)
 @click.option(
     "--operating-point",
     "operating_points",
@@ -83,9 +89,8 @@ def command(
 
 def _print_evaluation(evaluation: Evaluation, console: Console) -> None:
     labels = ", ".join(f"{n} {label}" for label, n in evaluation.counts.items())
-    click.echo(
-        f"{evaluation.name} on {evaluation.n} {evaluation.split} images ({labels}; {evaluation.patients} patients)"
-    )
+    images = "images" if evaluation.split == "all" else f"{evaluation.split} images"
+    click.echo(f"{evaluation.name} on {evaluation.n} {images} ({labels}; {evaluation.patients} patients)")
     if evaluation.site:
         click.echo(f"Site profile: {evaluation.site}")
     rejected = evaluation.rejected

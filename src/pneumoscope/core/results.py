@@ -172,7 +172,7 @@ class Evaluation:
 
     Attributes:
         name: Name of the run or bundle.
-        split: "train", "validation" or "test".
+        split: "train", "validation", "test" or "all".
         images_sha256: Hash of the sorted image hashes; equal for evaluations on the same images.
         n, patients: Number of images and of patients.
         counts: Number of images by label.

@@ -30,6 +30,8 @@ LABELS = ("NORMAL", "PNEUMONIA")
 ETIOLOGIES = ("normal", "bacteria", "virus", "")
 SPLITS = ("train", "validation", "test", "unused", "")
 COLUMNS = ("path", "label", "etiology", "patient", "split", "sha256")
+_SPLIT_BY = "split_by"  # the last column of a saved manifest, the same in all rows
+# Manifests written before 2026-11-29 state it in a comment on the first line instead.
 _SPLIT_BY_COMMENT = "# split by "
 _USED_SPLITS = ("train", "validation", "test")
 _SPLIT_ALIASES = {"val": "validation"}
@@ -182,12 +184,11 @@ class Manifest:
             )
 
     def to_csv(self) -> str:
-        """Return the manifest as CSV text, with `split_by` in a comment on the first line."""
+        """Return the manifest as CSV text, with `split_by` in a column."""
         out = io.StringIO()
-        out.write(f"{_SPLIT_BY_COMMENT}{self.split_by}\n")
         writer = csv.writer(out, lineterminator="\n")
-        writer.writerow(COLUMNS)
-        writer.writerows(dataclasses.astuple(image) for image in self.images)
+        writer.writerow((*COLUMNS, _SPLIT_BY))
+        writer.writerows((*dataclasses.astuple(image), self.split_by) for image in self.images)
         return out.getvalue()
 
     def save(self, file: Path, *, replace: bool = False) -> None:
@@ -248,6 +249,9 @@ class Manifest:
                     f"{name} has no column {column!r} (its columns: {', '.join(columns) or 'none'})",
                     hint="Required columns: path, label. Optional columns: etiology, patient, split, sha256",
                 )
+        if _SPLIT_BY in columns:
+            values = {row[_SPLIT_BY] for row in rows}
+            split_by = values.pop() if len(values) == 1 else split_by
         column = find_patient_column(columns, rows, name)
         if column not in {"", "patient"}:
             rows = [{**row, "patient": row[column]} for row in rows]

@@ -42,6 +42,8 @@ from pneumoscope.statistics.intervals import proportion
 __all__ = ["OPERATING_POINTS", "decode_images", "evaluate"]
 
 OPERATING_POINTS = ("half", "balanced", "rule_out", "rule_in")
+# Splits whose evaluation is recorded in the test ledger.
+_TEST_SPLITS = ("test", "all")
 # Images are decoded in threads while the network scores the previous ones.
 _THREADS = 4
 _PREFETCH_IMAGES = 64
@@ -63,12 +65,12 @@ def evaluate(
     """Score the images of one split, and return the metrics of the model with intervals.
 
     Images that cannot be read are an error and are never skipped, because the reported n would be wrong. To evaluate without
-    them, give a manifest of the other images.
+    them, give a manifest of the other images. Metrics that need a label without images are undefined, with the reason.
 
     Args:
         target: Run folder or bundle folder.
         data: Folder, manifest CSV or archive of labeled images; see `evaluation.selection.select_images` for the split.
-        split: "train", "validation" or "test".
+        split: "train", "validation", "test", or "all" for all images of a data set that the model has not seen.
         operating_points: Operating points of the bundle to evaluate.
         out: Folder of evaluation.json and predictions.csv. By default `RUN/evaluation/SPLIT` for a run, and none for a
             bundle. With a site profile, the name of the folder ends in its hash.
@@ -88,7 +90,7 @@ def evaluate(
         RunError: The run has no bundle yet.
         BundleError: The bundle cannot be read or run.
         SiteProfileError: The site profile cannot be used; see `BundleSession.load`.
-        DatasetError: Images are missing, unreadable, or of one label only; or test images were training or validation images.
+        DatasetError: Images are missing or unreadable; or test images were training or validation images.
         ThresholdError: The threshold of an operating point was chosen on these images.
         StorageError: The ledger or the results cannot be written. No result is returned then.
     """
@@ -100,8 +102,8 @@ def evaluate(
     for name in operating_points:
         if name not in card.operating_points:
             raise UnknownNameError("operating point", name, card.operating_points)
-    root, images = select_images(data, split, target / MANIFEST_FILE if is_run else None, note)
-    if split == "test":
+    root, images = select_images(data, split, target / MANIFEST_FILE if is_run else None, note, both_labels=False)
+    if split in _TEST_SPLITS:
         check_unseen(images, card)
     check_thresholds(images, card, operating_points)
     started = time.perf_counter()
@@ -110,7 +112,7 @@ def evaluate(
     evaluation = dataclasses.replace(
         _summarize(card, split, scored, rejections, operating_points, seed, seconds), site=session.site
     )
-    if split == "test":
+    if split in _TEST_SPLITS:
         number = record_evaluation(Path(ledger) if ledger else default_ledger(), _ledger_entry(evaluation))
         evaluation = dataclasses.replace(evaluation, test_evaluation=number)
     if out is None and is_run:

@@ -6,10 +6,11 @@ import dataclasses
 from collections.abc import Sequence
 from itertools import combinations
 
+from pneumoscope.core.errors import UndefinedMetricError
 from pneumoscope.core.messages import counted
 from pneumoscope.core.results import Interval, PairedTest
 from pneumoscope.statistics.inputs import BoolArray, FloatArray
-from pneumoscope.statistics.intervals import paired_difference
+from pneumoscope.statistics.intervals import paired_difference, undefined
 from pneumoscope.statistics.paired import delong_test, holm, mcnemar_exact
 
 __all__ = ["ALPHA", "RunScores", "findings", "paired_tests", "percentage_points"]
@@ -47,13 +48,23 @@ def paired_tests(runs: Sequence[RunScores], labels: BoolArray, patients: Sequenc
         (paired_difference(a.correct, b.correct, patients), mcnemar_exact(a.correct, b.correct, patients))
         for a, b in pairs
     ]
-    by_auroc = [delong_test(a.logits, b.logits, labels, patients) for a, b in pairs]
+    by_auroc = [_delong_test(a, b, labels, patients) for a, b in pairs]
     tests = []
     for metric, test, results in (("accuracy", "mcnemar, exact", by_accuracy), ("auroc", "delong", by_auroc)):
         corrected = holm([p for _, p in results])
         for (a, b), (difference, p), p_holm in zip(pairs, results, corrected, strict=True):
             tests.append(_paired_test(a.name, b.name, metric, test, difference, p, p_holm))
     return tuple(tests)
+
+
+def _delong_test(
+    a: RunScores, b: RunScores, labels: BoolArray, patients: Sequence[str]
+) -> tuple[Interval, float | None]:
+    """Return the DeLong test; undefined, with the reason, if a label has fewer than 2 patients."""
+    try:
+        return delong_test(a.logits, b.logits, labels, patients)
+    except UndefinedMetricError as error:
+        return undefined(error.message, n=len(labels), method="delong"), None
 
 
 def _paired_test(
@@ -70,6 +81,8 @@ def _sentence(a: str, b: str, metric: str, verdict: str, difference: Interval, p
     name, test = ("accuracy", "McNemar") if metric == "accuracy" else ("AUROC", "DeLong")
     if verdict == "b":
         a, b, difference = b, a, _negate(difference)
+    if difference.value is None:
+        return f"{a} and {b} cannot be compared in {name}: {difference.reason}."
     amount = percentage_points(difference) if metric == "accuracy" else _difference_text(difference)
     if p_holm is None:
         result = "no discordant images" if metric == "accuracy" else "equal rankings"

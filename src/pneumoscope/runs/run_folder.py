@@ -1,7 +1,7 @@
 """Layout of a run folder, and reading of its files.
 
 RUN/recipe.toml                 the recipe with all defaults
-    manifest.csv                images, labels, patients, splits and hashes
+    manifest.csv                images (absolute paths), labels, patients, splits and hashes
     outliers.csv                images of patients outside the age range, see `data.outliers`; only with an age classifier
     run.json                    see `record.RunRecord`
     epochs.csv                  one row per epoch, see `epochs.Epoch`
