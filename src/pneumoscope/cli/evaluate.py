@@ -41,7 +41,14 @@ __all__ = ["command"]
 @click.option(
     "--out",
     type=click.Path(path_type=Path),
-    help="Folder for the results.  [default: RUN/evaluation/SPLIT; nothing is written for a bundle]",
+    help="Folder for the results.  [default: RUN/evaluation/NAME; nothing is written for a bundle]",
+)
+@click.option(
+    "--name",
+    help="Name of the evaluation of a run.  [default: the split; for images of other data also the name of the data]",
+)
+@click.option(
+    "--force", is_flag=True, help="Replace an evaluation of other images, or of another model, seed or profile."
 )
 @site_option
 @ledger_option
@@ -53,6 +60,8 @@ def command(
     split: str,
     operating_points: tuple[str, ...],
     out: Path | None,
+    name: str | None,
+    force: bool,
     site: Path | None,
     ledger: Path | None,
     seed: int,
@@ -62,6 +71,8 @@ def command(
 
     Thresholds come from the bundle and are never chosen on the evaluated images. Each test-set evaluation is recorded in
     the test ledger before its result is shown.
+
+    Evaluations of a run are kept side by side in RUN/evaluation/. Evaluating the same images again adds the operating points.
     """
     from rich.console import Console
 
@@ -75,6 +86,8 @@ def command(
             split=split,
             operating_points=operating_points,
             out=out,
+            name=name,
+            replace=force,
             ledger=ledger,
             seed=seed,
             site=site,

@@ -349,6 +349,7 @@ class Comparison:
         created: Time of the comparison, UTC, ISO 8601.
         version: Version of pneumoscope.
         reference: Published table that the runs are compared with; None without one.
+        evaluation: Name of the compared evaluation of each run.
     """
 
     images: Mapping[str, Any]
@@ -360,6 +361,7 @@ class Comparison:
     created: str
     version: str
     reference: ReferenceTable | None = None
+    evaluation: str = "test"
     schema: int = SCHEMA
     notice: str = NOTICE
 
