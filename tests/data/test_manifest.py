@@ -80,6 +80,10 @@ def test_hash_of_a_set_of_images_is_independent_of_their_order() -> None:
         ("path,label\na\0b,normal\n", r"m.csv, row 1: 'a\\x00b' is not a valid path"),
         ("path,label\na.png,normal\nb.png,normal\na.png,normal\n", "m.csv, row 1: 'a.png' is listed 2 times"),
         (
+            "path,label\na.png,normal\nb.png,normal\na.png,pneumonia\n",
+            "m.csv: 'a.png' is NORMAL in row 1 and PNEUMONIA in row 3. Keep the row with the correct label",
+        ),
+        (
             'path,label\n"a.png' + "x" * 140_000 + '",normal\n',
             r"m.csv, after line 1: field larger than field limit \(131072\)",
         ),

@@ -20,6 +20,7 @@ from pneumoscope.core.errors import (
     DivergedError,
     ManifestError,
     MissingExtraError,
+    ParityError,
     PatientLeakError,
     RecipeError,
     RunError,
@@ -356,6 +357,21 @@ def test_non_finite_loss_is_an_error_with_the_epoch(phantoms, tmp_path):
         DivergedError, match=r"the loss is nan in epoch 1 of run 'small'.*learning_rate \(it is 0.002\)"
     ):
         train(small(network={"weights": str(tmp_path / "nan.safetensors")}), phantoms, tmp_path / "run")
+
+
+def test_diverged_run_is_not_a_fault_of_the_export(phantoms, tmp_path, monkeypatch):
+    def fail(*_, **__):
+        raise ParityError("the logits of the exported network differ")
+
+    monkeypatch.setattr("pneumoscope.training.train.export", fail)
+    with pytest.raises(ParityError):
+        train(small(), phantoms, tmp_path / "trained")
+    diverging = small(optimizer={"learning_rate": 10}, training={"epochs": 1})
+    with pytest.raises(
+        DivergedError,
+        match=r"run 'small' diverged: in its best epoch, 1, the train loss is .*learning_rate \(it is 10\)",
+    ):
+        train(diverging, phantoms, tmp_path / "diverged")
 
 
 def test_non_finite_validation_logit_keeps_the_previous_checkpoint(phantoms, tmp_path, monkeypatch):

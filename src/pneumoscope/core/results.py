@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import dataclasses
 import json
+import re
 from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -33,6 +34,7 @@ __all__ = [
     "ReliabilityBin",
     "RunSummary",
     "ScoredImage",
+    "method_name",
     "to_json",
     "write_result",
 ]
@@ -279,10 +281,11 @@ class PairedTest:
         a, b: Names of the runs.
         metric: "accuracy" (exact McNemar test) or "auroc" (DeLong test).
         difference: Metric of a minus metric of b.
-        test: Name of the test.
+        test: Name of the test, which states whether it keeps the images of a patient together.
         p: Two-sided p-value before correction; None if undefined (no discordant image, equal rankings).
         p_holm: p-value after Holm correction over all pairs of the same metric.
-        verdict: "a", "b" or "not distinguishable".
+        verdict: "a" or "b" if `p_holm` is below 0.05 and the interval of the difference does not contain 0, otherwise
+            "not distinguishable".
         sentence: The finding as a sentence.
     """
 
@@ -390,6 +393,14 @@ class Comparison:
             MissingExtraError: pandas is not installed.
         """
         return _dataframe(self.rows(), "Comparison.to_dataframe()")
+
+
+_PROPER_NAMES = {"wilson": "Wilson", "delong": "DeLong", "newcombe": "Newcombe", "mcnemar": "McNemar"}
+
+
+def method_name(method: str) -> str:
+    """Return the name of a method or test with capitalized proper names, such as "McNemar, exact"."""
+    return re.sub("|".join(_PROPER_NAMES), lambda match: _PROPER_NAMES[match[0]], method)
 
 
 def to_json(result: object) -> str:

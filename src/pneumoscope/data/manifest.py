@@ -257,6 +257,14 @@ class Manifest:
             rows = [{**row, "patient": row[column]} for row in rows]
         images = tuple(_parse_row(row, f"{name}, row {number}") for number, row in enumerate(rows, start=1))
         listed = Counter(image.path for image in images)
+        labels: dict[str, tuple[int, str]] = {}
+        for number, image in enumerate(images, start=1):
+            row, label = labels.setdefault(image.path, (number, image.label))
+            if label != image.label:
+                raise ManifestError(
+                    f"{name}: {image.path!r} is {label} in row {row} and {image.label} in row {number}",
+                    hint="Keep the row with the correct label",
+                )
         for number, image in enumerate(images, start=1):
             if listed[image.path] > 1:
                 raise ManifestError(f"{name}, row {number}: {image.path!r} is listed {listed[image.path]} times")
