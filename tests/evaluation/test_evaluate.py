@@ -94,6 +94,13 @@ def test_bundle_is_evaluated_and_writes_to_out_only(maker, tmp_path):
     assert (evaluation.test_evaluation, again.test_evaluation) == (1, 2)
 
 
+def test_included_model_is_a_bundle_and_no_run(maker, monkeypatch):
+    monkeypatch.chdir(maker.root)
+    evaluation, _ = evaluate("default", maker.images(), operating_points=["half"])
+    assert evaluation.n == 32
+    assert not Path("default").exists()
+
+
 def test_bootstraps_depend_on_the_seed(maker):
     images, run = maker.images(), maker.run()
     first, second, other = (evaluate(run, images, seed=seed, replace=True)[0] for seed in (3, 3, 4))
@@ -239,6 +246,8 @@ def test_metrics_that_need_a_missing_label_are_undefined_with_the_reason(maker, 
     for name in ("auroc", "auprc", "balanced_accuracy", undefined):
         assert (metrics[name].value, metrics[name].reason) == (None, f"there is no {missing} image")
     assert metrics["mcc"].value is None
+    if normal:  # F1 is 0, however many images there are
+        assert (metrics["f1"].value, metrics["f1"].low) == (0, None)
     assert metrics["accuracy"].value is not None
     assert metrics["brier"].low is not None
     assert read_evaluation(maker.root / "runs" / "gray" / "evaluation" / "test" / "evaluation.json") == evaluation
@@ -256,7 +265,10 @@ def test_evaluations_of_other_images_are_kept_beside_that_of_the_run(maker):
     assert read_evaluation(folder / "test" / "evaluation.json") == own
     assert read_evaluation(folder / "test-north-clinic" / "evaluation.json") == other
     assert read_evaluation(folder / "all-flat" / "evaluation.json") == flat
-    assert notes == [f"these are not the test images of the run; the results are in {folder / 'test-north-clinic'}"]
+    assert notes == [
+        f"{str(maker.root / 'north clinic')!r} has other images than the test split of the run; the results are in"
+        f" {str(folder / 'test-north-clinic')!r}"
+    ]
 
 
 def test_evaluation_has_the_name_that_the_user_chose(maker):

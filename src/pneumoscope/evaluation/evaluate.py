@@ -35,7 +35,14 @@ from pneumoscope.imaging.decode import Radiograph
 from pneumoscope.inference.decision import sigmoid, threshold_probability
 from pneumoscope.inference.session import BundleSession
 from pneumoscope.runs.evaluations import predictions_csv, read_evaluation
-from pneumoscope.runs.run_folder import EVALUATION_FILE, MANIFEST_FILE, PREDICTIONS_FILE, evaluation_folder, find_bundle
+from pneumoscope.runs.run_folder import (
+    BUNDLE_FOLDER,
+    EVALUATION_FILE,
+    MANIFEST_FILE,
+    PREDICTIONS_FILE,
+    evaluation_folder,
+    find_bundle,
+)
 from pneumoscope.statistics.calibration import reliability_bins
 from pneumoscope.statistics.inputs import patient_groups
 from pneumoscope.statistics.intervals import proportion
@@ -104,7 +111,7 @@ def evaluate(
     """
     target, data = Path(target), Path(data)
     bundle = find_bundle(target)
-    is_run = bundle != target
+    is_run = bundle == target / BUNDLE_FOLDER
     session = BundleSession.load(bundle, site=None if site is None else Path(site))
     card = session.card
     for point in operating_points:
@@ -174,7 +181,8 @@ def _default_name(
     if session.profile:
         name += f"-{session.profile.sha256[:8]}"
     if note and not is_own:
-        note(f"these are not the {split} images of the run; the results are in {evaluation_folder(run, name)}")
+        other = "" if split == "all" else f"{str(data)!r} has other images than the {split} split of the run; "
+        note(f"{other}the results are in {str(evaluation_folder(run, name))!r}")
     return name
 
 
