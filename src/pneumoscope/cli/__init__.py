@@ -56,7 +56,7 @@ _EXTRAS = {
         "pg8000",
         "segno",
     ),
-    "pacs": ("pynetdicom",),
+    "pacs": ("pynetdicom", "highdicom"),
     "openid": ("authlib", "httpx2", "itsdangerous", "joserfc"),
     "evaluate": (
         "scipy",

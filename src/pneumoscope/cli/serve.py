@@ -148,8 +148,8 @@ def command(
 ) -> None:
     """Run the web UI and the HTTP API; store images, predictions, reviews and an audit log.
 
-    Open the printed address in a browser and drop images on it. With a token in the database, see `pneumoscope tokens`, every
-    client must authenticate. With --dicom-port, DICOM nodes send images.
+    Open the printed address in a browser and drop images on it. With a token in the database at the start, see
+    `pneumoscope tokens`, every client must authenticate. With --dicom-port, DICOM nodes send images.
     Ctrl-C or SIGTERM finishes accepted requests, then stops.
 
     Example:  pneumoscope serve --data-dir records

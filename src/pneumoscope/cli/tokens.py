@@ -20,9 +20,9 @@ __all__ = ["command"]
 
 @click.group("tokens", short_help="Add, list and revoke the tokens of the service.")
 def command() -> None:
-    """Add, list and revoke the tokens of the service. It may be running: changes count within two seconds.
+    """Add, list and revoke the tokens of the service. It may be running: changes take effect within two seconds.
 
-    A service whose database has a token requires one from every client.
+    A service whose database has a token when it starts requires one from every client.
     """
 
 
@@ -87,7 +87,7 @@ def list_command(data_dir: Path | None, database: str, as_json: bool) -> None:
 @click.argument("token_id", metavar="ID")
 @service_database_options
 def revoke_command(token_id: str, data_dir: Path | None, database: str) -> None:
-    """Revoke the token with this ID, see `tokens list`. Its sessions end with it.
+    """Revoke the token with this ID, see `tokens list`. This also ends its sessions.
 
     Example:  pneumoscope tokens revoke 3f9a0c1d --data-dir records
     """

@@ -246,6 +246,37 @@ class Model:
         assert preprocessed.radiograph is not None
         return heatmap_layer(preprocessed.radiograph, heatmap[0], self.card.preprocessing.crop)
 
+    def draw_heatmap(self, image: ImageSource, prediction: Prediction) -> bytes:
+        """Return a PNG of an image with its heatmap, and a legend with a prediction that was made before.
+
+        Args:
+            image: See `predict`.
+            prediction: Prediction of the image by this model, perhaps at another operating point; not a rejection.
+        Raises:
+            BundleError: The network has no heatmaps.
+            UnreadableImageError: The image cannot be decoded.
+            ValueError: The prediction has no probability.
+        """
+        from pneumoscope.inference.saliency import render_heatmap
+
+        if prediction.probability is None or prediction.decision is None or prediction.threshold is None:
+            raise ValueError("the prediction has no probability")
+        self._session.require_heatmaps()
+        preprocessed = self._loader.preprocess(image, keep_radiograph=True)
+        heatmap = self._session.outputs(preprocessed.pixels[None], heatmaps=True).heatmap
+        assert heatmap is not None
+        assert preprocessed.radiograph is not None
+        return render_heatmap(
+            preprocessed.radiograph,
+            heatmap[0],
+            self.card,
+            probability=prediction.probability,
+            threshold=prediction.threshold,
+            decision=prediction.decision,
+            warnings=prediction.warnings,
+            site=site_note(prediction.model),
+        )
+
     def decode(self, image: Path | bytes, *, name: str = "") -> Radiograph:
         """Return an image decoded at its own size, for display.
 

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import asyncio
 import dataclasses
-import hashlib
 import logging
 import threading
 import time
@@ -89,13 +88,12 @@ class PredictionService:
             name: Name of the image.
             user: For the audit log.
         Returns:
-            See `predict`; None if the file has a prediction of this model and operating point.
+            See `predict`; None if the file has a current prediction; see `PredictionRepository.has_current_prediction`.
         Raises:
             BusyError, StorageError, UsageError: See `predict`.
         """
-        sha256 = hashlib.sha256(instance).hexdigest()
         model, operating_point = self.model.facts, self.model.operating_point_name
-        if await run_in_threadpool(self.repository.has_file, sha256, model, operating_point):
+        if await run_in_threadpool(self.repository.has_current_prediction, instance, model, operating_point):
             return None
         (found,) = await self.predict([(instance, name)], user, _never)
         return found

@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import gzip
 import io
 import json
-from collections.abc import Callable
-from importlib import import_module
-from typing import Any, NamedTuple, TypeVar
+from collections.abc import Callable, Iterator
+from typing import NamedTuple, TypeVar
 
 import msgspec
 from fastapi.concurrency import run_in_threadpool
@@ -69,7 +69,7 @@ class ImageRenderer:
 
     async def heatmap(self, id: str) -> bytes:
         """Return the image with its heatmap and a legend as a PNG."""
-        return await self._render(lambda: self._explain(id))
+        return await self._render(lambda: self._draw_heatmap(id))
 
     async def heatmap_layer(self, id: str) -> Layer:
         """Return the heatmap as a transparent layer."""
@@ -104,30 +104,25 @@ class ImageRenderer:
         body = values.numbers.astype("<u2", copy=False).tobytes() + values.gray_levels.tobytes()
         return EncodedPixels(gzip.compress(body, _GZIP_LEVEL) if compress else body, json.dumps(description))
 
-    def _explain(self, id: str) -> bytes:
+    def _draw_heatmap(self, id: str) -> bytes:
         prediction = self._explainable(id)
-        # Entered, or of a header that is not stored with pseudonyms.
-        years = prediction.age.years if prediction.age else None
-        picture = self._model.explain(self._repository.image(prediction), age=years).picture
-        if picture is None:  # the bundle has the same network and stricter input checks
-            raise _rejected_image(id)
-        return picture
+        return self._model.draw_heatmap(self._repository.image(prediction), prediction)
 
     def _secondary_capture(self, id: str) -> bytes:
-        results = _dicom_results()
+        with _missing_extra_errors():
+            from pneumoscope.service.dicom.results import read_source, secondary_capture
+
         prediction = self._repository.get(id)
-        image = self._repository.image(prediction)
-        source = results.read_source(image, id)
-        picture = _encode_png(self._decode(id)) if prediction.decision == "rejected" else self._explain(id)
-        capture: bytes = results.secondary_capture(prediction, source, picture)
-        return capture
+        source = read_source(self._repository.image(prediction), id)
+        image = _encode_png(self._decode(id)) if prediction.decision == "rejected" else self._draw_heatmap(id)
+        return secondary_capture(prediction, source, image)
 
     def _structured_report(self, id: str) -> bytes:
-        results = _dicom_results()
+        with _missing_extra_errors():
+            from pneumoscope.service.dicom.results import read_source, structured_report
+
         prediction = self._repository.get(id)
-        source = results.read_source(self._repository.image(prediction), id)
-        report: bytes = results.structured_report(prediction, source)
-        return report
+        return structured_report(prediction, read_source(self._repository.image(prediction), id))
 
     def _heatmap_layer(self, id: str) -> Layer:
         return self._model.heatmap_layer(self._repository.image(self._explainable(id)))
@@ -144,10 +139,11 @@ class ImageRenderer:
         return prediction
 
 
-def _dicom_results() -> Any:
-    """Return the module that writes DICOM objects."""
+@contextlib.contextmanager
+def _missing_extra_errors() -> Iterator[None]:
+    """Turn the error of an import that needs [pacs] into MissingExtraError."""
     try:
-        return import_module("pneumoscope.service.dicom.results")
+        yield
     except ModuleNotFoundError as error:
         raise MissingExtraError("pacs", "a result as a DICOM object", error.name or "highdicom") from error
 

@@ -131,8 +131,10 @@ def serve(
         _listen(host, port) as listener,
         data_directory_lock(folder) if folder else contextlib.nullcontext(),
         _listen_for_dicom(dicom) as receiver,
+        contextlib.ExitStack() as stack,
     ):
         repository = PredictionRepository(folder, database)
+        stack.callback(repository.close)  # if the service does not start; the application closes it otherwise
         require_token = not no_auth and bool(TokenRepository(repository.engine).list())
         if not (require_token or provider or no_auth or (is_loopback(host) and not public_name)):
             raise UsageError(

@@ -56,7 +56,7 @@ def test_each_operation_requires_its_role(clients):
             answer = clients[role].request(method, url)
             if lowest and roles.index(role) < roles.index(lowest):
                 found = problem(answer, 403, "forbidden")
-                assert found["detail"] == f"the role {role!r} may not do this; it takes the role {lowest!r}"
+                assert found["detail"] == f"the role {role!r} may not do this; it requires the role {lowest!r}"
             else:
                 assert answer.status_code not in (401, 403), (role, method, path)
 

@@ -1,5 +1,6 @@
 """The audit log records who viewed which image, who exported predictions, and who signed in and out."""
 
+import contextlib
 import json
 import logging
 
@@ -10,6 +11,7 @@ from pneumoscope.core.errors import StorageError
 from pneumoscope.service.audit.access import AccessLog
 from pneumoscope.service.audit.log import read_rows
 from pneumoscope.service.audit.verification import verify
+from pneumoscope.service.storage.database import write_transaction
 
 
 class Clock:
@@ -89,4 +91,22 @@ def test_access_is_granted_with_a_warning_if_it_cannot_be_recorded(repository, a
         access_log.signed_out("a")
     assert caplog.messages == 2 * ["Access was not recorded in the audit log: the disk is full"]
     access_log.viewed("a", [stored.id])  # tried again
+    assert views(repository) == [("a", stored.id)]
+
+
+def test_view_whose_commit_failed_is_recorded_the_next_time(repository, access_log, monkeypatch):
+    stored, _ = add(repository)
+
+    @contextlib.contextmanager
+    def fail_to_commit(engine):
+        with write_transaction(engine) as connection:
+            yield connection
+            connection.rollback()
+            raise StorageError("the disk is full")
+
+    with monkeypatch.context() as patched:
+        patched.setattr("pneumoscope.service.audit.access.write_transaction", fail_to_commit)
+        access_log.viewed("a", [stored.id])
+    assert views(repository) == []
+    access_log.viewed("a", [stored.id])
     assert views(repository) == [("a", stored.id)]

@@ -37,7 +37,8 @@ def test_sign_out_ends_only_that_session():
     assert first != second
     assert len(first) >= 43  # 256 bits
     assert sessions.end(first) == USER
-    assert sessions.end(first) is sessions.end("never there") is None
+    assert sessions.end(first) is None
+    assert sessions.end("never there") is None
     with pytest.raises(AuthenticationError):
         sessions.user(first)
     assert sessions.user(second) == USER
@@ -58,12 +59,23 @@ def test_oldest_session_ends_when_there_are_too_many(monkeypatch):
     assert (sessions.user(second), sessions.user(third)) == (OTHER, THIRD)
 
 
+def test_session_may_end_earlier():
+    clock = Clock()
+    sessions = Sessions(clock)
+    first = sessions.begin(USER)
+    clock.time = 3600
+    second = sessions.begin(USER, until=sessions.get(first).expiry)
+    clock.time = SESSION_SECONDS
+    assert sessions.get(first) is None
+    assert sessions.get(second) is None
+
+
 def test_code_signs_its_user_in_once():
     codes = SignInCodes()
-    code = codes.create(USER)
+    code = codes.create("cookie")
     assert re.fullmatch(r"[0-9A-HJKMNP-TV-Z]{4}-[0-9A-HJKMNP-TV-Z]{4}", code)
-    assert code != codes.create(USER)
-    assert codes.redeem(code) == USER
+    assert code != codes.create("cookie")
+    assert codes.redeem(code) == "cookie"
     assert codes.redeem(code) is None
 
 
@@ -72,16 +84,16 @@ def test_code_is_read_as_people_type_it(monkeypatch):
     codes = SignInCodes()
     for typed in ("0a1b2c3d", " OA1B-2C3D ", "oa iB 2c3D", "0AlB2C3D"):
         digits = iter("0A1B2C3D")
-        codes.create(USER)
-        assert codes.redeem(typed) == USER
+        codes.create("cookie")
+        assert codes.redeem(typed) == "cookie"
 
 
 def test_code_expires_after_two_minutes():
     clock = Clock()
     codes = SignInCodes(clock)
-    early, late = codes.create(USER), codes.create(OTHER)
+    early, late = codes.create("cookie"), codes.create("other")
     clock.time = CODE_SECONDS - 1
-    assert codes.redeem(early) == USER
+    assert codes.redeem(early) == "cookie"
     clock.time = CODE_SECONDS
     assert codes.redeem(late) is None
 

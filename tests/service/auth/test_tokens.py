@@ -94,12 +94,24 @@ def test_revoked_token_is_unknown_at_once_and_stays_in_the_list(tokens, clock):
 def test_change_by_another_process_counts_after_two_seconds(tokens, engine, clock):
     other = TokenRepository(engine)
     token, secret = other.add("ward-3", "reader", created_by="admin")
+    tokens.refresh()
     assert tokens.find(secret)
     other.revoke(token.id, user="admin")
     clock.seconds = 2
+    tokens.refresh()
     assert tokens.find(secret)
     clock.seconds = 2.1
+    tokens.refresh()
     assert tokens.find(secret) is None
+
+
+def test_lookup_never_reads_the_database(tokens, monkeypatch, clock):
+    """It is called on the event loop, which a slow database would stop."""
+    _, secret = tokens.add("ward-3", "reader", created_by="admin")
+    clock.seconds = 60
+    monkeypatch.setattr("pneumoscope.service.auth.tokens.read_transaction", lambda *_: pytest.fail("it was read"))
+    assert tokens.is_stale
+    assert tokens.is_active(tokens.find(secret).token_id)
 
 
 def test_day_of_the_latest_use_is_stored(tokens, clock):
@@ -107,12 +119,12 @@ def test_day_of_the_latest_use_is_stored(tokens, clock):
     assert tokens.list()[0].last_used is None
     tokens.find(secret)
     clock.seconds = 3
-    tokens.find(secret)
+    tokens.refresh()
     assert tokens.list()[0].last_used == "2026-05-01"
     clock.seconds = 86400 * 2
     tokens.find(secret)
     clock.seconds += 3
-    tokens.find("")
+    tokens.refresh()
     assert tokens.list() == [dataclasses.replace(token, last_used="2026-05-03")]
 
 
@@ -125,6 +137,7 @@ def test_token_is_found_although_its_use_cannot_be_stored(tokens, clock, monkeyp
         raise StorageError("locked")
 
     monkeypatch.setattr("pneumoscope.service.auth.tokens.write_transaction", fail)
+    tokens.refresh()
     assert tokens.find(secret)
 
 

@@ -21,7 +21,7 @@ def test_role_allows_what_the_lower_ones_allow(role, allowed):
         if each in allowed:
             user.require_role(each)
         else:
-            with pytest.raises(ForbiddenError, match=f"'{role}' may not do this; it takes the role '{each}'"):
+            with pytest.raises(ForbiddenError, match=f"'{role}' may not do this; it requires the role '{each}'"):
                 user.require_role(each)
 
 

@@ -1,6 +1,7 @@
 """The DICOM node receives images: associations, statuses, limits, duplicates, TLS, and a killed process."""
 
 import asyncio
+import gc
 import hashlib
 import io
 import logging
@@ -11,6 +12,7 @@ import ssl
 import subprocess
 import threading
 import time
+import warnings
 from contextlib import contextmanager, suppress
 
 import pydicom
@@ -23,7 +25,7 @@ from tests.service.conftest import served, verified
 from pneumoscope.core.errors import BusyError, StorageError, UsageError
 from pneumoscope.service.app import create_app
 from pneumoscope.service.audit.log import read_rows
-from pneumoscope.service.dicom.settings import DicomPeer, DicomSettings, parse_peer, tls_context
+from pneumoscope.service.dicom.settings import DicomPeer, DicomSettings, image_name, parse_peer, tls_context
 from pneumoscope.service.storage.repository import PredictionRepository
 
 pynetdicom = pytest.importorskip("pynetdicom", reason="[pacs] is not installed")
@@ -31,6 +33,15 @@ receiver = pytest.importorskip("pneumoscope.service.dicom.receiver")
 
 PEER = DicomPeer("PACS", "ORTHANC", "127.0.0.1", 4242)
 SECONDS = 30
+
+
+@pytest.fixture(autouse=True)
+def collect_sockets():
+    """Collect the sockets that pynetdicom's sender does not close after a failed TLS handshake."""
+    yield
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", ResourceWarning)
+        gc.collect()
 
 
 def instance(level=100, **elements):
@@ -113,6 +124,62 @@ def test_duplicate_is_acknowledged_and_not_predicted_again(model, monkeypatch):
         )
         assert sender.send_c_store(sent).Status == 0x0000
         assert client.get("/v1/predictions").json()["total"] == 1
+
+
+def test_duplicate_of_a_missing_image_is_stored_again(model, tmp_path):
+    repository = PredictionRepository(tmp_path / "data")
+    with node(model, repository) as (client, opened), association(opened) as sender:
+        sent = instance()
+        sender.send_c_store(sent)
+        (found,) = client.get("/v1/predictions").json()["predictions"]
+        repository.blobs.remove(found["image_sha256"])
+        assert sender.send_c_store(sent).Status == 0x0000
+        assert client.get(f"/v1/predictions/{found['id']}/image.png").status_code == 200
+
+
+def test_rejected_duplicate_is_predicted_again(model, monkeypatch):
+    """The rejection may depend on an option with which the service was not started."""
+    with node(model) as (client, opened), association(opened) as sender:
+        sent, predicted = instance(ViewPosition="LL"), []
+        sender.send_c_store(sent)
+        service = type(client.app.state.service)
+        predict = service.predict
+        monkeypatch.setattr(service, "predict", lambda *a, **k: predicted.append(1) or predict(*a, **k))
+        assert sender.send_c_store(sent).Status == 0x0000
+        assert predicted == [1]
+        assert client.get("/v1/predictions").json()["total"] == 1
+
+
+@pytest.mark.parametrize("uid", ["1.2\0003", "Doe Anna", "1.2\n\x1b[31mX"])
+def test_invalid_uid_is_no_name_of_an_image(uid):
+    assert image_name(uid) == "DICOM instance"
+    assert image_name("1.2.840.1") == "1.2.840.1"
+
+
+def test_peer_that_sends_further_instances_meanwhile_holds_no_more_than_the_limit(model, monkeypatch):
+    release = threading.Event()
+    with node(model, max_bytes=100_000) as (client, opened):
+        service = type(client.app.state.service)
+
+        async def wait(*_, **__):
+            await asyncio.to_thread(release.wait, SECONDS)
+            raise BusyError("full")
+
+        monkeypatch.setattr(service, "predict", wait)
+        with association(opened) as sender:
+            thread = threading.Thread(target=lambda: sender.send_c_store(instance()))
+            thread.start()
+            deadline = time.monotonic() + SECONDS
+            while not opened._storing and time.monotonic() < deadline:
+                time.sleep(0.02)
+            event = type("Event", (), {"assoc": opened._ae.active_associations[0], "data": bytes(200_000)})
+            opened._count_bytes(event)
+            release.set()
+            thread.join(SECONDS)
+            deadline = time.monotonic() + SECONDS
+            while not sender.is_aborted and time.monotonic() < deadline:
+                time.sleep(0.02)
+            assert sender.is_aborted
 
 
 def test_rejected_image_is_acknowledged_with_its_reason_on_record(model):

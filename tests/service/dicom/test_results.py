@@ -10,9 +10,11 @@ import pytest
 from fastapi.testclient import TestClient
 from PIL import Image
 from pydicom.uid import generate_uid
+from tests.conftest import LIMITS, POINTS
 from tests.images import dicom, png
 from tests.service.conftest import add, problem
 
+from pneumoscope.inference.model import load_model
 from pneumoscope.service.app import create_app
 from pneumoscope.service.audit.log import read_rows
 from pneumoscope.service.storage.repository import PredictionRepository
@@ -170,6 +172,38 @@ def test_objects_are_always_the_same(client, model):
     assert len(uids) == 3
     _, other = upload(client, level=110)
     assert pydicom.dcmread(io.BytesIO(fetch(client, other, KINDS[0]))).SOPInstanceUID not in uids
+
+
+def test_capture_shows_the_stored_prediction_at_another_operating_point(shared_maker, tmp_path):
+    """The service may have been started again at another operating point."""
+    folder = shared_maker.root / "served"
+    if not folder.exists():
+        shared_maker.bundle(folder, gain=0.05, operating_points=POINTS, rejection_limits=LIMITS)
+    pictures = []
+    for point in ("balanced", "rule_out"):
+        repository = PredictionRepository(tmp_path / "data")
+        app = create_app(load_model(folder, threads=1, operating_point=point), repository)
+        with TestClient(app, base_url="http://127.0.0.1:8000") as client:
+            if not pictures:
+                _, found = upload(client)
+            pictures.append((fetch(client, found, "secondary-capture"), fetch(client, found, "structured-report")))
+    assert pictures[0] == pictures[1]
+
+
+@pytest.mark.parametrize(
+    "elements",
+    [
+        {"PatientSex": "W"}, {"PatientSex": "m"}, {"PatientBirthDate": "12.03.1970"}, {"PatientBirthDate": "00000000"},
+        {"StudyDate": "2024-01-01"}, {"StudyTime": "10:10:10"}, {"StudyTime": "25"}, {"PatientName": "A" * 70},
+        {"AccessionNumber": "12345678901234567890"}, {"PatientOrientation": ["L", "Q"]}, {"Laterality": "X"},
+    ],
+)  # fmt: skip
+@pytest.mark.filterwarnings("ignore")
+def test_irregular_header_has_results_without_its_invalid_values(client, elements):
+    _, found = upload(client, **elements)
+    for kind in KINDS:
+        result = pydicom.dcmread(io.BytesIO(fetch(client, found, kind)))
+        assert result.PatientID == "7"
 
 
 def test_results_count_as_views(model):

@@ -73,6 +73,26 @@ class _Drawn:
         return "<svg/>"
 
 
+def test_session_of_a_code_ends_with_the_session_that_created_it(app, open_client, monkeypatch):
+    computer, phone = open_client(READER), open_client()
+    codes = [
+        re.search(r'sign-in-code">([-0-9A-Z]+)<', computer.post("/sign-in-code").text)[1] for _ in range(2)
+    ]  # fmt: skip
+    sessions = app.state.authenticator._sessions
+    begun = []
+    begin = type(sessions).begin
+    monkeypatch.setattr(type(sessions), "begin", lambda *a, **k: begun.append(k["until"]) or begin(*a, **k))
+    assert phone.post("/sign-in", data={"code": codes[0]}).status_code == 303
+    assert begun == [sessions.get(computer.cookies["pneumoscope"]).expiry]
+    computer.post("/sign-out")
+    assert open_client().post("/sign-in", data={"code": codes[1]}).status_code == 401
+
+
+def test_authorization_of_a_proxy_does_not_hide_the_session(open_client):
+    client = open_client(READER)
+    assert client.get("/", headers={"Authorization": "Basic cHJveHk6cGFzcw=="}).status_code == 200
+
+
 def test_a_get_request_creates_no_code(open_client):
     page = open_client(READER).get("/sign-in-code").text
     assert 'class="sign-in-code"' not in page
@@ -143,11 +163,12 @@ def test_failed_sign_ins_are_slowed_down(open_client):
     client = open_client()
     for _ in range(5):
         assert client.post("/sign-in", data={"token": "guess"}).status_code == 401
-    for data in ({"token": "guess"}, {"code": "GUESS"}, {"token": TOKEN}):
+    for data in ({"token": "guess"}, {"code": "GUESS"}):
         answer = client.post("/sign-in", data=data)
         assert (answer.status_code, answer.headers["Retry-After"]) == (429, "1")
         assert "Too many failed attempts. Try again in 1 second." in answer.text
     assert client.get("/v1/predictions", headers={"Authorization": f"Bearer {TOKEN}"}).status_code == 200
+    assert client.post("/sign-in", data={"token": TOKEN}).status_code == 303  # others may share the address
 
 
 def test_session_opens_no_page_of_tokens_without_authentication(client):

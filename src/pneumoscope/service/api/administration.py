@@ -85,5 +85,5 @@ def add_token(tokens: AppTokens, user: User, _: NoParameters, body: TokenRequest
     "/tokens/{token_id}", status_code=204, summary="Revoke a token", responses=problem_responses(404)
 )
 def revoke_token(tokens: AppTokens, user: User, token_id: _TokenId, _: NoParameters) -> None:
-    """End its sessions with it. The list keeps the token."""
+    """Also ends its sessions. The list keeps the token."""
     tokens.revoke(token_id, user=user)

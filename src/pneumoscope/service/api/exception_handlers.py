@@ -255,7 +255,7 @@ def _unknown_parameter(request: Request, name: str) -> JSONResponse:
 _EXAMPLES = {
     400: ("usage", "There was an error parsing the body", ""),
     401: ("authentication", "unknown token", "Send the header: Authorization: Bearer TOKEN"),
-    403: ("forbidden", "the role 'sender' may not do this; it takes the role 'reader'", "Ask an administrator for a token"),
+    403: ("forbidden", "the role 'sender' may not do this; it requires the role 'reader'", "Ask an administrator for a token"),
     404: ("unknown_name", "there is no prediction '0123456789abcdef0123456789abcdef'", "It was deleted, or never existed here"),
     406: ("usage", "the response is application/dicom+json, which the client does not accept", ""),
     412: ("conflict", "the prediction was changed in the meantime", "Get it again, and compare its reviews and its identity"),

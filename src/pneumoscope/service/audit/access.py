@@ -68,13 +68,14 @@ class AccessLog:
         new = [id for id in ids if self._is_new(user, id)]
         if not new:
             return
-        time, recorded = self._time(), set()
+        time, recorded = self._time(), set[str]()
         query = select(predictions.c.id, predictions.c.image_sha256, predictions.c.model_sha256)
         query = query.where(predictions.c.id.in_(new)).order_by(predictions.c.id)
-        with self._warn_if_unwritten(), write_transaction(self._engine) as connection:
-            entries = [Entry(time, user, "viewed", *row) for row in connection.execute(query)]
-            append(connection, entries)
-            recorded = {entry.prediction_id for entry in entries}
+        with self._warn_if_unwritten():
+            with write_transaction(self._engine) as connection:
+                entries = [Entry(time, user, "viewed", *row) for row in connection.execute(query)]
+                append(connection, entries)
+            recorded = {entry.prediction_id for entry in entries}  # committed
         with self._lock:
             for id in set(new) - recorded:
                 self._views.pop((user, id), None)

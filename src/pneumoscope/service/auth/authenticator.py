@@ -31,14 +31,13 @@ class Authenticator:
     Attributes:
         tokens: The tokens.
         openid_connect: The identity provider.
-        codes: Codes that sign a user in on another device.
     """
 
     def __init__(
         self, tokens: TokenRepository | None, access_log: AccessLog, openid_connect: OpenIdConnect | None = None
     ) -> None:
         self.tokens, self.openid_connect, self._access_log = tokens, openid_connect, access_log
-        self.codes = SignInCodes()
+        self._codes = SignInCodes()
         self._sessions = Sessions()
         self._throttle = SignInThrottle()
 
@@ -63,7 +62,8 @@ class Authenticator:
         if self.tokens.is_stale:
             await run_in_threadpool(self.tokens.refresh)
         cookie = request.cookies.get(COOKIE, "")
-        if not cookie or "Authorization" in request.headers:
+        # Other schemes are those of a proxy.
+        if not cookie or request.headers.get("Authorization", "").lower().startswith("bearer"):
             return self._token_user(self.tokens, request, token)
         # Browsers send the cookie with requests of other sites, too; `RequestMiddleware` compares the origin.
         if request.method not in ("GET", "HEAD") and not request.headers.get("Origin"):
@@ -71,7 +71,7 @@ class Authenticator:
                 "a request with a session cookie needs the header Origin", hint="Send a token instead"
             )
         user = self._sessions.user(cookie)
-        if user.token_id and not self.tokens.is_active(user.token_id):
+        if not self._is_valid(user):
             self._sessions.end(cookie)
             raise AuthenticationError("the token of the session was revoked", hint="Sign in with another token")
         return user
@@ -92,6 +92,8 @@ class Authenticator:
     def sign_in(self, request: Request, *, token: str = "", code: str = "") -> str:
         """Start a session with a token or a code, and return its cookie.
 
+        Known tokens are never delayed: others may share the address.
+
         Raises:
             AuthenticationError: The token or the code is unknown or expired.
             ForbiddenError: The user is a sender, who may use the API only.
@@ -100,14 +102,36 @@ class Authenticator:
         """
         if self.tokens is None:
             raise AuthenticationError("the service has no authentication", hint="Open the worklist")
+        self.tokens.refresh()
         address = _address(request)
+        user = None if code else self.tokens.find(token)
+        if user is not None:
+            self._throttle.record_success(address)
+            return self.begin_session(user, "token")
         self._throttle.check(address)
-        user = self.codes.redeem(code) if code else self.tokens.find(token)
-        if user is None or (user.token_id and not self.tokens.is_active(user.token_id)):
+        origin = self._codes.redeem(code) if code else None
+        session = self._sessions.get(origin) if origin else None
+        if session is None or not self._is_valid(session.user):
             self._throttle.record_failure(address)
             raise AuthenticationError("unknown or expired code" if code else "unknown token", hint="Try again")
         self._throttle.record_success(address)
-        return self.begin_session(user, "code" if code else "token")
+        self._access_log.signed_in(session.user.name, session.user.role, "code")
+        return self._sessions.begin(session.user, until=session.expiry)
+
+    def create_code(self, request: Request) -> str:
+        """Return a code that signs the user in on another device, until the session of the request ends.
+
+        Raises:
+            AuthenticationError: The request has no session.
+        """
+        cookie = request.cookies.get(COOKIE, "")
+        if self._sessions.get(cookie) is None:
+            raise AuthenticationError("only a user who is signed in can create a code", hint="Sign in again")
+        return self._codes.create(cookie)
+
+    def _is_valid(self, user: AuthenticatedUser) -> bool:
+        """Return whether the token of a user was not revoked."""
+        return not user.token_id or (self.tokens is not None and self.tokens.is_active(user.token_id))
 
     def begin_session(self, user: AuthenticatedUser, method: SignInMethod) -> str:
         """Start a session for an authenticated user, and return its cookie.

@@ -9,12 +9,12 @@ import secrets
 import threading
 import time
 from collections.abc import Callable
-from typing import Generic, TypeVar
+from typing import Generic, NamedTuple, TypeVar
 
 from pneumoscope.core.errors import AuthenticationError
 from pneumoscope.service.auth.users import AuthenticatedUser
 
-__all__ = ["CODE_SECONDS", "COOKIE", "SESSION_SECONDS", "Sessions", "SignInCodes"]
+__all__ = ["CODE_SECONDS", "COOKIE", "SESSION_SECONDS", "Session", "Sessions", "SignInCodes"]
 
 COOKIE = "pneumoscope"
 SESSION_SECONDS = 12 * 3600  # a working day
@@ -28,33 +28,40 @@ _Value = TypeVar("_Value")
 
 
 class _ExpiringValues(Generic[_Value]):
-    """Values by random keys, each for the same time; beyond a number of values, the oldest ones are dropped.
+    """Values by random keys; beyond a number of values, the oldest ones are dropped.
 
     A dictionary lookup is safe: the time it takes reveals nothing about a random key.
     """
 
-    def __init__(self, seconds: float, max_values: int, now: Callable[[], float]) -> None:
-        self._seconds, self._max_values, self._now = seconds, max_values, now
+    def __init__(self, max_values: int, now: Callable[[], float]) -> None:
+        self._max_values, self._now = max_values, now
         self._values: dict[str, tuple[_Value, float]] = {}  # value and expiry
         self._lock = threading.Lock()
 
-    def add(self, key: str, value: _Value) -> None:
+    def add(self, key: str, value: _Value, expiry: float) -> None:
         with self._lock:
             now = self._now()
             self._values = {name: each for name, each in self._values.items() if each[1] > now}
             while len(self._values) >= self._max_values:
                 del self._values[next(iter(self._values))]
-            self._values[key] = (value, now + self._seconds)
+            self._values[key] = (value, expiry)
 
-    def get(self, key: str) -> _Value | None:
+    def get(self, key: str) -> tuple[_Value, float] | None:
         with self._lock:
-            value, expiry = self._values.get(key, (None, 0.0))
-            return value if expiry > self._now() else None
+            found = self._values.get(key)
+            return found if found and found[1] > self._now() else None
 
     def pop(self, key: str) -> _Value | None:
         with self._lock:
-            value, expiry = self._values.pop(key, (None, 0.0))
-            return value if expiry > self._now() else None
+            found = self._values.pop(key, None)
+            return found[0] if found and found[1] > self._now() else None
+
+
+class Session(NamedTuple):
+    """An open session: its user, and the time when it ends, on the monotonic clock."""
+
+    user: AuthenticatedUser
+    expiry: float
 
 
 class Sessions:
@@ -65,13 +72,24 @@ class Sessions:
     """
 
     def __init__(self, now: Callable[[], float] = time.monotonic) -> None:
-        self._sessions: _ExpiringValues[AuthenticatedUser] = _ExpiringValues(SESSION_SECONDS, _MAX_SESSIONS, now)
+        self._now = now
+        self._sessions: _ExpiringValues[AuthenticatedUser] = _ExpiringValues(_MAX_SESSIONS, now)
 
-    def begin(self, user: AuthenticatedUser) -> str:
-        """Start a session for an authenticated user and return its cookie."""
+    def begin(self, user: AuthenticatedUser, *, until: float | None = None) -> str:
+        """Start a session for an authenticated user and return its cookie.
+
+        Args:
+            user: The user.
+            until: Time when it ends, on the monotonic clock; 12 hours from now if None.
+        """
         cookie = secrets.token_urlsafe(32)
-        self._sessions.add(cookie, user)
+        self._sessions.add(cookie, user, self._now() + SESSION_SECONDS if until is None else until)
         return cookie
+
+    def get(self, cookie: str) -> Session | None:
+        """Return a session; None if there is no such session, or it has expired."""
+        found = self._sessions.get(cookie)
+        return Session(*found) if found else None
 
     def user(self, cookie: str) -> AuthenticatedUser:
         """Return the user of a session.
@@ -79,10 +97,10 @@ class Sessions:
         Raises:
             AuthenticationError: There is no such session, or it has expired.
         """
-        user = self._sessions.get(cookie)
-        if user is None:
+        session = self.get(cookie)
+        if session is None:
             raise AuthenticationError("not signed in, or the session has expired", hint="Sign in again")
-        return user
+        return session.user
 
     def end(self, cookie: str) -> AuthenticatedUser | None:
         """End a session, and return its user if it was open."""
@@ -90,23 +108,24 @@ class Sessions:
 
 
 class SignInCodes:
-    """Codes that sign a user in on another device, once, within two minutes.
+    """Codes that sign a user in on another device, once, within two minutes, while the session that created them is open.
 
     Args:
         now: Monotonic clock in seconds, for tests.
     """
 
     def __init__(self, now: Callable[[], float] = time.monotonic) -> None:
-        self._codes: _ExpiringValues[AuthenticatedUser] = _ExpiringValues(CODE_SECONDS, _MAX_CODES, now)
+        self._now = now
+        self._codes: _ExpiringValues[str] = _ExpiringValues(_MAX_CODES, now)
 
-    def create(self, user: AuthenticatedUser) -> str:
-        """Return a new code for a user, such as "7K3M-9QXB"."""
+    def create(self, cookie: str) -> str:
+        """Return a new code of the session with a cookie, such as "7K3M-9QXB"."""
         code = "".join(secrets.choice(_CODE_ALPHABET) for _ in range(_CODE_LENGTH))
-        self._codes.add(code, user)
+        self._codes.add(code, cookie, self._now() + CODE_SECONDS)
         return f"{code[:4]}-{code[4:]}"
 
-    def redeem(self, code: str) -> AuthenticatedUser | None:
-        """Return the user of a code, which is then used up; None if it is unknown, expired or used.
+    def redeem(self, code: str) -> str | None:
+        """Return the cookie of a code, which is then used up; None if it is unknown, expired or used.
 
         Case, spaces and hyphens do not matter, and O, I and L are read as digits.
         """

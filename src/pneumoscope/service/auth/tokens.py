@@ -56,7 +56,7 @@ _COLUMNS = [tokens.c[field.name] for field in dataclasses.fields(Token)]
 
 
 class TokenRepository:
-    """The tokens of a service, in its database. Changes of other processes count after two seconds.
+    """The tokens of a service, in its database. Changes of other processes take effect at the next `refresh`.
 
     Args:
         engine: Engine of the database.
@@ -93,7 +93,7 @@ class TokenRepository:
         with write_transaction(self._engine) as connection:
             connection.execute(insert(tokens), [dataclasses.asdict(token) | {"secret_sha256": _hash(secret)}])
             append(connection, [Entry(token.created, created_by, "token_added", details=details)])
-        self._loaded = None
+        self._reload()
         return token, secret
 
     def revoke(self, id: str, *, user: str) -> Token:
@@ -115,7 +115,7 @@ class TokenRepository:
             token = Token(**row)
             details = {"token": token.id, "user": token.user}
             append(connection, [Entry(time, user, "token_revoked", details=details)])
-        self._loaded = None
+        self._reload()
         return token
 
     def list(self) -> list[Token]:
@@ -126,16 +126,12 @@ class TokenRepository:
 
     @property
     def is_stale(self) -> bool:
-        """Whether the next lookup reads the database."""
+        """Whether the next `refresh` reads the database."""
         return self._loaded is None or self._monotonic() - self._loaded > _REFRESH_SECONDS
 
     def find(self, secret: str) -> AuthenticatedUser | None:
-        """Return the user of an active token; None if there is no such token.
-
-        Raises:
-            StorageError: The database cannot be read.
-        """
-        token = self._current().get(_hash(secret))
+        """Return the user of a token that was active at the latest `refresh`; None if there is no such token."""
+        token = self._active.get(_hash(secret))
         if token is None:
             return None
         if (token.last_used or "") < self._today():
@@ -143,12 +139,8 @@ class TokenRepository:
         return AuthenticatedUser(token.user, token.role, token.id)
 
     def is_active(self, id: str) -> bool:
-        """Return whether there is an active token with this id.
-
-        Raises:
-            StorageError: The database cannot be read.
-        """
-        return any(token.id == id for token in self._current().values())
+        """Return whether there was an active token with this id at the latest `refresh`."""
+        return any(token.id == id for token in self._active.values())
 
     def refresh(self) -> None:
         """Load the active tokens, if that was longer than two seconds ago.
@@ -167,10 +159,10 @@ class TokenRepository:
             self._active = {row.pop("secret_sha256"): Token(**row) for row in rows}
             self._loaded = loaded
 
-    def _current(self) -> dict[str, Token]:
-        """Return the active tokens by hash."""
+    def _reload(self) -> None:
+        """Load the active tokens after a change."""
+        self._loaded = None
         self.refresh()
-        return self._active
 
     def _store_use(self) -> None:
         """Store the day of tokens that were used for the first time on it, or else later."""

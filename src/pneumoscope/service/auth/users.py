@@ -52,7 +52,7 @@ class AuthenticatedUser:
         """Raise ForbiddenError if the user may not do what a role may."""
         if not self.has_role(role):
             raise ForbiddenError(
-                f"the role {self.role!r} may not do this; it takes the role {role!r}",
+                f"the role {self.role!r} may not do this; it requires the role {role!r}",
                 hint="Ask an administrator for a token",
             )
 

@@ -13,6 +13,7 @@ import errno
 import logging
 import socket
 import threading
+import time
 from typing import TYPE_CHECKING, Any, cast
 
 from pydicom import Dataset
@@ -45,10 +46,10 @@ from pneumoscope.service.dicom.settings import (
     SUCCESS,
     DicomPeer,
     DicomSettings,
+    image_name,
 )
 
 if TYPE_CHECKING:
-    from pynetdicom.association import Association
     from pynetdicom.events import Event
 
     from pneumoscope.service.predictions import PredictionService
@@ -56,6 +57,7 @@ if TYPE_CHECKING:
 __all__ = ["SOP_CLASSES", "DicomReceiver", "transfer_syntaxes"]
 
 _LOG = logging.getLogger("pneumoscope.service")
+_COMMAND_BYTES = 4096  # of the messages beside an instance, at most
 _ANSWER_SECONDS = 150  # limit on the prediction of an instance
 _HANDSHAKE_SECONDS = 10
 _MAX_PDU_BYTES = 2**20  # of an association request with many presentation contexts; data PDUs have at most 16 KiB
@@ -105,7 +107,8 @@ class DicomReceiver:
         for sop_class in SOP_CLASSES:
             self._ae.add_supported_context(sop_class, transfer_syntaxes())
         self._peers: dict[int, DicomPeer] = {}  # by id of the association
-        self._received: dict[int, int] = {}  # bytes since the last instance, by id of the association
+        self._unprocessed: dict[int, int] = {}  # bytes received and not predicted, by id of the association
+        self._count_lock = threading.Lock()
         self._storing: set[int] = set()  # ids of associations whose instance is being predicted
         self._service: PredictionService | None = None
         self._loop: asyncio.AbstractEventLoop | None = None
@@ -138,13 +141,9 @@ class DicomReceiver:
             self._server.server_close()
             return
         self._server.shutdown()
-        deadline = threading.Event()
-        timer = threading.Timer(timeout, deadline.set)
-        timer.daemon = True
-        timer.start()
-        while self._storing and not deadline.is_set():
-            deadline.wait(0.05)
-        timer.cancel()
+        deadline = time.monotonic() + timeout
+        while self._storing and time.monotonic() < deadline:
+            time.sleep(0.05)
         for association in self._ae.active_associations:
             association.abort()
         self._thread.join(timeout)
@@ -190,36 +189,54 @@ class DicomReceiver:
         self._peers[id(association)] = peer
 
     def _count_bytes(self, event: Event) -> None:
-        """Abort an association that sends more bytes than an instance may have."""
-        key, before = id(event.assoc), self._received.get(id(event.assoc), 0)
-        self._received[key] = before + len(event.data)
-        if before <= self._settings.max_bytes < self._received[key]:
-            _LOG.warning("Aborted a DICOM association: an instance has more than %d bytes", self._settings.max_bytes)
+        """Abort an association that holds more bytes than an instance may have, or than all may have together.
+
+        A peer can send further instances while one is predicted.
+        """
+        key = id(event.assoc)
+        with self._count_lock:
+            before = self._unprocessed.get(key, 0)
+            self._unprocessed[key] = after = before + len(event.data)
+            total = sum(self._unprocessed.values())
+        limit = self._settings.max_bytes
+        if before <= limit < after:
+            _LOG.warning("Aborted a DICOM association: it sent more than %d bytes that are not predicted", limit)
             event.assoc.abort(block=False)
+        elif total > self._settings.max_total_bytes:
+            _LOG.warning("Aborted a DICOM association: all hold more than %d bytes", self._settings.max_total_bytes)
+            event.assoc.abort(block=False)
+
+    def _count_processed(self, key: int, size: int) -> None:
+        """Subtract an instance, with the headers of its PDUs, from the bytes that an association holds."""
+        with self._count_lock:
+            if key in self._unprocessed:
+                self._unprocessed[key] = max(0, self._unprocessed[key] - round(1.01 * size) - _COMMAND_BYTES)
 
     def _forget(self, event: Event) -> None:
         self._peers.pop(id(event.assoc), None)
-        self._received.pop(id(event.assoc), None)
+        with self._count_lock:
+            self._unprocessed.pop(id(event.assoc), None)
 
     # --- C-STORE ---------------------------------------------------------------------------------------------------------
 
     def _store(self, event: Event) -> Dataset:
         """Predict an instance, and return the status of the response."""
-        self._storing.add(id(event.assoc))
+        key, instance = id(event.assoc), event.encoded_dataset()
+        self._storing.add(key)
         try:
-            return self._predict(
-                event.encoded_dataset(), str(cast(C_STORE, event.request).AffectedSOPInstanceUID), event.assoc
-            )
+            return self._predict(instance, str(cast(C_STORE, event.request).AffectedSOPInstanceUID), key)
         finally:
-            self._storing.discard(id(event.assoc))
-            self._received.pop(id(event.assoc), None)
+            self._storing.discard(key)
+            self._count_processed(key, len(instance))
 
-    def _predict(self, instance: bytes, uid: str, association: Association) -> Dataset:
+    def _predict(self, instance: bytes, uid: str, key: int) -> Dataset:
         assert self._service
         assert self._loop
-        peer = self._peers[id(association)]
+        peer = self._peers.get(key)
+        if peer is None:  # the association was closed
+            return _status(PROCESSING_FAILURE)
         try:
-            prediction = self._service.predict_instance(instance, uid, peer.name)
+            prediction = self._service.predict_instance(instance, image_name(uid), peer.name)
             found = asyncio.run_coroutine_threadsafe(prediction, self._loop).result(_ANSWER_SECONDS)
         except (BusyError, StorageError, concurrent.futures.TimeoutError) as error:
             code = error.code if isinstance(error, BusyError | StorageError) else "timeout"

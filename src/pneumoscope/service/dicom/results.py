@@ -1,13 +1,16 @@
 """Write results as DICOM objects of the image's study: a Secondary Capture and a Comprehensive 3D SR (TID 1500).
 
-The objects of a prediction are always the same, byte for byte: their UIDs are derived from its id, and their times are those of
-the prediction. Patient and study are copied from the image's header, as Unicode text.
+The UIDs of the objects are derived from the prediction and the version of pneumoscope, and their times are those of the
+prediction, so that the objects of one version are always the same. Patient and study are copied from the image's header, as
+Unicode text.
 """
 
 from __future__ import annotations
 
 import io
+import re
 import uuid
+from collections.abc import Sequence
 from datetime import UTC, datetime
 
 import highdicom
@@ -15,14 +18,20 @@ import numpy as np
 from highdicom import sr
 from PIL import Image, ImageDraw, ImageFont
 from pydicom import Dataset, dcmread
-from pydicom.errors import InvalidDicomError
 from pydicom.sr.codedict import codes
 from pydicom.sr.coding import Code
 from pydicom.uid import ExplicitVRLittleEndian
 
 from pneumoscope import __version__
 from pneumoscope.core.errors import UnknownNameError
-from pneumoscope.core.messages import decision_label, notice, prediction_message, probability_text, rejection_label
+from pneumoscope.core.messages import (
+    decision_label,
+    notice,
+    prediction_message,
+    probability_text,
+    rejection_label,
+    site_note,
+)
 from pneumoscope.core.prediction import Decision
 from pneumoscope.inference.saliency import wrap_text
 from pneumoscope.service.storage.records import StoredPrediction
@@ -52,6 +61,12 @@ _REQUIRED_ELEMENTS = (
     *("PatientName", "PatientID", "PatientBirthDate", "PatientSex"),
     *("StudyID", "StudyDate", "StudyTime", "AccessionNumber", "ReferringPhysicianName"),
 )
+# Values that are copied (PS3.5 6.2).
+_VALUE_PATTERNS = {
+    "DA": r"([0-9]{4}(0[1-9]|1[0-2])(0[1-9]|[12][0-9]|3[01]))?",
+    "TM": r"(([01][0-9]|2[0-3])([0-5][0-9]([0-5][0-9](\.[0-9]{1,6})?)?)?)?",
+    "AS": r"([0-9]{3}[DWMY])?",
+}
 _PRIVATE = "99PNEUMOSCOPE"  # coding scheme of terms that no other scheme has
 _PNEUMONIA = Code("233604007", "SCT", "Pneumonia")
 _PROCEDURE = Code("399208008", "SCT", "Plain chest X-ray")
@@ -66,6 +81,7 @@ _VALUES = {
 _REASON = Code("reason", _PRIVATE, "Reason of the decision")
 _LOWER = Code("certainty-lower", _PRIVATE, "Lower limit of certainty of finding")
 _UPPER = Code("certainty-upper", _PRIVATE, "Upper limit of certainty of finding")
+_DIRECTION = re.compile(r"[APRLHF]{1,3}")  # of a row or a column (PS3.3 C.7.6.1.1.1)
 _MARGIN = 16  # pixels
 _NAMESPACE = uuid.UUID("5f0f6c1e-0f0e-5d55-9c39-8f2f6a3a8f10")  # of the names from which UIDs are derived
 _DATES = ("SeriesDate", "ContentDate", "InstanceCreationDate", "DateOfSecondaryCapture")
@@ -84,7 +100,7 @@ def read_source(image: bytes, id: str) -> Dataset:
     """
     try:
         source = dcmread(io.BytesIO(image), force=True, stop_before_pixels=True, specific_tags=list(_ELEMENTS))
-    except (InvalidDicomError, ValueError, EOFError) as error:
+    except Exception as error:  # untrusted bytes: the library raises errors of any type
         raise _no_objects(id) from error
     if any(not source.get(name) for name in ("SOPClassUID", "SOPInstanceUID", "StudyInstanceUID", "SeriesInstanceUID")):
         raise _no_objects(id)
@@ -92,19 +108,24 @@ def read_source(image: bytes, id: str) -> Dataset:
         if name not in source:
             setattr(source, name, "")
     source.decode()
+    for element in source:
+        if (pattern := _VALUE_PATTERNS.get(element.VR)) and not re.fullmatch(pattern, str(element.value or "")):
+            element.value = ""  # a value that its value representation does not allow would make the objects invalid
+    if source.PatientSex not in ("M", "F", "O"):
+        source.PatientSex = ""
     source.SpecificCharacterSet = "ISO_IR 192"
     return source
 
 
-def secondary_capture(prediction: StoredPrediction, source: Dataset, picture: bytes) -> bytes:
+def secondary_capture(prediction: StoredPrediction, source: Dataset, image: bytes) -> bytes:
     """Return a Secondary Capture with the result burned in.
 
     Args:
         prediction: The prediction.
         source: See `read_source`.
-        picture: PNG of the image with its heatmap and a legend, or of the image alone if it was rejected.
+        image: PNG of the image with its heatmap and a legend, or of the image alone if it was rejected.
     """
-    with Image.open(io.BytesIO(picture)) as opened:
+    with Image.open(io.BytesIO(image)) as opened:
         drawn = opened.convert("RGB")
     if prediction.decision == "rejected":
         drawn = _with_caption(drawn, prediction)
@@ -154,7 +175,7 @@ def structured_report(prediction: StoredPrediction, source: Dataset) -> bytes:
         f"operating point {prediction.operating_point}",
         f"threshold {prediction.threshold:.6g}",
         f"model SHA-256 {model.sha256}",
-        *([f"site profile {model.site}"] if model.site else []),
+        *([site_note(model)] if model.site else []),
     ]
     values = [sr.QualitativeEvaluation(name=_PRESENCE, value=_VALUES[_decision(prediction)])]
     if prediction.rejection:
@@ -238,7 +259,7 @@ def _decision(prediction: StoredPrediction) -> Decision:
 
 def _uid(prediction: StoredPrediction, kind: str) -> str:
     """Return the UID of an object of a prediction."""
-    return _uuid_uid(f"{kind} {prediction.id}")
+    return _uuid_uid(f"{kind} {prediction.id} {__version__}")
 
 
 def _uuid_uid(name: str) -> str:
@@ -249,7 +270,9 @@ def _uuid_uid(name: str) -> str:
 def _patient_orientation(source: Dataset) -> tuple[str, str]:
     """Return the orientation of the image; as a frontal radiograph is displayed if the header states none."""
     stated = source.get("PatientOrientation")
-    return (str(stated[0]), str(stated[1])) if stated and len(stated) == 2 and all(stated) else ("L", "F")
+    if isinstance(stated, Sequence) and len(stated) == 2 and all(_DIRECTION.fullmatch(str(each)) for each in stated):
+        return str(stated[0]), str(stated[1])
+    return "L", "F"
 
 
 def _with_caption(picture: Image.Image, prediction: StoredPrediction) -> Image.Image:

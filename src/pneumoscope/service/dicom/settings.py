@@ -17,6 +17,7 @@ __all__ = [
     "SUCCESS",
     "DicomPeer",
     "DicomSettings",
+    "image_name",
     "parse_peer",
     "tls_context",
 ]
@@ -24,6 +25,7 @@ __all__ = [
 # Statuses of C-STORE (PS3.4 B.2.3) and of DIMSE (PS3.7 C), which STOW-RS states as reasons of failures.
 SUCCESS, OUT_OF_RESOURCES, CANNOT_UNDERSTAND, PROCESSING_FAILURE = 0x0000, 0xA700, 0xC000, 0x0110
 
+_UID = re.compile(r"[0-9.]{1,64}")
 _PEER = re.compile(r"(?P<name>[^=@:]+)=(?P<ae_title>[^=@]+)@(?P<host>\[[^\]]+\]|[^=@:\[\]]+):(?P<port>[0-9]{1,5})")
 # Characters of the value representation AE (PS3.5 6.2), without spaces at its ends.
 _AE_TITLE = re.compile(r"(?! )[\x20-\x5b\x5d-\x7e]{1,16}(?<! )")
@@ -56,6 +58,7 @@ class DicomSettings:
         peers: Nodes that may connect.
         tls: Context of a TLS server; None without TLS.
         max_bytes: Size of an instance.
+        max_total_bytes: Size of all instances that are not predicted.
         max_associations: Associations at the same time.
         timeout: Seconds for which a peer may be silent.
     """
@@ -66,6 +69,7 @@ class DicomSettings:
     peers: tuple[DicomPeer, ...]
     tls: ssl.SSLContext | None = None
     max_bytes: int = 256 * 2**20
+    max_total_bytes: int = 2**30
     max_associations: int = 16
     timeout: float = 30
 
@@ -82,6 +86,11 @@ class DicomSettings:
         for name in names:
             if names.count(name) > 1:
                 raise UsageError(f"two DICOM peers have the name {name!r}", hint="Choose another name")
+
+
+def image_name(uid: str) -> str:
+    """Return the name of an image by the UID of its instance; "DICOM instance" if the UID is invalid (PS3.5 9.1)."""
+    return uid if _UID.fullmatch(uid) else "DICOM instance"
 
 
 def parse_peer(text: str) -> DicomPeer:

@@ -5,6 +5,8 @@ from __future__ import annotations
 import asyncio
 import io
 import json
+import logging
+import re
 from email.message import Message
 from typing import Any
 
@@ -20,12 +22,17 @@ from pneumoscope.core.errors import BusyError, StorageError, TooLargeError, Usag
 from pneumoscope.core.prediction import Prediction
 from pneumoscope.service.api.dependencies import AppService, AppSettings, NoParameters, User, no_duplicate_parameters
 from pneumoscope.service.api.exception_handlers import problem_responses
-from pneumoscope.service.api.uploads import MAX_NAME_LENGTH
-from pneumoscope.service.dicom.settings import CANNOT_UNDERSTAND, OUT_OF_RESOURCES
+from pneumoscope.service.dicom.settings import (
+    CANNOT_UNDERSTAND,
+    OUT_OF_RESOURCES,
+    PROCESSING_FAILURE,
+    image_name,
+)
 from pneumoscope.service.predictions import PredictionService
 
 __all__ = ["dicom_web_router"]
 
+_LOG = logging.getLogger("pneumoscope.service")
 _MEDIA_TYPE = "application/dicom+json"
 _ACCEPTED = ("*/*", "application/*", "application/json", _MEDIA_TYPE)
 _PREFIX = slice(128, 132)  # "DICM", after the preamble
@@ -78,11 +85,14 @@ async def _store(service: PredictionService, instance: bytes, user: str) -> Data
     item = Dataset()
     item.ReferencedSOPClassUID, item.ReferencedSOPInstanceUID = _read_uids(instance)
     try:
-        found = await service.predict_instance(instance, item.ReferencedSOPInstanceUID[:MAX_NAME_LENGTH], user)
+        found = await service.predict_instance(instance, image_name(item.ReferencedSOPInstanceUID), user)
     except (BusyError, StorageError):
         item.FailureReason = OUT_OF_RESOURCES
     except UsageError:  # the dates in the header contradict each other
         item.FailureReason = CANNOT_UNDERSTAND
+    except Exception as error:  # noqa: BLE001  every instance is answered; its message may contain anything
+        _LOG.warning("STOW-RS internal_error of %s: unexpected %s", user, type(error).__name__)
+        item.FailureReason = PROCESSING_FAILURE
     else:
         if isinstance(found, Prediction) and found.failure:
             item.FailureReason = CANNOT_UNDERSTAND
@@ -191,7 +201,9 @@ def _read_uids(instance: bytes) -> tuple[str, str]:
         meta = read_dataset(
             file, is_implicit_VR=False, is_little_endian=True, stop_when=lambda tag, *_: _group(tag) != _META_GROUP
         )
-        return str(meta.get("MediaStorageSOPClassUID", "")), str(meta.get("MediaStorageSOPInstanceUID", ""))
+        uids = (str(meta.get(name, "")) for name in ("MediaStorageSOPClassUID", "MediaStorageSOPInstanceUID"))
+        sop_class, sop_instance = (uid if re.fullmatch(r"[0-9.]{1,64}", uid) else "" for uid in uids)
+        return sop_class, sop_instance
     except Exception:  # noqa: BLE001  untrusted bytes: the library raises errors of any type
         return "", ""
 

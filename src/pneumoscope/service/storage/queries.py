@@ -27,7 +27,7 @@ __all__ = [
     "PredictionStatistics",
     "count_rejections",
     "find_page",
-    "has_file",
+    "has_current_prediction",
     "has_image",
     "is_referenced",
     "latest_statistics",
@@ -146,9 +146,10 @@ def has_image(connection: Connection, id: str) -> bool:
     return _exists(connection, predictions.c.id == id)
 
 
-def has_file(connection: Connection, sha256: str, model: ModelInfo, operating_point: str) -> bool:
-    """Return whether a file, which was not removed, has a prediction of a model at an operating point."""
-    columns = predictions.c
+def has_current_prediction(connection: Connection, sha256: str, model: ModelInfo, operating_point: str) -> bool:
+    """Return whether the latest prediction of a file's pixels is of the file, model and operating point, and no rejection."""
+    columns, others = predictions.c, predictions.alias()
+    is_later = and_(others.c.pixel_sha256 == columns.pixel_sha256, others.c.last_predicted > columns.last_predicted)
     return _exists(
         connection,
         and_(
@@ -156,6 +157,8 @@ def has_file(connection: Connection, sha256: str, model: ModelInfo, operating_po
             columns.model_sha256 == model.sha256,
             columns.model_site == model.site,
             columns.operating_point == operating_point,
+            columns.rejection_code.is_(None),
+            ~select(others.c.id).where(is_later).exists(),
         ),
     )
 

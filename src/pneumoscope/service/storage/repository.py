@@ -32,7 +32,13 @@ from pneumoscope.core.identity import Identity
 from pneumoscope.core.prediction import ModelInfo, Prediction
 from pneumoscope.service.audit.log import Entry, Event, append
 from pneumoscope.service.auth.users import RETENTION
-from pneumoscope.service.storage.blob_store import BLOBS, BlobStore, FolderBlobStore, MemoryBlobStore
+from pneumoscope.service.storage.blob_store import (
+    BLOBS,
+    BlobStore,
+    FolderBlobStore,
+    MemoryBlobStore,
+    content_hash,
+)
 from pneumoscope.service.storage.data_directory import DataDirectory
 from pneumoscope.service.storage.database import DATABASE_FILE, open_database, read_transaction, write_transaction
 from pneumoscope.service.storage.group_commit import GroupCommit
@@ -49,7 +55,7 @@ from pneumoscope.service.storage.queries import (
     PredictionStatistics,
     count_rejections,
     find_page,
-    has_file,
+    has_current_prediction,
     has_image,
     is_referenced,
     latest_statistics,
@@ -182,10 +188,17 @@ class PredictionRepository:
         with read_transaction(self.engine) as connection:
             return read_one(connection, id)
 
-    def has_file(self, image_sha256: str, model: ModelInfo, operating_point: str) -> bool:
-        """Return whether a file is stored, byte for byte, with a prediction of a model at an operating point."""
+    def has_current_prediction(self, image: bytes, model: ModelInfo, operating_point: str) -> bool:
+        """Return whether predicting a file again would change nothing.
+
+        The file is stored, byte for byte, and the latest prediction of its pixels is of the model at the operating point and not
+        a rejection, which may depend on options of the service.
+        """
+        sha256 = content_hash(image)
+        if not self.blobs.has(sha256):
+            return False
         with read_transaction(self.engine) as connection:
-            return has_file(connection, image_sha256, model, operating_point)
+            return has_current_prediction(connection, sha256, model, operating_point)
 
     def image(self, prediction: StoredPrediction) -> bytes:
         """Return the file of a prediction's image.

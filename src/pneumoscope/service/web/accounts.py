@@ -112,9 +112,9 @@ def sign_in_code_form(request: Request) -> Response:
 
 
 @code_router.post("/sign-in-code")
-def create_sign_in_code(request: Request, authenticator: AppAuthenticator, user: CurrentUser) -> Response:
+def create_sign_in_code(request: Request, authenticator: AppAuthenticator) -> Response:
     """Return a code that signs the user in on another device, as text and as a QR code."""
-    code = authenticator.codes.create(user)
+    code = authenticator.create_code(request)
     # Browsers do not send the part after # to servers, so that no log contains the code.
     url = f"{request.base_url}sign-in#code={code}"
     qr_code = segno.make(url, micro=False).svg_inline(omitsize=True, svgclass="qr-code", lineclass=None, light="#fff")

@@ -75,9 +75,7 @@ class ChangeStreams:
             BusyError: Too many streams are open.
         """
         if self._open >= self._max_streams:
-            raise BusyError(
-                f"{self._open} live lists are open, which is the limit", hint="Reload the page to update it"
-            )
+            raise BusyError(f"the limit of {self._open} live worklists is reached", hint="Reload the page to update it")
         self._loop = asyncio.get_running_loop()
         self._open += 1
         try:
