@@ -51,6 +51,22 @@ def test_invalid_override_is_an_error_with_its_field(override, message):
 
 
 @pytest.mark.parametrize(
+    ("overrides", "message"),
+    [
+        (["population.ages=[9, 3]"], r"population.ages: \[9, 3\] is not a minimum and a maximum age"),
+        (["population.ages=[-1, 3]"], r"population.ages: \[-1, 3\] is not a minimum and a maximum age"),
+        (["population.sites=0"], "population.sites: .*greater than or equal to 1"),
+        (["population.view=lateral"], "population.view: .*'frontal', 'PA' or 'AP'"),
+        (['population.sentence="a\\nb"'], "population.sentence: it contains characters that are not printable"),
+        ([f"population.sentence={'x' * 301}"], "population.sentence: .*at most 300 characters"),
+    ],
+)
+def test_population_that_is_not_one_is_rejected(overrides, message):
+    with pytest.raises(RecipeError, match=message):
+        read_recipe("quick", overrides)
+
+
+@pytest.mark.parametrize(
     ("optimizer", "field"),
     [("sgd", "beta1=0.5"), ("rmsprop", "weight_decay=0.1"), ("adam", "momentum=0.9"), ("adam", "decay=0.5")],
 )

@@ -25,6 +25,7 @@ from pneumoscope.core.errors import (
     UnreadableImageError,
     UsageError,
 )
+from pneumoscope.core.population import Population
 from pneumoscope.data.layouts import load_manifest
 from pneumoscope.data.outliers import load_outliers
 from pneumoscope.data.split import split_manifest
@@ -66,6 +67,25 @@ def test_run_folder_has_all_files(run):
     assert list((out / "tensorboard").glob("events*"))
     assert read_run(out) == result
     assert read_recipe(str(out / "recipe.toml")) == small()
+
+
+@pytest.mark.parametrize(
+    ("tables", "expected"),
+    [
+        ({}, Population()),
+        ({"data": {"age_range": (18, 90)}}, Population(ages=(18, 90))),
+        (
+            {"data": {"age_range": (18, 90)}, "population": {"ages": (20, 80), "sites": 2, "view": "PA"}},
+            Population(ages=(20, 80), sites=2, view="PA"),
+        ),
+    ],
+)
+def test_card_has_the_population_of_the_recipe(phantoms, tmp_path, tables, expected):
+    train(small(training={"epochs": 1}, **tables), phantoms, tmp_path / "run")
+
+    card, _ = read_bundle(tmp_path / "run" / "bundle")
+
+    assert card.population == expected
 
 
 def test_run_with_input_checks_has_rejection_limits_on_its_card(phantoms, tmp_path, capsys):

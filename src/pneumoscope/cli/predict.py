@@ -26,7 +26,6 @@ from pneumoscope.cli.options import (
 )
 from pneumoscope.cli.progress import image_progress, printable
 from pneumoscope.core.errors import PartialFailureError, UsageError
-from pneumoscope.core.i18n import NOTICE
 from pneumoscope.core.messages import counted, decision_message, warning_message
 
 if TYPE_CHECKING:
@@ -141,17 +140,17 @@ def command(
             scored = (dataclasses.replace(prediction, identity=None) for prediction in scored)
         predictions = _count(scored, counts, warnings, len(images), progress, interrupted)
         if as_json:
-            for part in iter_json(model.facts, predictions):
+            for part in iter_json(model.facts, predictions, model.notice):
                 click.echo(part, nl=False)
         elif table:
             from pneumoscope.core.files import write_atomically
 
             failed: list[Exception] = []
             if table == Path("-"):
-                for line in iter_csv(predictions, failed):
+                for line in iter_csv(predictions, model.notice, failed):
                     sys.stdout.buffer.write(line)
             else:
-                write_atomically(table, lambda file: file.writelines(iter_csv(predictions, failed)))
+                write_atomically(table, lambda file: file.writelines(iter_csv(predictions, model.notice, failed)))
                 click.echo(f"Wrote {table}: {counted(counts.total(), 'image')}", err=True)
             for error in failed:  # the file holds the results before the error
                 raise error
@@ -248,7 +247,7 @@ def _print_table(model: Model, predictions: Iterable[Prediction], counts: Counte
     )
     if model.facts.site:
         click.echo(f"Site profile: {printable(model.facts.site)}.")
-    click.secho(NOTICE, dim=True)
+    click.secho(printable(model.notice), dim=True)
 
 
 def _bar(fraction: float) -> str:

@@ -18,8 +18,7 @@ from PIL import Image, ImageDraw, ImageFont
 
 from pneumoscope.bundle.card import Card
 from pneumoscope.core.errors import UsageError
-from pneumoscope.core.i18n import NOTICE
-from pneumoscope.core.messages import decision_label, probability_text, warning_message
+from pneumoscope.core.messages import decision_label, notice, probability_text, warning_message
 from pneumoscope.core.prediction import Decision, WarningCode
 from pneumoscope.imaging.image import Radiograph
 from pneumoscope.imaging.preprocess import Crop
@@ -208,13 +207,12 @@ def _legend(
         f" {card.name}, scaled to this image. They show what the network used, not where disease is.{coarse}"
     )
     if site:
-        # The font of Pillow has Latin characters only.
-        about += f" Site profile: {site.encode('latin-1', 'replace').decode('latin-1')}."
+        about += f" Site profile: {_latin(site)}."
     draw = ImageDraw.Draw(Image.new("RGB", (1, 1)))
     large, text = ImageFont.load_default(24), ImageFont.load_default(16)
     titles = [(line, large, _TEXT) for line in _wrap(draw, title, large, inner)]
     notes = [(line, text, _MUTED) for line in _wrap(draw, about, text, inner)]
-    for sentence in filter(None, (warning, NOTICE)):
+    for sentence in filter(None, (warning, _latin(notice(card.population)))):
         notes += [(line, text, _TEXT) for line in _wrap(draw, sentence, text, inner)]
     height = 3 * _MARGIN + 32 * len(titles) + 2 * 22 + _BAR_HEIGHT + 22 * len(notes)
     legend = Image.new("RGB", (width, height), _BACKGROUND)
@@ -244,6 +242,11 @@ def _draw_scale(legend: Image.Image, draw: ImageDraw.ImageDraw, font: _Font, y: 
     for x, fraction, anchor in ((left, -1.0, "la"), (middle, 0.0, "ma"), (right, 1.0, "ra")):
         draw.text((x, y), f"{fraction * maximum:+.2g}" if fraction and maximum else "0", _TEXT, font, anchor=anchor)
     return y + 18
+
+
+def _latin(text: str) -> str:
+    """Return the text with question marks for characters that the font of Pillow does not have."""
+    return text.encode("latin-1", "replace").decode("latin-1")
 
 
 def _wrap(draw: ImageDraw.ImageDraw, text: str, font: _Font, width: int) -> list[str]:

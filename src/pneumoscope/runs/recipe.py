@@ -13,6 +13,7 @@ import tomli_w
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 
 from pneumoscope.core.errors import RecipeError, UnknownNameError
+from pneumoscope.core.population import MAX_SENTENCE_LENGTH, Population, View
 from pneumoscope.imaging.preprocess import Crop, Preprocessing
 
 __all__ = [
@@ -20,6 +21,7 @@ __all__ = [
     "DataOptions",
     "NetworkOptions",
     "OptimizerOptions",
+    "PopulationOptions",
     "Recipe",
     "RejectionOptions",
     "TrainingOptions",
@@ -67,6 +69,19 @@ class DataOptions(_Table):
     """Fraction of the training images that is used for validation."""
     age_range: tuple[float, float] | None = None
     """Minimum and maximum age of the patients, years. The model rejects images whose header states another age."""
+
+
+class PopulationOptions(_Table):
+    """[population]: the patients and images of the data. The notice of the model states them; what is not set is unknown."""
+
+    ages: tuple[float, float] | None = None
+    """Minimum and maximum age of the patients, years; data.age_range if it is not set."""
+    sites: int | None = Field(default=None, ge=1)
+    """Number of hospitals that the images come from."""
+    view: View | None = None
+    """View of the images: "PA", "AP", or "frontal" for either."""
+    sentence: str = Field(default="", max_length=MAX_SENTENCE_LENGTH)
+    """Sentence that the notice shows, as it is and in every language, instead of one that states the fields above."""
 
 
 class OptimizerOptions(_Table):
@@ -200,6 +215,7 @@ class Recipe(_Table):
     about: str = ""
     network: NetworkOptions
     data: DataOptions = DataOptions()
+    population: PopulationOptions = PopulationOptions()
     optimizer: OptimizerOptions = OptimizerOptions()
     training: TrainingOptions = TrainingOptions()
     augmentation: AugmentationOptions = AugmentationOptions()
@@ -211,10 +227,11 @@ class Recipe(_Table):
             raise ValueError('training.calibrate: "augmented" needs an [augmentation] table')
         if self.training.consistency and not self.augmentation.any:
             raise ValueError("training.consistency: compares augmented copies; it needs an [augmentation] table")
-        if self.data.age_range and not 0 <= self.data.age_range[0] <= self.data.age_range[1]:
-            raise ValueError(
-                f"data.age_range: [{self.data.age_range[0]:g}, {self.data.age_range[1]:g}] is not a minimum and a maximum age"
-            )
+        for field, ages in (("data.age_range", self.data.age_range), ("population.ages", self.population.ages)):
+            if ages and not 0 <= ages[0] <= ages[1]:
+                raise ValueError(f"{field}: [{ages[0]:g}, {ages[1]:g}] is not a minimum and a maximum age")
+        if not self.population.sentence.isprintable():
+            raise ValueError("population.sentence: it contains characters that are not printable, such as line breaks")
         if self.rejection.age_steps and not (self.data.age_range and self.rejection.steps):
             raise ValueError("rejection.age_steps: the age classifier needs data.age_range and rejection.steps")
         if self.network.flip_averaging and not self.augmentation.flip:
@@ -243,6 +260,13 @@ class Recipe(_Table):
     def preprocessing(self) -> Preprocessing:
         """Preprocessing of the images."""
         return Preprocessing(size=self.network.image_size, crop=self.network.crop)
+
+    def stated_population(self) -> Population:
+        """Return the population of the training images, as far as the recipe states it."""
+        stated = self.population
+        return Population(
+            ages=stated.ages or self.data.age_range, sites=stated.sites, view=stated.view, sentence=stated.sentence
+        )
 
     def to_toml(self) -> str:
         """Return the recipe as TOML with all defaults; `read_recipe` returns an equal recipe."""

@@ -136,7 +136,7 @@ def worklist_csv(
             "the worklist has predictions that are hidden", hint="Get them from the API: GET /v1/predictions"
         )
     query = parse_query(request.query_params, searches, service.search_words)
-    total, lines = export_csv(service.repository, query)
+    total, lines = export_csv(service.repository, query, service.notice("en"))
     access_log.exported(user, total)
     name = f"pneumoscope-{datetime.datetime.now(datetime.UTC):%Y-%m-%d}.csv"
     return StreamingResponse(
