@@ -39,7 +39,7 @@ NOT_RUN = {
     "changes where Python installs": 1,
     "needs root": 4,
     "needs the network": 1,
-    "needs the public images": 1,
+    "needs the public images": 2,
     "needs two evaluated runs": 1,
     "needs your own bundle": 2,
     "needs your own image": 5,

@@ -7,7 +7,7 @@ import tomllib
 from collections.abc import Iterable, Mapping
 from importlib.resources import files
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, get_args
 
 import tomli_w
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
@@ -31,8 +31,20 @@ __all__ = [
 ]
 
 
+_UNSET = "none"  # TOML has no null
+
+
 class _Table(BaseModel):
     model_config = ConfigDict(frozen=True, extra="forbid", use_attribute_docstrings=True, allow_inf_nan=False)
+
+    @model_validator(mode="before")
+    @classmethod
+    def _unset_fields(cls, data: Any) -> Any:
+        """Return the fields of the table with None for "none", if a field can be unset; for others it is a name."""
+        if not isinstance(data, Mapping):
+            return data
+        optional = {name for name, field in cls.model_fields.items() if type(None) in get_args(field.annotation)}
+        return {name: None if value == _UNSET and name in optional else value for name, value in data.items()}
 
 
 class NetworkOptions(_Table):
@@ -286,7 +298,8 @@ def read_recipe(source: str, overrides: Iterable[str] = (), recipes: Mapping[str
 
     Args:
         source: Name of a known recipe, or path of a TOML file.
-        overrides: Assignments such as "training.epochs=3". The value is parsed as TOML; if that fails, it is a string.
+        overrides: Assignments such as "training.epochs=3". The value is parsed as TOML; if that fails, it is a string. "none"
+            unsets a field that has no value by default, in a file as well.
         recipes: Known recipes as {name: TOML text}; `packaged_recipes()` by default.
 
     Raises:
