@@ -53,7 +53,8 @@ class NetworkOptions(_Table):
     name: str
     """A name in `pneumoscope models`, or any other network of timm."""
     weights: str = "none"
-    """Initial weights: "none", "imagenet", or the path of a safetensors or PyTorch file."""
+    """Initial weights: "none", "imagenet", or the path of a safetensors or PyTorch file: the weights of a run, timm's weights of
+    the network, or torchvision's VGG19."""
     freeze: Literal["nothing", "convolutions"] = "nothing"
     """"convolutions" freezes the backbone: its features are computed once, and only the head is trained."""
     image_size: int = Field(default=224, ge=32, le=1024)
