@@ -93,8 +93,9 @@ def take_screenshots(browser: Browser, url: str, images: list[Path], out: Path) 
         page.goto(url)
         save(page, out / f"page-worklist{suffix}.png")
         page.locator("tr[data-id]", has=page.locator(".decision.pneumonia")).first.locator("a").click()
-        expect(page.locator("#zoom")).to_have_text(re.compile("%"))
+        page.locator(".viewport[data-loaded]").wait_for()
         page.select_option("#compare", "same")
+        page.locator("#compare-viewport[data-loaded]").wait_for()
         page.locator(".heatmap-layer").wait_for()
         save(page, out / f"page-viewer{suffix}.png")
         viewer = page.url
@@ -111,6 +112,8 @@ def take_screenshots(browser: Browser, url: str, images: list[Path], out: Path) 
     ).new_page()
     for name, path in (("worklist", url), ("viewer", viewer)):
         phone.goto(path)
+        if name == "viewer":
+            phone.locator(".viewport[data-loaded]").wait_for()
         save(phone, out / f"page-phone-{name}.png")
 
 

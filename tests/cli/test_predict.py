@@ -18,12 +18,13 @@ import click
 import numpy as np
 import pytest
 from click.testing import CliRunner, Result
+from msgspec import structs
 from PIL import Image, ImageDraw
-from tests.conftest import LIMITS, SIZE, halves
+from tests.conftest import LIMITS, POINTS, SIZE, halves
 from tests.images import dicom, dicomdir
 from tests.processes import started
 
-from pneumoscope.bundle.card import read_bundle
+from pneumoscope.bundle.card import UncertaintyBand, read_bundle
 from pneumoscope.cli import cli, run_and_exit
 from pneumoscope.cli import predict as module
 from pneumoscope.core.errors import PartialFailureError, UsageError
@@ -103,7 +104,8 @@ def test_json_has_the_predictions_of_the_python_api(bundle: Path, images: Path) 
         assert prediction["threshold"] == expected.threshold
         assert prediction["operating_point"] == "balanced"
         assert [prediction[name] for name in ("interval", "rejection", "uncertainty", "failure")] == [None] * 4
-        assert prediction["message"] == ""
+        expected = "" if prediction["decision"] == "pneumonia" else "Other findings are not assessed"
+        assert prediction["message"] == expected
         assert prediction["image"].pop("pixel_sha256") == model.predict(path).image.pixel_sha256
         assert prediction["image"] == {"width": SIZE, "height": SIZE, "format": "PNG"}
         assert prediction["model"] == document["model"]
@@ -252,7 +254,45 @@ def test_table_has_a_line_per_image_then_totals_model_and_notice(bundle: Path, i
     assert lines[4] == "Total: 1 pneumonia, 1 no_pneumonia, 1 failed"
     assert lines[5].startswith("Model: gray, version 0.1.0. Operating point: balanced")
     assert "highest Youden index on 8 validation images" in lines[5]
-    assert lines[6] == notice(Population())
+    assert lines[6:] == [
+        "no_pneumonia: no pneumonia detected. Other findings are not assessed.",
+        "Probabilities are for a prevalence of 50%; if pneumonia is less common among your patients, they are lower.",
+        notice(Population()),
+    ]
+
+
+def test_prevalence_moves_probabilities_and_no_decision(bundle: Path, images: Path) -> None:
+    """The odds at prevalence 0.2 are a quarter of those at 0.5."""
+    before = json.loads(invoke(bundle, "images/a.png", "images/b.png", "--json").stdout)
+    after = json.loads(invoke(bundle, "images/a.png", "images/b.png", "--json", "--prevalence", "0.2").stdout)
+    for old, new in zip(before["predictions"], after["predictions"], strict=True):
+        assert new["decision"] == old["decision"]
+        assert new["model"]["site"] == "prevalence=0.2"
+        odds = [each["probability"] / (1 - each["probability"]) for each in (old, new)]
+        assert odds[1] == pytest.approx(odds[0] / 4)
+    table = invoke(bundle, "images/a.png", "--prevalence", "0.2").stdout
+    assert "Probabilities are for a prevalence of 20%.\n" in table
+
+
+def test_prevalence_is_a_fraction_and_excludes_a_site_profile(bundle: Path, images: Path) -> None:
+    for value in ("0", "1", "20", "x"):
+        assert invoke(bundle, "images/a.png", "--prevalence", value).exit_code == 2
+    result = invoke(bundle, "images/a.png", "--prevalence", "0.2", "--site", "site.json")
+    assert isinstance(result.exception, UsageError)
+    assert "cannot be combined" in str(result.exception)
+
+
+def test_table_explains_uncertain_images(maker: Any, images: Path) -> None:
+    band = UncertaintyBand(low=0.3, high=0.7, coverage=0.95, n_normal=30, n_pneumonia=40)
+    points = {**POINTS, "balanced": structs.replace(POINTS["balanced"], uncertainty_band=band)}
+    bundle = maker.bundle(maker.root / "uncertain", operating_points=points)
+    Image.fromarray(halves(126)).save("images/a.png")
+
+    line = invoke(bundle, "images/a.png").stdout.splitlines()[1]
+
+    assert line.startswith("uncertain ")
+    assert "The probability is in the uncertain range (36% to 69%), where the model would be wrong too often" in line
+    assert "Read the image without the prediction" in line
 
 
 def test_table_explains_rejections(maker: Any, images: Path) -> None:

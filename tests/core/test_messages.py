@@ -15,9 +15,12 @@ from pneumoscope.core.messages import (
     operating_point_label,
     operating_point_rule,
     prediction_message,
+    probability_message,
     probability_text,
     rejection_label,
     rejection_message,
+    result_message,
+    site_note,
 )
 from pneumoscope.core.population import Population
 from pneumoscope.core.prediction import (
@@ -29,6 +32,7 @@ from pneumoscope.core.prediction import (
     Rejection,
     Uncertainty,
 )
+from pneumoscope.core.results import Interval
 
 PARAMETERS = {
     "outside_age_range": {"age": 61, "minimum": 1, "maximum": 5},
@@ -87,17 +91,79 @@ def test_explanation_comes_from_rejection_uncertainty_or_failure():
     inverted = prediction(decision="rejected", rejection=Rejection("inverted"))
     assert prediction_message(inverted) == "Black and white appear to be inverted"
     uncertain = prediction(decision="uncertain", uncertainty=Uncertainty(0.3, 0.6, 0.95))
-    assert "95%" in prediction_message(uncertain, "zh-Hant")
+    assert "30% 至 60%" in prediction_message(uncertain, "zh-Hant")
+    negative = prediction(decision="no_pneumonia", probability=0.1)
+    assert prediction_message(negative) == "Other findings are not assessed"
     unreadable = prediction(failure=Failure("unreadable_image", "cannot read 'a.png': it is empty", "Export it again"))
     assert prediction_message(unreadable, "zh-Hant") == "cannot read 'a.png': it is empty. Export it again"
     assert prediction_message(prediction(decision="pneumonia", probability=0.9)) == ""
 
 
+def interval(low, high):
+    return Interval(0.87, low, high, method="venn-abers", n=100, level=None)
+
+
+@pytest.mark.parametrize(
+    ("probability", "ends", "english", "chinese"),
+    [
+        (
+            0.87, (0.8, 0.92),
+            "The probability of pneumonia is 87%; the images that the model was calibrated on allow 80% to 92%",
+            "肺炎機率：87%；依模型校準所用的影像，可能範圍：80% 至 92%",
+        ),
+        (0.87, (0.868, 0.873), "The probability of pneumonia is 87%", "肺炎機率：87%"),
+        (0.999, (0.995, 1.0), "The probability of pneumonia is above 99%", "肺炎機率：高於 99%"),
+        (0.87, None, "The probability of pneumonia is 87%", "肺炎機率：87%"),
+        (
+            0.02, (0.0, 0.02),
+            "The probability of pneumonia is 2%; the images that the model was calibrated on allow below 1% to 2%",
+            "肺炎機率：2%；依模型校準所用的影像，可能範圍：低於 1% 至 2%",
+        ),
+        (None, None, "", ""),
+    ],
+)  # fmt: skip
+def test_probability_and_interval_are_one_sentence(probability, ends, english, chinese):
+    found = prediction(decision="pneumonia", probability=probability, interval=ends and interval(*ends))
+    assert probability_message(found) == english
+    assert probability_message(found, "zh-Hant") == chinese
+
+
+def test_uncertain_range_that_rounds_to_one_value_is_one_value():
+    uncertain = prediction(decision="uncertain", uncertainty=Uncertainty(0.441, 0.443, 0.95))
+    assert "in the uncertain range (44%)" in prediction_message(uncertain)
+
+
+def test_result_is_explained_in_full_sentences():
+    found = prediction(decision="no_pneumonia", probability=0.1, interval=interval(0.05, 0.2))
+    probability = (
+        "The probability of pneumonia is 10%; the images that the model was calibrated on allow 5% to 20%. Probabilities are for"
+        " a prevalence of 50%; if pneumonia is less common among your patients, they are lower."
+    )
+    assert result_message(found, prevalence=0.5) == ("Other findings are not assessed.", probability)
+    assert result_message(found, "zh-Hant", prevalence=0.005, stated=True) == (
+        "其他發現不在評估範圍內。",
+        "肺炎機率：10%；依模型校準所用的影像，可能範圍：5% 至 20%。機率以肺炎盛行率 0.5% 為準。",
+    )
+    assert result_message(found)[1].endswith("allow 5% to 20%.")  # the prevalence of another model is unknown
+    inverted = prediction(decision="rejected", rejection=Rejection("inverted"))
+    assert result_message(inverted, prevalence=0.5) == ("Black and white appear to be inverted.",)
+    assert result_message(prediction(decision="pneumonia", probability=0.9)) == (
+        "The probability of pneumonia is 90%.",
+    )
+
+
+def test_site_is_named_by_its_kind():
+    assert site_note(ModelInfo("m", "1", "ab")) == ""
+    assert site_note(ModelInfo("m", "1", "ab", "North (0123abcd)"), "zh-Hant") == "院所設定檔：North (0123abcd)"
+    assert site_note(ModelInfo("m", "1", "ab", "prevalence=0.125")) == "Prevalence: 12.5%"
+
+
 def test_warnings_follow_the_explanation_as_sentences_of_the_language():
     found = prediction(decision="uncertain", uncertainty=Uncertainty(0.3, 0.6, 0.95), warnings=("age_not_stated",))
     english, chinese = prediction_message(found), prediction_message(found, "zh-Hant")
-    assert english.startswith("The score lies in the uncertainty band (95% coverage). Age not stated")
-    assert chinese.count("。") == 1
+    assert english.startswith("The probability is in the uncertain range (30% to 60%), where the model")
+    assert ". Read the image without the prediction. Age not stated" in english
+    assert chinese.count("。") == 2
     assert "." not in chinese
 
 
@@ -108,7 +174,7 @@ def test_warnings_follow_the_explanation_as_sentences_of_the_language():
         (
             ("youden", None, 80, True),
             "highest Youden index on 80 validation images, augmented",
-            "在 80 張驗證影像上 Youden 指數最高（影像經擴增）",
+            "在 80 張驗證影像上 Youden 指數最高的門檻值（影像經擴增）",
         ),
         (
             ("sensitivity", 0.99, 80, False),

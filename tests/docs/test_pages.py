@@ -30,6 +30,7 @@ from pneumoscope.data.manifest import Manifest
 from pneumoscope.reporting.labels import METRICS
 from pneumoscope.reproduction.published import PRINTED, reconstruct_counts
 from pneumoscope.runs.recipe import read_recipe
+from pneumoscope.service.auth.openid_connect import read_configuration
 
 ROOT = Path(__file__).resolve().parents[2]
 TOP_PAGES = ("README.md", "README.zh-Hant.md", "CONTRIBUTING.md", "CHANGELOG.md", "SECURITY.md")
@@ -49,7 +50,7 @@ NOT_RUN = {
 _FENCE = re.compile(r"^```(\w*)\n(.*?)^```$", re.MULTILINE | re.DOTALL)
 _MARK = re.compile(r"<!-- (saved as|not run): (.+?) -->\n\Z")
 _LINK = re.compile(r"\[[^\]]*\]\(([^)\s]+)\)")
-_PORT = re.compile(r"\b864\d\b")  # of the services that pages start; replaced by a free one
+_PORT = re.compile(r"\b(864\d|11112)\b")  # of the services that pages start; each is replaced by a free one
 _SECONDS = 200
 
 
@@ -98,6 +99,9 @@ def run_block(block: Block, folder: Path, environment: Mapping[str, str]) -> Non
         if not block.not_run:
             call([sys.executable, *(["-m", "doctest"] if ">>>" in block.text else []), file.name], folder, environment)
         file.unlink()
+    elif block.saved_as == "openid.toml":
+        (folder / block.saved_as).chmod(0o600)
+        read_configuration(folder / block.saved_as)
     elif block.language == "toml":
         (folder / "block.toml").write_text(block.text, encoding="utf-8")
         read_recipe(str(folder / "block.toml"))
@@ -147,10 +151,11 @@ def environment(tmp_path_factory: pytest.TempPathFactory) -> dict[str, str]:
 @pytest.mark.training
 @pytest.mark.parametrize("name", [name for name, text in pages().items() if "```" in text])
 def test_every_block_of_a_page_runs(name: str, tmp_path: Path, environment: dict[str, str]) -> None:
-    port = str(free_port())
+    ports = {port: str(free_port()) for port in _PORT.findall(pages()[name])}
     try:
         for block in blocks(pages()[name]):
-            run_block(block._replace(text=_PORT.sub(port, block.text)), tmp_path, environment)
+            text = _PORT.sub(lambda port: ports[port[0]], block.text)
+            run_block(block._replace(text=text), tmp_path, environment)
     finally:
         kill_background_process(tmp_path / "serve.pid")
 

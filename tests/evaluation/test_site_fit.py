@@ -9,6 +9,7 @@ from scipy.special import expit, logit
 from tests.conftest import LIMITS, POINTS
 
 from pneumoscope.bundle.card import Intervals, read_bundle
+from pneumoscope.bundle.prevalence import with_prevalence
 from pneumoscope.evaluation.fitting import fit_calibration
 from pneumoscope.evaluation.site_fit import (
     SiteFit,
@@ -20,10 +21,9 @@ from pneumoscope.evaluation.site_fit import (
     outputs_with,
     rate,
     sample_prevalence,
-    with_prevalence,
 )
 from pneumoscope.evaluation.site_images import SiteImages
-from pneumoscope.statistics.calibration import adjust_prevalence
+from pneumoscope.statistics.prevalence import adjust_prevalence
 from pneumoscope.statistics.thresholds import threshold_at_sensitivity, youden_threshold
 
 

@@ -4,14 +4,19 @@ decoding runs."""
 from __future__ import annotations
 
 import ctypes
+import math
 import os
 import struct
 import time
+from dataclasses import replace
+from typing import Any
 
 from PIL import Image, ImageFile
 
+from pneumoscope.imaging.pixel_values import PixelDescription
 from pneumoscope.imaging.sandbox import worker
 
+DESCRIPTION = PixelDescription(1.0, 0.0, 0.0, 3.0, 8)
 HEADER_BYTES = 10  # "BM", the file size and reserved zeros
 _LEAKED: list[bytearray] = []
 
@@ -32,7 +37,7 @@ def _drip() -> None:
         time.sleep(0.05)
 
 
-def _reply(number: int, width: int) -> None:
+def _reply(number: int, width: int, values: bytes = b"", **fields: Any) -> None:
     reply = worker.DecodeSuccess(
         number=number,
         format="BMP",
@@ -47,9 +52,10 @@ def _reply(number: int, width: int) -> None:
         warnings=(),
         identity=None,
         pixel_sha256="",
+        **fields,
     )
     header = worker.msgspec.msgpack.encode(reply)
-    _write_to_all_descriptors(worker.LENGTH.pack(len(header)) + header)
+    _write_to_all_descriptors(worker.LENGTH.pack(len(header)) + header + values)
 
 
 def _spin() -> None:
@@ -80,6 +86,12 @@ ACTIONS = {
     b"drip": _drip,
     b"wrong number": lambda: _reply(10_000, 8),
     b"wrong size": lambda: _reply(1, 70_000_000),
+    # A number without a gray level, infinite values, and no values
+    b"values 1": lambda: _reply(1, 2, bytes(4) + b"\4\0" * 4, description=DESCRIPTION, n_gray_levels=4),
+    b"values 2": lambda: _reply(
+        1, 2, bytes(4) + bytes(8), description=replace(DESCRIPTION, slope=math.inf), n_gray_levels=4
+    ),
+    b"values 3": lambda: _reply(1, 2),
     b"warn": lambda: __import__("warnings").warn("NOISE", stacklevel=1),
     b"exception": lambda: {}["missing"],
 }

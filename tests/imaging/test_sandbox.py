@@ -82,6 +82,31 @@ def impatient_pool() -> Iterator[DecodePool]:
         yield decode_pool
 
 
+@pytest.mark.parametrize("kind", ["PNG", "JPEG", "DICOM"])
+def test_a_worker_returns_the_same_values_as_this_process(pool: DecodePool, kind: str) -> None:
+    data = written(image(PixelSpacing=[0.2, 0.3])) if kind == "DICOM" else png(GRAY, kind)
+    expected = decode(data, keep_values=True).values
+    values = pool.decode_values(data, name="x")
+    assert expected is not None
+    assert np.array_equal(values.numbers, expected.numbers)
+    assert np.array_equal(values.gray_levels, expected.gray_levels)
+    assert values.description == expected.description
+
+
+@pytest.mark.parametrize("action", ["values 1", "values 2", "values 3"])
+def test_invalid_values_are_a_crash_of_the_decoder(action: str) -> None:
+    with (
+        DecodePool(1, limits=LIMITS, preload=CODEC) as new_pool,
+        pytest.raises(DecodeCrashedError, match="the decoder sent an invalid reply"),
+    ):
+        new_pool.decode_values(hostile(action), name="x")
+
+
+def test_values_of_a_truncated_image_are_unreadable(pool: DecodePool) -> None:
+    with pytest.raises(UnreadableImageError, match="cannot be decoded"):
+        pool.decode_values(png()[:-40], name="x")
+
+
 # --- The same results as in this process -------------------------------------------------------------------------------
 
 

@@ -210,7 +210,20 @@ def served(bundle, folder, *options, host="127.0.0.1", within=(), program=("-m",
         within: A command that runs the service's command.
         program: How Python is started.
     """
-    command = [*within, sys.executable, *program, "serve", "--port", "0", "--model", str(bundle), "--host", host]
+    command = [
+        *within,
+        sys.executable,
+        *program,
+        "serve",
+        "--port",
+        "0",
+        "--model",
+        str(bundle),
+        "--host",
+        host,
+        "--time-zone",
+        "UTC",
+    ]
     # Standard error goes to a file: reading it never blocks, and writing it never blocks the service.
     with (
         tempfile.NamedTemporaryFile("a") as log,

@@ -57,10 +57,10 @@ def test_stored_image_that_crashes_its_decoder_is_a_problem_in_every_rendering(i
     def fail(*_, **__):
         raise error
 
-    for method in ("decode", "preprocess"):
+    for method in ("decode", "decode_values", "preprocess"):
         monkeypatch.setattr(pool, method, fail)
     paths = isolated.get("/openapi.json").json()["paths"]
-    for picture in ("image.png", "thumbnail.png", "heatmap.png", "heatmap-layer.png"):
+    for picture in ("image.png", "pixels", "thumbnail.png", "heatmap.png", "heatmap-layer.png"):
         document = problem(isolated.get(f"/v1/predictions/{made['id']}/{picture}"), 422, error.code)
         assert document["detail"] == f"the image cannot be read: {error.reason}"
         assert "422" in paths[f"/v1/predictions/{{id}}/{picture}"]["get"]["responses"]
@@ -74,6 +74,7 @@ def test_rendered_images_are_decoded_in_a_worker(isolated, pool, monkeypatch):
     for picture in ("image.png", "thumbnail.png", "heatmap.png", "heatmap-layer.png"):
         found = isolated.get(f"/v1/predictions/{made['id']}/{picture}")
         assert (found.status_code, found.headers["Content-Type"]) == (200, "image/png"), picture
+    assert isolated.get(f"/v1/predictions/{made['id']}/pixels").status_code == 200
 
 
 def test_serve_decodes_images_in_workers(monkeypatch):
@@ -88,7 +89,8 @@ def test_serve_decodes_images_in_workers(monkeypatch):
     with pytest.raises(KeyboardInterrupt):
         module.serve(
             host="127.0.0.1", port=0, model=None, operating_point="", folder=None, database="", keep=None,
-            keep_identities=None, pseudonym_key=None, blind_first=False, no_auth=False, openid_connect=None, public_name="",
-            require_age="dicom", assume=(), site=None,
+            keep_identities=None, pseudonym_key=None, blind_first=False, no_auth=False,
+            openid_connect=None, dicom=None, public_name="",
+            require_age="dicom", assume=(), site=None, prevalence=None, time_zone="",
             open_browser=False, echo=print,
         )  # fmt: skip

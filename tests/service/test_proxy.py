@@ -130,6 +130,20 @@ def test_a_person_signs_in_through_the_proxy_with_a_cookie_that_travels_by_https
     assert CANARY not in "".join(file.read_text() for file in folder.glob("*.log"))
 
 
+def test_live_list_comes_through_the_proxy_without_delay(proxied):
+    client, _, _ = proxied
+    own = {"Origin": str(client.base_url).rstrip("/")}
+    client.post("/sign-in", data={"token": TOKEN}, headers=own)
+    with client.stream("GET", "/events", timeout=20) as response:
+        assert (response.status_code, response.headers["Content-Type"]) == (200, "text/event-stream; charset=utf-8")
+        lines = (line for line in response.iter_lines() if line)
+        assert [next(lines), next(lines)] == [": open", "retry: 3000"]  # although nothing has happened
+        started = time.monotonic()
+        client.post("/v1/predictions", content=png(), headers={"Content-Type": "image/png", **own})
+        assert next(lines) == 'data: "changed"'
+        assert time.monotonic() - started < 5
+
+
 def received(proxied, *parts):
     """Send bytes to the proxy and return its response, and the seconds until it closed the connection."""
     client, _, folder = proxied

@@ -1,8 +1,9 @@
-"""The service with a site profile: it is stored, shown, and keeps predictions apart from those without it."""
+"""The service with a site profile or a prevalence: it is stored, shown, and keeps predictions apart from those without it."""
 
 import contextlib
 import json
 from datetime import UTC, datetime, timedelta
+from zoneinfo import ZoneInfo
 
 import pytest
 from fastapi.testclient import TestClient
@@ -16,6 +17,7 @@ from pneumoscope.inference.model import load_model
 from pneumoscope.service.app import create_app
 from pneumoscope.service.audit.log import read_rows
 from pneumoscope.service.audit.verification import verify
+from pneumoscope.service.settings import Settings
 from pneumoscope.service.storage.repository import PredictionRepository
 
 BASE_URL = "http://127.0.0.1:8000"
@@ -134,3 +136,80 @@ def test_image_statistics_are_stored_only_with_a_reference(bundle, profile, tmp_
     with client(bundle, tmp_path / "data", site=profile) as opened:
         assert post(opened, png(120))[0]["image_statistics"] is None
         assert "Drift by month" not in opened.get("/dashboard?language=en").text
+
+
+# --- prevalence
+
+
+def test_prevalence_moves_the_probabilities_on_all_pages_and_is_recorded(bundle, tmp_path):
+    folder = tmp_path / "data"
+    with client(bundle, folder) as plain:
+        (before,) = post(plain, png(126))
+        page = plain.get("/?language=en").text
+        assert "Probabilities are for a prevalence of 50%; if pneumonia is less common among your patients" in page
+    with client(bundle, folder, prevalence=0.2) as stated:
+        (after,) = post(stated, png(126))
+        assert before["id"] != after["id"]
+        assert after["decision"] == before["decision"] == "pneumonia"
+        assert after["model"]["site"] == "prevalence=0.2"
+        for name in ("probability", "threshold"):
+            odds = [each[name] / (1 - each[name]) for each in (before, after)]
+            assert odds[1] == pytest.approx(odds[0] / 4)  # 0.2 / 0.8 against 0.5 / 0.5
+        viewer = f"/images/{after['id']}"
+        probability = f"{after['probability']:.0%}"
+        for path in ("/", viewer, f"{viewer}/report"):
+            page = stated.get(f"{path}?language=en").text
+            assert "Probabilities are for a prevalence of 20%." in page, path
+            assert probability in page, path
+            assert "機率以肺炎盛行率 20% 為準。" in stated.get(f"{path}?language=zh-Hant").text, path
+            assert "Site profile" not in page, path
+        for path in ("/dashboard", "/model"):
+            assert "Probabilities are for a prevalence of 20%." in stated.get(f"{path}?language=en").text, path
+        assert "1 prediction of model" in stated.get("/dashboard?language=en").text
+        old = stated.get(f"/images/{before['id']}?language=en").text
+        assert "Probabilities are for" not in old  # of an image that another model has scored, it is unknown
+        assert stated.get("/?language=en").text.count("(not the current model)") == 1
+        card = stated.get("/v1/model").json()
+        assert (card["site"], card["calibration"]["prevalence"]) == ("prevalence=0.2", 0.2)
+        assert "prevalence=0.2" in stated.get("/worklist.csv").text
+        assert stated.get(f"/v1/predictions/{after['id']}/heatmap.png").status_code == 200
+    with client(bundle, folder) as plain:
+        page = plain.get(f"/images/{after['id']}?language=en").text
+        assert "Probabilities are for a prevalence of 20%." in page
+    with contextlib.closing(PredictionRepository(folder)) as repository:
+        assert verify(repository.engine).predictions == 2
+        details = [json.loads(row.details) for row in read_rows(repository.engine) if row.event == "predicted"]
+        assert [each.get("site", "") for each in details] == ["", "prevalence=0.2"]
+
+
+def test_model_page_has_no_reliability_diagram_for_another_prevalence():
+    with client(None, None) as plain, client(None, None, prevalence=0.1) as stated:
+        assert "Reliability diagram" in plain.get("/model?language=en").text
+        page = stated.get("/model?language=en").text
+        assert "Reliability diagram" not in page
+        assert "Sensitivity (validation)" in page  # thresholds are those of the card
+        assert "With the site profile" not in page
+
+
+def test_service_starts_with_a_prevalence_and_says_so(bundle, tmp_path):
+    with served(bundle, tmp_path, "--ephemeral", "--prevalence", "0.2") as (process, opened):
+        answer = opened.post("/v1/predictions", files=images(png(126))).json()
+        assert answer["predictions"][0]["model"]["site"] == "prevalence=0.2"
+        assert "Prevalence: 20%" in process.stderr.read()
+
+
+def test_months_of_drift_are_those_of_the_time_zone(bundle, profile, tmp_path):
+    levels = list(range(90, 150))
+    site = with_reference(profile, levels, tmp_path / "profile")
+    this_month = datetime.now(UTC).replace(day=1, hour=12)
+    # In the evening of the last day of a month in UTC, the next month has begun in Taipei.
+    last_month = (this_month - timedelta(days=2)).replace(day=1, hour=0) - timedelta(hours=4)
+    repository = PredictionRepository(None, now=lambda: last_month)
+    settings = Settings(time_zone=ZoneInfo("Asia/Taipei"))
+    app = create_app(load_model(bundle, threads=1, site=site), repository, settings)
+    with TestClient(app, base_url=BASE_URL) as opened:
+        for level in levels:
+            post(opened, png(level))
+        page = opened.get("/dashboard?language=en").text
+    assert f"No drift detected in {last_month + timedelta(hours=8):%Y-%m}." in page
+    assert f"{last_month:%Y-%m}." not in page

@@ -14,7 +14,6 @@ from sklearn.metrics import brier_score_loss
 
 from pneumoscope.core.errors import UndefinedMetricError
 from pneumoscope.statistics.calibration import (
-    adjust_prevalence,
     calibration_error_interval,
     fit_platt,
     reliability_bins,
@@ -177,23 +176,6 @@ def test_platt_scaling_needs_both_classes(labels, counts):
 def test_platt_scaling_rejects_logits_that_are_not_finite():
     with pytest.raises(UndefinedMetricError, match="1 of 2 scores are not finite"):
         fit_platt([math.nan, 1.0], [True, False])
-
-
-def test_adjusted_probability_is_that_of_a_population_with_the_target_prevalence():
-    """Of 80 pneumonias and 20 normal images, 60 and 5 score alike: 60/65. At prevalence 0.5: 60/80 against 5/20."""
-    assert adjust_prevalence(60 / 65, 0.8, 0.5) == pytest.approx(0.75 / (0.75 + 0.25))
-    assert adjust_prevalence([0.0, 0.8, 1.0], 0.8, 0.3) == pytest.approx([0.0, 0.3, 1.0])
-
-
-inner = st.floats(0.01, 0.99)
-
-
-@given(st.floats(0, 1), inner, inner, inner)
-def test_prevalence_adjustments_compose(p, first, second, third):
-    assert adjust_prevalence(adjust_prevalence(p, first, second), second, third) == pytest.approx(
-        adjust_prevalence(p, first, third), abs=1e-9
-    )
-    assert adjust_prevalence(p, first, first) == pytest.approx(p, abs=1e-12)
 
 
 # --- calibration slope and intercept ---------------------------------------------------------------------------------

@@ -56,6 +56,7 @@ _EXTRAS = {
         "pg8000",
         "segno",
     ),
+    "pacs": ("pynetdicom",),
     "openid": ("authlib", "httpx2", "itsdangerous", "joserfc"),
     "evaluate": (
         "scipy",

@@ -25,6 +25,7 @@ __all__ = [
     "operating_point_option",
     "overrides_option",
     "power_option",
+    "prevalence_option",
     "recorded_command",
     "require_age_option",
     "result_folder_option",
@@ -60,6 +61,13 @@ site_option = click.option(
     metavar="PROFILE",
     type=click.Path(path_type=Path),
     help="Site profile of `pneumoscope accept`: calibration, thresholds and limits of a hospital.",
+)
+
+prevalence_option = click.option(
+    "--prevalence",
+    type=click.FloatRange(0, 1, min_open=True, max_open=True),
+    help="Prevalence of pneumonia among your images: probabilities are stated for it, and decisions stay the same. Not together"
+    " with --site.  [default: that of the model, 0.5 for the one in the package]",
 )
 
 

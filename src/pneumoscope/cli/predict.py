@@ -21,12 +21,20 @@ from pneumoscope.cli.options import (
     json_option,
     model_option,
     operating_point_option,
+    prevalence_option,
     require_age_option,
     site_option,
 )
 from pneumoscope.cli.progress import image_progress, printable
 from pneumoscope.core.errors import PartialFailureError, UsageError
-from pneumoscope.core.messages import counted, decision_message, warning_message
+from pneumoscope.core.messages import (
+    counted,
+    decision_message,
+    prevalence_message,
+    scope_message,
+    site_note,
+    warning_message,
+)
 
 if TYPE_CHECKING:
     from pneumoscope.core.prediction import AgeRequirement, Assumption, Prediction, WarningCode
@@ -52,6 +60,7 @@ _COLORS = {
 @model_option
 @operating_point_option
 @site_option
+@prevalence_option
 @require_age_option("never")
 @assume_option
 @click.option(
@@ -78,6 +87,7 @@ def command(
     bundle: Path | None,
     operating_point: str,
     site: Path | None,
+    prevalence: float | None,
     require_age: AgeRequirement,
     assume: tuple[Assumption, ...],
     age: float | None,
@@ -122,6 +132,7 @@ def command(
         require_age=require_age,
         assume=assume,
         site=site,
+        prevalence=prevalence,
     )
     counts: Counter[str] = Counter()
     warnings: Counter[WarningCode] = Counter()
@@ -245,8 +256,12 @@ def _print_table(model: Model, predictions: Iterable[Prediction], counts: Counte
         f"Model: {model.card.name}, version {model.card.version}. Operating point: {model.operating_point_name}, pneumonia"
         f" at a probability of {model.threshold:.3f} or more ({model.point.rule_text()})."
     )
-    if model.facts.site:
-        click.echo(f"Site profile: {printable(model.facts.site)}.")
+    if model.profile:
+        click.echo(f"{printable(site_note(model.facts))}.")
+    if counts["no_pneumonia"]:
+        click.echo(f"no_pneumonia: no pneumonia detected. {scope_message()}.")
+    if counts.keys() - {"rejected", _FAILED}:
+        click.echo(f"{prevalence_message(model.card.calibration.prevalence, stated=bool(model.facts.site))}.")
     click.secho(printable(model.notice), dim=True)
 
 

@@ -13,6 +13,7 @@ from pneumoscope.cli.options import (
     database_option,
     model_option,
     operating_point_option,
+    prevalence_option,
     require_age_option,
     site_option,
 )
@@ -49,6 +50,7 @@ class _Age(click.ParamType[timedelta]):
 @model_option
 @operating_point_option
 @site_option
+@prevalence_option
 @require_age_option("dicom")
 @assume_option
 @click.option(
@@ -89,6 +91,33 @@ class _Age(click.ParamType[timedelta]):
 @click.option(
     "--public-name", default="", metavar="HOST", help="Host name under which a reverse proxy publishes the service."
 )
+@click.option(
+    "--time-zone",
+    default="",
+    metavar="ZONE",
+    help="Time zone of the web UI, such as Europe/Berlin; the API stays in UTC.  [default: that of this machine, or UTC]",
+)
+@click.option(
+    "--dicom-port", type=click.IntRange(0, 65535), metavar="PORT", help="Receive DICOM images on this port (C-STORE)."
+)
+@click.option("--dicom-host", default="", metavar="HOST", help="Address of the DICOM node.  [default: that of --host]")
+@click.option(
+    "--dicom-aet", default="PNEUMOSCOPE", show_default=True, metavar="AET", help="AE title of the DICOM node."
+)
+@click.option(
+    "--dicom-peer",
+    "dicom_peers",
+    multiple=True,
+    metavar="NAME=AET@HOST:PORT",
+    help="Node that may send images; repeat for each.",
+)
+@click.option(
+    "--dicom-tls",
+    nargs=3,
+    type=click.Path(path_type=Path),
+    metavar="CERTIFICATE KEY CLIENT_CA",
+    help="PEM files: the DICOM node then requires TLS with client certificates.",
+)
 @click.option("--open", "open_browser", is_flag=True, help="Open the web UI in a browser.")
 def command(
     host: str,
@@ -96,6 +125,7 @@ def command(
     bundle: Path | None,
     operating_point: str,
     site: Path | None,
+    prevalence: float | None,
     require_age: AgeRequirement,
     assume: tuple[Assumption, ...],
     data_dir: Path | None,
@@ -108,17 +138,27 @@ def command(
     no_auth: bool,
     openid_connect: Path | None,
     public_name: str,
+    time_zone: str,
+    dicom_port: int | None,
+    dicom_host: str,
+    dicom_aet: str,
+    dicom_peers: tuple[str, ...],
+    dicom_tls: tuple[Path, Path, Path] | None,
     open_browser: bool,
 ) -> None:
     """Run the web UI and the HTTP API; store images, predictions, reviews and an audit log.
 
     Open the printed address in a browser and drop images on it. With a token in the database, see `pneumoscope tokens`, every
-    client must authenticate. Ctrl-C or SIGTERM finishes accepted requests, then stops.
+    client must authenticate. With --dicom-port, DICOM nodes send images.
+    Ctrl-C or SIGTERM finishes accepted requests, then stops.
 
     Example:  pneumoscope serve --data-dir records
     """
+    from pneumoscope.service.dicom.settings import DicomSettings, parse_peer, tls_context
     from pneumoscope.service.server import serve
 
+    if dicom_port is None and (dicom_peers or dicom_tls or dicom_host):
+        raise UsageError("--dicom-peer, --dicom-host and --dicom-tls need --dicom-port")
     if ephemeral and (data_dir or database):
         raise UsageError("--ephemeral cannot be combined with --data-dir or --database")
     serve(
@@ -127,6 +167,7 @@ def command(
         model=bundle,
         operating_point=operating_point,
         site=site,
+        prevalence=prevalence,
         require_age=require_age,
         assume=assume,
         folder=None if ephemeral else data_dir or Path("pneumoscope-data"),
@@ -137,7 +178,17 @@ def command(
         blind_first=blind_first,
         no_auth=no_auth,
         openid_connect=openid_connect,
+        dicom=None
+        if dicom_port is None
+        else DicomSettings(
+            host=dicom_host or host,
+            port=dicom_port,
+            ae_title=dicom_aet,
+            peers=tuple(map(parse_peer, dicom_peers)),
+            tls=tls_context(*dicom_tls) if dicom_tls else None,
+        ),
         public_name=public_name,
+        time_zone=time_zone,
         open_browser=open_browser,
         echo=lambda text: click.echo(text, err=True),
     )

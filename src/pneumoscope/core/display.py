@@ -7,7 +7,7 @@ from html import escape
 from typing import TYPE_CHECKING
 
 from pneumoscope.core.i18n import NOTICE
-from pneumoscope.core.messages import counted, decision_label, prediction_message
+from pneumoscope.core.messages import counted, decision_label, prediction_message, site_note
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Mapping
@@ -46,7 +46,8 @@ def prediction_html(prediction: Prediction, picture: bytes | None = None) -> str
     if message := prediction_message(prediction):
         parts.append(f"<br>{escape(message)}")
     model, point = escape(prediction.model.name), escape(prediction.operating_point)
-    site = f", site profile {escape(prediction.model.site)}" if prediction.model.site else ""
+    note = site_note(prediction.model)
+    site = f", {escape(note[0].lower() + note[1:])}" if note else ""
     parts.append(f"<br><small>Model {model}, operating point {point}{site}. {escape(NOTICE)}</small>")
     return f"<div>{''.join(parts)}</div>"
 

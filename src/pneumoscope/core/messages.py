@@ -2,12 +2,22 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
+
 from pneumoscope.core import errors
 from pneumoscope.core.errors import PneumoscopeError
 from pneumoscope.core.i18n import N_, NOTICE, translations
 from pneumoscope.core.identity import ConflictCode
 from pneumoscope.core.population import Population, View
-from pneumoscope.core.prediction import Decision, Prediction, Rejection, RejectionCode, Uncertainty, WarningCode
+from pneumoscope.core.prediction import (
+    Decision,
+    ModelInfo,
+    Prediction,
+    Rejection,
+    RejectionCode,
+    Uncertainty,
+    WarningCode,
+)
 
 __all__ = [
     "conflict_message",
@@ -16,17 +26,24 @@ __all__ = [
     "decision_message",
     "error_text",
     "error_titles",
+    "full_stop",
     "identity_label",
+    "list_message",
     "notice",
     "operating_point_label",
     "operating_point_rule",
     "population_sentence",
     "prediction_message",
+    "prevalence_message",
+    "probability_message",
     "probability_text",
     "rejection_label",
     "rejection_message",
+    "result_message",
     "review_label",
     "role_label",
+    "scope_message",
+    "site_note",
     "uncertainty_message",
     "warning_message",
 ]
@@ -192,7 +209,22 @@ _ADULT_AGE = 18  # years
 _NOTICE_AND_POPULATION = N_("{notice} {population}")
 
 _BETWEEN_SENTENCES = N_(". ")
-_UNCERTAIN = N_("The score lies in the uncertainty band ({coverage:.0%} coverage)")
+_UNCERTAIN = N_(
+    "The probability is in the uncertain range ({range}), where the model would be wrong too often. Read the image without the"
+    " prediction"
+)
+_RANGE = N_("{low} to {high}")
+_SCOPE = N_("Other findings are not assessed")
+_SCOPE_OF_LIST = N_("“No pneumonia detected” does not exclude other findings; they are not assessed")
+_PROBABILITY = N_("The probability of pneumonia is {probability}")
+_PROBABILITY_AND_INTERVAL = N_(
+    "The probability of pneumonia is {probability}; the images that the model was calibrated on allow {range}"
+)
+_DEFAULT_PREVALENCE = N_(
+    "Probabilities are for a prevalence of {prevalence}; if pneumonia is less common among your patients, they are lower"
+)
+_STATED_PREVALENCE = N_("Probabilities are for a prevalence of {prevalence}")
+_SITE_PROFILE, _SITE_PREVALENCE = N_("Site profile: {site}"), N_("Prevalence: {prevalence}")
 
 _BELOW_1_PERCENT, _ABOVE_99_PERCENT = N_("below 1%"), N_("above 99%")
 
@@ -221,6 +253,11 @@ _ERRORS: dict[type[PneumoscopeError], tuple[str, str]] = {
 def counted(number: int, noun: str) -> str:
     """Return a number with its English noun, such as "1 image" or "1,200 images"; the plural ends in s."""
     return f"{number:,} {noun}{'' if number == 1 else 's'}"
+
+
+def full_stop(language: str = "en") -> str:
+    """Return the full stop of a language."""
+    return translations(language).gettext(_BETWEEN_SENTENCES).rstrip()
 
 
 def notice(population: Population | None = None, language: str = "en") -> str:
@@ -314,7 +351,55 @@ def role_label(role: str, language: str = "en") -> str:
 
 def uncertainty_message(uncertainty: Uncertainty, language: str = "en") -> str:
     """Return the reason of an uncertain decision as a sentence without a full stop."""
-    return translations(language).gettext(_UNCERTAIN).format(coverage=uncertainty.coverage)
+    band = _range_text(uncertainty.low, uncertainty.high, language)
+    return translations(language).gettext(_UNCERTAIN).format(range=band)
+
+
+def scope_message(language: str = "en") -> str:
+    """Return what the decision "no_pneumonia" does not say, as a sentence without a full stop."""
+    return translations(language).gettext(_SCOPE)
+
+
+def probability_message(prediction: Prediction, language: str = "en") -> str:
+    """Return the probability and its interval as a sentence without a full stop; empty without a probability."""
+    if prediction.probability is None:
+        return ""
+    gettext, probability = translations(language).gettext, probability_text(prediction.probability, language)
+    interval = prediction.interval
+    if interval is None or interval.low is None or interval.high is None:
+        return gettext(_PROBABILITY).format(probability=probability)
+    values = _range_text(interval.low, interval.high, language)
+    if values == probability:
+        return gettext(_PROBABILITY).format(probability=probability)
+    return gettext(_PROBABILITY_AND_INTERVAL).format(probability=probability, range=values)
+
+
+def prevalence_message(prevalence: float, language: str = "en", *, stated: bool) -> str:
+    """Return the prevalence that probabilities refer to as a sentence without a full stop.
+
+    Args:
+        prevalence: Above 0 and below 1.
+        language: Language of the sentence.
+        stated: True if the site states it, False if it is the default of the model.
+    """
+    message = translations(language).gettext(_STATED_PREVALENCE if stated else _DEFAULT_PREVALENCE)
+    return message.format(prevalence=_percent(prevalence))
+
+
+def list_message(prevalence: float, language: str = "en", *, stated: bool) -> str:
+    """Return what the decisions and probabilities of a list mean, as sentences; see `prevalence_message`."""
+    scope = translations(language).gettext(_SCOPE_OF_LIST)
+    return _joined((scope, prevalence_message(prevalence, language, stated=stated)), language) + full_stop(language)
+
+
+def site_note(model: ModelInfo, language: str = "en") -> str:
+    """Return the site profile or the stated prevalence of a model with its name; empty without either."""
+    if not model.site:
+        return ""
+    gettext, prevalence = translations(language).gettext, model.prevalence
+    if prevalence is None:
+        return gettext(_SITE_PROFILE).format(site=model.site)
+    return gettext(_SITE_PREVALENCE).format(prevalence=_percent(prevalence))
 
 
 def operating_point_label(name: str, language: str = "en") -> str:
@@ -341,6 +426,17 @@ def probability_text(probability: float, language: str = "en") -> str:
     return translations(language).gettext(_BELOW_1_PERCENT if probability < 0.01 else _ABOVE_99_PERCENT)
 
 
+def _range_text(low: float, high: float, language: str) -> str:
+    """Return a range of probabilities; one value if both ends look the same."""
+    ends = probability_text(low, language), probability_text(high, language)
+    return ends[0] if ends[0] == ends[1] else translations(language).gettext(_RANGE).format(low=ends[0], high=ends[1])
+
+
+def _percent(fraction: float) -> str:
+    """Return a fraction in percent with three significant digits, such as "0.5%"."""
+    return f"{100 * fraction:.3g}%"
+
+
 def decision_message(prediction: Prediction, language: str = "en") -> str:
     """Return the explanation of a rejected, uncertain or failed prediction; empty for other predictions.
 
@@ -354,7 +450,34 @@ def decision_message(prediction: Prediction, language: str = "en") -> str:
 
 
 def prediction_message(prediction: Prediction, language: str = "en") -> str:
-    """Return the explanation of a prediction, see `decision_message`, followed by its warnings; empty if there is nothing."""
+    """Return the explanation of a prediction, see `decision_message` and `scope_message`, followed by its warnings."""
     warnings = (warning_message(warning, language) for warning in prediction.warnings)
-    sentences = filter(None, (decision_message(prediction, language), *warnings))
-    return translations(language).gettext(_BETWEEN_SENTENCES).join(sentences)
+    return _joined((_explanation(prediction, language), *warnings), language)
+
+
+def result_message(
+    prediction: Prediction, language: str = "en", *, prevalence: float | None = None, stated: bool = False
+) -> tuple[str, ...]:
+    """Return two paragraphs of sentences: the explanation of a decision, and its probability with the prevalence; none if empty.
+
+    Args:
+        prediction: The prediction.
+        language: Language of the sentences.
+        prevalence, stated: See `prevalence_message`; None if unknown.
+    """
+    probability = [probability_message(prediction, language)]
+    if prevalence is not None and prediction.probability is not None:
+        probability.append(prevalence_message(prevalence, language, stated=stated))
+    paragraphs = _explanation(prediction, language), _joined(probability, language)
+    return tuple(each + full_stop(language) for each in paragraphs if each)
+
+
+def _explanation(prediction: Prediction, language: str) -> str:
+    """Return why the decision was made, or what it does not say; empty for pneumonia."""
+    if prediction.decision == "no_pneumonia":
+        return scope_message(language)
+    return decision_message(prediction, language)
+
+
+def _joined(sentences: Iterable[str], language: str) -> str:
+    return translations(language).gettext(_BETWEEN_SENTENCES).join(filter(None, sentences))

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import dataclasses
 import json
+import re
 from collections.abc import Mapping
 from typing import Any, Literal, Self, get_args
 
@@ -94,6 +95,9 @@ WarningCode = Literal[
 ]
 
 Parameters = Mapping[str, str | int | float]
+
+# `ModelInfo.site` without a profile; the label of a profile ends in its hash.
+_STATED_PREVALENCE = re.compile(r"prevalence=(0\.\d+|\d(?:\.\d+)?e-\d+)")
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
@@ -203,7 +207,7 @@ class ModelInfo:
         name: Name on the card.
         version: Version of pneumoscope that exported the bundle.
         sha256: Hash of the network file.
-        site: Name and short hash of the site profile; "" without one.
+        site: Name and short hash of the site profile, or "prevalence=0.2" if only the prevalence is stated; "" with neither.
     """
 
     name: str
@@ -211,8 +215,14 @@ class ModelInfo:
     sha256: str
     site: str = ""
 
+    @property
+    def prevalence(self) -> float | None:
+        """Prevalence in `site` that the probabilities are stated for; None if `site` states none."""
+        match = _STATED_PREVALENCE.fullmatch(self.site)
+        return float(match[1]) if match else None
+
     def matches(self, other: ModelInfo) -> bool:
-        """Return True if network and site profile are the same."""
+        """Return True if network and site are the same."""
         return (self.sha256, self.site) == (other.sha256, other.site)
 
 

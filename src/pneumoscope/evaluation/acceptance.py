@@ -18,6 +18,7 @@ import numpy as np
 
 from pneumoscope import __version__
 from pneumoscope.bundle.card import Card, short_hash
+from pneumoscope.bundle.prevalence import with_prevalence
 from pneumoscope.bundle.site_profile import (
     SITE_PROFILE_FORMAT,
     Quantity,
@@ -52,7 +53,6 @@ from pneumoscope.evaluation.site_fit import (
     choose_fit,
     outputs_with,
     sample_prevalence,
-    with_prevalence,
 )
 from pneumoscope.evaluation.site_images import ScoredSite, SiteImages, load_site_images, score_site_images
 from pneumoscope.inference.decision import calibrate

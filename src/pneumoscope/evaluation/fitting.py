@@ -33,10 +33,11 @@ from pneumoscope.core.results import Interval
 from pneumoscope.inference.decision import calibrate, failed_checks
 from pneumoscope.inference.session import Outputs, network_rejections
 from pneumoscope.runs.recipe import RejectionOptions
-from pneumoscope.statistics.calibration import adjust_prevalence, fit_platt
+from pneumoscope.statistics.calibration import fit_platt
 from pneumoscope.statistics.conformal import fit_uncertainty_band, fit_venn_abers
 from pneumoscope.statistics.inputs import BoolArray, FloatArray
 from pneumoscope.statistics.intervals import proportion
+from pneumoscope.statistics.prevalence import adjust_prevalence
 from pneumoscope.statistics.thresholds import threshold_at_sensitivity, threshold_at_specificity, youden_threshold
 
 __all__ = [

@@ -15,15 +15,14 @@ from collections.abc import Mapping, Sequence
 
 import msgspec
 import numpy as np
-from scipy.special import logit as log_odds
 
 from pneumoscope.bundle.card import Calibration, Card, InputCheck, Intervals, OperatingPoint
+from pneumoscope.bundle.prevalence import with_prevalence
 from pneumoscope.bundle.site_profile import replace_fitted
 from pneumoscope.core.results import Interval
 from pneumoscope.evaluation.fitting import fit_calibration, fit_intervals, fit_operating_points, upper_limit
 from pneumoscope.evaluation.site_images import SiteImages
 from pneumoscope.inference.decision import calibrate, sigmoid
-from pneumoscope.statistics.calibration import adjust_prevalence
 from pneumoscope.statistics.inputs import BoolArray, FloatArray, IntArray, patient_groups
 from pneumoscope.statistics.intervals import proportion
 
@@ -43,7 +42,6 @@ __all__ = [
     "outputs_with",
     "rate",
     "sample_prevalence",
-    "with_prevalence",
 ]
 
 FOLDS = 5
@@ -226,20 +224,6 @@ def outputs_with(card: Card, images: SiteImages) -> SiteOutputs:
 def sample_prevalence(labels: BoolArray) -> float:
     """Return the fraction of images with pneumonia, kept away from 0 and 1 by half an image."""
     return float((labels.sum() + 0.5) / (len(labels) + 1))
-
-
-def with_prevalence(card: Card, prevalence: float) -> tuple[Calibration, Intervals | None]:
-    """Return calibration and intervals of a card for another prevalence of pneumonia."""
-    old = card.calibration
-    shift = float(log_odds(prevalence) - log_odds(old.prevalence))
-    calibration = msgspec.structs.replace(old, intercept=old.intercept + shift, prevalence=prevalence)
-    if card.intervals is None:
-        return calibration, None
-    low, high = (
-        tuple(adjust_prevalence(side, old.prevalence, prevalence).tolist())
-        for side in (card.intervals.low, card.intervals.high)
-    )
-    return calibration, msgspec.structs.replace(card.intervals, low=low, high=high)
 
 
 def rate(images: SiteImages, outputs: SiteOutputs, name: str, *, positive: bool) -> Interval:

@@ -6,6 +6,7 @@ checked before any pixel is decoded. `sandbox` runs the decoders in worker proce
 
 from __future__ import annotations
 
+import dataclasses
 import io
 import stat
 import struct
@@ -19,6 +20,7 @@ from pneumoscope.core.errors import UnreadableImageError
 from pneumoscope.core.prediction import OVERRIDES
 from pneumoscope.imaging.file_type import identify
 from pneumoscope.imaging.image import MAX_PIXELS, GrayLevels, Radiograph
+from pneumoscope.imaging.pixel_values import values_of_gray_levels, window_between
 
 __all__ = ["MAX_BYTES", "MAX_PIXELS", "Radiograph", "decode", "require_max_bytes"]
 
@@ -42,7 +44,9 @@ _SWAPPING_SIDES = frozenset(_TRANSPOSITIONS[orientation] for orientation in (5, 
 _TOO_LARGE = f"the image has more than {MAX_PIXELS:,} pixels"
 
 
-def decode(source: Path | bytes, *, name: str = "", min_side: int = 0, allow_rejected: bool = False) -> Radiograph:
+def decode(
+    source: Path | bytes, *, name: str = "", min_side: int = 0, allow_rejected: bool = False, keep_values: bool = False
+) -> Radiograph:
     """Return one radiograph as 8-bit gray.
 
     The format is detected from the content, not from the file extension. Color is converted to ITU-R 601 luma
@@ -57,6 +61,7 @@ def decode(source: Path | bytes, *, name: str = "", min_side: int = 0, allow_rej
         allow_rejected: Return images that their DICOM header rejects, such as lateral views, with
             `Radiograph.rejections`, instead of raising an error. Images whose rejection a person can override are always
             returned: in labeled data, a person has chosen them.
+        keep_values: Also return the values before any window, `Radiograph.values`.
 
     Returns:
         The image; its pixels are read-only.
@@ -76,7 +81,7 @@ def decode(source: Path | bytes, *, name: str = "", min_side: int = 0, allow_rej
         from pneumoscope.core.messages import rejection_message
         from pneumoscope.imaging.dicom import decode_dicom
 
-        radiograph = decode_dicom(data, name)
+        radiograph = decode_dicom(data, name, keep_values=keep_values)
         final = next((each for each in radiograph.rejections if each.code not in OVERRIDES), None)
         if final and not allow_rejected:
             reason = rejection_message(final)
@@ -86,7 +91,7 @@ def decode(source: Path | bytes, *, name: str = "", min_side: int = 0, allow_rej
         reason = f"it is {file_type.name}" if file_type.hint else file_type.name
         hint = file_type.hint or f"Supported formats: {', '.join(_FORMATS)}, DICOM"
         raise UnreadableImageError(name, f"{reason} ({len(data)} bytes)", hint=hint)
-    return _decode_image(data, name, min_side)
+    return _decode_image(data, name, min_side, keep_values=keep_values)
 
 
 def require_max_bytes(name: str, size: int) -> None:
@@ -108,7 +113,7 @@ def _read(path: Path, name: str) -> bytes:
         raise UnreadableImageError(name, str(error)) from error
 
 
-def _decode_image(data: bytes, name: str, min_side: int) -> Radiograph:
+def _decode_image(data: bytes, name: str, min_side: int, *, keep_values: bool) -> Radiograph:
     try:
         if data[:2] == b"MM":
             _support_white_is_zero()
@@ -137,15 +142,20 @@ def _decode_image(data: bytes, name: str, min_side: int) -> Radiograph:
             image.load()
             transposition = _transposition(image)
             _require_known_depth(image, data)
-            pixels, warnings = _gray(image if transposition is None else image.transpose(transposition), image)
+            upright = image if transposition is None else image.transpose(transposition)
+            gray = _gray(upright, image, keep_values=keep_values)
             chroma = _chroma(image)
         except Exception as error:  # as above
             raise UnreadableImageError(name, f"the pixels cannot be decoded ({_describe(error)})") from error
+    pixels = gray.pixels
     pixels.flags.writeable = False
     if transposition in _SWAPPING_SIDES:
         full_size = full_size[::-1]
     reduced_from = None if full_size == pixels.shape[::-1] else full_size
-    return Radiograph(pixels, name, file_format, mode, reduced_from=reduced_from, chroma=chroma, warnings=warnings)
+    return Radiograph(
+        pixels, name, file_format, mode,
+        reduced_from=reduced_from, chroma=chroma, warnings=gray.warnings, values=gray.values,
+    )  # fmt: skip
 
 
 def _support_white_is_zero() -> None:
@@ -191,17 +201,21 @@ def _chroma(image: Image.Image) -> float:
     return float((highest - lowest).mean())
 
 
-def _gray(image: Image.Image, file: Image.Image) -> GrayLevels:
+def _gray(image: Image.Image, file: Image.Image, *, keep_values: bool) -> GrayLevels:
     """Return gray levels of an image, transposed or not, from a file."""
     if image.mode.startswith("I;16"):  # Pillow's own conversion to "L" would clip at 255
-        return _gray_16(image, file)
+        return _gray_16(image, file, keep_values=keep_values)
     if image.mode in {"RGBA", "LA", "PA"} or "transparency" in image.info:
         background = Image.new("RGBA", image.size, "black")
         image = Image.alpha_composite(background, image.convert("RGBA"))
-    return GrayLevels(np.asarray(image.convert("L"), dtype=np.uint8))
+    pixels = np.asarray(image.convert("L"), dtype=np.uint8)
+    if not keep_values:
+        return GrayLevels(pixels)
+    values = values_of_gray_levels(pixels, np.arange(256, dtype=np.uint8), 8, window_between(0, 255))
+    return GrayLevels(pixels, values=values)
 
 
-def _gray_16(image: Image.Image, file: Image.Image) -> GrayLevels:
+def _gray_16(image: Image.Image, file: Image.Image, *, keep_values: bool) -> GrayLevels:
     """Return gray levels of 9 to 16 bits. Pillow ignores the bit depth and the photometric interpretation of TIFF."""
     from PIL import TiffImagePlugin  # JPEGs are decoded without these imports
 
@@ -211,5 +225,13 @@ def _gray_16(image: Image.Image, file: Image.Image) -> GrayLevels:
     bits = tags.get(TiffImagePlugin.BITSPERSAMPLE, (16,))[0]
     white_is_zero = tags.get(TiffImagePlugin.PHOTOMETRIC_INTERPRETATION, 1) == 0
     stored = np.asarray(image)
-    gray = scale_to_depth(stored.astype(stored.dtype.newbyteorder("=")), bits)
-    return gray._replace(pixels=255 - gray.pixels) if white_is_zero else gray
+    gray = scale_to_depth(stored.astype(stored.dtype.newbyteorder("=")), bits, keep_values=keep_values)
+    return _inverted(gray) if white_is_zero else gray
+
+
+def _inverted(gray: GrayLevels) -> GrayLevels:
+    values = gray.values
+    if values is not None:
+        description = dataclasses.replace(values.description, white_is_zero=True)
+        values = values._replace(gray_levels=255 - values.gray_levels, description=description)
+    return gray._replace(pixels=255 - gray.pixels, values=values)

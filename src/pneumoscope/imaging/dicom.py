@@ -31,6 +31,7 @@ from pneumoscope.imaging.header_checks import CHECKED_ELEMENTS, check_header
 from pneumoscope.imaging.header_identity import IDENTITY_ELEMENTS, read_identity
 from pneumoscope.imaging.image import MAX_PIXELS, Radiograph
 from pneumoscope.imaging.patient_age import AGE_ELEMENTS, read_age
+from pneumoscope.imaging.pixel_values import SPACING_ELEMENTS
 
 __all__ = ["decode_dicom", "read_elements"]
 
@@ -68,6 +69,7 @@ _ELEMENTS: list[Any] = [
     *AGE_ELEMENTS,
     *IDENTITY_ELEMENTS,
     *GRAY_LEVEL_ELEMENTS,
+    *SPACING_ELEMENTS,
 ]
 # Value representations of pixel data; pydicom converts others to numbers or text.
 _PIXEL_VRS = (None, "OB", "OW", "UN")
@@ -82,12 +84,13 @@ _PREAMBLE = 128  # bytes before the prefix
 _SOF_MARKERS = {*range(0xC0, 0xD0), 0xF7} - {0xC4, 0xC8, 0xCC}  # start of frame in JPEG and JPEG-LS, second byte
 
 
-def decode_dicom(data: bytes, name: str) -> Radiograph:
+def decode_dicom(data: bytes, name: str, *, keep_values: bool = False) -> Radiograph:
     """Return one radiograph from the bytes of a DICOM file, with or without preamble and file meta information.
 
     Args:
         data: Content of the file.
         name: Name of the file in messages.
+        keep_values: Also return the values before any window, `Radiograph.values`.
 
     Returns:
         The image at full size, see `gray_levels.dicom_gray_levels`; its pixels are read-only. `Radiograph.rejections` and
@@ -122,7 +125,7 @@ def decode_dicom(data: bytes, name: str) -> Radiograph:
         raise UnreadableImageError(name, reason, hint=hint) from error
     try:
         flatten_functional_groups(dataset)
-        gray = dicom_gray_levels(stored, dataset)
+        gray = dicom_gray_levels(stored, dataset, keep_values=keep_values)
     except Exception as error:  # as above: windows and LUTs are untrusted, too
         reason = str(error) if isinstance(error, GrayLevelError) else type(error).__name__
         raise UnreadableImageError(name, f"the gray levels cannot be computed ({reason})") from error
@@ -139,6 +142,7 @@ def decode_dicom(data: bytes, name: str) -> Radiograph:
         rejections=findings.rejections,
         warnings=tuple(sorted(codes)),
         identity=identity,
+        values=gray.values,
     )
 
 

@@ -19,21 +19,33 @@ from pydicom.pixels.processing import apply_modality_lut, apply_windowing
 
 from pneumoscope.core.prediction import WarningCode
 from pneumoscope.imaging.image import GrayLevels
+from pneumoscope.imaging.pixel_values import (
+    PixelDescription,
+    Window,
+    WindowFunction,
+    describe,
+    pixel_spacing,
+    values_of_gray_levels,
+    window_between,
+)
 
 __all__ = ["GRAY_LEVEL_ELEMENTS", "GrayLevelError", "dicom_gray_levels", "flatten_functional_groups", "scale_to_depth"]
 
 GRAY_LEVEL_ELEMENTS = (
     *("PixelPaddingValue", "PixelPaddingRangeLimit", "ModalityLUTSequence", "RescaleSlope", "RescaleIntercept"),
-    *("VOILUTSequence", "VOILUTFunction", "WindowCenter", "WindowWidth"),
+    *("VOILUTSequence", "VOILUTFunction", "WindowCenter", "WindowWidth", "WindowCenterWidthExplanation"),
     *("SharedFunctionalGroupsSequence", "PerFrameFunctionalGroupsSequence"),
 )
-# Functional groups of enhanced objects that contain elements for gray levels (PS3.3 C.7.6.16.2.9 and C.7.6.16.2.10).
+# Functional groups of enhanced objects that contain elements for gray levels and distances (PS3.3 C.7.6.16.2.1, C.7.6.16.2.9
+# and C.7.6.16.2.10).
 _FUNCTIONAL_GROUPS = {
     "PixelValueTransformationSequence": ("RescaleSlope", "RescaleIntercept"),
-    "FrameVOILUTSequence": ("WindowCenter", "WindowWidth", "VOILUTFunction"),
+    "FrameVOILUTSequence": ("WindowCenter", "WindowWidth", "VOILUTFunction", "WindowCenterWidthExplanation"),
+    "PixelMeasuresSequence": ("PixelSpacing",),
 }
 _MAX_LUT_BYTES = 2**17  # 65,536 entries of 16 bits
 _MAX_WINDOWS = 8  # of a file; more are ignored
+_MAX_EXPLANATION = 40  # characters
 _BLOCK = 2**20  # pixels
 # Hot or dead pixels and markers: the first fraction of the pixels beyond a gap at least as wide as the range of the others, or
 # the second one without a gap, farther away than that range.
@@ -46,6 +58,7 @@ _NOISE = 64  # stored values; an image with a smaller range is blank, and not st
 _MIN_SPREAD = 0.15  # brightness between the percentiles below which a window is too wide
 _MIN_CONTRAST = 0.25  # range over maximum below which an image may be blank, so that no window is too wide for it
 _MAX_UNUSED = 0.4  # of a window beyond one end of the range, if it clips pixels at the other end
+_FUNCTIONS: dict[str, WindowFunction] = {"LINEAR": "LINEAR", "LINEAR_EXACT": "LINEAR_EXACT", "SIGMOID": "SIGMOID"}
 _EXCEEDING = 0.01  # fraction of the pixels whose LUT entries may exceed the stated bits
 
 Integers = npt.NDArray[np.integer[Any]]
@@ -100,7 +113,7 @@ class _Histogram(NamedTuple):
         return high - low >= _MIN_CONTRAST * max(abs(low), abs(high)) and high > low
 
 
-def scale_to_depth(stored: Integers, stated_bits: int) -> GrayLevels:
+def scale_to_depth(stored: Integers, stated_bits: int, *, keep_values: bool = False) -> GrayLevels:
     """Return gray levels of unsigned values that have no window, as in PNG and TIFF.
 
     Files that state 16 bits often hold 8 to 15, or an offset. The range is then measured, see `_displayed_range`.
@@ -108,14 +121,24 @@ def scale_to_depth(stored: Integers, stated_bits: int) -> GrayLevels:
     Args:
         stored: Values, shape (height, width).
         stated_bits: Depth by the file, 8 to 16 bits. A depth below 16 is not measured, because few files state one.
+        keep_values: Also return the values.
     """
     low, high = 0.0, 2.0**stated_bits - 1
     if stated_bits == 16:
         counts = _count(stored, 0, 2**16)
         low, high = _displayed_range(_Histogram.of(np.arange(len(counts)), counts))
-    scaled = (stored.astype(np.float32) - np.float32(low)) / np.float32((high - low) / 255)
+    values = None
+    if keep_values:
+        levels = _scaled(np.arange(int(stored.max()) + 1), low, high)
+        values = values_of_gray_levels(stored, levels, stated_bits, window_between(low, high))
     is_measured = (low, high) != (0.0, 2.0**stated_bits - 1)
-    return GrayLevels(np.rint(np.clip(scaled, 0, 255)).astype(np.uint8), ("bit_depth_measured",) if is_measured else ())
+    return GrayLevels(_scaled(stored, low, high), ("bit_depth_measured",) if is_measured else (), values)
+
+
+def _scaled(values: Integers, low: float, high: float) -> npt.NDArray[np.uint8]:
+    scaled = (values.astype(np.float32) - np.float32(low)) / np.float32((high - low) / 255)
+    levels: npt.NDArray[np.uint8] = np.rint(np.clip(scaled, 0, 255)).astype(np.uint8)
+    return levels
 
 
 def _displayed_range(histogram: _Histogram, *, is_signed: bool = False) -> tuple[float, float]:
@@ -150,7 +173,7 @@ def _measured_bits(histogram: _Histogram) -> int:
     return max(8, int(largest).bit_length())
 
 
-def dicom_gray_levels(stored: Integers, dataset: Dataset) -> GrayLevels:
+def dicom_gray_levels(stored: Integers, dataset: Dataset, *, keep_values: bool = False) -> GrayLevels:
     """Return the gray levels of stored DICOM values.
 
     The modality LUT, or the rescale slope and intercept, are applied, then the first VOI LUT if it fits the pixels, or else the
@@ -159,6 +182,7 @@ def dicom_gray_levels(stored: Integers, dataset: Dataset) -> GrayLevels:
     Args:
         stored: Stored values, shape (height, width).
         dataset: Data set with `GRAY_LEVEL_ELEMENTS`, functional groups flattened, and PhotometricInterpretation.
+        keep_values: Also return the modality values.
 
     Raises:
         GrayLevelError: Every pixel is padding, or a window, LUT or rescale value is invalid.
@@ -178,13 +202,25 @@ def dicom_gray_levels(stored: Integers, dataset: Dataset) -> GrayLevels:
         values = _apply_modality(steps, counts, dataset)
     if not np.isfinite(values).all():
         raise GrayLevelError("the rescaled values are not finite")
-    brightness = _apply_voi(values, steps.astype(np.float64), counts, dataset, warnings)
-    levels: npt.NDArray[np.uint8] = np.rint(255 * brightness).astype(np.uint8)
-    if dataset.PhotometricInterpretation == "MONOCHROME1":
+    voi = _apply_voi(values, steps.astype(np.float64), counts, dataset, warnings)
+    levels: npt.NDArray[np.uint8] = np.rint(255 * voi.brightness).astype(np.uint8)
+    white_is_zero = dataset.PhotometricInterpretation == "MONOCHROME1"
+    if white_is_zero:
         levels = 255 - levels
     gray: npt.NDArray[np.uint8] = levels[np.clip(stored.astype(np.int32), lowest, highest) - lowest]
     gray[padding] = 0
-    return GrayLevels(gray, tuple(sorted(warnings)))
+    kept = None
+    if keep_values:
+        has_lut = bool(dataset.get("ModalityLUTSequence"))
+        slope, intercept = (1.0, 0.0) if has_lut or voi.is_for_stored else _rescale(dataset)
+        description = PixelDescription(
+            slope, intercept, 0.0, 0.0, int(dataset.BitsStored),
+            white_is_zero=white_is_zero, default_window=voi.window, windows=_stated_windows(dataset),
+            spacing=pixel_spacing(dataset),
+        )  # fmt: skip
+        entries = values if has_lut and not voi.is_for_stored else None
+        kept = describe(stored, levels, padding, description, lowest=lowest, entries=entries)
+    return GrayLevels(gray, tuple(sorted(warnings)), kept)
 
 
 def flatten_functional_groups(dataset: Dataset) -> None:
@@ -244,20 +280,42 @@ def _apply_modality(values: Integers, counts: Integers, dataset: Dataset) -> Flo
     """Return the modality values of stored values: by LUT, or by slope and intercept (PS3.3 C.11.1)."""
     if luts := dataset.get("ModalityLUTSequence"):
         return _Lut.read(luts[0], dataset, values, counts).look_up(values)
+    slope, intercept = _rescale(dataset)
+    return apply_modality_lut(values, _dataset_of(RescaleSlope=slope, RescaleIntercept=intercept))
+
+
+def _rescale(dataset: Dataset) -> tuple[float, float]:
+    """Return the rescale slope and intercept; 1 and 0 if the file does not state both.
+
+    Raises:
+        GrayLevelError: One of them is not finite, or the slope is 0.
+    """
     slope, intercept = dataset.get("RescaleSlope"), dataset.get("RescaleIntercept")
     if slope is None or intercept is None:
-        return values.astype(np.float64)
+        return 1.0, 0.0
     if not (math.isfinite(slope) and math.isfinite(intercept)):
         raise GrayLevelError("the rescale slope or intercept is not finite")
     if slope == 0:
         raise GrayLevelError("the rescale slope is 0")
-    return apply_modality_lut(values, _dataset_of(RescaleSlope=float(slope), RescaleIntercept=float(intercept)))
+    return float(slope), float(intercept)
 
 
-def _apply_voi(
-    values: Floats, stored: Floats, counts: Integers, dataset: Dataset, warnings: set[WarningCode]
-) -> Floats:
-    """Return the brightness, 0 to 1, of each value (PS3.3 C.11.2); it rises with the modality value.
+class _Voi(NamedTuple):
+    """The brightness of values, and where it comes from.
+
+    Attributes:
+        brightness: 0 to 1.
+        window: Window that was applied; None for a LUT.
+        is_for_stored: Whether LUT or window are for stored values instead of modality values.
+    """
+
+    brightness: Floats
+    window: Window | None
+    is_for_stored: bool = False
+
+
+def _apply_voi(values: Floats, stored: Floats, counts: Integers, dataset: Dataset, warnings: set[WarningCode]) -> _Voi:
+    """Return the brightness of each value (PS3.3 C.11.2); it rises with the modality value.
 
     Args:
         values: Modality values.
@@ -279,45 +337,71 @@ def _apply_voi(
         if _fits(histogram, _LUT_FIT, lut.first, lut.last, lut.brightness):
             if lut.bits != lut.stated_bits:
                 warnings.add("bit_depth_measured")
-            return lut.brightness(values)
+            return _Voi(lut.brightness(values), None)
         warnings.add("window_ignored")
         if is_rescaled and _fits(stored_histogram, _LUT_FIT, lut.first, lut.last, lut.brightness):
-            return lut.brightness(stored)
-    for center, width, function in _windows(dataset, errors):
+            return _Voi(lut.brightness(stored), None, is_for_stored=True)
+    for stated in _windows(dataset, errors):
         n_valid += 1
+        center, width = stated.center, stated.width
         low, high = center - width / 2, center + width / 2
-        window = partial(apply_windowing, ds=_window(center, width, function))
+        window = partial(apply_windowing, ds=_window(center, width, stated.function))
         bits, measured = _full_range_bits(center, width), _measured_bits(histogram)
         fit = _FULL_RANGE_FIT if bits else _WINDOW_FIT
         is_wide = bits == 16 or bits > int(dataset.BitsStored)  # wider than any statement about the pixels
         if not (is_wide and measured < bits and _has_depth(histogram)) and _fits(histogram, fit, low, high, window):
-            return window(values)
+            return _Voi(window(values), stated)
         if bits and is_rescaled and _fits(stored_histogram, fit, low, high, window):
             warnings.add("window_ignored")
-            return window(stored)
+            return _Voi(window(stored), stated, is_for_stored=True)
         if bits and _has_depth(histogram):  # the full range of another bit depth
             warnings.add("bit_depth_measured")
-            return apply_windowing(values, ds=_window(2.0 ** (measured - 1), 2.0**measured, function))
+            full = Window(2.0 ** (measured - 1), 2.0**measured, stated.function)
+            return _Voi(apply_windowing(values, ds=_window(full.center, full.width, full.function)), full)
         warnings.add("window_ignored")
     if errors and not n_valid:
         raise errors[0]
     is_signed = not is_rescaled and dataset.PixelRepresentation == 1
     black, white = _displayed_range(histogram, is_signed=is_signed)
-    return np.asarray(np.clip((values - black) / (white - black), 0, 1))
+    brightness = np.asarray(np.clip((values - black) / (white - black), 0, 1))
+    return _Voi(brightness, window_between(black, white))
 
 
-def _windows(dataset: Dataset, errors: list[GrayLevelError]) -> Iterable[tuple[float, float, str]]:
-    """Yield center, width and function of each window; add an error for each that is invalid."""
+def _windows(dataset: Dataset, errors: list[GrayLevelError]) -> Iterable[Window]:
+    """Yield each window; add an error for each that is invalid."""
     function = str(dataset.get("VOILUTFunction") or "LINEAR").strip().upper()
     centers = _numbers(dataset.get("WindowCenter"), "WindowCenter")
     widths = _numbers(dataset.get("WindowWidth"), "WindowWidth")
-    for center, width in list(zip(centers, widths, strict=False))[:_MAX_WINDOWS]:
-        if function not in {"LINEAR", "LINEAR_EXACT", "SIGMOID"}:
+    explanations = _explanations(dataset)
+    for i, (center, width) in enumerate(list(zip(centers, widths, strict=False))[:_MAX_WINDOWS]):
+        if function not in _FUNCTIONS:
             errors.append(GrayLevelError("the VOI LUT function is unknown"))
         elif not (math.isfinite(center) and math.isfinite(width)) or width <= 0 or (width < 1 and function == "LINEAR"):
             errors.append(GrayLevelError(f"invalid {function} window: center {center:g}, width {width:g}"))
         else:
-            yield center, width, function
+            yield Window(center, width, _FUNCTIONS[function], explanations[i] if i < len(explanations) else "")
+
+
+def _stated_windows(dataset: Dataset) -> tuple[Window, ...]:
+    """Return the valid windows of a file; none if one of them is not a number."""
+    try:
+        return tuple(_windows(dataset, []))
+    except GrayLevelError:
+        return ()
+
+
+def _explanations(dataset: Dataset) -> list[str]:
+    """Return the explanations of the windows, without unprintable characters."""
+    value = dataset.get("WindowCenterWidthExplanation") or ()
+    texts = [value] if isinstance(value, str) else value
+    try:
+        return ["".join(filter(_is_plain, str(text))).strip()[:_MAX_EXPLANATION] for text in texts]
+    except TypeError:  # another VR
+        return []
+
+
+def _is_plain(mark: str) -> bool:
+    return mark.isprintable() and ord(mark) < 2**16
 
 
 def _full_range_bits(center: float, width: float) -> int:

@@ -11,6 +11,7 @@ import numpy.typing as npt
 from pneumoscope.core.errors import UnreadableImageError
 from pneumoscope.core.identity import Identity
 from pneumoscope.core.prediction import PatientAge, Rejection, WarningCode
+from pneumoscope.imaging.pixel_values import PixelValues
 
 __all__ = ["MAX_PIXELS", "GrayLevels", "Radiograph"]
 
@@ -24,10 +25,12 @@ class GrayLevels(NamedTuple):
     Attributes:
         pixels: Gray levels, 0 (black) to 255 (white), shape (height, width).
         warnings: "window_ignored", "bit_depth_measured", or nothing.
+        values: The values that they come from, if requested; else None.
     """
 
     pixels: npt.NDArray[np.uint8]
     warnings: tuple[WarningCode, ...] = ()
+    values: PixelValues | None = None
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
@@ -46,6 +49,7 @@ class Radiograph:
         rejections: Why the header of the file excludes a prediction, such as a lateral view; a person can override some.
         warnings: Codes of warnings about the header and the gray levels.
         identity: Patient, study, series and instance that the header states; None without a header or if it states none.
+        values: The values before any window, if requested; else None.
 
     Raises:
         UnreadableImageError: The pixels are not 8-bit gray levels in two dimensions, or there are none.
@@ -61,6 +65,7 @@ class Radiograph:
     rejections: tuple[Rejection, ...] = ()
     warnings: tuple[WarningCode, ...] = ()
     identity: Identity | None = None
+    values: PixelValues | None = None
 
     def __post_init__(self) -> None:
         """Validate the pixels, so that images with three channels cannot pass."""

@@ -20,6 +20,7 @@ import numpy.typing as npt
 from pneumoscope.core.errors import UnreadableImageError, UsageError
 from pneumoscope.imaging.decode import decode
 from pneumoscope.imaging.image import Radiograph
+from pneumoscope.imaging.pixel_values import PixelValues
 from pneumoscope.imaging.preprocess import PreprocessedImage, Preprocessing, preprocess_image
 
 if TYPE_CHECKING:
@@ -83,6 +84,18 @@ class ImageLoader:
             UnreadableImageError: The image cannot be decoded.
         """
         return self.pool.decode(image, name=name) if self.pool else decode(image, name=name, allow_rejected=True)
+
+    def decode_values(self, image: Path | bytes, *, name: str = "") -> PixelValues:
+        """Return the values of an image before any window, for display.
+
+        Raises:
+            UnreadableImageError: The image cannot be decoded.
+        """
+        if self.pool:
+            return self.pool.decode_values(image, name=name)
+        values = decode(image, name=name, allow_rejected=True, keep_values=True).values
+        assert values is not None
+        return values
 
     def preprocess(self, image: ImageSource, *, name: str = "", keep_radiograph: bool = False) -> PreprocessedImage:
         """Return one image, decoded and preprocessed.

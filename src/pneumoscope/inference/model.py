@@ -16,7 +16,7 @@ import numpy as np
 from pneumoscope.bundle.card import Card
 from pneumoscope.core.display import facts_html, prediction_html
 from pneumoscope.core.errors import UnreadableImageError, UsageError
-from pneumoscope.core.messages import notice
+from pneumoscope.core.messages import notice, site_note
 from pneumoscope.core.prediction import (
     MAX_AGE,
     AgeRequirement,
@@ -28,6 +28,7 @@ from pneumoscope.core.prediction import (
     Prediction,
 )
 from pneumoscope.imaging.image import Radiograph
+from pneumoscope.imaging.pixel_values import PixelValues
 from pneumoscope.imaging.preprocess import PreprocessedImage
 from pneumoscope.imaging.statistics import image_statistics
 from pneumoscope.inference.decision import (
@@ -73,7 +74,7 @@ class Model:
     """A bundle at one operating point.
 
     Attributes:
-        card: Card of the bundle, with the changes of the site profile.
+        card: Card of the bundle, with the changes of the site profile or of the prevalence.
         profile: The site profile, or None.
         facts: Name, version and hash of the bundle, as predictions report them.
         notice: The notice that accompanies every result, with the population that the model was trained on.
@@ -132,8 +133,9 @@ class Model:
             f"Specificity ({images})": f"{specificity.value:.3f} [{specificity.low:.3f}, {specificity.high:.3f}]",
             "Age range": ages,
         }
-        if self.facts.site:
-            facts["Site profile"] = self.facts.site
+        if note := site_note(self.facts):
+            label, _, value = note.partition(": ")
+            facts[label] = value
         return facts_html(f"Model {card.name}", facts, self.notice)
 
     def close(self) -> None:
@@ -254,6 +256,14 @@ class Model:
         """
         return self._loader.decode(image, name=name)
 
+    def decode_values(self, image: Path | bytes, *, name: str = "") -> PixelValues:
+        """Return the values of an image before any window, for display with other windows.
+
+        Raises:
+            UnreadableImageError: The image cannot be decoded.
+        """
+        return self._loader.decode_values(image, name=name)
+
     def _stream(
         self,
         images: Iterable[ImageSource],
@@ -347,7 +357,7 @@ class Model:
                     threshold=self.threshold,
                     decision=prediction.decision,
                     warnings=prediction.warnings,
-                    site=self.facts.site,
+                    site=site_note(self.facts),
                 )
             explanations.append(Explanation(prediction, picture))
         return explanations
@@ -393,6 +403,7 @@ def load_model(
     require_age: AgeRequirement = "never",
     assume: Collection[Assumption] = (),
     site: str | Path | None = None,
+    prevalence: float | None = None,
 ) -> Model:
     """Return a model that is ready to predict.
 
@@ -407,12 +418,15 @@ def load_model(
         assume: Overrides of DICOM headers that hold for all images: "chest" if they are chest radiographs, "frontal" if they are
             frontal views of both lungs. Each prediction that depends on one has a warning.
         site: Site profile of `pneumoscope accept`, with calibration, thresholds and limits for a hospital.
+        prevalence: Prevalence of pneumonia among the images, above 0 and below 1: probabilities, intervals and thresholds are
+            stated for it, and decisions stay the same. That of the card if None; not together with `site`.
     Raises:
         BundleError: The bundle is missing or invalid; see `bundle.card.read_bundle`.
         SiteProfileError: The site profile cannot be read, was changed, or belongs to another model.
         RunError: The run has no bundle.
         UnknownNameError: The card has no such operating point.
-        UsageError: `isolated` is not available on this platform, or `require_age` or `assume` has an unknown value.
+        UsageError: `isolated` is not available on this platform, `require_age` or `assume` has an unknown value, or
+            `prevalence` is invalid.
     """
     folder = find_bundle(None if bundle is None else Path(bundle))
     pool = None
@@ -422,7 +436,12 @@ def load_model(
         pool = DecodePool()
         pool.start()  # while the network is loaded
     session = BundleSession.load(
-        folder, threads=threads, require_age=require_age, assume=assume, site=None if site is None else Path(site)
+        folder,
+        threads=threads,
+        require_age=require_age,
+        assume=assume,
+        site=None if site is None else Path(site),
+        prevalence=prevalence,
     )
     return Model(session, operating_point=operating_point, pool=pool, folder=folder)
 

@@ -23,7 +23,7 @@ from pneumoscope.core.prediction import Decision, WarningCode
 from pneumoscope.imaging.image import Radiograph
 from pneumoscope.imaging.preprocess import Crop
 
-__all__ = ["Layer", "blend", "heatmap_layer", "render_heatmap", "resize_to_image"]
+__all__ = ["Layer", "blend", "heatmap_layer", "latin_text", "render_heatmap", "resize_to_image", "wrap_text"]
 
 _MAX_SIDE, _MIN_SIDE = 1024, 640  # longer side of the picture, pixels; small images are enlarged to fit the text
 _MAX_LAYER_SIDE = 512  # longer side of a layer, pixels; it has few positions and is stretched by the viewer
@@ -71,7 +71,7 @@ def render_heatmap(
         threshold: Threshold as a calibrated probability.
         decision: The decision.
         warnings: Warnings for the legend.
-        site: Name and short hash of the site profile, for the legend.
+        site: Site profile or prevalence for the legend; see `core.messages.site_note`.
     Raises:
         UsageError: The heatmap is not two-dimensional or not finite.
     """
@@ -207,13 +207,13 @@ def _legend(
         f" {card.name}, scaled to this image. They show what the network used, not where disease is.{coarse}"
     )
     if site:
-        about += f" Site profile: {_latin(site)}."
+        about += f" {latin_text(site)}."
     draw = ImageDraw.Draw(Image.new("RGB", (1, 1)))
     large, text = ImageFont.load_default(24), ImageFont.load_default(16)
-    titles = [(line, large, _TEXT) for line in _wrap(draw, title, large, inner)]
-    notes = [(line, text, _MUTED) for line in _wrap(draw, about, text, inner)]
-    for sentence in filter(None, (warning, _latin(notice(card.population)))):
-        notes += [(line, text, _TEXT) for line in _wrap(draw, sentence, text, inner)]
+    titles = [(line, large, _TEXT) for line in wrap_text(draw, title, large, inner)]
+    notes = [(line, text, _MUTED) for line in wrap_text(draw, about, text, inner)]
+    for sentence in filter(None, (warning, latin_text(notice(card.population)))):
+        notes += [(line, text, _TEXT) for line in wrap_text(draw, sentence, text, inner)]
     height = 3 * _MARGIN + 32 * len(titles) + 2 * 22 + _BAR_HEIGHT + 22 * len(notes)
     legend = Image.new("RGB", (width, height), _BACKGROUND)
     draw = ImageDraw.Draw(legend)
@@ -244,12 +244,12 @@ def _draw_scale(legend: Image.Image, draw: ImageDraw.ImageDraw, font: _Font, y: 
     return y + 18
 
 
-def _latin(text: str) -> str:
+def latin_text(text: str) -> str:
     """Return the text with question marks for characters that the font of Pillow does not have."""
     return text.encode("latin-1", "replace").decode("latin-1")
 
 
-def _wrap(draw: ImageDraw.ImageDraw, text: str, font: _Font, width: int) -> list[str]:
+def wrap_text(draw: ImageDraw.ImageDraw, text: str, font: _Font, width: int) -> list[str]:
     """Return the text in lines of at most `width` pixels, broken between words."""
     lines = [""]
     for word in text.split():

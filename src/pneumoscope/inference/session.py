@@ -13,6 +13,7 @@ import numpy.typing as npt
 
 from pneumoscope.bundle.card import INPUT_CLASSES, Card, read_bundle
 from pneumoscope.bundle.network_checks import SELF_TEST_TOLERANCE, self_test_image
+from pneumoscope.bundle.prevalence import apply_prevalence
 from pneumoscope.bundle.site_profile import SiteProfile, apply_site_profile, read_site_profile
 from pneumoscope.core.errors import BundleError, UsageError
 from pneumoscope.core.prediction import ASSUMPTIONS, AgeRequirement, Assumption, Rejection
@@ -58,8 +59,9 @@ class BundleSession:
     """A bundle that is ready to score images.
 
     Attributes:
-        card: Card of the bundle, with the changes of the site profile.
+        card: Card of the bundle, with the changes of the site profile or of the prevalence.
         profile: The site profile, or None.
+        site: Name and short hash of the site profile, or the stated prevalence; see `ModelInfo`.
         assumptions: Overrides of DICOM headers that hold for all images.
         has_heatmaps: True if the network has the output `heatmap`.
     """
@@ -105,6 +107,7 @@ class BundleSession:
             raise BundleError(f"the network of bundle {card.name!r} cannot be run: {error}") from error
         self.card = card
         self.profile: SiteProfile | None = None
+        self.site = ""
         self.assumptions = tuple(assume)
         self._require_age = require_age
         self._output_names = [output.name for output in self._session.get_outputs()]
@@ -120,6 +123,7 @@ class BundleSession:
         require_age: AgeRequirement = "never",
         assume: Collection[Assumption] = (),
         site: Path | None = None,
+        prevalence: float | None = None,
     ) -> BundleSession:
         """Read and verify a bundle, start a session and run its self-test.
 
@@ -127,24 +131,28 @@ class BundleSession:
             folder: Folder of the bundle.
             threads, require_age, assume: See `__init__`.
             site: Site profile to apply to the card, see `bundle.site_profile`.
+            prevalence: Prevalence that probabilities are stated for, see `bundle.prevalence`; that of the card if None.
 
         Raises:
             BundleError: See `bundle.card.read_bundle`; the outputs do not match the limits on the card, or the self-test fails.
             SiteProfileError: The site profile cannot be read, was changed, or belongs to another model.
+            UsageError: The prevalence is not between 0 and 1, or there is a site profile, which has its own.
         """
+        if site is not None and prevalence is not None:
+            raise UsageError(
+                "a site profile and a prevalence cannot be combined",
+                hint="The profile has a prevalence of its own. To change it: pneumoscope accept --prevalence",
+            )
         card, network = read_bundle(folder)
         session = cls(card, network, threads=threads, require_age=require_age, assume=assume)
         session._check_limits()
         session.run_self_test()
         if site is not None:
             profile = read_site_profile(site)
-            session.card, session.profile = apply_site_profile(card, profile), profile
+            session.card, session.profile, session.site = apply_site_profile(card, profile), profile, profile.label
+        elif prevalence is not None and prevalence != card.calibration.prevalence:
+            session.card, session.site = apply_prevalence(card, prevalence), f"prevalence={float(prevalence)!r}"
         return session
-
-    @property
-    def site(self) -> str:
-        """Name and short hash of the site profile; "" without one."""
-        return self.profile.label if self.profile else ""
 
     def run_self_test(self) -> None:
         """Score the self-test image and compare the logit with the card.

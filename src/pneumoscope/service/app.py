@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import contextlib
 import re
 import secrets
@@ -23,6 +24,7 @@ from pneumoscope.service.audit.access import AccessLog
 from pneumoscope.service.auth.authenticator import Authenticator
 from pneumoscope.service.auth.tokens import TokenRepository
 from pneumoscope.service.auth.users import Role
+from pneumoscope.service.dicom.web import dicom_web_router
 from pneumoscope.service.inference_queue import InferenceQueue
 from pneumoscope.service.metrics import Metrics
 from pneumoscope.service.middleware import RequestMiddleware
@@ -33,11 +35,13 @@ from pneumoscope.service.settings import Settings
 from pneumoscope.service.storage.repository import PredictionRepository
 from pneumoscope.service.storage.retention import Retention
 from pneumoscope.service.web.accounts import administrator_page_router, code_router, sign_in_router
+from pneumoscope.service.web.changes import ChangeStreams
 from pneumoscope.service.web.routes import page_router
 from pneumoscope.service.web.worklist import SearchStore
 
 if TYPE_CHECKING:
     from pneumoscope.service.auth.openid_connect import OpenIdConnect
+    from pneumoscope.service.dicom.receiver import DicomReceiver
 
 __all__ = ["CLOSE_SECONDS", "create_app"]
 
@@ -52,6 +56,7 @@ def create_app(
     *,
     require_token: bool = False,
     openid_connect: OpenIdConnect | None = None,
+    dicom_receiver: DicomReceiver | None = None,
 ) -> FastAPI:
     """Return the application, which closes the repository when it shuts down.
 
@@ -61,6 +66,7 @@ def create_app(
         settings: Limits and addresses; the defaults if None.
         require_token: Whether clients must authenticate with a token of the repository's database.
         openid_connect: Identity provider for the web UI; tokens are then required, too.
+        dicom_receiver: Receives images from DICOM nodes while the application runs.
     """
     settings = settings or Settings()
     queue = InferenceQueue(model, max_waiting=settings.max_waiting)
@@ -70,7 +76,12 @@ def create_app(
     async def lifespan(_: FastAPI) -> AsyncIterator[None]:
         """Remove old images while the application runs; at the end, finish what was accepted and close the repository."""
         retention.start()
+        if dicom_receiver:
+            dicom_receiver.start(app.state.service, asyncio.get_running_loop())
         yield
+        changes.close()
+        if dicom_receiver:
+            await run_in_threadpool(dicom_receiver.stop, CLOSE_SECONDS / 3)
         for close in (retention.stop, queue.close, repository.close):
             await run_in_threadpool(close, CLOSE_SECONDS / 3)
 
@@ -86,7 +97,9 @@ def create_app(
         telemetry={"tracing": False, "metrics": False, "logs": False},
         lifespan=lifespan,
     )
-    metrics = Metrics(lambda: queue.waiting)
+    changes = ChangeStreams()
+    repository.add_change_listener(changes.notify)
+    metrics = Metrics(lambda: queue.waiting, lambda: changes.open)
     app.state.settings = settings
     access_log = AccessLog(repository.engine)
     tokens = TokenRepository(repository.engine) if require_token or openid_connect else None
@@ -94,12 +107,14 @@ def create_app(
     app.state.access_log = access_log
     app.state.authenticator = authenticator
     app.state.service = PredictionService(model, repository, queue, metrics, settings.pseudonymizer)
+    app.state.changes = changes
     app.state.searches = SearchStore()
     app.state.readiness = Readiness(model, repository)
     app.state.renderer = ImageRenderer(model, repository)
     routers: list[tuple[APIRouter, Role | None]] = [
         (operation_router, None),
         (sender_router, "sender"),
+        (dicom_web_router, "sender"),
         (reader_router, "reader"),
         (administrator_router, "administrator"),
         (sign_in_router, None),

@@ -22,9 +22,10 @@ class Metrics:
 
     Args:
         waiting: Returns the number of images that wait for a prediction.
+        streams: Returns the number of open streams of server-sent events.
     """
 
-    def __init__(self, waiting: Callable[[], float]) -> None:
+    def __init__(self, waiting: Callable[[], float], streams: Callable[[], float]) -> None:
         disable_created_metrics()  # type: ignore[no-untyped-call]  # a redundant series beside each metric
         self.registry = CollectorRegistry()
         self.images = Counter("pneumoscope_images", "New images by decision", ["decision"], registry=self.registry)
@@ -35,6 +36,8 @@ class Metrics:
         self.seconds = Histogram("pneumoscope_request_seconds", "Response time", ["path"], registry=self.registry)
         gauge = Gauge("pneumoscope_images_waiting", "Images that wait for a prediction", registry=self.registry)
         gauge.set_function(waiting)
+        gauge = Gauge("pneumoscope_event_streams", "Open streams of server-sent events", registry=self.registry)
+        gauge.set_function(streams)
 
     def render(self) -> bytes:
         """Return all metrics in Prometheus' text format, whose media type is `CONTENT_TYPE_LATEST`."""

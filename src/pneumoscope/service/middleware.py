@@ -21,6 +21,7 @@ __all__ = ["RequestMiddleware"]
 
 _LOG = logging.getLogger("pneumoscope.service")
 _METHODS = ("GET", "HEAD", "POST", "PUT", "PATCH", "DELETE", "OPTIONS")  # a client could invent others
+_EVENT_STREAM = "text/event-stream"
 _SAFE_METHODS = ("GET", "HEAD", "OPTIONS")
 _ID = re.compile(
     r"(?<=^/images)/[^/]+|(?<=^/v1/predictions)/(?!search$)[^/]+|(?<=^/unreadable)/[^/]+|(?<=^/v1/unreadable)/[^/]+"
@@ -57,14 +58,18 @@ class RequestMiddleware:
             await self.app(scope, receive, send)
             return
         start, status, request = time.perf_counter(), 0, Request(scope)
+        seconds: float | None = None
         scope.setdefault("state", {})  # shared with the copy of the scope below; see `record_error`
 
         async def send_with_headers(message: Message) -> None:
             """Send a message with the headers of every response, and note its status."""
-            nonlocal status
+            nonlocal status, seconds
             if message["type"] == "http.response.start":
                 status = message["status"]
                 headers = MutableHeaders(scope=message)
+                # How long a stream stays open is not a response time.
+                if headers.get("Content-Type", "").startswith(_EVENT_STREAM):
+                    seconds = time.perf_counter() - start
                 for header, value in _HEADERS.items():
                     headers.setdefault(header, value)
             await send(message)
@@ -89,7 +94,8 @@ class RequestMiddleware:
                 await response(scope, receive, send_with_headers)
         path = self._route_path(scope["path"])
         method = request.method if request.method in _METHODS else "other"
-        seconds = time.perf_counter() - start
+        if seconds is None:
+            seconds = time.perf_counter() - start
         self._metrics.requests.labels(method, path, status).inc()
         self._metrics.seconds.labels(path).observe(seconds)
         if status >= 400:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import dataclasses
+import hashlib
 import logging
 import threading
 import time
@@ -84,6 +85,25 @@ class PredictionService:
             )
             pairs = zip(predictions, images, strict=True)
             return await asyncio.gather(*(self._store(prediction, image, user) for prediction, (image, _) in pairs))
+
+    async def predict_instance(self, instance: bytes, name: str, user: str) -> StoredPrediction | Prediction | None:
+        """Score a DICOM instance that another node sent, and store the prediction, unless the file is stored byte for byte.
+
+        Args:
+            instance: A DICOM file.
+            name: Name of the image.
+            user: For the audit log.
+        Returns:
+            See `predict`; None if the file has a prediction of this model and operating point.
+        Raises:
+            BusyError, StorageError, UsageError: See `predict`.
+        """
+        sha256 = hashlib.sha256(instance).hexdigest()
+        model, operating_point = self.model.facts, self.model.operating_point_name
+        if await run_in_threadpool(self.repository.has_file, sha256, model, operating_point):
+            return None
+        (found,) = await self.predict([(instance, name)], user, _never)
+        return found
 
     async def _with_age_by_dates(
         self,
@@ -279,3 +299,8 @@ class Readiness:
         except PneumoscopeError as error:
             return error
         return None
+
+
+async def _never() -> None:
+    """Wait for ever: an instance is predicted even if its sender disconnects."""
+    await asyncio.Event().wait()

@@ -1,26 +1,43 @@
-"""Render stored images and their heatmaps as PNG files. The files that clients sent are never returned."""
+"""Render stored images and their heatmaps as PNG files, and encode their values. Files of clients are never returned."""
 
 from __future__ import annotations
 
 import asyncio
+import gzip
 import io
+import json
 from collections.abc import Callable
-from typing import TypeVar
+from importlib import import_module
+from typing import Any, NamedTuple, TypeVar
 
+import msgspec
 from fastapi.concurrency import run_in_threadpool
 from PIL import Image
 
-from pneumoscope.core.errors import UnknownNameError
+from pneumoscope.core.errors import MissingExtraError, UnknownNameError
 from pneumoscope.inference.model import Model
 from pneumoscope.inference.saliency import Layer
 from pneumoscope.service.storage.records import StoredPrediction
 from pneumoscope.service.storage.repository import PredictionRepository
 
-__all__ = ["ImageRenderer"]
+__all__ = ["EncodedPixels", "ImageRenderer"]
 
 _THUMBNAIL_SIZE = 160  # pixels of the longer side
 _MAX_RENDERED = 2  # images rendered at once: each may take hundreds of MB
+_GZIP_LEVEL = 1  # higher levels hardly reduce the noise of an image
 _Rendered = TypeVar("_Rendered")
+
+
+class EncodedPixels(NamedTuple):
+    """The values of an image for the viewer.
+
+    Attributes:
+        body: `PixelValues.numbers`, row by row, 16 bits, little-endian; then `PixelValues.gray_levels`; perhaps compressed.
+        description: Rows, columns and `PixelValues.description` as JSON in ASCII.
+    """
+
+    body: bytes
+    description: str
 
 
 class ImageRenderer:
@@ -42,6 +59,10 @@ class ImageRenderer:
         """Return the decoded image as a PNG at its own size."""
         return await self._render(lambda: _encode_png(self._decode(id)))
 
+    async def pixels(self, id: str, *, compress: bool) -> EncodedPixels:
+        """Return the values of the image before any window."""
+        return await self._render(lambda: self._encode_values(id, compress=compress))
+
     async def thumbnail(self, id: str) -> bytes:
         """Return the decoded image as a PNG with at most 160 pixels on the longer side."""
         return await self._render(lambda: _encode_png(_thumbnail(self._decode(id))))
@@ -54,6 +75,19 @@ class ImageRenderer:
         """Return the heatmap as a transparent layer."""
         return await self._render(lambda: self._heatmap_layer(id))
 
+    async def secondary_capture(self, id: str) -> bytes:
+        """Return the result as a Secondary Capture; see `dicom.results`.
+
+        Raises:
+            UnknownNameError: The file is not DICOM with a study, or the prediction is of another model.
+            MissingExtraError: [pacs] is not installed.
+        """
+        return await self._render(lambda: self._secondary_capture(id))
+
+    async def structured_report(self, id: str) -> bytes:
+        """Return the result as a DICOM Structured Report; it raises what `secondary_capture` raises."""
+        return await self._render(lambda: self._structured_report(id))
+
     async def _render(self, draw: Callable[[], _Rendered]) -> _Rendered:
         """Call a function in a thread when fewer than two are being called."""
         async with self._rendering:
@@ -63,6 +97,13 @@ class ImageRenderer:
         content = self._repository.image(self._repository.get(id))
         return Image.fromarray(self._model.decode(content).pixels)
 
+    def _encode_values(self, id: str, *, compress: bool) -> EncodedPixels:
+        values = self._model.decode_values(self._repository.image(self._repository.get(id)))
+        rows, columns = values.numbers.shape
+        description = {"rows": rows, "columns": columns, **msgspec.to_builtins(values.description)}
+        body = values.numbers.astype("<u2", copy=False).tobytes() + values.gray_levels.tobytes()
+        return EncodedPixels(gzip.compress(body, _GZIP_LEVEL) if compress else body, json.dumps(description))
+
     def _explain(self, id: str) -> bytes:
         prediction = self._explainable(id)
         # Entered, or of a header that is not stored with pseudonyms.
@@ -71,6 +112,22 @@ class ImageRenderer:
         if picture is None:  # the bundle has the same network and stricter input checks
             raise _rejected_image(id)
         return picture
+
+    def _secondary_capture(self, id: str) -> bytes:
+        results = _dicom_results()
+        prediction = self._repository.get(id)
+        image = self._repository.image(prediction)
+        source = results.read_source(image, id)
+        picture = _encode_png(self._decode(id)) if prediction.decision == "rejected" else self._explain(id)
+        capture: bytes = results.secondary_capture(prediction, source, picture, self._model.notice)
+        return capture
+
+    def _structured_report(self, id: str) -> bytes:
+        results = _dicom_results()
+        prediction = self._repository.get(id)
+        source = results.read_source(self._repository.image(prediction), id)
+        report: bytes = results.structured_report(prediction, source)
+        return report
 
     def _heatmap_layer(self, id: str) -> Layer:
         return self._model.heatmap_layer(self._repository.image(self._explainable(id)))
@@ -85,6 +142,14 @@ class ImageRenderer:
         if prediction.decision == "rejected":
             raise _rejected_image(id)
         return prediction
+
+
+def _dicom_results() -> Any:
+    """Return the module that writes DICOM objects."""
+    try:
+        return import_module("pneumoscope.service.dicom.results")
+    except ModuleNotFoundError as error:
+        raise MissingExtraError("pacs", "a result as a DICOM object", error.name or "highdicom") from error
 
 
 def _rejected_image(id: str) -> UnknownNameError:

@@ -10,9 +10,9 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from pneumoscope.core.errors import BusyError
 
-__all__ = ["UPLOAD_ROUTE", "BodyLimitMiddleware", "DrainBodyMiddleware"]
+__all__ = ["UPLOAD_ROUTES", "BodyLimitMiddleware", "DrainBodyMiddleware"]
 
-UPLOAD_ROUTE = ("POST", "/v1/predictions")  # the only route with large bodies
+UPLOAD_ROUTES = (("POST", "/v1/predictions"), ("POST", "/dicom-web/studies"))  # the only routes with large bodies
 # Bytes of any other body: more than a note of 4,000 characters takes in JSON, whatever its escapes.
 _MAX_SMALL_BYTES = 64 * 2**10
 
@@ -35,7 +35,7 @@ class BodyLimitMiddleware:
         if scope["type"] != "http":
             await self.app(scope, receive, send)
             return
-        is_upload = (scope["method"], scope["path"]) == UPLOAD_ROUTE
+        is_upload = (scope["method"], scope["path"]) in UPLOAD_ROUTES
         limit = self._max_body_bytes if is_upload else _MAX_SMALL_BYTES
         content_length = dict(scope["headers"]).get(b"content-length", b"0")
         received, held = 0, 0

@@ -21,21 +21,24 @@ import uvicorn
 from fastapi import FastAPI
 
 from pneumoscope.core.errors import UsageError
-from pneumoscope.core.messages import counted
+from pneumoscope.core.messages import counted, site_note
 from pneumoscope.core.prediction import AgeRequirement, Assumption
 from pneumoscope.inference.model import load_model
 from pneumoscope.service.app import CLOSE_SECONDS, create_app
 from pneumoscope.service.auth.tokens import TokenRepository
 from pneumoscope.service.auth.users import is_loopback
+from pneumoscope.service.dicom.settings import DicomSettings
 from pneumoscope.service.settings import Settings
 from pneumoscope.service.storage.blob_store import BLOBS
 from pneumoscope.service.storage.data_directory import data_directory_lock
 from pneumoscope.service.storage.pseudonyms import Pseudonymizer, read_key, require_no_pseudonyms
 from pneumoscope.service.storage.queries import Filter
 from pneumoscope.service.storage.repository import PredictionRepository
+from pneumoscope.service.time_zone import find_time_zone
 
 if TYPE_CHECKING:
     from pneumoscope.service.auth.openid_connect import OpenIdConnect
+    from pneumoscope.service.dicom.receiver import DicomReceiver
 
 __all__ = ["serve"]
 
@@ -56,6 +59,8 @@ def serve(
     model: Path | None,
     operating_point: str,
     site: Path | None,
+    prevalence: float | None,
+    time_zone: str,
     require_age: AgeRequirement,
     assume: Collection[Assumption],
     folder: Path | None,
@@ -66,6 +71,7 @@ def serve(
     blind_first: bool,
     no_auth: bool,
     openid_connect: Path | None,
+    dicom: DicomSettings | None,
     public_name: str,
     open_browser: bool,
     echo: Callable[[str], None],
@@ -74,7 +80,8 @@ def serve(
 
     Args:
         host, port: Address to listen on; port 0 picks a free one.
-        model, operating_point, site, require_age, assume: See `load_model`.
+        model, operating_point, site, prevalence, require_age, assume: See `load_model`.
+        time_zone: See `find_time_zone`.
         folder: Data directory; None keeps everything in memory.
         database: See `PredictionRepository`.
         keep: Age at which images are removed; None keeps them.
@@ -83,6 +90,7 @@ def serve(
         blind_first: See `settings.Settings`.
         no_auth: Serve without authentication, even on a public address, and even if the database has tokens.
         openid_connect: See `openid_connect.read_configuration`; None without an identity provider.
+        dicom: Settings of the DICOM node; None without one.
         public_name: See `settings.Settings`.
         open_browser: Open the web UI in this machine's browser.
         echo: Called with each line for the person who started the service.
@@ -96,6 +104,7 @@ def serve(
             "--keep-identities needs --keep of at most the same age: stored DICOM files contain identities",
             hint="Pass a shorter --keep, or --pseudonymise, which stores images without their headers",
         )
+    zone = find_time_zone(time_zone)
     if openid_connect and no_auth:
         raise UsageError("--openid-connect and --no-auth contradict each other")
     provider = _read_provider(openid_connect) if openid_connect else None
@@ -113,12 +122,14 @@ def serve(
         require_age=require_age,
         assume=assume,
         site=site,
+        prevalence=prevalence,
     )
     faulthandler.enable()  # logs a crash
     with (
         contextlib.closing(loaded_model),
         _listen(host, port) as listener,
         data_directory_lock(folder) if folder else contextlib.nullcontext(),
+        _listen_for_dicom(dicom) as receiver,
     ):
         repository = PredictionRepository(folder, database)
         require_token = not no_auth and bool(TokenRepository(repository.engine).list())
@@ -138,10 +149,18 @@ def serve(
             keep=keep,
             keep_identities=keep_identities,
             blind_first=blind_first,
+            time_zone=zone,
             pseudonymizer=pseudonymizer,
         )
         server = _uvicorn_server(
-            create_app(loaded_model, repository, settings, require_token=require_token, openid_connect=provider)
+            create_app(
+                loaded_model,
+                repository,
+                settings,
+                require_token=require_token,
+                openid_connect=provider,
+                dicom_receiver=receiver,
+            )
         )
         _log_to_stderr()
         address = f"[{host.strip('[]')}]" if ":" in host else host
@@ -150,10 +169,14 @@ def serve(
         echo(
             f"{url}  model {loaded_model.card.name}, operating point {operating_point_name}, require age {require_age}"
         )
+        if dicom and receiver:
+            tls = " with TLS" if dicom.tls else ""
+            echo(f"DICOM node {dicom.ae_title} on {dicom.host}, port {receiver.port}{tls}")
         if assume:
             echo(f"Assumed of all images: {', '.join(assume)}")
-        if loaded_model.facts.site:
-            echo(f"Site profile: {loaded_model.facts.site}")
+        if note := site_note(loaded_model.facts):
+            echo(note)
+        echo(f"Time zone of the web UI: {zone.key}")
         echo("In-memory storage; discarded on exit" if folder is None else f"Data directory: {folder}")
         if pseudonymizer:
             echo("Identities of patients are stored as pseudonyms; images are stored without their headers")
@@ -170,14 +193,38 @@ def serve(
     echo("Stopped")
 
 
+@contextlib.contextmanager
+def _listen_for_dicom(settings: DicomSettings | None) -> Iterator[DicomReceiver | None]:
+    if settings is None:
+        yield None
+        return
+    from pneumoscope.service.dicom.receiver import DicomReceiver  # an extra
+
+    receiver = DicomReceiver(settings)
+    try:
+        yield receiver
+    finally:
+        receiver.stop(0)
+
+
 def _read_provider(file: Path) -> OpenIdConnect:
     from pneumoscope.service.auth.openid_connect import OpenIdConnect, read_configuration  # an extra
 
     return OpenIdConnect(read_configuration(file))
 
 
+class _Server(uvicorn.Server):
+    """A server that ends the streams of server-sent events before it waits for open requests."""
+
+    async def shutdown(self, sockets: list[socket.socket] | None = None) -> None:
+        """Stop accepting connections, and wait for open requests; see `uvicorn.Server`."""
+        assert isinstance(self.config.app, FastAPI)
+        self.config.app.state.changes.close()
+        await super().shutdown(sockets)
+
+
 def _uvicorn_server(app: FastAPI) -> uvicorn.Server:
-    return uvicorn.Server(
+    return _Server(
         uvicorn.Config(
             app,
             log_level="warning",

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 from datetime import timedelta
+from zoneinfo import ZoneInfo
 
 from pneumoscope.service.storage.pseudonyms import Pseudonymizer
 
@@ -24,6 +25,7 @@ class Settings:
         keep: Age at which images are removed; None keeps them.
         keep_identities: Age at which identities of patients are removed; None keeps them.
         blind_first: Whether the web UI shows a prediction only after the reader has labeled the image.
+        time_zone: Time zone of the web UI.
         pseudonymizer: Replaces identities of patients by pseudonyms; None stores them.
     """
 
@@ -36,4 +38,5 @@ class Settings:
     keep: timedelta | None = None
     keep_identities: timedelta | None = None
     blind_first: bool = False
+    time_zone: ZoneInfo = dataclasses.field(default_factory=lambda: ZoneInfo("UTC"))
     pseudonymizer: Pseudonymizer | None = None

@@ -1,4 +1,4 @@
-"""Calibration: Platt scaling, change of prevalence, Brier score, calibration error and reliability diagram."""
+"""Calibration: Platt scaling, Brier score, calibration error and reliability diagram."""
 
 from __future__ import annotations
 
@@ -16,7 +16,6 @@ from pneumoscope.statistics.intervals import RESAMPLES, patient_bootstrap, wilso
 
 __all__ = [
     "BINS",
-    "adjust_prevalence",
     "calibration_error_interval",
     "fit_platt",
     "reliability_bins",
@@ -266,21 +265,3 @@ def fit_platt(logits: npt.ArrayLike, labels: npt.ArrayLike) -> tuple[float, floa
     solution = optimize.minimize(loss, start, jac=True, method="L-BFGS-B", bounds=bounds, options=options)
     slope = max(float(solution.x[0]) / scale, _MIN_SLOPE)
     return slope, float(solution.x[1]) - slope * mean
-
-
-def adjust_prevalence(probabilities: npt.ArrayLike, source: float, target: float) -> FloatArray:
-    """Return probabilities for a population in which pneumonia is more or less common.
-
-    The odds are multiplied by a constant. The images of each label are assumed to be distributed alike in both
-    populations.
-
-    Args:
-        probabilities: Probabilities of pneumonia in the source population, 0 to 1, any shape.
-        source: Prevalence in the source population, above 0 and below 1.
-        target: Prevalence in the target population, above 0 and below 1.
-
-    Source: Saerens 2002, Neural Comput 14:21, equation 2.4.
-    """
-    p = np.asarray(probabilities, dtype=np.float64)
-    pneumonia, normal = p * target / source, (1 - p) * (1 - target) / (1 - source)
-    return np.asarray(pneumonia / (pneumonia + normal))

@@ -212,6 +212,7 @@ def test_identities_cannot_be_removed_while_stored_files_contain_them(keep):
     with pytest.raises(UsageError, match="--keep-identities needs --keep of at most the same age"):
         serve(
             host="127.0.0.1", port=0, model=None, operating_point="", folder=None, database="", keep=keep,
-            keep_identities=timedelta(days=30), pseudonym_key=None, blind_first=False, no_auth=False, openid_connect=None,
-            public_name="", require_age="dicom", assume=(), site=None, open_browser=False, echo=print,
+            keep_identities=timedelta(days=30), pseudonym_key=None, blind_first=False, no_auth=False,
+            openid_connect=None, dicom=None, public_name="", require_age="dicom", assume=(), site=None,
+            prevalence=None, time_zone="", open_browser=False, echo=print,
         )  # fmt: skip

@@ -9,7 +9,7 @@ from fastapi.testclient import TestClient
 from PIL import Image
 from tests.conftest import LIMITS, POINTS
 from tests.service.conftest import insert_token_of_service, repository_with_token, served
-from tests.service.web.helpers import BASE_URL, TOKEN, expect, record_traffic, sign_in, upload
+from tests.service.web.helpers import BASE_URL, TOKEN, expect, expect_values, record_traffic, sign_in, upload
 
 from pneumoscope.bundle.card import ReferenceDistribution
 from pneumoscope.inference.model import load_model
@@ -94,6 +94,6 @@ def viewer(page, service):
     upload(service, {"other.png": 150})
     page.goto(f"{service.base_url}/")
     page.get_by_role("link", name="two.png").click()
-    page.locator(".viewport .image").first.evaluate("image => image.decode()")
+    expect_values(page)
     expect(page.locator("#zoom")).to_have_text(re.compile(r"^(?!100%)\d+%$"))  # the script has fitted the image
     return page, prediction["id"]

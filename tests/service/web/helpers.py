@@ -61,6 +61,11 @@ def expect_viewer(page, name):
     expect(page.locator("#zoom")).to_have_text(re.compile("%"))
 
 
+def expect_values(page, selector=".viewport"):
+    """Wait until a viewport shows the values of its image."""
+    expect(page.locator(f"{selector}[data-loaded]").first).to_be_visible()
+
+
 def row_names(page):
     return page.locator("tr[data-id]").evaluate_all("rows => rows.map(row => row.dataset.name)")
 
@@ -68,6 +73,17 @@ def row_names(page):
 def pixels(locator):
     """Return a screenshot of an element, shape (height, width, 3)."""
     return np.asarray(Image.open(io.BytesIO(locator.screenshot())).convert("RGB")).astype(int)
+
+
+def image_pixels(page, selector=".viewport"):
+    """Return a screenshot of the image in a viewport, without the lower part, over which controls can lie."""
+    viewport = page.locator(selector).first
+    outer, inner = viewport.bounding_box(), viewport.locator(".stage").bounding_box()
+    left, top = (max(outer[side], inner[side]) for side in "xy")
+    right = min(outer["x"] + outer["width"], inner["x"] + inner["width"])
+    bottom = min(outer["y"] + 0.75 * outer["height"], inner["y"] + inner["height"])
+    clip = {"x": left + 1, "y": top + 1, "width": right - left - 2, "height": bottom - top - 2}
+    return np.asarray(Image.open(io.BytesIO(page.screenshot(clip=clip))).convert("RGB")).astype(int)
 
 
 def colorfulness(rgb):

@@ -13,9 +13,11 @@ from tests.service.web.helpers import (
     REVIEW_URL,
     colorfulness,
     expect,
+    expect_values,
     expect_viewer,
     fail_requests,
     image_file,
+    image_pixels,
     pixels,
     record_traffic,
     sign_in,
@@ -49,7 +51,8 @@ def test_image_fits_the_window_and_zooms_to_its_pixels(viewer):
     page.mouse.wheel(0, -800)
     expect(page.locator("#zoom")).to_have_text("739%")  # exp(800 / 400)
     assert image.bounding_box()["width"] == pytest.approx(400 * np.exp(2), rel=0.01)
-    assert image.evaluate("image => getComputedStyle(image).imageRendering") == "pixelated"
+    canvas = page.locator(".viewport canvas").first
+    assert canvas.evaluate("canvas => getComputedStyle(canvas).imageRendering") == "pixelated"
     page.keyboard.press("f")
     assert image.bounding_box() == fitted
 
@@ -57,7 +60,7 @@ def test_image_fits_the_window_and_zooms_to_its_pixels(viewer):
 def test_actual_size_shows_unaltered_gray_levels(viewer):
     page, _ = viewer
     page.keyboard.press("1")
-    row = pixels(page.locator(".viewport .stage").first)[20, :, 0]
+    row = image_pixels(page)[20, :, 0]
     assert (row[10], row[-10]) == (100, 180)
 
 
@@ -86,11 +89,10 @@ def test_dragging_pans_or_sets_the_window(viewer):
     assert (page.input_value("#window-width"), page.input_value("#window-level")) == ("100", "140")
     assert image.bounding_box()["x"] == pytest.approx(after["x"] + 40)  # the image did not move
     # The window is 90 to 190: gray level 100 becomes 10% of white and 180 becomes 90%.
-    rgb = pixels(page.locator(".viewport .stage").first)
-    row = rgb[rgb.shape[0] // 2, :, 0]
+    row = image_pixels(page)[100, :, 0]
     assert all(np.abs(row - expected).min() <= 1 for expected in (25.5, 229.5))
     page.keyboard.press("i")
-    row = pixels(page.locator(".viewport .stage").first)[rgb.shape[0] // 2, :, 0]
+    row = image_pixels(page)[100, :, 0]
     assert row[10] > row[-10]
     page.keyboard.press("0")
     assert (page.input_value("#window-width"), page.get_attribute("#invert", "aria-pressed")) == ("255", "false")
@@ -98,31 +100,30 @@ def test_dragging_pans_or_sets_the_window(viewer):
 
 def test_heatmap_is_hidden_at_first_and_has_an_adjustable_opacity(viewer):
     page, _ = viewer
-    stage = page.locator(".viewport .stage").first
-    without = pixels(stage)
+    without = image_pixels(page)
     assert colorfulness(without) <= 2
     page.keyboard.press("h")
     expect(page.locator(".heatmap-layer")).to_be_visible()
     expect(page.locator("#scale-max")).to_have_text(re.compile(r"\+[0-9.]+"))
-    strong = colorfulness(pixels(stage))
+    strong = colorfulness(image_pixels(page))
     assert strong > 40
     page.locator("#heatmap-opacity").fill("20")
-    assert 3 < colorfulness(pixels(stage)) < strong / 2
+    assert 3 < colorfulness(image_pixels(page)) < strong / 2
     page.keyboard.press("h")
-    assert np.array_equal(pixels(stage), without)
+    assert np.array_equal(image_pixels(page), without)
 
 
 def test_compared_images_zoom_together(viewer):
     page, _ = viewer
     page.select_option("#compare", label="Image without heatmap")
     first, second = page.locator(".viewport .image").first, page.locator("#compare-viewport .image")
-    second.evaluate("image => image.decode()")
+    expect_values(page, "#compare-viewport")
     expect(page.locator(".heatmap-layer")).to_be_visible()
-    assert colorfulness(pixels(page.locator("#compare-viewport"))) <= 2
+    assert colorfulness(image_pixels(page, "#compare-viewport")) <= 2
     page.keyboard.press("+")
     assert first.bounding_box()["width"] == pytest.approx(second.bounding_box()["width"])
     page.select_option("#compare", label="other.png")
-    second.evaluate("image => image.decode()")
+    expect_values(page, "#compare-viewport")
     assert first.bounding_box()["height"] == pytest.approx(second.bounding_box()["height"], abs=1)
     page.select_option("#compare", label="None")
     expect(page.locator("#compare-viewport")).to_be_hidden()
@@ -405,7 +406,7 @@ def test_removed_image_has_no_display_controls(browser, bundle_folder, tmp_path)
         page.get_by_role("link", name="old.png").click()
         expect(page.get_by_text("The image was removed on")).to_be_visible()
         expect(page.get_by_role("button", name="Save")).to_be_enabled()  # the scripts run
-        for key in "fi1w0h+-":
+        for key in "fi1wm0hcs+-":
             page.keyboard.press(key)
         page.keyboard.press("j")
         expect_viewer(page, "new.png")

@@ -1,9 +1,13 @@
 """Uploads and the worklist in a real Chromium, against a real process."""
 
+import contextlib
+import json
+import signal
+import sqlite3
 from pathlib import Path
 
 import pytest
-from tests.service.conftest import png
+from tests.service.conftest import png, served
 from tests.service.web.helpers import (
     LEVELS,
     abort_first_request,
@@ -149,8 +153,74 @@ def test_uploads_wait_in_the_queue_when_the_session_expires(signed_in):
     expect(page.locator("#session-expired")).to_be_hidden()
 
 
-def test_list_is_refreshed_during_uploads_and_keeps_selection_and_focus(page):
-    held = []
+def retry_all(page, language="en"):
+    return page.get_by_role("button", name={"en": "Retry all failed", "zh-Hant": "重試所有失敗項目"}[language])
+
+
+@pytest.mark.parametrize("width", [1280, 390])
+@pytest.mark.parametrize("language", ["en", "zh-Hant"])
+def test_all_uploads_that_failed_while_the_service_was_down_are_retried_at_once(
+    browser, bundle_folder, tmp_path, language, width
+):
+    axe = pytest.importorskip("axe_playwright_python.sync_playwright", reason="axe-playwright-python is not installed")
+    page = browser.new_page(viewport={"width": width, "height": 844})
+    with served(bundle_folder, tmp_path) as (process, client):
+        port = client.base_url.port
+        page.goto(f"{client.base_url}/?language={language}")
+        page.set_input_files("#file-input", [image_file(80)])
+        expect(page.locator("#upload-queue [data-state=done]")).to_have_count(1)
+        expect(retry_all(page, language)).to_be_hidden()
+        process.send_signal(signal.SIGTERM)
+        assert process.wait(20) == 0
+    empty = {"name": "empty.png", "mimeType": "image/png", "buffer": b""}
+    page.set_input_files("#file-input", [*(image_file(level) for level in range(90, 95)), TEXT_FILE, empty])
+    expect(page.locator("#upload-queue [data-state=retry]")).to_have_count(6)  # the empty file can never succeed
+    expect(retry_all(page, language)).to_have_text(
+        {"en": "Retry all failed (6)", "zh-Hant": "重試所有失敗項目（6）"}[language]
+    )
+    found = json.loads(json.dumps(axe.Axe().run(page).response))["violations"]
+    assert [each["id"] for each in found if each["impact"] in ("serious", "critical")] == []
+    assert page.evaluate("document.documentElement.scrollWidth") <= width
+    with served(bundle_folder, tmp_path, "--port", str(port)) as (_, client):
+        retry_all(page, language).focus()
+        page.keyboard.press("Enter")
+        expect(page.locator("#upload-queue [data-state=done]")).to_have_count(6)
+        expect(page.locator("#upload-queue [data-state=failed]")).to_have_count(2)  # the empty file, and the text
+        expect(retry_all(page, language)).to_be_hidden()
+        assert page.locator("#upload-queue").evaluate("queue => queue === document.activeElement")
+        summary = {"en": "6 of 8 done, 2 failed", "zh-Hant": "共 8 個檔案，完成 6 個，失敗 2 個"}
+        expect(page.locator("#upload-summary")).to_have_text(summary[language])
+        assert client.get("/v1/predictions").json()["total"] == 6
+    page.close()
+
+
+def test_uploads_that_failed_while_the_database_was_locked_are_retried(page, service, tmp_path):
+    with contextlib.closing(sqlite3.connect(tmp_path / "pneumoscope-data/pneumoscope.sqlite")) as other:
+        other.execute("BEGIN EXCLUSIVE")
+        page.set_input_files("#file-input", [image_file(90), image_file(180), TEXT_FILE])
+        expect(page.locator("#upload-queue [data-state=retry]")).not_to_have_count(0, timeout=40_000)
+        expect(page.locator("#upload-summary")).to_contain_text("3 failed", timeout=40_000)
+        expect(page.locator("#upload-queue .upload-error").last).to_contain_text("Storage unavailable")
+        other.rollback()
+    retry_all(page).click()
+    expect(page.locator("#upload-summary")).to_have_text("2 of 3 done, 1 failed")
+    assert service.get("/v1/predictions").json()["total"] == 2
+
+
+@pytest.mark.parametrize(("status", "transient"), [(429, True), (502, True), (504, True), (413, False), (415, False)])
+def test_failures_that_can_never_succeed_are_not_retried(page, status, transient):
+    """Responses of a proxy, which are no problem documents."""
+    page.route(
+        PREDICTIONS_URL, lambda route: route.fulfill(status=status, content_type="text/html", body="<h1>no</h1>")
+    )
+    page.set_input_files("#file-input", [image_file(90)])
+    expect(page.locator("#upload-summary")).to_have_text("0 of 1 done, 1 failed")
+    expect(page.locator("#upload-queue .upload-error")).to_contain_text("The request failed.")
+    expect(retry_all(page)).to_be_visible(visible=transient)
+
+
+def test_list_is_refreshed_during_uploads_and_keeps_selection_and_focus(page, service):
+    held, levels = [], iter(range(150, 160))
 
     def hold_all_but_the_first(route):
         held.append(route)
@@ -159,6 +229,7 @@ def test_list_is_refreshed_during_uploads_and_keeps_selection_and_focus(page):
 
     def wait_for_refresh():
         page.evaluate("document.getElementById('list').dataset.old = ''")
+        upload(service, {"other.png": next(levels)})
         expect(page.locator("#list[data-old]")).to_have_count(0, timeout=10_000)
 
     page.route(PREDICTIONS_URL, hold_all_but_the_first)
@@ -185,7 +256,7 @@ def test_filters_and_csv_export(page, service):
     assert row_names(page) == ["high.png", "middle.png", "low.png"]
     page.select_option("select[name=decision]", "pneumonia")
     page.select_option("select[name=order]", "lowest")
-    page.get_by_role("button", name="Apply").click()
+    expect(page.locator("tr[data-id]").first).to_have_attribute("data-name", "middle.png")
     expect(page.locator("#total")).to_have_text("2 images")
     assert row_names(page) == ["middle.png", "high.png"]
     with page.expect_download() as download:

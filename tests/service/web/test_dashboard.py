@@ -1,6 +1,7 @@
 """Statistics of the dashboard, against values computed by hand and by simulation."""
 
 import datetime
+from zoneinfo import ZoneInfo
 
 import numpy as np
 import pytest
@@ -15,6 +16,7 @@ from pneumoscope.service.storage.queries import PredictionStatistics
 from pneumoscope.service.storage.reviews import Review
 from pneumoscope.service.web.dashboard import FALSE_ALARM_PROBABILITY, latest_months, monitor_month, summarize
 
+UTC = ZoneInfo("UTC")
 DECILES = tuple(k / 10 for k in range(1, 10))
 
 
@@ -43,6 +45,7 @@ def test_proportions_and_daily_quartiles(card):
             predicted(1, "uncertain", 0.5),
         ],
         card,
+        UTC,
     )
     assert dashboard.images == 5
     assert {name: each.value for name, each in dashboard.proportions.items()} == {
@@ -65,7 +68,9 @@ def test_agreement_of_readers_and_model(card):
         ("uncertain", "pneumonia"), ("rejected", "pneumonia"), ("pneumonia", "unusable", "pneumonia"), ("pneumonia",),
     ]  # fmt: skip
     dashboard = summarize(
-        [predicted(1, decision, 0.5, *labels, image=str(n)) for n, (decision, *labels) in enumerate(readings)], card
+        [predicted(1, decision, 0.5, *labels, image=str(n)) for n, (decision, *labels) in enumerate(readings)],
+        card,
+        UTC,
     )
     a, b = dashboard.readers
     assert (a.reader, b.reader) == ("A", "B")
@@ -83,24 +88,24 @@ def test_agreement_of_readers_and_model(card):
 def test_latest_prediction_of_an_image_is_compared(card):
     """An image with two predictions counts once."""
     dashboard = summarize(
-        [predicted(2, "pneumonia", 0.9, "pneumonia"), predicted(1, "no_pneumonia", 0.1, "pneumonia")], card
+        [predicted(2, "pneumonia", 0.9, "pneumonia"), predicted(1, "no_pneumonia", 0.1, "pneumonia")], card, UTC
     )
     assert (dashboard.readers[0].sensitivity.value, dashboard.readers[0].sensitivity.n) == (1, 1)
 
 
 def test_drift_compares_images_with_a_probability(card):
     predictions = [predicted(1, "pneumonia", 0.95)] * 60 + [predicted(1, "rejected", None)] * 10
-    dashboard = summarize(predictions, card)
+    dashboard = summarize(predictions, card, UTC)
     assert (dashboard.drift.n, dashboard.drift.counts[9], dashboard.drift_unavailable) == (60, 60, "")
     assert dashboard.drift.difference == pytest.approx(0.9)
 
 
 def test_no_drift_without_images_or_without_a_reference(card, maker):
-    empty = summarize([], card)
+    empty = summarize([], card, UTC)
     assert (empty.images, empty.proportions, empty.readers, empty.days) == (0, {}, (), ())
     assert empty.drift_unavailable == "too_few_images"
     without_reference = read_bundle(maker.bundle(maker.root / "no-reference"))[0]
-    dashboard = summarize([predicted(1, "no_pneumonia", 0.1)] * 60, without_reference)
+    dashboard = summarize([predicted(1, "no_pneumonia", 0.1)] * 60, without_reference, UTC)
     assert (dashboard.drift, dashboard.drift_unavailable) == (None, "no_reference")
 
 

@@ -15,9 +15,13 @@ import jinja2
 import msgspec
 import pytest
 from fastapi.testclient import TestClient
+from msgspec import structs
+from tests.conftest import POINTS
 from tests.service.conftest import dicom, png, repository_with_token
 from tests.service.web.helpers import BASE_URL, TOKEN
 
+from pneumoscope.bundle.card import Intervals, UncertaintyBand, read_bundle
+from pneumoscope.core.i18n import LANGUAGES
 from pneumoscope.inference.model import load_model
 from pneumoscope.service import web
 from pneumoscope.service.app import create_app
@@ -248,11 +252,59 @@ def test_viewer_and_report_show_the_prediction_of_the_api(client):
     assert f"{prediction['probability']:.0%}" in page.text
     assert "Pneumonia" in page.text
     assert "64 \u00d7 64, PNG" in page.text
-    assert "calibrated for a prevalence of 50%." in page.text
+    assert "Probabilities are for a prevalence of 50%; if pneumonia is less common" in page.text
     client.put(f"/v1/predictions/{id}/review", json={"label": "no_finding", "note": "rotated"})
     page, _ = get_page(client, f"/images/{id}/report")
     for expected in ("No finding", "rotated", prediction["image_sha256"], prediction["model"]["sha256"], NOTICE):
         assert expected in page.text
+
+
+UNCERTAIN = {
+    "en": "The probability is in the uncertain range (36% to 69%), where the model would be wrong too often. Read the image"
+    " without the prediction.",
+    "zh-Hant": "機率落在不確定範圍（36% 至 69%），模型在此範圍內的判定錯誤率過高。請不要參考預測結果，自行判讀影像。",
+}
+NEGATIVE = {
+    "en": "The probability of pneumonia is 5%; the images that the model was calibrated on allow"
+    " 3% to 30%. Probabilities are for a prevalence of 50%; if pneumonia is less common among your patients, they are lower.",
+    "zh-Hant": "肺炎機率：5%；依模型校準所用的影像，可能範圍：3% 至 30%。機率以肺炎盛行率 50% 為準；"
+    "若您的病人較少罹患肺炎，實際機率會較低。",
+}
+
+
+@pytest.fixture
+def explained_client(shared_maker):
+    """A client of a service whose bundle has an uncertainty band and intervals."""
+    folder = shared_maker.root / "explained"
+    if not folder.exists():
+        band = UncertaintyBand(low=0.3, high=0.7, coverage=0.95, n_normal=30, n_pneumonia=40)
+        points = {"balanced": structs.replace(POINTS["balanced"], uncertainty_band=band)}
+        card, _ = read_bundle(shared_maker.bundle(folder, gain=0.05, operating_points=points))
+        intervals = Intervals(edges=(-1.0, 1.0), low=(0.03, 0.3, 0.6), high=(0.3, 0.7, 1.0), method="venn-abers", n=9)
+        (folder / "card.json").write_text(structs.replace(card, intervals=intervals).to_json())
+    app = create_app(load_model(folder, threads=1), PredictionRepository(None))
+    with TestClient(app, base_url=BASE_URL) as opened:
+        yield opened
+
+
+@pytest.mark.parametrize("language", LANGUAGES)
+def test_viewer_and_report_explain_decision_interval_and_prevalence_in_sentences(explained_client, language):
+    uncertain, negative = upload(explained_client, ("uncertain.png", png(126)), ("negative.png", png(48)))
+    for path in ("/images/{}", "/images/{}/report"):
+        page, _ = get_page(explained_client, f"{path.format(uncertain)}?language={language}")
+        assert UNCERTAIN[language] in page.text
+        page, _ = get_page(explained_client, f"{path.format(negative)}?language={language}")
+        assert NEGATIVE[language] in page.text
+        assert {"en": "Other findings are not assessed.", "zh-Hant": "其他發現不在評估範圍內。"}[language] in page.text
+    page, _ = get_page(explained_client, f"/?language={language}")
+    note = {
+        "en": "“No pneumonia detected” does not exclude other findings; they are not assessed. Probabilities are for a",
+        "zh-Hant": "「未偵測到肺炎」不排除其他發現；其他發現不在評估範圍內。機率以肺炎盛行率 50% 為準；",
+    }
+    assert note[language] in page.text
+    assert UNCERTAIN[language].partition("where")[0].partition("，")[0] in page.text
+    answer = explained_client.get(f"/v1/predictions/{negative}", headers={"Accept-Language": language}).json()
+    assert answer["message"] == {"en": "Other findings are not assessed", "zh-Hant": "其他發現不在評估範圍內"}[language]
 
 
 def test_rejected_image_has_no_probability_and_no_heatmap(client):
@@ -399,7 +451,7 @@ def test_age_is_shown_with_its_source(age_client):
     ids = upload(age_client, *files) + upload(age_client, ("entered", png()), params={"age": "0.25"})
     texts = {
         "en": ("4 years (from the file)", "Not understood", "Not stated", "0.25 years (entered)"),
-        "zh-Hant": ("4 歲（取自檔案）", "無法解讀", "未記載", "0.25 歲（人工輸入）"),
+        "zh-Hant": ("4 歲（取自檔案）", "無法辨識", "未記載", "0.25 歲（人工輸入）"),
     }
     for language, expected in texts.items():
         for id, words in zip(ids, expected, strict=True):

@@ -13,6 +13,7 @@ import weakref
 from collections.abc import Sequence
 from pathlib import Path
 from types import TracebackType
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
@@ -26,6 +27,7 @@ from pneumoscope.core.errors import (
 )
 from pneumoscope.imaging.decode import require_max_bytes
 from pneumoscope.imaging.image import Radiograph
+from pneumoscope.imaging.pixel_values import PixelValues
 from pneumoscope.imaging.preprocess import PreprocessedImage, Preprocessing
 from pneumoscope.imaging.sandbox.process import (
     ReplyWithPixels,
@@ -87,6 +89,17 @@ class DecodePool:
         name = _name(source, name)
         reply, (pixels,) = self._request(source, name, None, pixels=True)
         return _radiograph(reply, pixels, name)
+
+    def decode_values(self, source: Path | bytes, *, name: str = "") -> PixelValues:
+        """Return the values of an image before any window, decoded in a worker, also if its header rejects it.
+
+        Raises:
+            DecodeCrashedError, DecodeTimeoutError, DecodeMemoryError: The worker crashed or exceeded a limit.
+            UnreadableImageError: The image cannot be decoded; see `imaging.decode`.
+        """
+        reply, (gray_levels, numbers) = self._request(source, _name(source, name), None, pixels=False, values=True)
+        assert reply.description  # checked by `WorkerProcess`
+        return PixelValues(numbers, gray_levels, reply.description)
 
     def preprocess(
         self, source: Path | bytes, preprocessing: Preprocessing, *, name: str = "", keep_radiograph: bool = False
@@ -156,8 +169,14 @@ class DecodePool:
         self.close()
 
     def _request(
-        self, source: Path | bytes, name: str, preprocessing: Preprocessing | None, *, pixels: bool
-    ) -> tuple[DecodeSuccess, list[npt.NDArray[np.uint8]]]:
+        self,
+        source: Path | bytes,
+        name: str,
+        preprocessing: Preprocessing | None,
+        *,
+        pixels: bool,
+        values: bool = False,
+    ) -> tuple[DecodeSuccess, list[npt.NDArray[Any]]]:
         if isinstance(source, bytes):
             require_max_bytes(name, len(source))
         with self._slots:
@@ -165,7 +184,7 @@ class DecodePool:
             while True:
                 is_new = worker.n_images == 0
                 try:
-                    ((reply, arrays),) = worker.decode([source], preprocessing, pixels=pixels)
+                    ((reply, arrays),) = worker.decode([source], preprocessing, pixels=pixels, values=values)
                 except BaseException as error:
                     worker.kill()
                     if isinstance(error, WorkerCrashedError):

@@ -58,7 +58,7 @@ _SETTINGS = {
 }
 
 # The header of a reply, and the pixel arrays that were requested.
-ReplyWithPixels = tuple[Reply, list[npt.NDArray[np.uint8]]]
+ReplyWithPixels = tuple[Reply, list[npt.NDArray[Any]]]
 
 
 class WorkerCrashedError(Exception):
@@ -109,13 +109,18 @@ class WorkerProcess:
         return self._process.poll() is None
 
     def decode(
-        self, sources: Sequence[Path | bytes], preprocessing: Preprocessing | None, *, pixels: bool
+        self,
+        sources: Sequence[Path | bytes],
+        preprocessing: Preprocessing | None,
+        *,
+        pixels: bool,
+        values: bool = False,
     ) -> list[ReplyWithPixels]:
         """Return the replies to one message of requests.
 
         Args:
             sources: Files, or their content.
-            preprocessing, pixels: See `Request`.
+            preprocessing, pixels, values: See `Request`.
 
         Raises:
             WorkerCrashedError, WorkerTimeoutError: The worker cannot be used any more; kill it.
@@ -126,7 +131,7 @@ class WorkerProcess:
         for source in sources:
             self.n_images += 1
             path, content = (b"", source) if isinstance(source, bytes) else (os.fsencode(source.absolute()), b"")
-            requests.append(Request(self.n_images, path, len(content), preprocessing, pixels))
+            requests.append(Request(self.n_images, path, len(content), preprocessing, pixels, values))
             contents.append(content)
         header = msgspec.msgpack.encode(requests)
         self._stream.deadline = time.monotonic() + self._limits.wall_seconds
@@ -173,9 +178,12 @@ class WorkerProcess:
             raise WorkerCrashedError(_INVALID_REPLY)
         if isinstance(reply, DecodeFailure):
             return reply, []
+        if request.values != (reply.description is not None):
+            raise WorkerCrashedError(_INVALID_REPLY)
         shapes = [(request.preprocessing.size, request.preprocessing.size)] if request.preprocessing else []
         shapes += [(reply.height, reply.width)] if request.pixels else []
-        return reply, [self._read_pixels(*shape) for shape in shapes]
+        arrays = [self._read_pixels(*shape) for shape in shapes]
+        return reply, arrays + (self._read_values(reply) if request.values else [])
 
     def _read(self, size: int) -> bytes:
         content = self._reader.read(size)
@@ -183,8 +191,16 @@ class WorkerProcess:
             raise ConnectionError  # end of stream
         return content
 
-    def _read_pixels(self, height: int, width: int) -> npt.NDArray[np.uint8]:
-        pixels = np.empty((height, width), dtype=np.uint8)
+    def _read_values(self, reply: DecodeSuccess) -> list[npt.NDArray[Any]]:
+        """Return the gray level of each number, and the numbers."""
+        gray_levels = self._read_pixels(reply.n_gray_levels)
+        numbers = self._read_pixels(reply.height, reply.width, dtype="<u2")
+        if numbers.max() >= len(gray_levels):
+            raise WorkerCrashedError(_INVALID_REPLY)
+        return [gray_levels, numbers]
+
+    def _read_pixels(self, *shape: int, dtype: npt.DTypeLike = np.uint8) -> npt.NDArray[Any]:
+        pixels = np.empty(shape, dtype=dtype)
         if self._reader.readinto(pixels.data.cast("B")) < pixels.nbytes:
             raise ConnectionError
         pixels.flags.writeable = False
@@ -236,10 +252,10 @@ class _DeadlineStream(io.RawIOBase):
 
 
 def _is_valid(reply: DecodeSuccess) -> bool:
-    """Return whether the size is within the limit and the parameters of rejections fit their codes."""
+    """Return whether the size is within the limit, parameters of rejections fit their codes, and numbers are usable."""
     try:
         for rejection in (*reply.rejections, *reply.header_rejections):
             rejection_message(rejection)
     except (KeyError, ValueError, IndexError, TypeError):
         return False
-    return reply.width * reply.height <= MAX_PIXELS
+    return reply.width * reply.height <= MAX_PIXELS and (reply.description is None or reply.description.is_valid)

@@ -20,7 +20,7 @@ import warnings
 from collections.abc import Sequence
 from importlib import import_module
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 import msgspec
 import numpy as np
@@ -32,6 +32,7 @@ from pneumoscope.core.identity import Identity
 from pneumoscope.core.prediction import PatientAge, Rejection, WarningCode
 from pneumoscope.imaging.decode import decode
 from pneumoscope.imaging.image import MAX_PIXELS
+from pneumoscope.imaging.pixel_values import PixelDescription
 from pneumoscope.imaging.preprocess import Preprocessing, preprocess_image
 
 __all__ = [
@@ -86,6 +87,7 @@ class Request(Struct, frozen=True):
         preprocessing: Parameters of the preprocessed pixels, which the reply sends first. A JPEG may then be decoded at a
             reduced size. With None the image is decoded at full size and not preprocessed.
         pixels: Whether the reply includes the decoded pixels.
+        values: Whether the reply includes the values before any window: gray level of each number, then the numbers.
     """
 
     number: int
@@ -93,6 +95,7 @@ class Request(Struct, frozen=True):
     size: int
     preprocessing: Preprocessing | None
     pixels: bool
+    values: bool = False
 
 
 class DecodeSuccess(Struct, frozen=True, kw_only=True, tag="success"):
@@ -105,6 +108,8 @@ class DecodeSuccess(Struct, frozen=True, kw_only=True, tag="success"):
         rejections: `PreprocessedImage.rejections`; empty without preprocessing.
         warnings, identity: See `Radiograph`.
         pixel_sha256: `PreprocessedImage.pixel_sha256`; empty without preprocessing.
+        description: `PixelValues.description`, if values were requested.
+        n_gray_levels: Length of `PixelValues.gray_levels`; 0 without values.
     """
 
     number: int
@@ -120,6 +125,8 @@ class DecodeSuccess(Struct, frozen=True, kw_only=True, tag="success"):
     warnings: Annotated[tuple[WarningCode, ...], Meta(max_length=_MAX_WARNINGS)]
     identity: Identity | None
     pixel_sha256: Annotated[str, Meta(max_length=64)]
+    description: PixelDescription | None = None
+    n_gray_levels: Annotated[int, Meta(ge=0, le=2**16)] = 0
 
 
 class DecodeFailure(Struct, frozen=True, tag="failure"):
@@ -197,7 +204,7 @@ def _renew_cpu_limit(seconds: int) -> None:
     resource.setrlimit(resource.RLIMIT_CPU, (math.ceil(time.process_time()) + seconds, hard_limit))
 
 
-def _reply(request: Request, content: bytes) -> tuple[Reply, Sequence[npt.NDArray[np.uint8]]]:
+def _reply(request: Request, content: bytes) -> tuple[Reply, Sequence[npt.NDArray[Any]]]:
     """Return the header of a reply and the pixel arrays that follow it."""
     try:
         return _decode(request, content)
@@ -208,11 +215,11 @@ def _reply(request: Request, content: bytes) -> tuple[Reply, Sequence[npt.NDArra
         return DecodeFailure(request.number, "", "", out_of_memory=True), ()
 
 
-def _decode(request: Request, content: bytes) -> tuple[DecodeSuccess, Sequence[npt.NDArray[np.uint8]]]:
+def _decode(request: Request, content: bytes) -> tuple[DecodeSuccess, Sequence[npt.NDArray[Any]]]:
     source = Path(os.fsdecode(request.path)) if request.path else content
     min_side = request.preprocessing.min_side if request.preprocessing else 0
-    radiograph = decode(source, min_side=min_side, allow_rejected=True)
-    arrays: list[npt.NDArray[np.uint8]] = []
+    radiograph = decode(source, min_side=min_side, allow_rejected=True, keep_values=request.values)
+    arrays: list[npt.NDArray[Any]] = []
     rejections: tuple[Rejection, ...] = ()
     pixel_sha256 = ""
     if request.preprocessing:
@@ -221,6 +228,8 @@ def _decode(request: Request, content: bytes) -> tuple[DecodeSuccess, Sequence[n
         arrays.append(preprocessed.pixels)
     if request.pixels:
         arrays.append(radiograph.pixels)
+    if values := radiograph.values:
+        arrays += [values.gray_levels, values.numbers.astype("<u2", copy=False)]
     success = DecodeSuccess(
         number=request.number,
         format=radiograph.format,
@@ -235,6 +244,8 @@ def _decode(request: Request, content: bytes) -> tuple[DecodeSuccess, Sequence[n
         warnings=radiograph.warnings,
         identity=radiograph.identity,
         pixel_sha256=pixel_sha256,
+        description=values.description if values else None,
+        n_gray_levels=len(values.gray_levels) if values else 0,
     )
     return success, arrays
 

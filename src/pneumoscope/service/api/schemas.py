@@ -128,7 +128,7 @@ class PredictionDocument(StoredPrediction):
     """A stored prediction.
 
     Attributes:
-        message: Explanation of a rejected or uncertain decision, and warnings, in the language of the request; may be empty.
+        message: Explanation of a decision other than pneumonia, and warnings, in the language of the request; may be empty.
     """
 
     message: str

@@ -27,6 +27,7 @@ __all__ = [
     "PredictionStatistics",
     "count_rejections",
     "find_page",
+    "has_file",
     "has_image",
     "is_referenced",
     "latest_statistics",
@@ -143,6 +144,20 @@ def read_one(connection: Connection, id: str) -> StoredPrediction:
 def has_image(connection: Connection, id: str) -> bool:
     """Return whether there is a prediction with this id whose image was not removed."""
     return _exists(connection, predictions.c.id == id)
+
+
+def has_file(connection: Connection, sha256: str, model: ModelInfo, operating_point: str) -> bool:
+    """Return whether a file, which was not removed, has a prediction of a model at an operating point."""
+    columns = predictions.c
+    return _exists(
+        connection,
+        and_(
+            columns.image_sha256 == sha256,
+            columns.model_sha256 == model.sha256,
+            columns.model_site == model.site,
+            columns.operating_point == operating_point,
+        ),
+    )
 
 
 def is_referenced(connection: Connection, sha256: str) -> bool:

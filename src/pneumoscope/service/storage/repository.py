@@ -49,6 +49,7 @@ from pneumoscope.service.storage.queries import (
     PredictionStatistics,
     count_rejections,
     find_page,
+    has_file,
     has_image,
     is_referenced,
     latest_statistics,
@@ -131,6 +132,7 @@ class PredictionRepository:
         except BaseException:
             self.engine.dispose()
             raise
+        self._change_listeners: list[Callable[[], None]] = []
         self._unsettled: set[str] = set()  # staged, and neither published nor discarded because of an error
         self._unremoved = set(unremoved)  # to be removed, and not removed because of an error
         self._commits = GroupCommit(self._add, StorageError, name="group-commit")
@@ -139,6 +141,17 @@ class PredictionRepository:
         """Store what was submitted, but wait no longer than `timeout` seconds for it, and close the connections."""
         self._commits.close(timeout)
         self.engine.dispose()
+
+    def add_change_listener(self, listener: Callable[[], None]) -> None:
+        """Call a function after each commit that can have changed predictions, reviews, identities or unreadable files.
+
+        It is called in the thread of the change, and must neither wait nor raise.
+        """
+        self._change_listeners.append(listener)
+
+    def _notify(self) -> None:
+        for listener in self._change_listeners:
+            listener()
 
     def add(self, prediction: Prediction, image: bytes, *, user: str) -> tuple[StoredPrediction, bool]:
         """Store a prediction and its image, and wait for the commit; see `submit`.
@@ -170,6 +183,11 @@ class PredictionRepository:
         """
         with self._connection_lock, read_transaction(self.engine) as connection:
             return read_one(connection, id)
+
+    def has_file(self, image_sha256: str, model: ModelInfo, operating_point: str) -> bool:
+        """Return whether a file is stored, byte for byte, with a prediction of a model at an operating point."""
+        with self._connection_lock, read_transaction(self.engine) as connection:
+            return has_file(connection, image_sha256, model, operating_point)
 
     def image(self, prediction: StoredPrediction) -> bytes:
         """Return the file of a prediction's image.
@@ -257,6 +275,7 @@ class PredictionRepository:
             connection.execute(insert(unreadable_files), [row | {"created": time}])
             details = {"failure": row["failure_code"]}
             append(connection, [Entry(time, user, "unreadable", image_sha256=row["image_sha256"], details=details)])
+        self._notify()
 
     def unreadable(self, limit: int = 200) -> tuple[list[UnreadableFile], int]:
         """Return the records of the latest files that could not be read, newest first, and the number of all records."""
@@ -283,6 +302,7 @@ class PredictionRepository:
 
         with self._connection_lock:
             self._delete(delete_row)
+        self._notify()
 
     def review(
         self, id: str, label: Label, *, finding: str = "", note: str = "", user: str, etags: Sequence[str] = ()
@@ -306,7 +326,9 @@ class PredictionRepository:
             add_review(connection, row, Review(label, finding, note, time, user))
             details = {"label": label, "review_sha256": review_hash(label, finding, note)}
             append(connection, [_entry(row, time, user, "reviewed", details)])
-            return read_one(connection, id)
+            stored = read_one(connection, id)
+        self._notify()
+        return stored
 
     def withdraw_review(self, id: str, *, user: str) -> StoredPrediction:
         """Withdraw the review of a user, of which the earlier versions are kept, and return the prediction.
@@ -323,7 +345,9 @@ class PredictionRepository:
             row, time = prediction.to_row(), self._time()
             add_review(connection, row, Review(review.label, "", "", time, user), withdrawn=True)
             append(connection, [_entry(row, time, user, "review_withdrawn")])
-            return read_one(connection, id)
+            stored = read_one(connection, id)
+        self._notify()
+        return stored
 
     def set_identity(self, id: str, identity: Identity, *, user: str, etags: Sequence[str] = ()) -> StoredPrediction:
         """Replace the identity of an image, which moves all its predictions, and return the prediction with it.
@@ -341,7 +365,9 @@ class PredictionRepository:
             row = prediction.to_row()
             if changed := replace_identity(connection, row["pixel_sha256"], identity):
                 append(connection, [_entry(row, self._time(), user, "identity_changed", {"fields": changed})])
-            return read_one(connection, id)
+            stored = read_one(connection, id)
+        self._notify()
+        return stored
 
     def studies(self, keys: Collection[str]) -> dict[str, list[StoredPrediction]]:
         """Return the predictions of studies by key, oldest first; a key without a study is missing.
@@ -406,6 +432,8 @@ class PredictionRepository:
 
         with self._connection_lock:
             rows = self._delete(delete_rows)
+            if rows:
+                self._notify()
             try:
                 _raise_errors(self._remove_unreferenced([row["image_sha256"] for row in rows]))
             except StorageError as error:
@@ -467,6 +495,7 @@ class PredictionRepository:
                 remove_identity(connection, hashes)
                 append(connection, [_entry(row, time, RETENTION, "identity_removed") for row in rows])
             count += len(rows)
+            self._notify()
         return count
 
     def expire(self, age: timedelta, *, stopped: Callable[[], bool] = lambda: False) -> int:
@@ -566,6 +595,7 @@ class PredictionRepository:
                     stored = {each.id: each for each in read_stored(connection, _SELECT_BY_IDS.params(ids=ids))}
                 for sha256 in staged:
                     self._publish_or_discard(sha256, referenced=sha256 in referenced)
+            self._notify()  # a new identity has no entry
         except Exception:
             self._unsettled.update(staged)
             with contextlib.suppress(StorageError):  # `retry_failed` tries again
@@ -626,7 +656,10 @@ class PredictionRepository:
             return [row["image_sha256"] for row in rows]
 
         with self._connection_lock:
-            return self._delete(mark_removed)
+            hashes = self._delete(mark_removed)
+        if hashes:
+            self._notify()
+        return hashes
 
     def _expire_orphaned(self, limit: datetime) -> list[StorageError]:
         """Remove orphaned files older than a limit, with an audit log entry for each, and return the failures."""
@@ -649,6 +682,8 @@ class PredictionRepository:
         with self._connection_lock, self._write_transaction() as connection:
             hashes, time = connection.execute(query).scalars().all(), self._time()
             append(connection, [Entry(time, RETENTION, "unreadable_deleted", image_sha256=each) for each in hashes])
+        if hashes:
+            self._notify()
 
     def _remove_unreferenced(self, hashes: Sequence[str]) -> list[StorageError]:
         """Remove images, except those that a row still refers to, and return the failures, which can be retried."""

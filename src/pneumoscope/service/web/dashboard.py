@@ -9,6 +9,7 @@ import statistics
 from collections import defaultdict
 from collections.abc import Mapping, Sequence
 from typing import Literal
+from zoneinfo import ZoneInfo
 
 from pneumoscope.bundle.card import Card
 from pneumoscope.bundle.site_profile import SiteProfile
@@ -17,6 +18,7 @@ from pneumoscope.core.results import Interval
 from pneumoscope.inference.decision import calibrate
 from pneumoscope.service.storage.queries import PredictionStatistics
 from pneumoscope.service.storage.reviews import LABELS, Label
+from pneumoscope.service.time_zone import local_date
 from pneumoscope.statistics.agreement import cohen_kappa
 from pneumoscope.statistics.drift import MIN_IMAGES as MIN_DRIFT_IMAGES
 from pneumoscope.statistics.drift import Drift, DriftTest, detect_drift, measure_drift
@@ -45,7 +47,7 @@ class DailyProbabilities:
     """Probabilities of one day.
 
     Attributes:
-        date: Day in UTC, "2026-01-31".
+        date: Day in the time zone of the web UI, "2026-01-31".
         images: Number of images.
         quartiles: Lower quartile, median and upper quartile of the probabilities; None if no image has one.
     """
@@ -107,16 +109,17 @@ class Dashboard:
     drift_unavailable: Literal["", "too_few_images", "no_reference"]
 
 
-def summarize(predictions: Sequence[PredictionStatistics], card: Card) -> Dashboard:
+def summarize(predictions: Sequence[PredictionStatistics], card: Card, time_zone: ZoneInfo) -> Dashboard:
     """Return the summary of predictions.
 
     Args:
         predictions: Predictions of one model at one operating point, in any order.
         card: The model's card.
+        time_zone: Of the days.
     """
     days: dict[str, list[float | None]] = defaultdict(list)
     for each in predictions:
-        days[each.created[:10]].append(each.probability)
+        days[local_date(each.created, time_zone).isoformat()].append(each.probability)
     probabilities = [each.probability for each in predictions if each.probability is not None]
     reference = card.reference_distribution
     comparable = reference is not None and len(probabilities) >= MIN_DRIFT_IMAGES
@@ -183,7 +186,7 @@ class MonthlyDrift:
     """Comparison of the images of one calendar month with the site profile.
 
     Attributes:
-        month: "2026-01", in UTC.
+        month: "2026-01", in the time zone of the web UI.
         images: Number of different images.
         tests: By name of the quantity: "probability", those of the profile's image statistics, and "rejected"; empty with
             fewer than `MIN_DRIFT_IMAGES` images.

@@ -7,26 +7,39 @@ import datetime
 import functools
 import itertools
 import math
-from collections.abc import Callable
+from collections.abc import AsyncIterator, Callable
 from typing import Annotated, Any, NamedTuple
 from urllib.parse import urlencode
+from zoneinfo import ZoneInfo
 
-from fastapi import APIRouter, Request, Response
+from fastapi import APIRouter, Depends, Request, Response
 from fastapi.concurrency import run_in_threadpool
 from fastapi.responses import RedirectResponse, StreamingResponse
+from fastapi.security.utils import get_authorization_scheme_param
+from fastapi.sse import EventSourceResponse, ServerSentEvent
 
 from pneumoscope.bundle.model_card import read_evidence
-from pneumoscope.core.errors import BundleError, UsageError
+from pneumoscope.core.errors import BundleError, PneumoscopeError, UsageError
 from pneumoscope.core.identity import IDENTITY_FIELDS, Identity, age_at_study, normalize_text
 from pneumoscope.core.prediction import DECISIONS, MAX_AGE, REJECTION_CODES, RejectionCode
 from pneumoscope.inference.decision import threshold_probability
-from pneumoscope.service.api.dependencies import AppAccessLog, AppService, AppSettings, User, from_app_state
+from pneumoscope.service.api.dependencies import (
+    AppAccessLog,
+    AppAuthenticator,
+    AppService,
+    AppSettings,
+    CurrentUser,
+    User,
+    from_app_state,
+)
 from pneumoscope.service.api.exception_handlers import record_error
 from pneumoscope.service.api.uploads import read_identity, wait_for_disconnect
 from pneumoscope.service.predictions import PredictionService, check_age_by_dates, depends_on_entered_age
 from pneumoscope.service.settings import Settings
-from pneumoscope.service.storage.records import StoredPrediction
+from pneumoscope.service.storage.records import StoredPrediction, format_time
 from pneumoscope.service.storage.studies import sorted_studies, summarize_study
+from pneumoscope.service.time_zone import start_of_day
+from pneumoscope.service.web.changes import ChangeStreams
 from pneumoscope.service.web.dashboard import (
     FALSE_ALARM_PROBABILITY,
     MIN_DRIFT_IMAGES,
@@ -41,6 +54,7 @@ from pneumoscope.service.web.worklist import BLIND_ORDERS, ORDERS, SearchStore, 
 
 __all__ = ["page_router"]
 
+AppChanges = Annotated[ChangeStreams, from_app_state("changes")]
 AppSearches = Annotated[SearchStore, from_app_state("searches")]
 _MAX_UNREADABLE = 200
 _PAGE_SIZE = 50  # images on a page of the worklist
@@ -57,12 +71,43 @@ _MAX_FILTERS = 16  # fields of the form of a search
 page_router = APIRouter(route_class=PageRoute, include_in_schema=False)
 
 
+async def _reserve_stream(changes: AppChanges) -> AsyncIterator[None]:
+    """Count the stream of a request until it ends."""
+    with changes.reserve():
+        yield
+
+
+@page_router.get("/events", response_class=EventSourceResponse, dependencies=[Depends(_reserve_stream)])
+async def events(
+    request: Request,
+    changes: AppChanges,
+    authenticator: AppAuthenticator,
+    user: CurrentUser,
+    revision: int | None = None,
+) -> AsyncIterator[ServerSentEvent]:
+    """Return a stream with an event for each change of what the pages show, for `EventSource` in a browser."""
+
+    async def is_signed_in() -> bool:
+        """Return whether the session has neither expired nor ended, and no token was revoked, since the stream was opened."""
+        try:
+            _, token = get_authorization_scheme_param(request.headers.get("Authorization"))
+            return await authenticator.authenticate(request, token) == user
+        except PneumoscopeError:
+            return False
+
+    async for event in changes.events(revision, is_signed_in):
+        yield event
+
+
 @page_router.get("/")
 def worklist(
-    request: Request, service: AppService, settings: AppSettings, searches: AppSearches, user: User
+    request: Request, service: AppService, settings: AppSettings, searches: AppSearches, changes: AppChanges, user: User
 ) -> Response:
     """Return a page of the worklist."""
-    query = parse_query(request.query_params, searches, service.search_words, blind=settings.blind_first)
+    revision = changes.revision  # before the list is read
+    query = parse_query(
+        request.query_params, searches, service.search_words, time_zone=settings.time_zone, blind=settings.blind_first
+    )
     after = request.query_params.get("after", "")
     page = service.repository.find(query.filter, order=query.order, limit=_PAGE_SIZE, after=after, by_study=True)
     keys = {prediction.study_key for prediction in page.predictions if prediction.study_key}
@@ -74,11 +119,12 @@ def worklist(
         for key, group in itertools.groupby(page.predictions, key=lambda each: each.study_key or each.id)
     ]
     return render(
-        request, "worklist.html", page=page, groups=groups, query=query, orders=BLIND_ORDERS if settings.blind_first else ORDERS,
+        request, "worklist.html", revision=revision, page=page, groups=groups, query=query,
+        orders=BLIND_ORDERS if settings.blind_first else ORDERS,
         blind_first=settings.blind_first, tabs=_tabs(service, query),
         decisions=[decision for decision in DECISIONS if decision != "rejected"],
         max_upload_bytes=settings.max_body_bytes, page_size=_PAGE_SIZE, max_age=MAX_AGE,
-        site=service.model.facts.site, is_blinded=is_blinded,
+        model=service.model, is_blinded=is_blinded,
         visible_reviews=lambda each: () if is_blinded(each) else each.reviews,
     )  # fmt: skip
 
@@ -112,10 +158,10 @@ def _tabs(service: PredictionService, query: WorklistQuery) -> _Tabs:
 
 
 @page_router.get("/unreadable")
-def unreadable(request: Request, service: AppService, searches: AppSearches) -> Response:
+def unreadable(request: Request, service: AppService, settings: AppSettings, searches: AppSearches) -> Response:
     """Return the latest files that could not be read."""
     files, total = service.repository.unreadable(limit=_MAX_UNREADABLE)
-    query = parse_query({}, searches, service.search_words)
+    query = parse_query({}, searches, service.search_words, time_zone=settings.time_zone)
     return render(
         request, "unreadable.html", files=files, total=total, query=query, tabs=_tabs(service, query), max_files=_MAX_UNREADABLE,
     )  # fmt: skip
@@ -135,10 +181,10 @@ def worklist_csv(
         raise UsageError(
             "the worklist has predictions that are hidden", hint="Get them from the API: GET /v1/predictions"
         )
-    query = parse_query(request.query_params, searches, service.search_words)
+    query = parse_query(request.query_params, searches, service.search_words, time_zone=settings.time_zone)
     total, lines = export_csv(service.repository, query, service.notice("en"))
     access_log.exported(user, total)
-    name = f"pneumoscope-{datetime.datetime.now(datetime.UTC):%Y-%m-%d}.csv"
+    name = f"pneumoscope-{datetime.datetime.now(settings.time_zone):%Y-%m-%d}.csv"
     return StreamingResponse(
         lines, media_type="text/csv", headers={"Content-Disposition": f'attachment; filename="{name}"'}
     )
@@ -203,22 +249,27 @@ def dashboard(request: Request, service: AppService, settings: AppSettings) -> R
     model = service.model
     latest = service.repository.latest(model.facts, model.operating_point_name, _MAX_DASHBOARD_IMAGES)
     return render(
-        request, "dashboard.html", dashboard=summarize(latest, model.card), model=model, monitoring=_monitor(service),
+        request, "dashboard.html", dashboard=summarize(latest, model.card, settings.time_zone), model=model,
+        monitoring=_monitor(service, settings.time_zone),
         blind_first=settings.blind_first,
         max_images=_MAX_DASHBOARD_IMAGES, min_drift_images=MIN_DRIFT_IMAGES, false_alarms=FALSE_ALARM_PROBABILITY,
     )  # fmt: skip
 
 
-def _monitor(service: PredictionService) -> list[MonthlyDrift] | None:
+def _monitor(service: PredictionService, time_zone: ZoneInfo) -> list[MonthlyDrift] | None:
     """Return the complete months with images, newest first; None without a profile to compare them with."""
     model, profile = service.model, service.model.profile
     if profile is None or not (profile.monitoring and profile.monitored_patients):
         return None
-    current, *months = latest_months(datetime.datetime.now(datetime.UTC).date(), _MONTHS + 1)
+    current, *months = latest_months(datetime.datetime.now(time_zone).date(), _MONTHS + 1)
     found = []
     for month, next_month in zip(months, [current, *months[:-1]], strict=True):
+        since, until = (
+            format_time(start_of_day(datetime.date.fromisoformat(f"{each}-01"), time_zone))
+            for each in (month, next_month)
+        )
         predictions = service.repository.latest(
-            model.facts, model.operating_point_name, _MAX_MONTHLY_IMAGES, since=month, until=next_month
+            model.facts, model.operating_point_name, _MAX_MONTHLY_IMAGES, since=since, until=until
         )
         if predictions:
             found.append(monitor_month(month, predictions, profile, model.card))
@@ -228,10 +279,10 @@ def _monitor(service: PredictionService) -> list[MonthlyDrift] | None:
 @page_router.get("/model")
 def model(request: Request, service: AppService) -> Response:
     """Return the model card."""
-    card, site, folder = service.model.card, service.model.facts.site, service.model.folder
-    # A site profile changes the calibration, so that the reliability diagram of the bundle no longer applies.
+    card, profile, folder = service.model.card, service.model.profile, service.model.folder
+    # A site profile and a prevalence change the calibration, so that the reliability diagram of the bundle no longer applies.
     evaluation, unreadable = None, False
-    if folder and not site:
+    if folder and not service.model.facts.site:
         try:
             evaluation = read_evidence(folder, card)["evaluation"]
         except BundleError as error:
@@ -241,7 +292,8 @@ def model(request: Request, service: AppService) -> Response:
         request,
         "model.html",
         card=card,
-        site=site,
+        site=profile.label if profile else "",
+        prevalence_stated=service.model.facts.prevalence is not None,
         evaluation=evaluation,
         evidence_unreadable=unreadable,
         operating_point_name=service.model.operating_point_name,
@@ -293,7 +345,8 @@ def _image_context(service: PredictionService, settings: Settings, user: str, id
         "heatmap_available": current_model and image_available and prediction.decision != "rejected" and not blinded,
         "current_model": current_model,
         **_study_context(service, prediction, functools.partial(_is_blinded, settings, user)),
-        "prevalence": f"{service.model.card.calibration.prevalence:.0%}" if current_model else "",
+        "prevalence": service.model.card.calibration.prevalence if current_model else prediction.model.prevalence,
+        "prevalence_stated": prediction.model.site != "",
     }
 
 

@@ -8,6 +8,7 @@ from __future__ import annotations
 import functools
 import math
 from urllib.parse import urlencode
+from zoneinfo import ZoneInfo
 
 import jinja2
 from starlette.requests import Request
@@ -20,7 +21,9 @@ from pneumoscope.core.prediction import DECISIONS
 from pneumoscope.core.results import Interval
 from pneumoscope.service.auth.authenticator import Authenticator
 from pneumoscope.service.auth.users import LOCAL, AuthenticatedUser
+from pneumoscope.service.settings import Settings
 from pneumoscope.service.storage.reviews import LABELS
+from pneumoscope.service.time_zone import format_minute, local_date
 
 __all__ = ["LANGUAGE", "render", "request_language"]
 
@@ -57,10 +60,11 @@ def render(request: Request, template: str, status: int = 200, **context: object
     """
     language, path = request_language(request), request.url.path
     authenticator: Authenticator = request.app.state.authenticator
+    settings: Settings = request.app.state.settings
     user: AuthenticatedUser | None = getattr(request.state, "authenticated_user", None)
     query = {name: value for name, value in request.query_params.items() if name != LANGUAGE}
     html = (
-        _environment(language)
+        _environment(language, settings.time_zone)
         .get_template(template)
         .render(
             current_path=path,
@@ -93,11 +97,6 @@ def url_with_query(path: str, /, **parameters: str) -> str:
     return f"{path}?{query}" if query else path
 
 
-def format_minute(time: str) -> str:
-    """Return an ISO 8601 time, such as "2026-01-31T09:30:00.000000Z", to the minute: "2026-01-31 09:30"."""
-    return f"{time[:10]} {time[11:16]}"
-
-
 def format_interval(interval: Interval) -> str:
     """Return a proportion and its interval in whole percent, "94% (90–97%)"; the interval is rounded outwards."""
     if interval.value is None or interval.low is None or interval.high is None:
@@ -115,7 +114,7 @@ def _reader_name(local: str, reader: str) -> str:
 
 
 @functools.cache
-def _environment(language: str) -> jinja2.Environment:
+def _environment(language: str, time_zone: ZoneInfo) -> jinja2.Environment:
     environment = jinja2.Environment(
         loader=jinja2.PackageLoader("pneumoscope.service.web"),
         extensions=["jinja2.ext.i18n"],
@@ -128,11 +127,14 @@ def _environment(language: str) -> jinja2.Environment:
     environment.filters |= {
         "display_name": display_name,
         "interval_percent": format_interval,
-        "minute": format_minute,
+        "local_date": functools.partial(local_date, zone=time_zone),
+        "minute": functools.partial(format_minute, zone=time_zone),
         "years": format_years,
     }
     environment.globals |= {
         "language": language,
+        "time_zone": time_zone.key,
+        "full_stop": messages.full_stop(language),
         "reader_name": functools.partial(_reader_name, translations(language).gettext(N_("This computer"))),
         "review_labels": {label: messages.review_label(label, language) for label in LABELS},
         "decision_labels": {decision: messages.decision_label(decision, language) for decision in DECISIONS},
@@ -145,11 +147,15 @@ def _environment(language: str) -> jinja2.Environment:
                 "decision_label",
                 "decision_message",
                 "identity_label",
+                "list_message",
                 "operating_point_label",
+                "prevalence_message",
                 "probability_text",
                 "rejection_label",
+                "result_message",
                 "review_label",
                 "role_label",
+                "site_note",
                 "warning_message",
             )
         },

@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import codecs
 import dataclasses
+import datetime
 import re
 import secrets
 import threading
 from collections import OrderedDict
 from collections.abc import Callable, Iterator, Mapping
+from zoneinfo import ZoneInfo
 
 from pneumoscope.core.errors import UsageError
 from pneumoscope.core.i18n import N_
@@ -16,6 +18,7 @@ from pneumoscope.core.prediction import DECISIONS
 from pneumoscope.inference.writers import csv_line, csv_row
 from pneumoscope.service.storage.queries import Filter, Order, Page
 from pneumoscope.service.storage.repository import PredictionRepository
+from pneumoscope.service.time_zone import start_of_day
 
 __all__ = ["BLIND_ORDERS", "ORDERS", "SearchStore", "WorklistQuery", "export_csv", "parse_query"]
 
@@ -97,6 +100,7 @@ def parse_query(
     searches: SearchStore,
     search_words: Callable[[str], tuple[tuple[str, ...], ...]],
     *,
+    time_zone: ZoneInfo,
     blind: bool = False,
 ) -> WorklistQuery:
     """Return the query that the parameters of a URL describe.
@@ -105,6 +109,7 @@ def parse_query(
         parameters: Of the URL.
         searches: Contains the text of the parameter "search".
         search_words: See `PredictionService.search_words`.
+        time_zone: Of the dates.
         blind: Whether conditions and orders by the prediction are errors; rejected images can be listed.
     Raises:
         UsageError: A value is not one of those allowed.
@@ -120,9 +125,7 @@ def parse_query(
         raise UsageError(f"reviewed is {reviewed[:40]!r}", hint="Use yes or no")
     if order not in orders:
         raise UsageError(f"unknown order {order[:40]!r}", hint=f"Use one of: {', '.join(orders)}")
-    for name in ("since", "until"):
-        if form[name] and not _DATE.fullmatch(form[name]):
-            raise UsageError(f"{name} is not a date", hint="Write it as 2026-01-31")
+    since, until = (_start_of_day(form[name], name, time_zone) for name in ("since", "until"))
     for name in ("study_key", "patient_key"):
         if form[name] and not _KEY.fullmatch(form[name]):
             raise UsageError(f"{name} is not a key", hint="Use a link of the worklist or the viewer")
@@ -132,8 +135,8 @@ def parse_query(
             decision=decision or None,
             rejected=decision == "rejected",
             reviewed=_REVIEWED[reviewed],
-            since=form["since"] or None,
-            until=form["until"] or None,
+            since=since,
+            until=until,
             study_key=form["study_key"] or None,
             patient_key=form["patient_key"] or None,
             search=search_words(search) if search else (),
@@ -142,6 +145,22 @@ def parse_query(
         form=form,
         search=search,
     )
+
+
+def _start_of_day(text: str, name: str, time_zone: ZoneInfo) -> str | None:
+    """Return the time at which a date in a form begins, in UTC; None for an empty field.
+
+    Raises:
+        UsageError: The text is not a date; `name` is that of its parameter.
+    """
+    if not text:
+        return None
+    try:
+        if not _DATE.fullmatch(text):
+            raise ValueError
+        return start_of_day(datetime.date.fromisoformat(text), time_zone).isoformat()
+    except (ValueError, OverflowError) as error:
+        raise UsageError(f"{name} is not a date", hint="Write it as 2026-01-31") from error
 
 
 def export_csv(repository: PredictionRepository, query: WorklistQuery, notice: str) -> tuple[int, Iterator[bytes]]:

@@ -8,6 +8,13 @@ export function format(message, values) {
   return message.replace(/\{(\w+)\}/g, (_, name) => values[name]);
 }
 
+/** Return a time in a time zone to the minute, such as "2026-01-31 09:30". */
+export function localTime(timestamp, timeZone) {
+  // Sweden writes dates as ISO 8601 does.
+  const options = { timeZone, dateStyle: "short", timeStyle: "short" };
+  return new Date(timestamp).toLocaleString("sv-SE", options);
+}
+
 /** True while the browser leaves the page to sign in. */
 export let signingIn = false;
 

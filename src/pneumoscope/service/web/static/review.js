@@ -1,7 +1,7 @@
 // The review form of the viewer. Saves run one after another and never overwrite a review that the reviewer has not seen.
 // Unsaved input is kept as a draft in the browser tab, so that it survives signing in again.
 
-import { deleteReview, fetchPrediction, format, messages, putReview, showError, signingIn } from "./api.js";
+import { deleteReview, fetchPrediction, format, localTime, messages, putReview, showError, signingIn } from "./api.js";
 
 const byId = (id) => document.getElementById(id);
 const form = byId("review-form");
@@ -141,7 +141,7 @@ function showConflict(stored) {
   fields.finding.value = stored.finding;
   showFinding();
   storeDraft();
-  const read = format(messages.readOn, { time: stored.time.slice(0, 16).replace("T", " ") });
+  const read = format(messages.readOn, { time: localTime(stored.time, messages.timeZone), zone: messages.timeZone });
   const finding = stored.finding ? `: ${stored.finding}` : "";
   byId("conflict-review").textContent = `${read} – ${messages.labels[stored.label]}${finding}`;
   byId("conflict-note").textContent = stored.note;

@@ -5,15 +5,14 @@ import { refresh, showStatus } from "./worklist.js";
 
 const CONCURRENT_UPLOADS = 3;
 const MAX_ATTEMPTS = 8; // while the service is busy
-const REFRESH_MS = 3000; // between updates of the list during uploads
 const byId = (id) => document.getElementById(id);
 const dropzone = byId("dropzone");
 const queue = byId("upload-queue");
 const ageField = byId("age");
 const maxBytes = Number(dropzone.dataset.maxBytes);
 const waiting = [];
+const failed = new Set(); // uploads that can be retried
 const counts = { total: 0, done: 0, failed: 0, running: 0 };
-let refreshing = false;
 
 /** Queue files for upload with the entered age. Hidden files and DICOM directories are skipped. */
 function enqueue(files) {
@@ -63,18 +62,6 @@ function startUploads() {
     });
   }
   updateSummary();
-  refreshDuringUploads();
-}
-
-/** Refresh the list at intervals while uploads run. */
-async function refreshDuringUploads() {
-  if (refreshing) return;
-  refreshing = true;
-  while (counts.running) {
-    await new Promise((resolve) => setTimeout(resolve, REFRESH_MS));
-    if (counts.running) await refresh();
-  }
-  refreshing = false;
 }
 
 /** Show the counts and the overall progress. */
@@ -84,6 +71,8 @@ function updateSummary() {
   bar.max = Math.max(counts.total, 1);
   bar.value = counts.done + counts.failed;
   byId("clear-finished").hidden = !finishedRows().length;
+  byId("retry-failed").hidden = !failed.size;
+  byId("retry-failed").textContent = format(messages.retryFailed, { n: failed.size });
 }
 
 /** Return the rows of uploads that are done or cannot be retried. */
@@ -99,13 +88,18 @@ async function upload(item) {
     if (status === 201) return succeed(item, body.predictions[0]);
     if (status === 401) return pauseUntilSignIn(item);
     item.attempts += 1;
-    if (status !== 503 || !retryAfter || item.attempts >= MAX_ATTEMPTS) {
+    if (![429, 503].includes(status) || !retryAfter || item.attempts >= MAX_ATTEMPTS) {
       const error = status ? problemError(body) : new ApiError(messages.unreachable);
-      return fail(item, error, !(status >= 400 && status < 500));
+      return fail(item, error, isTransient(status));
     }
     setState(item, messages.busy);
     await new Promise((resolve) => setTimeout(resolve, 1000 * retryAfter * (1 + Math.random())));
   }
+}
+
+/** Return true if an upload that failed with this status can succeed later; 0 is a failure of the network. */
+function isTransient(status) {
+  return status === 0 || status === 408 || status === 429 || status >= 500;
 }
 
 /** Stop all uploads because the session has expired; the files stay in the queue for a retry. */
@@ -168,20 +162,32 @@ function fail(item, error, canRetry) {
   showError(line, messages.failed, error);
   item.row.append(line);
   queue.prepend(item.row);
+  if (canRetry) {
+    failed.add(item);
+    const button = document.createElement("button");
+    button.textContent = messages.retry;
+    button.onclick = () => retry([item]);
+    setState(item, button);
+  } else {
+    setState(item, "");
+  }
   updateSummary();
-  if (!canRetry) return setState(item, "");
-  const button = document.createElement("button");
-  button.textContent = messages.retry;
-  button.onclick = () => {
-    byId("session-expired").hidden = true;
+}
+
+/** Queue failed uploads again. */
+function retry(items) {
+  byId("session-expired").hidden = true;
+  for (const item of items) {
+    failed.delete(item);
     counts.failed -= 1;
-    line.remove();
+    item.row.querySelector(".upload-error").remove();
     delete item.row.dataset.state;
-    waiting.push({ ...item, attempts: 0 });
+    item.attempts = 0;
+    waiting.push(item);
     setState(item, messages.waiting);
-    startUploads();
-  };
-  setState(item, button);
+  }
+  queue.focus(); // the button that was pressed is gone
+  startUploads();
 }
 
 /** Queue the files and folders of a drop. */
@@ -222,9 +228,7 @@ for (const id of ["file-input", "folder-input"]) {
     input.value = "";
   });
 }
-byId("retry-all").addEventListener("click", () => {
-  for (const button of queue.querySelectorAll("[data-state=retry] button")) button.click();
-});
+byId("retry-failed").addEventListener("click", () => retry([...failed].reverse()));
 byId("clear-finished").addEventListener("click", () => {
   const rows = finishedRows();
   for (const row of rows) row.remove();

@@ -1,53 +1,93 @@
-// The viewer: zoom, pan, window/level, heatmap, comparison with a second image, and keyboard shortcuts.
+// The viewer: zoom, pan, window/level, ruler, heatmap, contour, comparison with a second image, and keyboard shortcuts.
 
 import { format, ignoresShortcut, loadHeatmap, messages, request, showError } from "./api.js";
+import { contours } from "./contour.js";
+import { Ruler } from "./measure.js";
+import { loadPixels } from "./pixels.js";
 import { chooseLabel, discardChanges, predictionId } from "./review.js";
 
 const byId = (id) => document.getElementById(id);
 const list = JSON.parse(sessionStorage.getItem("list") ?? '{"images":[]}'); // stored by the worklist
-const viewports = [...document.querySelectorAll(".viewport")];
+const viewports = [...document.querySelectorAll(".viewport")].map((element) => ({
+  element,
+  stage: element.querySelector(".stage"),
+  image: element.querySelector(".image"), // with 8 bits, until the values are loaded
+  canvas: element.querySelector("canvas"),
+  overlay: element.querySelector(".annotations"),
+  ruler: new Ruler(element.querySelector(".annotations")),
+  pixels: null, // PixelImage
+  drawn: "", // what the canvas shows
+}));
+const [main, comparison] = viewports;
 const heatmapLayer = document.querySelector(".heatmap-layer");
-const DEFAULT_WINDOW = { level: 127.5, width: 255, inverted: false };
-const view = { scale: 1, x: 0, y: 0, fitted: true, ...DEFAULT_WINDOW, heatmap: false, windowDrag: false };
+// Without a window, gray levels are those that the model saw.
+const DEFAULT_DISPLAY = { window: null, inverted: false };
+const view = { scale: 1, x: 0, y: 0, fitted: true, ...DEFAULT_DISPLAY, heatmap: false, contour: false, windowDrag: false, measuring: false };
 
 // ---- Display
 
 /** Return width and height of an image in its own pixels. */
-function naturalSize(image) {
-  return [image.naturalWidth || 1, image.naturalHeight || 1];
+function naturalSize({ pixels, image }) {
+  return pixels ? [pixels.width, pixels.height] : [image.naturalWidth || 1, image.naturalHeight || 1];
+}
+
+/** Return the pixels of the screen per pixel of an image. All images have the same displayed height, whatever their size. */
+function scaleOf(viewport) {
+  return (view.scale * naturalSize(main)[1]) / naturalSize(viewport)[1];
+}
+
+/** Return the position of an image in its viewport. Images of different shapes have the same center. */
+function positionOf(viewport) {
+  const [width] = naturalSize(viewport);
+  return [view.x + (naturalSize(main)[0] * view.scale - width * scaleOf(viewport)) / 2, view.y];
 }
 
 /** Apply the state of the view to the viewports and controls. */
 function draw() {
-  for (const viewport of viewports.filter((each) => !each.hidden)) {
-    const image = viewport.querySelector(".image");
-    const stage = viewport.querySelector(".stage");
-    const [width, height] = naturalSize(image);
-    // Both images have the same displayed height, whatever their size in pixels.
-    const factor = (view.scale * naturalSize(viewports[0].querySelector(".image"))[1]) / height;
-    stage.style.width = `${width}px`;
-    stage.style.height = `${height}px`;
-    stage.style.transform = `translate(${view.x}px, ${view.y}px) scale(${factor})`;
-    stage.classList.toggle("magnified", factor * devicePixelRatio >= 2);
-    viewport.classList.toggle("window-dragging", view.windowDrag);
+  if (Math.abs(view.scale * devicePixelRatio - 1) < 1e-6) {
+    // Each pixel of the image is one of the screen.
+    view.x = Math.round(view.x * devicePixelRatio) / devicePixelRatio;
+    view.y = Math.round(view.y * devicePixelRatio) / devicePixelRatio;
   }
-  const slope = (255 / view.width) * (view.inverted ? -1 : 1);
-  const intercept = 0.5 - view.level / view.width;
-  for (const transfer of document.querySelectorAll("#window-filter feComponentTransfer > *")) {
-    transfer.setAttribute("slope", slope);
-    transfer.setAttribute("intercept", view.inverted ? 1 - intercept : intercept);
+  const { width: boxWidth, height: boxHeight } = main.element.getBoundingClientRect();
+  const [width, height] = naturalSize(main).map((side) => side * view.scale);
+  const isLarger = width > boxWidth + 1 || height > boxHeight + 1;
+  for (const viewport of shownViewports()) {
+    const { element, stage, overlay, ruler, pixels } = viewport;
+    const scale = scaleOf(viewport);
+    const [left, top] = positionOf(viewport);
+    const [stageWidth, stageHeight] = naturalSize(viewport);
+    stage.style.width = `${stageWidth}px`;
+    stage.style.height = `${stageHeight}px`;
+    stage.style.transform = `translate(${left}px, ${top}px) scale(${scale})`;
+    stage.classList.toggle("magnified", scale * devicePixelRatio >= 2);
+    element.classList.toggle("window-dragging", view.windowDrag);
+    element.classList.toggle("measuring", view.measuring);
+    // One finger scrolls the page, unless it has something to move.
+    element.classList.toggle("scrolls-page", !(isLarger || view.windowDrag || view.measuring));
+    overlay.querySelector(".contour")?.setAttribute("transform", contourTransform(scale));
+    ruler.draw(([x, y]) => [left + x * scale, top + y * scale], boxWidth, pixels?.description.spacing);
   }
-  byId("window-level").value = view.level;
-  byId("window-width").value = view.width;
+  requestPaint();
+  showWindow();
+  showMeasurements();
   byId("zoom").value = `${Math.round(100 * view.scale * devicePixelRatio)}%`;
   setPressed("invert", view.inverted);
   setPressed("window-drag", view.windowDrag);
+  setPressed("measure", view.measuring);
   setPressed("heatmap-toggle", view.heatmap);
+  setPressed("contour-toggle", view.contour);
   if (heatmapLayer) {
     heatmapLayer.style.opacity = (byId("heatmap-opacity")?.value ?? 0) / 100;
     heatmapLayer.style.visibility = view.heatmap ? "visible" : "hidden";
-    byId("heatmap-controls")?.style.setProperty("visibility", heatmapLayer.style.visibility);
+    byId("heatmap-controls")?.style.setProperty("visibility", view.heatmap ? "visible" : "hidden");
+    main.overlay.querySelector(".contour")?.toggleAttribute("hidden", !view.contour);
   }
+}
+
+/** Return the viewports that are not hidden. */
+function shownViewports() {
+  return viewports.filter(({ element }) => !element.hidden);
 }
 
 /** Set the pressed state of a toggle button. */
@@ -55,10 +95,61 @@ function setPressed(id, pressed) {
   byId(id)?.setAttribute("aria-pressed", pressed);
 }
 
+let paintRequested = false;
+
+/** Paint the images before the next frame, once for all changes. */
+function requestPaint() {
+  if (paintRequested) return;
+  paintRequested = true;
+  requestAnimationFrame(() => {
+    paintRequested = false;
+    for (const viewport of shownViewports()) if (viewport.pixels) paint(viewport);
+  });
+}
+
+/** Draw the part of an image that is in view to its canvas, unless it shows that already. */
+function paint(viewport) {
+  const { element, canvas, pixels } = viewport;
+  const scale = scaleOf(viewport);
+  const power = Math.max(0, Math.floor(Math.log2(1 / (scale * devicePixelRatio))));
+  const copy = pixels.copy(power);
+  const unit = 2 ** power; // pixels of the image per pixel of the copy
+  const start = (offset) => Math.max(0, Math.floor(-offset / scale / unit));
+  const end = (offset, side, last) => Math.min(last, Math.ceil((side - offset) / scale / unit));
+  const [x, y] = positionOf(viewport);
+  const [left, top] = [start(x), start(y)];
+  const [width, height] = [end(x, element.clientWidth, copy.width) - left, end(y, element.clientHeight, copy.height) - top];
+  if (width <= 0 || height <= 0) return; // out of view
+  const window = windowFor(viewport);
+  const drawn = JSON.stringify([power, left, top, width, height, window, view.inverted]);
+  if (drawn === viewport.drawn) return;
+  pixels.paint(canvas, pixels.colors(window, view.inverted), power, left, top, width, height);
+  Object.assign(canvas.style, { left: `${left * unit}px`, top: `${top * unit}px`, width: `${width * unit}px`, height: `${height * unit}px` });
+  viewport.drawn = drawn;
+}
+
+/** Show the values of an image in a viewport when they are loaded; until then, or if that fails, its 8-bit image stays. */
+async function showPixels(viewport, loading) {
+  Object.assign(viewport, { pixels: null, drawn: "", loading });
+  delete viewport.element.dataset.loaded;
+  try {
+    const pixels = await loading;
+    if (viewport.loading !== loading) return; // another image was chosen
+    viewport.pixels = pixels;
+    if (viewport === main) offerWindows();
+    paint(viewport);
+    viewport.element.dataset.loaded = "";
+    if (view.fitted) fit();
+    else draw();
+  } catch (error) {
+    showError(byId("save-status"), messages.imageFailed, error);
+  }
+}
+
 /** Fit the image to its viewport. */
 function fit() {
-  const [width, height] = naturalSize(viewports[0].querySelector(".image"));
-  const box = viewports[0].getBoundingClientRect();
+  const [width, height] = naturalSize(main);
+  const box = main.element.getBoundingClientRect();
   view.scale = Math.min(box.width / width, box.height / height);
   view.x = (box.width - view.scale * width) / 2;
   view.y = (box.height - view.scale * height) / 2;
@@ -68,7 +159,7 @@ function fit() {
 
 /** Zoom by a factor around a point of the viewport, by default its center. */
 function zoom(factor, x, y) {
-  const box = viewports[0].getBoundingClientRect();
+  const box = main.element.getBoundingClientRect();
   const [centerX, centerY] = [x ?? box.width / 2, y ?? box.height / 2];
   const scale = Math.min(Math.max(view.scale * factor, 0.02), 40);
   view.x = centerX - ((centerX - view.x) * scale) / view.scale;
@@ -86,16 +177,9 @@ function pan(dx, dy) {
   draw();
 }
 
-/** Set the window in gray levels of 0 to 255. */
-function setWindow(level, width) {
-  view.level = Math.min(Math.max(level, 0), 255);
-  view.width = Math.min(Math.max(width, 2), 510);
-  draw();
-}
-
-/** Restore the default window and fit the image. */
+/** Restore the default display and fit the image. */
 function reset() {
-  Object.assign(view, DEFAULT_WINDOW);
+  Object.assign(view, DEFAULT_DISPLAY);
   fit();
 }
 
@@ -105,20 +189,172 @@ function toggle(flag) {
   draw();
 }
 
+/** Show the page on the whole screen, or end that. Header and menu are hidden meanwhile; the patient stays in view. */
+function toggleFullScreen() {
+  if (document.fullscreenElement) document.exitFullscreen();
+  else document.documentElement.requestFullscreen?.();
+}
+
+/** Tell the style sheet where the viewer starts, so that the image takes the rest of the screen. */
+function measurePage() {
+  const top = document.querySelector(".viewer-layout").getBoundingClientRect().top + scrollY;
+  document.documentElement.style.setProperty("--viewer-top", `${top}px`);
+}
+
+// ---- Window and level
+
+/** Return the window of the main image. */
+function currentWindow() {
+  return view.window ?? main.pixels.defaultWindow;
+}
+
+/** Return the window of an image; null for its default. The window of another image differs from its default as the main one does. */
+function windowFor({ pixels }) {
+  if (!view.window || pixels === main.pixels) return view.window;
+  const [from, to] = [main.pixels.defaultWindow, pixels.defaultWindow];
+  const factor = to.width / from.width;
+  const direction = main.pixels.description.white_is_zero === pixels.description.white_is_zero ? 1 : -1;
+  return {
+    center: to.center + direction * (view.window.center - from.center) * factor,
+    width: view.window.width * factor,
+    function: view.window.function,
+  };
+}
+
+/** Set the window in the unit of the image's values, near their range. */
+function setWindow(center, width) {
+  if (!main.pixels) return;
+  const { smallest, largest, slope } = main.pixels.description;
+  const { width: defaultWidth, function: name } = main.pixels.defaultWindow;
+  const range = Math.max(largest - smallest, defaultWidth);
+  const current = view.window?.function ?? name;
+  view.window = {
+    center: Math.min(Math.max(center, smallest - range), largest + range),
+    width: Math.min(Math.max(width, current === "LINEAR" ? 1 : Math.abs(slope)), 10 * range),
+    function: current,
+  };
+  draw();
+}
+
+/** Change the window by the pixels of a drag; to the right it becomes wider, downwards the image becomes darker. */
+function dragWindow(dx, dy) {
+  if (!main.pixels) return;
+  const { center, width } = currentWindow();
+  const unit = main.pixels.defaultWindow.width / 255;
+  const direction = main.pixels.description.white_is_zero ? -1 : 1;
+  setWindow(center + (direction * unit * dy) / 2, width + unit * dx);
+}
+
+/** Fill the list of windows: the default, those of the file, and the full range. */
+function offerWindows() {
+  const { description } = main.pixels;
+  const [list, full] = [byId("window-preset"), byId("window-full")];
+  list.querySelectorAll("[data-window]").forEach((option) => option !== full && option.remove());
+  description.windows.forEach((window, i) => {
+    const name = window.explanation || format(messages.fileWindow, { number: i + 1 });
+    const option = new Option(`${name} (${rounded(window.center)} / ${rounded(window.width)})`);
+    option.dataset.window = JSON.stringify({ center: window.center, width: window.width, function: window.function });
+    full.before(option);
+  });
+  const [center, width] = [(description.smallest + description.largest) / 2, description.largest - description.smallest];
+  full.dataset.window = JSON.stringify({ center, width: width || 1, function: "LINEAR_EXACT" });
+  for (const id of ["window-preset", "window-level", "window-width"]) byId(id).disabled = false;
+}
+
+/** Apply the chosen window. */
+function chooseWindow() {
+  const { window } = byId("window-preset").selectedOptions[0].dataset;
+  view.window = window ? JSON.parse(window) : null;
+  draw();
+}
+
+/** Write the window to its controls, except the one that is being edited. */
+function showWindow() {
+  if (!main.pixels) return;
+  const window = currentWindow();
+  for (const [id, value] of [["window-level", window.center], ["window-width", window.width]]) {
+    if (document.activeElement !== byId(id)) byId(id).value = rounded(value);
+  }
+  const text = JSON.stringify(view.window);
+  const options = [...byId("window-preset").options];
+  const preset = view.window ? options.find((option) => option.dataset.window === text) : options[0];
+  byId("window-manual").hidden = Boolean(preset);
+  byId("window-preset").selectedIndex = options.indexOf(preset ?? byId("window-manual"));
+}
+
+/** Return a number of a window without noise of floating point. */
+function rounded(number) {
+  return Number(number.toPrecision(6));
+}
+
+/** Apply the numbers in the fields of the window. */
+function readWindow() {
+  const [center, width] = ["window-level", "window-width"].map((id) => byId(id).valueAsNumber);
+  if (Number.isFinite(center) && width > 0) setWindow(center, width);
+}
+
+// ---- Ruler
+
+/** Return the point of an image at a position in its viewport. */
+function pointAt(viewport, [x, y]) {
+  const [scale, [left, top]] = [scaleOf(viewport), positionOf(viewport)];
+  return [(x - left) / scale, (y - top) / scale];
+}
+
+/** Show the lengths as text too, for screen readers, and with a button that removes the latest line. */
+function showMeasurements() {
+  const texts = viewports.flatMap(({ ruler, pixels }) => ruler.texts(pixels?.description.spacing));
+  byId("measurements").hidden = !view.measuring && !texts.length;
+  byId("remove-measurement").hidden = !texts.length;
+  const text = texts.join(" · ") || messages.measure;
+  if (byId("measurement").value !== text) byId("measurement").value = text;
+}
+
+/** Remove the latest line of the viewport that has one; without lines, stop measuring. */
+function removeMeasurement() {
+  const viewport = viewports.findLast(({ ruler }) => ruler.lines.length);
+  if (viewport) viewport.ruler.removeLast();
+  else view.measuring = false;
+  draw();
+}
+
+/** Draw a line in the middle of a viewport, or exchange the ends of the latest one. */
+function measureByKey(viewport) {
+  const { width, height } = viewport.element.getBoundingClientRect();
+  if (viewport.ruler.lines.length) viewport.ruler.swapEnds();
+  else {
+    viewport.ruler.begin(...pointAt(viewport, [0.4 * width, height / 2]));
+    viewport.ruler.moveEnd(...pointAt(viewport, [0.6 * width, height / 2]));
+  }
+  draw();
+}
+
+/** Move the end of the latest line by pixels of the image. */
+function moveMeasurement({ ruler }, dx, dy) {
+  const [x, y] = ruler.lines.at(-1).end;
+  ruler.moveEnd(x + dx, y + dy);
+  draw();
+}
+
 // ---- Mouse and touch
 
 /** Make a viewport react to dragging, pinching, the wheel and double clicks. */
 function addPointerControls(viewport) {
+  const { element, ruler } = viewport;
   const pointers = new Map();
+  let measures = false; // whether the drag draws a line
   const position = (event) => {
-    const box = viewport.getBoundingClientRect();
+    const box = element.getBoundingClientRect();
     return [event.clientX - box.left, event.clientY - box.top];
   };
-  viewport.addEventListener("pointerdown", (event) => {
-    viewport.setPointerCapture(event.pointerId);
+  element.addEventListener("pointerdown", (event) => {
+    element.setPointerCapture(event.pointerId);
     pointers.set(event.pointerId, position(event));
+    if (measures) ruler.removeLast(); // a second finger
+    measures = view.measuring && pointers.size === 1 && event.button === 0;
+    if (measures) ruler.begin(...pointAt(viewport, position(event)));
   });
-  viewport.addEventListener("pointermove", (event) => {
+  element.addEventListener("pointermove", (event) => {
     const before = pointers.get(event.pointerId);
     if (!before) return;
     const now = position(event);
@@ -129,16 +365,32 @@ function addPointerControls(viewport) {
       const distance = ([x, y]) => Math.hypot(x - other[0], y - other[1]) || 1;
       zoom(distance(now) / distance(before), (now[0] + other[0]) / 2, (now[1] + other[1]) / 2);
       pan(dx / 2, dy / 2);
+    } else if (measures) {
+      ruler.moveEnd(...pointAt(viewport, now));
+      draw();
     } else if (view.windowDrag || event.buttons === 2 || event.shiftKey) {
-      setWindow(view.level + dy / 2, view.width + dx);
-    } else pan(dx, dy);
+      dragWindow(dx, dy);
+    } else if (event.pointerType !== "touch" || !element.classList.contains("scrolls-page")) pan(dx, dy);
   });
   for (const type of ["pointerup", "pointercancel"]) {
-    viewport.addEventListener(type, (event) => pointers.delete(event.pointerId));
+    element.addEventListener(type, (event) => {
+      pointers.delete(event.pointerId);
+      if (measures) {
+        const { start, end } = ruler.lines.at(-1);
+        if (type === "pointercancel" || (start[0] === end[0] && start[1] === end[1])) ruler.removeLast(); // a click
+        measures = false;
+        draw();
+      }
+      // Pinched to less than the viewport: one finger could not move it.
+      const isTouch = event.pointerType === "touch" && !pointers.size;
+      if (isTouch && !view.fitted && element.classList.contains("scrolls-page")) fit();
+    });
   }
-  viewport.addEventListener("contextmenu", (event) => event.preventDefault());
-  viewport.addEventListener("dblclick", fit);
-  viewport.addEventListener(
+  // Two fingers zoom; without this, the page could scroll with them.
+  element.addEventListener("touchmove", (event) => event.touches.length > 1 && event.cancelable && event.preventDefault(), { passive: false });
+  element.addEventListener("contextmenu", (event) => event.preventDefault());
+  element.addEventListener("dblclick", () => view.measuring || fit());
+  element.addEventListener(
     "wheel",
     (event) => {
       event.preventDefault();
@@ -146,45 +398,69 @@ function addPointerControls(viewport) {
     },
     { passive: false },
   );
-  const image = viewport.querySelector(".image");
-  image.addEventListener("load", () => (view.fitted ? fit() : draw()));
-  image.addEventListener("error", async () => {
-    if (!image.getAttribute("src")) return;
-    try {
-      await request(image.src); // an image element does not tell why it failed
-    } catch (error) {
-      showError(byId("save-status"), messages.imageFailed, error);
-    }
-  });
+  viewport.image.addEventListener("load", () => (view.fitted ? fit() : draw()));
 }
 
-// ---- Heatmap and comparison
+// ---- Heatmap, contour and comparison
 
-/** Show or hide the heatmap. It is loaded when first shown: the reviewer sees the image without it first. */
-async function showHeatmap(visible) {
-  view.heatmap = visible;
+let heatmapLoading = null;
+
+/** Load the heatmap when it is first needed: the reviewer sees the image without it first. */
+function requireHeatmap() {
+  heatmapLoading ??= loadHeatmap(predictionId, heatmapLayer, byId("scale-min"), byId("scale-max")).catch((error) => {
+    heatmapLoading = null;
+    throw error;
+  });
+  return heatmapLoading;
+}
+
+/** Show or hide the heatmap or its contour. */
+async function showHeatmap(part, visible) {
+  view[part] = visible;
   draw();
-  if (!visible || heatmapLayer.src) return;
+  if (!visible) return;
   try {
-    await loadHeatmap(predictionId, heatmapLayer, byId("scale-min"), byId("scale-max"));
+    await requireHeatmap();
+    if (part === "contour") await drawContour();
   } catch (error) {
-    view.heatmap = false;
+    view[part] = false;
     draw();
     showError(byId("save-status"), messages.heatmapFailed, error);
   }
 }
 
+let contourSize = null; // of the layer, pixels
+
+/** Compute the contour of the heatmap once. */
+async function drawContour() {
+  if (contourSize) return;
+  await heatmapLayer.decode();
+  const { width, height, ...paths } = contours(heatmapLayer);
+  contourSize = [width, height];
+  for (const path of main.overlay.querySelectorAll(".contour path")) path.setAttribute("d", paths[path.dataset.direction]);
+  draw();
+}
+
+/** Return the transform from pixels of the layer to the screen. */
+function contourTransform(scale) {
+  if (!contourSize) return "";
+  const [width, height] = naturalSize(main).map((side, i) => (side * scale) / contourSize[i]);
+  return `translate(${view.x} ${view.y}) scale(${width} ${height})`;
+}
+
 /** Show the chosen image in the second viewport, or hide it. */
 function updateComparison() {
   const chosen = byId("compare").value;
-  const viewport = byId("compare-viewport");
-  viewport.hidden = !chosen;
-  if (chosen === "same") showHeatmap(true);
+  const { element, image, ruler } = comparison;
+  element.hidden = !chosen;
+  ruler.lines.length = 0;
+  if (chosen === "same") showHeatmap("heatmap", true);
   if (chosen) {
     const name = byId("compare").selectedOptions[0].textContent;
-    viewport.querySelector(".image").src = `/v1/predictions/${chosen === "same" ? predictionId : chosen}/image.png`;
+    image.src = `/v1/predictions/${chosen === "same" ? predictionId : chosen}/image.png`;
+    showPixels(comparison, chosen === "same" ? main.loading : loadPixels(chosen));
     byId("compare-caption").textContent = name;
-    viewport.setAttribute("aria-label", format(messages.compareWith, { name }));
+    element.setAttribute("aria-label", format(messages.compareWith, { name }));
   }
   fit();
 }
@@ -233,9 +509,12 @@ const shortcuts = {
   "?": () => byId("shortcuts").showModal(),
 };
 const displayShortcuts = {
-  h: () => byId("heatmap-toggle") && showHeatmap(!view.heatmap),
+  h: () => byId("heatmap-toggle") && showHeatmap("heatmap", !view.heatmap),
+  c: () => byId("contour-toggle") && showHeatmap("contour", !view.contour),
   i: () => toggle("inverted"),
   w: () => toggle("windowDrag"),
+  m: () => toggle("measuring"),
+  s: toggleFullScreen,
   f: fit,
   1: () => zoom(1 / devicePixelRatio / view.scale),
   0: reset,
@@ -243,17 +522,26 @@ const displayShortcuts = {
   "=": () => zoom(1.25),
   "-": () => zoom(0.8),
 };
-if (viewports.length) Object.assign(shortcuts, displayShortcuts); // absent if the image was removed
-const arrows = {
-  ArrowLeft: [PAN_STEP, 0],
-  ArrowRight: [-PAN_STEP, 0],
-  ArrowUp: [0, PAN_STEP],
-  ArrowDown: [0, -PAN_STEP],
-};
+if (main) Object.assign(shortcuts, displayShortcuts); // absent if the image was removed
+const arrows = { ArrowLeft: [-1, 0], ArrowRight: [1, 0], ArrowUp: [0, -1], ArrowDown: [0, 1] };
+
+/** Return what a key does while a viewport has the focus: pan, or change the latest line while measuring. */
+function viewportAction(viewport, event) {
+  const step = arrows[event.key];
+  if (view.measuring && event.key === "Enter") return () => measureByKey(viewport);
+  if (!step) return undefined;
+  const [dx, dy] = step;
+  if (!view.measuring || !viewport.ruler.lines.length) return () => pan(-PAN_STEP * dx, -PAN_STEP * dy);
+  const pixels = event.shiftKey ? 10 : 1;
+  return () => moveMeasurement(viewport, pixels * dx, pixels * dy);
+}
+
 document.addEventListener("keydown", (event) => {
   if (ignoresShortcut(event)) return;
-  const arrow = event.target.closest(".viewport") && arrows[event.key];
-  const action = arrow ? () => pan(...arrow) : shortcuts[event.key];
+  const focused = viewports.find(({ element }) => element === event.target);
+  const hasRuler = view.measuring || viewports.some(({ ruler }) => ruler.lines.length);
+  const removal = event.key === "Escape" && hasRuler ? removeMeasurement : undefined;
+  const action = (focused && viewportAction(focused, event)) ?? removal ?? shortcuts[event.key];
   if (!action) return;
   event.preventDefault();
   if (event.repeat && "ponu".includes(event.key)) return; // holding the key down saves once
@@ -261,7 +549,7 @@ document.addEventListener("keydown", (event) => {
 });
 
 byId("delete")?.addEventListener("click", deleteImage);
-if (viewports.length) {
+if (main) {
   const buttons = {
     fit,
     reset,
@@ -270,15 +558,30 @@ if (viewports.length) {
     "zoom-out": shortcuts["-"],
     invert: shortcuts.i,
     "window-drag": shortcuts.w,
+    measure: shortcuts.m,
+    "remove-measurement": removeMeasurement,
     "heatmap-toggle": shortcuts.h,
+    "contour-toggle": shortcuts.c,
+    "full-screen": shortcuts.s,
     help: shortcuts["?"],
   };
   for (const [id, action] of Object.entries(buttons)) byId(id)?.addEventListener("click", action);
-  byId("window-level").addEventListener("input", (event) => setWindow(Number(event.target.value), view.width));
-  byId("window-width").addEventListener("input", (event) => setWindow(view.level, Number(event.target.value)));
+  for (const id of ["window-level", "window-width"]) {
+    byId(id).addEventListener("input", readWindow);
+    byId(id).addEventListener("blur", showWindow);
+  }
+  byId("window-preset").addEventListener("change", chooseWindow);
   byId("heatmap-opacity")?.addEventListener("input", draw);
   byId("compare").addEventListener("change", updateComparison);
+  byId("full-screen").hidden = !document.fullscreenEnabled;
+  document.addEventListener("fullscreenchange", () => {
+    setPressed("full-screen", Boolean(document.fullscreenElement));
+    measurePage();
+  });
   viewports.forEach(addPointerControls);
-  new ResizeObserver(() => view.fitted && fit()).observe(viewports[0]);
+  const titleObserver = new ResizeObserver(measurePage);
+  document.querySelectorAll(".header, .viewer-title").forEach((element) => titleObserver.observe(element));
+  new ResizeObserver(() => (view.fitted ? fit() : draw())).observe(main.element);
   fit();
+  showPixels(main, loadPixels(predictionId));
 }

@@ -1,12 +1,16 @@
-// The worklist: keyboard navigation, and refreshing the list without losing the selection.
+// The worklist: filters, keyboard navigation, and refreshing the list without losing the selection.
 
-import { ignoresShortcut } from "./api.js";
+import { format, ignoresShortcut, messages } from "./api.js";
 
 const status = document.getElementById("status");
+const filters = document.getElementById("filters");
 const rows = () => [...document.querySelectorAll("tr[data-id]")];
 const rowOf = (id) => document.querySelector(`tr[data-id="${id}"]`);
-let lastRefresh = Promise.resolve();
+let running = null; // the refresh that is under way
+let queued = null; // the one after it
 let selected = -1;
+let typing = false; // a date that is typed is half a date at first
+let appliedFilters = filterQuery();
 
 /** Store the ids of this list, in order, for the viewer's next and previous buttons. */
 function storeList() {
@@ -25,21 +29,51 @@ export function showStatus(message) {
   status.textContent = message;
 }
 
-/** Load the list again, after any refresh that is under way. */
+/** Load the list again, after any refresh that is under way. Returns "done", "failed", or "signed out". */
 export function refresh() {
-  lastRefresh = lastRefresh.then(reloadList);
-  return lastRefresh;
+  if (!running) {
+    running = reloadList().finally(() => {
+      running = null;
+    });
+    return running;
+  }
+  queued ??= running.then(() => {
+    queued = null;
+    return refresh();
+  });
+  return queued;
 }
 
 /** Replace the list by its current state; selection, focus and scroll position stay. */
 async function reloadList() {
-  const response = await fetch(location.href).catch(() => null);
-  if (!response?.ok || response.redirected) return;
-  const page = new DOMParser().parseFromString(await response.text(), "text/html");
+  const url = location.href;
+  let response;
+  let text;
+  try {
+    response = await fetch(url);
+    text = await response.text();
+  } catch {
+    return "failed";
+  }
+  if (response.redirected) return "signed out";
+  if (!response.ok) return "failed";
+  if (location.href !== url) return "done"; // other filters were chosen, and the next refresh loads their list
+  const page = new DOMParser().parseFromString(text, "text/html");
+  replaceList(page);
+  document.getElementById("search-filters").replaceWith(document.adoptNode(page.getElementById("search-filters")));
+  for (const link of document.querySelectorAll(".header-actions a[hreflang]")) {
+    link.href = page.querySelector(`.header-actions a[hreflang="${link.hreflang}"]`).getAttribute("href");
+  }
+  return "done";
+}
+
+/** Replace the list by that of another page. */
+function replaceList(page) {
   const list = document.getElementById("list");
   const newList = document.adoptNode(page.getElementById("list"));
   const selectedRow = rows()[selected];
-  const top = selectedRow?.getBoundingClientRect().top;
+  const anchor = selectedRow ?? (list.getBoundingClientRect().top < 0 ? firstVisibleRow() : null);
+  const top = anchor?.getBoundingClientRect().top;
   const focusedLink = list.contains(document.activeElement) && document.activeElement.getAttribute("href");
   for (const row of newList.querySelectorAll("tr[data-id]")) {
     const oldRow = rowOf(row.dataset.id);
@@ -48,16 +82,44 @@ async function reloadList() {
   }
   list.replaceWith(newList);
   selected = rows().findIndex((row) => row.dataset.id === selectedRow?.dataset.id);
-  if (selected >= 0) {
-    rows()[selected].classList.add("selected");
-    scrollBy(0, rows()[selected].getBoundingClientRect().top - top);
-  }
+  if (selected >= 0) rows()[selected].classList.add("selected");
+  const newAnchor = anchor && rowOf(anchor.dataset.id);
+  if (newAnchor) scrollBy(0, newAnchor.getBoundingClientRect().top - top);
   if (focusedLink) {
     [...newList.querySelectorAll("a")]
       .find((link) => link.getAttribute("href") === focusedLink)
       ?.focus({ preventScroll: true });
   }
   storeList();
+}
+
+/** Return the first row that is not above the window. */
+function firstVisibleRow() {
+  return rows().find((row) => row.getBoundingClientRect().top >= 0);
+}
+
+/** Return the chosen filters as a query string. */
+function filterQuery() {
+  return new URLSearchParams([...new FormData(filters)].filter(([, value]) => value)).toString();
+}
+
+/** Load the list of the chosen filters. The address follows, so that reloading the page keeps them. */
+async function applyFilters() {
+  const query = filterQuery();
+  if (query === appliedFilters || !filters.checkValidity()) return;
+  appliedFilters = query;
+  history.replaceState(null, "", query ? `/?${query}` : "/");
+  document.getElementById("list").setAttribute("aria-busy", "true");
+  const outcome = await refresh();
+  document.getElementById("list").removeAttribute("aria-busy");
+  if (outcome === "done") {
+    document.getElementById("filter-status").textContent = document.getElementById("total").textContent;
+    showStatus("");
+  } else {
+    const error = outcome === "failed" ? messages.unreachable : messages.sessionExpired;
+    showStatus(format(messages.listFailed, { error }));
+    appliedFilters = null; // the same filters can be tried again
+  }
 }
 
 /** Select the row `step` rows further down. */
@@ -86,6 +148,23 @@ document.addEventListener("focusin", (event) => {
   if (!focused) return;
   for (const row of rows()) row.classList.toggle("selected", row === focused);
   selected = rows().indexOf(focused);
+});
+filters.addEventListener("keydown", (event) => {
+  if (event.target.type !== "date") return;
+  if (event.key === "Enter") {
+    event.preventDefault();
+    applyFilters();
+  } else if (event.key !== "Tab") {
+    typing = true;
+  }
+});
+filters.addEventListener("pointerdown", () => {
+  typing = false;
+});
+filters.addEventListener("change", () => typing || applyFilters());
+filters.addEventListener("focusout", () => {
+  typing = false;
+  applyFilters();
 });
 storeList();
 addEventListener("pageshow", (event) => event.persisted && refresh()); // back from the viewer: readings may be new

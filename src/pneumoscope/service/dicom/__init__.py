@@ -1,0 +1,1 @@
+"""The DICOM node: receives images from modalities and PACS."""

@@ -1,0 +1,295 @@
+"""The receiver of the DICOM node: C-ECHO and C-STORE as a service class provider (SCP).
+
+An instance is acknowledged with success only when it and its prediction are on the disk. Instances that cannot be decoded leave
+a record among the unreadable files. No log line contains what a peer sent.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import concurrent.futures
+import contextlib
+import errno
+import logging
+import socket
+import threading
+from typing import TYPE_CHECKING, Any, cast
+
+from pydicom import Dataset
+from pydicom.pixels.decoders.base import get_decoder
+from pydicom.uid import (
+    AllTransferSyntaxes,
+    DeflatedExplicitVRLittleEndian,
+    ExplicitVRBigEndian,
+    ExplicitVRLittleEndian,
+    ImplicitVRLittleEndian,
+)
+from pynetdicom import AE, evt
+from pynetdicom.dimse_primitives import C_STORE
+from pynetdicom.pdu_primitives import A_ASSOCIATE
+from pynetdicom.sop_class import (  # type: ignore[attr-defined]  # the module creates its names when it is imported
+    ComputedRadiographyImageStorage,
+    DigitalXRayImageStorageForPresentation,
+    DigitalXRayImageStorageForProcessing,
+    SecondaryCaptureImageStorage,
+    Verification,
+)
+from pynetdicom.transport import ThreadedAssociationServer
+
+from pneumoscope.core.errors import BusyError, StorageError, UsageError
+from pneumoscope.core.prediction import Prediction
+from pneumoscope.service.dicom.settings import (
+    CANNOT_UNDERSTAND,
+    OUT_OF_RESOURCES,
+    PROCESSING_FAILURE,
+    SUCCESS,
+    DicomPeer,
+    DicomSettings,
+)
+
+if TYPE_CHECKING:
+    from pynetdicom.association import Association
+    from pynetdicom.events import Event
+
+    from pneumoscope.service.predictions import PredictionService
+
+__all__ = ["SOP_CLASSES", "DicomReceiver", "transfer_syntaxes"]
+
+_LOG = logging.getLogger("pneumoscope.service")
+_ANSWER_SECONDS = 150  # limit on the prediction of an instance
+_HANDSHAKE_SECONDS = 10
+_MAX_PDU_BYTES = 2**20  # of an association request with many presentation contexts; data PDUs have at most 16 KiB
+# Rejection of an association: permanent, by the service user, calling AE title not recognized (PS3.8 9.3.4).
+_UNKNOWN_CALLER = (0x01, 0x01, 0x03)
+
+SOP_CLASSES = (
+    ComputedRadiographyImageStorage,
+    DigitalXRayImageStorageForPresentation,
+    DigitalXRayImageStorageForProcessing,  # received, and answered as rejected: raw values are not for display
+    SecondaryCaptureImageStorage,
+)
+
+
+def transfer_syntaxes() -> list[str]:
+    """Return the UIDs of the transfer syntaxes that this installation can decode; uncompressed ones first."""
+    native = [ExplicitVRLittleEndian, ImplicitVRLittleEndian, ExplicitVRBigEndian]
+    compressed = []
+    for uid in AllTransferSyntaxes:
+        if uid in native or uid == DeflatedExplicitVRLittleEndian:
+            continue
+        with contextlib.suppress(NotImplementedError):  # it has no decoder
+            if get_decoder(uid).is_available:
+                compressed.append(uid)
+    return [str(uid) for uid in [*native, *compressed]]
+
+
+class DicomReceiver:
+    """Listens for associations of the configured peers, and has their instances predicted.
+
+    The socket is bound when the receiver is created; associations are accepted from `start` on.
+
+    Args:
+        settings: Settings of the node.
+    Raises:
+        UsageError: The address cannot be listened on.
+    """
+
+    def __init__(self, settings: DicomSettings) -> None:
+        self._settings = settings
+        self._ae = AE(settings.ae_title)
+        self._ae.require_called_aet = True
+        self._ae.maximum_associations = settings.max_associations
+        for name in ("acse_timeout", "dimse_timeout", "network_timeout"):
+            setattr(self._ae, name, settings.timeout)
+        self._ae.add_supported_context(Verification)
+        for sop_class in SOP_CLASSES:
+            self._ae.add_supported_context(sop_class, transfer_syntaxes())
+        self._peers: dict[int, DicomPeer] = {}  # by id of the association
+        self._received: dict[int, int] = {}  # bytes since the last instance, by id of the association
+        self._storing: set[int] = set()  # ids of associations whose instance is being predicted
+        self._service: PredictionService | None = None
+        self._loop: asyncio.AbstractEventLoop | None = None
+        self._stopped = False
+        self._server = self._listen()
+        self._thread: threading.Thread | None = None
+
+    @property
+    def port(self) -> int:
+        """Port that is listened on."""
+        return int(self._server.server_address[1])
+
+    def start(self, service: PredictionService, loop: asyncio.AbstractEventLoop) -> None:
+        """Accept associations.
+
+        Args:
+            service: Predicts the instances.
+            loop: Event loop of the service.
+        """
+        self._service, self._loop = service, loop
+        self._thread = threading.Thread(target=self._server.serve_forever, name="dicom-receiver", daemon=True)
+        self._thread.start()
+
+    def stop(self, timeout: float) -> None:
+        """Accept no more associations, let instances in progress finish for a number of seconds, and abort the associations."""
+        if self._stopped:
+            return
+        self._stopped = True
+        if self._thread is None:
+            self._server.server_close()
+            return
+        self._server.shutdown()
+        deadline = threading.Event()
+        timer = threading.Timer(timeout, deadline.set)
+        timer.daemon = True
+        timer.start()
+        while self._storing and not deadline.is_set():
+            deadline.wait(0.05)
+        timer.cancel()
+        for association in self._ae.active_associations:
+            association.abort()
+        self._thread.join(timeout)
+
+    def _listen(self) -> ThreadedAssociationServer:
+        host = self._settings.host.strip("[]")
+        handlers: list[Any] = [
+            (evt.EVT_CONN_OPEN, _limit_pdu_length),
+            (evt.EVT_REQUESTED, self._authorize),
+            (evt.EVT_DATA_RECV, self._count_bytes),
+            (evt.EVT_C_ECHO, lambda _: SUCCESS),
+            (evt.EVT_C_STORE, self._store),
+            (evt.EVT_CONN_CLOSE, self._forget),
+        ]
+        try:
+            server = self._ae.make_server(
+                (host, self._settings.port), evt_handlers=handlers, server_class=_server_class(self._settings)
+            )
+        except OSError as error:
+            raise UsageError(
+                f"cannot listen for DICOM on {host}, port {self._settings.port}: {error.strerror or error}",
+                hint="Choose another port with --dicom-port",
+            ) from error
+        self._ae._servers.append(server)  # `shutdown` removes it, as `AE.start_server` would have added it
+        return server
+
+    # --- associations ----------------------------------------------------------------------------------------------------
+
+    def _authorize(self, event: Event) -> None:
+        """Reject an association whose calling AE title and address are not those of one peer."""
+        association = event.assoc
+        request = cast(A_ASSOCIATE, association.requestor.primitive)
+        title, address = request.calling_ae_title.strip(), str(association.requestor.address)
+        peer = next((peer for peer in self._settings.peers if peer.ae_title == title and _is_at(peer, address)), None)
+        if peer is None:
+            _LOG.warning(
+                "Rejected a DICOM association from %s: its AE title and address are not those of a peer", address
+            )
+            association.acse.send_reject(*_UNKNOWN_CALLER)
+            evt.trigger(association, evt.EVT_REJECTED, {})
+            association.kill()
+            return
+        self._peers[id(association)] = peer
+
+    def _count_bytes(self, event: Event) -> None:
+        """Abort an association that sends more bytes than an instance may have."""
+        key, before = id(event.assoc), self._received.get(id(event.assoc), 0)
+        self._received[key] = before + len(event.data)
+        if before <= self._settings.max_bytes < self._received[key]:
+            _LOG.warning("Aborted a DICOM association: an instance has more than %d bytes", self._settings.max_bytes)
+            event.assoc.abort(block=False)
+
+    def _forget(self, event: Event) -> None:
+        self._peers.pop(id(event.assoc), None)
+        self._received.pop(id(event.assoc), None)
+
+    # --- C-STORE ---------------------------------------------------------------------------------------------------------
+
+    def _store(self, event: Event) -> Dataset:
+        """Predict an instance, and return the status of the response."""
+        self._storing.add(id(event.assoc))
+        try:
+            return self._predict(
+                event.encoded_dataset(), str(cast(C_STORE, event.request).AffectedSOPInstanceUID), event.assoc
+            )
+        finally:
+            self._storing.discard(id(event.assoc))
+            self._received.pop(id(event.assoc), None)
+
+    def _predict(self, instance: bytes, uid: str, association: Association) -> Dataset:
+        assert self._service
+        assert self._loop
+        peer = self._peers[id(association)]
+        try:
+            prediction = self._service.predict_instance(instance, uid, peer.name)
+            found = asyncio.run_coroutine_threadsafe(prediction, self._loop).result(_ANSWER_SECONDS)
+        except (BusyError, StorageError, concurrent.futures.TimeoutError) as error:
+            code = error.code if isinstance(error, BusyError | StorageError) else "timeout"
+            _LOG.warning("C-STORE %s of %s", code, peer.name)
+            return _status(OUT_OF_RESOURCES, code)
+        except UsageError as error:  # the dates in the header contradict each other
+            return _status(CANNOT_UNDERSTAND, error.code)
+        except Exception as error:  # noqa: BLE001  every instance is answered; its message may contain anything
+            _LOG.warning("C-STORE internal_error of %s: unexpected %s", peer.name, type(error).__name__)
+            return _status(PROCESSING_FAILURE, "internal_error")
+        if isinstance(found, Prediction) and found.failure:
+            return _status(CANNOT_UNDERSTAND, found.failure.code)
+        return _status(SUCCESS)
+
+
+def _status(status: int, code: str = "") -> Dataset:
+    response = Dataset()
+    response.Status = status
+    if code:
+        response.ErrorComment = code[:64]
+    return response
+
+
+def _limit_pdu_length(event: Event) -> None:
+    """Let the socket of an association read no more than a PDU may have: pynetdicom would read up to 4 GB into memory."""
+    association_socket: Any = event.assoc.dul.socket
+    receive = association_socket.recv
+
+    def receive_limited(n_bytes: int) -> bytearray:
+        if n_bytes > _MAX_PDU_BYTES:
+            raise OSError(errno.EMSGSIZE, "the PDU is too long")
+        found: bytearray = receive(n_bytes)
+        return found
+
+    association_socket.recv = receive_limited
+
+
+def _is_at(peer: DicomPeer, address: str) -> bool:
+    """Return whether an address is one of a peer's host."""
+    with contextlib.suppress(OSError, UnicodeError):
+        found = {str(info[4][0]) for info in socket.getaddrinfo(peer.host, None)}
+        return bool({address, address.removeprefix("::ffff:")} & found)
+    return False
+
+
+def _server_class(settings: DicomSettings) -> type[ThreadedAssociationServer]:
+    """Return the class of a server that checks addresses and does the TLS handshake in the thread of the connection.
+
+    In the thread that accepts connections, one silent client would keep all others waiting.
+    """
+
+    class Server(ThreadedAssociationServer):
+        def process_request_thread(self, request: Any, client_address: Any) -> None:
+            address = client_address[0]
+            if not any(_is_at(peer, address) for peer in settings.peers):
+                _LOG.warning("Rejected a DICOM connection from %s: the address is not that of a peer", address)
+                self.shutdown_request(request)
+                return
+            if settings.tls:
+                try:
+                    request.settimeout(min(settings.timeout, _HANDSHAKE_SECONDS))
+                    request = settings.tls.wrap_socket(request, server_side=True)
+                except OSError:  # of which SSLError is one
+                    _LOG.warning("Rejected a DICOM connection from %s: TLS handshake failed", address)
+                    self.shutdown_request(request)
+                    return
+            request.settimeout(settings.timeout)  # of a PDU that is not complete
+            super().process_request_thread(request, client_address)
+
+        def handle_error(self, request: Any, client_address: Any) -> None:
+            _LOG.warning("A DICOM connection from %s failed", client_address[0])
+
+    return Server

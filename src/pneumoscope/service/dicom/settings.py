@@ -1,0 +1,135 @@
+"""Settings of the DICOM node, and the peers that it knows."""
+
+from __future__ import annotations
+
+import dataclasses
+import re
+import ssl
+from pathlib import Path
+
+from pneumoscope.core.errors import UsageError
+from pneumoscope.service.auth.users import validate_name
+
+__all__ = [
+    "CANNOT_UNDERSTAND",
+    "OUT_OF_RESOURCES",
+    "PROCESSING_FAILURE",
+    "SUCCESS",
+    "DicomPeer",
+    "DicomSettings",
+    "parse_peer",
+    "tls_context",
+]
+
+# Statuses of C-STORE (PS3.4 B.2.3) and of DIMSE (PS3.7 C), which STOW-RS states as reasons of failures.
+SUCCESS, OUT_OF_RESOURCES, CANNOT_UNDERSTAND, PROCESSING_FAILURE = 0x0000, 0xA700, 0xC000, 0x0110
+
+_PEER = re.compile(r"(?P<name>[^=@:]+)=(?P<ae_title>[^=@]+)@(?P<host>\[[^\]]+\]|[^=@:\[\]]+):(?P<port>[0-9]{1,5})")
+# Characters of the value representation AE (PS3.5 6.2), without spaces at its ends.
+_AE_TITLE = re.compile(r"(?! )[\x20-\x5b\x5d-\x7e]{1,16}(?<! )")
+
+
+@dataclasses.dataclass(frozen=True, slots=True)
+class DicomPeer:
+    """Another DICOM node.
+
+    Attributes:
+        name: Identifies the peer in the audit log.
+        ae_title: Its application entity title.
+        host: Host name or address, from which it must connect.
+        port: Port on which it listens.
+    """
+
+    name: str
+    ae_title: str
+    host: str
+    port: int
+
+
+@dataclasses.dataclass(frozen=True, slots=True)
+class DicomSettings:
+    """Settings of the DICOM node.
+
+    Attributes:
+        host, port: Address to listen on; port 0 picks a free one.
+        ae_title: Application entity title, which peers must call.
+        peers: Nodes that may connect.
+        tls: Context of a TLS server; None without TLS.
+        max_bytes: Size of an instance.
+        max_associations: Associations at the same time.
+        timeout: Seconds for which a peer may be silent.
+    """
+
+    host: str
+    port: int
+    ae_title: str
+    peers: tuple[DicomPeer, ...]
+    tls: ssl.SSLContext | None = None
+    max_bytes: int = 256 * 2**20
+    max_associations: int = 16
+    timeout: float = 30
+
+    def __post_init__(self) -> None:
+        """Raise UsageError if a setting is invalid."""
+        if not _AE_TITLE.fullmatch(self.ae_title):
+            raise _invalid_ae_title(self.ae_title)
+        if not self.peers:
+            raise UsageError(
+                "--dicom-port without a peer: no node could connect",
+                hint="Name each node that may send images: --dicom-peer PACS=ORTHANC@10.0.0.5:4242",
+            )
+        names = [peer.name for peer in self.peers]
+        for name in names:
+            if names.count(name) > 1:
+                raise UsageError(f"two DICOM peers have the name {name!r}", hint="Choose another name")
+
+
+def parse_peer(text: str) -> DicomPeer:
+    """Return the peer that a text describes, such as "PACS=ORTHANC@10.0.0.5:4242".
+
+    Raises:
+        UsageError: The text has another form, or a part of it is invalid.
+    """
+    match = _PEER.fullmatch(text)
+    if match is None or not 0 < int(match["port"]) < 2**16:
+        raise UsageError(
+            f"{text[:120]!r} is not a DICOM peer", hint="Write NAME=AET@HOST:PORT, such as PACS=ORTHANC@10.0.0.5:4242"
+        )
+    validate_name(match["name"])
+    if not _AE_TITLE.fullmatch(match["ae_title"]):
+        raise _invalid_ae_title(match["ae_title"])
+    return DicomPeer(match["name"], match["ae_title"], match["host"].strip("[]"), int(match["port"]))
+
+
+def tls_context(certificate: Path, key: Path, client_ca: Path) -> ssl.SSLContext:
+    """Return the context of a TLS server that requires client certificates.
+
+    The profile is BCP 195 (PS3.15 B.9): TLS 1.2 or newer.
+
+    Args:
+        certificate: Certificate of the service, with those of intermediate authorities, PEM.
+        key: Its private key, PEM.
+        client_ca: Certificates of the authorities that sign those of peers, PEM.
+    Raises:
+        UsageError: A file cannot be read, or is not a certificate or the key of it.
+    """
+    context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
+    context.minimum_version = ssl.TLSVersion.TLSv1_2
+    context.verify_mode = ssl.CERT_REQUIRED
+    try:
+        # An encrypted key would ask for its password on the terminal.
+        context.load_cert_chain(certificate, key, password=b"")
+        context.load_verify_locations(client_ca)
+    except (OSError, ssl.SSLError, ValueError) as error:
+        raise UsageError(
+            f"the TLS certificate or key of the DICOM node cannot be used: {error}",
+            hint="Pass PEM files with --dicom-tls CERTIFICATE KEY CLIENT_CA",
+        ) from error
+    return context
+
+
+def _invalid_ae_title(text: str) -> UsageError:
+    return UsageError(
+        f"{text[:40]!r} is not an AE title",
+        hint="Use 1 to 16 ASCII characters, without backslash and spaces at the ends",
+    )

@@ -1,0 +1,200 @@
+"""DICOMweb: Store Transaction (STOW-RS, PS3.18 10.5) at `/dicom-web/studies`."""
+
+from __future__ import annotations
+
+import asyncio
+import io
+import json
+from email.message import Message
+from typing import Any
+
+from fastapi import APIRouter, Depends, Request, Response
+from pydicom import Dataset, Sequence
+from pydicom.filereader import read_dataset
+from pydicom.tag import BaseTag
+from python_multipart import MultipartParser
+from python_multipart.exceptions import MultipartParseError
+from starlette.exceptions import HTTPException
+
+from pneumoscope.core.errors import BusyError, StorageError, TooLargeError, UsageError
+from pneumoscope.core.prediction import Prediction
+from pneumoscope.service.api.dependencies import AppService, AppSettings, NoParameters, User, no_duplicate_parameters
+from pneumoscope.service.api.exception_handlers import problem_responses
+from pneumoscope.service.api.uploads import MAX_NAME_LENGTH
+from pneumoscope.service.dicom.settings import CANNOT_UNDERSTAND, OUT_OF_RESOURCES
+from pneumoscope.service.predictions import PredictionService
+
+__all__ = ["dicom_web_router"]
+
+_MEDIA_TYPE = "application/dicom+json"
+_ACCEPTED = ("*/*", "application/*", "application/json", _MEDIA_TYPE)
+_PREFIX = slice(128, 132)  # "DICM", after the preamble
+_META_GROUP = 0x0002
+_MAX_META_BYTES = 64 * 2**10
+_MAX_HEADER_BYTES = 4096  # of a part
+_BODY: dict[str, Any] = {
+    "required": True,
+    "content": {"multipart/related": {"schema": {"type": "string", "format": "binary"}}},
+}
+_STORED: dict[str, Any] = {"content": {_MEDIA_TYPE: {"schema": {"type": "object"}}}}
+_RESPONSES: dict[int | str, dict[str, Any]] = {
+    200: {**_STORED, "description": "All instances were stored"},
+    202: {**_STORED, "description": "Some instances were not stored"},
+    409: {**_STORED, "description": "No instance was stored"},
+}
+
+# The application adds `dependencies.authentication`; see `app.create_app`.
+dicom_web_router = APIRouter(
+    prefix="/dicom-web", tags=["DICOMweb"], responses=problem_responses(401, 403, 422, 429, 503),
+    dependencies=[Depends(no_duplicate_parameters)],
+)  # fmt: skip
+
+
+@dicom_web_router.post(
+    "/studies", summary="Store and predict DICOM instances (STOW-RS)", response_class=Response,
+    responses={**_RESPONSES, **problem_responses(400, 406, 413, 415)}, openapi_extra={"requestBody": _BODY},
+)  # fmt: skip
+async def store(request: Request, service: AppService, settings: AppSettings, user: User, _: NoParameters) -> Response:
+    """Send DICOM files as the parts of a `multipart/related` body. The response (PS3.18 10.5.3) is sent when the instances and
+    their predictions are on the disk; `ReferencedSOPSequence` lists them, and `FailedSOPSequence` the others, with reasons.
+    Instances that are stored already are not predicted again.
+    """
+    _require_acceptable(request)
+    instances = await _read_instances(request, settings.max_images)
+    items = await asyncio.gather(*(_store(service, instance, user) for instance in instances))
+    stored = [item for item in items if "FailureReason" not in item]
+    failed = [item for item in items if "FailureReason" in item]
+    document = Dataset()
+    if stored:
+        document.ReferencedSOPSequence = Sequence(stored)
+    if failed:
+        document.FailedSOPSequence = Sequence(failed)
+    status = 409 if not stored else 202 if failed else 200
+    return Response(json.dumps(document.to_json_dict()), status, media_type=_MEDIA_TYPE)
+
+
+async def _store(service: PredictionService, instance: bytes, user: str) -> Dataset:
+    """Predict an instance, and return its item in a sequence of the response."""
+    item = Dataset()
+    item.ReferencedSOPClassUID, item.ReferencedSOPInstanceUID = _read_uids(instance)
+    try:
+        found = await service.predict_instance(instance, item.ReferencedSOPInstanceUID[:MAX_NAME_LENGTH], user)
+    except (BusyError, StorageError):
+        item.FailureReason = OUT_OF_RESOURCES
+    except UsageError:  # the dates in the header contradict each other
+        item.FailureReason = CANNOT_UNDERSTAND
+    else:
+        if isinstance(found, Prediction) and found.failure:
+            item.FailureReason = CANNOT_UNDERSTAND
+    return item
+
+
+def _require_acceptable(request: Request) -> None:
+    """Raise an error if the client accepts no JSON."""
+    accepted = [each.partition(";")[0].strip().lower() for each in request.headers.get("Accept", "*/*").split(",")]
+    if not any(each in _ACCEPTED for each in accepted):
+        raise HTTPException(406, f"the response is {_MEDIA_TYPE}, which the client does not accept")
+
+
+async def _read_instances(request: Request, max_instances: int) -> list[bytes]:
+    """Return the parts of a body.
+
+    Raises:
+        UsageError: The body is malformed or has no part.
+        TooLargeError: There are too many parts.
+        HTTPException: The body, or a part, is not DICOM (415).
+    """
+    content_type = Message()
+    content_type["Content-Type"] = request.headers.get("Content-Type", "")
+    boundary = content_type.get_param("boundary")
+    part_type = str(content_type.get_param("type") or "application/dicom")
+    if content_type.get_content_type() != "multipart/related" or part_type.lower() != "application/dicom":
+        raise _unsupported(request.headers.get("Content-Type", ""))
+    if not isinstance(boundary, str) or not boundary or len(boundary) > 256:
+        raise UsageError("the Content-Type has no boundary", hint='Send multipart/related; type="application/dicom"')
+    parts = _Parts()
+    try:
+        parser = MultipartParser(boundary.encode("latin-1", "replace"), parts.callbacks())
+        async for chunk in request.stream():
+            parser.write(chunk)
+            if len(parts.complete) > max_instances:
+                raise TooLargeError(
+                    f"too many instances; the limit per request is {max_instances}",
+                    hint="Send them in several requests",
+                )
+        parser.finalize()
+    except MultipartParseError as error:
+        raise UsageError("the body is not multipart", hint="Separate the parts by the boundary") from error
+    if not parts.ended or not parts.complete:
+        raise UsageError("the body has no instance, or ends in the middle of one", hint="Send each file as a part")
+    return parts.complete
+
+
+class _Parts:
+    """Collects the parts of a body that `MultipartParser` finds."""
+
+    def __init__(self) -> None:
+        self.complete: list[bytes] = []
+        self.ended = False
+        self._content = bytearray()
+        self._name = self._value = b""
+
+    def callbacks(self) -> Any:
+        """Return the callbacks of the parser."""
+        names = ("part_begin", "part_data", "part_end", "header_field", "header_value", "header_end", "end")
+        return {f"on_{name}": getattr(self, f"_{name}") for name in names}
+
+    def _part_begin(self) -> None:
+        self._content = bytearray()
+        self._name = self._value = b""
+
+    def _part_data(self, data: bytes, start: int, end: int) -> None:
+        self._content += data[start:end]
+
+    def _part_end(self) -> None:
+        self.complete.append(bytes(self._content))
+
+    def _header_field(self, data: bytes, start: int, end: int) -> None:
+        self._name += data[start:end]
+        self._check_header()
+
+    def _header_value(self, data: bytes, start: int, end: int) -> None:
+        self._value += data[start:end]
+        self._check_header()
+
+    def _header_end(self) -> None:
+        name, value = self._name.decode("latin-1").strip().lower(), self._value.decode("latin-1")
+        if name == "content-type" and value.partition(";")[0].strip().lower() != "application/dicom":
+            raise _unsupported(value)
+        self._name = self._value = b""
+
+    def _end(self) -> None:
+        self.ended = True
+
+    def _check_header(self) -> None:
+        if len(self._name) + len(self._value) > _MAX_HEADER_BYTES:
+            raise UsageError(f"a header of a part has more than {_MAX_HEADER_BYTES} bytes")
+
+
+def _unsupported(content_type: str) -> HTTPException:
+    return HTTPException(
+        415, f'the Content-Type {content_type[:64]!r} is not supported; use multipart/related; type="application/dicom"'
+    )
+
+
+def _read_uids(instance: bytes) -> tuple[str, str]:
+    """Return the UIDs of SOP class and instance from the file meta information; empty if it cannot be read."""
+    if instance[_PREFIX] != b"DICM":
+        return "", ""
+    file = io.BytesIO(instance[_PREFIX.stop : _PREFIX.stop + _MAX_META_BYTES])
+    try:
+        meta = read_dataset(
+            file, is_implicit_VR=False, is_little_endian=True, stop_when=lambda tag, *_: _group(tag) != _META_GROUP
+        )
+        return str(meta.get("MediaStorageSOPClassUID", "")), str(meta.get("MediaStorageSOPInstanceUID", ""))
+    except Exception:  # noqa: BLE001  untrusted bytes: the library raises errors of any type
+        return "", ""
+
+
+def _group(tag: BaseTag) -> int:
+    return int(tag) >> 16

@@ -1,0 +1,28 @@
+"""Change of prevalence. Deployed models use it, so that this module does not import SciPy."""
+
+from __future__ import annotations
+
+import numpy as np
+import numpy.typing as npt
+
+from pneumoscope.statistics.inputs import FloatArray
+
+__all__ = ["adjust_prevalence"]
+
+
+def adjust_prevalence(probabilities: npt.ArrayLike, source: float, target: float) -> FloatArray:
+    """Return probabilities for a population in which pneumonia is more or less common.
+
+    The odds are multiplied by a constant. The images of each label are assumed to be distributed alike in both
+    populations.
+
+    Args:
+        probabilities: Probabilities of pneumonia in the source population, 0 to 1, any shape.
+        source: Prevalence in the source population, above 0 and below 1.
+        target: Prevalence in the target population, above 0 and below 1.
+
+    Source: Saerens 2002, Neural Comput 14:21, equation 2.4.
+    """
+    p = np.asarray(probabilities, dtype=np.float64)
+    pneumonia, normal = p * target / source, (1 - p) * (1 - target) / (1 - source)
+    return np.asarray(pneumonia / (pneumonia + normal))

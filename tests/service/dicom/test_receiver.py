@@ -1,0 +1,470 @@
+"""The DICOM node receives images: associations, statuses, limits, duplicates, TLS, and a killed process."""
+
+import asyncio
+import hashlib
+import io
+import logging
+import re
+import shutil
+import socket
+import ssl
+import subprocess
+import threading
+import time
+from contextlib import contextmanager, suppress
+
+import pydicom
+import pytest
+from fastapi.testclient import TestClient
+from pydicom.uid import ExplicitVRLittleEndian, JPEGBaseline8Bit, generate_uid
+from tests.images import dicom
+from tests.service.conftest import served, verified
+
+from pneumoscope.core.errors import BusyError, StorageError, UsageError
+from pneumoscope.service.app import create_app
+from pneumoscope.service.audit.log import read_rows
+from pneumoscope.service.dicom.settings import DicomPeer, DicomSettings, parse_peer, tls_context
+from pneumoscope.service.storage.repository import PredictionRepository
+
+pynetdicom = pytest.importorskip("pynetdicom", reason="[pacs] is not installed")
+receiver = pytest.importorskip("pneumoscope.service.dicom.receiver")
+
+PEER = DicomPeer("PACS", "ORTHANC", "127.0.0.1", 4242)
+SECONDS = 30
+
+
+def instance(level=100, **elements):
+    """Return a data set with a new UID, or the stated one."""
+    elements = {"SOPInstanceUID": generate_uid()} | elements
+    dataset = pydicom.dcmread(io.BytesIO(dicom(level, **{"PatientID": "7", "PatientAge": "003Y"} | elements)))
+    dataset.file_meta.MediaStorageSOPInstanceUID = dataset.SOPInstanceUID
+    return dataset
+
+
+@contextmanager
+def node(model, repository=None, **settings):
+    """A service with a DICOM node: its client and the node."""
+    options = {"host": "127.0.0.1", "port": 0, "ae_title": "PNEUMOSCOPE", "peers": (PEER,), "timeout": 5} | settings
+    opened = receiver.DicomReceiver(DicomSettings(**options))
+    app = create_app(model, repository or PredictionRepository(None), dicom_receiver=opened)
+    with TestClient(app, base_url="http://127.0.0.1:8000") as client:
+        yield client, opened
+
+
+@contextmanager
+def association(opened, *, calling="ORTHANC", called="PNEUMOSCOPE", syntaxes=None, **options):
+    """An association of a pynetdicom sender, which may be rejected."""
+    sender = pynetdicom.AE(calling)
+    sender.acse_timeout = sender.dimse_timeout = sender.network_timeout = SECONDS
+    sender.add_requested_context("1.2.840.10008.1.1")
+    for sop_class in receiver.SOP_CLASSES:
+        sender.add_requested_context(sop_class, syntaxes or [ExplicitVRLittleEndian])
+    requested = sender.associate("127.0.0.1", opened.port, ae_title=called, **options)
+    try:
+        yield requested
+    finally:
+        if requested.is_established:
+            requested.release()
+        sender.shutdown()
+
+
+def connection(opened):
+    """A bare connection to a node."""
+    return socket.create_connection(("127.0.0.1", opened.port), timeout=SECONDS)
+
+
+def received(bare):
+    """The next bytes of a bare connection; empty at its end."""
+    bare.settimeout(SECONDS)
+    return bare.recv(4096)
+
+
+def test_instance_is_predicted_stored_and_acknowledged(model):
+    with node(model) as (client, opened), association(opened) as sender:
+        assert sender.send_c_echo().Status == 0x0000
+        sent = instance(AccessionNumber="A1", StudyInstanceUID="1.2.3")
+        assert sender.send_c_store(sent).Status == 0x0000
+        (found,) = client.get("/v1/predictions").json()["predictions"]
+        assert (found["path"], found["identity"]["patient_id"], found["identity"]["accession_number"]) == (
+            sent.SOPInstanceUID, "7", "A1"
+        )  # fmt: skip
+        assert found["decision"] in ("pneumonia", "no_pneumonia")
+        (row,) = read_rows(client.app.state.service.repository.engine)
+        assert (row.event, row.user) == ("predicted", "PACS")
+
+
+def test_stored_file_is_the_instance_that_was_sent(model):
+    repository = PredictionRepository(None)
+    with node(model, repository) as (client, opened), association(opened) as sender:
+        sent = instance()
+        sender.send_c_store(sent)
+        (found,) = client.get("/v1/predictions").json()["predictions"]
+        stored = pydicom.dcmread(io.BytesIO(repository.image(repository.get(found["id"]))))
+        assert stored == sent
+        assert stored.file_meta.TransferSyntaxUID == ExplicitVRLittleEndian
+
+
+def test_duplicate_is_acknowledged_and_not_predicted_again(model, monkeypatch):
+    with node(model) as (client, opened), association(opened) as sender:
+        sent = instance()
+        assert sender.send_c_store(sent).Status == 0x0000
+        monkeypatch.setattr(
+            type(client.app.state.service), "predict", lambda *_, **__: pytest.fail("it was predicted again")
+        )
+        assert sender.send_c_store(sent).Status == 0x0000
+        assert client.get("/v1/predictions").json()["total"] == 1
+
+
+def test_rejected_image_is_acknowledged_with_its_reason_on_record(model):
+    with node(model) as (client, opened), association(opened) as sender:
+        assert sender.send_c_store(instance(ViewPosition="LL")).Status == 0x0000
+        (found,) = client.get("/v1/predictions").json()["predictions"]
+        assert found["rejection"]["code"] == "lateral_view"
+
+
+@pytest.mark.parametrize("fault", ["rows", "pixels"])
+def test_instance_that_cannot_be_decoded_is_not_understood_and_leaves_a_record(model, fault):
+    sent = instance()
+    if fault == "rows":
+        del sent.Rows
+    else:
+        sent.PixelData = sent.PixelData[:100]
+    with node(model) as (client, opened), association(opened) as sender:
+        answer = sender.send_c_store(sent)
+        assert (answer.Status, answer.ErrorComment) == (0xC000, "unreadable_image")
+        assert client.get("/v1/unreadable").json()["total"] == 1
+        assert sender.send_c_store(instance()).Status == 0x0000
+
+
+@pytest.mark.parametrize(
+    ("error", "status", "comment"),
+    [
+        (BusyError("the queue is full"), 0xA700, "busy"),
+        (StorageError("the disk is full"), 0xA700, "storage"),
+        (RuntimeError("with a name"), 0x0110, "internal_error"),
+    ],
+)
+def test_failure_is_never_acknowledged_with_success(model, monkeypatch, caplog, error, status, comment):
+    async def fail(*_, **__):
+        raise error
+
+    with node(model) as (client, opened), association(opened) as sender, caplog.at_level(logging.INFO):
+        with monkeypatch.context() as patched:
+            patched.setattr(type(client.app.state.service), "predict", fail)
+            answer = sender.send_c_store(instance())
+        assert (answer.Status, answer.ErrorComment) == (status, comment)
+        assert client.get("/v1/predictions").json()["total"] == 0
+        assert sender.send_c_store(instance()).Status == 0x0000  # the node continues
+    assert "with a name" not in caplog.text
+
+
+@pytest.mark.parametrize(
+    ("titles", "reason"),
+    [({"calling": "INTRUDER"}, 3), ({"called": "ANOTHER"}, 7)],
+)
+def test_unknown_ae_title_is_rejected(model, titles, reason):
+    with node(model) as (client, opened), association(opened, **titles) as sender:
+        assert sender.is_rejected
+        assert sender.acceptor.primitive.diagnostic == reason
+        assert client.get("/v1/predictions").json()["total"] == 0
+
+
+def test_ae_title_of_a_peer_at_another_address_is_rejected(model, caplog):
+    peers = DicomPeer("PACS", "ORTHANC", "192.0.2.1", 4242), DicomPeer("CT", "CT1", "127.0.0.1", 4242)
+    with node(model, peers=peers) as (_, opened):
+        with association(opened) as sender:
+            assert sender.is_rejected
+        with association(opened, calling="CT1") as sender:
+            assert sender.is_established
+    assert "Rejected a DICOM association from 127.0.0.1" in caplog.text
+    assert "ORTHANC" not in caplog.text
+
+
+def test_instance_beyond_the_limit_aborts_the_association(model):
+    with node(model, max_bytes=20_000) as (client, opened):
+        with association(opened) as sender:
+            assert sender.send_c_store(instance()).Status == 0x0000
+            assert sender.send_c_store(instance(110)).Status == 0x0000  # the limit is that of one instance
+            large = instance()
+            large.add_new(0x00091001, "OB", bytes(200_000))
+            assert "Status" not in sender.send_c_store(large)
+        with association(opened) as sender:
+            assert sender.is_established
+        assert client.get("/v1/predictions").json()["total"] == 2
+
+
+def test_number_of_associations_is_limited(model):
+    with (
+        node(model, max_associations=2) as (_, opened),
+        association(opened),
+        association(opened),
+        association(opened) as third,
+    ):
+        assert third.is_rejected
+
+
+def test_silent_peer_is_disconnected(model):
+    with node(model, timeout=0.5) as (_, opened):
+        with connection(opened) as silent:
+            assert received(silent) == b""
+        with association(opened) as sender:
+            assert sender.send_c_echo().Status == 0x0000
+
+
+@pytest.mark.parametrize("content", [b"GET / HTTP/1.1\r\n\r\n", b"\x01\x00\xff\xff\xff\xff" + bytes(100), bytes(500)])
+def test_bytes_that_are_no_pdu_end_their_connection_only(model, content):
+    with node(model, timeout=2) as (_, opened):
+        with connection(opened) as hostile:
+            hostile.sendall(content)
+            hostile.shutdown(socket.SHUT_WR)
+            with suppress(ConnectionResetError):
+                while received(hostile):
+                    pass
+        with association(opened) as sender:
+            assert sender.send_c_store(instance()).Status == 0x0000
+
+
+def test_pdu_that_states_a_huge_length_is_not_read(model):
+    with node(model) as (_, opened), connection(opened) as hostile:
+        hostile.sendall(b"\x01\x00\xff\xff\xff\xff")
+        assert received(hostile)[:1] in (b"", b"\x07")  # closed or aborted at once, without waiting for 4 GB
+
+
+def test_unfinished_pdu_ends_its_connection(model):
+    with node(model, timeout=0.5) as (_, opened), connection(opened) as slow:
+        slow.sendall(b"\x01\x00\x00\x00\x10\x00" + bytes(10))
+        assert received(slow)[:1] in (b"", b"\x07")
+
+
+def test_connection_from_an_unknown_address_is_closed_unread(model, caplog):
+    peer = DicomPeer("PACS", "ORTHANC", "192.0.2.1", 4242)
+    with node(model, peers=(peer,)) as (_, opened), connection(opened) as unknown:
+        assert received(unknown) == b""
+    assert "Rejected a DICOM connection from 127.0.0.1" in caplog.text
+
+
+def test_only_transfer_syntaxes_that_can_be_decoded_are_accepted(model):
+    assert receiver.transfer_syntaxes()[:3] == ["1.2.840.10008.1.2.1", "1.2.840.10008.1.2", "1.2.840.10008.1.2.2"]
+    deflated, video = "1.2.840.10008.1.2.1.99", "1.2.840.10008.1.2.4.102"
+    assert not {deflated, video} & set(receiver.transfer_syntaxes())
+    with node(model) as (_, opened):
+        with association(opened, syntaxes=[deflated]) as sender:
+            assert [context.abstract_syntax for context in sender.accepted_contexts] == ["1.2.840.10008.1.1"]
+        with association(opened, syntaxes=[JPEGBaseline8Bit]) as sender:
+            assert len(sender.accepted_contexts) == 1 + len(receiver.SOP_CLASSES)
+
+
+def test_stop_waits_for_the_instance_in_progress(model, monkeypatch):
+    repository, started, release = PredictionRepository(None), threading.Event(), threading.Event()
+    with node(model, repository) as (client, opened):
+        service = type(client.app.state.service)
+        predict = service.predict
+
+        async def slow(*arguments, **options):
+            started.set()
+            await asyncio.to_thread(release.wait, SECONDS)
+            return await predict(*arguments, **options)
+
+        monkeypatch.setattr(service, "predict", slow)
+        with association(opened) as sender:
+            answers = []
+            thread = threading.Thread(target=lambda: answers.append(sender.send_c_store(instance())))
+            thread.start()
+            assert started.wait(SECONDS)
+            stopper = threading.Thread(target=opened.stop, args=(SECONDS,))
+            stopper.start()
+            release.set()
+            thread.join(SECONDS)
+            stopper.join(SECONDS)
+            assert answers[0].Status == 0x0000
+        assert client.get("/v1/predictions").json()["total"] == 1
+
+
+# --- settings ------------------------------------------------------------------------------------------------------------
+
+
+def test_peer_is_parsed():
+    assert parse_peer("PACS=ORTHANC@10.0.0.5:4242") == DicomPeer("PACS", "ORTHANC", "10.0.0.5", 4242)
+    assert parse_peer("a.b=AE 1@[::1]:104") == DicomPeer("a.b", "AE 1", "::1", 104)
+
+
+@pytest.mark.parametrize(
+    "text",
+    ["", "ORTHANC@10.0.0.5:4242", "P=A@10.0.0.5", "P=A@h:0", "P=A@h:70000", "P=A@h:x", "P=@h:1", "a b=A@h:1",
+     "local=A@h:1", "P=A\\B@h:1", "P=" + 17 * "A" + "@h:1", "P= A@h:1"],
+)  # fmt: skip
+def test_wrong_peer_is_rejected(text):
+    with pytest.raises(UsageError):
+        parse_peer(text)
+
+
+@pytest.mark.parametrize(
+    ("changes", "words"),
+    [({"peers": ()}, "--dicom-peer"), ({"ae_title": ""}, "AE title"), ({"peers": (PEER, PEER)}, "two DICOM peers")],
+)
+def test_wrong_settings_are_rejected(changes, words):
+    with pytest.raises(UsageError, match=words):
+        DicomSettings(**{"host": "127.0.0.1", "port": 0, "ae_title": "A", "peers": (PEER,)} | changes)
+
+
+def test_port_in_use_is_an_error():
+    with socket.create_server(("127.0.0.1", 0)) as other, pytest.raises(UsageError, match="cannot listen for DICOM"):
+        receiver.DicomReceiver(DicomSettings("127.0.0.1", other.getsockname()[1], "A", (PEER,)))
+
+
+# --- TLS -----------------------------------------------------------------------------------------------------------------
+
+
+@pytest.fixture(scope="module")
+def certificates(tmp_path_factory):
+    """PEM files of an authority, a server, and a client; and of a client of another authority."""
+    openssl, folder = shutil.which("openssl"), tmp_path_factory.mktemp("certificates")
+    if openssl is None:
+        pytest.skip("openssl is not installed")
+
+    def run(*arguments):
+        subprocess.run([openssl, *arguments], check=True, capture_output=True, cwd=folder, timeout=60)
+
+    for authority, names in (("ca", ("server", "client")), ("other-ca", ("stranger",))):
+        run("req", "-x509", "-newkey", "rsa:2048", "-nodes", "-subj", f"/CN={authority}", "-keyout", f"{authority}.key",
+            "-out", f"{authority}.pem")  # fmt: skip
+        for name in names:
+            run(
+                "req",
+                "-newkey",
+                "rsa:2048",
+                "-nodes",
+                "-subj",
+                "/CN=localhost",
+                "-keyout",
+                f"{name}.key",
+                "-out",
+                "csr",
+            )
+            run("x509", "-req", "-in", "csr", "-CA", f"{authority}.pem", "-CAkey", f"{authority}.key", "-CAcreateserial",
+                "-out", f"{name}.pem")  # fmt: skip
+    return folder
+
+
+def client_context(folder, name):
+    context = ssl.create_default_context(cafile=folder / "ca.pem")
+    context.check_hostname = False
+    if name:
+        context.load_cert_chain(folder / f"{name}.pem", folder / f"{name}.key")
+    return context
+
+
+def test_tls_requires_a_certificate_of_the_authority(model, certificates):
+    tls = tls_context(certificates / "server.pem", certificates / "server.key", certificates / "ca.pem")
+    with node(model, tls=tls) as (client, opened):
+        for name in ("stranger", ""):
+            with association(opened, tls_args=(client_context(certificates, name), "localhost")) as sender:
+                assert not sender.is_established
+        with association(opened) as plain:
+            assert not plain.is_established
+        context = client_context(certificates, "client")
+        with (
+            connection(opened),  # silent: delays no one
+            association(opened, tls_args=(context, "localhost")) as sender,
+        ):
+            assert sender.send_c_store(instance()).Status == 0x0000
+        assert client.get("/v1/predictions").json()["total"] == 1
+
+
+def test_wrong_tls_files_are_rejected(certificates):
+    for files in (
+        ("server.pem", "client.key", "ca.pem"),
+        ("nowhere", "server.key", "ca.pem"),
+        ("server.pem", "server.key", "csr"),
+    ):
+        with pytest.raises(UsageError, match="cannot be used"):
+            tls_context(*(certificates / name for name in files))
+
+
+# --- real processes: dcmtk sends to a service ------------------------------------------------------------------------------
+
+
+@contextmanager
+def dicom_service(bundle, folder, *options):
+    """A service with a DICOM node; its process, client and DICOM port."""
+    peer = "CT-1=STORESCU@127.0.0.1:4242"
+    with served(bundle, folder, "--dicom-port", "0", "--dicom-peer", peer, *options) as (process, client):
+        text = process.stderr.read()
+        deadline = time.monotonic() + SECONDS
+        while not (found := re.search(r"DICOM node PNEUMOSCOPE on 127.0.0.1, port (\d+)", text)):
+            assert time.monotonic() < deadline, text
+            time.sleep(0.05)
+            text += process.stderr.read()
+        yield process, client, int(found[1])
+
+
+def storescu(port, *files, called="PNEUMOSCOPE", program="storescu", check=True):
+    path = shutil.which(program)
+    if path is None:
+        pytest.skip(f"{program} is not installed (Debian's package dcmtk)")
+    command = [
+        path,
+        *(["-aet", "STORESCU"] if program == "echoscu" else []),
+        "-aec",
+        called,
+        "127.0.0.1",
+        str(port),
+        *map(str, files),
+    ]
+    return subprocess.run(command, check=check, capture_output=True, text=True, timeout=120)
+
+
+@pytest.mark.slow
+def test_dcmtk_sends_images_to_the_service(bundle, tmp_path):
+    files = []
+    for number in range(3):
+        files.append(tmp_path / f"{number}.dcm")
+        instance(90 + 10 * number).save_as(files[-1])
+    with dicom_service(bundle, tmp_path) as (process, client, port):
+        storescu(port, program="echoscu")
+        storescu(port, *files)
+        storescu(port, *files)  # again
+        assert client.get("/v1/predictions").json()["total"] == 3
+        rejected = storescu(port, files[0], called="ANOTHER", check=False)
+        assert "Called AE Title Not Recognized" in rejected.stderr
+        process.terminate()
+        assert process.wait(60) == 0
+    status, document = verified(tmp_path)
+    assert (status, document["predictions"], document["images"]) == (0, 3, 3)
+
+
+@pytest.mark.slow
+def test_kill_loses_no_acknowledged_instance(bundle, tmp_path):
+    acknowledged = {}
+    for turn in range(3):
+        with dicom_service(bundle, tmp_path, "--dicom-aet", "PNEUMOSCOPE") as (process, _, port):
+            sender = pynetdicom.AE("STORESCU")
+            sender.acse_timeout = sender.dimse_timeout = sender.network_timeout = SECONDS
+            sender.add_requested_context(receiver.SOP_CLASSES[1], [ExplicitVRLittleEndian])
+            requested = sender.associate("127.0.0.1", port, ae_title="PNEUMOSCOPE")
+            assert requested.is_established
+            threading.Timer(0.3 + 0.3 * turn, process.kill).start()
+            for number in range(10_000):
+                sent = instance(StudyDescription=str(number), InstanceNumber=number)
+                sent.PixelData = hashlib.sha256(sent.SOPInstanceUID.encode()).digest() * (len(sent.PixelData) // 32)
+                try:
+                    answer = requested.send_c_store(sent)
+                except RuntimeError:  # the association is gone
+                    break
+                if "Status" not in answer:
+                    break
+                assert answer.Status == 0x0000
+                acknowledged[sent.SOPInstanceUID] = sent
+            sender.shutdown()
+    assert acknowledged
+    with dicom_service(bundle, tmp_path) as (_, client, port):
+        stored, after = {}, ""
+        while True:
+            page = client.get("/v1/predictions", params={"limit": 200, "after": after}).json()
+            stored |= {each["path"]: each for each in page["predictions"]}
+            after = page["next"]
+            if not after:
+                break
+        assert set(acknowledged) <= set(stored)
+        assert len(stored) <= len(acknowledged) + 3  # in each turn, one response may not have arrived
+    assert verified(tmp_path)[0] == 0
