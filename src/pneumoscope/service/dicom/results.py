@@ -56,7 +56,7 @@ _PRIVATE = "99PNEUMOSCOPE"  # coding scheme of terms that no other scheme has
 _PNEUMONIA = Code("233604007", "SCT", "Pneumonia")
 _PROCEDURE = Code("399208008", "SCT", "Plain chest X-ray")
 _PRESENCE = Code("presence", _PRIVATE, "Presence of pneumonia by the model")
-# What the decisions state about pneumonia.
+# Statements of the decisions about pneumonia.
 _VALUES = {
     "pneumonia": Code("52101004", "SCT", "Present"),
     "no_pneumonia": Code("2667000", "SCT", "Absent"),
