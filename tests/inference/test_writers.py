@@ -35,7 +35,10 @@ FAILED = Prediction(
     model=MODEL,
 )
 SENTENCE = "Trained on somebody."
-MESSAGE = "The score lies in the uncertainty band (95% coverage)"
+MESSAGE = (
+    "The probability is in the uncertain range (20% to 40%), where the model would be wrong too often. Read the image without the"
+    " prediction"
+)
 
 
 def test_json_is_one_document_with_every_field() -> None:
