@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import csv
 import http.server
 import importlib.resources
 import io
@@ -141,7 +142,7 @@ def _split_phantoms() -> list[str]:
 
 def _patient_leak() -> None:
     lines = _split_phantoms()
-    header = next(line for line in lines if not line.startswith("#")).split(",")
+    header = lines[0].split(",")
     patient, split = header.index("patient"), header.index("split")
     rows = [line.split(",") for line in lines]
     first = next(row for row in rows if "train" in row)
@@ -165,10 +166,10 @@ def _weights() -> None:
 
 def _threshold() -> None:
     """Evaluate a copy of the included model whose card lists one of the images as a validation image."""
-    *_, sha256 = next(line for line in _split_phantoms() if ",validation," in line).split(",")
+    row = next(row for row in csv.DictReader(_split_phantoms()) if row["split"] == "validation")
     shutil.copytree(str(importlib.resources.files("pneumoscope") / "bundle" / "default"), "bundle")
     card = json.loads(Path("bundle/card.json").read_text())
-    card["seen"]["validation"] = [sha256[:16]]
+    card["seen"]["validation"] = [row["sha256"][:16]]
     Path("bundle/card.json").write_text(json.dumps(card))
     _run("evaluate bundle --data images.csv --split validation --operating-point balanced")
 

@@ -232,13 +232,13 @@ class Maker:
     def manifest(self, images: Path, split: str, *, share: int = 2) -> str:
         """Return a manifest, as CSV text, with every `share`-th image moved to another split."""
         rows = load_manifest(images).to_csv().splitlines()
-        moved = (with_split(row, split) if i % share == 0 else row for i, row in enumerate(rows[2:]))
-        return "\n".join([*rows[:2], *moved])
+        moved = (with_split(row, split) if i % share == 0 else row for i, row in enumerate(rows[1:]))
+        return "\n".join([rows[0], *moved])
 
 
 def with_split(row: str, split: str) -> str:
-    *before, _, sha256 = row.split(",")
-    return ",".join([*before, split, sha256])
+    *before, _, sha256, split_by = row.split(",")
+    return ",".join([*before, split, sha256, split_by])
 
 
 def mean_gray_network(gain: float, *, screened: bool = False, aged: bool = False) -> bytes:

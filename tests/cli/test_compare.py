@@ -1,6 +1,7 @@
 """`pneumoscope compare`: sentences, files and the report page."""
 
 import json
+import shutil
 
 import pytest
 from click.testing import CliRunner
@@ -36,6 +37,24 @@ def test_command_prints_sentences_and_writes_the_files(runs, tmp_path):
     assert "alexnet-adam" in html
     assert "http://" not in html.replace("http://www.w3.org/", "")
     assert (out / "comparison.csv").is_file()
+
+
+def test_runs_of_one_recipe_are_compared_under_the_names_of_their_folders(runs, tmp_path):
+    folders = [shutil.copytree(runs[0], tmp_path / f"seed-{seed}") for seed in range(2)]
+    result = invoke(*folders, "--out", tmp_path / "out")
+    assert result.exit_code == 0, result.exception
+    assert "seed-0 and seed-1 do not differ" in result.stdout
+    assert "seed-1" in (tmp_path / "out" / "report.html").read_text()
+
+
+def test_page_shows_the_evaluation_that_was_named(runs, tmp_path):
+    folders = [shutil.copytree(run, tmp_path / run.name) for run in runs]
+    for folder in folders:
+        (folder / "evaluation" / "test").rename(folder / "evaluation" / "north")
+    result = invoke(*folders, "--evaluation", "north", "--out", tmp_path / "out")
+    assert result.exit_code == 0, result.exception
+    assert json.loads((tmp_path / "out" / "comparison.json").read_text())["evaluation"] == "north"
+    assert "<dt>Evaluation</dt><dd>north</dd>" in (tmp_path / "out" / "report.html").read_text()
 
 
 def test_json_is_one_document_and_equals_the_file(runs, tmp_path):

@@ -68,6 +68,24 @@ def test_undefined_metrics_are_explained(maker):
     assert interval.reason in result.stdout
 
 
+def test_flat_folder_is_evaluated_and_one_label_is_enough(maker):
+    images = maker.images(split=".", normal=0)
+    result = invoke(maker.bundle(maker.root / "bundle"), "--data", images, "--split", "all")
+    assert result.exit_code == 0, result.exception
+    assert result.stdout.startswith("gray on 20 images (0 NORMAL, 20 PNEUMONIA; 10 patients)")
+    assert "there is no NORMAL image" in result.stdout
+    assert "Test-set evaluation 1 of these images" in result.stdout
+
+
+def test_evaluation_is_named_and_replaced_by_force(maker):
+    run = maker.run()
+    assert invoke(run, "--data", maker.images(), "--name", "north").exit_code == 0
+    other = maker.images("other", seed=1)
+    assert "has an evaluation of other images" in str(invoke(run, "--data", other, "--name", "north").exception)
+    assert invoke(run, "--data", other, "--name", "north", "--force").exit_code == 0
+    assert [path.name for path in (run / "evaluation").iterdir()] == ["north"]
+
+
 def test_options_reach_the_library(maker, tmp_path):
     out, ledger = tmp_path / "out", tmp_path / "ledger.jsonl"
     options = [

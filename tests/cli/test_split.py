@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 from pathlib import Path
 
 import pytest
@@ -17,9 +18,12 @@ def invoke(*arguments: object) -> Result:
     return CliRunner().invoke(command, [str(argument) for argument in arguments])
 
 
-def _draw(path: Path, level: int) -> None:
+def _draw(path: Path) -> None:
+    """Write an image that differs from all others."""
     path.parent.mkdir(parents=True, exist_ok=True)
-    Image.new("L", (4, 4), level).save(path)
+    image = Image.new("L", (8, 4))
+    image.putdata(list(hashlib.sha256(str(path.parts[-2:]).encode()).digest()))
+    image.save(path)
 
 
 @pytest.fixture
@@ -27,10 +31,10 @@ def images(tmp_path: Path) -> Path:
     root = tmp_path / "images"
     for number in range(20):
         for image in range(1 + number % 2):
-            _draw(root / "train" / "NORMAL" / f"IM-{number:04}-000{image + 1}.png", number)
-            _draw(root / "train" / "PNEUMONIA" / f"person{number}_virus_{image}.png", number)
-    _draw(root / "test" / "NORMAL" / "IM-0100-0001.png", 100)
-    _draw(root / "test" / "PNEUMONIA" / "person100_virus_1.png", 101)
+            _draw(root / "train" / "NORMAL" / f"IM-{number:04}-000{image + 1}.png")
+            _draw(root / "train" / "PNEUMONIA" / f"person{number}_virus_{image}.png")
+    _draw(root / "test" / "NORMAL" / "IM-0100-0001.png")
+    _draw(root / "test" / "PNEUMONIA" / "person100_virus_1.png")
     return root
 
 
@@ -80,8 +84,8 @@ def test_other_manifest_is_replaced_only_by_force(images: Path, tmp_path: Path) 
 
 def test_notes_are_printed_to_standard_error(tmp_path: Path) -> None:
     for number in range(20):
-        _draw(tmp_path / "images" / "NORMAL" / f"{number}.png", number)
-        _draw(tmp_path / "images" / "PNEUMONIA" / f"{number}.png", number + 50)
+        _draw(tmp_path / "images" / "NORMAL" / f"{number}.png")
+        _draw(tmp_path / "images" / "PNEUMONIA" / f"{number}.png")
     (tmp_path / "images" / "NORMAL" / "x.txt").touch()
     result = invoke(tmp_path / "images", "--out", tmp_path / "images.csv", "--test", "0.2")
     assert result.exit_code == 0

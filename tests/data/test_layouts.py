@@ -172,7 +172,7 @@ def test_patient_of_a_dicom_file_is_that_of_its_header(tmp_path: Path) -> None:
         for i in range(20):
             content = dicom(100 + i, PatientID=f"{label}{i // 2}", IssuerOfPatientID="North")
             (tmp_path / label / f"{i}.dcm").write_bytes(content)
-        (tmp_path / label / f"IM-000{len(label)}-0001.png").write_bytes(png(100))
+        (tmp_path / label / f"IM-000{len(label)}-0001.png").write_bytes(png(100 + len(label)))
     manifest = load_manifest(tmp_path)
     patients = [image.patient for image in manifest]
     assert len(set(patients)) == 22

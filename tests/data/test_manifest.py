@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+import csv
+import dataclasses
 import hashlib
 from collections.abc import Callable, Iterable
 from pathlib import Path
 
 import pytest
 
-from pneumoscope.core.errors import ManifestError, PatientLeakError, StorageError
+from pneumoscope.core.errors import DatasetError, ManifestError, PatientLeakError, StorageError
 from pneumoscope.data.manifest import LabeledImage, Manifest, images_sha256
 
 Make = Callable[[Iterable[tuple[str, str, str]]], Manifest]
@@ -23,6 +25,23 @@ def test_csv_round_trip(make_manifest: Make) -> None:
     assert reloaded == manifest
     assert reloaded.sha256() == manifest.sha256()
     assert len(manifest) == 3
+
+
+def test_saved_manifest_is_a_plain_csv(make_manifest: Make) -> None:
+    manifest = dataclasses.replace(make_manifest([("NORMAL/a.png", "P-1", "train")]), split_by="block")
+    header, row = csv.reader(manifest.to_csv().splitlines())
+    assert header == ["path", "label", "etiology", "patient", "split", "sha256", "split_by"]
+    assert (row[0], row[-1]) == ("NORMAL/a.png", "block")
+
+
+def test_comment_of_older_manifests_is_read() -> None:
+    text = "# split by image\npath,label\na.png,normal\n"
+    assert Manifest.from_csv(text, Path("images"), "m.csv").split_by == "image"
+
+
+def test_rows_of_several_manifests_have_no_common_split() -> None:
+    text = "path,label,split_by\na.png,normal,image\nb.png,normal,patient\n"
+    assert Manifest.from_csv(text, Path("images"), "m.csv").split_by == "given"
 
 
 def test_hash_depends_on_every_column_but_not_on_the_root() -> None:
@@ -61,6 +80,10 @@ def test_hash_of_a_set_of_images_is_independent_of_their_order() -> None:
         ("path,label\na\0b,normal\n", r"m.csv, row 1: 'a\\x00b' is not a valid path"),
         ("path,label\na.png,normal\nb.png,normal\na.png,normal\n", "m.csv, row 1: 'a.png' is listed 2 times"),
         (
+            "path,label\na.png,normal\nb.png,normal\na.png,pneumonia\n",
+            "m.csv: 'a.png' is NORMAL in row 1 and PNEUMONIA in row 3. Keep the row with the correct label",
+        ),
+        (
             'path,label\n"a.png' + "x" * 140_000 + '",normal\n',
             r"m.csv, after line 1: field larger than field limit \(131072\)",
         ),
@@ -69,6 +92,68 @@ def test_hash_of_a_set_of_images_is_independent_of_their_order() -> None:
 def test_malformed_csv_is_rejected(text: str, reason: str) -> None:
     with pytest.raises(ManifestError, match=reason):
         Manifest.from_csv(text, Path("images"), "m.csv")
+
+
+@pytest.mark.parametrize(
+    "column", ["patient", "patient_id", "PatientID", "Patient ID", "patientId", "subject_id", "Subject"]
+)
+def test_known_columns_identify_patients(column: str) -> None:
+    text = f"path,label,{column}\na.png,normal,A\nb.png,normal,\n"
+    manifest = Manifest.from_csv(text, Path("images"), "m.csv")
+    assert [image.patient for image in manifest] == ["A", ""]
+    assert manifest.notes == (() if column == "patient" else (f"the patients are those of the column {column!r}",))
+
+
+def test_empty_patient_column_is_replaced_by_another_one() -> None:
+    text = "path,label,patient,patient_id\na.png,normal,,A\n"
+    assert Manifest.from_csv(text, Path("images"), "m.csv").images[0].patient == "A"
+
+
+@pytest.mark.parametrize(
+    ("text", "reason"),
+    [
+        ("path,label,patient_code\na.png,normal,A\n", "m.csv has a column 'patient_code' and no column patient"),
+        ("path,label,MRN\na.png,normal,7\n", "m.csv has a column 'MRN' and no column patient"),
+        (
+            "path,label,patient,subject_id\na.png,normal,A,A\nb.png,normal,A,B\n",
+            "in row 2 'patient' is 'A' and 'subject_id' is 'B'. Remove one of the columns",
+        ),
+    ],
+)
+def test_unusable_patient_column_is_an_error(text: str, reason: str) -> None:
+    with pytest.raises(ManifestError, match=reason):
+        Manifest.from_csv(text, Path("images"), "m.csv")
+
+
+@pytest.mark.parametrize("columns", ["patient_age,patient_sex", "Patient Age,Patient Gender", "subjective,note"])
+def test_properties_of_patients_are_ignored(columns: str) -> None:
+    manifest = Manifest.from_csv(f"path,label,{columns}\na.png,normal,3,F\n", Path("images"), "m.csv")
+    assert manifest.images[0].patient == ""
+    assert manifest.notes == ()
+
+
+def test_identical_images_in_two_splits_or_with_two_labels_are_an_error() -> None:
+    a = LabeledImage("a.png", "NORMAL", "", "P-1", "train", "0" * 64)
+    b = LabeledImage("b.png", "NORMAL", "", "P-1", "validation", "0" * 64)
+    unused = dataclasses.replace(b, split="unused", label="PNEUMONIA")
+    Manifest((a, unused), Path()).check_identical_images("m.csv")
+    for pair in ((a, b), (a, dataclasses.replace(b, split="test"))):
+        message = rf"'a.png' in train and 'b.png' in {pair[1].split} are byte-identical \(1 such group in total, manifest m.csv"
+        with pytest.raises(ManifestError, match=message):
+            Manifest(pair, Path()).check_identical_images("m.csv")
+    with pytest.raises(
+        DatasetError, match=r"'a.png' is NORMAL and 'b.png' is PNEUMONIA, but the images are byte-identical"
+    ):
+        Manifest((a, dataclasses.replace(b, split="train", label="PNEUMONIA")), Path()).check_identical_images("m.csv")
+
+
+def test_split_by_image_may_divide_identical_images_of_one_patient_but_not_of_the_test_split() -> None:
+    a = LabeledImage("a.png", "NORMAL", "", "P-1", "train", "0" * 64)
+    b = dataclasses.replace(a, path="b.png", split="validation")
+    Manifest((a, b), Path()).check_identical_images("m.csv", by_image=True)
+    for other in (dataclasses.replace(b, split="test"), dataclasses.replace(b, patient="P-2")):
+        with pytest.raises(ManifestError, match="are byte-identical"):
+            Manifest((a, other), Path()).check_identical_images("m.csv", by_image=True)
 
 
 def test_patient_in_two_splits_is_an_error(make_manifest: Make) -> None:

@@ -142,3 +142,13 @@ def test_hash_depends_on_images_and_splits(tmp_path):
     assert load_outliers(write_csv(tmp_path, "path,split\na.png,validation\n")).sha256() != first
     draw(tmp_path, "a.png", level=91)
     assert load_outliers(write_csv(tmp_path, "path,split\na.png,train\n")).sha256() != first
+
+
+def test_known_columns_identify_patients_of_outliers(tmp_path):
+    for name in ("a.png", "b.png"):
+        draw(tmp_path, name)
+    file = write_csv(tmp_path, "path,patient_id\na.png,P\nb.png,P\n")
+    assert [image.patient for image in load_outliers(file).images] == ["P", "P"]
+    file = write_csv(tmp_path, "path,patient_code\na.png,P\nb.png,P\n")
+    with pytest.raises(ManifestError, match="'patient_code' and no column patient"):
+        load_outliers(file)

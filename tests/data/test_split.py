@@ -17,7 +17,7 @@ from hypothesis import strategies as st
 
 from pneumoscope.core.errors import DatasetError, UsageError
 from pneumoscope.data.layouts import load_manifest
-from pneumoscope.data.manifest import LABELS, LabeledImage, Manifest
+from pneumoscope.data.manifest import LABELS, LabeledImage, Manifest, identical_images
 from pneumoscope.data.patients import parse_patient
 from pneumoscope.data.split import expected_leak_rate, split_manifest
 
@@ -161,6 +161,76 @@ def test_split_of_a_seed_never_changes(make_manifest: Make) -> None:
     found = {by: split_manifest(manifest, by=by, seed=0).sha256()[:16] for by in ("patient", "block", "image")}
     assert found == EXPECTED, "published results depend on this split"
     assert split_manifest(manifest, seed=1).sha256() != split_manifest(manifest, seed=0).sha256()
+
+
+def _with_copies(manifest: Manifest, every: int) -> Manifest:
+    """Return the manifest with every n-th image byte-identical to the next one of its label in another unit."""
+    images = list(manifest.images)
+    for label in LABELS:
+        positions = [i for i, image in enumerate(images) if image.label == label][::every]
+        for a, b in zip(positions[::2], positions[1::2], strict=False):
+            images[b] = dataclasses.replace(images[b], sha256=images[a].sha256)
+    return dataclasses.replace(manifest, images=tuple(images))
+
+
+@settings(max_examples=40, deadline=None)
+@given(manifests(), st.sampled_from(["patient", "block", "image"]), st.integers(0, 5), st.integers(2, 9))
+def test_split_keeps_identical_images_on_one_side(manifest: Manifest, by: str, seed: int, every: int) -> None:
+    if by == "image":
+        manifest = dataclasses.replace(
+            manifest, images=tuple(dataclasses.replace(image, patient="") for image in manifest)
+        )
+    divided = _divided(_with_copies(manifest, every), by=by, seed=seed)
+    for group in identical_images(divided):
+        assert len({image.split for image in group} - {"unused"}) <= 1
+    if by != "image":
+        assert divided.leaks() == {}
+
+
+def test_patients_with_identical_images_stay_together(make_manifest: Make) -> None:
+    rows = [(f"{label}/{n}.png", f"{label}-{n}", "") for label in LABELS for n in range(100)]
+    images = make_manifest(rows).images
+    # The last 50 patients of each label have the images of the first 50 again.
+    copies = [
+        dataclasses.replace(image, sha256=images[index - 50].sha256) if index % 100 >= 50 else image
+        for index, image in enumerate(images)
+    ]
+    for by in ("patient", "block", "image"):
+        divided = split_manifest(Manifest(tuple(copies), Path()), by=by)
+        assert all(len({image.split for image in group}) == 1 for group in identical_images(divided))
+        for counts in divided.counts().values():
+            assert all(count >= 10 for count in counts.values())
+
+
+def test_split_by_image_divides_identical_images_of_one_patient(make_manifest: Make) -> None:
+    rows = [(f"{label}/{n}.png", f"{label}-{n // 2}", "") for label in LABELS for n in range(100)]
+    images = make_manifest(rows).images
+    copies = [dataclasses.replace(image, sha256=images[index - index % 2].sha256) for index, image in enumerate(images)]
+    before = split_manifest(Manifest(images, Path()), by="image")
+    after = split_manifest(Manifest(tuple(copies), Path()), by="image")
+    assert _where(after) == _where(before)  # published results depend on this
+    assert any(len({image.split for image in group}) > 1 for group in identical_images(after))
+
+
+@pytest.mark.parametrize("by", ["patient", "image"])
+def test_copies_of_test_images_are_set_aside(make_manifest: Make, by: str) -> None:
+    rows = [(f"train/{label}/{n}.png", f"{label}-{n}", "train") for label in LABELS for n in range(20)]
+    rows += [(f"test/{label}/t.png", f"{label}-t", "test") for label in LABELS]
+    manifest = make_manifest(rows)
+    images = [dataclasses.replace(manifest.images[0], sha256=manifest.split("test")[0].sha256), *manifest.images[1:]]
+    divided = split_manifest(Manifest(tuple(images), Path()), by=by)
+    assert [image.path for image in divided.split("unused")] == ["train/NORMAL/0.png"]
+    assert "set aside 1 image byte-identical to a test image" in divided.notes
+
+
+def test_identical_images_with_different_labels_are_an_error(make_manifest: Make) -> None:
+    manifest = make_manifest((f"{label}/{n}.png", "", "") for label in LABELS for n in range(20))
+    images = [*manifest.images[:-1], dataclasses.replace(manifest.images[-1], sha256=manifest.images[0].sha256)]
+    with pytest.raises(
+        DatasetError,
+        match=r"'NORMAL/0.png' is NORMAL and 'PNEUMONIA/19.png' is PNEUMONIA, but the images are byte-identical",
+    ):
+        split_manifest(Manifest(tuple(images), Path()))
 
 
 def test_missing_test_split_is_drawn(make_manifest: Make) -> None:

@@ -133,7 +133,7 @@ def test_comparison_without_runs_is_an_error():
 
 def test_error_for_a_run_without_evaluation_states_the_command(maker):
     run = maker.run()
-    with pytest.raises(RunError, match=rf"has no evaluation on test images .*pneumoscope evaluate {run} --data DATA"):
+    with pytest.raises(RunError, match=rf"has no evaluation 'test' .*pneumoscope evaluate {run} --data DATA"):
         compare([run])
 
 
@@ -167,6 +167,16 @@ def test_runs_with_the_same_name_get_the_names_of_their_folders(runs, tmp_path):
         "again",
         "weak",
     }
+
+
+def test_another_evaluation_is_compared_by_its_name(runs, prepared, maker):
+    for run in runs[:2]:
+        shutil.copytree(run / "evaluation" / "test", run / "evaluation" / "north")
+        shutil.rmtree(run / "evaluation" / "test")
+    comparison = compare(runs[:2], evaluation="north")
+    assert (comparison.evaluation, comparison.images["n"]) == ("north", 100)
+    with pytest.raises(RunError, match=r"has no evaluation 'test' .* it has north\).*--evaluation"):
+        compare(runs[:2])
 
 
 def test_runs_with_the_same_name_and_folder_name_are_an_error(runs, tmp_path):

@@ -14,7 +14,7 @@ from sklearn import metrics
 from tests.conftest import LIMITS
 
 from pneumoscope.bundle.card import short_hash
-from pneumoscope.core.errors import BundleError, DatasetError, RunError, StorageError, UnknownNameError
+from pneumoscope.core.errors import BundleError, DatasetError, RunError, StorageError, UnknownNameError, UsageError
 from pneumoscope.data.cache import preprocess_images
 from pneumoscope.data.layouts import load_manifest
 from pneumoscope.evaluation.evaluate import evaluate
@@ -22,6 +22,7 @@ from pneumoscope.imaging.decode import decode
 from pneumoscope.imaging.preprocess import preprocess
 from pneumoscope.inference.model import load_model
 from pneumoscope.runs.evaluations import read_evaluation, read_predictions
+from pneumoscope.runs.run_folder import evaluation_names
 
 
 def expected(images: Path, gain: float = 0.05) -> tuple[np.ndarray, np.ndarray]:
@@ -93,9 +94,16 @@ def test_bundle_is_evaluated_and_writes_to_out_only(maker, tmp_path):
     assert (evaluation.test_evaluation, again.test_evaluation) == (1, 2)
 
 
+def test_included_model_is_a_bundle_and_no_run(maker, monkeypatch):
+    monkeypatch.chdir(maker.root)
+    evaluation, _ = evaluate("default", maker.images(), operating_points=["half"])
+    assert evaluation.n == 32
+    assert not Path("default").exists()
+
+
 def test_bootstraps_depend_on_the_seed(maker):
     images, run = maker.images(), maker.run()
-    first, second, other = (evaluate(run, images, seed=seed)[0] for seed in (3, 3, 4))
+    first, second, other = (evaluate(run, images, seed=seed, replace=True)[0] for seed in (3, 3, 4))
     assert first.operating_points == second.operating_points
     assert first.operating_points["half"].metrics["f1"].seed == 3
     assert first.operating_points["half"].metrics["f1"] != other.operating_points["half"].metrics["f1"]
@@ -217,6 +225,89 @@ def test_ledger_entry_has_the_metrics(maker):
     assert line["operating_points"]["balanced"]["threshold"] == 0.4
     assert line["operating_points"]["half"]["accuracy"] == evaluation.operating_points["half"].metrics["accuracy"].value
     assert line["when"] == evaluation.created
+
+
+def test_all_images_are_evaluated_and_recorded_in_the_ledger(maker):
+    images = maker.images(split=".")
+    evaluation, _ = evaluate(maker.bundle(maker.root / "bundle"), images, split="all")
+    assert (evaluation.split, evaluation.n, evaluation.test_evaluation) == ("all", 32, 1)
+    (line,) = map(json.loads, Path(os.environ["PNEUMOSCOPE_LEDGER"]).read_text().splitlines())
+    assert (line["split"], line["images_sha256"]) == ("all", evaluation.images_sha256)
+    seen = [short_hash(load_manifest(images).images[0].sha256)]
+    with pytest.raises(DatasetError, match="used 1 of the 32 images as train images"):
+        evaluate(maker.bundle(maker.root / "other", seen={"train": seen}), images, split="all")
+
+
+@pytest.mark.parametrize(("normal", "pneumonia"), [(12, 0), (0, 12)])
+def test_metrics_that_need_a_missing_label_are_undefined_with_the_reason(maker, normal, pneumonia):
+    evaluation, _ = evaluate(maker.run(), maker.images(normal=normal, pneumonia=pneumonia))
+    missing, undefined = ("PNEUMONIA", "sensitivity") if normal else ("NORMAL", "specificity")
+    metrics = {**evaluation.metrics, **evaluation.operating_points["half"].metrics}
+    for name in ("auroc", "auprc", "balanced_accuracy", undefined):
+        assert (metrics[name].value, metrics[name].reason) == (None, f"there is no {missing} image")
+    assert metrics["mcc"].value is None
+    if normal:  # F1 is 0, however many images there are
+        assert (metrics["f1"].value, metrics["f1"].low) == (0, None)
+    assert metrics["accuracy"].value is not None
+    assert metrics["brier"].low is not None
+    assert read_evaluation(maker.root / "runs" / "gray" / "evaluation" / "test" / "evaluation.json") == evaluation
+
+
+def test_evaluations_of_other_images_are_kept_beside_that_of_the_run(maker):
+    images, run = maker.images(), maker.run()
+    (run / "manifest.csv").write_text(load_manifest(images).to_csv())
+    own, _ = evaluate(run, images)
+    notes = []
+    other, _ = evaluate(run, maker.images("north clinic", seed=1), note=notes.append)
+    flat, _ = evaluate(run, maker.images("flat", split=".", seed=2), split="all")
+    folder = run / "evaluation"
+    assert evaluation_names(run) == ["all-flat", "test", "test-north-clinic"]
+    assert read_evaluation(folder / "test" / "evaluation.json") == own
+    assert read_evaluation(folder / "test-north-clinic" / "evaluation.json") == other
+    assert read_evaluation(folder / "all-flat" / "evaluation.json") == flat
+    assert notes == [
+        f"{str(maker.root / 'north clinic')!r} has other images than the test split of the run; the results are in"
+        f" {str(folder / 'test-north-clinic')!r}"
+    ]
+
+
+def test_evaluation_has_the_name_that_the_user_chose(maker):
+    run = maker.run()
+    evaluation, _ = evaluate(run, maker.images(), name="north-2026")
+    assert read_evaluation(run / "evaluation" / "north-2026" / "evaluation.json") == evaluation
+    for name in ("", "a/b", ".."):
+        with pytest.raises(UsageError, match="is not the name of an evaluation"):
+            evaluate(run, maker.root / "images", name=name)
+    for target, out in ((run, maker.root / "out"), (run / "bundle", None)):
+        with pytest.raises(UsageError, match="the name 'x' is that of an evaluation in a run folder"):
+            evaluate(target, maker.root / "images", name="x", out=out)
+
+
+def test_another_evaluation_is_replaced_only_on_request(maker):
+    images, run = maker.images(), maker.run()
+    first, _ = evaluate(run, images, seed=0)
+    ledger = Path(os.environ["PNEUMOSCOPE_LEDGER"]).read_text()
+    # The run has no manifest, so that other images cannot be told from its own.
+    other = maker.images("other", seed=1)
+    for data, seed, difference in ((other, 0, "of other images"), (images, 1, "with another seed")):
+        with pytest.raises(UsageError, match=rf"test' has an evaluation {difference} \(gray, 32 images, .*--force"):
+            evaluate(run, data, seed=seed)
+    out = run / "evaluation" / "test"
+    with pytest.raises(UsageError, match="has an evaluation of another model"):
+        evaluate(maker.bundle(maker.root / "bundle", gain=0.1), images, out=out)
+    assert read_evaluation(out / "evaluation.json") == first
+    assert Path(os.environ["PNEUMOSCOPE_LEDGER"]).read_text() == ledger  # nothing was scored
+    replaced, _ = evaluate(run, other, replace=True)
+    assert read_evaluation(out / "evaluation.json") == replaced
+
+
+def test_operating_points_are_added_to_those_of_an_earlier_evaluation(maker):
+    images, run = maker.images(), maker.run()
+    evaluate(run, images, operating_points=["half", "balanced"])
+    again, _ = evaluate(run, images, operating_points=["rule_out", "half"])
+    assert list(again.operating_points) == ["half", "balanced", "rule_out"]
+    assert read_evaluation(run / "evaluation" / "test" / "evaluation.json") == again
+    assert again.test_evaluation == 2
 
 
 def test_other_splits_have_no_ledger_entry(maker):

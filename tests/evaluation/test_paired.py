@@ -21,6 +21,18 @@ def run(name, wrong, quality=2.0, seed=0):
     return RunScores(name, correct, logits)
 
 
+def test_images_of_one_label_have_no_delong_test():
+    runs = [
+        RunScores("a", np.array([True, True]), np.array([1.0, 2.0])),
+        RunScores("b", np.array([True, False]), np.zeros(2)),
+    ]
+    accuracy, auroc = paired_tests(runs, np.array([True, True]), ["p", "q"])
+    assert accuracy.difference.value == 0.5
+    assert (auroc.difference.value, auroc.p, auroc.verdict) == (None, None, "not distinguishable")
+    assert "there are 2 with PNEUMONIA and 0 NORMAL" in auroc.difference.reason
+    assert auroc.sentence == f"a and b cannot be compared in AUROC: {auroc.difference.reason}."
+
+
 def test_significant_difference_names_the_better_run_first():
     a, b = run("good", range(48)), run("bad", range(126), quality=0.5)
     accuracy, auroc = paired_tests([a, b], LABELS, PATIENTS)
@@ -30,7 +42,7 @@ def test_significant_difference_names_the_better_run_first():
     low, high = (f"{100 * end:.1f}" for end in (accuracy.difference.low, accuracy.difference.high))
     assert accuracy.sentence == (
         f"good has a higher accuracy than bad: +12.5 percentage points [{low}, {high}]"
-        " (n = 624; McNemar p < 0.001, Holm-corrected)."
+        " (n = 624; McNemar, exact: p < 0.001, Holm-corrected)."
     )
     assert auroc.verdict == "a"
     assert auroc.sentence.startswith("good has a higher AUROC than bad: +0.")
@@ -52,7 +64,7 @@ def test_small_difference_is_not_significant():
     assert accuracy.p == pytest.approx(p)
     assert accuracy.verdict == auroc.verdict == "not distinguishable"
     assert accuracy.sentence.startswith("x and y do not differ significantly in accuracy: +1.9 percentage points [")
-    assert accuracy.sentence.endswith(f"(n = 624; McNemar p = {p:.3f}, Holm-corrected).")
+    assert accuracy.sentence.endswith(f"(n = 624; McNemar, exact: p = {p:.3f}, Holm-corrected).")
 
 
 def test_equal_decisions_have_no_p_value():
@@ -97,6 +109,33 @@ def test_tests_account_for_several_images_of_one_patient():
     assert together.p == 0.25
 
 
+def test_tests_of_repeated_patients_are_named():
+    runs = [run("good", range(48)), run("bad", range(126), quality=0.5)]
+    pairs = [f"p{i // 2}" for i in range(N)]
+    accuracy, auroc = paired_tests(runs, LABELS, pairs)
+    assert accuracy.test == "mcnemar, exact, clustered by patient (permutation)"
+    assert "; McNemar, exact, clustered by patient (permutation): p < 0.001, Holm-corrected)." in accuracy.sentence
+    assert auroc.test == "delong by patient"
+    assert "; DeLong by patient: p < 0.001, Holm-corrected)." in auroc.sentence
+    assert [pair.test for pair in paired_tests(runs, LABELS, PATIENTS)] == ["mcnemar, exact", "delong"]
+
+
+def test_difference_whose_interval_contains_zero_is_not_significant():
+    # Six patients favor a, one of them by five images, which widens the interval.
+    leads = (1, 1, 1, 1, 1, 5)
+    patients = [f"p{i}" for i, lead in enumerate(leads) for _ in range(lead)] + [f"n{i}" for i in range(40)]
+    n = len(patients)
+    correct = np.arange(n) >= sum(leads)
+    logits = np.arange(n, dtype=float)
+    runs = [RunScores("a", np.ones(n, dtype=bool), logits), RunScores("b", correct, logits)]
+    accuracy = paired_tests(runs, np.arange(n) % 2 == 0, patients)[0]
+    assert accuracy.p_holm == 0.03125
+    assert accuracy.difference.low < 0 < accuracy.difference.value
+    assert accuracy.verdict == "not distinguishable"
+    assert accuracy.sentence.startswith("a and b do not differ significantly in accuracy: +")
+    assert accuracy.sentence.endswith("p = 0.031, Holm-corrected; the interval contains 0).")
+
+
 def test_findings_state_the_best_run_the_pairs_and_the_limits():
     runs = [run("a", range(48)), run("b", range(44, 96)), run("c", range(126))]
     pairs = paired_tests(runs, LABELS, PATIENTS)
@@ -116,6 +155,18 @@ def test_findings_state_that_the_best_run_differs_from_all_others():
     assert findings(["a", "b", "c"], accuracies, paired_tests(runs, LABELS, PATIENTS))[0].endswith(
         "; the difference from every other run is significant."
     )
+
+
+def test_runs_with_equal_accuracy_share_the_highest():
+    def best(*wrong):
+        runs = [run(name, images) for name, images in zip("abc", wrong, strict=True)]
+        accuracies = [wilson(int(r.correct.sum()), N) for r in runs]
+        return findings(["a", "b", "c"], accuracies, paired_tests(runs, LABELS, PATIENTS))[0]
+
+    tie = "a and b share the highest accuracy of the 3 runs, 0.923; the difference "
+    assert best(range(48), range(40, 88), range(126)) == tie + "from every other run is significant."
+    assert best(range(48), range(40, 88), range(50)) == tie + "is not significant for c."
+    assert best(range(48), range(40, 88), range(48)) == "All 3 runs have the same accuracy, 0.923."
 
 
 def test_single_run_has_no_findings():

@@ -50,6 +50,35 @@ def test_manifest_of_the_run_states_the_test_split_if_the_data_has_none(maker):
     assert [image.path for image in chosen] == [image.path for image in load_manifest(images).images[::2]]
 
 
+def test_manifest_of_the_run_states_the_splits_of_a_csv_without_splits(maker):
+    images = maker.images(split="train")
+    (maker.root / "mine.csv").write_text(
+        "path,label\n" + "".join(f"images/{image.path},{image.label}\n" for image in load_manifest(images))
+    )
+    run_manifest = maker.root / "manifest.csv"
+    for split in ("test", "validation"):
+        run_manifest.write_text(maker.manifest(images, split))
+        root, chosen = select_images(maker.root / "mine.csv", split, run_manifest)
+        assert [image.path for image in chosen] == [f"images/{i.path}" for i in load_manifest(images).images[::2]]
+        assert all((root / image.path).is_file() for image in chosen)
+    with pytest.raises(UsageError, match=r"cannot tell .* in the test split: a bundle has no manifest.*--split all"):
+        select_images(maker.root / "mine.csv", "test", None)
+
+
+def test_all_images_of_a_folder_without_splits(maker):
+    images = maker.images(split=".")
+    assert len(select_images(images, "all", None)[1]) == 32
+    next((images / "NORMAL").iterdir()).write_bytes(b"")
+    with pytest.raises(DatasetError, match=r"^1 image cannot be read"):
+        select_images(images, "all", None)
+
+
+def test_all_images_are_those_that_are_not_set_aside(maker):
+    images = maker.images()
+    (images / "mine.csv").write_text(maker.manifest(images, "unused", share=4))
+    assert len(select_images(images / "mine.csv", "all", None)[1]) == 24
+
+
 def test_changed_image_of_the_run_is_an_error(maker):
     images = maker.images(split="train")
     manifest = maker.root / "manifest.csv"
@@ -66,8 +95,8 @@ def test_images_of_the_run_are_found_by_content(maker):
     # Paths are images/train/... in a manifest beside the folder, and train/... in the folder itself.
     images, run = maker.images(split="train"), maker.run()
     text = maker.manifest(images, "validation")
-    header, columns, *rows = text.splitlines()
-    (run / "manifest.csv").write_text("\n".join([header, columns, *(f"images/{row}" for row in rows)]))
+    columns, *rows = text.splitlines()
+    (run / "manifest.csv").write_text("\n".join([columns, *(f"images/{row}" for row in rows)]))
     root, selected = select_images(images, "validation", run / "manifest.csv")
     assert len(selected) == 16
     assert all((root / image.path).is_file() for image in selected)
@@ -96,8 +125,9 @@ def test_sample_is_balanced_and_never_of_test_images(maker):
     assert root == images
     assert [image.label for image in sample] == ["NORMAL"] * 3 + ["PNEUMONIA"] * 3
     assert {image.split for image in sample} == {"validation"}
-    with pytest.raises(UsageError, match="test images are reserved for evaluations"):
-        draw_sample(run, images, "test", 3, np.random.default_rng(0))
+    for split in ("test", "all"):
+        with pytest.raises(UsageError, match="test images are reserved for evaluations"):
+            draw_sample(run, images, split, 3, np.random.default_rng(0))
 
 
 def test_images_without_a_known_patient_count_as_patients():
@@ -122,6 +152,7 @@ def test_split_with_one_label_is_an_error(maker, normal, pneumonia, missing):
         DatasetError, match=rf"the split 'test' has images of one label only \(6 images\): there is no {missing} image"
     ):
         select_images(maker.images(normal=normal, pneumonia=pneumonia), "test", None)
+    assert len(select_images(maker.root / "images", "test", None, both_labels=False)[1]) == 6
 
 
 def test_unreadable_image_is_an_error_in_its_split_only(maker):

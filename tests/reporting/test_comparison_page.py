@@ -129,7 +129,7 @@ def test_every_pair_has_its_difference_p_and_verdict(three: Any, page: Node) -> 
         assert row.all("th")[0].text() == f"{pair.a} {MINUS} {pair.b}"
         assert row.values() == [v for v in (pair.difference.value, pair.p, pair.p_holm) if v is not None]
         assert difference.text().startswith(f"{pair.difference.value:+.3f}".replace("-", MINUS))
-        better = {"a": f"{pair.a} is better", "b": f"{pair.b} is better"}
+        better = {"a": f"{pair.a} is higher", "b": f"{pair.b} is higher"}
         assert verdict.text() == better.get(pair.verdict, "no significant difference")
     assert {pair.verdict for pair in comparison.pairs} == {"a", "b", "not distinguishable"}
 

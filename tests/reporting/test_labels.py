@@ -1,13 +1,13 @@
 """Labels, and sentences about intervals."""
 
-from pneumoscope.core.results import Interval
+from pneumoscope.core.results import Interval, method_name
 from pneumoscope.reporting import labels
 
 
 def test_method_names_have_capitalized_proper_names() -> None:
-    assert labels.method_name("mcnemar, exact") == "McNemar, exact"
-    assert labels.method_name("delong by patient") == "DeLong by patient"
-    assert labels.method_name("patient bootstrap") == "patient bootstrap"
+    assert method_name("mcnemar, exact") == "McNemar, exact"
+    assert method_name("delong by patient") == "DeLong by patient"
+    assert method_name("patient bootstrap") == "patient bootstrap"
 
 
 def interval(method: str, *, level: float = 0.95, seed: int | None = None, low: float | None = 0.1) -> Interval:

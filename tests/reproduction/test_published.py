@@ -37,10 +37,10 @@ def test_contradictory_row_is_an_error(position, value, column):
         reconstruct_counts("alexnet-adam", *printed)
 
 
-def published_rows(counts, *runs):
+def published_rows(counts, *runs, operating_point="half"):
     comparison = Comparison(
         images={"counts": counts},
-        operating_point="half",
+        operating_point=operating_point,
         runs=runs,
         pairs=(),
         sentences=(),
@@ -101,8 +101,8 @@ def test_runs_are_compared_with_the_row_of_the_same_name():
     expected = newcombe(580, 624, 498, 624)
     assert rows["alexnet-sgd"].difference == expected
     assert rows["alexnet-sgd"].sentence == (
-        f"alexnet-sgd: accuracy 0.929 here and 0.798 in the report, difference +13.1 percentage points"
-        f" [{100 * expected.low:.1f}, {100 * expected.high:.1f}], significantly higher (unpaired interval)."
+        "alexnet-sgd: accuracy 0.929 here, at the operating point half, and 0.798 in the report, difference +13.1"
+        f" percentage points [{100 * expected.low:.1f}, {100 * expected.high:.1f}], significantly higher (unpaired interval)."
     )
     assert ", not significant (" in rows["alexnet-adam"].sentence
     assert rows["vgg19-adam"].sentence.endswith(", significantly lower (unpaired interval).")
@@ -113,6 +113,14 @@ def test_runs_are_compared_with_the_row_of_the_same_name():
     assert rows["vgg19-rmsprop"].difference is None
     assert rows["vgg19-rmsprop"].sentence == "vgg19-rmsprop: no run with this name."
     assert "mine" not in rows
+
+
+def test_accuracy_at_a_chosen_threshold_is_stated():
+    row = published_rows(COUNTS, summary("alexnet-adam", 360, 30, 212, 22), operating_point="balanced")[1]
+    assert "accuracy 0.917 here, at the operating point balanced, and 0.923 in the report" in row.sentence
+    assert row.sentence.endswith(
+        " Settings that differ from the report: a threshold that was chosen on validation images instead of 0.5."
+    )
 
 
 def test_runs_on_other_images_are_not_compared():

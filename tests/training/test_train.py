@@ -1,5 +1,6 @@
 """A run from images to bundle: its files, errors before it starts, and its state after a failure."""
 
+import dataclasses
 import errno
 import json
 import shutil
@@ -18,7 +19,9 @@ from pneumoscope.bundle.network_checks import self_test_image
 from pneumoscope.core.errors import (
     DatasetError,
     DivergedError,
+    ManifestError,
     MissingExtraError,
+    ParityError,
     PatientLeakError,
     RecipeError,
     RunError,
@@ -290,6 +293,14 @@ def test_file_instead_of_a_folder_is_an_error(phantoms, tmp_path):
     assert (tmp_path / "run").read_text() == "text"
 
 
+def test_manifest_of_a_run_is_a_data_set(run, phantoms):
+    out, _ = run
+    manifest = load_manifest(out / "manifest.csv")
+    assert {image.sha256 for image in manifest} == {image.sha256 for image in load_manifest(phantoms)}
+    assert manifest.unreadable == ()
+    assert manifest.split_by == "patient"
+
+
 def test_resuming_on_other_images_is_an_error(run, phantoms, tmp_path):
     out, _ = run
     fewer = tmp_path / "images"
@@ -311,6 +322,20 @@ def test_patient_in_two_splits_is_an_error(phantoms, tmp_path):
     ):
         apply_split(relabeled, small(), "images.csv")
     assert apply_split(relabeled, small(data={"by": "image"}), "images.csv") is relabeled
+
+
+def test_identical_images_in_two_splits_are_found_before_training(phantoms):
+    whole = split_manifest(load_manifest(phantoms), by="patient", validation=0.3)
+    copied = whole.split("train")[0]
+    images = tuple(
+        dataclasses.replace(image, sha256=copied.sha256)
+        if image is next(i for i in whole.split("test") if i.label == copied.label)
+        else image
+        for image in whole
+    )
+    for by in ("patient", "image", "given"):
+        with pytest.raises(ManifestError, match=r"in test and .* in train are byte-identical .*mine.csv"):
+            apply_split(dataclasses.replace(whole, images=images), small(data={"by": by}), "mine.csv")
 
 
 def test_images_without_splits_are_split_by_the_recipe(phantoms):
@@ -378,6 +403,21 @@ def test_non_finite_loss_is_an_error_with_the_epoch(phantoms, tmp_path):
         DivergedError, match=r"the loss is nan in epoch 1 of run 'small'.*learning_rate \(it is 0.002\)"
     ):
         train(small(network={"weights": str(tmp_path / "nan.safetensors")}), phantoms, tmp_path / "run")
+
+
+def test_diverged_run_is_not_a_fault_of_the_export(phantoms, tmp_path, monkeypatch):
+    def fail(*_, **__):
+        raise ParityError("the logits of the exported network differ")
+
+    monkeypatch.setattr("pneumoscope.training.train.export", fail)
+    with pytest.raises(ParityError):
+        train(small(), phantoms, tmp_path / "trained")
+    diverging = small(optimizer={"learning_rate": 10}, training={"epochs": 1})
+    with pytest.raises(
+        DivergedError,
+        match=r"run 'small' diverged: in its best epoch, 1, the train loss is .*learning_rate \(it is 10\)",
+    ):
+        train(diverging, phantoms, tmp_path / "diverged")
 
 
 def test_non_finite_validation_logit_keeps_the_previous_checkpoint(phantoms, tmp_path, monkeypatch):

@@ -23,7 +23,13 @@ __all__ = ["command"]
 @click.command("evaluate", short_help="Evaluate a run or bundle on labeled images.")
 @target_argument
 @data_option
-@click.option("--split", default="test", show_default=True, help="train, validation or test.")
+@click.option(
+    "--split",
+    type=click.Choice(["train", "validation", "test", "all"]),
+    default="test",
+    show_default=True,
+    help="Images to evaluate; all for a data set without splits that the model has not seen.",
+)
 @click.option(
     "--operating-point",
     "operating_points",
@@ -35,7 +41,14 @@ __all__ = ["command"]
 @click.option(
     "--out",
     type=click.Path(path_type=Path),
-    help="Folder for the results.  [default: RUN/evaluation/SPLIT; nothing is written for a bundle]",
+    help="Folder for the results.  [default: RUN/evaluation/NAME; nothing is written for a bundle]",
+)
+@click.option(
+    "--name",
+    help="Name of the evaluation of a run.  [default: the split; for images of other data also the name of the data]",
+)
+@click.option(
+    "--force", is_flag=True, help="Replace an evaluation of other images, or of another model, seed or profile."
 )
 @site_option
 @ledger_option
@@ -47,6 +60,8 @@ def command(
     split: str,
     operating_points: tuple[str, ...],
     out: Path | None,
+    name: str | None,
+    force: bool,
     site: Path | None,
     ledger: Path | None,
     seed: int,
@@ -56,6 +71,8 @@ def command(
 
     Thresholds come from the bundle and are never chosen on the evaluated images. Each test-set evaluation is recorded in
     the test ledger before its result is shown.
+
+    Evaluations of a run are kept side by side in RUN/evaluation/. Evaluating the same images again adds the operating points.
     """
     from rich.console import Console
 
@@ -69,6 +86,8 @@ def command(
             split=split,
             operating_points=operating_points,
             out=out,
+            name=name,
+            replace=force,
             ledger=ledger,
             seed=seed,
             site=site,
@@ -83,9 +102,8 @@ def command(
 
 def _print_evaluation(evaluation: Evaluation, console: Console) -> None:
     labels = ", ".join(f"{n} {label}" for label, n in evaluation.counts.items())
-    click.echo(
-        f"{evaluation.name} on {evaluation.n} {evaluation.split} images ({labels}; {evaluation.patients} patients)"
-    )
+    images = "images" if evaluation.split == "all" else f"{evaluation.split} images"
+    click.echo(f"{evaluation.name} on {evaluation.n} {images} ({labels}; {evaluation.patients} patients)")
     if evaluation.site:
         click.echo(f"Site profile: {evaluation.site}")
     rejected = evaluation.rejected

@@ -31,7 +31,7 @@ command line. The HTTP API maps the classes to status codes in `service.api`::
     │   └── ConflictError                a record was changed in the meantime
     ├── UndefinedMetricError          2  a metric is undefined for these images
     ├── PartialFailureError           3  some inputs failed; the others were processed
-    ├── DivergedError                 1  the training loss is not finite
+    ├── DivergedError                 1  the training loss is not finite or too high
     ├── StorageError                  1  the disk, database or a file fails
     ├── BusyError                     1  the queue of the service is full
     ├── AuditLogError                 1  the audit log of the service does not match its records
@@ -288,7 +288,7 @@ class PartialFailureError(PneumoscopeError):
 
 
 class DivergedError(PneumoscopeError):
-    """The training loss is not finite; the last good checkpoint is kept."""
+    """The training loss is not finite, or so high that the network cannot be exported; the last good checkpoint is kept."""
 
 
 class StorageError(PneumoscopeError):

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import dataclasses
 import json
+import re
 from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -33,6 +34,7 @@ __all__ = [
     "ReliabilityBin",
     "RunSummary",
     "ScoredImage",
+    "method_name",
     "to_json",
     "write_result",
 ]
@@ -172,7 +174,7 @@ class Evaluation:
 
     Attributes:
         name: Name of the run or bundle.
-        split: "train", "validation" or "test".
+        split: "train", "validation", "test" or "all".
         images_sha256: Hash of the sorted image hashes; equal for evaluations on the same images.
         n, patients: Number of images and of patients.
         counts: Number of images by label.
@@ -279,10 +281,11 @@ class PairedTest:
         a, b: Names of the runs.
         metric: "accuracy" (exact McNemar test) or "auroc" (DeLong test).
         difference: Metric of a minus metric of b.
-        test: Name of the test.
+        test: Name of the test, which states whether it keeps the images of a patient together.
         p: Two-sided p-value before correction; None if undefined (no discordant image, equal rankings).
         p_holm: p-value after Holm correction over all pairs of the same metric.
-        verdict: "a", "b" or "not distinguishable".
+        verdict: "a" or "b" if `p_holm` is below 0.05 and the interval of the difference does not contain 0, otherwise
+            "not distinguishable".
         sentence: The finding as a sentence.
     """
 
@@ -349,6 +352,7 @@ class Comparison:
         created: Time of the comparison, UTC, ISO 8601.
         version: Version of pneumoscope.
         reference: Published table that the runs are compared with; None without one.
+        evaluation: Name of the compared evaluation of each run.
     """
 
     images: Mapping[str, Any]
@@ -360,6 +364,7 @@ class Comparison:
     created: str
     version: str
     reference: ReferenceTable | None = None
+    evaluation: str = "test"
     schema: int = SCHEMA
     notice: str = NOTICE
 
@@ -388,6 +393,14 @@ class Comparison:
             MissingExtraError: pandas is not installed.
         """
         return _dataframe(self.rows(), "Comparison.to_dataframe()")
+
+
+_PROPER_NAMES = {"wilson": "Wilson", "delong": "DeLong", "newcombe": "Newcombe", "mcnemar": "McNemar"}
+
+
+def method_name(method: str) -> str:
+    """Return the name of a method or test with capitalized proper names, such as "McNemar, exact"."""
+    return re.sub("|".join(_PROPER_NAMES), lambda match: _PROPER_NAMES[match[0]], method)
 
 
 def to_json(result: object) -> str:

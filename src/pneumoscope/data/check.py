@@ -27,6 +27,7 @@ from threadpoolctl import threadpool_limits
 from pneumoscope import __version__
 from pneumoscope.core.errors import DatasetError
 from pneumoscope.core.i18n import NOTICE
+from pneumoscope.core.messages import counted
 from pneumoscope.core.results import SCHEMA, Interval
 from pneumoscope.data.duplicates import NearDuplicates, exact_duplicates, near_duplicates
 from pneumoscope.data.inspection import HASH_BITS, THUMBNAIL_SIDE, InspectedImage, inspect_images
@@ -202,7 +203,7 @@ def check_data(manifest: Manifest, *, seed: int = 0, progress: StepProgress | No
         ),
         sizes=_sizes(inspected),
         shortcuts=shortcuts,
-        notes=(*_shortcut_notes(shortcuts), *manifest.notes),
+        notes=(*_shortcut_notes(shortcuts), *_contradiction_notes(manifest), *manifest.notes),
     )
 
 
@@ -268,6 +269,16 @@ def _shortcut_notes(shortcuts: Mapping[str, Interval]) -> Iterator[str]:
         yield (
             f"the labels can be predicted without the lungs: a model that sees only {CONTROLS[name]} has an AUROC of"
             f" {interval.value:.3f} ({interval.low:.3f} to {interval.high:.3f}); a network can learn this shortcut"
+        )
+
+
+def _contradiction_notes(manifest: Manifest) -> Iterator[str]:
+    """Yield a sentence on byte-identical images with different labels."""
+    if pairs := manifest.contradictions():
+        a, b = pairs[0]
+        yield (
+            f"{counted(len(pairs), 'group')} of byte-identical images with different labels; the first: {a.path} is {a.label} and"
+            f" {b.path} is {b.label}. Correct the labels, or remove one of the images"
         )
 
 

@@ -10,13 +10,13 @@ that were rotated by a degree or shifted by a hundredth of the width differ in 2
 from __future__ import annotations
 
 import dataclasses
-from collections import Counter, defaultdict
+from collections import Counter
 from collections.abc import Mapping, Sequence
 
 import numpy as np
 import numpy.typing as npt
 
-from pneumoscope.data.manifest import LabeledImage
+from pneumoscope.data.manifest import LabeledImage, identical_images
 
 __all__ = ["MAX_DISTANCE", "DuplicatePair", "NearDuplicates", "exact_duplicates", "near_duplicates"]
 
@@ -82,10 +82,7 @@ class NearDuplicates:
 
 def exact_duplicates(images: Sequence[LabeledImage]) -> tuple[tuple[str, ...], ...]:
     """Return the groups of byte-identical images, as paths, in manifest order."""
-    groups: dict[str, list[str]] = defaultdict(list)
-    for image in images:
-        groups[image.sha256].append(image.path)
-    return tuple(tuple(paths) for paths in groups.values() if len(paths) > 1)
+    return tuple(tuple(image.path for image in group) for group in identical_images(images))
 
 
 def near_duplicates(

@@ -10,17 +10,30 @@ from collections import Counter, defaultdict
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path, PurePosixPath
 
-from pneumoscope.core.errors import ManifestError, PatientLeakError, UsageError
+from pneumoscope.core.errors import DatasetError, ManifestError, PatientLeakError, UsageError
 from pneumoscope.core.files import write_atomically
 from pneumoscope.core.messages import counted
+from pneumoscope.data.patients import find_patient_column
 
-__all__ = ["COLUMNS", "ETIOLOGIES", "LABELS", "SPLITS", "LabeledImage", "Manifest", "images_sha256"]
+__all__ = [
+    "COLUMNS",
+    "ETIOLOGIES",
+    "LABELS",
+    "SPLITS",
+    "LabeledImage",
+    "Manifest",
+    "identical_images",
+    "images_sha256",
+]
 
 LABELS = ("NORMAL", "PNEUMONIA")
 ETIOLOGIES = ("normal", "bacteria", "virus", "")
 SPLITS = ("train", "validation", "test", "unused", "")
 COLUMNS = ("path", "label", "etiology", "patient", "split", "sha256")
+_SPLIT_BY = "split_by"  # the last column of a saved manifest, the same in all rows
+# Manifests written before 2026-11-29 state it in a comment on the first line instead.
 _SPLIT_BY_COMMENT = "# split by "
+_USED_SPLITS = ("train", "validation", "test")
 _SPLIT_ALIASES = {"val": "validation"}
 
 
@@ -95,7 +108,7 @@ class Manifest:
         """Return the patients that are in more than one of train, validation and test, {patient: [split, ...]}."""
         splits: dict[str, set[str]] = defaultdict(set)
         for image in self.images:
-            if image.patient and image.split in {"train", "validation", "test"}:
+            if image.patient and image.split in _USED_SPLITS:
                 splits[image.patient].add(image.split)
         return {patient: sorted(names) for patient, names in sorted(splits.items()) if len(names) > 1}
 
@@ -118,13 +131,64 @@ class Manifest:
                 " accept a split by image",
             )
 
+    def contradictions(self) -> list[tuple[LabeledImage, LabeledImage]]:
+        """Return the first two images of each group of byte-identical images that have different labels.
+
+        Images with the split "unused" are ignored.
+        """
+        pairs = []
+        for first, *others in identical_images([image for image in self.images if image.split != "unused"]):
+            pairs += [(first, other) for other in others if other.label != first.label][:1]
+        return pairs
+
+    def check_labels(self) -> None:
+        """Raise if byte-identical images have different labels.
+
+        Raises:
+            DatasetError: With the first two such images, and the number of such groups.
+        """
+        if pairs := self.contradictions():
+            a, b = pairs[0]
+            raise DatasetError(
+                f"{a.path!r} is {a.label} and {b.path!r} is {b.label}, but the images are byte-identical"
+                f" ({counted(len(pairs), 'such group')} in total)",
+                hint="Correct the labels, or remove one of the images",
+            )
+
+    def check_identical_images(self, name: str, *, by_image: bool = False) -> None:
+        """Raise if byte-identical images are in more than one split or have different labels.
+
+        Args:
+            name: Name of the manifest, for the message.
+            by_image: Allow identical images of one patient in train and validation: the images of a patient are divided
+                on purpose.
+
+        Raises:
+            ManifestError: With the first such images, and the number of such groups.
+            DatasetError: Identical images have different labels.
+        """
+        self.check_labels()
+        leaks = []
+        for group in identical_images([image for image in self.images if image.split in _USED_SPLITS]):
+            other = next((image for image in group if image.split != group[0].split), None)
+            same_patient = group[0].patient != "" and len({image.patient for image in group}) == 1
+            allowed = by_image and same_patient and all(image.split != "test" for image in group)
+            if other and not allowed:
+                leaks.append((group[0], other))
+        if leaks:
+            a, b = leaks[0]
+            raise ManifestError(
+                f"{a.path!r} in {a.split} and {b.path!r} in {b.split} are byte-identical"
+                f" ({counted(len(leaks), 'such group')} in total, manifest {name})",
+                hint="Re-split with: pneumoscope split DATA; or remove one of the images",
+            )
+
     def to_csv(self) -> str:
-        """Return the manifest as CSV text, with `split_by` in a comment on the first line."""
+        """Return the manifest as CSV text, with `split_by` in a column."""
         out = io.StringIO()
-        out.write(f"{_SPLIT_BY_COMMENT}{self.split_by}\n")
         writer = csv.writer(out, lineterminator="\n")
-        writer.writerow(COLUMNS)
-        writer.writerows(dataclasses.astuple(image) for image in self.images)
+        writer.writerow((*COLUMNS, _SPLIT_BY))
+        writer.writerows((*dataclasses.astuple(image), self.split_by) for image in self.images)
         return out.getvalue()
 
     def save(self, file: Path, *, replace: bool = False) -> None:
@@ -159,7 +223,8 @@ class Manifest:
     def from_csv(cls, text: str, root: Path, name: str) -> Manifest:
         """Return the manifest of a CSV text with at least the columns path and label.
 
-        Labels may have any case; "val" is an alias of "validation"; other columns are ignored.
+        Labels may have any case; "val" is an alias of "validation". The patient may have another column, which is stated in
+        the notes; see `patients.find_patient_column`. Other columns are ignored.
 
         Args:
             text: The CSV text.
@@ -167,7 +232,7 @@ class Manifest:
             name: Name of the file, for messages.
 
         Raises:
-            ManifestError: A column is missing, a value is unknown, or a path is empty or listed twice.
+            ManifestError: A column is missing or cannot be used, a value is unknown, or a path is empty or listed twice.
         """
         split_by, body = "given", text
         if text.startswith(_SPLIT_BY_COMMENT):
@@ -184,12 +249,27 @@ class Manifest:
                     f"{name} has no column {column!r} (its columns: {', '.join(columns) or 'none'})",
                     hint="Required columns: path, label. Optional columns: etiology, patient, split, sha256",
                 )
+        if _SPLIT_BY in columns:
+            values = {row[_SPLIT_BY] for row in rows}
+            split_by = values.pop() if len(values) == 1 else split_by
+        column = find_patient_column(columns, rows, name)
+        if column not in {"", "patient"}:
+            rows = [{**row, "patient": row[column]} for row in rows]
         images = tuple(_parse_row(row, f"{name}, row {number}") for number, row in enumerate(rows, start=1))
         listed = Counter(image.path for image in images)
+        labels: dict[str, tuple[int, str]] = {}
+        for number, image in enumerate(images, start=1):
+            row, label = labels.setdefault(image.path, (number, image.label))
+            if label != image.label:
+                raise ManifestError(
+                    f"{name}: {image.path!r} is {label} in row {row} and {image.label} in row {number}",
+                    hint="Keep the row with the correct label",
+                )
         for number, image in enumerate(images, start=1):
             if listed[image.path] > 1:
                 raise ManifestError(f"{name}, row {number}: {image.path!r} is listed {listed[image.path]} times")
-        return cls(images, root, split_by)
+        notes = () if column in {"", "patient"} else (f"the patients are those of the column {column!r}",)
+        return cls(images, root, split_by, notes=notes)
 
 
 def _parse_row(row: Mapping[str, str], place: str) -> LabeledImage:
@@ -202,6 +282,15 @@ def _parse_row(row: Mapping[str, str], place: str) -> LabeledImage:
     if not values["path"] or "\0" in values["path"]:
         raise ManifestError(f"{place}: {row['path']!r} is not a valid path")
     return LabeledImage(**values)
+
+
+def identical_images(images: Iterable[LabeledImage]) -> list[tuple[LabeledImage, ...]]:
+    """Return the groups of two or more byte-identical images, in the order given."""
+    groups: dict[str, list[LabeledImage]] = defaultdict(list)
+    for image in images:
+        if image.sha256:
+            groups[image.sha256].append(image)
+    return [tuple(group) for group in groups.values() if len(group) > 1]
 
 
 def images_sha256(hashes: Iterable[str] | Sequence[str]) -> str:

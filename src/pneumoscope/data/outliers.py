@@ -22,7 +22,7 @@ from pneumoscope.core.files import write_atomically
 from pneumoscope.core.messages import counted
 from pneumoscope.core.prediction import MAX_AGE
 from pneumoscope.data.hashing import Progress, hash_images
-from pneumoscope.data.patients import parse_nih_patient
+from pneumoscope.data.patients import find_patient_column, parse_nih_patient
 from pneumoscope.imaging.file_type import skip_reason
 
 __all__ = ["OutlierImage", "Outliers", "load_outliers"]
@@ -171,6 +171,8 @@ def _read_csv(file: Path) -> list[OutlierImage]:
         raise ManifestError(f"cannot read {str(file)!r}: {error}", hint=_HINT) from error
     if "path" not in columns:
         raise ManifestError(f"{str(file)!r} has no column 'path' (its columns: {', '.join(columns)})", hint=_HINT)
+    if column := find_patient_column(columns, rows, repr(str(file))):
+        rows = [{**row, "patient": row[column]} for row in rows]
     images = [_parse_row(row, f"{str(file)!r}, row {number}") for number, row in enumerate(rows, start=1)]
     listed = Counter(image.path for image in images)
     for number, image in enumerate(images, start=1):

@@ -1,4 +1,4 @@
-"""Parse patient identifiers from file names of the public pediatric data set.
+"""Find patient identifiers: in file names of the public pediatric data set, and in the columns of a CSV file.
 
 Each series has its own numbering: `person100_bacteria` and `person100_virus` are two patients, and so are `IM-0115` and
 `NORMAL2-IM-0115`. The patient identifier is therefore (series, number). With the number alone, 264 patients would seem to be
@@ -9,8 +9,11 @@ from __future__ import annotations
 
 import dataclasses
 import re
+from collections.abc import Mapping, Sequence
 
-__all__ = ["FileNameInfo", "parse_file_name", "parse_nih_patient", "parse_patient"]
+from pneumoscope.core.errors import ManifestError
+
+__all__ = ["FileNameInfo", "find_patient_column", "parse_file_name", "parse_nih_patient", "parse_patient"]
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
@@ -35,6 +38,16 @@ _VERSION_2_NORMAL = re.compile(r"(?P<series>(NORMAL2-)?IM)-(?P<number>\d+)-\d+(-
 _VERSION_3 = re.compile(r"(?P<series>BACTERIA|VIRUS|NORMAL)-(?P<number>\d+)-\d+")
 # ChestX-ray14 of the NIH: 00000013_005.png, also with a prefix, nih-00000013_005.jpeg.
 _NIH = re.compile(r"(?P<patient>(?:.*\D)?\d{8})_\d{3}")
+# Names of columns that identify patients, in lower case and without other characters: "Patient ID" is "patientid".
+_PATIENT_COLUMNS = {
+    *("patient", "patientid", "patientidentifier", "patientkey", "patientnumber"),
+    *("participant", "participantid", "subject", "subjectid"),
+}
+# Other columns about patients, which could identify them; those of the second pattern are properties of a patient.
+_ABOUT_PATIENTS = re.compile(r"patient|participant|\bsubject\b|\bmrn\b")
+_PATIENT_PROPERTY = re.compile(
+    r"age|sex|gender|birth|dob|weight|height|size|orientation|position|race|ethnic|comment|history|status"
+)
 _PATIENT = re.compile(r"(?P<series>.*?)-?(?P<number>\d+)")
 
 
@@ -67,3 +80,43 @@ def parse_nih_patient(name: str) -> str:
     """Return the patient in a file name of the NIH's ChestX-ray14; "" if the name has another pattern."""
     match = _NIH.fullmatch(name.partition(".")[0])
     return match["patient"] if match else ""
+
+
+def find_patient_column(columns: Sequence[str], rows: Sequence[Mapping[str, str]], name: str) -> str:
+    """Return the column of a CSV file that identifies patients; "" if there is none or it has no values.
+
+    Case and punctuation of the names are ignored: "PatientID" and "patient_id" are the same.
+
+    Args:
+        columns: Names of the columns.
+        rows: The rows; a value may be missing.
+        name: Name of the file, for messages.
+
+    Raises:
+        ManifestError: Two such columns differ, or a column seems to identify patients and its name is unknown.
+    """
+
+    def values(column: str) -> list[str]:
+        return [(row.get(column) or "").strip() for row in rows]
+
+    used = [column for column in columns if any(values(column))]
+    known = [column for column in used if re.sub(r"[\W_]", "", column.lower()) in _PATIENT_COLUMNS]
+    for other in known[1:]:
+        pairs = zip(values(known[0]), values(other), strict=True)
+        for number, (a, b) in enumerate(pairs, start=1):
+            if a != b:
+                raise ManifestError(
+                    f"{name} has two columns that identify patients, and in row {number} {known[0]!r} is {a!r} and"
+                    f" {other!r} is {b!r}",
+                    hint="Remove one of the columns",
+                )
+    if known:
+        return known[0]
+    for column in used:
+        words = re.sub(r"[\W_]+", " ", column.lower())
+        if _ABOUT_PATIENTS.search(words) and not _PATIENT_PROPERTY.search(words):
+            raise ManifestError(
+                f"{name} has a column {column!r} and no column patient, so that patients would be ignored",
+                hint=f"If {column!r} identifies patients, rename it to patient; otherwise remove it",
+            )
+    return ""

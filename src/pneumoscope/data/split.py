@@ -4,11 +4,14 @@ No random number generator is used: units are ordered by the SHA-256 of (seed, k
 split. The key of a unit is its patient, or the file name without folders if that is unique, so that moved or resized images
 are split in the same way.
 
-A given test split is kept. The other images are pooled and divided, except for two groups, which get the split "unused":
+A given test split is kept. The other images are pooled and divided, except for three groups, which get the split "unused":
 
 - given validation images that are fewer than 1% of the pool (the public data set has 16): they are too few to choose anything
   on, and training on them would make runs incomparable with the report, which set them aside;
+- images that are byte-identical to an image of the given test split;
 - images of patients who are also in the given test split, unless the split is by image.
+
+Byte-identical images get the same split, and so do their patients, unless the split is by image and they show one patient.
 """
 
 from __future__ import annotations
@@ -22,7 +25,7 @@ from typing import Literal, get_args
 
 from pneumoscope.core.errors import DatasetError, UsageError
 from pneumoscope.core.messages import counted
-from pneumoscope.data.manifest import LABELS, LabeledImage, Manifest
+from pneumoscope.data.manifest import LABELS, LabeledImage, Manifest, identical_images
 from pneumoscope.data.patients import parse_patient
 
 __all__ = ["METHODS", "SplitMethod", "expected_leak_rate", "split_manifest"]
@@ -36,7 +39,7 @@ _DEFAULT_VALIDATION = 0.15
 
 @dataclasses.dataclass(frozen=True, slots=True)
 class _Unit:
-    """Images that stay in one split: those of a patient, or a single image.
+    """Images that stay in one split: those of a patient, or a single image; of several if they have identical images.
 
     Attributes:
         key: Patient, or name of the image.
@@ -77,7 +80,8 @@ def split_manifest(
 
     Raises:
         UsageError: `by` is unknown, a fraction is not between 0 and 1, or `test` is given for data with a test split.
-        DatasetError: A split would be empty or have one label only; or "block" is used for patients without numbers.
+        DatasetError: A split would be empty or have one label only; byte-identical images have different labels; or "block" is
+            used for patients without numbers.
     """
     if by not in METHODS:
         raise UsageError(f"unknown split method {by!r}", hint=f"Choose one of: {', '.join(METHODS)}")
@@ -92,13 +96,14 @@ def split_manifest(
         if not 0 < fraction < 1:
             raise UsageError(f"{name} is {fraction}; it must be a fraction between 0 and 1")
 
+    manifest.check_labels()
     pool, notes = _pool(manifest, by)
-    units = _units(pool, by)
-    assigned: dict[str, str] = {}
-    if not has_test:
-        assigned |= dict.fromkeys(_draw(units, test_fraction, by, f"{seed}\ntest"), "test")
-        units = [unit for unit in units if unit.paths[0] not in assigned]
-    assigned |= dict.fromkeys(_draw(units, validation, by, f"{seed}\nvalidation"), "validation")
+    units, identical = _units(pool, by), _identical(pool, by)
+    test_share = None if has_test else test_fraction
+    assigned = _assign(units, test_share, validation, by, seed)
+    # Units are merged only if necessary, so that the published splits of the public data set do not change.
+    if any(len({assigned.get(image.path) for image in group}) > 1 for group in identical):
+        assigned = _assign(_merge(units, identical), test_share, validation, by, seed)
     pooled = {image.path for image in pool}
 
     def new_split(image: LabeledImage) -> str:
@@ -156,6 +161,58 @@ def _probability_of_none(n: int, drawn: int, marked: int) -> float:
     return max(0.0, probability)
 
 
+def _assign(units: Sequence[_Unit], test: float | None, validation: float, by: str, seed: int) -> dict[str, str]:
+    """Return the split of each image that is not for training, by path.
+
+    Args:
+        units: The units to divide.
+        test: Fraction of the images for testing; None to draw no test split.
+        validation: Fraction of the other images for validation.
+        by, seed: See `split_manifest`.
+    """
+    assigned: dict[str, str] = {}
+    if test is not None:
+        assigned |= dict.fromkeys(_draw(units, test, by, f"{seed}\ntest"), "test")
+        units = [unit for unit in units if unit.paths[0] not in assigned]
+    return assigned | dict.fromkeys(_draw(units, validation, by, f"{seed}\nvalidation"), "validation")
+
+
+def _identical(pool: Sequence[LabeledImage], by: str) -> list[tuple[LabeledImage, ...]]:
+    """Return the groups of byte-identical images that must not be divided.
+
+    A split by image divides the images of a patient on purpose, and so their identical images.
+    """
+    groups = identical_images(pool)
+    if by != "image":
+        return groups
+    return [group for group in groups if not group[0].patient or len({image.patient for image in group}) > 1]
+
+
+def _merge(units: Sequence[_Unit], identical: Sequence[Sequence[LabeledImage]]) -> list[_Unit]:
+    """Return the units, with those that share identical images as one."""
+    parents = list(range(len(units)))
+
+    def root(index: int) -> int:
+        while parents[index] != index:
+            index = parents[index]
+        return index
+
+    unit_of_path = {path: index for index, unit in enumerate(units) for path in unit.paths}
+    for first, *others in identical:
+        for other in others:
+            a, b = sorted((root(unit_of_path[first.path]), root(unit_of_path[other.path])))
+            parents[b] = a
+    merged: dict[int, list[_Unit]] = defaultdict(list)
+    for index, unit in enumerate(units):
+        merged[root(index)].append(unit)
+    # Of the labels, PNEUMONIA is the last: a patient with images of both counts as PNEUMONIA.
+    leading = {index: max(group, key=lambda unit: (unit.stratum, unit.key)) for index, group in merged.items()}
+    return [
+        dataclasses.replace(leading[index], paths=tuple(path for unit in group for path in unit.paths))
+        for index, group in merged.items()
+    ]
+
+
 def _pool(manifest: Manifest, by: str) -> tuple[list[LabeledImage], list[str]]:
     """Return the images to divide, and notes on those that are set aside."""
     notes = []
@@ -164,8 +221,14 @@ def _pool(manifest: Manifest, by: str) -> tuple[list[LabeledImage], list[str]]:
     if 0 < given < _MIN_GIVEN_VALIDATION * len(pool):
         pool = [image for image in pool if image.split != "validation"]
         notes.append(f"set aside {counted(given, 'given validation image')}: too few to choose anything on")
+    test_hashes = {image.sha256 for image in manifest.images if image.split == "test"} - {""}
+    copies = [image for image in pool if image.sha256 in test_hashes]
+    if copies:
+        pool = [image for image in pool if image.sha256 not in test_hashes]
+        notes.append(f"set aside {counted(len(copies), 'image')} byte-identical to a test image")
     if by != "image":
-        test_patients = {image.patient for image in manifest.images if image.split == "test" and image.patient}
+        test_images = [*copies, *(image for image in manifest.images if image.split == "test")]
+        test_patients = {image.patient for image in test_images if image.patient}
         leaked = [image for image in pool if image.patient in test_patients]
         if leaked:
             pool = [image for image in pool if image.patient not in test_patients]

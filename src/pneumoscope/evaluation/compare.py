@@ -23,7 +23,7 @@ from pneumoscope.evaluation.metrics import positives
 from pneumoscope.evaluation.paired import RunScores, findings, paired_tests
 from pneumoscope.runs.evaluations import read_evaluation, read_predictions
 from pneumoscope.runs.record import RunRecord, read_run
-from pneumoscope.runs.run_folder import EVALUATION_FILE, PREDICTIONS_FILE, evaluation_folder
+from pneumoscope.runs.run_folder import EVALUATION_FILE, PREDICTIONS_FILE, evaluation_folder, evaluation_names
 from pneumoscope.statistics.inputs import BoolArray
 
 __all__ = ["COMPARISON_FILE", "COMPARISON_TABLE", "compare", "write_comparison"]
@@ -44,13 +44,19 @@ class _EvaluatedRun:
 
 
 def compare(
-    runs: Sequence[str | Path], *, operating_point: str = "half", out: str | Path | None = None, command: str = ""
+    runs: Sequence[str | Path],
+    *,
+    operating_point: str = "half",
+    evaluation: str = "test",
+    out: str | Path | None = None,
+    command: str = "",
 ) -> Comparison:
     """Compare runs that were evaluated on the same test images.
 
     Args:
-        runs: Run folders with `run.json` and `evaluation/test/`. Runs with the same name get the names of their folders.
+        runs: Run folders with `run.json` and `evaluation/NAME/`. Runs with the same name get the names of their folders.
         operating_point: Operating point of the threshold metrics and of the McNemar test.
+        evaluation: Name of the evaluation of each run.
         out: Folder of comparison.json and comparison.csv; None writes no files.
         command: The command line, for the record.
 
@@ -68,7 +74,7 @@ def compare(
         raise UsageError(
             "there are no runs to compare", hint="Give at least one run folder: pneumoscope compare RUN... --out DIR"
         )
-    evaluated = _with_unique_names([_read(Path(folder), operating_point) for folder in runs])
+    evaluated = _with_unique_names([_read(Path(folder), evaluation, operating_point) for folder in runs])
     _check_comparable(evaluated)
     images = evaluated[0].images
     labels, patients = positives(images), [image.patient for image in images]
@@ -95,6 +101,7 @@ def compare(
         runs=summaries,
         pairs=pairs,
         sentences=(*findings(names, accuracies, pairs), *_ledger_sentence(evaluated)),
+        evaluation=evaluation,
         command=command,
         created=datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
         version=__version__,
@@ -115,13 +122,16 @@ def write_comparison(comparison: Comparison, out: Path) -> None:
     write_atomically(out / COMPARISON_FILE, to_json(comparison))
 
 
-def _read(folder: Path, operating_point: str) -> _EvaluatedRun:
+def _read(folder: Path, name: str, operating_point: str) -> _EvaluatedRun:
     record = read_run(folder, finished=True)
-    results = evaluation_folder(folder)
+    results = evaluation_folder(folder, name)
     if not (results / EVALUATION_FILE).is_file():
+        others = evaluation_names(folder)
         raise RunError(
-            f"run {str(folder)!r} has no evaluation on test images ({str(results / EVALUATION_FILE)!r} is missing)",
-            hint=f"Evaluate it: pneumoscope evaluate {folder} --data DATA",
+            f"run {str(folder)!r} has no evaluation {name!r} ({str(results / EVALUATION_FILE)!r} is missing"
+            f"{'; it has ' + ', '.join(others) if others else ''})",
+            hint=f"Evaluate it: pneumoscope evaluate {folder} --data DATA"
+            + ("; or choose another evaluation with --evaluation" if others else ""),
         )
     evaluation = read_evaluation(results / EVALUATION_FILE)
     if operating_point not in evaluation.operating_points:

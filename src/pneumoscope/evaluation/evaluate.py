@@ -9,6 +9,7 @@ from __future__ import annotations
 import dataclasses
 import datetime
 import functools
+import re
 import time
 from collections import Counter, deque
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -21,21 +22,28 @@ import numpy as np
 
 from pneumoscope import __version__
 from pneumoscope.bundle.card import Card
-from pneumoscope.core.errors import UnknownNameError, UnreadableImageError
+from pneumoscope.core.errors import UnknownNameError, UnreadableImageError, UsageError
 from pneumoscope.core.files import write_atomically
 from pneumoscope.core.messages import notice
 from pneumoscope.core.prediction import Rejection
 from pneumoscope.core.results import Evaluation, Interval, RejectionSummary, ScoredImage, to_json
 from pneumoscope.data.hashing import read_image
-from pneumoscope.data.manifest import LABELS, LabeledImage, images_sha256
+from pneumoscope.data.manifest import LABELS, LabeledImage, Manifest, images_sha256
 from pneumoscope.evaluation.ledger import default_ledger, record_evaluation
 from pneumoscope.evaluation.metrics import etiology_aurocs, evaluate_operating_point, positives, ranking_metrics
 from pneumoscope.evaluation.selection import check_thresholds, check_unseen, select_images, unreadable_error
 from pneumoscope.imaging.decode import Radiograph
 from pneumoscope.inference.decision import sigmoid, threshold_probability
 from pneumoscope.inference.session import BundleSession
-from pneumoscope.runs.evaluations import predictions_csv
-from pneumoscope.runs.run_folder import EVALUATION_FILE, MANIFEST_FILE, PREDICTIONS_FILE, evaluation_folder, find_bundle
+from pneumoscope.runs.evaluations import predictions_csv, read_evaluation
+from pneumoscope.runs.run_folder import (
+    BUNDLE_FOLDER,
+    EVALUATION_FILE,
+    MANIFEST_FILE,
+    PREDICTIONS_FILE,
+    evaluation_folder,
+    find_bundle,
+)
 from pneumoscope.statistics.calibration import reliability_bins
 from pneumoscope.statistics.inputs import patient_groups
 from pneumoscope.statistics.intervals import proportion
@@ -43,6 +51,9 @@ from pneumoscope.statistics.intervals import proportion
 __all__ = ["OPERATING_POINTS", "decode_images", "evaluate"]
 
 OPERATING_POINTS = ("half", "balanced", "rule_out", "rule_in")
+_NAME = r"\w[\w.-]*"
+# Splits whose evaluation is recorded in the test ledger.
+_TEST_SPLITS = ("test", "all")
 # Images are decoded in threads while the network scores the previous ones.
 _THREADS = 4
 _PREFETCH_IMAGES = 64
@@ -55,6 +66,8 @@ def evaluate(
     split: str = "test",
     operating_points: Sequence[str] = OPERATING_POINTS,
     out: str | Path | None = None,
+    name: str | None = None,
+    replace: bool = False,
     ledger: str | Path | None = None,
     seed: int = 0,
     site: str | Path | None = None,
@@ -64,15 +77,18 @@ def evaluate(
     """Score the images of one split, and return the metrics of the model with intervals.
 
     Images that cannot be read are an error and are never skipped, because the reported n would be wrong. To evaluate without
-    them, give a manifest of the other images.
+    them, give a manifest of the other images. Metrics that need a label without images are undefined, with the reason.
 
     Args:
         target: Run folder or bundle folder.
         data: Folder, manifest CSV or archive of labeled images; see `evaluation.selection.select_images` for the split.
-        split: "train", "validation" or "test".
+        split: "train", "validation", "test", or "all" for all images of a data set that the model has not seen.
         operating_points: Operating points of the bundle to evaluate.
-        out: Folder of evaluation.json and predictions.csv. By default `RUN/evaluation/SPLIT` for a run, and none for a
-            bundle. With a site profile, the name of the folder ends in its hash.
+        out: Folder of evaluation.json and predictions.csv. By default `RUN/evaluation/NAME` for a run, and none for a bundle.
+        name: Name of the evaluation of a run. By default the split, for images of the run itself; for others followed by the
+            name of the data, and with a site profile by its hash.
+        replace: Replace an evaluation of other images, or of another model, seed or site profile, in the same folder. One that
+            differs in its operating points only is extended by them.
         ledger: The test ledger; `ledger.default_ledger()` by default.
         seed: Seed of the bootstraps.
         site: Site profile to apply.
@@ -85,25 +101,31 @@ def evaluate(
 
     Raises:
         UnknownNameError: The bundle has no such operating point.
-        UsageError: There is no such split, or nothing states which images belong to it.
+        UsageError: There is no such split, or nothing states which images belong to it; the name is not that of a folder or is
+            given with `out` or for a bundle; or the folder has another evaluation.
         RunError: The run has no bundle yet.
         BundleError: The bundle cannot be read or run.
         SiteProfileError: The site profile cannot be used; see `BundleSession.load`.
-        DatasetError: Images are missing, unreadable, or of one label only; or test images were training or validation images.
+        DatasetError: Images are missing or unreadable; or test images were training or validation images.
         ThresholdError: The threshold of an operating point was chosen on these images.
         StorageError: The ledger or the results cannot be written. No result is returned then.
     """
     target, data = Path(target), Path(data)
     bundle = find_bundle(target)
-    is_run = bundle != target
+    is_run = bundle == target / BUNDLE_FOLDER
     session = BundleSession.load(bundle, site=None if site is None else Path(site))
     card = session.card
-    for name in operating_points:
-        if name not in card.operating_points:
-            raise UnknownNameError("operating point", name, card.operating_points)
-    root, images = select_images(data, split, target / MANIFEST_FILE if is_run else None, note)
-    if split == "test":
+    for point in operating_points:
+        if point not in card.operating_points:
+            raise UnknownNameError("operating point", point, card.operating_points)
+    _check_name(name, is_run=is_run, has_out=out is not None)
+    root, images = select_images(data, split, target / MANIFEST_FILE if is_run else None, note, both_labels=False)
+    if split in _TEST_SPLITS:
         check_unseen(images, card)
+    if out is None and is_run:
+        out = evaluation_folder(target, name or _default_name(target, data, split, images, session, note))
+    if out is not None and not replace:
+        operating_points = _with_earlier_points(Path(out), operating_points, images, session, seed)
     check_thresholds(images, card, operating_points)
     started = time.perf_counter()
     scored, rejections = _score(session, root, images, split, progress)
@@ -111,16 +133,89 @@ def evaluate(
     evaluation = dataclasses.replace(
         _summarize(card, split, scored, rejections, operating_points, seed, seconds), site=session.site
     )
-    if split == "test":
+    if split in _TEST_SPLITS:
         number = record_evaluation(Path(ledger) if ledger else default_ledger(), _ledger_entry(evaluation))
         evaluation = dataclasses.replace(evaluation, test_evaluation=number)
-    if out is None and is_run:
-        # With a profile beside it, so that the evaluation of the run itself is kept.
-        out = evaluation_folder(target, f"{split}-{session.profile.sha256[:8]}" if session.profile else split)
     if out is not None:
         write_atomically(Path(out) / PREDICTIONS_FILE, predictions_csv(scored))
         write_atomically(Path(out) / EVALUATION_FILE, to_json(evaluation))
     return evaluation, scored
+
+
+def _check_name(name: str | None, *, is_run: bool, has_out: bool) -> None:
+    """Raise unless the name of an evaluation can be used."""
+    if name is None:
+        return
+    if not is_run or has_out:
+        raise UsageError(
+            f"the name {name!r} is that of an evaluation in a run folder",
+            hint="Give --name for a run without --out, or --out without --name",
+        )
+    if not re.fullmatch(_NAME, name):
+        raise UsageError(f"{name!r} is not the name of an evaluation", hint="Use letters, digits, '.', '-' and '_'")
+
+
+def _default_name(
+    run: Path,
+    data: Path,
+    split: str,
+    images: Sequence[LabeledImage],
+    session: BundleSession,
+    note: Callable[[str], None] | None,
+) -> str:
+    """Return the split for images of the run itself, and for others also the name of the data.
+
+    A run without a manifest cannot tell; its images are taken for its own unless all images of a data set are evaluated.
+    """
+    manifest = run / MANIFEST_FILE
+    name = split
+    if manifest.is_file():
+        own = Manifest.from_csv(manifest.read_text(encoding="utf-8"), run, str(manifest)).split(split)
+        is_own = {image.sha256 for image in own} == {image.sha256 for image in images}
+    else:
+        is_own = split != "all"
+    if not is_own:
+        # Also without a final slash or a relative path, such as "..".
+        path = data.resolve()
+        stem = re.sub(r"[^\w.-]", "-", path.name if path.is_dir() else path.stem).lstrip(".-")
+        name = f"{split}-{stem}"
+    if session.profile:
+        name += f"-{session.profile.sha256[:8]}"
+    if note and not is_own:
+        other = "" if split == "all" else f"{str(data)!r} has other images than the {split} split of the run; "
+        note(f"{other}the results are in {str(evaluation_folder(run, name))!r}")
+    return name
+
+
+def _with_earlier_points(
+    folder: Path, operating_points: Sequence[str], images: Sequence[LabeledImage], session: BundleSession, seed: int
+) -> Sequence[str]:
+    """Return the operating points with those of the evaluation in the folder, which is written again.
+
+    Raises:
+        UsageError: The folder has an evaluation of other images, or of another model, seed or site profile.
+    """
+    if not (folder / EVALUATION_FILE).is_file():
+        return operating_points
+    earlier = read_evaluation(folder / EVALUATION_FILE)
+    different = [
+        label
+        for label, before, now in (
+            ("of other images", earlier.images_sha256, images_sha256([image.sha256 for image in images])),
+            ("of another model", earlier.bundle_sha256, session.card.onnx_sha256),
+            ("with another site profile", earlier.site, session.site),
+            ("with another seed", earlier.metrics["brier"].seed, seed),
+        )
+        if before != now
+    ]
+    if different:
+        raise UsageError(
+            f"{str(folder)!r} has an evaluation {' and '.join(different)} ({earlier.name}, {earlier.n} images,"
+            f" {earlier.created[:10]})",
+            hint="Keep both with another --name or --out, or replace it with --force",
+        )
+    points = [point for point in earlier.operating_points if point in session.card.operating_points]
+    return (*points, *(point for point in operating_points if point not in points))
 
 
 def _score(

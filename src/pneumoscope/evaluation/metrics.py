@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Mapping, Sequence
 
 import numpy as np
@@ -27,15 +28,21 @@ def ranking_metrics(images: Sequence[ScoredImage], *, seed: int) -> dict[str, In
     """Return the threshold-free metrics: auroc and auprc of logits, brier and expected_calibration_error of probabilities.
 
     Args:
-        images: Images of both labels.
+        images: The images; with one label, auroc and auprc are undefined.
         seed: Seed of the bootstraps.
     """
     labels, patients = positives(images), [image.patient for image in images]
     logits = [image.logit for image in images]
     probabilities = [image.probability for image in images]
+    auroc = auroc_interval(logits, labels, patients)
+    if auroc.value is None:
+        # Without normal images every ranking would have an AUPRC of 1.
+        auprc = dataclasses.replace(auroc, method="patient bootstrap", seed=seed)
+    else:
+        auprc = patient_bootstrap(weighted_auprc, logits, labels, patients, seed=seed)
     return {
-        "auroc": auroc_interval(logits, labels, patients),
-        "auprc": patient_bootstrap(weighted_auprc, logits, labels, patients, seed=seed),
+        "auroc": auroc,
+        "auprc": auprc,
         "brier": patient_bootstrap(weighted_brier, probabilities, labels, patients, seed=seed),
         "expected_calibration_error": calibration_error_interval(probabilities, labels, patients, seed=seed),
     }

@@ -6,11 +6,13 @@ import dataclasses
 from collections.abc import Sequence
 from itertools import combinations
 
+from pneumoscope.core.errors import UndefinedMetricError
 from pneumoscope.core.messages import counted
-from pneumoscope.core.results import Interval, PairedTest
-from pneumoscope.statistics.inputs import BoolArray, FloatArray
-from pneumoscope.statistics.intervals import paired_difference
-from pneumoscope.statistics.paired import delong_test, holm, mcnemar_exact
+from pneumoscope.core.results import Interval, PairedTest, method_name
+from pneumoscope.statistics.inputs import BoolArray, FloatArray, patient_groups
+from pneumoscope.statistics.intervals import paired_difference, undefined
+from pneumoscope.statistics.paired import delong_test, holm, mcnemar_exact, mcnemar_method
+from pneumoscope.statistics.roc import delong_method
 
 __all__ = ["ALPHA", "RunScores", "findings", "paired_tests", "percentage_points"]
 
@@ -47,34 +49,56 @@ def paired_tests(runs: Sequence[RunScores], labels: BoolArray, patients: Sequenc
         (paired_difference(a.correct, b.correct, patients), mcnemar_exact(a.correct, b.correct, patients))
         for a, b in pairs
     ]
-    by_auroc = [delong_test(a.logits, b.logits, labels, patients) for a, b in pairs]
+    by_auroc = [_delong_test(a, b, labels, patients) for a, b in pairs]
     tests = []
-    for metric, test, results in (("accuracy", "mcnemar, exact", by_accuracy), ("auroc", "delong", by_auroc)):
+    groups = patient_groups(patients, len(labels))
+    methods = (("accuracy", mcnemar_method(groups), by_accuracy), ("auroc", delong_method(groups), by_auroc))
+    for metric, test, results in methods:
         corrected = holm([p for _, p in results])
         for (a, b), (difference, p), p_holm in zip(pairs, results, corrected, strict=True):
             tests.append(_paired_test(a.name, b.name, metric, test, difference, p, p_holm))
     return tuple(tests)
 
 
+def _delong_test(
+    a: RunScores, b: RunScores, labels: BoolArray, patients: Sequence[str]
+) -> tuple[Interval, float | None]:
+    """Return the DeLong test; undefined, with the reason, if a label has fewer than 2 patients."""
+    try:
+        return delong_test(a.logits, b.logits, labels, patients)
+    except UndefinedMetricError as error:
+        return undefined(error.message, n=len(labels), method="delong"), None
+
+
 def _paired_test(
     a: str, b: str, metric: str, test: str, difference: Interval, p: float | None, p_holm: float | None
 ) -> PairedTest:
     verdict = "not distinguishable"
-    if p_holm is not None and p_holm < ALPHA and difference.value:
+    # The interval of the accuracy is not derived from the test, and may contain 0 although the test is significant.
+    if p_holm is not None and p_holm < ALPHA and difference.value and not _contains_zero(difference):
         verdict = "a" if difference.value > 0 else "b"
-    sentence = _sentence(a, b, metric, verdict, difference, p_holm)
+    sentence = _sentence(a, b, metric, test, verdict, difference, p_holm)
     return PairedTest(a, b, metric, difference, test, p, p_holm, verdict, sentence)
 
 
-def _sentence(a: str, b: str, metric: str, verdict: str, difference: Interval, p_holm: float | None) -> str:
-    name, test = ("accuracy", "McNemar") if metric == "accuracy" else ("AUROC", "DeLong")
+def _contains_zero(difference: Interval) -> bool:
+    return difference.low is None or difference.high is None or difference.low <= 0 <= difference.high
+
+
+def _sentence(a: str, b: str, metric: str, test: str, verdict: str, difference: Interval, p_holm: float | None) -> str:
+    name = "accuracy" if metric == "accuracy" else "AUROC"
     if verdict == "b":
         a, b, difference = b, a, _negate(difference)
+    if difference.value is None:
+        return f"{a} and {b} cannot be compared in {name}: {difference.reason}."
     amount = percentage_points(difference) if metric == "accuracy" else _difference_text(difference)
     if p_holm is None:
         result = "no discordant images" if metric == "accuracy" else "equal rankings"
     else:
-        result = f"{test} p {'< 0.001' if p_holm < 0.001 else f'= {p_holm:.3f}'}, Holm-corrected"
+        p = "< 0.001" if p_holm < 0.001 else f"= {p_holm:.3f}"
+        result = f"{method_name(test)}: p {p}, Holm-corrected"
+        if p_holm < ALPHA and verdict == "not distinguishable":
+            result += "; the interval contains 0"
     if verdict == "not distinguishable":
         return f"{a} and {b} do not differ significantly in {name}: {amount} (n = {difference.n}; {result})."
     return f"{a} has a higher {name} than {b}: {amount} (n = {difference.n}; {result})."
@@ -130,17 +154,25 @@ def findings(runs: Sequence[str], accuracies: Sequence[Interval], pairs: Sequenc
 
 
 def _best_run(runs: Sequence[str], accuracies: Sequence[Interval], pairs: Sequence[PairedTest]) -> str:
-    best = max(range(len(runs)), key=lambda i: accuracies[i].value or 0.0)
-    name, accuracy = runs[best], accuracies[best]
-    similar = [
-        pair.b if pair.a == name else pair.a
+    values = [accuracy.value or 0.0 for accuracy in accuracies]
+    best = [name for name, value in zip(runs, values, strict=True) if value == max(values)]
+    accuracy = accuracies[values.index(max(values))]
+    if len(best) == len(runs):
+        return f"All {len(runs)} runs have the same accuracy, {max(values):.3f}."
+    similar = {
+        name
         for pair in pairs
-        if pair.metric == "accuracy" and name in (pair.a, pair.b) and pair.verdict == "not distinguishable"
-    ]
-    text = "undefined" if accuracy.value is None else str(accuracy)
+        if pair.metric == "accuracy" and pair.verdict == "not distinguishable" and {pair.a, pair.b} & {*best}
+        for name in (pair.a, pair.b)
+    }
+    others = [name for name in runs if name in similar and name not in best]
     significance = (
-        f"the difference is not significant for {', '.join(similar)}"
-        if similar
+        f"the difference is not significant for {', '.join(others)}"
+        if others
         else "the difference from every other run is significant"
     )
-    return f"{name} has the highest accuracy of the {len(runs)} runs, {text}; {significance}."
+    if len(best) > 1:
+        names = f"{', '.join(best[:-1])} and {best[-1]}"
+        return f"{names} share the highest accuracy of the {len(runs)} runs, {max(values):.3f}; {significance}."
+    text = "undefined" if accuracy.value is None else str(accuracy)
+    return f"{best[0]} has the highest accuracy of the {len(runs)} runs, {text}; {significance}."

@@ -27,31 +27,38 @@ __all__ = [
     "unreadable_error",
 ]
 
-_SPLITS = ("train", "validation", "test")
+_SPLITS = ("train", "validation", "test", "all")
+_RESERVED = ("test", "all")
 _MAX_LISTED = 5
 
 
 def select_images(
-    data: Path, split: str, run_manifest: Path | None, note: Callable[[str], None] | None = None
+    data: Path,
+    split: str,
+    run_manifest: Path | None,
+    note: Callable[[str], None] | None = None,
+    *,
+    both_labels: bool = True,
 ) -> tuple[Path, tuple[LabeledImage, ...]]:
     """Return the images of one split, with content hashes.
 
-    The test split is that of the data set if it has one. Otherwise, and for train and validation, the split is taken from
-    `data` if it is a manifest, and from the manifest of the run if it is not.
+    The test split is that of the data set if it has one, and every split is that of a CSV file that states it. Otherwise the
+    split is taken from the manifest of the run.
 
     Args:
         data: Folder, manifest CSV or archive.
-        split: "train", "validation" or "test".
+        split: "train", "validation", "test", or "all" for all images that are not "unused".
         run_manifest: `RUN/manifest.csv`; None if a bundle without a run is evaluated.
         note: Called with each remark about the data, such as the number of skipped files.
+        both_labels: Raise if the images have one label only.
 
     Returns:
         The folder that paths are relative to, and the images in manifest order.
 
     Raises:
         UsageError: The name of the split is unknown, or nothing states which images belong to it.
-        DatasetError: The split is empty or has one label only, an image cannot be opened, or an image of the run is missing
-            in the data.
+        DatasetError: The split is empty, or has one label only where both are needed, an image cannot be opened, or an image of
+            the run is missing in the data.
     """
     if split not in _SPLITS:
         raise UsageError(f"there is no split {split!r}", hint=f"Known: {', '.join(_SPLITS)}")
@@ -59,9 +66,10 @@ def select_images(
     if note:
         for each in manifest.notes:
             note(each)
-    # If the data set has no test split, the run has made one.
-    test_from_run = run_manifest is not None and run_manifest.is_file() and not manifest.split("test")
-    if (split != "test" or test_from_run) and data.suffix.lower() != ".csv":
+    if split == "all":
+        _check_readable(manifest, data, split)
+        images = tuple(image for image in manifest if image.split != "unused")
+    elif _is_split_by_run(manifest, split, run_manifest, data):
         images = _images_of_run(manifest, split, run_manifest, data)
     else:
         _check_readable(manifest, data, split)
@@ -72,12 +80,26 @@ def select_images(
             f"{str(data)!r} has no image in the split {split!r} (images: {counts})", hint="Choose another with --split"
         )
     missing = [label for label in LABELS if not any(image.label == label for image in images)]
-    if missing:
+    if missing and both_labels:
         raise DatasetError(
             f"the split {split!r} has images of one label only ({counted(len(images), 'image')}): there is no {missing[0]} image",
-            hint="An evaluation needs images of both labels",
+            hint="Choose a split with images of both labels",
         )
     return manifest.root, images
+
+
+def _is_split_by_run(manifest: Manifest, split: str, run_manifest: Path | None, data: Path) -> bool:
+    """Return True if the manifest of the run, not the data set, states which images are in the split.
+
+    Training makes the validation split of a folder, the test split of a data set without one, and the splits of a CSV file that
+    states none.
+    """
+    has_run = run_manifest is not None and run_manifest.is_file()
+    if split != "test" and data.suffix.lower() != ".csv":
+        return True
+    if manifest.split(split):
+        return False
+    return has_run or not any(image.split for image in manifest)
 
 
 def _images_of_run(manifest: Manifest, split: str, run_manifest: Path | None, data: Path) -> tuple[LabeledImage, ...]:
@@ -86,7 +108,8 @@ def _images_of_run(manifest: Manifest, split: str, run_manifest: Path | None, da
         source = f"{str(run_manifest)!r} is missing" if run_manifest else "a bundle has no manifest"
         raise UsageError(
             f"cannot tell which images of {str(data)!r} are in the {split} split: {source}",
-            hint="Give the manifest that the model was trained with as --data, or a run folder with its manifest.csv",
+            hint="Evaluate all images with --split all; or give a manifest with splits as --data, or a run folder with its"
+            " manifest.csv",
         )
     text = run_manifest.read_text(encoding="utf-8")
     expected = Manifest.from_csv(text, manifest.root, str(run_manifest)).split(split)
@@ -98,7 +121,7 @@ def _images_of_run(manifest: Manifest, split: str, run_manifest: Path | None, da
         raise DatasetError(
             f"{str(data)!r} lacks {len(missing):,} of the {counted(len(expected), f'{split} image')} in {str(run_manifest)!r}"
             f" (compared by content); the first is {missing[0]}",
-            hint="Give the data that the run was trained on",
+            hint="Give the data that the run was trained on; or evaluate all of these images with --split all",
         )
 
     def current_path(image: LabeledImage) -> str:
@@ -118,7 +141,7 @@ def _check_readable(manifest: Manifest, data: Path, split: str) -> None:
     unreadable = []
     for path, reason in manifest.unreadable:
         split_of_file = splits.get(path, SPLIT_FOLDERS.get(PurePosixPath(path).parts[0].lower(), ""))
-        if split_of_file == split:
+        if split_of_file == split or (split == "all" and split_of_file != "unused"):
             unreadable.append((path, reason))
     if unreadable:
         raise unreadable_error(unreadable, split)
@@ -131,10 +154,11 @@ def unreadable_error(unreadable: Sequence[tuple[str, str]], split: str) -> Datas
         unreadable: Path and reason of each image; at least one.
         split: The split of the images.
     """
+    images = counted(len(unreadable), "image" if split == "all" else f"{split} image")
     listed = "; ".join(f"{path}: {reason}" for path, reason in unreadable[:_MAX_LISTED])
     more = f"; and {len(unreadable) - _MAX_LISTED} more" if len(unreadable) > _MAX_LISTED else ""
     return DatasetError(
-        f"{counted(len(unreadable), f'{split} image')} cannot be read ({listed}{more})",
+        f"{images} cannot be read ({listed}{more})",
         hint="Repair the files, or give a manifest CSV without them as --data",
     )
 
@@ -182,10 +206,10 @@ def select_unreserved_images(target: Path, data: Path, split: str) -> tuple[Path
         split: "validation" or "train". Test images are reserved for `evaluate`, which records every test-set evaluation.
 
     Raises:
-        UsageError: The split is "test"; or see `select_images`.
+        UsageError: The split is "test" or "all"; or see `select_images`.
         DatasetError: See `select_images`.
     """
-    if split == "test":
+    if split in _RESERVED:
         raise UsageError(
             "test images are reserved for evaluations, which are recorded",
             hint="Choose --split validation, or evaluate with: pneumoscope evaluate",

@@ -24,7 +24,7 @@ def write_comparison_page(comparison: Comparison, runs: Sequence[Path], out: Pat
     Args:
         comparison: Comparison of these runs.
         runs: Run folders in the order of the comparison, each with `epochs.csv`, `run.json`, `recipe.toml`,
-            `evaluation/test/evaluation.json` and `evaluation/test/predictions.csv`.
+            `evaluation.json` and `predictions.csv` of the compared evaluation.
         out: HTML file to write. Missing parent folders are created.
 
     Raises:

@@ -2,12 +2,11 @@
 
 from __future__ import annotations
 
-import re
 from collections.abc import Iterable
 
-from pneumoscope.core.results import Interval
+from pneumoscope.core.results import Interval, method_name
 
-__all__ = ["ETIOLOGIES", "GLOSSARY", "METRICS", "OPERATING_POINTS", "PAIR_METRICS", "interval_note", "method_name"]
+__all__ = ["ETIOLOGIES", "GLOSSARY", "METRICS", "OPERATING_POINTS", "PAIR_METRICS", "interval_note"]
 
 # In the order of tables and figures. Keys are those of `Evaluation` and `OperatingPointResult`.
 METRICS = {
@@ -57,13 +56,6 @@ GLOSSARY = {
     "Holm p": "p value corrected for the number of pairs: the probability of any false positive is below 5%.",
     "Etiology": "cause of the pneumonia according to the image's file name: bacteria or virus.",
 }
-
-_NAMES = {"wilson": "Wilson", "delong": "DeLong", "newcombe": "Newcombe", "mcnemar": "McNemar"}
-
-
-def method_name(method: str) -> str:
-    """Return the name of a method or test with capitalized proper names, such as "McNemar, exact"."""
-    return re.sub("|".join(_NAMES), lambda match: _NAMES[match[0]], method)
 
 
 def interval_note(intervals: Iterable[tuple[str, Interval]]) -> str:

@@ -50,7 +50,7 @@ class RunData:
         index: Index in the comparison, from 0.
         style: Color and dash pattern in figures.
         summary: Row of the comparison.
-        evaluation: Evaluation of the test images.
+        evaluation: The compared evaluation.
         scores: Predictions by image.
         epochs: Epochs of the training.
         recipe: Text of the recipe file.
@@ -83,9 +83,10 @@ def load_run_data(comparison: Comparison, runs: Sequence[Path]) -> tuple[RunData
         raise RunError(f"the comparison has {expected}; {given} given")
     data = []
     for index, (summary, folder) in enumerate(zip(comparison.runs, runs, strict=True)):
-        results = evaluation_folder(folder)
+        results = evaluation_folder(folder, comparison.evaluation)
         evaluation = read_evaluation(results / EVALUATION_FILE)
-        if evaluation.name != summary.name:
+        # Runs with the same name, such as those of one recipe, have the names of their folders in the comparison.
+        if summary.name not in {evaluation.name, folder.resolve().name}:
             raise RunError(
                 f"{folder} holds run {evaluation.name!r}; the comparison has {summary.name!r} at this position",
                 hint="Pass the folders in the order of the comparison",

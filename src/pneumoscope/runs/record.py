@@ -292,7 +292,7 @@ def create_run(
         StorageError: A file cannot be written.
     """
     write_atomically(run / RECIPE_FILE, recipe.to_toml())
-    write_atomically(run / MANIFEST_FILE, manifest.to_csv())
+    manifest.save(run / MANIFEST_FILE, replace=True)
     if outliers:
         outliers.save(run / OUTLIERS_FILE)
     record = RunRecord(

@@ -1,7 +1,7 @@
 """Layout of a run folder, and reading of its files.
 
 RUN/recipe.toml                 the recipe with all defaults
-    manifest.csv                images, labels, patients, splits and hashes
+    manifest.csv                images (absolute paths), labels, patients, splits and hashes
     outliers.csv                images of patients outside the age range, see `data.outliers`; only with an age classifier
     run.json                    see `record.RunRecord`
     epochs.csv                  one row per epoch, see `epochs.Epoch`
@@ -9,7 +9,7 @@ RUN/recipe.toml                 the recipe with all defaults
     checkpoints/                last.ckpt (training state), best.safetensors (selected weights)
     tensorboard/                the metrics of epochs.csv for TensorBoard
     bundle/                     network.onnx and card.json
-    evaluation/SPLIT/           evaluation.json and predictions.csv, written by `evaluate`
+    evaluation/NAME/            evaluation.json and predictions.csv, written by `evaluate`; `test` has the run's own test images
 
 A process that trains in the folder holds the lock `.run.lock`.
 """
@@ -40,6 +40,7 @@ __all__ = [
     "TENSORBOARD_FOLDER",
     "WEIGHTS_FILE",
     "evaluation_folder",
+    "evaluation_names",
     "find_bundle",
     "is_run_folder",
     "read_json",
@@ -74,9 +75,19 @@ def is_run_folder(path: Path) -> bool:
     return (path / RUN_FILE).is_file()
 
 
-def evaluation_folder(run: Path, split: str = "test") -> Path:
-    """Return the folder of a run's evaluation on one split."""
-    return run / "evaluation" / split
+def evaluation_folder(run: Path, name: str = "test") -> Path:
+    """Return the folder of a run's evaluation.
+
+    Args:
+        run: The run folder.
+        name: Name of the evaluation: a split of the run, or one that the user chose.
+    """
+    return run / "evaluation" / name
+
+
+def evaluation_names(run: Path) -> list[str]:
+    """Return the names of a run's evaluations, sorted."""
+    return sorted(path.parent.name for path in (run / "evaluation").glob(f"*/{EVALUATION_FILE}"))
 
 
 def find_bundle(target: Path | None = None) -> Path:

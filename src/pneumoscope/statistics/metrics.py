@@ -133,7 +133,12 @@ def threshold_metrics(
 
 
 def _constant_class(sensitivity: Interval, specificity: Interval) -> str:
-    """Return a description of the class whose images are all classified correctly or all incorrectly; "" if neither."""
+    """Return a description of what makes F1 and MCC constant; "" if they vary.
+
+    It is the class whose images are all classified correctly or all incorrectly, or no PNEUMONIA image at all.
+    """
+    if sensitivity.value is None:
+        return sensitivity.reason
     for rate, label in ((sensitivity, "PNEUMONIA"), (specificity, "NORMAL")):
         if rate.value in {0, 1}:
             return f"all {rate.n} {label} images are classified {'correctly' if rate.value else 'incorrectly'}"

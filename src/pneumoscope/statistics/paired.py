@@ -11,11 +11,11 @@ from scipy import special
 
 from pneumoscope.core.errors import UndefinedMetricError
 from pneumoscope.core.results import Interval
-from pneumoscope.statistics.inputs import patient_groups, validate
+from pneumoscope.statistics.inputs import IntArray, patient_groups, validate
 from pneumoscope.statistics.intervals import normal_quantile
 from pneumoscope.statistics.roc import delong_covariance, delong_method
 
-__all__ = ["delong_test", "holm", "mcnemar_exact"]
+__all__ = ["delong_test", "holm", "mcnemar_exact", "mcnemar_method"]
 
 
 def mcnemar_exact(
@@ -54,6 +54,16 @@ def mcnemar_exact(
     observed = abs(round(float(leads.sum())))
     as_large = np.abs(np.arange(-max_lead, max_lead + 1)) >= observed
     return min(1.0, float(probabilities[as_large].sum()))
+
+
+def mcnemar_method(groups: IntArray) -> str:
+    """Return the name of the test that `mcnemar_exact` is for these patients.
+
+    Args:
+        groups: Patient numbers from `inputs.patient_groups`, shape (n,).
+    """
+    repeated = len(np.unique(groups)) < len(groups)
+    return "mcnemar, exact, clustered by patient (permutation)" if repeated else "mcnemar, exact"
 
 
 def delong_test(

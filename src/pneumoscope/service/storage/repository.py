@@ -124,8 +124,6 @@ class PredictionRepository:
             self.blobs: BlobStore = MemoryBlobStore() if folder is None else FolderBlobStore(folder)
             self._directory = DataDirectory(folder, DATABASE_FILE)
             self._now = now
-            # In memory all threads share one connection.
-            self._connection_lock = threading.RLock() if folder is None and not database else contextlib.nullcontext()
             # No image is removed between the commit of its row and its publication. Taken before a transaction begins.
             self._blob_lock = threading.Lock()
             self.orphaned, unremoved = recover(self.engine, self.blobs)
@@ -181,12 +179,12 @@ class PredictionRepository:
         Raises:
             UnknownNameError: There is no prediction with this id.
         """
-        with self._connection_lock, read_transaction(self.engine) as connection:
+        with read_transaction(self.engine) as connection:
             return read_one(connection, id)
 
     def has_file(self, image_sha256: str, model: ModelInfo, operating_point: str) -> bool:
         """Return whether a file is stored, byte for byte, with a prediction of a model at an operating point."""
-        with self._connection_lock, read_transaction(self.engine) as connection:
+        with read_transaction(self.engine) as connection:
             return has_file(connection, image_sha256, model, operating_point)
 
     def image(self, prediction: StoredPrediction) -> bytes:
@@ -199,7 +197,7 @@ class PredictionRepository:
         content = None if prediction.image_removed else self.blobs.get(prediction.image_sha256)
         if content is not None:
             return content
-        with self._connection_lock, read_transaction(self.engine) as connection:
+        with read_transaction(self.engine) as connection:
             removed = prediction.image_removed or not has_image(connection, prediction.id)
         if removed:
             raise GoneError(
@@ -228,7 +226,7 @@ class PredictionRepository:
         Raises:
             UsageError: `limit`, `after` or a time is invalid.
         """
-        with self._connection_lock, read_transaction(self.engine) as connection:
+        with read_transaction(self.engine) as connection:
             return find_page(connection, where, order=order, limit=limit, after=after, by_study=by_study)
 
     def count_rejections(self, where: Filter) -> dict[str, int]:
@@ -237,7 +235,7 @@ class PredictionRepository:
         Raises:
             UsageError: A time is invalid.
         """
-        with self._connection_lock, read_transaction(self.engine) as connection:
+        with read_transaction(self.engine) as connection:
             return count_rejections(connection, where)
 
     def latest(
@@ -254,7 +252,7 @@ class PredictionRepository:
         Raises:
             StorageError: The database cannot be read.
         """
-        with self._connection_lock, read_transaction(self.engine) as connection:
+        with read_transaction(self.engine) as connection:
             return latest_statistics(connection, model, operating_point, limit, since, until)
 
     def add_unreadable(self, prediction: Prediction, file: bytes, *, user: str) -> None:
@@ -268,7 +266,7 @@ class PredictionRepository:
             StorageError: The record cannot be stored.
         """
         row = new_unreadable_row(prediction, file)
-        with self._connection_lock, self._write_transaction() as connection:
+        with self._write_transaction() as connection:
             if connection.execute(select(unreadable_files.c.id).where(unreadable_files.c.id == row["id"])).first():
                 return
             time = self._time()
@@ -281,7 +279,7 @@ class PredictionRepository:
         """Return the records of the latest files that could not be read, newest first, and the number of all records."""
         query = select(unreadable_files).order_by(unreadable_files.c.created.desc(), unreadable_files.c.id).limit(limit)
         count = select(func.count()).select_from(unreadable_files)
-        with self._connection_lock, read_transaction(self.engine) as connection:
+        with read_transaction(self.engine) as connection:
             rows = connection.execute(query).mappings()
             return [UnreadableFile.from_row(row) for row in rows], connection.execute(count).scalar_one()
 
@@ -300,8 +298,7 @@ class PredictionRepository:
                 raise UnknownNameError("record", id, (), hint="It was deleted, or never existed here")
             append(connection, [Entry(self._time(), user, "unreadable_deleted", image_sha256=row["image_sha256"])])
 
-        with self._connection_lock:
-            self._delete(delete_row)
+        self._delete(delete_row)
         self._notify()
 
     def review(
@@ -319,7 +316,7 @@ class PredictionRepository:
             ConflictError: The prediction has none of the entity tags.
             StorageError: It cannot be stored.
         """
-        with self._connection_lock, self._write_transaction() as connection:
+        with self._write_transaction() as connection:
             prediction = read_one(connection, id)
             _require_etag(prediction, etags)
             row, time = prediction.to_row(), self._time()
@@ -337,7 +334,7 @@ class PredictionRepository:
             UnknownNameError: There is no prediction with this id, or no review of the user.
             StorageError: It cannot be stored.
         """
-        with self._connection_lock, self._write_transaction() as connection:
+        with self._write_transaction() as connection:
             prediction = read_one(connection, id)
             review = prediction.review_of(user)
             if review is None:
@@ -359,7 +356,7 @@ class PredictionRepository:
         Raises:
             UnknownNameError, ConflictError, StorageError: See `review`.
         """
-        with self._connection_lock, self._write_transaction() as connection:
+        with self._write_transaction() as connection:
             prediction = read_one(connection, id)
             _require_etag(prediction, etags)
             row = prediction.to_row()
@@ -375,7 +372,7 @@ class PredictionRepository:
         Raises:
             StorageError: The database cannot be read.
         """
-        with self._connection_lock, read_transaction(self.engine) as connection:
+        with read_transaction(self.engine) as connection:
             return find_studies(connection, keys)
 
     def studies_of_patient(self, key: str) -> dict[str, list[StoredPrediction]]:
@@ -384,7 +381,7 @@ class PredictionRepository:
         Raises:
             StorageError: The database cannot be read.
         """
-        with self._connection_lock, read_transaction(self.engine) as connection:
+        with read_transaction(self.engine) as connection:
             return find_studies_of_patients(connection, [key])
 
     def remove(self, id: str, *, user: str) -> None:
@@ -430,20 +427,19 @@ class PredictionRepository:
             append(connection, [_entry(row, self._time(), user, "deleted") for row in rows])
             return rows
 
-        with self._connection_lock:
-            rows = self._delete(delete_rows)
-            if rows:
-                self._notify()
-            try:
-                _raise_errors(self._remove_unreferenced([row["image_sha256"] for row in rows]))
-            except StorageError as error:
-                raise StorageError(
-                    f"the predictions are deleted, but not all images: {error.message}",
-                    hint="The service tries again every few minutes, and at the next start",
-                ) from error
-            finally:
-                self._directory.fill_reserve()
-            return len(rows)
+        rows = self._delete(delete_rows)
+        if rows:
+            self._notify()
+        try:
+            _raise_errors(self._remove_unreferenced([row["image_sha256"] for row in rows]))
+        except StorageError as error:
+            raise StorageError(
+                f"the predictions are deleted, but not all images: {error.message}",
+                hint="The service tries again every few minutes, and at the next start",
+            ) from error
+        finally:
+            self._directory.fill_reserve()
+        return len(rows)
 
     def _delete(self, change: Callable[[Connection], _Deleted]) -> _Deleted:
         """Return the result of a change that frees room; on a full disk, its journal uses the reserve."""
@@ -483,7 +479,7 @@ class PredictionRepository:
         old = predictions.c.last_predicted < limit, predictions.c.identity_removed.is_(None) | has_identity, ~is_used
         self._expire_unreadable(self._now() - age)
         while not stopped():
-            with self._connection_lock, self._write_transaction() as connection:
+            with self._write_transaction() as connection:
                 query = select(predictions).where(*old).limit(_BATCH)
                 rows = connection.execute(query).mappings().all()
                 if not rows:
@@ -536,7 +532,7 @@ class PredictionRepository:
         Raises:
             StorageError: No image could be stored.
         """
-        with self._connection_lock, self._write_transaction():
+        with self._write_transaction():
             self._directory.check_room()
             self.blobs.check_writable()
 
@@ -548,7 +544,7 @@ class PredictionRepository:
         staged, failed = self.blobs.stage(content)  # before the transaction: other writers wait for its end
         referenced: set[str] = set()  # hashes of images that a row refers to
         try:
-            with self._connection_lock, self._blob_lock:
+            with self._blob_lock:
                 with self._write_transaction() as connection:
                     # Another request may have removed an image since. None can while the lock is held.
                     lost = {key: content[key] for key in content.keys() - failed.keys() if not self.blobs.has(key)}
@@ -638,7 +634,7 @@ class PredictionRepository:
         if not unsettled:
             return
         # Without waiting: after a failed wait for the lock, the client would wait twice.
-        with self._connection_lock, self._blob_lock, self._write_transaction(wait=False) as connection:
+        with self._blob_lock, self._write_transaction(wait=False) as connection:
             for sha256 in unsettled:
                 self._unsettled.discard(sha256)
                 self._publish_or_discard(sha256, referenced=is_referenced(connection, sha256))
@@ -655,8 +651,7 @@ class PredictionRepository:
             append(connection, [_entry(row, time, RETENTION, "image_removed") for row in rows])
             return [row["image_sha256"] for row in rows]
 
-        with self._connection_lock:
-            hashes = self._delete(mark_removed)
+        hashes = self._delete(mark_removed)
         if hashes:
             self._notify()
         return hashes
@@ -667,7 +662,7 @@ class PredictionRepository:
         old = [sha256 for sha256, time in self.orphaned.items() if time < limit]
         for start in range(0, len(old), _BATCH):
             batch = old[start : start + _BATCH]
-            with self._connection_lock, self._write_transaction() as connection:
+            with self._write_transaction() as connection:
                 expired = [sha256 for sha256 in batch if not is_referenced(connection, sha256)]
                 time = self._time()
                 append(connection, [Entry(time, RETENTION, "image_removed", image_sha256=sha256) for sha256 in expired])
@@ -679,7 +674,7 @@ class PredictionRepository:
     def _expire_unreadable(self, limit: datetime) -> None:
         old = unreadable_files.c.created < format_time(limit)
         query = delete(unreadable_files).where(old).returning(unreadable_files.c.image_sha256)
-        with self._connection_lock, self._write_transaction() as connection:
+        with self._write_transaction() as connection:
             hashes, time = connection.execute(query).scalars().all(), self._time()
             append(connection, [Entry(time, RETENTION, "unreadable_deleted", image_sha256=each) for each in hashes])
         if hashes:
@@ -690,7 +685,7 @@ class PredictionRepository:
         self._unremoved.update(hashes)
         errors: list[StorageError] = []
         for start in range(0, len(hashes), _BATCH):
-            with self._connection_lock, self._blob_lock, self._write_transaction() as connection:
+            with self._blob_lock, self._write_transaction() as connection:
                 for sha256 in hashes[start : start + _BATCH]:
                     try:
                         if not is_referenced(connection, sha256):
