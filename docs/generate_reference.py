@@ -380,7 +380,8 @@ def recipes_page() -> str:
         "# Recipes\n",
         "A recipe is a TOML file that configures the training of one network. It is validated before anything runs; an unknown"
         " field is an error that names the nearest known one. `pneumoscope recipes NAME` prints an included recipe. Override"
-        " single fields with `--set`, for example `--set training.epochs=3`. A run stores its recipe, with all defaults filled"
+        " single fields with `--set`, for example `--set training.epochs=3`. `none` unsets a field whose default is"
+        ' none: `--set data.age_range=none`, or `age_range = "none"` in a file. A run stores its recipe, with all defaults filled'
         " in, as `recipe.toml`.\n",
         "## Included recipes\n",
         _table(

@@ -30,6 +30,7 @@ from pneumoscope.bundle.card import (
     RejectionLimits,
 )
 from pneumoscope.bundle.network_checks import self_test_image
+from pneumoscope.core.population import Population
 from pneumoscope.data.layouts import load_manifest
 from pneumoscope.imaging.preprocess import Preprocessing
 
@@ -149,6 +150,7 @@ class Maker:
         seen: Mapping[str, Sequence[str]] | None = None,
         operating_points: Mapping[str, OperatingPoint] = POINTS,
         rejection_limits: RejectionLimits | None = None,
+        population: Population = Population(),  # noqa: B008  immutable
         age_range: tuple[float, float] | None = None,
         reference_distribution: ReferenceDistribution | None = None,
     ) -> Path:
@@ -171,6 +173,7 @@ class Maker:
             intervals=None,
             rejection_limits=rejection_limits,
             reference_distribution=reference_distribution,
+            population=population,
             age_range=age_range,
             operating_points=dict(operating_points),
             parity=Parity(images=8, largest=0.0),

@@ -27,6 +27,7 @@ from pneumoscope.bundle.card import (
     short_hash,
 )
 from pneumoscope.core.errors import BundleError, StorageError, UsageError
+from pneumoscope.core.population import Population
 from pneumoscope.imaging.preprocess import PREPROCESSING_VERSION, Preprocessing
 
 
@@ -52,12 +53,47 @@ def test_bundle_is_read_as_it_was_written(bundle):
     assert network == (bundle / "network.onnx").read_bytes()
     assert hashlib.sha256(network).hexdigest() == card.onnx_sha256
     assert card.to_json() == written
-    assert (card.format, card.labels, card.name, card.preprocessing.size) == (1, ("NORMAL", "PNEUMONIA"), "gray", 16)
+    assert (card.format, card.labels, card.name, card.preprocessing.size) == (2, ("NORMAL", "PNEUMONIA"), "gray", 16)
     point = card.operating_points["rule_out"]
     assert (point.threshold, point.rule, point.target, point.n) == (0.2, "sensitivity", 0.99, 8)
     assert point.rule_text() == "highest threshold with sensitivity 0.99 on 8 validation images with pneumonia"
     assert (point.specificity.value, point.specificity.low, point.specificity.n) == (1, 0.438, 3)
     assert card.calibration == Calibration(slope=0.8, intercept=0.1, method="platt", n=8, prevalence=0.5)
+
+
+@pytest.mark.parametrize("ages", [(1.0, 5.0), None])
+def test_card_of_format_1_states_the_ages_of_its_population_only(maker, ages):
+    bundle = maker.bundle(maker.root / "old", age_range=ages)
+    data = json.loads((bundle / "card.json").read_text())
+    del data["population"]
+    (bundle / "card.json").write_text(json.dumps({**data, "format": 1}))
+
+    card, _ = read_bundle(bundle)
+
+    assert (card.format, card.age_range, card.population) == (2, ages, Population(ages=ages))
+
+
+def test_population_that_is_not_one_is_rejected(bundle):
+    for field, value, reason in (
+        ("sites", 0, "Expected `int` >= 1"),
+        ("view", "lateral", "Invalid enum value 'lateral'"),
+        ("sentence", "x" * 301, "Expected `str` of length <= 300"),
+        ("sentence", "line\nbreak", "not printable"),
+        ("country", "", "unknown field `country`"),
+    ):
+        change(bundle, population={field: value})
+        with pytest.raises(BundleError, match=reason):
+            read_bundle(bundle)
+
+
+def test_export_states_another_population(bundle, tmp_path):
+    population = Population(ages=(18, 90), sites=2, view="PA")
+
+    export_bundle(bundle, tmp_path / "out", population)
+
+    card, network = read_bundle(tmp_path / "out")
+    original, same = read_bundle(bundle)
+    assert (card, network) == (structs.replace(original, population=population), same)
 
 
 @pytest.mark.parametrize("name", ["card.json", "network.onnx"])
@@ -131,7 +167,7 @@ def test_newer_format_asks_for_an_upgrade_despite_unknown_fields(bundle):
     change(bundle, format=7, invention="unknown here")
 
     with pytest.raises(
-        BundleError, match=r"bundle' has format 7; this version reads formats up to 1\. Upgrade: pip install -U"
+        BundleError, match=r"bundle' has format 7; this version reads formats up to 2\. Upgrade: pip install -U"
     ):
         read_bundle(bundle)
 

@@ -27,7 +27,14 @@ def test_default_bundle_is_small_and_has_heatmaps():
 
 
 def test_recipe_on_the_card_is_the_shipped_recipe(model):
-    assert parse_recipe(model.card.recipe, "card") == read_recipe("default")
+    """The population was stated after the training, by `pneumoscope export --population default`."""
+    shipped = read_recipe("default")
+
+    trained = parse_recipe(model.card.recipe, "card")
+
+    assert trained.model_copy(update={"population": shipped.population}) == shipped
+    assert model.card.population == shipped.stated_population()
+    assert model.notice.endswith("Trained on AP radiographs of children of 1 to 5 years from one hospital.")
 
 
 def test_card_has_all_operating_points(model):

@@ -10,7 +10,8 @@ from tests.conftest import LIMITS
 from pneumoscope.bundle.card import Intervals, OperatingPoint, OutlierSummary, Proportion, UncertaintyBand
 from pneumoscope.bundle.model_card import EVIDENCE, model_card
 from pneumoscope.core.errors import BundleError
-from pneumoscope.core.i18n import NOTICE
+from pneumoscope.core.messages import notice
+from pneumoscope.core.population import Population
 from pneumoscope.core.results import to_json
 from pneumoscope.data.check import check_data
 from pneumoscope.data.layouts import load_manifest
@@ -41,7 +42,7 @@ def test_card_of_a_bundle_without_evidence_lists_missing_measurements(bundle):
     page = model_card(bundle)
 
     assert page.startswith("# Model card: gray\n")
-    assert NOTICE in page
+    assert notice(Population()) in page
     assert json.loads((bundle / "card.json").read_text())["onnx_sha256"] in page
     assert "| balanced | 0.4 | highest Youden index on 40 validation images | 0.900 [0.700, 0.950], n = 20 |" in page
     assert "scores from 0.3 to 0.6 are classified as uncertain" in page

@@ -8,6 +8,7 @@ from click.testing import CliRunner
 from pneumoscope.bundle.card import read_bundle
 from pneumoscope.cli import cli, run_and_exit
 from pneumoscope.cli.export import command
+from pneumoscope.core.population import Population
 
 
 @pytest.fixture
@@ -48,6 +49,15 @@ def test_bundle_is_copied(maker, tmp_path):
     export(bundle, "--out", tmp_path / "there")
 
     assert read_bundle(tmp_path / "there") == read_bundle(bundle)
+
+
+def test_population_of_a_recipe_is_stated(maker, tmp_path):
+    recipe = tmp_path / "mine.toml"
+    recipe.write_text('name = "mine"\n[network]\nname = "resnet18"\n[population]\nages = [18, 90]\nsites = 2\n')
+
+    export(maker.bundle(tmp_path / "bundle"), "--out", tmp_path / "there", "--population", recipe)
+
+    assert read_bundle(tmp_path / "there")[0].population == Population(ages=(18, 90), sites=2)
 
 
 def test_nonempty_folder_is_rejected(maker, tmp_path, error_of):

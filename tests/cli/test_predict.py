@@ -19,7 +19,7 @@ import numpy as np
 import pytest
 from click.testing import CliRunner, Result
 from msgspec import structs
-from PIL import Image
+from PIL import Image, ImageDraw
 from tests.conftest import LIMITS, POINTS, SIZE, halves
 from tests.images import dicom, dicomdir
 from tests.processes import started
@@ -28,7 +28,8 @@ from pneumoscope.bundle.card import UncertaintyBand, read_bundle
 from pneumoscope.cli import cli, run_and_exit
 from pneumoscope.cli import predict as module
 from pneumoscope.core.errors import PartialFailureError, UsageError
-from pneumoscope.core.i18n import NOTICE
+from pneumoscope.core.messages import notice
+from pneumoscope.core.population import Population
 from pneumoscope.core.prediction import Prediction
 from pneumoscope.core.results import SCHEMA
 from pneumoscope.imaging.sandbox.pool import DecodePool
@@ -93,7 +94,7 @@ def test_json_has_the_predictions_of_the_python_api(bundle: Path, images: Path) 
     assert (result.exit_code, result.stderr) == (0, "")
     document = json.loads(result.stdout)
     assert list(document) == ["schema", "model", "notice", "predictions"]
-    assert (document["schema"], document["notice"], document["model"]["name"]) == (SCHEMA, NOTICE, "gray")
+    assert (document["schema"], document["notice"], document["model"]["name"]) == (SCHEMA, notice(Population()), "gray")
     model = load_model(bundle)
     for prediction, path in zip(document["predictions"], ["images/b.png", "images/a.png"], strict=True):
         expected = model.predict(path)
@@ -209,6 +210,36 @@ def test_unreadable_files_are_reported_and_the_rest_are_processed(
     assert (good["decision"], good["failure"]) == ("pneumonia", None)
 
 
+@pytest.mark.parametrize(
+    ("population", "sentence"),
+    [
+        (
+            Population(ages=(18, 90), sites=2, view="PA"),
+            "Trained on PA radiographs of adults of 18 to 90 years from 2 hospitals.",
+        ),
+        (Population(), "The population that it was trained on is unknown."),
+    ],
+)
+def test_every_output_states_the_population_of_the_model(
+    maker: Any, images: Path, monkeypatch: pytest.MonkeyPatch, population: Population, sentence: str
+) -> None:
+    bundle = maker.bundle(maker.root / "of others", population=population)
+    drawn: list[str] = []
+    draw = ImageDraw.ImageDraw.text
+    monkeypatch.setattr(ImageDraw.ImageDraw, "text", lambda *args, **kw: (drawn.append(args[2]), draw(*args, **kw))[1])
+
+    table = invoke(bundle, "images/a.png", "--heatmaps", "heatmaps").stdout
+    document = json.loads(invoke(bundle, "images/a.png", "--json").stdout)
+    (row,) = csv.DictReader(io.StringIO(invoke(bundle, "images/a.png", "--csv", "-").stdout))
+
+    notice_text = f"Research and education software. Not a medical device. {sentence}"
+    assert table.splitlines()[-1] == document["notice"] == row["notice"] == notice_text
+    assert notice_text in " ".join(drawn)
+    assert sentence in load_model(bundle)._repr_html_()
+    for text in (table, *drawn, json.dumps(document)):
+        assert "1 to 5 years" not in text
+
+
 def test_table_has_a_line_per_image_then_totals_model_and_notice(bundle: Path, images: Path) -> None:
     result = invoke(bundle, "images")
 
@@ -226,7 +257,7 @@ def test_table_has_a_line_per_image_then_totals_model_and_notice(bundle: Path, i
     assert lines[6:] == [
         "no_pneumonia: no pneumonia detected. Other findings are not assessed.",
         "Probabilities are for a prevalence of 50%; if pneumonia is less common among your patients, they are lower.",
-        NOTICE,
+        notice(Population()),
     ]
 
 

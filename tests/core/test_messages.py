@@ -22,6 +22,7 @@ from pneumoscope.core.messages import (
     result_message,
     site_note,
 )
+from pneumoscope.core.population import Population
 from pneumoscope.core.prediction import (
     DECISIONS,
     REJECTION_CODES,
@@ -227,4 +228,37 @@ def test_counted_noun_is_singular_for_one(number, text):
 
 def test_notice_is_translated():
     assert notice() == NOTICE
-    assert "非醫療器材" in notice("zh-Hant")
+    assert notice(language="zh-Hant") == "研究與教學用軟體，非醫療器材。"
+
+
+@pytest.mark.parametrize(
+    ("population", "english", "chinese"),
+    [
+        ({}, "The population that it was trained on is unknown.", "模型訓練所用的病人族群不明。"),
+        (
+            {"ages": (1, 5), "sites": 1, "view": "AP"},
+            "Trained on AP radiographs of children of 1 to 5 years from one hospital.",
+            "模型以單一醫院 1 至 5 歲兒童的前後位（AP）影像訓練。",
+        ),
+        (
+            {"ages": (18, 94.5), "sites": 3, "view": "frontal"},
+            "Trained on frontal radiographs of adults of 18 to 94.5 years from 3 hospitals.",
+            "模型以 3 家醫院 18 至 94.5 歲成人的正面影像訓練。",
+        ),
+        (
+            {"ages": (0, 94)},
+            "Trained on radiographs of unknown view of patients of 0 to 94 years from unknown hospitals.",
+            "模型以不明醫院 0 至 94 歲病人的攝影方向不明的影像訓練。",
+        ),
+        (
+            {"view": "PA"},
+            "Trained on PA radiographs of patients of unknown age from unknown hospitals.",
+            "模型以不明醫院年齡不明病人的後前位（PA）影像訓練。",
+        ),
+        ({"ages": (1, 5), "sentence": "Trained on {phantoms} 100%"}, *["Trained on {phantoms} 100%"] * 2),
+    ],
+)
+def test_notice_states_the_population_of_the_model(population, english, chinese):
+    stated = Population(**population)
+    assert notice(stated) == f"{NOTICE} {english}"
+    assert notice(stated, "zh-Hant") == f"{notice(language='zh-Hant')}{chinese}"

@@ -71,9 +71,7 @@ def test_json_has_schema_and_notice(result):
 
 
 def test_notice():
-    assert NOTICE == (
-        "Research and education software. Not a medical device. Trained on children of 1 to 5 years from one hospital."
-    )
+    assert NOTICE == "Research and education software. Not a medical device."
 
 
 @pytest.mark.parametrize("number", [math.nan, math.inf, -math.inf])

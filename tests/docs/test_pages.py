@@ -38,9 +38,10 @@ GENERATED = ("cli.md", "errors.md", "http-api.md", "recipes.md", "model-card.md"
 # The reasons for skipping a block, and how many blocks have each.
 NOT_RUN = {
     "changes where Python installs": 1,
+    "needs a file of weights": 1,
     "needs root": 4,
     "needs the network": 1,
-    "needs the public images": 1,
+    "needs the public images": 2,
     "needs two evaluated runs": 1,
     "needs your own bundle": 2,
     "needs your own image": 5,

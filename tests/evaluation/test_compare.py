@@ -10,6 +10,8 @@ import pytest
 from scipy import stats
 
 from pneumoscope.core.errors import RunError, StorageError, UnknownNameError, UsageError
+from pneumoscope.core.i18n import NOTICE
+from pneumoscope.core.population import Population
 from pneumoscope.evaluation.compare import compare
 from pneumoscope.evaluation.evaluate import evaluate
 from pneumoscope.runs.evaluations import read_predictions
@@ -48,6 +50,19 @@ def test_paired_test_agrees_with_a_permutation_test(runs):
     assert pair.p == pytest.approx((np.abs(draws) >= abs(signs.sum())).mean(), abs=0.003)
     assert pair.verdict == "a"
     assert comparison.runs[0].test["accuracy"].value == pytest.approx(good.mean())
+
+
+def test_comparison_states_the_population_of_each_run_if_they_differ(prepared, shared_maker, tmp_path):
+    images, runs = prepared
+    adults = shared_maker.run("adults", gain=0.02, population=Population(ages=(18, 90), sites=2, view="PA"))
+    evaluation, _ = evaluate(adults, images, ledger=tmp_path / "ledger.jsonl")
+    sentence = "Trained on PA radiographs of adults of 18 to 90 years from 2 hospitals."
+
+    assert evaluation.notice == f"{NOTICE} {sentence}"
+    assert compare(runs).notice == f"{NOTICE} The population that it was trained on is unknown."
+    assert compare([runs[0], adults]).notice == (
+        f"{NOTICE} good: The population that it was trained on is unknown. adults: {sentence}"
+    )
 
 
 def test_comparison_json_has_images_runs_pairs_and_sentences(runs, tmp_path):

@@ -12,7 +12,8 @@ from PIL import Image, ImageDraw
 
 from pneumoscope.bundle.card import read_bundle
 from pneumoscope.core.errors import UsageError
-from pneumoscope.core.i18n import NOTICE
+from pneumoscope.core.messages import notice
+from pneumoscope.core.population import Population
 from pneumoscope.imaging.image import Radiograph
 from pneumoscope.imaging.preprocess import Preprocessing, preprocess
 from pneumoscope.inference import saliency as module
@@ -177,7 +178,7 @@ def test_legend_shows_result_scale_and_notice_within_its_margins(card, written, 
     for part in ("Pneumonia: probability of pneumonia 97%", "against pneumonia", "towards pneumonia", "-0.35", "+0.35"):
         assert part in words
     assert "Contributions of 7 x 7 positions to the logit of gray" in words
-    assert NOTICE in words
+    assert notice(Population()) in words
     assert "0" in [line[0] for line in written]
     for _, left, top, right, bottom, size in written:
         assert left >= 8

@@ -10,7 +10,6 @@ from collections.abc import Iterator
 
 import pytest
 
-from pneumoscope.core.i18n import NOTICE
 from pneumoscope.core.identity import IDENTITY_FIELDS, Identity
 from pneumoscope.core.prediction import Failure, ImageInfo, ModelInfo, Prediction, Uncertainty
 from pneumoscope.core.results import SCHEMA, Interval
@@ -35,13 +34,17 @@ FAILED = Prediction(
     failure=Failure("unreadable_image", "no such file"),
     model=MODEL,
 )
-MESSAGE = "The score lies in the uncertainty band (95% coverage)"
+SENTENCE = "Trained on somebody."
+MESSAGE = (
+    "The probability is in the uncertain range (20% to 40%), where the model would be wrong too often. Read the image without the"
+    " prediction"
+)
 
 
 def test_json_is_one_document_with_every_field() -> None:
-    data = json.loads("".join(iter_json(MODEL, [PREDICTED, FAILED])))
+    data = json.loads("".join(iter_json(MODEL, [PREDICTED, FAILED], SENTENCE)))
     assert list(data) == ["schema", "model", "notice", "predictions"]
-    assert (data["schema"], data["notice"]) == (SCHEMA, NOTICE)
+    assert (data["schema"], data["notice"]) == (SCHEMA, SENTENCE)
     assert data["model"] == {"name": "gray", "version": "0.1.0", "sha256": "ab" * 32, "site": ""}
     predicted, failed = data["predictions"]
     assert predicted.pop("message") == MESSAGE
@@ -51,11 +54,11 @@ def test_json_is_one_document_with_every_field() -> None:
 
 
 def test_json_without_predictions_is_a_complete_document() -> None:
-    assert json.loads("".join(iter_json(MODEL, [])))["predictions"] == []
+    assert json.loads("".join(iter_json(MODEL, [], SENTENCE)))["predictions"] == []
 
 
 def test_json_is_ascii_and_preserves_undecodable_file_names() -> None:
-    text = "".join(iter_json(MODEL, [PREDICTED, FAILED]))
+    text = "".join(iter_json(MODEL, [PREDICTED, FAILED], SENTENCE))
     assert text.isascii()
     assert [found["path"] for found in json.loads(text)["predictions"]] == [PREDICTED.path, FAILED.path]
 
@@ -68,7 +71,7 @@ def test_json_is_written_as_predictions_arrive() -> None:
             asked.append(number)
             yield PREDICTED
 
-    parts = iter_json(MODEL, predictions())
+    parts = iter_json(MODEL, predictions(), SENTENCE)
     next(parts)
     assert asked == []
     assert json.loads(next(parts).lstrip(","))["path"] == PREDICTED.path
@@ -82,12 +85,12 @@ def test_json_is_complete_before_a_failure_is_raised() -> None:
 
     parts: list[str] = []
     with pytest.raises(MemoryError, match="no more"):
-        parts.extend(iter_json(MODEL, predictions()))
+        parts.extend(iter_json(MODEL, predictions(), SENTENCE))
     assert [found["path"] for found in json.loads("".join(parts))["predictions"]] == [PREDICTED.path]
 
 
 def test_csv_has_one_row_per_image() -> None:
-    data = b"".join(iter_csv([PREDICTED, FAILED], []))
+    data = b"".join(iter_csv([PREDICTED, FAILED], SENTENCE, []))
     rows = list(csv.DictReader(io.StringIO(data.decode("utf-8", "surrogateescape"), newline="")))
     assert rows[0] == {
         "path": PREDICTED.path,
@@ -124,7 +127,7 @@ def test_csv_has_one_row_per_image() -> None:
         "model_sha256": "ab" * 32,
         "model_site": "",
         "message": MESSAGE,
-        "notice": NOTICE,
+        "notice": SENTENCE,
     }
     present = {"path", "operating_point", "failure_code", "failure_message", "message", "notice"}
     assert {name for name, cell in rows[1].items() if cell} == present | {"model_name", "model_version", "model_sha256"}
@@ -134,19 +137,19 @@ def test_csv_and_json_have_the_identity() -> None:
     """A name that a spreadsheet would run as a formula is escaped."""
     identity = Identity(patient_id="-1", patient_name="=Doe^Jane", accession_number="A 7")
     prediction = dataclasses.replace(PREDICTED, identity=identity)
-    (row,) = csv.DictReader(io.StringIO(b"".join(iter_csv([prediction], [])).decode()))
+    (row,) = csv.DictReader(io.StringIO(b"".join(iter_csv([prediction], SENTENCE, [])).decode()))
     assert (row["patient_id"], row["patient_name"], row["accession_number"]) == ("'-1", "'=Doe^Jane", "A 7")
-    (document,) = json.loads("".join(iter_json(MODEL, [prediction])))["predictions"]
+    (document,) = json.loads("".join(iter_json(MODEL, [prediction], SENTENCE)))["predictions"]
     assert document["identity"] == dataclasses.asdict(identity)
 
 
 def test_csv_without_predictions_has_a_header() -> None:
-    (header,) = csv.reader(io.StringIO(b"".join(iter_csv([], [])).decode()))
+    (header,) = csv.reader(io.StringIO(b"".join(iter_csv([], SENTENCE, [])).decode()))
     assert header[:3] == ["path", "decision", "probability"]
 
 
 def test_csv_preserves_undecodable_file_names() -> None:
-    assert b"\ngone\xff.png," in b"".join(iter_csv([FAILED], [])).replace(b"\r\n", b"\n")
+    assert b"\ngone\xff.png," in b"".join(iter_csv([FAILED], SENTENCE, [])).replace(b"\r\n", b"\n")
 
 
 def test_csv_is_complete_up_to_a_failure_and_the_failure_is_reported() -> None:
@@ -155,12 +158,14 @@ def test_csv_is_complete_up_to_a_failure_and_the_failure_is_reported() -> None:
         raise MemoryError("no more")
 
     failed: list[Exception] = []
-    rows = list(csv.DictReader(io.StringIO(b"".join(iter_csv(predictions(), failed)).decode())))
+    rows = list(csv.DictReader(io.StringIO(b"".join(iter_csv(predictions(), SENTENCE, failed)).decode())))
     assert [row["path"] for row in rows] == [PREDICTED.path]
     assert [str(error) for error in failed] == ["no more"]
 
 
 @pytest.mark.parametrize("name", ["=1+1.png", "+a.png", "-a.png", "@a.png"])
 def test_file_names_are_escaped_as_spreadsheet_formulas(name: str) -> None:
-    (row,) = csv.DictReader(io.StringIO(b"".join(iter_csv([dataclasses.replace(PREDICTED, path=name)], [])).decode()))
+    (row,) = csv.DictReader(
+        io.StringIO(b"".join(iter_csv([dataclasses.replace(PREDICTED, path=name)], SENTENCE, [])).decode())
+    )
     assert row["path"] == f"./{name}"

@@ -237,6 +237,40 @@ def test_saved_weights_are_loaded_exactly(tmp_path, suffix):
     assert all(torch.equal(value, loaded.state_dict()[name]) for name, value in source.state_dict().items())
 
 
+@pytest.mark.parametrize(("name", "classes"), [("test_efficientnet", 1000), ("test_efficientnet", 0), ("test_vit", 7)])
+@pytest.mark.parametrize("suffix", [".pth", ".safetensors"])
+def test_timm_weights_fill_every_layer_but_a_head_of_other_classes(tmp_path, name, classes, suffix):
+    source = timm.create_model(name, num_classes=classes).state_dict()
+    (torch.save if suffix == ".pth" else save_file)(source, tmp_path / f"timm{suffix}")
+    size = 160 if name == "test_vit" else 64
+
+    torch.manual_seed(1)
+    loaded = create_model(name, image_size=size, weights=str(tmp_path / f"timm{suffix}")).model.state_dict()
+    torch.manual_seed(1)
+    random = create_model(name, image_size=size).model.state_dict()
+
+    head = {key for key in loaded if key.startswith(("classifier.", "head."))}
+    assert len(head) == 2
+    for key, value in loaded.items():
+        assert torch.equal(value, random[key] if key in head else source[key]), key
+
+
+def test_timm_weights_with_one_class_fill_the_head_too(tmp_path):
+    source = timm.create_model("test_efficientnet", num_classes=1).state_dict()
+    save_file(source, tmp_path / "timm.safetensors")
+
+    loaded = create_model("test_efficientnet", image_size=64, weights=str(tmp_path / "timm.safetensors"))
+
+    assert all(torch.equal(value, source[key]) for key, value in loaded.model.state_dict().items())
+
+
+def test_timm_weights_of_another_network_are_rejected(tmp_path):
+    save_file(timm.create_model("test_resnet").state_dict(), tmp_path / "timm.safetensors")
+
+    with pytest.raises(WeightsError, match=r"has no tensor 'conv_stem.weight'. The weights belong to another network"):
+        create_model("test_efficientnet", image_size=64, weights=str(tmp_path / "timm.safetensors"))
+
+
 class Malicious:
     """Creates a file when it is unpickled."""
 

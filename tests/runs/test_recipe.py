@@ -7,7 +7,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from pneumoscope.core.errors import RecipeError, UnknownNameError
-from pneumoscope.runs.recipe import packaged_recipes, read_recipe
+from pneumoscope.core.population import Population
+from pneumoscope.runs.recipe import DataOptions, RejectionOptions, packaged_recipes, read_recipe
 
 TOML = 'name = "one"\n[network]\nname = "resnet18"\n[optimizer]\nname = "{}"\n'
 
@@ -51,6 +52,22 @@ def test_invalid_override_is_an_error_with_its_field(override, message):
 
 
 @pytest.mark.parametrize(
+    ("overrides", "message"),
+    [
+        (["population.ages=[9, 3]"], r"population.ages: \[9, 3\] is not a minimum and a maximum age"),
+        (["population.ages=[-1, 3]"], r"population.ages: \[-1, 3\] is not a minimum and a maximum age"),
+        (["population.sites=0"], "population.sites: .*greater than or equal to 1"),
+        (["population.view=lateral"], "population.view: .*'frontal', 'PA' or 'AP'"),
+        (['population.sentence="a\\nb"'], "population.sentence: it contains characters that are not printable"),
+        ([f"population.sentence={'x' * 301}"], "population.sentence: .*at most 300 characters"),
+    ],
+)
+def test_population_that_is_not_one_is_rejected(overrides, message):
+    with pytest.raises(RecipeError, match=message):
+        read_recipe("quick", overrides)
+
+
+@pytest.mark.parametrize(
     ("optimizer", "field"),
     [("sgd", "beta1=0.5"), ("rmsprop", "weight_decay=0.1"), ("adam", "momentum=0.9"), ("adam", "decay=0.5")],
 )
@@ -63,6 +80,35 @@ def test_override_is_a_toml_value_or_a_plain_string():
     recipe = read_recipe("quick", ["training.epochs=3", "training.select=loss", "augmentation.flip=true"])
 
     assert (recipe.training.epochs, recipe.training.select, recipe.augmentation.flip) == (3, "loss", True)
+
+
+@pytest.mark.parametrize("value", ["none", '"none"'])
+def test_none_unsets_a_field_that_has_no_value_by_default(value, tmp_path):
+    overrides = [f"{field}={value}" for field in ("data.age_range", "training.prevalence", "population.sites")]
+
+    recipe = read_recipe("default", [*overrides, "rejection.age_steps=0"])
+
+    assert (recipe.data.age_range, recipe.training.prevalence, recipe.population.sites) == (None, None, None)
+    assert recipe.network.weights == "imagenet"
+    assert read_recipe("default", [f"network.weights={value}"]).network.weights == "none"
+    (tmp_path / "saved.toml").write_text(recipe.to_toml())
+    assert read_recipe(str(tmp_path / "saved.toml")) == recipe
+
+
+def test_none_for_a_field_with_a_value_is_an_error():
+    with pytest.raises(RecipeError, match=r"training.epochs: .* \(it is 'none'\)"):
+        read_recipe("default", ["training.epochs=none"])
+
+
+def test_baseline_has_no_fact_of_any_data_set():
+    """In contrast to `default`, which it otherwise equals in method."""
+    baseline, default = read_recipe("baseline"), read_recipe("default")
+
+    assert baseline.stated_population() == Population()
+    assert (baseline.data, baseline.training.prevalence) == (DataOptions(), None)
+    assert (baseline.training.precision, baseline.rejection) == ("auto", RejectionOptions(steps=5000))
+    for table in ("network", "optimizer", "augmentation"):
+        assert getattr(baseline, table) == getattr(default, table)
 
 
 def test_error_for_an_unknown_recipe_suggests_the_closest_name():

@@ -24,7 +24,8 @@ from tests.conftest import LIMITS, POINTS
 from tests.openid import identity_provider
 from tests.processes import started
 
-from pneumoscope.core.i18n import NOTICE
+from pneumoscope.core.messages import notice
+from pneumoscope.core.population import Population
 from pneumoscope.core.prediction import ImageInfo, ModelInfo, Prediction, Rejection, Uncertainty
 from pneumoscope.core.results import Interval
 from pneumoscope.inference.model import load_model
@@ -315,5 +316,5 @@ def problem(response, status, code):
 def fetch(client, id):
     """Return a prediction from the API without the notice, which must be there."""
     document = client.get(f"/v1/predictions/{id}").json()
-    assert document.pop("notice") == NOTICE
+    assert document.pop("notice") == notice(Population())
     return document

@@ -21,7 +21,8 @@ from schemathesis.specs.openapi.checks import positive_data_acceptance
 from tests.service.conftest import TOKEN, dicom, fetch, images, png, post, problem, repository_with_token
 
 from pneumoscope.core.errors import UnreadableImageError
-from pneumoscope.core.i18n import NOTICE
+from pneumoscope.core.messages import notice
+from pneumoscope.core.population import Population
 from pneumoscope.inference.model import load_model
 from pneumoscope.service.api.exception_handlers import PROBLEM_MEDIA_TYPE
 from pneumoscope.service.app import create_app
@@ -58,7 +59,7 @@ def test_same_image_has_the_same_id_and_is_stored_once(client):
     assert first[0] == first[1]
     assert again == [{**first[0], "path": "image 0.png"}]
     page = client.get("/v1/predictions").json()
-    assert (page["total"], page["next"], page["notice"]) == (2, "", NOTICE)
+    assert (page["total"], page["next"], page["notice"]) == (2, "", notice(Population()))
 
 
 def test_review_with_an_entity_tag_does_not_replace_another_one(client):
@@ -305,6 +306,24 @@ def test_messages_are_in_the_language_of_the_request(client):
         assert re.search("[\u4e00-\u9fff]", document["notice"])
         assert re.search("[\u4e00-\u9fff]", prediction["message"])
         assert prediction["rejection"] == found["rejection"]
+
+
+def test_notice_of_the_service_states_the_population_of_its_model(shared_maker):
+    population = Population(ages=(18, 90), sites=2, view="PA")
+    model = load_model(shared_maker.bundle(shared_maker.root / "adults served", population=population), threads=1)
+    app = create_app(model, PredictionRepository(None))
+    english, chinese = notice(population), notice(population, "zh-Hant")
+    assert app.openapi()["info"]["description"] == english
+    with TestClient(app, base_url="http://127.0.0.1:8000") as client:
+        (found,) = post(client, png())
+        for path in ("/", f"/images/{found['id']}", f"/images/{found['id']}/report", "/model"):
+            assert english in client.get(path).text, path
+            assert chinese in client.get(f"{path}?language=zh-Hant").text, path
+            client.cookies.clear()
+        for path in ("/v1/predictions", f"/v1/predictions/{found['id']}"):
+            assert client.get(path).json()["notice"] == english
+            assert client.get(path, headers={"Accept-Language": "zh-TW"}).json()["notice"] == chinese
+        assert english in client.get("/worklist.csv").text
 
 
 def test_openapi_derives_predictions_from_the_record(app):

@@ -9,6 +9,7 @@ import torch
 
 from pneumoscope.bundle.card import FORMAT, INPUT_CLASSES, LABELS, Calibration, Card, Parity
 from pneumoscope.core.errors import BundleError, ParityError
+from pneumoscope.core.population import Population
 from pneumoscope.imaging.preprocess import Preprocessing
 from pneumoscope.inference.decision import sigmoid
 from pneumoscope.inference.session import OUTPUTS, BundleSession
@@ -22,7 +23,7 @@ pytestmark = pytest.mark.training
 
 def session(content, size):
     card = Card(
-        format=FORMAT, labels=LABELS,
+        format=FORMAT, labels=LABELS, population=Population(),
         name="test", network="test", parameters=1, version="0", created="", onnx_sha256="", onnx_bytes=0,
         self_test_logit=0, intervals=None, rejection_limits=None, reference_distribution=None, age_range=None,
         preprocessing=Preprocessing(size=size), calibration=Calibration(slope=1, intercept=0, method="none", n=0, prevalence=0.5),

@@ -11,6 +11,7 @@ import pytest
 import torch
 from PIL import Image
 from safetensors.torch import load_file, save_file
+from tests.images import dicom
 from tests.training.conftest import small
 
 from pneumoscope.bundle.card import INPUT_CLASSES, read_bundle, short_hash
@@ -28,11 +29,13 @@ from pneumoscope.core.errors import (
     UnreadableImageError,
     UsageError,
 )
+from pneumoscope.core.population import Population
 from pneumoscope.data.layouts import load_manifest
 from pneumoscope.data.outliers import load_outliers
 from pneumoscope.data.split import split_manifest
 from pneumoscope.evaluation.evaluate import evaluate
 from pneumoscope.inference import BundleSession
+from pneumoscope.inference.model import load_model
 from pneumoscope.models.factory import create_model
 from pneumoscope.runs.recipe import read_recipe
 from pneumoscope.runs.record import read_run
@@ -69,6 +72,49 @@ def test_run_folder_has_all_files(run):
     assert list((out / "tensorboard").glob("events*"))
     assert read_run(out) == result
     assert read_recipe(str(out / "recipe.toml")) == small()
+
+
+@pytest.mark.parametrize(
+    ("tables", "expected"),
+    [
+        ({}, Population()),
+        ({"data": {"age_range": (18, 90)}}, Population(ages=(18, 90))),
+        (
+            {"data": {"age_range": (18, 90)}, "population": {"ages": (20, 80), "sites": 2, "view": "PA"}},
+            Population(ages=(20, 80), sites=2, view="PA"),
+        ),
+    ],
+)
+def test_card_has_the_population_of_the_recipe(phantoms, tmp_path, tables, expected):
+    train(small(training={"epochs": 1}, **tables), phantoms, tmp_path / "run")
+
+    card, _ = read_bundle(tmp_path / "run" / "bundle")
+
+    assert card.population == expected
+
+
+@pytest.mark.parametrize(
+    ("name", "overrides", "code"),
+    [
+        ("baseline", [], None),
+        ("default", ["rejection.age_steps=0", "data.by=patient"], "outside_age_range"),
+        ("default", ["rejection.age_steps=0", "data.by=patient", "data.age_range=none"], None),
+    ],
+)
+def test_recipe_for_own_images_needs_no_patients_and_accepts_any_age(phantoms, tmp_path, name, overrides, code):
+    for number, path in enumerate(sorted((phantoms / "train").rglob("*.*"))):
+        copy = tmp_path / "flat" / path.parent.name / f"scan-{number}{path.suffix}"
+        copy.parent.mkdir(parents=True, exist_ok=True)
+        shutil.copy(path, copy)
+    small_network = ["network.name=test_efficientnet", "network.weights=none", "network.image_size=64"]
+    shortened = ["network.output_stride=32", "training.epochs=1", 'training.precision="32"', "rejection.steps=3"]
+    recipe = read_recipe(name, [*small_network, *shortened, *overrides])
+
+    train(recipe, tmp_path / "flat", tmp_path / "run")
+
+    rejection = load_model(tmp_path / "run").predict(dicom(100, 64, PatientAge="062Y")).rejection
+    found = rejection.code if rejection else None
+    assert found == code if code else found not in {"outside_age_range", "outside_age_range_estimated"}
 
 
 def test_run_with_input_checks_has_rejection_limits_on_its_card(phantoms, tmp_path, capsys):

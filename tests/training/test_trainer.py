@@ -1,14 +1,18 @@
 """The configured Trainer: TensorBoard, progress, batch normalization, and training on several devices and nodes."""
 
+import contextlib
 import copy
 import csv
 import json
 import os
 import pty
 import select
+import signal
 import socket
 import subprocess
 import sys
+import time
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -20,12 +24,13 @@ from tests.training.conftest import small
 from timm.layers.norm_act import convert_sync_batchnorm
 from torch import nn
 
-from pneumoscope.core.errors import DivergedError
+from pneumoscope.core.errors import DivergedError, RunError
 from pneumoscope.data.cache import preprocess_images
 from pneumoscope.data.layouts import load_manifest
 from pneumoscope.imaging.phantom import write_phantoms
 from pneumoscope.models.factory import create_model
-from pneumoscope.runs.run_folder import EPOCHS_FILE, TENSORBOARD_FOLDER, WEIGHTS_FILE
+from pneumoscope.runs.record import lock_run
+from pneumoscope.runs.run_folder import CHECKPOINT_FILE, EPOCHS_FILE, TENSORBOARD_FOLDER, WEIGHTS_FILE
 from pneumoscope.training.classifier import Classifier
 from pneumoscope.training.data_module import ImageArrays
 from pneumoscope.training.train import apply_split, train
@@ -184,6 +189,96 @@ def test_two_processes_take_the_same_steps_as_one(tmp_path, capfd):
     torch.testing.assert_close(weights_of_two, weights_of_one, rtol=1e-6, atol=1e-8)
     # Spawned processes print only the line of the epoch.
     assert [line for line in capfd.readouterr().err.splitlines() if "epoch 1/1" not in line] == []
+
+
+def status(pid):
+    """Return the state and the parent of a process, as in /proc; ("Z", 0) if it has ended."""
+    try:
+        state, parent, *_ = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
+    except OSError:
+        return "Z", 0
+    return state, int(parent)
+
+
+def wait_until(condition, seconds):
+    limit = time.monotonic() + seconds
+    while not condition() and time.monotonic() < limit:
+        time.sleep(0.05)
+    assert condition()
+
+
+def is_locked(run):
+    try:
+        with lock_run(run):
+            return False
+    except RunError:
+        return True
+
+
+@pytest.fixture
+def two_workers(phantoms, tmp_path):
+    """A run on two devices after its first epoch, and its two workers, which ignore Ctrl-C as after `nohup`."""
+    out, recipe = tmp_path / "run", tmp_path / "recipe.toml"
+    recipe.write_text(small(training={"epochs": 9999}).to_toml())
+    command = [sys.executable, "-m", "pneumoscope", "train", recipe, "--data", phantoms, "--out", out]
+    with started(
+        [*command, "--accelerator", "cpu", "--devices", "2"], deadline=200, stderr=subprocess.PIPE, text=True,
+        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_IGN),
+    ) as main:  # fmt: skip
+        workers = []
+        try:
+            wait_until(lambda: (out / CHECKPOINT_FILE).exists() or main.poll() is not None, 150)
+            pids = [int(path.name) for path in Path("/proc").iterdir() if path.name.isdigit()]
+            children = [pid for pid in pids if status(pid)[1] == main.pid]
+            workers = [pid for pid in children if b"spawn_main" in Path(f"/proc/{pid}/cmdline").read_bytes()]
+            assert len(workers) == 2, main.stderr.read()
+            yield main, workers, out
+        finally:
+            for process in (main.pid, *workers):
+                with contextlib.suppress(ProcessLookupError):
+                    os.kill(process, signal.SIGKILL)
+
+
+needs_proc = pytest.mark.skipif(not Path("/proc/self/stat").exists(), reason="reads /proc")
+
+
+@needs_proc
+def test_workers_end_with_a_terminated_parent(two_workers):
+    main, workers, out = two_workers
+
+    main.terminate()
+
+    assert main.wait(timeout=20) == -signal.SIGTERM
+    wait_until(lambda: all(status(pid)[0] == "Z" for pid in workers), 10)
+    wait_until(lambda: not is_locked(out), 10)  # the threads of a process end after its main thread
+
+
+@needs_proc
+def test_lock_is_held_until_the_last_worker_of_a_killed_parent_has_ended(two_workers):
+    main, workers, out = two_workers
+    os.kill(workers[0], signal.SIGSTOP)  # it cannot end before it continues
+
+    main.kill()
+
+    assert main.wait(timeout=20) == -signal.SIGKILL
+    wait_until(lambda: status(workers[1])[0] == "Z", 10)
+    assert is_locked(out)
+    os.kill(workers[0], signal.SIGCONT)
+    wait_until(lambda: status(workers[0])[0] == "Z", 10)
+    wait_until(lambda: not is_locked(out), 10)  # the threads of a process end after its main thread
+
+
+@needs_proc
+def test_terminated_worker_ends_the_run(two_workers):
+    main, workers, _ = two_workers
+
+    os.kill(workers[1], signal.SIGTERM)
+
+    _, stderr = main.communicate(timeout=60)
+    assert main.returncode == 2
+    assert "error: a training process was ended (SIG" in stderr
+    assert "repeat the command with --resume" in stderr
+    wait_until(lambda: all(status(pid)[0] == "Z" for pid in workers), 10)
 
 
 def test_error_in_a_spawned_process_is_raised_with_its_type(phantoms, tmp_path):

@@ -25,6 +25,7 @@ from pneumoscope.bundle.network_checks import MAX_BYTES, check_onnx
 from pneumoscope.core.errors import BundleError, UsageError
 from pneumoscope.core.files import write_atomically
 from pneumoscope.core.messages import operating_point_rule
+from pneumoscope.core.population import Population
 from pneumoscope.imaging.preprocess import PREPROCESSING_VERSION, Preprocessing
 
 __all__ = [
@@ -51,7 +52,7 @@ __all__ = [
     "short_hash",
 ]
 
-FORMAT = 1
+FORMAT = 2
 CARD_FILE = "card.json"
 NETWORK_FILE = "network.onnx"
 DEFAULT_BUNDLE = Path(__file__).parent / "default"
@@ -256,7 +257,9 @@ class Card(Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
         calibration, intervals: From the logit to the probability and to its interval; intervals may be None.
         rejection_limits: Limits beyond which images are rejected; None if the network has no input checks.
         reference_distribution: Distribution of the probabilities; None if every validation image is rejected.
-        age_range: Minimum and maximum age of the training patients, years, both included; None if unknown.
+        population: The patients and images that the network was trained on.
+        age_range: Minimum and maximum age of patients, years, both included: images of others are rejected; None if the
+            model is for all ages.
         operating_points: Operating points by name: "half" (0.5), "balanced" (highest Youden index), "rule_out"
             (sensitivity 0.99), "rule_in" (specificity 0.99).
         manifest_sha256: Hash of the images, labels, patients and splits.
@@ -282,6 +285,7 @@ class Card(Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
     intervals: Intervals | None
     rejection_limits: RejectionLimits | None
     reference_distribution: ReferenceDistribution | None
+    population: Population
     age_range: tuple[Annotated[float, Meta(ge=0)], Annotated[float, Meta(ge=0)]] | None
     operating_points: dict[str, OperatingPoint]
     parity: Parity
@@ -321,14 +325,15 @@ def short_hash(sha256: str) -> str:
     return sha256[:16]
 
 
-def export_bundle(source: Path, out: Path) -> Card:
-    """Check a bundle, copy it to a new folder and return its card.
+def export_bundle(source: Path, out: Path, population: Population | None = None) -> Card:
+    """Check a bundle, copy it to a new folder and return its card, which is written in the current format.
 
     The card is written last, so that an interrupted copy is not a bundle.
 
     Args:
         source: Folder of the bundle.
         out: The new folder; it may exist if it is empty.
+        population: Population to state on the new card instead of that on the card of the bundle.
 
     Raises:
         BundleError: See `read_bundle`.
@@ -338,6 +343,8 @@ def export_bundle(source: Path, out: Path) -> Card:
     card, network = read_bundle(source)
     if out.exists() and (not out.is_dir() or any(out.iterdir())):
         raise UsageError(f"{str(out)!r} exists and is not an empty folder", hint="Choose another folder with --out")
+    if population is not None:
+        card = msgspec.structs.replace(card, population=population)
     write_atomically(out / NETWORK_FILE, network)
     write_atomically(out / CARD_FILE, card.to_json())
     return card
@@ -394,6 +401,8 @@ def _parse_card(text: str, folder: Path) -> Card:
                 f"{str(folder)!r} has format {version}; this version reads formats up to {FORMAT}",
                 hint="Upgrade: pip install -U pneumoscope",
             )
+        if version == 1:
+            data = _convert_format_1(data)
         card = msgspec.convert(data, Card)
     except (ValueError, RecursionError) as error:  # not JSON, invalid fields, or too deeply nested
         raise _malformed(folder, str(error)) from error
@@ -408,6 +417,11 @@ def _parse_card(text: str, folder: Path) -> Card:
         if name not in data["preprocessing"]:
             raise _malformed(folder, f"Object missing required field `{name}` - at `$.preprocessing`")
     return card
+
+
+def _convert_format_1(data: dict[str, Any]) -> dict[str, Any]:
+    """Return a card of format 1 in format 2. It states the ages of the training patients, and nothing else about them."""
+    return {**data, "format": 2, "population": {"ages": data.get("age_range")}}
 
 
 def _strings(data: Any) -> Iterator[str]:

@@ -14,7 +14,7 @@ from typing import Any
 
 from pneumoscope.bundle.card import Card, InputCheck, Proportion, RejectionLimits, read_bundle
 from pneumoscope.core.errors import BundleError
-from pneumoscope.core.i18n import NOTICE
+from pneumoscope.core.messages import notice
 
 __all__ = ["EVIDENCE", "Json", "model_card", "read_evidence"]
 
@@ -89,7 +89,7 @@ def _sections(
 ) -> list[str]:
     return [
         f"# Model card: {card.name}",
-        NOTICE,
+        notice(card.population),
         *_overview(card),
         *_operating_points(card, evaluation),
         *_probability(card, evaluation),

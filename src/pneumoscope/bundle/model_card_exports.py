@@ -14,7 +14,7 @@ from xml.etree import ElementTree as ET
 
 from pneumoscope.bundle.card import DEFAULT_BUNDLE, Card, read_bundle
 from pneumoscope.bundle.model_card import Json, model_card, read_evidence
-from pneumoscope.core.i18n import NOTICE
+from pneumoscope.core.messages import notice
 
 __all__ = ["CHAI_NAMESPACE", "chai_model_card", "hugging_face_model_card"]
 
@@ -98,7 +98,7 @@ def _chai_content(
         },
         "ModelSummary": {
             "Summary": f"{card.network} that estimates the probability of pneumonia from one frontal chest radiograph, with a"
-            f" decision threshold, an interval and rejection of unsuitable images. {NOTICE}",
+            f" decision threshold, an interval and rejection of unsuitable images. {notice(card.population)}",
             "Keywords": {"Keyword": ["chest radiograph", "pneumonia", "classification"]},
         },
         "UsesAndDirections": {
@@ -107,7 +107,7 @@ def _chai_content(
             "PrimaryIntendedUsers": "Researchers, engineers, and physicians who study such models.",
             "HowToUse": "Score images with `pneumoscope predict` or the web interface. Before any study at a hospital, run"
             " `pneumoscope accept` on labeled images of that hospital.",
-            "TargetedPatientPopulation": f"{ages}{NOTICE}",
+            "TargetedPatientPopulation": f"{ages}{notice(card.population)}",
             "CautionedOutOfScopeSettings": "Other ages, other views, other diseases, images that are not chest radiographs, and"
             " other hospitals until the model has been tested there.",
         },
@@ -198,7 +198,11 @@ def _key_metrics(card: Card, evidence: Mapping[str, Json | None], markdown: str)
         ]
     return {
         "UsefulnessUsabilityEfficacy": _metric(
-            "Discrimination, calibration, sensitivity and specificity.", performance, tested, process, NOTICE
+            "Discrimination, calibration, sensitivity and specificity.",
+            performance,
+            tested,
+            process,
+            notice(card.population),
         ),
         "FairnessEquity": _metric(
             "Subgroups that the data state.",

@@ -14,13 +14,24 @@ __all__ = ["command"]
 @click.option(
     "--out", type=click.Path(path_type=Path), required=True, help="Folder for the bundle; must be empty or new."
 )
-def command(run: Path, out: Path) -> None:
-    """Verify the bundle of a finished run and copy it.
+@click.option(
+    "--population",
+    "recipe",
+    metavar="RECIPE",
+    help="Recipe, by name or path, whose population is stated on the card instead of that of the run.",
+)
+def command(run: Path, out: Path, recipe: str | None) -> None:
+    """Verify the bundle of a finished run, or another bundle, and copy it.
 
     A bundle has two files, network.onnx and card.json. Inference needs neither PyTorch nor the run.
     """
     from pneumoscope.bundle.card import export_bundle
+    from pneumoscope.reproduction.recipes import report_recipes
+    from pneumoscope.runs.recipe import packaged_recipes, read_recipe
     from pneumoscope.runs.run_folder import find_bundle
 
-    card = export_bundle(find_bundle(run), out)
+    population = None
+    if recipe is not None:
+        population = read_recipe(recipe, recipes=packaged_recipes() | report_recipes()).stated_population()
+    card = export_bundle(find_bundle(run), out, population)
     click.echo(f"{out}: {card.network}, {card.onnx_bytes / 1e6:.1f} MB, SHA-256 {card.onnx_sha256[:16]}")

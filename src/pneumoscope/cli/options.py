@@ -151,7 +151,7 @@ overrides_option = click.option(
     "overrides",
     multiple=True,
     metavar="KEY=VALUE",
-    help="Override a recipe field, such as training.epochs=3.",
+    help="Override a recipe field, such as training.epochs=3, or data.age_range=none for no range.",
 )
 accelerator_option = click.option(
     "--accelerator",

@@ -27,7 +27,6 @@ from pneumoscope.cli.options import (
 )
 from pneumoscope.cli.progress import image_progress, printable
 from pneumoscope.core.errors import PartialFailureError, UsageError
-from pneumoscope.core.i18n import NOTICE
 from pneumoscope.core.messages import (
     counted,
     decision_message,
@@ -152,17 +151,17 @@ def command(
             scored = (dataclasses.replace(prediction, identity=None) for prediction in scored)
         predictions = _count(scored, counts, warnings, len(images), progress, interrupted)
         if as_json:
-            for part in iter_json(model.facts, predictions):
+            for part in iter_json(model.facts, predictions, model.notice):
                 click.echo(part, nl=False)
         elif table:
             from pneumoscope.core.files import write_atomically
 
             failed: list[Exception] = []
             if table == Path("-"):
-                for line in iter_csv(predictions, failed):
+                for line in iter_csv(predictions, model.notice, failed):
                     sys.stdout.buffer.write(line)
             else:
-                write_atomically(table, lambda file: file.writelines(iter_csv(predictions, failed)))
+                write_atomically(table, lambda file: file.writelines(iter_csv(predictions, model.notice, failed)))
                 click.echo(f"Wrote {table}: {counted(counts.total(), 'image')}", err=True)
             for error in failed:  # the file holds the results before the error
                 raise error
@@ -263,7 +262,7 @@ def _print_table(model: Model, predictions: Iterable[Prediction], counts: Counte
         click.echo(f"no_pneumonia: no pneumonia detected. {scope_message()}.")
     if counts.keys() - {"rejected", _FAILED}:
         click.echo(f"{prevalence_message(model.card.calibration.prevalence, stated=bool(model.facts.site))}.")
-    click.secho(NOTICE, dim=True)
+    click.secho(printable(model.notice), dim=True)
 
 
 def _bar(fraction: float) -> str:

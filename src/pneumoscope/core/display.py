@@ -52,13 +52,13 @@ def prediction_html(prediction: Prediction, picture: bytes | None = None) -> str
     return f"<div>{''.join(parts)}</div>"
 
 
-def facts_html(title: str, facts: Mapping[str, str]) -> str:
-    """Return a titled two-column table of names and values."""
+def facts_html(title: str, facts: Mapping[str, str], notice: str) -> str:
+    """Return a titled two-column table of names and values, followed by the notice."""
     rows = "".join(
         f'<tr><th style="text-align:left">{escape(name)}</th><td style="text-align:left">{escape(value)}</td></tr>'
         for name, value in facts.items()
     )
-    return f"<div><strong>{escape(title)}</strong><table>{rows}</table><small>{escape(NOTICE)}</small></div>"
+    return f"<div><strong>{escape(title)}</strong><table>{rows}</table><small>{escape(notice)}</small></div>"
 
 
 def intervals_html(title: str, intervals: Iterable[tuple[str, Interval]]) -> str:

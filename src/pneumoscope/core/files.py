@@ -92,8 +92,10 @@ def remove_temporary_files(path: Path) -> None:
 
 
 @contextlib.contextmanager
-def locked(path: Path, error: PneumoscopeError, *, timeout: float = 0) -> Iterator[None]:
+def locked(path: Path, error: PneumoscopeError, *, timeout: float = 0) -> Iterator[int]:
     """Hold an exclusive lock between processes; the operating system releases it if the process is killed.
+
+    Yields the file descriptor. A process that inherits it holds the lock, too, until it ends or the block is left.
 
     Args:
         path: The lock file, which is created if missing. It is never removed: removing it while others wait would let
@@ -107,8 +109,15 @@ def locked(path: Path, error: PneumoscopeError, *, timeout: float = 0) -> Iterat
     """
     from filelock import FileLock, Timeout  # imported here, because prediction needs no lock
 
+    class InheritableLock(FileLock):
+        """A lock with the file descriptor that filelock keeps to itself."""
+
+        def descriptor(self) -> int:
+            assert self._context.lock_file_fd is not None
+            return self._context.lock_file_fd
+
     # A soft lock is a plain file, which outlives a killed process.
-    lock = FileLock(path, timeout=timeout, poll_interval=_POLL_SECONDS, fallback_to_soft=False)
+    lock = InheritableLock(path, timeout=timeout, poll_interval=_POLL_SECONDS, fallback_to_soft=False)
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
         lock.acquire()
@@ -120,6 +129,6 @@ def locked(path: Path, error: PneumoscopeError, *, timeout: float = 0) -> Iterat
             hint="Choose a writable folder on a drive that supports locks; some network drives do not",
         ) from os_error
     try:
-        yield
+        yield lock.descriptor()
     finally:
         lock.release()

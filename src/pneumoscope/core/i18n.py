@@ -23,9 +23,8 @@ def N_(message: str) -> str:  # noqa: N802  gettext's own name
     return message
 
 
-NOTICE = N_(
-    "Research and education software. Not a medical device. Trained on children of 1 to 5 years from one hospital."
-)
+# The part of the notice that holds for every model; see `core.messages.notice`.
+NOTICE = N_("Research and education software. Not a medical device.")
 
 
 @cache

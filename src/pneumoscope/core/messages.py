@@ -8,6 +8,7 @@ from pneumoscope.core import errors
 from pneumoscope.core.errors import PneumoscopeError
 from pneumoscope.core.i18n import N_, NOTICE, translations
 from pneumoscope.core.identity import ConflictCode
+from pneumoscope.core.population import Population, View
 from pneumoscope.core.prediction import (
     Decision,
     ModelInfo,
@@ -31,6 +32,7 @@ __all__ = [
     "notice",
     "operating_point_label",
     "operating_point_rule",
+    "population_sentence",
     "prediction_message",
     "prevalence_message",
     "probability_message",
@@ -187,6 +189,25 @@ _SITE_RULES = {
 _AUGMENTED = N_("{rule}, augmented")
 _BOTH = N_("{rule}, both unmodified and augmented")  # the targets of "rule_out" and "rule_in" are reached on both
 
+_UNKNOWN_POPULATION = N_("The population that it was trained on is unknown.")
+_POPULATION = N_("Trained on {images} of {patients} from {sites}.")
+_POPULATION_VIEWS: dict[View | None, str] = {
+    "AP": N_("AP radiographs"),
+    "PA": N_("PA radiographs"),
+    "frontal": N_("frontal radiographs"),
+    None: N_("radiographs of unknown view"),
+}
+_POPULATION_AGES = {
+    "children": N_("children of {minimum:g} to {maximum:g} years"),
+    "adults": N_("adults of {minimum:g} to {maximum:g} years"),
+    "patients": N_("patients of {minimum:g} to {maximum:g} years"),
+}
+_UNKNOWN_AGES = N_("patients of unknown age")
+_ONE_SITE, _SITES, _UNKNOWN_SITES = N_("one hospital"), N_("{n} hospitals"), N_("unknown hospitals")
+_ADULT_AGE = 18  # years
+# The notice that holds for every model, and the sentence on the population of one.
+_NOTICE_AND_POPULATION = N_("{notice} {population}")
+
 _BETWEEN_SENTENCES = N_(". ")
 _UNCERTAIN = N_(
     "The probability is in the uncertain range ({range}), where the model would be wrong too often. Read the image without the"
@@ -239,9 +260,39 @@ def full_stop(language: str = "en") -> str:
     return translations(language).gettext(_BETWEEN_SENTENCES).rstrip()
 
 
-def notice(language: str = "en") -> str:
-    """Return the notice that accompanies every result."""
-    return translations(language).gettext(NOTICE)
+def notice(population: Population | None = None, language: str = "en") -> str:
+    """Return the notice that accompanies every result.
+
+    Args:
+        population: Population of the model, which the notice then states; None for a result without a model.
+        language: A key of `LANGUAGES`.
+    """
+    gettext = translations(language).gettext
+    if population is None:
+        return gettext(NOTICE)
+    return gettext(_NOTICE_AND_POPULATION).format(
+        notice=gettext(NOTICE), population=population_sentence(population, language)
+    )
+
+
+def population_sentence(population: Population, language: str = "en") -> str:
+    """Return the sentence that states the population; its own sentence is in the language in which it was written."""
+    gettext = translations(language).gettext
+    if population.sentence:
+        return population.sentence
+    if population == Population():
+        return gettext(_UNKNOWN_POPULATION)
+    patients = gettext(_UNKNOWN_AGES)
+    if population.ages:
+        minimum, maximum = population.ages
+        group = "children" if maximum < _ADULT_AGE else "adults" if minimum >= _ADULT_AGE else "patients"
+        patients = gettext(_POPULATION_AGES[group]).format(minimum=minimum, maximum=maximum)
+    sites = _UNKNOWN_SITES if population.sites is None else _ONE_SITE if population.sites == 1 else _SITES
+    return gettext(_POPULATION).format(
+        images=gettext(_POPULATION_VIEWS[population.view]),
+        patients=patients,
+        sites=gettext(sites).format(n=population.sites),
+    )
 
 
 def decision_label(decision: Decision, language: str = "en") -> str:

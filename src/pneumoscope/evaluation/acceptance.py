@@ -29,6 +29,7 @@ from pneumoscope.bundle.site_profile import (
 from pneumoscope.core.errors import UsageError
 from pneumoscope.core.files import write_atomically
 from pneumoscope.core.i18n import NOTICE
+from pneumoscope.core.messages import notice
 from pneumoscope.core.prediction import AgeRequirement, Assumption
 from pneumoscope.core.results import SCHEMA, Interval, RejectionSummary, write_result
 from pneumoscope.data.manifest import LABELS, LabeledImage, images_sha256
@@ -243,6 +244,7 @@ def accept(
         notes=(*listed.notes, *_notes(card, images, operating_point)),
         version=__version__,
         command=command,
+        notice=notice(card.population),
     )
     if out is not None:
         from pneumoscope.evaluation.acceptance_report import acceptance_markdown

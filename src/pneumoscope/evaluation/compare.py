@@ -16,6 +16,7 @@ import numpy as np
 from pneumoscope import __version__
 from pneumoscope.core.errors import RunError, UnknownNameError, UsageError
 from pneumoscope.core.files import write_atomically
+from pneumoscope.core.i18n import NOTICE
 from pneumoscope.core.results import Comparison, Evaluation, RunSummary, ScoredImage, to_json
 from pneumoscope.data.manifest import images_sha256
 from pneumoscope.evaluation.metrics import positives
@@ -104,6 +105,7 @@ def compare(
         command=command,
         created=datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
         version=__version__,
+        notice=_notice(evaluated),
     )
     if out is not None:
         write_comparison(comparison, Path(out))
@@ -215,6 +217,14 @@ def _summary(record: RunRecord, evaluation: Evaluation, operating_point: str) ->
         test={"n": evaluation.n, **result.metrics, **evaluation.metrics},
         confusion=result.confusion,
     )
+
+
+def _notice(runs: Sequence[_EvaluatedRun]) -> str:
+    """Return the notice of the evaluations; the populations by run if they differ."""
+    if len({run.evaluation.notice for run in runs}) == 1:
+        return runs[0].evaluation.notice
+    populations = (f"{run.record.name}: {run.evaluation.notice.removeprefix(NOTICE).strip()}" for run in runs)
+    return " ".join((NOTICE, *populations))
 
 
 def _ledger_sentence(runs: Sequence[_EvaluatedRun]) -> tuple[str, ...]:

@@ -24,6 +24,7 @@ from pneumoscope import __version__
 from pneumoscope.bundle.card import Card
 from pneumoscope.core.errors import UnknownNameError, UnreadableImageError, UsageError
 from pneumoscope.core.files import write_atomically
+from pneumoscope.core.messages import notice
 from pneumoscope.core.prediction import Rejection
 from pneumoscope.core.results import Evaluation, Interval, RejectionSummary, ScoredImage, to_json
 from pneumoscope.data.hashing import read_image
@@ -311,6 +312,7 @@ def _summarize(
         version=__version__,
         rejected=_summarize_rejections(scored, rejections),
         reliability=reliability_bins([image.probability for image in scored], positives(scored)),
+        notice=notice(card.population),
     )
 
 

@@ -14,6 +14,7 @@ from pathlib import Path
 from pneumoscope import __version__
 from pneumoscope.core.errors import SiteProfileError, UndefinedMetricError, UnreadableImageError, UsageError
 from pneumoscope.core.i18n import NOTICE
+from pneumoscope.core.messages import notice
 from pneumoscope.core.prediction import AgeRequirement, Assumption
 from pneumoscope.core.results import SCHEMA, Interval
 from pneumoscope.imaging.statistics import image_statistics
@@ -128,6 +129,7 @@ def monitor(
         tests=tests,
         alarm=any(test.alarm for test in tests),
         version=__version__,
+        notice=notice(session.card.population),
     )
 
 

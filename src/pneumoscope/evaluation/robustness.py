@@ -22,7 +22,7 @@ import numpy as np
 from pneumoscope import __version__
 from pneumoscope.core.errors import DatasetError, UsageError
 from pneumoscope.core.i18n import NOTICE
-from pneumoscope.core.messages import counted
+from pneumoscope.core.messages import counted, notice
 from pneumoscope.core.prediction import Prediction
 from pneumoscope.core.results import SCHEMA, Interval, write_result
 from pneumoscope.data.hashing import read_image
@@ -197,6 +197,7 @@ def measure_robustness(
         version=__version__,
         system=platform.platform(),
         command=command,
+        notice=notice(model.card.population),
     )
     if out is not None:
         write_result(out, "robustness", result, robustness_markdown(result))

@@ -20,6 +20,7 @@ from PIL import Image
 
 from pneumoscope import __version__
 from pneumoscope.core.i18n import NOTICE
+from pneumoscope.core.messages import notice
 from pneumoscope.core.results import SCHEMA, Interval, write_result
 from pneumoscope.data.hashing import read_image
 from pneumoscope.evaluation.selection import count_patients, select_unreserved_images
@@ -183,6 +184,7 @@ def measure_network_shortcuts(
         version=__version__,
         system=platform.platform(),
         command=command,
+        notice=notice(card.population),
     )
     if out is not None:
         write_result(out, "shortcuts", result, shortcuts_markdown(result))

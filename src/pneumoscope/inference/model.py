@@ -16,7 +16,7 @@ import numpy as np
 from pneumoscope.bundle.card import Card
 from pneumoscope.core.display import facts_html, prediction_html
 from pneumoscope.core.errors import UnreadableImageError, UsageError
-from pneumoscope.core.messages import site_note
+from pneumoscope.core.messages import notice, site_note
 from pneumoscope.core.prediction import (
     MAX_AGE,
     AgeRequirement,
@@ -77,6 +77,7 @@ class Model:
         card: Card of the bundle, with the changes of the site profile or of the prevalence.
         profile: The site profile, or None.
         facts: Name, version and hash of the bundle, as predictions report them.
+        notice: The notice that accompanies every result, with the population that the model was trained on.
         point, operating_point_name: The operating point and its name.
         threshold: Threshold of the operating point as a calibrated probability.
         folder: Folder of the bundle, with the evidence of its model card; None if it has none.
@@ -109,6 +110,7 @@ class Model:
         self.operating_point_name = operating_point or DEFAULT_OPERATING_POINT
         self.threshold = threshold_probability(self.card, self.point)
         self.facts = ModelInfo(self.card.name, self.card.version, self.card.onnx_sha256, session.site)
+        self.notice = notice(self.card.population)
         self._loader = ImageLoader(self.card.preprocessing, pool)
 
     def __repr__(self) -> str:
@@ -134,7 +136,7 @@ class Model:
         if note := site_note(self.facts):
             label, _, value = note.partition(": ")
             facts[label] = value
-        return facts_html(f"Model {card.name}", facts)
+        return facts_html(f"Model {card.name}", facts, self.notice)
 
     def close(self) -> None:
         """Stop the worker processes, if any; they also stop with this process."""

@@ -18,13 +18,12 @@ from PIL import Image, ImageDraw, ImageFont
 
 from pneumoscope.bundle.card import Card
 from pneumoscope.core.errors import UsageError
-from pneumoscope.core.i18n import NOTICE
-from pneumoscope.core.messages import decision_label, probability_text, warning_message
+from pneumoscope.core.messages import decision_label, notice, probability_text, warning_message
 from pneumoscope.core.prediction import Decision, WarningCode
 from pneumoscope.imaging.image import Radiograph
 from pneumoscope.imaging.preprocess import Crop
 
-__all__ = ["Layer", "blend", "heatmap_layer", "render_heatmap", "resize_to_image", "wrap_text"]
+__all__ = ["Layer", "blend", "heatmap_layer", "latin_text", "render_heatmap", "resize_to_image", "wrap_text"]
 
 _MAX_SIDE, _MIN_SIDE = 1024, 640  # longer side of the picture, pixels; small images are enlarged to fit the text
 _MAX_LAYER_SIDE = 512  # longer side of a layer, pixels; it has few positions and is stretched by the viewer
@@ -208,13 +207,12 @@ def _legend(
         f" {card.name}, scaled to this image. They show what the network used, not where disease is.{coarse}"
     )
     if site:
-        # The font of Pillow has Latin characters only.
-        about += f" {site.encode('latin-1', 'replace').decode('latin-1')}."
+        about += f" {latin_text(site)}."
     draw = ImageDraw.Draw(Image.new("RGB", (1, 1)))
     large, text = ImageFont.load_default(24), ImageFont.load_default(16)
     titles = [(line, large, _TEXT) for line in wrap_text(draw, title, large, inner)]
     notes = [(line, text, _MUTED) for line in wrap_text(draw, about, text, inner)]
-    for sentence in filter(None, (warning, NOTICE)):
+    for sentence in filter(None, (warning, latin_text(notice(card.population)))):
         notes += [(line, text, _TEXT) for line in wrap_text(draw, sentence, text, inner)]
     height = 3 * _MARGIN + 32 * len(titles) + 2 * 22 + _BAR_HEIGHT + 22 * len(notes)
     legend = Image.new("RGB", (width, height), _BACKGROUND)
@@ -244,6 +242,11 @@ def _draw_scale(legend: Image.Image, draw: ImageDraw.ImageDraw, font: _Font, y: 
     for x, fraction, anchor in ((left, -1.0, "la"), (middle, 0.0, "ma"), (right, 1.0, "ra")):
         draw.text((x, y), f"{fraction * maximum:+.2g}" if fraction and maximum else "0", _TEXT, font, anchor=anchor)
     return y + 18
+
+
+def latin_text(text: str) -> str:
+    """Return the text with question marks for characters that the font of Pillow does not have."""
+    return text.encode("latin-1", "replace").decode("latin-1")
 
 
 def wrap_text(draw: ImageDraw.ImageDraw, text: str, font: _Font, width: int) -> list[str]:

@@ -10,7 +10,6 @@ from collections.abc import Iterable, Iterator
 from typing import TYPE_CHECKING, Any
 
 from pneumoscope.core.errors import MissingExtraError
-from pneumoscope.core.i18n import NOTICE
 from pneumoscope.core.identity import IDENTITY_FIELDS
 from pneumoscope.core.messages import prediction_message
 from pneumoscope.core.prediction import ModelInfo, Prediction
@@ -43,13 +42,18 @@ def prediction_document(prediction: Prediction, language: str = "en") -> dict[st
     return dataclasses.asdict(prediction) | {"message": prediction_message(prediction, language)}
 
 
-def iter_json(model: ModelInfo, predictions: Iterable[Prediction]) -> Iterator[str]:
+def iter_json(model: ModelInfo, predictions: Iterable[Prediction], notice: str) -> Iterator[str]:
     """Yield one JSON document in pieces: `schema`, `model`, `notice` and `predictions`.
 
     The document is closed even if `predictions` raises; the error follows the last piece. The text is ASCII, because file
     names may not be valid text and readers may not expect UTF-8.
+
+    Args:
+        model: The model.
+        predictions: Its predictions.
+        notice: Its notice.
     """
-    head = json.dumps({"schema": SCHEMA, "model": dataclasses.asdict(model), "notice": NOTICE}, indent=2)
+    head = json.dumps({"schema": SCHEMA, "model": dataclasses.asdict(model), "notice": notice}, indent=2)
     yield head.removesuffix("\n}") + ',\n  "predictions": ['
     failure: Exception | None = None
     separator = "\n"
@@ -64,19 +68,20 @@ def iter_json(model: ModelInfo, predictions: Iterable[Prediction]) -> Iterator[s
         raise failure
 
 
-def iter_csv(predictions: Iterable[Prediction], failed: list[Exception]) -> Iterator[bytes]:
+def iter_csv(predictions: Iterable[Prediction], notice: str, failed: list[Exception]) -> Iterator[bytes]:
     """Yield the lines of a CSV file (RFC 4180, UTF-8): a header, then one line per image; missing values are empty.
 
     Bytes of a file name that are not valid UTF-8 are kept as they are.
 
     Args:
         predictions: One per image.
+        notice: Notice of the model.
         failed: Receives the error if `predictions` raises; the lines before it are a complete file.
     """
     yield csv_line(csv_columns())
     try:
         for prediction in predictions:
-            yield csv_line(csv_row(prediction).values())
+            yield csv_line(csv_row(prediction, notice).values())
     except Exception as error:  # noqa: BLE001  raised by the caller, after the file is written
         failed.append(error)
 
@@ -84,12 +89,12 @@ def iter_csv(predictions: Iterable[Prediction], failed: list[Exception]) -> Iter
 def csv_columns() -> list[str]:
     """Return the header of a CSV file: the keys of `csv_row`."""
     model = ModelInfo("", "", "")
-    return list(csv_row(Prediction(path="", decision=None, operating_point="", model=model)))
+    return list(csv_row(Prediction(path="", decision=None, operating_point="", model=model), ""))
 
 
-def csv_row(prediction: Prediction) -> dict[str, Any]:
+def csv_row(prediction: Prediction, notice: str) -> dict[str, Any]:
     """Return the row of a prediction in a CSV file: `Prediction.to_row`, `message` and `notice`."""
-    row = prediction.to_row() | {"message": prediction_message(prediction), "notice": NOTICE}
+    row = prediction.to_row() | {"message": prediction_message(prediction), "notice": escape_formula(notice, "'")}
     row["path"] = escape_formula(prediction.path, "./")  # names the same file
     row |= {name: value and escape_formula(value, "'") for name in IDENTITY_FIELDS if (value := row[name]) is not None}
     return row

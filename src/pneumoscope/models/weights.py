@@ -19,7 +19,7 @@ from urllib.request import urlopen
 import torch
 from safetensors import SafetensorError
 from safetensors.torch import load_file
-from torch import Tensor
+from torch import Tensor, nn
 
 from pneumoscope.core.errors import DownloadError, MissingExtraError, PneumoscopeError, WeightsError
 from pneumoscope.core.files import write_atomically
@@ -72,7 +72,8 @@ def read_tensors(path: Path) -> Tensors:
 def load_weights(network: ClassifierNetwork, path: Path) -> None:
     """Load a file's tensors into a network, in place.
 
-    Accepts the weights of a run (`best.safetensors`) and torchvision's VGG19.
+    Accepts the weights of a run (`best.safetensors`), timm's weights of the same network, and torchvision's VGG19. The head keeps
+    its values if that of timm's weights has other classes, as for ImageNet, or none.
 
     Raises:
         WeightsError: See `read_tensors`; or a tensor is missing, unexpected or of another shape.
@@ -80,6 +81,8 @@ def load_weights(network: ClassifierNetwork, path: Path) -> None:
     tensors = read_tensors(path)
     if isinstance(network, VGG19) and "features.0.weight" in tensors:
         _load_tensors(network, _convert_torchvision_names(tensors), str(path), only="layers.")
+    elif isinstance(network, Backbone) and not any(name.startswith("model.") for name in tensors):
+        _load_timm(network, tensors, str(path))
     else:
         _load_tensors(network, tensors, str(path))
 
@@ -108,8 +111,29 @@ def load_imagenet(network: ClassifierNetwork, name: str) -> None:
         )
 
 
-def _load_tensors(network: ClassifierNetwork, tensors: Tensors, source: str, *, only: str = "") -> None:
-    expected = {key: value for key, value in network.state_dict().items() if key.startswith(only)}
+def _load_timm(network: Backbone, tensors: Tensors, source: str) -> None:
+    """Load tensors with timm's names; those of a head with other classes are left out."""
+    head = _head_names(network)
+    own = network.model.state_dict()
+    if all(name in tensors and tensors[name].shape == own[name].shape for name in head):
+        _load_tensors(network.model, tensors, source)
+    else:
+        kept = {name: value for name, value in tensors.items() if name not in head}
+        _load_tensors(network.model, kept, source, without=head)
+
+
+def _head_names(network: Backbone) -> set[str]:
+    """Return the names of the head's tensors in timm's network."""
+    head = {id(tensor) for tensor in network.head_layers().state_dict(keep_vars=True).values()}
+    return {name for name, tensor in network.model.state_dict(keep_vars=True).items() if id(tensor) in head}
+
+
+def _load_tensors(
+    network: nn.Module, tensors: Tensors, source: str, *, only: str = "", without: Collection[str] = ()
+) -> None:
+    expected = {
+        key: value for key, value in network.state_dict().items() if key.startswith(only) and key not in without
+    }
     for key, value in expected.items():
         if key not in tensors:
             raise WeightsError(f"{source} has no tensor {key!r}", hint="The weights belong to another network")
@@ -204,12 +228,10 @@ def _load_hub(network: Backbone, name: str) -> None:
             f"the ImageNet weights for {name!r} cannot be downloaded ({type(error).__name__}: {error})",
             hint="On a machine with internet access, run:"
             f" python -c \"import timm; timm.create_model('{name}', pretrained=True)\""
-            " and copy its folder HF_HOME; or set network.weights to a file",
+            " and copy its folder HF_HOME; or set network.weights to a file of timm's weights for this network",
         ) from error
-    # All layers but the head.
-    head = {id(parameter) for parameter in network.head_layers().parameters()}
-    head_names = {name for name, parameter in network.model.named_parameters() if id(parameter) in head}
-    tensors = {name: value for name, value in pretrained.state_dict().items() if name not in head_names}
+    head = _head_names(network)
+    tensors = {name: value for name, value in pretrained.state_dict().items() if name not in head}
     network.model.load_state_dict(tensors, strict=False)
 
 

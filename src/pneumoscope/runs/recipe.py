@@ -7,12 +7,13 @@ import tomllib
 from collections.abc import Iterable, Mapping
 from importlib.resources import files
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, get_args
 
 import tomli_w
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 
 from pneumoscope.core.errors import RecipeError, UnknownNameError
+from pneumoscope.core.population import MAX_SENTENCE_LENGTH, Population, View
 from pneumoscope.imaging.preprocess import Crop, Preprocessing
 
 __all__ = [
@@ -20,6 +21,7 @@ __all__ = [
     "DataOptions",
     "NetworkOptions",
     "OptimizerOptions",
+    "PopulationOptions",
     "Recipe",
     "RejectionOptions",
     "TrainingOptions",
@@ -29,8 +31,20 @@ __all__ = [
 ]
 
 
+_UNSET = "none"  # TOML has no null
+
+
 class _Table(BaseModel):
     model_config = ConfigDict(frozen=True, extra="forbid", use_attribute_docstrings=True, allow_inf_nan=False)
+
+    @model_validator(mode="before")
+    @classmethod
+    def _unset_fields(cls, data: Any) -> Any:
+        """Return the fields of the table with None for "none", if a field can be unset; for others it is a name."""
+        if not isinstance(data, Mapping):
+            return data
+        optional = {name for name, field in cls.model_fields.items() if type(None) in get_args(field.annotation)}
+        return {name: None if value == _UNSET and name in optional else value for name, value in data.items()}
 
 
 class NetworkOptions(_Table):
@@ -39,7 +53,8 @@ class NetworkOptions(_Table):
     name: str
     """A name in `pneumoscope models`, or any other network of timm."""
     weights: str = "none"
-    """Initial weights: "none", "imagenet", or the path of a safetensors or PyTorch file."""
+    """Initial weights: "none", "imagenet", or the path of a safetensors or PyTorch file: the weights of a run, timm's weights of
+    the network, or torchvision's VGG19."""
     freeze: Literal["nothing", "convolutions"] = "nothing"
     """"convolutions" freezes the backbone: its features are computed once, and only the head is trained."""
     image_size: int = Field(default=224, ge=32, le=1024)
@@ -67,6 +82,19 @@ class DataOptions(_Table):
     """Fraction of the training images that is used for validation."""
     age_range: tuple[float, float] | None = None
     """Minimum and maximum age of the patients, years. The model rejects images whose header states another age."""
+
+
+class PopulationOptions(_Table):
+    """[population]: the patients and images of the data. The notice of the model states them; what is not set is unknown."""
+
+    ages: tuple[float, float] | None = None
+    """Minimum and maximum age of the patients, years; data.age_range if it is not set."""
+    sites: int | None = Field(default=None, ge=1)
+    """Number of hospitals that the images come from."""
+    view: View | None = None
+    """View of the images: "PA", "AP", or "frontal" for either."""
+    sentence: str = Field(default="", max_length=MAX_SENTENCE_LENGTH)
+    """Sentence that the notice shows, as it is and in every language, instead of one that states the fields above."""
 
 
 class OptimizerOptions(_Table):
@@ -200,6 +228,7 @@ class Recipe(_Table):
     about: str = ""
     network: NetworkOptions
     data: DataOptions = DataOptions()
+    population: PopulationOptions = PopulationOptions()
     optimizer: OptimizerOptions = OptimizerOptions()
     training: TrainingOptions = TrainingOptions()
     augmentation: AugmentationOptions = AugmentationOptions()
@@ -211,10 +240,11 @@ class Recipe(_Table):
             raise ValueError('training.calibrate: "augmented" needs an [augmentation] table')
         if self.training.consistency and not self.augmentation.any:
             raise ValueError("training.consistency: compares augmented copies; it needs an [augmentation] table")
-        if self.data.age_range and not 0 <= self.data.age_range[0] <= self.data.age_range[1]:
-            raise ValueError(
-                f"data.age_range: [{self.data.age_range[0]:g}, {self.data.age_range[1]:g}] is not a minimum and a maximum age"
-            )
+        for field, ages in (("data.age_range", self.data.age_range), ("population.ages", self.population.ages)):
+            if ages and not 0 <= ages[0] <= ages[1]:
+                raise ValueError(f"{field}: [{ages[0]:g}, {ages[1]:g}] is not a minimum and a maximum age")
+        if not self.population.sentence.isprintable():
+            raise ValueError("population.sentence: it contains characters that are not printable, such as line breaks")
         if self.rejection.age_steps and not (self.data.age_range and self.rejection.steps):
             raise ValueError("rejection.age_steps: the age classifier needs data.age_range and rejection.steps")
         if self.network.flip_averaging and not self.augmentation.flip:
@@ -244,6 +274,13 @@ class Recipe(_Table):
         """Preprocessing of the images."""
         return Preprocessing(size=self.network.image_size, crop=self.network.crop)
 
+    def stated_population(self) -> Population:
+        """Return the population of the training images, as far as the recipe states it."""
+        stated = self.population
+        return Population(
+            ages=stated.ages or self.data.age_range, sites=stated.sites, view=stated.view, sentence=stated.sentence
+        )
+
     def to_toml(self) -> str:
         """Return the recipe as TOML with all defaults; `read_recipe` returns an equal recipe."""
         return tomli_w.dumps(self.model_dump(mode="json", exclude_none=True))
@@ -262,7 +299,8 @@ def read_recipe(source: str, overrides: Iterable[str] = (), recipes: Mapping[str
 
     Args:
         source: Name of a known recipe, or path of a TOML file.
-        overrides: Assignments such as "training.epochs=3". The value is parsed as TOML; if that fails, it is a string.
+        overrides: Assignments such as "training.epochs=3". The value is parsed as TOML; if that fails, it is a string. "none"
+            unsets a field that has no value by default, in a file as well.
         recipes: Known recipes as {name: TOML text}; `packaged_recipes()` by default.
 
     Raises:

@@ -181,8 +181,10 @@ def read_run(run: Path, *, finished: bool = False) -> RunRecord:
 
 
 @contextlib.contextmanager
-def lock_run(run: Path) -> Iterator[None]:
+def lock_run(run: Path) -> Iterator[int]:
     """Prevent other processes from training in a folder; create the folder if it is missing.
+
+    Yields the file descriptor of the lock, for worker processes; see `core.files.locked`.
 
     On exit the lock is removed, and so is the folder if it was created here and is empty.
 
@@ -195,9 +197,9 @@ def lock_run(run: Path) -> Iterator[None]:
         f"another process is training in {str(run)!r}",
         hint="Wait for it or stop it, then use --resume; or choose another folder with --out",
     )
-    with locked(run / LOCK_FILE, held):
+    with locked(run / LOCK_FILE, held) as descriptor:
         try:
-            yield
+            yield descriptor
         finally:
             # Removed while locked. No process waits for this lock, so none can hold the removed file.
             with contextlib.suppress(OSError):

@@ -15,7 +15,6 @@ from fastapi.routing import APIRoute
 from starlette.staticfiles import StaticFiles
 
 from pneumoscope import __version__
-from pneumoscope.core.i18n import NOTICE
 from pneumoscope.inference.model import Model
 from pneumoscope.service.api.administration import administrator_router
 from pneumoscope.service.api.dependencies import authentication
@@ -90,7 +89,7 @@ def create_app(
         title="pneumoscope",
         version=__version__,
         summary="Pneumonia detection on chest radiographs.",
-        description=NOTICE,
+        description=model.notice,
         license_info={"name": "Apache-2.0", "identifier": "Apache-2.0"},
         docs_url=None,  # its pages load scripts from another host
         redoc_url=None,

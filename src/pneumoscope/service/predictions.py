@@ -14,6 +14,7 @@ from fastapi.concurrency import run_in_threadpool
 
 from pneumoscope.core.errors import PneumoscopeError, StorageError, UnknownNameError, UnreadableImageError, UsageError
 from pneumoscope.core.identity import Identity, age_at_study, combine, search_words
+from pneumoscope.core.messages import notice
 from pneumoscope.core.prediction import MAX_AGE, Prediction, WarningCode
 from pneumoscope.inference.model import Model
 from pneumoscope.service.inference_queue import InferenceQueue
@@ -40,6 +41,10 @@ class PredictionService:
     metrics: Metrics
     pseudonymizer: Pseudonymizer | None = None
     decoding: asyncio.Semaphore = dataclasses.field(default_factory=lambda: asyncio.Semaphore(_MAX_DECODED))
+
+    def notice(self, language: str) -> str:
+        """Return the notice of the model in a language."""
+        return notice(self.model.card.population, language)
 
     async def predict(
         self,

@@ -115,7 +115,7 @@ class ImageRenderer:
         prediction = self._repository.get(id)
         source = read_source(self._repository.image(prediction), id)
         image = _encode_png(self._decode(id)) if prediction.decision == "rejected" else self._draw_heatmap(id)
-        return secondary_capture(prediction, source, image)
+        return secondary_capture(prediction, source, image, self._model.notice)
 
     def _structured_report(self, id: str) -> bytes:
         with _missing_extra_errors():

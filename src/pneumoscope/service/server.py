@@ -21,7 +21,6 @@ import uvicorn
 from fastapi import FastAPI
 
 from pneumoscope.core.errors import UsageError
-from pneumoscope.core.i18n import NOTICE
 from pneumoscope.core.messages import counted, site_note
 from pneumoscope.core.prediction import AgeRequirement, Assumption
 from pneumoscope.inference.model import load_model
@@ -187,7 +186,7 @@ def serve(
             echo(f"Clients must authenticate with a token or {provider.display_name}")
         elif require_token:
             echo("Clients must authenticate with a token; see `pneumoscope tokens`")
-        echo(NOTICE)
+        echo(loaded_model.notice)
         _warn_of_orphaned_files(len(repository.orphaned))
         if open_browser:  # in a thread: a browser in the terminal would block
             threading.Thread(target=webbrowser.open, args=(url,), daemon=True).start()

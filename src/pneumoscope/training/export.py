@@ -184,6 +184,7 @@ def _initial_card(
         intervals=None,
         rejection_limits=None,
         reference_distribution=None,
+        population=recipe.stated_population(),
         age_range=recipe.data.age_range,
         operating_points={},
         parity=Parity(images=0, largest=0),

@@ -103,7 +103,8 @@ def train(
         DatasetError: The training or validation split has too few images of a label, or the outliers cannot be used.
         UsageError: The recipe trains an age classifier and there are no outliers, or the reverse; a batch has fewer than two
             images per device, or more GPUs are requested than there are.
-        RunError: The folder is in use or has another run, or the initial weights changed since the run was started.
+        RunError: The folder is in use or has another run, the initial weights changed since the run was started, or a training
+            process was ended.
         DivergedError: The loss is not finite, and the last good checkpoint is kept; or it is so high that the network cannot be
             exported.
         StorageError: The disk is full; the last good checkpoint is kept.
@@ -124,17 +125,17 @@ def train(
     if (record := _finished_run(out, recipe, manifest, outside, devices, resume=resume)) is not None:
         return record
     # With several nodes, the first process locks the folder for all.
-    with lock_run(out) if devices.is_first_node else contextlib.nullcontext():
+    with lock_run(out) if devices.is_first_node else contextlib.nullcontext() as lock:
         # Checked again, because another process could have started or finished the run before the lock was taken.
         if (record := _finished_run(out, recipe, manifest, outside, devices, resume=resume)) is not None:
             return record
         if not devices.is_first_node:
-            return _train(recipe, manifest, outside, out, devices, progress, lambda message: None)
+            return _train(recipe, manifest, outside, out, devices, lock, progress, lambda message: None)
         for note in manifest.notes:
             log(f"note: {note}")
         for name in _RUN_FILES:
             remove_temporary_files(out / name)
-        return _train(recipe, manifest, outside, out, devices, progress, log)
+        return _train(recipe, manifest, outside, out, devices, lock, progress, log)
 
 
 def _outliers(path: Path | None, recipe: Recipe, manifest: Manifest) -> Outliers | None:
@@ -186,6 +187,7 @@ def _train(
     outliers: Outliers | None,
     out: Path,
     devices: Devices,
+    lock: int | None,
     progress: Progress | None,
     log: Callable[[str], None],
 ) -> RunRecord:
@@ -205,7 +207,7 @@ def _train(
             create_run(
                 out, recipe, manifest, outliers, device=device, precision=precision, weights_sha256=initial_weights
             )
-        history = run_trainer(recipe, network, arrays, out, devices, precision)
+        history = run_trainer(recipe, network, arrays, out, devices, precision, lock=lock)
         if not devices.is_first_node:
             return read_run(out)
         best = best_epoch(history, recipe.training.select)

@@ -6,11 +6,13 @@ import contextlib
 import copy
 import dataclasses
 import logging
+import multiprocessing
 import os
 import re
 import signal
 import warnings
 from collections.abc import Callable, Iterator, Sequence
+from multiprocessing import reduction
 from pathlib import Path
 from typing import Any, Literal
 
@@ -20,7 +22,7 @@ from lightning.pytorch.callbacks import Callback
 from lightning.pytorch.loggers import TensorBoardLogger
 from lightning.pytorch.strategies import DDPStrategy
 from timm.layers.norm_act import convert_sync_batchnorm
-from torch.multiprocessing.spawn import ProcessRaisedException
+from torch.multiprocessing.spawn import ProcessExitedException, ProcessRaisedException
 
 from pneumoscope.core import errors
 from pneumoscope.core.errors import PneumoscopeError, RunError, UsageError
@@ -113,6 +115,7 @@ def run_trainer(
     devices: Devices,
     precision: str,
     *,
+    lock: int | None = None,
     callbacks: Sequence[Callback] = (),
 ) -> list[Epoch]:
     """Train to the last epoch, from the last checkpoint if there is one, and return the metrics of all epochs.
@@ -124,10 +127,12 @@ def run_trainer(
         out: The run folder.
         devices: Devices to train on.
         precision: "32" or "bf16".
+        lock: File descriptor of the folder's lock, which spawned processes inherit; None without a lock.
         callbacks: Further Lightning callbacks.
 
     Raises:
         DivergedError, StorageError: See `train.train`.
+        RunError: A spawned process failed or was ended.
     """
     settings = recipe.training
     data_module = ImageDataModule(
@@ -156,7 +161,7 @@ def run_trainer(
             accelerator="gpu" if devices.gpu else "cpu",
             devices=world_size // devices.nodes,
             num_nodes=devices.nodes,
-            strategy=_strategy(devices),
+            strategy=_strategy(devices, lock),
             precision="bf16-mixed" if precision == "bf16" else "32-true",
             max_epochs=settings.epochs,
             # Some CUDA kernels have no deterministic implementation; torch then warns and continues.
@@ -224,26 +229,69 @@ def _apply_training_settings() -> None:
     warnings.filterwarnings("ignore", message=r".*LeafSpec.*", category=FutureWarning)
 
 
+class _InheritedLock:
+    """A lock that spawned processes inherit, so that it is held until the last of them has ended."""
+
+    def __init__(self, descriptor: int) -> None:
+        self.descriptor = descriptor
+
+    def __getstate__(self) -> Any:
+        return reduction.DupFd(self.descriptor)
+
+    def __setstate__(self, duplicate: Any) -> None:
+        self.descriptor = duplicate.detach()
+
+
 class _SpawnStrategy(DDPStrategy):
-    """Lightning's DDP strategy, with the settings of training in the spawned processes."""
+    """Lightning's DDP strategy, with the settings of training in the spawned processes, which end with their parent."""
+
+    lock: _InheritedLock | None = None
 
     def setup_environment(self) -> None:
         """Apply the settings; Lightning calls this first in each process."""
+        _end_with_parent()
         _apply_training_settings()
         super().setup_environment()
 
+    def on_train_start(self) -> None:
+        """End a spawned process on SIGTERM. Lightning's handler, set before, waits for the other processes without end."""
+        if multiprocessing.parent_process() is not None:
+            signal.signal(signal.SIGTERM, signal.SIG_DFL)
+        super().on_train_start()
 
-def _strategy(devices: Devices) -> Any:
+
+def _end_with_parent() -> None:
+    """Make the kernel end this process, if it was spawned, when its parent has ended, however that happened.
+
+    The sentinel is a pipe that the parent holds open. When its other end is closed, the kernel sends SIGIO, which ends a process
+    by default. torch requests SIGINT for this case, which Lightning handles by waiting for the other processes.
+    """
+    parent = multiprocessing.parent_process()
+    if parent is None or os.name != "posix":
+        return
+    import fcntl
+
+    signal.signal(signal.SIGIO, signal.SIG_DFL)
+    fcntl.fcntl(parent.sentinel, fcntl.F_SETOWN, os.getpid())
+    fcntl.fcntl(parent.sentinel, fcntl.F_SETFL, fcntl.fcntl(parent.sentinel, fcntl.F_GETFL) | os.O_ASYNC)
+    if not parent.is_alive():  # it ended while this process was starting
+        os.kill(os.getpid(), signal.SIGKILL)
+
+
+def _strategy(devices: Devices, lock: int | None) -> Any:
     if devices.world_size == 1:
         return "auto"
     # Spawned processes work from scripts, notebooks and tests; on several nodes torchrun starts the processes.
     start_method: Any = "popen" if devices.nodes > 1 else "spawn"
-    return _SpawnStrategy(
+    strategy = _SpawnStrategy(
         process_group_backend="nccl" if devices.gpu else "gloo",
         start_method=start_method,
         checkpoint_io=AtomicCheckpointIO(),
         find_unused_parameters=False,
     )
+    if lock is not None and start_method == "spawn" and os.name == "posix":
+        strategy.lock = _InheritedLock(lock)
+    return strategy
 
 
 def _label_weights(recipe: Recipe, images: tuple[LabeledImage, ...]) -> tuple[float, float]:
@@ -257,6 +305,11 @@ def _reraise_worker_errors(run: Callable[[], None]) -> None:
     """Call a function, and raise errors of spawned processes as their own type; torch passes on their traceback only."""
     try:
         run()
+    except ProcessExitedException as error:
+        raise RunError(
+            f"a training process was ended ({error.signal_name or f'exit status {error.exit_code}'})",
+            hint="Complete epochs are saved. To continue, repeat the command with --resume",
+        ) from error
     except ProcessRaisedException as error:
         match = re.search(rf"^{re.escape(errors.__name__)}\.(\w+): (.+)$", str(error), re.MULTILINE)
         if match is None:

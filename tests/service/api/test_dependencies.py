@@ -4,7 +4,8 @@ import pytest
 from fastapi.testclient import TestClient
 from tests.service.conftest import fetch, images, png, post, problem, repository_with_token
 
-from pneumoscope.core.i18n import NOTICE
+from pneumoscope.core.messages import notice
+from pneumoscope.core.population import Population
 from pneumoscope.service.app import create_app
 from pneumoscope.service.settings import Settings
 
@@ -39,7 +40,7 @@ def test_known_parameters_filter_and_page(client):
     query = "decision=no_pneumonia&reviewed=false&since=2026-01-01&until=2100-01-01T00:00Z&order=lowest&limit=3"
     page = client.get(f"/v1/predictions?{query}").json()
     assert page["predictions"] == [found]
-    assert page["notice"] == NOTICE
+    assert page["notice"] == notice(Population())
     post(client, png(150))
     following = client.get("/v1/predictions?limit=1&order=lowest").json()["next"]
     page = client.get("/v1/predictions", params={"order": "lowest", "limit": 1, "after": following}).json()

@@ -14,6 +14,8 @@ from tests.conftest import LIMITS, POINTS
 from tests.images import dicom, png
 from tests.service.conftest import add, problem
 
+from pneumoscope.core.messages import notice
+from pneumoscope.core.population import Population
 from pneumoscope.inference.model import load_model
 from pneumoscope.service.app import create_app
 from pneumoscope.service.audit.log import read_rows
@@ -132,7 +134,7 @@ def test_capture_shows_the_heatmap_of_the_prediction(client):
     picture = Image.open(io.BytesIO(client.get(f"/v1/predictions/{found['id']}/heatmap.png").content)).convert("RGB")
     assert np.array_equal(capture.pixel_array, np.asarray(picture))
     assert (capture.BurnedInAnnotation, capture.ImageType[0]) == ("YES", "DERIVED")
-    assert "Not a medical device" in capture.ImageComments
+    assert capture.ImageComments == notice(Population())
 
 
 @pytest.mark.parametrize(

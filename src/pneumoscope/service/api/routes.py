@@ -141,14 +141,14 @@ async def predict(
     failures = [each.failure for each in predictions if each.failure]
     if len(failures) == len(predictions):
         return _unreadable_response(request, failures)
-    return list_document(predictions, language)
+    return list_document(predictions, language, service.notice(language))
 
 
 @reader_router.get("/predictions", summary="List predictions")
 def find(service: AppService, language: Language, query: Annotated[FindParameters, Query()]) -> PredictionPageDocument:
     """For the next page, send `next` of this one as `after`."""
     page = service.repository.find(_filter(query), order=query.order, limit=query.limit, after=query.after)
-    return page_document(page, language)
+    return page_document(page, language, service.notice(language))
 
 
 @reader_router.post(
@@ -161,7 +161,7 @@ def search(
     """Return the predictions that match the text and the query parameters, as `GET /v1/predictions` does."""
     where = dataclasses.replace(_filter(query), search=service.search_words(body.text))
     page = service.repository.find(where, order=query.order, limit=query.limit, after=query.after)
-    return page_document(page, language)
+    return page_document(page, language, service.notice(language))
 
 
 def _filter(query: FindParameters) -> Filter:
@@ -186,7 +186,7 @@ def get(
     """As in the response to the request that stored it, with the latest review of each reader."""
     stored = service.repository.get(id)
     access_log.viewed(user, [id])
-    return _document_with_etag(response, stored, language)
+    return _document_with_etag(response, stored, language, service.notice(language))
 
 
 @sender_router.get(
@@ -308,7 +308,7 @@ def review(
     stored = service.repository.review(
         id, body.label, finding=body.finding.strip(), note=body.note, user=user, etags=_etags(if_match)
     )
-    return _document_with_etag(response, stored, language)
+    return _document_with_etag(response, stored, language, service.notice(language))
 
 
 @reader_router.delete(
@@ -320,7 +320,7 @@ def withdraw_review(
 ) -> SinglePredictionDocument:
     """Withdraw the review of the user; the audit log keeps an entry of each version."""
     stored = service.repository.withdraw_review(id, user=user)
-    return _document_with_etag(response, stored, language)
+    return _document_with_etag(response, stored, language, service.notice(language))
 
 
 @reader_router.put(
@@ -343,7 +343,7 @@ def set_identity(
     """
     values = {name: normalize_field(name, value) for name, value in body.model_dump().items()}  # type: ignore[attr-defined]
     stored = service.set_identity(id, Identity(**values), user=user, etags=_etags(if_match))
-    return _document_with_etag(response, stored, language)
+    return _document_with_etag(response, stored, language, service.notice(language))
 
 
 @reader_router.get("/studies/{study_key}", summary="Get a study with its priors", responses=problem_responses(404))
@@ -353,7 +353,7 @@ def study(
     """Decide by the most suspicious frontal image."""
     studies = service.study(study_key)
     access_log.viewed(user, [prediction.id for stored in studies.values() for prediction in stored])
-    return study_document(study_key, studies, language)
+    return study_document(study_key, studies, language, service.notice(language))
 
 
 @reader_router.get(
@@ -367,7 +367,7 @@ def patient(
     if not studies:
         raise UnknownNameError("patient", patient_key, (), hint="It was deleted, or never existed here")
     access_log.viewed(user, [prediction.id for stored in studies.values() for prediction in stored])
-    return patient_document(patient_key, studies, language)
+    return patient_document(patient_key, studies, service.notice(language))
 
 
 @reader_router.get("/unreadable", summary="List files that could not be read")
@@ -385,10 +385,12 @@ def card(service: AppService, query: Annotated[CardParameters, Query()]) -> dict
     return document
 
 
-def _document_with_etag(response: Response, stored: StoredPrediction, language: str) -> SinglePredictionDocument:
+def _document_with_etag(
+    response: Response, stored: StoredPrediction, language: str, notice: str
+) -> SinglePredictionDocument:
     """Return the document of a prediction, and set the entity tag of the response."""
     response.headers["ETag"] = stored.etag
-    return single_document(stored, language)
+    return single_document(stored, language, notice)
 
 
 def _etags(if_match: str | None) -> list[str]:

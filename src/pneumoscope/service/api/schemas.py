@@ -13,7 +13,7 @@ from typing import Annotated, Any, Literal, Self
 from pydantic import BaseModel, ConfigDict, Field, create_model, model_validator
 
 from pneumoscope.core.identity import IDENTITY_FIELDS, MAX_IDENTITY_LENGTH, PATIENT_FIELDS, Identity
-from pneumoscope.core.messages import notice, prediction_message
+from pneumoscope.core.messages import prediction_message
 from pneumoscope.core.prediction import Prediction
 from pneumoscope.service.auth.tokens import Token
 from pneumoscope.service.auth.users import Role
@@ -257,14 +257,16 @@ def _fields(prediction: Prediction) -> dict[str, Any]:
     return {field.name: getattr(prediction, field.name) for field in dataclasses.fields(prediction)}
 
 
-def single_document(prediction: StoredPrediction, language: str) -> SinglePredictionDocument:
+def single_document(prediction: StoredPrediction, language: str, notice: str) -> SinglePredictionDocument:
     """Return the document of one stored prediction."""
     return SinglePredictionDocument(
-        **_fields(prediction), message=prediction_message(prediction, language), notice=notice(language)
+        **_fields(prediction), message=prediction_message(prediction, language), notice=notice
     )
 
 
-def list_document(predictions: list[StoredPrediction | Prediction], language: str) -> PredictionListDocument:
+def list_document(
+    predictions: list[StoredPrediction | Prediction], language: str, notice: str
+) -> PredictionListDocument:
     """Return the document of the predictions of one request."""
     documents: list[PredictionDocument | UnreadableImageDocument] = [
         (PredictionDocument if isinstance(each, StoredPrediction) else UnreadableImageDocument)(
@@ -272,34 +274,37 @@ def list_document(predictions: list[StoredPrediction | Prediction], language: st
         )
         for each in predictions
     ]
-    return PredictionListDocument(documents, notice(language))
+    return PredictionListDocument(documents, notice)
 
 
-def page_document(page: Page, language: str) -> PredictionPageDocument:
+def page_document(page: Page, language: str, notice: str) -> PredictionPageDocument:
     """Return the document of a page."""
     documents = [
         PredictionDocument(**_fields(each), message=prediction_message(each, language)) for each in page.predictions
     ]
-    return PredictionPageDocument(documents, page.total, page.next, notice(language))
+    return PredictionPageDocument(documents, page.total, page.next, notice)
 
 
-def study_document(key: str, studies: Mapping[str, Sequence[StoredPrediction]], language: str) -> StudyDocument:
+def study_document(
+    key: str, studies: Mapping[str, Sequence[StoredPrediction]], language: str, notice: str
+) -> StudyDocument:
     """Return the document of a study.
 
     Args:
         key: Key of the study.
         studies: Predictions of the study, and of the others of the patient, by key.
         language: Language of the messages.
+        notice: The notice in that language.
     """
     priors = sorted_studies({other: stored for other, stored in studies.items() if other != key})
     documents = [
         PredictionDocument(**_fields(each), message=prediction_message(each, language)) for each in studies[key]
     ]
-    return StudyDocument(summarize_study(studies[key]), documents, priors, notice(language))
+    return StudyDocument(summarize_study(studies[key]), documents, priors, notice)
 
 
-def patient_document(key: str, studies: Mapping[str, Sequence[StoredPrediction]], language: str) -> PatientDocument:
+def patient_document(key: str, studies: Mapping[str, Sequence[StoredPrediction]], notice: str) -> PatientDocument:
     """Return the document of a patient with studies by key."""
     found = sorted_studies(studies)
     values = {name: getattr(found[0].identity, name) for name in PATIENT_FIELDS}
-    return PatientDocument(key, Identity(**values), found, notice(language))
+    return PatientDocument(key, Identity(**values), found, notice)

@@ -26,14 +26,13 @@ from pneumoscope import __version__
 from pneumoscope.core.errors import UnknownNameError
 from pneumoscope.core.messages import (
     decision_label,
-    notice,
     prediction_message,
     probability_text,
     rejection_label,
     site_note,
 )
 from pneumoscope.core.prediction import Decision
-from pneumoscope.inference.saliency import wrap_text
+from pneumoscope.inference.saliency import latin_text, wrap_text
 from pneumoscope.service.storage.records import StoredPrediction
 
 __all__ = ["read_source", "secondary_capture", "structured_report"]
@@ -117,18 +116,19 @@ def read_source(image: bytes, id: str) -> Dataset:
     return source
 
 
-def secondary_capture(prediction: StoredPrediction, source: Dataset, image: bytes) -> bytes:
+def secondary_capture(prediction: StoredPrediction, source: Dataset, image: bytes, notice: str) -> bytes:
     """Return a Secondary Capture with the result burned in.
 
     Args:
         prediction: The prediction.
         source: See `read_source`.
         image: PNG of the image with its heatmap and a legend, or of the image alone if it was rejected.
+        notice: Notice of the model.
     """
     with Image.open(io.BytesIO(image)) as opened:
         drawn = opened.convert("RGB")
     if prediction.decision == "rejected":
-        drawn = _with_caption(drawn, prediction)
+        drawn = _with_caption(drawn, prediction, notice)
     capture = highdicom.sc.SCImage.from_ref_dataset(
         source,
         pixel_array=np.asarray(drawn),
@@ -146,7 +146,7 @@ def secondary_capture(prediction: StoredPrediction, source: Dataset, image: byte
     capture.BurnedInAnnotation = "YES"
     capture.Laterality = source.get("Laterality") or ""
     capture.ImageType = ["DERIVED", "SECONDARY"]
-    capture.ImageComments = notice()[:10_240]
+    capture.ImageComments = notice[:10_240]
     capture.DerivationDescription = "Result of pneumonia detection, drawn on the image"
     reference = Dataset()
     reference.ReferencedSOPClassUID, reference.ReferencedSOPInstanceUID = source.SOPClassUID, source.SOPInstanceUID
@@ -275,7 +275,7 @@ def _patient_orientation(source: Dataset) -> tuple[str, str]:
     return "L", "F"
 
 
-def _with_caption(picture: Image.Image, prediction: StoredPrediction) -> Image.Image:
+def _with_caption(picture: Image.Image, prediction: StoredPrediction, notice: str) -> Image.Image:
     """Return an image with the decision, the reason, the model and the notice below."""
     picture.thumbnail((1024, 1024))
     width = max(picture.width, 480)
@@ -290,7 +290,7 @@ def _with_caption(picture: Image.Image, prediction: StoredPrediction) -> Image.I
             small,
             22,
         ),
-        (notice(), small, 22),
+        (latin_text(notice), small, 22),
     ]
     lines = [
         (line, font, height)

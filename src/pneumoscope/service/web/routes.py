@@ -182,7 +182,7 @@ def worklist_csv(
             "the worklist has predictions that are hidden", hint="Get them from the API: GET /v1/predictions"
         )
     query = parse_query(request.query_params, searches, service.search_words, time_zone=settings.time_zone)
-    total, lines = export_csv(service.repository, query)
+    total, lines = export_csv(service.repository, query, service.notice("en"))
     access_log.exported(user, total)
     name = f"pneumoscope-{datetime.datetime.now(settings.time_zone):%Y-%m-%d}.csv"
     return StreamingResponse(

@@ -72,6 +72,7 @@ def render(request: Request, template: str, status: int = 200, **context: object
                 tag: (name, url_with_query(path, **query, **{LANGUAGE: tag})) for tag, name in LANGUAGES.items()
             },
             user=user.name if authenticator.required and user else "",
+            notice=request.app.state.service.notice(language),
             is_administrator=user is not None and user.has_role("administrator"),
             **context,
         )
@@ -134,7 +135,6 @@ def _environment(language: str, time_zone: ZoneInfo) -> jinja2.Environment:
         "language": language,
         "time_zone": time_zone.key,
         "full_stop": messages.full_stop(language),
-        "notice": messages.notice(language),
         "reader_name": functools.partial(_reader_name, translations(language).gettext(N_("This computer"))),
         "review_labels": {label: messages.review_label(label, language) for label in LABELS},
         "decision_labels": {decision: messages.decision_label(decision, language) for decision in DECISIONS},

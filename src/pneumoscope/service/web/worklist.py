@@ -163,10 +163,10 @@ def _start_of_day(text: str, name: str, time_zone: ZoneInfo) -> str | None:
         raise UsageError(f"{name} is not a date", hint="Write it as 2026-01-31") from error
 
 
-def export_csv(repository: PredictionRepository, query: WorklistQuery) -> tuple[int, Iterator[bytes]]:
+def export_csv(repository: PredictionRepository, query: WorklistQuery, notice: str) -> tuple[int, Iterator[bytes]]:
     """Return the number of predictions of a query, and the lines of a CSV file with them.
 
-    The columns are those of `predict --csv` and of `StoredPrediction`.
+    The columns are those of `predict --csv` and of `StoredPrediction`; each line ends with the notice.
 
     Without a decision in the query, the file has the rejected images as well.
 
@@ -178,16 +178,16 @@ def export_csv(repository: PredictionRepository, query: WorklistQuery) -> tuple[
     if not query.filter.decision:
         query = dataclasses.replace(query, filter=dataclasses.replace(query.filter, rejected=None))
     first = repository.find(query.filter, order=query.order, limit=_EXPORT_BATCH)
-    return first.total, _csv_lines(repository, query, first)
+    return first.total, _csv_lines(repository, query, first, notice)
 
 
-def _csv_lines(repository: PredictionRepository, query: WorklistQuery, page: Page) -> Iterator[bytes]:
+def _csv_lines(repository: PredictionRepository, query: WorklistQuery, page: Page, notice: str) -> Iterator[bytes]:
     """Yield the byte order mark, the header and a line for each prediction from a page on."""
     header = True
     yield codecs.BOM_UTF8
     while True:
         for prediction in page.predictions:
-            row = csv_row(prediction)
+            row = csv_row(prediction, notice)
             if header:
                 yield csv_line(row)
                 header = False
