@@ -24,6 +24,7 @@ __all__ = [
     "contradicts",
     "display_name",
     "is_same_person",
+    "name_search_words",
     "normalize_field",
     "normalize_text",
     "search_words",
@@ -32,6 +33,7 @@ __all__ = [
 MAX_IDENTITY_LENGTH = 256  # characters of a field; the standard allows 64, and 64 for each of three forms of a name
 
 
+_IDEOGRAPHS = re.compile(r"[\u3400-\u9fff\uf900-\ufaff]+")
 _MAX_AGE_DIFFERENCE = 2  # years
 _BIDI_CONTROLS = ("LRE", "RLE", "LRO", "RLO", "PDF", "LRI", "RLI", "FSI", "PDI")
 # Dates with one meaning, as people enter them; see `imaging.patient_age.parse_date` for those in headers.
@@ -158,10 +160,21 @@ def normalize_field(name: str, text: str) -> str:
 
 
 def display_name(name: str) -> str:
-    """Return a name for people: "Doe^Jane" as "Doe Jane"; other scripts follow in brackets."""
-    forms = [" ".join(form.replace("^", " ").split()) for form in name.split("=")]
+    """Return a name for people: "Doe^Jane" as "Doe Jane"; other scripts follow in brackets, ideographs without spaces."""
+    forms = [_joined(form.replace("^", " ").split()) for form in name.split("=")]
     first, *others = [form for form in forms if form] or [""]
     return f"{first} ({', '.join(others)})" if others else first
+
+
+def name_search_words(name: str) -> list[str]:
+    """Return the words of a name for comparison, see `search_words`, and each name in ideographs as one word."""
+    joined = [_joined(search_words(form)) for form in name.split("=")]
+    return [*search_words(name), *(word for word in joined if " " not in word and _IDEOGRAPHS.fullmatch(word))]
+
+
+def _joined(words: list[str]) -> str:
+    """Return the words of a name as they are written: in ideographs without spaces."""
+    return ("" if all(_IDEOGRAPHS.fullmatch(word) for word in words) else " ").join(words)
 
 
 def search_words(text: str) -> list[str]:

@@ -288,7 +288,8 @@ NAMES = {
 @pytest.mark.parametrize(
     ("text", "found"),
     [
-        ("wang", "a"), ("小明", "a"), ("王小", ""), ("XIAOMING Wang", "a"), ("muller", "b"), ("MÜLLER jorg", "b"),
+        ("wang", "a"), ("小明", "a"), ("王小明", "a"), ("王小", "a"), ("王 小明", "a"), ("小王", ""),
+        ("XIAOMING Wang", "a"), ("muller", "b"), ("MÜLLER jorg", "b"),
         ("acc-7", "b"), ("0%_", "b"), ("%", "b"), ("_", "b"), ("a12", "a"), ("zoe mary", "c"), ("o'neil", "c"), ("z 9", "c"),
         ("\\", ""), ("wang muller", ""), ("a.PNG", "a"), ("", "abc"),
     ],

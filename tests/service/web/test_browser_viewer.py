@@ -175,6 +175,45 @@ def test_other_finding_is_saved_with_its_text(viewer, service):
     wait_until(page, lambda: stored_review(service, id) == ("unusable", ""))
 
 
+def test_enter_saves_the_finding_and_the_next_key_opens_the_next_image(page, service):
+    ids = upload(service, {"one.png": 100, "two.png": 150})
+    page.goto(f"{service.base_url}/?order=oldest")
+    page.keyboard.press("j")
+    page.keyboard.press("Enter")
+    expect_viewer(page, "one.png")
+    finding = page.get_by_label("Which finding")
+    page.keyboard.press("o")
+    expect(finding).to_be_focused()
+    page.keyboard.type("atelectasis")
+    page.keyboard.press("Enter")
+    expect(page.locator("#save-status")).to_have_text("Saved.")
+    expect(finding).not_to_be_focused()
+    page.keyboard.press("o")
+    page.keyboard.type(" left")
+    expect(page.locator("#save-status")).to_have_text("")  # what is in the field is not saved
+    page.keyboard.press("Escape")
+    expect(finding).not_to_be_focused()
+    finding.fill("atelectasis")
+    page.keyboard.press("Escape")
+    page.keyboard.press("j")
+    expect_viewer(page, "two.png")
+    (review,) = service.get(f"/v1/predictions/{ids['one.png']}").json()["reviews"]
+    assert review["finding"] == "atelectasis"
+
+
+@pytest.mark.parametrize("size", [(1280, 800), (1920, 1080)])
+def test_label_and_its_confirmation_are_in_view(viewer, size):
+    page, _ = viewer
+    page.set_viewport_size({"width": size[0], "height": size[1]})
+    page.keyboard.press("n")
+    expect(page.locator("#save-status")).to_have_text("Saved.")
+    bottom = page.locator(".footer").bounding_box()["y"]
+    for element in (page.get_by_label("No finding"), page.locator("#save-status")):
+        box = element.bounding_box()
+        assert box["y"] >= 0
+        assert box["y"] + box["height"] <= bottom
+
+
 def test_reading_is_withdrawn(viewer, service):
     page, id = viewer
     expect(page.get_by_role("button", name="Withdraw")).to_be_hidden()

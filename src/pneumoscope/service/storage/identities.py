@@ -29,6 +29,7 @@ from pneumoscope.core.identity import (
     STUDY_FIELDS,
     Identity,
     is_same_person,
+    name_search_words,
     search_words,
 )
 from pneumoscope.service.storage.tables import instances, patients, predictions, studies
@@ -248,11 +249,11 @@ def _find_or_add_patient(
     found = matching[0] if is_certain else None
     if found is None:
         key = uuid.uuid4().hex
-        values["patient_search"] = _search_text(identity.patient_name, identity.patient_id)
+        values["patient_search"] = _patient_search_text(identity.patient_name, identity.patient_id)
         connection.execute(insert(patients), [{"patient_key": key, **values}])
         return key
     values = _update(found, values, is_current=found.patient_key == current.patient_key, complete=complete)
-    values["patient_search"] = _search_text(values["patient_name"], values["patient_id"])
+    values["patient_search"] = _patient_search_text(values["patient_name"], values["patient_id"])
     connection.execute(update(patients).where(patients.c.patient_key == found.patient_key).values(values))
     return str(found.patient_key)
 
@@ -315,6 +316,10 @@ def _update(row: Row[Any], values: dict[str, str], *, is_current: bool, complete
 
 def _values(identity: Identity, names: Sequence[str]) -> dict[str, str]:
     return {name: getattr(identity, name) for name in names}
+
+
+def _patient_search_text(name: str, id: str) -> str:
+    return " ".join([*name_search_words(name), *search_words(id)])
 
 
 def _search_text(*values: str) -> str:

@@ -105,7 +105,7 @@ async function saveNow() {
   storeDraft(); // the form may have changed during the save
   byId("conflict").hidden = true;
   byId("withdraw").hidden = false;
-  status.textContent = messages.saved;
+  status.textContent = hasChanges() ? "" : messages.saved; // the form may have changed meanwhile
   if ("blinded" in form.dataset && !hasChanges()) location.reload(); // the prediction is no longer hidden
   return true;
 }
@@ -159,7 +159,8 @@ export function chooseLabel(label) {
 function choose() {
   showFinding();
   storeDraft();
-  if (fields.label.value !== "other_finding" || fields.finding.value) return save();
+  if (fields.label.value !== "other_finding") return save();
+  if (fields.finding.value) save();
   fields.finding.focus();
 }
 
@@ -172,11 +173,17 @@ export function discardChanges() {
 restoreDraft();
 showFinding();
 byId("review-fields").disabled = false; // disabled in the template: without this script nothing can be saved
-form.addEventListener("input", storeDraft);
+form.addEventListener("input", () => {
+  storeDraft();
+  if (hasChanges() && !pendingSave) status.textContent = ""; // "Saved." would be untrue
+});
 form.addEventListener("submit", (event) => {
   event.preventDefault();
   save();
+  // The next key is a shortcut, such as that of the next image.
+  if (document.activeElement === fields.finding && form.checkValidity()) fields.finding.blur();
 });
+form.addEventListener("keydown", (event) => event.key === "Escape" && event.target.blur());
 for (const radio of fields.label) radio.addEventListener("change", choose);
 byId("withdraw").addEventListener("click", withdraw);
 window.addEventListener("beforeunload", (event) => hasChanges() && !signingIn && event.preventDefault());

@@ -573,6 +573,10 @@ if (main) {
   byId("window-preset").addEventListener("change", chooseWindow);
   byId("heatmap-opacity")?.addEventListener("input", draw);
   byId("compare").addEventListener("change", updateComparison);
+  for (const id of ["window-preset", "compare"]) {
+    // After a choice with the mouse, keys are shortcuts again.
+    byId(id).addEventListener("change", (event) => event.target.matches(":focus-visible") || event.target.blur());
+  }
   byId("full-screen").hidden = !document.fullscreenEnabled;
   document.addEventListener("fullscreenchange", () => {
     setPressed("full-screen", Boolean(document.fullscreenElement));
