@@ -236,6 +236,19 @@ def test_records_of_unreadable_files_expire(repository):
     assert [row.event for row in read_rows(repository.engine)] == ["unreadable", "unreadable", "unreadable_deleted"]
 
 
+def test_latest_prediction_of_each_image(repository):
+    """A corrected age leads to another prediction of the same pixels."""
+    first, _ = add(repository, b"1", age=PatientAge(3.0, "entered"))
+    second, _ = add(repository, b"1", age=PatientAge(4.0, "entered"), decision="rejected", probability=None)
+    other, _ = add(repository, b"2")
+    assert repository.find(Filter()).total == 3
+    assert {each.id for each in repository.find(Filter(latest=True)).predictions} == {second.id, other.id}
+    assert repository.find(Filter(latest=True, rejected=False)).total == 1
+    assert repository.count_rejections(Filter(latest=True)) == {"": 1, "blank": 1}
+    add(repository, b"1", age=PatientAge(3.0, "entered"))  # corrected back
+    assert {each.id for each in repository.find(Filter(latest=True)).predictions} == {first.id, other.id}
+
+
 def test_filter_by_decision_review_and_time(tmp_path, database):
     times = iter(datetime(2026, 1, day, tzinfo=UTC) for day in range(1, 30))
     repository = PredictionRepository(tmp_path / "data", database, now=lambda: next(times))

@@ -480,6 +480,24 @@ def test_report_with_a_long_note_prints_on_one_page(viewer, service, note):
     assert pages_of(page.pdf(prefer_css_page_size=True)) == 1
 
 
+def test_place_in_the_list_is_kept_when_an_age_is_entered(browser, child_bundle, tmp_path):
+    with served(child_bundle, tmp_path) as (_, client):
+        upload(client, {"one.png": 100, "two.png": 110, "three.png": 120})
+        context = browser.new_context(locale="en-GB")
+        page = context.new_page()
+        page.goto(f"{client.base_url}/?order=oldest")
+        page.get_by_role("link", name="two.png").click()
+        expect_viewer(page, "two.png")
+        page.get_by_label("Enter the patient's age (years)").fill("3")
+        page.get_by_role("button", name="Predict again").click()
+        expect(page.locator(".result-panel")).to_contain_text("3 years (entered)")
+        page.locator("#next").click()
+        expect_viewer(page, "three.png")
+        page.locator("#previous").click()
+        expect(page.locator(".result-panel")).to_contain_text("3 years (entered)")
+        context.close()
+
+
 @pytest.mark.parametrize("javascript", [True, False])
 def test_age_entered_in_the_viewer_leads_to_a_new_prediction(browser, child_bundle, tmp_path, javascript):
     with served(child_bundle, tmp_path) as (_, client):
@@ -504,4 +522,10 @@ def test_age_entered_in_the_viewer_leads_to_a_new_prediction(browser, child_bund
         found = client.get("/v1/predictions", params={"order": "oldest"}).json()["predictions"]
         assert [each["decision"] for each in found] == ["rejected", "no_pneumonia"]
         assert page.url.endswith(f"/images/{found[1]['id']}")
+        page.get_by_label("Correct the patient's age (years)").fill("4")  # 3.5 was a mistake
+        page.get_by_role("button", name="Predict again").click()
+        expect(panel).to_contain_text("4 years (entered)")
+        page.goto(f"{client.base_url}/")  # the worklist has the latest prediction of the image only
+        expect(page.locator("tr[data-id]")).to_have_count(1)
+        expect(page.locator("tr[data-id]")).to_contain_text("4 years (entered)")
         context.close()

@@ -71,6 +71,7 @@ class Filter:
         study_key: Key of a study.
         patient_key: Key of a patient.
         search: Forms of each word of `identities.matches_search`; all words must match.
+        latest: Whether only the latest prediction of each image counts, such as that with a corrected age.
     """
 
     decision: Decision | None = None
@@ -81,6 +82,7 @@ class Filter:
     study_key: str | None = None
     patient_key: str | None = None
     search: tuple[tuple[str, ...], ...] = ()
+    latest: bool = False
 
 
 class PredictionStatistics(NamedTuple):
@@ -148,8 +150,7 @@ def has_image(connection: Connection, id: str) -> bool:
 
 def has_current_prediction(connection: Connection, sha256: str, model: ModelInfo, operating_point: str) -> bool:
     """Return whether the latest prediction of a file's pixels is of the file, model and operating point, and no rejection."""
-    columns, others = predictions.c, predictions.alias()
-    is_later = and_(others.c.pixel_sha256 == columns.pixel_sha256, others.c.last_predicted > columns.last_predicted)
+    columns = predictions.c
     return _exists(
         connection,
         and_(
@@ -158,9 +159,16 @@ def has_current_prediction(connection: Connection, sha256: str, model: ModelInfo
             columns.model_site == model.site,
             columns.operating_point == operating_point,
             columns.rejection_code.is_(None),
-            ~select(others.c.id).where(is_later).exists(),
+            _is_latest(),
         ),
     )
+
+
+def _is_latest() -> ColumnElement[bool]:
+    """Return the condition that an image has no later prediction."""
+    columns, others = predictions.c, predictions.alias()
+    is_later = and_(others.c.pixel_sha256 == columns.pixel_sha256, others.c.last_predicted > columns.last_predicted)
+    return ~select(others.c.id).where(is_later).exists()
 
 
 def is_referenced(connection: Connection, sha256: str) -> bool:
@@ -289,6 +297,7 @@ def _conditions(where: Filter) -> list[ColumnElement[bool]]:
         *([instances.c.study_key == where.study_key] if where.study_key else []),
         *([studies.c.patient_key == where.patient_key] if where.patient_key else []),
         *([matches_search(where.search)] if where.search else []),
+        *([_is_latest()] if where.latest else []),
         *([predictions.c.decision == where.decision] if where.decision else []),
         *([(predictions.c.decision == "rejected") == where.rejected] if where.rejected is not None else []),
         *([predictions.c.reviewed.is_not(None) == where.reviewed] if where.reviewed is not None else []),

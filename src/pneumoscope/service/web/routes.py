@@ -335,13 +335,15 @@ def _image_context(service: PredictionService, settings: Settings, user: str, id
     is_age_unknown = (
         prediction.rejection.code == "age_required" if prediction.rejection else "age_not_stated" in prediction.warnings
     )
+    is_age_entered = prediction.age is not None and prediction.age.source == "entered"
     return {
         "prediction": prediction,
         "own_review": own_review,
         "other_reviews": [] if blinded else [each for each in prediction.reviews if each != own_review],
         "blinded": blinded,
         "image_available": image_available,
-        "can_enter_age": image_available and is_age_unknown,
+        "can_enter_age": image_available
+        and (is_age_unknown or (is_age_entered and depends_on_entered_age(prediction))),
         "heatmap_available": current_model and image_available and prediction.decision != "rejected" and not blinded,
         "current_model": current_model,
         **_study_context(service, prediction, functools.partial(_is_blinded, settings, user)),

@@ -140,6 +140,7 @@ def parse_query(
             study_key=form["study_key"] or None,
             patient_key=form["patient_key"] or None,
             search=search_words(search) if search else (),
+            latest=True,
         ),
         order=order,
         form=form,

@@ -484,6 +484,17 @@ async function deleteImage() {
 
 // ---- Next and previous image of the list
 
+// A corrected age leads to another prediction, which takes the place of the one before.
+const replaced = list.images.find((image) => image.id === sessionStorage.getItem("replaced"));
+sessionStorage.removeItem("replaced");
+if (replaced && !list.images.some((image) => image.id === predictionId)) {
+  replaced.id = predictionId;
+  sessionStorage.setItem("list", JSON.stringify(list));
+}
+document
+  .querySelector(".age-form")
+  ?.addEventListener("submit", () => sessionStorage.setItem("replaced", predictionId));
+
 const index = list.images.findIndex((image) => image.id === predictionId);
 const neighbors = { previous: list.images[index - 1]?.id, next: list.images[index + 1]?.id };
 for (const [name, id] of Object.entries(neighbors)) {
