@@ -428,7 +428,7 @@ def test_output_can_be_piped_into_head() -> None:
         check=True,
         timeout=60,
     )
-    assert completed.stdout.startswith("default ")
+    assert completed.stdout.startswith("baseline ")
     assert completed.stdout.count("\n") == 1
     assert completed.stderr == ""
 

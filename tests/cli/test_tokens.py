@@ -20,7 +20,9 @@ def run(folder, *arguments):
 
 def find(folder, secret):
     engine = open_database(folder)
-    found = TokenRepository(engine).find(secret)
+    tokens = TokenRepository(engine)
+    tokens.refresh()
+    found = tokens.find(secret)
     engine.dispose()
     return found
 

@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Iterable
+from typing import TYPE_CHECKING
 
 from pneumoscope.core import errors
 from pneumoscope.core.errors import PneumoscopeError
 from pneumoscope.core.i18n import N_, NOTICE, translations
 from pneumoscope.core.identity import ConflictCode
-from pneumoscope.core.population import Population, View
 from pneumoscope.core.prediction import (
     Decision,
     ModelInfo,
@@ -18,6 +18,9 @@ from pneumoscope.core.prediction import (
     Uncertainty,
     WarningCode,
 )
+
+if TYPE_CHECKING:
+    from pneumoscope.core.population import Population, View  # needs msgspec, which --help does not import
 
 __all__ = [
     "conflict_message",
@@ -280,7 +283,7 @@ def population_sentence(population: Population, language: str = "en") -> str:
     gettext = translations(language).gettext
     if population.sentence:
         return population.sentence
-    if population == Population():
+    if population.is_unknown:
         return gettext(_UNKNOWN_POPULATION)
     patients = gettext(_UNKNOWN_AGES)
     if population.ages:

@@ -31,3 +31,8 @@ class Population(Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
     sites: Annotated[int, Meta(ge=1)] | None = None
     view: View | None = None
     sentence: Annotated[str, Meta(max_length=MAX_SENTENCE_LENGTH)] = ""
+
+    @property
+    def is_unknown(self) -> bool:
+        """Whether nothing is known."""
+        return self == Population()

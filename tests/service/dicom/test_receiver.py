@@ -77,6 +77,8 @@ def association(opened, *, calling="ORTHANC", called="PNEUMOSCOPE", syntaxes=Non
         if requested.is_established:
             requested.release()
         sender.shutdown()
+        if requested.dul.socket and requested.dul.socket.socket:  # left open if the peer has closed the connection
+            requested.dul.socket.socket.close()
 
 
 def connection(opened):

@@ -170,7 +170,7 @@ def test_number_of_streams_is_limited():
         with changes.reserve():
             with changes.reserve():
                 assert changes.open == 2
-                with pytest.raises(BusyError, match="2 live lists are open"), changes.reserve():
+                with pytest.raises(BusyError, match="the limit of 2 live worklists"), changes.reserve():
                     pass
             assert changes.open == 1
             with changes.reserve():
@@ -270,7 +270,7 @@ def test_stream_beyond_the_limit_is_answered_with_503(bundle, tmp_path):
     with served(bundle, tmp_path, program=["-c", few]) as (_, client), opened(client), opened(client):
         answer = client.get("/events?language=en")
         assert answer.status_code == 503
-        assert "2 live lists are open" in answer.text
+        assert "the limit of 2 live worklists" in answer.text
         assert client.get("/").status_code == 200
 
 
