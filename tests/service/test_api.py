@@ -566,7 +566,7 @@ def test_responses_conform_to_openapi(model, monkeypatch):
                 # The schema does not describe which bytes are an image, or which ids exist. The fields of a form are texts, so
                 # that a value of another type is a valid one.
                 excluded = [positive_data_acceptance]
-                if operation.path == "/v1/predictions":
+                if case.operation.path == "/v1/predictions":
                     excluded.append(negative_data_rejection)
                 case.call_and_validate(headers=bearer, excluded_checks=excluded)
                 sent[case.operation.label] += 1
