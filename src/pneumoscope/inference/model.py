@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, NamedTuple, TypeVar
 
 import numpy as np
+import numpy.typing as npt
 
 from pneumoscope.bundle.card import Card
 from pneumoscope.core.display import facts_html, prediction_html
@@ -241,12 +242,8 @@ class Model:
         """
         from pneumoscope.inference.saliency import heatmap_layer
 
-        self._session.require_heatmaps()
-        preprocessed = self._loader.preprocess(image, keep_radiograph=True)
-        heatmap = self._session.outputs(preprocessed.pixels[None], heatmaps=True).heatmap
-        assert heatmap is not None
-        assert preprocessed.radiograph is not None
-        return heatmap_layer(preprocessed.radiograph, heatmap[0], self.card.preprocessing.crop)
+        radiograph, heatmap = self._heatmap(image)
+        return heatmap_layer(radiograph, heatmap, self.card.preprocessing.crop)
 
     def draw_heatmap(self, image: ImageSource, prediction: Prediction) -> bytes:
         """Return a PNG of an image with its heatmap, and a legend with a prediction that was made before.
@@ -263,14 +260,10 @@ class Model:
 
         if prediction.probability is None or prediction.decision is None or prediction.threshold is None:
             raise ValueError("the prediction has no probability")
-        self._session.require_heatmaps()
-        preprocessed = self._loader.preprocess(image, keep_radiograph=True)
-        heatmap = self._session.outputs(preprocessed.pixels[None], heatmaps=True).heatmap
-        assert heatmap is not None
-        assert preprocessed.radiograph is not None
+        radiograph, heatmap = self._heatmap(image)
         return render_heatmap(
-            preprocessed.radiograph,
-            heatmap[0],
+            radiograph,
+            heatmap,
             self.card,
             probability=prediction.probability,
             threshold=prediction.threshold,
@@ -278,6 +271,15 @@ class Model:
             warnings=prediction.warnings,
             site=site_note(prediction.model),
         )
+
+    def _heatmap(self, image: ImageSource) -> tuple[Radiograph, npt.NDArray[np.float32]]:
+        """Return an image and the contributions to its logit, whether it is rejected or not."""
+        self._session.require_heatmaps()
+        preprocessed = self._loader.preprocess(image, keep_radiograph=True)
+        heatmap = self._session.outputs(preprocessed.pixels[None], heatmaps=True).heatmap
+        assert heatmap is not None
+        assert preprocessed.radiograph is not None
+        return preprocessed.radiograph, heatmap[0]
 
     def decode(self, image: Path | bytes, *, name: str = "") -> Radiograph:
         """Return an image decoded at its own size, for display.

@@ -9,6 +9,7 @@ from fastapi import APIRouter, Depends, Path
 from pneumoscope.service.api.dependencies import (
     AppService,
     AppTokens,
+    Id,
     NoParameters,
     User,
     no_duplicate_parameters,
@@ -19,7 +20,6 @@ from pneumoscope.service.api.schemas import AddedTokenDocument, TokenListDocumen
 
 __all__ = ["administrator_router"]
 
-_Id = Annotated[str, Path(pattern=r"^[0-9a-f]{32}$", examples=["0123456789abcdef0123456789abcdef"])]
 _TokenId = Annotated[str, Path(pattern=r"^[0-9a-f]{8}$", examples=["0123abcd"])]
 
 # The application adds `dependencies.authentication`; see `app.create_app`.
@@ -33,7 +33,7 @@ administrator_router = APIRouter(
     "/studies/{study_key}", status_code=204, summary="Delete a study with its predictions and images",
     responses=problem_responses(404),
 )  # fmt: skip
-def remove_study(service: AppService, user: User, study_key: _Id, _: NoParameters) -> None:
+def remove_study(service: AppService, user: User, study_key: Id, _: NoParameters) -> None:
     """Keep only the events in the audit log."""
     service.repository.remove_study(study_key, user=user)
 
@@ -42,7 +42,7 @@ def remove_study(service: AppService, user: User, study_key: _Id, _: NoParameter
     "/patients/{patient_key}", status_code=204, summary="Delete a patient with all studies, predictions and images",
     responses=problem_responses(404),
 )  # fmt: skip
-def remove_patient(service: AppService, user: User, patient_key: _Id, _: NoParameters) -> None:
+def remove_patient(service: AppService, user: User, patient_key: Id, _: NoParameters) -> None:
     """Keep only the events in the audit log."""
     service.repository.remove_patient(patient_key, user=user)
 
@@ -51,7 +51,7 @@ def remove_patient(service: AppService, user: User, patient_key: _Id, _: NoParam
     "/predictions/{id}", status_code=204, summary="Delete a prediction and its image",
     responses=problem_responses(404),
 )  # fmt: skip
-def remove(service: AppService, user: User, id: _Id, _: NoParameters) -> None:
+def remove(service: AppService, user: User, id: Id, _: NoParameters) -> None:
     """Keep only the events in the audit log, without the image's name."""
     service.repository.remove(id, user=user)
 
@@ -60,7 +60,7 @@ def remove(service: AppService, user: User, id: _Id, _: NoParameters) -> None:
     "/unreadable/{id}", status_code=204, summary="Delete the record of a file that could not be read",
     responses=problem_responses(404),
 )  # fmt: skip
-def remove_unreadable(service: AppService, user: User, id: _Id, _: NoParameters) -> None:
+def remove_unreadable(service: AppService, user: User, id: Id, _: NoParameters) -> None:
     """Keep only the event in the audit log, without the file's name."""
     service.repository.remove_unreadable(id, user=user)
 

@@ -9,7 +9,7 @@ from collections import Counter
 from collections.abc import Awaitable, Callable
 from typing import Annotated, Any
 
-from fastapi import Depends, Query, Request
+from fastapi import Depends, Path, Query, Request
 from fastapi.security import HTTPAuthorizationCredentials, HTTPBearer
 from pydantic import BaseModel, ConfigDict, Field
 from starlette.exceptions import HTTPException
@@ -38,6 +38,7 @@ __all__ = [
     "CardParameters",
     "CurrentUser",
     "FindParameters",
+    "Id",
     "Language",
     "NoParameters",
     "PredictParameters",
@@ -52,6 +53,7 @@ __all__ = [
 _MAX_SHOWN = 64  # characters of client input that an error repeats
 _TIME = r"^[0-9]{4}-[0-9]{2}-[0-9]{2}(T[0-9]{2}:[0-9]{2}(:[0-9]{2}(\.[0-9]{1,6})?)?Z)?$"
 _KEY = r"^[0-9a-f]{32}$"
+Id = Annotated[str, Path(pattern=_KEY, examples=["0123456789abcdef0123456789abcdef"])]
 _BEARER = HTTPBearer(scheme_name="bearer", auto_error=False, description="A token of the service")
 
 

@@ -7,7 +7,7 @@ import functools
 from typing import Annotated, Any
 
 import msgspec
-from fastapi import APIRouter, Depends, Header, Path, Query, Request, Response
+from fastapi import APIRouter, Depends, Header, Query, Request, Response
 from fastapi.concurrency import run_in_threadpool
 
 from pneumoscope.core.errors import UnknownNameError
@@ -21,6 +21,7 @@ from pneumoscope.service.api.dependencies import (
     AppSettings,
     CardParameters,
     FindParameters,
+    Id,
     Language,
     NoParameters,
     PredictParameters,
@@ -84,7 +85,6 @@ _ETAG_HEADER = {
 _TEXT_RESPONSE: dict[int | str, dict[str, Any]] = {200: {"content": {"text/plain": {"schema": {"type": "string"}}}}}
 
 _IfMatch = Annotated[str | None, Header(description="`ETag` of the prediction that the user has seen")]
-_Id = Annotated[str, Path(pattern=r"^[0-9a-f]{32}$", examples=["0123456789abcdef0123456789abcdef"])]
 
 
 operation_router = APIRouter(tags=["operation"], responses=problem_responses(403))
@@ -180,7 +180,7 @@ def get(
     access_log: AppAccessLog,
     user: User,
     language: Language,
-    id: _Id,
+    id: Id,
     _: NoParameters,
 ) -> SinglePredictionDocument:
     """As in the response to the request that stored it, with the latest review of each reader."""
@@ -193,7 +193,7 @@ def get(
     "/predictions/{id}/image.png", summary="Get the image with 8 bits of gray",
     response_class=Response, responses=_PNG_RESPONSES,
 )  # fmt: skip
-async def image(renderer: AppRenderer, access_log: AppAccessLog, user: User, id: _Id, _: NoParameters) -> Response:
+async def image(renderer: AppRenderer, access_log: AppAccessLog, user: User, id: Id, _: NoParameters) -> Response:
     """At its own size."""
     png = await renderer.image(id)
     await run_in_threadpool(access_log.viewed, user, [id])
@@ -205,7 +205,7 @@ async def image(renderer: AppRenderer, access_log: AppAccessLog, user: User, id:
     response_class=Response, responses=_PIXELS_RESPONSES,
 )  # fmt: skip
 async def pixels(
-    request: Request, renderer: AppRenderer, access_log: AppAccessLog, user: User, id: _Id, _: NoParameters
+    request: Request, renderer: AppRenderer, access_log: AppAccessLog, user: User, id: Id, _: NoParameters
 ) -> Response:
     """For display with other windows: the body has a number for each pixel, row by row, as unsigned integers of 16 bits
     (little-endian), and then one byte for each number from 0: its gray level in `image.png`.
@@ -230,7 +230,7 @@ async def pixels(
     "/predictions/{id}/thumbnail.png", summary="Get a thumbnail of the image",
     response_class=Response, responses=_PNG_RESPONSES,
 )  # fmt: skip
-async def thumbnail(renderer: AppRenderer, id: _Id, _: NoParameters) -> Response:
+async def thumbnail(renderer: AppRenderer, id: Id, _: NoParameters) -> Response:
     """With at most 160 pixels on the longer side."""
     return _png_response(await renderer.thumbnail(id))
 
@@ -239,7 +239,7 @@ async def thumbnail(renderer: AppRenderer, id: _Id, _: NoParameters) -> Response
     "/predictions/{id}/heatmap.png", summary="Get the image with its heatmap and a legend",
     response_class=Response, responses=_PNG_RESPONSES,
 )  # fmt: skip
-async def heatmap(renderer: AppRenderer, access_log: AppAccessLog, user: User, id: _Id, _: NoParameters) -> Response:
+async def heatmap(renderer: AppRenderer, access_log: AppAccessLog, user: User, id: Id, _: NoParameters) -> Response:
     """In the image's aspect ratio, with 640 to 1,024 pixels on the longer side; the legend is below."""
     png = await renderer.heatmap(id)
     await run_in_threadpool(access_log.viewed, user, [id])
@@ -251,7 +251,7 @@ async def heatmap(renderer: AppRenderer, access_log: AppAccessLog, user: User, i
     response_class=Response, responses=_LAYER_RESPONSES,
 )  # fmt: skip
 async def heatmap_layer(
-    renderer: AppRenderer, access_log: AppAccessLog, user: User, id: _Id, _: NoParameters
+    renderer: AppRenderer, access_log: AppAccessLog, user: User, id: Id, _: NoParameters
 ) -> Response:
     """In the image's aspect ratio: orange towards pneumonia, blue away from it, transparent without a contribution."""
     layer = await renderer.heatmap_layer(id)
@@ -264,7 +264,7 @@ async def heatmap_layer(
     response_class=Response, responses=_DICOM_RESPONSES,
 )  # fmt: skip
 async def secondary_capture(
-    renderer: AppRenderer, access_log: AppAccessLog, user: User, id: _Id, _: NoParameters
+    renderer: AppRenderer, access_log: AppAccessLog, user: User, id: Id, _: NoParameters
 ) -> Response:
     """Image with heatmap, decision, probability, model and notice burned in, in the study of the image. Always the same."""
     capture = await renderer.secondary_capture(id)
@@ -277,7 +277,7 @@ async def secondary_capture(
     response_class=Response, responses=_DICOM_RESPONSES,
 )  # fmt: skip
 async def structured_report(
-    renderer: AppRenderer, access_log: AppAccessLog, user: User, id: _Id, _: NoParameters
+    renderer: AppRenderer, access_log: AppAccessLog, user: User, id: Id, _: NoParameters
 ) -> Response:
     """Comprehensive 3D SR by TID 1500, in the study of the image: decision, probability with interval, algorithm, reason of a
     rejection, and a reference to the image. Always the same object.
@@ -297,7 +297,7 @@ def review(
     service: AppService,
     user: User,
     language: Language,
-    id: _Id,
+    id: Id,
     _: NoParameters,
     body: ReviewRequest,
     if_match: _IfMatch = None,
@@ -316,7 +316,7 @@ def review(
     responses={200: {"headers": _ETAG_HEADER}, **problem_responses(404)},
 )  # fmt: skip
 def withdraw_review(
-    response: Response, service: AppService, user: User, language: Language, id: _Id, _: NoParameters
+    response: Response, service: AppService, user: User, language: Language, id: Id, _: NoParameters
 ) -> SinglePredictionDocument:
     """Withdraw the review of the user; the audit log keeps an entry of each version."""
     stored = service.repository.withdraw_review(id, user=user)
@@ -333,7 +333,7 @@ def set_identity(
     service: AppService,
     user: User,
     language: Language,
-    id: _Id,
+    id: Id,
     _: NoParameters,
     body: IdentityRequest,  # type: ignore[valid-type]
     if_match: _IfMatch = None,
@@ -348,7 +348,7 @@ def set_identity(
 
 @reader_router.get("/studies/{study_key}", summary="Get a study with its priors", responses=problem_responses(404))
 def study(
-    service: AppService, access_log: AppAccessLog, user: User, language: Language, study_key: _Id, _: NoParameters
+    service: AppService, access_log: AppAccessLog, user: User, language: Language, study_key: Id, _: NoParameters
 ) -> StudyDocument:
     """Decide by the most suspicious frontal image."""
     studies = service.study(study_key)
@@ -360,7 +360,7 @@ def study(
     "/patients/{patient_key}", summary="Get a patient with all studies", responses=problem_responses(404)
 )
 def patient(
-    service: AppService, access_log: AppAccessLog, user: User, language: Language, patient_key: _Id, _: NoParameters
+    service: AppService, access_log: AppAccessLog, user: User, language: Language, patient_key: Id, _: NoParameters
 ) -> PatientDocument:
     """Latest study first."""
     studies = service.repository.studies_of_patient(patient_key)
