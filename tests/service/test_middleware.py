@@ -193,3 +193,16 @@ def test_disconnect_during_upload_is_not_a_server_error(app, lines):
     for kind in (b"multipart/form-data; boundary=x", b"image/png"):
         asyncio.run(asyncio.wait_for(go("/v1/predictions", "POST", kind), 10))
     assert lines() == 2 * [("INFO", "POST /v1/predictions 422 usage local _ ms")]
+
+
+@pytest.mark.parametrize(
+    ("method", "path", "recorded"),
+    [
+        ("DELETE", "/v1/tokens/0123abcd", "/v1/tokens/{id}"),
+        ("POST", "/tokens/0123abcd/revoke", "/tokens/{id}/revoke"),
+        ("GET", "/v1/tokens", "/v1/tokens"),
+    ],
+)
+def test_metrics_have_the_route_of_a_token(client, method, path, recorded):
+    client.request(method, path)
+    assert f'path="{recorded}"' in client.get("/metrics").text

@@ -294,7 +294,7 @@ def test_bytes_that_are_no_pdu_end_their_connection_only(model, content):
 
 
 def test_pdu_that_states_a_huge_length_is_not_read(model):
-    with node(model) as (_, opened), connection(opened) as hostile:
+    with node(model, timeout=2 * SECONDS) as (_, opened), connection(opened) as hostile:
         hostile.sendall(b"\x01\x00\xff\xff\xff\xff")
         assert received(hostile)[:1] in (b"", b"\x07")  # closed or aborted at once, without waiting for 4 GB
 

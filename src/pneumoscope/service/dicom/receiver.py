@@ -290,6 +290,7 @@ def _server_class(settings: DicomSettings) -> type[ThreadedAssociationServer]:
 
     class Server(ThreadedAssociationServer):
         def process_request_thread(self, request: Any, client_address: Any) -> None:
+            """Process a connection; see `socketserver.ThreadingMixIn`."""
             address = client_address[0]
             if not any(_is_at(peer, address) for peer in settings.peers):
                 _LOG.warning("Rejected a DICOM connection from %s: the address is not that of a peer", address)
@@ -307,6 +308,7 @@ def _server_class(settings: DicomSettings) -> type[ThreadedAssociationServer]:
             super().process_request_thread(request, client_address)
 
         def handle_error(self, request: Any, client_address: Any) -> None:
+            """Log a failed connection without its traceback."""
             _LOG.warning("A DICOM connection from %s failed", client_address[0])
 
     return Server
