@@ -30,8 +30,11 @@ __all__ = [
     "error_text",
     "error_titles",
     "full_stop",
+    "heatmap_ends",
+    "heatmap_message",
     "identity_label",
     "list_message",
+    "model_message",
     "notice",
     "operating_point_label",
     "operating_point_rule",
@@ -43,6 +46,7 @@ __all__ = [
     "rejection_label",
     "rejection_message",
     "result_message",
+    "result_title",
     "review_label",
     "role_label",
     "scope_message",
@@ -229,6 +233,15 @@ _DEFAULT_PREVALENCE = N_(
     "Probabilities are for a prevalence of {prevalence}; if pneumonia is less common among your patients, they are lower"
 )
 _STATED_PREVALENCE = N_("Probabilities are for a prevalence of {prevalence}")
+_NOT_ASSESSED, _NOT_READ = N_("Not assessed: {reason}"), N_("Not assessed: the image cannot be read")
+_RESULT_TITLE = N_("{decision}: probability of pneumonia {probability}")
+_WITH_RANGE = N_("{probability} ({range})")
+_MODEL = N_("Model {model}, operating point {point}")
+_MODEL_AND_THRESHOLD = N_("Model {model}, operating point {point}: pneumonia at {threshold} or more")
+_HEATMAP = N_(
+    "Heatmap: contribution of each region to the score. It shows what the model relied on, not the location of disease"
+)
+_AGAINST, _TOWARDS = N_("against pneumonia"), N_("towards pneumonia")
 _SITE_PROFILE, _SITE_PREVALENCE = N_("Site profile: {site}"), N_("Prevalence: {prevalence}")
 
 _BELOW_1_PERCENT, _ABOVE_99_PERCENT = N_("below 1%"), N_("above 99%")
@@ -405,6 +418,43 @@ def site_note(model: ModelInfo, language: str = "en") -> str:
     if prevalence is None:
         return gettext(_SITE_PROFILE).format(site=model.site)
     return gettext(_SITE_PREVALENCE).format(prevalence=_percent(prevalence))
+
+
+def result_title(prediction: Prediction, language: str = "en") -> str:
+    """Return the decision with the probability and its interval, or why there is none, as a phrase."""
+    gettext = translations(language).gettext
+    if prediction.rejection:
+        return gettext(_NOT_ASSESSED).format(reason=rejection_message(prediction.rejection, language))
+    if prediction.decision is None or prediction.probability is None:
+        return gettext(_NOT_READ)
+    text, interval = probability_text(prediction.probability, language), prediction.interval
+    if interval and interval.low is not None and interval.high is not None:
+        limits = _range_text(interval.low, interval.high, language)
+        text = text if limits == text else gettext(_WITH_RANGE).format(probability=text, range=limits)
+    return gettext(_RESULT_TITLE).format(decision=decision_label(prediction.decision, language), probability=text)
+
+
+def model_message(prediction: Prediction, language: str = "en") -> str:
+    """Return the model and the operating point with its threshold as a sentence without a full stop."""
+    gettext, model = translations(language).gettext, prediction.model
+    facts = {
+        "model": f"{model.name} {model.version}",
+        "point": operating_point_label(prediction.operating_point, language),
+    }
+    if prediction.threshold is None:
+        return gettext(_MODEL).format(**facts)
+    return gettext(_MODEL_AND_THRESHOLD).format(**facts, threshold=probability_text(prediction.threshold, language))
+
+
+def heatmap_message(language: str = "en") -> str:
+    """Return what a heatmap shows as sentences without the last full stop."""
+    return translations(language).gettext(_HEATMAP)
+
+
+def heatmap_ends(language: str = "en") -> tuple[str, str]:
+    """Return the labels of the ends of a heatmap's color scale, "against pneumonia" first."""
+    gettext = translations(language).gettext
+    return gettext(_AGAINST), gettext(_TOWARDS)
 
 
 def operating_point_label(name: str, language: str = "en") -> str:

@@ -12,7 +12,6 @@ from pathlib import Path
 from typing import TYPE_CHECKING, NamedTuple, TypeVar
 
 import numpy as np
-import numpy.typing as npt
 
 from pneumoscope.bundle.card import Card
 from pneumoscope.core.display import facts_html, prediction_html
@@ -47,7 +46,7 @@ if TYPE_CHECKING:
     from pneumoscope.bundle.site_profile import SiteProfile
     from pneumoscope.imaging.sandbox.pool import DecodePool
     from pneumoscope.inference.image_loader import ImageSource
-    from pneumoscope.inference.saliency import Layer
+    from pneumoscope.inference.saliency import Heatmap, Layer
 
 __all__ = ["BATCH_SIZE", "Explanation", "Model", "load_model"]
 
@@ -250,8 +249,7 @@ class Model:
         """
         from pneumoscope.inference.saliency import heatmap_layer
 
-        radiograph, heatmap = self._heatmap(image)
-        return heatmap_layer(radiograph, heatmap, self.card.preprocessing.crop)
+        return heatmap_layer(*self.heatmap(image))
 
     def draw_heatmap(self, image: ImageSource, prediction: Prediction) -> bytes:
         """Return a PNG of an image with its heatmap, and a legend with a prediction that was made before.
@@ -268,10 +266,10 @@ class Model:
 
         if prediction.probability is None or prediction.decision is None or prediction.threshold is None:
             raise ValueError("the prediction has no probability")
-        radiograph, heatmap = self._heatmap(image)
+        found = self.heatmap(image)
         return render_heatmap(
-            radiograph,
-            heatmap,
+            found.image,
+            found.contributions,
             self.card,
             probability=prediction.probability,
             threshold=prediction.threshold,
@@ -280,14 +278,28 @@ class Model:
             site=site_note(prediction.model),
         )
 
-    def _heatmap(self, image: ImageSource) -> tuple[Radiograph, npt.NDArray[np.float32]]:
-        """Return an image and the contributions to its logit, whether it is rejected or not."""
+    @property
+    def has_heatmaps(self) -> bool:
+        """Whether the network has heatmaps."""
+        return self._session.has_heatmaps
+
+    def heatmap(self, image: ImageSource) -> Heatmap:
+        """Return an image with the contributions to its logit. Rejections are ignored.
+
+        Args:
+            image: See `predict`.
+        Raises:
+            BundleError: The network has no heatmaps.
+            UnreadableImageError: The image cannot be decoded.
+        """
+        from pneumoscope.inference.saliency import Heatmap
+
         self._session.require_heatmaps()
         preprocessed = self._loader.preprocess(image, keep_radiograph=True)
         heatmap = self._session.outputs(preprocessed.pixels[None], heatmaps=True).heatmap
         assert heatmap is not None
         assert preprocessed.radiograph is not None
-        return preprocessed.radiograph, heatmap[0]
+        return Heatmap(preprocessed.radiograph, heatmap[0], self.card.preprocessing.crop)
 
     def decode(self, image: Path | bytes, *, name: str = "") -> Radiograph:
         """Return an image decoded at its own size, for display.

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import functools
 import io
+import re
 from collections.abc import Sequence
 from typing import NamedTuple
 
@@ -23,7 +24,18 @@ from pneumoscope.core.prediction import Decision, WarningCode
 from pneumoscope.imaging.image import Radiograph
 from pneumoscope.imaging.preprocess import Crop
 
-__all__ = ["Layer", "blend", "heatmap_layer", "latin_text", "render_heatmap", "resize_to_image", "wrap_text"]
+__all__ = [
+    "MIN_POSITIONS",
+    "Heatmap",
+    "Layer",
+    "blend",
+    "draw_scale",
+    "heatmap_layer",
+    "latin_text",
+    "render_heatmap",
+    "resize_to_image",
+    "wrap_text",
+]
 
 _MAX_SIDE, _MIN_SIDE = 1024, 640  # longer side of the picture, pixels; small images are enlarged to fit the text
 _MAX_LAYER_SIDE = 512  # longer side of a layer, pixels; it has few positions and is stretched by the viewer
@@ -45,7 +57,11 @@ _LMS_TO_RGB = np.array(
 _BACKGROUND, _TEXT, _MUTED = (17, 17, 17), (240, 240, 240), (170, 170, 170)
 _MARGIN, _BAR_HEIGHT = 16, 16  # pixels
 _Font = ImageFont.FreeTypeFont | ImageFont.ImageFont
-_MIN_POSITIONS = 16  # fewer positions hardly localize anything
+MIN_POSITIONS = 16  # fewer positions hardly localize anything
+# A break is allowed after each of these and between them: ideographs, with the punctuation that must not begin a line.
+_WORDS = re.compile(
+    r"[\u2e80-\u9fff\uf900-\ufaff][\u3001\u3002\uff09\uff0c\uff1a\uff1b]*|[^\s\u2e80-\u9fff\uf900-\ufaff]+|\s+"
+)
 
 
 def render_heatmap(
@@ -77,12 +93,10 @@ def render_heatmap(
     """
     if heatmap.ndim != 2 or not heatmap.size or not np.isfinite(heatmap).all():
         raise UsageError(f"a heatmap has two dimensions and finite values; this one has shape {heatmap.shape}")
-    maximum = float(np.abs(heatmap).max())
-    factor = min(max(image.width, image.height, _MIN_SIDE), _MAX_SIDE) / max(image.width, image.height)
-    width, height = (max(1, round(side * factor)) for side in (image.width, image.height))
-    gray = Image.fromarray(image.pixels).resize((width, height), Image.Resampling.BILINEAR)
-    strength = resize_to_image(heatmap, width, height, card.preprocessing.crop) / (maximum or 1.0)
-    picture = _overlay(np.asarray(gray), strength)
+    found = Heatmap(image, heatmap, card.preprocessing.crop)
+    picture = found.picture()
+    height, width = picture.shape[:2]
+    maximum = found.maximum
     title = f"{decision_label(decision)}: probability of pneumonia {probability_text(probability)}"
     warning = ". ".join(warning_message(code) for code in warnings)
     legend = _legend(max(width, _MIN_CANVAS_WIDTH), title, warning, threshold, card, heatmap.shape, maximum, site)
@@ -92,6 +106,37 @@ def render_heatmap(
     file = io.BytesIO()
     canvas.save(file, "PNG")
     return file.getvalue()
+
+
+class Heatmap(NamedTuple):
+    """The contributions of an image's positions to its logit.
+
+    Attributes:
+        image: Decoded image, not preprocessed.
+        contributions: Contributions to the logit, shape (rows, columns).
+        crop: Crop of the preprocessing.
+    """
+
+    image: Radiograph
+    contributions: npt.NDArray[np.float32]
+    crop: Crop
+
+    @property
+    def maximum(self) -> float:
+        """Largest absolute contribution."""
+        return float(np.abs(self.contributions).max())
+
+    def resized(self, width: int, height: int) -> npt.NDArray[np.float32]:
+        """Return the contributions at a size in pixels; see `resize_to_image`."""
+        return resize_to_image(self.contributions, width, height, self.crop)
+
+    def picture(self) -> npt.NDArray[np.uint8]:
+        """Return the image in gray with contributions in color, RGB; the longer side has 640 to 1,024 pixels."""
+        image = self.image
+        factor = min(max(image.width, image.height, _MIN_SIDE), _MAX_SIDE) / max(image.width, image.height)
+        width, height = (max(1, round(side * factor)) for side in (image.width, image.height))
+        gray = Image.fromarray(image.pixels).resize((width, height), Image.Resampling.BILINEAR)
+        return _overlay(np.asarray(gray), self.resized(width, height) / (self.maximum or 1.0))
 
 
 class Layer(NamedTuple):
@@ -201,7 +246,7 @@ def _legend(
     """Return the legend: the result, the color scale, an explanation, the site profile, a warning and the notice."""
     inner = width - 2 * _MARGIN
     rows, columns = positions
-    coarse = " The heatmap is too coarse to localize anything." if rows * columns < _MIN_POSITIONS else ""
+    coarse = " The heatmap is too coarse to localize anything." if rows * columns < MIN_POSITIONS else ""
     about = (
         f"Pneumonia at {probability_text(threshold)} or more. Contributions of {rows} x {columns} positions to the logit of"
         f" {card.name}, scaled to this image. They show what the network used, not where disease is.{coarse}"
@@ -221,18 +266,27 @@ def _legend(
     for line, font, color in titles:
         draw.text((_MARGIN, y), line, color, font)
         y += 32
-    y = _draw_scale(legend, draw, text, y, maximum) + _MARGIN
+    y = draw_scale(legend, text, y, maximum, "against pneumonia", "towards pneumonia") + _MARGIN
     for line, font, color in notes:
         draw.text((_MARGIN, y), line, color, font)
         y += 22
     return legend
 
 
-def _draw_scale(legend: Image.Image, draw: ImageDraw.ImageDraw, font: _Font, y: int, maximum: float) -> int:
-    """Draw the color bar over mid gray with labels and numbers, and return the next free row."""
+def draw_scale(legend: Image.Image, font: _Font, y: int, maximum: float, against: str, towards: str) -> int:
+    """Draw the color bar over mid gray with labels and numbers, and return the next free row.
+
+    Args:
+        legend: Where to draw.
+        font: Font of the labels.
+        y: Row to begin at.
+        maximum: Contribution at both ends.
+        against, towards: Labels of the ends.
+    """
+    draw = ImageDraw.Draw(legend)
     left, right = _MARGIN, legend.width - _MARGIN - 1
-    draw.text((left, y), "against pneumonia", _TEXT, font)
-    draw.text((right, y), "towards pneumonia", _TEXT, font, anchor="ra")
+    draw.text((left, y), against, _TEXT, font)
+    draw.text((right, y), towards, _TEXT, font, anchor="ra")
     y += 22
     strength = np.linspace(-1, 1, right - left + 1, dtype=np.float32)
     bar = _overlay(np.full((_BAR_HEIGHT, len(strength)), 128, np.uint8), np.tile(strength, (_BAR_HEIGHT, 1)))
@@ -250,12 +304,16 @@ def latin_text(text: str) -> str:
 
 
 def wrap_text(draw: ImageDraw.ImageDraw, text: str, font: _Font, width: int) -> list[str]:
-    """Return the text in lines of at most `width` pixels, broken between words."""
+    """Return the text in lines of at most `width` pixels, broken between words or ideographs, or within a longer word."""
     lines = [""]
-    for word in text.split():
-        longer = f"{lines[-1]} {word}".strip()
-        if draw.textlength(longer, font) <= width or not lines[-1]:
-            lines[-1] = longer
-        else:
-            lines.append(word)
-    return lines
+    for word in _WORDS.findall(" ".join(text.split())):
+        if draw.textlength(lines[-1] + word.rstrip(), font) <= width:
+            lines[-1] += word
+            continue
+        if lines[-1]:
+            lines.append("")
+        for character in word.strip():
+            if lines[-1] and draw.textlength(lines[-1] + character, font) > width:
+                lines.append("")
+            lines[-1] += character
+    return [line.rstrip() for line in lines]

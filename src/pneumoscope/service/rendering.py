@@ -7,6 +7,7 @@ import contextlib
 import gzip
 import io
 import json
+import threading
 from collections.abc import Callable, Iterator
 from typing import NamedTuple, TypeVar
 
@@ -15,12 +16,12 @@ from fastapi.concurrency import run_in_threadpool
 from PIL import Image
 from pydicom import Dataset
 
-from pneumoscope.core.errors import MissingExtraError, UnknownNameError, UnreadableImageError
+from pneumoscope.core.errors import GoneError, MissingExtraError, UnknownNameError, UnreadableImageError
 from pneumoscope.core.prediction import Failure, Prediction
 from pneumoscope.inference.model import Model
-from pneumoscope.inference.saliency import Layer
+from pneumoscope.inference.saliency import Heatmap, Layer
 from pneumoscope.service.dicom.configuration import ResultSettings
-from pneumoscope.service.dicom.header import decode_header, has_study, read_header
+from pneumoscope.service.dicom.header import decode_header, has_study, read_display, read_header
 from pneumoscope.service.storage.outbox import Delivery, ObjectKind, result_uid
 from pneumoscope.service.storage.records import StoredPrediction
 from pneumoscope.service.storage.repository import PredictionRepository
@@ -28,6 +29,7 @@ from pneumoscope.service.storage.repository import PredictionRepository
 __all__ = ["EncodedPixels", "ImageRenderer"]
 
 _THUMBNAIL_SIZE = 160  # pixels of the longer side
+_MAX_HEATMAPS = 4  # kept with their images
 _MAX_RENDERED = 2  # images rendered at once: each may take hundreds of MB
 _GZIP_LEVEL = 1  # higher levels hardly reduce the noise of an image
 _Rendered = TypeVar("_Rendered")
@@ -48,8 +50,8 @@ class EncodedPixels(NamedTuple):
 class ImageRenderer:
     """Renders the images of stored predictions, at most two at once.
 
-    Every method takes the id of a prediction. They raise UnknownNameError if there is none or it has no heatmap, GoneError if
-    its image was removed, UnreadableImageError if the image cannot be decoded, and StorageError if it cannot be read.
+    Every method takes the id of a prediction, or its delivery. They raise UnknownNameError if there is none or it has no heatmap,
+    GoneError if its image was removed, UnreadableImageError if the image cannot be decoded, StorageError if it cannot be read.
 
     Args:
         model: The current model; only its own predictions have heatmaps.
@@ -61,6 +63,8 @@ class ImageRenderer:
         self._model, self._repository = model, repository
         self._results = results or ResultSettings()
         self._rendering = asyncio.Semaphore(_MAX_RENDERED)
+        self._heatmaps: dict[str, Heatmap] = {}  # by id of the prediction, oldest first
+        self._heatmaps_lock = threading.Lock()
 
     async def image(self, id: str) -> bytes:
         """Return the decoded image as a PNG at its own size."""
@@ -111,10 +115,11 @@ class ImageRenderer:
             path="", decision=None, operating_point=subject.operating_point, failure=failure, model=self._model.facts
         )
         with _missing_extra_errors():
-            from pneumoscope.service.dicom.results import Result, rejection_note, structured_report
+            from pneumoscope.service.dicom.report import structured_report
+            from pneumoscope.service.dicom.results import Result, rejection_note
 
-        header = decode_header(subject.header)
-        result = Result(delivery.result_uid, stated, delivery.created, header, self._results)
+        header, population = decode_header(subject.header), self._model.card.population
+        result = Result(delivery.result_uid, stated, delivery.created, header, self._results, population)
         return rejection_note(result, delivery.withdrawn_uids) if delivery.withdrawn_uids else structured_report(result)
 
     async def _render(self, draw: Callable[[], _Rendered]) -> _Rendered:
@@ -156,14 +161,51 @@ class ImageRenderer:
 
     def _encode_result(self, prediction: StoredPrediction, header: Dataset, kind: ObjectKind, uid: str) -> bytes:
         with _missing_extra_errors():
-            from pneumoscope.service.dicom.results import Result, secondary_capture, structured_report
+            from pneumoscope.service.dicom.overlays import parametric_map, presentation_state
+            from pneumoscope.service.dicom.report import structured_report
+            from pneumoscope.service.dicom.results import Result, secondary_capture
 
-        result = Result(uid, prediction, prediction.created, header, self._results)
+        heatmap = self._heatmap_of_result(prediction, is_required=kind != "structured_report")
+        population = self._model.card.population
+        result = Result(uid, prediction, prediction.created, header, self._results, population, heatmap)
         if kind == "structured_report":
             return structured_report(result)
-        with_legend = prediction.decision != "rejected" and prediction.model.matches(self._model.facts)
-        image = self._draw_heatmap(prediction.id) if with_legend else _encode_png(self._decode(prediction.id))
-        return secondary_capture(result, image, self._model.notice, with_legend=with_legend)
+        if kind == "parametric_map":
+            if heatmap is None:
+                raise _no_heatmap(prediction.id)
+            return parametric_map(result, heatmap)
+        content = self._repository.image(prediction)
+        if kind == "presentation_state":
+            return presentation_state(result, _display_of(content, header, prediction.id))
+        return secondary_capture(result, heatmap.image if heatmap else self._model.decode(content))
+
+    def _heatmap_of_result(self, prediction: StoredPrediction, *, is_required: bool) -> Heatmap | None:
+        """Return the heatmap of a prediction; None if it was rejected, or if the model was replaced or has no heatmaps.
+
+        The objects of one prediction follow each other, so the last heatmaps are kept.
+
+        Args:
+            prediction: The prediction.
+            is_required: Whether the object is of no use without the image, which may have been removed.
+        """
+        if prediction.decision == "rejected" or not prediction.model.matches(self._model.facts):
+            return None
+        if not self._model.has_heatmaps:
+            return None
+        with self._heatmaps_lock:
+            if found := self._heatmaps.get(prediction.id):
+                return found
+        try:
+            found = self._model.heatmap(self._repository.image(prediction))
+        except GoneError:
+            if is_required:
+                raise
+            return None
+        with self._heatmaps_lock:
+            self._heatmaps[prediction.id] = found
+            while len(self._heatmaps) > _MAX_HEATMAPS:
+                self._heatmaps.pop(next(iter(self._heatmaps)))
+        return found
 
     def _heatmap_layer(self, id: str) -> Layer:
         return self._model.heatmap_layer(self._repository.image(self._explainable(id)))
@@ -191,6 +233,22 @@ def _missing_extra_errors() -> Iterator[None]:
 
 def _rejected_image(id: str) -> UnknownNameError:
     return UnknownNameError("heatmap", id, (), hint="The image was rejected; only predictions have a heatmap")
+
+
+def _display_of(file: bytes, header: Dataset, id: str) -> Dataset:
+    """Return the elements of a header that describe gray levels; another file with the same pixels may be stored."""
+    with contextlib.suppress(UnreadableImageError):
+        if read_header(file).SOPInstanceUID == header.SOPInstanceUID:
+            return read_display(file)
+    raise UnknownNameError(
+        "window of the image of prediction", id, (), hint="The stored file is not the one of this result"
+    )
+
+
+def _no_heatmap(id: str) -> UnknownNameError:
+    return UnknownNameError(
+        "heatmap", id, (), hint="The image was rejected, or the model was replaced or has no heatmaps"
+    )
 
 
 def _thumbnail(picture: Image.Image) -> Image.Image:

@@ -25,6 +25,7 @@ from pneumoscope.service.storage.repository import PredictionRepository
 
 pytest.importorskip("highdicom", reason="[pacs] is not installed")
 results = pytest.importorskip("pneumoscope.service.dicom.results")
+report_module = pytest.importorskip("pneumoscope.service.dicom.report")
 KINDS = ("secondary-capture", "structured-report")
 STUDY = {"StudyInstanceUID": generate_uid(), "SeriesInstanceUID": generate_uid(), "StudyID": "1", "StudyTime": "101500"}
 PATIENT = {
@@ -113,7 +114,7 @@ def test_report_states_the_interval_of_the_probability():
     stored, _ = add(PredictionRepository(None))
     header = read_header(dicom(100, **STUDY))
     result = results.Result("1.2.3", stored, stored.created, header, ResultSettings())
-    report = pydicom.dcmread(io.BytesIO(results.structured_report(result)))
+    report = pydicom.dcmread(io.BytesIO(report_module.structured_report(result)))
     for meaning, value in (
         ("Certainty of Finding", 75), ("Lower limit of certainty of finding", 37.5), ("Upper limit of certainty of finding", 87.5)
     ):  # fmt: skip
@@ -128,14 +129,16 @@ def test_rejected_image_has_results_with_the_reason(client):
     assert values(report, "Certainty of Finding") == []
     capture = pydicom.dcmread(io.BytesIO(fetch(client, found, "secondary-capture")))
     assert capture.SeriesDescription == "pneumoscope: Rejected"
-    assert capture.pixel_array[-60:].max() == 255  # the text below the image
+    assert capture.pixel_array[640:].max() == 240  # the text below the image
 
 
-def test_capture_shows_the_heatmap_of_the_prediction(client):
+def test_capture_shows_the_heatmap_and_the_text_of_the_prediction(client):
     _, found = upload(client)
     capture = pydicom.dcmread(io.BytesIO(fetch(client, found, "secondary-capture")))
     picture = Image.open(io.BytesIO(client.get(f"/v1/predictions/{found['id']}/heatmap.png").content)).convert("RGB")
-    assert np.array_equal(capture.pixel_array, np.asarray(picture))
+    side = 640  # of the square image
+    assert np.array_equal(capture.pixel_array[:side], np.asarray(picture)[:side])
+    assert capture.pixel_array[side:].max() == 240  # the text
     assert (capture.BurnedInAnnotation, capture.ImageType[0]) == ("YES", "DERIVED")
     assert capture.ImageComments == notice(Population())
 

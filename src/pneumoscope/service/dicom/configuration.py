@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Annotated, Any, Literal, Self
 from urllib.parse import urlsplit
 
+from PIL import ImageFont
 from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationError, model_validator
 
 from pneumoscope.core.errors import UsageError
@@ -101,16 +102,22 @@ class ResultSettings(_Model):
     """Which objects are delivered, and how their series are described.
 
     Attributes:
-        objects: Kinds of objects.
-        series_number: Of the Secondary Capture; the Structured Report has the next number, a rejection note the one after it.
+        objects: Kinds of objects. A Parametric Map has the heatmap, a presentation state its contour and the result for display
+            over the image; a rejected image has no Parametric Map.
+        series_number: Of the Secondary Capture; those of the Structured Report, rejection notes, Parametric Maps and presentation
+            states follow in this order.
         series_description: Begins the description; the decision follows.
+        languages: Languages of the text in a Secondary Capture, from top to bottom.
+        font: Font of that text, TrueType or OpenType; one with Latin letters only if None.
     """
 
-    objects: tuple[Literal["secondary_capture", "structured_report"], ...] = Field(
-        default=("secondary_capture", "structured_report"), min_length=1
+    objects: tuple[Literal["secondary_capture", "structured_report", "parametric_map", "presentation_state"], ...] = (
+        Field(default=("secondary_capture", "structured_report"), min_length=1)
     )
-    series_number: int = Field(default=9101, ge=1, le=2**31 - 4)
+    series_number: int = Field(default=9101, ge=1, le=2**31 - 5)
     series_description: str = Field(default="pneumoscope", min_length=1, max_length=32)
+    languages: tuple[Literal["en", "zh-Hant"], ...] = Field(default=("en",), min_length=1)
+    font: Path | None = None
 
 
 class Destination(_Model):
@@ -258,8 +265,27 @@ def read_configuration(file: Path) -> DicomConfiguration:
         quiet_seconds=parsed.quiet_seconds,
         rules=parsed.rules,
         destinations=tuple(_with_absolute_paths(each, folder) for each in parsed.destinations),
-        results=parsed.results,
+        results=_with_font(parsed.results, folder),
     )
+
+
+def _with_font(results: ResultSettings, folder: Path) -> ResultSettings:
+    """Return the settings with the absolute path of a font that was found to have the characters of the languages."""
+    hint = "On Debian, install fonts-noto-cjk or fonts-wqy-zenhei, and set font in [results] to its file (.ttc)"
+    if results.font is None:
+        if "zh-Hant" in results.languages:
+            raise UsageError("[results]: the language zh-Hant needs a font", hint=hint)
+        return results
+    file = folder / results.font
+    try:
+        font = ImageFont.truetype(file, 24)
+    except (OSError, ValueError) as error:
+        raise UsageError(f"[results]: the font {str(file)!r} cannot be read", hint=hint) from error
+    missing = bytes(font.getmask("\U0010fffd"))  # a code point without a character shows the glyph of missing ones
+    for sample in ("A", *("\u80ba" for language in results.languages if language == "zh-Hant")):
+        if bytes(font.getmask(sample)) == missing:
+            raise UsageError(f"[results]: the font {str(file)!r} has no {sample!r}", hint=hint)
+    return results.model_copy(update={"font": file})
 
 
 def _node(parsed: _File, folder: Path) -> DicomSettings | None:

@@ -5,12 +5,21 @@ from __future__ import annotations
 import json
 import re
 
+import numpy as np
 from pydicom import Dataset
 
 from pneumoscope.core.errors import UnreadableImageError
 from pneumoscope.imaging.dicom import read_elements
 
-__all__ = ["MANUFACTURER", "decode_header", "encode_header", "has_study", "is_own_result", "read_header"]
+__all__ = [
+    "MANUFACTURER",
+    "decode_header",
+    "encode_header",
+    "has_study",
+    "is_own_result",
+    "read_display",
+    "read_header",
+]
 
 MANUFACTURER = "pneumoscope"  # of the objects that this package writes
 _MAX_HEADER_BYTES = 4 * 2**20  # of the elements before the pixels
@@ -22,11 +31,17 @@ _ELEMENTS = (
     "PatientSize", "PatientWeight", "EthnicGroup", "PatientComments", "AdditionalPatientHistory",
     "StudyID", "StudyDate", "StudyTime", "AccessionNumber", "StudyDescription", "ReferringPhysicianName",
     "PatientOrientation", "Laterality", "Rows", "Columns", "ViewPosition", "StationName", "Manufacturer",
+    "TimezoneOffsetFromUTC",
 )  # fmt: skip
 # Those that may be empty, and not missing.
 _REQUIRED_ELEMENTS = (
     "PatientName", "PatientID", "PatientBirthDate", "PatientSex",
     "StudyID", "StudyDate", "StudyTime", "AccessionNumber", "ReferringPhysicianName",
+)  # fmt: skip
+# Those that describe gray levels (PS3.3 C.11.1, C.11.2, C.7.6.3).
+_DISPLAY_ELEMENTS = (
+    "PhotometricInterpretation", "SamplesPerPixel", "RescaleIntercept", "RescaleSlope", "RescaleType", "ModalityLUTSequence",
+    "WindowCenter", "WindowWidth", "WindowCenterWidthExplanation", "VOILUTFunction", "VOILUTSequence",
 )  # fmt: skip
 _UIDS = ("SOPClassUID", "SOPInstanceUID", "StudyInstanceUID", "SeriesInstanceUID")
 # Values that are copied (PS3.5 6.2).
@@ -36,6 +51,7 @@ _VALUE_PATTERNS = {
     "AS": r"([0-9]{3}[DWMY])?",
     "UI": r"([0-9.]{1,64})?",
 }
+_TIME_ZONE = re.compile(r"[+-](0[0-9]|1[0-4])[0-5][0-9]")
 
 
 def read_header(file: bytes) -> Dataset:
@@ -66,8 +82,35 @@ def read_header(file: bytes) -> Dataset:
             setattr(header, name, "")
     if header.PatientSex not in ("M", "F", "O"):
         header.PatientSex = ""
+    if "TimezoneOffsetFromUTC" in header and not _TIME_ZONE.fullmatch(header.TimezoneOffsetFromUTC or ""):
+        header.TimezoneOffsetFromUTC = ""
     header.SpecificCharacterSet = "ISO_IR 192"
     return header
+
+
+def read_display(file: bytes) -> Dataset:
+    """Return the elements of a DICOM file that describe its gray levels, without those that contradict others.
+
+    A window counts only with a width (PS3.3 C.11.2.1.2), and only without a lookup table.
+
+    Raises:
+        UnreadableImageError: The header cannot be read.
+    """
+    try:
+        found = read_elements(file[:_MAX_HEADER_BYTES], list(_DISPLAY_ELEMENTS))
+        found.decode()
+        widths = found.get("WindowWidth")
+        is_window = widths is not None and all(float(width) > 0 for width in np.atleast_1d(widths))
+    except Exception as error:  # as above
+        raise UnreadableImageError("", f"the DICOM header cannot be read ({type(error).__name__})") from error
+    if found.get("VOILUTSequence") or not is_window or found.get("WindowCenter") is None:
+        for name in ("WindowCenter", "WindowWidth", "WindowCenterWidthExplanation", "VOILUTFunction"):
+            if name in found:
+                delattr(found, name)
+    for name in list(_DISPLAY_ELEMENTS):
+        if name in found and not found[name].value and found[name].value != 0:
+            delattr(found, name)
+    return found
 
 
 def has_study(header: Dataset) -> bool:

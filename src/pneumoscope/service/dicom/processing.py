@@ -28,6 +28,7 @@ from pneumoscope.service.dicom.settings import CANNOT_UNDERSTAND, OUT_OF_RESOURC
 from pneumoscope.service.predictions import PredictionService
 from pneumoscope.service.storage.inbox import Outcome, ReceivedInstance, finish, forget_header, instances_of
 from pneumoscope.service.storage.outbox import ObjectKind, ResultSubject, enqueue
+from pneumoscope.service.storage.queries import decision_of
 from pneumoscope.service.storage.records import format_time
 
 __all__ = ["InstanceProcessor", "Reception"]
@@ -218,8 +219,17 @@ class InstanceProcessor:
             sop_instance_uid=received.sop_instance_uid,
             header=received.header,
         )
-        # There is no picture of a file that could not be read.
         if not has_study(decode_header(received.header)):
             return
-        kinds: Sequence[ObjectKind] = self._configuration.results.objects if id else ("structured_report",)
-        enqueue(connection, subject, self._configuration.destinations_of(received.reply_to), kinds, time)
+        destinations = self._configuration.destinations_of(received.reply_to)
+        enqueue(connection, subject, destinations, self._kinds(connection, id), time)
+
+    def _kinds(self, connection: Connection, id: str) -> Sequence[ObjectKind]:
+        """Return the kinds of objects of a prediction, or of a file that could not be read, of which there is no picture."""
+        if not id:
+            return ("structured_report",)
+        kinds = self._configuration.results.objects
+        if decision_of(connection, id) != "rejected" and self._service.model.has_heatmaps:
+            return kinds
+        # At least one: silence would read as normal.
+        return tuple(kind for kind in kinds if kind != "parametric_map") or ("structured_report",)

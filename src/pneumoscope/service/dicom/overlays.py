@@ -1,0 +1,115 @@
+"""Write a heatmap as DICOM objects for display over the image: Parametric Map, Grayscale Softcopy Presentation State."""
+
+from __future__ import annotations
+
+import copy
+
+import highdicom
+import numpy as np
+import numpy.typing as npt
+from highdicom import pm, pr
+from pydicom import Dataset
+from pydicom.sr.codedict import codes
+from pydicom.sr.coding import Code
+
+from pneumoscope import __version__
+from pneumoscope.core.messages import full_stop, notice, result_title
+from pneumoscope.inference.saliency import Heatmap
+from pneumoscope.service.dicom.heatmap_region import contours
+from pneumoscope.service.dicom.results import Result
+
+__all__ = ["QUANTITY", "parametric_map", "presentation_state"]
+
+QUANTITY = codes.DCM.ClassActivation
+_NO_UNIT = Code("1", "UCUM", "no units")
+_SERIAL_NUMBER = "none"  # the software has none, and both objects need one
+_LAYER = "RESULT"
+_MAX_TEXT, _MAX_POINTS = 1024, 1000  # of a text object, and of a line: longer lines are thinned
+_BOX = (0.02, 0.02, 0.98, 0.12)  # of the text, in fractions of the displayed area
+
+
+def parametric_map(result: Result, heatmap: Heatmap) -> bytes:
+    """Return a Parametric Map with the contribution of each pixel of the image to the logit, as a 32-bit float.
+
+    The image has no frame of reference: the map has its rows and columns, and refers to it.
+    """
+    source, image = result.header, heatmap.image
+    values = heatmap.resized(image.width, image.height).astype(np.float32)
+    maximum = heatmap.maximum or 1.0
+    mapping = pm.RealWorldValueMapping(
+        lut_label="CONTRIBUTION",
+        lut_explanation="Contribution to the logit of pneumonia",
+        unit=_NO_UNIT,
+        value_range=(-float(maximum), float(maximum)),
+        slope=1.0,
+        intercept=0.0,
+        quantity_definition=QUANTITY,
+    )
+    found = pm.ParametricMap(
+        source_images=[source],
+        pixel_array=values,
+        manufacturer_model_name=result.prediction.model.name[:64],
+        software_versions=__version__,
+        device_serial_number=_SERIAL_NUMBER,
+        contains_recognizable_visual_features=False,
+        real_world_value_mappings=[mapping],
+        voi_lut_transformations=[highdicom.VOILUTTransformation(window_center=0.0, window_width=2 * maximum)],
+        content_label="HEATMAP",
+        content_description="Contributions to the prediction",
+        image_flavor=pm.ImageFlavorValues.STATIC,
+        **result.identification("parametric_map"),
+    )
+    found.ImageComments = result.notice[:10_240]
+    return result.encode(found)
+
+
+def presentation_state(result: Result, display: Dataset) -> bytes:
+    """Return a presentation state with the result as text, and the contour of the heatmap if there is one.
+
+    The image is displayed as its header states: the window, or the lookup table instead of it, is copied.
+
+    Args:
+        result: The result.
+        display: The elements of the image's header that describe its gray levels; see `header.read_display`.
+    """
+    source = copy.deepcopy(result.header)
+    source.update(display)
+    layer = pr.GraphicLayer(_LAYER, order=1, description="Result of pneumonia detection")
+    languages = result.settings.languages
+    text = "\r\n".join(
+        f"{result_title(result.prediction, each)}{full_stop(each)}{notice(None, each)}" for each in languages
+    )
+    lines = contours(result.heatmap) if result.heatmap else []
+    annotation = pr.GraphicAnnotation(
+        referenced_images=[source],
+        graphic_layer=layer,
+        text_objects=[
+            pr.TextObject(text_value=text[:_MAX_TEXT], units="DISPLAY", bounding_box=_BOX, text_justification="LEFT")
+        ],
+        graphic_objects=[
+            pr.GraphicObject(graphic_type="POLYLINE", graphic_data=_thinned(line), units="PIXEL") for line in lines
+        ]
+        or None,
+    )
+    is_inverse = source.PhotometricInterpretation == "MONOCHROME1"
+    state = pr.GrayscaleSoftcopyPresentationState(
+        referenced_images=[source],
+        manufacturer_model_name=result.prediction.model.name[:64],
+        software_versions=__version__,
+        device_serial_number=_SERIAL_NUMBER,
+        content_label="PNEUMONIA",
+        content_description="Result of pneumonia detection",
+        graphic_annotations=[annotation],
+        graphic_layers=[layer],
+        presentation_lut_transformation=highdicom.PresentationLUTTransformation(
+            presentation_lut_shape="INVERSE" if is_inverse else "IDENTITY"
+        ),
+        **result.identification("presentation_state"),
+    )
+    return result.encode(state)
+
+
+def _thinned(line: npt.NDArray[np.float64]) -> npt.NDArray[np.float64]:
+    """Return a closed line with about 1,000 points at most."""
+    step = -(-len(line) // _MAX_POINTS)
+    return np.vstack([line[:-1:step], line[-1:]])

@@ -1,0 +1,177 @@
+"""Write a result as a DICOM Structured Report by the template "Imaging Measurement Report" (PS3.16 TID 1500)."""
+
+from __future__ import annotations
+
+from highdicom import sr
+from pydicom import Dataset
+from pydicom.sr.codedict import codes
+from pydicom.sr.coding import Code
+
+from pneumoscope.core.messages import rejection_label, result_title, site_note
+from pneumoscope.core.prediction import Decision
+from pneumoscope.service.dicom.header import MANUFACTURER
+from pneumoscope.service.dicom.heatmap_region import Zone, zones
+from pneumoscope.service.dicom.results import Result, patient_orientation
+from pneumoscope.service.storage.outbox import derive_uid
+
+__all__ = ["PRIVATE_CODES", "PRIVATE_SCHEME", "STANDARD_CODES", "structured_report"]
+
+PRIVATE_SCHEME = "99PNEUMOSCOPE"  # coding scheme of terms that no other scheme has
+_PNEUMONIA = Code("233604007", "SCT", "Pneumonia")
+_PROCEDURE = Code("399208008", "SCT", "Plain chest X-ray")
+_PRESENT, _ABSENT = Code("52101004", "SCT", "Present"), Code("2667000", "SCT", "Absent")
+_INDETERMINATE = Code("82334004", "SCT", "Indeterminate")
+_PRESENCE = Code("presence", PRIVATE_SCHEME, "Presence of pneumonia by the model")
+_NOT_ASSESSED = Code("not-assessed", PRIVATE_SCHEME, "Not assessed")
+_REASON = Code("reason", PRIVATE_SCHEME, "Reason of the decision")
+_LOWER = Code("certainty-lower", PRIVATE_SCHEME, "Lower limit of certainty of finding")
+_UPPER = Code("certainty-upper", PRIVATE_SCHEME, "Upper limit of certainty of finding")
+_OPERATING_POINT = Code("operating-point", PRIVATE_SCHEME, "Operating point")
+_THRESHOLD = Code("threshold", PRIVATE_SCHEME, "Threshold of the certainty of finding")
+_MODEL_HASH = Code("model-sha256", PRIVATE_SCHEME, "SHA-256 of the model")
+_REGION = Code("heatmap-region", PRIVATE_SCHEME, "Region of the strongest contributions to the prediction")
+_EXPLANATION = Code("explanation", PRIVATE_SCHEME, "Explanation of the decision")
+_NOTICE = Code("notice", PRIVATE_SCHEME, "Notice")
+# Statements of the decisions about pneumonia.
+_VALUES: dict[Decision, Code] = {
+    "pneumonia": _PRESENT, "no_pneumonia": _ABSENT, "uncertain": _INDETERMINATE, "rejected": _NOT_ASSESSED,
+}  # fmt: skip
+_LEVELS = {
+    "upper": codes.SCT.UpperZoneOfLung, "middle": codes.SCT.MiddleZoneOfLung, "lower": codes.SCT.LowerZoneOfLung,
+}  # fmt: skip
+_SIDES = {"right": codes.SCT.Right, "left": codes.SCT.Left}
+
+PRIVATE_CODES = (
+    _PRESENCE, _NOT_ASSESSED, _REASON, _LOWER, _UPPER, _OPERATING_POINT, _THRESHOLD, _MODEL_HASH, _REGION, _EXPLANATION, _NOTICE,
+)  # fmt: skip
+STANDARD_CODES = (
+    _PNEUMONIA, _PROCEDURE, _PRESENT, _ABSENT, _INDETERMINATE, codes.DCM.CertaintyOfFinding, codes.SCT.Laterality,
+    *_LEVELS.values(), *_SIDES.values(), codes.DCM.ArtificialIntelligence, codes.UCUM.Percent,
+)  # fmt: skip
+
+
+def structured_report(result: Result) -> bytes:
+    """Return a Comprehensive 3D SR with the decision, the probability and its interval, the algorithm and the image.
+
+    A decision "pneumonia" or "uncertain" has the zones of the lungs in which the heatmap is strongest. Every result has the
+    notice, and a rejection its reason. The document is preliminary and unverified.
+    """
+    prediction, source = result.prediction, result.header
+    device = sr.ObserverContext(
+        observer_type=codes.DCM.Device,
+        observer_identifying_attributes=sr.DeviceObserverIdentifyingAttributes(
+            uid=derive_uid(f"device {prediction.model.sha256}"),
+            name=MANUFACTURER,
+            manufacturer_name=MANUFACTURER,
+            model_name=prediction.model.name,
+        ),
+    )
+    group = sr.MeasurementsAndQualitativeEvaluations(
+        tracking_identifier=sr.TrackingIdentifier(
+            uid=derive_uid(f"tracking identifier {result.uid}"), identifier="pneumonia on the chest radiograph"
+        ),
+        finding_type=_PNEUMONIA,
+        algorithm_id=_algorithm(result),
+        measurements=_measurements(result) or None,
+        qualitative_evaluations=_evaluations(result),
+        source_images=[
+            sr.SourceImageForMeasurementGroup(
+                referenced_sop_class_uid=source.SOPClassUID, referenced_sop_instance_uid=source.SOPInstanceUID
+            )
+        ],
+    )
+    group[0].ContentSequence.extend(_texts(result))
+    report = sr.Comprehensive3DSR(
+        evidence=[source],
+        content=sr.MeasurementReport(
+            observation_context=sr.ObservationContext(observer_device_context=device),
+            procedure_reported=_PROCEDURE,
+            imaging_measurements=[group],
+        ),
+        is_complete=True,
+        is_final=False,
+        is_verified=False,
+        **result.identification("structured_report"),
+    )
+    report.CodingSchemeIdentificationSequence = _coding_schemes()
+    return result.encode(report)
+
+
+def _algorithm(result: Result) -> sr.AlgorithmIdentification:
+    """Return the identification of the model (TID 4019)."""
+    prediction, model = result.prediction, result.prediction.model
+    parameters = [
+        f"operating point {prediction.operating_point}",
+        *([f"threshold {prediction.threshold:.6g}"] if prediction.threshold is not None else []),
+        f"model SHA-256 {model.sha256}",
+        *([site_note(model)] if model.site else []),
+    ]
+    return sr.AlgorithmIdentification(
+        name=f"{MANUFACTURER} {model.name}",
+        version=model.version,
+        parameters=parameters,
+        family=codes.DCM.ArtificialIntelligence,
+        manufacturer=MANUFACTURER,
+    )
+
+
+def _measurements(result: Result) -> list[sr.Measurement]:
+    """Return the probability with its interval and the threshold, percent; none without a probability."""
+    prediction = result.prediction
+    if prediction.probability is None:
+        return []
+    numbers = [(codes.DCM.CertaintyOfFinding, prediction.probability)]
+    interval = prediction.interval
+    if interval and interval.low is not None and interval.high is not None:
+        numbers += [(_LOWER, interval.low), (_UPPER, interval.high)]
+    if prediction.threshold is not None:
+        numbers.append((_THRESHOLD, prediction.threshold))
+    return [sr.Measurement(name=name, value=round(100 * value, 4), unit=codes.UCUM.Percent) for name, value in numbers]
+
+
+def _evaluations(result: Result) -> list[sr.QualitativeEvaluation]:
+    """Return the decision, the reason of a rejection, and the zones of the heatmap."""
+    prediction = result.prediction
+    found = [sr.QualitativeEvaluation(name=_PRESENCE, value=_VALUES[result.decision])]
+    if prediction.rejection:
+        reason = Code(prediction.rejection.code, PRIVATE_SCHEME, rejection_label(prediction.rejection.code))
+        found.append(sr.QualitativeEvaluation(name=_REASON, value=reason))
+    if prediction.failure:
+        reason = Code(prediction.failure.code, PRIVATE_SCHEME, "The image could not be read")
+        found.append(sr.QualitativeEvaluation(name=_REASON, value=reason))
+    if result.heatmap and result.decision in ("pneumonia", "uncertain"):
+        found += map(_region, zones(result.heatmap, patient_orientation(result.header)))
+    return found
+
+
+def _region(zone: Zone) -> sr.QualitativeEvaluation:
+    evaluation = sr.QualitativeEvaluation(name=_REGION, value=_LEVELS[zone.level])
+    side = sr.CodeContentItem(
+        name=codes.SCT.Laterality, value=_SIDES[zone.side], relationship_type=sr.RelationshipTypeValues.HAS_CONCEPT_MOD
+    )
+    evaluation[0].ContentSequence = sr.ContentSequence([side])
+    return evaluation
+
+
+def _texts(result: Result) -> list[sr.TextContentItem]:
+    """Return the operating point, the hash of the model, the result as a phrase, and the notice."""
+    prediction = result.prediction
+    texts = [
+        (_OPERATING_POINT, prediction.operating_point),
+        (_MODEL_HASH, prediction.model.sha256),
+        (_EXPLANATION, result_title(prediction)),
+        (_NOTICE, result.notice),
+    ]
+    return [
+        sr.TextContentItem(name=name, value=value, relationship_type=sr.RelationshipTypeValues.CONTAINS)
+        for name, value in texts
+    ]
+
+
+def _coding_schemes() -> list[Dataset]:
+    """Return the description of the private coding scheme (PS3.3 C.12.1)."""
+    scheme = Dataset()
+    scheme.CodingSchemeDesignator = PRIVATE_SCHEME
+    scheme.CodingSchemeName = "Terms of pneumoscope"
+    scheme.CodingSchemeResponsibleOrganization = "pneumoscope contributors"
+    return [scheme]
