@@ -104,7 +104,8 @@ def _caption(
     """Return the result in one language, as an image of a width in pixels."""
     measure = ImageDraw.Draw(Image.new("RGB", (1, 1)))
     title_height, text_height = round(_LINE_HEIGHT * _TITLE_SIZE), round(_LINE_HEIGHT * _TEXT_SIZE)
-    titles, lines = [], []
+    titles: list[tuple[str, _Color]] = []
+    lines: list[tuple[str, _Color]] = []
     for number, (text, color) in enumerate(_texts(prediction, heatmap, population, language)):
         shown = latin_text(text) if fonts.is_latin else text
         wrapped = wrap_text(measure, shown, fonts.text if number else fonts.title, width - 2 * _MARGIN)

@@ -6,10 +6,13 @@ import json
 import re
 
 import numpy as np
-from pydicom import Dataset
+from pydicom import DataElement, Dataset
+from pydicom.multival import MultiValue
+from pydicom.valuerep import PersonName
 
 from pneumoscope.core.errors import UnreadableImageError
 from pneumoscope.imaging.dicom import read_elements
+from pneumoscope.imaging.header_identity import repair_text
 
 __all__ = [
     "MANUFACTURER",
@@ -30,7 +33,7 @@ _ELEMENTS = (
     "PatientName", "PatientID", "IssuerOfPatientID", "PatientBirthDate", "PatientSex", "PatientAge", "OtherPatientIDs",
     "PatientSize", "PatientWeight", "EthnicGroup", "PatientComments", "AdditionalPatientHistory",
     "StudyID", "StudyDate", "StudyTime", "AccessionNumber", "StudyDescription", "ReferringPhysicianName",
-    "PatientOrientation", "Laterality", "Rows", "Columns", "ViewPosition", "StationName", "Manufacturer",
+    "PatientOrientation", "BodyPartExamined", "Laterality", "Rows", "Columns", "ViewPosition", "StationName", "Manufacturer",
     "TimezoneOffsetFromUTC",
 )  # fmt: skip
 # Those that may be empty, and not missing.
@@ -65,8 +68,10 @@ def read_header(file: bytes) -> Dataset:
     """
     try:
         header = read_elements(file[:_MAX_HEADER_BYTES], list(_ELEMENTS))
+        character_set = header.get("SpecificCharacterSet")
         header.decode()
         for element in header:
+            _repair(element, character_set)
             if (pattern := _VALUE_PATTERNS.get(element.VR)) and not re.fullmatch(pattern, str(element.value or "")):
                 element.value = ""
     except Exception as error:  # untrusted bytes: the library raises errors of any type
@@ -88,6 +93,16 @@ def read_header(file: bytes) -> Dataset:
     return header
 
 
+def _repair(element: DataElement, character_set: object) -> None:
+    """Set the text of an element to that of `imaging.header_identity`."""
+    texts = list(element.value) if isinstance(element.value, MultiValue) else [element.value]
+    if not all(isinstance(text, str | PersonName) for text in texts):
+        return
+    repaired = [repair_text(str(text), character_set) for text in texts]
+    if repaired != list(map(str, texts)):
+        element.value = repaired if isinstance(element.value, MultiValue) else repaired[0]
+
+
 def read_display(file: bytes) -> Dataset:
     """Return the elements of a DICOM file that describe its gray levels, without those that contradict others.
 
@@ -107,8 +122,8 @@ def read_display(file: bytes) -> Dataset:
         for name in ("WindowCenter", "WindowWidth", "WindowCenterWidthExplanation", "VOILUTFunction"):
             if name in found:
                 delattr(found, name)
-    for name in list(_DISPLAY_ELEMENTS):
-        if name in found and not found[name].value and found[name].value != 0:
+    for name in (*_DISPLAY_ELEMENTS, "SpecificCharacterSet"):  # the texts are decoded
+        if name in found and (name not in _DISPLAY_ELEMENTS or found[name].is_empty):
             delattr(found, name)
     return found
 

@@ -2,12 +2,11 @@
 
 from __future__ import annotations
 
-import copy
-
 import highdicom
 import numpy as np
 import numpy.typing as npt
 from highdicom import pm, pr
+from highdicom.sr import CodedConcept
 from pydicom import Dataset
 from pydicom.sr.codedict import codes
 from pydicom.sr.coding import Code
@@ -16,7 +15,8 @@ from pneumoscope import __version__
 from pneumoscope.core.messages import full_stop, notice, result_title
 from pneumoscope.inference.saliency import Heatmap
 from pneumoscope.service.dicom.heatmap_region import contours
-from pneumoscope.service.dicom.results import Result
+from pneumoscope.service.dicom.results import Result, patient_orientation
+from pneumoscope.service.storage.outbox import derive_uid
 
 __all__ = ["QUANTITY", "parametric_map", "presentation_state"]
 
@@ -25,42 +25,79 @@ _NO_UNIT = Code("1", "UCUM", "no units")
 _SERIAL_NUMBER = "none"  # the software has none, and both objects need one
 _LAYER = "RESULT"
 _MAX_TEXT, _MAX_POINTS = 1024, 1000  # of a text object, and of a line: longer lines are thinned
+# Of the patient-based coordinate system (PS3.3 C.7.6.2.1.1), by the first letter of a direction.
+_AXES = {
+    "L": (1.0, 0.0, 0.0), "R": (-1.0, 0.0, 0.0), "P": (0.0, 1.0, 0.0), "A": (0.0, -1.0, 0.0), "H": (0.0, 0.0, 1.0),
+    "F": (0.0, 0.0, -1.0),
+}  # fmt: skip
 _BOX = (0.02, 0.02, 0.98, 0.12)  # of the text, in fractions of the displayed area
 
 
 def parametric_map(result: Result, heatmap: Heatmap) -> bytes:
     """Return a Parametric Map with the contribution of each pixel of the image to the logit, as a 32-bit float.
 
-    The image has no frame of reference: the map has its rows and columns, and refers to it.
+    The object needs a frame of reference, which radiographs do not have: it has one of its own. The map has the rows and columns
+    of the image, refers to it, and states no distances.
     """
-    source, image = result.header, heatmap.image
-    values = heatmap.resized(image.width, image.height).astype(np.float32)
+    image = heatmap.image
     maximum = heatmap.maximum or 1.0
-    mapping = pm.RealWorldValueMapping(
-        lut_label="CONTRIBUTION",
-        lut_explanation="Contribution to the logit of pneumonia",
-        unit=_NO_UNIT,
-        value_range=(-float(maximum), float(maximum)),
-        slope=1.0,
-        intercept=0.0,
-        quantity_definition=QUANTITY,
-    )
+    source = result.source()
+    source.FrameOfReferenceUID = derive_uid(f"frame of reference {source.SOPInstanceUID}")
+    source.ImagePositionPatient, source.ImageOrientationPatient = [0.0, 0.0, 0.0], _directions(source)
+    source.PixelSpacing, source.SliceThickness = [1.0, 1.0], 1.0
     found = pm.ParametricMap(
         source_images=[source],
-        pixel_array=values,
+        pixel_array=heatmap.resized(image.width, image.height).astype(np.float32),
         manufacturer_model_name=result.prediction.model.name[:64],
         software_versions=__version__,
         device_serial_number=_SERIAL_NUMBER,
         contains_recognizable_visual_features=False,
-        real_world_value_mappings=[mapping],
-        voi_lut_transformations=[highdicom.VOILUTTransformation(window_center=0.0, window_width=2 * maximum)],
+        real_world_value_mappings=[
+            pm.RealWorldValueMapping(
+                lut_label="CONTRIBUTION",
+                lut_explanation="Contribution to the logit of pneumonia",
+                unit=_NO_UNIT,
+                value_range=(-maximum, maximum),
+                slope=1.0,
+                intercept=0.0,
+                quantity_definition=QUANTITY,
+            )
+        ],
+        voi_lut_transformations=[
+            highdicom.VOILUTTransformation(
+                window_center=0.0,
+                window_width=2 * maximum,
+                voi_lut_function=highdicom.VOILUTFunctionValues.LINEAR_EXACT,
+            )
+        ],
         content_label="HEATMAP",
         content_description="Contributions to the prediction",
         image_flavor=pm.ImageFlavorValues.STATIC,
         **result.identification("parametric_map"),
     )
+    shared = found.SharedFunctionalGroupsSequence[0]
+    del shared.PixelMeasuresSequence[0].PixelSpacing, shared.PixelMeasuresSequence[0].SliceThickness
+    # Required elements that highdicom leaves out.
+    shared.FrameAnatomySequence = [_chest()]
+    found.ContentCreatorName = ""
     found.ImageComments = result.notice[:10_240]
     return result.encode(found)
+
+
+def _chest() -> Dataset:
+    """Return the item of the functional group Frame Anatomy (PS3.3 C.7.6.16.2.8)."""
+    anatomy = Dataset()
+    anatomy.FrameLaterality = "U"  # unpaired
+    anatomy.AnatomicRegionSequence = [CodedConcept.from_code(codes.SCT.Chest)]
+    return anatomy
+
+
+def _directions(source: Dataset) -> list[float]:
+    """Return the direction cosines of rows and columns; those of a frontal radiograph if the header states impossible ones."""
+    row, column = (_AXES[each[0]] for each in patient_orientation(source))
+    if np.dot(row, column):
+        row, column = _AXES["L"], _AXES["F"]
+    return [*row, *column]
 
 
 def presentation_state(result: Result, display: Dataset) -> bytes:
@@ -72,7 +109,7 @@ def presentation_state(result: Result, display: Dataset) -> bytes:
         result: The result.
         display: The elements of the image's header that describe its gray levels; see `header.read_display`.
     """
-    source = copy.deepcopy(result.header)
+    source = result.source()
     source.update(display)
     layer = pr.GraphicLayer(_LAYER, order=1, description="Result of pneumonia detection")
     languages = result.settings.languages

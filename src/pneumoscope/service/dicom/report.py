@@ -18,7 +18,7 @@ __all__ = ["PRIVATE_CODES", "PRIVATE_SCHEME", "STANDARD_CODES", "structured_repo
 
 PRIVATE_SCHEME = "99PNEUMOSCOPE"  # coding scheme of terms that no other scheme has
 _PNEUMONIA = Code("233604007", "SCT", "Pneumonia")
-_PROCEDURE = Code("399208008", "SCT", "Plain chest X-ray")
+_PROCEDURE = Code("363679005", "SCT", "Imaging procedure")
 _PRESENT, _ABSENT = Code("52101004", "SCT", "Present"), Code("2667000", "SCT", "Absent")
 _INDETERMINATE = Code("82334004", "SCT", "Indeterminate")
 _PRESENCE = Code("presence", PRIVATE_SCHEME, "Presence of pneumonia by the model")
@@ -56,7 +56,7 @@ def structured_report(result: Result) -> bytes:
     A decision "pneumonia" or "uncertain" has the zones of the lungs in which the heatmap is strongest. Every result has the
     notice, and a rejection its reason. The document is preliminary and unverified.
     """
-    prediction, source = result.prediction, result.header
+    prediction, source = result.prediction, result.source()
     device = sr.ObserverContext(
         observer_type=codes.DCM.Device,
         observer_identifying_attributes=sr.DeviceObserverIdentifyingAttributes(

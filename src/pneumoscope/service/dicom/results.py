@@ -64,6 +64,12 @@ _DATES = (
 _TIMES = (
     "SeriesTime", "ContentTime", "InstanceCreationTime", "TimeOfSecondaryCapture", "PresentationCreationTime",
 )  # fmt: skip
+_NAMES = ("PatientName", "ReferringPhysicianName")
+# Further elements of patient and study, which highdicom copies into some of the objects.
+_COPIED = (
+    "IssuerOfPatientID", "OtherPatientIDs", "EthnicGroup", "PatientComments", "StudyDescription", "PatientAge", "PatientSize",
+    "PatientWeight", "AdditionalPatientHistory",
+)  # fmt: skip
 _DATE_TIMES = ("ObservationDateTime", "ContributionDateTime")
 
 
@@ -99,6 +105,13 @@ class Result:
         """The notice that accompanies the result, in English."""
         return notice(self.population)
 
+    def source(self) -> Dataset:
+        """Return a copy of the header for highdicom, which would warn about unusual names and quote them; see `encode`."""
+        found = copy.deepcopy(self.header)
+        for name in _NAMES:
+            setattr(found, name, "")
+        return found
+
     def identification(self, kind: ObjectKind) -> dict[str, Any]:
         """Return what identifies an object, its series and its software, as highdicom's constructors take it."""
         return {
@@ -131,10 +144,14 @@ class Result:
         document.ManufacturerModelName, document.SoftwareVersions = prediction.model.name[:64], __version__
         statement = "withdrawn" if document.Modality == "KO" else decision_label(self.decision)
         document.SeriesDescription = f"{self.settings.series_description}: {statement}"[:64]
-        if source.get("IssuerOfPatientID"):
-            document.IssuerOfPatientID = source.IssuerOfPatientID
-        if source.get("StudyDescription"):
-            document.StudyDescription = source.StudyDescription
+        for name in (*_NAMES, *_COPIED):
+            if source.get(name):
+                setattr(document, name, source[name].value)
+        if document.Modality in ("OT", "PR"):
+            if source.get("BodyPartExamined") == "CHEST":  # it is not paired, so the series has no laterality
+                document.BodyPartExamined = "CHEST"
+            else:
+                document.Laterality = source.get("Laterality") or ""
         file = io.BytesIO()
         document.save_as(file, enforce_file_format=True)
         return file.getvalue()
@@ -149,7 +166,7 @@ def secondary_capture(result: Result, image: Radiograph) -> bytes:
     Raises:
         OSError: The font of the settings cannot be read.
     """
-    source, settings = result.header, result.settings
+    source, settings = result.source(), result.settings
     pixels = draw_result(
         result.prediction, image, result.heatmap, result.population, languages=settings.languages, font=settings.font
     )
@@ -163,7 +180,6 @@ def secondary_capture(result: Result, image: Radiograph) -> bytes:
         **result.identification("secondary_capture"),
     )
     capture.BurnedInAnnotation = "YES"
-    capture.Laterality = source.get("Laterality") or ""
     capture.ImageType = ["DERIVED", "SECONDARY"]
     capture.ImageComments = result.notice[:10_240]
     capture.DerivationDescription = "Result of pneumonia detection, drawn on the image"
@@ -183,9 +199,13 @@ def rejection_note(result: Result, withdrawn_uids: Mapping[ObjectKind, str]) -> 
     """
     withdrawn = []
     for kind, uid in withdrawn_uids.items():
-        item = copy.deepcopy(result.header)
+        item = result.source()
         item.SOPClassUID, item.SOPInstanceUID, item.SeriesInstanceUID = SOP_CLASSES[kind], uid, _series_uid(uid)
         item.Modality = _MODALITIES[kind]
+        if kind in ("structured_report", "presentation_state"):  # else highdicom would refer to an image
+            for name in ("Rows", "Columns"):
+                if name in item:
+                    delattr(item, name)
         withdrawn.append(item)
     note = highdicom.ko.KeyObjectSelectionDocument(
         evidence=withdrawn,
@@ -196,6 +216,9 @@ def rejection_note(result: Result, withdrawn_uids: Mapping[ObjectKind, str]) -> 
         ),
         **result.identification("rejection_note"),
     )
+    for item in note.ContentSequence:
+        if item.ValueType in ("IMAGE", "COMPOSITE"):  # TID 2010 allows no purpose of reference
+            del item.ConceptNameCodeSequence
     return result.encode(note)
 
 
