@@ -95,7 +95,8 @@ class Outcome(NamedTuple):
     failure_code: str = ""
 
 
-class InboxStatus(NamedTuple):
+@dataclasses.dataclass(frozen=True, slots=True)
+class InboxStatus:
     """The instances that wait for a prediction.
 
     Attributes:

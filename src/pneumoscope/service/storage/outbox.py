@@ -12,7 +12,7 @@ import json
 import uuid
 from collections.abc import Collection, Mapping, Sequence
 from datetime import datetime, timedelta
-from typing import Any, Literal, NamedTuple, get_args
+from typing import Any, Literal, get_args
 
 from sqlalchemy import Connection, Engine, func, insert, or_, select, update
 
@@ -108,7 +108,8 @@ class Delivery:
         )
 
 
-class OutboxStatus(NamedTuple):
+@dataclasses.dataclass(frozen=True, slots=True)
+class OutboxStatus:
     """The objects that wait for a destination.
 
     Attributes:
