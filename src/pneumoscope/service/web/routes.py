@@ -71,9 +71,9 @@ _MAX_FILTERS = 16  # fields of the form of a search
 page_router = APIRouter(route_class=PageRoute, include_in_schema=False)
 
 
-async def _reserve_stream(changes: AppChanges) -> AsyncIterator[None]:
+async def _reserve_stream(changes: AppChanges, user: User) -> AsyncIterator[None]:
     """Count the stream of a request until it ends."""
-    with changes.reserve():
+    with changes.reserve(user):
         yield
 
 
