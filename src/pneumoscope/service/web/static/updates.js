@@ -65,6 +65,7 @@ function etagOf(part) {
 function content(part) {
   const copy = part.cloneNode(true);
   etagOf(copy)?.remove();
+  copy.querySelector("details")?.removeAttribute("open");
   return copy.innerHTML;
 }
 
