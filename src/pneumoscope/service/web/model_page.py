@@ -1,4 +1,4 @@
-"""What the page of the model states: the measurements in the folder of the bundle, as far as they apply to the model in use."""
+"""Measurements for the page of the model: those in the folder of the bundle, as far as they apply to the model in use."""
 
 from __future__ import annotations
 
