@@ -203,12 +203,15 @@ def bundle(shared_maker):
 
 
 @contextmanager
-def served(bundle, folder, *options, host="127.0.0.1", within=(), program=("-m", "pneumoscope")):
+def served(
+    bundle, folder, *options, host="127.0.0.1", within=(), program=("-m", "pneumoscope"), deadline=SERVICE_SECONDS
+):
     """Start a service and yield its process and a client; the process is killed in the end.
 
     Args:
         within: A command that runs the service's command.
         program: How Python is started.
+        deadline: Seconds after which the process is killed in any case.
     """
     command = [
         *within,
@@ -228,9 +231,7 @@ def served(bundle, folder, *options, host="127.0.0.1", within=(), program=("-m",
     with (
         tempfile.NamedTemporaryFile("a") as log,
         Path(log.name).open() as written,
-        started(
-            [*command, *options], deadline=SERVICE_SECONDS, stdout=subprocess.DEVNULL, stderr=log, cwd=folder
-        ) as process,
+        started([*command, *options], deadline=deadline, stdout=subprocess.DEVNULL, stderr=log, cwd=folder) as process,
     ):
         try:
             port = _port(process, written)
