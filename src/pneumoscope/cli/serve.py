@@ -154,13 +154,13 @@ def command(
 
     Example:  pneumoscope serve --data-dir records
     """
-    from pneumoscope.service.dicom.settings import DicomSettings, parse_peer, tls_context
-    from pneumoscope.service.server import serve
-
     if dicom_port is None and (dicom_peers or dicom_tls or dicom_host):
         raise UsageError("--dicom-peer, --dicom-host and --dicom-tls need --dicom-port")
     if ephemeral and (data_dir or database):
         raise UsageError("--ephemeral cannot be combined with --data-dir or --database")
+    from pneumoscope.service.dicom.settings import DicomSettings, parse_peer, tls_context
+    from pneumoscope.service.server import serve
+
     serve(
         host=host,
         port=port,
