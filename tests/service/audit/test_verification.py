@@ -21,7 +21,7 @@ NAME = "Jane Doe"
 
 
 @pytest.fixture
-def populated(tmp_path, database):
+def populated(tmp_path, empty_database):
     """A repository with predictions of all kinds: reviewed twice, rejected, image removed, deleted, deleted and posted again."""
     now = [datetime(2026, 1, 1, tzinfo=UTC)]
 
@@ -29,7 +29,7 @@ def populated(tmp_path, database):
         now[0] += timedelta(seconds=1)
         return now[0]
 
-    repository = PredictionRepository(tmp_path / "data", database, now=tick)
+    repository = PredictionRepository(tmp_path / "data", empty_database, now=tick)
     add(repository, b"old", name=NAME)
     now[0] += timedelta(days=40)
     Retention(repository).expire_images(timedelta(days=30))
