@@ -37,6 +37,8 @@ from pneumoscope.service.api.schemas import (
     PatientDocument,
     PredictionListDocument,
     PredictionPageDocument,
+    ReleaseDocument,
+    ReleaseRequest,
     ReviewRequest,
     SearchRequest,
     SinglePredictionDocument,
@@ -287,6 +289,15 @@ async def structured_report(
     return Response(report, media_type=_DICOM)
 
 
+@sender_router.post(
+    "/inbox/release", summary="Predict received instances now", responses=problem_responses(400, 413, 415),
+    dependencies=[Depends(require_json)],
+)  # fmt: skip
+def release(service: AppService, _: NoParameters, body: ReleaseRequest) -> ReleaseDocument:
+    """End the quiet period of a study, or of all studies. Instances that arrive later wait again."""
+    return ReleaseDocument(service.repository.inbox.release(body.study_instance_uid))
+
+
 @reader_router.put(
     "/predictions/{id}/review", summary="Store a review",
     responses={200: {"headers": _ETAG_HEADER}, **problem_responses(400, 404, 412, 413, 415)},
@@ -373,7 +384,7 @@ def patient(
 @reader_router.get("/unreadable", summary="List files that could not be read")
 def unreadable(service: AppService, query: Annotated[UnreadableParameters, Query()]) -> UnreadableListDocument:
     """Newest first. The files themselves are not stored; a file that is sent again is listed once."""
-    return UnreadableListDocument(*service.repository.unreadable(query.limit))
+    return UnreadableListDocument(*service.repository.unreadable_files.find(query.limit))
 
 
 @sender_router.get("/model", summary="Get the model card", tags=["model"])
