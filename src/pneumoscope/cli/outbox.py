@@ -63,11 +63,11 @@ def list_command(states: tuple[DeliveryState, ...], data_dir: Path | None, datab
         return
     width = max(11, *(len(each.destination) for each in found))
     click.echo(
-        f"{'number':>8}  {'destination':{width}}  {'object':17}  {'state':9}  {'attempts':>8}  created              error"
+        f"{'number':>8}  {'destination':{width}}  {'object':18}  {'state':9}  {'attempts':>8}  created              error"
     )
     for each in found:
         click.echo(
-            f"{each.number:8}  {each.destination:{width}}  {each.kind:17}  {each.state:9}  {each.attempts:8}"
+            f"{each.number:8}  {each.destination:{width}}  {each.kind:18}  {each.state:9}  {each.attempts:8}"
             f"  {each.created[:19]}  {each.error}".rstrip()
         )
     if len(found) == _LIMIT:

@@ -31,8 +31,9 @@ from pneumoscope.service.storage.outbox import Delivery, Outbox
 if TYPE_CHECKING:
     from pneumoscope.service.rendering import ImageRenderer
 
-__all__ = ["DeliveryError", "ResultDelivery", "UnreachableError"]
+__all__ = ["TRANSFER_SYNTAXES", "DeliveryError", "ResultDelivery", "UnreachableError"]
 
+TRANSFER_SYNTAXES = (ExplicitVRLittleEndian, ImplicitVRLittleEndian)  # that are proposed
 _LOG = logging.getLogger("pneumoscope.service")
 _POLL_SECONDS = 1.0
 _BATCH = 20  # objects on one association
@@ -167,7 +168,7 @@ class _DicomSender:
         ae = AE(node.ae_title)
         ae.acse_timeout = ae.dimse_timeout = ae.network_timeout = ae.connection_timeout = node.timeout
         for sop_class in SOP_CLASSES.values():
-            ae.add_requested_context(sop_class, [ExplicitVRLittleEndian, ImplicitVRLittleEndian])
+            ae.add_requested_context(sop_class, list(TRANSFER_SYNTAXES))
         options: dict[str, Any] = {"tls_args": (node.client_tls, peer.host)} if node.client_tls else {}
         # Without it, a peer that stops reading would block the thread for ever.
         limit_time = (evt.EVT_CONN_OPEN, lambda event: event.assoc.dul.socket.socket.settimeout(node.timeout))

@@ -28,7 +28,7 @@ MANUFACTURER = "pneumoscope"  # of the objects that this package writes
 _MAX_HEADER_BYTES = 4 * 2**20  # of the elements before the pixels
 # Elements that results share with the image (PS3.3 C.7.1.1, C.7.2.1, C.7.2.2), those that references to it need, and those of
 # site rules.
-_ELEMENTS = (
+HEADER_ELEMENTS = (
     "SpecificCharacterSet", "SOPClassUID", "SOPInstanceUID", "StudyInstanceUID", "SeriesInstanceUID", "Modality",
     "PatientName", "PatientID", "IssuerOfPatientID", "PatientBirthDate", "PatientSex", "PatientAge", "OtherPatientIDs",
     "PatientSize", "PatientWeight", "EthnicGroup", "PatientComments", "AdditionalPatientHistory",
@@ -42,7 +42,7 @@ _REQUIRED_ELEMENTS = (
     "StudyID", "StudyDate", "StudyTime", "AccessionNumber", "ReferringPhysicianName",
 )  # fmt: skip
 # Those that describe gray levels (PS3.3 C.11.1, C.11.2, C.7.6.3).
-_DISPLAY_ELEMENTS = (
+DISPLAY_ELEMENTS = (
     "PhotometricInterpretation", "SamplesPerPixel", "RescaleIntercept", "RescaleSlope", "RescaleType", "ModalityLUTSequence",
     "WindowCenter", "WindowWidth", "WindowCenterWidthExplanation", "VOILUTFunction", "VOILUTSequence",
 )  # fmt: skip
@@ -67,7 +67,7 @@ def read_header(file: bytes) -> Dataset:
             UID or SOP Instance UID.
     """
     try:
-        header = read_elements(file[:_MAX_HEADER_BYTES], list(_ELEMENTS))
+        header = read_elements(file[:_MAX_HEADER_BYTES], list(HEADER_ELEMENTS))
         character_set = header.get("SpecificCharacterSet")
         header.decode()
         for element in header:
@@ -112,7 +112,7 @@ def read_display(file: bytes) -> Dataset:
         UnreadableImageError: The header cannot be read.
     """
     try:
-        found = read_elements(file[:_MAX_HEADER_BYTES], list(_DISPLAY_ELEMENTS))
+        found = read_elements(file[:_MAX_HEADER_BYTES], list(DISPLAY_ELEMENTS))
         found.decode()
         widths = found.get("WindowWidth")
         is_window = widths is not None and all(float(width) > 0 for width in np.atleast_1d(widths))
@@ -122,8 +122,8 @@ def read_display(file: bytes) -> Dataset:
         for name in ("WindowCenter", "WindowWidth", "WindowCenterWidthExplanation", "VOILUTFunction"):
             if name in found:
                 delattr(found, name)
-    for name in (*_DISPLAY_ELEMENTS, "SpecificCharacterSet"):  # the texts are decoded
-        if name in found and (name not in _DISPLAY_ELEMENTS or found[name].is_empty):
+    for name in (*DISPLAY_ELEMENTS, "SpecificCharacterSet"):  # the texts are decoded
+        if name in found and (name not in DISPLAY_ELEMENTS or found[name].is_empty):
             delattr(found, name)
     return found
 

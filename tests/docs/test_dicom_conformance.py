@@ -1,0 +1,137 @@
+"""The DICOM conformance statement is fresh, and the node negotiates and answers what it states."""
+
+from __future__ import annotations
+
+import importlib.util
+import re
+import sys
+from pathlib import Path
+from types import ModuleType, SimpleNamespace
+
+import pytest
+from pydicom.uid import ExplicitVRLittleEndian, ImplicitVRLittleEndian
+
+pynetdicom = pytest.importorskip("pynetdicom", reason="[pacs] is not installed")
+pytest.importorskip("highdicom", reason="[pacs] is not installed")
+
+from pneumoscope.service.dicom.processing import Reception  # noqa: E402  after the skip
+from pneumoscope.service.dicom.receiver import DicomReceiver  # noqa: E402
+from pneumoscope.service.dicom.settings import DicomPeer, DicomSettings  # noqa: E402
+
+DOCS = Path(__file__).resolve().parents[2] / "docs"
+PAGE = DOCS / "reference" / "dicom-conformance.md"
+SECONDS = 20
+
+
+@pytest.fixture(scope="module")
+def generator() -> ModuleType:
+    spec = importlib.util.spec_from_file_location("dicom_conformance", DOCS / "dicom_conformance.py")
+    assert spec is not None
+    assert spec.loader is not None
+    module = importlib.util.module_from_spec(spec)
+    sys.modules[spec.name] = module
+    spec.loader.exec_module(module)
+    return module
+
+
+@pytest.fixture(scope="module")
+def page() -> str:
+    return PAGE.read_text(encoding="utf-8")
+
+
+@pytest.fixture
+def node():
+    peer = DicomPeer("PACS", "SENDER", "127.0.0.1", 104)
+    receiver = DicomReceiver(DicomSettings("127.0.0.1", 0, "PNEUMOSCOPE", (peer,), timeout=SECONDS))
+    receiver.start(SimpleNamespace(receive=lambda *_, **__: Reception(0)))  # type: ignore[arg-type]  # no instance is sent
+    yield receiver
+    receiver.stop(SECONDS)
+
+
+def section(page: str, title: str) -> str:
+    return page.partition(f"### {title}\n")[2].partition("\n### ")[0]
+
+
+def uids(text: str) -> list[str]:
+    """Return the UIDs of a table's rows."""
+    return re.findall(r"\| `([0-9.]+)`", text)
+
+
+def associate(node, contexts, called="PNEUMOSCOPE", calling="SENDER"):
+    ae = pynetdicom.AE(calling)
+    ae.acse_timeout = ae.dimse_timeout = ae.network_timeout = ae.connection_timeout = SECONDS
+    for uid, syntaxes in contexts:
+        ae.add_requested_context(uid, syntaxes)
+    return ae.associate("127.0.0.1", node.port, ae_title=called)
+
+
+def test_page_is_up_to_date(generator, page):
+    assert page.partition("-->\n\n")[2] == generator.conformance_page(), "run make docs"
+
+
+def test_node_accepts_the_stated_classes_and_transfer_syntaxes_and_no_other(node, page):
+    text = section(page, "Storage and verification (SCP)")
+    classes, syntaxes = (uids(part) for part in text.split("Transfer syntaxes of every"))
+    assert len(classes) == 5
+    assert len(syntaxes) > 10
+    proposed = [(uid, [syntax]) for uid in classes[1:] for syntax in syntaxes]
+    others = [
+        ("1.2.840.10008.5.1.4.1.1.2", [ImplicitVRLittleEndian]),
+        (classes[1], ["1.2.840.10008.1.2.4.100"]),
+    ]  # CT, MPEG-2
+    association = associate(node, [(classes[0], [ImplicitVRLittleEndian]), *proposed, *others])
+    try:
+        accepted = {(each.abstract_syntax, each.transfer_syntax[0]) for each in association.accepted_contexts}
+        assert accepted == {(uid, syntax) for uid, [syntax] in proposed} | {(classes[0], ImplicitVRLittleEndian)}
+        assert len(association.rejected_contexts) == 2
+    finally:
+        association.release()
+
+
+@pytest.mark.parametrize("order", [1, -1])
+def test_node_prefers_the_first_transfer_syntax_of_the_table(node, order):
+    syntaxes = [ExplicitVRLittleEndian, ImplicitVRLittleEndian][::order]
+    association = associate(node, [("1.2.840.10008.5.1.4.1.1.1", syntaxes)])
+    assert association.accepted_contexts[0].transfer_syntax == [ExplicitVRLittleEndian]
+    association.release()
+
+
+@pytest.mark.parametrize(("called", "calling", "reason"), [("OTHER", "SENDER", 7), ("PNEUMOSCOPE", "OTHER", 3)])
+def test_node_rejects_other_titles_as_stated(node, page, called, calling, reason):
+    association = associate(node, [("1.2.840.10008.1.1", [ImplicitVRLittleEndian])], called, calling)
+    assert association.is_rejected
+    rejection = association.acceptor.primitive
+    assert (rejection.result, rejection.result_source, rejection.diagnostic) == (1, 1, reason)
+    assert "AE title not recognized" in section(page, "Association policies")
+
+
+def test_node_states_the_maximum_pdu(node, page):
+    association = associate(node, [("1.2.840.10008.1.1", [ImplicitVRLittleEndian])])
+    assert f"maximum PDU received | {association.acceptor.maximum_length:,} bytes" in page
+    association.release()
+
+
+def test_every_code_of_a_report_is_listed(page):
+    from tests.service.dicom.result_objects import HEADERS, PREDICTIONS, image_file, objects, read
+
+    listed = set(re.findall(r"\| `([^`]+)` \| (\w+) \|", page.partition("### Codes")[2]))
+    for decision in PREDICTIONS:
+        report = read(objects(decision, image_file(**HEADERS["complete"])).files["structured_report"])
+        found = {
+            (each.CodeValue, each.CodingSchemeDesignator)
+            for element in report.iterall() if element.keyword == "ConceptCodeSequence"
+            for each in element.value
+        }  # fmt: skip
+        prediction = PREDICTIONS[decision]
+        reasons = {
+            prediction.rejection.code if prediction.rejection else "",
+            prediction.failure.code if prediction.failure else "",
+        }
+        assert {code for code in found if code[0] not in {*reasons, "en-US", "121007"}} <= listed
+        private = {
+            each.ConceptNameCodeSequence[0].CodeValue
+            for element in report.iterall() if element.keyword == "ContentSequence"
+            for each in element.value
+            if each.get("ConceptNameCodeSequence") and each.ConceptNameCodeSequence[0].CodingSchemeDesignator == "99PNEUMOSCOPE"
+        }  # fmt: skip
+        assert {(code, "99PNEUMOSCOPE") for code in private} <= listed
