@@ -73,9 +73,9 @@ def conformance_page() -> str:
         " destinations until they confirm it.\n",
         "### Storage and verification (SCP)\n",
         _table(("SOP class", "UID", "role"), ((uid.name, f"`{uid}`", "SCP") for uid in classes)),
-        f"Transfer syntaxes of every SOP class but Verification, which has {_names(DEFAULT_TRANSFER_SYNTAXES)}. They are those"
-        " that the installation can decode; without the packages of `[dicom]`, fewer are accepted. In each presentation context, the"
-        " first of this table that the peer proposes is accepted.\n",
+        "Transfer syntaxes of every SOP class but Verification, which has"
+        f" {_names(DEFAULT_TRANSFER_SYNTAXES)}. They are those that the installation can decode; without the packages of"
+        " `[dicom]`, fewer are accepted. In each presentation context, the first of this table that the peer proposes is accepted.\n",
         _table(("transfer syntax", "UID"), ((UID(each).name, f"`{each}`") for each in syntaxes)),
         "Level of conformance: 2 (full) for decoding; private elements are kept in the stored file. An instance is acknowledged"
         " with"

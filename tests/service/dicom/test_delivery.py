@@ -518,3 +518,33 @@ def test_series_are_numbered_and_described_by_the_site(model, archive):
         ((report,),) = archive.stored.values()
         assert report.SeriesNumber == 78
         assert report.SeriesDescription.startswith("AI chest: ")
+
+
+ALL_KINDS = ("secondary_capture", "structured_report", "parametric_map", "presentation_state")
+
+
+def test_every_kind_of_object_is_delivered_and_withdrawn(model, archive):
+    settings = ResultSettings(objects=ALL_KINDS)
+    with service(model, configuration(archive, results=settings)) as (client, repository):
+        receive(client)
+        wait_for_delivery(repository, 4)
+        assert kinds(archive) == sorted(ALL_KINDS)
+        delivered = set(archive.stored)
+        (found,) = predicted(client)
+        assert client.delete(f"/v1/predictions/{found['id']}").status_code == 204
+        wait_for_delivery(repository, 5)
+        (note,) = [copies[0] for copies in archive.stored.values() if copies[0].Modality == "KO"]
+        referenced = {each.value for each in note.iterall() if each.keyword == "ReferencedSOPInstanceUID"}
+        assert referenced == delivered
+
+
+@pytest.mark.parametrize(
+    ("objects", "expected"),
+    [(ALL_KINDS, ["presentation_state", "secondary_capture", "structured_report"]), (("parametric_map",), ["structured_report"])],
+)
+def test_rejected_image_has_a_result_of_some_kind_but_no_map(model, archive, objects, expected):
+    settings = ResultSettings(objects=objects)
+    with service(model, configuration(archive, results=settings)) as (client, repository):
+        receive(client, ViewPosition="LL")
+        wait_for_delivery(repository, len(expected))
+        assert kinds(archive) == expected

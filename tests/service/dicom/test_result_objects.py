@@ -1,4 +1,4 @@
-"""Objects of every decision, header and character set: what they state, and what validators say of them."""
+"""Objects of every decision, header and character set: their content, and no errors of validators."""
 
 from __future__ import annotations
 
@@ -166,6 +166,12 @@ def test_times_are_in_the_time_zone_of_the_study(zone, time):
         local = datetime.fromisoformat(matrix.CREATED).astimezone()
         assert found.ContentTime[:6] == f"{local:%H%M%S}"
         assert "TimezoneOffsetFromUTC" not in found
+
+
+@pytest.mark.parametrize("decision", PREDICTIONS)
+def test_object_that_is_written_again_is_the_same(decision):
+    image = image_file(**COMPLETE)
+    assert objects(decision, image).files == objects(decision, image).files
 
 
 def test_series_have_consecutive_numbers():

@@ -77,6 +77,9 @@ def parametric_map(result: Result, heatmap: Heatmap) -> bytes:
     )
     shared = found.SharedFunctionalGroupsSequence[0]
     del shared.PixelMeasuresSequence[0].PixelSpacing, shared.PixelMeasuresSequence[0].SliceThickness
+    organization = derive_uid(f"dimension organization {result.uid}")  # highdicom's is random
+    for item in (*found.DimensionOrganizationSequence, *found.DimensionIndexSequence):
+        item.DimensionOrganizationUID = organization
     # Required elements that highdicom leaves out.
     shared.FrameAnatomySequence = [_chest()]
     found.ContentCreatorName = ""
