@@ -20,7 +20,7 @@ from pneumoscope.service.audit.log import read_rows
 from pneumoscope.service.audit.verification import verify
 from pneumoscope.service.storage.blob_store import FolderBlobStore, content_hash
 from pneumoscope.service.storage.database import write_transaction
-from pneumoscope.service.storage.queries import Filter
+from pneumoscope.service.storage.queries import Filter, ImageCounts
 from pneumoscope.service.storage.records import compute_id
 from pneumoscope.service.storage.repository import PredictionRepository
 
@@ -186,8 +186,22 @@ def test_rejected_images_are_filtered_and_counted_by_reason(repository):
         repository.add(rejected, bytes([place]), user="me")
     assert repository.find(Filter(rejected=False)).total == 1
     assert repository.find(Filter(rejected=True)).total == 3
-    assert repository.count_rejections(Filter()) == {"": 1, "lateral_view": 1, "blank": 2}
-    assert repository.count_rejections(Filter(rejected=True, until="2000-01-01")) == {}
+    counts = repository.count_images(Filter())
+    assert counts.decisions == {"pneumonia": 1, "rejected": 3}
+    assert counts.rejections == {"lateral_view": 1, "blank": 2}
+    assert (counts.images, counts.predicted, counts.unread) == (4, 1, 4)
+    assert repository.count_images(Filter(rejected=True, until="2000-01-01")) == ImageCounts({}, {}, 0)
+
+
+def test_images_are_filtered_and_counted_by_reader(repository):
+    first, second, third = (add(repository, content)[0] for content in (b"a", b"b", b"c"))
+    for each, user in ((first, "anna"), (second, "anna"), (second, "ben"), (third, "ben")):
+        repository.review(each.id, "pneumonia", user=user)
+    repository.withdraw_review(first.id, user="anna")
+    assert [each.id for each in repository.find(Filter(reviewed_by="anna")).predictions] == [second.id]
+    assert repository.count_images(Filter(reviewed_by="ben")).images == 2
+    assert repository.count_images(Filter(reviewed_by="carl")).images == 0
+    assert repository.count_images(Filter()).unread == 1
 
 
 def unreadable(name="a.dcm", message="cannot read '': the file is truncated"):
@@ -244,7 +258,7 @@ def test_latest_prediction_of_each_image(repository):
     assert repository.find(Filter()).total == 3
     assert {each.id for each in repository.find(Filter(latest=True)).predictions} == {second.id, other.id}
     assert repository.find(Filter(latest=True, rejected=False)).total == 1
-    assert repository.count_rejections(Filter(latest=True)) == {"": 1, "blank": 1}
+    assert repository.count_images(Filter(latest=True)) == ImageCounts({"pneumonia": 1, "rejected": 1}, {"blank": 1}, 2)
     add(repository, b"1", age=PatientAge(3.0, "entered"))  # corrected back
     assert {each.id for each in repository.find(Filter(latest=True)).predictions} == {first.id, other.id}
 

@@ -50,10 +50,11 @@ from pneumoscope.service.storage.identities import (
 )
 from pneumoscope.service.storage.queries import (
     Filter,
+    ImageCounts,
     Order,
     Page,
     PredictionStatistics,
-    count_rejections,
+    count_images,
     find_page,
     has_current_prediction,
     has_image,
@@ -242,14 +243,14 @@ class PredictionRepository:
         with read_transaction(self.engine) as connection:
             return find_page(connection, where, order=order, limit=limit, after=after, by_study=by_study)
 
-    def count_rejections(self, where: Filter) -> dict[str, int]:
-        """Return the number of predictions by rejection code, "" for those that are not rejected.
+    def count_images(self, where: Filter) -> ImageCounts:
+        """Return the numbers of predictions by decision, by rejection code and without a review.
 
         Raises:
             UsageError: A time is invalid.
         """
         with read_transaction(self.engine) as connection:
-            return count_rejections(connection, where)
+            return count_images(connection, where)
 
     def latest(
         self, model: ModelInfo, operating_point: str, limit: int, *, since: str = "", until: str = ""
@@ -288,10 +289,21 @@ class PredictionRepository:
             append(connection, [Entry(time, user, "unreadable", image_sha256=row["image_sha256"], details=details)])
         self._notify()
 
-    def unreadable(self, limit: int = 200) -> tuple[list[UnreadableFile], int]:
-        """Return the records of the latest files that could not be read, newest first, and the number of all records."""
-        query = select(unreadable_files).order_by(unreadable_files.c.created.desc(), unreadable_files.c.id).limit(limit)
-        count = select(func.count()).select_from(unreadable_files)
+    def unreadable(self, limit: int = 200, *, since: str = "") -> tuple[list[UnreadableFile], int]:
+        """Return the records of the latest files that could not be read, newest first, and the number of all records.
+
+        Args:
+            limit: Number of records.
+            since: Earliest time, included: ISO 8601 in UTC, or its beginning; no limit if empty.
+        """
+        created = unreadable_files.c.created
+        query = (
+            select(unreadable_files)
+            .where(created >= since)
+            .order_by(created.desc(), unreadable_files.c.id)
+            .limit(limit)
+        )
+        count = select(func.count()).select_from(unreadable_files).where(created >= since)
         with read_transaction(self.engine) as connection:
             rows = connection.execute(query).mappings()
             return [UnreadableFile.from_row(row) for row in rows], connection.execute(count).scalar_one()

@@ -503,9 +503,6 @@ for (const [name, id] of Object.entries(neighbors)) {
   link.hidden = index < 0 || !(id || nextPage);
   link.href = id ? `/images/${id}` : nextPage || "/";
 }
-for (const { id, name, available } of list.images) {
-  if (id !== predictionId && available) byId("compare")?.append(new Option(name, id));
-}
 
 // ---- Keyboard shortcuts and buttons
 
