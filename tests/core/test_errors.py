@@ -20,7 +20,9 @@ from pneumoscope.core.errors import (
 EXAMPLES = {
     UnknownNameError: lambda: UnknownNameError("recipe", "alexnet-adm", ["vgg19-adam", "alexnet-adam"]),
     TooManyRequestsError: lambda: TooManyRequestsError("too many failed attempts", retry_seconds=4),
-    errors.InvalidIdentityError: lambda: errors.InvalidIdentityError({"study_date": "not_a_date"}, hint="Correct it"),
+    errors.InvalidIdentityError: lambda: errors.InvalidIdentityError(
+        "study_date is not a date", fields={"study_date": "not_a_date"}, hint="Correct it"
+    ),
     MissingExtraError: lambda: MissingExtraError("train", "training", "torch"),
 }
 

@@ -32,6 +32,7 @@ def test_each_field_has_its_own_problem_and_no_value_is_in_the_message():
         "patient_birth_date": "not_a_date", "study_date": "not_a_date", "patient_sex": "not_a_sex",
     }  # fmt: skip
     assert raised.value.code == "invalid_identity"
+    assert raised.value.message.endswith("study_date is not a date; patient_sex is not one of: F, M, O")
     assert not [value for value in entered.stated().values() if value in raised.value.message]
 
 

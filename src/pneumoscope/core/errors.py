@@ -271,12 +271,13 @@ class InvalidIdentityError(InputError):
     """A date or the sex that a person or a client entered is impossible; nothing was stored.
 
     Args:
-        fields: Stable code of the problem by the name of the field. Messages contain no values, which identify a patient.
+        message: The problems, without values, which identify a patient.
+        fields: Stable code of the problem by the name of the field.
         hint: What to do next.
     """
 
-    def __init__(self, fields: Mapping[str, str], *, hint: str) -> None:
-        super().__init__("; ".join(f"{name}: {problem}" for name, problem in fields.items()), hint=hint)
+    def __init__(self, message: str, *, fields: Mapping[str, str], hint: str) -> None:
+        super().__init__(message, hint=hint)
         self.fields = dict(fields)
 
 

@@ -18,6 +18,13 @@ __all__ = ["DATE_FIELDS", "SEXES", "FieldProblem", "check_entered"]
 
 FieldProblem = Literal["not_a_date", "in_the_future", "before_the_birth_date", "too_long_before_the_study", "not_a_sex"]
 SEXES = ("F", "M", "O")
+_PHRASES: dict[FieldProblem, str] = {
+    "not_a_date": "is not a date",
+    "in_the_future": "is in the future",
+    "before_the_birth_date": "is before patient_birth_date",
+    "too_long_before_the_study": f"is more than {MAX_AGE} years before study_date",
+    "not_a_sex": f"is not one of: {', '.join(SEXES)}",
+}
 DATE_FIELDS = ("patient_birth_date", "study_date")
 
 
@@ -47,10 +54,9 @@ def check_entered(entered: Identity, stored: Identity | None = None, *, today: d
         elif age > MAX_AGE:
             problems["patient_birth_date"] = "too_long_before_the_study"
     if problems:
-        raise InvalidIdentityError(
-            {name: problems[name] for name in (*DATE_FIELDS, "patient_sex") if name in problems},
-            hint="Write dates that have passed as 2021-01-31, and the sex as F, M or O",
-        )
+        fields = {name: problems[name] for name in (*DATE_FIELDS, "patient_sex") if name in problems}
+        message = "; ".join(f"{name} {_PHRASES[problem]}" for name, problem in fields.items())
+        raise InvalidIdentityError(message, fields=fields, hint="Correct it; write dates as 2021-01-31")
 
 
 def _find_date_problem(text: str, today: date) -> FieldProblem | None:

@@ -59,7 +59,7 @@ from pneumoscope.service.web.dashboard import (
     summarize,
 )
 from pneumoscope.service.web.page_route import PageRoute, read_form
-from pneumoscope.service.web.templating import render
+from pneumoscope.service.web.templating import render, url_with_query
 from pneumoscope.service.web.viewer import IdentityForm, identity_tag, image_context, is_hidden, viewer_page
 from pneumoscope.service.web.worklist import BLIND_ORDERS, ORDERS, SearchStore, WorklistQuery, export_csv, parse_query
 
@@ -295,9 +295,9 @@ async def set_identity(request: Request, service: AppService, settings: AppSetti
 
 
 @page_router.get("/images/{id}/identity")
-def identity_form(id: str) -> Response:
+def identity_form(request: Request, id: str) -> Response:
     """Redirect to the viewer: the address of a form that was not saved, in the link to the other language or after signing in."""
-    return RedirectResponse(f"/images/{id}", 303)
+    return RedirectResponse(url_with_query(f"/images/{id}", **request.query_params), 303)
 
 
 @page_router.get("/images/{id}/report")

@@ -25,7 +25,7 @@ from pneumoscope.service.settings import Settings
 from pneumoscope.service.storage.reviews import LABELS
 from pneumoscope.service.time_zone import format_minute, local_date
 
-__all__ = ["LANGUAGE", "render", "request_language"]
+__all__ = ["LANGUAGE", "render", "request_language", "url_with_query"]
 
 LANGUAGE = "language"  # name of the cookie and of the query parameter
 _LANGUAGE_COOKIE_SECONDS = 365 * 86400
