@@ -56,6 +56,7 @@ PARAMETERS = {
     "view_not_understood": {"view": "ZZ", "element": "ViewPosition"},
     "laterality_not_understood": {"laterality": "ODD"},
     "presentation_intent_not_understood": {"intent": "OTHER"},
+    "excluded_by_site_rule": {"rule": "adults"},
     "too_small": {"width": 40, "height": 30, "minimum": 56},
     "too_narrow": {"width": 900, "height": 100},
     "blank": {"levels": 7},

@@ -31,6 +31,7 @@ from pneumoscope.core.results import Interval
 from pneumoscope.inference.model import load_model
 from pneumoscope.service.api.exception_handlers import PROBLEM_MEDIA_TYPE
 from pneumoscope.service.app import create_app
+from pneumoscope.service.dicom.configuration import DicomConfiguration
 from pneumoscope.service.settings import Settings
 from pneumoscope.service.storage.database import open_database, write_transaction
 from pneumoscope.service.storage.repository import PredictionRepository
@@ -46,6 +47,7 @@ UNPRIVILEGED = 65534  # user id
 START_SECONDS = 60  # a deadline, far above what a start takes under load
 SERVICE_SECONDS = 300  # after which a service is killed; above the time limit of a test
 MODEL = ModelInfo("gray", "0.1.0", "ab" * 32)
+AT_ONCE = DicomConfiguration(quiet_seconds=0)  # a study is predicted at once
 
 
 def prediction(
@@ -284,13 +286,23 @@ def model(shared_maker):
 
 @pytest.fixture
 def app(model):
-    return create_app(model, PredictionRepository(None), Settings(max_images=3, max_body_bytes=100_000))
+    return create_app(model, PredictionRepository(None), Settings(max_images=3, max_body_bytes=100_000, dicom=AT_ONCE))
 
 
 @pytest.fixture
 def client(app):
     with TestClient(app, base_url="http://127.0.0.1:8000", raise_server_exceptions=False) as opened:
         yield opened
+
+
+def predicted(client, count=1, path="/v1/predictions"):
+    """Wait until a service has predicted a number of received images, and return its predictions, newest first."""
+    deadline = time.monotonic() + START_SECONDS
+    while (found := client.get(path).json())["total"] < count:
+        assert time.monotonic() < deadline, f"{found['total']} of {count} after {START_SECONDS} s"
+        time.sleep(0.05)
+    assert found["total"] == count
+    return next(value for key, value in found.items() if isinstance(value, list))
 
 
 def images(*contents):

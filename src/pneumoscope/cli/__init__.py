@@ -39,6 +39,7 @@ VERBS = (
     "accept",
     "monitor",
     "serve",
+    "outbox",
     "tokens",
     "audit-log",
     "storage",
@@ -56,7 +57,7 @@ _EXTRAS = {
         "pg8000",
         "segno",
     ),
-    "pacs": ("pynetdicom", "highdicom"),
+    "pacs": ("pynetdicom", "highdicom", "dicomweb_client"),
     "openid": ("authlib", "httpx2", "itsdangerous", "joserfc"),
     "evaluate": (
         "scipy",

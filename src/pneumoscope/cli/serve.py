@@ -118,6 +118,12 @@ class _Age(click.ParamType[timedelta]):
     metavar="CERTIFICATE KEY CLIENT_CA",
     help="PEM files: the DICOM node then requires TLS with client certificates.",
 )
+@click.option(
+    "--dicom-config",
+    type=click.Path(path_type=Path),
+    metavar="FILE",
+    help="TOML file with the DICOM node, its peers, site rules and destinations of results; replaces the options above.",
+)
 @click.option("--open", "open_browser", is_flag=True, help="Open the web UI in a browser.")
 def command(
     host: str,
@@ -144,6 +150,7 @@ def command(
     dicom_aet: str,
     dicom_peers: tuple[str, ...],
     dicom_tls: tuple[Path, Path, Path] | None,
+    dicom_config: Path | None,
     open_browser: bool,
 ) -> None:
     """Run the web UI and the HTTP API; store images, predictions, reviews and an audit log.
@@ -154,11 +161,29 @@ def command(
 
     Example:  pneumoscope serve --data-dir records
     """
-    from pneumoscope.service.dicom.settings import DicomSettings, parse_peer, tls_context
+    from pneumoscope.service.dicom.configuration import DicomConfiguration, read_configuration
+    from pneumoscope.service.dicom.settings import DicomSettings, parse_peer, tls_contexts
     from pneumoscope.service.server import serve
 
     if dicom_port is None and (dicom_peers or dicom_tls or dicom_host):
         raise UsageError("--dicom-peer, --dicom-host and --dicom-tls need --dicom-port")
+    if dicom_config and dicom_port is not None:
+        raise UsageError("--dicom-config cannot be combined with --dicom-port", hint="Set the port in the file")
+    if dicom_config:
+        dicom = read_configuration(dicom_config)
+    elif dicom_port is None:
+        dicom = DicomConfiguration()
+    else:
+        tls, client_tls = tls_contexts(*dicom_tls) if dicom_tls else (None, None)
+        node = DicomSettings(
+            host=dicom_host or host,
+            port=dicom_port,
+            ae_title=dicom_aet,
+            peers=tuple(map(parse_peer, dicom_peers)),
+            tls=tls,
+            client_tls=client_tls,
+        )
+        dicom = DicomConfiguration(node)
     if ephemeral and (data_dir or database):
         raise UsageError("--ephemeral cannot be combined with --data-dir or --database")
     serve(
@@ -178,15 +203,7 @@ def command(
         blind_first=blind_first,
         no_auth=no_auth,
         openid_connect=openid_connect,
-        dicom=None
-        if dicom_port is None
-        else DicomSettings(
-            host=dicom_host or host,
-            port=dicom_port,
-            ae_title=dicom_aet,
-            peers=tuple(map(parse_peer, dicom_peers)),
-            tls=tls_context(*dicom_tls) if dicom_tls else None,
-        ),
+        dicom=dicom,
         public_name=public_name,
         time_zone=time_zone,
         open_browser=open_browser,

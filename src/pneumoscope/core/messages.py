@@ -96,6 +96,7 @@ _REJECTIONS: dict[RejectionCode, str] = {
     "presentation_intent_not_understood": N_(
         "The presentation intent {intent} is unknown; send an image with the intent FOR PRESENTATION"
     ),
+    "excluded_by_site_rule": N_("The site rule {rule} excludes the image"),
     "too_small": N_("The image is too small: {width} x {height} pixels; each side needs at least {minimum}"),
     "too_narrow": N_("The image is too narrow for a chest radiograph: {width} x {height} pixels"),
     "color": N_("The image is in color; a radiograph is grayscale"),
@@ -122,6 +123,7 @@ _REJECTION_LABELS: dict[RejectionCode, str] = {
     "laterality_not_understood": N_("Unknown laterality"),
     "for_processing": N_("Unprocessed pixels"),
     "presentation_intent_not_understood": N_("Unknown presentation intent"),
+    "excluded_by_site_rule": N_("Excluded by a site rule"),
     "too_small": N_("Too small"),
     "too_narrow": N_("Too narrow"),
     "color": N_("In color"),

@@ -59,6 +59,7 @@ RejectionCode = Literal[
     "laterality_not_understood",
     "for_processing",
     "presentation_intent_not_understood",
+    "excluded_by_site_rule",
     "too_small",
     "too_narrow",
     "color",

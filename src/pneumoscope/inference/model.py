@@ -139,6 +139,14 @@ class Model:
             facts[label] = value
         return facts_html(f"Model {card.name}", facts, self.notice)
 
+    @property
+    def settings(self) -> tuple[str, ...]:
+        """Everything but the image that a prediction depends on: network, site, operating point, required ages, assumptions."""
+        assumptions = sorted(self._session.assumptions)
+        return (
+            self.facts.sha256, self.facts.site, self.operating_point_name, self._session.require_age, *assumptions,
+        )  # fmt: skip
+
     def close(self) -> None:
         """Stop the worker processes, if any; they also stop with this process."""
         self._loader.close()

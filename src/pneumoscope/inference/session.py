@@ -63,6 +63,7 @@ class BundleSession:
         profile: The site profile, or None.
         site: Name and short hash of the site profile, or the stated prevalence; see `ModelInfo`.
         assumptions: Overrides of DICOM headers that hold for all images.
+        require_age: Images that are rejected if the age of the patient is unknown.
         has_heatmaps: True if the network has the output `heatmap`.
     """
 
@@ -109,7 +110,7 @@ class BundleSession:
         self.profile: SiteProfile | None = None
         self.site = ""
         self.assumptions = tuple(assume)
-        self._require_age = require_age
+        self.require_age = require_age
         self._output_names = [output.name for output in self._session.get_outputs()]
         self._check_signature()
         self.has_heatmaps = "heatmap" in self._output_names
@@ -222,7 +223,7 @@ class BundleSession:
         """Return the rejection by the pixels, the header or the age of an image, before the network; None if it passes."""
         if rejection := reject_by_file(image.rejections, self.assumptions):
             return rejection
-        required = self._require_age == "always" or (self._require_age == "dicom" and image.format == "DICOM")
+        required = self.require_age == "always" or (self.require_age == "dicom" and image.format == "DICOM")
         return reject_by_age(self.card, image.age, required=required)
 
     def require_heatmaps(self) -> None:

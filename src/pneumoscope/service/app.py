@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import dataclasses
 import re
 import secrets
 from collections.abc import AsyncIterator
@@ -15,6 +16,7 @@ from fastapi.routing import APIRoute
 from starlette.staticfiles import StaticFiles
 
 from pneumoscope import __version__
+from pneumoscope.core.errors import MissingExtraError
 from pneumoscope.inference.model import Model
 from pneumoscope.service.api.administration import administrator_router
 from pneumoscope.service.api.dependencies import authentication
@@ -24,6 +26,7 @@ from pneumoscope.service.audit.access import AccessLog
 from pneumoscope.service.auth.authenticator import Authenticator
 from pneumoscope.service.auth.tokens import TokenRepository
 from pneumoscope.service.auth.users import Role
+from pneumoscope.service.dicom.processing import InstanceProcessor
 from pneumoscope.service.dicom.web import dicom_web_router
 from pneumoscope.service.inference_queue import InferenceQueue
 from pneumoscope.service.metrics import Metrics
@@ -41,6 +44,7 @@ from pneumoscope.service.web.worklist import SearchStore
 
 if TYPE_CHECKING:
     from pneumoscope.service.auth.openid_connect import OpenIdConnect
+    from pneumoscope.service.dicom.delivery import ResultDelivery
     from pneumoscope.service.dicom.receiver import DicomReceiver
 
 __all__ = ["CLOSE_SECONDS", "create_app"]
@@ -57,6 +61,7 @@ def create_app(
     require_token: bool = False,
     openid_connect: OpenIdConnect | None = None,
     dicom_receiver: DicomReceiver | None = None,
+    delivery: bool = False,
 ) -> FastAPI:
     """Return the application, which closes the repository when it shuts down.
 
@@ -67,6 +72,7 @@ def create_app(
         require_token: Whether clients must authenticate with a token of the repository's database.
         openid_connect: Identity provider for the web UI; tokens are then required, too.
         dicom_receiver: Receives images from DICOM nodes while the application runs.
+        delivery: Whether results in the outbox are delivered while the application runs, which needs [pacs].
     """
     settings = settings or Settings()
     queue = InferenceQueue(model, max_waiting=settings.max_waiting)
@@ -77,11 +83,18 @@ def create_app(
         """Remove old images while the application runs; at the end, finish what was accepted and close the repository."""
         retention.start()
         if dicom_receiver:
-            dicom_receiver.start(app.state.service, asyncio.get_running_loop())
+            dicom_receiver.start(processor)
+        if result_delivery:
+            result_delivery.start()
+        processing = asyncio.create_task(processor.run())
         yield
         changes.close()
         if dicom_receiver:
             await run_in_threadpool(dicom_receiver.stop, CLOSE_SECONDS / 3)
+        processing.cancel()
+        await asyncio.wait([processing], timeout=CLOSE_SECONDS / 3)
+        if result_delivery:
+            await run_in_threadpool(result_delivery.stop, CLOSE_SECONDS / 3)
         for close in (retention.stop, queue.close, repository.close):
             await run_in_threadpool(close, CLOSE_SECONDS / 3)
 
@@ -99,18 +112,23 @@ def create_app(
     )
     changes = ChangeStreams()
     repository.add_change_listener(changes.notify)
-    metrics = Metrics(lambda: queue.waiting, lambda: changes.open)
+    metrics = Metrics(lambda: queue.waiting, lambda: changes.open, repository.inbox.status, repository.outbox.status)
     app.state.settings = settings
+    renderer = ImageRenderer(model, repository, settings.dicom.results)
+    result_delivery = _result_delivery(settings, repository, renderer) if delivery else None
     access_log = AccessLog(repository.engine)
     tokens = TokenRepository(repository.engine) if require_token or openid_connect else None
     authenticator = Authenticator(tokens, access_log, openid_connect)
     app.state.access_log = access_log
     app.state.authenticator = authenticator
-    app.state.service = PredictionService(model, repository, queue, metrics, settings.pseudonymizer)
+    service = PredictionService(model, repository, queue, metrics, settings.pseudonymizer)
+    processor = InstanceProcessor(service, settings.dicom)
+    app.state.service = dataclasses.replace(service, on_predicted_again=processor.record_again)
+    app.state.processor = processor
     app.state.changes = changes
     app.state.searches = SearchStore()
     app.state.readiness = Readiness(model, repository)
-    app.state.renderer = ImageRenderer(model, repository)
+    app.state.renderer = renderer
     routers: list[tuple[APIRouter, Role | None]] = [
         (operation_router, None),
         (sender_router, "sender"),
@@ -153,3 +171,11 @@ def create_app(
         )
     app.add_middleware(DrainBodyMiddleware, max_bytes=settings.max_body_bytes)
     return app
+
+
+def _result_delivery(settings: Settings, repository: PredictionRepository, renderer: ImageRenderer) -> ResultDelivery:
+    try:
+        from pneumoscope.service.dicom.delivery import ResultDelivery
+    except ModuleNotFoundError as error:
+        raise MissingExtraError("pacs", "delivering results", error.name or "pynetdicom") from error
+    return ResultDelivery(settings.dicom, repository.outbox, renderer)

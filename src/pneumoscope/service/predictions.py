@@ -8,20 +8,22 @@ import logging
 import threading
 import time
 from collections.abc import Callable, Coroutine, Sequence
+from functools import partial
 from typing import Any
 
 from fastapi.concurrency import run_in_threadpool
+from sqlalchemy import Connection
 
 from pneumoscope.core.errors import PneumoscopeError, StorageError, UnknownNameError, UnreadableImageError, UsageError
 from pneumoscope.core.identity import Identity, age_at_study, combine, search_words
 from pneumoscope.core.messages import notice
-from pneumoscope.core.prediction import MAX_AGE, Prediction, WarningCode
+from pneumoscope.core.prediction import MAX_AGE, Failure, Prediction, WarningCode
 from pneumoscope.inference.model import Model
 from pneumoscope.service.inference_queue import InferenceQueue
 from pneumoscope.service.metrics import Metrics
 from pneumoscope.service.storage.pseudonyms import Pseudonymizer
 from pneumoscope.service.storage.records import StoredPrediction
-from pneumoscope.service.storage.repository import PredictionRepository
+from pneumoscope.service.storage.repository import Also, PredictionRepository
 
 __all__ = ["PredictionService", "Readiness", "check_age_by_dates", "depends_on_entered_age"]
 
@@ -33,13 +35,19 @@ _CHECK_SECONDS = 1.0  # between readiness checks
 
 @dataclasses.dataclass(frozen=True, slots=True)
 class PredictionService:
-    """The model, the queue in front of it, and the repository behind it; a pseudonymizer, if only pseudonyms are stored."""
+    """The model, the queue in front of it, and the repository behind it.
+
+    Attributes:
+        pseudonymizer: Replaces identities of patients, if only pseudonyms are stored.
+        on_predicted_again: Called in the transaction of `predict_again` with the earlier id, the connection and the new id.
+    """
 
     model: Model
     repository: PredictionRepository
     queue: InferenceQueue
     metrics: Metrics
     pseudonymizer: Pseudonymizer | None = None
+    on_predicted_again: Callable[[str, Connection, str], None] = lambda _earlier, _connection, _id: None
     decoding: asyncio.Semaphore = dataclasses.field(default_factory=lambda: asyncio.Semaphore(_MAX_DECODED))
 
     def notice(self, language: str) -> str:
@@ -85,23 +93,36 @@ class PredictionService:
             pairs = zip(predictions, images, strict=True)
             return await asyncio.gather(*(self._store(prediction, image, user) for prediction, (image, _) in pairs))
 
-    async def predict_instance(self, instance: bytes, name: str, user: str) -> StoredPrediction | Prediction | None:
-        """Score a DICOM instance that another node sent, and store the prediction, unless the file is stored byte for byte.
+    async def predict_received(
+        self,
+        instance: bytes,
+        name: str,
+        user: str,
+        *,
+        adjust: Callable[[Prediction], Prediction],
+        also: Callable[[Connection, Prediction, str], None],
+    ) -> None:
+        """Score a DICOM instance that another node sent, and store the prediction, or a record of a file that cannot be read.
 
         Args:
             instance: A DICOM file.
             name: Name of the image.
             user: For the audit log.
-        Returns:
-            See `predict`; None if the file has a current prediction; see `PredictionRepository.has_current_prediction`.
+            adjust: Returns the prediction to store.
+            also: Changes the database in the transaction that stores the prediction; called with the prediction and its id, which
+                is empty for a file that cannot be read.
         Raises:
-            BusyError, StorageError, UsageError: See `predict`.
+            BusyError, StorageError: See `predict`.
         """
-        model, operating_point = self.model.facts, self.model.operating_point_name
-        if await run_in_threadpool(self.repository.has_current_prediction, instance, model, operating_point):
-            return None
-        (found,) = await self.predict([(instance, name)], user, _never)
-        return found
+        with self.queue.reserve(1):
+            (scored,) = await self._score([(instance, name)], _never, None)
+            try:
+                scored = await self._with_age_by_dates(scored, (instance, name), _never)
+            except UsageError as error:  # the dates in the header contradict each other
+                failure = Failure(error.code, error.message, error.hint)
+                scored = dataclasses.replace(_without_result(scored), failure=failure)
+            prediction = scored if scored.failure else adjust(scored)
+            await self._store(prediction, instance, user, lambda connection, id: also(connection, prediction, id))
 
     async def _with_age_by_dates(
         self,
@@ -151,7 +172,7 @@ class PredictionService:
                 image=earlier.image,
                 warnings=() if prediction.rejection else _without_age_warning(earlier.warnings or prediction.warnings),
             )
-            return await self._submit(again, image, user)
+            return await self._submit(again, image, user, partial(self.on_predicted_again, id))
 
     def search_words(self, text: str) -> tuple[tuple[str, ...], ...]:
         """Return the forms of each word of a search for `Filter.search`.
@@ -208,24 +229,28 @@ class PredictionService:
             for future in futures:
                 future.cancel()
 
-    async def _store(self, prediction: Prediction, image: bytes, user: str) -> StoredPrediction | Prediction:
+    async def _store(
+        self, prediction: Prediction, image: bytes, user: str, also: Also | None = None
+    ) -> StoredPrediction | Prediction:
         if self.pseudonymizer:
             prediction = self.pseudonymizer.prediction(prediction)
         if prediction.failure:
             self.metrics.images.labels("unreadable").inc()
-            await run_in_threadpool(self.repository.add_unreadable, prediction, image, user=user)
+            await run_in_threadpool(self.repository.add_unreadable, prediction, image, user=user, also=also)
             return prediction
         if self.pseudonymizer:
             async with self.decoding:
                 image = await run_in_threadpool(self._anonymous_image, image)
-        return await self._submit(prediction, image, user)
+        return await self._submit(prediction, image, user, also)
 
     def _anonymous_image(self, image: bytes) -> bytes:
         assert self.pseudonymizer
         return self.pseudonymizer.image(self.model.decode(image).pixels, image)
 
-    async def _submit(self, prediction: Prediction, image: bytes, user: str) -> StoredPrediction:
-        stored, is_new = await asyncio.wrap_future(self.repository.submit(prediction, image, user=user))
+    async def _submit(
+        self, prediction: Prediction, image: bytes, user: str, also: Also | None = None
+    ) -> StoredPrediction:
+        stored, is_new = await asyncio.wrap_future(self.repository.submit(prediction, image, user=user, also=also))
         if is_new:
             self.metrics.images.labels(stored.decision).inc()
         return stored
@@ -248,6 +273,19 @@ def depends_on_entered_age(prediction: Prediction) -> bool:
 
 def _without_age_warning(warnings: Sequence[WarningCode]) -> tuple[WarningCode, ...]:
     return tuple(warning for warning in warnings if warning != "age_not_stated")
+
+
+def _without_result(prediction: Prediction) -> Prediction:
+    return dataclasses.replace(
+        prediction,
+        decision=None,
+        probability=None,
+        interval=None,
+        threshold=None,
+        rejection=None,
+        uncertainty=None,
+        warnings=(),
+    )
 
 
 def _word_forms(text: str) -> tuple[tuple[str, ...], ...]:

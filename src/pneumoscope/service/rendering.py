@@ -13,10 +13,15 @@ from typing import NamedTuple, TypeVar
 import msgspec
 from fastapi.concurrency import run_in_threadpool
 from PIL import Image
+from pydicom import Dataset
 
-from pneumoscope.core.errors import MissingExtraError, UnknownNameError
+from pneumoscope.core.errors import MissingExtraError, UnknownNameError, UnreadableImageError
+from pneumoscope.core.prediction import Failure, Prediction
 from pneumoscope.inference.model import Model
 from pneumoscope.inference.saliency import Layer
+from pneumoscope.service.dicom.configuration import ResultSettings
+from pneumoscope.service.dicom.header import decode_header, has_study, read_header
+from pneumoscope.service.storage.outbox import Delivery, ObjectKind, result_uid
 from pneumoscope.service.storage.records import StoredPrediction
 from pneumoscope.service.storage.repository import PredictionRepository
 
@@ -49,10 +54,12 @@ class ImageRenderer:
     Args:
         model: The current model; only its own predictions have heatmaps.
         repository: Where predictions and images are stored.
+        results: How the series of results are described; the defaults if None.
     """
 
-    def __init__(self, model: Model, repository: PredictionRepository) -> None:
+    def __init__(self, model: Model, repository: PredictionRepository, results: ResultSettings | None = None) -> None:
         self._model, self._repository = model, repository
+        self._results = results or ResultSettings()
         self._rendering = asyncio.Semaphore(_MAX_RENDERED)
 
     async def image(self, id: str) -> bytes:
@@ -79,14 +86,36 @@ class ImageRenderer:
         """Return the result as a Secondary Capture; see `dicom.results`.
 
         Raises:
-            UnknownNameError: The file is not DICOM with a study, or the prediction is of another model.
+            UnknownNameError: The file is not DICOM with a study.
             MissingExtraError: [pacs] is not installed.
         """
-        return await self._render(lambda: self._secondary_capture(id))
+        return await self._render(lambda: self._result_of_image(id, "secondary_capture"))
 
     async def structured_report(self, id: str) -> bytes:
         """Return the result as a DICOM Structured Report; it raises what `secondary_capture` raises."""
-        return await self._render(lambda: self._structured_report(id))
+        return await self._render(lambda: self._result_of_image(id, "structured_report"))
+
+    def result_object(self, delivery: Delivery) -> bytes:
+        """Return the DICOM object of a delivery; called in a thread.
+
+        Raises:
+            UnknownNameError: The prediction was deleted.
+            MissingExtraError: [pacs] is not installed.
+        """
+        subject = delivery.subject
+        if delivery.kind != "rejection_note" and subject.prediction_id:
+            prediction = self._repository.get(subject.prediction_id)
+            return self._encode_result(prediction, decode_header(subject.header), delivery.kind, delivery.result_uid)
+        failure = Failure(subject.failure_code, "") if subject.failure_code else None
+        stated = Prediction(
+            path="", decision=None, operating_point=subject.operating_point, failure=failure, model=self._model.facts
+        )
+        with _missing_extra_errors():
+            from pneumoscope.service.dicom.results import Result, rejection_note, structured_report
+
+        header = decode_header(subject.header)
+        result = Result(delivery.result_uid, stated, delivery.created, header, self._results)
+        return rejection_note(result, delivery.withdrawn_uids) if delivery.withdrawn_uids else structured_report(result)
 
     async def _render(self, draw: Callable[[], _Rendered]) -> _Rendered:
         """Call a function in a thread when fewer than two are being called."""
@@ -108,21 +137,33 @@ class ImageRenderer:
         prediction = self._explainable(id)
         return self._model.draw_heatmap(self._repository.image(prediction), prediction)
 
-    def _secondary_capture(self, id: str) -> bytes:
-        with _missing_extra_errors():
-            from pneumoscope.service.dicom.results import read_source, secondary_capture
-
+    def _result_of_image(self, id: str, kind: ObjectKind) -> bytes:
         prediction = self._repository.get(id)
-        source = read_source(self._repository.image(prediction), id)
-        image = _encode_png(self._decode(id)) if prediction.decision == "rejected" else self._draw_heatmap(id)
-        return secondary_capture(prediction, source, image, self._model.notice)
+        no_objects = UnknownNameError(
+            "DICOM result of prediction",
+            id,
+            (),
+            hint="The stored file is not DICOM with a study: it has no results as DICOM objects",
+        )
+        try:
+            header = read_header(self._repository.image(prediction))
+        except UnreadableImageError as error:
+            raise no_objects from error
+        if not has_study(header):
+            raise no_objects
+        uid = result_uid(kind, header.SOPInstanceUID, id)
+        return self._encode_result(prediction, header, kind, uid)
 
-    def _structured_report(self, id: str) -> bytes:
+    def _encode_result(self, prediction: StoredPrediction, header: Dataset, kind: ObjectKind, uid: str) -> bytes:
         with _missing_extra_errors():
-            from pneumoscope.service.dicom.results import read_source, structured_report
+            from pneumoscope.service.dicom.results import Result, secondary_capture, structured_report
 
-        prediction = self._repository.get(id)
-        return structured_report(prediction, read_source(self._repository.image(prediction), id))
+        result = Result(uid, prediction, prediction.created, header, self._results)
+        if kind == "structured_report":
+            return structured_report(result)
+        with_legend = prediction.decision != "rejected" and prediction.model.matches(self._model.facts)
+        image = self._draw_heatmap(prediction.id) if with_legend else _encode_png(self._decode(prediction.id))
+        return secondary_capture(result, image, self._model.notice, with_legend=with_legend)
 
     def _heatmap_layer(self, id: str) -> Layer:
         return self._model.heatmap_layer(self._repository.image(self._explainable(id)))

@@ -27,7 +27,7 @@ from pneumoscope.inference.model import load_model
 from pneumoscope.service.app import CLOSE_SECONDS, create_app
 from pneumoscope.service.auth.tokens import TokenRepository
 from pneumoscope.service.auth.users import is_loopback
-from pneumoscope.service.dicom.settings import DicomSettings
+from pneumoscope.service.dicom.configuration import DicomConfiguration
 from pneumoscope.service.settings import Settings
 from pneumoscope.service.storage.blob_store import BLOBS
 from pneumoscope.service.storage.data_directory import data_directory_lock
@@ -39,6 +39,7 @@ from pneumoscope.service.time_zone import find_time_zone
 if TYPE_CHECKING:
     from pneumoscope.service.auth.openid_connect import OpenIdConnect
     from pneumoscope.service.dicom.receiver import DicomReceiver
+    from pneumoscope.service.dicom.settings import DicomSettings
 
 __all__ = ["serve"]
 
@@ -71,7 +72,7 @@ def serve(
     blind_first: bool,
     no_auth: bool,
     openid_connect: Path | None,
-    dicom: DicomSettings | None,
+    dicom: DicomConfiguration,
     public_name: str,
     open_browser: bool,
     echo: Callable[[str], None],
@@ -90,7 +91,7 @@ def serve(
         blind_first: See `settings.Settings`.
         no_auth: Serve without authentication, even on a public address, and even if the database has tokens.
         openid_connect: See `openid_connect.read_configuration`; None without an identity provider.
-        dicom: Settings of the DICOM node; None without one.
+        dicom: How the service exchanges images and results with other nodes.
         public_name: See `settings.Settings`.
         open_browser: Open the web UI in this machine's browser.
         echo: Called with each line for the person who started the service.
@@ -113,6 +114,11 @@ def serve(
             f"--public-name {public_name!r} is not a host name",
             hint="Pass only the name, without a scheme, a port or a path, such as images.clinic.example",
         )
+    if pseudonym_key and dicom.receivers:
+        raise UsageError(
+            "--pseudonymise stores no identity, and results cannot be sent without one",
+            hint="Set `destinations = []` in the DICOM configuration, or omit --pseudonymise",
+        )
     pseudonymizer = Pseudonymizer(read_key(pseudonym_key)) if pseudonym_key else None
     loaded_model = load_model(
         model,
@@ -129,7 +135,7 @@ def serve(
         contextlib.closing(loaded_model),
         _listen(host, port) as listener,
         data_directory_lock(folder) if folder else contextlib.nullcontext(),
-        _listen_for_dicom(dicom) as receiver,
+        _listen_for_dicom(dicom.node) as receiver,
         contextlib.ExitStack() as stack,
     ):
         repository = PredictionRepository(folder, database)
@@ -153,6 +159,7 @@ def serve(
             blind_first=blind_first,
             time_zone=zone,
             pseudonymizer=pseudonymizer,
+            dicom=dicom,
         )
         server = _uvicorn_server(
             create_app(
@@ -162,6 +169,7 @@ def serve(
                 require_token=require_token,
                 openid_connect=provider,
                 dicom_receiver=receiver,
+                delivery=bool(dicom.receivers),
             )
         )
         _log_to_stderr()
@@ -171,9 +179,11 @@ def serve(
         echo(
             f"{url}  model {loaded_model.card.name}, operating point {operating_point_name}, require age {require_age}"
         )
-        if dicom and receiver:
-            tls = " with TLS" if dicom.tls else ""
-            echo(f"DICOM node {dicom.ae_title} on {dicom.host}, port {receiver.port}{tls}")
+        if dicom.node and receiver:
+            tls = " with TLS" if dicom.node.tls else ""
+            echo(f"DICOM node {dicom.node.ae_title} on {dicom.node.host}, port {receiver.port}{tls}")
+        if dicom.receivers:
+            echo(f"Results are sent to {', '.join(dicom.receivers)}")
         if assume:
             echo(f"Assumed of all images: {', '.join(assume)}")
         if note := site_note(loaded_model.facts):

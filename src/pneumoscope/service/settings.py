@@ -6,6 +6,7 @@ import dataclasses
 from datetime import timedelta
 from zoneinfo import ZoneInfo
 
+from pneumoscope.service.dicom.configuration import DicomConfiguration
 from pneumoscope.service.storage.pseudonyms import Pseudonymizer
 
 __all__ = ["Settings"]
@@ -27,6 +28,7 @@ class Settings:
         blind_first: Whether the web UI shows a prediction only after the reader has labeled the image.
         time_zone: Time zone of the web UI.
         pseudonymizer: Replaces identities of patients by pseudonyms; None stores them.
+        dicom: How the service exchanges images and results with other nodes.
     """
 
     max_body_bytes: int = 256 * 2**20
@@ -40,3 +42,4 @@ class Settings:
     blind_first: bool = False
     time_zone: ZoneInfo = dataclasses.field(default_factory=lambda: ZoneInfo("UTC"))
     pseudonymizer: Pseudonymizer | None = None
+    dicom: DicomConfiguration = dataclasses.field(default_factory=DicomConfiguration)

@@ -1,7 +1,5 @@
 """The DICOM node receives images: associations, statuses, limits, duplicates, TLS, and a killed process."""
 
-import asyncio
-import gc
 import hashlib
 import io
 import logging
@@ -12,7 +10,6 @@ import ssl
 import subprocess
 import threading
 import time
-import warnings
 from contextlib import contextmanager, suppress
 
 import pydicom
@@ -20,12 +17,15 @@ import pytest
 from fastapi.testclient import TestClient
 from pydicom.uid import ExplicitVRLittleEndian, JPEGBaseline8Bit, generate_uid
 from tests.images import dicom
-from tests.service.conftest import served, verified
+from tests.service.conftest import predicted, served, verified
 
 from pneumoscope.core.errors import BusyError, StorageError, UsageError
+from pneumoscope.inference.model import load_model
 from pneumoscope.service.app import create_app
 from pneumoscope.service.audit.log import read_rows
-from pneumoscope.service.dicom.settings import DicomPeer, DicomSettings, image_name, parse_peer, tls_context
+from pneumoscope.service.dicom.configuration import DicomConfiguration
+from pneumoscope.service.dicom.settings import DicomPeer, DicomSettings, image_name, parse_peer, tls_contexts
+from pneumoscope.service.settings import Settings
 from pneumoscope.service.storage.repository import PredictionRepository
 
 pynetdicom = pytest.importorskip("pynetdicom", reason="[pacs] is not installed")
@@ -33,15 +33,6 @@ receiver = pytest.importorskip("pneumoscope.service.dicom.receiver")
 
 PEER = DicomPeer("PACS", "ORTHANC", "127.0.0.1", 4242)
 SECONDS = 30
-
-
-@pytest.fixture(autouse=True)
-def collect_sockets():
-    """Collect the sockets that pynetdicom's sender does not close after a failed TLS handshake."""
-    yield
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore", ResourceWarning)
-        gc.collect()
 
 
 def instance(level=100, **elements):
@@ -56,8 +47,10 @@ def instance(level=100, **elements):
 def node(model, repository=None, **settings):
     """A service with a DICOM node: its client and the node."""
     options = {"host": "127.0.0.1", "port": 0, "ae_title": "PNEUMOSCOPE", "peers": (PEER,), "timeout": 5} | settings
-    opened = receiver.DicomReceiver(DicomSettings(**options))
-    app = create_app(model, repository or PredictionRepository(None), dicom_receiver=opened)
+    opened_settings = DicomSettings(**options)
+    opened = receiver.DicomReceiver(opened_settings)
+    dicom = DicomConfiguration(opened_settings, quiet_seconds=0)
+    app = create_app(model, repository or PredictionRepository(None), Settings(dicom=dicom), dicom_receiver=opened)
     with TestClient(app, base_url="http://127.0.0.1:8000") as client:
         yield client, opened
 
@@ -97,7 +90,7 @@ def test_instance_is_predicted_stored_and_acknowledged(model):
         assert sender.send_c_echo().Status == 0x0000
         sent = instance(AccessionNumber="A1", StudyInstanceUID="1.2.3")
         assert sender.send_c_store(sent).Status == 0x0000
-        (found,) = client.get("/v1/predictions").json()["predictions"]
+        (found,) = predicted(client)
         assert (found["path"], found["identity"]["patient_id"], found["identity"]["accession_number"]) == (
             sent.SOPInstanceUID, "7", "A1"
         )  # fmt: skip
@@ -111,45 +104,39 @@ def test_stored_file_is_the_instance_that_was_sent(model):
     with node(model, repository) as (client, opened), association(opened) as sender:
         sent = instance()
         sender.send_c_store(sent)
-        (found,) = client.get("/v1/predictions").json()["predictions"]
+        (found,) = predicted(client)
         stored = pydicom.dcmread(io.BytesIO(repository.image(repository.get(found["id"]))))
         assert stored == sent
         assert stored.file_meta.TransferSyntaxUID == ExplicitVRLittleEndian
 
 
-def test_duplicate_is_acknowledged_and_not_predicted_again(model, monkeypatch):
+def test_duplicate_is_acknowledged_and_not_predicted_again(model):
+    with node(model) as (client, opened), association(opened) as sender:
+        for sent in (instance(), instance(ViewPosition="LL")):
+            assert sender.send_c_store(sent).Status == 0x0000
+            predicted(client, 1 + (sent.ViewPosition == "LL"))
+            assert sender.send_c_store(sent).Status == 0x0000
+            assert client.app.state.service.repository.inbox.status().instances == 0
+
+
+def test_instance_is_predicted_again_with_other_settings_of_the_service(shared_maker, model, tmp_path):
+    sent = instance(PatientAge="")
+    for point, count in (("balanced", 1), ("balanced", 1), ("rule_out", 2)):
+        repository = PredictionRepository(tmp_path / "data")
+        served_model = load_model(shared_maker.root / "served", threads=1, operating_point=point)
+        with node(served_model, repository) as (client, opened), association(opened) as sender:
+            assert sender.send_c_store(sent).Status == 0x0000
+            predicted(client, count)
+
+
+def test_instance_is_predicted_again_after_its_prediction_was_deleted(model):
     with node(model) as (client, opened), association(opened) as sender:
         sent = instance()
-        assert sender.send_c_store(sent).Status == 0x0000
-        monkeypatch.setattr(
-            type(client.app.state.service), "predict", lambda *_, **__: pytest.fail("it was predicted again")
-        )
-        assert sender.send_c_store(sent).Status == 0x0000
-        assert client.get("/v1/predictions").json()["total"] == 1
-
-
-def test_duplicate_of_a_missing_image_is_stored_again(model, tmp_path):
-    repository = PredictionRepository(tmp_path / "data")
-    with node(model, repository) as (client, opened), association(opened) as sender:
-        sent = instance()
         sender.send_c_store(sent)
-        (found,) = client.get("/v1/predictions").json()["predictions"]
-        repository.blobs.remove(found["image_sha256"])
+        (found,) = predicted(client)
+        assert client.delete(f"/v1/predictions/{found['id']}").status_code == 204
         assert sender.send_c_store(sent).Status == 0x0000
-        assert client.get(f"/v1/predictions/{found['id']}/image.png").status_code == 200
-
-
-def test_rejected_duplicate_is_predicted_again(model, monkeypatch):
-    """The rejection may depend on an option with which the service was not started."""
-    with node(model) as (client, opened), association(opened) as sender:
-        sent, predicted = instance(ViewPosition="LL"), []
-        sender.send_c_store(sent)
-        service = type(client.app.state.service)
-        predict = service.predict
-        monkeypatch.setattr(service, "predict", lambda *a, **k: predicted.append(1) or predict(*a, **k))
-        assert sender.send_c_store(sent).Status == 0x0000
-        assert predicted == [1]
-        assert client.get("/v1/predictions").json()["total"] == 1
+        assert predicted(client)[0]["id"] == found["id"]
 
 
 @pytest.mark.parametrize("uid", ["1.2\0003", "Doe Anna", "1.2\n\x1b[31mX"])
@@ -161,13 +148,13 @@ def test_invalid_uid_is_no_name_of_an_image(uid):
 def test_peer_that_sends_further_instances_meanwhile_holds_no_more_than_the_limit(model, monkeypatch):
     release = threading.Event()
     with node(model, max_bytes=100_000) as (client, opened):
-        service = type(client.app.state.service)
+        inbox = type(client.app.state.service.repository.inbox)
 
-        async def wait(*_, **__):
-            await asyncio.to_thread(release.wait, SECONDS)
-            raise BusyError("full")
+        def wait(*_, **__):
+            release.wait(SECONDS)
+            raise StorageError("full")
 
-        monkeypatch.setattr(service, "predict", wait)
+        monkeypatch.setattr(inbox, "submit", wait)
         with association(opened) as sender:
             thread = threading.Thread(target=lambda: sender.send_c_store(instance()))
             thread.start()
@@ -187,17 +174,17 @@ def test_peer_that_sends_further_instances_meanwhile_holds_no_more_than_the_limi
 def test_rejected_image_is_acknowledged_with_its_reason_on_record(model):
     with node(model) as (client, opened), association(opened) as sender:
         assert sender.send_c_store(instance(ViewPosition="LL")).Status == 0x0000
-        (found,) = client.get("/v1/predictions").json()["predictions"]
+        (found,) = predicted(client)
         assert found["rejection"]["code"] == "lateral_view"
 
 
-@pytest.mark.parametrize("fault", ["rows", "pixels"])
-def test_instance_that_cannot_be_decoded_is_not_understood_and_leaves_a_record(model, fault):
+@pytest.mark.parametrize("fault", ["no rows", "long header"])
+def test_instance_whose_header_is_not_understood_is_refused_and_leaves_a_record(model, fault):
     sent = instance()
-    if fault == "rows":
+    if fault == "no rows":
         del sent.Rows
     else:
-        sent.PixelData = sent.PixelData[:100]
+        sent.add_new(0x00091001, "OB", bytes(5 * 2**20))  # before the elements that are needed
     with node(model) as (client, opened), association(opened) as sender:
         answer = sender.send_c_store(sent)
         assert (answer.Status, answer.ErrorComment) == (0xC000, "unreadable_image")
@@ -205,26 +192,64 @@ def test_instance_that_cannot_be_decoded_is_not_understood_and_leaves_a_record(m
         assert sender.send_c_store(instance()).Status == 0x0000
 
 
+def test_instance_that_cannot_be_decoded_leaves_a_record(model):
+    sent = instance()
+    sent.PixelData = sent.PixelData[:100]
+    with node(model) as (client, opened), association(opened) as sender:
+        assert sender.send_c_store(sent).Status == 0x0000
+        predicted(client, 1, "/v1/unreadable")
+        assert sender.send_c_store(sent).Status == 0x0000
+        assert client.app.state.service.repository.inbox.status().instances == 0
+
+
 @pytest.mark.parametrize(
     ("error", "status", "comment"),
-    [
-        (BusyError("the queue is full"), 0xA700, "busy"),
-        (StorageError("the disk is full"), 0xA700, "storage"),
-        (RuntimeError("with a name"), 0x0110, "internal_error"),
-    ],
+    [(StorageError("the disk is full"), 0xA700, "storage"), (RuntimeError("with a name"), 0x0110, "internal_error")],
 )
 def test_failure_is_never_acknowledged_with_success(model, monkeypatch, caplog, error, status, comment):
-    async def fail(*_, **__):
+    def fail(*_, **__):
         raise error
 
     with node(model) as (client, opened), association(opened) as sender, caplog.at_level(logging.INFO):
         with monkeypatch.context() as patched:
-            patched.setattr(type(client.app.state.service), "predict", fail)
+            patched.setattr(type(client.app.state.service.repository.inbox), "submit", fail)
             answer = sender.send_c_store(instance())
         assert (answer.Status, answer.ErrorComment) == (status, comment)
-        assert client.get("/v1/predictions").json()["total"] == 0
         assert sender.send_c_store(instance()).Status == 0x0000  # the node continues
+        predicted(client)
     assert "with a name" not in caplog.text
+
+
+@pytest.mark.parametrize(
+    ("error", "attempts"), [(StorageError("locked"), 5), (BusyError("full"), 5), (RuntimeError("with a name"), 1)]
+)
+def test_instance_waits_until_it_can_be_predicted(model, monkeypatch, caplog, error, attempts):
+    with node(model) as (client, opened), association(opened) as sender:
+        service = type(client.app.state.service)
+        predict, failures = service.predict_received, []
+
+        async def fail(*arguments, **options):
+            if len(failures) < attempts:
+                failures.append(error)
+                raise error
+            await predict(*arguments, **options)
+
+        monkeypatch.setattr(service, "predict_received", fail)
+        assert sender.send_c_store(instance()).Status == 0x0000
+        predicted(client)
+        assert len(failures) == attempts
+    assert "with a name" not in caplog.text
+
+
+def test_instance_whose_prediction_always_fails_becomes_an_unreadable_file(model, monkeypatch):
+    async def fail(*_, **__):
+        raise RuntimeError
+
+    with node(model) as (client, opened), association(opened) as sender:
+        monkeypatch.setattr(type(client.app.state.service), "predict_received", fail)
+        assert sender.send_c_store(instance()).Status == 0x0000
+        (found,) = predicted(client, 1, "/v1/unreadable")
+        assert found["failure"]["code"] == "internal_error"
 
 
 @pytest.mark.parametrize(
@@ -259,7 +284,7 @@ def test_instance_beyond_the_limit_aborts_the_association(model):
             assert "Status" not in sender.send_c_store(large)
         with association(opened) as sender:
             assert sender.is_established
-        assert client.get("/v1/predictions").json()["total"] == 2
+        predicted(client, 2)
 
 
 def test_number_of_associations_is_limited(model):
@@ -324,29 +349,28 @@ def test_only_transfer_syntaxes_that_can_be_decoded_are_accepted(model):
 
 
 def test_stop_waits_for_the_instance_in_progress(model, monkeypatch):
-    repository, started, release = PredictionRepository(None), threading.Event(), threading.Event()
+    repository, begun, release = PredictionRepository(None), threading.Event(), threading.Event()
     with node(model, repository) as (client, opened):
-        service = type(client.app.state.service)
-        predict = service.predict
+        submit = repository.inbox.submit
 
-        async def slow(*arguments, **options):
-            started.set()
-            await asyncio.to_thread(release.wait, SECONDS)
-            return await predict(*arguments, **options)
+        def slow(*arguments, **options):
+            begun.set()
+            release.wait(SECONDS)
+            return submit(*arguments, **options)
 
-        monkeypatch.setattr(service, "predict", slow)
+        monkeypatch.setattr(repository.inbox, "submit", slow)
         with association(opened) as sender:
             answers = []
             thread = threading.Thread(target=lambda: answers.append(sender.send_c_store(instance())))
             thread.start()
-            assert started.wait(SECONDS)
+            assert begun.wait(SECONDS)
             stopper = threading.Thread(target=opened.stop, args=(SECONDS,))
             stopper.start()
             release.set()
             thread.join(SECONDS)
             stopper.join(SECONDS)
             assert answers[0].Status == 0x0000
-        assert client.get("/v1/predictions").json()["total"] == 1
+        predicted(client)
 
 
 # --- settings ------------------------------------------------------------------------------------------------------------
@@ -369,7 +393,7 @@ def test_wrong_peer_is_rejected(text):
 
 @pytest.mark.parametrize(
     ("changes", "words"),
-    [({"peers": ()}, "--dicom-peer"), ({"ae_title": ""}, "AE title"), ({"peers": (PEER, PEER)}, "two DICOM peers")],
+    [({"peers": ()}, "--dicom-peer"), ({"ae_title": ""}, "AE title")],
 )
 def test_wrong_settings_are_rejected(changes, words):
     with pytest.raises(UsageError, match=words):
@@ -424,7 +448,7 @@ def client_context(folder, name):
 
 
 def test_tls_requires_a_certificate_of_the_authority(model, certificates):
-    tls = tls_context(certificates / "server.pem", certificates / "server.key", certificates / "ca.pem")
+    tls, _ = tls_contexts(certificates / "server.pem", certificates / "server.key", certificates / "ca.pem")
     with node(model, tls=tls) as (client, opened):
         for name in ("stranger", ""):
             with association(opened, tls_args=(client_context(certificates, name), "localhost")) as sender:
@@ -437,7 +461,7 @@ def test_tls_requires_a_certificate_of_the_authority(model, certificates):
             association(opened, tls_args=(context, "localhost")) as sender,
         ):
             assert sender.send_c_store(instance()).Status == 0x0000
-        assert client.get("/v1/predictions").json()["total"] == 1
+        predicted(client)
 
 
 def test_wrong_tls_files_are_rejected(certificates):
@@ -447,17 +471,31 @@ def test_wrong_tls_files_are_rejected(certificates):
         ("server.pem", "server.key", "csr"),
     ):
         with pytest.raises(UsageError, match="cannot be used"):
-            tls_context(*(certificates / name for name in files))
+            tls_contexts(*(certificates / name for name in files))
 
 
 # --- real processes: dcmtk sends to a service ------------------------------------------------------------------------------
 
 
+CONFIGURATION = """
+quiet_seconds = 0
+destinations = []
+[node]
+port = 0
+[[peers]]
+name = "CT-1"
+ae_title = "STORESCU"
+host = "127.0.0.1"
+port = 4242
+"""
+
+
 @contextmanager
 def dicom_service(bundle, folder, *options):
     """A service with a DICOM node; its process, client and DICOM port."""
-    peer = "CT-1=STORESCU@127.0.0.1:4242"
-    with served(bundle, folder, "--dicom-port", "0", "--dicom-peer", peer, *options) as (process, client):
+    configuration = folder / "dicom.toml"
+    configuration.write_text(CONFIGURATION)
+    with served(bundle, folder, "--dicom-config", str(configuration), *options) as (process, client):
         text = process.stderr.read()
         deadline = time.monotonic() + SECONDS
         while not (found := re.search(r"DICOM node PNEUMOSCOPE on 127.0.0.1, port (\d+)", text)):
@@ -493,7 +531,7 @@ def test_dcmtk_sends_images_to_the_service(bundle, tmp_path):
         storescu(port, program="echoscu")
         storescu(port, *files)
         storescu(port, *files)  # again
-        assert client.get("/v1/predictions").json()["total"] == 3
+        predicted(client, 3)
         rejected = storescu(port, files[0], called="ANOTHER", check=False)
         assert "Called AE Title Not Recognized" in rejected.stderr
         process.terminate()
@@ -506,7 +544,7 @@ def test_dcmtk_sends_images_to_the_service(bundle, tmp_path):
 def test_kill_loses_no_acknowledged_instance(bundle, tmp_path):
     acknowledged = {}
     for turn in range(3):
-        with dicom_service(bundle, tmp_path, "--dicom-aet", "PNEUMOSCOPE") as (process, _, port):
+        with dicom_service(bundle, tmp_path) as (process, _, port):
             sender = pynetdicom.AE("STORESCU")
             sender.acse_timeout = sender.dimse_timeout = sender.network_timeout = SECONDS
             sender.add_requested_context(receiver.SOP_CLASSES[1], [ExplicitVRLittleEndian])
@@ -527,6 +565,9 @@ def test_kill_loses_no_acknowledged_instance(bundle, tmp_path):
             sender.shutdown()
     assert acknowledged
     with dicom_service(bundle, tmp_path) as (_, client, port):
+        deadline = time.monotonic() + 4 * SECONDS
+        while client.get("/v1/predictions").json()["total"] < len(acknowledged) and time.monotonic() < deadline:
+            time.sleep(0.2)
         stored, after = {}, ""
         while True:
             page = client.get("/v1/predictions", params={"limit": 200, "after": after}).json()

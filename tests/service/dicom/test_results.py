@@ -19,6 +19,8 @@ from pneumoscope.core.population import Population
 from pneumoscope.inference.model import load_model
 from pneumoscope.service.app import create_app
 from pneumoscope.service.audit.log import read_rows
+from pneumoscope.service.dicom.configuration import ResultSettings
+from pneumoscope.service.dicom.header import read_header
 from pneumoscope.service.storage.repository import PredictionRepository
 
 pytest.importorskip("highdicom", reason="[pacs] is not installed")
@@ -109,8 +111,9 @@ def test_report_states_the_prediction_and_refers_to_the_image(client):
 
 def test_report_states_the_interval_of_the_probability():
     stored, _ = add(PredictionRepository(None))
-    source = results.read_source(dicom(100, **STUDY), stored.id)
-    report = pydicom.dcmread(io.BytesIO(results.structured_report(stored, source)))
+    header = read_header(dicom(100, **STUDY))
+    result = results.Result("1.2.3", stored, stored.created, header, ResultSettings())
+    report = pydicom.dcmread(io.BytesIO(results.structured_report(result)))
     for meaning, value in (
         ("Certainty of Finding", 75), ("Lower limit of certainty of finding", 37.5), ("Upper limit of certainty of finding", 87.5)
     ):  # fmt: skip

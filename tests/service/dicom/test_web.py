@@ -7,9 +7,9 @@ import pytest
 from fastapi.testclient import TestClient
 from pydicom.uid import generate_uid
 from tests.images import dicom
-from tests.service.conftest import TOKEN, insert_token_of_service, problem, repository_with_token, served
+from tests.service.conftest import TOKEN, insert_token_of_service, predicted, problem, repository_with_token, served
 
-from pneumoscope.core.errors import BusyError, StorageError
+from pneumoscope.core.errors import StorageError
 from pneumoscope.service.app import create_app
 from pneumoscope.service.settings import Settings
 
@@ -45,13 +45,13 @@ def test_instances_are_stored_and_listed(client):
     assert (answer.status_code, answer.headers["Content-Type"]) == (200, "application/dicom+json")
     assert items(answer, "ReferencedSOPSequence") == [(uid(first), None), (uid(second), None)]
     assert items(answer, "FailedSOPSequence") == []
-    found = client.get("/v1/predictions").json()["predictions"]
+    found = predicted(client, 2)
     assert {each["path"] for each in found} == {uid(first), uid(second)}
     assert found[0]["identity"]["patient_id"] == "7"
 
 
 def test_failed_instance_is_listed_with_its_reason(client):
-    good, broken = instance(), instance()[:-100]
+    good, broken = instance(), instance(SOPClassUID="")
     answer = store(client, good, broken)
     assert answer.status_code == 202
     assert items(answer, "ReferencedSOPSequence") == [(uid(good), None)]
@@ -66,12 +66,11 @@ def test_only_failures_are_a_conflict(client, content):
     assert items(answer, "FailedSOPSequence") == [("", 0xC000)]
 
 
-@pytest.mark.parametrize("error", [BusyError("full"), StorageError("full")])
-def test_service_without_room_says_so(client, monkeypatch, error):
-    async def fail(*_, **__):
-        raise error
+def test_service_without_room_says_so(client, monkeypatch):
+    def fail(*_, **__):
+        raise StorageError("full")
 
-    monkeypatch.setattr(type(client.app.state.service), "predict", fail)
+    monkeypatch.setattr(type(client.app.state.service.repository.inbox), "submit", fail)
     sent = instance()
     answer = store(client, sent)
     assert (answer.status_code, items(answer, "FailedSOPSequence")) == (409, [(uid(sent), 0xA700)])
@@ -80,9 +79,10 @@ def test_service_without_room_says_so(client, monkeypatch, error):
 def test_duplicate_is_acknowledged_and_not_predicted_again(client, monkeypatch):
     sent = instance()
     assert store(client, sent).status_code == 200
-    monkeypatch.setattr(type(client.app.state.service), "predict", lambda *_, **__: pytest.fail("predicted again"))
+    predicted(client)
     answer = store(client, sent)
     assert (answer.status_code, items(answer, "ReferencedSOPSequence")) == (200, [(uid(sent), None)])
+    assert client.app.state.service.repository.inbox.status().instances == 0
 
 
 @pytest.mark.parametrize(

@@ -22,6 +22,7 @@ from pneumoscope.service.audit.access import AccessLog
 from pneumoscope.service.auth.authenticator import Authenticator
 from pneumoscope.service.auth.tokens import TokenRepository
 from pneumoscope.service.auth.users import LOCAL_USER, AuthenticatedUser, Role
+from pneumoscope.service.dicom.processing import InstanceProcessor
 from pneumoscope.service.predictions import PredictionService, Readiness
 from pneumoscope.service.rendering import ImageRenderer
 from pneumoscope.service.settings import Settings
@@ -30,6 +31,7 @@ from pneumoscope.service.storage.queries import Order
 __all__ = [
     "AppAccessLog",
     "AppAuthenticator",
+    "AppProcessor",
     "AppReadiness",
     "AppRenderer",
     "AppService",
@@ -68,6 +70,7 @@ def from_app_state(name: str) -> Any:
 
 AppAccessLog = Annotated[AccessLog, from_app_state("access_log")]
 AppAuthenticator = Annotated[Authenticator, from_app_state("authenticator")]
+AppProcessor = Annotated[InstanceProcessor, from_app_state("processor")]
 AppReadiness = Annotated[Readiness, from_app_state("readiness")]
 AppRenderer = Annotated[ImageRenderer, from_app_state("renderer")]
 AppService = Annotated[PredictionService, from_app_state("service")]

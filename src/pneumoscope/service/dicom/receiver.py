@@ -1,13 +1,11 @@
 """The receiver of the DICOM node: C-ECHO and C-STORE as a service class provider (SCP).
 
-An instance is acknowledged with success only when it and its prediction are on the disk. Instances that cannot be decoded leave
-a record among the unreadable files. No log line contains what a peer sent.
+An instance is acknowledged with success only when it is on the disk. Instances whose header cannot be understood leave a record
+among the unreadable files. No log line contains what a peer sent.
 """
 
 from __future__ import annotations
 
-import asyncio
-import concurrent.futures
 import contextlib
 import errno
 import logging
@@ -37,11 +35,8 @@ from pynetdicom.sop_class import (  # type: ignore[attr-defined]  # the module c
 )
 from pynetdicom.transport import ThreadedAssociationServer
 
-from pneumoscope.core.errors import BusyError, StorageError, UsageError
-from pneumoscope.core.prediction import Prediction
+from pneumoscope.core.errors import UsageError
 from pneumoscope.service.dicom.settings import (
-    CANNOT_UNDERSTAND,
-    OUT_OF_RESOURCES,
     PROCESSING_FAILURE,
     SUCCESS,
     DicomPeer,
@@ -52,13 +47,12 @@ from pneumoscope.service.dicom.settings import (
 if TYPE_CHECKING:
     from pynetdicom.events import Event
 
-    from pneumoscope.service.predictions import PredictionService
+    from pneumoscope.service.dicom.processing import InstanceProcessor
 
 __all__ = ["SOP_CLASSES", "DicomReceiver", "transfer_syntaxes"]
 
 _LOG = logging.getLogger("pneumoscope.service")
 _COMMAND_BYTES = 4096  # of the messages beside an instance, at most
-_ANSWER_SECONDS = 150  # limit on the prediction of an instance
 _HANDSHAKE_SECONDS = 10
 _MAX_PDU_BYTES = 2**20  # of an association request with many presentation contexts; data PDUs have at most 16 KiB
 # Rejection of an association: permanent, by the service user, calling AE title not recognized (PS3.8 9.3.4).
@@ -86,7 +80,7 @@ def transfer_syntaxes() -> list[str]:
 
 
 class DicomReceiver:
-    """Listens for associations of the configured peers, and has their instances predicted.
+    """Listens for associations of the configured peers, and stores their instances.
 
     The socket is bound when the receiver is created; associations are accepted from `start` on.
 
@@ -107,11 +101,10 @@ class DicomReceiver:
         for sop_class in SOP_CLASSES:
             self._ae.add_supported_context(sop_class, transfer_syntaxes())
         self._peers: dict[int, DicomPeer] = {}  # by id of the association
-        self._unprocessed: dict[int, int] = {}  # bytes received and not predicted, by id of the association
+        self._unprocessed: dict[int, int] = {}  # bytes received and not stored, by id of the association
         self._count_lock = threading.Lock()
-        self._storing: set[int] = set()  # ids of associations whose instance is being predicted
-        self._service: PredictionService | None = None
-        self._loop: asyncio.AbstractEventLoop | None = None
+        self._storing: set[int] = set()  # ids of associations whose instance is being stored
+        self._processor: InstanceProcessor | None = None
         self._stopped = False
         self._server = self._listen()
         self._thread: threading.Thread | None = None
@@ -121,14 +114,9 @@ class DicomReceiver:
         """Port that is listened on."""
         return int(self._server.server_address[1])
 
-    def start(self, service: PredictionService, loop: asyncio.AbstractEventLoop) -> None:
-        """Accept associations.
-
-        Args:
-            service: Predicts the instances.
-            loop: Event loop of the service.
-        """
-        self._service, self._loop = service, loop
+    def start(self, processor: InstanceProcessor) -> None:
+        """Accept associations, whose instances go to a processor."""
+        self._processor = processor
         self._thread = threading.Thread(target=self._server.serve_forever, name="dicom-receiver", daemon=True)
         self._thread.start()
 
@@ -191,7 +179,7 @@ class DicomReceiver:
     def _count_bytes(self, event: Event) -> None:
         """Abort an association that holds more bytes than an instance may have, or than all may have together.
 
-        A peer can send further instances while one is predicted.
+        A peer can send further instances while one is stored.
         """
         key = id(event.assoc)
         with self._count_lock:
@@ -200,7 +188,7 @@ class DicomReceiver:
             total = sum(self._unprocessed.values())
         limit = self._settings.max_bytes
         if before <= limit < after:
-            _LOG.warning("Aborted a DICOM association: it sent more than %d bytes that are not predicted", limit)
+            _LOG.warning("Aborted a DICOM association: it sent more than %d bytes that are not stored", limit)
             event.assoc.abort(block=False)
         elif total > self._settings.max_total_bytes:
             _LOG.warning("Aborted a DICOM association: all hold more than %d bytes", self._settings.max_total_bytes)
@@ -220,36 +208,19 @@ class DicomReceiver:
     # --- C-STORE ---------------------------------------------------------------------------------------------------------
 
     def _store(self, event: Event) -> Dataset:
-        """Predict an instance, and return the status of the response."""
+        """Store an instance, and return the status of the response."""
+        assert self._processor
         key, instance = id(event.assoc), event.encoded_dataset()
-        self._storing.add(key)
-        try:
-            return self._predict(instance, str(cast(C_STORE, event.request).AffectedSOPInstanceUID), key)
-        finally:
-            self._storing.discard(key)
-            self._count_processed(key, len(instance))
-
-    def _predict(self, instance: bytes, uid: str, key: int) -> Dataset:
-        assert self._service
-        assert self._loop
         peer = self._peers.get(key)
         if peer is None:  # the association was closed
             return _status(PROCESSING_FAILURE)
+        self._storing.add(key)
         try:
-            prediction = self._service.predict_instance(instance, image_name(uid), peer.name)
-            found = asyncio.run_coroutine_threadsafe(prediction, self._loop).result(_ANSWER_SECONDS)
-        except (BusyError, StorageError, concurrent.futures.TimeoutError) as error:
-            code = error.code if isinstance(error, BusyError | StorageError) else "timeout"
-            _LOG.warning("C-STORE %s of %s", code, peer.name)
-            return _status(OUT_OF_RESOURCES, code)
-        except UsageError as error:  # the dates in the header contradict each other
-            return _status(CANNOT_UNDERSTAND, error.code)
-        except Exception as error:  # noqa: BLE001  every instance is answered; its message may contain anything
-            _LOG.warning("C-STORE internal_error of %s: unexpected %s", peer.name, type(error).__name__)
-            return _status(PROCESSING_FAILURE, "internal_error")
-        if isinstance(found, Prediction) and found.failure:
-            return _status(CANNOT_UNDERSTAND, found.failure.code)
-        return _status(SUCCESS)
+            name = image_name(str(cast(C_STORE, event.request).AffectedSOPInstanceUID))
+            return _status(*self._processor.receive(instance, name, peer.name, reply_to=peer.name))
+        finally:
+            self._storing.discard(key)
+            self._count_processed(key, len(instance))
 
 
 def _status(status: int, code: str = "") -> Dataset:

@@ -1,29 +1,34 @@
-"""Write results as DICOM objects of the image's study: a Secondary Capture and a Comprehensive 3D SR (TID 1500).
+"""Write results as DICOM objects of the image's study: Secondary Capture, Comprehensive 3D SR (TID 1500), Key Object Selection.
 
-The UIDs of the objects are derived from the prediction and the version of pneumoscope, and their times are those of the
-prediction, so that the objects of one version are always the same. Patient and study are copied from the image's header, as
-Unicode text.
+The UIDs of the objects are derived from the image and the prediction, and their times are those of the prediction, so that
+an object that is written twice is the same object. Patient and study are copied from the image's header, as Unicode text.
 """
 
 from __future__ import annotations
 
+import copy
+import dataclasses
 import io
 import re
-import uuid
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from datetime import UTC, datetime
 
 import highdicom
 import numpy as np
 from highdicom import sr
 from PIL import Image, ImageDraw, ImageFont
-from pydicom import Dataset, dcmread
+from pydicom import Dataset
 from pydicom.sr.codedict import codes
 from pydicom.sr.coding import Code
-from pydicom.uid import ExplicitVRLittleEndian
+from pydicom.uid import (
+    UID,
+    Comprehensive3DSRStorage,
+    ExplicitVRLittleEndian,
+    KeyObjectSelectionDocumentStorage,
+    SecondaryCaptureImageStorage,
+)
 
 from pneumoscope import __version__
-from pneumoscope.core.errors import UnknownNameError
 from pneumoscope.core.messages import (
     decision_label,
     prediction_message,
@@ -31,41 +36,21 @@ from pneumoscope.core.messages import (
     rejection_label,
     site_note,
 )
-from pneumoscope.core.prediction import Decision
+from pneumoscope.core.prediction import Decision, Prediction
 from pneumoscope.inference.saliency import latin_text, wrap_text
-from pneumoscope.service.storage.records import StoredPrediction
+from pneumoscope.service.dicom.configuration import ResultSettings
+from pneumoscope.service.dicom.header import MANUFACTURER
+from pneumoscope.service.storage.outbox import ObjectKind, derive_uid
 
-__all__ = ["read_source", "secondary_capture", "structured_report"]
+__all__ = ["SOP_CLASSES", "Result", "rejection_note", "secondary_capture", "structured_report"]
 
-_MANUFACTURER = "pneumoscope"
-_SERIES_NUMBERS = {"secondary capture": 9101, "structured report": 9102}
-# Elements that the objects share with the image (PS3.3 C.7.1.1, C.7.2.1, C.7.2.2) and those that references to it need.
-_ELEMENTS = (
-    *("SpecificCharacterSet", "SOPClassUID", "SOPInstanceUID", "StudyInstanceUID", "SeriesInstanceUID", "Modality"),
-    *(
-        "PatientName",
-        "PatientID",
-        "IssuerOfPatientID",
-        "PatientBirthDate",
-        "PatientSex",
-        "PatientAge",
-        "OtherPatientIDs",
-    ),
-    *("PatientSize", "PatientWeight", "EthnicGroup", "PatientComments", "AdditionalPatientHistory"),
-    *("StudyID", "StudyDate", "StudyTime", "AccessionNumber", "StudyDescription", "ReferringPhysicianName"),
-    *("PatientOrientation", "Laterality", "Rows", "Columns"),
-)
-# Those that may be empty, and not missing.
-_REQUIRED_ELEMENTS = (
-    *("PatientName", "PatientID", "PatientBirthDate", "PatientSex"),
-    *("StudyID", "StudyDate", "StudyTime", "AccessionNumber", "ReferringPhysicianName"),
-)
-# Values that are copied (PS3.5 6.2).
-_VALUE_PATTERNS = {
-    "DA": r"([0-9]{4}(0[1-9]|1[0-2])(0[1-9]|[12][0-9]|3[01]))?",
-    "TM": r"(([01][0-9]|2[0-3])([0-5][0-9]([0-5][0-9](\.[0-9]{1,6})?)?)?)?",
-    "AS": r"([0-9]{3}[DWMY])?",
+SOP_CLASSES: Mapping[ObjectKind, UID] = {
+    "secondary_capture": SecondaryCaptureImageStorage,
+    "structured_report": Comprehensive3DSRStorage,
+    "rejection_note": KeyObjectSelectionDocumentStorage,
 }
+_SERIES_OFFSETS: Mapping[ObjectKind, int] = {"secondary_capture": 0, "structured_report": 1, "rejection_note": 2}
+
 _PRIVATE = "99PNEUMOSCOPE"  # coding scheme of terms that no other scheme has
 _PNEUMONIA = Code("233604007", "SCT", "Pneumonia")
 _PROCEDURE = Code("399208008", "SCT", "Plain chest X-ray")
@@ -82,53 +67,53 @@ _LOWER = Code("certainty-lower", _PRIVATE, "Lower limit of certainty of finding"
 _UPPER = Code("certainty-upper", _PRIVATE, "Upper limit of certainty of finding")
 _DIRECTION = re.compile(r"[APRLHF]{1,3}")  # of a row or a column (PS3.3 C.7.6.1.1.1)
 _MARGIN = 16  # pixels
-_NAMESPACE = uuid.UUID("5f0f6c1e-0f0e-5d55-9c39-8f2f6a3a8f10")  # of the names from which UIDs are derived
 _DATES = ("SeriesDate", "ContentDate", "InstanceCreationDate", "DateOfSecondaryCapture")
 _TIMES = ("SeriesTime", "ContentTime", "InstanceCreationTime", "TimeOfSecondaryCapture")
 _DATE_TIMES = ("ObservationDateTime", "ContributionDateTime")
 
 
-def read_source(image: bytes, id: str) -> Dataset:
-    """Return the elements of an image's header that its results need.
+@dataclasses.dataclass(frozen=True, slots=True)
+class Result:
+    """The result that an object states.
 
-    Args:
-        image: The stored file.
-        id: Of its prediction, for the error.
-    Raises:
-        UnknownNameError: The file is not DICOM, or its header has no study, so that there are no results as DICOM objects.
+    Attributes:
+        uid: SOP Instance UID of the object.
+        prediction: The prediction, with a failure if the file could not be read.
+        created: Time of the prediction, ISO 8601 in UTC.
+        header: Header of the image; see `header.read_header`.
+        settings: Number and description of the series.
     """
-    try:
-        source = dcmread(io.BytesIO(image), force=True, stop_before_pixels=True, specific_tags=list(_ELEMENTS))
-    except Exception as error:  # untrusted bytes: the library raises errors of any type
-        raise _no_objects(id) from error
-    if any(not source.get(name) for name in ("SOPClassUID", "SOPInstanceUID", "StudyInstanceUID", "SeriesInstanceUID")):
-        raise _no_objects(id)
-    for name in _REQUIRED_ELEMENTS:
-        if name not in source:
-            setattr(source, name, "")
-    source.decode()
-    for element in source:
-        if (pattern := _VALUE_PATTERNS.get(element.VR)) and not re.fullmatch(pattern, str(element.value or "")):
-            element.value = ""  # a value that its value representation does not allow would make the objects invalid
-    if source.PatientSex not in ("M", "F", "O"):
-        source.PatientSex = ""
-    source.SpecificCharacterSet = "ISO_IR 192"
-    return source
+
+    uid: str
+    prediction: Prediction
+    created: str
+    header: Dataset
+    settings: ResultSettings
+
+    @property
+    def decision(self) -> Decision:
+        """The decision; a file that could not be read is not assessed, either."""
+        return self.prediction.decision or "rejected"
+
+    def series_number(self, kind: ObjectKind) -> int:
+        """Return the number of the series of a kind of object."""
+        return self.settings.series_number + _SERIES_OFFSETS[kind]
 
 
-def secondary_capture(prediction: StoredPrediction, source: Dataset, image: bytes, notice: str) -> bytes:
+def secondary_capture(result: Result, image: bytes, notice: str, *, with_legend: bool) -> bytes:
     """Return a Secondary Capture with the result burned in.
 
     Args:
-        prediction: The prediction.
-        source: See `read_source`.
-        image: PNG of the image with its heatmap and a legend, or of the image alone if it was rejected.
+        result: The result.
+        image: PNG of the image.
         notice: Notice of the model.
+        with_legend: Whether the result is already drawn on the image, as `Model.draw_heatmap` does.
     """
+    source = result.header
     with Image.open(io.BytesIO(image)) as opened:
         drawn = opened.convert("RGB")
-    if prediction.decision == "rejected":
-        drawn = _with_caption(drawn, prediction, notice)
+    if not with_legend:
+        drawn = _with_caption(drawn, result, notice)
     capture = highdicom.sc.SCImage.from_ref_dataset(
         source,
         pixel_array=np.asarray(drawn),
@@ -136,11 +121,11 @@ def secondary_capture(prediction: StoredPrediction, source: Dataset, image: byte
         bits_allocated=8,
         coordinate_system="PATIENT",
         patient_orientation=_patient_orientation(source),
-        series_instance_uid=_uid(prediction, "series of the secondary capture"),
-        series_number=_SERIES_NUMBERS["secondary capture"],
-        sop_instance_uid=_uid(prediction, "secondary capture"),
+        series_instance_uid=_series_uid(result.uid),
+        series_number=result.series_number("secondary_capture"),
+        sop_instance_uid=result.uid,
         instance_number=1,
-        manufacturer=_MANUFACTURER,
+        manufacturer=MANUFACTURER,
         transfer_syntax_uid=ExplicitVRLittleEndian,
     )
     capture.BurnedInAnnotation = "YES"
@@ -151,36 +136,35 @@ def secondary_capture(prediction: StoredPrediction, source: Dataset, image: byte
     reference = Dataset()
     reference.ReferencedSOPClassUID, reference.ReferencedSOPInstanceUID = source.SOPClassUID, source.SOPInstanceUID
     capture.SourceImageSequence = [reference]
-    return _encode(capture, prediction, source)
+    return _encode(capture, result)
 
 
-def structured_report(prediction: StoredPrediction, source: Dataset) -> bytes:
-    """Return a Comprehensive 3D SR with the decision, the probability and its interval, the algorithm and the image.
-
-    Args:
-        prediction: The prediction.
-        source: See `read_source`.
-    """
+def structured_report(result: Result) -> bytes:
+    """Return a Comprehensive 3D SR with the decision, the probability and its interval, the algorithm and the image."""
+    prediction, source = result.prediction, result.header
     device = sr.ObserverContext(
         observer_type=codes.DCM.Device,
         observer_identifying_attributes=sr.DeviceObserverIdentifyingAttributes(
-            uid=_uuid_uid(f"device {prediction.model.sha256}"),
-            name=_MANUFACTURER,
-            manufacturer_name=_MANUFACTURER,
+            uid=derive_uid(f"device {prediction.model.sha256}"),
+            name=MANUFACTURER,
+            manufacturer_name=MANUFACTURER,
             model_name=prediction.model.name,
         ),
     )
     model = prediction.model
     parameters = [
         f"operating point {prediction.operating_point}",
-        f"threshold {prediction.threshold:.6g}",
+        *([f"threshold {prediction.threshold:.6g}"] if prediction.threshold is not None else []),
         f"model SHA-256 {model.sha256}",
         *([site_note(model)] if model.site else []),
     ]
-    values = [sr.QualitativeEvaluation(name=_PRESENCE, value=_VALUES[_decision(prediction)])]
+    values = [sr.QualitativeEvaluation(name=_PRESENCE, value=_VALUES[result.decision])]
     if prediction.rejection:
-        code = prediction.rejection.code
-        values.append(sr.QualitativeEvaluation(name=_REASON, value=Code(code, _PRIVATE, rejection_label(code))))
+        reason = Code(prediction.rejection.code, _PRIVATE, rejection_label(prediction.rejection.code))
+        values.append(sr.QualitativeEvaluation(name=_REASON, value=reason))
+    if prediction.failure:
+        reason = Code(prediction.failure.code, _PRIVATE, "The image could not be read")
+        values.append(sr.QualitativeEvaluation(name=_REASON, value=reason))
     measured = []
     if prediction.probability is not None:
         numbers = [(codes.DCM.CertaintyOfFinding, prediction.probability)]
@@ -191,14 +175,14 @@ def structured_report(prediction: StoredPrediction, source: Dataset) -> bytes:
         ]
     group = sr.MeasurementsAndQualitativeEvaluations(
         tracking_identifier=sr.TrackingIdentifier(
-            uid=_uid(prediction, "tracking identifier"), identifier="pneumonia on the chest radiograph"
+            uid=derive_uid(f"tracking identifier {result.uid}"), identifier="pneumonia on the chest radiograph"
         ),
         finding_type=_PNEUMONIA,
         algorithm_id=sr.AlgorithmIdentification(
-            name=f"{_MANUFACTURER} {model.name}",
+            name=f"{MANUFACTURER} {model.name}",
             version=model.version,
             parameters=parameters,
-            manufacturer=_MANUFACTURER,
+            manufacturer=MANUFACTURER,
         ),
         measurements=measured or None,
         qualitative_evaluations=values,
@@ -215,56 +199,78 @@ def structured_report(prediction: StoredPrediction, source: Dataset) -> bytes:
             procedure_reported=_PROCEDURE,
             imaging_measurements=[group],
         ),
-        series_instance_uid=_uid(prediction, "series of the structured report"),
-        series_number=_SERIES_NUMBERS["structured report"],
-        sop_instance_uid=_uid(prediction, "structured report"),
+        series_instance_uid=_series_uid(result.uid),
+        series_number=result.series_number("structured_report"),
+        sop_instance_uid=result.uid,
         instance_number=1,
-        manufacturer=_MANUFACTURER,
+        manufacturer=MANUFACTURER,
         is_complete=True,
         is_final=False,
         is_verified=False,
         transfer_syntax_uid=ExplicitVRLittleEndian,
     )
-    return _encode(report, prediction, source)
+    return _encode(report, result)
 
 
-def _encode(result: Dataset, prediction: StoredPrediction, source: Dataset) -> bytes:
+def rejection_note(result: Result, withdrawn_uids: Mapping[ObjectKind, str]) -> bytes:
+    """Return a Key Object Selection, titled "Rejected for Quality Reasons", that withdraws objects delivered before.
+
+    Args:
+        result: The result that the objects stated.
+        withdrawn_uids: Their UIDs by kind.
+    Source: IHE Radiology, Imaging Object Change Management.
+    """
+    withdrawn = []
+    for kind, uid in withdrawn_uids.items():
+        item = copy.deepcopy(result.header)
+        item.SOPClassUID, item.SOPInstanceUID, item.SeriesInstanceUID = SOP_CLASSES[kind], uid, _series_uid(uid)
+        item.Modality = "OT" if kind == "secondary_capture" else "SR"
+        withdrawn.append(item)
+    note = highdicom.ko.KeyObjectSelectionDocument(
+        evidence=withdrawn,
+        content=highdicom.ko.KeyObjectSelection(
+            document_title=codes.DCM.RejectedForQualityReasons,
+            referenced_objects=withdrawn,
+            description="The result was withdrawn or replaced by another one",
+        ),
+        series_instance_uid=_series_uid(result.uid),
+        series_number=result.series_number("rejection_note"),
+        sop_instance_uid=result.uid,
+        instance_number=1,
+        manufacturer=MANUFACTURER,
+        transfer_syntax_uid=ExplicitVRLittleEndian,
+    )
+    return _encode(note, result)
+
+
+def _encode(document: Dataset, result: Result) -> bytes:
     """Return the file of an object, with the times of the prediction."""
-    time = datetime.fromisoformat(prediction.created).astimezone(UTC)
+    prediction, source = result.prediction, result.header
+    time = datetime.fromisoformat(result.created).astimezone(UTC)
     formats = (
         dict.fromkeys(_DATES, "%Y%m%d")
         | dict.fromkeys(_TIMES, "%H%M%S.%f")
         | dict.fromkeys(_DATE_TIMES, "%Y%m%d%H%M%S.%f")
     )
-    for element in result.iterall():
+    for element in document.iterall():
         if element.keyword in formats:
             element.value = time.strftime(formats[element.keyword])
-    result.TimezoneOffsetFromUTC = "+0000"
-    result.SpecificCharacterSet = "ISO_IR 192"
-    result.ManufacturerModelName, result.SoftwareVersions = prediction.model.name[:64], __version__
-    result.SeriesDescription = f"pneumoscope: {decision_label(_decision(prediction))}"[:64]
+    document.TimezoneOffsetFromUTC = "+0000"
+    document.SpecificCharacterSet = "ISO_IR 192"
+    document.ManufacturerModelName, document.SoftwareVersions = prediction.model.name[:64], __version__
+    statement = "withdrawn" if document.Modality == "KO" else decision_label(result.decision)
+    document.SeriesDescription = f"{result.settings.series_description}: {statement}"[:64]
     if source.get("IssuerOfPatientID"):
-        result.IssuerOfPatientID = source.IssuerOfPatientID
+        document.IssuerOfPatientID = source.IssuerOfPatientID
     if source.get("StudyDescription"):
-        result.StudyDescription = source.StudyDescription
+        document.StudyDescription = source.StudyDescription
     file = io.BytesIO()
-    result.save_as(file, enforce_file_format=True)
+    document.save_as(file, enforce_file_format=True)
     return file.getvalue()
 
 
-def _decision(prediction: StoredPrediction) -> Decision:
-    assert prediction.decision is not None  # stored predictions have one
-    return prediction.decision
-
-
-def _uid(prediction: StoredPrediction, kind: str) -> str:
-    """Return the UID of an object of a prediction."""
-    return _uuid_uid(f"{kind} {prediction.id} {__version__}")
-
-
-def _uuid_uid(name: str) -> str:
-    """Return the UID of a name, by a name-based UUID (PS3.5 B.2)."""
-    return f"2.25.{uuid.uuid5(_NAMESPACE, name).int}"
+def _series_uid(uid: str) -> str:
+    return derive_uid(f"series {uid}")
 
 
 def _patient_orientation(source: Dataset) -> tuple[str, str]:
@@ -275,16 +281,17 @@ def _patient_orientation(source: Dataset) -> tuple[str, str]:
     return "L", "F"
 
 
-def _with_caption(picture: Image.Image, prediction: StoredPrediction, notice: str) -> Image.Image:
+def _with_caption(picture: Image.Image, result: Result, notice: str) -> Image.Image:
     """Return an image with the decision, the reason, the model and the notice below."""
+    prediction = result.prediction
     picture.thumbnail((1024, 1024))
     width = max(picture.width, 480)
     large, small = ImageFont.load_default(24), ImageFont.load_default(16)
     draw = ImageDraw.Draw(picture)
     probability = "" if prediction.probability is None else f" {probability_text(prediction.probability)}"
     texts = [
-        (f"{decision_label(_decision(prediction))}{probability}", large, 32),
-        (f"Not assessed. {prediction_message(prediction)}", small, 22),
+        (f"{decision_label(result.decision)}{probability}", large, 32),
+        (_explanation(result), small, 22),
         (
             f"{prediction.model.name} {prediction.model.version}, operating point {prediction.operating_point}",
             small,
@@ -306,10 +313,10 @@ def _with_caption(picture: Image.Image, prediction: StoredPrediction, notice: st
     return drawn
 
 
-def _no_objects(id: str) -> UnknownNameError:
-    return UnknownNameError(
-        "DICOM result of prediction",
-        id,
-        (),
-        hint="The stored file is not DICOM with a study: it has no results as DICOM objects",
+def _explanation(result: Result) -> str:
+    message = prediction_message(result.prediction)
+    return (
+        f"Not assessed. {message}"
+        if result.decision == "rejected"
+        else f"{message} No heatmap: the model was replaced."
     )

@@ -19,7 +19,7 @@ __all__ = [
     "DicomSettings",
     "image_name",
     "parse_peer",
-    "tls_context",
+    "tls_contexts",
 ]
 
 # Statuses of C-STORE (PS3.4 B.2.3) and of DIMSE (PS3.7 C), which STOW-RS states as reasons of failures.
@@ -56,7 +56,7 @@ class DicomSettings:
         host, port: Address to listen on; port 0 picks a free one.
         ae_title: Application entity title, which peers must call.
         peers: Nodes that may connect.
-        tls: Context of a TLS server; None without TLS.
+        tls, client_tls: Contexts of a TLS server and of a TLS client; None without TLS.
         max_bytes: Size of an instance.
         max_total_bytes: Size of all instances that are not predicted.
         max_associations: Associations at the same time.
@@ -68,6 +68,7 @@ class DicomSettings:
     ae_title: str
     peers: tuple[DicomPeer, ...]
     tls: ssl.SSLContext | None = None
+    client_tls: ssl.SSLContext | None = None
     max_bytes: int = 256 * 2**20
     max_total_bytes: int = 2**30
     max_associations: int = 16
@@ -82,10 +83,6 @@ class DicomSettings:
                 "--dicom-port without a peer: no node could connect",
                 hint="Name each node that may send images: --dicom-peer PACS=ORTHANC@10.0.0.5:4242",
             )
-        names = [peer.name for peer in self.peers]
-        for name in names:
-            if names.count(name) > 1:
-                raise UsageError(f"two DICOM peers have the name {name!r}", hint="Choose another name")
 
 
 def image_name(uid: str) -> str:
@@ -110,25 +107,35 @@ def parse_peer(text: str) -> DicomPeer:
     return DicomPeer(match["name"], match["ae_title"], match["host"].strip("[]"), int(match["port"]))
 
 
-def tls_context(certificate: Path, key: Path, client_ca: Path) -> ssl.SSLContext:
-    """Return the context of a TLS server that requires client certificates.
+def tls_contexts(certificate: Path, key: Path, peer_ca: Path) -> tuple[ssl.SSLContext, ssl.SSLContext]:
+    """Return the contexts of a TLS server that requires client certificates, and of a client that shows the same certificate.
 
-    The profile is BCP 195 (PS3.15 B.9): TLS 1.2 or newer.
+    The profile is BCP 195 (PS3.15 B.9): TLS 1.2 or newer. The client does not compare host names: certificates of DICOM nodes
+    often name no host, and the authorities are those of the peers alone.
 
     Args:
         certificate: Certificate of the service, with those of intermediate authorities, PEM.
         key: Its private key, PEM.
-        client_ca: Certificates of the authorities that sign those of peers, PEM.
+        peer_ca: Certificates of the authorities that sign those of peers, PEM.
     Raises:
         UsageError: A file cannot be read, or is not a certificate or the key of it.
     """
-    context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
+    server, client = (
+        _tls_context(protocol, certificate, key, peer_ca)
+        for protocol in (ssl.PROTOCOL_TLS_SERVER, ssl.PROTOCOL_TLS_CLIENT)
+    )
+    return server, client
+
+
+def _tls_context(protocol: int, certificate: Path, key: Path, peer_ca: Path) -> ssl.SSLContext:
+    context = ssl.SSLContext(protocol)
+    context.check_hostname = False
     context.minimum_version = ssl.TLSVersion.TLSv1_2
     context.verify_mode = ssl.CERT_REQUIRED
     try:
         # An encrypted key would ask for its password on the terminal.
         context.load_cert_chain(certificate, key, password=b"")
-        context.load_verify_locations(client_ca)
+        context.load_verify_locations(peer_ca)
     except (OSError, ssl.SSLError, ValueError) as error:
         raise UsageError(
             f"the TLS certificate or key of the DICOM node cannot be used: {error}",

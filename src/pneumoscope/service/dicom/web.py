@@ -5,12 +5,12 @@ from __future__ import annotations
 import asyncio
 import io
 import json
-import logging
 import re
 from email.message import Message
 from typing import Any
 
 from fastapi import APIRouter, Depends, Request, Response
+from fastapi.concurrency import run_in_threadpool
 from pydicom import Dataset, Sequence
 from pydicom.filereader import read_dataset
 from pydicom.tag import BaseTag
@@ -18,21 +18,14 @@ from python_multipart import MultipartParser
 from python_multipart.exceptions import MultipartParseError
 from starlette.exceptions import HTTPException
 
-from pneumoscope.core.errors import BusyError, StorageError, TooLargeError, UsageError
-from pneumoscope.core.prediction import Prediction
-from pneumoscope.service.api.dependencies import AppService, AppSettings, NoParameters, User, no_duplicate_parameters
+from pneumoscope.core.errors import TooLargeError, UsageError
+from pneumoscope.service.api.dependencies import AppProcessor, AppSettings, NoParameters, User, no_duplicate_parameters
 from pneumoscope.service.api.exception_handlers import problem_responses
-from pneumoscope.service.dicom.settings import (
-    CANNOT_UNDERSTAND,
-    OUT_OF_RESOURCES,
-    PROCESSING_FAILURE,
-    image_name,
-)
-from pneumoscope.service.predictions import PredictionService
+from pneumoscope.service.dicom.processing import InstanceProcessor
+from pneumoscope.service.dicom.settings import SUCCESS, image_name
 
 __all__ = ["dicom_web_router"]
 
-_LOG = logging.getLogger("pneumoscope.service")
 _MEDIA_TYPE = "application/dicom+json"
 _ACCEPTED = ("*/*", "application/*", "application/json", _MEDIA_TYPE)
 _PREFIX = slice(128, 132)  # "DICM", after the preamble
@@ -58,17 +51,19 @@ dicom_web_router = APIRouter(
 
 
 @dicom_web_router.post(
-    "/studies", summary="Store and predict DICOM instances (STOW-RS)", response_class=Response,
+    "/studies", summary="Store DICOM instances (STOW-RS)", response_class=Response,
     responses={**_RESPONSES, **problem_responses(400, 406, 413, 415)}, openapi_extra={"requestBody": _BODY},
 )  # fmt: skip
-async def store(request: Request, service: AppService, settings: AppSettings, user: User, _: NoParameters) -> Response:
-    """Send DICOM files as the parts of a `multipart/related` body. The response (PS3.18 10.5.3) is sent when the instances and
-    their predictions are on the disk; `ReferencedSOPSequence` lists them, and `FailedSOPSequence` the others, with reasons.
-    Instances that are stored already are not predicted again.
+async def store(
+    request: Request, processor: AppProcessor, settings: AppSettings, user: User, _: NoParameters
+) -> Response:
+    """Send DICOM files as the parts of a `multipart/related` body. The response (PS3.18 10.5.3) is sent when the instances
+    are on the disk; `ReferencedSOPSequence` lists them, and `FailedSOPSequence` the others, with reasons. They are predicted when
+    their study is quiet. Instances that are stored already are not predicted again.
     """
     _require_acceptable(request)
     instances = await _read_instances(request, settings.max_images)
-    items = await asyncio.gather(*(_store(service, instance, user) for instance in instances))
+    items = await asyncio.gather(*(_store(processor, instance, user) for instance in instances))
     stored = [item for item in items if "FailureReason" not in item]
     failed = [item for item in items if "FailureReason" in item]
     document = Dataset()
@@ -80,22 +75,14 @@ async def store(request: Request, service: AppService, settings: AppSettings, us
     return Response(json.dumps(document.to_json_dict()), status, media_type=_MEDIA_TYPE)
 
 
-async def _store(service: PredictionService, instance: bytes, user: str) -> Dataset:
-    """Predict an instance, and return its item in a sequence of the response."""
+async def _store(processor: InstanceProcessor, instance: bytes, user: str) -> Dataset:
+    """Store an instance, and return its item in a sequence of the response."""
     item = Dataset()
     item.ReferencedSOPClassUID, item.ReferencedSOPInstanceUID = _read_uids(instance)
-    try:
-        found = await service.predict_instance(instance, image_name(item.ReferencedSOPInstanceUID), user)
-    except (BusyError, StorageError):
-        item.FailureReason = OUT_OF_RESOURCES
-    except UsageError:  # the dates in the header contradict each other
-        item.FailureReason = CANNOT_UNDERSTAND
-    except Exception as error:  # noqa: BLE001  every instance is answered; its message may contain anything
-        _LOG.warning("STOW-RS internal_error of %s: unexpected %s", user, type(error).__name__)
-        item.FailureReason = PROCESSING_FAILURE
-    else:
-        if isinstance(found, Prediction) and found.failure:
-            item.FailureReason = CANNOT_UNDERSTAND
+    name = image_name(item.ReferencedSOPInstanceUID)
+    received = await run_in_threadpool(processor.receive, instance, name, user)
+    if received.status != SUCCESS:
+        item.FailureReason = received.status
     return item
 
 

@@ -10,7 +10,7 @@ import contextlib
 import hashlib
 import os
 import re
-from collections.abc import Iterator, Mapping
+from collections.abc import Collection, Iterator, Mapping
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import NamedTuple, Protocol
@@ -71,8 +71,8 @@ class BlobStore(Protocol):
     def staging_files(self) -> list[str]:
         """Return the names of the files in the staging area: hashes, and partly written files."""
 
-    def empty_staging(self) -> None:
-        """Remove every file from the staging area. Raise StorageError if one cannot be removed."""
+    def empty_staging(self, keep: Collection[str] = ()) -> None:
+        """Remove every file from the staging area but some. Raise StorageError if one cannot be removed."""
 
     def check_writable(self) -> None:
         """Raise StorageError if no blob could be staged and published, whatever its size."""
@@ -161,9 +161,9 @@ class FolderBlobStore:
         except OSError as error:
             raise _error("list", self._staging, error) from error
 
-    def empty_staging(self) -> None:
+    def empty_staging(self, keep: Collection[str] = ()) -> None:
         """See `BlobStore`."""
-        for name in self.staging_files():
+        for name in set(self.staging_files()).difference(keep):
             _unlink(self._staging / name)
 
     def check_writable(self) -> None:
@@ -262,9 +262,9 @@ class MemoryBlobStore:
         """See `BlobStore`."""
         return sorted(self._staged)
 
-    def empty_staging(self) -> None:
+    def empty_staging(self, keep: Collection[str] = ()) -> None:
         """See `BlobStore`."""
-        self._staged.clear()
+        self._staged = {sha256: content for sha256, content in self._staged.items() if sha256 in keep}
 
     def check_writable(self) -> None:
         """See `BlobStore`; memory is always writable."""

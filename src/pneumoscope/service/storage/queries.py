@@ -29,7 +29,6 @@ __all__ = [
     "PredictionStatistics",
     "count_images",
     "find_page",
-    "has_current_prediction",
     "has_image",
     "is_referenced",
     "latest_statistics",
@@ -175,22 +174,6 @@ def read_one(connection: Connection, id: str) -> StoredPrediction:
 def has_image(connection: Connection, id: str) -> bool:
     """Return whether there is a prediction with this id whose image was not removed."""
     return _exists(connection, predictions.c.id == id)
-
-
-def has_current_prediction(connection: Connection, sha256: str, model: ModelInfo, operating_point: str) -> bool:
-    """Return whether the latest prediction of a file's pixels is of the file, model and operating point, and no rejection."""
-    columns = predictions.c
-    return _exists(
-        connection,
-        and_(
-            columns.image_sha256 == sha256,
-            columns.model_sha256 == model.sha256,
-            columns.model_site == model.site,
-            columns.operating_point == operating_point,
-            columns.rejection_code.is_(None),
-            _is_latest(),
-        ),
-    )
 
 
 def _is_latest() -> ColumnElement[bool]:

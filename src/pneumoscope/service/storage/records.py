@@ -42,7 +42,7 @@ _RESULT_COLUMNS = (
 # Rejections that another header of the same image may lack.
 _HEADER_REJECTIONS = {
     *OVERRIDES, "age_required", "age_not_understood", "outside_age_range", "modality_not_supported", "lateral_view",
-    "for_processing", "presentation_intent_not_understood",
+    "for_processing", "presentation_intent_not_understood", "excluded_by_site_rule",
 }  # fmt: skip
 # Those that were part of the id when an image was identified by its file.
 _FILE_REJECTIONS = {*OVERRIDES, "age_required", "age_not_understood"}

@@ -32,12 +32,12 @@ from pneumoscope.core.identity import Identity
 from pneumoscope.core.prediction import ModelInfo, Prediction
 from pneumoscope.service.audit.log import Entry, Event, append
 from pneumoscope.service.auth.users import RETENTION
+from pneumoscope.service.storage import inbox, outbox
 from pneumoscope.service.storage.blob_store import (
     BLOBS,
     BlobStore,
     FolderBlobStore,
     MemoryBlobStore,
-    content_hash,
 )
 from pneumoscope.service.storage.data_directory import DataDirectory
 from pneumoscope.service.storage.database import DATABASE_FILE, open_database, read_transaction, write_transaction
@@ -48,6 +48,8 @@ from pneumoscope.service.storage.identities import (
     remove_unused_identity,
     replace_identity,
 )
+from pneumoscope.service.storage.inbox import Inbox
+from pneumoscope.service.storage.outbox import Outbox
 from pneumoscope.service.storage.queries import (
     Filter,
     ImageCounts,
@@ -56,7 +58,6 @@ from pneumoscope.service.storage.queries import (
     PredictionStatistics,
     count_images,
     find_page,
-    has_current_prediction,
     has_image,
     is_referenced,
     latest_statistics,
@@ -86,7 +87,7 @@ from pneumoscope.service.storage.reviews import (
 from pneumoscope.service.storage.studies import find_studies, find_studies_of_patients
 from pneumoscope.service.storage.tables import instances, predictions, studies, unreadable_files
 
-__all__ = ["PredictionRepository"]
+__all__ = ["Also", "PredictionRepository"]
 
 _LOG = logging.getLogger("pneumoscope.service")
 _BATCH = 500  # images removed in one transaction
@@ -94,14 +95,16 @@ REMOVED_NAME = "removed"  # of a file whose identity was removed
 _SELECT_BY_IDS = select_stored().where(predictions.c.id.in_(bindparam("ids", expanding=True)))
 _INSERT = insert(predictions)
 _Deleted = TypeVar("_Deleted")
+Also = Callable[[Connection, str], None]  # called in a transaction, with the id of the prediction, or "" without one
 
 
 class _Addition(NamedTuple):
-    """A prediction to store, its image, and the user who sent the image."""
+    """A prediction to store, its image, the user who sent the image, and what to do in the same transaction."""
 
     prediction: Prediction
     image: bytes
     user: str
+    also: Also | None
 
 
 class PredictionRepository:
@@ -118,6 +121,7 @@ class PredictionRepository:
         engine: Engine of the database.
         blobs: The images.
         orphaned: Files in the blob store without a database record: hash and time.
+        inbox, outbox: Received DICOM instances that are not predicted yet, and results that are not delivered yet.
 
     Raises:
         StorageError, UsageError: See `open_database` and `recover`.
@@ -141,9 +145,12 @@ class PredictionRepository:
         self._unsettled: set[str] = set()  # staged, and neither published nor discarded because of an error
         self._unremoved = set(unremoved)  # to be removed, and not removed because of an error
         self._commits = GroupCommit(self._add, StorageError, name="group-commit")
+        self.outbox = Outbox(self.engine)
+        self.inbox = Inbox(self.engine, folder, now=now)
 
     def close(self, timeout: float = 10) -> None:
         """Store what was submitted, but wait no longer than `timeout` seconds for it, and close the connections."""
+        self.inbox.close(timeout)
         self._commits.close(timeout)
         self.engine.dispose()
 
@@ -166,19 +173,22 @@ class PredictionRepository:
         """
         return self.submit(prediction, image, user=user).result()
 
-    def submit(self, prediction: Prediction, image: bytes, *, user: str) -> Future[tuple[StoredPrediction, bool]]:
+    def submit(
+        self, prediction: Prediction, image: bytes, *, user: str, also: Also | None = None
+    ) -> Future[tuple[StoredPrediction, bool]]:
         """Store a prediction and its image in one transaction with others that are submitted meanwhile.
 
         Args:
             prediction: Of a readable image.
             image: The file's bytes.
             user: For the audit log.
+            also: Changes the database in the same transaction; called for a prediction that is not new, too.
 
         Returns:
             A future of the record and of whether it is new: the first prediction for the same image, model, operating point and
             entered age is kept. Its error is StorageError if nothing could be stored.
         """
-        return self._commits.submit(_Addition(prediction, image, user))
+        return self._commits.submit(_Addition(prediction, image, user, also))
 
     def get(self, id: str) -> StoredPrediction:
         """Return a prediction.
@@ -188,18 +198,6 @@ class PredictionRepository:
         """
         with read_transaction(self.engine) as connection:
             return read_one(connection, id)
-
-    def has_current_prediction(self, image: bytes, model: ModelInfo, operating_point: str) -> bool:
-        """Return whether predicting a file again would change nothing.
-
-        The file is stored, byte for byte, and the latest prediction of its pixels is of the model at the operating point and not
-        a rejection, which may depend on options of the service.
-        """
-        sha256 = content_hash(image)
-        if not self.blobs.has(sha256):
-            return False
-        with read_transaction(self.engine) as connection:
-            return has_current_prediction(connection, sha256, model, operating_point)
 
     def image(self, prediction: StoredPrediction) -> bytes:
         """Return the file of a prediction's image.
@@ -269,18 +267,21 @@ class PredictionRepository:
         with read_transaction(self.engine) as connection:
             return latest_statistics(connection, model, operating_point, limit, since, until)
 
-    def add_unreadable(self, prediction: Prediction, file: bytes, *, user: str) -> None:
+    def add_unreadable(self, prediction: Prediction, file: bytes, *, user: str, also: Also | None = None) -> None:
         """Record a file that could not be read, unless there is a record of it; the file itself is not stored.
 
         Args:
             prediction: With a failure.
             file: Its bytes.
             user: For the audit log.
+            also: See `submit`.
         Raises:
             StorageError: The record cannot be stored.
         """
         row = new_unreadable_row(prediction, file)
         with self._write_transaction() as connection:
+            if also:
+                also(connection, "")
             if connection.execute(select(unreadable_files.c.id).where(unreadable_files.c.id == row["id"])).first():
                 return
             time = self._time()
@@ -449,6 +450,9 @@ class PredictionRepository:
             hashes = [row["pixel_sha256"] for row in rows]
             remove_unused_reviews(connection, hashes)
             remove_unused_identity(connection, hashes)
+            ids = [row["id"] for row in rows]
+            outbox.withdraw(connection, ids, inbox.headers_of(connection, ids), self._time())
+            inbox.forget_predictions(connection, ids)
             append(connection, [_entry(row, self._time(), user, "deleted") for row in rows])
             return rows
 
@@ -514,6 +518,8 @@ class PredictionRepository:
                 values = {"path": REMOVED_NAME, "identity_removed": time}
                 connection.execute(update(predictions).where(predictions.c.id.in_(ids)).values(values))
                 remove_identity(connection, hashes)
+                inbox.forget_headers(connection, limit)
+                outbox.forget_headers(connection, limit)
                 append(connection, [_entry(row, time, RETENTION, "identity_removed") for row in rows])
             count += len(rows)
             self._notify()
@@ -612,6 +618,9 @@ class PredictionRepository:
                         reviewed = current_reviews(connection, [row["pixel_sha256"] for row in new_rows])
                         update_reviewed(connection, reviewed.keys())
                     append(connection, entries)
+                    for each, result in zip(additions, results, strict=True):
+                        if each.also and not isinstance(result, Exception):
+                            each.also(connection, result[0])
                     ids = [each[0] for each in results if not isinstance(each, Exception)]
                     stored = {each.id: each for each in read_stored(connection, _SELECT_BY_IDS.params(ids=ids))}
                 for sha256 in staged:

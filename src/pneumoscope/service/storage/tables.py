@@ -5,14 +5,16 @@ Times are text, ISO 8601 in UTC with microseconds, so that SQLite and PostgreSQL
 
 from __future__ import annotations
 
-from sqlalchemy import Column, Float, ForeignKey, Integer, MetaData, String, Table, Text
+from sqlalchemy import Column, Float, ForeignKey, Integer, MetaData, String, Table, Text, UniqueConstraint
 
 __all__ = [
     "METADATA",
     "audit_log",
     "instances",
+    "outbox",
     "patients",
     "predictions",
+    "received_instances",
     "reviews",
     "studies",
     "tokens",
@@ -129,6 +131,52 @@ unreadable_files = Table(
     Column("failure_code", String(64), nullable=False),
     Column("failure_message", Text, nullable=False),
     Column("failure_hint", Text, nullable=False),
+)
+
+# One row per DICOM instance and sender, see `inbox`. `header` has the elements that its results need (PS3.18 F).
+received_instances = Table(
+    "received_instances",
+    METADATA,
+    Column("number", Integer, primary_key=True),
+    Column("image_sha256", _SHA256, nullable=False),
+    Column("image_bytes", Integer, nullable=False),
+    Column("sender", String(64), nullable=False),
+    Column("reply_to", String(64), nullable=False),
+    Column("study_instance_uid", Text, nullable=False, index=True),
+    Column("sop_instance_uid", Text, nullable=False, index=True),
+    Column("header", Text, nullable=False),
+    Column("received", _TIME, nullable=False),
+    Column("due", _TIME, nullable=False),
+    Column("state", String(16), nullable=False, index=True),
+    Column("processed", _TIME),
+    Column("prediction_id", String(32), nullable=False, index=True),
+    Column("failure_code", String(64), nullable=False),
+    Column("settings", _SHA256, nullable=False),
+    UniqueConstraint("image_sha256", "sender"),
+)
+
+# One row per object to deliver and destination, see `outbox`.
+outbox = Table(
+    "outbox",
+    METADATA,
+    Column("number", Integer, primary_key=True),
+    Column("destination", String(64), nullable=False),
+    Column("kind", String(32), nullable=False),
+    Column("result_uid", Text, nullable=False),
+    Column("prediction_id", String(32), nullable=False, index=True),
+    Column("failure_code", String(64), nullable=False),
+    Column("model_sha256", _SHA256, nullable=False),
+    Column("operating_point", String(64), nullable=False),
+    Column("sop_instance_uid", Text, nullable=False, index=True),
+    Column("header", Text, nullable=False),
+    Column("withdrawn_uids", Text, nullable=False),
+    Column("created", _TIME, nullable=False),
+    Column("due", _TIME, nullable=False),
+    Column("attempts", Integer, nullable=False),
+    Column("state", String(16), nullable=False, index=True),
+    Column("error", String(64), nullable=False),
+    Column("finished", _TIME),
+    UniqueConstraint("result_uid", "destination"),
 )
 
 # One row per token, see `auth.tokens`. The secret is stored as its SHA-256.

@@ -328,6 +328,7 @@ def dashboard(request: Request, service: AppService, settings: AppSettings, user
         periods=periods, rejections=_sorted_by_number(periods[-1].decided.rejections),
         monitoring=_monitor(service, settings.time_zone, blind_reader),
         blind_first=settings.blind_first, is_truncated=len(latest) == _MAX_DASHBOARD_IMAGES,
+        inbox=service.repository.inbox.status(), outbox=service.repository.outbox.status(),
         min_drift_images=MIN_DRIFT_IMAGES, false_alarms=FALSE_ALARM_PROBABILITY,
     )  # fmt: skip
 

@@ -1,0 +1,119 @@
+"""`pneumoscope outbox`: list, retry and cancel the results that wait for other nodes."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import click
+
+from pneumoscope.cli.options import json_option
+from pneumoscope.cli.service_database import open_service_database, service_database_options
+from pneumoscope.core.errors import UsageError
+from pneumoscope.core.messages import counted
+
+if TYPE_CHECKING:
+    from pneumoscope.service.storage.outbox import Delivery, DeliveryState
+
+__all__ = ["command"]
+
+_LIMIT = 10_000
+
+
+@click.group("outbox", short_help="List, retry and cancel results for other nodes.")
+def command() -> None:
+    """List, retry and cancel the results that wait for a PACS or another node. The service may be running."""
+
+
+def _selection_options(function: Callable[..., None]) -> Callable[..., None]:
+    for option in (
+        service_database_options,
+        click.option("--all", "every", is_flag=True, help="All waiting results."),
+        click.option("--destination", default="", metavar="NAME", help="Waiting results for this destination."),
+        click.argument("numbers", nargs=-1, type=click.IntRange(1), metavar="[NUMBER]..."),
+    ):
+        function = option(function)
+    return function
+
+
+@command.command("list")
+@click.option(
+    "--state", "states", multiple=True, type=click.Choice(["waiting", "delivered", "withdrawn", "cancelled"]),
+    help="Results in this state; repeat for several.  [default: waiting]",
+)  # fmt: skip
+@service_database_options
+@json_option
+def list_command(states: tuple[DeliveryState, ...], data_dir: Path | None, database: str, as_json: bool) -> None:
+    """Print results, oldest first: number, destination, object, state, attempts and last error.
+
+    Example:  pneumoscope outbox list --data-dir records
+    """
+    from pneumoscope.service.storage.outbox import Outbox
+
+    with open_service_database(data_dir, database) as (_, engine):
+        found = Outbox(engine).find(states, _LIMIT)
+    if as_json:
+        click.echo(json.dumps({"results": [_document(each) for each in found]}, indent=2))
+        return
+    if not found:
+        click.echo("No results in this state", err=True)
+        return
+    width = max(11, *(len(each.destination) for each in found))
+    click.echo(
+        f"{'number':>8}  {'destination':{width}}  {'object':17}  {'state':9}  {'attempts':>8}  created              error"
+    )
+    for each in found:
+        click.echo(
+            f"{each.number:8}  {each.destination:{width}}  {each.kind:17}  {each.state:9}  {each.attempts:8}"
+            f"  {each.created[:19]}  {each.error}".rstrip()
+        )
+    if len(found) == _LIMIT:
+        click.echo(f"Only the first {_LIMIT} are shown", err=True)
+
+
+@command.command("retry")
+@_selection_options
+def retry_command(
+    numbers: tuple[int, ...], destination: str, every: bool, data_dir: Path | None, database: str
+) -> None:
+    """Send results now: waiting ones, or by NUMBER also cancelled ones. See `outbox list`.
+
+    Example:  pneumoscope outbox retry --destination PACS --data-dir records
+    """
+    from pneumoscope.service.storage.outbox import Outbox
+
+    _require_selection(numbers, destination, every)
+    with open_service_database(data_dir, database) as (_, engine):
+        count = Outbox(engine).retry(numbers, destination)
+    click.echo(f"{counted(count, 'result')} due now", err=True)
+
+
+@command.command("cancel")
+@_selection_options
+def cancel_command(
+    numbers: tuple[int, ...], destination: str, every: bool, data_dir: Path | None, database: str
+) -> None:
+    """Cancel waiting results, by NUMBER, destination or all. `outbox retry NUMBER` sends one after all.
+
+    Example:  pneumoscope outbox cancel 17 --data-dir records
+    """
+    from pneumoscope.service.storage.outbox import Outbox
+
+    _require_selection(numbers, destination, every)
+    with open_service_database(data_dir, database) as (_, engine):
+        count = Outbox(engine).cancel(numbers, destination, time=datetime.now(UTC))
+    click.echo(f"Cancelled {counted(count, 'result')}", err=True)
+
+
+def _require_selection(numbers: tuple[int, ...], destination: str, every: bool) -> None:
+    if bool(numbers) + bool(destination) + every != 1:
+        raise UsageError("select results", hint="Pass numbers, or --destination NAME, or --all")
+
+
+def _document(delivery: Delivery) -> dict[str, Any]:
+    """Return a result without identifiers of the patient."""
+    names = "number", "destination", "kind", "state", "attempts", "error", "created", "finished"
+    return {name: getattr(delivery, name) for name in names} | {"prediction_id": delivery.subject.prediction_id}

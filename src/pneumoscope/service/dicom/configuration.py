@@ -1,0 +1,293 @@
+"""The configuration of the exchange with other nodes: the DICOM node, its peers, site rules and destinations of results."""
+
+from __future__ import annotations
+
+import dataclasses
+import tomllib
+from datetime import date
+from pathlib import Path
+from typing import Annotated, Any, Literal, Self
+from urllib.parse import urlsplit
+
+from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationError, model_validator
+
+from pneumoscope.core.errors import UsageError
+from pneumoscope.core.prediction import Prediction
+from pneumoscope.service.auth.users import is_loopback, validate_name
+from pneumoscope.service.dicom.settings import DicomPeer, DicomSettings, parse_peer, tls_contexts
+
+__all__ = ["Destination", "DicomConfiguration", "ResultSettings", "SiteRule", "read_configuration"]
+
+_MAX_FILE_BYTES = 2**20
+
+
+def _require_name(name: str) -> str:
+    try:
+        validate_name(name)
+    except UsageError as error:
+        raise ValueError(error.message) from error
+    return name
+
+
+def _require_https(url: str) -> str:
+    parts = urlsplit(url)
+    if not parts.hostname or not (parts.scheme == "https" or (parts.scheme == "http" and is_loopback(parts.hostname))):
+        raise ValueError("must be an https:// address")
+    return url.rstrip("/")
+
+
+Name = Annotated[str, AfterValidator(_require_name)]
+Texts = Annotated[tuple[str, ...], Field(min_length=1)]
+
+
+class _Model(BaseModel):
+    model_config = ConfigDict(extra="forbid", frozen=True, hide_input_in_errors=True)
+
+
+class SiteRule(_Model):
+    """A rule about received images: the first rule whose conditions all hold decides; without one, an image is predicted.
+
+    Attributes:
+        name: Appears in the rejection.
+        action: "exclude" rejects the images, "predict" predicts them.
+        result: Whether the destinations get the result.
+        modalities, views, stations, senders: Values of Modality, ViewPosition and StationName, and names of peers or users;
+            upper and lower case are the same, and "" is a value that is not stated.
+        min_age, max_age: Ages in years, both included; an image without an age does not meet the condition.
+        since, until: Study dates, both included; an image without a date that is understood does not meet the condition.
+    """
+
+    name: Name
+    action: Literal["predict", "exclude"]
+    result: bool = True
+    modalities: Texts | None = None
+    views: Texts | None = None
+    stations: Texts | None = None
+    senders: Texts | None = None
+    min_age: float | None = Field(default=None, ge=0)
+    max_age: float | None = Field(default=None, ge=0)
+    since: date | None = None
+    until: date | None = None
+
+    def matches(self, prediction: Prediction, *, modality: str, view: str, sender: str) -> bool:
+        """Return whether all conditions hold for an image.
+
+        Args:
+            prediction: Of the image.
+            modality, view: As the header states them; empty if it does not.
+            sender: Name of the peer or user.
+        """
+        station = prediction.identity.station_name if prediction.identity else ""
+        stated = (
+            (self.modalities, modality), (self.views, view), (self.stations, station), (self.senders, sender),
+        )  # fmt: skip
+        if any(values is not None and text.casefold() not in map(str.casefold, values) for values, text in stated):
+            return False
+        age = prediction.age.years if prediction.age else None
+        if (self.min_age, self.max_age) != (None, None) and (
+            age is None or age < (self.min_age or 0) or (self.max_age is not None and age > self.max_age)
+        ):
+            return False
+        if (self.since, self.until) == (None, None):
+            return True
+        try:
+            studied = date.fromisoformat(prediction.identity.study_date if prediction.identity else "")
+        except ValueError:
+            return False
+        return (self.since or date.min) <= studied <= (self.until or date.max)
+
+
+class ResultSettings(_Model):
+    """Which objects are delivered, and how their series are described.
+
+    Attributes:
+        objects: Kinds of objects.
+        series_number: Of the Secondary Capture; the Structured Report has the next number, a rejection note the one after it.
+        series_description: Begins the description; the decision follows.
+    """
+
+    objects: tuple[Literal["secondary_capture", "structured_report"], ...] = Field(
+        default=("secondary_capture", "structured_report"), min_length=1
+    )
+    series_number: int = Field(default=9101, ge=1, le=2**31 - 4)
+    series_description: str = Field(default="pneumoscope", min_length=1, max_length=32)
+
+
+class Destination(_Model):
+    """A node that gets results: a peer, by C-STORE, or a DICOMweb server, by STOW-RS.
+
+    Attributes:
+        peer: Name of the peer; "sender" stands for the peer that sent the image.
+        name: Name of the DICOMweb server.
+        url: Address of its DICOMweb service, such as "https://pacs.example/dicom-web".
+        user, password_file: For basic authentication.
+        token_file: File with a bearer token.
+        ca_file: Certificates of the authorities that sign the server's certificate, PEM; those of the system if None.
+    """
+
+    peer: str = ""
+    name: Name | None = None
+    url: Annotated[str, AfterValidator(_require_https)] | None = None
+    user: str = ""
+    password_file: Path | None = None
+    token_file: Path | None = None
+    ca_file: Path | None = None
+
+    @model_validator(mode="after")
+    def _require_one_kind(self) -> Self:
+        if bool(self.peer) == bool(self.url):
+            raise ValueError("needs either a peer, or a name and a url")
+        if self.url and not self.name:
+            raise ValueError("a destination with a url needs a name")
+        if not self.url and any((self.name, self.user, self.password_file, self.token_file, self.ca_file)):
+            raise ValueError("only peer can be set for a peer")
+        if bool(self.user) != bool(self.password_file) or (self.user and self.token_file):
+            raise ValueError("needs user and password_file, or token_file, or neither")
+        return self
+
+
+@dataclasses.dataclass(frozen=True, slots=True)
+class DicomConfiguration:
+    """How the service exchanges images and results with other nodes.
+
+    Attributes:
+        node: The DICOM node; None without one.
+        quiet_seconds: Time without a further instance after which a study is predicted.
+        rules: In their order.
+        destinations: Where results go.
+        results: The objects.
+    """
+
+    node: DicomSettings | None = None
+    quiet_seconds: float = 60
+    rules: tuple[SiteRule, ...] = ()
+    destinations: tuple[Destination, ...] = (Destination(peer="sender"),)
+    results: ResultSettings = dataclasses.field(default_factory=ResultSettings)
+
+    def __post_init__(self) -> None:
+        """Raise UsageError if a destination is not a peer, or a name is used twice."""
+        peers = [peer.name for peer in self.peers]
+        for destination in self.destinations:
+            if destination.peer and destination.peer not in ("sender", *peers):
+                raise UsageError(
+                    f"the destination {destination.peer!r} is not a peer", hint=f"Peers: {', '.join(peers) or 'none'}"
+                )
+        names = [*peers, *(each.name for each in self.destinations if each.name), *(rule.name for rule in self.rules)]
+        for name in names:
+            if names.count(name) > 1:
+                raise UsageError(f"two peers, destinations or rules have the name {name!r}", hint="Choose another name")
+
+    @property
+    def peers(self) -> tuple[DicomPeer, ...]:
+        """The nodes that may connect."""
+        return self.node.peers if self.node else ()
+
+    @property
+    def receivers(self) -> dict[str, DicomPeer | Destination]:
+        """The nodes that can get results, by the name of the destination."""
+        web = {each.name: each for each in self.destinations if each.name}
+        if any(each.peer == "sender" for each in self.destinations):
+            return {peer.name: peer for peer in self.peers} | web
+        named = {each.peer for each in self.destinations}
+        return {peer.name: peer for peer in self.peers if peer.name in named} | web
+
+    def destinations_of(self, reply_to: str) -> list[str]:
+        """Return the names of the destinations of an image's results.
+
+        Args:
+            reply_to: Name of the peer that sent the image; empty if no peer did.
+        """
+        names = [each.name or (reply_to if each.peer == "sender" else each.peer) for each in self.destinations]
+        return list(dict.fromkeys(name for name in names if name))
+
+    def rule_of(self, prediction: Prediction, *, modality: str, view: str, sender: str) -> SiteRule | None:
+        """Return the first rule that matches an image; see `SiteRule.matches`."""
+        found = (rule for rule in self.rules if rule.matches(prediction, modality=modality, view=view, sender=sender))
+        return next(found, None)
+
+
+class _Node(_Model):
+    port: int = Field(ge=0, le=65535)
+    host: str = "127.0.0.1"
+    ae_title: str = "PNEUMOSCOPE"
+    tls_certificate: Path | None = None
+    tls_key: Path | None = None
+    tls_client_ca: Path | None = None
+
+
+class _Peer(_Model):
+    name: Name
+    ae_title: str
+    host: str
+    port: int = Field(ge=1, le=65535)
+
+
+class _File(_Model):
+    node: _Node | None = None
+    peers: tuple[_Peer, ...] = ()
+    quiet_seconds: float = Field(default=60, ge=0, le=3600)
+    rules: tuple[SiteRule, ...] = ()
+    destinations: tuple[Destination, ...] = (Destination(peer="sender"),)
+    results: ResultSettings = ResultSettings()
+
+
+def read_configuration(file: Path) -> DicomConfiguration:
+    """Return the configuration in a TOML file; relative paths in it are relative to its folder.
+
+    Raises:
+        UsageError: The file cannot be read or is invalid.
+    """
+    name = f"the DICOM configuration {str(file)!r}"
+    try:
+        if file.stat().st_size > _MAX_FILE_BYTES:
+            raise UsageError(f"{name} is longer than 1 MiB")
+        parsed = _File.model_validate(tomllib.loads(file.read_text(encoding="utf-8")))
+    except (OSError, UnicodeDecodeError) as error:
+        reason = (error.strerror or str(error)) if isinstance(error, OSError) else "it is not UTF-8 text"
+        raise UsageError(f"cannot read {name}: {reason}") from error
+    except tomllib.TOMLDecodeError as error:
+        raise UsageError(f"{name} is not TOML: {error}") from error
+    except ValidationError as error:
+        first = error.errors()[0]
+        place = ".".join(map(str, first["loc"]))
+        message = f"{name}: {place}: {first['msg']}" if place else f"{name}: {first['msg']}"
+        raise UsageError(message, hint="See `Connect a PACS`, Configuration file") from error
+    folder = file.parent
+    return DicomConfiguration(
+        node=_node(parsed, folder),
+        quiet_seconds=parsed.quiet_seconds,
+        rules=parsed.rules,
+        destinations=tuple(_with_absolute_paths(each, folder) for each in parsed.destinations),
+        results=parsed.results,
+    )
+
+
+def _node(parsed: _File, folder: Path) -> DicomSettings | None:
+    if parsed.node is None:
+        if parsed.peers:
+            raise UsageError("peers without [node]: no peer could connect", hint="Add [node] with a port")
+        return None
+    node = parsed.node
+    files = [node.tls_certificate, node.tls_key, node.tls_client_ca]
+    if any(files) and not all(files):
+        raise UsageError("TLS needs all of tls_certificate, tls_key and tls_client_ca", hint="See [node]")
+    peers = (parse_peer(f"{peer.name}={peer.ae_title}@{_bracketed(peer.host)}:{peer.port}") for peer in parsed.peers)
+    server, client = tls_contexts(*(folder / each for each in files if each)) if all(files) else (None, None)
+    return DicomSettings(
+        host=node.host,
+        port=node.port,
+        ae_title=node.ae_title,
+        peers=tuple(peers),
+        tls=server,
+        client_tls=client,
+    )
+
+
+def _bracketed(host: str) -> str:
+    return f"[{host}]" if ":" in host and not host.startswith("[") else host
+
+
+def _with_absolute_paths(destination: Destination, folder: Path) -> Destination:
+    names = ("password_file", "token_file", "ca_file")
+    paths: dict[str, Any] = {name: folder / path for name in names if (path := getattr(destination, name))}
+    return destination.model_copy(update=paths)

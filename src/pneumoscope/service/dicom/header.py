@@ -1,0 +1,94 @@
+"""The elements of a DICOM header that reception, site rules and results need, and their form in the database."""
+
+from __future__ import annotations
+
+import json
+import re
+
+from pydicom import Dataset
+
+from pneumoscope.core.errors import UnreadableImageError
+from pneumoscope.imaging.dicom import read_elements
+
+__all__ = ["MANUFACTURER", "decode_header", "encode_header", "has_study", "is_own_result", "read_header"]
+
+MANUFACTURER = "pneumoscope"  # of the objects that this package writes
+_MAX_HEADER_BYTES = 4 * 2**20  # of the elements before the pixels
+# Elements that results share with the image (PS3.3 C.7.1.1, C.7.2.1, C.7.2.2), those that references to it need, and those of
+# site rules.
+_ELEMENTS = (
+    "SpecificCharacterSet", "SOPClassUID", "SOPInstanceUID", "StudyInstanceUID", "SeriesInstanceUID", "Modality",
+    "PatientName", "PatientID", "IssuerOfPatientID", "PatientBirthDate", "PatientSex", "PatientAge", "OtherPatientIDs",
+    "PatientSize", "PatientWeight", "EthnicGroup", "PatientComments", "AdditionalPatientHistory",
+    "StudyID", "StudyDate", "StudyTime", "AccessionNumber", "StudyDescription", "ReferringPhysicianName",
+    "PatientOrientation", "Laterality", "Rows", "Columns", "ViewPosition", "StationName", "Manufacturer",
+)  # fmt: skip
+# Those that may be empty, and not missing.
+_REQUIRED_ELEMENTS = (
+    "PatientName", "PatientID", "PatientBirthDate", "PatientSex",
+    "StudyID", "StudyDate", "StudyTime", "AccessionNumber", "ReferringPhysicianName",
+)  # fmt: skip
+_UIDS = ("SOPClassUID", "SOPInstanceUID", "StudyInstanceUID", "SeriesInstanceUID")
+# Values that are copied (PS3.5 6.2).
+_VALUE_PATTERNS = {
+    "DA": r"([0-9]{4}(0[1-9]|1[0-2])(0[1-9]|[12][0-9]|3[01]))?",
+    "TM": r"(([01][0-9]|2[0-3])([0-5][0-9]([0-5][0-9](\.[0-9]{1,6})?)?)?)?",
+    "AS": r"([0-9]{3}[DWMY])?",
+    "UI": r"([0-9.]{1,64})?",
+}
+
+
+def read_header(file: bytes) -> Dataset:
+    """Return the elements of a DICOM file that its results need, as Unicode text.
+
+    A value that its value representation does not allow is empty: it would make the results invalid.
+
+    Raises:
+        UnreadableImageError: The file is not DICOM or not an image, has more than 4 MiB before the pixels, or states no SOP Class
+            UID or SOP Instance UID.
+    """
+    try:
+        header = read_elements(file[:_MAX_HEADER_BYTES], list(_ELEMENTS))
+        header.decode()
+        for element in header:
+            if (pattern := _VALUE_PATTERNS.get(element.VR)) and not re.fullmatch(pattern, str(element.value or "")):
+                element.value = ""
+    except Exception as error:  # untrusted bytes: the library raises errors of any type
+        raise UnreadableImageError("", f"the DICOM header cannot be read ({type(error).__name__})") from error
+    for name in ("SOPClassUID", "SOPInstanceUID"):
+        if not header.get(name):
+            raise UnreadableImageError("", f"the DICOM header states no valid {name}")
+    # The last of the elements: pydicom reads the beginning of a file without an error.
+    if not header.get("Rows") and not is_own_result(header):
+        raise UnreadableImageError("", "the DICOM header states no Rows, or they are beyond its first 4 MiB")
+    for name in (*_REQUIRED_ELEMENTS, *_UIDS):
+        if name not in header:
+            setattr(header, name, "")
+    if header.PatientSex not in ("M", "F", "O"):
+        header.PatientSex = ""
+    header.SpecificCharacterSet = "ISO_IR 192"
+    return header
+
+
+def has_study(header: Dataset) -> bool:
+    """Return whether a header states the study and the series, without which there are no results as DICOM objects."""
+    return bool(header.StudyInstanceUID and header.SeriesInstanceUID)
+
+
+def encode_header(header: Dataset) -> str:
+    """Return a header as DICOM JSON (PS3.18 F)."""
+    return json.dumps(header.to_json_dict(), ensure_ascii=False)
+
+
+def decode_header(text: str) -> Dataset:
+    """Return the header of `encode_header`."""
+    header = Dataset.from_json(text)
+    for name in (*_REQUIRED_ELEMENTS, *_UIDS):
+        if header[name].value is None:
+            setattr(header, name, "")
+    return header
+
+
+def is_own_result(header: Dataset) -> bool:
+    """Return whether an object was written by pneumoscope, on this machine or another: it must not be predicted."""
+    return bool(header.get("Manufacturer") == MANUFACTURER)

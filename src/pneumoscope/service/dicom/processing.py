@@ -1,0 +1,225 @@
+"""Receive DICOM instances, predict each study when it is quiet, and put the results into the outbox.
+
+The receiver of the DICOM node and STOW-RS both call `InstanceProcessor.receive`.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import concurrent.futures
+import dataclasses
+import hashlib
+import json
+import logging
+from collections import Counter
+from collections.abc import Sequence
+from datetime import UTC, datetime, timedelta
+from typing import NamedTuple
+
+from fastapi.concurrency import run_in_threadpool
+from sqlalchemy import Connection
+
+from pneumoscope import __version__
+from pneumoscope.core.errors import BusyError, StorageError, UnreadableImageError
+from pneumoscope.core.prediction import Failure, Prediction, Rejection
+from pneumoscope.service.dicom.configuration import DicomConfiguration, SiteRule
+from pneumoscope.service.dicom.header import decode_header, encode_header, has_study, is_own_result, read_header
+from pneumoscope.service.dicom.settings import CANNOT_UNDERSTAND, OUT_OF_RESOURCES, PROCESSING_FAILURE, SUCCESS
+from pneumoscope.service.predictions import PredictionService
+from pneumoscope.service.storage.inbox import Outcome, ReceivedInstance, finish, forget_header, instances_of
+from pneumoscope.service.storage.outbox import ObjectKind, ResultSubject, enqueue
+from pneumoscope.service.storage.records import format_time
+
+__all__ = ["InstanceProcessor", "Reception"]
+
+_LOG = logging.getLogger("pneumoscope.service")
+_STORE_SECONDS = 60  # limit on storing an instance
+_POLL_SECONDS = 0.5
+_CONCURRENT = 8  # instances that are predicted at once
+_MAX_ATTEMPTS = 3  # after unexpected errors
+
+
+class Reception(NamedTuple):
+    """The response to an instance.
+
+    Attributes:
+        status: Status of C-STORE, and reason of a failure in STOW-RS.
+        code: Stable code of the error; empty for success.
+    """
+
+    status: int
+    code: str = ""
+
+
+class InstanceProcessor:
+    """Receives instances, and predicts those whose studies are quiet.
+
+    Args:
+        service: Predicts the instances.
+        configuration: Site rules, destinations and quiet period.
+    """
+
+    def __init__(self, service: PredictionService, configuration: DicomConfiguration) -> None:
+        self._service, self._configuration = service, configuration
+        self._inbox, self._outbox = service.repository.inbox, service.repository.outbox
+        rules = [rule.model_dump(mode="json") for rule in configuration.rules]
+        settings = json.dumps([__version__, service.model.settings, rules])
+        self._settings = hashlib.sha256(settings.encode()).hexdigest()
+        self._attempts: Counter[int] = Counter()  # failed ones, by number of the instance
+
+    def receive(self, instance: bytes, name: str, sender: str, *, reply_to: str = "") -> Reception:
+        """Store an instance, and return the response when it is on the disk.
+
+        It runs in a thread, and never raises: every instance is answered.
+
+        Args:
+            instance: A DICOM file.
+            name: Name of the image, for a record of a file that cannot be understood.
+            sender: Name of the peer or user.
+            reply_to: Name of the peer to which results go by default; empty if there is none.
+        """
+        try:
+            return self._receive(instance, name, sender, reply_to)
+        except (StorageError, concurrent.futures.TimeoutError) as error:
+            code = error.code if isinstance(error, StorageError) else "timeout"
+            _LOG.warning("Instance of %s not stored: %s", sender, code)
+            return Reception(OUT_OF_RESOURCES, code)
+        except Exception as error:  # noqa: BLE001  its message may contain anything
+            _LOG.warning("Instance of %s not stored: unexpected %s", sender, type(error).__name__)
+            return Reception(PROCESSING_FAILURE, "internal_error")
+
+    def _receive(self, instance: bytes, name: str, sender: str, reply_to: str) -> Reception:
+        try:
+            header = read_header(instance)
+        except UnreadableImageError as error:
+            failed = Prediction(
+                path=name,
+                decision=None,
+                operating_point=self._service.model.operating_point_name,
+                failure=Failure.from_error(error),
+                model=self._service.model.facts,
+            )
+            self._service.repository.add_unreadable(failed, instance, user=sender)
+            self._service.metrics.images.labels("unreadable").inc()
+            return Reception(CANNOT_UNDERSTAND, error.code)
+        received = ReceivedInstance(
+            sender, reply_to, header.StudyInstanceUID, header.SOPInstanceUID, encode_header(header)
+        )
+        if is_own_result(header) or self._outbox.is_result(received.sop_instance_uid):
+            self._inbox.record_own_result(received, instance)
+            return Reception(SUCCESS)
+        quiet = timedelta(seconds=self._configuration.quiet_seconds)
+        self._inbox.submit(received, instance, quiet, self._settings).result(_STORE_SECONDS)
+        return Reception(SUCCESS)
+
+    async def run(self) -> None:
+        """Predict instances of quiet studies until the task is cancelled."""
+        while True:
+            try:
+                ready = await run_in_threadpool(self._inbox.ready, _CONCURRENT)
+                done = await asyncio.gather(*map(self._process, ready))
+            except StorageError as error:
+                _LOG.warning("Received instances cannot be predicted; the next attempt follows: %s", error.message)
+                done = []
+            if not any(done):
+                await asyncio.sleep(_POLL_SECONDS)
+
+    async def _process(self, received: ReceivedInstance) -> bool:
+        """Predict an instance, and return whether it no longer waits."""
+        try:
+            content = await run_in_threadpool(self._inbox.content, received)
+            if content is None:
+                _LOG.error("The file of a received instance is missing; ask its sender to send it again")
+                await run_in_threadpool(self._inbox.finish, received, Outcome("lost", self._settings))
+                return True
+
+            def adjust(prediction: Prediction) -> Prediction:
+                return self._with_rule(prediction, received)
+
+            def also(connection: Connection, prediction: Prediction, id: str) -> None:
+                self._record(connection, received, prediction, id)
+
+            name = received.sop_instance_uid
+            if self._attempts[received.number] < _MAX_ATTEMPTS:
+                await self._service.predict_received(content, name, received.sender, adjust=adjust, also=also)
+            else:
+                await self._give_up(received, content)
+            self._attempts.pop(received.number, None)
+            await run_in_threadpool(self._inbox.remove_file, received)
+        except (StorageError, BusyError):
+            return False  # the next attempt follows
+        except Exception as error:  # noqa: BLE001  the others are predicted; its message may contain anything
+            self._attempts[received.number] += 1
+            _LOG.warning("A received instance could not be predicted: unexpected %s", type(error).__name__)
+            return False
+        return True
+
+    async def _give_up(self, received: ReceivedInstance, content: bytes) -> None:
+        failed = Prediction(
+            path=received.sop_instance_uid,
+            decision=None,
+            operating_point=self._service.model.operating_point_name,
+            failure=Failure("internal_error", f"it could not be predicted in {_MAX_ATTEMPTS} attempts", "See the log"),
+            model=self._service.model.facts,
+        )
+        await run_in_threadpool(
+            self._service.repository.add_unreadable, failed, content, user=received.sender,
+            also=lambda connection, id: self._record(connection, received, failed, id),
+        )  # fmt: skip
+
+    def _with_rule(self, prediction: Prediction, received: ReceivedInstance) -> Prediction:
+        """Return the prediction, or a rejection if a site rule excludes the image."""
+        rule = self._rule_of(prediction, received)
+        if rule is None or rule.action == "predict" or prediction.decision == "rejected":
+            return prediction
+        return dataclasses.replace(
+            prediction,
+            decision="rejected",
+            probability=None,
+            interval=None,
+            uncertainty=None,
+            warnings=(),
+            rejection=Rejection("excluded_by_site_rule", {"rule": rule.name}),
+        )
+
+    def _rule_of(self, prediction: Prediction, received: ReceivedInstance) -> SiteRule | None:
+        header = decode_header(received.header)
+        modality, view = (str(header.get(name) or "").strip() for name in ("Modality", "ViewPosition"))
+        return self._configuration.rule_of(prediction, modality=modality, view=view, sender=received.sender)
+
+    def _record(self, connection: Connection, received: ReceivedInstance, prediction: Prediction, id: str) -> None:
+        """Record the outcome of an instance, and put its results into the outbox, in the transaction of its prediction."""
+        time = format_time(datetime.now(UTC))
+        code = prediction.failure.code if prediction.failure else ""
+        finish(connection, received, Outcome("predicted" if id else "unreadable", self._settings, id, code), time)
+        if self._service.pseudonymizer:
+            forget_header(connection, received)
+            return
+        rule = None if prediction.failure else self._rule_of(prediction, received)
+        if rule is None or rule.result:
+            self._enqueue(connection, received, id, code, time)
+
+    def record_again(self, earlier_id: str, connection: Connection, id: str) -> None:
+        """Put the results of an image that was predicted again into the outbox; see `PredictionService.on_predicted_again`."""
+        time = format_time(datetime.now(UTC))
+        for received in instances_of(connection, earlier_id):
+            finish(connection, received, Outcome("predicted", self._settings, id), time)
+            if received.header:  # it was not removed by retention
+                self._enqueue(connection, received, id, "", time)
+
+    def _enqueue(
+        self, connection: Connection, received: ReceivedInstance, id: str, failure_code: str, time: str
+    ) -> None:
+        subject = ResultSubject(
+            prediction_id=id,
+            failure_code=failure_code,
+            model_sha256=self._service.model.facts.sha256,
+            operating_point=self._service.model.operating_point_name,
+            sop_instance_uid=received.sop_instance_uid,
+            header=received.header,
+        )
+        # There is no picture of a file that could not be read.
+        if not has_study(decode_header(received.header)):
+            return
+        kinds: Sequence[ObjectKind] = self._configuration.results.objects if id else ("structured_report",)
+        enqueue(connection, subject, self._configuration.destinations_of(received.reply_to), kinds, time)

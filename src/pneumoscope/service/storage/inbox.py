@@ -1,0 +1,343 @@
+"""The inbox: DICOM instances that other nodes sent, stored until they are predicted, and a record of each afterwards.
+
+An instance is acknowledged when its file and its row are on the disk. It is predicted when its study is quiet: no instance of the
+study arrived for a while. The row is updated in the transaction that stores the prediction; then the file is removed. So after a
+crash at any step, an acknowledged instance is waiting or predicted, and a file without a waiting row can be removed.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import threading
+from collections.abc import Callable, Sequence
+from concurrent.futures import Future
+from datetime import UTC, datetime, timedelta
+from pathlib import Path
+from typing import Any, Literal, NamedTuple
+
+from sqlalchemy import Connection, Engine, delete, func, insert, or_, select, tuple_, update
+
+from pneumoscope.core.errors import StorageError
+from pneumoscope.service.storage.blob_store import BlobStore, FolderBlobStore, MemoryBlobStore, content_hash
+from pneumoscope.service.storage.database import read_transaction, write_transaction
+from pneumoscope.service.storage.group_commit import GroupCommit
+from pneumoscope.service.storage.outbox import replace_header
+from pneumoscope.service.storage.records import Row, format_time
+from pneumoscope.service.storage.tables import predictions, received_instances
+
+__all__ = [
+    "INBOX",
+    "Inbox",
+    "InboxState",
+    "InboxStatus",
+    "Outcome",
+    "ReceivedInstance",
+    "finish",
+    "forget_header",
+    "forget_headers",
+    "forget_predictions",
+    "headers_of",
+    "instances_of",
+]
+
+INBOX = "inbox"  # below the data directory
+InboxState = Literal["waiting", "predicted", "unreadable", "lost", "own_result"]
+_COLUMNS = received_instances.c
+_NO_IDENTIFIERS = {"header": "", "study_instance_uid": "", "sop_instance_uid": ""}
+# A time further in the future than any quiet period: the clock was set back.
+_HORIZON = timedelta(hours=1)
+
+
+@dataclasses.dataclass(frozen=True, slots=True)
+class ReceivedInstance:
+    """A DICOM instance that another node sent.
+
+    Attributes:
+        sender: Name of the peer or user.
+        reply_to: Name of the peer to which results go by default; empty if there is none.
+        study_instance_uid, sop_instance_uid: From the header.
+        header: The elements that results need, as DICOM JSON.
+        number: Number of the row; 0 before it is stored.
+        image_sha256: Hash of the file; empty before it is stored.
+    """
+
+    sender: str
+    reply_to: str
+    study_instance_uid: str
+    sop_instance_uid: str
+    header: str
+    number: int = 0
+    image_sha256: str = ""
+
+    def __repr__(self) -> str:
+        """Return the number without identifiers, which could reach a log."""
+        return f"ReceivedInstance(number={self.number})"
+
+    @classmethod
+    def from_row(cls, row: Row) -> ReceivedInstance:
+        """Return the instance in a row of the table."""
+        return cls(**{field.name: row[field.name] for field in dataclasses.fields(cls)})
+
+
+class Outcome(NamedTuple):
+    """The end of an instance's wait.
+
+    Attributes:
+        state: The new state.
+        settings: Hash of everything but the instance that the outcome depends on; see `Inbox.submit`.
+        prediction_id: Of its prediction, if there is one.
+        failure_code: Why the file could not be read, if it could not.
+    """
+
+    state: InboxState
+    settings: str
+    prediction_id: str = ""
+    failure_code: str = ""
+
+
+@dataclasses.dataclass(frozen=True, slots=True)
+class InboxStatus:
+    """The instances that wait for a prediction.
+
+    Attributes:
+        instances: Their number.
+        studies: The number of their studies.
+        oldest: Time when the first of them was received, ISO 8601 in UTC; None if there is none.
+    """
+
+    instances: int
+    studies: int
+    oldest: str | None
+
+
+class _Arrival(NamedTuple):
+    instance: ReceivedInstance
+    content: bytes
+    quiet: timedelta
+    settings: str
+
+
+class Inbox:
+    """The received instances of one service. Opening it removes files that a killed process left.
+
+    Args:
+        engine: Engine of the service's database.
+        folder: The data directory; None keeps files in memory.
+        now: Returns the time, for tests.
+    Raises:
+        StorageError: The database or the files cannot be read.
+    """
+
+    def __init__(
+        self, engine: Engine, folder: Path | None, *, now: Callable[[], datetime] = lambda: datetime.now(UTC)
+    ) -> None:
+        self._engine, self._now = engine, now
+        self._files: BlobStore = MemoryBlobStore() if folder is None else FolderBlobStore(folder / INBOX)
+        self._file_lock = threading.Lock()  # no file is removed between its writing and the commit of its row
+        with write_transaction(engine) as connection:  # waits for the last commit of a killed process
+            waiting = (
+                connection.execute(select(_COLUMNS.image_sha256).where(_COLUMNS.state == "waiting")).scalars().all()
+            )
+            self._files.empty_staging(keep=waiting)
+        self._commits = GroupCommit(self._add, StorageError, name="inbox-commit")
+
+    def close(self, timeout: float = 10) -> None:
+        """Store what was submitted, but wait no longer than `timeout` seconds for it."""
+        self._commits.close(timeout)
+
+    def submit(self, instance: ReceivedInstance, content: bytes, quiet: timedelta, settings: str) -> Future[bool]:
+        """Store an instance until its study is quiet.
+
+        Args:
+            instance: What the header states.
+            content: The DICOM file.
+            quiet: Time without a further instance after which its study is predicted.
+            settings: Hash of the model, the operating point and the other settings that decide about an instance. One that was
+                processed with other settings, or whose prediction was deleted, waits again.
+        Returns:
+            A future of whether it waits now: False if the sender has sent this file before. Its error is StorageError.
+        """
+        return self._commits.submit(_Arrival(instance, content, quiet, settings))
+
+    def record_own_result(self, instance: ReceivedInstance, content: bytes) -> None:
+        """Record that a node sent a result of pneumoscope back; its file is not stored.
+
+        Raises:
+            StorageError: It cannot be recorded.
+        """
+        time = format_time(self._now())
+        row = _new_row(instance, content, time, time) | {"state": "own_result", "processed": time, "header": ""}
+        with write_transaction(self._engine) as connection:
+            if _find(connection, [row]):
+                return
+            connection.execute(insert(received_instances), [row])
+
+    def ready(self, limit: int) -> list[ReceivedInstance]:
+        """Return instances of quiet studies, first received first, at most `limit`.
+
+        Raises:
+            StorageError: The database cannot be read.
+        """
+        now = self._now()
+        latest = func.max(_COLUMNS.due)
+        quiet = (
+            select(_COLUMNS.study_instance_uid)
+            .where(_COLUMNS.state == "waiting")
+            .group_by(_COLUMNS.study_instance_uid)
+            .having(or_(latest <= format_time(now), latest > format_time(now + _HORIZON)))
+        )
+        query = (
+            select(received_instances)
+            .where(_COLUMNS.state == "waiting", _COLUMNS.study_instance_uid.in_(quiet))
+            .order_by(_COLUMNS.number)
+            .limit(limit)
+        )
+        with read_transaction(self._engine) as connection:
+            return [ReceivedInstance.from_row(row) for row in connection.execute(query).mappings()]
+
+    def release(self, study_instance_uid: str = "") -> int:
+        """End the quiet period of a study, or of all studies, and return the number of instances that waited for it.
+
+        Raises:
+            StorageError: The database cannot be written.
+        """
+        query = update(received_instances).where(_COLUMNS.state == "waiting").values(due="")
+        if study_instance_uid:
+            query = query.where(_COLUMNS.study_instance_uid == study_instance_uid)
+        with write_transaction(self._engine) as connection:
+            return int(connection.execute(query).rowcount)
+
+    def content(self, instance: ReceivedInstance) -> bytes | None:
+        """Return the file of a waiting instance; None if it is missing. Raise StorageError if it is unreadable."""
+        return self._files.get(instance.image_sha256)
+
+    def finish(self, instance: ReceivedInstance, outcome: Outcome) -> None:
+        """Record the outcome of an instance; see the function `finish` for one in the transaction of a prediction."""
+        with write_transaction(self._engine) as connection:
+            finish(connection, instance, outcome, format_time(self._now()))
+
+    def remove_file(self, instance: ReceivedInstance) -> None:
+        """Remove the file of an instance that no longer waits, unless another sender's copy waits; a start removes the rest.
+
+        Raises:
+            StorageError: It cannot be removed.
+        """
+        query = select(_COLUMNS.number).where(
+            _COLUMNS.state == "waiting", _COLUMNS.image_sha256 == instance.image_sha256
+        )
+        with self._file_lock, read_transaction(self._engine) as connection:
+            if connection.execute(query.limit(1)).first() is None:
+                self._files.remove(instance.image_sha256)
+
+    def status(self) -> InboxStatus:
+        """Return the number and the age of the waiting instances.
+
+        Raises:
+            StorageError: The database cannot be read.
+        """
+        query = select(
+            func.count(), func.count(_COLUMNS.study_instance_uid.distinct()), func.min(_COLUMNS.received)
+        ).where(_COLUMNS.state == "waiting")
+        with read_transaction(self._engine) as connection:
+            return InboxStatus(*connection.execute(query).one())
+
+    def _add(self, arrivals: Sequence[_Arrival]) -> list[bool | Exception]:
+        """Store a batch of instances in one transaction."""
+        now = self._now()
+        rows = [
+            _new_row(each.instance, each.content, format_time(now), format_time(now + each.quiet)) for each in arrivals
+        ]
+        results: list[bool | Exception] = []
+        with self._file_lock:
+            staged = self._files.stage(
+                {row["image_sha256"]: each.content for row, each in zip(rows, arrivals, strict=True)}
+            )
+            with write_transaction(self._engine) as connection:
+                known = _find(connection, rows)
+                for row, arrival in zip(rows, arrivals, strict=True):
+                    key = row["image_sha256"], row["sender"]
+                    if key in known and not _is_outdated(connection, known[key], arrival.settings):
+                        results.append(False)
+                        continue
+                    if error := staged.failed.get(row["image_sha256"]):
+                        results.append(error)
+                        continue
+                    if key in known:
+                        renewed = update(received_instances).where(_COLUMNS.number == known[key]["number"])
+                        connection.execute(renewed.values(state="waiting", due=row["due"], reply_to=row["reply_to"]))
+                    else:
+                        connection.execute(insert(received_instances), [row])
+                    same_study = _COLUMNS.state == "waiting", _COLUMNS.study_instance_uid == row["study_instance_uid"]
+                    connection.execute(update(received_instances).where(*same_study).values(due=row["due"]))
+                    replace_header(connection, row["sop_instance_uid"], row["header"])
+                    known |= _find(connection, [row])
+                    results.append(True)
+                needed = _COLUMNS.state == "waiting", _COLUMNS.image_sha256.in_(staged.staged)
+                waiting = set(connection.execute(select(_COLUMNS.image_sha256).where(*needed)).scalars())
+            for sha256 in set(staged.staged) - waiting:  # duplicates
+                self._files.remove(sha256)
+        return results
+
+
+def finish(connection: Connection, instance: ReceivedInstance, outcome: Outcome, time: str) -> None:
+    """Record the outcome of an instance in a transaction that stores its prediction."""
+    values = {
+        "state": outcome.state, "processed": time, "prediction_id": outcome.prediction_id,
+        "failure_code": outcome.failure_code, "settings": outcome.settings,
+    }  # fmt: skip
+    connection.execute(update(received_instances).where(_COLUMNS.number == instance.number).values(values))
+
+
+def instances_of(connection: Connection, prediction_id: str) -> list[ReceivedInstance]:
+    """Return the received instances that have a prediction."""
+    query = select(received_instances).where(_COLUMNS.prediction_id == prediction_id).order_by(_COLUMNS.number)
+    return [ReceivedInstance.from_row(row) for row in connection.execute(query).mappings()]
+
+
+def headers_of(connection: Connection, prediction_ids: Sequence[str]) -> dict[str, str]:
+    """Return the latest headers of the instances that have these predictions, by SOP Instance UID."""
+    query = select(_COLUMNS.sop_instance_uid, _COLUMNS.header).order_by(_COLUMNS.number)
+    rows = connection.execute(query.where(_COLUMNS.prediction_id.in_(prediction_ids)))
+    return {row.sop_instance_uid: row.header for row in rows}
+
+
+def forget_predictions(connection: Connection, ids: Sequence[str]) -> None:
+    """Delete the records of instances whose predictions are deleted."""
+    connection.execute(delete(received_instances).where(_COLUMNS.prediction_id.in_(ids)))
+
+
+def forget_header(connection: Connection, instance: ReceivedInstance) -> None:
+    """Remove the identifiers of an instance."""
+    connection.execute(update(received_instances).where(_COLUMNS.number == instance.number).values(_NO_IDENTIFIERS))
+
+
+def forget_headers(connection: Connection, limit: str) -> None:
+    """Remove the identifiers of instances that were processed before a time."""
+    old = _COLUMNS.processed < limit, _COLUMNS.header != ""
+    connection.execute(update(received_instances).where(*old).values(_NO_IDENTIFIERS))
+
+
+def _new_row(instance: ReceivedInstance, content: bytes, received: str, due: str) -> dict[str, Any]:
+    row = dataclasses.asdict(instance)
+    del row["number"]
+    return row | {
+        "image_sha256": content_hash(content), "image_bytes": len(content), "received": received, "due": due,
+        "state": "waiting", "processed": None, "prediction_id": "", "failure_code": "", "settings": "",
+    }  # fmt: skip
+
+
+def _find(connection: Connection, rows: Sequence[Row]) -> dict[tuple[str, str], Row]:
+    """Return the stored rows of files by hash and sender."""
+    keys = [(row["image_sha256"], row["sender"]) for row in rows]
+    query = select(received_instances).where(tuple_(_COLUMNS.image_sha256, _COLUMNS.sender).in_(keys))
+    return {(row["image_sha256"], row["sender"]): row for row in connection.execute(query).mappings()}
+
+
+def _is_outdated(connection: Connection, row: Row, settings: str) -> bool:
+    """Return whether an instance must be predicted again: with other settings, or because its prediction is gone."""
+    if row["state"] in ("waiting", "own_result"):
+        return False
+    if row["settings"] != settings or row["state"] == "lost":
+        return True
+    query = select(predictions.c.id).where(predictions.c.id == row["prediction_id"])
+    return row["state"] == "predicted" and connection.execute(query).first() is None

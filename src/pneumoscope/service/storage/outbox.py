@@ -1,0 +1,381 @@
+"""The outbox: results to deliver to other nodes, written in the transaction that stores the prediction.
+
+A row is one DICOM object for one destination. `deliver` builds the object when it is sent; its UID is derived from the image, the
+prediction and the kind of object, so that an object that is sent twice, because the process was killed before it recorded the
+delivery, is the same object.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import uuid
+from collections.abc import Collection, Mapping, Sequence
+from datetime import datetime, timedelta
+from typing import Any, Literal, get_args
+
+from sqlalchemy import Connection, Engine, func, insert, or_, select, update
+
+from pneumoscope.core.errors import UnknownNameError, UsageError
+from pneumoscope.service.storage.database import read_transaction, write_transaction
+from pneumoscope.service.storage.records import Row, format_time
+from pneumoscope.service.storage.tables import outbox
+
+__all__ = [
+    "MAX_DELAY",
+    "Delivery",
+    "DeliveryState",
+    "ObjectKind",
+    "Outbox",
+    "OutboxStatus",
+    "ResultSubject",
+    "derive_uid",
+    "enqueue",
+    "forget_headers",
+    "replace_header",
+    "result_uid",
+    "withdraw",
+]
+
+ObjectKind = Literal["secondary_capture", "structured_report", "rejection_note"]
+DeliveryState = Literal["waiting", "delivered", "withdrawn", "cancelled"]
+_FIRST_DELAY, MAX_DELAY = timedelta(seconds=5), timedelta(minutes=15)
+_NAMESPACE = uuid.UUID("5f0f6c1e-0f0e-5d55-9c39-8f2f6a3a8f10")  # of the names from which UIDs are derived
+_COLUMNS = outbox.c
+
+
+@dataclasses.dataclass(frozen=True, slots=True)
+class ResultSubject:
+    """What results are about: a prediction of an image, or a file that could not be read.
+
+    Attributes:
+        prediction_id: Id of the prediction; empty for a file that could not be read.
+        failure_code: Why the file could not be read; empty for a prediction.
+        model_sha256, operating_point: Of the service.
+        sop_instance_uid: Of the image.
+        header: The elements that the objects share with the image, as DICOM JSON; empty once they are delivered.
+    """
+
+    prediction_id: str
+    failure_code: str
+    model_sha256: str
+    operating_point: str
+    sop_instance_uid: str
+    header: str
+
+    def __repr__(self) -> str:
+        """Return the prediction without identifiers of the patient, which could reach a log."""
+        return f"ResultSubject(prediction_id={self.prediction_id!r})"
+
+
+@dataclasses.dataclass(frozen=True, slots=True)
+class Delivery:
+    """One DICOM object for one destination.
+
+    Attributes:
+        number: Number of the row.
+        destination: Name of the destination.
+        kind: Kind of object; a rejection note (Key Object Selection) withdraws objects.
+        result_uid: SOP Instance UID of the object.
+        subject: What the object is about.
+        withdrawn_uids: Of a rejection note: the UIDs of the withdrawn objects by kind.
+        created: Time when the prediction was stored, ISO 8601 in UTC.
+        attempts: Number of failed attempts.
+        state: "withdrawn": it was delivered, and a rejection note followed.
+        error: Code of the last failure.
+        finished: Time of the delivery or cancellation.
+    """
+
+    number: int
+    destination: str
+    kind: ObjectKind
+    result_uid: str
+    subject: ResultSubject
+    withdrawn_uids: Mapping[ObjectKind, str]
+    created: str
+    attempts: int
+    state: DeliveryState
+    error: str
+    finished: str | None
+
+    @classmethod
+    def from_row(cls, row: Row) -> Delivery:
+        """Return the delivery in a row of the table."""
+        subject = ResultSubject(**{field.name: row[field.name] for field in dataclasses.fields(ResultSubject)})
+        names = [field.name for field in dataclasses.fields(cls) if field.name not in ("subject", "withdrawn_uids")]
+        return cls(
+            **{name: row[name] for name in names}, subject=subject, withdrawn_uids=json.loads(row["withdrawn_uids"])
+        )
+
+
+@dataclasses.dataclass(frozen=True, slots=True)
+class OutboxStatus:
+    """The objects that wait for a destination.
+
+    Attributes:
+        destination: Name of the destination.
+        waiting: Their number.
+        failing: The number of those that failed at least once.
+        oldest: Time when the first of them was created, ISO 8601 in UTC; None if there is none.
+        delivered: Number of objects delivered so far.
+    """
+
+    destination: str
+    waiting: int
+    failing: int
+    oldest: str | None
+    delivered: int
+
+
+def derive_uid(name: str) -> str:
+    """Return the UID of a name, by a name-based UUID (PS3.5 B.2)."""
+    return f"2.25.{uuid.uuid5(_NAMESPACE, name).int}"
+
+
+def result_uid(kind: str, sop_instance_uid: str, subject_id: str, generation: int = 0) -> str:
+    """Return the UID of an object, or of its series.
+
+    Args:
+        kind: Kind of object.
+        sop_instance_uid: Of the image.
+        subject_id: Id of the prediction, which is derived from the image's pixels, the model and the operating point.
+        generation: How many times the object was withdrawn before.
+    """
+    return derive_uid(" ".join([kind, sop_instance_uid, subject_id, *([str(generation)] if generation else [])]))
+
+
+def enqueue(
+    connection: Connection,
+    subject: ResultSubject,
+    destinations: Collection[str],
+    kinds: Sequence[ObjectKind],
+    time: str,
+) -> None:
+    """Add the objects of a prediction, in the transaction that stores it; objects that were added before are not added again.
+
+    Objects of another prediction of the image by the same model at the same operating point are cancelled or withdrawn.
+    """
+    for destination in destinations:
+        same_image = _COLUMNS.destination == destination, _COLUMNS.sop_instance_uid == subject.sop_instance_uid
+        rows = connection.execute(select(outbox).where(*same_image)).mappings().all()
+        earlier = [
+            row
+            for row in rows
+            if (row["model_sha256"], row["operating_point"]) == (subject.model_sha256, subject.operating_point)
+            and (row["prediction_id"], row["failure_code"]) != (subject.prediction_id, subject.failure_code)
+        ]
+        _withdraw(connection, earlier, subject.header, time)
+        for kind in kinds:
+            same = [
+                row
+                for row in rows
+                if row["kind"] == kind
+                and row["prediction_id"] == subject.prediction_id
+                and row["failure_code"] == subject.failure_code
+            ]
+            if any(row["state"] in ("waiting", "delivered") for row in same):
+                continue
+            uid = result_uid(kind, subject.sop_instance_uid, subject.prediction_id or subject.failure_code, len(same))
+            _insert(connection, subject, destination, kind, uid, {}, time)
+
+
+def withdraw(connection: Connection, prediction_ids: Collection[str], headers: Mapping[str, str], time: str) -> None:
+    """Cancel the objects of deleted predictions, and withdraw those that were delivered by a rejection note.
+
+    Args:
+        connection: Of the transaction that deletes the predictions.
+        prediction_ids: Ids of the predictions.
+        headers: Headers by SOP Instance UID of the image; an object whose header was forgotten cannot be withdrawn.
+        time: Time of the transaction.
+    """
+    rows = connection.execute(select(outbox).where(_COLUMNS.prediction_id.in_(prediction_ids))).mappings().all()
+    for sop_instance_uid in {row["sop_instance_uid"] for row in rows}:
+        of_image = [row for row in rows if row["sop_instance_uid"] == sop_instance_uid]
+        _withdraw(connection, of_image, headers.get(sop_instance_uid, ""), time)
+
+
+def replace_header(connection: Connection, sop_instance_uid: str, header: str) -> None:
+    """Set the header of the objects of an image that are not delivered yet: the sender may have corrected the patient."""
+    waiting = _COLUMNS.state == "waiting", _COLUMNS.sop_instance_uid == sop_instance_uid
+    connection.execute(update(outbox).where(*waiting).values(header=header))
+
+
+def forget_headers(connection: Connection, limit: str) -> None:
+    """Cancel what was created before a time and could not be delivered, and remove the identifiers of all objects of that age."""
+    old = _COLUMNS.created < limit, _COLUMNS.sop_instance_uid != ""
+    cancelled = {"state": "cancelled", "error": "identity_removed"}
+    connection.execute(update(outbox).where(*old, _COLUMNS.state == "waiting").values(cancelled))
+    connection.execute(update(outbox).where(*old).values(header="", sop_instance_uid=""))
+
+
+class Outbox:
+    """The results to deliver.
+
+    Args:
+        engine: Engine of the service's database.
+    """
+
+    def __init__(self, engine: Engine) -> None:
+        self._engine = engine
+
+    def due(self, destination: str, time: datetime, limit: int) -> list[Delivery]:
+        """Return deliveries that are due, oldest first, at most `limit`.
+
+        One whose time lies beyond the longest delay is due, too: the clock was set back.
+
+        Raises:
+            StorageError: The database cannot be read.
+        """
+        due = or_(_COLUMNS.due <= format_time(time), _COLUMNS.due > format_time(time + 2 * MAX_DELAY))
+        query = select(outbox).where(_COLUMNS.destination == destination, _COLUMNS.state == "waiting", due)
+        with read_transaction(self._engine) as connection:
+            rows = connection.execute(query.order_by(_COLUMNS.number).limit(limit)).mappings()
+            return [Delivery.from_row(row) for row in rows]
+
+    def is_waiting(self, number: int) -> bool:
+        """Return whether an object still waits: it may have been cancelled. Raise StorageError if that is unknown."""
+        query = select(_COLUMNS.state).where(_COLUMNS.number == number)
+        with read_transaction(self._engine) as connection:
+            return connection.execute(query).scalar() == "waiting"
+
+    def record_delivered(self, deliveries: Sequence[Delivery], time: datetime) -> None:
+        """Record that objects were delivered. Raise StorageError if that is impossible."""
+        values = {"state": "delivered", "finished": format_time(time), "error": "", "header": ""}
+        self._update([each.number for each in deliveries], values)
+
+    def record_cancelled(self, delivery: Delivery, error: str, time: datetime) -> None:
+        """Record that an object can no longer be built, and why. Raise StorageError if that is impossible."""
+        values = {"state": "cancelled", "finished": format_time(time), "error": error, "header": ""}
+        self._update([delivery.number], values)
+
+    def record_failure(self, deliveries: Sequence[Delivery], error: str, time: datetime) -> None:
+        """Record a failed attempt; the next one follows after 5 s, and twice as long each time, up to 15 minutes.
+
+        Args:
+            deliveries: The objects.
+            error: Stable code of the failure.
+            time: Now.
+        Raises:
+            StorageError: The database cannot be written.
+        """
+        for attempts in {each.attempts for each in deliveries}:
+            delay = min(_FIRST_DELAY * 2 ** min(attempts, 20), MAX_DELAY)
+            numbers = [each.number for each in deliveries if each.attempts == attempts]
+            values = {"attempts": attempts + 1, "error": error, "due": format_time(time + delay)}
+            self._update(numbers, values)
+
+    def find(self, states: Collection[DeliveryState] | None = None, limit: int = 1000) -> list[Delivery]:
+        """Return deliveries in some states, or waiting ones, oldest first. Raise StorageError if the database cannot be read."""
+        query = select(outbox).where(_COLUMNS.state.in_(states or ("waiting",))).order_by(_COLUMNS.number).limit(limit)
+        with read_transaction(self._engine) as connection:
+            return [Delivery.from_row(row) for row in connection.execute(query).mappings()]
+
+    def retry(self, numbers: Collection[int] = (), destination: str = "") -> int:
+        """Make waiting and cancelled objects due now, and return their number.
+
+        Args:
+            numbers: Their numbers; all waiting ones if empty.
+            destination: Only those for this destination.
+        Raises:
+            UnknownNameError: No such object can be retried.
+            UsageError: An object was delivered, or its header is gone.
+            StorageError: The database cannot be written.
+        """
+        with write_transaction(self._engine) as connection:
+            rows = self._select(connection, numbers, destination, ("waiting", "cancelled") if numbers else ("waiting",))
+            for row in rows:
+                if not row["header"]:
+                    raise UsageError(f"the header of result {row['number']} was removed", hint="Send the image again")
+            values = {"state": "waiting", "due": "", "finished": None}
+            connection.execute(
+                update(outbox).where(_COLUMNS.number.in_([row["number"] for row in rows])).values(values)
+            )
+            return len(rows)
+
+    def cancel(self, numbers: Collection[int] = (), destination: str = "", *, time: datetime) -> int:
+        """Cancel waiting objects, and return their number; see `retry`. Their headers are kept, so that they can be retried."""
+        with write_transaction(self._engine) as connection:
+            rows = self._select(connection, numbers, destination, ("waiting",))
+            values = {"state": "cancelled", "finished": format_time(time), "error": "cancelled"}
+            connection.execute(
+                update(outbox).where(_COLUMNS.number.in_([row["number"] for row in rows])).values(values)
+            )
+            return len(rows)
+
+    def status(self) -> list[OutboxStatus]:
+        """Return the numbers of each destination. Raise StorageError if the database cannot be read."""
+        waiting = _COLUMNS.state == "waiting"
+        query = (
+            select(
+                _COLUMNS.destination,
+                func.count(_COLUMNS.number).filter(waiting),
+                func.count(_COLUMNS.number).filter(waiting, _COLUMNS.attempts > 0),
+                func.min(_COLUMNS.created).filter(waiting),
+                func.count(_COLUMNS.number).filter(_COLUMNS.state.in_(("delivered", "withdrawn"))),
+            )
+            .group_by(_COLUMNS.destination)
+            .order_by(_COLUMNS.destination)
+        )
+        with read_transaction(self._engine) as connection:
+            return [OutboxStatus(*row) for row in connection.execute(query)]
+
+    def is_result(self, sop_instance_uid: str) -> bool:
+        """Return whether an object is a result of this service. Raise StorageError if the database cannot be read."""
+        with read_transaction(self._engine) as connection:
+            query = select(_COLUMNS.number).where(_COLUMNS.result_uid == sop_instance_uid).limit(1)
+            return connection.execute(query).first() is not None
+
+    def _update(self, numbers: Collection[int], values: Mapping[str, Any]) -> None:
+        with write_transaction(self._engine) as connection:
+            query = update(outbox).where(_COLUMNS.number.in_(numbers), _COLUMNS.state == "waiting")
+            connection.execute(query.values(values))
+
+    def _select(
+        self, connection: Connection, numbers: Collection[int], destination: str, states: Collection[str]
+    ) -> Sequence[Row]:
+        query = select(outbox).where(_COLUMNS.state.in_(states))
+        if numbers:
+            query = query.where(_COLUMNS.number.in_(numbers))
+        if destination:
+            query = query.where(_COLUMNS.destination == destination)
+        rows = connection.execute(query).mappings().all()
+        missing = sorted(set(numbers) - {row["number"] for row in rows})
+        if missing:
+            raise UnknownNameError("waiting result", str(missing[0]), (), hint="See `pneumoscope outbox list`")
+        return rows
+
+
+def _withdraw(connection: Connection, rows: Sequence[Row], header: str, time: str) -> None:
+    """Cancel the waiting objects among rows of one image, and add a rejection note for each destination of the others."""
+    waiting = [row["number"] for row in rows if row["state"] == "waiting" and row["kind"] != "rejection_note"]
+    cancelled = {"state": "cancelled", "finished": time, "error": "superseded", "header": ""}
+    connection.execute(update(outbox).where(_COLUMNS.number.in_(waiting)).values(cancelled))
+    delivered = [row for row in rows if row["state"] == "delivered" and row["kind"] != "rejection_note"]
+    if not header:
+        return
+    for destination in {row["destination"] for row in delivered}:
+        of_destination = [row for row in delivered if row["destination"] == destination]
+        withdrawn: dict[ObjectKind, str] = {row["kind"]: row["result_uid"] for row in of_destination}
+        first = of_destination[0]
+        values = {field.name: first[field.name] for field in dataclasses.fields(ResultSubject)} | {"header": header}
+        uid = derive_uid(" ".join(["rejection_note", *sorted(withdrawn.values())]))
+        _insert(connection, ResultSubject(**values), destination, "rejection_note", uid, withdrawn, time)
+        numbers = [row["number"] for row in of_destination]
+        connection.execute(update(outbox).where(_COLUMNS.number.in_(numbers)).values(state="withdrawn"))
+
+
+def _insert(
+    connection: Connection,
+    subject: ResultSubject,
+    destination: str,
+    kind: ObjectKind,
+    uid: str,
+    withdrawn_uids: Mapping[ObjectKind, str],
+    time: str,
+) -> None:
+    assert kind in get_args(ObjectKind)
+    row = dataclasses.asdict(subject) | {
+        "destination": destination, "kind": kind, "result_uid": uid, "withdrawn_uids": json.dumps(withdrawn_uids),
+        "created": time, "due": time, "attempts": 0, "state": "waiting", "error": "", "finished": None,
+    }  # fmt: skip
+    connection.execute(insert(outbox), [row])

@@ -1,0 +1,491 @@
+"""Results are delivered: by C-STORE and STOW-RS, once, after failures, to each destination."""
+
+import io
+import json
+import time
+from contextlib import contextmanager
+from datetime import UTC, datetime, timedelta
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from threading import Thread
+
+import pydicom
+import pytest
+from fastapi.testclient import TestClient
+from pydicom.uid import generate_uid
+from tests.images import dicom
+from tests.service.conftest import predicted
+
+from pneumoscope.core.errors import UnknownNameError, UsageError
+from pneumoscope.service.app import create_app
+from pneumoscope.service.dicom.configuration import Destination, DicomConfiguration, ResultSettings, SiteRule
+from pneumoscope.service.dicom.settings import DicomPeer, DicomSettings
+from pneumoscope.service.settings import Settings
+from pneumoscope.service.storage.outbox import Outbox
+from pneumoscope.service.storage.repository import PredictionRepository
+
+pynetdicom = pytest.importorskip("pynetdicom", reason="[pacs] is not installed")
+delivery = pytest.importorskip("pneumoscope.service.dicom.delivery")
+results = pytest.importorskip("pneumoscope.service.dicom.results")
+SECONDS = 60
+STUDY = {"StudyInstanceUID": "1.2.3", "SeriesInstanceUID": "1.2.3.4", "PatientID": "7", "PatientName": "王^小明",
+         "SpecificCharacterSet": "ISO_IR 192", "AccessionNumber": "A1", "PatientAge": "003Y"}  # fmt: skip
+
+
+class Archive:
+    """A DICOM node that keeps what it receives, or answers with a status of its own."""
+
+    def __init__(self):
+        self.stored, self.received, self.status, self.port = {}, 0, 0x0000, 0
+        self._server = None
+
+    def start(self):
+        ae = pynetdicom.AE("ARCHIVE")
+        for sop_class in results.SOP_CLASSES.values():
+            ae.add_supported_context(sop_class)
+        handlers = [(pynetdicom.evt.EVT_C_STORE, self._store)]
+        self._server = ae.start_server(("127.0.0.1", self.port), block=False, evt_handlers=handlers)
+        self.port = self._server.server_address[1]
+        return self
+
+    def stop(self):
+        if self._server:
+            self._server.shutdown()
+            self._server = None
+
+    def _store(self, event):
+        self.received += 1
+        if self.status == 0x0000:
+            stored = event.dataset
+            stored.file_meta = event.file_meta
+            self.stored.setdefault(stored.SOPInstanceUID, []).append(stored)
+        return self.status
+
+
+@pytest.fixture
+def archive():
+    opened = Archive().start()
+    yield opened
+    opened.stop()
+
+
+def configuration(archive, **options):
+    peers = (DicomPeer("PACS", "ARCHIVE", "127.0.0.1", archive.port),)
+    return DicomConfiguration(
+        DicomSettings("127.0.0.1", 0, "PNEUMOSCOPE", peers, timeout=5), quiet_seconds=0, **options
+    )
+
+
+@contextmanager
+def service(model, dicom_configuration, repository=None):
+    """A service that delivers results; its client and its repository."""
+    repository = repository or PredictionRepository(None)
+    app = create_app(model, repository, Settings(dicom=dicom_configuration), delivery=True)
+    with TestClient(app, base_url="http://127.0.0.1:8000") as client:
+        yield client, repository
+
+
+def receive(client, level=100, reply_to="PACS", **elements):
+    """Send an image as the peer does, and return its SOP Instance UID."""
+    elements = {"SOPInstanceUID": generate_uid()} | STUDY | elements
+    received = client.app.state.processor.receive(
+        dicom(level, **elements), "image", reply_to or "user", reply_to=reply_to
+    )
+    assert received.status == 0x0000
+    return elements["SOPInstanceUID"]
+
+
+def wait_until(condition, what):
+    deadline = time.monotonic() + SECONDS
+    while not condition():
+        assert time.monotonic() < deadline, what
+        time.sleep(0.05)
+
+
+def is_done(repository):
+    return repository.inbox.status().instances == 0 and all(each.waiting == 0 for each in repository.outbox.status())
+
+
+def wait_for_delivery(repository, count):
+    wait_until(lambda: len(repository.outbox.find(("delivered", "withdrawn"))) >= count, "nothing was delivered")
+    assert is_done(repository)
+
+
+def kinds(archive):
+    names = {uid: kind for kind, uid in results.SOP_CLASSES.items()}
+    return sorted(names[each.SOPClassUID] for copies in archive.stored.values() for each in copies)
+
+
+def test_results_return_to_the_sender_in_the_study_of_the_image(model, archive):
+    with service(model, configuration(archive)) as (client, repository):
+        uid = receive(client)
+        wait_for_delivery(repository, 2)
+        assert kinds(archive) == ["secondary_capture", "structured_report"]
+        for (stored,) in archive.stored.values():
+            assert (stored.StudyInstanceUID, stored.PatientID, str(stored.PatientName), stored.AccessionNumber) == (
+                "1.2.3", "7", "王^小明", "A1"
+            )  # fmt: skip
+            assert stored.SeriesInstanceUID != "1.2.3.4"
+            assert uid in {each.value for each in stored.iterall() if each.keyword == "ReferencedSOPInstanceUID"}
+
+
+def test_objects_are_those_of_the_api(model, archive):
+    with service(model, configuration(archive)) as (client, repository):
+        receive(client)
+        wait_for_delivery(repository, 2)
+        (found,) = predicted(client)
+        for kind in ("secondary-capture", "structured-report"):
+            expected = pydicom.dcmread(io.BytesIO(client.get(f"/v1/predictions/{found['id']}/{kind}.dcm").content))
+            (stored,) = archive.stored[expected.SOPInstanceUID]
+            assert pydicom.Dataset(stored) == pydicom.Dataset(expected)
+
+
+def test_image_that_is_sent_again_has_no_second_result(model, archive):
+    with service(model, configuration(archive)) as (client, repository):
+        uid = receive(client)
+        wait_for_delivery(repository, 2)
+        receive(client, SOPInstanceUID=uid)
+        receive(client, SOPInstanceUID=uid, StationName="another header")
+        wait_until(lambda: is_done(repository), "it waits")
+        predicted(client)
+        assert [len(copies) for copies in archive.stored.values()] == [1, 1]
+        assert archive.received == 2
+
+
+def test_rejected_and_unreadable_images_have_results(model, archive):
+    with service(model, configuration(archive)) as (client, repository):
+        receive(client, ViewPosition="LL")
+        wait_for_delivery(repository, 2)
+        receive(client, PixelData=bytes(10))
+        wait_for_delivery(repository, 3)
+        reports = [copies[0] for copies in archive.stored.values() if copies[0].Modality == "SR"]
+        assert sorted(each.SeriesDescription for each in reports) == ["pneumoscope: Rejected", "pneumoscope: Rejected"]
+        meanings = [{each.value for each in report.iterall() if each.keyword == "CodeMeaning"} for report in reports]
+        assert all("Not assessed" in each for each in meanings)
+        assert {"Not a frontal view", "The image could not be read"} <= set.union(*meanings)
+
+
+def test_results_wait_while_the_destination_is_away(model, archive, monkeypatch):
+    monkeypatch.setattr("pneumoscope.service.storage.outbox._FIRST_DELAY", timedelta(milliseconds=50))
+    archive.stop()
+    with service(model, configuration(archive)) as (client, repository):
+        for level in (90, 100, 110):
+            receive(client, level)
+        predicted(client, 3)
+        wait_until(lambda: all(each.attempts for each in repository.outbox.find()), "no attempt")
+        assert {each.error for each in repository.outbox.find()} == {"unreachable"}
+        archive.start()
+        wait_for_delivery(repository, 6)
+    assert [len(copies) for copies in archive.stored.values()] == 6 * [1]
+
+
+@pytest.mark.parametrize("status", [0xA700, 0xC000, 0x0122])
+def test_object_that_is_refused_is_sent_again(model, archive, monkeypatch, status):
+    monkeypatch.setattr("pneumoscope.service.storage.outbox._FIRST_DELAY", timedelta(milliseconds=50))
+    archive.status = status
+    with service(model, configuration(archive)) as (client, repository):
+        receive(client)
+        wait_until(lambda: archive.received >= 4, "no second attempt")
+        assert {each.error for each in repository.outbox.find()} == {f"status_{status:04x}"}
+        archive.status = 0x0000
+        wait_for_delivery(repository, 2)
+
+
+def test_object_that_the_destination_has_already_is_delivered(model, archive):
+    archive.status = 0x0111
+    with service(model, configuration(archive)) as (client, repository):
+        receive(client)
+        wait_for_delivery(repository, 2)
+        assert archive.received == 2
+
+
+def test_destination_that_always_fails_delays_no_other(model, archive):
+    away = DicomPeer("AWAY", "AWAY", "127.0.0.1", 1)
+    peers = (DicomPeer("PACS", "ARCHIVE", "127.0.0.1", archive.port), away)
+    both = DicomConfiguration(
+        DicomSettings("127.0.0.1", 0, "PNEUMOSCOPE", peers, timeout=5), quiet_seconds=0,
+        destinations=(Destination(peer="AWAY"), Destination(peer="PACS")),
+    )  # fmt: skip
+    with service(model, both) as (client, repository):
+        receive(client, reply_to="")
+        wait_until(lambda: len(archive.stored) == 2, "nothing arrived")
+        wait_until(lambda: all(each.attempts for each in repository.outbox.find()), "no attempt")
+        status = {each.destination: each for each in repository.outbox.status()}
+        assert (status["PACS"].delivered, status["PACS"].waiting) == (2, 0)
+        assert (status["AWAY"].delivered, status["AWAY"].waiting, status["AWAY"].failing) == (0, 2, 2)
+
+
+def test_own_results_are_acknowledged_and_not_predicted(model, archive):
+    with service(model, configuration(archive)) as (client, repository):
+        receive(client)
+        wait_for_delivery(repository, 2)
+        for (stored,) in archive.stored.values():
+            file = io.BytesIO()
+            stored.save_as(file, enforce_file_format=True)
+            answer = client.app.state.processor.receive(file.getvalue(), "image", "PACS", reply_to="PACS")
+            assert answer.status == 0x0000
+        wait_until(lambda: is_done(repository), "it waits")
+        predicted(client)
+        assert client.get("/v1/unreadable").json()["total"] == 0
+        assert archive.received == 2
+
+
+def test_corrected_patient_before_the_delivery_is_that_of_the_result(model, archive):
+    archive.stop()
+    with service(model, configuration(archive)) as (client, repository):
+        uid = receive(client)
+        predicted(client)
+        receive(client, SOPInstanceUID=uid, PatientID="8")
+        wait_until(lambda: repository.inbox.status().instances == 0, "it waits")
+        archive.start()
+        repository.outbox.retry()
+        wait_for_delivery(repository, 2)
+        assert [(each.PatientID, len(copies)) for copies in archive.stored.values() for each in copies] == 2 * [
+            ("8", 1)
+        ]
+
+
+def test_deleted_prediction_is_withdrawn_by_a_rejection_note(model, archive):
+    with service(model, configuration(archive)) as (client, repository):
+        receive(client)
+        wait_for_delivery(repository, 2)
+        (found,) = predicted(client)
+        client.delete(f"/v1/predictions/{found['id']}")
+        wait_for_delivery(repository, 3)
+        (note,) = (copies[0] for copies in archive.stored.values() if copies[0].Modality == "KO")
+        assert note.ConceptNameCodeSequence[0].CodeMeaning == "Rejected for Quality Reasons"
+        withdrawn = {each.value for each in note.iterall() if each.keyword == "ReferencedSOPInstanceUID"}
+        assert withdrawn == archive.stored.keys() - {note.SOPInstanceUID}
+        assert (note.StudyInstanceUID, note.PatientID) == ("1.2.3", "7")
+
+
+def test_deleted_prediction_that_was_not_delivered_is_never_sent(model, archive):
+    archive.stop()
+    with service(model, configuration(archive)) as (client, repository):
+        receive(client)
+        (found,) = predicted(client)
+        client.delete(f"/v1/predictions/{found['id']}")
+        assert {each.state for each in repository.outbox.find(("cancelled", "waiting"))} == {"cancelled"}
+        archive.start()
+        receive(client, 110)
+        wait_for_delivery(repository, 2)
+        assert len(archive.stored) == 2
+
+
+def test_prediction_with_an_entered_age_replaces_the_result(child_bundle, archive):
+    from pneumoscope.inference.model import load_model
+
+    model = load_model(child_bundle, threads=1, require_age="always")
+    with service(model, configuration(archive)) as (client, repository):
+        receive(client, 180, PatientAge="")
+        wait_for_delivery(repository, 2)
+        (found,) = predicted(client)
+        assert found["rejection"]["code"] == "age_required"
+        answer = client.post(f"/images/{found['id']}", data={"age": "3"}, headers={"Origin": "http://127.0.0.1:8000"})
+        assert answer.status_code == 200, answer.text
+        wait_for_delivery(repository, 5)
+        assert kinds(archive) == [
+            "rejection_note", "secondary_capture", "secondary_capture", "structured_report", "structured_report",
+        ]  # fmt: skip
+
+
+# --- site rules, quiet period ------------------------------------------------------------------------------------------------
+
+
+def test_site_rule_excludes_an_image_with_a_result_or_without(model, archive):
+    rules = (
+        SiteRule(name="adults", action="exclude", min_age=16),
+        SiteRule(name="portable", action="exclude", result=False, stations=("PORTABLE-2",)),
+    )
+    with service(model, configuration(archive, rules=rules)) as (client, repository):
+        receive(client, 90, PatientAge="040Y")
+        receive(client, 100, StationName="portable-2")
+        receive(client, 110)
+        found = {each["rejection"] and each["rejection"]["parameters"].get("rule") for each in predicted(client, 3)}
+        assert found == {"adults", "portable", None}
+        wait_for_delivery(repository, 4)
+        assert kinds(archive) == 2 * ["secondary_capture"] + 2 * ["structured_report"]
+
+
+def test_study_is_predicted_when_it_is_quiet(model, archive):
+    waiting = DicomConfiguration(configuration(archive).node, quiet_seconds=1)
+    with service(model, waiting) as (client, _):
+        sent = []
+        for level in (90, 100, 110, 120):
+            receive(client, level)
+            sent.append(time.monotonic())
+            time.sleep(0.6)
+            assert client.get("/v1/predictions").json()["total"] == 0
+        predicted(client, 4)
+        assert time.monotonic() - sent[-1] > 1
+
+
+def test_study_is_predicted_when_released(model, archive):
+    waiting = DicomConfiguration(configuration(archive).node, quiet_seconds=3600)
+    with service(model, waiting) as (client, repository):
+        receive(client)
+        receive(client, 110, StudyInstanceUID="1.2.4")
+        assert repository.inbox.release("1.2.3") == 1
+        predicted(client)
+        assert repository.inbox.status().instances == 1
+        assert repository.inbox.release() == 1
+        predicted(client, 2)
+
+
+# --- DICOMweb ----------------------------------------------------------------------------------------------------------------
+
+
+@contextmanager
+def web_server(status=200, reason=None, content_type="application/dicom+json"):
+    """A DICOMweb server that answers STOW-RS; yields its address and the requests."""
+    requests = []
+
+    class Handler(BaseHTTPRequestHandler):
+        protocol_version = "HTTP/1.1"
+
+        def do_POST(self):
+            body = self.rfile.read(int(self.headers["Content-Length"])) if "Content-Length" in self.headers else b""
+            while "Content-Length" not in self.headers and (size := int(self.rfile.readline(), 16)):  # chunked
+                body += self.rfile.read(size)
+                self.rfile.readline()
+            if "Content-Length" not in self.headers:
+                self.rfile.readline()
+            requests.append((self.path, dict(self.headers), body))
+            item = {"00081150": {"vr": "UI", "Value": ["1.2"]}, "00081155": {"vr": "UI", "Value": ["1.3"]}}
+            if reason is not None:
+                item["00081197"] = {"vr": "US", "Value": [reason]}
+            answer = {"00081199" if reason is None else "00081198": {"vr": "SQ", "Value": [item]}}
+            content = json.dumps(answer).encode()
+            self.send_response(status)
+            self.send_header("Content-Type", content_type)
+            self.send_header("Content-Length", str(len(content)))
+            self.end_headers()
+            self.wfile.write(content)
+
+        def log_message(self, *_):
+            pass
+
+    server = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
+    thread = Thread(target=server.serve_forever, daemon=True)
+    thread.start()
+    try:
+        yield f"http://127.0.0.1:{server.server_address[1]}/dicom-web", requests
+    finally:
+        server.shutdown()
+        server.server_close()
+        thread.join(SECONDS)
+
+
+def web_destination(url, **options):
+    return DicomConfiguration(quiet_seconds=0, destinations=(Destination(name="archive", url=url, **options),))
+
+
+def test_results_are_delivered_by_stow_rs_with_a_token(model, tmp_path):
+    (tmp_path / "token").write_text("s3cret\n")
+    with (
+        web_server() as (url, requests),
+        service(model, web_destination(url, token_file=tmp_path / "token")) as (client, repository),
+    ):
+        receive(client, reply_to="")
+        wait_for_delivery(repository, 2)
+        assert [(path, headers["Authorization"]) for path, headers, _ in requests] == 2 * [
+            ("/dicom-web/studies", "Bearer s3cret")
+        ]
+        assert all(b"DICM" in body for *_, body in requests)
+
+
+@pytest.mark.parametrize(
+    ("status", "reason", "content_type", "error"),
+    [
+        (503, None, "application/dicom+json", "http_503"),
+        (401, None, "application/dicom+json", "http_401"),
+        (400, None, "application/dicom+json", "http_400"),
+        (409, 0xA700, "application/dicom+json", "status_a700"),
+        (202, 0xC000, "application/dicom+json", "status_c000"),
+        (200, None, "text/html", "response_not_understood"),
+    ],
+)
+def test_failure_of_a_dicomweb_server_is_recorded(model, status, reason, content_type, error):
+    with (
+        web_server(status, reason, content_type) as (url, _),
+        service(model, web_destination(url)) as (client, repository),
+    ):
+        receive(client, reply_to="")
+        wait_until(lambda: any(each.error for each in repository.outbox.find()), "no attempt")
+        assert {each.error for each in repository.outbox.find() if each.error} == {error}
+
+
+@pytest.mark.parametrize("status", [409, 200])
+def test_instance_that_a_dicomweb_server_has_already_is_delivered(model, status):
+    with web_server(status, 0x0111) as (url, _), service(model, web_destination(url)) as (client, repository):
+        receive(client, reply_to="")
+        wait_for_delivery(repository, 2)
+
+
+# --- outbox ------------------------------------------------------------------------------------------------------------------
+
+
+def test_delay_doubles_up_to_15_minutes_and_survives_a_clock_that_is_set_back(model, archive):
+    archive.stop()
+    start = datetime(2026, 1, 1, tzinfo=UTC)
+    app = create_app(model, PredictionRepository(None), Settings(dicom=configuration(archive)))
+    with TestClient(app, base_url="http://127.0.0.1:8000") as client:
+        receive(client)
+        predicted(client)
+        outbox = Outbox(app.state.service.repository.engine)
+        outbox.retry()
+        now, delays = start, []
+        for _ in range(12):
+            due = outbox.due("PACS", now, 10)
+            assert len(due) == 2
+            outbox.record_failure(due, "unreachable", now)
+            waited = next(s for s in range(1, 2000) if outbox.due("PACS", now + timedelta(seconds=s), 10))
+            delays.append(waited)
+            now += timedelta(seconds=waited)
+        assert delays == [5, 10, 20, 40, 80, 160, 320, 640, 900, 900, 900, 900]
+        assert len(outbox.due("PACS", start - timedelta(days=365), 10)) == 2
+
+
+def test_waiting_results_are_cancelled_and_retried(model, archive):
+    archive.stop()
+    with service(model, configuration(archive)) as (client, repository):
+        receive(client)
+        predicted(client)
+        outbox, now = repository.outbox, datetime.now(UTC)
+        numbers = [each.number for each in outbox.find()]
+        assert outbox.cancel(numbers[:1], time=now) == 1
+        assert [each.number for each in outbox.find(("cancelled",))] == numbers[:1]
+        with pytest.raises(UnknownNameError):
+            outbox.cancel(numbers[:1], time=now)
+        assert outbox.retry(numbers[:1]) == 1
+        archive.start()
+        outbox.retry()
+        wait_for_delivery(repository, 2)
+        with pytest.raises(UnknownNameError):
+            outbox.retry(numbers[:1])
+
+
+def test_identities_that_expire_cancel_what_could_not_be_delivered(model, archive):
+    archive.stop()
+    with service(model, configuration(archive)) as (client, repository):
+        receive(client)
+        predicted(client)
+        time.sleep(0.01)
+        repository.expire_identities(timedelta(0))
+        (status,) = repository.outbox.status()
+        assert status.waiting == 0
+        cancelled = repository.outbox.find(("cancelled",))
+        assert {(each.error, each.subject.header, each.subject.sop_instance_uid) for each in cancelled} == {
+            ("identity_removed", "", "")
+        }
+        with pytest.raises(UsageError, match="header"):
+            repository.outbox.retry([cancelled[0].number])
+
+
+def test_series_are_numbered_and_described_by_the_site(model, archive):
+    settings = ResultSettings(objects=("structured_report",), series_number=77, series_description="AI chest")
+    with service(model, configuration(archive, results=settings)) as (client, repository):
+        receive(client)
+        wait_for_delivery(repository, 1)
+        ((report,),) = archive.stored.values()
+        assert report.SeriesNumber == 78
+        assert report.SeriesDescription.startswith("AI chest: ")
