@@ -537,7 +537,8 @@ def test_openapi_has_every_path(app):
         "/v1/predictions/{id}/pixels", "/v1/predictions/{id}/heatmap.png", "/v1/predictions/{id}/heatmap-layer.png",
         "/v1/predictions/{id}/thumbnail.png", "/v1/predictions/{id}/review", "/v1/model",
         "/v1/unreadable", "/v1/unreadable/{id}", "/v1/predictions/search", "/v1/predictions/{id}/identity",
-        "/v1/studies/{study_key}", "/v1/patients/{patient_key}", "/v1/tokens", "/v1/tokens/{token_id}", "/dicom-web/studies", "/v1/exchange", "/v1/inbox/release",
+        "/v1/studies/{study_key}", "/v1/patients/{patient_key}", "/v1/tokens", "/v1/tokens/{token_id}", "/dicom-web/studies",
+        "/v1/exchange", "/v1/inbox/release",
         "/v1/predictions/{id}/secondary-capture.dcm", "/v1/predictions/{id}/structured-report.dcm",
     }  # fmt: skip
 

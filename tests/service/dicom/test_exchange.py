@@ -3,6 +3,7 @@
 import json
 import logging
 import re
+from datetime import timedelta
 
 import pytest
 from fastapi.testclient import TestClient
@@ -103,18 +104,48 @@ def test_no_identifier_is_in_a_log_line_a_metric_or_an_error(waiting, caplog):
     assert "77777777" not in output
 
 
+def test_expired_identities_leave_no_identifier_of_received_instances(model):
+    repository = PredictionRepository(None)
+    settings = Settings(dicom=DicomConfiguration(quiet_seconds=0, destinations=(ARCHIVE,)))
+    with TestClient(create_app(model, repository, settings), base_url="http://127.0.0.1:8000") as client:
+        receive(client, **HEADER)
+        predicted(client)
+        receive(client, **HEADER | {"PixelData": bytes(10), "SOPInstanceUID": "1.2.77777777.1.2"})
+        receive(client, **HEADER | {"Manufacturer": "pneumoscope", "SOPInstanceUID": "1.2.77777777.1.3"})
+        predicted(client, 1, "/v1/unreadable")
+        repository.expire_identities(timedelta(0))
+        rows = exchange_rows(repository)
+        assert len(rows) == 3 + 3
+        assert not any(CANARY in row or "77777777" in row for row in rows)
+
+
+def test_deleted_prediction_leaves_no_record_of_its_instance(waiting):
+    receive(waiting, **HEADER)
+    waiting.post("/v1/inbox/release", json={})
+    (found,) = predicted(waiting)
+    repository = waiting.app.state.service.repository
+    assert waiting.delete(f"/v1/predictions/{found['id']}").status_code == 204
+    assert {each.state for each in repository.outbox.find(("waiting", "cancelled"))} == {"cancelled"}
+    assert not any(CANARY in row for row in exchange_rows(repository))
+
+
+def exchange_rows(repository):
+    """Return the rows of the inbox and the outbox as text."""
+    with read_transaction(repository.engine) as connection:
+        return [
+            str(dict(row))
+            for table in (received_instances, outbox)
+            for row in connection.execute(table.select()).mappings()
+        ]
+
+
 def test_pseudonymised_service_keeps_no_identifier_of_a_received_instance(model):
     repository = PredictionRepository(None)
     settings = Settings(dicom=DicomConfiguration(quiet_seconds=0), pseudonymizer=Pseudonymizer(b"k" * 32))
     with TestClient(create_app(model, repository, settings), base_url="http://127.0.0.1:8000") as client:
         assert receive(client, **HEADER) == 0
         predicted(client)
-        with read_transaction(repository.engine) as connection:
-            rows = [
-                str(dict(row))
-                for table in (received_instances, outbox)
-                for row in connection.execute(table.select()).mappings()
-            ]
+        rows = exchange_rows(repository)
         assert len(rows) == 1
         assert CANARY not in rows[0]
         assert "77777777" not in rows[0]

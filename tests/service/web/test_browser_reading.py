@@ -181,7 +181,7 @@ def contradictory(page, service):
 def test_contradictory_age_stands_beside_the_decision(page, service, contradictory, language, words):
     for path, place in (
         ("/", "td:has(.decision)"),
-        (f"/images/{contradictory}", ".result"),
+        (f"/images/{contradictory}", ".decision-line"),
         (f"/images/{contradictory}/report", ".report-page"),
     ):
         page.goto(f"{service.base_url}{path}?language={language}")
@@ -252,8 +252,8 @@ def test_rejection_is_explained_in_words_and_its_value_is_in_the_details(page, s
     """The bundle rejects images of the class "inverted" by a limit; the value of a distance is shown where there is one."""
     id = upload(service, {"dark.png": 60})["dark.png"]
     page.goto(f"{service.base_url}/images/{id}")
-    expect(page.locator(".result")).to_contain_text("Black and white appear to be inverted")
-    assert not re.search(r"\d", page.locator(".result").inner_text())
+    expect(page.locator(".result-details")).to_contain_text("Black and white appear to be inverted")
+    assert not re.search(r"\d", page.locator(".result-details").inner_text())
 
 
 def test_blind_reader_cannot_tell_the_decision_of_an_unread_image(browser, bundle_folder, tmp_path):

@@ -1,4 +1,7 @@
-"""Routes of the HTTP API for administrators: deletion, tokens and the exchange with other nodes. Docstrings are the descriptions in OpenAPI."""
+"""Routes of the HTTP API for administrators: deletion, tokens, exchange with other nodes.
+
+Docstrings are the descriptions in OpenAPI.
+"""
 
 from __future__ import annotations
 

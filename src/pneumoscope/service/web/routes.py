@@ -14,21 +14,15 @@ from zoneinfo import ZoneInfo
 
 from fastapi import APIRouter, Depends, Request, Response
 from fastapi.concurrency import run_in_threadpool
-from fastapi.responses import RedirectResponse, StreamingResponse
+from fastapi.responses import PlainTextResponse, RedirectResponse, StreamingResponse
 from fastapi.security.utils import get_authorization_scheme_param
 from fastapi.sse import EventSourceResponse, ServerSentEvent
 
-from pneumoscope.bundle.model_card import read_evidence
-from pneumoscope.core.errors import (
-    BundleError,
-    ConflictError,
-    InvalidIdentityError,
-    PneumoscopeError,
-    StorageError,
-    UsageError,
-)
+from pneumoscope.bundle.model_card import model_card
+from pneumoscope.core.errors import ConflictError, InvalidIdentityError, PneumoscopeError, StorageError, UsageError
 from pneumoscope.core.identity import IDENTITY_FIELDS, Identity, age_at_study, normalize_text
 from pneumoscope.core.identity_check import check_entered
+from pneumoscope.core.messages import population_sentence
 from pneumoscope.core.prediction import DECISIONS, MAX_AGE, REJECTION_CODES, RejectionCode
 from pneumoscope.inference.decision import threshold_probability
 from pneumoscope.service.api.dependencies import (
@@ -58,9 +52,17 @@ from pneumoscope.service.web.dashboard import (
     monitor_month,
     summarize,
 )
+from pneumoscope.service.web.model_page import read_measurements
 from pneumoscope.service.web.page_route import PageRoute, read_form
-from pneumoscope.service.web.templating import render, url_with_query
-from pneumoscope.service.web.viewer import IdentityForm, identity_tag, image_context, is_hidden, viewer_page
+from pneumoscope.service.web.templating import render, request_language, url_with_query
+from pneumoscope.service.web.viewer import (
+    IdentityForm,
+    identity_tag,
+    image_context,
+    is_hidden,
+    shown_state,
+    viewer_page,
+)
 from pneumoscope.service.web.worklist import BLIND_ORDERS, ORDERS, SearchStore, WorklistQuery, export_csv, parse_query
 
 __all__ = ["page_router"]
@@ -80,9 +82,9 @@ _MAX_FILTERS = 16  # fields of the form of a search
 page_router = APIRouter(route_class=PageRoute, include_in_schema=False)
 
 
-async def _reserve_stream(changes: AppChanges) -> AsyncIterator[None]:
+async def _reserve_stream(changes: AppChanges, user: User) -> AsyncIterator[None]:
     """Count the stream of a request until it ends."""
-    with changes.reserve():
+    with changes.reserve(user):
         yield
 
 
@@ -214,13 +216,14 @@ def _blind_reader(settings: Settings, user: str) -> str | None:
 
 @page_router.get("/unreadable")
 def unreadable(
-    request: Request, service: AppService, settings: AppSettings, searches: AppSearches, user: User
+    request: Request, service: AppService, settings: AppSettings, searches: AppSearches, changes: AppChanges, user: User
 ) -> Response:
     """Return the latest files that could not be read."""
+    revision = changes.revision  # before the list is read
     files, total = service.repository.unreadable(limit=_MAX_UNREADABLE)
     query = parse_query({}, searches, service.search_words, time_zone=settings.time_zone)
     return render(
-        request, "unreadable.html", files=files, total=total, query=query, max_files=_MAX_UNREADABLE,
+        request, "unreadable.html", revision=revision, files=files, total=total, query=query, max_files=_MAX_UNREADABLE,
         tabs=_tabs(service, query, _blind_reader(settings, user)), blind_first=settings.blind_first,
     )  # fmt: skip
 
@@ -250,12 +253,20 @@ def worklist_csv(
 
 @page_router.get("/images/{id}")
 def viewer(
-    request: Request, service: AppService, settings: AppSettings, access_log: AppAccessLog, user: User, id: str
-) -> Response:
+    request: Request, service: AppService, settings: AppSettings, access_log: AppAccessLog, changes: AppChanges, user: User,
+    id: str,
+) -> Response:  # fmt: skip
     """Return the viewer of an image."""
-    page = viewer_page(request, service, settings, user, id)
+    revision = changes.revision  # before the image is read
+    page = viewer_page(request, service, settings, user, id, revision)
     access_log.viewed(user, [id])
     return page
+
+
+@page_router.get("/images/{id}/state")
+def image_state(service: AppService, settings: AppSettings, user: User, id: str) -> dict[str, str]:
+    """Return what the viewer compares to know whether others have changed what it shows; this is no view of the image."""
+    return {"state": shown_state(image_context(service, settings, user, id))}
 
 
 @page_router.post("/images/{id}")
@@ -267,7 +278,9 @@ async def enter_age(request: Request, service: AppService, user: User, id: str) 
 
 
 @page_router.post("/images/{id}/identity")
-async def set_identity(request: Request, service: AppService, settings: AppSettings, user: User, id: str) -> Response:
+async def set_identity(
+    request: Request, service: AppService, settings: AppSettings, changes: AppChanges, user: User, id: str
+) -> Response:
     """Replace patient and study of an image by those of the form, and redirect to its prediction.
 
     If the dates of the form state the age of the patient, and the prediction has none, the image is predicted again. If nothing
@@ -275,6 +288,7 @@ async def set_identity(request: Request, service: AppService, settings: AppSetti
     """
     fields = await read_form(request, max_fields=len(IDENTITY_FIELDS) + 1)
     tag = fields.pop("tag", "")
+    revision = changes.revision
     stored = await run_in_threadpool(service.repository.get, id)
     try:
         entered = read_identity(fields.items()) or Identity()
@@ -285,7 +299,7 @@ async def set_identity(request: Request, service: AppService, settings: AppSetti
     except (InvalidIdentityError, UsageError, ConflictError, StorageError) as error:
         record_error(request, error.code, error.message)
         form = IdentityForm(fields, error)
-        return await run_in_threadpool(viewer_page, request, service, settings, user, id, form)
+        return await run_in_threadpool(viewer_page, request, service, settings, user, id, revision, form)
     age = age_at_study(entered)
     may_change = stored.age is None and stored.image_removed is None and depends_on_entered_age(stored)
     if may_change and age is not None and 0 <= age <= MAX_AGE:
@@ -358,27 +372,36 @@ def _monitor(service: PredictionService, time_zone: ZoneInfo, blind_reader: str 
 
 @page_router.get("/model")
 def model(request: Request, service: AppService) -> Response:
-    """Return the model card."""
-    card, profile, folder = service.model.card, service.model.profile, service.model.folder
-    # A site profile and a prevalence change the calibration, so that the reliability diagram of the bundle no longer applies.
-    evaluation, unreadable = None, False
-    if folder and not service.model.facts.site:
-        try:
-            evaluation = read_evidence(folder, card)["evaluation"]
-        except BundleError as error:
-            record_error(request, error.code)
-            unreadable = True
+    """Return the page that tells readers what the model was trained on, how often it was right, and what is unknown."""
+    card, profile = service.model.card, service.model.profile
+    measurements = read_measurements(service.model)
+    if measurements.unreadable:
+        record_error(request, measurements.unreadable)
     return render(
         request,
         "model.html",
         card=card,
+        population=population_sentence(card.population, request_language(request)),
         site=profile.label if profile else "",
         prevalence_stated=service.model.facts.prevalence is not None,
-        evaluation=evaluation,
-        evidence_unreadable=unreadable,
+        measurements=measurements,
+        has_full_card=service.model.folder is not None,
         operating_point_name=service.model.operating_point_name,
         thresholds={name: threshold_probability(card, point) for name, point in card.operating_points.items()},
     )
+
+
+@page_router.get("/model/card")
+def full_model_card(service: AppService) -> Response:
+    """Return the model card of the bundle as Markdown.
+
+    Raises:
+        UsageError: The model has no folder.
+        BundleError: See `model_card`.
+    """
+    if service.model.folder is None:
+        raise UsageError("the model has no folder with a card", hint="Get the card from the API: GET /v1/model")
+    return PlainTextResponse(model_card(service.model.folder), headers={"Content-Language": "en"})
 
 
 def _parse_age(text: str) -> float:

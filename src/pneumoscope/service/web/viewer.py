@@ -23,7 +23,7 @@ from pneumoscope.service.storage.records import StoredPrediction
 from pneumoscope.service.storage.studies import latest_images, sorted_studies, summarize_study
 from pneumoscope.service.web.templating import render, request_language
 
-__all__ = ["Comparisons", "IdentityForm", "identity_tag", "image_context", "is_hidden", "viewer_page"]
+__all__ = ["Comparisons", "IdentityForm", "identity_tag", "image_context", "is_hidden", "shown_state", "viewer_page"]
 
 # Fields of the identity that only a header states.
 _HIDDEN_FIELDS = ("study_instance_uid", "series_instance_uid", "sop_instance_uid", "station_name")
@@ -41,6 +41,21 @@ class Comparisons(NamedTuple):
     priors: list[StoredPrediction]
     study: list[StoredPrediction]
     patient_known: bool
+
+
+def shown_state(context: dict[str, Any]) -> str:
+    """Return a hash of the parts of the viewer that others can change, not of the reader's own review."""
+    prediction: StoredPrediction = context["prediction"]
+    shown = (
+        prediction.identity and dataclasses.astuple(prediction.identity),
+        prediction.conflicts,
+        prediction.image_removed,
+        [dataclasses.astuple(each) for each in context["other_reviews"]],
+        context["newer_id"],
+        [(each.id, each.path) for each in context["study_images"]],
+        [dataclasses.astuple(dataclasses.replace(prior, reviewed=0)) for prior, _ in context["priors"]],
+    )
+    return hashlib.sha256(repr(shown).encode()).hexdigest()[:32]
 
 
 def identity_tag(prediction: StoredPrediction) -> str:
@@ -91,21 +106,25 @@ def _study_context(
 ) -> dict[str, Any]:
     """Return the study of a prediction, the other images of it, each with its latest prediction, and the patient's priors.
 
+    `newer_id` is the id of a later prediction of the same image, such as that with a corrected age; empty if there is none.
     A study is hidden as long as the reader has not labeled all of its images.
     """
     key = prediction.study_key
     if key is None:
         return {
-            "study": None, "study_blinded": False, "study_images": [], "priors": [], "is_blinded": is_blinded,
+            "study": None, "study_blinded": False, "study_images": [], "priors": [], "newer_id": "", "is_blinded": is_blinded,
             "comparisons": Comparisons([], [], patient_known=False),
         }  # fmt: skip
     studies = service.study(key)
-    study_images = [each for each in latest_images(studies[key]) if each.image_key != prediction.image_key]
+    latest = latest_images(studies[key])
+    study_images = [each for each in latest if each.image_key != prediction.image_key]
+    newer = [each.id for each in latest if each.image_key == prediction.image_key and each.id != prediction.id]
     others = {other: stored for other, stored in studies.items() if other != key}
     return {
         "study": summarize_study(studies[key]),
         "study_blinded": any(map(is_blinded, studies[key])),
         "study_images": study_images,
+        "newer_id": newer[0] if newer else "",
         "priors": [(prior, any(map(is_blinded, studies[prior.study_key]))) for prior in sorted_studies(others)],
         "is_blinded": is_blinded,
         "comparisons": _comparisons(prediction, study_images, others),
@@ -147,9 +166,10 @@ def viewer_page(
     settings: Settings,
     user: str,
     id: str,
+    revision: int,
     form: IdentityForm | None = None,
 ) -> Response:
-    """Return the viewer of an image, with a form that was not saved."""
+    """Return the viewer of an image as of a revision of `ChangeStreams`, with a form that was not saved."""
     context = image_context(service, settings, user, id)
     identity = context["prediction"].identity or Identity()
     text = error_text(form.error, request_language(request)) if form else ("", "")
@@ -160,5 +180,5 @@ def viewer_page(
         form_error=text, form_detail=str(public_error(form.error)) if form and not form.problems else "",
         form_conflict=form is not None and isinstance(form.error, ConflictError),
         identity_tag=identity_tag(context["prediction"]),
-        **context,
+        revision=revision, state=shown_state(context), **context,
     )  # fmt: skip
