@@ -78,9 +78,8 @@ def conformance_page() -> str:
         " `[dicom]`, fewer are accepted. In each presentation context, the first of this table that the peer proposes is accepted.\n",
         _table(("transfer syntax", "UID"), ((UID(each).name, f"`{each}`") for each in syntaxes)),
         "Level of conformance: 2 (full) for decoding; private elements are kept in the stored file. An instance is acknowledged"
-        " with"
-        " success when it is on the disk. The same instance is acknowledged again, and not predicted again. Instances of For"
-        " Processing images are acknowledged, and answered as rejected.\n",
+        " with success when it is on the disk. The same instance is acknowledged again, and not predicted again. Instances for"
+        " processing are acknowledged, and answered as rejected.\n",
         _table(
             ("status", "meaning"),
             (

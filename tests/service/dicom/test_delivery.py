@@ -540,7 +540,10 @@ def test_every_kind_of_object_is_delivered_and_withdrawn(model, archive):
 
 @pytest.mark.parametrize(
     ("objects", "expected"),
-    [(ALL_KINDS, ["presentation_state", "secondary_capture", "structured_report"]), (("parametric_map",), ["structured_report"])],
+    [
+        (ALL_KINDS, ["presentation_state", "secondary_capture", "structured_report"]),
+        (("parametric_map",), ["structured_report"]),
+    ],
 )
 def test_rejected_image_has_a_result_of_some_kind_but_no_map(model, archive, objects, expected):
     settings = ResultSettings(objects=objects)
