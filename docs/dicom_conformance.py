@@ -54,9 +54,8 @@ def conformance_page() -> str:
         " negotiates. [Connect a PACS](../how-to/pacs.md) describes the configuration.\n",
         "## Overview\n",
         "pneumoscope receives radiographs by C-STORE or STOW-RS, estimates the probability of pneumonia, and returns the"
-        " results as"
-        " DICOM objects of the same study by C-STORE or STOW-RS. It stores images until they are predicted and for the retention"
-        " period of the service; it is not an archive.\n",
+        " results as DICOM objects of the same study by C-STORE or STOW-RS. It stores images until they are predicted and for"
+        " the retention period of the service; it is not an archive.\n",
         _table(
             ("service", "user (SCU)", "provider (SCP)"),
             (
@@ -73,13 +72,13 @@ def conformance_page() -> str:
         " destinations until they confirm it.\n",
         "### Storage and verification (SCP)\n",
         _table(("SOP class", "UID", "role"), ((uid.name, f"`{uid}`", "SCP") for uid in classes)),
-        "Transfer syntaxes of every SOP class but Verification, which has"
-        f" {_names(DEFAULT_TRANSFER_SYNTAXES)}. They are those that the installation can decode; without the packages of"
-        " `[dicom]`, fewer are accepted. In each presentation context, the first of this table that the peer proposes is accepted.\n",
+        f"Transfer syntaxes of every SOP class but Verification, which has {_names(DEFAULT_TRANSFER_SYNTAXES)}. They are those"
+        " that the installation can decode; without the packages of `[dicom]`, fewer are accepted. In each presentation"
+        " context, the first of this table that the peer proposes is accepted.\n",
         _table(("transfer syntax", "UID"), ((UID(each).name, f"`{each}`") for each in syntaxes)),
-        "Level of conformance: 2 (full) for decoding; private elements are kept in the stored file. An instance is acknowledged"
-        " with success when it is on the disk. The same instance is acknowledged again, and not predicted again. Instances for"
-        " processing are acknowledged, and answered as rejected.\n",
+        "Level of conformance: 2 (full) for decoding; private elements are kept in the stored file. An instance is"
+        " acknowledged with success when it is on the disk. The same instance is acknowledged again, and not predicted again."
+        " Instances for processing are acknowledged, and answered as rejected.\n",
         _table(
             ("status", "meaning"),
             (
@@ -94,12 +93,10 @@ def conformance_page() -> str:
             ("SOP class", "UID", "role", "sent"),
             ((uid.name, f"`{uid}`", "SCU", _sent(kind)) for kind, uid in results.SOP_CLASSES.items()),
         ),
-        f"Every association proposes one presentation context for each of these SOP classes, with the transfer syntaxes"
-        f" {_names(delivery.TRANSFER_SYNTAXES)}. The statuses 0000, 0111 (the instance exists) and Bxxx (warnings) confirm an"
-        f" object;"
-        " after any other status, and after a failed association, it is sent again after 5 seconds, and twice as long each"
-        " time, up to"
-        " 15 minutes. A SOP class that the peer does not accept is a failure of its objects only.\n",
+        "Every association proposes one presentation context for each of these SOP classes, with the transfer syntaxes "
+        f"{_names(delivery.TRANSFER_SYNTAXES)}. The statuses 0000, 0111 (the instance exists) and Bxxx (warnings) confirm an"
+        " object; after any other status, and after a failed association, it is sent again after 5 seconds, and twice as long"
+        " each time, up to 15 minutes. A SOP class that the peer does not accept is a failure of its objects only.\n",
         "### Association policies\n",
         _table(
             ("policy", "value"),
@@ -120,8 +117,7 @@ def conformance_page() -> str:
             ),
         ),
         "An unknown calling AE title is rejected (permanent, source: service user, reason: calling AE title not recognized), a"
-        " wrong"
-        " called AE title likewise (called AE title not recognized); a connection from another address is closed.\n",
+        " wrong called AE title likewise (called AE title not recognized); a connection from another address is closed.\n",
         "### DICOMweb\n",
         _table(
             ("service", "resource", "details"),
@@ -141,15 +137,13 @@ def conformance_page() -> str:
         ),
         "### Security\n",
         "TLS by the BCP 195 profile (PS3.15 B.9): TLS 1.2 or newer, with certificates of both sides from the configured"
-        " authorities,"
-        " for received and for sent associations. Host names are not compared. The service authenticates DICOMweb clients by its"
-        " tokens; there are no attribute confidentiality profiles and no digital signatures. Predictions and views are in the"
-        " audit log, whose format is not that of PS3.15 A.5.\n",
+        " authorities, for received and for sent associations. Host names are not compared. The service authenticates DICOMweb"
+        " clients by its tokens; there are no attribute confidentiality profiles and no digital signatures. Predictions and"
+        " views are in the audit log, whose format is not that of PS3.15 A.5.\n",
         "## Objects\n",
         "### Attributes that are used\n",
         "Values of images that decide, or that the results copy. A value that its value representation does not allow is left"
-        " empty."
-        " Further elements are read for prediction; see [Supported inputs](inputs.md).\n",
+        " empty. Further elements are read for prediction; see [Supported inputs](inputs.md).\n",
         _table(
             ("attribute", "tag", "use"),
             (
@@ -162,20 +156,17 @@ def conformance_page() -> str:
         ),
         "### Attributes that are written\n",
         "In each kind of object: SC Secondary Capture, SR Comprehensive 3D SR, KO Key Object Selection, PM Parametric Map, PR"
-        " Grayscale"
-        " Softcopy Presentation State. `x` is written, and `o` is written if the image states it or the result has it.\n",
+        " Grayscale Softcopy Presentation State. `x` is written, and `o` is written if the image states it or the result has"
+        " it.\n",
         _written_attributes(),
         "### Identification\n",
-        f"UIDs are `2.25.` UUIDs, derived from the image, the prediction, the kind of object and the number of earlier"
-        f" withdrawals: an"
-        f" object that is sent again is the same. Each object is in a series of its own, with the number"
-        f" {ResultSettings().series_number} for SC, and the next ones for SR, KO, PM and PR. `Manufacturer` is"
-        f" `{results.MANUFACTURER}`;"
-        " received objects with it are acknowledged and not predicted.\n",
+        "UIDs are `2.25.` UUIDs, derived from the image, the prediction, the kind of object and the number of earlier"
+        " withdrawals: an object that is sent again is the same. Each object is in a series of its own, with the number "
+        f"{ResultSettings().series_number} for SC, and the next ones for SR, KO, PM and PR. `Manufacturer` is"
+        f" `{results.MANUFACTURER}`; received objects with it are acknowledged and not predicted.\n",
         "### Templates\n",
-        "SR: TID 1500 Imaging Measurement Report, with TID 1204, TID 1001, TID 1501 and TID 4019. KO: TID 2010, titled Rejected"
-        " for"
-        " Quality Reasons. Code meanings are in English.\n",
+        "SR: TID 1500 Imaging Measurement Report, with TID 1204, TID 1001, TID 1501 and TID 4019. KO: TID 2010, titled"
+        " Rejected for Quality Reasons. Code meanings are in English.\n",
         "### Codes\n",
         _table(
             ("code", "scheme", "meaning"),
@@ -187,13 +178,12 @@ def conformance_page() -> str:
             ),
         ),
         f"Reasons of rejections are codes of the scheme `{PRIVATE_SCHEME}`, too: the rejection codes of the [HTTP"
-        f" API](http-api.md).\n",
+        " API](http-api.md).\n",
         "## Media\n",
         "No media storage application profiles.\n",
         "## Character sets\n",
         "Received: every character set of PS3.3 C.12.1.1.2 that pydicom decodes, Big5 if it is stated, and UTF-8 where none is"
-        " stated."
-        " Sent: `ISO_IR 192` (UTF-8).\n",
+        " stated. Sent: `ISO_IR 192` (UTF-8).\n",
     ]
     return "\n".join(parts)
 

@@ -165,7 +165,9 @@ class ImageRenderer:
             from pneumoscope.service.dicom.report import structured_report
             from pneumoscope.service.dicom.results import Result, secondary_capture
 
-        heatmap = self._heatmap_of_result(prediction, is_required=kind != "structured_report")
+        # A report without pneumonia states no region of the heatmap, which is a run of the network.
+        needs_heatmap = kind != "structured_report" or prediction.decision in ("pneumonia", "uncertain")
+        heatmap = self._heatmap_of_result(prediction, kind) if needs_heatmap else None
         population = self._model.card.population
         result = Result(uid, prediction, prediction.created, header, self._results, population, heatmap)
         if kind == "structured_report":
@@ -179,14 +181,12 @@ class ImageRenderer:
             return presentation_state(result, _display_of(content, header, prediction.id))
         return secondary_capture(result, heatmap.image if heatmap else self._model.decode(content))
 
-    def _heatmap_of_result(self, prediction: StoredPrediction, *, is_required: bool) -> Heatmap | None:
+    def _heatmap_of_result(self, prediction: StoredPrediction, kind: ObjectKind) -> Heatmap | None:
         """Return the heatmap of a prediction; None if it was rejected, or if the model was replaced or has no heatmaps.
 
         The objects of one prediction follow each other, so the last heatmaps are kept.
 
-        Args:
-            prediction: The prediction.
-            is_required: Whether the object is of no use without the image, which may have been removed.
+        The image of a report may have been removed: it has no region then.
         """
         if prediction.decision == "rejected" or not prediction.model.matches(self._model.facts):
             return None
@@ -198,7 +198,7 @@ class ImageRenderer:
         try:
             found = self._model.heatmap(self._repository.image(prediction))
         except GoneError:
-            if is_required:
+            if kind != "structured_report":
                 raise
             return None
         with self._heatmaps_lock:
