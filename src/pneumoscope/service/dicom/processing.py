@@ -118,8 +118,9 @@ class InstanceProcessor:
             try:
                 ready = await run_in_threadpool(self._inbox.ready, _CONCURRENT)
                 done = await asyncio.gather(*map(self._process, ready))
-            except StorageError as error:
-                _LOG.warning("Received instances cannot be predicted; the next attempt follows: %s", error.message)
+            except Exception as error:  # noqa: BLE001  the task must survive; the message may contain anything
+                reason = error.message if isinstance(error, StorageError) else f"unexpected {type(error).__name__}"
+                _LOG.warning("Received instances cannot be predicted; the next attempt follows: %s", reason)
                 done = []
             if not any(done):
                 await asyncio.sleep(_POLL_SECONDS)

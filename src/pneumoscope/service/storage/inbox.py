@@ -95,7 +95,8 @@ class Outcome(NamedTuple):
     failure_code: str = ""
 
 
-class InboxStatus(NamedTuple):
+@dataclasses.dataclass(frozen=True, slots=True)
+class InboxStatus:
     """The instances that wait for a prediction.
 
     Attributes:
@@ -312,7 +313,7 @@ def forget_header(connection: Connection, instance: ReceivedInstance) -> None:
 
 def forget_headers(connection: Connection, limit: str) -> None:
     """Remove the identifiers of instances that were processed before a time."""
-    old = _COLUMNS.processed < limit, _COLUMNS.header != ""
+    old = _COLUMNS.processed < limit, _COLUMNS.sop_instance_uid != ""
     connection.execute(update(received_instances).where(*old).values(_NO_IDENTIFIERS))
 
 

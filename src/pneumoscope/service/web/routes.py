@@ -252,6 +252,7 @@ def dashboard(request: Request, service: AppService, settings: AppSettings) -> R
         request, "dashboard.html", dashboard=summarize(latest, model.card, settings.time_zone), model=model,
         monitoring=_monitor(service, settings.time_zone),
         blind_first=settings.blind_first,
+        inbox=service.repository.inbox.status(), outbox=service.repository.outbox.status(),
         max_images=_MAX_DASHBOARD_IMAGES, min_drift_images=MIN_DRIFT_IMAGES, false_alarms=FALSE_ALARM_PROBABILITY,
     )  # fmt: skip
 
