@@ -82,7 +82,7 @@ def write(folder, number=0, **elements):
 
 
 def run_dcmtk(program, *arguments):
-    path = shutil.which(program)
+    path = shutil.which(program, path="/usr/bin:/usr/local/bin")  # pynetdicom has programs of the same names
     if path is None:
         pytest.skip(f"{program} is not installed (Debian's package dcmtk)")
     return subprocess.run(
