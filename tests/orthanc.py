@@ -16,7 +16,7 @@ import httpx
 import pytest
 from tests.processes import started
 
-__all__ = ["DEADLINE", "ROUTE", "ROUTE_STUDIES", "ROUTE_STOW", "USER", "Orthanc", "free_port", "wait_until"]
+__all__ = ["DEADLINE", "ROUTE", "ROUTE_STOW", "ROUTE_STUDIES", "USER", "Orthanc", "free_port", "wait_until"]
 
 DEADLINE = 60.0  # of each wait, seconds
 ORTHANC_SECONDS = 300.0  # after which it is killed; above the time limit of a test

@@ -2,7 +2,8 @@
 
 The blocks of a page run in order in one empty folder, as a reader would run them. `bash` blocks are commands, `python` blocks are
 executed (with prompts, doctest compares the output), `toml` and `csv` blocks are read as recipes and manifests, or as the
-configuration whose name they have, and `json` blocks are parsed. Above a block, `<!-- saved as: NAME -->` writes it to the folder, and `<!-- not run: REASON -->` skips it, for the reasons in `NOT_RUN` only.
+configuration that their name stands for, and `json` blocks are parsed. Above a block, `<!-- saved as: NAME -->` writes it to the
+folder, and `<!-- not run: REASON -->` skips it, for the reasons in `NOT_RUN` only.
 """
 
 from __future__ import annotations
@@ -41,6 +42,7 @@ GENERATED = ("cli.md", "errors.md", "http-api.md", "recipes.md", "model-card.md"
 NOT_RUN = {
     "changes where Python installs": 1,
     "needs a file of weights": 1,
+    "needs a waiting result": 1,
     "needs root": 6,
     "needs the network": 1,
     "needs the public images": 2,
@@ -54,7 +56,7 @@ _MARK = re.compile(r"<!-- (saved as|not run): (.+?) -->\n\Z")
 _LINK = re.compile(r"\[[^\]]*\]\(([^)\s]+)\)")
 _PORT = re.compile(r"\b(864\d|8042|4242|11112)\b")  # of the services that pages start; each is replaced by a free one
 _ADDRESS = re.compile(r"\b10\.0\.0\.[56]\b")  # of the machines of a page, which are this one here
-_PID_FILES = ("serve.pid", "orthanc.pid")
+_PID_FILES = ("serve.pid", "orthanc.pid", "archive.pid")
 # The programs without which a page cannot run, and the packages of Debian.
 _PROGRAMS = {
     "docs/how-to/orthanc.md": {

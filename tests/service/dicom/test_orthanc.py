@@ -10,7 +10,7 @@ import pytest
 from pydicom.uid import generate_uid
 from tests.images import dicom
 from tests.orthanc import DEADLINE, ROUTE, ROUTE_STOW, ROUTE_STUDIES, USER, Orthanc, free_port, wait_until
-from tests.service.conftest import TOKEN, insert_token_of_service, predicted, served
+from tests.service.conftest import TOKEN, insert_token_of_service, predicted, served, verified
 
 from pneumoscope.service.storage.database import open_database, read_transaction
 from pneumoscope.service.storage.outbox import Outbox
@@ -139,6 +139,8 @@ def test_results_appear_in_the_study_of_the_image(bundle, tmp_path):
             assert result.SeriesInstanceUID != sent.SeriesInstanceUID
         (found,) = predicted(opened.client)
         assert found["path"] == sent.SOPInstanceUID
+    status, document = verified(tmp_path)
+    assert (status, document["predictions"], document["images"]) == (0, 1, 1)
 
 
 def test_results_that_orthanc_routes_back_are_recognized_and_not_predicted(bundle, tmp_path):
@@ -222,6 +224,26 @@ def test_results_arrive_once_after_orthanc_was_down_during_the_burst(bundle, tmp
             assert len(opened.results("delivered")) == 10
             studies = orthanc.get("/studies", expand="")
             assert [len(each["Series"]) for each in studies] == 5 * [3]
+
+
+def test_images_that_arrived_while_the_service_was_down_are_sent_again_on_request(bundle, tmp_path):
+    files = [write(tmp_path, number) for number in range(3)]
+    orthanc, port = Orthanc(tmp_path / "orthanc"), free_port()
+    options = {"DicomModalities": {"pneumoscope": ["PNEUMOSCOPE", "127.0.0.1", port]}}
+    configuration = PEER.format(port=port, orthanc=orthanc.port)
+    with orthanc.running(ROUTE, options):
+        with service(bundle, tmp_path, configuration) as opened:
+            storescu(orthanc, files[0])
+            wait_until(lambda: is_settled(opened, images=1, own_results=2), opened.states)
+        storescu(orthanc, *files[1:])
+        wait_until(lambda: orthanc.log().count("Unable to send instance") == 2, orthanc.log)
+        with service(bundle, tmp_path, configuration) as opened:
+            radiographs = orthanc.post("/tools/find", {"Level": "Series", "Query": {"Modality": "CR\\DX"}})
+            assert len(radiographs) == 3
+            orthanc.post("/modalities/pneumoscope/store", {"Resources": radiographs})
+            wait_until(lambda: is_settled(opened, images=3, own_results=6), opened.states)
+            assert orthanc.count() == 9
+            assert len(opened.results("delivered")) == 6
 
 
 # --- DICOMweb ----------------------------------------------------------------------------------------------------------------
