@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import shutil
-import socket
 import subprocess
 import time
 from collections.abc import Callable, Iterator, Mapping
@@ -14,9 +13,9 @@ from typing import Any
 
 import httpx
 import pytest
-from tests.processes import started
+from tests.processes import free_port, started
 
-__all__ = ["DEADLINE", "ROUTE", "ROUTE_STOW", "ROUTE_STUDIES", "USER", "Orthanc", "free_port", "wait_until"]
+__all__ = ["DEADLINE", "ROUTE", "ROUTE_STOW", "ROUTE_STUDIES", "USER", "Orthanc", "wait_until"]
 
 DEADLINE = 60.0  # of each wait, seconds
 ORTHANC_SECONDS = 300.0  # after which it is killed; above the time limit of a test
@@ -47,12 +46,6 @@ def wait_until(condition: Callable[[], Any], what: object) -> None:
     while not condition():
         assert time.monotonic() < deadline, what() if callable(what) else what
         time.sleep(0.1)
-
-
-def free_port() -> int:
-    """Return a port of the loopback address that nothing listens on."""
-    with socket.create_server(("127.0.0.1", 0)) as server:
-        return int(server.getsockname()[1])
 
 
 class Orthanc:

@@ -15,7 +15,6 @@ import os
 import re
 import shlex
 import signal
-import socket
 import subprocess
 import sys
 import tempfile
@@ -26,6 +25,7 @@ from pathlib import Path
 from typing import NamedTuple
 
 import pytest
+from tests.processes import free_port
 
 from pneumoscope.cli import VERBS
 from pneumoscope.data.manifest import Manifest
@@ -182,12 +182,6 @@ def test_every_block_of_a_page_runs(name: str, tmp_path: Path, environment: dict
     finally:
         for pid_file in _PID_FILES:
             kill_background_process(tmp_path / pid_file)
-
-
-def free_port() -> int:
-    with socket.create_server(("127.0.0.1", 0)) as server:
-        port: int = server.getsockname()[1]
-        return port
 
 
 def kill_background_process(pid_file: Path) -> None:

@@ -9,7 +9,8 @@ import pydicom
 import pytest
 from pydicom.uid import generate_uid
 from tests.images import dicom
-from tests.orthanc import DEADLINE, ROUTE, ROUTE_STOW, ROUTE_STUDIES, USER, Orthanc, free_port, wait_until
+from tests.orthanc import DEADLINE, ROUTE, ROUTE_STOW, ROUTE_STUDIES, USER, Orthanc, wait_until
+from tests.processes import free_port
 from tests.service.conftest import TOKEN, insert_token_of_service, predicted, served, verified
 
 from pneumoscope.service.storage.database import open_database, read_transaction
