@@ -30,6 +30,7 @@ from pneumoscope.service.app import create_app
 from pneumoscope.service.audit.log import read_rows
 from pneumoscope.service.settings import Settings
 from pneumoscope.service.storage.repository import PredictionRepository
+from pneumoscope.service.storage.retention import Retention
 from pneumoscope.statistics.calibration import reliability_bins
 
 HOSTILE = "<script>alert(1)</script>\"'><img src=x onerror=alert(2)>.png"
@@ -267,10 +268,11 @@ UNCERTAIN = {
     "zh-Hant": "機率落在不確定範圍（36% 至 69%），模型在此範圍內的判定錯誤率過高。請不要參考預測結果，自行判讀影像。",
 }
 NEGATIVE = {
-    "en": "The probability of pneumonia is 5%; the images that the model was calibrated on allow"
-    " 3% to 30%. Probabilities are for a prevalence of 50%; if pneumonia is less common among your patients, they are lower.",
-    "zh-Hant": "肺炎機率：5%；依模型校準所用的影像，可能範圍：3% 至 30%。機率以肺炎盛行率 50% 為準；"
-    "若您的病人較少罹患肺炎，實際機率會較低。",
+    "en": "The probability of pneumonia is 5%. Calibration interval (Venn-Abers): 3% to 30%, the range that the calibration on 9"
+    " images leaves open. It is not a confidence interval, and the probability can lie at its end. Probabilities are for a"
+    " prevalence of 50%; if pneumonia is less common among your patients, they are lower.",
+    "zh-Hant": "肺炎機率：5%。校準區間（Venn-Abers）：3% 至 30%，為 9 張校準影像所無法排除的機率範圍。此區間並非信賴區間，"
+    "機率可能位於區間的一端。機率以肺炎盛行率 50% 為準；若您的病人較少罹患肺炎，實際機率會較低。",
 }
 
 
@@ -558,7 +560,7 @@ def test_age_of_an_unknown_or_removed_image_is_an_error_page(age_client):
     age_client.post("/sign-in", data={"token": TOKEN})
     assert age_client.post(f"/images/{'ab' * 16}", data={"age": "3"}).status_code == 404
     (id,) = upload(age_client, ("a.dcm", dicom()))
-    age_client.app.state.service.repository.expire(timedelta(0))
+    Retention(age_client.app.state.service.repository).expire_images(timedelta(0))
     assert not has_age_form(get_page(age_client, f"/images/{id}")[0])
     assert age_client.post(f"/images/{id}", data={"age": "3"}).status_code == 410
 
