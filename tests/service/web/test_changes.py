@@ -50,8 +50,8 @@ CHANGES = {
     "deletion": lambda r, id, _: r.remove(id, user="me"),
     "unreadable file": lambda r, id, bad: r.unreadable_files.add(bad, b"also broken", user="me"),
     "removed record": lambda r, id, _: r.unreadable_files.remove(r.unreadable_files.find()[0][0].id, user="me"),
-    "retention of images": lambda r, id, _: r.expire(timedelta(days=30)),
-    "retention of identities": lambda r, id, _: r.expire_identities(timedelta(days=30)),
+    "retention of images": lambda r, id, _: Retention(r).expire_images(timedelta(days=30)),
+    "retention of identities": lambda r, id, _: Retention(r).expire_identities(timedelta(days=30)),
 }
 
 
