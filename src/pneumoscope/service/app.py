@@ -71,7 +71,7 @@ def create_app(
         require_token: Whether clients must authenticate with a token of the repository's database.
         openid_connect: Identity provider for the web UI; tokens are then required, too.
         dicom_receiver: Receives images from DICOM nodes while the application runs.
-        delivery: Whether results in the outbox are delivered while the application runs, which needs [pacs].
+        delivery: Whether results and events in the outbox are delivered while the application runs, which needs [pacs].
     """
     settings = settings or Settings()
     queue = InferenceQueue(model, max_waiting=settings.max_waiting)
@@ -114,7 +114,7 @@ def create_app(
     metrics = Metrics(lambda: queue.waiting, lambda: changes.open)
     app.state.settings = settings
     renderer = ImageRenderer(model, repository, settings.dicom.results)
-    result_delivery = _result_delivery(settings, repository, renderer) if delivery else None
+    result_delivery = _result_delivery(settings, repository, renderer, model.notice) if delivery else None
     access_log = AccessLog(repository.engine)
     tokens = TokenRepository(repository.engine) if require_token or openid_connect else None
     authenticator = Authenticator(tokens, access_log, openid_connect)
@@ -172,7 +172,9 @@ def create_app(
     return app
 
 
-def _result_delivery(settings: Settings, repository: PredictionRepository, renderer: ImageRenderer) -> ResultDelivery:
+def _result_delivery(
+    settings: Settings, repository: PredictionRepository, renderer: ImageRenderer, notice: str
+) -> ResultDelivery:
     from pneumoscope.service.dicom.delivery import ResultDelivery  # needs an extra
 
-    return ResultDelivery(settings.dicom, repository.outbox, renderer)
+    return ResultDelivery(settings.dicom, repository, renderer, notice)

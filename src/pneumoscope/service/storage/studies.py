@@ -14,7 +14,14 @@ from pneumoscope.service.storage.queries import read_stored, select_stored
 from pneumoscope.service.storage.records import StoredPrediction
 from pneumoscope.service.storage.tables import instances, predictions, studies
 
-__all__ = ["Study", "find_studies", "find_studies_of_patients", "sorted_studies", "summarize_study"]
+__all__ = [
+    "Study",
+    "current_predictions",
+    "find_studies",
+    "find_studies_of_patients",
+    "sorted_studies",
+    "summarize_study",
+]
 
 _BY_SUSPICION: tuple[Decision, ...] = ("pneumonia", "uncertain", "no_pneumonia")
 
@@ -57,8 +64,7 @@ def summarize_study(stored: Sequence[StoredPrediction]) -> Study:
     """
     if not stored or stored[0].study_key is None:
         raise ValueError("no prediction of a study")
-    latest = {each.image_key: each for each in sorted(stored, key=lambda each: each.last_predicted)}
-    current = list(latest.values())
+    current = current_predictions(stored)
     frontal = [each for each in current if each.decision in _BY_SUSPICION]
     shown = min(frontal, key=_suspicion) if frontal else max(current, key=lambda each: each.last_predicted)
     identity = shown.identity or Identity()
@@ -76,6 +82,12 @@ def summarize_study(stored: Sequence[StoredPrediction]) -> Study:
         rejections=dict(codes.most_common()),
         reviewed=sum(bool(each.reviews) for each in current),
     )
+
+
+def current_predictions(stored: Sequence[StoredPrediction]) -> list[StoredPrediction]:
+    """Return the predictions that count: of several of an image, the latest."""
+    latest = {each.image_key: each for each in sorted(stored, key=lambda each: each.last_predicted)}
+    return list(latest.values())
 
 
 def sorted_studies(studies: Mapping[str, Sequence[StoredPrediction]]) -> list[Study]:
