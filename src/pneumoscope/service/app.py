@@ -27,6 +27,8 @@ from pneumoscope.service.auth.tokens import TokenRepository
 from pneumoscope.service.auth.users import Role
 from pneumoscope.service.dicom.processing import InstanceProcessor
 from pneumoscope.service.dicom.web import dicom_web_router
+from pneumoscope.service.fhir.outcomes import OutcomeMiddleware
+from pneumoscope.service.fhir.routes import fhir_router
 from pneumoscope.service.inference_queue import InferenceQueue
 from pneumoscope.service.metrics import Metrics
 from pneumoscope.service.middleware import RequestMiddleware
@@ -133,6 +135,7 @@ def create_app(
         (sender_router, "sender"),
         (dicom_web_router, "sender"),
         (reader_router, "reader"),
+        (fhir_router, "reader"),
         (administrator_router, "administrator"),
         (sign_in_router, None),
         (page_router, "reader"),
@@ -155,6 +158,7 @@ def create_app(
         public_name=settings.public_name,
         known_paths={"/openapi.json", *(re.sub(r"{\w+}", "{id}", route.path) for route in routes)},
     )
+    app.add_middleware(OutcomeMiddleware)
     if openid_connect:
         from starlette.middleware.sessions import SessionMiddleware  # needs an extra
 
