@@ -241,6 +241,20 @@ def test_deleted_study_is_not_reported(model, receiver, secret_file):
     assert receiver.requests == []
 
 
+def test_deletion_of_what_was_reported_is_reported(model, receiver, secret_file):
+    with service(model, configuration(webhook(receiver, secret_file))) as (client, repository):
+        receive(client, 100)
+        wait_for_events(repository, receiver, 1)
+        receive(client, 180)
+        wait_for_events(repository, receiver, 2)
+        for deleted in predicted(client, 2):
+            client.delete(f"/v1/predictions/{deleted['id']}")
+        wait_until(lambda: receiver.events[-1]["data"]["decision"] is None, "the deletion is not reported")
+        wait_until(lambda: not repository.outbox.find(), "it waits")
+    last = receiver.events[-1]["data"]
+    assert (last["revision"], last["study_key"], last["prediction_ids"]) == (4, None, [])
+
+
 def test_event_that_waits_is_replaced_by_the_next_one(model, receiver, secret_file):
     receiver.stop()
     with service(model, configuration(webhook(receiver, secret_file))) as (client, repository):

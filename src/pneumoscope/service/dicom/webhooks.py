@@ -48,7 +48,7 @@ def study_event(repository: PredictionRepository, delivery: Delivery, notice: st
         "timestamp": delivery.created,
         "data": {
             "revision": delivery.revision,
-            **_study(stored, identifiers=identifiers),
+            **_study(stored, delivery, identifiers=identifiers),
             "unreadable": dict(delivery.unreadable),
             "operating_point": delivery.subject.operating_point,
             "model_sha256": delivery.subject.model_sha256,
@@ -58,12 +58,17 @@ def study_event(repository: PredictionRepository, delivery: Delivery, notice: st
     return json.dumps(document, ensure_ascii=False).encode()
 
 
-def _study(stored: list[StoredPrediction], *, identifiers: bool) -> dict[str, Any]:
-    if not stored:  # no file could be read
+def _study(stored: list[StoredPrediction], delivery: Delivery, *, identifiers: bool) -> dict[str, Any]:
+    if not stored:  # no file could be read, or all predictions were deleted
         return {
-            "study_key": None, "decision": "rejected", "probability": None, "prediction_id": None, "prediction_ids": [],
-            "rejections": {}, **({"identifiers": {}} if identifiers else {}),
-        }  # fmt: skip
+            "study_key": None,
+            "decision": "rejected" if delivery.unreadable else None,
+            "probability": None,
+            "prediction_id": None,
+            "prediction_ids": [],
+            "rejections": {},
+            **({"identifiers": {}} if identifiers else {}),
+        }
     study = summarize_study(stored)
     document: dict[str, Any] = {
         "study_key": study.study_key,

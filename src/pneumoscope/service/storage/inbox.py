@@ -308,9 +308,10 @@ def headers_of(connection: Connection, prediction_ids: Sequence[str]) -> dict[st
     return {row.sop_instance_uid: row.header for row in rows}
 
 
-def forget_predictions(connection: Connection, ids: Sequence[str]) -> None:
-    """Delete the records of instances whose predictions are deleted."""
-    connection.execute(delete(received_instances).where(_COLUMNS.prediction_id.in_(ids)))
+def forget_predictions(connection: Connection, ids: Sequence[str]) -> set[str]:
+    """Delete the records of instances whose predictions are deleted, and return their studies, by their UIDs as stored."""
+    query = delete(received_instances).where(_COLUMNS.prediction_id.in_(ids)).returning(_COLUMNS.study_instance_uid)
+    return set(connection.execute(query).scalars()) - {""}
 
 
 def forget_header(connection: Connection, instance: ReceivedInstance, pseudonym: str) -> None:

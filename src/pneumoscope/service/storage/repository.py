@@ -84,6 +84,7 @@ from pneumoscope.service.storage.reviews import (
     update_reviewed,
 )
 from pneumoscope.service.storage.studies import find_studies, find_studies_of_patients
+from pneumoscope.service.storage.study_events import enqueue_deletion
 from pneumoscope.service.storage.tables import instances, predictions, studies, unreadable_files
 
 __all__ = ["Also", "PredictionRepository"]
@@ -440,7 +441,7 @@ class PredictionRepository:
             remove_unused_identity(connection, hashes)
             ids = [row["id"] for row in rows]
             outbox.withdraw(connection, ids, inbox.headers_of(connection, ids), self._time())
-            inbox.forget_predictions(connection, ids)
+            enqueue_deletion(connection, inbox.forget_predictions(connection, ids), self._time())
             append(connection, [_entry(row, self._time(), user, "deleted") for row in rows])
             return rows
 

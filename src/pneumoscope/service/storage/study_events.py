@@ -1,6 +1,7 @@
 """The events of finished studies: put into the outbox for the webhooks when no received instance of a study waits any more.
 
-An instance that arrives later causes another event of its study, with the next revision.
+An instance that arrives later causes another event of its study, with the next revision, and so does the deletion of a prediction
+that was reported.
 """
 
 from __future__ import annotations
@@ -36,8 +37,6 @@ def enqueue_study_event(
 ) -> None:
     """Add the event of a study for each webhook, in the transaction that ends the wait of an instance; none while others wait.
 
-    Events of the study that still wait are cancelled: the new one states all of it.
-
     Args:
         connection: Of the transaction.
         webhooks: Names of the webhooks.
@@ -46,10 +45,43 @@ def enqueue_study_event(
         model_sha256, operating_point: Of the service.
         time: Time of the transaction.
     """
-    of_study = _INSTANCES.study_instance_uid.in_({study_instance_uid, stored_uid})
-    rows = connection.execute(select(received_instances).where(of_study).order_by(_INSTANCES.number)).mappings().all()
-    if any(row["state"] == "waiting" for row in rows):
-        return
+    rows = _instances(connection, {study_instance_uid, stored_uid})
+    if not any(row["state"] == "waiting" for row in rows):
+        _insert(connection, webhooks, stored_uid, rows, model_sha256, operating_point, time)
+
+
+def enqueue_deletion(connection: Connection, stored_uids: Collection[str], time: str) -> None:
+    """Add an event for each webhook that knows of a study, in the transaction that deletes predictions of it.
+
+    Args:
+        connection: Of the transaction, after the deletion.
+        stored_uids: UIDs, or pseudonyms of UIDs, of the studies of received instances whose predictions were deleted.
+        time: Time of the transaction.
+    """
+    for uid in stored_uids:
+        known = _OUTBOX.kind == "webhook", _OUTBOX.study_instance_uid == uid, _OUTBOX.state == "delivered"
+        events = connection.execute(select(outbox).where(*known).order_by(_OUTBOX.number)).mappings().all()
+        if events:
+            webhooks, last = {row["destination"] for row in events}, events[-1]
+            rows = _instances(connection, {uid})
+            _insert(connection, webhooks, uid, rows, last["model_sha256"], last["operating_point"], time)
+
+
+def _instances(connection: Connection, uids: Collection[str]) -> Sequence[Row]:
+    query = select(received_instances).where(_INSTANCES.study_instance_uid.in_(uids)).order_by(_INSTANCES.number)
+    return connection.execute(query).mappings().all()
+
+
+def _insert(
+    connection: Connection,
+    webhooks: Collection[str],
+    stored_uid: str,
+    rows: Sequence[Row],
+    model_sha256: str,
+    operating_point: str,
+    time: str,
+) -> None:
+    """Add the next event of a study; its events that still wait are cancelled, because the new one states all of it."""
     same = _OUTBOX.kind == "webhook", _OUTBOX.study_instance_uid == stored_uid
     superseded = {"state": "cancelled", "finished": time, "error": "superseded"}
     connection.execute(update(outbox).where(*same, _OUTBOX.state == "waiting").values(superseded))
