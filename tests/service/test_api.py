@@ -542,6 +542,7 @@ def test_openapi_has_every_path(app):
         "/v1/predictions/{id}/thumbnail.png", "/v1/predictions/{id}/review", "/v1/model",
         "/v1/unreadable", "/v1/unreadable/{id}", "/v1/predictions/search", "/v1/predictions/{id}/identity",
         "/v1/studies/{study_key}", "/v1/patients/{patient_key}", "/v1/tokens", "/v1/tokens/{token_id}", "/dicom-web/studies",
+        "/v1/exchange", "/v1/inbox/release",
         "/v1/predictions/{id}/secondary-capture.dcm", "/v1/predictions/{id}/structured-report.dcm",
         "/fhir/metadata", "/fhir/DiagnosticReport/{id}", "/fhir/Observation/{id}",
     }  # fmt: skip
@@ -577,7 +578,7 @@ def test_responses_conform_to_openapi(model, monkeypatch):
                 sent[case.operation.label] += 1
 
             ask()
-    assert len(sent) == 31
+    assert len(sent) == 33
     assert sent.total() > 150
 
 

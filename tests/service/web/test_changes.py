@@ -17,7 +17,7 @@ from pneumoscope.core.identity import Identity
 from pneumoscope.core.prediction import Failure, Prediction
 from pneumoscope.service.storage.queries import Filter
 from pneumoscope.service.storage.repository import PredictionRepository
-from pneumoscope.service.web.changes import ChangeStreams
+from pneumoscope.service.web.changes import MAX_USER_STREAMS, ChangeStreams
 
 EVENT = 'data: "changed"'
 LIMIT = 20  # seconds that a test waits for an event
@@ -101,7 +101,7 @@ async def take(stream, count, seconds=5.0):
 def test_many_changes_are_one_event_and_at_most_one_per_interval():
     async def run():
         changes = ChangeStreams(min_interval=0.3)
-        with changes.reserve():
+        with changes.reserve("me"):
             stream = changes.events(None, signed_in)
             (opened,) = await take(stream, 1)
             assert (opened.comment, opened.data) == ("open", None)
@@ -125,7 +125,7 @@ def test_many_changes_are_one_event_and_at_most_one_per_interval():
 def test_page_that_missed_a_change_has_an_event_at_once():
     async def run():
         changes = ChangeStreams()
-        with changes.reserve():
+        with changes.reserve("me"):
             shown = changes.revision
             changes.notify()
             stream = changes.events(shown, signed_in)
@@ -146,7 +146,7 @@ def test_stream_ends_with_the_session_and_with_the_service():
             return session[0]
 
         changes = ChangeStreams(session_check=0.05, min_interval=60)
-        with changes.reserve():
+        with changes.reserve("me"):
             ending = changes.events(None, is_signed_in)
             await take(ending, 1)
             session[0] = False
@@ -167,14 +167,31 @@ def test_stream_ends_with_the_session_and_with_the_service():
 def test_number_of_streams_is_limited():
     async def run():
         changes = ChangeStreams(max_streams=2)
-        with changes.reserve():
-            with changes.reserve():
+        with changes.reserve("me"):
+            with changes.reserve("me"):
                 assert changes.open == 2
-                with pytest.raises(BusyError, match="the limit of 2 live worklists"), changes.reserve():
+                with pytest.raises(BusyError, match="the limit of 2 live pages"), changes.reserve("me"):
                     pass
             assert changes.open == 1
-            with changes.reserve():
+            with changes.reserve("me"):
                 pass
+
+    asyncio.run(asyncio.wait_for(run(), LIMIT))
+
+
+def test_one_user_cannot_take_the_streams_of_all_others():
+    async def run():
+        changes = ChangeStreams()
+        with contextlib.ExitStack() as streams:
+            for _ in range(MAX_USER_STREAMS):
+                streams.enter_context(changes.reserve("ward-3"))
+            with pytest.raises(BusyError, match="the limit of 20 live pages of one user"), changes.reserve("ward-3"):
+                pass
+            streams.enter_context(changes.reserve("ward-4"))
+            assert changes.open == MAX_USER_STREAMS + 1
+        assert changes.open == 0
+        with changes.reserve("ward-3"):
+            assert changes.open == 1
 
     asyncio.run(asyncio.wait_for(run(), LIMIT))
 
@@ -183,7 +200,7 @@ def test_change_after_the_loop_is_closed_is_ignored():
     changes = ChangeStreams()
 
     async def run():
-        with changes.reserve():
+        with changes.reserve("me"):
             pass
 
     asyncio.run(asyncio.wait_for(run(), LIMIT))
@@ -270,8 +287,24 @@ def test_stream_beyond_the_limit_is_answered_with_503(bundle, tmp_path):
     with served(bundle, tmp_path, program=["-c", few]) as (_, client), opened(client), opened(client):
         answer = client.get("/events?language=en")
         assert answer.status_code == 503
-        assert "the limit of 2 live worklists" in answer.text
+        assert "the limit of 2 live pages" in answer.text
         assert client.get("/").status_code == 200
+
+
+def test_streams_of_one_user_are_limited_and_others_still_get_theirs(bundle, tmp_path):
+    insert_token_of_service(tmp_path, "ward-3")
+    insert_token_of_service(tmp_path, "ward-4", "fedcba9876543210", id="00000002")
+    first, second = ({"Authorization": f"Bearer {token}"} for token in (TOKEN, "fedcba9876543210"))
+    with served(bundle, tmp_path) as (_, client), contextlib.ExitStack() as streams:
+        for _ in range(MAX_USER_STREAMS):
+            streams.enter_context(opened(client, headers=first))
+        answer = client.get("/events", headers=first)
+        assert answer.status_code == 503
+        assert "the limit of 20 live pages of one user" in answer.text
+        assert client.get("/", headers=first).status_code == 200
+        with opened(client, headers=second) as read:
+            client.post("/v1/predictions", files=[("images", ("a.png", png(140)))], headers=first)
+            assert [read(), read(), read()] == [": open", "retry: 3000", EVENT]
 
 
 def test_stream_needs_a_session_and_ends_with_it(bundle, tmp_path):

@@ -37,6 +37,8 @@ from pneumoscope.service.api.schemas import (
     PatientDocument,
     PredictionListDocument,
     PredictionPageDocument,
+    ReleaseDocument,
+    ReleaseRequest,
     ReviewRequest,
     SearchRequest,
     SinglePredictionDocument,
@@ -285,6 +287,15 @@ async def structured_report(
     report = await renderer.structured_report(id)
     await run_in_threadpool(access_log.viewed, user, [id])
     return Response(report, media_type=_DICOM)
+
+
+@sender_router.post(
+    "/inbox/release", summary="Predict received instances now", responses=problem_responses(400, 413, 415),
+    dependencies=[Depends(require_json)],
+)  # fmt: skip
+def release(service: AppService, _: NoParameters, body: ReleaseRequest) -> ReleaseDocument:
+    """End the quiet period of a study, or of all studies. Instances that arrive later wait again."""
+    return ReleaseDocument(service.repository.inbox.release(body.study_instance_uid))
 
 
 @reader_router.put(

@@ -34,6 +34,7 @@ Event = Literal[
     "identity_removed",
     "viewed",
     "exported",
+    "delivered",
     "signed_in",
     "signed_out",
     "token_added",
@@ -55,7 +56,7 @@ class Entry(NamedTuple):
 
     Attributes:
         time: ISO 8601 in UTC.
-        user: Name of the user, "local" without authentication, or "retention".
+        user: Name of the user, the peer or the destination, "local" without authentication, or "retention".
         event: Kind of event.
         prediction_id, image_sha256, model_sha256: What the event concerns; empty if there is none.
         details: Further values; nothing that could name a patient, so no file name and no note.

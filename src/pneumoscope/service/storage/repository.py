@@ -496,6 +496,9 @@ class PredictionRepository:
         )
         old = predictions.c.last_predicted < limit, predictions.c.identity_removed.is_(None) | has_identity, ~is_used
         self._expire_unreadable(self._now() - age)
+        with self._write_transaction() as connection:
+            inbox.forget_headers(connection, limit)
+            outbox.forget_headers(connection, limit)
         while not stopped():
             with self._write_transaction() as connection:
                 query = select(predictions).where(*old).limit(_BATCH)
@@ -507,8 +510,6 @@ class PredictionRepository:
                 values = {"path": REMOVED_NAME, "identity_removed": time}
                 connection.execute(update(predictions).where(predictions.c.id.in_(ids)).values(values))
                 remove_identity(connection, hashes)
-                inbox.forget_headers(connection, limit)
-                outbox.forget_headers(connection, limit)
                 append(connection, [_entry(row, time, RETENTION, "identity_removed") for row in rows])
             count += len(rows)
             self._notify()

@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import datetime
 import functools
+import hashlib
 import itertools
 import math
 from collections.abc import AsyncIterator, Callable
@@ -14,13 +15,14 @@ from zoneinfo import ZoneInfo
 
 from fastapi import APIRouter, Depends, Request, Response
 from fastapi.concurrency import run_in_threadpool
-from fastapi.responses import RedirectResponse, StreamingResponse
+from fastapi.responses import PlainTextResponse, RedirectResponse, StreamingResponse
 from fastapi.security.utils import get_authorization_scheme_param
 from fastapi.sse import EventSourceResponse, ServerSentEvent
 
-from pneumoscope.bundle.model_card import read_evidence
-from pneumoscope.core.errors import BundleError, PneumoscopeError, UsageError
+from pneumoscope.bundle.model_card import model_card
+from pneumoscope.core.errors import PneumoscopeError, UsageError
 from pneumoscope.core.identity import IDENTITY_FIELDS, Identity, age_at_study, normalize_text
+from pneumoscope.core.messages import population_sentence
 from pneumoscope.core.prediction import DECISIONS, MAX_AGE, REJECTION_CODES, RejectionCode
 from pneumoscope.inference.decision import threshold_probability
 from pneumoscope.service.api.dependencies import (
@@ -48,8 +50,9 @@ from pneumoscope.service.web.dashboard import (
     monitor_month,
     summarize,
 )
+from pneumoscope.service.web.model_page import read_measurements
 from pneumoscope.service.web.page_route import PageRoute, read_form
-from pneumoscope.service.web.templating import render
+from pneumoscope.service.web.templating import render, request_language
 from pneumoscope.service.web.worklist import BLIND_ORDERS, ORDERS, SearchStore, WorklistQuery, export_csv, parse_query
 
 __all__ = ["page_router"]
@@ -71,9 +74,9 @@ _MAX_FILTERS = 16  # fields of the form of a search
 page_router = APIRouter(route_class=PageRoute, include_in_schema=False)
 
 
-async def _reserve_stream(changes: AppChanges) -> AsyncIterator[None]:
+async def _reserve_stream(changes: AppChanges, user: User) -> AsyncIterator[None]:
     """Count the stream of a request until it ends."""
-    with changes.reserve():
+    with changes.reserve(user):
         yield
 
 
@@ -158,12 +161,16 @@ def _tabs(service: PredictionService, query: WorklistQuery) -> _Tabs:
 
 
 @page_router.get("/unreadable")
-def unreadable(request: Request, service: AppService, settings: AppSettings, searches: AppSearches) -> Response:
+def unreadable(
+    request: Request, service: AppService, settings: AppSettings, searches: AppSearches, changes: AppChanges
+) -> Response:
     """Return the latest files that could not be read."""
+    revision = changes.revision  # before the list is read
     files, total = service.repository.unreadable(limit=_MAX_UNREADABLE)
     query = parse_query({}, searches, service.search_words, time_zone=settings.time_zone)
     return render(
-        request, "unreadable.html", files=files, total=total, query=query, tabs=_tabs(service, query), max_files=_MAX_UNREADABLE,
+        request, "unreadable.html", revision=revision, files=files, total=total, query=query, tabs=_tabs(service, query),
+        max_files=_MAX_UNREADABLE,
     )  # fmt: skip
 
 
@@ -192,15 +199,38 @@ def worklist_csv(
 
 @page_router.get("/images/{id}")
 def viewer(
-    request: Request, service: AppService, settings: AppSettings, access_log: AppAccessLog, user: User, id: str
-) -> Response:
+    request: Request, service: AppService, settings: AppSettings, access_log: AppAccessLog, changes: AppChanges, user: User,
+    id: str,
+) -> Response:  # fmt: skip
     """Return the viewer of an image."""
+    revision = changes.revision  # before the image is read
     context = _image_context(service, settings, user, id)
     access_log.viewed(user, [id])
     return render(
         request, "viewer.html", max_age=MAX_AGE, identity_fields=IDENTITY_FIELDS, hidden_identity_fields=_HIDDEN_FIELDS,
-        **context,
+        revision=revision, state=_state(context), **context,
     )  # fmt: skip
+
+
+@page_router.get("/images/{id}/state")
+def image_state(service: AppService, settings: AppSettings, user: User, id: str) -> dict[str, str]:
+    """Return what the viewer compares to know whether others have changed what it shows; this is no view of the image."""
+    return {"state": _state(_image_context(service, settings, user, id))}
+
+
+def _state(context: dict[str, Any]) -> str:
+    """Return a hash of the parts of the viewer that others can change, not of the reader's own review."""
+    prediction: StoredPrediction = context["prediction"]
+    shown = (
+        prediction.identity and dataclasses.astuple(prediction.identity),
+        prediction.conflicts,
+        prediction.image_removed,
+        [dataclasses.astuple(each) for each in context["other_reviews"]],
+        context["newer_id"],
+        [(each.id, each.path) for each in context["study_images"]],
+        [dataclasses.astuple(dataclasses.replace(prior, reviewed=0)) for prior, _ in context["priors"]],
+    )
+    return hashlib.sha256(repr(shown).encode()).hexdigest()[:32]
 
 
 @page_router.post("/images/{id}")
@@ -252,6 +282,7 @@ def dashboard(request: Request, service: AppService, settings: AppSettings) -> R
         request, "dashboard.html", dashboard=summarize(latest, model.card, settings.time_zone), model=model,
         monitoring=_monitor(service, settings.time_zone),
         blind_first=settings.blind_first,
+        inbox=service.repository.inbox.status(), outbox=service.repository.outbox.status(),
         max_images=_MAX_DASHBOARD_IMAGES, min_drift_images=MIN_DRIFT_IMAGES, false_alarms=FALSE_ALARM_PROBABILITY,
     )  # fmt: skip
 
@@ -278,27 +309,36 @@ def _monitor(service: PredictionService, time_zone: ZoneInfo) -> list[MonthlyDri
 
 @page_router.get("/model")
 def model(request: Request, service: AppService) -> Response:
-    """Return the model card."""
-    card, profile, folder = service.model.card, service.model.profile, service.model.folder
-    # A site profile and a prevalence change the calibration, so that the reliability diagram of the bundle no longer applies.
-    evaluation, unreadable = None, False
-    if folder and not service.model.facts.site:
-        try:
-            evaluation = read_evidence(folder, card)["evaluation"]
-        except BundleError as error:
-            record_error(request, error.code)
-            unreadable = True
+    """Return the page that tells readers what the model was trained on, how often it was right, and what is unknown."""
+    card, profile = service.model.card, service.model.profile
+    measurements = read_measurements(service.model)
+    if measurements.unreadable:
+        record_error(request, measurements.unreadable)
     return render(
         request,
         "model.html",
         card=card,
+        population=population_sentence(card.population, request_language(request)),
         site=profile.label if profile else "",
         prevalence_stated=service.model.facts.prevalence is not None,
-        evaluation=evaluation,
-        evidence_unreadable=unreadable,
+        measurements=measurements,
+        has_full_card=service.model.folder is not None,
         operating_point_name=service.model.operating_point_name,
         thresholds={name: threshold_probability(card, point) for name, point in card.operating_points.items()},
     )
+
+
+@page_router.get("/model/card")
+def full_model_card(service: AppService) -> Response:
+    """Return the model card of the bundle as Markdown.
+
+    Raises:
+        UsageError: The model has no folder.
+        BundleError: See `model_card`.
+    """
+    if service.model.folder is None:
+        raise UsageError("the model has no folder with a card", hint="Get the card from the API: GET /v1/model")
+    return PlainTextResponse(model_card(service.model.folder), headers={"Content-Language": "en"})
 
 
 def _parse_age(text: str) -> float:
@@ -357,19 +397,24 @@ def _study_context(
 ) -> dict[str, Any]:
     """Return the study of a prediction, the other images of it, each with its latest prediction, and the patient's priors.
 
+    `newer_id` is the id of a later prediction of the same image, such as that with a corrected age; empty if there is none.
     A study is hidden as long as the reader has not labeled all of its images.
     """
     key = prediction.study_key
     if key is None:
-        return {"study": None, "study_blinded": False, "study_images": [], "priors": [], "is_blinded": is_blinded}
+        return {
+            "study": None, "study_blinded": False, "study_images": [], "priors": [], "newer_id": "", "is_blinded": is_blinded,
+        }  # fmt: skip
     studies = service.study(key)
     latest = sorted(studies[key], key=lambda each: each.last_predicted)
-    images = {each.image_key: each for each in latest if each.image_key != prediction.image_key}
+    images = {each.image_key: each for each in latest}
+    newest = images.pop(prediction.image_key, prediction)
     priors = sorted_studies({other: stored for other, stored in studies.items() if other != key})
     return {
         "study": summarize_study(studies[key]),
         "study_blinded": any(map(is_blinded, studies[key])),
         "study_images": list(images.values()),
+        "newer_id": "" if newest.id == prediction.id else newest.id,
         "priors": [(prior, any(map(is_blinded, studies[prior.study_key]))) for prior in priors],
         "is_blinded": is_blinded,
     }

@@ -1,6 +1,7 @@
 // The worklist: filters, keyboard navigation, and refreshing the list without losing the selection.
 
 import { format, ignoresShortcut, messages } from "./api.js";
+import { keepLive } from "./live.js";
 
 const status = document.getElementById("status");
 const filters = document.getElementById("filters");
@@ -167,4 +168,5 @@ filters.addEventListener("focusout", () => {
   applyFilters();
 });
 storeList();
+keepLive(refresh);
 addEventListener("pageshow", (event) => event.persisted && refresh()); // back from the viewer: readings may be new
