@@ -1,7 +1,7 @@
 """Sign what other programs receive: webhooks by Standard Webhooks, responses by HTTP Message Signatures (RFC 9421).
 
 Both use HMAC-SHA-256 with a secret that the receiver has, too. A signature shows the receiver who wrote the content, and that
-nobody changed it since; it proves nothing to a third party.
+it was not changed since; it proves nothing to a third party.
 """
 
 from __future__ import annotations
