@@ -315,10 +315,11 @@ def _too_large() -> None:
 def _gone() -> None:
     from pneumoscope import load_model
     from pneumoscope.service.storage.repository import PredictionRepository
+    from pneumoscope.service.storage.retention import Retention
 
     image, repository, model = _image("thorax.png").read_bytes(), PredictionRepository(None), load_model(threads=1)
     record, _ = repository.add(model.predict(image), image, user="local")
-    repository.expire(timedelta(seconds=-1))
+    Retention(repository).expire_images(timedelta(seconds=-1))
     repository.image(repository.get(record.id))
 
 

@@ -113,7 +113,7 @@ def create_app(
         lifespan=lifespan,
     )
     changes = ChangeStreams()
-    repository.add_change_listener(changes.notify)
+    repository.storage.add_change_listener(changes.notify)
     metrics = Metrics(lambda: queue.waiting, lambda: changes.open, repository.inbox.status, repository.outbox.status)
     app.state.settings = settings
     renderer = ImageRenderer(model, repository, settings.dicom.results)

@@ -26,6 +26,7 @@ from pneumoscope.service.storage.database import open_database
 from pneumoscope.service.storage.inbox import Inbox, ReceivedInstance
 from pneumoscope.service.storage.outbox import Outbox
 from pneumoscope.service.storage.repository import PredictionRepository
+from pneumoscope.service.storage.retention import Retention
 
 pynetdicom = pytest.importorskip("pynetdicom", reason="[pacs] is not installed")
 delivery = pytest.importorskip("pneumoscope.service.dicom.delivery")
@@ -498,7 +499,7 @@ def test_identities_that_expire_cancel_what_could_not_be_delivered(model, archiv
         receive(client)
         predicted(client)
         time.sleep(0.01)
-        repository.expire_identities(timedelta(0))
+        Retention(repository).expire_identities(timedelta(0))
         (status,) = repository.outbox.status()
         assert status.waiting == 0
         cancelled = repository.outbox.find(("cancelled",))

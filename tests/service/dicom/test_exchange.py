@@ -18,6 +18,7 @@ from pneumoscope.service.settings import Settings
 from pneumoscope.service.storage.database import read_transaction
 from pneumoscope.service.storage.pseudonyms import Pseudonymizer
 from pneumoscope.service.storage.repository import PredictionRepository
+from pneumoscope.service.storage.retention import Retention
 from pneumoscope.service.storage.tables import outbox, received_instances
 
 ARCHIVE = Destination(name="archive", url="https://127.0.0.1:1/dicom-web")
@@ -113,7 +114,7 @@ def test_expired_identities_leave_no_identifier_of_received_instances(model):
         receive(client, **HEADER | {"PixelData": bytes(10), "SOPInstanceUID": "1.2.77777777.1.2"})
         receive(client, **HEADER | {"Manufacturer": "pneumoscope", "SOPInstanceUID": "1.2.77777777.1.3"})
         predicted(client, 1, "/v1/unreadable")
-        repository.expire_identities(timedelta(0))
+        Retention(repository).expire_identities(timedelta(0))
         rows = exchange_rows(repository)
         assert len(rows) == 3 + 3
         assert not any(CANARY in row or "77777777" in row for row in rows)

@@ -23,6 +23,7 @@ from pneumoscope.service.dicom.configuration import DicomConfiguration, Webhook,
 from pneumoscope.service.settings import Settings
 from pneumoscope.service.storage.pseudonyms import Pseudonymizer
 from pneumoscope.service.storage.repository import PredictionRepository
+from pneumoscope.service.storage.retention import Retention
 
 pytest.importorskip("pynetdicom", reason="[pacs] is not installed")
 SECONDS = 60
@@ -274,7 +275,7 @@ def test_identities_that_expire_cancel_what_could_not_be_delivered(model, receiv
         receive(client)
         predicted(client)
         time.sleep(0.01)
-        repository.expire_identities(timedelta(0))
+        Retention(repository).expire_identities(timedelta(0))
         assert [each.error for each in repository.outbox.find(("cancelled",))] == ["identity_removed"]
         with repository.engine.connect() as connection:
             for table in ("outbox", "received_instances"):

@@ -136,8 +136,8 @@ def test_file_whose_removal_did_not_finish_is_orphaned_until_the_next_start(tmp_
     repository = PredictionRepository(folder, database)
     record, _ = add(repository, b"deleted")
     repository.remove(record.id, user="me")
-    repository.blobs.stage({record.image_sha256: b"deleted"})
-    repository.blobs.publish(record.image_sha256)
+    repository.storage.blobs.stage({record.image_sha256: b"deleted"})
+    repository.storage.blobs.publish(record.image_sha256)
     assert check_storage(folder, repository.engine).orphaned_files == (path_of(b"deleted"),)
     with data_directory_lock(folder):  # a running service may be just removing it
         report = check_storage(folder, repository.engine)

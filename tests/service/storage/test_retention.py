@@ -31,7 +31,7 @@ def test_expired_images_are_removed_and_failures_are_retried(repository, short_i
     retention.start()
     assert done.wait(10)
     retention.stop(10)
-    assert list(repository.blobs.stored()) == []
+    assert list(repository.storage.blobs.stored()) == []
     assert caplog.messages == [
         "Images or identities could not be removed; the next run tries again: locked",
         "Images or identities could not be removed; the next run tries again: KeyError",
@@ -42,7 +42,7 @@ def test_image_that_cannot_be_removed_does_not_keep_other_images_from_expiring(
     repository, short_interval, monkeypatch, caplog
 ):
     stuck, _ = add(repository, b"stuck")
-    remove, expire, done = repository.blobs.remove, repository.expire, threading.Event()
+    remove, expire, done = repository.storage.blobs.remove, repository.expire, threading.Event()
 
     def fail_on_stuck(sha256):
         if sha256 == stuck.image_sha256:
@@ -53,7 +53,7 @@ def test_image_that_cannot_be_removed_does_not_keep_other_images_from_expiring(
         expire(age, stopped=stopped)
         done.set()
 
-    monkeypatch.setattr(repository.blobs, "remove", fail_on_stuck)
+    monkeypatch.setattr(repository.storage.blobs, "remove", fail_on_stuck)
     monkeypatch.setattr(repository, "expire", expire_and_report)
     with pytest.raises(StorageError):
         repository.remove(stuck.id, user="me")
@@ -62,14 +62,14 @@ def test_image_that_cannot_be_removed_does_not_keep_other_images_from_expiring(
     retention.start()
     assert done.wait(10)
     retention.stop(10)
-    assert [key for key, _ in repository.blobs.stored()] == [stuck.image_sha256]
+    assert [key for key, _ in repository.storage.blobs.stored()] == [stuck.image_sha256]
     assert set(caplog.messages) == {"Images or identities could not be removed; the next run tries again: read-only"}
 
 
 def test_without_an_age_only_failed_removals_are_retried(repository, short_interval, monkeypatch):
     record, _ = add(repository)
     add(repository, b"stays")
-    remove, failures, done = repository.blobs.remove, [1, 1, 1], threading.Event()
+    remove, failures, done = repository.storage.blobs.remove, [1, 1, 1], threading.Event()
 
     def fail(sha256):
         if failures:
@@ -78,14 +78,14 @@ def test_without_an_age_only_failed_removals_are_retried(repository, short_inter
         remove(sha256)
         done.set()
 
-    monkeypatch.setattr(repository.blobs, "remove", fail)
+    monkeypatch.setattr(repository.storage.blobs, "remove", fail)
     with pytest.raises(StorageError):
         repository.remove(record.id, user="me")
     retention = Retention(repository, None)
     retention.start()
     assert done.wait(10)
     retention.stop(10)
-    assert [repository.blobs.get(key) for key, _ in repository.blobs.stored()] == [b"stays"]
+    assert [repository.storage.blobs.get(key) for key, _ in repository.storage.blobs.stored()] == [b"stays"]
 
 
 def test_stop_leaves_the_rest_for_the_next_run(repository, monkeypatch):
@@ -93,8 +93,8 @@ def test_stop_leaves_the_rest_for_the_next_run(repository, monkeypatch):
     for place in range(5):
         add(repository, bytes([place]))
     turns = iter([False, False, True])
-    assert repository.expire(timedelta(0), stopped=lambda: next(turns)) == 2
-    assert len(list(repository.blobs.stored())) == 3
+    assert Retention(repository).expire_images(timedelta(0), stopped=lambda: next(turns)) == 2
+    assert len(list(repository.storage.blobs.stored())) == 3
 
 
 def test_stop_does_not_wait_longer_than_its_timeout(repository, monkeypatch):

@@ -55,6 +55,16 @@ def upload(client, images=LEVELS):
     return {each["path"]: each["id"] for each in response.json()["predictions"]}
 
 
+def remove_everything(client):
+    """Delete all predictions and unreadable files of a service, with their reviews and patients."""
+    while found := client.get("/v1/predictions", params={"limit": 100}).json()["predictions"]:
+        for each in found:
+            assert client.delete(f"/v1/predictions/{each['id']}").status_code == 204
+    while found := client.get("/v1/unreadable", params={"limit": 100}).json()["files"]:
+        for each in found:
+            assert client.delete(f"/v1/unreadable/{each['id']}").status_code == 204
+
+
 def expect_viewer(page, name):
     """Wait until the viewer of an image is open and its scripts run."""
     expect(page.get_by_role("heading", name=name)).to_be_visible()

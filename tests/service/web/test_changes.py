@@ -17,6 +17,7 @@ from pneumoscope.core.identity import Identity
 from pneumoscope.core.prediction import Failure, Prediction
 from pneumoscope.service.storage.queries import Filter
 from pneumoscope.service.storage.repository import PredictionRepository
+from pneumoscope.service.storage.retention import Retention
 from pneumoscope.service.web.changes import MAX_USER_STREAMS, ChangeStreams
 
 EVENT = 'data: "changed"'
@@ -35,9 +36,9 @@ def changed():
     unreadable = Prediction(
         path="a", decision=None, operating_point="balanced", failure=Failure("x", "y"), model=stored.model
     )
-    repository.add_unreadable(unreadable, b"broken", user="me")
+    repository.unreadable_files.add(unreadable, b"broken", user="me")
     calls = []
-    repository.add_change_listener(lambda: calls.append(threading.current_thread().name))
+    repository.storage.add_change_listener(lambda: calls.append(threading.current_thread().name))
     yield repository, stored.id, unreadable, now, calls
     repository.close()
 
@@ -75,13 +76,13 @@ def test_withdrawal_and_study_are_announced(changed):
 
 def test_nothing_is_announced_without_a_change(changed):
     repository, id, unreadable, _, calls = changed
-    repository.add_unreadable(unreadable, b"broken", user="me")
+    repository.unreadable_files.add(unreadable, b"broken", user="me")
     repository.get(id)
     repository.find(Filter())
-    repository.check_writable()
-    repository.expire(timedelta(days=30))
-    repository.expire_identities(timedelta(days=30))
-    repository.retry_failed()
+    repository.storage.check_writable()
+    Retention(repository).expire_images(timedelta(days=30))
+    Retention(repository).expire_identities(timedelta(days=30))
+    repository.storage.retry_failed()
     assert calls == []
 
 

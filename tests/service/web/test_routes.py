@@ -30,6 +30,7 @@ from pneumoscope.service.app import create_app
 from pneumoscope.service.audit.log import read_rows
 from pneumoscope.service.settings import Settings
 from pneumoscope.service.storage.repository import PredictionRepository
+from pneumoscope.service.storage.retention import Retention
 from pneumoscope.statistics.calibration import reliability_bins
 
 HOSTILE = "<script>alert(1)</script>\"'><img src=x onerror=alert(2)>.png"
@@ -558,7 +559,7 @@ def test_age_of_an_unknown_or_removed_image_is_an_error_page(age_client):
     age_client.post("/sign-in", data={"token": TOKEN})
     assert age_client.post(f"/images/{'ab' * 16}", data={"age": "3"}).status_code == 404
     (id,) = upload(age_client, ("a.dcm", dicom()))
-    age_client.app.state.service.repository.expire(timedelta(0))
+    Retention(age_client.app.state.service.repository).expire_images(timedelta(0))
     assert not has_age_form(get_page(age_client, f"/images/{id}")[0])
     assert age_client.post(f"/images/{id}", data={"age": "3"}).status_code == 410
 

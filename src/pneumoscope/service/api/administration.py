@@ -65,7 +65,7 @@ def remove(service: AppService, user: User, id: Id, _: NoParameters) -> None:
 )  # fmt: skip
 def remove_unreadable(service: AppService, user: User, id: Id, _: NoParameters) -> None:
     """Keep only the event in the audit log, without the file's name."""
-    service.repository.remove_unreadable(id, user=user)
+    service.repository.unreadable_files.remove(id, user=user)
 
 
 @administrator_router.get("/exchange", summary="Show what waits for a prediction and for delivery")

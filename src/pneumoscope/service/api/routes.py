@@ -384,7 +384,7 @@ def patient(
 @reader_router.get("/unreadable", summary="List files that could not be read")
 def unreadable(service: AppService, query: Annotated[UnreadableParameters, Query()]) -> UnreadableListDocument:
     """Newest first. The files themselves are not stored; a file that is sent again is listed once."""
-    return UnreadableListDocument(*service.repository.unreadable(query.limit))
+    return UnreadableListDocument(*service.repository.unreadable_files.find(query.limit))
 
 
 @sender_router.get("/model", summary="Get the model card", tags=["model"])

@@ -12,14 +12,23 @@ import json
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any, Literal, NamedTuple
 
-from sqlalchemy import Connection, Engine, Row, func, insert, select
+from sqlalchemy import Connection, Engine, Row, RowMapping, func, insert, select
 
 from pneumoscope.core.errors import AuditLogError
 from pneumoscope.core.messages import counted
 from pneumoscope.service.storage.database import read_transaction
 from pneumoscope.service.storage.tables import audit_log, predictions
 
-__all__ = ["Entry", "Event", "append", "last_change", "read_rows", "verify_hashes", "was_deleted"]
+__all__ = [
+    "Entry",
+    "Event",
+    "append",
+    "last_change",
+    "prediction_entry",
+    "read_rows",
+    "verify_hashes",
+    "was_deleted",
+]
 
 Event = Literal[
     "predicted",
@@ -69,6 +78,13 @@ class Entry(NamedTuple):
     image_sha256: str = ""
     model_sha256: str = ""
     details: Mapping[str, object] = {}
+
+
+def prediction_entry(
+    row: Mapping[str, Any] | RowMapping, time: str, user: str, event: Event, details: Mapping[str, object] | None = None
+) -> Entry:
+    """Return the entry of an event that concerns the prediction in a row of the table."""
+    return Entry(time, user, event, row["id"], row["image_sha256"], row["model_sha256"], details or {})
 
 
 def append(connection: Connection, entries: Sequence[Entry]) -> None:

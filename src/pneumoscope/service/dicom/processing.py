@@ -103,7 +103,7 @@ class InstanceProcessor:
                 failure=Failure.from_error(error),
                 model=self._service.model.facts,
             )
-            self._service.repository.add_unreadable(failed, instance, user=sender)
+            self._service.repository.unreadable_files.add(failed, instance, user=sender)
             self._service.metrics.images.labels("unreadable").inc()
             return Reception(CANNOT_UNDERSTAND, error.code)
         received = ReceivedInstance(
@@ -175,7 +175,7 @@ class InstanceProcessor:
             model=self._service.model.facts,
         )
         await run_in_threadpool(
-            self._service.repository.add_unreadable, failed, content, user=received.sender,
+            self._service.repository.unreadable_files.add, failed, content, user=received.sender,
             also=lambda connection, id: self._record(connection, received, failed, id),
         )  # fmt: skip
 

@@ -157,7 +157,7 @@ def _tabs(service: PredictionService, query: WorklistQuery) -> _Tabs:
     rejections = {
         code: counts[code] for code in sorted(REJECTION_CODES, key=lambda code: -counts.get(code, 0)) if code in counts
     }
-    return _Tabs(counts.get("", 0), rejections, service.repository.unreadable(limit=0)[1])
+    return _Tabs(counts.get("", 0), rejections, service.repository.unreadable_files.find(limit=0)[1])
 
 
 @page_router.get("/unreadable")
@@ -166,7 +166,7 @@ def unreadable(
 ) -> Response:
     """Return the latest files that could not be read."""
     revision = changes.revision  # before the list is read
-    files, total = service.repository.unreadable(limit=_MAX_UNREADABLE)
+    files, total = service.repository.unreadable_files.find(limit=_MAX_UNREADABLE)
     query = parse_query({}, searches, service.search_words, time_zone=settings.time_zone)
     return render(
         request, "unreadable.html", revision=revision, files=files, total=total, query=query, tabs=_tabs(service, query),
