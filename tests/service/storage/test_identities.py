@@ -310,7 +310,7 @@ def test_filters_by_study_and_patient(repository):
         first.id,
         later.id,
     }
-    assert repository.count_rejections(Filter(patient_key=first.patient_key)) == {"": 2}
+    assert repository.count_images(Filter(patient_key=first.patient_key)).images == 2
 
 
 @pytest.mark.parametrize("order", ["urgency", "highest", "lowest", "newest", "oldest"])

@@ -20,7 +20,7 @@ from pneumoscope.service.audit.log import read_rows
 from pneumoscope.service.audit.verification import verify
 from pneumoscope.service.storage.blob_store import FolderBlobStore, content_hash
 from pneumoscope.service.storage.database import write_transaction
-from pneumoscope.service.storage.queries import Filter
+from pneumoscope.service.storage.queries import Filter, ImageCounts
 from pneumoscope.service.storage.records import compute_id
 from pneumoscope.service.storage.repository import PredictionRepository
 from pneumoscope.service.storage.retention import Retention
@@ -186,8 +186,22 @@ def test_rejected_images_are_filtered_and_counted_by_reason(repository):
         repository.add(rejected, bytes([place]), user="me")
     assert repository.find(Filter(rejected=False)).total == 1
     assert repository.find(Filter(rejected=True)).total == 3
-    assert repository.count_rejections(Filter()) == {"": 1, "lateral_view": 1, "blank": 2}
-    assert repository.count_rejections(Filter(rejected=True, until="2000-01-01")) == {}
+    counts = repository.count_images(Filter())
+    assert counts.decisions == {"pneumonia": 1, "rejected": 3}
+    assert counts.rejections == {"lateral_view": 1, "blank": 2}
+    assert (counts.images, counts.predicted, counts.unread) == (4, 1, 4)
+    assert repository.count_images(Filter(rejected=True, until="2000-01-01")) == ImageCounts({}, {}, 0)
+
+
+def test_images_are_filtered_and_counted_by_reader(repository):
+    first, second, third = (add(repository, content)[0] for content in (b"a", b"b", b"c"))
+    for each, user in ((first, "anna"), (second, "anna"), (second, "ben"), (third, "ben")):
+        repository.review(each.id, "pneumonia", user=user)
+    repository.withdraw_review(first.id, user="anna")
+    assert [each.id for each in repository.find(Filter(reviewed_by="anna")).predictions] == [second.id]
+    assert repository.count_images(Filter(reviewed_by="ben")).images == 2
+    assert repository.count_images(Filter(reviewed_by="carl")).images == 0
+    assert repository.count_images(Filter()).unread == 1
 
 
 def unreadable(name="a.dcm", message="cannot read '': the file is truncated"):
@@ -244,7 +258,7 @@ def test_latest_prediction_of_each_image(repository):
     assert repository.find(Filter()).total == 3
     assert {each.id for each in repository.find(Filter(latest=True)).predictions} == {second.id, other.id}
     assert repository.find(Filter(latest=True, rejected=False)).total == 1
-    assert repository.count_rejections(Filter(latest=True)) == {"": 1, "blank": 1}
+    assert repository.count_images(Filter(latest=True)) == ImageCounts({"pneumonia": 1, "rejected": 1}, {"blank": 1}, 2)
     add(repository, b"1", age=PatientAge(3.0, "entered"))  # corrected back
     assert {each.id for each in repository.find(Filter(latest=True)).predictions} == {first.id, other.id}
 
@@ -526,7 +540,8 @@ def test_failed_removal_of_an_image_is_an_error_and_retried(repository, monkeypa
 
 
 def test_images_after_one_that_cannot_be_removed_expire(repository, monkeypatch):
-    monkeypatch.setattr("pneumoscope.service.storage.repository._BATCH", 2)
+    for module in ("retention", "image_storage"):
+        monkeypatch.setattr(f"pneumoscope.service.storage.{module}._BATCH", 2)
     stuck = {add(repository, bytes([place]))[0].image_sha256 for place in range(5)}
     stuck = set(sorted(stuck)[:2])
     remove = repository.storage.blobs.remove
@@ -538,7 +553,7 @@ def test_images_after_one_that_cannot_be_removed_expire(repository, monkeypatch)
 
     with monkeypatch.context() as failing:
         failing.setattr(repository.storage.blobs, "remove", fail_on_stuck)
-        for attempt in (partial(repository.expire, timedelta(0)), repository.storage.retry_failed):
+        for attempt in (partial(Retention(repository).expire_images, timedelta(0)), repository.storage.retry_failed):
             with pytest.raises(StorageError, match=r"busy \(and 1 more\)"):
                 attempt()
             assert {key for key, _ in repository.storage.blobs.stored()} == stuck
@@ -623,8 +638,8 @@ def test_start_completes_committed_predictions_and_discards_the_rest(tmp_path, d
     again = PredictionRepository(tmp_path / "data", database)
     assert again.get(record.id) == record
     assert again.image(record) == b"image"
-    assert [key for key, _ in again.blobs.stored()] == [record.image_sha256]
-    assert (again.blobs.staging_files(), again.storage.orphaned) == ([], {})
+    assert [key for key, _ in again.storage.blobs.stored()] == [record.image_sha256]
+    assert (again.storage.blobs.staging_files(), again.storage.orphaned) == ([], {})
     again.close()
 
 
@@ -642,10 +657,10 @@ def test_file_that_cannot_be_removed_at_the_start_is_logged_and_retried(tmp_path
     with monkeypatch.context() as failing:
         failing.setattr("pneumoscope.service.storage.blob_store._unlink", fail)
         again = PredictionRepository(tmp_path / "data")
-        assert again.blobs.get(content_hash(content)) == content
+        assert again.storage.blobs.get(content_hash(content)) == content
     assert caplog.messages == ["A file could not be removed; the service tries again every few minutes: full"]
     again.storage.retry_failed()
-    assert again.blobs.get(content_hash(content)) is None
+    assert again.storage.blobs.get(content_hash(content)) is None
     again.close()
 
 
@@ -675,7 +690,7 @@ def test_transaction_that_was_committed_although_it_failed_keeps_its_image(repos
             remaining.pop()
             raise StorageError("connection lost")
 
-    monkeypatch.setattr("pneumoscope.service.storage.repository.write_transaction", committed_but_failed)
+    monkeypatch.setattr("pneumoscope.service.storage.image_storage.write_transaction", committed_but_failed)
     with pytest.raises(StorageError, match="connection lost"):
         add(repository)
     (record,) = repository.find(Filter()).predictions
@@ -691,7 +706,7 @@ def test_image_whose_row_is_lost_is_left(tmp_path, database):
         connection.execute(text("DELETE FROM predictions"))
     repository.close()
     again = PredictionRepository(tmp_path / "data", database)
-    assert again.blobs.get(record.image_sha256) == b"image"
+    assert again.storage.blobs.get(record.image_sha256) == b"image"
     again.close()
 
 
@@ -752,7 +767,8 @@ def test_orphaned_file_that_cannot_be_removed_has_one_audit_entry(tmp_path, monk
 
 
 def test_images_expire_in_batches(repository, monkeypatch):
-    monkeypatch.setattr("pneumoscope.service.storage.repository._BATCH", 2)
+    for module in ("retention", "image_storage"):
+        monkeypatch.setattr(f"pneumoscope.service.storage.{module}._BATCH", 2)
     for place in range(5):
         add(repository, bytes([place]))
     assert Retention(repository).expire_images(timedelta(0)) == 5

@@ -15,7 +15,9 @@ from tests.service.web.helpers import (
     expect,
     expect_values,
     image_pixels,
+    put_in_one_study,
     record_traffic,
+    select_comparison,
     upload,
     wait_until,
 )
@@ -188,10 +190,11 @@ def test_padding_stays_black_when_inverted(page, service):
 def test_compared_image_follows_the_window_in_its_own_unit(page, service):
     first = predict(service, "first.dcm", written(dataset(**NO_WINDOW)))
     predict(service, "second.png", saved(REFERENCE // 2 + 64))
+    put_in_one_study(service)
     page.goto(f"{service.base_url}/")
     page.get_by_role("link", name="first.dcm").click()
     expect_values(page)
-    page.select_option("#compare", label="second.png")
+    select_comparison(page, "second.png")
     expect_values(page, "#compare-viewport")
     page.locator("#window-level").fill(str(4095 / 2 + 16 * 20))
     page.keyboard.press("1")
@@ -203,10 +206,11 @@ def test_compared_image_follows_the_window_in_its_own_unit(page, service):
 def test_compared_images_of_different_shapes_have_the_same_center(page, service):
     predict(service, "wide.png", saved(REFERENCE[:60]))
     predict(service, "square.png", saved(REFERENCE))
+    put_in_one_study(service)
     page.goto(f"{service.base_url}/")
     page.get_by_role("link", name="square.png").click()
     expect_values(page)
-    page.select_option("#compare", label="wide.png")
+    select_comparison(page, "wide.png")
     expect_values(page, "#compare-viewport")
     page.keyboard.press("m")
     boxes = [page.locator(".viewport").nth(i).bounding_box() for i in (0, 1)]

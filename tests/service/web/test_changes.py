@@ -48,8 +48,8 @@ CHANGES = {
     "review": lambda r, id, _: r.review(id, "pneumonia", user="me"),
     "identity": lambda r, id, _: r.set_identity(id, Identity(patient_id="7"), user="me"),
     "deletion": lambda r, id, _: r.remove(id, user="me"),
-    "unreadable file": lambda r, id, bad: r.add_unreadable(bad, b"also broken", user="me"),
-    "removed record": lambda r, id, _: r.remove_unreadable(r.unreadable()[0][0].id, user="me"),
+    "unreadable file": lambda r, id, bad: r.unreadable_files.add(bad, b"also broken", user="me"),
+    "removed record": lambda r, id, _: r.unreadable_files.remove(r.unreadable_files.find()[0][0].id, user="me"),
     "retention of images": lambda r, id, _: r.expire(timedelta(days=30)),
     "retention of identities": lambda r, id, _: r.expire_identities(timedelta(days=30)),
 }

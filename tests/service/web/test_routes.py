@@ -268,10 +268,11 @@ UNCERTAIN = {
     "zh-Hant": "機率落在不確定範圍（36% 至 69%），模型在此範圍內的判定錯誤率過高。請不要參考預測結果，自行判讀影像。",
 }
 NEGATIVE = {
-    "en": "The probability of pneumonia is 5%; the images that the model was calibrated on allow"
-    " 3% to 30%. Probabilities are for a prevalence of 50%; if pneumonia is less common among your patients, they are lower.",
-    "zh-Hant": "肺炎機率：5%；依模型校準所用的影像，可能範圍：3% 至 30%。機率以肺炎盛行率 50% 為準；"
-    "若您的病人較少罹患肺炎，實際機率會較低。",
+    "en": "The probability of pneumonia is 5%. Calibration interval (Venn-Abers): 3% to 30%, the range that the calibration on 9"
+    " images leaves open. It is not a confidence interval, and the probability can lie at its end. Probabilities are for a"
+    " prevalence of 50%; if pneumonia is less common among your patients, they are lower.",
+    "zh-Hant": "肺炎機率：5%。校準區間（Venn-Abers）：3% 至 30%，為 9 張校準影像所無法排除的機率範圍。此區間並非信賴區間，"
+    "機率可能位於區間的一端。機率以肺炎盛行率 50% 為準；若您的病人較少罹患肺炎，實際機率會較低。",
 }
 
 

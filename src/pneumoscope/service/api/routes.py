@@ -12,6 +12,7 @@ from fastapi.concurrency import run_in_threadpool
 
 from pneumoscope.core.errors import UnknownNameError
 from pneumoscope.core.identity import Identity, normalize_field
+from pneumoscope.core.identity_check import check_entered
 from pneumoscope.core.prediction import Failure
 from pneumoscope.service.api.dependencies import (
     AppAccessLog,
@@ -54,6 +55,7 @@ from pneumoscope.service.api.uploads import UPLOAD_BODY, read_upload, wait_for_d
 from pneumoscope.service.metrics import CONTENT_TYPE_LATEST
 from pneumoscope.service.storage.queries import Filter
 from pneumoscope.service.storage.records import StoredPrediction
+from pneumoscope.service.time_zone import today
 
 __all__ = ["HEATMAP_SCALE", "operation_router", "reader_router", "sender_router"]
 
@@ -138,6 +140,8 @@ async def predict(
     record in `GET /v1/unreadable`; the others are processed. If all are unreadable, the response is a problem.
     """
     upload = await read_upload(request, query.name, settings.max_images)
+    if upload.identity:
+        check_entered(upload.identity, today=today(settings.time_zone))
     disconnected = functools.partial(wait_for_disconnect, request)
     predictions = await service.predict(upload.images, user, disconnected, age=query.age, identity=upload.identity)
     failures = [each.failure for each in predictions if each.failure]
@@ -342,6 +346,7 @@ def withdraw_review(
 def set_identity(
     response: Response,
     service: AppService,
+    settings: AppSettings,
     user: User,
     language: Language,
     id: Id,
@@ -350,10 +355,13 @@ def set_identity(
     if_match: _IfMatch = None,
 ) -> SinglePredictionDocument:
     """Replace patient, study, series and instance of the image, and so of all its predictions. With `If-Match`, nothing is stored
-    if the prediction was changed since it was read.
+    if the prediction was changed since it was read. A new date or sex that is impossible is the problem `invalid_identity`, whose
+    `fields` has the code of each field.
     """
     values = {name: normalize_field(name, value) for name, value in body.model_dump().items()}  # type: ignore[attr-defined]
-    stored = service.set_identity(id, Identity(**values), user=user, etags=_etags(if_match))
+    entered = Identity(**values)
+    check_entered(entered, service.repository.get(id).identity, today=today(settings.time_zone))
+    stored = service.set_identity(id, entered, user=user, etags=_etags(if_match))
     return _document_with_etag(response, stored, language, service.notice(language))
 
 

@@ -20,7 +20,7 @@ from pneumoscope.service.signatures import read_secret, webhook_headers
 from pneumoscope.service.storage.outbox import Delivery
 from pneumoscope.service.storage.records import StoredPrediction
 from pneumoscope.service.storage.repository import PredictionRepository
-from pneumoscope.service.storage.studies import current_predictions, summarize_study
+from pneumoscope.service.storage.studies import latest_images, summarize_study
 from pneumoscope.service.storage.study_events import find_event_study
 
 __all__ = ["EVENT_TYPE", "WebhookSender", "study_event"]
@@ -75,7 +75,7 @@ def _study(stored: list[StoredPrediction], delivery: Delivery, *, identifiers: b
         "decision": study.decision,
         "probability": study.probability,
         "prediction_id": study.prediction_id,
-        "prediction_ids": [each.id for each in current_predictions(stored)],
+        "prediction_ids": [each.id for each in latest_images(stored)],
         "rejections": dict(study.rejections),
     }
     if identifiers:

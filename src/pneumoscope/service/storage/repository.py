@@ -41,10 +41,11 @@ from pneumoscope.service.storage.inbox import Inbox
 from pneumoscope.service.storage.outbox import Outbox
 from pneumoscope.service.storage.queries import (
     Filter,
+    ImageCounts,
     Order,
     Page,
     PredictionStatistics,
-    count_rejections,
+    count_images,
     find_page,
     has_image,
     latest_statistics,
@@ -200,14 +201,14 @@ class PredictionRepository:
         with self.storage.read_transaction() as connection:
             return find_page(connection, where, order=order, limit=limit, after=after, by_study=by_study)
 
-    def count_rejections(self, where: Filter) -> dict[str, int]:
-        """Return the number of predictions by rejection code, "" for those that are not rejected.
+    def count_images(self, where: Filter) -> ImageCounts:
+        """Return the numbers of predictions by decision, by rejection code and without a review.
 
         Raises:
             UsageError: A time is invalid.
         """
         with self.storage.read_transaction() as connection:
-            return count_rejections(connection, where)
+            return count_images(connection, where)
 
     def latest(
         self, model: ModelInfo, operating_point: str, limit: int, *, since: str = "", until: str = ""

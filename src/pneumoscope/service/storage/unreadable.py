@@ -53,12 +53,18 @@ class UnreadableFileRepository:
             append(connection, [Entry(time, user, "unreadable", image_sha256=row["image_sha256"], details=details)])
         self._storage.notify()
 
-    def find(self, limit: int = 200) -> tuple[list[UnreadableFile], int]:
-        """Return the records of the latest files that could not be read, newest first, and the number of all records."""
-        query = select(unreadable_files).order_by(unreadable_files.c.created.desc(), unreadable_files.c.id).limit(limit)
-        count = select(func.count()).select_from(unreadable_files)
+    def find(self, limit: int = 200, *, since: str = "") -> tuple[list[UnreadableFile], int]:
+        """Return the records of the latest files that could not be read, newest first, and the number of all records.
+
+        Args:
+            limit: Number of records.
+            since: Earliest time, included: ISO 8601 in UTC, or its beginning; no limit if empty.
+        """
+        created = unreadable_files.c.created
+        query = select(unreadable_files).where(created >= since).order_by(created.desc(), unreadable_files.c.id)
+        count = select(func.count()).select_from(unreadable_files).where(created >= since)
         with self._storage.read_transaction() as connection:
-            rows = connection.execute(query).mappings()
+            rows = connection.execute(query.limit(limit)).mappings()
             return [UnreadableFile.from_row(row) for row in rows], connection.execute(count).scalar_one()
 
     def remove(self, id: str, *, user: str) -> None:

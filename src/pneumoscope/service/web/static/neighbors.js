@@ -3,11 +3,6 @@
 const byId = (id) => document.getElementById(id);
 const list = JSON.parse(sessionStorage.getItem("list") ?? '{"images":[]}'); // stored by the worklist
 
-/** Return the images of the list, each with id, name, and whether it is available. */
-export function listedImages() {
-  return list.images;
-}
-
 /** Return the address of the list. */
 export function listAddress() {
   return list.url ?? "/";

@@ -156,7 +156,7 @@ function showConflict(stored) {
   showFinding();
   storeDraft();
   const read = format(messages.readOn, { time: localTime(stored.time, messages.timeZone), zone: messages.timeZone });
-  const finding = stored.finding ? `: ${stored.finding}` : "";
+  const finding = stored.finding ? `${messages.colon}${stored.finding}` : "";
   byId("conflict-review").textContent = `${read} – ${messages.labels[stored.label]}${finding}`;
   byId("conflict-note").textContent = stored.note;
   byId("conflict").hidden = false;

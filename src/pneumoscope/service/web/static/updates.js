@@ -56,9 +56,9 @@ async function showChanges(id) {
   return "done";
 }
 
-/** Return the field with the entity tag of the form of patient and study, which changes with every reading. */
+/** Return the field with the tag of the form of patient and study, which changes with them. */
 function etagOf(part) {
-  return part.querySelector("input[name=etag]");
+  return part.querySelector("input[name=tag]");
 }
 
 /** Return what a part shows. */

@@ -4,7 +4,7 @@ import { format, ignoresShortcut, loadHeatmap, messages, request, setPressed, sh
 import { contours } from "./contour.js";
 import { keepLive, update } from "./live.js";
 import { Ruler } from "./measure.js";
-import { linkNeighbors, listAddress, listedImages } from "./neighbors.js";
+import { linkNeighbors, listAddress } from "./neighbors.js";
 import { isOpening, keepPage, openImage } from "./navigation.js";
 import { loadPixels } from "./pixels.js";
 import { chooseLabel, discardChanges, openReview, predictionId } from "./review.js";
@@ -579,9 +579,6 @@ function openDisplay() {
     byId(id).addEventListener("blur", showWindow);
   }
   byId("window-preset").addEventListener("change", chooseWindow);
-  for (const { id, name, available } of listedImages()) {
-    if (id !== predictionId && available) byId("compare").append(new Option(name, id));
-  }
   byId("heatmap-opacity")?.addEventListener("input", draw);
   byId("compare").addEventListener("change", updateComparison);
   for (const id of ["window-preset", "compare"]) {
