@@ -18,10 +18,11 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 from tests.service.dicom.result_objects import HEADERS, PREDICTIONS, image_file, objects
 
 from pneumoscope.service.dicom import delivery, receiver, results
+from pneumoscope.service.dicom.codes import PRIVATE_SCHEME
 from pneumoscope.service.dicom.configuration import ResultSettings
 from pneumoscope.service.dicom.header import DISPLAY_ELEMENTS, HEADER_ELEMENTS
 from pneumoscope.service.dicom.overlays import QUANTITY
-from pneumoscope.service.dicom.report import PRIVATE_CODES, PRIVATE_SCHEME, STANDARD_CODES
+from pneumoscope.service.dicom.report import PRIVATE_CODES, STANDARD_CODES
 from pneumoscope.service.dicom.settings import (
     CANNOT_UNDERSTAND,
     OUT_OF_RESOURCES,
@@ -76,6 +77,9 @@ def conformance_page() -> str:
         " that the installation can decode; without the packages of `[dicom]`, fewer are accepted. In each presentation"
         " context, the first of this table that the peer proposes is accepted.\n",
         _table(("transfer syntax", "UID"), ((UID(each).name, f"`{each}`") for each in syntaxes)),
+        "Results that a PACS sends back are acknowledged, recorded and not predicted. Their SOP classes are accepted in the"
+        " uncompressed transfer syntaxes.\n",
+        _table(("SOP class", "UID", "role"), ((uid.name, f"`{uid}`", "SCP") for uid in receiver.RESULT_SOP_CLASSES)),
         "Level of conformance: 2 (full) for decoding; private elements are kept in the stored file. An instance is"
         " acknowledged with success when it is on the disk. The same instance is acknowledged again, and not predicted again."
         " Instances for processing are acknowledged, and answered as rejected.\n",

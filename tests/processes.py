@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import random
+import socket
 import subprocess
 import threading
 from collections.abc import Iterator, Sequence
@@ -9,6 +11,7 @@ from contextlib import contextmanager
 from typing import Any
 
 DEADLINE = 60.0
+_PORTS = range(10_000, 32_000)  # below those from which systems choose for outgoing connections
 
 
 @contextmanager
@@ -30,3 +33,16 @@ def started(command: Sequence[Any], *, deadline: float = DEADLINE, **options: An
             raise
         finally:
             killer.cancel()
+
+
+def free_port() -> int:
+    """Return a port that nothing uses, for a program that cannot choose one by itself."""
+    for _ in range(100):
+        port = random.choice(_PORTS)
+        with socket.socket() as probe:  # without SO_REUSEADDR: a port of a connection that has just ended is not free
+            try:
+                probe.bind(("", port))
+            except OSError:
+                continue
+            return port
+    raise OSError("no free port")

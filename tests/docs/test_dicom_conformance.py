@@ -71,10 +71,14 @@ def test_page_is_up_to_date(generator, page):
 
 def test_node_accepts_the_stated_classes_and_transfer_syntaxes_and_no_other(node, page):
     text = section(page, "Storage and verification (SCP)")
-    classes, syntaxes = (uids(part) for part in text.split("Transfer syntaxes of every"))
+    classes, syntaxes, results = (
+        uids(part) for part in re.split("Transfer syntaxes of every|Results that a PACS", text)
+    )
+    assert len(results) == 4
     assert len(classes) == 5
     assert len(syntaxes) > 10
     proposed = [(uid, [syntax]) for uid in classes[1:] for syntax in syntaxes]
+    proposed += [(uid, [syntax]) for uid in results for syntax in syntaxes[:3]]
     others = [
         ("1.2.840.10008.5.1.4.1.1.2", [ImplicitVRLittleEndian]),
         (classes[1], ["1.2.840.10008.1.2.4.100"]),

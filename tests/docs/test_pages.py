@@ -1,19 +1,20 @@
 """Every code block of README and docs runs, and every link leads somewhere.
 
 The blocks of a page run in order in one empty folder, as a reader would run them. `bash` blocks are commands, `python` blocks are
-executed (with prompts, doctest compares the output), `toml` and `csv` blocks are read as recipes and manifests. Above a block,
-`<!-- saved as: NAME -->` writes it to the folder, and `<!-- not run: REASON -->` skips it, for the reasons in `NOT_RUN` only.
+executed (with prompts, doctest compares the output), `toml` and `csv` blocks are read as recipes and manifests, or as the
+configuration that their name stands for, and `json` blocks are parsed. Above a block, `<!-- saved as: NAME -->` writes it to the
+folder, and `<!-- not run: REASON -->` skips it, for the reasons in `NOT_RUN` only.
 """
 
 from __future__ import annotations
 
 import contextlib
 import itertools
+import json
 import os
 import re
 import shlex
 import signal
-import socket
 import subprocess
 import sys
 import tempfile
@@ -24,6 +25,7 @@ from pathlib import Path
 from typing import NamedTuple
 
 import pytest
+from tests.processes import free_port
 
 from pneumoscope.cli import VERBS
 from pneumoscope.data.manifest import Manifest
@@ -31,6 +33,7 @@ from pneumoscope.reporting.labels import METRICS
 from pneumoscope.reproduction.published import PRINTED, reconstruct_counts
 from pneumoscope.runs.recipe import read_recipe
 from pneumoscope.service.auth.openid_connect import read_configuration
+from pneumoscope.service.dicom import configuration as dicom_configuration
 
 ROOT = Path(__file__).resolve().parents[2]
 TOP_PAGES = ("README.md", "README.zh-Hant.md", "CONTRIBUTING.md", "CHANGELOG.md", "SECURITY.md")
@@ -39,7 +42,8 @@ GENERATED = ("cli.md", "errors.md", "http-api.md", "recipes.md", "model-card.md"
 NOT_RUN = {
     "changes where Python installs": 1,
     "needs a file of weights": 1,
-    "needs root": 4,
+    "needs a waiting result": 1,
+    "needs root": 6,
     "needs the network": 1,
     "needs the public images": 2,
     "needs two evaluated runs": 1,
@@ -50,7 +54,17 @@ NOT_RUN = {
 _FENCE = re.compile(r"^```(\w*)\n(.*?)^```$", re.MULTILINE | re.DOTALL)
 _MARK = re.compile(r"<!-- (saved as|not run): (.+?) -->\n\Z")
 _LINK = re.compile(r"\[[^\]]*\]\(([^)\s]+)\)")
-_PORT = re.compile(r"\b(864\d|11112)\b")  # of the services that pages start; each is replaced by a free one
+_PORT = re.compile(r"\b(864\d|8042|4242|11112)\b")  # of the services that pages start; each is replaced by a free one
+_ADDRESS = re.compile(r"\b10\.0\.0\.[56]\b")  # of the machines of a page, which are this one here
+_PID_FILES = ("serve.pid", "orthanc.pid", "archive.pid")
+# The programs without which a page cannot run, and the packages of Debian.
+_PROGRAMS = {
+    "docs/how-to/orthanc.md": {
+        "/usr/sbin/Orthanc": "orthanc",
+        "/usr/share/orthanc/plugins/libOrthancDicomWeb.so": "orthanc-dicomweb",
+        "/usr/bin/storescu": "dcmtk",
+    },
+}
 _SECONDS = 200
 
 
@@ -102,11 +116,17 @@ def run_block(block: Block, folder: Path, environment: Mapping[str, str]) -> Non
     elif block.saved_as == "openid.toml":
         (folder / block.saved_as).chmod(0o600)
         read_configuration(folder / block.saved_as)
+    elif block.language == "toml" and block.saved_as:
+        dicom_configuration.read_configuration(folder / block.saved_as)
     elif block.language == "toml":
         (folder / "block.toml").write_text(block.text, encoding="utf-8")
         read_recipe(str(folder / "block.toml"))
     elif block.language == "csv":
         assert len(Manifest.from_csv(block.text, folder, "block.csv"))
+    elif block.language == "json":
+        json.loads(block.text)
+    elif block.language == "lua":
+        assert block.saved_as, "a script that no program reads"
     else:
         assert block.language == "text", f"no check for a block of {block.language or 'no language'}"
 
@@ -151,19 +171,17 @@ def environment(tmp_path_factory: pytest.TempPathFactory) -> dict[str, str]:
 @pytest.mark.training
 @pytest.mark.parametrize("name", [name for name, text in pages().items() if "```" in text])
 def test_every_block_of_a_page_runs(name: str, tmp_path: Path, environment: dict[str, str]) -> None:
+    for program, package in _PROGRAMS.get(name, {}).items():
+        if not Path(program).exists():
+            pytest.skip(f"{program} is not installed (Debian's package {package})")
     ports = {port: str(free_port()) for port in _PORT.findall(pages()[name])}
     try:
         for block in blocks(pages()[name]):
-            text = _PORT.sub(lambda port: ports[port[0]], block.text)
+            text = _ADDRESS.sub("127.0.0.1", _PORT.sub(lambda port: ports[port[0]], block.text))
             run_block(block._replace(text=text), tmp_path, environment)
     finally:
-        kill_background_process(tmp_path / "serve.pid")
-
-
-def free_port() -> int:
-    with socket.create_server(("127.0.0.1", 0)) as server:
-        port: int = server.getsockname()[1]
-        return port
+        for pid_file in _PID_FILES:
+            kill_background_process(tmp_path / pid_file)
 
 
 def kill_background_process(pid_file: Path) -> None:

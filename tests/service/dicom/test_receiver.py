@@ -15,6 +15,7 @@ from contextlib import contextmanager, suppress
 import pydicom
 import pytest
 from fastapi.testclient import TestClient
+from pydicom.dataset import FileMetaDataset
 from pydicom.uid import ExplicitVRLittleEndian, JPEGBaseline8Bit, generate_uid
 from tests.images import dicom
 from tests.service.conftest import predicted, served, verified
@@ -61,7 +62,7 @@ def association(opened, *, calling="ORTHANC", called="PNEUMOSCOPE", syntaxes=Non
     sender = pynetdicom.AE(calling)
     sender.acse_timeout = sender.dimse_timeout = sender.network_timeout = SECONDS
     sender.add_requested_context("1.2.840.10008.1.1")
-    for sop_class in receiver.SOP_CLASSES:
+    for sop_class in (*receiver.SOP_CLASSES, *receiver.RESULT_SOP_CLASSES):
         sender.add_requested_context(sop_class, syntaxes or [ExplicitVRLittleEndian])
     requested = sender.associate("127.0.0.1", opened.port, ae_title=called, **options)
     try:
@@ -83,6 +84,20 @@ def received(bare):
     """The next bytes of a bare connection; empty at its end."""
     bare.settimeout(SECONDS)
     return bare.recv(4096)
+
+
+@pytest.mark.parametrize(("manufacturer", "status"), [("pneumoscope", 0x0000), ("another", 0xC000)])
+@pytest.mark.parametrize("sop_class", ["1.2.840.10008.5.1.4.1.1.88.34", "1.2.840.10008.5.1.4.1.1.88.59"])
+def test_results_of_pneumoscope_are_acknowledged_and_others_are_refused(model, sop_class, manufacturer, status):
+    report = pydicom.Dataset()
+    report.file_meta = FileMetaDataset()
+    report.file_meta.TransferSyntaxUID = ExplicitVRLittleEndian
+    report.SOPClassUID, report.SOPInstanceUID, report.StudyInstanceUID = sop_class, generate_uid(), "1.2.3"
+    report.Manufacturer = manufacturer
+    with node(model) as (client, opened), association(opened) as sender:
+        assert sender.send_c_store(report).Status == status
+        assert client.get("/v1/predictions").json()["total"] == 0
+        assert client.get("/v1/unreadable").json()["total"] == (status != 0x0000)
 
 
 def test_instance_is_predicted_stored_and_acknowledged(model):

@@ -27,9 +27,13 @@ from pynetdicom import AE, evt
 from pynetdicom.dimse_primitives import C_STORE
 from pynetdicom.pdu_primitives import A_ASSOCIATE
 from pynetdicom.sop_class import (  # type: ignore[attr-defined]  # the module creates its names when it is imported
+    Comprehensive3DSRStorage,
     ComputedRadiographyImageStorage,
     DigitalXRayImageStorageForPresentation,
     DigitalXRayImageStorageForProcessing,
+    GrayscaleSoftcopyPresentationStateStorage,
+    KeyObjectSelectionDocumentStorage,
+    ParametricMapStorage,
     SecondaryCaptureImageStorage,
     Verification,
 )
@@ -49,7 +53,7 @@ if TYPE_CHECKING:
 
     from pneumoscope.service.dicom.processing import InstanceProcessor
 
-__all__ = ["SOP_CLASSES", "DicomReceiver", "transfer_syntaxes"]
+__all__ = ["RESULT_SOP_CLASSES", "SOP_CLASSES", "DicomReceiver", "transfer_syntaxes"]
 
 _LOG = logging.getLogger("pneumoscope.service")
 _COMMAND_BYTES = 4096  # of the messages beside an instance, at most
@@ -64,19 +68,27 @@ SOP_CLASSES = (
     DigitalXRayImageStorageForProcessing,  # received, and answered as rejected: raw values are not for display
     SecondaryCaptureImageStorage,
 )
+# Of our own results beside Secondary Capture. A PACS that routes whole studies sends them back, and may stop at the first
+# instance that is not accepted, before the images.
+RESULT_SOP_CLASSES = (
+    Comprehensive3DSRStorage,
+    KeyObjectSelectionDocumentStorage,
+    ParametricMapStorage,
+    GrayscaleSoftcopyPresentationStateStorage,
+)
+_NATIVE = (ExplicitVRLittleEndian, ImplicitVRLittleEndian, ExplicitVRBigEndian)
 
 
 def transfer_syntaxes() -> list[str]:
     """Return the UIDs of the transfer syntaxes that this installation can decode; uncompressed ones first."""
-    native = [ExplicitVRLittleEndian, ImplicitVRLittleEndian, ExplicitVRBigEndian]
     compressed = []
     for uid in AllTransferSyntaxes:
-        if uid in native or uid == DeflatedExplicitVRLittleEndian:
+        if uid in _NATIVE or uid == DeflatedExplicitVRLittleEndian:
             continue
         with contextlib.suppress(NotImplementedError):  # it has no decoder
             if get_decoder(uid).is_available:
                 compressed.append(uid)
-    return [str(uid) for uid in [*native, *compressed]]
+    return [str(uid) for uid in [*_NATIVE, *compressed]]
 
 
 class DicomReceiver:
@@ -100,6 +112,8 @@ class DicomReceiver:
         self._ae.add_supported_context(Verification)
         for sop_class in SOP_CLASSES:
             self._ae.add_supported_context(sop_class, transfer_syntaxes())
+        for sop_class in RESULT_SOP_CLASSES:
+            self._ae.add_supported_context(sop_class, list(map(str, _NATIVE)))
         self._peers: dict[int, DicomPeer] = {}  # by id of the association
         self._unprocessed: dict[int, int] = {}  # bytes received and not stored, by id of the association
         self._count_lock = threading.Lock()

@@ -8,45 +8,42 @@ from pydicom.sr.codedict import codes
 from pydicom.sr.coding import Code
 
 from pneumoscope.core.messages import rejection_label, result_title, site_note
-from pneumoscope.core.prediction import Decision
+from pneumoscope.service.dicom.codes import (
+    CERTAINTY,
+    LOWER_LIMIT,
+    MODEL_HASH,
+    OPERATING_POINT,
+    PNEUMONIA,
+    PRESENCE_VALUES,
+    PRIVATE_SCHEME,
+    THRESHOLD,
+    UPPER_LIMIT,
+)
 from pneumoscope.service.dicom.header import MANUFACTURER
 from pneumoscope.service.dicom.heatmap_region import Zone, zones
 from pneumoscope.service.dicom.results import Result, patient_orientation
 from pneumoscope.service.storage.outbox import derive_uid
 
-__all__ = ["PRIVATE_CODES", "PRIVATE_SCHEME", "STANDARD_CODES", "structured_report"]
+__all__ = ["PRIVATE_CODES", "STANDARD_CODES", "structured_report"]
 
-PRIVATE_SCHEME = "99PNEUMOSCOPE"  # coding scheme of terms that no other scheme has
-_PNEUMONIA = Code("233604007", "SCT", "Pneumonia")
-_PROCEDURE = Code("363679005", "SCT", "Imaging procedure")
-_PRESENT, _ABSENT = Code("52101004", "SCT", "Present"), Code("2667000", "SCT", "Absent")
-_INDETERMINATE = Code("82334004", "SCT", "Indeterminate")
+_PROCEDURE = Code("363679005", "SCT", "Imaging procedure")  # of CID 100; the code of FHIR is not in it
 _PRESENCE = Code("presence", PRIVATE_SCHEME, "Presence of pneumonia by the model")
-_NOT_ASSESSED = Code("not-assessed", PRIVATE_SCHEME, "Not assessed")
 _REASON = Code("reason", PRIVATE_SCHEME, "Reason of the decision")
-_LOWER = Code("certainty-lower", PRIVATE_SCHEME, "Lower limit of certainty of finding")
-_UPPER = Code("certainty-upper", PRIVATE_SCHEME, "Upper limit of certainty of finding")
-_OPERATING_POINT = Code("operating-point", PRIVATE_SCHEME, "Operating point")
-_THRESHOLD = Code("threshold", PRIVATE_SCHEME, "Threshold of the certainty of finding")
-_MODEL_HASH = Code("model-sha256", PRIVATE_SCHEME, "SHA-256 of the model")
 _REGION = Code("heatmap-region", PRIVATE_SCHEME, "Region of the strongest contributions to the prediction")
 _EXPLANATION = Code("explanation", PRIVATE_SCHEME, "Explanation of the decision")
 _NOTICE = Code("notice", PRIVATE_SCHEME, "Notice")
-# Statements of the decisions about pneumonia.
-_VALUES: dict[Decision, Code] = {
-    "pneumonia": _PRESENT, "no_pneumonia": _ABSENT, "uncertain": _INDETERMINATE, "rejected": _NOT_ASSESSED,
-}  # fmt: skip
 _LEVELS = {
     "upper": codes.SCT.UpperZoneOfLung, "middle": codes.SCT.MiddleZoneOfLung, "lower": codes.SCT.LowerZoneOfLung,
 }  # fmt: skip
 _SIDES = {"right": codes.SCT.Right, "left": codes.SCT.Left}
 
 PRIVATE_CODES = (
-    _PRESENCE, _NOT_ASSESSED, _REASON, _LOWER, _UPPER, _OPERATING_POINT, _THRESHOLD, _MODEL_HASH, _REGION, _EXPLANATION, _NOTICE,
+    _PRESENCE, PRESENCE_VALUES["rejected"], _REASON, LOWER_LIMIT, UPPER_LIMIT, OPERATING_POINT, THRESHOLD, MODEL_HASH, _REGION,
+    _EXPLANATION, _NOTICE,
 )  # fmt: skip
 STANDARD_CODES = (
-    _PNEUMONIA, _PROCEDURE, _PRESENT, _ABSENT, _INDETERMINATE, codes.DCM.CertaintyOfFinding, codes.SCT.Laterality,
-    *_LEVELS.values(), *_SIDES.values(), codes.DCM.ArtificialIntelligence, codes.UCUM.Percent,
+    PNEUMONIA, _PROCEDURE, *(code for code in PRESENCE_VALUES.values() if code.scheme_designator != PRIVATE_SCHEME), CERTAINTY,
+    codes.SCT.Laterality, *_LEVELS.values(), *_SIDES.values(), codes.DCM.ArtificialIntelligence, codes.UCUM.Percent,
 )  # fmt: skip
 
 
@@ -70,7 +67,7 @@ def structured_report(result: Result) -> bytes:
         tracking_identifier=sr.TrackingIdentifier(
             uid=derive_uid(f"tracking identifier {result.uid}"), identifier="pneumonia on the chest radiograph"
         ),
-        finding_type=_PNEUMONIA,
+        finding_type=PNEUMONIA,
         algorithm_id=_algorithm(result),
         measurements=_measurements(result) or None,
         qualitative_evaluations=_evaluations(result),
@@ -120,19 +117,19 @@ def _measurements(result: Result) -> list[sr.Measurement]:
     prediction = result.prediction
     if prediction.probability is None:
         return []
-    numbers = [(codes.DCM.CertaintyOfFinding, prediction.probability)]
+    numbers = [(CERTAINTY, prediction.probability)]
     interval = prediction.interval
     if interval and interval.low is not None and interval.high is not None:
-        numbers += [(_LOWER, interval.low), (_UPPER, interval.high)]
+        numbers += [(LOWER_LIMIT, interval.low), (UPPER_LIMIT, interval.high)]
     if prediction.threshold is not None:
-        numbers.append((_THRESHOLD, prediction.threshold))
+        numbers.append((THRESHOLD, prediction.threshold))
     return [sr.Measurement(name=name, value=round(100 * value, 4), unit=codes.UCUM.Percent) for name, value in numbers]
 
 
 def _evaluations(result: Result) -> list[sr.QualitativeEvaluation]:
     """Return the decision, the reason of a rejection, and the zones of the heatmap."""
     prediction = result.prediction
-    found = [sr.QualitativeEvaluation(name=_PRESENCE, value=_VALUES[result.decision])]
+    found = [sr.QualitativeEvaluation(name=_PRESENCE, value=PRESENCE_VALUES[result.decision])]
     if prediction.rejection:
         reason = Code(prediction.rejection.code, PRIVATE_SCHEME, rejection_label(prediction.rejection.code))
         found.append(sr.QualitativeEvaluation(name=_REASON, value=reason))
@@ -157,8 +154,8 @@ def _texts(result: Result) -> list[sr.TextContentItem]:
     """Return the operating point, the hash of the model, the result as a phrase, and the notice."""
     prediction = result.prediction
     texts = [
-        (_OPERATING_POINT, prediction.operating_point),
-        (_MODEL_HASH, prediction.model.sha256),
+        (OPERATING_POINT, prediction.operating_point),
+        (MODEL_HASH, prediction.model.sha256),
         (_EXPLANATION, result_title(prediction)),
         (_NOTICE, result.notice),
     ]
