@@ -95,6 +95,10 @@ class ImageRenderer:
         """Return the result as a DICOM Structured Report; it raises what `secondary_capture` raises."""
         return await self._render(lambda: self._result_of_image(id, "structured_report"))
 
+    async def result(self, id: str, kind: ObjectKind, uid: str) -> bytes:
+        """Return a result with this UID as a DICOM object; it raises what `secondary_capture` raises."""
+        return await self._render(lambda: self._result_of_image(id, kind, uid))
+
     def result_object(self, delivery: Delivery) -> bytes:
         """Return the DICOM object of a delivery; called in a thread.
 
@@ -137,7 +141,7 @@ class ImageRenderer:
         prediction = self._explainable(id)
         return self._model.draw_heatmap(self._repository.image(prediction), prediction)
 
-    def _result_of_image(self, id: str, kind: ObjectKind) -> bytes:
+    def _result_of_image(self, id: str, kind: ObjectKind, uid: str = "") -> bytes:
         prediction = self._repository.get(id)
         no_objects = UnknownNameError(
             "DICOM result of prediction",
@@ -151,8 +155,7 @@ class ImageRenderer:
             raise no_objects from error
         if not has_study(header):
             raise no_objects
-        uid = result_uid(kind, header.SOPInstanceUID, id)
-        return self._encode_result(prediction, header, kind, uid)
+        return self._encode_result(prediction, header, kind, uid or result_uid(kind, header.SOPInstanceUID, id))
 
     def _encode_result(self, prediction: StoredPrediction, header: Dataset, kind: ObjectKind, uid: str) -> bytes:
         with _missing_extra_errors():

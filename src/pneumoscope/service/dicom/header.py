@@ -10,10 +10,18 @@ from pydicom import Dataset
 from pneumoscope.core.errors import UnreadableImageError
 from pneumoscope.imaging.dicom import read_elements
 
-__all__ = ["MANUFACTURER", "decode_header", "encode_header", "has_study", "is_own_result", "read_header"]
+__all__ = [
+    "MANUFACTURER",
+    "MAX_HEADER_BYTES",
+    "decode_header",
+    "encode_header",
+    "has_study",
+    "is_own_result",
+    "read_header",
+]
 
 MANUFACTURER = "pneumoscope"  # of the objects that this package writes
-_MAX_HEADER_BYTES = 4 * 2**20  # of the elements before the pixels
+MAX_HEADER_BYTES = 4 * 2**20  # of the elements before the pixels
 # Elements that results share with the image (PS3.3 C.7.1.1, C.7.2.1, C.7.2.2), those that references to it need, and those of
 # site rules.
 _ELEMENTS = (
@@ -48,7 +56,7 @@ def read_header(file: bytes) -> Dataset:
             UID or SOP Instance UID.
     """
     try:
-        header = read_elements(file[:_MAX_HEADER_BYTES], list(_ELEMENTS))
+        header = read_elements(file[:MAX_HEADER_BYTES], list(_ELEMENTS))
         header.decode()
         for element in header:
             if (pattern := _VALUE_PATTERNS.get(element.VR)) and not re.fullmatch(pattern, str(element.value or "")):

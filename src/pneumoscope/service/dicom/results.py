@@ -42,13 +42,14 @@ from pneumoscope.service.dicom.configuration import ResultSettings
 from pneumoscope.service.dicom.header import MANUFACTURER
 from pneumoscope.service.storage.outbox import ObjectKind, derive_uid
 
-__all__ = ["SOP_CLASSES", "Result", "rejection_note", "secondary_capture", "structured_report"]
+__all__ = ["SOP_CLASSES", "Result", "describe", "rejection_note", "secondary_capture", "structured_report"]
 
 SOP_CLASSES: Mapping[ObjectKind, UID] = {
     "secondary_capture": SecondaryCaptureImageStorage,
     "structured_report": Comprehensive3DSRStorage,
     "rejection_note": KeyObjectSelectionDocumentStorage,
 }
+_MODALITIES: Mapping[ObjectKind, str] = {"secondary_capture": "OT", "structured_report": "SR", "rejection_note": "KO"}
 _SERIES_OFFSETS: Mapping[ObjectKind, int] = {"secondary_capture": 0, "structured_report": 1, "rejection_note": 2}
 
 _PRIVATE = "99PNEUMOSCOPE"  # coding scheme of terms that no other scheme has
@@ -212,6 +213,19 @@ def structured_report(result: Result) -> bytes:
     return _encode(report, result)
 
 
+def describe(result: Result, kind: ObjectKind) -> Dataset:
+    """Return the elements of series and instance by which an object is found, without writing it."""
+    time = datetime.fromisoformat(result.created).astimezone(UTC)
+    description = Dataset()
+    description.SOPClassUID, description.SOPInstanceUID = SOP_CLASSES[kind], result.uid
+    description.SeriesInstanceUID, description.Modality = _series_uid(result.uid), _MODALITIES[kind]
+    description.SeriesNumber, description.InstanceNumber = result.series_number(kind), 1
+    description.SeriesDescription = _series_description(result, decision_label(result.decision))
+    description.SeriesDate, description.SeriesTime = time.strftime("%Y%m%d"), time.strftime("%H%M%S.%f")
+    description.Manufacturer = MANUFACTURER
+    return description
+
+
 def rejection_note(result: Result, withdrawn_uids: Mapping[ObjectKind, str]) -> bytes:
     """Return a Key Object Selection, titled "Rejected for Quality Reasons", that withdraws objects delivered before.
 
@@ -224,7 +238,7 @@ def rejection_note(result: Result, withdrawn_uids: Mapping[ObjectKind, str]) -> 
     for kind, uid in withdrawn_uids.items():
         item = copy.deepcopy(result.header)
         item.SOPClassUID, item.SOPInstanceUID, item.SeriesInstanceUID = SOP_CLASSES[kind], uid, _series_uid(uid)
-        item.Modality = "OT" if kind == "secondary_capture" else "SR"
+        item.Modality = _MODALITIES[kind]
         withdrawn.append(item)
     note = highdicom.ko.KeyObjectSelectionDocument(
         evidence=withdrawn,
@@ -259,7 +273,7 @@ def _encode(document: Dataset, result: Result) -> bytes:
     document.SpecificCharacterSet = "ISO_IR 192"
     document.ManufacturerModelName, document.SoftwareVersions = prediction.model.name[:64], __version__
     statement = "withdrawn" if document.Modality == "KO" else decision_label(result.decision)
-    document.SeriesDescription = f"{result.settings.series_description}: {statement}"[:64]
+    document.SeriesDescription = _series_description(result, statement)
     if source.get("IssuerOfPatientID"):
         document.IssuerOfPatientID = source.IssuerOfPatientID
     if source.get("StudyDescription"):
@@ -267,6 +281,10 @@ def _encode(document: Dataset, result: Result) -> bytes:
     file = io.BytesIO()
     document.save_as(file, enforce_file_format=True)
     return file.getvalue()
+
+
+def _series_description(result: Result, statement: str) -> str:
+    return f"{result.settings.series_description}: {statement}"[:64]
 
 
 def _series_uid(uid: str) -> str:
