@@ -118,7 +118,7 @@ def test_results_are_instances_of_the_study_of_the_image(client):
     keywords = ("SOPClassUID", INSTANCE, SERIES, STUDY, "Modality", "SeriesNumber", "SeriesDescription", "InstanceNumber",
                 "PatientID", "SeriesDate", "SeriesTime", "Manufacturer")  # fmt: skip
     for one, other in zip(listed, retrieved, strict=True):
-        # What the search states is what the object states.
+        # The search states the same as the object.
         assert {each: one.get(each) for each in keywords} == {
             each: other.get(each) or one.get(each) for each in keywords
         }

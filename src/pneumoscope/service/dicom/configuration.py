@@ -6,7 +6,7 @@ import dataclasses
 import tomllib
 from datetime import date
 from pathlib import Path
-from typing import Annotated, Any, Literal, Self
+from typing import Annotated, Any, Literal, Self, TypeVar
 from urllib.parse import urlsplit
 
 from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationError, model_validator
@@ -16,7 +16,10 @@ from pneumoscope.core.prediction import Prediction
 from pneumoscope.service.auth.users import is_loopback, validate_name
 from pneumoscope.service.dicom.settings import DicomPeer, DicomSettings, parse_peer, tls_contexts
 
-__all__ = ["Destination", "DicomConfiguration", "ResultSettings", "SiteRule", "read_configuration"]
+__all__ = [
+    "Destination", "DicomConfiguration", "ResultSettings", "SiteRule", "Source", "WebServer", "read_configuration",
+    "require_https",
+]  # fmt: skip
 
 _MAX_FILE_BYTES = 2**20
 
@@ -29,13 +32,15 @@ def _require_name(name: str) -> str:
     return name
 
 
-def _require_https(url: str) -> str:
+def require_https(url: str) -> str:
+    """Return an address without a slash at its end; raise ValueError if it is not one of https, or of this machine."""
     parts = urlsplit(url)
     if not parts.hostname or not (parts.scheme == "https" or (parts.scheme == "http" and is_loopback(parts.hostname))):
         raise ValueError("must be an https:// address")
     return url.rstrip("/")
 
 
+_Server = TypeVar("_Server", bound="WebServer")
 Name = Annotated[str, AfterValidator(_require_name)]
 Texts = Annotated[tuple[str, ...], Field(min_length=1)]
 
@@ -113,25 +118,39 @@ class ResultSettings(_Model):
     series_description: str = Field(default="pneumoscope", min_length=1, max_length=32)
 
 
-class Destination(_Model):
-    """A node that gets results: a peer, by C-STORE, or a DICOMweb server, by STOW-RS.
+class WebServer(_Model):
+    """A DICOMweb server.
 
     Attributes:
-        peer: Name of the peer; "sender" stands for the peer that sent the image.
-        name: Name of the DICOMweb server.
+        name: Identifies it.
         url: Address of its DICOMweb service, such as "https://pacs.example/dicom-web".
         user, password_file: For basic authentication.
         token_file: File with a bearer token.
         ca_file: Certificates of the authorities that sign the server's certificate, PEM; those of the system if None.
     """
 
-    peer: str = ""
     name: Name | None = None
-    url: Annotated[str, AfterValidator(_require_https)] | None = None
+    url: Annotated[str, AfterValidator(require_https)] | None = None
     user: str = ""
     password_file: Path | None = None
     token_file: Path | None = None
     ca_file: Path | None = None
+
+    @model_validator(mode="after")
+    def _require_credentials(self) -> Self:
+        if bool(self.user) != bool(self.password_file) or (self.user and self.token_file):
+            raise ValueError("needs user and password_file, or token_file, or neither")
+        return self
+
+
+class Destination(WebServer):
+    """A node that gets results: a peer, by C-STORE, or a DICOMweb server, by STOW-RS.
+
+    Attributes:
+        peer: Name of the peer; "sender" stands for the peer that sent the image. The other attributes are those of a server.
+    """
+
+    peer: str = ""
 
     @model_validator(mode="after")
     def _require_one_kind(self) -> Self:
@@ -141,8 +160,16 @@ class Destination(_Model):
             raise ValueError("a destination with a url needs a name")
         if not self.url and any((self.name, self.user, self.password_file, self.token_file, self.ca_file)):
             raise ValueError("only peer can be set for a peer")
-        if bool(self.user) != bool(self.password_file) or (self.user and self.token_file):
-            raise ValueError("needs user and password_file, or token_file, or neither")
+        return self
+
+
+class Source(WebServer):
+    """A DICOMweb server from which images can be pulled, and which gets no results; see `WebServer`."""
+
+    @model_validator(mode="after")
+    def _require_address(self) -> Self:
+        if not self.name or not self.url:
+            raise ValueError("a source needs a name and a url")
         return self
 
 
@@ -156,6 +183,7 @@ class DicomConfiguration:
         rules: In their order.
         destinations: Where results go.
         results: The objects.
+        sources: DICOMweb servers from which images can be pulled, beside peers and destinations.
     """
 
     node: DicomSettings | None = None
@@ -163,6 +191,7 @@ class DicomConfiguration:
     rules: tuple[SiteRule, ...] = ()
     destinations: tuple[Destination, ...] = (Destination(peer="sender"),)
     results: ResultSettings = dataclasses.field(default_factory=ResultSettings)
+    sources: tuple[Source, ...] = ()
 
     def __post_init__(self) -> None:
         """Raise UsageError if a destination is not a peer, or a name is used twice."""
@@ -172,10 +201,13 @@ class DicomConfiguration:
                 raise UsageError(
                     f"the destination {destination.peer!r} is not a peer", hint=f"Peers: {', '.join(peers) or 'none'}"
                 )
-        names = [*peers, *(each.name for each in self.destinations if each.name), *(rule.name for rule in self.rules)]
+        servers = [each.name for each in (*self.destinations, *self.sources) if each.name]
+        names = [*peers, *servers, *(rule.name for rule in self.rules)]
         for name in names:
             if names.count(name) > 1:
-                raise UsageError(f"two peers, destinations or rules have the name {name!r}", hint="Choose another name")
+                raise UsageError(
+                    f"two peers, destinations, sources or rules have the name {name!r}", hint="Choose another name"
+                )
 
     @property
     def peers(self) -> tuple[DicomPeer, ...]:
@@ -190,6 +222,12 @@ class DicomConfiguration:
             return {peer.name: peer for peer in self.peers} | web
         named = {each.peer for each in self.destinations}
         return {peer.name: peer for peer in self.peers if peer.name in named} | web
+
+    @property
+    def pull_sources(self) -> dict[str, DicomPeer | WebServer]:
+        """The nodes from which images can be pulled, by name."""
+        servers: list[WebServer] = [*self.destinations, *self.sources]
+        return {peer.name: peer for peer in self.peers} | {each.name: each for each in servers if each.name}
 
     def destinations_of(self, reply_to: str) -> list[str]:
         """Return the names of the destinations of an image's results.
@@ -229,6 +267,7 @@ class _File(_Model):
     rules: tuple[SiteRule, ...] = ()
     destinations: tuple[Destination, ...] = (Destination(peer="sender"),)
     results: ResultSettings = ResultSettings()
+    sources: tuple[Source, ...] = ()
 
 
 def read_configuration(file: Path) -> DicomConfiguration:
@@ -259,6 +298,7 @@ def read_configuration(file: Path) -> DicomConfiguration:
         rules=parsed.rules,
         destinations=tuple(_with_absolute_paths(each, folder) for each in parsed.destinations),
         results=parsed.results,
+        sources=tuple(_with_absolute_paths(each, folder) for each in parsed.sources),
     )
 
 
@@ -287,7 +327,7 @@ def _bracketed(host: str) -> str:
     return f"[{host}]" if ":" in host and not host.startswith("[") else host
 
 
-def _with_absolute_paths(destination: Destination, folder: Path) -> Destination:
+def _with_absolute_paths(server: _Server, folder: Path) -> _Server:
     names = ("password_file", "token_file", "ca_file")
-    paths: dict[str, Any] = {name: folder / path for name in names if (path := getattr(destination, name))}
-    return destination.model_copy(update=paths)
+    paths: dict[str, Any] = {name: folder / path for name in names if (path := getattr(server, name))}
+    return server.model_copy(update=paths)

@@ -164,7 +164,7 @@ class HeldObjects:
                 return await run_in_threadpool(_frame, file)
 
     async def rendered(self, instance: HeldInstance, media_type: str) -> bytes | None:
-        """Return an instance as image/png or image/jpeg; None if it is no image. See `open`."""
+        """Return an instance as image/png or image/jpeg; None if it has no pixels. See `open`."""
         if instance.kind == "structured_report":
             return None
         if instance.kind is None:
