@@ -9,7 +9,7 @@ from pneumoscope.service.storage.repository import PredictionRepository
 
 def test_readiness_is_checked_once_a_second_and_the_result_is_reused(model, monkeypatch):
     now, repository, checks = [100.0], PredictionRepository(None), []
-    keep = repository.check_writable
+    keep = repository.storage.check_writable
     monkeypatch.setattr(repository, "check_writable", lambda: checks.append(now[0]) or keep())
     readiness = Readiness(model, repository, lambda: now[0])
     for _ in range(5):

@@ -16,6 +16,7 @@ from fastapi.routing import APIRoute
 from starlette.staticfiles import StaticFiles
 
 from pneumoscope import __version__
+from pneumoscope.core.errors import MissingExtraError
 from pneumoscope.inference.model import Model
 from pneumoscope.service.api.administration import administrator_router
 from pneumoscope.service.api.dependencies import authentication
@@ -112,8 +113,8 @@ def create_app(
         lifespan=lifespan,
     )
     changes = ChangeStreams()
-    repository.add_change_listener(changes.notify)
-    metrics = Metrics(lambda: queue.waiting, lambda: changes.open)
+    repository.storage.add_change_listener(changes.notify)
+    metrics = Metrics(lambda: queue.waiting, lambda: changes.open, repository.inbox.status, repository.outbox.status)
     app.state.settings = settings
     renderer = ImageRenderer(model, repository, settings.dicom.results)
     result_delivery = _result_delivery(settings, repository, renderer) if delivery else None
@@ -179,6 +180,8 @@ def create_app(
 
 
 def _result_delivery(settings: Settings, repository: PredictionRepository, renderer: ImageRenderer) -> ResultDelivery:
-    from pneumoscope.service.dicom.delivery import ResultDelivery  # needs an extra
-
+    try:
+        from pneumoscope.service.dicom.delivery import ResultDelivery
+    except ModuleNotFoundError as error:
+        raise MissingExtraError("pacs", "delivering results", error.name or "pynetdicom") from error
     return ResultDelivery(settings.dicom, repository.outbox, renderer)

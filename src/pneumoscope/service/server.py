@@ -147,7 +147,7 @@ def serve(
                 hint="Add a token with `pneumoscope tokens add`, or pass --no-auth if a reverse proxy authenticates clients",
             )
         if folder and pseudonymizer:
-            is_empty = not (repository.find(Filter(), limit=1).total or repository.unreadable(limit=0)[1])
+            is_empty = not (repository.find(Filter(), limit=1).total or repository.unreadable_files.find(limit=0)[1])
             pseudonymizer.require_key_of(folder, is_empty=is_empty)
         elif folder:
             require_no_pseudonyms(folder)
@@ -197,7 +197,7 @@ def serve(
         elif require_token:
             echo("Clients must authenticate with a token; see `pneumoscope tokens`")
         echo(loaded_model.notice)
-        _warn_of_orphaned_files(len(repository.orphaned))
+        _warn_of_orphaned_files(len(repository.storage.orphaned))
         if open_browser:  # in a thread: a browser in the terminal would block
             threading.Thread(target=webbrowser.open, args=(url,), daemon=True).start()
         with _stop_on_signals(server):

@@ -15,12 +15,13 @@ from pneumoscope.service.storage.blob_store import content_hash
 from pneumoscope.service.storage.database import read_transaction, write_transaction
 from pneumoscope.service.storage.queries import Filter
 from pneumoscope.service.storage.repository import PredictionRepository
+from pneumoscope.service.storage.retention import Retention
 
 NAME = "Jane Doe"
 
 
 @pytest.fixture
-def populated(tmp_path, database):
+def populated(tmp_path, empty_database):
     """A repository with predictions of all kinds: reviewed twice, rejected, image removed, deleted, deleted and posted again."""
     now = [datetime(2026, 1, 1, tzinfo=UTC)]
 
@@ -28,10 +29,10 @@ def populated(tmp_path, database):
         now[0] += timedelta(seconds=1)
         return now[0]
 
-    repository = PredictionRepository(tmp_path / "data", database, now=tick)
+    repository = PredictionRepository(tmp_path / "data", empty_database, now=tick)
     add(repository, b"old", name=NAME)
     now[0] += timedelta(days=40)
-    repository.expire(timedelta(days=30))
+    Retention(repository).expire_images(timedelta(days=30))
     add(repository, b"plain", name=NAME, probability=0.1 + 0.2)
     add(repository, b"aged", name=NAME, age=PatientAge(3, "entered"))
     add(repository, b"rejected", name=NAME, probability=None, decision="rejected")
@@ -54,7 +55,7 @@ def changed(repository, statement, **values):
 
 def verification_error(repository):
     with pytest.raises(AuditLogError) as caught:
-        verify(repository.engine, images=repository.blobs)
+        verify(repository.engine, images=repository.storage.blobs)
     assert "Doe" not in str(caught.value)
     return caught.value.message
 
@@ -239,11 +240,11 @@ def test_verification_succeeds_during_writes(repository):
         worker.start()
     try:
         end = time.monotonic() + 30
-        while verify(repository.engine, images=repository.blobs).rows < 60 and time.monotonic() < end:
+        while verify(repository.engine, images=repository.storage.blobs).rows < 60 and time.monotonic() < end:
             pass
     finally:
         stop.set()
         for worker in workers:
             worker.join(60)
             assert not worker.is_alive()
-    assert verify(repository.engine, images=repository.blobs).rows >= 60
+    assert verify(repository.engine, images=repository.storage.blobs).rows >= 60

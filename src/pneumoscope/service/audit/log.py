@@ -12,14 +12,14 @@ import json
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any, Literal, NamedTuple
 
-from sqlalchemy import Connection, Engine, Row, func, insert, select
+from sqlalchemy import Connection, Engine, Row, RowMapping, func, insert, select
 
 from pneumoscope.core.errors import AuditLogError
 from pneumoscope.core.messages import counted
 from pneumoscope.service.storage.database import read_transaction
 from pneumoscope.service.storage.tables import audit_log
 
-__all__ = ["Entry", "Event", "append", "read_rows", "verify_hashes"]
+__all__ = ["Entry", "Event", "append", "prediction_entry", "read_rows", "verify_hashes"]
 
 Event = Literal[
     "predicted",
@@ -34,6 +34,7 @@ Event = Literal[
     "identity_removed",
     "viewed",
     "exported",
+    "delivered",
     "signed_in",
     "signed_out",
     "token_added",
@@ -54,7 +55,7 @@ class Entry(NamedTuple):
 
     Attributes:
         time: ISO 8601 in UTC.
-        user: Name of the user, "local" without authentication, or "retention".
+        user: Name of the user, the peer or the destination, "local" without authentication, or "retention".
         event: Kind of event.
         prediction_id, image_sha256, model_sha256: What the event concerns; empty if there is none.
         details: Further values; nothing that could name a patient, so no file name and no note.
@@ -67,6 +68,13 @@ class Entry(NamedTuple):
     image_sha256: str = ""
     model_sha256: str = ""
     details: Mapping[str, object] = {}
+
+
+def prediction_entry(
+    row: Mapping[str, Any] | RowMapping, time: str, user: str, event: Event, details: Mapping[str, object] | None = None
+) -> Entry:
+    """Return the entry of an event that concerns the prediction in a row of the table."""
+    return Entry(time, user, event, row["id"], row["image_sha256"], row["model_sha256"], details or {})
 
 
 def append(connection: Connection, entries: Sequence[Entry]) -> None:

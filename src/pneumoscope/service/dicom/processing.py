@@ -35,7 +35,8 @@ __all__ = ["InstanceProcessor", "Reception"]
 _LOG = logging.getLogger("pneumoscope.service")
 _STORE_SECONDS = 60  # limit on storing an instance
 _POLL_SECONDS = 0.5
-_CONCURRENT = 8  # instances that are predicted at once
+_BATCH = 64  # instances that are taken from the inbox at once
+_CONCURRENT = 8  # of those, whose files are in memory at once
 _MAX_ATTEMPTS = 3  # after unexpected errors
 
 
@@ -99,7 +100,7 @@ class InstanceProcessor:
                 failure=Failure.from_error(error),
                 model=self._service.model.facts,
             )
-            self._service.repository.add_unreadable(failed, instance, user=sender)
+            self._service.repository.unreadable_files.add(failed, instance, user=sender)
             self._service.metrics.images.labels("unreadable").inc()
             return Reception(CANNOT_UNDERSTAND, error.code)
         received = ReceivedInstance(
@@ -114,12 +115,19 @@ class InstanceProcessor:
 
     async def run(self) -> None:
         """Predict instances of quiet studies until the task is cancelled."""
+        semaphore = asyncio.Semaphore(_CONCURRENT)
+
+        async def process(received: ReceivedInstance) -> bool:
+            async with semaphore:
+                return await self._process(received)
+
         while True:
             try:
-                ready = await run_in_threadpool(self._inbox.ready, _CONCURRENT)
-                done = await asyncio.gather(*map(self._process, ready))
-            except StorageError as error:
-                _LOG.warning("Received instances cannot be predicted; the next attempt follows: %s", error.message)
+                ready = await run_in_threadpool(self._inbox.ready, _BATCH)
+                done = await asyncio.gather(*map(process, ready))
+            except Exception as error:  # noqa: BLE001  the task must survive; the message may contain anything
+                reason = error.message if isinstance(error, StorageError) else f"unexpected {type(error).__name__}"
+                _LOG.warning("Received instances cannot be predicted; the next attempt follows: %s", reason)
                 done = []
             if not any(done):
                 await asyncio.sleep(_POLL_SECONDS)
@@ -163,7 +171,7 @@ class InstanceProcessor:
             model=self._service.model.facts,
         )
         await run_in_threadpool(
-            self._service.repository.add_unreadable, failed, content, user=received.sender,
+            self._service.repository.unreadable_files.add, failed, content, user=received.sender,
             also=lambda connection, id: self._record(connection, received, failed, id),
         )  # fmt: skip
 

@@ -18,7 +18,7 @@ from typing import Any, Literal, NamedTuple
 from sqlalchemy import Connection, Engine, delete, func, insert, or_, select, tuple_, update
 
 from pneumoscope.core.errors import StorageError
-from pneumoscope.service.storage.blob_store import BlobStore, FolderBlobStore, MemoryBlobStore, content_hash
+from pneumoscope.service.storage.blob_store import STAGING, BlobStore, FolderBlobStore, MemoryBlobStore, content_hash
 from pneumoscope.service.storage.database import read_transaction, write_transaction
 from pneumoscope.service.storage.group_commit import GroupCommit
 from pneumoscope.service.storage.outbox import replace_header
@@ -32,6 +32,7 @@ __all__ = [
     "InboxStatus",
     "Outcome",
     "ReceivedInstance",
+    "find_missing_files",
     "finish",
     "forget_header",
     "forget_headers",
@@ -95,7 +96,8 @@ class Outcome(NamedTuple):
     failure_code: str = ""
 
 
-class InboxStatus(NamedTuple):
+@dataclasses.dataclass(frozen=True, slots=True)
+class InboxStatus:
     """The instances that wait for a prediction.
 
     Attributes:
@@ -293,6 +295,26 @@ def instances_of(connection: Connection, prediction_id: str) -> list[ReceivedIns
     return [ReceivedInstance.from_row(row) for row in connection.execute(query).mappings()]
 
 
+def find_missing_files(engine: Engine, folder: Path) -> list[str]:
+    """Return the paths, relative to the data directory, of the missing or damaged files of waiting instances.
+
+    Raises:
+        StorageError: The database cannot be reached.
+    """
+    files, found = FolderBlobStore(folder / INBOX), []
+    with read_transaction(engine) as connection:
+        waiting = connection.execute(select(_COLUMNS.image_sha256).where(_COLUMNS.state == "waiting").distinct())
+        hashes = waiting.scalars().all()
+    for sha256 in sorted(hashes):
+        try:
+            is_missing = files.get(sha256) is None
+        except StorageError:
+            is_missing = True
+        if is_missing:
+            found.append(f"{INBOX}/{STAGING}/{sha256}")
+    return found
+
+
 def headers_of(connection: Connection, prediction_ids: Sequence[str]) -> dict[str, str]:
     """Return the latest headers of the instances that have these predictions, by SOP Instance UID."""
     query = select(_COLUMNS.sop_instance_uid, _COLUMNS.header).order_by(_COLUMNS.number)
@@ -312,7 +334,7 @@ def forget_header(connection: Connection, instance: ReceivedInstance) -> None:
 
 def forget_headers(connection: Connection, limit: str) -> None:
     """Remove the identifiers of instances that were processed before a time."""
-    old = _COLUMNS.processed < limit, _COLUMNS.header != ""
+    old = _COLUMNS.processed < limit, _COLUMNS.sop_instance_uid != ""
     connection.execute(update(received_instances).where(*old).values(_NO_IDENTIFIERS))
 
 

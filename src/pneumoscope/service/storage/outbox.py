@@ -12,11 +12,12 @@ import json
 import uuid
 from collections.abc import Collection, Mapping, Sequence
 from datetime import datetime, timedelta
-from typing import Any, Literal, NamedTuple, get_args
+from typing import Any, Literal, get_args
 
 from sqlalchemy import Connection, Engine, func, insert, or_, select, update
 
 from pneumoscope.core.errors import UnknownNameError, UsageError
+from pneumoscope.service.audit.log import Entry, append
 from pneumoscope.service.storage.database import read_transaction, write_transaction
 from pneumoscope.service.storage.records import Row, format_time
 from pneumoscope.service.storage.tables import outbox
@@ -108,7 +109,8 @@ class Delivery:
         )
 
 
-class OutboxStatus(NamedTuple):
+@dataclasses.dataclass(frozen=True, slots=True)
+class OutboxStatus:
     """The objects that wait for a destination.
 
     Attributes:
@@ -238,9 +240,20 @@ class Outbox:
             return connection.execute(query).scalar() == "waiting"
 
     def record_delivered(self, deliveries: Sequence[Delivery], time: datetime) -> None:
-        """Record that objects were delivered. Raise StorageError if that is impossible."""
+        """Record that objects were delivered, in the audit log, too. Raise StorageError if that is impossible."""
         values = {"state": "delivered", "finished": format_time(time), "error": "", "header": ""}
-        self._update([each.number for each in deliveries], values)
+        entries = [
+            Entry(
+                format_time(time),
+                each.destination,
+                "delivered",
+                each.subject.prediction_id,
+                model_sha256=each.subject.model_sha256,
+                details={"object": each.kind},
+            )
+            for each in deliveries
+        ]
+        self._update([each.number for each in deliveries], values, entries)
 
     def record_cancelled(self, delivery: Delivery, error: str, time: datetime) -> None:
         """Record that an object can no longer be built, and why. Raise StorageError if that is impossible."""
@@ -324,10 +337,11 @@ class Outbox:
             query = select(_COLUMNS.number).where(_COLUMNS.result_uid == sop_instance_uid).limit(1)
             return connection.execute(query).first() is not None
 
-    def _update(self, numbers: Collection[int], values: Mapping[str, Any]) -> None:
+    def _update(self, numbers: Collection[int], values: Mapping[str, Any], entries: Sequence[Entry] = ()) -> None:
         with write_transaction(self._engine) as connection:
             query = update(outbox).where(_COLUMNS.number.in_(numbers), _COLUMNS.state == "waiting")
             connection.execute(query.values(values))
+            append(connection, entries)
 
     def _select(
         self, connection: Connection, numbers: Collection[int], destination: str, states: Collection[str]
