@@ -589,7 +589,7 @@ def test_no_log_line_metric_or_error_contains_an_identifier(client, caplog):
         ):
             answer = client.get(f"/dicom-web/{path}?{query}")
             output += answer.text if answer.status_code >= 400 else ""
-    client.app.state.service.repository.blobs.remove(found_hash(sent))
+    client.app.state.service.repository.storage.blobs.remove(found_hash(sent))
     output += client.get(address(study, series, image)).text
     output += client.get("/metrics").text + "".join(each.getMessage() for each in caplog.records)
     assert "GET,/dicom-web" not in output

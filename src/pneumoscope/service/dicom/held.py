@@ -100,7 +100,7 @@ class HeldObjects:
         *,
         is_pseudonymized: bool,
     ) -> None:
-        self._images, self._renderer = HeldImages(repository.engine, repository.blobs), renderer
+        self._images, self._renderer = HeldImages(repository.engine, repository.storage.blobs), renderer
         self._results, self._is_pseudonymized = results, is_pseudonymized
         self._has_results = importlib.util.find_spec("highdicom") is not None  # an extra
         self._loading = asyncio.Semaphore(_MAX_LOADED)
