@@ -92,6 +92,6 @@ def command(
     ]
     if failures:
         raise PartialFailureError(
-            f"{' and '.join(failures)} could not be pulled from {source}",
+            f"{' and '.join(failures)} could not be pulled from {source}{f': {report.error}' if report.error else ''}",
             hint="See the logs of the service and of the source, and run the command again",
         )

@@ -61,7 +61,7 @@ def ran_pull(folder, *arguments):
 
 
 @contextmanager
-def archive(studies, *, moved=(), status=0x0000, find_status=0x0000, calling="PNEUMOSCOPE"):
+def archive(studies, *, moved=(), status=0x0000, find_status=0x0000, calling="PNEUMOSCOPE", moves=1000):
     """A Q/R SCP that ignores all keys of a search but the level and the study, and answers C-MOVE with these statuses.
 
     Args:
@@ -69,6 +69,7 @@ def archive(studies, *, moved=(), status=0x0000, find_status=0x0000, calling="PN
         moved: Statuses of the instances of each series.
         status: Of a C-MOVE.
         find_status: Of a C-FIND.
+        moves: Number of moves after which it accepts no association.
     """
     ae = pynetdicom.AE("ARCHIVE")
     ae.acse_timeout = ae.dimse_timeout = ae.network_timeout = SECONDS
@@ -97,6 +98,8 @@ def archive(studies, *, moved=(), status=0x0000, find_status=0x0000, calling="PN
         requests.append(
             (event.move_destination, event.identifier.QueryRetrieveLevel, event.identifier.StudyInstanceUID)
         )
+        if len(requests) == moves:
+            ae.require_calling_aet = ["ANOTHER"]
         if status:
             yield None, None
             return
@@ -161,6 +164,13 @@ def test_instances_that_the_service_does_not_store_are_counted():
     with archive({"1.1": ["DX"]}, moved=[0, 0xA700, 0xB000]) as (configuration, _):
         report = pulled(configuration, study_uid="1.1")
     assert (report.instances, report.failed_instances, report.failed_series) == (2, 1, 0)
+
+
+def test_node_that_goes_away_leaves_the_other_series_as_failed():
+    with archive({"1.1": ["DX"], "1.2": ["DX"], "1.3": ["DX"]}, moved=[0], moves=1) as (configuration, _):
+        report = pulled(configuration, since=date(2026, 1, 1))
+    assert (report.instances, report.failed_series) == (1, 2)
+    assert report.error.startswith("PACS (ARCHIVE at 127.0.0.1, port ")
 
 
 def test_node_that_does_not_know_the_service_says_where_to_add_it():
@@ -415,7 +425,14 @@ port = {archive_port}
 
 
 def expected(source, studies, series, instances):
-    counts = {"studies": studies, "series": series, "instances": instances, "failed_instances": 0, "failed_series": 0}
+    counts = {
+        "studies": studies,
+        "series": series,
+        "instances": instances,
+        "failed_instances": 0,
+        "failed_series": 0,
+        "error": "",
+    }
     return {"source": source} | counts
 
 

@@ -11,6 +11,7 @@ import contextlib
 import dataclasses
 import importlib.util
 import io
+import re
 from collections.abc import Iterator, Sequence
 from typing import Any, BinaryIO
 
@@ -43,6 +44,7 @@ _MAX_INLINE = 1024  # bytes of a binary value in metadata
 _MAX_TEXT = 1024  # characters of a value in search results
 _JPEG_QUALITY = 90
 _BINARY = ("OB", "OD", "OF", "OL", "OV", "OW", "UN")
+_DATE = re.compile(r"[0-9]{4}-[0-9]{2}-[0-9]{2}")  # others were not understood
 _FURTHER_ELEMENTS = (
     "SeriesNumber", "SeriesDescription", "SeriesDate", "SeriesTime", "BodyPartExamined", "InstanceNumber",
     "BitsAllocated", "NumberOfFrames",
@@ -210,7 +212,9 @@ class HeldObjects:
         header.update(_further_elements(beginning))
         for name, keyword in _IDENTITY_KEYWORDS.items():
             value = getattr(identity, name)
-            setattr(header, keyword, value.replace("-", "") if name.endswith("_date") else value)
+            if name.endswith("_date"):
+                value = value.replace("-", "") if _DATE.fullmatch(value) else ""
+            setattr(header, keyword, value)
         for element in header:
             if len(str(element.value)) > _MAX_TEXT:
                 element.value = None

@@ -44,9 +44,13 @@ def pull_by_move(
     for number, (study_uid, series_uid) in enumerate(series):
         if progress:
             progress(number, len(series))
-        with _association(peer, node, StudyRootQueryRetrieveInformationModelMove) as association:
-            association.dimse_timeout = _MOVE_SECONDS
-            _move(association, peer, node.ae_title, study_uid, series_uid, report)
+        try:
+            with _association(peer, node, StudyRootQueryRetrieveInformationModelMove) as association:
+                association.dimse_timeout = _MOVE_SECONDS
+                _move(association, peer, node.ae_title, study_uid, series_uid, report)
+        except PullError as error:
+            report.end_early(error, len(series) - number)
+            break
     if progress:
         progress(len(series), len(series))
 

@@ -60,11 +60,15 @@ def pull_by_web(
         for number, (study_uid, series_uid) in enumerate(series):
             if progress:
                 progress(number, len(series))
-            for path in archive.instances(study_uid, series_uid):
-                if (content := archive.retrieve(path)) and _store(service, service_url, content):
-                    report.instances += 1
-                else:
-                    report.failed_instances += 1
+            try:
+                for path in archive.instances(study_uid, series_uid):
+                    if (content := archive.retrieve(path)) and _store(service, service_url, content):
+                        report.instances += 1
+                    else:
+                        report.failed_instances += 1
+            except PullError as error:
+                report.end_early(error, len(series) - number)
+                break
         if progress:
             progress(len(series), len(series))
 

@@ -8,7 +8,7 @@ from datetime import date
 
 from pydicom import Dataset
 
-from pneumoscope.core.errors import UsageError
+from pneumoscope.core.errors import PullError, UsageError
 from pneumoscope.service.dicom.settings import image_name
 
 __all__ = ["MODALITIES", "Progress", "PullReport", "StudySelection"]
@@ -69,6 +69,7 @@ class PullReport:
         instances: Number of instances that the service has stored, or had stored before.
         failed_instances: Number of instances that could not be sent or stored.
         failed_series: Number of series of which an unknown number of instances was not sent.
+        error: Why the pull ended before the last series; empty if it did not.
     """
 
     source: str
@@ -77,3 +78,11 @@ class PullReport:
     instances: int = 0
     failed_instances: int = 0
     failed_series: int = 0
+    error: str = ""
+
+    def end_early(self, error: PullError, remaining: int) -> None:
+        """Record an error that ends the pull, with the number of series that remain; raise it if nothing was pulled."""
+        if not self.instances:
+            raise error
+        self.failed_series += remaining
+        self.error = error.message
