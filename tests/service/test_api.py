@@ -491,12 +491,16 @@ def test_openapi_describes_errors_and_tokens(model, app):
     asks = create_app(model, repository_with_token("me"), require_token=True).openapi()
     for path, operations in asks["paths"].items():
         for operation in operations.values():
-            assert ("security" in operation) == path.startswith(("/v1/", "/dicom-web/"))
+            assert ("security" in operation) == path.startswith(("/v1/", "/dicom-web/", "/fhir/"))
             for status, answer in operation["responses"].items():
                 if (path, status) == ("/dicom-web/studies", "409"):
                     continue  # the response that DICOM defines
                 if int(status) >= 400:
                     (content,) = answer["content"].items()
+                    if path.startswith("/fhir/"):
+                        assert content[0] == "application/fhir+json"
+                        assert content[1]["example"]["resourceType"] == "OperationOutcome"
+                        continue
                     assert content[0] == PROBLEM_MEDIA_TYPE
                     assert content[1]["schema"] == {"$ref": "#/components/schemas/Problem"}
                     assert content[1]["example"]["status"] == int(status)
@@ -545,6 +549,7 @@ def test_openapi_has_every_path(app):
         "/v1/studies/{study_key}", "/v1/patients/{patient_key}", "/v1/tokens", "/v1/tokens/{token_id}", "/dicom-web/studies",
         "/v1/exchange", "/v1/inbox/release",
         "/v1/predictions/{id}/secondary-capture.dcm", "/v1/predictions/{id}/structured-report.dcm",
+        "/fhir/metadata", "/fhir/DiagnosticReport/{id}", "/fhir/Observation/{id}",
     }  # fmt: skip
 
 
@@ -578,7 +583,7 @@ def test_responses_conform_to_openapi(model, monkeypatch):
                 sent[case.operation.label] += 1
 
             ask()
-    assert len(sent) == 44
+    assert len(sent) == 47
     assert sent.total() > 150
 
 

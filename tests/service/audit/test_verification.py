@@ -61,7 +61,7 @@ def verification_error(repository):
 
 
 def test_unaltered_log_is_verified(populated):
-    found = verify(populated.engine, images=populated.blobs)
+    found = verify(populated.engine, images=populated.storage.blobs)
     assert (found.rows, found.predictions, found.images) == (15, 6, 5)
     assert verify(populated.engine) == Verification(15, found.last_hash, 6, None)
 
@@ -199,12 +199,12 @@ def test_missing_or_damaged_image_is_reported(populated, tmp_path, damage, words
     damage(tmp_path / "data/blobs" / sha256[:2] / sha256)
     verify(populated.engine)  # without the images
     with pytest.raises(AuditLogError, match=f"the image of prediction '[0-9a-f]{{32}}' {words}"):
-        verify(populated.engine, images=populated.blobs)
+        verify(populated.engine, images=populated.storage.blobs)
 
 
 def test_age_of_minus_zero_is_stored_as_it_is_read(populated):
     add(populated, b"newborn", age=PatientAge(-0.0, "entered"))
-    verify(populated.engine, images=populated.blobs)
+    verify(populated.engine, images=populated.storage.blobs)
 
 
 def test_image_removed_during_verification_is_not_reported(populated):
@@ -216,7 +216,7 @@ def test_image_removed_during_verification_is_not_reported(populated):
             if sha256 == record.image_sha256 and not removed:
                 removed.append(sha256)
                 populated.remove(record.id, user="me")
-            return populated.blobs.get(sha256)
+            return populated.storage.blobs.get(sha256)
 
     removed = []
     assert verify(populated.engine, images=Removing()).images == 5

@@ -255,7 +255,8 @@ def _unknown_parameter(request: Request, name: str) -> JSONResponse:
     """Return the problem of an unknown query parameter; the hint suggests the closest one."""
     route: APIRoute = request.scope["route"]
     models = [field.field_info.annotation for field in route.dependant.query_params]
-    known = sorted(each for model in models for each in getattr(model, "model_fields", ()))
+    fields = [pair for model in models for pair in getattr(model, "model_fields", {}).items()]
+    known = sorted(field.alias or name for name, field in fields)
     closest = difflib.get_close_matches(name, known, n=1)
     hint = f"Did you mean {closest[0]!r}?" if closest else f"Known: {', '.join(known)}" if known else "Remove it"
     detail = f"there is no query parameter {name[:_MAX_SHOWN]!r} on this path"

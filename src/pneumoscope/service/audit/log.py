@@ -17,9 +17,18 @@ from sqlalchemy import Connection, Engine, Row, RowMapping, func, insert, select
 from pneumoscope.core.errors import AuditLogError
 from pneumoscope.core.messages import counted
 from pneumoscope.service.storage.database import read_transaction
-from pneumoscope.service.storage.tables import audit_log
+from pneumoscope.service.storage.tables import audit_log, predictions
 
-__all__ = ["Entry", "Event", "append", "prediction_entry", "read_rows", "verify_hashes"]
+__all__ = [
+    "Entry",
+    "Event",
+    "append",
+    "last_change",
+    "prediction_entry",
+    "read_rows",
+    "verify_hashes",
+    "was_deleted",
+]
 
 Event = Literal[
     "predicted",
@@ -42,6 +51,7 @@ Event = Literal[
 ]
 _FIRST_HASH = "0" * 64
 _BATCH = 1000  # rows fetched at once
+_CHANGES: tuple[Event, ...] = ("predicted", "predicted_again", "identity_changed", "identity_removed")
 _SELECT_LAST = select(audit_log.c.number, audit_log.c.hash).order_by(audit_log.c.number.desc()).limit(1)
 _INSERT = insert(audit_log)
 # The order is part of the hash.
@@ -112,6 +122,30 @@ def read_rows(engine: Engine, *, last: int = 0) -> Iterator[Row[Any]]:
         query = query.where(audit_log.c.number > select(func.max(audit_log.c.number)).scalar_subquery() - last)
     with read_transaction(engine) as connection:
         yield from connection.execute(query.execution_options(yield_per=_BATCH))
+
+
+def last_change(engine: Engine, id: str) -> str | None:
+    """Return the time of the last change of a prediction, or of the identity of its image; None without a prediction.
+
+    Raises:
+        StorageError: The database cannot be reached.
+    """
+    same = predictions.alias()  # the predictions of the image
+    ids = select(same.c.id).join(predictions, predictions.c.pixel_sha256 == same.c.pixel_sha256)
+    ids = ids.where(predictions.c.id == id)
+    query = select(func.max(audit_log.c.time)).where(
+        audit_log.c.prediction_id.in_(ids), audit_log.c.event.in_(_CHANGES)
+    )
+    with read_transaction(engine) as connection:
+        found: str | None = connection.execute(query).scalar()
+        return found
+
+
+def was_deleted(engine: Engine, id: str) -> bool:
+    """Return whether a prediction with this id was deleted once. Raise StorageError if the database cannot be reached."""
+    query = select(audit_log.c.number).where(audit_log.c.prediction_id == id, audit_log.c.event == "deleted")
+    with read_transaction(engine) as connection:
+        return connection.execute(query.limit(1)).first() is not None
 
 
 def verify_hashes(connection: Connection, expected: str = "") -> tuple[int, str]:

@@ -14,6 +14,7 @@ import logging
 from collections import Counter
 from collections.abc import Sequence
 from datetime import UTC, datetime, timedelta
+from functools import partial
 from typing import NamedTuple
 
 from fastapi.concurrency import run_in_threadpool
@@ -21,6 +22,7 @@ from sqlalchemy import Connection
 
 from pneumoscope import __version__
 from pneumoscope.core.errors import BusyError, StorageError, UnreadableImageError
+from pneumoscope.core.identity import Identity
 from pneumoscope.core.prediction import Failure, Prediction, Rejection
 from pneumoscope.service.dicom.configuration import DicomConfiguration, SiteRule
 from pneumoscope.service.dicom.header import decode_header, encode_header, has_study, is_own_result, read_header
@@ -29,6 +31,7 @@ from pneumoscope.service.predictions import PredictionService
 from pneumoscope.service.storage.inbox import Outcome, ReceivedInstance, finish, forget_header, instances_of
 from pneumoscope.service.storage.outbox import ObjectKind, ResultSubject, enqueue
 from pneumoscope.service.storage.records import format_time
+from pneumoscope.service.storage.study_events import enqueue_study_event
 
 __all__ = ["InstanceProcessor", "Reception"]
 
@@ -138,7 +141,8 @@ class InstanceProcessor:
             content = await run_in_threadpool(self._inbox.content, received)
             if content is None:
                 _LOG.error("The file of a received instance is missing; ask its sender to send it again")
-                await run_in_threadpool(self._inbox.finish, received, Outcome("lost", self._settings))
+                lost = Outcome("lost", self._settings)
+                await run_in_threadpool(self._inbox.finish, received, lost, partial(self._enqueue_event, received))
                 return True
 
             def adjust(prediction: Prediction) -> Prediction:
@@ -201,7 +205,9 @@ class InstanceProcessor:
         code = prediction.failure.code if prediction.failure else ""
         finish(connection, received, Outcome("predicted" if id else "unreadable", self._settings, id, code), time)
         if self._service.pseudonymizer:
-            forget_header(connection, received)
+            forget_header(connection, received, self._stored_uid(received))
+        self._enqueue_event(received, connection, time)
+        if self._service.pseudonymizer:
             return
         rule = None if prediction.failure else self._rule_of(prediction, received)
         if rule is None or rule.result:
@@ -212,8 +218,31 @@ class InstanceProcessor:
         time = format_time(datetime.now(UTC))
         for received in instances_of(connection, earlier_id):
             finish(connection, received, Outcome("predicted", self._settings, id), time)
+            self._enqueue_event(received, connection, time)
             if received.header:  # it was not removed by retention
                 self._enqueue(connection, received, id, "", time)
+
+    def _stored_uid(self, received: ReceivedInstance) -> str:
+        """Return the Study Instance UID as it is stored after the prediction: its pseudonym, if only pseudonyms are stored."""
+        identity = Identity(study_instance_uid=received.study_instance_uid)
+        if self._service.pseudonymizer:
+            identity = self._service.pseudonymizer.identity(identity)
+        return identity.study_instance_uid
+
+    def _enqueue_event(self, received: ReceivedInstance, connection: Connection, time: str) -> None:
+        """Put the event of the study into the outbox for the webhooks, if none of its instances waits any more."""
+        webhooks = [webhook.name for webhook in self._configuration.webhooks]
+        if not webhooks or not received.study_instance_uid:
+            return
+        enqueue_study_event(
+            connection,
+            webhooks,
+            received.study_instance_uid,
+            self._stored_uid(received),
+            model_sha256=self._service.model.facts.sha256,
+            operating_point=self._service.model.operating_point_name,
+            time=time,
+        )
 
     def _enqueue(
         self, connection: Connection, received: ReceivedInstance, id: str, failure_code: str, time: str

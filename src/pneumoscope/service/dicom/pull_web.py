@@ -19,7 +19,7 @@ from pydicom import Dataset
 from pneumoscope.core.errors import PullError, UsageError
 from pneumoscope.service.dicom.configuration import WebServer, require_https
 from pneumoscope.service.dicom.selection import MODALITIES, Progress, PullReport, StudySelection
-from pneumoscope.service.dicom.web_session import HTTP_SECONDS, open_session, read_secret
+from pneumoscope.service.dicom.web_session import HTTP_SECONDS, open_session, read_credential
 
 __all__ = ["pull_by_web"]
 
@@ -50,7 +50,7 @@ def pull_by_web(
             service = stack.enter_context(requests.Session())
             service.trust_env = False
             if token_file:
-                service.headers["Authorization"] = f"Bearer {read_secret(token_file)}"
+                service.headers["Authorization"] = f"Bearer {read_credential(token_file)}"
         except (OSError, UnicodeDecodeError) as error:
             raise UsageError(f"a file with a secret cannot be read: {error}") from error
         archive = _Archive(source, session)

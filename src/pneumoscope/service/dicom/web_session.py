@@ -9,7 +9,7 @@ from requests.auth import HTTPBasicAuth
 
 from pneumoscope.service.dicom.configuration import WebServer
 
-__all__ = ["HTTP_SECONDS", "open_session", "read_secret"]
+__all__ = ["HTTP_SECONDS", "open_session", "read_credential"]
 
 HTTP_SECONDS = 60  # without a byte from the server
 
@@ -25,12 +25,12 @@ def open_session(server: WebServer) -> requests.Session:
     if server.ca_file:
         session.verify = str(server.ca_file)
     if server.password_file:
-        session.auth = HTTPBasicAuth(server.user, read_secret(server.password_file))
+        session.auth = HTTPBasicAuth(server.user, read_credential(server.password_file))
     if server.token_file:
-        session.headers["Authorization"] = f"Bearer {read_secret(server.token_file)}"
+        session.headers["Authorization"] = f"Bearer {read_credential(server.token_file)}"
     return session
 
 
-def read_secret(file: Path) -> str:
+def read_credential(file: Path) -> str:
     """Return the content of a file without surrounding white space."""
     return file.read_text(encoding="utf-8").strip()

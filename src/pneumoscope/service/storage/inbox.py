@@ -212,10 +212,18 @@ class Inbox:
         """Return the file of a waiting instance; None if it is missing. Raise StorageError if it is unreadable."""
         return self._files.get(instance.image_sha256)
 
-    def finish(self, instance: ReceivedInstance, outcome: Outcome) -> None:
-        """Record the outcome of an instance; see the function `finish` for one in the transaction of a prediction."""
+    def finish(self, instance: ReceivedInstance, outcome: Outcome, also: Callable[[Connection, str], None]) -> None:
+        """Record the outcome of an instance; see the function `finish` for one in the transaction of a prediction.
+
+        Args:
+            instance: The instance.
+            outcome: Its outcome.
+            also: Called in the same transaction, with its time.
+        """
         with write_transaction(self._engine) as connection:
-            finish(connection, instance, outcome, format_time(self._now()))
+            time = format_time(self._now())
+            finish(connection, instance, outcome, time)
+            also(connection, time)
 
     def remove_file(self, instance: ReceivedInstance) -> None:
         """Remove the file of an instance that no longer waits, unless another sender's copy waits; a start removes the rest.
@@ -322,19 +330,21 @@ def headers_of(connection: Connection, prediction_ids: Sequence[str]) -> dict[st
     return {row.sop_instance_uid: row.header for row in rows}
 
 
-def forget_predictions(connection: Connection, ids: Sequence[str]) -> None:
-    """Delete the records of instances whose predictions are deleted."""
-    connection.execute(delete(received_instances).where(_COLUMNS.prediction_id.in_(ids)))
+def forget_predictions(connection: Connection, ids: Sequence[str]) -> set[str]:
+    """Delete the records of instances whose predictions are deleted, and return their studies, by their UIDs as stored."""
+    query = delete(received_instances).where(_COLUMNS.prediction_id.in_(ids)).returning(_COLUMNS.study_instance_uid)
+    return set(connection.execute(query).scalars()) - {""}
 
 
-def forget_header(connection: Connection, instance: ReceivedInstance) -> None:
-    """Remove the identifiers of an instance."""
-    connection.execute(update(received_instances).where(_COLUMNS.number == instance.number).values(_NO_IDENTIFIERS))
+def forget_header(connection: Connection, instance: ReceivedInstance, pseudonym: str) -> None:
+    """Remove the identifiers of an instance, all but a pseudonym of its study."""
+    values = _NO_IDENTIFIERS | {"study_instance_uid": pseudonym}
+    connection.execute(update(received_instances).where(_COLUMNS.number == instance.number).values(values))
 
 
 def forget_headers(connection: Connection, limit: str) -> None:
     """Remove the identifiers of instances that were processed before a time."""
-    old = _COLUMNS.processed < limit, _COLUMNS.sop_instance_uid != ""
+    old = _COLUMNS.processed < limit, or_(_COLUMNS.sop_instance_uid != "", _COLUMNS.study_instance_uid != "")
     connection.execute(update(received_instances).where(*old).values(_NO_IDENTIFIERS))
 
 

@@ -69,6 +69,7 @@ from pneumoscope.service.storage.reviews import (
     update_reviewed,
 )
 from pneumoscope.service.storage.studies import find_studies, find_studies_of_patients
+from pneumoscope.service.storage.study_events import enqueue_deletion
 from pneumoscope.service.storage.tables import instances, predictions, studies
 from pneumoscope.service.storage.unreadable import UnreadableFileRepository
 
@@ -354,7 +355,7 @@ class PredictionRepository:
             remove_unused_identity(connection, hashes)
             ids = [row["id"] for row in rows]
             outbox.withdraw(connection, ids, inbox.headers_of(connection, ids), self.storage.time())
-            inbox.forget_predictions(connection, ids)
+            enqueue_deletion(connection, inbox.forget_predictions(connection, ids), self.storage.time())
             append(connection, [prediction_entry(row, self.storage.time(), user, "deleted") for row in rows])
             return rows
 
