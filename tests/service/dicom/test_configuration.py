@@ -108,7 +108,10 @@ def test_defaults_send_results_to_the_sender_after_60_seconds(tmp_path):
         ('[[rules]]\nname = "a"\naction = "drop"', "rules.0.action"),
         ('[[rules]]\nname = "a b"\naction = "exclude"', "rules.0.name"),
         ('[[rules]]\nname = "a"\naction = "exclude"\nmodalities = []', "rules.0.modalities"),
-        (2 * '[[rules]]\nname = "a"\naction = "exclude"\n', "two peers, destinations or rules have the name 'a'"),
+        (
+            2 * '[[rules]]\nname = "a"\naction = "exclude"\n',
+            "two peers, destinations, sources, rules or webhooks have the name 'a'",
+        ),
         ("[results]\nobjects = []", "results.objects"),
         ('[results]\nobjects = ["heatmap"]', "results.objects"),
         ("= 1", "is not TOML"),
