@@ -319,6 +319,13 @@ def _invalid_identity() -> None:
     check_entered(Identity(patient_birth_date="2021-02-30", patient_sex="X"), today=date(2026, 1, 31))
 
 
+def _pull() -> None:
+    Path("dicom.toml").write_text(
+        '[node]\nport = 11112\n[[peers]]\nname = "PACS"\nae_title = "ORTHANC"\nhost = "127.0.0.1"\nport = 1\n'
+    )
+    _run("pull --from PACS --accession A1 --dicom-config dicom.toml")
+
+
 def _gone() -> None:
     from pneumoscope import load_model
     from pneumoscope.service.storage.repository import PredictionRepository
@@ -378,6 +385,7 @@ _EXAMPLES: dict[str, Callable[[], object]] = {
     "RunError": lambda: _run("compare runs/quick --out comparison"),
     "ThresholdError": _threshold,
     "DownloadError": _download,
+    "PullError": _pull,
     "UndefinedMetricError": _undefined_metric,
     "DivergedError": _diverged,
     "StorageError": _storage,

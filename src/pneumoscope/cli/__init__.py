@@ -39,6 +39,7 @@ VERBS = (
     "accept",
     "monitor",
     "serve",
+    "pull",
     "outbox",
     "tokens",
     "audit-log",

@@ -23,6 +23,7 @@ command line. The HTTP API maps the classes to status codes in `service.api`::
     │   ├── RunError                     a run folder is missing, unfinished or belongs to another run
     │   ├── ThresholdError               a threshold would be evaluated on the images that it was chosen on
     │   ├── DownloadError                a download is incomplete, altered or unsafe to unpack
+    │   ├── PullError                    images cannot be pulled from another node
     │   ├── AuthenticationError          a request to the service has no valid token
     │   ├── ForbiddenError               the role of a user does not allow a request to the service
     │   ├── TooManyRequestsError         too many attempts to sign in failed
@@ -70,6 +71,7 @@ __all__ = [
     "PartialFailureError",
     "PatientLeakError",
     "PneumoscopeError",
+    "PullError",
     "RecipeError",
     "RunError",
     "SiteProfileError",
@@ -240,6 +242,10 @@ class ThresholdError(InputError):
 
 class DownloadError(InputError):
     """A download is incomplete, altered or unsafe to unpack."""
+
+
+class PullError(InputError):
+    """Images cannot be pulled from another node: it cannot be reached, or does not do what it is asked for."""
 
 
 class AuthenticationError(InputError):

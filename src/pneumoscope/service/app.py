@@ -26,8 +26,10 @@ from pneumoscope.service.audit.access import AccessLog
 from pneumoscope.service.auth.authenticator import Authenticator
 from pneumoscope.service.auth.tokens import TokenRepository
 from pneumoscope.service.auth.users import Role
+from pneumoscope.service.dicom.held import HeldObjects
 from pneumoscope.service.dicom.processing import InstanceProcessor
 from pneumoscope.service.dicom.web import dicom_web_router
+from pneumoscope.service.dicom.web_read import dicom_web_reader_router
 from pneumoscope.service.fhir.outcomes import OutcomeMiddleware
 from pneumoscope.service.fhir.routes import fhir_router
 from pneumoscope.service.inference_queue import InferenceQueue
@@ -131,10 +133,14 @@ def create_app(
     app.state.searches = SearchStore()
     app.state.readiness = Readiness(model, repository)
     app.state.renderer = renderer
+    app.state.held_objects = HeldObjects(
+        repository, renderer, settings.dicom.results, is_pseudonymized=settings.pseudonymizer is not None
+    )
     routers: list[tuple[APIRouter, Role | None]] = [
         (operation_router, None),
         (sender_router, "sender"),
         (dicom_web_router, "sender"),
+        (dicom_web_reader_router, "reader"),
         (reader_router, "reader"),
         (fhir_router, "reader"),
         (administrator_router, "administrator"),

@@ -27,6 +27,8 @@ _ID = re.compile(
     r"(?<=^/images)/[^/]+|(?<=^/v1/predictions)/(?!search$)[^/]+|(?<=^/unreadable)/[^/]+|(?<=^/v1/unreadable)/[^/]+"
     r"|(?<=^/fhir/DiagnosticReport)/[^/]+|(?<=^/fhir/Observation)/[^/]+|(?<=^/v1/studies)/[^/]+|(?<=^/v1/patients)/[^/]+|(?<=^/v1/tokens)/[^/]+|(?<=^/tokens)/[^/]+"
 )
+_DICOM_WEB = "/dicom-web/"
+_DICOM_WEB_ID = re.compile(r"((?<=/studies)|(?<=/series)|(?<=/instances)|(?<=/frames))/[^/]+")
 _HEADERS = {
     "Cache-Control": "no-store",
     "Content-Security-Policy": "default-src 'none'; frame-ancestors 'none'",
@@ -103,7 +105,8 @@ class RequestMiddleware:
 
     def _route_path(self, path: str) -> str:
         """Return a path with {id} for an id; "other" for an unknown path."""
-        route_path = _ID.sub("/{id}", path)
+        pattern = _DICOM_WEB_ID if path.startswith(_DICOM_WEB) else _ID
+        route_path = pattern.sub("/{id}", path)
         return route_path if route_path in self._known_paths else "other"
 
     def _cross_site_response(self, request: Request) -> Response | None:

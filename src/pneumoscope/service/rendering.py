@@ -99,6 +99,15 @@ class ImageRenderer:
         """Return the result as a DICOM Structured Report; it raises what `secondary_capture` raises."""
         return await self._render(lambda: self._result_of_image(id, "structured_report"))
 
+    def has_heatmap(self, prediction: StoredPrediction) -> bool:
+        """Return whether the current model can draw the heatmap of a prediction."""
+        is_current = prediction.model.matches(self._model.facts) and self._model.has_heatmaps
+        return is_current and prediction.decision != "rejected"
+
+    async def result(self, id: str, kind: ObjectKind, uid: str) -> bytes:
+        """Return a result with this UID as a DICOM object; it raises what `secondary_capture` raises."""
+        return await self._render(lambda: self._result_of_image(id, kind, uid))
+
     def result_object(self, delivery: Delivery) -> bytes:
         """Return the DICOM object of a delivery; called in a thread.
 
@@ -143,7 +152,7 @@ class ImageRenderer:
         prediction = self._explainable(id)
         return self._model.draw_heatmap(self._repository.image(prediction), prediction)
 
-    def _result_of_image(self, id: str, kind: ObjectKind) -> bytes:
+    def _result_of_image(self, id: str, kind: ObjectKind, uid: str = "") -> bytes:
         prediction = self._repository.get(id)
         no_objects = UnknownNameError(
             "DICOM result of prediction",
@@ -157,8 +166,7 @@ class ImageRenderer:
             raise no_objects from error
         if not has_study(header):
             raise no_objects
-        uid = result_uid(kind, header.SOPInstanceUID, id)
-        return self._encode_result(prediction, header, kind, uid)
+        return self._encode_result(prediction, header, kind, uid or result_uid(kind, header.SOPInstanceUID, id))
 
     def _encode_result(self, prediction: StoredPrediction, header: Dataset, kind: ObjectKind, uid: str) -> bytes:
         with _missing_extra_errors():
@@ -189,9 +197,7 @@ class ImageRenderer:
 
         The image of a report may have been removed: it has no region then.
         """
-        if prediction.decision == "rejected" or not prediction.model.matches(self._model.facts):
-            return None
-        if not self._model.has_heatmaps:
+        if not self.has_heatmap(prediction):
             return None
         with self._heatmaps_lock:
             if found := self._heatmaps.get(prediction.id):

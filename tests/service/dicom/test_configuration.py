@@ -110,7 +110,7 @@ def test_defaults_send_results_to_the_sender_after_60_seconds(tmp_path):
         ('[[rules]]\nname = "a"\naction = "exclude"\nmodalities = []', "rules.0.modalities"),
         (
             2 * '[[rules]]\nname = "a"\naction = "exclude"\n',
-            "two peers, destinations, rules or webhooks have the name 'a'",
+            "two peers, destinations, sources, rules or webhooks have the name 'a'",
         ),
         ("[results]\nobjects = []", "results.objects"),
         ('[results]\nobjects = ["heatmap"]', "results.objects"),

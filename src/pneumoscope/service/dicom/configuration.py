@@ -17,8 +17,19 @@ from pneumoscope.core.prediction import Prediction
 from pneumoscope.service.auth.users import is_loopback, validate_name
 from pneumoscope.service.dicom.settings import DicomPeer, DicomSettings, parse_peer, tls_contexts
 from pneumoscope.service.signatures import read_secret
+from pneumoscope.service.storage.outbox import ObjectKind
 
-__all__ = ["Destination", "DicomConfiguration", "ResultSettings", "SiteRule", "Webhook", "read_configuration"]
+__all__ = [
+    "Destination",
+    "DicomConfiguration",
+    "ResultSettings",
+    "SiteRule",
+    "Source",
+    "WebServer",
+    "Webhook",
+    "read_configuration",
+    "require_https",
+]
 
 _MAX_FILE_BYTES = 2**20
 
@@ -31,7 +42,8 @@ def _require_name(name: str) -> str:
     return name
 
 
-def _require_https(url: str) -> str:
+def require_https(url: str) -> str:
+    """Return an address without a slash at its end; raise ValueError if it is not one of https, or of this machine."""
     parts = urlsplit(url)
     if not parts.hostname or not (parts.scheme == "https" or (parts.scheme == "http" and is_loopback(parts.hostname))):
         raise ValueError("must be an https:// address")
@@ -39,7 +51,7 @@ def _require_https(url: str) -> str:
 
 
 Name = Annotated[str, AfterValidator(_require_name)]
-_WithFiles = TypeVar("_WithFiles", "Destination", "Webhook")
+_WithFiles = TypeVar("_WithFiles", "Destination", "Source", "Webhook")
 Texts = Annotated[tuple[str, ...], Field(min_length=1)]
 
 
@@ -121,26 +133,45 @@ class ResultSettings(_Model):
     languages: tuple[Literal["en", "zh-Hant"], ...] = Field(default=("en",), min_length=1)
     font: Path | None = None
 
+    def kinds(self, *, has_heatmap: bool) -> tuple[ObjectKind, ...]:
+        """Return the kinds of objects of an image: at least one, since silence would read as normal."""
+        kinds = tuple(kind for kind in self.objects if has_heatmap or kind != "parametric_map")
+        return kinds or ("structured_report",)
 
-class Destination(_Model):
-    """A node that gets results: a peer, by C-STORE, or a DICOMweb server, by STOW-RS.
+
+class WebServer(_Model):
+    """A DICOMweb server.
 
     Attributes:
-        peer: Name of the peer; "sender" stands for the peer that sent the image.
-        name: Name of the DICOMweb server.
+        name: Identifies it.
         url: Address of its DICOMweb service, such as "https://pacs.example/dicom-web".
         user, password_file: For basic authentication.
         token_file: File with a bearer token.
         ca_file: Certificates of the authorities that sign the server's certificate, PEM; those of the system if None.
     """
 
-    peer: str = ""
     name: Name | None = None
-    url: Annotated[str, AfterValidator(_require_https)] | None = None
+    url: Annotated[str, AfterValidator(require_https)] | None = None
     user: str = ""
     password_file: Path | None = None
     token_file: Path | None = None
     ca_file: Path | None = None
+
+    @model_validator(mode="after")
+    def _require_credentials(self) -> Self:
+        if bool(self.user) != bool(self.password_file) or (self.user and self.token_file):
+            raise ValueError("needs user and password_file, or token_file, or neither")
+        return self
+
+
+class Destination(WebServer):
+    """A node that gets results: a peer, by C-STORE, or a DICOMweb server, by STOW-RS.
+
+    Attributes:
+        peer: Name of the peer; "sender" stands for the peer that sent the image. The other attributes are those of a server.
+    """
+
+    peer: str = ""
 
     @model_validator(mode="after")
     def _require_one_kind(self) -> Self:
@@ -150,8 +181,16 @@ class Destination(_Model):
             raise ValueError("a destination with a url needs a name")
         if not self.url and any((self.name, self.user, self.password_file, self.token_file, self.ca_file)):
             raise ValueError("only peer can be set for a peer")
-        if bool(self.user) != bool(self.password_file) or (self.user and self.token_file):
-            raise ValueError("needs user and password_file, or token_file, or neither")
+        return self
+
+
+class Source(WebServer):
+    """A DICOMweb server from which images can be pulled, and which gets no results; see `WebServer`."""
+
+    @model_validator(mode="after")
+    def _require_address(self) -> Self:
+        if not self.name or not self.url:
+            raise ValueError("a source needs a name and a url")
         return self
 
 
@@ -167,7 +206,7 @@ class Webhook(_Model):
     """
 
     name: Name
-    url: Annotated[str, AfterValidator(_require_https)]
+    url: Annotated[str, AfterValidator(require_https)]
     secret_file: Path
     ca_file: Path | None = None
     identifiers: bool = False
@@ -183,6 +222,7 @@ class DicomConfiguration:
         rules: In their order.
         destinations: Where results go.
         results: The objects.
+        sources: DICOMweb servers from which images can be pulled, beside peers and destinations.
         webhooks: Where events of finished studies go.
         fhir_secret_file: Secret that signs FHIR resources; None without signatures.
     """
@@ -192,6 +232,7 @@ class DicomConfiguration:
     rules: tuple[SiteRule, ...] = ()
     destinations: tuple[Destination, ...] = (Destination(peer="sender"),)
     results: ResultSettings = dataclasses.field(default_factory=ResultSettings)
+    sources: tuple[Source, ...] = ()
     webhooks: tuple[Webhook, ...] = ()
     fhir_secret_file: Path | None = None
 
@@ -203,12 +244,13 @@ class DicomConfiguration:
                 raise UsageError(
                     f"the destination {destination.peer!r} is not a peer", hint=f"Peers: {', '.join(peers) or 'none'}"
                 )
-        web = (each.name for each in self.destinations if each.name)
-        names = [*peers, *web, *(rule.name for rule in self.rules), *(webhook.name for webhook in self.webhooks)]
+        servers = [each.name for each in (*self.destinations, *self.sources) if each.name]
+        names = [*peers, *servers, *(rule.name for rule in self.rules), *(webhook.name for webhook in self.webhooks)]
         for name in names:
             if names.count(name) > 1:
                 raise UsageError(
-                    f"two peers, destinations, rules or webhooks have the name {name!r}", hint="Choose another name"
+                    f"two peers, destinations, sources, rules or webhooks have the name {name!r}",
+                    hint="Choose another name",
                 )
         for file in (*(webhook.secret_file for webhook in self.webhooks), self.fhir_secret_file):
             if file:
@@ -227,6 +269,12 @@ class DicomConfiguration:
             return {peer.name: peer for peer in self.peers} | web
         named = {each.peer for each in self.destinations}
         return {peer.name: peer for peer in self.peers if peer.name in named} | web
+
+    @property
+    def pull_sources(self) -> dict[str, DicomPeer | WebServer]:
+        """The nodes from which images can be pulled, by name."""
+        servers: list[WebServer] = [*self.destinations, *self.sources]
+        return {peer.name: peer for peer in self.peers} | {each.name: each for each in servers if each.name}
 
     def destinations_of(self, reply_to: str) -> list[str]:
         """Return the names of the destinations of an image's results.
@@ -270,6 +318,7 @@ class _File(_Model):
     rules: tuple[SiteRule, ...] = ()
     destinations: tuple[Destination, ...] = (Destination(peer="sender"),)
     results: ResultSettings = ResultSettings()
+    sources: tuple[Source, ...] = ()
     webhooks: tuple[Webhook, ...] = ()
     fhir: _Fhir | None = None
 
@@ -302,6 +351,7 @@ def read_configuration(file: Path) -> DicomConfiguration:
         rules=parsed.rules,
         destinations=tuple(_with_absolute_paths(each, folder) for each in parsed.destinations),
         results=_with_font(parsed.results, folder),
+        sources=tuple(_with_absolute_paths(each, folder) for each in parsed.sources),
         webhooks=tuple(_with_absolute_paths(each, folder) for each in parsed.webhooks),
         fhir_secret_file=folder / parsed.fhir.secret_file if parsed.fhir else None,
     )

@@ -12,7 +12,6 @@ import logging
 import threading
 from collections.abc import Callable, Iterator
 from datetime import UTC, datetime
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import requests
@@ -20,13 +19,13 @@ from dicomweb_client.api import DICOMwebClient
 from pydicom import Dataset, dcmread
 from pydicom.uid import ExplicitVRLittleEndian, ImplicitVRLittleEndian
 from pynetdicom import AE, evt
-from requests.auth import HTTPBasicAuth
 
 from pneumoscope.core.errors import GoneError, PneumoscopeError, StorageError, UnknownNameError
 from pneumoscope.service.dicom.configuration import Destination, DicomConfiguration, Webhook
 from pneumoscope.service.dicom.results import SOP_CLASSES
 from pneumoscope.service.dicom.sending import DeliveryError, Sender, UnreachableError
 from pneumoscope.service.dicom.settings import DicomPeer, DicomSettings
+from pneumoscope.service.dicom.web_session import HTTP_SECONDS, open_session
 from pneumoscope.service.dicom.webhooks import WebhookSender, study_event
 from pneumoscope.service.storage.outbox import Delivery
 
@@ -41,7 +40,6 @@ _LOG = logging.getLogger("pneumoscope.service")
 _POLL_SECONDS = 1.0
 _BATCH = 20  # objects on one association
 _ALL = 100_000  # objects whose next attempt is delayed together
-_HTTP_SECONDS = 60
 _DUPLICATE = 0x0111  # SOP instance exists (PS3.7 C.5.7)
 _WARNINGS = range(0xB000, 0xC000)  # stored, with a remark (PS3.4 B.2.3)
 
@@ -218,18 +216,11 @@ class _WebSender:
     """Sends objects by STOW-RS."""
 
     def __init__(self, destination: Destination) -> None:
-        self._session = requests.Session()
-        self._session.trust_env = False  # a .netrc or a proxy of the environment must not get results
-        if destination.ca_file:
-            self._session.verify = str(destination.ca_file)
-        if destination.password_file:
-            self._session.auth = HTTPBasicAuth(destination.user, _read_secret(destination.password_file))
-        headers = (
-            {"Authorization": f"Bearer {_read_secret(destination.token_file)}"} if destination.token_file else None
-        )
-        self._client = DICOMwebClient(
-            destination.url or "", session=self._session, headers=headers, timeout=_HTTP_SECONDS
-        )
+        try:
+            self._session = open_session(destination)
+        except (OSError, UnicodeDecodeError) as error:
+            raise UnreachableError("secret_unreadable") from error
+        self._client = DICOMwebClient(destination.url or "", session=self._session, timeout=HTTP_SECONDS)
         self._client.set_http_retry_params(retry=False)
 
     def send(self, delivery: Delivery, content: bytes) -> None:
@@ -262,10 +253,3 @@ def _parse(response: requests.Response) -> Dataset:
         return Dataset.from_json(response.json())
     except Exception:  # noqa: BLE001  a server may send anything
         return Dataset()
-
-
-def _read_secret(file: Path) -> str:
-    try:
-        return file.read_text(encoding="utf-8").strip()
-    except (OSError, UnicodeDecodeError) as error:
-        raise UnreachableError("secret_unreadable") from error

@@ -16,6 +16,7 @@ from pneumoscope.imaging.header_identity import repair_text
 
 __all__ = [
     "MANUFACTURER",
+    "MAX_HEADER_BYTES",
     "decode_header",
     "encode_header",
     "has_study",
@@ -25,7 +26,7 @@ __all__ = [
 ]
 
 MANUFACTURER = "pneumoscope"  # of the objects that this package writes
-_MAX_HEADER_BYTES = 4 * 2**20  # of the elements before the pixels
+MAX_HEADER_BYTES = 4 * 2**20  # of the elements before the pixels
 # Elements that results share with the image (PS3.3 C.7.1.1, C.7.2.1, C.7.2.2), those that references to it need, and those of
 # site rules.
 HEADER_ELEMENTS = (
@@ -67,7 +68,7 @@ def read_header(file: bytes) -> Dataset:
             UID or SOP Instance UID.
     """
     try:
-        header = read_elements(file[:_MAX_HEADER_BYTES], list(HEADER_ELEMENTS))
+        header = read_elements(file[:MAX_HEADER_BYTES], list(HEADER_ELEMENTS))
         character_set = header.get("SpecificCharacterSet")
         header.decode()
         for element in header:
@@ -112,7 +113,7 @@ def read_display(file: bytes) -> Dataset:
         UnreadableImageError: The header cannot be read.
     """
     try:
-        found = read_elements(file[:_MAX_HEADER_BYTES], list(DISPLAY_ELEMENTS))
+        found = read_elements(file[:MAX_HEADER_BYTES], list(DISPLAY_ELEMENTS))
         found.decode()
         widths = found.get("WindowWidth")
         is_window = widths is not None and all(float(width) > 0 for width in np.atleast_1d(widths))

@@ -265,8 +265,5 @@ class InstanceProcessor:
         """Return the kinds of objects of a prediction, or of a file that could not be read, of which there is no picture."""
         if not id:
             return ("structured_report",)
-        kinds = self._configuration.results.objects
-        if decision_of(connection, id) != "rejected" and self._service.model.has_heatmaps:
-            return kinds
-        # At least one: silence would read as normal.
-        return tuple(kind for kind in kinds if kind != "parametric_map") or ("structured_report",)
+        has_heatmap = decision_of(connection, id) != "rejected" and self._service.model.has_heatmaps
+        return self._configuration.results.kinds(has_heatmap=has_heatmap)

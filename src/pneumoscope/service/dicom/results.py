@@ -40,7 +40,7 @@ from pneumoscope.service.dicom.configuration import ResultSettings
 from pneumoscope.service.dicom.header import MANUFACTURER
 from pneumoscope.service.storage.outbox import ObjectKind, derive_uid
 
-__all__ = ["SOP_CLASSES", "Result", "patient_orientation", "rejection_note", "secondary_capture"]
+__all__ = ["SOP_CLASSES", "Result", "describe", "patient_orientation", "rejection_note", "secondary_capture"]
 
 SOP_CLASSES: Mapping[ObjectKind, UID] = {
     "secondary_capture": SecondaryCaptureImageStorage,
@@ -105,6 +105,17 @@ class Result:
         """The notice that accompanies the result, in English."""
         return notice(self.population)
 
+    @property
+    def time(self) -> datetime:
+        """Time of the prediction in the time zone of the study, whose dates are copied; without one, in that of this machine."""
+        zone = self.header.get("TimezoneOffsetFromUTC") or ""
+        time = datetime.fromisoformat(self.created)
+        return time.astimezone(datetime.strptime(zone, "%z").tzinfo if zone else None)
+
+    def series_description(self, statement: str) -> str:
+        """Return the description of a series with a statement, 64 characters at most."""
+        return f"{self.settings.series_description}: {statement}"[:64]
+
     def source(self) -> Dataset:
         """Return a copy of the header for highdicom, which would warn about unusual names and quote them; see `encode`."""
         found = copy.deepcopy(self.header)
@@ -125,11 +136,7 @@ class Result:
 
     def encode(self, document: Dataset) -> bytes:
         """Return the file of an object, with the times of the prediction."""
-        prediction, source = self.prediction, self.header
-        # Dates and times of patient and study are copied: those of the object must be in the same time zone.
-        zone = source.get("TimezoneOffsetFromUTC") or ""
-        time = datetime.fromisoformat(self.created)
-        time = time.astimezone(datetime.strptime(zone, "%z").tzinfo if zone else None)
+        prediction, source, time = self.prediction, self.header, self.time
         formats = (
             dict.fromkeys(_DATES, "%Y%m%d")
             | dict.fromkeys(_TIMES, "%H%M%S.%f")
@@ -138,12 +145,12 @@ class Result:
         for element in document.iterall():
             if element.keyword in formats:
                 element.value = time.strftime(formats[element.keyword])
-        if zone:
+        if zone := source.get("TimezoneOffsetFromUTC"):
             document.TimezoneOffsetFromUTC = zone
         document.SpecificCharacterSet = "ISO_IR 192"
         document.ManufacturerModelName, document.SoftwareVersions = prediction.model.name[:64], __version__
         statement = "withdrawn" if document.Modality == "KO" else decision_label(self.decision)
-        document.SeriesDescription = f"{self.settings.series_description}: {statement}"[:64]
+        document.SeriesDescription = self.series_description(statement)
         for name in (*_NAMES, *_COPIED):
             if source.get(name):
                 setattr(document, name, source[name].value)
@@ -187,6 +194,19 @@ def secondary_capture(result: Result, image: Radiograph) -> bytes:
     reference.ReferencedSOPClassUID, reference.ReferencedSOPInstanceUID = source.SOPClassUID, source.SOPInstanceUID
     capture.SourceImageSequence = [reference]
     return result.encode(capture)
+
+
+def describe(result: Result, kind: ObjectKind) -> Dataset:
+    """Return the elements of series and instance by which an object is found, without writing it."""
+    identification, time = result.identification(kind), result.time
+    description = Dataset()
+    description.SOPClassUID, description.SOPInstanceUID = SOP_CLASSES[kind], result.uid
+    description.SeriesInstanceUID, description.Modality = identification["series_instance_uid"], _MODALITIES[kind]
+    description.SeriesNumber, description.InstanceNumber = identification["series_number"], 1
+    description.SeriesDescription = result.series_description(decision_label(result.decision))
+    description.SeriesDate, description.SeriesTime = time.strftime("%Y%m%d"), time.strftime("%H%M%S.%f")
+    description.Manufacturer = MANUFACTURER
+    return description
 
 
 def rejection_note(result: Result, withdrawn_uids: Mapping[ObjectKind, str]) -> bytes:

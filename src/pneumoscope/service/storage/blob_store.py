@@ -8,12 +8,13 @@ from __future__ import annotations
 
 import contextlib
 import hashlib
+import io
 import os
 import re
 from collections.abc import Collection, Iterator, Mapping
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import NamedTuple, Protocol
+from typing import BinaryIO, NamedTuple, Protocol
 
 from pneumoscope.core.errors import StorageError
 from pneumoscope.core.files import fsync_directory
@@ -82,6 +83,13 @@ class BlobStore(Protocol):
 
     def get(self, sha256: str) -> bytes | None:
         """Return a stored or staged blob, or None. Raise StorageError if it is unreadable or damaged."""
+
+    def open(self, sha256: str, *, check: bool = True) -> BinaryIO | None:
+        """Return a stored or staged blob as a file to read, which the caller closes, or None.
+
+        It can be read to its end even if it is removed meanwhile. Raise StorageError if it is unreadable, or, with `check`, if it
+        is damaged.
+        """
 
     def remove(self, sha256: str) -> None:
         """Remove a blob if it is stored or staged. Raise StorageError if it cannot be removed."""
@@ -194,11 +202,26 @@ class FolderBlobStore:
             except OSError as error:
                 raise _error("read", candidate, error) from error
             if content_hash(content) != sha256:
-                raise StorageError(
-                    f"{str(candidate)!r} is damaged: its hash differs from its name",
-                    hint="The file was changed or the disk is failing. Restore it from a backup",
-                )
+                raise _damage(candidate)
             return content
+        return None
+
+    def open(self, sha256: str, *, check: bool = True) -> BinaryIO | None:
+        """See `BlobStore`."""
+        path = self._path(sha256)
+        for candidate in (path, self._staging / sha256, path):  # as in `get`
+            try:
+                with contextlib.ExitStack() as stack:
+                    file = stack.enter_context(candidate.open("rb"))
+                    if check and hashlib.file_digest(file, "sha256").hexdigest() != sha256:
+                        raise _damage(candidate)
+                    file.seek(0)
+                    stack.pop_all()
+                    return file
+            except FileNotFoundError:
+                continue
+            except OSError as error:
+                raise _error("read", candidate, error) from error
         return None
 
     def remove(self, sha256: str) -> None:
@@ -277,6 +300,11 @@ class MemoryBlobStore:
         """See `BlobStore`."""
         return self._blobs.get(sha256, self._staged.get(sha256))
 
+    def open(self, sha256: str, *, check: bool = True) -> BinaryIO | None:
+        """See `BlobStore`; memory is not damaged."""
+        content = self.get(sha256)
+        return None if content is None else io.BytesIO(content)
+
     def remove(self, sha256: str) -> None:
         """See `BlobStore`."""
         self._staged.pop(sha256, None)
@@ -297,6 +325,13 @@ def _unlink(path: Path) -> None:
         path.unlink(missing_ok=True)
     except OSError as error:
         raise _error("remove", path, error) from error
+
+
+def _damage(path: Path) -> StorageError:
+    return StorageError(
+        f"{str(path)!r} is damaged: its hash differs from its name",
+        hint="The file was changed or the disk is failing. Restore it from a backup",
+    )
 
 
 def _error(verb: str, path: Path, error: OSError) -> StorageError:

@@ -1,0 +1,339 @@
+"""The DICOM instances that are held: stored images, and results as generated objects of the same studies.
+
+An image is held if its file has a preamble, its header can be read, and its UIDs and patient are those of its identity in the
+database. The file of an image whose identity was corrected states another patient or study, so it is not offered.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import dataclasses
+import importlib.util
+import io
+import re
+from collections.abc import Iterator, Sequence
+from typing import Any, BinaryIO
+
+import numpy as np
+from fastapi.concurrency import run_in_threadpool
+from PIL import Image
+from pydicom import Dataset, dcmread
+from pydicom.encaps import get_frame
+from pydicom.uid import ExplicitVRBigEndian, ExplicitVRLittleEndian
+
+from pneumoscope.core.errors import GoneError, UnreadableImageError
+from pneumoscope.core.identity import Identity, is_same_person
+from pneumoscope.imaging.dicom import read_elements
+from pneumoscope.imaging.header_identity import read_identity
+from pneumoscope.service.dicom.configuration import ResultSettings
+from pneumoscope.service.dicom.header import MAX_HEADER_BYTES, read_header
+from pneumoscope.service.dicom.matching import ATTRIBUTES, Level, SearchQuery
+from pneumoscope.service.rendering import ImageRenderer
+from pneumoscope.service.storage.held import HeldFilter, HeldImages
+from pneumoscope.service.storage.outbox import ObjectKind, result_uid
+from pneumoscope.service.storage.records import StoredPrediction
+from pneumoscope.service.storage.repository import PredictionRepository
+
+__all__ = ["HeldInstance", "HeldObjects"]
+
+_BATCH = 50  # studies whose headers are read at a time
+_PREFIX = slice(128, 132)  # "DICM", after the preamble
+_MAX_LOADED = 2  # images with their pixels in memory at once
+_MAX_INLINE = 1024  # bytes of a binary value in metadata
+_MAX_TEXT = 1024  # characters of a value in search results
+_JPEG_QUALITY = 90
+_BINARY = ("OB", "OD", "OF", "OL", "OV", "OW", "UN")
+_DATE = re.compile(r"[0-9]{4}-[0-9]{2}-[0-9]{2}")  # others were not understood
+_FURTHER_ELEMENTS = (
+    "SeriesNumber", "SeriesDescription", "SeriesDate", "SeriesTime", "BodyPartExamined", "InstanceNumber",
+    "BitsAllocated", "NumberOfFrames",
+)  # fmt: skip
+# Attributes that are stated as the database has them: a header may lack some, or their character set.
+_IDENTITY_KEYWORDS = {
+    "patient_name": "PatientName",
+    "patient_birth_date": "PatientBirthDate",
+    "patient_sex": "PatientSex",
+    "accession_number": "AccessionNumber",
+    "study_date": "StudyDate",
+    "study_description": "StudyDescription",
+}
+
+
+@dataclasses.dataclass(frozen=True, slots=True, repr=False)
+class HeldInstance:
+    """A DICOM instance that can be retrieved.
+
+    Attributes:
+        prediction: Of the image.
+        kind: Kind of result; None for the image itself.
+        attributes: By which it is found.
+        transfer_syntax: Of its file.
+    """
+
+    prediction: StoredPrediction
+    kind: ObjectKind | None
+    attributes: Dataset
+    transfer_syntax: str
+
+    @property
+    def uids(self) -> tuple[str, str, str]:
+        """UIDs of study, series and instance."""
+        names = "StudyInstanceUID", "SeriesInstanceUID", "SOPInstanceUID"
+        study, series, instance = (str(self.attributes[name].value) for name in names)
+        return study, series, instance
+
+
+class HeldObjects:
+    """Finds and reads the instances that a service holds.
+
+    Args:
+        repository: Where predictions and images are stored.
+        renderer: Renders images, and writes results.
+        results: Kinds of results, and how their series are described.
+        is_pseudonymized: Whether images are stored without their headers; nothing is held then.
+    """
+
+    def __init__(
+        self,
+        repository: PredictionRepository,
+        renderer: ImageRenderer,
+        results: ResultSettings,
+        *,
+        is_pseudonymized: bool,
+    ) -> None:
+        self._images, self._renderer = HeldImages(repository.engine, repository.storage.blobs), renderer
+        self._results, self._is_pseudonymized = results, is_pseudonymized
+        self._has_results = importlib.util.find_spec("highdicom") is not None  # an extra
+        self._loading = asyncio.Semaphore(_MAX_LOADED)
+
+    def search(self, query: SearchQuery, level: Level, study: str = "", series: str = "") -> tuple[list[Dataset], bool]:
+        """Return the studies, series or instances that match, last received study first, and whether there are more.
+
+        The headers of the files are read, also of those that are skipped or do not match.
+
+        Args:
+            query: Conditions, and the part of the matches to return.
+            level: What is returned.
+            study, series: UIDs in the path; empty if there are none.
+        Raises:
+            StorageError: The database or a file cannot be read.
+        """
+        found: list[Dataset] = []
+        skipped = 0
+        for instances in self._studies(query.held_filter(study)):
+            for attributes in _summaries(instances, level):
+                if (series and attributes.SeriesInstanceUID != series) or not query.matches(attributes):
+                    continue
+                if skipped < query.offset:
+                    skipped += 1
+                elif len(found) == query.limit:
+                    return found, True
+                else:
+                    found.append(attributes)
+        return found, False
+
+    def instances(self, study: str, series: str = "", instance: str = "") -> list[HeldInstance]:
+        """Return the instances of a study, of a series of it, or one of them; none if nothing has these UIDs.
+
+        Raises:
+            StorageError: The database or a file cannot be read.
+        """
+        found = [each for instances in self._studies(HeldFilter(study_uids=(study,))) for each in instances]
+        return [each for each in found if series in ("", each.uids[1]) and instance in ("", each.uids[2])]
+
+    async def open(self, instance: HeldInstance) -> BinaryIO:
+        """Return the file of an instance, which the caller closes.
+
+        Raises:
+            GoneError: It was removed.
+            UnreadableImageError: It can no longer be decoded.
+            StorageError: It cannot be read.
+        """
+        if instance.kind is None:
+            return await run_in_threadpool(self._images.open, instance.prediction)
+        return io.BytesIO(await self._renderer.result(instance.prediction.id, instance.kind, instance.uids[2]))
+
+    async def metadata(self, instance: HeldInstance) -> dict[str, Any]:
+        """Return the header of an instance as DICOM JSON, without pixels and other long binary values; see `open`."""
+        with await self.open(instance) as file:
+            return await run_in_threadpool(_header_json, file)
+
+    async def frame(self, instance: HeldInstance) -> bytes | None:
+        """Return the only frame of an instance as it is stored, little-endian; None if it has none. See `open`."""
+        async with self._loading:
+            with await self.open(instance) as file:
+                return await run_in_threadpool(_frame, file)
+
+    async def rendered(self, instance: HeldInstance, media_type: str) -> bytes | None:
+        """Return an instance as image/png or image/jpeg; None if it has no pixels. See `open`."""
+        if instance.kind not in (None, "secondary_capture"):
+            return None
+        if instance.kind is None:
+            png = await self._renderer.image(instance.prediction.id)
+            return png if media_type == "image/png" else await run_in_threadpool(_recode, png, media_type)
+        async with self._loading:
+            with await self.open(instance) as file:
+                return await run_in_threadpool(_draw_capture, file, media_type)
+
+    def _studies(self, where: HeldFilter) -> Iterator[list[HeldInstance]]:
+        """Yield the instances of each study that meets the conditions; none is empty."""
+        uids = [] if self._is_pseudonymized else self._images.study_uids(where)
+        for start in range(0, len(uids), _BATCH):
+            batch = uids[start : start + _BATCH]
+            found: dict[str, dict[str, HeldInstance]] = {uid: {} for uid in batch}
+            for prediction in self._images.images(batch):
+                identity = prediction.identity or Identity()
+                study = found[identity.study_instance_uid]
+                # The first prediction of an image is its latest.
+                if identity.sop_instance_uid not in study and (image := self._image(prediction, identity)):
+                    study[identity.sop_instance_uid] = image
+            images = {uid: list(by_uid.values())[::-1] for uid, by_uid in found.items() if by_uid}
+            delivered = self._images.result_uids([each.prediction.id for study in images.values() for each in study])
+            for study_images in images.values():
+                results = [result for image in study_images for result in self._results_of(image, delivered)]
+                yield [*study_images, *results]
+
+    def _image(self, prediction: StoredPrediction, identity: Identity) -> HeldInstance | None:
+        """Return the image of a prediction, or None if its file is not held."""
+        try:
+            beginning = self._images.beginning(prediction, MAX_HEADER_BYTES)
+            header = read_header(beginning)
+        except (GoneError, UnreadableImageError):
+            return None
+        stated = read_identity(header) or Identity()
+        uids = ("study_instance_uid", "series_instance_uid", "sop_instance_uid")
+        if (
+            beginning[_PREFIX] != b"DICM"
+            or any(getattr(stated, name) != getattr(identity, name) for name in (*uids, "patient_id"))
+            or not is_same_person(stated, identity)
+        ):
+            return None
+        header.update(_further_elements(beginning))
+        for name, keyword in _IDENTITY_KEYWORDS.items():
+            value = getattr(identity, name)
+            if name.endswith("_date"):
+                value = value.replace("-", "") if _DATE.fullmatch(value) else ""
+            setattr(header, keyword, value)
+        for element in header:
+            if len(str(element.value)) > _MAX_TEXT:
+                element.value = None
+        syntax = str(header.file_meta.get("TransferSyntaxUID", ExplicitVRLittleEndian))
+        return HeldInstance(prediction, None, header, syntax)
+
+    def _results_of(self, image: HeldInstance, delivered: dict[tuple[str, str, str], str]) -> Iterator[HeldInstance]:
+        """Yield the results of an image."""
+        if not self._has_results:
+            return
+        from pneumoscope.service.dicom.results import Result, describe
+
+        prediction, header = image.prediction, image.attributes
+        for kind in self._results.kinds(has_heatmap=self._renderer.has_heatmap(prediction)):
+            key = prediction.id, image.uids[2], kind
+            uid = delivered.get(key) or result_uid(kind, image.uids[2], prediction.id)
+            result = Result(uid, prediction, prediction.created, header, self._results)
+            attributes = _selected(header, ATTRIBUTES["study"])
+            attributes.update(describe(result, kind))
+            yield HeldInstance(prediction, kind, attributes, str(ExplicitVRLittleEndian))
+
+
+def _further_elements(beginning: bytes) -> Dataset:
+    """Return elements that only describe a series or an instance; those that are invalid are missing."""
+    header, found = read_elements(beginning, ["SpecificCharacterSet", *_FURTHER_ELEMENTS]), Dataset()
+    for keyword in _FURTHER_ELEMENTS:
+        with contextlib.suppress(Exception):  # untrusted bytes: the library raises errors of any type
+            if keyword in header:
+                setattr(found, keyword, header[keyword].value)
+    return found
+
+
+def _selected(source: Dataset, keywords: Sequence[str]) -> Dataset:
+    selected = Dataset()
+    for keyword in keywords:
+        if keyword in source:
+            setattr(selected, keyword, source[keyword].value)
+    return selected
+
+
+def _summaries(instances: Sequence[HeldInstance], level: Level) -> Iterator[Dataset]:
+    """Yield the attributes of a study, of its series, or of its instances."""
+    study = _selected(instances[0].attributes, ATTRIBUTES["study"])
+    study.ModalitiesInStudy = sorted({str(each.attributes.get("Modality") or "") for each in instances} - {""})
+    series: dict[str, list[HeldInstance]] = {}
+    for each in instances:
+        series.setdefault(each.uids[1], []).append(each)
+    study.NumberOfStudyRelatedSeries, study.NumberOfStudyRelatedInstances = len(series), len(instances)
+    if level == "study":
+        yield study
+        return
+    for members in series.values():
+        of_series = _selected(members[0].attributes, ATTRIBUTES["series"])
+        of_series.update(study)
+        of_series.NumberOfSeriesRelatedInstances = len(members)
+        if level == "series":
+            yield of_series
+            continue
+        for each in members:
+            of_instance = _selected(each.attributes, ATTRIBUTES["instance"])
+            of_instance.update(of_series)
+            yield of_instance
+
+
+def _header_json(file: BinaryIO) -> dict[str, Any]:
+    try:
+        header = dcmread(io.BytesIO(file.read(MAX_HEADER_BYTES)), stop_before_pixels=True)
+        _remove_unsuitable(header)
+        header.decode()
+        header.SpecificCharacterSet = "ISO_IR 192"  # of JSON
+        return header.to_json_dict(suppress_invalid_tags=True)
+    except Exception as error:  # untrusted bytes: the library raises errors of any type
+        raise UnreadableImageError("", f"the DICOM header cannot be read ({type(error).__name__})") from error
+
+
+def _remove_unsuitable(header: Dataset) -> None:
+    """Remove long binary values, and elements that are invalid."""
+    for tag in list(header.keys()):
+        try:
+            element = header[tag]
+            if element.VR == "SQ":
+                for item in element.value:
+                    _remove_unsuitable(item)
+            elif element.VR in _BINARY and len(element.value or b"") > _MAX_INLINE:
+                del header[tag]
+        except Exception:  # noqa: BLE001  untrusted bytes: the library raises errors of any type
+            del header[tag]
+
+
+def _frame(file: BinaryIO) -> bytes | None:
+    try:
+        dataset = dcmread(file)
+        if "PixelData" not in dataset:
+            return None
+        syntax = dataset.file_meta.TransferSyntaxUID
+        if syntax.is_encapsulated:
+            return get_frame(dataset.PixelData, 0, number_of_frames=1)
+        bits = int(dataset.BitsAllocated)
+        size = (dataset.Rows * dataset.Columns * dataset.SamplesPerPixel * bits + 7) // 8
+        pixels: bytes = dataset.PixelData[:size]
+        if syntax == ExplicitVRBigEndian and bits == 16:
+            return np.frombuffer(pixels, ">u2").astype("<u2").tobytes()
+        return pixels
+    except Exception as error:  # untrusted bytes: the library raises errors of any type
+        raise UnreadableImageError("", f"the DICOM file cannot be read ({type(error).__name__})") from error
+
+
+def _draw_capture(file: BinaryIO, media_type: str) -> bytes:
+    """Return a Secondary Capture of this package as a picture."""
+    capture = dcmread(file)
+    return _encode(Image.frombytes("RGB", (capture.Columns, capture.Rows), capture.PixelData), media_type)
+
+
+def _recode(png: bytes, media_type: str) -> bytes:
+    with Image.open(io.BytesIO(png)) as opened:
+        return _encode(opened, media_type)
+
+
+def _encode(picture: Image.Image, media_type: str) -> bytes:
+    file = io.BytesIO()
+    picture.save(file, media_type.partition("/")[2].upper(), quality=_JPEG_QUALITY)
+    return file.getvalue()

@@ -1,0 +1,148 @@
+"""Pull images from a DICOM node: find them (C-FIND), and let the node send them to the running service (C-MOVE)."""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Iterator
+from typing import Any
+
+from pydicom import Dataset
+from pynetdicom import AE, evt
+from pynetdicom.association import Association
+from pynetdicom.sop_class import (  # type: ignore[attr-defined]  # the module creates its names when it is imported
+    StudyRootQueryRetrieveInformationModelFind,
+    StudyRootQueryRetrieveInformationModelMove,
+)
+
+from pneumoscope.core.errors import PullError
+from pneumoscope.service.dicom.selection import MODALITIES, Progress, PullReport, StudySelection
+from pneumoscope.service.dicom.settings import DicomPeer, DicomSettings
+
+__all__ = ["pull_by_move"]
+
+_MOVE_SECONDS = 600  # without a response: some nodes respond only when all instances are sent
+_PENDING = (0xFF00, 0xFF01)
+_UNKNOWN_DESTINATION = 0xA801  # PS3.4 C.4.2.1.5
+
+
+def pull_by_move(
+    peer: DicomPeer, node: DicomSettings, selection: StudySelection, report: PullReport, progress: Progress | None
+) -> None:
+    """Pull the images of studies; see `pull.pull`."""
+    with _association(peer, node, StudyRootQueryRetrieveInformationModelFind) as association:
+        found = _find(association, peer, "STUDY", selection.keys, ("StudyInstanceUID", "StudyDate", "AccessionNumber"))
+        studies = [study for study in found if selection.contains(study)]
+        series = [
+            (study.StudyInstanceUID, each.SeriesInstanceUID)
+            for study in studies
+            for each in _find(
+                association, peer, "SERIES", {"StudyInstanceUID": study.StudyInstanceUID}, ("Modality", "SeriesInstanceUID")
+            )
+            if each.get("Modality") in MODALITIES and each.get("SeriesInstanceUID")
+        ]  # fmt: skip
+    report.studies, report.series = len(studies), len(series)
+    for number, (study_uid, series_uid) in enumerate(series):
+        if progress:
+            progress(number, len(series))
+        try:
+            with _association(peer, node, StudyRootQueryRetrieveInformationModelMove) as association:
+                association.dimse_timeout = _MOVE_SECONDS
+                _move(association, peer, node.ae_title, study_uid, series_uid, report)
+        except PullError as error:
+            report.end_early(error, len(series) - number)
+            break
+    if progress:
+        progress(len(series), len(series))
+
+
+@contextlib.contextmanager
+def _association(peer: DicomPeer, node: DicomSettings, sop_class: str) -> Iterator[Association]:
+    """Yield an association with a peer for one service.
+
+    Raises:
+        PullError: There is none.
+    """
+    place = f"{peer.name} ({peer.ae_title} at {peer.host}, port {peer.port})"
+    ae = AE(node.ae_title)
+    ae.acse_timeout = ae.dimse_timeout = ae.connection_timeout = node.timeout
+    ae.network_timeout = _MOVE_SECONDS
+    ae.add_requested_context(sop_class)
+    options: dict[str, Any] = {"tls_args": (node.client_tls, peer.host)} if node.client_tls else {}
+    # Without it, a peer that stops reading would block for ever.
+    limit_time = (evt.EVT_CONN_OPEN, lambda event: event.assoc.dul.socket.socket.settimeout(node.timeout))
+    association = ae.associate(peer.host, peer.port, ae_title=peer.ae_title, evt_handlers=[limit_time], **options)
+    try:
+        if association.is_rejected:
+            raise PullError(
+                f"{place} rejected the association",
+                hint=f"Add the AE title {node.ae_title} to its known nodes, and check its own AE title in the configuration",
+            )
+        if not association.is_established:
+            raise PullError(
+                f"cannot reach {place}",
+                hint="Check its address and port, that it runs, and that it offers query and retrieve",
+            )
+        yield association
+    finally:
+        if association.is_established:
+            association.release()
+        transport = association.dul.socket
+        if transport and transport.socket:  # left open if the peer has closed the connection
+            transport.socket.close()
+
+
+def _find(
+    association: Association, peer: DicomPeer, level: str, keys: dict[str, str], returned: tuple[str, ...]
+) -> list[Dataset]:
+    """Return the studies or series that match (C-FIND).
+
+    Raises:
+        PullError: The peer did not complete the search.
+    """
+    query = Dataset()
+    query.QueryRetrieveLevel = level
+    for keyword in returned:
+        setattr(query, keyword, "")
+    for keyword, value in keys.items():
+        setattr(query, keyword, value)
+    found: list[Dataset] = []
+    for response, identifier in association.send_c_find(query, StudyRootQueryRetrieveInformationModelFind):
+        status = response.get("Status")
+        if status in _PENDING and identifier is not None:
+            found.append(identifier)
+        elif status != 0x0000:
+            reason = "it ended the association" if status is None else f"status {status:04x}"
+            raise PullError(
+                f"{peer.name} did not complete the search (C-FIND): {reason}", hint="See the log of the peer"
+            )
+    return [each for each in found if each.get("StudyInstanceUID") or level == "SERIES"]
+
+
+def _move(
+    association: Association, peer: DicomPeer, destination: str, study_uid: str, series_uid: str, report: PullReport
+) -> None:
+    """Have a series sent to the service (C-MOVE), and count its instances.
+
+    Raises:
+        PullError: The peer does not know the service.
+    """
+    query = Dataset()
+    query.QueryRetrieveLevel, query.StudyInstanceUID, query.SeriesInstanceUID = "SERIES", study_uid, series_uid
+    done = failed = 0
+    status = None
+    for response, _ in association.send_c_move(query, destination, StudyRootQueryRetrieveInformationModelMove):
+        status = response.get("Status")
+        done = max(done, _count(response, "Completed") + _count(response, "Warning"))
+        failed = max(failed, _count(response, "Failed"))
+    if status == _UNKNOWN_DESTINATION:
+        raise PullError(
+            f"{peer.name} does not know the AE title {destination}, to which it should send the images (status a801)",
+            hint=f"Add {destination} with the address and the DICOM port of the service to the nodes of {peer.name}",
+        )
+    report.instances += done
+    report.failed_instances += failed
+    report.failed_series += status not in (0x0000, 0xB000) and not failed
+
+
+def _count(response: Dataset, name: str) -> int:
+    return int(response.get(f"NumberOf{name}Suboperations") or 0)

@@ -1,0 +1,308 @@
+"""DICOMweb: Search (QIDO-RS, PS3.18 10.6) and Retrieve Transactions (WADO-RS, PS3.18 10.4) below `/dicom-web`.
+
+The paths contain UIDs, as the standard asks. No error, log line or metric repeats them.
+"""
+
+from __future__ import annotations
+
+import json
+import secrets
+from collections.abc import AsyncIterator, Sequence
+from typing import Annotated, Any
+
+from fastapi import APIRouter, Path, Request, Response
+from fastapi.concurrency import run_in_threadpool
+from fastapi.responses import StreamingResponse
+from pydicom import Dataset
+from starlette.exceptions import HTTPException
+
+from pneumoscope.service.api.dependencies import AppAccessLog, User, from_app_state
+from pneumoscope.service.api.exception_handlers import problem_responses
+from pneumoscope.service.dicom.held import HeldInstance, HeldObjects
+from pneumoscope.service.dicom.matching import ATTRIBUTES, MAX_LIMIT, Level, parse_query
+from pneumoscope.service.dicom.media_types import (
+    DICOM,
+    JSON,
+    JSON_TYPES,
+    accepted_ranges,
+    choose,
+    frame_type,
+    require_dicom,
+    require_frame,
+)
+
+__all__ = ["dicom_web_reader_router"]
+
+_CHUNK_BYTES = 256 * 2**10  # of a file in memory at a time
+_PICTURES = ("image/jpeg", "image/png")
+Uid = Annotated[str, Path(pattern=r"^[0-9.]{1,64}$", examples=["1.2.840.113619.2.1"])]
+AppHeldObjects = Annotated[HeldObjects, from_app_state("held_objects")]
+_DATASETS: dict[int | str, dict[str, Any]] = {
+    200: {"content": {JSON: {"schema": {"type": "array", "items": {"type": "object"}}}}}
+}
+
+
+def _binary(*media_types: str) -> dict[int | str, dict[str, Any]]:
+    schema = {"schema": {"type": "string", "format": "binary"}}
+    return {200: {"content": dict.fromkeys(media_types, schema)}}
+
+
+_SEARCH: dict[str, Any] = {"response_class": Response, "responses": {**_DATASETS, **problem_responses(406)}}
+_METADATA: dict[str, Any] = {"response_class": Response, "responses": {**_DATASETS, **problem_responses(404, 406, 410)}}
+_FILES: dict[str, Any] = {
+    "response_class": StreamingResponse,
+    "responses": {**_binary("multipart/related"), **problem_responses(404, 406, 410)},
+}
+_NO_FRAME = "the instance has no picture"
+
+# The application adds `dependencies.authentication`; see `app.create_app`. QIDO-RS repeats `includefield`.
+dicom_web_reader_router = APIRouter(
+    prefix="/dicom-web", tags=["DICOMweb"], responses=problem_responses(401, 403, 422, 429, 503)
+)
+
+
+# --- Search ----------------------------------------------------------------------------------------------------------------
+
+
+@dicom_web_reader_router.get("/studies", summary="Search for studies (QIDO-RS)", **_SEARCH)
+async def search_studies(request: Request, held: AppHeldObjects) -> Response:
+    """Match attributes of patient and study by keyword or tag: a value, one with the wildcards `*` and `?`, a range of dates, or
+    a list of UIDs. `limit` is 100 by default and 500 at most; `offset` skips results. All attributes are always returned.
+    """
+    return await _search(request, held, "study")
+
+
+@dicom_web_reader_router.get("/series", summary="Search for series (QIDO-RS)", **_SEARCH)
+async def search_series(request: Request, held: AppHeldObjects) -> Response:
+    """As `GET /dicom-web/studies`, with the attributes of series."""
+    return await _search(request, held, "series")
+
+
+@dicom_web_reader_router.get("/instances", summary="Search for instances (QIDO-RS)", **_SEARCH)
+async def search_instances(request: Request, held: AppHeldObjects) -> Response:
+    """As `GET /dicom-web/series`, with the attributes of instances."""
+    return await _search(request, held, "instance")
+
+
+@dicom_web_reader_router.get("/studies/{study}/series", summary="Search for series of a study (QIDO-RS)", **_SEARCH)
+async def search_series_of_study(request: Request, held: AppHeldObjects, study: Uid) -> Response:
+    """See `GET /dicom-web/series`."""
+    return await _search(request, held, "series", study)
+
+
+@dicom_web_reader_router.get(
+    "/studies/{study}/instances", summary="Search for instances of a study (QIDO-RS)", **_SEARCH
+)
+async def search_instances_of_study(request: Request, held: AppHeldObjects, study: Uid) -> Response:
+    """See `GET /dicom-web/instances`."""
+    return await _search(request, held, "instance", study)
+
+
+@dicom_web_reader_router.get(
+    "/studies/{study}/series/{series}/instances", summary="Search for instances of a series (QIDO-RS)", **_SEARCH
+)
+async def search_instances_of_series(request: Request, held: AppHeldObjects, study: Uid, series: Uid) -> Response:
+    """See `GET /dicom-web/instances`."""
+    return await _search(request, held, "instance", study, series)
+
+
+async def _search(request: Request, held: HeldObjects, level: Level, study: str = "", series: str = "") -> Response:
+    media_type = choose(accepted_ranges(request), JSON_TYPES)
+    query = parse_query(request.query_params.multi_items(), level)
+    found, has_more = await run_in_threadpool(held.search, query, level, study, series)
+    base_url = str(request.base_url)
+    warnings = [
+        *(["The fuzzymatching parameter is not supported. Only literal matching has been performed."] if query.is_fuzzy else []),
+        *([f"There are more than {len(found)} results; send limit (up to {MAX_LIMIT}) and offset."] if has_more else []),
+    ]  # fmt: skip
+    response = Response(json.dumps([_result(each, level, base_url) for each in found]), media_type=media_type)
+    for warning in warnings:
+        response.headers.append("Warning", f'299 pneumoscope "{warning}"')
+    return response
+
+
+def _result(attributes: Dataset, level: Level, base_url: str) -> dict[str, Any]:
+    """Return a result as DICOM JSON, with the address from which it is retrieved."""
+    steps = {"study": "studies", "series": "series", "instance": "instances"}
+    keywords = {"study": "StudyInstanceUID", "series": "SeriesInstanceUID", "instance": "SOPInstanceUID"}
+    levels = list(ATTRIBUTES)[: list(ATTRIBUTES).index(level) + 1]
+    path = "/".join(f"{steps[each]}/{attributes[keywords[each]].value}" for each in levels)
+    attributes.RetrieveURL, attributes.InstanceAvailability = f"{base_url}dicom-web/{path}", "ONLINE"
+    attributes.SpecificCharacterSet = "ISO_IR 192"
+    return attributes.to_json_dict(suppress_invalid_tags=True)
+
+
+# --- Retrieve --------------------------------------------------------------------------------------------------------------
+
+
+@dicom_web_reader_router.get("/studies/{study}", summary="Retrieve a study (WADO-RS)", **_FILES)
+async def retrieve_study(
+    request: Request, held: AppHeldObjects, access_log: AppAccessLog, user: User, study: Uid
+) -> Response:
+    """Send the stored files and the results of the images as parts of a `multipart/related` body. Files are sent as they are
+    stored, in their transfer syntax.
+    """
+    return await _retrieve(request, held, access_log, user, study)
+
+
+@dicom_web_reader_router.get("/studies/{study}/series/{series}", summary="Retrieve a series (WADO-RS)", **_FILES)
+async def retrieve_series(
+    request: Request, held: AppHeldObjects, access_log: AppAccessLog, user: User, study: Uid, series: Uid
+) -> Response:
+    """See `GET /dicom-web/studies/{study}`."""
+    return await _retrieve(request, held, access_log, user, study, series)
+
+
+@dicom_web_reader_router.get(
+    "/studies/{study}/series/{series}/instances/{instance}", summary="Retrieve an instance (WADO-RS)",
+    response_class=StreamingResponse,
+    responses={**_binary("multipart/related", DICOM), **problem_responses(404, 406, 410)},
+)  # fmt: skip
+async def retrieve_instance(
+    request: Request, held: AppHeldObjects, access_log: AppAccessLog, user: User,
+    study: Uid, series: Uid, instance: Uid,
+) -> Response:  # fmt: skip
+    """See `GET /dicom-web/studies/{study}`. With `Accept: application/dicom`, the body is the file."""
+    return await _retrieve(request, held, access_log, user, study, series, instance)
+
+
+@dicom_web_reader_router.get("/studies/{study}/metadata", summary="Retrieve headers of a study (WADO-RS)", **_METADATA)
+async def study_metadata(
+    request: Request, held: AppHeldObjects, access_log: AppAccessLog, user: User, study: Uid
+) -> Response:
+    """Send the headers of the instances, without pixels and other long binary values."""
+    return await _metadata(request, held, access_log, user, study)
+
+
+@dicom_web_reader_router.get(
+    "/studies/{study}/series/{series}/metadata", summary="Retrieve headers of a series (WADO-RS)", **_METADATA
+)
+async def series_metadata(
+    request: Request, held: AppHeldObjects, access_log: AppAccessLog, user: User, study: Uid, series: Uid
+) -> Response:
+    """See `GET /dicom-web/studies/{study}/metadata`."""
+    return await _metadata(request, held, access_log, user, study, series)
+
+
+@dicom_web_reader_router.get(
+    "/studies/{study}/series/{series}/instances/{instance}/metadata",
+    summary="Retrieve the header of an instance (WADO-RS)",
+    **_METADATA,
+)
+async def instance_metadata(
+    request: Request, held: AppHeldObjects, access_log: AppAccessLog, user: User,
+    study: Uid, series: Uid, instance: Uid,
+) -> Response:  # fmt: skip
+    """See `GET /dicom-web/studies/{study}/metadata`."""
+    return await _metadata(request, held, access_log, user, study, series, instance)
+
+
+@dicom_web_reader_router.get(
+    "/studies/{study}/series/{series}/instances/{instance}/frames/{frames}",
+    summary="Retrieve the pixels of an instance (WADO-RS)",
+    response_class=Response,
+    responses={**_binary("multipart/related"), **problem_responses(404, 406, 410)},
+)
+async def retrieve_frame(
+    request: Request, held: AppHeldObjects, access_log: AppAccessLog, user: User,
+    study: Uid, series: Uid, instance: Uid,
+    frames: Annotated[str, Path(pattern=r"^[0-9,]{1,64}$", examples=["1"])],
+) -> Response:  # fmt: skip
+    """Every image has one frame, 1. It is sent as it is stored: compressed pixels in their transfer syntax."""
+    ranges = accepted_ranges(request)
+    found = await _one(held, study, series, instance)
+    if frames != "1":
+        raise HTTPException(404, "the instance has no such frame")
+    media_type, transfer_syntax = frame_type(found.transfer_syntax)
+    require_frame(ranges, media_type, transfer_syntax)
+    frame = await held.frame(found)
+    if frame is None:
+        raise HTTPException(404, _NO_FRAME)
+    await run_in_threadpool(access_log.viewed, user, [found.prediction.id])
+    boundary = secrets.token_hex(16)
+    body = b"".join([_part_header(boundary, f"{media_type}; transfer-syntax={transfer_syntax}"), frame, _end(boundary)])
+    return Response(body, media_type=_multipart_type(media_type, boundary))
+
+
+@dicom_web_reader_router.get(
+    "/studies/{study}/series/{series}/instances/{instance}/rendered", summary="Retrieve a picture of an instance (WADO-RS)",
+    response_class=Response, responses={**_binary(*_PICTURES), **problem_responses(404, 406, 410)},
+)  # fmt: skip
+async def retrieve_rendered(
+    request: Request, held: AppHeldObjects, access_log: AppAccessLog, user: User,
+    study: Uid, series: Uid, instance: Uid,
+) -> Response:  # fmt: skip
+    """With 8 bits, at its own size, with the window of the file."""
+    media_type = choose(accepted_ranges(request), _PICTURES)
+    found = await _one(held, study, series, instance)
+    picture = await held.rendered(found, media_type)
+    if picture is None:
+        raise HTTPException(404, _NO_FRAME)
+    await run_in_threadpool(access_log.viewed, user, [found.prediction.id])
+    return Response(picture, media_type=media_type)
+
+
+async def _retrieve(
+    request: Request, held: HeldObjects, access_log: AppAccessLog, user: str, *uids: str
+) -> StreamingResponse:
+    found = await _find(held, *uids)
+    syntaxes = {each.transfer_syntax for each in found}
+    is_multipart = require_dicom(accepted_ranges(request), syntaxes, single=len(uids) == 3)
+    await run_in_threadpool(access_log.viewed, user, list(dict.fromkeys(each.prediction.id for each in found)))
+    if not is_multipart:
+        return StreamingResponse(_chunks(held, found[0]), media_type=DICOM)
+    boundary = secrets.token_hex(16)
+    return StreamingResponse(_parts(held, found, boundary), media_type=_multipart_type(DICOM, boundary))
+
+
+async def _metadata(request: Request, held: HeldObjects, access_log: AppAccessLog, user: str, *uids: str) -> Response:
+    media_type = choose(accepted_ranges(request), JSON_TYPES)
+    found = await _find(held, *uids)
+    headers = [await held.metadata(each) for each in found]
+    await run_in_threadpool(access_log.viewed, user, list(dict.fromkeys(each.prediction.id for each in found)))
+    return Response(json.dumps(headers), media_type=media_type)
+
+
+async def _one(held: HeldObjects, study: str, series: str, instance: str) -> HeldInstance:
+    return (await _find(held, study, series, instance))[0]
+
+
+async def _find(held: HeldObjects, *uids: str) -> list[HeldInstance]:
+    """Return the instances with these UIDs of study, series and instance.
+
+    Raises:
+        HTTPException: There is none (404).
+    """
+    found = await run_in_threadpool(held.instances, *uids)
+    if not found:
+        level = ("study", "series", "instance")[len(uids) - 1]
+        raise HTTPException(404, f"no {level} with this UID is held as DICOM")
+    return found
+
+
+async def _parts(held: HeldObjects, instances: Sequence[HeldInstance], boundary: str) -> AsyncIterator[bytes]:
+    """Yield a multipart body; if an instance cannot be read, the body ends without its last boundary."""
+    for each in instances:
+        yield _part_header(boundary, f"{DICOM}; transfer-syntax={each.transfer_syntax}")
+        async for chunk in _chunks(held, each):
+            yield chunk
+        yield b"\r\n"
+    yield f"--{boundary}--\r\n".encode()
+
+
+async def _chunks(held: HeldObjects, instance: HeldInstance) -> AsyncIterator[bytes]:
+    with await held.open(instance) as file:
+        while chunk := await run_in_threadpool(file.read, _CHUNK_BYTES):
+            yield chunk
+
+
+def _multipart_type(part_type: str, boundary: str) -> str:
+    return f'multipart/related; type="{part_type}"; boundary={boundary}'
+
+
+def _part_header(boundary: str, content_type: str) -> bytes:
+    return f"--{boundary}\r\nContent-Type: {content_type}\r\n\r\n".encode()
+
+
+def _end(boundary: str) -> bytes:
+    return f"\r\n--{boundary}--\r\n".encode()

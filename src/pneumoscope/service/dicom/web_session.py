@@ -1,0 +1,36 @@
+"""Sessions with other DICOMweb servers."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import requests
+from requests.auth import HTTPBasicAuth
+
+from pneumoscope.service.dicom.configuration import WebServer
+
+__all__ = ["HTTP_SECONDS", "open_session", "read_credential"]
+
+HTTP_SECONDS = 60  # without a byte from the server
+
+
+def open_session(server: WebServer) -> requests.Session:
+    """Return a session that authenticates as the configuration says; the caller closes it.
+
+    Raises:
+        OSError, UnicodeDecodeError: A file with a secret cannot be read.
+    """
+    session = requests.Session()
+    session.trust_env = False  # a .netrc or a proxy of the environment must not get images and results
+    if server.ca_file:
+        session.verify = str(server.ca_file)
+    if server.password_file:
+        session.auth = HTTPBasicAuth(server.user, read_credential(server.password_file))
+    if server.token_file:
+        session.headers["Authorization"] = f"Bearer {read_credential(server.token_file)}"
+    return session
+
+
+def read_credential(file: Path) -> str:
+    """Return the content of a file without surrounding white space."""
+    return file.read_text(encoding="utf-8").strip()

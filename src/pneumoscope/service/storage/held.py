@@ -1,0 +1,126 @@
+"""Find the stored DICOM files that DICOMweb offers: those whose identity states a study, a series and an instance."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Collection
+from typing import BinaryIO
+
+from sqlalchemy import ColumnElement, Engine, func, select
+
+from pneumoscope.core.errors import GoneError
+from pneumoscope.service.storage.blob_store import BlobStore
+from pneumoscope.service.storage.database import read_transaction
+from pneumoscope.service.storage.queries import read_stored, select_stored
+from pneumoscope.service.storage.records import StoredPrediction
+from pneumoscope.service.storage.tables import instances, outbox, patients, predictions, studies
+
+__all__ = ["HeldFilter", "HeldImages"]
+
+_HELD = (
+    predictions.c.format == "DICOM",
+    predictions.c.image_removed.is_(None),
+    studies.c.study_instance_uid != "",
+    instances.c.series_instance_uid != "",
+    instances.c.sop_instance_uid != "",
+)
+
+
+@dataclasses.dataclass(frozen=True, slots=True, kw_only=True, repr=False)
+class HeldFilter:
+    """Conditions on studies; empty ones are none.
+
+    Attributes:
+        study_uids: One of these Study Instance UIDs.
+        patient_id, accession_number: Exactly this value.
+        patient_words: All of these are part of the words of `core.identity.name_search_words`.
+        first_date, last_date: Study dates, both included, ISO 8601.
+    """
+
+    study_uids: tuple[str, ...] = ()
+    patient_id: str = ""
+    accession_number: str = ""
+    patient_words: tuple[str, ...] = ()
+    first_date: str = ""
+    last_date: str = ""
+
+    def conditions(self) -> list[ColumnElement[bool]]:
+        """Return the conditions on the joined tables."""
+        return [
+            *([studies.c.study_instance_uid.in_(self.study_uids)] if self.study_uids else []),
+            *([patients.c.patient_id == self.patient_id] if self.patient_id else []),
+            *([studies.c.accession_number == self.accession_number] if self.accession_number else []),
+            *(patients.c.patient_search.contains(word, autoescape=True) for word in self.patient_words),
+            *([studies.c.study_date >= self.first_date] if self.first_date else []),
+            *([studies.c.study_date <= self.last_date] if self.last_date else []),
+        ]
+
+
+class HeldImages:
+    """The stored DICOM files of one service.
+
+    Args:
+        engine: Engine of the database.
+        blobs: The files.
+    """
+
+    def __init__(self, engine: Engine, blobs: BlobStore) -> None:
+        self._engine, self._blobs = engine, blobs
+
+    def study_uids(self, where: HeldFilter) -> list[str]:
+        """Return the UIDs of the studies that meet all conditions, last received first.
+
+        Raises:
+            StorageError: The database cannot be read.
+        """
+        uid = studies.c.study_instance_uid
+        joined = (
+            predictions.join(instances, predictions.c.pixel_sha256 == instances.c.pixel_sha256)
+            .join(studies)
+            .outerjoin(patients)
+        )
+        query = select(uid).select_from(joined).where(*_HELD, *where.conditions()).group_by(uid)
+        with read_transaction(self._engine) as connection:
+            return list(connection.execute(query.order_by(func.max(predictions.c.created).desc(), uid)).scalars())
+
+    def images(self, study_uids: Collection[str]) -> list[StoredPrediction]:
+        """Return the predictions of the files of studies, latest first: a file may have several.
+
+        Raises:
+            StorageError: The database cannot be read.
+        """
+        query = select_stored().where(*_HELD, studies.c.study_instance_uid.in_(study_uids))
+        with read_transaction(self._engine) as connection:
+            return read_stored(connection, query.order_by(predictions.c.last_predicted.desc(), predictions.c.id))
+
+    def result_uids(self, prediction_ids: Collection[str]) -> dict[tuple[str, str, str], str]:
+        """Return the UIDs of results that have a delivery, by prediction, SOP Instance UID of the image, and kind of object.
+
+        Raises:
+            StorageError: The database cannot be read.
+        """
+        columns = outbox.c.prediction_id, outbox.c.sop_instance_uid, outbox.c.kind, outbox.c.result_uid
+        delivered = outbox.c.prediction_id.in_(prediction_ids), outbox.c.state.in_(("waiting", "delivered"))
+        with read_transaction(self._engine) as connection:
+            rows = connection.execute(select(*columns).where(*delivered).order_by(outbox.c.number))
+            return {(row.prediction_id, row.sop_instance_uid, row.kind): row.result_uid for row in rows}
+
+    def beginning(self, prediction: StoredPrediction, size: int) -> bytes:
+        """Return the first bytes of the file of a prediction; see `open`, but the file may be damaged."""
+        with self._open(prediction, check=False) as file:
+            return file.read(size)
+
+    def open(self, prediction: StoredPrediction) -> BinaryIO:
+        """Return the file of a prediction, which the caller closes.
+
+        Raises:
+            GoneError: It was removed.
+            StorageError: It is unreadable or damaged.
+        """
+        return self._open(prediction, check=True)
+
+    def _open(self, prediction: StoredPrediction, *, check: bool) -> BinaryIO:
+        file = self._blobs.open(prediction.image_sha256, check=check)
+        if file is None:
+            raise GoneError(f"the image of prediction {prediction.id!r} was removed", hint="The prediction is kept")
+        return file
