@@ -21,6 +21,7 @@ from pydicom import Dataset, dcmread
 from pydicom.uid import ExplicitVRLittleEndian, ImplicitVRLittleEndian
 from pynetdicom import AE, evt
 from requests.auth import HTTPBasicAuth
+from urllib3.exceptions import ProtocolError
 
 from pneumoscope.core.errors import GoneError, PneumoscopeError, StorageError, UnknownNameError
 from pneumoscope.service.dicom.configuration import Destination, DicomConfiguration
@@ -36,14 +37,18 @@ __all__ = ["DeliveryError", "ResultDelivery", "UnreachableError"]
 _LOG = logging.getLogger("pneumoscope.service")
 _POLL_SECONDS = 1.0
 _BATCH = 20  # objects on one association
-_ALL = 100_000  # objects whose next attempt is delayed together
 _HTTP_SECONDS = 60
 _DUPLICATE = 0x0111  # SOP instance exists (PS3.7 C.5.7)
 _WARNINGS = range(0xB000, 0xC000)  # stored, with a remark (PS3.4 B.2.3)
+_AWAY = (401, 403, 404, 429, 502, 503, 504)  # statuses that no single object causes
 
 
 class DeliveryError(Exception):
     """A destination refused an object. The message is a stable code."""
+
+
+class _InterruptedError(Exception):
+    """A destination did not answer, and may have the object. The message is a stable code."""
 
 
 class UnreachableError(Exception):
@@ -52,7 +57,7 @@ class UnreachableError(Exception):
 
 class _Sender(Protocol):
     def send(self, instance: Dataset) -> None:
-        """Send an object. Raise DeliveryError or UnreachableError if the destination does not confirm that it has it."""
+        """Send an object. Raise one of the errors above if the destination does not confirm that it has it."""
 
 
 class ResultDelivery:
@@ -120,29 +125,36 @@ class ResultDelivery:
                 for delivery in deliveries:
                     if self._stopped.is_set():
                         break
-                    count += self._deliver(delivery, sender)
+                    count += self._deliver(delivery.number, sender)
+        except _InterruptedError as error:  # the others are tried next, without this object, which may be the cause
+            _LOG.warning("A result was sent to %s without an answer: %s", name, error)
         except UnreachableError as error:
             _LOG.warning("Results cannot be delivered to %s: %s", name, error)
-            self._outbox.record_failure(self._outbox.due(name, self._now(), _ALL), str(error), self._now())
+            self._outbox.record_unreachable(name, str(error), self._now())
         return count
 
-    def _deliver(self, delivery: Delivery, sender: _Sender) -> bool:
+    def _deliver(self, number: int, sender: _Sender) -> bool:
         """Deliver an object, and return whether it was confirmed."""
-        if not self._outbox.is_waiting(delivery.number):
+        delivery = self._outbox.begin(number)
+        if delivery is None:
             return False
         try:
-            content = self._renderer.result_object(delivery)
+            instance = dcmread(io.BytesIO(self._renderer.result_object(delivery)))
         except (UnknownNameError, GoneError) as error:  # the prediction was deleted, or its image removed
             self._outbox.record_cancelled(delivery, error.code, self._now())
             return False
-        except PneumoscopeError as error:
-            self._outbox.record_failure([delivery], error.code, self._now())
+        except Exception as error:  # noqa: BLE001  the others must not wait for it; the message may contain anything
+            code = error.code if isinstance(error, PneumoscopeError) else "internal_error"
+            _LOG.warning("Result %d cannot be written: %s", number, type(error).__name__)
+            self._outbox.record_failure([delivery], code, self._now())
             return False
         try:
-            sender.send(dcmread(io.BytesIO(content)))
-        except DeliveryError as error:
-            _LOG.warning("Result %d was refused by %s: %s", delivery.number, delivery.destination, error)
+            sender.send(instance)
+        except (DeliveryError, _InterruptedError, UnreachableError) as error:
             self._outbox.record_failure([delivery], str(error), self._now())
+            if not isinstance(error, DeliveryError):
+                raise
+            _LOG.warning("Result %d was refused by %s: %s", number, delivery.destination, error)
             return False
         self._outbox.record_delivered([delivery], self._now())
         return True
@@ -186,9 +198,9 @@ class _DicomSender:
         except ValueError as error:  # no presentation context for the class
             raise DeliveryError("sop_class_not_accepted") from error
         except RuntimeError as error:  # the association was closed
-            raise UnreachableError("association_aborted") from error
+            raise _InterruptedError("association_aborted") from error
         if "Status" not in response:
-            raise UnreachableError("association_aborted")
+            raise _InterruptedError("association_aborted")
         status = int(response.Status)
         if status not in (0x0000, _DUPLICATE) and status not in _WARNINGS:
             raise DeliveryError(f"status_{status:04x}")
@@ -230,10 +242,11 @@ class _WebSender:
         except requests.HTTPError as error:
             status = error.response.status_code if error.response is not None else 0
             if error.response is None or status != 409:
-                unreachable = status in (401, 403, 404, 429) or status >= 500
-                raise (UnreachableError if unreachable else DeliveryError)(f"http_{status}") from error
+                raise (UnreachableError if status in _AWAY else DeliveryError)(f"http_{status}") from error
             response = _parse(error.response)
         except (requests.RequestException, OSError) as error:
+            if _is_connected(error):
+                raise _InterruptedError("association_aborted") from error
             raise UnreachableError("unreachable") from error
         failed, stored = (response.get(name) or [] for name in ("FailedSOPSequence", "ReferencedSOPSequence"))
         reasons = {int(item.get("FailureReason") or 0) for item in failed} - {_DUPLICATE}
@@ -245,6 +258,14 @@ class _WebSender:
     def close(self) -> None:
         """Close the connections."""
         self._session.close()
+
+
+def _is_connected(error: Exception) -> bool:
+    """Return whether a request failed after it was sent, perhaps."""
+    if isinstance(error, requests.exceptions.ConnectTimeout | requests.exceptions.SSLError):
+        return False
+    cause = error.args[0] if isinstance(error, requests.ConnectionError) and error.args else None
+    return isinstance(cause, ProtocolError) or isinstance(error, requests.Timeout | requests.exceptions.ChunkedEncodingError)
 
 
 def _parse(response: requests.Response) -> Dataset:

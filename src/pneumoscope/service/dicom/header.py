@@ -8,7 +8,7 @@ import re
 from pydicom import Dataset
 
 from pneumoscope.core.errors import UnreadableImageError
-from pneumoscope.imaging.dicom import read_elements
+from pneumoscope.imaging.dicom import read_first_elements
 
 __all__ = ["MANUFACTURER", "decode_header", "encode_header", "has_study", "is_own_result", "read_header"]
 
@@ -23,6 +23,7 @@ _ELEMENTS = (
     "StudyID", "StudyDate", "StudyTime", "AccessionNumber", "StudyDescription", "ReferringPhysicianName",
     "PatientOrientation", "Laterality", "Rows", "Columns", "ViewPosition", "StationName", "Manufacturer",
 )  # fmt: skip
+_LAST_ELEMENT = 0x00280011  # Columns: the last of them in a file
 # Those that may be empty, and not missing.
 _REQUIRED_ELEMENTS = (
     "PatientName", "PatientID", "PatientBirthDate", "PatientSex",
@@ -48,7 +49,7 @@ def read_header(file: bytes) -> Dataset:
             UID or SOP Instance UID.
     """
     try:
-        header = read_elements(file[:_MAX_HEADER_BYTES], list(_ELEMENTS))
+        header = read_first_elements(file[:_MAX_HEADER_BYTES], list(_ELEMENTS), _LAST_ELEMENT)
         header.decode()
         for element in header:
             if (pattern := _VALUE_PATTERNS.get(element.VR)) and not re.fullmatch(pattern, str(element.value or "")):

@@ -11,6 +11,7 @@ import dataclasses
 import hashlib
 import json
 import logging
+import time
 from collections import Counter
 from collections.abc import Sequence
 from datetime import UTC, datetime, timedelta
@@ -26,7 +27,14 @@ from pneumoscope.service.dicom.configuration import DicomConfiguration, SiteRule
 from pneumoscope.service.dicom.header import decode_header, encode_header, has_study, is_own_result, read_header
 from pneumoscope.service.dicom.settings import CANNOT_UNDERSTAND, OUT_OF_RESOURCES, PROCESSING_FAILURE, SUCCESS
 from pneumoscope.service.predictions import PredictionService
-from pneumoscope.service.storage.inbox import Outcome, ReceivedInstance, finish, forget_header, instances_of
+from pneumoscope.service.storage.inbox import (
+    Outcome,
+    ReceivedInstance,
+    finish,
+    forget_header,
+    instances_of,
+    later_instances,
+)
 from pneumoscope.service.storage.outbox import ObjectKind, ResultSubject, enqueue
 from pneumoscope.service.storage.records import format_time
 
@@ -37,6 +45,7 @@ _STORE_SECONDS = 60  # limit on storing an instance
 _POLL_SECONDS = 0.5
 _CONCURRENT = 8  # instances that are predicted at once
 _MAX_ATTEMPTS = 3  # after unexpected errors
+_UNREADABLE_SECONDS = 60  # until the next attempt to read a file
 
 
 class Reception(NamedTuple):
@@ -66,6 +75,7 @@ class InstanceProcessor:
         settings = json.dumps([__version__, service.model.settings, rules])
         self._settings = hashlib.sha256(settings.encode()).hexdigest()
         self._attempts: Counter[int] = Counter()  # failed ones, by number of the instance
+        self._postponed: dict[int, float] = {}  # time of the next attempt to read a file, by number of the instance
 
     def receive(self, instance: bytes, name: str, sender: str, *, reply_to: str = "") -> Reception:
         """Store an instance, and return the response when it is on the disk.
@@ -116,7 +126,9 @@ class InstanceProcessor:
         """Predict instances of quiet studies until the task is cancelled."""
         while True:
             try:
-                ready = await run_in_threadpool(self._inbox.ready, _CONCURRENT)
+                now = time.monotonic()
+                self._postponed = {number: due for number, due in self._postponed.items() if due > now}
+                ready = await run_in_threadpool(self._inbox.ready, _CONCURRENT, self._postponed)
                 done = await asyncio.gather(*map(self._process, ready))
             except StorageError as error:
                 _LOG.warning("Received instances cannot be predicted; the next attempt follows: %s", error.message)
@@ -127,7 +139,12 @@ class InstanceProcessor:
     async def _process(self, received: ReceivedInstance) -> bool:
         """Predict an instance, and return whether it no longer waits."""
         try:
-            content = await run_in_threadpool(self._inbox.content, received)
+            try:
+                content = await run_in_threadpool(self._inbox.content, received)
+            except StorageError as error:
+                _LOG.error("A received instance cannot be read; the next attempt follows: %s", error.message)
+                self._postponed[received.number] = time.monotonic() + _UNREADABLE_SECONDS
+                return False
             if content is None:
                 _LOG.error("The file of a received instance is missing; ask its sender to send it again")
                 await run_in_threadpool(self._inbox.finish, received, Outcome("lost", self._settings))
@@ -189,27 +206,34 @@ class InstanceProcessor:
 
     def _record(self, connection: Connection, received: ReceivedInstance, prediction: Prediction, id: str) -> None:
         """Record the outcome of an instance, and put its results into the outbox, in the transaction of its prediction."""
-        time = format_time(datetime.now(UTC))
+        at = format_time(datetime.now(UTC))
         code = prediction.failure.code if prediction.failure else ""
-        finish(connection, received, Outcome("predicted" if id else "unreadable", self._settings, id, code), time)
+        finish(connection, received, Outcome("predicted" if id else "unreadable", self._settings, id, code), at)
         if self._service.pseudonymizer:
             forget_header(connection, received)
             return
         rule = None if prediction.failure else self._rule_of(prediction, received)
         if rule is None or rule.result:
-            self._enqueue(connection, received, id, code, time)
+            self._enqueue(connection, received, id, code, at)
 
     def record_again(self, earlier_id: str, connection: Connection, id: str) -> None:
         """Put the results of an image that was predicted again into the outbox; see `PredictionService.on_predicted_again`."""
-        time = format_time(datetime.now(UTC))
+        at = format_time(datetime.now(UTC))
         for received in instances_of(connection, earlier_id):
-            finish(connection, received, Outcome("predicted", self._settings, id), time)
+            finish(connection, received, Outcome("predicted", self._settings, id), at)
             if received.header:  # it was not removed by retention
-                self._enqueue(connection, received, id, "", time)
+                self._enqueue(connection, received, id, "", at)
 
     def _enqueue(
-        self, connection: Connection, received: ReceivedInstance, id: str, failure_code: str, time: str
+        self, connection: Connection, received: ReceivedInstance, id: str, failure_code: str, at: str
     ) -> None:
+        # A corrected header, or other pixels, with the same UID: the result is that of the last one, in whatever order they are
+        # predicted.
+        later = later_instances(connection, received)
+        answered = {name for each in later for name in self._configuration.destinations_of(each.reply_to)}
+        destinations = [
+            name for name in self._configuration.destinations_of(received.reply_to) if name not in answered
+        ]
         subject = ResultSubject(
             prediction_id=id,
             failure_code=failure_code,
@@ -222,4 +246,4 @@ class InstanceProcessor:
         if not has_study(decode_header(received.header)):
             return
         kinds: Sequence[ObjectKind] = self._configuration.results.objects if id else ("structured_report",)
-        enqueue(connection, subject, self._configuration.destinations_of(received.reply_to), kinds, time)
+        enqueue(connection, subject, destinations, kinds, at)

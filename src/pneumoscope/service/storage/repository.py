@@ -145,7 +145,7 @@ class PredictionRepository:
         self._unremoved = set(unremoved)  # to be removed, and not removed because of an error
         self._commits = GroupCommit(self._add, StorageError, name="group-commit")
         self.outbox = Outbox(self.engine)
-        self.inbox = Inbox(self.engine, folder, now=now)
+        self.inbox = Inbox(self.engine, folder, now=now, check=self._directory.check)
 
     def close(self, timeout: float = 10) -> None:
         """Store what was submitted, but wait no longer than `timeout` seconds for it, and close the connections."""
