@@ -45,6 +45,10 @@ from dicom_nodes import (
 
 SETTLE_SECONDS = 600
 KINDS = 2  # objects of each result
+QUERY = (
+    "import json, sqlite3, sys; connection = sqlite3.connect(sys.argv[1], uri=True, timeout=30);"
+    "print(json.dumps(list(connection.execute(sys.argv[2]))))"
+)
 
 
 class Row(NamedTuple):
@@ -91,7 +95,7 @@ class World:
         self.sent: dict[str, Instance] = {}  # by content
         self.attempts = 0
         self.problems: list[str] = []
-        self.seen: Path | None = None  # the data directory, where this process sees it elsewhere
+        self.mounted_by = 0  # id of the process that sees the disk of the data directory, if others do not
         self.peers = {"PACS": self.pacs.port, "OTHER": self.other.port}
         self.service = Service(folder / "service", self.peers, self.destinations, model=model)
 
@@ -116,7 +120,11 @@ class World:
 
     def query(self, statement: str) -> list[tuple[object, ...]]:
         """Return the rows of a query of the service's database."""
-        address = f"file:{(self.seen or self.service.data) / DATABASE_FILE}?mode=ro"
+        address = f"file:{self.service.data / DATABASE_FILE}?mode=ro"
+        if self.mounted_by:
+            command = ["nsenter", "-m", "-t", str(self.mounted_by), sys.executable, "-c", QUERY, address, statement]
+            ran = subprocess.run(command, capture_output=True, text=True, check=True, timeout=60)
+            return [tuple(row) for row in json.loads(ran.stdout)]
         with contextlib.closing(sqlite3.connect(address, uri=True, timeout=30)) as connection:
             return list(connection.execute(statement))
 
@@ -287,7 +295,7 @@ def full_disk(world: World) -> None:
     world.service.start()
     assert world.service.process
     seen = Path(f"/proc/{world.service.process.pid}/root{world.service.data}")
-    world.seen, filler = seen, seen / "filler"
+    world.mounted_by, filler = world.service.process.pid, seen / "filler"
     instances = world.instances()
     half = len(instances) // 2
     world.send(instances[:half])
@@ -303,7 +311,7 @@ def full_disk(world: World) -> None:
     kept = shutil.copytree(seen, world.folder / "kept")
     world.service.kill()
     world.new_service()
-    world.seen = None
+    world.mounted_by = 0
     shutil.copytree(kept, world.service.data, dirs_exist_ok=True)
     world.service.start()
 

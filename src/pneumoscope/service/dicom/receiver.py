@@ -25,6 +25,7 @@ from pydicom.uid import (
 )
 from pynetdicom import AE, evt
 from pynetdicom.dimse_primitives import C_STORE
+from pynetdicom.fsm import InvalidEventError
 from pynetdicom.pdu_primitives import A_ASSOCIATE
 from pynetdicom.sop_class import (  # type: ignore[attr-defined]  # the module creates its names when it is imported
     ComputedRadiographyImageStorage,
@@ -54,6 +55,7 @@ __all__ = ["SOP_CLASSES", "DicomReceiver", "transfer_syntaxes"]
 _LOG = logging.getLogger("pneumoscope.service")
 _COMMAND_BYTES = 4096  # of the messages beside an instance, at most
 _HANDSHAKE_SECONDS = 10
+_CONNECTIONS = 2  # at most, for each association that may be open
 _MAX_PDU_BYTES = 2**20  # of an association request with many presentation contexts; data PDUs have at most 16 KiB
 # Rejection of an association: permanent, by the service user, calling AE title not recognized (PS3.8 9.3.4).
 _UNKNOWN_CALLER = (0x01, 0x01, 0x03)
@@ -139,7 +141,8 @@ class DicomReceiver:
     def _listen(self) -> ThreadedAssociationServer:
         host = self._settings.host.strip("[]")
         handlers: list[Any] = [
-            (evt.EVT_CONN_OPEN, _limit_pdu_length),
+            (evt.EVT_CONN_OPEN, _limit_pdus),
+            (evt.EVT_CONN_OPEN, _end_with_connection),
             (evt.EVT_REQUESTED, self._authorize),
             (evt.EVT_DATA_RECV, self._count_bytes),
             (evt.EVT_C_ECHO, lambda _: SUCCESS),
@@ -231,18 +234,52 @@ def _status(status: int, code: str = "") -> Dataset:
     return response
 
 
-def _limit_pdu_length(event: Event) -> None:
-    """Let the socket of an association read no more than a PDU may have: pynetdicom would read up to 4 GB into memory."""
-    association_socket: Any = event.assoc.dul.socket
-    receive = association_socket.recv
+def _limit_pdus(event: Event) -> None:
+    """Let the socket of an association read no more than a PDU may have, and for no longer than a peer may be silent.
 
-    def receive_limited(n_bytes: int) -> bytearray:
+    pynetdicom would read up to 4 GB into memory, and wait for ever for a peer that sends a byte now and then.
+    """
+    association_socket: Any = event.assoc.dul.socket
+    seconds = event.assoc.network_timeout
+
+    def receive(n_bytes: int) -> bytearray:
         if n_bytes > _MAX_PDU_BYTES:
             raise OSError(errno.EMSGSIZE, "the PDU is too long")
-        found: bytearray = receive(n_bytes)
+        deadline, found = time.monotonic() + seconds, bytearray()
+        while len(found) < n_bytes:
+            if time.monotonic() > deadline:
+                raise TimeoutError("the PDU is not complete")
+            part = association_socket.socket.recv(n_bytes - len(found))
+            if not part:
+                break
+            found += part
         return found
 
-    association_socket.recv = receive_limited
+    association_socket.recv = receive
+
+
+def _end_with_connection(event: Event) -> None:
+    """Let an association end when its connection ends, or when the peer sends a PDU that its state does not allow.
+
+    pynetdicom would wait for the request of a connection that is closed until the timeout, and count it as an association; and its
+    thread would end with a traceback, and leave the connection open.
+    """
+    association: Any = event.assoc
+    machine = association.dul.state_machine
+    act = machine.do_action
+
+    def act_and_end(name: str) -> None:
+        try:
+            act(name)
+        except InvalidEventError:
+            association.is_aborted, association.is_established = True, False
+            association.dul.socket.close()
+            machine.current_state = "Sta1"  # idle
+            association.dul._kill_thread = association._kill = True
+        if machine.current_state == "Sta1" and association.requestor.primitive is None:
+            association.dul.to_user_queue.put(None)  # what waits for the request receives nothing
+
+    machine.do_action = act_and_end
 
 
 def _is_at(peer: DicomPeer, address: str) -> bool:
@@ -258,6 +295,8 @@ def _server_class(settings: DicomSettings) -> type[ThreadedAssociationServer]:
 
     In the thread that accepts connections, one silent client would keep all others waiting.
     """
+
+    starting = threading.Lock()
 
     class Server(ThreadedAssociationServer):
         def process_request_thread(self, request: Any, client_address: Any) -> None:
@@ -276,7 +315,13 @@ def _server_class(settings: DicomSettings) -> type[ThreadedAssociationServer]:
                     self.shutdown_request(request)
                     return
             request.settimeout(settings.timeout)  # of a PDU that is not complete
-            super().process_request_thread(request, client_address)
+            with starting:
+                # Those above the limit of associations are rejected when they ask for one; each takes two threads until then.
+                if len(self.active_associations) < _CONNECTIONS * settings.max_associations:
+                    super().process_request_thread(request, client_address)
+                    return
+            _LOG.warning("Rejected a DICOM connection from %s: too many are open", address)
+            self.shutdown_request(request)
 
         def handle_error(self, request: Any, client_address: Any) -> None:
             """Log a failed connection without its traceback."""

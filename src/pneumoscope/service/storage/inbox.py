@@ -12,6 +12,7 @@ import threading
 from collections.abc import Callable, Collection, Sequence
 from concurrent.futures import Future
 from datetime import UTC, datetime, timedelta
+from itertools import islice
 from pathlib import Path
 from typing import Any, Literal, NamedTuple
 
@@ -43,6 +44,7 @@ __all__ = [
 
 INBOX = "inbox"  # below the data directory
 InboxState = Literal["waiting", "predicted", "unreadable", "lost", "own_result"]
+_BATCH = 500  # files of failed batches that one transaction settles
 _COLUMNS = received_instances.c
 _NO_IDENTIFIERS = {"header": "", "study_instance_uid": "", "sop_instance_uid": ""}
 # A time further in the future than any quiet period: the clock was set back.
@@ -293,11 +295,12 @@ class Inbox:
                     replace_header(connection, row["sop_instance_uid"], row["header"])
                     known |= _find(connection, [row])
                     results.append(True)
-                needed = _COLUMNS.state == "waiting", _COLUMNS.image_sha256.in_(self._unsettled)
+                settled = set(islice(self._unsettled, _BATCH)).union(staged.staged)
+                needed = _COLUMNS.state == "waiting", _COLUMNS.image_sha256.in_(settled)
                 waiting = set(connection.execute(select(_COLUMNS.image_sha256).where(*needed)).scalars())
-            for sha256 in self._unsettled - waiting:  # of duplicates, and of batches that failed
+            for sha256 in settled - waiting:  # of duplicates, and of batches that failed
                 self._files.remove(sha256)
-            self._unsettled.clear()
+            self._unsettled -= settled
         return results
 
 

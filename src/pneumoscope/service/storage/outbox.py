@@ -41,6 +41,7 @@ ObjectKind = Literal["secondary_capture", "structured_report", "rejection_note"]
 DeliveryState = Literal["waiting", "delivered", "withdrawn", "cancelled"]
 _FIRST_DELAY, MAX_DELAY = timedelta(seconds=5), timedelta(minutes=15)
 _NAMESPACE = uuid.UUID("5f0f6c1e-0f0e-5d55-9c39-8f2f6a3a8f10")  # of the names from which UIDs are derived
+_BATCH = 500  # rows that are changed by one statement
 _COLUMNS = outbox.c
 # Errors of objects that the destination may have: the process or the connection ended before it answered.
 _INTERRUPTED = "interrupted"
@@ -307,20 +308,14 @@ class Outbox:
             for row in rows:
                 if not row["header"]:
                     raise UsageError(f"the header of result {row['number']} was removed", hint="Send the image again")
-            values = {"state": "waiting", "due": "", "finished": None}
-            connection.execute(
-                update(outbox).where(_COLUMNS.number.in_([row["number"] for row in rows])).values(values)
-            )
+            _change(connection, rows, {"state": "waiting", "due": "", "finished": None})
             return len(rows)
 
     def cancel(self, numbers: Collection[int] = (), destination: str = "", *, time: datetime) -> int:
         """Cancel waiting objects, and return their number; see `retry`. Their headers are kept, so that they can be retried."""
         with write_transaction(self._engine) as connection:
             rows = self._select(connection, numbers, destination, ("waiting",))
-            values = {"state": "cancelled", "finished": format_time(time), "error": "cancelled"}
-            connection.execute(
-                update(outbox).where(_COLUMNS.number.in_([row["number"] for row in rows])).values(values)
-            )
+            _change(connection, rows, {"state": "cancelled", "finished": format_time(time), "error": "cancelled"})
             return len(rows)
 
     def status(self) -> list[OutboxStatus]:
@@ -364,6 +359,13 @@ class Outbox:
         if missing:
             raise UnknownNameError("waiting result", str(missing[0]), (), hint="See `pneumoscope outbox list`")
         return rows
+
+
+def _change(connection: Connection, rows: Sequence[Row], values: Mapping[str, Any]) -> None:
+    """Change rows, of which there may be more than a statement can have parameters."""
+    for start in range(0, len(rows), _BATCH):
+        numbers = [row["number"] for row in rows[start : start + _BATCH]]
+        connection.execute(update(outbox).where(_COLUMNS.number.in_(numbers)).values(values))
 
 
 def _is_due(time: datetime) -> ColumnElement[bool]:
