@@ -1,9 +1,9 @@
 """Measure how fast DICOM images are received and predicted: beside Orthanc, and beside the bare inference session.
 
-In each round, the same images are sent by one association and by four, to Orthanc's own C-STORE (temporary storage on the same
-disk), and to pneumoscope, which acknowledges an image when its file and its row are on the disk. The senders are processes of their
-own on the same cores. Then the time until pneumoscope has predicted the images is measured, relative to `predict_many` of the same
-files in memory ("bare session"; see `service.py`). Images are phantoms of 1 to 2 megapixels, and tiny ones. With --soak, images
+In each round, the same images are sent by one association and by four, to Orthanc's own C-STORE (temporary storage on the
+same disk), and to pneumoscope, which acknowledges an image when its file and its row are on the disk. The senders are processes
+of their own on the same cores. Then the time until pneumoscope has predicted the images is measured, relative to `predict_many`
+of the same files in memory ("bare session"; see `service.py`). Images are phantoms of 1 to 2 megapixels, and tiny ones. With --soak, images
 arrive at a quarter of the speed of prediction, and resident memory at the end may exceed that after the first sixth by 5%.
 """
 
@@ -54,9 +54,10 @@ def run_orthanc(folder: Path) -> Iterator[int]:
         "RemoteAccessAllowed": False, "AuthenticationEnabled": False, "DicomThreadsCount": 4, "OverwriteInstances": False,
     }  # fmt: skip
     (folder / "orthanc.json").write_text(json.dumps(settings))
-    with (folder / "log.txt").open("w") as log, subprocess.Popen(
-        [ORTHANC, str(folder / "orthanc.json")], stdout=log, stderr=log
-    ) as process:
+    with (
+        (folder / "log.txt").open("w") as log,
+        subprocess.Popen([ORTHANC, str(folder / "orthanc.json")], stdout=log, stderr=log) as process,
+    ):
         try:
             deadline = time.monotonic() + TIMEOUT
             while "Orthanc has started" not in (folder / "log.txt").read_text():
@@ -70,14 +71,19 @@ def run_orthanc(folder: Path) -> Iterator[int]:
 
 
 def run_sender(port: str, folder: str, part: str, parts: str) -> None:
-    """Send every `parts`-th file of a folder on one association when a line is read; print how many were acknowledged."""
+    """Send every `parts`-th file of a folder on one association when a line is read.
+
+    Prints how many were acknowledged, and the monotonic times of the start and of the last acknowledgment.
+    """
     paths = sorted(Path(folder).glob("*.dcm"))[int(part) :: int(parts)]
     instances = [pydicom.dcmread(path) for path in paths]
     with association(int(port)) as opened:
         print("ready", flush=True)
         sys.stdin.readline()
+        start = time.monotonic()
         statuses = [opened.send_c_store(instance).get("Status") for instance in instances]
-    print(sum(status == 0x0000 for status in statuses), flush=True)
+        end = time.monotonic()
+    print(json.dumps([sum(status == 0x0000 for status in statuses), start, end]), flush=True)
 
 
 def measure_reception(port: int, folder: Path, count: int, associations: int) -> float:
@@ -97,16 +103,16 @@ def measure_reception(port: int, folder: Path, count: int, associations: int) ->
         for sender in senders:
             assert sender.stdout
             assert sender.stdout.readline() == "ready\n", "a sender does not start"
-        start = time.perf_counter()
         for sender in senders:
             assert sender.stdin
             sender.stdin.write("\n")
             sender.stdin.flush()
-        acknowledged = sum(int(sender.communicate(timeout=10 * TIMEOUT)[0]) for sender in senders)
-        seconds = time.perf_counter() - start
-    if acknowledged != count:
-        raise RuntimeError(f"{acknowledged} of {count} images were acknowledged")
-    return count / seconds
+        numbers, starts, ends = zip(
+            *(json.loads(sender.communicate(timeout=10 * TIMEOUT)[0]) for sender in senders), strict=True
+        )
+    if sum(numbers) != count:
+        raise RuntimeError(f"{sum(numbers)} of {count} images were acknowledged")
+    return float(count / (max(ends) - min(starts)))
 
 
 def write_images(folder: Path, sizes: Sequence[int], count: int, seed: int) -> list[bytes]:
@@ -137,8 +143,8 @@ def measure(folder: Path, model_folder: Path | None, sizes: Sequence[int], round
                 ours = measure_reception(service.port, here / "images", count, associations)
                 if status := service.stop():
                     raise RuntimeError(f"the service ended with status {status}")
-                start = time.perf_counter()
-                bare = count / _seconds(model, files, start)
+                _seconds(model, files[:1])  # starts what decodes
+                bare = count / _seconds(model, files)
                 predicted = measure_prediction(service, count)
             finally:
                 service.kill()
@@ -151,7 +157,9 @@ def measure(folder: Path, model_folder: Path | None, sizes: Sequence[int], round
     return dict(rows)
 
 
-def _seconds(model: Any, files: Sequence[bytes], start: float) -> float:
+def _seconds(model: Any, files: Sequence[bytes]) -> float:
+    """Return the time that predictions of files take."""
+    start = time.perf_counter()
     assert sum(1 for _ in model.predict_many(iter(files))) == len(files)
     return time.perf_counter() - start
 
@@ -216,8 +224,8 @@ def soak(folder: Path, model: Path | None, seconds: float, rate: float) -> dict[
 def to_markdown(document: dict[str, Any]) -> str:
     """Return the results as Markdown."""
     lines = [
-        f"{document['description']}\n\n{document['rounds']} rounds of {document['images']} images: medians, with the lowest and the"
-        " highest round.\n",
+        f"{document['description']}\n\n{document['rounds']} rounds of {document['images']} images: medians, with the lowest and"
+        " the highest round.\n",
         "| images | associations | Orthanc received/s | pneumoscope received/s | / Orthanc | bare session/s | predicted/s |"
         " / bare session |\n| --- | --- | --- | --- | --- | --- | --- | --- |",
     ]
@@ -272,12 +280,16 @@ def main(arguments: Sequence[str] | None = None) -> int:
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
         for size, pixels in SIZES.items():
-            document["sizes"][size] = measure(folder / size.replace(" ", "-"), options.model, pixels, options.rounds, options.images)
+            document["sizes"][size] = measure(
+                folder / size.replace(" ", "-"), options.model, pixels, options.rounds, options.images
+            )
         if options.soak:
             rate = statistics.median(document["sizes"]["1 to 2 MP"]["1 predicted"]) / 4
             document["soak"] = soak(folder, options.model, options.soak, rate)
     processor = Path("/proc/cpuinfo").read_text().partition("model name\t: ")[2].partition("\n")[0] or "unknown"
-    orthanc = subprocess.run([ORTHANC, "--version"], capture_output=True, text=True, check=True, timeout=30).stdout.split("\n")[0]
+    orthanc = subprocess.run(
+        [ORTHANC, "--version"], capture_output=True, text=True, check=True, timeout=30
+    ).stdout.split("\n")[0]
     document["description"] = (
         f"`pneumoscope serve` ({__version__}, pynetdicom {version('pynetdicom')}) and {orthanc} on {os.cpu_count()} cores"
         f" ({processor}), Python {sys.version.split()[0]}, load average {os.getloadavg()[2]:.1f} in the last 15 minutes."

@@ -1,8 +1,9 @@
 """Try to lose or double images and results: faults of the exchange between pneumoscope and a PACS, as real processes.
 
 Each fault runs with a new data directory, a service, and one or two PACS that record what they store. Afterwards every instance
-that was acknowledged must be stored, and predicted or answered, exactly once; each result must be in the PACS under one UID, with the
-same bytes each time it was sent; no file may be left in the inbox; and the audit log must verify. The exit status is 1 if not.
+that was acknowledged must be stored, and predicted or answered, exactly once; each result must be in the PACS under one UID,
+with the same bytes each time it was sent; no file may be left in the inbox; and the audit log must verify. The exit status is 1
+if not.
 """
 
 from __future__ import annotations
@@ -151,7 +152,16 @@ class World:
 
     def retry(self) -> None:
         """Make all waiting results due now."""
-        command = [sys.executable, "-m", "pneumoscope", "outbox", "retry", "--all", "--data-dir", str(self.service.data)]
+        command = [
+            sys.executable,
+            "-m",
+            "pneumoscope",
+            "outbox",
+            "retry",
+            "--all",
+            "--data-dir",
+            str(self.service.data),
+        ]
         subprocess.run(command, check=False, capture_output=True, timeout=120)
 
     def finish(self, fault: str) -> Row:
@@ -176,14 +186,18 @@ class World:
         missing, unknown = expected - copies.keys(), copies.keys() - expected
         differing = [uid for uid, hashes in copies.items() if len(set(hashes)) > 1]
         if missing or unknown or differing:
-            self.problems.append(f"results: {len(missing)} missing, {len(unknown)} unknown, {len(differing)} with two contents")
+            self.problems.append(
+                f"results: {len(missing)} missing, {len(unknown)} unknown, {len(differing)} with two contents"
+            )
         doubled = self.number(
             "(SELECT 1 FROM outbox WHERE state = 'delivered' AND kind != 'rejection_note'"
             " GROUP BY sop_instance_uid, kind, destination, model_sha256, operating_point HAVING count(*) > 1)"
         )
         self._compare("results are doubled, and {} should be", doubled, 0)
         images = self.number("(SELECT DISTINCT sop_instance_uid FROM received_instances WHERE state = 'predicted')")
-        delivered = self.number("outbox WHERE state = 'delivered' AND kind != 'rejection_note' AND destination = 'PACS'")
+        delivered = self.number(
+            "outbox WHERE state = 'delivered' AND kind != 'rejection_note' AND destination = 'PACS'"
+        )
         self._compare("results are delivered to the first destination, of {}", delivered, KINDS * images)
         files = [path for path in (self.service.data / "inbox").rglob("*") if path.is_file()]
         self._compare("files in the inbox, not {}", len(files), 0)
@@ -198,7 +212,7 @@ class World:
             self.problems.append(f"{found} {what.format(expected)}")
 
 
-# --- faults ------------------------------------------------------------------------------------------------------------------------
+# --- faults ---------------------------------------------------------------------------------------------------------
 
 
 def kill_service(world: World) -> None:
@@ -236,7 +250,7 @@ def kill_pacs(world: World) -> None:
 
 
 def pacs_away(world: World) -> None:
-    """The PACS is gone for the whole burst, and comes back."""
+    """Stop the PACS for the whole burst."""
     world.service.start()
     world.send(world.instances())
     world.wait_until(lambda: not world.number("received_instances WHERE state = 'waiting'"), "instances wait")
@@ -246,7 +260,7 @@ def pacs_away(world: World) -> None:
 
 
 def cut_connections(world: World) -> None:
-    """Connections that end in the middle of a PDU, at many positions; then everything is sent again."""
+    """Cut connections in the middle of a PDU, at many positions; then send everything again."""
     world.pacs.start()
     world.service.start()
     instances = world.instances()
@@ -284,12 +298,12 @@ def _pass_bytes(proxy: socket.socket, port: int, limit: int) -> None:
 
 
 def full_disk(world: World) -> None:
-    """The disk of the data directory is full while instances arrive, and while predictions are recorded."""
+    """Fill the disk of the data directory while instances arrive, and while predictions are recorded."""
     script = 'mount -t tmpfs -o size=24m tmpfs "$0" && exec "$@"'
     world.service.data.mkdir(parents=True)
     within = ["unshare", "-m", "sh", "-c", script, str(world.service.data)]
     if subprocess.run([*within, "true"], capture_output=True, check=False, timeout=30).returncode:
-        raise Unavailable("mounting a small disk needs root")
+        raise UnavailableError("mounting a small disk needs root")
     world.new_service(within=within, quiet_seconds=2)
     world.pacs.start()
     world.service.start()
@@ -325,7 +339,7 @@ def _fill(folder: Path, filler: Path) -> None:
 
 
 def resend_shuffled(world: World) -> None:
-    """Everything is sent three times, in a new order each time, on four associations."""
+    """Send everything three times, in a new order each time, on four associations."""
     world.pacs.start()
     world.service.start()
     instances = world.instances()
@@ -337,7 +351,7 @@ def resend_shuffled(world: World) -> None:
 
 
 def other_pixels(world: World) -> None:
-    """Instances are followed by others with the same UIDs and other pixels: before the prediction, and after the delivery."""
+    """Send instances with the same UIDs and other pixels: before the prediction, and after the delivery."""
     world.pacs.start()
     world.service.start()
     first = world.instances()
@@ -359,7 +373,7 @@ def other_pixels(world: World) -> None:
 
 
 def merged_patient(world: World) -> None:
-    """The patient is corrected before the prediction, and before the delivery: results have the new patient only."""
+    """Correct the patient before the prediction, and before the delivery: results have the new patient only."""
     world.service.start()
     first = world.instances()
     corrected = copy.deepcopy(first)
@@ -379,7 +393,7 @@ def merged_patient(world: World) -> None:
 
 
 def loops(world: World) -> None:
-    """The PACS sends all results back."""
+    """Let the PACS send all results back."""
     world.pacs.start()
     world.service.start()
     world.send(world.instances())
@@ -392,7 +406,7 @@ def loops(world: World) -> None:
 
 
 def failing_destination(world: World) -> None:
-    """There are two destinations, and one is never there."""
+    """Name two destinations, of which one is never there."""
     world.destinations = ["OTHER", "PACS"]
     world.new_service()
     world.destinations = ["PACS"]  # of which the results must arrive
@@ -406,7 +420,7 @@ def failing_destination(world: World) -> None:
 
 
 def clock_jumps(world: World) -> None:
-    """The clock is set forward and back by a year while instances and results wait."""
+    """Set the clock forward and back by a year while instances and results wait."""
     world.new_service(quiet_seconds=2)
     world.service.start()
     instances = world.instances()
@@ -421,7 +435,7 @@ def clock_jumps(world: World) -> None:
 
 
 def second_service(world: World) -> None:
-    """A second service is started with the same data directory during the burst."""
+    """Start a second service with the same data directory during the burst."""
     world.pacs.start()
     world.service.start()
     sending = world.send_in_background(world.instances())
@@ -448,7 +462,7 @@ def terminated(world: World) -> None:
         thread.join()
 
 
-class Unavailable(Exception):
+class UnavailableError(Exception):
     """A fault cannot be made on this machine, and why."""
 
 
@@ -473,7 +487,7 @@ def run_fault(name: str, folder: Path, model: Path | None, count: int, seed: int
     """Make a fault, and return its row.
 
     Raises:
-        Unavailable: It cannot be made here.
+        UnavailableError: It cannot be made here.
     """
     world = World(folder, model, count, seed)
     try:
@@ -518,10 +532,13 @@ def main(arguments: Sequence[str] | None = None) -> int:
             started = time.perf_counter()
             try:
                 rows.append(run_fault(name, Path(folder), options.model, count, options.seed))
-            except Unavailable as error:
+            except UnavailableError as error:
                 skipped.append(f"{name} ({error})")
                 continue
-            print(f"{name}: {time.perf_counter() - started:.0f} s, {rows[-1].problems or 'nothing lost or doubled'}", file=sys.stderr)
+            print(
+                f"{name}: {time.perf_counter() - started:.0f} s, {rows[-1].problems or 'nothing lost or doubled'}",
+                file=sys.stderr,
+            )
     command = shlex.join(["python", "benchmarks/dicom_faults.py", *(arguments or sys.argv[1:])])
     text = to_markdown(rows, skipped, command)
     print(text)

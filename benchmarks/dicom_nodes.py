@@ -33,8 +33,8 @@ import pydicom
 from pydicom.uid import ExplicitVRLittleEndian, ImplicitVRLittleEndian
 from pynetdicom import AE, evt
 from pynetdicom.sop_class import (  # type: ignore[attr-defined]
-    ComprehensiveSRStorage,
     Comprehensive3DSRStorage,
+    ComprehensiveSRStorage,
     DigitalXRayImageStorageForPresentation,
     KeyObjectSelectionDocumentStorage,
     SecondaryCaptureImageStorage,
@@ -77,7 +77,9 @@ def make_instances(count: int, *, seed: int = 0, size: int = 64, studies: int = 
     gray = [draw_phantom(rng.randrange(1000), pneumonia=number % 2 == 1, size=size) for number in range(min(count, 16))]
     for number in range(count):
         pixels = gray[number % len(gray)].copy()
-        pixels[0, :8] = list((seed * 1_000_003 + number).to_bytes(8, "big"))  # in a corner: other pixels, another prediction
+        pixels[0, :8] = list(
+            (seed * 1_000_003 + number).to_bytes(8, "big")
+        )  # in a corner: other pixels, another prediction
         instance = pydicom.dcmread(io.BytesIO(encode_dicom(pixels)))
         study = number % studies if studies else number
         name = hashlib.sha256(f"{seed} {number}".encode()).hexdigest()
@@ -89,7 +91,7 @@ def make_instances(count: int, *, seed: int = 0, size: int = 64, studies: int = 
     return instances
 
 
-# --- the PACS ------------------------------------------------------------------------------------------------------------------
+# --- the PACS -------------------------------------------------------------------------------------------------------
 
 
 class Pacs:
@@ -170,7 +172,7 @@ def run_pacs(port: str, folder: str, die_at: str = "0", moment: str = "") -> Non
     threading.Event().wait()
 
 
-# --- the service -----------------------------------------------------------------------------------------------------------------
+# --- the service ----------------------------------------------------------------------------------------------------
 
 
 class Service:
@@ -310,7 +312,7 @@ def _shift_clock(file: Path) -> None:
             module.datetime = Shifted
 
 
-# --- the sender --------------------------------------------------------------------------------------------------------------------
+# --- the sender -----------------------------------------------------------------------------------------------------
 
 
 @contextlib.contextmanager

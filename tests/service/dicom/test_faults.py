@@ -13,7 +13,7 @@ benchmark = load_benchmark("dicom_faults")
 def test_fault_loses_and_doubles_nothing(bundle, tmp_path, name):
     try:
         row = benchmark.run_fault(name, tmp_path, bundle, 12)
-    except benchmark.Unavailable as error:
+    except benchmark.UnavailableError as error:
         pytest.skip(str(error))
     assert row.problems == []
     assert row.sent >= 12

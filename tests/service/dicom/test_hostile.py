@@ -31,7 +31,11 @@ def test_service_withstands_hostile_input(bundle, tmp_path, capsys):
     document = json.loads((tmp_path / "hostile.json").read_text())
     assert document["problems"] == []
     assert status == 0
-    assert document["TLS"] == {"plain text on the TLS port": "closed", "wrong certificate": "closed", "no certificate": "closed"}
+    assert document["TLS"] == {
+        "plain text on the TLS port": "closed",
+        "wrong certificate": "closed",
+        "no certificate": "closed",
+    }
     assert document["limits"]["wrong called AE title"] == document["limits"]["unknown calling AE title"] == "rejected"
     assert {"0x0000", "0xc000"} <= set(document["C-STORE"])
     assert "no crash, no leak, nothing left" in capsys.readouterr().out

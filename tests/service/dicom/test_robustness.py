@@ -62,7 +62,7 @@ def slow_configuration(archive):
     return DicomConfiguration(configuration(archive).node, quiet_seconds=3600)
 
 
-# --- corrections ---------------------------------------------------------------------------------------------------------------
+# --- corrections ----------------------------------------------------------------------------------------------------
 
 
 def test_patient_corrected_before_the_prediction_is_that_of_the_result(model, archive, order):
@@ -72,7 +72,9 @@ def test_patient_corrected_before_the_prediction_is_that_of_the_result(model, ar
         repository.inbox.release()
         wait_until(lambda: repository.inbox.status().instances == 0, "it waits")
         wait_for_delivery(repository, 2)
-        assert [(each.PatientID, len(copies)) for copies in archive.stored.values() for each in copies] == 2 * [("8", 1)]
+        assert [(each.PatientID, len(copies)) for copies in archive.stored.values() for each in copies] == 2 * [
+            ("8", 1)
+        ]
 
 
 def test_result_of_a_replaced_image_is_that_of_the_last_pixels(model, archive, order):
@@ -93,7 +95,7 @@ def test_images_without_a_study_do_not_wait_for_each_other(model, archive):
         predicted(client)
 
 
-# --- a PACS that misbehaves -------------------------------------------------------------------------------------------------------
+# --- a PACS that misbehaves -----------------------------------------------------------------------------------------
 
 
 class AbortingArchive(Archive):
@@ -197,7 +199,7 @@ def test_more_results_than_a_statement_has_parameters_wait_for_a_pacs_that_is_aw
     assert repository.outbox.cancel(time=now) == count
 
 
-# --- the inbox -----------------------------------------------------------------------------------------------------------------------
+# --- the inbox ------------------------------------------------------------------------------------------------------
 
 
 def submit(repository, number, settings="s"):
@@ -245,7 +247,7 @@ def test_file_of_a_failed_transaction_is_removed_by_the_next_one(repository, mon
     assert repository.inbox._files.staging_files() == [waiting.image_sha256]
 
 
-# --- silent and slow clients -----------------------------------------------------------------------------------------------------------
+# --- silent and slow clients ----------------------------------------------------------------------------------------
 
 
 def node(model, **settings):

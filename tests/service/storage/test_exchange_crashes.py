@@ -66,7 +66,9 @@ def test_crash_at_any_step_loses_and_doubles_no_instance_and_no_result(tmp_path,
             if step.startswith("answer"):  # acknowledged: it is waiting, and its file is there
                 instance, content = received(number, int(step[-1]))
                 assert stored[instance.sop_instance_uid] == "waiting"
-                found = next(each for each in repository.inbox.ready(100) if each.sop_instance_uid == instance.sop_instance_uid)
+                found = next(
+                    each for each in repository.inbox.ready(100) if each.sop_instance_uid == instance.sop_instance_uid
+                )
                 assert repository.inbox.content(found) == content
         waiting = {row["image_sha256"] for row in rows(repository) if row["state"] == "waiting"}
         assert set(repository.inbox._files.staging_files()) == waiting

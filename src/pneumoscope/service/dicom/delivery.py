@@ -27,7 +27,7 @@ from pneumoscope.core.errors import GoneError, PneumoscopeError, StorageError, U
 from pneumoscope.service.dicom.configuration import Destination, DicomConfiguration
 from pneumoscope.service.dicom.results import SOP_CLASSES
 from pneumoscope.service.dicom.settings import DicomPeer, DicomSettings
-from pneumoscope.service.storage.outbox import Delivery, Outbox
+from pneumoscope.service.storage.outbox import Outbox
 
 if TYPE_CHECKING:
     from pneumoscope.service.rendering import ImageRenderer
@@ -265,7 +265,9 @@ def _is_connected(error: Exception) -> bool:
     if isinstance(error, requests.exceptions.ConnectTimeout | requests.exceptions.SSLError):
         return False
     cause = error.args[0] if isinstance(error, requests.ConnectionError) and error.args else None
-    return isinstance(cause, ProtocolError) or isinstance(error, requests.Timeout | requests.exceptions.ChunkedEncodingError)
+    return isinstance(cause, ProtocolError) or isinstance(
+        error, requests.Timeout | requests.exceptions.ChunkedEncodingError
+    )
 
 
 def _parse(response: requests.Response) -> Dataset:

@@ -224,16 +224,12 @@ class InstanceProcessor:
             if received.header:  # it was not removed by retention
                 self._enqueue(connection, received, id, "", at)
 
-    def _enqueue(
-        self, connection: Connection, received: ReceivedInstance, id: str, failure_code: str, at: str
-    ) -> None:
+    def _enqueue(self, connection: Connection, received: ReceivedInstance, id: str, failure_code: str, at: str) -> None:
         # A corrected header, or other pixels, with the same UID: the result is that of the last one, in whatever order they are
         # predicted.
         later = later_instances(connection, received)
         answered = {name for each in later for name in self._configuration.destinations_of(each.reply_to)}
-        destinations = [
-            name for name in self._configuration.destinations_of(received.reply_to) if name not in answered
-        ]
+        destinations = [name for name in self._configuration.destinations_of(received.reply_to) if name not in answered]
         subject = ResultSubject(
             prediction_id=id,
             failure_code=failure_code,

@@ -240,7 +240,7 @@ def _limit_pdus(event: Event) -> None:
     pynetdicom would read up to 4 GB into memory, and wait for ever for a peer that sends a byte now and then.
     """
     association_socket: Any = event.assoc.dul.socket
-    seconds = event.assoc.network_timeout
+    seconds = float(event.assoc.network_timeout or 0)
 
     def receive(n_bytes: int) -> bytearray:
         if n_bytes > _MAX_PDU_BYTES:
@@ -261,8 +261,8 @@ def _limit_pdus(event: Event) -> None:
 def _end_with_connection(event: Event) -> None:
     """Let an association end when its connection ends, or when the peer sends a PDU that its state does not allow.
 
-    pynetdicom would wait for the request of a connection that is closed until the timeout, and count it as an association; and its
-    thread would end with a traceback, and leave the connection open.
+    pynetdicom would wait for the request of a connection that is closed until the timeout, and count it as an association. After
+    a wrong PDU, its thread would end with a traceback, and leave the connection open.
     """
     association: Any = event.assoc
     machine = association.dul.state_machine

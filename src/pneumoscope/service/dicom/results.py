@@ -10,6 +10,7 @@ import copy
 import dataclasses
 import io
 import re
+import warnings
 from collections.abc import Mapping, Sequence
 from datetime import UTC, datetime
 
@@ -43,6 +44,9 @@ from pneumoscope.service.dicom.header import MANUFACTURER
 from pneumoscope.service.storage.outbox import ObjectKind, derive_uid
 
 __all__ = ["SOP_CLASSES", "Result", "rejection_note", "secondary_capture", "structured_report"]
+
+# Warnings of highdicom quote names of patients.
+warnings.filterwarnings("ignore", module=r"highdicom(\.|$)")
 
 SOP_CLASSES: Mapping[ObjectKind, UID] = {
     "secondary_capture": SecondaryCaptureImageStorage,
