@@ -44,7 +44,7 @@ from dicom_nodes import (
     send_until_acknowledged,
 )
 
-SETTLE_SECONDS = 600
+SETTLE_SECONDS, SECONDS_EACH = 600, 2  # and for each instance
 KINDS = 2  # objects of each result
 QUERY = (
     "import json, sqlite3, sys; connection = sqlite3.connect(sys.argv[1], uri=True, timeout=30);"
@@ -133,8 +133,9 @@ class World:
         """Return the number that a query returns."""
         return int(str(self.query(f"SELECT count(*) FROM {statement}")[0][0]))
 
-    def wait_until(self, condition: Callable[[], bool], what: str, seconds: float = SETTLE_SECONDS) -> None:
+    def wait_until(self, condition: Callable[[], bool], what: str, seconds: float = 0) -> None:
         """Wait for a condition, and note a problem if it does not come true."""
+        seconds = seconds or SETTLE_SECONDS + SECONDS_EACH * self.count
         deadline = time.monotonic() + seconds
         while not condition():
             if time.monotonic() > deadline:

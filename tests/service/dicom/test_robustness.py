@@ -300,7 +300,7 @@ def is_open(connection):
         return False
 
 
-@pytest.mark.filterwarnings("ignore:The PN component length")
+@pytest.mark.filterwarnings("ignore::UserWarning")
 def test_image_of_a_hostile_name_is_answered(model, archive):
     """A name that no result can state does not keep the result back."""
     with service(model, configuration(archive)) as (client, repository):

@@ -9,6 +9,7 @@ from __future__ import annotations
 import contextlib
 import io
 import logging
+import socket
 import threading
 from collections.abc import Callable, Iterator
 from datetime import UTC, datetime
@@ -181,10 +182,14 @@ class _DicomSender:
         for sop_class in SOP_CLASSES.values():
             ae.add_requested_context(sop_class, [ExplicitVRLittleEndian, ImplicitVRLittleEndian])
         options: dict[str, Any] = {"tls_args": (node.client_tls, peer.host)} if node.client_tls else {}
-        # Without it, a peer that stops reading would block the thread for ever.
-        limit_time = (evt.EVT_CONN_OPEN, lambda event: event.assoc.dul.socket.socket.settimeout(node.timeout))
+
+        def prepare(event: Any) -> None:
+            opened = event.assoc.dul.socket.socket
+            opened.settimeout(node.timeout)  # without it, a peer that stops reading would block the thread for ever
+            opened.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)  # an object begins with a small packet
+
         self._association = ae.associate(
-            peer.host, peer.port, ae_title=peer.ae_title, evt_handlers=[limit_time], **options
+            peer.host, peer.port, ae_title=peer.ae_title, evt_handlers=[(evt.EVT_CONN_OPEN, prepare)], **options
         )
         if not self._association.is_established:
             code = "association_rejected" if self._association.is_rejected else "unreachable"

@@ -25,7 +25,6 @@ from pydicom.uid import (
 )
 from pynetdicom import AE, evt
 from pynetdicom.dimse_primitives import C_STORE
-from pynetdicom.fsm import InvalidEventError
 from pynetdicom.pdu_primitives import A_ASSOCIATE
 from pynetdicom.sop_class import (  # type: ignore[attr-defined]  # the module creates its names when it is imported
     ComputedRadiographyImageStorage,
@@ -55,6 +54,8 @@ __all__ = ["SOP_CLASSES", "DicomReceiver", "transfer_syntaxes"]
 _LOG = logging.getLogger("pneumoscope.service")
 _COMMAND_BYTES = 4096  # of the messages beside an instance, at most
 _HANDSHAKE_SECONDS = 10
+# Of Linux: a sender that collects small packets waits up to 40 ms for each acknowledgment.
+_QUICK_ACK: int | None = getattr(socket, "TCP_QUICKACK", None)
 _CONNECTIONS = 2  # at most, for each association that may be open
 _MAX_PDU_BYTES = 2**20  # of an association request with many presentation contexts; data PDUs have at most 16 KiB
 # Rejection of an association: permanent, by the service user, calling AE title not recognized (PS3.8 9.3.4).
@@ -241,6 +242,7 @@ def _limit_pdus(event: Event) -> None:
     """
     association_socket: Any = event.assoc.dul.socket
     seconds = float(event.assoc.network_timeout or 0)
+    association_socket.socket.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
 
     def receive(n_bytes: int) -> bytearray:
         if n_bytes > _MAX_PDU_BYTES:
@@ -249,6 +251,8 @@ def _limit_pdus(event: Event) -> None:
         while len(found) < n_bytes:
             if time.monotonic() > deadline:
                 raise TimeoutError("the PDU is not complete")
+            if _QUICK_ACK:  # it is not kept: set it each time
+                association_socket.socket.setsockopt(socket.IPPROTO_TCP, _QUICK_ACK, 1)
             part = association_socket.socket.recv(n_bytes - len(found))
             if not part:
                 break
@@ -259,10 +263,10 @@ def _limit_pdus(event: Event) -> None:
 
 
 def _end_with_connection(event: Event) -> None:
-    """Let an association end when its connection ends, or when the peer sends a PDU that its state does not allow.
+    """Let an association end when its connection ends, or when the peer sends a PDU that is malformed or not allowed.
 
     pynetdicom would wait for the request of a connection that is closed until the timeout, and count it as an association. After
-    a wrong PDU, its thread would end with a traceback, and leave the connection open.
+    such a PDU, its thread would end with a traceback, and leave the connection open.
     """
     association: Any = event.assoc
     machine = association.dul.state_machine
@@ -271,7 +275,8 @@ def _end_with_connection(event: Event) -> None:
     def act_and_end(name: str) -> None:
         try:
             act(name)
-        except InvalidEventError:
+        except Exception as error:  # noqa: BLE001  untrusted bytes; its message may contain anything
+            _LOG.warning("Aborted a DICOM association: unexpected %s", type(error).__name__)
             association.is_aborted, association.is_established = True, False
             association.dul.socket.close()
             machine.current_state = "Sta1"  # idle
