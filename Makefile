@@ -40,11 +40,17 @@ check: $(READY)
 	$(BIN)/mypy
 	$(BIN)/lint-imports --no-cache
 
+# Two processes, which take tests from each other at the end. One thread for each: with more, they would wait for each other.
+# The tests start Python hundreds of times, so bytecode is kept even where the environment turns that off.
+PYTEST := -m pytest -n 2 --dist worksteal
+test test-fast test-core: export OMP_NUM_THREADS := 1
+test test-fast test-core: export PYTHONDONTWRITEBYTECODE :=
+
 test: check
-	$(BIN)/python -m pytest -n 2 --dist loadfile
+	$(BIN)/python $(PYTEST)
 
 test-fast: $(READY)
-	$(BIN)/python -m pytest -n 2 --dist loadfile -m fast
+	$(BIN)/python $(PYTEST) -m fast
 
 # Installs the wheel, not a link to src, so that it also shows what the wheel contains.
 test-core:
@@ -52,7 +58,7 @@ test-core:
 	test -x $(CORE)/bin/python || $(PYTHON) -m venv $(CORE)
 	$(CORE)/bin/python -m pip install --quiet --upgrade 'pip>=24'
 	$(CORE)/bin/python -m pip install --quiet --constraint constraints.txt '.[evaluate,dicom,serve,test]'
-	$(CORE)/bin/python -m pytest -n 2 --dist loadfile -m fast
+	$(CORE)/bin/python $(PYTEST) -m fast
 
 demo: $(READY)
 	$(BIN)/python -m pneumoscope.demo --out $(DEMO)$(if $(DATA), --data '$(DATA)')

@@ -419,7 +419,7 @@ def attack(folder: Path, model: Path | None, inputs: int, seed: int, out: Path) 
         problems.append("STOW-RS answered with a server error")
     document["TLS"] = attack_tls(folder, model)
     if "accepted" in {*document["TLS"].values(), *document["limits"].values()}:
-        problems.append("a stranger was accepted")
+        problems.append("an untrusted client was accepted")
     if document["limits"]["a peer meanwhile"] != "served":
         problems.append("slow clients keep a peer out")
     return document
@@ -441,7 +441,7 @@ def _waiting(service: Service) -> int:
 def to_markdown(document: dict[str, Any], inputs: int, seed: int, command: str) -> str:
     """Return the results as Markdown."""
     lines = [
-        f"{inputs:,} mutated DICOM files and PDUs, header bombs, hostile values, silent clients and strangers, sent to the DICOM"
+        f"{inputs:,} mutated DICOM files and PDUs, header bombs, hostile values, silent and untrusted clients, sent to the DICOM"
         f" port and STOW-RS of `pneumoscope serve` ({__version__}), seed {seed}, in {document['seconds']:.0f} s. Result:"
         f" {'; '.join(document['problems']) or 'no crash, no leak, nothing left'}.\n",
         "| attack | outcomes |\n| --- | --- |",

@@ -19,7 +19,7 @@ import tempfile
 import threading
 import zipfile
 from collections.abc import Callable, Iterator, Sequence
-from datetime import timedelta
+from datetime import date, timedelta
 from pathlib import Path
 
 import click
@@ -312,13 +312,21 @@ def _too_large() -> None:
     raise errors.TooLargeError(problem["detail"], hint=problem["hint"])
 
 
+def _invalid_identity() -> None:
+    from pneumoscope.core.identity import Identity
+    from pneumoscope.core.identity_check import check_entered
+
+    check_entered(Identity(patient_birth_date="2021-02-30", patient_sex="X"), today=date(2026, 1, 31))
+
+
 def _gone() -> None:
     from pneumoscope import load_model
     from pneumoscope.service.storage.repository import PredictionRepository
+    from pneumoscope.service.storage.retention import Retention
 
     image, repository, model = _image("thorax.png").read_bytes(), PredictionRepository(None), load_model(threads=1)
     record, _ = repository.add(model.predict(image), image, user="local")
-    repository.expire(timedelta(seconds=-1))
+    Retention(repository).expire_images(timedelta(seconds=-1))
     repository.image(repository.get(record.id))
 
 
@@ -379,6 +387,7 @@ _EXAMPLES: dict[str, Callable[[], object]] = {
     "ForbiddenError": _forbidden,
     "TooManyRequestsError": _too_many_requests,
     "TooLargeError": _too_large,
+    "InvalidIdentityError": _invalid_identity,
     "GoneError": _gone,
     "ConflictError": _conflict,
     "BusyError": _busy,

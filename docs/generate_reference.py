@@ -280,7 +280,8 @@ def http_api_page(document: Mapping[str, Any]) -> str:
         "# HTTP API\n",
         "Generated from the OpenAPI document that a running service publishes at `/openapi.json`, without a token."
         " [Call the service](../how-to/serve.md) shows requests that work. Unknown query parameters are rejected. Every error is"
-        " a problem document (RFC 9457), see [Problem](#problem); `code` is the code of one of the [errors](errors.md).\n",
+        " a problem document (RFC 9457), see [Problem](#problem), or below `/fhir` an OperationOutcome; `code` is the code of one"
+        " of the [errors](errors.md).\n",
         _table(
             ("request", "purpose"),
             ((f"[`{title}`](#{_slug(title)})", operation.get("summary", "")) for title, operation in operations),

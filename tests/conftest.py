@@ -68,7 +68,7 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
             if fixture in MARKER_OF_FIXTURE:
                 item.add_marker(MARKER_OF_FIXTURE[fixture])
         parameters = item.callspec.params if hasattr(item, "callspec") else {}
-        if parameters.get("database") == "postgresql":
+        if "postgresql" in (parameters.get("database"), parameters.get("empty_database")):
             item.add_marker("database")
         if hasattr(getattr(item, "module", None), "served"):
             item.add_marker("slow")

@@ -81,7 +81,7 @@ def test_commands_describe_the_database_alike() -> None:
         for option in command.params
         if isinstance(option, click.Option) and option.name == "database"
     ]
-    assert len(helps) == 7
+    assert len(helps) == 10
     assert len(set(helps)) == 1
 
 

@@ -20,6 +20,9 @@ from pneumoscope.core.errors import (
 EXAMPLES = {
     UnknownNameError: lambda: UnknownNameError("recipe", "alexnet-adm", ["vgg19-adam", "alexnet-adam"]),
     TooManyRequestsError: lambda: TooManyRequestsError("too many failed attempts", retry_seconds=4),
+    errors.InvalidIdentityError: lambda: errors.InvalidIdentityError(
+        "study_date is not a date", fields={"study_date": "not_a_date"}, hint="Correct it"
+    ),
     MissingExtraError: lambda: MissingExtraError("train", "training", "torch"),
 }
 
@@ -52,7 +55,7 @@ def test_docstring_tree_matches_the_classes():
     assert documented_tree() == {
         cls.__name__: (None if cls is PneumoscopeError else cls.__base__.__name__, cls.exit_status) for cls in classes()
     }
-    assert len(documented_tree()) == 33
+    assert len(documented_tree()) == 34
 
 
 def test_every_error_is_public_and_has_one_parent():
@@ -135,4 +138,4 @@ def test_unreadable_image_states_path_and_reason():
 
 def test_unreadable_image_error_without_a_path_does_not_mention_one() -> None:
     error = UnreadableImageError("", "truncated", hint="Copy it again")
-    assert str(error) == "the image cannot be read: truncated. Copy it again"
+    assert str(error) == "the file cannot be read: truncated. Copy it again"

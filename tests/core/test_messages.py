@@ -1,25 +1,33 @@
 """Messages rendered from codes, in English and Traditional Chinese."""
 
+import dataclasses
 import re
+from typing import get_args
 
 import pytest
 
 from pneumoscope.core import errors
 from pneumoscope.core.i18n import LANGUAGES, NOTICE
+from pneumoscope.core.identity import Identity
+from pneumoscope.core.identity_check import SEXES, FieldProblem
 from pneumoscope.core.messages import (
+    age_conflict_message,
     counted,
     decision_label,
     error_text,
     error_titles,
+    field_problem_message,
     notice,
     operating_point_label,
     operating_point_rule,
     prediction_message,
     probability_message,
     probability_text,
+    punctuation,
     rejection_label,
     rejection_message,
     result_message,
+    sex_label,
     site_note,
 )
 from pneumoscope.core.population import Population
@@ -28,6 +36,7 @@ from pneumoscope.core.prediction import (
     REJECTION_CODES,
     Failure,
     ModelInfo,
+    PatientAge,
     Prediction,
     Rejection,
     Uncertainty,
@@ -69,8 +78,9 @@ def test_every_rejection_has_a_message_with_its_numbers_in_both_languages(code):
     english, chinese = (rejection_message(rejection, language) for language in LANGUAGES)
     assert english != chinese
     assert numbers(english) == numbers(chinese)
-    for value in rejection.parameters.values():
-        assert f"{value}" in english
+    for name, value in rejection.parameters.items():
+        # A score of the network and its limit mean nothing to a physician; they stay in the parameters.
+        assert (f"{value}" in english) == (name not in ("score", "distance", "limit"))
 
 
 @pytest.mark.parametrize("code", REJECTION_CODES)
@@ -78,6 +88,45 @@ def test_every_rejection_has_a_short_label_in_both_languages(code):
     english, chinese = (rejection_label(code, language) for language in LANGUAGES)
     assert english != chinese
     assert "{" not in english + chinese
+
+
+def test_contradictory_age_comes_first_in_the_message_with_both_ages():
+    dates = Identity(patient_birth_date="1990-02-03", study_date="2026-02-03")
+    found = prediction(
+        decision="no_pneumonia",
+        probability=0.1,
+        age=PatientAge(4.0, "header"),
+        identity=dates,
+        warnings=("view_not_stated",),
+    )
+    words = "Contradictory age: 4 years stated, 36 years by birth date and study date. The result may not apply"
+    assert age_conflict_message(found) == f"{words}; check the patient"
+    assert prediction_message(found).startswith(
+        f"{words}; check the patient. Other findings are not assessed. View not stated"
+    )
+    assert age_conflict_message(found, "zh-Hant").startswith(
+        "年齡互相矛盾：記載為 4 歲，依出生日期與檢查日期則為 36 歲"
+    )
+    for age in (34.5, 37.5, None):
+        agreeing = dataclasses.replace(found, age=age and PatientAge(age, "entered"))
+        assert age_conflict_message(agreeing) == ""
+
+
+@pytest.mark.parametrize("problem", get_args(FieldProblem))
+def test_every_problem_of_a_field_has_a_sentence_in_both_languages(problem):
+    english, chinese = (field_problem_message(problem, language) for language in LANGUAGES)
+    assert english.endswith(".")
+    assert chinese.endswith("。")
+
+
+def test_sex_is_a_word_and_as_stated_if_it_is_unknown():
+    assert [sex_label(sex) for sex in (*SEXES, "W", "")] == ["Female", "Male", "Other", "W", ""]
+    assert [sex_label(sex, "zh-Hant") for sex in SEXES] == ["女性", "男性", "其他"]
+
+
+def test_chinese_has_full_width_signs_without_spaces():
+    assert punctuation() == {"colon": ": ", "comma": ", ", "opening": " (", "closing": ")"}
+    assert punctuation("zh-Hant") == {"colon": "：", "comma": "、", "opening": "（", "closing": "）"}
 
 
 def test_decision_labels_are_unique_and_never_normal():
@@ -109,21 +158,25 @@ def interval(low, high):
     [
         (
             0.87, (0.8, 0.92),
-            "The probability of pneumonia is 87%; the images that the model was calibrated on allow 80% to 92%",
-            "肺炎機率：87%；依模型校準所用的影像，可能範圍：80% 至 92%",
+            "The probability of pneumonia is 87%. Calibration interval (Venn-Abers): 80% to 92%, the range that the calibration"
+            " on 100 images leaves open. It is not a confidence interval, and the probability can lie at its end",
+            "肺炎機率：87%。校準區間（Venn-Abers）：80% 至 92%，為 100 張校準影像所無法排除的機率範圍。"
+            "此區間並非信賴區間，機率可能位於區間的一端",
         ),
         (0.87, (0.868, 0.873), "The probability of pneumonia is 87%", "肺炎機率：87%"),
         (0.999, (0.995, 1.0), "The probability of pneumonia is above 99%", "肺炎機率：高於 99%"),
         (0.87, None, "The probability of pneumonia is 87%", "肺炎機率：87%"),
         (
             0.02, (0.0, 0.02),
-            "The probability of pneumonia is 2%; the images that the model was calibrated on allow below 1% to 2%",
-            "肺炎機率：2%；依模型校準所用的影像，可能範圍：低於 1% 至 2%",
+            "The probability of pneumonia is 2%. Calibration interval (Venn-Abers): below 1% to 2%, the range that the"
+            " calibration on 100 images leaves open. It is not a confidence interval, and the probability can lie at its end",
+            "肺炎機率：2%。校準區間（Venn-Abers）：低於 1% 至 2%，為 100 張校準影像所無法排除的機率範圍。"
+            "此區間並非信賴區間，機率可能位於區間的一端",
         ),
         (None, None, "", ""),
     ],
 )  # fmt: skip
-def test_probability_and_interval_are_one_sentence(probability, ends, english, chinese):
+def test_probability_comes_with_what_its_interval_means(probability, ends, english, chinese):
     found = prediction(decision="pneumonia", probability=probability, interval=ends and interval(*ends))
     assert probability_message(found) == english
     assert probability_message(found, "zh-Hant") == chinese
@@ -137,15 +190,17 @@ def test_uncertain_range_that_rounds_to_one_value_is_one_value():
 def test_result_is_explained_in_full_sentences():
     found = prediction(decision="no_pneumonia", probability=0.1, interval=interval(0.05, 0.2))
     probability = (
-        "The probability of pneumonia is 10%; the images that the model was calibrated on allow 5% to 20%. Probabilities are for"
-        " a prevalence of 50%; if pneumonia is less common among your patients, they are lower."
+        "The probability of pneumonia is 10%. Calibration interval (Venn-Abers): 5% to 20%, the range that the calibration on 100"
+        " images leaves open. It is not a confidence interval, and the probability can lie at its end. Probabilities are for a"
+        " prevalence of 50%; if pneumonia is less common among your patients, they are lower."
     )
     assert result_message(found, prevalence=0.5) == ("Other findings are not assessed.", probability)
     assert result_message(found, "zh-Hant", prevalence=0.005, stated=True) == (
         "其他發現不在評估範圍內。",
-        "肺炎機率：10%；依模型校準所用的影像，可能範圍：5% 至 20%。機率以肺炎盛行率 0.5% 為準。",
+        "肺炎機率：10%。校準區間（Venn-Abers）：5% 至 20%，為 100 張校準影像所無法排除的機率範圍。"
+        "此區間並非信賴區間，機率可能位於區間的一端。機率以肺炎盛行率 0.5% 為準。",
     )
-    assert result_message(found)[1].endswith("allow 5% to 20%.")  # the prevalence of another model is unknown
+    assert result_message(found)[1].endswith("can lie at its end.")  # the prevalence of another model is unknown
     inverted = prediction(decision="rejected", rejection=Rejection("inverted"))
     assert result_message(inverted, prevalence=0.5) == ("Black and white appear to be inverted.",)
     assert result_message(prediction(decision="pneumonia", probability=0.9)) == (

@@ -111,6 +111,21 @@ def test_baseline_has_no_fact_of_any_data_set():
         assert getattr(baseline, table) == getattr(default, table)
 
 
+@pytest.mark.parametrize(
+    ("overrides", "expected"),
+    [
+        ([], Population()),
+        (["data.age_range=[18, 90]"], Population(ages=(18, 90))),
+        (
+            ["data.age_range=[18, 90]", "population.ages=[20, 80]", "population.sites=2"],
+            Population(ages=(20, 80), sites=2),
+        ),
+    ],
+)
+def test_ages_of_the_population_are_the_age_range_unless_stated(overrides, expected):
+    assert read_recipe("quick", overrides).stated_population() == expected
+
+
 def test_error_for_an_unknown_recipe_suggests_the_closest_name():
     with pytest.raises(UnknownNameError, match=r"no recipe 'quik'. Did you mean 'quick'\?"):
         read_recipe("quik")

@@ -33,7 +33,8 @@ from pneumoscope.service.api.exception_handlers import PROBLEM_MEDIA_TYPE
 from pneumoscope.service.app import create_app
 from pneumoscope.service.dicom.configuration import DicomConfiguration
 from pneumoscope.service.settings import Settings
-from pneumoscope.service.storage.database import open_database, write_transaction
+from pneumoscope.service.storage.data_directory import create_data_directory
+from pneumoscope.service.storage.database import DATABASE_FILE, open_database, write_transaction
 from pneumoscope.service.storage.repository import PredictionRepository
 from pneumoscope.service.storage.tables import tokens
 
@@ -174,24 +175,56 @@ def issuer():
         yield address
 
 
-@pytest.fixture(params=["sqlite", "postgresql"])
-def database(request):
-    """The URL of an empty database; empty for SQLite."""
-    if request.param == "sqlite":
-        yield ""
-        return
-    server = request.getfixturevalue("postgresql_server")
+def create_database(server, name, template="template1"):
+    """Create a database on a PostgreSQL server, in place of one of the same name, and return its URL."""
     engine = create_engine(server.replace("postgresql", "postgresql+pg8000"), isolation_level="AUTOCOMMIT")
     with engine.connect() as connection:
-        connection.execute(text("DROP DATABASE IF EXISTS images WITH (FORCE)"))
-        connection.execute(text("CREATE DATABASE images"))
-    yield server.removesuffix("/postgres") + "/images"
+        connection.execute(text(f"DROP DATABASE IF EXISTS {name} WITH (FORCE)"))
+        connection.execute(text(f"CREATE DATABASE {name} TEMPLATE {template}"))
     engine.dispose()
+    return server.removesuffix("/postgres") + f"/{name}"
+
+
+@pytest.fixture(params=["sqlite", "postgresql"])
+def database(request):
+    """The URL of a new database, which has no tables; empty for SQLite."""
+    if request.param == "sqlite":
+        return ""
+    return create_database(request.getfixturevalue("postgresql_server"), "images")
+
+
+@pytest.fixture(scope="session")
+def migrated_sqlite(tmp_path_factory):
+    """A SQLite file with all tables and no rows."""
+    folder = tmp_path_factory.mktemp("migrated")
+    open_database(folder).dispose()
+    return folder / DATABASE_FILE
+
+
+@pytest.fixture(scope="session")
+def migrated_postgresql(postgresql_server):
+    """The name of a database with all tables and no rows."""
+    open_database(None, create_database(postgresql_server, "migrated")).dispose()
+    return "migrated"
+
+
+@pytest.fixture(params=["sqlite", "postgresql"])
+def empty_database(request, tmp_path):
+    """The URL of a database with all tables and no rows; empty for SQLite in `tmp_path / "data"`.
+
+    A copy, because migrations take longer than most tests of the storage.
+    """
+    if request.param == "sqlite":
+        create_data_directory(tmp_path / "data")
+        shutil.copyfile(request.getfixturevalue("migrated_sqlite"), tmp_path / "data" / DATABASE_FILE)
+        return ""
+    template = request.getfixturevalue("migrated_postgresql")
+    return create_database(request.getfixturevalue("postgresql_server"), "images", template)
 
 
 @pytest.fixture
-def repository(tmp_path, database):
-    opened = PredictionRepository(tmp_path / "data", database)
+def repository(tmp_path, empty_database):
+    opened = PredictionRepository(tmp_path / "data", empty_database)
     yield opened
     opened.close()
 
@@ -205,12 +238,15 @@ def bundle(shared_maker):
 
 
 @contextmanager
-def served(bundle, folder, *options, host="127.0.0.1", within=(), program=("-m", "pneumoscope")):
+def served(
+    bundle, folder, *options, host="127.0.0.1", within=(), program=("-m", "pneumoscope"), deadline=SERVICE_SECONDS
+):
     """Start a service and yield its process and a client; the process is killed in the end.
 
     Args:
         within: A command that runs the service's command.
         program: How Python is started.
+        deadline: Seconds after which the process is killed in any case.
     """
     command = [
         *within,
@@ -230,9 +266,7 @@ def served(bundle, folder, *options, host="127.0.0.1", within=(), program=("-m",
     with (
         tempfile.NamedTemporaryFile("a") as log,
         Path(log.name).open() as written,
-        started(
-            [*command, *options], deadline=SERVICE_SECONDS, stdout=subprocess.DEVNULL, stderr=log, cwd=folder
-        ) as process,
+        started([*command, *options], deadline=deadline, stdout=subprocess.DEVNULL, stderr=log, cwd=folder) as process,
     ):
         try:
             port = _port(process, written)

@@ -22,6 +22,7 @@ from pneumoscope.service.storage.inbox import Outcome, ReceivedInstance, finish
 from pneumoscope.service.storage.outbox import ResultSubject, enqueue
 from pneumoscope.service.storage.queries import Filter
 from pneumoscope.service.storage.repository import PredictionRepository
+from pneumoscope.service.storage.retention import Retention
 
 PROCESSES = multiprocessing.get_context("forkserver")
 PROCESSES.set_forkserver_preload(
@@ -118,7 +119,7 @@ def images(number):
 
 def add_images(repository, number, step):
     """Add two images in one transaction: they are submitted while another one is being stored, before the steps count."""
-    stage, begun, submitted = repository.blobs.stage, threading.Event(), threading.Event()
+    stage, begun, submitted = repository.storage.blobs.stage, threading.Event(), threading.Event()
 
     def stage_before_and_count_after(blobs):
         if begun.is_set():
@@ -127,7 +128,7 @@ def add_images(repository, number, step):
         assert submitted.wait(30)
         return stage(blobs)
 
-    repository.blobs.stage = stage_before_and_count_after
+    repository.storage.blobs.stage = stage_before_and_count_after
     repository.submit(PREDICTION, b"before", user="me")
     assert begun.wait(30)
     futures = [repository.submit(PREDICTION, each, user="me") for each in images(number)]
@@ -144,7 +145,7 @@ def delete_image(repository, number, step):
 
 
 def expire_images(repository, number, step):
-    repository.expire(timedelta(0))
+    Retention(repository).expire_images(timedelta(0))
     step("answer")
 
 

@@ -97,13 +97,13 @@ def test_unreadable_image_does_not_affect_the_others(client):
     assert good["id"]
     for each in (bad, empty):
         assert (each["id"], each["decision"], each["probability"]) == (None, None, None)
-        assert each["message"].startswith("the image cannot be read: ")
+        assert each["message"].startswith("the file cannot be read: ")
     assert client.get("/v1/predictions").json()["total"] == 1
 
 
 def test_request_without_a_readable_image_is_a_problem(client):
     found = problem(client.post("/v1/predictions", files=images(b"no image")), 422, "unreadable_image")
-    assert found["detail"] == "the image cannot be read: not an image (8 bytes)"
+    assert found["detail"] == "the file cannot be read: not an image (8 bytes)"
     assert "JPEG, PNG" in found["hint"]
     assert (
         "none of 2 images"
@@ -146,7 +146,7 @@ def test_stored_image_that_cannot_be_decoded_is_a_problem_without_its_name(model
 
     monkeypatch.setattr(model, "decode", fail)
     document = problem(client.get(f"/v1/predictions/{found['id']}/image.png"), 422, "unreadable_image")
-    assert (document["detail"], document["hint"]) == ("the image cannot be read: truncated", "Copy it again")
+    assert (document["detail"], document["hint"]) == ("the file cannot be read: truncated", "Copy it again")
 
 
 def test_rejected_image_has_no_heatmap(client):
@@ -491,12 +491,16 @@ def test_openapi_describes_errors_and_tokens(model, app):
     asks = create_app(model, repository_with_token("me"), require_token=True).openapi()
     for path, operations in asks["paths"].items():
         for operation in operations.values():
-            assert ("security" in operation) == path.startswith(("/v1/", "/dicom-web/"))
+            assert ("security" in operation) == path.startswith(("/v1/", "/dicom-web/", "/fhir/"))
             for status, answer in operation["responses"].items():
                 if (path, status) == ("/dicom-web/studies", "409"):
                     continue  # the response that DICOM defines
                 if int(status) >= 400:
                     (content,) = answer["content"].items()
+                    if path.startswith("/fhir/"):
+                        assert content[0] == "application/fhir+json"
+                        assert content[1]["example"]["resourceType"] == "OperationOutcome"
+                        continue
                     assert content[0] == PROBLEM_MEDIA_TYPE
                     assert content[1]["schema"] == {"$ref": "#/components/schemas/Problem"}
                     assert content[1]["example"]["status"] == int(status)
@@ -538,7 +542,9 @@ def test_openapi_has_every_path(app):
         "/v1/predictions/{id}/thumbnail.png", "/v1/predictions/{id}/review", "/v1/model",
         "/v1/unreadable", "/v1/unreadable/{id}", "/v1/predictions/search", "/v1/predictions/{id}/identity",
         "/v1/studies/{study_key}", "/v1/patients/{patient_key}", "/v1/tokens", "/v1/tokens/{token_id}", "/dicom-web/studies",
+        "/v1/exchange", "/v1/inbox/release",
         "/v1/predictions/{id}/secondary-capture.dcm", "/v1/predictions/{id}/structured-report.dcm",
+        "/fhir/metadata", "/fhir/DiagnosticReport/{id}", "/fhir/Observation/{id}",
     }  # fmt: skip
 
 
@@ -572,7 +578,7 @@ def test_responses_conform_to_openapi(model, monkeypatch):
                 sent[case.operation.label] += 1
 
             ask()
-    assert len(sent) == 28
+    assert len(sent) == 33
     assert sent.total() > 150
 
 

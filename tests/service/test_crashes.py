@@ -32,10 +32,10 @@ def assert_consistent(repository, folder):
     """Check that the database, the blob store and the audit log agree, and return the repository."""
     found = repository.find(Filter(), limit=200).predictions
     held = {record.image_sha256 for record in found if not record.image_removed}
-    assert {sha256 for sha256, _ in repository.blobs.stored()} == held
+    assert {sha256 for sha256, _ in repository.storage.blobs.stored()} == held
     assert all(repository.image(record) for record in found if not record.image_removed)
-    assert (repository.orphaned, check_storage(folder, repository.engine).problems) == ({}, 0)
-    verify(repository.engine, images=repository.blobs)
+    assert (repository.storage.orphaned, check_storage(folder, repository.engine).problems) == ({}, 0)
+    verify(repository.engine, images=repository.storage.blobs)
     return found
 
 

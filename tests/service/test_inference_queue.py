@@ -114,7 +114,7 @@ def test_unreadable_image_has_a_failure(gated):
     good, bad = queue.submit([(png(), "good.png"), (b"no image", "bad.png")])
     assert good.result(10).decision
     assert (bad.result(10).decision, bad.result(10).path) == (None, "bad.png")
-    assert bad.result(10).failure.message.startswith("the image cannot be read: not an image")
+    assert bad.result(10).failure.message.startswith("the file cannot be read: not an image")
     queue.close(10)
 
 

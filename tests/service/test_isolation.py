@@ -43,7 +43,7 @@ def test_image_that_crashes_its_decoder_is_unreadable_and_the_service_continues(
     assert first["decision"]
     assert last["decision"]
     assert (bad["id"], bad["decision"]) == (None, None)
-    assert bad["failure"]["message"].startswith(f"the image cannot be read: {says}")
+    assert bad["failure"]["message"].startswith(f"the file cannot be read: {says}")
     assert "The file is damaged" in bad["failure"]["hint"]
     assert isolated.post("/v1/predictions", files=images(b"BM" + bytes(8) + action.encode())).status_code == 422
 
@@ -62,7 +62,7 @@ def test_stored_image_that_crashes_its_decoder_is_a_problem_in_every_rendering(i
     paths = isolated.get("/openapi.json").json()["paths"]
     for picture in ("image.png", "pixels", "thumbnail.png", "heatmap.png", "heatmap-layer.png"):
         document = problem(isolated.get(f"/v1/predictions/{made['id']}/{picture}"), 422, error.code)
-        assert document["detail"] == f"the image cannot be read: {error.reason}"
+        assert document["detail"] == f"the file cannot be read: {error.reason}"
         assert "422" in paths[f"/v1/predictions/{{id}}/{picture}"]["get"]["responses"]
 
 

@@ -118,7 +118,7 @@ def test_readiness_check_hides_the_location_of_the_storage(client, caplog, monke
     def fail(*_, **__):
         raise StorageError("the database '/secret/place' cannot be used")
 
-    monkeypatch.setattr("pneumoscope.service.storage.repository.PredictionRepository.check_writable", fail)
+    monkeypatch.setattr("pneumoscope.service.storage.image_storage.ImageStorage.check_writable", fail)
     answer = client.get("/readyz")
     assert problem(answer, 503, "storage")["detail"] == "the storage cannot be used"
     assert "secret" not in answer.text

@@ -9,8 +9,8 @@ from pneumoscope.service.storage.repository import PredictionRepository
 
 def test_readiness_is_checked_once_a_second_and_the_result_is_reused(model, monkeypatch):
     now, repository, checks = [100.0], PredictionRepository(None), []
-    keep = repository.check_writable
-    monkeypatch.setattr(repository, "check_writable", lambda: checks.append(now[0]) or keep())
+    keep = repository.storage.check_writable
+    monkeypatch.setattr(repository.storage, "check_writable", lambda: checks.append(now[0]) or keep())
     readiness = Readiness(model, repository, lambda: now[0])
     for _ in range(5):
         readiness.check()
@@ -19,13 +19,13 @@ def test_readiness_is_checked_once_a_second_and_the_result_is_reused(model, monk
     def fail():
         raise StorageError("the disk '/secret' is full")
 
-    monkeypatch.setattr(repository, "check_writable", fail)
+    monkeypatch.setattr(repository.storage, "check_writable", fail)
     readiness.check()
     for now[0] in (101.1, 101.9):
         with pytest.raises(StorageError, match="images cannot be stored") as caught:
             readiness.check()
         assert "secret" not in str(caught.value)
-    monkeypatch.setattr(repository, "check_writable", keep)
+    monkeypatch.setattr(repository.storage, "check_writable", keep)
     now[0] = 102.2
     readiness.check()
     repository.close()

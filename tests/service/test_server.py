@@ -23,6 +23,10 @@ from pydicom.uid import ExplicitVRLittleEndian
 from tests.processes import started
 from tests.service.conftest import TOKEN, dicom, fetch, images, insert_token_of_service, png, served, verified
 
+from pneumoscope.cli import cli, run_and_exit
+from pneumoscope.core.errors import UsageError
+from pneumoscope.service.server import _listen
+
 
 def post(client, *levels):
     return client.post("/v1/predictions", files=[("images", (f"{level}.png", png(level))) for level in levels])
@@ -160,6 +164,16 @@ def test_port_in_use_is_reported(bundle, tmp_path):
     assert list(tmp_path.iterdir()) == []
 
 
+def failed_start(bundle, folder, *options):
+    """Run a service that does not start, and return what it prints."""
+    ran = subprocess.run(
+        [sys.executable, "-m", "pneumoscope", "serve", "--port", "0", "--model", str(bundle), *options],
+        capture_output=True, text=True, cwd=folder, check=False, timeout=30,
+    )  # fmt: skip
+    assert ran.returncode == 2
+    return ran.stderr
+
+
 @pytest.mark.parametrize(
     ("options", "words"),
     [
@@ -168,35 +182,47 @@ def test_port_in_use_is_reported(bundle, tmp_path):
         (["--keep", "99999w"], "is not an age"),
         (["--ephemeral", "--data-dir", "x"], "cannot be combined"),
         (["--keep", "30"], "is not an age"),
-        (["--database", "mysql://a/b"], "takes postgresql://"),
         (["--operating-point", "nowhere"], "there is no operating point"),
-        (["--host", "nowhere.invalid", "--no-auth"], "Choose another with --host"),
-        (["--host", "192.0.2.1", "--no-auth"], "Cannot assign requested address. Choose another with --host"),
+    ],
+)
+def test_invalid_options_are_rejected_before_anything_is_created(bundle, tmp_path, monkeypatch, capsys, options, words):
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(SystemExit) as ended:
+        run_and_exit(cli, ["serve", "--port", "0", "--model", str(bundle), *options])
+    assert ended.value.code == 2
+    assert words in capsys.readouterr().err
+    assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.parametrize(
+    ("options", "words"),
+    [
+        (["--database", "mysql://a/b"], "takes postgresql://"),
         (["--host", 80 * "é", "--no-auth"], "Choose another with --host"),
     ],
 )
-def test_invalid_options_are_rejected_before_anything_is_created(bundle, tmp_path, options, words):
-    ran = subprocess.run(
-        [sys.executable, "-m", "pneumoscope", "serve", "--port", "0", "--model", str(bundle), *options],
-        capture_output=True, text=True, cwd=tmp_path, check=False, timeout=30,
-    )  # fmt: skip
-    assert ran.returncode == 2
-    assert words in ran.stderr
+def test_unusable_database_or_address_is_reported_before_a_database_is_created(bundle, tmp_path, options, words):
+    assert words in failed_start(bundle, tmp_path, *options)
     assert not list((tmp_path / "pneumoscope-data").glob("*.sqlite"))
 
 
+@pytest.mark.parametrize(
+    ("host", "words"),
+    [
+        ("nowhere.invalid", "cannot listen on nowhere.invalid, port 0"),
+        ("192.0.2.1", "Cannot assign requested address. Choose another with --host"),
+    ],
+)
+def test_address_that_cannot_be_listened_on_is_an_error(host, words):
+    with pytest.raises(UsageError) as caught, _listen(host, 0):
+        pass
+    assert words in f"{caught.value.message}. {caught.value.hint}"
+
+
 def test_public_address_requires_a_token(bundle, tmp_path):
-    for options in (
-        ["--host", "0.0.0.0"],
-        ["--public-name", "images.clinic.example"],
-        ["--host", "0.0.0.0", "--ephemeral"],
-    ):
-        ran = subprocess.run(
-            [sys.executable, "-m", "pneumoscope", "serve", "--port", "0", "--model", str(bundle), *options],
-            capture_output=True, text=True, cwd=tmp_path, check=False, timeout=30,
-        )  # fmt: skip
-        assert ran.returncode == 2
-        assert f"Refusing to serve on {options[1]} without authentication" in ran.stderr
+    for options in (["--public-name", "images.clinic.example"], ["--host", "0.0.0.0", "--ephemeral"]):
+        printed = failed_start(bundle, tmp_path, *options)
+        assert f"Refusing to serve on {options[1]} without authentication" in printed
     insert_token_of_service(tmp_path, "me")
     with served(bundle, tmp_path, host="0.0.0.0") as (_, client):
         assert post(client, 100).status_code == 401
@@ -361,17 +387,29 @@ def test_warnings_of_decoders_are_not_logged(bundle, tmp_path):
     assert "DOE" not in output
 
 
-@pytest.mark.parametrize(("options", "decision"), [((), "rejected"), (("--assume", "chest"), "no_pneumonia")])
-def test_assumptions_override_headers_of_all_images(child_bundle, tmp_path, options, decision):
-    with served(child_bundle, tmp_path, *options) as (process, client):
-        response = client.post("/v1/predictions", files=images(dicom(PatientAge="003Y", BodyPartExamined="HAND")))
-        assert response.json()["predictions"][0]["decision"] == decision
-        assert ("Assumed of all images: chest" in process.stderr.read()) == bool(options)
+def decision(client, **elements):
+    response = client.post("/v1/predictions", files=images(dicom(**elements)))
+    return response.json()["predictions"][0]["decision"]
 
 
-@pytest.mark.parametrize(("options", "decision"), [((), "rejected"), (("--require-age", "never"), "no_pneumonia")])
-def test_dicom_files_without_an_age_are_rejected_by_default(child_bundle, tmp_path, options, decision):
-    with served(child_bundle, tmp_path, *options) as (process, client):
-        response = client.post("/v1/predictions", files=images(dicom()))
-        assert response.json()["predictions"][0]["decision"] == decision
-        assert f"require age {options[-1] if options else 'dicom'}\n" in process.stderr.read()
+HAND = {"PatientAge": "003Y", "BodyPartExamined": "HAND"}
+
+
+def test_dicom_files_without_an_age_or_of_another_body_part_are_rejected_by_default(child_bundle, tmp_path):
+    with served(child_bundle, tmp_path) as (process, client):
+        assert (decision(client), decision(client, **HAND)) == ("rejected", "rejected")
+        printed = process.stderr.read()
+    assert "require age dicom\n" in printed
+    assert "Assumed" not in printed
+
+
+def test_assumptions_override_headers_of_all_images(child_bundle, tmp_path):
+    with served(child_bundle, tmp_path, "--assume", "chest") as (process, client):
+        assert decision(client, **HAND) == "no_pneumonia"
+        assert "Assumed of all images: chest" in process.stderr.read()
+
+
+def test_dicom_files_without_an_age_are_predicted_if_no_age_is_required(child_bundle, tmp_path):
+    with served(child_bundle, tmp_path, "--require-age", "never") as (process, client):
+        assert decision(client) == "no_pneumonia"
+        assert "require age never\n" in process.stderr.read()

@@ -14,6 +14,7 @@ from pneumoscope.service import time_zone
 from pneumoscope.service.app import create_app
 from pneumoscope.service.settings import Settings
 from pneumoscope.service.storage.repository import PredictionRepository
+from pneumoscope.service.storage.retention import Retention
 from pneumoscope.service.time_zone import find_time_zone, format_minute, local_date, start_of_day
 
 BERLIN = ZoneInfo("Europe/Berlin")
@@ -188,6 +189,6 @@ def test_all_pages_show_local_time_and_name_the_zone(client, clock):
 def test_removed_image_shows_when_in_local_time(client, clock):
     (prediction,) = post(client, png(140))
     clock.time = datetime(2026, 7, 31, 22, 30, tzinfo=UTC)
-    client.app.state.service.repository.expire(timedelta(days=30))
+    Retention(client.app.state.service.repository).expire_images(timedelta(days=30))
     page = client.get(f"/images/{prediction['id']}?language=en").text
     assert "The image was removed on 2026-08-01 00:30 (Europe/Berlin)" in page

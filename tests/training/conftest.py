@@ -9,6 +9,7 @@ from PIL import Image
 
 from pneumoscope.imaging.phantom import draw_phantom, write_phantoms
 from pneumoscope.runs.recipe import Recipe, parse_recipe
+from pneumoscope.training import train as train_module
 
 SMALL = {
     "name": "small",
@@ -53,3 +54,9 @@ def own_cache(tmp_path_factory: pytest.TempPathFactory, monkeypatch: pytest.Monk
     folder = tmp_path_factory.getbasetemp() / "cache"
     monkeypatch.setenv("PNEUMOSCOPE_CACHE", str(folder))
     return folder
+
+
+@pytest.fixture
+def without_bundle(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Leave out the last step of a run, the export of its bundle: it takes most of the time, and the test reads no bundle."""
+    monkeypatch.setattr(train_module, "export", lambda *_, **__: None)

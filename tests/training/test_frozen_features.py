@@ -28,6 +28,7 @@ def recipe(start):
     return small(network={"name": "vgg19", "dropout": 0.0, "weights": str(start), "freeze": "convolutions"})
 
 
+@pytest.mark.usefixtures("without_bundle")
 def test_only_the_head_is_trained(phantoms, tmp_path, start):
     train(recipe(start), phantoms, tmp_path / "run")
     before, after = load_file(start), load_file(tmp_path / "run" / WEIGHTS_FILE)

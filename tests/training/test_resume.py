@@ -100,9 +100,8 @@ def test_killed_run_is_resumed_with_the_same_result(uninterrupted, phantoms, tmp
     assert len(state["history"]) == epochs
     assert (out / CHECKPOINT_FILE).exists() == bool(epochs)
 
-    resumed = child(phantoms, out)
+    train(RECIPE, phantoms, out, resume=True)
 
-    assert resumed.returncode == 0, resumed.stderr
     assert comparable(out) == comparable(uninterrupted)
 
 
@@ -156,9 +155,11 @@ def record(run):
 
 @pytest.fixture(scope="module")
 def finished(phantoms, tmp_path_factory):
-    """A finished run of two epochs."""
+    """A finished run of two epochs, without its bundle."""
     out = tmp_path_factory.mktemp("finished") / "run"
-    train(TWO, phantoms, out)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(train_module, "export", lambda *_, **__: None)
+        train(TWO, phantoms, out)
     return out
 
 
@@ -177,6 +178,7 @@ def interrupt(monkeypatch, recipe, phantoms, out, *, before="export", resume=Fal
 # --- locks -------------------------------------------------------------------------------------------------------------
 
 
+@pytest.mark.usefixtures("without_bundle")
 def test_folder_is_locked_until_the_process_is_killed_and_its_temporary_files_are_deleted(finished, phantoms, tmp_path):
     out, reached = tmp_path / "run", tmp_path / "reached"
     command = [sys.executable, "-c", WAITING_CHILD, str(phantoms), str(out), str(reached)]
@@ -223,6 +225,7 @@ def test_failed_start_leaves_neither_a_lock_nor_a_folder(phantoms, tmp_path):
     assert names(tmp_path / "mine") == []
 
 
+@pytest.mark.usefixtures("without_bundle")
 def test_folder_of_a_process_killed_before_the_start_is_usable(phantoms, tmp_path):
     out = tmp_path / "run"
     out.mkdir()
@@ -266,6 +269,7 @@ def change_weights(start, part):
     save_file(tensors, start)
 
 
+@pytest.mark.usefixtures("without_bundle")
 @pytest.mark.parametrize("part", ["conv_stem", "classifier"])
 def test_resuming_with_other_initial_weights_is_an_error(phantoms, tmp_path, monkeypatch, start, part):
     recipe, out = small(network={"weights": str(start)}, training={"epochs": 1}), tmp_path / "run"
@@ -284,6 +288,7 @@ def test_resuming_with_other_initial_weights_is_an_error(phantoms, tmp_path, mon
     assert train(recipe, phantoms, out, resume=True).weights_sha256 == recorded
 
 
+@pytest.mark.usefixtures("without_bundle")
 def test_random_initial_weights_are_not_compared(finished, phantoms, tmp_path, monkeypatch):
     out = tmp_path / "run"
     interrupt(monkeypatch, TWO, phantoms, out)
@@ -309,6 +314,7 @@ def test_hash_of_imagenet_weights_excludes_random_layers():
 # --- other machines ---------------------------------------------------------------------------------------------------
 
 
+@pytest.mark.usefixtures("without_bundle")
 def test_each_resumption_is_recorded_with_its_environment(phantoms, tmp_path, monkeypatch):
     out = tmp_path / "run"
     interrupt(monkeypatch, TWO, phantoms, out, before="run_trainer")
@@ -328,6 +334,7 @@ def test_each_resumption_is_recorded_with_its_environment(phantoms, tmp_path, mo
     assert train(TWO, phantoms, out, resume=True) == result  # not resumed again
 
 
+@pytest.mark.usefixtures("without_bundle")
 @pytest.mark.parametrize("precision", ["32", "bf16"])
 def test_resumed_run_keeps_its_precision_on_another_machine(phantoms, tmp_path, monkeypatch, precision):
     out, messages, used = tmp_path / "run", [], []
@@ -350,6 +357,7 @@ def test_resumed_run_keeps_its_precision_on_another_machine(phantoms, tmp_path, 
     assert (out / CHECKPOINT_FILE).exists()
 
 
+@pytest.mark.usefixtures("without_bundle")
 def test_run_recorded_before_a_recipe_field_existed_is_resumed_with_its_default(phantoms, tmp_path):
     out = tmp_path / "run"
     result = train(ONE, phantoms, out)

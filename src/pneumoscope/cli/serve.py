@@ -161,14 +161,16 @@ def command(
 
     Example:  pneumoscope serve --data-dir records
     """
-    from pneumoscope.service.dicom.configuration import DicomConfiguration, read_configuration
-    from pneumoscope.service.dicom.settings import DicomSettings, parse_peer, tls_contexts
-    from pneumoscope.service.server import serve
-
     if dicom_port is None and (dicom_peers or dicom_tls or dicom_host):
         raise UsageError("--dicom-peer, --dicom-host and --dicom-tls need --dicom-port")
     if dicom_config and dicom_port is not None:
         raise UsageError("--dicom-config cannot be combined with --dicom-port", hint="Set the port in the file")
+    if ephemeral and (data_dir or database):
+        raise UsageError("--ephemeral cannot be combined with --data-dir or --database")
+    from pneumoscope.service.dicom.configuration import DicomConfiguration, read_configuration
+    from pneumoscope.service.dicom.settings import DicomSettings, parse_peer, tls_contexts
+    from pneumoscope.service.server import serve
+
     if dicom_config:
         dicom = read_configuration(dicom_config)
     elif dicom_port is None:
@@ -184,8 +186,6 @@ def command(
             client_tls=client_tls,
         )
         dicom = DicomConfiguration(node)
-    if ephemeral and (data_dir or database):
-        raise UsageError("--ephemeral cannot be combined with --data-dir or --database")
     serve(
         host=host,
         port=port,

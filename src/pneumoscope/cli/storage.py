@@ -24,6 +24,7 @@ _HINTS = {
     "damaged_blobs": "Restore them from a backup, or post the images again, and check the disk",
     "unexpected_files": "The service does not use them. Move them out of blobs/",
     "staging_files": "The next start of the service completes or removes them",
+    "missing_instances": "Restore them from a backup, or send the DICOM images again",
 }
 
 
@@ -46,8 +47,8 @@ def check_command(data_dir: Path, database: str, as_json: bool) -> None:
     """Compare the stored images with the database, and report every difference.
 
     Reports orphaned files (no database record), missing blobs, damaged blobs (their hash differs), unexpected files (the service
-    does not use them) and files left in the staging area. Every image is read; nothing is changed. The service may be running;
-    then the staging area is not checked.
+    does not use them), files left in the staging area, and missing files of received DICOM images. Every image is read; nothing
+    is changed. The service may be running; then the staging area and received images are not checked.
 
     The exit status is 0 if everything is consistent and 3 if not.
 
@@ -84,5 +85,5 @@ def _print_report(report: StorageReport) -> None:
             for path in paths:
                 click.echo(f"  {path.encode('unicode_escape').decode()}")
     if report.staging_files is None:
-        click.echo("The service is running: the staging area was not checked.")
+        click.echo("The service is running: the staging area and received images were not checked.")
     click.echo(f"{counted(report.blobs, 'image')} checked, {counted(report.problems, 'problem')} found.")

@@ -27,6 +27,7 @@ command line. The HTTP API maps the classes to status codes in `service.api`::
     │   ├── ForbiddenError               the role of a user does not allow a request to the service
     │   ├── TooManyRequestsError         too many attempts to sign in failed
     │   ├── TooLargeError                a request to the service has too many bytes or images
+    │   ├── InvalidIdentityError         an entered date or sex of a patient or study is impossible
     │   ├── GoneError                    an image was deleted from the service
     │   └── ConflictError                a record was changed in the meantime
     ├── UndefinedMetricError          2  a metric is undefined for these images
@@ -44,7 +45,7 @@ from __future__ import annotations
 
 import difflib
 import re
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 
 __all__ = [
     "AuditLogError",
@@ -61,6 +62,7 @@ __all__ = [
     "ForbiddenError",
     "GoneError",
     "InputError",
+    "InvalidIdentityError",
     "LayoutError",
     "ManifestError",
     "MissingExtraError",
@@ -180,9 +182,7 @@ class UnreadableImageError(InputError):
     """
 
     def __init__(self, path: str, reason: str, *, hint: str = "") -> None:
-        super().__init__(
-            f"cannot read {path!r}: {reason}" if path else f"the image cannot be read: {reason}", hint=hint
-        )
+        super().__init__(f"cannot read {path!r}: {reason}" if path else f"the file cannot be read: {reason}", hint=hint)
         self.path, self.reason = path, reason
 
 
@@ -265,6 +265,20 @@ class TooManyRequestsError(InputError):
 
 class TooLargeError(InputError):
     """A request to the service has too many bytes or images."""
+
+
+class InvalidIdentityError(InputError):
+    """A date or the sex that a person or a client entered is impossible; nothing was stored.
+
+    Args:
+        message: The problems, without values, which identify a patient.
+        fields: Stable code of the problem by the name of the field.
+        hint: What to do next.
+    """
+
+    def __init__(self, message: str, *, fields: Mapping[str, str], hint: str) -> None:
+        super().__init__(message, hint=hint)
+        self.fields = dict(fields)
 
 
 class GoneError(InputError):

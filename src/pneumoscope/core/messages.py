@@ -8,7 +8,8 @@ from typing import TYPE_CHECKING
 from pneumoscope.core import errors
 from pneumoscope.core.errors import PneumoscopeError
 from pneumoscope.core.i18n import N_, NOTICE, translations
-from pneumoscope.core.identity import ConflictCode
+from pneumoscope.core.identity import ConflictCode, age_at_study, contradicts
+from pneumoscope.core.identity_check import FieldProblem
 from pneumoscope.core.prediction import (
     Decision,
     ModelInfo,
@@ -23,12 +24,14 @@ if TYPE_CHECKING:
     from pneumoscope.core.population import Population, View  # needs msgspec, which --help does not import
 
 __all__ = [
+    "age_conflict_message",
     "conflict_message",
     "counted",
     "decision_label",
     "decision_message",
     "error_text",
     "error_titles",
+    "field_problem_message",
     "full_stop",
     "identity_label",
     "list_message",
@@ -40,12 +43,14 @@ __all__ = [
     "prevalence_message",
     "probability_message",
     "probability_text",
+    "punctuation",
     "rejection_label",
     "rejection_message",
     "result_message",
     "review_label",
     "role_label",
     "scope_message",
+    "sex_label",
     "site_note",
     "uncertainty_message",
     "warning_message",
@@ -63,14 +68,13 @@ _REJECTIONS: dict[RejectionCode, str] = {
         "The age of {age:.3g} years is outside the model's range of {minimum:g} to {maximum:g} years"
     ),
     "outside_age_range_estimated": N_(
-        "The patient appears to be outside the model's range of {minimum:g} to {maximum:g} years (score {score:.3f}, limit"
-        " {limit:.3f})"
+        "By the look of the image, the patient is outside the model's range of {minimum:g} to {maximum:g} years"
     ),
     "age_required": N_("The age is required and not stated; the model's range is {minimum:g} to {maximum:g} years"),
     "age_not_understood": N_("The age cannot be determined from the DICOM header ({stated})"),
     "out_of_distribution": N_(
-        "The image is unlike the training images (distance {distance:.2f}, limit {limit:.2f}). The patient's age, the view"
-        " or the body part may differ"
+        "The image is too unlike those that the model was trained on; for example, the patient's age, the view or the body"
+        " part may differ"
     ),
     "not_a_chest_radiograph": N_("The image does not look like a chest radiograph"),
     "inverted": N_("Black and white appear to be inverted"),
@@ -148,6 +152,19 @@ _CONFLICTS: dict[ConflictCode, str] = {
     ),
     "age_contradicts_dates": N_("The age contradicts the birth date and the study date. Check the patient"),
 }
+_AGE_CONTRADICTS_DATES = N_(
+    "Contradictory age: {age:.3g} years stated, {by_dates:.3g} years by birth date and study date. The result may not apply;"
+    " check the patient"
+)
+
+_FIELD_PROBLEMS: dict[FieldProblem, str] = {
+    "not_a_date": N_("This is not a date. Write it as 2021-01-31."),
+    "in_the_future": N_("This date is in the future."),
+    "before_the_birth_date": N_("The study is before the birth date."),
+    "too_long_before_the_study": N_("This is more than 130 years before the study."),
+    "not_a_sex": N_("Choose female, male or other."),
+}
+_SEXES = {"F": N_("Female"), "M": N_("Male"), "O": N_("Other")}
 
 # Labels that readers give an image; see `service.storage.reviews`.
 _REVIEW_LABELS = {
@@ -214,6 +231,12 @@ _ADULT_AGE = 18  # years
 _NOTICE_AND_POPULATION = N_("{notice} {population}")
 
 _BETWEEN_SENTENCES = N_(". ")
+_COLON, _COMMA, _OPENING, _CLOSING = (
+    N_(": "),
+    N_(", "),
+    N_(" ("),
+    N_(")"),
+)  # Chinese has signs of its own, without spaces
 _UNCERTAIN = N_(
     "The probability is in the uncertain range ({range}), where the model would be wrong too often. Read the image without the"
     " prediction"
@@ -223,7 +246,8 @@ _SCOPE = N_("Other findings are not assessed")
 _SCOPE_OF_LIST = N_("“No pneumonia detected” does not exclude other findings; they are not assessed")
 _PROBABILITY = N_("The probability of pneumonia is {probability}")
 _PROBABILITY_AND_INTERVAL = N_(
-    "The probability of pneumonia is {probability}; the images that the model was calibrated on allow {range}"
+    "The probability of pneumonia is {probability}. Calibration interval (Venn-Abers): {range}, the range that the calibration on"
+    " {n} images leaves open. It is not a confidence interval, and the probability can lie at its end"
 )
 _DEFAULT_PREVALENCE = N_(
     "Probabilities are for a prevalence of {prevalence}; if pneumonia is less common among your patients, they are lower"
@@ -247,6 +271,10 @@ _ERRORS: dict[type[PneumoscopeError], tuple[str, str]] = {
     errors.TooManyRequestsError: (N_("Too many failed attempts"), N_("Wait a minute, then try again.")),
     errors.TooLargeError: (N_("Too large"), N_("Send smaller files, or fewer at a time.")),
     errors.UnreadableImageError: (N_("Unreadable image"), N_("Export the image again, or choose another file.")),
+    errors.InvalidIdentityError: (
+        N_("Invalid patient or study data"),
+        N_("Correct the marked fields. Nothing was saved."),
+    ),
     errors.GoneError: (N_("Image removed"), N_("The retention period has ended. The prediction is kept.")),
     errors.ConflictError: (N_("Changed in the meantime"), N_("Open the image again. Nothing was saved.")),
     errors.BundleError: (N_("Model unavailable"), N_("Contact the administrator.")),
@@ -263,6 +291,17 @@ def counted(number: int, noun: str) -> str:
 def full_stop(language: str = "en") -> str:
     """Return the full stop of a language."""
     return translations(language).gettext(_BETWEEN_SENTENCES).rstrip()
+
+
+def punctuation(language: str = "en") -> dict[str, str]:
+    """Return the signs between texts of a language: `colon`, `comma`, and the brackets `opening` and `closing`, with spaces."""
+    gettext = translations(language).gettext
+    return {
+        "colon": gettext(_COLON),
+        "comma": gettext(_COMMA),
+        "opening": gettext(_OPENING),
+        "closing": gettext(_CLOSING),
+    }
 
 
 def notice(population: Population | None = None, language: str = "en") -> str:
@@ -339,6 +378,26 @@ def conflict_message(conflict: ConflictCode, language: str = "en") -> str:
     return translations(language).gettext(_CONFLICTS[conflict])
 
 
+def age_conflict_message(prediction: Prediction, language: str = "en") -> str:
+    """Return that the age of the patient contradicts the dates, as sentences without the last full stop; empty if it does not."""
+    age = prediction.age.years if prediction.age else None
+    if not contradicts(age, prediction.identity):
+        return ""
+    message = translations(language).gettext(_AGE_CONTRADICTS_DATES)
+    return message.format(age=age, by_dates=age_at_study(prediction.identity))
+
+
+def field_problem_message(problem: FieldProblem, language: str = "en") -> str:
+    """Return what is wrong with an entered field of an identity, as sentences."""
+    return translations(language).gettext(_FIELD_PROBLEMS[problem])
+
+
+def sex_label(sex: str, language: str = "en") -> str:
+    """Return the sex of a patient as a word; as stated if it is not one of DICOM's codes."""
+    label = _SEXES.get(sex)
+    return translations(language).gettext(label) if label else sex
+
+
 def identity_label(field: str, language: str = "en") -> str:
     """Return the display name of a field of `core.identity.Identity`."""
     return translations(language).gettext(_IDENTITY[field])
@@ -366,7 +425,7 @@ def scope_message(language: str = "en") -> str:
 
 
 def probability_message(prediction: Prediction, language: str = "en") -> str:
-    """Return the probability and its interval as a sentence without a full stop; empty without a probability."""
+    """Return the probability, and what its interval means, as sentences without the last full stop; empty without one."""
     if prediction.probability is None:
         return ""
     gettext, probability = translations(language).gettext, probability_text(prediction.probability, language)
@@ -376,7 +435,7 @@ def probability_message(prediction: Prediction, language: str = "en") -> str:
     values = _range_text(interval.low, interval.high, language)
     if values == probability:
         return gettext(_PROBABILITY).format(probability=probability)
-    return gettext(_PROBABILITY_AND_INTERVAL).format(probability=probability, range=values)
+    return gettext(_PROBABILITY_AND_INTERVAL).format(probability=probability, range=values, n=interval.n)
 
 
 def prevalence_message(prevalence: float, language: str = "en", *, stated: bool) -> str:
@@ -455,9 +514,14 @@ def decision_message(prediction: Prediction, language: str = "en") -> str:
 
 
 def prediction_message(prediction: Prediction, language: str = "en") -> str:
-    """Return the explanation of a prediction, see `decision_message` and `scope_message`, followed by its warnings."""
+    """Return the explanation of a prediction, see `decision_message` and `scope_message`, followed by its warnings.
+
+    A contradictory age comes first: see `age_conflict_message`.
+    """
     warnings = (warning_message(warning, language) for warning in prediction.warnings)
-    return _joined((_explanation(prediction, language), *warnings), language)
+    return _joined(
+        (age_conflict_message(prediction, language), _explanation(prediction, language), *warnings), language
+    )
 
 
 def result_message(

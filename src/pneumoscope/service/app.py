@@ -16,6 +16,7 @@ from fastapi.routing import APIRoute
 from starlette.staticfiles import StaticFiles
 
 from pneumoscope import __version__
+from pneumoscope.core.errors import MissingExtraError
 from pneumoscope.inference.model import Model
 from pneumoscope.service.api.administration import administrator_router
 from pneumoscope.service.api.dependencies import authentication
@@ -27,6 +28,8 @@ from pneumoscope.service.auth.tokens import TokenRepository
 from pneumoscope.service.auth.users import Role
 from pneumoscope.service.dicom.processing import InstanceProcessor
 from pneumoscope.service.dicom.web import dicom_web_router
+from pneumoscope.service.fhir.outcomes import OutcomeMiddleware
+from pneumoscope.service.fhir.routes import fhir_router
 from pneumoscope.service.inference_queue import InferenceQueue
 from pneumoscope.service.metrics import Metrics
 from pneumoscope.service.middleware import RequestMiddleware
@@ -71,7 +74,7 @@ def create_app(
         require_token: Whether clients must authenticate with a token of the repository's database.
         openid_connect: Identity provider for the web UI; tokens are then required, too.
         dicom_receiver: Receives images from DICOM nodes while the application runs.
-        delivery: Whether results in the outbox are delivered while the application runs, which needs [pacs].
+        delivery: Whether results and events in the outbox are delivered while the application runs, which needs [pacs].
     """
     settings = settings or Settings()
     queue = InferenceQueue(model, max_waiting=settings.max_waiting)
@@ -110,11 +113,11 @@ def create_app(
         lifespan=lifespan,
     )
     changes = ChangeStreams()
-    repository.add_change_listener(changes.notify)
-    metrics = Metrics(lambda: queue.waiting, lambda: changes.open)
+    repository.storage.add_change_listener(changes.notify)
+    metrics = Metrics(lambda: queue.waiting, lambda: changes.open, repository.inbox.status, repository.outbox.status)
     app.state.settings = settings
     renderer = ImageRenderer(model, repository, settings.dicom.results)
-    result_delivery = _result_delivery(settings, repository, renderer) if delivery else None
+    result_delivery = _result_delivery(settings, repository, renderer, model.notice) if delivery else None
     access_log = AccessLog(repository.engine)
     tokens = TokenRepository(repository.engine) if require_token or openid_connect else None
     authenticator = Authenticator(tokens, access_log, openid_connect)
@@ -133,6 +136,7 @@ def create_app(
         (sender_router, "sender"),
         (dicom_web_router, "sender"),
         (reader_router, "reader"),
+        (fhir_router, "reader"),
         (administrator_router, "administrator"),
         (sign_in_router, None),
         (page_router, "reader"),
@@ -155,6 +159,7 @@ def create_app(
         public_name=settings.public_name,
         known_paths={"/openapi.json", *(re.sub(r"{\w+}", "{id}", route.path) for route in routes)},
     )
+    app.add_middleware(OutcomeMiddleware)
     if openid_connect:
         from starlette.middleware.sessions import SessionMiddleware  # needs an extra
 
@@ -172,7 +177,11 @@ def create_app(
     return app
 
 
-def _result_delivery(settings: Settings, repository: PredictionRepository, renderer: ImageRenderer) -> ResultDelivery:
-    from pneumoscope.service.dicom.delivery import ResultDelivery  # needs an extra
-
-    return ResultDelivery(settings.dicom, repository.outbox, renderer)
+def _result_delivery(
+    settings: Settings, repository: PredictionRepository, renderer: ImageRenderer, notice: str
+) -> ResultDelivery:
+    try:
+        from pneumoscope.service.dicom.delivery import ResultDelivery
+    except ModuleNotFoundError as error:
+        raise MissingExtraError("pacs", "delivering results", error.name or "pynetdicom") from error
+    return ResultDelivery(settings.dicom, repository, renderer, notice)

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator, Sequence
+from datetime import UTC, datetime
 
 from prometheus_client import (
     CONTENT_TYPE_LATEST,
@@ -13,6 +14,12 @@ from prometheus_client import (
     disable_created_metrics,
     generate_latest,
 )
+from prometheus_client.core import GaugeMetricFamily
+from prometheus_client.registry import Collector
+
+from pneumoscope.core.errors import StorageError
+from pneumoscope.service.storage.inbox import InboxStatus
+from pneumoscope.service.storage.outbox import OutboxStatus
 
 __all__ = ["CONTENT_TYPE_LATEST", "Metrics"]
 
@@ -23,9 +30,16 @@ class Metrics:
     Args:
         waiting: Returns the number of images that wait for a prediction.
         streams: Returns the number of open streams of server-sent events.
+        inbox, outbox: Return the numbers of received instances and of results that wait.
     """
 
-    def __init__(self, waiting: Callable[[], float], streams: Callable[[], float]) -> None:
+    def __init__(
+        self,
+        waiting: Callable[[], float],
+        streams: Callable[[], float],
+        inbox: Callable[[], InboxStatus],
+        outbox: Callable[[], Sequence[OutboxStatus]],
+    ) -> None:
         disable_created_metrics()  # type: ignore[no-untyped-call]  # a redundant series beside each metric
         self.registry = CollectorRegistry()
         self.images = Counter("pneumoscope_images", "New images by decision", ["decision"], registry=self.registry)
@@ -38,7 +52,44 @@ class Metrics:
         gauge.set_function(waiting)
         gauge = Gauge("pneumoscope_event_streams", "Open streams of server-sent events", registry=self.registry)
         gauge.set_function(streams)
+        self.registry.register(_ExchangeCollector(inbox, outbox))
 
     def render(self) -> bytes:
         """Return all metrics in Prometheus' text format, whose media type is `CONTENT_TYPE_LATEST`."""
         return generate_latest(self.registry)
+
+
+class _ExchangeCollector(Collector):
+    """Reads the numbers of the inbox and the outbox from the database when metrics are collected."""
+
+    def __init__(self, inbox: Callable[[], InboxStatus], outbox: Callable[[], Sequence[OutboxStatus]]) -> None:
+        self._inbox, self._outbox = inbox, outbox
+
+    def describe(self) -> list[GaugeMetricFamily]:
+        """Return nothing, so that registering the collector does not read the database."""
+        return []
+
+    def collect(self) -> Iterator[GaugeMetricFamily]:
+        """Yield the metrics; none while the database cannot be read."""
+        try:
+            inbox, outbox = self._inbox(), self._outbox()
+        except StorageError:
+            return
+        yield GaugeMetricFamily("pneumoscope_inbox_instances", "Received instances that wait", inbox.instances)
+        yield GaugeMetricFamily(
+            "pneumoscope_inbox_oldest_seconds", "Age of the first of them; 0 if there is none", _age(inbox.oldest)
+        )
+        names = ["destination"]
+        waiting = GaugeMetricFamily("pneumoscope_outbox_results", "Results that wait for a destination", labels=names)
+        failing = GaugeMetricFamily(
+            "pneumoscope_outbox_failing_results", "Those that failed at least once", labels=names
+        )
+        oldest = GaugeMetricFamily("pneumoscope_outbox_oldest_seconds", "Age of the first of them", labels=names)
+        for each in outbox:
+            for family, value in ((waiting, each.waiting), (failing, each.failing), (oldest, _age(each.oldest))):
+                family.add_metric([each.destination], value)
+        yield from (waiting, failing, oldest)
+
+
+def _age(time: str | None) -> float:
+    return 0.0 if time is None else max(0.0, (datetime.now(UTC) - datetime.fromisoformat(time)).total_seconds())

@@ -25,7 +25,7 @@ _EVENT_STREAM = "text/event-stream"
 _SAFE_METHODS = ("GET", "HEAD", "OPTIONS")
 _ID = re.compile(
     r"(?<=^/images)/[^/]+|(?<=^/v1/predictions)/(?!search$)[^/]+|(?<=^/unreadable)/[^/]+|(?<=^/v1/unreadable)/[^/]+"
-    r"|(?<=^/v1/studies)/[^/]+|(?<=^/v1/patients)/[^/]+|(?<=^/v1/tokens)/[^/]+|(?<=^/tokens)/[^/]+"
+    r"|(?<=^/fhir/DiagnosticReport)/[^/]+|(?<=^/fhir/Observation)/[^/]+|(?<=^/v1/studies)/[^/]+|(?<=^/v1/patients)/[^/]+|(?<=^/v1/tokens)/[^/]+|(?<=^/tokens)/[^/]+"
 )
 _HEADERS = {
     "Cache-Control": "no-store",

@@ -236,7 +236,7 @@ class PredictionService:
             prediction = self.pseudonymizer.prediction(prediction)
         if prediction.failure:
             self.metrics.images.labels("unreadable").inc()
-            await run_in_threadpool(self.repository.add_unreadable, prediction, image, user=user, also=also)
+            await run_in_threadpool(self.repository.unreadable_files.add, prediction, image, user=user, also=also)
             return prediction
         if self.pseudonymizer:
             async with self.decoding:
@@ -328,7 +328,7 @@ class Readiness:
     def _find_error(self) -> PneumoscopeError | None:
         try:
             self._model.run_self_test()
-            self._repository.check_writable()
+            self._repository.storage.check_writable()
         except StorageError as error:
             _LOG.warning("Not ready: %s", error.message)
             return StorageError("images cannot be stored", hint="See the server log for the reason")

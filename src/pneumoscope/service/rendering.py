@@ -103,6 +103,7 @@ class ImageRenderer:
             MissingExtraError: [pacs] is not installed.
         """
         subject = delivery.subject
+        assert delivery.kind != "webhook"
         if delivery.kind != "rejection_note" and subject.prediction_id:
             prediction = self._repository.get(subject.prediction_id)
             return self._encode_result(prediction, decode_header(subject.header), delivery.kind, delivery.result_uid)

@@ -119,6 +119,11 @@ def serve(
             "--pseudonymise stores no identity, and results cannot be sent without one",
             hint="Set `destinations = []` in the DICOM configuration, or omit --pseudonymise",
         )
+    if pseudonym_key and any(webhook.identifiers for webhook in dicom.webhooks):
+        raise UsageError(
+            "--pseudonymise stores no identifiers, and a webhook asks for them",
+            hint="Remove `identifiers = true` from the DICOM configuration, or omit --pseudonymise",
+        )
     pseudonymizer = Pseudonymizer(read_key(pseudonym_key)) if pseudonym_key else None
     loaded_model = load_model(
         model,
@@ -147,7 +152,7 @@ def serve(
                 hint="Add a token with `pneumoscope tokens add`, or pass --no-auth if a reverse proxy authenticates clients",
             )
         if folder and pseudonymizer:
-            is_empty = not (repository.find(Filter(), limit=1).total or repository.unreadable(limit=0)[1])
+            is_empty = not (repository.find(Filter(), limit=1).total or repository.unreadable_files.find(limit=0)[1])
             pseudonymizer.require_key_of(folder, is_empty=is_empty)
         elif folder:
             require_no_pseudonyms(folder)
@@ -169,7 +174,7 @@ def serve(
                 require_token=require_token,
                 openid_connect=provider,
                 dicom_receiver=receiver,
-                delivery=bool(dicom.receivers),
+                delivery=bool(dicom.receivers or dicom.webhooks),
             )
         )
         _log_to_stderr()
@@ -184,6 +189,8 @@ def serve(
             echo(f"DICOM node {dicom.node.ae_title} on {dicom.node.host}, port {receiver.port}{tls}")
         if dicom.receivers:
             echo(f"Results are sent to {', '.join(dicom.receivers)}")
+        if dicom.webhooks:
+            echo(f"Finished studies are reported to {', '.join(webhook.name for webhook in dicom.webhooks)}")
         if assume:
             echo(f"Assumed of all images: {', '.join(assume)}")
         if note := site_note(loaded_model.facts):
@@ -197,7 +204,7 @@ def serve(
         elif require_token:
             echo("Clients must authenticate with a token; see `pneumoscope tokens`")
         echo(loaded_model.notice)
-        _warn_of_orphaned_files(len(repository.orphaned))
+        _warn_of_orphaned_files(len(repository.storage.orphaned))
         if open_browser:  # in a thread: a browser in the terminal would block
             threading.Thread(target=webbrowser.open, args=(url,), daemon=True).start()
         with _stop_on_signals(server):

@@ -10,7 +10,7 @@ from zoneinfo import ZoneInfo
 
 from pneumoscope.core.errors import UsageError
 
-__all__ = ["find_time_zone", "format_minute", "local_date", "start_of_day"]
+__all__ = ["find_time_zone", "format_minute", "local_date", "start_of_day", "today"]
 
 _UTC = ("Etc/UTC", "Etc/UCT", "Etc/Universal", "Etc/Zulu", "UCT", "Universal", "Zulu")  # other names of UTC
 _LOCALTIME = Path("/etc/localtime")  # a link into the database of time zones on Linux and macOS
@@ -53,6 +53,11 @@ def _zone(name: str) -> ZoneInfo | None:
     # OSError: a folder of the database, or a name that is too long. ValueError: a path.
     except (zoneinfo.ZoneInfoNotFoundError, OSError, ValueError):
         return None
+
+
+def today(zone: ZoneInfo) -> date:
+    """Return the date in a time zone now."""
+    return datetime.now(zone).date()
 
 
 def start_of_day(day: date, zone: ZoneInfo) -> datetime:

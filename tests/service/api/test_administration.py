@@ -33,12 +33,12 @@ OPERATIONS = {
     "sender": {
         "POST /v1/predictions", "GET /v1/predictions/{id}", "GET /v1/predictions/{id}/image.png",
         "GET /v1/predictions/{id}/heatmap.png", "GET /v1/predictions/{id}/heatmap-layer.png", "GET /v1/model",
-        "POST /dicom-web/studies", "GET /v1/predictions/{id}/secondary-capture.dcm",
+        "POST /dicom-web/studies", "POST /v1/inbox/release", "GET /v1/predictions/{id}/secondary-capture.dcm",
         "GET /v1/predictions/{id}/structured-report.dcm",
     },
     "administrator": {
         "DELETE /v1/predictions/{id}", "DELETE /v1/studies/{study_key}", "DELETE /v1/patients/{patient_key}",
-        "DELETE /v1/unreadable/{id}", "GET /v1/tokens", "POST /v1/tokens", "DELETE /v1/tokens/{token_id}",
+        "DELETE /v1/unreadable/{id}", "GET /v1/exchange", "GET /v1/tokens", "POST /v1/tokens", "DELETE /v1/tokens/{token_id}",
     },
 }  # fmt: skip
 

@@ -20,6 +20,7 @@ from pneumoscope.service.audit.log import read_rows
 from pneumoscope.service.settings import Settings
 from pneumoscope.service.storage.pseudonyms import Pseudonymizer
 from pneumoscope.service.storage.repository import PredictionRepository
+from pneumoscope.service.storage.retention import Retention
 
 HEADER = "X-Pixel-Description"
 
@@ -122,7 +123,7 @@ def test_values_of_a_removed_image_are_gone(model, tmp_path):
         (found,) = post(client, saved(REFERENCE))
         with closing(sqlite3.connect(tmp_path / "pneumoscope.sqlite")) as database, database:
             database.execute("UPDATE predictions SET created = '2020-01-01T00:00:00.000000Z'")
-        repository.expire(timedelta(days=1))
+        Retention(repository).expire_images(timedelta(days=1))
         problem(client.get(f"/v1/predictions/{found['id']}/pixels"), 410, "gone")
 
 

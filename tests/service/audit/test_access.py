@@ -42,7 +42,7 @@ def test_view_is_recorded_with_user_image_and_model(repository, access_log):
     *_, row = read_rows(repository.engine)
     assert (row.user, row.event, row.prediction_id) == ("ward-3", "viewed", stored.id)
     assert (row.image_sha256, row.model_sha256) == (stored.image_sha256, stored.model.sha256)
-    assert verify(repository.engine, images=repository.blobs).rows == 2
+    assert verify(repository.engine, images=repository.storage.blobs).rows == 2
 
 
 def test_view_within_five_minutes_is_recorded_once_for_each_user_and_image(repository, access_log, clock):

@@ -104,13 +104,13 @@ def shown(folder, database, *options):
 
 
 @pytest.mark.slow
-def test_show_prints_one_line_per_row(repository, database, tmp_path):
-    assert shown(tmp_path / "data", database) == ""
-    assert json.loads(shown(tmp_path / "data", database, "--json")) == {"rows": []}
+def test_show_prints_one_line_per_row(repository, empty_database, tmp_path):
+    assert shown(tmp_path / "data", empty_database) == ""
+    assert json.loads(shown(tmp_path / "data", empty_database, "--json")) == {"rows": []}
     record, _ = add(repository)
     repository.review(record.id, "pneumonia", note="Jane Doe", user="you")
     repository.remove(record.id, user="you")
-    lines = shown(tmp_path / "data", database).splitlines()
+    lines = shown(tmp_path / "data", empty_database).splitlines()
     times = [row.time for row in read_rows(repository.engine)]
     assert [line.partition(" result_sha256=")[0].split() for line in lines[:1] + lines[2:]] == [
         [times[0], "me", "predicted", record.id, "decision=pneumonia", "probability=0.75"],
@@ -118,8 +118,8 @@ def test_show_prints_one_line_per_row(repository, database, tmp_path):
     ]
     assert "label=pneumonia review_sha256=" in lines[1]
     assert "Doe" not in str(lines)
-    assert shown(tmp_path / "data", database, "--limit", "1").splitlines() == lines[2:]
-    found = json.loads(shown(tmp_path / "data", database, "--json", "--limit", "2"))["rows"]
+    assert shown(tmp_path / "data", empty_database, "--limit", "1").splitlines() == lines[2:]
+    found = json.loads(shown(tmp_path / "data", empty_database, "--json", "--limit", "2"))["rows"]
     assert [(row["number"], row["event"], row["details"].get("label")) for row in found] == [
         (2, "reviewed", "pneumonia"),
         (3, "deleted", None),

@@ -15,12 +15,13 @@ from pneumoscope.service.storage.blob_store import content_hash
 from pneumoscope.service.storage.database import read_transaction, write_transaction
 from pneumoscope.service.storage.queries import Filter
 from pneumoscope.service.storage.repository import PredictionRepository
+from pneumoscope.service.storage.retention import Retention
 
 NAME = "Jane Doe"
 
 
 @pytest.fixture
-def populated(tmp_path, database):
+def populated(tmp_path, empty_database):
     """A repository with predictions of all kinds: reviewed twice, rejected, image removed, deleted, deleted and posted again."""
     now = [datetime(2026, 1, 1, tzinfo=UTC)]
 
@@ -28,10 +29,10 @@ def populated(tmp_path, database):
         now[0] += timedelta(seconds=1)
         return now[0]
 
-    repository = PredictionRepository(tmp_path / "data", database, now=tick)
+    repository = PredictionRepository(tmp_path / "data", empty_database, now=tick)
     add(repository, b"old", name=NAME)
     now[0] += timedelta(days=40)
-    repository.expire(timedelta(days=30))
+    Retention(repository).expire_images(timedelta(days=30))
     add(repository, b"plain", name=NAME, probability=0.1 + 0.2)
     add(repository, b"aged", name=NAME, age=PatientAge(3, "entered"))
     add(repository, b"rejected", name=NAME, probability=None, decision="rejected")
@@ -54,13 +55,13 @@ def changed(repository, statement, **values):
 
 def verification_error(repository):
     with pytest.raises(AuditLogError) as caught:
-        verify(repository.engine, images=repository.blobs)
+        verify(repository.engine, images=repository.storage.blobs)
     assert "Doe" not in str(caught.value)
     return caught.value.message
 
 
 def test_unaltered_log_is_verified(populated):
-    found = verify(populated.engine, images=populated.blobs)
+    found = verify(populated.engine, images=populated.storage.blobs)
     assert (found.rows, found.predictions, found.images) == (15, 6, 5)
     assert verify(populated.engine) == Verification(15, found.last_hash, 6, None)
 
@@ -198,12 +199,12 @@ def test_missing_or_damaged_image_is_reported(populated, tmp_path, damage, words
     damage(tmp_path / "data/blobs" / sha256[:2] / sha256)
     verify(populated.engine)  # without the images
     with pytest.raises(AuditLogError, match=f"the image of prediction '[0-9a-f]{{32}}' {words}"):
-        verify(populated.engine, images=populated.blobs)
+        verify(populated.engine, images=populated.storage.blobs)
 
 
 def test_age_of_minus_zero_is_stored_as_it_is_read(populated):
     add(populated, b"newborn", age=PatientAge(-0.0, "entered"))
-    verify(populated.engine, images=populated.blobs)
+    verify(populated.engine, images=populated.storage.blobs)
 
 
 def test_image_removed_during_verification_is_not_reported(populated):
@@ -215,7 +216,7 @@ def test_image_removed_during_verification_is_not_reported(populated):
             if sha256 == record.image_sha256 and not removed:
                 removed.append(sha256)
                 populated.remove(record.id, user="me")
-            return populated.blobs.get(sha256)
+            return populated.storage.blobs.get(sha256)
 
     removed = []
     assert verify(populated.engine, images=Removing()).images == 5
@@ -239,11 +240,11 @@ def test_verification_succeeds_during_writes(repository):
         worker.start()
     try:
         end = time.monotonic() + 30
-        while verify(repository.engine, images=repository.blobs).rows < 60 and time.monotonic() < end:
+        while verify(repository.engine, images=repository.storage.blobs).rows < 60 and time.monotonic() < end:
             pass
     finally:
         stop.set()
         for worker in workers:
             worker.join(60)
             assert not worker.is_alive()
-    assert verify(repository.engine, images=repository.blobs).rows >= 60
+    assert verify(repository.engine, images=repository.storage.blobs).rows >= 60

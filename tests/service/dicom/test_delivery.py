@@ -17,11 +17,16 @@ from tests.service.conftest import predicted
 
 from pneumoscope.core.errors import UnknownNameError, UsageError
 from pneumoscope.service.app import create_app
+from pneumoscope.service.audit.log import read_rows
+from pneumoscope.service.audit.verification import verify
 from pneumoscope.service.dicom.configuration import Destination, DicomConfiguration, ResultSettings, SiteRule
 from pneumoscope.service.dicom.settings import DicomPeer, DicomSettings
 from pneumoscope.service.settings import Settings
+from pneumoscope.service.storage.database import open_database
+from pneumoscope.service.storage.inbox import Inbox, ReceivedInstance
 from pneumoscope.service.storage.outbox import Outbox
 from pneumoscope.service.storage.repository import PredictionRepository
+from pneumoscope.service.storage.retention import Retention
 
 pynetdicom = pytest.importorskip("pynetdicom", reason="[pacs] is not installed")
 delivery = pytest.importorskip("pneumoscope.service.dicom.delivery")
@@ -126,6 +131,18 @@ def test_results_return_to_the_sender_in_the_study_of_the_image(model, archive):
             )  # fmt: skip
             assert stored.SeriesInstanceUID != "1.2.3.4"
             assert uid in {each.value for each in stored.iterall() if each.keyword == "ReferencedSOPInstanceUID"}
+
+
+def test_delivery_is_in_the_audit_log(model, archive):
+    with service(model, configuration(archive)) as (client, repository):
+        receive(client)
+        wait_for_delivery(repository, 2)
+        (found,) = predicted(client)
+        entries = [row for row in read_rows(repository.engine) if row.event == "delivered"]
+        assert {(row.user, row.prediction_id, row.details) for row in entries} == {
+            ("PACS", found["id"], f'{{"object": "{kind}"}}') for kind in ("secondary_capture", "structured_report")
+        }
+        verify(repository.engine)
 
 
 def test_objects_are_those_of_the_api(model, archive):
@@ -306,17 +323,29 @@ def test_site_rule_excludes_an_image_with_a_result_or_without(model, archive):
         assert kinds(archive) == 2 * ["secondary_capture"] + 2 * ["structured_report"]
 
 
-def test_study_is_predicted_when_it_is_quiet(model, archive):
-    waiting = DicomConfiguration(configuration(archive).node, quiet_seconds=1)
-    with service(model, waiting) as (client, _):
-        sent = []
-        for level in (90, 100, 110, 120):
-            receive(client, level)
-            sent.append(time.monotonic())
-            time.sleep(0.6)
-            assert client.get("/v1/predictions").json()["total"] == 0
-        predicted(client, 4)
-        assert time.monotonic() - sent[-1] > 1
+def test_study_is_quiet_after_its_last_instance():
+    clock = [datetime(2026, 1, 1, tzinfo=UTC)]
+    inbox = Inbox(open_database(None), None, now=lambda: clock[0])
+
+    def submit(uid, study="1.2"):
+        instance = ReceivedInstance("PACS", "PACS", study, uid, "{}")
+        inbox.submit(instance, uid.encode(), timedelta(seconds=60), "settings").result(SECONDS)
+
+    def ready(seconds):
+        clock[0] = datetime(2026, 1, 1, tzinfo=UTC) + timedelta(seconds=seconds)
+        return [each.sop_instance_uid for each in inbox.ready(10)]
+
+    submit("1")
+    assert ready(40) == []
+    submit("2")
+    submit("3", study="1.3")
+    assert ready(99) == []
+    submit("4")
+    assert ready(100) == ["3"]
+    assert ready(158) == ["3"]
+    assert ready(159) == ["1", "2", "3", "4"]
+    assert ready(-365 * 86400) == ["1", "2", "3", "4"]  # the clock was set back
+    inbox.close()
 
 
 def test_study_is_predicted_when_released(model, archive):
@@ -470,7 +499,7 @@ def test_identities_that_expire_cancel_what_could_not_be_delivered(model, archiv
         receive(client)
         predicted(client)
         time.sleep(0.01)
-        repository.expire_identities(timedelta(0))
+        Retention(repository).expire_identities(timedelta(0))
         (status,) = repository.outbox.status()
         assert status.waiting == 0
         cancelled = repository.outbox.find(("cancelled",))

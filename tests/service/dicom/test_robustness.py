@@ -1,4 +1,4 @@
-"""Nothing is lost, doubled or blocked when instances are corrected, when a PACS misbehaves, and when a file is damaged."""
+"""Robust exchange: corrected instances, a PACS that misbehaves, damaged files, slow clients."""
 
 import socket
 import time
@@ -208,7 +208,7 @@ def submit(repository, number, settings="s"):
 
 
 def test_damaged_file_delays_no_other_and_is_replaced_when_it_is_sent_again(model, archive, tmp_path, monkeypatch):
-    monkeypatch.setattr(processing, "_CONCURRENT", 1)
+    monkeypatch.setattr(processing, "_BATCH", 1)
     monkeypatch.setattr(processing, "_UNREADABLE_SECONDS", 2)
     repository = PredictionRepository(tmp_path / "data")
     with service(model, slow_configuration(archive), repository) as (client, _):
@@ -261,7 +261,7 @@ def node(model, **settings):
 
 def test_pdu_that_arrives_byte_by_byte_is_cut_off(model):
     client, opened = node(model)
-    with client, socket.create_connection(("127.0.0.1", opened.port), 30) as slow:
+    with client, socket.create_connection(("127.0.0.1", opened.port), timeout=30) as slow:
         slow.sendall(b"\x01\x00\x00\x00\x10\x00")
         slow.settimeout(0.3)
         deadline = time.monotonic() + 20
@@ -280,7 +280,7 @@ def test_pdu_that_arrives_byte_by_byte_is_cut_off(model):
 def test_connections_above_the_limit_are_closed(model):
     client, opened = node(model, max_associations=2, timeout=20)
     with client:
-        connections = [socket.create_connection(("127.0.0.1", opened.port), 30) for _ in range(10)]
+        connections = [socket.create_connection(("127.0.0.1", opened.port), timeout=30) for _ in range(10)]
         deadline = time.monotonic() + 15
         open_ones = 10
         while open_ones > 4 and time.monotonic() < deadline:

@@ -1,6 +1,7 @@
 """`pneumoscope storage check`: orphaned, missing, damaged, unexpected and staged files are reported, and nothing is changed."""
 
 import json
+from datetime import timedelta
 
 import pytest
 from click.testing import CliRunner
@@ -11,6 +12,7 @@ from pneumoscope.core.errors import PartialFailureError, UsageError
 from pneumoscope.service.storage.blob_store import FolderBlobStore, content_hash
 from pneumoscope.service.storage.check import check_storage
 from pneumoscope.service.storage.data_directory import data_directory_lock
+from pneumoscope.service.storage.inbox import ReceivedInstance
 from pneumoscope.service.storage.repository import PredictionRepository
 
 
@@ -56,6 +58,7 @@ def test_consistent_storage_has_exit_status_0(folder, database):
             "damaged_blobs": [],
             "unexpected_files": [],
             "staging_files": [],
+            "missing_instances": [],
         },
     )
 
@@ -81,6 +84,7 @@ def test_every_kind_of_problem_is_reported_with_exit_status_3_and_nothing_is_cha
             "damaged_blobs": [path_of(b"second")],
             "unexpected_files": ["blobs/notes.txt"],
             "staging_files": [f"staging/{content_hash(b'staged')}"],
+            "missing_instances": [],
         },
     )
     assert message == f"the storage in {str(folder)!r} is not consistent: 5 problems"
@@ -96,13 +100,44 @@ def test_every_kind_of_problem_is_reported_with_exit_status_3_and_nothing_is_cha
     assert {path: content for path, content in files(folder).items() if path in before} == before
 
 
+def test_missing_and_damaged_files_of_waiting_instances_are_reported(tmp_path, database):
+    repository = PredictionRepository(tmp_path / "data", database)
+    contents = [b"missing", b"damaged", b"complete"]
+    for content in contents:
+        instance = ReceivedInstance("PACS", "PACS", "1.2", f"1.2.{len(content)}", "{}")
+        repository.inbox.submit(instance, content, timedelta(0), "settings").result(60)
+    repository.close()
+    paths = [tmp_path / "data/inbox/staging" / content_hash(content) for content in contents]
+    paths[0].unlink()
+    paths[1].write_bytes(b"changed")
+    status, out, message = check(tmp_path / "data", database, "--json")
+    assert (status, "2 problems" in message) == (3, True)
+    assert set(json.loads(out)["missing_instances"]) == {
+        path.relative_to(tmp_path / "data").as_posix() for path in paths[:2]
+    }
+
+
+def test_start_removes_files_of_the_inbox_that_no_instance_waits_for(tmp_path, database):
+    repository = PredictionRepository(tmp_path / "data", database)
+    repository.inbox.submit(ReceivedInstance("PACS", "", "1.2", "1.3", "{}"), b"waits", timedelta(0), "s").result(60)
+    repository.close()
+    staging = tmp_path / "data/inbox/staging"
+    (staging / content_hash(b"unknown")).write_bytes(b"unknown")
+    (staging / f"{content_hash(b'partial')}.part").write_bytes(b"par")
+    reopened = PredictionRepository(tmp_path / "data", database)
+    assert [path.name for path in staging.iterdir()] == [content_hash(b"waits")]
+    (waiting,) = reopened.inbox.ready(10)
+    assert reopened.inbox.content(waiting) == b"waits"
+    reopened.close()
+
+
 def test_file_whose_removal_did_not_finish_is_orphaned_until_the_next_start(tmp_path, database):
     folder = tmp_path / "data"
     repository = PredictionRepository(folder, database)
     record, _ = add(repository, b"deleted")
     repository.remove(record.id, user="me")
-    repository.blobs.stage({record.image_sha256: b"deleted"})
-    repository.blobs.publish(record.image_sha256)
+    repository.storage.blobs.stage({record.image_sha256: b"deleted"})
+    repository.storage.blobs.publish(record.image_sha256)
     assert check_storage(folder, repository.engine).orphaned_files == (path_of(b"deleted"),)
     with data_directory_lock(folder):  # a running service may be just removing it
         report = check_storage(folder, repository.engine)
@@ -138,7 +173,7 @@ def test_storage_of_a_running_service_can_be_checked(bundle, tmp_path):
         post(client, png(100))
         status, out, _ = check(tmp_path / "pneumoscope-data", "")
     assert status == 0
-    assert "The service is running: the staging area was not checked." in out
+    assert "The service is running: the staging area and received images were not checked." in out
 
 
 def test_name_in_the_staging_area_moves_no_cursor(folder, database):

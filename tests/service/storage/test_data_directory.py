@@ -15,7 +15,7 @@ def assert_rejected(repository):
     with pytest.raises(StorageError, match="was moved, removed or replaced while in use"):
         add(repository, b"new")
     with pytest.raises(StorageError, match="was moved, removed or replaced"):
-        repository.check_writable()
+        repository.storage.check_writable()
 
 
 def test_moved_directory_is_detected_and_not_recreated(tmp_path, database):
@@ -29,9 +29,9 @@ def test_moved_directory_is_detected_and_not_recreated(tmp_path, database):
     assert not data.exists()
 
     moved.rename(data)  # the repository works again
-    repository.check_writable()
+    repository.storage.check_writable()
     add(repository, b"new")
-    assert verify(repository.engine, images=repository.blobs).images == 2
+    assert verify(repository.engine, images=repository.storage.blobs).images == 2
     repository.close()
 
 
@@ -61,10 +61,10 @@ def test_removed_database_is_detected(tmp_path):
 
 def test_full_disk_fails_the_check(tmp_path, monkeypatch):
     repository = PredictionRepository(tmp_path / "data")
-    repository.check_writable()
+    repository.storage.check_writable()
     monkeypatch.setattr("shutil.disk_usage", lambda _: shutil._ntuple_diskusage(10**9, 10**9, 1000))
     with pytest.raises(StorageError, match="no space left"):
-        repository.check_writable()
+        repository.storage.check_writable()
     repository.close()
 
 
@@ -72,11 +72,11 @@ def test_unwritable_blob_store_fails_the_check(tmp_path):
     repository = PredictionRepository(tmp_path / "data")
     (tmp_path / "data" / "blobs").write_text("no folder")
     with pytest.raises(StorageError):
-        repository.check_writable()
+        repository.storage.check_writable()
     repository.close()
 
 
 def test_check_writes_no_file_and_no_row(repository, tmp_path):
-    repository.check_writable()
+    repository.storage.check_writable()
     assert list((tmp_path / "data").glob("blobs/*")) == []
     assert verify(repository.engine).rows == 0

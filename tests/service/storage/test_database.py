@@ -20,21 +20,23 @@ from pneumoscope.service.storage.tables import METADATA
 CANARY = "DOE^JANE"
 
 
-def test_migrations_create_the_tables_of_the_code(repository):
+def test_migrations_create_the_tables_of_the_code(tmp_path, database):
     """Alembic finds no difference."""
     from alembic.autogenerate import compare_metadata
     from alembic.migration import MigrationContext
 
-    with repository.engine.connect() as connection:
+    engine = open_database(tmp_path / "data", database)
+    with engine.connect() as connection:
         context = MigrationContext.configure(connection, opts={"compare_type": True})
         assert compare_metadata(context, METADATA) == []
+    engine.dispose()
 
 
-def test_database_of_a_newer_version_is_rejected(repository, database, tmp_path):
+def test_database_of_a_newer_version_is_rejected(repository, empty_database, tmp_path):
     with write_transaction(repository.engine) as connection:
         connection.execute(text("UPDATE alembic_version SET version_num = 'of the future'"))
     with pytest.raises(StorageError, match="newer version"):
-        open_database(tmp_path / "data", database)
+        open_database(tmp_path / "data", empty_database)
 
 
 def test_database_of_the_first_revision_is_migrated_and_still_verified(tmp_path, database, monkeypatch):

@@ -20,9 +20,10 @@ from pneumoscope.service.audit.log import read_rows
 from pneumoscope.service.audit.verification import verify
 from pneumoscope.service.storage.blob_store import FolderBlobStore, content_hash
 from pneumoscope.service.storage.database import write_transaction
-from pneumoscope.service.storage.queries import Filter
+from pneumoscope.service.storage.queries import Filter, ImageCounts
 from pneumoscope.service.storage.records import compute_id
 from pneumoscope.service.storage.repository import PredictionRepository
+from pneumoscope.service.storage.retention import Retention
 
 
 def without_storage(stored):
@@ -32,9 +33,8 @@ def without_storage(stored):
 
 def test_age_of_centuries_expires_nothing(repository):
     add(repository)
-    assert (
-        repository.expire(timedelta(weeks=9999)) == repository.expire(timedelta(weeks=60_000)) == 0
-    )  # the years 1835 and 876
+    for weeks in (9999, 60_000):  # the years 1835 and 876
+        assert Retention(repository).expire_images(timedelta(weeks=weeks)) == 0
 
 
 def test_stored_prediction_is_read_back_unchanged(repository):
@@ -98,10 +98,10 @@ def test_entered_age_and_required_age_are_part_of_the_id(repository):
     assert verify(repository.engine).predictions == 5
 
 
-@pytest.mark.parametrize("key", ["\0", "é", "ab" * 15, "AB" * 16, ""])
-def test_invalid_id_is_unknown(repository, key):
-    with pytest.raises(UnknownNameError, match="there is no prediction"):
-        repository.get(key)
+def test_invalid_id_is_unknown(repository):
+    for key in ("\0", "é", "ab" * 15, "AB" * 16, ""):
+        with pytest.raises(UnknownNameError, match="there is no prediction"):
+            repository.get(key)
 
 
 def test_sql_in_values_is_stored_as_text(repository):
@@ -112,7 +112,7 @@ def test_sql_in_values_is_stored_as_text(repository):
     assert (found.path, found.reviews[0].note) == (sent, sent)
     with pytest.raises(UnknownNameError):
         repository.get(sent)
-    assert verify(repository.engine, images=repository.blobs).rows == 2
+    assert verify(repository.engine, images=repository.storage.blobs).rows == 2
 
 
 def test_same_image_is_stored_once_with_its_first_name(repository):
@@ -186,8 +186,22 @@ def test_rejected_images_are_filtered_and_counted_by_reason(repository):
         repository.add(rejected, bytes([place]), user="me")
     assert repository.find(Filter(rejected=False)).total == 1
     assert repository.find(Filter(rejected=True)).total == 3
-    assert repository.count_rejections(Filter()) == {"": 1, "lateral_view": 1, "blank": 2}
-    assert repository.count_rejections(Filter(rejected=True, until="2000-01-01")) == {}
+    counts = repository.count_images(Filter())
+    assert counts.decisions == {"pneumonia": 1, "rejected": 3}
+    assert counts.rejections == {"lateral_view": 1, "blank": 2}
+    assert (counts.images, counts.predicted, counts.unread) == (4, 1, 4)
+    assert repository.count_images(Filter(rejected=True, until="2000-01-01")) == ImageCounts({}, {}, 0)
+
+
+def test_images_are_filtered_and_counted_by_reader(repository):
+    first, second, third = (add(repository, content)[0] for content in (b"a", b"b", b"c"))
+    for each, user in ((first, "anna"), (second, "anna"), (second, "ben"), (third, "ben")):
+        repository.review(each.id, "pneumonia", user=user)
+    repository.withdraw_review(first.id, user="anna")
+    assert [each.id for each in repository.find(Filter(reviewed_by="anna")).predictions] == [second.id]
+    assert repository.count_images(Filter(reviewed_by="ben")).images == 2
+    assert repository.count_images(Filter(reviewed_by="carl")).images == 0
+    assert repository.count_images(Filter()).unread == 1
 
 
 def unreadable(name="a.dcm", message="cannot read '': the file is truncated"):
@@ -198,15 +212,15 @@ def unreadable(name="a.dcm", message="cannot read '': the file is truncated"):
 
 def test_unreadable_files_leave_one_record_each(repository):
     for _ in range(2):
-        repository.add_unreadable(unreadable(), b"file", user="me")
-    repository.add_unreadable(unreadable("b.dcm"), b"file", user="me")
-    files, total = repository.unreadable()
+        repository.unreadable_files.add(unreadable(), b"file", user="me")
+    repository.unreadable_files.add(unreadable("b.dcm"), b"file", user="me")
+    files, total = repository.unreadable_files.find()
     assert [(file.path, file.image_sha256, file.image_bytes) for file in files] == [
         (name, content_hash(b"file"), 4) for name in ("b.dcm", "a.dcm")
     ]
     assert total == 2
     assert files[0].failure == unreadable().failure
-    assert repository.unreadable(limit=1) == (files[:1], 2)
+    assert repository.unreadable_files.find(limit=1) == (files[:1], 2)
     events = [(row.event, row.user, row.image_sha256, row.prediction_id) for row in read_rows(repository.engine)]
     assert events == [("unreadable", "me", content_hash(b"file"), "")] * 2
     assert not [row for row in read_rows(repository.engine) if "dcm" in row.details]
@@ -214,12 +228,12 @@ def test_unreadable_files_leave_one_record_each(repository):
 
 
 def test_record_of_an_unreadable_file_can_be_removed(repository):
-    repository.add_unreadable(unreadable(), b"file", user="me")
-    ((file,), _) = repository.unreadable()
-    repository.remove_unreadable(file.id, user="you")
-    assert repository.unreadable() == ([], 0)
+    repository.unreadable_files.add(unreadable(), b"file", user="me")
+    ((file,), _) = repository.unreadable_files.find()
+    repository.unreadable_files.remove(file.id, user="you")
+    assert repository.unreadable_files.find() == ([], 0)
     with pytest.raises(UnknownNameError):
-        repository.remove_unreadable(file.id, user="you")
+        repository.unreadable_files.remove(file.id, user="you")
     assert [(row.event, row.user) for row in read_rows(repository.engine)] == [
         ("unreadable", "me"), ("unreadable_deleted", "you"),
     ]  # fmt: skip
@@ -228,11 +242,11 @@ def test_record_of_an_unreadable_file_can_be_removed(repository):
 def test_records_of_unreadable_files_expire(repository):
     start = datetime(2026, 1, 1, tzinfo=UTC)
     for day, name in ((0, "old"), (9, "new")):
-        repository._now = lambda day=day: start + timedelta(days=day)
-        repository.add_unreadable(unreadable(name), b"file", user="me")
-    repository._now = lambda: start + timedelta(days=10)
-    assert repository.expire(timedelta(days=5)) == 0
-    assert [file.path for file in repository.unreadable()[0]] == ["new"]
+        repository.storage.now = lambda day=day: start + timedelta(days=day)
+        repository.unreadable_files.add(unreadable(name), b"file", user="me")
+    repository.storage.now = lambda: start + timedelta(days=10)
+    assert Retention(repository).expire_images(timedelta(days=5)) == 0
+    assert [file.path for file in repository.unreadable_files.find()[0]] == ["new"]
     assert [row.event for row in read_rows(repository.engine)] == ["unreadable", "unreadable", "unreadable_deleted"]
 
 
@@ -244,7 +258,7 @@ def test_latest_prediction_of_each_image(repository):
     assert repository.find(Filter()).total == 3
     assert {each.id for each in repository.find(Filter(latest=True)).predictions} == {second.id, other.id}
     assert repository.find(Filter(latest=True, rejected=False)).total == 1
-    assert repository.count_rejections(Filter(latest=True)) == {"": 1, "blank": 1}
+    assert repository.count_images(Filter(latest=True)) == ImageCounts({"pneumonia": 1, "rejected": 1}, {"blank": 1}, 2)
     add(repository, b"1", age=PatientAge(3.0, "entered"))  # corrected back
     assert {each.id for each in repository.find(Filter(latest=True)).predictions} == {first.id, other.id}
 
@@ -266,32 +280,35 @@ def test_filter_by_decision_review_and_time(tmp_path, database):
     repository.close()
 
 
-@pytest.mark.parametrize(
-    ("since", "until", "expected"),
-    [
-        ("2026-01-31T09:30Z", None, [30, 30.5, 31]),
-        ("2026-01-31T09:30:30Z", None, [30, 30.5, 31]),
-        ("2026-01-31T09:30:30.5Z", None, [30.5, 31]),
-        (None, "2026-01-31T09:30:31Z", [30, 30.5]),
-        (None, "2026-01-31T09:31Z", [30, 30.5, 31]),
-        ("2026-01-31", "2026-02-01", [30, 30.5, 31]),
-        ("2026-01-31T11:30:31+02:00", None, [31]),
-    ],
-)
-def test_times_are_compared_at_any_precision(repository, since, until, expected):
+FOUND_BY_TIME = {
+    ("2026-01-31T09:30Z", None): [30, 30.5, 31],
+    ("2026-01-31T09:30:30Z", None): [30, 30.5, 31],
+    ("2026-01-31T09:30:30.5Z", None): [30.5, 31],
+    (None, "2026-01-31T09:30:31Z"): [30, 30.5],
+    (None, "2026-01-31T09:31Z"): [30, 30.5, 31],
+    ("2026-01-31", "2026-02-01"): [30, 30.5, 31],
+    ("2026-01-31T11:30:31+02:00", None): [31],
+}
+
+
+def test_times_are_compared_at_any_precision(repository):
     start = datetime(2026, 1, 31, 9, 30, tzinfo=UTC)
     for place, seconds in enumerate([30, 30.5, 31]):
-        repository._now = lambda seconds=seconds: start + timedelta(seconds=seconds)
+        repository.storage.now = lambda seconds=seconds: start + timedelta(seconds=seconds)
         add(repository, bytes([place]))
-    page = repository.find(Filter(since=since, until=until), order="oldest")
-    found = [(datetime.fromisoformat(each.created) - start).total_seconds() for each in page.predictions]
-    assert (found, page.total) == (expected, len(expected))
+
+    def found(since, until):
+        page = repository.find(Filter(since=since, until=until), order="oldest")
+        assert page.total == len(page.predictions)
+        return [(datetime.fromisoformat(each.created) - start).total_seconds() for each in page.predictions]
+
+    assert {times: found(*times) for times in FOUND_BY_TIME} == FOUND_BY_TIME
 
 
-@pytest.mark.parametrize("time", ["2026-02-30", "0001-01-01T00:00+01:00", "soon"])
-def test_invalid_time_is_rejected(repository, time):
-    with pytest.raises(UsageError, match=f"since is '{re.escape(time)}', which is not a time"):
-        repository.find(Filter(since=time))
+def test_invalid_time_is_rejected(repository):
+    for time in ("2026-02-30", "0001-01-01T00:00+01:00", "soon"):
+        with pytest.raises(UsageError, match=f"since is '{re.escape(time)}', which is not a time"):
+            repository.find(Filter(since=time))
 
 
 @pytest.mark.parametrize("order", ["newest", "oldest", "highest", "lowest", "urgency"])
@@ -332,30 +349,30 @@ def test_latest_statistics_of_a_month_exclude_the_next_one(tmp_path, database):
         assert [each.created[:10] for each in repository.latest(model, "balanced", 1)] == ["2026-03-01"]
 
 
-@pytest.mark.parametrize(
-    "options",
-    [
-        {"limit": 0},
-        {"limit": 201},
-        {"after": "ab" * 16},
-        {"after": "é"},
-        {"after": "\0"},
-        {"after": cursor("newest", "soon", "ab" * 16)},
-        {"after": cursor("newest", 0.5, "ab" * 16)},
-        {"after": cursor("newest", "2026-01-31", "'; --")},
-        {"after": cursor("newest", "2026-01-31", 1)},
-        {"after": cursor("newest")},
-        {"after": cursor("highest", 0.5, "ab" * 16)},
-        {"after": cursor("highest", 0.5, "ab" * 16), "order": "lowest"},
-        {"after": cursor("highest", float("nan"), "ab" * 16), "order": "highest"},
-        {"after": cursor("highest", "x", "ab" * 16), "order": "highest"},
-        {"after": cursor("highest", None, "ab" * 16), "order": "highest"},
-        {"after": base64.urlsafe_b64encode(b"[" * 5000).decode()},
-    ],
-)
-def test_invalid_page_is_rejected(repository, options):
-    with pytest.raises(UsageError, match=r"limit is|which is not the `next` of a page in the order"):
-        repository.find(Filter(), **options)
+INVALID_PAGES = [
+    {"limit": 0},
+    {"limit": 201},
+    {"after": "ab" * 16},
+    {"after": "é"},
+    {"after": "\0"},
+    {"after": cursor("newest", "soon", "ab" * 16)},
+    {"after": cursor("newest", 0.5, "ab" * 16)},
+    {"after": cursor("newest", "2026-01-31", "'; --")},
+    {"after": cursor("newest", "2026-01-31", 1)},
+    {"after": cursor("newest")},
+    {"after": cursor("highest", 0.5, "ab" * 16)},
+    {"after": cursor("highest", 0.5, "ab" * 16), "order": "lowest"},
+    {"after": cursor("highest", float("nan"), "ab" * 16), "order": "highest"},
+    {"after": cursor("highest", "x", "ab" * 16), "order": "highest"},
+    {"after": cursor("highest", None, "ab" * 16), "order": "highest"},
+    {"after": base64.urlsafe_b64encode(b"[" * 5000).decode()},
+]
+
+
+def test_invalid_page_is_rejected(repository):
+    for options in INVALID_PAGES:
+        with pytest.raises(UsageError, match=r"limit is|which is not the `next` of a page in the order"):
+            repository.find(Filter(), **options)
 
 
 def labels(record):
@@ -417,7 +434,7 @@ def test_deleted_prediction_is_removed_with_its_image(repository):
     repository.remove(record.id, user="me")
     assert repository.image(other) == b"image"  # which another prediction refers to
     repository.remove(other.id, user="me")
-    assert repository.blobs.get(record.image_sha256) is None
+    assert repository.storage.blobs.get(record.image_sha256) is None
     for ask in (repository.get, lambda key: repository.remove(key, user="me")):
         with pytest.raises(UnknownNameError, match="there is no prediction"):
             ask(record.id)
@@ -427,7 +444,7 @@ def test_deleted_prediction_is_removed_with_its_image(repository):
 def test_image_posted_during_its_removal_is_stored(repository, monkeypatch):
     """The removal runs in the middle of the addition, and the other way round."""
     first, _ = add(repository)
-    stage, others = repository.blobs.stage, []
+    stage, others = repository.storage.blobs.stage, []
 
     def staged_and_then_removed_by_another(images):
         staged = stage(images)
@@ -438,12 +455,12 @@ def test_image_posted_during_its_removal_is_stored(repository, monkeypatch):
         return staged
 
     with monkeypatch.context() as between:
-        between.setattr(repository.blobs, "stage", staged_and_then_removed_by_another)
+        between.setattr(repository.storage.blobs, "stage", staged_and_then_removed_by_another)
         second, new = repository.add(prediction(operating_point="rule_out"), b"image", user="me")
     assert new
     assert repository.image(second) == b"image"
 
-    remove, found = repository.blobs.remove, []
+    remove, found = repository.storage.blobs.remove, []
 
     def removed_while_another_comes(sha256):
         others.append(threading.Thread(target=lambda: found.append(add(repository)[0])))
@@ -451,7 +468,7 @@ def test_image_posted_during_its_removal_is_stored(repository, monkeypatch):
         others[-1].join(0.3)
         remove(sha256)
 
-    monkeypatch.setattr(repository.blobs, "remove", removed_while_another_comes)
+    monkeypatch.setattr(repository.storage.blobs, "remove", removed_while_another_comes)
     repository.remove(second.id, user="me")
     others[-1].join(10)
     assert repository.image(found[0]) == b"image"
@@ -459,7 +476,7 @@ def test_image_posted_during_its_removal_is_stored(repository, monkeypatch):
 
 def test_image_that_cannot_be_written_affects_no_other(repository, monkeypatch):
     """The images arrive while the first one is being stored, and so share a transaction."""
-    begun, go, stage = threading.Event(), threading.Event(), repository.blobs.stage
+    begun, go, stage = threading.Event(), threading.Event(), repository.storage.blobs.stage
 
     def staged_but_for_the_large_one(images):
         begun.set()
@@ -468,7 +485,7 @@ def test_image_that_cannot_be_written_affects_no_other(repository, monkeypatch):
         staged = stage({sha256: image for sha256, image in images.items() if sha256 != large})
         return staged._replace(failed={large: StorageError("full")} if large in images else {})
 
-    monkeypatch.setattr(repository.blobs, "stage", staged_but_for_the_large_one)
+    monkeypatch.setattr(repository.storage.blobs, "stage", staged_but_for_the_large_one)
     submit = partial(repository.submit, user="me")
     futures = [submit(prediction(), b"first")]
     assert begun.wait(10)
@@ -479,7 +496,7 @@ def test_image_that_cannot_be_written_affects_no_other(repository, monkeypatch):
     kept = [futures[place].result(10) for place in (0, 1, 3, 4)]
     assert [new for _, new in kept] == [True, True, True, False]
     assert {repository.image(record) for record, _ in kept} == {b"first", b"small", b"small too"}
-    assert repository.find(Filter()).total == verify(repository.engine, images=repository.blobs).rows == 3
+    assert repository.find(Filter()).total == verify(repository.engine, images=repository.storage.blobs).rows == 3
 
 
 def put(store, *contents):
@@ -494,14 +511,14 @@ def fail(*_, **__):
 
 
 def test_failed_addition_leaves_only_images_stored_before(repository, monkeypatch):
-    put(repository.blobs, b"before")  # of another database
+    put(repository.storage.blobs, b"before")  # of another database
     with monkeypatch.context() as failing:
         failing.setattr("pneumoscope.service.storage.repository.append", fail)
         for image in (b"image", b"before"):
             with pytest.raises(StorageError, match="full"):
                 add(repository, image)
     assert repository.find(Filter()).total == 0
-    assert [key for key, _ in repository.blobs.stored()] == [content_hash(b"before")]
+    assert [key for key, _ in repository.storage.blobs.stored()] == [content_hash(b"before")]
 
 
 def test_failed_removal_of_an_image_is_an_error_and_retried(repository, monkeypatch):
@@ -509,24 +526,25 @@ def test_failed_removal_of_an_image_is_an_error_and_retried(repository, monkeypa
     deleted, _ = add(repository, b"deleted")
     add(repository, b"old")
     with monkeypatch.context() as failing:
-        failing.setattr(repository.blobs, "remove", fail)
+        failing.setattr(repository.storage.blobs, "remove", fail)
         with pytest.raises(StorageError, match="the predictions are deleted, but not all images: full"):
             repository.remove(deleted.id, user="me")
         with pytest.raises(StorageError, match="full"):
-            repository.expire(timedelta(0))
+            Retention(repository).expire_images(timedelta(0))
         with pytest.raises(StorageError, match="full"):
-            repository.retry_failed()
-    assert len(list(repository.blobs.stored())) == 2
-    repository.retry_failed()
-    assert list(repository.blobs.stored()) == []
-    assert verify(repository.engine, images=repository.blobs).rows == 4
+            repository.storage.retry_failed()
+    assert len(list(repository.storage.blobs.stored())) == 2
+    repository.storage.retry_failed()
+    assert list(repository.storage.blobs.stored()) == []
+    assert verify(repository.engine, images=repository.storage.blobs).rows == 4
 
 
 def test_images_after_one_that_cannot_be_removed_expire(repository, monkeypatch):
-    monkeypatch.setattr("pneumoscope.service.storage.repository._BATCH", 2)
+    for module in ("retention", "image_storage"):
+        monkeypatch.setattr(f"pneumoscope.service.storage.{module}._BATCH", 2)
     stuck = {add(repository, bytes([place]))[0].image_sha256 for place in range(5)}
     stuck = set(sorted(stuck)[:2])
-    remove = repository.blobs.remove
+    remove = repository.storage.blobs.remove
 
     def fail_on_stuck(sha256):
         if sha256 in stuck:
@@ -534,37 +552,37 @@ def test_images_after_one_that_cannot_be_removed_expire(repository, monkeypatch)
         remove(sha256)
 
     with monkeypatch.context() as failing:
-        failing.setattr(repository.blobs, "remove", fail_on_stuck)
-        for attempt in (partial(repository.expire, timedelta(0)), repository.retry_failed):
+        failing.setattr(repository.storage.blobs, "remove", fail_on_stuck)
+        for attempt in (partial(Retention(repository).expire_images, timedelta(0)), repository.storage.retry_failed):
             with pytest.raises(StorageError, match=r"busy \(and 1 more\)"):
                 attempt()
-            assert {key for key, _ in repository.blobs.stored()} == stuck
-    repository.retry_failed()
-    assert list(repository.blobs.stored()) == []
+            assert {key for key, _ in repository.storage.blobs.stored()} == stuck
+    repository.storage.retry_failed()
+    assert list(repository.storage.blobs.stored()) == []
 
 
 def test_image_posted_again_before_its_retried_removal_stays(repository, monkeypatch):
     record, _ = add(repository)
     with monkeypatch.context() as failing:
-        failing.setattr(repository.blobs, "remove", fail)
+        failing.setattr(repository.storage.blobs, "remove", fail)
         with pytest.raises(StorageError):
             repository.remove(record.id, user="me")
     again, new = add(repository)
-    repository.retry_failed()
+    repository.storage.retry_failed()
     assert new
     assert repository.image(again) == b"image"
 
 
 def test_review_does_not_wait_for_an_image_to_be_written(repository, monkeypatch):
     record, _ = add(repository)
-    begun, go, stage = threading.Event(), threading.Event(), repository.blobs.stage
+    begun, go, stage = threading.Event(), threading.Event(), repository.storage.blobs.stage
 
     def slow(images):
         begun.set()
         assert go.wait(10)
         return stage(images)
 
-    monkeypatch.setattr(repository.blobs, "stage", slow)
+    monkeypatch.setattr(repository.storage.blobs, "stage", slow)
     coming = repository.submit(prediction(), b"slow", user="me")
     assert begun.wait(10)
     assert repository.review(record.id, "pneumonia", user="me").reviews
@@ -578,22 +596,22 @@ def test_expired_images_are_removed_and_predictions_stay(tmp_path, database):
     old, _ = add(repository, b"old")
     now[0] += timedelta(days=31)
     new, _ = add(repository, b"new")
-    assert repository.expire(timedelta(days=30)) == 1
-    assert repository.expire(timedelta(days=30)) == 0
+    assert Retention(repository).expire_images(timedelta(days=30)) == 1
+    assert Retention(repository).expire_images(timedelta(days=30)) == 0
     assert repository.image(repository.get(new.id)) == b"new"
     found = repository.get(old.id)
     assert found == dataclasses.replace(old, image_removed="2026-02-01T00:00:00.000000Z")
     with pytest.raises(GoneError, match="was removed"):
         repository.image(found)
-    assert repository.blobs.get(old.image_sha256) is None
+    assert repository.storage.blobs.get(old.image_sha256) is None
     assert add(repository, b"old") == (found, False)  # a removed image is not stored again
-    assert repository.blobs.get(old.image_sha256) is None
+    assert repository.storage.blobs.get(old.image_sha256) is None
     repository.close()
 
 
 def test_missing_image_that_was_not_removed_is_an_error(repository):
     record, _ = add(repository)
-    repository.blobs.remove(record.image_sha256)
+    repository.storage.blobs.remove(record.image_sha256)
     with pytest.raises(StorageError, match=f"prediction '{record.id}' is missing") as caught:
         repository.image(record)
     assert f"Restore {record.image_sha256[:2]}/{record.image_sha256} below blobs/ from a backup" in caught.value.hint
@@ -610,7 +628,7 @@ def test_start_completes_committed_predictions_and_discards_the_rest(tmp_path, d
     record, _ = add(repository)
     gone, _ = add(repository, b"deleted")
     repository.remove(gone.id, user="me")
-    put(repository.blobs, b"deleted")  # as if killed between the removal of the row and of the file
+    put(repository.storage.blobs, b"deleted")  # as if killed between the removal of the row and of the file
     repository.close()
     staging = tmp_path / "data/staging"
     (tmp_path / "data/blobs" / record.image_sha256[:2] / record.image_sha256).rename(staging / record.image_sha256)
@@ -620,8 +638,8 @@ def test_start_completes_committed_predictions_and_discards_the_rest(tmp_path, d
     again = PredictionRepository(tmp_path / "data", database)
     assert again.get(record.id) == record
     assert again.image(record) == b"image"
-    assert [key for key, _ in again.blobs.stored()] == [record.image_sha256]
-    assert (again.blobs.staging_files(), again.orphaned) == ([], {})
+    assert [key for key, _ in again.storage.blobs.stored()] == [record.image_sha256]
+    assert (again.storage.blobs.staging_files(), again.storage.orphaned) == ([], {})
     again.close()
 
 
@@ -631,32 +649,32 @@ def test_file_that_cannot_be_removed_at_the_start_is_logged_and_retried(tmp_path
     removed, _ = add(repository, b"deleted")
     repository.remove(removed.id, user="me")
     if content == b"deleted":  # as if killed between the removal of the row and of the file
-        put(repository.blobs, content)
+        put(repository.storage.blobs, content)
     else:  # as if killed before the commit
-        repository.blobs.stage({content_hash(content): content})
+        repository.storage.blobs.stage({content_hash(content): content})
         (tmp_path / f"data/staging/{'ff' * 32}.part").write_bytes(b"half")
     repository.close()
     with monkeypatch.context() as failing:
         failing.setattr("pneumoscope.service.storage.blob_store._unlink", fail)
         again = PredictionRepository(tmp_path / "data")
-        assert again.blobs.get(content_hash(content)) == content
+        assert again.storage.blobs.get(content_hash(content)) == content
     assert caplog.messages == ["A file could not be removed; the service tries again every few minutes: full"]
-    again.retry_failed()
-    assert again.blobs.get(content_hash(content)) is None
+    again.storage.retry_failed()
+    assert again.storage.blobs.get(content_hash(content)) is None
     again.close()
 
 
 def test_image_that_cannot_be_moved_into_the_store_is_readable_and_moved_later(repository, monkeypatch, caplog):
     with monkeypatch.context() as failing:
-        failing.setattr(repository.blobs, "publish", fail)
+        failing.setattr(repository.storage.blobs, "publish", fail)
         record, new = add(repository)
         assert new
         assert repository.image(record) == b"image"
         assert "stays in the staging area until the next attempt: full" in caplog.text
-        repository.retry_failed()
-        assert repository.blobs.staging_files() == [record.image_sha256]
-    repository.retry_failed()
-    assert repository.blobs.staging_files() == []
+        repository.storage.retry_failed()
+        assert repository.storage.blobs.staging_files() == [record.image_sha256]
+    repository.storage.retry_failed()
+    assert repository.storage.blobs.staging_files() == []
     assert repository.image(record) == b"image"
 
 
@@ -672,12 +690,12 @@ def test_transaction_that_was_committed_although_it_failed_keeps_its_image(repos
             remaining.pop()
             raise StorageError("connection lost")
 
-    monkeypatch.setattr("pneumoscope.service.storage.repository.write_transaction", committed_but_failed)
+    monkeypatch.setattr("pneumoscope.service.storage.image_storage.write_transaction", committed_but_failed)
     with pytest.raises(StorageError, match="connection lost"):
         add(repository)
     (record,) = repository.find(Filter()).predictions
     assert repository.image(record) == b"image"
-    assert repository.blobs.staging_files() == []
+    assert repository.storage.blobs.staging_files() == []
 
 
 def test_image_whose_row_is_lost_is_left(tmp_path, database):
@@ -688,7 +706,7 @@ def test_image_whose_row_is_lost_is_left(tmp_path, database):
         connection.execute(text("DELETE FROM predictions"))
     repository.close()
     again = PredictionRepository(tmp_path / "data", database)
-    assert again.blobs.get(record.image_sha256) == b"image"
+    assert again.storage.blobs.get(record.image_sha256) == b"image"
     again.close()
 
 
@@ -702,7 +720,7 @@ def test_files_of_another_database_are_left_where_they_are(tmp_path):
         (tmp_path / "data" / name).unlink(missing_ok=True)
 
     opened = PredictionRepository(tmp_path / "data")
-    assert list(opened.orphaned) == [record.image_sha256]
+    assert list(opened.storage.orphaned) == [record.image_sha256]
     opened.close()
 
     (tmp_path / "elsewhere").rename(database)
@@ -719,14 +737,17 @@ def test_orphaned_files_expire_with_an_audit_entry(tmp_path, database):
         if image != b"new":
             os.utime(tmp_path / "data/blobs" / sha256[:2] / sha256, (0, 0))
     repository = PredictionRepository(tmp_path / "data", database)
-    assert repository.orphaned.keys() == left.keys()
+    assert repository.storage.orphaned.keys() == left.keys()
     again, _ = add(repository, b"posted again")
-    assert repository.expire(timedelta(days=30)) == 0
-    assert {image for image in left.values() if repository.blobs.get(content_hash(image))} == {b"new", b"posted again"}
+    assert Retention(repository).expire_images(timedelta(days=30)) == 0
+    assert {image for image in left.values() if repository.storage.blobs.get(content_hash(image))} == {
+        b"new",
+        b"posted again",
+    }
     assert repository.image(again) == b"posted again"
     entry = list(read_rows(repository.engine))[-1]
     assert (entry.event, entry.image_sha256, entry.prediction_id) == ("image_removed", content_hash(b"old"), "")
-    assert verify(repository.engine, images=repository.blobs).rows == 2
+    assert verify(repository.engine, images=repository.storage.blobs).rows == 2
     repository.close()
 
 
@@ -735,24 +756,25 @@ def test_orphaned_file_that_cannot_be_removed_has_one_audit_entry(tmp_path, monk
     put(FolderBlobStore(tmp_path / "data"), b"old")
     repository = PredictionRepository(tmp_path / "data")
     with monkeypatch.context() as failing:
-        failing.setattr(repository.blobs, "remove", fail)
+        failing.setattr(repository.storage.blobs, "remove", fail)
         with pytest.raises(StorageError, match="full"):
-            repository.expire(timedelta(0))
-        assert repository.expire(timedelta(0)) == 0
-    repository.retry_failed()
-    assert list(repository.blobs.stored()) == []
+            Retention(repository).expire_images(timedelta(0))
+        assert Retention(repository).expire_images(timedelta(0)) == 0
+    repository.storage.retry_failed()
+    assert list(repository.storage.blobs.stored()) == []
     assert [entry.event for entry in read_rows(repository.engine)] == ["image_removed"]
     repository.close()
 
 
 def test_images_expire_in_batches(repository, monkeypatch):
-    monkeypatch.setattr("pneumoscope.service.storage.repository._BATCH", 2)
+    for module in ("retention", "image_storage"):
+        monkeypatch.setattr(f"pneumoscope.service.storage.{module}._BATCH", 2)
     for place in range(5):
         add(repository, bytes([place]))
-    assert repository.expire(timedelta(0)) == 5
+    assert Retention(repository).expire_images(timedelta(0)) == 5
     assert [each.image_removed is not None for each in repository.find(Filter()).predictions] == 5 * [True]
-    assert list(repository.blobs.stored()) == []
-    assert verify(repository.engine, images=repository.blobs).rows == 10
+    assert list(repository.storage.blobs.stored()) == []
+    assert verify(repository.engine, images=repository.storage.blobs).rows == 10
 
 
 def test_damaged_image_is_not_returned(repository, tmp_path):

@@ -17,21 +17,22 @@ def short_interval(monkeypatch):
 
 def test_expired_images_are_removed_and_failures_are_retried(repository, short_interval, monkeypatch, caplog):
     add(repository)
-    expire, errors, done = repository.expire, [StorageError("locked"), KeyError("DOE^JANE")], threading.Event()
+    expire, done = Retention.expire_images, threading.Event()
+    errors = [StorageError("locked"), KeyError("DOE^JANE")]
 
-    def fail_twice(age, *, stopped):
+    def fail_twice(self, age, *, stopped):
         if errors:
             raise errors.pop(0)
-        removed = expire(age, stopped=stopped)
+        removed = expire(self, age, stopped=stopped)
         done.set()
         return removed
 
-    monkeypatch.setattr(repository, "expire", fail_twice)
+    monkeypatch.setattr(Retention, "expire_images", fail_twice)
     retention = Retention(repository, timedelta(0))
     retention.start()
     assert done.wait(10)
     retention.stop(10)
-    assert list(repository.blobs.stored()) == []
+    assert list(repository.storage.blobs.stored()) == []
     assert caplog.messages == [
         "Images or identities could not be removed; the next run tries again: locked",
         "Images or identities could not be removed; the next run tries again: KeyError",
@@ -42,19 +43,19 @@ def test_image_that_cannot_be_removed_does_not_keep_other_images_from_expiring(
     repository, short_interval, monkeypatch, caplog
 ):
     stuck, _ = add(repository, b"stuck")
-    remove, expire, done = repository.blobs.remove, repository.expire, threading.Event()
+    remove, expire, done = repository.storage.blobs.remove, Retention.expire_images, threading.Event()
 
     def fail_on_stuck(sha256):
         if sha256 == stuck.image_sha256:
             raise StorageError("read-only")
         remove(sha256)
 
-    def expire_and_report(age, *, stopped):
-        expire(age, stopped=stopped)
+    def expire_and_report(self, age, *, stopped):
+        expire(self, age, stopped=stopped)
         done.set()
 
-    monkeypatch.setattr(repository.blobs, "remove", fail_on_stuck)
-    monkeypatch.setattr(repository, "expire", expire_and_report)
+    monkeypatch.setattr(repository.storage.blobs, "remove", fail_on_stuck)
+    monkeypatch.setattr(Retention, "expire_images", expire_and_report)
     with pytest.raises(StorageError):
         repository.remove(stuck.id, user="me")
     add(repository, b"expired")
@@ -62,14 +63,14 @@ def test_image_that_cannot_be_removed_does_not_keep_other_images_from_expiring(
     retention.start()
     assert done.wait(10)
     retention.stop(10)
-    assert [key for key, _ in repository.blobs.stored()] == [stuck.image_sha256]
+    assert [key for key, _ in repository.storage.blobs.stored()] == [stuck.image_sha256]
     assert set(caplog.messages) == {"Images or identities could not be removed; the next run tries again: read-only"}
 
 
 def test_without_an_age_only_failed_removals_are_retried(repository, short_interval, monkeypatch):
     record, _ = add(repository)
     add(repository, b"stays")
-    remove, failures, done = repository.blobs.remove, [1, 1, 1], threading.Event()
+    remove, failures, done = repository.storage.blobs.remove, [1, 1, 1], threading.Event()
 
     def fail(sha256):
         if failures:
@@ -78,23 +79,23 @@ def test_without_an_age_only_failed_removals_are_retried(repository, short_inter
         remove(sha256)
         done.set()
 
-    monkeypatch.setattr(repository.blobs, "remove", fail)
+    monkeypatch.setattr(repository.storage.blobs, "remove", fail)
     with pytest.raises(StorageError):
         repository.remove(record.id, user="me")
     retention = Retention(repository, None)
     retention.start()
     assert done.wait(10)
     retention.stop(10)
-    assert [repository.blobs.get(key) for key, _ in repository.blobs.stored()] == [b"stays"]
+    assert [repository.storage.blobs.get(key) for key, _ in repository.storage.blobs.stored()] == [b"stays"]
 
 
 def test_stop_leaves_the_rest_for_the_next_run(repository, monkeypatch):
-    monkeypatch.setattr("pneumoscope.service.storage.repository._BATCH", 1)
+    monkeypatch.setattr("pneumoscope.service.storage.retention._BATCH", 1)
     for place in range(5):
         add(repository, bytes([place]))
     turns = iter([False, False, True])
-    assert repository.expire(timedelta(0), stopped=lambda: next(turns)) == 2
-    assert len(list(repository.blobs.stored())) == 3
+    assert Retention(repository).expire_images(timedelta(0), stopped=lambda: next(turns)) == 2
+    assert len(list(repository.storage.blobs.stored())) == 3
 
 
 def test_stop_does_not_wait_longer_than_its_timeout(repository, monkeypatch):
@@ -105,7 +106,7 @@ def test_stop_does_not_wait_longer_than_its_timeout(repository, monkeypatch):
         assert release.wait(20)
         ended.set()
 
-    monkeypatch.setattr(repository, "retry_failed", wait)
+    monkeypatch.setattr(repository.storage, "retry_failed", wait)
     retention = Retention(repository, None)
     retention.start()
     assert begun.wait(10)

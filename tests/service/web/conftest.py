@@ -1,7 +1,9 @@
 """A bundle and clients for the tests of the web UI."""
 
+import contextlib
 import io
 import re
+import sqlite3
 
 import numpy as np
 import pytest
@@ -9,12 +11,23 @@ from fastapi.testclient import TestClient
 from PIL import Image
 from tests.conftest import LIMITS, POINTS
 from tests.service.conftest import insert_token_of_service, repository_with_token, served
-from tests.service.web.helpers import BASE_URL, TOKEN, expect, expect_values, record_traffic, sign_in, upload
+from tests.service.web.helpers import (
+    BASE_URL,
+    TOKEN,
+    expect,
+    expect_values,
+    record_traffic,
+    remove_everything,
+    sign_in,
+    upload,
+)
 
 from pneumoscope.bundle.card import ReferenceDistribution
 from pneumoscope.inference.model import load_model
 from pneumoscope.service.app import create_app
 from pneumoscope.service.storage.repository import PredictionRepository
+
+MODULE_SECONDS = 1800  # after which the service of a module is killed
 
 
 @pytest.fixture(scope="session")
@@ -45,11 +58,24 @@ def anonymous_client(bundle_folder):
         yield opened
 
 
-@pytest.fixture
-def service(bundle_folder, tmp_path):
-    """A client of a real process without authentication."""
-    with served(bundle_folder, tmp_path) as (_, client):
+@pytest.fixture(scope="module")
+def service_folder(tmp_path_factory):
+    """The working folder of the service without authentication."""
+    return tmp_path_factory.mktemp("service")
+
+
+@pytest.fixture(scope="module")
+def service_process(bundle_folder, service_folder):
+    """A client of a real process without authentication; it starts once for a module, which takes seconds."""
+    with served(bundle_folder, service_folder, deadline=MODULE_SECONDS) as (_, client):
         yield client
+
+
+@pytest.fixture
+def service(service_process):
+    """The client of `service_process`, which stores no image."""
+    remove_everything(service_process)
+    return service_process
 
 
 @pytest.fixture
@@ -64,22 +90,39 @@ def page(browser, service):
     assert [each for each in seen if not each.startswith((str(service.base_url), "blob:"))] == []
 
 
-@pytest.fixture
-def signed_in(browser, bundle_folder, tmp_path):
-    """The worklist of a service with authentication, signed in, and a client with the token; any dialog fails."""
-    insert_token_of_service(tmp_path, "ward-3")
-    insert_token_of_service(tmp_path, "ward-4", "fedcba9876543210", id="00000002")
-    with served(bundle_folder, tmp_path) as (_, client):
+@pytest.fixture(scope="module")
+def authenticated_process(bundle_folder, tmp_path_factory):
+    """A real process with authentication: a client with the token of ward-3, and the process's working folder."""
+    folder = tmp_path_factory.mktemp("authenticated")
+    insert_tokens(folder)
+    with served(bundle_folder, folder, deadline=MODULE_SECONDS) as (_, client):
         client.headers["Authorization"] = f"Bearer {TOKEN}"
-        context = browser.new_context(locale="en-GB")
-        opened = context.new_page()
-        dialogs = []
-        opened.on("dialog", lambda dialog: (dialogs.append(dialog.type), dialog.accept()))
-        opened.goto(f"{client.base_url}/")
-        sign_in(opened)
-        yield opened, client
-        context.close()
-        assert dialogs == []
+        yield client, folder
+
+
+def insert_tokens(folder):
+    insert_token_of_service(folder, "ward-3")
+    insert_token_of_service(folder, "ward-4", "fedcba9876543210", id="00000002")
+
+
+@pytest.fixture
+def signed_in(browser, authenticated_process):
+    """The worklist of a service with authentication, signed in, and a client with the token; any dialog fails."""
+    client, folder = authenticated_process
+    with contextlib.closing(sqlite3.connect(folder / "pneumoscope-data/pneumoscope.sqlite", timeout=10)) as database:
+        database.execute("DELETE FROM tokens")
+        database.commit()
+    insert_tokens(folder)
+    remove_everything(client)
+    context = browser.new_context(locale="en-GB")
+    opened = context.new_page()
+    dialogs = []
+    opened.on("dialog", lambda dialog: (dialogs.append(dialog.type), dialog.accept()))
+    opened.goto(f"{client.base_url}/")
+    sign_in(opened)
+    yield opened, client
+    context.close()
+    assert dialogs == []
 
 
 @pytest.fixture

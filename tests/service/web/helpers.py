@@ -55,6 +55,28 @@ def upload(client, images=LEVELS):
     return {each["path"]: each["id"] for each in response.json()["predictions"]}
 
 
+def remove_everything(client):
+    """Delete all predictions and unreadable files of a service, with their reviews and patients."""
+    while found := client.get("/v1/predictions", params={"limit": 100}).json()["predictions"]:
+        for each in found:
+            assert client.delete(f"/v1/predictions/{each['id']}").status_code == 204
+    while found := client.get("/v1/unreadable", params={"limit": 100}).json()["files"]:
+        for each in found:
+            assert client.delete(f"/v1/unreadable/{each['id']}").status_code == 204
+
+
+def put_in_one_study(client):
+    """Give all images one accession number, so that they can be compared."""
+    for each in client.get("/v1/predictions").json()["predictions"]:
+        client.put(f"/v1/predictions/{each['id']}/identity", json={"accession_number": "ACC9"}).raise_for_status()
+
+
+def select_comparison(page, name):
+    """Choose an image by the name of its file in the list "Compare with"."""
+    option = page.locator("#compare option", has_text=name)
+    page.select_option("#compare", option.get_attribute("value"))
+
+
 def expect_viewer(page, name):
     """Wait until the viewer of an image is open and its scripts run."""
     expect(page.get_by_role("heading", name=name)).to_be_visible()

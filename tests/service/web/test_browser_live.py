@@ -342,3 +342,27 @@ def test_conflict_shows_the_other_reading_in_the_time_zone(browser, bundle_folde
         expect(page.locator("#conflict-review")).to_contain_text(f"Read on {local} ")
         expect(page.locator("#conflict-review")).to_contain_text("(Pacific/Kiritimati) – No finding")
         page.close()
+
+
+# --- the unreadable tab
+
+
+@pytest.mark.parametrize("language", ["en", "zh-Hant"])
+def test_list_of_unreadable_files_follows_what_others_do(browser, service, language):
+    context = browser.new_context(viewport={"width": 390, "height": 844})
+    page = context.new_page()
+    seen = record_traffic(page)
+    page.goto(f"{service.base_url}/unreadable?language={language}")
+    wait_until_live(page, service)
+    expect(page.locator(".files")).to_have_count(0)
+    service.post("/v1/predictions", files=[("images", ("broken.dcm", b"no image"))])
+    expect(page.locator(".files")).to_contain_text("broken.dcm")
+    expect(page.locator(".tabs a").last).to_contain_text("1")
+    page.locator(".files button").focus()
+    upload(service, {"high.png": 180})
+    expect(page.locator(".tabs a").first).to_contain_text("1")
+    assert page.locator(".files button").evaluate("button => button === document.activeElement")
+    service.delete(f"/v1/unreadable/{service.get('/v1/unreadable').json()['files'][0]['id']}")
+    expect(page.locator(".files")).to_have_count(0)
+    assert [each for each in seen if not each.startswith(str(service.base_url))] == []
+    context.close()

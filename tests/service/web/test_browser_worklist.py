@@ -194,8 +194,8 @@ def test_all_uploads_that_failed_while_the_service_was_down_are_retried_at_once(
     page.close()
 
 
-def test_uploads_that_failed_while_the_database_was_locked_are_retried(page, service, tmp_path):
-    with contextlib.closing(sqlite3.connect(tmp_path / "pneumoscope-data/pneumoscope.sqlite")) as other:
+def test_uploads_that_failed_while_the_database_was_locked_are_retried(page, service, service_folder):
+    with contextlib.closing(sqlite3.connect(service_folder / "pneumoscope-data/pneumoscope.sqlite")) as other:
         other.execute("BEGIN EXCLUSIVE")
         page.set_input_files("#file-input", [image_file(90), image_file(180), TEXT_FILE])
         expect(page.locator("#upload-queue [data-state=retry]")).not_to_have_count(0, timeout=40_000)

@@ -1,5 +1,6 @@
 """Statistics of the dashboard, against values computed by hand and by simulation."""
 
+import dataclasses
 import datetime
 from zoneinfo import ZoneInfo
 
@@ -8,13 +9,22 @@ import pytest
 from scipy import stats
 from sklearn.metrics import cohen_kappa_score
 from tests.conftest import LIMITS
+from tests.service.conftest import prediction
 
 from pneumoscope.bundle.card import Proportion, ReferenceDistribution, read_bundle
 from pneumoscope.bundle.site_profile import SiteProfile
-from pneumoscope.core.prediction import ImageStatistics
-from pneumoscope.service.storage.queries import PredictionStatistics
+from pneumoscope.core.prediction import Failure, ImageStatistics
+from pneumoscope.service.storage.queries import Filter, PredictionStatistics
+from pneumoscope.service.storage.repository import PredictionRepository
 from pneumoscope.service.storage.reviews import Review
-from pneumoscope.service.web.dashboard import FALSE_ALARM_PROBABILITY, latest_months, monitor_month, summarize
+from pneumoscope.service.web.dashboard import (
+    FALSE_ALARM_PROBABILITY,
+    count_periods,
+    is_shown,
+    latest_months,
+    monitor_month,
+    summarize,
+)
 
 UTC = ZoneInfo("UTC")
 DECILES = tuple(k / 10 for k in range(1, 10))
@@ -33,6 +43,70 @@ def predicted(day, decision, probability, *labels, image="a", statistics=None):
         Review(label, "", "", time, reader) for reader, label in zip("ABC", labels, strict=False) if label is not None
     )
     return PredictionStatistics(time, time, decision, probability, image, statistics, reviews)
+
+
+@pytest.fixture
+def dated():
+    """A function that adds a prediction, or the record of an unreadable file, at a time; and the repository."""
+    clock = [None]
+    repository = PredictionRepository(None, now=lambda: clock[0])
+
+    def add(time, decision="pneumonia", **fields):
+        clock[0] = datetime.datetime.fromisoformat(time)
+        image = time.encode()
+        if decision == "unreadable":
+            failed = dataclasses.replace(prediction(None, None), failure=Failure("unreadable_image", "empty", ""))
+            return repository.unreadable_files.add(failed, image, user="me")
+        probability = None if decision == "rejected" else 0.5
+        return repository.add(prediction(probability, decision, **fields), image, user="me")[0]
+
+    yield add, repository
+    repository.close()
+
+
+def test_images_are_counted_by_days_of_the_time_zone(dated):
+    add, repository = dated
+    taipei = ZoneInfo("Asia/Taipei")
+    # In Taipei, 2026-01-31 begins at 16:00 UTC of the day before.
+    for time, decision in (
+        ("2026-01-30T16:00:00+00:00", "pneumonia"),
+        ("2026-01-30T15:59:00+00:00", "uncertain"),
+        ("2026-01-24T16:00:00+00:00", "rejected"),
+        ("2026-01-24T15:59:00+00:00", "no_pneumonia"),
+        ("2026-01-01T16:00:00+00:00", "rejected"),
+        ("2026-01-01T15:59:00+00:00", "pneumonia"),
+        ("2026-01-30T16:01:00+00:00", "unreadable"),
+        ("2026-01-29T16:00:00+00:00", "unreadable"),
+    ):
+        add(time, decision)
+    repository.review(repository.find(Filter(), order="newest").predictions[0].id, "pneumonia", user="anna")
+    periods = count_periods(repository, datetime.date(2026, 1, 31), taipei)
+    assert [each.since and each.since.isoformat() for each in periods] == [
+        "2026-01-31",
+        "2026-01-25",
+        "2026-01-02",
+        None,
+    ]
+    assert [each.all.images for each in periods] == [1, 3, 5, 6]
+    assert [each.all.unread for each in periods] == [0, 2, 4, 5]
+    assert [each.unreadable for each in periods] == [1, 2, 2, 2]
+    assert [each.all.rejections for each in periods] == [{}, {"blank": 1}, {"blank": 2}, {"blank": 2}]
+    assert periods[1].all.decisions == {"pneumonia": 1, "uncertain": 1, "rejected": 1}
+    assert all(each.decided == each.all for each in periods)
+
+
+def test_decisions_are_counted_only_of_the_images_that_a_blind_reader_has_read(dated):
+    add, repository = dated
+    read, _, other = (add(f"2026-01-01T1{hour}:00:00+00:00", "rejected") for hour in range(3))
+    repository.review(read.id, "unusable", user="anna")
+    repository.review(other.id, "unusable", user="ben")
+    counts = count_periods(repository, datetime.date(2026, 1, 1), UTC, blind_reader="anna")[0]
+    assert (counts.all.images, counts.decided.images, counts.decided.rejections) == (3, 1, {"blank": 1})
+
+
+def test_blind_reader_is_shown_a_prediction_after_a_label_of_their_own():
+    found = predicted(1, "pneumonia", 0.9, None, "pneumonia")
+    assert [is_shown(found, reader) for reader in (None, "A", "B")] == [True, False, True]
 
 
 def test_proportions_and_daily_quartiles(card):

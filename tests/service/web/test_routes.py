@@ -4,6 +4,7 @@ import csv
 import dataclasses
 import io
 import json
+import math
 import re
 import shutil
 from datetime import timedelta
@@ -21,6 +22,7 @@ from tests.service.conftest import dicom, png, repository_with_token
 from tests.service.web.helpers import BASE_URL, TOKEN
 
 from pneumoscope.bundle.card import Intervals, UncertaintyBand, read_bundle
+from pneumoscope.bundle.model_card import model_card
 from pneumoscope.core.i18n import LANGUAGES
 from pneumoscope.inference.model import load_model
 from pneumoscope.service import web
@@ -28,6 +30,7 @@ from pneumoscope.service.app import create_app
 from pneumoscope.service.audit.log import read_rows
 from pneumoscope.service.settings import Settings
 from pneumoscope.service.storage.repository import PredictionRepository
+from pneumoscope.service.storage.retention import Retention
 from pneumoscope.statistics.calibration import reliability_bins
 
 HOSTILE = "<script>alert(1)</script>\"'><img src=x onerror=alert(2)>.png"
@@ -265,10 +268,11 @@ UNCERTAIN = {
     "zh-Hant": "機率落在不確定範圍（36% 至 69%），模型在此範圍內的判定錯誤率過高。請不要參考預測結果，自行判讀影像。",
 }
 NEGATIVE = {
-    "en": "The probability of pneumonia is 5%; the images that the model was calibrated on allow"
-    " 3% to 30%. Probabilities are for a prevalence of 50%; if pneumonia is less common among your patients, they are lower.",
-    "zh-Hant": "肺炎機率：5%；依模型校準所用的影像，可能範圍：3% 至 30%。機率以肺炎盛行率 50% 為準；"
-    "若您的病人較少罹患肺炎，實際機率會較低。",
+    "en": "The probability of pneumonia is 5%. Calibration interval (Venn-Abers): 3% to 30%, the range that the calibration on 9"
+    " images leaves open. It is not a confidence interval, and the probability can lie at its end. Probabilities are for a"
+    " prevalence of 50%; if pneumonia is less common among your patients, they are lower.",
+    "zh-Hant": "肺炎機率：5%。校準區間（Venn-Abers）：3% 至 30%，為 9 張校準影像所無法排除的機率範圍。此區間並非信賴區間，"
+    "機率可能位於區間的一端。機率以肺炎盛行率 50% 為準；若您的病人較少罹患肺炎，實際機率會較低。",
 }
 
 
@@ -372,6 +376,57 @@ def test_model_page_describes_the_current_model(client):
     page, _ = get_page(client, "/model")
     assert "mean-gray" in page.text
     assert "balanced (in use)" in page.text
+
+
+def test_model_page_states_what_was_measured_and_what_was_not():
+    """The numbers are those of the card that comes with the package, read from its files."""
+    model = load_model(threads=1)
+    evaluation = json.loads((model.folder / "evidence" / "evaluation.json").read_text())
+    point = evaluation["operating_points"]["balanced"]
+    with TestClient(create_app(model, PredictionRepository(None)), base_url=BASE_URL) as client:
+        page = get_page(client, "/model?language=en")[0].text
+        chinese = get_page(client, "/model?language=zh-Hant")[0].text
+        card = client.get("/model/card")
+    tp, fn, tn, fp = (point["confusion"][name] for name in ("tp", "fn", "tn", "fp"))
+    counted = f"classified {tp} of {tp + fn} images with pneumonia and {fp} of {tn + fp} normal images as pneumonia"
+    assert counted in page
+    assert f"{tp + fn} 張肺炎影像中有 {tp} 張" in chinese
+    for name, n in (("sensitivity", tp + fn), ("specificity", tn + fp)):
+        value, low, high = (point["metrics"][name][each] for each in ("value", "low", "high"))
+        row = f"{value:.0%} ({math.floor(100 * low)}\N{EN DASH}{math.ceil(100 * high)}%)"
+        assert re.search(rf"{name}: [^.]*?{re.escape(row)}\s*{n}\b", page, re.IGNORECASE), name
+    for text in ("AP radiographs of children of 1 to 5 years from one hospital", "1,140 normal, 3,294 pneumonia"):
+        assert text in page
+    for text in ("Accuracy at other hospitals", "Accuracy by age and sex", "Whether readers are more accurate"):
+        assert text in page
+    blanked = json.loads((model.folder / "evidence" / "shortcuts.json").read_text())["controls"][0]
+    assert blanked["name"] == "center blanked, 60% of each side"
+    assert f"AUROC {blanked['auroc']['value']:.2f}" in page
+    assert (card.status_code, card.headers["Content-Type"]) == (200, "text/plain; charset=utf-8")
+    assert card.text == model_card(model.folder)
+
+
+def test_model_page_without_an_evaluation_says_so(client):
+    page = get_page(client, "/model?language=en")[0].text
+    assert "Sensitivity and specificity on test images of the model" in page
+    assert "No measurement on test images applies." in page
+
+
+def test_state_of_an_image_changes_with_reviews_of_others_and_is_no_view(bundle_folder):
+    tokens = repository_with_token("ward-3")
+    app = create_app(load_model(bundle_folder, threads=1), tokens, require_token=True)
+    with TestClient(app, base_url=BASE_URL, headers={"Authorization": f"Bearer {TOKEN}"}) as client:
+        (id,) = upload(client, ("a.png", png()))
+        first = client.get(f"/images/{id}/state").json()
+        client.put(f"/v1/predictions/{id}/review", json={"label": "pneumonia"})
+        assert client.get(f"/images/{id}/state").json() == first
+        tokens.review(id, "no_finding", user="ward-4")
+        second = client.get(f"/images/{id}/state").json()
+        assert second != first
+        assert "viewed" not in [row.event for row in read_rows(tokens.engine)]
+        assert get_page(client, f"/images/{id}")[0].text.count("ward-4") == 1
+        assert second["state"] in client.get(f"/images/{id}").text
+        assert client.get(f"/images/{'0' * 32}/state").status_code == 404
 
 
 def test_model_page_shows_the_calibration_of_the_evaluation(bundle_folder, tmp_path):
@@ -505,7 +560,7 @@ def test_age_of_an_unknown_or_removed_image_is_an_error_page(age_client):
     age_client.post("/sign-in", data={"token": TOKEN})
     assert age_client.post(f"/images/{'ab' * 16}", data={"age": "3"}).status_code == 404
     (id,) = upload(age_client, ("a.dcm", dicom()))
-    age_client.app.state.service.repository.expire(timedelta(0))
+    Retention(age_client.app.state.service.repository).expire_images(timedelta(0))
     assert not has_age_form(get_page(age_client, f"/images/{id}")[0])
     assert age_client.post(f"/images/{id}", data={"age": "3"}).status_code == 410
 

@@ -1,4 +1,7 @@
-"""Routes of the HTTP API for administrators: deletion and tokens. Docstrings are the descriptions in OpenAPI."""
+"""Routes of the HTTP API for administrators: deletion, tokens, exchange with other nodes.
+
+Docstrings are the descriptions in OpenAPI.
+"""
 
 from __future__ import annotations
 
@@ -16,7 +19,7 @@ from pneumoscope.service.api.dependencies import (
     require_json,
 )
 from pneumoscope.service.api.exception_handlers import problem_responses
-from pneumoscope.service.api.schemas import AddedTokenDocument, TokenListDocument, TokenRequest
+from pneumoscope.service.api.schemas import AddedTokenDocument, ExchangeDocument, TokenListDocument, TokenRequest
 
 __all__ = ["administrator_router"]
 
@@ -62,7 +65,13 @@ def remove(service: AppService, user: User, id: Id, _: NoParameters) -> None:
 )  # fmt: skip
 def remove_unreadable(service: AppService, user: User, id: Id, _: NoParameters) -> None:
     """Keep only the event in the audit log, without the file's name."""
-    service.repository.remove_unreadable(id, user=user)
+    service.repository.unreadable_files.remove(id, user=user)
+
+
+@administrator_router.get("/exchange", summary="Show what waits for a prediction and for delivery")
+def exchange(service: AppService, _: NoParameters) -> ExchangeDocument:
+    """Received instances wait until their study is quiet; results wait until their destination confirms them."""
+    return ExchangeDocument(service.repository.inbox.status(), service.repository.outbox.status())
 
 
 @administrator_router.get("/tokens", summary="List tokens")

@@ -54,6 +54,7 @@ STATUSES: Mapping[type[PneumoscopeError], int] = {
     errors.ForbiddenError: 403,
     errors.TooManyRequestsError: 429,
     errors.TooLargeError: 413,
+    errors.InvalidIdentityError: 422,
     errors.UnreadableImageError: 422,
     errors.GoneError: 410,
     errors.ConflictError: 412,
@@ -124,12 +125,19 @@ class Problem(BaseModel):
     """What to do next; may be empty."""
     code: str = Field(examples=["unknown_name"])
     """Stable error code."""
+    fields: dict[str, str] | None = None
+    """With the code "invalid_identity" only: stable code of the problem by the name of the field."""
 
 
 def problem_response(
-    status: int, code: str, detail: str, hint: str = "", headers: Mapping[str, str] | None = None
+    status: int,
+    code: str,
+    detail: str,
+    hint: str = "",
+    headers: Mapping[str, str] | None = None,
+    **extensions: object,
 ) -> JSONResponse:
-    """Return a problem document as a response."""
+    """Return a problem document as a response; extensions are further members of it."""
     document = {
         "type": f"urn:pneumoscope:error:{code}",
         "title": _TITLES.get(status, "Error"),
@@ -137,6 +145,7 @@ def problem_response(
         "detail": detail,
         "hint": hint,
         "code": code,
+        **extensions,
     }
     return JSONResponse(document, status, {**_HEADERS.get(status, {}), **(headers or {})}, PROBLEM_MEDIA_TYPE)
 
@@ -145,7 +154,8 @@ def error_response(error: PneumoscopeError) -> JSONResponse:
     """Return the response to an error that pneumoscope raised on purpose."""
     error = public_error(error)
     headers = {"Retry-After": str(error.retry_seconds)} if isinstance(error, errors.TooManyRequestsError) else {}
-    return problem_response(error_status(error), error.code, error.message, error.hint, headers)
+    extensions = {"fields": error.fields} if isinstance(error, errors.InvalidIdentityError) else {}
+    return problem_response(error_status(error), error.code, error.message, error.hint, headers, **extensions)
 
 
 def error_status(error: PneumoscopeError) -> int:
@@ -244,7 +254,8 @@ def _unknown_parameter(request: Request, name: str) -> JSONResponse:
     """Return the problem of an unknown query parameter; the hint suggests the closest one."""
     route: APIRoute = request.scope["route"]
     models = [field.field_info.annotation for field in route.dependant.query_params]
-    known = sorted(each for model in models for each in getattr(model, "model_fields", ()))
+    fields = [pair for model in models for pair in getattr(model, "model_fields", {}).items()]
+    known = sorted(field.alias or name for name, field in fields)
     closest = difflib.get_close_matches(name, known, n=1)
     hint = f"Did you mean {closest[0]!r}?" if closest else f"Known: {', '.join(known)}" if known else "Remove it"
     detail = f"there is no query parameter {name[:_MAX_SHOWN]!r} on this path"

@@ -12,6 +12,7 @@ from fastapi.concurrency import run_in_threadpool
 
 from pneumoscope.core.errors import UnknownNameError
 from pneumoscope.core.identity import Identity, normalize_field
+from pneumoscope.core.identity_check import check_entered
 from pneumoscope.core.prediction import Failure
 from pneumoscope.service.api.dependencies import (
     AppAccessLog,
@@ -37,6 +38,8 @@ from pneumoscope.service.api.schemas import (
     PatientDocument,
     PredictionListDocument,
     PredictionPageDocument,
+    ReleaseDocument,
+    ReleaseRequest,
     ReviewRequest,
     SearchRequest,
     SinglePredictionDocument,
@@ -52,6 +55,7 @@ from pneumoscope.service.api.uploads import UPLOAD_BODY, read_upload, wait_for_d
 from pneumoscope.service.metrics import CONTENT_TYPE_LATEST
 from pneumoscope.service.storage.queries import Filter
 from pneumoscope.service.storage.records import StoredPrediction
+from pneumoscope.service.time_zone import today
 
 __all__ = ["HEATMAP_SCALE", "operation_router", "reader_router", "sender_router"]
 
@@ -136,6 +140,8 @@ async def predict(
     record in `GET /v1/unreadable`; the others are processed. If all are unreadable, the response is a problem.
     """
     upload = await read_upload(request, query.name, settings.max_images)
+    if upload.identity:
+        check_entered(upload.identity, today=today(settings.time_zone))
     disconnected = functools.partial(wait_for_disconnect, request)
     predictions = await service.predict(upload.images, user, disconnected, age=query.age, identity=upload.identity)
     failures = [each.failure for each in predictions if each.failure]
@@ -287,6 +293,15 @@ async def structured_report(
     return Response(report, media_type=_DICOM)
 
 
+@sender_router.post(
+    "/inbox/release", summary="Predict received instances now", responses=problem_responses(400, 413, 415),
+    dependencies=[Depends(require_json)],
+)  # fmt: skip
+def release(service: AppService, _: NoParameters, body: ReleaseRequest) -> ReleaseDocument:
+    """End the quiet period of a study, or of all studies. Instances that arrive later wait again."""
+    return ReleaseDocument(service.repository.inbox.release(body.study_instance_uid))
+
+
 @reader_router.put(
     "/predictions/{id}/review", summary="Store a review",
     responses={200: {"headers": _ETAG_HEADER}, **problem_responses(400, 404, 412, 413, 415)},
@@ -331,6 +346,7 @@ def withdraw_review(
 def set_identity(
     response: Response,
     service: AppService,
+    settings: AppSettings,
     user: User,
     language: Language,
     id: Id,
@@ -339,10 +355,13 @@ def set_identity(
     if_match: _IfMatch = None,
 ) -> SinglePredictionDocument:
     """Replace patient, study, series and instance of the image, and so of all its predictions. With `If-Match`, nothing is stored
-    if the prediction was changed since it was read.
+    if the prediction was changed since it was read. A new date or sex that is impossible is the problem `invalid_identity`, whose
+    `fields` has the code of each field.
     """
     values = {name: normalize_field(name, value) for name, value in body.model_dump().items()}  # type: ignore[attr-defined]
-    stored = service.set_identity(id, Identity(**values), user=user, etags=_etags(if_match))
+    entered = Identity(**values)
+    check_entered(entered, service.repository.get(id).identity, today=today(settings.time_zone))
+    stored = service.set_identity(id, entered, user=user, etags=_etags(if_match))
     return _document_with_etag(response, stored, language, service.notice(language))
 
 
@@ -373,7 +392,7 @@ def patient(
 @reader_router.get("/unreadable", summary="List files that could not be read")
 def unreadable(service: AppService, query: Annotated[UnreadableParameters, Query()]) -> UnreadableListDocument:
     """Newest first. The files themselves are not stored; a file that is sent again is listed once."""
-    return UnreadableListDocument(*service.repository.unreadable(query.limit))
+    return UnreadableListDocument(*service.repository.unreadable_files.find(query.limit))
 
 
 @sender_router.get("/model", summary="Get the model card", tags=["model"])

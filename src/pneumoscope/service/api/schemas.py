@@ -17,6 +17,8 @@ from pneumoscope.core.messages import prediction_message
 from pneumoscope.core.prediction import Prediction
 from pneumoscope.service.auth.tokens import Token
 from pneumoscope.service.auth.users import Role
+from pneumoscope.service.storage.inbox import InboxStatus
+from pneumoscope.service.storage.outbox import OutboxStatus
 from pneumoscope.service.storage.queries import Page
 from pneumoscope.service.storage.records import StoredPrediction, UnreadableFile
 from pneumoscope.service.storage.reviews import Label
@@ -24,12 +26,15 @@ from pneumoscope.service.storage.studies import Study, sorted_studies, summarize
 
 __all__ = [
     "AddedTokenDocument",
+    "ExchangeDocument",
     "HealthDocument",
     "IdentityRequest",
     "PatientDocument",
     "PredictionDocument",
     "PredictionListDocument",
     "PredictionPageDocument",
+    "ReleaseDocument",
+    "ReleaseRequest",
     "ReviewRequest",
     "SearchRequest",
     "SinglePredictionDocument",
@@ -97,6 +102,39 @@ class TokenRequest(BaseModel):
     """Name of the user in the audit log, and as the author of reviews."""
     role: Role = Field(examples=["reader"])
     """"sender" may send images and get their predictions, "reader" may also use the web UI, and "administrator" may do all."""
+
+
+class ReleaseRequest(BaseModel):
+    """The study whose quiet period ends."""
+
+    model_config = ConfigDict(extra="forbid", use_attribute_docstrings=True)
+
+    study_instance_uid: str = Field(default="", pattern=r"^[0-9.]{0,64}$", examples=["1.2.840.113619.2.1"])
+    """All studies if empty."""
+
+
+@dataclasses.dataclass(frozen=True, slots=True)
+class ReleaseDocument:
+    """The released instances.
+
+    Attributes:
+        instances: Number of instances that waited for the quiet period.
+    """
+
+    instances: int
+
+
+@dataclasses.dataclass(frozen=True, slots=True)
+class ExchangeDocument:
+    """Exchange with other nodes.
+
+    Attributes:
+        inbox: Received instances that wait for a prediction.
+        outbox: Results by destination.
+    """
+
+    inbox: InboxStatus
+    outbox: list[OutboxStatus]
 
 
 @dataclasses.dataclass(frozen=True, slots=True)

@@ -12,14 +12,23 @@ import json
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any, Literal, NamedTuple
 
-from sqlalchemy import Connection, Engine, Row, func, insert, select
+from sqlalchemy import Connection, Engine, Row, RowMapping, func, insert, select
 
 from pneumoscope.core.errors import AuditLogError
 from pneumoscope.core.messages import counted
 from pneumoscope.service.storage.database import read_transaction
-from pneumoscope.service.storage.tables import audit_log
+from pneumoscope.service.storage.tables import audit_log, predictions
 
-__all__ = ["Entry", "Event", "append", "read_rows", "verify_hashes"]
+__all__ = [
+    "Entry",
+    "Event",
+    "append",
+    "last_change",
+    "prediction_entry",
+    "read_rows",
+    "verify_hashes",
+    "was_deleted",
+]
 
 Event = Literal[
     "predicted",
@@ -34,6 +43,7 @@ Event = Literal[
     "identity_removed",
     "viewed",
     "exported",
+    "delivered",
     "signed_in",
     "signed_out",
     "token_added",
@@ -41,6 +51,7 @@ Event = Literal[
 ]
 _FIRST_HASH = "0" * 64
 _BATCH = 1000  # rows fetched at once
+_CHANGES: tuple[Event, ...] = ("predicted", "predicted_again", "identity_changed", "identity_removed")
 _SELECT_LAST = select(audit_log.c.number, audit_log.c.hash).order_by(audit_log.c.number.desc()).limit(1)
 _INSERT = insert(audit_log)
 # The order is part of the hash.
@@ -54,7 +65,7 @@ class Entry(NamedTuple):
 
     Attributes:
         time: ISO 8601 in UTC.
-        user: Name of the user, "local" without authentication, or "retention".
+        user: Name of the user, the peer or the destination, "local" without authentication, or "retention".
         event: Kind of event.
         prediction_id, image_sha256, model_sha256: What the event concerns; empty if there is none.
         details: Further values; nothing that could name a patient, so no file name and no note.
@@ -67,6 +78,13 @@ class Entry(NamedTuple):
     image_sha256: str = ""
     model_sha256: str = ""
     details: Mapping[str, object] = {}
+
+
+def prediction_entry(
+    row: Mapping[str, Any] | RowMapping, time: str, user: str, event: Event, details: Mapping[str, object] | None = None
+) -> Entry:
+    """Return the entry of an event that concerns the prediction in a row of the table."""
+    return Entry(time, user, event, row["id"], row["image_sha256"], row["model_sha256"], details or {})
 
 
 def append(connection: Connection, entries: Sequence[Entry]) -> None:
@@ -104,6 +122,30 @@ def read_rows(engine: Engine, *, last: int = 0) -> Iterator[Row[Any]]:
         query = query.where(audit_log.c.number > select(func.max(audit_log.c.number)).scalar_subquery() - last)
     with read_transaction(engine) as connection:
         yield from connection.execute(query.execution_options(yield_per=_BATCH))
+
+
+def last_change(engine: Engine, id: str) -> str | None:
+    """Return the time of the last change of a prediction, or of the identity of its image; None without a prediction.
+
+    Raises:
+        StorageError: The database cannot be reached.
+    """
+    same = predictions.alias()  # the predictions of the image
+    ids = select(same.c.id).join(predictions, predictions.c.pixel_sha256 == same.c.pixel_sha256)
+    ids = ids.where(predictions.c.id == id)
+    query = select(func.max(audit_log.c.time)).where(
+        audit_log.c.prediction_id.in_(ids), audit_log.c.event.in_(_CHANGES)
+    )
+    with read_transaction(engine) as connection:
+        found: str | None = connection.execute(query).scalar()
+        return found
+
+
+def was_deleted(engine: Engine, id: str) -> bool:
+    """Return whether a prediction with this id was deleted once. Raise StorageError if the database cannot be reached."""
+    query = select(audit_log.c.number).where(audit_log.c.prediction_id == id, audit_log.c.event == "deleted")
+    with read_transaction(engine) as connection:
+        return connection.execute(query.limit(1)).first() is not None
 
 
 def verify_hashes(connection: Connection, expected: str = "") -> tuple[int, str]:

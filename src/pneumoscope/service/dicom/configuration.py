@@ -6,7 +6,7 @@ import dataclasses
 import tomllib
 from datetime import date
 from pathlib import Path
-from typing import Annotated, Any, Literal, Self
+from typing import Annotated, Literal, Self, TypeVar
 from urllib.parse import urlsplit
 
 from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationError, model_validator
@@ -15,8 +15,9 @@ from pneumoscope.core.errors import UsageError
 from pneumoscope.core.prediction import Prediction
 from pneumoscope.service.auth.users import is_loopback, validate_name
 from pneumoscope.service.dicom.settings import DicomPeer, DicomSettings, parse_peer, tls_contexts
+from pneumoscope.service.signatures import read_secret
 
-__all__ = ["Destination", "DicomConfiguration", "ResultSettings", "SiteRule", "read_configuration"]
+__all__ = ["Destination", "DicomConfiguration", "ResultSettings", "SiteRule", "Webhook", "read_configuration"]
 
 _MAX_FILE_BYTES = 2**20
 
@@ -37,6 +38,7 @@ def _require_https(url: str) -> str:
 
 
 Name = Annotated[str, AfterValidator(_require_name)]
+_WithFiles = TypeVar("_WithFiles", "Destination", "Webhook")
 Texts = Annotated[tuple[str, ...], Field(min_length=1)]
 
 
@@ -146,6 +148,24 @@ class Destination(_Model):
         return self
 
 
+class Webhook(_Model):
+    """A server that gets the event of each finished study by HTTP.
+
+    Attributes:
+        name: Appears in the outbox.
+        url: Address to which the events are posted.
+        secret_file: Secret of the signatures; see `signatures.read_secret`.
+        ca_file: Certificates of the authorities that sign the server's certificate, PEM; those of the system if None.
+        identifiers: Whether the events state the identifiers of patient and study.
+    """
+
+    name: Name
+    url: Annotated[str, AfterValidator(_require_https)]
+    secret_file: Path
+    ca_file: Path | None = None
+    identifiers: bool = False
+
+
 @dataclasses.dataclass(frozen=True, slots=True)
 class DicomConfiguration:
     """How the service exchanges images and results with other nodes.
@@ -156,6 +176,8 @@ class DicomConfiguration:
         rules: In their order.
         destinations: Where results go.
         results: The objects.
+        webhooks: Where events of finished studies go.
+        fhir_secret_file: Secret that signs FHIR resources; None without signatures.
     """
 
     node: DicomSettings | None = None
@@ -163,19 +185,27 @@ class DicomConfiguration:
     rules: tuple[SiteRule, ...] = ()
     destinations: tuple[Destination, ...] = (Destination(peer="sender"),)
     results: ResultSettings = dataclasses.field(default_factory=ResultSettings)
+    webhooks: tuple[Webhook, ...] = ()
+    fhir_secret_file: Path | None = None
 
     def __post_init__(self) -> None:
-        """Raise UsageError if a destination is not a peer, or a name is used twice."""
+        """Raise UsageError if a destination is not a peer, a name is used twice, or a secret cannot be read."""
         peers = [peer.name for peer in self.peers]
         for destination in self.destinations:
             if destination.peer and destination.peer not in ("sender", *peers):
                 raise UsageError(
                     f"the destination {destination.peer!r} is not a peer", hint=f"Peers: {', '.join(peers) or 'none'}"
                 )
-        names = [*peers, *(each.name for each in self.destinations if each.name), *(rule.name for rule in self.rules)]
+        web = (each.name for each in self.destinations if each.name)
+        names = [*peers, *web, *(rule.name for rule in self.rules), *(webhook.name for webhook in self.webhooks)]
         for name in names:
             if names.count(name) > 1:
-                raise UsageError(f"two peers, destinations or rules have the name {name!r}", hint="Choose another name")
+                raise UsageError(
+                    f"two peers, destinations, rules or webhooks have the name {name!r}", hint="Choose another name"
+                )
+        for file in (*(webhook.secret_file for webhook in self.webhooks), self.fhir_secret_file):
+            if file:
+                read_secret(file)
 
     @property
     def peers(self) -> tuple[DicomPeer, ...]:
@@ -222,6 +252,10 @@ class _Peer(_Model):
     port: int = Field(ge=1, le=65535)
 
 
+class _Fhir(_Model):
+    secret_file: Path
+
+
 class _File(_Model):
     node: _Node | None = None
     peers: tuple[_Peer, ...] = ()
@@ -229,6 +263,8 @@ class _File(_Model):
     rules: tuple[SiteRule, ...] = ()
     destinations: tuple[Destination, ...] = (Destination(peer="sender"),)
     results: ResultSettings = ResultSettings()
+    webhooks: tuple[Webhook, ...] = ()
+    fhir: _Fhir | None = None
 
 
 def read_configuration(file: Path) -> DicomConfiguration:
@@ -259,6 +295,8 @@ def read_configuration(file: Path) -> DicomConfiguration:
         rules=parsed.rules,
         destinations=tuple(_with_absolute_paths(each, folder) for each in parsed.destinations),
         results=parsed.results,
+        webhooks=tuple(_with_absolute_paths(each, folder) for each in parsed.webhooks),
+        fhir_secret_file=folder / parsed.fhir.secret_file if parsed.fhir else None,
     )
 
 
@@ -287,7 +325,6 @@ def _bracketed(host: str) -> str:
     return f"[{host}]" if ":" in host and not host.startswith("[") else host
 
 
-def _with_absolute_paths(destination: Destination, folder: Path) -> Destination:
-    names = ("password_file", "token_file", "ca_file")
-    paths: dict[str, Any] = {name: folder / path for name in names if (path := getattr(destination, name))}
-    return destination.model_copy(update=paths)
+def _with_absolute_paths(record: _WithFiles, folder: Path) -> _WithFiles:
+    paths = {name: folder / value for name, value in record if isinstance(value, Path)}
+    return record.model_copy(update=paths)

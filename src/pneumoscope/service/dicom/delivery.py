@@ -1,4 +1,4 @@
-"""Deliver the results in the outbox: to DICOM nodes by C-STORE, to DICOMweb servers by STOW-RS.
+"""Deliver the results in the outbox: to DICOM nodes by C-STORE, to DICOMweb servers by STOW-RS, to webhooks by HTTP.
 
 Each destination has a thread of its own, so that one that is away delays no other. An object is sent until the destination
 confirms that it has it; an object that was sent before the process was killed is sent again, with the same UID and content.
@@ -14,7 +14,7 @@ import threading
 from collections.abc import Callable, Iterator
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Protocol
+from typing import TYPE_CHECKING, Any
 
 import requests
 from dicomweb_client.api import DICOMwebClient
@@ -25,15 +25,18 @@ from requests.auth import HTTPBasicAuth
 from urllib3.exceptions import ProtocolError
 
 from pneumoscope.core.errors import GoneError, PneumoscopeError, StorageError, UnknownNameError
-from pneumoscope.service.dicom.configuration import Destination, DicomConfiguration
+from pneumoscope.service.dicom.configuration import Destination, DicomConfiguration, Webhook
 from pneumoscope.service.dicom.results import SOP_CLASSES
+from pneumoscope.service.dicom.sending import DeliveryError, Sender, UnconfirmedError, UnreachableError
 from pneumoscope.service.dicom.settings import DicomPeer, DicomSettings
-from pneumoscope.service.storage.outbox import Outbox
+from pneumoscope.service.dicom.webhooks import WebhookSender, study_event
+from pneumoscope.service.storage.outbox import Delivery
 
 if TYPE_CHECKING:
     from pneumoscope.service.rendering import ImageRenderer
+    from pneumoscope.service.storage.repository import PredictionRepository
 
-__all__ = ["DeliveryError", "ResultDelivery", "UnreachableError"]
+__all__ = ["ResultDelivery"]
 
 _LOG = logging.getLogger("pneumoscope.service")
 _POLL_SECONDS = 1.0
@@ -44,46 +47,39 @@ _WARNINGS = range(0xB000, 0xC000)  # stored, with a remark (PS3.4 B.2.3)
 _AWAY = (401, 403, 404, 429, 502, 503, 504)  # statuses that no single object causes
 
 
-class DeliveryError(Exception):
-    """A destination refused an object. The message is a stable code."""
-
-
-class _InterruptedError(Exception):
-    """A destination did not answer, and may have the object. The message is a stable code."""
-
-
-class UnreachableError(Exception):
-    """A destination cannot be reached. The message is a stable code."""
-
-
-class _Sender(Protocol):
-    def send(self, instance: Dataset) -> None:
-        """Send an object. Raise one of the errors above if the destination does not confirm that it has it."""
+_Receiver = DicomPeer | Destination | Webhook
 
 
 class ResultDelivery:
     """Threads that deliver the results of one service.
 
     Args:
-        configuration: Destinations and the DICOM node.
-        outbox: The results.
+        configuration: Destinations, webhooks and the DICOM node.
+        repository: With the results.
         renderer: Writes the objects.
+        notice: Notice of the model, which events state.
         now: Returns the time, for tests.
     """
 
     def __init__(
         self,
         configuration: DicomConfiguration,
-        outbox: Outbox,
+        repository: PredictionRepository,
         renderer: ImageRenderer,
+        notice: str,
         *,
         now: Callable[[], datetime] = lambda: datetime.now(UTC),
     ) -> None:
-        self._configuration, self._outbox, self._renderer, self._now = configuration, outbox, renderer, now
+        self._configuration, self._renderer, self._notice, self._now = configuration, renderer, notice, now
+        self._repository, self._outbox = repository, repository.outbox
         self._stopped = threading.Event()
+        receivers: dict[str, _Receiver] = {
+            **configuration.receivers,
+            **{each.name: each for each in configuration.webhooks},
+        }
         self._threads = [
             threading.Thread(target=self._run, args=(name, receiver), name=f"delivery-{name}", daemon=True)
-            for name, receiver in configuration.receivers.items()
+            for name, receiver in receivers.items()
         ]
 
     def start(self) -> None:
@@ -98,7 +94,7 @@ class ResultDelivery:
             if thread.is_alive():
                 thread.join(timeout)
 
-    def _run(self, name: str, receiver: DicomPeer | Destination) -> None:
+    def _run(self, name: str, receiver: _Receiver) -> None:
         while not self._stopped.is_set():
             try:
                 delivered = self.deliver_due(name, receiver)
@@ -111,7 +107,7 @@ class ResultDelivery:
             if not delivered:
                 self._stopped.wait(_POLL_SECONDS)
 
-    def deliver_due(self, name: str, receiver: DicomPeer | Destination) -> int:
+    def deliver_due(self, name: str, receiver: _Receiver) -> int:
         """Try to deliver some objects that are due for a destination, and return the number of those that it confirmed.
 
         Raises:
@@ -126,21 +122,21 @@ class ResultDelivery:
                 for delivery in deliveries:
                     if self._stopped.is_set():
                         break
-                    count += self._deliver(delivery.number, sender)
-        except _InterruptedError as error:  # the others are tried next, without this object, which may be the cause
+                    count += self._deliver(delivery.number, receiver, sender)
+        except UnconfirmedError as error:  # the others are tried next, without this object, which may be the cause
             _LOG.warning("A result was sent to %s without an answer: %s", name, error)
         except UnreachableError as error:
             _LOG.warning("Results cannot be delivered to %s: %s", name, error)
             self._outbox.record_unreachable(name, str(error), self._now())
         return count
 
-    def _deliver(self, number: int, sender: _Sender) -> bool:
-        """Deliver an object, and return whether it was confirmed."""
+    def _deliver(self, number: int, receiver: _Receiver, sender: Sender) -> bool:
+        """Deliver an object or an event, and return whether it was confirmed."""
         delivery = self._outbox.begin(number)
         if delivery is None:
             return False
         try:
-            instance = dcmread(io.BytesIO(self._renderer.result_object(delivery)))
+            content = self._write(delivery, receiver)
         except (UnknownNameError, GoneError) as error:  # the prediction was deleted, or its image removed
             self._outbox.record_cancelled(delivery, error.code, self._now())
             return False
@@ -150,8 +146,8 @@ class ResultDelivery:
             self._outbox.record_failure([delivery], code, self._now())
             return False
         try:
-            sender.send(instance)
-        except (DeliveryError, _InterruptedError, UnreachableError) as error:
+            sender.send(delivery, content)
+        except (DeliveryError, UnconfirmedError, UnreachableError) as error:
             self._outbox.record_failure([delivery], str(error), self._now())
             if not isinstance(error, DeliveryError):
                 raise
@@ -160,16 +156,24 @@ class ResultDelivery:
         self._outbox.record_delivered([delivery], self._now())
         return True
 
+    def _write(self, delivery: Delivery, receiver: _Receiver) -> bytes:
+        if isinstance(receiver, Webhook):
+            return study_event(self._repository, delivery, self._notice, identifiers=receiver.identifiers)
+        return self._renderer.result_object(delivery)
+
 
 @contextlib.contextmanager
-def _open_sender(receiver: DicomPeer | Destination, node: DicomSettings | None) -> Iterator[_Sender]:
+def _open_sender(receiver: _Receiver, node: DicomSettings | None) -> Iterator[Sender]:
     """Yield what sends objects to a destination. Raise UnreachableError if it cannot be reached."""
-    if isinstance(receiver, Destination):
-        with contextlib.closing(_WebSender(receiver)) as web_sender:
-            yield web_sender
-        return
-    assert node  # a peer is one of a node
-    with contextlib.closing(_DicomSender(receiver, node)) as sender:
+    sender: Sender
+    if isinstance(receiver, Webhook):
+        sender = WebhookSender(receiver)
+    elif isinstance(receiver, Destination):
+        sender = _WebSender(receiver)
+    else:
+        assert node  # a peer is one of a node
+        sender = _DicomSender(receiver, node)
+    with contextlib.closing(sender):
         yield sender
 
 
@@ -196,16 +200,16 @@ class _DicomSender:
             self._close_socket()
             raise UnreachableError(code)
 
-    def send(self, instance: Dataset) -> None:
-        """See `_Sender`."""
+    def send(self, delivery: Delivery, content: bytes) -> None:
+        """See `sending.Sender`."""
         try:
-            response = self._association.send_c_store(instance)
+            response = self._association.send_c_store(dcmread(io.BytesIO(content)))
         except ValueError as error:  # no presentation context for the class
             raise DeliveryError("sop_class_not_accepted") from error
         except RuntimeError as error:  # the association was closed
-            raise _InterruptedError("association_aborted") from error
+            raise UnconfirmedError("association_aborted") from error
         if "Status" not in response:
-            raise _InterruptedError("association_aborted")
+            raise UnconfirmedError("association_aborted")
         status = int(response.Status)
         if status not in (0x0000, _DUPLICATE) and status not in _WARNINGS:
             raise DeliveryError(f"status_{status:04x}")
@@ -240,10 +244,10 @@ class _WebSender:
         )
         self._client.set_http_retry_params(retry=False)
 
-    def send(self, instance: Dataset) -> None:
-        """See `_Sender`."""
+    def send(self, delivery: Delivery, content: bytes) -> None:
+        """See `sending.Sender`."""
         try:
-            response = self._client.store_instances([instance])
+            response = self._client.store_instances([dcmread(io.BytesIO(content))])
         except requests.HTTPError as error:
             status = error.response.status_code if error.response is not None else 0
             if error.response is None or status != 409:
@@ -251,7 +255,7 @@ class _WebSender:
             response = _parse(error.response)
         except (requests.RequestException, OSError) as error:
             if _is_connected(error):
-                raise _InterruptedError("association_aborted") from error
+                raise UnconfirmedError("association_aborted") from error
             raise UnreachableError("unreachable") from error
         failed, stored = (response.get(name) or [] for name in ("FailedSOPSequence", "ReferencedSOPSequence"))
         reasons = {int(item.get("FailureReason") or 0) for item in failed} - {_DUPLICATE}

@@ -15,6 +15,7 @@ import time
 from collections import Counter
 from collections.abc import Sequence
 from datetime import UTC, datetime, timedelta
+from functools import partial
 from typing import NamedTuple
 
 from fastapi.concurrency import run_in_threadpool
@@ -22,6 +23,7 @@ from sqlalchemy import Connection
 
 from pneumoscope import __version__
 from pneumoscope.core.errors import BusyError, StorageError, UnreadableImageError
+from pneumoscope.core.identity import Identity
 from pneumoscope.core.prediction import Failure, Prediction, Rejection
 from pneumoscope.service.dicom.configuration import DicomConfiguration, SiteRule
 from pneumoscope.service.dicom.header import decode_header, encode_header, has_study, is_own_result, read_header
@@ -37,13 +39,15 @@ from pneumoscope.service.storage.inbox import (
 )
 from pneumoscope.service.storage.outbox import ObjectKind, ResultSubject, enqueue
 from pneumoscope.service.storage.records import format_time
+from pneumoscope.service.storage.study_events import enqueue_study_event
 
 __all__ = ["InstanceProcessor", "Reception"]
 
 _LOG = logging.getLogger("pneumoscope.service")
 _STORE_SECONDS = 60  # limit on storing an instance
 _POLL_SECONDS = 0.5
-_CONCURRENT = 8  # instances that are predicted at once
+_BATCH = 64  # instances that are taken from the inbox at once
+_CONCURRENT = 8  # of those, whose files are in memory at once
 _MAX_ATTEMPTS = 3  # after unexpected errors
 _UNREADABLE_SECONDS = 60  # until the next attempt to read a file
 
@@ -109,7 +113,7 @@ class InstanceProcessor:
                 failure=Failure.from_error(error),
                 model=self._service.model.facts,
             )
-            self._service.repository.add_unreadable(failed, instance, user=sender)
+            self._service.repository.unreadable_files.add(failed, instance, user=sender)
             self._service.metrics.images.labels("unreadable").inc()
             return Reception(CANNOT_UNDERSTAND, error.code)
         received = ReceivedInstance(
@@ -124,14 +128,21 @@ class InstanceProcessor:
 
     async def run(self) -> None:
         """Predict instances of quiet studies until the task is cancelled."""
+        semaphore = asyncio.Semaphore(_CONCURRENT)
+
+        async def process(received: ReceivedInstance) -> bool:
+            async with semaphore:
+                return await self._process(received)
+
         while True:
             try:
                 now = time.monotonic()
                 self._postponed = {number: due for number, due in self._postponed.items() if due > now}
-                ready = await run_in_threadpool(self._inbox.ready, _CONCURRENT, self._postponed)
-                done = await asyncio.gather(*map(self._process, ready))
-            except StorageError as error:
-                _LOG.warning("Received instances cannot be predicted; the next attempt follows: %s", error.message)
+                ready = await run_in_threadpool(self._inbox.ready, _BATCH, self._postponed)
+                done = await asyncio.gather(*map(process, ready))
+            except Exception as error:  # noqa: BLE001  the task must survive; the message may contain anything
+                reason = error.message if isinstance(error, StorageError) else f"unexpected {type(error).__name__}"
+                _LOG.warning("Received instances cannot be predicted; the next attempt follows: %s", reason)
                 done = []
             if not any(done):
                 await asyncio.sleep(_POLL_SECONDS)
@@ -147,7 +158,8 @@ class InstanceProcessor:
                 return False
             if content is None:
                 _LOG.error("The file of a received instance is missing; ask its sender to send it again")
-                await run_in_threadpool(self._inbox.finish, received, Outcome("lost", self._settings))
+                lost = Outcome("lost", self._settings)
+                await run_in_threadpool(self._inbox.finish, received, lost, partial(self._enqueue_event, received))
                 return True
 
             def adjust(prediction: Prediction) -> Prediction:
@@ -180,7 +192,7 @@ class InstanceProcessor:
             model=self._service.model.facts,
         )
         await run_in_threadpool(
-            self._service.repository.add_unreadable, failed, content, user=received.sender,
+            self._service.repository.unreadable_files.add, failed, content, user=received.sender,
             also=lambda connection, id: self._record(connection, received, failed, id),
         )  # fmt: skip
 
@@ -210,7 +222,9 @@ class InstanceProcessor:
         code = prediction.failure.code if prediction.failure else ""
         finish(connection, received, Outcome("predicted" if id else "unreadable", self._settings, id, code), at)
         if self._service.pseudonymizer:
-            forget_header(connection, received)
+            forget_header(connection, received, self._stored_uid(received))
+        self._enqueue_event(received, connection, at)
+        if self._service.pseudonymizer:
             return
         rule = None if prediction.failure else self._rule_of(prediction, received)
         if rule is None or rule.result:
@@ -221,8 +235,31 @@ class InstanceProcessor:
         at = format_time(datetime.now(UTC))
         for received in instances_of(connection, earlier_id):
             finish(connection, received, Outcome("predicted", self._settings, id), at)
+            self._enqueue_event(received, connection, at)
             if received.header:  # it was not removed by retention
                 self._enqueue(connection, received, id, "", at)
+
+    def _stored_uid(self, received: ReceivedInstance) -> str:
+        """Return the Study Instance UID as it is stored after the prediction: its pseudonym, if only pseudonyms are stored."""
+        identity = Identity(study_instance_uid=received.study_instance_uid)
+        if self._service.pseudonymizer:
+            identity = self._service.pseudonymizer.identity(identity)
+        return identity.study_instance_uid
+
+    def _enqueue_event(self, received: ReceivedInstance, connection: Connection, time: str) -> None:
+        """Put the event of the study into the outbox for the webhooks, if none of its instances waits any more."""
+        webhooks = [webhook.name for webhook in self._configuration.webhooks]
+        if not webhooks or not received.study_instance_uid:
+            return
+        enqueue_study_event(
+            connection,
+            webhooks,
+            received.study_instance_uid,
+            self._stored_uid(received),
+            model_sha256=self._service.model.facts.sha256,
+            operating_point=self._service.model.operating_point_name,
+            time=time,
+        )
 
     def _enqueue(self, connection: Connection, received: ReceivedInstance, id: str, failure_code: str, at: str) -> None:
         # A corrected header, or other pixels, with the same UID: the result is that of the last one, in whatever order they are

@@ -12,6 +12,7 @@ from pneumoscope.core.errors import StorageError
 from pneumoscope.service.storage.blob_store import BLOBS, STAGING, BlobStore, FolderBlobStore
 from pneumoscope.service.storage.data_directory import is_in_use
 from pneumoscope.service.storage.database import read_transaction, write_transaction
+from pneumoscope.service.storage.inbox import find_missing_files
 from pneumoscope.service.storage.recovery import find_unreferenced_files
 from pneumoscope.service.storage.tables import predictions
 
@@ -45,6 +46,8 @@ class StorageReport:
         damaged_blobs: Blobs whose hash differs from their name, or that cannot be read.
         unexpected_files: Files in the blob store that are not used: the name is not a hash, or the subdirectory is wrong.
         staging_files: Files left in the staging area; None if they were not checked because a service is running.
+        missing_instances: Received instances that wait for a prediction and whose file is missing or damaged; none are checked
+            while a service is running, which removes them.
     """
 
     blobs: int
@@ -53,11 +56,14 @@ class StorageReport:
     damaged_blobs: tuple[str, ...]
     unexpected_files: tuple[str, ...]
     staging_files: tuple[str, ...] | None
+    missing_instances: tuple[str, ...]
 
     @property
     def problems(self) -> int:
         """Number of orphaned, missing, damaged, unexpected and staged files."""
-        in_store = self.orphaned_files, self.missing_blobs, self.damaged_blobs, self.unexpected_files
+        in_store = (
+            self.orphaned_files, self.missing_blobs, self.damaged_blobs, self.unexpected_files, self.missing_instances,
+        )  # fmt: skip
         return sum(map(len, in_store)) + len(self.staging_files or ())
 
 
@@ -86,6 +92,7 @@ def check_storage(folder: Path, engine: Engine) -> StorageReport:
         damaged_blobs=_paths([fault.sha256 for fault in faults if fault.error]),
         unexpected_files=tuple(store.unexpected_files()),
         staging_files=staging,
+        missing_instances=() if running else tuple(find_missing_files(engine, folder)),
     )
 
 

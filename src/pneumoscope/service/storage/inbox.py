@@ -19,7 +19,7 @@ from typing import Any, Literal, NamedTuple
 from sqlalchemy import Connection, Engine, delete, func, insert, or_, select, tuple_, update
 
 from pneumoscope.core.errors import StorageError
-from pneumoscope.service.storage.blob_store import BlobStore, FolderBlobStore, MemoryBlobStore, content_hash
+from pneumoscope.service.storage.blob_store import STAGING, BlobStore, FolderBlobStore, MemoryBlobStore, content_hash
 from pneumoscope.service.storage.database import read_transaction, write_transaction
 from pneumoscope.service.storage.group_commit import GroupCommit
 from pneumoscope.service.storage.outbox import replace_header
@@ -33,6 +33,7 @@ __all__ = [
     "InboxStatus",
     "Outcome",
     "ReceivedInstance",
+    "find_missing_files",
     "finish",
     "forget_header",
     "forget_headers",
@@ -98,7 +99,8 @@ class Outcome(NamedTuple):
     failure_code: str = ""
 
 
-class InboxStatus(NamedTuple):
+@dataclasses.dataclass(frozen=True, slots=True)
+class InboxStatus:
     """The instances that wait for a prediction.
 
     Attributes:
@@ -226,10 +228,18 @@ class Inbox:
         """Return the file of a waiting instance; None if it is missing. Raise StorageError if it is unreadable."""
         return self._files.get(instance.image_sha256)
 
-    def finish(self, instance: ReceivedInstance, outcome: Outcome) -> None:
-        """Record the outcome of an instance; see the function `finish` for one in the transaction of a prediction."""
+    def finish(self, instance: ReceivedInstance, outcome: Outcome, also: Callable[[Connection, str], None]) -> None:
+        """Record the outcome of an instance; see the function `finish` for one in the transaction of a prediction.
+
+        Args:
+            instance: The instance.
+            outcome: Its outcome.
+            also: Called in the same transaction, with its time.
+        """
         with write_transaction(self._engine) as connection:
-            finish(connection, instance, outcome, format_time(self._now()))
+            time = format_time(self._now())
+            finish(connection, instance, outcome, time)
+            also(connection, time)
 
     def remove_file(self, instance: ReceivedInstance) -> None:
         """Remove the file of an instance that no longer waits, unless another sender's copy waits; a start removes the rest.
@@ -329,6 +339,26 @@ def later_instances(connection: Connection, instance: ReceivedInstance) -> list[
     return [ReceivedInstance.from_row(row) for row in connection.execute(query).mappings()]
 
 
+def find_missing_files(engine: Engine, folder: Path) -> list[str]:
+    """Return the paths, relative to the data directory, of the missing or damaged files of waiting instances.
+
+    Raises:
+        StorageError: The database cannot be reached.
+    """
+    files, found = FolderBlobStore(folder / INBOX), []
+    with read_transaction(engine) as connection:
+        waiting = connection.execute(select(_COLUMNS.image_sha256).where(_COLUMNS.state == "waiting").distinct())
+        hashes = waiting.scalars().all()
+    for sha256 in sorted(hashes):
+        try:
+            is_missing = files.get(sha256) is None
+        except StorageError:
+            is_missing = True
+        if is_missing:
+            found.append(f"{INBOX}/{STAGING}/{sha256}")
+    return found
+
+
 def headers_of(connection: Connection, prediction_ids: Sequence[str]) -> dict[str, str]:
     """Return the latest headers of the instances that have these predictions, by SOP Instance UID."""
     query = select(_COLUMNS.sop_instance_uid, _COLUMNS.header).order_by(_COLUMNS.number)
@@ -336,19 +366,21 @@ def headers_of(connection: Connection, prediction_ids: Sequence[str]) -> dict[st
     return {row.sop_instance_uid: row.header for row in rows}
 
 
-def forget_predictions(connection: Connection, ids: Sequence[str]) -> None:
-    """Delete the records of instances whose predictions are deleted."""
-    connection.execute(delete(received_instances).where(_COLUMNS.prediction_id.in_(ids)))
+def forget_predictions(connection: Connection, ids: Sequence[str]) -> set[str]:
+    """Delete the records of instances whose predictions are deleted, and return their studies, by their UIDs as stored."""
+    query = delete(received_instances).where(_COLUMNS.prediction_id.in_(ids)).returning(_COLUMNS.study_instance_uid)
+    return set(connection.execute(query).scalars()) - {""}
 
 
-def forget_header(connection: Connection, instance: ReceivedInstance) -> None:
-    """Remove the identifiers of an instance."""
-    connection.execute(update(received_instances).where(_COLUMNS.number == instance.number).values(_NO_IDENTIFIERS))
+def forget_header(connection: Connection, instance: ReceivedInstance, pseudonym: str) -> None:
+    """Remove the identifiers of an instance, all but a pseudonym of its study."""
+    values = _NO_IDENTIFIERS | {"study_instance_uid": pseudonym}
+    connection.execute(update(received_instances).where(_COLUMNS.number == instance.number).values(values))
 
 
 def forget_headers(connection: Connection, limit: str) -> None:
     """Remove the identifiers of instances that were processed before a time."""
-    old = _COLUMNS.processed < limit, _COLUMNS.header != ""
+    old = _COLUMNS.processed < limit, or_(_COLUMNS.sop_instance_uid != "", _COLUMNS.study_instance_uid != "")
     connection.execute(update(received_instances).where(*old).values(_NO_IDENTIFIERS))
 
 

@@ -2,7 +2,7 @@
 
 A row is one DICOM object for one destination. `deliver` builds the object when it is sent; its UID is derived from the image, the
 prediction and the kind of object, so that an object that is sent twice, because the process was killed before it recorded the
-delivery, is the same object.
+delivery, is the same object. A row can also be the event that a study is finished, for one webhook; see `study_events`.
 """
 
 from __future__ import annotations
@@ -12,18 +12,21 @@ import json
 import uuid
 from collections.abc import Collection, Mapping, Sequence
 from datetime import datetime, timedelta
-from typing import Any, Literal, NamedTuple, get_args
+from typing import Any, Literal, get_args
 
 from sqlalchemy import ColumnElement, Connection, Engine, case, func, insert, or_, select, update
 
 from pneumoscope.core.errors import UnknownNameError, UsageError
+from pneumoscope.service.audit.log import Entry, append
 from pneumoscope.service.storage.database import read_transaction, write_transaction
 from pneumoscope.service.storage.records import Row, format_time
 from pneumoscope.service.storage.tables import outbox
 
 __all__ = [
     "MAX_DELAY",
+    "NEW_ROW",
     "Delivery",
+    "DeliveryKind",
     "DeliveryState",
     "ObjectKind",
     "Outbox",
@@ -38,6 +41,7 @@ __all__ = [
 ]
 
 ObjectKind = Literal["secondary_capture", "structured_report", "rejection_note"]
+DeliveryKind = Literal[ObjectKind, "webhook"]
 DeliveryState = Literal["waiting", "delivered", "withdrawn", "cancelled"]
 _FIRST_DELAY, MAX_DELAY = timedelta(seconds=5), timedelta(minutes=15)
 _NAMESPACE = uuid.UUID("5f0f6c1e-0f0e-5d55-9c39-8f2f6a3a8f10")  # of the names from which UIDs are derived
@@ -47,6 +51,8 @@ _COLUMNS = outbox.c
 _INTERRUPTED = "interrupted"
 _UNCONFIRMED_ERRORS = (_INTERRUPTED, "association_aborted")
 _UNCONFIRMED = _COLUMNS.error.in_(_UNCONFIRMED_ERRORS)
+# Values of a row that waits for its first attempt.
+NEW_ROW: Mapping[str, Any] = {"attempts": 0, "state": "waiting", "error": "", "finished": None}
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
@@ -75,15 +81,17 @@ class ResultSubject:
 
 @dataclasses.dataclass(frozen=True, slots=True)
 class Delivery:
-    """One DICOM object for one destination.
+    """One DICOM object, or the event of a finished study, for one destination.
 
     Attributes:
         number: Number of the row.
         destination: Name of the destination.
-        kind: Kind of object; a rejection note (Key Object Selection) withdraws objects.
-        result_uid: SOP Instance UID of the object.
-        subject: What the object is about.
+        kind: Kind of object; a rejection note (Key Object Selection) withdraws objects. "webhook": an event.
+        result_uid: SOP Instance UID of the object, or id of the event.
+        subject: What the object is about; of an event, `prediction_id` is that of an image of the study, if one could be read.
         withdrawn_uids: Of a rejection note: the UIDs of the withdrawn objects by kind.
+        revision: Of an event: 1 for the first one of the study, 2 for the next one.
+        unreadable: Of an event: number of files of the study that could not be read, by failure code.
         created: Time when the prediction was stored, ISO 8601 in UTC.
         attempts: Number of failed attempts.
         state: "withdrawn": it was delivered, and a rejection note followed.
@@ -93,10 +101,12 @@ class Delivery:
 
     number: int
     destination: str
-    kind: ObjectKind
+    kind: DeliveryKind
     result_uid: str
     subject: ResultSubject
     withdrawn_uids: Mapping[ObjectKind, str]
+    revision: int
+    unreadable: Mapping[str, int]
     created: str
     attempts: int
     state: DeliveryState
@@ -107,13 +117,13 @@ class Delivery:
     def from_row(cls, row: Row) -> Delivery:
         """Return the delivery in a row of the table."""
         subject = ResultSubject(**{field.name: row[field.name] for field in dataclasses.fields(ResultSubject)})
-        names = [field.name for field in dataclasses.fields(cls) if field.name not in ("subject", "withdrawn_uids")]
-        return cls(
-            **{name: row[name] for name in names}, subject=subject, withdrawn_uids=json.loads(row["withdrawn_uids"])
-        )
+        documents = {name: json.loads(row[name]) for name in ("withdrawn_uids", "unreadable")}
+        names = {field.name for field in dataclasses.fields(cls)} - {"subject", *documents}
+        return cls(**{name: row[name] for name in names}, subject=subject, **documents)
 
 
-class OutboxStatus(NamedTuple):
+@dataclasses.dataclass(frozen=True, slots=True)
+class OutboxStatus:
     """The objects that wait for a destination.
 
     Attributes:
@@ -192,7 +202,8 @@ def withdraw(connection: Connection, prediction_ids: Collection[str], headers: M
         headers: Headers by SOP Instance UID of the image; an object whose header was forgotten cannot be withdrawn.
         time: Time of the transaction.
     """
-    rows = connection.execute(select(outbox).where(_COLUMNS.prediction_id.in_(prediction_ids))).mappings().all()
+    of_predictions = _COLUMNS.prediction_id.in_(prediction_ids), _COLUMNS.kind != "webhook"
+    rows = connection.execute(select(outbox).where(*of_predictions)).mappings().all()
     for sop_instance_uid in {row["sop_instance_uid"] for row in rows}:
         of_image = [row for row in rows if row["sop_instance_uid"] == sop_instance_uid]
         _withdraw(connection, of_image, headers.get(sop_instance_uid, ""), time)
@@ -209,10 +220,10 @@ def replace_header(connection: Connection, sop_instance_uid: str, header: str) -
 
 def forget_headers(connection: Connection, limit: str) -> None:
     """Cancel what was created before a time and could not be delivered, and remove the identifiers of all objects of that age."""
-    old = _COLUMNS.created < limit, _COLUMNS.sop_instance_uid != ""
+    old = _COLUMNS.created < limit, or_(_COLUMNS.sop_instance_uid != "", _COLUMNS.study_instance_uid != "")
     cancelled = {"state": "cancelled", "error": "identity_removed"}
     connection.execute(update(outbox).where(*old, _COLUMNS.state == "waiting").values(cancelled))
-    connection.execute(update(outbox).where(*old).values(header="", sop_instance_uid=""))
+    connection.execute(update(outbox).where(*old).values(header="", sop_instance_uid="", study_instance_uid=""))
 
 
 class Outbox:
@@ -253,9 +264,20 @@ class Outbox:
             return Delivery.from_row(row) if row else None
 
     def record_delivered(self, deliveries: Sequence[Delivery], time: datetime) -> None:
-        """Record that objects were delivered. Raise StorageError if that is impossible."""
+        """Record that objects were delivered, in the audit log, too. Raise StorageError if that is impossible."""
         values = {"state": "delivered", "finished": format_time(time), "error": "", "header": ""}
-        self._update([each.number for each in deliveries], values)
+        entries = [
+            Entry(
+                format_time(time),
+                each.destination,
+                "delivered",
+                each.subject.prediction_id,
+                model_sha256=each.subject.model_sha256,
+                details={"object": each.kind},
+            )
+            for each in deliveries
+        ]
+        self._update([each.number for each in deliveries], values, entries)
 
     def record_cancelled(self, delivery: Delivery, error: str, time: datetime) -> None:
         """Record that an object can no longer be built, and why. Raise StorageError if that is impossible."""
@@ -306,7 +328,7 @@ class Outbox:
         with write_transaction(self._engine) as connection:
             rows = self._select(connection, numbers, destination, ("waiting", "cancelled") if numbers else ("waiting",))
             for row in rows:
-                if not row["header"]:
+                if not row["header"] and not row["study_instance_uid"]:
                     raise UsageError(f"the header of result {row['number']} was removed", hint="Send the image again")
             _change(connection, rows, {"state": "waiting", "due": "", "finished": None})
             return len(rows)
@@ -341,10 +363,11 @@ class Outbox:
             query = select(_COLUMNS.number).where(_COLUMNS.result_uid == sop_instance_uid).limit(1)
             return connection.execute(query).first() is not None
 
-    def _update(self, numbers: Collection[int], values: Mapping[str, Any]) -> None:
+    def _update(self, numbers: Collection[int], values: Mapping[str, Any], entries: Sequence[Entry] = ()) -> None:
         with write_transaction(self._engine) as connection:
             query = update(outbox).where(_COLUMNS.number.in_(numbers), _COLUMNS.state == "waiting")
             connection.execute(query.values(values))
+            append(connection, entries)
 
     def _select(
         self, connection: Connection, numbers: Collection[int], destination: str, states: Collection[str]
@@ -414,6 +437,6 @@ def _insert(
     assert kind in get_args(ObjectKind)
     row = dataclasses.asdict(subject) | {
         "destination": destination, "kind": kind, "result_uid": uid, "withdrawn_uids": json.dumps(withdrawn_uids),
-        "created": time, "due": time, "attempts": 0, "state": "waiting", "error": "", "finished": None,
+        **NEW_ROW, "created": time, "due": time,
     }  # fmt: skip
     connection.execute(insert(outbox), [row])

@@ -6,26 +6,28 @@ import base64
 import dataclasses
 import json
 import math
-from collections.abc import Sequence
+from collections import Counter
+from collections.abc import Mapping, Sequence
 from datetime import UTC, datetime
 from typing import Any, Literal, NamedTuple
 
 from sqlalchemy import ColumnElement, Connection, FromClause, RowMapping, Select, and_, case, func, or_, select
 
 from pneumoscope.core.errors import UnknownNameError, UsageError
-from pneumoscope.core.prediction import Decision, ImageStatistics, ModelInfo
+from pneumoscope.core.prediction import Decision, ImageStatistics, ModelInfo, RejectionCode
 from pneumoscope.service.storage.identities import CONFLICT_COLUMNS, IDENTITY_COLUMNS, matches_search
 from pneumoscope.service.storage.records import StoredPrediction, encode_reviews, format_time, is_id
 from pneumoscope.service.storage.reviews import Review, current_reviews
-from pneumoscope.service.storage.tables import instances, patients, predictions, studies
+from pneumoscope.service.storage.tables import instances, patients, predictions, reviews, studies
 
 __all__ = [
     "TIME_FORMAT",
     "Filter",
+    "ImageCounts",
     "Order",
     "Page",
     "PredictionStatistics",
-    "count_rejections",
+    "count_images",
     "find_page",
     "has_image",
     "is_referenced",
@@ -65,6 +67,7 @@ class Filter:
         decision: "no_pneumonia", "pneumonia", "uncertain" or "rejected".
         rejected: Whether the decision is "rejected".
         reviewed: Whether there is a review.
+        reviewed_by: Reader who has reviewed the image.
         since: Earliest time, included; ISO 8601 in UTC.
         until: Latest time, excluded; ISO 8601 in UTC.
         study_key: Key of a study.
@@ -76,12 +79,38 @@ class Filter:
     decision: Decision | None = None
     rejected: bool | None = None
     reviewed: bool | None = None
+    reviewed_by: str | None = None
     since: str | None = None
     until: str | None = None
     study_key: str | None = None
     patient_key: str | None = None
     search: tuple[tuple[str, ...], ...] = ()
     latest: bool = False
+
+
+@dataclasses.dataclass(frozen=True, slots=True)
+class ImageCounts:
+    """Numbers of predictions.
+
+    Attributes:
+        decisions: By decision; one without predictions is missing.
+        rejections: Of the rejected ones by code.
+        unread: Those without a review.
+    """
+
+    decisions: Mapping[Decision, int]
+    rejections: Mapping[RejectionCode, int]
+    unread: int
+
+    @property
+    def images(self) -> int:
+        """Number of all predictions."""
+        return sum(self.decisions.values())
+
+    @property
+    def predicted(self) -> int:
+        """Number of those that are not rejected."""
+        return self.images - self.decisions.get("rejected", 0)
 
 
 class PredictionStatistics(NamedTuple):
@@ -263,11 +292,19 @@ def _parse_time(text: str, name: str) -> str:
         raise UsageError(f"{name} is {text!r}, which is not a time", hint=f"Write it as {TIME_FORMAT}") from error
 
 
-def count_rejections(connection: Connection, where: Filter) -> dict[str, int]:
-    """Return the number of predictions by rejection code, "" for those that are not rejected; see `find_page`."""
-    query = select(predictions.c.rejection_code, func.count()).select_from(_source(where)).where(*_conditions(where))
-    rows = connection.execute(query.group_by(predictions.c.rejection_code))
-    return {code or "": count for code, count in rows}
+def count_images(connection: Connection, where: Filter) -> ImageCounts:
+    """Return the numbers of predictions; see `find_page`."""
+    columns = predictions.c.decision, predictions.c.rejection_code, predictions.c.reviewed.is_(None).label("unread")
+    query = select(*columns, func.count()).select_from(_source(where)).where(*_conditions(where)).group_by(*columns)
+    decisions: Counter[Decision] = Counter()
+    rejections: Counter[RejectionCode] = Counter()
+    unread = 0
+    for decision, code, is_unread, count in connection.execute(query):
+        decisions[decision] += count
+        if code:
+            rejections[code] += count
+        unread += count if is_unread else 0
+    return ImageCounts(dict(decisions), dict(rejections), unread)
 
 
 def _source(where: Filter) -> FromClause:
@@ -284,9 +321,17 @@ def _conditions(where: Filter) -> list[ColumnElement[bool]]:
         *([predictions.c.decision == where.decision] if where.decision else []),
         *([(predictions.c.decision == "rejected") == where.rejected] if where.rejected is not None else []),
         *([predictions.c.reviewed.is_not(None) == where.reviewed] if where.reviewed is not None else []),
+        *([_is_reviewed_by(where.reviewed_by)] if where.reviewed_by is not None else []),
         *([predictions.c.created >= _parse_time(where.since, "since")] if where.since else []),
         *([predictions.c.created < _parse_time(where.until, "until")] if where.until else []),
     ]
+
+
+def _is_reviewed_by(reader: str) -> ColumnElement[bool]:
+    """Return the condition that a reader has a review of the image, which is not withdrawn."""
+    latest = select(func.max(reviews.c.number)).where(reviews.c.reviewer == reader).group_by(reviews.c.pixel_sha256)
+    images = select(reviews.c.pixel_sha256).where(reviews.c.number.in_(latest), reviews.c.label.is_not(None))
+    return predictions.c.pixel_sha256.in_(images)
 
 
 def latest_statistics(

@@ -5,23 +5,18 @@
 
 from __future__ import annotations
 
-import contextlib
-import logging
-import threading
-from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Sequence
 from concurrent.futures import Future
-from datetime import UTC, datetime, timedelta
+from datetime import UTC, datetime
 from pathlib import Path
-from typing import Any, NamedTuple, TypeVar
+from typing import Any, NamedTuple
 
 from sqlalchemy import (
     ColumnElement,
     Connection,
-    Engine,
     RowMapping,
     bindparam,
     delete,
-    func,
     insert,
     select,
     update,
@@ -30,35 +25,29 @@ from sqlalchemy import (
 from pneumoscope.core.errors import ConflictError, GoneError, StorageError, UnknownNameError
 from pneumoscope.core.identity import Identity
 from pneumoscope.core.prediction import ModelInfo, Prediction
-from pneumoscope.service.audit.log import Entry, Event, append
-from pneumoscope.service.auth.users import RETENTION
+from pneumoscope.service.audit.log import Entry, append, prediction_entry
 from pneumoscope.service.storage import inbox, outbox
 from pneumoscope.service.storage.blob_store import (
     BLOBS,
-    BlobStore,
-    FolderBlobStore,
-    MemoryBlobStore,
 )
-from pneumoscope.service.storage.data_directory import DataDirectory
-from pneumoscope.service.storage.database import DATABASE_FILE, open_database, read_transaction, write_transaction
 from pneumoscope.service.storage.group_commit import GroupCommit
 from pneumoscope.service.storage.identities import (
     assign_identity,
-    remove_identity,
     remove_unused_identity,
     replace_identity,
 )
+from pneumoscope.service.storage.image_storage import ImageStorage, raise_errors
 from pneumoscope.service.storage.inbox import Inbox
 from pneumoscope.service.storage.outbox import Outbox
 from pneumoscope.service.storage.queries import (
     Filter,
+    ImageCounts,
     Order,
     Page,
     PredictionStatistics,
-    count_rejections,
+    count_images,
     find_page,
     has_image,
-    is_referenced,
     latest_statistics,
     read_one,
     read_stored,
@@ -67,13 +56,9 @@ from pneumoscope.service.storage.queries import (
 from pneumoscope.service.storage.records import (
     Row,
     StoredPrediction,
-    UnreadableFile,
-    format_time,
     new_row,
-    new_unreadable_row,
     result_hash,
 )
-from pneumoscope.service.storage.recovery import recover
 from pneumoscope.service.storage.reviews import (
     Label,
     Review,
@@ -84,16 +69,14 @@ from pneumoscope.service.storage.reviews import (
     update_reviewed,
 )
 from pneumoscope.service.storage.studies import find_studies, find_studies_of_patients
-from pneumoscope.service.storage.tables import instances, predictions, studies, unreadable_files
+from pneumoscope.service.storage.study_events import enqueue_deletion
+from pneumoscope.service.storage.tables import instances, predictions, studies
+from pneumoscope.service.storage.unreadable import UnreadableFileRepository
 
 __all__ = ["Also", "PredictionRepository"]
 
-_LOG = logging.getLogger("pneumoscope.service")
-_BATCH = 500  # images removed in one transaction
-REMOVED_NAME = "removed"  # of a file whose identity was removed
 _SELECT_BY_IDS = select_stored().where(predictions.c.id.in_(bindparam("ids", expanding=True)))
 _INSERT = insert(predictions)
-_Deleted = TypeVar("_Deleted")
 Also = Callable[[Connection, str], None]  # called in a transaction, with the id of the prediction, or "" without one
 
 
@@ -117,52 +100,30 @@ class PredictionRepository:
         now: Returns the time, for tests.
 
     Attributes:
+        storage: The database and the blob store.
         engine: Engine of the database.
-        blobs: The images.
-        orphaned: Files in the blob store without a database record: hash and time.
+        unreadable_files: Records of files that could not be read.
         inbox, outbox: Received DICOM instances that are not predicted yet, and results that are not delivered yet.
 
     Raises:
-        StorageError, UsageError: See `open_database` and `recover`.
+        StorageError, UsageError: See `ImageStorage`.
     """
 
     def __init__(
         self, folder: Path | None, database: str = "", *, now: Callable[[], datetime] = lambda: datetime.now(UTC)
     ) -> None:
-        self.engine: Engine = open_database(folder, database)
-        try:
-            self.blobs: BlobStore = MemoryBlobStore() if folder is None else FolderBlobStore(folder)
-            self._directory = DataDirectory(folder, DATABASE_FILE)
-            self._now = now
-            # No image is removed between the commit of its row and its publication. Taken before a transaction begins.
-            self._blob_lock = threading.Lock()
-            self.orphaned, unremoved = recover(self.engine, self.blobs)
-        except BaseException:
-            self.engine.dispose()
-            raise
-        self._change_listeners: list[Callable[[], None]] = []
-        self._unsettled: set[str] = set()  # staged, and neither published nor discarded because of an error
-        self._unremoved = set(unremoved)  # to be removed, and not removed because of an error
+        self.storage = ImageStorage(folder, database, now=now)
+        self.engine = self.storage.engine
         self._commits = GroupCommit(self._add, StorageError, name="group-commit")
+        self.unreadable_files = UnreadableFileRepository(self.storage)
         self.outbox = Outbox(self.engine)
-        self.inbox = Inbox(self.engine, folder, now=now, check=self._directory.check)
+        self.inbox = Inbox(self.engine, folder, now=now, check=self.storage.directory.check)
 
     def close(self, timeout: float = 10) -> None:
         """Store what was submitted, but wait no longer than `timeout` seconds for it, and close the connections."""
         self.inbox.close(timeout)
         self._commits.close(timeout)
         self.engine.dispose()
-
-    def add_change_listener(self, listener: Callable[[], None]) -> None:
-        """Call a function after each commit that can have changed predictions, reviews, identities or unreadable files.
-
-        It is called in the thread of the change, and must neither wait nor raise.
-        """
-        self._change_listeners.append(listener)
-
-    def _notify(self) -> None:
-        for listener in self._change_listeners:
-            listener()
 
     def add(self, prediction: Prediction, image: bytes, *, user: str) -> tuple[StoredPrediction, bool]:
         """Store a prediction and its image, and wait for the commit; see `submit`.
@@ -195,7 +156,7 @@ class PredictionRepository:
         Raises:
             UnknownNameError: There is no prediction with this id.
         """
-        with read_transaction(self.engine) as connection:
+        with self.storage.read_transaction() as connection:
             return read_one(connection, id)
 
     def image(self, prediction: StoredPrediction) -> bytes:
@@ -205,10 +166,10 @@ class PredictionRepository:
             GoneError: The image was removed.
             StorageError: The image is unreadable, or missing although it was not removed.
         """
-        content = None if prediction.image_removed else self.blobs.get(prediction.image_sha256)
+        content = None if prediction.image_removed else self.storage.blobs.get(prediction.image_sha256)
         if content is not None:
             return content
-        with read_transaction(self.engine) as connection:
+        with self.storage.read_transaction() as connection:
             removed = prediction.image_removed or not has_image(connection, prediction.id)
         if removed:
             raise GoneError(
@@ -237,17 +198,17 @@ class PredictionRepository:
         Raises:
             UsageError: `limit`, `after` or a time is invalid.
         """
-        with read_transaction(self.engine) as connection:
+        with self.storage.read_transaction() as connection:
             return find_page(connection, where, order=order, limit=limit, after=after, by_study=by_study)
 
-    def count_rejections(self, where: Filter) -> dict[str, int]:
-        """Return the number of predictions by rejection code, "" for those that are not rejected.
+    def count_images(self, where: Filter) -> ImageCounts:
+        """Return the numbers of predictions by decision, by rejection code and without a review.
 
         Raises:
             UsageError: A time is invalid.
         """
-        with read_transaction(self.engine) as connection:
-            return count_rejections(connection, where)
+        with self.storage.read_transaction() as connection:
+            return count_images(connection, where)
 
     def latest(
         self, model: ModelInfo, operating_point: str, limit: int, *, since: str = "", until: str = ""
@@ -263,57 +224,8 @@ class PredictionRepository:
         Raises:
             StorageError: The database cannot be read.
         """
-        with read_transaction(self.engine) as connection:
+        with self.storage.read_transaction() as connection:
             return latest_statistics(connection, model, operating_point, limit, since, until)
-
-    def add_unreadable(self, prediction: Prediction, file: bytes, *, user: str, also: Also | None = None) -> None:
-        """Record a file that could not be read, unless there is a record of it; the file itself is not stored.
-
-        Args:
-            prediction: With a failure.
-            file: Its bytes.
-            user: For the audit log.
-            also: See `submit`.
-        Raises:
-            StorageError: The record cannot be stored.
-        """
-        row = new_unreadable_row(prediction, file)
-        with self._write_transaction() as connection:
-            if also:
-                also(connection, "")
-            if connection.execute(select(unreadable_files.c.id).where(unreadable_files.c.id == row["id"])).first():
-                return
-            time = self._time()
-            connection.execute(insert(unreadable_files), [row | {"created": time}])
-            details = {"failure": row["failure_code"]}
-            append(connection, [Entry(time, user, "unreadable", image_sha256=row["image_sha256"], details=details)])
-        self._notify()
-
-    def unreadable(self, limit: int = 200) -> tuple[list[UnreadableFile], int]:
-        """Return the records of the latest files that could not be read, newest first, and the number of all records."""
-        query = select(unreadable_files).order_by(unreadable_files.c.created.desc(), unreadable_files.c.id).limit(limit)
-        count = select(func.count()).select_from(unreadable_files)
-        with read_transaction(self.engine) as connection:
-            rows = connection.execute(query).mappings()
-            return [UnreadableFile.from_row(row) for row in rows], connection.execute(count).scalar_one()
-
-    def remove_unreadable(self, id: str, *, user: str) -> None:
-        """Delete the record of a file that could not be read.
-
-        Raises:
-            UnknownNameError: There is no record with this id.
-            StorageError: It cannot be deleted.
-        """
-        query = delete(unreadable_files).where(unreadable_files.c.id == id).returning(unreadable_files)
-
-        def delete_row(connection: Connection) -> None:
-            row = connection.execute(query).mappings().first()
-            if row is None:
-                raise UnknownNameError("record", id, (), hint="It was deleted, or never existed here")
-            append(connection, [Entry(self._time(), user, "unreadable_deleted", image_sha256=row["image_sha256"])])
-
-        self._delete(delete_row)
-        self._notify()
 
     def review(
         self, id: str, label: Label, *, finding: str = "", note: str = "", user: str, etags: Sequence[str] = ()
@@ -330,15 +242,15 @@ class PredictionRepository:
             ConflictError: The prediction has none of the entity tags.
             StorageError: It cannot be stored.
         """
-        with self._write_transaction() as connection:
+        with self.storage.write_transaction() as connection:
             prediction = read_one(connection, id)
             _require_etag(prediction, etags)
-            row, time = prediction.to_row(), self._time()
+            row, time = prediction.to_row(), self.storage.time()
             add_review(connection, row, Review(label, finding, note, time, user))
             details = {"label": label, "review_sha256": review_hash(label, finding, note)}
-            append(connection, [_entry(row, time, user, "reviewed", details)])
+            append(connection, [prediction_entry(row, time, user, "reviewed", details)])
             stored = read_one(connection, id)
-        self._notify()
+        self.storage.notify()
         return stored
 
     def withdraw_review(self, id: str, *, user: str) -> StoredPrediction:
@@ -348,16 +260,16 @@ class PredictionRepository:
             UnknownNameError: There is no prediction with this id, or no review of the user.
             StorageError: It cannot be stored.
         """
-        with self._write_transaction() as connection:
+        with self.storage.write_transaction() as connection:
             prediction = read_one(connection, id)
             review = prediction.review_of(user)
             if review is None:
                 raise UnknownNameError("review", user, (), hint="It was withdrawn, or never existed here")
-            row, time = prediction.to_row(), self._time()
+            row, time = prediction.to_row(), self.storage.time()
             add_review(connection, row, Review(review.label, "", "", time, user), withdrawn=True)
-            append(connection, [_entry(row, time, user, "review_withdrawn")])
+            append(connection, [prediction_entry(row, time, user, "review_withdrawn")])
             stored = read_one(connection, id)
-        self._notify()
+        self.storage.notify()
         return stored
 
     def set_identity(self, id: str, identity: Identity, *, user: str, etags: Sequence[str] = ()) -> StoredPrediction:
@@ -370,14 +282,17 @@ class PredictionRepository:
         Raises:
             UnknownNameError, ConflictError, StorageError: See `review`.
         """
-        with self._write_transaction() as connection:
+        with self.storage.write_transaction() as connection:
             prediction = read_one(connection, id)
             _require_etag(prediction, etags)
             row = prediction.to_row()
             if changed := replace_identity(connection, row["pixel_sha256"], identity):
-                append(connection, [_entry(row, self._time(), user, "identity_changed", {"fields": changed})])
+                append(
+                    connection,
+                    [prediction_entry(row, self.storage.time(), user, "identity_changed", {"fields": changed})],
+                )
             stored = read_one(connection, id)
-        self._notify()
+        self.storage.notify()
         return stored
 
     def studies(self, keys: Collection[str]) -> dict[str, list[StoredPrediction]]:
@@ -386,7 +301,7 @@ class PredictionRepository:
         Raises:
             StorageError: The database cannot be read.
         """
-        with read_transaction(self.engine) as connection:
+        with self.storage.read_transaction() as connection:
             return find_studies(connection, keys)
 
     def studies_of_patient(self, key: str) -> dict[str, list[StoredPrediction]]:
@@ -395,7 +310,7 @@ class PredictionRepository:
         Raises:
             StorageError: The database cannot be read.
         """
-        with read_transaction(self.engine) as connection:
+        with self.storage.read_transaction() as connection:
             return find_studies_of_patients(connection, [key])
 
     def remove(self, id: str, *, user: str) -> None:
@@ -439,135 +354,40 @@ class PredictionRepository:
             remove_unused_reviews(connection, hashes)
             remove_unused_identity(connection, hashes)
             ids = [row["id"] for row in rows]
-            outbox.withdraw(connection, ids, inbox.headers_of(connection, ids), self._time())
-            inbox.forget_predictions(connection, ids)
-            append(connection, [_entry(row, self._time(), user, "deleted") for row in rows])
+            outbox.withdraw(connection, ids, inbox.headers_of(connection, ids), self.storage.time())
+            enqueue_deletion(connection, inbox.forget_predictions(connection, ids), self.storage.time())
+            append(connection, [prediction_entry(row, self.storage.time(), user, "deleted") for row in rows])
             return rows
 
-        rows = self._delete(delete_rows)
+        rows = self.storage.delete(delete_rows)
         if rows:
-            self._notify()
+            self.storage.notify()
         try:
-            _raise_errors(self._remove_unreferenced([row["image_sha256"] for row in rows]))
+            raise_errors(self.storage.remove_unreferenced([row["image_sha256"] for row in rows]))
         except StorageError as error:
             raise StorageError(
                 f"the predictions are deleted, but not all images: {error.message}",
                 hint="The service tries again every few minutes, and at the next start",
             ) from error
         finally:
-            self._directory.fill_reserve()
+            self.storage.directory.fill_reserve()
         return len(rows)
-
-    def _delete(self, change: Callable[[Connection], _Deleted]) -> _Deleted:
-        """Return the result of a change that frees room; on a full disk, its journal uses the reserve."""
-        try:
-            with self._write_transaction() as connection:
-                return change(connection)
-        except StorageError:
-            if not self._directory.release_reserve():
-                raise
-            with self._write_transaction() as connection:
-                return change(connection)
-        finally:
-            self._directory.fill_reserve()
-
-    def expire_identities(self, age: timedelta, *, stopped: Callable[[], bool] = lambda: False) -> int:
-        """Remove the identities of images whose predictions are all older than an age, and return their number.
-
-        The predictions are kept. The names of their files, which may name patients, become "removed"; records of unreadable files
-        of that age are deleted.
-
-        Args:
-            age: Time since the prediction.
-            stopped: Returns whether to leave the rest for the next call.
-        Raises:
-            StorageError: An identity cannot be removed.
-        """
-        limit, count = format_time(self._now() - age), 0
-        newer = predictions.alias()
-        is_used = (
-            select(newer.c.id)
-            .where(newer.c.pixel_sha256 == predictions.c.pixel_sha256, newer.c.last_predicted >= limit)
-            .exists()
-        )
-        has_identity = (
-            select(instances.c.study_key).where(instances.c.pixel_sha256 == predictions.c.pixel_sha256).exists()
-        )
-        old = predictions.c.last_predicted < limit, predictions.c.identity_removed.is_(None) | has_identity, ~is_used
-        self._expire_unreadable(self._now() - age)
-        while not stopped():
-            with self._write_transaction() as connection:
-                query = select(predictions).where(*old).limit(_BATCH)
-                rows = connection.execute(query).mappings().all()
-                if not rows:
-                    break
-                ids, hashes = [row["id"] for row in rows], [row["pixel_sha256"] for row in rows]
-                time = self._time()
-                values = {"path": REMOVED_NAME, "identity_removed": time}
-                connection.execute(update(predictions).where(predictions.c.id.in_(ids)).values(values))
-                remove_identity(connection, hashes)
-                inbox.forget_headers(connection, limit)
-                outbox.forget_headers(connection, limit)
-                append(connection, [_entry(row, time, RETENTION, "identity_removed") for row in rows])
-            count += len(rows)
-            self._notify()
-        return count
-
-    def expire(self, age: timedelta, *, stopped: Callable[[], bool] = lambda: False) -> int:
-        """Remove images older than an age, keep their predictions, and return the number of images.
-
-        Records of unreadable files of that age are deleted; they are not counted.
-
-        Args:
-            age: Time since the prediction.
-            stopped: Returns whether to leave the rest for the next call.
-        Raises:
-            StorageError: An image cannot be removed; all others were.
-        """
-        limit, count = self._now() - age, 0
-        errors: list[StorageError] = []
-        while not stopped() and (expired := self._expire_batch(limit)):
-            count += len(expired)
-            errors += self._remove_unreferenced(expired)
-        errors += self._expire_orphaned(limit)
-        self._expire_unreadable(limit)
-        _raise_errors(errors)
-        return count
-
-    def retry_failed(self) -> None:
-        """Retry what failed: moving images out of the staging area, and removing images.
-
-        Raises:
-            StorageError: An image failed again; the others were retried.
-        """
-        self._settle()
-        errors = self._remove_unreferenced(list(self._unremoved))
-        self._directory.fill_reserve()
-        _raise_errors(errors)
-
-    def check_writable(self) -> None:
-        """Do everything that storing an image takes, without an image.
-
-        Raises:
-            StorageError: No image could be stored.
-        """
-        with self._write_transaction():
-            self._directory.check_room()
-            self.blobs.check_writable()
 
     def _add(self, additions: Sequence[_Addition]) -> list[tuple[StoredPrediction, bool] | Exception]:
         """Store a batch in one transaction, which reaches the disk as fast with many rows as with one."""
-        self._directory.check()
+        self.storage.directory.check()
         rows = [new_row(each.prediction, each.image) for each in additions]
         content = {row["image_sha256"]: each.image for row, each in zip(rows, additions, strict=True)}
-        staged, failed = self.blobs.stage(content)  # before the transaction: other writers wait for its end
+        staged, failed = self.storage.blobs.stage(content)  # before the transaction: other writers wait for its end
         referenced: set[str] = set()  # hashes of images that a row refers to
         try:
-            with self._blob_lock:
-                with self._write_transaction() as connection:
+            with self.storage.blob_lock:
+                with self.storage.write_transaction() as connection:
                     # Another request may have removed an image since. None can while the lock is held.
-                    lost = {key: content[key] for key in content.keys() - failed.keys() if not self.blobs.has(key)}
-                    again = self.blobs.stage(lost)
+                    lost = {
+                        key: content[key] for key in content.keys() - failed.keys() if not self.storage.blobs.has(key)
+                    }
+                    again = self.storage.blobs.stage(lost)
                     staged, failed = [*staged, *again.staged], failed | again.failed
 
                     existing = connection.execute(_SELECT_BY_IDS, {"ids": [row["id"] for row in rows]})
@@ -583,9 +403,11 @@ class PredictionRepository:
                                 results.append(failed[sha256])
                                 continue
                             referenced.add(sha256)
-                        time = self._time()
+                        time = self.storage.time()
                         if changed := assign_identity(connection, row["pixel_sha256"], each.prediction.identity):
-                            entries.append(_entry(row, time, each.user, "identity_changed", {"fields": changed}))
+                            entries.append(
+                                prediction_entry(row, time, each.user, "identity_changed", {"fields": changed})
+                            )
                         if is_new:
                             by_id[id] = row | {"created": time, "last_predicted": time}
                             new_rows.append(by_id[id])
@@ -595,11 +417,11 @@ class PredictionRepository:
                                 "result_sha256": result_hash(row),
                                 **({"site": row["model_site"]} if row["model_site"] else {}),
                             }
-                            entries.append(_entry(row, time, each.user, "predicted", details))
+                            entries.append(prediction_entry(row, time, each.user, "predicted", details))
                         elif repeated := self._repeat(connection, by_id[id], row, time):
                             by_id[id] |= repeated
                             details = {"result_sha256": result_hash(by_id[id])}
-                            entries.append(_entry(row, time, each.user, "predicted_again", details))
+                            entries.append(prediction_entry(row, time, each.user, "predicted_again", details))
                         results.append((id, is_new))
                     if new_rows:
                         connection.execute(_INSERT, new_rows)
@@ -612,12 +434,10 @@ class PredictionRepository:
                     ids = [each[0] for each in results if not isinstance(each, Exception)]
                     stored = {each.id: each for each in read_stored(connection, _SELECT_BY_IDS.params(ids=ids))}
                 for sha256 in staged:
-                    self._publish_or_discard(sha256, referenced=sha256 in referenced)
-            self._notify()  # a new identity has no entry
+                    self.storage.publish_or_discard(sha256, referenced=sha256 in referenced)
+            self.storage.notify()  # a new identity has no entry
         except Exception:
-            self._unsettled.update(staged)
-            with contextlib.suppress(StorageError):  # `retry_failed` tries again
-                self._settle()
+            self.storage.abandon(staged)
             raise
         return [each if isinstance(each, Exception) else (stored[each[0]], each[1]) for each in results]
 
@@ -636,97 +456,6 @@ class PredictionRepository:
         connection.execute(update(predictions).where(predictions.c.id == stored["id"]).values(changed))
         return changed
 
-    def _publish_or_discard(self, sha256: str, *, referenced: bool) -> None:
-        """Publish a staged image if a committed row refers to it; discard it otherwise.
-
-        A failure is logged, and `retry_failed` tries again: the row is committed, and the staged image can be read.
-        """
-        try:
-            if referenced:
-                self.blobs.publish(sha256)
-            else:
-                self.blobs.discard(sha256)
-        except StorageError as error:
-            self._unsettled.add(sha256)
-            _LOG.error("An image stays in the staging area until the next attempt: %s", error.message)
-
-    def _settle(self) -> None:
-        """Publish or discard staged images whose transaction failed or whose move failed."""
-        unsettled = list(self._unsettled)
-        if not unsettled:
-            return
-        # Without waiting: after a failed wait for the lock, the client would wait twice.
-        with self._blob_lock, self._write_transaction(wait=False) as connection:
-            for sha256 in unsettled:
-                self._unsettled.discard(sha256)
-                self._publish_or_discard(sha256, referenced=is_referenced(connection, sha256))
-
-    def _expire_batch(self, limit: datetime) -> list[str]:
-        """Record the removal of images older than a limit, few enough for a short transaction; return their hashes."""
-        old = predictions.c.created < format_time(limit), predictions.c.image_removed.is_(None)
-        ids = select(predictions.c.id).where(*old).limit(_BATCH).scalar_subquery()
-
-        def mark_removed(connection: Connection) -> list[str]:
-            time = self._time()
-            query = update(predictions).where(predictions.c.id.in_(ids)).values(image_removed=time)
-            rows = connection.execute(query.returning(predictions)).mappings().all()
-            append(connection, [_entry(row, time, RETENTION, "image_removed") for row in rows])
-            return [row["image_sha256"] for row in rows]
-
-        hashes = self._delete(mark_removed)
-        if hashes:
-            self._notify()
-        return hashes
-
-    def _expire_orphaned(self, limit: datetime) -> list[StorageError]:
-        """Remove orphaned files older than a limit, with an audit log entry for each, and return the failures."""
-        errors: list[StorageError] = []
-        old = [sha256 for sha256, time in self.orphaned.items() if time < limit]
-        for start in range(0, len(old), _BATCH):
-            batch = old[start : start + _BATCH]
-            with self._write_transaction() as connection:
-                expired = [sha256 for sha256 in batch if not is_referenced(connection, sha256)]
-                time = self._time()
-                append(connection, [Entry(time, RETENTION, "image_removed", image_sha256=sha256) for sha256 in expired])
-            for sha256 in batch:  # before the removal: a retried removal needs no second entry
-                del self.orphaned[sha256]
-            errors += self._remove_unreferenced(expired)
-        return errors
-
-    def _expire_unreadable(self, limit: datetime) -> None:
-        old = unreadable_files.c.created < format_time(limit)
-        query = delete(unreadable_files).where(old).returning(unreadable_files.c.image_sha256)
-        with self._write_transaction() as connection:
-            hashes, time = connection.execute(query).scalars().all(), self._time()
-            append(connection, [Entry(time, RETENTION, "unreadable_deleted", image_sha256=each) for each in hashes])
-        if hashes:
-            self._notify()
-
-    def _remove_unreferenced(self, hashes: Sequence[str]) -> list[StorageError]:
-        """Remove images, except those that a row still refers to, and return the failures, which can be retried."""
-        self._unremoved.update(hashes)
-        errors: list[StorageError] = []
-        for start in range(0, len(hashes), _BATCH):
-            with self._blob_lock, self._write_transaction() as connection:
-                for sha256 in hashes[start : start + _BATCH]:
-                    try:
-                        if not is_referenced(connection, sha256):
-                            self.blobs.remove(sha256)
-                        self._unremoved.discard(sha256)
-                    except StorageError as error:
-                        errors.append(error)
-        return errors
-
-    @contextlib.contextmanager
-    def _write_transaction(self, *, wait: bool = True) -> Iterator[Connection]:
-        """See `database.write_transaction`; raise StorageError if the data directory was moved or replaced."""
-        with write_transaction(self.engine, wait=wait) as connection:
-            self._directory.check()
-            yield connection
-
-    def _time(self) -> str:
-        return format_time(self._now())
-
 
 def _require_etag(prediction: StoredPrediction, etags: Sequence[str]) -> None:
     """Raise ConflictError if there are entity tags and a prediction has none of them."""
@@ -734,14 +463,3 @@ def _require_etag(prediction: StoredPrediction, etags: Sequence[str]) -> None:
         raise ConflictError(
             "the prediction was changed in the meantime", hint="Get it again, and compare its reviews and its identity"
         )
-
-
-def _raise_errors(errors: Sequence[StorageError]) -> None:
-    """Raise the first of several errors, with the number of the others; return if there is none."""
-    if errors:
-        others = f" (and {len(errors) - 1} more)" if len(errors) > 1 else ""
-        raise StorageError(f"{errors[0].message}{others}", hint=errors[0].hint)
-
-
-def _entry(row: Row, time: str, user: str, event: Event, details: Mapping[str, object] | None = None) -> Entry:
-    return Entry(time, user, event, row["id"], row["image_sha256"], row["model_sha256"], details or {})

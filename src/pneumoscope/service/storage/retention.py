@@ -5,31 +5,44 @@ from __future__ import annotations
 import logging
 import threading
 from collections.abc import Callable
-from datetime import timedelta
+from datetime import datetime, timedelta
 from functools import partial
 
-from pneumoscope.core.errors import PneumoscopeError
-from pneumoscope.service.storage.repository import PredictionRepository
+from sqlalchemy import Connection, select, update
 
-__all__ = ["Retention"]
+from pneumoscope.core.errors import PneumoscopeError, StorageError
+from pneumoscope.service.audit.log import Entry, append, prediction_entry
+from pneumoscope.service.auth.users import RETENTION
+from pneumoscope.service.storage import inbox, outbox
+from pneumoscope.service.storage.identities import remove_identity
+from pneumoscope.service.storage.image_storage import raise_errors
+from pneumoscope.service.storage.queries import is_referenced
+from pneumoscope.service.storage.records import format_time
+from pneumoscope.service.storage.repository import PredictionRepository
+from pneumoscope.service.storage.tables import instances, predictions
+
+__all__ = ["REMOVED_NAME", "Retention"]
 
 _LOG = logging.getLogger("pneumoscope.service")
 _INTERVAL_SECONDS = 600
+_BATCH = 500  # images in one transaction
+REMOVED_NAME = "removed"  # of a file whose identity was removed
 
 
 class Retention:
     """A thread that removes expired images at the start and every few minutes.
 
     Args:
-        repository: Where the images are stored.
+        repository: Where images and identities are stored.
         keep: Age at which images are removed; None keeps them.
         keep_identities: Age at which identities of patients are removed; None keeps them.
     """
 
     def __init__(
-        self, repository: PredictionRepository, keep: timedelta | None, keep_identities: timedelta | None = None
+        self, repository: PredictionRepository, keep: timedelta | None = None, keep_identities: timedelta | None = None
     ) -> None:
-        self._repository, self._keep, self._keep_identities = repository, keep, keep_identities
+        self._storage, self._unreadable = repository.storage, repository.unreadable_files
+        self._keep, self._keep_identities = keep, keep_identities
         self._stopped = threading.Event()
         self._thread = threading.Thread(target=self._run, name="retention", daemon=True)
 
@@ -42,13 +55,109 @@ class Retention:
         self._stopped.set()
         self._thread.join(timeout)
 
+    def expire_identities(self, age: timedelta, *, stopped: Callable[[], bool] = lambda: False) -> int:
+        """Remove the identities of images whose predictions are all older than an age, and return their number.
+
+        The predictions are kept. The names of their files, which may name patients, become "removed"; records of unreadable files
+        of that age are deleted.
+
+        Args:
+            age: Time since the prediction.
+            stopped: Returns whether to leave the rest for the next call.
+        Raises:
+            StorageError: An identity cannot be removed.
+        """
+        limit, count = format_time(self._storage.now() - age), 0
+        newer = predictions.alias()
+        is_used = (
+            select(newer.c.id)
+            .where(newer.c.pixel_sha256 == predictions.c.pixel_sha256, newer.c.last_predicted >= limit)
+            .exists()
+        )
+        has_identity = (
+            select(instances.c.study_key).where(instances.c.pixel_sha256 == predictions.c.pixel_sha256).exists()
+        )
+        old = predictions.c.last_predicted < limit, predictions.c.identity_removed.is_(None) | has_identity, ~is_used
+        self._unreadable.expire(self._storage.now() - age)
+        with self._storage.write_transaction() as connection:
+            inbox.forget_headers(connection, limit)
+            outbox.forget_headers(connection, limit)
+        while not stopped():
+            with self._storage.write_transaction() as connection:
+                query = select(predictions).where(*old).limit(_BATCH)
+                rows = connection.execute(query).mappings().all()
+                if not rows:
+                    break
+                ids, hashes = [row["id"] for row in rows], [row["pixel_sha256"] for row in rows]
+                time = self._storage.time()
+                values = {"path": REMOVED_NAME, "identity_removed": time}
+                connection.execute(update(predictions).where(predictions.c.id.in_(ids)).values(values))
+                remove_identity(connection, hashes)
+                append(connection, [prediction_entry(row, time, RETENTION, "identity_removed") for row in rows])
+            count += len(rows)
+            self._storage.notify()
+        return count
+
+    def expire_images(self, age: timedelta, *, stopped: Callable[[], bool] = lambda: False) -> int:
+        """Remove images older than an age, keep their predictions, and return the number of images.
+
+        Records of unreadable files of that age are deleted; they are not counted.
+
+        Args:
+            age: Time since the prediction.
+            stopped: Returns whether to leave the rest for the next call.
+        Raises:
+            StorageError: An image cannot be removed; all others were.
+        """
+        limit, count = self._storage.now() - age, 0
+        errors: list[StorageError] = []
+        while not stopped() and (expired := self._expire_batch(limit)):
+            count += len(expired)
+            errors += self._storage.remove_unreferenced(expired)
+        errors += self._expire_orphaned(limit)
+        self._unreadable.expire(limit)
+        raise_errors(errors)
+        return count
+
+    def _expire_batch(self, limit: datetime) -> list[str]:
+        """Record the removal of images older than a limit, few enough for a short transaction; return their hashes."""
+        old = predictions.c.created < format_time(limit), predictions.c.image_removed.is_(None)
+        ids = select(predictions.c.id).where(*old).limit(_BATCH).scalar_subquery()
+
+        def mark_removed(connection: Connection) -> list[str]:
+            time = self._storage.time()
+            query = update(predictions).where(predictions.c.id.in_(ids)).values(image_removed=time)
+            rows = connection.execute(query.returning(predictions)).mappings().all()
+            append(connection, [prediction_entry(row, time, RETENTION, "image_removed") for row in rows])
+            return [row["image_sha256"] for row in rows]
+
+        hashes = self._storage.delete(mark_removed)
+        if hashes:
+            self._storage.notify()
+        return hashes
+
+    def _expire_orphaned(self, limit: datetime) -> list[StorageError]:
+        """Remove orphaned files older than a limit, with an audit log entry for each, and return the failures."""
+        errors: list[StorageError] = []
+        old = [sha256 for sha256, time in self._storage.orphaned.items() if time < limit]
+        for start in range(0, len(old), _BATCH):
+            batch = old[start : start + _BATCH]
+            with self._storage.write_transaction() as connection:
+                expired = [sha256 for sha256 in batch if not is_referenced(connection, sha256)]
+                time = self._storage.time()
+                append(connection, [Entry(time, RETENTION, "image_removed", image_sha256=sha256) for sha256 in expired])
+            for sha256 in batch:  # before the removal: a retried removal needs no second entry
+                del self._storage.orphaned[sha256]
+            errors += self._storage.remove_unreferenced(expired)
+        return errors
+
     def _run(self) -> None:
         while True:
-            self._attempt(self._repository.retry_failed)
+            self._attempt(self._storage.retry_failed)
             if self._keep is not None:
-                self._attempt(partial(self._repository.expire, self._keep, stopped=self._stopped.is_set))
+                self._attempt(partial(self.expire_images, self._keep, stopped=self._stopped.is_set))
             if self._keep_identities is not None:
-                expire = partial(self._repository.expire_identities, self._keep_identities)
+                expire = partial(self.expire_identities, self._keep_identities)
                 self._attempt(partial(expire, stopped=self._stopped.is_set))
             if self._stopped.wait(_INTERVAL_SECONDS):
                 return

@@ -14,7 +14,7 @@ from pneumoscope.service.storage.queries import read_stored, select_stored
 from pneumoscope.service.storage.records import StoredPrediction
 from pneumoscope.service.storage.tables import instances, predictions, studies
 
-__all__ = ["Study", "find_studies", "find_studies_of_patients", "sorted_studies", "summarize_study"]
+__all__ = ["Study", "find_studies", "find_studies_of_patients", "latest_images", "sorted_studies", "summarize_study"]
 
 _BY_SUSPICION: tuple[Decision, ...] = ("pneumonia", "uncertain", "no_pneumonia")
 
@@ -49,6 +49,12 @@ class Study:
     reviewed: int
 
 
+def latest_images(stored: Sequence[StoredPrediction]) -> list[StoredPrediction]:
+    """Return the latest prediction of each image among predictions, in the order of their time."""
+    latest = {each.image_key: each for each in sorted(stored, key=lambda each: each.last_predicted)}
+    return sorted(latest.values(), key=lambda each: (each.created, each.id))
+
+
 def summarize_study(stored: Sequence[StoredPrediction]) -> Study:
     """Return the study of predictions, all of one study; of several predictions of an image, the latest counts.
 
@@ -57,8 +63,7 @@ def summarize_study(stored: Sequence[StoredPrediction]) -> Study:
     """
     if not stored or stored[0].study_key is None:
         raise ValueError("no prediction of a study")
-    latest = {each.image_key: each for each in sorted(stored, key=lambda each: each.last_predicted)}
-    current = list(latest.values())
+    current = latest_images(stored)
     frontal = [each for each in current if each.decision in _BY_SUSPICION]
     shown = min(frontal, key=_suspicion) if frontal else max(current, key=lambda each: each.last_predicted)
     identity = shown.identity or Identity()

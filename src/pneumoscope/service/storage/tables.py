@@ -155,7 +155,7 @@ received_instances = Table(
     UniqueConstraint("image_sha256", "sender"),
 )
 
-# One row per object to deliver and destination, see `outbox`.
+# One row per object or event to deliver and destination, see `outbox`.
 outbox = Table(
     "outbox",
     METADATA,
@@ -176,6 +176,9 @@ outbox = Table(
     Column("state", String(16), nullable=False, index=True),
     Column("error", String(64), nullable=False),
     Column("finished", _TIME),
+    Column("study_instance_uid", Text, nullable=False, index=True, server_default=""),
+    Column("revision", Integer, nullable=False, server_default="0"),
+    Column("unreadable", Text, nullable=False, server_default="{}"),
     UniqueConstraint("result_uid", "destination"),
 )
 
@@ -201,7 +204,7 @@ audit_log = Table(
     Column("time", _TIME, nullable=False),
     Column("user", String(64), nullable=False),
     Column("event", String(32), nullable=False),
-    Column("prediction_id", String(32), nullable=False),
+    Column("prediction_id", String(32), nullable=False, index=True),
     Column("image_sha256", _SHA256, nullable=False),
     Column("model_sha256", _SHA256, nullable=False),
     Column("details", Text, nullable=False),

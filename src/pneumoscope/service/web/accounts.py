@@ -149,7 +149,7 @@ def revoke_token(tokens: AppTokens, user: CurrentUser, token_id: str) -> Respons
 @administrator_page_router.post("/unreadable/{id}")
 def remove_unreadable(service: AppService, user: CurrentUser, id: str) -> Response:
     """Delete the record of a file that could not be read, and return to the list."""
-    service.repository.remove_unreadable(id, user=user.name)
+    service.repository.unreadable_files.remove(id, user=user.name)
     return RedirectResponse("/unreadable", 303)
 
 

@@ -6,15 +6,17 @@ import asyncio
 import contextlib
 import itertools
 import secrets
+from collections import Counter
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
 
 from fastapi.sse import ServerSentEvent
 
 from pneumoscope.core.errors import BusyError
 
-__all__ = ["MAX_STREAMS", "ChangeStreams"]
+__all__ = ["MAX_STREAMS", "MAX_USER_STREAMS", "ChangeStreams"]
 
 MAX_STREAMS = 200
+MAX_USER_STREAMS = 20  # so that one user does not take the streams of all others
 _MIN_INTERVAL_SECONDS = 1.0  # between two events of a stream; the second one stands for all changes since the first
 _SESSION_CHECK_SECONDS = 15.0
 _RECONNECT_MS = 3000  # after which the browser opens a stream again that has ended
@@ -27,6 +29,7 @@ class ChangeStreams:
 
     Args:
         max_streams: Streams that are open at a time.
+        max_user_streams: Streams of one user that are open at a time.
         min_interval: Seconds between two events of a stream.
         session_check: Seconds between two checks of a user's session.
     """
@@ -35,20 +38,22 @@ class ChangeStreams:
         self,
         *,
         max_streams: int = MAX_STREAMS,
+        max_user_streams: int = MAX_USER_STREAMS,
         min_interval: float = _MIN_INTERVAL_SECONDS,
         session_check: float = _SESSION_CHECK_SECONDS,
     ) -> None:
-        self._max_streams, self._min_interval, self._session_check = max_streams, min_interval, session_check
+        self._max_streams, self._max_user_streams = max_streams, max_user_streams
+        self._min_interval, self._session_check = min_interval, session_check
         self._numbers = itertools.count(secrets.randbits(32))  # random, so that a restart counts as a change
         self._revision = next(self._numbers)
         self._changed, self._closed = asyncio.Event(), asyncio.Event()
         self._loop: asyncio.AbstractEventLoop | None = None
-        self._open = 0
+        self._open: Counter[str] = Counter()  # streams by user
 
     @property
     def open(self) -> int:
         """Number of open streams."""
-        return self._open
+        return self._open.total()
 
     @property
     def revision(self) -> int:
@@ -68,20 +73,27 @@ class ChangeStreams:
         self._wake()
 
     @contextlib.contextmanager
-    def reserve(self) -> Iterator[None]:
-        """Count a stream while the block runs.
+    def reserve(self, user: str) -> Iterator[None]:
+        """Count a stream of a user while the block runs.
 
         Raises:
-            BusyError: Too many streams are open.
+            BusyError: Too many streams are open, of this user or in total.
         """
-        if self._open >= self._max_streams:
-            raise BusyError(f"the limit of {self._open} live worklists is reached", hint="Reload the page to update it")
+        if self._open[user] >= self._max_user_streams:
+            raise BusyError(
+                f"the limit of {self._max_user_streams} live pages of one user is reached", hint="Close other tabs"
+            )
+        if self.open >= self._max_streams:
+            raise BusyError(
+                f"the limit of {self._max_streams} live pages is reached", hint="Reload the page to update it"
+            )
         self._loop = asyncio.get_running_loop()
-        self._open += 1
+        self._open[user] += 1
         try:
             yield
         finally:
-            self._open -= 1
+            self._open[user] -= 1
+            self._open += Counter()  # drops users without a stream
 
     async def events(
         self, revision: int | None, is_signed_in: Callable[[], Awaitable[bool]]

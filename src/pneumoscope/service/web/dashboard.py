@@ -16,9 +16,11 @@ from pneumoscope.bundle.site_profile import SiteProfile
 from pneumoscope.core.prediction import DECISIONS, Decision
 from pneumoscope.core.results import Interval
 from pneumoscope.inference.decision import calibrate
-from pneumoscope.service.storage.queries import PredictionStatistics
+from pneumoscope.service.storage.queries import Filter, ImageCounts, PredictionStatistics
+from pneumoscope.service.storage.records import format_time
+from pneumoscope.service.storage.repository import PredictionRepository
 from pneumoscope.service.storage.reviews import LABELS, Label
-from pneumoscope.service.time_zone import local_date
+from pneumoscope.service.time_zone import local_date, start_of_day
 from pneumoscope.statistics.agreement import cohen_kappa
 from pneumoscope.statistics.drift import MIN_IMAGES as MIN_DRIFT_IMAGES
 from pneumoscope.statistics.drift import Drift, DriftTest, detect_drift, measure_drift
@@ -31,7 +33,10 @@ __all__ = [
     "Dashboard",
     "MonthlyDrift",
     "PairAgreement",
+    "PeriodCounts",
     "ReaderAgreement",
+    "count_periods",
+    "is_shown",
     "latest_months",
     "monitor_month",
     "summarize",
@@ -40,6 +45,26 @@ __all__ = [
 FALSE_ALARM_PROBABILITY = 0.05  # of at least one false alarm in a year
 
 _MAX_DAYS = 60  # days with images in the chart
+_PERIODS = (1, 7, 30, None)  # days up to today
+
+
+@dataclasses.dataclass(frozen=True, slots=True)
+class PeriodCounts:
+    """Numbers of images of one period, each with its latest prediction by any model.
+
+    Attributes:
+        days: Length of the period, which ends today; None without a limit.
+        since: First day; None without a limit.
+        all: Of all images.
+        decided: Of the images whose decision the reader may know.
+        unreadable: Number of files that could not be read.
+    """
+
+    days: int | None
+    since: datetime.date | None
+    all: ImageCounts
+    decided: ImageCounts
+    unreadable: int
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
@@ -107,6 +132,40 @@ class Dashboard:
     days: tuple[DailyProbabilities, ...]
     drift: Drift | None
     drift_unavailable: Literal["", "too_few_images", "no_reference"]
+
+
+def is_shown(prediction: PredictionStatistics, blind_reader: str | None) -> bool:
+    """Return whether a reader may know the decision; see `count_periods`."""
+    return blind_reader is None or any(review.reviewer == blind_reader for review in prediction.reviews)
+
+
+def count_periods(
+    repository: PredictionRepository, today: datetime.date, time_zone: ZoneInfo, blind_reader: str | None = None
+) -> list[PeriodCounts]:
+    """Return the numbers of images of today, of the last 7 and 30 days, and of all time.
+
+    Args:
+        repository: The predictions.
+        today: Date in the time zone.
+        time_zone: Of the days.
+        blind_reader: Reader who may know only the decisions of the images that he has reviewed; None if all are known.
+    Raises:
+        StorageError: The database cannot be read.
+    """
+    counts = []
+    for days in _PERIODS:
+        since = days and today - datetime.timedelta(days - 1)
+        time = format_time(start_of_day(since, time_zone)) if since else ""
+        where = Filter(since=time or None, latest=True)
+        everything = repository.count_images(where)
+        decided = (
+            everything
+            if blind_reader is None
+            else repository.count_images(dataclasses.replace(where, reviewed_by=blind_reader))
+        )
+        unreadable = repository.unreadable_files.find(limit=0, since=time)[1]
+        counts.append(PeriodCounts(days, since or None, everything, decided, unreadable))
+    return counts
 
 
 def summarize(predictions: Sequence[PredictionStatistics], card: Card, time_zone: ZoneInfo) -> Dashboard:

@@ -7,20 +7,22 @@ import datetime
 import functools
 import itertools
 import math
-from collections.abc import AsyncIterator, Callable
-from typing import Annotated, Any, NamedTuple
+from collections.abc import AsyncIterator, Mapping, Sequence
+from typing import Annotated, NamedTuple
 from urllib.parse import urlencode
 from zoneinfo import ZoneInfo
 
 from fastapi import APIRouter, Depends, Request, Response
 from fastapi.concurrency import run_in_threadpool
-from fastapi.responses import RedirectResponse, StreamingResponse
+from fastapi.responses import PlainTextResponse, RedirectResponse, StreamingResponse
 from fastapi.security.utils import get_authorization_scheme_param
 from fastapi.sse import EventSourceResponse, ServerSentEvent
 
-from pneumoscope.bundle.model_card import read_evidence
-from pneumoscope.core.errors import BundleError, PneumoscopeError, UsageError
+from pneumoscope.bundle.model_card import model_card
+from pneumoscope.core.errors import ConflictError, InvalidIdentityError, PneumoscopeError, StorageError, UsageError
 from pneumoscope.core.identity import IDENTITY_FIELDS, Identity, age_at_study, normalize_text
+from pneumoscope.core.identity_check import check_entered
+from pneumoscope.core.messages import population_sentence
 from pneumoscope.core.prediction import DECISIONS, MAX_AGE, REJECTION_CODES, RejectionCode
 from pneumoscope.inference.decision import threshold_probability
 from pneumoscope.service.api.dependencies import (
@@ -34,22 +36,33 @@ from pneumoscope.service.api.dependencies import (
 )
 from pneumoscope.service.api.exception_handlers import record_error
 from pneumoscope.service.api.uploads import read_identity, wait_for_disconnect
-from pneumoscope.service.predictions import PredictionService, check_age_by_dates, depends_on_entered_age
+from pneumoscope.service.predictions import PredictionService, depends_on_entered_age
 from pneumoscope.service.settings import Settings
 from pneumoscope.service.storage.records import StoredPrediction, format_time
-from pneumoscope.service.storage.studies import sorted_studies, summarize_study
-from pneumoscope.service.time_zone import start_of_day
+from pneumoscope.service.storage.studies import Study, latest_images, summarize_study
+from pneumoscope.service.time_zone import start_of_day, today
 from pneumoscope.service.web.changes import ChangeStreams
 from pneumoscope.service.web.dashboard import (
     FALSE_ALARM_PROBABILITY,
     MIN_DRIFT_IMAGES,
     MonthlyDrift,
+    count_periods,
+    is_shown,
     latest_months,
     monitor_month,
     summarize,
 )
+from pneumoscope.service.web.model_page import read_measurements
 from pneumoscope.service.web.page_route import PageRoute, read_form
-from pneumoscope.service.web.templating import render
+from pneumoscope.service.web.templating import render, request_language, url_with_query
+from pneumoscope.service.web.viewer import (
+    IdentityForm,
+    identity_tag,
+    image_context,
+    is_hidden,
+    shown_state,
+    viewer_page,
+)
 from pneumoscope.service.web.worklist import BLIND_ORDERS, ORDERS, SearchStore, WorklistQuery, export_csv, parse_query
 
 __all__ = ["page_router"]
@@ -61,8 +74,6 @@ _PAGE_SIZE = 50  # images on a page of the worklist
 _MAX_DASHBOARD_IMAGES = 10_000
 _MAX_MONTHLY_IMAGES = 5000
 _MONTHS = 12  # of monitoring
-# Fields of the identity that only a header states.
-_HIDDEN_FIELDS = ("study_instance_uid", "series_instance_uid", "sop_instance_uid", "station_name")
 _SEARCH_FILTERS = ("decision", "reviewed", "since", "until", "order")
 _MAX_FILTERS = 16  # fields of the form of a search
 
@@ -71,9 +82,9 @@ _MAX_FILTERS = 16  # fields of the form of a search
 page_router = APIRouter(route_class=PageRoute, include_in_schema=False)
 
 
-async def _reserve_stream(changes: AppChanges) -> AsyncIterator[None]:
+async def _reserve_stream(changes: AppChanges, user: User) -> AsyncIterator[None]:
     """Count the stream of a request until it ends."""
-    with changes.reserve():
+    with changes.reserve(user):
         yield
 
 
@@ -105,28 +116,60 @@ def worklist(
 ) -> Response:
     """Return a page of the worklist."""
     revision = changes.revision  # before the list is read
+    blind_reader = _blind_reader(settings, user)
     query = parse_query(
-        request.query_params, searches, service.search_words, time_zone=settings.time_zone, blind=settings.blind_first
+        request.query_params, searches, service.search_words, time_zone=settings.time_zone, blind_reader=blind_reader
     )
     after = request.query_params.get("after", "")
     page = service.repository.find(query.filter, order=query.order, limit=_PAGE_SIZE, after=after, by_study=True)
     keys = {prediction.study_key for prediction in page.predictions if prediction.study_key}
     stored = service.repository.studies(keys)
     studies = {key: summarize_study(predictions) for key, predictions in stored.items()}
-    is_blinded = functools.partial(_is_blinded, settings, user)
+    is_blinded = functools.partial(is_hidden, settings, user)
     groups = [
-        (studies.get(key), images := list(group), any(map(is_blinded, stored.get(key, images))))
+        _Group(
+            studies.get(key),
+            images := list(group),
+            any(map(is_blinded, stored.get(key, images))),
+            _unlisted(query, stored.get(key, ())),
+        )
         for key, group in itertools.groupby(page.predictions, key=lambda each: each.study_key or each.id)
     ]
     return render(
         request, "worklist.html", revision=revision, page=page, groups=groups, query=query,
         orders=BLIND_ORDERS if settings.blind_first else ORDERS,
-        blind_first=settings.blind_first, tabs=_tabs(service, query),
+        blind_first=settings.blind_first, tabs=_tabs(service, query, blind_reader),
         decisions=[decision for decision in DECISIONS if decision != "rejected"],
         max_upload_bytes=settings.max_body_bytes, page_size=_PAGE_SIZE, max_age=MAX_AGE,
         model=service.model, is_blinded=is_blinded,
         visible_reviews=lambda each: () if is_blinded(each) else each.reviews,
     )  # fmt: skip
+
+
+class _Group(NamedTuple):
+    """Images of the worklist that stand together.
+
+    Attributes:
+        study: Their study; None if it is unknown.
+        images: Those that are listed.
+        blinded: Whether the decision of the study is hidden.
+        unlisted: Rejected images of the study, which follow in the viewer.
+    """
+
+    study: Study | None
+    images: list[StoredPrediction]
+    blinded: bool
+    unlisted: list[StoredPrediction]
+
+
+def _unlisted(query: WorklistQuery, stored: Sequence[StoredPrediction]) -> list[StoredPrediction]:
+    """Return the rejected images of a study that the list leaves to their tab, as far as the filter by readings allows."""
+    if query.filter.rejected is not False:
+        return []
+    reviewed = query.filter.reviewed
+    return [
+        each for each in latest_images(stored) if each.decision == "rejected" and reviewed in (None, bool(each.reviews))
+    ]
 
 
 @page_router.post("/search")
@@ -141,29 +184,47 @@ async def search(request: Request, searches: AppSearches) -> Response:
 
 
 class _Tabs(NamedTuple):
-    """The numbers on the tabs of the worklist: predicted images, rejected images by code, and unreadable files."""
+    """The numbers on the tabs of the worklist: predicted images, rejected images by code, and unreadable files.
 
-    predicted: int
+    A blind reader sees all images on the first tab, and on the second one those that this reader has reviewed.
+    """
+
+    listed: int
     rejections: dict[RejectionCode, int]
     unreadable: int
 
 
-def _tabs(service: PredictionService, query: WorklistQuery) -> _Tabs:
-    any_decision = dataclasses.replace(query.filter, decision=None, rejected=None)
-    counts = service.repository.count_rejections(any_decision)
-    rejections = {
-        code: counts[code] for code in sorted(REJECTION_CODES, key=lambda code: -counts.get(code, 0)) if code in counts
-    }
-    return _Tabs(counts.get("", 0), rejections, service.repository.unreadable(limit=0)[1])
+def _tabs(service: PredictionService, query: WorklistQuery, blind_reader: str | None) -> _Tabs:
+    any_decision = dataclasses.replace(query.filter, decision=None, rejected=None, reviewed_by=None)
+    counts = service.repository.count_images(any_decision)
+    unreadable = service.repository.unreadable_files.find(limit=0)[1]
+    if blind_reader is None:
+        return _Tabs(counts.predicted, _sorted_by_number(counts.rejections), unreadable)
+    decided = service.repository.count_images(dataclasses.replace(any_decision, reviewed_by=blind_reader))
+    return _Tabs(counts.images, _sorted_by_number(decided.rejections), unreadable)
+
+
+def _sorted_by_number(rejections: Mapping[RejectionCode, int]) -> dict[RejectionCode, int]:
+    codes = sorted(rejections, key=lambda code: (-rejections[code], REJECTION_CODES.index(code)))
+    return {code: rejections[code] for code in codes}
+
+
+def _blind_reader(settings: Settings, user: str) -> str | None:
+    """Return the user if predictions are hidden until a reader labels an image; None if they are never hidden."""
+    return user if settings.blind_first else None
 
 
 @page_router.get("/unreadable")
-def unreadable(request: Request, service: AppService, settings: AppSettings, searches: AppSearches) -> Response:
+def unreadable(
+    request: Request, service: AppService, settings: AppSettings, searches: AppSearches, changes: AppChanges, user: User
+) -> Response:
     """Return the latest files that could not be read."""
-    files, total = service.repository.unreadable(limit=_MAX_UNREADABLE)
+    revision = changes.revision  # before the list is read
+    files, total = service.repository.unreadable_files.find(limit=_MAX_UNREADABLE)
     query = parse_query({}, searches, service.search_words, time_zone=settings.time_zone)
     return render(
-        request, "unreadable.html", files=files, total=total, query=query, tabs=_tabs(service, query), max_files=_MAX_UNREADABLE,
+        request, "unreadable.html", revision=revision, files=files, total=total, query=query, max_files=_MAX_UNREADABLE,
+        tabs=_tabs(service, query, _blind_reader(settings, user)), blind_first=settings.blind_first,
     )  # fmt: skip
 
 
@@ -192,15 +253,20 @@ def worklist_csv(
 
 @page_router.get("/images/{id}")
 def viewer(
-    request: Request, service: AppService, settings: AppSettings, access_log: AppAccessLog, user: User, id: str
-) -> Response:
+    request: Request, service: AppService, settings: AppSettings, access_log: AppAccessLog, changes: AppChanges, user: User,
+    id: str,
+) -> Response:  # fmt: skip
     """Return the viewer of an image."""
-    context = _image_context(service, settings, user, id)
+    revision = changes.revision  # before the image is read
+    page = viewer_page(request, service, settings, user, id, revision)
     access_log.viewed(user, [id])
-    return render(
-        request, "viewer.html", max_age=MAX_AGE, identity_fields=IDENTITY_FIELDS, hidden_identity_fields=_HIDDEN_FIELDS,
-        **context,
-    )  # fmt: skip
+    return page
+
+
+@page_router.get("/images/{id}/state")
+def image_state(service: AppService, settings: AppSettings, user: User, id: str) -> dict[str, str]:
+    """Return what the viewer compares to know whether others have changed what it shows; this is no view of the image."""
+    return {"state": shown_state(image_context(service, settings, user, id))}
 
 
 @page_router.post("/images/{id}")
@@ -212,22 +278,40 @@ async def enter_age(request: Request, service: AppService, user: User, id: str) 
 
 
 @page_router.post("/images/{id}/identity")
-async def set_identity(request: Request, service: AppService, user: User, id: str) -> Response:
+async def set_identity(
+    request: Request, service: AppService, settings: AppSettings, changes: AppChanges, user: User, id: str
+) -> Response:
     """Replace patient and study of an image by those of the form, and redirect to its prediction.
 
-    If the dates of the form state the age of the patient, and the prediction has none, the image is predicted again.
+    If the dates of the form state the age of the patient, and the prediction has none, the image is predicted again. If nothing
+    can be saved, the viewer shows why, with the form as it was filled in.
     """
     fields = await read_form(request, max_fields=len(IDENTITY_FIELDS) + 1)
-    etag = fields.pop("etag", "")
-    entered = read_identity(fields.items()) or Identity()
+    tag = fields.pop("tag", "")
+    revision = changes.revision
+    stored = await run_in_threadpool(service.repository.get, id)
+    try:
+        entered = read_identity(fields.items()) or Identity()
+        check_entered(entered, stored.identity, today=today(settings.time_zone))
+        if tag and tag != identity_tag(stored):
+            raise ConflictError("patient or study were changed in the meantime", hint="Compare both, and save again")
+        stored = await run_in_threadpool(service.set_identity, id, entered, user=user, etags=[stored.etag])
+    except (InvalidIdentityError, UsageError, ConflictError, StorageError) as error:
+        record_error(request, error.code, error.message)
+        form = IdentityForm(fields, error)
+        return await run_in_threadpool(viewer_page, request, service, settings, user, id, revision, form)
     age = age_at_study(entered)
-    if age is not None:
-        check_age_by_dates(age)
-    stored = await run_in_threadpool(service.set_identity, id, entered, user=user, etags=[etag] if etag else [])
-    if age is not None and stored.age is None and stored.image_removed is None and depends_on_entered_age(stored):
+    may_change = stored.age is None and stored.image_removed is None and depends_on_entered_age(stored)
+    if may_change and age is not None and 0 <= age <= MAX_AGE:
         disconnected = functools.partial(wait_for_disconnect, request)
         stored = await service.predict_again(id, user, disconnected, age=age)
     return RedirectResponse(f"/images/{stored.id}", 303)
+
+
+@page_router.get("/images/{id}/identity")
+def identity_form(request: Request, id: str) -> Response:
+    """Redirect to the viewer: the address of a form that was not saved, in the link to the other language or after signing in."""
+    return RedirectResponse(url_with_query(f"/images/{id}", **request.query_params), 303)
 
 
 @page_router.get("/images/{id}/report")
@@ -235,7 +319,7 @@ def report(
     request: Request, service: AppService, settings: AppSettings, access_log: AppAccessLog, user: User, id: str
 ) -> Response:
     """Return the report of an image, to be printed; redirect to the viewer if its prediction is still hidden."""
-    context = _image_context(service, settings, user, id)
+    context = image_context(service, settings, user, id)
     if context["blinded"]:
         return RedirectResponse(f"/images/{id}", 303)
     access_log.viewed(user, [id])
@@ -244,20 +328,30 @@ def report(
 
 
 @page_router.get("/dashboard")
-def dashboard(request: Request, service: AppService, settings: AppSettings) -> Response:
-    """Return the dashboard of the current model and operating point."""
-    model = service.model
+def dashboard(request: Request, service: AppService, settings: AppSettings, user: User) -> Response:
+    """Return the dashboard: numbers of images, and statistics of the current model and operating point.
+
+    Totals would reveal the decisions that are hidden from a blind reader: they leave out the images without this reader's label.
+    """
+    model, blind_reader = service.model, _blind_reader(settings, user)
     latest = service.repository.latest(model.facts, model.operating_point_name, _MAX_DASHBOARD_IMAGES)
+    shown = [each for each in latest if is_shown(each, blind_reader)]
+    periods = count_periods(service.repository, today(settings.time_zone), settings.time_zone, blind_reader)
     return render(
-        request, "dashboard.html", dashboard=summarize(latest, model.card, settings.time_zone), model=model,
-        monitoring=_monitor(service, settings.time_zone),
-        blind_first=settings.blind_first,
-        max_images=_MAX_DASHBOARD_IMAGES, min_drift_images=MIN_DRIFT_IMAGES, false_alarms=FALSE_ALARM_PROBABILITY,
+        request, "dashboard.html", dashboard=summarize(shown, model.card, settings.time_zone), model=model,
+        periods=periods, rejections=_sorted_by_number(periods[-1].decided.rejections),
+        monitoring=_monitor(service, settings.time_zone, blind_reader),
+        blind_first=settings.blind_first, is_truncated=len(latest) == _MAX_DASHBOARD_IMAGES,
+        inbox=service.repository.inbox.status(), outbox=service.repository.outbox.status(),
+        min_drift_images=MIN_DRIFT_IMAGES, false_alarms=FALSE_ALARM_PROBABILITY,
     )  # fmt: skip
 
 
-def _monitor(service: PredictionService, time_zone: ZoneInfo) -> list[MonthlyDrift] | None:
-    """Return the complete months with images, newest first; None without a profile to compare them with."""
+def _monitor(service: PredictionService, time_zone: ZoneInfo, blind_reader: str | None) -> list[MonthlyDrift] | None:
+    """Return the complete months with images, newest first; None without a profile to compare them with.
+
+    Months with an image whose decision is hidden from the reader are left out: a part of the images would be another sample.
+    """
     model, profile = service.model, service.model.profile
     if profile is None or not (profile.monitoring and profile.monitored_patients):
         return None
@@ -271,34 +365,43 @@ def _monitor(service: PredictionService, time_zone: ZoneInfo) -> list[MonthlyDri
         predictions = service.repository.latest(
             model.facts, model.operating_point_name, _MAX_MONTHLY_IMAGES, since=since, until=until
         )
-        if predictions:
+        if predictions and all(is_shown(each, blind_reader) for each in predictions):
             found.append(monitor_month(month, predictions, profile, model.card))
     return found
 
 
 @page_router.get("/model")
 def model(request: Request, service: AppService) -> Response:
-    """Return the model card."""
-    card, profile, folder = service.model.card, service.model.profile, service.model.folder
-    # A site profile and a prevalence change the calibration, so that the reliability diagram of the bundle no longer applies.
-    evaluation, unreadable = None, False
-    if folder and not service.model.facts.site:
-        try:
-            evaluation = read_evidence(folder, card)["evaluation"]
-        except BundleError as error:
-            record_error(request, error.code)
-            unreadable = True
+    """Return the page that tells readers what the model was trained on, how often it was right, and what is unknown."""
+    card, profile = service.model.card, service.model.profile
+    measurements = read_measurements(service.model)
+    if measurements.unreadable:
+        record_error(request, measurements.unreadable)
     return render(
         request,
         "model.html",
         card=card,
+        population=population_sentence(card.population, request_language(request)),
         site=profile.label if profile else "",
         prevalence_stated=service.model.facts.prevalence is not None,
-        evaluation=evaluation,
-        evidence_unreadable=unreadable,
+        measurements=measurements,
+        has_full_card=service.model.folder is not None,
         operating_point_name=service.model.operating_point_name,
         thresholds={name: threshold_probability(card, point) for name, point in card.operating_points.items()},
     )
+
+
+@page_router.get("/model/card")
+def full_model_card(service: AppService) -> Response:
+    """Return the model card of the bundle as Markdown.
+
+    Raises:
+        UsageError: The model has no folder.
+        BundleError: See `model_card`.
+    """
+    if service.model.folder is None:
+        raise UsageError("the model has no folder with a card", hint="Get the card from the API: GET /v1/model")
+    return PlainTextResponse(model_card(service.model.folder), headers={"Content-Language": "en"})
 
 
 def _parse_age(text: str) -> float:
@@ -314,62 +417,3 @@ def _parse_age(text: str) -> float:
     if not 0 <= age <= MAX_AGE:
         raise UsageError(f"the age is not a number of years from 0 to {MAX_AGE}", hint="Go back, and enter it again")
     return age
-
-
-def _is_blinded(settings: Settings, user: str, prediction: StoredPrediction) -> bool:
-    """Return whether the prediction is hidden, because readers label first and this one has not."""
-    return settings.blind_first and prediction.review_of(user) is None
-
-
-def _image_context(service: PredictionService, settings: Settings, user: str, id: str) -> dict[str, Any]:
-    """Return the template variables of the viewer and the report.
-
-    Raises:
-        UnknownNameError: There is no prediction with this id.
-    """
-    prediction = service.repository.get(id)
-    own_review = prediction.review_of(user)
-    blinded = _is_blinded(settings, user, prediction)
-    current_model = prediction.model.matches(service.model.facts)
-    image_available = prediction.image_removed is None
-    is_age_unknown = (
-        prediction.rejection.code == "age_required" if prediction.rejection else "age_not_stated" in prediction.warnings
-    )
-    is_age_entered = prediction.age is not None and prediction.age.source == "entered"
-    return {
-        "prediction": prediction,
-        "own_review": own_review,
-        "other_reviews": [] if blinded else [each for each in prediction.reviews if each != own_review],
-        "blinded": blinded,
-        "image_available": image_available,
-        "can_enter_age": image_available
-        and (is_age_unknown or (is_age_entered and depends_on_entered_age(prediction))),
-        "heatmap_available": current_model and image_available and prediction.decision != "rejected" and not blinded,
-        "current_model": current_model,
-        **_study_context(service, prediction, functools.partial(_is_blinded, settings, user)),
-        "prevalence": service.model.card.calibration.prevalence if current_model else prediction.model.prevalence,
-        "prevalence_stated": prediction.model.site != "",
-    }
-
-
-def _study_context(
-    service: PredictionService, prediction: StoredPrediction, is_blinded: Callable[[StoredPrediction], bool]
-) -> dict[str, Any]:
-    """Return the study of a prediction, the other images of it, each with its latest prediction, and the patient's priors.
-
-    A study is hidden as long as the reader has not labeled all of its images.
-    """
-    key = prediction.study_key
-    if key is None:
-        return {"study": None, "study_blinded": False, "study_images": [], "priors": [], "is_blinded": is_blinded}
-    studies = service.study(key)
-    latest = sorted(studies[key], key=lambda each: each.last_predicted)
-    images = {each.image_key: each for each in latest if each.image_key != prediction.image_key}
-    priors = sorted_studies({other: stored for other, stored in studies.items() if other != key})
-    return {
-        "study": summarize_study(studies[key]),
-        "study_blinded": any(map(is_blinded, studies[key])),
-        "study_images": list(images.values()),
-        "priors": [(prior, any(map(is_blinded, studies[prior.study_key]))) for prior in priors],
-        "is_blinded": is_blinded,
-    }

@@ -25,7 +25,7 @@ from pneumoscope.service.settings import Settings
 from pneumoscope.service.storage.reviews import LABELS
 from pneumoscope.service.time_zone import format_minute, local_date
 
-__all__ = ["LANGUAGE", "render", "request_language"]
+__all__ = ["LANGUAGE", "render", "request_language", "url_with_query"]
 
 LANGUAGE = "language"  # name of the cookie and of the query parameter
 _LANGUAGE_COOKIE_SECONDS = 365 * 86400
@@ -104,6 +104,11 @@ def format_interval(interval: Interval) -> str:
     return f"{interval.value:.0%} ({math.floor(100 * interval.low)}\u2013{math.ceil(100 * interval.high)}%)"
 
 
+def format_sentence(text: str) -> str:
+    """Return an English phrase of an error, or several with full stops between them, as a sentence."""
+    return f"{text[:1].upper()}{text[1:]}." if text else ""
+
+
 def format_years(age: float) -> str:
     """Return an age in years with at most two decimals, without trailing zeros."""
     return f"{round(age, 2):g}"
@@ -128,6 +133,7 @@ def _environment(language: str, time_zone: ZoneInfo) -> jinja2.Environment:
         "display_name": display_name,
         "interval_percent": format_interval,
         "local_date": functools.partial(local_date, zone=time_zone),
+        "sentence": format_sentence,
         "minute": functools.partial(format_minute, zone=time_zone),
         "years": format_years,
     }
@@ -135,6 +141,7 @@ def _environment(language: str, time_zone: ZoneInfo) -> jinja2.Environment:
         "language": language,
         "time_zone": time_zone.key,
         "full_stop": messages.full_stop(language),
+        **messages.punctuation(language),
         "reader_name": functools.partial(_reader_name, translations(language).gettext(N_("This computer"))),
         "review_labels": {label: messages.review_label(label, language) for label in LABELS},
         "decision_labels": {decision: messages.decision_label(decision, language) for decision in DECISIONS},
@@ -143,9 +150,11 @@ def _environment(language: str, time_zone: ZoneInfo) -> jinja2.Environment:
         **{
             name: functools.partial(getattr(messages, name), language=language)
             for name in (
+                "age_conflict_message",
                 "conflict_message",
                 "decision_label",
                 "decision_message",
+                "field_problem_message",
                 "identity_label",
                 "list_message",
                 "operating_point_label",
@@ -155,6 +164,7 @@ def _environment(language: str, time_zone: ZoneInfo) -> jinja2.Environment:
                 "result_message",
                 "review_label",
                 "role_label",
+                "sex_label",
                 "site_note",
                 "warning_message",
             )

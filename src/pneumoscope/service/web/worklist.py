@@ -24,7 +24,7 @@ __all__ = ["BLIND_ORDERS", "ORDERS", "SearchStore", "WorklistQuery", "export_csv
 
 # Labels of the sort orders; the first one is the default. Those of a blind reader do not depend on the prediction.
 ORDERS: dict[Order, str] = {
-    "urgency": N_("Most urgent first"),
+    "urgency": N_("Most urgent first, read ones last"),
     "newest": N_("Newest first"),
     "oldest": N_("Oldest first"),
     "highest": N_("Highest probability first"),
@@ -101,7 +101,7 @@ def parse_query(
     search_words: Callable[[str], tuple[tuple[str, ...], ...]],
     *,
     time_zone: ZoneInfo,
-    blind: bool = False,
+    blind_reader: str | None = None,
 ) -> WorklistQuery:
     """Return the query that the parameters of a URL describe.
 
@@ -110,11 +110,13 @@ def parse_query(
         searches: Contains the text of the parameter "search".
         search_words: See `PredictionService.search_words`.
         time_zone: Of the dates.
-        blind: Whether conditions and orders by the prediction are errors; rejected images can be listed.
+        blind_reader: Reader who sees predictions only of the images that they have labeled: conditions and orders by the
+            prediction are errors, rejected images without their label are listed among the others; None if all are shown.
     Raises:
         UsageError: A value is not one of those allowed.
     """
     form = {name: parameters.get(name, "") for name in _PARAMETERS}
+    blind = blind_reader is not None
     orders = BLIND_ORDERS if blind else ORDERS
     decision, reviewed, order = form["decision"], form["reviewed"], form["order"] or next(iter(orders))
     if blind and decision not in ("", "rejected"):
@@ -133,7 +135,8 @@ def parse_query(
     return WorklistQuery(
         filter=Filter(
             decision=decision or None,
-            rejected=decision == "rejected",
+            rejected=None if blind and not decision else decision == "rejected",
+            reviewed_by=blind_reader if decision == "rejected" else None,
             reviewed=_REVIEWED[reviewed],
             since=since,
             until=until,

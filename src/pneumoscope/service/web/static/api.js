@@ -59,12 +59,9 @@ export async function request(path, options = {}) {
   return response;
 }
 
-/** Load the heatmap of a prediction into an image element, and write the ends of its scale. */
-export async function loadHeatmap(id, layer, scaleMin, scaleMax) {
+/** Load the heatmap of a prediction into an image element. */
+export async function loadHeatmap(id, layer) {
   const response = await request(`/v1/predictions/${id}/heatmap-layer.png`);
-  const limit = Number(response.headers.get("X-Heatmap-Scale")).toPrecision(2);
-  scaleMin.textContent = `−${limit}`;
-  scaleMax.textContent = `+${limit}`;
   layer.src = URL.createObjectURL(await response.blob());
   layer.hidden = false;
 }
@@ -85,6 +82,11 @@ export async function putReview(id, review, etag) {
 /** Withdraw the reader's review. */
 export async function deleteReview(id) {
   await request(`/v1/predictions/${id}/review`, { method: "DELETE" });
+}
+
+/** Set the pressed state of a toggle button; a page can be without it. */
+export function setPressed(id, pressed) {
+  document.getElementById(id)?.setAttribute("aria-pressed", pressed);
 }
 
 /** Return true if a key press belongs to a form field, a dialog or the browser instead of a shortcut. */

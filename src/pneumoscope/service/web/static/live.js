@@ -1,13 +1,13 @@
-// Keeps the worklist live: it is loaded again when the service says that something changed.
+// Keeps a page live: it is updated when the service says that something changed.
 
 import { messages } from "./api.js";
-import { refresh } from "./worklist.js";
 
 const RETRY_MS = 10_000; // after an error response, which ends the stream for the browser
 const NOTICE_MS = 2000; // a shorter interruption is not shown
-const PAUSE = 9; // times the duration of an update before the next one: many open lists do not overload a service
+const PAUSE = 9; // times the duration of an update before the next one: many open pages do not overload a service
 const MAX_PAUSE_MS = 60_000;
 const status = document.getElementById("live-status");
+let refresh = async () => "done";
 let source = null;
 let noticeTimer = 0;
 let retryTimer = 0;
@@ -18,8 +18,8 @@ let updateIsDue = false; // after the last one
 function connect() {
   clearTimeout(retryTimer);
   if (source || document.hidden) return;
-  // If the list has changed since it was loaded, the first event comes at once.
-  source = new EventSource(`/events?revision=${document.getElementById("list").dataset.revision}`);
+  // If something has changed since the page was loaded, the first event comes at once.
+  source = new EventSource(`/events?revision=${document.querySelector("[data-revision]").dataset.revision}`);
   source.onopen = hideNotice;
   source.onmessage = update;
   source.onerror = () => {
@@ -31,13 +31,13 @@ function connect() {
   };
 }
 
-/** Load the list again, once for all events that arrive before its turn. */
-function update() {
+/** Update the page, once for all events that arrive before its turn. */
+export function update() {
   if (updateIsDue) return;
   updateIsDue = true;
   lastUpdate = lastUpdate.then(async () => {
     updateIsDue = false;
-    if (document.hidden) return; // the first event after it is shown again updates the list
+    if (document.hidden) return; // the first event after it is shown again updates the page
     const started = performance.now();
     if ((await refresh()) === "signed out") askToSignIn();
     const pause = Math.min(PAUSE * (performance.now() - started), MAX_PAUSE_MS);
@@ -54,14 +54,14 @@ function askToSignIn() {
   showNotice(messages.sessionExpired, " ", link);
 }
 
-/** Show why the list is not live. */
+/** Show why the page is not live. */
 function showNotice(...content) {
   clearTimeout(noticeTimer);
   noticeTimer = -1;
   status.replaceChildren(...content);
 }
 
-/** Hide the notice: the list is live. */
+/** Hide the notice: the page is live. */
 function hideNotice() {
   clearTimeout(noticeTimer);
   noticeTimer = 0;
@@ -76,7 +76,11 @@ function disconnect() {
   hideNotice();
 }
 
-connect();
-document.addEventListener("visibilitychange", () => (document.hidden ? disconnect() : connect()));
-addEventListener("pagehide", disconnect);
-addEventListener("pageshow", (event) => event.persisted && connect());
+/** Keep the page live by a function that updates it, and returns "done", "failed", or "signed out". */
+export function keepLive(updatePage) {
+  refresh = updatePage;
+  connect();
+  document.addEventListener("visibilitychange", () => (document.hidden ? disconnect() : connect()));
+  addEventListener("pagehide", disconnect);
+  addEventListener("pageshow", (event) => event.persisted && connect());
+}

@@ -5,7 +5,7 @@ import { loadHeatmap, showError } from "./api.js";
 const byId = (id) => document.getElementById(id);
 const layer = byId("heatmap-layer");
 if (layer) {
-  loadHeatmap(layer.dataset.id, layer, byId("scale-min"), byId("scale-max")).catch((error) => {
+  loadHeatmap(layer.dataset.id, layer).catch((error) => {
     showError(byId("heatmap-error"), "{error}", error);
   });
 }

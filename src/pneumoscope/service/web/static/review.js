@@ -4,21 +4,18 @@
 import { deleteReview, fetchPrediction, format, localTime, messages, putReview, showError, signingIn } from "./api.js";
 
 const byId = (id) => document.getElementById(id);
-const form = byId("review-form");
-const fields = form.elements;
-const status = byId("save-status");
 
-/** The id of the prediction on this page. */
-export const predictionId = form.dataset.id;
+/** The id of the prediction that is shown. */
+export let predictionId = "";
 
-const draftKey = `draft ${form.dataset.reviewer} ${predictionId}`;
-let saved = {
-  label: [...fields.label].find((radio) => radio.defaultChecked)?.value ?? "",
-  finding: fields.finding.defaultValue,
-  note: fields.note.defaultValue,
-};
-let seenAt = form.dataset.reviewedAt; // time of the latest review that the reviewer has seen; empty if there is none
-let pendingSave = null; // promise of the latest save that has not finished
+let form;
+let fields; // of the form
+let status; // element with the outcome of the latest save
+let draftKey;
+let saved; // the stored review
+let seenAt; // time of the latest review that the reviewer has seen; empty if there is none
+let pendingSave = null; // promise of the latest save or withdrawal that has not finished; of true if it succeeded
+let showPrediction; // is called when a prediction is no longer hidden
 
 /** Return the review in the form; the finding belongs to one label only. */
 function readForm() {
@@ -37,7 +34,7 @@ function isSame(a, b) {
 }
 
 /** Return true if the form differs from the saved review. */
-function hasChanges() {
+export function hasChanges() {
   const current = readForm();
   // Without a choice, after a conflict, only the note can be new.
   return current.label ? !isSame(current, saved) : current.note !== saved.note;
@@ -73,14 +70,30 @@ function save() {
   showFinding();
   if (!form.reportValidity()) return;
   storeDraft();
+  enqueue(saveNow);
+}
+
+/** Call a function after those that are under way. */
+function enqueue(task) {
   const previous = pendingSave;
   const current = (async () => {
     await previous;
-    const succeeded = await saveNow();
+    const succeeded = await task();
     if (pendingSave === current) pendingSave = null;
     return succeeded;
   })();
   pendingSave = current;
+}
+
+/** Return whether a save has not finished. */
+export function isSaving() {
+  return pendingSave !== null;
+}
+
+/** Wait for pending saves. Returns false if one failed; its message is shown. */
+export async function finishSaving() {
+  while (pendingSave) if (!(await pendingSave)) return false;
+  return true;
 }
 
 /** Save the form unless another review was stored in the meantime. Returns true if it was saved. */
@@ -106,18 +119,18 @@ async function saveNow() {
   byId("conflict").hidden = true;
   byId("withdraw").hidden = false;
   status.textContent = hasChanges() ? "" : messages.saved; // the form may have changed meanwhile
-  if ("blinded" in form.dataset && !hasChanges()) location.reload(); // the prediction is no longer hidden
+  if ("blinded" in form.dataset && !hasChanges()) setTimeout(showPrediction); // after this save has finished
   return true;
 }
 
-/** Withdraw the review after any pending save, and empty the form. */
+/** Withdraw the review, and empty the form. Returns true if it was withdrawn. */
 async function withdraw() {
-  while (pendingSave) await pendingSave;
   byId("review-fields").disabled = true;
   try {
     await deleteReview(predictionId);
   } catch (error) {
-    return showError(status, messages.notSaved, error);
+    showError(status, messages.notSaved, error);
+    return false;
   } finally {
     byId("review-fields").disabled = false;
   }
@@ -129,6 +142,7 @@ async function withdraw() {
   storeDraft();
   byId("withdraw").hidden = byId("conflict").hidden = true;
   status.textContent = messages.withdrawn;
+  return true;
 }
 
 /** Show a review that was stored after the page was opened. The reviewer's own note stays; the choice is cleared. */
@@ -142,7 +156,7 @@ function showConflict(stored) {
   showFinding();
   storeDraft();
   const read = format(messages.readOn, { time: localTime(stored.time, messages.timeZone), zone: messages.timeZone });
-  const finding = stored.finding ? `: ${stored.finding}` : "";
+  const finding = stored.finding ? `${messages.colon}${stored.finding}` : "";
   byId("conflict-review").textContent = `${read} – ${messages.labels[stored.label]}${finding}`;
   byId("conflict-note").textContent = stored.note;
   byId("conflict").hidden = false;
@@ -170,28 +184,36 @@ export function discardChanges() {
   storeDraft();
 }
 
-restoreDraft();
-showFinding();
-byId("review-fields").disabled = false; // disabled in the template: without this script nothing can be saved
-form.addEventListener("input", () => {
-  storeDraft();
-  if (hasChanges() && !pendingSave) status.textContent = ""; // "Saved." would be untrue
-});
-form.addEventListener("submit", (event) => {
-  event.preventDefault();
-  save();
-  // The next key is a shortcut, such as that of the next image.
-  if (document.activeElement === fields.finding && form.checkValidity()) fields.finding.blur();
-});
-form.addEventListener("keydown", (event) => event.key === "Escape" && event.target.blur());
-for (const radio of fields.label) radio.addEventListener("change", choose);
-byId("withdraw").addEventListener("click", withdraw);
-window.addEventListener("beforeunload", (event) => hasChanges() && !signingIn && event.preventDefault());
-// Links wait for the pending save; if it fails, the page stays open with its message.
-document.addEventListener("click", async (event) => {
-  const link = event.target.closest("a[href]");
-  if (!link || !pendingSave || event.ctrlKey || event.metaKey || event.shiftKey) return;
-  event.preventDefault();
-  while (pendingSave) if (!(await pendingSave)) return;
-  location.assign(link.href);
-});
+/** Start the form of the image that is shown now. */
+export function openReview(whenNoLongerHidden) {
+  showPrediction = whenNoLongerHidden;
+  form = byId("review-form");
+  fields = form.elements;
+  status = byId("save-status");
+  predictionId = form.dataset.id;
+  draftKey = `draft ${form.dataset.reviewer} ${predictionId}`;
+  saved = {
+    label: [...fields.label].find((radio) => radio.defaultChecked)?.value ?? "",
+    finding: fields.finding.defaultValue,
+    note: fields.note.defaultValue,
+  };
+  seenAt = form.dataset.reviewedAt;
+  restoreDraft();
+  showFinding();
+  byId("review-fields").disabled = false; // disabled in the template: without this script nothing can be saved
+  form.addEventListener("input", () => {
+    storeDraft();
+    if (hasChanges() && !pendingSave) status.textContent = ""; // "Saved." would be untrue
+  });
+  form.addEventListener("submit", (event) => {
+    event.preventDefault();
+    save();
+    // The next key is a shortcut, such as that of the next image.
+    if (document.activeElement === fields.finding && form.checkValidity()) fields.finding.blur();
+  });
+  form.addEventListener("keydown", (event) => event.key === "Escape" && event.target.blur());
+  for (const radio of fields.label) radio.addEventListener("change", choose);
+  byId("withdraw").addEventListener("click", () => enqueue(withdraw));
+}
+
+addEventListener("beforeunload", (event) => hasChanges() && !signingIn && event.preventDefault());

@@ -116,7 +116,7 @@ function post(item) {
     const form = new FormData();
     form.append("images", item.file, item.name);
     const bar = document.createElement("progress");
-    bar.setAttribute("aria-label", `${messages.uploading}: ${item.name}`);
+    bar.setAttribute("aria-label", `${messages.uploading}${messages.colon}${item.name}`);
     bar.max = 1;
     bar.value = 0;
     setState(item, bar);

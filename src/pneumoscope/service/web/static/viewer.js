@@ -1,28 +1,26 @@
 // The viewer: zoom, pan, window/level, ruler, heatmap, contour, comparison with a second image, and keyboard shortcuts.
 
-import { format, ignoresShortcut, loadHeatmap, messages, request, showError } from "./api.js";
+import { format, ignoresShortcut, loadHeatmap, messages, request, setPressed, showError } from "./api.js";
 import { contours } from "./contour.js";
+import { keepLive, update } from "./live.js";
 import { Ruler } from "./measure.js";
+import { linkNeighbors, listAddress } from "./neighbors.js";
+import { isOpening, keepPage, openImage } from "./navigation.js";
 import { loadPixels } from "./pixels.js";
-import { chooseLabel, discardChanges, predictionId } from "./review.js";
+import { chooseLabel, discardChanges, openReview, predictionId } from "./review.js";
+import { isFullScreen, observePage, showReading, toggleFullScreen, toggleReading } from "./screen.js";
+import { updateShown } from "./updates.js";
 
 const byId = (id) => document.getElementById(id);
-const list = JSON.parse(sessionStorage.getItem("list") ?? '{"images":[]}'); // stored by the worklist
-const viewports = [...document.querySelectorAll(".viewport")].map((element) => ({
-  element,
-  stage: element.querySelector(".stage"),
-  image: element.querySelector(".image"), // with 8 bits, until the values are loaded
-  canvas: element.querySelector("canvas"),
-  overlay: element.querySelector(".annotations"),
-  ruler: new Ruler(element.querySelector(".annotations")),
-  pixels: null, // PixelImage
-  drawn: "", // what the canvas shows
-}));
-const [main, comparison] = viewports;
-const heatmapLayer = document.querySelector(".heatmap-layer");
 // Without a window, gray levels are those that the model saw.
 const DEFAULT_DISPLAY = { window: null, inverted: false };
-const view = { scale: 1, x: 0, y: 0, fitted: true, ...DEFAULT_DISPLAY, heatmap: false, contour: false, windowDrag: false, measuring: false };
+const INITIAL_VIEW = { scale: 1, x: 0, y: 0, fitted: true, ...DEFAULT_DISPLAY, heatmap: false, contour: false, windowDrag: false, measuring: false };
+// Of the image that is shown:
+let viewports = []; // empty if the image was removed
+let main;
+let comparison;
+let heatmapLayer; // without a source until the heatmap is shown
+let view = { ...INITIAL_VIEW };
 
 // ---- Display
 
@@ -80,7 +78,7 @@ function draw() {
   if (heatmapLayer) {
     heatmapLayer.style.opacity = (byId("heatmap-opacity")?.value ?? 0) / 100;
     heatmapLayer.style.visibility = view.heatmap ? "visible" : "hidden";
-    byId("heatmap-controls")?.style.setProperty("visibility", view.heatmap ? "visible" : "hidden");
+    byId("heatmap-controls")?.classList.toggle("unused", !view.heatmap);
     main.overlay.querySelector(".contour")?.toggleAttribute("hidden", !view.contour);
   }
 }
@@ -88,11 +86,6 @@ function draw() {
 /** Return the viewports that are not hidden. */
 function shownViewports() {
   return viewports.filter(({ element }) => !element.hidden);
-}
-
-/** Set the pressed state of a toggle button. */
-function setPressed(id, pressed) {
-  byId(id)?.setAttribute("aria-pressed", pressed);
 }
 
 let paintRequested = false;
@@ -187,18 +180,6 @@ function reset() {
 function toggle(flag) {
   view[flag] = !view[flag];
   draw();
-}
-
-/** Show the page on the whole screen, or end that. Header and menu are hidden meanwhile; the patient stays in view. */
-function toggleFullScreen() {
-  if (document.fullscreenElement) document.exitFullscreen();
-  else document.documentElement.requestFullscreen?.();
-}
-
-/** Tell the style sheet where the viewer starts, so that the image takes the rest of the screen. */
-function measurePage() {
-  const top = document.querySelector(".viewer-layout").getBoundingClientRect().top + scrollY;
-  document.documentElement.style.setProperty("--viewer-top", `${top}px`);
 }
 
 // ---- Window and level
@@ -304,7 +285,7 @@ function pointAt(viewport, [x, y]) {
 /** Show the lengths as text too, for screen readers, and with a button that removes the latest line. */
 function showMeasurements() {
   const texts = viewports.flatMap(({ ruler, pixels }) => ruler.texts(pixels?.description.spacing));
-  byId("measurements").hidden = !view.measuring && !texts.length;
+  byId("measurement").classList.toggle("unused", !view.measuring && !texts.length);
   byId("remove-measurement").hidden = !texts.length;
   const text = texts.join(" · ") || messages.measure;
   if (byId("measurement").value !== text) byId("measurement").value = text;
@@ -407,7 +388,7 @@ let heatmapLoading = null;
 
 /** Load the heatmap when it is first needed: the reviewer sees the image without it first. */
 function requireHeatmap() {
-  heatmapLoading ??= loadHeatmap(predictionId, heatmapLayer, byId("scale-min"), byId("scale-max")).catch((error) => {
+  heatmapLoading ??= loadHeatmap(predictionId, heatmapLayer).catch((error) => {
     heatmapLoading = null;
     throw error;
   });
@@ -419,10 +400,12 @@ async function showHeatmap(part, visible) {
   view[part] = visible;
   draw();
   if (!visible) return;
+  const layer = heatmapLayer;
   try {
     await requireHeatmap();
-    if (part === "contour") await drawContour();
+    if (part === "contour" && layer === heatmapLayer) await drawContour();
   } catch (error) {
+    if (layer !== heatmapLayer) return; // another image was opened
     view[part] = false;
     draw();
     showError(byId("save-status"), messages.heatmapFailed, error);
@@ -434,8 +417,10 @@ let contourSize = null; // of the layer, pixels
 /** Compute the contour of the heatmap once. */
 async function drawContour() {
   if (contourSize) return;
-  await heatmapLayer.decode();
-  const { width, height, ...paths } = contours(heatmapLayer);
+  const layer = heatmapLayer;
+  await layer.decode();
+  if (layer !== heatmapLayer) return; // another image was opened
+  const { width, height, ...paths } = contours(layer);
   contourSize = [width, height];
   for (const path of main.overlay.querySelectorAll(".contour path")) path.setAttribute("d", paths[path.dataset.direction]);
   draw();
@@ -476,35 +461,10 @@ async function deleteImage() {
   try {
     await request(`/v1/predictions/${predictionId}`, { method: "DELETE" });
     discardChanges();
-    location.assign(list.url ?? "/");
+    location.assign(listAddress());
   } catch (error) {
     showError(byId("save-status"), messages.deleteFailed, error);
   }
-}
-
-// ---- Next and previous image of the list
-
-// A corrected age leads to another prediction, which takes the place of the one before.
-const replaced = list.images.find((image) => image.id === sessionStorage.getItem("replaced"));
-sessionStorage.removeItem("replaced");
-if (replaced && !list.images.some((image) => image.id === predictionId)) {
-  replaced.id = predictionId;
-  sessionStorage.setItem("list", JSON.stringify(list));
-}
-document
-  .querySelector(".age-form")
-  ?.addEventListener("submit", () => sessionStorage.setItem("replaced", predictionId));
-
-const index = list.images.findIndex((image) => image.id === predictionId);
-const neighbors = { previous: list.images[index - 1]?.id, next: list.images[index + 1]?.id };
-for (const [name, id] of Object.entries(neighbors)) {
-  const link = byId(name);
-  const nextPage = name === "next" && list.nextPage;
-  link.hidden = index < 0 || !(id || nextPage);
-  link.href = id ? `/images/${id}` : nextPage || "/";
-}
-for (const { id, name, available } of list.images) {
-  if (id !== predictionId && available) byId("compare")?.append(new Option(name, id));
 }
 
 // ---- Keyboard shortcuts and buttons
@@ -513,10 +473,10 @@ const PAN_STEP = 40; // pixels
 const shortcuts = {
   j: () => byId("next").hidden || byId("next").click(),
   k: () => byId("previous").hidden || byId("previous").click(),
-  p: () => chooseLabel("pneumonia"),
-  o: () => chooseLabel("other_finding"),
-  n: () => chooseLabel("no_finding"),
-  u: () => chooseLabel("unusable"),
+  p: () => label("pneumonia"),
+  o: () => label("other_finding"),
+  n: () => label("no_finding"),
+  u: () => label("unusable"),
   "?": () => byId("shortcuts").showModal(),
 };
 const displayShortcuts = {
@@ -526,6 +486,7 @@ const displayShortcuts = {
   w: () => toggle("windowDrag"),
   m: () => toggle("measuring"),
   s: toggleFullScreen,
+  r: () => isFullScreen() && toggleReading(),
   f: fit,
   1: () => zoom(1 / devicePixelRatio / view.scale),
   0: reset,
@@ -533,8 +494,13 @@ const displayShortcuts = {
   "=": () => zoom(1.25),
   "-": () => zoom(0.8),
 };
-if (main) Object.assign(shortcuts, displayShortcuts); // absent if the image was removed
 const arrows = { ArrowLeft: [-1, 0], ArrowRight: [1, 0], ArrowUp: [0, -1], ArrowDown: [0, 1] };
+
+/** Choose a label by key. The reader sees what was chosen, and that it was saved. */
+function label(name) {
+  showReading();
+  chooseLabel(name);
+}
 
 /** Return what a key does while a viewport has the focus: pan, or change the latest line while measuring. */
 function viewportAction(viewport, event) {
@@ -548,35 +514,66 @@ function viewportAction(viewport, event) {
 }
 
 document.addEventListener("keydown", (event) => {
-  if (ignoresShortcut(event)) return;
+  if (ignoresShortcut(event) || isOpening()) return;
   const focused = viewports.find(({ element }) => element === event.target);
   const hasRuler = view.measuring || viewports.some(({ ruler }) => ruler.lines.length);
   const removal = event.key === "Escape" && hasRuler ? removeMeasurement : undefined;
-  const action = (focused && viewportAction(focused, event)) ?? removal ?? shortcuts[event.key];
+  const action =
+    (focused && viewportAction(focused, event)) ?? removal ?? shortcuts[event.key] ?? (main && displayShortcuts[event.key]);
   if (!action) return;
   event.preventDefault();
   if (event.repeat && "ponu".includes(event.key)) return; // holding the key down saves once
   action();
 });
 
-byId("delete")?.addEventListener("click", deleteImage);
-if (main) {
+// ---- Start
+
+const sizeObserver = new ResizeObserver(() => (view.fitted ? fit() : draw()));
+
+/** Start the scripts of the image that is shown now. */
+function openViewer() {
+  if (heatmapLayer?.src) URL.revokeObjectURL(heatmapLayer.src); // of the image before
+  viewports = [...document.querySelectorAll(".viewport")].map((element) => ({
+    element,
+    stage: element.querySelector(".stage"),
+    image: element.querySelector(".image"), // with 8 bits, until the values are loaded
+    canvas: element.querySelector("canvas"),
+    overlay: element.querySelector(".annotations"),
+    ruler: new Ruler(element.querySelector(".annotations")),
+    pixels: null, // PixelImage
+    drawn: "", // what the canvas shows
+  }));
+  [main, comparison] = viewports;
+  heatmapLayer = document.querySelector(".heatmap-layer");
+  view = { ...INITIAL_VIEW };
+  heatmapLoading = contourSize = null;
+  openReview(() => openImage(location.href, { isNewEntry: false }));
+  linkNeighbors(predictionId);
+  byId("delete")?.addEventListener("click", deleteImage);
+  sizeObserver.disconnect();
+  observePage();
+  if (main) openDisplay();
+}
+
+/** Start the display of an image that was not removed. */
+function openDisplay() {
   const buttons = {
     fit,
     reset,
-    "actual-size": shortcuts[1],
-    "zoom-in": shortcuts["+"],
-    "zoom-out": shortcuts["-"],
-    invert: shortcuts.i,
-    "window-drag": shortcuts.w,
-    measure: shortcuts.m,
+    "actual-size": displayShortcuts[1],
+    "zoom-in": displayShortcuts["+"],
+    "zoom-out": displayShortcuts["-"],
+    invert: displayShortcuts.i,
+    "window-drag": displayShortcuts.w,
+    measure: displayShortcuts.m,
     "remove-measurement": removeMeasurement,
-    "heatmap-toggle": shortcuts.h,
-    "contour-toggle": shortcuts.c,
-    "full-screen": shortcuts.s,
+    "heatmap-toggle": displayShortcuts.h,
+    "contour-toggle": displayShortcuts.c,
+    "full-screen": toggleFullScreen,
+    "show-reading": displayShortcuts.r,
     help: shortcuts["?"],
   };
-  for (const [id, action] of Object.entries(buttons)) byId(id)?.addEventListener("click", action);
+  for (const [id, action] of Object.entries(buttons)) byId(id)?.addEventListener("click", () => action());
   for (const id of ["window-level", "window-width"]) {
     byId(id).addEventListener("input", readWindow);
     byId(id).addEventListener("blur", showWindow);
@@ -588,15 +585,15 @@ if (main) {
     // After a choice with the mouse, keys are shortcuts again.
     byId(id).addEventListener("change", (event) => event.target.matches(":focus-visible") || event.target.blur());
   }
-  byId("full-screen").hidden = !document.fullscreenEnabled;
-  document.addEventListener("fullscreenchange", () => {
-    setPressed("full-screen", Boolean(document.fullscreenElement));
-    measurePage();
-  });
   viewports.forEach(addPointerControls);
-  const titleObserver = new ResizeObserver(measurePage);
-  document.querySelectorAll(".header, .viewer-title").forEach((element) => titleObserver.observe(element));
-  new ResizeObserver(() => (view.fitted ? fit() : draw())).observe(main.element);
+  sizeObserver.observe(main.element);
   fit();
   showPixels(main, loadPixels(predictionId));
 }
+
+openViewer();
+keepPage(() => {
+  openViewer();
+  update(); // what changed while the image was loaded
+});
+keepLive(updateShown);

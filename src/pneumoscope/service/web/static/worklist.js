@@ -1,6 +1,7 @@
 // The worklist: filters, keyboard navigation, and refreshing the list without losing the selection.
 
 import { format, ignoresShortcut, messages } from "./api.js";
+import { keepLive } from "./live.js";
 
 const status = document.getElementById("status");
 const filters = document.getElementById("filters");
@@ -12,13 +13,12 @@ let selected = -1;
 let typing = false; // a date that is typed is half a date at first
 let appliedFilters = filterQuery();
 
-/** Store the ids of this list, in order, for the viewer's next and previous buttons. */
+/** Store the ids of this list, in order, for the viewer's next and previous buttons; rejected images of a study follow it. */
 function storeList() {
-  const images = rows().map((row) => ({
-    id: row.dataset.id,
-    name: row.dataset.name,
-    available: !row.querySelector(".image-removed"),
-  }));
+  const images = [...document.querySelectorAll(".worklist-table tbody")].flatMap((group) => {
+    const listed = [...group.querySelectorAll("tr[data-id]")].map((row) => row.dataset.id);
+    return [...listed, ...(group.dataset.unlisted?.split(" ") ?? [])].map((id) => ({ id }));
+  });
   const list = { images, url: location.pathname + location.search, nextPage: document.getElementById("list").dataset.next };
   sessionStorage.setItem("list", JSON.stringify(list));
 }
@@ -167,4 +167,5 @@ filters.addEventListener("focusout", () => {
   applyFilters();
 });
 storeList();
+keepLive(refresh);
 addEventListener("pageshow", (event) => event.persisted && refresh()); // back from the viewer: readings may be new

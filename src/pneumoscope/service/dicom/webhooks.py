@@ -1,0 +1,127 @@
+"""Write and send the events of finished studies to webhooks, by Standard Webhooks 1.0.
+
+The document is written when it is sent, so that it states what is stored then: a study whose prediction was deleted or corrected
+meanwhile is not reported as it was. Only the id and the revision of an event never change.
+"""
+
+from __future__ import annotations
+
+import json
+import time
+from typing import Any
+
+import requests
+
+from pneumoscope.core.errors import UsageError
+from pneumoscope.core.identity import PATIENT_FIELDS, STUDY_FIELDS
+from pneumoscope.service.dicom.configuration import Webhook
+from pneumoscope.service.dicom.sending import DeliveryError, UnreachableError
+from pneumoscope.service.signatures import read_secret, webhook_headers
+from pneumoscope.service.storage.outbox import Delivery
+from pneumoscope.service.storage.records import StoredPrediction
+from pneumoscope.service.storage.repository import PredictionRepository
+from pneumoscope.service.storage.studies import latest_images, summarize_study
+from pneumoscope.service.storage.study_events import find_event_study
+
+__all__ = ["EVENT_TYPE", "WebhookSender", "study_event"]
+
+EVENT_TYPE = "study.finished"
+_CONNECT_SECONDS, _READ_SECONDS = 10, 30
+_UNREACHABLE_STATUSES = (401, 403, 404, 408, 410, 429)  # of the address, not of one event
+
+
+def study_event(repository: PredictionRepository, delivery: Delivery, notice: str, *, identifiers: bool) -> bytes:
+    """Return the document of an event.
+
+    Args:
+        repository: Where the study is stored.
+        delivery: The event.
+        notice: Notice of the model.
+        identifiers: Whether to state the identifiers of patient and study.
+    Raises:
+        UnknownNameError: The study was deleted.
+        StorageError: The database cannot be read.
+    """
+    stored = find_event_study(repository.engine, delivery)
+    document = {
+        "type": EVENT_TYPE,
+        "timestamp": delivery.created,
+        "data": {
+            "revision": delivery.revision,
+            **_study(stored, delivery, identifiers=identifiers),
+            "unreadable": dict(delivery.unreadable),
+            "operating_point": delivery.subject.operating_point,
+            "model_sha256": delivery.subject.model_sha256,
+            "notice": notice,
+        },
+    }
+    return json.dumps(document, ensure_ascii=False).encode()
+
+
+def _study(stored: list[StoredPrediction], delivery: Delivery, *, identifiers: bool) -> dict[str, Any]:
+    if not stored:  # no file could be read, or all predictions were deleted
+        return {
+            "study_key": None,
+            "decision": "rejected" if delivery.unreadable else None,
+            "probability": None,
+            "prediction_id": None,
+            "prediction_ids": [],
+            "rejections": {},
+            **({"identifiers": {}} if identifiers else {}),
+        }
+    study = summarize_study(stored)
+    document: dict[str, Any] = {
+        "study_key": study.study_key,
+        "decision": study.decision,
+        "probability": study.probability,
+        "prediction_id": study.prediction_id,
+        "prediction_ids": [each.id for each in latest_images(stored)],
+        "rejections": dict(study.rejections),
+    }
+    if identifiers:
+        document["identifiers"] = {
+            name: value for name in (*PATIENT_FIELDS, *STUDY_FIELDS) if (value := getattr(study.identity, name))
+        }
+    return document
+
+
+class WebhookSender:
+    """Posts events; see `sending.Sender`.
+
+    Args:
+        webhook: Where they go.
+    Raises:
+        UnreachableError: The secret cannot be read.
+    """
+
+    def __init__(self, webhook: Webhook) -> None:
+        self._webhook = webhook
+        try:
+            self._secret = read_secret(webhook.secret_file)
+        except UsageError as error:
+            raise UnreachableError("secret_unreadable") from error
+        self._session = requests.Session()
+        self._session.trust_env = False  # a .netrc or a proxy of the environment must not get results
+        if webhook.ca_file:
+            self._session.verify = str(webhook.ca_file)
+
+    def send(self, delivery: Delivery, content: bytes) -> None:
+        """See `sending.Sender`: a status of 200 to 299 confirms an event, whatever the body, which is not read."""
+        headers = webhook_headers(self._secret, delivery.result_uid, int(time.time()), content)
+        try:
+            with self._session.post(
+                self._webhook.url, content, headers=headers | {"Content-Type": "application/json"},
+                allow_redirects=False, stream=True, timeout=(_CONNECT_SECONDS, _READ_SECONDS),
+            ) as response:  # fmt: skip
+                status = response.status_code
+        except requests.Timeout as error:
+            raise UnreachableError("timeout") from error
+        except (requests.RequestException, OSError) as error:
+            raise UnreachableError("unreachable") from error
+        if not 200 <= status < 300:
+            unreachable = status in _UNREACHABLE_STATUSES or status >= 500 or status < 400
+            raise (UnreachableError if unreachable else DeliveryError)(f"http_{status}")
+
+    def close(self) -> None:
+        """Close the connections."""
+        self._session.close()

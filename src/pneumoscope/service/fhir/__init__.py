@@ -1,0 +1,1 @@
+"""Predictions as FHIR R4 resources."""

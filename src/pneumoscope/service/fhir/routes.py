@@ -1,0 +1,186 @@
+"""Routes of the FHIR R4 interface, which is read only. Docstrings are the descriptions in OpenAPI.
+
+There are no searches: their parameters would be identifiers of patients in addresses. A webhook reports the ids.
+"""
+
+from __future__ import annotations
+
+import json
+import time
+from datetime import datetime
+from email.utils import format_datetime
+from pathlib import Path as FilePath
+from typing import Annotated, Any
+
+from fastapi import APIRouter, Depends, Header, Path, Query, Request, Response
+from pydantic import BaseModel, ConfigDict, Field
+from starlette.exceptions import HTTPException
+
+from pneumoscope.core.errors import GoneError, StorageError, UnknownNameError, UsageError
+from pneumoscope.service.api.dependencies import (
+    AppAccessLog,
+    AppService,
+    AppSettings,
+    User,
+    no_duplicate_parameters,
+)
+from pneumoscope.service.audit.log import last_change, was_deleted
+from pneumoscope.service.fhir.outcomes import FHIR_PREFIX, outcome_responses
+from pneumoscope.service.fhir.resources import FHIR_MEDIA_TYPE, ResourceType, capability_statement, resource
+from pneumoscope.service.predictions import PredictionService
+from pneumoscope.service.settings import Settings
+from pneumoscope.service.signatures import read_secret, response_headers
+
+__all__ = ["fhir_router"]
+
+_FORMATS = ("json", "application/json", FHIR_MEDIA_TYPE)
+_ACCEPTED = ("*/*", "application/*", "application/json", FHIR_MEDIA_TYPE)
+_SCHEMA: dict[str, Any] = {"type": "object", "required": ["resourceType"]}
+_HEADERS = {
+    "ETag": {"schema": {"type": "string"}, "description": "`meta.versionId`, weak"},
+    "Last-Modified": {"schema": {"type": "string"}, "description": "`meta.lastUpdated`"},
+    **{
+        name: {"schema": {"type": "string"}, "description": "If the service signs resources; see RFC 9421 and RFC 9530"}
+        for name in ("Content-Digest", "Signature-Input", "Signature")
+    },
+}
+_READ_RESPONSES: dict[int | str, dict[str, Any]] = {
+    200: {"content": {FHIR_MEDIA_TYPE: {"schema": _SCHEMA}}, "headers": _HEADERS},
+    304: {"description": "Not Modified: the client has this version"},
+    **outcome_responses(404, 406, 410),
+}
+
+
+class _FhirParameters(BaseModel):
+    """Query parameters of the FHIR interface."""
+
+    model_config = ConfigDict(extra="forbid")
+
+    format: str = Field(
+        default="json", alias="_format", max_length=64, description="json, or its media type", examples=["json"]
+    )
+
+
+_Parameters = Annotated[_FhirParameters, Query()]
+_ResourceId = Annotated[
+    str,
+    Path(
+        pattern=r"^[A-Za-z0-9.-]{1,64}$",
+        examples=["0123456789abcdef0123456789abcdef"],
+        description="Id of the prediction",
+    ),
+]
+_IfNoneMatch = Annotated[str | None, Header(description="`ETag` of the version that the client has")]
+
+
+async def _require_json(request: Request) -> None:
+    """Raise an error if the client asks for another format than JSON.
+
+    Raises:
+        HTTPException: 406.
+    """
+    wanted = request.query_params.get("_format")
+    accepted = [each.partition(";")[0].strip().lower() for each in request.headers.get("Accept", "*/*").split(",")]
+    is_json = wanted.partition(";")[0].strip() in _FORMATS if wanted else any(each in _ACCEPTED for each in accepted)
+    if not is_json:
+        raise HTTPException(406, f"the response is {FHIR_MEDIA_TYPE}, which the client does not accept")
+
+
+# The application adds `dependencies.authentication`; see `app.create_app`.
+fhir_router = APIRouter(
+    prefix=FHIR_PREFIX, tags=["FHIR"], responses=outcome_responses(401, 403, 422, 429, 503),
+    dependencies=[Depends(no_duplicate_parameters), Depends(_require_json)],
+)  # fmt: skip
+
+
+@fhir_router.get(
+    "/metadata", summary="Get the capability statement (FHIR R4)", response_class=Response,
+    responses={200: {"content": {FHIR_MEDIA_TYPE: {"schema": _SCHEMA}}}, **outcome_responses(406)},
+)  # fmt: skip
+def metadata(service: AppService, _: _Parameters) -> Response:
+    """State the resources and interactions that the service has."""
+    return Response(_encode(capability_statement(service.notice("en"))), media_type=FHIR_MEDIA_TYPE)
+
+
+@fhir_router.get(
+    "/DiagnosticReport/{id}", summary="Get a prediction as a DiagnosticReport (FHIR R4)", response_class=Response,
+    responses=_READ_RESPONSES,
+)  # fmt: skip
+def diagnostic_report(
+    service: AppService,
+    settings: AppSettings,
+    access_log: AppAccessLog,
+    user: User,
+    id: _ResourceId,
+    _: _Parameters,
+    if_none_match: _IfNoneMatch = None,
+) -> Response:
+    """Preliminary: no person has verified it. Its result is the Observation with the same id."""
+    found = _read("DiagnosticReport", service, id)
+    access_log.viewed(user, [id])
+    return _response(found, settings, if_none_match)
+
+
+@fhir_router.get(
+    "/Observation/{id}", summary="Get a prediction as an Observation (FHIR R4)", response_class=Response,
+    responses=_READ_RESPONSES,
+)  # fmt: skip
+def observation(
+    service: AppService,
+    settings: AppSettings,
+    access_log: AppAccessLog,
+    user: User,
+    id: _ResourceId,
+    _: _Parameters,
+    if_none_match: _IfNoneMatch = None,
+) -> Response:
+    """Presence of pneumonia, with the codes of the DICOM Structured Report; `dataAbsentReason` states why an image was rejected.
+    Its components are the probability with its interval, the threshold, the operating point and the hash of the model.
+    """
+    found = _read("Observation", service, id)
+    access_log.viewed(user, [id])
+    return _response(found, settings, if_none_match)
+
+
+def _read(kind: ResourceType, service: PredictionService, id: str) -> dict[str, Any]:
+    """Return the resource of a prediction.
+
+    Raises:
+        GoneError: It was deleted.
+        UnknownNameError: There never was one.
+    """
+    repository = service.repository
+    try:
+        prediction = repository.get(id)
+    except UnknownNameError as error:
+        if was_deleted(repository.engine, id):
+            raise GoneError(f"the prediction {id!r} was deleted") from error
+        raise
+    updated = last_change(repository.engine, id) or prediction.created  # predictions of old versions
+    return resource(kind, prediction, service.notice("en"), updated)
+
+
+def _response(found: dict[str, Any], settings: Settings, if_none_match: str | None) -> Response:
+    meta, body = found["meta"], _encode(found)
+    etag = f'W/"{meta["versionId"]}"'
+    modified = format_datetime(datetime.fromisoformat(meta["lastUpdated"]), usegmt=True)
+    headers = {"ETag": etag, "Last-Modified": modified}
+    known = [each.strip().removeprefix("W/") for each in (if_none_match or "").split(",")]
+    if "*" in known or etag.removeprefix("W/") in known:
+        return Response(status_code=304, headers=headers)
+    if settings.dicom.fhir_secret_file:
+        signed = {"content-type": FHIR_MEDIA_TYPE, "etag": etag, "last-modified": modified}
+        headers |= response_headers(_secret(settings.dicom.fhir_secret_file), 200, signed, body, int(time.time()))
+    return Response(body, headers=headers, media_type=FHIR_MEDIA_TYPE)
+
+
+def _secret(file: FilePath) -> bytes:
+    """Return the secret of the signatures. Raise StorageError if it cannot be read any more: nothing unsigned is sent."""
+    try:
+        return read_secret(file)
+    except UsageError as error:
+        raise StorageError(error.message, hint=error.hint) from error
+
+
+def _encode(document: dict[str, Any]) -> bytes:
+    return json.dumps(document, ensure_ascii=False).encode()

@@ -1,0 +1,131 @@
+"""The events of finished studies: put into the outbox for the webhooks when no received instance of a study waits any more.
+
+An instance that arrives later causes another event of its study, with the next revision, and so does the deletion of a prediction
+that was reported.
+"""
+
+from __future__ import annotations
+
+import json
+import uuid
+from collections import Counter
+from collections.abc import Collection, Sequence
+
+from sqlalchemy import Connection, Engine, func, insert, select, update
+
+from pneumoscope.core.errors import UnknownNameError
+from pneumoscope.service.storage.database import read_transaction
+from pneumoscope.service.storage.outbox import NEW_ROW, Delivery
+from pneumoscope.service.storage.records import Row, StoredPrediction
+from pneumoscope.service.storage.studies import find_studies
+from pneumoscope.service.storage.tables import instances, outbox, predictions, received_instances
+
+__all__ = ["enqueue_study_event", "find_event_study"]
+
+_INSTANCES, _OUTBOX = received_instances.c, outbox.c
+
+
+def enqueue_study_event(
+    connection: Connection,
+    webhooks: Collection[str],
+    study_instance_uid: str,
+    stored_uid: str,
+    *,
+    model_sha256: str,
+    operating_point: str,
+    time: str,
+) -> None:
+    """Add the event of a study for each webhook, in the transaction that ends the wait of an instance; none while others wait.
+
+    Args:
+        connection: Of the transaction.
+        webhooks: Names of the webhooks.
+        study_instance_uid: Of the instance, not empty.
+        stored_uid: The same, or its pseudonym, which the records of instances that were predicted have.
+        model_sha256, operating_point: Of the service.
+        time: Time of the transaction.
+    """
+    rows = _instances(connection, {study_instance_uid, stored_uid})
+    if not any(row["state"] == "waiting" for row in rows):
+        _insert(connection, webhooks, stored_uid, rows, model_sha256, operating_point, time)
+
+
+def enqueue_deletion(connection: Connection, stored_uids: Collection[str], time: str) -> None:
+    """Add an event for each webhook that knows of a study, in the transaction that deletes predictions of it.
+
+    Args:
+        connection: Of the transaction, after the deletion.
+        stored_uids: UIDs, or pseudonyms of UIDs, of the studies of received instances whose predictions were deleted.
+        time: Time of the transaction.
+    """
+    for uid in stored_uids:
+        known = _OUTBOX.kind == "webhook", _OUTBOX.study_instance_uid == uid, _OUTBOX.state == "delivered"
+        events = connection.execute(select(outbox).where(*known).order_by(_OUTBOX.number)).mappings().all()
+        if events:
+            webhooks, last = {row["destination"] for row in events}, events[-1]
+            rows = _instances(connection, {uid})
+            _insert(connection, webhooks, uid, rows, last["model_sha256"], last["operating_point"], time)
+
+
+def _instances(connection: Connection, uids: Collection[str]) -> Sequence[Row]:
+    query = select(received_instances).where(_INSTANCES.study_instance_uid.in_(uids)).order_by(_INSTANCES.number)
+    return connection.execute(query).mappings().all()
+
+
+def _insert(
+    connection: Connection,
+    webhooks: Collection[str],
+    stored_uid: str,
+    rows: Sequence[Row],
+    model_sha256: str,
+    operating_point: str,
+    time: str,
+) -> None:
+    """Add the next event of a study; its events that still wait are cancelled, because the new one states all of it."""
+    same = _OUTBOX.kind == "webhook", _OUTBOX.study_instance_uid == stored_uid
+    superseded = {"state": "cancelled", "finished": time, "error": "superseded"}
+    connection.execute(update(outbox).where(*same, _OUTBOX.state == "waiting").values(superseded))
+    revision = (connection.execute(select(func.max(_OUTBOX.revision)).where(*same)).scalar() or 0) + 1
+    event = {
+        **NEW_ROW, "kind": "webhook", "prediction_id": _prediction_id(rows), "failure_code": "",
+        "model_sha256": model_sha256, "operating_point": operating_point, "sop_instance_uid": "", "header": "",
+        "withdrawn_uids": "{}", "study_instance_uid": stored_uid, "revision": revision,
+        "unreadable": json.dumps(_unreadable(rows)), "created": time, "due": time,
+    }  # fmt: skip
+    id = str(uuid.uuid4())
+    connection.execute(insert(outbox), [event | {"destination": name, "result_uid": id} for name in webhooks])
+
+
+def find_event_study(engine: Engine, event: Delivery) -> list[StoredPrediction]:
+    """Return the predictions of the study of an event, oldest first; none if no file of it could be read.
+
+    It is the study to which the latest of the received instances belongs now: an identity may have been corrected.
+
+    Raises:
+        UnknownNameError: The study was deleted, or its identity removed.
+        StorageError: The database cannot be read.
+    """
+    with read_transaction(engine) as connection:
+        uid = select(_OUTBOX.study_instance_uid).where(_OUTBOX.number == event.number).scalar_subquery()
+        query = (
+            select(instances.c.study_key)
+            .join(predictions, predictions.c.pixel_sha256 == instances.c.pixel_sha256)
+            .join(received_instances, _INSTANCES.prediction_id == predictions.c.id)
+            .where(_INSTANCES.study_instance_uid == uid, instances.c.study_key.is_not(None))
+            .order_by(_INSTANCES.number.desc())
+        )
+        key = connection.execute(query.limit(1)).scalar()
+        stored = find_studies(connection, [key]).get(key, []) if key else []
+    if event.subject.prediction_id and not stored:
+        raise UnknownNameError("study of prediction", event.subject.prediction_id, (), hint="It was deleted")
+    return stored
+
+
+def _prediction_id(rows: Sequence[Row]) -> str:
+    return next((row["prediction_id"] for row in reversed(rows) if row["prediction_id"]), "")
+
+
+def _unreadable(rows: Sequence[Row]) -> dict[str, int]:
+    """Return the number of files without a prediction by failure code; a file that two nodes sent counts once."""
+    codes = {row["image_sha256"]: row["failure_code"] or row["state"] for row in rows if not row["prediction_id"]}
+    return dict(Counter(code for code in codes.values() if code != "own_result").most_common())

@@ -1,0 +1,98 @@
+"""Records of files that could not be read. The files themselves are not stored."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from datetime import datetime
+
+from sqlalchemy import Connection, delete, func, insert, select
+
+from pneumoscope.core.errors import UnknownNameError
+from pneumoscope.core.prediction import Prediction
+from pneumoscope.service.audit.log import Entry, append
+from pneumoscope.service.auth.users import RETENTION
+from pneumoscope.service.storage.image_storage import ImageStorage
+from pneumoscope.service.storage.records import UnreadableFile, format_time, new_unreadable_row
+from pneumoscope.service.storage.tables import unreadable_files
+
+__all__ = ["UnreadableFileRepository"]
+
+
+class UnreadableFileRepository:
+    """The records of files that could not be read.
+
+    Args:
+        storage: Storage of the service.
+    """
+
+    def __init__(self, storage: ImageStorage) -> None:
+        self._storage = storage
+
+    def add(
+        self, prediction: Prediction, file: bytes, *, user: str, also: Callable[[Connection, str], None] | None = None
+    ) -> None:
+        """Record a file that could not be read, unless there is a record of it; the file itself is not stored.
+
+        Args:
+            prediction: With a failure.
+            file: Its bytes.
+            user: For the audit log.
+            also: See `PredictionRepository.submit`.
+        Raises:
+            StorageError: The record cannot be stored.
+        """
+        row = new_unreadable_row(prediction, file)
+        with self._storage.write_transaction() as connection:
+            if also:
+                also(connection, "")
+            if connection.execute(select(unreadable_files.c.id).where(unreadable_files.c.id == row["id"])).first():
+                return
+            time = self._storage.time()
+            connection.execute(insert(unreadable_files), [row | {"created": time}])
+            details = {"failure": row["failure_code"]}
+            append(connection, [Entry(time, user, "unreadable", image_sha256=row["image_sha256"], details=details)])
+        self._storage.notify()
+
+    def find(self, limit: int = 200, *, since: str = "") -> tuple[list[UnreadableFile], int]:
+        """Return the records of the latest files that could not be read, newest first, and the number of all records.
+
+        Args:
+            limit: Number of records.
+            since: Earliest time, included: ISO 8601 in UTC, or its beginning; no limit if empty.
+        """
+        created = unreadable_files.c.created
+        query = select(unreadable_files).where(created >= since).order_by(created.desc(), unreadable_files.c.id)
+        count = select(func.count()).select_from(unreadable_files).where(created >= since)
+        with self._storage.read_transaction() as connection:
+            rows = connection.execute(query.limit(limit)).mappings()
+            return [UnreadableFile.from_row(row) for row in rows], connection.execute(count).scalar_one()
+
+    def remove(self, id: str, *, user: str) -> None:
+        """Delete the record of a file that could not be read.
+
+        Raises:
+            UnknownNameError: There is no record with this id.
+            StorageError: It cannot be deleted.
+        """
+        query = delete(unreadable_files).where(unreadable_files.c.id == id).returning(unreadable_files)
+
+        def delete_row(connection: Connection) -> None:
+            row = connection.execute(query).mappings().first()
+            if row is None:
+                raise UnknownNameError("record", id, (), hint="It was deleted, or never existed here")
+            append(
+                connection, [Entry(self._storage.time(), user, "unreadable_deleted", image_sha256=row["image_sha256"])]
+            )
+
+        self._storage.delete(delete_row)
+        self._storage.notify()
+
+    def expire(self, limit: datetime) -> None:
+        """Delete the records of files that were sent before a time. Raise StorageError if that is impossible."""
+        old = unreadable_files.c.created < format_time(limit)
+        query = delete(unreadable_files).where(old).returning(unreadable_files.c.image_sha256)
+        with self._storage.write_transaction() as connection:
+            hashes, time = connection.execute(query).scalars().all(), self._storage.time()
+            append(connection, [Entry(time, RETENTION, "unreadable_deleted", image_sha256=each) for each in hashes])
+        if hashes:
+            self._storage.notify()

@@ -1,0 +1,102 @@
+"""Measurements for the page of the model: those in the folder of the bundle, as far as they apply to the model in use."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Mapping
+
+from pneumoscope.bundle.model_card import Json, read_evidence
+from pneumoscope.core.errors import BundleError
+from pneumoscope.core.results import Interval
+from pneumoscope.inference.model import Model
+
+__all__ = ["Accuracy", "Measurements", "read_measurements"]
+
+_CENTER_BLANKED = "center blanked, 60% of each side"  # one of `evaluation.shortcuts`
+
+
+@dataclasses.dataclass(frozen=True, slots=True)
+class Accuracy:
+    """How often the decisions at an operating point were right.
+
+    Attributes:
+        split: Split of the images, such as "test".
+        sensitivity, specificity: Fractions of the images with and without pneumonia that were classified correctly.
+        found, false_alarms: Number of images with and without pneumonia that were classified as pneumonia.
+        by_etiology: Fraction of the images classified correctly, by cause of the pneumonia.
+        rejected: Fraction of the images that the model rejects in use; they count in the other figures as well.
+    """
+
+    split: str
+    sensitivity: Interval
+    specificity: Interval
+    found: int
+    false_alarms: int
+    by_etiology: dict[str, Interval]
+    rejected: Interval | None
+
+
+@dataclasses.dataclass(frozen=True, slots=True)
+class Measurements:
+    """Measurements of the model in use; None where there is none.
+
+    Attributes:
+        reliability: The evaluation with its reliability diagram.
+        accuracy: At the operating point in use.
+        center_blanked: AUROC on images whose center is blank, 60% of each side; 0.5 is chance.
+        unreadable: Code of the error if the measurements cannot be read; "" otherwise.
+    """
+
+    reliability: Json | None = None
+    accuracy: Accuracy | None = None
+    center_blanked: Interval | None = None
+    unreadable: str = ""
+
+
+def read_measurements(model: Model) -> Measurements:
+    """Return the measurements of a model.
+
+    A site profile changes thresholds and calibration, and a prevalence the calibration, so that the measurements of the
+    bundle that depend on them no longer apply.
+    """
+    if model.folder is None:
+        return Measurements()
+    try:
+        evidence = read_evidence(model.folder, model.card)
+    except BundleError as error:
+        return Measurements(unreadable=error.code)
+    evaluation, shortcuts = evidence["evaluation"], evidence["shortcuts"]
+    try:
+        return Measurements(
+            reliability=evaluation if evaluation and evaluation.get("reliability") and not model.facts.site else None,
+            accuracy=_accuracy(evaluation, model.operating_point_name) if evaluation and not model.profile else None,
+            center_blanked=_center_blanked(shortcuts) if shortcuts else None,
+        )
+    except (KeyError, TypeError, AttributeError):  # another structure
+        return Measurements(unreadable=BundleError.code)
+
+
+def _accuracy(evaluation: Json, operating_point: str) -> Accuracy | None:
+    point = evaluation.get("operating_points", {}).get(operating_point)
+    if point is None:
+        return None
+    metrics, confusion = point["metrics"], point["confusion"]
+    rejected = evaluation.get("rejected")
+    return Accuracy(
+        split=evaluation["split"],
+        sensitivity=_interval(metrics["sensitivity"]),
+        specificity=_interval(metrics["specificity"]),
+        found=confusion["tp"],
+        false_alarms=confusion["fp"],
+        by_etiology={name: _interval(each) for name, each in point["by_etiology"].items() if name != "normal"},
+        rejected=_interval(rejected["share"]) if rejected else None,
+    )
+
+
+def _center_blanked(shortcuts: Json) -> Interval | None:
+    found = [each["auroc"] for each in shortcuts["controls"] if each["name"] == _CENTER_BLANKED]
+    return _interval(found[0]) if found else None
+
+
+def _interval(document: Mapping[str, object]) -> Interval:
+    return Interval(**document)  # type: ignore[arg-type]

@@ -1,0 +1,184 @@
+"""The content of viewer and report: a prediction, its study, images to compare with, and the form of patient and study."""
+
+from __future__ import annotations
+
+import dataclasses
+import functools
+import hashlib
+import json
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any, NamedTuple
+
+from fastapi import Request, Response
+
+from pneumoscope.core.errors import ConflictError, InvalidIdentityError, PneumoscopeError
+from pneumoscope.core.identity import IDENTITY_FIELDS, Identity
+from pneumoscope.core.identity_check import SEXES
+from pneumoscope.core.messages import error_text
+from pneumoscope.core.prediction import MAX_AGE
+from pneumoscope.service.api.exception_handlers import error_status, public_error
+from pneumoscope.service.predictions import PredictionService, depends_on_entered_age
+from pneumoscope.service.settings import Settings
+from pneumoscope.service.storage.records import StoredPrediction
+from pneumoscope.service.storage.studies import latest_images, sorted_studies, summarize_study
+from pneumoscope.service.web.templating import render, request_language
+
+__all__ = ["Comparisons", "IdentityForm", "identity_tag", "image_context", "is_hidden", "shown_state", "viewer_page"]
+
+# Fields of the identity that only a header states.
+_HIDDEN_FIELDS = ("study_instance_uid", "series_instance_uid", "sop_instance_uid", "station_name")
+
+
+class Comparisons(NamedTuple):
+    """Images that the viewer can show beside an image.
+
+    Attributes:
+        priors: Of other studies of the same patient, latest study first.
+        study: The other images of the same study.
+        patient_known: Whether the patient is known; without, there are no priors.
+    """
+
+    priors: list[StoredPrediction]
+    study: list[StoredPrediction]
+    patient_known: bool
+
+
+def shown_state(context: dict[str, Any]) -> str:
+    """Return a hash of the parts of the viewer that others can change, not of the reader's own review."""
+    prediction: StoredPrediction = context["prediction"]
+    shown = (
+        prediction.identity and dataclasses.astuple(prediction.identity),
+        prediction.conflicts,
+        prediction.image_removed,
+        [dataclasses.astuple(each) for each in context["other_reviews"]],
+        context["newer_id"],
+        [(each.id, each.path) for each in context["study_images"]],
+        [dataclasses.astuple(dataclasses.replace(prior, reviewed=0)) for prior, _ in context["priors"]],
+    )
+    return hashlib.sha256(repr(shown).encode()).hexdigest()[:32]
+
+
+def identity_tag(prediction: StoredPrediction) -> str:
+    """Return what changes with the identity of an image, and not with its readings, as `StoredPrediction.etag` does."""
+    fields = json.dumps(dataclasses.astuple(prediction.identity or Identity()))
+    return hashlib.sha256(fields.encode()).hexdigest()[:32]
+
+
+def is_hidden(settings: Settings, user: str, prediction: StoredPrediction) -> bool:
+    """Return whether the prediction is hidden, because readers label first and this one has not."""
+    return settings.blind_first and prediction.review_of(user) is None
+
+
+def image_context(service: PredictionService, settings: Settings, user: str, id: str) -> dict[str, Any]:
+    """Return the template variables of the viewer and the report.
+
+    Raises:
+        UnknownNameError: There is no prediction with this id.
+    """
+    prediction = service.repository.get(id)
+    own_review = prediction.review_of(user)
+    is_blinded = functools.partial(is_hidden, settings, user)
+    blinded = is_blinded(prediction)
+    current_model = prediction.model.matches(service.model.facts)
+    image_available = prediction.image_removed is None
+    is_age_unknown = (
+        prediction.rejection.code == "age_required" if prediction.rejection else "age_not_stated" in prediction.warnings
+    )
+    is_age_entered = prediction.age is not None and prediction.age.source == "entered"
+    return {
+        "prediction": prediction,
+        "own_review": own_review,
+        "other_reviews": [] if blinded else [each for each in prediction.reviews if each != own_review],
+        "blinded": blinded,
+        "image_available": image_available,
+        "can_enter_age": image_available
+        and (is_age_unknown or (is_age_entered and depends_on_entered_age(prediction))),
+        "heatmap_available": current_model and image_available and prediction.decision != "rejected" and not blinded,
+        "current_model": current_model,
+        **_study_context(service, prediction, is_blinded),
+        "prevalence": service.model.card.calibration.prevalence if current_model else prediction.model.prevalence,
+        "prevalence_stated": prediction.model.site != "",
+    }
+
+
+def _study_context(
+    service: PredictionService, prediction: StoredPrediction, is_blinded: Callable[[StoredPrediction], bool]
+) -> dict[str, Any]:
+    """Return the study of a prediction, the other images of it, each with its latest prediction, and the patient's priors.
+
+    `newer_id` is the id of a later prediction of the same image, such as that with a corrected age; empty if there is none.
+    A study is hidden as long as the reader has not labeled all of its images.
+    """
+    key = prediction.study_key
+    if key is None:
+        return {
+            "study": None, "study_blinded": False, "study_images": [], "priors": [], "newer_id": "", "is_blinded": is_blinded,
+            "comparisons": Comparisons([], [], patient_known=False),
+        }  # fmt: skip
+    studies = service.study(key)
+    latest = latest_images(studies[key])
+    study_images = [each for each in latest if each.image_key != prediction.image_key]
+    newer = [each.id for each in latest if each.image_key == prediction.image_key and each.id != prediction.id]
+    others = {other: stored for other, stored in studies.items() if other != key}
+    return {
+        "study": summarize_study(studies[key]),
+        "study_blinded": any(map(is_blinded, studies[key])),
+        "study_images": study_images,
+        "newer_id": newer[0] if newer else "",
+        "priors": [(prior, any(map(is_blinded, studies[prior.study_key]))) for prior in sorted_studies(others)],
+        "is_blinded": is_blinded,
+        "comparisons": _comparisons(prediction, study_images, others),
+    }
+
+
+def _comparisons(
+    prediction: StoredPrediction,
+    study_images: Sequence[StoredPrediction],
+    others: Mapping[str, Sequence[StoredPrediction]],
+) -> Comparisons:
+    """Return the images to compare with, as far as they are stored.
+
+    Args:
+        prediction: The prediction that is viewed.
+        study_images: The other images of its study.
+        others: Predictions of the other studies of its patient by key.
+    """
+    priors = [image for prior in sorted_studies(others) for image in latest_images(others[prior.study_key])]
+    priors, images = ([each for each in found if each.image_removed is None] for found in (priors, study_images))
+    return Comparisons(priors, images, patient_known=prediction.patient_key is not None)
+
+
+class IdentityForm(NamedTuple):
+    """A form of patient and study that was not saved: its fields as they were filled in, and why."""
+
+    values: dict[str, str]
+    error: PneumoscopeError
+
+    @property
+    def problems(self) -> dict[str, str]:
+        """Code of the problem by the name of the field; empty if the error is of no field."""
+        return self.error.fields if isinstance(self.error, InvalidIdentityError) else {}
+
+
+def viewer_page(
+    request: Request,
+    service: PredictionService,
+    settings: Settings,
+    user: str,
+    id: str,
+    revision: int,
+    form: IdentityForm | None = None,
+) -> Response:
+    """Return the viewer of an image as of a revision of `ChangeStreams`, with a form that was not saved."""
+    context = image_context(service, settings, user, id)
+    identity = context["prediction"].identity or Identity()
+    text = error_text(form.error, request_language(request)) if form else ("", "")
+    return render(
+        request, "viewer.html", error_status(form.error) if form else 200, max_age=MAX_AGE,
+        identity_fields=IDENTITY_FIELDS, hidden_identity_fields=_HIDDEN_FIELDS, sexes=SEXES,
+        form_values=form.values if form else dataclasses.asdict(identity), form_problems=form.problems if form else {},
+        form_error=text, form_detail=str(public_error(form.error)) if form and not form.problems else "",
+        form_conflict=form is not None and isinstance(form.error, ConflictError),
+        identity_tag=identity_tag(context["prediction"]),
+        revision=revision, state=shown_state(context), **context,
+    )  # fmt: skip

@@ -1,0 +1,170 @@
+"""The configuration file of the exchange with other nodes."""
+
+import dataclasses
+from datetime import date
+
+import pytest
+from tests.service.conftest import prediction
+
+from pneumoscope.core.errors import UsageError
+from pneumoscope.core.identity import Identity
+from pneumoscope.core.prediction import PatientAge
+from pneumoscope.service.dicom.configuration import DicomConfiguration, SiteRule, read_configuration
+
+COMPLETE = """
+quiet_seconds = 30
+
+[node]
+port = 11112
+host = "0.0.0.0"
+ae_title = "PNEUMOSCOPE"
+
+[[peers]]
+name = "PACS"
+ae_title = "ORTHANC"
+host = "10.0.0.5"
+port = 4242
+
+[[peers]]
+name = "CT-1"
+ae_title = "CT1"
+host = "::1"
+port = 104
+
+[results]
+objects = ["structured_report"]
+series_number = 500
+series_description = "AI"
+
+[[destinations]]
+peer = "sender"
+
+[[destinations]]
+name = "archive"
+url = "https://pacs.example/dicom-web/"
+user = "ai"
+password_file = "password"
+
+[[rules]]
+name = "children"
+action = "predict"
+max_age = 15.99
+modalities = ["CR", "DX"]
+since = 2026-01-01
+
+[[rules]]
+name = "others"
+action = "exclude"
+result = false
+"""
+
+
+def read(tmp_path, text):
+    file = tmp_path / "dicom.toml"
+    file.write_text(text, encoding="utf-8")
+    return read_configuration(file)
+
+
+def test_complete_file_is_read(tmp_path):
+    found = read(tmp_path, COMPLETE)
+    assert (found.quiet_seconds, found.node.port, found.node.host) == (30, 11112, "0.0.0.0")
+    assert [(peer.name, peer.ae_title, peer.host, peer.port) for peer in found.peers] == [
+        ("PACS", "ORTHANC", "10.0.0.5", 4242), ("CT-1", "CT1", "::1", 104),
+    ]  # fmt: skip
+    assert (found.results.objects, found.results.series_number) == (("structured_report",), 500)
+    web = found.destinations[1]
+    assert (web.url, web.password_file) == ("https://pacs.example/dicom-web", tmp_path / "password")
+    assert [rule.name for rule in found.rules] == ["children", "others"]
+    assert set(found.receivers) == {"PACS", "CT-1", "archive"}
+    assert found.destinations_of("PACS") == ["PACS", "archive"]
+    assert found.destinations_of("") == ["archive"]
+
+
+def test_defaults_send_results_to_the_sender_after_60_seconds(tmp_path):
+    found = read(tmp_path, "")
+    assert found == DicomConfiguration()
+    assert (found.node, found.quiet_seconds, found.destinations_of("PACS")) == (None, 60, ["PACS"])
+    assert found.receivers == {}
+    assert read(tmp_path, "destinations = []").destinations_of("PACS") == []
+
+
+@pytest.mark.parametrize(
+    ("text", "words"),
+    [
+        ("port = 1", "port: Extra inputs"),
+        ("[node]", "node.port: Field required"),
+        ("[node]\nport = 70000", "node.port"),
+        ("[node]\nport = 104", "without a peer"),
+        ('[node]\nport = 104\ntls_key = "key"', "TLS needs all"),
+        ('[[peers]]\nname = "A"\nae_title = "A"\nhost = "h"\nport = 1', "without \\[node\\]"),
+        ("quiet_seconds = -1", "quiet_seconds"),
+        ("quiet_seconds = 'soon'", "quiet_seconds"),
+        ('[[destinations]]\npeer = "PACS"', "'PACS' is not a peer"),
+        ("[[destinations]]", "destinations.0: Value error, needs either a peer"),
+        ('[[destinations]]\nurl = "https://h/"', "needs a name"),
+        ('[[destinations]]\nname = "a"\nurl = "http://pacs.example/"', "must be an https:// address"),
+        ('[[destinations]]\nname = "a"\nurl = "https://h/"\nuser = "u"', "needs user and password_file"),
+        ('[[destinations]]\npeer = "sender"\nname = "a"', "only peer can be set"),
+        ('[[rules]]\nname = "a"\naction = "drop"', "rules.0.action"),
+        ('[[rules]]\nname = "a b"\naction = "exclude"', "rules.0.name"),
+        ('[[rules]]\nname = "a"\naction = "exclude"\nmodalities = []', "rules.0.modalities"),
+        (2 * '[[rules]]\nname = "a"\naction = "exclude"\n', "two peers, destinations or rules have the name 'a'"),
+        ("[results]\nobjects = []", "results.objects"),
+        ('[results]\nobjects = ["heatmap"]', "results.objects"),
+        ("= 1", "is not TOML"),
+        ("#" * (2**20 + 1), "longer than 1 MiB"),
+    ],
+)
+def test_wrong_file_is_an_error_that_names_the_place(tmp_path, text, words):
+    with pytest.raises(UsageError, match=words):
+        read(tmp_path, text)
+
+
+def test_missing_file_is_an_error(tmp_path):
+    with pytest.raises(UsageError, match=r"cannot read the DICOM configuration .*No such file"):
+        read_configuration(tmp_path / "nowhere.toml")
+
+
+def image(**identity):
+    age = identity.pop("age", None)
+    stated = None if age is None else PatientAge(age, "header")
+    return dataclasses.replace(prediction(age=stated), identity=Identity(**identity))
+
+
+@pytest.mark.parametrize(
+    ("conditions", "matching", "others"),
+    [
+        ({}, [{}], []),
+        ({"modalities": ("DX", "cr")}, [{"modality": "CR"}], [{"modality": "OT"}, {"modality": ""}]),
+        ({"modalities": ("",)}, [{"modality": ""}], [{"modality": "DX"}]),
+        ({"views": ("AP",)}, [{"view": "ap"}], [{"view": "PA"}, {}]),
+        ({"senders": ("PACS",)}, [{"sender": "PACS"}], [{"sender": "CT-1"}]),
+        ({"stations": ("P2",)}, [{"station_name": "p2"}], [{"station_name": "P1"}, {}]),
+        ({"min_age": 6}, [{"age": 6}, {"age": 80}], [{"age": 5.9}, {}]),
+        ({"max_age": 6}, [{"age": 0}, {"age": 6}], [{"age": 6.1}, {}]),
+        ({"min_age": 1, "max_age": 6}, [{"age": 1}], [{"age": 0.5}, {"age": 7}]),
+        (
+            {"since": date(2026, 1, 1), "until": date(2026, 1, 31)},
+            [{"study_date": "2026-01-01"}, {"study_date": "2026-01-31"}],
+            [{"study_date": "2025-12-31"}, {"study_date": "2026-02-01"}, {"study_date": "31.1.26"}, {}],
+        ),
+        ({"views": ("AP",), "min_age": 6}, [{"view": "AP", "age": 7}], [{"view": "AP"}, {"age": 7}]),
+    ],
+)
+def test_rule_matches_if_all_its_conditions_hold(conditions, matching, others):
+    rule = SiteRule(name="a", action="exclude", **conditions)
+
+    def matches(fields):
+        stated = {name: fields.get(name, "") for name in ("modality", "view", "sender")}
+        return rule.matches(image(**{k: v for k, v in fields.items() if k not in stated}), **stated)
+
+    assert [matches(each) for each in matching] == len(matching) * [True]
+    assert [matches(each) for each in others] == len(others) * [False]
+
+
+def test_first_matching_rule_decides(tmp_path):
+    found = read(tmp_path, COMPLETE)
+    child = image(age=3, study_date="2026-02-01")
+    for fields, name in (({"modality": "DX"}, "children"), ({"modality": "OT"}, "others")):
+        assert found.rule_of(child, view="", sender="", **fields).name == name
+    assert found.rule_of(image(age=40, study_date="2026-02-01"), modality="DX", view="", sender="").name == "others"
