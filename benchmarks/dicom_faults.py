@@ -219,8 +219,8 @@ class World:
 def kill_service(world: World) -> None:
     """SIGKILL of the service at each step from the reception to the record of the delivery, and at random times."""
     world.pacs.start()
-    instances = world.instances()
     rounds = [*STEPS, "", ""]
+    instances = world.instances(max(world.count, 3 * len(rounds)))  # the service must come to each step twice
     threads = []
     for number, step in enumerate(rounds):
         world.service.start(step, 2)
