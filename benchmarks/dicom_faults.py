@@ -110,7 +110,8 @@ class World:
 
     def send(self, instances: Sequence[Instance]) -> None:
         """Send instances until they are acknowledged."""
-        self.attempts += send_until_acknowledged(self.service.port, instances)
+        attempts = send_until_acknowledged(self.service.port, instances)
+        self.attempts += attempts  # not in one statement: other threads send meanwhile
         self.sent.update({instance.to_json(): instance for instance in instances})
 
     def send_in_background(self, instances: Sequence[Instance]) -> threading.Thread:
